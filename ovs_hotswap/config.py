@@ -1,0 +1,219 @@
+"""The configuration: one TOML file, validated as a whole.
+
+``load_config`` reads it; every other module takes the frozen ``Config``. All paths are absolute. The same loader
+serves the overlay intent (``overlay/intent.py``), so that both report errors alike.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ovs_hotswap.errors import ConfigError
+from ovs_hotswap.model import Side
+
+DEFAULT_PATH = Path("/etc/ovs-hotswap/config.toml")
+SUN_PATH_MAX = 107  # bytes of a unix socket's path, without the final NUL (unix(7))
+
+
+class Strict(BaseModel):
+    """A table of the file: unknown keys are errors, values are never changed after loading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def _absolute(value: Path) -> Path:
+    if not value.is_absolute():
+        raise ValueError(f"must be an absolute path, not {str(value)!r}")
+    return value
+
+
+AbsolutePath = Annotated[Path, Field(strict=False)]
+Core = Annotated[int, Field(ge=0, le=1023)]
+DeviceName = Annotated[str, Field(min_length=1, max_length=15, pattern=r"^[^\s/]+$")]
+
+
+class InstanceConfig(Strict):
+    """One of the two instances.
+
+    ``pmd_cores``: cores of its PMD threads. ``memory_mb``: huge page memory in MiB. ``uplink_devargs``: DPDK device
+    of its VF (``0000:03:02.0`` or ``eth_af_packet0,iface=vf-a``). ``uplink_device``: a kernel network device that is
+    moved into the instance's namespace before its start and back after its end; not given where DPDK drives the VF.
+    """
+
+    pmd_cores: Annotated[list[Core], Field(min_length=1)]
+    memory_mb: Annotated[int, Field(ge=64, le=1 << 20)] = 512
+    uplink_devargs: Annotated[str, Field(min_length=1)]
+    uplink_device: DeviceName | None = None
+    dpdk_extra: str = "--no-pci"
+
+
+class InstancesConfig(Strict):
+    a: InstanceConfig
+    b: InstanceConfig
+
+
+class BrokerConfig(Strict):
+    """``qemu_socket``: path of a VM's vhost-user socket, on which its QEMU listens; ``{vm}`` is the VM's name.
+
+    ``fence_ms``: how long a switch may take to confirm that it let go of, or took, a VM's rings.
+    """
+
+    qemu_socket: str = "/run/ovs-hotswap/vm/{vm}.sock"
+    group: str | None = None
+    fence_ms: Annotated[int, Field(ge=10, le=10_000)] = 500
+
+    @field_validator("qemu_socket")
+    @classmethod
+    def _has_vm(cls, value: str) -> str:
+        if "{vm}" not in value:
+            raise ValueError("must contain {vm}, which stands for the VM's name")
+        _absolute(Path(value))
+        return value
+
+
+class UplinkConfig(Strict):
+    """How overlay traffic reaches the active instance.
+
+    ``tc``: UDP to port 4789 of the VTEP, arriving on ``device``, is redirected to the representor of the active
+    instance's VF (``representor_a`` / ``representor_b``). ``none``: something else steers it.
+    ``namespace``: the network namespace of ``device``, where it is not the host's own.
+    """
+
+    driver: Literal["tc", "none"] = "none"
+    device: DeviceName | None = None
+    representor_a: DeviceName | None = None
+    representor_b: DeviceName | None = None
+    namespace: str | None = None
+
+    @model_validator(mode="after")
+    def _tc_needs(self) -> UplinkConfig:
+        missing = [key for key in ("device", "representor_a", "representor_b") if getattr(self, key) is None]
+        if self.driver == "tc" and missing:
+            raise ValueError(f'driver "tc" needs {", ".join(missing)}')
+        return self
+
+    def representor(self, side: Side) -> str | None:
+        return self.representor_a if side is Side.A else self.representor_b
+
+
+class UpgradeConfig(Strict):
+    """``pmd_sleep_us``: longest sleep of an idle PMD while two instances share the machine. ``soak_s``: how long the
+    moved VMs are watched before the old instance is given up. ``keep_old``: leave the old instance running after."""
+
+    pmd_sleep_us: Annotated[int, Field(ge=0, le=10_000)] = 100
+    soak_s: Annotated[float, Field(ge=0, le=86_400, strict=False)] = 5.0
+    ready_s: Annotated[float, Field(gt=0, le=600, strict=False)] = 30.0
+    keep_old: bool = False
+
+
+class Config(Strict):
+    """The whole file. ``overlay`` is the path of the overlay intent."""
+
+    overlay: AbsolutePath
+    run_dir: AbsolutePath = Path("/run/ovs-hotswap")
+    state_dir: AbsolutePath = Path("/var/lib/ovs-hotswap")
+    bridge: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,15}$")] = "br0"
+    broker: BrokerConfig = BrokerConfig()
+    instances: InstancesConfig
+    uplink: UplinkConfig = UplinkConfig()
+    upgrade: UpgradeConfig = UpgradeConfig()
+
+    @field_validator("overlay", "run_dir", "state_dir")
+    @classmethod
+    def _paths(cls, value: Path) -> Path:
+        return _absolute(value)
+
+    @field_validator("run_dir")
+    @classmethod
+    def _fits_sockets(cls, value: Path) -> Path:
+        longest = f"{value}/a/vhost/{'v' * 32}.sock"
+        if len(longest.encode()) > SUN_PATH_MAX:
+            raise ValueError(f"too long: a socket below it must stay within {SUN_PATH_MAX} bytes")
+        return value
+
+    def instance(self, side: Side) -> InstanceConfig:
+        return self.instances.a if side is Side.A else self.instances.b
+
+    def side_dir(self, side: Side) -> Path:
+        """Run directory of one instance."""
+        return self.run_dir / side.value
+
+    def vhost_socket(self, side: Side, vm: str) -> Path:
+        """Where the broker listens for one instance's port of a VM."""
+        return self.run_dir / side.value / "vhost" / f"{vm}.sock"
+
+    def qemu_socket(self, vm: str) -> Path:
+        """Where the VM's QEMU listens for its switch."""
+        return Path(self.broker.qemu_socket.replace("{vm}", vm))
+
+    @property
+    def broker_socket(self) -> Path:
+        return self.run_dir / "broker.sock"
+
+    @property
+    def releases_dir(self) -> Path:
+        return self.state_dir / "releases"
+
+
+Table = TypeVar("Table", bound=BaseModel)
+
+
+def load_toml(path: Path, kind: type[Table]) -> Table:
+    """Read and validate a TOML file. Raises ConfigError that lists every fault with file and key, what is wrong and
+    what is allowed."""
+    try:
+        with path.open("rb") as file:
+            raw = tomllib.load(file)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path}: no such file", hint="write one from `ovs-hotswap config example`"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(
+            "\n".join(_faults(path, error, kind)), hint="`ovs-hotswap config example`"
+        ) from error
+
+
+def _faults(path: Path, error: ValidationError, kind: type[BaseModel]) -> list[str]:
+    lines = []
+    for fault in error.errors(include_url=False):
+        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(
+            "."
+        )
+        text = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            text = f"unknown key; allowed here: {', '.join(_allowed(kind, fault['loc']))}"
+        elif fault["type"] == "missing":
+            text = "missing"
+        elif not isinstance(fault["input"], dict | list):
+            text = f"{text} (it is {fault['input']!r})"
+        lines.append(f"{path}: {key + ': ' if key else ''}{text}")
+    return lines
+
+
+def _allowed(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the table which holds the key at ``location`` knows."""
+    table: type[BaseModel] = kind
+    for part in location[:-1]:
+        if isinstance(part, int):
+            continue
+        annotation = table.model_fields[part].annotation
+        for candidate in (annotation, *getattr(annotation, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                table = candidate
+    return sorted(field.alias or name for name, field in table.model_fields.items())
+
+
+def load_config(path: Path) -> Config:
+    """Read the configuration. Raises ConfigError."""
+    return load_toml(path, Config)

@@ -1,0 +1,95 @@
+"""The one exception tree. Each class has its own exit code, printed by ``ovs-hotswap --help`` and kept stable."""
+
+from __future__ import annotations
+
+
+class HotswapError(Exception):
+    """Root of all errors that this program raises on purpose.
+
+    ``message`` names the thing and the cause; ``hint`` names the command or change that mends it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(HotswapError):
+    """The configuration or the overlay intent is not valid. Nothing was changed."""
+
+    exit_code = 3
+
+
+class PrecheckFailed(HotswapError):
+    """A precheck found a reason not to start. Nothing was changed."""
+
+    exit_code = 4
+
+
+class RolledBack(HotswapError):
+    """The upgrade failed and everything was put back: the old instance owns every VM."""
+
+    exit_code = 5
+
+
+class StateUnknown(HotswapError):
+    """A state could not be proven; the message says what to look at. Nothing was assumed."""
+
+    exit_code = 6
+
+
+class BrokerError(HotswapError):
+    """The broker cannot be reached or refused a request."""
+
+    exit_code = 7
+
+
+class SwitchError(HotswapError):
+    """ovs-vswitchd, ovsdb-server or one of their tools failed."""
+
+    exit_code = 8
+
+
+class LabError(HotswapError):
+    """The test bed could not be made or removed."""
+
+    exit_code = 9
+
+
+class BusyError(HotswapError):
+    """Another upgrade holds the lock."""
+
+    exit_code = 10
+
+
+class ReleaseError(HotswapError):
+    """A release tree is missing, incomplete or cannot be made."""
+
+    exit_code = 11
+
+
+class UplinkError(HotswapError):
+    """The uplink could not be read or steered."""
+
+    exit_code = 12
+
+
+class ProtocolError(HotswapError):
+    """A peer broke the vhost-user protocol; its session ends, nothing else does."""
+
+    exit_code = 13
+
+
+class CommandError(HotswapError):
+    """An external command failed, timed out or is not installed."""
+
+    exit_code = 14
+
+
+class PostcheckFailed(HotswapError):
+    """The upgrade was committed, but a postcheck found something to look at."""
+
+    exit_code = 15

@@ -1,0 +1,47 @@
+"""Values that several parts share. Frozen, without I/O."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Side(enum.StrEnum):
+    """One of the two instances a host can run. Which of them is active is a matter of state, not of name."""
+
+    A = "a"
+    B = "b"
+
+    @property
+    def other(self) -> Side:
+        return Side.B if self is Side.A else Side.A
+
+
+class Severity(enum.StrEnum):
+    OK = "ok"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One result of a check. ``hint`` names the mending command or change."""
+
+    check: str
+    severity: Severity
+    text: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The software an instance runs. ``root`` is ``None`` for the host's installed package, else a tree to chroot to."""
+
+    name: str
+    root: str | None
+    ovs_version: str
+    dpdk_version: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} (OVS {self.ovs_version}, DPDK {self.dpdk_version})"

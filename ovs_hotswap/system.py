@@ -1,0 +1,171 @@
+"""The seam to the machine: processes, clock, files. Everything else asks it, so that tests can stand in its place."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovs_hotswap.errors import BusyError, CommandError
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """What a finished command left: ``status`` is its exit status, texts are decoded with replacement."""
+
+    argv: tuple[str, ...]
+    status: int
+    stdout: str
+    stderr: str
+
+
+class System:
+    """The real machine."""
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that never steps."""
+        return time.monotonic()
+
+    def wall(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float = 30.0,
+        check: bool = True,
+        stdin: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Completed:
+        """Run ``argv`` to its end; ``env`` is added to the environment.
+
+        Raises CommandError if it is not installed, takes longer than ``timeout`` seconds (it is killed), or, with
+        ``check``, exits with a status other than 0.
+        """
+        try:
+            done = subprocess.run(
+                list(argv), input=stdin, capture_output=True, text=True, errors="replace", timeout=timeout,
+                env={**os.environ, **env} if env else None, check=False,
+                stdin=subprocess.DEVNULL if stdin is None else None,
+            )  # fmt: skip
+        except FileNotFoundError as error:
+            raise CommandError(f"{argv[0]}: not installed", hint="run `make setup`") from error
+        except subprocess.TimeoutExpired as error:
+            raise CommandError(f"{' '.join(argv)}: no end after {timeout:g} s; killed") from error
+        if check and done.returncode != 0:
+            text = (done.stderr or done.stdout).strip().splitlines()
+            raise CommandError(
+                f"{' '.join(argv)}: exit {done.returncode}: {text[-1] if text else 'no output'}"
+            )
+        return Completed(tuple(argv), done.returncode, done.stdout, done.stderr)
+
+    def spawn(self, argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> int:
+        """Start ``argv`` as a daemon of its own session, output appended to ``log``; return its pid.
+
+        The child outlives this process; whoever needs its exit status must wait for it with a pidfd.
+        """
+        with log.open("ab") as out:
+            try:
+                child = subprocess.Popen(
+                    list(argv), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+                    env={**os.environ, **env} if env else None, cwd="/",
+                )  # fmt: skip
+            except FileNotFoundError as error:
+                raise CommandError(f"{argv[0]}: not installed", hint="run `make setup`") from error
+        child.returncode = 0  # not ours to reap: silences the ResourceWarning of an abandoned Popen
+        return child.pid
+
+    def alive(self, pid: int) -> bool:
+        """Whether ``pid`` runs. A zombie counts as dead: its address space and descriptors are gone."""
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return stat.rpartition(")")[2].split()[0] not in {"Z", "X"}
+
+    def cmdline(self, pid: int) -> list[str]:
+        """The arguments of ``pid``; empty if it is gone."""
+        try:
+            return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+        except (FileNotFoundError, ProcessLookupError):
+            return []
+
+    def pids(self) -> list[int]:
+        return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+
+    def kill(self, pid: int, *, grace: float = 5.0) -> None:
+        """End ``pid``: SIGTERM, after ``grace`` seconds SIGKILL, and return once it is dead.
+
+        Raises CommandError if it is still there 5 s after SIGKILL.
+        """
+        for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
+            if patience <= 0:
+                continue
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+            end = self.monotonic() + patience
+            while self.alive(pid) and self.monotonic() < end:
+                self._reap(pid)
+                self.sleep(0.01)
+            if not self.alive(pid):
+                self._reap(pid)
+                return
+        raise CommandError(f"process {pid} does not die")
+
+    @staticmethod
+    def _reap(pid: int) -> None:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+
+    def read_pid(self, path: Path) -> int | None:
+        """The pid in a pid file if that process is alive, else ``None``."""
+        try:
+            pid = int(path.read_text().strip() or "0")
+        except (FileNotFoundError, ValueError):
+            return None
+        return pid if pid > 0 and self.alive(pid) else None
+
+    def write_atomic(self, path: Path, text: str) -> None:
+        """Replace ``path`` so that a reader, also after a power cut, sees the old or the new text and nothing between."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        with temporary.open("w") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.rename(path)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    @contextlib.contextmanager
+    def lock(self, path: Path, what: str) -> Iterator[None]:
+        """Hold ``path`` as a lock that the kernel drops when this process dies. Raises BusyError if it is held."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+                raise BusyError(
+                    f"{what} is already under way (process {holder})",
+                    hint="wait for it: `ovs-hotswap status`",
+                ) from error
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
