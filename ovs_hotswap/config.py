@@ -169,9 +169,7 @@ def load_toml(path: Path, kind: type[Table]) -> Table:
         with path.open("rb") as file:
             raw = tomllib.load(file)
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path}: no such file", hint="write one from `ovs-hotswap config example`"
-        ) from error
+        raise ConfigError(f"{path}: no such file", hint="write one from `ovs-hotswap config example`") from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -179,17 +177,13 @@ def load_toml(path: Path, kind: type[Table]) -> Table:
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(
-            "\n".join(_faults(path, error, kind)), hint="`ovs-hotswap config example`"
-        ) from error
+        raise ConfigError("\n".join(_faults(path, error, kind)), hint="`ovs-hotswap config example`") from error
 
 
 def _faults(path: Path, error: ValidationError, kind: type[BaseModel]) -> list[str]:
     lines = []
     for fault in error.errors(include_url=False):
-        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(
-            "."
-        )
+        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
         text = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             text = f"unknown key; allowed here: {', '.join(_allowed(kind, fault['loc']))}"

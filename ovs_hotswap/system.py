@@ -65,9 +65,7 @@ class System:
             raise CommandError(f"{' '.join(argv)}: no end after {timeout:g} s; killed") from error
         if check and done.returncode != 0:
             text = (done.stderr or done.stdout).strip().splitlines()
-            raise CommandError(
-                f"{' '.join(argv)}: exit {done.returncode}: {text[-1] if text else 'no output'}"
-            )
+            raise CommandError(f"{' '.join(argv)}: exit {done.returncode}: {text[-1] if text else 'no output'}")
         return Completed(tuple(argv), done.returncode, done.stdout, done.stderr)
 
     def spawn(self, argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> int:
@@ -137,7 +135,7 @@ class System:
         return pid if pid > 0 and self.alive(pid) else None
 
     def write_atomic(self, path: Path, text: str) -> None:
-        """Replace ``path`` so that a reader, also after a power cut, sees the old or the new text and nothing between."""
+        """Replace ``path`` so that readers, also after a power cut, see the old text or the new."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         with temporary.open("w") as out:
             out.write(text)
