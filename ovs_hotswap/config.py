@@ -6,6 +6,7 @@ serves the overlay intent (``overlay/intent.py``), so that both report errors al
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -141,6 +142,12 @@ class Config(Strict):
     def side_dir(self, side: Side) -> Path:
         """Run directory of one instance."""
         return self.run_dir / side.value
+
+    def namespace(self, side: Side) -> str:
+        """Network namespace of one instance; two configurations with different run directories never share one."""
+        if self.run_dir == Path("/run/ovs-hotswap"):
+            return f"ovsh-{side}"
+        return f"ovsh-{hashlib.sha1(bytes(self.run_dir)).hexdigest()[:8]}-{side}"
 
     def vhost_socket(self, side: Side, vm: str) -> Path:
         """Where the broker listens for one instance's port of a VM."""
