@@ -131,7 +131,7 @@ class Config(Strict):
     @field_validator("run_dir")
     @classmethod
     def _fits_sockets(cls, value: Path) -> Path:
-        longest = f"{value}/a/vhost/{'v' * 32}.sock"
+        longest = f"{value}/vhost/a/{'v' * 15}.sock"
         if len(longest.encode()) > SUN_PATH_MAX:
             raise ValueError(f"too long: a socket below it must stay within {SUN_PATH_MAX} bytes")
         return value
@@ -151,7 +151,7 @@ class Config(Strict):
 
     def vhost_socket(self, side: Side, vm: str) -> Path:
         """Where the broker listens for one instance's port of a VM."""
-        return self.run_dir / side.value / "vhost" / f"{vm}.sock"
+        return self.run_dir / "vhost" / side.value / f"{vm}.sock"
 
     def qemu_socket(self, vm: str) -> Path:
         """Where the VM's QEMU listens for its switch."""
@@ -160,6 +160,11 @@ class Config(Strict):
     @property
     def broker_socket(self) -> Path:
         return self.run_dir / "broker.sock"
+
+    @property
+    def active_file(self) -> Path:
+        """Holds the name of the side that is active; written when an upgrade commits."""
+        return self.run_dir / "active"
 
     @property
     def releases_dir(self) -> Path:
@@ -208,7 +213,7 @@ def _allowed(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str
     for part in location[:-1]:
         if isinstance(part, int):
             continue
-        annotation = table.model_fields[part].annotation
+        annotation = next(field.annotation for name, field in table.model_fields.items() if part in (field.alias, name))
         for candidate in (annotation, *getattr(annotation, "__args__", ())):
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):
                 table = candidate

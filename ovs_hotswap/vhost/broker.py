@@ -1,0 +1,305 @@
+"""The broker daemon: listens for switches, connects to QEMUs, answers the control socket.
+
+One event loop, one thread. Packets never pass here; between control messages the process sleeps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import grp
+import inspect
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from ovs_hotswap import __version__
+from ovs_hotswap.config import Config
+from ovs_hotswap.errors import BrokerError, ConfigError, HotswapError
+from ovs_hotswap.model import Side
+from ovs_hotswap.overlay.intent import load_intent
+from ovs_hotswap.system import System
+from ovs_hotswap.vhost import control
+from ovs_hotswap.vhost.memory import make_scratch
+from ovs_hotswap.vhost.processes import Processes
+from ovs_hotswap.vhost.replay import scratch_region
+from ovs_hotswap.vhost.report import vm_document
+from ovs_hotswap.vhost.vm import Vm
+
+log = logging.getLogger(__name__)
+
+_RETRY_S = 0.2
+_RETRY_MAX_S = 5.0
+_PARK_TIMEOUT_S = 10.0  # a first use creates mempools under the device lock: half a second was measured
+_MOVE_TIMEOUT_S = 2.0
+_TICK_S = 0.001
+
+
+class _Seat:
+    """A VM, the sockets on which its switches connect, and when its QEMU is to be tried again."""
+
+    def __init__(self, vm: Vm, listeners: dict[Side, socket.socket]) -> None:
+        self.vm = vm
+        self.listeners = listeners
+        self.retry_at = 0.0
+        self.delay = _RETRY_S
+
+
+class Broker:
+    """The VMs of one host. ``run`` serves until ``stop``."""
+
+    def __init__(self, config: Config, loop: asyncio.AbstractEventLoop, home: Side | None) -> None:
+        self._config = config
+        self._loop = loop
+        self._home = home
+        self._seats: dict[str, _Seat] = {}
+        self._scratch_fd = make_scratch()
+        self._scratch = scratch_region(self._scratch_fd)
+        self._processes = Processes(loop, self._process_ended)
+        self._stopping = asyncio.Event()
+        self._started = time.monotonic()
+        self._methods: dict[str, Callable[..., Awaitable[Any]]] = {
+            "status": self._status, "vms": self._vms, "vm": self._vm, "park": self._park, "unpark": self._unpark,
+            "move": self._move, "reload": self._reload, "stop": self._stop,
+        }  # fmt: skip
+
+    async def run(self) -> None:
+        """Serve. Raises ConfigError if the overlay intent cannot be read, BrokerError if a socket cannot be made."""
+        self.load()
+        server = await self._serve()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stopping.set)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload_logged)
+        gc.collect()
+        gc.freeze()
+        log.info("broker %s serves %d VMs on %s", __version__, len(self._seats), self._config.broker_socket)
+        connector = self._loop.create_task(self._connect_qemus())
+        try:
+            await self._stopping.wait()
+        finally:
+            connector.cancel()
+            server.close()
+            self._config.broker_socket.unlink(missing_ok=True)
+            self.close()
+
+    def load(self) -> None:
+        """Make the VMs those of the overlay intent. A faulty intent changes nothing."""
+        names = {vm.name for vm in load_intent(self._config.overlay).vms}
+        for name in names:
+            if len(os.fsencode(self._config.qemu_socket(name))) > 107:
+                raise ConfigError(f"vm {name}: path of its socket is longer than 107 bytes")
+        for name in sorted(names - self._seats.keys()):
+            self._add(name)
+        for name in sorted(self._seats.keys() - names):
+            self._remove(name)
+
+    def _add(self, name: str) -> None:
+        vm = Vm(name, self._loop, self._processes, self._scratch, self._config.broker.fence_ms / 1e3, self._home)
+        seat = _Seat(vm, {})
+        self._seats[name] = seat
+        for side in Side:
+            listener = _listen(self._config.vhost_socket(side, name))
+            seat.listeners[side] = listener
+            self._loop.add_reader(listener.fileno(), self._accept, seat, side)
+
+    def _remove(self, name: str) -> None:
+        seat = self._seats.pop(name)
+        for side, listener in seat.listeners.items():
+            self._loop.remove_reader(listener.fileno())
+            listener.close()
+            self._config.vhost_socket(side, name).unlink(missing_ok=True)
+        seat.vm.close()
+
+    def _accept(self, seat: _Seat, side: Side) -> None:
+        try:
+            connection, _ = seat.listeners[side].accept()
+        except OSError as error:
+            log.warning("vm %s: switch %s: accept: %s", seat.vm.name, side, error)
+            return
+        seat.vm.accept(side, connection)
+
+    def _process_ended(self, pid: int) -> None:
+        for seat in self._seats.values():
+            seat.vm.process_ended(pid)
+
+    async def _connect_qemus(self) -> None:
+        while True:
+            now = time.monotonic()
+            for seat in self._seats.values():
+                if seat.vm.wants_qemu and now >= seat.retry_at:
+                    self._connect(seat, now)
+            await asyncio.sleep(_RETRY_S)
+
+    def _connect(self, seat: _Seat, now: float) -> None:
+        """Try a VM's QEMU; one that keeps breaking the protocol is tried less and less often."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            connection.connect(str(self._config.qemu_socket(seat.vm.name)))
+        except OSError:
+            connection.close()
+            return
+        since = now - seat.retry_at
+        seat.delay = _RETRY_S if since > _RETRY_MAX_S else min(seat.delay * 2, _RETRY_MAX_S)
+        seat.retry_at = now + seat.delay
+        seat.vm.connected(connection)
+
+    # -- control -----------------------------------------------------------------------------------------------
+
+    async def _serve(self) -> asyncio.AbstractServer:
+        path = self._config.broker_socket
+        listener = _listen(path, mode=0o660)
+        if self._config.broker.group is not None:
+            try:
+                os.chown(path, -1, grp.getgrnam(self._config.broker.group).gr_gid)
+            except KeyError as error:
+                raise BrokerError(f"broker.group: no group {self._config.broker.group!r} on this host") from error
+        return await asyncio.start_unix_server(self._client, sock=listener, limit=control.LINE_LIMIT)
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer), contextlib.suppress(ConnectionError, ValueError):
+            while line := await reader.readline():
+                writer.write(control.encode(await self._handle(line)))
+                await writer.drain()
+
+    async def _handle(self, line: bytes) -> dict[str, Any]:
+        try:
+            request = control.decode_request(line)
+            method = self._methods.get(request.method)
+            if method is None:
+                raise BrokerError(f"no method {request.method!r}; there are {', '.join(sorted(self._methods))}")
+            try:
+                inspect.signature(method).bind(**request.params)
+            except TypeError as error:
+                raise BrokerError(f"{request.method}: {error}") from error
+            return {"result": await method(**request.params)}
+        except HotswapError as error:
+            return control.error_document(error)
+
+    def _seat(self, name: object) -> _Seat:
+        seat = self._seats.get(str(name))
+        if seat is None:
+            raise BrokerError(
+                f"no VM {name!r}", hint="`ovs-hotswap broker reload` after a change of the overlay intent"
+            )
+        return seat
+
+    async def _status(self) -> dict[str, Any]:
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime_s": round(time.monotonic() - self._started, 3),
+            "vms": len(self._seats),
+            "home": self._home,
+        }
+
+    async def _vms(self) -> list[dict[str, Any]]:
+        return [vm_document(seat.vm) for _, seat in sorted(self._seats.items())]
+
+    async def _vm(self, vm: str) -> dict[str, Any]:
+        return vm_document(self._seat(vm).vm)
+
+    async def _park(self, vm: str, side: str) -> dict[str, Any]:
+        """Keep ``side`` parked, and answer once its back end has taken everything."""
+        seat, where = self._seat(vm), _side(side)
+        seat.vm.park(where)
+        if seat.vm.qemu is not None and seat.vm.ownership.holder is not where:
+            await self._until(
+                lambda: seat.vm.is_parked(where), _PARK_TIMEOUT_S, f"vm {vm}: switch {side} is not parked"
+            )
+        return vm_document(seat.vm)
+
+    async def _unpark(self, vm: str, side: str) -> dict[str, Any]:
+        seat = self._seat(vm)
+        seat.vm.unpark(_side(side))
+        return vm_document(seat.vm)
+
+    async def _move(self, vm: str, to: str) -> dict[str, Any]:
+        seat, side = self._seat(vm), _side(to)
+        if "under way" in (seat.vm.why_not_movable(side) or ""):
+            with contextlib.suppress(BrokerError):
+                await self._until(lambda: seat.vm.why_not_movable(side) is None, _MOVE_TIMEOUT_S, "")
+        swap = seat.vm.swap_to(side)
+        return {
+            "vm": vm,
+            "owner": seat.vm.ownership.holder,
+            "give_us": round(swap.give_us, 1),
+            "take_us": round(swap.take_us, 1),
+            "total_us": round(swap.total_us, 1),
+        }
+
+    async def _until(self, true: Callable[[], bool], timeout: float, otherwise: str) -> None:
+        end = time.monotonic() + timeout
+        while not true():
+            if time.monotonic() >= end:
+                raise BrokerError(f"{otherwise} after {timeout:g} s")
+            await asyncio.sleep(_TICK_S)
+
+    async def _reload(self) -> dict[str, Any]:
+        self.load()
+        return await self._status()
+
+    def _reload_logged(self) -> None:
+        try:
+            self.load()
+        except HotswapError as error:
+            log.error("reload: %s", error.message)
+
+    async def _stop(self) -> None:
+        self._loop.call_later(0.05, self._stopping.set)
+
+    def close(self) -> None:
+        for name in list(self._seats):
+            self._remove(name)
+        self._processes.close()
+        self._scratch_fd.close()
+
+
+def _side(text: str) -> Side:
+    try:
+        return Side(text)
+    except ValueError as error:
+        raise BrokerError(f"no side {text!r}; there are a and b") from error
+
+
+def _listen(path: Path, mode: int = 0o600) -> socket.socket:
+    """A listening socket at ``path``, in the place of one that a dead broker left."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        listener.bind(str(path))
+        path.chmod(mode)
+        listener.listen(16)
+    except OSError as error:
+        listener.close()
+        raise BrokerError(f"{path}: {error.strerror}") from error
+    return listener
+
+
+def read_home(config: Config) -> Side | None:
+    """The side that was active when the state was last written, for VMs that nobody serves yet."""
+    try:
+        return Side(config.active_file.read_text().strip())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def serve(config: Config, system: System) -> None:
+    """Run a broker in this process until it is told to stop. Raises BusyError if one runs already."""
+    with system.lock(config.run_dir / "broker.lock", "a broker"):
+        pid_file = config.run_dir / "broker.pid"
+        pid_file.write_text(f"{os.getpid()}\n")
+
+        async def main() -> None:
+            await Broker(config, asyncio.get_running_loop(), read_home(config)).run()
+
+        try:
+            asyncio.run(main())
+        finally:
+            pid_file.unlink(missing_ok=True)

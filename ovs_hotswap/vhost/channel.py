@@ -1,0 +1,191 @@
+"""One unix socket that carries vhost-user frames, and the descriptors that come with them. Never blocks.
+
+``Channel.exchange`` is the exception, and the hand-over's only way to wait: it has a deadline.
+"""
+
+from __future__ import annotations
+
+import array
+import itertools
+import os
+import select
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from ovs_hotswap.errors import ProtocolError
+from ovs_hotswap.vhost.wire import Descriptor, Frame, FrameReader
+
+_serials = itertools.count(1)
+_ANCILLARY = socket.CMSG_SPACE(32 * array.array("i").itemsize)
+_PEER = struct.Struct("3i")
+_OUTBOX_LIMIT = 4096  # messages a peer may leave unread: more than 256 rings need
+
+
+class PeerClosed(Exception):
+    """The other end hung up."""
+
+
+class OwnedFd:
+    """A file descriptor that is closed exactly once."""
+
+    __slots__ = ("_fd", "serial")
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.serial = next(_serials)
+
+    def fileno(self) -> int:
+        """Raises ValueError after ``close``."""
+        if self._fd < 0:
+            raise ValueError("descriptor is closed")
+        return self._fd
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class Channel:
+    """Frames in, frames out, over a connected stream socket that this object owns."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._socket = connection
+        self._reader = FrameReader()
+        self._outbox: deque[tuple[bytes, list[OwnedFd]]] = deque()
+        self._poll_in = select.poll()
+        self._poll_in.register(connection, select.POLLIN)
+        pid, _, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        self.peer_pid: int = pid
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def receive(self) -> Frame | None:
+        """The next frame, or ``None`` if it is not whole yet. Its descriptors are the caller's.
+
+        Raises ProtocolError for a broken frame, PeerClosed at the end of the stream, OSError.
+        """
+        while True:
+            try:
+                data, ancillary, flags, _ = self._socket.recvmsg(
+                    self._reader.wanted, _ANCILLARY, socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                return None
+            descriptors = _adopt(ancillary)
+            if flags & socket.MSG_CTRUNC:
+                _close(descriptors)
+                raise ProtocolError("ancillary data was cut off: too many descriptors in one message")
+            if not data:
+                _close(descriptors)
+                raise PeerClosed
+            frame = self._reader.feed(data, descriptors)
+            if frame is not None:
+                return frame
+
+    def send(self, data: bytes, descriptors: Sequence[Descriptor] = ()) -> None:
+        """Send a frame now, or keep it (with duplicates of its descriptors) until ``flush``.
+
+        Raises ProtocolError if the peer has left too much unread, OSError if it is gone.
+        """
+        if not self._outbox:
+            sent = self._try(data, [descriptor.fileno() for descriptor in descriptors])
+            if sent == len(data):
+                return
+            data, descriptors = data[sent:], () if sent else descriptors
+        if len(self._outbox) >= _OUTBOX_LIMIT:
+            raise ProtocolError(f"the peer left {_OUTBOX_LIMIT} messages unread")
+        self._outbox.append((data, [OwnedFd(os.dup(descriptor.fileno())) for descriptor in descriptors]))
+
+    @property
+    def backlog(self) -> bool:
+        """Whether something waits for ``flush``."""
+        return bool(self._outbox)
+
+    def flush(self) -> None:
+        """Send what waits, as far as the peer reads it. Raises OSError if it is gone."""
+        while self._outbox:
+            data, descriptors = self._outbox[0]
+            sent = self._try(data, [descriptor.fileno() for descriptor in descriptors])
+            if sent:
+                _close(descriptors)
+                descriptors.clear()
+            if sent < len(data):
+                self._outbox[0] = (data[sent:], descriptors)
+                return
+            self._outbox.popleft()
+
+    def _try(self, data: bytes, fds: list[int]) -> int:
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            return self._socket.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return 0
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is half sent or half received: the condition for ``exchange``."""
+        return not self._outbox and self._reader.idle
+
+    def exchange(self, data: bytes, answer: bytearray, deadline: float) -> bool:
+        """Send ``data`` and wait until ``answer`` is filled or ``time.monotonic()`` reaches ``deadline``.
+
+        Returns whether the answer came whole; after ``False`` its bytes are still due on this channel. For prepared
+        buffers on a quiet channel. Raises PeerClosed and OSError.
+        """
+        sock = self._socket
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[sock.send(view, socket.MSG_NOSIGNAL) :]
+            except BlockingIOError:
+                if not _wait(sock, select.POLLOUT, deadline):
+                    raise ProtocolError("the peer does not read") from None
+        filled = 0
+        while filled < len(answer):
+            left = deadline - time.monotonic()
+            if left <= 0 or not self._poll_in.poll(max(1, int(left * 1000))):
+                if filled:
+                    raise ProtocolError("half an answer")
+                return False
+            count = sock.recv_into(memoryview(answer)[filled:])
+            if count == 0:
+                raise PeerClosed
+            filled += count
+        return True
+
+    def close(self) -> None:
+        """Close the socket and every descriptor that is still in transit."""
+        self._socket.close()
+        self._reader.close()
+        for _, descriptors in self._outbox:
+            _close(descriptors)
+        self._outbox.clear()
+
+
+def _wait(sock: socket.socket, event: int, deadline: float) -> bool:
+    poller = select.poll()
+    poller.register(sock, event)
+    left = deadline - time.monotonic()
+    return left > 0 and bool(poller.poll(max(1, int(left * 1000))))
+
+
+def _adopt(ancillary: list[tuple[int, int, bytes]]) -> list[OwnedFd]:
+    """Own every received descriptor before anything else can fail."""
+    descriptors = []
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            numbers = array.array("i")
+            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+            descriptors += [OwnedFd(number) for number in numbers]
+    return descriptors
+
+
+def _close(descriptors: Sequence[Descriptor]) -> None:
+    for descriptor in descriptors:
+        descriptor.close()

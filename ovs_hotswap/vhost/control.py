@@ -1,0 +1,121 @@
+"""The broker's control socket: one JSON object a line in each direction.
+
+A request is ``{"method": "move", "params": {"vm": "vm1", "to": "b"}}``; the answer ``{"result": ...}`` or
+``{"error": {"class": ..., "message": ..., "hint": ...}}``. Connections may carry any number of requests, answered in
+order. ``BrokerClient`` is the orchestrator's end of it.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ovs_hotswap import errors
+from ovs_hotswap.errors import BrokerError, HotswapError
+from ovs_hotswap.model import Side
+
+LINE_LIMIT = 16 << 20  # bytes; 255 VMs with 64 rings each are about 4 MiB
+
+
+def encode(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class ControlRequest:
+    method: str
+    params: dict[str, Any]
+
+
+def decode_request(line: bytes) -> ControlRequest:
+    """Raises BrokerError if the line is no request."""
+    try:
+        document = json.loads(line)
+        method, params = document["method"], document.get("params", {})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BrokerError("not a request: one JSON object a line, with method and params") from error
+    if not isinstance(method, str) or not isinstance(params, dict):
+        raise BrokerError("method must be a string and params an object")
+    return ControlRequest(method, params)
+
+
+def error_document(error: HotswapError) -> dict[str, Any]:
+    return {"error": {"class": type(error).__name__, "message": error.message, "hint": error.hint}}
+
+
+def raise_error(document: dict[str, Any]) -> None:
+    """Raise the error that a broker reported, as the class it had there."""
+    kind = getattr(errors, str(document.get("class")), BrokerError)
+    if not (isinstance(kind, type) and issubclass(kind, HotswapError)):
+        kind = BrokerError
+    raise kind(str(document.get("message")), hint=document.get("hint"))
+
+
+class BrokerClient:
+    """A connection to the broker. Every call raises BrokerError if it cannot be reached or does not answer within
+    ``timeout`` seconds, and whatever HotswapError the broker reports."""
+
+    def __init__(self, path: Path, timeout: float = 10.0) -> None:
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout)
+        try:
+            self._socket.connect(str(path))
+        except OSError as error:
+            self._socket.close()
+            raise BrokerError(
+                f"broker at {path}: {error.strerror or error}", hint="start it: `ovs-hotswap broker start`"
+            ) from error
+        self._file = self._socket.makefile("rb")
+
+    def __enter__(self) -> BrokerClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+        self._socket.close()
+
+    def call(self, method: str, **params: object) -> Any:
+        try:
+            self._socket.sendall(encode({"method": method, "params": params}))
+            line = self._file.readline(LINE_LIMIT)
+        except OSError as error:
+            raise BrokerError(f"broker at {self._path}: {method}: {error or 'no answer'}") from error
+        if not line.endswith(b"\n"):
+            raise BrokerError(f"broker at {self._path}: {method}: it hung up")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise_error(answer["error"])
+        return answer["result"]
+
+    def status(self) -> dict[str, Any]:
+        result: dict[str, Any] = self.call("status")
+        return result
+
+    def vms(self) -> list[dict[str, Any]]:
+        result: list[dict[str, Any]] = self.call("vms")
+        return result
+
+    def vm(self, name: str) -> dict[str, Any]:
+        result: dict[str, Any] = self.call("vm", vm=name)
+        return result
+
+    def park(self, name: str, side: Side) -> None:
+        self.call("park", vm=name, side=side)
+
+    def unpark(self, name: str, side: Side) -> None:
+        self.call("unpark", vm=name, side=side)
+
+    def move(self, name: str, to: Side) -> dict[str, Any]:
+        """Hand a VM over; the answer has ``give_us``, ``take_us`` and ``total_us`` on the broker's clock."""
+        result: dict[str, Any] = self.call("move", vm=name, to=to)
+        return result

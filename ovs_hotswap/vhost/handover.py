@@ -1,0 +1,114 @@
+"""The hand-over: one VM's rings pass from one back end to the other.
+
+All buffers are built by ``prepare``; ``swap`` is system calls only. Between the first and the last of them the guest
+has no back end, so nothing is allocated, logged or decided there that can be done before or after.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ovs_hotswap.errors import ProtocolError
+from ovs_hotswap.vhost import wire
+from ovs_hotswap.vhost.channel import PeerClosed
+from ovs_hotswap.vhost.link import FENCE, FENCE_ANSWER_SIZE, Link
+from ovs_hotswap.vhost.replay import Role, place
+from ovs_hotswap.vhost.session import GuestState
+
+ONE = (1).to_bytes(8, "little")
+
+
+class Outcome(enum.Enum):
+    """How a swap ended.
+
+    MOVED: both fences answered. KEPT: the old side did not confirm in time; it was given its rings back and is still
+    the only one that may use them. OLD_GONE: the old side hung up; whether it is off the rings is not known.
+    UNPROVEN: the new side has been given the rings and did not confirm in time. NEW_GONE: it hung up.
+    """
+
+    MOVED = enum.auto()
+    KEPT = enum.auto()
+    OLD_GONE = enum.auto()
+    UNPROVEN = enum.auto()
+    NEW_GONE = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Outcome and the broker's clock: ``give_us`` until the old side was off the rings, ``take_us`` from there until
+    the new side had them. ``give_us`` is 0 where there was no old side."""
+
+    outcome: Outcome
+    give_us: float = 0.0
+    take_us: float = 0.0
+
+    @property
+    def total_us(self) -> float:
+        return self.give_us + self.take_us
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A hand-over ready to run. ``old`` is ``None`` where nobody holds the rings."""
+
+    old: Link | None
+    new: Link
+    park: bytes
+    take: bytes
+    calls: tuple[int, ...]
+    answer: bytearray
+
+
+def prepare(state: GuestState, old: Link | None, new: Link, calls: Sequence[int]) -> Prepared:
+    """Build every buffer. Both links must be quiet, ``new`` parked with the same rings started as ``old``."""
+    return Prepared(old, new, _places(state, Role.PARKED), _places(state, Role.OWNER), tuple(calls),
+                    bytearray(FENCE_ANSWER_SIZE))  # fmt: skip
+
+
+def _places(state: GuestState, role: Role) -> bytes:
+    rings = [wire.build_ring_address(index, place(state.rings[index], role)) for index in state.started]
+    return b"".join(rings) + FENCE
+
+
+def swap(ready: Prepared, timeout: float) -> Swap:
+    """Run a prepared hand-over; each of its two waits ends after ``timeout`` seconds.
+
+    The order is the safety: the new side is sent the guest's addresses only after the old side's fence has been
+    answered. On KEPT two fences of the old side are unanswered, on UNPROVEN one of the new side.
+    """
+    clock = time.monotonic
+    start = clock()
+    if ready.old is not None:
+        try:
+            if not ready.old.channel.exchange(ready.park, ready.answer, start + timeout):
+                # Sent behind the parking addresses on the same stream: whatever happens, the guest's come last.
+                ready.old.channel.send(ready.take)
+                return Swap(Outcome.KEPT, give_us=(clock() - start) * 1e6)
+        except (OSError, PeerClosed, ProtocolError):
+            return Swap(Outcome.OLD_GONE)
+    middle = clock()
+    try:
+        confirmed = ready.new.channel.exchange(ready.take, ready.answer, middle + timeout)
+    except (OSError, PeerClosed, ProtocolError):
+        return Swap(Outcome.NEW_GONE, give_us=(middle - start) * 1e6)
+    end = clock()
+    notify(ready.calls)
+    outcome = Outcome.MOVED if confirmed else Outcome.UNPROVEN
+    return Swap(outcome, (middle - start) * 1e6 if ready.old is not None else 0.0, (end - middle) * 1e6)
+
+
+def notify(calls: Sequence[int]) -> None:
+    """Signal each call eventfd, as if the back end had: a guest looks at its rings and finds what there is.
+
+    DPDK remembers across an address swap up to which index it has signalled (``signalled_used``), and may skip an
+    interrupt that the guest waits for; a signal too many does no harm. A full counter means one is due already.
+    """
+    for call in calls:
+        try:
+            os.write(call, ONE)
+        except BlockingIOError:
+            continue

@@ -1,0 +1,112 @@
+"""One switch's connection for one VM, seen from the broker: it is the front end there."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ovs_hotswap.errors import ProtocolError
+from ovs_hotswap.model import Side
+from ovs_hotswap.vhost import wire
+from ovs_hotswap.vhost.channel import Channel
+from ovs_hotswap.vhost.replay import Out, Told
+from ovs_hotswap.vhost.session import Offer
+from ovs_hotswap.vhost.wire import Request
+
+FENCE = wire.build(Request.GET_FEATURES)
+FENCE_ANSWER_SIZE = wire.HEADER.size + wire.U64.size
+
+Then = Callable[[int | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    request: Request
+    then: Then | None
+
+
+class Link:
+    """Requests to one back end and, in order, what is to be done with its answers.
+
+    ``told`` is what it has heard. ``offer`` is ``None`` until ``probe`` has asked for it.
+    """
+
+    def __init__(self, side: Side, channel: Channel) -> None:
+        self.side = side
+        self.channel = channel
+        self.pid = channel.peer_pid
+        self.told = Told()
+        self.offer: Offer | None = None
+        self._due: deque[_Due] = deque()
+
+    @property
+    def quiet(self) -> bool:
+        """Whether every answer has come: the back end has taken all it was told."""
+        return not self._due and self.channel.quiet
+
+    def probe(self, done: Callable[[Offer], None]) -> None:
+        """Ask the back end what it can do. The connection must not be dropped before SET_FEATURES: OVS 3.2 and later
+        then offer less on the next one (``destroy_connection`` in netdev-dpdk.c)."""
+        found: dict[Request, int] = {}
+
+        def features(value: int | None) -> None:
+            found[Request.GET_FEATURES] = value or 0
+            if found[Request.GET_FEATURES] >> wire.Feature.PROTOCOL_FEATURES & 1:
+                self.request(Request.GET_PROTOCOL_FEATURES, protocol)
+            else:
+                finish(1)
+
+        def protocol(value: int | None) -> None:
+            found[Request.GET_PROTOCOL_FEATURES] = value or 0
+            if found[Request.GET_PROTOCOL_FEATURES] >> wire.ProtocolFeature.MQ & 1:
+                self.request(Request.GET_QUEUE_NUM, finish)
+            else:
+                finish(1)
+
+        def finish(queue_pairs: int | None) -> None:
+            protocols = found.get(Request.GET_PROTOCOL_FEATURES, 0)
+            self.offer = Offer(found[Request.GET_FEATURES], protocols, queue_pairs or 1).masked()
+            done(self.offer)
+
+        self.request(Request.GET_FEATURES, features)
+
+    def request(self, request: Request, then: Then | None = None) -> None:
+        """Ask for a number."""
+        self._due.append(_Due(request, then))
+        self.channel.send(wire.build(request))
+
+    def fence(self, then: Callable[[], None]) -> None:
+        """Have ``then`` called once the back end has handled everything sent so far."""
+        self.request(Request.GET_FEATURES, lambda _: then())
+
+    def expect_fence(self, then: Callable[[], None]) -> None:
+        """The same for a fence that was sent by the hand-over and is still unanswered."""
+        self._due.append(_Due(Request.GET_FEATURES, lambda _: then()))
+
+    def apply(self, script: Sequence[Out], told: Told, stopped: Callable[[int, int], None]) -> None:
+        """Send what ``reconcile`` found; ``stopped(index, base)`` is called for each ring that it stops."""
+        for out in script:
+            if out.expects is not None:
+                then: Then | None = None
+                if out.stops is not None:
+                    index = out.stops
+                    then = lambda base, index=index: stopped(index, base or 0)  # noqa: E731
+                self._due.append(_Due(out.expects, then))
+            self.channel.send(out.data, out.descriptors)
+        self.told = told
+
+    def answered(self, frame: wire.Frame) -> None:
+        """Take a frame from the back end. Raises ProtocolError if no answer was due or it does not fit; the frame's
+        descriptors, which no answer has, are the caller's to close."""
+        if not self._due:
+            raise ProtocolError(f"request {frame.request} from the switch, which was asked nothing")
+        value = wire.parse_reply(frame, self._due[0].request)
+        due = self._due.popleft()
+        if due.then is not None:
+            due.then(value)
+
+    def close(self) -> None:
+        """Hang up. Answers that were due never come."""
+        self._due.clear()
+        self.channel.close()

@@ -1,0 +1,73 @@
+"""Guest memory as far as the broker looks into it: two 16-bit indices of each ring, and its own scratch memory.
+
+Reading is done with pread(2), never through a mapping: a guest's QEMU can truncate the file at any time, and a load
+from a truncated mapping would kill the broker (SIGBUS).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ovs_hotswap.vhost.channel import OwnedFd
+from ovs_hotswap.vhost.replay import SCRATCH_SIZE
+from ovs_hotswap.vhost.session import Ring
+from ovs_hotswap.vhost.wire import Region
+
+_INDEX = struct.Struct("<H")
+_INDEX_OFFSET = 2  # behind the flags, in both rings (virtio 1.2, 2.7.6 and 2.7.8)
+
+
+@dataclass(frozen=True, slots=True)
+class Indices:
+    """A ring's two indices, modulo 2**16: what the guest has offered and what the back end has given back.
+
+    ``None``: the memory cannot be read.
+    """
+
+    available: int | None
+    used: int | None
+
+
+def indices(regions: Sequence[Region], ring: Ring) -> Indices:
+    if ring.address is None:
+        return Indices(None, None)
+    return Indices(_index(regions, ring.address.available), _index(regions, ring.address.used))
+
+
+def _index(regions: Sequence[Region], start: int) -> int | None:
+    address = start + _INDEX_OFFSET
+    for region in regions:
+        if region.holds(address, _INDEX.size):
+            try:
+                fd = region.descriptor.fileno()
+                # Only shared memory and huge pages have seals (mm/memfd.c): reading anything else could block.
+                fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+                data = os.pread(fd, _INDEX.size, region.offset + address - region.user_address)
+            except (OSError, ValueError, OverflowError):
+                return None
+            return _INDEX.unpack(data)[0] if len(data) == _INDEX.size else None
+    return None
+
+
+def make_scratch() -> OwnedFd:
+    """Zeroed shared memory of SCRATCH_SIZE bytes. Sealed against shrinking: it is mapped by two switches."""
+    fd = OwnedFd(os.memfd_create("ovs-hotswap-scratch", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+    try:
+        os.ftruncate(fd.fileno(), SCRATCH_SIZE)
+        fcntl.fcntl(fd.fileno(), fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except BaseException:
+        fd.close()
+        raise
+    return fd
+
+
+def is_event(fd: int) -> bool:
+    """Whether ``fd`` is an eventfd: writing to anything else, such as a full pipe, could block or do harm."""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]"
+    except OSError:
+        return False

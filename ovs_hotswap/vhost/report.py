@@ -1,0 +1,62 @@
+"""A VM in the broker as the JSON document that ``ovs-hotswap vm`` prints. Field names are stable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ovs_hotswap.model import Side
+from ovs_hotswap.vhost import wire
+from ovs_hotswap.vhost.memory import indices
+from ovs_hotswap.vhost.replay import why_not_parked
+from ovs_hotswap.vhost.vm import Vm
+
+
+def vm_document(vm: Vm) -> dict[str, Any]:
+    """``owner`` is the side that holds the rings, ``certainty`` what is known of that (``ownership.Certainty``).
+    Ring indices are modulo 2**16, ``null`` where guest memory cannot be read. Features are hexadecimal strings."""
+    features = vm.state.features
+    swap = vm.last_swap
+    return {
+        "name": vm.name,
+        "qemu": None if vm.qemu is None else vm.qemu.peer_pid,
+        "owner": vm.ownership.holder,
+        "certainty": vm.ownership.certainty,
+        "home": vm.home,
+        "features": None if features is None else f"{features:#x}",
+        "feature_names": [] if features is None else wire.feature_names(features),
+        "memory_bytes": sum(region.size for region in vm.state.memory),
+        "memory_regions": len(vm.state.memory),
+        "unparkable": why_not_parked(vm.state),
+        "switches": {side.value: _switch(vm, side) for side in Side},
+        "rings": [_ring(vm, index) for index in range(len(vm.state.rings))],
+        "moves": vm.moves,
+        "last_move_us": None if swap is None else round(swap.total_us, 1),
+        "last_error": vm.last_error,
+    }
+
+
+def _switch(vm: Vm, side: Side) -> dict[str, Any]:
+    link = vm.links.get(side)
+    if link is None:
+        return {"connected": False, "pid": None, "role": None, "parked": False, "offers": None, "missing": []}
+    return {
+        "connected": link.offer is not None,
+        "pid": link.pid,
+        "role": vm.role(side),
+        "parked": vm.is_parked(side),
+        "offers": None if link.offer is None else f"{link.offer.features:#x}",
+        "missing": wire.feature_names(vm.missing(side)),
+    }
+
+
+def _ring(vm: Vm, index: int) -> dict[str, Any]:
+    ring = vm.state.rings[index]
+    seen = indices(vm.state.memory, ring)
+    return {
+        "index": index,
+        "size": ring.size,
+        "started": ring.started,
+        "enabled": bool(ring.enabled),
+        "available": seen.available,
+        "used": seen.used,
+    }

@@ -1,0 +1,477 @@
+"""One VM in the broker: its QEMU on one side, up to two switches on the other, and who of them owns its rings.
+
+Everything here runs in the event loop's thread, to its end, between two events. The decisions are taken in
+``session``, ``replay`` and ``ownership``; this module moves frames and descriptors between them and the sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import socket
+from collections.abc import Callable
+
+from ovs_hotswap.errors import BrokerError, ProtocolError, StateUnknown
+from ovs_hotswap.model import Side
+from ovs_hotswap.vhost import handover, wire
+from ovs_hotswap.vhost.channel import Channel, PeerClosed
+from ovs_hotswap.vhost.handover import Outcome, Swap
+from ovs_hotswap.vhost.link import Link
+from ovs_hotswap.vhost.memory import indices, is_event
+from ovs_hotswap.vhost.ownership import Certainty, Ownership, Proof
+from ovs_hotswap.vhost.processes import Processes
+from ovs_hotswap.vhost.replay import Role, place, reconcile, swapped, why_not_parked
+from ovs_hotswap.vhost.session import Answer, GuestState, Offer, Received, receive
+from ovs_hotswap.vhost.wire import Region, Request
+
+log = logging.getLogger(__name__)
+
+# A guest that misses an interrupt at the moment of a move is woken by one of these (seconds after it); see
+# ``handover.notify``. The last is past any window in which the old side's PMD could still delay the new one's.
+_REPEATS = (0.001, 0.010, 0.100)
+_FRAMES_PER_TURN = 64
+
+
+class Vm:
+    """``home`` is the side that served the VM last: it is preferred while nobody holds the rings."""
+
+    def __init__(
+        self,
+        name: str,
+        loop: asyncio.AbstractEventLoop,
+        processes: Processes,
+        scratch: Region,
+        fence_s: float,
+        home: Side | None = None,
+    ) -> None:
+        self.name = name
+        self.home = home
+        self.state = GuestState()
+        self.ownership = Ownership()
+        self.links: dict[Side, Link] = {}
+        self.park_wanted: set[Side] = set()
+        self.qemu: Channel | None = None
+        self.offered: Offer | None = None
+        self.moves = 0
+        self.last_swap: Swap | None = None
+        self.last_error: str | None = None
+        self._loop = loop
+        self._processes = processes
+        self._scratch = scratch
+        self._fence_s = fence_s
+        self._owed: Callable[[], None] | None = None
+        self._cut_pid = 0
+
+    # -- switches ----------------------------------------------------------------------------------------------
+
+    def accept(self, side: Side, connection: socket.socket) -> None:
+        """Take a switch's new connection, or refuse it while another process may still hold the rings."""
+        link = Link(side, Channel(connection))
+        if side in self.links:
+            self._drop_link(side, "the switch opened another connection")
+        if self.ownership.holder is side:
+            if link.pid != self._cut_pid:
+                self._note(f"switch {side}: process {link.pid} refused: process {self._cut_pid} may hold the rings")
+                link.close()
+                return
+            self.ownership = self.ownership.released(side, Proof.RECONNECTED)
+        self._processes.track(link.pid)
+        self.links[side] = link
+        self._loop.add_reader(link.channel.fileno(), self._read_link, link)
+        self._guarded(link, lambda: link.probe(lambda offer: self._probed(link)))
+
+    def _probed(self, link: Link) -> None:
+        missing = self.missing(link.side)
+        if missing:
+            names = ", ".join(wire.feature_names(missing))
+            self._note(f"switch {link.side} lacks features the guest uses: {names}")
+        log.info("vm %s: switch %s connected, process %d", self.name, link.side, link.pid)
+        self.assign()
+        self._sync(link.side)
+
+    def _read_link(self, link: Link) -> None:
+        for _ in range(_FRAMES_PER_TURN):
+            try:
+                frame = link.channel.receive()
+                if frame is None:
+                    return
+                try:
+                    link.answered(frame)
+                finally:
+                    for descriptor in frame.descriptors:
+                        descriptor.close()
+            except PeerClosed:
+                self._drop_link(link.side, "the switch hung up")
+                return
+            except (OSError, ProtocolError) as error:
+                self._drop_link(link.side, str(error))
+                return
+            if self.links.get(link.side) is not link:
+                return
+
+    def _drop_link(self, side: Side, reason: str) -> None:
+        link = self.links.pop(side, None)
+        if link is None:
+            return
+        self._loop.remove_reader(link.channel.fileno())
+        self._loop.remove_writer(link.channel.fileno())
+        link.close()
+        self._note(f"switch {side}: {reason}")
+        if self.ownership.holder is side:
+            self.ownership = self.ownership.cut(side)
+            self._cut_pid = link.pid
+            self._pay()
+            if self._processes.ended(link.pid):
+                self.process_ended(link.pid)
+
+    def process_ended(self, pid: int) -> None:
+        """A switch's process is dead, which proves it off every ring."""
+        for side, link in list(self.links.items()):
+            if link.pid == pid:
+                self._drop_link(side, f"process {pid} ended")
+        holder = self.ownership.holder
+        if holder is not None and self.ownership.certainty is Certainty.CUT and self._cut_pid == pid:
+            self.ownership = self.ownership.released(holder, Proof.DEAD)
+            self.assign()
+
+    def missing(self, side: Side) -> int:
+        """Feature bits that the guest uses and this side's back end does not offer."""
+        link = self.links.get(side)
+        if link is None or link.offer is None:
+            return 0
+        return (self.state.features or 0) & ~(link.offer.features | 1 << wire.Feature.LOG_ALL)
+
+    def role(self, side: Side) -> Role:
+        """What ``side`` is entitled to be."""
+        if self.qemu is None or self.missing(side):
+            return Role.IDLE
+        if self.ownership.holder is side and self.ownership.certainty in (Certainty.OWNS, Certainty.TAKING):
+            return Role.OWNER
+        if self.ownership.holder is side or (side in self.park_wanted and why_not_parked(self.state) is None):
+            return Role.PARKED
+        return Role.IDLE
+
+    def assign(self) -> None:
+        """Give rings that nobody holds to a back end that may have them: the home side, or a parked one."""
+        if self.ownership.holder is not None or self.qemu is None:
+            return
+        for side in (self.home, *Side):
+            if side is None or side not in self.links or self.links[side].offer is None or self.missing(side):
+                continue
+            if self.home in (None, side) or self.is_parked(side):
+                self._grant(side)
+                return
+
+    def _grant(self, side: Side) -> None:
+        link = self.links[side]
+        self.ownership = self.ownership.grant(side)
+        self._sync(side)
+        if self.links.get(side) is link:
+            self._guarded(link, lambda: link.fence(lambda: self._confirmed(side)))
+
+    def _confirmed(self, side: Side) -> None:
+        if self.ownership == Ownership(side, Certainty.TAKING):
+            self.ownership = self.ownership.confirm()
+            self.home = side
+            self._wake_guest()
+
+    def is_parked(self, side: Side) -> bool:
+        """Whether the back end is where one address swap makes it the owner."""
+        link = self.links.get(side)
+        if link is None or self.role(side) is not Role.PARKED or not link.quiet:
+            return False
+        return all(
+            link.told.ring(index).address == place(self.state.rings[index], Role.PARKED) for index in self.state.started
+        )
+
+    def _sync(self, side: Side) -> None:
+        """Tell a back end what it has not heard yet."""
+        link = self.links.get(side)
+        if link is None or link.offer is None:
+            return
+        replaying = link.told.features is None and bool(self.state.started)
+
+        def base(index: int) -> int:
+            ring = self.state.ring(index)
+            used = indices(self.state.memory, ring).used if replaying else None
+            return ring.base if used is None else used
+
+        script, told = reconcile(link.told, self.state, self.role(side), self._scratch, link.offer, base)
+        if script:
+            self._guarded(
+                link, lambda: link.apply(script, told, lambda index, value: self._stopped(side, index, value))
+            )
+
+    def _guarded(self, link: Link, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except (OSError, ProtocolError) as error:
+            self._drop_link(link.side, str(error))
+            return
+        if link.channel.backlog:
+            self._loop.add_writer(link.channel.fileno(), self._write_link, link)
+
+    def _write_link(self, link: Link) -> None:
+        self._loop.remove_writer(link.channel.fileno())
+        self._guarded(link, link.channel.flush)
+
+    # -- QEMU --------------------------------------------------------------------------------------------------
+
+    @property
+    def wants_qemu(self) -> bool:
+        """Whether there is a switch to answer for, and no QEMU yet."""
+        return self.qemu is None and any(link.offer is not None for link in self.links.values())
+
+    def connected(self, connection: socket.socket) -> None:
+        """Take a fresh connection to the VM's QEMU."""
+        offers = [link.offer for link in self.links.values() if link.offer is not None]
+        offered = offers[0]
+        for other in offers[1:]:
+            offered = offered.common(other)
+        self.qemu, self.offered = Channel(connection), offered
+        self._loop.add_reader(connection.fileno(), self._read_qemu)
+        log.info("vm %s: QEMU connected, process %d", self.name, self.qemu.peer_pid)
+        self.assign()
+
+    def _read_qemu(self) -> None:
+        for _ in range(_FRAMES_PER_TURN):
+            if self.qemu is None or self._owed is not None:
+                return
+            try:
+                frame = self.qemu.receive()
+                if frame is None:
+                    return
+                self._take(frame)
+            except PeerClosed:
+                self.drop_qemu("QEMU hung up")
+            except (OSError, ProtocolError) as error:
+                self.drop_qemu(f"QEMU: {error}")
+
+    def _take(self, frame: wire.Frame) -> None:
+        assert self.offered is not None
+        try:
+            message = wire.parse(frame)
+            _make_safe(message)
+            got = receive(self.state, message, self.offered)
+        except BaseException:
+            for descriptor in frame.descriptors:
+                descriptor.close()
+            raise
+        before, self.state = self.state, got.state
+        self._answer(message, got, before)
+        for side in Side:
+            self._sync(side)
+        for descriptor in got.surplus:
+            descriptor.close()
+
+    def _answer(self, message: wire.Message, got: Received, before: GuestState) -> None:
+        if got.answer is Answer.NOW:
+            self._reply(message.request, wire.U64.pack(got.value))
+        elif got.answer is Answer.BASE:
+            self._owe_base(got, before)
+        elif got.answer is Answer.SETTLED:
+            self._owe_settled(message)
+        elif got.answer is Answer.RARP:
+            self._pass_rarp(got.value)
+
+    def _reply(self, request: Request, payload: bytes) -> None:
+        if self.qemu is not None:
+            self.qemu.send(wire.reply(request, payload))
+
+    def _owe_base(self, got: Received, before: GuestState) -> None:
+        """The owner's base if it runs the ring, else what guest memory says. Called before the owner is told."""
+        used = indices(before.memory, before.ring(got.index)).used
+        self._owe(lambda: self._reply_base(got.index, got.value if used is None else used))
+        owner = self._owner()
+        if owner is None or not owner.told.ring(got.index).started:
+            self._pay()
+
+    def _reply_base(self, index: int, base: int) -> None:
+        self._reply(Request.GET_VRING_BASE, wire.VRING_STATE.pack(index, base))
+
+    def _stopped(self, side: Side, index: int, base: int) -> None:
+        if self._owed is not None and self.ownership.holder is side:
+            self._owed = lambda: self._reply_base(index, base)
+            self._pay()
+
+    def _owe_settled(self, message: wire.Message) -> None:
+        payload = b"" if message.request is Request.SET_LOG_BASE else wire.U64.pack(0)
+        self._owe(lambda: self._reply(message.request, payload))
+        self._loop.call_soon(self._settle)
+
+    def _settle(self) -> None:
+        owner = self._owner()
+        if owner is None:
+            self._pay()
+        else:
+            self._guarded(owner, lambda: owner.fence(self._pay))
+
+    def _owe(self, pay: Callable[[], None]) -> None:
+        """QEMU waits for an answer: read nothing more from it until ``pay`` has run."""
+        assert self.qemu is not None
+        self._owed = pay
+        self._loop.remove_reader(self.qemu.fileno())
+
+    def _pay(self) -> None:
+        pay, self._owed = self._owed, None
+        if pay is None or self.qemu is None:
+            return
+        try:
+            pay()
+        except (OSError, ProtocolError) as error:
+            self.drop_qemu(f"QEMU: {error}")
+            return
+        self._loop.add_reader(self.qemu.fileno(), self._read_qemu)
+
+    def _pass_rarp(self, mac: int) -> None:
+        owner = self._owner()
+        if owner is not None:
+            self._guarded(owner, lambda: owner.channel.send(wire.build_number(Request.SEND_RARP, mac)))
+
+    def _owner(self) -> Link | None:
+        return self.links.get(self.ownership.holder) if self.ownership.holder else None
+
+    def drop_qemu(self, reason: str) -> None:
+        """The VM left, or broke the protocol. Its memory is let go everywhere: switches that know it are hung up on,
+        as they would be by QEMU itself, and come back by themselves."""
+        if self.qemu is None:
+            return
+        self._note(reason)
+        self._loop.remove_reader(self.qemu.fileno())
+        self.qemu.close()
+        self.qemu, self.offered, self._owed = None, None, None
+        for descriptor in self.state.descriptors():
+            descriptor.close()
+        self.state = GuestState()
+        for side, link in list(self.links.items()):
+            if link.told.features is not None:
+                self._drop_link(side, "its guest is gone")
+            else:
+                self.ownership = self.ownership.released(side, Proof.NEVER)
+
+    # -- moving ------------------------------------------------------------------------------------------------
+
+    def park(self, side: Side) -> None:
+        """Keep ``side`` parked from now on. Raises BrokerError if that cannot be."""
+        if self.qemu is not None and (reason := why_not_parked(self.state)):
+            raise BrokerError(f"vm {self.name} cannot be parked: {reason}")
+        if missing := self.missing(side):
+            names = ", ".join(wire.feature_names(missing))
+            raise BrokerError(f"vm {self.name} uses features that switch {side} does not offer: {names}")
+        self.park_wanted.add(side)
+        self._sync(side)
+
+    def unpark(self, side: Side) -> None:
+        self.park_wanted.discard(side)
+        self._sync(side)
+
+    def why_not_movable(self, to: Side) -> str | None:
+        """Why ``swap_to`` cannot run at this moment, or ``None``."""
+        link = self.links.get(to)
+        if link is None or link.offer is None:
+            return f"switch {to} is not connected"
+        if not link.quiet or self._owed is not None:
+            return "messages are under way"
+        if self.qemu is not None and not self.is_parked(to):
+            return f"switch {to} is not parked"
+        owner = self._owner()
+        if self.qemu is not None and self.ownership.holder is not None:
+            if self.ownership.certainty is not Certainty.OWNS or owner is None:
+                return f"switch {self.ownership.holder} is not a confirmed owner ({self.ownership.certainty})"
+            if not owner.quiet:
+                return "messages are under way"
+        return None
+
+    def swap_to(self, to: Side) -> Swap:
+        """Hand the rings to ``to``. Raises BrokerError if it is not ready for it, StateUnknown if the end is open."""
+        if self.ownership == Ownership(to, Certainty.OWNS):
+            return Swap(Outcome.MOVED)
+        if reason := self.why_not_movable(to):
+            raise BrokerError(f"vm {self.name} cannot move to {to}: {reason}")
+        if self.qemu is None:
+            self.home = to  # no guest: nothing to move, but the next one goes there
+            return Swap(Outcome.MOVED)
+        old, new = self._owner(), self.links[to]
+        ready = handover.prepare(self.state, old, new, self._calls())
+        self.ownership = self.ownership.letting_go()
+        result = handover.swap(ready, self._fence_s)
+        self.last_swap = result
+        self._after(result, old, new)
+        return result
+
+    def _after(self, result: Swap, old: Link | None, new: Link) -> None:
+        """Write down what a swap left behind."""
+        if result.outcome is Outcome.KEPT and old is not None:
+            self.ownership = self.ownership.grant(old.side)
+            old.expect_fence(lambda: None)
+            old.expect_fence(lambda: self._confirmed(old.side))
+            raise BrokerError(f"vm {self.name}: switch {old.side} did not let go within {self._fence_s * 1e3:g} ms; "
+                              "it was given its rings back")  # fmt: skip
+        if result.outcome is Outcome.OLD_GONE and old is not None:
+            self._drop_link(old.side, "hung up while it was asked to let go")
+            raise StateUnknown(f"vm {self.name}: switch {old.side} hung up during the hand-over")
+        if old is not None:
+            old.told = swapped(old.told, self.state, Role.PARKED)
+            self.park_wanted.add(old.side)
+            self.ownership = self.ownership.released(old.side, Proof.FENCE)
+        self.ownership = self.ownership.grant(new.side)
+        new.told = swapped(new.told, self.state, Role.OWNER)
+        if result.outcome is Outcome.NEW_GONE:
+            self._drop_link(new.side, "hung up while it was given the rings")
+            raise StateUnknown(f"vm {self.name}: switch {new.side} hung up during the hand-over")
+        if result.outcome is Outcome.UNPROVEN:
+            new.expect_fence(lambda: self._confirmed(new.side))
+            self._loop.call_later(self._fence_s, self._retreat, new)
+            raise StateUnknown(f"vm {self.name}: switch {new.side} did not confirm within {self._fence_s * 1e3:g} ms")
+        self.moves += 1
+        self._confirmed(new.side)
+
+    def _retreat(self, link: Link) -> None:
+        """A side that was given the rings and stays silent is asked for them back; if it dies instead, that does."""
+        if self.ownership != Ownership(link.side, Certainty.TAKING) or self.links.get(link.side) is not link:
+            return
+        self.ownership = self.ownership.letting_go()
+        self._sync(link.side)
+        self._guarded(link, lambda: link.fence(lambda: self._let_go(link.side)))
+
+    def _let_go(self, side: Side) -> None:
+        self.ownership = self.ownership.released(side, Proof.FENCE)
+        self.assign()
+
+    def _calls(self) -> list[int]:
+        lines = [self.state.rings[index].call.descriptor for index in self.state.started]
+        return [line.fileno() for line in lines if line is not None]
+
+    def _wake_guest(self) -> None:
+        for delay in _REPEATS:
+            self._loop.call_later(delay, lambda: handover.notify(self._calls()))
+
+    # -- end ---------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Hang up on everybody."""
+        for side in list(self.links):
+            link = self.links.pop(side)
+            self._loop.remove_reader(link.channel.fileno())
+            self._loop.remove_writer(link.channel.fileno())
+            link.close()
+        self.drop_qemu("the broker ends")
+
+    def _note(self, text: str) -> None:
+        self.last_error = text
+        log.warning("vm %s: %s", self.name, text)
+
+
+def _make_safe(message: wire.Message) -> None:
+    """A call or kick must be an eventfd, and writing to it must not block, whatever the guest's QEMU made of it."""
+    if message.request not in (Request.SET_VRING_CALL, Request.SET_VRING_KICK):
+        return
+    assert isinstance(message.body, wire.RingDescriptor)
+    if message.body.descriptor is None:
+        return
+    fd = message.body.descriptor.fileno()
+    if not is_event(fd):
+        raise ProtocolError(f"{message.request.name}: ring {message.body.index}: the descriptor is not an eventfd")
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK)
