@@ -43,6 +43,7 @@ class InstanceConfig(Strict):
     ``pmd_cores``: cores of its PMD threads. ``memory_mb``: huge page memory in MiB. ``uplink_devargs``: DPDK device
     of its VF (``0000:03:02.0`` or ``eth_af_packet0,iface=vf-a``). ``uplink_device``: a kernel network device that is
     moved into the instance's namespace before its start and back after its end; not given where DPDK drives the VF.
+    ``pmd_sleep_us``: longest sleep of an idle PMD thread in normal operation; 0 polls without a pause.
     """
 
     pmd_cores: Annotated[list[Core], Field(min_length=1)]
@@ -50,6 +51,7 @@ class InstanceConfig(Strict):
     uplink_devargs: Annotated[str, Field(min_length=1)]
     uplink_device: DeviceName | None = None
     dpdk_extra: str = "--no-pci"
+    pmd_sleep_us: Annotated[int, Field(ge=0, le=10_000)] = 0
 
 
 class InstancesConfig(Strict):

@@ -35,7 +35,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The software an instance runs. ``root`` is ``None`` for the host's installed package, else a tree to chroot to."""
+    """The software an instance runs. ``root``: the tree to chroot to; ``None`` is the host's installed package."""
 
     name: str
     root: str | None

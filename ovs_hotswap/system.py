@@ -7,8 +7,9 @@ import fcntl
 import os
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +68,44 @@ class System:
             text = (done.stderr or done.stdout).strip().splitlines()
             raise CommandError(f"{' '.join(argv)}: exit {done.returncode}: {text[-1] if text else 'no output'}")
         return Completed(tuple(argv), done.returncode, done.stdout, done.stderr)
+
+    def run_lines(
+        self,
+        argv: Sequence[str],
+        on_line: Callable[[str], None],
+        *,
+        timeout: float,
+        env: Mapping[str, str] | None = None,
+    ) -> int:
+        """Run ``argv`` to its end and give ``on_line`` each line it prints as it comes; return its exit status.
+
+        Raises CommandError if it is not installed or takes longer than ``timeout`` seconds. Then, and when ``on_line``
+        raises or the user interrupts, it is killed; its children are its own affair.
+        """
+        try:
+            child = subprocess.Popen(
+                list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                text=True, errors="replace", env={**os.environ, **env} if env else None,
+            )  # fmt: skip
+        except FileNotFoundError as error:
+            raise CommandError(f"{argv[0]}: not installed", hint="run `make setup`") from error
+        end = self.monotonic() + timeout
+        timer = threading.Timer(timeout, child.kill)
+        timer.start()
+        with child:
+            try:
+                assert child.stdout is not None
+                for line in child.stdout:
+                    on_line(line.rstrip("\n"))
+                status = child.wait()
+            except BaseException:
+                child.kill()
+                raise
+            finally:
+                timer.cancel()
+        if status == -signal.SIGKILL and self.monotonic() >= end:
+            raise CommandError(f"{' '.join(argv)}: no end after {timeout:g} s; killed")
+        return status
 
     def spawn(self, argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> int:
         """Start ``argv`` as a daemon of its own session, output appended to ``log``; return its pid.

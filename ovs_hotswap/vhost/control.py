@@ -8,6 +8,7 @@ order. ``BrokerClient`` is the orchestrator's end of it.
 from __future__ import annotations
 
 import json
+import select
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,21 +57,17 @@ def raise_error(document: dict[str, Any]) -> None:
 
 
 class BrokerClient:
-    """A connection to the broker. Every call raises BrokerError if it cannot be reached or does not answer within
-    ``timeout`` seconds, and whatever HotswapError the broker reports."""
+    """A connection to the broker, made anew when it was lost: a broker may be replaced between two calls.
+
+    Every call raises BrokerError if the broker cannot be reached or does not answer within ``timeout`` seconds (what
+    was asked for may have been done nevertheless), and whatever HotswapError the broker reports.
+    """
 
     def __init__(self, path: Path, timeout: float = 10.0) -> None:
         self._path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(timeout)
-        try:
-            self._socket.connect(str(path))
-        except OSError as error:
-            self._socket.close()
-            raise BrokerError(
-                f"broker at {path}: {error.strerror or error}", hint="start it: `ovs-hotswap broker start`"
-            ) from error
-        self._file = self._socket.makefile("rb")
+        self._timeout = timeout
+        self._socket: socket.socket | None = None
+        self._received = b""
 
     def __enter__(self) -> BrokerClient:
         return self
@@ -81,21 +78,46 @@ class BrokerClient:
         self.close()
 
     def close(self) -> None:
-        self._file.close()
-        self._socket.close()
+        if self._socket is not None:
+            self._socket.close()
+        self._socket, self._received = None, b""
 
     def call(self, method: str, **params: object) -> Any:
+        connection = self._connected()
         try:
-            self._socket.sendall(encode({"method": method, "params": params}))
-            line = self._file.readline(LINE_LIMIT)
-        except OSError as error:
+            connection.sendall(encode({"method": method, "params": params}))
+            answer = json.loads(self._line(connection))
+        except (OSError, ValueError) as error:
+            self.close()
             raise BrokerError(f"broker at {self._path}: {method}: {error or 'no answer'}") from error
-        if not line.endswith(b"\n"):
-            raise BrokerError(f"broker at {self._path}: {method}: it hung up")
-        answer = json.loads(line)
         if "error" in answer:
             raise_error(answer["error"])
         return answer["result"]
+
+    def _connected(self) -> socket.socket:
+        if self._socket is not None and _hung_up(self._socket):
+            self.close()
+        if self._socket is None:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connection.settimeout(self._timeout)
+            try:
+                connection.connect(str(self._path))
+            except OSError as error:
+                connection.close()
+                raise BrokerError(
+                    f"broker at {self._path}: {error.strerror or error}", hint="start it: `ovs-hotswap broker start`"
+                ) from error
+            self._socket = connection
+        return self._socket
+
+    def _line(self, connection: socket.socket) -> bytes:
+        while b"\n" not in self._received:
+            data = connection.recv(1 << 16)
+            if not data:
+                raise ConnectionResetError("it hung up")
+            self._received += data
+        line, _, self._received = self._received.partition(b"\n")
+        return line
 
     def status(self) -> dict[str, Any]:
         result: dict[str, Any] = self.call("status")
@@ -119,3 +141,10 @@ class BrokerClient:
         """Hand a VM over; the answer has ``give_us``, ``take_us`` and ``total_us`` on the broker's clock."""
         result: dict[str, Any] = self.call("move", vm=name, to=to)
         return result
+
+
+def _hung_up(connection: socket.socket) -> bool:
+    """Whether the other end is gone. Between two calls nothing else can be there to read."""
+    poller = select.poll()
+    poller.register(connection, select.POLLIN)
+    return bool(poller.poll(0))

@@ -1,0 +1,36 @@
+# Each target does all its own set-up. `make help` lists them; tools/setup.sh says what the set-up changes.
+
+SHELL := /bin/sh
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help setup venv demo test unit bench lint clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-7s %s\n", $$1, $$2 }'
+
+setup: ## install what is missing: Debian packages, .venv, huge pages (root)
+	@tools/setup.sh packages venv pages
+
+venv:
+	@tools/setup.sh venv
+
+demo: setup ## upgrade OVS 3.1 to 3.5 under four QEMU guests, and back (root)
+	$(BIN)/ovs-hotswap lab demo --report demo-report.json
+
+test: setup ## all tests: unit, then integration on the real OVS, DPDK and QEMU (root)
+	$(BIN)/pytest tests/unit
+	$(BIN)/pytest tests/integration
+
+unit: venv ## the unit tests alone
+	$(BIN)/pytest tests/unit
+
+bench: setup ## measure the hand-over against a plain restart (root)
+	$(BIN)/python -m tests.bench --report bench-report.json
+
+lint: venv ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove .venv and all caches, put the huge pages back as they were
+	@tools/clean.sh

@@ -1,0 +1,116 @@
+"""``ovs-hotswap broker``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import click
+
+from ovs_hotswap.cli.app import App, Group, pass_app
+from ovs_hotswap.errors import BrokerError
+from ovs_hotswap.vhost.control import BrokerClient
+
+_START_S = 10.0
+
+
+@click.group(cls=Group)
+def broker() -> None:
+    """Run the broker, which gives each VM's QEMU two switches to one connection."""
+
+
+@broker.command()
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+@pass_app
+def run(app: App, log_level: str) -> None:
+    """Run the broker in the foreground until SIGTERM; SIGHUP reads the overlay intent again.
+
+    It listens on the control socket `broker.sock` in run_dir (mode 0660).
+    With --json: nothing is printed.
+
+    \b
+    Example:
+      ovs-hotswap broker run
+    """
+    from ovs_hotswap.vhost.broker import serve
+
+    logging.basicConfig(
+        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    app.config.run_dir.mkdir(parents=True, exist_ok=True)
+    serve(app.config, app.system)
+
+
+@broker.command()
+@pass_app
+def start(app: App) -> None:
+    """Start the broker in the background, if it does not run; its log is broker.log in run_dir.
+
+    With --json: {"pid", "version", "vms", "uptime_s", "home"}.
+
+    \b
+    Example:
+      ovs-hotswap broker start
+    """
+    from ovs_hotswap.vhost.service import start_broker
+
+    _show(app, start_broker(app.config, app.system, app.config_path, _START_S))
+
+
+@broker.command()
+@pass_app
+def stop(app: App) -> None:
+    """Stop the broker. Every VM that it serves loses its network until a broker runs again.
+
+    With --json: {"stopped"}: whether there was one.
+
+    \b
+    Example:
+      ovs-hotswap broker stop
+    """
+    from ovs_hotswap.vhost.service import stop_broker
+
+    stopped = stop_broker(app.config, app.system)
+    app.output.document({"stopped": stopped})
+    app.output.line("the broker is stopped" if stopped else "no broker was running")
+
+
+@broker.command()
+@pass_app
+def status(app: App) -> None:
+    """Show whether the broker runs and how many VMs it serves. Exit code 7 if it does not answer.
+
+    With --json: {"pid", "version", "vms", "uptime_s", "home"}.
+
+    \b
+    Example:
+      ovs-hotswap broker status
+    """
+    with BrokerClient(app.config.broker_socket) as client:
+        _show(app, client.status())
+
+
+@broker.command(name="reload")
+@pass_app
+def reload_(app: App) -> None:
+    """Have the broker read the overlay intent again: VMs are added and removed, the others are not touched.
+
+    With --json: {"pid", "version", "vms", "uptime_s", "home"}.
+
+    \b
+    Example:
+      ovs-hotswap broker reload
+    """
+    _ = app.intent  # a fault is better told here than by the broker
+    with BrokerClient(app.config.broker_socket) as client:
+        _show(app, client.call("reload"))
+
+
+def _show(app: App, found: object) -> None:
+    if not isinstance(found, dict):
+        raise BrokerError("the broker's answer is no object")
+    app.output.document(found)
+    app.output.line(f"broker {found['version']}: process {found['pid']}, {found['vms']} VMs, "
+                    f"up {found['uptime_s']:.0f} s")  # fmt: skip

@@ -1,0 +1,130 @@
+"""``ovs-hotswap config``."""
+
+from __future__ import annotations
+
+import click
+
+from ovs_hotswap.cli.app import App, Group, pass_app
+from ovs_hotswap.model import Side
+
+EXAMPLE = """\
+# ovs-hotswap: configuration of one hypervisor. Lines that start with "#" show the default or an alternative.
+# `ovs-hotswap config check` validates this file.
+
+# The overlay intent: this host's VTEP, its VMs and the remote hosts (`ovs-hotswap overlay example`).
+overlay = "/etc/ovs-hotswap/overlay.toml"
+
+# Sockets, pid files and logs of the instances and the broker; gone after a reboot. A short path: unix sockets below
+# it may have 107 bytes.
+# run_dir = "/run/ovs-hotswap"
+
+# Releases, journals of upgrades: kept over a reboot.
+# state_dir = "/var/lib/ovs-hotswap"
+
+# The one bridge of each instance.
+# bridge = "br0"
+
+[broker]
+# Where a VM's QEMU listens (`-chardev socket,server=on,path=...`); {vm} is the VM's name.
+# qemu_socket = "/run/ovs-hotswap/vm/{vm}.sock"
+
+# Group that may use the broker's control socket besides root.
+# group = "libvirt"
+
+# Longest wait, in ms, for a switch to confirm that it let go of, or took, a VM's rings.
+# fence_ms = 500
+
+# The two instances. One is active, the other is the standby of an upgrade; the names say nothing about which.
+[instances.a]
+# Cores of its PMD threads. With cores of their own the two do not slow each other down.
+pmd_cores = [2]
+# Huge pages for DPDK, in MiB.
+memory_mb = 1024
+# Longest sleep, in us, of an idle PMD in normal operation; 0 polls without a pause.
+# pmd_sleep_us = 0
+# The DPDK device of its virtual function (VF): a PCI address bound to vfio-pci ...
+uplink_devargs = "0000:03:02.0"
+# ... for which DPDK must be allowed to use PCI devices (the default is "--no-pci"):
+dpdk_extra = "-a 0000:03:02.0"
+
+[instances.b]
+pmd_cores = [3]
+memory_mb = 1024
+# pmd_sleep_us = 0
+# ... or a virtual device on a kernel network device, which is moved into the instance's network namespace:
+uplink_devargs = "eth_af_packet0,iface=vf-b"
+uplink_device = "vf-b"
+# dpdk_extra = "--no-pci"
+
+# How overlay traffic reaches the active instance: driver "none" (something else steers it) or "tc".
+[uplink]
+driver = "tc"
+# The physical function on which the traffic arrives, and the representors of the two VFs.
+device = "eno1"
+representor_a = "eno1_0"
+representor_b = "eno1_1"
+# The network namespace of these devices, where it is not the host's own.
+# namespace = "underlay"
+
+[upgrade]
+# Longest sleep, in us, of an idle PMD while both instances live; afterwards the instances' own value holds again.
+# pmd_sleep_us = 100
+
+# How long, in s, the moved VMs are watched before the old instance is given up.
+# soak_s = 5
+
+# Longest wait, in s, for an instance or a VM's queues to become ready.
+# ready_s = 30
+
+# Leave the old instance running after an upgrade, ready to take the VMs back.
+# keep_old = false
+"""
+
+
+@click.group(cls=Group)
+def config() -> None:
+    """Check the configuration, or print an example of it."""
+
+
+@config.command()
+@pass_app
+def check(app: App) -> None:
+    """Validate the configuration file as a whole; nothing else is looked at or changed.
+
+    Every fault is listed with its key, what is wrong and what is allowed (exit code 3).
+    With --json: {"file", "valid": true, "config"}.
+
+    \b
+    Example:
+      ovs-hotswap config check
+      ovs-hotswap --config ./config.toml config check --json
+    """
+    loaded = app.config
+    app.output.document({"file": app.config_path, "valid": True, "config": loaded.model_dump(mode="json")})
+    app.output.line(f"{app.config_path}: valid")
+    rows: list[tuple[str, object]] = [
+        ("overlay", loaded.overlay), ("run_dir", loaded.run_dir), ("state_dir", loaded.state_dir),
+        ("bridge", loaded.bridge), ("uplink", loaded.uplink.driver),
+    ]  # fmt: skip
+    for side in Side:
+        instance = loaded.instance(side)
+        cores = ",".join(map(str, instance.pmd_cores))
+        rows.append(
+            (f"instance {side}", f"PMD cores {cores}, {instance.memory_mb} MiB, uplink {instance.uplink_devargs}")
+        )
+    app.output.table(("key", "value"), rows)
+
+
+@config.command()
+@pass_app
+def example(app: App) -> None:
+    """Print a complete configuration with a comment for every key.
+
+    With --json: {"example"}, the same text.
+
+    \b
+    Example:
+      ovs-hotswap config example > /etc/ovs-hotswap/config.toml
+    """
+    app.output.document({"example": EXAMPLE})
+    app.output.line(EXAMPLE.rstrip())

@@ -1,0 +1,108 @@
+"""``ovs-hotswap instance``."""
+
+from __future__ import annotations
+
+import click
+
+from ovs_hotswap.cli.app import App, Group, pass_app
+from ovs_hotswap.cli.upgrade_cmd import show_instances
+from ovs_hotswap.errors import BusyError, HotswapError
+from ovs_hotswap.model import Side
+from ovs_hotswap.upgrade.host import Host, activate_first
+
+_side = click.argument("side", type=click.Choice([side.value for side in Side]))
+
+
+@click.group(cls=Group)
+def instance() -> None:
+    """Start, stop and list the instances."""
+
+
+@instance.command(name="list")
+@pass_app
+def list_(app: App) -> None:
+    """List both instances and what they run.
+
+    With --json: {"instances": [{"side", "state", "vswitchd_pid", "ovsdb_pid", "release", "dpdk_initialized",
+    "started"}]}.
+
+    \b
+    Example:
+      ovs-hotswap instance list
+    """
+    host = Host(app.config, app.system)
+    found = [host.instances[side].status() for side in Side]
+    app.output.document({"instances": found})
+    show_instances(app, found)
+
+
+@instance.command()
+@_side
+@click.option("--release", default="host", show_default=True, metavar="NAME", help="What it runs.")
+@pass_app
+def start(app: App, side: str, release: str) -> None:
+    """Start an instance and program it from the overlay intent.
+
+    The first instance of a host becomes the active one: the uplink is steered to it. A later one is a standby until
+    `ovs-hotswap upgrade` moves the VMs to it. If any part fails, all of it is undone.
+    With --json: {"side", "release", "active"}.
+
+    \b
+    Example:
+      ovs-hotswap instance start a
+      ovs-hotswap instance start b --release trixie
+    """
+    host = Host(app.config, app.system)
+    which = Side(side)
+    with app.system.lock(app.config.state_dir / "upgrade.lock", "an upgrade"):
+        wanted = host.releases.get(release)
+        _ = host.intent
+        host.instances[which].start(wanted)
+        try:
+            host.program(which)
+            active = activate_first(host, which) or host.recorded_active() is which
+        except BaseException:
+            host.instances[which].stop()
+            raise
+    app.output.document({"side": side, "release": wanted, "active": active})
+    app.output.line(f"instance {side} runs {wanted.label}{' and is active' if active else ''}")
+
+
+@instance.command()
+@_side
+@click.option("--force", is_flag=True, help="Stop it even though it serves VMs.")
+@pass_app
+def stop(app: App, side: str, force: bool) -> None:
+    """Stop an instance and undo all that its start did. It may be stopped already.
+
+    One that serves VMs, or whose VMs cannot be asked for, is only stopped with --force.
+    With --json: {"side", "state"}.
+
+    \b
+    Example:
+      ovs-hotswap instance stop b
+    """
+    host = Host(app.config, app.system)
+    which = Side(side)
+    with app.system.lock(app.config.state_dir / "upgrade.lock", "an upgrade"):
+        if not force and host.running(which):
+            _refuse_if_serving(host, which)
+        host.instances[which].stop()
+        if host.recorded_active() is which:
+            host.uplink.clear()
+            app.config.active_file.unlink(missing_ok=True)
+    app.output.document({"side": side, "state": host.instances[which].status().state})
+    app.output.line(f"instance {side} is stopped")
+
+
+def _refuse_if_serving(host: Host, side: Side) -> None:
+    hint = f"`ovs-hotswap instance stop {side} --force` cuts them off"
+    try:
+        served = [vm["name"] for vm in host.broker.vms() if vm["qemu"] and vm["owner"] == side]
+    except HotswapError as error:
+        if host.recorded_active() is not side:
+            return
+        raise BusyError(f"instance {side} is active, and which VMs it serves is unknown: {error.message}",
+                        hint=hint) from error  # fmt: skip
+    if served:
+        raise BusyError(f"instance {side} serves VM {', '.join(served)}", hint=hint)

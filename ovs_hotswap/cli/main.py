@@ -1,0 +1,141 @@
+"""The command line: the root group, and errors turned into lines and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from ovs_hotswap import __version__
+from ovs_hotswap.cli.app import CONFIG_PATH, App, Lazy, LazyGroup, output_options
+from ovs_hotswap.errors import HotswapError
+
+PROGRAM = "ovs-hotswap"
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+# The lines of `--help`, here so that it imports none of the modules.
+COMMANDS = {
+    "check": Lazy("ovs_hotswap.cli.upgrade_cmd:check", "Run the prechecks of an upgrade; nothing is changed."),
+    "upgrade": Lazy("ovs_hotswap.cli.upgrade_cmd:upgrade", "Replace the active instance under the running VMs."),
+    "rollback": Lazy("ovs_hotswap.cli.upgrade_cmd:rollback", "Undo an upgrade, unfinished or finished."),
+    "resume": Lazy("ovs_hotswap.cli.upgrade_cmd:resume", "Finish an upgrade that was interrupted."),
+    "status": Lazy("ovs_hotswap.cli.upgrade_cmd:status", "Show what runs, what is active, who serves the VMs."),
+    "vm": Lazy("ovs_hotswap.cli.vm_cmd:vm", "Show the VMs that the broker serves."),
+    "instance": Lazy("ovs_hotswap.cli.instance_cmd:instance", "Start, stop and list the instances."),
+    "broker": Lazy("ovs_hotswap.cli.broker_cmd:broker", "Run the broker between QEMU and the instances."),
+    "overlay": Lazy("ovs_hotswap.cli.overlay_cmd:overlay", "Check the overlay intent, show its flow tables."),
+    "release": Lazy("ovs_hotswap.cli.release_cmd:release", "Manage the releases that an instance can run."),
+    "config": Lazy("ovs_hotswap.cli.config_cmd:config", "Check the configuration, or print an example of it."),
+    "lab": Lazy("ovs_hotswap.cli.lab_cmd:lab", "Make a test bed on this machine, and show an upgrade in it."),
+}
+
+
+def error_classes() -> list[type[HotswapError]]:
+    """Every class of the error tree, by exit code."""
+    found: list[type[HotswapError]] = []
+    waiting = [HotswapError]
+    while waiting:
+        kind = waiting.pop()
+        found.append(kind)
+        waiting.extend(kind.__subclasses__())
+    return sorted(found, key=lambda kind: kind.exit_code)
+
+
+def exit_codes() -> list[tuple[str, str]]:
+    """Rows of the table in ``--help``: code and meaning."""
+    rows = {0: "Success.", 1: "Any other error.", 2: "The command line is wrong."}
+    for kind in error_classes():
+        summary = " ".join((kind.__doc__ or "").split())
+        rows.setdefault(kind.exit_code, f"{kind.__name__}: {summary}")
+    rows[INTERRUPTED] = "Interrupted."
+    return [(str(code), text) for code, text in sorted(rows.items())]
+
+
+class Root(LazyGroup):
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Exit codes"):
+            formatter.write_dl(exit_codes())
+        super().format_epilog(ctx, formatter)
+
+
+def _set_config(context: click.Context, _option: click.Parameter, value: str) -> None:
+    context.ensure_object(App).config_path = Path(value).absolute()
+
+
+@click.group(
+    cls=Root,
+    name=PROGRAM,
+    lazy=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    params=[
+        click.Option(
+            ["--config"], metavar="FILE", default=CONFIG_PATH, show_default=True, envvar="OVS_HOTSWAP_CONFIG",
+            expose_value=False, callback=_set_config, help="The configuration file.", show_envvar=True,
+        ),
+        *output_options(),
+    ],
+)  # fmt: skip
+@click.version_option(__version__, prog_name=PROGRAM)
+def cli() -> None:
+    """Replace a hypervisor's OVS-DPDK process under running VMs.
+
+    \b
+    Example:
+      ovs-hotswap config example > /etc/ovs-hotswap/config.toml
+      ovs-hotswap config check
+      ovs-hotswap --json release list
+
+    \b
+    Completion in bash (zsh_source and fish_source for those shells):
+      eval "$(_OVS_HOTSWAP_COMPLETE=bash_source ovs-hotswap)"
+    """
+
+
+def run(arguments: Sequence[str], app: App, root: click.Group = cli) -> int:
+    """Execute one command line; return the exit code. Prints every error."""
+    try:
+        status = root.main(list(arguments), prog_name=PROGRAM, standalone_mode=False, obj=app)
+    except HotswapError as error:
+        _traceback(app)
+        app.output.error(error)
+        return error.exit_code
+    except click.ClickException as error:
+        return _usage(error, arguments, app)
+    except (click.Abort, KeyboardInterrupt):
+        _traceback(app)
+        app.output.fault("Interrupted", "interrupted", None, INTERRUPTED)
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the outermost frame: an error of ours that nothing foresaw
+        _traceback(app)
+        hint = "repeat it with --debug and report what it prints"
+        app.output.fault("InternalError", f"internal error: {type(error).__name__}: {error}", hint, 1)
+        return 1
+    return status if isinstance(status, int) else 0
+
+
+def _usage(error: click.ClickException, arguments: Sequence[str], app: App) -> int:
+    if "--json" in arguments:  # the option itself may not have been reached
+        app.output.json = True
+        app.output.fault("UsageError", error.format_message(), None, error.exit_code)
+    else:
+        error.show(app.output.err)
+    return error.exit_code
+
+
+def _traceback(app: App) -> None:
+    if app.debug:
+        traceback.print_exc(file=app.output.err)
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        status = run(sys.argv[1:], App())
+    except BrokenPipeError:  # of an error's JSON document; click sees to all that a command prints
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at its exit
+        status = 1
+    sys.exit(status)

@@ -1,0 +1,137 @@
+"""What commands print: for people with rich on a terminal and as plain lines elsewhere, or one JSON document.
+
+A command calls ``table``, ``line`` and ``findings`` for people and ``document`` for programs; each does nothing in the
+other mode. Errors go to standard error as ``error:`` and ``hint:`` lines; in JSON mode to standard output as
+``{"error": {"class", "message", "hint", "exit_code"}}``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.model import Finding, Severity
+
+if TYPE_CHECKING:  # rich takes longer to import than `--help` may take
+    from rich.console import Console
+
+    from ovs_hotswap.cli.progress import Progress
+
+MARKS = {Severity.OK: "ok", Severity.WARNING: "WARN", Severity.ERROR: "FAIL"}
+STYLES = {"ok": "green", "WARN": "yellow", "FAIL": "bold red"}
+
+
+class Output:
+    """``json``: print one JSON document on ``out``. ``out`` and ``err`` are the process's own unless given."""
+
+    def __init__(self, *, json: bool = False, out: TextIO | None = None, err: TextIO | None = None) -> None:
+        self.json = json
+        self._out, self._err = out, err
+        self._progress: Progress | None = None
+
+    @property
+    def out(self) -> TextIO:
+        return self._out or sys.stdout
+
+    @property
+    def err(self) -> TextIO:
+        return self._err or sys.stderr
+
+    @property
+    def terminal(self) -> bool:
+        """Whether a person watches."""
+        return not self.json and self.out.isatty()
+
+    def console(self) -> Console:
+        from rich.console import Console
+
+        return Console(file=self.out, highlight=False)
+
+    def line(self, text: str = "") -> None:
+        """A line for people."""
+        if not self.json:
+            print(text, file=self.out, flush=True)
+
+    def warning(self, text: str) -> None:
+        """A line on standard error, in either mode."""
+        print(f"warning: {text}", file=self.err, flush=True)
+
+    def document(self, value: object) -> None:
+        """The JSON document for programs. Dataclasses become objects, enumerations and paths strings."""
+        if self.json:
+            print(json.dumps(value, indent=2, default=_plain), file=self.out, flush=True)
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
+        """A table for people. ``None`` is shown as ``-``."""
+        if self.json:
+            return
+        cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+        if self.terminal:
+            self._rich_table(columns, cells, title)
+            return
+        if title:
+            self.line(title)
+        for text in aligned([[column.upper() for column in columns], *cells]):
+            self.line(text)
+
+    def findings(self, findings: Iterable[Finding]) -> None:
+        """The results of checks, for people."""
+        rows = [(MARKS[each.severity], each.check, each.text, each.hint or "") for each in findings]
+        self.table(("result", "check", "finding", "hint"), rows)
+
+    def error(self, error: HotswapError) -> None:
+        """Print an error in this mode's way."""
+        self.fault(type(error).__name__, error.message, error.hint, error.exit_code)
+
+    def fault(self, kind: str, message: str, hint: str | None, exit_code: int) -> None:
+        if self.json:
+            document: dict[str, object] = {
+                "error": {"class": kind, "message": message, "hint": hint, "exit_code": exit_code}
+            }
+            if self._progress is not None:
+                document["steps"] = self._progress.report()
+            self.document(document)
+            return
+        for label, text in (("error", message), ("hint", hint or "")):
+            for part in text.splitlines():
+                print(f"{label}: {part}", file=self.err, flush=True)
+
+    def progress(self, steps: Sequence[tuple[str, str]]) -> Progress:
+        """A context manager that shows a plan's events; ``steps`` are (name, description). In JSON mode it is silent,
+        and an error document then holds the steps so far as ``steps``."""
+        from ovs_hotswap.cli.progress import Progress
+
+        self._progress = Progress(self, steps)
+        return self._progress
+
+    def _rich_table(self, columns: Sequence[str], cells: Sequence[Sequence[str]], title: str | None) -> None:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in cells:
+            table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
+        self.console().print(table)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines with each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    raise TypeError(f"{value!r} has no JSON form")

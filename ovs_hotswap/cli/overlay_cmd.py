@@ -1,0 +1,169 @@
+"""``ovs-hotswap overlay``."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import click
+
+from ovs_hotswap.cli.app import App, Group, pass_app
+from ovs_hotswap.model import Side
+from ovs_hotswap.overlay.tables import Form, Table, annotated, lines, render
+from ovs_hotswap.switch.openflow import OpenFlow
+from ovs_hotswap.switch.paths import InstancePaths
+
+DIFFERENT = 1  # as diff(1)
+
+EXAMPLE = """\
+# ovs-hotswap: the overlay intent of one hypervisor. `ovs-hotswap overlay check` validates this file.
+
+# This host's end of the VXLAN tunnels: its address with the prefix of the underlay network, and the MAC of the
+# uplink's physical function.
+[vtep]
+address = "172.31.0.1/24"
+mac = "52:54:00:1f:00:01"
+
+# A VM's port. name: at most 15 characters; ofport: OpenFlow port, 10 to 4000; vni: its virtual network.
+[[vm]]
+name = "web1"
+ofport = 11
+mac = "52:54:00:00:00:01"
+vni = 100
+# Queue pairs of its network device.
+# queues = 1
+
+[[vm]]
+name = "db1"
+ofport = 12
+mac = "52:54:00:00:00:02"
+vni = 100
+queues = 2
+
+# A MAC address of a virtual network that is behind another host's VTEP.
+[[remote]]
+vni = 100
+mac = "52:54:00:00:01:01"
+vtep = "172.31.0.2"
+
+[[remote]]
+vni = 100
+mac = "52:54:00:00:02:01"
+vtep = "172.31.8.9"
+
+# The MAC address of a host or router on the underlay network.
+[[neighbour]]
+address = "172.31.0.2"
+mac = "52:54:00:1f:00:02"
+
+[[neighbour]]
+address = "172.31.0.254"
+mac = "52:54:00:1f:00:fe"
+
+# An underlay network behind a router.
+[[route]]
+destination = "172.31.8.0/24"
+gateway = "172.31.0.254"
+"""
+
+
+def _document(table: Table) -> dict[str, object]:
+    # 64 bits are more than JSON's numbers hold in many programs, so the cookie is text.
+    flows = [{**dataclasses.asdict(flow), "cookie": f"{flow.cookie:#018x}"} for flow in table.flows]
+    return {**dataclasses.asdict(table), "flows": flows}
+
+
+_form = click.option(
+    "--form", type=click.Choice([form.value for form in Form]), default=Form.FINAL.value, show_default=True,
+    help="final: one instance runs. window: two run and share the peer link.",
+)  # fmt: skip
+
+
+@click.group(cls=Group)
+def overlay() -> None:
+    """Check the overlay intent, show its flow tables."""
+
+
+@overlay.command()
+@pass_app
+def check(app: App) -> None:
+    """Validate the overlay intent that the configuration names; nothing is changed.
+
+    With --json: {"file", "valid": true, "vms", "remotes", "neighbours", "routes", "flows"}, the last five as numbers.
+
+    \b
+    Example:
+      ovs-hotswap overlay check
+    """
+    intent, path = app.intent, app.config.overlay
+    counts = {
+        "vms": len(intent.vms),
+        "remotes": len(intent.remotes),
+        "neighbours": len(intent.neighbours),
+        "routes": len(intent.routes),
+        "flows": len(lines(render(intent, Form.FINAL))),
+    }
+    app.output.document({"file": path, "valid": True, **counts})
+    app.output.line(f"{path}: valid: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+
+
+@overlay.command()
+@pass_app
+def example(app: App) -> None:
+    """Print a complete overlay intent with comments.
+
+    With --json: {"example"}, the same text.
+
+    \b
+    Example:
+      ovs-hotswap overlay example > /etc/ovs-hotswap/overlay.toml
+    """
+    app.output.document({"example": EXAMPLE})
+    app.output.line(EXAMPLE.rstrip())
+
+
+@overlay.command()
+@_form
+@pass_app
+def show(app: App, form: str) -> None:
+    """Print the flow tables that the intent is rendered to, with a comment for each table.
+
+    The output is also valid input of `ovs-ofctl replace-flows`.
+    With --json: {"form", "tables": [{"number", "name", "comment", "flows": [{"priority", "match", "actions",
+    "cookie", "comment"}]}]}.
+
+    \b
+    Example:
+      ovs-hotswap overlay show
+      ovs-hotswap overlay show --form window --json
+    """
+    tables = render(app.intent, Form(form))
+    app.output.document({"form": form, "tables": [_document(table) for table in tables]})
+    for text in annotated(tables):
+        app.output.line(text)
+
+
+@overlay.command()
+@click.option(
+    "--side", type=click.Choice([side.value for side in Side]), required=True, help="The instance to look at."
+)
+@_form
+@click.pass_context
+@pass_app
+def diff(app: App, context: click.Context, side: str, form: str) -> None:
+    """Compare the flows installed on an instance with the intent's.
+
+    Lines with "-" are only installed, lines with "+" only in the intent. Exit code 1 if there are any.
+    With --json: {"side", "form", "identical", "diff": [line]}.
+
+    \b
+    Example:
+      ovs-hotswap overlay diff --side a
+    """
+    paths = InstancePaths.of(app.config, Side(side))
+    found = OpenFlow(app.system, paths.bridge_mgmt).diff(lines(render(app.intent, Form(form))))
+    app.output.document({"side": side, "form": form, "identical": not found, "diff": found})
+    for text in found:
+        app.output.line(text)
+    if found:
+        context.exit(DIFFERENT)
+    app.output.line(f"instance {side}: as the intent ({form} form)")

@@ -1,0 +1,227 @@
+"""``ovs-hotswap check``, ``upgrade``, ``rollback``, ``resume`` and ``status``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ovs_hotswap.cli.app import App, Command, pass_app
+from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.model import Severity, Side
+from ovs_hotswap.upgrade.checks import verdict
+from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.steps import upgrade_plan
+from ovs_hotswap.upgrade.upgrade import Report, Upgrader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ovs_hotswap.upgrade.plan import Event
+
+_release = click.option(
+    "--release", "release", metavar="NAME", required=True,
+    help="The release to upgrade to: host, or one of `ovs-hotswap release list`.",
+)  # fmt: skip
+
+
+@click.command(cls=Command)
+@_release
+@pass_app
+def check(app: App, release: str) -> None:
+    """Run the prechecks of an upgrade; nothing is changed. Exit code 4 if one fails.
+
+    With --json: {"findings": [{"check", "severity", "text", "hint"}], "ready"}.
+
+    \b
+    Example:
+      ovs-hotswap check --release trixie
+    """
+    findings = Upgrader(Host(app.config, app.system)).check(release)
+    app.output.findings(findings)
+    ready = all(finding.severity is not Severity.ERROR for finding in findings)
+    app.output.document({"findings": findings, "ready": ready})
+    if not ready:
+        if app.output.json:
+            click.get_current_context().exit(4)
+        verdict(findings)
+
+
+@click.command(cls=Command)
+@_release
+@click.option("--keep-old", is_flag=True, help="Leave the old instance running when the upgrade is done.")
+@click.option("--dry-run", is_flag=True, help="Show the prechecks and the steps, change nothing.")
+@pass_app
+def upgrade(app: App, release: str, keep_old: bool, dry_run: bool) -> None:
+    """Replace the active instance by one that runs another release, under the running VMs.
+
+    Whatever fails before the commit is undone and the command exits with code 5; the old instance then serves every
+    VM as before. Interrupt it (Ctrl-C, SIGTERM) for an orderly roll-back.
+    With --json: {"old", "new", "release", "previous", "committed", "moves": {vm: us}, "steps": [{"name",
+    "description", "state", "seconds", "text", "items"}]}.
+
+    \b
+    Example:
+      ovs-hotswap upgrade --release trixie --dry-run
+      ovs-hotswap upgrade --release trixie
+    """
+    upgrader = Upgrader(Host(app.config, app.system))
+    if dry_run:
+        _dry_run(app, upgrader, release)
+        return
+    keep = keep_old or app.config.upgrade.keep_old
+    _execute(app, lambda observe: upgrader.upgrade(release, observe, keep_old=keep))
+
+
+@click.command(cls=Command)
+@pass_app
+def rollback(app: App) -> None:
+    """Undo an unfinished upgrade, or go back to the release that ran before the last one.
+
+    A finished upgrade is gone back on by another upgrade, with the same checks and the same care.
+    With --json: as upgrade.
+
+    \b
+    Example:
+      ovs-hotswap rollback
+    """
+    _execute(app, Upgrader(Host(app.config, app.system)).rollback)
+
+
+@click.command(cls=Command)
+@pass_app
+def resume(app: App) -> None:
+    """Finish an upgrade (or its roll-back) that was interrupted, in the direction it was going.
+
+    With --json: as upgrade.
+
+    \b
+    Example:
+      ovs-hotswap resume
+    """
+    _execute(app, Upgrader(Host(app.config, app.system)).resume)
+
+
+def _execute(app: App, act: Callable[[Callable[[Event], None]], Report]) -> None:
+    plan = upgrade_plan()
+    with app.output.progress([(step.name, step.description) for step in (*plan.before, *plan.after)]) as progress:
+        report = act(progress.observe)
+    app.output.document({**_report(report), "steps": progress.report()})
+    if report.moves:
+        app.output.table(
+            ("VM", "hand-over us"), [(name, f"{us:.0f}") for name, us in report.moves.items()]
+        )  # fmt: skip
+    if report.committed:
+        app.output.line(f"instance {report.new} is active and runs {report.release}")
+    else:
+        app.output.line(f"everything was put back; instance {report.old} is active and runs {report.previous}")
+
+
+def _report(report: Report) -> dict[str, Any]:
+    return {
+        "old": report.old, "new": report.new, "release": report.release, "previous": report.previous,
+        "committed": report.committed, "moves": report.moves,
+    }  # fmt: skip
+
+
+def _dry_run(app: App, upgrader: Upgrader, release: str) -> None:
+    findings = upgrader.check(release)
+    plan = upgrade_plan()
+    app.output.findings(findings)
+    app.output.line()
+    rows = [(number, step.name, step.description) for number, step in enumerate(plan.before, 1)]
+    rows.append((len(rows) + 1, "commit", "from here on nothing goes back"))
+    rows += [(len(rows) + number, step.name, step.description) for number, step in enumerate(plan.after, 1)]
+    app.output.table(("step", "name", "what it does"), rows)
+    app.output.document({"findings": findings, "steps": [{"name": row[1], "description": row[2]} for row in rows]})
+    if not app.output.json:
+        verdict(findings)
+
+
+@click.command(cls=Command)
+@pass_app
+def status(app: App) -> None:
+    """Show which instance is active, what each runs, who serves the VMs, and an unfinished upgrade.
+
+    What cannot be read is shown as unknown, with the reason; the exit code is 6 then.
+    With --json: {"active", "uplink", "instances": [...], "vms": {"total", "connected", "owners": {side: n}},
+    "unfinished": {"kind", "phase", "parameters", "failure"} or null, "last": {...} or null, "unknown": [text]}.
+
+    \b
+    Example:
+      ovs-hotswap status
+    """
+    host = Host(app.config, app.system)
+    unknown: list[str] = []
+
+    def tried(act: Callable[[], Any]) -> Any:
+        try:
+            return act()
+        except HotswapError as error:
+            unknown.append(error.message)
+            return None
+
+    document = {
+        "active": host.recorded_active(),
+        "uplink": tried(lambda: host.uplink.owner()),
+        "instances": [host.instances[side].status() for side in Side],
+        "vms": tried(lambda: _vm_summary(host)),
+        "unfinished": tried(lambda: _unfinished(Upgrader(host))),
+        "last": tried(lambda: _last(Upgrader(host))),
+        "unknown": unknown,
+    }
+    app.output.document(document)
+    _show_status(app, document)
+    if unknown:
+        click.get_current_context().exit(6)
+
+
+def _vm_summary(host: Host) -> dict[str, Any]:
+    vms = host.broker.vms()
+    owners = {str(side): sum(vm["owner"] == side for vm in vms) for side in Side}
+    return {"total": len(vms), "connected": sum(vm["qemu"] is not None for vm in vms), "owners": owners}
+
+
+def _unfinished(upgrader: Upgrader) -> dict[str, Any] | None:
+    contents = upgrader.unfinished()
+    if contents is None:
+        return None
+    standing = contents.standing
+    return {"kind": contents.header.kind, "phase": standing.phase, "parameters": contents.header.parameters,
+            "failure": standing.failure or None, "rebooted": upgrader.journals.rebooted(contents)}  # fmt: skip
+
+
+def _last(upgrader: Upgrader) -> dict[str, Any] | None:
+    report = upgrader.last()
+    return None if report is None else _report(report)
+
+
+def _show_status(app: App, document: dict[str, Any]) -> None:
+    out = app.output
+    out.line(f"active   {document['active'] or 'none'}")
+    out.line(f"uplink   {document['uplink'] or 'not steered by ovs-hotswap'}")
+    vms = document["vms"]
+    if vms is not None:
+        owners = ", ".join(f"{side}: {count}" for side, count in vms["owners"].items())
+        out.line(f"VMs      {vms['total']}, {vms['connected']} with a QEMU; owned by {owners}")
+    unfinished = document["unfinished"]
+    if unfinished is not None:
+        out.line(f"journal  an unfinished {unfinished['kind']} ({unfinished['phase']}); "
+                 "`ovs-hotswap resume` or `ovs-hotswap rollback`")  # fmt: skip
+    last = document["last"]
+    if last is not None:
+        end = "committed" if last["committed"] else "rolled back"
+        out.line(f"last     {last['previous']} on {last['old']} -> {last['release']} on {last['new']}: {end}")
+    for text in document["unknown"]:
+        out.line(f"unknown  {text}")
+    out.line()
+    show_instances(app, document["instances"])
+
+
+def show_instances(app: App, instances: list[Any]) -> None:
+    """The table of ``status`` and ``instance list``."""
+    rows = [
+        (each.side, each.state, each.release.label if each.release else None, each.vswitchd_pid, each.ovsdb_pid)
+        for each in instances
+    ]
+    app.output.table(("instance", "state", "release", "ovs-vswitchd", "ovsdb-server"), rows)

@@ -1,0 +1,88 @@
+"""``ovs-hotswap vm``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ovs_hotswap.cli.app import App, Group, pass_app
+from ovs_hotswap.vhost.control import BrokerClient
+
+
+@click.group(cls=Group)
+def vm() -> None:
+    """Show the VMs that the broker serves."""
+
+
+@vm.command(name="list")
+@pass_app
+def list_(app: App) -> None:
+    """List the VMs: who owns each one's rings, and whether it is parked on the other side.
+
+    With --json: {"vms": [...]}, each as `vm show` prints it.
+
+    \b
+    Example:
+      ovs-hotswap vm list
+    """
+    with BrokerClient(app.config.broker_socket) as broker:
+        found = broker.vms()
+    app.output.document({"vms": found})
+    rows = [
+        (each["name"], each["qemu"], each["owner"], each["certainty"], _parked(each),
+         sum(ring["started"] for ring in each["rings"]), each["moves"], each["last_move_us"])
+        for each in found
+    ]  # fmt: skip
+    app.output.table(("VM", "QEMU", "owner", "certainty", "parked on", "rings", "moves", "last us"), rows)
+
+
+@vm.command()
+@click.argument("name")
+@pass_app
+def show(app: App, name: str) -> None:
+    """Show one VM: features, memory, its switches, each ring's indices.
+
+    With --json: {"name", "qemu", "owner", "certainty", "home", "features", "feature_names", "memory_bytes",
+    "memory_regions", "unparkable", "switches": {side: {"connected", "pid", "role", "parked", "offers", "missing"}},
+    "rings": [{"index", "size", "started", "enabled", "available", "used"}], "moves", "last_move_us", "last_error"}.
+
+    \b
+    Example:
+      ovs-hotswap vm show web1
+    """
+    with BrokerClient(app.config.broker_socket) as broker:
+        found = broker.vm(name)
+    app.output.document(found)
+    for label, value in _lines(found):
+        app.output.line(f"{label:<12} {value}")
+    rings = [
+        (ring["index"], "transmit" if ring["index"] % 2 else "receive", ring["size"], ring["started"], ring["enabled"],
+         ring["available"], ring["used"])
+        for ring in found["rings"]
+    ]  # fmt: skip
+    app.output.line()
+    app.output.table(("ring", "guest", "size", "started", "enabled", "available", "used"), rings)
+
+
+def _parked(found: dict[str, Any]) -> str | None:
+    return ", ".join(side for side, switch in found["switches"].items() if switch["parked"]) or None
+
+
+def _lines(found: dict[str, Any]) -> list[tuple[str, object]]:
+    lines: list[tuple[str, object]] = [
+        ("VM", found["name"]),
+        ("QEMU", f"process {found['qemu']}" if found["qemu"] else "not connected"),
+        ("owner", f"{found['owner'] or 'nobody'} ({found['certainty']})"),
+        ("features", ", ".join(found["feature_names"]) or "none yet"),
+        ("memory", f"{found['memory_bytes'] >> 20} MiB in {found['memory_regions']} regions"),
+        ("moves", found["moves"]),
+    ]
+    for side, switch in found["switches"].items():
+        state = switch["role"] if switch["connected"] else "not connected"
+        lines.append((f"switch {side}", f"{state}, process {switch['pid']}" if switch["pid"] else state))
+    if found["unparkable"]:
+        lines.append(("unparkable", found["unparkable"]))
+    if found["last_error"]:
+        lines.append(("last note", found["last_error"]))
+    return lines

@@ -1,0 +1,16 @@
+"""Names and OpenFlow numbers of the ports that every single bridge has; the same on both instances."""
+
+from __future__ import annotations
+
+UPLINK = "uplink"
+VXLAN = "vxlan"
+PEER = "peer"
+
+UPLINK_PORT = 1
+VXLAN_PORT = 2
+PEER_PORT = 3
+
+FIRST_VM_PORT = 10
+LAST_VM_PORT = 4000  # a VM's number is also its tag on the peer link, and 4095 is no VLAN (IEEE 802.1Q, 9.6)
+
+RESERVED_NAMES = frozenset({UPLINK, VXLAN, PEER, "ovs-netdev"})  # the last is the device of OVS's netdev datapath

@@ -1,0 +1,319 @@
+"""The single bridge's flow tables, rendered from the overlay intent. Pure.
+
+One bridge carries the underlay (uplink, LOCAL), the tunnel (vxlan) and the VMs. A packet passes
+
+====  ========  ==========================================================================================
+  0   classify  by the port it came from; what may go on carries its VNI as ``metadata``
+  1   local     known destination MACs on this host; multicast goes to flood, packets from VMs on to remote
+  2   remote    known destination MACs behind other VTEPs; only packets from VMs come here: split horizon
+  3   flood     multicast and broadcast: each VM of the VNI, from a VM also each remote VTEP of the VNI
+  4   deliver   to the one VM whose port is in ``reg0``, except to the VM the packet came from
+====  ========  ==========================================================================================
+
+The two forms differ in tables 0 and 4 alone. In the *window* form, while two instances run, deliver outputs to the
+VM's port and, tagged with the port (802.1ad, VLAN ID = ofport), to the peer link; what comes from the peer link goes
+to the port its tag names and nowhere else. Exactly one of the instances owns a VM's rings, so the packet is delivered
+by one of them whoever it is. The *final* form has no trace of the peer link.
+
+Everything is stateless (no learning, no connection tracking), so both instances can run the same tables, and linear
+in the size of the intent: the VMs of a VNI share its flood flows, and deliver alone keeps a broadcast from its sender,
+on the peer link as well, where OpenFlow's own rule (no output to the port of arrival) would not reach.
+
+A flow's cookie says what it does, so that its packet counter can be named: 0x6873 (16 bits), kind (8 bits), VNI
+(24 bits, 0 if none), ofport (16 bits, 0 if none). Kinds from 0x80 on are drops.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ovs_hotswap.overlay.intent import Intent, Vm
+from ovs_hotswap.overlay.ports import PEER_PORT, UPLINK_PORT, VXLAN_PORT
+
+CLASSIFY, LOCAL, REMOTE, FLOOD, DELIVER = range(5)
+
+REQUIRED_OTHER_CONFIG: Mapping[str, str] = {"vlan-limit": "1"}
+"""What the tables need in ``other_config`` of the table Open_vSwitch.
+
+OVS tracks two VLAN headers at most (flow.h, FLOW_MAX_VLAN_HEADERS). With ``vlan-limit`` 1, its default, it leaves a
+guest's inner tags alone as payload, and the peer link's tag is the second. With 2 it tracks both tags of a guest's
+QinQ frame, and pushing a third loses the innermost: measured on OVS 3.1.
+"""
+
+VXLAN_UDP_PORT = 4789  # RFC 7348, section 5
+MULTICAST = "dl_dst=01:00:00:00:00:00/01:00:00:00:00:00"
+VLAN_PRESENT = 0x1000  # OFPVID_PRESENT, OpenFlow 1.4.0, section 7.2.3.7
+
+_COOKIE_MAGIC = 0x6873
+
+
+class Form(enum.StrEnum):
+    """``WINDOW``: two instances run and share a peer link. ``FINAL``: one instance runs."""
+
+    FINAL = "final"
+    WINDOW = "window"
+
+
+class Kind(enum.IntEnum):
+    """What a flow does: the kind in its cookie. The values are stable."""
+
+    FROM_UPLINK = 0x01
+    TO_UPLINK = 0x02
+    FROM_VM = 0x03
+    FROM_TUNNEL = 0x04
+    FROM_PEER = 0x05
+    TO_LOCAL = 0x06
+    TO_REMOTE = 0x07
+    FLOOD = 0x08
+    NOT_LOCAL = 0x09
+    DELIVER = 0x0A
+    NOT_BACK = 0x0B
+    DROP_UNKNOWN_PORT = 0x80
+    DROP_UNDERLAY = 0x81
+    DROP_SPOOFED = 0x82
+    DROP_UNKNOWN_VNI = 0x83
+    DROP_UNKNOWN_TAG = 0x84
+    DROP_UNKNOWN_FROM_VM = 0x85
+    DROP_UNKNOWN_FROM_TUNNEL = 0x86
+
+    @property
+    def is_drop(self) -> bool:
+        return self >= 0x80
+
+
+_KIND_NAMES = {
+    Kind.FROM_UPLINK: "VXLAN packets from the uplink",
+    Kind.TO_UPLINK: "packets to the uplink",
+    Kind.FROM_VM: "packets from a VM",
+    Kind.FROM_TUNNEL: "packets from the tunnel",
+    Kind.FROM_PEER: "packets from the peer link",
+    Kind.TO_LOCAL: "packets to a VM of this host",
+    Kind.TO_REMOTE: "packets to another VTEP",
+    Kind.FLOOD: "broadcast and multicast",
+    Kind.NOT_LOCAL: "packets for no VM of this host",
+    Kind.DELIVER: "packets delivered",
+    Kind.NOT_BACK: "copies not sent back to their sender",
+    Kind.DROP_UNKNOWN_PORT: "dropped: from a port that is not in the intent",
+    Kind.DROP_UNDERLAY: "dropped: from the uplink, but not VXLAN to the VTEP",
+    Kind.DROP_SPOOFED: "dropped: source MAC is not the VM's",
+    Kind.DROP_UNKNOWN_VNI: "dropped: from the tunnel, of a VNI without a VM here",
+    Kind.DROP_UNKNOWN_TAG: "dropped: from the peer link, with no VM's tag",
+    Kind.DROP_UNKNOWN_FROM_VM: "dropped: from a VM, to an unknown unicast MAC",
+    Kind.DROP_UNKNOWN_FROM_TUNNEL: "dropped: from the tunnel, to an unknown unicast MAC",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """One flow in the syntax of ovs-ofctl. An empty ``match`` matches everything."""
+
+    priority: int
+    match: str
+    actions: str
+    cookie: int
+    comment: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    number: int
+    name: str
+    comment: str
+    flows: tuple[Flow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """What one VNI holds. ``macs`` maps a remote MAC to its VTEP."""
+
+    vni: int
+    vms: list[Vm]
+    macs: dict[str, str]
+
+
+def cookie(kind: Kind, *, vni: int = 0, ofport: int = 0) -> int:
+    return _COOKIE_MAGIC << 48 | kind << 40 | vni << 16 | ofport
+
+
+def cookie_kind(value: int) -> Kind | None:
+    """The kind in a cookie; ``None`` if the cookie is not one of ours."""
+    if value >> 48 != _COOKIE_MAGIC:
+        return None
+    try:
+        return Kind(value >> 40 & 0xFF)
+    except ValueError:
+        return None
+
+
+def cookie_name(value: int, vms: Mapping[int, str] | None = None) -> str:
+    """What the flows with this cookie count, in words. ``vms`` maps ofports to names, where they are known."""
+    kind = cookie_kind(value)
+    if kind is None:
+        return f"cookie {value:#x}"
+    vni, ofport = value >> 16 & 0xFFFFFF, value & 0xFFFF
+    places = [f"VNI {vni}"] if vni else []
+    if ofport:
+        places.append(f"VM {vms[ofport]}" if vms and ofport in vms else f"port {ofport}")
+    return f"{_KIND_NAMES[kind]} ({', '.join(places)})" if places else _KIND_NAMES[kind]
+
+
+def render(intent: Intent, form: Form) -> tuple[Table, ...]:
+    """The five tables. A VNI that has no VM on this host has no flows: nothing here could use it."""
+    segments = _segments(intent)
+    return (
+        Table(CLASSIFY, "classify", "By port of arrival: underlay, peer link, tunnel, VMs (source MAC checked)",
+              (*_underlay(intent), *_overlay(intent, segments), *_peer(intent, form),
+               Flow(0, "", "drop", cookie(Kind.DROP_UNKNOWN_PORT), "any other port"))),
+        Table(LOCAL, "local", "By VNI and destination MAC: the VMs of this host",
+              tuple(flow for segment in segments for flow in _local(segment))),
+        Table(REMOTE, "remote", "By VNI and destination MAC, from VMs only: MACs behind other VTEPs",
+              tuple(flow for segment in segments for flow in _remote(segment))),
+        Table(FLOOD, "flood", "By VNI: a copy for each VM here and, from a VM, for each other VTEP",
+              tuple(flow for segment in segments for flow in _flood(segment))),
+        Table(DELIVER, "deliver", f"To the VM whose port is in reg0 ({form} form), never back to its sender",
+              tuple(flow for vm in intent.vms for flow in _deliver(vm, form))),
+    )  # fmt: skip
+
+
+def lines(tables: Iterable[Table]) -> list[str]:
+    """The flows as ovs-ofctl reads them, one a line."""
+    return [_line(table, flow) for table in tables for flow in table.flows]
+
+
+def annotated(tables: Iterable[Table]) -> list[str]:
+    """The flows with a comment line before each table and each flow; ovs-ofctl reads this as well."""
+    text = []
+    for table in tables:
+        text += ["", f"# Table {table.number}, {table.name}. {table.comment}."]
+        for flow in table.flows:
+            text += [f"#   {flow.comment}", _line(table, flow)]
+    return text[1:]
+
+
+def _line(table: Table, flow: Flow) -> str:
+    match = f",{flow.match}" if flow.match else ""
+    return f"table={table.number},cookie={flow.cookie:#x},priority={flow.priority}{match} actions={flow.actions}"
+
+
+def _segments(intent: Intent) -> list[_Segment]:
+    segments: dict[int, _Segment] = {}
+    for vm in intent.vms:
+        segments.setdefault(vm.vni, _Segment(vm.vni, [], {})).vms.append(vm)
+    for remote in intent.remotes:
+        if remote.vni in segments:
+            segments[remote.vni].macs[remote.mac] = remote.vtep
+    return [segments[vni] for vni in sorted(segments)]
+
+
+def _underlay(intent: Intent) -> Iterator[Flow]:
+    vtep = intent.vtep
+    # OVS decapsulates on output to LOCAL if the addresses are LOCAL's own (tnl-ports.c); all else would reach the
+    # kernel of the namespace, which has no use for it.
+    match = f"in_port={UPLINK_PORT},udp,dl_dst={vtep.mac},nw_dst={vtep.address},tp_dst={VXLAN_UDP_PORT}"
+    yield Flow(100, match, "LOCAL", cookie(Kind.FROM_UPLINK), "VXLAN to the VTEP: LOCAL decapsulates it")
+    yield Flow(
+        100,
+        "in_port=LOCAL",
+        f"output:{UPLINK_PORT}",
+        cookie(Kind.TO_UPLINK),
+        "encapsulated packets leave by the uplink",
+    )
+    yield Flow(
+        50, f"in_port={UPLINK_PORT}", "drop", cookie(Kind.DROP_UNDERLAY), "nothing else is wanted from the underlay"
+    )
+
+
+def _overlay(intent: Intent, segments: Sequence[_Segment]) -> Iterator[Flow]:
+    for segment in segments:
+        vni = segment.vni
+        yield Flow(
+            100, f"in_port={VXLAN_PORT},tun_id={vni}", f"write_metadata:{vni},goto_table:{LOCAL}",
+            cookie(Kind.FROM_TUNNEL, vni=vni), f"VNI {vni} from the tunnel",
+        )  # fmt: skip
+    yield Flow(50, f"in_port={VXLAN_PORT}", "drop", cookie(Kind.DROP_UNKNOWN_VNI), "a VNI without a VM here")
+    for vm in intent.vms:
+        yield Flow(
+            100, f"in_port={vm.ofport},dl_src={vm.mac}", f"write_metadata:{vm.vni},goto_table:{LOCAL}",
+            cookie(Kind.FROM_VM, vni=vm.vni, ofport=vm.ofport), f"{vm.name} sends in VNI {vm.vni}",
+        )  # fmt: skip
+        yield Flow(
+            50, f"in_port={vm.ofport}", "drop",
+            cookie(Kind.DROP_SPOOFED, vni=vm.vni, ofport=vm.ofport), f"{vm.name} with a source MAC that is not its own",
+        )  # fmt: skip
+
+
+def _peer(intent: Intent, form: Form) -> Iterator[Flow]:
+    if form is Form.FINAL:
+        return
+    for vm in intent.vms:
+        yield Flow(
+            100, f"in_port={PEER_PORT},dl_vlan={vm.ofport}", f"pop_vlan,output:{vm.ofport}",
+            cookie(Kind.FROM_PEER, vni=vm.vni, ofport=vm.ofport), f"the other instance delivers to {vm.name}",
+        )  # fmt: skip
+    yield Flow(50, f"in_port={PEER_PORT}", "drop", cookie(Kind.DROP_UNKNOWN_TAG), "no VM has this tag")
+
+
+def _local(segment: _Segment) -> Iterator[Flow]:
+    vni = segment.vni
+    for vm in segment.vms:
+        yield Flow(
+            20, f"metadata={vni},dl_dst={vm.mac}", f"set_field:{vm.ofport}->reg0,goto_table:{DELIVER}",
+            cookie(Kind.TO_LOCAL, vni=vni, ofport=vm.ofport), f"to {vm.name}",
+        )  # fmt: skip
+    yield Flow(
+        20, f"metadata={vni},{MULTICAST}", f"goto_table:{FLOOD}",
+        cookie(Kind.FLOOD, vni=vni), f"broadcast and multicast of VNI {vni}",
+    )  # fmt: skip
+    yield Flow(
+        10, f"metadata={vni},in_port={VXLAN_PORT}", "drop",
+        cookie(Kind.DROP_UNKNOWN_FROM_TUNNEL, vni=vni), f"VNI {vni}: no such MAC here; never back into the tunnel",
+    )  # fmt: skip
+    yield Flow(
+        5, f"metadata={vni}", f"goto_table:{REMOTE}",
+        cookie(Kind.NOT_LOCAL, vni=vni), f"VNI {vni}: from a VM, perhaps to another host",
+    )  # fmt: skip
+
+
+def _remote(segment: _Segment) -> Iterator[Flow]:
+    vni = segment.vni
+    for mac, vtep in segment.macs.items():
+        yield Flow(
+            20, f"metadata={vni},dl_dst={mac}",
+            f"set_field:{vni}->tun_id,set_field:{vtep}->tun_dst,output:{VXLAN_PORT}",
+            cookie(Kind.TO_REMOTE, vni=vni), f"{mac} is behind {vtep}",
+        )  # fmt: skip
+    yield Flow(
+        5, f"metadata={vni}", "drop",
+        cookie(Kind.DROP_UNKNOWN_FROM_VM, vni=vni), f"VNI {vni}: no such MAC anywhere",
+    )  # fmt: skip
+
+
+def _flood(segment: _Segment) -> Iterator[Flow]:
+    vni = segment.vni
+    to_vms = ",".join(f"set_field:{vm.ofport}->reg0,resubmit(,{DELIVER})" for vm in segment.vms)
+    vteps = dict.fromkeys(segment.macs.values())
+    # The tunnel comes last: a guest's copies are made of a packet without tunnel metadata of our own.
+    to_vteps = "".join(f",set_field:{vtep}->tun_dst,output:{VXLAN_PORT}" for vtep in vteps)
+    yield Flow(
+        20, f"metadata={vni},in_port={VXLAN_PORT}", to_vms,
+        cookie(Kind.FLOOD, vni=vni), f"VNI {vni}: from the tunnel to each VM",
+    )  # fmt: skip
+    yield Flow(
+        10, f"metadata={vni}", f"{to_vms},set_field:{vni}->tun_id{to_vteps}" if vteps else to_vms,
+        cookie(Kind.FLOOD, vni=vni), f"VNI {vni}: from a VM to each other VM and each other VTEP",
+    )  # fmt: skip
+
+
+def _deliver(vm: Vm, form: Form) -> Iterator[Flow]:
+    yield Flow(
+        20, f"reg0={vm.ofport},in_port={vm.ofport}", "drop",
+        cookie(Kind.NOT_BACK, vni=vm.vni, ofport=vm.ofport), f"from {vm.name} itself",
+    )  # fmt: skip
+    actions = f"output:{vm.ofport}"
+    if form is Form.WINDOW:
+        # pop_vlan restores the packet for the next copy of a flood.
+        tag = f"set_field:{VLAN_PRESENT + vm.ofport}->vlan_vid"
+        actions += f",push_vlan:0x88a8,{tag},output:{PEER_PORT},pop_vlan"
+    yield Flow(10, f"reg0={vm.ofport}", actions, cookie(Kind.DELIVER, vni=vm.vni, ofport=vm.ofport), f"to {vm.name}")

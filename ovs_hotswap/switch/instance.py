@@ -1,0 +1,364 @@
+"""One instance: a private ovsdb-server and ovs-vswitchd (DPDK) in a network namespace and run directory of their own.
+
+``start`` and ``stop`` are each other's undo. ``start`` records what it is about to do before it does it, and ``stop``
+undoes whatever part was done, also for an instance that was killed or half started, or by another process.
+One process at a time may start or stop a side: the caller holds the lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovs_hotswap.config import Config, InstanceConfig
+from ovs_hotswap.errors import CommandError, HotswapError, SwitchError
+from ovs_hotswap.model import Release, Side
+from ovs_hotswap.switch import launch
+from ovs_hotswap.switch.logscan import fatal, telling_cause
+from ovs_hotswap.switch.netns import Device, Namespaces
+from ovs_hotswap.switch.ovsdb import SwitchDb
+from ovs_hotswap.switch.paths import InstancePaths, InstanceRecord, read_record
+from ovs_hotswap.switch.release import OVSDB_SERVER, OVSDB_TOOL, SCHEMA, VSWITCHD
+from ovs_hotswap.switch.unixctl import appctl
+from ovs_hotswap.system import System
+
+_EXIT_S = 2.0  # for the reply to `exit`: a main thread that is not blocked answers within milliseconds
+_END_S = 5.0  # from the reply to the end of the process: DPDK gives back its memory
+_POLL_S = 0.02
+_STATUS_S = 1.0
+_LOG_TAIL = 1 << 18  # bytes of the log that are searched for a cause
+
+
+class State(enum.StrEnum):
+    """``DEAD``: it was started, its ovs-vswitchd is gone and nobody has stopped it."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    RUNNING = "running"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceStatus:
+    """``started``: seconds since the epoch. ``dpdk_initialized``: ``None`` where the database does not answer."""
+
+    side: Side
+    state: State
+    vswitchd_pid: int | None = None
+    ovsdb_pid: int | None = None
+    release: Release | None = None
+    dpdk_initialized: bool | None = None
+    started: float | None = None
+
+
+class Instance:
+    """One side of the host. ``paths`` says where its files, sockets and namespace are, running or not."""
+
+    def __init__(
+        self,
+        config: Config,
+        side: Side,
+        system: System,
+        *,
+        namespaces: Namespaces | None = None,
+        connect: Callable[[Path, float], SwitchDb] = SwitchDb,
+        control: Callable[..., str] = appctl,
+    ) -> None:
+        self._config = config
+        self._side = side
+        self._system = system
+        self._namespaces = namespaces or Namespaces()
+        self._connect = connect
+        self._control = control
+        self.paths = InstancePaths.of(config, side)
+
+    @property
+    def side(self) -> Side:
+        return self._side
+
+    def database(self, timeout: float = 5.0) -> SwitchDb:
+        """A connection to its database, to be used as a context manager."""
+        return self._connect(self.paths.db_socket, timeout)
+
+    def status(self) -> InstanceStatus:
+        """What there is of the instance. Never raises because a part is missing or does not answer."""
+        record = read_record(self.paths.record)
+        vswitchd, ovsdb = (self._pid(path) for path in (self.paths.vswitchd_pid, self.paths.ovsdb_pid))
+        initialized = None
+        if ovsdb is not None:
+            with contextlib.suppress(HotswapError), self.database(_STATUS_S) as database:
+                initialized = database.state().dpdk_initialized
+        return InstanceStatus(
+            side=self._side,
+            state=self._state(record, vswitchd, initialized),
+            vswitchd_pid=vswitchd,
+            ovsdb_pid=ovsdb,
+            release=record.software if record else None,
+            dpdk_initialized=initialized,
+            started=record.started if record else None,
+        )
+
+    def start(self, release: Release) -> None:
+        """Start ``release`` and return once DPDK is initialized; bridge and ports are the caller's to add.
+
+        Raises SwitchError if the side runs already, or if it is not ready within ``upgrade.ready_s``: with the line
+        of the log that tells why, after everything has been undone. Its log is then kept in the state directory.
+        """
+        state = self.status().state
+        if state in (State.RUNNING, State.STARTING):
+            raise SwitchError(
+                f"instance {self._side} is {state} already", hint=f"`ovs-hotswap instance stop {self._side}`"
+            )
+        self.stop()
+        try:
+            self._bring_up(release)
+        except BaseException as error:
+            self._undo(error)
+            raise
+
+    def stop(self) -> None:
+        """End both processes and undo all that ``start`` did; done already is no error.
+
+        The log of an ovs-vswitchd that had ended by itself is kept as ``paths.saved_log``. A part that cannot be
+        undone does not keep the others from being undone; the first such failure is raised (SwitchError or
+        CommandError), and ``stop`` can be tried again.
+        """
+        record = read_record(self.paths.record)
+        crashed = record is not None and not self._owned(self.paths.vswitchd_pid)
+        self._take_down(record, keep_log=crashed)
+
+    def kill(self) -> None:
+        """End ovs-vswitchd at once and return when it is dead, as fail-over must before it gives rings away.
+
+        Everything else stays for ``stop``. Raises CommandError if it does not die.
+        """
+        for pid in self._owned(self.paths.vswitchd_pid):
+            self._system.kill(pid, grace=0)
+
+    # -- starting
+
+    def _bring_up(self, release: Release) -> None:
+        end = self._system.monotonic() + self._config.upgrade.ready_s
+        paths = self.paths
+        paths.run_dir.mkdir(parents=True)
+        record = self._record(release)
+        self._namespaces.create(paths.netns)
+        self._take_uplink(record)
+        self._run(release, [OVSDB_TOOL, "create", str(paths.db_file), SCHEMA], end)
+        arguments = _daemon(paths.ovsdb_ctl, paths.ovsdb_pid, paths.ovsdb_log)
+        self._run(release, [OVSDB_SERVER, str(paths.db_file), f"--remote=punix:{paths.db_socket}", *arguments], end)
+        with self.database(max(end - self._system.monotonic(), _POLL_S)) as database:
+            database.set_other_config(self._other_config())
+            arguments = _daemon(paths.vswitchd_ctl, paths.vswitchd_pid, paths.log)
+            self._run(release, [VSWITCHD, f"unix:{paths.db_socket}", *arguments], end)
+            self._wait_ready(release, database, end)
+        ready = read_record(paths.record) or record
+        self._system.write_atomic(paths.record, ready.model_copy(update={"ready": True}).model_dump_json())
+
+    def _record(self, release: Release) -> InstanceRecord:
+        record = InstanceRecord(
+            release=release.name,
+            root=release.root,
+            ovs_version=release.ovs_version,
+            dpdk_version=release.dpdk_version,
+            started=self._system.wall(),
+            starter=os.getpid(),
+        )
+        self._system.write_atomic(self.paths.record, record.model_dump_json())
+        return record
+
+    def _take_uplink(self, record: InstanceRecord) -> None:
+        name, origin = self._instance.uplink_device, self._config.uplink.namespace
+        if name is None:
+            return
+        device = self._namespaces.look(name, origin)
+        if device is None:
+            where = f"network namespace {origin}" if origin else "the host's network namespace"
+            raise SwitchError(
+                f"instance {self._side}: there is no network device {name} in {where}",
+                hint=f"correct instances.{self._side}.uplink_device",
+            )
+        record = record.model_copy(update={"uplink": device})
+        self._system.write_atomic(self.paths.record, record.model_dump_json())
+        self._namespaces.move_in(device, self.paths.netns)
+
+    def _other_config(self) -> dict[str, str]:
+        """Settings that ovs-vswitchd reads once, when it starts DPDK; ovs-vswitchd.conf.db(5) describes them.
+
+        ``--in-memory`` (DPDK, Linux EAL parameters) keeps no file in hugetlbfs: a killed process's huge pages are free
+        at once. Without ``dpdk-lcore-mask`` the main thread keeps all cores (lib/dpdk.c, dpdk_init__).
+        ``vlan-limit=2``: the peer link's tag goes on top of a guest's own.
+        """
+        instance = self._instance
+        extra = f"--file-prefix={self.paths.netns} --in-memory --single-file-segments -n 1 {instance.dpdk_extra}"
+        return {
+            "dpdk-init": "true",
+            "dpdk-socket-mem": socket_mem(instance.memory_mb, _numa_nodes(instance.pmd_cores)),
+            "dpdk-extra": extra.strip(),
+            "pmd-cpu-mask": cpu_mask(instance.pmd_cores),
+            "vlan-limit": "2",
+        }
+
+    def _run(self, release: Release, argv: list[str], end: float) -> None:
+        program = Path(argv[0]).name
+        command = launch.command(release, self.paths.netns, self._config.run_dir, argv)
+        try:
+            done = self._system.run(
+                command,
+                timeout=max(end - self._system.monotonic(), _POLL_S),
+                check=False,
+                env=launch.environment(self.paths.run_dir),
+            )
+        except CommandError as error:
+            raise self._failure(release, program, error.message) from error
+        if done.status != 0:
+            raise self._failure(release, program, f"exit {done.status}", f"{done.stderr}\n{done.stdout}")
+
+    def _wait_ready(self, release: Release, database: SwitchDb, end: float) -> None:
+        while not database.state().dpdk_initialized:
+            program = Path(VSWITCHD).name
+            if self._pid(self.paths.vswitchd_pid) is None:
+                raise self._failure(release, program, "it ended by itself")
+            if fatal(self._log_tail()):
+                raise self._failure(release, program, "DPDK is not initialized")
+            if self._system.monotonic() >= end:
+                within = f"{self._config.upgrade.ready_s:g} s"
+                raise self._failure(release, program, f"DPDK is not initialized within {within}")
+            self._system.sleep(_POLL_S)
+
+    def _failure(self, release: Release, program: str, otherwise: str, output: str = "") -> SwitchError:
+        cause = telling_cause(self._log_tail(), output, otherwise)
+        return SwitchError(
+            f"instance {self._side}: {program} of release {release.label} did not start: {cause.text}",
+            hint=f"{cause.hint}; log: {self.paths.saved_log}",
+        )
+
+    def _log_tail(self) -> str:
+        try:
+            with self.paths.log.open("rb") as log:
+                log.seek(max(0, os.fstat(log.fileno()).st_size - _LOG_TAIL))
+                return log.read().decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def _undo(self, error: BaseException) -> None:
+        try:
+            self._take_down(read_record(self.paths.record), keep_log=True)
+        except HotswapError as second:
+            error.add_note(f"and undoing it failed: {second.message}")
+
+    # -- stopping
+
+    def _take_down(self, record: InstanceRecord | None, *, keep_log: bool) -> None:
+        steps: tuple[Callable[[], None], ...] = (
+            lambda: self._end(self.paths.vswitchd_pid, self.paths.vswitchd_ctl),
+            lambda: self._end(self.paths.ovsdb_pid, self.paths.ovsdb_ctl),
+            lambda: self._give_uplink_back(record),
+        )
+        failures: list[HotswapError] = []
+        for step in steps:
+            try:
+                step()
+            except HotswapError as error:
+                failures.append(error)
+        if failures:  # a process or a device is still in the namespace: keep the record, so that stop can go on
+            raise failures[0]
+        self._namespaces.remove(self.paths.netns)
+        self._remove_files(keep_log=keep_log)
+
+    def _end(self, pid_file: Path, ctl: Path) -> None:
+        """End the daemon of this pid file: `exit` if it answers, then signals."""
+        owned = self._owned(pid_file)
+        if owned:
+            with contextlib.suppress(SwitchError):
+                self._control(ctl, "exit", timeout=_EXIT_S)
+                end = self._system.monotonic() + _END_S
+                while any(map(self._system.alive, owned)) and self._system.monotonic() < end:
+                    self._system.sleep(_POLL_S)
+        for pid in owned:
+            if self._system.alive(pid) and self._is_ours(pid, pid_file):
+                self._system.kill(pid, grace=1.0)
+
+    def _give_uplink_back(self, record: InstanceRecord | None) -> None:
+        device = record.uplink if record else None
+        if device is None and self._instance.uplink_device is not None:
+            device = Device(self._instance.uplink_device, self._config.uplink.namespace, up=True)
+        if device is not None:
+            self._namespaces.move_back(device, self.paths.netns)
+
+    def _remove_files(self, *, keep_log: bool) -> None:
+        if keep_log and self.paths.log.exists():
+            self.paths.saved_log.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(self.paths.log, self.paths.saved_log)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.paths.run_dir)
+
+    # -- looking
+
+    @property
+    def _instance(self) -> InstanceConfig:
+        return self._config.instance(self._side)
+
+    def _state(self, record: InstanceRecord | None, vswitchd: int | None, initialized: bool | None) -> State:
+        if vswitchd is not None:
+            return State.STARTING if initialized is False else State.RUNNING
+        if record is None:
+            return State.STOPPED
+        under_way = not record.ready and record.starter != os.getpid() and self._system.alive(record.starter)
+        return State.STARTING if under_way else State.DEAD
+
+    def _pid(self, pid_file: Path) -> int | None:
+        """The daemon of this pid file, if it is alive and ours."""
+        pid = self._system.read_pid(pid_file)
+        return pid if pid is not None and _names(self._system.cmdline(pid), pid_file) else None
+
+    def _owned(self, pid_file: Path) -> list[int]:
+        """The daemon of this pid file, also where the file is missing or stale."""
+        return [pid for pid in self._system.pids() if self._is_ours(pid, pid_file) and self._system.alive(pid)]
+
+    def _is_ours(self, pid: int, pid_file: Path) -> bool:
+        """Whether ``pid`` is proven to be the daemon of this pid file: its command line names the file, and the file
+        names it or it lives in our namespace. A pid that was used again, or a namesake in a container, is neither."""
+        if not _names(self._system.cmdline(pid), pid_file):
+            return False
+        return self._system.read_pid(pid_file) == pid or self._namespaces.holds(self.paths.netns, pid)
+
+
+def cpu_mask(cores: Iterable[int]) -> str:
+    """``[0, 2]`` -> ``0x5``."""
+    return hex(sum(1 << core for core in set(cores)))
+
+
+def socket_mem(memory_mb: int, nodes: Iterable[int]) -> str:
+    """Value of ``dpdk-socket-mem``: ``memory_mb`` on each NUMA node of ``nodes``, 0 on those before."""
+    chosen = set(nodes) or {0}
+    return ",".join(str(memory_mb if node in chosen else 0) for node in range(max(chosen) + 1))
+
+
+def _numa_nodes(cores: Iterable[int]) -> set[int]:
+    """NUMA nodes of the cores (Documentation/ABI/stable/sysfs-devices-node); node 0 on a kernel without NUMA."""
+    links = (link for core in cores for link in Path(f"/sys/devices/system/cpu/cpu{core}").glob("node[0-9]*"))
+    return {int(link.name.removeprefix("node")) for link in links} or {0}
+
+
+def _daemon(ctl: Path, pid_file: Path, log: Path) -> list[str]:
+    """Arguments that both daemons share. Not ``--monitor``: whether to start again is the watchdog's decision."""
+    return [
+        f"--unixctl={ctl}",
+        f"--pidfile={pid_file}",
+        f"--log-file={log}",
+        "--detach",
+        "--no-chdir",
+        "-vconsole:emer",
+        "-vsyslog:err",
+        "-vfile:info",
+    ]
+
+
+def _names(cmdline: list[str], pid_file: Path) -> bool:
+    return f"--pidfile={pid_file}" in cmdline

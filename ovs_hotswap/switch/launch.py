@@ -1,0 +1,54 @@
+"""How a program of a release is started: its namespace, its root, its environment and limits. The only place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ovs_hotswap.model import Release
+from ovs_hotswap.switch.netns import DIRECTORY
+
+# The mounts live in a mount namespace of the program's own: they vanish with its last process, and the tree stays as
+# it was. The run directory has the same path inside and outside, so that sockets have one name.
+_TREE_SCRIPT = """
+set -e
+tree=$1 run_dir=$2
+shift 2
+mount -t tmpfs -o mode=0755 tmpfs "$tree/run"
+mount -t tmpfs -o mode=1777 tmpfs "$tree/tmp"
+mount --rbind /dev "$tree/dev"
+mount --rbind /proc "$tree/proc"
+mount --rbind /sys "$tree/sys"
+mkdir -p "$tree$run_dir"
+mount --bind "$run_dir" "$tree$run_dir"
+ulimit -S -n "$(ulimit -H -n)"
+exec chroot "$tree" "$@"
+"""
+
+# A vhost-user port takes about seven descriptors per VM; the usual soft limit of 1024 ends at about 140 VMs.
+_HOST_SCRIPT = """
+ulimit -S -n "$(ulimit -H -n)"
+exec "$@"
+"""
+
+
+def command(release: Release, netns: str, run_dir: Path, argv: list[str]) -> list[str]:
+    """The command line that runs ``argv`` of ``release`` in the network namespace ``netns``.
+
+    All steps replace their process (exec), so the pid that is started is the program's own. ``run_dir`` is the
+    configuration's run directory. In a tree outside /run and /tmp its mount point stays as an empty directory.
+    """
+    inside = ["nsenter", f"--net={DIRECTORY}/{netns}", "--"]
+    if release.root is None:
+        return [*inside, "sh", "-c", _HOST_SCRIPT, "sh", *argv]
+    own_mounts = ["unshare", "--mount", "--propagation", "private", "--"]
+    return [*inside, *own_mounts, "sh", "-c", _TREE_SCRIPT, "sh", release.root, str(run_dir), *argv]
+
+
+def environment(run_dir: Path) -> dict[str, str]:
+    """Environment of an instance whose own directory is ``run_dir``.
+
+    ``OVS_*`` are read by lib/dirs.c of Open vSwitch; ``RUNTIME_DIRECTORY`` is where DPDK's
+    lib/eal/linux (eal_create_runtime_dir) puts its telemetry socket, which otherwise stays behind in /run/dpdk.
+    """
+    own = str(run_dir)
+    return {"OVS_RUNDIR": own, "OVS_DBDIR": own, "OVS_LOGDIR": own, "RUNTIME_DIRECTORY": own}

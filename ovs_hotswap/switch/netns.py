@@ -1,0 +1,134 @@
+"""Network namespaces of the instances, and the devices and addresses in them (rtnetlink, through pyroute2)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pyroute2 import IPRoute, netns
+from pyroute2.netlink.exceptions import NetlinkError
+
+from ovs_hotswap.errors import SwitchError
+
+DIRECTORY = "/run/netns"  # where ip-netns(8) keeps them
+LOOPBACK_INDEX = 1  # the same in every namespace (drivers/net/loopback.c)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A kernel network device, the namespace it is in (``None``: this process's own) and whether it is up."""
+
+    name: str
+    namespace: str | None
+    up: bool
+
+
+class Namespaces:
+    """The kernel's namespaces. Every method raises SwitchError that names the namespace or device."""
+
+    def exists(self, name: str) -> bool:
+        return name in netns.listnetns()
+
+    def holds(self, name: str, pid: int) -> bool:
+        """Whether process ``pid`` is in the namespace."""
+        try:
+            return os.path.samefile(f"{DIRECTORY}/{name}", f"/proc/{pid}/ns/net")
+        except OSError:
+            return False
+
+    def create(self, name: str) -> None:
+        """Make the namespace, its loopback up."""
+        try:
+            netns.create(name)
+            with self._links(name) as route:
+                route.link("set", index=LOOPBACK_INDEX, state="up")
+        except (OSError, NetlinkError) as error:
+            raise SwitchError(f"network namespace {name} cannot be made: {error}") from error
+
+    def remove(self, name: str) -> None:
+        """Remove the namespace if it is there; virtual devices in it end with it."""
+        if not self.exists(name):
+            return
+        try:
+            netns.remove(name)
+        except OSError as error:
+            raise SwitchError(f"network namespace {name} cannot be removed: {error}") from error
+
+    def look(self, name: str, namespace: str | None) -> Device | None:
+        """The device as it is in ``namespace``; ``None`` if it is not there."""
+        with self._links(namespace) as route:
+            index = _index(route, name)
+            return None if index is None else Device(name, namespace, route.get_links(index)[0]["state"] == "up")
+
+    def move_in(self, device: Device, namespace: str) -> None:
+        """Move the device from where it is into ``namespace`` and set it up there."""
+        try:
+            self._move(device.name, device.namespace, f"{DIRECTORY}/{namespace}")
+            self._set(device.name, namespace, up=True)
+        except (OSError, NetlinkError) as error:
+            raise SwitchError(f"network device {device.name} cannot be moved to {namespace}: {error}") from error
+
+    def move_back(self, device: Device, namespace: str) -> None:
+        """Undo ``move_in``. Nothing happens where the device has left ``namespace`` or either namespace is gone.
+
+        Without the namespace it came from, the kernel gives a physical device to the initial one and ends a virtual
+        one as soon as ``namespace`` is removed.
+        """
+        if not self.exists(namespace) or self.look(device.name, namespace) is None:
+            return
+        if device.namespace is not None and not self.exists(device.namespace):
+            return
+        try:
+            target = f"{DIRECTORY}/{device.namespace}" if device.namespace else "/proc/self/ns/net"
+            self._move(device.name, namespace, target)
+            self._set(device.name, device.namespace, up=device.up)
+        except (OSError, NetlinkError) as error:
+            raise SwitchError(f"network device {device.name} cannot be moved out of {namespace}: {error}") from error
+
+    def put_address(self, device: str, address: str, prefix: int, namespace: str) -> None:
+        """Give the device the address, unless it has it, and set it up."""
+        with self._links(namespace) as route:
+            index = _index(route, device)
+            if index is None:
+                raise SwitchError(f"there is no network device {device} in network namespace {namespace}")
+            try:
+                route.link("set", index=index, state="up")
+                route.addr("add", index=index, address=address, prefixlen=prefix)
+            except NetlinkError as error:
+                if error.code != errno.EEXIST:
+                    raise SwitchError(f"{device} in {namespace}: address {address}/{prefix}: {error}") from error
+
+    def addresses(self, device: str, namespace: str) -> set[str]:
+        """The device's addresses as ``address/prefix``; empty if there is no such device."""
+        with self._links(namespace) as route:
+            index = _index(route, device)
+            found = route.get_addr(index=index) if index is not None else ()
+            return {f"{entry.get_attr('IFA_ADDRESS')}/{entry['prefixlen']}" for entry in found}
+
+    @contextlib.contextmanager
+    def _links(self, namespace: str | None) -> Iterator[Any]:
+        """rtnetlink in ``namespace``, which is never made by this."""
+        if namespace is not None and not self.exists(namespace):
+            raise SwitchError(f"there is no network namespace {namespace}")
+        with IPRoute(netns=namespace, flags=0) if namespace else IPRoute() as route:
+            yield route
+
+    def _move(self, device: str, source: str | None, target: str) -> None:
+        descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with self._links(source) as route:
+                route.link("set", index=_index(route, device), net_ns_fd=descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _set(self, device: str, namespace: str | None, *, up: bool) -> None:
+        with self._links(namespace) as route:
+            route.link("set", index=_index(route, device), state="up" if up else "down")
+
+
+def _index(route: Any, device: str) -> int | None:
+    return next(iter(route.link_lookup(ifname=device)), None)

@@ -1,0 +1,177 @@
+"""The flow tables of one instance's bridge, through ovs-ofctl; and what flows the hand-over window cannot carry."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovs_hotswap.errors import CommandError, SwitchError
+from ovs_hotswap.overlay.tables import cookie_kind, cookie_name
+from ovs_hotswap.system import Completed, System
+
+_DIFFERENT = 2  # exit status of `ovs-ofctl diff-flows` where there is a difference (ovs-ofctl(8))
+
+
+@dataclass(frozen=True, slots=True)
+class DropCounter:
+    """Packets that the flows with one cookie dropped since they were installed."""
+
+    cookie: int
+    name: str
+    packets: int
+
+
+class OpenFlow:
+    """``bridge_mgmt`` is the bridge's management socket, ``<run dir>/<bridge>.mgmt``; ``timeout`` is in seconds.
+
+    Every method raises SwitchError if ovs-ofctl is missing, fails or takes longer.
+    """
+
+    def __init__(self, system: System, bridge_mgmt: Path, *, timeout: float = 30.0) -> None:
+        self._system = system
+        self._target = f"unix:{bridge_mgmt.absolute()}"  # OVS resolves relative ones against its run directory
+        self._timeout = timeout
+
+    def replace(self, lines: Sequence[str]) -> None:
+        """Make ``lines`` the bridge's flows in one OpenFlow bundle: packets meet the old tables or the new.
+
+        Flows that stay the same keep their counters. If one line is wrong, nothing changes.
+        """
+        self._run("replace-flows", "-", options=("--bundle",), stdin=_text(lines))
+
+    def dump(self) -> list[str]:
+        """The installed flows without statistics, by table, then priority (highest first), then text."""
+        done = self._run("dump-flows", options=("--no-stats", "--no-names"))
+        return sorted((line.strip() for line in done.stdout.splitlines() if "actions=" in line), key=_order)
+
+    def diff(self, lines: Sequence[str]) -> list[str]:
+        """What separates the installed flows from ``lines``: ``-`` installed only, ``+`` in ``lines`` only.
+
+        Empty if they are equal; how a flow is written does not matter.
+        """
+        # ovs-ofctl takes a name without a slash for a bridge: `-` would not do.
+        done = self._run("diff-flows", "/dev/stdin", stdin=_text(lines), good=(0, _DIFFERENT))
+        return done.stdout.splitlines()
+
+    def drops(self, vms: Mapping[int, str] | None = None) -> tuple[DropCounter, ...]:
+        """The drop counters of our tables, also those at 0. ``vms`` maps ofports to names."""
+        done = self._run("dump-flows", options=("--no-names",))
+        return drop_counters(done.stdout.splitlines(), vms)
+
+    def packet_out(self, frame: bytes, actions: str) -> None:
+        """Have the switch carry out ``actions`` on an Ethernet frame, as if a controller had sent it."""
+        self._run("packet-out", f"in_port=CONTROLLER,packet={frame.hex()},actions={actions}")
+
+    def _run(
+        self,
+        command: str,
+        *arguments: str,
+        options: tuple[str, ...] = (),
+        stdin: str | None = None,
+        good: tuple[int, ...] = (0,),
+    ) -> Completed:
+        argv = ["ovs-ofctl", "-O", "OpenFlow14", *options, command, self._target, *arguments]
+        try:
+            done = self._system.run(argv, timeout=self._timeout, check=False, stdin=stdin)
+        except CommandError as error:
+            raise SwitchError(error.message, hint=error.hint) from error
+        if done.status not in good:
+            output = (done.stderr or done.stdout).strip().splitlines()
+            raise SwitchError(
+                f"ovs-ofctl {command} {self._target}: {'; '.join(output[:3]) or f'exit {done.status}'}",
+                hint="see whether the instance runs: `ovs-hotswap instance list`",
+            )
+        return done
+
+
+def _text(lines: Sequence[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _order(line: str) -> tuple[int, int, str]:
+    table = re.search(r"\btable=(\d+)", line)
+    priority = re.search(r"\bpriority=(\d+)", line)
+    # 0x8000 is OpenFlow's default priority, which ovs-ofctl does not print.
+    return int(table[1]) if table else 0, -int(priority[1]) if priority else -0x8000, line
+
+
+def drop_counters(dump: Sequence[str], vms: Mapping[int, str] | None = None) -> tuple[DropCounter, ...]:
+    """The drop counters in the lines of ``ovs-ofctl dump-flows``, in the order of their cookies."""
+    packets: dict[int, int] = {}
+    for line in dump:
+        found = re.match(r"\s*cookie=(0x[0-9a-f]+),.*?\bn_packets=(\d+)", line)
+        if found is None:
+            continue
+        value = int(found[1], 16)
+        kind = cookie_kind(value)
+        if kind is not None and kind.is_drop:
+            packets[value] = packets.get(value, 0) + int(found[2])
+    return tuple(DropCounter(value, cookie_name(value, vms), packets[value]) for value in sorted(packets))
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    pattern: re.Pattern[str]
+    what: str
+    way_out: str
+
+
+def _port(name: str) -> str:
+    """A reserved port as an action: alone or after ``output:``."""
+    return rf"(?:^|[,(])(?:output:)?{name}(?=[,)]|$)"
+
+
+def _rule(pattern: str, what: str, way_out: str) -> _Rule:
+    return _Rule(re.compile(pattern, re.IGNORECASE), what, way_out)
+
+
+_FIXED = "name the ports: one flow for each destination MAC"
+_STATELESS = "match on addresses, ports and TCP flags instead"
+_MATCH_RULES = (
+    _rule(r"(?:^|[,\s])ct_\w+=", "matches connection state, which the other instance does not have", _STATELESS),
+    _rule(r"(?:^|[,\s])(?:idle|hard)_timeout=[1-9]", "expires by itself, on each instance at another time",
+          "install it without a time-out"),
+)  # fmt: skip
+_ACTION_RULES = (
+    _rule(_port("normal"), "NORMAL outputs to ports that each instance learns for itself", _FIXED),
+    _rule(_port("(?:flood|all)"), "FLOOD and ALL output to every port, the peer link among them",
+          "name the ports of the flood"),
+    _rule(_port("in_port"), "IN_PORT sends a packet back to a VM that may be on the other instance",
+          "name the port, with a flow for each port of arrival"),
+    _rule(r"(?:^|[,(])output:(?:reg\d|xxreg\d|xreg\d|NXM_|OXM_|\w+\[)",
+          "outputs to a port that a register names, which cannot be copied to the peer link", _FIXED),
+    _rule(r"(?:^|[,(])(?:learn\(|delete_learned)", "learn() makes flows on one instance that the other lacks",
+          "install what it would learn"),
+    _rule(r"(?:^|[,(])(?:ct\(|ct_clear|ct(?=[,)]|$))",
+          "ct() keeps connections on one instance; the other would see their packets as invalid or new", _STATELESS),
+    _rule(r"(?:^|[,(])(?:output:)?controller\b", "sends packets to a controller, from both instances",
+          "answer by flows, or drop"),
+    _rule(r"(?:^|[,(])group:", "groups are not replaced together with the flows, and their choice is per instance",
+          "output to the ports of its buckets"),
+    _rule(r"(?:^|[,(])(?:bundle|bundle_load)\(", "bundle() chooses a port by liveness, on each instance for itself",
+          "output to one port"),
+    _rule(r"(?:^|[,(])meter:", "meters are not replaced together with the flows, and each instance grants the rate",
+          "limit the rate of the port: `ingress_policing_rate` or QoS"),
+    _rule(r"(?:^|[,(])enqueue[:(]", "enqueue picks a queue of one port and has no form for the peer link",
+          "use set_queue and output"),
+    _rule(r"(?:^|[,(])fin_timeout\(", "fin_timeout shortens the flow's life on one instance only", "leave it out"),
+)  # fmt: skip
+
+
+def window_incapable(flow_lines: Sequence[str]) -> list[str]:
+    """Why these flows cannot run on two instances at once: one text per flow and reason, with the way out. Pure.
+
+    In the window each output to a VM becomes an output to the VM and to the peer link, on both instances. That needs
+    outputs to fixed ports, and nothing that one instance remembers and the other does not.
+    """
+    findings = []
+    for line in flow_lines:
+        flow = line.strip()
+        if not flow or flow.startswith("#"):
+            continue
+        match, _, actions = re.sub(r'"[^"]*"', '""', flow).partition("actions=")
+        for rules, part in ((_MATCH_RULES, match), (_ACTION_RULES, actions.replace(" ", ""))):
+            findings += [f"{flow}: {rule.what}; {rule.way_out}" for rule in rules if rule.pattern.search(part)]
+    return findings

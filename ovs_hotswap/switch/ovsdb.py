@@ -1,0 +1,370 @@
+"""The configuration database of one instance, over ovsdbapp.
+
+Transactions go to ovsdb-server only: nothing here waits for ovs-vswitchd unless asked (``wait_ports``), because its
+main thread may be blocked. Every call has a deadline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ovsdbapp import exceptions as ovsdbapp_exceptions
+from ovsdbapp.backend import ovs_idl
+from ovsdbapp.backend.ovs_idl import command, connection, idlutils, transaction
+
+from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.switch.rpc import NoAnswer, call
+
+SCHEMA = "Open_vSwitch"
+TABLES = ("Open_vSwitch", "Bridge", "Port", "Interface")
+FAILED_OFPORT = -1  # ovs-vswitchd.conf.db(5), Interface.ofport: the port could not be created
+_POLL_S = 0.01
+
+# Failures are raised as SwitchError; without a handler Python would print ovsdbapp's own records of them as well.
+logging.getLogger("ovsdbapp").addHandler(logging.NullHandler())
+
+
+@dataclass(frozen=True, slots=True)
+class PortSpec:
+    """A port with its one interface. ``mtu``: the MTU to request in bytes; ``None`` leaves it to the switch."""
+
+    name: str
+    type: str
+    ofport: int
+    options: Mapping[str, str] = field(default_factory=dict)
+    other_config: Mapping[str, str] = field(default_factory=dict)
+    mtu: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeSpec:
+    """A bridge and all its ports, without the local one, which every bridge has.
+
+    ``hwaddr``: MAC address of the bridge's local port.
+    """
+
+    name: str
+    hwaddr: str
+    ports: tuple[PortSpec, ...] = ()
+    datapath_type: str = "netdev"
+    fail_mode: str = "secure"
+    other_config: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceStatus:
+    """What ovs-vswitchd reports of an interface; ``None`` where it has reported nothing yet."""
+
+    ofport: int | None
+    error: str | None
+    link_state: str | None
+    admin_state: str | None
+    type: str
+    options: Mapping[str, str]
+    mtu: int | None
+    statistics: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchState:
+    """What ovs-vswitchd reports of itself. ``pending``: it has not taken up the newest configuration yet."""
+
+    dpdk_initialized: bool
+    dpdk_version: str | None
+    pending: bool
+
+
+class _Api(ovs_idl.Backend):  # type: ignore[misc]  # ovsdbapp has no types
+    """ovsdbapp's back end with a connection per object; its own keeps one per class, which two instances would share.
+
+    It makes plain transactions: those of ovsdbapp's ``open_vswitch`` API wait for ovs-vswitchd.
+    """
+
+    schema = SCHEMA
+    lookup_table = idlutils._LOOKUP_TABLE
+    ovsdb_connection = None
+
+
+class _Command(command.BaseCommand):  # type: ignore[misc]
+    """A change of rows. ``edit`` returns whether it changed anything; then ``next_cfg`` counts on, from which
+    ``wait_ports`` knows whether ovs-vswitchd has seen it."""
+
+    def edit(self, txn: Any, root: Any) -> bool:
+        raise NotImplementedError
+
+    def run_idl(self, txn: Any) -> None:
+        rows = list(self.api.tables["Open_vSwitch"].rows.values())
+        root = rows[0] if rows else self.insert(txn, "Open_vSwitch", bridges=[], other_config={})
+        self.result = self.edit(txn, root)
+        if self.result and rows:
+            root.increment("next_cfg")
+
+    def insert(self, txn: Any, table: str, **columns: Any) -> Any:
+        """A new row. The IDL cannot read a column of it before one was set."""
+        row = txn.insert(self.api.tables[table])
+        for column, value in columns.items():
+            setattr(row, column, value)
+        return row
+
+    def find_bridge(self, root: Any, name: str) -> Any:
+        return next((bridge for bridge in root.bridges if bridge.name == name), None)
+
+    def put_port(self, txn: Any, known: Mapping[str, Any], spec: PortSpec) -> tuple[Any, bool]:
+        """Make the port row, or bring the one of this name to ``spec``; return it and whether anything changed."""
+        port, changed = known.get(spec.name), False
+        if port is None:
+            interface = self.insert(txn, "Interface", name=spec.name)
+            port, changed = self.insert(txn, "Port", name=spec.name, interfaces=[interface]), True
+        columns = {
+            "type": spec.type,
+            "ofport_request": [spec.ofport] if spec.ofport else [],
+            "options": dict(spec.options),
+            "other_config": dict(spec.other_config),
+            "mtu_request": [] if spec.mtu is None else [spec.mtu],
+        }
+        return port, _assign(port.interfaces[0], columns) or changed
+
+
+class _PutBridge(_Command):
+    def __init__(self, api: Any, spec: BridgeSpec) -> None:
+        super().__init__(api)
+        self.spec = spec
+
+    def edit(self, txn: Any, root: Any) -> bool:
+        spec = self.spec
+        bridge, changed = self.find_bridge(root, spec.name), False
+        if bridge is None:
+            bridge, changed = self.insert(txn, "Bridge", name=spec.name, ports=[]), True
+            root.bridges = [*root.bridges, bridge]
+        columns = {
+            "datapath_type": spec.datapath_type,
+            "fail_mode": [spec.fail_mode],
+            "other_config": {**spec.other_config, "hwaddr": spec.hwaddr},
+        }
+        changed = _assign(bridge, columns) or changed
+        known = {port.name: port for port in bridge.ports}
+        local = PortSpec(spec.name, "internal", 0)
+        ports = [self.put_port(txn, known, port) for port in (local, *spec.ports)]
+        if known.keys() != {local.name, *(port.name for port in spec.ports)}:
+            bridge.ports = [port for port, _ in ports]
+            changed = True
+        return changed or any(edited for _, edited in ports)
+
+
+class _PutPort(_Command):
+    def __init__(self, api: Any, bridge: str, spec: PortSpec) -> None:
+        super().__init__(api)
+        self.bridge, self.spec = bridge, spec
+
+    def edit(self, txn: Any, root: Any) -> bool:
+        bridge = self.find_bridge(root, self.bridge)
+        if bridge is None:
+            raise SwitchError(f"there is no bridge {self.bridge} to add the port {self.spec.name} to")
+        known = {port.name: port for port in bridge.ports}
+        port, changed = self.put_port(txn, known, self.spec)
+        if self.spec.name not in known:
+            bridge.ports = [*bridge.ports, port]
+        return changed
+
+
+class _RemovePort(_Command):
+    def __init__(self, api: Any, bridge: str, name: str) -> None:
+        super().__init__(api)
+        self.bridge, self.name = bridge, name
+
+    def edit(self, txn: Any, root: Any) -> bool:
+        bridge = self.find_bridge(root, self.bridge)
+        if bridge is None or self.name not in {port.name for port in bridge.ports}:
+            return False
+        bridge.ports = [port for port in bridge.ports if port.name != self.name]
+        return True
+
+
+class _SetOtherConfig(_Command):
+    def __init__(self, api: Any, values: Mapping[str, str | None]) -> None:
+        super().__init__(api)
+        self.values = values
+
+    def edit(self, txn: Any, root: Any) -> bool:
+        merged = {**root.other_config, **self.values}
+        return _assign(root, {"other_config": {key: value for key, value in merged.items() if value is not None}})
+
+
+def _assign(row: Any, columns: Mapping[str, Any]) -> bool:
+    """Set those columns that differ; whether any did."""
+    changed = False
+    for column, value in columns.items():
+        if getattr(row, column, None) != value:
+            setattr(row, column, value)
+            changed = True
+    return changed
+
+
+class SwitchDb:
+    """A connection to one instance's ovsdb-server, to be used as a context manager.
+
+    ``timeout`` (seconds) bounds connecting, each transaction and each reading. All methods raise SwitchError, and
+    NoAnswer where the deadline passed, so that the outcome of a change is unknown: then read again over a new
+    connection.
+    """
+
+    def __init__(self, socket: Path, timeout: float = 5.0) -> None:
+        self._socket = socket
+        self._timeout = timeout
+        self._api: Any = None
+        self._connection: Any = None
+        self._stuck = False
+
+    def __enter__(self) -> SwitchDb:
+        schema = call(self._socket, "get_schema", [SCHEMA], timeout=self._timeout)
+        helper = idlutils.create_schema_helper(schema)
+        idl = connection.OvsdbIdl.from_server(f"unix:{self._socket}", SCHEMA, helper=helper, helper_tables=TABLES)
+        self._connection = connection.Connection(idl, self._timeout)
+        self._api = _Api(self._connection, start=False)
+        try:
+            self._connection.start()
+        except ovsdbapp_exceptions.TimeoutException as error:
+            idl.close()
+            raise NoAnswer(f"{self._socket}: cannot read the database within {self._timeout:g} s") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # The thread of a stuck connection ends when the server closes it; waiting for it would wait for the server.
+        self._connection.stop(0 if self._stuck else self._timeout)
+
+    def apply(self, spec: BridgeSpec) -> bool:
+        """Bring the bridge and its ports to ``spec`` in one transaction; ports not in it are removed.
+
+        Returns whether anything changed. Does not wait for ovs-vswitchd.
+        """
+        return bool(self._commit(_PutBridge(self._api, spec)))
+
+    def add_port(self, bridge: str, spec: PortSpec) -> bool:
+        """Add a port, or bring the one of this name to ``spec``; returns whether anything changed."""
+        return bool(self._commit(_PutPort(self._api, bridge, spec)))
+
+    def remove_port(self, bridge: str, name: str) -> bool:
+        """Remove a port; returns whether it was there."""
+        return bool(self._commit(_RemovePort(self._api, bridge, name)))
+
+    def set_other_config(self, values: Mapping[str, str | None]) -> bool:
+        """Set keys of Open_vSwitch.other_config, or remove those whose value is ``None``; the others stay."""
+        return bool(self._commit(_SetOtherConfig(self._api, values)))
+
+    def other_config(self) -> dict[str, str]:
+        """Open_vSwitch.other_config as the database has it; empty in a database that was just made."""
+        with self._reading() as tables:
+            root = _root(tables)
+            return dict(root.other_config) if root else {}
+
+    def state(self) -> SwitchState:
+        with self._reading() as tables:
+            root = _root(tables)
+            if root is None:
+                return SwitchState(False, None, pending=True)
+            return SwitchState(
+                dpdk_initialized=bool(root.dpdk_initialized),
+                dpdk_version=_optional(root.dpdk_version),
+                pending=root.cur_cfg < root.next_cfg,
+            )
+
+    def interfaces(self) -> dict[str, InterfaceStatus]:
+        """All interfaces by name, the bridges' local ones included."""
+        with self._reading() as tables:
+            return {row.name: _interface(row) for row in tables["Interface"].rows.values()}
+
+    def wait_ports(self, names: Collection[str], timeout: float) -> None:
+        """Wait until ovs-vswitchd has taken up the newest configuration and made every port of ``names``.
+
+        Raises SwitchError that names each port it could not make, with its reason, as soon as that is certain, and
+        NoAnswer when ``timeout`` (seconds) passes before.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            pending, interfaces = self.state().pending, self.interfaces()
+            waiting = [name for name in names if name not in interfaces or not interfaces[name].ofport]
+            failed = {} if pending else faults(interfaces, names)
+            if failed:
+                raise SwitchError(
+                    "; ".join(f"port {name}: {cause}" for name, cause in failed.items()),
+                    hint="the log of ovs-vswitchd says more",
+                )
+            if not pending and not waiting:
+                return
+            if time.monotonic() >= deadline:
+                what = f"ports not made: {', '.join(waiting)}" if waiting else "its main thread may be blocked"
+                raise NoAnswer(
+                    f"{self._socket}: ovs-vswitchd has not taken up its configuration within {timeout:g} s; {what}"
+                )
+            time.sleep(_POLL_S)
+
+    def _commit(self, change: _Command) -> Any:
+        txn = transaction.Transaction(
+            self._api, self._connection, self._timeout, check_error=True, log_errors=False
+        )  # fmt: skip
+        txn.add(change)
+        if self._stuck:  # ovsdbapp's queue has one place: a second transaction behind a stuck one would fill it
+            raise NoAnswer(f"{self._socket}: an earlier transaction is still not confirmed")
+        try:
+            return txn.commit()[0]
+        except ovsdbapp_exceptions.TimeoutException as error:
+            self._stuck = True
+            raise NoAnswer(f"{self._socket}: transaction not confirmed within {self._timeout:g} s") from error
+        except (ovsdbapp_exceptions.OvsdbAppException, RuntimeError) as error:
+            raise SwitchError(f"{self._socket}: {error}") from error
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Any]:
+        """The tables of the local replica, held still. The thread that feeds it holds the same lock in a commit."""
+        if not self._connection.lock.acquire(timeout=self._timeout):
+            raise NoAnswer(f"{self._socket}: no answer within {self._timeout:g} s")
+        try:
+            idl = self._connection.idl
+            # ``state`` alone still says "monitoring" after the server has gone, until it is back.
+            if idl.state != idl.IDL_S_MONITORING or not idl._session.is_connected():
+                raise SwitchError(f"{self._socket}: the connection to ovsdb-server is lost")
+            yield idl.tables
+        finally:
+            self._connection.lock.release()
+
+
+def faults(interfaces: Mapping[str, InterfaceStatus], names: Collection[str]) -> dict[str, str]:
+    """Those of ``names`` that the switch could not make, with its reason."""
+    found = {}
+    for name in names:
+        status = interfaces.get(name)
+        if status is None:
+            found[name] = "not in the database"
+        elif status.error or status.ofport == FAILED_OFPORT:
+            found[name] = status.error or "could not be made"
+    return found
+
+
+def _root(tables: Any) -> Any:
+    return next(iter(tables["Open_vSwitch"].rows.values()), None)
+
+
+def _optional(column: list[Any]) -> Any:
+    return column[0] if column else None
+
+
+def _interface(row: Any) -> InterfaceStatus:
+    return InterfaceStatus(
+        ofport=_optional(row.ofport),
+        error=_optional(row.error),
+        link_state=_optional(row.link_state),
+        admin_state=_optional(row.admin_state),
+        type=row.type,
+        options=dict(row.options),
+        mtu=_optional(row.mtu),
+        statistics=dict(row.statistics),
+    )

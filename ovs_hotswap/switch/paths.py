@@ -1,0 +1,82 @@
+"""Where an instance keeps its files, and the record of what it was started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ovs_hotswap.config import Config, Strict
+from ovs_hotswap.model import Release, Side
+from ovs_hotswap.switch.netns import Device
+
+
+@dataclass(frozen=True, slots=True)
+class InstancePaths:
+    """Files and sockets of one instance. They have the same paths inside a release tree. ``netns`` is a name.
+
+    All of ``run_dir`` ends with the instance; ``saved_log`` outlives it.
+    """
+
+    run_dir: Path
+    db_file: Path
+    db_socket: Path
+    ovsdb_ctl: Path
+    ovsdb_pid: Path
+    ovsdb_log: Path
+    vswitchd_ctl: Path
+    vswitchd_pid: Path
+    log: Path
+    bridge_mgmt: Path
+    record: Path
+    saved_log: Path
+    netns: str
+
+    @classmethod
+    def of(cls, config: Config, side: Side) -> InstancePaths:
+        run_dir = config.side_dir(side)
+        return cls(
+            run_dir=run_dir,
+            db_file=run_dir / "conf.db",
+            db_socket=run_dir / "db.sock",
+            ovsdb_ctl=run_dir / "ovsdb-server.ctl",
+            ovsdb_pid=run_dir / "ovsdb-server.pid",
+            ovsdb_log=run_dir / "ovsdb-server.log",
+            vswitchd_ctl=run_dir / "ovs-vswitchd.ctl",
+            vswitchd_pid=run_dir / "ovs-vswitchd.pid",
+            log=run_dir / "ovs-vswitchd.log",
+            bridge_mgmt=run_dir / f"{config.bridge}.mgmt",
+            record=run_dir / "instance.json",
+            saved_log=config.state_dir / f"ovs-vswitchd-{side}.log",
+            netns=config.namespace(side),
+        )
+
+
+class InstanceRecord(Strict):
+    """What an instance was started with; written before anything is made, so that ``stop`` can undo any part of it.
+
+    ``started`` is in seconds since the epoch, ``root`` the release's tree, ``starter`` the pid of the process that
+    starts the instance and ``ready`` whether it has finished, ``uplink`` the network device as it was before.
+    """
+
+    release: str
+    root: str | None
+    ovs_version: str
+    dpdk_version: str
+    started: float
+    starter: int
+    ready: bool = False
+    uplink: Device | None = None
+
+    @property
+    def software(self) -> Release:
+        return Release(self.release, self.root, self.ovs_version, self.dpdk_version)
+
+
+def read_record(path: Path) -> InstanceRecord | None:
+    """The record, or ``None`` where there is none that can be read."""
+    try:
+        return InstanceRecord.model_validate_json(path.read_text())
+    except (OSError, ValidationError):
+        return None

@@ -1,0 +1,75 @@
+"""What the poll mode driver (PMD) threads of an instance do, and the DPDK log levels of its vhost library."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.switch.unixctl import appctl
+
+VHOST_LOG_TYPE = "lib.vhost.config"  # DPDK lib/vhost/vhost.c: one line and more per vhost-user message
+
+_THREAD = re.compile(r"^pmd thread numa_id (?P<numa>\d+) core_id (?P<core>\d+):$")
+_QUEUE = re.compile(r"^\s+port:\s+(?P<port>\S+)\s+queue-id:\s+(?P<queue>\d+)\s+\((?P<state>enabled|disabled)\)")
+_LOG_TYPE = re.compile(r"^id \d+: (?P<type>\S+), level is (?P<level>\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class RxQueue:
+    """One receive queue that a PMD thread on ``core`` has in its poll list.
+
+    ``enabled`` is false where a guest disabled the ring. A vhost port that no guest has connected to yet has one
+    queue, and it is enabled: count the queues as well.
+    """
+
+    queue: int
+    core: int
+    enabled: bool
+
+
+def parse_pmd_rxqs(text: str) -> dict[str, tuple[RxQueue, ...]]:
+    """The queues of each port, ordered by number, from ``dpif-netdev/pmd-rxq-show``.
+
+    OVS 3.1 to 3.5 print the same lines (lib/dpif-netdev.c, pmd_info_show_rxq); what later versions add is skipped.
+    """
+    found: dict[str, list[RxQueue]] = {}
+    core = -1
+    for line in text.splitlines():
+        if thread := _THREAD.match(line):
+            core = int(thread["core"])
+        elif queue := _QUEUE.match(line):
+            entry = RxQueue(int(queue["queue"]), core, queue["state"] == "enabled")
+            found.setdefault(queue["port"], []).append(entry)
+    return {port: tuple(sorted(queues, key=lambda entry: entry.queue)) for port, queues in found.items()}
+
+
+def pmd_rxqs(ctl: Path, *, timeout: float = 5.0) -> dict[str, tuple[RxQueue, ...]]:
+    """The queues that PMD threads poll, by port. A port that is missing is polled by none. Raises SwitchError."""
+    return parse_pmd_rxqs(appctl(ctl, "dpif-netdev/pmd-rxq-show", timeout=timeout))
+
+
+def pmd_sleep_key(ovs_version: str) -> str:
+    """The ``other_config`` key for the longest sleep (us) of an idle PMD: renamed in OVS 3.2 (its NEWS file)."""
+    numbers = re.match(r"(\d+)\.(\d+)", ovs_version)
+    if numbers is None:
+        raise SwitchError(f"{ovs_version!r} is not a version of Open vSwitch")
+    return "pmd-sleep-max" if (int(numbers[1]), int(numbers[2])) >= (3, 2) else "pmd-maxsleep"
+
+
+def vhost_log_level(ctl: Path, *, timeout: float = 5.0) -> str:
+    """The level at which the vhost library logs now, as ``set_vhost_log_level`` takes it. Raises SwitchError."""
+    listing = appctl(ctl, "dpdk/log-list", timeout=timeout)
+    for found in _LOG_TYPE.finditer(listing):
+        if found["type"] == VHOST_LOG_TYPE:
+            return found["level"]
+    raise SwitchError(f"{ctl}: DPDK has no log type {VHOST_LOG_TYPE}")
+
+
+def set_vhost_log_level(ctl: Path, level: str, *, timeout: float = 5.0) -> None:
+    """Set the vhost library's log level (``error``, ``info``, ...). Raises SwitchError.
+
+    At ``info`` every vhost-user message of every VM costs the one thread that serves them several writes.
+    """
+    appctl(ctl, "dpdk/log-set", f"{VHOST_LOG_TYPE}:{level}", timeout=timeout)

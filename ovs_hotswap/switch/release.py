@@ -1,0 +1,297 @@
+"""Releases: the software that an instance runs, side by side in several versions.
+
+``host`` is the installed package. Every other release is a directory tree with its own libraries: made from a Debian
+suite with debootstrap, or one that is there already and is adopted. A tree counts as a release from the moment it is
+renamed into place, after its programs have run in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from ovs_hotswap.config import Config, Strict
+from ovs_hotswap.errors import CommandError, ReleaseError
+from ovs_hotswap.model import Release, Side
+from ovs_hotswap.switch.paths import InstancePaths, read_record
+from ovs_hotswap.system import System
+
+HOST = "host"
+
+# Debian's packages openvswitch-switch-dpdk, openvswitch-switch and openvswitch-common; alike on host and in trees.
+VSWITCHD = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk"
+OVSDB_SERVER = "/usr/sbin/ovsdb-server"
+OVSDB_TOOL = "/usr/bin/ovsdb-tool"
+SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
+
+# DPDK's drivers are plug-ins that no package depends on; Debian names their packages with the ABI version.
+ABI = {"bookworm": "23", "trixie": "25"}
+PLUGINS = ("bus-pci", "bus-vdev", "mempool-ring", "net-af-packet", "net-memif", "net-vhost", "net-virtio")
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
+_VERSIONS = re.compile(r"\(Open vSwitch\) (?P<ovs>\S+)\s+DPDK (?P<dpdk>\S+)")
+_MANIFEST = "release.json"
+_TREE = "tree"
+_BUILD_S = 3600.0
+_RUN_S = 20.0
+
+Progress = Callable[[str], None]
+
+
+class Manifest(Strict):
+    """How a release was made. ``adopted``: the tree is the operator's and stays where it is."""
+
+    format: Literal[1] = 1
+    suite: str | None = None
+    packages: tuple[str, ...] = ()
+    adopted: str | None = None
+    created: float = 0.0
+
+    def same_recipe(self, other: Manifest) -> bool:
+        return self.model_copy(update={"created": 0.0}) == other.model_copy(update={"created": 0.0})
+
+    @property
+    def text(self) -> str:
+        return f"the directory {self.adopted}" if self.adopted else f"Debian {self.suite}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseEntry:
+    """A line of the list: ``release`` is ``None`` where it cannot be used, ``error`` says why."""
+
+    name: str
+    release: Release | None
+    source: str
+    error: str | None = None
+
+
+def packages(suite: str) -> tuple[str, ...]:
+    """The Debian packages a release of ``suite`` consists of. Raises ReleaseError if the suite is not known."""
+    if suite not in ABI:
+        raise ReleaseError(f"suite {suite!r} is not known", hint=f"known are: {', '.join(ABI)}")
+    return ("openvswitch-switch-dpdk", *(f"librte-{plugin}{ABI[suite]}" for plugin in PLUGINS))
+
+
+def parse_versions(text: str) -> tuple[str, str] | None:
+    """Versions of Open vSwitch and DPDK from ``ovs-vswitchd --version``; ``None`` if it is built without DPDK."""
+    found = _VERSIONS.search(text)
+    return (found["ovs"], found["dpdk"]) if found else None
+
+
+class Releases:
+    """The releases in ``config.releases_dir``, each a directory with a manifest and, unless adopted, its tree."""
+
+    def __init__(self, config: Config, system: System) -> None:
+        self._config = config
+        self._system = system
+        self._directory = config.releases_dir
+
+    def get(self, name: str) -> Release:
+        """The release, checked: its programs are there and run. Raises ReleaseError."""
+        if name == HOST:
+            return self._check(name, None)
+        return self._check(name, self._tree(name, self._manifest(name)))
+
+    def list(self) -> tuple[ReleaseEntry, ...]:
+        """All releases, ``host`` first, those that cannot be used included."""
+        names = sorted(path.parent.name for path in self._directory.glob(f"[!.]*/{_MANIFEST}"))
+        return tuple(self._entry(name) for name in (HOST, *names))
+
+    def add(
+        self,
+        name: str,
+        suite: str | None = None,
+        progress: Progress = lambda text: None,
+        *,
+        from_directory: Path | None = None,
+        extra_packages: tuple[str, ...] = (),
+    ) -> Release:
+        """Make a release from a Debian suite (``extra_packages``: further drivers), or adopt a tree that is there.
+
+        A release of this name and recipe that is there already is checked and kept; ``progress`` is told so, and
+        otherwise gets a line for each package. Raises ReleaseError; then, and when interrupted, nothing stays behind.
+        """
+        wanted = self._recipe(name, suite, from_directory, extra_packages)
+        with self._system.lock(self._directory / ".lock", "adding or removing a release"):
+            self._sweep()
+            if (self._directory / name / _MANIFEST).exists():
+                return self._keep(name, wanted, progress)
+            build = self._directory / f".build-{name}"
+            try:
+                build.mkdir(parents=True)
+                if suite is not None:
+                    self._debootstrap(suite, wanted.packages, build / _TREE, progress)
+                root = from_directory if from_directory is not None else build / _TREE
+                release = self._check(name, root, "check the packages" if suite else "the tree is not complete")
+                made = wanted.model_copy(update={"created": self._system.wall()})
+                self._system.write_atomic(build / _MANIFEST, made.model_dump_json(indent=1))
+                build.rename(self._directory / name)
+            except BaseException:
+                _delete(build)
+                raise
+        progress(f"release {release.label} is ready")
+        return Release(name, str(self._tree(name, made)), release.ovs_version, release.dpdk_version)
+
+    def remove(self, name: str) -> None:
+        """Remove a release; of an adopted one only the entry. Raises ReleaseError if an instance uses it."""
+        if name == HOST:
+            raise ReleaseError("the host's package is not removed here", hint="use apt")
+        with self._system.lock(self._directory / ".lock", "adding or removing a release"):
+            manifest = self._manifest(name)
+            self._refuse_if_used(name, self._tree(name, manifest))
+            doomed = self._directory / f".remove-{name}"
+            (self._directory / name).rename(doomed)
+            _delete(doomed)
+
+    def _recipe(
+        self, name: str, suite: str | None, from_directory: Path | None, extra_packages: tuple[str, ...]
+    ) -> Manifest:
+        if not _NAME.fullmatch(name) or name == HOST:
+            raise ReleaseError(
+                f"{name!r} cannot name a release",
+                hint=f"up to 32 lower case letters, digits, '.', '_', '-', and not {HOST!r}",
+            )
+        if (suite is None) == (from_directory is None):
+            raise ReleaseError("a release is made either from a suite or from a directory")
+        if from_directory is not None:
+            return Manifest(adopted=str(from_directory.resolve()))
+        assert suite is not None
+        for package in extra_packages:
+            if not _PACKAGE.fullmatch(package):
+                raise ReleaseError(f"{package!r} is not the name of a Debian package")
+        return Manifest(suite=suite, packages=(*packages(suite), *extra_packages))
+
+    def _keep(self, name: str, wanted: Manifest, progress: Progress) -> Release:
+        present = self._manifest(name)
+        if not present.same_recipe(wanted):
+            raise ReleaseError(
+                f"release {name} exists and was made otherwise: from {present.text}",
+                hint=f"`ovs-hotswap release remove {name}`, or choose another name",
+            )
+        release = self.get(name)
+        progress(f"release {release.label} is there already")
+        return release
+
+    def _debootstrap(self, suite: str, include: tuple[str, ...], tree: Path, progress: Progress) -> None:
+        """In namespaces of its own, ended with this process: mounts and processes vanish with it, however it ends."""
+        errors: list[str] = []
+
+        def line(text: str) -> None:
+            if text.startswith(("E: ", "W: Failure")):
+                errors.append(text.partition(": ")[2])
+            progress(text.removeprefix("I: "))
+
+        alone = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--"]
+        make = ["debootstrap", "--variant=minbase", f"--include={','.join(include)}", suite, str(tree)]
+        argv = ["setpriv", "--pdeathsig", "KILL", "--", *alone, *make]
+        environment = {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+        try:
+            status = self._system.run_lines(argv, line, timeout=_BUILD_S, env=environment)
+        except CommandError as error:
+            raise ReleaseError(f"debootstrap {suite}: {error.message}", hint="apt-get install debootstrap") from error
+        if status != 0:
+            raise ReleaseError(
+                f"debootstrap {suite} failed: {errors[-1] if errors else f'exit {status}'}",
+                hint="is the Debian mirror within reach, and enough room on the disk?",
+            )
+
+    def _check(self, name: str, root: Path | None, hint: str | None = None) -> Release:
+        """Prove that the release under ``root`` (``None``: the host) is complete and runs."""
+        place = root or Path("/")
+        if root is None:
+            hint = "apt-get install openvswitch-switch-dpdk and the librte-* packages of `make setup`"
+        hint = hint or f"`ovs-hotswap release remove {name}` and add it again"
+        for path in (VSWITCHD, OVSDB_SERVER, OVSDB_TOOL, SCHEMA):
+            if not (place / path.lstrip("/")).is_file():
+                raise ReleaseError(f"release {name}: {place / path.lstrip('/')} is missing", hint=hint)
+        missing = [plugin for plugin in PLUGINS if not _has_plugin(place, plugin)]
+        if missing:
+            raise ReleaseError(f"release {name}: DPDK's drivers {', '.join(missing)} are missing", hint=hint)
+        prefix = [] if root is None else ["chroot", str(root)]
+        versions = None
+        for program in (OVSDB_SERVER, VSWITCHD):
+            done = self._system.run([*prefix, program, "--version"], timeout=_RUN_S, check=False)
+            if done.status != 0:
+                text = (done.stderr or done.stdout).strip() or f"exit {done.status}"
+                raise ReleaseError(f"release {name}: {program} does not run: {text}", hint=hint)
+            versions = parse_versions(done.stdout)
+        if versions is None:
+            raise ReleaseError(f"release {name}: {VSWITCHD} is built without DPDK", hint=hint)
+        return Release(name, None if root is None else str(root), *versions)
+
+    def _entry(self, name: str) -> ReleaseEntry:
+        source = "installed package"
+        try:
+            if name != HOST:
+                source = self._manifest(name).text
+            return ReleaseEntry(name, self.get(name), source)
+        except (ReleaseError, CommandError) as error:
+            return ReleaseEntry(name, None, source, error.message)
+
+    def _manifest(self, name: str) -> Manifest:
+        path = self._directory / name / _MANIFEST
+        try:
+            return Manifest.model_validate_json(path.read_text())
+        except FileNotFoundError as error:
+            raise ReleaseError(
+                f"there is no release {name!r}",
+                hint=f"`ovs-hotswap release list`, or `ovs-hotswap release add {name} --suite trixie`",
+            ) from error
+        except (OSError, ValidationError) as error:
+            raise ReleaseError(f"{path}: cannot be read: {error}", hint=f"remove {path.parent}") from error
+
+    def _tree(self, name: str, manifest: Manifest) -> Path:
+        return Path(manifest.adopted) if manifest.adopted else self._directory / name / _TREE
+
+    def _refuse_if_used(self, name: str, tree: Path) -> None:
+        for side in Side:
+            record = read_record(InstancePaths.of(self._config, side).record)
+            if record is not None and record.release == name:
+                raise ReleaseError(
+                    f"release {name} is in use by instance {side}", hint=f"`ovs-hotswap instance stop {side}`"
+                )
+        users = [pid for pid in self._system.pids() if _same(f"/proc/{pid}/root", tree)]
+        if users:
+            raise ReleaseError(f"release {name} is in use by process {users[0]}", hint="end that process")
+
+    def _sweep(self) -> None:
+        """Delete what a killed ``add`` or ``remove`` left; the lock is held, so none is under way."""
+        for pattern in (".build-*", ".remove-*"):
+            for path in self._directory.glob(pattern):
+                _delete(path)
+
+
+def _has_plugin(place: Path, plugin: str) -> bool:
+    library = f"librte_{plugin.replace('-', '_')}.so.*"
+    return any(place.glob(f"usr/lib/*/dpdk/pmds-*/{library}"))
+
+
+def _same(path: str, other: Path) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return False
+
+
+def _mounted_below(directory: Path) -> Iterator[str]:
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        point = line.split()[4].encode().decode("unicode_escape")
+        if Path(point).is_relative_to(directory):
+            yield point
+
+
+def _delete(directory: Path) -> None:
+    """Delete a tree that is not in use. Never through a mount: /dev or /proc may be mounted in a tree by hand."""
+    for point in _mounted_below(directory.resolve()):
+        raise ReleaseError(f"{point} is mounted", hint=f"`umount {point}`")
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(directory)

@@ -1,0 +1,89 @@
+"""What tunnels of an instance need besides flows: the VTEP's address, routes and neighbours in user space.
+
+Open vSwitch looks the tunnel's next hop up in tables of its own (lib/ovs-router.c, lib/tnl-neigh-cache.c), not in
+the kernel's. Neighbours age out after 15 minutes without use: set them again before that.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovs_hotswap.switch.netns import Namespaces
+from ovs_hotswap.switch.paths import InstancePaths
+from ovs_hotswap.switch.unixctl import appctl
+
+_ROUTE = re.compile(
+    r"^(?P<kind>User|Cached): (?P<destination>\S+)(?: MARK \d+)? dev (?P<device>\S+)"
+    r"(?: GW (?P<gateway>\S+))?(?: SRC (?P<source>\S+))?(?P<local> local)?"
+)
+_NEIGHBOUR = re.compile(r"^(?P<address>\S+)\s+(?P<mac>[0-9a-f]{2}(?::[0-9a-f]{2}){5})\s+(?P<device>\S+)")
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelRoute:
+    """A route as Open vSwitch has it; ``user``: it was added by command, not learnt from the kernel."""
+
+    destination: str
+    device: str
+    gateway: str | None
+    source: str | None
+    user: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelNeighbour:
+    address: str
+    mac: str
+    device: str
+
+
+def parse_routes(text: str) -> tuple[TunnelRoute, ...]:
+    """Routes from ``ovs/route/show`` (lib/ovs-router.c, ovs_router_show)."""
+    found = (_ROUTE.match(line) for line in text.splitlines())
+    return tuple(
+        TunnelRoute(row["destination"], row["device"], row["gateway"], row["source"], row["kind"] == "User")
+        for row in found
+        if row
+    )
+
+
+def parse_neighbours(text: str) -> tuple[TunnelNeighbour, ...]:
+    """Entries from ``tnl/neigh/show`` (lib/tnl-neigh-cache.c, tnl_neigh_cache_show)."""
+    found = (_NEIGHBOUR.match(line) for line in text.splitlines())
+    return tuple(TunnelNeighbour(row["address"], row["mac"], row["device"]) for row in found if row)
+
+
+class Tunnels:
+    """Tunnel tables of one running instance. Methods raise SwitchError, and NoAnswer after ``timeout`` seconds."""
+
+    def __init__(
+        self, paths: InstancePaths, bridge: str, *, namespaces: Namespaces | None = None, timeout: float = 5.0
+    ) -> None:
+        self._ctl: Path = paths.vswitchd_ctl
+        self._netns = paths.netns
+        self._bridge = bridge
+        self._namespaces = namespaces or Namespaces()
+        self._timeout = timeout
+
+    def set_address(self, address: str, prefix: int) -> None:
+        """Give the VTEP's address to the bridge's device. The bridge must be up (``SwitchDb.wait_ports``)."""
+        self._namespaces.put_address(self._bridge, address, prefix, self._netns)
+
+    def add_route(self, destination: str, gateway: str | None = None) -> None:
+        """Route ``destination`` (``net/prefix``) over the bridge. The bridge's device needs an address before."""
+        self._appctl("ovs/route/add", destination, self._bridge, *([gateway] if gateway else []))
+
+    def set_neighbour(self, address: str, mac: str) -> None:
+        """Set, or refresh, the MAC address of a next hop on the bridge."""
+        self._appctl("tnl/neigh/set", self._bridge, address, mac)
+
+    def routes(self) -> tuple[TunnelRoute, ...]:
+        return parse_routes(self._appctl("ovs/route/show"))
+
+    def neighbours(self) -> tuple[TunnelNeighbour, ...]:
+        return parse_neighbours(self._appctl("tnl/neigh/show"))
+
+    def _appctl(self, command: str, *args: str) -> str:
+        return appctl(self._ctl, command, *args, timeout=self._timeout)

@@ -1,0 +1,347 @@
+"""Prechecks and postchecks: pure functions from facts to findings. Whoever calls them gathers the facts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ovs_hotswap.errors import HotswapError, PrecheckFailed
+from ovs_hotswap.model import Finding, Severity, Side
+
+MAX_REGIONS = 8  # VHOST_MEMORY_MAX_NREGIONS, DPDK lib/vhost/rte_vhost.h
+MAX_VHOST_DEVICES = 1024  # RTE_MAX_VHOST_DEVICE, DPDK lib/vhost/vhost.h
+SWITCH_DESCRIPTORS = 128  # what an ovs-vswitchd with DPDK holds before its first VM, with room to spare
+
+
+def verdict(findings: Iterable[Finding], failure: type[HotswapError] = PrecheckFailed) -> list[Finding]:
+    """The findings, for display. Raises ``failure`` listing every error, if there is one."""
+    findings = list(findings)
+    errors = [finding for finding in findings if finding.severity is Severity.ERROR]
+    if errors:
+        hints = list(dict.fromkeys(finding.hint for finding in errors if finding.hint))
+        raise failure("\n".join(f"{finding.check}: {finding.text}" for finding in errors),
+                      hint="\n".join(hints) or None)  # fmt: skip
+    return findings
+
+
+def _ok(check: str, text: str) -> list[Finding]:
+    return [Finding(check, Severity.OK, text)]
+
+
+def _warning(check: str, text: str, hint: str | None = None) -> Finding:
+    return Finding(check, Severity.WARNING, text, hint)
+
+
+def _error(check: str, text: str, hint: str | None = None) -> Finding:
+    return Finding(check, Severity.ERROR, text, hint)
+
+
+# ---------------------------------------------------------------------------------------------------------- the host
+
+
+@dataclass(frozen=True, slots=True)
+class HugePages:
+    """Pages of one size: ``size_kib`` as in the name below /sys/kernel/mm/hugepages."""
+
+    size_kib: int
+    free: int
+    total: int
+
+
+def huge_pages(pools: Iterable[HugePages], needed_mib: int) -> list[Finding]:
+    """Whether the standby's ``needed_mib`` MiB fit into the free huge pages of one size (DPDK wants no mixture)."""
+    name = "huge pages"
+    pools = list(pools)
+    for pool in pools:
+        if pool.free * pool.size_kib >= needed_mib * 1024:
+            return _ok(name, f"{pool.free} of {pool.size_kib} KiB free, {needed_mib} MiB needed")
+    best = max(pools, key=lambda pool: pool.free * pool.size_kib, default=HugePages(2048, 0, 0))
+    missing = -(-(needed_mib * 1024 - best.free * best.size_kib) // best.size_kib)
+    count = best.total + missing
+    mend = f"/sys/kernel/mm/hugepages/hugepages-{best.size_kib}kB/nr_hugepages"
+    text = f"the standby needs {needed_mib} MiB, {best.free * best.size_kib // 1024} MiB are free"
+    return [_error(name, text, f"echo {count} > {mend}")]
+
+
+def cpu_set(present: Collection[int], cores: Mapping[Side, Collection[int]]) -> list[Finding]:
+    """Whether the PMD cores exist, and whether the two instances have cores of their own."""
+    name = "PMD cores"
+    findings = [
+        _error(name, f"instance {side}: no core {', '.join(map(str, sorted(absent)))} on this host",
+               f"correct instances.{side}.pmd_cores; this host has {_ranges(present)}")
+        for side, wanted in cores.items()
+        if (absent := set(wanted) - set(present))
+    ]  # fmt: skip
+    shared = set(cores[Side.A]) & set(cores[Side.B])
+    if shared:
+        findings.append(
+            _warning(name, f"both instances poll on core {', '.join(map(str, sorted(shared)))}: packets wait "
+                     "for up to upgrade.pmd_sleep_us while both live", "give each instance cores of its own")
+        )  # fmt: skip
+    return findings or _ok(name, "each instance has its own")
+
+
+def _ranges(numbers: Collection[int]) -> str:
+    """``{0, 1, 2, 5}`` as ``0-2,5``."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ",".join("-".join(map(str, part)) for part in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchProcess:
+    """A running ovs-vswitchd. ``dpdk``: it has initialised DPDK. ``file_prefix`` is DPDK's (``rte`` by default)."""
+
+    pid: int
+    run_dir: str
+    file_prefix: str | None
+    dpdk: bool
+
+
+def conflicting_processes(
+    running: Iterable[SwitchProcess], own_pids: Collection[int], run_dir: str, file_prefix: str
+) -> list[Finding]:
+    """Whether an ovs-vswitchd other than our ``own_pids`` has the standby's run directory or DPDK file prefix."""
+    name = "other switches"
+    findings = []
+    for process in running:
+        if process.pid in own_pids:
+            continue
+        if process.run_dir == run_dir:
+            findings.append(_error(name, f"process {process.pid} already runs in {run_dir}",
+                                   "`ovs-hotswap status`; end it if nothing uses it"))  # fmt: skip
+        elif process.dpdk and process.file_prefix == file_prefix:
+            findings.append(_error(name, f"process {process.pid} ({process.run_dir}) has file prefix {file_prefix}",
+                                   "give it another --file-prefix, or end it"))  # fmt: skip
+        elif process.dpdk:
+            findings.append(_warning(name, f"process {process.pid} ({process.run_dir}) is another ovs-vswitchd with "
+                                     "DPDK on this host: it shares cores and huge pages"))  # fmt: skip
+    return findings or _ok(name, "none in the way")
+
+
+def descriptors(soft_limit: int, regions_and_queues: Iterable[tuple[int, int]]) -> list[Finding]:
+    """Whether an ovs-vswitchd may open what its VMs need, given each VM's memory regions and queue pairs.
+
+    Per VM: its socket, one descriptor per region and one for the scratch rings, kick and call of two rings per pair.
+    """
+    name = "descriptor limit"
+    vms = list(regions_and_queues)
+    needed = SWITCH_DESCRIPTORS + sum(2 + regions + 4 * pairs for regions, pairs in vms)
+    if len(vms) > MAX_VHOST_DEVICES:
+        return [_error(name, f"{len(vms)} VMs: DPDK serves at most {MAX_VHOST_DEVICES} in one process")]
+    if needed > soft_limit:
+        return [_error(name, f"ovs-vswitchd needs about {needed} for {len(vms)} VMs, the limit is {soft_limit}",
+                       f"ulimit -n {2 * needed} (LimitNOFILE= of the unit)")]  # fmt: skip
+    return _ok(name, f"{soft_limit}, about {needed} needed")
+
+
+# ----------------------------------------------------------------------------------------------------------- the VMs
+
+
+@dataclass(frozen=True, slots=True)
+class VmFacts:
+    """What the broker knows of a VM. ``acked``: feature bits its guest acknowledged. ``regions``: of its memory."""
+
+    name: str
+    connected: bool
+    acked: int
+    regions: int
+    queue_pairs: int
+
+
+def vms_connected(vms: Iterable[VmFacts], qemu_socket: Callable[[str], str]) -> list[Finding]:
+    """Whether each VM's QEMU is connected to the broker. One that is not has nothing to move: a warning."""
+    name = "QEMU"
+    vms = list(vms)
+    findings = [
+        _warning(name, f"VM {vm.name}: its QEMU is not there; it will find the new instance when it comes",
+                 f"look for its QEMU at {qemu_socket(vm.name)}")
+        for vm in vms
+        if not vm.connected
+    ]  # fmt: skip
+    return findings or _ok(name, f"{len(vms)} VMs connected")
+
+
+def features(vms: Iterable[VmFacts], offered: int, names: Callable[[int], Iterable[str]]) -> list[Finding]:
+    """Whether the standby offers every bit a guest has acked: DPDK rejects unknown bits, and a running guest cannot
+    be asked to give one back. ``names`` turns a bit mask into names."""
+    name = "features"
+    findings = [
+        _error(name, f"VM {vm.name} uses {', '.join(names(missing))}, which the standby does not offer",
+               "upgrade to a release that offers it, or restart the VM with the feature off")
+        for vm in vms
+        if vm.connected and (missing := vm.acked & ~offered)
+    ]  # fmt: skip
+    return findings or _ok(name, "the standby offers what every guest uses")
+
+
+def memory_regions(vms: Iterable[VmFacts]) -> list[Finding]:
+    """Whether each VM's memory table has room for the one region more that holds the scratch rings."""
+    name = "memory regions"
+    findings = [
+        _error(name, f"VM {vm.name} has {vm.regions} memory regions of at most {MAX_REGIONS}: none is left for parking",
+               "take a memory device from the VM")
+        for vm in vms
+        if vm.connected and vm.regions >= MAX_REGIONS
+    ]  # fmt: skip
+    return findings or _ok(name, "each VM has one to spare")
+
+
+def known_vms(intent: Collection[str], broker: Collection[str]) -> list[Finding]:
+    """Whether the overlay and the broker know the same VMs."""
+    name = "VMs"
+    findings = [
+        _error(name, f"the broker serves VM {vm}, which the overlay does not have: it would lose its port",
+               "add it to the overlay intent")
+        for vm in sorted(set(broker) - set(intent))
+    ] + [
+        _error(name, f"the overlay has VM {vm}, which the broker does not serve",
+               "`ovs-hotswap broker` reads the overlay when it starts: restart it, or take the VM out of the intent")
+        for vm in sorted(set(intent) - set(broker))
+    ]  # fmt: skip
+    return findings or _ok(name, f"{len(intent)} in the overlay and in the broker")
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerFacts:
+    """``error`` is why the broker did not answer, else ``None``."""
+
+    version: str
+    error: str | None = None
+
+
+def broker(facts: BrokerFacts, own_version: str) -> list[Finding]:
+    """Whether the broker answers and is of this program's version."""
+    name = "broker"
+    if facts.error is not None:
+        return [_error(name, facts.error, "start it: `ovs-hotswap broker`")]
+    if facts.version != own_version:
+        return [
+            _error(name, f"version {facts.version} is running, this program is {own_version}", "restart the broker")
+        ]
+    return _ok(name, f"answers, version {facts.version}")
+
+
+def window_flows(incapable: Sequence[str]) -> list[Finding]:
+    """``incapable``: the active instance's flows that cannot work on two instances at once."""
+    name = "flows"
+    findings = [
+        _error(name, f"cannot be on two instances at once: {flow}",
+               "express it without NORMAL, learn and ct; `ovs-hotswap overlay show` has a stateless form")
+        for flow in incapable
+    ]  # fmt: skip
+    return findings or _ok(name, "all work on two instances at once")
+
+
+# -------------------------------------------------------------------------------------------------------- postchecks
+
+
+@dataclass(frozen=True, slots=True)
+class RingSample:
+    """A ring's indices as read from guest memory; 16 bits each (virtio 1.2, 2.7.6 and 2.7.8)."""
+
+    vm: str
+    ring: int
+    enabled: bool
+    size: int
+    avail: int
+    used: int
+
+    @property
+    def outstanding(self) -> int:
+        """Buffers the guest has made available and the switch has not returned."""
+        return (self.avail - self.used) & 0xFFFF
+
+    @property
+    def transmits(self) -> bool:
+        """Whether the guest sends on it. Of a net device's pair the odd ring does (virtio 1.2, 5.1.2)."""
+        return self.ring % 2 == 1
+
+
+def ring_progress(before: Iterable[RingSample], after: Iterable[RingSample]) -> list[Finding]:
+    """Whether every ring was served between two samples, a good deal longer apart than a PMD sleeps.
+
+    A transmit ring with outstanding buffers must advance. A receive ring holds free buffers and may be idle, so of it
+    only sanity can be asked. More outstanding than the ring has entries: two back ends wrote to it.
+    """
+    name = "rings"
+    earlier = {(sample.vm, sample.ring): sample for sample in before}
+    findings, advanced, idle = [], 0, 0
+    for now in after:
+        then = earlier.get((now.vm, now.ring))
+        where = f"VM {now.vm} ring {now.ring}"
+        if not now.enabled:
+            continue
+        if now.outstanding > now.size:
+            findings.append(_error(name, f"{where}: used index {now.used} does not fit available index {now.avail}",
+                                   f"`ovs-hotswap vm show {now.vm}`; restart the VM's network device"))  # fmt: skip
+        elif then is not None and then.enabled and now.used != then.used:
+            advanced += 1
+        elif then is not None and then.enabled and now.transmits and then.outstanding:
+            findings.append(_error(name, f"{where}: stuck, {now.outstanding} buffers outstanding at index {now.used}",
+                                   f"`ovs-hotswap vm show {now.vm}`, `ovs-hotswap rollback`"))  # fmt: skip
+        else:
+            idle += 1
+    return findings or _ok(name, f"{advanced} advanced, {idle} idle")
+
+
+@dataclass(frozen=True, slots=True)
+class PortFacts:
+    """A port as the switch reports it: columns ``error`` and ``link_state`` of OVSDB's Interface table."""
+
+    name: str
+    link_up: bool
+    error: str | None = None
+
+
+def ports(wanted: Collection[str], found: Iterable[PortFacts], may_be_down: Collection[str] = ()) -> list[Finding]:
+    """Whether each wanted port is there, without error and up; ``may_be_down``: ports of VMs without a QEMU."""
+    name = "ports"
+    present = {port.name: port for port in found}
+    findings = []
+    for port in sorted(wanted):
+        facts = present.get(port)
+        if facts is None:
+            findings.append(_error(name, f"{port}: not on the bridge", "`ovs-hotswap instance list`"))
+        elif facts.error:
+            findings.append(_error(name, f"{port}: {facts.error}", "see the instance's ovs-vswitchd.log"))
+        elif not facts.link_up and port not in may_be_down:
+            findings.append(_error(name, f"{port}: link down", "see the instance's ovs-vswitchd.log"))
+    return findings or _ok(name, f"{len(wanted)} up")
+
+
+def tables(diff: Sequence[str]) -> list[Finding]:
+    """``diff``: lines by which the installed flows differ from the intended."""
+    name = "flow tables"
+    if not diff:
+        return _ok(name, "as intended")
+    shown = "; ".join(diff[:3]) + (f"; and {len(diff) - 3} more" if len(diff) > 3 else "")
+    return [_error(name, f"{len(diff)} lines differ: {shown}", "`ovs-hotswap overlay diff`")]
+
+
+# vlog(7): TIME|SEQUENCE|MODULE(THREAD)|LEVEL|MESSAGE
+_LOG_LINE = re.compile(r"^[^|]*\|\d+\|(?P<module>[^|]+)\|(?P<level>[A-Z]+)\|(?P<message>.*)$")
+HARMLESS = (re.compile(r"mismatches.*maybe resent"),)  # twice per ring and move: the index comes from used->idx
+
+
+def log_errors(text: str, harmless: Sequence[re.Pattern[str]] = HARMLESS) -> list[Finding]:
+    """``text``: what ovs-vswitchd logged since before the upgrade. Each different error in it is a finding."""
+    name = "log"
+    counts: dict[str, int] = {}
+    for line in text.splitlines():
+        match = _LOG_LINE.match(line)
+        if match is None or match["level"] not in {"ERR", "EMER"}:
+            continue
+        if not any(pattern.search(match["message"]) for pattern in harmless):
+            key = f"{match['module']}: {match['message']}"
+            counts[key] = counts.get(key, 0) + 1
+    findings = [
+        _error(name, message + (f" ({count} times)" if count > 1 else ""), "see the instance's ovs-vswitchd.log")
+        for message, count in counts.items()
+    ]
+    return findings or _ok(name, "no new error")

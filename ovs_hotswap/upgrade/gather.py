@@ -1,0 +1,160 @@
+"""Gathers from the host the facts that ``checks`` decides on."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from ovs_hotswap import __version__
+from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.model import Finding, Severity, Side
+from ovs_hotswap.overlay.ports import UPLINK, VXLAN
+from ovs_hotswap.overlay.tables import Form, lines, render
+from ovs_hotswap.switch.openflow import window_incapable
+from ovs_hotswap.system import System
+from ovs_hotswap.upgrade import checks
+from ovs_hotswap.upgrade.host import Host
+
+_POOLS = Path("/sys/kernel/mm/hugepages")
+
+
+def precheck(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
+    """Everything that can be known before anything is changed. Never raises for a fault of the host: that is a
+    finding."""
+    found: list[Finding] = []
+    for part in (
+        lambda: _release(host, release),
+        lambda: _machine(host, new),
+        lambda: _active(host, old),
+        lambda: _vms(host, old, new),
+        lambda: host.uplink.check(),
+        lambda: _steered(host, old),
+    ):
+        found += _tried(part)
+    return found
+
+
+def _tried(part: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    try:
+        return list(part())
+    except HotswapError as error:
+        return [Finding(type(error).__name__, Severity.ERROR, error.message, error.hint)]
+
+
+def _release(host: Host, name: str) -> list[Finding]:
+    return [Finding("release", Severity.OK, host.releases.get(name).label)]
+
+
+def _machine(host: Host, new: Side) -> list[Finding]:
+    config = host.config
+    found = checks.cpu_set(os.sched_getaffinity(0), {side: config.instance(side).pmd_cores for side in Side})
+    if not host.running(new):
+        found += checks.huge_pages(huge_page_pools(), config.instance(new).memory_mb)
+    own = [status.vswitchd_pid for status in (host.instances[side].status() for side in Side)]
+    found += checks.conflicting_processes(
+        running_switches(host.system), [pid for pid in own if pid], str(config.side_dir(new)), config.namespace(new)
+    )
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)  # an instance raises its soft limit to the hard one
+    found += checks.descriptors(limit, [(2, vm.queues) for vm in host.intent.vms])
+    return found
+
+
+def huge_page_pools() -> list[checks.HugePages]:
+    """The kernel's pools (Documentation/admin-guide/mm/hugetlbpage.rst)."""
+    pools = []
+    for pool in sorted(_POOLS.glob("hugepages-*kB")):
+        size = int(pool.name.removeprefix("hugepages-").removesuffix("kB"))
+        free, total = (int((pool / name).read_text()) for name in ("free_hugepages", "nr_hugepages"))
+        pools.append(checks.HugePages(size, free, total))
+    return pools
+
+
+def running_switches(system: System) -> list[checks.SwitchProcess]:
+    """Every ovs-vswitchd on the machine, ours included."""
+    found = []
+    for pid in system.pids():
+        argv = system.cmdline(pid)
+        if not argv or "ovs-vswitchd" not in Path(argv[0]).name:
+            continue
+        control = next((arg.partition("=")[2] for arg in argv if arg.startswith("--unixctl=")), "")
+        run_dir = str(Path(control).parent) if control else "/var/run/openvswitch"
+        found.append(checks.SwitchProcess(pid, run_dir, None, "dpdk" in Path(argv[0]).name))
+    return found
+
+
+def _active(host: Host, old: Side) -> list[Finding]:
+    if not host.running(old):
+        return [Finding("active", Severity.ERROR, f"instance {old}, which is active, does not run",
+                        f"`ovs-hotswap instance start {old}`")]  # fmt: skip
+    flows = host.openflow(old)
+    found = checks.window_flows(window_incapable(flows.dump()))
+    return found + checks.tables(flows.diff(lines(render(host.intent, Form.FINAL))))
+
+
+def _vms(host: Host, old: Side, new: Side) -> list[Finding]:
+    found = checks.broker(checks.BrokerFacts(str(host.broker.status()["version"])), __version__)
+    documents = host.broker.vms()
+    facts = [vm_facts(vm) for vm in documents]
+    found += checks.known_vms([vm.name for vm in host.intent.vms], [vm.name for vm in facts])
+    found += checks.vms_connected(facts, lambda name: str(host.config.qemu_socket(name)))
+    found += checks.memory_regions(facts)
+    for vm in documents:
+        if vm["qemu"] and (vm["owner"] != old or vm["certainty"] != "owns"):
+            text = f"VM {vm['name']} is owned by {vm['owner'] or 'nobody'} ({vm['certainty']}), not by {old}"
+            found.append(Finding("owner", Severity.ERROR, text, f"`ovs-hotswap vm show {vm['name']}`"))
+        if missing := vm["switches"][new]["missing"]:
+            found.append(Finding("features", Severity.ERROR,
+                                 f"VM {vm['name']} uses {', '.join(missing)}, which instance {new} does not offer",
+                                 "upgrade to a release that offers it"))  # fmt: skip
+    return found
+
+
+def _steered(host: Host, old: Side) -> list[Finding]:
+    owner = host.uplink.owner()
+    if owner not in (None, old):
+        return [Finding("uplink", Severity.ERROR, f"it is steered to {owner}, not to {old}", "`ovs-hotswap status`")]
+    return []
+
+
+def vm_facts(vm: dict[str, Any]) -> checks.VmFacts:
+    acked = int(vm["features"], 16) if vm["features"] else 0
+    return checks.VmFacts(vm["name"], vm["qemu"] is not None, acked, vm["memory_regions"], len(vm["rings"]) // 2)
+
+
+def rings(host: Host) -> list[checks.RingSample]:
+    """The indices of every ring that is served, now."""
+    return [
+        checks.RingSample(
+            vm["name"], ring["index"], bool(ring["enabled"]), ring["size"], ring["available"], ring["used"]
+        )
+        for vm in host.broker.vms()
+        for ring in vm["rings"]
+        if ring["started"] and ring["available"] is not None and ring["used"] is not None
+    ]
+
+
+def postcheck(host: Host, new: Side, apart_s: float, log_offset: int) -> list[Finding]:
+    """``apart_s``: seconds between the two samples of the rings. ``log_offset``: bytes of the log that are old."""
+    before = rings(host)
+    host.system.sleep(apart_s)
+    found = checks.ring_progress(before, rings(host))
+    with host.instances[new].database() as database:
+        interfaces = database.interfaces()
+    ports = [checks.PortFacts(name, status.link_state == "up", status.error) for name, status in interfaces.items()]
+    absent = [vm["name"] for vm in host.broker.vms() if not any(ring["started"] for ring in vm["rings"])]
+    found += checks.ports([UPLINK, VXLAN, *(vm.name for vm in host.intent.vms)], ports, may_be_down=absent)
+    found += checks.tables(host.openflow(new).diff(lines(render(host.intent, Form.FINAL))))
+    return found + checks.log_errors(log_since(host, new, log_offset))
+
+
+def log_size(host: Host, side: Side) -> int:
+    return host.instances[side].paths.log.stat().st_size
+
+
+def log_since(host: Host, side: Side, offset: int) -> str:
+    with host.instances[side].paths.log.open("rb") as log:
+        log.seek(offset)
+        return log.read().decode(errors="replace")

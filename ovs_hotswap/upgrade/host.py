@@ -1,0 +1,185 @@
+"""One host as the orchestrator sees it: two instances, a broker, an uplink, an overlay. Programs an instance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+from ovs_hotswap.config import Config
+from ovs_hotswap.errors import StateUnknown, SwitchError
+from ovs_hotswap.model import Side
+from ovs_hotswap.overlay.intent import Intent, load_intent
+from ovs_hotswap.overlay.ports import PEER, PEER_PORT, UPLINK, UPLINK_PORT, VXLAN, VXLAN_PORT
+from ovs_hotswap.overlay.tables import REQUIRED_OTHER_CONFIG, Form, lines, render
+from ovs_hotswap.switch.instance import Instance, State
+from ovs_hotswap.switch.openflow import OpenFlow
+from ovs_hotswap.switch.ovsdb import BridgeSpec, PortSpec
+from ovs_hotswap.switch.pmd import pmd_sleep_key
+from ovs_hotswap.switch.release import Releases
+from ovs_hotswap.switch.tunnel import Tunnels
+from ovs_hotswap.system import System
+from ovs_hotswap.uplink.base import Uplink, make_uplink
+from ovs_hotswap.vhost.control import BrokerClient
+
+_POLL_S = 0.02
+
+
+class Host:
+    """Adapters of one configuration, made when first used. Nothing is changed by making them."""
+
+    def __init__(self, config: Config, system: System) -> None:
+        self.config = config
+        self.system = system
+        self.instances = {side: Instance(config, side, system) for side in Side}
+
+    @cached_property
+    def intent(self) -> Intent:
+        """Raises ConfigError."""
+        return load_intent(self.config.overlay)
+
+    @cached_property
+    def releases(self) -> Releases:
+        return Releases(self.config, self.system)
+
+    @cached_property
+    def uplink(self) -> Uplink:
+        return make_uplink(self.config, self.intent)
+
+    @cached_property
+    def broker(self) -> BrokerClient:
+        """Raises BrokerError if it does not run."""
+        return BrokerClient(self.config.broker_socket, timeout=30.0)
+
+    def openflow(self, side: Side) -> OpenFlow:
+        return OpenFlow(self.system, self.instances[side].paths.bridge_mgmt)
+
+    def tunnels(self, side: Side) -> Tunnels:
+        return Tunnels(self.instances[side].paths, self.config.bridge)
+
+    def control(self, side: Side) -> Path:
+        """Control socket of the side's ovs-vswitchd."""
+        return self.instances[side].paths.vswitchd_ctl
+
+    def running(self, side: Side) -> bool:
+        return self.instances[side].status().state is State.RUNNING
+
+    def version(self, side: Side) -> str:
+        """OVS version of a side that runs. Raises SwitchError."""
+        release = self.instances[side].status().release
+        if release is None:
+            raise SwitchError(f"instance {side} does not run", hint=f"`ovs-hotswap instance start {side}`")
+        return release.ovs_version
+
+    # -- which side is active ----------------------------------------------------------------------------------
+
+    def recorded_active(self) -> Side | None:
+        try:
+            return Side(self.config.active_file.read_text().strip())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def record_active(self, side: Side) -> None:
+        self.config.run_dir.mkdir(parents=True, exist_ok=True)
+        self.system.write_atomic(self.config.active_file, f"{side}\n")
+
+    def active(self) -> Side:
+        """The side that serves the VMs. Raises StateUnknown where the record and the broker do not agree."""
+        recorded = self.recorded_active()
+        owners = {vm["owner"] for vm in self.broker.vms() if vm["owner"]}
+        if recorded is None or owners - {recorded}:
+            by = ", ".join(sorted(owners)) or "none"
+            raise StateUnknown(
+                f"active side: recorded is {recorded or 'none'}, VMs are owned by {by}",
+                hint="`ovs-hotswap status`, `ovs-hotswap vm list`; an unfinished upgrade: `ovs-hotswap resume`",
+            )
+        return recorded
+
+    # -- programming -------------------------------------------------------------------------------------------
+
+    def bridge_spec(self, side: Side) -> BridgeSpec:
+        """The bridge without the peer link."""
+        instance, intent = self.config.instance(side), self.intent
+        vms = tuple(
+            PortSpec(
+                vm.name,
+                "dpdkvhostuserclient",
+                vm.ofport,
+                {"vhost-server-path": str(self.config.vhost_socket(side, vm.name))},
+            )
+            for vm in intent.vms
+        )
+        ports = (
+            PortSpec(UPLINK, "dpdk", UPLINK_PORT, {"dpdk-devargs": instance.uplink_devargs}),
+            PortSpec(VXLAN, "vxlan", VXLAN_PORT,
+                     {"key": "flow", "remote_ip": "flow", "local_ip": intent.vtep.address}),
+        )  # fmt: skip
+        return BridgeSpec(self.config.bridge, intent.vtep.mac, ports + vms)
+
+    def peer_spec(self, side: Side) -> PortSpec:
+        """The peer link's end. A memif's receive queues must equal the other end's transmit queues, which OVS makes
+        one more than its PMD threads."""
+        role = "server" if side is Side.A else "client"
+        socket = self.config.run_dir / "peer.sock"
+        devargs = f"net_memif_peer,role={role},id=0,socket-abstract=no,socket={socket}"
+        queues = len(set(self.config.instance(side.other).pmd_cores)) + 1
+        return PortSpec(PEER, "dpdk", PEER_PORT, {"dpdk-devargs": devargs, "n_rxq": str(queues)})
+
+    def program_database(self, side: Side) -> None:
+        """Bridge and ports as the intent says. Raises SwitchError, also if a port cannot be made."""
+        spec = self.bridge_spec(side)
+        names = [port.name for port in spec.ports]
+        with self.instances[side].database() as database:
+            database.set_other_config(REQUIRED_OTHER_CONFIG)
+            database.apply(spec)
+            database.wait_ports(names, self.config.upgrade.ready_s)
+
+    def program_tunnels(self, side: Side) -> None:
+        """The VTEP's address, the routes and the neighbours."""
+        tunnels, intent = self.tunnels(side), self.intent
+        tunnels.set_address(intent.vtep.address, intent.vtep.prefix)
+        for route in intent.routes:
+            tunnels.add_route(route.destination, route.gateway)
+        for neighbour in intent.neighbours:
+            tunnels.set_neighbour(neighbour.address, neighbour.mac)
+
+    def program_flows(self, side: Side, form: Form) -> None:
+        self.openflow(side).replace(lines(render(self.intent, form)))
+
+    def set_pmd_sleep(self, side: Side, microseconds: int) -> None:
+        with self.instances[side].database() as database:
+            database.set_other_config({pmd_sleep_key(self.version(side)): str(microseconds)})
+
+    def pmd_sleep(self, side: Side) -> int:
+        """Longest sleep of the side's idle PMD threads, in microseconds."""
+        with self.instances[side].database() as database:
+            return int(database.other_config().get(pmd_sleep_key(self.version(side)), "0"))
+
+    def program(self, side: Side) -> None:
+        """Everything for an instance that runs alone."""
+        self.program_database(side)
+        self.program_tunnels(side)
+        self.program_flows(side, Form.FINAL)
+        self.set_pmd_sleep(side, self.config.instance(side).pmd_sleep_us)
+
+    def wait(self, true: Callable[[], bool], seconds: float, otherwise: Callable[[], str]) -> None:
+        """Poll until ``true``. Raises SwitchError with ``otherwise`` after ``seconds``."""
+        end = self.system.monotonic() + seconds
+        while not true():
+            if self.system.monotonic() >= end:
+                raise SwitchError(f"{otherwise()} after {seconds:g} s")
+            self.system.sleep(_POLL_S)
+
+    def link_up(self, side: Side, port: str) -> bool:
+        with self.instances[side].database() as database:
+            status = database.interfaces().get(port)
+            return status is not None and status.link_state == "up"
+
+
+def activate_first(host: Host, side: Side) -> bool:
+    """Make a programmed instance the active one if no side is. Returns whether it did."""
+    if host.recorded_active() is not None:
+        return False
+    host.uplink.steer(side)
+    host.record_active(side)
+    return True

@@ -1,0 +1,70 @@
+"""Signals that ask an upgrade to stop, turned into one orderly exception."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupted(KeyboardInterrupt):
+    """The operator, the system's shutdown or the loss of the terminal asked to stop."""
+
+
+class Interrupts:
+    """While entered, the first of SIGINT, SIGTERM and SIGHUP raises Interrupted; later ones do nothing, because the
+    stop is already under way. Inside ``shield`` it is held back until the end of the shield.
+
+    Only for the main thread (signal(2) handlers of Python run there).
+    """
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._depth = 0
+        self._pending: str | None = None
+        self._raised = False
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> Interrupts:
+        for number in STOP_SIGNALS:
+            self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() itself returned
+        self._before.clear()
+
+    @contextlib.contextmanager
+    def shield(self) -> Iterator[None]:
+        """Hold signals back. May be nested. If the body raises, what came in the meantime is not raised on top."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+        if self._depth == 0 and self._pending is not None and not self._raised:
+            self._raise(self._pending)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            # A library forked (pyroute2 does, to enter a namespace) and ends its child by signal: the copy of this
+            # upgrade in that child must never act.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        name = signal.Signals(number).name
+        if self._depth:
+            self._pending = self._pending or name
+        elif not self._raised:
+            self._raise(name)
+
+    def _raise(self, name: str) -> None:
+        self._raised = True
+        raise Interrupted(f"interrupted by {name}")

@@ -1,0 +1,33 @@
+"""A frame sent from one instance and counted on the other: the proof that both forward, before any VM depends on it."""
+
+from __future__ import annotations
+
+from ovs_hotswap.model import Side
+from ovs_hotswap.overlay.ports import PEER_PORT
+from ovs_hotswap.overlay.tables import VLAN_PRESENT, Kind, cookie_kind
+from ovs_hotswap.upgrade.host import Host
+
+# No VM has this tag (ofports end at 4000), so the other instance counts the frame and drops it: no guest sees it.
+_TAG = 4094
+# Local experimental ethertype (IEEE 802, 9.2.3) between two locally administered addresses.
+_FRAME = bytes.fromhex("02000000000f02000000000e88b5") + bytes(46)
+_COUNTED_S = 10.0
+
+
+def across_peer_link(host: Host, sender: Side) -> None:
+    """Raises SwitchError if a frame from ``sender`` is not counted by the other instance."""
+    receiver = sender.other
+    before = _unknown_tags(host, receiver)
+    host.openflow(sender).packet_out(
+        _FRAME, f"push_vlan:0x88a8,set_field:{VLAN_PRESENT + _TAG}->vlan_vid,output:{PEER_PORT}"
+    )
+    host.wait(
+        lambda: _unknown_tags(host, receiver) > before,
+        _COUNTED_S,
+        lambda: f"a frame that instance {sender} sent over the peer link did not reach instance {receiver}",
+    )
+
+
+def _unknown_tags(host: Host, side: Side) -> int:
+    counters = host.openflow(side).drops()
+    return sum(each.packets for each in counters if cookie_kind(each.cookie) is Kind.DROP_UNKNOWN_TAG)

@@ -1,0 +1,172 @@
+"""The records of a plan's journal and what they mean. Pure."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from ovs_hotswap.errors import StateUnknown
+
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+Facts: TypeAlias = Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The step names of a plan: all that the meaning of a journal depends on."""
+
+    before: tuple[str, ...]
+    after: tuple[str, ...] = ()
+
+
+class Kind(enum.StrEnum):
+    """Kinds of journal records. ``START`` and ``UNDO`` are on the disk before the act they announce."""
+
+    START = "start"
+    FACTS = "facts"
+    DONE = "done"
+    FAILED = "failed"
+    COMMIT = "commit"
+    UNDO = "undo"
+    UNDONE = "undone"
+    UNDO_FAILED = "undo-failed"
+    RESUME = "resume"
+    END = "end"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record; ``text`` is the cause of a failure, or the boot id of a resume."""
+
+    kind: Kind
+    step: str = ""
+    facts: Facts = field(default_factory=dict)
+    text: str = ""
+
+
+class Mark(enum.StrEnum):
+    """Where the journal says a step stands."""
+
+    PENDING = "pending"
+    STARTED = "started"
+    DONE = "done"
+    UNDOING = "undoing"
+    UNDONE = "undone"
+
+
+class Phase(enum.StrEnum):
+    """Where the journal says the plan stands. ``BACK``: a roll-back was begun and must be finished."""
+
+    FORWARD = "forward"
+    BACK = "back"
+    COMMITTED = "committed"
+    FINISHED = "finished"
+    ROLLED_BACK = "rolled back"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The meaning of a journal's records."""
+
+    shape: Shape
+    marks: Mapping[str, Mark]
+    phase: Phase = Phase.FORWARD
+    facts: Facts = field(default_factory=dict)
+    failed_step: str = ""
+    failure: str = ""
+
+    @classmethod
+    def new(cls, shape: Shape) -> Standing:
+        return cls(shape, {name: Mark.PENDING for name in (*shape.before, *shape.after)})
+
+    @property
+    def ended(self) -> bool:
+        return self.phase in {Phase.FINISHED, Phase.ROLLED_BACK}
+
+    def mark(self, step: str, mark: Mark) -> Standing:
+        return replace(self, marks={**self.marks, step: mark})
+
+
+def fold(shape: Shape, records: Iterable[Record]) -> Standing:
+    """What ``records`` mean for a plan of ``shape``.
+
+    Raises StateUnknown, naming the record (1 is the first after the header), if they cannot have been written by a
+    plan of this shape.
+    """
+    standing = Standing.new(shape)
+    for number, record in enumerate(records, 1):
+        try:
+            standing = advance(standing, record)
+        except ValueError as error:
+            raise StateUnknown(
+                f"the journal's record {number} ({record.kind} {record.step}) makes no sense: {error}",
+                hint="take the version of ovs-hotswap that began it, or look at each part: `ovs-hotswap status`",
+            ) from error
+    return standing
+
+
+def advance(standing: Standing, record: Record) -> Standing:
+    """``standing`` after one more record. Raises ValueError if the record is not possible there."""
+    if standing.ended:
+        raise ValueError("the plan has ended")
+    if record.step and record.step not in standing.marks:
+        raise ValueError("the plan has no such step")
+    standing = replace(standing, facts={**standing.facts, **record.facts})
+    match record.kind:
+        case Kind.START | Kind.DONE | Kind.UNDO | Kind.UNDONE:
+            return _mark(standing, record)
+        case Kind.FAILED:
+            back = Phase.BACK if standing.phase is Phase.FORWARD else standing.phase
+            return replace(standing, phase=back, failed_step=record.step, failure=record.text)
+        case Kind.COMMIT:
+            _must_be_done(standing, standing.shape.before, Phase.FORWARD)
+            return replace(standing, phase=Phase.COMMITTED)
+        case Kind.END if standing.phase is Phase.COMMITTED:
+            _must_be_done(standing, standing.shape.after, Phase.COMMITTED)
+            return replace(standing, phase=Phase.FINISHED)
+        case Kind.END:
+            return replace(standing, phase=Phase.ROLLED_BACK)
+        case Kind.FACTS | Kind.UNDO_FAILED | Kind.RESUME:
+            return standing
+
+
+def _mark(standing: Standing, record: Record) -> Standing:
+    if not record.step:
+        raise ValueError("it names no step")
+    if record.kind is Kind.START:
+        _must_be_next(standing, record.step)
+        return standing.mark(record.step, Mark.STARTED)
+    if record.kind is Kind.DONE:
+        _must_be(standing, record.step, Mark.STARTED)
+        return standing.mark(record.step, Mark.DONE)
+    if record.kind is Kind.UNDONE:
+        _must_be(standing, record.step, Mark.UNDOING)
+        return standing.mark(record.step, Mark.UNDONE)
+    if standing.phase not in {Phase.FORWARD, Phase.BACK}:
+        raise ValueError("the plan is committed")
+    if standing.marks[record.step] is Mark.PENDING:
+        raise ValueError("the step was never started")
+    return replace(standing.mark(record.step, Mark.UNDOING), phase=Phase.BACK)
+
+
+def _must_be(standing: Standing, step: str, mark: Mark) -> None:
+    if standing.marks[step] is not mark:
+        raise ValueError(f"the step is {standing.marks[step]}, not {mark}")
+
+
+def _must_be_done(standing: Standing, steps: Sequence[str], phase: Phase) -> None:
+    if standing.phase is not phase:
+        raise ValueError(f"the plan goes {standing.phase}")
+    open_steps = [step for step in steps if standing.marks[step] is not Mark.DONE]
+    if open_steps:
+        raise ValueError(f"{', '.join(open_steps)} not done")
+
+
+def _must_be_next(standing: Standing, step: str) -> None:
+    """A step starts in its section's phase once all before it in the section are done."""
+    section, phase = standing.shape.before, Phase.FORWARD
+    if step not in section:
+        section, phase = standing.shape.after, Phase.COMMITTED
+    _must_be_done(standing, section[: section.index(step)], phase)

@@ -1,0 +1,394 @@
+"""The steps of an upgrade, in order. Each is small; what they do to an instance is in ``host``.
+
+Until the commit the old instance keeps everything it needs to serve every VM: its ports, flows, tunnels and its
+parked or owned back ends. Undoing a step on an instance that has died finds nothing to undo.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ovs_hotswap.errors import StateUnknown, SwitchError
+from ovs_hotswap.model import Finding, Severity, Side
+from ovs_hotswap.overlay.ports import PEER, UPLINK
+from ovs_hotswap.overlay.tables import Form
+from ovs_hotswap.switch.instance import State as InstanceState
+from ovs_hotswap.switch.pmd import pmd_rxqs, set_vhost_log_level, vhost_log_level
+from ovs_hotswap.upgrade import checks, gather, probe
+from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.plan import Plan, ReversibleStep, Run, State, Step
+from ovs_hotswap.upgrade.records import Facts
+
+_PORT_S = 15.0
+_POLLED_S = 20.0
+_SERVED_S = 2.0
+_SAMPLE_S = 0.2
+
+
+@dataclass(frozen=True)
+class Upgrade:
+    """What the steps work on: ``old`` serves the VMs now, ``new`` shall run ``release``."""
+
+    host: Host
+    old: Side
+    new: Side
+    release: str
+    keep_old: bool = False
+
+
+class Precheck(Step[Upgrade]):
+    name = "precheck"
+    description = "look for reasons not to start"
+
+    def do(self, context: Upgrade, run: Run) -> None:
+        for finding in checks.verdict(gather.precheck(context.host, context.old, context.new, context.release)):
+            if finding.severity is Severity.WARNING:
+                run.progress(f"{finding.check}: {finding.text}")
+
+    def state(self, context: Upgrade, run: Run) -> State:
+        return State.DONE
+
+
+class StartStandby(ReversibleStep[Upgrade]):
+    name = "standby"
+    description = "start the standby instance"
+    look_at = "`ovs-hotswap instance list`"
+
+    def facts(self, context: Upgrade, run: Run) -> Facts:
+        return {"was_running": _runs(context, context.new)}
+
+    def do(self, context: Upgrade, run: Run) -> None:
+        if not _runs(context, context.new):
+            context.host.instances[context.new].start(context.host.releases.get(context.release))
+
+    def undo(self, context: Upgrade, run: Run) -> None:
+        if not run.fact("was_running", bool):
+            context.host.instances[context.new].stop()
+
+    def state(self, context: Upgrade, run: Run) -> State:
+        return _done(_runs(context, context.new))
+
+
+class ProgramDatabase(Step[Upgrade]):
+    name = "database"
+    description = "program the standby's bridge and ports"
+
+    def do(self, context: Upgrade, run: Run) -> None:
+        context.host.program_database(context.new)
+
+
+class Ports(Step[Upgrade]):
+    name = "ports"
+    description = "wait for the standby's ports and its connections to the broker"
+
+    def do(self, context: Upgrade, run: Run) -> None:
+        host, side = context.host, context.new
+        host.wait(lambda: host.link_up(side, UPLINK), _PORT_S, lambda: f"instance {side}: the uplink is down")
+
+        def missing() -> list[str]:
+            return [vm["name"] for vm in host.broker.vms() if not vm["switches"][side]["connected"]]
+
+        host.wait(
+            lambda: not missing(), _PORT_S, lambda: f"instance {side} did not connect for VM {', '.join(missing())}"
+        )
+        lacking = {vm["name"]: vm["switches"][side]["missing"] for vm in host.broker.vms()}
+        faults = [f"VM {name} uses {', '.join(bits)}" for name, bits in lacking.items() if bits]
+        if faults:
+            raise SwitchError(
+                f"{'; '.join(faults)}, which release {context.release} does not offer",
+                hint="upgrade to a release that offers it, or restart the VM with the feature off",
+            )
+
+
+class OpenWindow(ReversibleStep[Upgrade]):
+    """Two busy PMDs on one core alternate in slices of milliseconds, and the thread that serves vhost-user messages
+    writes several log lines for each: both are lowered while two instances live, and put back."""
+
+    name = "window"
+    description = "let idle PMD threads sleep, lower the vhost log"
+
+    def facts(self, context: Upgrade, run: Run) -> Facts:
+        host = context.host
+        return {
+            "pmd_sleep_us": host.pmd_sleep(context.old),
+            "log_level": vhost_log_level(host.control(context.old)),
+            "log_offset": gather.log_size(host, context.new),
+        }
+
+    def do(self, context: Upgrade, run: Run) -> None:
+        host = context.host
+        for side in (context.new, context.old):
+            host.set_pmd_sleep(side, max(host.config.upgrade.pmd_sleep_us, run.fact("pmd_sleep_us", int)))
+            set_vhost_log_level(host.control(side), "error")
+
+    def undo(self, context: Upgrade, run: Run) -> None:
+        if _runs(context, context.old):
+            close_window(context.host, context.old, run)
+
+
+def close_window(host: Host, side: Side, run: Run) -> None:
+    """Give ``side`` the operator's values."""
+    host.set_pmd_sleep(side, run.fact("pmd_sleep_us", int))
+    set_vhost_log_level(host.control(side), run.fact("log_level", str))
+
+
+class PeerLink(ReversibleStep[Upgrade]):
+    name = "peer"
+    description = "join the two instances by a memif"
+
+    def do(self, context: Upgrade, run: Run) -> None:
+        host = context.host
+        for side in Side:  # the server's end (a) first: a memif client that finds no server fails at once
+            with host.instances[side].database() as database:
+                database.add_port(host.config.bridge, host.peer_spec(side))
+                database.wait_ports([PEER], host.config.upgrade.ready_s)
+        host.wait(
+            lambda: all(host.link_up(side, PEER) for side in Side), _PORT_S, lambda: "the peer link does not come up"
+        )
+
+    def undo(self, context: Upgrade, run: Run) -> None:
+        for side in (context.old, context.new):
+            if _runs(context, side):
+                remove_peer(context.host, side)
+
+
+def remove_peer(host: Host, side: Side) -> None:
+    with host.instances[side].database() as database:
+        database.remove_port(host.config.bridge, PEER)
+
+
+class ProgramTunnels(Step[Upgrade]):
+    name = "tunnels"
+    description = "program the standby's tunnel address, routes and neighbours"
+
+    def do(self, context: Upgrade, run: Run) -> None:
+        context.host.program_tunnels(context.new)
+
+
+class FlowsStandby(Step[Upgrade]):
+    name = "flows-standby"
+    description = "install the window form of the flow tables on the standby"
+
+    def do(self, context: Upgrade, run: Run) -> None:
+        context.host.program_flows(context.new, Form.WINDOW)
+
+
+class FlowsActive(ReversibleStep[Upgrade]):
+    """The precheck saw that the active instance has the final form, so that is what the undo puts back."""
+
+    name = "flows-active"
+    description = "install the window form of the flow tables on the active instance"
+    look_at = "`ovs-hotswap overlay diff`"
+
+    def do(self, context: Upgrade, run: Run) -> None:
+        context.host.program_flows(context.old, Form.WINDOW)
+
+    def undo(self, context: Upgrade, run: Run) -> None:
+        if _runs(context, context.old):
+            context.host.program_flows(context.old, Form.FINAL)
+
+
+class Prove(Step[Upgrade]):
+    name = "prove"
+    description = "send a frame through the peer link to prove that both instances forward"
+
+    def do(self, context: Upgrade, run: Run) -> None:
+        for sender in (context.old, context.new):
+            probe.across_peer_link(context.host, sender)
+
+
+class Park(ReversibleStep[Upgrade]):
+    name = "park"
+    description = "park every VM on the standby"
+    look_at = "`ovs-hotswap vm list`"
+
+    def do(self, context: Upgrade, run: Run) -> None:
+        host, side = context.host, context.new
+        vms = host.broker.vms()
+        for number, vm in enumerate(vms, 1):
+            host.broker.park(vm["name"], side)
+            run.progress("parked", item=vm["name"], count=number, total=len(vms))
+        expected = {vm["name"]: _enabled_pairs(vm) for vm in vms if vm["qemu"]}
+
+        def unpolled() -> list[str]:
+            polled = pmd_rxqs(host.control(side))
+            return [name for name, pairs in expected.items()
+                    if sum(queue.enabled for queue in polled.get(name, ())) < pairs]  # fmt: skip
+
+        host.wait(lambda: not unpolled(), _POLLED_S,
+                  lambda: f"instance {side} does not poll the queues of VM {', '.join(unpolled())}")  # fmt: skip
+
+    def undo(self, context: Upgrade, run: Run) -> None:
+        for vm in context.host.broker.vms():
+            if vm["owner"] != context.new:
+                context.host.broker.unpark(vm["name"], context.new)
+
+
+def _enabled_pairs(vm: dict[str, list[dict[str, object]]]) -> int:
+    """Queue pairs whose transmit ring (the odd one: virtio 1.2, 5.1.2) the guest has enabled."""
+    return sum(bool(ring["enabled"] and ring["started"]) for ring in vm["rings"][1::2])
+
+
+class SteerUplink(ReversibleStep[Upgrade]):
+    name = "steer"
+    description = "steer the uplink to the standby"
+    look_at = "the uplink's rules: `ovs-hotswap status`"
+
+    def do(self, context: Upgrade, run: Run) -> None:
+        context.host.uplink.steer(context.new)
+
+    def undo(self, context: Upgrade, run: Run) -> None:
+        context.host.uplink.steer(context.old)
+
+
+class MoveVms(ReversibleStep[Upgrade]):
+    name = "move"
+    description = "hand each VM's rings over"
+    look_at = "`ovs-hotswap vm list`"
+
+    def do(self, context: Upgrade, run: Run) -> None:
+        moves = move_all(context.host, context.new, run)
+        earlier = run.facts.get("moves")
+        run.remember(moves={**(earlier if isinstance(earlier, dict) else {}), **moves})
+
+    def undo(self, context: Upgrade, run: Run) -> None:
+        move_all(context.host, context.old, run)
+
+
+def move_all(host: Host, to: Side, run: Run) -> dict[str, float]:
+    """Hand every VM to ``to``, one by one, and see each served there. Returns microseconds by VM.
+
+    Raises BrokerError if a VM stayed where it was, StateUnknown if its owner is not known.
+    """
+    vms = host.broker.vms()
+    moves: dict[str, float] = {}
+    for number, vm in enumerate(vms, 1):
+        if vm["owner"] == to and vm["certainty"] == "owns":
+            continue
+        done = host.broker.move(vm["name"], to)
+        if not vm["qemu"]:
+            run.progress("has no guest to move", item=vm["name"], count=number, total=len(vms))
+            continue
+        moves[vm["name"]] = done["total_us"]
+        _see_served(host, vm["name"], to)
+        run.progress(f"{done['total_us'] / 1000:.2f} ms", item=vm["name"], count=number, total=len(vms))
+    return moves
+
+
+def _see_served(host: Host, name: str, side: Side) -> None:
+    """What the guest has to send must be taken: an address that does not translate is not reported otherwise."""
+    before = host.broker.vm(name)
+    if before["owner"] != side:
+        raise StateUnknown(
+            f"vm {name} is owned by {before['owner']}, not by {side}", hint=f"`ovs-hotswap vm show {name}`"
+        )
+
+    def served() -> bool:
+        now = host.broker.vm(name)
+        return all(
+            ring["available"] == ring["used"] or ring["used"] != earlier["used"]
+            for ring, earlier in list(zip(now["rings"], before["rings"], strict=False))[1::2]
+            if ring["started"] and ring["enabled"]
+        )
+
+    host.wait(served, _SERVED_S, lambda: f"vm {name}: instance {side} does not take what the guest sends")
+
+
+class Soak(Step[Upgrade]):
+    name = "soak"
+    description = "watch the VMs on the new instance"
+
+    def do(self, context: Upgrade, run: Run) -> None:
+        host = context.host
+        end = host.system.monotonic() + host.config.upgrade.soak_s
+        before = gather.rings(host)
+        while True:
+            host.system.sleep(min(_SAMPLE_S, max(0.0, end - host.system.monotonic())) or _SAMPLE_S)
+            after = gather.rings(host)
+            checks.verdict([*checks.ring_progress(before, after), *_watch(context)], SwitchError)
+            before = after
+            left = end - host.system.monotonic()
+            run.progress(f"{max(0.0, left):.0f} s left")
+            if left <= 0:
+                return
+
+
+def _watch(context: Upgrade) -> list[Finding]:
+    found = [] if _runs(context, context.new) else [
+        Finding("instance", Severity.ERROR, f"instance {context.new} died", "its log is kept in the state directory")
+    ]  # fmt: skip
+    strays = [vm["name"] for vm in context.host.broker.vms()
+              if vm["qemu"] and (vm["owner"] != context.new or vm["certainty"] != "owns")]  # fmt: skip
+    if strays:
+        found.append(Finding("owner", Severity.ERROR, f"not owned by {context.new}: VM {', '.join(strays)}"))
+    return found
+
+
+class FinalFlows(Step[Upgrade]):
+    name = "flows-final"
+    description = "install the final form of the flow tables"
+
+    def do(self, context: Upgrade, run: Run) -> None:
+        context.host.program_flows(context.new, Form.FINAL)
+
+
+class RecordActive(Step[Upgrade]):
+    name = "record"
+    description = "record which side is active"
+
+    def do(self, context: Upgrade, run: Run) -> None:
+        context.host.record_active(context.new)
+        context.host.broker.call("reload")
+
+
+class CloseWindow(Step[Upgrade]):
+    name = "close-window"
+    description = "take the peer link off, put PMD sleep and log level back"
+
+    def do(self, context: Upgrade, run: Run) -> None:
+        host = context.host
+        remove_peer(host, context.new)
+        close_window(host, context.new, run)
+        if context.keep_old and _runs(context, context.old):
+            host.program_flows(context.old, Form.FINAL)
+            remove_peer(host, context.old)
+            close_window(host, context.old, run)
+
+
+class Retire(Step[Upgrade]):
+    name = "retire"
+    description = "give the old instance up"
+
+    def do(self, context: Upgrade, run: Run) -> None:
+        host = context.host
+        for vm in host.broker.vms():
+            host.broker.unpark(vm["name"], context.old)
+        if context.keep_old:
+            run.progress(f"instance {context.old} is kept running")
+            return
+        host.instances[context.old].stop()
+
+
+class Postcheck(Step[Upgrade]):
+    name = "postcheck"
+    description = "check ports, tables, rings and the log"
+
+    def do(self, context: Upgrade, run: Run) -> None:
+        checks.verdict(gather.postcheck(context.host, context.new, _SAMPLE_S, run.fact("log_offset", int)), SwitchError)
+
+
+def _runs(context: Upgrade, side: Side) -> bool:
+    return context.host.instances[side].status().state is InstanceState.RUNNING
+
+
+def _done(done: bool) -> State:
+    return State.DONE if done else State.NOT_DONE
+
+
+def upgrade_plan() -> Plan[Upgrade]:
+    return Plan(
+        "upgrade",
+        before=(Precheck(), StartStandby(), ProgramDatabase(), Ports(), OpenWindow(), PeerLink(), ProgramTunnels(),
+                FlowsStandby(), FlowsActive(), Prove(), Park(), SteerUplink(), MoveVms(), Soak()),
+        after=(FinalFlows(), RecordActive(), CloseWindow(), Retire(), Postcheck()),
+    )  # fmt: skip

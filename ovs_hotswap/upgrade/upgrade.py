@@ -1,0 +1,144 @@
+"""Upgrade, roll-back and resume of one host: the plan, its journal, the lock, and who is active."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ovs_hotswap import __version__
+from ovs_hotswap.errors import PrecheckFailed, StateUnknown
+from ovs_hotswap.model import Finding, Side
+from ovs_hotswap.upgrade import gather
+from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.interrupts import Interrupts
+from ovs_hotswap.upgrade.journal import Contents, Header, Journal, Journals, parse
+from ovs_hotswap.upgrade.plan import Event, Executor
+from ovs_hotswap.upgrade.records import Facts, Json, Phase
+from ovs_hotswap.upgrade.steps import Upgrade, upgrade_plan
+
+KIND = "upgrade"
+Observe = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an ended upgrade did. ``moves``: microseconds of each VM's hand-over, on the broker's clock."""
+
+    old: Side
+    new: Side
+    release: str
+    previous: str
+    committed: bool
+    moves: dict[str, float]
+
+    @classmethod
+    def of(cls, header: Header, committed: bool, facts: Facts) -> Report:
+        parameters: dict[str, Any] = header.parameters
+        moves: Any = facts.get("moves", {})
+        return cls(Side(parameters["old"]), Side(parameters["new"]), parameters["release"], parameters["previous"],
+                   committed, dict(moves))  # fmt: skip
+
+
+class Upgrader:
+    """Every public method that changes something takes the host's upgrade lock, or raises BusyError."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.journals = Journals(host.config.state_dir, host.system)
+
+    def check(self, release: str) -> list[Finding]:
+        """The precheck's findings for an upgrade to ``release``. Changes nothing. Raises StateUnknown if it is not
+        clear which side is active."""
+        old = self.host.active()
+        return gather.precheck(self.host, old, old.other, release)
+
+    def upgrade(self, release: str, observe: Observe, *, keep_old: bool = False) -> Report:
+        """Replace the active instance by one of ``release``.
+
+        Raises PrecheckFailed with nothing changed, RolledBack with everything put back, PostcheckFailed if something
+        failed after the commit, StateUnknown if it cannot be told.
+        """
+        with self._lock():
+            self.host.releases.get(release)
+            old = self.host.active()
+            running = self.host.instances[old].status().release
+            if running is None:
+                raise PrecheckFailed(
+                    f"instance {old}, which is active, does not run", hint=f"`ovs-hotswap instance start {old}`"
+                )
+            parameters: dict[str, Json] = {"old": old, "new": old.other, "release": release, "previous": running.name,
+                          "keep_old": keep_old}  # fmt: skip
+            journal = self.journals.begin(
+                KIND, upgrade_plan().shape, parameters=parameters, versions={"ovs-hotswap": __version__}
+            )
+            return self._execute(journal, observe, forward=True)
+
+    def resume(self, observe: Observe) -> Report:
+        """Finish what was interrupted, in the direction it was going. Raises as ``upgrade``."""
+        with self._lock():
+            return self._execute(self._reopen(), observe, forward=True)
+
+    def rollback(self, observe: Observe) -> Report:
+        """Undo an unfinished upgrade, or upgrade back to the release that ran before the last one."""
+        with self._lock():
+            contents = self.journals.read()
+            if contents is not None and contents.standing.phase in (Phase.FORWARD, Phase.BACK):
+                return self._execute(self._reopen(), observe, forward=False)
+            if contents is not None:
+                raise PrecheckFailed(
+                    "the upgrade is committed but not finished", hint="first `ovs-hotswap resume`, then roll back"
+                )
+            last = self.last()
+            if last is None or not last.committed:
+                raise PrecheckFailed("there is no upgrade to roll back", hint="`ovs-hotswap status`")
+        return self.upgrade(last.previous, observe)
+
+    def unfinished(self) -> Contents | None:
+        """The journal of an upgrade that was interrupted or is under way. Raises StateUnknown if it is damaged."""
+        return self.journals.read()
+
+    def last(self) -> Report | None:
+        """The newest ended upgrade."""
+        for path in self.journals.history():
+            contents = parse(path.read_bytes(), str(path))
+            if contents is not None and contents.header.kind == KIND:
+                standing = contents.standing
+                return Report.of(contents.header, standing.phase is Phase.FINISHED, standing.facts)
+        return None
+
+    def _lock(self) -> Any:
+        return self.host.system.lock(self.host.config.state_dir / "upgrade.lock", "an upgrade")
+
+    def _reopen(self) -> Journal:
+        journal = self.journals.reopen()
+        if journal is None:
+            raise PrecheckFailed("there is no unfinished upgrade", hint="`ovs-hotswap status`")
+        return journal
+
+    def _execute(self, journal: Journal, observe: Observe, *, forward: bool) -> Report:
+        header = journal.header
+        with journal, Interrupts() as interrupts:
+            executor = Executor(
+                upgrade_plan(),
+                self._context(header),
+                journal,
+                clock=self.host.system.monotonic,
+                records=journal.records,
+                observe=observe,
+                shield=interrupts.shield,
+            )
+            if forward:
+                executor.run()
+            else:
+                executor.rollback()
+            standing = executor.standing
+        return Report.of(header, standing.phase is Phase.FINISHED, standing.facts)
+
+    def _context(self, header: Header) -> Upgrade:
+        parameters: dict[str, Any] = header.parameters
+        try:
+            return Upgrade(self.host, Side(parameters["old"]), Side(parameters["new"]), parameters["release"],
+                           parameters["keep_old"])  # fmt: skip
+        except (KeyError, ValueError) as error:
+            raise StateUnknown(f"the journal's parameters are not an upgrade's: {parameters}") from error

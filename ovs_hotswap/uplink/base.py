@@ -1,0 +1,47 @@
+"""The uplink: what brings the overlay's traffic from the NIC to the active instance, and the choice of its driver."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ovs_hotswap.config import Config
+from ovs_hotswap.errors import ConfigError
+from ovs_hotswap.model import Finding, Side
+from ovs_hotswap.overlay.intent import Intent
+from ovs_hotswap.uplink.none import NoUplink
+from ovs_hotswap.uplink.tc import RtnlTrafficControl, TcUplink
+
+
+class Uplink(Protocol):
+    """One NIC's steering. All methods but ``check`` raise UplinkError."""
+
+    def owner(self) -> Side | None:
+        """The instance that gets the overlay's traffic now, read back from the kernel; ``None``: neither."""
+
+    def steer(self, side: Side) -> None:
+        """Give the traffic to ``side``, without losing a packet where the driver can, and prove it by reading back.
+
+        Doing it again changes nothing.
+        """
+
+    def clear(self) -> None:
+        """Remove what ``steer`` made and nothing else. Doing it again changes nothing."""
+
+    def check(self) -> list[Finding]:
+        """What is right and wrong with the devices and rules; changes nothing."""
+
+
+def make_uplink(config: Config, intent: Intent) -> Uplink:
+    """The driver that the configuration names. Raises ConfigError if it lacks a device."""
+    uplink = config.uplink
+    if uplink.driver == "none":
+        return NoUplink()
+    if uplink.device is None or uplink.representor_a is None or uplink.representor_b is None:
+        raise ConfigError('uplink: driver "tc" needs device, representor_a and representor_b')
+    return TcUplink(
+        device=uplink.device,
+        representors={Side.A: uplink.representor_a, Side.B: uplink.representor_b},
+        vtep=intent.vtep.address,
+        mac=intent.vtep.mac,
+        control=RtnlTrafficControl(uplink.namespace),
+    )

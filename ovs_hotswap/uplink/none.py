@@ -1,0 +1,21 @@
+"""The uplink that something else steers: a bond that shows traffic to both VFs, an SDN controller, an operator."""
+
+from __future__ import annotations
+
+from ovs_hotswap.model import Finding, Severity, Side
+
+
+class NoUplink:
+    """Steers nothing. It knows no owner, so ``owner`` is always ``None``."""
+
+    def owner(self) -> Side | None:
+        return None
+
+    def steer(self, side: Side) -> None:
+        """Nothing to do."""
+
+    def clear(self) -> None:
+        """Nothing to do."""
+
+    def check(self) -> list[Finding]:
+        return [Finding("uplink", Severity.OK, 'driver "none": the uplink is steered by something else')]

@@ -1,0 +1,370 @@
+"""Uplink driver ``tc``: u32 filters that redirect packets between a device and the representors of two VFs.
+
+- ingress of the device: UDP to port 4789 of the VTEP goes to the representor of the active instance's VF;
+- ingress of either representor (what the VF sends): everything goes out of the device.
+
+Everything else that arrives on the device stays with the kernel. The first filter is moved from one VF to the other
+by ``replace`` on the same handle: the kernel swaps the action in one step, so no packet is lost, and keeps the keys
+of the old filter (net/sched/cls_u32.c, u32_change), so a filter with other keys is made anew instead.
+
+Filters are told apart by priority, handle and keys. An empty ``clsact`` is left behind: who made it is not recorded
+anywhere, and it costs nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+from typing import Any, Protocol
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from ovs_hotswap.errors import UplinkError
+from ovs_hotswap.model import Finding, Severity, Side
+
+PRIORITY = 4789  # of all our filters; lower numbers are looked at first
+NODE = 1  # our filters' number within the hash table that the kernel makes for the priority
+NODE_MASK = 0xFFF  # of a handle, include/uapi/linux/pkt_cls.h TC_U32_NODE
+VXLAN_UDP_PORT = 4789  # RFC 7348
+INGRESS = 0xFFFFFFF2  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)
+ETH_P_ALL = 0x0003
+ETH_P_IP = 0x0800
+EGRESS_REDIRECT = 1  # TCA_EGRESS_REDIR, include/uapi/linux/tc_act/tc_mirred.h
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """The 32 bits at ``offset`` bytes from the network header, and with ``mask``, are ``value``."""
+
+    value: int
+    mask: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One u32 filter. ``target`` is the index of the device it redirects to, ``None`` if it does something else.
+
+    ``handle`` is 0 for a rule that is not installed yet. ``keys`` is empty for a filter of another kind.
+    """
+
+    priority: int
+    protocol: int
+    handle: int
+    keys: tuple[Key, ...]
+    target: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    index: int
+    up: bool
+    mac: str
+
+
+class Kernel(Protocol):
+    """The devices and filters of one network namespace. All methods raise UplinkError."""
+
+    def link(self, name: str) -> Link | None:
+        """The device as it is, ``None`` if there is none."""
+
+    def rules(self, link: Link) -> list[Rule]:
+        """All filters on the device's ingress, in no order."""
+
+    def replace(self, link: Link, rule: Rule) -> None:
+        """Make ``rule`` as node NODE of its priority (handle 0), or change the action of the one with its handle."""
+
+    def delete(self, link: Link, rule: Rule, *, whole_priority: bool) -> None:
+        """Remove the filter, or all of its priority: only that frees the priority's hash table too."""
+
+
+class TrafficControl(Protocol):
+    """The way to a network namespace's kernel state; ``open`` raises UplinkError."""
+
+    def open(self) -> AbstractContextManager[Kernel]: ...
+
+
+def vxlan_keys(vtep: str) -> tuple[Key, ...]:
+    """Keys that match unfragmented UDP to port 4789 of ``vtep`` over IPv4 without options (RFC 791, 768).
+
+    RFC 7348 section 4.3 forbids fragmenting between VTEPs.
+    """
+    return (
+        Key(0x45000000, 0xFF000000, 0),  # version 4, five words of header: the offsets below depend on it
+        Key(0x00000000, 0x00001FFF, 4),  # fragment offset 0
+        Key(0x00110000, 0x00FF0000, 8),  # UDP
+        Key(int(IPv4Address(vtep)), 0xFFFFFFFF, 16),  # destination address
+        Key(VXLAN_UDP_PORT, 0x0000FFFF, 20),  # destination port
+    )
+
+
+ANY = (Key(0, 0, 0),)
+
+
+def shaped(keys: tuple[Key, ...], like: tuple[Key, ...]) -> bool:
+    """Whether ``keys`` are ``like`` but for the address: ours, perhaps of another VTEP."""
+    return len(keys) == len(like) and all(
+        (a.mask, a.offset) == (b.mask, b.offset) and (a.value == b.value or a.mask == 0xFFFFFFFF)
+        for a, b in zip(keys, like, strict=True)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The filters of one device, sorted: ours (one at most), others at our priority, and those looked at before."""
+
+    ours: Rule | None
+    intruders: tuple[Rule, ...]
+    earlier: tuple[Rule, ...]
+
+
+def sort(rules: list[Rule], protocol: int, keys: tuple[Key, ...]) -> Found:
+    """Tell our filter from those of others."""
+    mine = [
+        rule
+        for rule in rules
+        if rule.priority == PRIORITY
+        and rule.protocol == protocol
+        and rule.handle & NODE_MASK == NODE
+        and shaped(rule.keys, keys)
+    ]
+    return Found(
+        ours=mine[0] if mine else None,
+        intruders=tuple(rule for rule in rules if rule.priority == PRIORITY and rule not in mine[:1]),
+        earlier=tuple(rule for rule in rules if rule.priority < PRIORITY),
+    )
+
+
+class TcUplink:
+    """The driver. ``vtep`` is the VTEP's address, ``mac`` the MAC that the bridge, and so the device, must have."""
+
+    def __init__(
+        self, *, device: str, representors: Mapping[Side, str], vtep: str, mac: str, control: TrafficControl
+    ) -> None:
+        self._device = device
+        self._representors = dict(representors)
+        self._keys = vxlan_keys(vtep)
+        self._vtep = vtep
+        self._mac = mac.lower()
+        self._control = control
+
+    def owner(self) -> Side | None:
+        """The side whose representor the VTEP's filter redirects to; ``None`` if there is no filter, or it is for
+        another address or goes elsewhere."""
+        with self._control.open() as kernel:
+            return self._owner(kernel)
+
+    def steer(self, side: Side) -> None:
+        with self._control.open() as kernel:
+            device = _need(kernel, self._device)
+            links = {one: _need(kernel, name) for one, name in self._representors.items()}
+            for name, link in ((self._device, device), (self._representors[side], links[side])):
+                if not link.up:
+                    raise UplinkError(f"network device {name} is down", hint=f"ip link set {name} up")
+            for one, link in links.items():
+                _put(kernel, self._representors[one], link, Rule(PRIORITY, ETH_P_ALL, 0, ANY, device.index))
+            _put(kernel, self._device, device, Rule(PRIORITY, ETH_P_IP, 0, self._keys, links[side].index))
+            owner = self._owner(kernel)
+        if owner is not side:
+            raise UplinkError(
+                f"{self._device}: the filter for {self._vtep} was put to instance {side}, but reads back as "
+                f"{f'instance {owner}' if owner else 'nobody'}'s",
+                hint=f"tc filter show dev {self._device} ingress",
+            )
+
+    def clear(self) -> None:
+        with self._control.open() as kernel:
+            for name, protocol, keys in self._places():
+                link = kernel.link(name)
+                if link is None:
+                    continue
+                found = sort(kernel.rules(link), protocol, keys)
+                if found.ours is not None:
+                    kernel.delete(link, found.ours, whole_priority=not found.intruders)
+
+    def check(self) -> list[Finding]:
+        try:
+            with self._control.open() as kernel:
+                findings = [finding for place in self._places() for finding in self._check_place(kernel, *place)]
+                owner = self._owner(kernel) if not findings else None
+        except UplinkError as error:
+            return [Finding("uplink", Severity.ERROR, error.message, error.hint)]
+        text = f"{self._device}: overlay traffic goes to {f'instance {owner}' if owner else 'neither instance yet'}"
+        return findings or [Finding("uplink", Severity.OK, text)]
+
+    def _owner(self, kernel: Kernel) -> Side | None:
+        ours = sort(kernel.rules(_need(kernel, self._device)), ETH_P_IP, self._keys).ours
+        if ours is None or ours.keys != self._keys:
+            return None
+        for side, name in self._representors.items():
+            link = kernel.link(name)
+            if link is not None and link.index == ours.target:
+                return side
+        return None
+
+    def _places(self) -> list[tuple[str, int, tuple[Key, ...]]]:
+        back = [(name, ETH_P_ALL, ANY) for name in self._representors.values()]
+        return [(self._device, ETH_P_IP, self._keys), *back]
+
+    def _check_place(self, kernel: Kernel, name: str, protocol: int, keys: tuple[Key, ...]) -> Iterator[Finding]:
+        link = kernel.link(name)
+        if link is None:
+            yield Finding("uplink", Severity.ERROR, f"there is no network device {name}", "see [uplink]")
+            return
+        if not link.up:
+            yield Finding("uplink", Severity.ERROR, f"network device {name} is down", f"ip link set {name} up")
+        if name == self._device and link.mac != self._mac:
+            yield Finding(
+                "uplink", Severity.ERROR,
+                f"{name} has MAC {link.mac}, the VTEP {self._mac}: packets for the one are not taken by the other",
+                f'set [vtep] mac = "{link.mac}" in the overlay file',
+            )  # fmt: skip
+        found = sort(kernel.rules(link), protocol, keys)
+        show = f"tc filter show dev {name} ingress"
+        if found.intruders:
+            yield Finding(
+                "uplink", Severity.ERROR, f"{name}: {len(found.intruders)} foreign filters at our priority {PRIORITY}",
+                f"give them another priority: {show}",
+            )  # fmt: skip
+        if found.earlier:
+            yield Finding(
+                "uplink", Severity.WARNING,
+                f"{name}: {len(found.earlier)} foreign filters are looked at before ours (priority below {PRIORITY})",
+                f"make sure that they leave UDP port {VXLAN_UDP_PORT} alone: {show}",
+            )  # fmt: skip
+
+
+def _put(kernel: Kernel, name: str, link: Link, rule: Rule) -> None:
+    """Make our filter on the device as ``rule`` says; nothing happens if it is so."""
+    found = sort(kernel.rules(link), rule.protocol, rule.keys)
+    if found.intruders:
+        raise UplinkError(
+            f"{name}: foreign filters at priority {PRIORITY}; nothing was changed there",
+            hint=f"give them another priority: tc filter show dev {name} ingress",
+        )
+    handle = 0
+    if found.ours is not None:
+        if found.ours.keys == rule.keys and found.ours.target == rule.target:
+            return
+        if found.ours.keys == rule.keys:
+            handle = found.ours.handle
+        else:  # of another VTEP address, which gets no traffic any more
+            kernel.delete(link, found.ours, whole_priority=True)
+    kernel.replace(link, replace(rule, handle=handle))
+
+
+def _need(kernel: Kernel, name: str) -> Link:
+    link = kernel.link(name)
+    if link is None:
+        raise UplinkError(f"there is no network device {name}", hint="see [uplink] in the configuration")
+    return link
+
+
+class RtnlTrafficControl:
+    """The real kernel, through rtnetlink, in ``namespace`` (``None``: this process's own)."""
+
+    def __init__(self, namespace: str | None) -> None:
+        self._namespace = namespace
+
+    @contextmanager
+    def open(self) -> Iterator[Kernel]:
+        try:
+            # flags=0: never make the namespace
+            with IPRoute(netns=self._namespace, flags=0) if self._namespace else IPRoute() as route:
+                yield RtnlKernel(route)
+        except (OSError, NetlinkError) as error:
+            where = f"network namespace {self._namespace}" if self._namespace else "traffic control"
+            raise UplinkError(f"{where}: {error}") from error
+
+
+class RtnlKernel:
+    """One rtnetlink socket's view. pyroute2's and the system's errors pass through it to ``open``."""
+
+    def __init__(self, route: Any) -> None:
+        self._route = route
+
+    def link(self, name: str) -> Link | None:
+        index = next(iter(self._route.link_lookup(ifname=name)), None)
+        if index is None:
+            return None
+        message = self._route.get_links(index)[0]
+        return Link(index, message["state"] == "up", str(message.get_attr("IFLA_ADDRESS")))
+
+    def rules(self, link: Link) -> list[Rule]:
+        messages = self._route.get_filters(index=link.index, parent=INGRESS)
+        return [rule for message in messages if (rule := _rule(message)) is not None]
+
+    def replace(self, link: Link, rule: Rule) -> None:
+        try:
+            self._route.tc("add", "clsact", link.index)
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
+        self._route.tc(
+            "replace-filter", "u32", link.index, handle=rule.handle or NODE, parent=INGRESS, prio=rule.priority,
+            protocol=rule.protocol, target=0, keys=[_text(key) for key in rule.keys],
+            action={"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": rule.target},
+        )  # fmt: skip
+
+    def delete(self, link: Link, rule: Rule, *, whole_priority: bool) -> None:
+        self._route.tc(
+            "del-filter", "u32", link.index, handle=0 if whole_priority else rule.handle, parent=INGRESS,
+            prio=rule.priority, protocol=rule.protocol, target=0,
+        )  # fmt: skip
+
+
+def _text(key: Key) -> str:
+    """The key as pyroute2 takes it: a mask's leading zero bytes count, but a mask of nothing has one digit."""
+    return f"{key.value:#010x}/{key.mask:#010x}+{key.offset}" if key.mask else f"0x0/0x0+{key.offset}"
+
+
+def _rule(message: Any) -> Rule | None:
+    """The filter in an rtnetlink message; ``None`` for the priority's head and hash table, which match nothing."""
+    options = message.get_attr("TCA_OPTIONS")
+    kind = message.get_attr("TCA_KIND")
+    selector = options.get_attr("TCA_U32_SEL") if kind == "u32" and options is not None else None
+    if message["handle"] == 0 or (kind == "u32" and selector is None):
+        return None
+    priority, protocol = message["info"] >> 16, struct.unpack("!H", struct.pack("=H", message["info"] & 0xFFFF))[0]
+    if selector is None:
+        return Rule(priority, protocol, message["handle"], (), None)
+    return Rule(priority, protocol, message["handle"], _keys(selector), _target(options))
+
+
+def _keys(selector: Any) -> tuple[Key, ...]:
+    """The keys of a ``struct tc_u32_sel`` (include/uapi/linux/pkt_cls.h), merged to one per word.
+
+    Read from the bytes: pyroute2 0.9 decodes them four bytes early. They begin after the attribute's header (4) and
+    the structure's own fields (16); each is mask, value (network order), offset, offset mask (host order).
+    """
+    start = selector.offset + 4 + 16
+    raw = bytes(selector.data[start : start + 16 * selector["nkeys"]])
+    words: dict[int, tuple[int, int]] = {}
+    for at in range(0, len(raw), 16):
+        mask, value = struct.unpack_from("!II", raw, at)
+        (offset,) = struct.unpack_from("=i", raw, at + 8)
+        for byte in range(4):  # a key may begin anywhere; ours are compared word by word
+            shift = 8 * (3 - byte)
+            word, place = divmod(offset + byte, 4)
+            old_value, old_mask = words.get(4 * word, (0, 0))
+            one_mask, one_value = (mask >> shift) & 0xFF, (value >> shift) & 0xFF
+            up = 8 * (3 - place)
+            words[4 * word] = (old_value | one_value << up, old_mask | one_mask << up)
+    return tuple(Key(value, mask, offset) for offset, (value, mask) in sorted(words.items()) if mask) or ANY
+
+
+def _target(options: Any) -> int | None:
+    """The device that the filter's only action redirects to."""
+    actions = options.get_attr("TCA_U32_ACT")
+    if actions is None or len(actions["attrs"]) != 1:
+        return None
+    action = actions["attrs"][0][1]
+    if action.get_attr("TCA_ACT_KIND") != "mirred":
+        return None
+    parameters = action.get_attr("TCA_ACT_OPTIONS").get_attr("TCA_MIRRED_PARMS")
+    return int(parameters["ifindex"]) if parameters["eaction"] == EGRESS_REDIRECT else None

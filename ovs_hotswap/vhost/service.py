@@ -1,0 +1,50 @@
+"""Starting and stopping the broker as a background process, where no service manager does it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from ovs_hotswap.config import Config
+from ovs_hotswap.errors import BrokerError
+from ovs_hotswap.system import System
+from ovs_hotswap.vhost.control import BrokerClient
+
+_POLL_S = 0.05
+
+
+def start_broker(config: Config, system: System, config_path: Path, timeout: float) -> dict[str, Any]:
+    """Have a broker run and return its status. Raises BrokerError if none answers within ``timeout`` seconds."""
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    log = config.run_dir / "broker.log"
+    pid = system.read_pid(config.run_dir / "broker.pid")
+    if pid is None:
+        pid = system.spawn(
+            [sys.executable, "-m", "ovs_hotswap", "--config", str(config_path), "broker", "run"], log=log
+        )
+    end = system.monotonic() + timeout
+    while True:
+        try:
+            with BrokerClient(config.broker_socket) as client:
+                return client.status()
+        except BrokerError as error:
+            if not system.alive(pid):
+                raise BrokerError(f"the broker ended: {_last_line(log)}", hint=f"see {log}") from error
+            if system.monotonic() >= end:
+                raise BrokerError(f"the broker does not answer after {timeout:g} s", hint=f"see {log}") from error
+        system.sleep(_POLL_S)
+
+
+def stop_broker(config: Config, system: System) -> bool:
+    """End the broker; return whether there was one. Raises CommandError if it does not die."""
+    pid = system.read_pid(config.run_dir / "broker.pid")
+    if pid is None or "broker" not in system.cmdline(pid):
+        return False
+    system.kill(pid)
+    return True
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it says nothing"

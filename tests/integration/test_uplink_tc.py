@@ -1,0 +1,228 @@
+"""The ``tc`` uplink on the real kernel: veth pairs as NIC and VFs, real UDP through them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from pyroute2 import IPRoute, netns
+
+from ovs_hotswap.errors import UplinkError
+from ovs_hotswap.model import Severity, Side
+from ovs_hotswap.uplink.tc import INGRESS, RtnlTrafficControl, TcUplink
+
+HOST = f"ovsh-test-{os.getpid()}-host"
+REMOTE = f"ovsh-test-{os.getpid()}-remote"
+VTEP, PEER, OTHER_VTEP = "172.31.0.1", "172.31.0.2", "172.31.0.3"
+PF_MAC, PEER_MAC = "52:54:00:1f:00:01", "52:54:00:1f:00:02"
+COUNTER = struct.Struct("!I")
+FLIPS = 60
+SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
+
+
+@pytest.fixture
+def bed() -> Iterator[None]:
+    """A NIC (pf0, its other end in a namespace of its own) and two VFs with representors."""
+    try:
+        for name in (HOST, REMOTE):
+            netns.create(name)
+        with IPRoute(netns=HOST, flags=0) as host, IPRoute(netns=REMOTE, flags=0) as remote:
+            host.link("add", ifname="net0", kind="veth", peer={"ifname": "pf0", "address": PF_MAC}, address=PEER_MAC)
+            host.link("set", ifname="net0", net_ns_fd=REMOTE)
+            for side in Side:
+                host.link("add", ifname=f"rep-{side}", kind="veth", peer={"ifname": f"vf-{side}"})
+            for name in ("pf0", "rep-a", "rep-b", "vf-a", "vf-b"):
+                host.link("set", ifname=name, state="up")
+            index = remote.link_lookup(ifname="net0")[0]
+            remote.link("set", index=index, state="up")
+            remote.addr("add", index=index, address=PEER, prefixlen=24)
+            for address in (VTEP, OTHER_VTEP):
+                remote.neigh("add", dst=address, lladdr=PF_MAC, ifindex=index, state=128)  # NUD_PERMANENT
+            host.addr("add", index=host.link_lookup(ifname="pf0")[0], address=VTEP, prefixlen=24)
+        yield
+    finally:
+        for name in (HOST, REMOTE):
+            if name in netns.listnetns():
+                netns.remove(name)
+
+
+@pytest.fixture
+def uplink(bed: None) -> TcUplink:
+    return make(VTEP)
+
+
+def make(vtep: str) -> TcUplink:
+    names = {Side.A: "rep-a", Side.B: "rep-b"}
+    return TcUplink(device="pf0", representors=names, vtep=vtep, mac=PF_MAC, control=RtnlTrafficControl(HOST))
+
+
+class Tap:
+    """Collects the counters in the overlay packets that arrive at one device."""
+
+    def __init__(self, device: str) -> None:
+        self.seen: list[int] = []
+        self._socket = netns.create_socket(HOST, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
+        self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 26)
+        self._socket.bind((device, 0x0800))
+        self._socket.setblocking(False)
+
+    def read(self) -> list[int]:
+        while True:
+            try:
+                frame, address = self._socket.recvfrom(2048)
+            except BlockingIOError:
+                return self.seen
+            incoming = address[2] != socket.PACKET_OUTGOING
+            if incoming and frame[23] == socket.IPPROTO_UDP and frame[36:38] == (4789).to_bytes(2):
+                self.seen.append(COUNTER.unpack_from(frame, 42)[0])
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def taps(bed: None) -> Iterator[dict[Side, Tap]]:
+    made = {side: Tap(f"vf-{side}") for side in Side}
+    yield made
+    for tap in made.values():
+        tap.close()
+
+
+@pytest.fixture
+def sender(bed: None) -> Iterator[socket.socket]:
+    with netns.create_socket(REMOTE, socket.AF_INET, socket.SOCK_DGRAM) as made:
+        made.bind((PEER, 4789))
+        yield made
+
+
+def settle() -> None:
+    time.sleep(0.1)  # veth delivers in softirq context: nothing is in flight after this
+
+
+def test_flips_under_load_lose_and_double_nothing(
+    uplink: TcUplink, taps: dict[Side, Tap], sender: socket.socket
+) -> None:
+    stop = threading.Event()
+    sent = 0
+
+    def load() -> None:
+        nonlocal sent
+        while not stop.is_set():
+            sender.sendto(COUNTER.pack(sent) + bytes(100), (VTEP, 4789))
+            sent += 1
+            if sent % 10 == 0:
+                time.sleep(0.001)
+
+    uplink.steer(Side.A)
+    thread = threading.Thread(target=load)
+    thread.start()
+    try:
+        for flip in range(FLIPS):
+            side = Side.A if flip % 2 else Side.B
+            uplink.steer(side)
+            assert uplink.owner() is side
+            for tap in taps.values():
+                tap.read()
+    finally:
+        stop.set()
+        thread.join()
+    settle()
+    got = {side: tap.read() for side, tap in taps.items()}
+    assert sent > 10 * FLIPS  # there was load
+    assert sorted(got[Side.A] + got[Side.B]) == list(range(sent))
+    assert min(len(got[Side.A]), len(got[Side.B])) > sent // 10
+
+
+def test_vfs_reach_the_wire_whoever_is_active(uplink: TcUplink, sender: socket.socket) -> None:
+    uplink.steer(Side.A)
+    sender.settimeout(5)
+    for number, side in enumerate(Side):
+        # Ethernet, IPv4 without checksum offload, UDP without checksum (RFC 768 allows 0)
+        udp = struct.pack("!HHHH", 4789, 4789, 8 + COUNTER.size, 0) + COUNTER.pack(number)
+        head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0)
+        head += socket.inet_aton(VTEP) + socket.inet_aton(PEER)
+        total = sum(struct.unpack("!10H", head))
+        checksum = ~(total + (total >> 16)) & 0xFFFF
+        head = head[:10] + checksum.to_bytes(2) + head[12:]
+        macs = bytes.fromhex((PEER_MAC + PF_MAC).replace(":", ""))
+        with netns.create_socket(HOST, socket.AF_PACKET, socket.SOCK_RAW) as vf:
+            vf.bind((f"vf-{side}", 0))
+            vf.send(macs + b"\x08\x00" + head + udp)
+        assert sender.recv(100) == COUNTER.pack(number)
+
+
+def test_other_traffic_stays_with_the_kernel(uplink: TcUplink, taps: dict[Side, Tap], sender: socket.socket) -> None:
+    uplink.steer(Side.B)
+    with netns.create_socket(HOST, socket.AF_INET, socket.SOCK_DGRAM) as kernel:
+        kernel.bind((VTEP, 4790))
+        kernel.settimeout(5)
+        sender.sendto(COUNTER.pack(7), (VTEP, 4790))
+        assert kernel.recv(100) == COUNTER.pack(7)
+    sender.sendto(COUNTER.pack(8), (OTHER_VTEP, 4789))
+    settle()
+    assert taps[Side.A].read() == taps[Side.B].read() == []
+
+
+def filters(device: str) -> list[tuple[int, int]]:
+    """Priority and handle of all filters on the device's ingress."""
+    with IPRoute(netns=HOST, flags=0) as route:
+        index = route.link_lookup(ifname=device)[0]
+        return [(f["info"] >> 16, f["handle"]) for f in route.get_filters(index=index, parent=INGRESS)]
+
+
+def add_foreign(priority: int) -> None:
+    with IPRoute(netns=HOST, flags=0) as route:
+        route.tc(
+            "add-filter", "u32", route.link_lookup(ifname="pf0")[0], parent=INGRESS, prio=priority, protocol=0x0800,
+            target=0, keys=["0x32/0xff+9"],
+            action={"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": 1},
+        )  # fmt: skip
+
+
+def test_clear_removes_exactly_ours(uplink: TcUplink) -> None:
+    uplink.steer(Side.A)
+    add_foreign(7)
+    foreign = [entry for entry in filters("pf0") if entry[0] == 7]
+    assert len(foreign) > 1
+    uplink.clear()
+    uplink.clear()
+    assert filters("pf0") == foreign
+    assert filters("rep-a") == filters("rep-b") == []
+    assert uplink.owner() is None
+    assert [finding.severity for finding in uplink.check()] == [Severity.WARNING]
+
+
+def test_foreign_filter_at_our_priority_is_kept_and_reported(uplink: TcUplink) -> None:
+    uplink.steer(Side.A)
+    add_foreign(4789)
+    assert [finding.severity for finding in uplink.check()] == [Severity.ERROR]
+    with pytest.raises(UplinkError, match="foreign"):
+        uplink.steer(Side.B)
+    assert uplink.owner() is Side.A
+    uplink.clear()
+    assert uplink.owner() is None
+    assert [handle & 0xFFF for priority, handle in filters("pf0") if handle & 0xFFF] == [0x800]
+
+
+def test_new_vtep_address_replaces_the_keys(uplink: TcUplink, taps: dict[Side, Tap], sender: socket.socket) -> None:
+    uplink.steer(Side.A)
+    moved = make(OTHER_VTEP)
+    assert moved.owner() is None
+    moved.steer(Side.B)
+    assert moved.owner() is Side.B
+    assert uplink.owner() is None
+    sender.sendto(COUNTER.pack(5), (OTHER_VTEP, 4789))
+    settle()
+    assert taps[Side.B].read() == [5]
+
+
+def test_missing_namespace_is_an_uplink_error() -> None:
+    absent = f"{HOST}-absent"
+    with pytest.raises(UplinkError, match=absent), RtnlTrafficControl(absent).open():
+        pass
+    assert absent not in netns.listnetns()

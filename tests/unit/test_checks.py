@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ovs_hotswap.errors import PostcheckFailed, PrecheckFailed
+from ovs_hotswap.model import Finding, Severity, Side
+from ovs_hotswap.upgrade import checks
+from ovs_hotswap.upgrade.checks import HugePages, PortFacts, RingSample, SwitchProcess, VmFacts
+
+OK, WARNING, ERROR = Severity.OK, Severity.WARNING, Severity.ERROR
+
+
+def severities(findings: list[Finding]) -> list[Severity]:
+    return [finding.severity for finding in findings]
+
+
+def vm(name: str = "vm1", *, connected: bool = True, acked: int = 0, regions: int = 2, pairs: int = 1) -> VmFacts:
+    return VmFacts(name, connected, acked, regions, pairs)
+
+
+def test_verdict_lists_every_error_and_each_hint_once() -> None:
+    findings = [
+        Finding("a", ERROR, "first", "mend it"),
+        Finding("b", WARNING, "not this", "nor this"),
+        Finding("c", ERROR, "second", "mend it"),
+        Finding("d", ERROR, "third"),
+    ]
+    with pytest.raises(PrecheckFailed) as raised:
+        checks.verdict(findings)
+    assert raised.value.message == "a: first\nc: second\nd: third"
+    assert raised.value.hint == "mend it"
+    with pytest.raises(PostcheckFailed):
+        checks.verdict(findings, PostcheckFailed)
+
+
+def test_verdict_lets_warnings_pass() -> None:
+    findings = [Finding("a", OK, "fine"), Finding("b", WARNING, "look")]
+    assert checks.verdict(iter(findings)) == findings
+
+
+@pytest.mark.parametrize(
+    ("pools", "severity"),
+    [
+        ([HugePages(2048, 256, 256)], OK),
+        ([HugePages(2048, 255, 1000)], ERROR),
+        ([HugePages(2048, 0, 9), HugePages(1 << 20, 1, 1)], OK),
+        ([HugePages(2048, 128, 128), HugePages(1 << 20, 0, 0)], ERROR),
+        ([], ERROR),
+    ],
+)
+def test_huge_pages(pools: list[HugePages], severity: Severity) -> None:
+    assert severities(checks.huge_pages(pools, 512)) == [severity]
+
+
+def test_huge_pages_hint_is_the_command_that_suffices() -> None:
+    (finding,) = checks.huge_pages([HugePages(2048, 100, 400)], 512)
+    assert finding.text == "the standby needs 512 MiB, 200 MiB are free"
+    assert finding.hint == "echo 556 > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
+
+
+def test_cpu_set() -> None:
+    assert severities(checks.cpu_set({0, 1}, {Side.A: [0], Side.B: [1]})) == [OK]
+    (shared,) = checks.cpu_set({0, 1, 2}, {Side.A: [0, 1], Side.B: [1, 2]})
+    assert shared.severity is WARNING
+    assert "core 1" in shared.text
+    (absent,) = checks.cpu_set({0, 1, 2, 5}, {Side.A: [0], Side.B: [7, 3]})
+    assert absent.severity is ERROR
+    assert absent.text == "instance b: no core 3, 7 on this host"
+    assert absent.hint == "correct instances.b.pmd_cores; this host has 0-2,5"
+
+
+@pytest.mark.parametrize(
+    ("process", "severity"),
+    [
+        (SwitchProcess(1, "/run/openvswitch", None, False), OK),
+        (SwitchProcess(1, "/run/openvswitch", "rte", True), WARNING),
+        (SwitchProcess(1, "/run/openvswitch", "ovsh-b", True), ERROR),
+        (SwitchProcess(1, "/run/ovs-hotswap/b", None, False), ERROR),
+        (SwitchProcess(7, "/run/ovs-hotswap/b", "ovsh-b", True), OK),
+    ],
+)
+def test_conflicting_processes(process: SwitchProcess, severity: Severity) -> None:
+    assert severities(checks.conflicting_processes([process], {7}, "/run/ovs-hotswap/b", "ovsh-b")) == [severity]
+
+
+def test_descriptors() -> None:
+    measured = [(1, 1)] * 255  # 1836 were open with 255 VMs of one pair
+    (finding,) = checks.descriptors(1024, measured)
+    assert finding.severity is ERROR
+    assert finding.hint is not None
+    enough = int(finding.hint.split()[2])
+    assert enough >= 1836
+    assert severities(checks.descriptors(enough, measured)) == [OK]
+    assert severities(checks.descriptors(1 << 20, [(1, 1)] * 1025)) == [ERROR]
+
+
+def test_features_names_the_missing_bits() -> None:
+    def names(bits: int) -> list[str]:
+        return [f"BIT_{bit}" for bit in range(64) if bits >> bit & 1]
+
+    assert severities(checks.features([vm(acked=0b101)], 0b111, names)) == [OK]
+    (finding,) = checks.features([vm("web1", acked=0b1101), vm("db1", acked=1)], 0b1, names)
+    assert finding.severity is ERROR
+    assert finding.text == "VM web1 uses BIT_2, BIT_3, which the standby does not offer"
+    assert severities(checks.features([vm(connected=False, acked=0b10)], 0, names)) == [OK]
+
+
+def test_vms() -> None:
+    assert severities(checks.vms_connected([vm()], "/run/{}".format)) == [OK]
+    (finding,) = checks.vms_connected([vm(), vm("db1", connected=False)], "/run/{}".format)
+    assert finding.severity is WARNING
+    assert finding.hint == "look for its QEMU at /run/db1"
+    assert severities(checks.memory_regions([vm(regions=7)])) == [OK]
+    assert severities(checks.memory_regions([vm(regions=8)])) == [ERROR]
+    assert severities(checks.memory_regions([vm(regions=8, connected=False)])) == [OK]
+    assert severities(checks.known_vms({"vm1"}, {"vm1"})) == [OK]
+    missing = checks.known_vms({"vm1", "vm2"}, {"vm2", "vm3"})
+    assert severities(missing) == [ERROR, ERROR]
+    assert "VM vm3, which the overlay does not have" in missing[0].text
+    assert "VM vm1, which the broker does not serve" in missing[1].text
+
+
+def test_broker() -> None:
+    assert severities(checks.broker(checks.BrokerFacts("1"), "1")) == [OK]
+    assert severities(checks.broker(checks.BrokerFacts("2"), "1")) == [ERROR]
+    (finding,) = checks.broker(checks.BrokerFacts("", "no answer in 5 s"), "1")
+    assert (finding.severity, finding.text) == (ERROR, "no answer in 5 s")
+
+
+def test_window_flows() -> None:
+    assert severities(checks.window_flows([])) == [OK]
+    findings = checks.window_flows(["table=0 actions=NORMAL", "table=1 actions=learn(...)"])
+    assert severities(findings) == [ERROR, ERROR]
+    assert "actions=NORMAL" in findings[0].text
+
+
+def ring(avail: int, used: int, *, number: int = 1, enabled: bool = True, size: int = 256) -> RingSample:
+    return RingSample("vm1", number, enabled, size, avail, used)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "severity", "text"),
+    [
+        (ring(10, 5), ring(12, 9), OK, "1 advanced, 0 idle"),
+        (ring(65535, 65530), ring(3, 2), OK, "1 advanced, 0 idle"),
+        (ring(10, 10), ring(10, 10), OK, "0 advanced, 1 idle"),
+        (ring(10, 10), ring(11, 10), OK, "0 advanced, 1 idle"),  # sent just now
+        (ring(10, 9), ring(11, 9), ERROR, "stuck, 2 buffers outstanding at index 9"),
+        (ring(2, 65535), ring(2, 65535), ERROR, "stuck, 3 buffers"),
+        (ring(200, 9, number=0), ring(200, 9, number=0), OK, "0 advanced, 1 idle"),  # nothing arrived
+        (ring(10, 5), ring(10, 11), ERROR, "used index 11 does not fit available index 10"),
+        (ring(10, 5), ring(10, 12, enabled=False), OK, "0 advanced, 0 idle"),
+        (ring(10, 9, enabled=False), ring(10, 9), OK, "0 advanced, 1 idle"),
+    ],
+)
+def test_ring_progress(before: RingSample, after: RingSample, severity: Severity, text: str) -> None:
+    (finding,) = checks.ring_progress([before], [after])
+    assert finding.severity is severity
+    assert text in finding.text
+
+
+def test_a_ring_that_appeared_in_between_is_not_stuck() -> None:
+    assert severities(checks.ring_progress([], [ring(10, 9)])) == [OK]
+
+
+indices = st.integers(0, 65535)
+
+
+@given(start=indices, done=st.integers(0, 256), more=st.integers(0, 256), served=st.integers(0, 256))
+def test_a_ring_is_judged_alike_wherever_its_indices_stand(start: int, done: int, more: int, served: int) -> None:
+    """A sender with ``done`` outstanding adds ``more``; the switch returns ``served`` of them."""
+    served, more = min(served, done + more), min(more, 256 - done)
+    served = min(served, done + more)
+    before = ring((start + done) % 65536, start)
+    after = ring((start + done + more) % 65536, (start + served) % 65536)
+    stuck = done > 0 and served == 0
+    assert severities(checks.ring_progress([before], [after])) == [ERROR if stuck else OK]
+
+
+def test_ports() -> None:
+    up, down = PortFacts("vm1", True), PortFacts("vm2", False)
+    assert severities(checks.ports(["vm1"], [up, down])) == [OK]
+    assert severities(checks.ports(["vm1", "vm2"], [up, down])) == [ERROR]
+    assert severities(checks.ports(["vm1", "vm2"], [up, down], may_be_down={"vm2"})) == [OK]
+    assert severities(checks.ports(["vm1", "vm3"], [up])) == [ERROR]
+    (finding,) = checks.ports(["vm1"], [PortFacts("vm1", True, "could not open network device")])
+    assert finding.text == "vm1: could not open network device"
+
+
+def test_tables() -> None:
+    assert severities(checks.tables([])) == [OK]
+    (finding,) = checks.tables(["-a", "+b", "+c", "+d", "+e"])
+    assert finding.severity is ERROR
+    assert finding.text == "5 lines differ: -a; +b; +c; and 2 more"
+
+
+LOG = """\
+2025-01-01T00:00:00.000Z|00012|dpdk|INFO|VHOST_CONFIG: (/run/a) new device, handle is 0
+2025-01-01T00:00:00.001Z|00013|dpdk|WARN|VHOST_CONFIG: (/run/a) last_used_idx (5) and vq->used->idx (9) mismatches;
+2025-01-01T00:00:00.002Z|00014|dpdk|ERR|last_used_idx (5) and vq->used->idx (9) mismatches; some packets maybe resent
+2025-01-01T00:00:00.003Z|00015|netdev_dpdk(vhost-events)|ERR|No memory for mempool
+2025-01-01T00:00:00.004Z|00016|netdev_dpdk(vhost-events)|ERR|No memory for mempool
+2025-01-01T00:00:00.005Z|00017|util|EMER|assertion x|y failed
+torn lin"""
+
+
+def test_log_errors() -> None:
+    findings = checks.log_errors(LOG)
+    assert [finding.text for finding in findings] == [
+        "netdev_dpdk(vhost-events): No memory for mempool (2 times)",
+        "util: assertion x|y failed",
+    ]
+    assert severities(findings) == [ERROR, ERROR]
+    assert severities(checks.log_errors(LOG.split("\n2025-01-01T00:00:00.003Z")[0])) == [OK]
+    assert severities(checks.log_errors("")) == [OK]

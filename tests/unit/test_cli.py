@@ -1,0 +1,395 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from ovs_hotswap import __version__
+from ovs_hotswap.cli import main
+from ovs_hotswap.cli.app import App, Command
+from ovs_hotswap.cli.config_cmd import EXAMPLE
+from ovs_hotswap.cli.output import Output
+from ovs_hotswap.cli.overlay_cmd import EXAMPLE as OVERLAY_EXAMPLE
+from ovs_hotswap.errors import ConfigError, HotswapError, RolledBack
+from ovs_hotswap.model import Finding, Severity, Side
+from ovs_hotswap.upgrade.plan import Event, EventKind
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Shell:
+    """Runs command lines in this process with a configuration of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.overlay = directory / "overlay.toml"
+        self.overlay.write_text(OVERLAY_EXAMPLE)
+        self.config = directory / "config.toml"
+        self.config.write_text(
+            f'state_dir = "{directory}/state"\nrun_dir = "{directory}/run"\n'
+            + EXAMPLE.replace("/etc/ovs-hotswap/overlay.toml", str(self.overlay))
+        )
+        self.out, self.err = io.StringIO(), io.StringIO()
+
+    def __call__(self, *arguments: str) -> int:
+        self.out, self.err = io.StringIO(), io.StringIO()
+        return main.run(["--config", str(self.config), *arguments], App(Output(out=self.out, err=self.err)))
+
+    @property
+    def document(self) -> Any:
+        assert self.err.getvalue() == ""
+        return json.loads(self.out.getvalue())
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    monkeypatch.delenv("OVS_HOTSWAP_CONFIG", raising=False)
+    return Shell(tmp_path)
+
+
+def walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from walk(inner, (*path, name))
+
+
+def leaves(name: str) -> dict[tuple[str, ...], click.Command]:
+    tree = dict(walk(main.COMMANDS[name].load(), (name,)))
+    return {path: command for path, command in tree.items() if not isinstance(command, click.Group)}
+
+
+@pytest.mark.parametrize("name", main.COMMANDS)
+def test_every_command_shows_an_example_of_itself(name: str, shell: Shell, capsys: Any) -> None:
+    for path in leaves(name):
+        assert shell(*path, "--help") == 0
+        text = capsys.readouterr().out
+        example = text.partition("Example:\n")[2]
+        assert re.search(rf"^    ovs-hotswap (--\S+ (\S+ )?)*{' '.join(path)}\b", example, re.MULTILINE), text
+
+
+@pytest.mark.parametrize("name", main.COMMANDS)
+def test_every_command_has_the_common_options_and_documents_its_json(name: str) -> None:
+    for path, command in leaves(name).items():
+        assert isinstance(command, Command), path
+        assert "With --json" in (command.help or ""), path
+
+
+def test_help_gives_each_command_one_line(shell: Shell, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert shell("--help") == 0
+    text = capsys.readouterr().out
+    for name, lazy in main.COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(lazy.help)}$", text, re.MULTILINE), name
+
+
+def errors_module_classes() -> list[type[HotswapError]]:
+    return [kind for kind in HotswapError.__subclasses__() if kind.__module__ == "ovs_hotswap.errors"]
+
+
+def test_help_lists_every_exit_code_of_the_error_tree(shell: Shell, capsys: Any) -> None:
+    assert shell("--help") == 0
+    text = capsys.readouterr().out
+    for kind in errors_module_classes():
+        assert re.search(rf"^  {kind.exit_code} +{kind.__name__}: ", text, re.MULTILINE), text
+
+
+def test_help_imports_no_heavy_module() -> None:
+    program = (
+        "import sys\n"
+        "from ovs_hotswap.cli.main import App, run\n"
+        "run(['--help'], App())\n"
+        "print('imported', *sorted({name.partition('.')[0] for name in sys.modules}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    imported = done.stdout.splitlines()[-1].split()
+    assert "click" in imported
+    assert not {"pydantic", "rich", "pyroute2", "ovs", "ovsdbapp", "asyncio"} & set(imported)
+
+
+def test_exit_codes_are_unique() -> None:
+    kinds: list[type[HotswapError]] = [HotswapError, *errors_module_classes()]
+    codes = [kind.exit_code for kind in kinds]
+    assert len(set(codes)) == len(codes)
+    assert not {0, 2, main.INTERRUPTED} & set(codes)
+
+
+def test_version(shell: Shell, capsys: Any) -> None:
+    assert shell("--version") == 0
+    assert __version__ in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------------------ errors
+
+
+def test_an_error_is_a_line_and_a_hint(shell: Shell) -> None:
+    shell.config.unlink()
+    assert shell("config", "check") == ConfigError.exit_code
+    assert shell.out.getvalue() == ""
+    assert shell.err.getvalue() == (
+        f"error: {shell.config}: no such file\nhint: write one from `ovs-hotswap config example`\n"
+    )
+
+
+def test_each_fault_is_a_line(shell: Shell) -> None:
+    shell.config.write_text("bridge = 5\ncolour = 'red'\n")
+    assert shell("config", "check") == 3
+    lines = shell.err.getvalue().splitlines()
+    assert [line.split(":")[0] for line in lines] == ["error"] * 4 + ["hint"]
+    assert "Traceback" not in shell.err.getvalue()
+
+
+@pytest.mark.parametrize("arguments", [("--debug", "config", "check"), ("config", "check", "--debug")])
+def test_debug_adds_the_traceback(shell: Shell, arguments: tuple[str, ...]) -> None:
+    shell.config.unlink()
+    assert shell(*arguments) == 3
+    assert "Traceback" in shell.err.getvalue()
+    assert "FileNotFoundError" in shell.err.getvalue(), "with the cause"
+    assert "\nerror: " in shell.err.getvalue()
+
+
+@pytest.mark.parametrize("arguments", [("--json", "config", "check"), ("config", "check", "--json")])
+def test_an_error_as_json(shell: Shell, arguments: tuple[str, ...]) -> None:
+    shell.config.unlink()
+    assert shell(*arguments) == 3
+    assert shell.document == {
+        "error": {
+            "class": "ConfigError",
+            "message": f"{shell.config}: no such file",
+            "hint": "write one from `ovs-hotswap config example`",
+            "exit_code": 3,
+        }
+    }
+
+
+@pytest.mark.parametrize("arguments", [("no-such",), ("config", "no-such"), ("config", "check", "--no-such")])
+def test_a_wrong_command_line(shell: Shell, arguments: tuple[str, ...]) -> None:
+    assert shell(*arguments) == 2
+    assert "no-such" in shell.err.getvalue()
+    assert shell("--json", *arguments) == 2
+    assert shell.document["error"]["class"] == "UsageError"
+
+
+def run_with(error: BaseException, *arguments: str) -> tuple[int, str, str]:
+    """What the command line makes of an error that a command raises."""
+
+    @click.command(cls=Command)
+    def broken() -> None:
+        raise error
+
+    class OneCommand(main.Root):
+        def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+            return broken
+
+    out, err = io.StringIO(), io.StringIO()
+    root = OneCommand(name="x", lazy={}, params=list(main.cli.params))
+    status = main.run(["broken", *arguments], App(Output(out=out, err=err)), root)
+    return status, out.getvalue(), err.getvalue()
+
+
+def test_an_unforeseen_error_is_a_line_too() -> None:
+    status, out, err = run_with(KeyError("ofport"))
+    assert (status, out) == (1, "")
+    assert err == "error: internal error: KeyError: 'ofport'\nhint: repeat it with --debug and report what it prints\n"
+    assert "Traceback" in run_with(KeyError("ofport"), "--debug")[2]
+
+
+def test_an_interrupt() -> None:
+    assert run_with(KeyboardInterrupt()) == (130, "", "error: interrupted\n")
+
+
+@pytest.mark.parametrize("arguments", [["config", "example"], ["--help"], ["--json", "release", "no-such"]])
+def test_a_reader_that_went_away(arguments: list[str]) -> None:
+    program = "from ovs_hotswap.cli.main import main; main()"
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as out:
+        argv = [sys.executable, "-c", program, *arguments]
+        done = subprocess.run(argv, stdout=out, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+# ---------------------------------------------------------------------------------------------------------- commands
+
+
+def test_config_check(shell: Shell) -> None:
+    assert shell("config", "check") == 0
+    assert f"{shell.config}: valid\n" in shell.out.getvalue()
+    assert shell("config", "check", "--json") == 0
+    assert shell.document["valid"] is True
+    assert shell.document["config"]["instances"]["a"]["pmd_cores"] == [2]
+
+
+def test_config_example_needs_no_configuration(shell: Shell) -> None:
+    shell.config.unlink()
+    assert shell("config", "example") == 0
+    assert shell.out.getvalue() == EXAMPLE
+    assert shell("overlay", "example") == 0
+    assert shell.out.getvalue() == OVERLAY_EXAMPLE
+
+
+def test_overlay_check(shell: Shell) -> None:
+    assert shell("overlay", "check") == 0
+    assert "valid: 2 vms, 2 remotes, 2 neighbours, 1 routes" in shell.out.getvalue()
+    shell.overlay.write_text(OVERLAY_EXAMPLE.replace("52:54:00:00:00:02", "52:54:00:00:00:01"))
+    assert shell("overlay", "check") == 3
+    assert "52:54:00:00:00:01" in shell.err.getvalue()
+
+
+def test_overlay_show(shell: Shell) -> None:
+    assert shell("overlay", "show") == 0
+    final = shell.out.getvalue()
+    assert "# Table 0, classify" in final
+    assert shell("overlay", "show", "--form", "window") == 0
+    assert shell.out.getvalue() != final
+    assert shell("overlay", "show", "--json") == 0
+    tables = shell.document["tables"]
+    assert [table["number"] for table in tables] == [0, 1, 2, 3, 4]
+    flow = tables[0]["flows"][0]
+    assert sorted(flow) == ["actions", "comment", "cookie", "match", "priority"]
+    assert f"cookie={flow['cookie']}" in final
+
+
+def test_overlay_diff_without_an_instance(shell: Shell) -> None:
+    assert shell("overlay", "diff", "--side", "a") == 8
+    assert shell.err.getvalue().count("\nhint: ") == 1
+
+
+def test_release_commands_report_what_is_wrong(shell: Shell) -> None:
+    assert shell("release", "remove", "nowhere", "--json") == 11
+    assert shell.document["error"]["class"] == "ReleaseError"
+    assert shell("release", "add", "x") == 2
+    assert "--suite or --from-directory" in shell.err.getvalue()
+    assert shell("release", "list", "--json") == 0
+    assert [entry["name"] for entry in shell.document["releases"]] == ["host"]
+
+
+# ------------------------------------------------------------------------------------------------------------ output
+
+
+def test_a_table_elsewhere_than_on_a_terminal_is_aligned() -> None:
+    out = io.StringIO()
+    Output(out=out).table(("vm", "moved in"), [("web1", 212), ("a-long-name", None)], title="VMs")
+    assert out.getvalue() == "VMs\nVM           MOVED IN\nweb1         212\na-long-name  -\n"
+
+
+def test_a_table_on_a_terminal_takes_no_markup_from_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    out = Terminal()
+    Output(out=out).table(("vm",), [("[red]web1[/red]",)])
+    assert "[red]web1[/red]" in out.getvalue()
+
+
+def test_human_output_and_documents_exclude_each_other() -> None:
+    for as_json in (False, True):
+        out = io.StringIO()
+        output = Output(json=as_json, out=out)
+        output.line("text")
+        output.table(("a",), [("b",)])
+        output.findings([Finding("flows", Severity.ERROR, "bad")])
+        output.document({"side": Side.A, "path": Path("/x"), "finding": Finding("c", Severity.OK, "t"), "set": {2, 1}})
+        if as_json:
+            assert json.loads(out.getvalue()) == {
+                "side": "a",
+                "path": "/x",
+                "finding": {"check": "c", "severity": "ok", "text": "t", "hint": None},
+                "set": [1, 2],
+            }
+        else:
+            assert out.getvalue().splitlines()[0] == "text"
+            assert "FAIL" in out.getvalue()
+            assert "{" not in out.getvalue()
+
+
+STEPS = [("check", "Look at the host"), ("move", "Move the VMs"), ("retire", "Stop the old instance")]
+STORY = [
+    Event(EventKind.STARTED, "check"),
+    Event(EventKind.DONE, "check", 0.25),
+    Event(EventKind.STARTED, "move"),
+    Event(EventKind.PROGRESS, "move", None, "moved in 212 us", "web1", 1, 2),
+    Event(EventKind.FAILED, "move", 1.5, "no answer"),
+    Event(EventKind.UNDOING, "move"),
+    Event(EventKind.UNDONE, "move", 0.5),
+    Event(EventKind.ROLLED_BACK),
+]
+
+
+def test_progress_as_plain_lines() -> None:
+    out = io.StringIO()
+    with Output(out=out).progress(STEPS) as progress:
+        for event in STORY:
+            progress.observe(event)
+    assert out.getvalue().splitlines() == [
+        "[1/3] check: Look at the host",
+        "[1/3] check: done (0.25 s)",
+        "[2/3] move: Move the VMs",
+        "      web1: moved in 212 us (1/2)",
+        "[2/3] move: failed (1.50 s): no answer",
+        "[2/3] move: being put back",
+        "[2/3] move: put back (0.50 s)",
+        "everything was put back",
+    ]
+
+
+def test_progress_in_json_mode_is_part_of_the_error() -> None:
+    out = io.StringIO()
+    output = Output(json=True, out=out)
+    with output.progress(STEPS) as progress:
+        for event in STORY[:5]:
+            progress.observe(event)
+    assert out.getvalue() == ""
+    output.error(RolledBack("step move failed"))
+    steps = json.loads(out.getvalue())["steps"]
+    assert [(step["name"], step["state"], step["seconds"]) for step in steps] == [
+        ("check", "done", 0.25), ("move", "failed", 1.5), ("retire", "pending", None),
+    ]  # fmt: skip
+    assert steps[1]["items"] == {"web1": "moved in 212 us"}
+    assert steps[1]["text"] == "no answer"
+
+
+def test_progress_on_a_terminal_is_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    out = Terminal()
+    with Output(out=out).progress(STEPS) as progress:
+        for event in STORY:
+            progress.observe(event)
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()).rsplit("check", 1)[-1]
+    assert "↶  move    Move the VMs  no answer" in last
+    assert "web1: moved in 212 us" in last
+    assert "everything was put back" in last
+
+
+def test_the_program_on_a_real_terminal(shell: Shell) -> None:
+    """The console script, its standard streams a pseudo-terminal."""
+    leader, follower = pty.openpty()
+    program = "from ovs_hotswap.cli.main import main; main()"
+    arguments = [sys.executable, "-c", program, "--config", str(shell.config), "config", "check"]
+    with subprocess.Popen(arguments, stdin=follower, stdout=follower, stderr=follower) as child:
+        os.close(follower)
+        chunks = []
+        try:
+            while chunk := os.read(leader, 4096):
+                chunks.append(chunk)
+        except OSError:  # the other end is closed
+            pass
+        finally:
+            os.close(leader)
+    assert child.returncode == 0
+    assert b"valid" in b"".join(chunks)
+    assert b"\x1b[1m" in b"".join(chunks), "a bold heading"

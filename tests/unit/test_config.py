@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from ovs_hotswap.cli.config_cmd import EXAMPLE
+from ovs_hotswap.config import SUN_PATH_MAX, Config, load_config
+from ovs_hotswap.errors import ConfigError
+from ovs_hotswap.model import Side
+
+MINIMAL = """\
+overlay = "/etc/overlay.toml"
+[instances.a]
+pmd_cores = [0]
+uplink_devargs = "eth_af_packet0,iface=vf-a"
+[instances.b]
+pmd_cores = [1]
+uplink_devargs = "eth_af_packet0,iface=vf-b"
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "config.toml"
+
+
+def load(path: Path, text: str) -> Config:
+    path.write_text(text)
+    return load_config(path)
+
+
+def faults(path: Path, text: str) -> list[str]:
+    with pytest.raises(ConfigError) as raised:
+        load(path, text)
+    assert raised.value.hint is not None
+    assert "ovs-hotswap config example" in raised.value.hint
+    lines = raised.value.message.splitlines()
+    assert all(line.startswith(f"{path}: ") for line in lines)
+    return [line.removeprefix(f"{path}: ") for line in lines]
+
+
+def test_a_minimal_file(path: Path) -> None:
+    config = load(path, MINIMAL)
+    assert config.run_dir == Path("/run/ovs-hotswap")
+    assert config.instance(Side.B).pmd_cores == [1]
+    assert config.uplink.driver == "none"
+    assert config.qemu_socket("vm1") == Path("/run/ovs-hotswap/vm/vm1.sock")
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(config, "bridge", "br1")  # noqa: B010 - mypy knows that it is frozen
+
+
+def test_the_example_is_valid_and_names_every_key(path: Path) -> None:
+    config = load(path, EXAMPLE)
+    assert config.uplink.driver == "tc"
+    # With every commented key enabled it is valid too, and no key of the model is missing in it.
+    enabled = "\n".join(
+        line[2:] if line.startswith("# ") and " = " in line and line[2].islower() and "`" not in line else line
+        for line in EXAMPLE.replace('# dpdk_extra = "--no-pci"', "# dpdk_extra = ''").splitlines()
+    )
+    complete = load(path, enabled)
+    assert keys(complete) == set()
+
+
+def keys(model: object, where: str = "") -> set[str]:
+    """The keys that were not given in the file."""
+    missing: set[str] = set()
+    fields = getattr(type(model), "model_fields", {})
+    for name in fields:
+        value = getattr(model, name)
+        if name not in model.model_fields_set and f"{where}{name}" not in {"instances.a.uplink_device"}:  # type: ignore[attr-defined]
+            missing.add(f"{where}{name}")
+        missing |= keys(value, f"{where}{name}.")
+    return missing
+
+
+def test_the_defaults_in_the_example_are_the_defaults(path: Path) -> None:
+    """A key that stands commented out must show its default, so that enabling it changes nothing."""
+    plain = load(path, EXAMPLE)
+    for line in EXAMPLE.splitlines():
+        key, _, value = line.removeprefix("# ").partition(" = ")
+        if not line.startswith("# ") or not value or key in {"group", "namespace"} or " " in key:
+            continue
+        assert load(path, EXAMPLE.replace(line, f"{key} = {value}")) == plain, key
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"missing\.toml: no such file") as raised:
+        load_config(tmp_path / "missing.toml")
+    assert raised.value.hint == "write one from `ovs-hotswap config example`"
+
+
+def test_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Is a directory"):
+        load_config(tmp_path)
+
+
+def test_broken_toml_names_the_place(path: Path) -> None:
+    path.write_text('overlay = "/x"\nbridge = br0\n')
+    with pytest.raises(ConfigError, match=r"config\.toml: not TOML: .*line 2"):
+        load_config(path)
+
+
+def test_not_text(path: Path) -> None:
+    path.write_bytes(b"overlay = '\xff\xfe'")
+    with pytest.raises(ConfigError, match="not TOML"):
+        load_config(path)
+
+
+def test_an_empty_file_lacks_what_has_no_default(path: Path) -> None:
+    assert faults(path, "") == ["overlay: missing", "instances: missing"]
+
+
+def test_unknown_keys_say_what_is_allowed(path: Path) -> None:
+    assert faults(path, MINIMAL + "[upgrade]\nsoak = 5\n") == [
+        "upgrade.soak: unknown key; allowed here: keep_old, pmd_sleep_us, ready_s, soak_s"
+    ]
+    (top,) = faults(path, "colour = 'red'\n" + MINIMAL)
+    assert top.startswith("colour: unknown key; allowed here: bridge, broker, instances, overlay,")
+    (nested,) = faults(path, MINIMAL + "cores = 2\n")
+    assert nested == (
+        "instances.b.cores: unknown key; allowed here: "
+        "dpdk_extra, memory_mb, pmd_cores, pmd_sleep_us, uplink_devargs, uplink_device"
+    )
+
+
+def test_several_faults_at_once(path: Path) -> None:
+    text = MINIMAL.replace("[0]", "[-1]").replace('"/etc/overlay.toml"', '"overlay.toml"')
+    found = faults(path, text + "memory_mb = '512'\n[broker]\nfence_ms = 5\nqemu_socket = '/run/vm.sock'\n")
+    assert found == [
+        "overlay: must be an absolute path, not 'overlay.toml' (it is 'overlay.toml')",
+        "broker.qemu_socket: must contain {vm}, which stands for the VM's name (it is '/run/vm.sock')",
+        "broker.fence_ms: Input should be greater than or equal to 10 (it is 5)",
+        "instances.a.pmd_cores[0]: Input should be greater than or equal to 0 (it is -1)",
+        "instances.b.memory_mb: Input should be a valid integer (it is '512')",
+    ]
+
+
+@pytest.mark.parametrize("key", ["overlay", "run_dir", "state_dir"])
+def test_relative_paths(path: Path, key: str) -> None:
+    text = MINIMAL.replace('overlay = "/etc/overlay.toml"\n', "") if key == "overlay" else MINIMAL
+    (fault,) = faults(path, f'{key} = "some/where"\n{text}')
+    assert fault.startswith(f"{key}: must be an absolute path")
+
+
+def test_a_relative_qemu_socket(path: Path) -> None:
+    (fault,) = faults(path, MINIMAL + "[broker]\nqemu_socket = 'vm/{vm}.sock'\n")
+    assert fault.startswith("broker.qemu_socket: must be an absolute path")
+
+
+def test_a_run_directory_whose_sockets_would_not_fit(path: Path) -> None:
+    (fault,) = faults(path, f'run_dir = "/{"r" * 100}"\n{MINIMAL}')
+    assert f"must stay within {SUN_PATH_MAX} bytes" in fault
+
+
+def test_tc_needs_its_devices(path: Path) -> None:
+    (fault,) = faults(path, MINIMAL + "[uplink]\ndriver = 'tc'\nrepresentor_a = 'rep-a'\n")
+    assert fault == 'uplink: driver "tc" needs device, representor_b'
+
+
+def test_an_unknown_driver_says_which_there_are(path: Path) -> None:
+    (fault,) = faults(path, MINIMAL + "[uplink]\ndriver = 'magic'\n")
+    assert fault == "uplink.driver: Input should be 'tc' or 'none' (it is 'magic')"
+
+
+def test_a_table_where_a_value_belongs(path: Path) -> None:
+    (fault,) = faults(path, MINIMAL.replace("[instances.b]", "[instances.b]\ndpdk_extra = ['a']"))
+    assert fault == "instances.b.dpdk_extra: Input should be a valid string"
+
+
+def test_two_run_directories_never_share_a_namespace(path: Path) -> None:
+    names = [load(path, prefix + MINIMAL).namespace(side) for prefix in ("", 'run_dir = "/run/x"\n') for side in Side]
+    assert names[:2] == ["ovsh-a", "ovsh-b"]
+    assert len(set(names)) == 4

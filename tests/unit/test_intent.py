@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+
+from ovs_hotswap.errors import ConfigError
+from ovs_hotswap.overlay.intent import FLOOD_BYTES, FLOOD_BYTES_PER_VM, FLOOD_BYTES_PER_VTEP, Intent, load_intent
+
+Load = Callable[[str], Intent]
+
+VTEP = """
+[vtep]
+address = "172.31.0.1/24"
+mac = "52:54:00:AA:00:01"
+"""
+GOOD = (
+    VTEP
+    + """
+[[vm]]
+name = "vm1"
+ofport = 10
+mac = "52:54:00:00:00:0A"
+vni = 100
+queues = 2
+
+[[vm]]
+name = "vm2"
+ofport = 11
+mac = "52:54:00:00:00:0b"
+vni = 100
+
+[[remote]]
+vni = 100
+mac = "52:54:00:00:00:0C"
+vtep = "172.31.0.2"
+
+[[remote]]
+vni = 100
+mac = "52:54:00:00:00:0d"
+vtep = "10.9.0.5"
+
+[[neighbour]]
+address = "172.31.0.2"
+mac = "52:54:00:BB:00:02"
+
+[[neighbour]]
+address = "172.31.0.254"
+mac = "52:54:00:bb:00:fe"
+
+[[route]]
+destination = "10.9.0.0/16"
+gateway = "172.31.0.254"
+"""
+)
+
+
+def vm(name: str = "vm1", ofport: int = 10, mac: str = "52:54:00:00:00:0a", vni: int = 100, more: str = "") -> str:
+    return f'[[vm]]\nname = "{name}"\nofport = {ofport}\nmac = "{mac}"\nvni = {vni}\n{more}\n'
+
+
+def remote(mac: str = "52:54:00:00:00:0c", vtep: str = "172.31.0.2", vni: int = 100) -> str:
+    return f'[[remote]]\nvni = {vni}\nmac = "{mac}"\nvtep = "{vtep}"\n'
+
+
+def neighbour(address: str = "172.31.0.2", mac: str = "52:54:00:bb:00:02") -> str:
+    return f'[[neighbour]]\naddress = "{address}"\nmac = "{mac}"\n'
+
+
+def route(destination: str = "10.9.0.0/16", gateway: str = "172.31.0.254") -> str:
+    return f'[[route]]\ndestination = "{destination}"\ngateway = "{gateway}"\n'
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    def from_text(text: str) -> Intent:
+        path = tmp_path / "overlay.toml"
+        path.write_text(text)
+        return load_intent(path)
+
+    return from_text
+
+
+def faults(load: Load, text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(text)
+    return [line.partition("overlay.toml: ")[2] for line in caught.value.message.splitlines()]
+
+
+def test_a_whole_intent_is_read_and_normalised(load: Load) -> None:
+    intent = load(GOOD)
+    assert (intent.vtep.address, intent.vtep.prefix, intent.vtep.network) == (
+        "172.31.0.1", 24, IPv4Network("172.31.0.0/24"),
+    )  # fmt: skip
+    assert intent.vtep.mac == "52:54:00:aa:00:01"
+    assert [(v.name, v.ofport, v.mac, v.vni, v.queues) for v in intent.vms] == [
+        ("vm1", 10, "52:54:00:00:00:0a", 100, 2), ("vm2", 11, "52:54:00:00:00:0b", 100, 1),
+    ]  # fmt: skip
+    assert [(r.vni, r.mac, r.vtep) for r in intent.remotes] == [
+        (100, "52:54:00:00:00:0c", "172.31.0.2"), (100, "52:54:00:00:00:0d", "10.9.0.5"),
+    ]  # fmt: skip
+    assert intent.neighbours[0].mac == "52:54:00:bb:00:02"
+    assert (intent.routes[0].destination, intent.routes[0].gateway) == ("10.9.0.0/16", "172.31.0.254")
+
+
+def test_a_vtep_alone_is_enough(load: Load) -> None:
+    assert load(VTEP).vms == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "allowed"),
+    [
+        ('[vtep]\naddress = "172.31.0.1"\nmac = "52:54:00:aa:00:01"', "vtep.address", "172.31.0.1/24"),
+        ('[vtep]\naddress = "host/24"\nmac = "52:54:00:aa:00:01"', "vtep.address", "IPv4 address with a prefix"),
+        ('[vtep]\naddress = "172.31.0.0/24"\nmac = "52:54:00:aa:00:01"', "vtep.address", "network or broadcast"),
+        ('[vtep]\naddress = "224.0.0.1/24"\nmac = "52:54:00:aa:00:01"', "vtep.address", "unicast IPv4 address"),
+        ('[vtep]\naddress = "fd00::1/64"\nmac = "52:54:00:aa:00:01"', "vtep.address", "IPv4 address"),
+        ('[vtep]\naddress = "172.31.0.1/24"\nmac = "01:00:5e:00:00:01"', "vtep.mac", "unicast"),
+        (VTEP + vm(mac="52:54:00:00:00"), "vm[0].mac", "such as 52:54:00:00:00:01"),
+        (VTEP + vm(mac="00:00:00:00:00:00"), "vm[0].mac", "not all zeros"),
+        (VTEP + vm(name="0123456789abcdef"), "vm[0].name", "match"),
+        (VTEP + vm(name=".vm"), "vm[0].name", "match"),
+        (VTEP + vm(name="peer"), "vm[0].name", "not allowed: ovs-netdev, peer, uplink, vxlan"),
+        (VTEP + vm(ofport=9), "vm[0].ofport", "greater than or equal to 10"),
+        (VTEP + vm(ofport=4001), "vm[0].ofport", "less than or equal to 4000"),
+        (VTEP + vm(vni=0), "vm[0].vni", "greater than or equal to 1"),
+        (VTEP + vm(vni=1 << 24), "vm[0].vni", "less than or equal to 16777215"),
+        (VTEP + vm(more="queues = 33"), "vm[0].queues", "less than or equal to 32"),
+        (VTEP + vm(more="cpu = 1"), "vm[0].cpu", "allowed here: mac, name, ofport, queues, vni"),
+        (VTEP + "[[vms]]\n", "vms", "allowed here: neighbour, remote, route, vm, vtep"),
+        ('[vtep]\naddress = "172.31.0.1/24"\n', "vtep.mac", "missing"),
+        (VTEP + remote(vtep="host-b"), "remote[0].vtep", "IPv4 address such as 172.31.0.2"),
+        (VTEP + neighbour(address="172.31.0.2/24"), "neighbour[0].address", "IPv4 address"),
+        (VTEP + route(destination="10.9.0.1/16"), "route[0].destination", "no bit set behind the prefix"),
+        (VTEP + route(gateway="gw"), "route[0].gateway", "IPv4 address"),
+    ],
+)
+def test_a_wrong_value_is_reported_with_its_key_and_what_is_allowed(
+    load: Load, text: str, key: str, allowed: str
+) -> None:
+    found = faults(load, text)
+    assert len(found) == 1
+    assert found[0].startswith(f"{key}: ")
+    assert allowed in found[0]
+
+
+NEAR = neighbour()
+GATEWAY = neighbour("172.31.0.254", "52:54:00:bb:00:fe")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "parts"),
+    [
+        (vm() + vm(ofport=11, mac="52:54:00:00:00:0b"), "vm[1].name", ['"vm1"', "ofport 10", "ofport 11"]),
+        (vm() + vm("vm2", mac="52:54:00:00:00:0b"), "vm[1].ofport", ['"vm1"', '"vm2"', "ofport 10"]),
+        (vm() + vm("vm2", 11, "52:54:00:00:00:0A"), "vm[1].mac", ['"vm1"', '"vm2"', "52:54:00:00:00:0a", "VNI 100"]),
+        (vm() + NEAR + remote("52:54:00:00:00:0A"), "remote[0].mac", ['"vm1"', "52:54:00:00:00:0a", "VNI 100"]),
+        (
+            NEAR + neighbour("172.31.0.3", "52:54:00:bb:00:03") + remote() + remote(vtep="172.31.0.3"),
+            "remote[1].mac", ["52:54:00:00:00:0c", "172.31.0.2", "172.31.0.3"],
+        ),
+        (remote(vtep="172.31.0.1"), "remote[0].vtep", ["52:54:00:00:00:0c", "own VTEP 172.31.0.1"]),
+        (neighbour("172.31.0.1"), "neighbour[0].address", ["own VTEP"]),
+        (neighbour("172.31.1.2"), "neighbour[0].address", ["172.31.1.2", "172.31.0.0/24"]),
+        (neighbour(mac="52:54:00:aa:00:01"), "neighbour[0].mac", ["172.31.0.2", "52:54:00:aa:00:01"]),
+        (
+            NEAR + neighbour(mac="52:54:00:bb:00:03"),
+            "neighbour[1].address", ["172.31.0.2", "52:54:00:bb:00:02", "52:54:00:bb:00:03"],
+        ),
+        (remote(), "remote[0].vtep", ["VTEP 172.31.0.2", "[[neighbour]]"]),
+        (remote(vtep="10.9.0.5"), "remote[0].vtep", ["VTEP 10.9.0.5", "[[route]]"]),
+        (GATEWAY + route("10.8.0.0/16") + remote(vtep="10.9.0.5"), "remote[0].vtep", ["VTEP 10.9.0.5", "[[route]]"]),
+        (route(gateway="172.31.0.1"), "route[0].gateway", ["own VTEP"]),
+        (route(gateway="172.31.1.254"), "route[0].gateway", ["172.31.1.254", "172.31.0.0/24"]),
+        (route(), "route[0].gateway", ["172.31.0.254", "[[neighbour]]"]),
+        (GATEWAY + route("172.31.0.0/24"), "route[0].destination", ["172.31.0.0/24", "on-link"]),
+        (
+            GATEWAY + NEAR + route() + route(gateway="172.31.0.2"),
+            "route[1].destination", ["10.9.0.0/16", "172.31.0.254", "172.31.0.2"],
+        ),
+    ],
+)  # fmt: skip
+def test_values_that_do_not_fit_together_are_both_named(load: Load, text: str, key: str, parts: list[str]) -> None:
+    found = faults(load, VTEP + text)
+    assert len(found) == 1
+    assert found[0].startswith(f"{key}: ")
+    assert all(part in found[0] for part in parts)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        vm() + vm("vm2", 11, vni=200),
+        vm() + NEAR + remote("52:54:00:00:00:0a", vni=200),
+        NEAR + remote() + remote(vni=200),
+        GATEWAY + route("0.0.0.0/0") + remote(vtep="10.9.0.5"),
+        GATEWAY + route("172.31.0.2/32") + remote(),
+    ],
+    ids=["MAC in two VNIs", "local and remote", "remote in two VNIs", "default route", "host route before on-link"],
+)
+def test_what_only_looks_like_a_clash_is_accepted(load: Load, text: str) -> None:
+    assert load(VTEP + text).vtep.address == "172.31.0.1"
+
+
+def test_a_shorter_route_does_not_replace_the_neighbour_of_an_on_link_vtep(load: Load) -> None:
+    assert "[[neighbour]]" in faults(load, VTEP + GATEWAY + route("0.0.0.0/0") + remote())[0]
+
+
+def test_all_faults_of_values_are_listed_at_once(load: Load) -> None:
+    found = faults(load, VTEP + vm(vni=0, mac="x") + vm(ofport=1) + remote(vtep="y"))
+    assert [line.partition(":")[0] for line in found] == ["vm[0].mac", "vm[0].vni", "vm[1].ofport", "remote[0].vtep"]
+
+
+def test_all_clashes_are_listed_at_once(load: Load) -> None:
+    found = faults(load, VTEP + vm() + vm() + remote() + remote(vtep="10.9.0.5"))
+    assert [line.partition(":")[0] for line in found] == [
+        "vm[1].name", "vm[1].ofport", "vm[1].mac", "remote[1].mac", "remote[0].vtep", "remote[1].vtep",
+    ]  # fmt: skip
+
+
+def test_an_unreachable_vtep_is_reported_once(load: Load) -> None:
+    assert len(faults(load, VTEP + remote() + remote("52:54:00:00:00:0d"))) == 1
+
+
+def test_a_broadcast_that_ovs_cannot_copy_to_all_is_a_fault(load: Load) -> None:
+    most = (FLOOD_BYTES - FLOOD_BYTES_PER_VM) // FLOOD_BYTES_PER_VTEP
+    via = GATEWAY + route("10.9.0.0/16") + vm()
+
+    def remotes(count: int) -> str:
+        return "".join(
+            remote(f"52:54:01:00:{i >> 8:02x}:{i & 255:02x}", f"10.9.{i >> 8}.{i & 255}") for i in range(count)
+        )
+
+    assert len(load(VTEP + via + remotes(most)).remotes) == most
+    found = faults(load, VTEP + via + remotes(most + 1))
+    assert found == [line for line in found if "VNI 100" in line and f"{most + 1} remote VTEPs" in line]
+
+
+def test_broken_toml_is_reported(load: Load) -> None:
+    assert "not TOML" in faults(load, "[vtep\n")[0]

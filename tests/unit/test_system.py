@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from ovs_hotswap.errors import BusyError, CommandError
+from ovs_hotswap.system import System
+
+
+@pytest.fixture
+def system() -> System:
+    return System()
+
+
+def test_run_returns_what_was_printed(system: System) -> None:
+    done = system.run(["sh", "-c", "cat; echo $GREETING >&2"], stdin="in", env={"GREETING": "hello"})
+    assert (done.status, done.stdout, done.stderr) == (0, "in", "hello\n")
+
+
+def test_run_without_stdin_reads_nothing(system: System) -> None:
+    assert system.run(["cat"]).stdout == ""
+
+
+def test_run_names_the_command_its_status_and_its_last_line(system: System) -> None:
+    with pytest.raises(CommandError, match=r"sh -c .*: exit 3: second"):
+        system.run(["sh", "-c", "echo first >&2; echo second >&2; exit 3"])
+    assert system.run(["sh", "-c", "exit 3"], check=False).status == 3
+
+
+def test_run_of_a_missing_command(system: System) -> None:
+    with pytest.raises(CommandError, match="no-such-command-here: not installed") as raised:
+        system.run(["no-such-command-here"])
+    assert raised.value.hint is not None
+
+
+def test_run_kills_what_takes_too_long(system: System, tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    with pytest.raises(CommandError, match=r"no end after 0\.2 s; killed"):
+        system.run(["sh", "-c", f"echo $$ > {pid_file}; exec sleep 60"], timeout=0.2)
+    assert not system.alive(int(pid_file.read_text()))
+
+
+def test_spawn_outlives_its_call_and_logs(system: System, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("before\n")
+    pid = system.spawn(["sh", "-c", "echo started; exec sleep 60"], log=log)
+    try:
+        assert system.alive(pid)
+        assert os.getsid(pid) == pid, "a session of its own: a signal to ours does not reach it"
+        while "started" not in log.read_text():
+            system.sleep(0.01)
+        assert log.read_text() == "before\nstarted\n"
+        assert system.cmdline(pid) in (["sh", "-c", "echo started; exec sleep 60"], ["sleep", "60"])
+        assert pid in system.pids()
+    finally:
+        system.kill(pid)
+    assert not system.alive(pid)
+    assert system.cmdline(pid) == []
+    with pytest.raises(CommandError, match="not installed"):
+        system.spawn(["no-such-command-here"], log=log)
+
+
+def test_kill_asks_first(system: System, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    pid = system.spawn(["sh", "-c", "trap 'echo bye; exit' TERM; echo ready; while :; do sleep 0.01; done"], log=log)
+    while "ready" not in log.read_text():
+        system.sleep(0.01)
+    system.kill(pid)
+    assert log.read_text() == "ready\nbye\n"
+
+
+def test_kill_does_not_wait_for_the_deaf(system: System, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    pid = system.spawn(["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.01; done"], log=log)
+    while "ready" not in log.read_text():
+        system.sleep(0.01)
+    system.kill(pid, grace=0.1)
+    assert not system.alive(pid)
+    system.kill(pid)  # of the dead: nothing
+
+
+def test_a_zombie_is_dead(system: System) -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        assert system.alive(child.pid)
+        child.send_signal(signal.SIGKILL)
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert not system.alive(child.pid)
+    finally:
+        child.wait()
+
+
+def test_read_pid(system: System, tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    assert system.read_pid(path) is None
+    for text in ("", "\n", "nonsense", "0", "-1"):
+        path.write_text(text)
+        assert system.read_pid(path) is None
+    path.write_text(f"{os.getpid()}\n")
+    assert system.read_pid(path) == os.getpid()
+    child = subprocess.Popen(["true"])
+    child.wait()
+    path.write_text(str(child.pid))
+    assert system.read_pid(path) is None
+
+
+def test_write_atomic_replaces_and_leaves_nothing_else(system: System, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with path.open() as reader:
+        system.write_atomic(path, "new")
+        assert reader.read() == "old", "whoever reads the old file is not disturbed"
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+LOCKER = textwrap.dedent(
+    """
+    import sys, time
+    from pathlib import Path
+    from ovs_hotswap.system import System
+
+    with System().lock(Path(sys.argv[1]), "an upgrade"):
+        print("held", flush=True)
+        time.sleep(60)
+    """
+)
+
+
+def test_lock_names_its_holder_and_a_dead_one_does_not_keep_it(system: System, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "lock"
+    holder = subprocess.Popen([sys.executable, "-c", LOCKER, str(path)], stdout=subprocess.PIPE, text=True)
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(BusyError, match=rf"an upgrade is already under way \(process {holder.pid}\)"):
+            with system.lock(path, "an upgrade"):
+                pytest.fail("two hold the lock")
+        holder.kill()
+        holder.wait()
+    with system.lock(path, "an upgrade"):
+        assert path.read_text() == str(os.getpid())
+        with pytest.raises(BusyError):
+            with system.lock(path, "an upgrade"):
+                pytest.fail("two hold the lock")
+    with system.lock(path, "an upgrade"):
+        pass
+
+
+def test_the_lock_is_released_when_its_body_fails(system: System, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="x"), system.lock(tmp_path / "lock", "an upgrade"):
+        raise ValueError("x")
+    with system.lock(tmp_path / "lock", "an upgrade"):
+        pass

@@ -1,0 +1,225 @@
+"""The choice of filters by the ``tc`` uplink, over a stand-in for the kernel's traffic control."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from ovs_hotswap.config import Config
+from ovs_hotswap.errors import UplinkError
+from ovs_hotswap.model import Severity, Side
+from ovs_hotswap.overlay.intent import Intent
+from ovs_hotswap.uplink.base import make_uplink
+from ovs_hotswap.uplink.none import NoUplink
+from ovs_hotswap.uplink.tc import (
+    ANY,
+    ETH_P_ALL,
+    ETH_P_IP,
+    NODE,
+    PRIORITY,
+    Kernel,
+    Key,
+    Link,
+    Rule,
+    TcUplink,
+    shaped,
+    vxlan_keys,
+)
+
+VTEP = "172.31.0.1"
+MAC = "52:54:00:1f:00:01"
+PF, REP_A, REP_B = Link(2, True, MAC), Link(3, True, "02:00:00:00:00:03"), Link(4, True, "02:00:00:00:00:04")
+
+
+@dataclass
+class FakeTrafficControl:
+    """Behaves as net/sched/cls_u32.c was seen to: ``replace`` of a handle keeps the keys, of a new node needs it free,
+    and removing the last filter leaves the priority behind unless all of it is removed."""
+
+    links: dict[str, Link] = field(default_factory=lambda: {"pf0": PF, "rep-a": REP_A, "rep-b": REP_B})
+    installed: dict[int, list[Rule]] = field(default_factory=dict)
+    changes: list[str] = field(default_factory=list)
+    loses_writes: bool = False
+
+    @contextmanager
+    def open(self) -> Iterator[Kernel]:
+        yield self
+
+    def link(self, name: str) -> Link | None:
+        return self.links.get(name)
+
+    def rules(self, link: Link) -> list[Rule]:
+        return list(self.installed.get(link.index, []))
+
+    def replace(self, link: Link, rule: Rule) -> None:
+        rules = self.installed.setdefault(link.index, [])
+        self.changes.append(f"{'replace' if rule.handle else 'add'} {link.index}")
+        if self.loses_writes and link is PF:
+            return
+        for at, old in enumerate(rules):
+            if rule.handle and old.handle == rule.handle:
+                rules[at] = replace(rule, keys=old.keys)
+                return
+            if old.priority == rule.priority and old.handle & 0xFFF == NODE:
+                raise UplinkError("No space left on device")
+        rules.append(replace(rule, handle=0x80100000 | NODE))
+
+    def delete(self, link: Link, rule: Rule, *, whole_priority: bool) -> None:
+        self.changes.append(f"delete {link.index}{' all' if whole_priority else ''}")
+        self.installed[link.index] = [
+            old
+            for old in self.installed[link.index]
+            if old.priority != rule.priority or not (whole_priority or old.handle == rule.handle)
+        ]
+
+
+@pytest.fixture
+def kernel() -> FakeTrafficControl:
+    return FakeTrafficControl()
+
+
+def uplink(kernel: FakeTrafficControl, vtep: str = VTEP) -> TcUplink:
+    return TcUplink(
+        device="pf0", representors={Side.A: "rep-a", Side.B: "rep-b"}, vtep=vtep, mac=MAC.upper(), control=kernel
+    )
+
+
+def foreign(priority: int, handle: int = 0x80200002, keys: tuple[Key, ...] = ANY) -> Rule:
+    return Rule(priority, ETH_P_IP, handle, keys, 99)
+
+
+def test_first_steer_makes_three_filters(kernel: FakeTrafficControl) -> None:
+    uplink(kernel).steer(Side.A)
+    assert [(r.protocol, r.keys, r.target) for r in kernel.rules(PF)] == [(ETH_P_IP, vxlan_keys(VTEP), REP_A.index)]
+    for link in (REP_A, REP_B):
+        assert [(r.protocol, r.keys, r.target) for r in kernel.rules(link)] == [(ETH_P_ALL, ANY, PF.index)]
+    assert uplink(kernel).owner() is Side.A
+
+
+def test_flip_replaces_one_action_and_nothing_else(kernel: FakeTrafficControl) -> None:
+    uplink(kernel).steer(Side.A)
+    kernel.changes.clear()
+    uplink(kernel).steer(Side.B)
+    assert kernel.changes == [f"replace {PF.index}"]
+    assert uplink(kernel).owner() is Side.B
+
+
+def test_steering_again_changes_nothing(kernel: FakeTrafficControl) -> None:
+    uplink(kernel).steer(Side.B)
+    kernel.changes.clear()
+    uplink(kernel).steer(Side.B)
+    assert kernel.changes == []
+
+
+def test_a_new_vtep_address_gets_a_new_filter(kernel: FakeTrafficControl) -> None:
+    uplink(kernel).steer(Side.A)
+    moved = uplink(kernel, "172.31.0.9")
+    assert moved.owner() is None
+    moved.steer(Side.B)
+    assert [rule.keys for rule in kernel.rules(PF)] == [vxlan_keys("172.31.0.9")]
+    assert moved.owner() is Side.B
+
+
+def test_owner_without_filters(kernel: FakeTrafficControl) -> None:
+    assert uplink(kernel).owner() is None
+
+
+def test_owner_of_a_filter_that_goes_elsewhere(kernel: FakeTrafficControl) -> None:
+    uplink(kernel).steer(Side.A)
+    kernel.links["rep-a"] = replace(REP_A, index=33)  # made anew: the filter points to a device that is gone
+    assert uplink(kernel).owner() is None
+
+
+@pytest.mark.parametrize("name", ["pf0", "rep-a", "rep-b"])
+def test_missing_device(kernel: FakeTrafficControl, name: str) -> None:
+    del kernel.links[name]
+    with pytest.raises(UplinkError, match=name):
+        uplink(kernel).steer(Side.A)
+    assert kernel.changes == []
+    assert [(f.severity, name in f.text) for f in uplink(kernel).check()] == [(Severity.ERROR, True)]
+
+
+@pytest.mark.parametrize("name", ["pf0", "rep-b"])
+def test_device_down(kernel: FakeTrafficControl, name: str) -> None:
+    kernel.links[name] = replace(kernel.links[name], up=False)
+    with pytest.raises(UplinkError, match=f"{name} is down") as caught:
+        uplink(kernel).steer(Side.B)
+    assert caught.value.hint == f"ip link set {name} up"
+    assert kernel.changes == []
+
+
+def test_a_write_that_has_no_effect_is_noticed(kernel: FakeTrafficControl) -> None:
+    uplink(kernel).steer(Side.A)
+    kernel.loses_writes = True
+    with pytest.raises(UplinkError, match="instance b, but reads back as instance a's"):
+        uplink(kernel).steer(Side.B)
+
+
+@pytest.mark.parametrize("handle", [0x80200002, 0x80100000 | NODE])
+def test_foreign_filter_at_our_priority_stops_us_and_survives(kernel: FakeTrafficControl, handle: int) -> None:
+    intruder = foreign(PRIORITY, handle)
+    kernel.installed[PF.index] = [intruder]
+    with pytest.raises(UplinkError, match="foreign"):
+        uplink(kernel).steer(Side.A)
+    assert [f.severity for f in uplink(kernel).check()] == [Severity.ERROR]
+    uplink(kernel).clear()
+    assert kernel.rules(PF) == [intruder]
+
+
+def test_clear_leaves_foreign_filters(kernel: FakeTrafficControl) -> None:
+    uplink(kernel).steer(Side.A)
+    others = [foreign(PRIORITY), foreign(7), foreign(9999)]
+    kernel.installed[PF.index] += others
+    uplink(kernel).clear()
+    uplink(kernel).clear()
+    assert kernel.rules(PF) == others
+    assert kernel.rules(REP_A) == kernel.rules(REP_B) == []
+
+
+def test_clear_without_devices(kernel: FakeTrafficControl) -> None:
+    kernel.links.clear()
+    uplink(kernel).clear()
+    assert kernel.changes == []
+
+
+def test_check_names_owner_earlier_filters_and_wrong_mac(kernel: FakeTrafficControl) -> None:
+    uplink(kernel).steer(Side.B)
+    assert [(f.severity, "instance b" in f.text) for f in uplink(kernel).check()] == [(Severity.OK, True)]
+    kernel.installed[PF.index].append(foreign(PRIORITY - 1))
+    kernel.installed[PF.index].append(foreign(PRIORITY + 1))
+    assert [f.severity for f in uplink(kernel).check()] == [Severity.WARNING]
+    kernel.links["pf0"] = replace(PF, mac="52:54:00:1f:00:99")
+    assert {f.severity for f in uplink(kernel).check()} == {Severity.WARNING, Severity.ERROR}
+
+
+def test_keys_differ_only_by_address() -> None:
+    assert shaped(vxlan_keys("10.0.0.1"), vxlan_keys(VTEP))
+    other_port = (*vxlan_keys(VTEP)[:-1], Key(4790, 0xFFFF, 20))
+    assert not shaped(other_port, vxlan_keys(VTEP))
+    assert not shaped(ANY, vxlan_keys(VTEP))
+
+
+def configuration(driver: str) -> Config:
+    side = {"pmd_cores": [0], "uplink_devargs": "eth_af_packet0,iface=vf-a"}
+    uplink = {"driver": driver, "device": "pf0", "representor_a": "rep-a", "representor_b": "rep-b"}
+    return Config.model_validate({"overlay": Path("/o.toml"), "instances": {"a": side, "b": side}, "uplink": uplink})
+
+
+INTENT = Intent.model_validate({"vtep": {"address": f"{VTEP}/24", "mac": MAC}})
+
+
+def test_driver_is_chosen_by_configuration() -> None:
+    assert isinstance(make_uplink(configuration("tc"), INTENT), TcUplink)
+
+
+def test_no_uplink_has_no_owner() -> None:
+    none = make_uplink(configuration("none"), INTENT)
+    assert isinstance(none, NoUplink)
+    none.steer(Side.A)
+    none.clear()
+    assert none.owner() is None
+    assert [finding.severity for finding in none.check()] == [Severity.OK]

@@ -1,0 +1,127 @@
+#!/bin/sh
+# Set up a Debian 12 machine for the demo and the tests:  tools/setup.sh packages venv pages
+#
+# packages  installs what apt-packages.txt lists and is missing (root). Nothing else is upgraded on purpose. While it
+#           installs Open vSwitch for the first time, a policy-rc.d file keeps the package from starting its own
+#           switch; it is enabled for the next boot as the package wants it. A switch that is already installed is
+#           left alone: neither stopped nor disabled.
+# venv      makes .venv with this package (editable) and its tools, anew when setup.cfg changed.
+# pages     raises vm.nr_hugepages if fewer than 1024 pages of 2 MiB are free, and mounts /dev/hugepages if
+#           it is not (root). tools/clean.sh puts both back.
+#
+# What is in place is left alone, so a second run takes no time.
+set -eu
+cd "$(dirname "$0")/.."
+
+HUGE_PAGES=1024
+POOL=/sys/kernel/mm/hugepages/hugepages-2048kB
+STATE=.cache/setup
+POLICY=/usr/sbin/policy-rc.d
+POLICY_MARK='# ovs-hotswap: tools/setup.sh'
+
+say() { echo "setup: $*"; }
+fail() { echo "setup: error: $*" >&2; exit 1; }
+boot_id() { cat /proc/sys/kernel/random/boot_id; }
+need_root() { [ "$(id -u)" = 0 ] || fail "$1 needs root: run it with sudo"; }
+
+missing_packages() {
+    listed=$(sed -e 's/#.*//' apt-packages.txt)
+    # shellcheck disable=SC2086  # a list of words
+    present=$(dpkg-query -W -f='${db:Status-Abbrev} ${Package}\n' $listed 2>/dev/null | sed -n 's/^.i  *//p')
+    for package in $listed; do
+        echo "$present" | grep -qxF "$package" || echo "$package"
+    done
+}
+
+remove_policy() {
+    if [ -f "$POLICY" ] && grep -qxF "$POLICY_MARK" "$POLICY"; then rm -f "$POLICY"; fi
+}
+
+packages() {
+    command -v dpkg-query >/dev/null || fail "this needs Debian 12 (no dpkg-query here)"
+    remove_policy # of a run that was killed
+    missing=$(missing_packages)
+    [ -n "$missing" ] || return 0
+    need_root "installing $(echo "$missing" | tr '\n' ' ')"
+    # shellcheck disable=SC2086
+    say "installing" $missing
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get -q -o DPkg::Lock::Timeout=300 update
+    if [ ! -e "$POLICY" ] && [ ! -e /usr/sbin/ovs-vswitchd ]; then
+        trap remove_policy EXIT
+        trap 'exit 130' HUP INT TERM
+        # invoke-rc.d(8): 101 means "not allowed"; the first argument is the service.
+        printf '#!/bin/sh\n%s\ncase "$1" in openvswitch*|ovs-*|ovsdb-*) exit 101 ;; esac\nexit 0\n' "$POLICY_MARK" \
+            >"$POLICY"
+        chmod 755 "$POLICY"
+    fi
+    # shellcheck disable=SC2086
+    apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install -y --no-install-recommends $missing 9>&-
+    remove_policy
+}
+
+# The first Python of at least 3.11 that can make a virtual environment; Debian's own comes first.
+find_python() {
+    for candidate in /usr/bin/python3 python3 python3.13 python3.12 python3.11; do
+        path=$(command -v "$candidate") || continue
+        if "$path" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$path"
+            return
+        fi
+    done
+    fail "no Python >= 3.11 with venv: install python3-venv"
+}
+
+venv() {
+    stamp=$({ pwd; cat setup.cfg pyproject.toml; } | sha256sum)
+    if [ -x .venv/bin/python ] && [ "$(cat .venv/stamp 2>/dev/null)" = "$stamp" ]; then return 0; fi
+    python=$(find_python)
+    say "making .venv with $python"
+    "$python" -m venv --clear .venv
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --root-user-action ignore -e '.[dev]'
+    echo "$stamp" >.venv/stamp
+}
+
+# remembered NAME: the value remembered in this boot, if any.
+remembered() {
+    [ -f "$STATE/$1" ] && [ "$(sed -n 1p "$STATE/$1")" = "$(boot_id)" ] && sed -n 2p "$STATE/$1"
+}
+
+pages() {
+    if ! grep -q ' /dev/hugepages hugetlbfs ' /proc/mounts; then
+        need_root "mounting /dev/hugepages"
+        mkdir -p /dev/hugepages "$STATE"
+        mount -t hugetlbfs -o pagesize=2M none /dev/hugepages || fail "/dev/hugepages cannot be mounted"
+        boot_id >"$STATE/mounted"
+        say "mounted /dev/hugepages"
+    fi
+    [ -d $POOL ] || fail "this machine has no huge pages of 2 MiB"
+    free=$(cat $POOL/free_hugepages)
+    [ "$free" -lt $HUGE_PAGES ] || return 0
+    need_root "raising the number of huge pages"
+    before=$(cat $POOL/nr_hugepages)
+    wanted=$((before + HUGE_PAGES - free))
+    mkdir -p "$STATE"
+    original=$(remembered hugepages) || original=$before
+    echo "$wanted" >$POOL/nr_hugepages
+    after=$(cat $POOL/nr_hugepages)
+    if [ "$after" -lt "$wanted" ]; then # memory is fragmented: make room once
+        echo 1 >/proc/sys/vm/compact_memory
+        echo "$wanted" >$POOL/nr_hugepages
+        after=$(cat $POOL/nr_hugepages)
+    fi
+    { boot_id; echo "$original"; echo "$after"; } >"$STATE/hugepages"
+    [ "$after" -ge "$wanted" ] || fail "only $after of $wanted huge pages of 2 MiB: free memory, or reboot"
+    say "raised the huge pages of 2 MiB from $before to $after"
+}
+
+mkdir -p "$STATE"
+[ -e "$STATE/lock" ] || : >"$STATE/lock"
+exec 9<"$STATE/lock" # for reading: it may be root's
+flock 9
+for part in "$@"; do
+    case "$part" in
+        packages | venv | pages) "$part" ;;
+        *) fail "unknown part: $part (packages, venv, pages)" ;;
+    esac
+done
