@@ -60,8 +60,8 @@ class System:
                 env={**os.environ, **env} if env else None, check=False,
                 stdin=subprocess.DEVNULL if stdin is None else None,
             )  # fmt: skip
-        except FileNotFoundError as error:
-            raise CommandError(f"{argv[0]}: not installed", hint="run `make setup`") from error
+        except OSError as error:
+            raise _not_run(argv[0], error) from error
         except subprocess.TimeoutExpired as error:
             raise CommandError(f"{' '.join(argv)}: no end after {timeout:g} s; killed") from error
         if check and done.returncode != 0:
@@ -118,8 +118,8 @@ class System:
                     list(argv), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
                     env={**os.environ, **env} if env else None, cwd="/",
                 )  # fmt: skip
-            except FileNotFoundError as error:
-                raise CommandError(f"{argv[0]}: not installed", hint="run `make setup`") from error
+            except OSError as error:
+                raise _not_run(argv[0], error) from error
         child.returncode = 0  # not ours to reap: silences the ResourceWarning of an abandoned Popen
         return child.pid
 
@@ -176,11 +176,15 @@ class System:
     def write_atomic(self, path: Path, text: str) -> None:
         """Replace ``path`` so that readers, also after a power cut, see the old text or the new."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with temporary.open("w") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        temporary.rename(path)
+        try:
+            with temporary.open("w") as out:
+                out.write(text)
+                out.flush()
+                os.fsync(out.fileno())
+            temporary.rename(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)
@@ -206,3 +210,9 @@ class System:
             yield
         finally:
             os.close(descriptor)
+
+
+def _not_run(program: str, error: OSError) -> CommandError:
+    if isinstance(error, FileNotFoundError):
+        return CommandError(f"{program}: not installed", hint="run `make setup`")
+    return CommandError(f"{program}: {error.strerror}")

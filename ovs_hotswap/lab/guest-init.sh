@@ -3,14 +3,14 @@
 #
 # From the kernel command line (the kernel hands unknown `name=value` words to init as its environment):
 #   lab_address  address with prefix      lab_mtu       MTU of the interface
-#   lab_targets  addresses to ping, separated by commas; may be missing
+#   lab_targets  addresses to ping, separated by commas
 #   lab_interval seconds between two pings of one target
 #
-# /dev/vport0p1 (virtio-serial) carries the report that ovs_hotswap/lab/pings.py reads:
-#   <seconds since the epoch> ready           the guest is up
-#   <seconds since the epoch> run <target>    a new ping of this target starts counting at 0
-#   <seconds since the epoch> 64 bytes from <target>: seq=<n> ttl=<n> time=<n> ms
-# /dev/hvc0 takes one command per line and answers with its output and `<status> <number>`.
+# /dev/vport0p<n> (virtio-serial) carries what the ping of the n-th target prints, as ovs_hotswap/lab/pings.py reads it:
+#   run                                                 a new ping starts counting at 0
+#   64 bytes from <target>: seq=<n> ttl=<n> time=<n> ms
+# /dev/ttyS0 gets "lab: ready" once per boot. /dev/hvc0 takes one command per line and answers with its output and
+# "<status> <number>".
 
 /bin/busybox mkdir -p /proc /sys /dev /bin
 /bin/busybox --install -s /bin
@@ -27,24 +27,25 @@ done </modules/order
 until [ -e /sys/class/net/eth0 ] && [ -e /dev/vport0p1 ] && [ -e /dev/hvc0 ]; do
     usleep 10000
 done
-exec 3>/dev/vport0p1
 
 ip link set lo up
 ip link set eth0 mtu "$lab_mtu" up
 ip address add "$lab_address" dev eth0
 
-# A raw socket's send fails when the interface is taken down (driver unbound): then the ping ends and is begun anew.
+# Sending on a raw socket fails when the interface is gone (driver unbound): the ping ends and is begun anew.
 ping_for_ever() {
     while :; do
-        echo "run $1"
+        echo run
         ping -i "$lab_interval" "$1" 2>/dev/null
         usleep 100000
     done
 }
 
-echo "ready" | ts '%.s' >&3
+echo "lab: ready" >/dev/ttyS0
+number=0
 for target in $(echo "$lab_targets" | tr ',' ' '); do
-    ping_for_ever "$target" | ts '%.s' >&3 &
+    number=$((number + 1))
+    ping_for_ever "$target" >"/dev/vport0p$number" &
 done
 
 stty raw -echo </dev/hvc0

@@ -1,0 +1,106 @@
+"""The guests' initramfs: busybox, the virtio modules of the installed cloud kernel, and ``guest-init.sh``."""
+
+from __future__ import annotations
+
+import gzip
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovs_hotswap.errors import LabError
+
+INIT = Path(__file__).with_name("guest-init.sh")
+MODULES = ("virtio_pci", "virtio_net", "virtio_console")
+PACKAGES = "apt-get install linux-image-cloud-amd64 busybox-static"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One member of the archive. ``device`` is the number of a character device."""
+
+    name: str
+    mode: int
+    data: bytes = b""
+    device: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """An installed kernel: its image and its directory of modules."""
+
+    image: Path
+    modules: Path
+
+
+def find_kernel(boot: Path = Path("/boot"), modules: Path = Path("/lib/modules")) -> Kernel:
+    """The cloud kernel whose modules are there too, the last by name. Raises LabError if there is none."""
+    for image in sorted(boot.glob("vmlinuz-*-cloud-amd64"), reverse=True):
+        directory = modules / image.name.removeprefix("vmlinuz-")
+        if (directory / "modules.dep").exists():
+            return Kernel(image, directory)
+    raise LabError(f"no cloud kernel with modules in {boot}", hint=PACKAGES)
+
+
+def load_order(dependencies: Mapping[str, Iterable[str]], wanted: Iterable[str]) -> list[str]:
+    """Paths of the modules and of what they need, each after what it needs.
+
+    ``dependencies`` is modules.dep (modules.dep(5)): path to the paths it needs. Raises LabError for a module that
+    it does not list.
+    """
+    by_name = {Path(path).name.partition(".")[0].replace("-", "_"): path for path in dependencies}
+    order: list[str] = []
+
+    def add(path: str) -> None:
+        if path not in order:
+            for needed in dependencies[path]:
+                add(needed)
+            order.append(path)
+
+    for name in wanted:
+        if name not in by_name:
+            raise LabError(f"the kernel has no module {name}", hint=PACKAGES)
+        add(by_name[name])
+    return order
+
+
+def parse_dependencies(text: str) -> dict[str, list[str]]:
+    """The contents of a modules.dep."""
+    lines = (line.partition(":") for line in text.splitlines())
+    return {path: needed.split() for path, _, needed in lines}
+
+
+def archive(entries: Iterable[Entry]) -> bytes:
+    """A cpio archive in the "newc" form (Linux Documentation/driver-api/early-userspace/buffer-format.rst)."""
+    out = bytearray()
+    for number, entry in enumerate((*entries, Entry("TRAILER!!!", 0)), 1):
+        name = entry.name.encode() + b"\0"
+        fields = (number, entry.mode, 0, 0, 1, 0, len(entry.data), 0, 0, *entry.device, len(name), 0)
+        out += b"070701" + b"".join(b"%08X" % value for value in fields) + name
+        out += b"\0" * (-len(out) % 4)
+        out += entry.data
+        out += b"\0" * (-len(out) % 4)
+    return bytes(out)
+
+
+def build(kernel: Kernel, busybox: Path = Path("/bin/busybox")) -> bytes:
+    """The compressed initramfs. Raises LabError if a part is not installed."""
+    try:
+        dependencies = parse_dependencies((kernel.modules / "modules.dep").read_text())
+        order = load_order(dependencies, MODULES)
+        names = "".join(f"{Path(path).name}\n" for path in order)
+        modules = [
+            Entry(f"modules/{Path(path).name}", stat.S_IFREG | 0o644, (kernel.modules / path).read_bytes())
+            for path in order
+        ]
+        program = busybox.read_bytes()
+    except FileNotFoundError as error:
+        raise LabError(f"{error.filename}: no such file", hint=PACKAGES) from error
+    directories = [Entry(name, stat.S_IFDIR | 0o755) for name in ("bin", "dev", "proc", "sys", "modules")]
+    files = [
+        Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
+        Entry("bin/busybox", stat.S_IFREG | 0o755, program),
+        Entry("init", stat.S_IFREG | 0o755, INIT.read_bytes()),
+        Entry("modules/order", stat.S_IFREG | 0o644, names.encode()),
+    ]
+    return gzip.compress(archive([*directories, *files, *modules]), compresslevel=6, mtime=0)

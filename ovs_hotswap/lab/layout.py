@@ -1,0 +1,224 @@
+"""What a lab consists of: names, addresses and files, all derived from its directory and its number of guests.
+
+Pure: two labs in different directories share no name, so that several can run at once.
+
+    remote namespace            host namespace                     instances' namespaces
+    vxlan100 -- net0 ======== pf0   rep-a ====== vf-a ........ moved to instance a
+    10.100.255.254                  rep-b ====== vf-b ........ moved to instance b
+                                                               guests vm1, vm2, ... (QEMU, vhost-user)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from ovs_hotswap.config import Strict
+
+VNI = 100
+UNDERLAY_PREFIX = 24
+VTEP, VTEP_MAC = "172.31.0.1", "52:54:00:1f:00:01"
+REMOTE_VTEP, REMOTE_VTEP_MAC = "172.31.0.2", "52:54:00:1f:00:02"
+OVERLAY_PREFIX = 16
+OVERLAY_BASE = IPv4Address("10.100.0.0")
+REMOTE_INNER, REMOTE_INNER_MAC = "10.100.255.254", "52:54:00:64:ff:fe"
+GUEST_MTU = 1450  # 1500 less 50 bytes of VXLAN over IPv4 (RFC 7348, figure 1)
+FIRST_OFPORT = 10
+MAX_GUESTS = 64
+PF, REMOTE_DEVICE, VXLAN_DEVICE = "pf0", "net0", f"vxlan{VNI}"
+REMOTE = "remote"
+# Frames of 2048 bytes hold an MTU of 1500. 4096 of them (8 MiB) outlast a PMD thread that waits for a core.
+AF_PACKET_OPTIONS = "blocksz=65536,framesz=2048,framecnt=4096,qdisc_bypass=1"
+
+
+class GuestOptions(Strict):
+    """How the guests are made. 96 MiB is what Debian's cloud kernel needs; each queue pair gets its vCPU."""
+
+    memory_mb: Annotated[int, Field(ge=96, le=4096)] = 96
+    hugepages: bool = False
+    queues: Annotated[int, Field(ge=1, le=8)] = 1
+    ping_interval_ms: Annotated[float, Field(ge=2, le=10_000, strict=False)] = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a guest pings: the name of a guest, or ``remote``."""
+
+    name: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class GuestLayout:
+    """One guest. ``number`` counts from 1."""
+
+    number: int
+    targets: tuple[Target, ...]
+
+    @property
+    def name(self) -> str:
+        return guest_name(self.number)
+
+    @property
+    def mac(self) -> str:
+        return f"52:54:00:64:{self.number >> 8:02x}:{self.number & 0xFF:02x}"
+
+    @property
+    def address(self) -> str:
+        return guest_address(self.number)
+
+    @property
+    def ofport(self) -> int:
+        return FIRST_OFPORT + self.number - 1
+
+
+def guest_name(number: int) -> str:
+    return f"vm{number}"
+
+
+def guest_address(number: int) -> str:
+    return str(OVERLAY_BASE + number)
+
+
+def partner(number: int, count: int) -> int | None:
+    """The guest that guest ``number`` of ``count`` pings: the one half the guests away.
+
+    Moved in order, the two of a pair are on different instances for half of the window. The last of an odd number has
+    no other left and pings guest 1; a single guest has no partner.
+    """
+    half = count // 2
+    if count < 2:
+        return None
+    if number <= half:
+        return number + half
+    return number - half if number <= 2 * half else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A lab of ``count`` guests below ``directory``, which is absolute."""
+
+    directory: Path
+    count: int
+    options: GuestOptions
+
+    @property
+    def tag(self) -> str:
+        return hashlib.sha1(bytes(self.directory)).hexdigest()[:8]
+
+    @property
+    def host_namespace(self) -> str:
+        return f"ovsl-{self.tag}-host"
+
+    @property
+    def remote_namespace(self) -> str:
+        return f"ovsl-{self.tag}-remote"
+
+    @property
+    def config_file(self) -> Path:
+        return self.directory / "config.toml"
+
+    @property
+    def overlay_file(self) -> Path:
+        return self.directory / "overlay.toml"
+
+    @property
+    def record_file(self) -> Path:
+        return self.directory / "lab.json"
+
+    @property
+    def initramfs_file(self) -> Path:
+        return self.directory / "initramfs.gz"
+
+    @property
+    def run_dir(self) -> Path:
+        return self.directory / "run"
+
+    @property
+    def state_dir(self) -> Path:
+        return self.directory / "state"
+
+    @property
+    def guest_dir(self) -> Path:
+        return self.directory / "vm"
+
+    def guest_file(self, guest: str, suffix: str) -> Path:
+        """A file or socket of one guest, such as ``vm1.qmp``."""
+        return self.guest_dir / f"{guest}.{suffix}"
+
+    def report_file(self, guest: str, target: str) -> Path:
+        """Where the guest's ping of ``target`` writes."""
+        return self.guest_dir / f"{guest}-{target}.pings"
+
+    @property
+    def guests(self) -> tuple[GuestLayout, ...]:
+        made = []
+        for number in range(1, self.count + 1):
+            other = partner(number, self.count)
+            near = (Target(guest_name(other), guest_address(other)),) if other else ()
+            made.append(GuestLayout(number, (*near, Target(REMOTE, REMOTE_INNER))))
+        return tuple(made)
+
+
+def config_text(layout: Layout, *, memory_mb: int, cores: tuple[int, int]) -> str:
+    """The lab's ``config.toml``; ``cores`` are the PMD cores of the two instances."""
+    instances = "\n".join(
+        f"""[instances.{side}]
+pmd_cores = [{core}]
+memory_mb = {memory_mb}
+uplink_devargs = "eth_af_packet0,iface=vf-{side},{AF_PACKET_OPTIONS}"
+uplink_device = "vf-{side}"
+dpdk_extra = "--no-pci"
+"""
+        for side, core in zip("ab", cores, strict=True)
+    )
+    return f"""# Written by `ovs-hotswap lab up`.
+overlay = "{layout.overlay_file}"
+run_dir = "{layout.run_dir}"
+state_dir = "{layout.state_dir}"
+
+[broker]
+qemu_socket = "{layout.guest_dir}/{{vm}}.sock"
+
+{instances}
+[uplink]
+driver = "tc"
+device = "{PF}"
+representor_a = "rep-a"
+representor_b = "rep-b"
+namespace = "{layout.host_namespace}"
+"""
+
+
+def overlay_text(layout: Layout) -> str:
+    """The lab's ``overlay.toml``."""
+    vms = "\n".join(
+        f"""[[vm]]
+name = "{guest.name}"
+ofport = {guest.ofport}
+mac = "{guest.mac}"
+vni = {VNI}
+queues = {layout.options.queues}
+"""
+        for guest in layout.guests
+    )
+    return f"""# Written by `ovs-hotswap lab up`.
+[vtep]
+address = "{VTEP}/{UNDERLAY_PREFIX}"
+mac = "{VTEP_MAC}"
+
+{vms}
+[[remote]]
+vni = {VNI}
+mac = "{REMOTE_INNER_MAC}"
+vtep = "{REMOTE_VTEP}"
+
+[[neighbour]]
+address = "{REMOTE_VTEP}"
+mac = "{REMOTE_VTEP_MAC}"
+"""

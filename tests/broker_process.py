@@ -1,0 +1,117 @@
+"""A real broker in a process of its own, for tests and benchmarks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ovs_hotswap.config import Config, load_config
+from ovs_hotswap.errors import BrokerError
+from ovs_hotswap.model import Side
+from ovs_hotswap.vhost.control import BrokerClient
+
+_SERVE = (
+    "import logging, sys; from pathlib import Path; from ovs_hotswap.config import load_config;"
+    "from ovs_hotswap.system import System; from ovs_hotswap.vhost.broker import serve;"
+    "logging.basicConfig(level=logging.INFO); serve(load_config(Path(sys.argv[1])), System())"
+)
+
+
+class BrokerProcess:
+    """A broker with a run directory of its own and the VMs ``names``. Context manager.
+
+    ``home`` is written as the active side before it starts. Its log is printed if the test fails.
+    """
+
+    def __init__(self, names: Sequence[str], fence_ms: int = 300, home: Side | None = Side.A) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="ovsh-"))
+        self.names = list(names)
+        self._fence_ms = fence_ms
+        self._config_path = self.directory / "config.toml"
+        self.log = self.directory / "broker.log"
+        self.write(names)
+        self.config: Config = load_config(self._config_path)
+        self.config.run_dir.mkdir()
+        if home is not None:
+            self.config.active_file.write_text(f"{home}\n")
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def write(self, names: Sequence[str]) -> None:
+        """Write the overlay intent with these VMs, and the configuration."""
+        self.names = list(names)
+        vms = "".join(
+            f'[[vm]]\nname = "{name}"\nofport = {10 + k}\nmac = "52:54:00:00:{k >> 8:02x}:{k & 255:02x}"\nvni = 1\n'
+            for k, name in enumerate(names)
+        )
+        intent = f'[vtep]\naddress = "172.31.0.1/24"\nmac = "52:54:01:00:00:01"\n{vms}'
+        (self.directory / "overlay.toml").write_text(intent)
+        instance = 'pmd_cores = [0]\nuplink_devargs = "net_null0"\n'
+        self._config_path.write_text(
+            f'overlay = "{self.directory}/overlay.toml"\nrun_dir = "{self.directory}/run"\n'
+            f'state_dir = "{self.directory}/state"\n'
+            f'[broker]\nqemu_socket = "{self.directory}/qemu/{{vm}}"\nfence_ms = {self._fence_ms}\n'
+            f"[instances.a]\n{instance}[instances.b]\n{instance}"
+        )
+
+    @property
+    def pid(self) -> int:
+        assert self._child is not None
+        return self._child.pid
+
+    def __enter__(self) -> BrokerProcess:
+        with self.log.open("wb") as out:
+            self._child = subprocess.Popen(
+                [sys.executable, "-c", _SERVE, str(self._config_path)],
+                stdout=out, stderr=out, cwd=Path(__file__).parent.parent,
+            )  # fmt: skip
+        end = time.monotonic() + 10
+        while True:
+            try:
+                self.client().close()
+                return self
+            except BrokerError:
+                if self._child.poll() is not None or time.monotonic() > end:
+                    self.__exit__(AssertionError)
+                    raise
+                time.sleep(0.01)
+
+    def __exit__(self, kind: object = None, *_: object) -> None:
+        assert self._child is not None
+        status = self._child.poll()
+        if status is None:
+            self._child.send_signal(signal.SIGTERM)
+            try:
+                status = self._child.wait(10)
+            except subprocess.TimeoutExpired:
+                self._child.kill()
+                status = self._child.wait()
+        text = self.log.read_text()
+        left = sorted(path.name for path in self.config.run_dir.rglob("*.sock"))
+        shutil.rmtree(self.directory)
+        if kind is not None:
+            print(text)
+            return
+        if status != 0 or "Traceback" in text or left:
+            raise AssertionError(f"broker ended with status {status}, left {left}:\n{text}")
+
+    def client(self, timeout: float = 30.0) -> BrokerClient:
+        return BrokerClient(self.config.broker_socket, timeout)
+
+    def sockets(self, side: Side) -> list[str]:
+        return [str(self.config.vhost_socket(side, name)) for name in self.names]
+
+    def qemu_path(self, name: str) -> Path:
+        return self.config.qemu_socket(name)
+
+    def descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
