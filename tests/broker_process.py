@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -27,13 +28,21 @@ _SERVE = (
 class BrokerProcess:
     """A broker with a run directory of its own and the VMs ``names``. Context manager.
 
-    ``home`` is written as the active side before it starts. Its log is printed if the test fails.
+    ``home`` is written as the active side before it starts, ``descriptor_limit`` is its soft limit. Its log is printed
+    if the test fails.
     """
 
-    def __init__(self, names: Sequence[str], fence_ms: int = 300, home: Side | None = Side.A) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        fence_ms: int = 300,
+        home: Side | None = Side.A,
+        descriptor_limit: int | None = None,
+    ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="ovsh-"))
         self.names = list(names)
         self._fence_ms = fence_ms
+        self._limit = descriptor_limit
         self._config_path = self.directory / "config.toml"
         self.log = self.directory / "broker.log"
         self.write(names)
@@ -71,6 +80,9 @@ class BrokerProcess:
                 [sys.executable, "-c", _SERVE, str(self._config_path)],
                 stdout=out, stderr=out, cwd=Path(__file__).parent.parent,
             )  # fmt: skip
+        if self._limit is not None:
+            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.prlimit(self._child.pid, resource.RLIMIT_NOFILE, (self._limit, hard))
         end = time.monotonic() + 10
         while True:
             try:

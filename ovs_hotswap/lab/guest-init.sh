@@ -6,7 +6,7 @@
 #   lab_targets  addresses to ping, separated by commas
 #   lab_interval seconds between two pings of one target
 #
-# /dev/vport0p<n> (virtio-serial) carries what the ping of the n-th target prints, as ovs_hotswap/lab/pings.py reads it:
+# /dev/vport<bus>p<n> (virtio-serial) carries what the ping of the n-th target prints, as ovs_hotswap/lab/pings.py reads it:
 #   run                                                 a new ping starts counting at 0
 #   64 bytes from <target>: seq=<n> ttl=<n> time=<n> ms
 # /dev/ttyS0 gets "lab: ready" once per boot. /dev/hvc0 takes one command per line and answers with its output and
@@ -24,7 +24,7 @@ while read -r module; do
 done </modules/order
 
 # The devices appear when their drivers have bound, which the kernel does in the background.
-until [ -e /sys/class/net/eth0 ] && [ -e /dev/vport0p1 ] && [ -e /dev/hvc0 ]; do
+until [ -e /sys/class/net/eth0 ] && [ -e /dev/vport*p1 ] && [ -e /dev/hvc0 ]; do
     usleep 10000
 done
 
@@ -45,7 +45,7 @@ echo "lab: ready" >/dev/ttyS0
 number=0
 for target in $(echo "$lab_targets" | tr ',' ' '); do
     number=$((number + 1))
-    ping_for_ever "$target" >"/dev/vport0p$number" &
+    ping_for_ever "$target" >/dev/vport*p$number &
 done
 
 stty raw -echo </dev/hvc0

@@ -32,6 +32,7 @@ FIRST_OFPORT = 10
 MAX_GUESTS = 64
 PF, REMOTE_DEVICE, VXLAN_DEVICE = "pf0", "net0", f"vxlan{VNI}"
 REMOTE = "remote"
+RECORD = "lab.json"
 # Frames of 2048 bytes hold an MTU of 1500. 4096 of them (8 MiB) outlast a PMD thread that waits for a core.
 AF_PACKET_OPTIONS = "blocksz=65536,framesz=2048,framecnt=4096,qdisc_bypass=1"
 
@@ -129,7 +130,7 @@ class Layout:
 
     @property
     def record_file(self) -> Path:
-        return self.directory / "lab.json"
+        return self.directory / RECORD
 
     @property
     def initramfs_file(self) -> Path:
@@ -174,6 +175,7 @@ memory_mb = {memory_mb}
 uplink_devargs = "eth_af_packet0,iface=vf-{side},{AF_PACKET_OPTIONS}"
 uplink_device = "vf-{side}"
 dpdk_extra = "--no-pci"
+pmd_sleep_us = 100
 """
         for side, core in zip("ab", cores, strict=True)
     )

@@ -7,9 +7,11 @@ numbers then tell exactly what was sent, lost and doubled between two of them.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from ovs_hotswap.errors import LabError
@@ -18,7 +20,7 @@ from ovs_hotswap.system import System
 SEQUENCES = 1 << 16  # ICMP's sequence number has 16 bits (RFC 792)
 TAIL = 4096  # bytes before a mark in which the last sequence number is looked for
 SILENT = 10  # so many intervals without a reply, and the requests of that time count as sent
-POLL_S = 0.02
+POLL_S = 0.1
 
 _REPLY = re.compile(rb"\d+ bytes from [\d.]+: seq=(\d+) ttl=\d+ time=([\d.]+) ms")
 
@@ -83,9 +85,20 @@ class Mark:
     positions: tuple[Position, ...]
 
 
-def replies(text: bytes, last: Reply | None = None) -> list[Reply]:
-    """The replies in ``text``, continued from ``last``. A line "run" begins a new run at sequence 0."""
-    run, sequence = (last.run, last.sequence) if last else (0, -1)
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A place in a stream: the run, and the highest sequence number answered in it (-1: none)."""
+
+    run: int = 0
+    sequence: int = -1
+
+
+def parse(text: bytes, cursor: Cursor) -> tuple[list[Reply], Cursor]:
+    """The replies in ``text``, which continues at ``cursor``, and the place after it. A line "run" begins a new run.
+
+    Sequence numbers continue without a wrap unless half of them (five minutes at 10 ms) pass without a reply.
+    """
+    run, sequence = cursor.run, cursor.sequence
     found = []
     for line in text.splitlines():
         if line == b"run":
@@ -94,18 +107,13 @@ def replies(text: bytes, last: Reply | None = None) -> list[Reply]:
             number = unwrap(int(match[1]), sequence)
             sequence = max(sequence, number)
             found.append(Reply(run, number, float(match[2])))
-    return found
+    return found, Cursor(run, sequence)
 
 
 def unwrap(number: int, near: int) -> int:
     """The sequence number nearest to ``near`` that is ``number`` modulo 2^16."""
     half = SEQUENCES // 2
     return near + (number - near + half) % SEQUENCES - half
-
-
-def last_of(found: Sequence[Reply]) -> Reply | None:
-    """The reply with the highest sequence number of the latest run."""
-    return max(found, key=lambda reply: (reply.run, reply.sequence), default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,20 +128,21 @@ class Span:
         return reply.run == self.run and self.first <= reply.sequence <= self.last
 
 
-def spans(before: Reply | None, during: Sequence[Reply], silent: tuple[int, int]) -> list[Span]:
-    """The requests made between two marks.
+def spans(start: Cursor, during: Iterable[Reply], end: Cursor, silent: tuple[int, int]) -> list[Span]:
+    """The requests made between two marks at the places ``start`` and ``end``; ``during`` are the replies between.
 
-    ``before`` is the last reply before the first mark, ``during`` are the replies that came between the marks.
     ``silent``: how many requests had gone unanswered at either mark. Of a run that ended between the marks, requests
     after its last answer are not known and not counted.
     """
-    start_run, start = (before.run, before.sequence + silent[0] + 1) if before else (0, 0)
-    tops: dict[int, int] = {start_run: before.sequence if before else -1}
+    tops = {start.run: start.sequence, end.run: end.sequence}
     for reply in during:
         tops[reply.run] = max(tops.get(reply.run, -1), reply.sequence)
-    last_run = max(tops)
     return [
-        Span(run, start if run == start_run else 0, top + (silent[1] if run == last_run else 0))
+        Span(
+            run=run,
+            first=start.sequence + silent[0] + 1 if run == start.run else 0,
+            last=top + (silent[1] if run == end.run else 0),
+        )
         for run, top in sorted(tops.items())
     ]
 
@@ -145,16 +154,17 @@ def missing(wanted: Sequence[Span], found: Iterable[Reply]) -> int:
 
 
 def statistics(
-    stream: Stream, wanted: Sequence[Span], found: Sequence[Reply], before: Reply | None, interval_ms: float
+    stream: Stream, wanted: Sequence[Span], before: Sequence[Reply], found: Sequence[Reply], interval_ms: float
 ) -> PingStats:
-    """The figures of the requests in ``wanted``; ``found`` are all replies that came after the first mark."""
+    """The figures of the requests in ``wanted``. ``found`` are all replies that came after the first mark, ``before``
+    the last ones that came before it: a gap may begin there."""
     inside = [reply for reply in found if any(reply in span for span in wanted)]
     firsts: dict[tuple[int, int], Reply] = {}
     for reply in inside:
         firsts.setdefault((reply.run, reply.sequence), reply)
     sent = sum(max(0, span.last - span.first + 1) for span in wanted)
     times = sorted(reply.rtt_ms for reply in firsts.values())
-    gaps = [_longest_gap(span, firsts.values(), before, interval_ms) for span in wanted]
+    gaps = [_longest_gap(span, [*before, *firsts.values()], interval_ms) for span in wanted]
     return PingStats(
         guest=stream.guest,
         target=stream.target,
@@ -170,17 +180,15 @@ def statistics(
     )
 
 
-def _longest_gap(span: Span, found: Iterable[Reply], before: Reply | None, interval_ms: float) -> float | None:
-    if span.first > span.last:
+def _longest_gap(span: Span, found: Iterable[Reply], interval_ms: float) -> float | None:
+    """The longest gap that ends within the span; ``None`` if nothing of its run was answered."""
+    arrivals = sorted(
+        (reply.sequence * interval_ms + reply.rtt_ms, reply in span) for reply in found if reply.run == span.run
+    )
+    if not arrivals or span.first > span.last:
         return None
-    inside = [reply for reply in found if reply in span]
-    if before is not None and before.run == span.run:
-        inside.append(before)
-    arrivals = sorted(reply.sequence * interval_ms + reply.rtt_ms for reply in inside)
-    if not arrivals:
-        return None
-    steps = [later - earlier for earlier, later in zip(arrivals, arrivals[1:], strict=False)]
-    return max([*steps, span.last * interval_ms - arrivals[-1]])
+    steps = [later - earlier for (earlier, _), (later, inside) in pairwise(arrivals) if inside]
+    return max([0.0, *steps, span.last * interval_ms - arrivals[-1][0]])
 
 
 def quantile(ordered: Sequence[float], share: float) -> float | None:
@@ -223,7 +231,7 @@ class Pings:
             quiet = [
                 f"{stream.guest} -> {stream.target}"
                 for stream, position in zip(self._streams, begun.positions, strict=True)
-                if len(replies(_read(stream.path, position.length)[0])) < replies_each
+                if len(parse(_read(stream.path, position.length), Cursor())[0]) < replies_each
             ]
             if not quiet:
                 return
@@ -234,27 +242,24 @@ class Pings:
     def _settle(
         self, stream: Stream, first: Position, second: Position, walls: tuple[float, float], end: float
     ) -> PingStats:
-        start = max(0, first.length - TAIL)
-        head = _read(stream.path, start)[0][: first.length - start]
-        before = last_of(replies(head))
-        during = replies(_read(stream.path, first.length)[0][: second.length - first.length], before)
-        interval = self._measured(before, during, second, first)
+        tail = max(0, first.length - TAIL)
+        before, start = parse(_read(stream.path, tail)[: first.length - tail], Cursor())
+        during, stop = parse(_read(stream.path, first.length)[: second.length - first.length], start)
+        interval = self._measured(start, stop, second.written - first.written)
         silent = (_silent(first, walls[0], interval), _silent(second, walls[1], interval))
-        wanted = spans(before, during, silent)
+        wanted = spans(start, during, stop, silent)
         while True:
-            found = replies(_read(stream.path, first.length)[0], before)
+            found, _ = parse(_read(stream.path, first.length), start)
             if not missing(wanted, found) or self._system.monotonic() >= end:
-                return statistics(stream, wanted, found, before, interval)
+                return statistics(stream, wanted, before, found, interval)
             self._system.sleep(POLL_S)
 
-    def _measured(
-        self, before: Reply | None, during: Sequence[Reply], second: Position, first: Position
-    ) -> float:
+    def _measured(self, start: Cursor, stop: Cursor, seconds: float) -> float:
         """Mean time between two requests: the guest's timer adds its own delay to what was asked for."""
-        last = last_of(during)
-        if before is None or last is None or last.run != before.run or last.sequence - before.sequence < SILENT:
+        requests = stop.sequence - start.sequence
+        if start.run != stop.run or start.sequence < 0 or requests < SILENT:
             return self._interval_ms
-        return max(self._interval_ms, 1000 * (second.written - first.written) / (last.sequence - before.sequence))
+        return max(self._interval_ms, 1000 * seconds / requests)
 
 
 def _silent(position: Position, wall: float, interval_ms: float) -> int:
@@ -264,31 +269,25 @@ def _silent(position: Position, wall: float, interval_ms: float) -> int:
 
 
 def _position(path: Path) -> Position:
-    text, length, written = _tail(path)
-    partial = len(text) - (text.rfind(b"\n") + 1)
-    return Position(length - partial, written if length else 0.0)
-
-
-def _tail(path: Path) -> tuple[bytes, int, float]:
     try:
         with path.open("rb") as file:
             length = file.seek(0, 2)
+            written = os.fstat(file.fileno()).st_mtime
             file.seek(max(0, length - TAIL))
-            return file.read(length), length, path.stat().st_mtime
+            text = file.read(length)
     except FileNotFoundError:
-        return b"", 0, 0.0
+        return Position(0, 0.0)
+    return Position(length - len(text) + text.rfind(b"\n") + 1, written if length else 0.0)
 
 
-def _read(path: Path, offset: int) -> tuple[bytes, int]:
-    """The whole lines of the file from ``offset`` on, and where they end."""
+def _read(path: Path, offset: int) -> bytes:
+    """The whole lines of the file from ``offset`` on."""
     try:
         with path.open("rb") as file:
-            length = file.seek(0, 2)
-            if length < offset:
+            if file.seek(0, 2) < offset:
                 raise LabError(f"{path} is shorter than at the mark: the lab was brought up anew in between")
             file.seek(offset)
             text = file.read()
     except FileNotFoundError:
-        return b"", offset
-    whole = text.rfind(b"\n") + 1
-    return text[:whole], offset + whole
+        return b""
+    return text[: text.rfind(b"\n") + 1]

@@ -28,7 +28,7 @@ from ovs_hotswap.switch.unixctl import appctl
 from ovs_hotswap.system import System
 
 _EXIT_S = 2.0  # for the reply to `exit`: a main thread that is not blocked answers within milliseconds
-_END_S = 5.0  # from the reply to the end of the process: DPDK gives back its memory
+_END_S = 20.0  # from the reply to the end of the process: about 20 ms for each vhost-user port
 _POLL_S = 0.02
 _STATUS_S = 1.0
 _LOG_TAIL = 1 << 18  # bytes of the log that are searched for a cause
@@ -140,6 +140,19 @@ class Instance:
         for pid in self._owned(self.paths.vswitchd_pid):
             self._system.kill(pid, grace=0)
 
+    def restart(self) -> None:
+        """Restart ovs-vswitchd the plain way: it exits and starts again with its database, without flows and tunnels.
+
+        Every VM that it serves is cut off. Raises SwitchError if it does not run or does not start again.
+        """
+        release = self.status().release
+        if release is None:
+            raise SwitchError(f"instance {self._side} does not run", hint=f"`ovs-hotswap instance start {self._side}`")
+        end = self._system.monotonic() + self._config.upgrade.ready_s
+        with self.database() as database:
+            self._end(self.paths.vswitchd_pid, self.paths.vswitchd_ctl)
+            self._start_vswitchd(release, database, end)
+
     # -- starting
 
     def _bring_up(self, release: Release) -> None:
@@ -154,11 +167,15 @@ class Instance:
         self._run(release, [OVSDB_SERVER, str(paths.db_file), f"--remote=punix:{paths.db_socket}", *arguments], end)
         with self.database(max(end - self._system.monotonic(), _POLL_S)) as database:
             database.set_other_config(self._other_config())
-            arguments = _daemon(paths.vswitchd_ctl, paths.vswitchd_pid, paths.log)
-            self._run(release, [VSWITCHD, f"unix:{paths.db_socket}", *arguments], end)
-            self._wait_ready(release, database, end)
+            self._start_vswitchd(release, database, end)
         ready = read_record(paths.record) or record
         self._system.write_atomic(paths.record, ready.model_copy(update={"ready": True}).model_dump_json())
+
+    def _start_vswitchd(self, release: Release, database: SwitchDb, end: float) -> None:
+        """The program returns to its caller when the daemon has read its configuration and started DPDK, or aborted."""
+        arguments = _daemon(self.paths.vswitchd_ctl, self.paths.vswitchd_pid, self.paths.log)
+        self._run(release, [VSWITCHD, f"unix:{self.paths.db_socket}", *arguments], end)
+        self._wait_ready(release, database, end)
 
     def _record(self, release: Release) -> InstanceRecord:
         record = InstanceRecord(
@@ -192,7 +209,6 @@ class Instance:
 
         ``--in-memory`` (DPDK, Linux EAL parameters) keeps no file in hugetlbfs: a killed process's huge pages are free
         at once. Without ``dpdk-lcore-mask`` the main thread keeps all cores (lib/dpdk.c, dpdk_init__).
-        ``vlan-limit=2``: the peer link's tag goes on top of a guest's own.
         """
         instance = self._instance
         extra = f"--file-prefix={self.paths.netns} --in-memory --single-file-segments -n 1 {instance.dpdk_extra}"
@@ -201,7 +217,6 @@ class Instance:
             "dpdk-socket-mem": socket_mem(instance.memory_mb, _numa_nodes(instance.pmd_cores)),
             "dpdk-extra": extra.strip(),
             "pmd-cpu-mask": cpu_mask(instance.pmd_cores),
-            "vlan-limit": "2",
         }
 
     def _run(self, release: Release, argv: list[str], end: float) -> None:

@@ -97,6 +97,10 @@ class Host:
 
     # -- programming -------------------------------------------------------------------------------------------
 
+    def switch_socket(self, side: Side, vm: str) -> Path:
+        """The socket that the side's port of a VM connects to."""
+        return self.config.vhost_socket(side, vm)
+
     def bridge_spec(self, side: Side) -> BridgeSpec:
         """The bridge without the peer link."""
         instance, intent = self.config.instance(side), self.intent
@@ -105,7 +109,7 @@ class Host:
                 vm.name,
                 "dpdkvhostuserclient",
                 vm.ofport,
-                {"vhost-server-path": str(self.config.vhost_socket(side, vm.name))},
+                {"vhost-server-path": str(self.switch_socket(side, vm.name))},
             )
             for vm in intent.vms
         )

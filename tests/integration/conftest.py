@@ -26,6 +26,13 @@ MakeInstance = Callable[[Config, Side], Instance]
 RunInstance = Callable[[Config, Side, Release], Instance]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test that needs the tree waits until it is made."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(900))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def root_and_huge_pages() -> Iterator[None]:
     """Integration tests need root and huge pages; pages that were added are given back."""

@@ -107,7 +107,7 @@ def test_a_tree_that_broke_is_listed_with_its_fault(
 
 
 def test_debootstrap_that_fails_leaves_nothing(config: Config, releases: Releases) -> None:
-    with pytest.raises(ReleaseError, match="debootstrap trixie failed: .*no-such-package") as caught:
+    with pytest.raises(ReleaseError, match=r"debootstrap trixie failed: .*no-such-package") as caught:
         releases.add("new", "trixie", extra_packages=("no-such-package",))
     assert caught.value.hint
     assert names(config) == []

@@ -86,6 +86,20 @@ def test_ports_are_changed_added_and_removed(config: Config, instance: Instance)
             database.add_port("br7", vhost(config, "vm4", 14))
 
 
+def test_a_restart_keeps_bridge_and_ports(config: Config, instance: Instance) -> None:
+    with instance.database() as database:
+        database.apply(BridgeSpec("br0", MAC, (tunnel(), vhost(config, "vm1", 11))))
+        database.wait_ports(["vxlan", "vm1"], 20)
+    before = instance.status()
+    instance.restart()
+    after = instance.status()
+    assert after.vswitchd_pid != before.vswitchd_pid
+    assert after.ovsdb_pid == before.ovsdb_pid
+    assert list(pmd_rxqs(instance.paths.vswitchd_ctl)) == ["vm1"]
+    with instance.database() as database:
+        database.wait_ports(["vxlan", "vm1"], 20)
+
+
 def test_ports_that_cannot_be_made_are_named_with_their_reasons(config: Config, instance: Instance) -> None:
     ports = (
         PortSpec("uplink", "dpdk", 1, {"dpdk-devargs": "eth_af_packet0,iface=no-such-vf"}),

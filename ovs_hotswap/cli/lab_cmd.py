@@ -1,0 +1,158 @@
+"""``ovs-hotswap lab``."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ovs_hotswap.cli.app import App, Group, pass_app
+from ovs_hotswap.errors import LabError
+from ovs_hotswap.lab import DEFAULT_DIRECTORY, RELEASE_CACHE, Lab
+from ovs_hotswap.upgrade.steps import upgrade_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ovs_hotswap.lab.demo import DemoReport, Phase
+    from ovs_hotswap.upgrade.plan import Event
+
+_directory = click.option(
+    "--directory", type=click.Path(path_type=Path), default=DEFAULT_DIRECTORY, show_default=True,
+    help="Everything of the lab is below it.",
+)  # fmt: skip
+_vms = click.option("--vms", type=click.IntRange(1, 64), default=4, show_default=True, help="Number of guests.")
+
+
+@click.group(cls=Group)
+def lab() -> None:
+    """Make a test bed on this machine, and show an upgrade in it."""
+
+
+@lab.command()
+@_directory
+@_vms
+@pass_app
+def up(app: App, directory: Path, vms: int) -> None:
+    """Make the namespaces, boot the guests, write config.toml and overlay.toml.
+
+    It starts no switch: go on with the commands it prints.
+    With --json: {"directory", "config", "guests": [name]}.
+
+    \b
+    Example:
+      sudo ovs-hotswap lab up --vms 2
+    """
+    bed = Lab(directory.absolute(), vms, app.system)
+    bed.up(RELEASE_CACHE)
+    config = bed.layout.config_file
+    app.output.document({"directory": directory, "config": config, "guests": [g.name for g in bed.layout.guests]})
+    app.output.line(f"{vms} guests run; go on with:")
+    for command in ("broker start", "instance start a", "status"):
+        app.output.line(f"  ovs-hotswap --config {config} {command}")
+
+
+@lab.command()
+@_directory
+@pass_app
+def down(app: App, directory: Path) -> None:
+    """Remove the lab: guests, instances, broker, namespaces, files. Also what a killed one left.
+
+    With --json: {"directory", "removed"}: what there was.
+
+    \b
+    Example:
+      sudo ovs-hotswap lab down
+    """
+    removed = Lab.existing(directory.absolute(), app.system).down()
+    app.output.document({"directory": directory, "removed": removed})
+    app.output.line(f"the lab at {directory} is removed" if removed else f"there was no lab at {directory}")
+
+
+@lab.command()
+@_directory
+@pass_app
+def status(app: App, directory: Path) -> None:
+    """Show what of the lab is there.
+
+    With --json: {"directory", "up", "guests": [{"name", "pid", "ready"}], "namespaces": [name]}.
+
+    \b
+    Example:
+      sudo ovs-hotswap lab status
+    """
+    found = Lab.existing(directory.absolute(), app.system).status()
+    app.output.document(found)
+    app.output.line(f"lab {found.directory}: {'up' if found.up else 'not up'}")
+    app.output.table(("guest", "process", "ready"), [(g.name, g.pid, g.ready) for g in found.guests])
+
+
+@lab.command()
+@_directory
+@_vms
+@click.option("--report", type=click.Path(path_type=Path), help="Write the JSON report to this file.")
+@pass_app
+def demo(app: App, directory: Path, vms: int, report: Path | None) -> None:
+    """Upgrade OVS 3.1 to 3.5 and back under running guests, then restart it plainly for comparison.
+
+    The lab is made for it and removed afterwards. Exit code 9 if a packet was lost in the upgrade or on the way back.
+    With --json: {"releases", "lossless", "phases": {name: {"seconds", "lost", "longest_gap_ms", "moves": {vm: us},
+    "pings": [...]}}}, which is also what --report writes.
+
+    \b
+    Example:
+      sudo ovs-hotswap lab demo --report demo-report.json
+    """
+    from ovs_hotswap.lab.demo import Demo
+
+    Lab.existing(directory.absolute(), app.system).down()
+    bed = Lab(directory.absolute(), vms, app.system)
+    with ExitStack() as stack:
+        stack.callback(bed.down)
+        app.output.line(f"booting {vms} guests")
+        bed.up(RELEASE_CACHE)
+        found = Demo(bed, app.system, app.output.line, lambda: _shown(app)).run()
+    if report is not None:
+        report.write_text(json.dumps(found.document(), indent=2) + "\n")
+    app.output.document(found.document())
+    _print(app, found)
+    if not found.lossless:
+        raise LabError(f"packets were lost: {found.upgrade.lost} in the upgrade, {found.rollback.lost} on the way back")
+
+
+@contextmanager
+def _shown(app: App) -> Iterator[Callable[[Event], None]]:
+    plan = upgrade_plan()
+    with app.output.progress([(step.name, step.description) for step in (*plan.before, *plan.after)]) as progress:
+        yield progress.observe
+
+
+def _print(app: App, report: DemoReport) -> None:
+    for phase in (report.upgrade, report.rollback):
+        app.output.line()
+        _vm_table(app, phase)
+    app.output.line()
+    rows = [
+        (phase.name, f"{phase.seconds:.1f}", sum(each.sent for each in phase.pings), phase.lost, phase.duplicated,
+         f"{phase.longest_gap_ms:.1f}")
+        for phase in report.phases
+    ]  # fmt: skip
+    app.output.table(
+        ("phase", "seconds", "sent", "lost", "doubled", "longest gap ms"), rows, title="What the guests saw"
+    )
+    worst = max(report.upgrade.longest_gap_ms, report.rollback.longest_gap_ms)
+    app.output.line(f"a plain restart cut the guests off {report.restart.longest_gap_ms / worst:.0f} times as long "
+                    "as the longest gap of the upgrades, which includes the 10 ms between two pings")  # fmt: skip
+
+
+def _vm_table(app: App, phase: Phase) -> None:
+    rows = [
+        (stats.guest, stats.target, f"{phase.moves.get(stats.guest, 0):.0f}", stats.sent, stats.lost, stats.duplicated,
+         None if stats.longest_gap_ms is None else f"{stats.longest_gap_ms:.1f}")
+        for stats in phase.pings
+    ]  # fmt: skip
+    columns = ("VM", "pings", "hand-over us", "sent", "lost", "doubled", "longest gap ms")
+    app.output.table(columns, rows, title=f"{phase.name}, {phase.seconds:.1f} s")

@@ -1,0 +1,170 @@
+"""The main job shown on one machine: an upgrade under running guests, the way back, and a plain restart beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ovs_hotswap.errors import LabError
+from ovs_hotswap.lab.lab import Lab
+from ovs_hotswap.lab.pings import PingStats
+from ovs_hotswap.model import Side
+from ovs_hotswap.overlay.tables import Form
+from ovs_hotswap.system import System
+from ovs_hotswap.upgrade.host import Host, activate_first
+from ovs_hotswap.upgrade.plan import Event
+from ovs_hotswap.upgrade.upgrade import Upgrader
+from ovs_hotswap.vhost.service import start_broker, stop_broker
+
+SUITE = "trixie"  # OVS 3.5, DPDK 24.11
+QUIET_S = 5.0
+AFTER_S = 1.0
+BROKER_S = 10.0
+FLOW_S = 60.0
+
+Say = Callable[[str], None]
+Shown = Callable[[], AbstractContextManager[Callable[[Event], None]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What the guests noticed while something was done to the switch. ``seconds`` is how long it took; ``moves`` are
+    the hand-overs in microseconds on the broker's clock, by VM."""
+
+    name: str
+    seconds: float
+    pings: list[PingStats]
+    moves: dict[str, float]
+
+    @property
+    def lost(self) -> int:
+        return sum(stats.lost for stats in self.pings)
+
+    @property
+    def duplicated(self) -> int:
+        return sum(stats.duplicated for stats in self.pings)
+
+    @property
+    def sent(self) -> int:
+        return sum(stats.sent for stats in self.pings)
+
+    @property
+    def longest_gap_ms(self) -> float:
+        """Infinite if some guest got no answer at all."""
+        return max((stats.longest_gap_ms if stats.longest_gap_ms is not None else float("inf") for stats in self.pings),
+                   default=0.0)  # fmt: skip
+
+    def document(self) -> dict[str, Any]:
+        sums = {"sent": self.sent, "lost": self.lost, "duplicated": self.duplicated}
+        return {**asdict(self), **sums, "longest_gap_ms": self.longest_gap_ms}
+
+
+@dataclass(frozen=True, slots=True)
+class DemoReport:
+    """``quiet``: the same traffic with nothing done, the noise floor of this machine."""
+
+    releases: dict[str, str]
+    quiet: Phase
+    upgrade: Phase
+    rollback: Phase
+    restart: Phase
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (self.quiet, self.upgrade, self.rollback, self.restart)
+
+    @property
+    def lossless(self) -> bool:
+        return self.upgrade.lost == 0 and self.rollback.lost == 0
+
+    def document(self) -> dict[str, Any]:
+        phases = {phase.name: phase.document() for phase in self.phases}
+        return {"releases": self.releases, "lossless": self.lossless, "phases": phases}
+
+
+class DirectHost(Host):
+    """The same host without a broker: each port connects straight to its VM's QEMU, as on a host of today."""
+
+    def switch_socket(self, side: Side, vm: str) -> Path:
+        return self.config.qemu_socket(vm)
+
+
+class Demo:
+    """Runs the phases in a lab that is up. ``say`` gets a line per stage; ``shown`` makes a context for each upgrade,
+    whose value gets the upgrade's events."""
+
+    def __init__(self, lab: Lab, system: System, say: Say, shown: Shown) -> None:
+        self._lab, self._system, self._say, self._shown = lab, system, say, shown
+        self._host = Host(lab.config, system)
+
+    def run(self) -> DemoReport:
+        """Raises LabError if the guests' pings do not flow, and whatever an upgrade raises."""
+        host = self.start()
+        quiet = self.quiet()
+        old, new = (host.releases.get(name) for name in ("host", SUITE))
+        upgrader = Upgrader(host)
+        self._say(f"upgrading to {new.label}")
+        with self._shown() as observe:
+            upgrade = self.phase("upgrade", lambda: upgrader.upgrade(new.name, observe).moves)
+        self._say(f"rolling back to {old.label}")
+        with self._shown() as observe:
+            rollback = self.phase("rollback", lambda: upgrader.rollback(observe).moves)
+        self._say("for comparison: the same guests and switch without a broker, ovs-vswitchd restarted")
+        return DemoReport({"old": old.label, "new": new.label}, quiet, upgrade, rollback, self.plain_restart())
+
+    def start(self) -> Host:
+        """Have both releases, the broker and an active instance, and the guests' pings flowing."""
+        host = self._host
+        host.releases.add(SUITE, SUITE, self._say)
+        old = host.releases.get("host")
+        self._say(f"starting the broker and instance a: {old.label}")
+        start_broker(host.config, self._system, self._lab.layout.config_file, BROKER_S)
+        host.instances[Side.A].start(old)
+        host.program(Side.A)
+        activate_first(host, Side.A)
+        self._say("waiting for the guests' pings")
+        self._lab.pings.wait_flowing(FLOW_S)
+        return host
+
+    def quiet(self) -> Phase:
+        """The same traffic with nothing done."""
+
+        def nothing() -> dict[str, float]:
+            self._system.sleep(QUIET_S)
+            return {}
+
+        return self.phase("quiet", nothing)
+
+    def plain_restart(self) -> Phase:
+        """Connect the guests straight to the active instance, then restart its ovs-vswitchd as a service manager
+        would: it exits, starts with its database, and gets its flows back."""
+        active = self._host.active()
+        direct = DirectHost(self._lab.config, self._system)
+        release = direct.instances[active].status().release
+        if release is None:
+            raise LabError(f"instance {active} does not run")
+        stop_broker(self._lab.config, self._system)
+        direct.instances[active].stop()
+        direct.instances[active].start(release)
+        direct.program(active)
+        self._lab.pings.wait_flowing(FLOW_S)
+
+        def restart() -> dict[str, float]:
+            direct.instances[active].restart()
+            direct.program_tunnels(active)
+            direct.program_flows(active, Form.FINAL)
+            self._lab.pings.wait_flowing(FLOW_S)
+            return {}
+
+        return self.phase("restart", restart)
+
+    def phase(self, name: str, act: Callable[[], dict[str, float]]) -> Phase:
+        """What the guests noticed while ``act``, which returns its hand-overs, ran."""
+        begun, first = self._system.monotonic(), self._lab.pings.mark()
+        moves = act()
+        took = self._system.monotonic() - begun
+        self._system.sleep(AFTER_S)
+        return Phase(name, took, self._lab.pings.between(first, self._lab.pings.mark()), moves)

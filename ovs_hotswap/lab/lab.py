@@ -1,0 +1,300 @@
+"""The test bed: a network, QEMU guests and a configuration, all below one directory.
+
+``up`` makes what is missing, ``down`` removes everything, also what a killed process left and what runs in the lab's
+instances. Switches and the broker are started by whoever uses the lab, with its ``config.toml``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import ValidationError
+from pyroute2 import netns
+
+from ovs_hotswap.config import Config, Strict, load_config
+from ovs_hotswap.errors import HotswapError, LabError
+from ovs_hotswap.lab.guest import Guest, command_line
+from ovs_hotswap.lab.hugepages import ensure_hugepages, restore_hugepages
+from ovs_hotswap.lab.initramfs import build, find_kernel
+from ovs_hotswap.lab.layout import MAX_GUESTS, RECORD, GuestOptions, Layout, config_text, overlay_text
+from ovs_hotswap.lab.leftovers import lab_processes, mounts_below
+from ovs_hotswap.lab.network import Network
+from ovs_hotswap.lab.pings import Pings, Stream
+from ovs_hotswap.model import Side
+from ovs_hotswap.switch.instance import Instance
+from ovs_hotswap.system import System
+
+DEFAULT_DIRECTORY = Path("/run/ovs-hotswap-lab")
+RELEASE_CACHE = Path("/var/cache/ovs-hotswap/releases")  # release trees that outlive a lab: one takes a minute to make
+INSTANCE_MB = 256
+_POLL_S = 0.05
+_LISTEN_S = 20.0
+
+
+class Record(Strict):
+    """What a lab was made with. ``hugepages_before``: size of the pool if it was enlarged."""
+
+    vms: int
+    options: GuestOptions
+    hugepages_before: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GuestStatus:
+    """``pid``: QEMU's. ``ready``: it has come up; it cannot while QEMU waits for its first switch."""
+
+    name: str
+    pid: int | None
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LabStatus:
+    """``up``: the network is complete and every guest's QEMU runs. ``namespaces``: those of the lab that exist."""
+
+    directory: Path
+    up: bool
+    guests: tuple[GuestStatus, ...]
+    namespaces: tuple[str, ...]
+
+
+class Lab:
+    """A lab of ``vms`` guests below ``directory``. Methods raise LabError."""
+
+    def __init__(self, directory: Path, vms: int, system: System, options: GuestOptions | None = None) -> None:
+        if not directory.is_absolute():
+            raise LabError(f"{directory}: the lab's directory must be an absolute path")
+        self.layout = Layout(Path(os.path.normpath(directory)), vms, options or GuestOptions())
+        self._system = system
+        self._network = Network(self.layout, system)
+        self.guests = tuple(Guest(self.layout, guest, system) for guest in self.layout.guests)
+
+    @classmethod
+    def existing(cls, directory: Path, system: System) -> Lab:
+        """The lab in ``directory``, perhaps brought up by another process; one without guests if there is none."""
+        record = read_record(directory / RECORD)
+        return cls(directory, record.vms, system, record.options) if record else cls(directory, 0, system)
+
+    @property
+    def config_path(self) -> Path:
+        return self.layout.config_file
+
+    @cached_property
+    def config(self) -> Config:
+        """The lab's configuration; it is there once the lab is up."""
+        return load_config(self.layout.config_file)
+
+    @cached_property
+    def pings(self) -> Pings:
+        """The figures of the guests' pings."""
+        streams = [
+            Stream(guest.name, target.name, self.layout.report_file(guest.name, target.name))
+            for guest in self.layout.guests
+            for target in guest.targets
+        ]
+        return Pings(streams, self.layout.options.ping_interval_ms, self._system)
+
+    def guest(self, name: str) -> Guest:
+        for guest in self.guests:
+            if guest.name == name:
+                return guest
+        raise LabError(f"the lab has no guest {name}; it has {', '.join(guest.name for guest in self.guests)}")
+
+    def up(self, releases: Path | None = None) -> None:
+        """Make what is missing of the lab; return when every QEMU listens for its switch.
+
+        ``releases``: a directory of release trees to use instead of one of the lab's own. A lab of other size or
+        options in the directory is a LabError. If making it fails, everything is removed again.
+        """
+        directory = self.layout.directory
+        if not 1 <= self.layout.count <= MAX_GUESTS:
+            raise LabError(f"a lab has 1 to {MAX_GUESTS} guests, not {self.layout.count}")
+        record = read_record(self.layout.record_file)
+        if record is not None and (record.vms, record.options) != (self.layout.count, self.layout.options):
+            raise LabError(
+                f"{directory} holds a lab of {record.vms} guests with other options",
+                hint=f"`ovs-hotswap lab down --directory {directory}`",
+            )
+        if record is None and directory.exists() and any(directory.iterdir()):
+            raise LabError(f"{directory} is not empty and holds no lab", hint="choose another directory")
+        directory.mkdir(parents=True, exist_ok=True)
+        with self._lock():
+            try:
+                self._make(record or Record(vms=self.layout.count, options=self.layout.options), releases)
+            except BaseException as error:
+                if record is None:
+                    self._undo(error)
+                raise
+
+    def down(self) -> bool:
+        """End and remove everything of the lab; tell whether there was anything.
+
+        Raises the first failure after everything else has been tried.
+        """
+        directory = self.layout.directory
+        if not directory.exists():
+            return self._remove()
+        if read_record(self.layout.record_file) is None and any(directory.iterdir()):
+            raise LabError(f"{directory} holds no lab; nothing was removed")
+        with self._lock():
+            return self._remove()
+
+    def status(self) -> LabStatus:
+        """What there is of the lab."""
+        guests = tuple(GuestStatus(guest.name, guest.pid, guest.boots() > 0) for guest in self.guests)
+        running = bool(guests) and all(guest.pid is not None for guest in guests)
+        return LabStatus(
+            directory=self.layout.directory,
+            up=running and self._network.complete(),
+            guests=guests,
+            namespaces=tuple(self._namespaces()),
+        )
+
+    def start_guest(self, name: str) -> None:
+        """Start the guest's QEMU if it does not run; return when it listens for its switch."""
+        guest = self.guest(name)
+        pid = guest.pid
+        if pid is None:
+            guest.socket.unlink(missing_ok=True)
+            argv = command_line(self.layout, guest.layout, find_kernel().image)
+            pid = self._system.spawn(argv, log=self.layout.guest_file(name, "err"))
+            guest.pid_file.write_text(f"{pid}\n")
+        end = self._system.monotonic() + _LISTEN_S
+        while not guest.socket.exists():
+            if not self._system.alive(pid):
+                tail = self.layout.guest_file(name, "err").read_text(errors="replace").strip().splitlines()
+                raise LabError(f"{name}: QEMU ended: {tail[-1] if tail else 'no message'}")
+            if self._system.monotonic() >= end:
+                raise LabError(f"{name}: QEMU does not listen on {guest.socket} within {_LISTEN_S:g} s")
+            self._system.sleep(_POLL_S)
+
+    def stop_guest(self, name: str) -> None:
+        """End the guest's QEMU if it runs."""
+        guest = self.guest(name)
+        if guest.pid is not None:
+            self._system.kill(guest.pid)
+        guest.pid_file.unlink(missing_ok=True)
+
+    def wait_guests(self, timeout_s: float, boots: int = 1) -> None:
+        """Return when every guest has come up ``boots`` times; its network need not work.
+
+        QEMU runs a guest only once a switch or broker has connected to it: connect one first.
+        """
+        end = self._system.monotonic() + timeout_s
+        while waiting := [guest.name for guest in self.guests if guest.boots() < boots]:
+            if self._system.monotonic() >= end:
+                raise LabError(
+                    f"not up within {timeout_s:g} s: {', '.join(waiting)}", hint=f"logs: {self.layout.guest_dir}"
+                )
+            self._system.sleep(_POLL_S)
+
+    def _make(self, record: Record, releases: Path | None) -> None:
+        layout = self.layout
+        for directory in (layout.run_dir, layout.state_dir, layout.guest_dir):
+            directory.mkdir(exist_ok=True)
+        self._write(record)
+        if record.hugepages_before is None and not self._processes():
+            before = ensure_hugepages(self._megabytes(), self._system)
+            self._write(record.model_copy(update={"hugepages_before": before}))
+        link = layout.state_dir / "releases"
+        if releases is not None and not link.exists():
+            releases.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(releases)
+        if not layout.config_file.exists():
+            cores = (0, 1) if (os.cpu_count() or 1) > 1 else (0, 0)
+            layout.overlay_file.write_text(overlay_text(layout))
+            layout.config_file.write_text(config_text(layout, memory_mb=INSTANCE_MB, cores=cores))
+        if not layout.initramfs_file.exists():
+            layout.initramfs_file.write_bytes(build(find_kernel()))
+        self._network.up()
+        for guest in self.guests:
+            self.start_guest(guest.name)
+
+    def _megabytes(self) -> int:
+        options = self.layout.options
+        return 2 * INSTANCE_MB + (self.layout.count * options.memory_mb if options.hugepages else 0)
+
+    def _write(self, record: Record) -> None:
+        self._system.write_atomic(self.layout.record_file, record.model_dump_json(indent=2) + "\n")
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        with self._system.lock(self.layout.directory / "lock", f"work on the lab in {self.layout.directory}"):
+            yield
+
+    def _undo(self, error: BaseException) -> None:
+        try:
+            self._remove()
+        except HotswapError as second:
+            error.add_note(f"and undoing it failed: {second.message}")
+
+    def _remove(self) -> bool:
+        """Instances first, in their own order; then every process, namespace, mount and file that is left."""
+        record = read_record(self.layout.record_file)
+        failures: list[HotswapError] = []
+        found = self.layout.directory.exists() or bool(self._namespaces()) or bool(self._processes())
+        for act in (self._stop_instances, self._kill_processes, self._remove_namespaces, self._unmount):
+            try:
+                act()
+            except HotswapError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+        if record is not None and record.hugepages_before is not None:
+            restore_hugepages(record.hugepages_before)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.layout.directory)
+        return found
+
+    def _stop_instances(self) -> None:
+        if self.layout.config_file.exists():
+            for side in Side:
+                Instance(self.config, side, self._system).stop()
+
+    def _kill_processes(self) -> None:
+        for _ in range(5):  # one that is being started may be missed once
+            pids = self._processes()
+            if not pids:
+                return
+            for pid in pids:
+                self._system.kill(pid, grace=1.0)
+        raise LabError(f"processes of {self.layout.directory} come again: {pids}")
+
+    def _processes(self) -> list[int]:
+        return lab_processes(self.layout.directory, self._system)
+
+    def _namespaces(self) -> list[str]:
+        """The lab's network namespaces that exist, those of its instances too."""
+        own = {self.layout.host_namespace, self.layout.remote_namespace}
+        if self.layout.config_file.exists():
+            own |= {self.config.namespace(side) for side in Side}
+        return sorted(own & set(netns.listnetns()))
+
+    def _remove_namespaces(self) -> None:
+        for name in self._namespaces():
+            try:
+                netns.remove(name)
+            except OSError as error:
+                raise LabError(f"network namespace {name} cannot be removed: {error}") from error
+
+    def _unmount(self) -> None:
+        """Files below a mount point are not the lab's: nothing is removed while one is there."""
+        for point in mounts_below(self.layout.directory, Path("/proc/self/mountinfo").read_text()):
+            self._system.run(["umount", point])
+
+
+def read_record(path: Path) -> Record | None:
+    """The record of a lab, ``None`` if there is none. Raises LabError if it cannot be read."""
+    try:
+        return Record.model_validate(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, ValidationError) as error:
+        raise LabError(f"{path}: not the record of a lab: {error}") from error

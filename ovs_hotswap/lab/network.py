@@ -1,0 +1,130 @@
+"""The lab's network: a host namespace with a NIC and two VFs, and a remote namespace with the other VTEP.
+
+All pairs are veths without offloads: DPDK's af_packet sees the checksums as they are, and a partial one is wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from pyroute2 import IPRoute, netns
+from pyroute2.netlink.exceptions import NetlinkError
+
+from ovs_hotswap.errors import LabError
+from ovs_hotswap.lab.layout import (
+    GUEST_MTU,
+    OVERLAY_PREFIX,
+    PF,
+    REMOTE_DEVICE,
+    REMOTE_INNER,
+    REMOTE_INNER_MAC,
+    REMOTE_VTEP,
+    REMOTE_VTEP_MAC,
+    UNDERLAY_PREFIX,
+    VNI,
+    VTEP,
+    VTEP_MAC,
+    VXLAN_DEVICE,
+    Layout,
+)
+from ovs_hotswap.system import System
+
+OFFLOADS = ("rx", "tx", "tso", "gso", "gro")
+FLOOD = "00:00:00:00:00:00"  # the entry for MACs without one of their own (bridge(8))
+
+
+class Network:
+    """The namespaces of one lab. Methods raise LabError."""
+
+    def __init__(self, layout: Layout, system: System) -> None:
+        self._layout = layout
+        self._system = system
+        self._host, self._remote = layout.host_namespace, layout.remote_namespace
+
+    def up(self) -> None:
+        """Make the network; nothing happens if all of it is there. What is left of half a network is made anew."""
+        if self.complete():
+            return
+        self.down()
+        try:
+            for name in (self._host, self._remote):
+                netns.create(name)
+                self._inside(name, "sh", "-c", _NO_IPV6)
+            with self._links(self._host) as host:
+                self._make_host(host)
+            with self._links(self._remote) as remote:
+                self._make_remote(remote)
+        except (OSError, NetlinkError) as error:
+            raise LabError(f"the lab's network cannot be made: {error}") from error
+
+    def down(self) -> None:
+        """Remove the namespaces; the devices in them end with them. Done already is no error."""
+        for name in (self._host, self._remote):
+            if name in netns.listnetns():
+                try:
+                    netns.remove(name)
+                except OSError as error:
+                    raise LabError(f"network namespace {name} cannot be removed: {error}") from error
+
+    def complete(self) -> bool:
+        """Whether everything is there. The VFs are not looked for: a running instance has its one."""
+        if not {self._host, self._remote} <= set(netns.listnetns()):
+            return False
+        with self._links(self._host) as host, self._links(self._remote) as remote:
+            devices = all(host.link_lookup(ifname=name) for name in (PF, "rep-a", "rep-b"))
+            index = next(iter(remote.link_lookup(ifname=VXLAN_DEVICE)), None)
+            # the inner address is the last thing that is made
+            return devices and index is not None and bool(list(remote.get_addr(index=index)))
+
+    def _make_host(self, host: Any) -> None:
+        host.link("set", ifname="lo", state="up")
+        host.link(
+            "add", ifname=PF, kind="veth", address=VTEP_MAC,
+            peer={"ifname": REMOTE_DEVICE, "address": REMOTE_VTEP_MAC, "net_ns_fd": self._remote},
+        )  # fmt: skip
+        for side in "ab":
+            host.link("add", ifname=f"rep-{side}", kind="veth", peer={"ifname": f"vf-{side}"})
+        for name in (PF, "rep-a", "rep-b", "vf-a", "vf-b"):
+            self._without_offloads(self._host, name)
+            host.link("set", ifname=name, state="up")
+        # The kernel answers ARP for the VTEP. OVS needs no answers: its neighbours are pushed.
+        host.addr("add", index=_index(host, PF), address=VTEP, prefixlen=UNDERLAY_PREFIX)
+
+    def _make_remote(self, remote: Any) -> None:
+        remote.link("set", ifname="lo", state="up")
+        index = _index(remote, REMOTE_DEVICE)
+        self._without_offloads(self._remote, REMOTE_DEVICE)
+        remote.link("set", index=index, state="up")
+        remote.addr("add", index=index, address=REMOTE_VTEP, prefixlen=UNDERLAY_PREFIX)
+        remote.link(
+            "add", ifname=VXLAN_DEVICE, kind="vxlan", address=REMOTE_INNER_MAC, vxlan_id=VNI, vxlan_local=REMOTE_VTEP,
+            vxlan_port=4789, vxlan_learning=False,
+        )  # fmt: skip
+        tunnel = _index(remote, VXLAN_DEVICE)
+        for mac in (FLOOD, *(guest.mac for guest in self._layout.guests)):
+            remote.fdb("append", ifindex=tunnel, lladdr=mac, dst=VTEP)
+        self._without_offloads(self._remote, VXLAN_DEVICE)
+        remote.link("set", index=tunnel, mtu=GUEST_MTU, state="up")
+        remote.addr("add", index=tunnel, address=REMOTE_INNER, prefixlen=OVERLAY_PREFIX)
+
+    def _without_offloads(self, namespace: str, device: str) -> None:
+        settings = [word for offload in OFFLOADS for word in (offload, "off")]
+        self._inside(namespace, "ethtool", "-K", device, *settings)
+
+    def _inside(self, namespace: str, *argv: str) -> None:
+        self._system.run(["ip", "netns", "exec", namespace, *argv])
+
+    @contextlib.contextmanager
+    def _links(self, namespace: str) -> Iterator[Any]:
+        with IPRoute(netns=namespace, flags=0) as route:
+            yield route
+
+
+# Without IPv6 nothing but what the tests send is on the wires.
+_NO_IPV6 = "for file in /proc/sys/net/ipv6/conf/*/disable_ipv6; do [ ! -e $file ] || echo 1 >$file; done"
+
+
+def _index(route: Any, device: str) -> int:
+    return int(route.link_lookup(ifname=device)[0])

@@ -1,0 +1,77 @@
+"""A machine that exists only in a test: processes are entries of a table, time passes only by sleeping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ovs_hotswap.system import Completed, System
+
+Handler = Callable[[Sequence[str]], tuple[int, str]]
+
+
+class FakeSystem(System):
+    """``handler`` gives status and output of each command; ``processes`` are the command lines by pid."""
+
+    def __init__(self, handler: Handler | None = None) -> None:
+        self.now = 1000.0
+        self.handler: Handler = handler or (lambda argv: (0, ""))
+        self.processes: dict[int, list[str]] = {}
+        self.ran: list[tuple[str, ...]] = []
+        self.killed: list[tuple[int, float]] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return 1_700_000_000.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float = 30.0,
+        check: bool = True,
+        stdin: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Completed:
+        self.ran.append(tuple(argv))
+        status, output = self.handler(argv)
+        return Completed(tuple(argv), status, output, "" if status == 0 else output)
+
+    def run_lines(
+        self,
+        argv: Sequence[str],
+        on_line: Callable[[str], None],
+        *,
+        timeout: float,
+        env: Mapping[str, str] | None = None,
+    ) -> int:
+        self.ran.append(tuple(argv))
+        status, output = self.handler(argv)
+        for line in output.splitlines():
+            on_line(line)
+        return status
+
+    def alive(self, pid: int) -> bool:
+        return pid in self.processes
+
+    def cmdline(self, pid: int) -> list[str]:
+        return self.processes.get(pid, [])
+
+    def pids(self) -> list[int]:
+        return sorted(self.processes)
+
+    def kill(self, pid: int, *, grace: float = 5.0) -> None:
+        self.killed.append((pid, grace))
+        del self.processes[pid]
+
+    def read_pid(self, path: Path) -> int | None:
+        try:
+            pid = int(path.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return pid if self.alive(pid) else None

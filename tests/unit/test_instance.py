@@ -1,0 +1,372 @@
+"""Decisions of an instance: what it runs, what it undoes, which processes it may end."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pytest
+
+from ovs_hotswap.config import Config
+from ovs_hotswap.errors import HotswapError, SwitchError
+from ovs_hotswap.model import Release, Side
+from ovs_hotswap.switch import launch
+from ovs_hotswap.switch.instance import Instance, State, cpu_mask, socket_mem
+from ovs_hotswap.switch.logscan import fatal, telling_cause
+from ovs_hotswap.switch.netns import Device, Namespaces
+from ovs_hotswap.switch.ovsdb import InterfaceStatus, SwitchDb, SwitchState, faults
+from ovs_hotswap.switch.paths import read_record
+from tests.unit.fake_system import FakeSystem
+
+HOST = Release("host", None, "3.1.0", "22.11.11")
+TREE = Release("new", "/srv/new", "3.5.0", "24.11.4")
+
+
+class FakeNamespaces(Namespaces):
+    """Namespaces as a table of the devices in them; ``members``: the processes in one."""
+
+    def __init__(self, devices: dict[str | None, set[str]]) -> None:
+        self.devices = devices
+        self.members: dict[str, set[int]] = {}
+        self.refuse_back = False
+
+    def exists(self, name: str) -> bool:
+        return name in self.devices
+
+    def holds(self, name: str, pid: int) -> bool:
+        return pid in self.members.get(name, set())
+
+    def create(self, name: str) -> None:
+        assert name not in self.devices
+        self.devices[name] = {"lo"}
+
+    def remove(self, name: str) -> None:
+        self.devices.pop(name, None)
+
+    def look(self, name: str, namespace: str | None) -> Device | None:
+        return Device(name, namespace, up=True) if name in self.devices[namespace] else None
+
+    def move_in(self, device: Device, namespace: str) -> None:
+        self.devices[device.namespace].remove(device.name)
+        self.devices[namespace].add(device.name)
+
+    def move_back(self, device: Device, namespace: str) -> None:
+        if device.name in self.devices.get(namespace, set()):
+            if self.refuse_back:
+                raise SwitchError(f"network device {device.name} cannot be moved")
+            self.devices[namespace].remove(device.name)
+            self.devices[device.namespace].add(device.name)
+
+
+class FakeDb(SwitchDb):
+    def __init__(self, host: FakeHost) -> None:
+        self.host = host
+
+    def __enter__(self) -> FakeDb:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pass
+
+    def set_other_config(self, values: Any) -> bool:
+        self.host.other_config.update(values)
+        return True
+
+    def state(self) -> SwitchState:
+        return SwitchState(self.host.initialized, None, pending=False)
+
+
+class FakeHost(FakeSystem):
+    """A machine on which both daemons can be started: they write their pid files and stay in the process table."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(self._run)
+        self.namespaces = FakeNamespaces({None: {"lo", "vf-a"}})
+        self.other_config: dict[str, str] = {}
+        self.initialized = True
+        self.exits = True
+        self.fails: str | None = None
+        self.instance = Instance(
+            config, Side.A, self, namespaces=self.namespaces, connect=lambda path, timeout: FakeDb(self),
+            control=self._control,
+        )  # fmt: skip
+
+    def _run(self, argv: Sequence[str]) -> tuple[int, str]:
+        words = list(argv)
+        if self.fails is not None and any(word.endswith(self.fails) for word in words):
+            return 1, "ovs-vswitchd-dpdk: Cannot init EAL (Cannot allocate memory)"
+        for word in words:
+            if word.startswith("--pidfile="):
+                pid = 100 + len(self.ran)
+                self.processes[pid] = words
+                Path(word.removeprefix("--pidfile=")).write_text(f"{pid}\n")
+        return 0, ""
+
+    def _control(self, socket: Path, command: str, timeout: float) -> str:
+        assert command == "exit"
+        if not self.exits:
+            raise SwitchError(f"{socket}: no answer")
+        pid = int(socket.with_suffix(".pid").read_text())
+        del self.processes[pid]
+        return ""
+
+
+def configuration(directory: Path, **instance: Any) -> Config:
+    table = {"pmd_cores": [1, 3], "uplink_devargs": "0000:03:02.0", "uplink_device": "vf-a", **instance}
+    return Config.model_validate(
+        {
+            "overlay": str(directory / "overlay.toml"),
+            "run_dir": str(directory / "r"),
+            "state_dir": str(directory / "s"),
+            "instances": {"a": table, "b": table},
+        }
+    )
+
+
+@pytest.fixture
+def host() -> Iterator[FakeHost]:
+    with tempfile.TemporaryDirectory(prefix="ovsh-") as directory:  # socket paths are short
+        yield FakeHost(configuration(Path(directory)))
+
+
+def test_start_programs_dpdk_before_it_starts_the_switch(host: FakeHost) -> None:
+    host.instance.start(HOST)
+    assert host.instance.status().state is State.RUNNING
+    assert host.other_config["pmd-cpu-mask"] == "0xa"
+    assert host.other_config["vlan-limit"] == "2"
+    extra = host.other_config["dpdk-extra"].split()
+    assert f"--file-prefix={host.instance.paths.netns}" in extra
+    assert extra[-1] == "--no-pci"
+    programs = [Path(next(word for word in argv if word.startswith("/usr/"))).name for argv in host.ran]
+    assert programs == ["ovsdb-tool", "ovsdb-server", "ovs-vswitchd-dpdk"]
+    assert "vf-a" in host.namespaces.devices[host.instance.paths.netns]
+    record = read_record(host.instance.paths.record)
+    assert record is not None
+    assert record.ready
+    assert record.uplink == Device("vf-a", None, up=True)
+
+
+def test_stop_undoes_all_and_may_be_repeated(host: FakeHost) -> None:
+    host.instance.start(HOST)
+    for _ in range(2):
+        host.instance.stop()
+        assert host.processes == {}
+        assert host.killed == []
+        assert host.namespaces.devices == {None: {"lo", "vf-a"}}
+        assert not host.instance.paths.run_dir.exists()
+        assert host.instance.status().state is State.STOPPED
+    assert not host.instance.paths.saved_log.exists()
+
+
+@pytest.mark.parametrize("program", ["ovsdb-tool", "ovsdb-server", "ovs-vswitchd-dpdk"])
+def test_a_failed_start_is_undone(host: FakeHost, program: str) -> None:
+    host.fails = program
+    with pytest.raises(SwitchError, match=f"instance a: {program} of release host .* did not start: exit 1: "):
+        host.instance.start(HOST)
+    assert host.processes == {}
+    assert host.namespaces.devices == {None: {"lo", "vf-a"}}
+    assert not host.instance.paths.run_dir.exists()
+
+
+def test_dpdk_that_is_never_initialized_ends_the_start_at_its_deadline(host: FakeHost) -> None:
+    host.initialized = False
+    began = host.now
+    with pytest.raises(SwitchError, match="DPDK is not initialized within 30 s"):
+        host.instance.start(HOST)
+    assert 30 <= host.now - began < 31
+    assert host.processes == {}
+
+
+def test_an_undo_that_fails_does_not_hide_the_first_error(host: FakeHost) -> None:
+    host.fails, host.namespaces.refuse_back = "ovs-vswitchd-dpdk", True
+    with pytest.raises(SwitchError, match="did not start") as caught:
+        host.instance.start(HOST)
+    assert caught.value.__notes__ == ["and undoing it failed: network device vf-a cannot be moved"]
+    assert host.instance.status().state is State.DEAD  # known, so that it can be stopped again
+    host.namespaces.refuse_back = False
+    host.instance.stop()
+    assert host.namespaces.devices == {None: {"lo", "vf-a"}}
+
+
+def test_a_switch_that_does_not_answer_is_killed(host: FakeHost) -> None:
+    host.instance.start(HOST)
+    host.exits = False
+    host.instance.stop()
+    assert len(host.killed) == 2
+    assert host.processes == {}
+
+
+def test_kill_ends_the_switch_at_once_and_nothing_else(host: FakeHost) -> None:
+    host.instance.start(HOST)
+    pid = host.instance.status().vswitchd_pid
+    host.instance.kill()
+    assert host.killed == [(pid, 0)]
+    assert host.instance.status().state is State.DEAD
+    assert host.instance.status().ovsdb_pid is not None
+
+
+def test_restart_replaces_the_switch_and_nothing_else(host: FakeHost) -> None:
+    with pytest.raises(SwitchError, match="instance a does not run"):
+        host.instance.restart()
+    host.instance.start(HOST)
+    before = host.instance.status()
+    host.instance.restart()
+    after = host.instance.status()
+    assert after.state is State.RUNNING
+    assert after.vswitchd_pid != before.vswitchd_pid
+    assert after.ovsdb_pid == before.ovsdb_pid
+    assert "vf-a" in host.namespaces.devices[host.instance.paths.netns]
+
+
+def test_the_log_of_a_crashed_switch_is_kept(host: FakeHost) -> None:
+    host.instance.start(HOST)
+    host.instance.paths.log.write_text("last words")
+    host.instance.kill()
+    host.instance.stop()
+    assert host.instance.paths.saved_log.read_text() == "last words"
+
+
+def test_only_proven_processes_are_ended(host: FakeHost) -> None:
+    host.instance.start(HOST)
+    paths = host.instance.paths
+    ours = [f"--pidfile={paths.vswitchd_pid}"]
+    host.processes |= {
+        900: ["ovs-vswitchd", *ours],  # a namesake in a container: neither the pid file nor our namespace says it
+        901: ["ovs-vswitchd", f"--pidfile={paths.vswitchd_pid}.other"],
+        902: ["ovs-vswitchd", *ours],  # ours by its namespace, though the pid file names another
+    }
+    host.namespaces.members[paths.netns] = {901, 902}
+    host.instance.stop()
+    assert sorted(host.processes) == [900, 901]
+
+
+def test_a_recycled_pid_is_not_ended(host: FakeHost) -> None:
+    host.instance.start(HOST)
+    host.instance.kill()
+    pid = int(host.instance.paths.vswitchd_pid.read_text())
+    host.processes[pid] = ["postgres"]
+    assert host.instance.status().state is State.DEAD
+    host.instance.stop()
+    assert host.processes == {pid: ["postgres"]}
+
+
+def test_a_running_side_is_not_started(host: FakeHost) -> None:
+    host.instance.start(HOST)
+    with pytest.raises(SwitchError, match="instance a is running already") as caught:
+        host.instance.start(TREE)
+    assert caught.value.hint == "`ovs-hotswap instance stop a`"
+
+
+def test_a_side_that_another_process_starts_is_not_started(host: FakeHost) -> None:
+    paths = host.instance.paths
+    paths.run_dir.mkdir(parents=True)
+    record = (
+        '{"release": "host", "root": null, "ovs_version": "3", "dpdk_version": "2", "started": 1, "starter": 77}'
+    )  # fmt: skip
+    paths.record.write_text(record)
+    host.processes[77] = ["ovs-hotswap"]
+    assert host.instance.status().state is State.STARTING
+    with pytest.raises(SwitchError, match="instance a is starting already"):
+        host.instance.start(HOST)
+    del host.processes[77]
+    assert host.instance.status().state is State.DEAD
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"release": "host"}', "null"])
+def test_status_and_stop_bear_a_broken_record(host: FakeHost, text: str) -> None:
+    host.instance.start(HOST)
+    host.instance.paths.record.write_text(text)
+    status = host.instance.status()
+    assert (status.state, status.release) == (State.RUNNING, None)
+    host.instance.stop()
+    assert host.processes == {}
+    assert host.namespaces.devices == {None: {"lo", "vf-a"}}
+
+
+def test_a_device_that_is_not_there_is_named(host: FakeHost) -> None:
+    host.namespaces.devices[None].remove("vf-a")
+    with pytest.raises(HotswapError, match="no network device vf-a in the host's network namespace"):
+        host.instance.start(HOST)
+    assert host.namespaces.devices == {None: {"lo"}}
+
+
+def test_the_host_s_release_runs_in_the_namespace() -> None:
+    argv = launch.command(HOST, "ovsh-a", Path("/run/x"), ["prog", "--arg"])
+    assert argv[:3] == ["nsenter", "--net=/run/netns/ovsh-a", "--"]
+    assert argv[-3:] == ["sh", "prog", "--arg"]
+    assert "chroot" not in " ".join(argv)
+
+
+def test_a_tree_release_runs_in_the_namespace_with_mounts_of_its_own() -> None:
+    argv = launch.command(TREE, "ovsh-a", Path("/run/x"), ["prog", "--arg"])
+    assert argv[:7] == ["nsenter", "--net=/run/netns/ovsh-a", "--", "unshare", "--mount", "--propagation", "private"]
+    assert argv[-4:] == ["/srv/new", "/run/x", "prog", "--arg"]
+    assert 'exec chroot "$tree" "$@"' in argv[-6]
+
+
+@pytest.mark.parametrize(
+    ("cores", "mask"), [([0], "0x1"), ([1, 3], "0xa"), ([64], "0x10000000000000000"), ([2, 2], "0x4")]
+)
+def test_cpu_mask(cores: list[int], mask: str) -> None:
+    assert cpu_mask(cores) == mask
+
+
+@pytest.mark.parametrize(("nodes", "value"), [({0}, "512"), ({1}, "0,512"), ({0, 2}, "512,0,512"), (set(), "512")])
+def test_socket_mem(nodes: set[int], value: str) -> None:
+    assert socket_mem(512, nodes) == value
+
+
+LOG = """\
+2026-11-22T00:24:08.714Z|00013|dpdk|WARN|EAL: No free 1048576 kB hugepages reported on node 0
+2026-11-22T00:24:08.715Z|00014|dpdk|ERR|EAL: Not enough memory available on socket 0! Requested: 9MB, available: 4MB
+2026-11-22T00:24:08.715Z|00015|dpdk|ERR|EAL: Cannot init memory
+2026-11-22T00:24:08.716Z|00016|dpdk|EMER|Unable to initialize DPDK: Cannot allocate memory
+2026-11-22T00:24:08.717Z|00003|daemon_unix|EMER|could not detach from foreground session
+"""
+LINES = LOG.splitlines(keepends=True)
+
+
+@pytest.mark.parametrize(
+    ("log", "output", "text", "hint"),
+    [
+        (LOG, "", "Not enough memory available on socket 0! Requested: 9MB, available: 4MB", "vm.nr_hugepages"),
+        ("".join(LINES[2:]), "", "otherwise: Unable to initialize DPDK: Cannot allocate memory", "log"),
+        (LINES[4], "exec failed", "otherwise: exec failed", "log"),
+        ("", "", "otherwise", "log"),
+        ("t|1|dpdk|ERR|DPDK not supported in this copy of Open vSwitch.", "", "DPDK not supported", "switch-dpdk"),
+        (
+            "t|1|netdev_dpdk|ERR|Failed to create memory pool for netdev x",
+            "",
+            "Failed to create memory pool",
+            "mempool",
+        ),
+        ("", "a: error while loading shared libraries: librte_eal.so.23", "error while loading", "incomplete"),
+    ],
+)
+def test_the_telling_line_of_a_log(log: str, output: str, text: str, hint: str) -> None:
+    cause = telling_cause(log, output, "otherwise")
+    assert text in cause.text
+    assert hint in cause.hint
+
+
+def test_huge_pages_of_1_gib_that_nobody_asked_for_are_no_cause() -> None:
+    assert telling_cause(LINES[0], "", "otherwise").text == "otherwise"
+
+
+def test_fatal() -> None:
+    assert fatal(LOG)
+    assert not fatal(LINES[0])
+
+
+def test_faults_of_ports() -> None:
+    def port(ofport: int | None, error: str | None) -> InterfaceStatus:
+        return InterfaceStatus(ofport, error, None, None, "dpdk", {}, None, {})
+
+    found = {"good": port(1, None), "bad": port(-1, "no device"), "silent": port(-1, None), "new": port(None, None)}
+    expected = {"bad": "no device", "silent": "could not be made", "gone": "not in the database"}
+    assert faults(found, [*found, "gone"]) == expected
