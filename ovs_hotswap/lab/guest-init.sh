@@ -45,7 +45,8 @@ echo "lab: ready" >/dev/ttyS0
 number=0
 for target in $(echo "$lab_targets" | tr ',' ' '); do
     number=$((number + 1))
-    ping_for_ever "$target" >/dev/vport*p$number &
+    port=$(echo /dev/vport*p"$number") # a redirection does not expand it
+    ping_for_ever "$target" >"$port" &
 done
 
 stty raw -echo </dev/hvc0

@@ -148,9 +148,9 @@ class Instance:
         release = self.status().release
         if release is None:
             raise SwitchError(f"instance {self._side} does not run", hint=f"`ovs-hotswap instance start {self._side}`")
-        end = self._system.monotonic() + self._config.upgrade.ready_s
         with self.database() as database:
             self._end(self.paths.vswitchd_pid, self.paths.vswitchd_ctl)
+            end = self._system.monotonic() + self._config.upgrade.ready_s
             self._start_vswitchd(release, database, end)
 
     # -- starting

@@ -160,11 +160,12 @@ class Host:
             return int(database.other_config().get(pmd_sleep_key(self.version(side)), "0"))
 
     def program(self, side: Side) -> None:
-        """Everything for an instance that runs alone."""
+        """Everything for an instance that runs alone. First the PMD sleep: adding ports beside a PMD that never sleeps
+        takes seconds where the main thread has to share its core."""
+        self.set_pmd_sleep(side, self.config.instance(side).pmd_sleep_us)
         self.program_database(side)
         self.program_tunnels(side)
         self.program_flows(side, Form.FINAL)
-        self.set_pmd_sleep(side, self.config.instance(side).pmd_sleep_us)
 
     def wait(self, true: Callable[[], bool], seconds: float, otherwise: Callable[[], str]) -> None:
         """Poll until ``true``. Raises SwitchError with ``otherwise`` after ``seconds``."""

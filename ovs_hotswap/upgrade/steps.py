@@ -74,6 +74,7 @@ class ProgramDatabase(Step[Upgrade]):
     description = "program the standby's bridge and ports"
 
     def do(self, context: Upgrade, run: Run) -> None:
+        context.host.set_pmd_sleep(context.new, context.host.config.upgrade.pmd_sleep_us)
         context.host.program_database(context.new)
 
 

@@ -100,7 +100,14 @@ class Channel:
             data, descriptors = data[sent:], () if sent else descriptors
         if len(self._outbox) >= _OUTBOX_LIMIT:
             raise ProtocolError(f"the peer left {_OUTBOX_LIMIT} messages unread")
-        self._outbox.append((data, [OwnedFd(os.dup(descriptor.fileno())) for descriptor in descriptors]))
+        self._outbox.append((data, _duplicates(descriptors)))
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether the peer has closed its end, even if something it sent before is still unread."""
+        poller = select.poll()
+        poller.register(self._socket, select.POLLRDHUP)
+        return bool(poller.poll(0))
 
     @property
     def backlog(self) -> bool:
@@ -184,6 +191,17 @@ def _adopt(ancillary: list[tuple[int, int, bytes]]) -> list[OwnedFd]:
             numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
             descriptors += [OwnedFd(number) for number in numbers]
     return descriptors
+
+
+def _duplicates(descriptors: Sequence[Descriptor]) -> list[OwnedFd]:
+    made: list[OwnedFd] = []
+    try:
+        for descriptor in descriptors:
+            made.append(OwnedFd(os.dup(descriptor.fileno())))
+    except OSError:
+        _close(made)
+        raise
+    return made
 
 
 def _close(descriptors: Sequence[Descriptor]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import os
+import select
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from ovs_hotswap.errors import ProtocolError
 from ovs_hotswap.vhost import wire
 from ovs_hotswap.vhost.channel import PeerClosed
-from ovs_hotswap.vhost.link import FENCE, FENCE_ANSWER_SIZE, Link
+from ovs_hotswap.vhost.link import FENCE, FENCE_ANSWER_HEADER, FENCE_ANSWER_SIZE, Link
 from ovs_hotswap.vhost.replay import Role, place
 from ovs_hotswap.vhost.session import GuestState
 
@@ -84,7 +85,7 @@ def swap(ready: Prepared, timeout: float) -> Swap:
     start = clock()
     if ready.old is not None:
         try:
-            if not ready.old.channel.exchange(ready.park, ready.answer, start + timeout):
+            if not _fenced(ready.old, ready.park, ready.answer, start + timeout):
                 # Sent behind the parking addresses on the same stream: whatever happens, the guest's come last.
                 ready.old.channel.send(ready.take)
                 return Swap(Outcome.KEPT, give_us=(clock() - start) * 1e6)
@@ -92,7 +93,7 @@ def swap(ready: Prepared, timeout: float) -> Swap:
             return Swap(Outcome.OLD_GONE)
     middle = clock()
     try:
-        confirmed = ready.new.channel.exchange(ready.take, ready.answer, middle + timeout)
+        confirmed = _fenced(ready.new, ready.take, ready.answer, middle + timeout)
     except (OSError, PeerClosed, ProtocolError):
         return Swap(Outcome.NEW_GONE, give_us=(middle - start) * 1e6)
     end = clock()
@@ -101,14 +102,29 @@ def swap(ready: Prepared, timeout: float) -> Swap:
     return Swap(outcome, (middle - start) * 1e6 if ready.old is not None else 0.0, (end - middle) * 1e6)
 
 
+def _fenced(link: Link, data: bytes, answer: bytearray, deadline: float) -> bool:
+    """Whether the fence at the end of ``data`` was answered in time. Raises what ``Channel.exchange`` does, and
+    ProtocolError if something else than its answer came: then nothing is proven."""
+    if not link.channel.exchange(data, answer, deadline):
+        return False
+    if not answer.startswith(FENCE_ANSWER_HEADER):
+        raise ProtocolError("no answer to the fence")
+    return True
+
+
 def notify(calls: Sequence[int]) -> None:
     """Signal each call eventfd, as if the back end had: a guest looks at its rings and finds what there is.
 
     DPDK remembers across an address swap up to which index it has signalled (``signalled_used``), and may skip an
-    interrupt that the guest waits for; a signal too many does no harm. A full counter means one is due already.
+    interrupt that the guest waits for; a signal too many does no harm. A full counter means one is due already, and
+    is asked for first: O_NONBLOCK belongs to the open file, and the VM's QEMU, which shares it, can take it off.
     """
+    poller = select.poll()
     for call in calls:
-        try:
-            os.write(call, ONE)
-        except BlockingIOError:
-            continue
+        poller.register(call, select.POLLOUT)
+    for call, events in poller.poll(0):
+        if events & select.POLLOUT:
+            try:
+                os.write(call, ONE)
+            except BlockingIOError:
+                continue

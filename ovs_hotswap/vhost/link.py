@@ -16,6 +16,7 @@ from ovs_hotswap.vhost.wire import Request
 
 FENCE = wire.build(Request.GET_FEATURES)
 FENCE_ANSWER_SIZE = wire.HEADER.size + wire.U64.size
+FENCE_ANSWER_HEADER = wire.HEADER.pack(Request.GET_FEATURES, wire.VERSION | wire.REPLY, wire.U64.size)
 
 Then = Callable[[int | None], None]
 

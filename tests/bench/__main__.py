@@ -106,11 +106,11 @@ def show(output: Output, document: dict[str, Any]) -> None:
     output.line()
     output.table(("hand-over, broker's clock", "value"), rows)
     output.line()
-    rows = [
+    seen = [
         (name, str(phase["sent"]), str(phase["lost"]), str(phase["duplicated"]), f"{phase['longest_gap_ms']:.1f}")
         for name, phase in document["phases"].items()
     ]
-    output.table(("what the guests saw (ping every 10 ms)", "sent", "lost", "doubled", "longest gap ms"), rows)
+    output.table(("what the guests saw (ping every 10 ms)", "sent", "lost", "doubled", "longest gap ms"), seen)
     output.line()
     output.line(f"a plain restart cut the guests off {document['restart_over_hand_over']:.0f} times as long "
                 "as the median hand-over")  # fmt: skip

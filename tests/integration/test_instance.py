@@ -264,7 +264,7 @@ def test_a_hung_instance_is_told_and_stopped(config: Config, run_instance: RunIn
     with pytest.raises(NoAnswer, match=r"ovs-vswitchd\.ctl: version: no answer within 0\.2 s"):
         appctl(instance.paths.vswitchd_ctl, "version", timeout=0.2)
     with instance.database() as database:  # the database answers all the same
-        assert database.set_other_config({"vlan-limit": "1"})
+        assert database.set_other_config({"max-idle": "5000"})
         with pytest.raises(NoAnswer, match="has not taken up its configuration"):
             database.wait_ports([], 0.2)
     os.kill(instance.status().ovsdb_pid or 0, signal.SIGSTOP)

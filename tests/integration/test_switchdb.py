@@ -135,10 +135,11 @@ def test_other_config(instance: Instance) -> None:
         before = database.other_config()
         assert before["dpdk-init"] == "true"
         assert "--file-prefix=" in before["dpdk-extra"]
-        assert database.set_other_config({"max-idle": "5000", "vlan-limit": None})
-        expected = {key: value for key, value in before.items() if key != "vlan-limit"}
-        assert database.other_config() == {**expected, "max-idle": "5000"}
-        assert not database.set_other_config({"max-idle": "5000"})
+        assert database.set_other_config({"max-idle": "5000", "vlan-limit": "1"})
+        assert database.other_config() == {**before, "max-idle": "5000", "vlan-limit": "1"}
+        assert database.set_other_config({"vlan-limit": None})
+        assert database.other_config() == {**before, "max-idle": "5000"}
+        assert not database.set_other_config({"max-idle": "5000", "vlan-limit": None})
     with instance.database() as database:
         assert database.other_config()["max-idle"] == "5000"
 

@@ -138,7 +138,6 @@ def test_start_programs_dpdk_before_it_starts_the_switch(host: FakeHost) -> None
     host.instance.start(HOST)
     assert host.instance.status().state is State.RUNNING
     assert host.other_config["pmd-cpu-mask"] == "0xa"
-    assert host.other_config["vlan-limit"] == "2"
     extra = host.other_config["dpdk-extra"].split()
     assert f"--file-prefix={host.instance.paths.netns}" in extra
     assert extra[-1] == "--no-pci"
