@@ -86,7 +86,8 @@ class BrokerProcess:
         end = time.monotonic() + 10
         while True:
             try:
-                self.client().close()
+                with self.client() as client:
+                    client.status()
                 return self
             except BrokerError:
                 if self._child.poll() is not None or time.monotonic() > end:

@@ -1,14 +1,12 @@
 #!/bin/busybox sh
-# The only program of a lab guest: brings the network up, pings its targets for ever and obeys the console.
+# Brings a lab guest's network up, starts its pings and obeys its console.
 #
 # From the kernel command line (the kernel hands unknown `name=value` words to init as its environment):
 #   lab_address  address with prefix      lab_mtu       MTU of the interface
 #   lab_targets  addresses to ping, separated by commas
 #   lab_interval seconds between two pings of one target
 #
-# /dev/vport<bus>p<n> (virtio-serial) carries what the ping of the n-th target prints, as ovs_hotswap/lab/pings.py reads it:
-#   run                                                 a new ping starts counting at 0
-#   64 bytes from <target>: seq=<n> ttl=<n> time=<n> ms
+# /dev/vport<bus>p<n> (virtio-serial) carries the report on the n-th target; guest-ping.pl says what is in it.
 # /dev/ttyS0 gets "lab: ready" once per boot. /dev/hvc0 takes one command per line and answers with its output and
 # "<status> <number>".
 
@@ -32,25 +30,16 @@ ip link set lo up
 ip link set eth0 mtu "$lab_mtu" up
 ip address add "$lab_address" dev eth0
 
-# Sending on a raw socket fails when the interface is gone (driver unbound): the ping ends and is begun anew.
-ping_for_ever() {
-    while :; do
-        echo run
-        ping -i "$lab_interval" "$1" 2>/dev/null
-        usleep 100000
-    done
-}
-
 echo "lab: ready" >/dev/ttyS0
-number=0
+echo "0 2147483647" >/proc/sys/net/ipv4/ping_group_range
+set --
 for target in $(echo "$lab_targets" | tr ',' ' '); do
-    number=$((number + 1))
-    port=$(echo /dev/vport*p"$number") # a redirection does not expand it
-    ping_for_ever "$target" >"$port" &
+    set -- "$@" "$target" "$(echo /dev/vport*p$(($# / 2 + 1)))"
 done
+/usr/bin/perl /guest-ping.pl "$lab_interval" "$@" 2>/dev/ttyS0 &
 
-stty raw -echo </dev/hvc0
 exec 4<>/dev/hvc0
+stty raw -echo <&4
 while read -r command <&4; do
     ( eval "$command" ) </dev/null >&4 2>&1
     echo "<status> $?" >&4

@@ -1,18 +1,22 @@
-"""The guests' initramfs: busybox, the virtio modules of the installed cloud kernel, and ``guest-init.sh``."""
+"""The guests' initramfs: busybox, perl's binary, the virtio modules of the installed cloud kernel, and our scripts."""
 
 from __future__ import annotations
 
 import gzip
+import re
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from ovs_hotswap.errors import LabError
+from ovs_hotswap.system import System
 
 INIT = Path(__file__).with_name("guest-init.sh")
+PINGER = Path(__file__).with_name("guest-ping.pl")
+BUSYBOX, PERL = Path("/bin/busybox"), Path("/usr/bin/perl")
 MODULES = ("virtio_pci", "virtio_net", "virtio_console")
-PACKAGES = "apt-get install linux-image-cloud-amd64 busybox-static"
+PACKAGES = "apt-get install linux-image-cloud-amd64 busybox-static perl-base"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,24 +87,37 @@ def archive(entries: Iterable[Entry]) -> bytes:
     return bytes(out)
 
 
-def build(kernel: Kernel, busybox: Path = Path("/bin/busybox")) -> bytes:
+def parse_libraries(text: str) -> list[Path]:
+    """The files that ldd(1) lists; the kernel's own vdso is none."""
+    return [Path(path) for path in re.findall(r"(?:=> |^\s*)(/\S+) \(0x", text, re.MULTILINE)]
+
+
+def build(kernel: Kernel, system: System) -> bytes:
     """The compressed initramfs. Raises LabError if a part is not installed."""
     try:
         dependencies = parse_dependencies((kernel.modules / "modules.dep").read_text())
         order = load_order(dependencies, MODULES)
-        names = "".join(f"{Path(path).name}\n" for path in order)
+        libraries = parse_libraries(system.run(["ldd", str(PERL)]).stdout)
+        programs = [_program(BUSYBOX, "bin/busybox"), *(_program(path, str(path)[1:]) for path in (PERL, *libraries))]
         modules = [
             Entry(f"modules/{Path(path).name}", stat.S_IFREG | 0o644, (kernel.modules / path).read_bytes())
             for path in order
         ]
-        program = busybox.read_bytes()
     except FileNotFoundError as error:
         raise LabError(f"{error.filename}: no such file", hint=PACKAGES) from error
-    directories = [Entry(name, stat.S_IFDIR | 0o755) for name in ("bin", "dev", "proc", "sys", "modules")]
+    names = "".join(f"{Path(path).name}\n" for path in order)
     files = [
         Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
-        Entry("bin/busybox", stat.S_IFREG | 0o755, program),
-        Entry("init", stat.S_IFREG | 0o755, INIT.read_bytes()),
+        _program(INIT, "init"),
+        _program(PINGER, PINGER.name),
         Entry("modules/order", stat.S_IFREG | 0o644, names.encode()),
+        *programs,
+        *modules,
     ]
-    return gzip.compress(archive([*directories, *files, *modules]), compresslevel=6, mtime=0)
+    folders = {str(parent) for entry in files for parent in PurePath(entry.name).parents} | {"proc", "sys"}
+    directories = [Entry(name, stat.S_IFDIR | 0o755) for name in sorted(folders - {"."})]
+    return gzip.compress(archive([*directories, *files]), compresslevel=6, mtime=0)
+
+
+def _program(path: Path, name: str) -> Entry:
+    return Entry(name, stat.S_IFREG | 0o755, path.read_bytes())

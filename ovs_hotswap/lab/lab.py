@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -208,14 +209,22 @@ class Lab:
             releases.mkdir(parents=True, exist_ok=True)
             link.symlink_to(releases)
         if not layout.config_file.exists():
-            cores = (0, 1) if (os.cpu_count() or 1) > 1 else (0, 0)
             layout.overlay_file.write_text(overlay_text(layout))
-            layout.config_file.write_text(config_text(layout, memory_mb=INSTANCE_MB, cores=cores))
+            layout.config_file.write_text(self._config_text())
         if not layout.initramfs_file.exists():
-            layout.initramfs_file.write_bytes(build(find_kernel()))
+            layout.initramfs_file.write_bytes(build(find_kernel(), self._system))
         self._network.up()
         for guest in self.guests:
             self.start_guest(guest.name)
+
+    def _config_text(self) -> str:
+        cores = (0, 1) if (os.cpu_count() or 1) > 1 else (0, 0)
+        return config_text(self.layout, memory_mb=INSTANCE_MB, cores=cores)
+
+    @cached_property
+    def _written(self) -> Config:
+        """The configuration as ``up`` writes it: ``down`` does not depend on what became of the file."""
+        return Config.model_validate(tomllib.loads(self._config_text()))
 
     def _megabytes(self) -> int:
         options = self.layout.options
@@ -254,9 +263,8 @@ class Lab:
         return found
 
     def _stop_instances(self) -> None:
-        if self.layout.config_file.exists():
-            for side in Side:
-                Instance(self.config, side, self._system).stop()
+        for side in Side:
+            Instance(self._written, side, self._system).stop()
 
     def _kill_processes(self) -> None:
         for _ in range(5):  # one that is being started may be missed once
@@ -272,9 +280,7 @@ class Lab:
 
     def _namespaces(self) -> list[str]:
         """The lab's network namespaces that exist, those of its instances too."""
-        own = {self.layout.host_namespace, self.layout.remote_namespace}
-        if self.layout.config_file.exists():
-            own |= {self.config.namespace(side) for side in Side}
+        own = {self.layout.host_namespace, self.layout.remote_namespace, *map(self._written.namespace, Side)}
         return sorted(own & set(netns.listnetns()))
 
     def _remove_namespaces(self) -> None:

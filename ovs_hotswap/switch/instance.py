@@ -121,16 +121,16 @@ class Instance:
             self._undo(error)
             raise
 
-    def stop(self) -> None:
+    def stop(self, *, keep_log: bool = False) -> None:
         """End both processes and undo all that ``start`` did; done already is no error.
 
-        The log of an ovs-vswitchd that had ended by itself is kept as ``paths.saved_log``. A part that cannot be
-        undone does not keep the others from being undone; the first such failure is raised (SwitchError or
+        With ``keep_log``, or if it had ended by itself, ovs-vswitchd's log is kept as ``paths.saved_log``. A part that
+        cannot be undone does not keep the others from being undone; the first such failure is raised (SwitchError or
         CommandError), and ``stop`` can be tried again.
         """
         record = read_record(self.paths.record)
         crashed = record is not None and not self._owned(self.paths.vswitchd_pid)
-        self._take_down(record, keep_log=crashed)
+        self._take_down(record, keep_log=keep_log or crashed)
 
     def kill(self) -> None:
         """End ovs-vswitchd at once and return when it is dead, as fail-over must before it gives rings away.

@@ -63,7 +63,7 @@ class StartStandby(ReversibleStep[Upgrade]):
 
     def undo(self, context: Upgrade, run: Run) -> None:
         if not run.fact("was_running", bool):
-            context.host.instances[context.new].stop()
+            context.host.instances[context.new].stop(keep_log=True)
 
     def state(self, context: Upgrade, run: Run) -> State:
         return _done(_runs(context, context.new))

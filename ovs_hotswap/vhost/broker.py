@@ -12,6 +12,7 @@ import grp
 import inspect
 import logging
 import os
+import resource
 import signal
 import socket
 import time
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _RETRY_S = 0.2
 _RETRY_MAX_S = 5.0
+_ACCEPT_RETRY_S = 1.0
 _PARK_TIMEOUT_S = 10.0  # a first use creates mempools under the device lock: half a second was measured
 _MOVE_TIMEOUT_S = 2.0
 _TICK_S = 0.001
@@ -71,8 +73,13 @@ class Broker:
 
     async def run(self) -> None:
         """Serve. Raises ConfigError if the overlay intent cannot be read, BrokerError if a socket cannot be made."""
-        self.load()
-        server = await self._serve()
+        try:
+            self.load()
+            await self._run(await self._serve())
+        finally:
+            self.close()
+
+    async def _run(self, server: asyncio.AbstractServer) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stopping.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload_logged)
@@ -86,7 +93,6 @@ class Broker:
             connector.cancel()
             server.close()
             self._config.broker_socket.unlink(missing_ok=True)
-            self.close()
 
     def load(self) -> None:
         """Make the VMs those of the overlay intent. A faulty intent changes nothing."""
@@ -101,12 +107,17 @@ class Broker:
 
     def _add(self, name: str) -> None:
         vm = Vm(name, self._loop, self._processes, self._scratch, self._config.broker.fence_ms / 1e3, self._home)
-        seat = _Seat(vm, {})
-        self._seats[name] = seat
+        listeners: dict[Side, socket.socket] = {}
+        try:
+            for side in Side:
+                listeners[side] = _listen(self._config.vhost_socket(side, name))
+        except BrokerError:
+            for listener in listeners.values():
+                listener.close()
+            raise
+        self._seats[name] = _Seat(vm, listeners)
         for side in Side:
-            listener = _listen(self._config.vhost_socket(side, name))
-            seat.listeners[side] = listener
-            self._loop.add_reader(listener.fileno(), self._accept, seat, side)
+            self._loop.add_reader(listeners[side].fileno(), self._accept, self._seats[name], side)
 
     def _remove(self, name: str) -> None:
         seat = self._seats.pop(name)
@@ -121,8 +132,14 @@ class Broker:
             connection, _ = seat.listeners[side].accept()
         except OSError as error:
             log.warning("vm %s: switch %s: accept: %s", seat.vm.name, side, error)
+            self._loop.remove_reader(seat.listeners[side].fileno())  # it stays readable while descriptors are short
+            self._loop.call_later(_ACCEPT_RETRY_S, self._accept_again, seat, side)
             return
         seat.vm.accept(side, connection)
+
+    def _accept_again(self, seat: _Seat, side: Side) -> None:
+        if self._seats.get(seat.vm.name) is seat:
+            self._loop.add_reader(seat.listeners[side].fileno(), self._accept, seat, side)
 
     def _process_ended(self, pid: int) -> None:
         for seat in self._seats.values():
@@ -133,7 +150,10 @@ class Broker:
             now = time.monotonic()
             for seat in self._seats.values():
                 if seat.vm.wants_qemu and now >= seat.retry_at:
-                    self._connect(seat, now)
+                    try:
+                        self._connect(seat, now)
+                    except OSError as error:  # descriptors are short; the other VMs are tried all the same
+                        log.warning("vm %s: connection to QEMU: %s", seat.vm.name, error)
             await asyncio.sleep(_RETRY_S)
 
     def _connect(self, seat: _Seat, now: float) -> None:
@@ -292,6 +312,9 @@ def read_home(config: Config) -> Side | None:
 
 def serve(config: Config, system: System) -> None:
     """Run a broker in this process until it is told to stop. Raises BusyError if one runs already."""
+    # Some ten descriptors a VM and two more a ring: the usual soft limit of 1024 is meant for users of select(2).
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with system.lock(config.run_dir / "broker.lock", "a broker"):
         pid_file = config.run_dir / "broker.pid"
         pid_file.write_text(f"{os.getpid()}\n")

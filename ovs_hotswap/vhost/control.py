@@ -37,7 +37,7 @@ def decode_request(line: bytes) -> ControlRequest:
     try:
         document = json.loads(line)
         method, params = document["method"], document.get("params", {})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BrokerError("not a request: one JSON object a line, with method and params") from error
     if not isinstance(method, str) or not isinstance(params, dict):
         raise BrokerError("method must be a string and params an object")

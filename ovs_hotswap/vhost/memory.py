@@ -12,10 +12,12 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ovs_hotswap.errors import ProtocolError
+from ovs_hotswap.vhost import wire
 from ovs_hotswap.vhost.channel import OwnedFd
 from ovs_hotswap.vhost.replay import SCRATCH_SIZE
 from ovs_hotswap.vhost.session import Ring
-from ovs_hotswap.vhost.wire import Region
+from ovs_hotswap.vhost.wire import Region, Request
 
 _INDEX = struct.Struct("<H")
 _INDEX_OFFSET = 2  # behind the flags, in both rings (virtio 1.2, 2.7.6 and 2.7.8)
@@ -65,9 +67,22 @@ def make_scratch() -> OwnedFd:
     return fd
 
 
-def is_event(fd: int) -> bool:
-    """Whether ``fd`` is an eventfd: writing to anything else, such as a full pipe, could block or do harm."""
+def _is_event(fd: int) -> bool:
     try:
         return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]"
     except OSError:
         return False
+
+
+def make_safe(message: wire.Message) -> None:
+    """A call or kick must be an eventfd, and writing to it must not block, whatever the guest's QEMU made of it:
+    writing to anything else, such as a full pipe, could block or do harm. Raises ProtocolError."""
+    if message.request not in (Request.SET_VRING_CALL, Request.SET_VRING_KICK):
+        return
+    assert isinstance(message.body, wire.RingDescriptor)
+    if message.body.descriptor is None:
+        return
+    fd = message.body.descriptor.fileno()
+    if not _is_event(fd):
+        raise ProtocolError(f"{message.request.name}: ring {message.body.index}: the descriptor is not an eventfd")
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK)

@@ -131,9 +131,12 @@ class Received:
 def receive(state: GuestState, message: wire.Message, offer: Offer) -> Received:
     """Take one message from QEMU into the record.
 
-    ``offer`` is what QEMU was or will be offered. Raises ProtocolError if QEMU acknowledges what was not offered or
-    names memory that it did not share; the record is then as before, and the message's descriptors are the caller's.
+    ``offer`` is what QEMU was or will be offered. Raises ProtocolError if QEMU acknowledges what was not offered, names
+    a ring beyond the queue pairs offered (each can hold two descriptors of the broker's) or memory that it did not
+    share; the record is then as before, and the message's descriptors are the caller's.
     """
+    if isinstance(message.body, _OF_A_RING) and message.body.index >= 2 * offer.queue_pairs:
+        raise ProtocolError(f"{message.request.name}: ring {message.body.index} of {offer.queue_pairs} queue pairs")
     handler = _HANDLERS.get(message.request)
     if handler is None:
         raise ProtocolError(f"{message.request.name} is not carried")
@@ -143,6 +146,7 @@ def receive(state: GuestState, message: wire.Message, offer: Offer) -> Received:
     return got
 
 
+_OF_A_RING = wire.RingValue | wire.RingPlace | wire.RingDescriptor
 _ANSWERED = {Request.GET_FEATURES, Request.GET_PROTOCOL_FEATURES, Request.GET_QUEUE_NUM, Request.GET_STATUS}
 
 

@@ -7,9 +7,7 @@ Everything here runs in the event loop's thread, to its end, between two events.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import os
 import socket
 from collections.abc import Callable
 
@@ -19,7 +17,7 @@ from ovs_hotswap.vhost import handover, wire
 from ovs_hotswap.vhost.channel import Channel, PeerClosed
 from ovs_hotswap.vhost.handover import Outcome, Swap
 from ovs_hotswap.vhost.link import Link
-from ovs_hotswap.vhost.memory import indices, is_event
+from ovs_hotswap.vhost.memory import indices, make_safe
 from ovs_hotswap.vhost.ownership import Certainty, Ownership, Proof
 from ovs_hotswap.vhost.processes import Processes
 from ovs_hotswap.vhost.replay import Role, place, reconcile, swapped, why_not_parked
@@ -62,22 +60,29 @@ class Vm:
         self._scratch = scratch
         self._fence_s = fence_s
         self._owed: Callable[[], None] | None = None
+        self._owed_ring: int | None = None
         self._cut_pid = 0
 
     # -- switches ----------------------------------------------------------------------------------------------
 
     def accept(self, side: Side, connection: socket.socket) -> None:
-        """Take a switch's new connection, or refuse it while another process may still hold the rings."""
+        """Take a switch's new connection, or refuse it while an older one, or its process, may still hold the rings."""
         link = Link(side, Channel(connection))
-        if side in self.links:
+        before = self.links.get(side)
+        if before is not None and (self.ownership.holder is not side or before.channel.hung_up):
             self._drop_link(side, "the switch opened another connection")
-        if self.ownership.holder is side:
-            if link.pid != self._cut_pid:
-                self._note(f"switch {side}: process {link.pid} refused: process {self._cut_pid} may hold the rings")
-                link.close()
-                return
-            self.ownership = self.ownership.released(side, Proof.RECONNECTED)
-        self._processes.track(link.pid)
+        if self.ownership.holder is side and (side in self.links or link.pid != self._cut_pid):
+            holder = before.pid if before is not None else self._cut_pid
+            self._note(f"switch {side}: process {link.pid} refused: process {holder} may hold the rings")
+            link.close()
+            return
+        try:
+            self._processes.track(link.pid)
+        except OSError as error:
+            self._note(f"switch {side}: process {link.pid} refused: it cannot be watched: {error.strerror}")
+            link.close()
+            return
+        self.ownership = self.ownership.released(side, Proof.RECONNECTED)
         self.links[side] = link
         self._loop.add_reader(link.channel.fileno(), self._read_link, link)
         self._guarded(link, lambda: link.probe(lambda offer: self._probed(link)))
@@ -136,12 +141,17 @@ class Vm:
             self.ownership = self.ownership.released(holder, Proof.DEAD)
             self.assign()
 
-    def missing(self, side: Side) -> int:
+    def missing(self, side: Side, unless_chosen: int = 0) -> int:
         """Feature bits that the guest uses and this side's back end does not offer."""
         link = self.links.get(side)
         if link is None or link.offer is None:
             return 0
-        return (self.state.features or 0) & ~(link.offer.features | 1 << wire.Feature.LOG_ALL)
+        used = unless_chosen if self.state.features is None else self.state.features
+        return used & ~(link.offer.features | 1 << wire.Feature.LOG_ALL)
+
+    def _lacks(self, side: Side) -> int:
+        """The same, where QEMU has not chosen yet, of what it may choose."""
+        return self.missing(side, self.offered.features if self.offered else 0)
 
     def role(self, side: Side) -> Role:
         """What ``side`` is entitled to be."""
@@ -154,13 +164,15 @@ class Vm:
         return Role.IDLE
 
     def assign(self) -> None:
-        """Give rings that nobody holds to a back end that may have them: the home side, or a parked one."""
+        """Give rings that nobody holds to a back end that can serve them: the home side's, one that is to be kept
+        parked, or any if the home side's is there and cannot. To be called whenever one of these may have changed."""
         if self.ownership.holder is not None or self.qemu is None:
             return
-        for side in (self.home, *Side):
-            if side is None or side not in self.links or self.links[side].offer is None or self.missing(side):
+        home = self.home
+        for side in (home, *Side):
+            if side is None or side not in self.links or self.links[side].offer is None or self._lacks(side):
                 continue
-            if self.home in (None, side) or self.is_parked(side):
+            if home is None or side is home or side in self.park_wanted or self._lacks(home):
                 self._grant(side)
                 return
 
@@ -168,8 +180,7 @@ class Vm:
         link = self.links[side]
         self.ownership = self.ownership.grant(side)
         self._sync(side)
-        if self.links.get(side) is link:
-            self._guarded(link, lambda: link.fence(lambda: self._confirmed(side)))
+        self._guarded(link, lambda: link.fence(lambda: self._confirmed(side)))
 
     def _confirmed(self, side: Side) -> None:
         if self.ownership == Ownership(side, Certainty.TAKING):
@@ -205,6 +216,8 @@ class Vm:
             )
 
     def _guarded(self, link: Link, act: Callable[[], None]) -> None:
+        if self.links.get(link.side) is not link:
+            return
         try:
             act()
         except (OSError, ProtocolError) as error:
@@ -253,18 +266,28 @@ class Vm:
         assert self.offered is not None
         try:
             message = wire.parse(frame)
-            _make_safe(message)
+            make_safe(message)
             got = receive(self.state, message, self.offered)
         except BaseException:
             for descriptor in frame.descriptors:
                 descriptor.close()
             raise
         before, self.state = self.state, got.state
-        self._answer(message, got, before)
-        for side in Side:
-            self._sync(side)
-        for descriptor in got.surplus:
-            descriptor.close()
+        try:
+            self._answer(message, got, before)
+            for side in Side:
+                self._sync(side)
+        finally:
+            for descriptor in got.surplus:
+                descriptor.close()
+        self._reconsider()
+
+    def _reconsider(self) -> None:
+        """After a change of what the guest uses: its owner may be unable to serve it now, or another side able."""
+        owner = self._owner()
+        if owner is not None and self.ownership.certainty is Certainty.OWNS and self.missing(owner.side):
+            self._take_back(owner)
+        self.assign()
 
     def _answer(self, message: wire.Message, got: Received, before: GuestState) -> None:
         if got.answer is Answer.NOW:
@@ -275,15 +298,19 @@ class Vm:
             self._owe_settled(message)
         elif got.answer is Answer.RARP:
             self._pass_rarp(got.value)
+            if message.need_reply:
+                self._owe_settled(message)
 
     def _reply(self, request: Request, payload: bytes) -> None:
         if self.qemu is not None:
             self.qemu.send(wire.reply(request, payload))
+            if self.qemu.backlog:
+                raise ProtocolError("it does not read its answers")
 
     def _owe_base(self, got: Received, before: GuestState) -> None:
         """The owner's base if it runs the ring, else what guest memory says. Called before the owner is told."""
         used = indices(before.memory, before.ring(got.index)).used
-        self._owe(lambda: self._reply_base(got.index, got.value if used is None else used))
+        self._owe(lambda: self._reply_base(got.index, got.value if used is None else used), got.index)
         owner = self._owner()
         if owner is None or not owner.told.ring(got.index).started:
             self._pay()
@@ -292,7 +319,7 @@ class Vm:
         self._reply(Request.GET_VRING_BASE, wire.VRING_STATE.pack(index, base))
 
     def _stopped(self, side: Side, index: int, base: int) -> None:
-        if self._owed is not None and self.ownership.holder is side:
+        if self._owed is not None and self._owed_ring == index and self.ownership.holder is side:
             self._owed = lambda: self._reply_base(index, base)
             self._pay()
 
@@ -308,10 +335,10 @@ class Vm:
         else:
             self._guarded(owner, lambda: owner.fence(self._pay))
 
-    def _owe(self, pay: Callable[[], None]) -> None:
-        """QEMU waits for an answer: read nothing more from it until ``pay`` has run."""
+    def _owe(self, pay: Callable[[], None], ring: int | None = None) -> None:
+        """QEMU waits for an answer: read nothing more from it until ``pay`` has run. ``ring``: whose base it is."""
         assert self.qemu is not None
-        self._owed = pay
+        self._owed, self._owed_ring = pay, ring
         self._loop.remove_reader(self.qemu.fileno())
 
     def _pay(self) -> None:
@@ -346,7 +373,7 @@ class Vm:
             descriptor.close()
         self.state = GuestState()
         for side, link in list(self.links.items()):
-            if link.told.features is not None:
+            if link.told.features is not None or link.told.memory:
                 self._drop_link(side, "its guest is gone")
             else:
                 self.ownership = self.ownership.released(side, Proof.NEVER)
@@ -362,6 +389,7 @@ class Vm:
             raise BrokerError(f"vm {self.name} uses features that switch {side} does not offer: {names}")
         self.park_wanted.add(side)
         self._sync(side)
+        self.assign()
 
     def unpark(self, side: Side) -> None:
         self.park_wanted.discard(side)
@@ -430,15 +458,18 @@ class Vm:
 
     def _retreat(self, link: Link) -> None:
         """A side that was given the rings and stays silent is asked for them back; if it dies instead, that does."""
-        if self.ownership != Ownership(link.side, Certainty.TAKING) or self.links.get(link.side) is not link:
-            return
+        if self.ownership == Ownership(link.side, Certainty.TAKING) and self.links.get(link.side) is link:
+            self._take_back(link)
+
+    def _take_back(self, link: Link) -> None:
         self.ownership = self.ownership.letting_go()
         self._sync(link.side)
         self._guarded(link, lambda: link.fence(lambda: self._let_go(link.side)))
 
     def _let_go(self, side: Side) -> None:
-        self.ownership = self.ownership.released(side, Proof.FENCE)
-        self.assign()
+        if self.ownership == Ownership(side, Certainty.LETTING_GO):
+            self.ownership = self.ownership.released(side, Proof.FENCE)
+            self.assign()
 
     def _calls(self) -> list[int]:
         lines = [self.state.rings[index].call.descriptor for index in self.state.started]
@@ -462,16 +493,3 @@ class Vm:
     def _note(self, text: str) -> None:
         self.last_error = text
         log.warning("vm %s: %s", self.name, text)
-
-
-def _make_safe(message: wire.Message) -> None:
-    """A call or kick must be an eventfd, and writing to it must not block, whatever the guest's QEMU made of it."""
-    if message.request not in (Request.SET_VRING_CALL, Request.SET_VRING_KICK):
-        return
-    assert isinstance(message.body, wire.RingDescriptor)
-    if message.body.descriptor is None:
-        return
-    fd = message.body.descriptor.fileno()
-    if not is_event(fd):
-        raise ProtocolError(f"{message.request.name}: ring {message.body.index}: the descriptor is not an eventfd")
-    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK)

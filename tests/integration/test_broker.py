@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown
+from ovs_hotswap.errors import BrokerError, BusyError, HotswapError, StateUnknown
 from ovs_hotswap.model import Side
+from ovs_hotswap.system import System
 from ovs_hotswap.vhost import wire
+from ovs_hotswap.vhost.broker import serve
 from ovs_hotswap.vhost.control import BrokerClient
 from ovs_hotswap.vhost.wire import Feature, Request
 from tests.broker_process import BrokerProcess
@@ -718,12 +720,6 @@ def test_control_socket_mode(make_bed: MakeBed) -> None:
 
 def test_second_broker_is_refused(make_bed: MakeBed) -> None:
     bed = make_bed()
-    twin = BrokerProcess.__new__(BrokerProcess)
-    assert twin is not None
-    from ovs_hotswap.errors import BusyError
-    from ovs_hotswap.system import System
-    from ovs_hotswap.vhost.broker import serve
-
     with pytest.raises(BusyError, match=str(bed.broker.pid)):
         serve(bed.broker.config, System())
     assert bed.client.status()["pid"] == bed.broker.pid
@@ -771,7 +767,7 @@ def test_vms_are_added_and_removed_by_reload(make_bed: MakeBed, how: str) -> Non
     kept.drain()
 
 
-def test_more_vms_than_the_soft_limit_of_descriptors_allows(make_bed: MakeBed) -> None:
+def test_more_vms_than_the_soft_limit_of_descriptors_allows() -> None:
     """Three sockets a VM already need more than the 1024 descriptors that a daemon is started with."""
     with BrokerProcess([f"vm{k}" for k in range(600)], descriptor_limit=1024) as broker, broker.client() as client:
         assert client.status()["vms"] == 600
@@ -779,6 +775,9 @@ def test_more_vms_than_the_soft_limit_of_descriptors_allows(make_bed: MakeBed) -
 
 def test_client_error_when_no_broker_runs(make_bed: MakeBed) -> None:
     bed = make_bed()
-    with pytest.raises(BrokerError, match="broker at .*nowhere") as caught:
-        BrokerClient(bed.broker.directory / "nowhere.sock")
+    with (
+        BrokerClient(bed.broker.directory / "nowhere.sock") as client,
+        pytest.raises(BrokerError, match=r"broker at .*nowhere") as caught,
+    ):
+        client.status()
     assert caught.value.hint is not None

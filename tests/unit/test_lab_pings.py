@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,19 +10,18 @@ from hypothesis import strategies as st
 
 from ovs_hotswap.errors import LabError
 from ovs_hotswap.lab.pings import (
-    SEQUENCES,
-    Cursor,
     Pings,
     PingStats,
+    Progress,
     Reply,
     Span,
     Stream,
+    mean_interval,
     missing,
     parse,
     quantile,
     spans,
     statistics,
-    unwrap,
 )
 from ovs_hotswap.system import System
 
@@ -31,96 +29,74 @@ STREAM = Stream("vm1", "remote", Path("unused"))
 INTERVAL = 10.0
 
 
-def line(sequence: int, rtt: float = 1.0, *, doubled: bool = False) -> bytes:
-    text = f"64 bytes from 10.100.0.2: seq={sequence % SEQUENCES} ttl=64 time={rtt:.3f} ms"
-    return (text + (" (DUP!)" if doubled else "") + "\n").encode()
+def report(answers: list[int], sent: int, rtt_us: int = 1000) -> bytes:
+    """What guest-ping.pl writes at once."""
+    return ("".join(f"{sequence} {rtt_us}\n" for sequence in answers) + f"sent {sent} {sent * 10_000}\n").encode()
 
 
-def text(*sequences: int) -> bytes:
-    return b"".join(line(sequence) for sequence in sequences)
-
-
-def test_parse_of_what_busybox_prints() -> None:
-    printed = (
-        b"run\n"
-        b"PING 10.100.0.2 (10.100.0.2): 56 data bytes\n"
-        b"64 bytes from 10.100.0.2: seq=0 ttl=64 time=3.214 ms\n"
-        b"64 bytes from 10.100.0.2: seq=1 ttl=64 time=0.700 ms\n"
-        b"64 bytes from 10.100.0.2: seq=1 ttl=64 time=1.100 ms (DUP!)\n"
-        b"run\n"
-        b"64 bytes from 10.100.0.2: seq=4 ttl=64 time=12.345 ms\n"
-    )
-    assert parse(printed, Cursor()) == (
-        [Reply(1, 0, 3.214), Reply(1, 1, 0.7), Reply(1, 1, 1.1), Reply(2, 4, 12.345)],
-        Cursor(2, 4),
+def test_parse_of_reports() -> None:
+    printed = b"run\n1 3214\n2 700\n2 1100\nsent 3 30000\nrun\n4 12345\nsent 5 50000\n"
+    assert parse(printed, Progress()) == (
+        [Reply(1, 1, 3.214), Reply(1, 2, 0.7), Reply(1, 2, 1.1), Reply(2, 4, 12.345)],
+        [Progress(), Progress(1, 3, 30.0), Progress(2, 5, 50.0)],
     )
 
 
-@given(st.binary())
-def test_parse_takes_any_bytes(noise: bytes) -> None:
-    found, cursor = parse(noise, Cursor())
-    assert cursor.run >= 0
-    assert len(found) <= noise.count(b"seq=")
+@given(st.lists(st.binary() | st.sampled_from([b"run", b"sent 7 9", b"7 9", b"sent -1 2", b"7 9 9", b"sent 7"])))
+def test_parse_passes_over_what_is_no_report(lines: list[bytes]) -> None:
+    text = b"\n".join(lines)
+    found, progress = parse(text, Progress())
+    split = text.splitlines()
+    assert len(progress) == 1 + split.count(b"run")
+    assert len(found) <= len(split)
 
 
-@given(st.integers(0, 10**7), st.integers(-30_000, 30_000))
-def test_unwrap_finds_the_nearest(near: int, step: int) -> None:
-    assert unwrap((near + step) % SEQUENCES, near) == near + step
+# What becomes of each request: after how many reports each of its answers comes; none is a loss.
+FATES = st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=1, max_size=80)
 
 
-@given(st.integers(0, 3 * SEQUENCES), st.lists(st.integers(1, 1000), max_size=200))
-def test_parse_does_not_wrap(start: int, steps: list[int]) -> None:
-    sequences = [start]
-    for step in steps:
-        sequences.append(sequences[-1] + step)
-    found, cursor = parse(text(*sequences), Cursor(0, start - 1))
-    assert [reply.sequence for reply in found] == sequences
-    assert cursor == Cursor(0, sequences[-1])
+def reports(fates: list[list[int]], batch: int) -> list[bytes]:
+    """The reports of a run whose requests meet ``fates``; ``batch`` requests are made between two reports."""
+    total = -(-len(fates) // batch)
+    answers: dict[int, list[int]] = {}
+    for sequence, delays in enumerate(fates, 1):
+        for delay in delays:
+            answers.setdefault((sequence - 1) // batch + delay, []).append(sequence)
+    count = max([total, *(at + 1 for at in answers)])
+    return [report(answers.get(at, []), min(len(fates), (at + 1) * batch)) for at in range(count)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Fate:
-    """What becomes of one request: its answers' delays in intervals; none is a loss."""
-
-    answers: tuple[int, ...]
-
-
-FATES = st.lists(st.builds(Fate, st.lists(st.integers(0, 5), max_size=3).map(tuple)), min_size=1, max_size=120)
-
-
-@given(FATES, st.data())
-def test_every_request_between_the_marks_is_counted_once(fates: list[Fate], data: st.DataObject) -> None:
-    """The requests are sent and answered in time; two marks cut the log anywhere."""
-    events = sorted((n + delay, n) for n, fate in enumerate(fates) for delay in fate.answers)
-    log = [line(n) for _, n in events]
+@given(FATES, st.integers(1, 12), st.data())
+def test_every_request_between_the_marks_is_counted_once(
+    fates: list[list[int]], batch: int, data: st.DataObject
+) -> None:
+    log = reports(fates, batch)
     first = data.draw(st.integers(0, len(log)))
     second = data.draw(st.integers(first, len(log)))
 
-    before, start = parse(b"".join(log[:first]), Cursor())
-    during, stop = parse(b"".join(log[first:second]), start)
-    wanted = spans(start, during, stop, (0, 0))
+    before, earlier = parse(b"run\n" + b"".join(log[:first]), Progress())
+    start = earlier[-1]
+    _, progress = parse(b"".join(log[first:second]), start)
     found, _ = parse(b"".join(log[first:]), start)
+    wanted = spans(start, progress)
     stats = statistics(STREAM, wanted, before, found, INTERVAL)
 
-    low = max((n for _, n in events[:first]), default=-1) + 1
-    high = max((n for _, n in events[:second]), default=-1)
-    answered_later = [n for _, n in events[first:] if low <= n <= high]
-    assert stats.sent == max(0, high - low + 1)
-    assert stats.received == len(set(answered_later))
+    low, high = min(len(fates), first * batch), min(len(fates), second * batch)
+    assert stats.sent == high - low
+    assert stats.received == sum(bool(fate) for fate in fates[low:high])
     assert stats.lost == stats.sent - stats.received == missing(wanted, found)
-    assert stats.duplicated == len(answered_later) - stats.received
+    assert stats.duplicated == sum(max(0, len(fate) - 1) for fate in fates[low:high])
 
 
-@given(FATES, st.data())
-def test_adjoining_intervals_add_up(fates: list[Fate], data: st.DataObject) -> None:
-    events = sorted((n + delay, n) for n, fate in enumerate(fates) for delay in fate.answers)
-    log = [line(n) for _, n in events]
+@given(FATES, st.integers(1, 12), st.data())
+def test_adjoining_intervals_add_up(fates: list[list[int]], batch: int, data: st.DataObject) -> None:
+    log = reports(fates, batch)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(log)), min_size=3, max_size=3)))
 
     def sent(first: int, second: int) -> int:
-        _, start = parse(b"".join(log[:first]), Cursor())
-        during, stop = parse(b"".join(log[first:second]), start)
-        return sum(span.last - span.first + 1 for span in spans(start, during, stop, (0, 0)))
+        _, earlier = parse(b"".join(log[:first]), Progress())
+        _, progress = parse(b"".join(log[first:second]), earlier[-1])
+        return sum(len(span) for span in spans(earlier[-1], progress))
 
     assert sent(cuts[0], cuts[1]) + sent(cuts[1], cuts[2]) == sent(cuts[0], cuts[2])
 
@@ -157,23 +133,18 @@ def test_gap_may_begin_before_the_first_mark_and_end_after_the_last_answer() -> 
 
 
 def test_a_new_run_is_counted_from_its_beginning() -> None:
-    before, start = parse(b"run\n" + text(0, 1, 2), Cursor())
-    during, stop = parse(text(3, 4) + b"run\n" + text(0, 2), start)
-    wanted = spans(start, during, stop, (0, 0))
-    assert wanted == [Span(1, 3, 4), Span(2, 0, 2)]
+    before, earlier = parse(b"run\n" + report([1, 2], 2), Progress())
+    during, progress = parse(report([3, 4], 4) + b"run\n" + report([1, 3], 3), earlier[-1])
+    wanted = spans(earlier[-1], progress)
+    assert wanted == [Span(1, 3, 4), Span(2, 1, 3)]
     assert statistics(STREAM, wanted, before, during, INTERVAL).lost == 1
 
 
-def test_a_run_without_any_answer_is_silent() -> None:
-    _, start = parse(b"run\n" + text(0, 1), Cursor())
-    during, stop = parse(b"run\n", start)
-    assert spans(start, during, stop, (0, 25)) == [Span(1, 2, 1), Span(2, 0, 24)]
-
-
-def test_silence_before_the_first_mark_is_not_of_the_interval() -> None:
-    _, start = parse(text(0, 1, 2), Cursor())
-    during, stop = parse(text(60, 61), start)
-    assert spans(start, during, stop, (40, 0)) == [Span(0, 43, 61)]
+def test_mean_interval_is_the_guest_s_own() -> None:
+    assert mean_interval(Progress(1, 100, 1000.0), Progress(1, 200, 2200.0)) == pytest.approx(12.0)
+    assert mean_interval(Progress(1, 100, 1000.0), Progress(1, 105, 1060.0)) is None
+    assert mean_interval(Progress(1, 100, 1000.0), Progress(2, 200, 2200.0)) is None
+    assert mean_interval(Progress(1), Progress(1, 200, 2200.0)) is None
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0.01, 1.0))
@@ -189,17 +160,13 @@ def test_quantile_of_nothing() -> None:
 
 
 class Clock(System):
-    """A clock that only ``sleep`` moves; ``at`` acts on files when a time has come."""
+    """A clock that only ``sleep`` moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.wall_now = 0.0
 
     def monotonic(self) -> float:
         return self.now
-
-    def wall(self) -> float:
-        return self.wall_now
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -222,15 +189,15 @@ def append(path: Path, more: bytes) -> None:
 def test_between_marks_of_a_file(path: Path) -> None:
     clock = Clock()
     pings = collector(path, clock)
-    append(path, b"run\n" + text(*range(200)) + line(200)[:20])
-    clock.wall_now = path.stat().st_mtime
+    append(path, b"run\n" + b"".join(report([n], n) for n in range(1, 10_000)) + b"100")
     first = pings.mark()
-    append(path, line(200)[20:] + text(201, 203))
+    append(path, b"00 1000\nsent 10000 100000000\n" + report([10_001, 10_003], 10_003) + b"10002 70")
     second = pings.mark()
-    append(path, text(202, 204, 205))
+    append(path, b"00\n" + report([10_004], 10_004))
     (stats,) = pings.between(first, second)
     assert (stats.guest, stats.target) == ("vm1", "remote")
     assert (stats.sent, stats.received, stats.lost, stats.duplicated) == (4, 4, 0, 0)
+    assert stats.rtt_max_ms == 7.0
     assert clock.now == 1000.0  # nothing missing: no wait
 
 
@@ -238,24 +205,20 @@ def test_stragglers_are_waited_for_until_patience_ends(path: Path) -> None:
     clock = Clock()
     pings = collector(path, clock)
     append(path, b"run\n")
-    clock.wall_now = path.stat().st_mtime
     first = pings.mark()
-    append(path, text(0, 2))
+    append(path, report([1, 3], 3))
     (stats,) = pings.between(first, pings.mark(), patience_s=1.5)
     assert (stats.sent, stats.lost) == (3, 1)
     assert clock.now >= 1001.5
 
 
 def test_a_dead_network_counts_as_lost(path: Path) -> None:
-    clock = Clock()
-    pings = collector(path, clock)
-    append(path, b"run\n" + text(*range(100)))
-    clock.wall_now = path.stat().st_mtime
+    pings = collector(path, Clock())
+    append(path, b"run\n" + report(list(range(1, 101)), 100))
     first = pings.mark()
-    clock.wall_now += 3.0
+    append(path, b"".join(report([], sent) for sent in range(110, 401, 10)))
     (stats,) = pings.between(first, pings.mark())
-    assert stats.received == 0
-    assert stats.lost == pytest.approx(300, abs=1)
+    assert (stats.received, stats.lost, stats.longest_gap_ms) == (0, 300, None)
 
 
 def test_a_file_that_does_not_exist_yet_is_empty(path: Path) -> None:
@@ -267,14 +230,15 @@ def test_a_file_that_does_not_exist_yet_is_empty(path: Path) -> None:
 
 def test_a_file_that_was_begun_anew_is_an_error(path: Path) -> None:
     pings = collector(path, Clock())
-    append(path, text(0, 1, 2))
+    append(path, report([1, 2], 2))
     first = pings.mark()
-    path.write_bytes(text(0))
+    path.write_bytes(report([], 1))
     with pytest.raises(LabError, match="brought up anew"):
         pings.between(first, first)
 
 
 def test_wait_flowing_names_the_silent(path: Path) -> None:
     pings = collector(path, Clock())
+    append(path, report([], 100))
     with pytest.raises(LabError, match="vm1 -> remote within 2 s"):
         pings.wait_flowing(2.0)

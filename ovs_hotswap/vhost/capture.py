@@ -1,0 +1,142 @@
+"""Frames for a guest that arrive while its rings change hands are caught, so that none is lost.
+
+While a VM moves, both switches output every frame for it (the copy goes over the peer link), and only the owner's is
+delivered. A frame that the old side handles after it let go, and the new side before it took, would be delivered by
+neither. So for that moment the receive rings of both back ends are parked not on the empty ring but on *capture rings*
+with buffers of the broker's. A frame that both have caught is one that nobody delivered: it is given to the guest
+afterwards, through the new owner. A frame that only one of them caught was delivered by the other.
+
+The ring layouts are virtio 1.2, 2.7; the header before each frame is 5.1.6.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ovs_hotswap.model import Side
+from ovs_hotswap.vhost.replay import CAPTURE_OFFSET, SCRATCH_GUEST_ADDRESS, SCRATCH_USER_ADDRESS
+from ovs_hotswap.vhost.wire import Descriptor, Feature, RingAddress
+
+PAIRS = 8  # queue pairs that have capture rings
+STRIDE = 1 << 20
+BUFFERS = 64
+BUFFER_SIZE = 12 << 10  # bytes: holds a frame of an MTU of 9000
+MAX_RING = 4096  # entries; the parts of a larger ring would not fit before the buffers
+
+_AVAILABLE = 0x10000
+_USED = 0x14000
+_BUFFERS = 0x20000
+_DESCRIPTOR = struct.Struct("<QIHH")
+_USED_ELEMENT = struct.Struct("<II")
+_WRITE = 2  # VIRTQ_DESC_F_WRITE
+_NO_INTERRUPT = 1  # VIRTQ_AVAIL_F_NO_INTERRUPT
+_NEVER = 0x8000  # a used_event that an index of at most BUFFERS never passes
+
+_HEADER = struct.Struct("<BBHHHHH")  # virtio_net_hdr with num_buffers
+_SHORT_HEADER = 10  # without num_buffers: legacy devices without mergeable buffers
+_NEEDS_CSUM = 1
+_GSO_NONE = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Caught:
+    """A frame that nobody delivered. ``segments``: it stands for several (GSO) and can only be counted."""
+
+    frame: bytes
+    segments: bool = False
+
+
+def can_capture(index: int, size: int) -> bool:
+    """Whether there is a capture ring for ring ``index``: receive rings (even) of the first pairs have one."""
+    return index % 2 == 0 and index // 2 < PAIRS and size <= MAX_RING
+
+
+def _start(side: Side, index: int) -> int:
+    """Offset in the scratch memory of a side's capture ring for receive ring ``index``."""
+    number = index // 2 + (PAIRS if side is Side.B else 0)
+    return CAPTURE_OFFSET + number * STRIDE
+
+
+def address(side: Side, index: int) -> RingAddress:
+    """Where the capture ring lies for the back end of ``side``."""
+    start = SCRATCH_USER_ADDRESS + _start(side, index)
+    return RingAddress(flags=0, descriptors=start, used=start + _USED, available=start + _AVAILABLE, log=0)
+
+
+def arm(scratch: Descriptor, side: Side, index: int, size: int) -> None:
+    """Fill a capture ring of ``size`` entries with empty buffers. No back end may be on it."""
+    fd, start = scratch.fileno(), _start(side, index)
+    count = min(BUFFERS, size)
+    first = SCRATCH_GUEST_ADDRESS + start + _BUFFERS
+    table = b"".join(_DESCRIPTOR.pack(first + n * BUFFER_SIZE, BUFFER_SIZE, _WRITE, 0) for n in range(count))
+    numbers = b"".join(n.to_bytes(2, "little") for n in range(count)).ljust(2 * size, b"\0")
+    os.pwrite(fd, table, start)
+    os.pwrite(fd, bytes(4), start + _USED)
+    os.pwrite(
+        fd,
+        _NO_INTERRUPT.to_bytes(2, "little") + count.to_bytes(2, "little") + numbers + _NEVER.to_bytes(2, "little"),
+        start + _AVAILABLE,
+    )
+
+
+def collect(scratch: Descriptor, side: Side, index: int, size: int, features: int) -> list[Caught]:
+    """The frames in a capture ring, in the order in which the back end put them there. It must be off the ring."""
+    fd, start = scratch.fileno(), _start(side, index)
+    used = int.from_bytes(os.pread(fd, 2, start + _USED + 2), "little")
+    elements = os.pread(fd, _USED_ELEMENT.size * min(used, BUFFERS, size), start + _USED + 4)
+    filled = [
+        os.pread(fd, min(length, BUFFER_SIZE), start + _BUFFERS + (number % BUFFERS) * BUFFER_SIZE)
+        for number, length in _USED_ELEMENT.iter_unpack(elements)
+    ]
+    return parse_frames(filled, features)
+
+
+def parse_frames(filled: Sequence[bytes], features: int) -> list[Caught]:
+    """Frames from filled buffers. With mergeable buffers a frame may span several; its first one says how many."""
+    merged = bool(features >> Feature.NET_MRG_RXBUF & 1)
+    long_header = merged or bool(features >> Feature.VERSION_1 & 1)
+    header_size = _HEADER.size if long_header else _SHORT_HEADER
+    found: list[Caught] = []
+    position = 0
+    while position < len(filled):
+        first = filled[position]
+        if len(first) < header_size:
+            break
+        header = _HEADER.unpack(first[: _HEADER.size].ljust(_HEADER.size, b"\0"))
+        span = max(1, header[6]) if merged else 1
+        frame = first[header_size:] + b"".join(filled[position + 1 : position + span])
+        found.append(Caught(_finished(frame, header), segments=header[1] != _GSO_NONE))
+        position += span
+    return found
+
+
+def _finished(frame: bytes, header: tuple[int, ...]) -> bytes:
+    """``frame`` with the checksum that a switch left to the guest's device (VIRTIO_NET_HDR_F_NEEDS_CSUM)."""
+    flags, _, _, _, start, offset, _ = header
+    if not flags & _NEEDS_CSUM or start + offset + 2 > len(frame):
+        return frame
+    checksum = ~_sum(frame[start:]) & 0xFFFF
+    return frame[: start + offset] + (checksum or 0xFFFF).to_bytes(2, "big") + frame[start + offset + 2 :]
+
+
+def _sum(data: bytes) -> int:
+    """The ones' complement sum of RFC 1071."""
+    total = sum(struct.unpack(f">{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2)))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+def undelivered(old: Iterable[Caught], new: Iterable[Caught]) -> list[Caught]:
+    """Frames that both sides caught, in the new side's order. Equal frames count as often as both have them."""
+    left = Counter(each.frame for each in old)
+    found = []
+    for each in new:
+        if left[each.frame] > 0:
+            left[each.frame] -= 1
+            found.append(each)
+    return found
