@@ -274,7 +274,7 @@ class Port:
     def _buffer(self, guest_address: int, length: int) -> memoryview | None:
         for mapped in self.memory:
             start = guest_address - mapped.region.guest_address
-            if 0 <= start and start + length <= mapped.region.size:
+            if start >= 0 and start + length <= mapped.region.size:
                 return mapped.view[mapped.region.offset + start : mapped.region.offset + start + length]
         return None
 

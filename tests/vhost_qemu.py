@@ -223,9 +223,9 @@ class FakeQemu:
             if offered & _PF:
                 self._protocol = self.number(Request.GET_PROTOCOL_FEATURES) & _QEMU_PROTOCOL
                 self.say(wire.build_number(Request.SET_PROTOCOL_FEATURES, self._protocol))
-                if pair == 0 and self._speaks(ProtocolFeature.MQ):
-                    if self.number(Request.GET_QUEUE_NUM) < self.pairs:
-                        raise AssertionError("fewer queue pairs offered than the device has")
+                many = pair == 0 and self._speaks(ProtocolFeature.MQ)
+                if many and self.number(Request.GET_QUEUE_NUM) < self.pairs:
+                    raise AssertionError("fewer queue pairs offered than the device has")
             if pair == 0:
                 self.say(wire.build(Request.SET_OWNER))
             self.features = self.number(Request.GET_FEATURES) & (self.wanted | _PF)
@@ -372,7 +372,7 @@ class FakeQemu:
 
 
 class Traffic:
-    """A thread that keeps VMs sending, ``burst`` packets each at a time. Context manager; ``error`` is what ended it."""
+    """A thread that keeps VMs sending, ``burst`` packets each at a time. Context manager; raises what went wrong."""
 
     def __init__(self, vms: Sequence[FakeQemu], limit: int, burst: int = 8, pause_s: float = 0.0005) -> None:
         self._vms = vms

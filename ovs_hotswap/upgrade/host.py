@@ -97,6 +97,9 @@ class Host:
 
     # -- programming -------------------------------------------------------------------------------------------
 
+    def ofport(self, vm: str) -> int:
+        return next(each.ofport for each in self.intent.vms if each.name == vm)
+
     def switch_socket(self, side: Side, vm: str) -> Path:
         """The socket that the side's port of a VM connects to."""
         return self.config.vhost_socket(side, vm)

@@ -271,6 +271,8 @@ def move_all(host: Host, to: Side, run: Run) -> dict[str, float]:
             run.progress("has no guest to move", item=vm["name"], count=number, total=len(vms))
             continue
         moves[vm["name"]] = done["total_us"]
+        for frame in done["undelivered"]:
+            host.openflow(to).packet_out(bytes.fromhex(frame), f"output:{host.ofport(vm['name'])}")
         _see_served(host, vm["name"], to)
         run.progress(f"{done['total_us'] / 1000:.2f} ms", item=vm["name"], count=number, total=len(vms))
     return moves

@@ -29,7 +29,6 @@ from ovs_hotswap.system import System
 from ovs_hotswap.vhost import control
 from ovs_hotswap.vhost.memory import make_scratch
 from ovs_hotswap.vhost.processes import Processes
-from ovs_hotswap.vhost.replay import scratch_region
 from ovs_hotswap.vhost.report import vm_document
 from ovs_hotswap.vhost.vm import Vm
 
@@ -61,8 +60,6 @@ class Broker:
         self._loop = loop
         self._home = home
         self._seats: dict[str, _Seat] = {}
-        self._scratch_fd = make_scratch()
-        self._scratch = scratch_region(self._scratch_fd)
         self._processes = Processes(loop, self._process_ended)
         self._stopping = asyncio.Event()
         self._started = time.monotonic()
@@ -106,7 +103,6 @@ class Broker:
             self._remove(name)
 
     def _add(self, name: str) -> None:
-        vm = Vm(name, self._loop, self._processes, self._scratch, self._config.broker.fence_ms / 1e3, self._home)
         listeners: dict[Side, socket.socket] = {}
         try:
             for side in Side:
@@ -115,6 +111,7 @@ class Broker:
             for listener in listeners.values():
                 listener.close()
             raise
+        vm = Vm(name, self._loop, self._processes, make_scratch(), self._config.broker.fence_ms / 1e3, self._home)
         self._seats[name] = _Seat(vm, listeners)
         for side in Side:
             self._loop.add_reader(listeners[side].fileno(), self._accept, self._seats[name], side)
@@ -182,7 +179,8 @@ class Broker:
         return await asyncio.start_unix_server(self._client, sock=listener, limit=control.LINE_LIMIT)
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.closing(writer), contextlib.suppress(ConnectionError, ValueError):
+        # Cancelled when the broker ends: asyncio's streams would log that as an error (cpython issue 110894).
+        with contextlib.closing(writer), contextlib.suppress(ConnectionError, ValueError, asyncio.CancelledError):
             while line := await reader.readline():
                 writer.write(control.encode(await self._handle(line)))
                 await writer.drain()
@@ -245,12 +243,15 @@ class Broker:
             with contextlib.suppress(BrokerError):
                 await self._until(lambda: seat.vm.why_not_movable(side) is None, _MOVE_TIMEOUT_S, "")
         swap = seat.vm.swap_to(side)
+        caught = await seat.vm.settled()
         return {
             "vm": vm,
             "owner": seat.vm.ownership.holder,
             "give_us": round(swap.give_us, 1),
             "take_us": round(swap.take_us, 1),
             "total_us": round(swap.total_us, 1),
+            "undelivered": [each.frame.hex() for each in caught if not each.segments],
+            "undeliverable": sum(each.segments for each in caught),
         }
 
     async def _until(self, true: Callable[[], bool], timeout: float, otherwise: str) -> None:
@@ -277,7 +278,6 @@ class Broker:
         for name in list(self._seats):
             self._remove(name)
         self._processes.close()
-        self._scratch_fd.close()
 
 
 def _side(text: str) -> Side:

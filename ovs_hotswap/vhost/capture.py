@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost.replay import CAPTURE_OFFSET, SCRATCH_GUEST_ADDRESS, SCRATCH_USER_ADDRESS
+from ovs_hotswap.vhost.session import GuestState
 from ovs_hotswap.vhost.wire import Descriptor, Feature, RingAddress
 
 PAIRS = 8  # queue pairs that have capture rings
@@ -48,6 +49,39 @@ class Caught:
 
     frame: bytes
     segments: bool = False
+
+
+class Catch:
+    """The capture rings of one VM for one move from ``old`` to the other side."""
+
+    def __init__(self, scratch: Descriptor, state: GuestState, old: Side) -> None:
+        self._scratch = scratch
+        self._old = old
+        self._features = state.features or 0
+        self._sizes = {
+            index: size
+            for index in state.started
+            if (size := state.rings[index].size) is not None and can_capture(index, size)
+        }
+
+    def arm(self) -> None:
+        """Fill the rings of both sides. No back end may be on them."""
+        for side in Side:
+            for index, size in self._sizes.items():
+                arm(self._scratch, side, index, size)
+
+    def places(self, side: Side) -> dict[int, RingAddress]:
+        return {index: address(side, index) for index in self._sizes}
+
+    def undelivered(self) -> list[Caught]:
+        """Frames that neither side delivered. Both must be off the rings."""
+        found = []
+        for index, size in self._sizes.items():
+            old, new = (
+                collect(self._scratch, side, index, size, self._features) for side in (self._old, self._old.other)
+            )
+            found += undelivered(old, new)
+        return found
 
 
 def can_capture(index: int, size: int) -> bool:
@@ -125,7 +159,7 @@ def _finished(frame: bytes, header: tuple[int, ...]) -> bytes:
 
 def _sum(data: bytes) -> int:
     """The ones' complement sum of RFC 1071."""
-    total = sum(struct.unpack(f">{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2)))
+    total: int = sum(struct.unpack(f">{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2)))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total

@@ -138,7 +138,9 @@ class BrokerClient:
         self.call("unpark", vm=name, side=side)
 
     def move(self, name: str, to: Side) -> dict[str, Any]:
-        """Hand a VM over; the answer has ``give_us``, ``take_us`` and ``total_us`` on the broker's clock."""
+        """Hand a VM over. The answer has ``give_us``, ``take_us`` and ``total_us`` on the broker's clock, and as
+        ``undelivered`` (hexadecimal) the frames that arrived meanwhile and that the caller has to give to the guest
+        through its new owner; ``undeliverable`` counts those that stand for several segments."""
         result: dict[str, Any] = self.call("move", vm=name, to=to)
         return result
 

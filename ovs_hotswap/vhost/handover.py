@@ -10,15 +10,14 @@ import enum
 import os
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ovs_hotswap.errors import ProtocolError
 from ovs_hotswap.vhost import wire
 from ovs_hotswap.vhost.channel import PeerClosed
 from ovs_hotswap.vhost.link import FENCE, FENCE_ANSWER_HEADER, FENCE_ANSWER_SIZE, Link
-from ovs_hotswap.vhost.replay import Role, place
-from ovs_hotswap.vhost.session import GuestState
+from ovs_hotswap.vhost.wire import RingAddress
 
 ONE = (1).to_bytes(8, "little")
 
@@ -64,15 +63,21 @@ class Prepared:
     answer: bytearray
 
 
-def prepare(state: GuestState, old: Link | None, new: Link, calls: Sequence[int]) -> Prepared:
-    """Build every buffer. Both links must be quiet, ``new`` parked with the same rings started as ``old``."""
-    return Prepared(old, new, _places(state, Role.PARKED), _places(state, Role.OWNER), tuple(calls),
-                    bytearray(FENCE_ANSWER_SIZE))  # fmt: skip
+def prepare(
+    old: Link | None,
+    new: Link,
+    park: Mapping[int, RingAddress],
+    take: Mapping[int, RingAddress],
+    calls: Sequence[int],
+) -> Prepared:
+    """Build every buffer. ``park`` and ``take`` are the places of the same rings: where the old side is to wait, and
+    where the guest has them. Both links must be quiet, and ``new`` must have the rings started."""
+    return Prepared(old, new, places_message(park), places_message(take), tuple(calls), bytearray(FENCE_ANSWER_SIZE))
 
 
-def _places(state: GuestState, role: Role) -> bytes:
-    rings = [wire.build_ring_address(index, place(state.rings[index], role)) for index in state.started]
-    return b"".join(rings) + FENCE
+def places_message(places: Mapping[int, RingAddress]) -> bytes:
+    """SET_VRING_ADDR for each ring, and the fence behind them."""
+    return b"".join(wire.build_ring_address(index, at) for index, at in places.items()) + FENCE
 
 
 def swap(ready: Prepared, timeout: float) -> Swap:

@@ -12,7 +12,7 @@ one SET_VRING_ADDR per ring.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ovs_hotswap.vhost import wire
@@ -31,7 +31,10 @@ class Role(enum.StrEnum):
 # One empty ring serves as the parking place of all rings of a VM: back ends only read its available index, which stays
 # 0, and write notification hints beside it. Its parts lie at fixed offsets that suit the largest ring, so that rings of
 # different sizes never take one part for another.
-SCRATCH_SIZE = 1 << 20
+PARKING_SIZE = 1 << 20
+CAPTURE_OFFSET = PARKING_SIZE  # behind it lie the capture rings (``capture``)
+CAPTURE_SIZE = 16 << 20
+SCRATCH_SIZE = PARKING_SIZE + CAPTURE_SIZE
 _SCRATCH_AVAILABLE = 0x90000
 _SCRATCH_USED = 0xB0000
 # No process has this address (bit 63 set is the kernel's half) and no machine this physical one (52 bits at most).
@@ -232,14 +235,19 @@ def place(ring: Ring, role: Role) -> RingAddress:
     return ring.address if role is Role.OWNER else PARKING
 
 
+def places(state: GuestState, role: Role) -> dict[int, RingAddress]:
+    """The place of every started ring for a role."""
+    return {index: place(state.rings[index], role) for index in state.started}
+
+
 def _line(request: Request, index: int, line: Line) -> Out:
     data = wire.build_ring_descriptor(request, index, present=line.descriptor is not None)
     return Out(data, () if line.descriptor is None else (line.descriptor,))
 
 
-def swapped(told: Told, state: GuestState, role: Role) -> Told:
-    """What a back end has heard after the hand-over sent it every started ring's place for ``role``."""
+def moved(told: Told, places: Mapping[int, RingAddress]) -> Told:
+    """What a back end has heard after the hand-over sent it the places of these rings."""
     rings = list(told.rings)
-    for index in state.started:
-        rings[index] = replace(rings[index], address=place(state.rings[index], role))
+    for index, at in places.items():
+        rings[index] = replace(rings[index], address=at)
     return replace(told, rings=tuple(rings))

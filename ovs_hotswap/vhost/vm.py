@@ -9,20 +9,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 
 from ovs_hotswap.errors import BrokerError, ProtocolError, StateUnknown
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost import handover, wire
+from ovs_hotswap.vhost.capture import Catch, Caught
 from ovs_hotswap.vhost.channel import Channel, PeerClosed
 from ovs_hotswap.vhost.handover import Outcome, Swap
-from ovs_hotswap.vhost.link import Link
+from ovs_hotswap.vhost.link import FENCE_ANSWER_SIZE, Link
 from ovs_hotswap.vhost.memory import indices, make_safe
 from ovs_hotswap.vhost.ownership import Certainty, Ownership, Proof
 from ovs_hotswap.vhost.processes import Processes
-from ovs_hotswap.vhost.replay import Role, place, reconcile, swapped, why_not_parked
+from ovs_hotswap.vhost.replay import Role, moved, place, places, reconcile, scratch_region, why_not_parked
 from ovs_hotswap.vhost.session import Answer, GuestState, Offer, Received, receive
-from ovs_hotswap.vhost.wire import Region, Request
+from ovs_hotswap.vhost.wire import Descriptor, Request, RingAddress
 
 log = logging.getLogger(__name__)
 
@@ -30,17 +32,22 @@ log = logging.getLogger(__name__)
 # ``handover.notify``. The last is past any window in which the old side's PMD could still delay the new one's.
 _REPEATS = (0.001, 0.010, 0.100)
 _FRAMES_PER_TURN = 64
+# How long after a move copies of frames may still come over the peer link to the old side (seconds).
+_LATE_S = 0.010
 
 
 class Vm:
-    """``home`` is the side that served the VM last: it is preferred while nobody holds the rings."""
+    """``home`` is the side that served the VM last: it is preferred while nobody holds the rings.
+
+    ``scratch`` is memory of the VM's own (``memory.make_scratch``), which this object closes in the end.
+    """
 
     def __init__(
         self,
         name: str,
         loop: asyncio.AbstractEventLoop,
         processes: Processes,
-        scratch: Region,
+        scratch: Descriptor,
         fence_s: float,
         home: Side | None = None,
     ) -> None:
@@ -57,7 +64,9 @@ class Vm:
         self.last_error: str | None = None
         self._loop = loop
         self._processes = processes
-        self._scratch = scratch
+        self._scratch_fd = scratch
+        self._scratch = scratch_region(scratch)
+        self._settling: asyncio.Future[list[Caught]] | None = None
         self._fence_s = fence_s
         self._owed: Callable[[], None] | None = None
         self._owed_ring: int | None = None
@@ -400,7 +409,7 @@ class Vm:
         link = self.links.get(to)
         if link is None or link.offer is None:
             return f"switch {to} is not connected"
-        if not link.quiet or self._owed is not None:
+        if not link.quiet or self._owed is not None or self._settling is not None:
             return "messages are under way"
         if self.qemu is not None and not self.is_parked(to):
             return f"switch {to} is not parked"
@@ -422,14 +431,40 @@ class Vm:
             self.home = to  # no guest: nothing to move, but the next one goes there
             return Swap(Outcome.MOVED)
         old, new = self._owner(), self.links[to]
-        ready = handover.prepare(self.state, old, new, self._calls())
+        catch = None if old is None else Catch(self._scratch_fd, self.state, old.side)
+        waiting = {} if catch is None else catch.places(to.other)
+        if catch is not None:
+            self._catch(catch, new)
+        parking = {**places(self.state, Role.PARKED), **waiting}
+        ready = handover.prepare(old, new, parking, places(self.state, Role.OWNER), self._calls())
         self.ownership = self.ownership.letting_go()
         result = handover.swap(ready, self._fence_s)
         self.last_swap = result
-        self._after(result, old, new)
+        try:
+            self._after(result, old, new, parking)
+        finally:
+            self._sync(new.side)
+            if catch is not None and old is not None:
+                self._settle_later(catch, old, new)
         return result
 
-    def _after(self, result: Swap, old: Link | None, new: Link) -> None:
+    def _catch(self, catch: Catch, new: Link) -> None:
+        """Have the parked side wait on its capture rings. Raises BrokerError if it does not answer: then nothing was
+        begun, and it is on its way back to the empty ring."""
+        catch.arm()
+        message = handover.places_message(catch.places(new.side))
+        new.told = moved(new.told, catch.places(new.side))
+        try:
+            done = new.channel.exchange(message, bytearray(FENCE_ANSWER_SIZE), time.monotonic() + self._fence_s)
+        except (OSError, PeerClosed, ProtocolError) as error:
+            self._drop_link(new.side, "hung up before a hand-over")
+            raise BrokerError(f"vm {self.name}: switch {new.side} hung up") from error
+        if not done:
+            new.expect_fence(lambda: None)
+            self._sync(new.side)
+            raise BrokerError(f"vm {self.name}: switch {new.side} did not answer within {self._fence_s * 1e3:g} ms")
+
+    def _after(self, result: Swap, old: Link | None, new: Link, parking: Mapping[int, RingAddress]) -> None:
         """Write down what a swap left behind."""
         if result.outcome is Outcome.KEPT and old is not None:
             self.ownership = self.ownership.grant(old.side)
@@ -441,11 +476,11 @@ class Vm:
             self._drop_link(old.side, "hung up while it was asked to let go")
             raise StateUnknown(f"vm {self.name}: switch {old.side} hung up during the hand-over")
         if old is not None:
-            old.told = swapped(old.told, self.state, Role.PARKED)
+            old.told = moved(old.told, parking)
             self.park_wanted.add(old.side)
             self.ownership = self.ownership.released(old.side, Proof.FENCE)
         self.ownership = self.ownership.grant(new.side)
-        new.told = swapped(new.told, self.state, Role.OWNER)
+        new.told = moved(new.told, places(self.state, Role.OWNER))
         if result.outcome is Outcome.NEW_GONE:
             self._drop_link(new.side, "hung up while it was given the rings")
             raise StateUnknown(f"vm {self.name}: switch {new.side} hung up during the hand-over")
@@ -455,6 +490,30 @@ class Vm:
             raise StateUnknown(f"vm {self.name}: switch {new.side} did not confirm within {self._fence_s * 1e3:g} ms")
         self.moves += 1
         self._confirmed(new.side)
+
+    def _settle_later(self, catch: Catch, old: Link, new: Link) -> None:
+        """Give late copies time to arrive, then empty the capture rings into ``settled``."""
+        settled = self._settling = self._loop.create_future()
+
+        def park() -> None:
+            for link in (old, new):
+                self._sync(link.side)
+            if self.links.get(old.side) is not old or self.links.get(new.side) is not new:
+                self._end_settling(settled, [])  # one hung up: what is in the rings is not known to be final
+                return
+            self._guarded(old, lambda: old.fence(lambda: self._end_settling(settled, catch.undelivered())))
+
+        self._loop.call_later(_LATE_S, park)
+        self._loop.call_later(_LATE_S + self._fence_s, self._end_settling, settled, [])
+
+    def _end_settling(self, settled: asyncio.Future[list[Caught]], caught: list[Caught]) -> None:
+        if not settled.done():
+            settled.set_result(caught)
+            self._settling = None
+
+    async def settled(self) -> list[Caught]:
+        """Frames for the guest that arrived during the last move and that no side delivered."""
+        return [] if self._settling is None else await self._settling
 
     def _retreat(self, link: Link) -> None:
         """A side that was given the rings and stays silent is asked for them back; if it dies instead, that does."""
@@ -489,6 +548,7 @@ class Vm:
             self._loop.remove_writer(link.channel.fileno())
             link.close()
         self.drop_qemu("the broker ends")
+        self._scratch_fd.close()
 
     def _note(self, text: str) -> None:
         self.last_error = text

@@ -1,0 +1,181 @@
+"""The control socket's lines, and the client against a server that does everything wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ovs_hotswap import errors
+from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown
+from ovs_hotswap.model import Side
+from ovs_hotswap.vhost.control import BrokerClient, decode_request, encode, error_document, raise_error
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(st.text(), st.dictionaries(st.text(), json_values))
+def test_request_round_trip_is_one_line(method: str, params: dict[str, object]) -> None:
+    line = encode({"method": method, "params": params})
+    assert line.count(b"\n") == 1
+    assert line.endswith(b"\n")
+    got = decode_request(line)
+    assert (got.method, got.params) == (method, params)
+
+
+@given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
+def test_decode_raises_nothing_but_broker_error(line: bytes) -> None:
+    with contextlib.suppress(BrokerError):
+        decode_request(line)
+
+
+@pytest.mark.parametrize("line", [b"[" * 100_000, b'{"a":' * 100_000, b"", b"null", b"{}", b'{"method":null}'])
+def test_what_is_no_request(line: bytes) -> None:
+    with pytest.raises(BrokerError):
+        decode_request(line)
+
+
+def test_params_may_be_left_out() -> None:
+    assert decode_request(b'{"method": "vms"}').params == {}
+
+
+_ERRORS = [
+    kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, HotswapError)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", _ERRORS)
+@pytest.mark.parametrize("hint", [None, "do this"])
+def test_errors_arrive_as_what_they_were(kind: type[HotswapError], hint: str | None) -> None:
+    document = json.loads(encode(error_document(kind("what", hint=hint))))
+    with pytest.raises(HotswapError) as caught:
+        raise_error(document["error"])
+    assert type(caught.value) is kind
+    assert (caught.value.message, caught.value.hint) == ("what", hint)
+
+
+@pytest.mark.parametrize("name", ["Exception", "annotations", "NoSuchError", None, 7, "__doc__"])
+def test_unknown_error_class_is_a_broker_error(name: object) -> None:
+    with pytest.raises(BrokerError, match="what"):
+        raise_error({"class": name, "message": "what"})
+
+
+# -- client ------------------------------------------------------------------------------------------------------------
+
+Serve = Callable[[Callable[[socket.socket], None]], Path]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Starts a server whose connections, one after another, are handled by a function."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    threads: list[threading.Thread] = []
+
+    def start(handle: Callable[[socket.socket], None]) -> Path:
+        path = tmp_path / "s"
+        listener.bind(str(path))
+        listener.listen()
+
+        def run() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    handle(connection)
+
+        threads.append(threading.Thread(target=run))
+        threads[0].start()
+        return path
+
+    yield start
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    for thread in threads:
+        thread.join(5)
+        assert not thread.is_alive()
+
+
+def answering(answer: Callable[[dict[str, object]], bytes]) -> Callable[[socket.socket], None]:
+    def handle(connection: socket.socket) -> None:
+        with connection.makefile("rb") as lines:
+            for line in lines:
+                connection.sendall(answer(json.loads(line)))
+
+    return handle
+
+
+def echo(request: dict[str, object]) -> bytes:
+    return encode({"result": request})
+
+
+def test_calls_are_what_the_broker_understands(serve: Serve) -> None:
+    with BrokerClient(serve(answering(echo)), timeout=5) as client:
+        assert client.call("vms") == {"method": "vms", "params": {}}
+        assert client.vm("v") == {"method": "vm", "params": {"vm": "v"}}
+        assert client.move("v", Side.B) == {"method": "move", "params": {"vm": "v", "to": "b"}}
+        client.park("v", Side.A)
+        client.unpark("v", Side.A)
+
+
+def test_answers_larger_than_one_read(serve: Serve) -> None:
+    with BrokerClient(serve(answering(lambda _: encode({"result": "x" * 500_000}))), timeout=5) as client:
+        assert len(client.call("vms")) == 500_000
+        assert len(client.call("vms")) == 500_000
+
+
+def test_error_is_raised_as_its_class_and_the_client_stays_usable(serve: Serve) -> None:
+    answers = iter([encode(error_document(StateUnknown("open", hint="look"))), encode({"result": 1})])
+    with BrokerClient(serve(answering(lambda _: next(answers))), timeout=5) as client:
+        with pytest.raises(StateUnknown, match="open"):
+            client.call("move")
+        assert client.call("vms") == 1
+
+
+@pytest.mark.parametrize("data", [b"", b"half a line", b"not json\n", b"\xff\n"])
+def test_broker_that_hangs_up_or_talks_nonsense(serve: Serve, data: bytes) -> None:
+    def handle(connection: socket.socket) -> None:
+        connection.recv(1000)
+        connection.sendall(data)
+
+    with BrokerClient(serve(handle), timeout=5) as client, pytest.raises(BrokerError, match=r"broker at .*vms"):
+        client.call("vms")
+
+
+def _wait(event: threading.Event) -> None:
+    event.wait(5)
+
+
+def test_silent_broker_is_not_waited_for_longer_than_the_timeout(serve: Serve) -> None:
+    done = threading.Event()
+    with BrokerClient(serve(lambda _: _wait(done)), timeout=0.05) as client:
+        with pytest.raises(BrokerError, match="timed out"):
+            client.call("vms")
+    done.set()
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    with BrokerClient(tmp_path / "none") as client, pytest.raises(BrokerError, match="No such file") as caught:
+        client.call("vms")
+    assert caught.value.hint == "start it: `ovs-hotswap broker start`"
+
+
+def test_replaced_broker_is_found_again(serve: Serve) -> None:
+    def once(connection: socket.socket) -> None:
+        connection.recv(1000)
+        connection.sendall(encode({"result": 1}))
+
+    with BrokerClient(serve(once), timeout=5) as client:
+        assert client.call("vms") == 1
+        assert client.call("vms") == 1

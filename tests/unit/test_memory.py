@@ -1,0 +1,170 @@
+"""Looking into guest memory that its owner may change, truncate or have made of anything."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ovs_hotswap.errors import ProtocolError
+from ovs_hotswap.vhost import wire
+from ovs_hotswap.vhost.channel import OwnedFd
+from ovs_hotswap.vhost.memory import Indices, indices, make_safe, make_scratch
+from ovs_hotswap.vhost.replay import SCRATCH_SIZE
+from ovs_hotswap.vhost.session import Ring
+from ovs_hotswap.vhost.wire import Message, Region, Request, RingAddress, RingDescriptor
+
+USER = 0x7F00_0000_0000
+RING = Ring(size=8, address=RingAddress(0, USER, USER + 0x2000, USER + 0x1000, 0))
+UNKNOWN = Indices(None, None)
+
+
+@pytest.fixture
+def memory() -> Iterator[OwnedFd]:
+    fd = OwnedFd(os.memfd_create("guest", os.MFD_CLOEXEC))
+    os.ftruncate(fd.fileno(), 0x10000)
+    yield fd
+    fd.close()
+
+
+def region(descriptor: wire.Descriptor, offset: int = 0) -> Region:
+    return Region(0, 0x4000, USER, offset, descriptor)
+
+
+def put(memory: OwnedFd, at: int, index: int) -> None:
+    os.pwrite(memory.fileno(), struct.pack("<HH", 0xAAAA, index), at)
+
+
+@pytest.mark.parametrize("offset", [0, 0x4000])
+def test_indices_are_read_where_they_are(memory: OwnedFd, offset: int) -> None:
+    put(memory, offset + 0x1000, 65535)
+    put(memory, offset + 0x2000, 513)
+    assert indices([region(memory, offset)], RING) == Indices(65535, 513)
+
+
+def test_ring_in_the_second_region(memory: OwnedFd) -> None:
+    put(memory, 0x5000, 3)
+    other = Region(0, 0x1000, 0, 0, memory)
+    assert indices([other, region(memory, 0x4000)], RING).available == 3
+
+
+def test_ring_without_an_address_has_no_indices(memory: OwnedFd) -> None:
+    assert indices([region(memory)], Ring(size=8)) == UNKNOWN
+
+
+def test_address_outside_every_region(memory: OwnedFd) -> None:
+    assert indices([], RING) == UNKNOWN
+    assert indices([replace(region(memory), user_address=0)], RING) == UNKNOWN
+
+
+def test_memory_that_was_truncated_under_the_broker(memory: OwnedFd) -> None:
+    os.ftruncate(memory.fileno(), 0x1003)
+    assert indices([region(memory)], RING) == UNKNOWN
+
+
+def test_closed_descriptor(memory: OwnedFd) -> None:
+    memory.close()
+    assert indices([region(memory)], RING) == UNKNOWN
+
+
+@pytest.mark.parametrize("offset", [1 << 62, (1 << 64) - 0x4001])
+def test_offset_that_no_file_has(memory: OwnedFd, offset: int) -> None:
+    assert indices([region(memory, offset)], RING) == UNKNOWN
+
+
+def pipe() -> int:
+    read, write = os.pipe()
+    os.close(write)
+    return read
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pipe,
+        lambda: os.open("/", os.O_RDONLY),
+        lambda: os.open("/dev/zero", os.O_RDONLY),
+        lambda: os.eventfd(0),
+        lambda: os.open(__file__, os.O_RDONLY),
+    ],
+)
+def test_anything_but_shared_memory_is_not_read(make: Callable[[], int]) -> None:
+    """A read could block (a pipe, a FUSE or NFS file), and with it every VM's control path."""
+    fd = OwnedFd(make())
+    assert indices([region(fd)], RING) == UNKNOWN
+    fd.close()
+
+
+@given(st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 64) - 1))
+def test_no_address_makes_it_raise(user: int, available: int, offset: int) -> None:
+    fd = OwnedFd(os.memfd_create("guest", os.MFD_CLOEXEC))
+    try:
+        ring = Ring(size=8, address=RingAddress(0, 0, user, available, 0))
+        indices([Region(0, (1 << 64) - 1 - user, user, offset, fd)], ring)
+    finally:
+        fd.close()
+
+
+# -- scratch memory ----------------------------------------------------------------------------------------------------
+
+
+def test_scratch_is_zero_and_keeps_its_size() -> None:
+    fd = make_scratch()
+    try:
+        assert os.pread(fd.fileno(), SCRATCH_SIZE + 1, 0) == bytes(SCRATCH_SIZE)
+        for size in (SCRATCH_SIZE - 4096, SCRATCH_SIZE + 4096):
+            with pytest.raises(PermissionError):
+                os.ftruncate(fd.fileno(), size)
+        assert fcntl.fcntl(fd.fileno(), fcntl.F_GET_SEALS) & fcntl.F_SEAL_SEAL
+        assert not os.get_inheritable(fd.fileno())
+    finally:
+        fd.close()
+
+
+# -- kicks and calls ---------------------------------------------------------------------------------------------------
+
+
+def line(request: Request, fd: wire.Descriptor | None) -> Message:
+    return Message(request, False, RingDescriptor(3, fd))
+
+
+@pytest.mark.parametrize("request_", [Request.SET_VRING_CALL, Request.SET_VRING_KICK])
+def test_eventfd_is_made_nonblocking(request_: Request) -> None:
+    fd = OwnedFd(os.eventfd(0))
+    make_safe(line(request_, fd))
+    os.eventfd_write(fd.fileno(), (1 << 64) - 2)
+    with pytest.raises(BlockingIOError):
+        os.eventfd_write(fd.fileno(), 1)
+    fd.close()
+
+
+@pytest.mark.parametrize("request_", [Request.SET_VRING_CALL, Request.SET_VRING_KICK])
+@pytest.mark.parametrize("make", [pipe, lambda: os.open(__file__, os.O_RDONLY), lambda: os.memfd_create("x")])
+def test_anything_but_an_eventfd_is_refused(request_: Request, make: Callable[[], int]) -> None:
+    fd = OwnedFd(make())
+    with pytest.raises(ProtocolError, match="ring 3: the descriptor is not an eventfd"):
+        make_safe(line(request_, fd))
+    fd.close()
+
+
+def test_file_named_like_an_eventfd_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "anon_inode:[eventfd]"
+    path.touch()
+    fd = OwnedFd(os.open(path, os.O_RDONLY))
+    with pytest.raises(ProtocolError):
+        make_safe(line(Request.SET_VRING_CALL, fd))
+    fd.close()
+
+
+def test_nothing_to_make_safe() -> None:
+    make_safe(line(Request.SET_VRING_CALL, None))
+    fd = OwnedFd(os.open(__file__, os.O_RDONLY))
+    make_safe(line(Request.SET_VRING_ERR, fd))
+    fd.close()

@@ -1,0 +1,377 @@
+"""Making a back end agree with the record: checked by a back end's model that takes the messages as DPDK does."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from ovs_hotswap.errors import ProtocolError
+from ovs_hotswap.vhost import wire
+from ovs_hotswap.vhost.replay import (
+    PARKING,
+    PARKING_SIZE,
+    SCRATCH_SIZE,
+    SCRATCH_USER_ADDRESS,
+    Out,
+    Role,
+    Told,
+    moved,
+    place,
+    places,
+    reconcile,
+    scratch_region,
+    table,
+    why_not_parked,
+)
+from ovs_hotswap.vhost.session import GuestState, Offer, receive, ring_parts
+from ovs_hotswap.vhost.wire import Message, ProtocolFeature, Request, RingAddress
+from tests.unit.vhost_frames import OFFER, FakeDescriptor, booted, guest_messages, told
+
+SCRATCH = scratch_region(FakeDescriptor())
+BASE = 4321  # where a new owner is to begin, as read from guest memory
+
+
+@dataclass
+class ModelRing:
+    size: int | None = None
+    base: int | None = None
+    address: RingAddress | None = None
+    kick: tuple[bool, int | None] = (False, None)
+    call: tuple[bool, int | None] = (False, None)
+    enabled: bool | None = None
+
+
+@dataclass
+class Model:
+    """A back end: takes messages one by one and refuses what DPDK 22.11 would refuse or what is unsafe there."""
+
+    rings: dict[int, ModelRing] = field(default_factory=dict)
+    memory: tuple[int, ...] = ()
+    tables: list[tuple[int, int]] = field(default_factory=list)
+    features: int | None = None
+    protocol_features: int | None = None
+    owned: bool = False
+    status: int | None = None
+    mtu: int | None = None
+    log: int | None = None
+    guest_addresses: int = 0
+
+    def take(self, out: Sequence[Out]) -> None:
+        for one in out:
+            request, flags, size = wire.HEADER.unpack_from(one.data)
+            assert len(one.data) == wire.HEADER.size + size
+            assert not flags & wire.NEED_REPLY
+            message = wire.parse(wire.Frame(request, flags, one.data[wire.HEADER.size :], one.descriptors))
+            expects = message.request in (Request.GET_VRING_BASE, Request.SET_LOG_BASE)
+            assert one.expects == (message.request if expects else None)
+            self._take(message)
+
+    def _take(self, message: Message) -> None:
+        body = message.body
+        if isinstance(body, wire.RingValue | wire.RingPlace | wire.RingDescriptor):
+            self._take_ring(message.request, body, self.rings.setdefault(body.index, ModelRing()))
+        elif isinstance(body, wire.MemoryTable):
+            self.memory = tuple(region.descriptor.serial for region in body.regions)
+            self.tables = [(region.user_address, region.size) for region in body.regions]
+        elif isinstance(body, wire.DirtyLog):
+            self.log = body.descriptor.serial
+        elif message.request is Request.SET_OWNER:
+            self.owned = True
+        else:
+            assert isinstance(body, wire.Number)
+            setattr(self, message.request.name.removeprefix("SET_").removeprefix("NET_SET_").lower(), body.value)
+
+    def _take_ring(
+        self, request: Request, body: wire.RingValue | wire.RingPlace | wire.RingDescriptor, ring: ModelRing
+    ) -> None:
+        running = ring.kick[0] and ring.address is not None
+        if isinstance(body, wire.RingPlace):
+            assert self.memory, "DPDK ends the session at SET_VRING_ADDR before SET_MEM_TABLE"
+            ring.address = body.address
+            self.guest_addresses += not body.address.descriptors >= SCRATCH_USER_ADDRESS
+        elif isinstance(body, wire.RingDescriptor):
+            line = (True, None if body.descriptor is None else body.descriptor.serial)
+            if request is Request.SET_VRING_KICK:
+                assert ring.size is not None
+                assert ring.base is not None
+                assert ring.address is not None
+                ring.kick = line
+            else:
+                ring.call = line
+        elif request is Request.GET_VRING_BASE:
+            self.rings[body.index] = ModelRing(enabled=ring.enabled)
+        elif request is Request.SET_VRING_ENABLE:
+            ring.enabled = bool(body.value)
+        else:
+            assert not running, f"{request.name} on a running ring"
+            if request is Request.SET_VRING_NUM:
+                ring.size = body.value
+            else:
+                ring.base = body.value
+
+    def ring(self, index: int) -> ModelRing:
+        return self.rings.get(index, ModelRing())
+
+
+def line_key(line: tuple[bool, int]) -> tuple[bool, int | None]:
+    return line[0], None if line[1] == -1 else line[1]
+
+
+def check_view(model: Model, state: GuestState, role: Role, offer: Offer = OFFER) -> None:
+    """The model sees exactly what a back end of this role is entitled to."""
+    started = [index for index in range(8) if model.ring(index).kick[0]]
+    if role is Role.IDLE:
+        assert started == []
+        return
+    assert started == state.started
+    for index, ring in enumerate(state.rings):
+        seen = model.ring(index)
+        if ring.started:
+            assert ring.address is not None
+            assert seen.size == ring.size
+            assert seen.address == (ring.address if role is Role.OWNER else PARKING)
+            assert seen.kick == line_key(ring.kick.key)
+        if ring.call.said:
+            assert seen.call == line_key(ring.call.key)
+        if ring.enabled is not None:
+            assert seen.enabled == ring.enabled
+    assert model.features == state.features
+    assert model.owned or not state.owned  # RESET_OWNER is carried out as stopped rings
+    if state.memory:
+        assert model.memory == tuple(region.descriptor.serial for region in table(state, SCRATCH))
+    assert model.log == (None if state.log is None else state.log.descriptor.serial)
+
+
+class BackEnd(RuleBasedStateMachine):
+    """Guest messages, role changes, hand-overs and reconnects in any order, with the comparison after each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = GuestState()
+        self.role = Role.IDLE
+        self.model = Model()
+        self.told = Told()
+
+    def settle(self) -> None:
+        before = self.model.guest_addresses
+        out, self.told = reconcile(self.told, self.state, self.role, SCRATCH, OFFER, lambda index: BASE)
+        self.model.take(out)
+        if self.role is not Role.OWNER:
+            assert self.model.guest_addresses == before, "a side that is not the owner heard a guest address"
+        again, same = reconcile(self.told, self.state, self.role, SCRATCH, OFFER, lambda index: BASE)
+        assert again == []
+        assert same == self.told
+
+    @rule(got=guest_messages())
+    def guest(self, got: Message) -> None:
+        try:
+            received = receive(self.state, got, OFFER)
+        except ProtocolError:
+            return
+        self.state = received.state
+        self.settle()
+
+    @rule(got=st.lists(guest_messages(), max_size=12))
+    def guest_unheard(self, got: list[Message]) -> None:
+        """Several messages before this back end hears of any."""
+        for one in got:
+            try:
+                self.state = receive(self.state, one, OFFER).state
+            except ProtocolError:
+                continue
+        self.settle()
+
+    @rule(rings=st.integers(1, 8), regions=st.integers(1, 8), size=st.sampled_from([64, 256]))
+    def reboot(self, rings: int, regions: int, size: int) -> None:
+        self.state = replace(booted(rings, regions, size), log=self.state.log)
+        self.settle()
+
+    @rule(role=st.sampled_from(Role))
+    def change_role(self, role: Role) -> None:
+        self.role = role
+        self.settle()
+
+    @rule(role=st.sampled_from([Role.PARKED, Role.OWNER]))
+    def swap(self, role: Role) -> None:
+        """What the hand-over does, beside ``reconcile``."""
+        if self.role is Role.IDLE:
+            return
+        before = self.model.guest_addresses
+        for index in self.state.started:
+            data = wire.build_ring_address(index, place(self.state.rings[index], role))
+            self.model.take([Out(data)])
+        assert role is Role.OWNER or self.model.guest_addresses == before
+        self.told = moved(self.told, places(self.state, role))
+        self.role = role
+        self.settle()
+
+    @rule()
+    def reconnect(self) -> None:
+        self.model, self.told = Model(), Told()
+        self.settle()
+
+    @invariant()
+    def view_is_that_of_the_role(self) -> None:
+        check_view(self.model, self.state, self.role)
+
+    @invariant()
+    def parked_addresses_can_be_translated(self) -> None:
+        """Unless there is no room for the scratch region, where no back end is parked."""
+        if self.role is not Role.PARKED or why_not_parked(self.state) is not None:
+            return
+        for index in self.state.started:
+            ring = self.model.ring(index)
+            assert ring.address is not None
+            assert ring.size is not None
+            parts = (ring.address.descriptors, ring.address.available, ring.address.used)
+            for start, length in zip(parts, ring_parts(ring.size), strict=True):
+                assert any(low <= start and start + length <= low + size for low, size in self.model.tables)
+
+
+BackEnd.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestBackEnd = BackEnd.TestCase
+
+
+# -- order -------------------------------------------------------------------------------------------------------------
+
+
+def requests(out: Sequence[Out]) -> list[Request]:
+    return [Request(wire.HEADER.unpack_from(one.data)[0]) for one in out]
+
+
+_BEFORE_ENABLE = {
+    Request.SET_VRING_NUM, Request.SET_VRING_BASE, Request.SET_VRING_ADDR, Request.SET_VRING_CALL,
+    Request.SET_VRING_KICK,
+}  # fmt: skip
+
+
+@given(st.sampled_from([Role.PARKED, Role.OWNER]), st.integers(1, 8), st.integers(1, 8))
+def test_all_parameters_of_all_rings_come_before_any_enable(role: Role, rings: int, regions: int) -> None:
+    """OVS counts the rings when DPDK calls ``new_device``, at the first enabled pair (``virtio_is_ready``)."""
+    out, _ = reconcile(Told(), booted(rings, regions), role, SCRATCH, OFFER, lambda index: 0)
+    order = requests(out)
+    first = order.index(Request.SET_VRING_ENABLE)
+    assert not _BEFORE_ENABLE & set(order[first:])
+    assert order.index(Request.SET_FEATURES) < order.index(Request.SET_MEM_TABLE) < order.index(Request.SET_VRING_NUM)
+    for index in range(rings):
+        mine = [Request(wire.HEADER.unpack_from(one.data)[0]) for one in out if ring_of(one) == index]
+        assert mine == [
+            Request.SET_VRING_NUM, Request.SET_VRING_BASE, Request.SET_VRING_ADDR, Request.SET_VRING_CALL,
+            Request.SET_VRING_KICK, Request.SET_VRING_ENABLE,
+        ]  # fmt: skip
+
+
+def ring_of(one: Out) -> int | None:
+    request = Request(wire.HEADER.unpack_from(one.data)[0])
+    if request in _BEFORE_ENABLE or request is Request.SET_VRING_ENABLE:
+        return int.from_bytes(one.data[12:16], "little") & 0xFF
+    return None
+
+
+def test_status_comes_last() -> None:
+    state = told(booted(2), wire.build_number(Request.SET_STATUS, 15)).state
+    out, _ = reconcile(Told(), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
+    assert requests(out)[-1] is Request.SET_STATUS
+
+
+# -- bases -------------------------------------------------------------------------------------------------------------
+
+
+def test_owner_begins_where_it_is_told_to_and_a_parked_side_at_0() -> None:
+    for role, base in ((Role.OWNER, 17), (Role.PARKED, 0)):
+        out, _ = reconcile(Told(), booted(2), role, SCRATCH, OFFER, lambda index: 17)
+        bases = [one.data for one in out if requests([one]) == [Request.SET_VRING_BASE]]
+        assert bases == [wire.build_ring_value(Request.SET_VRING_BASE, index, base) for index in range(2)]
+
+
+def test_everything_of_a_ring_is_sent_again_after_it_was_stopped() -> None:
+    state = booted(2)
+    _, heard = reconcile(Told(), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
+    stopped = told(state, wire.build_ring_value(Request.GET_VRING_BASE, 0, 0)).state
+    out, heard = reconcile(heard, stopped, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
+    assert requests(out) == [Request.GET_VRING_BASE]
+    assert out[0].stops == 0
+    again = stopped.with_ring(0, state.rings[0])
+    out, _ = reconcile(heard, again, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
+    assert requests(out) == [
+        Request.SET_VRING_NUM, Request.SET_VRING_BASE, Request.SET_VRING_ADDR, Request.SET_VRING_CALL,
+        Request.SET_VRING_KICK,
+    ]  # fmt: skip
+
+
+def test_address_swap_of_a_parked_side_is_one_message_a_ring() -> None:
+    state = booted(4)
+    _, heard = reconcile(Told(), state, Role.PARKED, SCRATCH, OFFER, lambda index: 0)
+    out, _ = reconcile(heard, state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
+    assert requests(out) == [Request.SET_VRING_ADDR] * 4
+
+
+def test_other_size_restarts_the_ring() -> None:
+    state = booted(1)
+    _, heard = reconcile(Told(), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
+    smaller = told(state, wire.build_ring_value(Request.SET_VRING_NUM, 0, 64)).state
+    out, _ = reconcile(heard, smaller, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
+    assert requests(out)[:3] == [Request.GET_VRING_BASE, Request.SET_VRING_NUM, Request.SET_VRING_BASE]
+
+
+# -- what a back end does not offer it is not told ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bit", "request_", "data"),
+    [
+        (ProtocolFeature.STATUS, Request.SET_STATUS, wire.build_number(Request.SET_STATUS, 15)),
+        (ProtocolFeature.NET_MTU, Request.NET_SET_MTU, wire.build_number(Request.NET_SET_MTU, 1500)),
+    ],
+)
+def test_back_end_without_a_protocol_feature(bit: ProtocolFeature, request_: Request, data: bytes) -> None:
+    state = told(booted(2), data).state
+    less = Offer(OFFER.features, OFFER.protocol_features & ~(1 << bit), OFFER.queue_pairs)
+    with_it, _ = reconcile(Told(), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
+    without, _ = reconcile(Told(), state, Role.OWNER, SCRATCH, less, lambda index: 0)
+    assert request_ in requests(with_it)
+    assert request_ not in requests(without)
+    acknowledged = [one.data for one in without if requests([one]) == [Request.SET_PROTOCOL_FEATURES]]
+    assert acknowledged == [wire.build_number(Request.SET_PROTOCOL_FEATURES, less.protocol_features)]
+
+
+# -- parking place -----------------------------------------------------------------------------------------------------
+
+
+def test_parking_place_holds_the_largest_ring_without_overlap() -> None:
+    parts = list(
+        zip((PARKING.descriptors, PARKING.available, PARKING.used), ring_parts(wire.MAX_RING_SIZE), strict=True)
+    )
+    for start, length in parts:
+        assert SCRATCH.holds(start, length)
+        assert start % 16 == 0
+    for (start, length), (following, _) in itertools.pairwise(parts):
+        assert start + length <= following
+    assert start + length <= SCRATCH_USER_ADDRESS + PARKING_SIZE  # the capture rings lie behind it
+    assert SCRATCH.size == SCRATCH_SIZE
+
+
+@pytest.mark.parametrize(("regions", "parkable"), [(1, True), (7, True), (8, False)])
+def test_scratch_region_needs_one_of_eight(regions: int, parkable: bool) -> None:
+    state = booted(1, regions)
+    assert (why_not_parked(state) is None) == parkable
+    assert len(table(state, SCRATCH)) == min(regions + 1, 8)
+
+
+@pytest.mark.parametrize(
+    ("guest", "user"), [(0, SCRATCH_USER_ADDRESS), (0, SCRATCH_USER_ADDRESS + SCRATCH_SIZE - 1), (1 << 62, 0)]
+)
+def test_guest_that_claims_the_scratch_addresses_is_not_parked(guest: int, user: int) -> None:
+    state = GuestState(memory=(wire.Region(guest, 4096, user, 0, FakeDescriptor()),))
+    assert "no machine has" in (why_not_parked(state) or "")
+
+
+def test_empty_record_yields_nothing() -> None:
+    for role in Role:
+        assert reconcile(Told(), GuestState(), role, SCRATCH, OFFER, lambda index: 0)[0] == []
