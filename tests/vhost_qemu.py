@@ -337,8 +337,10 @@ class FakeQemu:
         return bases
 
     def reboot(self, features: int | None = None) -> None:
-        """The guest resets and its driver starts again, with other ``features`` if given. What it had sent and the
-        switch had not taken is lost with it: ``drain`` first where packets are counted."""
+        """The guest lets its packets go, resets, and its driver starts again, with other ``features`` if given."""
+        with self.lock:
+            self.running = False
+        self.drain()
         self.stop_driver()
         if features is not None:
             self.features = self.number(Request.GET_FEATURES) & (features | _PF)

@@ -28,6 +28,7 @@ from ovs_hotswap.overlay.intent import load_intent
 from ovs_hotswap.system import System
 from ovs_hotswap.vhost import control
 from ovs_hotswap.vhost.memory import make_scratch
+from ovs_hotswap.vhost.move import Mover
 from ovs_hotswap.vhost.processes import Processes
 from ovs_hotswap.vhost.report import vm_document
 from ovs_hotswap.vhost.vm import Vm
@@ -45,8 +46,9 @@ _TICK_S = 0.001
 class _Seat:
     """A VM, the sockets on which its switches connect, and when its QEMU is to be tried again."""
 
-    def __init__(self, vm: Vm, listeners: dict[Side, socket.socket]) -> None:
+    def __init__(self, vm: Vm, mover: Mover, listeners: dict[Side, socket.socket]) -> None:
         self.vm = vm
+        self.mover = mover
         self.listeners = listeners
         self.retry_at = 0.0
         self.delay = _RETRY_S
@@ -111,8 +113,9 @@ class Broker:
             for listener in listeners.values():
                 listener.close()
             raise
-        vm = Vm(name, self._loop, self._processes, make_scratch(), self._config.broker.fence_ms / 1e3, self._home)
-        self._seats[name] = _Seat(vm, listeners)
+        vm = Vm(name, self._loop, self._processes, make_scratch(), self._home)
+        mover = Mover(vm, self._loop, self._config.broker.fence_ms / 1e3)
+        self._seats[name] = _Seat(vm, mover, listeners)
         for side in Side:
             self._loop.add_reader(listeners[side].fileno(), self._accept, self._seats[name], side)
 
@@ -239,11 +242,11 @@ class Broker:
 
     async def _move(self, vm: str, to: str) -> dict[str, Any]:
         seat, side = self._seat(vm), _side(to)
-        if "under way" in (seat.vm.why_not_movable(side) or ""):
+        if "under way" in (seat.mover.why_not(side) or ""):
             with contextlib.suppress(BrokerError):
-                await self._until(lambda: seat.vm.why_not_movable(side) is None, _MOVE_TIMEOUT_S, "")
-        swap = seat.vm.swap_to(side)
-        caught = await seat.vm.settled()
+                await self._until(lambda: seat.mover.why_not(side) is None, _MOVE_TIMEOUT_S, "")
+        swap = seat.mover.swap_to(side)
+        caught = await seat.mover.settled()
         return {
             "vm": vm,
             "owner": seat.vm.ownership.holder,

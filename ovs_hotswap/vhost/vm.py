@@ -9,22 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-from ovs_hotswap.errors import BrokerError, ProtocolError, StateUnknown
+from ovs_hotswap.errors import BrokerError, ProtocolError
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost import handover, wire
-from ovs_hotswap.vhost.capture import Catch, Caught
 from ovs_hotswap.vhost.channel import Channel, PeerClosed
-from ovs_hotswap.vhost.handover import Outcome, Swap
-from ovs_hotswap.vhost.link import FENCE_ANSWER_SIZE, Link
+from ovs_hotswap.vhost.handover import Swap
+from ovs_hotswap.vhost.link import Link
 from ovs_hotswap.vhost.memory import indices, make_safe
 from ovs_hotswap.vhost.ownership import Certainty, Ownership, Proof
 from ovs_hotswap.vhost.processes import Processes
-from ovs_hotswap.vhost.replay import Role, moved, place, places, reconcile, scratch_region, why_not_parked
+from ovs_hotswap.vhost.replay import Role, place, reconcile, scratch_region, why_not_parked
 from ovs_hotswap.vhost.session import Answer, GuestState, Offer, Received, receive
-from ovs_hotswap.vhost.wire import Descriptor, Request, RingAddress
+from ovs_hotswap.vhost.wire import Descriptor, Request
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +30,6 @@ log = logging.getLogger(__name__)
 # ``handover.notify``. The last is past any window in which the old side's PMD could still delay the new one's.
 _REPEATS = (0.001, 0.010, 0.100)
 _FRAMES_PER_TURN = 64
-# How long after a move copies of frames may still come over the peer link to the old side (seconds).
-_LATE_S = 0.010
 
 
 class Vm:
@@ -48,7 +44,6 @@ class Vm:
         loop: asyncio.AbstractEventLoop,
         processes: Processes,
         scratch: Descriptor,
-        fence_s: float,
         home: Side | None = None,
     ) -> None:
         self.name = name
@@ -64,10 +59,8 @@ class Vm:
         self.last_error: str | None = None
         self._loop = loop
         self._processes = processes
-        self._scratch_fd = scratch
+        self.scratch = scratch
         self._scratch = scratch_region(scratch)
-        self._settling: asyncio.Future[list[Caught]] | None = None
-        self._fence_s = fence_s
         self._owed: Callable[[], None] | None = None
         self._owed_ring: int | None = None
         self._cut_pid = 0
@@ -79,31 +72,31 @@ class Vm:
         link = Link(side, Channel(connection))
         before = self.links.get(side)
         if before is not None and (self.ownership.holder is not side or before.channel.hung_up):
-            self._drop_link(side, "the switch opened another connection")
+            self.drop_link(side, "the switch opened another connection")
         if self.ownership.holder is side and (side in self.links or link.pid != self._cut_pid):
             holder = before.pid if before is not None else self._cut_pid
-            self._note(f"switch {side}: process {link.pid} refused: process {holder} may hold the rings")
+            self.note(f"switch {side}: process {link.pid} refused: process {holder} may hold the rings")
             link.close()
             return
         try:
             self._processes.track(link.pid)
         except OSError as error:
-            self._note(f"switch {side}: process {link.pid} refused: it cannot be watched: {error.strerror}")
+            self.note(f"switch {side}: process {link.pid} refused: it cannot be watched: {error.strerror}")
             link.close()
             return
         self.ownership = self.ownership.released(side, Proof.RECONNECTED)
         self.links[side] = link
         self._loop.add_reader(link.channel.fileno(), self._read_link, link)
-        self._guarded(link, lambda: link.probe(lambda offer: self._probed(link)))
+        self.guarded(link, lambda: link.probe(lambda offer: self._probed(link)))
 
     def _probed(self, link: Link) -> None:
         missing = self.missing(link.side)
         if missing:
             names = ", ".join(wire.feature_names(missing))
-            self._note(f"switch {link.side} lacks features the guest uses: {names}")
+            self.note(f"switch {link.side} lacks features the guest uses: {names}")
         log.info("vm %s: switch %s connected, process %d", self.name, link.side, link.pid)
         self.assign()
-        self._sync(link.side)
+        self.sync(link.side)
 
     def _read_link(self, link: Link) -> None:
         for _ in range(_FRAMES_PER_TURN):
@@ -117,22 +110,22 @@ class Vm:
                     for descriptor in frame.descriptors:
                         descriptor.close()
             except PeerClosed:
-                self._drop_link(link.side, "the switch hung up")
+                self.drop_link(link.side, "the switch hung up")
                 return
             except (OSError, ProtocolError) as error:
-                self._drop_link(link.side, str(error))
+                self.drop_link(link.side, str(error))
                 return
             if self.links.get(link.side) is not link:
                 return
 
-    def _drop_link(self, side: Side, reason: str) -> None:
+    def drop_link(self, side: Side, reason: str) -> None:
         link = self.links.pop(side, None)
         if link is None:
             return
         self._loop.remove_reader(link.channel.fileno())
         self._loop.remove_writer(link.channel.fileno())
         link.close()
-        self._note(f"switch {side}: {reason}")
+        self.note(f"switch {side}: {reason}")
         if self.ownership.holder is side:
             self.ownership = self.ownership.cut(side)
             self._cut_pid = link.pid
@@ -144,7 +137,7 @@ class Vm:
         """A switch's process is dead, which proves it off every ring."""
         for side, link in list(self.links.items()):
             if link.pid == pid:
-                self._drop_link(side, f"process {pid} ended")
+                self.drop_link(side, f"process {pid} ended")
         holder = self.ownership.holder
         if holder is not None and self.ownership.certainty is Certainty.CUT and self._cut_pid == pid:
             self.ownership = self.ownership.released(holder, Proof.DEAD)
@@ -188,10 +181,10 @@ class Vm:
     def _grant(self, side: Side) -> None:
         link = self.links[side]
         self.ownership = self.ownership.grant(side)
-        self._sync(side)
-        self._guarded(link, lambda: link.fence(lambda: self._confirmed(side)))
+        self.sync(side)
+        self.guarded(link, lambda: link.fence(lambda: self.confirmed(side)))
 
-    def _confirmed(self, side: Side) -> None:
+    def confirmed(self, side: Side) -> None:
         if self.ownership == Ownership(side, Certainty.TAKING):
             self.ownership = self.ownership.confirm()
             self.home = side
@@ -206,7 +199,7 @@ class Vm:
             link.told.ring(index).address == place(self.state.rings[index], Role.PARKED) for index in self.state.started
         )
 
-    def _sync(self, side: Side) -> None:
+    def sync(self, side: Side) -> None:
         """Tell a back end what it has not heard yet."""
         link = self.links.get(side)
         if link is None or link.offer is None:
@@ -220,26 +213,29 @@ class Vm:
 
         script, told = reconcile(link.told, self.state, self.role(side), self._scratch, link.offer, base)
         if script:
-            self._guarded(
-                link, lambda: link.apply(script, told, lambda index, value: self._stopped(side, index, value))
-            )
+            self.guarded(link, lambda: link.apply(script, told, lambda index, value: self._stopped(side, index, value)))
 
-    def _guarded(self, link: Link, act: Callable[[], None]) -> None:
+    def guarded(self, link: Link, act: Callable[[], None]) -> None:
         if self.links.get(link.side) is not link:
             return
         try:
             act()
         except (OSError, ProtocolError) as error:
-            self._drop_link(link.side, str(error))
+            self.drop_link(link.side, str(error))
             return
         if link.channel.backlog:
             self._loop.add_writer(link.channel.fileno(), self._write_link, link)
 
     def _write_link(self, link: Link) -> None:
         self._loop.remove_writer(link.channel.fileno())
-        self._guarded(link, link.channel.flush)
+        self.guarded(link, link.channel.flush)
 
     # -- QEMU --------------------------------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> bool:
+        """Whether QEMU waits for an answer."""
+        return self._owed is not None
 
     @property
     def wants_qemu(self) -> bool:
@@ -285,7 +281,7 @@ class Vm:
         try:
             self._answer(message, got, before)
             for side in Side:
-                self._sync(side)
+                self.sync(side)
         finally:
             for descriptor in got.surplus:
                 descriptor.close()
@@ -293,9 +289,9 @@ class Vm:
 
     def _reconsider(self) -> None:
         """After a change of what the guest uses: its owner may be unable to serve it now, or another side able."""
-        owner = self._owner()
+        owner = self.owner()
         if owner is not None and self.ownership.certainty is Certainty.OWNS and self.missing(owner.side):
-            self._take_back(owner)
+            self.take_back(owner)
         self.assign()
 
     def _answer(self, message: wire.Message, got: Received, before: GuestState) -> None:
@@ -320,7 +316,7 @@ class Vm:
         """The owner's base if it runs the ring, else what guest memory says. Called before the owner is told."""
         used = indices(before.memory, before.ring(got.index)).used
         self._owe(lambda: self._reply_base(got.index, got.value if used is None else used), got.index)
-        owner = self._owner()
+        owner = self.owner()
         if owner is None or not owner.told.ring(got.index).started:
             self._pay()
 
@@ -338,11 +334,11 @@ class Vm:
         self._loop.call_soon(self._settle)
 
     def _settle(self) -> None:
-        owner = self._owner()
+        owner = self.owner()
         if owner is None:
             self._pay()
         else:
-            self._guarded(owner, lambda: owner.fence(self._pay))
+            self.guarded(owner, lambda: owner.fence(self._pay))
 
     def _owe(self, pay: Callable[[], None], ring: int | None = None) -> None:
         """QEMU waits for an answer: read nothing more from it until ``pay`` has run. ``ring``: whose base it is."""
@@ -362,11 +358,12 @@ class Vm:
         self._loop.add_reader(self.qemu.fileno(), self._read_qemu)
 
     def _pass_rarp(self, mac: int) -> None:
-        owner = self._owner()
+        owner = self.owner()
         if owner is not None:
-            self._guarded(owner, lambda: owner.channel.send(wire.build_number(Request.SEND_RARP, mac)))
+            self.guarded(owner, lambda: owner.channel.send(wire.build_number(Request.SEND_RARP, mac)))
 
-    def _owner(self) -> Link | None:
+    def owner(self) -> Link | None:
+        """The connection of the side that holds the rings, if there is one."""
         return self.links.get(self.ownership.holder) if self.ownership.holder else None
 
     def drop_qemu(self, reason: str) -> None:
@@ -374,7 +371,7 @@ class Vm:
         as they would be by QEMU itself, and come back by themselves."""
         if self.qemu is None:
             return
-        self._note(reason)
+        self.note(reason)
         self._loop.remove_reader(self.qemu.fileno())
         self.qemu.close()
         self.qemu, self.offered, self._owed = None, None, None
@@ -383,7 +380,7 @@ class Vm:
         self.state = GuestState()
         for side, link in list(self.links.items()):
             if link.told.features is not None or link.told.memory:
-                self._drop_link(side, "its guest is gone")
+                self.drop_link(side, "its guest is gone")
             else:
                 self.ownership = self.ownership.released(side, Proof.NEVER)
 
@@ -397,146 +394,30 @@ class Vm:
             names = ", ".join(wire.feature_names(missing))
             raise BrokerError(f"vm {self.name} uses features that switch {side} does not offer: {names}")
         self.park_wanted.add(side)
-        self._sync(side)
+        self.sync(side)
         self.assign()
 
     def unpark(self, side: Side) -> None:
         self.park_wanted.discard(side)
-        self._sync(side)
+        self.sync(side)
 
-    def why_not_movable(self, to: Side) -> str | None:
-        """Why ``swap_to`` cannot run at this moment, or ``None``."""
-        link = self.links.get(to)
-        if link is None or link.offer is None:
-            return f"switch {to} is not connected"
-        if not link.quiet or self._owed is not None or self._settling is not None:
-            return "messages are under way"
-        if self.qemu is not None and not self.is_parked(to):
-            return f"switch {to} is not parked"
-        owner = self._owner()
-        if self.qemu is not None and self.ownership.holder is not None:
-            if self.ownership.certainty is not Certainty.OWNS or owner is None:
-                return f"switch {self.ownership.holder} is not a confirmed owner ({self.ownership.certainty})"
-            if not owner.quiet:
-                return "messages are under way"
-        return None
-
-    def swap_to(self, to: Side) -> Swap:
-        """Hand the rings to ``to``. Raises BrokerError if it is not ready for it, StateUnknown if the end is open."""
-        if self.ownership == Ownership(to, Certainty.OWNS):
-            return Swap(Outcome.MOVED)
-        if reason := self.why_not_movable(to):
-            raise BrokerError(f"vm {self.name} cannot move to {to}: {reason}")
-        if self.qemu is None:
-            self.home = to  # no guest: nothing to move, but the next one goes there
-            return Swap(Outcome.MOVED)
-        old, new = self._owner(), self.links[to]
-        catch = None if old is None else Catch(self._scratch_fd, self.state, old.side)
-        waiting = {} if catch is None else catch.places(to.other)
-        if catch is not None:
-            self._catch(catch, new)
-        parking = {**places(self.state, Role.PARKED), **waiting}
-        ready = handover.prepare(old, new, parking, places(self.state, Role.OWNER), self._calls())
+    def take_back(self, link: Link) -> None:
         self.ownership = self.ownership.letting_go()
-        result = handover.swap(ready, self._fence_s)
-        self.last_swap = result
-        try:
-            self._after(result, old, new, parking)
-        finally:
-            self._sync(new.side)
-            if catch is not None and old is not None:
-                self._settle_later(catch, old, new)
-        return result
-
-    def _catch(self, catch: Catch, new: Link) -> None:
-        """Have the parked side wait on its capture rings. Raises BrokerError if it does not answer: then nothing was
-        begun, and it is on its way back to the empty ring."""
-        catch.arm()
-        message = handover.places_message(catch.places(new.side))
-        new.told = moved(new.told, catch.places(new.side))
-        try:
-            done = new.channel.exchange(message, bytearray(FENCE_ANSWER_SIZE), time.monotonic() + self._fence_s)
-        except (OSError, PeerClosed, ProtocolError) as error:
-            self._drop_link(new.side, "hung up before a hand-over")
-            raise BrokerError(f"vm {self.name}: switch {new.side} hung up") from error
-        if not done:
-            new.expect_fence(lambda: None)
-            self._sync(new.side)
-            raise BrokerError(f"vm {self.name}: switch {new.side} did not answer within {self._fence_s * 1e3:g} ms")
-
-    def _after(self, result: Swap, old: Link | None, new: Link, parking: Mapping[int, RingAddress]) -> None:
-        """Write down what a swap left behind."""
-        if result.outcome is Outcome.KEPT and old is not None:
-            self.ownership = self.ownership.grant(old.side)
-            old.expect_fence(lambda: None)
-            old.expect_fence(lambda: self._confirmed(old.side))
-            raise BrokerError(f"vm {self.name}: switch {old.side} did not let go within {self._fence_s * 1e3:g} ms; "
-                              "it was given its rings back")  # fmt: skip
-        if result.outcome is Outcome.OLD_GONE and old is not None:
-            self._drop_link(old.side, "hung up while it was asked to let go")
-            raise StateUnknown(f"vm {self.name}: switch {old.side} hung up during the hand-over")
-        if old is not None:
-            old.told = moved(old.told, parking)
-            self.park_wanted.add(old.side)
-            self.ownership = self.ownership.released(old.side, Proof.FENCE)
-        self.ownership = self.ownership.grant(new.side)
-        new.told = moved(new.told, places(self.state, Role.OWNER))
-        if result.outcome is Outcome.NEW_GONE:
-            self._drop_link(new.side, "hung up while it was given the rings")
-            raise StateUnknown(f"vm {self.name}: switch {new.side} hung up during the hand-over")
-        if result.outcome is Outcome.UNPROVEN:
-            new.expect_fence(lambda: self._confirmed(new.side))
-            self._loop.call_later(self._fence_s, self._retreat, new)
-            raise StateUnknown(f"vm {self.name}: switch {new.side} did not confirm within {self._fence_s * 1e3:g} ms")
-        self.moves += 1
-        self._confirmed(new.side)
-
-    def _settle_later(self, catch: Catch, old: Link, new: Link) -> None:
-        """Give late copies time to arrive, then empty the capture rings into ``settled``."""
-        settled = self._settling = self._loop.create_future()
-
-        def park() -> None:
-            for link in (old, new):
-                self._sync(link.side)
-            if self.links.get(old.side) is not old or self.links.get(new.side) is not new:
-                self._end_settling(settled, [])  # one hung up: what is in the rings is not known to be final
-                return
-            self._guarded(old, lambda: old.fence(lambda: self._end_settling(settled, catch.undelivered())))
-
-        self._loop.call_later(_LATE_S, park)
-        self._loop.call_later(_LATE_S + self._fence_s, self._end_settling, settled, [])
-
-    def _end_settling(self, settled: asyncio.Future[list[Caught]], caught: list[Caught]) -> None:
-        if not settled.done():
-            settled.set_result(caught)
-            self._settling = None
-
-    async def settled(self) -> list[Caught]:
-        """Frames for the guest that arrived during the last move and that no side delivered."""
-        return [] if self._settling is None else await self._settling
-
-    def _retreat(self, link: Link) -> None:
-        """A side that was given the rings and stays silent is asked for them back; if it dies instead, that does."""
-        if self.ownership == Ownership(link.side, Certainty.TAKING) and self.links.get(link.side) is link:
-            self._take_back(link)
-
-    def _take_back(self, link: Link) -> None:
-        self.ownership = self.ownership.letting_go()
-        self._sync(link.side)
-        self._guarded(link, lambda: link.fence(lambda: self._let_go(link.side)))
+        self.sync(link.side)
+        self.guarded(link, lambda: link.fence(lambda: self._let_go(link.side)))
 
     def _let_go(self, side: Side) -> None:
         if self.ownership == Ownership(side, Certainty.LETTING_GO):
             self.ownership = self.ownership.released(side, Proof.FENCE)
             self.assign()
 
-    def _calls(self) -> list[int]:
+    def calls(self) -> list[int]:
         lines = [self.state.rings[index].call.descriptor for index in self.state.started]
         return [line.fileno() for line in lines if line is not None]
 
     def _wake_guest(self) -> None:
         for delay in _REPEATS:
-            self._loop.call_later(delay, lambda: handover.notify(self._calls()))
+            self._loop.call_later(delay, lambda: handover.notify(self.calls()))
 
     # -- end ---------------------------------------------------------------------------------------------------
 
@@ -548,8 +429,8 @@ class Vm:
             self._loop.remove_writer(link.channel.fileno())
             link.close()
         self.drop_qemu("the broker ends")
-        self._scratch_fd.close()
+        self.scratch.close()
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
         self.last_error = text
         log.warning("vm %s: %s", self.name, text)

@@ -27,6 +27,7 @@ LAYERS = {
     "ovs_hotswap.system": SEAM,
     "ovs_hotswap.vhost.channel": SEAM,
     "ovs_hotswap.vhost.memory": SEAM,
+    "ovs_hotswap.vhost.capture": SEAM,
     "ovs_hotswap.switch": ADAPTER,
     "ovs_hotswap.uplink": ADAPTER,
     "ovs_hotswap.overlay": ADAPTER,

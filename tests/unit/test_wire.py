@@ -61,8 +61,9 @@ def test_ring_descriptor_round_trip(request: Request, index: int) -> None:
 
 @given(st.lists(st.tuples(*[st.integers(1, 1 << 60)] * 4), min_size=1, max_size=wire.MAX_REGIONS))
 def test_memory_table_round_trip(fields: list[tuple[int, int, int, int]]) -> None:
-    regions = tuple(Region(*numbers, FakeDescriptor()) for numbers in fields)
-    got = message(wire.build_memory_table(regions), tuple(r.descriptor for r in regions))  # type: ignore[arg-type]
+    held = fakes(len(fields))
+    regions = tuple(Region(*numbers, each) for numbers, each in zip(fields, held, strict=True))
+    got = message(wire.build_memory_table(regions), held)
     assert got.body == MemoryTable(regions)
 
 

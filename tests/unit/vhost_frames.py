@@ -123,12 +123,13 @@ def told(state: GuestState, data: bytes, descriptors: tuple[FakeDescriptor, ...]
 def booted(ring_count: int = 4, regions: int = 1, size: int = 256) -> GuestState:
     """A guest whose driver runs, with all its rings enabled."""
     state = GuestState()
+    held = fakes(regions)
     table = [region(number) for number in range(regions)]
     steps: list[tuple[bytes, tuple[FakeDescriptor, ...]]] = [
         (wire.build_number(Request.SET_PROTOCOL_FEATURES, OFFER.protocol_features), ()),
         (wire.build(Request.SET_OWNER), ()),
         (wire.build_number(Request.SET_FEATURES, OFFER.features), ()),
-        (wire.build_memory_table(table), tuple(r.descriptor for r in table)),  # type: ignore[list-item]
+        (wire.build_memory_table(table), held),
     ]
     for index in range(ring_count):
         steps += [

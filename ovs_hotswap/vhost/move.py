@@ -1,0 +1,158 @@
+"""Moving one VM's rings from one switch to the other: what surrounds the hand-over itself.
+
+Before it, the parked side is put on its capture rings; after it, the outcome is written down, and late copies of frames
+are waited for and taken out of the capture rings (``capture``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+from ovs_hotswap.errors import BrokerError, ProtocolError, StateUnknown
+from ovs_hotswap.model import Side
+from ovs_hotswap.vhost import handover
+from ovs_hotswap.vhost.capture import Catch, Caught
+from ovs_hotswap.vhost.channel import PeerClosed
+from ovs_hotswap.vhost.handover import Outcome, Swap
+from ovs_hotswap.vhost.link import FENCE_ANSWER_SIZE, Link
+from ovs_hotswap.vhost.ownership import Certainty, Ownership, Proof
+from ovs_hotswap.vhost.replay import Role, moved, places
+from ovs_hotswap.vhost.vm import Vm
+from ovs_hotswap.vhost.wire import RingAddress
+
+# How long after a move copies of frames may still come over the peer link to the old side (seconds).
+_LATE_S = 0.010
+
+
+class Mover:
+    """Moves ``vm``. Each wait for a switch ends after ``fence_s`` seconds."""
+
+    def __init__(self, vm: Vm, loop: asyncio.AbstractEventLoop, fence_s: float) -> None:
+        self._vm = vm
+        self._loop = loop
+        self._fence_s = fence_s
+        self._settling: asyncio.Future[list[Caught]] | None = None
+
+    def why_not(self, to: Side) -> str | None:
+        """Why ``swap_to`` cannot run at this moment, or ``None``."""
+        vm = self._vm
+        link = vm.links.get(to)
+        if link is None or link.offer is None:
+            return f"switch {to} is not connected"
+        if not link.quiet or vm.waiting or self._settling is not None:
+            return "messages are under way"
+        if vm.qemu is not None and not vm.is_parked(to):
+            return f"switch {to} is not parked"
+        owner = vm.owner()
+        if vm.qemu is not None and vm.ownership.holder is not None:
+            if vm.ownership.certainty is not Certainty.OWNS or owner is None:
+                return f"switch {vm.ownership.holder} is not a confirmed owner ({vm.ownership.certainty})"
+            if not owner.quiet:
+                return "messages are under way"
+        return None
+
+    def swap_to(self, to: Side) -> Swap:
+        """Hand the rings to ``to``. Raises BrokerError if it is not ready for it, StateUnknown if the end is open."""
+        vm = self._vm
+        if vm.ownership == Ownership(to, Certainty.OWNS):
+            return Swap(Outcome.MOVED)
+        if reason := self.why_not(to):
+            raise BrokerError(f"vm {vm.name} cannot move to {to}: {reason}")
+        if vm.qemu is None:
+            vm.home = to  # no guest: nothing to move, but the next one goes there
+            return Swap(Outcome.MOVED)
+        old, new = vm.owner(), vm.links[to]
+        catch = None if old is None else Catch(vm.scratch, vm.state, old.side)
+        waiting = {} if catch is None else catch.places(to.other)
+        if catch is not None:
+            self._catch(catch, new)
+        parking = {**places(vm.state, Role.PARKED), **waiting}
+        ready = handover.prepare(old, new, parking, places(vm.state, Role.OWNER), vm.calls())
+        vm.ownership = vm.ownership.letting_go()
+        result = handover.swap(ready, self._fence_s)
+        vm.last_swap = result
+        try:
+            self._after(result, old, new, parking)
+        finally:
+            vm.sync(new.side)
+            if catch is not None and old is not None:
+                self._settle_later(catch, old, new)
+        return result
+
+    def _catch(self, catch: Catch, new: Link) -> None:
+        """Have the parked side wait on its capture rings. Raises BrokerError if it does not answer: then nothing was
+        begun, and it is on its way back to the empty ring."""
+        vm = self._vm
+        catch.arm()
+        message = handover.places_message(catch.places(new.side))
+        new.told = moved(new.told, catch.places(new.side))
+        try:
+            done = new.channel.exchange(message, bytearray(FENCE_ANSWER_SIZE), time.monotonic() + self._fence_s)
+        except (OSError, PeerClosed, ProtocolError) as error:
+            vm.drop_link(new.side, "hung up before a hand-over")
+            raise BrokerError(f"vm {vm.name}: switch {new.side} hung up") from error
+        if not done:
+            new.expect_fence(lambda: None)
+            vm.sync(new.side)
+            raise BrokerError(f"vm {vm.name}: switch {new.side} did not answer within {self._fence_s * 1e3:g} ms")
+
+    def _after(self, result: Swap, old: Link | None, new: Link, parking: Mapping[int, RingAddress]) -> None:
+        """Write down what a swap left behind."""
+        vm = self._vm
+        if result.outcome is Outcome.KEPT and old is not None:
+            vm.ownership = vm.ownership.grant(old.side)
+            old.expect_fence(lambda: None)
+            old.expect_fence(lambda: vm.confirmed(old.side))
+            raise BrokerError(f"vm {vm.name}: switch {old.side} did not let go within {self._fence_s * 1e3:g} ms; "
+                              "it was given its rings back")  # fmt: skip
+        if result.outcome is Outcome.OLD_GONE and old is not None:
+            vm.drop_link(old.side, "hung up while it was asked to let go")
+            raise StateUnknown(f"vm {vm.name}: switch {old.side} hung up during the hand-over")
+        if old is not None:
+            old.told = moved(old.told, parking)
+            vm.park_wanted.add(old.side)
+            vm.ownership = vm.ownership.released(old.side, Proof.FENCE)
+        vm.ownership = vm.ownership.grant(new.side)
+        new.told = moved(new.told, places(vm.state, Role.OWNER))
+        if result.outcome is Outcome.NEW_GONE:
+            vm.drop_link(new.side, "hung up while it was given the rings")
+            raise StateUnknown(f"vm {vm.name}: switch {new.side} hung up during the hand-over")
+        if result.outcome is Outcome.UNPROVEN:
+            new.expect_fence(lambda: vm.confirmed(new.side))
+            self._loop.call_later(self._fence_s, self._retreat, new)
+            raise StateUnknown(f"vm {vm.name}: switch {new.side} did not confirm within {self._fence_s * 1e3:g} ms")
+        vm.moves += 1
+        vm.confirmed(new.side)
+
+    def _settle_later(self, catch: Catch, old: Link, new: Link) -> None:
+        """Give late copies time to arrive, then empty the capture rings into ``settled``."""
+        vm = self._vm
+        settled = self._settling = self._loop.create_future()
+
+        def park() -> None:
+            for link in (old, new):
+                vm.sync(link.side)
+            if vm.links.get(old.side) is not old or vm.links.get(new.side) is not new:
+                self._end_settling(settled, [])  # one hung up: what is in the rings is not known to be final
+                return
+            vm.guarded(old, lambda: old.fence(lambda: self._end_settling(settled, catch.undelivered())))
+
+        self._loop.call_later(_LATE_S, park)
+        self._loop.call_later(_LATE_S + self._fence_s, self._end_settling, settled, [])
+
+    def _end_settling(self, settled: asyncio.Future[list[Caught]], caught: list[Caught]) -> None:
+        if not settled.done():
+            settled.set_result(caught)
+            self._settling = None
+
+    async def settled(self) -> list[Caught]:
+        """Frames for the guest that arrived during the last move and that no side delivered."""
+        return [] if self._settling is None else await self._settling
+
+    def _retreat(self, link: Link) -> None:
+        """A side that was given the rings and stays silent is asked for them back; if it dies instead, that does."""
+        vm = self._vm
+        if vm.ownership == Ownership(link.side, Certainty.TAKING) and vm.links.get(link.side) is link:
+            vm.take_back(link)

@@ -1,0 +1,180 @@
+"""Peers that break the protocol: their session ends, the broker and every other VM go on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+
+import pytest
+
+from ovs_hotswap.model import Side
+from ovs_hotswap.vhost import wire
+from ovs_hotswap.vhost.wire import Request
+from tests.broker_bed import PACKETS, Bed, MakeBed
+from tests.vhost_qemu import FakeQemu, HungUp, Traffic
+
+
+def region(guest: int, size: int, user: int, offset: int) -> bytes:
+    return struct.pack("<QQQQ", guest, size, user, offset)
+
+
+def table(*regions: bytes) -> bytes:
+    return wire.build(Request.SET_MEM_TABLE, struct.pack("<II", len(regions), 0) + b"".join(regions))
+
+
+MALFORMED: dict[str, tuple[bytes, int]] = {
+    "version": (wire.HEADER.pack(1, 2, 0), 0),
+    "oversized": (wire.HEADER.pack(5, 1, 1 << 30), 0),
+    "unknown-request": (wire.HEADER.pack(99, 1, 0), 3),
+    "a-reply": (wire.HEADER.pack(1, 5, 0), 0),
+    "size": (wire.build(Request.SET_FEATURES, b"1234"), 0),
+    "descriptors-unasked": (wire.build(Request.GET_FEATURES), 2),
+    "too-many-descriptors": (wire.build(Request.GET_FEATURES), 9),
+    "ancillary-cut-off": (wire.build(Request.GET_FEATURES), 100),
+    "kick-is-no-eventfd": (wire.build_ring_descriptor(Request.SET_VRING_KICK, 0, present=True), 1),
+    "call-is-no-eventfd": (wire.build_ring_descriptor(Request.SET_VRING_CALL, 0, present=True), 1),
+    "call-without-descriptor": (wire.build_ring_descriptor(Request.SET_VRING_CALL, 0, present=True), 0),
+    "ring-number": (wire.build_ring_value(Request.SET_VRING_NUM, 256, 256), 0),
+    "ring-size": (wire.build_ring_value(Request.SET_VRING_NUM, 0, 100), 0),
+    "features-not-offered": (wire.build_number(Request.SET_FEATURES, 1 << 34), 0),
+    "region-wraps": (table(region(0, 1 << 63, 1 << 63, 0)), 1),
+    "region-empty": (table(region(0, 0, 0, 0)), 1),
+    "regions-overlap": (table(region(0, 8192, 0, 0), region(8192, 8192, 4096, 0)), 2),
+    "regions-and-descriptors": (table(region(0, 4096, 0, 0), region(4096, 4096, 4096, 0)), 1),
+    "address-not-shared": (wire.build_ring_address(0, wire.RingAddress(0, 1, 2, 3, 0)), 0),
+    "kick-before-address": (wire.build_ring_descriptor(Request.SET_VRING_KICK, 40, present=False), 0),
+}
+
+
+def misbehave(bed: Bed, vm: FakeQemu, data: bytes, descriptors: int) -> None:
+    """Say something malformed as the VM's QEMU and wait for the broker to hang up; QEMU then listens again."""
+    null = [os.open(os.devnull, os.O_RDONLY) for _ in range(descriptors)]
+    with contextlib.suppress(HungUp):
+        vm.say(data, null)
+    for fd in null:
+        os.close(fd)
+    vm.wait_hung_up()
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_malformed_message_from_qemu_ends_that_session_only(make_bed: MakeBed, kind: str) -> None:
+    bed = make_bed(2)
+    bed.switch(Side.A)
+    bed.switch(Side.B)
+    good, bad = bed.qemu("vm0"), bed.qemu("vm1")
+    for name in ("vm0", "vm1"):
+        bed.client.park(name, Side.B)
+    with Traffic([good], PACKETS // 2):
+        misbehave(bed, bad, *MALFORMED[kind])
+        assert bed.client.vm("vm1")["last_error"] is not None
+        bad.quit()
+        bad.listen()
+        bad.boot()
+        bed.client.move("vm0", Side.B)
+    assert not good.hung_up
+    assert bed.client.vm("vm0")["last_error"] is None
+    bed.ends_well((0, good), (1, bad))
+
+
+@pytest.mark.parametrize("side", Side)
+@pytest.mark.parametrize(
+    ("data", "descriptors"),
+    [
+        (wire.reply(Request.GET_FEATURES, bytes(8)), 0),
+        (wire.HEADER.pack(1, 7, 0), 0),
+        (wire.HEADER.pack(1, 5, 1 << 20), 0),
+        (wire.build(Request.SET_OWNER), 4),
+        (wire.build(Request.SET_OWNER), 60),
+    ],
+)
+def test_malformed_message_from_a_switch_ends_that_session_only(
+    make_bed: MakeBed, side: Side, data: bytes, descriptors: int
+) -> None:
+    bed = make_bed(2)
+    switches = {Side.A: bed.switch(Side.A), Side.B: bed.switch(Side.B)}
+    vms = [bed.qemu("vm0"), bed.qemu("vm1")]
+    for name in ("vm0", "vm1"):
+        bed.client.park(name, Side.B)
+    before = bed.broker.descriptors()
+    with Traffic(vms, PACKETS // 2):
+        switches[side].say(1, data, descriptors)
+        bed.wait(lambda: bed.client.vm("vm1")["last_error"] is not None, "fault noted")
+        bed.wait_owner(Side.A, "vm1")
+        bed.wait(lambda: bool(bed.client.vm("vm1")["switches"]["b"]["parked"]), "parked again")
+        bed.client.move("vm1", Side.B)
+    assert bed.client.vm("vm0")["last_error"] is None
+    assert not any(vm.hung_up for vm in vms)
+    assert bed.broker.descriptors() == before
+    bed.ends_well((0, vms[0]), (1, vms[1]))
+
+
+def test_descriptors_of_malformed_sessions_are_closed(make_bed: MakeBed) -> None:
+    """100 sessions, each broken at another point: before the guest, with the guest up, in the middle of a message,
+    while descriptors are in transit. They are of many VMs: a QEMU that misbehaves is tried again after a while only."""
+    bed = make_bed(51)
+    bed.switch(Side.A)
+    good = bed.qemu("vm50")
+    before = bed.broker.descriptors()
+    faults = list(MALFORMED.values())
+    for number in range(100):
+        with FakeQemu(bed.broker.qemu_path(f"vm{number % 50}")) as bad:
+            bad.accept()
+            if number % 3:
+                bad.initialise()
+            if number % 3 == 2:
+                bad.start_driver()
+            if number % 5 == 4:
+                bad.say(table(region(0, 4096, 0, 0))[: 1 + number % 40], [bad.memory.fd])
+                bad.quit()
+            else:
+                misbehave(bed, bad, *faults[number % len(faults)])
+    bed.wait(lambda: all(vm["qemu"] is None for vm in bed.client.vms()[:-1] if vm["name"] != "vm50"), "sessions ended")
+    bed.wait(lambda: all(vm["switches"]["a"]["connected"] for vm in bed.client.vms()), "ports back")
+    bed.wait(lambda: bed.broker.descriptors() == before, f"{before} descriptors")
+    assert not good.hung_up
+    bed.ends_well((50, good))
+
+
+def test_silent_and_slow_peers_disturb_nobody(make_bed: MakeBed) -> None:
+    """A QEMU that asks and never reads, and a process that connects as a switch and says nothing."""
+    bed = make_bed(2)
+    bed.switch(Side.A)
+    bed.switch(Side.B)
+    good, bad = bed.qemu("vm0"), bed.qemu("vm1")
+    bed.client.park("vm0", Side.B)
+    with Traffic([good], PACKETS // 2):
+        with contextlib.suppress(HungUp):
+            for _ in range(20):
+                bad.say(wire.build(Request.GET_FEATURES) * 10_000)
+        bed.wait(lambda: bed.client.vm("vm1")["qemu"] is None, "the deaf QEMU is hung up on", 30)
+        bed.client.move("vm0", Side.B)
+        bed.client.move("vm0", Side.A)
+    bad.quit()
+    bed.ends_well((0, good))
+
+
+def test_full_event_counters_block_nobody(make_bed: MakeBed) -> None:
+    """The VM's QEMU has made its call eventfd blocking again and filled it: writing to it would hang the broker."""
+    bed = make_bed(2)
+    bed.switch(Side.A)
+    bed.switch(Side.B)
+    good, bad = bed.qemu("vm0"), bed.qemu("vm1")
+    for name in ("vm0", "vm1"):
+        bed.client.park(name, Side.B)
+    for fd in bad.calls:
+        os.set_blocking(fd, True)
+        os.eventfd_read(fd) if _counter(fd) else None
+        os.eventfd_write(fd, (1 << 64) - 2)
+    bed.client.move("vm1", Side.B)
+    bed.client.move("vm0", Side.B)
+    bed.ends_well((0, good))
+    for fd in bad.calls:
+        os.eventfd_read(fd)
+
+
+def _counter(fd: int) -> int:
+    for line in open(f"/proc/self/fdinfo/{fd}"):  # noqa: SIM115
+        if line.startswith("eventfd-count:"):
+            return int(line.split()[1], 16)
+    raise AssertionError("no eventfd")

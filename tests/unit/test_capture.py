@@ -1,0 +1,164 @@
+"""Frames that arrive while a VM's rings change hands: which were delivered by nobody, and what they hold."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ovs_hotswap.model import Side
+from ovs_hotswap.vhost import capture
+from ovs_hotswap.vhost.capture import Catch, Caught, parse_frames, undelivered
+from ovs_hotswap.vhost.channel import OwnedFd
+from ovs_hotswap.vhost.memory import make_scratch
+from ovs_hotswap.vhost.replay import PARKING, SCRATCH_GUEST_ADDRESS, SCRATCH_SIZE, SCRATCH_USER_ADDRESS
+from ovs_hotswap.vhost.session import GuestState, Line, Ring
+from ovs_hotswap.vhost.wire import Feature, RingAddress
+
+MODERN = 1 << Feature.VERSION_1
+MERGEABLE = 1 << Feature.NET_MRG_RXBUF
+frames = st.lists(st.binary(min_size=14, max_size=40), max_size=8)
+
+
+@pytest.fixture
+def scratch() -> Iterator[OwnedFd]:
+    fd = make_scratch()
+    yield fd
+    fd.close()
+
+
+def guest(*sizes: int) -> GuestState:
+    ring = RingAddress(0, 1, 2, 3, 0)
+    return GuestState(features=MODERN, rings=tuple(Ring(size, ring, kick=Line(said=True)) for size in sizes))
+
+
+def deliver(scratch: OwnedFd, side: Side, index: int, size: int, payloads: list[bytes]) -> None:
+    """What a back end does: take the next available buffer, write a frame, return it."""
+    at = capture.address(side, index)
+    base = {name: getattr(at, name) - SCRATCH_USER_ADDRESS for name in ("descriptors", "available", "used")}
+    fd = scratch.fileno()
+    available = int.from_bytes(os.pread(fd, 2, base["available"] + 2), "little")
+    for payload in payloads:
+        used = int.from_bytes(os.pread(fd, 2, base["used"] + 2), "little")
+        if used == available:
+            return
+        number = int.from_bytes(os.pread(fd, 2, base["available"] + 4 + 2 * (used % size)), "little")
+        start, length, flags, _ = struct.unpack("<QIHH", os.pread(fd, 16, base["descriptors"] + 16 * number))
+        assert flags == 2
+        assert len(payload) <= length
+        os.pwrite(fd, payload, start - SCRATCH_GUEST_ADDRESS)
+        os.pwrite(fd, struct.pack("<II", number, len(payload)), base["used"] + 4 + 8 * (used % size))
+        os.pwrite(fd, (used + 1).to_bytes(2, "little"), base["used"] + 2)
+
+
+@given(frames, frames)
+def test_undelivered_are_the_frames_that_both_caught(old: list[bytes], new: list[bytes]) -> None:
+    found = Counter(each.frame for each in undelivered([Caught(f) for f in old], [Caught(f) for f in new]))
+    assert found == Counter(old) & Counter(new)
+
+
+def test_undelivered_keeps_the_new_sides_order() -> None:
+    one, two, three = (Caught(bytes([n]) * 14) for n in range(3))
+    assert undelivered([three, two, one], [one, three]) == [one, three]
+
+
+def test_frames_travel_through_both_sides_rings(scratch: OwnedFd) -> None:
+    catch = Catch(scratch, guest(256, 256), Side.A)
+    catch.arm()
+    header = bytes(12)
+    deliver(scratch, Side.A, 0, 256, [header + b"both" * 4, header + b"only old" * 2])
+    deliver(scratch, Side.B, 0, 256, [header + b"only new" * 2, header + b"both" * 4])
+    assert [each.frame for each in catch.undelivered()] == [b"both" * 4]
+
+
+def test_arming_again_forgets_what_was_caught(scratch: OwnedFd) -> None:
+    catch = Catch(scratch, guest(256, 256), Side.A)
+    catch.arm()
+    for side in Side:
+        deliver(scratch, side, 0, 256, [bytes(12) + b"x" * 20])
+    catch.arm()
+    assert catch.undelivered() == []
+
+
+def test_a_full_ring_takes_no_more(scratch: OwnedFd) -> None:
+    catch = Catch(scratch, guest(256, 256), Side.A)
+    catch.arm()
+    many = [bytes(12) + n.to_bytes(2, "big") * 10 for n in range(capture.BUFFERS + 5)]
+    for side in Side:
+        deliver(scratch, side, 0, 256, many)
+    assert len(catch.undelivered()) == capture.BUFFERS
+
+
+def test_a_ring_smaller_than_the_buffers(scratch: OwnedFd) -> None:
+    catch = Catch(scratch, guest(16, 16), Side.B)
+    catch.arm()
+    for side in Side:
+        deliver(scratch, side, 0, 16, [bytes(12) + bytes([n]) * 20 for n in range(20)])
+    assert len(catch.undelivered()) == 16
+
+
+def test_places_are_receive_rings_that_overlap_nothing() -> None:
+    state = guest(*[4096] * 16)
+    places = [Catch(OwnedFd(-1), state, Side.A).places(side) for side in Side]
+    assert [sorted(each) for each in places] == [list(range(0, 16, 2))] * 2
+    starts = sorted(at.descriptors for each in places for at in each.values())
+    assert starts[0] >= PARKING.used + 6 + 8 * 32768
+    assert starts[-1] + capture.STRIDE <= SCRATCH_USER_ADDRESS + SCRATCH_SIZE
+    assert all(later - earlier == capture.STRIDE for earlier, later in itertools.pairwise(starts))
+
+
+def test_a_ring_too_large_or_beyond_the_pairs_is_left_out() -> None:
+    assert Catch(OwnedFd(-1), guest(8192, 256), Side.A).places(Side.A) == {}
+    assert 16 not in Catch(OwnedFd(-1), guest(*[256] * 18), Side.A).places(Side.A)
+
+
+def test_parts_of_a_capture_ring_do_not_overlap() -> None:
+    at = capture.address(Side.B, 14)
+    size = capture.MAX_RING
+    assert at.descriptors + 16 * size <= at.available
+    assert at.available + 6 + 2 * size <= at.used
+    assert at.used + 6 + 8 * size <= at.descriptors + 0x20000
+    assert 0x20000 + capture.BUFFERS * capture.BUFFER_SIZE <= capture.STRIDE
+
+
+def test_a_merged_frame_spans_buffers() -> None:
+    header = struct.pack("<BBHHHHH", 0, 0, 0, 0, 0, 0, 2)
+    found = parse_frames([header + b"first", b"second", struct.pack("<BBHHHHH", *[0] * 6, 1) + b"next"], MERGEABLE)
+    assert [each.frame for each in found] == [b"firstsecond", b"next"]
+
+
+def test_a_legacy_header_has_ten_bytes() -> None:
+    assert parse_frames([bytes(10) + b"frame"], 0) == [Caught(b"frame")]
+
+
+def test_a_gso_frame_is_marked() -> None:
+    assert parse_frames([struct.pack("<BBHHHHH", 0, 1, 0, 0, 0, 0, 0) + b"large"], MODERN)[0].segments
+
+
+def test_a_checksum_left_to_the_device_is_finished() -> None:
+    """An UDP datagram whose checksum field holds the sum of the pseudo header (virtio 1.2, 5.1.6.2)."""
+    source, target, payload = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2]), b"hello"
+    length = 8 + len(payload)
+    pseudo = source + target + struct.pack(">BBH", 0, 17, length)
+    partial = sum(struct.unpack(">6H", pseudo))
+    partial = (partial & 0xFFFF) + (partial >> 16)
+    udp = struct.pack(">HHHH", 1000, 2000, length, partial) + payload
+    frame = bytes(34) + udp
+    header = struct.pack("<BBHHHHH", 1, 0, 0, 0, 34, 6, 0)
+    (found,) = parse_frames([header + frame], MODERN)
+    whole = pseudo + found.frame[34:] + b"\0"
+    total = sum(struct.unpack(f">{len(whole) // 2}H", whole))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    assert total == 0xFFFF
+
+
+@given(st.lists(st.binary(max_size=64), max_size=8), st.sampled_from([0, MODERN, MERGEABLE]))
+def test_whatever_lies_in_the_buffers_is_parsed(filled: list[bytes], features: int) -> None:
+    parse_frames(filled, features)
