@@ -7,6 +7,7 @@ parked or owned back ends. Undoing a step on an instance that has died finds not
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ovs_hotswap.errors import StateUnknown, SwitchError
 from ovs_hotswap.model import Finding, Severity, Side
@@ -23,6 +24,7 @@ _PORT_S = 15.0
 _POLLED_S = 20.0
 _SERVED_S = 2.0
 _SAMPLE_S = 0.2
+_BATCH = 16  # VMs that are moved before their undelivered frames, which take 20 ms to be known, are asked for
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ class Park(ReversibleStep[Upgrade]):
                 context.host.broker.unpark(vm["name"], context.new)
 
 
-def _enabled_pairs(vm: dict[str, list[dict[str, object]]]) -> int:
+def _enabled_pairs(vm: dict[str, Any]) -> int:
     """Queue pairs whose transmit ring (the odd one: virtio 1.2, 5.1.2) the guest has enabled."""
     return sum(bool(ring["enabled"] and ring["started"]) for ring in vm["rings"][1::2])
 
@@ -259,23 +261,41 @@ class MoveVms(ReversibleStep[Upgrade]):
 def move_all(host: Host, to: Side, run: Run) -> dict[str, float]:
     """Hand every VM to ``to``, one by one, and see each served there. Returns microseconds by VM.
 
-    Raises BrokerError if a VM stayed where it was, StateUnknown if its owner is not known.
+    Frames that arrived during a move are delivered by the new owner afterwards. Raises BrokerError if a VM stayed
+    where it was, StateUnknown if its owner is not known.
     """
     vms = host.broker.vms()
     moves: dict[str, float] = {}
-    for number, vm in enumerate(vms, 1):
-        if vm["owner"] == to and vm["certainty"] == "owns":
-            continue
-        done = host.broker.move(vm["name"], to)
-        if not vm["qemu"]:
-            run.progress("has no guest to move", item=vm["name"], count=number, total=len(vms))
-            continue
-        moves[vm["name"]] = done["total_us"]
-        for frame in done["undelivered"]:
-            host.openflow(to).packet_out(bytes.fromhex(frame), f"output:{host.ofport(vm['name'])}")
-        _see_served(host, vm["name"], to)
-        run.progress(f"{done['total_us'] / 1000:.2f} ms", item=vm["name"], count=number, total=len(vms))
+    for start in range(0, len(vms), _BATCH):
+        batch = vms[start : start + _BATCH]
+        try:
+            for number, vm in enumerate(batch, start + 1):
+                text = _move(host, vm, to, moves)
+                if text:
+                    run.progress(text, item=vm["name"], count=number, total=len(vms))
+        finally:
+            for vm in batch:
+                if vm["name"] in moves:
+                    _deliver(host, to, vm["name"])
     return moves
+
+
+def _move(host: Host, vm: dict[str, Any], to: Side, moves: dict[str, float]) -> str | None:
+    """Move one VM and note its time; tell what was done, ``None`` if nothing was to do."""
+    name = vm["name"]
+    if vm["owner"] == to and vm["certainty"] == "owns":
+        return None
+    done = host.broker.move(name, to)
+    if not vm["qemu"]:
+        return "has no guest to move"
+    moves[name] = done["total_us"]
+    _see_served(host, name, to)
+    return f"{done['total_us'] / 1000:.2f} ms"
+
+
+def _deliver(host: Host, side: Side, name: str) -> None:
+    for frame in host.broker.undelivered(name):
+        host.openflow(side).packet_out(frame, f"output:{host.ofport(name)}")
 
 
 def _see_served(host: Host, name: str, side: Side) -> None:

@@ -67,7 +67,7 @@ class Broker:
         self._started = time.monotonic()
         self._methods: dict[str, Callable[..., Awaitable[Any]]] = {
             "status": self._status, "vms": self._vms, "vm": self._vm, "park": self._park, "unpark": self._unpark,
-            "move": self._move, "reload": self._reload, "stop": self._stop,
+            "move": self._move, "undelivered": self._undelivered, "reload": self._reload, "stop": self._stop,
         }  # fmt: skip
 
     async def run(self) -> None:
@@ -246,14 +246,20 @@ class Broker:
             with contextlib.suppress(BrokerError):
                 await self._until(lambda: seat.mover.why_not(side) is None, _MOVE_TIMEOUT_S, "")
         swap = seat.mover.swap_to(side)
-        caught = await seat.mover.settled()
         return {
             "vm": vm,
             "owner": seat.vm.ownership.holder,
             "give_us": round(swap.give_us, 1),
             "take_us": round(swap.take_us, 1),
             "total_us": round(swap.total_us, 1),
-            "undelivered": [each.frame.hex() for each in caught if not each.segments],
+        }
+
+    async def _undelivered(self, vm: str) -> dict[str, Any]:
+        """Frames that arrived during the VM's last move, answered once late copies of them have been waited for."""
+        caught = await self._seat(vm).mover.settled()
+        return {
+            "vm": vm,
+            "frames": [each.frame.hex() for each in caught if not each.segments],
             "undeliverable": sum(each.segments for each in caught),
         }
 

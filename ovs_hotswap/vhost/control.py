@@ -138,11 +138,14 @@ class BrokerClient:
         self.call("unpark", vm=name, side=side)
 
     def move(self, name: str, to: Side) -> dict[str, Any]:
-        """Hand a VM over. The answer has ``give_us``, ``take_us`` and ``total_us`` on the broker's clock, and as
-        ``undelivered`` (hexadecimal) the frames that arrived meanwhile and that the caller has to give to the guest
-        through its new owner; ``undeliverable`` counts those that stand for several segments."""
+        """Hand a VM over; the answer has ``give_us``, ``take_us`` and ``total_us`` on the broker's clock."""
         result: dict[str, Any] = self.call("move", vm=name, to=to)
         return result
+
+    def undelivered(self, name: str) -> list[bytes]:
+        """Frames that arrived while the VM moved and that neither side delivered: the caller gives them to the guest
+        through its new owner. Answers when late ones have been waited for, 20 ms after the move, and only once."""
+        return [bytes.fromhex(frame) for frame in self.call("undelivered", vm=name)["frames"]]
 
 
 def _hung_up(connection: socket.socket) -> bool:

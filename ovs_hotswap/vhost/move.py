@@ -23,7 +23,7 @@ from ovs_hotswap.vhost.vm import Vm
 from ovs_hotswap.vhost.wire import RingAddress
 
 # How long after a move copies of frames may still come over the peer link to the old side (seconds).
-_LATE_S = 0.010
+_LATE_S = 0.020
 
 
 class Mover:
@@ -33,7 +33,7 @@ class Mover:
         self._vm = vm
         self._loop = loop
         self._fence_s = fence_s
-        self._settling: asyncio.Future[list[Caught]] | None = None
+        self._settled: asyncio.Future[list[Caught]] | None = None
 
     def why_not(self, to: Side) -> str | None:
         """Why ``swap_to`` cannot run at this moment, or ``None``."""
@@ -41,7 +41,7 @@ class Mover:
         link = vm.links.get(to)
         if link is None or link.offer is None:
             return f"switch {to} is not connected"
-        if not link.quiet or vm.waiting or self._settling is not None:
+        if not link.quiet or vm.waiting or not (self._settled is None or self._settled.done()):
             return "messages are under way"
         if vm.qemu is not None and not vm.is_parked(to):
             return f"switch {to} is not parked"
@@ -129,30 +129,34 @@ class Mover:
     def _settle_later(self, catch: Catch, old: Link, new: Link) -> None:
         """Give late copies time to arrive, then empty the capture rings into ``settled``."""
         vm = self._vm
-        settled = self._settling = self._loop.create_future()
+        settled = self._settled = self._loop.create_future()
 
         def park() -> None:
             for link in (old, new):
                 vm.sync(link.side)
             if vm.links.get(old.side) is not old or vm.links.get(new.side) is not new:
-                self._end_settling(settled, [])  # one hung up: what is in the rings is not known to be final
+                _settle(settled, [])  # one hung up: what is in the rings is not known to be final
                 return
-            vm.guarded(old, lambda: old.fence(lambda: self._end_settling(settled, catch.undelivered())))
+            vm.guarded(old, lambda: old.fence(lambda: _settle(settled, catch.undelivered())))
 
         self._loop.call_later(_LATE_S, park)
-        self._loop.call_later(_LATE_S + self._fence_s, self._end_settling, settled, [])
-
-    def _end_settling(self, settled: asyncio.Future[list[Caught]], caught: list[Caught]) -> None:
-        if not settled.done():
-            settled.set_result(caught)
-            self._settling = None
+        self._loop.call_later(_LATE_S + self._fence_s, _settle, settled, [])
 
     async def settled(self) -> list[Caught]:
-        """Frames for the guest that arrived during the last move and that no side delivered."""
-        return [] if self._settling is None else await self._settling
+        """Frames for the guest that arrived during the last move and that no side delivered. Told only once."""
+        if self._settled is None:
+            return []
+        caught = await self._settled
+        self._settled = None
+        return caught
 
     def _retreat(self, link: Link) -> None:
         """A side that was given the rings and stays silent is asked for them back; if it dies instead, that does."""
         vm = self._vm
         if vm.ownership == Ownership(link.side, Certainty.TAKING) and vm.links.get(link.side) is link:
             vm.take_back(link)
+
+
+def _settle(settled: asyncio.Future[list[Caught]], caught: list[Caught]) -> None:
+    if not settled.done():
+        settled.set_result(caught)

@@ -174,10 +174,15 @@ def test_nobody_listens(tmp_path: Path) -> None:
 
 
 def test_replaced_broker_is_found_again(serve: Serve) -> None:
+    gone = threading.Event()
+
     def once(connection: socket.socket) -> None:
         connection.recv(1000)
         connection.sendall(encode({"result": 1}))
+        connection.shutdown(socket.SHUT_RDWR)
+        gone.set()
 
     with BrokerClient(serve(once), timeout=5) as client:
         assert client.call("vms") == 1
+        gone.wait(5)
         assert client.call("vms") == 1

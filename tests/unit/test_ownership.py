@@ -61,7 +61,7 @@ class Owners(RuleBasedStateMachine):
         assert (self.ownership.holder is None) == (self.ownership.certainty is Certainty.NOBODY)
 
 
-Owners.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+Owners.TestCase.settings = settings(max_examples=200, stateful_step_count=40)
 TestOwners = Owners.TestCase
 
 

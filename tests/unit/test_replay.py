@@ -234,7 +234,7 @@ class BackEnd(RuleBasedStateMachine):
                 assert any(low <= start and start + length <= low + size for low, size in self.model.tables)
 
 
-BackEnd.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+BackEnd.TestCase.settings = settings(max_examples=150, stateful_step_count=30)
 TestBackEnd = BackEnd.TestCase
 
 

@@ -69,7 +69,7 @@ class Descriptors(RuleBasedStateMachine):
             assert ring.kick.said
 
 
-Descriptors.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Descriptors.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 TestDescriptors = Descriptors.TestCase
 
 
@@ -270,7 +270,7 @@ def test_addresses_of_the_helper_lie_in_its_region() -> None:
 def test_strategy_reaches_every_request() -> None:
     seen: set[Request] = set()
 
-    @settings(max_examples=600, phases=[Phase.generate], database=None, derandomize=True, deadline=None)
+    @settings(max_examples=600, phases=[Phase.generate], database=None, derandomize=True)
     @given(guest_messages(), st.none())
     def collect(got: Message, _: None) -> None:
         seen.add(got.request)

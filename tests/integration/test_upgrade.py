@@ -1,0 +1,257 @@
+"""The main job on the real Open vSwitch, DPDK and QEMU, and what may go wrong with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ovs_hotswap.errors import CommandError, HotswapError, PrecheckFailed, ReleaseError, RolledBack
+from ovs_hotswap.lab import Lab
+from ovs_hotswap.model import Release, Severity, Side
+from ovs_hotswap.overlay.tables import Form, lines, render
+from ovs_hotswap.switch.instance import State
+from ovs_hotswap.switch.release import Releases
+from ovs_hotswap.system import System
+from ovs_hotswap.upgrade.host import Host, activate_first
+from ovs_hotswap.upgrade.plan import Event, EventKind
+from ovs_hotswap.upgrade.upgrade import Upgrader
+from ovs_hotswap.vhost.service import start_broker
+
+GUESTS = 2
+TREE_NAME = "trixie"
+
+
+def nobody(_event: Event) -> None:
+    """An observer that does not look."""
+
+
+@pytest.fixture(scope="module")
+def bed(system: System, tree_release: Release) -> Iterator[Lab]:
+    """A lab with two guests that ping each other and the remote end, on an active instance of the host's release."""
+    directory = Path(tempfile.mkdtemp(prefix="ovsh-up-"))
+    lab = Lab(directory, GUESTS, system)
+    try:
+        lab.up()
+        host = Host(lab.config, system)
+        Releases(lab.config, system).add(TREE_NAME, from_directory=Path(str(tree_release.root)))
+        start_broker(lab.config, system, lab.config_path, 10.0)
+        host.instances[Side.A].start(host.releases.get("host"))
+        host.program(Side.A)
+        activate_first(host, Side.A)
+        lab.pings.wait_flowing(60.0)
+        yield lab
+    finally:
+        lab.down()
+
+
+@pytest.fixture
+def host(bed: Lab, system: System) -> Iterator[Host]:
+    """The lab's host, with instance a active before and after each test."""
+    host = Host(bed.config, system)
+    assert host.active() is Side.A
+    yield host
+    if host.active() is not Side.A:
+        Upgrader(host).rollback(nobody)
+    assert host.active() is Side.A
+
+
+def untouched(bed: Lab, host: Host) -> None:
+    """The old instance serves every VM with its final tables, and nothing of the standby is left."""
+    vms = host.broker.vms()
+    assert {vm["owner"] for vm in vms} == {"a"}
+    assert not any(vm["switches"]["b"]["connected"] for vm in vms)
+    assert host.uplink.owner() is Side.A
+    assert host.openflow(Side.A).diff(lines(render(host.intent, Form.FINAL))) == []
+    assert host.instances[Side.B].status().state is State.STOPPED
+    assert not host.instances[Side.B].paths.run_dir.exists()
+    with host.instances[Side.A].database() as database:
+        assert "peer" not in database.interfaces()
+    bed.pings.wait_flowing(30.0)
+
+
+def test_upgrade_and_rollback_lose_nothing(bed: Lab, host: Host) -> None:
+    before = bed.pings.mark()
+    report = Upgrader(host).upgrade(TREE_NAME, nobody)
+    assert report.committed
+    assert set(report.moves) == {"vm1", "vm2"}
+    assert host.active() is Side.B
+    assert host.instances[Side.A].status().state is State.STOPPED
+    release = host.instances[Side.B].status().release
+    assert release is not None
+    assert release.name == TREE_NAME
+    back = Upgrader(host).rollback(nobody)
+    assert back.committed
+    assert back.release == "host"
+    time.sleep(0.5)
+    seen = bed.pings.between(before, bed.pings.mark())
+    assert sum(stats.sent for stats in seen) > 100
+    assert {(stats.guest, stats.target): stats.lost for stats in seen if stats.lost} == {}
+    untouched(bed, host)
+
+
+def test_a_warm_old_instance_can_be_kept(bed: Lab, host: Host) -> None:
+    Upgrader(host).upgrade(TREE_NAME, nobody, keep_old=True)
+    assert host.instances[Side.A].status().state is State.RUNNING
+    assert host.active() is Side.B
+    Upgrader(host).rollback(nobody)
+    assert host.active() is Side.A
+
+
+@pytest.mark.parametrize("step", ["standby", "ports", "peer", "flows-active", "park", "steer", "move", "soak"])
+def test_a_failure_before_the_commit_puts_everything_back(bed: Lab, host: Host, step: str) -> None:
+    def interrupt(event: Event) -> None:
+        if event.step == step and event.kind is EventKind.STARTED:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(RolledBack, match=f"step {step} failed: interrupted by SIGTERM"):
+        Upgrader(host).upgrade(TREE_NAME, interrupt)
+    untouched(bed, host)
+
+
+def killed_at(bed: Lab, step: str) -> None:
+    """Run an upgrade in a process that is killed (SIGKILL) when it starts ``step``."""
+    program = f"""
+import os, signal
+from pathlib import Path
+from ovs_hotswap.config import load_config
+from ovs_hotswap.system import System
+from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.upgrade import Upgrader
+def watch(event):
+    if event.step == {step!r} and event.kind == "started":
+        os.kill(os.getpid(), signal.SIGKILL)
+Upgrader(Host(load_config(Path({str(bed.config_path)!r})), System())).upgrade({TREE_NAME!r}, watch)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.parametrize("step", ["database", "peer", "park", "move", "soak"])
+def test_a_killed_upgrade_is_rolled_back(bed: Lab, host: Host, step: str) -> None:
+    killed_at(bed, step)
+    assert Upgrader(host).unfinished() is not None
+    report = Upgrader(host).rollback(nobody)
+    assert not report.committed
+    untouched(bed, host)
+    with pytest.raises(PrecheckFailed, match="no unfinished upgrade"):
+        Upgrader(host).resume(nobody)
+
+
+@pytest.mark.parametrize("step", ["flows-standby", "steer", "flows-final", "retire"])
+def test_a_killed_upgrade_is_resumed(bed: Lab, host: Host, step: str) -> None:
+    before = bed.pings.mark()
+    killed_at(bed, step)
+    assert Upgrader(host).resume(nobody).committed
+    assert host.active() is Side.B
+    time.sleep(0.5)
+    assert sum(stats.lost for stats in bed.pings.between(before, bed.pings.mark())) == 0
+
+
+def test_a_second_upgrade_is_refused_while_one_is_under_way(bed: Lab, host: Host) -> None:
+    found: list[str] = []
+
+    def try_another(event: Event) -> None:
+        if event.step == "prove" and event.kind is EventKind.STARTED:
+            with pytest.raises(HotswapError, match="already under way"):
+                Upgrader(Host(bed.config, System())).upgrade(TREE_NAME, nobody)
+            found.append("refused")
+
+    Upgrader(host).upgrade(TREE_NAME, try_another)
+    assert found == ["refused"]
+
+
+def test_an_unknown_release_changes_nothing(bed: Lab, host: Host) -> None:
+    with pytest.raises(ReleaseError, match="no-such"):
+        Upgrader(host).upgrade("no-such", nobody)
+    assert Upgrader(host).unfinished() is None
+    untouched(bed, host)
+
+
+def test_a_release_with_a_wrong_binary_changes_nothing(bed: Lab, host: Host, tmp_path: Path) -> None:
+    """The tree was good when it was added and is broken since."""
+    broken = tmp_path / "tree"
+    tree = Path(str(host.releases.get(TREE_NAME).root))
+    subprocess.run(["cp", "-a", "--reflink=auto", str(tree), str(broken)], check=True)
+    host.releases.add("broken", from_directory=broken)
+    try:
+        binary = broken / "usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk"
+        binary.write_bytes(b"not a program")
+        with pytest.raises(HotswapError, match="broken"):
+            Upgrader(host).upgrade("broken", nobody)
+        untouched(bed, host)
+    finally:
+        host.releases.remove("broken")
+
+
+def test_a_standby_without_huge_pages_does_not_start(bed: Lab, host: Host, system: System) -> None:
+    large = bed.config.instances.b.model_copy(update={"memory_mb": 1 << 19})
+    config = bed.config.model_copy(update={"instances": bed.config.instances.model_copy(update={"b": large})})
+    greedy = Host(config, system)
+    with pytest.raises(PrecheckFailed, match="huge pages: the standby needs 524288 MiB"):
+        Upgrader(greedy).upgrade(TREE_NAME, nobody)
+    untouched(bed, host)
+
+
+def test_the_old_flows_must_be_the_intents(bed: Lab, host: Host) -> None:
+    flows = lines(render(host.intent, Form.FINAL))
+    host.openflow(Side.A).replace([*flows, "table=0,priority=1,in_port=1 actions=NORMAL"])
+    try:
+        with pytest.raises(PrecheckFailed, match="NORMAL"):
+            Upgrader(host).upgrade(TREE_NAME, nobody)
+    finally:
+        host.openflow(Side.A).replace(flows)
+    untouched(bed, host)
+
+
+def test_a_vm_whose_qemu_is_not_there_does_not_hinder(bed: Lab, host: Host) -> None:
+    bed.stop_guest("vm2")
+    try:
+        findings = Upgrader(host).check(TREE_NAME)
+        absent = [finding for finding in findings if finding.check == "QEMU"]
+        assert [(finding.severity, "vm2" in finding.text) for finding in absent] == [(Severity.WARNING, True)]
+        report = Upgrader(host).upgrade(TREE_NAME, nobody)
+        assert set(report.moves) == {"vm1"}
+    finally:
+        bed.start_guest("vm2")
+    bed.pings.wait_flowing(60.0)
+    assert host.broker.vm("vm2")["owner"] == "b"
+
+
+def test_a_guest_that_reboots_meanwhile_comes_back(bed: Lab, host: Host) -> None:
+    def reboot(event: Event) -> None:
+        if event.step == "park" and event.kind is EventKind.DONE:
+            bed.guest("vm1").reset()
+
+    with contextlib.suppress(RolledBack):  # a reboot during a move may well be a reason to go back
+        Upgrader(host).upgrade(TREE_NAME, reboot)
+    bed.pings.wait_flowing(60.0)
+
+
+def test_a_qemu_that_leaves_and_comes_back_finds_its_network(bed: Lab, host: Host) -> None:
+    for _ in range(2):
+        bed.stop_guest("vm1")
+        bed.start_guest("vm1")
+        bed.pings.wait_flowing(60.0)
+    assert host.broker.vm("vm1")["owner"] == "a"
+
+
+def test_status_names_an_unfinished_upgrade(bed: Lab, host: Host) -> None:
+    killed_at(bed, "park")
+    try:
+        program = [sys.executable, "-m", "ovs_hotswap", "--config", str(bed.config_path), "status"]
+        text = System().run(program).stdout
+        assert "an unfinished upgrade (forward)" in text
+        with pytest.raises(CommandError, match="not finished"):
+            System().run([*program[:-1], "upgrade", "--release", TREE_NAME])
+    finally:
+        Upgrader(host).rollback(nobody)
+    untouched(bed, host)
