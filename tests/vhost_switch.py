@@ -82,7 +82,7 @@ class SwitchProcess:
         }  # fmt: skip
         self._child = subprocess.Popen(
             [sys.executable, "-m", "tests.vhost_switch", json.dumps(settings)],
-            stdin=subprocess.PIPE, pass_fds=(ledger.fd, self.touches.fd), cwd=Path(__file__).parent.parent,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(ledger.fd, self.touches.fd), cwd=Path(__file__).parent.parent,
         )  # fmt: skip
 
     @property
@@ -93,6 +93,8 @@ class SwitchProcess:
         assert self._child.stdin is not None
         self._child.stdin.write(json.dumps(order).encode() + b"\n")
         self._child.stdin.flush()
+        assert self._child.stdout is not None
+        self._child.stdout.readline()
 
     def hang_up(self, vm: int) -> None:
         """Close the connection for one VM; it is opened again after ``reconnect_s``."""
@@ -101,6 +103,10 @@ class SwitchProcess:
     def say(self, vm: int, data: bytes, descriptors: int = 0) -> None:
         """Send bytes, with so many descriptors of /dev/null, to the broker as they are."""
         self._order(vm=vm, do="say", data=data.hex(), descriptors=descriptors)
+
+    def fail_at_fence(self, vm: int, answered: int, number: signal.Signals) -> None:
+        """Have the process stop or die, when it would answer the fence behind the next ``answered`` ones for a VM."""
+        self._order(vm=vm, do="fail", answered=answered, signal=int(number))
 
     def stop(self) -> None:
         """SIGSTOP, and wait until it has stopped: the signal alone takes effect later."""
@@ -120,8 +126,10 @@ class SwitchProcess:
     def __exit__(self, *_: object) -> None:
         self.kill()
         assert self._child.stdin is not None
+        assert self._child.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._child.stdin.close()
+        self._child.stdout.close()
         self.touches.close()
 
 
@@ -130,18 +138,25 @@ def _obey(switch: Switch) -> None:
     for line in sys.stdin:
         order: dict[str, Any] = json.loads(line)
         port = switch.ports[order["vm"]]
-        if port.socket is None:
-            continue
-        if order["do"] == "say":
-            null = [os.open(os.devnull, os.O_RDONLY) for _ in range(order["descriptors"])]
+        if port.socket is not None:
             with contextlib.suppress(OSError):
-                socket.send_fds(port.socket, [bytes.fromhex(order["data"])], null)
+                _carry_out(order, port, port.socket)
+        print(flush=True)
+    switch.ending = True
+
+
+def _carry_out(order: dict[str, Any], port: Port, connection: socket.socket) -> None:
+    if order["do"] == "say":
+        null = [os.open(os.devnull, os.O_RDONLY) for _ in range(order["descriptors"])]
+        try:
+            socket.send_fds(connection, [bytes.fromhex(order["data"])], null)
+        finally:
             for fd in null:
                 os.close(fd)
-        else:  # the device is the serving thread's own: let that find the end of the stream
-            with contextlib.suppress(OSError):
-                port.socket.shutdown(socket.SHUT_RDWR)
-    switch.ending = True
+    elif order["do"] == "fail":
+        port.signal, port.fences = order["signal"], order["answered"]
+    else:  # the device is the serving thread's own: let that find the end of the stream
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def main(settings: dict[str, Any]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import StateUnknown, SwitchError
@@ -12,6 +14,7 @@ from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import Intent, load_intent
 from ovs_hotswap.overlay.ports import PEER, PEER_PORT, UPLINK, UPLINK_PORT, VXLAN, VXLAN_PORT
 from ovs_hotswap.overlay.tables import REQUIRED_OTHER_CONFIG, Form, lines, render
+from ovs_hotswap.switch import threads
 from ovs_hotswap.switch.instance import Instance, State
 from ovs_hotswap.switch.openflow import OpenFlow
 from ovs_hotswap.switch.ovsdb import BridgeSpec, PortSpec
@@ -19,6 +22,7 @@ from ovs_hotswap.switch.pmd import pmd_sleep_key
 from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.switch.tunnel import Tunnels
 from ovs_hotswap.system import System
+from ovs_hotswap.upgrade.records import Json
 from ovs_hotswap.uplink.base import Uplink, make_uplink
 from ovs_hotswap.vhost.control import BrokerClient
 
@@ -161,6 +165,22 @@ class Host:
         """Longest sleep of the side's idle PMD threads, in microseconds."""
         with self.instances[side].database() as database:
             return int(database.other_config().get(pmd_sleep_key(self.version(side)), "0"))
+
+    def scheduling(self, side: Side) -> dict[str, Json] | None:
+        """How the side's threads are scheduled, for ``schedule``; ``None`` if it is not known."""
+        pid = self.instances[side].status().vswitchd_pid
+        found = None if pid is None else threads.scheduling(pid)
+        return None if found is None else {**dataclasses.asdict(found), "cores": list(found.cores)}
+
+    def prefer_threads(self, side: Side) -> None:
+        pid = self.instances[side].status().vswitchd_pid
+        if pid is not None:
+            threads.prefer(pid, self.config.instance(side).pmd_cores)
+
+    def schedule(self, side: Side, before: Mapping[str, Any]) -> None:
+        pid = self.instances[side].status().vswitchd_pid
+        if pid is not None:
+            threads.schedule(pid, threads.Scheduling(**{**before, "cores": tuple(before["cores"])}))
 
     def program(self, side: Side) -> None:
         """Everything for an instance that runs alone. First the PMD sleep: adding ports beside a PMD that never sleeps

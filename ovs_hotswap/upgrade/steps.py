@@ -104,11 +104,12 @@ class Ports(Step[Upgrade]):
 
 
 class OpenWindow(ReversibleStep[Upgrade]):
-    """Two busy PMDs on one core alternate in slices of milliseconds, and the thread that serves vhost-user messages
-    writes several log lines for each: both are lowered while two instances live, and put back."""
+    """Two busy PMDs on one core alternate in slices of milliseconds; the thread that serves vhost-user messages writes
+    several log lines for each, and waits for a core among them: while two instances live, idle PMDs sleep, that log is
+    lowered and these threads are preferred. All of it is put back."""
 
     name = "window"
-    description = "let idle PMD threads sleep, lower the vhost log"
+    description = "let idle PMD threads sleep, lower the vhost log, prefer the threads that matter"
 
     def facts(self, context: Upgrade, run: Run) -> Facts:
         host = context.host
@@ -116,6 +117,7 @@ class OpenWindow(ReversibleStep[Upgrade]):
             "pmd_sleep_us": host.pmd_sleep(context.old),
             "log_level": vhost_log_level(host.control(context.old)),
             "log_offset": gather.log_size(host, context.new),
+            "scheduling": {str(side): host.scheduling(side) for side in Side},
         }
 
     def do(self, context: Upgrade, run: Run) -> None:
@@ -123,6 +125,7 @@ class OpenWindow(ReversibleStep[Upgrade]):
         for side in (context.new, context.old):
             host.set_pmd_sleep(side, max(host.config.upgrade.pmd_sleep_us, run.fact("pmd_sleep_us", int)))
             set_vhost_log_level(host.control(side), "error")
+            host.prefer_threads(side)
 
     def undo(self, context: Upgrade, run: Run) -> None:
         if _runs(context, context.old):
@@ -133,6 +136,9 @@ def close_window(host: Host, side: Side, run: Run) -> None:
     """Give ``side`` the operator's values."""
     host.set_pmd_sleep(side, run.fact("pmd_sleep_us", int))
     set_vhost_log_level(host.control(side), run.fact("log_level", str))
+    before = run.fact("scheduling", dict)[str(side)]
+    if before is not None:
+        host.schedule(side, before)
 
 
 class PeerLink(ReversibleStep[Upgrade]):

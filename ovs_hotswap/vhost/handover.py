@@ -90,7 +90,7 @@ def swap(ready: Prepared, timeout: float) -> Swap:
     start = clock()
     if ready.old is not None:
         try:
-            if not _fenced(ready.old, ready.park, ready.answer, start + timeout):
+            if not fenced(ready.old, ready.park, ready.answer, start + timeout):
                 # Sent behind the parking addresses on the same stream: whatever happens, the guest's come last.
                 ready.old.channel.send(ready.take)
                 return Swap(Outcome.KEPT, give_us=(clock() - start) * 1e6)
@@ -98,7 +98,7 @@ def swap(ready: Prepared, timeout: float) -> Swap:
             return Swap(Outcome.OLD_GONE)
     middle = clock()
     try:
-        confirmed = _fenced(ready.new, ready.take, ready.answer, middle + timeout)
+        confirmed = fenced(ready.new, ready.take, ready.answer, middle + timeout)
     except (OSError, PeerClosed, ProtocolError):
         return Swap(Outcome.NEW_GONE, give_us=(middle - start) * 1e6)
     end = clock()
@@ -107,7 +107,7 @@ def swap(ready: Prepared, timeout: float) -> Swap:
     return Swap(outcome, (middle - start) * 1e6 if ready.old is not None else 0.0, (end - middle) * 1e6)
 
 
-def _fenced(link: Link, data: bytes, answer: bytearray, deadline: float) -> bool:
+def fenced(link: Link, data: bytes, answer: bytearray, deadline: float) -> bool:
     """Whether the fence at the end of ``data`` was answered in time. Raises what ``Channel.exchange`` does, and
     ProtocolError if something else than its answer came: then nothing is proven."""
     if not link.channel.exchange(data, answer, deadline):

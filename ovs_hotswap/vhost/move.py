@@ -7,8 +7,10 @@ are waited for and taken out of the capture rings (``capture``).
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from ovs_hotswap.errors import BrokerError, ProtocolError, StateUnknown
 from ovs_hotswap.model import Side
@@ -71,7 +73,8 @@ class Mover:
         parking = {**places(vm.state, Role.PARKED), **waiting}
         ready = handover.prepare(old, new, parking, places(vm.state, Role.OWNER), vm.calls())
         vm.ownership = vm.ownership.letting_go()
-        result = handover.swap(ready, self._fence_s)
+        with _preferred():
+            result = handover.swap(ready, self._fence_s)
         vm.last_swap = result
         try:
             self._after(result, old, new, parking)
@@ -89,7 +92,7 @@ class Mover:
         message = handover.places_message(catch.places(new.side))
         new.told = moved(new.told, catch.places(new.side))
         try:
-            done = new.channel.exchange(message, bytearray(FENCE_ANSWER_SIZE), time.monotonic() + self._fence_s)
+            done = handover.fenced(new, message, bytearray(FENCE_ANSWER_SIZE), time.monotonic() + self._fence_s)
         except (OSError, PeerClosed, ProtocolError) as error:
             vm.drop_link(new.side, "hung up before a hand-over")
             raise BrokerError(f"vm {vm.name}: switch {new.side} hung up") from error
@@ -144,9 +147,12 @@ class Mover:
 
     async def settled(self) -> list[Caught]:
         """Frames for the guest that arrived during the last move and that no side delivered. Told only once."""
-        if self._settled is None:
+        settled = self._settled
+        if settled is None:
             return []
-        caught = await self._settled
+        caught = await settled
+        if self._settled is not settled:
+            return []  # told to somebody else who waited
         self._settled = None
         return caught
 
@@ -155,6 +161,19 @@ class Mover:
         vm = self._vm
         if vm.ownership == Ownership(link.side, Certainty.TAKING) and vm.links.get(link.side) is link:
             vm.take_back(link)
+
+
+@contextlib.contextmanager
+def _preferred() -> Iterator[None]:
+    """Real-time priority for this process, if it is permitted, for the moment in which a guest has no switch."""
+    normal = os.sched_getscheduler(0), os.sched_getparam(0)
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(PermissionError):
+            os.sched_setscheduler(0, *normal)
 
 
 def _settle(settled: asyncio.Future[list[Caught]], caught: list[Caught]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import pytest
@@ -133,13 +134,30 @@ def test_old_side_that_hangs_and_dies_is_replaced(make_bed: MakeBed) -> None:
     bed.ends_well((0, vm), doubled=32)
 
 
-def test_new_side_that_hangs_is_asked_for_the_rings_back(make_bed: MakeBed) -> None:
+def test_new_side_that_hangs_before_the_move_cuts_nobody_off(make_bed: MakeBed) -> None:
     bed = make_bed()
     bed.switch(Side.A)
     standby = bed.switch(Side.B)
     vm = bed.qemu()
     bed.client.park("vm0", Side.B)
     standby.stop()
+    for message in ("did not answer", "under way"):
+        with pytest.raises(BrokerError, match=message):
+            bed.client.move("vm0", Side.B)
+        bed.wait_owner(Side.A)
+        bed.ends_well((0, vm))
+    standby.go_on()
+    bed.client.move("vm0", Side.B)
+    bed.ends_well((0, vm))
+
+
+def test_new_side_that_hangs_with_the_rings_is_asked_for_them_back(make_bed: MakeBed) -> None:
+    bed = make_bed()
+    bed.switch(Side.A)
+    standby = bed.switch(Side.B)
+    vm = bed.qemu()
+    bed.client.park("vm0", Side.B)
+    standby.fail_at_fence(0, 1, signal.SIGSTOP)
     with pytest.raises(StateUnknown, match="did not confirm"):
         bed.client.move("vm0", Side.B)
     time.sleep(0.5)
@@ -147,25 +165,61 @@ def test_new_side_that_hangs_is_asked_for_the_rings_back(make_bed: MakeBed) -> N
     time.sleep(0.05)
     assert not vm.drained()
     assert bed.client.vm("vm0")["owner"] == "b"
+    with pytest.raises(BrokerError):
+        bed.client.move("vm0", Side.A)
     standby.go_on()
     bed.wait_owner(Side.A)
     bed.ends_well((0, vm))
-    bed.client.move("vm0", Side.B)
-    bed.ends_well((0, vm))
 
 
-def test_new_side_that_hangs_and_dies_gives_the_vm_back(make_bed: MakeBed) -> None:
+def test_new_side_that_hangs_with_the_rings_for_a_moment_keeps_them(make_bed: MakeBed) -> None:
     bed = make_bed()
     bed.switch(Side.A)
     standby = bed.switch(Side.B)
     vm = bed.qemu()
     bed.client.park("vm0", Side.B)
-    standby.stop()
+    standby.fail_at_fence(0, 1, signal.SIGSTOP)
+    with pytest.raises(StateUnknown, match="did not confirm"):
+        bed.client.move("vm0", Side.B)
+    standby.go_on()
+    bed.wait(lambda: bed.owner() is not None, "an owner")
+    bed.ends_well((0, vm))
+
+
+def test_new_side_that_hangs_with_the_rings_and_dies_gives_them_back(make_bed: MakeBed) -> None:
+    bed = make_bed()
+    bed.switch(Side.A)
+    standby = bed.switch(Side.B)
+    vm = bed.qemu()
+    bed.client.park("vm0", Side.B)
+    standby.fail_at_fence(0, 1, signal.SIGSTOP)
     with pytest.raises(StateUnknown, match="did not confirm"):
         bed.client.move("vm0", Side.B)
     standby.kill()
     bed.wait_owner(Side.A)
     bed.ends_well((0, vm))
+
+
+@pytest.mark.parametrize(
+    ("dying", "answered", "survivor"), [(Side.A, 0, Side.B), (Side.B, 0, Side.A), (Side.B, 1, Side.A)]
+)
+def test_side_that_dies_within_a_move(make_bed: MakeBed, dying: Side, answered: int, survivor: Side) -> None:
+    """At the old side's fence; at the new side's first one, when nothing has begun; at its last, when it has the
+    rings."""
+    bed = make_bed()
+    switches = {side: bed.switch(side) for side in Side}
+    vm = bed.qemu(pairs=2)
+    bed.client.park("vm0", Side.B)
+    vm.send(100)
+    switches[dying].fail_at_fence(0, answered, signal.SIGKILL)
+    with pytest.raises((BrokerError, StateUnknown), match="hung up"):
+        bed.client.move("vm0", Side.B)
+    bed.wait_owner(survivor)
+    bed.ends_well((0, vm), doubled=32)
+    bed.switch(dying)
+    bed.client.park("vm0", dying)
+    bed.client.move("vm0", dying)
+    bed.ends_well((0, vm), doubled=32)
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -154,6 +154,19 @@ def test_silent_and_slow_peers_disturb_nobody(make_bed: MakeBed) -> None:
     bed.ends_well((0, good))
 
 
+def test_answers_of_stopped_rings_are_not_taken_for_other_answers(make_bed: MakeBed) -> None:
+    """RESET_OWNER stops every ring, and the switch answers for each while QEMU waits for something else."""
+    bed = make_bed()
+    bed.switch(Side.A)
+    vm = bed.qemu(pairs=4)
+    for _ in range(20):
+        vm.drain()
+        vm.say(wire.build(Request.RESET_OWNER))
+        assert vm.ask(Request.SET_LOG_BASE, wire.build(Request.SET_LOG_BASE, bytes(16)), [vm.memory.fd]) == b""
+        vm.start_driver()
+    bed.ends_well((0, vm))
+
+
 def test_full_event_counters_block_nobody(make_bed: MakeBed) -> None:
     """The VM's QEMU has made its call eventfd blocking again and filled it: writing to it would hang the broker."""
     bed = make_bed(2)

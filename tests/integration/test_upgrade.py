@@ -41,6 +41,8 @@ def bed(system: System, tree_release: Release) -> Iterator[Lab]:
     lab = Lab(directory, GUESTS, system)
     try:
         lab.up()
+        shorter = lab.config_path.read_text().replace("soak_s = 2", "soak_s = 0.3")
+        lab.config_path.write_text(shorter)
         host = Host(lab.config, system)
         Releases(lab.config, system).add(TREE_NAME, from_directory=Path(str(tree_release.root)))
         start_broker(lab.config, system, lab.config_path, 10.0)

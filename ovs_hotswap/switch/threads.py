@@ -1,0 +1,97 @@
+"""Threads of an ovs-vswitchd on which a hand-over depends, and when they get a core.
+
+A hand-over waits for the thread that handles vhost-user messages, on either side; that thread spins for locks which PMD
+threads hold (DPDK, ``access_lock``). Where they share cores with other work, the one waits for milliseconds to be run,
+and so does a PMD thread that was interrupted while it held the lock. In the window the former therefore gets real-time
+priority, on cores where none of its own PMD threads runs, since it must never keep from running what it waits for; and
+PMD threads get a better nice value.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovs_hotswap.errors import SwitchError
+
+# lib/vhost/socket.c: the name was changed in DPDK 23.07.
+VHOST_THREADS = frozenset({"vhost-events", "dpdk-vhost-evt"})
+_PRIORITY = 1
+_PMD_NICE = -15
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduling:
+    """How the threads of a process were scheduled: policy and priority (sched_setscheduler(2)) and cores of its
+    vhost-user message thread, nice value of its PMD threads."""
+
+    policy: int
+    priority: int
+    cores: tuple[int, ...]
+    pmd_nice: int
+
+
+def _threads(pid: int) -> Iterator[tuple[int, str]]:
+    """Thread ids and names of a process; none if it is gone."""
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        try:
+            yield int(task.name), (task / "comm").read_text().strip()
+        except OSError:
+            continue
+
+
+def _vhost_thread(pid: int) -> int | None:
+    """There is none before the first vhost-user port."""
+    return next((thread for thread, name in _threads(pid) if name in VHOST_THREADS), None)
+
+
+def _pmd_threads(pid: int) -> list[int]:
+    return [thread for thread, name in _threads(pid) if name.startswith("pmd-c")]
+
+
+def scheduling(pid: int) -> Scheduling | None:
+    """How ovs-vswitchd ``pid`` is scheduled; ``None`` if it has no vhost-user thread. Raises SwitchError if it ends
+    meanwhile."""
+    thread = _vhost_thread(pid)
+    if thread is None:
+        return None
+    try:
+        return Scheduling(
+            os.sched_getscheduler(thread),
+            os.sched_getparam(thread).sched_priority,
+            tuple(sorted(os.sched_getaffinity(thread))),
+            min((os.getpriority(os.PRIO_PROCESS, pmd) for pmd in _pmd_threads(pid)), default=0),
+        )
+    except OSError as error:
+        raise SwitchError(f"process {pid}: {error.strerror}") from error
+
+
+def prefer(pid: int, pmd_cores: Collection[int]) -> bool:
+    """Prefer the threads that a hand-over waits for. ``pmd_cores`` are the cores of the process's PMD threads.
+
+    Returns ``False``, with nothing changed, where there is no other core. Raises SwitchError.
+    """
+    cores = set(os.sched_getaffinity(0)) - set(pmd_cores)
+    if not cores:
+        return False
+    schedule(pid, Scheduling(os.SCHED_FIFO, _PRIORITY, tuple(sorted(cores)), _PMD_NICE))
+    return True
+
+
+def schedule(pid: int, wanted: Scheduling) -> None:
+    """Schedule the threads of ``pid`` as ``wanted``. Raises SwitchError if one ends or this is not permitted."""
+    thread = _vhost_thread(pid)
+    try:
+        for pmd in _pmd_threads(pid):
+            os.setpriority(os.PRIO_PROCESS, pmd, wanted.pmd_nice)
+        if thread is None:
+            return
+        # At no moment may it have priority on a core of its own PMD threads.
+        if wanted.policy == os.SCHED_FIFO:
+            os.sched_setaffinity(thread, wanted.cores)
+        os.sched_setscheduler(thread, wanted.policy, os.sched_param(wanted.priority))
+        os.sched_setaffinity(thread, wanted.cores)
+    except OSError as error:
+        raise SwitchError(f"process {pid}: scheduling cannot be set: {error.strerror}") from error

@@ -1,0 +1,176 @@
+"""The hand-over over real sockets: every way in which either side can fail, and what was sent to whom by then."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from ovs_hotswap.model import Side
+from ovs_hotswap.vhost import wire
+from ovs_hotswap.vhost.channel import Channel
+from ovs_hotswap.vhost.handover import Outcome, notify, prepare, swap
+from ovs_hotswap.vhost.link import Link
+from ovs_hotswap.vhost.replay import Role, places
+from ovs_hotswap.vhost.wire import Request
+from tests.unit.vhost_frames import booted
+
+STATE = booted(4)
+PARK, TAKE = places(STATE, Role.PARKED), places(STATE, Role.OWNER)
+GOOD = wire.reply(Request.GET_FEATURES, bytes(8))
+Behaviour = Callable[["Peer"], None]
+
+
+@dataclass
+class Peer:
+    """A back end that behaves in one way when a fence comes. ``heard``: the addresses it was sent."""
+
+    behave: Behaviour
+    heard: list[tuple[int, wire.RingAddress]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        ours, self.socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.link = Link(Side.A, Channel(ours))
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        reader = wire.FrameReader()
+        while data := self.socket.recv(reader.wanted):
+            frame = reader.feed(data, ())
+            if frame is None:
+                continue
+            message = wire.parse(frame)
+            if isinstance(message.body, wire.RingPlace):
+                self.heard.append((message.body.index, message.body.address))
+            else:
+                self.behave(self)
+
+    def end(self) -> None:
+        self.link.close()
+        self._thread.join(5)
+        assert not self._thread.is_alive()
+        self.socket.close()
+
+
+def answers(peer: Peer) -> None:
+    peer.socket.sendall(GOOD)
+
+
+def is_silent(peer: Peer) -> None:
+    pass
+
+
+def hangs_up(peer: Peer) -> None:
+    peer.socket.shutdown(socket.SHUT_RDWR)
+
+
+def says_half(peer: Peer) -> None:
+    peer.socket.sendall(GOOD[:7])
+
+
+def answers_something_else(peer: Peer) -> None:
+    peer.socket.sendall(wire.reply(Request.GET_PROTOCOL_FEATURES, bytes(8)))
+
+
+def asks_in_return(peer: Peer) -> None:
+    peer.socket.sendall(wire.build_number(Request.GET_FEATURES, 0))
+
+
+@pytest.fixture
+def peers() -> Iterator[Callable[[Behaviour], Peer]]:
+    made: list[Peer] = []
+
+    def make(behave: Behaviour) -> Peer:
+        made.append(Peer(behave))
+        return made[-1]
+
+    yield make
+    for peer in made:
+        peer.end()
+
+
+MakePeer = Callable[[Behaviour], Peer]
+
+
+def run(old: Peer | None, new: Peer, calls: list[int], timeout: float = 5.0) -> Outcome:
+    ready = prepare(None if old is None else old.link, new.link, PARK, TAKE, calls)
+    return swap(ready, timeout).outcome
+
+
+def test_rings_pass_from_the_old_side_to_the_new_one(peers: MakePeer) -> None:
+    old, new = peers(answers), peers(answers)
+    call = os.eventfd(0, os.EFD_NONBLOCK)
+    assert run(old, new, [call]) is Outcome.MOVED
+    assert os.eventfd_read(call) == 1
+    os.close(call)
+    assert old.heard == list(PARK.items())
+    assert new.heard == list(TAKE.items())
+
+
+def test_times_are_those_of_the_two_waits(peers: MakePeer) -> None:
+    done = swap(prepare(peers(answers).link, peers(answers).link, PARK, TAKE, []), 5.0)
+    assert done.give_us > 0
+    assert done.take_us > 0
+    assert done.total_us == done.give_us + done.take_us
+
+
+def test_nobody_to_take_them_from(peers: MakePeer) -> None:
+    new = peers(answers)
+    assert run(None, new, []) is Outcome.MOVED
+    assert new.heard == list(TAKE.items())
+
+
+def test_silent_old_side_gets_its_rings_back_and_the_new_one_hears_nothing(peers: MakePeer) -> None:
+    old, new = peers(is_silent), peers(answers)
+    assert run(old, new, [], timeout=0.05) is Outcome.KEPT
+    old.end()
+    assert old.heard == [*PARK.items(), *TAKE.items()]
+    assert new.heard == []
+
+
+@pytest.mark.parametrize("behave", [hangs_up, says_half, answers_something_else, asks_in_return])
+def test_old_side_that_proves_nothing_leaves_the_new_one_without(peers: MakePeer, behave: Behaviour) -> None:
+    old, new = peers(behave), peers(answers)
+    assert run(old, new, [], timeout=0.1) is Outcome.OLD_GONE
+    new.end()
+    assert new.heard == []
+
+
+@pytest.mark.parametrize(
+    ("behave", "outcome"),
+    [
+        (is_silent, Outcome.UNPROVEN),
+        (hangs_up, Outcome.NEW_GONE),
+        (says_half, Outcome.NEW_GONE),
+        (answers_something_else, Outcome.NEW_GONE),
+    ],
+)
+def test_new_side_that_does_not_confirm(peers: MakePeer, behave: Behaviour, outcome: Outcome) -> None:
+    old, new = peers(answers), peers(behave)
+    assert run(old, new, [], timeout=0.1) is outcome
+    assert old.heard == list(PARK.items())
+
+
+def test_old_side_that_is_gone_already(peers: MakePeer) -> None:
+    old, new = peers(answers), peers(answers)
+    hangs_up(old)
+    assert run(old, new, []) is Outcome.OLD_GONE
+    new.end()
+    assert new.heard == []
+
+
+def test_full_blocking_counter_does_not_hold_up_the_others() -> None:
+    """The VM's QEMU shares the open file and can make it blocking at any time."""
+    full, free = os.eventfd(0), os.eventfd(0)
+    os.eventfd_write(full, (1 << 64) - 2)
+    notify([full, free])
+    assert os.eventfd_read(free) == 1
+    assert os.eventfd_read(full) == (1 << 64) - 2
+    notify([])
+    for fd in (full, free):
+        os.close(fd)
