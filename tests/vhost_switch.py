@@ -82,7 +82,8 @@ class SwitchProcess:
         }  # fmt: skip
         self._child = subprocess.Popen(
             [sys.executable, "-m", "tests.vhost_switch", json.dumps(settings)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(ledger.fd, self.touches.fd), cwd=Path(__file__).parent.parent,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            pass_fds=(ledger.fd, self.touches.fd), cwd=Path(__file__).parent.parent,
         )  # fmt: skip
 
     @property

@@ -37,20 +37,20 @@ def lab() -> None:
 @_vms
 @pass_app
 def up(app: App, directory: Path, vms: int) -> None:
-    """Make the namespaces, boot the guests, write config.toml and overlay.toml.
+    """Make the namespaces, start the guests' QEMUs, write config.toml and overlay.toml.
 
-    It starts no switch: go on with the commands it prints.
+    It starts no switch, and QEMU boots a guest only when its switch has connected: go on with the commands it prints.
     With --json: {"directory", "config", "guests": [name]}.
 
     \b
     Example:
-      sudo ovs-hotswap lab up --vms 2
+      ovs-hotswap lab up --vms 2
     """
     bed = Lab(directory.absolute(), vms, app.system)
     bed.up(RELEASE_CACHE)
     config = bed.layout.config_file
     app.output.document({"directory": directory, "config": config, "guests": [g.name for g in bed.layout.guests]})
-    app.output.line(f"{vms} guests run; go on with:")
+    app.output.line(f"{vms} guests wait for their switch; go on with:")
     for command in ("broker start", "instance start a", "status"):
         app.output.line(f"  ovs-hotswap --config {config} {command}")
 
@@ -65,7 +65,7 @@ def down(app: App, directory: Path) -> None:
 
     \b
     Example:
-      sudo ovs-hotswap lab down
+      ovs-hotswap lab down
     """
     removed = Lab.existing(directory.absolute(), app.system).down()
     app.output.document({"directory": directory, "removed": removed})
@@ -82,7 +82,7 @@ def status(app: App, directory: Path) -> None:
 
     \b
     Example:
-      sudo ovs-hotswap lab status
+      ovs-hotswap lab status
     """
     found = Lab.existing(directory.absolute(), app.system).status()
     app.output.document(found)
@@ -104,7 +104,7 @@ def demo(app: App, directory: Path, vms: int, report: Path | None) -> None:
 
     \b
     Example:
-      sudo ovs-hotswap lab demo --report demo-report.json
+      ovs-hotswap lab demo --report demo-report.json
     """
     from ovs_hotswap.lab.demo import Demo
 
