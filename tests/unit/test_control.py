@@ -22,11 +22,12 @@ from ovs_hotswap.vhost.control import BrokerClient, decode_request, encode, erro
 texts = st.text('ab"\\\n\u2028\x00é', max_size=8)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | texts,
-    lambda inner: st.lists(inner) | st.dictionaries(texts, inner),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(texts, inner, max_size=2),
+    max_leaves=4,
 )
 
 
-@given(texts, st.dictionaries(texts, json_values))
+@given(texts, st.dictionaries(texts, json_values, max_size=3))
 def test_request_round_trip_is_one_line(method: str, params: dict[str, object]) -> None:
     line = encode({"method": method, "params": params})
     assert line.count(b"\n") == 1
