@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.model import Side
+from ovs_hotswap.vhost.wire import Feature
 
 DEFAULT_PATH = Path("/etc/ovs-hotswap/config.toml")
 SUN_PATH_MAX = 107  # bytes of a unix socket's path, without the final NUL (unix(7))
@@ -63,11 +64,27 @@ class BrokerConfig(Strict):
     """``qemu_socket``: path of a VM's vhost-user socket, on which its QEMU listens; ``{vm}`` is the VM's name.
 
     ``fence_ms``: how long a switch may take to confirm that it let go of, or took, a VM's rings.
+    ``withhold_features``: virtio features that no VM which starts from now on is offered, such as ``NET_CSUM``. A guest
+    that uses a feature of a newer release only cannot go back to the older one.
     """
 
     qemu_socket: str = "/run/ovs-hotswap/vm/{vm}.sock"
     group: str | None = None
     fence_ms: Annotated[int, Field(ge=10, le=10_000)] = 500
+    withhold_features: list[str] = []
+
+    @field_validator("withhold_features")
+    @classmethod
+    def _known(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if name not in Feature.__members__:
+                raise ValueError(f"no feature {name!r}; there are {', '.join(Feature.__members__)}")
+        return value
+
+    @property
+    def withheld(self) -> int:
+        """The withheld features as a bit mask."""
+        return sum(1 << Feature[name] for name in set(self.withhold_features))
 
     @field_validator("qemu_socket")
     @classmethod

@@ -106,7 +106,8 @@ class BrokerProcess:
                 self._child.kill()
                 status = self._child.wait()
         text = self.log.read_text()
-        left = sorted(path.name for path in self.config.run_dir.rglob("*.sock"))
+        # The VMs' own sockets stay, for the next broker to know whom an earlier one served.
+        left = sorted(path.name for path in self.config.run_dir.glob("*.sock"))
         shutil.rmtree(self.directory)
         if kind is not None:
             print(text)

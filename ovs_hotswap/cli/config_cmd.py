@@ -34,6 +34,10 @@ overlay = "/etc/ovs-hotswap/overlay.toml"
 # Longest wait, in ms, for a switch to confirm that it let go of, or took, a VM's rings.
 # fence_ms = 500
 
+# Virtio features that VMs which start from now on are not offered: what only a newer release has would keep them from
+# going back to the older one.
+# withhold_features = []
+
 # The two instances. One is active, the other is the standby of an upgrade; the names say nothing about which.
 [instances.a]
 # Cores of its PMD threads. With cores of their own the two do not slow each other down.

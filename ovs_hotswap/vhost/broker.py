@@ -25,6 +25,7 @@ from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, ConfigError, HotswapError
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import load_intent
+from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.system import System
 from ovs_hotswap.vhost import control
 from ovs_hotswap.vhost.memory import make_scratch
@@ -57,8 +58,10 @@ class _Seat:
 class Broker:
     """The VMs of one host. ``run`` serves until ``stop``."""
 
-    def __init__(self, config: Config, loop: asyncio.AbstractEventLoop, home: Side | None) -> None:
+    def __init__(self, config: Config, system: System, loop: asyncio.AbstractEventLoop, home: Side | None) -> None:
         self._config = config
+        self._system = system
+        self._serving = False
         self._loop = loop
         self._home = home
         self._seats: dict[str, _Seat] = {}
@@ -79,6 +82,7 @@ class Broker:
             self.close()
 
     async def _run(self, server: asyncio.AbstractServer) -> None:
+        self._serving = True
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stopping.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload_logged)
@@ -105,6 +109,7 @@ class Broker:
             self._remove(name)
 
     def _add(self, name: str) -> None:
+        suspects = self._suspects(name)
         listeners: dict[Side, socket.socket] = {}
         try:
             for side in Side:
@@ -113,18 +118,34 @@ class Broker:
             for listener in listeners.values():
                 listener.close()
             raise
-        vm = Vm(name, self._loop, self._processes, make_scratch(), self._home)
+        vm = Vm(name, self._loop, self._processes, make_scratch(), self._home, self._config.broker.withheld, suspects)
         mover = Mover(vm, self._loop, self._config.broker.fence_ms / 1e3)
         self._seats[name] = _Seat(vm, mover, listeners)
         for side in Side:
             self._loop.add_reader(listeners[side].fileno(), self._accept, self._seats[name], side)
 
-    def _remove(self, name: str) -> None:
+    def _suspects(self, name: str) -> dict[Side, int]:
+        """Switches that an earlier broker may have given the VM's rings: their processes live, and that broker left
+        its sockets. They connect again, or die, before another side is given the rings."""
+        found = {}
+        for side in Side:
+            paths = InstancePaths.of(self._config, side)
+            pid = self._system.read_pid(paths.vswitchd_pid)
+            if pid is None or f"--pidfile={paths.vswitchd_pid}" not in self._system.cmdline(pid):
+                continue
+            if self._config.vhost_socket(side, name).exists():
+                self._processes.track(pid)
+                found[side] = pid
+        return found
+
+    def _remove(self, name: str, *, forget: bool = True) -> None:
+        """Hang up on a VM's peers. Unless it is to be forgotten, its sockets stay for the next broker to find."""
         seat = self._seats.pop(name)
         for side, listener in seat.listeners.items():
             self._loop.remove_reader(listener.fileno())
             listener.close()
-            self._config.vhost_socket(side, name).unlink(missing_ok=True)
+            if forget:
+                self._config.vhost_socket(side, name).unlink(missing_ok=True)
         seat.vm.close()
 
     def _accept(self, seat: _Seat, side: Side) -> None:
@@ -285,7 +306,7 @@ class Broker:
 
     def close(self) -> None:
         for name in list(self._seats):
-            self._remove(name)
+            self._remove(name, forget=not self._serving)
         self._processes.close()
 
 
@@ -329,7 +350,7 @@ def serve(config: Config, system: System) -> None:
         pid_file.write_text(f"{os.getpid()}\n")
 
         async def main() -> None:
-            await Broker(config, asyncio.get_running_loop(), read_home(config)).run()
+            await Broker(config, system, asyncio.get_running_loop(), read_home(config)).run()
 
         try:
             asyncio.run(main())

@@ -99,6 +99,7 @@ class Mover:
         if not done:
             new.expect_fence(lambda: None)
             vm.sync(new.side)
+            vm.guarded(new, lambda: new.fence(lambda: None))  # not quiet, so not armed again, while it may be there
             raise BrokerError(f"vm {vm.name}: switch {new.side} did not answer within {self._fence_s * 1e3:g} ms")
 
     def _after(self, result: Swap, old: Link | None, new: Link, parking: Mapping[int, RingAddress]) -> None:

@@ -2,7 +2,8 @@
 
 ``holder`` is the only side whose back end may have the guest's ring addresses. It passes from one side to the other
 only through ``None``, and to ``None`` only with a proof that the holder's back end no longer touches the rings. Two
-holders cannot be written down.
+holders cannot be written down. ``suspects`` are sides that may still be on the rings from the time of an earlier
+broker: nobody else is given them before each is proven off.
 """
 
 from __future__ import annotations
@@ -46,13 +47,19 @@ class Certainty(enum.StrEnum):
 class Ownership:
     holder: Side | None = None
     certainty: Certainty = Certainty.NOBODY
+    suspects: frozenset[Side] = frozenset()
+
+    def free_for(self, side: Side) -> bool:
+        """Whether ``side`` may be given the rings now."""
+        return self.holder in (None, side) and self.suspects <= {side}
 
     def grant(self, side: Side) -> Ownership:
         """About to send the guest's addresses to ``side``. Raises StateUnknown while the other side may have them."""
-        if self.holder not in (None, side):
+        if not self.free_for(side):
+            other = side.other
             raise StateUnknown(
-                f"side {self.holder} may still use the rings ({self.certainty}); side {side} must not have them",
-                hint=f"if the process of side {self.holder} hangs, end it: its death proves the rings free",
+                f"side {other} may still use the rings ({self.certainty}); side {side} must not have them",
+                hint=f"if the process of side {other} hangs, end it: its death proves the rings free",
             )
         return Ownership(side, Certainty.TAKING)
 
@@ -68,5 +75,8 @@ class Ownership:
         return replace(self, certainty=Certainty.CUT) if self.holder is side else self
 
     def released(self, side: Side, proof: Proof) -> Ownership:
-        """``side`` is off the rings, and ``proof`` says why. No change if it was not the holder."""
-        return Ownership() if self.holder is side and proof in Proof else self
+        """``side`` is off the rings, and ``proof`` says why."""
+        if proof not in Proof:
+            return self
+        suspects = self.suspects - {side}
+        return Ownership(suspects=suspects) if self.holder is side else replace(self, suspects=suspects)

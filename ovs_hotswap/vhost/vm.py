@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from ovs_hotswap.errors import BrokerError, ProtocolError
 from ovs_hotswap.model import Side
@@ -35,7 +36,9 @@ _FRAMES_PER_TURN = 64
 class Vm:
     """``home`` is the side that served the VM last: it is preferred while nobody holds the rings.
 
-    ``scratch`` is memory of the VM's own (``memory.make_scratch``), which this object closes in the end.
+    ``scratch`` is memory of the VM's own (``memory.make_scratch``), which this object closes in the end. ``withheld``
+    are feature bits that QEMU is not offered though the switches have them. ``suspects`` are the processes of switches
+    that may be on the rings from the time of an earlier broker.
     """
 
     def __init__(
@@ -45,11 +48,14 @@ class Vm:
         processes: Processes,
         scratch: Descriptor,
         home: Side | None = None,
+        withheld: int = 0,
+        suspects: Mapping[Side, int] | None = None,
     ) -> None:
         self.name = name
         self.home = home
         self.state = GuestState()
-        self.ownership = Ownership()
+        self._suspects = dict(suspects or {})
+        self.ownership = Ownership(suspects=frozenset(self._suspects))
         self.links: dict[Side, Link] = {}
         self.park_wanted: set[Side] = set()
         self.qemu: Channel | None = None
@@ -57,6 +63,7 @@ class Vm:
         self.moves = 0
         self.last_swap: Swap | None = None
         self.last_error: str | None = None
+        self._withheld = withheld
         self._loop = loop
         self._processes = processes
         self.scratch = scratch
@@ -73,8 +80,9 @@ class Vm:
         before = self.links.get(side)
         if before is not None and (self.ownership.holder is not side or before.channel.hung_up):
             self.drop_link(side, "the switch opened another connection")
-        if self.ownership.holder is side and (side in self.links or link.pid != self._cut_pid):
-            holder = before.pid if before is not None else self._cut_pid
+        suspect = self._suspects[side] if side in self.ownership.suspects else link.pid
+        if link.pid != suspect or (self.ownership.holder is side and (side in self.links or link.pid != self._cut_pid)):
+            holder = suspect if link.pid != suspect else before.pid if before is not None else self._cut_pid
             self.note(f"switch {side}: process {link.pid} refused: process {holder} may hold the rings")
             link.close()
             return
@@ -138,6 +146,10 @@ class Vm:
         for side, link in list(self.links.items()):
             if link.pid == pid:
                 self.drop_link(side, f"process {pid} ended")
+        for side, suspect in self._suspects.items():
+            if suspect == pid and side in self.ownership.suspects:
+                self.ownership = self.ownership.released(side, Proof.DEAD)
+                self.assign()
         holder = self.ownership.holder
         if holder is not None and self.ownership.certainty is Certainty.CUT and self._cut_pid == pid:
             self.ownership = self.ownership.released(holder, Proof.DEAD)
@@ -173,6 +185,8 @@ class Vm:
         home = self.home
         for side in (home, *Side):
             if side is None or side not in self.links or self.links[side].offer is None or self._lacks(side):
+                continue
+            if not self.ownership.free_for(side):
                 continue
             if home is None or side is home or side in self.park_wanted or self._lacks(home):
                 self._grant(side)
@@ -248,7 +262,8 @@ class Vm:
         offered = offers[0]
         for other in offers[1:]:
             offered = offered.common(other)
-        self.qemu, self.offered = Channel(connection), offered
+        self.qemu = Channel(connection)
+        self.offered = replace(offered, features=offered.features & ~self._withheld)
         self._loop.add_reader(connection.fileno(), self._read_qemu)
         log.info("vm %s: QEMU connected, process %d", self.name, self.qemu.peer_pid)
         self.assign()
