@@ -181,6 +181,11 @@ class Config(Strict):
         return self.run_dir / "broker.sock"
 
     @property
+    def successor_socket(self) -> Path:
+        """Where a running broker waits for its successor (mode 0600)."""
+        return self.run_dir / "successor.sock"
+
+    @property
     def active_file(self) -> Path:
         """Holds the name of the side that is active; written when an upgrade commits."""
         return self.run_dir / "active"

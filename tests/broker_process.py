@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
@@ -21,7 +22,8 @@ from ovs_hotswap.vhost.control import BrokerClient
 _SERVE = (
     "import logging, sys; from pathlib import Path; from ovs_hotswap.config import load_config;"
     "from ovs_hotswap.system import System; from ovs_hotswap.vhost.broker import serve;"
-    "logging.basicConfig(level=logging.INFO); serve(load_config(Path(sys.argv[1])), System())"
+    "logging.basicConfig(level=logging.INFO);"
+    "serve(load_config(Path(sys.argv[1])), System(), take_over=len(sys.argv) > 2)"
 )
 
 
@@ -114,6 +116,25 @@ class BrokerProcess:
             return
         if status != 0 or "Traceback" in text or left:
             raise AssertionError(f"broker ended with status {status}, left {left}:\n{text}")
+
+    def succeed(self) -> None:
+        """Have a new process take over; the old one has ended when this returns."""
+        old = self._child
+        assert old is not None
+        with self.log.open("ab") as out:
+            self._child = subprocess.Popen(
+                [sys.executable, "-c", _SERVE, str(self._config_path), "take-over"],
+                stdout=out, stderr=out, cwd=Path(__file__).parent.parent,
+            )  # fmt: skip
+        assert old.wait(20) == 0, self.log.read_text()
+        end = time.monotonic() + 10
+        while True:
+            with contextlib.suppress(BrokerError), self.client() as client:
+                if client.status()["pid"] == self._child.pid:
+                    return
+            assert self._child.poll() is None, self.log.read_text()
+            assert time.monotonic() < end
+            time.sleep(0.01)
 
     def client(self, timeout: float = 30.0) -> BrokerClient:
         return BrokerClient(self.config.broker_socket, timeout)

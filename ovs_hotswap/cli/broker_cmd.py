@@ -23,8 +23,9 @@ def broker() -> None:
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
+@click.option("--take-over", is_flag=True, help="Succeed the broker that runs; no VM notices.")
 @pass_app
-def run(app: App, log_level: str) -> None:
+def run(app: App, log_level: str, take_over: bool) -> None:
     """Run the broker in the foreground until SIGTERM; SIGHUP reads the overlay intent again.
 
     It listens on the control socket `broker.sock` in run_dir (mode 0660).
@@ -40,7 +41,7 @@ def run(app: App, log_level: str) -> None:
         level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     app.config.run_dir.mkdir(parents=True, exist_ok=True)
-    serve(app.config, app.system)
+    serve(app.config, app.system, take_over=take_over)
 
 
 @broker.command()
@@ -57,6 +58,24 @@ def start(app: App) -> None:
     from ovs_hotswap.vhost.service import start_broker
 
     _show(app, start_broker(app.config, app.system, app.config_path, _START_S))
+
+
+@broker.command(name="take-over")
+@pass_app
+def take_over(app: App) -> None:
+    """Replace the running broker by a new process in the background, such as one of a newer version.
+
+    Every connection is handed over as it is: no VM notices, and no packet waits. If the new broker does not become
+    ready, the old one goes on.
+    With --json: {"pid", "version", "vms", "uptime_s", "home"}.
+
+    \b
+    Example:
+      ovs-hotswap broker take-over
+    """
+    from ovs_hotswap.vhost.service import replace_broker
+
+    _show(app, replace_broker(app.config, app.system, app.config_path, _START_S))
 
 
 @broker.command()

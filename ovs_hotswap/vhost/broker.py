@@ -15,23 +15,25 @@ import os
 import resource
 import signal
 import socket
+import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ovs_hotswap import __version__
 from ovs_hotswap.config import Config
-from ovs_hotswap.errors import BrokerError, ConfigError, HotswapError
+from ovs_hotswap.errors import BrokerError, BusyError, ConfigError, HotswapError
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import load_intent
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.system import System
-from ovs_hotswap.vhost import control
+from ovs_hotswap.vhost import control, succession
 from ovs_hotswap.vhost.memory import make_scratch
 from ovs_hotswap.vhost.move import Mover
 from ovs_hotswap.vhost.processes import Processes
 from ovs_hotswap.vhost.report import vm_document
+from ovs_hotswap.vhost.succession import Inherited
 from ovs_hotswap.vhost.vm import Vm
 
 log = logging.getLogger(__name__)
@@ -54,6 +56,21 @@ class _Seat:
         self.retry_at = 0.0
         self.delay = _RETRY_S
 
+    @property
+    def settled(self) -> bool:
+        return self.vm.settled and not self.mover.busy
+
+    def pause(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take nothing more from anybody."""
+        for listener in self.listeners.values():
+            loop.remove_reader(listener.fileno())
+        self.vm.pause()
+
+    def go_on(self, loop: asyncio.AbstractEventLoop, accept: Callable[[_Seat, Side], None]) -> None:
+        for side, listener in self.listeners.items():
+            loop.add_reader(listener.fileno(), accept, self, side)
+        self.vm.go_on()
+
 
 class Broker:
     """The VMs of one host. ``run`` serves until ``stop``."""
@@ -61,7 +78,10 @@ class Broker:
     def __init__(self, config: Config, system: System, loop: asyncio.AbstractEventLoop, home: Side | None) -> None:
         self._config = config
         self._system = system
-        self._serving = False
+        self._serving = self._succeeded = False
+        self._control: socket.socket
+        self._successors: socket.socket
+        self._succession: asyncio.Task[None] | None = None
         self._loop = loop
         self._home = home
         self._seats: dict[str, _Seat] = {}
@@ -73,13 +93,31 @@ class Broker:
             "move": self._move, "undelivered": self._undelivered, "reload": self._reload, "stop": self._stop,
         }  # fmt: skip
 
-    async def run(self) -> None:
-        """Serve. Raises ConfigError if the overlay intent cannot be read, BrokerError if a socket cannot be made."""
+    async def run(self, inherited: Inherited | None = None) -> None:
+        """Serve, from where another broker left off or anew. Raises ConfigError if the overlay intent cannot be read,
+        BrokerError if a socket cannot be made."""
         try:
-            self.load()
-            await self._run(await self._serve())
+            if inherited is None:
+                self.load()
+            else:
+                self._inherit(inherited)
+            await self._run(await self._serve(inherited))
         finally:
             self.close()
+
+    def _inherit(self, inherited: Inherited) -> None:
+        for name, (given, listeners) in inherited.vms.items():
+            for link in given.links.values():
+                self._processes.track(link.pid)
+            for pid in (*given.suspects.values(), *([given.cut_pid] if given.cut_pid else [])):
+                self._processes.track(pid)
+            vm = Vm(name, self._loop, self._processes, given.scratch, self._home, self._config.broker.withheld)
+            succession.restore(vm, given)
+            self._seat_vm(vm, listeners)
+        for seat in self._seats.values():
+            seat.vm.go_on()
+            seat.vm.assign()
+        self._reload_logged()
 
     async def _run(self, server: asyncio.AbstractServer) -> None:
         self._serving = True
@@ -90,12 +128,46 @@ class Broker:
         gc.freeze()
         log.info("broker %s serves %d VMs on %s", __version__, len(self._seats), self._config.broker_socket)
         connector = self._loop.create_task(self._connect_qemus())
+        self._successors = _listen(self._config.successor_socket)
+        self._loop.add_reader(self._successors.fileno(), self._successor_came)
         try:
             await self._stopping.wait()
         finally:
             connector.cancel()
             server.close()
-            self._config.broker_socket.unlink(missing_ok=True)
+            if not self._succeeded:
+                self._config.broker_socket.unlink(missing_ok=True)
+                self._config.successor_socket.unlink(missing_ok=True)
+
+    def _successor_came(self) -> None:
+        try:
+            connection, _ = self._successors.accept()
+        except OSError as error:
+            log.warning("successor: accept: %s", error)
+            return
+        if self._succession is not None and not self._succession.done():
+            connection.close()
+            return
+        self._succession = self._loop.create_task(self._hand_over(connection))
+
+    async def _hand_over(self, connection: socket.socket) -> None:
+        """Give everything to a successor, or go on if it does not become ready."""
+        seats = [self._seats[name] for name in sorted(self._seats)]
+        with connection:
+            try:
+                unsettled = "VMs are not settled: messages are under way"
+                await self._until(lambda: all(seat.settled for seat in seats), succession.TIMEOUT_S, unsettled)
+                for seat in seats:
+                    seat.pause(self._loop)
+                connection.setblocking(True)
+                succession.hand_over(connection, self._control, [(seat.vm, seat.listeners) for seat in seats])
+            except HotswapError as error:
+                log.error("a successor could not take over: %s", error.message)
+                for seat in seats:
+                    seat.go_on(self._loop, self._accept)
+                return
+        self._succeeded = True
+        self._stopping.set()
 
     def load(self) -> None:
         """Make the VMs those of the overlay intent. A faulty intent changes nothing."""
@@ -119,10 +191,12 @@ class Broker:
                 listener.close()
             raise
         vm = Vm(name, self._loop, self._processes, make_scratch(), self._home, self._config.broker.withheld, suspects)
-        mover = Mover(vm, self._loop, self._config.broker.fence_ms / 1e3)
-        self._seats[name] = _Seat(vm, mover, listeners)
-        for side in Side:
-            self._loop.add_reader(listeners[side].fileno(), self._accept, self._seats[name], side)
+        self._seat_vm(vm, listeners)
+
+    def _seat_vm(self, vm: Vm, listeners: dict[Side, socket.socket]) -> None:
+        seat = self._seats[vm.name] = _Seat(vm, Mover(vm, self._loop, self._config.broker.fence_ms / 1e3), listeners)
+        for side, listener in listeners.items():
+            self._loop.add_reader(listener.fileno(), self._accept, seat, side)
 
     def _suspects(self, name: str) -> dict[Side, int]:
         """Switches that an earlier broker may have given the VM's rings: their processes live, and that broker left
@@ -192,15 +266,18 @@ class Broker:
 
     # -- control -----------------------------------------------------------------------------------------------
 
-    async def _serve(self) -> asyncio.AbstractServer:
+    async def _serve(self, inherited: Inherited | None) -> asyncio.AbstractServer:
         path = self._config.broker_socket
-        listener = _listen(path, mode=0o660)
+        listener = _listen(path, mode=0o660) if inherited is None else inherited.control
+        self._control = listener
         if self._config.broker.group is not None:
             try:
                 os.chown(path, -1, grp.getgrnam(self._config.broker.group).gr_gid)
             except KeyError as error:
                 raise BrokerError(f"broker.group: no group {self._config.broker.group!r} on this host") from error
-        return await asyncio.start_unix_server(self._client, sock=listener, limit=control.LINE_LIMIT)
+        # From 3.13 on asyncio would remove the socket of a server that it closes: a successor still listens on it.
+        keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+        return await asyncio.start_unix_server(self._client, sock=listener, limit=control.LINE_LIMIT, **keep)
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # Cancelled when the broker ends: asyncio's streams would log that as an error (cpython issue 110894).
@@ -305,6 +382,7 @@ class Broker:
         self._loop.call_later(0.05, self._stopping.set)
 
     def close(self) -> None:
+        """Hang up on everybody; after a succession, only let go of what the successor has too."""
         for name in list(self._seats):
             self._remove(name, forget=not self._serving)
         self._processes.close()
@@ -340,19 +418,42 @@ def read_home(config: Config) -> Side | None:
         return None
 
 
-def serve(config: Config, system: System) -> None:
-    """Run a broker in this process until it is told to stop. Raises BusyError if one runs already."""
+def serve(config: Config, system: System, *, take_over: bool = False) -> None:
+    """Run a broker in this process until it is told to stop, or succeeded.
+
+    With ``take_over`` it succeeds the one that runs. Raises BusyError if one runs already, BrokerError or StateUnknown
+    if it could not be succeeded; that one then goes on.
+    """
     # Some ten descriptors a VM and two more a ring: the usual soft limit of 1024 is meant for users of select(2).
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with system.lock(config.run_dir / "broker.lock", "a broker"):
+    inherited = succession.take_over(config) if take_over else None
+    with _lock(config, system, patient=take_over):
         pid_file = config.run_dir / "broker.pid"
         pid_file.write_text(f"{os.getpid()}\n")
 
         async def main() -> None:
-            await Broker(config, system, asyncio.get_running_loop(), read_home(config)).run()
+            await Broker(config, system, asyncio.get_running_loop(), read_home(config)).run(inherited)
 
         try:
             asyncio.run(main())
         finally:
-            pid_file.unlink(missing_ok=True)
+            if pid_file.read_text() == f"{os.getpid()}\n":
+                pid_file.unlink()
+
+
+@contextlib.contextmanager
+def _lock(config: Config, system: System, *, patient: bool) -> Iterator[None]:
+    """The lock of the one broker. Who was just succeeded may hold it for a moment more."""
+    path = config.run_dir / "broker.lock"
+    end = time.monotonic() + (succession.TIMEOUT_S if patient else 0.0)
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(system.lock(path, "a broker"))
+                break
+            except BusyError:
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(_TICK_S)
+        yield

@@ -65,6 +65,10 @@ class Channel:
     def fileno(self) -> int:
         return self._socket.fileno()
 
+    def duplicate(self) -> OwnedFd:
+        """Another descriptor of the same connection."""
+        return OwnedFd(os.dup(self._socket.fileno()))
+
     def receive(self) -> Frame | None:
         """The next frame, or ``None`` if it is not whole yet. Its descriptors are the caller's.
 
@@ -77,7 +81,7 @@ class Channel:
                 )
             except BlockingIOError:
                 return None
-            descriptors = _adopt(ancillary)
+            descriptors = adopt(ancillary)
             if flags & socket.MSG_CTRUNC:
                 _close(descriptors)
                 raise ProtocolError("ancillary data was cut off: too many descriptors in one message")
@@ -182,7 +186,7 @@ def _wait(sock: socket.socket, event: int, deadline: float) -> bool:
     return left > 0 and bool(poller.poll(max(1, int(left * 1000))))
 
 
-def _adopt(ancillary: list[tuple[int, int, bytes]]) -> list[OwnedFd]:
+def adopt(ancillary: list[tuple[int, int, bytes]]) -> list[OwnedFd]:
     """Own every received descriptor before anything else can fail."""
     descriptors = []
     for level, kind, data in ancillary:

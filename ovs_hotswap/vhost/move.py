@@ -37,6 +37,11 @@ class Mover:
         self._fence_s = fence_s
         self._settled: asyncio.Future[list[Caught]] | None = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether a move is still settling, or its undelivered frames have not been fetched."""
+        return self._settled is not None
+
     def why_not(self, to: Side) -> str | None:
         """Why ``swap_to`` cannot run at this moment, or ``None``."""
         vm = self._vm

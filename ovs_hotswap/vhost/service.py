@@ -36,6 +36,30 @@ def start_broker(config: Config, system: System, config_path: Path, timeout: flo
         system.sleep(_POLL_S)
 
 
+def replace_broker(config: Config, system: System, config_path: Path, timeout: float) -> dict[str, Any]:
+    """Have a new process succeed the broker that runs, and return its status. Raises BrokerError; the old one then goes
+    on."""
+    log = config.run_dir / "broker.log"
+    pid = system.spawn(
+        [sys.executable, "-m", "ovs_hotswap", "--config", str(config_path), "broker", "run", "--take-over"], log=log
+    )
+    end = system.monotonic() + timeout
+    while system.alive(pid):
+        try:
+            with BrokerClient(config.broker_socket) as client:
+                status = client.status()
+                if status["pid"] == pid:
+                    return status
+        except BrokerError:
+            pass
+        if system.monotonic() >= end:
+            raise BrokerError(
+                f"the new broker, process {pid}, has not taken over after {timeout:g} s", hint=f"see {log}"
+            )
+        system.sleep(_POLL_S)
+    raise BrokerError(f"the new broker ended: {_last_line(log)}", hint=f"see {log}")
+
+
 def stop_broker(config: Config, system: System) -> bool:
     """End the broker; return whether there was one. Raises CommandError if it does not die."""
     pid = system.read_pid(config.run_dir / "broker.pid")

@@ -54,8 +54,8 @@ class Vm:
         self.name = name
         self.home = home
         self.state = GuestState()
-        self._suspects = dict(suspects or {})
-        self.ownership = Ownership(suspects=frozenset(self._suspects))
+        self.suspects = dict(suspects or {})
+        self.ownership = Ownership(suspects=frozenset(self.suspects))
         self.links: dict[Side, Link] = {}
         self.park_wanted: set[Side] = set()
         self.qemu: Channel | None = None
@@ -70,7 +70,7 @@ class Vm:
         self._scratch = scratch_region(scratch)
         self._owed: Callable[[], None] | None = None
         self._owed_ring: int | None = None
-        self._cut_pid = 0
+        self.cut_pid = 0
 
     # -- switches ----------------------------------------------------------------------------------------------
 
@@ -80,9 +80,9 @@ class Vm:
         before = self.links.get(side)
         if before is not None and (self.ownership.holder is not side or before.channel.hung_up):
             self.drop_link(side, "the switch opened another connection")
-        suspect = self._suspects[side] if side in self.ownership.suspects else link.pid
-        if link.pid != suspect or (self.ownership.holder is side and (side in self.links or link.pid != self._cut_pid)):
-            holder = suspect if link.pid != suspect else before.pid if before is not None else self._cut_pid
+        suspect = self.suspects[side] if side in self.ownership.suspects else link.pid
+        if link.pid != suspect or (self.ownership.holder is side and (side in self.links or link.pid != self.cut_pid)):
+            holder = suspect if link.pid != suspect else before.pid if before is not None else self.cut_pid
             self.note(f"switch {side}: process {link.pid} refused: process {holder} may hold the rings")
             link.close()
             return
@@ -136,7 +136,7 @@ class Vm:
         self.note(f"switch {side}: {reason}")
         if self.ownership.holder is side:
             self.ownership = self.ownership.cut(side)
-            self._cut_pid = link.pid
+            self.cut_pid = link.pid
             self._pay()
             if self._processes.ended(link.pid):
                 self.process_ended(link.pid)
@@ -146,12 +146,12 @@ class Vm:
         for side, link in list(self.links.items()):
             if link.pid == pid:
                 self.drop_link(side, f"process {pid} ended")
-        for side, suspect in self._suspects.items():
+        for side, suspect in self.suspects.items():
             if suspect == pid and side in self.ownership.suspects:
                 self.ownership = self.ownership.released(side, Proof.DEAD)
                 self.assign()
         holder = self.ownership.holder
-        if holder is not None and self.ownership.certainty is Certainty.CUT and self._cut_pid == pid:
+        if holder is not None and self.ownership.certainty is Certainty.CUT and self.cut_pid == pid:
             self.ownership = self.ownership.released(holder, Proof.DEAD)
             self.assign()
 
@@ -433,6 +433,29 @@ class Vm:
     def _wake_guest(self) -> None:
         for delay in _REPEATS:
             self._loop.call_later(delay, lambda: handover.notify(self.calls()))
+
+    # -- succession --------------------------------------------------------------------------------------------
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is under way with anybody: no answer due, no message half read or written."""
+        links = self.links.values()
+        between = self.qemu is None or self.qemu.quiet
+        return between and not self.waiting and all(link.quiet and link.offer is not None for link in links)
+
+    def pause(self) -> None:
+        """Take nothing more from anybody, until ``go_on``."""
+        for link in self.links.values():
+            self._loop.remove_reader(link.channel.fileno())
+        if self.qemu is not None:
+            self._loop.remove_reader(self.qemu.fileno())
+
+    def go_on(self) -> None:
+        """Take from everybody (again)."""
+        for link in self.links.values():
+            self._loop.add_reader(link.channel.fileno(), self._read_link, link)
+        if self.qemu is not None and not self.waiting:
+            self._loop.add_reader(self.qemu.fileno(), self._read_qemu)
 
     # -- end ---------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ LAYERS = {
     "ovs_hotswap.vhost.session": CORE,
     "ovs_hotswap.vhost.replay": CORE,
     "ovs_hotswap.vhost.ownership": CORE,
+    "ovs_hotswap.vhost.snapshot": CORE,
     "ovs_hotswap.upgrade.plan": CORE,
     "ovs_hotswap.upgrade.records": CORE,
     "ovs_hotswap.upgrade.checks": CORE,

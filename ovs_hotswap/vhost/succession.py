@@ -1,0 +1,201 @@
+"""One broker is replaced by another process, perhaps of another version, and no VM notices.
+
+The successor connects to ``successor.sock``. The old broker waits until nothing is under way with any VM, stops
+reading, and sends every VM's state with its descriptors, the listening sockets included. The successor builds
+everything, answers *ready*, and only after the old one's *go* does it touch a connection; the old one ends then without
+another act. Until *go* the old broker can take up its work again, and does if the successor goes silent. What peers
+send meanwhile waits in their sockets. So at no time do two brokers act, and at no time is a connection closed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ovs_hotswap.config import Config
+from ovs_hotswap.errors import BrokerError, StateUnknown
+from ovs_hotswap.model import Side
+from ovs_hotswap.vhost.channel import Channel, OwnedFd, adopt
+from ovs_hotswap.vhost.link import Link
+from ovs_hotswap.vhost.snapshot import FORMAT, LinkParts, Table, VmParts, decode, encode
+from ovs_hotswap.vhost.vm import Vm
+
+_LENGTH = struct.Struct("<QI")  # bytes of the document, number of descriptors
+_PER_MESSAGE = 128  # descriptors; the kernel allows 253 (SCM_MAX_FD)
+_READY, _GO = b"R", b"G"
+TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """What a successor takes over: the control socket's listener and, for each VM, its state and its listeners."""
+
+    control: socket.socket
+    vms: dict[str, tuple[VmParts, dict[Side, socket.socket]]]
+
+
+def parts(vm: Vm) -> VmParts:
+    """The state of a VM that is settled and paused. Connections are duplicates, which the caller closes."""
+    links = {}
+    for side, link in vm.links.items():
+        assert link.offer is not None
+        links[side] = LinkParts(link.channel.duplicate(), link.pid, link.offer, link.told)
+    return VmParts(
+        name=vm.name, home=vm.home, state=vm.state, ownership=vm.ownership, scratch=vm.scratch,
+        qemu=None if vm.qemu is None else vm.qemu.duplicate(), offered=vm.offered, links=links,
+        park_wanted=frozenset(vm.park_wanted), suspects=vm.suspects, cut_pid=vm.cut_pid, moves=vm.moves,
+    )  # fmt: skip
+
+
+def restore(vm: Vm, given: VmParts) -> None:
+    """Make a fresh ``vm`` what ``given`` says, without touching a connection. It owns the descriptors from then on."""
+    vm.home, vm.state, vm.ownership, vm.offered = given.home, given.state, given.ownership, given.offered
+    vm.park_wanted, vm.suspects = set(given.park_wanted), dict(given.suspects)
+    vm.cut_pid, vm.moves = given.cut_pid, given.moves
+    vm.qemu = None if given.qemu is None else Channel(_socket(given.qemu))
+    for side, link in given.links.items():
+        made = Link(side, Channel(_socket(link.connection)))
+        made.pid, made.offer, made.told = link.pid, link.offer, link.told
+        vm.links[side] = made
+
+
+def _socket(descriptor: Any) -> socket.socket:
+    made = socket.socket(fileno=os.dup(descriptor.fileno()))
+    descriptor.close()
+    return made
+
+
+def hand_over(
+    connection: socket.socket, control: socket.socket, vms: Sequence[tuple[Vm, dict[Side, socket.socket]]]
+) -> None:
+    """The old broker's part, with every VM settled and paused. After it returns the old one must not act again.
+
+    Raises BrokerError if the successor did not become ready in time: the old broker is then still the broker.
+    """
+    table, duplicates = Table(), list[OwnedFd]()
+
+    def own(of: socket.socket) -> int:
+        duplicates.append(OwnedFd(os.dup(of.fileno())))
+        return table.add(duplicates[-1])
+
+    document: dict[str, Any] = {"format": FORMAT, "control": own(control), "vms": []}
+    given = [parts(vm) for vm, _ in vms]
+    try:
+        for (_, listeners), each in zip(vms, given, strict=True):
+            entry = encode(each, table)
+            document["vms"].append({"vm": entry, "listeners": {side: own(s) for side, s in listeners.items()}})
+        connection.settimeout(TIMEOUT_S)
+        try:
+            _send(connection, document, [descriptor.fileno() for descriptor in table.descriptors])
+            if connection.recv(1) != _READY:
+                raise BrokerError("the successor hung up before it was ready")
+            connection.sendall(_GO)
+        except OSError as error:
+            raise BrokerError(f"the successor did not become ready: {error or 'time-out'}") from error
+    finally:
+        for descriptor in duplicates:
+            descriptor.close()
+        for each in given:
+            for link in each.links.values():
+                link.connection.close()
+            if each.qemu is not None:
+                each.qemu.close()
+
+
+def _send(connection: socket.socket, document: dict[str, Any], fds: list[int]) -> None:
+    data = json.dumps(document).encode()
+    connection.sendall(_LENGTH.pack(len(data), len(fds)))
+    for start in range(0, len(fds), _PER_MESSAGE):
+        socket.send_fds(connection, [b"D"], fds[start : start + _PER_MESSAGE])
+    connection.sendall(data)
+
+
+def take_over(config: Config) -> Inherited:
+    """The successor's part: return once it is the broker. Raises BrokerError, StateUnknown; then the old one is."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with connection:
+        connection.settimeout(2 * TIMEOUT_S)
+        try:
+            connection.connect(str(config.successor_socket))
+            old = _watch(connection)
+            inherited = _receive(connection)
+            connection.sendall(_READY)
+            went = connection.recv(1) == _GO
+        except OSError as error:
+            raise BrokerError(f"{config.successor_socket}: {error or 'time-out'}: nothing was taken over",
+                              hint="`ovs-hotswap broker status`, `ovs-hotswap broker start`") from error  # fmt: skip
+        with old:
+            if not went and not old.ended(TIMEOUT_S):
+                raise BrokerError("the old broker did not let go: it goes on")
+    return inherited
+
+
+class _Old:
+    """The old broker's process."""
+
+    def __init__(self, pidfd: OwnedFd) -> None:
+        self._pidfd = pidfd
+
+    def __enter__(self) -> _Old:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pidfd.close()
+
+    def ended(self, timeout_s: float) -> bool:
+        poller = select.poll()
+        poller.register(self._pidfd.fileno(), select.POLLIN)
+        return bool(poller.poll(int(timeout_s * 1000)))
+
+
+def _watch(connection: socket.socket) -> _Old:
+    pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return _Old(OwnedFd(os.pidfd_open(pid)))
+
+
+def _receive(connection: socket.socket) -> Inherited:
+    received: list[OwnedFd] = []
+    try:
+        length, count = _LENGTH.unpack(_exactly(connection, _LENGTH.size))
+        while len(received) < count:
+            _, ancillary, flags, _ = connection.recvmsg(1, socket.CMSG_SPACE(4 * 253), socket.MSG_CMSG_CLOEXEC)
+            more = adopt(ancillary)
+            received += more
+            if flags & socket.MSG_CTRUNC or not more:
+                raise StateUnknown("descriptors were cut off on their way from the old broker")
+        document = json.loads(_exactly(connection, length))
+        if document.get("format") != FORMAT:
+            raise StateUnknown(f"the old broker hands over format {document.get('format')}, this one knows {FORMAT}")
+        return _inherited(document, received)
+    except BaseException:
+        for descriptor in received:
+            descriptor.close()
+        raise
+
+
+def _inherited(document: dict[str, Any], received: Sequence[OwnedFd]) -> Inherited:
+    try:
+        vms = {}
+        for entry in document["vms"]:
+            given = decode(entry["vm"], received)
+            listeners = {Side(side): _socket(received[index]) for side, index in entry["listeners"].items()}
+            vms[given.name] = (given, listeners)
+        return Inherited(_socket(received[document["control"]]), vms)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise StateUnknown(f"the old broker's state cannot be read: {error}") from error
+
+
+def _exactly(connection: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        more = connection.recv(min(size - len(data), 1 << 20))
+        if not more:
+            raise StateUnknown("the old broker hung up")
+        data += more
+    return bytes(data)

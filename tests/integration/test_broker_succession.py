@@ -1,0 +1,127 @@
+"""A broker is replaced by another process under running VMs, and no VM notices."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Callable
+
+import pytest
+
+from ovs_hotswap.model import Side
+from ovs_hotswap.vhost import succession
+from tests.broker_bed import PACKETS, Bed, MakeBed
+from tests.vhost_qemu import FakeQemu, Traffic
+
+TIMES = 20
+
+
+def descriptors(bed: Bed) -> int:
+    return len(os.listdir(f"/proc/{bed.broker.pid}/fd"))
+
+
+def running(bed: Bed) -> FakeQemu:
+    """A VM on side a, parked on side b."""
+    bed.switch(Side.A)
+    bed.switch(Side.B)
+    vm = bed.qemu()
+    bed.wait_owner(Side.A)
+    bed.client.park("vm0", Side.B)
+    return vm
+
+
+def test_twenty_successions_lose_nothing(make_bed: MakeBed) -> None:
+    bed = make_bed()
+    vm = running(bed)
+    before = [bed.client.vm("vm0")["switches"][side]["pid"] for side in Side]
+    counts = []
+    with Traffic([vm], PACKETS):
+        for number in range(TIMES):
+            bed.broker.succeed()
+            counts.append(descriptors(bed))
+            found = bed.client.vm("vm0")
+            assert (found["owner"], found["certainty"]) == ("a" if number % 2 == 0 else "b", "owns")
+            assert [found["switches"][side]["pid"] for side in Side] == before
+            bed.client.move("vm0", Side.B if number % 2 == 0 else Side.A)
+            bed.client.undelivered("vm0")
+    assert max(counts) - min(counts) <= 1
+    bed.ends_well((0, vm))
+
+
+def test_no_connection_is_closed(make_bed: MakeBed) -> None:
+    bed = make_bed()
+    vm = running(bed)
+    bed.broker.succeed()
+    text = bed.broker.log.read_text()
+    assert text.count("QEMU connected") == 1
+    assert text.count("switch a connected") == text.count("switch b connected") == 1
+    bed.ends_well((0, vm))
+
+
+def test_a_guest_reboots_after_a_succession(make_bed: MakeBed) -> None:
+    bed = make_bed()
+    vm = running(bed)
+    bed.broker.succeed()
+    vm.reboot()
+    bed.wait(lambda: bool(bed.client.vm("vm0")["switches"]["b"]["parked"]), "parked again")
+    bed.client.move("vm0", Side.B)
+    bed.ends_well((0, vm))
+
+
+def test_the_successor_knows_who_must_not_be_trusted(make_bed: MakeBed) -> None:
+    """The owner's connection closed while its process lives: the successor gives the rings to nobody else either."""
+    bed = make_bed()
+    a = bed.switch(Side.A, reconnect_s=3600)
+    bed.switch(Side.B)
+    vm = bed.qemu()
+    bed.wait_owner(Side.A)
+    bed.client.park("vm0", Side.B)
+    a.hang_up(0)
+    bed.wait(lambda: bed.client.vm("vm0")["certainty"] == "cut", "cut")
+    bed.broker.succeed()
+    found = bed.client.vm("vm0")
+    assert (found["owner"], found["certainty"]) == ("a", "cut")
+    a.kill()
+    bed.wait_owner(Side.B)
+    bed.ends_well((0, vm), doubled=1)
+
+
+def hang_up(connection: socket.socket) -> None:
+    connection.close()
+
+
+def say_nonsense(connection: socket.socket) -> None:
+    connection.sendall(b"X")
+
+
+def read_and_leave(connection: socket.socket) -> None:
+    length, _ = struct.unpack("<QI", connection.recv(12))
+    assert length > 0
+    connection.close()
+
+
+@pytest.mark.parametrize("act", [hang_up, say_nonsense, read_and_leave])
+def test_a_successor_that_fails_leaves_the_old_broker_at_work(
+    make_bed: MakeBed, act: Callable[[socket.socket], None]
+) -> None:
+    bed = make_bed()
+    vm = running(bed)
+    pid = bed.broker.pid
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(bed.broker.config.successor_socket))
+        act(connection)
+        bed.wait(lambda: "could not take over" in bed.broker.log.read_text(), "refusal", 10.0)
+    assert bed.client.status()["pid"] == pid
+    bed.client.move("vm0", Side.B)
+    bed.ends_well((0, vm))
+
+
+def test_a_silent_successor_is_not_waited_for_long(make_bed: MakeBed) -> None:
+    bed = make_bed()
+    vm = running(bed)
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(bed.broker.config.successor_socket))
+        bed.wait(lambda: "could not take over" in bed.broker.log.read_text(), "refusal", succession.TIMEOUT_S + 10.0)
+    bed.client.move("vm0", Side.B)
+    bed.ends_well((0, vm))
