@@ -1,10 +1,11 @@
 #!/bin/sh
-# Remove what the set-up and the tools left in this directory, and put the huge pages back. Debian packages stay.
+# Remove what the set-up, the lab and the tools left, and put the huge pages back. Debian packages stay.
 set -eu
 cd "$(dirname "$0")/.."
 
 POOL=/sys/kernel/mm/hugepages/hugepages-2048kB
 STATE=.cache/setup
+RELEASES=/var/cache/ovs-hotswap # the trees that the lab's instances run (ovs_hotswap/lab/lab.py)
 
 say() { echo "clean: $*"; }
 fail() { echo "clean: error: $*" >&2; exit 1; }
@@ -13,6 +14,17 @@ same_boot() { [ -f "$1" ] && [ "$(sed -n 1p "$1")" = "$(cat /proc/sys/kernel/ran
 # A release tree in use has the host's /dev and the like mounted in it: never remove those.
 if awk '{ print $2 }' /proc/mounts | grep -qF "$(pwd)/.cache/"; then
     fail "something is mounted below .cache: end it first (ovs-hotswap lab down)"
+fi
+
+if [ -d $RELEASES ]; then
+    [ "$(id -u)" = 0 ] || fail "removing $RELEASES needs root: run it with sudo"
+    for process in /proc/[0-9]*; do
+        case "$(readlink "$process/root" 2>/dev/null)" in
+            $RELEASES/*) fail "process ${process#/proc/} runs in $RELEASES: end it first (ovs-hotswap lab down)" ;;
+        esac
+    done
+    rm -rf --one-file-system $RELEASES
+    say "removed $RELEASES"
 fi
 
 if same_boot "$STATE/hugepages"; then
