@@ -9,6 +9,7 @@ from ovs_hotswap.cli.upgrade_cmd import show_instances
 from ovs_hotswap.errors import BusyError, HotswapError
 from ovs_hotswap.model import Side
 from ovs_hotswap.upgrade.host import Host, activate_first
+from ovs_hotswap.upgrade.upgrade import Upgrader
 
 _side = click.argument("side", type=click.Choice([side.value for side in Side]))
 
@@ -54,7 +55,7 @@ def start(app: App, side: str, release: str) -> None:
     """
     host = Host(app.config, app.system)
     which = Side(side)
-    with app.system.lock(app.config.state_dir / "upgrade.lock", "an upgrade"):
+    with Upgrader(host).lock():
         wanted = host.releases.get(release)
         _ = host.intent
         host.instances[which].start(wanted)
@@ -84,7 +85,7 @@ def stop(app: App, side: str, force: bool) -> None:
     """
     host = Host(app.config, app.system)
     which = Side(side)
-    with app.system.lock(app.config.state_dir / "upgrade.lock", "an upgrade"):
+    with Upgrader(host).lock():
         if not force and host.running(which):
             _refuse_if_serving(host, which)
         host.instances[which].stop()

@@ -167,3 +167,40 @@ def diff(app: App, context: click.Context, side: str, form: str) -> None:
     if found:
         context.exit(DIFFERENT)
     app.output.line(f"instance {side}: as the intent ({form} form)")
+
+
+@overlay.command()
+@click.option("--dry-run", is_flag=True, help="Show what would change, change nothing.")
+@pass_app
+def apply(app: App, dry_run: bool) -> None:
+    """Bring the broker and every running instance to the overlay intent: VMs, ports, tunnels, flows.
+
+    Flow tables are replaced in one bundle; VMs that stay are not touched. Refused while an upgrade is unfinished.
+    With --json: {"applied", "sides": [side], "diff": {side: [line]}}, the lines as `overlay diff` prints them.
+
+    \b
+    Example:
+      ovs-hotswap overlay apply --dry-run
+      ovs-hotswap overlay apply
+    """
+    from ovs_hotswap.upgrade.host import Host
+    from ovs_hotswap.upgrade.upgrade import Upgrader
+
+    host = Host(app.config, app.system)
+    upgrader = Upgrader(host)
+    with upgrader.lock():
+        upgrader.refuse_if_unfinished()
+        sides = [side for side in Side if host.running(side)]
+        wanted = lines(render(app.intent, Form.FINAL))
+        changes = {str(side): host.openflow(side).diff(wanted) for side in sides}
+        if not dry_run:
+            host.broker.call("reload")  # first: it must listen before a port is added
+            for side in sides:
+                host.program(side)
+    app.output.document({"applied": not dry_run, "sides": sides, "diff": changes})
+    for name, changed in changes.items():
+        app.output.line(f"instance {name}: {len(changed)} flows {'would change' if dry_run else 'changed'}")
+        for text in changed if dry_run else ():
+            app.output.line(text)
+    if not sides:
+        app.output.line("no instance is running")

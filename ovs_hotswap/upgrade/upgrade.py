@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from ovs_hotswap import __version__
-from ovs_hotswap.errors import PrecheckFailed, StateUnknown
+from ovs_hotswap.errors import BusyError, PrecheckFailed, StateUnknown
 from ovs_hotswap.model import Finding, Side
 from ovs_hotswap.upgrade import gather
 from ovs_hotswap.upgrade.host import Host
@@ -59,7 +60,7 @@ class Upgrader:
         Raises PrecheckFailed with nothing changed, RolledBack with everything put back, PostcheckFailed if something
         failed after the commit, StateUnknown if it cannot be told.
         """
-        with self._lock():
+        with self.lock():
             self.host.releases.get(release)
             old = self.host.active()
             running = self.host.instances[old].status().release
@@ -76,12 +77,12 @@ class Upgrader:
 
     def resume(self, observe: Observe) -> Report:
         """Finish what was interrupted, in the direction it was going. Raises as ``upgrade``."""
-        with self._lock():
+        with self.lock():
             return self._execute(self._reopen(), observe, forward=True)
 
     def rollback(self, observe: Observe) -> Report:
         """Undo an unfinished upgrade, or upgrade back to the release that ran before the last one."""
-        with self._lock():
+        with self.lock():
             contents = self.journals.read()
             if contents is not None and contents.standing.phase in (Phase.FORWARD, Phase.BACK):
                 return self._execute(self._reopen(), observe, forward=False)
@@ -93,6 +94,11 @@ class Upgrader:
             if last is None or not last.committed:
                 raise PrecheckFailed("there is no upgrade to roll back", hint="`ovs-hotswap status`")
         return self.upgrade(last.previous, observe)
+
+    def refuse_if_unfinished(self) -> None:
+        """Raises BusyError if an upgrade was interrupted and is not finished."""
+        if self.unfinished() is not None:
+            raise BusyError("an upgrade is not finished", hint="`ovs-hotswap resume` or `ovs-hotswap rollback`")
 
     def unfinished(self) -> Contents | None:
         """The journal of an upgrade that was interrupted or is under way. Raises StateUnknown if it is damaged."""
@@ -107,7 +113,8 @@ class Upgrader:
                 return Report.of(contents.header, standing.phase is Phase.FINISHED, standing.facts)
         return None
 
-    def _lock(self) -> Any:
+    def lock(self) -> AbstractContextManager[None]:
+        """Held by whoever changes this host's instances. Raises BusyError on entry."""
         return self.host.system.lock(self.host.config.state_dir / "upgrade.lock", "an upgrade")
 
     def _reopen(self) -> Journal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -256,4 +257,28 @@ def test_status_names_an_unfinished_upgrade(bed: Lab, host: Host) -> None:
             System().run([*program[:-1], "upgrade", "--release", TREE_NAME])
     finally:
         Upgrader(host).rollback(nobody)
+    untouched(bed, host)
+
+
+def test_a_changed_overlay_is_applied_under_running_vms(bed: Lab, host: Host) -> None:
+    """A VM more, and one less again: the others lose nothing."""
+    program = [sys.executable, "-m", "ovs_hotswap", "--config", str(bed.config_path), "--json", "overlay", "apply"]
+    before, intent = bed.pings.mark(), bed.config.overlay.read_text()
+    more = '[[vm]]\nname = "later"\nofport = 99\nmac = "52:54:00:64:09:09"\nvni = 100\n'
+    try:
+        bed.config.overlay.write_text(f"{intent}\n{more}")
+        dry = json.loads(System().run([*program, "--dry-run"]).stdout)
+        assert not dry["applied"]
+        assert any("in_port=99" in line for line in dry["diff"]["a"])
+        assert "later" not in {vm["name"] for vm in host.broker.vms()}
+        assert json.loads(System().run(program).stdout)["sides"] == ["a"]
+        with host.instances[Side.A].database() as database:
+            assert database.interfaces()["later"].ofport == 99
+        assert host.broker.vm("later")["qemu"] is None
+    finally:
+        bed.config.overlay.write_text(intent)
+        System().run(program)
+    assert "later" not in {vm["name"] for vm in host.broker.vms()}
+    time.sleep(0.5)
+    assert sum(stats.lost for stats in bed.pings.between(before, bed.pings.mark())) == 0
     untouched(bed, host)
