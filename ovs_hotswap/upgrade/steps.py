@@ -228,6 +228,8 @@ class Park(ReversibleStep[Upgrade]):
                   lambda: f"instance {side} does not poll the queues of VM {', '.join(unpolled())}")  # fmt: skip
 
     def undo(self, context: Upgrade, run: Run) -> None:
+        if _gone(context):
+            return
         for vm in context.host.broker.vms():
             if vm["owner"] != context.new:
                 context.host.broker.unpark(vm["name"], context.new)
@@ -247,7 +249,8 @@ class SteerUplink(ReversibleStep[Upgrade]):
         context.host.uplink.steer(context.new)
 
     def undo(self, context: Upgrade, run: Run) -> None:
-        context.host.uplink.steer(context.old)
+        if not _gone(context):
+            context.host.uplink.steer(context.old)
 
 
 class MoveVms(ReversibleStep[Upgrade]):
@@ -261,7 +264,8 @@ class MoveVms(ReversibleStep[Upgrade]):
         run.remember(moves={**(earlier if isinstance(earlier, dict) else {}), **moves})
 
     def undo(self, context: Upgrade, run: Run) -> None:
-        move_all(context.host, context.old, run)
+        if not _gone(context):
+            move_all(context.host, context.old, run)
 
 
 def move_all(host: Host, to: Side, run: Run) -> dict[str, float]:
@@ -408,6 +412,11 @@ class Postcheck(Step[Upgrade]):
 
 def _runs(context: Upgrade, side: Side) -> bool:
     return context.host.instances[side].status().state is InstanceState.RUNNING
+
+
+def _gone(context: Upgrade) -> bool:
+    """Whether neither instance runs, as after a reboot: then nothing of the window is left to undo."""
+    return not _runs(context, context.old) and not _runs(context, context.new)
 
 
 def _done(done: bool) -> State:

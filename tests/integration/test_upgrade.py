@@ -25,7 +25,7 @@ from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.host import Host, activate_first
 from ovs_hotswap.upgrade.plan import Event, EventKind
 from ovs_hotswap.upgrade.upgrade import Upgrader
-from ovs_hotswap.vhost.service import start_broker
+from ovs_hotswap.vhost.service import start_broker, stop_broker
 
 GUESTS = 2
 TREE_NAME = "trixie"
@@ -33,6 +33,16 @@ TREE_NAME = "trixie"
 
 def nobody(_event: Event) -> None:
     """An observer that does not look."""
+
+
+def bring_up(lab: Lab, system: System) -> None:
+    """Start the broker and instance a, and wait for the guests' pings."""
+    host = Host(lab.config, system)
+    start_broker(lab.config, system, lab.config_path, 10.0)
+    host.instances[Side.A].start(host.releases.get("host"))
+    host.program(Side.A)
+    activate_first(host, Side.A)
+    lab.pings.wait_flowing(60.0)
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +54,8 @@ def bed(system: System, tree_release: Release) -> Iterator[Lab]:
         lab.up()
         shorter = lab.config_path.read_text().replace("soak_s = 2", "soak_s = 0.3")
         lab.config_path.write_text(shorter)
-        host = Host(lab.config, system)
         Releases(lab.config, system).add(TREE_NAME, from_directory=Path(str(tree_release.root)))
-        start_broker(lab.config, system, lab.config_path, 10.0)
-        host.instances[Side.A].start(host.releases.get("host"))
-        host.program(Side.A)
-        activate_first(host, Side.A)
-        lab.pings.wait_flowing(60.0)
+        bring_up(lab, system)
         yield lab
     finally:
         lab.down()
@@ -282,3 +287,20 @@ def test_a_changed_overlay_is_applied_under_running_vms(bed: Lab, host: Host) ->
     time.sleep(0.5)
     assert sum(stats.lost for stats in bed.pings.between(before, bed.pings.mark())) == 0
     untouched(bed, host)
+
+
+def test_after_a_reboot_there_is_nothing_left_to_undo(bed: Lab, host: Host, system: System) -> None:
+    """What a reboot leaves of an upgrade: its journal, and no process."""
+    killed_at(bed, "soak")
+    stop_broker(bed.config, system)
+    for side in Side:
+        host.instances[side].stop()
+    bed.config.active_file.unlink()
+    for guest in bed.guests:
+        bed.stop_guest(guest.name)
+    assert not Upgrader(host).rollback(nobody).committed
+    assert Upgrader(host).unfinished() is None
+    for guest in bed.guests:
+        bed.start_guest(guest.name)
+    bring_up(bed, system)
+    untouched(bed, Host(bed.config, system))
