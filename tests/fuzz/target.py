@@ -1,0 +1,79 @@
+"""What the fuzzer calls with each input, and the corpus test with each file."""
+
+from __future__ import annotations
+
+from ovs_hotswap.errors import ProtocolError
+from ovs_hotswap.vhost import wire
+from ovs_hotswap.vhost.replay import Role, Told, reconcile, scratch_region
+from ovs_hotswap.vhost.session import GuestState, Offer, receive
+
+OFFER = Offer(wire.CARRIED_FEATURES, wire.CARRIED_PROTOCOL_FEATURES, 8)
+
+
+class Counted:
+    """A descriptor that knows how often it was closed."""
+
+    serials = 0
+
+    def __init__(self) -> None:
+        Counted.serials += 1
+        self.serial = Counted.serials
+        self.closed = 0
+
+    def fileno(self) -> int:
+        return self.serial
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+SCRATCH = scratch_region(Counted())
+
+
+def one_input(data: bytes) -> None:
+    """Feed a session: each step is a byte (how many bytes to feed, and how many descriptors with them), then the bytes.
+
+    Raises AssertionError if a descriptor ends with other than one owner.
+    """
+    reader, state, told = wire.FrameReader(), GuestState(), Told()
+    made: list[Counted] = []
+    position = 0
+    try:
+        while position < len(data):
+            count = data[position] >> 5  # descriptors that come with this piece
+            size = min(max(1, data[position] & 31), reader.wanted)
+            piece, position = data[position + 1 : position + 1 + size], position + 1 + size
+            if not piece:
+                break
+            fresh = [Counted() for _ in range(count)]
+            made += fresh
+            frame = reader.feed(piece, fresh)
+            if frame is not None:
+                state, told = _message(frame, state, told)
+    except ProtocolError:
+        pass
+    finally:
+        reader.close()
+        for descriptor in state.descriptors():
+            descriptor.close()
+    assert all(descriptor.closed == 1 for descriptor in made), [each.closed for each in made]
+
+
+def _message(frame: wire.Frame, state: GuestState, told: Told) -> tuple[GuestState, Told]:
+    """As ``Vm._take`` does it: on an error the frame's descriptors are closed, else those that are surplus."""
+    try:
+        got = receive(state, wire.parse(frame), OFFER)
+    except ProtocolError:
+        for descriptor in frame.descriptors:
+            descriptor.close()
+        # The record is as before: the caller still owns what it holds.
+        return state, told
+    for descriptor in got.surplus:
+        descriptor.close()
+    for role in Role:
+        script, after = reconcile(told, got.state, role, SCRATCH, OFFER, lambda index: index)
+        again, _ = reconcile(after, got.state, role, SCRATCH, OFFER, lambda index: index)
+        assert not again, (role, script, again)
+        if role is Role.OWNER:
+            told = after
+    return got.state, told
