@@ -115,7 +115,8 @@ def test_debootstrap_that_fails_leaves_nothing(config: Config, releases: Release
 
 
 _ADD = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 from ovs_hotswap.config import Config
 from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.system import System
