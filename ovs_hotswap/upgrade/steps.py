@@ -24,7 +24,7 @@ _PORT_S = 15.0
 _POLLED_S = 20.0
 _SERVED_S = 2.0
 _SAMPLE_S = 0.2
-_BATCH = 16  # VMs that are moved before their undelivered frames, which take 20 ms to be known, are asked for
+_BATCH = 16  # VMs that are moved before their undelivered frames, which take 0.1 s to be known, are asked for
 
 
 @dataclass(frozen=True)

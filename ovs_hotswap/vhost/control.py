@@ -144,7 +144,7 @@ class BrokerClient:
 
     def undelivered(self, name: str) -> list[bytes]:
         """Frames that arrived while the VM moved and that neither side delivered: the caller gives them to the guest
-        through its new owner. Answers when late ones have been waited for, 20 ms after the move, and only once."""
+        through its new owner. Answers when late ones have been waited for, 0.1 s after the move, and only once."""
         return [bytes.fromhex(frame) for frame in self.call("undelivered", vm=name)["frames"]]
 
 
