@@ -247,3 +247,11 @@ def _allowed(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str
 def load_config(path: Path) -> Config:
     """Read the configuration. Raises ConfigError."""
     return load_toml(path, Config)
+
+
+def read_active(config: Config) -> Side | None:
+    """The side that was active when that was last recorded; ``None`` if it was not, or cannot be read."""
+    try:
+        return Side(config.active_file.read_text().strip())
+    except (FileNotFoundError, ValueError):
+        return None

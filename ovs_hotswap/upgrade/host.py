@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ovs_hotswap.config import Config
+from ovs_hotswap.config import Config, read_active
 from ovs_hotswap.errors import StateUnknown, SwitchError
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import Intent, load_intent
@@ -78,10 +78,7 @@ class Host:
     # -- which side is active ----------------------------------------------------------------------------------
 
     def recorded_active(self) -> Side | None:
-        try:
-            return Side(self.config.active_file.read_text().strip())
-        except (FileNotFoundError, ValueError):
-            return None
+        return read_active(self.config)
 
     def record_active(self, side: Side) -> None:
         self.config.run_dir.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ovs_hotswap import __version__
-from ovs_hotswap.config import Config
+from ovs_hotswap.config import Config, read_active
 from ovs_hotswap.errors import BrokerError, BusyError, ConfigError, HotswapError
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import load_intent
@@ -410,14 +410,6 @@ def _listen(path: Path, mode: int = 0o600) -> socket.socket:
     return listener
 
 
-def read_home(config: Config) -> Side | None:
-    """The side that was active when the state was last written, for VMs that nobody serves yet."""
-    try:
-        return Side(config.active_file.read_text().strip())
-    except (FileNotFoundError, ValueError):
-        return None
-
-
 def serve(config: Config, system: System, *, take_over: bool = False) -> None:
     """Run a broker in this process until it is told to stop, or succeeded.
 
@@ -433,7 +425,7 @@ def serve(config: Config, system: System, *, take_over: bool = False) -> None:
         pid_file.write_text(f"{os.getpid()}\n")
 
         async def main() -> None:
-            await Broker(config, system, asyncio.get_running_loop(), read_home(config)).run(inherited)
+            await Broker(config, system, asyncio.get_running_loop(), read_active(config)).run(inherited)
 
         try:
             asyncio.run(main())
