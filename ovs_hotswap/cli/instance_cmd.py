@@ -54,7 +54,7 @@ def start(app: App, side: str, release: str) -> None:
     """
     host = Host(app.config, app.system)
     which = Side(side)
-    with app.system.lock(app.config.state_dir / "upgrade.lock", "an upgrade"):
+    with host.lock():
         wanted = host.releases.get(release)
         _ = host.intent
         host.instances[which].start(wanted)
@@ -84,7 +84,7 @@ def stop(app: App, side: str, force: bool) -> None:
     """
     host = Host(app.config, app.system)
     which = Side(side)
-    with app.system.lock(app.config.state_dir / "upgrade.lock", "an upgrade"):
+    with host.lock():
         if not force and host.running(which):
             _refuse_if_serving(host, which)
         host.instances[which].stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,10 @@ class Host:
     def broker(self) -> BrokerClient:
         """Raises BrokerError if it does not run."""
         return BrokerClient(self.config.broker_socket, timeout=30.0)
+
+    def lock(self) -> AbstractContextManager[None]:
+        """For whoever starts, stops or programs instances. Raises BusyError if somebody does."""
+        return self.system.lock(self.config.state_dir / "upgrade.lock", "an upgrade, or work on an instance,")
 
     def openflow(self, side: Side) -> OpenFlow:
         return OpenFlow(self.system, self.instances[side].paths.bridge_mgmt)

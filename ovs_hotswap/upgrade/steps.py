@@ -11,17 +11,17 @@ from typing import Any
 
 from ovs_hotswap.errors import StateUnknown, SwitchError
 from ovs_hotswap.model import Finding, Severity, Side
-from ovs_hotswap.overlay.ports import PEER, UPLINK
+from ovs_hotswap.overlay.ports import PEER
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.switch.instance import State as InstanceState
-from ovs_hotswap.switch.pmd import pmd_rxqs, set_vhost_log_level, vhost_log_level
+from ovs_hotswap.switch.pmd import set_vhost_log_level, vhost_log_level
 from ovs_hotswap.upgrade import checks, gather, probe
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.plan import Plan, ReversibleStep, Run, State, Step
 from ovs_hotswap.upgrade.records import Facts
+from ovs_hotswap.upgrade.standby import await_ports, park
 
 _PORT_S = 15.0
-_POLLED_S = 20.0
 _SERVED_S = 2.0
 _SAMPLE_S = 0.2
 _BATCH = 16  # VMs that are moved before their undelivered frames, which take 20 ms to be known, are asked for
@@ -86,14 +86,7 @@ class Ports(Step[Upgrade]):
 
     def do(self, context: Upgrade, run: Run) -> None:
         host, side = context.host, context.new
-        host.wait(lambda: host.link_up(side, UPLINK), _PORT_S, lambda: f"instance {side}: the uplink is down")
-
-        def missing() -> list[str]:
-            return [vm["name"] for vm in host.broker.vms() if not vm["switches"][side]["connected"]]
-
-        host.wait(
-            lambda: not missing(), _PORT_S, lambda: f"instance {side} did not connect for VM {', '.join(missing())}"
-        )
+        await_ports(host, side)
         lacking = {vm["name"]: vm["switches"][side]["missing"] for vm in host.broker.vms()}
         faults = [f"VM {name} uses {', '.join(bits)}" for name, bits in lacking.items() if bits]
         if faults:
@@ -214,28 +207,16 @@ class Park(ReversibleStep[Upgrade]):
     def do(self, context: Upgrade, run: Run) -> None:
         host, side = context.host, context.new
         vms = host.broker.vms()
-        for number, vm in enumerate(vms, 1):
-            host.broker.park(vm["name"], side)
-            run.progress("parked", item=vm["name"], count=number, total=len(vms))
-        expected = {vm["name"]: _enabled_pairs(vm) for vm in vms if vm["qemu"]}
 
-        def unpolled() -> list[str]:
-            polled = pmd_rxqs(host.control(side))
-            return [name for name, pairs in expected.items()
-                    if sum(queue.enabled for queue in polled.get(name, ())) < pairs]  # fmt: skip
+        def parked(number: int, name: str) -> None:
+            run.progress("parked", item=name, count=number, total=len(vms))
 
-        host.wait(lambda: not unpolled(), _POLLED_S,
-                  lambda: f"instance {side} does not poll the queues of VM {', '.join(unpolled())}")  # fmt: skip
+        park(host, side, vms, parked)
 
     def undo(self, context: Upgrade, run: Run) -> None:
         for vm in context.host.broker.vms():
             if vm["owner"] != context.new:
                 context.host.broker.unpark(vm["name"], context.new)
-
-
-def _enabled_pairs(vm: dict[str, Any]) -> int:
-    """Queue pairs whose transmit ring (the odd one: virtio 1.2, 5.1.2) the guest has enabled."""
-    return sum(bool(ring["enabled"] and ring["started"]) for ring in vm["rings"][1::2])
 
 
 class SteerUplink(ReversibleStep[Upgrade]):
