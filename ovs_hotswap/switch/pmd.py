@@ -65,14 +65,8 @@ def parse_pmd_iterations(text: str) -> dict[int, int]:
 
 
 def pmd_iterations(ctl: Path, *, timeout: float = 5.0) -> dict[int, int]:
-    """Iterations so far of each PMD thread that polls a queue, by core. Raises SwitchError.
-
-    A thread without queues sleeps until it gets one, so it is not listed.
-    """
-    queues = parse_pmd_rxqs(appctl(ctl, "dpif-netdev/pmd-rxq-show", timeout=timeout))
-    polling = {queue.core for port in queues.values() for queue in port if queue.enabled}
-    done = parse_pmd_iterations(appctl(ctl, "dpif-netdev/pmd-perf-show", "-nh", timeout=timeout))
-    return {core: count for core, count in done.items() if core in polling}
+    """Iterations so far of each PMD thread, by core. One without queues does none. Raises SwitchError."""
+    return parse_pmd_iterations(appctl(ctl, "dpif-netdev/pmd-perf-show", "-nh", timeout=timeout))
 
 
 def pmd_sleep_key(ovs_version: str) -> str:

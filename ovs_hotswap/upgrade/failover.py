@@ -63,8 +63,8 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds for which a signal may be bad. Half of ``hang_s`` for a stopped process leaves the other half for
-    noticing it, ending it and moving the VMs. ``check_s``: the time between two samples."""
+    """Seconds for which a signal may be bad. A third of ``hang_s`` for a stopped process leaves the rest
+    for noticing it, ending it and moving the VMs. ``check_s``: the time between two samples."""
 
     check_s: float
     hang_s: float
@@ -72,7 +72,7 @@ class Limits:
 
     def of(self, signal: Signal) -> float:
         if signal is Signal.STOPPED:
-            return self.hang_s / 2
+            return self.hang_s / 3
         return {Signal.PROCESS: 0.0, Signal.PMD: self.hang_s, Signal.MAIN_THREAD: self.main_s}[signal]
 
     @property

@@ -31,9 +31,11 @@ _POLL_S = 0.02
 
 
 class Host:
-    """Adapters of one configuration, made when first used. Nothing is changed by making them."""
+    """Adapters of one configuration, made when first used. Nothing is changed by making them. ``quick``: the uplink
+    stays connected to the kernel."""
 
-    def __init__(self, config: Config, system: System) -> None:
+    def __init__(self, config: Config, system: System, *, quick: bool = False) -> None:
+        self._quick = quick
         self.config = config
         self.system = system
         self.instances = {side: Instance(config, side, system) for side in Side}
@@ -49,7 +51,7 @@ class Host:
 
     @cached_property
     def uplink(self) -> Uplink:
-        return make_uplink(self.config, self.intent)
+        return make_uplink(self.config, self.intent, keep=self._quick)
 
     @cached_property
     def broker(self) -> BrokerClient:

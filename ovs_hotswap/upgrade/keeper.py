@@ -93,6 +93,7 @@ class Keeper:
             self._board.update(active=None, standby=None, keeping="no instance is active")
             return Task.NOTHING
         if self._unfinished(host):
+            self._programmed = None  # whatever becomes of it
             self._board.update(active=active, keeping="an upgrade is not finished")
             return Task.NOTHING
         if next_task(self._look(host, active)) is Task.NOTHING:
@@ -118,40 +119,35 @@ class Keeper:
             self._board.update(active=active, standby=None)
             return Household(False, there, prepared=record is not None and record.prepared,
                              may_start=self._board.may_start())  # fmt: skip
-        status = host.instances[side].status()
         record = standby.read_record(host)
-        runs = status.state is State.RUNNING
-        prepared = runs and record is not None and record.side is side and record.prepared
+        prepared = record is not None and record.side is side and record.prepared
+        state = State.RUNNING if prepared else host.instances[side].status().state  # status() asks the database
+        runs = state is State.RUNNING
         vms = host.broker.vms() if prepared else []
         unsafe = standby.unprotected(vms, side)
         self._board.update(active=active, standby=side if prepared else None, unprotected=unsafe if prepared else None,
-                           keeping="ready" if prepared else str(status.state))  # fmt: skip
+                           keeping="ready" if prepared else str(state))  # fmt: skip
         return Household(
             active_runs=True,
             standby_runs=runs,
-            standby_dead=status.state is State.DEAD,
+            standby_dead=state is State.DEAD,
             settle=record is not None and record.side is active,
-            right_release=not runs or self._same(status.release, self._wanted(host, active)),
+            right_release=not runs or host.instances[side].release() == self._wanted(host, active),
             prepared=prepared,
             outdated=self._programmed != self._stamp,
             strays=tuple(name for name in standby.owned(vms, side) if self._fits(vms, name, active)),
             unparked=tuple(standby.unparked(vms, side)),
-            may_start=self._board.may_start() and status.state is not State.STARTING,
+            may_start=self._board.may_start() and state is not State.STARTING,
         )
 
     def _fits(self, vms: list[standby.Document], name: str, side: Side) -> bool:
         return any(vm["name"] == name and standby.parkable(vm, side) for vm in vms)
 
-    @staticmethod
-    def _same(runs: Release | None, wanted: Release) -> bool:
-        return runs is not None and (runs.name, runs.ovs_version, runs.dpdk_version) == (
-            wanted.name, wanted.ovs_version, wanted.dpdk_version)  # fmt: skip
-
     def _wanted(self, host: Host, active: Side) -> Release:
         """What the standby shall run. Raises ReleaseError, SwitchError."""
         if host.config.watch.release is not None:
             return host.releases.get(host.config.watch.release)
-        release = host.instances[active].status().release
+        release = host.instances[active].release()
         if release is None:
             raise SwitchError(f"what instance {active} runs is not known", hint="`ovs-hotswap instance list`")
         return release
@@ -177,7 +173,7 @@ class Keeper:
             case Task.PREPARE:
                 self._prepare(host, side)
             case Task.PROGRAM:
-                self._program(host)
+                self._program(host, active)
             case Task.RETURN:
                 for name in house.strays:
                     host.broker.park(name, active)
@@ -201,10 +197,10 @@ class Keeper:
             if host.recorded_active() is not side:  # else it has taken over meanwhile
                 standby.retire(host, side)
             raise
-        status = host.instances[side].status()
+        release = host.instances[side].release()
         since = {} if self._failover is None else {"after_s": round(host.system.wall() - self._failover, 3)}
         self._failover = None
-        self._board.event("standby", side=side, release=status.release.name if status.release else None, **since)
+        self._board.event("standby", side=side, release=release.name if release else None, **since)
 
     def _clean(self, host: Host, side: Side) -> None:
         """What is left of an instance that died. The fail-over has counted it if it was the active one."""
@@ -215,7 +211,7 @@ class Keeper:
 
     def _restart(self, host: Host, active: Side) -> None:
         """There is nowhere to go, so every VM waits for this."""
-        release = host.instances[active].status().release
+        release = host.instances[active].release()
         if release is None:
             raise SwitchError(f"what instance {active} ran is not known", hint=f"`ovs-hotswap instance start {active}`")
         self._board.event("restart", side=active, release=release.name)
@@ -224,9 +220,10 @@ class Keeper:
         host.program(active)
         host.uplink.steer(active)
 
-    def _program(self, host: Host) -> None:
+    def _program(self, host: Host, active: Side) -> None:
         stamp = self._stamp
         host.broker.call("reload")
+        host.set_pmd_sleep(active, host.config.instance(active).pmd_sleep_us)
         for each in Side:
             host.program_database(each)
             host.program_tunnels(each)

@@ -19,7 +19,7 @@ from ovs_hotswap.upgrade import checks, gather, probe
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.plan import Plan, ReversibleStep, Run, State, Step
 from ovs_hotswap.upgrade.records import Facts
-from ovs_hotswap.upgrade.standby import await_ports, park
+from ovs_hotswap.upgrade.standby import await_ports, owned, park
 
 _PORT_S = 15.0
 _SERVED_S = 2.0
@@ -64,7 +64,10 @@ class StartStandby(ReversibleStep[Upgrade]):
             context.host.instances[context.new].start(context.host.releases.get(context.release))
 
     def undo(self, context: Upgrade, run: Run) -> None:
-        if not run.fact("was_running", bool):
+        if _fled(context):
+            context.host.record_active(context.new)
+            run.progress(f"instance {context.old} died: instance {context.new} serves its VMs and stays")
+        elif not run.fact("was_running", bool):
             context.host.instances[context.new].stop(keep_log=True)
 
     def state(self, context: Upgrade, run: Run) -> State:
@@ -228,7 +231,7 @@ class SteerUplink(ReversibleStep[Upgrade]):
         context.host.uplink.steer(context.new)
 
     def undo(self, context: Upgrade, run: Run) -> None:
-        context.host.uplink.steer(context.old)
+        context.host.uplink.steer(context.new if _fled(context) else context.old)
 
 
 class MoveVms(ReversibleStep[Upgrade]):
@@ -242,7 +245,8 @@ class MoveVms(ReversibleStep[Upgrade]):
         run.remember(moves={**(earlier if isinstance(earlier, dict) else {}), **moves})
 
     def undo(self, context: Upgrade, run: Run) -> None:
-        move_all(context.host, context.old, run)
+        if not _fled(context):
+            move_all(context.host, context.old, run)
 
 
 def move_all(host: Host, to: Side, run: Run) -> dict[str, float]:
@@ -389,6 +393,12 @@ class Postcheck(Step[Upgrade]):
 
 def _runs(context: Upgrade, side: Side) -> bool:
     return context.host.instances[side].status().state is InstanceState.RUNNING
+
+
+def _fled(context: Upgrade) -> bool:
+    """Whether the old instance died and its VMs went to the new one. Then there is no way back, and what serves them
+    must not be undone."""
+    return not _runs(context, context.old) and bool(owned(context.host.broker.vms(), context.new))
 
 
 def _done(done: bool) -> State:

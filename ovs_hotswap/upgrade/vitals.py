@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.model import Side
-from ovs_hotswap.switch.pmd import pmd_iterations
+from ovs_hotswap.switch.pmd import pmd_iterations, pmd_rxqs
 from ovs_hotswap.switch.rpc import NoAnswer
 from ovs_hotswap.upgrade.failover import Answer
 
@@ -58,11 +58,18 @@ class Deaths:
             self._drop(side)
 
 
-Ask = Callable[[Path, float], Mapping[int, int]]
+Iterations = Mapping[int, int]
+Ask = Callable[[Path, float, Iterations], Iterations]
 
 
-def ask_main_thread(ctl: Path, timeout: float) -> Mapping[int, int]:
-    return pmd_iterations(ctl, timeout=timeout)
+def ask_main_thread(ctl: Path, timeout: float, before: Iterations) -> Iterations:
+    """Iterations of the PMD threads, by core, without those that stand still because they have no queues."""
+    now = pmd_iterations(ctl, timeout=timeout)
+    if all(before.get(core) != count for core, count in now.items()):
+        return now
+    queues = pmd_rxqs(ctl, timeout=timeout)
+    polling = {queue.core for port in queues.values() for queue in port if queue.enabled}
+    return {core: count for core, count in now.items() if core in polling}
 
 
 class MainThread:
@@ -110,9 +117,10 @@ class MainThread:
             if target is None:
                 return
             self._asked = self._clock()
+            before = self._answer.iterations if self._answer else {}
         failed, iterations = False, None
         try:
-            iterations = self._ask(target[0], _ANSWER_S)
+            iterations = self._ask(target[0], _ANSWER_S, before)
         except NoAnswer:
             failed = True
         except HotswapError:

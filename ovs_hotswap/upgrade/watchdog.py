@@ -60,8 +60,10 @@ class Guard:
         self._not_before = float("-inf")
 
     def look(self, dead: set[Side], pids: dict[Side, int | None]) -> Verdict | None:
-        """One look, after which sides ``dead`` have ended; act on what is seen. Never raises for a fault of the host:
-        it is looked at again."""
+        """One look: ``pids`` lived before it, and sides ``dead`` have ended since. Act on what is seen.
+
+        Never raises for a fault of the host: it is looked at again.
+        """
         active = self._host.recorded_active()
         if active is None:
             return None
@@ -226,7 +228,8 @@ class Watchdog:
             self._watch(board, keeper)
 
     def _watch(self, board: watchlog.Board, keeper: Keeper) -> None:
-        host = Host(self._config, self._system)
+        host = Host(self._config, self._system, quick=True)
+        host.uplink.owner()  # connects it
         deaths = Deaths()
         main = MainThread(self._system.monotonic, self._config.watch.hang_ms / 2e3)
         guard = Guard(host, board, keeper, main)
@@ -234,9 +237,9 @@ class Watchdog:
         keeper.start()
         try:
             while not self._stop.is_set():
-                deaths.track({side: host.instances[side].pid() for side in Side})
-                dead = deaths.wait(self._config.watch.check_ms / 1e3)
-                guard.look(dead, {side: host.instances[side].pid() for side in Side})
+                pids = {side: host.instances[side].pid() for side in Side}
+                deaths.track(pids)
+                guard.look(deaths.wait(self._config.watch.check_ms / 1e3), pids)
         finally:
             keeper.close()
             main.close()
