@@ -59,6 +59,8 @@ def parse_pmd_iterations(text: str) -> dict[int, int]:
     for line in text.splitlines():
         if thread := _THREAD.match(line):
             core = int(thread["core"])
+        elif line.startswith("main thread"):
+            core = -1
         elif (done := _ITERATIONS.match(line)) and core >= 0:
             found[core] = int(done["count"])
     return found

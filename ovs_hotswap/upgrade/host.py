@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ovs_hotswap.config import Config
-from ovs_hotswap.errors import StateUnknown, SwitchError
+from ovs_hotswap.errors import BusyError, StateUnknown, SwitchError
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import Intent, load_intent
 from ovs_hotswap.overlay.ports import PEER, PEER_PORT, UPLINK, UPLINK_PORT, VXLAN, VXLAN_PORT
@@ -28,6 +28,7 @@ from ovs_hotswap.uplink.base import Uplink, make_uplink
 from ovs_hotswap.vhost.control import BrokerClient
 
 _POLL_S = 0.02
+WATCHDOG_S = 60.0  # the longest task of the watchdog: to start an instance and park every VM
 
 
 class Host:
@@ -58,9 +59,25 @@ class Host:
         """Raises BrokerError if it does not run."""
         return BrokerClient(self.config.broker_socket, timeout=30.0)
 
-    def lock(self) -> AbstractContextManager[None]:
-        """For whoever starts, stops or programs instances. Raises BusyError if somebody does."""
-        return self.system.lock(self.config.state_dir / "upgrade.lock", "an upgrade, or work on an instance,")
+    @contextlib.contextmanager
+    def lock(self, patience_s: float = 0.0) -> Iterator[None]:
+        """For whoever starts, stops or programs instances. Raises BusyError if somebody does.
+
+        ``patience_s``: how long to wait where that is the watchdog, whose tasks end by themselves.
+        """
+        path = self.config.state_dir / "upgrade.lock"
+        end = self.system.monotonic() + patience_s
+        with contextlib.ExitStack() as held:
+            while True:
+                try:
+                    held.enter_context(self.system.lock(path, "an upgrade, or work on an instance,"))
+                    break
+                except BusyError:
+                    watchdog = self.system.read_pid(self.config.run_dir / "watch.lock")
+                    if watchdog is None or watchdog != self.system.read_pid(path) or self.system.monotonic() >= end:
+                        raise
+                self.system.sleep(_POLL_S)
+            yield
 
     def openflow(self, side: Side) -> OpenFlow:
         return OpenFlow(self.system, self.instances[side].paths.bridge_mgmt)

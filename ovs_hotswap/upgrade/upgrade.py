@@ -10,7 +10,7 @@ from ovs_hotswap import __version__
 from ovs_hotswap.errors import PrecheckFailed, StateUnknown
 from ovs_hotswap.model import Finding, Side
 from ovs_hotswap.upgrade import gather, standby
-from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.host import WATCHDOG_S, Host
 from ovs_hotswap.upgrade.interrupts import Interrupts
 from ovs_hotswap.upgrade.journal import Contents, Header, Journal, Journals, parse
 from ovs_hotswap.upgrade.plan import Event, Executor
@@ -59,7 +59,7 @@ class Upgrader:
         Raises PrecheckFailed with nothing changed, RolledBack with everything put back, PostcheckFailed if something
         failed after the commit, StateUnknown if it cannot be told.
         """
-        with self.host.lock():
+        with self.host.lock(WATCHDOG_S):
             self.host.releases.get(release)
             old = self.host.active()
             running = self.host.instances[old].status().release
@@ -77,12 +77,12 @@ class Upgrader:
 
     def resume(self, observe: Observe) -> Report:
         """Finish what was interrupted, in the direction it was going. Raises as ``upgrade``."""
-        with self.host.lock():
+        with self.host.lock(WATCHDOG_S):
             return self._execute(self._reopen(), observe, forward=True)
 
     def rollback(self, observe: Observe) -> Report:
         """Undo an unfinished upgrade, or upgrade back to the release that ran before the last one."""
-        with self.host.lock():
+        with self.host.lock(WATCHDOG_S):
             contents = self.journals.read()
             if contents is not None and contents.standing.phase in (Phase.FORWARD, Phase.BACK):
                 return self._execute(self._reopen(), observe, forward=False)

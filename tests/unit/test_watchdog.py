@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +287,21 @@ def test_the_keeper_does_nothing_while_an_upgrade_holds_the_lock(config: Config)
     with bed.host.lock(), pytest.raises(BusyError, match="already under way"):
         bed.keeper.turn()
     assert bed.world.done == []
+
+
+def test_an_upgrade_waits_for_the_watchdog_and_for_nobody_else(config: Config) -> None:
+    bed = Bed(config)
+    own = os.getpid()
+    bed.world.processes[own] = ["watch"]
+    begun = bed.world.now
+    with bed.host.lock():
+        with pytest.raises(BusyError), bed.host.lock(60.0):
+            pass
+        assert bed.world.now == begun
+        watchlog.lock_path(config).write_text(str(own))
+        with pytest.raises(BusyError), bed.host.lock(60.0):
+            pass
+        assert bed.world.now >= begun + 60.0
 
 
 def test_the_keeper_takes_no_lock_when_nothing_is_to_do(config: Config) -> None:
