@@ -37,6 +37,11 @@ class Deaths:
             except ProcessLookupError:
                 continue
 
+    def pid(self, side: Side) -> int | None:
+        """The process of ``side`` that is watched, and had not ended when ``wait`` looked last."""
+        found = self._pidfds.get(side)
+        return None if found is None else found[0]
+
     def wait(self, seconds: float) -> set[Side]:
         """Sides whose process ended, each told once; waits no longer than ``seconds`` for the first."""
         poller = select.poll()

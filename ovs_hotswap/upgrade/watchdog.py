@@ -86,7 +86,7 @@ class Guard:
             self._watched, self._history = (active, pid), History()
             self._main.watch(self._host.control(active), pid)
         silent, answer = self._main.seen()
-        sample = Sample(system.monotonic(), system.alive(pid), system.stopped(pid), silent, answer)
+        sample = Sample(system.monotonic(), True, system.stopped(pid), silent, answer)
         self._history, verdict = judge(self._history, sample, self._limits)
         return verdict
 
@@ -237,7 +237,7 @@ class Watchdog:
         keeper.start()
         try:
             while not self._stop.is_set():
-                pids = {side: host.instances[side].pid() for side in Side}
+                pids = {side: deaths.pid(side) or host.instances[side].pid() for side in Side}
                 deaths.track(pids)
                 guard.look(deaths.wait(self._config.watch.check_ms / 1e3), pids)
         finally:
