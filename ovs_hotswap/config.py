@@ -130,6 +130,25 @@ class UpgradeConfig(Strict):
     keep_old: bool = False
 
 
+class WatchConfig(Strict):
+    """What `ovs-hotswap watch` does.
+
+    ``mode``: ``off``, ``automatic`` (keep a standby where that is possible), or ``required`` (a host without one is in
+    error). ``check_ms``: time between two looks at the active instance. ``hang_ms``: within it a stopped active
+    instance is replaced, and for that long a PMD thread may stand still. ``main_ms``: how long its main thread may be
+    silent, during which packets are forwarded. ``release``: what the standby runs, if not what the active one does.
+    ``crash_limit`` failures of instances within ``crash_window_s`` end the starting of new ones.
+    """
+
+    mode: Literal["required", "automatic", "off"] = "automatic"
+    check_ms: Annotated[int, Field(ge=10, le=1000)] = 50
+    hang_ms: Annotated[int, Field(ge=200, le=60_000)] = 500
+    main_ms: Annotated[int, Field(ge=1000, le=600_000)] = 10_000
+    release: str | None = None
+    crash_limit: Annotated[int, Field(ge=1, le=100)] = 5
+    crash_window_s: Annotated[float, Field(gt=0, le=86_400, strict=False)] = 600.0
+
+
 class Config(Strict):
     """The whole file. ``overlay`` is the path of the overlay intent."""
 
@@ -141,6 +160,7 @@ class Config(Strict):
     instances: InstancesConfig
     uplink: UplinkConfig = UplinkConfig()
     upgrade: UpgradeConfig = UpgradeConfig()
+    watch: WatchConfig = WatchConfig()
 
     @field_validator("overlay", "run_dir", "state_dir")
     @classmethod

@@ -125,11 +125,11 @@ class System:
 
     def alive(self, pid: int) -> bool:
         """Whether ``pid`` runs. A zombie counts as dead: its address space and descriptors are gone."""
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        return stat.rpartition(")")[2].split()[0] not in {"Z", "X"}
+        return _state(pid) not in {"", "Z", "X"}
+
+    def stopped(self, pid: int) -> bool:
+        """Whether ``pid`` is stopped, by a signal or a debugger (proc_pid_stat(5): T and t)."""
+        return _state(pid) in {"T", "t"}
 
     def cmdline(self, pid: int) -> list[str]:
         """The arguments of ``pid``; empty if it is gone."""
@@ -210,6 +210,15 @@ class System:
             yield
         finally:
             os.close(descriptor)
+
+
+def _state(pid: int) -> str:
+    """The letter of a process's state; empty if it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return stat.rpartition(")")[2].split()[0]
 
 
 def _not_run(program: str, error: OSError) -> CommandError:

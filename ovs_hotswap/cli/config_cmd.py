@@ -82,6 +82,29 @@ representor_b = "eno1_1"
 
 # Leave the old instance running after an upgrade, ready to take the VMs back.
 # keep_old = false
+
+# `ovs-hotswap watch run` keeps a standby instance that takes over when the active one dies or hangs.
+[watch]
+# "automatic": keep a standby where that is possible; "required": a host without one is in error; "off".
+# mode = "automatic"
+
+# Time, in ms, between two looks at the active instance. That its process died is noticed at once.
+# check_ms = 50
+
+# Within this time, in ms, a stopped active instance is ended and its VMs are moved; and so long may a PMD thread that
+# has queues stand still.
+# hang_ms = 500
+
+# How long, in ms, its main thread may be silent. Packets are forwarded meanwhile, and it is busy for half a second
+# when a VM of a new kind connects.
+# main_ms = 10000
+
+# The release that the standby runs, where it shall not be the active one's. One that runs another is replaced.
+# release = "host"
+
+# So many deaths and failed starts of instances within so many seconds, and no instance is started any more.
+# crash_limit = 5
+# crash_window_s = 600
 """
 
 

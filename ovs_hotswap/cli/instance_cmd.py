@@ -8,8 +8,7 @@ from ovs_hotswap.cli.app import App, Group, pass_app
 from ovs_hotswap.cli.upgrade_cmd import show_instances
 from ovs_hotswap.errors import BusyError, HotswapError
 from ovs_hotswap.model import Side
-from ovs_hotswap.upgrade.host import Host, activate_first
-from ovs_hotswap.upgrade.upgrade import Upgrader
+from ovs_hotswap.upgrade.host import WATCHDOG_S, Host, activate_first
 
 _side = click.argument("side", type=click.Choice([side.value for side in Side]))
 
@@ -55,7 +54,7 @@ def start(app: App, side: str, release: str) -> None:
     """
     host = Host(app.config, app.system)
     which = Side(side)
-    with Upgrader(host).lock():
+    with host.lock(WATCHDOG_S):
         wanted = host.releases.get(release)
         _ = host.intent
         host.instances[which].start(wanted)
@@ -85,7 +84,7 @@ def stop(app: App, side: str, force: bool) -> None:
     """
     host = Host(app.config, app.system)
     which = Side(side)
-    with Upgrader(host).lock():
+    with host.lock(WATCHDOG_S):
         if not force and host.running(which):
             _refuse_if_serving(host, which)
         host.instances[which].stop()

@@ -27,6 +27,7 @@ COMMANDS = {
     "vm": Lazy("ovs_hotswap.cli.vm_cmd:vm", "Show the VMs that the broker serves."),
     "instance": Lazy("ovs_hotswap.cli.instance_cmd:instance", "Start, stop and list the instances."),
     "broker": Lazy("ovs_hotswap.cli.broker_cmd:broker", "Run the broker between QEMU and the instances."),
+    "watch": Lazy("ovs_hotswap.cli.watch_cmd:watch", "Keep a standby that takes over when the active dies."),
     "overlay": Lazy("ovs_hotswap.cli.overlay_cmd:overlay", "Check the overlay intent, show its flow tables."),
     "release": Lazy("ovs_hotswap.cli.release_cmd:release", "Manage the releases that an instance can run."),
     "config": Lazy("ovs_hotswap.cli.config_cmd:config", "Check the configuration, or print an example of it."),

@@ -183,20 +183,17 @@ def apply(app: App, dry_run: bool) -> None:
       ovs-hotswap overlay apply --dry-run
       ovs-hotswap overlay apply
     """
-    from ovs_hotswap.upgrade.host import Host
+    from ovs_hotswap.upgrade.host import WATCHDOG_S, Host
     from ovs_hotswap.upgrade.upgrade import Upgrader
 
     host = Host(app.config, app.system)
-    upgrader = Upgrader(host)
-    with upgrader.lock():
-        upgrader.refuse_if_unfinished()
+    with host.lock(WATCHDOG_S):
+        Upgrader(host).refuse_if_unfinished()
         sides = [side for side in Side if host.running(side)]
         wanted = lines(render(app.intent, Form.FINAL))
         changes = {str(side): host.openflow(side).diff(wanted) for side in sides}
         if not dry_run:
-            host.broker.call("reload")  # first: it must listen before a port is added
-            for side in sides:
-                host.program(side)
+            host.follow_intent(sides)
     app.output.document({"applied": not dry_run, "sides": sides, "diff": changes})
     for name, changed in changes.items():
         app.output.line(f"instance {name}: {len(changed)} flows {'would change' if dry_run else 'changed'}")

@@ -103,6 +103,15 @@ class Instance:
             started=record.started if record else None,
         )
 
+    def pid(self) -> int | None:
+        """Its ovs-vswitchd, if that is alive: what ``status`` says of it, without asking the database."""
+        return self._pid(self.paths.vswitchd_pid)
+
+    def release(self) -> Release | None:
+        """What it was started with, running or dead; ``None`` if it was not or has been stopped."""
+        record = read_record(self.paths.record)
+        return record.software if record else None
+
     def start(self, release: Release) -> None:
         """Start ``release`` and return once DPDK is initialized; bridge and ports are the caller's to add.
 

@@ -13,6 +13,7 @@ VHOST_LOG_TYPE = "lib.vhost.config"  # DPDK lib/vhost/vhost.c: one line and more
 
 _THREAD = re.compile(r"^pmd thread numa_id (?P<numa>\d+) core_id (?P<core>\d+):$")
 _QUEUE = re.compile(r"^\s+port:\s+(?P<port>\S+)\s+queue-id:\s+(?P<queue>\d+)\s+\((?P<state>enabled|disabled)\)")
+_ITERATIONS = re.compile(r"^\s+Iterations:\s+(?P<count>\d+)\b")
 _LOG_TYPE = re.compile(r"^id \d+: (?P<type>\S+), level is (?P<level>\S+)$", re.MULTILINE)
 
 
@@ -48,6 +49,26 @@ def parse_pmd_rxqs(text: str) -> dict[str, tuple[RxQueue, ...]]:
 def pmd_rxqs(ctl: Path, *, timeout: float = 5.0) -> dict[str, tuple[RxQueue, ...]]:
     """The queues that PMD threads poll, by port. A port that is missing is polled by none. Raises SwitchError."""
     return parse_pmd_rxqs(appctl(ctl, "dpif-netdev/pmd-rxq-show", timeout=timeout))
+
+
+def parse_pmd_iterations(text: str) -> dict[int, int]:
+    """Iterations of each PMD thread, by core, from ``dpif-netdev/pmd-perf-show`` (lib/dpif-netdev-perf.c,
+    pmd_perf_format_overall_stats: OVS 3.1 to 3.5 print the same lines)."""
+    found: dict[int, int] = {}
+    core = -1
+    for line in text.splitlines():
+        if thread := _THREAD.match(line):
+            core = int(thread["core"])
+        elif line.startswith("main thread"):
+            core = -1
+        elif (done := _ITERATIONS.match(line)) and core >= 0:
+            found[core] = int(done["count"])
+    return found
+
+
+def pmd_iterations(ctl: Path, *, timeout: float = 5.0) -> dict[int, int]:
+    """Iterations so far of each PMD thread, by core. One without queues does none. Raises SwitchError."""
+    return parse_pmd_iterations(appctl(ctl, "dpif-netdev/pmd-perf-show", "-nh", timeout=timeout))
 
 
 def pmd_sleep_key(ovs_version: str) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ovs_hotswap.config import Config, read_active
-from ovs_hotswap.errors import StateUnknown, SwitchError
+from ovs_hotswap.errors import BusyError, StateUnknown, SwitchError
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import Intent, load_intent
 from ovs_hotswap.overlay.ports import PEER, PEER_PORT, UPLINK, UPLINK_PORT, VXLAN, VXLAN_PORT
@@ -27,12 +28,15 @@ from ovs_hotswap.uplink.base import Uplink, make_uplink
 from ovs_hotswap.vhost.control import BrokerClient
 
 _POLL_S = 0.02
+WATCHDOG_S = 60.0  # the longest task of the watchdog: to start an instance and park every VM
 
 
 class Host:
-    """Adapters of one configuration, made when first used. Nothing is changed by making them."""
+    """Adapters of one configuration, made when first used. Nothing is changed by making them. ``quick``: the uplink
+    stays connected to the kernel."""
 
-    def __init__(self, config: Config, system: System) -> None:
+    def __init__(self, config: Config, system: System, *, quick: bool = False) -> None:
+        self._quick = quick
         self.config = config
         self.system = system
         self.instances = {side: Instance(config, side, system) for side in Side}
@@ -48,12 +52,32 @@ class Host:
 
     @cached_property
     def uplink(self) -> Uplink:
-        return make_uplink(self.config, self.intent)
+        return make_uplink(self.config, self.intent, keep=self._quick)
 
     @cached_property
     def broker(self) -> BrokerClient:
         """Raises BrokerError if it does not run."""
         return BrokerClient(self.config.broker_socket, timeout=30.0)
+
+    @contextlib.contextmanager
+    def lock(self, patience_s: float = 0.0) -> Iterator[None]:
+        """For whoever starts, stops or programs instances. Raises BusyError if somebody does.
+
+        ``patience_s``: how long to wait where that is the watchdog, whose tasks end by themselves.
+        """
+        path = self.config.state_dir / "upgrade.lock"
+        end = self.system.monotonic() + patience_s
+        with contextlib.ExitStack() as held:
+            while True:
+                try:
+                    held.enter_context(self.system.lock(path, "an upgrade, or work on an instance,"))
+                    break
+                except BusyError:
+                    watchdog = self.system.read_pid(self.config.run_dir / "watch.lock")
+                    if watchdog is None or watchdog != self.system.read_pid(path) or self.system.monotonic() >= end:
+                        raise
+                self.system.sleep(_POLL_S)
+            yield
 
     def openflow(self, side: Side) -> OpenFlow:
         return OpenFlow(self.system, self.instances[side].paths.bridge_mgmt)
@@ -186,6 +210,14 @@ class Host:
         self.program_database(side)
         self.program_tunnels(side)
         self.program_flows(side, Form.FINAL)
+
+    def follow_intent(self, sides: Iterable[Side]) -> None:
+        """Bring the broker and running instances to the intent as it is now."""
+        self.broker.call("reload")  # first: it must listen before a port is added
+        for side in sides:
+            self.program_database(side)
+            self.program_tunnels(side)
+            self.program_flows(side, Form.FINAL)
 
     def wait(self, true: Callable[[], bool], seconds: float, otherwise: Callable[[], str]) -> None:
         """Poll until ``true``. Raises SwitchError with ``otherwise`` after ``seconds``."""

@@ -1,6 +1,7 @@
 """Plans: steps with undo, split by a point of no return, executed over a journal that is written before each act.
 
-A failure before the commit undoes every started step in reverse, the failed one included (it may be half done). After
+A failure before the commit undoes every started step in reverse, the failed one included (it may be half done). Where
+what the undo would go back to is lost, the plan goes on instead: its steps are repeated as after an interruption. After
 the commit nothing goes back: a failure is reported and a later run finishes forward. What was interrupted, SIGKILL
 included, is taken up from the journal's records: ``Executor.run`` goes on, ``Executor.rollback`` undoes.
 
@@ -69,11 +70,13 @@ class ReversibleStep(Step[C]):
 
 @dataclass(frozen=True)
 class Plan(Generic[C]):
-    """Steps ``before`` and ``after`` the commit. Names are unique."""
+    """Steps ``before`` and ``after`` the commit. Names are unique. ``no_way_back``: why going back before the commit
+    makes no sense, empty if it does."""
 
     kind: str
     before: tuple[Step[C], ...]
     after: tuple[Step[C], ...] = ()
+    no_way_back: Callable[[C], str] = lambda _context: ""
 
     def __post_init__(self) -> None:
         names = [step.name for step in (*self.before, *self.after)]
@@ -173,6 +176,7 @@ class Executor(Generic[C]):
         self._observe, self._shield = observe, shield
         self._step = ""
         self._begun = clock()
+        self._went_on = False
 
     def run(self) -> None:
         """Begin the plan, or resume it in the direction it was going, to its end.
@@ -188,15 +192,19 @@ class Executor(Generic[C]):
             self._go_forward()
         except (Exception, KeyboardInterrupt) as cause:
             with self._shield():
-                self._stopped(cause)
-            raise
+                if not self._goes_on(cause):
+                    self._stopped(cause)
+                    raise
+            self.run()
 
     def rollback(self) -> None:
-        """Undo all that was started. May be repeated. Raises PrecheckFailed after the commit, StateUnknown if an undo
-        fails or the journal cannot be written."""
+        """Undo all that was started. May be repeated. Raises PrecheckFailed after the commit and where there is no way
+        back, StateUnknown if an undo fails or the journal cannot be written."""
         if self.standing.phase in {Phase.COMMITTED, Phase.FINISHED}:
             raise PrecheckFailed(f"the {self.plan.kind} is committed: it cannot be undone step by step",
                                  hint="finish it with `ovs-hotswap resume`")  # fmt: skip
+        if self.standing.phase is Phase.FORWARD and (lost := self.plan.no_way_back(self._context)):
+            raise PrecheckFailed(f"there is no way back: {lost}", hint="finish with `ovs-hotswap resume`")
         if self.standing.phase is not Phase.ROLLED_BACK:
             with self._shield():
                 self._go_back()
@@ -229,6 +237,19 @@ class Executor(Generic[C]):
         step.do(self._context, run)
         self._record(Kind.DONE)
         self._emit(EventKind.DONE, timed=True)
+
+    def _goes_on(self, cause: BaseException) -> bool:
+        """Whether to repeat what failed, because there is no way back. Once: the cause was that what is gone."""
+        if self._went_on or self.standing.phase is not Phase.FORWARD:
+            return False
+        lost = self.plan.no_way_back(self._context)
+        if not lost:
+            return False
+        self._went_on = True
+        text = f"{describe(cause)}; going on, because there is no way back: {lost}"
+        self._record(Kind.ONWARD, text=text)
+        self._emit(EventKind.PROGRESS, text=text)
+        return True
 
     def _stopped(self, cause: BaseException) -> None:
         """Journal a failure and do what the phase asks for. Returns if the plan had ended or nothing was changed."""

@@ -33,12 +33,14 @@ class Kind(enum.StrEnum):
     UNDONE = "undone"
     UNDO_FAILED = "undo-failed"
     RESUME = "resume"
+    ONWARD = "onward"
     END = "end"
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record; ``text`` is the cause of a failure, or the boot id of a resume."""
+    """One record; ``text`` is the cause of a failure (with ONWARD one that there was no way back from), or the boot
+    id of a resume."""
 
     kind: Kind
     step: str = ""
@@ -128,7 +130,7 @@ def advance(standing: Standing, record: Record) -> Standing:
             return replace(standing, phase=Phase.FINISHED)
         case Kind.END:
             return replace(standing, phase=Phase.ROLLED_BACK)
-        case Kind.FACTS | Kind.UNDO_FAILED | Kind.RESUME:
+        case Kind.FACTS | Kind.UNDO_FAILED | Kind.RESUME | Kind.ONWARD:
             return standing
 
 

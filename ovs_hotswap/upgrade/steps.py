@@ -1,7 +1,8 @@
 """The steps of an upgrade, in order. Each is small; what they do to an instance is in ``host``.
 
 Until the commit the old instance keeps everything it needs to serve every VM: its ports, flows, tunnels and its
-parked or owned back ends. Undoing a step on an instance that has died finds nothing to undo.
+parked or owned back ends. If it dies the new one takes its VMs, so there is no way back: what the steps do to the old
+one is left out. Undoing a step on an instance that has died finds nothing to undo.
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ from typing import Any
 
 from ovs_hotswap.errors import StateUnknown, SwitchError
 from ovs_hotswap.model import Finding, Severity, Side
-from ovs_hotswap.overlay.ports import PEER, UPLINK
+from ovs_hotswap.overlay.ports import PEER
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.switch.instance import State as InstanceState
-from ovs_hotswap.switch.pmd import pmd_rxqs, set_vhost_log_level, vhost_log_level
+from ovs_hotswap.switch.pmd import set_vhost_log_level, vhost_log_level
 from ovs_hotswap.upgrade import checks, gather, probe
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.plan import Plan, ReversibleStep, Run, State, Step
 from ovs_hotswap.upgrade.records import Facts
+from ovs_hotswap.upgrade.standby import await_ports, owned, park
 
 _PORT_S = 15.0
-_POLLED_S = 20.0
 _SERVED_S = 2.0
 _SAMPLE_S = 0.2
 _BATCH = 16  # VMs that are moved before their undelivered frames, which take 0.1 s to be known, are asked for
@@ -64,7 +65,10 @@ class StartStandby(ReversibleStep[Upgrade]):
             context.host.instances[context.new].start(context.host.releases.get(context.release))
 
     def undo(self, context: Upgrade, run: Run) -> None:
-        if not run.fact("was_running", bool):
+        if _fled(context):
+            context.host.record_active(context.new)
+            run.progress(f"instance {context.old} died: instance {context.new} serves its VMs and stays")
+        elif not run.fact("was_running", bool):
             context.host.instances[context.new].stop(keep_log=True)
 
     def state(self, context: Upgrade, run: Run) -> State:
@@ -86,14 +90,7 @@ class Ports(Step[Upgrade]):
 
     def do(self, context: Upgrade, run: Run) -> None:
         host, side = context.host, context.new
-        host.wait(lambda: host.link_up(side, UPLINK), _PORT_S, lambda: f"instance {side}: the uplink is down")
-
-        def missing() -> list[str]:
-            return [vm["name"] for vm in host.broker.vms() if not vm["switches"][side]["connected"]]
-
-        host.wait(
-            lambda: not missing(), _PORT_S, lambda: f"instance {side} did not connect for VM {', '.join(missing())}"
-        )
+        await_ports(host, side)
         lacking = {vm["name"]: vm["switches"][side]["missing"] for vm in host.broker.vms()}
         faults = [f"VM {name} uses {', '.join(bits)}" for name, bits in lacking.items() if bits]
         if faults:
@@ -113,16 +110,17 @@ class OpenWindow(ReversibleStep[Upgrade]):
 
     def facts(self, context: Upgrade, run: Run) -> Facts:
         host = context.host
+        model = _living(context)[-1]
         return {
-            "pmd_sleep_us": host.pmd_sleep(context.old),
-            "log_level": vhost_log_level(host.control(context.old)),
+            "pmd_sleep_us": host.pmd_sleep(model),
+            "log_level": vhost_log_level(host.control(model)),
             "log_offset": gather.log_size(host, context.new),
             "scheduling": {str(side): host.scheduling(side) for side in Side},
         }
 
     def do(self, context: Upgrade, run: Run) -> None:
         host = context.host
-        for side in (context.new, context.old):
+        for side in _living(context):
             host.set_pmd_sleep(side, max(host.config.upgrade.pmd_sleep_us, run.fact("pmd_sleep_us", int)))
             set_vhost_log_level(host.control(side), "error")
             host.prefer_threads(side)
@@ -147,6 +145,8 @@ class PeerLink(ReversibleStep[Upgrade]):
 
     def do(self, context: Upgrade, run: Run) -> None:
         host = context.host
+        if _lost(context):
+            return
         for side in Side:  # the server's end (a) first: a memif client that finds no server fails at once
             with host.instances[side].database() as database:
                 database.add_port(host.config.bridge, host.peer_spec(side))
@@ -190,7 +190,8 @@ class FlowsActive(ReversibleStep[Upgrade]):
     look_at = "`ovs-hotswap overlay diff`"
 
     def do(self, context: Upgrade, run: Run) -> None:
-        context.host.program_flows(context.old, Form.WINDOW)
+        if not _lost(context):
+            context.host.program_flows(context.old, Form.WINDOW)
 
     def undo(self, context: Upgrade, run: Run) -> None:
         if _runs(context, context.old):
@@ -202,7 +203,7 @@ class Prove(Step[Upgrade]):
     description = "send a frame through the peer link to prove that both instances forward"
 
     def do(self, context: Upgrade, run: Run) -> None:
-        for sender in (context.old, context.new):
+        for sender in () if _lost(context) else (context.old, context.new):
             probe.across_peer_link(context.host, sender)
 
 
@@ -214,18 +215,11 @@ class Park(ReversibleStep[Upgrade]):
     def do(self, context: Upgrade, run: Run) -> None:
         host, side = context.host, context.new
         vms = host.broker.vms()
-        for number, vm in enumerate(vms, 1):
-            host.broker.park(vm["name"], side)
-            run.progress("parked", item=vm["name"], count=number, total=len(vms))
-        expected = {vm["name"]: _enabled_pairs(vm) for vm in vms if vm["qemu"]}
 
-        def unpolled() -> list[str]:
-            polled = pmd_rxqs(host.control(side))
-            return [name for name, pairs in expected.items()
-                    if sum(queue.enabled for queue in polled.get(name, ())) < pairs]  # fmt: skip
+        def parked(number: int, name: str) -> None:
+            run.progress("parked", item=name, count=number, total=len(vms))
 
-        host.wait(lambda: not unpolled(), _POLLED_S,
-                  lambda: f"instance {side} does not poll the queues of VM {', '.join(unpolled())}")  # fmt: skip
+        park(host, side, vms, parked)
 
     def undo(self, context: Upgrade, run: Run) -> None:
         if _gone(context):
@@ -233,11 +227,6 @@ class Park(ReversibleStep[Upgrade]):
         for vm in context.host.broker.vms():
             if vm["owner"] != context.new:
                 context.host.broker.unpark(vm["name"], context.new)
-
-
-def _enabled_pairs(vm: dict[str, Any]) -> int:
-    """Queue pairs whose transmit ring (the odd one: virtio 1.2, 5.1.2) the guest has enabled."""
-    return sum(bool(ring["enabled"] and ring["started"]) for ring in vm["rings"][1::2])
 
 
 class SteerUplink(ReversibleStep[Upgrade]):
@@ -250,7 +239,7 @@ class SteerUplink(ReversibleStep[Upgrade]):
 
     def undo(self, context: Upgrade, run: Run) -> None:
         if not _gone(context):
-            context.host.uplink.steer(context.old)
+            context.host.uplink.steer(context.new if _fled(context) else context.old)
 
 
 class MoveVms(ReversibleStep[Upgrade]):
@@ -264,7 +253,7 @@ class MoveVms(ReversibleStep[Upgrade]):
         run.remember(moves={**(earlier if isinstance(earlier, dict) else {}), **moves})
 
     def undo(self, context: Upgrade, run: Run) -> None:
-        if not _gone(context):
+        if not _gone(context) and not _fled(context):
             move_all(context.host, context.old, run)
 
 
@@ -414,9 +403,30 @@ def _runs(context: Upgrade, side: Side) -> bool:
     return context.host.instances[side].status().state is InstanceState.RUNNING
 
 
+def _living(context: Upgrade) -> list[Side]:
+    """The instances to work on: the new one, and the old one unless it died."""
+    return [context.new, context.old] if not _lost(context) else [context.new]
+
+
+def _lost(context: Upgrade) -> str:
+    """Why the old instance is nothing to go back to: it died and the new one runs."""
+    if _dead(context, context.old) and not _dead(context, context.new):
+        return f"instance {context.old} died"
+    return ""
+
+
+def _dead(context: Upgrade, side: Side) -> bool:
+    return context.host.instances[side].pid() is None
+
+
 def _gone(context: Upgrade) -> bool:
     """Whether neither instance runs, as after a reboot: then nothing of the window is left to undo."""
-    return not _runs(context, context.old) and not _runs(context, context.new)
+    return _dead(context, context.old) and _dead(context, context.new)
+
+
+def _fled(context: Upgrade) -> bool:
+    """Whether the old instance died in a roll-back and its VMs went to the new one, which must stay then."""
+    return _dead(context, context.old) and bool(owned(context.host.broker.vms(), context.new))
 
 
 def _done(done: bool) -> State:
@@ -429,4 +439,5 @@ def upgrade_plan() -> Plan[Upgrade]:
         before=(Precheck(), StartStandby(), ProgramDatabase(), Ports(), OpenWindow(), PeerLink(), ProgramTunnels(),
                 FlowsStandby(), FlowsActive(), Prove(), Park(), SteerUplink(), MoveVms(), Soak()),
         after=(FinalFlows(), RecordActive(), CloseWindow(), Retire(), Postcheck()),
+        no_way_back=_lost,
     )  # fmt: skip

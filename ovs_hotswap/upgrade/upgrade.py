@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from ovs_hotswap import __version__
 from ovs_hotswap.errors import BusyError, PrecheckFailed, StateUnknown
 from ovs_hotswap.model import Finding, Side
-from ovs_hotswap.upgrade import gather
-from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade import gather, standby
+from ovs_hotswap.upgrade.host import WATCHDOG_S, Host
 from ovs_hotswap.upgrade.interrupts import Interrupts
 from ovs_hotswap.upgrade.journal import Contents, Header, Journal, Journals, parse
 from ovs_hotswap.upgrade.plan import Event, Executor
@@ -55,12 +54,12 @@ class Upgrader:
         return gather.precheck(self.host, old, old.other, release)
 
     def upgrade(self, release: str, observe: Observe, *, keep_old: bool = False) -> Report:
-        """Replace the active instance by one of ``release``.
+        """Replace the active instance by one of ``release``. A warm standby of the watchdog's is ended first.
 
         Raises PrecheckFailed with nothing changed, RolledBack with everything put back, PostcheckFailed if something
         failed after the commit, StateUnknown if it cannot be told.
         """
-        with self.lock():
+        with self.host.lock(WATCHDOG_S):
             self.host.releases.get(release)
             old = self.host.active()
             running = self.host.instances[old].status().release
@@ -68,6 +67,7 @@ class Upgrader:
                 raise PrecheckFailed(
                     f"instance {old}, which is active, does not run", hint=f"`ovs-hotswap instance start {old}`"
                 )
+            standby.take_down(self.host, old)
             parameters: dict[str, Json] = {"old": old, "new": old.other, "release": release, "previous": running.name,
                           "keep_old": keep_old}  # fmt: skip
             journal = self.journals.begin(
@@ -77,12 +77,12 @@ class Upgrader:
 
     def resume(self, observe: Observe) -> Report:
         """Finish what was interrupted, in the direction it was going. Raises as ``upgrade``."""
-        with self.lock():
+        with self.host.lock(WATCHDOG_S):
             return self._execute(self._reopen(), observe, forward=True)
 
     def rollback(self, observe: Observe) -> Report:
         """Undo an unfinished upgrade, or upgrade back to the release that ran before the last one."""
-        with self.lock():
+        with self.host.lock(WATCHDOG_S):
             contents = self.journals.read()
             if contents is not None and contents.standing.phase in (Phase.FORWARD, Phase.BACK):
                 return self._execute(self._reopen(), observe, forward=False)
@@ -112,10 +112,6 @@ class Upgrader:
                 standing = contents.standing
                 return Report.of(contents.header, standing.phase is Phase.FINISHED, standing.facts)
         return None
-
-    def lock(self) -> AbstractContextManager[None]:
-        """Held by whoever changes this host's instances. Raises BusyError on entry."""
-        return self.host.system.lock(self.host.config.state_dir / "upgrade.lock", "an upgrade")
 
     def _reopen(self) -> Journal:
         journal = self.journals.reopen()

@@ -31,8 +31,11 @@ class Uplink(Protocol):
         """What is right and wrong with the devices and rules; changes nothing."""
 
 
-def make_uplink(config: Config, intent: Intent) -> Uplink:
-    """The driver that the configuration names. Raises ConfigError if it lacks a device."""
+def make_uplink(config: Config, intent: Intent, *, keep: bool = False) -> Uplink:
+    """The driver that the configuration names. Raises ConfigError if it lacks a device.
+
+    ``keep``: whether it stays connected to the kernel between uses, as one does that must be quick.
+    """
     uplink = config.uplink
     if uplink.driver == "none":
         return NoUplink()
@@ -43,5 +46,5 @@ def make_uplink(config: Config, intent: Intent) -> Uplink:
         representors={Side.A: uplink.representor_a, Side.B: uplink.representor_b},
         vtep=intent.vtep.address,
         mac=intent.vtep.mac,
-        control=RtnlTrafficControl(uplink.namespace),
+        control=RtnlTrafficControl(uplink.namespace, keep=keep),
     )

@@ -170,11 +170,13 @@ class Broker:
         self._stopping.set()
 
     def load(self) -> None:
-        """Make the VMs those of the overlay intent. A faulty intent changes nothing."""
+        """Make the VMs those of the overlay intent; new ones belong to the side that is active now. A faulty intent
+        changes nothing."""
         names = {vm.name for vm in load_intent(self._config.overlay).vms}
         for name in names:
             if len(os.fsencode(self._config.qemu_socket(name))) > 107:
                 raise ConfigError(f"vm {name}: path of its socket is longer than 107 bytes")
+        self._home = read_active(self._config) or self._home
         for name in sorted(names - self._seats.keys()):
             self._add(name)
         for name in sorted(self._seats.keys() - names):

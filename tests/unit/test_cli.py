@@ -393,3 +393,29 @@ def test_the_program_on_a_real_terminal(shell: Shell) -> None:
     assert child.returncode == 0
     assert b"valid" in b"".join(chunks)
     assert b"\x1b[1m" in b"".join(chunks), "a bold heading"
+
+
+# ------------------------------------------------------------------------------------------------------------- watch
+
+
+def test_watch_status_without_a_watchdog(shell: Shell) -> None:
+    assert shell("watch", "status", "--json") == 0
+    document = shell.document
+    assert (document["mode"], document["running"], document["ready"]) == ("automatic", False, False)
+    assert document["events"] == []
+
+
+def test_a_required_watchdog_that_is_not_there_is_an_error(shell: Shell) -> None:
+    shell.config.write_text(shell.config.read_text().replace("[watch]", '[watch]\nmode = "required"'))
+    assert shell("watch", "status") == 1
+    assert "does not run, mode required" in shell.out.getvalue()
+
+
+def test_watch_status_shows_the_newest_events(shell: Shell, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "events.jsonl").write_text("".join(f'{{"time": {n}, "event": "standby", "side": "b"}}\n' for n in (1, 2)))
+    assert shell("watch", "status", "--events", "1", "--json") == 0
+    assert [event["time"] for event in shell.document["events"]] == [2]
+    assert shell("watch", "status") == 0
+    assert shell.out.getvalue().count("standby  side b") == 2

@@ -24,6 +24,7 @@ LAYERS = {
     "ovs_hotswap.upgrade.plan": CORE,
     "ovs_hotswap.upgrade.records": CORE,
     "ovs_hotswap.upgrade.checks": CORE,
+    "ovs_hotswap.upgrade.failover": CORE,
     "ovs_hotswap.config": SEAM,
     "ovs_hotswap.system": SEAM,
     "ovs_hotswap.vhost.channel": SEAM,

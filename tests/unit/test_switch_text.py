@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ovs_hotswap.errors import SwitchError
-from ovs_hotswap.switch.pmd import RxQueue, parse_pmd_rxqs, pmd_sleep_key
+from ovs_hotswap.switch.pmd import RxQueue, parse_pmd_iterations, parse_pmd_rxqs, pmd_sleep_key
 from ovs_hotswap.switch.tunnel import TunnelNeighbour, TunnelRoute, parse_neighbours, parse_routes
 
 RXQS = """\
@@ -85,3 +85,30 @@ def test_the_key_of_the_pmd_sleep(version: str, key: str) -> None:
 def test_a_version_that_is_none() -> None:
     with pytest.raises(SwitchError, match="'unknown' is not a version"):
         pmd_sleep_key("unknown")
+
+
+PERF_SHOW = """\
+
+Time: 02:08:53.988
+Measurement duration: 9.064 s
+
+pmd thread numa_id 0 core_id 1:
+
+  Iterations:                55521  (162.88 us/it)
+  - Used TSC cycles:     881452404  (  3.7 % of total cycles)
+  - sleep iterations:        55521  (100.0 % of iterations)
+  Sleep time (us):         8703939  (157 us/iteration avg.)
+  Rx packets:                 5382  (1 Kpps, 131996 cycles/pkt)
+
+pmd thread numa_id 1 core_id 12:
+
+  Iterations:                    0
+
+main thread:
+
+  Iterations:                    7
+"""
+
+
+def test_iterations_of_each_pmd_thread() -> None:
+    assert parse_pmd_iterations(PERF_SHOW) == {1: 55521, 12: 0}

@@ -1,0 +1,103 @@
+"""``ovs-hotswap watch``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Any
+
+import click
+
+from ovs_hotswap.cli.app import App, Group, pass_app
+
+
+@click.group(cls=Group)
+def watch() -> None:
+    """Keep a warm standby, and move every VM to it when the active instance dies or hangs."""
+
+
+@watch.command()
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+@pass_app
+def run(app: App, log_level: str) -> None:
+    """Run the watchdog in the foreground until SIGTERM; the standby stays when it ends.
+
+    It keeps the instance that is not active running, programmed and with every VM parked on it. An upgrade takes that
+    standby down first, and the watchdog makes a new one when the upgrade is over.
+    With mode = "off" in [watch] it ends at once. With --json: nothing is printed.
+
+    \b
+    Example:
+      ovs-hotswap watch run
+    """
+    import signal
+
+    from ovs_hotswap.upgrade.watchdog import Watchdog
+
+    logging.basicConfig(
+        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    if app.config.watch.mode == "off":
+        app.output.line('the watchdog is off: watch.mode = "off"')
+        return
+    watchdog = Watchdog(app.config, app.system)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, watchdog.on_signal)
+    watchdog.run()
+
+
+@watch.command()
+@click.option("--events", metavar="N", type=click.IntRange(0, 1000), default=5, show_default=True,
+              help="Show the N newest events.")  # fmt: skip
+@pass_app
+def status(app: App, events: int) -> None:
+    """Show whether the watchdog runs, whether a standby is ready, and what happened last.
+
+    Exit code 1 with mode = "required" if no standby is ready.
+    With --json: {"mode", "running", "ready", "active", "standby", "health", "reason", "keeping", "unprotected",
+    "problem", "failover_problem", "failures", "gave_up", "events": [{"time", "event", ...}]}.
+
+    \b
+    Example:
+      ovs-hotswap watch status
+      ovs-hotswap watch status --events 50 --json
+    """
+    from ovs_hotswap.upgrade import watchlog
+
+    found = watchlog.read_state(app.config) or {}
+    pid = found.get("pid")
+    running = isinstance(pid, int) and "watch" in app.system.cmdline(pid)
+    keys = ("active", "standby", "health", "reason", "keeping", "unprotected", "problem", "failover_problem",
+            "failures", "gave_up")  # fmt: skip
+    ready = running and found.get("standby") is not None and not found.get("unprotected")
+    newest = watchlog.last_events(app.config, events) if events else []
+    document = {"mode": app.config.watch.mode, "running": running, "ready": ready,
+                **{key: found.get(key) if running else None for key in keys}, "events": newest}  # fmt: skip
+    app.output.document(document)
+    _show(app, document)
+    if app.config.watch.mode == "required" and not ready:
+        click.get_current_context().exit(1)
+
+
+def _show(app: App, document: dict[str, Any]) -> None:
+    out = app.output
+    out.line(f"watchdog  {'runs' if document['running'] else 'does not run'}, mode {document['mode']}")
+    if document["running"]:
+        health = ": ".join(filter(None, (document["health"], document["reason"])))
+        out.line(f"active    {document['active'] or 'none'}, {health or 'not looked at yet'}")
+        out.line(f"standby   {document['standby'] or 'none'}, {document['keeping'] or 'not looked at yet'}")
+        if document["unprotected"]:
+            out.line(f"not parked: VM {', '.join(document['unprotected'])}")
+        if document["gave_up"]:
+            out.line(f"gave up after {document['failures']} failures: no instance is started any more; "
+                     "mend the cause, then start the watchdog again")  # fmt: skip
+        for key in ("problem", "failover_problem"):
+            if document[key]:
+                out.line(f"problem   {document[key]}")
+    for event in document["events"]:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.get("time", 0)))
+        rest = ", ".join(f"{key} {value}" for key, value in event.items() if key not in {"time", "event"})
+        out.line(f"{when}  {event.get('event')}  {rest}")

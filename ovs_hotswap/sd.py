@@ -1,0 +1,70 @@
+"""What a service says to systemd and gets from it: readiness, watchdog pings, stored descriptors. sd_notify(3),
+sd_listen_fds(3), sd_watchdog_enabled(3). Where no systemd started this process every call does nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+
+_FIRST = 3  # SD_LISTEN_FDS_START
+_PER_MESSAGE = 128  # descriptors; the kernel allows 253 (SCM_MAX_FD)
+
+
+def notify(*lines: str, descriptors: Sequence[int] = ()) -> bool:
+    """Send assignments such as ``READY=1``; return whether there was anybody to tell. A service manager that does not
+    listen is no error: nothing here may stop a service."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return False
+    address = "\0" + path[1:] if path.startswith("@") else path
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
+            out.connect(address)
+            message = "\n".join(lines).encode()
+            for start in range(0, max(len(descriptors), 1), _PER_MESSAGE):
+                socket.send_fds(out, [message], list(descriptors[start : start + _PER_MESSAGE]))
+    except OSError:
+        return False
+    return True
+
+
+def store(name: str, descriptors: Sequence[int]) -> bool:
+    """Have the service manager keep duplicates for this service's next process (``FileDescriptorStoreMax=``).
+
+    ``name``: no colon or control character. They are not polled, so that they stay until ``forget``.
+    """
+    return notify("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", descriptors=descriptors)
+
+
+def forget(name: str) -> bool:
+    """Have the descriptors stored under ``name`` closed."""
+    return notify("FDSTOREREMOVE=1", f"FDNAME={name}")
+
+
+def stored() -> dict[str, list[int]]:
+    """The descriptors that the service manager passed to this process, by name. Told once; they are close-on-exec."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return {}
+    count = int(os.environ.get("LISTEN_FDS", "0"))
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    for variable in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(variable, None)
+    found: dict[str, list[int]] = {}
+    for index in range(count):
+        os.set_inheritable(_FIRST + index, False)
+        found.setdefault(names[index] if index < len(names) else "", []).append(_FIRST + index)
+    return found
+
+
+def supervised() -> bool:
+    """Whether a service manager started this process and wants to hear of it."""
+    return bool(os.environ.get("NOTIFY_SOCKET"))
+
+
+def ping_interval() -> float | None:
+    """Seconds between two ``WATCHDOG=1``: half of what the unit allows; ``None`` if it does not watch."""
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    microseconds = int(os.environ.get("WATCHDOG_USEC", "0"))
+    return microseconds / 2e6 if microseconds else None

@@ -1,0 +1,254 @@
+"""Keeps a warm standby: starts it, programs it, follows VMs and overlay, cleans up after a death.
+
+It works in a thread beside the watchdog's own, because its tasks take seconds. It changes things only under the upgrade
+lock, and not at all while an upgrade is under way or waits to be resumed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from ovs_hotswap.errors import BusyError, HotswapError, SwitchError
+from ovs_hotswap.model import Release, Side
+from ovs_hotswap.switch.instance import State
+from ovs_hotswap.upgrade import standby
+from ovs_hotswap.upgrade.failover import Household, Task, next_task
+from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.journal import Journals
+from ovs_hotswap.upgrade.watchlog import Board
+
+log = logging.getLogger(__name__)
+
+_TURN_S = 1.0
+# Open vSwitch forgets a neighbour that is not used for 15 minutes (lib/tnl-neigh-cache.c): a standby's never is.
+_NEIGHBOURS_S = 300.0
+
+Stamp = tuple[int, int, int]
+
+
+class Keeper:
+    """``make_host`` makes the host anew when the overlay intent has changed: a Host reads it once."""
+
+    def __init__(self, make_host: Callable[[], Host], board: Board) -> None:
+        self._make_host, self._board = make_host, board
+        self._host = make_host()
+        self._stamp = self._intent_stamp()
+        self._programmed: Stamp | None = None
+        self._neighbours_at = float("-inf")
+        self._failover: float | None = None
+        self._woken = threading.Event()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+
+    # -- thread
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self, failover: float | None = None) -> None:
+        """Look again at once. ``failover``: when the one was detected after which a standby is to be there again."""
+        self._failover = failover or self._failover
+        self._woken.set()
+
+    def close(self, patience_s: float = 10.0) -> None:
+        """End after the task in hand. One that takes longer is left half done, for the next watchdog to take up."""
+        self._ended.set()
+        self._woken.set()
+        if self._thread.is_alive():
+            self._thread.join(patience_s)
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            done = Task.NOTHING
+            try:
+                done = self.turn()
+                self._board.update(problem=None)
+            except BusyError:
+                self._board.update(keeping="an upgrade is under way")
+            except HotswapError as error:
+                log.warning("%s", error.message)
+                self._board.update(problem=error.message)
+            except Exception:  # the standby is not worth the watchdog's end
+                log.exception("keeping the standby")
+                self._board.update(problem="internal error: see the watchdog's log")
+            if done is Task.NOTHING:
+                self._woken.wait(_TURN_S)
+                self._woken.clear()
+
+    def bring_up(self) -> None:
+        """Have a standby before anything else. Raises what keeps it from being there."""
+        while self.turn() is not Task.NOTHING:
+            pass
+
+    # -- one turn
+
+    def turn(self) -> Task:
+        """Do what is to be done next. Raises BusyError while an upgrade is under way, and whatever went wrong."""
+        host = self._refreshed()
+        active = host.recorded_active()
+        if active is None:
+            self._board.update(active=None, standby=None, keeping="no instance is active")
+            return Task.NOTHING
+        if self._unfinished(host):
+            self._programmed = None  # whatever becomes of it
+            self._board.update(active=active, keeping="an upgrade is not finished")
+            return Task.NOTHING
+        if next_task(self._look(host, active)) is Task.NOTHING:
+            self._keep_neighbours(host, active)
+            return Task.NOTHING
+        with host.lock():
+            if host.recorded_active() is not active or self._unfinished(host):
+                return Task.NOTHING
+            house = self._look(host, active)
+            task = next_task(house)
+            self._board.update(keeping=str(task))
+            self._carry_out(host, active, task, house)
+        return task
+
+    def _unfinished(self, host: Host) -> bool:
+        return Journals(host.config.state_dir, host.system).read() is not None
+
+    def _look(self, host: Host, active: Side) -> Household:
+        side = active.other
+        if host.instances[active].pid() is None:
+            record = standby.read_record(host)
+            there = record is not None and record.side is side
+            self._board.update(active=active, standby=None)
+            return Household(False, there, prepared=record is not None and record.prepared,
+                             may_start=self._board.may_start())  # fmt: skip
+        record = standby.read_record(host)
+        prepared = record is not None and record.side is side and record.prepared
+        state = State.RUNNING if prepared else host.instances[side].status().state  # status() asks the database
+        runs = state is State.RUNNING
+        vms = host.broker.vms() if prepared else []
+        unsafe = standby.unprotected(vms, side)
+        self._board.update(active=active, standby=side if prepared else None, unprotected=unsafe if prepared else None,
+                           keeping="ready" if prepared else str(state))  # fmt: skip
+        return Household(
+            active_runs=True,
+            standby_runs=runs,
+            standby_dead=state is State.DEAD,
+            settle=record is not None and record.side is active,
+            right_release=not runs or host.instances[side].release() == self._wanted(host, active),
+            prepared=prepared,
+            outdated=self._programmed != self._stamp,
+            strays=tuple(name for name in standby.owned(vms, side) if self._fits(vms, name, active)),
+            unparked=tuple(standby.unparked(vms, side)),
+            may_start=self._board.may_start() and state is not State.STARTING,
+        )
+
+    def _fits(self, vms: list[standby.Document], name: str, side: Side) -> bool:
+        return any(vm["name"] == name and standby.parkable(vm, side) for vm in vms)
+
+    def _wanted(self, host: Host, active: Side) -> Release:
+        """What the standby shall run. Raises ReleaseError, SwitchError."""
+        if host.config.watch.release is not None:
+            return host.releases.get(host.config.watch.release)
+        release = host.instances[active].release()
+        if release is None:
+            raise SwitchError(f"what instance {active} runs is not known", hint="`ovs-hotswap instance list`")
+        return release
+
+    # -- tasks
+
+    def _carry_out(self, host: Host, active: Side, task: Task, house: Household) -> None:
+        side = active.other
+        log.info("%s", task)
+        match task:
+            case Task.SETTLE:
+                record = standby.read_record(host)
+                if record is not None:
+                    standby.settle(host, record)
+            case Task.RESTART:
+                self._restart(host, active)
+            case Task.CLEAN:
+                self._clean(host, side)
+            case Task.REPLACE:
+                standby.retire(host, side)
+            case Task.START:
+                self._counted(lambda: host.instances[side].start(self._wanted(host, active)))
+            case Task.PREPARE:
+                self._prepare(host, side)
+            case Task.PROGRAM:
+                self._program(host, active)
+            case Task.RETURN:
+                for name in house.strays:
+                    host.broker.park(name, active)
+                    host.broker.move(name, active)
+            case Task.PARK:
+                wanted = [host.broker.vm(name) for name in house.unparked]
+                standby.park(host, side, wanted)
+
+    def _counted(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except HotswapError as error:
+            self._board.event("start-failed", cause=error.message)
+            self._board.failure()
+            raise
+
+    def _prepare(self, host: Host, side: Side) -> None:
+        try:
+            self._counted(lambda: standby.prepare(host, side))
+        except HotswapError:
+            if host.recorded_active() is not side:  # else it has taken over meanwhile
+                standby.retire(host, side)
+            raise
+        release = host.instances[side].release()
+        since = {} if self._failover is None else {"after_s": round(host.system.wall() - self._failover, 3)}
+        self._failover = None
+        self._board.event("standby", side=side, release=release.name if release else None, **since)
+
+    def _clean(self, host: Host, side: Side) -> None:
+        """What is left of an instance that died. The fail-over has counted it if it was the active one."""
+        if self._failover is None:
+            self._board.event("standby-died", side=side)
+            self._board.failure()
+        standby.retire(host, side)
+
+    def _restart(self, host: Host, active: Side) -> None:
+        """There is nowhere to go, so every VM waits for this."""
+        release = host.instances[active].release()
+        if release is None:
+            raise SwitchError(f"what instance {active} ran is not known", hint=f"`ovs-hotswap instance start {active}`")
+        self._board.event("restart", side=active, release=release.name)
+        self._board.failure()
+        host.instances[active].start(release)
+        host.program(active)
+        host.uplink.steer(active)
+
+    def _program(self, host: Host, active: Side) -> None:
+        stamp = self._stamp
+        host.set_pmd_sleep(active, host.config.instance(active).pmd_sleep_us)
+        host.follow_intent(Side)
+        self._programmed = stamp
+
+    def _keep_neighbours(self, host: Host, active: Side) -> None:
+        now = host.system.monotonic()
+        if now - self._neighbours_at < _NEIGHBOURS_S:
+            return
+        self._neighbours_at = now
+        for side in Side:
+            if host.instances[side].pid() is not None:
+                for neighbour in host.intent.neighbours:
+                    host.tunnels(side).set_neighbour(neighbour.address, neighbour.mac)
+
+    # -- overlay intent
+
+    def _refreshed(self) -> Host:
+        """The host with the overlay intent of now. Raises ConfigError and keeps the old one while that is faulty."""
+        stamp = self._intent_stamp()
+        if stamp != self._stamp:
+            host = self._make_host()
+            _ = host.intent
+            self._host, self._stamp = host, stamp
+        return self._host
+
+    def _intent_stamp(self) -> Stamp | None:
+        try:
+            found = self._host.config.overlay.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino

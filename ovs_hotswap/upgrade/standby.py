@@ -1,0 +1,192 @@
+"""The warm standby: an instance beside the active one that is programmed and has every VM parked on it.
+
+Nothing of the active instance is changed for it. Both have the final form of the flow tables and no peer link: when the
+active dies all VMs move at once, so there is never traffic between a VM here and one there, and no packet of normal
+operation is copied. Only a planned upgrade, which moves VMs one by one, opens the window.
+
+What was set on the standby alone (a long PMD sleep, a quiet log, preferred threads) is in a record below run_dir, so
+that whoever comes later can put it back: another watchdog, or an upgrade.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ovs_hotswap.config import Config, Strict
+from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.model import Side
+from ovs_hotswap.overlay.ports import UPLINK
+from ovs_hotswap.overlay.tables import Form
+from ovs_hotswap.switch.pmd import pmd_rxqs, set_vhost_log_level, vhost_log_level
+from ovs_hotswap.upgrade.host import Host
+
+_PORT_S = 15.0
+_POLLED_S = 20.0
+# Longest sleep of a PMD thread that has nothing to do but wait for a fail-over, in microseconds: it delays the first
+# packets after one by as much. The thread then used 1.6 % of a core, with 1000 2.5 % (OVS 3.1, a busy machine).
+_SLEEP_US = 2000
+
+Document = dict[str, Any]  # a VM as the broker describes it
+Parked = Callable[[int, str], None]
+
+
+class StandbyRecord(Strict):
+    """``pid``: the ovs-vswitchd that the values were read from. ``prepared``: it was programmed and parked on."""
+
+    side: Side
+    pid: int
+    log_level: str
+    scheduling: dict[str, Any] | None
+    prepared: bool = False
+
+
+def record_path(config: Config) -> Path:
+    return config.run_dir / "standby.json"
+
+
+def read_record(host: Host) -> StandbyRecord | None:
+    """The record of a standby whose process still runs, perhaps as the active instance by now; else ``None``."""
+    try:
+        record = StandbyRecord.model_validate_json(record_path(host.config).read_text())
+    except (OSError, ValidationError):
+        return None
+    return record if host.instances[record.side].pid() == record.pid else None
+
+
+def forget(config: Config) -> None:
+    record_path(config).unlink(missing_ok=True)
+
+
+def prepare(host: Host, side: Side) -> None:
+    """Make a running instance the warm standby. May be repeated. Raises SwitchError or BrokerError."""
+    host.set_pmd_sleep(side, max(_SLEEP_US, host.config.upgrade.pmd_sleep_us))
+    host.program_database(side)
+    await_ports(host, side)
+    record = read_record(host)
+    if record is None or record.side is not side:
+        record = _look(host, side)
+        _write(host, record)
+    set_vhost_log_level(host.control(side), "error")
+    host.prefer_threads(side)
+    host.program_tunnels(side)
+    host.program_flows(side, Form.FINAL)
+    park(host, side, [vm for vm in host.broker.vms() if parkable(vm, side)])
+    _write(host, record.model_copy(update={"prepared": True}))
+
+
+def _look(host: Host, side: Side) -> StandbyRecord:
+    pid = host.instances[side].pid()
+    if pid is None:
+        raise SwitchError(f"instance {side} ended", hint="its log is kept in the state directory")
+    return StandbyRecord(
+        side=side, pid=pid, log_level=vhost_log_level(host.control(side)), scheduling=host.scheduling(side)
+    )
+
+
+def _write(host: Host, record: StandbyRecord) -> None:
+    host.system.write_atomic(record_path(host.config), record.model_dump_json())
+
+
+def settle(host: Host, record: StandbyRecord) -> None:
+    """Give a standby that has become the active instance the operator's values."""
+    side = record.side
+    host.set_pmd_sleep(side, host.config.instance(side).pmd_sleep_us)
+    set_vhost_log_level(host.control(side), record.log_level)
+    if record.scheduling is not None:
+        host.schedule(side, record.scheduling)
+    forget(host.config)
+
+
+def retire(host: Host, side: Side) -> None:
+    """End a standby, dead or alive. The VMs it has parked stay where they are: with the other side."""
+    for vm in host.broker.vms():
+        host.broker.unpark(vm["name"], side)
+    host.instances[side].stop()
+    forget(host.config)
+
+
+def take_down(host: Host, active: Side) -> bool:
+    """Leave nothing of a warm standby, as an upgrade needs it. Returns whether there was one."""
+    record = read_record(host)
+    if record is None:
+        return False
+    if record.side is active:
+        settle(host, record)
+        return False
+    retire(host, record.side)
+    return True
+
+
+# ------------------------------------------------------------------------------------- shared with an upgrade's steps
+
+
+def await_ports(host: Host, side: Side) -> None:
+    """Wait for an instance's uplink and its connections to the broker. Raises SwitchError."""
+    host.wait(lambda: host.link_up(side, UPLINK), _PORT_S, lambda: f"instance {side}: the uplink is down")
+
+    def missing() -> list[str]:
+        return [vm["name"] for vm in host.broker.vms() if not vm["switches"][side]["connected"]]
+
+    host.wait(lambda: not missing(), _PORT_S, lambda: f"instance {side} did not connect for VM {', '.join(missing())}")
+
+
+def park(host: Host, side: Side, vms: Iterable[Document], parked: Parked = lambda _number, _name: None) -> None:
+    """Park VMs on an instance and wait until it polls their queues. Raises BrokerError, SwitchError."""
+    expected = {}
+    for number, vm in enumerate(vms, 1):
+        host.broker.park(vm["name"], side)
+        parked(number, vm["name"])
+        if vm["qemu"]:
+            expected[vm["name"]] = _enabled_pairs(vm)
+
+    def unpolled() -> list[str]:
+        polled = pmd_rxqs(host.control(side))
+        return [name for name, pairs in expected.items()
+                if sum(queue.enabled for queue in polled.get(name, ())) < pairs]  # fmt: skip
+
+    host.wait(lambda: not unpolled(), _POLLED_S,
+              lambda: f"instance {side} does not poll the queues of VM {', '.join(unpolled())}")  # fmt: skip
+
+
+def _enabled_pairs(vm: Document) -> int:
+    """Queue pairs whose transmit ring (the odd one: virtio 1.2, 5.1.2) the guest has enabled."""
+    return sum(bool(ring["enabled"] and ring["started"]) for ring in vm["rings"][1::2])
+
+
+# -------------------------------------------------------------------------------------------- what the broker says
+
+
+def parkable(vm: Document, side: Side) -> bool:
+    """Whether ``side`` can serve the VM, now or when its guest has come."""
+    return bool(vm["switches"][side]["connected"] and not vm["switches"][side]["missing"] and not vm["unparkable"])
+
+
+def unparked(vms: Iterable[Document], side: Side) -> list[str]:
+    """VMs that could be parked on ``side`` and are not."""
+    return [
+        vm["name"]
+        for vm in vms
+        if vm["qemu"] and vm["owner"] == side.other and parkable(vm, side) and not vm["switches"][side]["parked"]
+    ]
+
+
+def unprotected(vms: Iterable[Document], side: Side) -> list[str]:
+    """VMs with a guest that ``side`` could not take over at this moment."""
+    return [vm["name"] for vm in vms if vm["qemu"] and vm["owner"] != side and not vm["switches"][side]["parked"]]
+
+
+def owned(vms: Iterable[Document], side: Side) -> list[str]:
+    return [vm["name"] for vm in vms if vm["qemu"] and vm["owner"] == side and vm["certainty"] == "owns"]
+
+
+def stranded(vms: Iterable[Document], side: Side) -> list[str]:
+    """VMs that ``side`` could own and does not."""
+    return [
+        vm["name"]
+        for vm in vms
+        if vm["qemu"] and parkable(vm, side) and not (vm["owner"] == side and vm["certainty"] == "owns")
+    ]

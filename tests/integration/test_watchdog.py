@@ -1,0 +1,260 @@
+"""The watchdog on the real Open vSwitch, DPDK and QEMU: what becomes of the VMs when the active instance fails."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ovs_hotswap.errors import RolledBack
+from ovs_hotswap.lab import Lab
+from ovs_hotswap.model import Side
+from ovs_hotswap.overlay.tables import Form, lines, render
+from ovs_hotswap.switch.instance import State
+from ovs_hotswap.system import System
+from ovs_hotswap.upgrade import standby, watchlog
+from ovs_hotswap.upgrade.host import Host, activate_first
+from ovs_hotswap.upgrade.plan import Event, EventKind
+from ovs_hotswap.upgrade.upgrade import Upgrader
+from ovs_hotswap.vhost.service import start_broker
+
+GUESTS = 2
+READY_S = 90.0
+
+
+@pytest.fixture(scope="module")
+def bed(system: System) -> Iterator[Lab]:
+    """A lab with two guests on an active instance, and no standby yet."""
+    lab = Lab(Path(tempfile.mkdtemp(prefix="ovsh-wd-")), GUESTS, system)
+    try:
+        lab.up()
+        text = lab.config_path.read_text() + "\n[watch]\ncrash_limit = 100\ncrash_window_s = 10\n"
+        lab.config_path.write_text(text.replace("soak_s = 2", "soak_s = 0.3"))
+        host = Host(lab.config, system)
+        start_broker(lab.config, system, lab.config_path, 10.0)
+        host.instances[Side.A].start(host.releases.get("host"))
+        host.program(Side.A)
+        activate_first(host, Side.A)
+        lab.pings.wait_flowing(60.0)
+        yield lab
+    finally:
+        lab.down()
+
+
+@contextlib.contextmanager
+def watchdog(bed: Lab, system: System) -> Iterator[int]:
+    """A watchdog process; its pid."""
+    log = bed.layout.directory / "watch.log"
+    program = [sys.executable, "-m", "ovs_hotswap", "--config", str(bed.config_path), "watch", "run"]
+    pid = system.spawn(program, log=log)
+    try:
+        yield pid
+    finally:
+        system.kill(pid)
+        assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture
+def host(bed: Lab, system: System) -> Host:
+    return Host(bed.config, system)
+
+
+@pytest.fixture
+def watched(bed: Lab, host: Host, system: System) -> Iterator[int]:
+    """A watchdog with a standby that is ready."""
+    with watchdog(bed, system) as pid:
+        wait_ready(host)
+        yield pid
+
+
+def wait(true: Callable[[], bool], what: str, seconds: float = READY_S) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+def wait_ready(host: Host, active: Side | None = None) -> None:
+    """A standby is there, and every VM with a guest is parked on it."""
+
+    def ready() -> bool:
+        now = host.recorded_active()
+        if now is None or (active is not None and now is not active):
+            return False
+        record = standby.read_record(host)
+        if record is None or record.side is now or not record.prepared:
+            return False
+        return not standby.unprotected(host.broker.vms(), now.other)
+
+    wait(ready, f"no standby: {watchlog.read_state(host.config)}")
+
+
+def failovers(host: Host) -> list[dict[str, Any]]:
+    return [event for event in watchlog.last_events(host.config, 100) if event["event"] == "failover"]
+
+
+def served_by(host: Host, side: Side) -> None:
+    """Each VM's rings are ``side``'s and nobody else's, the uplink points there, and so does the record."""
+    for vm in host.broker.vms():
+        assert (vm["owner"], vm["certainty"]) == (side, "owns")
+        assert vm["switches"][side]["role"] == "owner"
+        assert vm["switches"][side.other]["role"] in {None, "idle", "parked"}
+    assert host.uplink.owner() is side
+    assert host.active() is side
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [(signal.SIGKILL, "process"), (signal.SIGTERM, "process"), (signal.SIGSTOP, "stopped")]
+)
+def test_every_vm_moves_when_the_active_dies_or_hangs(
+    bed: Lab, host: Host, watched: int, number: signal.Signals, reason: str
+) -> None:
+    old = host.active()
+    pid = host.instances[old].pid()
+    assert pid is not None
+    known, before = len(failovers(host)), bed.pings.mark()
+    os.kill(pid, number)
+    wait(lambda: host.recorded_active() is old.other, "no fail-over")
+    assert not System().alive(pid)
+    served_by(host, old.other)
+    bed.pings.wait_flowing(30.0)
+    (event,) = failovers(host)[known:]
+    assert (event["from"], event["to"], event["signal"]) == (old, old.other, reason)
+    assert (event["moved"], event["left"]) == (GUESTS, [])
+    assert ("fenced" in event["ms"]) is (number is signal.SIGSTOP)
+    wait_ready(host, old.other)
+    served_by(host, old.other)
+    assert host.instances[old].pid() not in (None, pid)
+    assert host.pmd_sleep(old.other) == host.config.instance(old.other).pmd_sleep_us
+    time.sleep(0.3)
+    seen = bed.pings.between(before, bed.pings.mark())
+    assert {stats.guest: stats.duplicated for stats in seen if stats.duplicated} == {}
+
+
+def test_a_standby_that_dies_is_replaced(bed: Lab, host: Host, watched: int) -> None:
+    active = host.active()
+    pid = host.instances[active.other].pid()
+    assert pid is not None
+    before = bed.pings.mark()
+    os.kill(pid, signal.SIGKILL)
+    wait(lambda: host.instances[active.other].pid() not in (None, pid), "no new standby")
+    wait_ready(host, active)
+    served_by(host, active)
+    time.sleep(0.3)
+    assert sum(stats.received for stats in bed.pings.between(before, bed.pings.mark())) > 100
+
+
+def test_a_vm_that_comes_later_is_parked(bed: Lab, host: Host, watched: int) -> None:
+    bed.stop_guest("vm2")
+    wait(lambda: host.broker.vm("vm2")["qemu"] is None, "QEMU is still there")
+    bed.start_guest("vm2")
+    bed.pings.wait_flowing(60.0)
+    wait_ready(host)
+    wait(lambda: host.broker.vm("vm2")["owner"] == host.active(), "vm2 is not on the active side")
+    served_by(host, host.active())
+
+
+def test_a_change_of_the_overlay_reaches_both(bed: Lab, host: Host, watched: int) -> None:
+    file = bed.layout.overlay_file
+    before = file.read_text()
+    more = '[[vm]]\nname = "late"\nofport = 99\nmac = "52:54:00:64:09:09"\nvni = 100\n\n[[remote]]'
+    file.write_text(before.replace("[[remote]]", more, 1))
+
+    def programmed() -> bool:
+        new = Host(bed.config, System())
+        wanted = lines(render(new.intent, Form.FINAL))
+        return all(new.openflow(side).diff(wanted) == [] for side in Side)
+
+    try:
+        wait(lambda: "late" in [vm["name"] for vm in host.broker.vms()], "the broker has no VM late")
+        wait(programmed, "the flow tables are the old ones")
+    finally:
+        file.write_text(before)
+    wait(lambda: "late" not in [vm["name"] for vm in host.broker.vms()], "the broker still has VM late")
+    wait(programmed, "the flow tables are not the old ones again")
+
+
+def test_an_upgrade_takes_the_standby_down_and_gets_a_new_one(bed: Lab, host: Host, watched: int) -> None:
+    """The watchdog does not touch the instances while the upgrade is under way."""
+    active = host.active()
+    states: list[object] = []
+
+    def look(event: Event) -> None:
+        if event.step == "soak" and event.kind is EventKind.STARTED:
+            time.sleep(2.5)  # more than the watchdog takes to look again
+            states.append((watchlog.read_state(bed.config) or {}).get("keeping"))
+
+    assert Upgrader(host).upgrade("host", look).committed
+    assert states == ["an upgrade is not finished"]
+    wait_ready(host, active.other)
+    served_by(host, active.other)
+
+
+def test_an_active_that_dies_in_an_upgrade_is_failed_over(bed: Lab, host: Host, watched: int) -> None:
+    """VMs are parked on the other side, so they are safe there, whatever becomes of the upgrade itself."""
+    active = host.active()
+    found: list[Side | None] = []
+
+    def kill(event: Event) -> None:
+        if event.step == "soak" and event.kind is EventKind.STARTED:
+            pid = host.instances[active].pid()
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            wait(lambda: host.recorded_active() is active.other, "no fail-over")
+            found.append(host.uplink.owner())
+
+    assert Upgrader(host).upgrade("host", kill).committed
+    assert found == [active.other]
+    wait_ready(host, active.other)
+    served_by(host, active.other)
+    bed.pings.wait_flowing(30.0)
+
+
+def test_an_upgrade_that_goes_back_leaves_the_vms_where_they_fled(bed: Lab, host: Host, watched: int) -> None:
+    active = host.active()
+
+    def kill(event: Event) -> None:
+        if event.step == "soak" and event.kind is EventKind.STARTED:
+            pid = host.instances[active].pid()
+            assert pid is not None
+            System().kill(pid, grace=0)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(RolledBack):
+        Upgrader(host).upgrade("host", kill)
+    wait_ready(host, active.other)
+    served_by(host, active.other)
+    bed.pings.wait_flowing(30.0)
+    wanted = lines(render(host.intent, Form.FINAL))
+    wait(lambda: host.openflow(active.other).diff(wanted) == [], "the window form is still there")
+
+
+def test_the_standby_outlives_the_watchdog(bed: Lab, host: Host, system: System) -> None:
+    with watchdog(bed, system):
+        wait_ready(host)
+        before = {side: host.instances[side].pid() for side in Side}
+    with watchdog(bed, system) as pid:
+        wait(lambda: (watchlog.read_state(bed.config) or {}).get("pid") == pid, "no state")
+        wait(lambda: (watchlog.read_state(bed.config) or {}).get("keeping") == "ready", "not ready")
+        assert {side: host.instances[side].pid() for side in Side} == before
+
+
+def test_off_keeps_no_standby(bed: Lab, host: Host, system: System) -> None:
+    standby.take_down(host, host.active())
+    text = bed.config_path.read_text()
+    bed.config_path.write_text(text.replace("[watch]", '[watch]\nmode = "off"'))
+    try:
+        program = [sys.executable, "-m", "ovs_hotswap", "--config", str(bed.config_path), "watch"]
+        assert "off" in system.run([*program, "run"]).stdout
+        assert "does not run, mode off" in system.run([*program, "status"]).stdout
+    finally:
+        bed.config_path.write_text(text)
+    assert host.instances[host.active().other].status().state is State.STOPPED
