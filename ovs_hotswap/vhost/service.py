@@ -39,6 +39,10 @@ def start_broker(config: Config, system: System, config_path: Path, timeout: flo
 def replace_broker(config: Config, system: System, config_path: Path, timeout: float) -> dict[str, Any]:
     """Have a new process succeed the broker that runs, and return its status. Raises BrokerError; the old one then goes
     on."""
+    with BrokerClient(config.broker_socket) as client:
+        if client.status()["supervised"]:
+            raise BrokerError("the broker is systemd's to replace: its descriptors are kept meanwhile",
+                              hint="`systemctl restart ovs-hotswap-broker`")  # fmt: skip
     log = config.run_dir / "broker.log"
     pid = system.spawn(
         [sys.executable, "-m", "ovs_hotswap", "--config", str(config_path), "broker", "run", "--take-over"], log=log
