@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 _PATIENCE_S = 5.0  # for the broker to have every VM owned
 _NUDGE_S = 0.1  # by then the broker has moved what was parked
-_AWAIT_S = 0.005
+_AWAIT_S = 0.02  # to describe every VM keeps the broker from its work
 _AGAIN_S = 0.5
 
 
@@ -135,7 +135,8 @@ class Guard:
         work.vms = host.broker.vms()
         waiting = standby.stranded(work.vms, other)
         if not waiting:
-            self._stamp(work, "owned")
+            since = [vm["owner_since"] for vm in work.vms if vm["owner_since"] and vm["owner"] == other]
+            work.at.setdefault("owned", max(0.0, max(since, default=0.0) - work.wall))
         patience = host.system.monotonic() - work.begun < _PATIENCE_S
         return Scene(alive, True, refuge, work.steered, len(waiting), patience)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -62,6 +63,7 @@ class Vm:
         self.offered: Offer | None = None
         self.moves = 0
         self.last_swap: Swap | None = None
+        self.owner_since: float | None = None  # seconds since the epoch
         self.last_error: str | None = None
         self._withheld = withheld
         self._loop = loop
@@ -207,6 +209,7 @@ class Vm:
     def confirmed(self, side: Side) -> None:
         if self.ownership == Ownership(side, Certainty.TAKING):
             self.ownership = self.ownership.confirm()
+            self.owner_since = time.time()
             self.home = side
             self._wake_guest()
 
