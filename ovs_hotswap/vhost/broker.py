@@ -30,7 +30,7 @@ from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.system import System
 from ovs_hotswap.vhost import control, succession
 from ovs_hotswap.vhost.keeping import Keeping
-from ovs_hotswap.vhost.memory import make_scratch
+from ovs_hotswap.vhost.memory import make_scratch, waits
 from ovs_hotswap.vhost.move import Mover
 from ovs_hotswap.vhost.processes import Processes
 from ovs_hotswap.vhost.report import vm_document
@@ -268,7 +268,8 @@ class Broker:
             self._loop.add_reader(seat.listeners[side].fileno(), self._accept, seat, side)
 
     def _process_ended(self, pid: int) -> None:
-        for seat in self._seats.values():
+        """Whoever served VMs died: those whose guests wait for a switch are given another one first."""
+        for seat in sorted(self._seats.values(), key=lambda seat: not waits(seat.vm.state)):
             seat.vm.process_ended(pid)
 
     async def _connect_qemus(self) -> None:
