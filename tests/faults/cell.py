@@ -51,7 +51,6 @@ class Runner:
     def run(self) -> Seen:
         """Raises Failed if the bed does not come to rest again, Missed if the moment could not be struck."""
         bed, seen = self._bed, self._seen
-        begun = time.monotonic()
         seen.old, mark = self._active, bed.lab.pings.mark()
         bed.requests.begin()
         if self._cell.moment == IDLE:
@@ -70,9 +69,8 @@ class Runner:
         self._rest()
         seen.faults = bed.faults()
         seen.active = bed.host.recorded_active()
-        seen.doubled, seen.requests = bed.requests.doubled(), bed.requests.counted()
+        seen.doubled, seen.requests = dict(bed.requests.count.doubled), bed.requests.count.requests
         seen.copies = bed.copies(mark)
-        seen.seconds = time.monotonic() - begun
         return seen
 
     # -- striking

@@ -8,8 +8,9 @@ standby where nothing is under way, the new instance in an upgrade.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ovs_hotswap.model import Side
 from ovs_hotswap.upgrade.steps import upgrade_plan
@@ -124,6 +125,10 @@ class Expectation:
 
 
 STRUCK_VM = "vm1"
+_START_S = 15.0  # an instance is started and programmed
+_LONG_S = 60.0  # a command waits for its deadline first
+_DEADLINE_S = 40.0
+_RECONNECT_S = 6.0  # a switch tries once a second
 
 
 @dataclass
@@ -148,23 +153,115 @@ class Seen:
     requests: int = 0
     copies: int = 0
     faults: list[str] = field(default_factory=list)
-    seconds: float = 0.0
 
-
-ANY = frozenset(End) - {End.HANGS, End.NONE}
+    def outage(self) -> float:
+        """The longest gap in milliseconds; infinite where nothing was answered."""
+        gaps = self.outage_ms.values()
+        return max((float("inf") if gap is None else gap for gap in gaps), default=0.0)
 
 
 def expectation(cell: Cell) -> Expectation:
-    return Expectation(
-        frozenset({End.NONE}) if cell.moment == IDLE else ANY,
-        "",
-        20.0,
-        copies=8,
-        spared=frozenset({STRUCK_VM}) if cell.victim is Victim.QEMU else frozenset(),
-    )
+    """What is expected of a cell."""
+    return _RULES[cell.victim](cell.fault, cell.moment)
 
 
-def judge(cell: Cell, expected: Expectation, seen: Seen) -> list[str]:
+def _expect(*ends: End, why: str, **more: Any) -> Expectation:
+    return Expectation(frozenset(ends), why, **more)
+
+
+def _undisturbed(moment: str, why: str, **more: Any) -> Expectation:
+    return _expect(End.NONE if moment == IDLE else End.COMMITTED, why=why, **more)
+
+
+def _active(fault: Fault, moment: str) -> Expectation:
+    if moment == IDLE:
+        return _expect(End.NONE, why="the watchdog moves every VM to its standby")
+    if moment == BEFORE[0]:
+        refused = End.REFUSED if fault is Fault.STOP else None
+        why = "there is nowhere to go yet: it is refused, and the watchdog starts an instance"
+        return _expect(End.REFUSED, *([] if refused else [End.COMMITTED]), why=why, within_s=_LONG_S)
+    if not since(moment, "park"):
+        return _expect(End.COMMITTED, why="there is no way back: it goes on without the old one", within_s=_START_S)
+    return _expect(End.COMMITTED, why="the VMs are parked on the new one; it goes on without the old one")
+
+
+def _standby(fault: Fault, moment: str) -> Expectation:
+    if moment == IDLE:
+        return _expect(End.NONE, why="the VMs do not notice; the watchdog starts another")
+    if moment == AFTER[-1]:
+        why = "the old one is retired: the watchdog starts the new one again, and resume finishes"
+        return _expect(End.UNFINISHED, why=why, within_s=_START_S)
+    if since(moment, HAND_OVER):
+        why = "the old one still serves every VM: all go back to it, even after the commit"
+        return _expect(End.ROLLED_BACK, why=why, within_s=_DEADLINE_S if fault is Fault.STOP else 3.0)
+    return _expect(End.ROLLED_BACK, why="the old one keeps everything until the new one has proven itself")
+
+
+def _active_db(_fault: Fault, moment: str) -> Expectation:
+    if moment == IDLE:
+        return _expect(End.NONE, why="packets do not pass there")
+    if not since(moment, "peer"):
+        return _expect(
+            End.ROLLED_BACK, End.REFUSED, End.UNKNOWN, why="the old one cannot be programmed", mend=Mend.ROLLBACK
+        )
+    if moment == "peer":
+        return _expect(End.UNKNOWN, why="the peer link cannot be taken off either: said so", mend=Mend.ROLLBACK)
+    return _expect(End.COMMITTED, why="the old one's database is not needed any more")
+
+
+def _standby_db(_fault: Fault, moment: str) -> Expectation:
+    if moment == IDLE:
+        return _expect(End.NONE, why="packets do not pass there")
+    if committed(moment):
+        return _expect(End.UNFINISHED, End.COMMITTED, why="the new one serves every VM; resume finishes what needs it")
+    return _expect(End.ROLLED_BACK, End.COMMITTED, why="the new one cannot be programmed")
+
+
+def _broker(fault: Fault, moment: str) -> Expectation:
+    if moment == IDLE:
+        return _expect(End.NONE, why="QEMU and switches connect again", within_s=_RECONNECT_S)
+    if fault is Fault.STOP:
+        if moment == HAND_OVER:
+            why = "the swap is not confirmed in time: back to the old one"
+            return _expect(End.ROLLED_BACK, why=why, while_stopped=False)
+        return _expect(End.COMMITTED, why="calls wait for it")
+    ends = (End.COMMITTED, End.ROLLED_BACK, End.REFUSED, End.UNKNOWN, End.UNFINISHED)
+    return _expect(*ends, why="QEMU and switches connect again; who asked it meanwhile is told", within_s=_RECONNECT_S,
+                   mend=Mend.RESUME if committed(moment) else Mend.ROLLBACK)  # fmt: skip
+
+
+def _orchestrator(fault: Fault, moment: str) -> Expectation:
+    if fault is Fault.STOP:
+        return _expect(End.COMMITTED, why="nothing happens until it is continued")
+    if fault is Fault.KILL:
+        back = not committed(moment) and MOMENTS.index(moment) % 2 == 0
+        return _expect(End.DIED, why="the journal says how far it came", mend=Mend.ROLLBACK if back else Mend.RESUME)
+    if committed(moment):
+        return _expect(End.UNFINISHED, why="after the commit it only goes forward: resume finishes")
+    return _expect(End.ROLLED_BACK, why="it rolls back in order")
+
+
+def _watchdog(_fault: Fault, moment: str) -> Expectation:
+    return _undisturbed(moment, "what it set up stays; the next one takes it up")
+
+
+def _qemu(_fault: Fault, moment: str) -> Expectation:
+    return _undisturbed(moment, "only this VM is gone", spared=frozenset({STRUCK_VM}))
+
+
+_RULES: Mapping[Victim, Callable[[Fault, str], Expectation]] = {
+    Victim.ACTIVE: _active,
+    Victim.STANDBY: _standby,
+    Victim.ACTIVE_DB: _active_db,
+    Victim.STANDBY_DB: _standby_db,
+    Victim.BROKER: _broker,
+    Victim.ORCHESTRATOR: _orchestrator,
+    Victim.WATCHDOG: _watchdog,
+    Victim.QEMU: _qemu,
+}
+
+
+def judge(expected: Expectation, cell: Cell, seen: Seen) -> list[str]:
     """What of ``seen`` is not as ``expected``."""
     found = [*seen.problems, *seen.faults]
     if seen.struck != cell.moment:
@@ -175,6 +272,8 @@ def judge(cell: Cell, expected: Expectation, seen: Seen) -> list[str]:
         found.append(f"no answers after {expected.within_s:g} s: {', '.join(seen.silent)}")
     if seen.silent_while_stopped:
         found.append(f"no answers while it was stopped: {', '.join(seen.silent_while_stopped)}")
+    if not seen.requests:
+        found.append("nothing was counted at the remote end")
     if seen.doubled:
         found.append(f"requests that were sent twice: {seen.doubled}")
     if seen.copies > expected.copies:
