@@ -41,6 +41,7 @@ class World(FakeSystem):
         self.owner = dict.fromkeys(vms, Side.A)
         self.parked = {name: {Side.B} for name in vms}
         self.stopped_pids: set[int] = set()
+        self.no_database: set[Side] = set()
         self.uplink_owner = Side.A
 
     def stopped(self, pid: int) -> bool:
@@ -62,6 +63,9 @@ class FakeInstance:
 
     def pid(self) -> int | None:
         return self.world.pid[self.side]
+
+    def database_pid(self) -> int | None:
+        return None if self.side in self.world.no_database else 7
 
     def release(self) -> Release:
         return RELEASE
@@ -307,6 +311,29 @@ def test_a_dead_standby_is_cleaned_and_counted(config: Config) -> None:
     assert bed.keeper.turn() is Task.NOTHING  # the back-off
     bed.world.now += 1.5
     assert bed.keeper.turn() is Task.START
+
+
+def test_a_standby_that_stands_still_is_replaced(config: Config) -> None:
+    bed = Bed(config)
+    bed.keeper._programmed = bed.keeper._stamp
+    bed.world.stopped_pids = {2}
+    assert bed.keeper.turn() is Task.NOTHING
+    bed.world.stopped_pids = set()
+    bed.world.now += 1.0
+    assert bed.keeper.turn() is Task.NOTHING
+    bed.world.stopped_pids = {2}
+    assert bed.keeper.turn() is Task.NOTHING
+    bed.world.now += 1.0
+    assert bed.keeper.turn() is Task.CLEAN
+    assert bed.world.done == ["stop b"]
+    assert bed.events()[-1]["event"] == "standby-died"
+
+
+def test_a_standby_without_its_database_is_replaced(config: Config) -> None:
+    bed = Bed(config)
+    bed.world.no_database = {Side.B}
+    assert bed.keeper.turn() is Task.CLEAN
+    assert bed.world.done == ["stop b"]
 
 
 def test_a_crash_loop_ends(config: Config) -> None:
