@@ -20,6 +20,8 @@ from tests.faults.strike import Missed, Trail, attentive, in_swap, stopped, unti
 
 HOLD_S = 1.0  # how long a stopped orchestrator, broker, watchdog or QEMU stands still
 RESTART_S = 0.1  # after which a service manager starts a service again (systemd.service(5), RestartSec)
+_FENCED_S = 8.0
+_LOOK_S = 0.05
 _STEP_S = 60.0
 _ORCHESTRATOR_S = 150.0
 _TRIES = 3
@@ -98,13 +100,17 @@ class Runner:
 
     def _hold(self, struck: Struck) -> None:
         """Let a process that somebody will continue stand still for a while; see the VMs forward meanwhile."""
-        if self._cell.fault is Fault.STOP and self._cell.victim in _HELD:
+        if self._cell.fault is not Fault.STOP:
+            time.sleep(RESTART_S)
+        elif self._cell.victim in _HELD:
             if self._expected.while_stopped:
                 self._seen.silent_while_stopped = self._bed.forwarding(self._expected.spared, HOLD_S)
             time.sleep(max(0.0, struck.at + HOLD_S - time.monotonic()))
             self._continue()
-        else:
-            time.sleep(RESTART_S)
+        elif self._cell.moment == IDLE:
+            end = struck.at + (_FENCED_S if self._expected.ended else HOLD_S)
+            while self._bed.system.alive(struck.pid) and time.monotonic() < end:
+                time.sleep(_LOOK_S)
 
     def _continue(self) -> None:
         if self._standing is not None:
@@ -192,6 +198,7 @@ class Runner:
 
     def _let_go(self, struck: Struck) -> None:
         """Continue what stands, start a database server again."""
+        self._seen.ended = not self._bed.system.alive(struck.pid)
         self._continue()
         if struck.database and not self._bed.system.alive(struck.pid):
             side = self._active if self._cell.victim is Victim.ACTIVE_DB else self._active.other
@@ -212,12 +219,9 @@ class Runner:
                 end = self._ended(child)
                 output.seek(0)
                 text = output.read().decode(errors="replace").strip().splitlines()
-            seen.mended.append(f"{command}: {end}" + (f" ({text[-1]})" if text and end not in _GOOD else ""))
+            seen.mended.append(f"{command}: " + ("done" if end is End.COMMITTED else f"{end} ({text[-1:]})"))
 
     def _rest(self) -> None:
         bed = self._bed
         bed.lab.pings.wait_flowing(30.0)
         bed.wait_standby()
-
-
-_GOOD = (End.COMMITTED,)

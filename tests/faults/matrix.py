@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ovs_hotswap.model import Side
@@ -95,8 +95,12 @@ class Mend(enum.StrEnum):
     ROLLBACK = "rollback"
 
 
-def moment_index(moment: str) -> int:
-    return MOMENTS.index(moment)
+class Serves(enum.StrEnum):
+    """Who is active in the end."""
+
+    OLD = "the old instance"
+    NEW = "the new instance"
+    EITHER = "either"
 
 
 def since(moment: str, first: str) -> bool:
@@ -113,7 +117,9 @@ class Expectation:
     """``ends``: how the orchestrator may end. ``mend``: what an operator does if the journal is not finished then.
     ``within_s``: every VM but ``spared`` forwards again in that time, before anybody does anything. ``why``: the
     reason, for people. ``copies``: answers that a guest may receive twice (a copy over the peer link that arrives
-    late, see architecture.md): none where no VM was moved one by one."""
+    late, see architecture.md): none where no VM was moved one by one. ``while_stopped``: they forward also while the
+    process stands still. ``ended``: a process that stands still is ended before somebody could continue it.
+    ``serves``: which instance is active in the end, where that does not follow from how the upgrade ended."""
 
     ends: frozenset[End]
     why: str
@@ -122,24 +128,29 @@ class Expectation:
     spared: frozenset[str] = frozenset()
     copies: int = 0
     while_stopped: bool = True
+    ended: bool = False
+    serves: Serves | None = None
 
 
 STRUCK_VM = "vm1"
 _START_S = 15.0  # an instance is started and programmed
 _LONG_S = 60.0  # a command waits for its deadline first
 _DEADLINE_S = 40.0
+_COPIES = 8
 _RECONNECT_S = 6.0  # a switch tries once a second
 
 
 @dataclass
 class Seen:
     """What was seen of a cell. ``silent``: pings without an answer after ``within_s``. ``doubled``: requests that came
-    to the remote end more than once, by sender. ``faults``: what was not as it must be in the end."""
+    to the remote end more than once, by sender. ``ended``: the process was dead before it could be continued.
+    ``faults``: what was not as it must be in the end."""
 
     old: Side | None = None
     struck: str = ""
     end: End = End.NONE
     message: list[str] = field(default_factory=list)
+    ended: bool = False
     silent: list[str] = field(default_factory=list)
     silent_while_stopped: list[str] = field(default_factory=list)
     outage_ms: dict[str, float | None] = field(default_factory=dict)
@@ -162,7 +173,8 @@ class Seen:
 
 def expectation(cell: Cell) -> Expectation:
     """What is expected of a cell."""
-    return _RULES[cell.victim](cell.fault, cell.moment)
+    found = _RULES[cell.victim](cell.fault, cell.moment)
+    return found if cell.moment == IDLE else replace(found, copies=_COPIES)
 
 
 def _expect(*ends: End, why: str, **more: Any) -> Expectation:
@@ -174,6 +186,11 @@ def _undisturbed(moment: str, why: str, **more: Any) -> Expectation:
 
 
 def _active(fault: Fault, moment: str) -> Expectation:
+    serves = Serves.EITHER if moment == BEFORE[0] else Serves.NEW
+    return replace(_active_lost(fault, moment), ended=True, serves=serves)
+
+
+def _active_lost(fault: Fault, moment: str) -> Expectation:
     if moment == IDLE:
         return _expect(End.NONE, why="the watchdog moves every VM to its standby")
     if moment == BEFORE[0]:
@@ -186,6 +203,10 @@ def _active(fault: Fault, moment: str) -> Expectation:
 
 
 def _standby(fault: Fault, moment: str) -> Expectation:
+    return replace(_standby_lost(fault, moment), ended=True)
+
+
+def _standby_lost(fault: Fault, moment: str) -> Expectation:
     if moment == IDLE:
         return _expect(End.NONE, why="the VMs do not notice; the watchdog starts another")
     if moment == AFTER[-1]:
@@ -268,6 +289,8 @@ def judge(expected: Expectation, cell: Cell, seen: Seen) -> list[str]:
         found.append(f"struck {seen.struck}")
     if seen.end not in expected.ends:
         found.append(f"the upgrade {seen.end}")
+    if expected.ended and not seen.ended:
+        found.append("the process that stood still was not ended")
     if seen.silent:
         found.append(f"no answers after {expected.within_s:g} s: {', '.join(seen.silent)}")
     if seen.silent_while_stopped:
@@ -278,7 +301,23 @@ def judge(expected: Expectation, cell: Cell, seen: Seen) -> list[str]:
         found.append(f"requests that were sent twice: {seen.doubled}")
     if seen.copies > expected.copies:
         found.append(f"{seen.copies} answers came twice")
-    return found + _untruths(seen)
+    return found + _untruths(seen) + _wrong_side(expected, seen)
+
+
+def _wrong_side(expected: Expectation, seen: Seen) -> list[str]:
+    """Where another instance is active than the one the upgrade ended, or was mended, with."""
+    mended = Serves.NEW if expected.mend is Mend.RESUME else Serves.OLD
+    follows = {
+        End.NONE: Serves.OLD,
+        End.COMMITTED: Serves.NEW,
+        End.ROLLED_BACK: Serves.OLD,
+        End.REFUSED: Serves.OLD,
+        End.UNFINISHED: mended,
+        End.DIED: mended,
+    }
+    wanted = expected.serves or follows.get(seen.end, Serves.EITHER)
+    serves = Serves.OLD if seen.active is seen.old else Serves.NEW
+    return [] if wanted in (serves, Serves.EITHER) else [f"{serves} is active, not {wanted}"]
 
 
 def _untruths(seen: Seen) -> list[str]:

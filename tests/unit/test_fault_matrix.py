@@ -8,13 +8,30 @@ from pathlib import Path
 
 import pytest
 
+from ovs_hotswap.model import Side
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.journal import Journals
 from ovs_hotswap.upgrade.records import Kind, Record, Shape
 from ovs_hotswap.upgrade.steps import upgrade_plan
-from tests.faults.matrix import HAND_OVER, IDLE, MOMENTS, Cell, End, Fault, Seen, Victim, cells, expectation, judge
+from tests.faults.matrix import (
+    HAND_OVER,
+    IDLE,
+    MOMENTS,
+    Cell,
+    End,
+    Fault,
+    Mend,
+    Seen,
+    Serves,
+    Victim,
+    cells,
+    expectation,
+    judge,
+)
 from tests.faults.remote import Count
 from tests.faults.strike import Trail
+
+_MENDED = (End.DIED, End.UNFINISHED)
 
 
 def test_it_has_every_step_of_an_upgrade() -> None:
@@ -34,9 +51,12 @@ def test_only_what_cannot_be_is_left_out() -> None:
 
 def good(cell: Cell) -> Seen:
     """What a cell that went as it should has left."""
-    end = min(expectation(cell).ends)
+    end, mend = min(expectation(cell).ends), expectation(cell).mend
     phase = {End.UNKNOWN: "back", End.UNFINISHED: "committed", End.DIED: "forward"}.get(end)
-    return Seen(struck=cell.moment, end=end, phase=phase, last_committed=end is End.COMMITTED, requests=100)
+    serves = expectation(cell).serves
+    moved = serves is Serves.NEW if serves else end is End.COMMITTED or (end in _MENDED and mend is Mend.RESUME)
+    return Seen(old=Side.A, active=Side.B if moved else Side.A, struck=cell.moment, end=end, phase=phase,
+                last_committed=end is End.COMMITTED, requests=100, ended=True)  # fmt: skip
 
 
 @pytest.mark.parametrize("cell", cells(), ids=str)
@@ -53,6 +73,7 @@ def test_each_cell_can_pass_and_has_a_reason(cell: Cell) -> None:
         ({"silent": ["vm2 -> remote"]}, "no answers after"),
         ({"silent_while_stopped": ["vm2 -> remote"]}, "no answers while it was stopped"),
         ({"doubled": {"10.100.0.1": 1}}, "sent twice"),
+        ({"active": Side.A}, "the old instance is active, not the new instance"),
         ({"requests": 0}, "nothing was counted at the remote end"),
         ({"copies": 99}, "99 answers came twice"),
         ({"faults": ["vm1 is owned by b"]}, "vm1 is owned by b"),
