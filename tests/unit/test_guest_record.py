@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.bench.guests import FleetSpec, RemoteHost, VmSpec, frames
-from tests.bench.guests.driver import NOBODY, REMOTE
+from tests.bench.guests.plan import NOBODY, REMOTE
 from tests.bench.guests.record import Events, Gap, Log, Received, Ticks, Timeline
 
 MACS = ("52:54:00:00:00:01", "52:54:00:00:00:02")

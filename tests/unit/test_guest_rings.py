@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.bench.guests import frames
-from tests.bench.guests.driver import NOBODY, REMOTE, Drivers, Plan, Stream
+from tests.bench.guests.driver import Drivers, Stream
+from tests.bench.guests.plan import NOBODY, REMOTE, Plan
 from tests.bench.guests.rings import HUGE_PAGE, Bank, DriverRing, RingFault, Shape
 from tests.vhost_rings import Layout, RingView, Shared
 

@@ -8,56 +8,24 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import os
 import select
 import socket
 import sys
 import time
-from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
 from tests.bench.guests import frames
+from tests.bench.guests.plan import NOBODY, REMOTE, Plan
 from tests.bench.guests.record import Log, Received, Ticks
-from tests.bench.guests.rings import Bank, DriverRing, RingFault, Shape
+from tests.bench.guests.rings import Bank, DriverRing, RingFault
 
 _PR_SET_TIMERSLACK = 29
 _ORDERS_EVERY = 16  # looks between two looks at the control connection
 _REMOTE_BURST = 64
-NOBODY = -1
-REMOTE = -2
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What the drivers do. ``memory`` are the memfds, ``targets`` whom each VM sends to: a VM's number, ``REMOTE`` or
-    ``NOBODY``. ``remote``: an AF_PACKET socket at the remote host, whose MAC is ``remote_mac``. ``frame``: bytes of a
-    frame, ``header`` those of the virtio header before it."""
-
-    shape: Shape
-    memory: tuple[int, ...]
-    macs: tuple[str, ...]
-    targets: tuple[int, ...]
-    remote: int | None
-    remote_mac: str
-    frame: int
-    header: int
-    pause_us: int
-    nice: int
-
-    def text(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def parse(cls, text: str) -> Plan:
-        found = json.loads(text)
-        found["shape"] = Shape(**found["shape"])
-        for key in ("memory", "macs", "targets"):
-            found[key] = tuple(found[key])
-        return cls(**found)
 
 
 class Stream:

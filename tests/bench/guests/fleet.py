@@ -20,8 +20,8 @@ from pyroute2 import netns
 
 from ovs_hotswap.errors import LabError
 from ovs_hotswap.vhost.wire import Feature
-from tests.bench.guests.driver import NOBODY, REMOTE, Plan
 from tests.bench.guests.front import Doorman
+from tests.bench.guests.plan import NOBODY, REMOTE, Plan
 from tests.bench.guests.record import Events
 from tests.bench.guests.rings import HUGE_PAGE, PAGE, Shape
 from tests.vhost_qemu import GUEST_FEATURES, FrontEnd
