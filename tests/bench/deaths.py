@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ovs_hotswap.errors import LabError
-from tests.bench.guests import Events, Fleet
+from tests.bench.guests import Events, Fleet, FleetSpec
 from tests.bench.guests.plan import NOBODY
 
 _LOOK_S = 0.1
@@ -96,11 +96,13 @@ def kill(pid: int, ctl: Path) -> Death:
             os.close(pidfd)
 
 
-def outage(fleet: Fleet, events: Events, instant: Instant) -> Outage:
+def outage(spec: FleetSpec, events: Events, instant: Instant) -> Outage:
+    """What ``events`` say of the VMs that have somebody to send to."""
+
     def after(found: int | None) -> float | None:
         return None if found is None else instant.since(found)
 
-    vms = [vm for vm, target in enumerate(fleet.spec.targets) if target != NOBODY]
+    vms = [vm for vm, target in enumerate(spec.targets) if target != NOBODY]
     start = instant.monotonic
     return Outage(
         sending={vm: after(events.taken(vm).first_from(start)) for vm in vms},
@@ -113,7 +115,7 @@ def wait_back(fleet: Fleet, instant: Instant, patience_s: float) -> Outage:
     events = fleet.events()
     end = instant.monotonic + int(patience_s * 1e9)
     while True:
-        found = outage(fleet, events, instant)
+        found = outage(fleet.spec, events, instant)
         if found.over or time.monotonic_ns() >= end:
             return found
         time.sleep(_LOOK_S)
@@ -138,7 +140,7 @@ def floor(fleet: Fleet, instants: int, pause_s: float) -> list[Outage]:
         taken.append(Instant.now())
     time.sleep(max(pause_s, 1.0))
     events = fleet.events()
-    return [outage(fleet, events, instant) for instant in taken]
+    return [outage(fleet.spec, events, instant) for instant in taken]
 
 
 def pooled(outages: Sequence[Outage], direction: str) -> list[float]:

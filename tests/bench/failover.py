@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.errors import LabError
@@ -84,10 +84,20 @@ class Result:
         }
 
     def document(self) -> dict[str, Any]:
+        """For the report; what did not come to an end is null."""
         stats = {} if self.stats is None else asdict(self.stats)
-        return {"case": asdict(self.case), "ms": self.figures(), "guests": stats,
-                "failovers": [asdict(crash) for crash in self.failovers],
-                "restarts": [asdict(crash) for crash in self.restarts]}  # fmt: skip
+        found = {"case": asdict(self.case), "ms": self.figures(), "guests": stats,
+                 "failovers": [asdict(crash) for crash in self.failovers],
+                 "restarts": [asdict(crash) for crash in self.restarts]}  # fmt: skip
+        return cast(dict[str, Any], _finite(found))
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and math.isinf(value) else value
 
 
 def _figures(ordered: Sequence[float]) -> dict[str, float | None]:
@@ -151,7 +161,7 @@ class Bench:
         self._bed.wait_protected(side.other)
         begun = death.instant.since_wall(event["detected"])
         watchdog = {"detected": begun, **{stage: begun + ms for stage, ms in event["ms"].items()}}
-        return Crash(outage, _stages(death, watchdog, outage))
+        return Crash(outage, stages_of(death, watchdog, outage))
 
     def _failovers(self) -> list[dict[str, Any]]:
         return [event for event in watchlog.last_events(self._bed.config, 100) if event["event"] == "failover"]
@@ -167,10 +177,11 @@ class Bench:
         host.program_flows(side, Form.FINAL)
         at["programmed"] = death.instant.since(time.monotonic_ns())
         outage = deaths.wait_back(self._fleet, death.instant, _RESTART_S)
-        return Crash(outage, _stages(death, at, outage))
+        return Crash(outage, stages_of(death, at, outage))
 
 
-def _stages(death: Death, more: dict[str, float], outage: Outage) -> dict[str, float]:
+def stages_of(death: Death, more: dict[str, float], outage: Outage) -> dict[str, float]:
+    """Milliseconds since the SIGKILL, in their order; ``more`` are those that only this kind of crash has."""
     ends = {
         f"{which} VM {direction}": choose(outage.values(direction))
         for direction in DIRECTIONS
