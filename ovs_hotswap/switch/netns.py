@@ -41,9 +41,13 @@ class Namespaces:
             return False
 
     def create(self, name: str) -> None:
-        """Make the namespace, its loopback up."""
+        """Make the namespace, unless it is there, and set its loopback up.
+
+        It is there in an instance's unit: a mount made in the unit's own mount namespace would be seen by nobody else.
+        """
         try:
-            netns.create(name)
+            if not self.exists(name):
+                netns.create(name)
             with self._links(name) as route:
                 route.link("set", index=LOOPBACK_INDEX, state="up")
         except (OSError, NetlinkError) as error:
