@@ -8,12 +8,10 @@ mount namespace of their own and vanish with it.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -93,8 +91,7 @@ class Machine:
         own_mounts = ["unshare", "--mount", "--propagation", "private", "--"]
         bound = [sys.base_prefix, str(_REPOSITORY), libraries]
         argv = [*own_mounts, "sh", "-c", _KEEPER, "sh", name, *bound, *self._groups]
-        self._open = contextlib.ExitStack()
-        self._console = self._open.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
+        self._console = os.fdopen(os.memfd_create("console"), "w+", errors="replace")
         self._keeper = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._console, text=True, start_new_session=True
         )
@@ -117,7 +114,7 @@ class Machine:
 
     def close(self) -> None:
         """End it, with every process in it. May be repeated."""
-        with self._open:
+        with self._console:
             self._keeper.communicate(timeout=30)
 
     def pid(self) -> int:
