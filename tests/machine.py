@@ -22,11 +22,13 @@ from ovs_hotswap.system import System
 PREFIX = "/opt/ovs-hotswap"  # where the units look for the package
 PYTHON = f"{PREFIX}/bin/python"
 BOOT_S = 60.0
+_INIT = "/usr/lib/systemd/systemd"
 
 _REPOSITORY = Path(__file__).parents[1]
 _NUMBERS = itertools.count()
 
-# Arguments: name, Python, repository, libraries, then the control groups to be made. Prints the pid of systemd-nspawn.
+# Arguments: name, Python, repository, libraries, then the control groups to be made. Prints the pid of
+# the process whose child is systemd-nspawn.
 # `--keep-unit` needs no systemd around the container; `--console=pipe` no terminal.
 _KEEPER = r"""
 set -e
@@ -49,16 +51,22 @@ mount -t tmpfs tmpfs /media
 mkdir /media/upper /media/work /media/root
 mount -t overlay -o lowerdir=/,upperdir=/media/upper,workdir=/media/work overlay /media/root
 root=/media/root
-rm -rf "$root/etc/ovs-hotswap" "$root/var/lib/ovs-hotswap" "$root/opt/ovs-hotswap" "$root"/etc/machine-id
+rm -rf "$root/etc/ovs-hotswap" "$root/var/lib/ovs-hotswap" "$root/opt/ovs-hotswap" \
+    "$root"/etc/rc?.d "$root"/etc/systemd/system/*.wants "$root/lib/systemd/system/multi-user.target.wants"
 mkdir -p "$root/etc/ovs-hotswap"
 for bound in python src libraries; do mkdir -p "$root/opt/ovs-hotswap/$bound"; done
+tr -d - </proc/sys/kernel/random/uuid >"$root/etc/machine-id"
 (
     for group in "$@"; do echo 0 >"$group/cgroup.procs"; done
-    exec setpriv --pdeathsig KILL -- systemd-nspawn --quiet --directory="$root" --boot --keep-unit --register=no \
+    status=133 # of a container that wants to be booted again
+    while [ $status = 133 ]; do
+    status=0
+    setpriv --pdeathsig KILL -- systemd-nspawn --quiet --directory="$root" --boot --keep-unit --register=no \
         --private-network --capability=all --console=pipe --resolv-conf=off --timezone=off --link-journal=no \
         --machine="$name" --bind=/dev/hugepages --bind-ro="$python:/opt/ovs-hotswap/python" \
         --bind-ro="$repository:/opt/ovs-hotswap/src" --bind-ro="$libraries:/opt/ovs-hotswap/libraries" \
-        -- systemd.unit=basic.target </dev/null >&2
+        -- systemd.unit=multi-user.target </dev/null >&2 || status=$?
+    done
 ) &
 container=$!
 echo $container
@@ -82,22 +90,22 @@ ln -s {PREFIX}/bin/ovs-hotswap /usr/local/bin/ovs-hotswap
 
 
 class Machine:
-    """``Machine()`` boots one, to a basic system with none of this machine's services; ``close`` ends it."""
+    """``Machine()`` boots one, to multi-user.target, which wants nothing yet; ``close`` ends it."""
 
     def __init__(self) -> None:
         name = f"ovsh-machine-{os.getpid()}-{next(_NUMBERS)}"
         libraries = next(path for path in sys.path if path.endswith("site-packages"))
-        self._groups = [str(group / name) for group in _own_groups()]
+        self.groups = [str(group / name) for group in _own_groups()]
         own_mounts = ["unshare", "--mount", "--propagation", "private", "--"]
         bound = [sys.base_prefix, str(_REPOSITORY), libraries]
-        argv = [*own_mounts, "sh", "-c", _KEEPER, "sh", name, *bound, *self._groups]
+        argv = [*own_mounts, "sh", "-c", _KEEPER, "sh", name, *bound, *self.groups]
         self._console = os.fdopen(os.memfd_create("console"), "w+", errors="replace")
         self._keeper = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._console, text=True, start_new_session=True
         )
         try:
             assert self._keeper.stdout is not None
-            self._nspawn = int(self._keeper.stdout.readline() or "0")
+            self._container = int(self._keeper.stdout.readline() or "0")
             self._wait_booted()
             self.run(["sh", "-c", _PYVENV, "sh", f"python3.{sys.version_info.minor}"])
         except BaseException:
@@ -119,11 +127,8 @@ class Machine:
 
     def pid(self) -> int:
         """Its first process, as this machine numbers it; another one after a reboot. 0: there is none."""
-        try:
-            children = Path(f"/proc/{self._nspawn}/task/{self._nspawn}/children").read_text().split()
-            return next((int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text() == "systemd\n"), 0)
-        except (FileNotFoundError, ProcessLookupError):
-            return 0
+        first = [pid for nspawn in _children(self._container) for pid in _children(nspawn)]
+        return next((pid for pid in first if System().cmdline(pid)[:1] == [_INIT]), 0)
 
     def run(
         self, argv: Sequence[str], *, check: bool = True, timeout: float = 60.0, stdin: str = ""
@@ -170,13 +175,20 @@ class Machine:
     def _wait_booted(self) -> None:
         end = time.monotonic() + BOOT_S
         while True:
-            if not System().alive(self._nspawn) or time.monotonic() >= end:
+            if not System().alive(self._container) or time.monotonic() >= end:
                 self._console.seek(0)
                 raise AssertionError(f"the machine does not boot: {self._console.read()}")
             state = self.run(["systemctl", "is-system-running"], check=False).stdout.strip() if self.pid() else ""
             if state in {"running", "degraded"}:
                 return
             time.sleep(0.1)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def _own_groups() -> Iterable[Path]:

@@ -9,7 +9,7 @@ from ovs_hotswap.cli.upgrade_cmd import show_instances
 from ovs_hotswap.errors import BusyError, HotswapError
 from ovs_hotswap.model import Side
 from ovs_hotswap.switch.instance import Instance
-from ovs_hotswap.switch.units import InstanceUnit
+from ovs_hotswap.switch.units import GivenNamespaces, InstanceUnit, Order
 from ovs_hotswap.upgrade.host import WATCHDOG_S, Host, restore, start_instance
 
 _side = click.argument("side", type=click.Choice([side.value for side in Side]))
@@ -124,7 +124,11 @@ def bring_up(app: App, side: str) -> None:
     """
     which = Side(side)
     unit = InstanceUnit(which, app.system)
-    unit.carry_out(lambda order: Instance(order.config, which, app.system).bring_up(order.release))
+
+    def act(order: Order) -> None:
+        Instance(order.config, which, app.system, namespaces=GivenNamespaces()).bring_up(order.release)
+
+    unit.carry_out(act)
 
 
 def _refuse_if_serving(host: Host, side: Side) -> None:

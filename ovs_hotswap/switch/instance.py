@@ -158,10 +158,9 @@ class Instance:
         crashed = record is not None and not self._owned(self.paths.vswitchd_pid)
         unit = self._unit()
         if unit is not None and unit.starting():  # whoever ordered that was killed
-            unit.halt()
-        self._take_down(record, keep_log=keep_log or crashed)
+            unit.end()
+        self._take_down(record, unit, keep_log=keep_log or crashed)
         if unit is not None:
-            unit.halt()
             unit.clear()
 
     def kill(self) -> None:
@@ -299,15 +298,15 @@ class Instance:
 
     def _undo(self, error: BaseException, unit: InstanceUnit | None) -> None:
         try:
-            if unit is not None:  # it is left as failed, for `systemctl status` to show
-                unit.halt()
-            self._take_down(read_record(self.paths.record), keep_log=True)
+            if unit is not None:  # it stays as failed, for `systemctl status` to show
+                unit.end()
+            self._take_down(read_record(self.paths.record), unit, keep_log=True)
         except HotswapError as second:
             error.add_note(f"and undoing it failed: {second.message}")
 
     # -- stopping
 
-    def _take_down(self, record: InstanceRecord | None, *, keep_log: bool) -> None:
+    def _take_down(self, record: InstanceRecord | None, unit: InstanceUnit | None, *, keep_log: bool) -> None:
         steps: tuple[Callable[[], None], ...] = (
             lambda: self._end(self.paths.vswitchd_pid, self.paths.vswitchd_ctl),
             lambda: self._end(self.paths.ovsdb_pid, self.paths.ovsdb_ctl),
@@ -321,6 +320,9 @@ class Instance:
                 failures.append(error)
         if failures:  # a process or a device is still in the namespace: keep the record, so that stop can go on
             raise failures[0]
+        if unit is not None:
+            unit.end()
+            unit.remove_namespace()
         self._namespaces.remove(self.paths.netns)
         self._remove_files(keep_log=keep_log)
 

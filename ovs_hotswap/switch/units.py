@@ -4,6 +4,9 @@ A process belongs to the control group of whoever started it, and ends with it: 
 watchdog's service is restarted. So where the template unit is installed, systemd starts the instance. What it is to
 start is an *order*, a file that the unit's command carries out; a *fault*, another one, brings the error back to
 whoever gave the order.
+
+The network namespace is another unit's: it is made and removed in the host's mount namespace, where all see it, and it
+outlives the processes, so that the uplink's device can be taken out of it.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from ovs_hotswap.config import DEFAULT_RUN_DIR, Config, Strict
 from ovs_hotswap.errors import HotswapError, SwitchError, error_classes
 from ovs_hotswap.model import Release, Side
 from ovs_hotswap.sd import BOOTED
+from ovs_hotswap.switch.netns import Namespaces
 from ovs_hotswap.system import System
 
 _ASK_S = 10.0
@@ -54,14 +58,26 @@ class Fault(Strict):
         return error
 
 
+class GivenNamespaces(Namespaces):
+    """For the unit's own command: the instance's namespace is there before it, and stays."""
+
+    def create(self, name: str) -> None:
+        self.set_loopback_up(name)
+
+    def remove(self, name: str) -> None:
+        pass
+
+
 class InstanceUnit:
-    """``ovs-hotswap-instance@SIDE.service``. ``run_dir``: the run directory that the installed unit is made for."""
+    """``ovs-hotswap-instance@SIDE.service``, and the unit of its namespace. ``run_dir``: the run directory that the
+    installed units are made for."""
 
     def __init__(self, side: Side, system: System, *, booted: Path = BOOTED, run_dir: Path = DEFAULT_RUN_DIR) -> None:
         self._side, self._system, self._booted, self._run_dir = side, system, booted, run_dir
         self._order = run_dir / f"order-{side}.json"
         self._fault = run_dir / f"fault-{side}.json"
         self.name = f"ovs-hotswap-instance@{side}.service"
+        self._namespace = f"ovs-hotswap-netns@{side}.service"
 
     def serves(self, config: Config) -> bool:
         """Whether instances of this configuration are started by systemd: it runs the host, it has the unit, and the
@@ -86,13 +102,17 @@ class InstanceUnit:
         if done.status != 0:
             raise self._failure(done.stderr)
 
-    def halt(self) -> None:
+    def end(self) -> None:
         """End whatever is in the unit, a start under way included. Raises CommandError."""
-        self._system.run(["systemctl", "stop", self.name], timeout=_STOP_S)
+        self._stop(self.name)
+
+    def remove_namespace(self) -> None:
+        """Raises CommandError."""
+        self._stop(self._namespace)
 
     def clear(self) -> None:
-        """Have systemd forget how the unit ended."""
-        self._system.run(["systemctl", "reset-failed", self.name], timeout=_ASK_S, check=False)
+        """Have systemd forget how the units ended."""
+        self._system.run(["systemctl", "reset-failed", self.name, self._namespace], timeout=_ASK_S, check=False)
 
     def carry_out(self, act: Callable[[Order], None]) -> None:
         """For the unit's own command: ``act`` on the order. Raises SwitchError if there is none, and what ``act``
@@ -120,6 +140,9 @@ class InstanceUnit:
             f"instance {self._side}: {self.name} did not start: {lines[0] if lines else 'systemctl says nothing'}",
             hint=f"`systemctl status {self.name}`, `journalctl -u {self.name}`",
         )
+
+    def _stop(self, unit: str) -> None:
+        self._system.run(["systemctl", "stop", unit], timeout=_STOP_S)
 
     def _show(self, prop: str) -> str:
         argv = ["systemctl", "show", f"--property={prop}", "--value", self.name]

@@ -14,16 +14,37 @@ from ovs_hotswap.model import Release, Side
 from ovs_hotswap.switch.instance import Instance, State
 from ovs_hotswap.switch.units import Fault, InstanceUnit, Order
 from ovs_hotswap.system import Completed
-from tests.unit.test_instance import HOST, FakeDb, FakeHost, configuration
+from tests.unit.test_instance import HOST, FakeDb, FakeHost, FakeNamespaces, configuration
+
+UNIT, NETNS = "ovs-hotswap-instance@a.service", "ovs-hotswap-netns@a.service"
+
+
+class FakeGivenNamespaces(FakeNamespaces):
+    """The same table, of namespaces that others make and remove."""
+
+    def create(self, name: str) -> None:
+        assert name in self.devices
+
+    def remove(self, name: str) -> None:
+        pass
 
 
 class Booted(FakeHost):
-    """A machine with a systemd. ``instance`` asks it; the unit's own command, ``inside``, does not. ``active`` is the
-    unit's state."""
+    """A machine with a systemd. ``instance`` asks it, ``direct`` does not, ``inside`` is the unit's own command.
+    ``active`` is the unit's state."""
 
     def __init__(self, config: Config, booted: Path) -> None:
         super().__init__(config)
-        self.inside = self.instance
+        self.direct = self.instance
+        self.given = FakeGivenNamespaces(self.namespaces.devices)
+        self.inside = Instance(
+            config,
+            Side.A,
+            self,
+            namespaces=self.given,
+            connect=lambda path, timeout: FakeDb(self),
+            control=self._control,
+        )
         self.unit = InstanceUnit(Side.A, self, booted=booted, run_dir=config.run_dir)
         self.instance = Instance(
             config, Side.A, self, unit=self.unit, namespaces=self.namespaces,
@@ -44,20 +65,22 @@ class Booted(FakeHost):
     ) -> Completed:
         if argv[0] != "systemctl":
             return super().run(argv, timeout=timeout, check=check, stdin=stdin, env=env)
-        assert argv[-1] == "ovs-hotswap-instance@a.service"
-        if argv[1] == "show":
+        verb, units = argv[1], [word for word in argv[2:] if not word.startswith("-")]
+        if verb == "show":
             state = {"LoadState": self.loaded, "ActiveState": self.active}
             return Completed(tuple(argv), 0, state[argv[2].removeprefix("--property=")] + "\n", "")
-        self.asked.append(argv[1])
-        if argv[1] == "start":
+        self.asked.append(f"{verb} {' '.join(units)}")
+        if verb == "start":
             return self._start(argv)
-        self.active = "inactive" if argv[1] == "stop" and self.active != "failed" else self.active
-        if argv[1] == "reset-failed":
+        if verb == "reset-failed" or (units == [UNIT] and self.active != "failed"):
             self.active = "inactive"
+        if units == [NETNS]:
+            self.namespaces.remove(self.instance.paths.netns)
         return Completed(tuple(argv), 0, "", "")
 
     def _start(self, argv: Sequence[str]) -> Completed:
         self.active = "failed"
+        self.namespaces.create(self.instance.paths.netns)
         if not self.killed_in_start:
             try:
                 self.unit.carry_out(lambda order: self.inside.bring_up(order.release))
@@ -85,7 +108,7 @@ def test_systemd_starts_the_processes(host: Booted) -> None:
     host.instance.start(HOST)
     assert host.instance.status().state is State.RUNNING
     assert host.instance.status().release == HOST
-    assert (host.asked, host.active) == (["stop", "reset-failed", "start"], "active")
+    assert (host.asked[-1], host.active) == (f"start {UNIT}", "active")
     assert sorted(path.name for path in host.config.run_dir.iterdir()) == ["a"]  # the order is gone
 
 
@@ -100,14 +123,16 @@ def test_a_stop_leaves_the_unit_inactive(host: Booted) -> None:
 def test_a_start_that_fails_says_the_same_as_without_systemd(host: Booted) -> None:
     host.fails, host.namespaces.refuse_back = "ovs-vswitchd-dpdk", True
     with pytest.raises(SwitchError) as direct:
-        host.inside.start(HOST)
+        host.direct.start(HOST)
     host.namespaces.refuse_back = False
-    host.inside.stop()
-    host.namespaces.refuse_back = True
+    host.direct.stop()
+    host.given.refuse_back = True
     with pytest.raises(SwitchError) as through:
         host.instance.start(HOST)
+    for error in (direct.value, through.value):
+        assert error.message.startswith("instance a: ovs-vswitchd-dpdk of release host (")
+        assert error.__notes__ == ["and undoing it failed: network device vf-a cannot be moved"]
     assert (through.value.message, through.value.hint) == (direct.value.message, direct.value.hint)
-    assert through.value.__notes__[: len(direct.value.__notes__)] == direct.value.__notes__
 
 
 def test_nothing_is_left_of_a_start_that_fails(host: Booted) -> None:
@@ -132,7 +157,7 @@ def test_a_command_that_was_killed_is_told_from_one_that_failed(host: Booted) ->
 def test_a_start_that_nobody_waits_for_any_more_is_ended_first(host: Booted) -> None:
     host.active = "activating"
     host.instance.stop()
-    assert host.asked == ["stop", "stop", "reset-failed"]
+    assert host.asked == [f"stop {UNIT}", f"stop {UNIT}", f"stop {NETNS}", f"reset-failed {UNIT} {NETNS}"]
 
 
 @pytest.mark.parametrize("lacks", ["systemd", "unit", "directory"])
