@@ -23,9 +23,8 @@ from ovs_hotswap.model import Release, Side
 from ovs_hotswap.sd import BOOTED
 from ovs_hotswap.switch.netns import Namespaces
 from ovs_hotswap.system import System
+from ovs_hotswap.systemctl import Unit
 
-_ASK_S = 10.0
-_STOP_S = 100.0  # systemd kills what does not end within TimeoutStopSec=, 90 s by default
 _MARGIN_S = 30.0  # for systemd itself and for undoing a start that failed
 
 
@@ -73,46 +72,45 @@ class InstanceUnit:
     installed units are made for."""
 
     def __init__(self, side: Side, system: System, *, booted: Path = BOOTED, run_dir: Path = DEFAULT_RUN_DIR) -> None:
-        self._side, self._system, self._booted, self._run_dir = side, system, booted, run_dir
+        self._side, self._system = side, system
         self._order = run_dir / f"order-{side}.json"
         self._fault = run_dir / f"fault-{side}.json"
-        self.name = f"ovs-hotswap-instance@{side}.service"
-        self._namespace = f"ovs-hotswap-netns@{side}.service"
+        self._processes, self._namespace = (
+            Unit(f"ovs-hotswap-{what}@{side}.service", system, booted=booted, run_dir=run_dir)
+            for what in ("instance", "netns")
+        )
+        self.name = self._processes.name
 
     def serves(self, config: Config) -> bool:
-        """Whether instances of this configuration are started by systemd: it runs the host, it has the unit, and the
-        unit's run directory is the configuration's. A lab has a directory of its own."""
-        if config.run_dir != self._run_dir or not self._booted.exists():
-            return False
-        return self._show("LoadState") == "loaded"
+        """Whether instances of this configuration are started by systemd."""
+        return self._processes.serves(config)
 
     def starting(self) -> bool:
-        return self._show("ActiveState") == "activating"
+        return self._processes.active() == "activating"
 
     def start(self, release: Release, config: Config) -> None:
         """Have the order carried out. Raises what carrying it out raised, or SwitchError. The caller undoes."""
         self._fault.unlink(missing_ok=True)
         self._system.write_atomic(self._order, Order(release=release, config=config).model_dump_json())
         try:
-            done = self._system.run(
-                ["systemctl", "start", self.name], timeout=config.upgrade.ready_s + _MARGIN_S, check=False
-            )
+            complaint = self._processes.start(config.upgrade.ready_s + _MARGIN_S)
         finally:
             self._order.unlink(missing_ok=True)
-        if done.status != 0:
-            raise self._failure(done.stderr)
+        if complaint is not None:
+            raise self._failure(complaint)
 
     def end(self) -> None:
-        """End whatever is in the unit, a start under way included. Raises CommandError."""
-        self._stop(self.name)
+        """End the processes, and a start under way. Raises CommandError."""
+        self._processes.stop()
 
     def remove_namespace(self) -> None:
         """Raises CommandError."""
-        self._stop(self._namespace)
+        self._namespace.stop()
 
     def clear(self) -> None:
-        """Have systemd forget how the units ended."""
-        self._system.run(["systemctl", "reset-failed", self.name, self._namespace], timeout=_ASK_S, check=False)
+        """Have systemd forget how they ended."""
+        self._processes.clear()
+        self._namespace.clear()
 
     def carry_out(self, act: Callable[[Order], None]) -> None:
         """For the unit's own command: ``act`` on the order. Raises SwitchError if there is none, and what ``act``
@@ -130,20 +128,10 @@ class InstanceUnit:
             self._system.write_atomic(self._fault, Fault.of(error).model_dump_json())
             raise
 
-    def _failure(self, output: str) -> HotswapError:
+    def _failure(self, complaint: str) -> HotswapError:
         with contextlib.suppress(OSError, ValidationError):
             fault = Fault.model_validate_json(self._fault.read_text())
             self._fault.unlink()
             return fault.error
-        lines = output.strip().splitlines()
-        return SwitchError(
-            f"instance {self._side}: {self.name} did not start: {lines[0] if lines else 'systemctl says nothing'}",
-            hint=f"`systemctl status {self.name}`, `journalctl -u {self.name}`",
-        )
-
-    def _stop(self, unit: str) -> None:
-        self._system.run(["systemctl", "stop", unit], timeout=_STOP_S)
-
-    def _show(self, prop: str) -> str:
-        argv = ["systemctl", "show", f"--property={prop}", "--value", self.name]
-        return self._system.run(argv, timeout=_ASK_S, check=False).stdout.strip()
+        unit = self._processes
+        return SwitchError(f"instance {self._side}: {unit.name} did not start: {complaint}", hint=unit.hint)

@@ -72,7 +72,7 @@ class Booted(FakeHost):
         self.asked.append(f"{verb} {' '.join(units)}")
         if verb == "start":
             return self._start(argv)
-        if verb == "reset-failed" or (units == [UNIT] and self.active != "failed"):
+        if (verb, units) == ("reset-failed", [UNIT]) or (units == [UNIT] and self.active != "failed"):
             self.active = "inactive"
         if units == [NETNS]:
             self.namespaces.remove(self.instance.paths.netns)
@@ -157,7 +157,13 @@ def test_a_command_that_was_killed_is_told_from_one_that_failed(host: Booted) ->
 def test_a_start_that_nobody_waits_for_any_more_is_ended_first(host: Booted) -> None:
     host.active = "activating"
     host.instance.stop()
-    assert host.asked == [f"stop {UNIT}", f"stop {UNIT}", f"stop {NETNS}", f"reset-failed {UNIT} {NETNS}"]
+    assert host.asked == [
+        f"stop {UNIT}",
+        f"stop {UNIT}",
+        f"stop {NETNS}",
+        f"reset-failed {UNIT}",
+        f"reset-failed {NETNS}",
+    ]
 
 
 @pytest.mark.parametrize("lacks", ["systemd", "unit", "directory"])
