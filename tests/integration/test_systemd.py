@@ -20,7 +20,7 @@ from ovs_hotswap.system import System
 from tests.machine import PREFIX, Machine
 
 REPOSITORY = Path(__file__).parents[2]
-BROKER, RESTORE, WATCH = (f"ovs-hotswap-{name}.service" for name in ("broker", "restore", "watch"))
+BROKER, RESTORE, WATCH, NETNS = (f"ovs-hotswap-{name}.service" for name in ("broker", "restore", "watch", "netns@a"))
 UNITS = {"a": "ovs-hotswap-instance@a.service", "b": "ovs-hotswap-instance@b.service"}
 WATCHDOG_S = 3
 
@@ -125,7 +125,7 @@ def lives_in_its_unit(machine: Machine, side: str) -> bool:
 
 
 def test_the_units_are_free_of_faults(machine: Machine) -> None:
-    done = machine.run(["systemd-analyze", "verify", BROKER, RESTORE, WATCH, UNITS["a"]])
+    done = machine.run(["systemd-analyze", "verify", BROKER, RESTORE, WATCH, NETNS, UNITS["a"]])
     assert done.stdout + done.stderr == ""
 
 
@@ -135,7 +135,7 @@ def documented_scores() -> dict[str, float]:
     return {unit: float(score) for unit, score in rows}
 
 
-@pytest.mark.parametrize("unit", [BROKER, RESTORE, WATCH, UNITS["a"]])
+@pytest.mark.parametrize("unit", [BROKER, RESTORE, WATCH, NETNS, UNITS["a"]])
 def test_a_unit_is_as_hard_as_documented(machine: Machine, unit: str) -> None:
     out = machine.run(["systemd-analyze", "security", "--no-pager", unit]).stdout
     score = re.search(r"exposure level for \S+: ([0-9.]+)", out)
