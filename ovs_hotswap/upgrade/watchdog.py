@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
 
+from ovs_hotswap import sd
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BusyError, HotswapError
 from ovs_hotswap.model import Side
@@ -253,12 +254,16 @@ class Watchdog:
         guard = Guard(host, board, keeper, main)
         main.start()
         keeper.start()
+        heart = sd.Heartbeat(self._system.monotonic)
+        sd.notify("READY=1")
         try:
             while not self._stop.is_set():
+                heart.beat()
                 pids = {side: deaths.pid(side) or host.instances[side].pid() for side in Side}
                 deaths.track(pids)
                 guard.look(deaths.wait(self._config.watch.check_ms / 1e3), pids)
         finally:
+            sd.notify("STOPPING=1")
             keeper.close()
             main.close()
             deaths.close()
