@@ -3,8 +3,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test unit bench faults fuzz lint clean
-.PHONY: help setup venv demo test unit bench bench-failover fuzz lint clean
+.PHONY: help setup venv demo test unit bench bench-failover faults fuzz lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
