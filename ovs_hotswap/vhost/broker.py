@@ -92,7 +92,8 @@ class Broker:
         self._loop = loop
         self._home = home
         self._seats: dict[str, _Seat] = {}
-        self._processes = Processes(loop, self._process_ended)
+        pid_files = [InstancePaths.of(config, side).vswitchd_pid for side in Side]
+        self._processes = Processes(loop, self._process_ended, pid_files)
         self._keeping = Keeping(loop, Vault.kept(), keeps=sd.supervised())
         self._stopping = asyncio.Event()
         self._started = time.monotonic()

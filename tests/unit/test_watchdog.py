@@ -73,6 +73,9 @@ class FakeInstance:
     def status(self) -> Any:
         return type("Status", (), {"state": self.world.state[self.side], "release": RELEASE})
 
+    def has_memory(self) -> bool:
+        return self.pid() is not None
+
     def kill(self) -> None:
         self.world.done.append(f"kill {self.side}")
         self.world.die(self.side)
