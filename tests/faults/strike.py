@@ -32,13 +32,29 @@ class Missed(Exception):
 
 
 class Trail:
-    """Follows a journal from where a process writes it."""
+    """Follows a journal that another process writes."""
 
     def __init__(self, current: Path) -> None:
         self._current = current
+        self._read: tuple[int, int] | None = None
+        self._step: str | None = None
 
     def step(self) -> str | None:
-        """The step that the journal says was begun last and has not ended; ``None`` between two or without a plan."""
+        """The step that the journal says was begun last and has not ended; ``None`` between two or without a plan.
+
+        Cheap while nothing was written.
+        """
+        try:
+            status = self._current.stat()
+        except FileNotFoundError:
+            self._read = self._step = None
+            return None
+        if self._read != (status.st_ino, status.st_size):
+            self._read = status.st_ino, status.st_size
+            self._step = self._parse()
+        return self._step
+
+    def _parse(self) -> str | None:
         try:
             contents = parse(self._current.read_bytes(), str(self._current))
         except FileNotFoundError:
