@@ -16,12 +16,13 @@ from ovs_hotswap.switch import launch
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from tests.faults.bed import RELEASE, Bed
 from tests.faults.matrix import HAND_OVER, IDLE, Cell, End, Fault, Seen, Victim, expectation
-from tests.faults.strike import Missed, Trail, attentive, in_swap, stopped, until
+from tests.faults.strike import Missed, Trail, attentive, go_on, halt, in_swap, stopped, until
 
 HOLD_S = 1.0  # how long a stopped orchestrator, broker, watchdog or QEMU stands still
 RESTART_S = 0.1  # after which a service manager starts a service again (systemd.service(5), RestartSec)
 _FENCED_S = 8.0
 _LOOK_S = 0.05
+_LETS_GO_S = 0.005  # for the old switch to answer its fence once it is continued
 _STEP_S = 60.0
 _ORCHESTRATOR_S = 150.0
 _TRIES = 3
@@ -114,8 +115,7 @@ class Runner:
 
     def _continue(self) -> None:
         if self._standing is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._standing, signal.SIGCONT)
+            go_on(self._standing)
             self._standing = None
 
     def _in_upgrade(self) -> Struck:
@@ -174,16 +174,16 @@ class Runner:
             new = bed.pid(Victim.STANDBY, active)
             if new is None:
                 raise Missed
-            with contextlib.ExitStack() as new_stands:
+            try:
                 with stopped(old, bed.system):
                     until(lambda: in_swap(broker), child, 1.0)
-                    new_stands.enter_context(stopped(new, bed.system))
-                time.sleep(0.005)
+                    halt(new, bed.system)
+                time.sleep(_LETS_GO_S)
                 within = HAND_OVER if in_swap(broker) else "after it"
-                struck = self._hit(child.pid if self._cell.victim is Victim.ORCHESTRATOR else self._pid(), within)
-                if self._cell == Cell(Fault.STOP, Victim.STANDBY, HAND_OVER):
-                    new_stands.pop_all()
-            return struck
+                return self._hit(child.pid if self._cell.victim is Victim.ORCHESTRATOR else self._pid(), within)
+            finally:
+                if self._standing != new:
+                    go_on(new)
 
     # -- looking and mending
 

@@ -70,18 +70,28 @@ class Trail:
         return within
 
 
-@contextlib.contextmanager
-def stopped(pid: int, system: System) -> Iterator[None]:
-    """All threads of ``pid`` stand still."""
+def halt(pid: int, system: System) -> None:
+    """Have all threads of ``pid`` stand still."""
     os.kill(pid, signal.SIGSTOP)
     end = time.monotonic() + 1.0
     while not system.stopped(pid) and system.alive(pid) and time.monotonic() < end:
         time.sleep(0)
+
+
+def go_on(pid: int) -> None:
+    """Continue ``pid``, if it is still there."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def stopped(pid: int, system: System) -> Iterator[None]:
+    """``pid`` stands still."""
+    halt(pid, system)
     try:
         yield
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
+        go_on(pid)
 
 
 @contextlib.contextmanager
