@@ -121,12 +121,15 @@ class Runner:
     def _in_upgrade(self) -> Struck:
         with self._orchestrator("upgrade", "--release", RELEASE) as (child, output):
             strike = self._in_hand_over if self._cell.moment == HAND_OVER else self._in_step
-            struck = strike(child)
+            try:
+                struck = strike(child)
+            except Missed as error:
+                self._ended(child)
+                raise Missed(f"the upgrade ended: {'; '.join(_tail(output))}") from error
             self._hold(struck)
             self._bed.revive()
             self._seen.end = self._ended(child)
-            output.seek(0)
-            self._seen.message = output.read().decode(errors="replace").strip().splitlines()[-3:]
+            self._seen.message = _tail(output)
         return struck
 
     @contextlib.contextmanager
@@ -217,11 +220,16 @@ class Runner:
             command = str(self._expected.mend)
             with self._orchestrator(command) as (child, output):
                 end = self._ended(child)
-                output.seek(0)
-                text = output.read().decode(errors="replace").strip().splitlines()
-            seen.mended.append(f"{command}: " + ("done" if end is End.COMMITTED else f"{end} ({text[-1:]})"))
+                said = "done" if end is End.COMMITTED else f"{end} ({'; '.join(_tail(output))})"
+            seen.mended.append(f"{command}: {said}")
 
     def _rest(self) -> None:
         bed = self._bed
         bed.lab.pings.wait_flowing(30.0)
         bed.wait_standby()
+
+
+def _tail(output: IO[bytes]) -> list[str]:
+    """The last lines that were written."""
+    output.seek(0)
+    return output.read().decode(errors="replace").strip().splitlines()[-3:]
