@@ -1,7 +1,8 @@
 """Keeps a warm standby: starts it, programs it, follows VMs and overlay, cleans up after a death.
 
 It works in a thread beside the watchdog's own, because its tasks take seconds. It changes things only under the upgrade
-lock, and not at all while an upgrade is under way or waits to be resumed.
+lock, and not at all while an upgrade is under way. Of one that waits to be resumed it only starts the active instance
+again, where no instance is left at all.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import threading
 from collections.abc import Callable
 
 from ovs_hotswap.errors import BusyError, HotswapError, SwitchError
-from ovs_hotswap.model import Release, Side
+from ovs_hotswap.model import Release, Severity, Side
 from ovs_hotswap.switch.instance import State
-from ovs_hotswap.upgrade import standby
+from ovs_hotswap.upgrade import checks, gather, standby
 from ovs_hotswap.upgrade.failover import Household, Task, next_task
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.journal import Journals
@@ -22,6 +23,7 @@ from ovs_hotswap.upgrade.watchlog import Board
 log = logging.getLogger(__name__)
 
 _TURN_S = 1.0
+_SERVED_S = 0.2
 # Open vSwitch forgets a neighbour that is not used for 15 minutes (lib/tnl-neigh-cache.c): a standby's never is.
 _NEIGHBOURS_S = 300.0
 
@@ -38,6 +40,8 @@ class Keeper:
         self._programmed: Stamp | None = None
         self._neighbours_at = float("-inf")
         self._failover: float | None = None
+        self._unseen = False  # whether the rings have advanced since a fail-over
+        self._standing: tuple[int, float] | None = None
         self._woken = threading.Event()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
@@ -49,7 +53,8 @@ class Keeper:
 
     def wake(self, failover: float | None = None) -> None:
         """Look again at once. ``failover``: when the one was detected after which a standby is to be there again."""
-        self._failover = failover or self._failover
+        if failover is not None:
+            self._failover, self._unseen = failover, True
         self._woken.set()
 
     def close(self, patience_s: float = 10.0) -> None:
@@ -87,25 +92,37 @@ class Keeper:
     def turn(self) -> Task:
         """Do what is to be done next. Raises BusyError while an upgrade is under way, and whatever went wrong."""
         host = self._refreshed()
+        if self._unseen:
+            self._see_served(host)
         active = host.recorded_active()
         if active is None:
             self._board.update(active=None, standby=None, keeping="no instance is active")
             return Task.NOTHING
-        if self._unfinished(host):
+        unfinished = self._unfinished(host)
+        if unfinished:
             self._programmed = None  # whatever becomes of it
             self._board.update(active=active, keeping="an upgrade is not finished")
-            return Task.NOTHING
+            if any(host.instances[side].pid() is not None for side in Side):
+                return Task.NOTHING
         if next_task(self._look(host, active)) is Task.NOTHING:
             self._keep_neighbours(host, active)
             return Task.NOTHING
         with host.lock():
-            if host.recorded_active() is not active or self._unfinished(host):
+            if host.recorded_active() is not active or self._unfinished(host) is not unfinished:
                 return Task.NOTHING
             house = self._look(host, active)
             task = next_task(house)
             self._board.update(keeping=str(task))
             self._carry_out(host, active, task, house)
         return task
+
+    def _see_served(self, host: Host) -> None:
+        """After a fail-over every ring with something to send must advance."""
+        before = gather.rings(host)
+        host.system.sleep(_SERVED_S)
+        found = checks.ring_progress(before, gather.rings(host))
+        self._unseen = False
+        self._board.event("rings", stuck=[each.text for each in found if each.severity is Severity.ERROR])
 
     def _unfinished(self, host: Host) -> bool:
         return Journals(host.config.state_dir, host.system).read() is not None
@@ -121,6 +138,8 @@ class Keeper:
         record = standby.read_record(host)
         prepared = record is not None and record.side is side and record.prepared
         state = State.RUNNING if prepared else host.instances[side].status().state  # status() asks the database
+        if prepared and self._useless(host, side):
+            state, prepared = State.DEAD, False
         runs = state is State.RUNNING
         vms = host.broker.vms() if prepared else []
         unsafe = standby.unprotected(vms, side)
@@ -138,6 +157,18 @@ class Keeper:
             unparked=tuple(standby.unparked(vms, side)),
             may_start=self._board.may_start() and state is not State.STARTING,
         )
+
+    def _useless(self, host: Host, side: Side) -> bool:
+        """Whether a standby that lives could not serve: it stands still for as long as an active one may, or nobody
+        could program it, because its database server ended."""
+        pid = host.instances[side].pid()
+        if pid is None or not host.system.stopped(pid):
+            self._standing = None
+        elif self._standing is None or self._standing[0] != pid:
+            self._standing = pid, host.system.monotonic()
+        elif host.system.monotonic() - self._standing[1] >= host.config.watch.hang_ms / 1e3:
+            return True
+        return host.instances[side].database_pid() is None
 
     def _fits(self, vms: list[standby.Document], name: str, side: Side) -> bool:
         return any(vm["name"] == name and standby.parkable(vm, side) for vm in vms)

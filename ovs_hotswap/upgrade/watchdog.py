@@ -15,21 +15,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
 
+from ovs_hotswap import sd
 from ovs_hotswap.config import Config
-from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.errors import BusyError, HotswapError
 from ovs_hotswap.model import Side
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade import standby, watchlog
 from ovs_hotswap.upgrade.failover import Act, Health, History, Limits, Sample, Scene, Signal, Verdict, judge, next_act
 from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.journal import Journals
 from ovs_hotswap.upgrade.keeper import Keeper
+from ovs_hotswap.upgrade.records import Phase
 from ovs_hotswap.upgrade.vitals import Deaths, MainThread
 
 log = logging.getLogger(__name__)
 
 _PATIENCE_S = 5.0  # for the broker to have every VM owned
 _NUDGE_S = 0.1  # by then the broker has moved what was parked
-_AWAIT_S = 0.005
+_AWAIT_S = 0.02  # to describe every VM keeps the broker from its work
 _AGAIN_S = 0.5
 
 
@@ -135,16 +138,32 @@ class Guard:
         work.vms = host.broker.vms()
         waiting = standby.stranded(work.vms, other)
         if not waiting:
-            self._stamp(work, "owned")
+            since = [vm["owner_since"] for vm in work.vms if vm["owner_since"] and vm["owner"] == other]
+            work.at.setdefault("owned", max(0.0, max(since, default=0.0) - work.wall))
         patience = host.system.monotonic() - work.begun < _PATIENCE_S
         return Scene(alive, True, refuge, work.steered, len(waiting), patience)
 
     def _takes(self, side: Side) -> bool:
-        """Whether VMs can move to ``side``: it is the warm standby, or an upgrade has parked VMs on it."""
+        """Whether VMs can move to ``side``: it is the warm standby, or an upgrade has parked VMs on it, or is about to:
+        it goes on without the failed one then."""
         record = standby.read_record(self._host)
         if record is not None and record.side is side and record.prepared:
             return True
-        return any(vm["owner"] == side or vm["switches"][side]["parked"] for vm in self._host.broker.vms())
+        vms = self._host.broker.vms()
+        if any(vm["owner"] == side or vm["switches"][side]["parked"] for vm in vms):
+            return True
+        return all(vm["switches"][side]["connected"] for vm in vms) and self._upgrade_under_way()
+
+    def _upgrade_under_way(self) -> bool:
+        host = self._host
+        contents = Journals(host.config.state_dir, host.system).read()
+        if contents is None or contents.standing.phase is not Phase.FORWARD:
+            return False
+        try:
+            with host.lock():
+                return False  # nobody carries it on
+        except BusyError:
+            return True
 
     def _do(self, work: FailOver, act: Act) -> None:
         host, other = self._host, work.side.other
@@ -235,12 +254,16 @@ class Watchdog:
         guard = Guard(host, board, keeper, main)
         main.start()
         keeper.start()
+        heart = sd.Heartbeat(self._system.monotonic)
+        sd.notify("READY=1")
         try:
             while not self._stop.is_set():
+                heart.beat()
                 pids = {side: deaths.pid(side) or host.instances[side].pid() for side in Side}
                 deaths.track(pids)
                 guard.look(deaths.wait(self._config.watch.check_ms / 1e3), pids)
         finally:
+            sd.notify("STOPPING=1")
             keeper.close()
             main.close()
             deaths.close()

@@ -68,6 +68,7 @@ class Mover:
             return Swap(Outcome.MOVED)
         if reason := self.why_not(to):
             raise BrokerError(f"vm {vm.name} cannot move to {to}: {reason}")
+        vm.touched()
         if vm.qemu is None:
             vm.home = to  # no guest: nothing to move, but the next one goes there
             return Swap(Outcome.MOVED)
@@ -142,6 +143,7 @@ class Mover:
         settled = self._settled = self._loop.create_future()
 
         def park() -> None:
+            vm.touched()
             for link in (old, new):
                 vm.sync(link.side)
             if vm.links.get(old.side) is not old or vm.links.get(new.side) is not new:
@@ -166,6 +168,7 @@ class Mover:
     def _retreat(self, link: Link) -> None:
         """A side that was given the rings and stays silent is asked for them back; if it dies instead, that does."""
         vm = self._vm
+        vm.touched()
         if vm.ownership == Ownership(link.side, Certainty.TAKING) and vm.links.get(link.side) is link:
             vm.take_back(link)
 

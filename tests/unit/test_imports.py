@@ -27,6 +27,8 @@ LAYERS = {
     "ovs_hotswap.upgrade.failover": CORE,
     "ovs_hotswap.config": SEAM,
     "ovs_hotswap.system": SEAM,
+    "ovs_hotswap.sd": SEAM,
+    "ovs_hotswap.systemctl": SEAM,
     "ovs_hotswap.vhost.channel": SEAM,
     "ovs_hotswap.vhost.memory": SEAM,
     "ovs_hotswap.vhost.capture": SEAM,
