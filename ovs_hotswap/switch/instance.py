@@ -93,7 +93,7 @@ class Instance:
     def status(self) -> InstanceStatus:
         """What there is of the instance. Never raises because a part is missing or does not answer."""
         record = read_record(self.paths.record)
-        vswitchd, ovsdb = (self._pid(path) for path in (self.paths.vswitchd_pid, self.paths.ovsdb_pid))
+        vswitchd, ovsdb = self.pid(), self.database_pid()
         initialized = None
         if ovsdb is not None:
             with contextlib.suppress(HotswapError), self.database(_STATUS_S) as database:
@@ -111,6 +111,10 @@ class Instance:
     def pid(self) -> int | None:
         """Its ovs-vswitchd, if that is alive: what ``status`` says of it, without asking the database."""
         return self._pid(self.paths.vswitchd_pid)
+
+    def database_pid(self) -> int | None:
+        """Its ovsdb-server, if that is alive."""
+        return self._pid(self.paths.ovsdb_pid)
 
     def release(self) -> Release | None:
         """What it was started with, running or dead; ``None`` if it was not or has been stopped."""

@@ -1,7 +1,8 @@
 """Keeps a warm standby: starts it, programs it, follows VMs and overlay, cleans up after a death.
 
 It works in a thread beside the watchdog's own, because its tasks take seconds. It changes things only under the upgrade
-lock, and not at all while an upgrade is under way or waits to be resumed.
+lock, and not at all while an upgrade is under way. Of one that waits to be resumed it only starts the active instance
+again, where no instance is left at all.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Keeper:
         self._neighbours_at = float("-inf")
         self._failover: float | None = None
         self._unseen = False  # whether the rings have advanced since a fail-over
+        self._standing: tuple[int, float] | None = None
         self._woken = threading.Event()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
@@ -96,15 +98,17 @@ class Keeper:
         if active is None:
             self._board.update(active=None, standby=None, keeping="no instance is active")
             return Task.NOTHING
-        if self._unfinished(host):
+        unfinished = self._unfinished(host)
+        if unfinished:
             self._programmed = None  # whatever becomes of it
             self._board.update(active=active, keeping="an upgrade is not finished")
-            return Task.NOTHING
+            if any(host.instances[side].pid() is not None for side in Side):
+                return Task.NOTHING
         if next_task(self._look(host, active)) is Task.NOTHING:
             self._keep_neighbours(host, active)
             return Task.NOTHING
         with host.lock():
-            if host.recorded_active() is not active or self._unfinished(host):
+            if host.recorded_active() is not active or self._unfinished(host) is not unfinished:
                 return Task.NOTHING
             house = self._look(host, active)
             task = next_task(house)
@@ -134,6 +138,8 @@ class Keeper:
         record = standby.read_record(host)
         prepared = record is not None and record.side is side and record.prepared
         state = State.RUNNING if prepared else host.instances[side].status().state  # status() asks the database
+        if prepared and self._useless(host, side):
+            state, prepared = State.DEAD, False
         runs = state is State.RUNNING
         vms = host.broker.vms() if prepared else []
         unsafe = standby.unprotected(vms, side)
@@ -151,6 +157,18 @@ class Keeper:
             unparked=tuple(standby.unparked(vms, side)),
             may_start=self._board.may_start() and state is not State.STARTING,
         )
+
+    def _useless(self, host: Host, side: Side) -> bool:
+        """Whether a standby that lives could not serve: it stands still for as long as an active one may, or nobody
+        could program it, because its database server ended."""
+        pid = host.instances[side].pid()
+        if pid is None or not host.system.stopped(pid):
+            self._standing = None
+        elif self._standing is None or self._standing[0] != pid:
+            self._standing = pid, host.system.monotonic()
+        elif host.system.monotonic() - self._standing[1] >= host.config.watch.hang_ms / 1e3:
+            return True
+        return host.instances[side].database_pid() is None
 
     def _fits(self, vms: list[standby.Document], name: str, side: Side) -> bool:
         return any(vm["name"] == name and standby.parkable(vm, side) for vm in vms)

@@ -2,8 +2,9 @@
 
 A failure before the commit undoes every started step in reverse, the failed one included (it may be half done). Where
 what the undo would go back to is lost, the plan goes on instead: its steps are repeated as after an interruption. After
-the commit nothing goes back: a failure is reported and a later run finishes forward. What was interrupted, SIGKILL
-included, is taken up from the journal's records: ``Executor.run`` goes on, ``Executor.rollback`` undoes.
+the commit nothing goes back: a failure is reported and a later run finishes forward; but where what the plan went to is
+lost and what it came from is still there, it is gone back to even then. What was interrupted, SIGKILL included, is
+taken up from the journal's records: ``Executor.run`` goes on, ``Executor.rollback`` undoes.
 
 No I/O here: the journal, the clock and the observer are given. What the records mean is in ``records``.
 """
@@ -71,12 +72,13 @@ class ReversibleStep(Step[C]):
 @dataclass(frozen=True)
 class Plan(Generic[C]):
     """Steps ``before`` and ``after`` the commit. Names are unique. ``no_way_back``: why going back before the commit
-    makes no sense, empty if it does."""
+    makes no sense, empty if it does. ``no_way_on``: why only going back makes sense after it, else empty."""
 
     kind: str
     before: tuple[Step[C], ...]
     after: tuple[Step[C], ...] = ()
     no_way_back: Callable[[C], str] = lambda _context: ""
+    no_way_on: Callable[[C], str] = lambda _context: ""
 
     def __post_init__(self) -> None:
         names = [step.name for step in (*self.before, *self.after)]
@@ -198,8 +200,10 @@ class Executor(Generic[C]):
             self.run()
 
     def rollback(self) -> None:
-        """Undo all that was started. May be repeated. Raises PrecheckFailed after the commit and where there is no way
-        back, StateUnknown if an undo fails or the journal cannot be written."""
+        """Undo all that was started. May be repeated. Raises PrecheckFailed after the commit, unless there is no way
+        on, and where there is no way back; StateUnknown if an undo fails or the journal cannot be written."""
+        if self.standing.phase is Phase.COMMITTED and (lost := self.plan.no_way_on(self._context)):
+            self._record(Kind.RETURN, text=lost)
         if self.standing.phase in {Phase.COMMITTED, Phase.FINISHED}:
             raise PrecheckFailed(f"the {self.plan.kind} is committed: it cannot be undone step by step",
                                  hint="finish it with `ovs-hotswap resume`")  # fmt: skip
@@ -260,6 +264,11 @@ class Executor(Generic[C]):
         self._record(Kind.FAILED, text=text)
         self._emit(EventKind.FAILED, text=text, timed=True)
         if self.standing.phase is Phase.COMMITTED:
+            if lost := self.plan.no_way_on(self._context):
+                self._record(Kind.RETURN, text=f"{text}; {lost}")
+                self._go_back()
+                raise RolledBack(f"step {name} failed after the commit: {text}; {lost}; everything was put back",
+                                 hint=hint) from cause  # fmt: skip
             raise PostcheckFailed(f"committed, but step {name} failed: {text}",
                                   hint=hint or "mend the cause, then `ovs-hotswap resume`") from cause  # fmt: skip
         changed = self._go_back()
@@ -269,7 +278,7 @@ class Executor(Generic[C]):
     def _go_back(self) -> bool:
         """Undo in reverse what was started; return whether there was anything to undo."""
         changed = False
-        for step in reversed(self.plan.before):
+        for step in reversed((*self.plan.before, *self.plan.after)):
             if not isinstance(step, ReversibleStep) or self.standing.marks[step.name] is Mark.PENDING:
                 continue
             changed = True

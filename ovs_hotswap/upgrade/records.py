@@ -34,13 +34,14 @@ class Kind(enum.StrEnum):
     UNDO_FAILED = "undo-failed"
     RESUME = "resume"
     ONWARD = "onward"
+    RETURN = "return"
     END = "end"
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record; ``text`` is the cause of a failure (with ONWARD one that there was no way back from), or the boot
-    id of a resume."""
+    """One record; ``text`` is the cause of a failure (with ONWARD one that there was no way back from, with RETURN one
+    after the commit that there was no way on from), or the boot id of a resume."""
 
     kind: Kind
     step: str = ""
@@ -125,6 +126,10 @@ def advance(standing: Standing, record: Record) -> Standing:
         case Kind.COMMIT:
             _must_be_done(standing, standing.shape.before, Phase.FORWARD)
             return replace(standing, phase=Phase.COMMITTED)
+        case Kind.RETURN:
+            if standing.phase is not Phase.COMMITTED:
+                raise ValueError(f"the plan goes {standing.phase}")
+            return replace(standing, phase=Phase.BACK, failed_step=record.step, failure=record.text)
         case Kind.END if standing.phase is Phase.COMMITTED:
             _must_be_done(standing, standing.shape.after, Phase.COMMITTED)
             return replace(standing, phase=Phase.FINISHED)

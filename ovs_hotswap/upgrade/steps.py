@@ -1,8 +1,9 @@
 """The steps of an upgrade, in order. Each is small; what they do to an instance is in ``host``.
 
-Until the commit the old instance keeps everything it needs to serve every VM: its ports, flows, tunnels and its
-parked or owned back ends. If it dies the new one takes its VMs, so there is no way back: what the steps do to the old
-one is left out. Undoing a step on an instance that has died finds nothing to undo.
+Until it is retired, the last but one of them, the old instance keeps everything it needs to serve every VM: its ports,
+flows, tunnels and its parked or owned back ends. If it dies the new one takes its VMs, so there is no way back: what
+the steps do to the old one is left out. If the new one dies the old one takes them, even after the commit, so there is
+no way on. Undoing a step on an instance that has died finds nothing to undo.
 """
 
 from __future__ import annotations
@@ -10,20 +11,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ovs_hotswap.errors import StateUnknown, SwitchError
+from ovs_hotswap.errors import BrokerError, StateUnknown, SwitchError
 from ovs_hotswap.model import Finding, Severity, Side
-from ovs_hotswap.overlay.ports import PEER
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.switch.instance import State as InstanceState
 from ovs_hotswap.switch.pmd import set_vhost_log_level, vhost_log_level
-from ovs_hotswap.upgrade import checks, gather, probe
+from ovs_hotswap.upgrade import checks, gather, peer, probe
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.plan import Plan, ReversibleStep, Run, State, Step
 from ovs_hotswap.upgrade.records import Facts
-from ovs_hotswap.upgrade.standby import await_ports, owned, park
+from ovs_hotswap.upgrade.standby import await_ports, owned, park, stranded
 
-_PORT_S = 15.0
 _SERVED_S = 2.0
+_RETURNED_S = 5.0  # for the VMs of an instance that was ended to be served by the other
 _SAMPLE_S = 0.2
 _BATCH = 16  # VMs that are moved before their undelivered frames, which take 0.1 s to be known, are asked for
 
@@ -82,6 +82,13 @@ class ProgramDatabase(Step[Upgrade]):
     def do(self, context: Upgrade, run: Run) -> None:
         context.host.set_pmd_sleep(context.new, context.host.config.upgrade.pmd_sleep_us)
         context.host.program_database(context.new)
+
+    def state(self, context: Upgrade, run: Run) -> State:
+        """Doing it again would take the peer link off, which it does not know."""
+        host, side = context.host, context.new
+        with host.instances[side].database() as database:
+            present = {name for name, status in database.interfaces().items() if (status.ofport or 0) > 0}
+        return _done(present >= {port.name for port in host.bridge_spec(side).ports})
 
 
 class Ports(Step[Upgrade]):
@@ -144,26 +151,15 @@ class PeerLink(ReversibleStep[Upgrade]):
     description = "join the two instances by a memif"
 
     def do(self, context: Upgrade, run: Run) -> None:
-        host = context.host
-        if _lost(context):
-            return
-        for side in Side:  # the server's end (a) first: a memif client that finds no server fails at once
-            with host.instances[side].database() as database:
-                database.add_port(host.config.bridge, host.peer_spec(side))
-                database.wait_ports([PEER], host.config.upgrade.ready_s)
-        host.wait(
-            lambda: all(host.link_up(side, PEER) for side in Side), _PORT_S, lambda: "the peer link does not come up"
-        )
+        if not _lost(context):
+            peer.join(context.host)
 
     def undo(self, context: Upgrade, run: Run) -> None:
-        for side in (context.old, context.new):
+        """Not on a new instance that will be ended anyway: its database may be what failed."""
+        stays = run.fact("was_running", bool) or _fled(context)
+        for side in (context.old, context.new) if stays else (context.old,):
             if _runs(context, side):
-                remove_peer(context.host, side)
-
-
-def remove_peer(host: Host, side: Side) -> None:
-    with host.instances[side].database() as database:
-        database.remove_port(host.config.bridge, PEER)
+                peer.part(context.host, side)
 
 
 class ProgramTunnels(Step[Upgrade]):
@@ -254,7 +250,30 @@ class MoveVms(ReversibleStep[Upgrade]):
 
     def undo(self, context: Upgrade, run: Run) -> None:
         if not _gone(context) and not _fled(context):
-            move_all(context.host, context.old, run)
+            take_back(context, run)
+
+
+def take_back(context: Upgrade, run: Run) -> None:
+    """Have the old instance serve every VM again. A new one that does not let go of a VM hangs, and then nobody serves
+    that VM: it is ended, as it will be anyway. Raises BrokerError, SwitchError."""
+    host, old, new = context.host, context.old, context.new
+
+    def absent() -> list[str]:
+        return [vm["name"] for vm in host.broker.vms() if not vm["switches"][old]["connected"]]
+
+    def left() -> list[str]:
+        return stranded(host.broker.vms(), old)
+
+    host.wait(lambda: not absent(), _RETURNED_S, lambda: f"instance {old} has no port for VM {', '.join(absent())}")
+    try:
+        move_all(host, old, run)
+    except (BrokerError, StateUnknown) as error:
+        if any(vm["owner"] == new for vm in host.broker.vms()):
+            run.progress(f"{error.message}; instance {new} is ended")
+            host.instances[new].kill()
+        for name in left():
+            host.broker.park(name, old)
+        host.wait(lambda: not left(), _RETURNED_S, lambda: f"instance {old} does not serve VM {', '.join(left())}")
 
 
 def move_all(host: Host, to: Side, run: Run) -> dict[str, float]:
@@ -300,6 +319,8 @@ def _deliver(host: Host, side: Side, name: str) -> None:
 def _see_served(host: Host, name: str, side: Side) -> None:
     """What the guest has to send must be taken: an address that does not translate is not reported otherwise."""
     before = host.broker.vm(name)
+    if not before["qemu"]:
+        return  # it ended meanwhile
     if before["owner"] != side:
         raise StateUnknown(
             f"vm {name} is owned by {before['owner']}, not by {side}", hint=f"`ovs-hotswap vm show {name}`"
@@ -354,13 +375,23 @@ class FinalFlows(Step[Upgrade]):
         context.host.program_flows(context.new, Form.FINAL)
 
 
-class RecordActive(Step[Upgrade]):
+class RecordActive(ReversibleStep[Upgrade]):
+    """The first step after the commit: from here on it is the new instance that the watchdog looks at."""
+
     name = "record"
     description = "record which side is active"
 
     def do(self, context: Upgrade, run: Run) -> None:
-        context.host.record_active(context.new)
-        context.host.broker.call("reload")
+        _record(context, context.new)
+
+    def undo(self, context: Upgrade, run: Run) -> None:
+        if not _gone(context):
+            _record(context, context.old)
+
+
+def _record(context: Upgrade, side: Side) -> None:
+    context.host.record_active(side)
+    context.host.broker.call("reload")  # VMs that come from now on belong there
 
 
 class CloseWindow(Step[Upgrade]):
@@ -369,11 +400,11 @@ class CloseWindow(Step[Upgrade]):
 
     def do(self, context: Upgrade, run: Run) -> None:
         host = context.host
-        remove_peer(host, context.new)
+        peer.part(host, context.new)
         close_window(host, context.new, run)
         if context.keep_old and _runs(context, context.old):
             host.program_flows(context.old, Form.FINAL)
-            remove_peer(host, context.old)
+            peer.part(host, context.old)
             close_window(host, context.old, run)
 
 
@@ -383,6 +414,7 @@ class Retire(Step[Upgrade]):
 
     def do(self, context: Upgrade, run: Run) -> None:
         host = context.host
+        checks.verdict(_watch(context), SwitchError)  # it is the last moment in which there is somewhere to go
         for vm in host.broker.vms():
             host.broker.unpark(vm["name"], context.old)
         if context.keep_old:
@@ -415,6 +447,17 @@ def _lost(context: Upgrade) -> str:
     return ""
 
 
+def _failed(context: Upgrade) -> str:
+    """Why the new instance, though the upgrade is committed, is given up: it died or stands still, and the old one
+    lives."""
+    new = context.host.instances[context.new].pid()
+    if _dead(context, context.old):
+        return ""
+    if new is None:
+        return f"instance {context.new} died"
+    return f"instance {context.new} is stopped" if context.host.system.stopped(new) else ""
+
+
 def _dead(context: Upgrade, side: Side) -> bool:
     return context.host.instances[side].pid() is None
 
@@ -438,6 +481,7 @@ def upgrade_plan() -> Plan[Upgrade]:
         "upgrade",
         before=(Precheck(), StartStandby(), ProgramDatabase(), Ports(), OpenWindow(), PeerLink(), ProgramTunnels(),
                 FlowsStandby(), FlowsActive(), Prove(), Park(), SteerUplink(), MoveVms(), Soak()),
-        after=(FinalFlows(), RecordActive(), CloseWindow(), Retire(), Postcheck()),
+        after=(RecordActive(), FinalFlows(), CloseWindow(), Retire(), Postcheck()),
         no_way_back=_lost,
+        no_way_on=_failed,
     )  # fmt: skip

@@ -84,12 +84,8 @@ class Upgrader:
         """Undo an unfinished upgrade, or upgrade back to the release that ran before the last one."""
         with self.host.lock(WATCHDOG_S):
             contents = self.journals.read()
-            if contents is not None and contents.standing.phase in (Phase.FORWARD, Phase.BACK):
-                return self._execute(self._reopen(), observe, forward=False)
             if contents is not None:
-                raise PrecheckFailed(
-                    "the upgrade is committed but not finished", hint="first `ovs-hotswap resume`, then roll back"
-                )
+                return self._execute(self._reopen(), observe, forward=False)
             last = self.last()
             if last is None or not last.committed:
                 raise PrecheckFailed("there is no upgrade to roll back", hint="`ovs-hotswap status`")

@@ -17,13 +17,15 @@ from types import FrameType
 
 from ovs_hotswap import sd
 from ovs_hotswap.config import Config
-from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.errors import BusyError, HotswapError
 from ovs_hotswap.model import Side
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade import standby, watchlog
 from ovs_hotswap.upgrade.failover import Act, Health, History, Limits, Sample, Scene, Signal, Verdict, judge, next_act
 from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.journal import Journals
 from ovs_hotswap.upgrade.keeper import Keeper
+from ovs_hotswap.upgrade.records import Phase
 from ovs_hotswap.upgrade.vitals import Deaths, MainThread
 
 log = logging.getLogger(__name__)
@@ -142,11 +144,26 @@ class Guard:
         return Scene(alive, True, refuge, work.steered, len(waiting), patience)
 
     def _takes(self, side: Side) -> bool:
-        """Whether VMs can move to ``side``: it is the warm standby, or an upgrade has parked VMs on it."""
+        """Whether VMs can move to ``side``: it is the warm standby, or an upgrade has parked VMs on it, or is about to:
+        it goes on without the failed one then."""
         record = standby.read_record(self._host)
         if record is not None and record.side is side and record.prepared:
             return True
-        return any(vm["owner"] == side or vm["switches"][side]["parked"] for vm in self._host.broker.vms())
+        vms = self._host.broker.vms()
+        if any(vm["owner"] == side or vm["switches"][side]["parked"] for vm in vms):
+            return True
+        return all(vm["switches"][side]["connected"] for vm in vms) and self._upgrade_under_way()
+
+    def _upgrade_under_way(self) -> bool:
+        host = self._host
+        contents = Journals(host.config.state_dir, host.system).read()
+        if contents is None or contents.standing.phase is not Phase.FORWARD:
+            return False
+        try:
+            with host.lock():
+                return False  # nobody carries it on
+        except BusyError:
+            return True
 
     def _do(self, work: FailOver, act: Act) -> None:
         host, other = self._host, work.side.other

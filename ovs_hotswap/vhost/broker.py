@@ -10,11 +10,13 @@ import contextlib
 import gc
 import grp
 import inspect
+import json
 import logging
 import os
 import resource
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Set
@@ -47,6 +49,8 @@ _ACCEPT_RETRY_S = 1.0
 _PARK_TIMEOUT_S = 10.0  # a first use creates mempools under the device lock: half a second was measured
 _MOVE_TIMEOUT_S = 2.0
 _TICK_S = 0.001
+_CHANGES = {"park", "unpark", "move", "reload", "stop"}  # of the control socket's methods: logged with who asked
+_PEER = struct.Struct("3i")  # struct ucred: unix(7), SO_PEERCRED
 
 
 class _Seat:
@@ -314,11 +318,14 @@ class Broker:
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # Cancelled when the broker ends: asyncio's streams would log that as an error (cpython issue 110894).
         with contextlib.closing(writer), contextlib.suppress(ConnectionError, ValueError, asyncio.CancelledError):
+            pid, user, _ = _PEER.unpack(
+                writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+            )
             while line := await reader.readline():
-                writer.write(control.encode(await self._handle(line)))
+                writer.write(control.encode(await self._handle(line, f"asked by user {user}, process {pid}")))
                 await writer.drain()
 
-    async def _handle(self, line: bytes) -> dict[str, Any]:
+    async def _handle(self, line: bytes, who: str) -> dict[str, Any]:
         try:
             request = control.decode_request(line)
             method = self._methods.get(request.method)
@@ -328,6 +335,8 @@ class Broker:
                 inspect.signature(method).bind(**request.params)
             except TypeError as error:
                 raise BrokerError(f"{request.method}: {error}") from error
+            if request.method in _CHANGES:
+                log.info("%s %s: %s", request.method, json.dumps(request.params), who)
             return {"result": await method(**request.params)}
         except HotswapError as error:
             return control.error_document(error)

@@ -52,8 +52,7 @@ def bed(system: System, tree_release: Release) -> Iterator[Lab]:
     lab = Lab(directory, GUESTS, system)
     try:
         lab.up()
-        shorter = lab.config_path.read_text().replace("soak_s = 2", "soak_s = 0.3")
-        lab.config_path.write_text(shorter)
+        lab.config_path.write_text(f"{lab.config_path.read_text()}\n[upgrade]\nsoak_s = 0.3\n")
         Releases(lab.config, system).add(TREE_NAME, from_directory=Path(str(tree_release.root)))
         bring_up(lab, system)
         yield lab

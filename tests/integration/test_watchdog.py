@@ -36,8 +36,8 @@ def bed(system: System) -> Iterator[Lab]:
     lab = Lab(Path(tempfile.mkdtemp(prefix="ovsh-wd-")), GUESTS, system)
     try:
         lab.up()
-        text = lab.config_path.read_text() + "\n[watch]\ncrash_limit = 100\ncrash_window_s = 10\n"
-        lab.config_path.write_text(text.replace("soak_s = 2", "soak_s = 0.3"))
+        changes = "\n[upgrade]\nsoak_s = 0.3\n[watch]\ncrash_limit = 100\ncrash_window_s = 10\n"
+        lab.config_path.write_text(lab.config_path.read_text() + changes)
         host = Host(lab.config, system)
         start_broker(lab.config, system, lab.config_path, 10.0)
         host.instances[Side.A].start(host.releases.get("host"))

@@ -19,7 +19,9 @@ from ovs_hotswap.system import System
 from ovs_hotswap.upgrade import standby, watchlog
 from ovs_hotswap.upgrade.failover import Answer, Health, Task
 from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.journal import Journals
 from ovs_hotswap.upgrade.keeper import Keeper
+from ovs_hotswap.upgrade.records import Shape
 from ovs_hotswap.upgrade.vitals import Deaths, MainThread
 from ovs_hotswap.upgrade.watchdog import Guard, Watchdog
 from tests.unit.fake_system import FakeSystem
@@ -39,6 +41,7 @@ class World(FakeSystem):
         self.owner = dict.fromkeys(vms, Side.A)
         self.parked = {name: {Side.B} for name in vms}
         self.stopped_pids: set[int] = set()
+        self.no_database: set[Side] = set()
         self.uplink_owner = Side.A
 
     def stopped(self, pid: int) -> bool:
@@ -60,6 +63,9 @@ class FakeInstance:
 
     def pid(self) -> int | None:
         return self.world.pid[self.side]
+
+    def database_pid(self) -> int | None:
+        return None if self.side in self.world.no_database else 7
 
     def release(self) -> Release:
         return RELEASE
@@ -136,6 +142,9 @@ class FakeHost(Host):
         self.instances = {side: FakeInstance(config, world, side) for side in Side}  # type: ignore[misc]
         self.__dict__["broker"] = FakeBroker(world)
         self.__dict__["uplink"] = self.fake_uplink
+
+    def program(self, side: Side) -> None:
+        self.world.done.append(f"program {side}")
 
 
 @pytest.fixture
@@ -218,6 +227,44 @@ def test_an_upgrade_s_parked_vms_are_a_refuge_too(config: Config) -> None:
     assert bed.host.recorded_active() is Side.B
 
 
+def unparked_in_upgrade(config: Config) -> Bed:
+    """An upgrade has begun, its new instance is connected, and nothing is parked on it yet. The active hangs."""
+    bed = Bed(config, prepared=False)
+    bed.world.parked = {name: set() for name in bed.world.owner}
+    with Journals(config.state_dir, bed.world).begin("upgrade", Shape(("park",))):
+        pass
+    bed.world.stopped_pids = {1}
+    return bed
+
+
+def test_an_active_that_hangs_before_an_upgrade_has_parked_is_replaced_too(config: Config) -> None:
+    bed = unparked_in_upgrade(config)
+    with bed.host.lock():
+        for _ in range(10):
+            bed.look()
+    assert bed.world.done == ["kill a", "steer b", "park vm1 b", "park vm2 b", "reload"]
+    assert bed.host.recorded_active() is Side.B
+
+
+def test_nobody_is_sent_to_a_new_instance_that_no_upgrade_works_on(config: Config) -> None:
+    bed = unparked_in_upgrade(config)
+    for _ in range(10):
+        bed.look()
+    assert bed.world.done == []
+
+
+def test_where_no_instance_is_left_of_an_unfinished_upgrade_the_active_is_started(config: Config) -> None:
+    bed = unparked_in_upgrade(config)
+    assert bed.keeper.turn() is Task.NOTHING
+    for side in Side:
+        bed.world.die(side)
+    with bed.host.lock(), pytest.raises(BusyError):
+        bed.keeper.turn()
+    assert bed.world.done == []
+    assert bed.keeper.turn() is Task.RESTART
+    assert bed.world.done == ["start a host", "program a", "steer a"]
+
+
 def test_a_broker_that_forgot_what_is_parked_is_told_again(config: Config) -> None:
     bed = Bed(config)
     bed.world.parked["vm2"] = set()
@@ -264,6 +311,29 @@ def test_a_dead_standby_is_cleaned_and_counted(config: Config) -> None:
     assert bed.keeper.turn() is Task.NOTHING  # the back-off
     bed.world.now += 1.5
     assert bed.keeper.turn() is Task.START
+
+
+def test_a_standby_that_stands_still_is_replaced(config: Config) -> None:
+    bed = Bed(config)
+    bed.keeper._programmed = bed.keeper._stamp
+    bed.world.stopped_pids = {2}
+    assert bed.keeper.turn() is Task.NOTHING
+    bed.world.stopped_pids = set()
+    bed.world.now += 1.0
+    assert bed.keeper.turn() is Task.NOTHING
+    bed.world.stopped_pids = {2}
+    assert bed.keeper.turn() is Task.NOTHING
+    bed.world.now += 1.0
+    assert bed.keeper.turn() is Task.CLEAN
+    assert bed.world.done == ["stop b"]
+    assert bed.events()[-1]["event"] == "standby-died"
+
+
+def test_a_standby_without_its_database_is_replaced(config: Config) -> None:
+    bed = Bed(config)
+    bed.world.no_database = {Side.B}
+    assert bed.keeper.turn() is Task.CLEAN
+    assert bed.world.done == ["stop b"]
 
 
 def test_a_crash_loop_ends(config: Config) -> None:

@@ -1,0 +1,39 @@
+"""The peer link: a DPDK memif between the two instances while both live."""
+
+from __future__ import annotations
+
+from ovs_hotswap.model import Side
+from ovs_hotswap.overlay.ports import PEER
+from ovs_hotswap.upgrade.host import Host
+
+_UP_S = 15.0
+
+
+def joined(host: Host) -> bool:
+    return all(host.link_up(side, PEER) for side in Side)
+
+
+def join(host: Host) -> None:
+    """Have the link up. Raises SwitchError.
+
+    A memif client connects when its port is made and not again (DPDK drivers/net/memif, memif_dev_start): one that
+    finds no server fails, and one whose server was made anew never comes back. So both ends are made anew unless the
+    link is up, the server's (side a) first.
+    """
+    if joined(host):
+        return
+    for side in Side:
+        with host.instances[side].database() as database:
+            if database.remove_port(host.config.bridge, PEER):
+                database.wait_ports([], host.config.upgrade.ready_s)  # else the new port might pass for the old one
+    for side in Side:
+        with host.instances[side].database() as database:
+            database.add_port(host.config.bridge, host.peer_spec(side))
+            database.wait_ports([PEER], host.config.upgrade.ready_s)
+    host.wait(lambda: joined(host), _UP_S, lambda: "the peer link does not come up")
+
+
+def part(host: Host, side: Side) -> None:
+    """Take the side's end off; its switch does it soon. Raises SwitchError."""
+    with host.instances[side].database() as database:
+        database.remove_port(host.config.bridge, PEER)

@@ -1,0 +1,316 @@
+"""The real bed of the fault matrix: a lab with guests that ping, a broker, two instances, a watchdog, and upgrades.
+
+It plays the service manager of the host (what of broker, watchdog, ovsdb-server or QEMU was ended is started again)
+and, where an upgrade is left unfinished, the operator. Nothing of the product is stubbed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.lab import Lab
+from ovs_hotswap.lab.leftovers import lab_processes
+from ovs_hotswap.lab.pings import Mark, PingStats
+from ovs_hotswap.model import Severity, Side
+from ovs_hotswap.overlay.ports import PEER
+from ovs_hotswap.overlay.tables import Form, lines, render
+from ovs_hotswap.switch.unixctl import appctl
+from ovs_hotswap.system import System
+from ovs_hotswap.upgrade import checks, gather, standby, watchlog
+from ovs_hotswap.upgrade.host import Host, activate_first
+from ovs_hotswap.upgrade.upgrade import Upgrader
+from ovs_hotswap.vhost.control import BrokerClient
+from ovs_hotswap.vhost.service import start_broker
+from tests.faults.matrix import STRUCK_VM, Victim
+from tests.faults.remote import Requests
+
+GUESTS = 2
+RELEASE = "host"
+# Failures of instances come every few seconds here: they must not end the watchdog's patience.
+CHANGES = """
+[upgrade]
+soak_s = 0.3
+ready_s = 10
+
+[watch]
+crash_limit = 100
+crash_window_s = 2
+"""
+_POLL_S = 0.05
+_READY_S = 60.0
+_END_S = 20.0
+_BROKER_S = 10.0
+_ANSWERS = 3
+PROGRAMS = {
+    "ovsdb-server": 2,
+    "ovs-vswitchd-dpdk": 2,
+    "qemu-system-x86_64": GUESTS,
+    "broker run": 1,
+    "watch run": 1,
+}
+
+
+class Failed(Exception):
+    """The bed is not as it must be."""
+
+
+class Bed:
+    """Everything that runs. Made by ``running``."""
+
+    def __init__(self, lab: Lab, system: System, requests: Requests) -> None:
+        self.lab, self.system, self.requests = lab, system, requests
+        self.config = lab.config
+        self.host = Host(lab.config, system)
+        self.watchdog = 0
+        self.program = [sys.executable, "-m", "ovs_hotswap", "--config", str(lab.config_path)]
+
+    # -- services
+
+    def start_broker(self) -> None:
+        start_broker(self.config, self.system, self.lab.config_path, _BROKER_S)
+
+    def start_watchdog(self) -> None:
+        log = self.lab.layout.directory / "watch.log"
+        self.watchdog = self.system.spawn([*self.program, "watch", "run"], log=log)
+
+    def revive(self) -> list[str]:
+        """Start again what a service manager starts again; tell what it was."""
+        started = []
+        if self.system.read_pid(self.config.run_dir / "broker.pid") is None:
+            self.start_broker()
+            started.append("broker")
+        if not self.system.alive(self.watchdog):
+            self.start_watchdog()
+            started.append("watchdog")
+        for guest in self.lab.guests:
+            if guest.pid is None:
+                self.lab.start_guest(guest.name)
+                started.append(guest.name)
+        return started
+
+    # -- processes
+
+    def pid(self, victim: Victim, active: Side) -> int | None:
+        """The process of ``victim``, ``None`` if there is none; the orchestrator is its owner's to know."""
+        match victim:
+            case Victim.ACTIVE | Victim.STANDBY:
+                side = active if victim is Victim.ACTIVE else active.other
+                return self.host.instances[side].pid()
+            case Victim.ACTIVE_DB | Victim.STANDBY_DB:
+                side = active if victim is Victim.ACTIVE_DB else active.other
+                return self.system.read_pid(self.host.instances[side].paths.ovsdb_pid)
+            case Victim.BROKER:
+                return self.system.read_pid(self.config.run_dir / "broker.pid")
+            case Victim.WATCHDOG:
+                return self.watchdog
+            case Victim.QEMU:
+                return self.lab.guest(STRUCK_VM).pid
+        return None
+
+    def end_cleanly(self, victim: Victim, active: Side, pid: int) -> None:
+        """Have a process end as it is meant to end."""
+        side = active if victim in (Victim.ACTIVE, Victim.ACTIVE_DB) else active.other
+        paths = self.host.instances[side].paths
+        if victim in (Victim.ACTIVE, Victim.STANDBY):
+            appctl(paths.vswitchd_ctl, "exit", timeout=5.0)
+        elif victim in (Victim.ACTIVE_DB, Victim.STANDBY_DB):
+            appctl(paths.ovsdb_ctl, "exit", timeout=5.0)
+        else:
+            os.kill(pid, signal.SIGTERM)
+
+    def database_command(self, pid: int, side: Side) -> list[str]:
+        """What starts a database server again that runs now as ``pid``."""
+        return ["nsenter", f"--net=/run/netns/{self.host.instances[side].paths.netns}", "--", *self.system.cmdline(pid)]
+
+    # -- waiting
+
+    def wait(self, true: Callable[[], bool], what: Callable[[], str], seconds: float = _READY_S) -> None:
+        end = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(HotswapError):
+                if true():
+                    return
+            if time.monotonic() >= end:
+                raise Failed(f"{what()} after {seconds:g} s")
+            time.sleep(_POLL_S)
+
+    def wait_standby(self) -> None:
+        """The watchdog's standby is ready: programmed, and every VM with a guest parked on it."""
+        self.wait(self._standby_ready, lambda: f"no standby: {watchlog.read_state(self.config)}")
+
+    def _standby_ready(self) -> bool:
+        now, record = self.host.recorded_active(), standby.read_record(self.host)
+        state = watchlog.read_state(self.config) or {}
+        if now is None or record is None or record.side is now or not record.prepared:
+            return False
+        vms = self.host.broker.vms()
+        return (
+            state.get("pid") == self.watchdog
+            and state.get("keeping") == "ready"
+            and all(vm["qemu"] for vm in vms)
+            and not standby.unprotected(vms, now.other)
+        )
+
+    # -- traffic
+
+    def forwarding(self, spared: frozenset[str], seconds: float) -> list[str]:
+        """Wait until all pings but those of and to ``spared`` guests are answered. Returns those that are silent after
+        ``seconds``."""
+        pings, end = self.lab.pings, time.monotonic() + seconds
+        begun = pings.mark()
+        while True:
+            seen = pings.between(begun, pings.mark(), patience_s=0.0)
+            quiet = [
+                f"{each.guest} -> {each.target}" for each in seen if self.counts(each, spared) and each.received < 3
+            ]
+            if not quiet or time.monotonic() >= end:
+                return quiet
+            time.sleep(_POLL_S)
+
+    @staticmethod
+    def counts(stats: PingStats, spared: frozenset[str]) -> bool:
+        return stats.guest not in spared and stats.target not in spared
+
+    def outages(self, first: Mark, spared: frozenset[str]) -> dict[str, float | None]:
+        """Longest gap in milliseconds by stream, of those that are not spared."""
+        seen = self.lab.pings.between(first, self.lab.pings.mark(), patience_s=0.3)
+        return {f"{each.guest}-{each.target}": each.longest_gap_ms for each in seen if self.counts(each, spared)}
+
+    def copies(self, first: Mark) -> int:
+        """Answers that a guest got twice."""
+        return sum(each.duplicated for each in self.lab.pings.between(first, self.lab.pings.mark(), patience_s=0.0))
+
+    # -- what must be true of a host at rest
+
+    def faults(self) -> list[str]:
+        """Everything that is not as it must be where nothing is under way. Empty if all is well."""
+        found: list[str] = []
+        for look in (self._ownership, self._steering, self._instances, self._journal, self._left_behind, self._rings):
+            try:
+                found += look()
+            except HotswapError as error:
+                found.append(f"{look.__name__.strip('_')}: {error.message}")
+        return found
+
+    def _ownership(self) -> list[str]:
+        active, found = self.host.recorded_active(), []
+        if active is None:
+            return ["no side is recorded as active"]
+        for vm in self.host.broker.vms():
+            if (vm["owner"], vm["certainty"]) != (active, "owns") or vm["switches"][active]["role"] != "owner":
+                found.append(f"{vm['name']} is owned by {vm['owner']} ({vm['certainty']}), active is {active}")
+            if vm["switches"][active.other]["role"] not in {None, "idle", "parked"}:
+                found.append(f"{vm['name']}: side {active.other} is {vm['switches'][active.other]['role']} too")
+        return found
+
+    def _steering(self) -> list[str]:
+        owner, active = self.host.uplink.owner(), self.host.recorded_active()
+        return [] if owner is active else [f"the uplink is {owner}'s, active is {active}"]
+
+    def _instances(self) -> list[str]:
+        wanted, found = lines(render(self.host.intent, Form.FINAL)), []
+        active = self.host.recorded_active()
+        for side in Side:
+            if differences := self.host.openflow(side).diff(wanted):
+                found.append(f"instance {side}: {len(differences)} flows differ from the final form")
+            with self.host.instances[side].database() as database:
+                if PEER in database.interfaces():
+                    found.append(f"instance {side} still has the peer link")
+            sleep, own = self.host.pmd_sleep(side), self.config.instance(side).pmd_sleep_us
+            if side is active and sleep != own:
+                found.append(f"instance {side}: PMD sleep is {sleep} us, not {own}")
+        return found
+
+    def _journal(self) -> list[str]:
+        contents = Upgrader(self.host).unfinished()
+        return [] if contents is None else [f"the journal is not finished: {contents.standing.phase}"]
+
+    def _left_behind(self) -> list[str]:
+        """Processes beyond those that belong here, stopped ones, and files that a writer did not finish."""
+        programs: dict[str, list[int]] = {}
+        for pid in lab_processes(self.lab.layout.directory, self.system):
+            words = self.system.cmdline(pid)
+            name = Path(words[0]).name if words and "ovs_hotswap" not in words else " ".join(words[5:7])
+            programs.setdefault(name, []).append(pid)
+        counts = {name: len(pids) for name, pids in programs.items()}
+        found = [] if counts == PROGRAMS else [f"processes: {counts}"]
+        found += [f"process {pid} is stopped" for pids in programs.values() for pid in pids if self.system.stopped(pid)]
+        for directory in (self.config.run_dir, self.config.state_dir, self.config.state_dir / "journal"):
+            found += [f"{path} was left" for path in directory.glob(".*") if self._stale(path)]
+        return found
+
+    def _stale(self, path: Path) -> bool:
+        number = path.name.rpartition(".")[2]
+        return number.isdigit() and not self.system.alive(int(number))
+
+    def _rings(self) -> list[str]:
+        before = gather.rings(self.host)
+        time.sleep(0.2)
+        findings = checks.ring_progress(before, gather.rings(self.host))
+        return [finding.text for finding in findings if finding.severity is Severity.ERROR]
+
+    def status(self) -> dict[str, object]:
+        """What `ovs-hotswap status` says."""
+        found = json.loads(self.system.run([*self.program, "--json", "status"], timeout=90.0, check=False).stdout)
+        return found if isinstance(found, dict) else {}
+
+    def recover(self) -> None:
+        """Come to rest again after a moment that was missed."""
+        self.revive()
+        for command in ("rollback", "resume"):
+            if Upgrader(self.host).unfinished() is not None:
+                self.system.run([*self.program, command], timeout=_READY_S, check=False)
+        self.lab.pings.wait_flowing(30.0)
+        self.wait_standby()
+
+    def save_logs(self, where: Path) -> None:
+        """Keep what was written so far, for people."""
+        where.mkdir(parents=True, exist_ok=True)
+        wanted = ["run/*.log", "run/?/*.log", "*.log", "state/*.log", "state/events.jsonl", "state/journal/*.jsonl"]
+        for pattern in wanted:
+            for path in sorted(self.lab.layout.directory.glob(pattern)):
+                target = where / "-".join(path.relative_to(self.lab.layout.directory).parts)
+                target.write_bytes(path.read_bytes())
+
+    def client(self, timeout: float = 1.0) -> BrokerClient:
+        """A connection to the broker that gives up soon."""
+        return BrokerClient(self.config.broker_socket, timeout=timeout)
+
+
+@contextlib.contextmanager
+def running(system: System, say: Callable[[str], None] = lambda _line: None) -> Iterator[Bed]:
+    """A bed at rest: every VM forwards, the watchdog's standby is ready. Everything is removed afterwards."""
+    lab = Lab(Path(tempfile.mkdtemp(prefix="ovsh-fm-")), GUESTS, system)
+    with contextlib.ExitStack() as stack:
+        stack.callback(lab.down)
+        stack.callback(_continue_all, lab, system)
+        lab.up()
+        with lab.config_path.open("a") as out:
+            out.write(CHANGES)
+        bed = Bed(lab, system, stack.enter_context(Requests(lab.layout.remote_namespace)))
+        bed.start_broker()
+        bed.host.instances[Side.A].start(bed.host.releases.get(RELEASE))
+        bed.host.program(Side.A)
+        activate_first(bed.host, Side.A)
+        bed.start_watchdog()
+        lab.pings.wait_flowing(60.0)
+        bed.wait_standby()
+        say(f"the bed is ready: {lab.layout.directory}")
+        yield bed
+
+
+def _continue_all(lab: Lab, system: System) -> None:
+    """A stopped process answers nobody who wants to end it in order."""
+    for pid in lab_processes(lab.layout.directory, system):
+        if system.stopped(pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)

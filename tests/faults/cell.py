@@ -1,0 +1,227 @@
+"""Runs one cell of the matrix on the bed: strikes, watches, mends, and leaves a bed at rest."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import IO
+
+from ovs_hotswap.switch import launch
+from ovs_hotswap.upgrade.upgrade import Upgrader
+from tests.faults.bed import RELEASE, Bed
+from tests.faults.matrix import HAND_OVER, IDLE, Cell, End, Fault, Seen, Victim, expectation
+from tests.faults.strike import Missed, Trail, attentive, in_swap, stopped, until
+
+HOLD_S = 1.0  # how long a stopped orchestrator, broker, watchdog or QEMU stands still
+RESTART_S = 0.1  # after which a service manager starts a service again (systemd.service(5), RestartSec)
+_FENCED_S = 8.0
+_LOOK_S = 0.05
+_STEP_S = 60.0
+_ORCHESTRATOR_S = 150.0
+_TRIES = 3
+_HELD = (Victim.ORCHESTRATOR, Victim.BROKER, Victim.WATCHDOG, Victim.QEMU)
+_EXITS = {0: End.COMMITTED, 5: End.ROLLED_BACK, 6: End.UNKNOWN, 15: End.UNFINISHED}
+
+
+@dataclass
+class Struck:
+    """What was hit. ``database``: the command that starts it again, if it was a database server."""
+
+    pid: int
+    moment: str
+    at: float
+    database: list[str] = field(default_factory=list)
+
+
+class Runner:
+    """Runs ``cell`` on ``bed``, which is at rest."""
+
+    def __init__(self, bed: Bed, cell: Cell) -> None:
+        self._bed, self._cell = bed, cell
+        self._expected = expectation(cell)
+        self._active = bed.host.active()
+        self._trail = Trail(bed.config.state_dir / "journal" / "current.jsonl")
+        self._seen = Seen()
+        self._standing: int | None = None  # a process that was stopped and is to be continued in the end
+
+    def run(self) -> Seen:
+        """Raises Failed if the bed does not come to rest again, Missed if the moment could not be struck."""
+        bed, seen = self._bed, self._seen
+        seen.old, mark = self._active, bed.lab.pings.mark()
+        bed.requests.begin()
+        if self._cell.moment == IDLE:
+            struck = self._hit(self._pid(), IDLE)
+            self._hold(struck)
+            bed.revive()
+        else:
+            struck = self._in_upgrade()
+        seen.struck = struck.moment
+        seen.silent = bed.forwarding(self._expected.spared, self._expected.within_s)
+        seen.outage_ms = bed.outages(mark, self._expected.spared)
+        self._look()
+        self._let_go(struck)
+        bed.revive()
+        self._mend()
+        self._rest()
+        seen.faults = bed.faults()
+        seen.active = bed.host.recorded_active()
+        seen.doubled, seen.requests = dict(bed.requests.count.doubled), bed.requests.count.requests
+        seen.copies = bed.copies(mark)
+        return seen
+
+    # -- striking
+
+    def _pid(self) -> int:
+        pid = self._bed.pid(self._cell.victim, self._active)
+        if pid is None:
+            raise Missed
+        return pid
+
+    def _hit(self, pid: int, moment: str) -> Struck:
+        struck = Struck(pid, moment, time.monotonic())
+        if self._cell.victim in (Victim.ACTIVE_DB, Victim.STANDBY_DB):
+            side = self._active if self._cell.victim is Victim.ACTIVE_DB else self._active.other
+            struck.database = self._bed.database_command(pid, side)
+        match self._cell.fault:
+            case Fault.KILL:
+                os.kill(pid, signal.SIGKILL)
+            case Fault.STOP:
+                os.kill(pid, signal.SIGSTOP)
+                self._standing = pid
+            case Fault.EXIT:
+                self._bed.end_cleanly(self._cell.victim, self._active, pid)
+        return struck
+
+    def _hold(self, struck: Struck) -> None:
+        """Let a process that somebody will continue stand still for a while; see the VMs forward meanwhile."""
+        if self._cell.fault is not Fault.STOP:
+            time.sleep(RESTART_S)
+        elif self._cell.victim in _HELD:
+            if self._expected.while_stopped:
+                self._seen.silent_while_stopped = self._bed.forwarding(self._expected.spared, HOLD_S)
+            time.sleep(max(0.0, struck.at + HOLD_S - time.monotonic()))
+            self._continue()
+        elif self._cell.moment == IDLE:
+            end = struck.at + (_FENCED_S if self._expected.ended else HOLD_S)
+            while self._bed.system.alive(struck.pid) and time.monotonic() < end:
+                time.sleep(_LOOK_S)
+
+    def _continue(self) -> None:
+        if self._standing is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._standing, signal.SIGCONT)
+            self._standing = None
+
+    def _in_upgrade(self) -> Struck:
+        with self._orchestrator("upgrade", "--release", RELEASE) as (child, output):
+            strike = self._in_hand_over if self._cell.moment == HAND_OVER else self._in_step
+            struck = strike(child)
+            self._hold(struck)
+            self._bed.revive()
+            self._seen.end = self._ended(child)
+            output.seek(0)
+            self._seen.message = output.read().decode(errors="replace").strip().splitlines()[-3:]
+        return struck
+
+    @contextlib.contextmanager
+    def _orchestrator(self, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
+        with tempfile.TemporaryFile() as output:
+            child = subprocess.Popen(
+                [*self._bed.program, *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/"
+            )
+            try:
+                yield child, output
+            finally:
+                try:
+                    child.wait(_ORCHESTRATOR_S)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    child.wait()
+
+    def _ended(self, child: subprocess.Popen[bytes]) -> End:
+        try:
+            status = child.wait(_ORCHESTRATOR_S)
+        except subprocess.TimeoutExpired:
+            return End.HANGS
+        return End.DIED if status < 0 else _EXITS.get(status, End.REFUSED)
+
+    def _in_step(self, child: subprocess.Popen[bytes]) -> Struck:
+        wanted = self._cell.moment
+        with attentive():
+            until(lambda: self._trail.step() == wanted, child, _STEP_S)
+            if self._cell.victim is Victim.ORCHESTRATOR:
+                struck = self._hit(child.pid, wanted)
+                struck.moment = self._trail.step() or "after it"
+                return struck
+            until(lambda: self._bed.pid(self._cell.victim, self._active) is not None, child, _STEP_S)
+            with stopped(child.pid, self._bed.system):
+                within = self._trail.step() or "between steps"
+                return self._hit(self._pid(), within)
+
+    def _in_hand_over(self, child: subprocess.Popen[bytes]) -> Struck:
+        bed, active = self._bed, self._active
+        old, broker = bed.pid(Victim.ACTIVE, active), bed.pid(Victim.BROKER, active)
+        assert old is not None
+        assert broker is not None
+        with attentive():
+            until(lambda: self._trail.step() == "steer", child, _STEP_S)
+            new = bed.pid(Victim.STANDBY, active)
+            if new is None:
+                raise Missed
+            with contextlib.ExitStack() as new_stands:
+                with stopped(old, bed.system):
+                    until(lambda: in_swap(broker), child, 1.0)
+                    new_stands.enter_context(stopped(new, bed.system))
+                time.sleep(0.005)
+                within = HAND_OVER if in_swap(broker) else "after it"
+                struck = self._hit(child.pid if self._cell.victim is Victim.ORCHESTRATOR else self._pid(), within)
+                if self._cell == Cell(Fault.STOP, Victim.STANDBY, HAND_OVER):
+                    new_stands.pop_all()
+            return struck
+
+    # -- looking and mending
+
+    def _look(self) -> None:
+        """What the journal says now that the orchestrator has ended."""
+        upgrader, seen = Upgrader(self._bed.host), self._seen
+        contents = upgrader.unfinished()
+        seen.phase = None if contents is None else str(contents.standing.phase)
+        last = upgrader.last()
+        seen.last_committed = None if last is None else last.committed
+        seen.recorded = self._bed.host.recorded_active()
+
+    def _let_go(self, struck: Struck) -> None:
+        """Continue what stands, start a database server again."""
+        self._seen.ended = not self._bed.system.alive(struck.pid)
+        self._continue()
+        if struck.database and not self._bed.system.alive(struck.pid):
+            side = self._active if self._cell.victim is Victim.ACTIVE_DB else self._active.other
+            paths = self._bed.host.instances[side].paths
+            if paths.run_dir.exists():
+                self._bed.system.run(struck.database, env=launch.environment(paths.run_dir))
+
+    def _mend(self) -> None:
+        """What an operator does about an unfinished journal, as the status tells."""
+        seen = self._seen
+        for _ in range(_TRIES):
+            if Upgrader(self._bed.host).unfinished() is None:
+                return
+            if self._bed.status().get("unfinished") is None:
+                seen.problems.append("`status` does not tell of the unfinished upgrade")
+            command = str(self._expected.mend)
+            with self._orchestrator(command) as (child, output):
+                end = self._ended(child)
+                output.seek(0)
+                text = output.read().decode(errors="replace").strip().splitlines()
+            seen.mended.append(f"{command}: " + ("done" if end is End.COMMITTED else f"{end} ({text[-1:]})"))
+
+    def _rest(self) -> None:
+        bed = self._bed
+        bed.lab.pings.wait_flowing(30.0)
+        bed.wait_standby()

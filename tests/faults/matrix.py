@@ -1,0 +1,334 @@
+"""The fault matrix: which process is struck how and when, and what must then be true. Pure.
+
+``cells`` lists the matrix, ``expectation`` what is expected of a cell, ``judge`` compares that with what was seen.
+The *active* instance is the one that is active when the cell begins, the *standby* the other one: the watchdog's warm
+standby where nothing is under way, the new instance in an upgrade.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ovs_hotswap.model import Side
+from ovs_hotswap.upgrade.steps import upgrade_plan
+
+_SHAPE = upgrade_plan().shape
+IDLE, HAND_OVER = "idle", "hand-over"
+BEFORE, AFTER = _SHAPE.before, _SHAPE.after
+_MOVED = BEFORE.index("move") + 1
+MOMENTS = (IDLE, *BEFORE[:_MOVED], HAND_OVER, *BEFORE[_MOVED:], *AFTER)
+
+
+class Fault(enum.StrEnum):
+    """EXIT is the clean end: `exit` on the control socket of a switch or its database, SIGTERM to all others."""
+
+    KILL = "kill"
+    STOP = "stop"
+    EXIT = "exit"
+
+
+class Victim(enum.StrEnum):
+    ACTIVE = "active"
+    STANDBY = "standby"
+    ACTIVE_DB = "active-db"
+    STANDBY_DB = "standby-db"
+    BROKER = "broker"
+    ORCHESTRATOR = "orchestrator"
+    WATCHDOG = "watchdog"
+    QEMU = "qemu"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    fault: Fault
+    victim: Victim
+    moment: str
+
+    def __str__(self) -> str:
+        return f"{self.fault} {self.victim} {self.moment}"
+
+
+def possible(cell: Cell) -> bool:
+    """Whether there is such a process at that moment."""
+    match cell.victim:
+        case Victim.ORCHESTRATOR:
+            return cell.moment != IDLE
+        case Victim.STANDBY | Victim.STANDBY_DB:
+            return cell.moment != BEFORE[0]  # the watchdog's was ended, the new one is not started
+        case Victim.ACTIVE | Victim.ACTIVE_DB:
+            return cell.moment != AFTER[-1]  # it has been retired
+    return True
+
+
+def cells(
+    faults: Iterable[Fault] = Fault, victims: Iterable[Victim] = Victim, moments: Iterable[str] = MOMENTS
+) -> list[Cell]:
+    """All cells of these, by victim, fault and moment."""
+    faults, moments = list(faults), list(moments)
+    every = [Cell(fault, victim, moment) for victim in victims for fault in faults for moment in moments]
+    return [cell for cell in every if possible(cell)]
+
+
+# ------------------------------------------------------------------------------------------------- what is expected
+
+
+class End(enum.StrEnum):
+    """How the orchestrator ended. REFUSED: with an error and nothing changed. UNFINISHED: committed, then an error."""
+
+    NONE = "none"
+    COMMITTED = "committed"
+    REFUSED = "refused"
+    ROLLED_BACK = "rolled back"
+    UNKNOWN = "unknown"
+    UNFINISHED = "unfinished"
+    DIED = "died"
+    HANGS = "hangs"
+
+
+class Mend(enum.StrEnum):
+    """What an operator does about an unfinished journal."""
+
+    RESUME = "resume"
+    ROLLBACK = "rollback"
+
+
+class Serves(enum.StrEnum):
+    """Who is active in the end."""
+
+    OLD = "the old instance"
+    NEW = "the new instance"
+    EITHER = "either"
+
+
+def since(moment: str, first: str) -> bool:
+    """Whether ``moment`` is ``first`` or comes after it in an upgrade."""
+    return moment != IDLE and MOMENTS.index(moment) >= MOMENTS.index(first)
+
+
+def committed(moment: str) -> bool:
+    return moment in AFTER
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """``ends``: how the orchestrator may end. ``mend``: what an operator does if the journal is not finished then.
+    ``within_s``: every VM but ``spared`` forwards again in that time, before anybody does anything. ``why``: the
+    reason, for people. ``copies``: answers that a guest may receive twice (a copy over the peer link that arrives
+    late, see architecture.md): none where no VM was moved one by one. ``while_stopped``: they forward also while the
+    process stands still. ``ended``: a process that stands still is ended before somebody could continue it.
+    ``serves``: which instance is active in the end, where that does not follow from how the upgrade ended."""
+
+    ends: frozenset[End]
+    why: str
+    within_s: float = 3.0
+    mend: Mend = Mend.RESUME
+    spared: frozenset[str] = frozenset()
+    copies: int = 0
+    while_stopped: bool = True
+    ended: bool = False
+    serves: Serves | None = None
+
+
+STRUCK_VM = "vm1"
+_START_S = 15.0  # an instance is started and programmed
+_LONG_S = 60.0  # a command waits for its deadline first
+_DEADLINE_S = 40.0
+_COPIES = 8
+_RECONNECT_S = 6.0  # a switch tries once a second
+
+
+@dataclass
+class Seen:
+    """What was seen of a cell. ``silent``: pings without an answer after ``within_s``. ``doubled``: requests that came
+    to the remote end more than once, by sender. ``ended``: the process was dead before it could be continued.
+    ``faults``: what was not as it must be in the end."""
+
+    old: Side | None = None
+    struck: str = ""
+    end: End = End.NONE
+    message: list[str] = field(default_factory=list)
+    ended: bool = False
+    silent: list[str] = field(default_factory=list)
+    silent_while_stopped: list[str] = field(default_factory=list)
+    outage_ms: dict[str, float | None] = field(default_factory=dict)
+    phase: str | None = None
+    last_committed: bool | None = None
+    recorded: Side | None = None
+    mended: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    active: Side | None = None
+    doubled: dict[str, int] = field(default_factory=dict)
+    requests: int = 0
+    copies: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    def outage(self) -> float:
+        """The longest gap in milliseconds; infinite where nothing was answered."""
+        gaps = self.outage_ms.values()
+        return max((float("inf") if gap is None else gap for gap in gaps), default=0.0)
+
+
+def expectation(cell: Cell) -> Expectation:
+    """What is expected of a cell."""
+    found = _RULES[cell.victim](cell.fault, cell.moment)
+    return found if cell.moment == IDLE else replace(found, copies=_COPIES)
+
+
+def _expect(*ends: End, why: str, **more: Any) -> Expectation:
+    return Expectation(frozenset(ends), why, **more)
+
+
+def _undisturbed(moment: str, why: str, **more: Any) -> Expectation:
+    return _expect(End.NONE if moment == IDLE else End.COMMITTED, why=why, **more)
+
+
+def _active(fault: Fault, moment: str) -> Expectation:
+    serves = Serves.EITHER if moment == BEFORE[0] else Serves.NEW
+    return replace(_active_lost(fault, moment), ended=True, serves=serves)
+
+
+def _active_lost(fault: Fault, moment: str) -> Expectation:
+    if moment == IDLE:
+        return _expect(End.NONE, why="the watchdog moves every VM to its standby")
+    if moment == BEFORE[0]:
+        refused = End.REFUSED if fault is Fault.STOP else None
+        why = "there is nowhere to go yet: it is refused, and the watchdog starts an instance"
+        return _expect(End.REFUSED, *([] if refused else [End.COMMITTED]), why=why, within_s=_LONG_S)
+    if not since(moment, "park"):
+        return _expect(End.COMMITTED, why="there is no way back: it goes on without the old one", within_s=_START_S)
+    return _expect(End.COMMITTED, why="the VMs are parked on the new one; it goes on without the old one")
+
+
+def _standby(fault: Fault, moment: str) -> Expectation:
+    return replace(_standby_lost(fault, moment), ended=True)
+
+
+def _standby_lost(fault: Fault, moment: str) -> Expectation:
+    if moment == IDLE:
+        return _expect(End.NONE, why="the VMs do not notice; the watchdog starts another")
+    if moment == AFTER[-1]:
+        why = "the old one is retired: the watchdog starts the new one again, and resume finishes"
+        return _expect(End.UNFINISHED, why=why, within_s=_START_S)
+    if since(moment, HAND_OVER):
+        why = "the old one still serves every VM: all go back to it, even after the commit"
+        return _expect(End.ROLLED_BACK, why=why, within_s=_DEADLINE_S if fault is Fault.STOP else 3.0)
+    return _expect(End.ROLLED_BACK, why="the old one keeps everything until the new one has proven itself")
+
+
+def _active_db(_fault: Fault, moment: str) -> Expectation:
+    if moment == IDLE:
+        return _expect(End.NONE, why="packets do not pass there")
+    if not since(moment, "peer"):
+        return _expect(
+            End.ROLLED_BACK, End.REFUSED, End.UNKNOWN, why="the old one cannot be programmed", mend=Mend.ROLLBACK
+        )
+    if moment == "peer":
+        return _expect(End.UNKNOWN, why="the peer link cannot be taken off either: said so", mend=Mend.ROLLBACK)
+    return _expect(End.COMMITTED, why="the old one's database is not needed any more")
+
+
+def _standby_db(_fault: Fault, moment: str) -> Expectation:
+    if moment == IDLE:
+        return _expect(End.NONE, why="packets do not pass there")
+    if committed(moment):
+        return _expect(End.UNFINISHED, End.COMMITTED, why="the new one serves every VM; resume finishes what needs it")
+    return _expect(End.ROLLED_BACK, End.COMMITTED, why="the new one cannot be programmed")
+
+
+def _broker(fault: Fault, moment: str) -> Expectation:
+    if moment == IDLE:
+        return _expect(End.NONE, why="QEMU and switches connect again", within_s=_RECONNECT_S)
+    if fault is Fault.STOP:
+        if moment == HAND_OVER:
+            why = "the swap is not confirmed in time: back to the old one"
+            return _expect(End.ROLLED_BACK, why=why, while_stopped=False)
+        return _expect(End.COMMITTED, why="calls wait for it")
+    ends = (End.COMMITTED, End.ROLLED_BACK, End.REFUSED, End.UNKNOWN, End.UNFINISHED)
+    return _expect(*ends, why="QEMU and switches connect again; who asked it meanwhile is told", within_s=_RECONNECT_S,
+                   mend=Mend.RESUME if committed(moment) else Mend.ROLLBACK)  # fmt: skip
+
+
+def _orchestrator(fault: Fault, moment: str) -> Expectation:
+    if fault is Fault.STOP:
+        return _expect(End.COMMITTED, why="nothing happens until it is continued")
+    if fault is Fault.KILL:
+        back = not committed(moment) and MOMENTS.index(moment) % 2 == 0
+        return _expect(End.DIED, why="the journal says how far it came", mend=Mend.ROLLBACK if back else Mend.RESUME)
+    if committed(moment):
+        return _expect(End.UNFINISHED, why="after the commit it only goes forward: resume finishes")
+    return _expect(End.ROLLED_BACK, why="it rolls back in order")
+
+
+def _watchdog(_fault: Fault, moment: str) -> Expectation:
+    return _undisturbed(moment, "what it set up stays; the next one takes it up")
+
+
+def _qemu(_fault: Fault, moment: str) -> Expectation:
+    return _undisturbed(moment, "only this VM is gone", spared=frozenset({STRUCK_VM}))
+
+
+_RULES: Mapping[Victim, Callable[[Fault, str], Expectation]] = {
+    Victim.ACTIVE: _active,
+    Victim.STANDBY: _standby,
+    Victim.ACTIVE_DB: _active_db,
+    Victim.STANDBY_DB: _standby_db,
+    Victim.BROKER: _broker,
+    Victim.ORCHESTRATOR: _orchestrator,
+    Victim.WATCHDOG: _watchdog,
+    Victim.QEMU: _qemu,
+}
+
+
+def judge(expected: Expectation, cell: Cell, seen: Seen) -> list[str]:
+    """What of ``seen`` is not as ``expected``."""
+    found = [*seen.problems, *seen.faults]
+    if seen.struck != cell.moment:
+        found.append(f"struck {seen.struck}")
+    if seen.end not in expected.ends:
+        found.append(f"the upgrade {seen.end}")
+    if expected.ended and not seen.ended:
+        found.append("the process that stood still was not ended")
+    if seen.silent:
+        found.append(f"no answers after {expected.within_s:g} s: {', '.join(seen.silent)}")
+    if seen.silent_while_stopped:
+        found.append(f"no answers while it was stopped: {', '.join(seen.silent_while_stopped)}")
+    if not seen.requests:
+        found.append("nothing was counted at the remote end")
+    if seen.doubled:
+        found.append(f"requests that were sent twice: {seen.doubled}")
+    if seen.copies > expected.copies:
+        found.append(f"{seen.copies} answers came twice")
+    return found + _untruths(seen) + _wrong_side(expected, seen)
+
+
+def _wrong_side(expected: Expectation, seen: Seen) -> list[str]:
+    """Where another instance is active than the one the upgrade ended, or was mended, with."""
+    mended = Serves.NEW if expected.mend is Mend.RESUME else Serves.OLD
+    follows = {
+        End.NONE: Serves.OLD,
+        End.COMMITTED: Serves.NEW,
+        End.ROLLED_BACK: Serves.OLD,
+        End.REFUSED: Serves.OLD,
+        End.UNFINISHED: mended,
+        End.DIED: mended,
+    }
+    wanted = expected.serves or follows.get(seen.end, Serves.EITHER)
+    serves = Serves.OLD if seen.active is seen.old else Serves.NEW
+    return [] if wanted in (serves, Serves.EITHER) else [f"{serves} is active, not {wanted}"]
+
+
+def _untruths(seen: Seen) -> list[str]:
+    """Where the journal does not say what the orchestrator's end was."""
+    wanted: Mapping[End, bool] = {
+        End.COMMITTED: seen.phase is None and seen.last_committed is True,
+        End.REFUSED: seen.phase is None,
+        End.ROLLED_BACK: seen.phase is None and seen.last_committed is False,
+        End.UNKNOWN: seen.phase in ("forward", "back"),
+        End.UNFINISHED: seen.phase == "committed",
+    }
+    if wanted.get(seen.end, True):
+        return []
+    return [f"{seen.end}, but the journal is {seen.phase or 'finished'}, the last one committed: {seen.last_committed}"]

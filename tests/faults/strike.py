@@ -1,0 +1,95 @@
+"""Hits a process at a moment: while nothing is under way, in a step of an upgrade, or in the middle of a hand-over.
+
+The journal is on the disk before a step acts, so a step has begun when it says so. The orchestrator is stopped for the
+instant in which the other process is struck, and the journal is read again while it stands: so it is known in which
+step it was.
+
+A hand-over takes less than a millisecond. To strike within it, the old switch is stopped before it: the broker then
+waits for its fence. That it does is visible from outside, because it gives itself real-time priority for the length of
+a swap, and for nothing else (``vhost.move``). Then the new switch is stopped and the old one continued: it lets go, and
+until the new one is continued the guest's rings are nobody's, or the new one's without its confirmation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ovs_hotswap.system import System
+from ovs_hotswap.upgrade.journal import parse
+from ovs_hotswap.upgrade.records import Kind
+
+_LOOK_S = 0.0005
+
+
+class Missed(Exception):
+    """The moment was over before it could be struck."""
+
+
+class Trail:
+    """Follows a journal from where a process writes it."""
+
+    def __init__(self, current: Path) -> None:
+        self._current = current
+
+    def step(self) -> str | None:
+        """The step that the journal says was begun last and has not ended; ``None`` between two or without a plan."""
+        try:
+            contents = parse(self._current.read_bytes(), str(self._current))
+        except FileNotFoundError:
+            return None
+        if contents is None:
+            return None
+        within: str | None = None
+        for record in contents.records:
+            if record.kind is Kind.START:
+                within = record.step
+            elif record.kind in (Kind.DONE, Kind.FAILED, Kind.UNDO, Kind.END, Kind.COMMIT):
+                within = None
+        return within
+
+
+@contextlib.contextmanager
+def stopped(pid: int, system: System) -> Iterator[None]:
+    """All threads of ``pid`` stand still."""
+    os.kill(pid, signal.SIGSTOP)
+    end = time.monotonic() + 1.0
+    while not system.stopped(pid) and system.alive(pid) and time.monotonic() < end:
+        time.sleep(0)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def attentive() -> Iterator[None]:
+    """Real-time priority: a step may take no longer than a slice of somebody else's processor time."""
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(3))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def until(true: Callable[[], bool], child: subprocess.Popen[bytes], seconds: float) -> None:
+    """Look again and again. Raises Missed if ``child`` ends before, or after ``seconds``."""
+    end = time.monotonic() + seconds
+    while not true():
+        if child.poll() is not None or time.monotonic() >= end:
+            raise Missed
+        time.sleep(_LOOK_S)
+
+
+def in_swap(broker: int) -> bool:
+    """Whether the broker is between the two ends of a hand-over."""
+    try:
+        return os.sched_getscheduler(broker) == os.SCHED_FIFO
+    except ProcessLookupError:
+        return False
