@@ -27,21 +27,19 @@ _INIT = "/usr/lib/systemd/systemd"
 _REPOSITORY = Path(__file__).parents[1]
 _NUMBERS = itertools.count()
 
-# Arguments: name, Python, repository, libraries, then the control groups to be made. Prints the pid of
+# Arguments: name, repository, libraries, then the control groups to be made. Prints the pid of
 # the process whose child is systemd-nspawn.
 # `--keep-unit` needs no systemd around the container; `--console=pipe` no terminal.
 _KEEPER = r"""
 set -e
-name=$1 python=$2 repository=$3 libraries=$4
-shift 4
-container=
+name=$1 repository=$2 libraries=$3
+shift 3
 end() {
-    [ -z "$container" ] || kill -KILL "$container" || true
-    wait
     for group in "$@"; do
         for _ in 1 2 3 4 5 6 7 8 9 10; do
+            find "$group" -name cgroup.procs -exec cat {} + | xargs --no-run-if-empty kill -KILL || true
             find "$group" -depth -type d -exec rmdir {} + && break
-            sleep 0.2
+            sleep 0.1
         done
     done
 }
@@ -53,34 +51,33 @@ mount -t overlay -o lowerdir=/,upperdir=/media/upper,workdir=/media/work overlay
 root=/media/root
 rm -rf "$root/etc/ovs-hotswap" "$root/var/lib/ovs-hotswap" "$root/opt/ovs-hotswap" \
     "$root"/etc/rc?.d "$root"/etc/systemd/system/*.wants "$root/lib/systemd/system/multi-user.target.wants"
-mkdir -p "$root/etc/ovs-hotswap"
-for bound in python src libraries; do mkdir -p "$root/opt/ovs-hotswap/$bound"; done
+mkdir -p "$root/etc/ovs-hotswap" "$root/opt/ovs-hotswap/src" "$root/opt/ovs-hotswap/libraries"
 tr -d - </proc/sys/kernel/random/uuid >"$root/etc/machine-id"
 (
     for group in "$@"; do echo 0 >"$group/cgroup.procs"; done
     status=133 # of a container that wants to be booted again
     while [ $status = 133 ]; do
-    status=0
-    setpriv --pdeathsig KILL -- systemd-nspawn --quiet --directory="$root" --boot --keep-unit --register=no \
-        --private-network --capability=all --console=pipe --resolv-conf=off --timezone=off --link-journal=no \
-        --machine="$name" --bind=/dev/hugepages --bind-ro="$python:/opt/ovs-hotswap/python" \
-        --bind-ro="$repository:/opt/ovs-hotswap/src" --bind-ro="$libraries:/opt/ovs-hotswap/libraries" \
-        -- systemd.unit=multi-user.target </dev/null >&2 || status=$?
+        status=0
+        systemd-nspawn --quiet --directory="$root" --machine="$name" --boot --keep-unit --register=no \
+            --private-network --capability=all --console=pipe --resolv-conf=off --timezone=off --link-journal=no \
+            --bind=/dev/hugepages --bind-ro="$repository:/opt/ovs-hotswap/src" \
+            --bind-ro="$libraries:/opt/ovs-hotswap/libraries" \
+            -- systemd.unit=multi-user.target </dev/null >&2 || status=$?
     done
 ) &
-container=$!
-echo $container
+echo $!
 exec >/dev/null
 cat
 """
 
-# A virtual environment that sees nothing below /root or /home, which the units hide. Argument: the interpreter's name.
+# A virtual environment with nothing below /root or /home, which the units hide: of Debian's own interpreter, for which
+# the libraries must be made. Argument: its name.
 _PYVENV = f"""\
 set -e
 cd {PREFIX}
 mkdir bin
-ln -s "{PREFIX}/python/bin/$1" bin/python
-printf 'home = {PREFIX}/python/bin\\ninclude-system-site-packages = false\\n' >pyvenv.cfg
+ln -s "/usr/bin/$1" bin/python
+printf 'home = /usr/bin\\ninclude-system-site-packages = false\\n' >pyvenv.cfg
 mkdir -p "lib/$1/site-packages"
 printf '{PREFIX}/src\\n{PREFIX}/libraries\\n' >"lib/$1/site-packages/machine.pth"
 printf '#!{PYTHON}\\nfrom ovs_hotswap.cli.main import main\\nmain()\\n' >bin/ovs-hotswap
@@ -97,8 +94,7 @@ class Machine:
         libraries = next(path for path in sys.path if path.endswith("site-packages"))
         self.groups = [str(group / name) for group in _own_groups()]
         own_mounts = ["unshare", "--mount", "--propagation", "private", "--"]
-        bound = [sys.base_prefix, str(_REPOSITORY), libraries]
-        argv = [*own_mounts, "sh", "-c", _KEEPER, "sh", name, *bound, *self.groups]
+        argv = [*own_mounts, "sh", "-c", _KEEPER, "sh", name, str(_REPOSITORY), libraries, *self.groups]
         self._console = os.fdopen(os.memfd_create("console"), "w+", errors="replace")
         self._keeper = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._console, text=True, start_new_session=True
@@ -133,14 +129,20 @@ class Machine:
     def run(
         self, argv: Sequence[str], *, check: bool = True, timeout: float = 60.0, stdin: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in it, as an SSH session would: in no unit. AssertionError with its output if it fails."""
-        done = subprocess.run(
+        """Run a command in it, as an SSH session would: in no unit. With ``check``, AssertionError with its output and
+        the newest lines of the journal if it fails."""
+        done = self._run(argv, timeout, stdin)
+        if check and done.returncode != 0:
+            journal = self._run(["journalctl", "--no-pager", "--lines=60"], timeout, "").stdout
+            raise AssertionError(f"{argv}: exit {done.returncode}\n{done.stdout}\n{done.stderr}\n{journal}")
+        return done
+
+    def _run(self, argv: Sequence[str], timeout: float, stdin: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             ["nsenter", f"--target={self.pid()}", "--all", "--", "env", "-i", "LC_ALL=C.UTF-8",
              "PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", *argv],
             input=stdin, capture_output=True, text=True, errors="replace", timeout=timeout, check=False,
         )  # fmt: skip
-        assert not check or done.returncode == 0, f"{argv}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
 
     def write(self, path: str, text: str) -> None:
         self.run(["sh", "-c", 'mkdir -p "$(dirname "$1")"; cat >"$1"', "sh", path], stdin=text)

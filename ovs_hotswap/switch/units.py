@@ -91,6 +91,7 @@ class InstanceUnit:
     def start(self, release: Release, config: Config) -> None:
         """Have the order carried out. Raises what carrying it out raised, or SwitchError. The caller undoes."""
         self._fault.unlink(missing_ok=True)
+        self._order.parent.mkdir(parents=True, exist_ok=True)
         self._system.write_atomic(self._order, Order(release=release, config=config).model_dump_json())
         try:
             complaint = self._processes.start(config.upgrade.ready_s + _MARGIN_S)
