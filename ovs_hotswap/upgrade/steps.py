@@ -264,6 +264,8 @@ def take_back(context: Upgrade, run: Run) -> None:
     def left() -> list[str]:
         return stranded(host.broker.vms(), old)
 
+    if _broken(context):
+        host.instances[new].kill()  # it would let every VM wait for its deadline
     host.wait(lambda: not absent(), _RETURNED_S, lambda: f"instance {old} has no port for VM {', '.join(absent())}")
     try:
         move_all(host, old, run)
