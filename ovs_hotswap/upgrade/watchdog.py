@@ -19,6 +19,7 @@ from ovs_hotswap import sd
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BusyError, HotswapError
 from ovs_hotswap.model import Side
+from ovs_hotswap.priority import raise_priority
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade import standby, watchlog
 from ovs_hotswap.upgrade.failover import Act, Health, History, Limits, Sample, Scene, Signal, Verdict, judge, next_act
@@ -244,6 +245,7 @@ class Watchdog:
             keeper = Keeper(lambda: Host(self._config, self._system), board)
             if self._config.watch.mode == "required":
                 keeper.bring_up()
+            raise_priority()
             self._watch(board, keeper)
 
     def _watch(self, board: watchlog.Board, keeper: Keeper) -> None:
