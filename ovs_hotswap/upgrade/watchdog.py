@@ -245,7 +245,6 @@ class Watchdog:
             keeper = Keeper(lambda: Host(self._config, self._system), board)
             if self._config.watch.mode == "required":
                 keeper.bring_up()
-            raise_priority()
             self._watch(board, keeper)
 
     def _watch(self, board: watchlog.Board, keeper: Keeper) -> None:
@@ -256,6 +255,7 @@ class Watchdog:
         guard = Guard(host, board, keeper, main)
         main.start()
         keeper.start()
+        raise_priority()  # of this thread alone: what the keeper starts is not to have it
         heart = sd.Heartbeat(self._system.monotonic)
         sd.notify("READY=1")
         try:
