@@ -167,13 +167,18 @@ class Instance:
         if unit is not None:
             unit.clear()
 
-    def kill(self) -> None:
-        """End ovs-vswitchd at once and return when it is dead, as fail-over must before it gives rings away.
+    def has_memory(self) -> bool:
+        """Whether its ovs-vswitchd could still touch a guest's rings; one that is ending soon cannot."""
+        pid = self.pid()
+        return pid is not None and self._system.has_memory(pid)
 
-        Everything else stays for ``stop``. Raises CommandError if it does not die.
+    def kill(self) -> None:
+        """End ovs-vswitchd at once and return when it has no memory, as fail-over must before it gives rings away.
+
+        Everything else stays for ``stop``. Raises CommandError if it does not end.
         """
         for pid in self._owned(self.paths.vswitchd_pid):
-            self._system.kill(pid, grace=0)
+            self._system.end(pid)
 
     def restart(self) -> None:
         """Restart ovs-vswitchd the plain way: it exits and starts again with its database, without flows and tunnels.

@@ -182,12 +182,16 @@ class Host:
         )  # fmt: skip
         return BridgeSpec(self.config.bridge, intent.vtep.mac, ports + vms)
 
+    @property
+    def peer_socket(self) -> Path:
+        """Where the peer link's ends meet."""
+        return self.config.run_dir / "peer.sock"
+
     def peer_spec(self, side: Side) -> PortSpec:
         """The peer link's end. A memif's receive queues must equal the other end's transmit queues, which OVS makes
         one more than its PMD threads."""
         role = "server" if side is Side.A else "client"
-        socket = self.config.run_dir / "peer.sock"
-        devargs = f"net_memif_peer,role={role},id=0,socket-abstract=no,socket={socket}"
+        devargs = f"net_memif_peer,role={role},id=0,socket-abstract=no,socket={self.peer_socket}"
         queues = len(set(self.config.instance(side.other).pmd_cores)) + 1
         return PortSpec(PEER, "dpdk", PEER_PORT, {"dpdk-devargs": devargs, "n_rxq": str(queues)})
 

@@ -26,6 +26,7 @@ def join(host: Host) -> None:
         with host.instances[side].database() as database:
             if database.remove_port(host.config.bridge, PEER):
                 database.wait_ports([], host.config.upgrade.ready_s)  # else the new port might pass for the old one
+    host.peer_socket.unlink(missing_ok=True)  # a server that was killed left it, and the next one would refuse it
     for side in Side:
         with host.instances[side].database() as database:
             database.add_port(host.config.bridge, host.peer_spec(side))

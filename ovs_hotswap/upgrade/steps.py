@@ -20,7 +20,7 @@ from ovs_hotswap.upgrade import checks, gather, peer, probe
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.plan import Plan, ReversibleStep, Run, State, Step
 from ovs_hotswap.upgrade.records import Facts
-from ovs_hotswap.upgrade.standby import await_ports, owned, park, stranded
+from ovs_hotswap.upgrade.standby import await_ports, owned, park, read_record, stranded
 
 _SERVED_S = 2.0
 _RETURNED_S = 5.0  # for the VMs of an instance that was ended to be served by the other
@@ -264,6 +264,8 @@ def take_back(context: Upgrade, run: Run) -> None:
     def left() -> list[str]:
         return stranded(host.broker.vms(), old)
 
+    if _broken(context):
+        host.instances[new].kill()  # it would let every VM wait for its deadline
     host.wait(lambda: not absent(), _RETURNED_S, lambda: f"instance {old} has no port for VM {', '.join(absent())}")
     try:
         move_all(host, old, run)
@@ -357,9 +359,8 @@ class Soak(Step[Upgrade]):
 
 
 def _watch(context: Upgrade) -> list[Finding]:
-    found = [] if _runs(context, context.new) else [
-        Finding("instance", Severity.ERROR, f"instance {context.new} died", "its log is kept in the state directory")
-    ]  # fmt: skip
+    fault = _broken(context)
+    found = [Finding("instance", Severity.ERROR, fault, "its log is kept in the state directory")] if fault else []
     strays = [vm["name"] for vm in context.host.broker.vms()
               if vm["qemu"] and (vm["owner"] != context.new or vm["certainty"] != "owns")]  # fmt: skip
     if strays:
@@ -422,12 +423,18 @@ class Retire(Step[Upgrade]):
             return
         host.instances[context.old].stop()
 
+    def state(self, context: Upgrade, run: Run) -> State:
+        """The watchdog may have made the old side its standby since: it does not wait for the look at the end."""
+        record = read_record(context.host)
+        return _done(not _runs(context, context.old) or (record is not None and record.side is context.old))
+
 
 class Postcheck(Step[Upgrade]):
     name = "postcheck"
     description = "check ports, tables, rings and the log"
 
     def do(self, context: Upgrade, run: Run) -> None:
+        checks.verdict(_watch(context), SwitchError)
         checks.verdict(gather.postcheck(context.host, context.new, _SAMPLE_S, run.fact("log_offset", int)), SwitchError)
 
 
@@ -448,14 +455,16 @@ def _lost(context: Upgrade) -> str:
 
 
 def _failed(context: Upgrade) -> str:
-    """Why the new instance, though the upgrade is committed, is given up: it died or stands still, and the old one
-    lives."""
-    new = context.host.instances[context.new].pid()
-    if _dead(context, context.old):
-        return ""
-    if new is None:
+    """Why the new instance, though the upgrade is committed, is given up: it is broken, and the old one lives."""
+    return "" if _dead(context, context.old) else _broken(context)
+
+
+def _broken(context: Upgrade) -> str:
+    """Why the new instance forwards nothing; empty if it may."""
+    pid = context.host.instances[context.new].pid()
+    if pid is None:
         return f"instance {context.new} died"
-    return f"instance {context.new} is stopped" if context.host.system.stopped(new) else ""
+    return f"instance {context.new} is stopped" if context.host.system.stopped(pid) else ""
 
 
 def _dead(context: Upgrade, side: Side) -> bool:

@@ -72,11 +72,11 @@ class Guard:
             return None
         pid = None if active in dead else pids[active]
         verdict = self._judge(active, pid)
-        self._board.update(health=verdict.health, reason=verdict.reason if verdict.signal else None)
         if verdict.health is Health.FAILED:
             self._try(lambda: self._fail_over(active, verdict))
         else:
             self._under_way = None
+        self._board.update(health=verdict.health, reason=verdict.reason if verdict.signal else None)
         if active.other in dead:
             self._try(lambda: self._follow_uplink(active, active.other))
         return verdict
@@ -131,7 +131,7 @@ class Guard:
 
     def _scene(self, work: FailOver) -> Scene:
         host, other = self._host, work.side.other
-        alive = host.instances[work.side].pid() is not None
+        alive = host.instances[work.side].has_memory()
         refuge = host.instances[other].pid() is not None and self._takes(other)
         if not (refuge and work.steered):
             return Scene(alive, True, refuge, work.steered)
@@ -249,7 +249,7 @@ class Watchdog:
     def _watch(self, board: watchlog.Board, keeper: Keeper) -> None:
         host = Host(self._config, self._system, quick=True)
         host.uplink.owner()  # connects it
-        deaths = Deaths()
+        deaths = Deaths([host.instances[side].paths.vswitchd_pid for side in Side])
         main = MainThread(self._system.monotonic, self._config.watch.hang_ms / 2e3)
         guard = Guard(host, board, keeper, main)
         main.start()

@@ -34,6 +34,7 @@ from ovs_hotswap.vhost import control, succession
 from ovs_hotswap.vhost.keeping import Keeping
 from ovs_hotswap.vhost.memory import make_scratch, waits
 from ovs_hotswap.vhost.move import Mover
+from ovs_hotswap.vhost.ping import ping_forever
 from ovs_hotswap.vhost.processes import Processes
 from ovs_hotswap.vhost.report import vm_document
 from ovs_hotswap.vhost.snapshot import VmParts
@@ -92,7 +93,8 @@ class Broker:
         self._loop = loop
         self._home = home
         self._seats: dict[str, _Seat] = {}
-        self._processes = Processes(loop, self._process_ended)
+        pid_files = [InstancePaths.of(config, side).vswitchd_pid for side in Side]
+        self._processes = Processes(loop, self._process_ended, pid_files)
         self._keeping = Keeping(loop, Vault.kept(), keeps=sd.supervised())
         self._stopping = asyncio.Event()
         self._started = time.monotonic()
@@ -145,7 +147,7 @@ class Broker:
         gc.freeze()
         sd.notify("READY=1", f"STATUS=serves {len(self._seats)} VMs")
         log.info("broker %s serves %d VMs on %s", __version__, len(self._seats), self._config.broker_socket)
-        connector = self._loop.create_task(self._connect_qemus())
+        tasks = [self._loop.create_task(each) for each in (self._connect_qemus(), ping_forever())]
         self._successors = _listen(self._config.successor_socket)
         self._loop.add_reader(self._successors.fileno(), self._successor_came)
         try:
@@ -154,7 +156,8 @@ class Broker:
             with contextlib.suppress(BrokerError):
                 await self._until(self._keeping.save, succession.TIMEOUT_S, "VMs are not settled")
         finally:
-            connector.cancel()
+            for task in tasks:
+                task.cancel()
             server.close()
             if not self._succeeded:
                 if not sd.supervised():  # else clients wait for the next broker

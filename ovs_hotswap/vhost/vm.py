@@ -146,6 +146,7 @@ class Vm:
             self._pay()
             if self._processes.ended(link.pid):
                 self.process_ended(link.pid)
+            self._processes.doubt(link.pid)
 
     def process_ended(self, pid: int) -> None:
         """A switch's process is dead, which proves it off every ring."""

@@ -52,15 +52,16 @@ class Result:
 
 def execute(bed: Bed, cell: Cell) -> Result:
     """Run a cell; again if its moment was over before it could be struck. Raises as ``Runner.run``."""
-    begun = time.monotonic()
+    begun, why = time.monotonic(), ""
     for _ in range(_TRIES):
         try:
             seen = Runner(bed, cell).run()
-        except Missed:
+        except Missed as error:
+            why = str(error)
             bed.recover()
             continue
         return Result(cell, judge(expectation(cell), cell, seen), seen, time.monotonic() - begun)
-    return Result(cell, ["its moment could not be struck"], Seen(), time.monotonic() - begun)
+    return Result(cell, [f"its moment could not be struck: {why}"], Seen(), time.monotonic() - begun)
 
 
 def run(wanted: Sequence[Cell], results: list[Result], logs: Path | None, seconds: float, report: Path) -> None:

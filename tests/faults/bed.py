@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.lab import Lab
+from ovs_hotswap.lab.layout import GuestOptions
 from ovs_hotswap.lab.leftovers import lab_processes
 from ovs_hotswap.lab.pings import Mark, PingStats
 from ovs_hotswap.model import Severity, Side
@@ -45,6 +46,7 @@ ready_s = 10
 crash_limit = 100
 crash_window_s = 2
 """
+_PING_MS = 20.0  # two guests that ping every 10 ms take most of one of two cores
 _POLL_S = 0.05
 _READY_S = 60.0
 _END_S = 20.0
@@ -289,7 +291,8 @@ class Bed:
 @contextlib.contextmanager
 def running(system: System, say: Callable[[str], None] = lambda _line: None) -> Iterator[Bed]:
     """A bed at rest: every VM forwards, the watchdog's standby is ready. Everything is removed afterwards."""
-    lab = Lab(Path(tempfile.mkdtemp(prefix="ovsh-fm-")), GUESTS, system)
+    options = GuestOptions(ping_interval_ms=_PING_MS)
+    lab = Lab(Path(tempfile.mkdtemp(prefix="ovsh-fm-")), GUESTS, system, options)
     with contextlib.ExitStack() as stack:
         stack.callback(lab.down)
         stack.callback(_continue_all, lab, system)

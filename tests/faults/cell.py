@@ -16,12 +16,14 @@ from ovs_hotswap.switch import launch
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from tests.faults.bed import RELEASE, Bed
 from tests.faults.matrix import HAND_OVER, IDLE, Cell, End, Fault, Seen, Victim, expectation
-from tests.faults.strike import Missed, Trail, attentive, in_swap, stopped, until
+from tests.faults.strike import Missed, Trail, attentive, go_on, halt, in_swap, stopped, until
 
 HOLD_S = 1.0  # how long a stopped orchestrator, broker, watchdog or QEMU stands still
 RESTART_S = 0.1  # after which a service manager starts a service again (systemd.service(5), RestartSec)
 _FENCED_S = 8.0
 _LOOK_S = 0.05
+_LETS_GO_S = 0.005  # for the old switch to answer its fence once it is continued
+_BETWEEN = "between steps"
 _STEP_S = 60.0
 _ORCHESTRATOR_S = 150.0
 _TRIES = 3
@@ -114,19 +116,21 @@ class Runner:
 
     def _continue(self) -> None:
         if self._standing is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._standing, signal.SIGCONT)
+            go_on(self._standing)
             self._standing = None
 
     def _in_upgrade(self) -> Struck:
         with self._orchestrator("upgrade", "--release", RELEASE) as (child, output):
             strike = self._in_hand_over if self._cell.moment == HAND_OVER else self._in_step
-            struck = strike(child)
+            try:
+                struck = strike(child)
+            except Missed as error:
+                self._ended(child)
+                raise Missed(f"the upgrade ended: {'; '.join(_tail(output))}") from error
             self._hold(struck)
             self._bed.revive()
             self._seen.end = self._ended(child)
-            output.seek(0)
-            self._seen.message = output.read().decode(errors="replace").strip().splitlines()[-3:]
+            self._seen.message = _tail(output)
         return struck
 
     @contextlib.contextmanager
@@ -156,13 +160,14 @@ class Runner:
         with attentive():
             until(lambda: self._trail.step() == wanted, child, _STEP_S)
             if self._cell.victim is Victim.ORCHESTRATOR:
-                struck = self._hit(child.pid, wanted)
-                struck.moment = self._trail.step() or "after it"
+                halt(child.pid, self._bed.system)
+                struck = self._hit(child.pid, self._trail.step() or _BETWEEN)
+                if self._cell.fault is not Fault.STOP:
+                    go_on(child.pid)
                 return struck
             until(lambda: self._bed.pid(self._cell.victim, self._active) is not None, child, _STEP_S)
             with stopped(child.pid, self._bed.system):
-                within = self._trail.step() or "between steps"
-                return self._hit(self._pid(), within)
+                return self._hit(self._pid(), self._trail.step() or _BETWEEN)
 
     def _in_hand_over(self, child: subprocess.Popen[bytes]) -> Struck:
         bed, active = self._bed, self._active
@@ -174,16 +179,16 @@ class Runner:
             new = bed.pid(Victim.STANDBY, active)
             if new is None:
                 raise Missed
-            with contextlib.ExitStack() as new_stands:
+            try:
                 with stopped(old, bed.system):
                     until(lambda: in_swap(broker), child, 1.0)
-                    new_stands.enter_context(stopped(new, bed.system))
-                time.sleep(0.005)
+                    halt(new, bed.system)
+                time.sleep(_LETS_GO_S)
                 within = HAND_OVER if in_swap(broker) else "after it"
-                struck = self._hit(child.pid if self._cell.victim is Victim.ORCHESTRATOR else self._pid(), within)
-                if self._cell == Cell(Fault.STOP, Victim.STANDBY, HAND_OVER):
-                    new_stands.pop_all()
-            return struck
+                return self._hit(child.pid if self._cell.victim is Victim.ORCHESTRATOR else self._pid(), within)
+            finally:
+                if self._standing != new:
+                    go_on(new)
 
     # -- looking and mending
 
@@ -217,11 +222,16 @@ class Runner:
             command = str(self._expected.mend)
             with self._orchestrator(command) as (child, output):
                 end = self._ended(child)
-                output.seek(0)
-                text = output.read().decode(errors="replace").strip().splitlines()
-            seen.mended.append(f"{command}: " + ("done" if end is End.COMMITTED else f"{end} ({text[-1:]})"))
+                said = "done" if end is End.COMMITTED else f"{end} ({'; '.join(_tail(output))})"
+            seen.mended.append(f"{command}: {said}")
 
     def _rest(self) -> None:
         bed = self._bed
         bed.lab.pings.wait_flowing(30.0)
         bed.wait_standby()
+
+
+def _tail(output: IO[bytes]) -> list[str]:
+    """The last lines that were written."""
+    output.seek(0)
+    return output.read().decode(errors="replace").strip().splitlines()[-3:]

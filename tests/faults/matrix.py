@@ -209,6 +209,9 @@ def _standby(fault: Fault, moment: str) -> Expectation:
 def _standby_lost(fault: Fault, moment: str) -> Expectation:
     if moment == IDLE:
         return _expect(End.NONE, why="the VMs do not notice; the watchdog starts another")
+    if moment == AFTER[-1] and fault is Fault.STOP:
+        why = "the old one is retired: the watchdog starts it again and ends the new one; resume finds no way on"
+        return _expect(End.UNFINISHED, why=why, within_s=_START_S, serves=Serves.OLD)
     if moment == AFTER[-1]:
         why = "the old one is retired: the watchdog starts the new one again, and resume finishes"
         return _expect(End.UNFINISHED, why=why, within_s=_START_S)

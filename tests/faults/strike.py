@@ -32,13 +32,29 @@ class Missed(Exception):
 
 
 class Trail:
-    """Follows a journal from where a process writes it."""
+    """Follows a journal that another process writes."""
 
     def __init__(self, current: Path) -> None:
         self._current = current
+        self._read: tuple[int, int] | None = None
+        self._step: str | None = None
 
     def step(self) -> str | None:
-        """The step that the journal says was begun last and has not ended; ``None`` between two or without a plan."""
+        """The step that the journal says was begun last and has not ended; ``None`` between two or without a plan.
+
+        Cheap while nothing was written.
+        """
+        try:
+            status = self._current.stat()
+        except FileNotFoundError:
+            self._read = self._step = None
+            return None
+        if self._read != (status.st_ino, status.st_size):
+            self._read = status.st_ino, status.st_size
+            self._step = self._parse()
+        return self._step
+
+    def _parse(self) -> str | None:
         try:
             contents = parse(self._current.read_bytes(), str(self._current))
         except FileNotFoundError:
@@ -54,18 +70,28 @@ class Trail:
         return within
 
 
-@contextlib.contextmanager
-def stopped(pid: int, system: System) -> Iterator[None]:
-    """All threads of ``pid`` stand still."""
+def halt(pid: int, system: System) -> None:
+    """Have all threads of ``pid`` stand still."""
     os.kill(pid, signal.SIGSTOP)
     end = time.monotonic() + 1.0
     while not system.stopped(pid) and system.alive(pid) and time.monotonic() < end:
         time.sleep(0)
+
+
+def go_on(pid: int) -> None:
+    """Continue ``pid``, if it is still there."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def stopped(pid: int, system: System) -> Iterator[None]:
+    """``pid`` stands still."""
+    halt(pid, system)
     try:
         yield
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
+        go_on(pid)
 
 
 @contextlib.contextmanager
