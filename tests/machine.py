@@ -53,6 +53,18 @@ rm -rf "$root/etc/ovs-hotswap" "$root/var/lib/ovs-hotswap" "$root/opt/ovs-hotswa
     "$root"/etc/rc?.d "$root"/etc/systemd/system/*.wants "$root/lib/systemd/system/multi-user.target.wants"
 mkdir -p "$root/etc/ovs-hotswap" "$root/opt/ovs-hotswap/src" "$root/opt/ovs-hotswap/libraries"
 tr -d - </proc/sys/kernel/random/uuid >"$root/etc/machine-id"
+# systemd-nspawn shows a part of sysfs, without the directory in which DPDK looks for vfio (rte_eal_check_module).
+mkdir "$root/etc/systemd/system/sysinit.target.wants"
+ln -s ../sys-module.service "$root/etc/systemd/system/sysinit.target.wants/"
+cat >"$root/etc/systemd/system/sys-module.service" <<UNIT
+[Unit]
+DefaultDependencies=no
+Before=sysinit.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=sh -c 'mount -o remount,rw /sys && mkdir -p /sys/module && mount -o remount,ro /sys'
+UNIT
 (
     for group in "$@"; do echo 0 >"$group/cgroup.procs"; done
     status=133 # of a container that wants to be booted again

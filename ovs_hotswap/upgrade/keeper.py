@@ -18,6 +18,8 @@ from ovs_hotswap.upgrade import checks, gather, standby
 from ovs_hotswap.upgrade.failover import Household, Task, next_task
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.journal import Journals
+from ovs_hotswap.upgrade.records import Mark
+from ovs_hotswap.upgrade.steps import Retire
 from ovs_hotswap.upgrade.watchlog import Board
 
 log = logging.getLogger(__name__)
@@ -125,7 +127,9 @@ class Keeper:
         self._board.event("rings", stuck=[each.text for each in found if each.severity is Severity.ERROR])
 
     def _unfinished(self, host: Host) -> bool:
-        return Journals(host.config.state_dir, host.system).read() is not None
+        """Whether an upgrade has the instances. Once it has retired the old one, only a look at the new one is left."""
+        contents = Journals(host.config.state_dir, host.system).read()
+        return contents is not None and contents.standing.marks.get(Retire.name) is not Mark.DONE
 
     def _look(self, host: Host, active: Side) -> Household:
         side = active.other

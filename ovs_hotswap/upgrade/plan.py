@@ -187,6 +187,8 @@ class Executor(Generic[C]):
         step's own error if nothing had been changed); PostcheckFailed if one after the commit failed; StateUnknown
         if an undo failed or the journal cannot be written.
         """
+        if self.standing.phase is Phase.COMMITTED and (lost := self.plan.no_way_on(self._context)):
+            self._record(Kind.RETURN, text=lost)
         if self.standing.phase is Phase.BACK:
             self.rollback()
             raise RolledBack(_finished_back(self.standing))

@@ -23,6 +23,7 @@ RESTART_S = 0.1  # after which a service manager starts a service again (systemd
 _FENCED_S = 8.0
 _LOOK_S = 0.05
 _LETS_GO_S = 0.005  # for the old switch to answer its fence once it is continued
+_BETWEEN = "between steps"
 _STEP_S = 60.0
 _ORCHESTRATOR_S = 150.0
 _TRIES = 3
@@ -159,13 +160,14 @@ class Runner:
         with attentive():
             until(lambda: self._trail.step() == wanted, child, _STEP_S)
             if self._cell.victim is Victim.ORCHESTRATOR:
-                struck = self._hit(child.pid, wanted)
-                struck.moment = self._trail.step() or "after it"
+                halt(child.pid, self._bed.system)
+                struck = self._hit(child.pid, self._trail.step() or _BETWEEN)
+                if self._cell.fault is not Fault.STOP:
+                    go_on(child.pid)
                 return struck
             until(lambda: self._bed.pid(self._cell.victim, self._active) is not None, child, _STEP_S)
             with stopped(child.pid, self._bed.system):
-                within = self._trail.step() or "between steps"
-                return self._hit(self._pid(), within)
+                return self._hit(self._pid(), self._trail.step() or _BETWEEN)
 
     def _in_hand_over(self, child: subprocess.Popen[bytes]) -> Struck:
         bed, active = self._bed, self._active

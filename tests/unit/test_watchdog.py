@@ -21,7 +21,7 @@ from ovs_hotswap.upgrade.failover import Answer, Health, Task
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.journal import Journals
 from ovs_hotswap.upgrade.keeper import Keeper
-from ovs_hotswap.upgrade.records import Shape
+from ovs_hotswap.upgrade.records import Kind, Record, Shape
 from ovs_hotswap.upgrade.vitals import Deaths, MainThread
 from ovs_hotswap.upgrade.watchdog import Guard, Watchdog
 from tests.unit.fake_system import FakeSystem
@@ -266,6 +266,18 @@ def test_where_no_instance_is_left_of_an_unfinished_upgrade_the_active_is_starte
     assert bed.world.done == []
     assert bed.keeper.turn() is Task.RESTART
     assert bed.world.done == ["start a host", "program a", "steer a"]
+
+
+def test_an_upgrade_that_has_retired_the_old_instance_leaves_it_to_the_keeper(config: Config) -> None:
+    bed = Bed(config, prepared=False)
+    with Journals(config.state_dir, bed.world).begin("upgrade", Shape((), ("retire", "postcheck"))) as journal:
+        journal.append(Record(Kind.COMMIT))
+        journal.append(Record(Kind.START, "retire"))
+        bed.world.pid[Side.B], bed.world.state[Side.B] = None, State.STOPPED
+        assert bed.keeper.turn() is Task.NOTHING
+        journal.append(Record(Kind.DONE, "retire"))
+    assert bed.keeper.turn() is Task.START
+    assert bed.world.done == ["start b host"]
 
 
 def test_a_broker_that_forgot_what_is_parked_is_told_again(config: Config) -> None:
