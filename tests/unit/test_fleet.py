@@ -1,0 +1,107 @@
+"""A fleet's processes, served by the simulated switch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.bench.guests import Fleet, FleetError, FleetSpec, VmSpec
+from tests.vhost_device import SwitchSpec
+from tests.vhost_rings import Ledger
+from tests.vhost_switch import SwitchThread
+
+VMS, PAIRS = 3, 2
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> FleetSpec:
+    vms = tuple(VmSpec(f"vm{k}", f"52:54:00:00:00:0{k}", tmp_path / f"vm{k}.sock") for k in range(VMS))
+    return FleetSpec(vms, pairs=PAIRS, ring_size=64, buffer=256, nice=0)
+
+
+@pytest.fixture
+def fleet(spec: FleetSpec) -> Iterator[Fleet]:
+    with Fleet(spec) as made:
+        yield made
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    made = Ledger(VMS, 1)  # the frames begin with a header of zeros: number 0 to the switch, over and over
+    yield made
+    made.close()
+
+
+def switch(spec: FleetSpec, ledger: Ledger) -> SwitchThread:
+    return SwitchThread(SwitchSpec([str(vm.socket) for vm in spec.vms]), ledger)
+
+
+def wait(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def taken(fleet: Fleet) -> list[int]:
+    """Frames of each VM, on all its queues, that the switch has taken."""
+    streams = fleet.stats().streams
+    return [
+        sum(each.sent - each.waiting for each in streams if each.source == vm) for vm in range(VMS)
+    ]  # fmt: skip
+
+
+def test_vms_that_nobody_serves_are_named(fleet: Fleet) -> None:
+    with pytest.raises(FleetError, match="vm0, vm1, vm2"):
+        fleet.wait_served(0.1)
+
+
+def test_what_is_sent_is_taken(fleet: Fleet, ledger: Ledger) -> None:
+    """The switch echoes eight bytes, which are no frames of a fleet. The last VM of an odd number sends nothing."""
+    with switch(fleet.spec, ledger):
+        fleet.wait_served(20)
+        fleet.start(1000)
+        wait(lambda: min(taken(fleet)[:2]) > 50)
+        stats = fleet.stop(20)
+        events = fleet.events()
+    assert (stats.total("waiting"), stats.faults, taken(fleet)[2]) == (0, (), 0)
+    assert stats.foreign > 0
+    assert [len(events.taken(vm).times) for vm in range(VMS)] == taken(fleet)
+    assert (events.time >= events.origin).all()
+    fleet.forget()
+    assert len(fleet.events()) == 0
+
+
+def test_a_switch_that_comes_again_goes_on(fleet: Fleet, ledger: Ledger) -> None:
+    with switch(fleet.spec, ledger):
+        fleet.wait_served(20)
+        fleet.start(1000)
+        wait(lambda: min(taken(fleet)[:2]) > 50)
+    before = taken(fleet)
+    with switch(fleet.spec, ledger):
+        wait(lambda: fleet.boots() == (2,) * VMS)
+        wait(lambda: all(now > then for now, then in zip(taken(fleet)[:2], before, strict=False)))
+        stats = fleet.stop(20)
+    assert (stats.total("waiting"), stats.faults) == (0, ())
+
+
+def test_queue_pairs_are_enabled_and_disabled(fleet: Fleet, ledger: Ledger) -> None:
+    with switch(fleet.spec, ledger) as running:
+        fleet.wait_served(20)
+        rings = running.switch.ports[0].rings
+        fleet.set_active_pairs(0, 1)
+        wait(lambda: [ring.enabled for ring in rings] == [True, True, False, False])
+        fleet.set_active_pairs(0, 2)
+        wait(lambda: all(ring.enabled for ring in rings))
+
+
+def test_drivers_that_are_gone_are_reported(spec: FleetSpec) -> None:
+    with Fleet(spec) as fleet:
+        os.kill(fleet.drivers_pid, signal.SIGKILL)
+        with pytest.raises(FleetError, match="the guests ended"):
+            wait(lambda: fleet.stats().total("sent") < 0)
