@@ -73,7 +73,7 @@ def test_a_switch_that_dies_is_followed_by_the_next(bed: Bed) -> None:
         bed.host.program_tunnels(Side.A)
         bed.host.program_flows(Side.A, Form.FINAL)
         fleet.wait_flowing(30)
-        stats = fleet.stop()
-    assert set(fleet.boots()) == {2}
+        stats, boots = fleet.stop(), fleet.boots()
+    assert set(boots) == {2}
     assert [stats.total(figure) for figure in ("doubled", "reordered", "waiting")] == [0, 0, 0]
     assert (stats.broken, stats.stray, stats.faults) == (0, 0, ())
