@@ -8,35 +8,23 @@ no way on. Undoing a step on an instance that has died finds nothing to undo.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from ovs_hotswap.errors import BrokerError, StateUnknown, SwitchError
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.overlay.tables import Form
-from ovs_hotswap.switch.instance import State as InstanceState
 from ovs_hotswap.switch.pmd import set_vhost_log_level, vhost_log_level
 from ovs_hotswap.upgrade import checks, gather, peer, probe
+from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.plan import Plan, ReversibleStep, Run, State, Step
 from ovs_hotswap.upgrade.records import Facts
-from ovs_hotswap.upgrade.standby import await_ports, owned, park, read_record, stranded
+from ovs_hotswap.upgrade.standby import await_ports, park, read_record, stranded
 
 _SERVED_S = 2.0
 _RETURNED_S = 5.0  # for the VMs of an instance that was ended to be served by the other
 _SAMPLE_S = 0.2
 _BATCH = 16  # VMs that are moved before their undelivered frames, which take 0.1 s to be known, are asked for
-
-
-@dataclass(frozen=True)
-class Upgrade:
-    """What the steps work on: ``old`` serves the VMs now, ``new`` shall run ``release``."""
-
-    host: Host
-    old: Side
-    new: Side
-    release: str
-    keep_old: bool = False
 
 
 class Precheck(Step[Upgrade]):
@@ -58,21 +46,21 @@ class StartStandby(ReversibleStep[Upgrade]):
     look_at = "`ovs-hotswap instance list`"
 
     def facts(self, context: Upgrade, run: Run) -> Facts:
-        return {"was_running": _runs(context, context.new)}
+        return {"was_running": context.runs(context.new)}
 
     def do(self, context: Upgrade, run: Run) -> None:
-        if not _runs(context, context.new):
+        if not context.runs(context.new):
             context.host.instances[context.new].start(context.host.releases.get(context.release))
 
     def undo(self, context: Upgrade, run: Run) -> None:
-        if _fled(context):
+        if context.fled:
             context.host.record_active(context.new)
             run.progress(f"instance {context.old} died: instance {context.new} serves its VMs and stays")
         elif not run.fact("was_running", bool):
             context.host.instances[context.new].stop(keep_log=True)
 
     def state(self, context: Upgrade, run: Run) -> State:
-        return _done(_runs(context, context.new))
+        return _done(context.runs(context.new))
 
 
 class ProgramDatabase(Step[Upgrade]):
@@ -117,7 +105,7 @@ class OpenWindow(ReversibleStep[Upgrade]):
 
     def facts(self, context: Upgrade, run: Run) -> Facts:
         host = context.host
-        model = _living(context)[-1]
+        model = context.living[-1]
         return {
             "pmd_sleep_us": host.pmd_sleep(model),
             "log_level": vhost_log_level(host.control(model)),
@@ -127,13 +115,13 @@ class OpenWindow(ReversibleStep[Upgrade]):
 
     def do(self, context: Upgrade, run: Run) -> None:
         host = context.host
-        for side in _living(context):
+        for side in context.living:
             host.set_pmd_sleep(side, max(host.config.upgrade.pmd_sleep_us, run.fact("pmd_sleep_us", int)))
             set_vhost_log_level(host.control(side), "error")
             host.prefer_threads(side)
 
     def undo(self, context: Upgrade, run: Run) -> None:
-        if _runs(context, context.old):
+        if context.runs(context.old):
             close_window(context.host, context.old, run)
 
 
@@ -151,14 +139,14 @@ class PeerLink(ReversibleStep[Upgrade]):
     description = "join the two instances by a memif"
 
     def do(self, context: Upgrade, run: Run) -> None:
-        if not _lost(context):
+        if not context.lost:
             peer.join(context.host)
 
     def undo(self, context: Upgrade, run: Run) -> None:
         """Not on a new instance that will be ended anyway: its database may be what failed."""
-        stays = run.fact("was_running", bool) or _fled(context)
+        stays = run.fact("was_running", bool) or context.fled
         for side in (context.old, context.new) if stays else (context.old,):
-            if _runs(context, side):
+            if context.runs(side):
                 peer.part(context.host, side)
 
 
@@ -186,11 +174,11 @@ class FlowsActive(ReversibleStep[Upgrade]):
     look_at = "`ovs-hotswap overlay diff`"
 
     def do(self, context: Upgrade, run: Run) -> None:
-        if not _lost(context):
+        if not context.lost:
             context.host.program_flows(context.old, Form.WINDOW)
 
     def undo(self, context: Upgrade, run: Run) -> None:
-        if _runs(context, context.old):
+        if context.runs(context.old):
             context.host.program_flows(context.old, Form.FINAL)
 
 
@@ -199,7 +187,7 @@ class Prove(Step[Upgrade]):
     description = "send a frame through the peer link to prove that both instances forward"
 
     def do(self, context: Upgrade, run: Run) -> None:
-        for sender in () if _lost(context) else (context.old, context.new):
+        for sender in () if context.lost else (context.old, context.new):
             probe.across_peer_link(context.host, sender)
 
 
@@ -218,7 +206,7 @@ class Park(ReversibleStep[Upgrade]):
         park(host, side, vms, parked)
 
     def undo(self, context: Upgrade, run: Run) -> None:
-        if _gone(context):
+        if context.gone:
             return
         for vm in context.host.broker.vms():
             if vm["owner"] != context.new:
@@ -234,8 +222,8 @@ class SteerUplink(ReversibleStep[Upgrade]):
         context.host.uplink.steer(context.new)
 
     def undo(self, context: Upgrade, run: Run) -> None:
-        if not _gone(context):
-            context.host.uplink.steer(context.new if _fled(context) else context.old)
+        if not context.gone:
+            context.host.uplink.steer(context.new if context.fled else context.old)
 
 
 class MoveVms(ReversibleStep[Upgrade]):
@@ -249,7 +237,7 @@ class MoveVms(ReversibleStep[Upgrade]):
         run.remember(moves={**(earlier if isinstance(earlier, dict) else {}), **moves})
 
     def undo(self, context: Upgrade, run: Run) -> None:
-        if not _gone(context) and not _fled(context):
+        if not context.gone and not context.fled:
             take_back(context, run)
 
 
@@ -264,7 +252,7 @@ def take_back(context: Upgrade, run: Run) -> None:
     def left() -> list[str]:
         return stranded(host.broker.vms(), old)
 
-    if _broken(context):
+    if context.broken:
         host.instances[new].kill()  # it would let every VM wait for its deadline
     host.wait(lambda: not absent(), _RETURNED_S, lambda: f"instance {old} has no port for VM {', '.join(absent())}")
     try:
@@ -359,7 +347,7 @@ class Soak(Step[Upgrade]):
 
 
 def _watch(context: Upgrade) -> list[Finding]:
-    fault = _broken(context)
+    fault = context.broken
     found = [Finding("instance", Severity.ERROR, fault, "its log is kept in the state directory")] if fault else []
     strays = [vm["name"] for vm in context.host.broker.vms()
               if vm["qemu"] and (vm["owner"] != context.new or vm["certainty"] != "owns")]  # fmt: skip
@@ -386,7 +374,7 @@ class RecordActive(ReversibleStep[Upgrade]):
         _record(context, context.new)
 
     def undo(self, context: Upgrade, run: Run) -> None:
-        if not _gone(context):
+        if not context.gone:
             _record(context, context.old)
 
 
@@ -403,7 +391,7 @@ class CloseWindow(Step[Upgrade]):
         host = context.host
         peer.part(host, context.new)
         close_window(host, context.new, run)
-        if context.keep_old and _runs(context, context.old):
+        if context.keep_old and context.runs(context.old):
             host.program_flows(context.old, Form.FINAL)
             peer.part(host, context.old)
             close_window(host, context.old, run)
@@ -426,7 +414,7 @@ class Retire(Step[Upgrade]):
     def state(self, context: Upgrade, run: Run) -> State:
         """The watchdog may have made the old side its standby since: it does not wait for the look at the end."""
         record = read_record(context.host)
-        return _done(not _runs(context, context.old) or (record is not None and record.side is context.old))
+        return _done(not context.runs(context.old) or (record is not None and record.side is context.old))
 
 
 class Postcheck(Step[Upgrade]):
@@ -436,49 +424,6 @@ class Postcheck(Step[Upgrade]):
     def do(self, context: Upgrade, run: Run) -> None:
         checks.verdict(_watch(context), SwitchError)
         checks.verdict(gather.postcheck(context.host, context.new, _SAMPLE_S, run.fact("log_offset", int)), SwitchError)
-
-
-def _runs(context: Upgrade, side: Side) -> bool:
-    return context.host.instances[side].status().state is InstanceState.RUNNING
-
-
-def _living(context: Upgrade) -> list[Side]:
-    """The instances to work on: the new one, and the old one unless it died."""
-    return [context.new, context.old] if not _lost(context) else [context.new]
-
-
-def _lost(context: Upgrade) -> str:
-    """Why the old instance is nothing to go back to: it died and the new one runs."""
-    if _dead(context, context.old) and not _dead(context, context.new):
-        return f"instance {context.old} died"
-    return ""
-
-
-def _failed(context: Upgrade) -> str:
-    """Why the new instance, though the upgrade is committed, is given up: it is broken, and the old one lives."""
-    return "" if _dead(context, context.old) else _broken(context)
-
-
-def _broken(context: Upgrade) -> str:
-    """Why the new instance forwards nothing; empty if it may."""
-    pid = context.host.instances[context.new].pid()
-    if pid is None:
-        return f"instance {context.new} died"
-    return f"instance {context.new} is stopped" if context.host.system.stopped(pid) else ""
-
-
-def _dead(context: Upgrade, side: Side) -> bool:
-    return context.host.instances[side].pid() is None
-
-
-def _gone(context: Upgrade) -> bool:
-    """Whether neither instance runs, as after a reboot: then nothing of the window is left to undo."""
-    return _dead(context, context.old) and _dead(context, context.new)
-
-
-def _fled(context: Upgrade) -> bool:
-    """Whether the old instance died in a roll-back and its VMs went to the new one, which must stay then."""
-    return _dead(context, context.old) and bool(owned(context.host.broker.vms(), context.new))
 
 
 def _done(done: bool) -> State:
@@ -491,6 +436,6 @@ def upgrade_plan() -> Plan[Upgrade]:
         before=(Precheck(), StartStandby(), ProgramDatabase(), Ports(), OpenWindow(), PeerLink(), ProgramTunnels(),
                 FlowsStandby(), FlowsActive(), Prove(), Park(), SteerUplink(), MoveVms(), Soak()),
         after=(RecordActive(), FinalFlows(), CloseWindow(), Retire(), Postcheck()),
-        no_way_back=_lost,
-        no_way_on=_failed,
+        no_way_back=lambda context: context.lost,
+        no_way_on=lambda context: context.failed,
     )  # fmt: skip

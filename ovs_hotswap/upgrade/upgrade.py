@@ -10,12 +10,13 @@ from ovs_hotswap import __version__
 from ovs_hotswap.errors import BusyError, PrecheckFailed, StateUnknown
 from ovs_hotswap.model import Finding, Side
 from ovs_hotswap.upgrade import gather, standby
+from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.host import WATCHDOG_S, Host
 from ovs_hotswap.upgrade.interrupts import Interrupts
 from ovs_hotswap.upgrade.journal import Contents, Header, Journal, Journals, parse
 from ovs_hotswap.upgrade.plan import Event, Executor
 from ovs_hotswap.upgrade.records import Facts, Json, Phase
-from ovs_hotswap.upgrade.steps import Upgrade, upgrade_plan
+from ovs_hotswap.upgrade.steps import upgrade_plan
 
 KIND = "upgrade"
 Observe = Callable[[Event], None]

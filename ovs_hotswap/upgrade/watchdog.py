@@ -19,6 +19,7 @@ from ovs_hotswap import sd
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BusyError, HotswapError
 from ovs_hotswap.model import Side
+from ovs_hotswap.priority import raise_priority
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade import standby, watchlog
 from ovs_hotswap.upgrade.failover import Act, Health, History, Limits, Sample, Scene, Signal, Verdict, judge, next_act
@@ -254,6 +255,7 @@ class Watchdog:
         guard = Guard(host, board, keeper, main)
         main.start()
         keeper.start()
+        raise_priority()  # of this thread alone: what the keeper starts is not to have it
         heart = sd.Heartbeat(self._system.monotonic)
         sd.notify("READY=1")
         try:

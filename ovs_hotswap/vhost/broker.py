@@ -20,7 +20,6 @@ import struct
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Set
-from pathlib import Path
 from typing import Any
 
 from ovs_hotswap import __version__, sd
@@ -28,9 +27,11 @@ from ovs_hotswap.config import Config, read_active
 from ovs_hotswap.errors import BrokerError, BusyError, ConfigError, HotswapError
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import load_intent
+from ovs_hotswap.priority import preferred, raise_priority
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.system import System
 from ovs_hotswap.vhost import control, succession
+from ovs_hotswap.vhost.channel import listen
 from ovs_hotswap.vhost.keeping import Keeping
 from ovs_hotswap.vhost.memory import make_scratch, waits
 from ovs_hotswap.vhost.move import Mover
@@ -148,7 +149,7 @@ class Broker:
         sd.notify("READY=1", f"STATUS=serves {len(self._seats)} VMs")
         log.info("broker %s serves %d VMs on %s", __version__, len(self._seats), self._config.broker_socket)
         tasks = [self._loop.create_task(each) for each in (self._connect_qemus(), ping_forever())]
-        self._successors = _listen(self._config.successor_socket)
+        self._successors = listen(self._config.successor_socket)
         self._loop.add_reader(self._successors.fileno(), self._successor_came)
         try:
             await self._stopping.wait()
@@ -218,7 +219,7 @@ class Broker:
         listeners: dict[Side, socket.socket] = {}
         try:
             for side in Side:
-                listeners[side] = _listen(self._config.vhost_socket(side, name))
+                listeners[side] = listen(self._config.vhost_socket(side, name))
         except BrokerError:
             for listener in listeners.values():
                 listener.close()
@@ -276,8 +277,9 @@ class Broker:
 
     def _process_ended(self, pid: int) -> None:
         """Whoever served VMs died: those whose guests wait for a switch are given another one first."""
-        for seat in sorted(self._seats.values(), key=lambda seat: not waits(seat.vm.state)):
-            seat.vm.process_ended(pid)
+        with preferred():
+            for seat in sorted(self._seats.values(), key=lambda seat: not waits(seat.vm.state)):
+                seat.vm.process_ended(pid)
 
     async def _connect_qemus(self) -> None:
         while True:
@@ -307,7 +309,7 @@ class Broker:
 
     async def _serve(self, inherited: Inherited | None) -> asyncio.AbstractServer:
         path = self._config.broker_socket
-        listener = _listen(path, mode=0o660) if inherited is None else inherited.control
+        listener = listen(path, mode=0o660) if inherited is None else inherited.control
         self._control = listener
         if self._config.broker.group is not None:
             try:
@@ -442,21 +444,6 @@ def _side(text: str) -> Side:
         raise BrokerError(f"no side {text!r}; there are a and b") from error
 
 
-def _listen(path: Path, mode: int = 0o600) -> socket.socket:
-    """A listening socket at ``path``, in the place of one that a dead broker left."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        listener.bind(str(path))
-        path.chmod(mode)
-        listener.listen(16)
-    except OSError as error:
-        listener.close()
-        raise BrokerError(f"{path}: {error.strerror}") from error
-    return listener
-
-
 def serve(config: Config, system: System, *, take_over: bool = False) -> None:
     """Run a broker in this process until it is told to stop, or succeeded.
 
@@ -466,6 +453,7 @@ def serve(config: Config, system: System, *, take_over: bool = False) -> None:
     # Some ten descriptors a VM and two more a ring: the usual soft limit of 1024 is meant for users of select(2).
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_priority()
     inherited = succession.take_over(config) if take_over else None
     with _lock(config, system, patient=take_over):
         pid_file = config.run_dir / "broker.pid"

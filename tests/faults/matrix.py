@@ -215,6 +215,9 @@ def _standby_lost(fault: Fault, moment: str) -> Expectation:
     if moment == AFTER[-1]:
         why = "the old one is retired: the watchdog starts the new one again, and resume finishes"
         return _expect(End.UNFINISHED, why=why, within_s=_START_S)
+    if moment == "retire":
+        why = "as before, or as after if it was looked at already"
+        return _expect(End.ROLLED_BACK, End.UNFINISHED, why=why, within_s=_START_S, serves=Serves.EITHER)
     if since(moment, HAND_OVER):
         why = "the old one still serves every VM: all go back to it, even after the commit"
         return _expect(End.ROLLED_BACK, why=why, within_s=_DEADLINE_S if fault is Fault.STOP else 3.0)

@@ -29,6 +29,7 @@ LAYERS = {
     "ovs_hotswap.system": SEAM,
     "ovs_hotswap.sd": SEAM,
     "ovs_hotswap.exits": SEAM,
+    "ovs_hotswap.priority": SEAM,
     "ovs_hotswap.systemctl": SEAM,
     "ovs_hotswap.vhost.channel": SEAM,
     "ovs_hotswap.vhost.memory": SEAM,

@@ -1,0 +1,71 @@
+"""What an upgrade works on, and which of its two instances can still serve."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+from ovs_hotswap.errors import BrokerError
+from ovs_hotswap.model import Side
+from ovs_hotswap.switch.instance import State
+from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.standby import owned
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """``old`` serves the VMs when it begins, ``new`` shall run ``release``."""
+
+    host: Host
+    old: Side
+    new: Side
+    release: str
+    keep_old: bool = False
+
+    def runs(self, side: Side) -> bool:
+        return self.host.instances[side].status().state is State.RUNNING
+
+    def dead(self, side: Side) -> bool:
+        return self.host.instances[side].pid() is None
+
+    @property
+    def living(self) -> list[Side]:
+        """The instances to work on: the new one, and the old one unless it died."""
+        return [self.new] if self.lost else [self.new, self.old]
+
+    @property
+    def lost(self) -> str:
+        """Why the old instance is nothing to go back to: it died and the new one runs. Empty if it is."""
+        return f"instance {self.old} died" if self.dead(self.old) and not self.dead(self.new) else ""
+
+    @property
+    def broken(self) -> str:
+        """Why the new instance forwards nothing. Empty if it may."""
+        pid = self.host.instances[self.new].pid()
+        if pid is None:
+            return f"instance {self.new} died"
+        return f"instance {self.new} is stopped" if self.host.system.stopped(pid) else ""
+
+    @property
+    def failed(self) -> str:
+        """Why an upgrade is given up though it is committed: the old instance lives, and the new one is broken or all
+        VMs have gone back. Empty if it is not."""
+        if self.dead(self.old):
+            return ""
+        if self.broken:
+            return self.broken
+        with contextlib.suppress(BrokerError):
+            vms = self.host.broker.vms()
+            if owned(vms, self.old) and not owned(vms, self.new):
+                return f"instance {self.old} serves the VMs again"
+        return ""
+
+    @property
+    def gone(self) -> bool:
+        """Whether neither instance runs, as after a reboot: then nothing of the window is left to undo."""
+        return self.dead(self.old) and self.dead(self.new)
+
+    @property
+    def fled(self) -> bool:
+        """Whether the old instance died in a roll-back and its VMs went to the new one, which must stay then."""
+        return self.dead(self.old) and bool(owned(self.host.broker.vms(), self.new))

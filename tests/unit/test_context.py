@@ -1,0 +1,91 @@
+"""Which of an upgrade's instances can still serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ovs_hotswap.config import Config
+from ovs_hotswap.errors import BrokerError
+from ovs_hotswap.model import Side
+from ovs_hotswap.upgrade.context import Upgrade
+from tests.unit.test_watchdog import FakeHost, World
+
+
+@pytest.fixture
+def world() -> World:
+    """An upgrade from a to b whose VMs have moved."""
+    made = World(["vm1", "vm2"])
+    made.owner = dict.fromkeys(made.owner, Side.B)
+    return made
+
+
+@pytest.fixture
+def upgrade(world: World, tmp_path: Path) -> Upgrade:
+    side = {"pmd_cores": [0], "uplink_devargs": "x"}
+    config = Config.model_validate({
+        "overlay": str(tmp_path / "overlay.toml"), "run_dir": str(tmp_path / "run"),
+        "instances": {"a": side, "b": side},
+    })  # fmt: skip
+    return Upgrade(FakeHost(config, world), Side.A, Side.B, "host")
+
+
+def nothing(_world: World) -> None:
+    pass
+
+
+def old_dies(world: World) -> None:
+    world.pid[Side.A] = None
+
+
+def new_dies(world: World) -> None:
+    world.pid[Side.B] = None
+
+
+def both_die(world: World) -> None:
+    world.pid = {Side.A: None, Side.B: None}
+
+
+def new_stands_still(world: World) -> None:
+    world.stopped_pids = {2}
+
+
+def all_are_back(world: World) -> None:
+    world.owner = dict.fromkeys(world.owner, Side.A)
+
+
+def one_is_back(world: World) -> None:
+    world.owner["vm1"] = Side.A
+
+
+@pytest.mark.parametrize(
+    ("event", "lost", "failed"),
+    [
+        (nothing, "", ""),
+        (old_dies, "instance a died", ""),
+        (new_dies, "", "instance b died"),
+        (both_die, "", ""),
+        (new_stands_still, "", "instance b is stopped"),
+        (all_are_back, "", "instance a serves the VMs again"),
+        (one_is_back, "", ""),
+    ],
+)
+def test_where_an_upgrade_can_go(
+    upgrade: Upgrade, world: World, event: Callable[[World], None], lost: str, failed: str
+) -> None:
+    event(world)
+    assert (upgrade.lost, upgrade.failed) == (lost, failed)
+    assert upgrade.living == ([Side.B] if lost else [Side.B, Side.A])
+    assert upgrade.gone is (event is both_die)
+    assert upgrade.fled is (event in (old_dies, both_die))
+
+
+def test_a_broker_that_does_not_answer_is_no_reason_to_give_up(upgrade: Upgrade) -> None:
+    class Silent:
+        def vms(self) -> list[object]:
+            raise BrokerError("no answer")
+
+    upgrade.host.__dict__["broker"] = Silent()
+    assert upgrade.failed == ""
