@@ -115,11 +115,12 @@ def committed(moment: str) -> bool:
 @dataclass(frozen=True, slots=True)
 class Expectation:
     """``ends``: how the orchestrator may end. ``mend``: what an operator does if the journal is not finished then.
-    ``within_s``: every VM but ``spared`` forwards again in that time, before anybody does anything. ``why``: the
-    reason, for people. ``copies``: answers that a guest may receive twice (a copy over the peer link that arrives
-    late, see architecture.md): none where no VM was moved one by one. ``while_stopped``: they forward also while the
-    process stands still. ``ended``: a process that stands still is ended before somebody could continue it.
-    ``serves``: which instance is active in the end, where that does not follow from how the upgrade ended."""
+    ``within_s``: every VM but ``spared`` forwards again in that time, before anybody does anything: after the end of
+    the upgrade, and no gap before was longer. ``why``: the reason, for people. ``copies``: answers that a guest may
+    receive twice (a copy over the peer link that arrives late, see architecture.md): none where no VM was moved alone.
+    ``while_stopped``: they forward also while the process stands still. ``ended``: a process that stands still is ended
+    before somebody could continue it. ``serves``: which instance is active in the end, where that does not follow from
+    how the upgrade ended."""
 
     ends: frozenset[End]
     why: str
@@ -211,7 +212,7 @@ def _standby_lost(fault: Fault, moment: str) -> Expectation:
         return _expect(End.NONE, why="the VMs do not notice; the watchdog starts another")
     if moment == AFTER[-1] and fault is Fault.STOP:
         why = "the old one is retired: the watchdog starts it again and ends the new one; resume finds no way on"
-        return _expect(End.UNFINISHED, why=why, within_s=_START_S, serves=Serves.OLD)
+        return _expect(End.UNFINISHED, why=why, within_s=_DEADLINE_S, serves=Serves.OLD)
     if moment == AFTER[-1]:
         why = "the old one is retired: the watchdog starts the new one again, and resume finishes"
         return _expect(End.UNFINISHED, why=why, within_s=_START_S)
@@ -299,6 +300,11 @@ def judge(expected: Expectation, cell: Cell, seen: Seen) -> list[str]:
         found.append("the process that stood still was not ended")
     if seen.silent:
         found.append(f"no answers after {expected.within_s:g} s: {', '.join(seen.silent)}")
+    found += [
+        f"{stream} was without an answer for {'ever' if gap is None else f'{gap / 1e3:.1f} s'}"
+        for stream, gap in seen.outage_ms.items()
+        if gap is None or gap > expected.within_s * 1e3
+    ]
     if seen.silent_while_stopped:
         found.append(f"no answers while it was stopped: {', '.join(seen.silent_while_stopped)}")
     if not seen.requests:
