@@ -1,11 +1,12 @@
 """Simulated guests: hundreds of VMs with real vhost-user front ends and rings, served by two processes.
 
-The benchmark's own process plays QEMU (``front``); ``driver``, a process that does nothing else, is every guest's
-driver. ``fleet.Fleet`` is what benchmarks use.
+One, the ``house``, plays every QEMU. Its child is every guest's ``driver`` and does nothing else, so that no handshake
+holds it up. ``fleet.Fleet`` is what benchmarks use.
 """
 
-from tests.bench.guests.fleet import Fleet, FleetError, FleetSpec, RemoteHost, Stats, StreamStats, VmSpec
+from tests.bench.guests.fleet import Fleet, FleetError, Stats, StreamStats
 from tests.bench.guests.record import Events, Gap, Timeline
+from tests.bench.guests.spec import FleetSpec, RemoteHost, VmSpec
 
 __all__ = [
     "Events",

@@ -1,7 +1,6 @@
 """The process that is the drivers of all simulated guests: sends, receives, records.
 
-It looks at all rings' used indices in one go, sleeps for ``pause_us`` and looks again. ``fleet.Fleet`` starts and asks
-it; the front ends, which may be busy with a handshake, live in that process, so that they cannot hold this one up.
+It looks at all rings' used indices in one go, sleeps for ``pause_us`` and looks again. ``house`` starts and asks it.
 """
 
 from __future__ import annotations
