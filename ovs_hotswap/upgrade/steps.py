@@ -8,8 +8,6 @@ no way on. Undoing a step on an instance that has died finds nothing to undo.
 
 from __future__ import annotations
 
-from typing import Any
-
 from ovs_hotswap.errors import BrokerError, StateUnknown, SwitchError
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.overlay.tables import Form
@@ -17,14 +15,13 @@ from ovs_hotswap.switch.pmd import set_vhost_log_level, vhost_log_level
 from ovs_hotswap.upgrade import checks, gather, peer, probe
 from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.moving import move_all
 from ovs_hotswap.upgrade.plan import Plan, ReversibleStep, Run, State, Step
 from ovs_hotswap.upgrade.records import Facts
 from ovs_hotswap.upgrade.standby import await_ports, park, read_record, stranded
 
-_SERVED_S = 2.0
 _RETURNED_S = 5.0  # for the VMs of an instance that was ended to be served by the other
 _SAMPLE_S = 0.2
-_BATCH = 16  # VMs that are moved before their undelivered frames, which take 0.1 s to be known, are asked for
 
 
 class Precheck(Step[Upgrade]):
@@ -264,67 +261,6 @@ def take_back(context: Upgrade, run: Run) -> None:
         for name in left():
             host.broker.park(name, old)
         host.wait(lambda: not left(), _RETURNED_S, lambda: f"instance {old} does not serve VM {', '.join(left())}")
-
-
-def move_all(host: Host, to: Side, run: Run) -> dict[str, float]:
-    """Hand every VM to ``to``, one by one, and see each served there. Returns microseconds by VM.
-
-    Frames that arrived during a move are delivered by the new owner afterwards. Raises BrokerError if a VM stayed
-    where it was, StateUnknown if its owner is not known.
-    """
-    vms = host.broker.vms()
-    moves: dict[str, float] = {}
-    for start in range(0, len(vms), _BATCH):
-        batch = vms[start : start + _BATCH]
-        try:
-            for number, vm in enumerate(batch, start + 1):
-                text = _move(host, vm, to, moves)
-                if text:
-                    run.progress(text, item=vm["name"], count=number, total=len(vms))
-        finally:
-            for vm in batch:
-                if vm["name"] in moves:
-                    _deliver(host, to, vm["name"])
-    return moves
-
-
-def _move(host: Host, vm: dict[str, Any], to: Side, moves: dict[str, float]) -> str | None:
-    """Move one VM and note its time; tell what was done, ``None`` if nothing was to do."""
-    name = vm["name"]
-    if vm["owner"] == to and vm["certainty"] == "owns":
-        return None
-    done = host.broker.move(name, to)
-    if not vm["qemu"]:
-        return "has no guest to move"
-    moves[name] = done["total_us"]
-    _see_served(host, name, to)
-    return f"{done['total_us'] / 1000:.2f} ms"
-
-
-def _deliver(host: Host, side: Side, name: str) -> None:
-    for frame in host.broker.undelivered(name):
-        host.openflow(side).packet_out(frame, f"output:{host.ofport(name)}")
-
-
-def _see_served(host: Host, name: str, side: Side) -> None:
-    """What the guest has to send must be taken: an address that does not translate is not reported otherwise."""
-    before = host.broker.vm(name)
-    if not before["qemu"]:
-        return  # it ended meanwhile
-    if before["owner"] != side:
-        raise StateUnknown(
-            f"vm {name} is owned by {before['owner']}, not by {side}", hint=f"`ovs-hotswap vm show {name}`"
-        )
-
-    def served() -> bool:
-        now = host.broker.vm(name)
-        return all(
-            ring["available"] == ring["used"] or ring["used"] != earlier["used"]
-            for ring, earlier in list(zip(now["rings"], before["rings"], strict=False))[1::2]
-            if ring["started"] and ring["enabled"]
-        )
-
-    host.wait(served, _SERVED_S, lambda: f"vm {name}: instance {side} does not take what the guest sends")
 
 
 class Soak(Step[Upgrade]):

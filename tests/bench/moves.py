@@ -19,9 +19,10 @@ from ovs_hotswap.lab.pings import quantile
 from ovs_hotswap.model import Side
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.context import Upgrade
+from ovs_hotswap.upgrade.moving import move_all
 from ovs_hotswap.upgrade.plan import Run
 from ovs_hotswap.upgrade.records import Facts
-from ovs_hotswap.upgrade.steps import MoveVms, move_all, upgrade_plan
+from ovs_hotswap.upgrade.steps import MoveVms, upgrade_plan
 from tests.bench.machine import machine
 
 DIRECTORY = Path("/run/ovs-hotswap-bench")
