@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from ovs_hotswap.config import Config, Strict
 from ovs_hotswap.errors import SwitchError
-from ovs_hotswap.model import Side
+from ovs_hotswap.model import Release, Side
 from ovs_hotswap.overlay.ports import UPLINK
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.switch.pmd import pmd_rxqs, set_vhost_log_level, vhost_log_level
@@ -92,7 +92,7 @@ def _write(host: Host, record: StandbyRecord) -> None:
 
 
 def settle(host: Host, record: StandbyRecord) -> None:
-    """Give a standby that has become the active instance the operator's values."""
+    """Give a standby that has become the active instance, or will, the operator's values."""
     side = record.side
     host.set_pmd_sleep(side, host.config.instance(side).pmd_sleep_us)
     set_vhost_log_level(host.control(side), record.log_level)
@@ -109,16 +109,18 @@ def retire(host: Host, side: Side) -> None:
     forget(host.config)
 
 
-def take_down(host: Host, active: Side) -> bool:
-    """Leave nothing of a warm standby, as an upgrade needs it. Returns whether there was one."""
+def yield_to_upgrade(host: Host, active: Side, release: Release) -> bool:
+    """Give a warm standby over to an upgrade to ``release``: with the operator's values if it runs just that, else
+    ended. Returns whether it goes on."""
     record = read_record(host)
     if record is None:
         return False
-    if record.side is active:
-        settle(host, record)
+    instance = host.instances[record.side]
+    if record.side is not active and (instance.release() != release or instance.outdated()):
+        retire(host, record.side)
         return False
-    retire(host, record.side)
-    return True
+    settle(host, record)
+    return record.side is not active
 
 
 # ------------------------------------------------------------------------------------- shared with an upgrade's steps
