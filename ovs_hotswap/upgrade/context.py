@@ -55,7 +55,7 @@ class Upgrade:
         if self.broken:
             return self.broken
         with contextlib.suppress(BrokerError):
-            vms = self.host.broker.vms()
+            vms = self.host.broker.vms(read=False)
             if owned(vms, self.old) and not owned(vms, self.new):
                 return f"instance {self.old} serves the VMs again"
         return ""
@@ -68,4 +68,4 @@ class Upgrade:
     @property
     def fled(self) -> bool:
         """Whether the old instance died in a roll-back and its VMs went to the new one, which must stay then."""
-        return self.dead(self.old) and bool(owned(self.host.broker.vms(), self.new))
+        return self.dead(self.old) and bool(owned(self.host.broker.vms(read=False), self.new))

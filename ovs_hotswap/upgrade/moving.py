@@ -22,7 +22,7 @@ def move_all(host: Host, to: Side, run: Run) -> dict[str, float]:
     Frames that arrived during a move are delivered by the new owner afterwards. Raises BrokerError if a VM stayed
     where it was, StateUnknown if its owner is not known.
     """
-    vms = [vm for vm in host.broker.vms() if vm["owner"] != to or vm["certainty"] != "owns"]
+    vms = [vm for vm in host.broker.vms(read=False) if vm["owner"] != to or vm["certainty"] != "owns"]
     moves: dict[str, float] = {}
     try:
         for start, batch in _batches(vms):

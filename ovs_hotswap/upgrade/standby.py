@@ -74,7 +74,7 @@ def prepare(host: Host, side: Side) -> None:
     host.prefer_threads(side)
     host.program_tunnels(side)
     host.program_flows(side, Form.FINAL)
-    park(host, side, [vm for vm in host.broker.vms() if parkable(vm, side)])
+    park(host, side, [vm for vm in host.broker.vms(read=False) if parkable(vm, side)])
     _write(host, record.model_copy(update={"prepared": True}))
 
 
@@ -103,7 +103,7 @@ def settle(host: Host, record: StandbyRecord) -> None:
 
 def retire(host: Host, side: Side) -> None:
     """End a standby, dead or alive. The VMs it has parked stay where they are: with the other side."""
-    for vm in host.broker.vms():
+    for vm in host.broker.vms(read=False):
         host.broker.unpark(vm["name"], side)
     host.instances[side].stop()
     forget(host.config)
@@ -131,7 +131,7 @@ def await_ports(host: Host, side: Side) -> None:
     host.wait(lambda: host.link_up(side, UPLINK), _PORT_S, lambda: f"instance {side}: the uplink is down")
 
     def missing() -> list[str]:
-        return [vm["name"] for vm in host.broker.vms() if not vm["switches"][side]["connected"]]
+        return [vm["name"] for vm in host.broker.vms(read=False) if not vm["switches"][side]["connected"]]
 
     host.wait(lambda: not missing(), _PORT_S, lambda: f"instance {side} did not connect for VM {', '.join(missing())}")
 

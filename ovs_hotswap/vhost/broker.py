@@ -321,8 +321,8 @@ class Broker:
             "home": self._home,
         }
 
-    async def _vms(self) -> list[dict[str, Any]]:
-        return [vm_document(seat.vm) for _, seat in sorted(self._seats.items())]
+    async def _vms(self, read: bool = True) -> list[dict[str, Any]]:
+        return [vm_document(seat.vm, read=read) for _, seat in sorted(self._seats.items())]
 
     async def _vm(self, vm: str) -> dict[str, Any]:
         return vm_document(self._seat(vm).vm)

@@ -139,8 +139,9 @@ class BrokerClient:
         result: dict[str, Any] = self.call("status")
         return result
 
-    def vms(self) -> list[dict[str, Any]]:
-        result: list[dict[str, Any]] = self.call("vms")
+    def vms(self, *, read: bool = True) -> list[dict[str, Any]]:
+        """``read``: whether to look into guest memory for where the rings stand."""
+        result: list[dict[str, Any]] = self.call("vms", read=read)
         return result
 
     def vm(self, name: str) -> dict[str, Any]:

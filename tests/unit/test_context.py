@@ -84,7 +84,7 @@ def test_where_an_upgrade_can_go(
 
 def test_a_broker_that_does_not_answer_is_no_reason_to_give_up(upgrade: Upgrade) -> None:
     class Silent:
-        def vms(self) -> list[object]:
+        def vms(self, *, read: bool = True) -> list[object]:
             raise BrokerError("no answer")
 
     upgrade.host.__dict__["broker"] = Silent()

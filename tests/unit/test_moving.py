@@ -24,7 +24,7 @@ class FakeBroker:
         self.calls: list[list[str]] = []
         self.asked: list[str] = []
 
-    def vms(self) -> list[dict[str, Any]]:
+    def vms(self, *, read: bool = True) -> list[dict[str, Any]]:
         return [{"name": name, "owner": owner, "certainty": "owns", "qemu": None if name == self.empty else 7}
                 for name, owner in self.owner.items()]  # fmt: skip
 

@@ -98,7 +98,7 @@ class FakeBroker:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def vms(self) -> list[dict[str, Any]]:
+    def vms(self, *, read: bool = True) -> list[dict[str, Any]]:
         return [self.vm(name) for name in self.world.owner]
 
     def vm(self, name: str) -> dict[str, Any]:
