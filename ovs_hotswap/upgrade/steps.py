@@ -22,6 +22,8 @@ from ovs_hotswap.upgrade.records import Facts
 from ovs_hotswap.upgrade.standby import await_ports, park, read_record, stranded
 
 _SERVED_S = 2.0
+_CONFIRM_S = 1.0  # for a switch that is slow, not hung
+_POLL_S = 0.02
 _RETURNED_S = 5.0  # for the VMs of an instance that was ended to be served by the other
 _SAMPLE_S = 0.2
 _BATCH = 16  # VMs that are moved before their undelivered frames, which take 0.1 s to be known, are asked for
@@ -243,7 +245,7 @@ class MoveVms(ReversibleStep[Upgrade]):
 
 def take_back(context: Upgrade, run: Run) -> None:
     """Have the old instance serve every VM again. A new one that does not let go of a VM hangs, and then nobody serves
-    that VM: it is ended, as it will be anyway. Raises BrokerError, SwitchError."""
+    that VM: it is ended, as it will be anyway. Raises BrokerError, StateUnknown, SwitchError."""
     host, old, new = context.host, context.old, context.new
 
     def absent() -> list[str]:
@@ -252,18 +254,35 @@ def take_back(context: Upgrade, run: Run) -> None:
     def left() -> list[str]:
         return stranded(host.broker.vms(), old)
 
+    if context.lost_for_good():
+        return  # the VMs went to the new one
     if context.broken:
         host.instances[new].kill()  # it would let every VM wait for its deadline
     host.wait(lambda: not absent(), _RETURNED_S, lambda: f"instance {old} has no port for VM {', '.join(absent())}")
     try:
         move_all(host, old, run)
     except (BrokerError, StateUnknown) as error:
-        if any(vm["owner"] == new for vm in host.broker.vms()):
+        if context.lost_for_good():
+            return  # it died meanwhile, and the VMs went to the new one
+        if not context.broken:
+            if not _hangs(context):
+                raise
             run.progress(f"{error.message}; instance {new} is ended")
             host.instances[new].kill()
         for name in left():
             host.broker.park(name, old)
         host.wait(lambda: not left(), _RETURNED_S, lambda: f"instance {old} does not serve VM {', '.join(left())}")
+
+
+def _hangs(context: Upgrade) -> bool:
+    """Whether the new instance has not confirmed for a while that it has, or gave back, some VM's rings."""
+    host = context.host
+    end = host.system.monotonic() + _CONFIRM_S
+    while any(vm["owner"] == context.new and vm["certainty"] != "owns" for vm in host.broker.vms()):
+        if host.system.monotonic() >= end:
+            return True
+        host.system.sleep(_POLL_S)
+    return False
 
 
 def move_all(host: Host, to: Side, run: Run) -> dict[str, float]:
@@ -436,6 +455,6 @@ def upgrade_plan() -> Plan[Upgrade]:
         before=(Precheck(), StartStandby(), ProgramDatabase(), Ports(), OpenWindow(), PeerLink(), ProgramTunnels(),
                 FlowsStandby(), FlowsActive(), Prove(), Park(), SteerUplink(), MoveVms(), Soak()),
         after=(RecordActive(), FinalFlows(), CloseWindow(), Retire(), Postcheck()),
-        no_way_back=lambda context: context.lost,
+        no_way_back=lambda context: context.lost_for_good(),
         no_way_on=lambda context: context.failed,
     )  # fmt: skip

@@ -137,7 +137,7 @@ STRUCK_VM = "vm1"
 _START_S = 15.0  # an instance is started and programmed
 _LONG_S = 60.0  # a command waits for its deadline first
 _DEADLINE_S = 40.0
-_COPIES = 8
+_COPIES = 3
 _RECONNECT_S = 6.0  # a switch tries once a second
 
 
