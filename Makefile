@@ -3,10 +3,10 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test unit bench faults fuzz lint clean
+.PHONY: help setup venv demo test unit bench bench-failover soak faults fuzz lint clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-7s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 
 setup: ## install what is missing: Debian packages, .venv, huge pages (root)
 	@tools/setup.sh packages venv pages
@@ -27,8 +27,13 @@ unit: venv ## the unit tests alone
 bench: setup ## measure the hand-over against a plain restart (root)
 	$(BIN)/python -m tests.bench --report bench-report.json
 
+soak: setup ## 300 upgrades back and forth under traffic (root)
+	$(BIN)/python -m tests.bench soak --report soak-report.json
+
 faults: setup ## strike each process at each moment, with and without an upgrade: the whole matrix, about an hour (root)
 	$(BIN)/python -m tests.faults --report faults-report.json
+bench-failover: setup ## measure a crash's fail-over of 1, 16 and 64 VMs against a plain restart (root)
+	$(BIN)/python -m tests.bench failover --report failover-report.json
 
 fuzz: venv ## a million inputs for everything that reads what a QEMU says
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action ignore -e '.[fuzz]'

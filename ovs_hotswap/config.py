@@ -18,6 +18,7 @@ from ovs_hotswap.model import Side
 from ovs_hotswap.vhost.wire import Feature
 
 DEFAULT_PATH = Path("/etc/ovs-hotswap/config.toml")
+DEFAULT_RUN_DIR = Path("/run/ovs-hotswap")
 SUN_PATH_MAX = 107  # bytes of a unix socket's path, without the final NUL (unix(7))
 
 
@@ -153,7 +154,7 @@ class Config(Strict):
     """The whole file. ``overlay`` is the path of the overlay intent."""
 
     overlay: AbsolutePath
-    run_dir: AbsolutePath = Path("/run/ovs-hotswap")
+    run_dir: AbsolutePath = DEFAULT_RUN_DIR
     state_dir: AbsolutePath = Path("/var/lib/ovs-hotswap")
     bridge: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,15}$")] = "br0"
     broker: BrokerConfig = BrokerConfig()
@@ -184,7 +185,7 @@ class Config(Strict):
 
     def namespace(self, side: Side) -> str:
         """Network namespace of one instance; two configurations with different run directories never share one."""
-        if self.run_dir == Path("/run/ovs-hotswap"):
+        if self.run_dir == DEFAULT_RUN_DIR:
             return f"ovsh-{side}"
         return f"ovsh-{hashlib.sha1(bytes(self.run_dir)).hexdigest()[:8]}-{side}"
 
@@ -209,6 +210,11 @@ class Config(Strict):
     def active_file(self) -> Path:
         """Holds the name of the side that is active; written when an upgrade commits."""
         return self.run_dir / "active"
+
+    @property
+    def restore_file(self) -> Path:
+        """The active side and its release, for the next boot: all of ``run_dir`` is gone then."""
+        return self.state_dir / "active.json"
 
     @property
     def releases_dir(self) -> Path:

@@ -93,3 +93,14 @@ class PostcheckFailed(HotswapError):
     """The upgrade was committed, but a postcheck found something to look at."""
 
     exit_code = 15
+
+
+def error_classes() -> list[type[HotswapError]]:
+    """Every class of the tree, by exit code."""
+    found: list[type[HotswapError]] = []
+    waiting = [HotswapError]
+    while waiting:
+        kind = waiting.pop()
+        found.append(kind)
+        waiting.extend(kind.__subclasses__())
+    return sorted(found, key=lambda kind: kind.exit_code)

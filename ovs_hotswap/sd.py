@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 _FIRST = 3  # SD_LISTEN_FDS_START
 _PER_MESSAGE = 128  # descriptors; the kernel allows 253 (SCM_MAX_FD)
+_SEND_S = 1.0  # a service manager that does not read fills the socket's queue (unix(7)); nobody may hang on it
+BOOTED = Path("/run/systemd/system")  # sd_booted(3)
 
 
 def notify(*lines: str, descriptors: Sequence[int] = ()) -> bool:
@@ -20,6 +23,7 @@ def notify(*lines: str, descriptors: Sequence[int] = ()) -> bool:
     address = "\0" + path[1:] if path.startswith("@") else path
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
+            out.settimeout(_SEND_S)
             out.connect(address)
             message = "\n".join(lines).encode()
             for start in range(0, max(len(descriptors), 1), _PER_MESSAGE):
@@ -55,6 +59,19 @@ def stored() -> dict[str, list[int]]:
         os.set_inheritable(_FIRST + index, False)
         found.setdefault(names[index] if index < len(names) else "", []).append(_FIRST + index)
     return found
+
+
+class Heartbeat:
+    """``WATCHDOG=1`` from the loop that is to be proven alive: it calls ``beat`` each time round."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock, self._every, self._due = clock, ping_interval(), float("-inf")
+
+    def beat(self) -> None:
+        if self._every is None or self._clock() < self._due:
+            return
+        self._due = self._clock() + self._every
+        notify("WATCHDOG=1")
 
 
 def supervised() -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovs_hotswap.errors import BusyError, CommandError
+from ovs_hotswap.exits import has_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,23 @@ class System:
                 self._reap(pid)
                 return
         raise CommandError(f"process {pid} does not die")
+
+    def has_memory(self, pid: int) -> bool:
+        """Whether any thread of ``pid`` can still touch memory (``exits.has_memory``)."""
+        return has_memory(pid)
+
+    def end(self, pid: int) -> None:
+        """SIGKILL ``pid`` and return once it cannot touch memory any more, which is before it is dead.
+
+        Raises CommandError if that takes more than 5 s.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        end = self.monotonic() + 5.0
+        while self.has_memory(pid):
+            if self.monotonic() >= end:
+                raise CommandError(f"process {pid} does not die")
+            self.sleep(0.001)
 
     @staticmethod
     def _reap(pid: int) -> None:

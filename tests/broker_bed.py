@@ -21,10 +21,12 @@ PACKETS = 1 << 20  # more than any test sends from one VM
 class Bed:
     """A broker with VMs ``vm0``.., a switch on each side (``a``, ``b``), and what the tests ask of them."""
 
-    def __init__(self, stack: contextlib.ExitStack, vms: int, home: Side | None, fence_ms: int) -> None:
+    def __init__(
+        self, stack: contextlib.ExitStack, vms: int, home: Side | None, fence_ms: int, *, managed: bool
+    ) -> None:
         self._stack = stack
         names = [f"vm{k}" for k in range(vms)]
-        self.broker = stack.enter_context(BrokerProcess(names, fence_ms=fence_ms, home=home))
+        self.broker = stack.enter_context(BrokerProcess(names, fence_ms=fence_ms, home=home, managed=managed))
         self.ledger = Ledger(vms + 1, PACKETS)
         stack.callback(self.ledger.close)
         self.client = stack.enter_context(self.broker.client())
@@ -84,7 +86,7 @@ class Bed:
 @pytest.fixture
 def make_bed() -> Iterator[Callable[..., Bed]]:
     with contextlib.ExitStack() as stack:
-        yield lambda vms=1, home=Side.A, fence_ms=300: Bed(stack, vms, home, fence_ms)
+        yield lambda vms=1, home=Side.A, fence_ms=300, managed=False: Bed(stack, vms, home, fence_ms, managed=managed)
 
 
 MakeBed = Callable[..., Bed]

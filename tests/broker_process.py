@@ -18,6 +18,7 @@ from ovs_hotswap.config import Config, load_config
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost.control import BrokerClient
+from tests.store import Manager
 
 _SERVE = (
     "import logging, sys; from pathlib import Path; from ovs_hotswap.config import load_config;"
@@ -30,8 +31,8 @@ _SERVE = (
 class BrokerProcess:
     """A broker with a run directory of its own and the VMs ``names``. Context manager.
 
-    ``home`` is written as the active side before it starts, ``descriptor_limit`` is its soft limit. Its log is printed
-    if the test fails.
+    ``home`` is written as the active side before it starts, ``descriptor_limit`` is its soft limit. ``managed``: it
+    has a service manager that keeps its descriptors. Its log is printed if the test fails.
     """
 
     def __init__(
@@ -40,19 +41,22 @@ class BrokerProcess:
         fence_ms: int = 300,
         home: Side | None = Side.A,
         descriptor_limit: int | None = None,
+        *,
+        managed: bool = False,
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="ovsh-"))
         self.names = list(names)
         self._fence_ms = fence_ms
         self._limit = descriptor_limit
-        self._config_path = self.directory / "config.toml"
+        self.config_path = self.directory / "config.toml"
         self.log = self.directory / "broker.log"
         self.write(names)
-        self.config: Config = load_config(self._config_path)
+        self.config: Config = load_config(self.config_path)
         self.config.run_dir.mkdir()
         if home is not None:
             self.config.active_file.write_text(f"{home}\n")
         self._child: subprocess.Popen[bytes] | None = None
+        self.manager = Manager(self.directory / "notify") if managed else None
 
     def write(self, names: Sequence[str]) -> None:
         """Write the overlay intent with these VMs, and the configuration."""
@@ -64,7 +68,7 @@ class BrokerProcess:
         intent = f'[vtep]\naddress = "172.31.0.1/24"\nmac = "52:54:01:00:00:01"\n{vms}'
         (self.directory / "overlay.toml").write_text(intent)
         instance = 'pmd_cores = [0]\nuplink_devargs = "net_null0"\n'
-        self._config_path.write_text(
+        self.config_path.write_text(
             f'overlay = "{self.directory}/overlay.toml"\nrun_dir = "{self.directory}/run"\n'
             f'state_dir = "{self.directory}/state"\n'
             f'[broker]\nqemu_socket = "{self.directory}/qemu/{{vm}}"\nfence_ms = {self._fence_ms}\n'
@@ -76,12 +80,17 @@ class BrokerProcess:
         assert self._child is not None
         return self._child.pid
 
+    def _spawn(self, *arguments: str) -> subprocess.Popen[bytes]:
+        argv = [sys.executable, "-c", _SERVE, str(self.config_path), *arguments]
+        if self.manager is not None:
+            return self.manager.spawn(argv, self.log)
+        with self.log.open("ab") as out:
+            return subprocess.Popen(argv, stdout=out, stderr=out, cwd=Path(__file__).parent.parent)
+
     def __enter__(self) -> BrokerProcess:
-        with self.log.open("wb") as out:
-            self._child = subprocess.Popen(
-                [sys.executable, "-c", _SERVE, str(self._config_path)],
-                stdout=out, stderr=out, cwd=Path(__file__).parent.parent,
-            )  # fmt: skip
+        if self.manager is not None:
+            self.manager.__enter__()
+        self._child = self._spawn()
         if self._limit is not None:
             _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.prlimit(self._child.pid, resource.RLIMIT_NOFILE, (self._limit, hard))
@@ -107,9 +116,12 @@ class BrokerProcess:
             except subprocess.TimeoutExpired:
                 self._child.kill()
                 status = self._child.wait()
+        if self.manager is not None:
+            self.manager.__exit__()
         text = self.log.read_text()
         # The VMs' own sockets stay, for the next broker to know whom an earlier one served.
-        left = sorted(path.name for path in self.config.run_dir.glob("*.sock"))
+        expected = set() if self.manager is None else {"broker.sock"}  # clients wait there for the next broker
+        left = sorted({path.name for path in self.config.run_dir.glob("*.sock")} - expected)
         shutil.rmtree(self.directory)
         if kind is not None:
             print(text)
@@ -121,12 +133,20 @@ class BrokerProcess:
         """Have a new process take over; the old one has ended when this returns."""
         old = self._child
         assert old is not None
-        with self.log.open("ab") as out:
-            self._child = subprocess.Popen(
-                [sys.executable, "-c", _SERVE, str(self._config_path), "take-over"],
-                stdout=out, stderr=out, cwd=Path(__file__).parent.parent,
-            )  # fmt: skip
+        self._child = self._spawn("take-over")
         assert old.wait(20) == 0, self.log.read_text()
+        self._await_child()
+
+    def restart(self, number: signal.Signals) -> None:
+        """End it by a signal and start it again, as a service manager does."""
+        assert self._child is not None
+        self._child.send_signal(number)
+        assert self._child.wait(20) in {0, -signal.SIGKILL}, self.log.read_text()
+        self._child = self._spawn()
+        self._await_child()
+
+    def _await_child(self) -> None:
+        assert self._child is not None
         end = time.monotonic() + 10
         while True:
             with contextlib.suppress(BrokerError), self.client() as client:

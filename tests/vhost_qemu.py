@@ -81,51 +81,39 @@ class Guest:
             ring.close()
 
 
-class FakeQemu:
-    """One VM with one vhost-user network device. Context manager.
+class FrontEnd:
+    """QEMU's end of one vhost-user network device: listens on a socket and says what QEMU says.
 
-    ``features`` are those its guest would take; ``active_pairs`` those it enables (``ethtool -L``). ``next_packet``
-    goes on over reboots, so that the ledger of the switches has one line for every packet ever sent.
+    ``memory`` holds the rings ``layouts`` (a receive and a transmit ring for each queue pair) in its first
+    ``main_region`` bytes, and what further regions need behind them; it is the caller's. ``features`` are those the
+    guest would take; ``active_pairs`` those it enables (``ethtool -L``).
     """
 
     def __init__(
-        self, path: Path, pairs: int = 1, ring_size: int = 256, regions: int = 2, features: int = GUEST_FEATURES
-    ) -> None:
+        self, path: Path, memory: Shared, layouts: Sequence[Layout], main_region: int, *,
+        regions: int = 1, features: int = GUEST_FEATURES,
+    ) -> None:  # fmt: skip
         self.path = path
-        self.pairs = pairs
-        self.ring_size = ring_size
+        self.memory = memory
+        self.layouts = list(layouts)
+        self.pairs = len(layouts) // 2
+        self.ring_size = layouts[0].size
         self.regions = regions
         self.wanted = features
         self.features = 0
-        self.active_pairs = pairs
-        self.next_packet = 0
-        self.guest: Guest | None = None
-        self.running = False
-        self.lock = threading.Lock()  # between the traffic thread and whoever resets the guest
-        self._layouts: list[Layout] = []
-        start = 0
-        for _ in range(2 * pairs):
-            self._layouts.append(Layout.at(start, ring_size))
-            start = self._layouts[-1].end
-        self._main_region = page_up(start)
-        self.memory = Shared("guest", self._main_region + 8 * _SMALL_REGION)
-        self._masked = [_eventfd() for _ in range(2 * pairs)]
-        self._errors = [_eventfd() for _ in range(2 * pairs)]
-        self.kicks = [_eventfd() for _ in range(2 * pairs)]
-        self.calls = [_eventfd() for _ in range(2 * pairs)]
+        self.active_pairs = self.pairs
+        self._main_region = main_region
+        self._masked = [_eventfd() for _ in layouts]
+        self._errors = [_eventfd() for _ in layouts]
+        self.kicks = [_eventfd() for _ in layouts]
+        self.calls = [_eventfd() for _ in layouts]
         self._listener: socket.socket | None = None
         self._socket: socket.socket | None = None
         self._protocol = 0
 
-    def __enter__(self) -> FakeQemu:
-        self.listen()
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """QEMU ends, and everything but the memory with it."""
         self.quit()
-        if self.guest is not None:
-            self.guest.close()
-        self.memory.close()
         for fd in (*self._masked, *self._errors, *self.kicks, *self.calls):
             os.close(fd)
 
@@ -152,6 +140,17 @@ class FakeQemu:
         if self._listener is not None:
             self.path.unlink(missing_ok=True)
         self._socket = self._listener = None
+
+    def filenos(self) -> tuple[int, int | None]:
+        """The listening socket, and the connection if there is one: for whoever waits for events on them."""
+        assert self._listener is not None
+        return self._listener.fileno(), None if self._socket is None else self._socket.fileno()
+
+    def drop(self) -> None:
+        """Close the connection after the peer has, and go on listening."""
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
 
     def wait_hung_up(self, timeout: float = 10.0) -> None:
         """Return once the broker has hung up; TimeoutError if it does not."""
@@ -210,12 +209,6 @@ class FakeQemu:
 
     # -- what QEMU says
 
-    def boot(self, timeout: float = 10.0) -> None:
-        """From QEMU's start to a guest whose driver runs."""
-        self.accept(timeout)
-        self.initialise()
-        self.start_driver()
-
     def initialise(self) -> None:
         """``vhost_dev_init`` for each queue pair, then virtio-net's realize."""
         for pair in range(self.pairs):
@@ -250,17 +243,9 @@ class FakeQemu:
         self.active_pairs = pairs
         self._enable(pairs)
 
-    def start_driver(self, bases: Sequence[int] | None = None) -> None:
-        """The guest's driver sets up its rings and says DRIVER_OK: ``vhost_net_start``.
-
-        ``bases`` given: QEMU goes on with the rings as they are (stop and cont), else they are new and empty.
-        """
-        if bases is None:
-            with self.lock:
-                if self.guest is not None:
-                    self.guest.close()
-                self.guest = Guest(self.memory.view, self._layouts, 0)
-                self.guest.turn()
+    def start_rings(self, bases: Sequence[int]) -> None:
+        """The guest's driver has set up its rings and says DRIVER_OK: ``vhost_net_start``. ``bases``: where the back
+        end goes on in each ring."""
         self._enable(1)
         for pair in range(self.pairs):
             if pair < self.active_pairs:
@@ -272,12 +257,10 @@ class FakeQemu:
             if pair == 0:
                 self.share_memory()
             for ring in (2 * pair, 2 * pair + 1):
-                self._start_ring(ring, 0 if bases is None else bases[ring])
+                self._start_ring(ring, bases[ring])
         if self._speaks(ProtocolFeature.STATUS):
             self._add_status(_ACKNOWLEDGE_DRIVER_OK)
         self._enable(self.active_pairs)
-        with self.lock:
-            self.running = True
 
     def _add_status(self, bits: int) -> None:
         status = self.number(Request.GET_STATUS)
@@ -292,10 +275,14 @@ class FakeQemu:
         self._line(Request.SET_VRING_CALL, ring, self.calls[ring])
 
     def address(self, ring: int) -> RingAddress:
-        layout = self._layouts[ring]
+        layout = self.layouts[ring]
         return RingAddress(
             0, _USER_BASE + layout.descriptors, _USER_BASE + layout.used, _USER_BASE + layout.available, 0
         )
+
+    def used_indices(self) -> list[int]:
+        """How far the back end has come in each ring: where QEMU goes on after a back end that died."""
+        return [self.memory.view[at.used + 2 : at.used + 4].cast("H")[0] for at in self.layouts]
 
     def memory_table(self) -> bytes:
         """The payload of SET_MEM_TABLE: the region with the rings, and small ones behind it."""
@@ -325,8 +312,6 @@ class FakeQemu:
         """``vhost_net_stop``: the guest resets its device, or is paused. Returns the rings' bases."""
         if self._speaks(ProtocolFeature.STATUS):
             self.say(wire.build_number(Request.SET_STATUS, 0))
-        with self.lock:
-            self.running = False
         bases = []
         for ring in range(2 * self.pairs):
             payload = self.ask(Request.GET_VRING_BASE, wire.build_ring_value(Request.GET_VRING_BASE, ring, 0))
@@ -335,6 +320,61 @@ class FakeQemu:
                 raise AssertionError(f"GET_VRING_BASE of ring {ring}: reply for ring {index}")
             bases.append(base)
         return bases
+
+
+class FakeQemu(FrontEnd):
+    """One VM whose guest numbers its packets. Context manager.
+
+    ``next_packet`` goes on over reboots, so that the ledger of the switches has one line for every packet ever sent.
+    """
+
+    def __init__(
+        self, path: Path, pairs: int = 1, ring_size: int = 256, regions: int = 2, features: int = GUEST_FEATURES
+    ) -> None:
+        layouts: list[Layout] = []
+        for _ in range(2 * pairs):
+            layouts.append(Layout.at(layouts[-1].end if layouts else 0, ring_size))
+        main_region = page_up(layouts[-1].end)
+        memory = Shared("guest", main_region + 8 * _SMALL_REGION)
+        super().__init__(path, memory, layouts, main_region, regions=regions, features=features)
+        self.next_packet = 0
+        self.guest: Guest | None = None
+        self.running = False
+        self.lock = threading.Lock()  # between the traffic thread and whoever resets the guest
+
+    def __enter__(self) -> FakeQemu:
+        self.listen()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        if self.guest is not None:
+            self.guest.close()
+        self.memory.close()
+
+    def boot(self, timeout: float = 10.0) -> None:
+        """From QEMU's start to a guest whose driver runs."""
+        self.accept(timeout)
+        self.initialise()
+        self.start_driver()
+
+    def start_driver(self, bases: Sequence[int] | None = None) -> None:
+        """The guest's driver starts. ``bases`` given: QEMU goes on with the rings as they are (stop and cont), else
+        they are new and empty."""
+        if bases is None:
+            with self.lock:
+                if self.guest is not None:
+                    self.guest.close()
+                self.guest = Guest(self.memory.view, self.layouts, 0)
+                self.guest.turn()
+        self.start_rings([0] * 2 * self.pairs if bases is None else bases)
+        with self.lock:
+            self.running = True
+
+    def stop_driver(self) -> list[int]:
+        with self.lock:
+            self.running = False
+        return super().stop_driver()
 
     def reboot(self, features: int | None = None) -> None:
         """The guest lets its packets go, resets, and its driver starts again, with other ``features`` if given."""

@@ -52,11 +52,12 @@ class Layout:
     end: int
 
     @classmethod
-    def at(cls, start: int, size: int) -> Layout:
+    def at(cls, start: int, size: int, buffer: int = BUFFER) -> Layout:
+        """A ring at ``start`` with a buffer of ``buffer`` bytes for each of its ``size`` descriptors."""
         available = start + page_up(16 * size)
         used = available + page_up(6 + 2 * size)
         buffers = used + page_up(6 + 8 * size)
-        return cls(size, start, available, used, buffers, buffers + page_up(BUFFER * size))
+        return cls(size, start, available, used, buffers, buffers + page_up(buffer * size))
 
 
 class RingView:

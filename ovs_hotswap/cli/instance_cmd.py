@@ -8,7 +8,9 @@ from ovs_hotswap.cli.app import App, Group, pass_app
 from ovs_hotswap.cli.upgrade_cmd import show_instances
 from ovs_hotswap.errors import BusyError, HotswapError
 from ovs_hotswap.model import Side
-from ovs_hotswap.upgrade.host import WATCHDOG_S, Host, activate_first
+from ovs_hotswap.switch.instance import Instance
+from ovs_hotswap.switch.units import GivenNamespaces, InstanceUnit, Order
+from ovs_hotswap.upgrade.host import WATCHDOG_S, Host, restore, start_instance
 
 _side = click.argument("side", type=click.Choice([side.value for side in Side]))
 
@@ -56,14 +58,7 @@ def start(app: App, side: str, release: str) -> None:
     which = Side(side)
     with host.lock(WATCHDOG_S):
         wanted = host.releases.get(release)
-        _ = host.intent
-        host.instances[which].start(wanted)
-        try:
-            host.program(which)
-            active = activate_first(host, which) or host.recorded_active() is which
-        except BaseException:
-            host.instances[which].stop()
-            raise
+        active = start_instance(host, which, wanted)
     app.output.document({"side": side, "release": wanted, "active": active})
     app.output.line(f"instance {side} runs {wanted.label}{' and is active' if active else ''}")
 
@@ -90,9 +85,50 @@ def stop(app: App, side: str, force: bool) -> None:
         host.instances[which].stop()
         if host.recorded_active() is which:
             host.uplink.clear()
-            app.config.active_file.unlink(missing_ok=True)
+            host.forget_active()
     app.output.document({"side": side, "state": host.instances[which].status().state})
     app.output.line(f"instance {side} is stopped")
+
+
+@instance.command(name="restore")
+@pass_app
+def restore_(app: App) -> None:
+    """After a boot, start and program the instance that was active before it, of the release it had.
+
+    Does nothing where an instance is active already, where none ever was, or where the last one was stopped on purpose.
+    With --json: {"side", "release"}: null where nothing was done.
+
+    \b
+    Example:
+      ovs-hotswap instance restore
+    """
+    host = Host(app.config, app.system)
+    with host.lock(WATCHDOG_S):
+        done = restore(host)
+    app.output.document({"side": done.side if done else None, "release": done.release if done else None})
+    app.output.line(f"instance {done.side} runs release {done.release}" if done else "nothing to restore")
+
+
+@instance.command(name="bring-up")
+@_side
+@pass_app
+def bring_up(app: App, side: str) -> None:
+    """Carry out an order to start an instance: the command of ovs-hotswap-instance@.service, not for people.
+
+    The order is what `ovs-hotswap instance start`, an upgrade or the watchdog left when it had systemd start the unit.
+    With --json: nothing is printed.
+
+    \b
+    Example:
+      ovs-hotswap instance bring-up a
+    """
+    which = Side(side)
+    unit = InstanceUnit(which, app.system)
+
+    def act(order: Order) -> None:
+        Instance(order.config, which, app.system, namespaces=GivenNamespaces()).bring_up(order.release)
+
+    unit.carry_out(act)
 
 
 def _refuse_if_serving(host: Host, side: Side) -> None:

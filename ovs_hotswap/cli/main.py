@@ -12,7 +12,7 @@ import click
 
 from ovs_hotswap import __version__
 from ovs_hotswap.cli.app import CONFIG_PATH, App, Lazy, LazyGroup, output_options
-from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.errors import HotswapError, error_classes
 
 PROGRAM = "ovs-hotswap"
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -33,17 +33,6 @@ COMMANDS = {
     "config": Lazy("ovs_hotswap.cli.config_cmd:config", "Check the configuration, or print an example of it."),
     "lab": Lazy("ovs_hotswap.cli.lab_cmd:lab", "Make a test bed on this machine, and show an upgrade in it."),
 }
-
-
-def error_classes() -> list[type[HotswapError]]:
-    """Every class of the error tree, by exit code."""
-    found: list[type[HotswapError]] = []
-    waiting = [HotswapError]
-    while waiting:
-        kind = waiting.pop()
-        found.append(kind)
-        waiting.extend(kind.__subclasses__())
-    return sorted(found, key=lambda kind: kind.exit_code)
 
 
 def exit_codes() -> list[tuple[str, str]]:

@@ -35,12 +35,14 @@ def run(app: App, log_level: str) -> None:
     """
     import signal
 
+    from ovs_hotswap import sd
     from ovs_hotswap.upgrade.watchdog import Watchdog
 
     logging.basicConfig(
         level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     if app.config.watch.mode == "off":
+        sd.notify("READY=1")  # that it ends now is no failure of its unit
         app.output.line('the watchdog is off: watch.mode = "off"')
         return
     watchdog = Watchdog(app.config, app.system)

@@ -68,7 +68,12 @@ class LabStatus:
 
 
 class Lab:
-    """A lab of ``vms`` guests below ``directory``. Methods raise LabError."""
+    """A lab of ``vms`` guests below ``directory``. Methods raise LabError.
+
+    A bed with other guests is a subclass with its own ``_make_guests``; ``most``: how many it may have.
+    """
+
+    most = MAX_GUESTS
 
     def __init__(self, directory: Path, vms: int, system: System, options: GuestOptions | None = None) -> None:
         if not directory.is_absolute():
@@ -116,8 +121,8 @@ class Lab:
         options in the directory is a LabError. If making it fails, everything is removed again.
         """
         directory = self.layout.directory
-        if not 1 <= self.layout.count <= MAX_GUESTS:
-            raise LabError(f"a lab has 1 to {MAX_GUESTS} guests, not {self.layout.count}")
+        if not 1 <= self.layout.count <= self.most:
+            raise LabError(f"a lab has 1 to {self.most} guests, not {self.layout.count}")
         record = read_record(self.layout.record_file)
         if record is not None and (record.vms, record.options) != (self.layout.count, self.layout.options):
             raise LabError(
@@ -212,15 +217,22 @@ class Lab:
         if not layout.config_file.exists():
             layout.overlay_file.write_text(overlay_text(layout))
             layout.config_file.write_text(self._config_text())
-        if not layout.initramfs_file.exists():
-            layout.initramfs_file.write_bytes(build(find_kernel(), self._system))
         self._network.up()
+        self._make_guests()
+
+    def _make_guests(self) -> None:
+        if not self.layout.initramfs_file.exists():
+            self.layout.initramfs_file.write_bytes(build(find_kernel(), self._system))
         for guest in self.guests:
             self.start_guest(guest.name)
 
     def _config_text(self) -> str:
         cores = (0, 1) if (os.cpu_count() or 1) > 1 else (0, 0)
-        return config_text(self.layout, memory_mb=INSTANCE_MB, cores=cores)
+        return config_text(self.layout, memory_mb=self._instance_mb(), cores=cores)
+
+    def _instance_mb(self) -> int:
+        """Huge pages of one instance, in MiB."""
+        return INSTANCE_MB
 
     @cached_property
     def _written(self) -> Config:
@@ -229,7 +241,7 @@ class Lab:
 
     def _megabytes(self) -> int:
         options = self.layout.options
-        return 2 * INSTANCE_MB + (self.layout.count * options.memory_mb if options.hugepages else 0)
+        return 2 * self._instance_mb() + (self.layout.count * options.memory_mb if options.hugepages else 0)
 
     def _write(self, record: Record) -> None:
         self._system.write_atomic(self.layout.record_file, record.model_dump_json(indent=2) + "\n")

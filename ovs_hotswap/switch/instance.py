@@ -1,6 +1,7 @@
 """One instance: a private ovsdb-server and ovs-vswitchd (DPDK) in a network namespace and run directory of their own.
 
-``start`` and ``stop`` are each other's undo. ``start`` records what it is about to do before it does it, and ``stop``
+Where systemd runs the host, the processes live in a unit of their own (``units``). ``start`` and ``stop`` are each
+other's undo. ``start`` records what it is about to do before it does it, and ``stop``
 undoes whatever part was done, also for an instance that was killed or half started, or by another process.
 One process at a time may start or stop a side: the caller holds the lock.
 """
@@ -24,6 +25,7 @@ from ovs_hotswap.switch.netns import Device, Namespaces
 from ovs_hotswap.switch.ovsdb import SwitchDb
 from ovs_hotswap.switch.paths import InstancePaths, InstanceRecord, read_record
 from ovs_hotswap.switch.release import OVSDB_SERVER, OVSDB_TOOL, SCHEMA, VSWITCHD
+from ovs_hotswap.switch.units import InstanceUnit
 from ovs_hotswap.switch.unixctl import appctl
 from ovs_hotswap.system import System
 
@@ -57,7 +59,8 @@ class InstanceStatus:
 
 
 class Instance:
-    """One side of the host. ``paths`` says where its files, sockets and namespace are, running or not."""
+    """One side of the host. ``paths`` says where its files, sockets and namespace are, running or not. ``unit``: where
+    its processes are to live if that unit serves ``config``; else they are the caller's."""
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class Instance:
         side: Side,
         system: System,
         *,
+        unit: InstanceUnit | None = None,
         namespaces: Namespaces | None = None,
         connect: Callable[[Path, float], SwitchDb] = SwitchDb,
         control: Callable[..., str] = appctl,
@@ -72,6 +76,7 @@ class Instance:
         self._config = config
         self._side = side
         self._system = system
+        self._own_unit = unit
         self._namespaces = namespaces or Namespaces()
         self._connect = connect
         self._control = control
@@ -128,10 +133,22 @@ class Instance:
                 f"instance {self._side} is {state} already", hint=f"`ovs-hotswap instance stop {self._side}`"
             )
         self.stop()
+        unit = self._unit()
+        try:
+            if unit is None:
+                self._bring_up(release)
+            else:
+                unit.start(release, self._config)
+        except BaseException as error:
+            self._undo(error, unit)
+            raise
+
+    def bring_up(self, release: Release) -> None:
+        """``start`` for the unit's own command, which runs in the unit: the side is known to be stopped."""
         try:
             self._bring_up(release)
         except BaseException as error:
-            self._undo(error)
+            self._undo(error, None)
             raise
 
     def stop(self, *, keep_log: bool = False) -> None:
@@ -143,24 +160,38 @@ class Instance:
         """
         record = read_record(self.paths.record)
         crashed = record is not None and not self._owned(self.paths.vswitchd_pid)
-        self._take_down(record, keep_log=keep_log or crashed)
+        unit = self._unit()
+        if unit is not None and unit.starting():  # whoever ordered that was killed
+            unit.end()
+        self._take_down(record, unit, keep_log=keep_log or crashed)
+        if unit is not None:
+            unit.clear()
+
+    def has_memory(self) -> bool:
+        """Whether its ovs-vswitchd could still touch a guest's rings; one that is ending soon cannot."""
+        pid = self.pid()
+        return pid is not None and self._system.has_memory(pid)
 
     def kill(self) -> None:
-        """End ovs-vswitchd at once and return when it is dead, as fail-over must before it gives rings away.
+        """End ovs-vswitchd at once and return when it has no memory, as fail-over must before it gives rings away.
 
-        Everything else stays for ``stop``. Raises CommandError if it does not die.
+        Everything else stays for ``stop``. Raises CommandError if it does not end.
         """
         for pid in self._owned(self.paths.vswitchd_pid):
-            self._system.kill(pid, grace=0)
+            self._system.end(pid)
 
     def restart(self) -> None:
         """Restart ovs-vswitchd the plain way: it exits and starts again with its database, without flows and tunnels.
 
-        Every VM that it serves is cut off. Raises SwitchError if it does not run or does not start again.
+        Every VM that it serves is cut off. Raises SwitchError if it does not run or does not start again, or is a unit
+        of systemd, which ends with its ovs-vswitchd.
         """
         release = self.status().release
         if release is None:
             raise SwitchError(f"instance {self._side} does not run", hint=f"`ovs-hotswap instance start {self._side}`")
+        unit = self._unit()
+        if unit is not None:
+            raise SwitchError(f"instance {self._side} is {unit.name}", hint="stop it, then start it")
         with self.database() as database:
             self._end(self.paths.vswitchd_pid, self.paths.vswitchd_ctl)
             end = self._system.monotonic() + self._config.upgrade.ready_s
@@ -274,15 +305,17 @@ class Instance:
         except FileNotFoundError:
             return ""
 
-    def _undo(self, error: BaseException) -> None:
+    def _undo(self, error: BaseException, unit: InstanceUnit | None) -> None:
         try:
-            self._take_down(read_record(self.paths.record), keep_log=True)
+            if unit is not None:  # it stays as failed, for `systemctl status` to show
+                unit.end()
+            self._take_down(read_record(self.paths.record), unit, keep_log=True)
         except HotswapError as second:
             error.add_note(f"and undoing it failed: {second.message}")
 
     # -- stopping
 
-    def _take_down(self, record: InstanceRecord | None, *, keep_log: bool) -> None:
+    def _take_down(self, record: InstanceRecord | None, unit: InstanceUnit | None, *, keep_log: bool) -> None:
         steps: tuple[Callable[[], None], ...] = (
             lambda: self._end(self.paths.vswitchd_pid, self.paths.vswitchd_ctl),
             lambda: self._end(self.paths.ovsdb_pid, self.paths.ovsdb_ctl),
@@ -296,6 +329,9 @@ class Instance:
                 failures.append(error)
         if failures:  # a process or a device is still in the namespace: keep the record, so that stop can go on
             raise failures[0]
+        if unit is not None:
+            unit.end()
+            unit.remove_namespace()
         self._namespaces.remove(self.paths.netns)
         self._remove_files(keep_log=keep_log)
 
@@ -327,6 +363,10 @@ class Instance:
             shutil.rmtree(self.paths.run_dir)
 
     # -- looking
+
+    def _unit(self) -> InstanceUnit | None:
+        """The unit, where that is who starts the processes. Looked at each time: it may be installed meanwhile."""
+        return self._own_unit if self._own_unit is not None and self._own_unit.serves(self._config) else None
 
     @property
     def _instance(self) -> InstanceConfig:

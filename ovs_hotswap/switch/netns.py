@@ -44,10 +44,16 @@ class Namespaces:
         """Make the namespace, its loopback up."""
         try:
             netns.create(name)
+        except OSError as error:
+            raise SwitchError(f"network namespace {name} cannot be made: {error}") from error
+        self.set_loopback_up(name)
+
+    def set_loopback_up(self, name: str) -> None:
+        try:
             with self._links(name) as route:
                 route.link("set", index=LOOPBACK_INDEX, state="up")
         except (OSError, NetlinkError) as error:
-            raise SwitchError(f"network namespace {name} cannot be made: {error}") from error
+            raise SwitchError(f"network namespace {name}: its loopback cannot be set up: {error}") from error
 
     def remove(self, name: str) -> None:
         """Remove the namespace if it is there; virtual devices in it end with it."""

@@ -9,9 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ovs_hotswap.config import Config, read_active
+from pydantic import ValidationError
+
+from ovs_hotswap.config import Config, Strict, read_active
 from ovs_hotswap.errors import BusyError, StateUnknown, SwitchError
-from ovs_hotswap.model import Side
+from ovs_hotswap.model import Release, Side
 from ovs_hotswap.overlay.intent import Intent, load_intent
 from ovs_hotswap.overlay.ports import PEER, PEER_PORT, UPLINK, UPLINK_PORT, VXLAN, VXLAN_PORT
 from ovs_hotswap.overlay.tables import REQUIRED_OTHER_CONFIG, Form, lines, render
@@ -22,6 +24,7 @@ from ovs_hotswap.switch.ovsdb import BridgeSpec, PortSpec
 from ovs_hotswap.switch.pmd import pmd_sleep_key
 from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.switch.tunnel import Tunnels
+from ovs_hotswap.switch.units import InstanceUnit
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.records import Json
 from ovs_hotswap.uplink.base import Uplink, make_uplink
@@ -29,6 +32,13 @@ from ovs_hotswap.vhost.control import BrokerClient
 
 _POLL_S = 0.02
 WATCHDOG_S = 60.0  # the longest task of the watchdog: to start an instance and park every VM
+
+
+class Active(Strict):
+    """What is started after the next boot: the side that was active last, and the name of its release."""
+
+    side: Side
+    release: str
 
 
 class Host:
@@ -39,7 +49,7 @@ class Host:
         self._quick = quick
         self.config = config
         self.system = system
-        self.instances = {side: Instance(config, side, system) for side in Side}
+        self.instances = {side: Instance(config, side, system, unit=InstanceUnit(side, system)) for side in Side}
 
     @cached_property
     def intent(self) -> Intent:
@@ -107,6 +117,30 @@ class Host:
     def record_active(self, side: Side) -> None:
         self.config.run_dir.mkdir(parents=True, exist_ok=True)
         self.system.write_atomic(self.config.active_file, f"{side}\n")
+        release = self.instances[side].release()
+        if release is not None:
+            self.config.state_dir.mkdir(parents=True, exist_ok=True)
+            kept = Active(side=side, release=release.name)
+            self.system.write_atomic(self.config.restore_file, kept.model_dump_json() + "\n")
+
+    def forget_active(self) -> None:
+        """No side is active, now and after the next boot."""
+        self.config.active_file.unlink(missing_ok=True)
+        self.config.restore_file.unlink(missing_ok=True)
+
+    def last_active(self) -> Active | None:
+        """The side that was active last, in this boot or before it; ``None`` if none was, or it was stopped on
+        purpose. Raises StateUnknown if the record cannot be read."""
+        path = self.config.restore_file
+        try:
+            return Active.model_validate_json(path.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            raise StateUnknown(
+                f"{path}: cannot be read, so which side was active last is unknown",
+                hint="`ovs-hotswap instance start a` starts one and makes it the active one",
+            ) from error
 
     def active(self) -> Side:
         """The side that serves the VMs. Raises StateUnknown where the record and the broker do not agree."""
@@ -235,6 +269,32 @@ class Host:
         with self.instances[side].database() as database:
             status = database.interfaces().get(port)
             return status is not None and status.link_state == "up"
+
+
+def start_instance(host: Host, side: Side, release: Release) -> bool:
+    """Start an instance and program it, or undo all of that. The first one of a host becomes the active one. Returns
+    whether it is active. The caller holds the lock."""
+    _ = host.intent  # a fault in it is told before anything is changed
+    host.instances[side].start(release)
+    try:
+        host.program(side)
+        return activate_first(host, side) or host.recorded_active() is side
+    except BaseException:
+        host.instances[side].stop()
+        raise
+
+
+def restore(host: Host) -> Active | None:
+    """After a boot: start what was active before it, of the release it had, and return what was started.
+
+    Nothing is done where an instance is active already, or none was. The caller holds the lock. Raises ReleaseError,
+    SwitchError, StateUnknown.
+    """
+    last = host.last_active()
+    if last is None or host.recorded_active() is not None:
+        return None
+    start_instance(host, last.side, host.releases.get(last.release))
+    return last
 
 
 def activate_first(host: Host, side: Side) -> bool:

@@ -12,9 +12,9 @@ import threading
 from collections.abc import Callable
 
 from ovs_hotswap.errors import BusyError, HotswapError, SwitchError
-from ovs_hotswap.model import Release, Side
+from ovs_hotswap.model import Release, Severity, Side
 from ovs_hotswap.switch.instance import State
-from ovs_hotswap.upgrade import standby
+from ovs_hotswap.upgrade import checks, gather, standby
 from ovs_hotswap.upgrade.failover import Household, Task, next_task
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.journal import Journals
@@ -25,6 +25,7 @@ from ovs_hotswap.upgrade.watchlog import Board
 log = logging.getLogger(__name__)
 
 _TURN_S = 1.0
+_SERVED_S = 0.2
 # Open vSwitch forgets a neighbour that is not used for 15 minutes (lib/tnl-neigh-cache.c): a standby's never is.
 _NEIGHBOURS_S = 300.0
 
@@ -41,6 +42,7 @@ class Keeper:
         self._programmed: Stamp | None = None
         self._neighbours_at = float("-inf")
         self._failover: float | None = None
+        self._unseen = False  # whether the rings have advanced since a fail-over
         self._standing: tuple[int, float] | None = None
         self._woken = threading.Event()
         self._ended = threading.Event()
@@ -53,7 +55,8 @@ class Keeper:
 
     def wake(self, failover: float | None = None) -> None:
         """Look again at once. ``failover``: when the one was detected after which a standby is to be there again."""
-        self._failover = failover or self._failover
+        if failover is not None:
+            self._failover, self._unseen = failover, True
         self._woken.set()
 
     def close(self, patience_s: float = 10.0) -> None:
@@ -91,6 +94,8 @@ class Keeper:
     def turn(self) -> Task:
         """Do what is to be done next. Raises BusyError while an upgrade is under way, and whatever went wrong."""
         host = self._refreshed()
+        if self._unseen:
+            self._see_served(host)
         active = host.recorded_active()
         if active is None:
             self._board.update(active=None, standby=None, keeping="no instance is active")
@@ -112,6 +117,14 @@ class Keeper:
             self._board.update(keeping=str(task))
             self._carry_out(host, active, task, house)
         return task
+
+    def _see_served(self, host: Host) -> None:
+        """After a fail-over every ring with something to send must advance."""
+        before = gather.rings(host)
+        host.system.sleep(_SERVED_S)
+        found = checks.ring_progress(before, gather.rings(host))
+        self._unseen = False
+        self._board.event("rings", stuck=[each.text for each in found if each.severity is Severity.ERROR])
 
     def _unfinished(self, host: Host) -> bool:
         """Whether an upgrade has the instances. Once it has retired the old one, only a look at the new one is left."""

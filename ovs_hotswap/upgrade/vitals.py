@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import select
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.exits import Exit
 from ovs_hotswap.model import Side
 from ovs_hotswap.switch.pmd import pmd_iterations, pmd_rxqs
 from ovs_hotswap.switch.rpc import NoAnswer
@@ -19,44 +20,43 @@ _PROMPT_S = 0.1  # an answer that takes longer makes the main thread suspect
 
 
 class Deaths:
-    """Waits for the end of processes by pidfd, which cannot mistake a pid that was used again."""
+    """Waits for the end of processes (``Exit``). ``pid_files``: what they may hold a lock on."""
 
-    def __init__(self) -> None:
-        self._pidfds: dict[Side, tuple[int, int]] = {}  # pid, pidfd
+    def __init__(self, pid_files: Sequence[Path] = ()) -> None:
+        self._pid_files = pid_files
+        self._exits: dict[Side, Exit] = {}
 
     def track(self, pids: Mapping[Side, int | None]) -> None:
         """Watch these processes from now on. One that is gone is told by the next ``wait``; ``None`` changes
         nothing."""
         for side, pid in pids.items():
-            before = self._pidfds.get(side)
-            if pid is None or (before is not None and before[0] == pid):
+            before = self._exits.get(side)
+            if pid is None or (before is not None and before.pid == pid):
                 continue
             self._drop(side)
-            try:
-                self._pidfds[side] = (pid, os.pidfd_open(pid))
-            except ProcessLookupError:
-                continue
+            with contextlib.suppress(ProcessLookupError):
+                self._exits[side] = Exit(pid, self._pid_files)
 
     def pid(self, side: Side) -> int | None:
         """The process of ``side`` that is watched, and had not ended when ``wait`` looked last."""
-        found = self._pidfds.get(side)
-        return None if found is None else found[0]
+        found = self._exits.get(side)
+        return None if found is None else found.pid
 
     def wait(self, seconds: float) -> set[Side]:
         """Sides whose process ended, each told once; waits no longer than ``seconds`` for the first."""
         poller = select.poll()
-        sides = {pidfd: side for side, (_, pidfd) in self._pidfds.items()}
-        for pidfd in sides:
-            poller.register(pidfd, select.POLLIN)
-        dead = {sides[pidfd] for pidfd, _ in poller.poll(seconds * 1e3)}
+        sides = {each.fileno(): side for side, each in self._exits.items()}
+        for descriptor in sides:
+            poller.register(descriptor, select.POLLIN)
+        dead = {sides[ready] for ready, _ in poller.poll(seconds * 1e3) if self._exits[sides[ready]].ended()}
         for side in dead:
             self._drop(side)
         return dead
 
     def _drop(self, side: Side) -> None:
-        found = self._pidfds.pop(side, None)
+        found = self._exits.pop(side, None)
         if found is not None:
-            os.close(found[1])
+            found.close()
 
     def close(self) -> None:
         for side in Side:

@@ -15,9 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
 
+from ovs_hotswap import sd
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BusyError, HotswapError
 from ovs_hotswap.model import Side
+from ovs_hotswap.priority import raise_priority
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade import standby, watchlog
 from ovs_hotswap.upgrade.failover import Act, Health, History, Limits, Sample, Scene, Signal, Verdict, judge, next_act
@@ -31,7 +33,7 @@ log = logging.getLogger(__name__)
 
 _PATIENCE_S = 5.0  # for the broker to have every VM owned
 _NUDGE_S = 0.1  # by then the broker has moved what was parked
-_AWAIT_S = 0.005
+_AWAIT_S = 0.02  # to describe every VM keeps the broker from its work
 _AGAIN_S = 0.5
 
 
@@ -71,11 +73,11 @@ class Guard:
             return None
         pid = None if active in dead else pids[active]
         verdict = self._judge(active, pid)
-        self._board.update(health=verdict.health, reason=verdict.reason if verdict.signal else None)
         if verdict.health is Health.FAILED:
             self._try(lambda: self._fail_over(active, verdict))
         else:
             self._under_way = None
+        self._board.update(health=verdict.health, reason=verdict.reason if verdict.signal else None)
         if active.other in dead:
             self._try(lambda: self._follow_uplink(active, active.other))
         return verdict
@@ -130,14 +132,15 @@ class Guard:
 
     def _scene(self, work: FailOver) -> Scene:
         host, other = self._host, work.side.other
-        alive = host.instances[work.side].pid() is not None
+        alive = host.instances[work.side].has_memory()
         refuge = host.instances[other].pid() is not None and self._takes(other)
         if not (refuge and work.steered):
             return Scene(alive, True, refuge, work.steered)
         work.vms = host.broker.vms()
         waiting = standby.stranded(work.vms, other)
         if not waiting:
-            self._stamp(work, "owned")
+            since = [vm["owner_since"] for vm in work.vms if vm["owner_since"] and vm["owner"] == other]
+            work.at.setdefault("owned", max(0.0, max(since, default=0.0) - work.wall))
         patience = host.system.monotonic() - work.begun < _PATIENCE_S
         return Scene(alive, True, refuge, work.steered, len(waiting), patience)
 
@@ -247,17 +250,22 @@ class Watchdog:
     def _watch(self, board: watchlog.Board, keeper: Keeper) -> None:
         host = Host(self._config, self._system, quick=True)
         host.uplink.owner()  # connects it
-        deaths = Deaths()
+        deaths = Deaths([host.instances[side].paths.vswitchd_pid for side in Side])
         main = MainThread(self._system.monotonic, self._config.watch.hang_ms / 2e3)
         guard = Guard(host, board, keeper, main)
         main.start()
         keeper.start()
+        raise_priority()  # of this thread alone: what the keeper starts is not to have it
+        heart = sd.Heartbeat(self._system.monotonic)
+        sd.notify("READY=1")
         try:
             while not self._stop.is_set():
+                heart.beat()
                 pids = {side: deaths.pid(side) or host.instances[side].pid() for side in Side}
                 deaths.track(pids)
                 guard.look(deaths.wait(self._config.watch.check_ms / 1e3), pids)
         finally:
+            sd.notify("STOPPING=1")
             keeper.close()
             main.close()
             deaths.close()

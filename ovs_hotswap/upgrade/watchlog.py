@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ovs_hotswap import sd
 from ovs_hotswap.config import Config
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.failover import Backoff
@@ -46,6 +48,7 @@ class Board:
             self._state = after
             text = json.dumps({**after, "written": self._system.wall()}, default=str)
             self._system.write_atomic(state_path(self._config), text + "\n")
+            sd.notify(f"STATUS={status_line(after)}")
 
     def event(self, kind: str, **fields: object) -> None:
         """Add an event and have it on the disk."""
@@ -70,6 +73,18 @@ class Board:
     def may_start(self) -> bool:
         with self._lock:
             return self._backoff.may_start(self._system.monotonic())
+
+
+def status_line(state: Mapping[str, Any]) -> str:
+    """The state in one line, as `systemctl status` shows it."""
+    parts = [
+        f"active {state.get('active') or 'none'}",
+        f"{state.get('health') or 'not looked at yet'}",
+        f"standby {state.get('standby') or 'none'}: {state.get('keeping') or 'not looked at yet'}",
+    ]
+    parts += ["gave up"] if state.get("gave_up") else []
+    parts += [str(state[key]) for key in ("failover_problem", "problem") if state.get(key)]
+    return "; ".join(parts).replace("\n", " ")
 
 
 def read_state(config: Config) -> dict[str, Any] | None:

@@ -16,7 +16,10 @@ class Uplink(Protocol):
     """One NIC's steering. All methods but ``check`` raise UplinkError."""
 
     def owner(self) -> Side | None:
-        """The instance that gets the overlay's traffic now, read back from the kernel; ``None``: neither."""
+        """The instance that gets the overlay's traffic now, read back from the kernel; ``None``: neither.
+
+        What it finds makes the next ``steer`` by this object turn the traffic sooner.
+        """
 
     def steer(self, side: Side) -> None:
         """Give the traffic to ``side``, without losing a packet where the driver can, and prove it by reading back.

@@ -13,10 +13,11 @@ anywhere, and it costs nothing.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Any, Protocol
@@ -140,6 +141,15 @@ def sort(rules: list[Rule], protocol: int, keys: tuple[Key, ...]) -> Found:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What was found at the last look. Indices of devices are not used again, so it cannot mean another device."""
+
+    device: Link
+    rule: Rule
+    links: Mapping[Side, Link]
+
+
 class TcUplink:
     """The driver. ``vtep`` is the VTEP's address, ``mac`` the MAC that the bridge, and so the device, must have."""
 
@@ -152,6 +162,7 @@ class TcUplink:
         self._vtep = vtep
         self._mac = mac.lower()
         self._control = control
+        self._known: _Known | None = None
 
     def owner(self) -> Side | None:
         """The side whose representor the VTEP's filter redirects to; ``None`` if there is no filter, or it is for
@@ -161,6 +172,7 @@ class TcUplink:
 
     def steer(self, side: Side) -> None:
         with self._control.open() as kernel:
+            self._steer_as_known(kernel, side)
             device = _need(kernel, self._device)
             links = {one: _need(kernel, name) for one, name in self._representors.items()}
             for name, link in ((self._device, device), (self._representors[side], links[side])):
@@ -177,7 +189,15 @@ class TcUplink:
                 hint=f"tc filter show dev {self._device} ingress",
             )
 
+    def _steer_as_known(self, kernel: Kernel, side: Side) -> None:
+        """The one act that turns the traffic first (1 ms); all the looking comes after it (10 ms)."""
+        known, self._known = self._known, None
+        if known is not None and side in known.links and known.rule.target != known.links[side].index:
+            with contextlib.suppress(NetlinkError, UplinkError):  # the world has changed: it is looked at next
+                kernel.replace(known.device, replace(known.rule, target=known.links[side].index))
+
     def clear(self) -> None:
+        self._known = None
         with self._control.open() as kernel:
             for name, protocol, keys in self._places():
                 link = kernel.link(name)
@@ -198,14 +218,14 @@ class TcUplink:
         return findings or [Finding("uplink", Severity.OK, text)]
 
     def _owner(self, kernel: Kernel) -> Side | None:
-        ours = sort(kernel.rules(_need(kernel, self._device)), ETH_P_IP, self._keys).ours
+        device = _need(kernel, self._device)
+        links = {side: kernel.link(name) for side, name in self._representors.items()}
+        ours = sort(kernel.rules(device), ETH_P_IP, self._keys).ours
         if ours is None or ours.keys != self._keys:
             return None
-        for side, name in self._representors.items():
-            link = kernel.link(name)
-            if link is not None and link.index == ours.target:
-                return side
-        return None
+        there = {side: link for side, link in links.items() if link is not None}
+        self._known = _Known(device, ours, there)
+        return next((side for side, link in there.items() if link.index == ours.target), None)
 
     def _places(self) -> list[tuple[str, int, tuple[Key, ...]]]:
         back = [(name, ETH_P_ALL, ANY) for name in self._representors.values()]
@@ -277,7 +297,7 @@ class RtnlTrafficControl:
         self._keep = keep
         self._kept: Any = None
 
-    @contextmanager
+    @contextlib.contextmanager
     def open(self) -> Iterator[Kernel]:
         route = self._kept
         try:
@@ -317,10 +337,14 @@ class RtnlKernel:
 
     def replace(self, link: Link, rule: Rule) -> None:
         try:
-            self._route.tc("add", "clsact", link.index)
+            self._replace(link, rule)
         except NetlinkError as error:
-            if error.code != errno.EEXIST:
+            if error.code != errno.EINVAL:  # there is no clsact yet (net/sched/cls_api.c, __tcf_qdisc_find)
                 raise
+            self._route.tc("add", "clsact", link.index)
+            self._replace(link, rule)
+
+    def _replace(self, link: Link, rule: Rule) -> None:
         self._route.tc(
             "replace-filter", "u32", link.index, handle=rule.handle or NODE, parent=INGRESS, prio=rule.priority,
             protocol=rule.protocol, target=0, keys=[_text(key) for key in rule.keys],

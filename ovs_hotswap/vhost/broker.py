@@ -10,30 +10,37 @@ import contextlib
 import gc
 import grp
 import inspect
+import json
 import logging
 import os
 import resource
 import signal
 import socket
+import struct
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Iterator, Set
 from typing import Any
 
-from ovs_hotswap import __version__
+from ovs_hotswap import __version__, sd
 from ovs_hotswap.config import Config, read_active
 from ovs_hotswap.errors import BrokerError, BusyError, ConfigError, HotswapError
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import load_intent
+from ovs_hotswap.priority import preferred, raise_priority
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.system import System
 from ovs_hotswap.vhost import control, succession
-from ovs_hotswap.vhost.memory import make_scratch
+from ovs_hotswap.vhost.channel import listen
+from ovs_hotswap.vhost.keeping import Keeping
+from ovs_hotswap.vhost.memory import make_scratch, waits
 from ovs_hotswap.vhost.move import Mover
+from ovs_hotswap.vhost.ping import ping_forever
 from ovs_hotswap.vhost.processes import Processes
 from ovs_hotswap.vhost.report import vm_document
+from ovs_hotswap.vhost.snapshot import VmParts
 from ovs_hotswap.vhost.succession import Inherited
+from ovs_hotswap.vhost.vault import Vault
 from ovs_hotswap.vhost.vm import Vm
 
 log = logging.getLogger(__name__)
@@ -44,6 +51,8 @@ _ACCEPT_RETRY_S = 1.0
 _PARK_TIMEOUT_S = 10.0  # a first use creates mempools under the device lock: half a second was measured
 _MOVE_TIMEOUT_S = 2.0
 _TICK_S = 0.001
+_CHANGES = {"park", "unpark", "move", "reload", "stop"}  # of the control socket's methods: logged with who asked
+_PEER = struct.Struct("3i")  # struct ucred: unix(7), SO_PEERCRED
 
 
 class _Seat:
@@ -85,7 +94,9 @@ class Broker:
         self._loop = loop
         self._home = home
         self._seats: dict[str, _Seat] = {}
-        self._processes = Processes(loop, self._process_ended)
+        pid_files = [InstancePaths.of(config, side).vswitchd_pid for side in Side]
+        self._processes = Processes(loop, self._process_ended, pid_files)
+        self._keeping = Keeping(loop, Vault.kept(), keeps=sd.supervised())
         self._stopping = asyncio.Event()
         self._started = time.monotonic()
         self._methods: dict[str, Callable[..., Awaitable[Any]]] = {
@@ -98,26 +109,35 @@ class Broker:
         BrokerError if a socket cannot be made."""
         try:
             if inherited is None:
-                self.load()
+                self._begin()
             else:
                 self._inherit(inherited)
             await self._run(await self._serve(inherited))
         finally:
             self.close()
 
+    def _begin(self) -> None:
+        """Anew, or with the VMs that an earlier broker kept, whatever has become of the intent meanwhile."""
+        try:
+            self.load()
+        except ConfigError as error:
+            if not self._keeping.earlier:
+                raise
+            log.error("the VMs of the earlier broker are served on: %s", error.message)
+            self._make(self._keeping.earlier)
+
     def _inherit(self, inherited: Inherited) -> None:
-        for name, (given, listeners) in inherited.vms.items():
-            for link in given.links.values():
-                self._processes.track(link.pid)
-            for pid in (*given.suspects.values(), *([given.cut_pid] if given.cut_pid else [])):
-                self._processes.track(pid)
-            vm = Vm(name, self._loop, self._processes, given.scratch, self._home, self._config.broker.withheld)
-            succession.restore(vm, given)
-            self._seat_vm(vm, listeners)
-        for seat in self._seats.values():
-            seat.vm.go_on()
-            seat.vm.assign()
+        for given, listeners in inherited.vms.values():
+            self._restore(given, listeners)
         self._reload_logged()
+
+    def _restore(self, given: VmParts, listeners: dict[Side, socket.socket]) -> None:
+        """Go on with a VM where another broker left off."""
+        vm = Vm(given.name, self._loop, self._processes, given.scratch, self._home, self._config.broker.withheld)
+        succession.restore(vm, given, self._processes.track)
+        self._seat_vm(vm, listeners)
+        vm.go_on()
+        vm.assign()
 
     async def _run(self, server: asyncio.AbstractServer) -> None:
         self._serving = True
@@ -126,17 +146,23 @@ class Broker:
         self._loop.add_signal_handler(signal.SIGHUP, self._reload_logged)
         gc.collect()
         gc.freeze()
+        sd.notify("READY=1", f"STATUS=serves {len(self._seats)} VMs")
         log.info("broker %s serves %d VMs on %s", __version__, len(self._seats), self._config.broker_socket)
-        connector = self._loop.create_task(self._connect_qemus())
-        self._successors = _listen(self._config.successor_socket)
+        tasks = [self._loop.create_task(each) for each in (self._connect_qemus(), ping_forever())]
+        self._successors = listen(self._config.successor_socket)
         self._loop.add_reader(self._successors.fileno(), self._successor_came)
         try:
             await self._stopping.wait()
+            sd.notify("STOPPING=1")
+            with contextlib.suppress(BrokerError):
+                await self._until(self._keeping.save, succession.TIMEOUT_S, "VMs are not settled")
         finally:
-            connector.cancel()
+            for task in tasks:
+                task.cancel()
             server.close()
             if not self._succeeded:
-                self._config.broker_socket.unlink(missing_ok=True)
+                if not sd.supervised():  # else clients wait for the next broker
+                    self._config.broker_socket.unlink(missing_ok=True)
                 self._config.successor_socket.unlink(missing_ok=True)
 
     def _successor_came(self) -> None:
@@ -176,26 +202,38 @@ class Broker:
         for name in names:
             if len(os.fsencode(self._config.qemu_socket(name))) > 107:
                 raise ConfigError(f"vm {name}: path of its socket is longer than 107 bytes")
+        self._make(names)
+
+    def _make(self, names: Set[str]) -> None:
         self._home = read_active(self._config) or self._home
         for name in sorted(names - self._seats.keys()):
             self._add(name)
         for name in sorted(self._seats.keys() - names):
+            self._keeping.remove(name, forget=True)
             self._remove(name)
+        self._keeping.forget_others()
 
     def _add(self, name: str) -> None:
-        suspects = self._suspects(name)
+        kept = self._keeping.take(name)
+        suspects = {**self._suspects(name), **kept.pids}
         listeners: dict[Side, socket.socket] = {}
         try:
             for side in Side:
-                listeners[side] = _listen(self._config.vhost_socket(side, name))
+                listeners[side] = listen(self._config.vhost_socket(side, name))
         except BrokerError:
             for listener in listeners.values():
                 listener.close()
             raise
+        if kept.state is not None:
+            self._restore(kept.state, listeners)
+            return
+        for pid in suspects.values():
+            self._processes.track(pid)
         vm = Vm(name, self._loop, self._processes, make_scratch(), self._home, self._config.broker.withheld, suspects)
         self._seat_vm(vm, listeners)
 
     def _seat_vm(self, vm: Vm, listeners: dict[Side, socket.socket]) -> None:
+        self._keeping.add(vm)
         seat = self._seats[vm.name] = _Seat(vm, Mover(vm, self._loop, self._config.broker.fence_ms / 1e3), listeners)
         for side, listener in listeners.items():
             self._loop.add_reader(listener.fileno(), self._accept, seat, side)
@@ -210,7 +248,6 @@ class Broker:
             if pid is None or f"--pidfile={paths.vswitchd_pid}" not in self._system.cmdline(pid):
                 continue
             if self._config.vhost_socket(side, name).exists():
-                self._processes.track(pid)
                 found[side] = pid
         return found
 
@@ -239,8 +276,10 @@ class Broker:
             self._loop.add_reader(seat.listeners[side].fileno(), self._accept, seat, side)
 
     def _process_ended(self, pid: int) -> None:
-        for seat in self._seats.values():
-            seat.vm.process_ended(pid)
+        """Whoever served VMs died: those whose guests wait for a switch are given another one first."""
+        with preferred():
+            for seat in sorted(self._seats.values(), key=lambda seat: not waits(seat.vm.state)):
+                seat.vm.process_ended(pid)
 
     async def _connect_qemus(self) -> None:
         while True:
@@ -270,7 +309,7 @@ class Broker:
 
     async def _serve(self, inherited: Inherited | None) -> asyncio.AbstractServer:
         path = self._config.broker_socket
-        listener = _listen(path, mode=0o660) if inherited is None else inherited.control
+        listener = listen(path, mode=0o660) if inherited is None else inherited.control
         self._control = listener
         if self._config.broker.group is not None:
             try:
@@ -284,11 +323,14 @@ class Broker:
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # Cancelled when the broker ends: asyncio's streams would log that as an error (cpython issue 110894).
         with contextlib.closing(writer), contextlib.suppress(ConnectionError, ValueError, asyncio.CancelledError):
+            pid, user, _ = _PEER.unpack(
+                writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+            )
             while line := await reader.readline():
-                writer.write(control.encode(await self._handle(line)))
+                writer.write(control.encode(await self._handle(line, f"asked by user {user}, process {pid}")))
                 await writer.drain()
 
-    async def _handle(self, line: bytes) -> dict[str, Any]:
+    async def _handle(self, line: bytes, who: str) -> dict[str, Any]:
         try:
             request = control.decode_request(line)
             method = self._methods.get(request.method)
@@ -298,6 +340,8 @@ class Broker:
                 inspect.signature(method).bind(**request.params)
             except TypeError as error:
                 raise BrokerError(f"{request.method}: {error}") from error
+            if request.method in _CHANGES:
+                log.info("%s %s: %s", request.method, json.dumps(request.params), who)
             return {"result": await method(**request.params)}
         except HotswapError as error:
             return control.error_document(error)
@@ -316,6 +360,7 @@ class Broker:
             "pid": os.getpid(),
             "uptime_s": round(time.monotonic() - self._started, 3),
             "vms": len(self._seats),
+            "supervised": sd.supervised(),
             "home": self._home,
         }
 
@@ -384,8 +429,10 @@ class Broker:
         self._loop.call_later(0.05, self._stopping.set)
 
     def close(self) -> None:
-        """Hang up on everybody; after a succession, only let go of what the successor has too."""
+        """Hang up on everybody, or only let go of what a successor has too or what is kept for the next broker."""
+        self._keeping.save()
         for name in list(self._seats):
+            self._keeping.remove(name, forget=False)
             self._remove(name, forget=not self._serving)
         self._processes.close()
 
@@ -397,21 +444,6 @@ def _side(text: str) -> Side:
         raise BrokerError(f"no side {text!r}; there are a and b") from error
 
 
-def _listen(path: Path, mode: int = 0o600) -> socket.socket:
-    """A listening socket at ``path``, in the place of one that a dead broker left."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        listener.bind(str(path))
-        path.chmod(mode)
-        listener.listen(16)
-    except OSError as error:
-        listener.close()
-        raise BrokerError(f"{path}: {error.strerror}") from error
-    return listener
-
-
 def serve(config: Config, system: System, *, take_over: bool = False) -> None:
     """Run a broker in this process until it is told to stop, or succeeded.
 
@@ -421,6 +453,7 @@ def serve(config: Config, system: System, *, take_over: bool = False) -> None:
     # Some ten descriptors a VM and two more a ring: the usual soft limit of 1024 is meant for users of select(2).
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_priority()
     inherited = succession.take_over(config) if take_over else None
     with _lock(config, system, patient=take_over):
         pid_file = config.run_dir / "broker.pid"

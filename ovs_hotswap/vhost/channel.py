@@ -14,8 +14,9 @@ import struct
 import time
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 
-from ovs_hotswap.errors import ProtocolError
+from ovs_hotswap.errors import BrokerError, ProtocolError
 from ovs_hotswap.vhost.wire import Descriptor, Frame, FrameReader
 
 _serials = itertools.count(1)
@@ -177,6 +178,21 @@ class Channel:
         for _, descriptors in self._outbox:
             _close(descriptors)
         self._outbox.clear()
+
+
+def listen(path: Path, mode: int = 0o600) -> socket.socket:
+    """A listening socket at ``path``, in the place of one that a dead process left. Raises BrokerError."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        listener.bind(str(path))
+        path.chmod(mode)
+        listener.listen(16)
+    except OSError as error:
+        listener.close()
+        raise BrokerError(f"{path}: {error.strerror}") from error
+    return listener
 
 
 def _wait(sock: socket.socket, event: int, deadline: float) -> bool:

@@ -15,10 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
+
 from ovs_hotswap import errors
 from ovs_hotswap.errors import BrokerError, HotswapError
 from ovs_hotswap.model import Side
 
+RESTART_S = 2.0  # a service manager has started a broker again by then
 LINE_LIMIT = 16 << 20  # bytes; 255 VMs with 64 rings each are about 4 MiB
 
 
@@ -98,17 +101,29 @@ class BrokerClient:
         if self._socket is not None and _hung_up(self._socket):
             self.close()
         if self._socket is None:
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            connection.settimeout(self._timeout)
             try:
-                connection.connect(str(self._path))
+                self._socket = self._connect()
             except OSError as error:
-                connection.close()
                 raise BrokerError(
                     f"broker at {self._path}: {error.strerror or error}", hint="start it: `ovs-hotswap broker start`"
                 ) from error
-            self._socket = connection
         return self._socket
+
+    @retry(
+        retry=retry_if_exception_type(ConnectionRefusedError),  # a socket that nobody listens on: a broker restarts
+        stop=stop_after_delay(RESTART_S),
+        wait=wait_fixed(0.01),
+        reraise=True,
+    )
+    def _connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(self._timeout)
+        try:
+            connection.connect(str(self._path))
+        except OSError:
+            connection.close()
+            raise
+        return connection
 
     def _line(self, connection: socket.socket) -> bytes:
         while b"\n" not in self._received:

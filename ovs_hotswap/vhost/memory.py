@@ -16,7 +16,7 @@ from ovs_hotswap.errors import ProtocolError
 from ovs_hotswap.vhost import wire
 from ovs_hotswap.vhost.channel import OwnedFd
 from ovs_hotswap.vhost.replay import SCRATCH_SIZE
-from ovs_hotswap.vhost.session import Ring
+from ovs_hotswap.vhost.session import GuestState, Ring
 from ovs_hotswap.vhost.wire import Region, Request
 
 _INDEX = struct.Struct("<H")
@@ -38,6 +38,13 @@ def indices(regions: Sequence[Region], ring: Ring) -> Indices:
     if ring.address is None:
         return Indices(None, None)
     return Indices(_index(regions, ring.address.available), _index(regions, ring.address.used))
+
+
+def waits(state: GuestState) -> bool:
+    """Whether the guest has something to send that no switch has taken (transmit rings are the odd ones: virtio 1.2,
+    5.1.2)."""
+    seen = [indices(state.memory, state.rings[index]) for index in state.started if index % 2]
+    return any(each.available != each.used for each in seen)
 
 
 def _index(regions: Sequence[Region], start: int) -> int | None:

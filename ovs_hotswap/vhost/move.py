@@ -7,13 +7,12 @@ are waited for and taken out of the capture rings (``capture``).
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from ovs_hotswap.errors import BrokerError, ProtocolError, StateUnknown
 from ovs_hotswap.model import Side
+from ovs_hotswap.priority import preferred
 from ovs_hotswap.vhost import handover
 from ovs_hotswap.vhost.capture import Catch, Caught
 from ovs_hotswap.vhost.channel import PeerClosed
@@ -68,6 +67,7 @@ class Mover:
             return Swap(Outcome.MOVED)
         if reason := self.why_not(to):
             raise BrokerError(f"vm {vm.name} cannot move to {to}: {reason}")
+        vm.touched()
         if vm.qemu is None:
             vm.home = to  # no guest: nothing to move, but the next one goes there
             return Swap(Outcome.MOVED)
@@ -79,7 +79,7 @@ class Mover:
         parking = {**places(vm.state, Role.PARKED), **waiting}
         ready = handover.prepare(old, new, parking, places(vm.state, Role.OWNER), vm.calls())
         vm.ownership = vm.ownership.letting_go()
-        with _preferred():
+        with preferred():
             result = handover.swap(ready, self._fence_s)
         vm.last_swap = result
         try:
@@ -142,6 +142,7 @@ class Mover:
         settled = self._settled = self._loop.create_future()
 
         def park() -> None:
+            vm.touched()
             for link in (old, new):
                 vm.sync(link.side)
             if vm.links.get(old.side) is not old or vm.links.get(new.side) is not new:
@@ -166,21 +167,9 @@ class Mover:
     def _retreat(self, link: Link) -> None:
         """A side that was given the rings and stays silent is asked for them back; if it dies instead, that does."""
         vm = self._vm
+        vm.touched()
         if vm.ownership == Ownership(link.side, Certainty.TAKING) and vm.links.get(link.side) is link:
             vm.take_back(link)
-
-
-@contextlib.contextmanager
-def _preferred() -> Iterator[None]:
-    """Real-time priority for this process, if it is permitted, for the moment in which a guest has no switch."""
-    normal = os.sched_getscheduler(0), os.sched_getparam(0)
-    with contextlib.suppress(PermissionError):
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    try:
-        yield
-    finally:
-        with contextlib.suppress(PermissionError):
-            os.sched_setscheduler(0, *normal)
 
 
 def _settle(settled: asyncio.Future[list[Caught]], caught: list[Caught]) -> None:

@@ -3,45 +3,62 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ovs_hotswap.exits import Exit
 
 
 class Processes:
-    """Watches processes by pidfd, which cannot mistake a recycled pid for the process it was opened for.
+    """Watches processes (``Exit``: by pidfd, which cannot mistake a recycled pid for the process it was opened for).
 
-    ``ended_callback(pid)`` is called in the event loop once all threads of a tracked process have ended.
+    ``ended_callback(pid)`` is called in the event loop once no thread of a tracked process can touch memory any more.
+    ``pid_files``: what a switch may hold a lock on.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, ended_callback: Callable[[int], None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, ended_callback: Callable[[int], None], pid_files: Sequence[Path] = ()
+    ) -> None:
         self._loop = loop
         self._callback = ended_callback
-        self._pidfds: dict[int, int] = {}
+        self._pid_files = pid_files
+        self._exits: dict[int, Exit] = {}
+        self._doubted: set[int] = set()
 
     def track(self, pid: int) -> None:
         """Watch ``pid`` from now on; called while its connection is open, so that the pid is still its own."""
-        if pid in self._pidfds:
+        if pid in self._exits:
             return
         try:
-            pidfd = os.pidfd_open(pid)
+            made = Exit(pid, self._pid_files)
         except ProcessLookupError:
             self._loop.call_soon(self._callback, pid)
             return
-        self._pidfds[pid] = pidfd
-        self._loop.add_reader(pidfd, self._ended, pid)
+        self._exits[pid] = made
+        self._loop.add_reader(made.fileno(), self._look, pid)
+
+    def doubt(self, pid: int) -> None:
+        """One of its connections closed: look soon whether it has ended."""
+        if pid in self._exits and pid not in self._doubted:
+            self._doubted.add(pid)
+            self._loop.call_soon(self._look, pid)
 
     def ended(self, pid: int) -> bool:
         """Whether a process that was tracked is dead."""
-        return pid not in self._pidfds
+        return pid not in self._exits
 
-    def _ended(self, pid: int) -> None:
-        pidfd = self._pidfds.pop(pid)
-        self._loop.remove_reader(pidfd)
-        os.close(pidfd)
+    def _look(self, pid: int) -> None:
+        self._doubted.discard(pid)
+        found = self._exits.get(pid)
+        if found is None or not found.ended():
+            return
+        del self._exits[pid]
+        self._loop.remove_reader(found.fileno())
+        found.close()
         self._callback(pid)
 
     def close(self) -> None:
-        for pidfd in self._pidfds.values():
-            self._loop.remove_reader(pidfd)
-            os.close(pidfd)
-        self._pidfds.clear()
+        for each in self._exits.values():
+            self._loop.remove_reader(each.fileno())
+            each.close()
+        self._exits.clear()

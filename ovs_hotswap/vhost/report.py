@@ -21,6 +21,7 @@ def vm_document(vm: Vm) -> dict[str, Any]:
         "qemu": None if vm.qemu is None else vm.qemu.peer_pid,
         "owner": vm.ownership.holder,
         "certainty": vm.ownership.certainty,
+        "owner_since": vm.owner_since,
         "home": vm.home,
         "features": None if features is None else f"{features:#x}",
         "feature_names": [] if features is None else wire.feature_names(features),

@@ -1,4 +1,4 @@
-"""Starting and stopping the broker as a background process, where no service manager does it."""
+"""Starting and stopping the broker: by systemd where its unit is installed, else as a background process."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from typing import Any
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.system import System
+from ovs_hotswap.systemctl import Unit
 from ovs_hotswap.vhost.control import BrokerClient
 
 _POLL_S = 0.05
+_UNIT = "ovs-hotswap-broker.service"
 
 
 def start_broker(config: Config, system: System, config_path: Path, timeout: float) -> dict[str, Any]:
     """Have a broker run and return its status. Raises BrokerError if none answers within ``timeout`` seconds."""
+    unit = Unit(_UNIT, system)
+    if unit.serves(config):
+        return _by_systemd(unit, config, timeout, "start")
     config.run_dir.mkdir(parents=True, exist_ok=True)
     log = config.run_dir / "broker.log"
     pid = system.read_pid(config.run_dir / "broker.pid")
@@ -38,7 +43,18 @@ def start_broker(config: Config, system: System, config_path: Path, timeout: flo
 
 def replace_broker(config: Config, system: System, config_path: Path, timeout: float) -> dict[str, Any]:
     """Have a new process succeed the broker that runs, and return its status. Raises BrokerError; the old one then goes
-    on."""
+    on.
+
+    Under systemd the unit is restarted, with what its descriptor store holds: a successor that is not in the unit would
+    end with this session, and the unit would start a third broker.
+    """
+    unit = Unit(_UNIT, system)
+    if unit.serves(config):
+        return _by_systemd(unit, config, timeout, "restart")
+    with BrokerClient(config.broker_socket) as client:
+        if client.status()["supervised"]:
+            raise BrokerError("the broker is systemd's to replace: its descriptors are kept meanwhile",
+                              hint="`systemctl restart ovs-hotswap-broker`")  # fmt: skip
     log = config.run_dir / "broker.log"
     pid = system.spawn(
         [sys.executable, "-m", "ovs_hotswap", "--config", str(config_path), "broker", "run", "--take-over"], log=log
@@ -62,11 +78,24 @@ def replace_broker(config: Config, system: System, config_path: Path, timeout: f
 
 def stop_broker(config: Config, system: System) -> bool:
     """End the broker; return whether there was one. Raises CommandError if it does not die."""
+    unit = Unit(_UNIT, system)
+    if unit.serves(config):
+        there = unit.active() not in {"inactive", "failed"}
+        unit.stop()
+        return there
     pid = system.read_pid(config.run_dir / "broker.pid")
     if pid is None or "broker" not in system.cmdline(pid):
         return False
     system.kill(pid)
     return True
+
+
+def _by_systemd(unit: Unit, config: Config, timeout: float, verb: str) -> dict[str, Any]:
+    complaint = unit.start(timeout, verb)
+    if complaint is not None:
+        raise BrokerError(f"{unit.name} did not {verb}: {complaint}", hint=unit.hint)
+    with BrokerClient(config.broker_socket) as client:
+        return client.status()
 
 
 def _last_line(log: Path) -> str:

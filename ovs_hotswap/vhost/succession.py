@@ -9,12 +9,13 @@ send meanwhile waits in their sockets. So at no time do two brokers act, and at 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,21 +41,32 @@ class Inherited:
     vms: dict[str, tuple[VmParts, dict[Side, socket.socket]]]
 
 
-def parts(vm: Vm) -> VmParts:
-    """The state of a VM that is settled and paused. Connections are duplicates, which the caller closes."""
+@contextlib.contextmanager
+def parts(vm: Vm) -> Iterator[VmParts]:
+    """The state of a VM that is settled. Connections are duplicates, closed in the end."""
     links = {}
     for side, link in vm.links.items():
         assert link.offer is not None
         links[side] = LinkParts(link.channel.duplicate(), link.pid, link.offer, link.told)
-    return VmParts(
+    made = VmParts(
         name=vm.name, home=vm.home, state=vm.state, ownership=vm.ownership, scratch=vm.scratch,
         qemu=None if vm.qemu is None else vm.qemu.duplicate(), offered=vm.offered, links=links,
         park_wanted=frozenset(vm.park_wanted), suspects=vm.suspects, cut_pid=vm.cut_pid, moves=vm.moves,
     )  # fmt: skip
+    try:
+        yield made
+    finally:
+        for each in links.values():
+            each.connection.close()
+        if made.qemu is not None:
+            made.qemu.close()
 
 
-def restore(vm: Vm, given: VmParts) -> None:
-    """Make a fresh ``vm`` what ``given`` says, without touching a connection. It owns the descriptors from then on."""
+def restore(vm: Vm, given: VmParts, track: Callable[[int], None]) -> None:
+    """Make a fresh ``vm`` what ``given`` says, without touching a connection. It owns the descriptors from then on.
+
+    ``track`` is called with each process whose end matters to it.
+    """
     vm.home, vm.state, vm.ownership, vm.offered = given.home, given.state, given.ownership, given.offered
     vm.park_wanted, vm.suspects = set(given.park_wanted), dict(given.suspects)
     vm.cut_pid, vm.moves = given.cut_pid, given.moves
@@ -63,6 +75,8 @@ def restore(vm: Vm, given: VmParts) -> None:
         made = Link(side, Channel(_socket(link.connection)))
         made.pid, made.offer, made.told = link.pid, link.offer, link.told
         vm.links[side] = made
+    for pid in {*vm.switch_pids.values(), *vm.suspects.values()}:
+        track(pid)
 
 
 def _socket(descriptor: Any) -> socket.socket:
@@ -78,17 +92,17 @@ def hand_over(
 
     Raises BrokerError if the successor did not become ready in time: the old broker is then still the broker.
     """
-    table, duplicates = Table(), list[OwnedFd]()
+    table = Table()
+    with contextlib.ExitStack() as stack:
 
-    def own(of: socket.socket) -> int:
-        duplicates.append(OwnedFd(os.dup(of.fileno())))
-        return table.add(duplicates[-1])
+        def own(of: socket.socket) -> int:
+            duplicate = OwnedFd(os.dup(of.fileno()))
+            stack.callback(duplicate.close)
+            return table.add(duplicate)
 
-    document: dict[str, Any] = {"format": FORMAT, "control": own(control), "vms": []}
-    given = [parts(vm) for vm, _ in vms]
-    try:
-        for (_, listeners), each in zip(vms, given, strict=True):
-            entry = encode(each, table)
+        document: dict[str, Any] = {"format": FORMAT, "control": own(control), "vms": []}
+        for vm, listeners in vms:
+            entry = encode(stack.enter_context(parts(vm)), table)
             document["vms"].append({"vm": entry, "listeners": {side: own(s) for side, s in listeners.items()}})
         connection.settimeout(TIMEOUT_S)
         try:
@@ -98,14 +112,6 @@ def hand_over(
             connection.sendall(_GO)
         except OSError as error:
             raise BrokerError(f"the successor did not become ready: {error or 'time-out'}") from error
-    finally:
-        for descriptor in duplicates:
-            descriptor.close()
-        for each in given:
-            for link in each.links.values():
-                link.connection.close()
-            if each.qemu is not None:
-                each.qemu.close()
 
 
 def _send(connection: socket.socket, document: dict[str, Any], fds: list[int]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -62,6 +63,7 @@ class Vm:
         self.offered: Offer | None = None
         self.moves = 0
         self.last_swap: Swap | None = None
+        self.owner_since: float | None = None  # seconds since the epoch
         self.last_error: str | None = None
         self._withheld = withheld
         self._loop = loop
@@ -71,11 +73,13 @@ class Vm:
         self._owed: Callable[[], None] | None = None
         self._owed_ring: int | None = None
         self.cut_pid = 0
+        self.touched: Callable[[], None] = lambda: None  # called before anything changes
 
     # -- switches ----------------------------------------------------------------------------------------------
 
     def accept(self, side: Side, connection: socket.socket) -> None:
         """Take a switch's new connection, or refuse it while an older one, or its process, may still hold the rings."""
+        self.touched()
         link = Link(side, Channel(connection))
         before = self.links.get(side)
         if before is not None and (self.ownership.holder is not side or before.channel.hung_up):
@@ -94,6 +98,7 @@ class Vm:
             return
         self.ownership = self.ownership.released(side, Proof.RECONNECTED)
         self.links[side] = link
+        self.touched()  # before this process is given anything
         self._loop.add_reader(link.channel.fileno(), self._read_link, link)
         self.guarded(link, lambda: link.probe(lambda offer: self._probed(link)))
 
@@ -107,6 +112,7 @@ class Vm:
         self.sync(link.side)
 
     def _read_link(self, link: Link) -> None:
+        self.touched()
         for _ in range(_FRAMES_PER_TURN):
             try:
                 frame = link.channel.receive()
@@ -140,9 +146,12 @@ class Vm:
             self._pay()
             if self._processes.ended(link.pid):
                 self.process_ended(link.pid)
+            self._processes.doubt(link.pid)
 
     def process_ended(self, pid: int) -> None:
         """A switch's process is dead, which proves it off every ring."""
+        if pid in self.switch_pids.values():
+            self.touched()
         for side, link in list(self.links.items()):
             if link.pid == pid:
                 self.drop_link(side, f"process {pid} ended")
@@ -201,6 +210,7 @@ class Vm:
     def confirmed(self, side: Side) -> None:
         if self.ownership == Ownership(side, Certainty.TAKING):
             self.ownership = self.ownership.confirm()
+            self.owner_since = time.time()
             self.home = side
             self._wake_guest()
 
@@ -241,6 +251,7 @@ class Vm:
             self._loop.add_writer(link.channel.fileno(), self._write_link, link)
 
     def _write_link(self, link: Link) -> None:
+        self.touched()
         self._loop.remove_writer(link.channel.fileno())
         self.guarded(link, link.channel.flush)
 
@@ -258,6 +269,7 @@ class Vm:
 
     def connected(self, connection: socket.socket) -> None:
         """Take a fresh connection to the VM's QEMU."""
+        self.touched()
         offers = [link.offer for link in self.links.values() if link.offer is not None]
         offered = offers[0]
         for other in offers[1:]:
@@ -269,6 +281,7 @@ class Vm:
         self.assign()
 
     def _read_qemu(self) -> None:
+        self.touched()
         for _ in range(_FRAMES_PER_TURN):
             if self.qemu is None or self._owed is not None:
                 return
@@ -408,11 +421,13 @@ class Vm:
         if missing := self.missing(side):
             names = ", ".join(wire.feature_names(missing))
             raise BrokerError(f"vm {self.name} uses features that switch {side} does not offer: {names}")
+        self.touched()
         self.park_wanted.add(side)
         self.sync(side)
         self.assign()
 
     def unpark(self, side: Side) -> None:
+        self.touched()
         self.park_wanted.discard(side)
         self.sync(side)
 
@@ -435,6 +450,14 @@ class Vm:
             self._loop.call_later(delay, lambda: handover.notify(self.calls()))
 
     # -- succession --------------------------------------------------------------------------------------------
+
+    @property
+    def switch_pids(self) -> dict[Side, int]:
+        """The processes that may be on the VM's rings, or be given them."""
+        found = {side: pid for side, pid in self.suspects.items() if side in self.ownership.suspects}
+        if self.ownership.holder is not None and self.ownership.certainty is Certainty.CUT:
+            found[self.ownership.holder] = self.cut_pid
+        return {**found, **{side: link.pid for side, link in self.links.items()}}
 
     @property
     def settled(self) -> bool:

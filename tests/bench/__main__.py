@@ -1,147 +1,34 @@
-"""``make bench``: hand-over times on the broker's clock, and what guests notice, beside a plain restart.
-
-One lab, one run: the noise floor (same traffic, nothing done), the moves, the restart. Writes a JSON report.
-"""
+"""The benchmarks: ``python -m tests.bench [NAME]``; without a name the hand-over under QEMU guests (``make bench``)."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
-from pathlib import Path
-from typing import Any
 
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.errors import HotswapError
-from ovs_hotswap.lab import RELEASE_CACHE, Lab
-from ovs_hotswap.lab.demo import SUITE, Demo, Phase
-from ovs_hotswap.lab.pings import quantile
-from ovs_hotswap.model import Side
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.context import Upgrade
-from ovs_hotswap.upgrade.plan import Run
-from ovs_hotswap.upgrade.records import Facts
-from ovs_hotswap.upgrade.steps import MoveVms, move_all, upgrade_plan
+from tests.bench import failover, moves, soak
 
-DIRECTORY = Path("/run/ovs-hotswap-bench")
-P50_MS, P99_MS = 0.4, 3.0  # the bars for a 2-core machine
-PAUSE_S = 0.05
+BENCHMARKS = {"moves": moves, "failover": failover, "soak": soak}
 
 
-class _Notes(Run):
-    """Facts of steps that are run without a journal."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, Any] = {}
-        super().__init__(lambda: self._kept, self.keep, lambda _event: None)
-
-    def keep(self, facts: Facts) -> None:
-        self._kept.update(facts)
-
-
-class Bench:
-    def __init__(self, lab: Lab, system: System, output: Output, moves: int) -> None:
-        self._lab, self._system, self._output, self._moves = lab, system, output, moves
-        self._demo = Demo(lab, system, output.line, lambda: nullcontext(lambda _event: None))
-
-    def run(self) -> dict[str, Any]:
-        """Raises HotswapError if the lab or an instance fails."""
-        host = self._demo.start()
-        self._output.line("noise floor")
-        quiet = self._demo.quiet()
-        context = Upgrade(host, Side.A, Side.B, SUITE)
-        run = _Notes()
-        self._output.line("opening the window: two instances, every VM parked on the standby")
-        steps = upgrade_plan().before
-        for step in steps[: next(number for number, step in enumerate(steps) if isinstance(step, MoveVms))]:
-            run.keep(step.facts(context, run))
-            step.do(context, run)
-        self._output.line(f"{self._moves} moves")
-        times: list[float] = []
-
-        def move() -> dict[str, float]:
-            to = Side.B
-            while len(times) < self._moves:
-                times.extend(move_all(host, to, run).values())
-                to = to.other
-                self._system.sleep(PAUSE_S)
-            move_all(host, Side.A, run)
-            return {}
-
-        moving = self._demo.phase("moves", move)
-        for step in reversed(steps):
-            if run_undo := getattr(step, "undo", None):
-                run_undo(context, run)
-        self._output.line("plain restart, without a broker")
-        restart = self._demo.plain_restart()
-        return self._document(times[: self._moves], quiet, moving, restart)
-
-    def _document(self, times: Sequence[float], quiet: Phase, moving: Phase, restart: Phase) -> dict[str, Any]:
-        ordered = sorted(times)
-        figures = {
-            "moves": len(ordered),
-            "p50_us": quantile(ordered, 0.50),
-            "p90_us": quantile(ordered, 0.90),
-            "p99_us": quantile(ordered, 0.99),
-            "max_us": ordered[-1],
-        }
-        return {
-            "machine": {"kernel": platform.release(), "cpus": self._cpus()},
-            "hand_over": figures,
-            "times_us": list(times),
-            "phases": {phase.name: phase.document() for phase in (quiet, moving, restart)},
-            "restart_over_hand_over": restart.longest_gap_ms * 1000 / (figures["p50_us"] or 1.0),
-        }
-
-    @staticmethod
-    def _cpus() -> int:
-        return len([line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("processor")])
-
-
-def show(output: Output, document: dict[str, Any]) -> None:
-    figures = document["hand_over"]
-    rows = [(key, f"{figures[key]:.0f}") for key in ("moves", "p50_us", "p90_us", "p99_us", "max_us")]
-    output.line()
-    output.table(("hand-over, broker's clock", "value"), rows)
-    output.line()
-    seen = [
-        (name, str(phase["sent"]), str(phase["lost"]), str(phase["duplicated"]), f"{phase['longest_gap_ms']:.1f}")
-        for name, phase in document["phases"].items()
-    ]
-    output.table(("what the guests saw (ping every 10 ms)", "sent", "lost", "doubled", "longest gap ms"), seen)
-    output.line()
-    output.line(f"a plain restart cut the guests off {document['restart_over_hand_over']:.0f} times as long "
-                "as the median hand-over")  # fmt: skip
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--report", type=Path, default=Path("bench-report.json"))
-    parser.add_argument("--moves", type=int, default=50)
-    parser.add_argument("--vms", type=int, default=4)
-    arguments = parser.parse_args()
-    output, system = Output(), System()
+def main(words: list[str]) -> int:
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+        words = ["moves", *words]
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    names = parser.add_subparsers(dest="name", required=True)
+    for name, module in BENCHMARKS.items():
+        summary = (module.__doc__ or "").partition("\n")[0]
+        module.add_arguments(names.add_parser(name, help=summary, description=module.__doc__))
+    arguments = parser.parse_args(words)
+    output = Output()
     try:
-        Lab.existing(DIRECTORY, system).down()
-        lab = Lab(DIRECTORY, arguments.vms, system)
-        with ExitStack() as stack:
-            stack.callback(lab.down)
-            lab.up(RELEASE_CACHE)
-            document = Bench(lab, system, output, arguments.moves).run()
+        return int(BENCHMARKS[arguments.name].run(arguments, output, System()))
     except HotswapError as error:
         output.error(error)
         return error.exit_code
-    arguments.report.write_text(json.dumps(document, indent=2) + "\n")
-    show(output, document)
-    figures = document["hand_over"]
-    if figures["p50_us"] > P50_MS * 1000 or figures["p99_us"] > P99_MS * 1000:
-        output.line(f"over the bar: p50 {P50_MS} ms, p99 {P99_MS} ms")
-        return 1
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

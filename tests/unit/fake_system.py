@@ -65,6 +65,12 @@ class FakeSystem(System):
     def pids(self) -> list[int]:
         return sorted(self.processes)
 
+    def has_memory(self, pid: int) -> bool:
+        return self.alive(pid)
+
+    def end(self, pid: int) -> None:
+        self.kill(pid, grace=0)
+
     def kill(self, pid: int, *, grace: float = 5.0) -> None:
         self.killed.append((pid, grace))
         del self.processes[pid]

@@ -43,6 +43,7 @@ class FakeTrafficControl:
     links: dict[str, Link] = field(default_factory=lambda: {"pf0": PF, "rep-a": REP_A, "rep-b": REP_B})
     installed: dict[int, list[Rule]] = field(default_factory=dict)
     changes: list[str] = field(default_factory=list)
+    acts: list[str] = field(default_factory=list)  # looks and changes
     loses_writes: bool = False
 
     @contextmanager
@@ -50,14 +51,17 @@ class FakeTrafficControl:
         yield self
 
     def link(self, name: str) -> Link | None:
+        self.acts.append(f"link {name}")
         return self.links.get(name)
 
     def rules(self, link: Link) -> list[Rule]:
+        self.acts.append(f"rules {link.index}")
         return list(self.installed.get(link.index, []))
 
     def replace(self, link: Link, rule: Rule) -> None:
         rules = self.installed.setdefault(link.index, [])
         self.changes.append(f"{'replace' if rule.handle else 'add'} {link.index}")
+        self.acts.append(self.changes[-1])
         if self.loses_writes and link is PF:
             return
         for at, old in enumerate(rules):
@@ -105,6 +109,27 @@ def test_flip_replaces_one_action_and_nothing_else(kernel: FakeTrafficControl) -
     kernel.changes.clear()
     uplink(kernel).steer(Side.B)
     assert kernel.changes == [f"replace {PF.index}"]
+    assert uplink(kernel).owner() is Side.B
+
+
+def test_what_was_seen_before_makes_the_flip_the_first_act(kernel: FakeTrafficControl) -> None:
+    uplink(kernel).steer(Side.A)
+    quick = uplink(kernel)
+    assert quick.owner() is Side.A
+    kernel.changes.clear()
+    kernel.acts.clear()
+    quick.steer(Side.B)
+    assert kernel.acts[0] == f"replace {PF.index}"
+    assert kernel.changes == [f"replace {PF.index}"]
+    assert quick.owner() is Side.B
+
+
+def test_a_world_that_changed_since_is_looked_at(kernel: FakeTrafficControl) -> None:
+    uplink(kernel).steer(Side.A)
+    quick = uplink(kernel)
+    assert quick.owner() is Side.A
+    uplink(kernel).clear()
+    quick.steer(Side.B)
     assert uplink(kernel).owner() is Side.B
 
 

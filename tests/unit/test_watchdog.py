@@ -73,6 +73,9 @@ class FakeInstance:
     def status(self) -> Any:
         return type("Status", (), {"state": self.world.state[self.side], "release": RELEASE})
 
+    def has_memory(self) -> bool:
+        return self.pid() is not None
+
     def kill(self) -> None:
         self.world.done.append(f"kill {self.side}")
         self.world.die(self.side)
@@ -99,8 +102,8 @@ class FakeBroker:
             side.value: {"connected": world.pid[side] is not None, "missing": [], "parked": side in world.parked[name]}
             for side in Side
         }
-        return {"name": name, "qemu": 9, "owner": world.owner[name], "certainty": "owns", "unparkable": None,
-                "switches": switches, "rings": []}  # fmt: skip
+        return {"name": name, "qemu": 9, "owner": world.owner[name], "certainty": "owns", "owner_since": 5.0,
+                "unparkable": None, "switches": switches, "rings": []}  # fmt: skip
 
     def park(self, name: str, side: Side) -> None:
         self.world.done.append(f"park {name} {side}")

@@ -1,0 +1,94 @@
+"""Notices the end of a process as soon as it cannot touch memory any more.
+
+A process that is killed loses its memory first and its descriptors next, and only when all of those are released is it
+dead for ``waitpid`` and pidfds (kernel/exit.c, ``do_exit``). For an ovs-vswitchd that takes 30 to 50 ms where it has
+packet sockets and taps, and longer for a device that is reset. What matters for its guests' rings is the memory. There
+is no event for that, but one right after it: POSIX locks end when the last thread lets go of the descriptor table
+(fs/locks.c, ``locks_remove_posix``), before the slow releases, and Open vSwitch holds one on its pid file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import struct
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+_FLOCK = struct.Struct("hhqqi")  # struct flock of 64-bit Linux: type, whence, start, length, pid
+
+
+def has_memory(pid: int) -> bool:
+    """Whether any thread of ``pid`` can still read or write memory; false for a process that is gone.
+
+    A thread gives its address space up on its way out (``exit_mm``) and never gets one again, and nobody but a thread
+    with one can start another. Its ``statm`` is zero from then on (fs/proc/array.c, ``proc_pid_statm``).
+    """
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    for thread in threads:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if not Path(f"/proc/{pid}/task/{thread}/statm").read_bytes().startswith(b"0 "):
+                return True
+    return False
+
+
+class Exit:
+    """The end of process ``pid``, which lives. ``locks``: files on one of which it may hold a POSIX lock.
+
+    ``fileno`` becomes readable when it may have ended, ``ended`` tells. Raises ProcessLookupError if it has.
+    """
+
+    def __init__(self, pid: int, locks: Iterable[Path] = ()) -> None:
+        self.pid = pid
+        self._pidfd = os.pidfd_open(pid)
+        self._unlocked = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._either = select.epoll()
+        self._either.register(self._pidfd, select.EPOLLIN)
+        self._either.register(self._unlocked, select.EPOLLIN)
+        for path in locks:
+            self._await_unlocked(path)
+
+    def fileno(self) -> int:
+        return self._either.fileno()
+
+    def ended(self) -> bool:
+        """Whether it cannot touch memory any more."""
+        for descriptor, _ in self._either.poll(0):
+            if descriptor == self._pidfd:
+                return True
+            os.eventfd_read(self._unlocked)
+        return not has_memory(self.pid)
+
+    def close(self) -> None:
+        self._either.close()
+        os.close(self._unlocked)
+        os.close(self._pidfd)
+
+    def _await_unlocked(self, path: Path) -> None:
+        """There is no way to poll for a lock: a thread waits, for as long as the process lives."""
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return
+        held = fcntl.fcntl(file, fcntl.F_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        kind, _, _, _, holder = _FLOCK.unpack(held)
+        if kind == fcntl.F_UNLCK or holder != self.pid:
+            os.close(file)
+            return
+        signal = os.dup(self._unlocked)
+        threading.Thread(target=_wait, args=(file, signal), name=f"exit of {self.pid}", daemon=True).start()
+
+
+def _wait(file: int, signal: int) -> None:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+    finally:
+        os.close(file)  # ends the lock at once: the file may be the next process's already
+        os.eventfd_write(signal, 1)
+        os.close(signal)

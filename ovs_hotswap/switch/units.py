@@ -1,0 +1,138 @@
+"""The systemd unit that an instance lives in, where systemd runs the host.
+
+A process belongs to the control group of whoever started it, and ends with it: with the SSH session, or when the
+watchdog's service is restarted. So where the template unit is installed, systemd starts the instance. What it is to
+start is an *order*, a file that the unit's command carries out; a *fault*, another one, brings the error back to
+whoever gave the order.
+
+The network namespace is another unit's: it is made and removed in the host's mount namespace, where all see it, and it
+outlives the processes, so that the uplink's device can be taken out of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ovs_hotswap.config import DEFAULT_RUN_DIR, Config, Strict
+from ovs_hotswap.errors import HotswapError, SwitchError, error_classes
+from ovs_hotswap.model import Release, Side
+from ovs_hotswap.sd import BOOTED
+from ovs_hotswap.switch.netns import Namespaces
+from ovs_hotswap.system import System
+from ovs_hotswap.systemctl import Unit
+
+_MARGIN_S = 30.0  # for systemd itself and for undoing a start that failed
+
+
+class Order(Strict):
+    """Start ``release`` as ``config`` says: the configuration of whoever orders it, which may have changed since."""
+
+    release: Release
+    config: Config
+
+
+class Fault(Strict):
+    """Why an order was not carried out: a HotswapError, by its exit code, and what was noted on it."""
+
+    exit_code: int
+    message: str
+    hint: str | None
+    notes: list[str]
+
+    @classmethod
+    def of(cls, error: HotswapError) -> Fault:
+        notes = list(getattr(error, "__notes__", ()))
+        return cls(exit_code=error.exit_code, message=error.message, hint=error.hint, notes=notes)
+
+    @property
+    def error(self) -> HotswapError:
+        kind = next((kind for kind in error_classes() if kind.exit_code == self.exit_code), HotswapError)
+        error = kind(self.message, hint=self.hint)
+        for note in self.notes:
+            error.add_note(note)
+        return error
+
+
+class GivenNamespaces(Namespaces):
+    """For the unit's own command: the instance's namespace is there before it, and stays."""
+
+    def create(self, name: str) -> None:
+        self.set_loopback_up(name)
+
+    def remove(self, name: str) -> None:
+        pass
+
+
+class InstanceUnit:
+    """``ovs-hotswap-instance@SIDE.service``, and the unit of its namespace. ``run_dir``: the run directory that the
+    installed units are made for."""
+
+    def __init__(self, side: Side, system: System, *, booted: Path = BOOTED, run_dir: Path = DEFAULT_RUN_DIR) -> None:
+        self._side, self._system = side, system
+        self._order = run_dir / f"order-{side}.json"
+        self._fault = run_dir / f"fault-{side}.json"
+        self._processes, self._namespace = (
+            Unit(f"ovs-hotswap-{what}@{side}.service", system, booted=booted, run_dir=run_dir)
+            for what in ("instance", "netns")
+        )
+        self.name = self._processes.name
+
+    def serves(self, config: Config) -> bool:
+        """Whether instances of this configuration are started by systemd."""
+        return self._processes.serves(config)
+
+    def starting(self) -> bool:
+        return self._processes.active() == "activating"
+
+    def start(self, release: Release, config: Config) -> None:
+        """Have the order carried out. Raises what carrying it out raised, or SwitchError. The caller undoes."""
+        self._fault.unlink(missing_ok=True)
+        self._order.parent.mkdir(parents=True, exist_ok=True)
+        self._system.write_atomic(self._order, Order(release=release, config=config).model_dump_json())
+        try:
+            complaint = self._processes.start(config.upgrade.ready_s + _MARGIN_S)
+        finally:
+            self._order.unlink(missing_ok=True)
+        if complaint is not None:
+            raise self._failure(complaint)
+
+    def end(self) -> None:
+        """End the processes, and a start under way. Raises CommandError."""
+        self._processes.stop()
+
+    def remove_namespace(self) -> None:
+        """Raises CommandError."""
+        self._namespace.stop()
+
+    def clear(self) -> None:
+        """Have systemd forget how they ended."""
+        self._processes.clear()
+        self._namespace.clear()
+
+    def carry_out(self, act: Callable[[Order], None]) -> None:
+        """For the unit's own command: ``act`` on the order. Raises SwitchError if there is none, and what ``act``
+        raises, which the one who gave the order gets too."""
+        try:
+            order = Order.model_validate_json(self._order.read_text())
+        except (OSError, ValidationError) as error:
+            raise SwitchError(
+                f"there is no order to start instance {self._side}",
+                hint=f"`ovs-hotswap instance start {self._side}` gives one",
+            ) from error
+        try:
+            act(order)
+        except HotswapError as error:
+            self._system.write_atomic(self._fault, Fault.of(error).model_dump_json())
+            raise
+
+    def _failure(self, complaint: str) -> HotswapError:
+        with contextlib.suppress(OSError, ValidationError):
+            fault = Fault.model_validate_json(self._fault.read_text())
+            self._fault.unlink()
+            return fault.error
+        unit = self._processes
+        return SwitchError(f"instance {self._side}: {unit.name} did not start: {complaint}", hint=unit.hint)

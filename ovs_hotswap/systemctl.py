@@ -1,0 +1,55 @@
+"""A unit of the systemd that runs this host, asked for through systemctl(1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ovs_hotswap.config import DEFAULT_RUN_DIR, Config
+from ovs_hotswap.sd import BOOTED
+from ovs_hotswap.system import System
+
+_ASK_S = 10.0
+_STOP_S = 100.0  # systemd kills what does not end within TimeoutStopSec=, 90 s by default
+
+
+class Unit:
+    """A unit of this package's. ``run_dir``: the run directory that the installed units are made for."""
+
+    def __init__(self, name: str, system: System, *, booted: Path = BOOTED, run_dir: Path = DEFAULT_RUN_DIR) -> None:
+        self._system, self._booted, self._run_dir = system, booted, run_dir
+        self.name = name
+
+    def serves(self, config: Config) -> bool:
+        """Whether what ``config`` describes is this unit's: systemd runs the host and has the unit, and the unit's run
+        directory is the configuration's. A lab has a directory of its own."""
+        if config.run_dir != self._run_dir or not self._booted.exists():
+            return False
+        return self._show("LoadState") == "loaded"
+
+    def active(self) -> str:
+        """``ActiveState``: active, activating, inactive, failed and others (org.freedesktop.systemd1(5))."""
+        return self._show("ActiveState")
+
+    def start(self, timeout: float, verb: str = "start") -> str | None:
+        """Start it, or ``restart`` it, and wait until it says that it is ready; return systemctl's complaint if that
+        fails. Raises CommandError after ``timeout`` seconds."""
+        done = self._system.run(["systemctl", verb, self.name], timeout=timeout, check=False)
+        if done.status == 0:
+            return None
+        return next(iter(done.stderr.strip().splitlines()), "systemctl says nothing")
+
+    def stop(self) -> None:
+        """End whatever is in it, a start under way included. Raises CommandError."""
+        self._system.run(["systemctl", "stop", self.name], timeout=_STOP_S)
+
+    def clear(self) -> None:
+        """Have systemd forget how it ended."""
+        self._system.run(["systemctl", "reset-failed", self.name], timeout=_ASK_S, check=False)
+
+    @property
+    def hint(self) -> str:
+        return f"`systemctl status {self.name}`, `journalctl -u {self.name}`"
+
+    def _show(self, prop: str) -> str:
+        argv = ["systemctl", "show", f"--property={prop}", "--value", self.name]
+        return self._system.run(argv, timeout=_ASK_S, check=False).stdout.strip()

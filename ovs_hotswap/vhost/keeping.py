@@ -1,0 +1,105 @@
+"""Keeps every VM's state where a next broker finds it (``vault``), for a broker that systemd supervises."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ovs_hotswap.errors import StateUnknown
+from ovs_hotswap.vhost.succession import parts
+from ovs_hotswap.vhost.vault import Kept, Vault
+from ovs_hotswap.vhost.vm import Vm
+
+log = logging.getLogger(__name__)
+
+_SAVE_S = 0.01  # after a change: one row of moves is not held up, and its VMs are saved once each
+_NOTHING = Kept(None, {})
+
+
+@dataclass
+class _Entry:
+    vm: Vm
+    vault: Vault
+
+
+class Keeping:
+    """``vaults`` are an earlier broker's. Where nobody supervises this process, nothing is kept."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, vaults: Mapping[str, Vault], *, keeps: bool) -> None:
+        self._loop, self._keeps = loop, keeps
+        self._earlier = dict(vaults)
+        self._entries: dict[str, _Entry] = {}
+        self._changed: set[str] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def earlier(self) -> frozenset[str]:
+        """The VMs that an earlier broker kept and that were not added yet."""
+        return frozenset(self._earlier)
+
+    def take(self, name: str) -> Kept:
+        """What an earlier broker kept of a VM."""
+        vault = self._earlier.get(name)
+        if vault is None:
+            return _NOTHING
+        try:
+            return vault.take()
+        except StateUnknown as error:
+            log.warning("vm %s: %s", name, error.message)
+            return _NOTHING
+
+    def forget_others(self) -> None:
+        """Let go of what an earlier broker kept of VMs that there are no more."""
+        for name, vault in self._earlier.items():
+            vault.remove(name)
+        self._earlier.clear()
+
+    def add(self, vm: Vm) -> None:
+        """Keep a VM's state from now on."""
+        if not self._keeps:
+            return
+        name = vm.name
+        vault = self._earlier.pop(name, None) or Vault.make(name)
+        self._entries[name] = _Entry(vm, vault)
+        vm.touched = lambda: self._touched(name)
+        vm.touched()
+
+    def remove(self, name: str, *, forget: bool) -> None:
+        """Keep it no more. Unless it is to be forgotten, what was kept last stays for the next broker."""
+        entry = self._entries.pop(name, None)
+        self._changed.discard(name)
+        if entry is None:
+            return
+        entry.vm.touched = lambda: None
+        if forget:
+            entry.vault.remove(name)
+        else:
+            entry.vault.close()
+
+    def _touched(self, name: str) -> None:
+        entry = self._entries[name]
+        entry.vault.begin(entry.vm.switch_pids)
+        self._changed.add(name)
+        if self._timer is None:
+            self._timer = self._loop.call_later(_SAVE_S, self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = None
+        self.save()
+
+    def save(self) -> bool:
+        """Keep what is settled of what has changed; the others are touched again when they settle. Return whether
+        nothing is left."""
+        for name in sorted(self._changed):
+            entry = self._entries[name]
+            if not entry.vm.settled:
+                continue
+            self._changed.discard(name)
+            try:
+                with parts(entry.vm) as state:
+                    entry.vault.put(state)
+            except OSError as error:
+                log.warning("vm %s: its state cannot be kept: %s", name, error)
+        return not self._changed

@@ -1,0 +1,188 @@
+"""Where a VM's state with its descriptors outlives a broker: messages in a socket pair that nobody reads.
+
+systemd's descriptor store holds both ends (``ovs-hotswap-broker.service``), so what was sent stays queued, descriptors
+included (unix(7), SCM_RIGHTS), when this process ends in whatever way. The newest message tells: a state, which is all
+that a next broker needs, or that work had begun which changes it, and with which switches' processes. In the second
+case nobody can say how far that work went: the VM's connections close with this process, and it starts over with its
+peers. So nothing is kept from being closed by an outdated state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ovs_hotswap import sd
+from ovs_hotswap.errors import StateUnknown
+from ovs_hotswap.model import Side
+from ovs_hotswap.vhost.channel import OwnedFd, adopt
+from ovs_hotswap.vhost.snapshot import FORMAT, Table, VmParts, decode, encode
+
+log = logging.getLogger(__name__)
+
+_STATE = struct.Struct("!ci")  # b"S" and the number of descriptors, in this message and those that continue it
+_BUSY = struct.Struct("!cii")  # b"B" and the processes of side a's and side b's switch, 0 for none
+_MORE = b"M"
+_PER_MESSAGE = 128  # descriptors; the kernel allows 253 (SCM_MAX_FD)
+_ANCILLARY = socket.CMSG_SPACE(4 * 253)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a vault held. ``state`` is ``None`` if work was under way; ``pids`` are then the switches' processes."""
+
+    state: VmParts | None
+    pids: Mapping[Side, int]
+
+
+class Vault:
+    """One VM's place. ``inlet`` is written to, ``outlet`` read from; both are this object's."""
+
+    def __init__(self, inlet: socket.socket, outlet: socket.socket) -> None:
+        for end in (inlet, outlet):
+            end.setblocking(False)
+        self._inlet, self._outlet = inlet, outlet
+        self._queued = 0
+        self._busy: Mapping[Side, int] | None = {}
+
+    @classmethod
+    def make(cls, name: str) -> Vault:
+        """A vault that the service manager keeps, for VM ``name``."""
+        vault = cls(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        sd.store(f"{name}.in", [vault._inlet.fileno()])
+        sd.store(f"{name}.out", [vault._outlet.fileno()])
+        return vault
+
+    @classmethod
+    def kept(cls) -> dict[str, Vault]:
+        """The vaults of an earlier broker, by VM. Told once."""
+        ends: dict[str, dict[str, socket.socket]] = {}
+        for key, descriptors in sd.stored().items():
+            name, _, end = key.rpartition(".")
+            for descriptor in descriptors:
+                ends.setdefault(name, {})[end] = socket.socket(fileno=descriptor)
+        found = {}
+        for name, pair in ends.items():
+            if pair.keys() == {"in", "out"}:
+                found[name] = cls(pair["in"], pair["out"])
+            else:
+                for alone in pair.values():
+                    alone.close()
+        return found
+
+    @property
+    def busy(self) -> bool:
+        return self._busy is not None
+
+    def begin(self, pids: Mapping[Side, int]) -> None:
+        """Before anything of the VM changes: what was kept is let go."""
+        if self._busy == pids:
+            return
+        older = self._queued
+        try:
+            self._send(_BUSY.pack(b"B", pids.get(Side.A, 0), pids.get(Side.B, 0)), [])
+        except OSError as error:  # an empty vault says as much, but for the pids, which pid files tell too
+            log.warning("cannot keep that work is under way: %s", error)
+        self._busy = dict(pids)
+        self._drop(older)
+
+    def put(self, vm: VmParts) -> None:
+        """Keep ``vm``, whose state it is until the next ``begin``. Raises OSError; then work stays under way."""
+        table, older = Table(), self._queued
+        document = json.dumps({"format": FORMAT, "vm": encode(vm, table)}).encode()
+        with _memfd(document) as text:
+            descriptors = [text, *(each.fileno() for each in table.descriptors)]
+            for start in range(0, len(descriptors), _PER_MESSAGE):
+                head = _MORE if start else _STATE.pack(b"S", len(descriptors))
+                self._send(head, descriptors[start : start + _PER_MESSAGE])
+        self._busy = None
+        self._drop(older)
+
+    def _drop(self, older: int) -> None:
+        for _ in range(older):
+            self._outlet.recv(_BUSY.size)  # its descriptors are closed with it
+        self._queued -= older
+
+    def _send(self, head: bytes, descriptors: Sequence[int]) -> None:
+        socket.send_fds(self._inlet, [head], list(descriptors))
+        self._queued += 1
+
+    def take(self) -> Kept:
+        """Empty it. Raises StateUnknown if what it held cannot be read."""
+        state: list[OwnedFd] = []
+        due, pids, busy = 0, dict[Side, int](), True
+        try:
+            while (message := self._receive()) is not None:
+                head, descriptors = message
+                if head[:1] == b"B":
+                    _, *numbers = _BUSY.unpack(head)
+                    pids, busy = {side: pid for side, pid in zip(Side, numbers, strict=True) if pid}, True
+                    continue
+                if head[:1] == b"S":
+                    _close(state)
+                    _, due = _STATE.unpack(head)
+                state += descriptors
+                busy = len(state) != due
+            vm = None if busy else _decode(state)
+        except struct.error as error:
+            raise StateUnknown(f"what an earlier broker kept cannot be read: {error}") from error
+        finally:
+            self._queued, self._busy = 0, pids
+            if busy:
+                _close(state)
+        return Kept(vm, pids)
+
+    def _receive(self) -> tuple[bytes, list[OwnedFd]] | None:
+        try:
+            head, ancillary, _, _ = self._outlet.recvmsg(_BUSY.size, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return None
+        return head, adopt(ancillary)
+
+    def remove(self, name: str) -> None:
+        """Let go of it everywhere, with all that is in it."""
+        sd.forget(f"{name}.in")
+        sd.forget(f"{name}.out")
+        self.close()
+
+    def close(self) -> None:
+        """Leave it to the next broker."""
+        self._inlet.close()
+        self._outlet.close()
+
+
+def _decode(descriptors: list[OwnedFd]) -> VmParts:
+    text = descriptors.pop(0)
+    try:
+        size = os.fstat(text.fileno()).st_size
+        document: Any = json.loads(os.pread(text.fileno(), size, 0))
+        if document["format"] != FORMAT:
+            raise StateUnknown(f"an earlier broker kept format {document['format']}, this one knows {FORMAT}")
+        return decode(document["vm"], descriptors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StateUnknown(f"what an earlier broker kept cannot be read: {error}") from error
+    finally:
+        text.close()
+
+
+@contextlib.contextmanager
+def _memfd(data: bytes) -> Iterator[int]:
+    descriptor = os.memfd_create("ovs-hotswap-vm", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, data)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _close(descriptors: list[OwnedFd]) -> None:
+    for descriptor in descriptors:
+        descriptor.close()
+    descriptors.clear()

@@ -1,0 +1,161 @@
+"""What outlives a broker, on real socket pairs."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from ovs_hotswap.errors import StateUnknown
+from ovs_hotswap.model import Side
+from ovs_hotswap.vhost.channel import OwnedFd
+from ovs_hotswap.vhost.ownership import Certainty, Ownership
+from ovs_hotswap.vhost.replay import Told
+from ovs_hotswap.vhost.session import GuestState, Line, Offer, Ring
+from ovs_hotswap.vhost.snapshot import LinkParts, VmParts
+from ovs_hotswap.vhost.vault import Kept, Vault
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    inlet, outlet = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with inlet, outlet:
+        yield inlet, outlet
+
+
+@pytest.fixture
+def vault(pair: Pair) -> Iterator[Vault]:
+    made = next_broker(pair)
+    yield made
+    made.close()
+
+
+def next_broker(pair: Pair) -> Vault:
+    """A vault as another process would have it."""
+    return Vault(pair[0].dup(), pair[1].dup())
+
+
+@pytest.fixture
+def descriptor() -> Iterator[Callable[[], OwnedFd]]:
+    made: list[OwnedFd] = []
+
+    def make() -> OwnedFd:
+        made.append(OwnedFd(os.memfd_create("test")))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def state(make: Callable[[], OwnedFd], rings: int = 2) -> VmParts:
+    lines = [Line(True, make()) for _ in range(rings)]
+    link = LinkParts(make(), 17, Offer(1, 2, 3), Told())
+    return VmParts(
+        name="vm0", home=Side.A, state=GuestState(rings=tuple(Ring(kick=line) for line in lines)),
+        ownership=Ownership(Side.A, Certainty.OWNS), scratch=make(), qemu=None, offered=None, links={Side.A: link},
+        park_wanted=frozenset(), suspects={}, cut_pid=0, moves=3,
+    )  # fmt: skip
+
+
+def taken(pair: Pair) -> Kept:
+    vault = next_broker(pair)
+    try:
+        return vault.take()
+    finally:
+        vault.close()
+
+
+def inode(descriptor: OwnedFd) -> int:
+    return os.fstat(descriptor.fileno()).st_ino
+
+
+def close(found: VmParts) -> None:
+    for each in [found.scratch, *found.state.descriptors(), *(link.connection for link in found.links.values())]:
+        each.close()
+
+
+def references(of: OwnedFd) -> int:
+    """Descriptors of this process for the same file."""
+    count = 0
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            count += os.stat(f"/proc/self/fd/{number}").st_ino == inode(of)
+        except FileNotFoundError:  # the directory's own
+            continue
+    return count
+
+
+@pytest.mark.parametrize("rings", [2, 300])
+def test_a_state_comes_back_with_its_descriptors(
+    vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd], rings: int
+) -> None:
+    before = state(descriptor, rings)
+    vault.begin({Side.A: 17})
+    vault.put(before)
+    assert not vault.busy
+    after = taken(pair).state
+    assert after is not None
+    assert (after.name, after.ownership, after.moves) == ("vm0", before.ownership, 3)
+    assert inode(after.scratch) == inode(before.scratch)  # type: ignore[arg-type]
+    lines = [(old.kick.descriptor, new.kick.descriptor) for old, new in zip(before.state.rings, after.state.rings, strict=True)]  # fmt: skip  # noqa: E501
+    assert all(inode(old) == inode(new) for old, new in lines)  # type: ignore[arg-type]
+    close(after)
+
+
+def test_work_under_way_is_told_with_the_processes(vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
+    vault.put(state(descriptor))
+    vault.begin({Side.A: 17})
+    vault.begin({Side.A: 17, Side.B: 18})
+    assert vault.busy
+    assert taken(pair) == Kept(None, {Side.A: 17, Side.B: 18})
+
+
+def test_nothing_was_kept(pair: Pair) -> None:
+    assert taken(pair) == Kept(None, {})
+
+
+def test_an_outdated_state_holds_nothing_open(vault: Vault, descriptor: Callable[[], OwnedFd]) -> None:
+    inlet, outlet = socket.socketpair()
+    with outlet:
+        scratch = OwnedFd(os.dup(inlet.fileno()))
+        parts = state(descriptor)
+        vault.put(VmParts(**{**{name: getattr(parts, name) for name in VmParts.__slots__}, "scratch": scratch}))
+        inlet.close()
+        scratch.close()
+        outlet.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            outlet.recv(1)  # the vault keeps the other end
+        vault.begin({})
+        assert outlet.recv(1) == b""
+
+
+def test_many_states_leave_one(vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
+    parts = state(descriptor)
+    for number in range(200):
+        vault.begin({Side.A: number + 1})
+        vault.put(parts)
+    found = taken(pair).state
+    assert found is not None
+    close(found)
+    assert taken(pair) == Kept(None, {})
+    assert references(parts.scratch) == 1  # type: ignore[arg-type]
+
+
+def test_a_state_that_is_cut_short_is_none(vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
+    """Killed between the messages of one state: what was before it is what counts."""
+    vault.begin({Side.B: 18})
+    given = [descriptor().fileno() for _ in range(3)]
+    socket.send_fds(pair[0], [b"S" + (300).to_bytes(4, "big")], given)
+    assert taken(pair) == Kept(None, {Side.B: 18})
+
+
+@pytest.mark.parametrize("head", [b"S", b"B123", b"S" + (1).to_bytes(4, "big")])
+def test_what_cannot_be_read_is_refused(pair: Pair, descriptor: Callable[[], OwnedFd], head: bytes) -> None:
+    socket.send_fds(pair[0], [head], [descriptor().fileno()])
+    with pytest.raises(StateUnknown, match="cannot be read"):
+        taken(pair)
