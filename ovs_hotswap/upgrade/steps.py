@@ -362,7 +362,9 @@ class Soak(Step[Upgrade]):
             left = end - host.system.monotonic()
             run.progress(f"{max(0.0, left):.0f} s left")
             if left <= 0:
-                return
+                break
+        answers = host.instances[context.new].status().dpdk_initialized is not None
+        checks.verdict(checks.database(context.new, answers), SwitchError)
 
 
 def _watch(context: Upgrade) -> list[Finding]:

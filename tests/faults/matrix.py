@@ -244,7 +244,7 @@ def _standby_db(_fault: Fault, moment: str) -> Expectation:
         return _expect(End.NONE, why="packets do not pass there")
     if committed(moment):
         return _expect(End.UNFINISHED, End.COMMITTED, why="the new one serves every VM; resume finishes what needs it")
-    return _expect(End.ROLLED_BACK, End.COMMITTED, why="the new one cannot be programmed")
+    return _expect(End.ROLLED_BACK, why="the new one cannot be programmed")
 
 
 def _broker(fault: Fault, moment: str) -> Expectation:
@@ -257,7 +257,7 @@ def _broker(fault: Fault, moment: str) -> Expectation:
         return _expect(End.COMMITTED, why="calls wait for it")
     ends = (End.COMMITTED, End.ROLLED_BACK, End.REFUSED, End.UNKNOWN, End.UNFINISHED)
     return _expect(*ends, why="QEMU and switches connect again; who asked it meanwhile is told", within_s=_RECONNECT_S,
-                   mend=Mend.RESUME if committed(moment) else Mend.ROLLBACK)  # fmt: skip
+                   mend=Mend.RESUME if committed(moment) else Mend.ROLLBACK, serves=Serves.EITHER)  # fmt: skip
 
 
 def _orchestrator(fault: Fault, moment: str) -> Expectation:
