@@ -105,8 +105,9 @@ def _active(host: Host, old: Side) -> list[Finding]:
     if not host.running(old):
         return [Finding("active", Severity.ERROR, f"instance {old}, which is active, does not run",
                         f"`ovs-hotswap instance start {old}`")]  # fmt: skip
+    found = checks.database(old, host.instances[old].status().dpdk_initialized is not None)
     flows = host.openflow(old)
-    found = checks.window_flows(window_incapable(flows.dump()))
+    found += checks.window_flows(window_incapable(flows.dump()))
     return found + checks.tables(flows.diff(lines(render(host.intent, Form.FINAL))))
 
 

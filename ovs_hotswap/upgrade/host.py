@@ -62,7 +62,7 @@ class Host:
 
     @cached_property
     def uplink(self) -> Uplink:
-        return make_uplink(self.config, self.intent, keep=self._quick)
+        return make_uplink(self.config, self.intent, quick=self._quick)
 
     @cached_property
     def broker(self) -> BrokerClient:

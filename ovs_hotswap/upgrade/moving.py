@@ -47,10 +47,9 @@ def _move(
     """``counts``: VMs before the batch, and all."""
     names = [vm["name"] for vm in batch]
     done, fault = host.broker.move_many(names, to)
-    guests = {vm["name"] for vm in batch if vm["qemu"]}
     for number, each in enumerate(done, counts[0] + 1):
         text = "has no guest to move"
-        if each["vm"] in guests:
+        if each["total_us"]:
             moves[each["vm"]] = each["total_us"]
             text = f"{each['total_us'] / 1000:.2f} ms"
         run.progress(text, item=each["vm"], count=number, total=counts[1])

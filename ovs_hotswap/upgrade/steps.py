@@ -20,6 +20,8 @@ from ovs_hotswap.upgrade.plan import Plan, ReversibleStep, Run, State, Step
 from ovs_hotswap.upgrade.records import Facts
 from ovs_hotswap.upgrade.standby import await_ports, park, read_record, stranded
 
+_CONFIRM_S = 1.0  # for a switch that is slow, not hung
+_POLL_S = 0.02
 _RETURNED_S = 5.0  # for the VMs of an instance that was ended to be served by the other
 _SAMPLE_S = 0.2
 
@@ -83,7 +85,7 @@ class Ports(Step[Upgrade]):
     def do(self, context: Upgrade, run: Run) -> None:
         host, side = context.host, context.new
         await_ports(host, side)
-        lacking = {vm["name"]: vm["switches"][side]["missing"] for vm in host.broker.vms()}
+        lacking = {vm["name"]: vm["switches"][side]["missing"] for vm in host.broker.vms(read=False)}
         faults = [f"VM {name} uses {', '.join(bits)}" for name, bits in lacking.items() if bits]
         if faults:
             raise SwitchError(
@@ -195,7 +197,7 @@ class Park(ReversibleStep[Upgrade]):
 
     def do(self, context: Upgrade, run: Run) -> None:
         host, side = context.host, context.new
-        vms = host.broker.vms()
+        vms = host.broker.vms(read=False)
 
         def parked(number: int, name: str) -> None:
             run.progress("parked", item=name, count=number, total=len(vms))
@@ -205,7 +207,7 @@ class Park(ReversibleStep[Upgrade]):
     def undo(self, context: Upgrade, run: Run) -> None:
         if context.gone:
             return
-        for vm in context.host.broker.vms():
+        for vm in context.host.broker.vms(read=False):
             if vm["owner"] != context.new:
                 context.host.broker.unpark(vm["name"], context.new)
 
@@ -240,27 +242,44 @@ class MoveVms(ReversibleStep[Upgrade]):
 
 def take_back(context: Upgrade, run: Run) -> None:
     """Have the old instance serve every VM again. A new one that does not let go of a VM hangs, and then nobody serves
-    that VM: it is ended, as it will be anyway. Raises BrokerError, SwitchError."""
+    that VM: it is ended, as it will be anyway. Raises BrokerError, StateUnknown, SwitchError."""
     host, old, new = context.host, context.old, context.new
 
     def absent() -> list[str]:
-        return [vm["name"] for vm in host.broker.vms() if not vm["switches"][old]["connected"]]
+        return [vm["name"] for vm in host.broker.vms(read=False) if not vm["switches"][old]["connected"]]
 
     def left() -> list[str]:
-        return stranded(host.broker.vms(), old)
+        return stranded(host.broker.vms(read=False), old)
 
+    if context.lost_for_good():
+        return  # the VMs went to the new one
     if context.broken:
         host.instances[new].kill()  # it would let every VM wait for its deadline
     host.wait(lambda: not absent(), _RETURNED_S, lambda: f"instance {old} has no port for VM {', '.join(absent())}")
     try:
         move_all(host, old, run)
     except (BrokerError, StateUnknown) as error:
-        if any(vm["owner"] == new for vm in host.broker.vms()):
+        if context.lost_for_good():
+            return  # it died meanwhile, and the VMs went to the new one
+        if not context.broken:
+            if not _hangs(context):
+                raise
             run.progress(f"{error.message}; instance {new} is ended")
             host.instances[new].kill()
         for name in left():
             host.broker.park(name, old)
         host.wait(lambda: not left(), _RETURNED_S, lambda: f"instance {old} does not serve VM {', '.join(left())}")
+
+
+def _hangs(context: Upgrade) -> bool:
+    """Whether the new instance has not confirmed for a while that it has, or gave back, some VM's rings."""
+    host = context.host
+    end = host.system.monotonic() + _CONFIRM_S
+    while any(vm["owner"] == context.new and vm["certainty"] != "owns" for vm in host.broker.vms(read=False)):
+        if host.system.monotonic() >= end:
+            return True
+        host.system.sleep(_POLL_S)
+    return False
 
 
 class Soak(Step[Upgrade]):
@@ -279,13 +298,15 @@ class Soak(Step[Upgrade]):
             left = end - host.system.monotonic()
             run.progress(f"{max(0.0, left):.0f} s left")
             if left <= 0:
-                return
+                break
+        answers = host.instances[context.new].status().dpdk_initialized is not None
+        checks.verdict(checks.database(context.new, answers), SwitchError)
 
 
 def _watch(context: Upgrade) -> list[Finding]:
     fault = context.broken
     found = [Finding("instance", Severity.ERROR, fault, "its log is kept in the state directory")] if fault else []
-    strays = [vm["name"] for vm in context.host.broker.vms()
+    strays = [vm["name"] for vm in context.host.broker.vms(read=False)
               if vm["qemu"] and (vm["owner"] != context.new or vm["certainty"] != "owns")]  # fmt: skip
     if strays:
         found.append(Finding("owner", Severity.ERROR, f"not owned by {context.new}: VM {', '.join(strays)}"))
@@ -340,7 +361,7 @@ class Retire(Step[Upgrade]):
     def do(self, context: Upgrade, run: Run) -> None:
         host = context.host
         checks.verdict(_watch(context), SwitchError)  # it is the last moment in which there is somewhere to go
-        for vm in host.broker.vms():
+        for vm in host.broker.vms(read=False):
             host.broker.unpark(vm["name"], context.old)
         if context.keep_old:
             run.progress(f"instance {context.old} is kept running")
@@ -372,6 +393,6 @@ def upgrade_plan() -> Plan[Upgrade]:
         before=(Precheck(), StartStandby(), ProgramDatabase(), Ports(), OpenWindow(), PeerLink(), ProgramTunnels(),
                 FlowsStandby(), FlowsActive(), Prove(), Park(), SteerUplink(), MoveVms(), Soak()),
         after=(RecordActive(), FinalFlows(), CloseWindow(), Retire(), Postcheck()),
-        no_way_back=lambda context: context.lost,
+        no_way_back=lambda context: context.lost_for_good(),
         no_way_on=lambda context: context.failed,
     )  # fmt: skip

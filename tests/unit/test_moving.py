@@ -35,7 +35,7 @@ class FakeBroker:
             if name == self.bad:
                 return moved, BrokerError(f"vm {name} cannot move")
             self.owner[name] = to
-            moved.append({"vm": name, "total_us": 100.0})
+            moved.append({"vm": name, "total_us": 0.0 if name == self.empty else 100.0})
         return moved, None
 
     def unserved(self, names: Sequence[str]) -> list[str]:
