@@ -151,8 +151,11 @@ class _Known:
 
 
 class TcUplink:
-    """The driver. ``quick``: begin to steer with the one act that turns the traffic, as things were found last, and
-    look afterwards; a fault that is found then is raised with the traffic turned. ``vtep`` is the VTEP's address, ``mac`` the MAC that the bridge, and so the device, must have."""
+    """The driver. ``vtep`` is the VTEP's address, ``mac`` the MAC that the bridge, and so the device, must have.
+
+    ``quick``: begin to steer with the one act that turns the traffic, as things were found last, and look afterwards; a
+    fault that is found then is raised with the traffic turned.
+    """
 
     def __init__(
         self,

@@ -79,7 +79,7 @@ def test_where_an_upgrade_can_go(
     assert (upgrade.lost, upgrade.failed) == (lost, failed)
     assert upgrade.living == ([Side.B] if lost else [Side.B, Side.A])
     assert upgrade.gone is (event is both_die)
-    assert upgrade.fled is (event in (old_dies, both_die))
+    assert upgrade.fled is (event is old_dies)
 
 
 def test_a_broker_that_does_not_answer_is_no_reason_to_give_up(upgrade: Upgrade) -> None:
