@@ -32,6 +32,7 @@ soak: setup ## 300 upgrades back and forth under traffic (root)
 
 faults: setup ## strike each process at each moment, with and without an upgrade: the whole matrix, about an hour (root)
 	$(BIN)/python -m tests.faults --report faults-report.json
+
 bench-failover: setup ## measure a crash's fail-over of 1, 16 and 64 VMs against a plain restart (root)
 	$(BIN)/python -m tests.bench failover --report failover-report.json
 

@@ -161,6 +161,14 @@ class System:
                 return
         raise CommandError(f"process {pid} does not die")
 
+    def runs_deleted_files(self, pid: int) -> bool:
+        """Whether code of ``pid`` comes from files that are there no more; false if it is gone."""
+        try:
+            lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return any("x" in line.split()[1] and line.endswith(" (deleted)") for line in lines)
+
     def has_memory(self, pid: int) -> bool:
         """Whether any thread of ``pid`` can still touch memory (``exits.has_memory``)."""
         return has_memory(pid)

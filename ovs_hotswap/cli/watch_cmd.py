@@ -25,8 +25,8 @@ def watch() -> None:
 def run(app: App, log_level: str) -> None:
     """Run the watchdog in the foreground until SIGTERM; the standby stays when it ends.
 
-    It keeps the instance that is not active running, programmed and with every VM parked on it. An upgrade takes that
-    standby down first, and the watchdog makes a new one when the upgrade is over.
+    It keeps the instance that is not active running, programmed and with every VM parked on it. An upgrade moves the
+    VMs to that one if it runs the wanted release, else ends it first; the watchdog makes a new one when it is over.
     With mode = "off" in [watch] it ends at once. With --json: nothing is printed.
 
     \b

@@ -31,6 +31,7 @@ from ovs_hotswap.lab.pings import Pings, Stream
 from ovs_hotswap.model import Side
 from ovs_hotswap.switch.instance import Instance
 from ovs_hotswap.system import System
+from ovs_hotswap.upgrade.watchlog import lock_path
 
 DEFAULT_DIRECTORY = Path("/run/ovs-hotswap-lab")
 RELEASE_CACHE = Path("/var/cache/ovs-hotswap/releases")  # release trees that outlive a lab: one takes a minute to make
@@ -257,11 +258,18 @@ class Lab:
             error.add_note(f"and undoing it failed: {second.message}")
 
     def _remove(self) -> bool:
-        """Instances first, in their own order; then every process, namespace, mount and file that is left."""
+        """First the watchdog, which would start an instance that is stopped; then the instances, in their own order;
+        then every process, namespace, mount and file that is left."""
         record = read_record(self.layout.record_file)
         failures: list[HotswapError] = []
         found = self.layout.directory.exists() or bool(self._namespaces()) or bool(self._processes())
-        for act in (self._stop_instances, self._kill_processes, self._remove_namespaces, self._unmount):
+        for act in (
+            self._end_watchdog,
+            self._stop_instances,
+            self._kill_processes,
+            self._remove_namespaces,
+            self._unmount,
+        ):
             try:
                 act()
             except HotswapError as error:
@@ -273,6 +281,11 @@ class Lab:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self.layout.directory)
         return found
+
+    def _end_watchdog(self) -> None:
+        pid = self._system.read_pid(lock_path(self._written))
+        if pid in self._processes():
+            self._system.kill(pid)
 
     def _stop_instances(self) -> None:
         for side in Side:

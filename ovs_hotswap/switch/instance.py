@@ -167,6 +167,12 @@ class Instance:
         if unit is not None:
             unit.clear()
 
+    def outdated(self) -> bool:
+        """Whether a file that its ovs-vswitchd runs from was replaced or removed since it started, as a package's
+        upgrade does: an executable mapping of it is then a deleted file's (proc_pid_maps(5))."""
+        pid = self.pid()
+        return pid is not None and self._system.runs_deleted_files(pid)
+
     def has_memory(self) -> bool:
         """Whether its ovs-vswitchd could still touch a guest's rings; one that is ending soon cannot."""
         pid = self.pid()

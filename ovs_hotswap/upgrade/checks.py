@@ -227,6 +227,14 @@ def broker(facts: BrokerFacts, own_version: str) -> list[Finding]:
     return _ok(name, f"answers, version {facts.version}")
 
 
+def database(side: Side, answers: bool) -> list[Finding]:
+    """Whether an instance's ovsdb-server answers: without it the instance forwards, but nobody can program it."""
+    name = "database"
+    if answers:
+        return _ok(name, f"instance {side}'s answers")
+    return [_error(name, f"the ovsdb-server of instance {side} does not answer", "start it, or continue it")]
+
+
 def window_flows(incapable: Sequence[str]) -> list[Finding]:
     """``incapable``: the active instance's flows that cannot work on two instances at once."""
     name = "flows"

@@ -11,6 +11,8 @@ from ovs_hotswap.switch.instance import State
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.standby import owned
 
+_POLL_S = 0.02
+
 
 @dataclass(frozen=True, slots=True)
 class Upgrade:
@@ -38,6 +40,25 @@ class Upgrade:
         """Why the old instance is nothing to go back to: it died and the new one runs. Empty if it is."""
         return f"instance {self.old} died" if self.dead(self.old) and not self.dead(self.new) else ""
 
+    def lost_for_good(self) -> str:
+        """The same for whoever is about to go back. An old instance that stands still, or has hung up on a VM, may be
+        about to end, by itself or by the watchdog: that is waited for, for twice the time the watchdog needs."""
+        system = self.host.system
+        end = system.monotonic() + 2 * self.host.config.watch.hang_ms / 1e3
+        while self._falters() and system.monotonic() < end:
+            system.sleep(_POLL_S)
+        return self.lost
+
+    def _falters(self) -> bool:
+        pid = self.host.instances[self.old].pid()
+        if pid is None or self.dead(self.new):
+            return False
+        try:
+            connected = all(vm["switches"][self.old]["connected"] for vm in self.host.broker.vms(read=False))
+        except BrokerError:
+            connected = True
+        return self.host.system.stopped(pid) or not connected
+
     @property
     def broken(self) -> str:
         """Why the new instance forwards nothing. Empty if it may."""
@@ -55,7 +76,7 @@ class Upgrade:
         if self.broken:
             return self.broken
         with contextlib.suppress(BrokerError):
-            vms = self.host.broker.vms()
+            vms = self.host.broker.vms(read=False)
             if owned(vms, self.old) and not owned(vms, self.new):
                 return f"instance {self.old} serves the VMs again"
         return ""
@@ -68,4 +89,4 @@ class Upgrade:
     @property
     def fled(self) -> bool:
         """Whether the old instance died in a roll-back and its VMs went to the new one, which must stay then."""
-        return self.dead(self.old) and bool(owned(self.host.broker.vms(), self.new))
+        return bool(self.lost) and bool(owned(self.host.broker.vms(read=False), self.new))

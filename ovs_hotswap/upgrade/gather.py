@@ -27,6 +27,7 @@ def precheck(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
     found: list[Finding] = []
     for part in (
         lambda: _release(host, release),
+        lambda: _running_standby(host, new, release),
         lambda: _machine(host, new),
         lambda: _active(host, old),
         lambda: _vms(host, old, new),
@@ -46,6 +47,21 @@ def _tried(part: Callable[[], Iterable[Finding]]) -> list[Finding]:
 
 def _release(host: Host, name: str) -> list[Finding]:
     return [Finding("release", Severity.OK, host.releases.get(name).label)]
+
+
+def _running_standby(host: Host, new: Side, wanted: str) -> list[Finding]:
+    """One that runs already is what the VMs will be moved to."""
+    instance = host.instances[new]
+    found = instance.release() if host.running(new) else None
+    if found is None:
+        return []
+    hint = f"`ovs-hotswap instance stop {new}`: the upgrade starts its own"
+    if found != host.releases.get(wanted):
+        return [Finding("standby", Severity.ERROR, f"instance {new} runs already, release {found.label}", hint)]
+    if instance.outdated():
+        text = f"instance {new} runs already, from files of release {wanted} that were replaced since"
+        return [Finding("standby", Severity.ERROR, text, hint)]
+    return [Finding("standby", Severity.OK, f"instance {new} runs release {wanted} already")]
 
 
 def _machine(host: Host, new: Side) -> list[Finding]:
@@ -89,8 +105,9 @@ def _active(host: Host, old: Side) -> list[Finding]:
     if not host.running(old):
         return [Finding("active", Severity.ERROR, f"instance {old}, which is active, does not run",
                         f"`ovs-hotswap instance start {old}`")]  # fmt: skip
+    found = checks.database(old, host.instances[old].status().dpdk_initialized is not None)
     flows = host.openflow(old)
-    found = checks.window_flows(window_incapable(flows.dump()))
+    found += checks.window_flows(window_incapable(flows.dump()))
     return found + checks.tables(flows.diff(lines(render(host.intent, Form.FINAL))))
 
 

@@ -62,7 +62,7 @@ class Host:
 
     @cached_property
     def uplink(self) -> Uplink:
-        return make_uplink(self.config, self.intent, keep=self._quick)
+        return make_uplink(self.config, self.intent, quick=self._quick)
 
     @cached_property
     def broker(self) -> BrokerClient:
@@ -145,7 +145,7 @@ class Host:
     def active(self) -> Side:
         """The side that serves the VMs. Raises StateUnknown where the record and the broker do not agree."""
         recorded = self.recorded_active()
-        owners = {vm["owner"] for vm in self.broker.vms() if vm["owner"]}
+        owners = {vm["owner"] for vm in self.broker.vms(read=False) if vm["owner"]}
         if recorded is None or owners - {recorded}:
             by = ", ".join(sorted(owners)) or "none"
             raise StateUnknown(

@@ -145,7 +145,7 @@ class Keeper:
         if prepared and self._useless(host, side):
             state, prepared = State.DEAD, False
         runs = state is State.RUNNING
-        vms = host.broker.vms() if prepared else []
+        vms = host.broker.vms(read=False) if prepared else []
         unsafe = standby.unprotected(vms, side)
         self._board.update(active=active, standby=side if prepared else None, unprotected=unsafe if prepared else None,
                            keeping="ready" if prepared else str(state))  # fmt: skip

@@ -129,7 +129,8 @@ def advance(standing: Standing, record: Record) -> Standing:
         case Kind.RETURN:
             if standing.phase is not Phase.COMMITTED:
                 raise ValueError(f"the plan goes {standing.phase}")
-            return replace(standing, phase=Phase.BACK, failed_step=record.step, failure=record.text)
+            step = record.step or standing.failed_step
+            return replace(standing, phase=Phase.BACK, failed_step=step, failure=record.text)
         case Kind.END if standing.phase is Phase.COMMITTED:
             _must_be_done(standing, standing.shape.after, Phase.COMMITTED)
             return replace(standing, phase=Phase.FINISHED)

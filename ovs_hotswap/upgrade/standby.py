@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from ovs_hotswap.config import Config, Strict
 from ovs_hotswap.errors import SwitchError
-from ovs_hotswap.model import Side
+from ovs_hotswap.model import Release, Side
 from ovs_hotswap.overlay.ports import UPLINK
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.switch.pmd import pmd_rxqs, set_vhost_log_level, vhost_log_level
@@ -74,7 +74,7 @@ def prepare(host: Host, side: Side) -> None:
     host.prefer_threads(side)
     host.program_tunnels(side)
     host.program_flows(side, Form.FINAL)
-    park(host, side, [vm for vm in host.broker.vms() if parkable(vm, side)])
+    park(host, side, [vm for vm in host.broker.vms(read=False) if parkable(vm, side)])
     _write(host, record.model_copy(update={"prepared": True}))
 
 
@@ -92,7 +92,7 @@ def _write(host: Host, record: StandbyRecord) -> None:
 
 
 def settle(host: Host, record: StandbyRecord) -> None:
-    """Give a standby that has become the active instance the operator's values."""
+    """Give a standby that has become the active instance, or will, the operator's values."""
     side = record.side
     host.set_pmd_sleep(side, host.config.instance(side).pmd_sleep_us)
     set_vhost_log_level(host.control(side), record.log_level)
@@ -103,22 +103,24 @@ def settle(host: Host, record: StandbyRecord) -> None:
 
 def retire(host: Host, side: Side) -> None:
     """End a standby, dead or alive. The VMs it has parked stay where they are: with the other side."""
-    for vm in host.broker.vms():
+    for vm in host.broker.vms(read=False):
         host.broker.unpark(vm["name"], side)
     host.instances[side].stop()
     forget(host.config)
 
 
-def take_down(host: Host, active: Side) -> bool:
-    """Leave nothing of a warm standby, as an upgrade needs it. Returns whether there was one."""
+def yield_to_upgrade(host: Host, active: Side, release: Release) -> bool:
+    """Give a warm standby over to an upgrade to ``release``: with the operator's values if it runs just that, else
+    ended. Returns whether it goes on."""
     record = read_record(host)
     if record is None:
         return False
-    if record.side is active:
-        settle(host, record)
+    instance = host.instances[record.side]
+    if record.side is not active and (instance.release() != release or instance.outdated()):
+        retire(host, record.side)
         return False
-    retire(host, record.side)
-    return True
+    settle(host, record)
+    return record.side is not active
 
 
 # ------------------------------------------------------------------------------------- shared with an upgrade's steps
@@ -129,7 +131,7 @@ def await_ports(host: Host, side: Side) -> None:
     host.wait(lambda: host.link_up(side, UPLINK), _PORT_S, lambda: f"instance {side}: the uplink is down")
 
     def missing() -> list[str]:
-        return [vm["name"] for vm in host.broker.vms() if not vm["switches"][side]["connected"]]
+        return [vm["name"] for vm in host.broker.vms(read=False) if not vm["switches"][side]["connected"]]
 
     host.wait(lambda: not missing(), _PORT_S, lambda: f"instance {side} did not connect for VM {', '.join(missing())}")
 

@@ -8,8 +8,6 @@ no way on. Undoing a step on an instance that has died finds nothing to undo.
 
 from __future__ import annotations
 
-from typing import Any
-
 from ovs_hotswap.errors import BrokerError, StateUnknown, SwitchError
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.overlay.tables import Form
@@ -17,14 +15,15 @@ from ovs_hotswap.switch.pmd import set_vhost_log_level, vhost_log_level
 from ovs_hotswap.upgrade import checks, gather, peer, probe
 from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.moving import move_all
 from ovs_hotswap.upgrade.plan import Plan, ReversibleStep, Run, State, Step
 from ovs_hotswap.upgrade.records import Facts
 from ovs_hotswap.upgrade.standby import await_ports, park, read_record, stranded
 
-_SERVED_S = 2.0
+_CONFIRM_S = 1.0  # for a switch that is slow, not hung
+_POLL_S = 0.02
 _RETURNED_S = 5.0  # for the VMs of an instance that was ended to be served by the other
 _SAMPLE_S = 0.2
-_BATCH = 16  # VMs that are moved before their undelivered frames, which take 0.1 s to be known, are asked for
 
 
 class Precheck(Step[Upgrade]):
@@ -86,7 +85,7 @@ class Ports(Step[Upgrade]):
     def do(self, context: Upgrade, run: Run) -> None:
         host, side = context.host, context.new
         await_ports(host, side)
-        lacking = {vm["name"]: vm["switches"][side]["missing"] for vm in host.broker.vms()}
+        lacking = {vm["name"]: vm["switches"][side]["missing"] for vm in host.broker.vms(read=False)}
         faults = [f"VM {name} uses {', '.join(bits)}" for name, bits in lacking.items() if bits]
         if faults:
             raise SwitchError(
@@ -198,7 +197,7 @@ class Park(ReversibleStep[Upgrade]):
 
     def do(self, context: Upgrade, run: Run) -> None:
         host, side = context.host, context.new
-        vms = host.broker.vms()
+        vms = host.broker.vms(read=False)
 
         def parked(number: int, name: str) -> None:
             run.progress("parked", item=name, count=number, total=len(vms))
@@ -208,7 +207,7 @@ class Park(ReversibleStep[Upgrade]):
     def undo(self, context: Upgrade, run: Run) -> None:
         if context.gone:
             return
-        for vm in context.host.broker.vms():
+        for vm in context.host.broker.vms(read=False):
             if vm["owner"] != context.new:
                 context.host.broker.unpark(vm["name"], context.new)
 
@@ -243,22 +242,28 @@ class MoveVms(ReversibleStep[Upgrade]):
 
 def take_back(context: Upgrade, run: Run) -> None:
     """Have the old instance serve every VM again. A new one that does not let go of a VM hangs, and then nobody serves
-    that VM: it is ended, as it will be anyway. Raises BrokerError, SwitchError."""
+    that VM: it is ended, as it will be anyway. Raises BrokerError, StateUnknown, SwitchError."""
     host, old, new = context.host, context.old, context.new
 
     def absent() -> list[str]:
-        return [vm["name"] for vm in host.broker.vms() if not vm["switches"][old]["connected"]]
+        return [vm["name"] for vm in host.broker.vms(read=False) if not vm["switches"][old]["connected"]]
 
     def left() -> list[str]:
-        return stranded(host.broker.vms(), old)
+        return stranded(host.broker.vms(read=False), old)
 
+    if context.lost_for_good():
+        return  # the VMs went to the new one
     if context.broken:
         host.instances[new].kill()  # it would let every VM wait for its deadline
     host.wait(lambda: not absent(), _RETURNED_S, lambda: f"instance {old} has no port for VM {', '.join(absent())}")
     try:
         move_all(host, old, run)
     except (BrokerError, StateUnknown) as error:
-        if any(vm["owner"] == new for vm in host.broker.vms()):
+        if context.lost_for_good():
+            return  # it died meanwhile, and the VMs went to the new one
+        if not context.broken:
+            if not _hangs(context):
+                raise
             run.progress(f"{error.message}; instance {new} is ended")
             host.instances[new].kill()
         for name in left():
@@ -266,65 +271,15 @@ def take_back(context: Upgrade, run: Run) -> None:
         host.wait(lambda: not left(), _RETURNED_S, lambda: f"instance {old} does not serve VM {', '.join(left())}")
 
 
-def move_all(host: Host, to: Side, run: Run) -> dict[str, float]:
-    """Hand every VM to ``to``, one by one, and see each served there. Returns microseconds by VM.
-
-    Frames that arrived during a move are delivered by the new owner afterwards. Raises BrokerError if a VM stayed
-    where it was, StateUnknown if its owner is not known.
-    """
-    vms = host.broker.vms()
-    moves: dict[str, float] = {}
-    for start in range(0, len(vms), _BATCH):
-        batch = vms[start : start + _BATCH]
-        try:
-            for number, vm in enumerate(batch, start + 1):
-                text = _move(host, vm, to, moves)
-                if text:
-                    run.progress(text, item=vm["name"], count=number, total=len(vms))
-        finally:
-            for vm in batch:
-                if vm["name"] in moves:
-                    _deliver(host, to, vm["name"])
-    return moves
-
-
-def _move(host: Host, vm: dict[str, Any], to: Side, moves: dict[str, float]) -> str | None:
-    """Move one VM and note its time; tell what was done, ``None`` if nothing was to do."""
-    name = vm["name"]
-    if vm["owner"] == to and vm["certainty"] == "owns":
-        return None
-    done = host.broker.move(name, to)
-    if not vm["qemu"]:
-        return "has no guest to move"
-    moves[name] = done["total_us"]
-    _see_served(host, name, to)
-    return f"{done['total_us'] / 1000:.2f} ms"
-
-
-def _deliver(host: Host, side: Side, name: str) -> None:
-    for frame in host.broker.undelivered(name):
-        host.openflow(side).packet_out(frame, f"output:{host.ofport(name)}")
-
-
-def _see_served(host: Host, name: str, side: Side) -> None:
-    """What the guest has to send must be taken: an address that does not translate is not reported otherwise."""
-    before = host.broker.vm(name)
-    if not before["qemu"]:
-        return  # it ended meanwhile
-    if before["owner"] != side:
-        raise StateUnknown(
-            f"vm {name} is owned by {before['owner']}, not by {side}", hint=f"`ovs-hotswap vm show {name}`"
-        )
-
-    def served() -> bool:
-        now = host.broker.vm(name)
-        return all(
-            ring["available"] == ring["used"] or ring["used"] != earlier["used"]
-            for ring, earlier in list(zip(now["rings"], before["rings"], strict=False))[1::2]
-            if ring["started"] and ring["enabled"]
-        )
-
-    host.wait(served, _SERVED_S, lambda: f"vm {name}: instance {side} does not take what the guest sends")
+def _hangs(context: Upgrade) -> bool:
+    """Whether the new instance has not confirmed for a while that it has, or gave back, some VM's rings."""
+    host = context.host
+    end = host.system.monotonic() + _CONFIRM_S
+    while any(vm["owner"] == context.new and vm["certainty"] != "owns" for vm in host.broker.vms(read=False)):
+        if host.system.monotonic() >= end:
+            return True
+        host.system.sleep(_POLL_S)
+    return False
 
 
 class Soak(Step[Upgrade]):
@@ -343,13 +298,15 @@ class Soak(Step[Upgrade]):
             left = end - host.system.monotonic()
             run.progress(f"{max(0.0, left):.0f} s left")
             if left <= 0:
-                return
+                break
+        answers = host.instances[context.new].status().dpdk_initialized is not None
+        checks.verdict(checks.database(context.new, answers), SwitchError)
 
 
 def _watch(context: Upgrade) -> list[Finding]:
     fault = context.broken
     found = [Finding("instance", Severity.ERROR, fault, "its log is kept in the state directory")] if fault else []
-    strays = [vm["name"] for vm in context.host.broker.vms()
+    strays = [vm["name"] for vm in context.host.broker.vms(read=False)
               if vm["qemu"] and (vm["owner"] != context.new or vm["certainty"] != "owns")]  # fmt: skip
     if strays:
         found.append(Finding("owner", Severity.ERROR, f"not owned by {context.new}: VM {', '.join(strays)}"))
@@ -404,7 +361,7 @@ class Retire(Step[Upgrade]):
     def do(self, context: Upgrade, run: Run) -> None:
         host = context.host
         checks.verdict(_watch(context), SwitchError)  # it is the last moment in which there is somewhere to go
-        for vm in host.broker.vms():
+        for vm in host.broker.vms(read=False):
             host.broker.unpark(vm["name"], context.old)
         if context.keep_old:
             run.progress(f"instance {context.old} is kept running")
@@ -436,6 +393,6 @@ def upgrade_plan() -> Plan[Upgrade]:
         before=(Precheck(), StartStandby(), ProgramDatabase(), Ports(), OpenWindow(), PeerLink(), ProgramTunnels(),
                 FlowsStandby(), FlowsActive(), Prove(), Park(), SteerUplink(), MoveVms(), Soak()),
         after=(RecordActive(), FinalFlows(), CloseWindow(), Retire(), Postcheck()),
-        no_way_back=lambda context: context.lost,
+        no_way_back=lambda context: context.lost_for_good(),
         no_way_on=lambda context: context.failed,
     )  # fmt: skip

@@ -55,20 +55,20 @@ class Upgrader:
         return gather.precheck(self.host, old, old.other, release)
 
     def upgrade(self, release: str, observe: Observe, *, keep_old: bool = False) -> Report:
-        """Replace the active instance by one of ``release``. A warm standby of the watchdog's is ended first.
+        """Replace the active instance by one of ``release``: the watchdog's warm standby, if it runs just that.
 
         Raises PrecheckFailed with nothing changed, RolledBack with everything put back, PostcheckFailed if something
         failed after the commit, StateUnknown if it cannot be told.
         """
         with self.host.lock(WATCHDOG_S):
-            self.host.releases.get(release)
+            wanted = self.host.releases.get(release)
             old = self.host.active()
             running = self.host.instances[old].status().release
             if running is None:
                 raise PrecheckFailed(
                     f"instance {old}, which is active, does not run", hint=f"`ovs-hotswap instance start {old}`"
                 )
-            standby.take_down(self.host, old)
+            standby.yield_to_upgrade(self.host, old, wanted)
             parameters: dict[str, Json] = {"old": old, "new": old.other, "release": release, "previous": running.name,
                           "keep_old": keep_old}  # fmt: skip
             journal = self.journals.begin(

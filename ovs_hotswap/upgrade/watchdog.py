@@ -136,7 +136,7 @@ class Guard:
         refuge = host.instances[other].pid() is not None and self._takes(other)
         if not (refuge and work.steered):
             return Scene(alive, True, refuge, work.steered)
-        work.vms = host.broker.vms()
+        work.vms = host.broker.vms(read=False)
         waiting = standby.stranded(work.vms, other)
         if not waiting:
             since = [vm["owner_since"] for vm in work.vms if vm["owner_since"] and vm["owner"] == other]
@@ -150,7 +150,7 @@ class Guard:
         record = standby.read_record(self._host)
         if record is not None and record.side is side and record.prepared:
             return True
-        vms = self._host.broker.vms()
+        vms = self._host.broker.vms(read=False)
         if any(vm["owner"] == side or vm["switches"][side]["parked"] for vm in vms):
             return True
         return all(vm["switches"][side]["connected"] for vm in vms) and self._upgrade_under_way()

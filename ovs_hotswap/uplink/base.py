@@ -34,10 +34,11 @@ class Uplink(Protocol):
         """What is right and wrong with the devices and rules; changes nothing."""
 
 
-def make_uplink(config: Config, intent: Intent, *, keep: bool = False) -> Uplink:
+def make_uplink(config: Config, intent: Intent, *, quick: bool = False) -> Uplink:
     """The driver that the configuration names. Raises ConfigError if it lacks a device.
 
-    ``keep``: whether it stays connected to the kernel between uses, as one does that must be quick.
+    ``quick``: for who turns traffic away from a dead instance: it stays connected to the kernel between uses, and turns
+    the traffic before it looks.
     """
     uplink = config.uplink
     if uplink.driver == "none":
@@ -49,5 +50,6 @@ def make_uplink(config: Config, intent: Intent, *, keep: bool = False) -> Uplink
         representors={Side.A: uplink.representor_a, Side.B: uplink.representor_b},
         vtep=intent.vtep.address,
         mac=intent.vtep.mac,
-        control=RtnlTrafficControl(uplink.namespace, keep=keep),
+        control=RtnlTrafficControl(uplink.namespace, keep=quick),
+        quick=quick,
     )

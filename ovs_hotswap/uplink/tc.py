@@ -151,10 +151,21 @@ class _Known:
 
 
 class TcUplink:
-    """The driver. ``vtep`` is the VTEP's address, ``mac`` the MAC that the bridge, and so the device, must have."""
+    """The driver. ``vtep`` is the VTEP's address, ``mac`` the MAC that the bridge, and so the device, must have.
+
+    ``quick``: begin to steer with the one act that turns the traffic, as things were found last, and look afterwards; a
+    fault that is found then is raised with the traffic turned.
+    """
 
     def __init__(
-        self, *, device: str, representors: Mapping[Side, str], vtep: str, mac: str, control: TrafficControl
+        self,
+        *,
+        device: str,
+        representors: Mapping[Side, str],
+        vtep: str,
+        mac: str,
+        control: TrafficControl,
+        quick: bool = False,
     ) -> None:
         self._device = device
         self._representors = dict(representors)
@@ -162,6 +173,7 @@ class TcUplink:
         self._vtep = vtep
         self._mac = mac.lower()
         self._control = control
+        self._quick = quick
         self._known: _Known | None = None
 
     def owner(self) -> Side | None:
@@ -224,7 +236,7 @@ class TcUplink:
         if ours is None or ours.keys != self._keys:
             return None
         there = {side: link for side, link in links.items() if link is not None}
-        self._known = _Known(device, ours, there)
+        self._known = _Known(device, ours, there) if self._quick else None
         return next((side for side, link in there.items() if link.index == ours.target), None)
 
     def _places(self) -> list[tuple[str, int, tuple[Key, ...]]]:

@@ -8,18 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import grp
-import inspect
-import json
 import logging
 import os
 import resource
 import signal
 import socket
-import struct
-import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 from ovs_hotswap import __version__, sd
@@ -32,6 +27,7 @@ from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.system import System
 from ovs_hotswap.vhost import control, succession
 from ovs_hotswap.vhost.channel import listen
+from ovs_hotswap.vhost.desk import Desk, Method
 from ovs_hotswap.vhost.keeping import Keeping
 from ovs_hotswap.vhost.memory import make_scratch, waits
 from ovs_hotswap.vhost.move import Mover
@@ -51,8 +47,6 @@ _ACCEPT_RETRY_S = 1.0
 _PARK_TIMEOUT_S = 10.0  # a first use creates mempools under the device lock: half a second was measured
 _MOVE_TIMEOUT_S = 2.0
 _TICK_S = 0.001
-_CHANGES = {"park", "unpark", "move", "reload", "stop"}  # of the control socket's methods: logged with who asked
-_PEER = struct.Struct("3i")  # struct ucred: unix(7), SO_PEERCRED
 
 
 class _Seat:
@@ -88,7 +82,7 @@ class Broker:
         self._config = config
         self._system = system
         self._serving = self._succeeded = False
-        self._control: socket.socket
+        self._desk: Desk
         self._successors: socket.socket
         self._succession: asyncio.Task[None] | None = None
         self._loop = loop
@@ -99,9 +93,10 @@ class Broker:
         self._keeping = Keeping(loop, Vault.kept(), keeps=sd.supervised())
         self._stopping = asyncio.Event()
         self._started = time.monotonic()
-        self._methods: dict[str, Callable[..., Awaitable[Any]]] = {
+        self._methods: dict[str, Method] = {
             "status": self._status, "vms": self._vms, "vm": self._vm, "park": self._park, "unpark": self._unpark,
-            "move": self._move, "undelivered": self._undelivered, "reload": self._reload, "stop": self._stop,
+            "move": self._move, "move_many": self._move_many, "unserved": self._unserved,
+            "undelivered": self._undelivered, "reload": self._reload, "stop": self._stop,
         }  # fmt: skip
 
     async def run(self, inherited: Inherited | None = None) -> None:
@@ -112,7 +107,8 @@ class Broker:
                 self._begin()
             else:
                 self._inherit(inherited)
-            await self._run(await self._serve(inherited))
+            self._desk = Desk(self._config, self._methods, None if inherited is None else inherited.control)
+            await self._run(await self._desk.open())
         finally:
             self.close()
 
@@ -186,7 +182,7 @@ class Broker:
                 for seat in seats:
                     seat.pause(self._loop)
                 connection.setblocking(True)
-                succession.hand_over(connection, self._control, [(seat.vm, seat.listeners) for seat in seats])
+                succession.hand_over(connection, self._desk.listener, [(seat.vm, seat.listeners) for seat in seats])
             except HotswapError as error:
                 log.error("a successor could not take over: %s", error.message)
                 for seat in seats:
@@ -307,45 +303,6 @@ class Broker:
 
     # -- control -----------------------------------------------------------------------------------------------
 
-    async def _serve(self, inherited: Inherited | None) -> asyncio.AbstractServer:
-        path = self._config.broker_socket
-        listener = listen(path, mode=0o660) if inherited is None else inherited.control
-        self._control = listener
-        if self._config.broker.group is not None:
-            try:
-                os.chown(path, -1, grp.getgrnam(self._config.broker.group).gr_gid)
-            except KeyError as error:
-                raise BrokerError(f"broker.group: no group {self._config.broker.group!r} on this host") from error
-        # From 3.13 on asyncio would remove the socket of a server that it closes: a successor still listens on it.
-        keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-        return await asyncio.start_unix_server(self._client, sock=listener, limit=control.LINE_LIMIT, **keep)
-
-    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # Cancelled when the broker ends: asyncio's streams would log that as an error (cpython issue 110894).
-        with contextlib.closing(writer), contextlib.suppress(ConnectionError, ValueError, asyncio.CancelledError):
-            pid, user, _ = _PEER.unpack(
-                writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-            )
-            while line := await reader.readline():
-                writer.write(control.encode(await self._handle(line, f"asked by user {user}, process {pid}")))
-                await writer.drain()
-
-    async def _handle(self, line: bytes, who: str) -> dict[str, Any]:
-        try:
-            request = control.decode_request(line)
-            method = self._methods.get(request.method)
-            if method is None:
-                raise BrokerError(f"no method {request.method!r}; there are {', '.join(sorted(self._methods))}")
-            try:
-                inspect.signature(method).bind(**request.params)
-            except TypeError as error:
-                raise BrokerError(f"{request.method}: {error}") from error
-            if request.method in _CHANGES:
-                log.info("%s %s: %s", request.method, json.dumps(request.params), who)
-            return {"result": await method(**request.params)}
-        except HotswapError as error:
-            return control.error_document(error)
-
     def _seat(self, name: object) -> _Seat:
         seat = self._seats.get(str(name))
         if seat is None:
@@ -364,8 +321,8 @@ class Broker:
             "home": self._home,
         }
 
-    async def _vms(self) -> list[dict[str, Any]]:
-        return [vm_document(seat.vm) for _, seat in sorted(self._seats.items())]
+    async def _vms(self, read: bool = True) -> list[dict[str, Any]]:
+        return [vm_document(seat.vm, read=read) for _, seat in sorted(self._seats.items())]
 
     async def _vm(self, vm: str) -> dict[str, Any]:
         return vm_document(self._seat(vm).vm)
@@ -398,6 +355,21 @@ class Broker:
             "take_us": round(swap.take_us, 1),
             "total_us": round(swap.total_us, 1),
         }
+
+    async def _move_many(self, vms: list[str], to: str) -> dict[str, Any]:
+        """Move VMs in this order, up to the first one that cannot be: ``moved`` tells of those before it."""
+        moved: list[dict[str, Any]] = []
+        for vm in vms:
+            try:
+                moved.append(await self._move(vm, to))
+            except HotswapError as error:
+                return {"moved": moved, **control.error_document(error)}
+            await asyncio.sleep(0)  # answers of those before have come meanwhile
+        return {"moved": moved, "error": None}
+
+    async def _unserved(self, vms: list[str]) -> list[str]:
+        """VMs of which something that was to be sent at their last move still waits, and nothing was taken since."""
+        return [vm for vm in vms if not self._seat(vm).mover.served]
 
     async def _undelivered(self, vm: str) -> dict[str, Any]:
         """Frames that arrived during the VM's last move, answered once late copies of them have been waited for."""

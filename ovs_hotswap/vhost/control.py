@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import select
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -51,12 +52,12 @@ def error_document(error: HotswapError) -> dict[str, Any]:
     return {"error": {"class": type(error).__name__, "message": error.message, "hint": error.hint}}
 
 
-def raise_error(document: dict[str, Any]) -> None:
-    """Raise the error that a broker reported, as the class it had there."""
+def reported(document: dict[str, Any]) -> HotswapError:
+    """The error that a broker reported, as the class it had there."""
     kind = getattr(errors, str(document.get("class")), BrokerError)
     if not (isinstance(kind, type) and issubclass(kind, HotswapError)):
         kind = BrokerError
-    raise kind(str(document.get("message")), hint=document.get("hint"))
+    return kind(str(document.get("message")), hint=document.get("hint"))
 
 
 class BrokerClient:
@@ -94,7 +95,7 @@ class BrokerClient:
             self.close()
             raise BrokerError(f"broker at {self._path}: {method}: {error or 'no answer'}") from error
         if "error" in answer:
-            raise_error(answer["error"])
+            raise reported(answer["error"])
         return answer["result"]
 
     def _connected(self) -> socket.socket:
@@ -138,8 +139,9 @@ class BrokerClient:
         result: dict[str, Any] = self.call("status")
         return result
 
-    def vms(self) -> list[dict[str, Any]]:
-        result: list[dict[str, Any]] = self.call("vms")
+    def vms(self, *, read: bool = True) -> list[dict[str, Any]]:
+        """``read``: whether to look into guest memory for where the rings stand."""
+        result: list[dict[str, Any]] = self.call("vms", read=read)
         return result
 
     def vm(self, name: str) -> dict[str, Any]:
@@ -155,6 +157,18 @@ class BrokerClient:
     def move(self, name: str, to: Side) -> dict[str, Any]:
         """Hand a VM over; the answer has ``give_us``, ``take_us`` and ``total_us`` on the broker's clock."""
         result: dict[str, Any] = self.call("move", vm=name, to=to)
+        return result
+
+    def move_many(self, names: Sequence[str], to: Side) -> tuple[list[dict[str, Any]], HotswapError | None]:
+        """Hand VMs over one by one, up to the first one that cannot be; what ``move`` answers for those before it, and
+        its error."""
+        answer = self.call("move_many", vms=list(names), to=to)
+        fault = answer["error"]
+        return answer["moved"], None if fault is None else reported(fault)
+
+    def unserved(self, names: Sequence[str]) -> list[str]:
+        """Those of the VMs from which the switch has taken nothing since their move, though there is something."""
+        result: list[str] = self.call("unserved", vms=list(names))
         return result
 
     def undelivered(self, name: str) -> list[bytes]:

@@ -43,8 +43,13 @@ def indices(regions: Sequence[Region], ring: Ring) -> Indices:
 def waits(state: GuestState) -> bool:
     """Whether the guest has something to send that no switch has taken (transmit rings are the odd ones: virtio 1.2,
     5.1.2)."""
-    seen = [indices(state.memory, state.rings[index]) for index in state.started if index % 2]
-    return any(each.available != each.used for each in seen)
+    return any(each.available != each.used for each in transmit(state).values())
+
+
+def transmit(state: GuestState) -> dict[int, Indices]:
+    """Where the transmit rings stand that the guest has enabled."""
+    rings = {index: state.rings[index] for index in state.started if index % 2}
+    return {index: indices(state.memory, ring) for index, ring in rings.items() if ring.enabled}
 
 
 def _index(regions: Sequence[Region], start: int) -> int | None:

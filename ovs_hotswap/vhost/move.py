@@ -18,6 +18,7 @@ from ovs_hotswap.vhost.capture import Catch, Caught
 from ovs_hotswap.vhost.channel import PeerClosed
 from ovs_hotswap.vhost.handover import Outcome, Swap
 from ovs_hotswap.vhost.link import FENCE_ANSWER_SIZE, Link
+from ovs_hotswap.vhost.memory import Indices, transmit
 from ovs_hotswap.vhost.ownership import Certainty, Ownership, Proof
 from ovs_hotswap.vhost.replay import Role, moved, places
 from ovs_hotswap.vhost.vm import Vm
@@ -36,11 +37,19 @@ class Mover:
         self._loop = loop
         self._fence_s = fence_s
         self._settled: asyncio.Future[list[Caught]] | None = None
+        self._before: dict[int, Indices] = {}
 
     @property
     def busy(self) -> bool:
         """Whether a move is still settling, or its undelivered frames have not been fetched."""
         return self._settled is not None
+
+    @property
+    def served(self) -> bool:
+        """Whether the guest's transmit rings have advanced since its last move, or have nothing to be taken."""
+        now = transmit(self._vm.state)
+        return all(at.available == at.used or at.used != before.used
+                   for index, before in self._before.items() if (at := now.get(index)) is not None)  # fmt: skip
 
     def why_not(self, to: Side) -> str | None:
         """Why ``swap_to`` cannot run at this moment, or ``None``."""
@@ -79,6 +88,7 @@ class Mover:
         parking = {**places(vm.state, Role.PARKED), **waiting}
         ready = handover.prepare(old, new, parking, places(vm.state, Role.OWNER), vm.calls())
         vm.ownership = vm.ownership.letting_go()
+        self._before = transmit(vm.state)
         with preferred():
             result = handover.swap(ready, self._fence_s)
         vm.last_swap = result

@@ -6,14 +6,15 @@ from typing import Any
 
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost import wire
-from ovs_hotswap.vhost.memory import indices
+from ovs_hotswap.vhost.memory import Indices, indices
 from ovs_hotswap.vhost.replay import why_not_parked
 from ovs_hotswap.vhost.vm import Vm
 
 
-def vm_document(vm: Vm) -> dict[str, Any]:
+def vm_document(vm: Vm, *, read: bool = True) -> dict[str, Any]:
     """``owner`` is the side that holds the rings, ``certainty`` what is known of that (``ownership.Certainty``).
-    Ring indices are modulo 2**16, ``null`` where guest memory cannot be read. Features are hexadecimal strings."""
+    Ring indices are modulo 2**16, ``null`` where guest memory cannot be read, or is not to be (``read``), which is
+    most of the work. Features are hexadecimal strings."""
     features = vm.state.features
     swap = vm.last_swap
     return {
@@ -29,7 +30,7 @@ def vm_document(vm: Vm) -> dict[str, Any]:
         "memory_regions": len(vm.state.memory),
         "unparkable": why_not_parked(vm.state),
         "switches": {side.value: _switch(vm, side) for side in Side},
-        "rings": [_ring(vm, index) for index in range(len(vm.state.rings))],
+        "rings": [_ring(vm, index, read=read) for index in range(len(vm.state.rings))],
         "moves": vm.moves,
         "last_move_us": None if swap is None else round(swap.total_us, 1),
         "last_error": vm.last_error,
@@ -50,9 +51,9 @@ def _switch(vm: Vm, side: Side) -> dict[str, Any]:
     }
 
 
-def _ring(vm: Vm, index: int) -> dict[str, Any]:
+def _ring(vm: Vm, index: int, *, read: bool) -> dict[str, Any]:
     ring = vm.state.rings[index]
-    seen = indices(vm.state.memory, ring)
+    seen = indices(vm.state.memory, ring) if read else Indices(None, None)
     return {
         "index": index,
         "size": ring.size,

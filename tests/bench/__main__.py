@@ -8,9 +8,9 @@ import sys
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.system import System
-from tests.bench import failover, moves, soak
+from tests.bench import failover, moves, scale, soak
 
-BENCHMARKS = {"moves": moves, "failover": failover, "soak": soak}
+BENCHMARKS = {"moves": moves, "failover": failover, "scale": scale, "soak": soak}
 
 
 def main(words: list[str]) -> int:

@@ -57,10 +57,14 @@ class Bed(Lab):
 
     def start(self) -> None:
         """The broker, and instance a as the active one."""
-        start_broker(self.config, self._system, self.layout.config_file, _BROKER_S)
+        self.start_broker()
         self.host.instances[Side.A].start(self.release)
         self.host.program(Side.A)
         activate_first(self.host, Side.A)
+
+    def start_broker(self) -> None:
+        """As whoever keeps it running does; nothing is kept for it."""
+        start_broker(self.config, self._system, self.layout.config_file, _BROKER_S)
 
     def go_direct(self) -> DirectHost:
         """End broker and instances; start instance a with ports that connect straight to the guests, as on a host of

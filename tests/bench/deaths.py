@@ -46,12 +46,12 @@ class Instant:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A process that was killed at ``instant``. Milliseconds after it: ``hung_up``, its sockets were closed; ``dead``,
-    its pidfd told."""
+    """A process that was killed, or stopped, at ``instant``. Milliseconds after it: ``hung_up``, its sockets were
+    closed; ``dead``, its pidfd told. ``None``: this was not watched."""
 
     instant: Instant
-    hung_up_ms: float
-    dead_ms: float
+    hung_up_ms: float | None = None
+    dead_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,13 @@ def kill(pid: int, ctl: Path) -> Death:
             return Death(instant, seen[connection.fileno()], seen[pidfd])
         finally:
             os.close(pidfd)
+
+
+def stop(pid: int) -> Death:
+    """SIGSTOP a process: it lives and does nothing."""
+    instant = Instant.now()
+    os.kill(pid, signal.SIGSTOP)
+    return Death(instant)
 
 
 def outage(spec: FleetSpec, events: Events, instant: Instant) -> Outage:

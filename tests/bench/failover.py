@@ -1,7 +1,8 @@
 """Crash fail-over: from SIGKILL of the active instance to each guest's next packet, beside a plain restart.
 
-For each number of VMs one bed: the noise floor, fail-overs by the watchdog, then the same guests on a switch without a
-broker that is killed and started again, as systemd does with Restart=always.
+For each number of VMs one bed: the noise floor, fail-overs by the watchdog from a death and from a hang (SIGSTOP), the
+loss of a broker that nobody kept descriptors for, then the same guests on a switch without a broker that is killed and
+started again, as systemd does with Restart=always.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import json
 import math
 import os
 import random
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,10 +53,12 @@ class Case:
     rate: float
     remote: int
     kills: int
+    hangs: int
+    losses: int
     restarts: int
 
 
-CASES = (Case(1, 1000, 1, 20, 3), Case(16, 500, 4, 8, 2), Case(64, 200, 8, 5, 2))
+CASES = (Case(1, 1000, 1, 20, 5, 3, 3), Case(16, 500, 4, 8, 2, 2, 2), Case(64, 200, 8, 5, 3, 2, 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,8 @@ class Result:
     case: Case
     floor: list[Outage] = field(default_factory=list)
     failovers: list[Crash] = field(default_factory=list)
+    hangs: list[Crash] = field(default_factory=list)
+    losses: list[Outage] = field(default_factory=list)
     restarts: list[Crash] = field(default_factory=list)
     stats: Stats | None = None
     standby_percent: float | None = None  # of a core, by the idle standby's two processes
@@ -78,6 +84,8 @@ class Result:
         return {
             "floor": self.floor,
             "fail-over": [crash.outage for crash in self.failovers],
+            "hang": [crash.outage for crash in self.hangs],
+            "broker lost": self.losses,
             "restart": [crash.outage for crash in self.restarts],
         }
 
@@ -94,6 +102,8 @@ class Result:
         found = {"case": asdict(self.case), "ms": self.figures(), "guests": stats,
                  "standby_percent": self.standby_percent,
                  "failovers": [asdict(crash) for crash in self.failovers],
+                 "hangs": [asdict(crash) for crash in self.hangs],
+                 "losses": [asdict(outage) for outage in self.losses],
                  "restarts": [asdict(crash) for crash in self.restarts]}  # fmt: skip
         return cast(dict[str, Any], _finite(found))
 
@@ -129,9 +139,16 @@ class Bench:
             self.result.standby_percent = self._standby_percent()
             for number in range(case.kills):
                 self._say(f"{case.vms} VMs: fail-over {number + 1} of {case.kills}")
-                self.result.failovers.append(self._fail_over())
-        # Before the restarts, in which guests lose their connection.
-        self.result.stats = self._fleet.stop()
+                self.result.failovers.append(self._fail_over(signal.SIGKILL))
+            for number in range(case.hangs):
+                self._say(f"{case.vms} VMs: hang {number + 1} of {case.hangs}")
+                self.result.hangs.append(self._fail_over(signal.SIGSTOP))
+            # Before what makes guests lose their connection.
+            self.result.stats = self._fleet.stop()
+            self._flow()
+            for number in range(case.losses):
+                self._say(f"{case.vms} VMs: loss of the broker {number + 1} of {case.losses}")
+                self.result.losses.append(self._lose_broker())
         self._say(f"{case.vms} VMs: plain restarts")
         self._bed.go_direct()
         self._flow()
@@ -164,11 +181,28 @@ class Bench:
         time.sleep(0.05)
         return deaths.kill(self._pid(side), self._bed.host.control(side))
 
-    def _fail_over(self) -> Crash:
+    def _stop(self, side: Side) -> Death:
+        """A hang: it is the watchdog that ends it."""
+        self._fleet.forget()
+        time.sleep(0.3 + self._random.random() * 0.5)
+        return deaths.stop(self._pid(side))
+
+    def _lose_broker(self) -> Outage:
+        self._fleet.forget()
+        time.sleep(0.3 + self._random.random() * 0.5)
+        instant = deaths.Instant.now()
+        os.kill(self._bed.host.broker.status()["pid"], signal.SIGKILL)
+        time.sleep(RESTART_SEC_S)
+        self._bed.start_broker()
+        outage = deaths.wait_back(self._fleet, instant, _RESTART_S)
+        self._bed.wait_protected()
+        return outage
+
+    def _fail_over(self, number: signal.Signals) -> Crash:
         host = self._bed.host
         side = host.active()
         known = len(self._failovers())
-        death = self._kill(side)
+        death = self._kill(side) if number == signal.SIGKILL else self._stop(side)
         outage = deaths.wait_back(self._fleet, death.instant, _BACK_S)
         self._bed.wait(lambda: len(self._failovers()) > known, _BACK_S, lambda: "no fail-over is recorded")
         event = self._failovers()[-1]
@@ -207,7 +241,8 @@ def stages_of(death: Death, more: dict[str, float], outage: Outage) -> dict[str,
         for direction in DIRECTIONS
         for which, choose in (("first", min), ("last", max))
     }
-    stages = {"sockets closed": death.hung_up_ms, "process dead": death.dead_ms, **more, **ends}
+    ended = {"sockets closed": death.hung_up_ms, "process dead": death.dead_ms}
+    stages = {**{stage: ms for stage, ms in ended.items() if ms is not None}, **more, **ends}
     return dict(sorted(stages.items(), key=lambda stage: stage[1]))
 
 
@@ -228,9 +263,11 @@ def show(output: Output, results: Sequence[Result]) -> None:
         for direction, figures in directions.items()
     ]
     columns = ("VMs", "what", "guests", "times", "p50 ms", "p99 ms", "max ms")
-    output.table(columns, rows, title="from SIGKILL (floor: from any instant) to each guest's next packet")
+    output.table(columns, rows, title="from the signal (floor: from any instant) to each guest's next packet")
     for result in results:
-        for name, crashes in (("fail-over", result.failovers), ("restart", result.restarts)):
+        for name, crashes in (("fail-over", result.failovers), ("hang", result.hangs), ("restart", result.restarts)):
+            if not crashes:
+                continue
             output.line()
             output.table(("stage", "p50", "max"), _stage_rows(crashes), title=_title(result.case, name))
         if result.standby_percent is not None:
@@ -239,13 +276,13 @@ def show(output: Output, results: Sequence[Result]) -> None:
         if stats is not None:
             output.line(
                 f"looks of the guests: every {stats.tick_us['p50']:.0f} us (p99 {stats.tick_us['p99']:.0f}, "
-                f"max {stats.tick_us['max']:.0f}); over all fail-overs {stats.total('sent')} frames sent, "
+                f"max {stats.tick_us['max']:.0f}); over all fail-overs and hangs {stats.total('sent')} frames sent, "
                 f"{stats.total('lost')} lost, {stats.total('doubled')} doubled, {stats.broken} broken"
             )
 
 
 def _title(case: Case, name: str) -> str:
-    return f"{case.vms} VMs, {name}: ms since SIGKILL (each VM sends every {1e3 / case.rate:g} ms)"
+    return f"{case.vms} VMs, {name}: ms since the signal (each VM sends every {1e3 / case.rate:g} ms)"
 
 
 def _stage_rows(crashes: Sequence[Crash]) -> list[tuple[str, str, str]]:
@@ -291,7 +328,7 @@ def run(arguments: argparse.Namespace, output: Output, system: System) -> int:
         if arguments.vms and case.vms not in arguments.vms:
             continue
         if arguments.kills is not None:
-            case = Case(case.vms, case.rate, case.remote, arguments.kills, case.restarts)
+            case = replace(case, kills=arguments.kills)
         results.append(run_case(case, arguments.hugepages, output.line, system))
         document = {"machine": machine(), "cases": [result.document() for result in results]}
         arguments.report.write_text(json.dumps(document, indent=2) + "\n")

@@ -18,26 +18,13 @@ from ovs_hotswap.lab.demo import SUITE, Demo, Phase
 from ovs_hotswap.lab.pings import quantile
 from ovs_hotswap.model import Side
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.context import Upgrade
-from ovs_hotswap.upgrade.plan import Run
-from ovs_hotswap.upgrade.records import Facts
-from ovs_hotswap.upgrade.steps import MoveVms, move_all, upgrade_plan
+from ovs_hotswap.upgrade.moving import move_all
 from tests.bench.machine import machine
+from tests.bench.window import window
 
 DIRECTORY = Path("/run/ovs-hotswap-bench")
 P50_MS, P99_MS = 0.4, 3.0  # the bars for a 2-core machine
 PAUSE_S = 0.05
-
-
-class _Notes(Run):
-    """Facts of steps that are run without a journal."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, Any] = {}
-        super().__init__(lambda: self._kept, self.keep, lambda _event: None)
-
-    def keep(self, facts: Facts) -> None:
-        self._kept.update(facts)
 
 
 class Bench:
@@ -50,29 +37,21 @@ class Bench:
         host = self._demo.start()
         self._output.line("noise floor")
         quiet = self._demo.quiet()
-        context = Upgrade(host, Side.A, Side.B, SUITE)
-        run = _Notes()
         self._output.line("opening the window: two instances, every VM parked on the standby")
-        steps = upgrade_plan().before
-        for step in steps[: next(number for number, step in enumerate(steps) if isinstance(step, MoveVms))]:
-            run.keep(step.facts(context, run))
-            step.do(context, run)
-        self._output.line(f"{self._moves} moves")
-        times: list[float] = []
+        with window(host, SUITE) as run:
+            self._output.line(f"{self._moves} moves")
+            times: list[float] = []
 
-        def move() -> dict[str, float]:
-            to = Side.B
-            while len(times) < self._moves:
-                times.extend(move_all(host, to, run).values())
-                to = to.other
-                self._system.sleep(PAUSE_S)
-            move_all(host, Side.A, run)
-            return {}
+            def move() -> dict[str, float]:
+                to = Side.B
+                while len(times) < self._moves:
+                    times.extend(move_all(host, to, run).values())
+                    to = to.other
+                    self._system.sleep(PAUSE_S)
+                move_all(host, Side.A, run)
+                return {}
 
-        moving = self._demo.phase("moves", move)
-        for step in reversed(steps):
-            if run_undo := getattr(step, "undo", None):
-                run_undo(context, run)
+            moving = self._demo.phase("moves", move)
         self._output.line("plain restart, without a broker")
         restart = self._demo.plain_restart()
         return self._document(times[: self._moves], quiet, moving, restart)

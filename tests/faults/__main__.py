@@ -28,6 +28,7 @@ from tests.faults.matrix import MOMENTS, Cell, Fault, Seen, Victim, cells, expec
 from tests.faults.strike import Missed
 
 _TRIES = 3
+_WIDTH = 120  # columns of a table that goes to a file
 _MARKS = {True: "[green]✓[/]", False: "[bold red]✗[/]", None: "[dim]·[/]"}
 
 
@@ -123,7 +124,7 @@ def main() -> int:
     results: list[Result] = []
     with contextlib.suppress(KeyboardInterrupt):
         run(wanted[arguments.first :], results, arguments.logs, arguments.seconds, arguments.report)
-    show(results, Console())
+    show(results, Console() if sys.stdout.isatty() else Console(width=_WIDTH))
     return 1 if not results or any(result.faults for result in results) else 0
 
 

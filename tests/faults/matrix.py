@@ -115,11 +115,12 @@ def committed(moment: str) -> bool:
 @dataclass(frozen=True, slots=True)
 class Expectation:
     """``ends``: how the orchestrator may end. ``mend``: what an operator does if the journal is not finished then.
-    ``within_s``: every VM but ``spared`` forwards again in that time, before anybody does anything. ``why``: the
-    reason, for people. ``copies``: answers that a guest may receive twice (a copy over the peer link that arrives
-    late, see architecture.md): none where no VM was moved one by one. ``while_stopped``: they forward also while the
-    process stands still. ``ended``: a process that stands still is ended before somebody could continue it.
-    ``serves``: which instance is active in the end, where that does not follow from how the upgrade ended."""
+    ``within_s``: every VM but ``spared`` forwards again in that time, before anybody does anything: after the end of
+    the upgrade, and no gap before was longer. ``why``: the reason, for people. ``copies``: answers that a guest may
+    receive twice (a copy over the peer link that arrives late, see architecture.md): none where no VM was moved alone.
+    ``while_stopped``: they forward also while the process stands still. ``ended``: a process that stands still is ended
+    before somebody could continue it. ``serves``: which instance is active in the end, where that does not follow from
+    how the upgrade ended."""
 
     ends: frozenset[End]
     why: str
@@ -134,9 +135,10 @@ class Expectation:
 
 STRUCK_VM = "vm1"
 _START_S = 15.0  # an instance is started and programmed
+_CONFIRM_S = 5.0  # what confirms nothing is given time, and ended
 _LONG_S = 60.0  # a command waits for its deadline first
 _DEADLINE_S = 40.0
-_COPIES = 8
+_COPIES = 3
 _RECONNECT_S = 6.0  # a switch tries once a second
 
 
@@ -194,9 +196,10 @@ def _active_lost(fault: Fault, moment: str) -> Expectation:
     if moment == IDLE:
         return _expect(End.NONE, why="the watchdog moves every VM to its standby")
     if moment == BEFORE[0]:
-        refused = End.REFUSED if fault is Fault.STOP else None
         why = "there is nowhere to go yet: it is refused, and the watchdog starts an instance"
-        return _expect(End.REFUSED, *([] if refused else [End.COMMITTED]), why=why, within_s=_LONG_S)
+        if fault is Fault.STOP:
+            return _expect(End.REFUSED, why=why, within_s=_LONG_S)
+        return _expect(End.REFUSED, End.COMMITTED, why=why, within_s=_START_S)
     if not since(moment, "park"):
         return _expect(End.COMMITTED, why="there is no way back: it goes on without the old one", within_s=_START_S)
     return _expect(End.COMMITTED, why="the VMs are parked on the new one; it goes on without the old one")
@@ -211,7 +214,7 @@ def _standby_lost(fault: Fault, moment: str) -> Expectation:
         return _expect(End.NONE, why="the VMs do not notice; the watchdog starts another")
     if moment == AFTER[-1] and fault is Fault.STOP:
         why = "the old one is retired: the watchdog starts it again and ends the new one; resume finds no way on"
-        return _expect(End.UNFINISHED, why=why, within_s=_START_S, serves=Serves.OLD)
+        return _expect(End.UNFINISHED, why=why, within_s=_DEADLINE_S, serves=Serves.OLD)
     if moment == AFTER[-1]:
         why = "the old one is retired: the watchdog starts the new one again, and resume finishes"
         return _expect(End.UNFINISHED, why=why, within_s=_START_S)
@@ -220,7 +223,7 @@ def _standby_lost(fault: Fault, moment: str) -> Expectation:
         return _expect(End.ROLLED_BACK, End.UNFINISHED, why=why, within_s=_START_S, serves=Serves.EITHER)
     if since(moment, HAND_OVER):
         why = "the old one still serves every VM: all go back to it, even after the commit"
-        return _expect(End.ROLLED_BACK, why=why, within_s=_DEADLINE_S if fault is Fault.STOP else 3.0)
+        return _expect(End.ROLLED_BACK, why=why, within_s=_CONFIRM_S)
     return _expect(End.ROLLED_BACK, why="the old one keeps everything until the new one has proven itself")
 
 
@@ -241,7 +244,7 @@ def _standby_db(_fault: Fault, moment: str) -> Expectation:
         return _expect(End.NONE, why="packets do not pass there")
     if committed(moment):
         return _expect(End.UNFINISHED, End.COMMITTED, why="the new one serves every VM; resume finishes what needs it")
-    return _expect(End.ROLLED_BACK, End.COMMITTED, why="the new one cannot be programmed")
+    return _expect(End.ROLLED_BACK, why="the new one cannot be programmed")
 
 
 def _broker(fault: Fault, moment: str) -> Expectation:
@@ -254,7 +257,7 @@ def _broker(fault: Fault, moment: str) -> Expectation:
         return _expect(End.COMMITTED, why="calls wait for it")
     ends = (End.COMMITTED, End.ROLLED_BACK, End.REFUSED, End.UNKNOWN, End.UNFINISHED)
     return _expect(*ends, why="QEMU and switches connect again; who asked it meanwhile is told", within_s=_RECONNECT_S,
-                   mend=Mend.RESUME if committed(moment) else Mend.ROLLBACK)  # fmt: skip
+                   mend=Mend.RESUME if committed(moment) else Mend.ROLLBACK, serves=Serves.EITHER)  # fmt: skip
 
 
 def _orchestrator(fault: Fault, moment: str) -> Expectation:
@@ -299,6 +302,11 @@ def judge(expected: Expectation, cell: Cell, seen: Seen) -> list[str]:
         found.append("the process that stood still was not ended")
     if seen.silent:
         found.append(f"no answers after {expected.within_s:g} s: {', '.join(seen.silent)}")
+    found += [
+        f"{stream} was without an answer for {'ever' if gap is None else f'{gap / 1e3:.1f} s'}"
+        for stream, gap in seen.outage_ms.items()
+        if gap is None or gap > expected.within_s * 1e3
+    ]
     if seen.silent_while_stopped:
         found.append(f"no answers while it was stopped: {', '.join(seen.silent_while_stopped)}")
     if not seen.requests:

@@ -6,8 +6,9 @@ step it was.
 
 A hand-over takes less than a millisecond. To strike within it, the old switch is stopped before it: the broker then
 waits for its fence. That it does is visible from outside, because it gives itself real-time priority for the length of
-a swap, and for nothing else (``vhost.move``). Then the new switch is stopped and the old one continued: it lets go, and
-until the new one is continued the guest's rings are nobody's, or the new one's without its confirmation.
+a swap (``vhost.move``), and otherwise only when a switch has died. Then the new switch is stopped and the old one
+continued: it lets go, and until the new one is continued the guest's rings are nobody's, or the new one's without its
+confirmation.
 """
 
 from __future__ import annotations

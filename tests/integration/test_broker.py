@@ -52,6 +52,49 @@ def test_moves_there_and_back_under_traffic(make_bed: MakeBed) -> None:
         assert len(set(vm.guest.received)) == len(vm.guest.received)
 
 
+def test_many_are_moved_by_one_request_up_to_a_fault(make_bed: MakeBed) -> None:
+    names = ["vm0", "vm1", "vm2"]
+    bed = make_bed(3)
+    bed.switch(Side.A)
+    bed.switch(Side.B)
+    vms = [bed.qemu(name) for name in names]
+    for name in names:
+        bed.wait_owner(Side.A, name)
+        bed.client.park(name, Side.B)
+    with Traffic(vms, PACKETS // 3):
+        for turn in range(50):
+            moved, fault = bed.client.move_many(names, Side.B if turn % 2 == 0 else Side.A)
+            assert ([each["vm"] for each in moved], fault) == (names, None)
+    bed.client.unpark("vm1", Side.B)
+    moved, fault = bed.client.move_many(names, Side.B)
+    assert [each["vm"] for each in moved] == ["vm0"]
+    assert isinstance(fault, BrokerError)
+    assert "vm1 cannot move to b: switch b is not parked" in fault.message
+    assert [bed.owner(name) for name in names] == [Side.B, Side.A, Side.A]
+    bed.ends_well(*enumerate(vms))
+
+
+def test_a_guest_that_nobody_serves_is_told(make_bed: MakeBed) -> None:
+    bed = make_bed()
+    bed.switch(Side.A)
+    b = bed.switch(Side.B)
+    vm = bed.qemu()
+    bed.wait_owner(Side.A)
+    bed.client.park("vm0", Side.B)
+    bed.client.move("vm0", Side.B)
+    assert bed.client.unserved(["vm0"]) == []
+    vm.send(8)
+    vm.drain()
+    bed.client.move("vm0", Side.A)
+    bed.client.move("vm0", Side.B)
+    b.stop()
+    vm.send(8)
+    assert bed.client.unserved(["vm0"]) == ["vm0"]
+    b.go_on()
+    bed.wait(lambda: bed.client.unserved(["vm0"]) == [], "served")
+    bed.ends_well((0, vm))
+
+
 @pytest.mark.parametrize("owner", Side)
 def test_guest_reboots_while_the_other_side_is_parked(make_bed: MakeBed, owner: Side) -> None:
     bed = make_bed()

@@ -15,12 +15,10 @@ CELLS = [
     Cell(Fault.KILL, Victim.ACTIVE, IDLE),
     Cell(Fault.STOP, Victim.STANDBY, IDLE),
     Cell(Fault.KILL, Victim.BROKER, IDLE),
-    Cell(Fault.EXIT, Victim.WATCHDOG, IDLE),
     Cell(Fault.KILL, Victim.ORCHESTRATOR, "flows-active"),
-    Cell(Fault.STOP, Victim.ACTIVE, "window"),
+    Cell(Fault.STOP, Victim.ACTIVE, "park"),
     Cell(Fault.KILL, Victim.ACTIVE, HAND_OVER),
     Cell(Fault.STOP, Victim.STANDBY, HAND_OVER),
-    Cell(Fault.STOP, Victim.STANDBY, "soak"),
     Cell(Fault.KILL, Victim.STANDBY, "flows-final"),
     Cell(Fault.KILL, Victim.QEMU, HAND_OVER),
 ]

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from ovs_hotswap.model import Release
 from ovs_hotswap.system import System
 from tests.machine import PREFIX, Machine
 
@@ -244,6 +245,19 @@ def test_a_boot_brings_back_what_was_active(machine: Machine) -> None:
     assert lives_in_its_unit(machine, "b")
     assert lives_in_its_unit(machine, "a")
     assert "instance b runs release host" in machine.log(RESTORE)
+
+
+def test_a_release_tree_runs_in_the_unit(machine: Machine, tree_release: Release) -> None:
+    """The watchdog asks the tree's programs for their versions, and replaces its standby by one that runs them."""
+    machine.run(["ovs-hotswap", "release", "add", "tree", "--from-directory", str(tree_release.root)])
+    machine.write("/etc/ovs-hotswap/config.toml", config(256) + 'release = "tree"\n')
+    machine.run(["systemctl", "restart", WATCH])
+
+    def runs() -> list[str]:
+        return [each["release"]["name"] for each in ask(machine, "instance", "list")["instances"] if each["release"]]
+
+    wait(machine, lambda: runs() == ["tree", "host"] and ready(machine, "b"), "a standby of the tree")
+    assert lives_in_its_unit(machine, "a")
 
 
 def test_a_stop_leaves_nothing(machine: Machine) -> None:

@@ -181,9 +181,10 @@ def test_a_change_of_the_overlay_reaches_both(bed: Lab, host: Host, watched: int
     wait(programmed, "the flow tables are not the old ones again")
 
 
-def test_an_upgrade_takes_the_standby_down_and_gets_a_new_one(bed: Lab, host: Host, watched: int) -> None:
-    """The watchdog does not touch the instances while the upgrade is under way."""
+def test_an_upgrade_moves_to_the_standby_that_is_there(bed: Lab, host: Host, watched: int) -> None:
+    """It runs the wanted release. The watchdog does not touch the instances while the upgrade is under way."""
     active = host.active()
+    warm = host.instances[active.other].pid()
     states: list[object] = []
 
     def look(event: Event) -> None:
@@ -191,10 +192,15 @@ def test_an_upgrade_takes_the_standby_down_and_gets_a_new_one(bed: Lab, host: Ho
             time.sleep(2.5)  # more than the watchdog takes to look again
             states.append((watchlog.read_state(bed.config) or {}).get("keeping"))
 
+    before = bed.pings.mark()
     assert Upgrader(host).upgrade("host", look).committed
     assert states == ["an upgrade is not finished"]
+    assert host.instances[active.other].pid() == warm
     wait_ready(host, active.other)
     served_by(host, active.other)
+    assert host.pmd_sleep(active.other) == host.config.instance(active.other).pmd_sleep_us
+    time.sleep(0.3)
+    assert [(stats.guest, stats.lost) for stats in bed.pings.between(before, bed.pings.mark()) if stats.lost] == []
 
 
 def test_an_active_that_dies_in_an_upgrade_is_failed_over(bed: Lab, host: Host, watched: int) -> None:
@@ -246,7 +252,7 @@ def test_the_standby_outlives_the_watchdog(bed: Lab, host: Host, system: System)
 
 
 def test_off_keeps_no_standby(bed: Lab, host: Host, system: System) -> None:
-    standby.take_down(host, host.active())
+    standby.retire(host, host.active().other)
     text = bed.config_path.read_text()
     bed.config_path.write_text(text.replace("[watch]", '[watch]\nmode = "off"'))
     try:

@@ -47,7 +47,7 @@ def test_times_since_an_instant_on_both_clocks() -> None:
 
 
 def result(vms: int, *figures: float | None, doubled: int = 0) -> Result:
-    made = Result(Case(vms, 1000, 0, len(figures), 0))
+    made = Result(Case(vms, 1000, 0, len(figures), 0, 0, 0))
     for figure in figures:
         outage = Outage({0: figure}, {0: figure})
         made.failovers.append(Crash(outage, {"process dead": 1.0}))

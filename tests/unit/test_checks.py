@@ -129,6 +129,13 @@ def test_broker() -> None:
     assert (finding.severity, finding.text) == (ERROR, "no answer in 5 s")
 
 
+def test_database() -> None:
+    assert severities(checks.database(Side.A, True)) == [OK]
+    (finding,) = checks.database(Side.B, False)
+    assert finding.severity is ERROR
+    assert "instance b does not answer" in finding.text
+
+
 def test_window_flows() -> None:
     assert severities(checks.window_flows([])) == [OK]
     findings = checks.window_flows(["table=0 actions=NORMAL", "table=1 actions=learn(...)"])

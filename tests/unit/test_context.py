@@ -79,13 +79,44 @@ def test_where_an_upgrade_can_go(
     assert (upgrade.lost, upgrade.failed) == (lost, failed)
     assert upgrade.living == ([Side.B] if lost else [Side.B, Side.A])
     assert upgrade.gone is (event is both_die)
-    assert upgrade.fled is (event in (old_dies, both_die))
+    assert upgrade.fled is (event is old_dies)
 
 
 def test_a_broker_that_does_not_answer_is_no_reason_to_give_up(upgrade: Upgrade) -> None:
     class Silent:
-        def vms(self) -> list[object]:
+        def vms(self, *, read: bool = True) -> list[object]:
             raise BrokerError("no answer")
 
     upgrade.host.__dict__["broker"] = Silent()
     assert upgrade.failed == ""
+
+
+class Dying(World):
+    """Its active instance ends after a while of sleep."""
+
+    seconds = 0.3
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        if self.now >= self.seconds:
+            self.pid[Side.A] = None
+
+
+def test_an_old_instance_that_stands_still_is_given_time_to_end(upgrade: Upgrade) -> None:
+    world = Dying(["vm1"])
+    dying = Upgrade(FakeHost(upgrade.host.config, world), Side.A, Side.B, "host")
+    world.now, world.stopped_pids = 0.0, {1}
+    assert dying.lost == ""
+    assert dying.lost_for_good() == "instance a died"
+    assert world.now < 1.0
+
+
+def test_an_old_instance_that_stands_still_for_ever_is_not_waited_for_for_ever(upgrade: Upgrade, world: World) -> None:
+    world.stopped_pids = {1}
+    assert upgrade.lost_for_good() == ""
+
+
+def test_an_old_instance_that_is_well_is_not_waited_for(upgrade: Upgrade, world: World) -> None:
+    before = world.now
+    assert upgrade.lost_for_good() == ""
+    assert world.now == before

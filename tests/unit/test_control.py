@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ovs_hotswap import errors
 from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost.control import BrokerClient, decode_request, encode, error_document, raise_error
+from ovs_hotswap.vhost.control import BrokerClient, decode_request, encode, error_document, reported
 
 # Few characters, but all kinds that JSON treats in their own way; hypothesis's whole Unicode takes half a minute.
 texts = st.text('ab"\\\n\u2028\x00é', max_size=8)
@@ -62,7 +62,7 @@ _ERRORS = [
 def test_errors_arrive_as_what_they_were(kind: type[HotswapError], hint: str | None) -> None:
     document = json.loads(encode(error_document(kind("what", hint=hint))))
     with pytest.raises(HotswapError) as caught:
-        raise_error(document["error"])
+        raise reported(document["error"])
     assert type(caught.value) is kind
     assert (caught.value.message, caught.value.hint) == ("what", hint)
 
@@ -70,7 +70,7 @@ def test_errors_arrive_as_what_they_were(kind: type[HotswapError], hint: str | N
 @pytest.mark.parametrize("name", ["Exception", "annotations", "NoSuchError", None, 7, "__doc__"])
 def test_unknown_error_class_is_a_broker_error(name: object) -> None:
     with pytest.raises(BrokerError, match="what"):
-        raise_error({"class": name, "message": "what"})
+        raise reported({"class": name, "message": "what"})
 
 
 # -- client ------------------------------------------------------------------------------------------------------------

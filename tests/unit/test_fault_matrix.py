@@ -72,6 +72,8 @@ def test_each_cell_can_pass_and_has_a_reason() -> None:
         ({"end": End.HANGS}, "the upgrade hangs"),
         ({"silent": ["vm2 -> remote"]}, "no answers after"),
         ({"silent_while_stopped": ["vm2 -> remote"]}, "no answers while it was stopped"),
+        ({"outage_ms": {"vm2-remote": 9000.0}}, "vm2-remote was without an answer for 9.0 s"),
+        ({"outage_ms": {"vm2-remote": None}}, "for ever"),
         ({"doubled": {"10.100.0.1": 1}}, "sent twice"),
         ({"active": Side.A}, "the old instance is active, not the new instance"),
         ({"requests": 0}, "nothing was counted at the remote end"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,7 +57,8 @@ def test_spawn_outlives_its_call_and_logs(system: System, tmp_path: Path) -> Non
         while "started" not in log.read_text():
             system.sleep(0.01)
         assert log.read_text() == "before\nstarted\n"
-        assert system.cmdline(pid) in (["sh", "-c", "echo started; exec sleep 60"], ["sleep", "60"])
+        while system.cmdline(pid) != ["sleep", "60"]:  # none for a moment, in exec
+            system.sleep(0.01)
         assert pid in system.pids()
     finally:
         system.kill(pid)
@@ -158,3 +160,20 @@ def test_the_lock_is_released_when_its_body_fails(system: System, tmp_path: Path
         raise ValueError("x")
     with system.lock(tmp_path / "lock", "an upgrade"):
         pass
+
+
+def test_a_program_whose_file_was_replaced_is_told(system: System, tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    shutil.copy("/bin/sleep", program)
+    pid = system.spawn([str(program), "60"], log=tmp_path / "log")
+    try:
+        while system.cmdline(pid) != [str(program), "60"]:
+            system.sleep(0.01)
+        assert not system.runs_deleted_files(pid)
+        replacement = tmp_path / "new"
+        shutil.copy("/bin/sleep", replacement)
+        replacement.rename(program)  # as dpkg does
+        assert system.runs_deleted_files(pid)
+    finally:
+        system.kill(pid)
+    assert not system.runs_deleted_files(pid)

@@ -86,10 +86,9 @@ def kernel() -> FakeTrafficControl:
     return FakeTrafficControl()
 
 
-def uplink(kernel: FakeTrafficControl, vtep: str = VTEP) -> TcUplink:
-    return TcUplink(
-        device="pf0", representors={Side.A: "rep-a", Side.B: "rep-b"}, vtep=vtep, mac=MAC.upper(), control=kernel
-    )
+def uplink(kernel: FakeTrafficControl, vtep: str = VTEP, *, quick: bool = False) -> TcUplink:
+    sides = {Side.A: "rep-a", Side.B: "rep-b"}
+    return TcUplink(device="pf0", representors=sides, vtep=vtep, mac=MAC.upper(), control=kernel, quick=quick)
 
 
 def foreign(priority: int, handle: int = 0x80200002, keys: tuple[Key, ...] = ANY) -> Rule:
@@ -114,7 +113,7 @@ def test_flip_replaces_one_action_and_nothing_else(kernel: FakeTrafficControl) -
 
 def test_what_was_seen_before_makes_the_flip_the_first_act(kernel: FakeTrafficControl) -> None:
     uplink(kernel).steer(Side.A)
-    quick = uplink(kernel)
+    quick = uplink(kernel, quick=True)
     assert quick.owner() is Side.A
     kernel.changes.clear()
     kernel.acts.clear()
@@ -126,7 +125,7 @@ def test_what_was_seen_before_makes_the_flip_the_first_act(kernel: FakeTrafficCo
 
 def test_a_world_that_changed_since_is_looked_at(kernel: FakeTrafficControl) -> None:
     uplink(kernel).steer(Side.A)
-    quick = uplink(kernel)
+    quick = uplink(kernel, quick=True)
     assert quick.owner() is Side.A
     uplink(kernel).clear()
     quick.steer(Side.B)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class World(FakeSystem):
         self.stopped_pids: set[int] = set()
         self.no_database: set[Side] = set()
         self.uplink_owner = Side.A
+        self.outdated = False
 
     def stopped(self, pid: int) -> bool:
         return pid in self.stopped_pids
@@ -76,6 +78,9 @@ class FakeInstance:
     def has_memory(self) -> bool:
         return self.pid() is not None
 
+    def outdated(self) -> bool:
+        return self.world.outdated
+
     def kill(self) -> None:
         self.world.done.append(f"kill {self.side}")
         self.world.die(self.side)
@@ -93,7 +98,7 @@ class FakeBroker:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def vms(self) -> list[dict[str, Any]]:
+    def vms(self, *, read: bool = True) -> list[dict[str, Any]]:
         return [self.vm(name) for name in self.world.owner]
 
     def vm(self, name: str) -> dict[str, Any]:
@@ -404,12 +409,15 @@ def test_a_vm_that_the_standby_took_is_returned(config: Config) -> None:
     assert bed.world.done == ["park vm1 a", "move vm1 a"]
 
 
-def test_an_upgrade_takes_the_standby_down(config: Config) -> None:
+@pytest.mark.parametrize("other", ["release", "files"])
+def test_an_upgrade_to_something_else_ends_the_standby(config: Config, other: str) -> None:
     bed = Bed(config)
-    assert standby.take_down(bed.host, Side.A)
+    bed.world.outdated = other == "files"
+    wanted = replace(RELEASE, ovs_version="9.9.9") if other == "release" else RELEASE
+    assert not standby.yield_to_upgrade(bed.host, Side.A, wanted)
     assert bed.world.done == ["stop b"]
     assert bed.world.parked == {"vm1": set(), "vm2": set()}
-    assert not standby.take_down(bed.host, Side.A)
+    assert not standby.yield_to_upgrade(bed.host, Side.A, wanted)
 
 
 def test_off_does_nothing(config: Config) -> None:

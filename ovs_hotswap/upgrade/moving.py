@@ -1,0 +1,73 @@
+"""Handing VMs over to an instance: the first one alone, so that a fault of the instance costs one VM its network and
+not many, then batches; after each every guest is seen served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ovs_hotswap.model import Side
+from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.plan import Run
+
+Document = dict[str, Any]  # a VM as the broker describes it
+
+_BATCH = 64
+_SERVED_S = 2.0
+
+
+def move_all(host: Host, to: Side, run: Run) -> dict[str, float]:
+    """Hand every VM to ``to``, one by one, and see each served there. Returns microseconds by VM.
+
+    Frames that arrived during a move are delivered by the new owner afterwards. Raises BrokerError if a VM stayed
+    where it was, StateUnknown if its owner is not known.
+    """
+    vms = [vm for vm in host.broker.vms(read=False) if vm["owner"] != to or vm["certainty"] != "owns"]
+    moves: dict[str, float] = {}
+    try:
+        for start, batch in _batches(vms):
+            _move(host, batch, to, run, moves, (start, len(vms)))
+    finally:
+        for name in moves:
+            _deliver(host, to, name)
+    return moves
+
+
+def _batches(vms: Sequence[Document]) -> Iterator[tuple[int, Sequence[Document]]]:
+    """Each with the number of VMs before it."""
+    if vms:
+        yield 0, vms[:1]
+    for start in range(1, len(vms), _BATCH):
+        yield start, vms[start : start + _BATCH]
+
+
+def _move(
+    host: Host, batch: Sequence[Document], to: Side, run: Run, moves: dict[str, float], counts: tuple[int, int]
+) -> None:
+    """``counts``: VMs before the batch, and all."""
+    names = [vm["name"] for vm in batch]
+    done, fault = host.broker.move_many(names, to)
+    for number, each in enumerate(done, counts[0] + 1):
+        text = "has no guest to move"
+        if each["total_us"]:
+            moves[each["vm"]] = each["total_us"]
+            text = f"{each['total_us'] / 1000:.2f} ms"
+        run.progress(text, item=each["vm"], count=number, total=counts[1])
+    if fault is not None:
+        raise fault
+    _see_served(host, names, to)
+
+
+def _see_served(host: Host, names: Sequence[str], side: Side) -> None:
+    """What guests have to send must be taken: an address that does not translate is not reported otherwise."""
+
+    def unserved() -> list[str]:
+        return host.broker.unserved(names)
+
+    host.wait(lambda: not unserved(), _SERVED_S,
+              lambda: f"instance {side} does not take what the guest sends of VM {', '.join(unserved())}")  # fmt: skip
+
+
+def _deliver(host: Host, side: Side, name: str) -> None:
+    for frame in host.broker.undelivered(name):
+        host.openflow(side).packet_out(frame, f"output:{host.ofport(name)}")

@@ -1,0 +1,113 @@
+"""The order in which VMs are handed over, and what happens when one cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from ovs_hotswap.errors import BrokerError, HotswapError, SwitchError
+from ovs_hotswap.model import Side
+from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.moving import move_all
+from ovs_hotswap.upgrade.plan import Event, Run
+
+
+class FakeBroker:
+    """VMs by name and owner; ``bad`` cannot be moved, ``deaf`` are not served by side b, ``empty`` have no guest."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.owner = dict.fromkeys(names, Side.A)
+        self.bad = self.deaf = self.empty = ""
+        self.calls: list[list[str]] = []
+        self.asked: list[str] = []
+
+    def vms(self, *, read: bool = True) -> list[dict[str, Any]]:
+        return [{"name": name, "owner": owner, "certainty": "owns", "qemu": None if name == self.empty else 7}
+                for name, owner in self.owner.items()]  # fmt: skip
+
+    def move_many(self, names: Sequence[str], to: Side) -> tuple[list[dict[str, Any]], HotswapError | None]:
+        self.calls.append(list(names))
+        moved: list[dict[str, Any]] = []
+        for name in names:
+            if name == self.bad:
+                return moved, BrokerError(f"vm {name} cannot move")
+            self.owner[name] = to
+            moved.append({"vm": name, "total_us": 0.0 if name == self.empty else 100.0})
+        return moved, None
+
+    def unserved(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if name == self.deaf]
+
+    def undelivered(self, name: str) -> list[bytes]:
+        self.asked.append(name)
+        return [name.encode()]
+
+
+class Bed:
+    def __init__(self, count: int) -> None:
+        self.broker = FakeBroker([f"vm{number}" for number in range(count)])
+        self.sent: list[tuple[bytes, str]] = []
+        self.events: list[Event] = []
+        openflow = SimpleNamespace(packet_out=lambda frame, actions: self.sent.append((frame, actions)))
+        host = SimpleNamespace(
+            broker=self.broker, openflow=lambda _side: openflow, ofport=lambda name: int(name[2:]), wait=self._wait
+        )
+        self.host = cast(Host, host)
+        self.run = Run(dict, lambda _facts: None, self.events.append)
+
+    @staticmethod
+    def _wait(true: Any, _seconds: float, otherwise: Any) -> None:
+        if not true():
+            raise SwitchError(otherwise())
+
+
+@pytest.mark.parametrize(("count", "calls"), [(0, []), (1, [1]), (2, [1, 1]), (65, [1, 64]), (130, [1, 64, 64, 1])])
+def test_one_alone_then_many(count: int, calls: list[int]) -> None:
+    bed = Bed(count)
+    moves = move_all(bed.host, Side.B, bed.run)
+    assert [len(each) for each in bed.broker.calls] == calls
+    assert set(bed.broker.owner.values()) <= {Side.B}
+    assert list(moves) == bed.broker.asked == list(bed.broker.owner)
+    assert [(event.item, event.count, event.total) for event in bed.events] == [
+        (name, number, count) for number, name in enumerate(bed.broker.owner, 1)
+    ]
+
+
+def test_frames_are_delivered_by_the_new_owner() -> None:
+    bed = Bed(2)
+    move_all(bed.host, Side.B, bed.run)
+    assert bed.sent == [(b"vm0", "output:0"), (b"vm1", "output:1")]
+
+
+def test_vms_that_are_there_already_stay() -> None:
+    bed = Bed(3)
+    bed.broker.owner["vm1"] = Side.B
+    assert list(move_all(bed.host, Side.B, bed.run)) == ["vm0", "vm2"]
+    assert bed.broker.calls == [["vm0"], ["vm2"]]
+
+
+def test_a_vm_without_a_guest_is_counted_but_has_no_time() -> None:
+    bed = Bed(3)
+    bed.broker.empty = "vm1"
+    assert list(move_all(bed.host, Side.B, bed.run)) == ["vm0", "vm2"]
+    assert [event.count for event in bed.events] == [1, 2, 3]
+
+
+def test_an_instance_that_serves_nobody_gets_one_vm() -> None:
+    bed = Bed(10)
+    bed.broker.deaf = "vm0"
+    with pytest.raises(SwitchError, match="instance b does not take what the guest sends of VM vm0"):
+        move_all(bed.host, Side.B, bed.run)
+    assert bed.broker.calls == [["vm0"]]
+
+
+def test_what_was_moved_before_a_fault_is_delivered() -> None:
+    bed = Bed(10)
+    bed.broker.bad = "vm4"
+    with pytest.raises(BrokerError, match="vm4 cannot move"):
+        move_all(bed.host, Side.B, bed.run)
+    assert bed.broker.asked == ["vm0", "vm1", "vm2", "vm3"]
+    assert [name for name, owner in bed.broker.owner.items() if owner is Side.B] == bed.broker.asked
