@@ -125,8 +125,9 @@ class System:
         return child.pid
 
     def alive(self, pid: int) -> bool:
-        """Whether ``pid`` runs. A zombie counts as dead: its address space and descriptors are gone."""
-        return _state(pid) not in {"", "Z", "X"}
+        """Whether ``pid`` runs. A zombie counts as dead: its address space and descriptors are gone. One whose first
+        thread alone has ended looks like a zombie, but has other threads."""
+        return _state(pid) not in {"", "Z", "X"} or _threads(pid) > 1
 
     def stopped(self, pid: int) -> bool:
         """Whether ``pid`` is stopped, by a signal or a debugger (proc_pid_stat(5): T and t)."""
@@ -245,6 +246,13 @@ def _state(pid: int) -> str:
     except (FileNotFoundError, ProcessLookupError):
         return ""
     return stat.rpartition(")")[2].split()[0]
+
+
+def _threads(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def _not_run(program: str, error: OSError) -> CommandError:

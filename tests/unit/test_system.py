@@ -177,3 +177,16 @@ def test_a_program_whose_file_was_replaced_is_told(system: System, tmp_path: Pat
     finally:
         system.kill(pid)
     assert not system.runs_deleted_files(pid)
+
+
+def test_a_process_whose_first_thread_has_ended_is_alive(system: System, tmp_path: Path) -> None:
+    program = "import ctypes, threading, time; threading.Thread(target=time.sleep, args=(60,)).start(); "
+    program += "ctypes.CDLL(None).pthread_exit(None)"
+    pid = system.spawn([sys.executable, "-c", program], log=tmp_path / "log")
+    try:
+        while ") Z " not in Path(f"/proc/{pid}/stat").read_text():
+            system.sleep(0.01)
+        assert system.alive(pid)
+    finally:
+        system.kill(pid)
+    assert not system.alive(pid)
