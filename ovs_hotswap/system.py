@@ -130,8 +130,9 @@ class System:
         return _state(pid) not in {"", "Z", "X"} or _threads(pid) > 1
 
     def stopped(self, pid: int) -> bool:
-        """Whether ``pid`` is stopped, by a signal or a debugger (proc_pid_stat(5): T and t)."""
-        return _state(pid) in {"T", "t"}
+        """Whether all of ``pid`` stands still: it is stopped by a signal or a debugger (proc_pid_stat(5): T and t), or
+        crashed and writes a core file (proc_pid_status(5): CoreDumping), which takes seconds where much is mapped."""
+        return _state(pid) in {"T", "t"} or _dumps_core(pid)
 
     def cmdline(self, pid: int) -> list[str]:
         """The arguments of ``pid``; empty if it is gone."""
@@ -246,6 +247,14 @@ def _state(pid: int) -> str:
     except (FileNotFoundError, ProcessLookupError):
         return ""
     return stat.rpartition(")")[2].split()[0]
+
+
+def _dumps_core(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return "\nCoreDumping:\t1" in status
 
 
 def _threads(pid: int) -> int:

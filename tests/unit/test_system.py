@@ -190,3 +190,24 @@ def test_a_process_whose_first_thread_has_ended_is_alive(system: System, tmp_pat
     finally:
         system.kill(pid)
     assert not system.alive(pid)
+
+
+@pytest.mark.skipif(
+    Path("/proc/sys/kernel/core_pattern").read_text().startswith("|"), reason="a program takes core files"
+)
+def test_a_crashed_process_that_writes_its_core_file_stands_still(system: System, tmp_path: Path) -> None:
+    program = f"import os, resource, time; os.chdir({str(tmp_path)!r}); kept = bytearray(b'x') * (1 << 28); "
+    program += "resource.setrlimit(resource.RLIMIT_CORE, (-1, -1)); print('ready', flush=True); time.sleep(60)"
+    pid = system.spawn([sys.executable, "-c", program], log=tmp_path / "log")
+    try:
+        while "ready" not in (tmp_path / "log").read_text():
+            system.sleep(0.01)
+        assert not system.stopped(pid)
+        os.kill(pid, signal.SIGSEGV)
+        while not (seen := system.stopped(pid)) and system.alive(pid):
+            system.sleep(0.001)
+        assert seen
+        system.end(pid)  # cuts the core file short
+    finally:
+        system.kill(pid, grace=0)
+    assert not system.stopped(pid)
