@@ -38,6 +38,15 @@ def has_memory(pid: int) -> bool:
     return False
 
 
+def started(pid: int) -> int:
+    """When ``pid`` was started, in clock ticks since the boot (field 22 of proc_pid_stat(5)); 0 if it is gone. Two
+    processes that have had the same pid differ in it."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
 class Exit:
     """The end of process ``pid``, which lives. ``locks``: files on one of which it may hold a POSIX lock.
 

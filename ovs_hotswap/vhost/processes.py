@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ovs_hotswap.exits import Exit
+from ovs_hotswap.exits import Exit, started
 
 
 class Processes:
@@ -25,13 +25,18 @@ class Processes:
         self._exits: dict[int, Exit] = {}
         self._doubted: set[int] = set()
 
-    def track(self, pid: int) -> None:
-        """Watch ``pid`` from now on; called while its connection is open, so that the pid is still its own."""
+    def track(self, pid: int, born: int | None = None) -> None:
+        """Watch ``pid`` from now on; called while its connection is open, so that the pid is still its own. Where that
+        cannot be said, ``born`` is when the process that is meant was started."""
         if pid in self._exits:
             return
         try:
             made = Exit(pid, self._pid_files)
         except ProcessLookupError:
+            self._loop.call_soon(self._callback, pid)
+            return
+        if born is not None and started(pid) != born:
+            made.close()
             self._loop.call_soon(self._callback, pid)
             return
         self._exits[pid] = made

@@ -18,7 +18,7 @@ from ovs_hotswap.vhost.replay import Told, ToldRing
 from ovs_hotswap.vhost.session import GuestState, Line, Offer, Ring
 from ovs_hotswap.vhost.wire import Descriptor, DirtyLog, Region, RingAddress
 
-FORMAT = 1
+FORMAT = 2
 _GONE = -2  # a serial that no descriptor has; -1 means "none was sent"
 
 Document = dict[str, Any]
@@ -44,10 +44,12 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class LinkParts:
-    """A switch's connection. ``connection`` is its socket."""
+    """A switch's connection. ``connection`` is its socket. ``born``: when its process was started
+    (``exits.started``): while no broker ran, the pid may have become another process's."""
 
     connection: Descriptor
     pid: int
+    born: int
     offer: Offer
     told: Told
 
@@ -90,6 +92,7 @@ def encode(vm: VmParts, table: Table) -> Document:
             side: {
                 "connection": table.add(link.connection),
                 "pid": link.pid,
+                "born": link.born,
                 "offer": _offer(link.offer),
                 "told": _told(link.told, table),
             }
@@ -134,7 +137,11 @@ def _decode(document: Document, descriptors: Sequence[Descriptor]) -> VmParts:
         offered=None if offered is None else Offer(*offered),
         links={
             Side(side): LinkParts(
-                pick(link["connection"]), int(link["pid"]), Offer(*link["offer"]), _read_told(link["told"], serial)
+                pick(link["connection"]),
+                int(link["pid"]),
+                int(link["born"]),
+                Offer(*link["offer"]),
+                _read_told(link["told"], serial),
             )
             for side, link in document["links"].items()
         },

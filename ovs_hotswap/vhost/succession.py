@@ -21,6 +21,7 @@ from typing import Any
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, StateUnknown
+from ovs_hotswap.exits import started
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost.channel import Channel, OwnedFd, adopt
 from ovs_hotswap.vhost.link import Link
@@ -47,7 +48,7 @@ def parts(vm: Vm) -> Iterator[VmParts]:
     links = {}
     for side, link in vm.links.items():
         assert link.offer is not None
-        links[side] = LinkParts(link.channel.duplicate(), link.pid, link.offer, link.told)
+        links[side] = LinkParts(link.channel.duplicate(), link.pid, started(link.pid), link.offer, link.told)
     made = VmParts(
         name=vm.name, home=vm.home, state=vm.state, ownership=vm.ownership, scratch=vm.scratch,
         qemu=None if vm.qemu is None else vm.qemu.duplicate(), offered=vm.offered, links=links,
@@ -62,10 +63,10 @@ def parts(vm: Vm) -> Iterator[VmParts]:
             made.qemu.close()
 
 
-def restore(vm: Vm, given: VmParts, track: Callable[[int], None]) -> None:
+def restore(vm: Vm, given: VmParts, track: Callable[[int, int | None], None]) -> None:
     """Make a fresh ``vm`` what ``given`` says, without touching a connection. It owns the descriptors from then on.
 
-    ``track`` is called with each process whose end matters to it.
+    ``track`` is called with each process whose end matters to it, and when that was started, if it is known.
     """
     vm.home, vm.state, vm.ownership, vm.offered = given.home, given.state, given.ownership, given.offered
     vm.park_wanted, vm.suspects = set(given.park_wanted), dict(given.suspects)
@@ -75,8 +76,9 @@ def restore(vm: Vm, given: VmParts, track: Callable[[int], None]) -> None:
         made = Link(side, Channel(_socket(link.connection)))
         made.pid, made.offer, made.told = link.pid, link.offer, link.told
         vm.links[side] = made
+    born = {link.pid: link.born for link in given.links.values()}
     for pid in {*vm.switch_pids.values(), *vm.suspects.values()}:
-        track(pid)
+        track(pid, born.get(pid))
 
 
 def _socket(descriptor: Any) -> socket.socket:

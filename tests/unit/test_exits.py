@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.exits import Exit, has_memory
+from ovs_hotswap.exits import Exit, has_memory, started
 
 # Locks its file as Open vSwitch does (lib/daemon-unix.c, make_pidfile), with a second thread, and obeys one word.
 _PROGRAM = """
@@ -105,3 +105,10 @@ def test_zombies_and_nobody_have_none() -> None:
     assert not has_memory(gone.pid)
     with pytest.raises(ProcessLookupError):
         Exit(gone.pid)
+
+
+def test_two_processes_of_one_pid_differ_in_their_start(child: subprocess.Popen[str]) -> None:
+    assert 0 < started(os.getpid()) <= started(child.pid)
+    child.kill()
+    child.wait()
+    assert started(child.pid) == 0

@@ -41,6 +41,7 @@ class Handle:
 
 handles = st.builds(Handle, st.integers(1, 40))
 numbers = st.integers(0, (1 << 64) - 1)
+pids, ticks = st.integers(1, 1 << 22), st.integers(0, 1 << 40)
 lines = st.builds(Line, st.booleans(), st.none() | handles)
 addresses = st.builds(RingAddress, st.integers(0, 1), numbers, numbers, numbers, numbers)
 rings = st.builds(
@@ -65,7 +66,7 @@ def vms(draw: st.DrawFn) -> VmParts:
     state = draw(states)
     told = {side: told_of(state, draw(st.sampled_from(Role))) for side in Side}
     links = {
-        side: LinkParts(Handle(50 + number), draw(st.integers(1, 1 << 22)), OFFER, told[side])
+        side: LinkParts(Handle(50 + number), draw(pids), draw(ticks), OFFER, told[side])
         for number, side in enumerate(draw(st.sets(st.sampled_from(Side))))
     }  # fmt: skip
     return VmParts(

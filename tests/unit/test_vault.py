@@ -54,7 +54,7 @@ def descriptor() -> Iterator[Callable[[], OwnedFd]]:
 
 def state(make: Callable[[], OwnedFd], rings: int = 2) -> VmParts:
     lines = [Line(True, make()) for _ in range(rings)]
-    link = LinkParts(make(), 17, Offer(1, 2, 3), Told())
+    link = LinkParts(make(), 17, 5, Offer(1, 2, 3), Told())
     return VmParts(
         name="vm0", home=Side.A, state=GuestState(rings=tuple(Ring(kick=line) for line in lines)),
         ownership=Ownership(Side.A, Certainty.OWNS), scratch=make(), qemu=None, offered=None, links={Side.A: link},

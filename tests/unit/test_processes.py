@@ -1,0 +1,48 @@
+"""Processes watched in an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import Callable
+
+from ovs_hotswap.exits import started
+from ovs_hotswap.vhost.processes import Processes
+
+
+def told(act: Callable[[Processes], None]) -> list[int]:
+    """The processes that were told to have ended, a moment after ``act``."""
+
+    async def main() -> list[int]:
+        ended: list[int] = []
+        processes = Processes(asyncio.get_running_loop(), ended.append)
+        act(processes)
+        await asyncio.sleep(0.1)
+        processes.close()
+        return ended
+
+    return asyncio.run(main())
+
+
+def test_a_process_that_lives_is_not_told() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert told(lambda processes: processes.track(child.pid, started(child.pid))) == []
+        child.kill()
+
+
+def test_a_process_that_ends_is_told_once() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+
+        def kill(processes: Processes) -> None:
+            processes.track(child.pid)
+            processes.track(child.pid)
+            child.kill()
+            processes.doubt(child.pid)
+
+        assert told(kill) == [child.pid]
+
+
+def test_a_pid_that_is_another_processs_now_is_told_as_ended() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert told(lambda processes: processes.track(child.pid, started(child.pid) - 1)) == [child.pid]
+        child.kill()
