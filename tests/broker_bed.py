@@ -52,6 +52,15 @@ class Bed:
             made.boot()
         return made
 
+    def running(self) -> FakeQemu:
+        """VM ``vm0`` on side a, parked on side b."""
+        self.switch(Side.A)
+        self.switch(Side.B)
+        vm = self.qemu()
+        self.wait_owner(Side.A)
+        self.client.park("vm0", Side.B)
+        return vm
+
     def wait(self, true: Callable[[], bool], what: str, timeout: float = 10.0) -> None:
         end = time.monotonic() + timeout
         while not true():

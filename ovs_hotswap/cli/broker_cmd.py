@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-
 import click
 
+from ovs_hotswap.cli import logs
 from ovs_hotswap.cli.app import App, Group, pass_app
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.vhost.control import BrokerClient
@@ -20,9 +18,7 @@ def broker() -> None:
 
 
 @broker.command()
-@click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
-)
+@logs.log_level
 @click.option("--take-over", is_flag=True, help="Succeed the broker that runs; no VM notices.")
 @pass_app
 def run(app: App, log_level: str, take_over: bool) -> None:
@@ -37,9 +33,7 @@ def run(app: App, log_level: str, take_over: bool) -> None:
     """
     from ovs_hotswap.vhost.broker import serve
 
-    logging.basicConfig(
-        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logs.start_log(log_level)
     app.config.run_dir.mkdir(parents=True, exist_ok=True)
     serve(app.config, app.system, take_over=take_over)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 import time
 from typing import Any
 
 import click
 
+from ovs_hotswap.cli import logs
 from ovs_hotswap.cli.app import App, Group, pass_app
 
 
@@ -18,9 +17,7 @@ def watch() -> None:
 
 
 @watch.command()
-@click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
-)
+@logs.log_level
 @pass_app
 def run(app: App, log_level: str) -> None:
     """Run the watchdog in the foreground until SIGTERM; the standby stays when it ends.
@@ -38,9 +35,7 @@ def run(app: App, log_level: str) -> None:
     from ovs_hotswap import sd
     from ovs_hotswap.upgrade.watchdog import Watchdog
 
-    logging.basicConfig(
-        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logs.start_log(log_level)
     if app.config.watch.mode == "off":
         sd.notify("READY=1")  # that it ends now is no failure of its unit
         app.output.line('the watchdog is off: watch.mode = "off"')

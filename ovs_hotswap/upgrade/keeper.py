@@ -133,13 +133,12 @@ class Keeper:
 
     def _look(self, host: Host, active: Side) -> Household:
         side = active.other
+        record = standby.read_record(host)
         if host.instances[active].pid() is None:
-            record = standby.read_record(host)
             there = record is not None and record.side is side
             self._board.update(active=active, standby=None)
             return Household(False, there, prepared=record is not None and record.prepared,
                              may_start=self._board.may_start())  # fmt: skip
-        record = standby.read_record(host)
         prepared = record is not None and record.side is side and record.prepared
         state = State.RUNNING if prepared else host.instances[side].status().state  # status() asks the database
         if prepared and self._useless(host, side):

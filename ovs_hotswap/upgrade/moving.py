@@ -4,13 +4,11 @@ not many, then batches; after each every guest is seen served."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from ovs_hotswap.model import Side
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.plan import Run
-
-Document = dict[str, Any]  # a VM as the broker describes it
+from ovs_hotswap.upgrade.standby import Document
 
 _BATCH = 64
 _SERVED_S = 2.0

@@ -187,8 +187,7 @@ class Executor(Generic[C]):
         step's own error if nothing had been changed); PostcheckFailed if one after the commit failed; StateUnknown
         if an undo failed or the journal cannot be written.
         """
-        if self.standing.phase is Phase.COMMITTED and (lost := self.plan.no_way_on(self._context)):
-            self._record(Kind.RETURN, text=lost)
+        self._turn_back_if_lost()
         if self.standing.phase is Phase.BACK:
             self.rollback()
             raise RolledBack(_finished_back(self.standing))
@@ -204,8 +203,7 @@ class Executor(Generic[C]):
     def rollback(self) -> None:
         """Undo all that was started. May be repeated. Raises PrecheckFailed after the commit, unless there is no way
         on, and where there is no way back; StateUnknown if an undo fails or the journal cannot be written."""
-        if self.standing.phase is Phase.COMMITTED and (lost := self.plan.no_way_on(self._context)):
-            self._record(Kind.RETURN, text=lost)
+        self._turn_back_if_lost()
         if self.standing.phase in {Phase.COMMITTED, Phase.FINISHED}:
             raise PrecheckFailed(f"the {self.plan.kind} is committed: it cannot be undone step by step",
                                  hint="finish it with `ovs-hotswap resume`")  # fmt: skip
@@ -214,6 +212,11 @@ class Executor(Generic[C]):
         if self.standing.phase is not Phase.ROLLED_BACK:
             with self._shield():
                 self._go_back()
+
+    def _turn_back_if_lost(self) -> None:
+        """Of a committed plan that was interrupted."""
+        if self.standing.phase is Phase.COMMITTED and (lost := self.plan.no_way_on(self._context)):
+            self._record(Kind.RETURN, text=lost)
 
     def _go_forward(self) -> None:
         if self.standing.phase is Phase.COMMITTED:

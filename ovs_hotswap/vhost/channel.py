@@ -22,6 +22,7 @@ from ovs_hotswap.vhost.wire import Descriptor, Frame, FrameReader
 _serials = itertools.count(1)
 _ANCILLARY = socket.CMSG_SPACE(32 * array.array("i").itemsize)
 _PEER = struct.Struct("3i")
+FDS_PER_MESSAGE = 128  # in bulk; the kernel allows 253 (SCM_MAX_FD)
 _OUTBOX_LIMIT = 4096  # messages a peer may leave unread: more than 256 rings need
 
 
@@ -84,10 +85,10 @@ class Channel:
                 return None
             descriptors = adopt(ancillary)
             if flags & socket.MSG_CTRUNC:
-                _close(descriptors)
+                close_all(descriptors)
                 raise ProtocolError("ancillary data was cut off: too many descriptors in one message")
             if not data:
-                _close(descriptors)
+                close_all(descriptors)
                 raise PeerClosed
             frame = self._reader.feed(data, descriptors)
             if frame is not None:
@@ -125,7 +126,7 @@ class Channel:
             data, descriptors = self._outbox[0]
             sent = self._try(data, [descriptor.fileno() for descriptor in descriptors])
             if sent:
-                _close(descriptors)
+                close_all(descriptors)
                 descriptors.clear()
             if sent < len(data):
                 self._outbox[0] = (data[sent:], descriptors)
@@ -176,7 +177,7 @@ class Channel:
         self._socket.close()
         self._reader.close()
         for _, descriptors in self._outbox:
-            _close(descriptors)
+            close_all(descriptors)
         self._outbox.clear()
 
 
@@ -219,11 +220,11 @@ def _duplicates(descriptors: Sequence[Descriptor]) -> list[OwnedFd]:
         for descriptor in descriptors:
             made.append(OwnedFd(os.dup(descriptor.fileno())))
     except OSError:
-        _close(made)
+        close_all(made)
         raise
     return made
 
 
-def _close(descriptors: Sequence[Descriptor]) -> None:
+def close_all(descriptors: Sequence[Descriptor]) -> None:
     for descriptor in descriptors:
         descriptor.close()

@@ -23,13 +23,12 @@ from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, StateUnknown
 from ovs_hotswap.exits import started
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost.channel import Channel, OwnedFd, adopt
+from ovs_hotswap.vhost.channel import FDS_PER_MESSAGE, Channel, OwnedFd, adopt, close_all
 from ovs_hotswap.vhost.link import Link
 from ovs_hotswap.vhost.snapshot import FORMAT, LinkParts, Table, VmParts, decode, encode
 from ovs_hotswap.vhost.vm import Vm
 
 _LENGTH = struct.Struct("<QI")  # bytes of the document, number of descriptors
-_PER_MESSAGE = 128  # descriptors; the kernel allows 253 (SCM_MAX_FD)
 _READY, _GO = b"R", b"G"
 TIMEOUT_S = 3.0
 
@@ -119,8 +118,8 @@ def hand_over(
 def _send(connection: socket.socket, document: dict[str, Any], fds: list[int]) -> None:
     data = json.dumps(document).encode()
     connection.sendall(_LENGTH.pack(len(data), len(fds)))
-    for start in range(0, len(fds), _PER_MESSAGE):
-        socket.send_fds(connection, [b"D"], fds[start : start + _PER_MESSAGE])
+    for start in range(0, len(fds), FDS_PER_MESSAGE):
+        socket.send_fds(connection, [b"D"], fds[start : start + FDS_PER_MESSAGE])
     connection.sendall(data)
 
 
@@ -182,8 +181,7 @@ def _receive(connection: socket.socket) -> Inherited:
             raise StateUnknown(f"the old broker hands over format {document.get('format')}, this one knows {FORMAT}")
         return _inherited(document, received)
     except BaseException:
-        for descriptor in received:
-            descriptor.close()
+        close_all(received)
         raise
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from ovs_hotswap import sd
 from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost.channel import OwnedFd, adopt
+from ovs_hotswap.vhost.channel import FDS_PER_MESSAGE, OwnedFd, adopt, close_all
 from ovs_hotswap.vhost.snapshot import FORMAT, Table, VmParts, decode, encode
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 _STATE = struct.Struct("!ci")  # b"S" and the number of descriptors, in this message and those that continue it
 _BUSY = struct.Struct("!cii")  # b"B" and the processes of side a's and side b's switch, 0 for none
 _MORE = b"M"
-_PER_MESSAGE = 128  # descriptors; the kernel allows 253 (SCM_MAX_FD)
 _ANCILLARY = socket.CMSG_SPACE(4 * 253)
 
 
@@ -99,9 +98,9 @@ class Vault:
         document = json.dumps({"format": FORMAT, "vm": encode(vm, table)}).encode()
         with _memfd(document) as text:
             descriptors = [text, *(each.fileno() for each in table.descriptors)]
-            for start in range(0, len(descriptors), _PER_MESSAGE):
+            for start in range(0, len(descriptors), FDS_PER_MESSAGE):
                 head = _MORE if start else _STATE.pack(b"S", len(descriptors))
-                self._send(head, descriptors[start : start + _PER_MESSAGE])
+                self._send(head, descriptors[start : start + FDS_PER_MESSAGE])
         self._busy = None
         self._drop(older)
 
@@ -126,7 +125,8 @@ class Vault:
                     pids, busy = {side: pid for side, pid in zip(Side, numbers, strict=True) if pid}, True
                     continue
                 if head[:1] == b"S":
-                    _close(state)
+                    close_all(state)
+                    state.clear()
                     _, due = _STATE.unpack(head)
                 state += descriptors
                 busy = len(state) != due
@@ -136,7 +136,7 @@ class Vault:
         finally:
             self._queued, self._busy = 0, pids
             if busy:
-                _close(state)
+                close_all(state)
         return Kept(vm, pids)
 
     def _receive(self) -> tuple[bytes, list[OwnedFd]] | None:
@@ -180,9 +180,3 @@ def _memfd(data: bytes) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _close(descriptors: list[OwnedFd]) -> None:
-    for descriptor in descriptors:
-        descriptor.close()
-    descriptors.clear()

@@ -21,11 +21,7 @@ BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 
 def running(bed: Bed) -> FakeQemu:
     """A VM on side a, parked on side b, and kept."""
-    bed.switch(Side.A)
-    bed.switch(Side.B)
-    vm = bed.qemu()
-    bed.wait_owner(Side.A)
-    bed.client.park("vm0", Side.B)
+    vm = bed.running()
     kept(bed)
     return vm
 

@@ -12,7 +12,7 @@ import pytest
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost import succession
 from tests.broker_bed import PACKETS, Bed, MakeBed
-from tests.vhost_qemu import FakeQemu, Traffic
+from tests.vhost_qemu import Traffic
 
 TIMES = 20
 
@@ -21,19 +21,9 @@ def descriptors(bed: Bed) -> int:
     return len(os.listdir(f"/proc/{bed.broker.pid}/fd"))
 
 
-def running(bed: Bed) -> FakeQemu:
-    """A VM on side a, parked on side b."""
-    bed.switch(Side.A)
-    bed.switch(Side.B)
-    vm = bed.qemu()
-    bed.wait_owner(Side.A)
-    bed.client.park("vm0", Side.B)
-    return vm
-
-
 def test_twenty_successions_lose_nothing(make_bed: MakeBed) -> None:
     bed = make_bed()
-    vm = running(bed)
+    vm = bed.running()
     before = [bed.client.vm("vm0")["switches"][side]["pid"] for side in Side]
     counts = []
     with Traffic([vm], PACKETS):
@@ -51,7 +41,7 @@ def test_twenty_successions_lose_nothing(make_bed: MakeBed) -> None:
 
 def test_no_connection_is_closed(make_bed: MakeBed) -> None:
     bed = make_bed()
-    vm = running(bed)
+    vm = bed.running()
     bed.broker.succeed()
     text = bed.broker.log.read_text()
     assert text.count("QEMU connected") == 1
@@ -61,7 +51,7 @@ def test_no_connection_is_closed(make_bed: MakeBed) -> None:
 
 def test_a_guest_reboots_after_a_succession(make_bed: MakeBed) -> None:
     bed = make_bed()
-    vm = running(bed)
+    vm = bed.running()
     bed.broker.succeed()
     vm.reboot()
     bed.wait(lambda: bool(bed.client.vm("vm0")["switches"]["b"]["parked"]), "parked again")
@@ -106,7 +96,7 @@ def test_a_successor_that_fails_leaves_the_old_broker_at_work(
     make_bed: MakeBed, act: Callable[[socket.socket], None]
 ) -> None:
     bed = make_bed()
-    vm = running(bed)
+    vm = bed.running()
     pid = bed.broker.pid
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(bed.broker.config.successor_socket))
@@ -119,7 +109,7 @@ def test_a_successor_that_fails_leaves_the_old_broker_at_work(
 
 def test_a_silent_successor_is_not_waited_for_long(make_bed: MakeBed) -> None:
     bed = make_bed()
-    vm = running(bed)
+    vm = bed.running()
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(bed.broker.config.successor_socket))
         bed.wait(lambda: "could not take over" in bed.broker.log.read_text(), "refusal", succession.TIMEOUT_S + 10.0)
