@@ -116,26 +116,28 @@ class Vault:
     def take(self) -> Kept:
         """Empty it. Raises StateUnknown if what it held cannot be read."""
         state: list[OwnedFd] = []
-        due, pids, busy = 0, dict[Side, int](), True
+        due, pids, busy, vm = 0, dict[Side, int](), True, None
         try:
             while (message := self._receive()) is not None:
                 head, descriptors = message
+                if head[:1] != _MORE:  # the newest counts
+                    close_all(state)
+                    state.clear()
+                state += descriptors
                 if head[:1] == b"B":
                     _, *numbers = _BUSY.unpack(head)
                     pids, busy = {side: pid for side, pid in zip(Side, numbers, strict=True) if pid}, True
                     continue
                 if head[:1] == b"S":
-                    close_all(state)
-                    state.clear()
                     _, due = _STATE.unpack(head)
-                state += descriptors
                 busy = len(state) != due
-            vm = None if busy else _decode(state)
+            if not busy:
+                vm = _decode(state)
         except struct.error as error:
             raise StateUnknown(f"what an earlier broker kept cannot be read: {error}") from error
         finally:
             self._queued, self._busy = 0, pids
-            if busy:
+            if vm is None:  # what is not gone on with must not stay open
                 close_all(state)
         return Kept(vm, pids)
 

@@ -156,6 +156,20 @@ def test_a_state_that_is_cut_short_is_none(vault: Vault, pair: Pair, descriptor:
 
 @pytest.mark.parametrize("head", [b"S", b"B123", b"S" + (1).to_bytes(4, "big")])
 def test_what_cannot_be_read_is_refused(pair: Pair, descriptor: Callable[[], OwnedFd], head: bytes) -> None:
-    socket.send_fds(pair[0], [head], [descriptor().fileno()])
+    given = descriptor()
+    socket.send_fds(pair[0], [head], [given.fileno()])
     with pytest.raises(StateUnknown, match="cannot be read"):
         taken(pair)
+    assert references(given) == 1
+
+
+def test_a_state_of_another_version_holds_nothing_open(
+    vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else neither QEMU nor a switch would ever see the earlier broker's connection end."""
+    parts = state(descriptor)
+    vault.put(parts)
+    monkeypatch.setattr("ovs_hotswap.vhost.vault.FORMAT", 999)
+    with pytest.raises(StateUnknown, match="this one knows 999"):
+        taken(pair)
+    assert references(parts.scratch) == 1  # type: ignore[arg-type]
