@@ -11,6 +11,7 @@ import mmap
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -94,6 +95,7 @@ class Port:
         self.rarps = 0
         self.fences = -1  # so many more GET_FEATURES are answered before this process sends itself ``signal``; -1: all
         self.signal = 0
+        self.arrived: deque[bytes] = deque()  # frames for the VM, with their headers
 
     # -- connection
 
@@ -323,6 +325,9 @@ class Port:
         """One turn of the PMD over the guest's TX rings; the number of packets moved."""
         if not self.running:
             return 0
+        while self.arrived:
+            self._put(0, self.arrived[0])
+            self.arrived.popleft()
         return sum(
             self._take(index) for index in range(1, len(self.rings), 2) if self.rings[index].ready
         )  # fmt: skip
@@ -352,7 +357,7 @@ class Port:
                 buffer.release()
                 self._ledger.count(self.vm, value)
                 if self.spec.echo:
-                    self._put(index - 1, value)
+                    self._put(index - 1, value.to_bytes(8, "little"))
             view.give_back(ring.next, head, 0)
             ring.next = (ring.next + 1) & 0xFFFF
             moved += 1
@@ -363,7 +368,7 @@ class Port:
             self._touches.touched(span, moved)
         return moved
 
-    def _put(self, index: int, value: int) -> None:
+    def _put(self, index: int, data: bytes) -> None:
         ring = self.rings[index]
         if not ring.ready:
             return
@@ -371,11 +376,11 @@ class Port:
         span, view = self._touch(index), ring.view
         if view.available[1] != ring.next:
             head = view.available[2 + ring.next % ring.size]
-            buffer = self._buffer(view.descriptors[2 * head], 8)
+            buffer = self._buffer(view.descriptors[2 * head], len(data))
             if buffer is not None:
-                buffer[:8] = value.to_bytes(8, "little")
+                buffer[: len(data)] = data
                 buffer.release()
-            view.give_back(ring.next, head, 8)
+            view.give_back(ring.next, head, len(data))
             ring.next = (ring.next + 1) & 0xFFFF
             view.used16[1] = ring.next
             _signal(ring.call)

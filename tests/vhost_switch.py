@@ -22,6 +22,8 @@ from typing import Any
 from tests.vhost_device import Port, SwitchSpec
 from tests.vhost_rings import Ledger, Touches
 
+HEADER_SIZE = 12  # of a virtio_net_hdr with num_buffers (virtio 1.2, 5.1.6)
+
 
 class Switch:
     """All ports of one switch and the one thread that serves them: control messages and packets in turn."""
@@ -105,6 +107,10 @@ class SwitchProcess:
         """Send bytes, with so many descriptors of /dev/null, to the broker as they are."""
         self._order(vm=vm, do="say", data=data.hex(), descriptors=descriptors)
 
+    def deliver(self, vm: int, frame: bytes) -> None:
+        """A frame for a VM has arrived; returns when it is in the VM's first receive ring, wherever that is."""
+        self._order(vm=vm, do="deliver", data=(bytes(HEADER_SIZE) + frame).hex())
+
     def fail_at_fence(self, vm: int, answered: int, number: signal.Signals) -> None:
         """Have the process stop or die, when it would answer the fence behind the next ``answered`` ones for a VM."""
         self._order(vm=vm, do="fail", answered=answered, signal=int(number))
@@ -154,6 +160,10 @@ def _carry_out(order: dict[str, Any], port: Port, connection: socket.socket) -> 
         finally:
             for fd in null:
                 os.close(fd)
+    elif order["do"] == "deliver":
+        port.arrived.append(bytes.fromhex(order["data"]))
+        while port.arrived:
+            time.sleep(0.0001)
     elif order["do"] == "fail":
         port.signal, port.fences = order["signal"], order["answered"]
     else:  # the device is the serving thread's own: let that find the end of the stream

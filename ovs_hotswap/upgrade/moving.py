@@ -3,15 +3,19 @@ not many, then batches; after each every guest is seen served."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
+from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.model import Side
+from ovs_hotswap.switch.pmd import pmd_iterations, pmd_rxqs
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.plan import Run
 from ovs_hotswap.upgrade.standby import Document
 
 _BATCH = 64
 _SERVED_S = 2.0
+_PASSED_S = 1.0  # a thread that has not come round by then hangs, and what it holds is lost
 
 
 def move_all(host: Host, to: Side, run: Run) -> dict[str, float]:
@@ -26,6 +30,8 @@ def move_all(host: Host, to: Side, run: Run) -> dict[str, float]:
         for start, batch in _batches(vms):
             _move(host, batch, to, run, moves, (start, len(vms)))
     finally:
+        if moves:
+            _let_copies_come(host)
         for name in moves:
             _deliver(host, to, name)
     return moves
@@ -44,6 +50,8 @@ def _move(
 ) -> None:
     """``counts``: VMs before the batch, and all."""
     names = [vm["name"] for vm in batch]
+    if host.broker.arm(names, to):
+        _let_copies_come(host)  # of frames that were not caught yet: they reach their VM where it is now
     done, fault = host.broker.move_many(names, to)
     for number, each in enumerate(done, counts[0] + 1):
         text = "has no guest to move"
@@ -64,6 +72,38 @@ def _see_served(host: Host, names: Sequence[str], side: Side) -> None:
 
     host.wait(lambda: not unserved(), _SERVED_S,
               lambda: f"instance {side} does not take what the guest sends of VM {', '.join(unserved())}")  # fmt: skip
+
+
+def _let_copies_come(host: Host) -> None:
+    """Return when every frame that either side had taken in before, and its copy, has come where it goes.
+
+    From a receive queue it goes to a VM or the peer link in one iteration of a PMD thread, from the peer link to the VM
+    in one of the other side's. A thread that shares its core may need a tenth of a second for that.
+    """
+    with contextlib.suppress(SwitchError):  # what a thread that hangs has taken in is lost
+        for _ in range(2):
+            _let_pass(host)
+
+
+def _let_pass(host: Host) -> None:
+    before = {side: _iterations(host, side) for side in Side}
+    host.wait(lambda: all(_passed(before[side], _iterations(host, side)) for side in Side), _PASSED_S, str)
+
+
+def _passed(before: Mapping[int, int], now: Mapping[int, int]) -> bool:
+    """Whether each thread has since begun an iteration and ended it; the one under way does not count."""
+    return all(count - before.get(core, 0) >= 2 for core, count in now.items())
+
+
+def _iterations(host: Host, side: Side) -> Mapping[int, int]:
+    """Of the side's threads that have queues to poll, by core; none of a side that does not answer."""
+    control = host.control(side)
+    try:
+        queues = pmd_rxqs(control, timeout=_PASSED_S)
+        polling = {queue.core for port in queues.values() for queue in port if queue.enabled}
+        return {core: count for core, count in pmd_iterations(control, timeout=_PASSED_S).items() if core in polling}
+    except SwitchError:
+        return {}
 
 
 def _deliver(host: Host, side: Side, name: str) -> None:

@@ -95,7 +95,7 @@ class Broker:
         self._started = time.monotonic()
         self._methods: dict[str, Method] = {
             "status": self._status, "vms": self._vms, "vm": self._vm, "park": self._park, "unpark": self._unpark,
-            "move": self._move, "move_many": self._move_many, "unserved": self._unserved,
+            "arm": self._arm, "move": self._move, "move_many": self._move_many, "unserved": self._unserved,
             "undelivered": self._undelivered, "reload": self._reload, "stop": self._stop,
         }  # fmt: skip
 
@@ -177,6 +177,8 @@ class Broker:
         seats = [self._seats[name] for name in sorted(self._seats)]
         with connection:
             try:
+                for seat in seats:
+                    seat.mover.settle()
                 unsettled = "VMs are not settled: messages are under way"
                 await self._until(lambda: all(seat.settled for seat in seats), succession.TIMEOUT_S, unsettled)
                 for seat in seats:
@@ -344,9 +346,7 @@ class Broker:
 
     async def _move(self, vm: str, to: str) -> dict[str, Any]:
         seat, side = self._seat(vm), _side(to)
-        if "under way" in (seat.mover.why_not(side) or ""):
-            with contextlib.suppress(BrokerError):
-                await self._until(lambda: seat.mover.why_not(side) is None, _MOVE_TIMEOUT_S, "")
+        await self._quiet(seat, side)
         swap = seat.mover.swap_to(side)
         return {
             "vm": vm,
@@ -355,6 +355,25 @@ class Broker:
             "take_us": round(swap.take_us, 1),
             "total_us": round(swap.total_us, 1),
         }
+
+    async def _quiet(self, seat: _Seat, to: Side) -> None:
+        """Wait while messages are under way that keep a VM from being moved."""
+        if "under way" in (seat.mover.why_not(to) or ""):
+            seat.mover.settle()
+            with contextlib.suppress(BrokerError):
+                await self._until(lambda: seat.mover.why_not(to) is None, _MOVE_TIMEOUT_S, "")
+
+    async def _arm(self, vms: list[str], to: str) -> list[str]:
+        """Have frames for VMs that are about to be moved caught from now on; answers those for which that can be."""
+        armed = []
+        for vm in vms:
+            seat, side = self._seat(vm), _side(to)
+            await self._quiet(seat, side)
+            with contextlib.suppress(BrokerError):  # their move tells why not
+                if seat.mover.arm(side):
+                    armed.append(vm)
+            await asyncio.sleep(0)
+        return armed
 
     async def _move_many(self, vms: list[str], to: str) -> dict[str, Any]:
         """Move VMs in this order, up to the first one that cannot be: ``moved`` tells of those before it."""
@@ -372,7 +391,7 @@ class Broker:
         return [vm for vm in vms if not self._seat(vm).mover.served]
 
     async def _undelivered(self, vm: str) -> dict[str, Any]:
-        """Frames that arrived during the VM's last move, answered once late copies of them have been waited for."""
+        """Frames that arrived during the VM's last move; late copies are not waited for any more."""
         caught = await self._seat(vm).mover.settled()
         return {
             "vm": vm,

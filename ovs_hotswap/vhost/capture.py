@@ -2,15 +2,19 @@
 
 While a VM moves, both switches output every frame for it (the copy goes over the peer link), and only the owner's is
 delivered. A frame that the old side handles after it let go, and the new side before it took, would be delivered by
-neither. So for that moment the receive rings of both back ends are parked not on the empty ring but on *capture rings*
-with buffers of the broker's. A frame that both have caught is one that nobody delivered: it is given to the guest
-afterwards, through the new owner. A frame that only one of them caught was delivered by the other.
+neither. So around that moment the receive rings of both back ends are parked not on the empty ring but on *capture
+rings* with buffers of the broker's. A frame that both have caught is one that nobody delivered: it is given to the
+guest afterwards, through the new owner. A frame that only one of them caught was delivered by the other.
+
+What the new side caught must go back as far as a copy may lag behind, so it is put on its rings early, and buffers that
+are full are offered again: its rings hold the latest frames. The old side's hold the first ones after it let go.
 
 The ring layouts are virtio 1.2, 2.7; the header before each frame is 5.1.6.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 from collections import Counter
@@ -18,13 +22,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost.replay import CAPTURE_OFFSET, SCRATCH_GUEST_ADDRESS, SCRATCH_USER_ADDRESS
+from ovs_hotswap.vhost.replay import CAPTURE_OFFSET, CAPTURE_SIZE, SCRATCH_GUEST_ADDRESS, SCRATCH_USER_ADDRESS
 from ovs_hotswap.vhost.session import GuestState
 from ovs_hotswap.vhost.wire import Descriptor, Feature, RingAddress
 
 PAIRS = 8  # queue pairs that have capture rings
-STRIDE = 1 << 20
-BUFFERS = 64
+STRIDE = 4 << 20
+BUFFERS = 256  # a power of two, as the sizes of rings are (virtio 1.2, 2.7)
 BUFFER_SIZE = 12 << 10  # bytes: holds a frame of an MTU of 9000
 MAX_RING = 4096  # entries; the parts of a larger ring would not fit before the buffers
 
@@ -35,8 +39,9 @@ _DESCRIPTOR = struct.Struct("<QIHH")
 _USED_ELEMENT = struct.Struct("<II")
 _WRITE = 2  # VIRTQ_DESC_F_WRITE
 _NO_INTERRUPT = 1  # VIRTQ_AVAIL_F_NO_INTERRUPT
-_NEVER = 0x8000  # a used_event that an index of at most BUFFERS never passes
+_NEVER = 0x8000  # a used_event that is passed once in 65536 frames; the guest then looks at its rings in vain
 
+_MOST_SPANNED = (64 << 10) // BUFFER_SIZE + 1
 _HEADER = struct.Struct("<BBHHHHH")  # virtio_net_hdr with num_buffers
 _SHORT_HEADER = 10  # without num_buffers: legacy devices without mergeable buffers
 _NEEDS_CSUM = 1
@@ -56,37 +61,57 @@ class Catch:
 
     def __init__(self, scratch: Descriptor, state: GuestState, old: Side) -> None:
         self._scratch = scratch
-        self._old = old
+        self.old = old
         self._features = state.features or 0
         self._sizes = {
             index: size
             for index in state.started
             if (size := state.rings[index].size) is not None and can_capture(index, size)
         }
+        self._counts = {(side, index): 0 for side in Side for index in self._sizes}
 
-    def arm(self) -> None:
-        """Fill the rings of both sides. No back end may be on them."""
-        for side in Side:
-            for index, size in self._sizes.items():
-                arm(self._scratch, side, index, size)
+    def arm(self, side: Side) -> None:
+        """Fill the rings of a side. Its back end must not be on them."""
+        for index, size in self._sizes.items():
+            arm(self._scratch, side, index, size)
+            self._counts[side, index] = 0
 
     def places(self, side: Side) -> dict[int, RingAddress]:
         return {index: address(side, index) for index in self._sizes}
 
+    def roll(self) -> None:
+        """Offer the buffers that the new side has filled once more."""
+        side = self.old.other
+        for index, size in self._sizes.items():
+            offer(self._scratch, side, index, self._count(side, index) + min(BUFFERS, size))
+
+    def _count(self, side: Side, index: int) -> int:
+        """Buffers that a side has filled since the ring was armed, some of them several times."""
+        before = self._counts[side, index]
+        self._counts[side, index] = before + (used(self._scratch, side, index) - before) % (1 << 16)
+        return self._counts[side, index]
+
+    def same(self, other: Catch) -> bool:
+        """Whether the rings are for the same guest and move."""
+        return (self.old, self._features, self._sizes) == (other.old, other._features, other._sizes)
+
     def undelivered(self) -> list[Caught]:
-        """Frames that neither side delivered. Both must be off the rings."""
+        """Frames that neither side delivered; the buffers are freed. Both sides must be off the rings."""
         found = []
         for index, size in self._sizes.items():
             old, new = (
-                collect(self._scratch, side, index, size, self._features) for side in (self._old, self._old.other)
+                collect(self._scratch, side, index, size, self._count(side, index), self._features)
+                for side in (self.old, self.old.other)
             )
             found += undelivered(old, new)
+        with mmap.mmap(self._scratch.fileno(), CAPTURE_SIZE, offset=CAPTURE_OFFSET) as rings:
+            rings.madvise(mmap.MADV_REMOVE)
         return found
 
 
 def can_capture(index: int, size: int) -> bool:
     """Whether there is a capture ring for ring ``index``: receive rings (even) of the first pairs have one."""
-    return index % 2 == 0 and index // 2 < PAIRS and size <= MAX_RING
+    return index % 2 == 0 and index // 2 < PAIRS and size <= MAX_RING and size.bit_count() == 1
 
 
 def _start(side: Side, index: int) -> int:
@@ -107,7 +132,7 @@ def arm(scratch: Descriptor, side: Side, index: int, size: int) -> None:
     count = min(BUFFERS, size)
     first = SCRATCH_GUEST_ADDRESS + start + _BUFFERS
     table = b"".join(_DESCRIPTOR.pack(first + n * BUFFER_SIZE, BUFFER_SIZE, _WRITE, 0) for n in range(count))
-    numbers = b"".join(n.to_bytes(2, "little") for n in range(count)).ljust(2 * size, b"\0")
+    numbers = b"".join(n.to_bytes(2, "little") for n in range(count)) * (size // count)
     os.pwrite(fd, table, start)
     os.pwrite(fd, bytes(4), start + _USED)
     os.pwrite(
@@ -117,20 +142,32 @@ def arm(scratch: Descriptor, side: Side, index: int, size: int) -> None:
     )
 
 
-def collect(scratch: Descriptor, side: Side, index: int, size: int, features: int) -> list[Caught]:
-    """The frames in a capture ring, in the order in which the back end put them there. It must be off the ring."""
+def offer(scratch: Descriptor, side: Side, index: int, available: int) -> None:
+    """Offer buffers up to the number ``available``; the ring names them already."""
+    at = _start(side, index) + _AVAILABLE + 2
+    os.pwrite(scratch.fileno(), (available % (1 << 16)).to_bytes(2, "little"), at)
+
+
+def used(scratch: Descriptor, side: Side, index: int) -> int:
+    """How many buffers a back end has filled, modulo 2**16."""
+    return int.from_bytes(os.pread(scratch.fileno(), 2, _start(side, index) + _USED + 2), "little")
+
+
+def collect(scratch: Descriptor, side: Side, index: int, size: int, count: int, features: int) -> list[Caught]:
+    """The last frames in a capture ring, in the order in which the back end put them there. It must be off the ring;
+    ``count`` buffers have been filled since it was armed, of which the last ones are still there."""
     fd, start = scratch.fileno(), _start(side, index)
-    used = int.from_bytes(os.pread(fd, 2, start + _USED + 2), "little")
-    elements = os.pread(fd, _USED_ELEMENT.size * min(used, BUFFERS, size), start + _USED + 4)
-    filled = [
-        os.pread(fd, min(length, BUFFER_SIZE), start + _BUFFERS + (number % BUFFERS) * BUFFER_SIZE)
-        for number, length in _USED_ELEMENT.iter_unpack(elements)
-    ]
+    elements = os.pread(fd, _USED_ELEMENT.size * size, start + _USED + 4)
+    filled = []
+    for position in range(max(0, count - min(BUFFERS, size)), count):
+        number, length = _USED_ELEMENT.unpack_from(elements, _USED_ELEMENT.size * (position % size))
+        filled.append(os.pread(fd, min(length, BUFFER_SIZE), start + _BUFFERS + (number % BUFFERS) * BUFFER_SIZE))
     return parse_frames(filled, features)
 
 
 def parse_frames(filled: Sequence[bytes], features: int) -> list[Caught]:
-    """Frames from filled buffers. With mergeable buffers a frame may span several; its first one says how many."""
+    """Frames from filled buffers. With mergeable buffers a frame may span several; its first one says how many. The
+    first of all may be the rest of a frame: whatever comes out of it, the other side has not caught the same."""
     merged = bool(features >> Feature.NET_MRG_RXBUF & 1)
     long_header = merged or bool(features >> Feature.VERSION_1 & 1)
     header_size = _HEADER.size if long_header else _SHORT_HEADER
@@ -141,7 +178,7 @@ def parse_frames(filled: Sequence[bytes], features: int) -> list[Caught]:
         if len(first) < header_size:
             break
         header = _HEADER.unpack(first[: _HEADER.size].ljust(_HEADER.size, b"\0"))
-        span = max(1, header[6]) if merged else 1
+        span = min(max(1, header[6]), _MOST_SPANNED) if merged else 1
         frame = first[header_size:] + b"".join(filled[position + 1 : position + span])
         found.append(Caught(_finished(frame, header), segments=header[1] != _GSO_NONE))
         position += span

@@ -154,6 +154,12 @@ class BrokerClient:
     def unpark(self, name: str, side: Side) -> None:
         self.call("unpark", vm=name, side=side)
 
+    def arm(self, names: Sequence[str], to: Side) -> list[str]:
+        """Have frames for VMs that are to be moved in a moment caught on the side ``to`` from now on, so that none of
+        which the other copy is late is lost; answers the VMs for which that can be."""
+        result: list[str] = self.call("arm", vms=list(names), to=to)
+        return result
+
     def move(self, name: str, to: Side) -> dict[str, Any]:
         """Hand a VM over; the answer has ``give_us``, ``take_us`` and ``total_us`` on the broker's clock."""
         result: dict[str, Any] = self.call("move", vm=name, to=to)
@@ -173,7 +179,8 @@ class BrokerClient:
 
     def undelivered(self, name: str) -> list[bytes]:
         """Frames that arrived while the VM moved and that neither side delivered: the caller gives them to the guest
-        through its new owner. Answers when late ones have been waited for, 0.1 s after the move, and only once."""
+        through its new owner. They are told only once, and only for seconds. Ask when late copies of frames have
+        come: a frame of which one side's copy comes later is lost."""
         return [bytes.fromhex(frame) for frame in self.call("undelivered", vm=name)["frames"]]
 
 

@@ -1,14 +1,15 @@
 """Moving one VM's rings from one switch to the other: what surrounds the hand-over itself.
 
-Before it, the parked side is put on its capture rings; after it, the outcome is written down, and late copies of frames
-are waited for and taken out of the capture rings (``capture``).
+Before it, the parked side is put on its capture rings (``capture``); after it, the outcome is written down, and the
+capture rings are emptied. Whoever asks for moves arms them well before and has them emptied well after: how late copies
+of frames may be is seen in the switches' own progress, and a time that is always long enough does not exist.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ovs_hotswap.errors import BrokerError, ProtocolError, StateUnknown
 from ovs_hotswap.model import Side
@@ -24,9 +25,10 @@ from ovs_hotswap.vhost.replay import Role, moved, places
 from ovs_hotswap.vhost.vm import Vm
 from ovs_hotswap.vhost.wire import RingAddress
 
-# How long after a move copies of frames may still come over the peer link to the old side (seconds). On two busy cores
-# 20 ms was seen to be too short.
-_LATE_S = 0.100
+# If nobody asks: seconds after which capture rings are let alone, and after which frames from them are dropped.
+_LATE_S = 3.0
+_STALE_S = 5.0
+_ROLL_S = 0.005  # between two looks at capture rings, whose buffers hold some thousand frames a second and more
 
 
 class Mover:
@@ -37,12 +39,14 @@ class Mover:
         self._loop = loop
         self._fence_s = fence_s
         self._settled: asyncio.Future[list[Caught]] | None = None
+        self._catch: Catch | None = None
+        self._settle: Callable[[], None] = lambda: None
         self._before: dict[int, Indices] = {}
 
     @property
     def busy(self) -> bool:
-        """Whether a move is still settling, or its undelivered frames have not been fetched."""
-        return self._settled is not None
+        """Whether a move is about to be made or still settling, or its undelivered frames have not been fetched."""
+        return self._catch is not None or self._settled is not None
 
     @property
     def served(self) -> bool:
@@ -81,12 +85,14 @@ class Mover:
             vm.home = to  # no guest: nothing to move, but the next one goes there
             return Swap(Outcome.MOVED)
         old, new = vm.owner(), vm.links[to]
-        catch = None if old is None else Catch(vm.scratch, vm.state, old.side)
+        catch = None if old is None else self._armed(old, new)
         waiting = {} if catch is None else catch.places(to.other)
-        if catch is not None:
-            self._catch(catch, new)
         parking = {**places(vm.state, Role.PARKED), **waiting}
         ready = handover.prepare(old, new, parking, places(vm.state, Role.OWNER), vm.calls())
+        if catch is not None:
+            catch.arm(to.other)
+            catch.roll()
+        self._catch = None
         vm.ownership = vm.ownership.letting_go()
         self._before = transmit(vm.state)
         with preferred():
@@ -100,13 +106,44 @@ class Mover:
                 self._settle_later(catch, old, new)
         return result
 
-    def _catch(self, catch: Catch, new: Link) -> None:
-        """Have the parked side wait on its capture rings. Raises BrokerError if it does not answer: then nothing was
-        begun, and it is on its way back to the empty ring."""
+    def arm(self, to: Side) -> bool:
+        """Put ``to`` on its capture rings, where there is something to move. Raises BrokerError if it cannot be."""
         vm = self._vm
-        catch.arm()
-        message = handover.places_message(catch.places(new.side))
-        new.told = moved(new.told, catch.places(new.side))
+        if vm.qemu is None or vm.ownership == Ownership(to, Certainty.OWNS):
+            return False
+        if reason := self.why_not(to):
+            raise BrokerError(f"vm {vm.name} cannot move to {to}: {reason}")
+        old, new = vm.owner(), vm.links[to]
+        if old is None:
+            return False
+        vm.touched()
+        catch = self._catch = self._armed(old, new)
+        self._loop.call_later(_ROLL_S, self._roll, catch)
+        self._loop.call_later(_LATE_S, self._disarm, catch)
+        return True
+
+    def _roll(self, catch: Catch) -> None:
+        if self._catch is catch:
+            catch.roll()
+            self._loop.call_later(_ROLL_S, self._roll, catch)
+
+    def _disarm(self, catch: Catch) -> None:
+        if self._catch is catch:
+            self._catch = None
+            self._vm.touched()
+            self._vm.sync(catch.old.other)
+
+    def _armed(self, old: Link, new: Link) -> Catch:
+        """Capture rings that ``new`` waits on. Raises BrokerError if it does not answer: then nothing was begun, and it
+        is on its way back to the empty ring."""
+        vm = self._vm
+        catch = Catch(vm.scratch, vm.state, old.side)
+        there = catch.places(new.side)
+        if self._catch is not None and self._catch.same(catch) and new.told == moved(new.told, there):
+            return self._catch
+        catch.arm(new.side)
+        new.told = moved(new.told, there)
+        message = handover.places_message(there)
         try:
             done = handover.fenced(new, message, bytearray(FENCE_ANSWER_SIZE), time.monotonic() + self._fence_s)
         except (OSError, PeerClosed, ProtocolError) as error:
@@ -117,6 +154,7 @@ class Mover:
             vm.sync(new.side)
             vm.guarded(new, lambda: new.fence(lambda: None))  # not quiet, so not armed again, while it may be there
             raise BrokerError(f"vm {vm.name}: switch {new.side} did not answer within {self._fence_s * 1e3:g} ms")
+        return catch
 
     def _after(self, result: Swap, old: Link | None, new: Link, parking: Mapping[int, RingAddress]) -> None:
         """Write down what a swap left behind."""
@@ -147,24 +185,44 @@ class Mover:
         vm.confirmed(new.side)
 
     def _settle_later(self, catch: Catch, old: Link, new: Link) -> None:
-        """Give late copies time to arrive, then empty the capture rings into ``settled``."""
+        """Leave both sides' capture rings as they are until ``settle``."""
         vm = self._vm
         settled = self._settled = self._loop.create_future()
 
-        def park() -> None:
+        def settle() -> None:
+            self._settle = lambda: None
             vm.touched()
             for link in (old, new):
                 vm.sync(link.side)
             if vm.links.get(old.side) is not old or vm.links.get(new.side) is not new:
-                _settle(settled, [])  # one hung up: what is in the rings is not known to be final
+                _conclude(settled)  # one hung up: what is in the rings is not known to be final
                 return
-            vm.guarded(old, lambda: old.fence(lambda: _settle(settled, catch.undelivered())))
+            self._loop.call_later(self._fence_s, _conclude, settled)
+            vm.guarded(old, lambda: old.fence(lambda: vm.guarded(new, lambda: new.fence(collect))))
 
-        self._loop.call_later(_LATE_S, park)
-        self._loop.call_later(_LATE_S + self._fence_s, _settle, settled, [])
+        def collect() -> None:
+            if not settled.done():
+                settled.set_result(catch.undelivered())
+
+        self._settle = settle
+        self._loop.call_later(_LATE_S, lambda: settle() if self._settle is settle else None)
+        self._loop.call_later(_STALE_S, self._forget, settled)
+
+    def _forget(self, settled: asyncio.Future[list[Caught]]) -> None:
+        if self._settled is settled:
+            self._settled = None
+
+    def settle(self) -> None:
+        """Take both sides off the capture rings, if they are on them: no late copies come any more, or they are not
+        waited for."""
+        if self._catch is not None:
+            self._disarm(self._catch)
+        self._settle()
 
     async def settled(self) -> list[Caught]:
-        """Frames for the guest that arrived during the last move and that no side delivered. Told only once."""
+        """``settle``, and the frames for the guest that arrived during the last move and that no side delivered. Told
+        only once."""
+        self.settle()
         settled = self._settled
         if settled is None:
             return []
@@ -182,6 +240,6 @@ class Mover:
             vm.take_back(link)
 
 
-def _settle(settled: asyncio.Future[list[Caught]], caught: list[Caught]) -> None:
+def _conclude(settled: asyncio.Future[list[Caught]]) -> None:
     if not settled.done():
-        settled.set_result(caught)
+        settled.set_result([])

@@ -33,7 +33,7 @@ class Role(enum.StrEnum):
 # different sizes never take one part for another.
 PARKING_SIZE = 1 << 20
 CAPTURE_OFFSET = PARKING_SIZE  # behind it lie the capture rings (``capture``)
-CAPTURE_SIZE = 16 << 20
+CAPTURE_SIZE = 64 << 20  # sparse
 SCRATCH_SIZE = PARKING_SIZE + CAPTURE_SIZE
 _SCRATCH_AVAILABLE = 0x90000
 _SCRATCH_USED = 0xB0000
@@ -233,6 +233,11 @@ def place(ring: Ring, role: Role) -> RingAddress:
     """Where a back end of this role finds a started ring."""
     assert ring.address is not None
     return ring.address if role is Role.OWNER else PARKING
+
+
+def waits(address: RingAddress | None) -> bool:
+    """Whether a back end that has a ring there is parked: on the empty ring or a capture ring."""
+    return address is not None and address.descriptors >= SCRATCH_USER_ADDRESS
 
 
 def places(state: GuestState, role: Role) -> dict[int, RingAddress]:

@@ -18,7 +18,7 @@ from ovs_hotswap.vhost.replay import Told, ToldRing
 from ovs_hotswap.vhost.session import GuestState, Line, Offer, Ring
 from ovs_hotswap.vhost.wire import Descriptor, DirtyLog, Region, RingAddress
 
-FORMAT = 2
+FORMAT = 3
 _GONE = -2  # a serial that no descriptor has; -1 means "none was sent"
 
 Document = dict[str, Any]

@@ -22,7 +22,7 @@ from ovs_hotswap.vhost.link import Link
 from ovs_hotswap.vhost.memory import indices, make_safe
 from ovs_hotswap.vhost.ownership import Certainty, Ownership, Proof
 from ovs_hotswap.vhost.processes import Processes
-from ovs_hotswap.vhost.replay import Role, place, reconcile, scratch_region, why_not_parked
+from ovs_hotswap.vhost.replay import Role, reconcile, scratch_region, waits, why_not_parked
 from ovs_hotswap.vhost.session import Answer, GuestState, Offer, Received, receive
 from ovs_hotswap.vhost.wire import Descriptor, Request
 
@@ -219,9 +219,7 @@ class Vm:
         link = self.links.get(side)
         if link is None or self.role(side) is not Role.PARKED or not link.quiet:
             return False
-        return all(
-            link.told.ring(index).address == place(self.state.rings[index], Role.PARKED) for index in self.state.started
-        )
+        return all(waits(link.told.ring(index).address) for index in self.state.started)
 
     def sync(self, side: Side) -> None:
         """Tell a back end what it has not heard yet."""

@@ -6,6 +6,8 @@ vSwitch are in the other integration tests.
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from ovs_hotswap.errors import BrokerError
@@ -72,6 +74,40 @@ def test_many_are_moved_by_one_request_up_to_a_fault(make_bed: MakeBed) -> None:
     assert "vm1 cannot move to b: switch b is not parked" in fault.message
     assert [bed.owner(name) for name in names] == [Side.B, Side.A, Side.A]
     bed.ends_well(*enumerate(vms))
+
+
+def test_a_frame_is_rescued_if_a_copy_comes_at_the_wrong_moment(make_bed: MakeBed) -> None:
+    """Of frames of which the new side has its copy before a move, the old side delivers what it has in time, and what
+    it has after it, nobody: however late that is."""
+    bed = make_bed()
+    a, b = bed.switch(Side.A), bed.switch(Side.B)
+    vm = bed.qemu()
+    bed.wait_owner(Side.A)
+    bed.client.park("vm0", Side.B)
+    in_time, late, only_new = (bytes([n]) * 40 for n in range(3))
+    assert bed.client.arm(["vm0"], Side.B) == ["vm0"]
+    for frame in (in_time, late):
+        b.deliver(0, frame)
+    a.deliver(0, in_time)
+    bed.client.move("vm0", Side.B)
+    b.deliver(0, only_new)
+    time.sleep(0.3)
+    for frame in (late, only_new):
+        a.deliver(0, frame)
+    assert bed.client.undelivered("vm0") == [late]
+    assert bed.client.undelivered("vm0") == []
+    bed.ends_well((0, vm))
+
+
+def test_a_vm_that_is_armed_and_not_moved_is_served_on(make_bed: MakeBed) -> None:
+    bed = make_bed()
+    vm = bed.running()
+    assert bed.client.arm(["vm0"], Side.B) == ["vm0"]
+    assert bed.client.arm(["vm0"], Side.A) == []
+    vm.reboot()
+    bed.wait(lambda: bool(bed.client.vm("vm0")["switches"]["b"]["parked"]), "parked again")
+    bed.client.move("vm0", Side.B)
+    bed.ends_well((0, vm))
 
 
 def test_a_guest_that_nobody_serves_is_told(make_bed: MakeBed) -> None:

@@ -54,7 +54,12 @@ def deliver(scratch: OwnedFd, side: Side, index: int, size: int, payloads: list[
         assert len(payload) <= length
         os.pwrite(fd, payload, start - SCRATCH_GUEST_ADDRESS)
         os.pwrite(fd, struct.pack("<II", number, len(payload)), base["used"] + 4 + 8 * (used % size))
-        os.pwrite(fd, (used + 1).to_bytes(2, "little"), base["used"] + 2)
+        os.pwrite(fd, ((used + 1) % 65536).to_bytes(2, "little"), base["used"] + 2)
+
+
+def arm(catch: Catch) -> None:
+    for side in Side:
+        catch.arm(side)
 
 
 @given(frames, frames)
@@ -70,7 +75,7 @@ def test_undelivered_keeps_the_new_sides_order() -> None:
 
 def test_frames_travel_through_both_sides_rings(scratch: OwnedFd) -> None:
     catch = Catch(scratch, guest(256, 256), Side.A)
-    catch.arm()
+    arm(catch)
     header = bytes(12)
     deliver(scratch, Side.A, 0, 256, [header + b"both" * 4, header + b"only old" * 2])
     deliver(scratch, Side.B, 0, 256, [header + b"only new" * 2, header + b"both" * 4])
@@ -79,25 +84,49 @@ def test_frames_travel_through_both_sides_rings(scratch: OwnedFd) -> None:
 
 def test_arming_again_forgets_what_was_caught(scratch: OwnedFd) -> None:
     catch = Catch(scratch, guest(256, 256), Side.A)
-    catch.arm()
+    arm(catch)
     for side in Side:
         deliver(scratch, side, 0, 256, [bytes(12) + b"x" * 20])
-    catch.arm()
+    arm(catch)
     assert catch.undelivered() == []
 
 
 def test_a_full_ring_takes_no_more(scratch: OwnedFd) -> None:
     catch = Catch(scratch, guest(256, 256), Side.A)
-    catch.arm()
+    arm(catch)
     many = [bytes(12) + n.to_bytes(2, "big") * 10 for n in range(capture.BUFFERS + 5)]
     for side in Side:
         deliver(scratch, side, 0, 256, many)
     assert len(catch.undelivered()) == capture.BUFFERS
 
 
+@pytest.mark.parametrize("turns", [3, 400])
+def test_the_new_sides_rings_hold_the_latest_frames(scratch: OwnedFd, turns: int) -> None:
+    """However many went before: 400 turns are more than an index of 16 bits counts."""
+    catch = Catch(scratch, guest(512, 512), Side.A)
+    arm(catch)
+    numbers = iter(range(10**6))
+    latest: list[bytes] = []
+    for _ in range(turns):
+        latest = [bytes(12) + next(numbers).to_bytes(4, "big") * 5 for _ in range(200)]
+        deliver(scratch, Side.B, 0, 512, latest)
+        catch.roll()
+    deliver(scratch, Side.A, 0, 512, [bytes(12) + bytes(20), *latest])
+    assert [each.frame for each in catch.undelivered()] == [each[12:] for each in latest]
+
+
+def test_memory_of_buffers_is_given_back(scratch: OwnedFd) -> None:
+    catch = Catch(scratch, guest(256, 256), Side.A)
+    arm(catch)
+    deliver(scratch, Side.B, 0, 256, [bytes(200)] * 256)
+    assert os.fstat(scratch.fileno()).st_blocks > 256 * 8
+    catch.undelivered()
+    assert os.fstat(scratch.fileno()).st_blocks == 0
+
+
 def test_a_ring_smaller_than_the_buffers(scratch: OwnedFd) -> None:
     catch = Catch(scratch, guest(16, 16), Side.B)
-    catch.arm()
+    arm(catch)
     for side in Side:
         deliver(scratch, side, 0, 16, [bytes(12) + bytes([n]) * 20 for n in range(20)])
     assert len(catch.undelivered()) == 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -23,13 +24,21 @@ class FakeBroker:
         self.bad = self.deaf = self.empty = ""
         self.calls: list[list[str]] = []
         self.asked: list[str] = []
+        self.armed: list[str] = []
 
     def vms(self, *, read: bool = True) -> list[dict[str, Any]]:
         return [{"name": name, "owner": owner, "certainty": "owns", "qemu": None if name == self.empty else 7}
                 for name, owner in self.owner.items()]  # fmt: skip
 
+    def arm(self, names: Sequence[str], _to: Side) -> list[str]:
+        assert self.armed == []
+        self.armed = list(names)
+        return self.armed
+
     def move_many(self, names: Sequence[str], to: Side) -> tuple[list[dict[str, Any]], HotswapError | None]:
         self.calls.append(list(names))
+        assert self.armed == list(names)
+        self.armed = []
         moved: list[dict[str, Any]] = []
         for name in names:
             if name == self.bad:
@@ -53,8 +62,9 @@ class Bed:
         self.events: list[Event] = []
         openflow = SimpleNamespace(packet_out=lambda frame, actions: self.sent.append((frame, actions)))
         host = SimpleNamespace(
-            broker=self.broker, openflow=lambda _side: openflow, ofport=lambda name: int(name[2:]), wait=self._wait
-        )
+            broker=self.broker, openflow=lambda _side: openflow, ofport=lambda name: int(name[2:]), wait=self._wait,
+            control=lambda side: Path(f"/nonexistent/{side}.ctl"),
+        )  # fmt: skip
         self.host = cast(Host, host)
         self.run = Run(dict, lambda _facts: None, self.events.append)
 
