@@ -65,13 +65,11 @@ def execute(bed: Bed, cell: Cell) -> Result:
     return Result(cell, [f"its moment could not be struck: {why}"], Seen(), time.monotonic() - begun)
 
 
-def run(wanted: Sequence[Cell], results: list[Result], logs: Path | None, seconds: float, report: Path) -> None:
-    """Run cells on one bed; on a new one after a cell that left it in ruins. None is begun after ``seconds``.
-
-    ``results`` grows as they end; ``report`` is written anew each time."""
-    todo, end = deque(wanted), time.monotonic() + seconds
+def run(wanted: Sequence[Cell], results: list[Result], options: argparse.Namespace) -> None:
+    """Run cells on one bed; on a new one after a cell that left it in ruins. ``results`` grows as they end."""
+    todo, end = deque(wanted), time.monotonic() + options.seconds
     while todo and time.monotonic() < end:
-        with running(System(), print) as bed:
+        with running(System(), print, warm=options.warm) as bed:
             while todo and time.monotonic() < end:
                 cell, begun, whole = todo.popleft(), time.monotonic(), True
                 try:
@@ -81,9 +79,10 @@ def run(wanted: Sequence[Cell], results: list[Result], logs: Path | None, second
                     result, whole = Result(cell, [text], Seen(), time.monotonic() - begun), False
                 results.append(result)
                 print(result.line(), flush=True)
-                report.write_text(json.dumps([each.document() for each in results], indent=2, default=str) + "\n")
-                if result.faults and logs is not None:
-                    bed.save_logs(logs / str(cell).replace(" ", "-"))
+                document = json.dumps([each.document() for each in results], indent=2, default=str)
+                options.report.write_text(f"{document}\n")
+                if result.faults and options.logs is not None:
+                    bed.save_logs(options.logs / str(cell).replace(" ", "-"))
                 if not whole:
                     break
 
@@ -111,6 +110,7 @@ def main() -> int:
     parser.add_argument("--fault", action="append", type=str.lower, choices=[*Fault], help="only this (repeatable)")
     parser.add_argument("--victim", action="append", choices=[*Victim], help="only this (repeatable)")
     parser.add_argument("--when", action="append", choices=MOMENTS, help="only this (repeatable)")
+    parser.add_argument("--warm", action="store_true", help="upgrade to the release that runs: to the warm standby")
     parser.add_argument("--from", dest="first", type=int, default=0, help="skip that many cells")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no cell after that time")
     parser.add_argument("--report", type=Path, default=Path("faults-report.json"))
@@ -123,7 +123,7 @@ def main() -> int:
     )
     results: list[Result] = []
     with contextlib.suppress(KeyboardInterrupt):
-        run(wanted[arguments.first :], results, arguments.logs, arguments.seconds, arguments.report)
+        run(wanted[arguments.first :], results, arguments)
     show(results, Console() if sys.stdout.isatty() else Console(width=_WIDTH))
     return 1 if not results or any(result.faults for result in results) else 0
 

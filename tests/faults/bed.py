@@ -35,7 +35,7 @@ from tests.faults.matrix import STRUCK_VM, Victim
 from tests.faults.remote import Requests
 
 GUESTS = 2
-RELEASE = "host"
+HOST, TWIN = "host", "twin"
 # Failures of instances come every few seconds here: they must not end the watchdog's patience.
 CHANGES = """
 [upgrade]
@@ -66,14 +66,21 @@ class Failed(Exception):
 
 
 class Bed:
-    """Everything that runs. Made by ``running``."""
+    """Everything that runs. Made by ``running``. ``warm``: an upgrade is to the release that runs already, so the VMs
+    move to the watchdog's standby; else the upgrade ends that and starts its own."""
 
-    def __init__(self, lab: Lab, system: System, requests: Requests) -> None:
-        self.lab, self.system, self.requests = lab, system, requests
+    def __init__(self, lab: Lab, system: System, requests: Requests, *, warm: bool) -> None:
+        self.lab, self.system, self.requests, self._warm = lab, system, requests, warm
         self.config = lab.config
         self.host = Host(lab.config, system)
         self.watchdog = 0
         self.program = [sys.executable, "-m", "ovs_hotswap", "--config", str(lab.config_path)]
+
+    def wanted_release(self) -> str:
+        """What the next upgrade is to."""
+        running = self.host.instances[self.host.active()].release()
+        name = HOST if running is None else running.name
+        return name if self._warm else TWIN if name == HOST else HOST
 
     # -- services
 
@@ -289,19 +296,36 @@ class Bed:
 
 
 @contextlib.contextmanager
-def running(system: System, say: Callable[[str], None] = lambda _line: None) -> Iterator[Bed]:
+def _twin(system: System) -> Iterator[Path]:
+    """The host's installed package once more, as a release tree: the root file system, read-only, in another place."""
+    tree = Path(tempfile.mkdtemp(prefix="ovsh-twin-"))
+    try:
+        system.run(["mount", "--bind", "/", str(tree)])
+        try:
+            system.run(["mount", "-o", "remount,bind,ro", str(tree)])
+            yield tree
+        finally:
+            system.run(["umount", str(tree)])
+    finally:
+        tree.rmdir()
+
+
+@contextlib.contextmanager
+def running(system: System, say: Callable[[str], None] = lambda _line: None, *, warm: bool = False) -> Iterator[Bed]:
     """A bed at rest: every VM forwards, the watchdog's standby is ready. Everything is removed afterwards."""
     options = GuestOptions(ping_interval_ms=_PING_MS)
     lab = Lab(Path(tempfile.mkdtemp(prefix="ovsh-fm-")), GUESTS, system, options)
     with contextlib.ExitStack() as stack:
+        tree = stack.enter_context(_twin(system))
         stack.callback(lab.down)
         stack.callback(_continue_all, lab, system)
         lab.up()
         with lab.config_path.open("a") as out:
             out.write(CHANGES)
-        bed = Bed(lab, system, stack.enter_context(Requests(lab.layout.remote_namespace)))
+        bed = Bed(lab, system, stack.enter_context(Requests(lab.layout.remote_namespace)), warm=warm)
+        bed.host.releases.add(TWIN, from_directory=tree)
         bed.start_broker()
-        bed.host.instances[Side.A].start(bed.host.releases.get(RELEASE))
+        bed.host.instances[Side.A].start(bed.host.releases.get(HOST))
         bed.host.program(Side.A)
         activate_first(bed.host, Side.A)
         bed.start_watchdog()

@@ -14,7 +14,7 @@ from typing import IO
 
 from ovs_hotswap.switch import launch
 from ovs_hotswap.upgrade.upgrade import Upgrader
-from tests.faults.bed import RELEASE, Bed
+from tests.faults.bed import Bed
 from tests.faults.matrix import HAND_OVER, IDLE, Cell, End, Fault, Seen, Victim, expectation
 from tests.faults.strike import Missed, Trail, attentive, go_on, halt, in_swap, stopped, until
 
@@ -120,7 +120,7 @@ class Runner:
             self._standing = None
 
     def _in_upgrade(self) -> Struck:
-        with self._orchestrator("upgrade", "--release", RELEASE) as (child, output):
+        with self._orchestrator("upgrade", "--release", self._bed.wanted_release()) as (child, output):
             strike = self._in_hand_over if self._cell.moment == HAND_OVER else self._in_step
             try:
                 struck = strike(child)
