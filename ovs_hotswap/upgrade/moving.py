@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.model import Side
 from ovs_hotswap.switch.pmd import pmd_iterations, pmd_rxqs
+from ovs_hotswap.switch.rpc import NoAnswer
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.plan import Run
 from ovs_hotswap.upgrade.standby import Document
 
 _BATCH = 64
 _SERVED_S = 2.0
-_PASSED_S = 1.0  # a thread that has not come round by then hangs, and what it holds is lost
+_PASSED_S = 0.5  # a thread that has not come round by then hangs, and what it holds is lost
 
 
 def move_all(host: Host, to: Side, run: Run) -> dict[str, float]:
@@ -96,12 +97,14 @@ def _passed(before: Mapping[int, int], now: Mapping[int, int]) -> bool:
 
 
 def _iterations(host: Host, side: Side) -> Mapping[int, int]:
-    """Of the side's threads that have queues to poll, by core; none of a side that does not answer."""
+    """Of the side's threads that have queues to poll, by core; none of a side that does not run. Raises NoAnswer."""
     control = host.control(side)
     try:
         queues = pmd_rxqs(control, timeout=_PASSED_S)
         polling = {queue.core for port in queues.values() for queue in port if queue.enabled}
         return {core: count for core, count in pmd_iterations(control, timeout=_PASSED_S).items() if core in polling}
+    except NoAnswer:
+        raise
     except SwitchError:
         return {}
 

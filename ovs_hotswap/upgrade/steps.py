@@ -380,7 +380,10 @@ class Postcheck(Step[Upgrade]):
 
     def do(self, context: Upgrade, run: Run) -> None:
         checks.verdict(_watch(context), SwitchError)
-        checks.verdict(gather.postcheck(context.host, context.new, _SAMPLE_S, run.fact("log_offset", int)), SwitchError)
+        host, seen = context.host, gather.log_size(context.host, context.new)
+        findings = gather.postcheck(host, context.new, _SAMPLE_S, run.fact("log_offset", int))
+        run.remember(log_offset=seen)  # whoever resumes has been told of the errors in it
+        checks.verdict(findings, SwitchError)
 
 
 def _done(done: bool) -> State:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from ovs_hotswap.switch import launch
+from ovs_hotswap.upgrade.records import Phase
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from tests.faults.bed import Bed
-from tests.faults.matrix import HAND_OVER, IDLE, Cell, End, Fault, Seen, Victim, expectation
+from tests.faults.matrix import HAND_OVER, IDLE, Cell, End, Fault, Mend, Seen, Victim, expectation
 from tests.faults.strike import Missed, Trail, attentive, go_on, halt, in_swap, stopped, until
 
 HOLD_S = 1.0  # how long a stopped orchestrator, broker, watchdog or QEMU stands still
@@ -25,6 +26,7 @@ _LOOK_S = 0.05
 _LETS_GO_S = 0.005  # for the old switch to answer its fence once it is continued
 _BETWEEN = "between steps"
 _STEP_S = 60.0
+_SWAP_S = 5.0  # from the steering to the first swap: an instance that stands still is asked for a second
 _ORCHESTRATOR_S = 150.0
 _TRIES = 3
 _HELD = (Victim.ORCHESTRATOR, Victim.BROKER, Victim.WATCHDOG, Victim.QEMU)
@@ -181,7 +183,7 @@ class Runner:
                 raise Missed
             try:
                 with stopped(old, bed.system):
-                    until(lambda: in_swap(broker), child, 1.0)
+                    until(lambda: in_swap(broker), child, _SWAP_S)
                     halt(new, bed.system)
                 time.sleep(_LETS_GO_S)
                 within = HAND_OVER if in_swap(broker) else "after it"
@@ -219,7 +221,7 @@ class Runner:
                 return
             if self._bed.status().get("unfinished") is None:
                 seen.problems.append("`status` does not tell of the unfinished upgrade")
-            command = str(self._expected.mend)
+            command = str(Mend.RESUME if seen.phase == Phase.COMMITTED else self._expected.mend)
             with self._orchestrator(command) as (child, output):
                 end = self._ended(child)
                 said = "done" if end is End.COMMITTED else f"{end} ({'; '.join(_tail(output))})"

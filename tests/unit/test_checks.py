@@ -222,3 +222,13 @@ def test_log_errors() -> None:
     assert severities(findings) == [ERROR, ERROR]
     assert severities(checks.log_errors(LOG.split("\n2025-01-01T00:00:00.003Z")[0])) == [OK]
     assert severities(checks.log_errors("")) == [OK]
+
+
+def test_a_broker_that_died_is_no_error_of_the_switch() -> None:
+    """What OVS 3.1 logs then."""
+    lines = (
+        "(/run/vm1.sock) recvmsg failed on fd 48 (Connection reset by peer)",
+        "(/run/vm1.sock) vhost read message failed",
+    )
+    text = "\n".join(f"2025-01-01T00:00:00.001Z|00001|dpdk(vhost-events)|ERR|VHOST_CONFIG: {line}" for line in lines)
+    assert severities(checks.log_errors(text)) == [OK]
