@@ -3,7 +3,6 @@ not many, then batches; after each every guest is seen served."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from ovs_hotswap.errors import SwitchError
@@ -52,7 +51,7 @@ def _move(
     """``counts``: VMs before the batch, and all."""
     names = [vm["name"] for vm in batch]
     if host.broker.arm(names, to):
-        _let_copies_come(host)  # of frames that were not caught yet: they reach their VM where it is now
+        _let_copies_come(host, to)  # of frames that were not caught yet: they reach their VM where it is now
     done, fault = host.broker.move_many(names, to)
     for number, each in enumerate(done, counts[0] + 1):
         text = "has no guest to move"
@@ -75,36 +74,50 @@ def _see_served(host: Host, names: Sequence[str], side: Side) -> None:
               lambda: f"instance {side} does not take what the guest sends of VM {', '.join(unserved())}")  # fmt: skip
 
 
-def _let_copies_come(host: Host) -> None:
+def _let_copies_come(host: Host, needed: Side | None = None) -> None:
     """Return when every frame that either side had taken in before, and its copy, has come where it goes.
 
     From a receive queue it goes to a VM or the peer link in one iteration of a PMD thread, from the peer link to the VM
-    in one of the other side's. A thread that shares its core may need a tenth of a second for that.
+    in one of the other side's. A thread that shares its core may need a tenth of a second for that. What a side that
+    hangs has taken in is lost; raises SwitchError if that is the one that is ``needed``.
     """
-    with contextlib.suppress(SwitchError):  # what a thread that hangs has taken in is lost
-        for _ in range(2):
-            _let_pass(host)
+    alive = set(Side)
+    for _ in range(2):
+        before = {side: _iterations(host, side) for side in alive}
+        for side, count in before.items():
+            if not _come_round(host, side, count):
+                alive.discard(side)
+        if needed is not None and needed not in alive:
+            raise SwitchError(f"the PMD threads of instance {needed} do not come round: it hangs, or has no core")
 
 
-def _let_pass(host: Host) -> None:
-    before = {side: _iterations(host, side) for side in Side}
-    host.wait(lambda: all(_passed(before[side], _iterations(host, side)) for side in Side), _PASSED_S, str)
+def _come_round(host: Host, side: Side, before: Mapping[int, int] | None) -> bool:
+    """Wait until the side's threads, which had done ``before``, have each begun an iteration and ended it; the one
+    under way does not count."""
+
+    def passed() -> bool:
+        now = _iterations(host, side)
+        return now is not None and all(count - (before or {}).get(core, 0) >= 2 for core, count in now.items())
+
+    try:
+        if before is not None:
+            host.wait(passed, _PASSED_S, str)
+            return True
+    except SwitchError:
+        pass
+    return False
 
 
-def _passed(before: Mapping[int, int], now: Mapping[int, int]) -> bool:
-    """Whether each thread has since begun an iteration and ended it; the one under way does not count."""
-    return all(count - before.get(core, 0) >= 2 for core, count in now.items())
-
-
-def _iterations(host: Host, side: Side) -> Mapping[int, int]:
-    """Of the side's threads that have queues to poll, by core; none of a side that does not run. Raises NoAnswer."""
+def _iterations(host: Host, side: Side) -> Mapping[int, int] | None:
+    """Of the side's threads that have queues to poll, by core; none of a side that does not run, ``None`` if it does
+    not answer."""
     control = host.control(side)
     try:
         queues = pmd_rxqs(control, timeout=_PASSED_S)
         polling = {queue.core for port in queues.values() for queue in port if queue.enabled}
         return {core: count for core, count in pmd_iterations(control, timeout=_PASSED_S).items() if core in polling}
     except NoAnswer:
-        raise
+        return None
     except SwitchError:
         return {}
 

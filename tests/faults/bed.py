@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,6 +49,7 @@ crash_window_s = 2
 """
 _PING_MS = 20.0  # two guests that ping every 10 ms take most of one of two cores
 _POLL_S = 0.05
+_ASKED_S = 0.01  # for a request to be written
 _READY_S = 60.0
 _END_S = 20.0
 _BROKER_S = 10.0
@@ -130,11 +132,22 @@ class Bed:
         side = active if victim in (Victim.ACTIVE, Victim.ACTIVE_DB) else active.other
         paths = self.host.instances[side].paths
         if victim in (Victim.ACTIVE, Victim.STANDBY):
-            appctl(paths.vswitchd_ctl, "exit", timeout=5.0)
+            self._exit(paths.vswitchd_ctl)
         elif victim in (Victim.ACTIVE_DB, Victim.STANDBY_DB):
-            appctl(paths.ovsdb_ctl, "exit", timeout=5.0)
+            self._exit(paths.ovsdb_ctl)
         else:
             os.kill(pid, signal.SIGTERM)
+
+    @staticmethod
+    def _exit(ctl: Path) -> None:
+        """Ask for it and do not wait: who is asked may stand still, or end before it answers."""
+
+        def ask() -> None:
+            with contextlib.suppress(HotswapError):
+                appctl(ctl, "exit", timeout=_READY_S)
+
+        threading.Thread(target=ask, daemon=True).start()
+        time.sleep(_ASKED_S)
 
     def database_command(self, pid: int, side: Side) -> list[str]:
         """What starts a database server again that runs now as ``pid``."""

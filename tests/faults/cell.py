@@ -17,16 +17,18 @@ from ovs_hotswap.upgrade.records import Phase
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from tests.faults.bed import Bed
 from tests.faults.matrix import HAND_OVER, IDLE, Cell, End, Fault, Mend, Seen, Victim, expectation
-from tests.faults.strike import Missed, Trail, attentive, go_on, halt, in_swap, stopped, until
+from tests.faults.strike import Log, Missed, Trail, attentive, go_on, halt, in_swap, stopped, until
 
 HOLD_S = 1.0  # how long a stopped orchestrator, broker, watchdog or QEMU stands still
 RESTART_S = 0.1  # after which a service manager starts a service again (systemd.service(5), RestartSec)
 _FENCED_S = 8.0
 _LOOK_S = 0.05
-_LETS_GO_S = 0.005  # for the old switch to answer its fence once it is continued
+_ARMED_S = 0.003  # for the new switch to be put on its capture rings
+_PASSED_S = 0.25  # for the orchestrator to see the PMD threads come round, and to ask for the move
+_LETS_GO_S = 0.005  # for the old switch to answer its fence
 _BETWEEN = "between steps"
 _STEP_S = 60.0
-_SWAP_S = 5.0  # from the steering to the first swap: an instance that stands still is asked for a second
+_SWAP_S = 0.2  # from the request to the swap
 _ORCHESTRATOR_S = 150.0
 _TRIES = 3
 _HELD = (Victim.ORCHESTRATOR, Victim.BROKER, Victim.WATCHDOG, Victim.QEMU)
@@ -172,19 +174,24 @@ class Runner:
                 return self._hit(self._pid(), self._trail.step() or _BETWEEN)
 
     def _in_hand_over(self, child: subprocess.Popen[bytes]) -> Struck:
-        bed, active = self._bed, self._active
-        old, broker = bed.pid(Victim.ACTIVE, active), bed.pid(Victim.BROKER, active)
-        assert old is not None
+        bed = self._bed
+        broker = bed.pid(Victim.BROKER, self._active)
         assert broker is not None
-        with attentive():
-            until(lambda: self._trail.step() == "steer", child, _STEP_S)
-            new = bed.pid(Victim.STANDBY, active)
-            if new is None:
-                raise Missed
+        with attentive(), contextlib.closing(Log(bed.config.run_dir / "broker.log")) as log:
+            until(lambda: log.has(b" arm {"), child, _STEP_S)
+            time.sleep(_ARMED_S)
+            with stopped(broker, bed.system):
+                time.sleep(_PASSED_S)
+                old, new = (bed.pid(victim, self._active) for victim in (Victim.ACTIVE, Victim.STANDBY))
+                if old is None or new is None:
+                    raise Missed
+                halt(old, bed.system)
             try:
-                with stopped(old, bed.system):
-                    until(lambda: in_swap(broker), child, _SWAP_S)
-                    halt(new, bed.system)
+                until(lambda: in_swap(broker), child, _SWAP_S)
+                halt(new, bed.system)
+            finally:
+                go_on(old)
+            try:
                 time.sleep(_LETS_GO_S)
                 within = HAND_OVER if in_swap(broker) else "after it"
                 return self._hit(child.pid if self._cell.victim is Victim.ORCHESTRATOR else self._pid(), within)
@@ -210,8 +217,8 @@ class Runner:
         if struck.database and not self._bed.system.alive(struck.pid):
             side = self._active if self._cell.victim is Victim.ACTIVE_DB else self._active.other
             paths = self._bed.host.instances[side].paths
-            if paths.run_dir.exists():
-                self._bed.system.run(struck.database, env=launch.environment(paths.run_dir))
+            if paths.db_file.exists():  # else it was retired; it may be, and be started again, at this moment
+                self._bed.system.run(struck.database, env=launch.environment(paths.run_dir), check=False)
 
     def _mend(self) -> None:
         """What an operator does about an unfinished journal, as the status tells."""

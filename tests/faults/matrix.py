@@ -252,8 +252,8 @@ def _broker(fault: Fault, moment: str) -> Expectation:
         return _expect(End.NONE, why="QEMU and switches connect again", within_s=_RECONNECT_S)
     if fault is Fault.STOP:
         if moment == HAND_OVER:
-            why = "the swap is not confirmed in time: back to the old one"
-            return _expect(End.ROLLED_BACK, why=why, while_stopped=False)
+            why = "what has come meanwhile confirms the swap; if it is too late, back to the old one"
+            return _expect(End.COMMITTED, End.ROLLED_BACK, why=why, while_stopped=False)
         return _expect(End.COMMITTED, why="calls wait for it")
     ends = (End.COMMITTED, End.ROLLED_BACK, End.REFUSED, End.UNKNOWN, End.UNFINISHED)
     return _expect(*ends, why="QEMU and switches connect again; who asked it meanwhile is told", within_s=_RECONNECT_S,

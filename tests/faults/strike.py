@@ -4,11 +4,12 @@ The journal is on the disk before a step acts, so a step has begun when it says 
 instant in which the other process is struck, and the journal is read again while it stands: so it is known in which
 step it was.
 
-A hand-over takes less than a millisecond. To strike within it, the old switch is stopped before it: the broker then
-waits for its fence. That it does is visible from outside, because it gives itself real-time priority for the length of
-a swap (``vhost.move``), and otherwise only when a switch has died. Then the new switch is stopped and the old one
-continued: it lets go, and until the new one is continued the guest's rings are nobody's, or the new one's without its
-confirmation.
+A hand-over takes less than a millisecond. To strike within it, the broker is stopped when it has put the new switch on
+its capture rings (``vhost.move``), as its log tells, until the request for the move waits for it. Then the old switch
+is stopped and the broker continued, which waits for the old one's fence. That it does is visible from outside, because
+it gives itself real-time priority for the length of a swap, and otherwise only when a switch has died. Then the new
+switch is stopped and the old one continued: it lets go, and until the new one is continued the guest's rings are
+nobody's, or the new one's without its confirmation.
 """
 
 from __future__ import annotations
@@ -112,6 +113,22 @@ def until(true: Callable[[], bool], child: subprocess.Popen[bytes], seconds: flo
         if child.poll() is not None or time.monotonic() >= end:
             raise Missed
         time.sleep(_LOOK_S)
+
+
+class Log:
+    """What is written to a log from now on."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._file.seek(0, os.SEEK_END)
+        self._text = b""
+
+    def has(self, text: bytes) -> bool:
+        self._text += self._file.read()
+        return text in self._text
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def in_swap(broker: int) -> bool:
