@@ -27,8 +27,10 @@ from ovs_hotswap.upgrade.host import Host
 _PORT_S = 15.0
 _POLLED_S = 20.0
 # Longest sleep of a PMD thread that has nothing to do but wait for a fail-over, in microseconds: it delays the first
-# packets after one by as much. The thread then used 1.6 % of a core, with 1000 2.5 % (OVS 3.1, a busy machine).
+# packets after one by as much. Each time it wakes it looks at every queue, so it sleeps longer where there are many.
 _SLEEP_US = 2000
+_SLEEP_PER_QUEUE_US = 100
+_SLEEP_MOST_US = 10_000  # Open vSwitch allows no more (vswitch.xml, pmd-sleep-max)
 
 Document = dict[str, Any]  # a VM as the broker describes it
 Parked = Callable[[int, str], None]
@@ -63,7 +65,8 @@ def forget(config: Config) -> None:
 
 def prepare(host: Host, side: Side) -> None:
     """Make a running instance the warm standby. May be repeated. Raises SwitchError or BrokerError."""
-    host.set_pmd_sleep(side, max(_SLEEP_US, host.config.upgrade.pmd_sleep_us))
+    queues = sum(vm.queues for vm in host.intent.vms)
+    host.set_pmd_sleep(side, max(idle_sleep_us(queues), host.config.upgrade.pmd_sleep_us))
     host.program_database(side)
     await_ports(host, side)
     record = read_record(host)
@@ -76,6 +79,11 @@ def prepare(host: Host, side: Side) -> None:
     host.program_flows(side, Form.FINAL)
     park(host, side, [vm for vm in host.broker.vms(read=False) if parkable(vm, side)])
     _write(host, record.model_copy(update={"prepared": True}))
+
+
+def idle_sleep_us(queues: int) -> int:
+    """How long the standby's PMD threads sleep at most, with so many queue pairs of VMs parked."""
+    return min(max(_SLEEP_US, _SLEEP_PER_QUEUE_US * queues), _SLEEP_MOST_US)
 
 
 def _look(host: Host, side: Side) -> StandbyRecord:

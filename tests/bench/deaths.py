@@ -20,6 +20,7 @@ import numpy as np
 from ovs_hotswap.errors import LabError
 from tests.bench.guests import Events, Fleet, FleetSpec
 from tests.bench.guests.plan import NOBODY
+from tests.bench.guests.record import Timeline
 
 _LOOK_S = 0.1
 _DEATH_S = 10.0
@@ -114,6 +115,21 @@ def outage(spec: FleetSpec, events: Events, instant: Instant) -> Outage:
     return Outage(
         sending={vm: after(events.taken(vm).first_from(start)) for vm in vms},
         receiving={vm: after(events.received(vm).first_from(start)) for vm in vms},
+    )
+
+
+def longest(spec: FleetSpec, events: Events, instant: Instant) -> Outage:
+    """Each VM's longest gap since ``instant``: for what ends the traffic some time after it."""
+    last = int(events.time.max()) if len(events) else instant.monotonic
+
+    def longest_of(timeline: Timeline) -> float | None:
+        gap = timeline.largest(instant.monotonic, last)
+        return None if gap is None else gap.ms
+
+    vms = [vm for vm, target in enumerate(spec.targets) if target != NOBODY]
+    return Outage(
+        sending={vm: longest_of(events.taken(vm)) for vm in vms},
+        receiving={vm: longest_of(events.received(vm)) for vm in vms},
     )
 
 

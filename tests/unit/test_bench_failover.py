@@ -35,6 +35,15 @@ def test_a_guest_is_back_with_a_frame_that_the_dead_switch_cannot_have_moved() -
     assert found.values("receiving") == [12.0, math.inf]
 
 
+def test_the_longest_gap_may_begin_after_the_instant() -> None:
+    """Of VM 0: its offers are taken until 5 ms after it, and again from 1205 ms on; it receives from 3 to 1100 ms."""
+    seen = events((1, -1, -1), (1, 5, 5), (1, 1205, 6), (1, 1206, 7), (0, 3, 3), (0, 1100, 1100), (3, 1, 1), (2, 1, 1))
+    found = deaths.longest(SPEC, seen, KILL)
+    assert found.sending[0] == 1200.0
+    assert found.receiving[0] == 1097.0
+    assert found.sending[1] is None
+
+
 def test_events_are_joined() -> None:
     both = deaths.join(events((1, 1, 1)), events((0, 2, 2)))
     assert both.ring.tolist() == [1, 0]
