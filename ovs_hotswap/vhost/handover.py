@@ -14,9 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ovs_hotswap.errors import ProtocolError
-from ovs_hotswap.vhost import wire
 from ovs_hotswap.vhost.channel import PeerClosed
-from ovs_hotswap.vhost.link import FENCE, FENCE_ANSWER_HEADER, FENCE_ANSWER_SIZE, Link
+from ovs_hotswap.vhost.link import FENCE_ANSWER_SIZE, Fenced, Link
 from ovs_hotswap.vhost.wire import RingAddress
 
 ONE = (1).to_bytes(8, "little")
@@ -53,12 +52,13 @@ class Swap:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A hand-over ready to run. ``old`` is ``None`` where nobody holds the rings."""
+    """A hand-over ready to run. ``old`` is ``None`` where nobody holds the rings; ``keep`` gives them back to it."""
 
     old: Link | None
     new: Link
-    park: bytes
-    take: bytes
+    park: Fenced
+    keep: Fenced
+    take: Fenced
     calls: tuple[int, ...]
     answer: bytearray
 
@@ -72,12 +72,10 @@ def prepare(
 ) -> Prepared:
     """Build every buffer. ``park`` and ``take`` are the places of the same rings: where the old side is to wait, and
     where the guest has them. Both links must be quiet, and ``new`` must have the rings started."""
-    return Prepared(old, new, places_message(park), places_message(take), tuple(calls), bytearray(FENCE_ANSWER_SIZE))
-
-
-def places_message(places: Mapping[int, RingAddress]) -> bytes:
-    """SET_VRING_ADDR for each ring, and the fence behind them."""
-    return b"".join(wire.build_ring_address(index, at) for index, at in places.items()) + FENCE
+    first = old or new
+    return Prepared(
+        old, new, first.placed(park), first.placed(take), new.placed(take), tuple(calls), bytearray(FENCE_ANSWER_SIZE)
+    )
 
 
 def swap(ready: Prepared, timeout: float) -> Swap:
@@ -92,7 +90,7 @@ def swap(ready: Prepared, timeout: float) -> Swap:
         try:
             if not fenced(ready.old, ready.park, ready.answer, start + timeout):
                 # Sent behind the parking addresses on the same stream: whatever happens, the guest's come last.
-                ready.old.channel.send(ready.take)
+                ready.old.channel.send(ready.keep.data)
                 return Swap(Outcome.KEPT, give_us=(clock() - start) * 1e6)
         except (OSError, PeerClosed, ProtocolError):
             return Swap(Outcome.OLD_GONE)
@@ -107,12 +105,12 @@ def swap(ready: Prepared, timeout: float) -> Swap:
     return Swap(outcome, (middle - start) * 1e6 if ready.old is not None else 0.0, (end - middle) * 1e6)
 
 
-def fenced(link: Link, data: bytes, answer: bytearray, deadline: float) -> bool:
-    """Whether the fence at the end of ``data`` was answered in time. Raises what ``Channel.exchange`` does, and
-    ProtocolError if something else than its answer came: then nothing is proven."""
-    if not link.channel.exchange(data, answer, deadline):
+def fenced(link: Link, messages: Fenced, answer: bytearray, deadline: float) -> bool:
+    """Whether the messages were answered in time. Raises what ``Channel.exchange`` does, and ProtocolError if something
+    else than the answer came: then nothing is proven."""
+    if not link.channel.exchange(messages.data, answer, deadline):
         return False
-    if not answer.startswith(FENCE_ANSWER_HEADER):
+    if not answer.startswith(messages.answer_header):
         raise ProtocolError("no answer to the fence")
     return True
 

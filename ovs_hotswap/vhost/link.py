@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ovs_hotswap.errors import ProtocolError
@@ -12,13 +12,25 @@ from ovs_hotswap.vhost import wire
 from ovs_hotswap.vhost.channel import Channel
 from ovs_hotswap.vhost.replay import Out, Told
 from ovs_hotswap.vhost.session import Offer
-from ovs_hotswap.vhost.wire import Request
+from ovs_hotswap.vhost.wire import Request, RingAddress
 
 FENCE = wire.build(Request.GET_FEATURES)
 FENCE_ANSWER_SIZE = wire.HEADER.size + wire.U64.size
-FENCE_ANSWER_HEADER = wire.HEADER.pack(Request.GET_FEATURES, wire.VERSION | wire.REPLY, wire.U64.size)
 
 Then = Callable[[int | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """Messages of which the last is answered with a number: then the back end has handled all of them. ``request`` is
+    what the answer names."""
+
+    data: bytes
+    request: Request
+
+    @property
+    def answer_header(self) -> bytes:
+        return wire.HEADER.pack(self.request, wire.VERSION | wire.REPLY, wire.U64.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +93,25 @@ class Link:
         """Have ``then`` called once the back end has handled everything sent so far."""
         self.request(Request.GET_FEATURES, lambda _: then())
 
-    def expect_fence(self, then: Callable[[], None]) -> None:
-        """The same for a fence that was sent by the hand-over and is still unanswered."""
-        self._due.append(_Due(Request.GET_FEATURES, lambda _: then()))
+    def placed(self, places: Mapping[int, RingAddress]) -> Fenced:
+        """SET_VRING_ADDR for each ring, and a fence.
+
+        A back end that was told REPLY_ACK answers the last of them (DPDK's ``vhost_user_msg_handler``, when it has
+        handled it), which is one message less; else the fence is a question behind them. Whether it could translate
+        the addresses is not asked: a ring that it cannot use shows in what it does not take.
+        """
+        acknowledges = bool((self.told.protocol_features or 0) >> wire.ProtocolFeature.REPLY_ACK & 1)
+        if not places or not acknowledges:
+            return Fenced(b"".join(wire.build_ring_address(index, at) for index, at in places.items()) + FENCE,
+                          Request.GET_FEATURES)  # fmt: skip
+        *rest, (last, there) = places.items()
+        data = b"".join(wire.build_ring_address(index, at) for index, at in rest)
+        return Fenced(data + wire.build_ring_address(last, there, wire.VERSION | wire.NEED_REPLY),
+                      Request.SET_VRING_ADDR)  # fmt: skip
+
+    def expect(self, fenced: Fenced, then: Callable[[], None]) -> None:
+        """Have ``then`` called when messages that the hand-over sent, and that are not answered yet, are."""
+        self._due.append(_Due(fenced.request, lambda _: then()))
 
     def apply(self, script: Sequence[Out], told: Told, stopped: Callable[[int, int], None]) -> None:
         """Send what ``reconcile`` found; ``stopped(index, base)`` is called for each ring that it stops."""

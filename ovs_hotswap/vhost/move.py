@@ -17,7 +17,7 @@ from ovs_hotswap.priority import preferred
 from ovs_hotswap.vhost import handover
 from ovs_hotswap.vhost.capture import Catch, Caught
 from ovs_hotswap.vhost.channel import PeerClosed
-from ovs_hotswap.vhost.handover import Outcome, Swap
+from ovs_hotswap.vhost.handover import Outcome, Prepared, Swap
 from ovs_hotswap.vhost.link import FENCE_ANSWER_SIZE, Link
 from ovs_hotswap.vhost.memory import Indices, transmit
 from ovs_hotswap.vhost.ownership import Certainty, Ownership, Proof
@@ -99,7 +99,7 @@ class Mover:
             result = handover.swap(ready, self._fence_s)
         vm.last_swap = result
         try:
-            self._after(result, old, new, parking)
+            self._after(result, ready, parking)
         finally:
             vm.sync(new.side)
             if catch is not None and old is not None:
@@ -143,26 +143,26 @@ class Mover:
             return self._catch
         catch.arm(new.side)
         new.told = moved(new.told, there)
-        message = handover.places_message(there)
+        messages = new.placed(there)
         try:
-            done = handover.fenced(new, message, bytearray(FENCE_ANSWER_SIZE), time.monotonic() + self._fence_s)
+            done = handover.fenced(new, messages, bytearray(FENCE_ANSWER_SIZE), time.monotonic() + self._fence_s)
         except (OSError, PeerClosed, ProtocolError) as error:
             vm.drop_link(new.side, "hung up before a hand-over")
             raise BrokerError(f"vm {vm.name}: switch {new.side} hung up") from error
         if not done:
-            new.expect_fence(lambda: None)
+            new.expect(messages, lambda: None)
             vm.sync(new.side)
             vm.guarded(new, lambda: new.fence(lambda: None))  # not quiet, so not armed again, while it may be there
             raise BrokerError(f"vm {vm.name}: switch {new.side} did not answer within {self._fence_s * 1e3:g} ms")
         return catch
 
-    def _after(self, result: Swap, old: Link | None, new: Link, parking: Mapping[int, RingAddress]) -> None:
+    def _after(self, result: Swap, ready: Prepared, parking: Mapping[int, RingAddress]) -> None:
         """Write down what a swap left behind."""
-        vm = self._vm
+        vm, old, new = self._vm, ready.old, ready.new
         if result.outcome is Outcome.KEPT and old is not None:
             vm.ownership = vm.ownership.grant(old.side)
-            old.expect_fence(lambda: None)
-            old.expect_fence(lambda: vm.confirmed(old.side))
+            old.expect(ready.park, lambda: None)
+            old.expect(ready.keep, lambda: vm.confirmed(old.side))
             raise BrokerError(f"vm {vm.name}: switch {old.side} did not let go within {self._fence_s * 1e3:g} ms; "
                               "it was given its rings back")  # fmt: skip
         if result.outcome is Outcome.OLD_GONE and old is not None:
@@ -178,7 +178,7 @@ class Mover:
             vm.drop_link(new.side, "hung up while it was given the rings")
             raise StateUnknown(f"vm {vm.name}: switch {new.side} hung up during the hand-over")
         if result.outcome is Outcome.UNPROVEN:
-            new.expect_fence(lambda: vm.confirmed(new.side))
+            new.expect(ready.take, lambda: vm.confirmed(new.side))
             self._loop.call_later(self._fence_s, self._retreat, new)
             raise StateUnknown(f"vm {vm.name}: switch {new.side} did not confirm within {self._fence_s * 1e3:g} ms")
         vm.moves += 1

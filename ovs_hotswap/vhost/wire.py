@@ -449,9 +449,9 @@ def build_ring_value(request: Request, index: int, value: int, flags: int = VERS
     return build(request, VRING_STATE.pack(index, value), flags)
 
 
-def build_ring_address(index: int, at: RingAddress) -> bytes:
+def build_ring_address(index: int, at: RingAddress, flags: int = VERSION) -> bytes:
     payload = VRING_ADDR.pack(index, at.flags, at.descriptors, at.used, at.available, at.log)
-    return build(Request.SET_VRING_ADDR, payload)
+    return build(Request.SET_VRING_ADDR, payload, flags)
 
 
 def build_ring_descriptor(request: Request, index: int, *, present: bool) -> bytes:

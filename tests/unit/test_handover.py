@@ -15,26 +15,30 @@ from ovs_hotswap.vhost import wire
 from ovs_hotswap.vhost.channel import Channel
 from ovs_hotswap.vhost.handover import Outcome, notify, prepare, swap
 from ovs_hotswap.vhost.link import Link
-from ovs_hotswap.vhost.replay import Role, places
+from ovs_hotswap.vhost.replay import Role, Told, places
 from ovs_hotswap.vhost.wire import Request
 from tests.unit.vhost_frames import booted
 
 STATE = booted(4)
 PARK, TAKE = places(STATE, Role.PARKED), places(STATE, Role.OWNER)
-GOOD = wire.reply(Request.GET_FEATURES, bytes(8))
 Behaviour = Callable[["Peer"], None]
 
 
 @dataclass
 class Peer:
-    """A back end that behaves in one way when a fence comes. ``heard``: the addresses it was sent."""
+    """A back end that behaves in one way when a fence comes. ``heard``: the addresses it was sent. ``acknowledges``: it
+    was told REPLY_ACK."""
 
     behave: Behaviour
+    acknowledges: bool
     heard: list[tuple[int, wire.RingAddress]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         ours, self.socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.link = Link(Side.A, Channel(ours))
+        self.link.told = Told(protocol_features=self.acknowledges << wire.ProtocolFeature.REPLY_ACK)
+        fence = Request.SET_VRING_ADDR if self.acknowledges else Request.GET_FEATURES
+        self.good = wire.reply(fence, bytes(8))
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -47,7 +51,7 @@ class Peer:
             message = wire.parse(frame)
             if isinstance(message.body, wire.RingPlace):
                 self.heard.append((message.body.index, message.body.address))
-            else:
+            if message.need_reply or message.request is Request.GET_FEATURES:
                 self.behave(self)
 
     def end(self) -> None:
@@ -58,7 +62,7 @@ class Peer:
 
 
 def answers(peer: Peer) -> None:
-    peer.socket.sendall(GOOD)
+    peer.socket.sendall(peer.good)
 
 
 def is_silent(peer: Peer) -> None:
@@ -70,7 +74,7 @@ def hangs_up(peer: Peer) -> None:
 
 
 def says_half(peer: Peer) -> None:
-    peer.socket.sendall(GOOD[:7])
+    peer.socket.sendall(peer.good[:7])
 
 
 def answers_something_else(peer: Peer) -> None:
@@ -81,12 +85,12 @@ def asks_in_return(peer: Peer) -> None:
     peer.socket.sendall(wire.build_number(Request.GET_FEATURES, 0))
 
 
-@pytest.fixture
-def peers() -> Iterator[Callable[[Behaviour], Peer]]:
+@pytest.fixture(params=[False, True], ids=["questions", "acknowledgements"])
+def peers(request: pytest.FixtureRequest) -> Iterator[Callable[[Behaviour], Peer]]:
     made: list[Peer] = []
 
     def make(behave: Behaviour) -> Peer:
-        made.append(Peer(behave))
+        made.append(Peer(behave, request.param))
         return made[-1]
 
     yield make
@@ -154,6 +158,18 @@ def test_new_side_that_does_not_confirm(peers: MakePeer, behave: Behaviour, outc
     old, new = peers(answers), peers(behave)
     assert run(old, new, [], timeout=0.1) is outcome
     assert old.heard == list(PARK.items())
+
+
+@pytest.mark.parametrize(("rings", "messages"), [(4, 4), (0, 1)])
+def test_an_acknowledging_back_end_is_asked_nothing_more(peers: MakePeer, rings: int, messages: int) -> None:
+    link = peers(is_silent).link
+    placed = link.placed(dict(list(TAKE.items())[:rings]))
+    reader, count, rest = wire.FrameReader(), 0, placed.data
+    while rest:
+        rest, size = rest[reader.wanted :], rest[: reader.wanted]
+        count += reader.feed(size, ()) is not None
+    acknowledges = placed.request is Request.SET_VRING_ADDR
+    assert count == messages + (1 if rings and not acknowledges else 0)
 
 
 def test_old_side_that_is_gone_already(peers: MakePeer) -> None:
