@@ -1,9 +1,9 @@
 """Handing VMs over to an instance: the first one alone, so that a fault of the instance costs one VM its network and
-not many, then batches; after each every guest is seen served."""
+not many, then all others; after each every guest is seen served."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.model import Side
@@ -13,8 +13,8 @@ from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.plan import Run
 from ovs_hotswap.upgrade.standby import Document
 
-_BATCH = 64
 _SERVED_S = 2.0
+Counts = Mapping[int, int] | None
 _PASSED_S = 0.5  # a thread that has not come round by then hangs, and what it holds is lost
 
 
@@ -27,22 +27,15 @@ def move_all(host: Host, to: Side, run: Run) -> dict[str, float]:
     vms = [vm for vm in host.broker.vms(read=False) if vm["owner"] != to or vm["certainty"] != "owns"]
     moves: dict[str, float] = {}
     try:
-        for start, batch in _batches(vms):
-            _move(host, batch, to, run, moves, (start, len(vms)))
+        for start, batch in ((0, vms[:1]), (1, vms[1:])):
+            if batch:
+                _move(host, batch, to, run, moves, (start, len(vms)))
     finally:
         if moves:
             _let_copies_come(host)
         for name in moves:
             _deliver(host, to, name)
     return moves
-
-
-def _batches(vms: Sequence[Document]) -> Iterator[tuple[int, Sequence[Document]]]:
-    """Each with the number of VMs before it."""
-    if vms:
-        yield 0, vms[:1]
-    for start in range(1, len(vms), _BATCH):
-        yield start, vms[start : start + _BATCH]
 
 
 def _move(
@@ -81,22 +74,20 @@ def _let_copies_come(host: Host, needed: Side | None = None) -> None:
     in one of the other side's. A thread that shares its core may need a tenth of a second for that. What a side that
     hangs has taken in is lost; raises SwitchError if that is the one that is ``needed``.
     """
-    alive = set(Side)
+    alive = {side: _polling(host, side) for side in Side}
     for _ in range(2):
-        before = {side: _iterations(host, side) for side in alive}
-        for side, count in before.items():
-            if not _come_round(host, side, count):
-                alive.discard(side)
+        before = {side: _iterations(host, side, cores) for side, cores in alive.items() if cores is not None}
+        alive = {side: alive[side] for side, count in before.items() if _come_round(host, side, alive[side], count)}
         if needed is not None and needed not in alive:
             raise SwitchError(f"the PMD threads of instance {needed} do not come round: it hangs, or has no core")
 
 
-def _come_round(host: Host, side: Side, before: Mapping[int, int] | None) -> bool:
+def _come_round(host: Host, side: Side, cores: Set[int] | None, before: Counts) -> bool:
     """Wait until the side's threads, which had done ``before``, have each begun an iteration and ended it; the one
     under way does not count."""
 
     def passed() -> bool:
-        now = _iterations(host, side)
+        now = _iterations(host, side, cores)
         return now is not None and all(count - (before or {}).get(core, 0) >= 2 for core, count in now.items())
 
     try:
@@ -108,14 +99,23 @@ def _come_round(host: Host, side: Side, before: Mapping[int, int] | None) -> boo
     return False
 
 
-def _iterations(host: Host, side: Side) -> Mapping[int, int] | None:
-    """Of the side's threads that have queues to poll, by core; none of a side that does not run, ``None`` if it does
-    not answer."""
-    control = host.control(side)
+def _polling(host: Host, side: Side) -> Set[int] | None:
+    """Cores of the side's threads that have queues to poll; none of a side that does not run, ``None`` if it does not
+    answer."""
     try:
-        queues = pmd_rxqs(control, timeout=_PASSED_S)
-        polling = {queue.core for port in queues.values() for queue in port if queue.enabled}
-        return {core: count for core, count in pmd_iterations(control, timeout=_PASSED_S).items() if core in polling}
+        queues = pmd_rxqs(host.control(side), timeout=_PASSED_S)
+        return {queue.core for port in queues.values() for queue in port if queue.enabled}
+    except NoAnswer:
+        return None
+    except SwitchError:
+        return set()
+
+
+def _iterations(host: Host, side: Side, cores: Set[int] | None) -> Counts:
+    """What the threads on these cores have done, by core; as ``_polling``."""
+    try:
+        counts = pmd_iterations(host.control(side), timeout=_PASSED_S) if cores else {}
+        return {core: count for core, count in counts.items() if cores and core in cores}
     except NoAnswer:
         return None
     except SwitchError:
