@@ -70,7 +70,7 @@ class Instance:
         *,
         unit: InstanceUnit | None = None,
         namespaces: Namespaces | None = None,
-        connect: Callable[[Path, float], SwitchDb] = SwitchDb,
+        connect: Callable[[Path, float, Callable[[], bool]], SwitchDb] = SwitchDb,
         control: Callable[..., str] = appctl,
     ) -> None:
         self._config = config
@@ -88,7 +88,7 @@ class Instance:
 
     def database(self, timeout: float = 5.0) -> SwitchDb:
         """A connection to its database, to be used as a context manager."""
-        return self._connect(self.paths.db_socket, timeout)
+        return self._connect(self.paths.db_socket, timeout, lambda: self.pid() is not None)
 
     def status(self) -> InstanceStatus:
         """What there is of the instance. Never raises because a part is missing or does not answer."""

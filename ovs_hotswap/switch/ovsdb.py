@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -212,12 +212,13 @@ class SwitchDb:
 
     ``timeout`` (seconds) bounds connecting, each transaction and each reading. All methods raise SwitchError, and
     NoAnswer where the deadline passed, so that the outcome of a change is unknown: then read again over a new
-    connection.
+    connection. ``lives``: whether the ovs-vswitchd that reads the database is there; nobody waits for a dead one.
     """
 
-    def __init__(self, socket: Path, timeout: float = 5.0) -> None:
+    def __init__(self, socket: Path, timeout: float = 5.0, lives: Callable[[], bool] = lambda: True) -> None:
         self._socket = socket
         self._timeout = timeout
+        self._lives = lives
         self._api: Any = None
         self._connection: Any = None
         self._stuck = False
@@ -285,7 +286,8 @@ class SwitchDb:
     def wait_ports(self, names: Collection[str], timeout: float) -> None:
         """Wait until ovs-vswitchd has taken up the newest configuration and made every port of ``names``.
 
-        Raises SwitchError that names each port it could not make, with its reason, as soon as that is certain, and
+        Raises SwitchError that names each port it could not make, with its reason, as soon as that is certain, or that
+        tells that it ended, and
         NoAnswer when ``timeout`` (seconds) passes before.
         """
         deadline = time.monotonic() + timeout
@@ -300,6 +302,10 @@ class SwitchDb:
                 )
             if not pending and not waiting:
                 return
+            if not self._lives():
+                raise SwitchError(
+                    f"{self._socket}: ovs-vswitchd has ended", hint="its log is kept in the state directory"
+                )
             if time.monotonic() >= deadline:
                 what = f"ports not made: {', '.join(waiting)}" if waiting else "its main thread may be blocked"
                 raise NoAnswer(

@@ -156,7 +156,8 @@ def _verdict(history: History, limits: Limits) -> Verdict:
 
 
 class Act(enum.StrEnum):
-    """The next act of a fail-over. NO_REFUGE: there is nowhere to go, so nothing is taken from the active."""
+    """The next act of a fail-over. NO_REFUGE: there is nowhere to go, so nothing is taken from an active that may still
+    forward something."""
 
     NOTHING = "nothing"
     NO_REFUGE = "no-refuge"
@@ -168,13 +169,15 @@ class Act(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """``alive``, ``failed``: of the active. ``refuge``: the other instance lives and has VMs parked on it, or owns
-    them. ``steered``: the uplink points there. ``stranded``: VMs it could own and does not yet. ``patience``: whether
-    they may still be waited for."""
+    """``alive``, ``failed``: of the active. ``useless``: its process is stopped, so it forwards nothing, and would be
+    started again if it ended. ``refuge``: the other instance lives and has VMs parked on it, or owns them.
+    ``steered``: the uplink points there. ``stranded``: VMs it could own and does not yet. ``patience``: whether they
+    may still be waited for."""
 
     alive: bool
     failed: bool
     refuge: bool
+    useless: bool = False
     steered: bool = False
     stranded: int = 0
     patience: bool = True
@@ -184,10 +187,10 @@ def next_act(scene: Scene) -> Act:
     """In this order: nobody is given rings, traffic or the record while the active may still be on the rings."""
     if scene.alive and not scene.failed:
         return Act.NOTHING
-    if not scene.refuge:
-        return Act.NO_REFUGE
-    if scene.alive:
+    if scene.alive and (scene.refuge or scene.useless):
         return Act.FENCE
+    if not scene.refuge:
+        return Act.NO_REFUGE  # one that is dead is started again
     if not scene.steered:
         return Act.STEER
     if scene.stranded and scene.patience:

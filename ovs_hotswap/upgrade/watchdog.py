@@ -135,14 +135,15 @@ class Guard:
         alive = host.instances[work.side].has_memory()
         refuge = host.instances[other].pid() is not None and self._takes(other)
         if not (refuge and work.steered):
-            return Scene(alive, True, refuge, work.steered)
+            useless = work.verdict.signal is Signal.STOPPED and not self._abandoned()
+            return Scene(alive, True, refuge, useless, work.steered)
         work.vms = host.broker.vms(read=False)
         waiting = standby.stranded(work.vms, other)
         if not waiting:
             since = [vm["owner_since"] for vm in work.vms if vm["owner_since"] and vm["owner"] == other]
             work.at.setdefault("owned", max(0.0, max(since, default=0.0) - work.wall))
         patience = host.system.monotonic() - work.begun < _PATIENCE_S
-        return Scene(alive, True, refuge, work.steered, len(waiting), patience)
+        return Scene(alive, True, refuge, steered=work.steered, stranded=len(waiting), patience=patience)
 
     def _takes(self, side: Side) -> bool:
         """Whether VMs can move to ``side``: it is the warm standby, or an upgrade has parked VMs on it, or is about to:
@@ -165,6 +166,11 @@ class Guard:
                 return False  # nobody carries it on
         except BusyError:
             return True
+
+    def _abandoned(self) -> bool:
+        """Whether there is an unfinished upgrade that nobody carries on: then nothing is started either."""
+        unfinished = Journals(self._host.config.state_dir, self._host.system).read() is not None
+        return unfinished and not self._upgrade_under_way()
 
     def _do(self, work: FailOver, act: Act) -> None:
         host, other = self._host, work.side.other

@@ -159,8 +159,8 @@ def test_a_good_instance_never_fails(steps: list[float]) -> None:
 
 
 scenes = st.builds(
-    Scene, alive=st.booleans(), failed=st.booleans(), refuge=st.booleans(), steered=st.booleans(),
-    stranded=st.integers(0, 3), patience=st.booleans(),
+    Scene, alive=st.booleans(), failed=st.booleans(), refuge=st.booleans(), useless=st.booleans(),
+    steered=st.booleans(), stranded=st.integers(0, 3), patience=st.booleans(),
 )  # fmt: skip
 
 
@@ -171,9 +171,15 @@ def test_nothing_is_given_away_while_the_active_lives(scene: Scene) -> None:
         assert act in {Act.NOTHING, Act.NO_REFUGE, Act.FENCE}
     if act is Act.FENCE:
         assert scene.failed
-        assert scene.refuge
+        assert scene.refuge or scene.useless
     if not scene.refuge:
-        assert act in {Act.NOTHING, Act.NO_REFUGE}
+        assert act in {Act.NOTHING, Act.NO_REFUGE, Act.FENCE}
+
+
+def test_with_nowhere_to_go_only_what_forwards_nothing_is_ended() -> None:
+    assert next_act(Scene(True, True, refuge=False)) is Act.NO_REFUGE
+    assert next_act(Scene(True, True, refuge=False, useless=True)) is Act.FENCE
+    assert next_act(Scene(False, True, refuge=False, useless=True)) is Act.NO_REFUGE
 
 
 def test_the_acts_of_a_failover_come_in_order() -> None:

@@ -216,15 +216,28 @@ def test_a_stopped_active_is_killed_before_anything_is_given_away(config: Config
 
 
 def test_a_hung_active_is_not_killed_where_there_is_nowhere_to_go(config: Config) -> None:
+    """Its PMD thread stands still; another one may not."""
     bed = Bed(config, prepared=False)
     bed.world.parked = {name: set() for name in bed.world.owner}
-    bed.world.stopped_pids = {1}
     for _ in range(100):
         bed.look()
+        bed.main.turn()
+    assert bed.look() is Health.FAILED
     assert bed.world.done == []
     state = watchlog.read_state(config)
     assert state is not None
     assert "no standby" in state["failover_problem"]
+
+
+def test_a_stopped_active_is_ended_and_started_again_where_there_is_nowhere_to_go(config: Config) -> None:
+    bed = Bed(config, prepared=False)
+    bed.world.parked = {name: set() for name in bed.world.owner}
+    bed.world.stopped_pids = {1}
+    for _ in range(10):
+        bed.look()
+    assert bed.world.done == ["kill a"]
+    bed.world.die(Side.B)
+    assert bed.keeper.turn() is Task.RESTART
 
 
 def test_an_upgrade_s_parked_vms_are_a_refuge_too(config: Config) -> None:
