@@ -93,7 +93,7 @@ class Port:
         self.status = 0
         self.running = False
         self.rarps = 0
-        self.fences = -1  # so many more GET_FEATURES are answered before this process sends itself ``signal``; -1: all
+        self.fences = -1  # so many more fences are answered before this process sends itself ``signal``; -1: all
         self.signal = 0
         self.arrived: deque[bytes] = deque()  # frames for the VM, with their headers
 
@@ -167,6 +167,8 @@ class Port:
             if handler is not None:
                 handler(message.body, kept)
             if message.need_reply:
+                if message.request is Request.SET_VRING_ADDR:
+                    self._fence()
                 self._reply(message.request, wire.U64.pack(0))
         finally:
             for descriptor in frame.descriptors:
@@ -181,10 +183,13 @@ class Port:
             self.rings.append(_Ring())
         return self.rings[index]
 
-    def _on_get_features(self, body: wire.Body, kept: set[int]) -> None:
+    def _fence(self) -> None:
         if self.fences == 0:
             os.kill(os.getpid(), self.signal)
         self.fences -= self.fences >= 0
+
+    def _on_get_features(self, body: wire.Body, kept: set[int]) -> None:
+        self._fence()
         self._reply(Request.GET_FEATURES, wire.U64.pack(self.spec.features))
 
     def _on_get_protocol_features(self, body: wire.Body, kept: set[int]) -> None:

@@ -18,7 +18,7 @@ from ovs_hotswap.errors import SwitchError
 
 # lib/vhost/socket.c: the name was changed in DPDK 23.07.
 VHOST_THREADS = frozenset({"vhost-events", "dpdk-vhost-evt"})
-_PRIORITY = 1
+_PRIORITY = 2
 _PMD_NICE = -15
 
 

@@ -15,11 +15,14 @@ from ovs_hotswap.upgrade.standby import Document
 
 _SERVED_S = 2.0
 Counts = Mapping[int, int] | None
-_PASSED_S = 0.5  # a thread that has not come round by then hangs, and what it holds is lost
+_TURNS = 2048 // 32 + 2
+_PASSED_S = 1.0  # a thread that has not come round by then hangs, and what it holds is lost: asleep it needs 0.7 s
+_ANSWER_S = 0.5
 
 
-def move_all(host: Host, to: Side, run: Run) -> dict[str, float]:
-    """Hand every VM to ``to``, one by one, and see each served there. Returns microseconds by VM.
+def move_all(host: Host, to: Side, run: Run, *, back: bool = False) -> dict[str, float]:
+    """Hand every VM to ``to``, one by one, and see each served there. Returns microseconds by VM. ``back``: to where
+    they were served before, and whatever that is like, nothing keeps them from it.
 
     Frames that arrived during a move are delivered by the new owner afterwards. Raises BrokerError if a VM stayed
     where it was, StateUnknown if its owner is not known.
@@ -29,13 +32,19 @@ def move_all(host: Host, to: Side, run: Run) -> dict[str, float]:
     try:
         for start, batch in ((0, vms[:1]), (1, vms[1:])):
             if batch:
+                _arm(host, [vm["name"] for vm in batch], to, None if back else to)
                 _move(host, batch, to, run, moves, (start, len(vms)))
     finally:
         if moves:
             _let_copies_come(host)
-        for name in moves:
-            _deliver(host, to, name)
+        _deliver(host, to, {name: host.broker.undelivered(name) for name in moves})
     return moves
+
+
+def _arm(host: Host, names: Sequence[str], to: Side, needed: Side | None) -> None:
+    """Have frames for VMs caught on ``to``; those that were not caught yet have reached the VM when this returns."""
+    if host.broker.arm(names, to):
+        _let_copies_come(host, needed)
 
 
 def _move(
@@ -43,8 +52,6 @@ def _move(
 ) -> None:
     """``counts``: VMs before the batch, and all."""
     names = [vm["name"] for vm in batch]
-    if host.broker.arm(names, to):
-        _let_copies_come(host, to)  # of frames that were not caught yet: they reach their VM where it is now
     done, fault = host.broker.move_many(names, to)
     for number, each in enumerate(done, counts[0] + 1):
         text = "has no guest to move"
@@ -70,9 +77,10 @@ def _see_served(host: Host, names: Sequence[str], side: Side) -> None:
 def _let_copies_come(host: Host, needed: Side | None = None) -> None:
     """Return when every frame that either side had taken in before, and its copy, has come where it goes.
 
-    From a receive queue it goes to a VM or the peer link in one iteration of a PMD thread, from the peer link to the VM
-    in one of the other side's. A thread that shares its core may need a tenth of a second for that. What a side that
-    hangs has taken in is lost; raises SwitchError if that is the one that is ``needed``.
+    From a receive queue it goes to a VM or the peer link in an iteration of a PMD thread, from the peer link to the VM
+    in one of the other side's; each takes 32 packets of a queue (OVS, NETDEV_MAX_BURST), which may hold 2048. A thread
+    that shares its core may need a tenth of a second for that. What a side that hangs has taken in is lost; raises
+    SwitchError if that is the one that is ``needed``.
     """
     alive = {side: _polling(host, side) for side in Side}
     for _ in range(2):
@@ -83,12 +91,12 @@ def _let_copies_come(host: Host, needed: Side | None = None) -> None:
 
 
 def _come_round(host: Host, side: Side, cores: Set[int] | None, before: Counts) -> bool:
-    """Wait until the side's threads, which had done ``before``, have each begun an iteration and ended it; the one
-    under way does not count."""
+    """Wait until the side's threads, which had done ``before``, have each emptied a queue; the iteration under way does
+    not count."""
 
     def passed() -> bool:
         now = _iterations(host, side, cores)
-        return now is not None and all(count - (before or {}).get(core, 0) >= 2 for core, count in now.items())
+        return now is not None and all(count - (before or {}).get(core, 0) >= _TURNS for core, count in now.items())
 
     try:
         if before is not None:
@@ -103,7 +111,7 @@ def _polling(host: Host, side: Side) -> Set[int] | None:
     """Cores of the side's threads that have queues to poll; none of a side that does not run, ``None`` if it does not
     answer."""
     try:
-        queues = pmd_rxqs(host.control(side), timeout=_PASSED_S)
+        queues = pmd_rxqs(host.control(side), timeout=_ANSWER_S)
         return {queue.core for port in queues.values() for queue in port if queue.enabled}
     except NoAnswer:
         return None
@@ -114,7 +122,7 @@ def _polling(host: Host, side: Side) -> Set[int] | None:
 def _iterations(host: Host, side: Side, cores: Set[int] | None) -> Counts:
     """What the threads on these cores have done, by core; as ``_polling``."""
     try:
-        counts = pmd_iterations(host.control(side), timeout=_PASSED_S) if cores else {}
+        counts = pmd_iterations(host.control(side), timeout=_ANSWER_S) if cores else {}
         return {core: count for core, count in counts.items() if cores and core in cores}
     except NoAnswer:
         return None
@@ -122,6 +130,7 @@ def _iterations(host: Host, side: Side, cores: Set[int] | None) -> Counts:
         return {}
 
 
-def _deliver(host: Host, side: Side, name: str) -> None:
-    for frame in host.broker.undelivered(name):
-        host.openflow(side).packet_out(frame, f"output:{host.ofport(name)}")
+def _deliver(host: Host, side: Side, frames: Mapping[str, Sequence[bytes]]) -> None:
+    for name, caught in frames.items():
+        for frame in caught:
+            host.openflow(side).packet_out(frame, f"output:{host.ofport(name)}")

@@ -257,7 +257,7 @@ def take_back(context: Upgrade, run: Run) -> None:
         host.instances[new].kill()  # it would let every VM wait for its deadline
     host.wait(lambda: not absent(), _RETURNED_S, lambda: f"instance {old} has no port for VM {', '.join(absent())}")
     try:
-        move_all(host, old, run)
+        move_all(host, old, run, back=True)
     except (BrokerError, StateUnknown) as error:
         if context.lost_for_good():
             return  # it died meanwhile, and the VMs went to the new one

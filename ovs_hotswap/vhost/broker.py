@@ -134,6 +134,8 @@ class Broker:
         self._seat_vm(vm, listeners)
         vm.go_on()
         vm.assign()
+        for side in Side:
+            vm.repark(side)  # nobody minds capture rings that the other broker had armed
 
     async def _run(self, server: asyncio.AbstractServer) -> None:
         self._serving = True
@@ -178,6 +180,7 @@ class Broker:
         with connection:
             try:
                 for seat in seats:
+                    seat.mover.disarm()
                     seat.mover.settle()
                 unsettled = "VMs are not settled: messages are under way"
                 await self._until(lambda: all(seat.settled for seat in seats), succession.TIMEOUT_S, unsettled)
@@ -252,6 +255,7 @@ class Broker:
     def _remove(self, name: str, *, forget: bool = True) -> None:
         """Hang up on a VM's peers. Unless it is to be forgotten, its sockets stay for the next broker to find."""
         seat = self._seats.pop(name)
+        seat.mover.disarm()
         for side, listener in seat.listeners.items():
             self._loop.remove_reader(listener.fileno())
             listener.close()
@@ -369,9 +373,11 @@ class Broker:
         for vm in vms:
             seat, side = self._seat(vm), _side(to)
             await self._quiet(seat, side)
-            with contextlib.suppress(BrokerError):  # their move tells why not
+            try:
                 if seat.mover.arm(side):
                     armed.append(vm)
+            except BrokerError:
+                break  # its move tells why, and is the last one
             await asyncio.sleep(0)
         return armed
 

@@ -14,6 +14,7 @@ The ring layouts are virtio 1.2, 2.7; the header before each frame is 5.1.6.
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 import struct
@@ -96,17 +97,22 @@ class Catch:
         return (self.old, self._features, self._sizes) == (other.old, other._features, other._sizes)
 
     def undelivered(self) -> list[Caught]:
-        """Frames that neither side delivered; the buffers are freed. Both sides must be off the rings."""
-        found = []
-        for index, size in self._sizes.items():
-            old, new = (
-                collect(self._scratch, side, index, size, self._count(side, index), self._features)
-                for side in (self.old, self.old.other)
-            )
-            found += undelivered(old, new)
+        """Frames that neither side delivered; the buffers are freed. Both sides must be off the rings.
+
+        The sides may have put a frame on different rings: each chooses by the thread that carries it.
+        """
+        caught: dict[Side, list[Caught]] = {side: [] for side in Side}
+        for side in Side:
+            for index, size in self._sizes.items():
+                count = self._count(side, index)
+                caught[side] += collect(self._scratch, side, index, size, count, self._features)
+        self.free()
+        return undelivered(caught[self.old], caught[self.old.other])
+
+    def free(self) -> None:
+        """Give the memory of the buffers back. Both sides must be off the rings."""
         with mmap.mmap(self._scratch.fileno(), CAPTURE_SIZE, offset=CAPTURE_OFFSET) as rings:
             rings.madvise(mmap.MADV_REMOVE)
-        return found
 
 
 def can_capture(index: int, size: int) -> bool:
@@ -129,17 +135,21 @@ def address(side: Side, index: int) -> RingAddress:
 def arm(scratch: Descriptor, side: Side, index: int, size: int) -> None:
     """Fill a capture ring of ``size`` entries with empty buffers. No back end may be on it."""
     fd, start = scratch.fileno(), _start(side, index)
+    table, available = _empty(start, size)
+    os.pwrite(fd, table, start)
+    os.pwrite(fd, bytes(4), start + _USED)
+    os.pwrite(fd, available, start + _AVAILABLE)
+
+
+@functools.cache  # of few arguments, and half of the time that a move takes beside its swap
+def _empty(start: int, size: int) -> tuple[bytes, bytes]:
+    """Descriptor table and available ring of an empty ring that starts at this offset."""
     count = min(BUFFERS, size)
     first = SCRATCH_GUEST_ADDRESS + start + _BUFFERS
     table = b"".join(_DESCRIPTOR.pack(first + n * BUFFER_SIZE, BUFFER_SIZE, _WRITE, 0) for n in range(count))
     numbers = b"".join(n.to_bytes(2, "little") for n in range(count)) * (size // count)
-    os.pwrite(fd, table, start)
-    os.pwrite(fd, bytes(4), start + _USED)
-    os.pwrite(
-        fd,
-        _NO_INTERRUPT.to_bytes(2, "little") + count.to_bytes(2, "little") + numbers + _NEVER.to_bytes(2, "little"),
-        start + _AVAILABLE,
-    )
+    header = _NO_INTERRUPT.to_bytes(2, "little") + count.to_bytes(2, "little")
+    return table, header + numbers + _NEVER.to_bytes(2, "little")
 
 
 def offer(scratch: Descriptor, side: Side, index: int, available: int) -> None:
@@ -176,7 +186,8 @@ def parse_frames(filled: Sequence[bytes], features: int) -> list[Caught]:
     while position < len(filled):
         first = filled[position]
         if len(first) < header_size:
-            break
+            position += 1
+            continue
         header = _HEADER.unpack(first[: _HEADER.size].ljust(_HEADER.size, b"\0"))
         span = min(max(1, header[6]), _MOST_SPANNED) if merged else 1
         frame = first[header_size:] + b"".join(filled[position + 1 : position + span])

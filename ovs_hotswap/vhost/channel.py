@@ -23,6 +23,7 @@ _serials = itertools.count(1)
 _ANCILLARY = socket.CMSG_SPACE(32 * array.array("i").itemsize)
 _PEER = struct.Struct("3i")
 FDS_PER_MESSAGE = 128  # in bulk; the kernel allows 253 (SCM_MAX_FD)
+_SPIN_S = 0.0001  # an answer that comes in this time is not waited for asleep: to be woken takes a third of it
 _OUTBOX_LIMIT = 4096  # messages a peer may leave unread: more than 256 rings need
 
 
@@ -160,6 +161,10 @@ class Channel:
                 if not _wait(sock, select.POLLOUT, deadline):
                     raise ProtocolError("the peer does not read") from None
         filled = 0
+        poll, clock = self._poll_in.poll, time.monotonic
+        end = clock() + _SPIN_S
+        while not poll(0) and clock() < end:
+            pass
         while filled < len(answer):
             left = deadline - time.monotonic()
             if left <= 0 or not self._poll_in.poll(max(1, int(left * 1000))):

@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ovs_hotswap.errors import ProtocolError
+from ovs_hotswap.vhost import wire
 from ovs_hotswap.vhost.channel import PeerClosed
 from ovs_hotswap.vhost.link import FENCE_ANSWER_SIZE, Fenced, Link
-from ovs_hotswap.vhost.wire import RingAddress
+from ovs_hotswap.vhost.wire import Request, RingAddress
 
 ONE = (1).to_bytes(8, "little")
 
@@ -112,6 +113,8 @@ def fenced(link: Link, messages: Fenced, answer: bytearray, deadline: float) -> 
         return False
     if not answer.startswith(messages.answer_header):
         raise ProtocolError("no answer to the fence")
+    if messages.request is Request.SET_VRING_ADDR and any(answer[-wire.U64.size :]):
+        raise ProtocolError("the switch refused the addresses")
     return True
 
 

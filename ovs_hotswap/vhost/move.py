@@ -25,9 +25,8 @@ from ovs_hotswap.vhost.replay import Role, moved, places
 from ovs_hotswap.vhost.vm import Vm
 from ovs_hotswap.vhost.wire import RingAddress
 
-# If nobody asks: seconds after which capture rings are let alone, and after which frames from them are dropped.
-_LATE_S = 3.0
-_STALE_S = 5.0
+_LATE_S = 10.0  # capture rings are emptied by then though nobody has asked
+_STALE_S = 1.0  # for what was found in them to be fetched
 _ROLL_S = 0.020  # between two looks at capture rings: their buffers hold 12 800 frames a second
 
 
@@ -117,21 +116,27 @@ class Mover:
         if old is None:
             return False
         vm.touched()
-        catch = self._catch = self._armed(old, new)
-        self._loop.call_later(_ROLL_S, self._roll, catch)
-        self._loop.call_later(_LATE_S, self._disarm, catch)
+        catch = self._armed(old, new)
+        if catch is not self._catch:
+            self._catch = catch
+            self._loop.call_later(_ROLL_S, self._roll, catch, self._loop.time() + _LATE_S)
         return True
 
-    def _roll(self, catch: Catch) -> None:
-        if self._catch is catch:
-            catch.roll()
-            self._loop.call_later(_ROLL_S, self._roll, catch)
+    def _roll(self, catch: Catch, end: float) -> None:
+        if self._catch is not catch:
+            return
+        if self._loop.time() >= end:
+            self.disarm()
+            return
+        catch.roll()
+        self._loop.call_later(_ROLL_S, self._roll, catch, end)
 
-    def _disarm(self, catch: Catch) -> None:
-        if self._catch is catch:
-            self._catch = None
+    def disarm(self) -> None:
+        """The move for which rings were armed is not made."""
+        catch, self._catch = self._catch, None
+        if catch is not None:
             self._vm.touched()
-            self._vm.sync(catch.old.other)
+            self._vm.repark(catch.old.other)
 
     def _armed(self, old: Link, new: Link) -> Catch:
         """Capture rings that ``new`` waits on. Raises BrokerError if it does not answer: then nothing was begun, and it
@@ -151,7 +156,7 @@ class Mover:
             raise BrokerError(f"vm {vm.name}: switch {new.side} hung up") from error
         if not done:
             new.expect(messages, lambda: None)
-            vm.sync(new.side)
+            vm.repark(new.side)
             vm.guarded(new, lambda: new.fence(lambda: None))  # not quiet, so not armed again, while it may be there
             raise BrokerError(f"vm {vm.name}: switch {new.side} did not answer within {self._fence_s * 1e3:g} ms")
         return catch
@@ -192,8 +197,9 @@ class Mover:
         def settle() -> None:
             self._settle = lambda: None
             vm.touched()
+            self._loop.call_later(self._fence_s + _STALE_S, self._forget, settled)
             for link in (old, new):
-                vm.sync(link.side)
+                vm.repark(link.side)
             if vm.links.get(old.side) is not old or vm.links.get(new.side) is not new:
                 _conclude(settled)  # one hung up: what is in the rings is not known to be final
                 return
@@ -206,17 +212,14 @@ class Mover:
 
         self._settle = settle
         self._loop.call_later(_LATE_S, lambda: settle() if self._settle is settle else None)
-        self._loop.call_later(_STALE_S, self._forget, settled)
 
     def _forget(self, settled: asyncio.Future[list[Caught]]) -> None:
         if self._settled is settled:
             self._settled = None
 
     def settle(self) -> None:
-        """Take both sides off the capture rings, if they are on them: no late copies come any more, or they are not
-        waited for."""
-        if self._catch is not None:
-            self._disarm(self._catch)
+        """Take both sides off the capture rings of the last move, if they are on them: no late copies come any more, or
+        they are not waited for."""
         self._settle()
 
     async def settled(self) -> list[Caught]:

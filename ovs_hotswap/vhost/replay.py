@@ -217,7 +217,8 @@ def _lines_and_place(script: _Script, index: int, ring: Ring, role: Role, base: 
         script.out.append(Out(wire.build_ring_value(Request.SET_VRING_NUM, index, ring.size)))
         script.out.append(Out(wire.build_ring_value(Request.SET_VRING_BASE, index, start)))
         heard = replace(heard, size=ring.size)
-    if ring.started and (wanted := place(ring, role)) != heard.address:
+    waits_already = role is Role.PARKED and waits(heard.address)  # perhaps on a capture ring, which the mover minds
+    if ring.started and not waits_already and (wanted := place(ring, role)) != heard.address:
         script.out.append(Out(wire.build_ring_address(index, wanted)))
         heard = replace(heard, address=wanted)
     if ring.call.said and ring.call.key != heard.call:
@@ -248,6 +249,13 @@ def places(state: GuestState, role: Role) -> dict[int, RingAddress]:
 def _line(request: Request, index: int, line: Line) -> Out:
     data = wire.build_ring_descriptor(request, index, present=line.descriptor is not None)
     return Out(data, () if line.descriptor is None else (line.descriptor,))
+
+
+def reparked(told: Told) -> Told:
+    """``told`` without the capture rings, so that ``reconcile`` puts the back end on the empty ring."""
+    captures = [index for index, ring in enumerate(told.rings) if waits(ring.address) and ring.address != PARKING]
+    rings = [replace(ring, address=None) if index in captures else ring for index, ring in enumerate(told.rings)]
+    return replace(told, rings=tuple(rings)) if captures else told
 
 
 def moved(told: Told, places: Mapping[int, RingAddress]) -> Told:

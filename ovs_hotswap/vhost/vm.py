@@ -22,7 +22,7 @@ from ovs_hotswap.vhost.link import Link
 from ovs_hotswap.vhost.memory import indices, make_safe
 from ovs_hotswap.vhost.ownership import Certainty, Ownership, Proof
 from ovs_hotswap.vhost.processes import Processes
-from ovs_hotswap.vhost.replay import Role, reconcile, scratch_region, waits, why_not_parked
+from ovs_hotswap.vhost.replay import Role, reconcile, reparked, scratch_region, waits, why_not_parked
 from ovs_hotswap.vhost.session import Answer, GuestState, Offer, Received, receive
 from ovs_hotswap.vhost.wire import Descriptor, Request
 
@@ -236,6 +236,12 @@ class Vm:
         script, told = reconcile(link.told, self.state, self.role(side), self._scratch, link.offer, base)
         if script:
             self.guarded(link, lambda: link.apply(script, told, lambda index, value: self._stopped(side, index, value)))
+
+    def repark(self, side: Side) -> None:
+        """Have a parked back end wait on the empty ring alone."""
+        if link := self.links.get(side):
+            link.told = reparked(link.told)
+            self.sync(side)
 
     def guarded(self, link: Link, act: Callable[[], None]) -> None:
         if self.links.get(link.side) is not link:
@@ -478,12 +484,10 @@ class Vm:
         if self.qemu is not None and not self.waiting:
             self._loop.add_reader(self.qemu.fileno(), self._read_qemu)
 
-    # -- end ---------------------------------------------------------------------------------------------------
-
     def close(self) -> None:
         """Hang up on everybody."""
-        for side in list(self.links):
-            link = self.links.pop(side)
+        while self.links:
+            _, link = self.links.popitem()
             self._loop.remove_reader(link.channel.fileno())
             self._loop.remove_writer(link.channel.fileno())
             link.close()
