@@ -8,9 +8,16 @@ import sys
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.system import System
-from tests.bench import failover, moves, scale, soak
+from tests.bench import alternatives, failover, moves, phases, scale, soak
 
-BENCHMARKS = {"moves": moves, "failover": failover, "scale": scale, "soak": soak}
+BENCHMARKS = {
+    "moves": moves,
+    "failover": failover,
+    "scale": scale,
+    "soak": soak,
+    "alternatives": alternatives,
+    "phases": phases,
+}
 
 
 def main(words: list[str]) -> int:
