@@ -91,6 +91,8 @@ class Broker:
         pid_files = [InstancePaths.of(config, side).vswitchd_pid for side in Side]
         self._processes = Processes(loop, self._process_ended, pid_files)
         self._keeping = Keeping(loop, Vault.kept(), keeps=sd.supervised())
+        self._intent: tuple[tuple[int, int, int], frozenset[str]] = (0, 0, 0), frozenset()
+        self._reading = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._started = time.monotonic()
         self._methods: dict[str, Method] = {
@@ -125,7 +127,7 @@ class Broker:
     def _inherit(self, inherited: Inherited) -> None:
         for given, listeners in inherited.vms.values():
             self._restore(given, listeners)
-        self._reload_logged()
+        self._reload_soon()
 
     def _restore(self, given: VmParts, listeners: dict[Side, socket.socket]) -> None:
         """Go on with a VM where another broker left off."""
@@ -141,7 +143,7 @@ class Broker:
         self._serving = True
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stopping.set)
-        self._loop.add_signal_handler(signal.SIGHUP, self._reload_logged)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
         gc.collect()
         gc.freeze()
         sd.notify("READY=1", f"STATUS=serves {len(self._seats)} VMs")
@@ -199,11 +201,21 @@ class Broker:
     def load(self) -> None:
         """Make the VMs those of the overlay intent; new ones belong to the side that is active now. A faulty intent
         changes nothing."""
-        names = {vm.name for vm in load_intent(self._config.overlay).vms}
+        self._make(self._read_intent())
+
+    def _read_intent(self) -> frozenset[str]:
+        """Names of the intent's VMs. One with 100 000 remote MACs takes seconds to read: it is read when it changed."""
+        path = self._config.overlay
+        with contextlib.suppress(OSError):  # that it cannot be read is told below
+            found = path.stat()
+            if (stamp := (found.st_ino, found.st_mtime_ns, found.st_size)) == self._intent[0]:
+                return self._intent[1]
+        names = frozenset(vm.name for vm in load_intent(path).vms)
         for name in names:
             if len(os.fsencode(self._config.qemu_socket(name))) > 107:
                 raise ConfigError(f"vm {name}: path of its socket is longer than 107 bytes")
-        self._make(names)
+        self._intent = stamp, names
+        return names
 
     def _make(self, names: Set[str]) -> None:
         self._home = read_active(self._config) or self._home
@@ -413,14 +425,18 @@ class Broker:
             await asyncio.sleep(_TICK_S)
 
     async def _reload(self) -> dict[str, Any]:
-        self.load()
+        async with self._reading:
+            self._make(await asyncio.to_thread(self._read_intent))  # switches and QEMUs are served meanwhile
         return await self._status()
 
-    def _reload_logged(self) -> None:
+    async def _reload_logged(self) -> None:
         try:
-            self.load()
+            await self._reload()
         except HotswapError as error:
             log.error("reload: %s", error.message)
+
+    def _reload_soon(self) -> None:
+        self._reloading = self._loop.create_task(self._reload_logged())
 
     async def _stop(self) -> None:
         self._loop.call_later(0.05, self._stopping.set)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 
 from ovs_hotswap.cli.output import Output
@@ -30,6 +31,7 @@ def main(words: list[str]) -> int:
         module.add_arguments(names.add_parser(name, help=summary, description=module.__doc__))
     arguments = parser.parse_args(words)
     output = Output()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is left behind then either
     try:
         return int(BENCHMARKS[arguments.name].run(arguments, output, System()))
     except HotswapError as error:

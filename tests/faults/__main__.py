@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import signal
 import sys
 import time
 from collections import deque
@@ -122,6 +123,7 @@ def main() -> int:
         arguments.when or MOMENTS,
     )
     results: list[Result] = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is left behind then either
     with contextlib.suppress(KeyboardInterrupt):
         run(wanted[arguments.first :], results, arguments)
     show(results, Console() if sys.stdout.isatty() else Console(width=_WIDTH))
