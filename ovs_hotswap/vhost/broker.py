@@ -34,6 +34,7 @@ from ovs_hotswap.vhost.move import Mover
 from ovs_hotswap.vhost.ping import ping_forever
 from ovs_hotswap.vhost.processes import Processes
 from ovs_hotswap.vhost.report import vm_document
+from ovs_hotswap.vhost.seat import RETRY_S, Seat
 from ovs_hotswap.vhost.snapshot import VmParts
 from ovs_hotswap.vhost.succession import Inherited
 from ovs_hotswap.vhost.vault import Vault
@@ -41,38 +42,11 @@ from ovs_hotswap.vhost.vm import Vm
 
 log = logging.getLogger(__name__)
 
-_RETRY_S = 0.2
 _RETRY_MAX_S = 5.0
 _ACCEPT_RETRY_S = 1.0
 _PARK_TIMEOUT_S = 10.0  # a first use creates mempools under the device lock: half a second was measured
 _MOVE_TIMEOUT_S = 2.0
 _TICK_S = 0.001
-
-
-class _Seat:
-    """A VM, the sockets on which its switches connect, and when its QEMU is to be tried again."""
-
-    def __init__(self, vm: Vm, mover: Mover, listeners: dict[Side, socket.socket]) -> None:
-        self.vm = vm
-        self.mover = mover
-        self.listeners = listeners
-        self.retry_at = 0.0
-        self.delay = _RETRY_S
-
-    @property
-    def settled(self) -> bool:
-        return self.vm.settled and not self.mover.busy
-
-    def pause(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take nothing more from anybody."""
-        for listener in self.listeners.values():
-            loop.remove_reader(listener.fileno())
-        self.vm.pause()
-
-    def go_on(self, loop: asyncio.AbstractEventLoop, accept: Callable[[_Seat, Side], None]) -> None:
-        for side, listener in self.listeners.items():
-            loop.add_reader(listener.fileno(), accept, self, side)
-        self.vm.go_on()
 
 
 class Broker:
@@ -86,8 +60,9 @@ class Broker:
         self._successors: socket.socket
         self._succession: asyncio.Task[None] | None = None
         self._loop = loop
+        self._fence_s = config.broker.fence_ms / 1e3
         self._home = home
-        self._seats: dict[str, _Seat] = {}
+        self._seats: dict[str, Seat] = {}
         pid_files = [InstancePaths.of(config, side).vswitchd_pid for side in Side]
         self._processes = Processes(loop, self._process_ended, pid_files)
         self._keeping = Keeping(loop, Vault.kept(), keeps=sd.supervised())
@@ -247,7 +222,7 @@ class Broker:
 
     def _seat_vm(self, vm: Vm, listeners: dict[Side, socket.socket]) -> None:
         self._keeping.add(vm)
-        seat = self._seats[vm.name] = _Seat(vm, Mover(vm, self._loop, self._config.broker.fence_ms / 1e3), listeners)
+        seat = self._seats[vm.name] = Seat(vm, Mover(vm, self._loop, self._fence_s), listeners)
         for side, listener in listeners.items():
             self._loop.add_reader(listener.fileno(), self._accept, seat, side)
 
@@ -275,7 +250,7 @@ class Broker:
                 self._config.vhost_socket(side, name).unlink(missing_ok=True)
         seat.vm.close()
 
-    def _accept(self, seat: _Seat, side: Side) -> None:
+    def _accept(self, seat: Seat, side: Side) -> None:
         try:
             connection, _ = seat.listeners[side].accept()
         except OSError as error:
@@ -285,7 +260,7 @@ class Broker:
             return
         seat.vm.accept(side, connection)
 
-    def _accept_again(self, seat: _Seat, side: Side) -> None:
+    def _accept_again(self, seat: Seat, side: Side) -> None:
         if self._seats.get(seat.vm.name) is seat:
             self._loop.add_reader(seat.listeners[side].fileno(), self._accept, seat, side)
 
@@ -304,9 +279,9 @@ class Broker:
                         self._connect(seat, now)
                     except OSError as error:  # descriptors are short; the other VMs are tried all the same
                         log.warning("vm %s: connection to QEMU: %s", seat.vm.name, error)
-            await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(RETRY_S)
 
-    def _connect(self, seat: _Seat, now: float) -> None:
+    def _connect(self, seat: Seat, now: float) -> None:
         """Try a VM's QEMU; one that keeps breaking the protocol is tried less and less often."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
@@ -315,13 +290,13 @@ class Broker:
             connection.close()
             return
         since = now - seat.retry_at
-        seat.delay = _RETRY_S if since > _RETRY_MAX_S else min(seat.delay * 2, _RETRY_MAX_S)
+        seat.delay = RETRY_S if since > _RETRY_MAX_S else min(seat.delay * 2, _RETRY_MAX_S)
         seat.retry_at = now + seat.delay
         seat.vm.connected(connection)
 
     # -- control -----------------------------------------------------------------------------------------------
 
-    def _seat(self, name: object) -> _Seat:
+    def _seat(self, name: object) -> Seat:
         seat = self._seats.get(str(name))
         if seat is None:
             raise BrokerError(
@@ -372,7 +347,7 @@ class Broker:
             "total_us": round(swap.total_us, 1),
         }
 
-    async def _quiet(self, seat: _Seat, to: Side) -> None:
+    async def _quiet(self, seat: Seat, to: Side) -> None:
         """Wait while messages are under way that keep a VM from being moved."""
         if "under way" in (seat.mover.why_not(to) or ""):
             seat.mover.settle()
@@ -381,17 +356,18 @@ class Broker:
 
     async def _arm(self, vms: list[str], to: str) -> list[str]:
         """Have frames for VMs that are about to be moved caught from now on; answers those for which that can be."""
-        armed = []
+        side, told = _side(to), []
         for vm in vms:
-            seat, side = self._seat(vm), _side(to)
+            seat = self._seat(vm)
             await self._quiet(seat, side)
             try:
                 if seat.mover.arm(side):
-                    armed.append(vm)
+                    told.append(vm)
             except BrokerError:
                 break  # its move tells why, and is the last one
-            await asyncio.sleep(0)
-        return armed
+        with contextlib.suppress(BrokerError):  # the move of one that does not answer tells that
+            await self._until(lambda: all(self._seat(vm).mover.armed(side) for vm in told), self._fence_s, "")
+        return [vm for vm in told if self._seat(vm).mover.armed(side)]
 
     async def _move_many(self, vms: list[str], to: str) -> dict[str, Any]:
         """Move VMs in this order, up to the first one that cannot be: ``moved`` tells of those before it."""

@@ -109,6 +109,11 @@ class Link:
         return Fenced(data + wire.build_ring_address(last, there, wire.VERSION | wire.NEED_REPLY),
                       Request.SET_VRING_ADDR)  # fmt: skip
 
+    def send(self, fenced: Fenced, then: Callable[[], None]) -> None:
+        """Send messages and have ``then`` called once the back end has handled them."""
+        self.expect(fenced, then)
+        self.channel.send(fenced.data)
+
     def expect(self, fenced: Fenced, then: Callable[[], None]) -> None:
         """Have ``then`` called when messages that the hand-over sent, and that are not answered yet, are."""
         self._due.append(_Due(fenced.request, lambda _: then()))

@@ -18,7 +18,7 @@ from ovs_hotswap.vhost import handover
 from ovs_hotswap.vhost.capture import Catch, Caught
 from ovs_hotswap.vhost.channel import PeerClosed
 from ovs_hotswap.vhost.handover import Outcome, Prepared, Swap
-from ovs_hotswap.vhost.link import FENCE_ANSWER_SIZE, Link
+from ovs_hotswap.vhost.link import FENCE_ANSWER_SIZE, Fenced, Link
 from ovs_hotswap.vhost.memory import Indices, transmit
 from ovs_hotswap.vhost.ownership import Certainty, Ownership, Proof
 from ovs_hotswap.vhost.replay import Role, moved, places
@@ -106,7 +106,8 @@ class Mover:
         return result
 
     def arm(self, to: Side) -> bool:
-        """Put ``to`` on its capture rings, where there is something to move. Raises BrokerError if it cannot be."""
+        """Tell ``to`` to wait on its capture rings, where there is something to move; ``armed`` says when it does.
+        Raises BrokerError if it is not ready for it."""
         vm = self._vm
         if vm.qemu is None or vm.ownership == Ownership(to, Certainty.OWNS):
             return False
@@ -115,12 +116,31 @@ class Mover:
         old, new = vm.owner(), vm.links[to]
         if old is None:
             return False
-        vm.touched()
-        catch = self._armed(old, new)
-        if catch is not self._catch:
+        catch = Catch(vm.scratch, vm.state, old.side)
+        if not self._on(new, catch):
+            vm.touched()
+            messages = self._fill(new, catch)
             self._catch = catch
             self._loop.call_later(_ROLL_S, self._roll, catch, self._loop.time() + _LATE_S)
+            vm.guarded(new, lambda: new.send(messages, lambda: None))
         return True
+
+    def armed(self, to: Side) -> bool:
+        """Whether ``to`` waits on its capture rings, and has said so."""
+        link = self._vm.links.get(to)
+        return link is not None and link.quiet and self._catch is not None and self._on(link, self._catch)
+
+    def _on(self, link: Link, catch: Catch) -> bool:
+        """Whether the side was told to wait on the rings of ``catch``, and they are minded."""
+        minded = self._catch is not None and self._catch.same(catch)
+        return minded and link.told == moved(link.told, catch.places(link.side))
+
+    def _fill(self, new: Link, catch: Catch) -> Fenced:
+        """Prepare capture rings for ``new``, and what sends it there."""
+        there = catch.places(new.side)
+        catch.arm(new.side)
+        new.told = moved(new.told, there)
+        return new.placed(there)
 
     def _roll(self, catch: Catch, end: float) -> None:
         if self._catch is not catch:
@@ -143,12 +163,9 @@ class Mover:
         is on its way back to the empty ring."""
         vm = self._vm
         catch = Catch(vm.scratch, vm.state, old.side)
-        there = catch.places(new.side)
-        if self._catch is not None and self._catch.same(catch) and new.told == moved(new.told, there):
+        if self._catch is not None and self._on(new, catch):
             return self._catch
-        catch.arm(new.side)
-        new.told = moved(new.told, there)
-        messages = new.placed(there)
+        messages = self._fill(new, catch)
         try:
             done = handover.fenced(new, messages, bytearray(FENCE_ANSWER_SIZE), time.monotonic() + self._fence_s)
         except (OSError, PeerClosed, ProtocolError) as error:

@@ -1,0 +1,39 @@
+"""What the broker has of one VM."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+from ovs_hotswap.model import Side
+from ovs_hotswap.vhost.move import Mover
+from ovs_hotswap.vhost.vm import Vm
+
+RETRY_S = 0.2
+
+
+class Seat:
+    """A VM, the sockets on which its switches connect, and when its QEMU is to be tried again."""
+
+    def __init__(self, vm: Vm, mover: Mover, listeners: dict[Side, socket.socket]) -> None:
+        self.vm = vm
+        self.mover = mover
+        self.listeners = listeners
+        self.retry_at = 0.0
+        self.delay = RETRY_S
+
+    @property
+    def settled(self) -> bool:
+        return self.vm.settled and not self.mover.busy
+
+    def pause(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take nothing more from anybody."""
+        for listener in self.listeners.values():
+            loop.remove_reader(listener.fileno())
+        self.vm.pause()
+
+    def go_on(self, loop: asyncio.AbstractEventLoop, accept: Callable[[Seat, Side], None]) -> None:
+        for side, listener in self.listeners.items():
+            loop.add_reader(listener.fileno(), accept, self, side)
+        self.vm.go_on()
