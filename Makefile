@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test unit bench bench-failover soak faults fuzz lint clean
+.PHONY: help setup venv demo test unit bench bench-failover bench-full soak faults fuzz lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -35,6 +35,11 @@ faults: setup ## strike each process at each moment, with and without an upgrade
 
 bench-failover: setup ## measure a crash's fail-over of 1, 16 and 64 VMs against a plain restart (root)
 	$(BIN)/python -m tests.bench failover --report failover-report.json
+
+bench-full: setup ## all benchmarks but the soak, and docs/performance.md from them (root)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action ignore -e '.[bench]'
+	for name in scale alternatives phases failover; do $(BIN)/python -m tests.bench $$name || status=1; done; \
+	$(BIN)/python -m tests.bench report && exit $$status
 
 fuzz: venv ## a million inputs for everything that reads what a QEMU says
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action ignore -e '.[fuzz]'

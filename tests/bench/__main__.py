@@ -9,16 +9,12 @@ import sys
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.system import System
-from tests.bench import alternatives, failover, moves, phases, scale, soak
+from tests.bench import alternatives, failover, moves, phases, report, scale, soak
 
 BENCHMARKS = {
-    "moves": moves,
-    "failover": failover,
-    "scale": scale,
-    "soak": soak,
-    "alternatives": alternatives,
-    "phases": phases,
-}
+    "moves": moves, "failover": failover, "scale": scale, "soak": soak, "alternatives": alternatives, "phases": phases,
+    "report": report,
+}  # fmt: skip
 
 
 def main(words: list[str]) -> int:

@@ -1,0 +1,54 @@
+"""The page that is made of the benchmarks' reports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bench import report
+
+MACHINE = {"cpus": 2, "model": "a processor", "kernel": "6.1"}
+SCALE: dict[str, Any] = {
+    "machine": MACHINE,
+    "cases": [{
+        "case": {"vms": 64, "queues": 4, "rounds": 2}, "moves_us": [100.0, 300.0, 200.0], "all_ms": [40.0, 44.0],
+        "floor_ms": {"sending": [1.0], "receiving": [1.5]}, "gaps_ms": {"sending": [1.25], "receiving": []},
+        "frames": {"from VMs": {"sent": 9, "lost": 0, "doubled": 0, "reordered": 0}},
+        "broker_kb": 30000, "broker_descriptors": 500,
+    }],
+}  # fmt: skip
+SOAK: dict[str, Any] = {
+    "machine": MACHINE, "upgrades": 3, "vms": 8, "seconds": [5.0, 7.0, 6.0],
+    "frames": {"to VMs": {"sent": 7, "lost": 0, "doubled": 1, "reordered": 0}},
+    "sizes": {"broker": [{"upgrades": 0, "memory_kb": 30000, "descriptors": 100},
+                         {"upgrades": 3, "memory_kb": 30100, "descriptors": 100}]},
+}  # fmt: skip
+
+
+def test_a_section_has_the_figures_of_its_report() -> None:
+    text = report.scale(SCALE).text
+    assert "| 64 x 4 | 3 | 200 | 300 | 300 | 40 | 44 | 30000 | 500 |" in text
+    assert "| 64 x 4 | sending | 1.0 | 1.0 | 1.2 | 1.2 |" in text
+    assert "| 64 x 4 | receiving | 1.5 | 1.5 | - | - |" in text
+    assert "3 upgrades with 8 VMs; seconds of each: p50 6.0, p99 7.0, longest 7.0" in report.soak(SOAK).text
+    assert "| broker | 30000 | 30100 | 100 | 100 |" in report.soak(SOAK).text
+
+
+def test_a_page_has_the_sections_there_are_reports_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Path] = []
+    monkeypatch.setattr(report, "draw", lambda path, _paint: drawn.append(path))
+    (tmp_path / "soak-report.json").write_text(json.dumps(SOAK))
+    assert report.write(tmp_path, tmp_path / "performance.md") == ["soak"]
+    page = (tmp_path / "performance.md").read_text()
+    assert "Machine: 2 CPUs, a processor, Linux 6.1." in page
+    assert "## Soak" in page
+    assert "## Hand-over" not in page
+    assert drawn == [tmp_path / "performance" / "soak.svg"]
+    assert "](performance/soak.svg)" in page
+
+
+def test_without_reports_there_is_no_section(tmp_path: Path) -> None:
+    assert report.write(tmp_path, tmp_path / "performance.md") == []
