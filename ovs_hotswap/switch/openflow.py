@@ -24,12 +24,14 @@ class DropCounter:
 
 
 class OpenFlow:
-    """``bridge_mgmt`` is the bridge's management socket, ``<run dir>/<bridge>.mgmt``; ``timeout`` is in seconds.
+    """``bridge_mgmt`` is the bridge's management socket, ``<run dir>/<bridge>.mgmt``; ``timeout`` is in seconds, and
+    grows by one for each thousand flows that are sent.
 
-    Every method raises SwitchError if ovs-ofctl is missing, fails or takes longer.
+    Every method raises SwitchError if ovs-ofctl is missing, fails or takes longer: a switch that stands still must not
+    keep anybody for long, who may hold a lock.
     """
 
-    def __init__(self, system: System, bridge_mgmt: Path, *, timeout: float = 30.0) -> None:
+    def __init__(self, system: System, bridge_mgmt: Path, *, timeout: float = 10.0) -> None:
         self._system = system
         self._target = f"unix:{bridge_mgmt.absolute()}"  # OVS resolves relative ones against its run directory
         self._timeout = timeout
@@ -74,7 +76,8 @@ class OpenFlow:
     ) -> Completed:
         argv = ["ovs-ofctl", "-O", "OpenFlow14", *options, command, self._target, *arguments]
         try:
-            done = self._system.run(argv, timeout=self._timeout, check=False, stdin=stdin)
+            timeout = self._timeout + (0 if stdin is None else stdin.count("\n") // 1000)
+            done = self._system.run(argv, timeout=timeout, check=False, stdin=stdin)
         except CommandError as error:
             raise SwitchError(error.message, hint=error.hint) from error
         if done.status not in good:
