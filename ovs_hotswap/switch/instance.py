@@ -88,7 +88,12 @@ class Instance:
 
     def database(self, timeout: float = 5.0) -> SwitchDb:
         """A connection to its database, to be used as a context manager."""
-        return self._connect(self.paths.db_socket, timeout, lambda: self.pid() is not None)
+        return self._connect(self.paths.db_socket, timeout, self._goes_on)
+
+    def _goes_on(self) -> bool:
+        """Whether its ovs-vswitchd may still do what it is asked for."""
+        pid = self.pid()
+        return pid is not None and not self._system.stopped(pid)
 
     def status(self) -> InstanceStatus:
         """What there is of the instance. Never raises because a part is missing or does not answer."""

@@ -212,7 +212,7 @@ class SwitchDb:
 
     ``timeout`` (seconds) bounds connecting, each transaction and each reading. All methods raise SwitchError, and
     NoAnswer where the deadline passed, so that the outcome of a change is unknown: then read again over a new
-    connection. ``lives``: whether the ovs-vswitchd that reads the database is there; nobody waits for a dead one.
+    connection. ``lives``: whether the ovs-vswitchd that reads the database can; nobody waits for a dead one.
     """
 
     def __init__(self, socket: Path, timeout: float = 5.0, lives: Callable[[], bool] = lambda: True) -> None:
@@ -287,7 +287,7 @@ class SwitchDb:
         """Wait until ovs-vswitchd has taken up the newest configuration and made every port of ``names``.
 
         Raises SwitchError that names each port it could not make, with its reason, as soon as that is certain, or that
-        tells that it ended, and
+        tells that it has ended or is stopped, and
         NoAnswer when ``timeout`` (seconds) passes before.
         """
         deadline = time.monotonic() + timeout
@@ -304,7 +304,8 @@ class SwitchDb:
                 return
             if not self._lives():
                 raise SwitchError(
-                    f"{self._socket}: ovs-vswitchd has ended", hint="its log is kept in the state directory"
+                    f"{self._socket}: ovs-vswitchd has ended or is stopped",
+                    hint="its log is kept in the state directory",
                 )
             if time.monotonic() >= deadline:
                 what = f"ports not made: {', '.join(waiting)}" if waiting else "its main thread may be blocked"

@@ -257,10 +257,17 @@ class Host:
             self.program_tunnels(side)
             self.program_flows(side, Form.FINAL)
 
-    def wait(self, true: Callable[[], bool], seconds: float, otherwise: Callable[[], str]) -> None:
-        """Poll until ``true``. Raises SwitchError with ``otherwise`` after ``seconds``."""
+    def wait(
+        self, true: Callable[[], bool], seconds: float, otherwise: Callable[[], str], *, on: Iterable[Side] = ()
+    ) -> None:
+        """Poll until ``true``. Raises SwitchError with ``otherwise`` after ``seconds``, or if an instance ``on`` which
+        it depends is dead or stopped."""
         end = self.system.monotonic() + seconds
         while not true():
+            for side in on:
+                pid = self.instances[side].pid()
+                if pid is None or self.system.stopped(pid):
+                    raise SwitchError(f"instance {side} {'has ended' if pid is None else 'is stopped'}")
             if self.system.monotonic() >= end:
                 raise SwitchError(f"{otherwise()} after {seconds:g} s")
             self.system.sleep(_POLL_S)

@@ -31,7 +31,7 @@ def join(host: Host) -> None:
         with host.instances[side].database() as database:
             database.add_port(host.config.bridge, host.peer_spec(side))
             database.wait_ports([PEER], host.config.upgrade.ready_s)
-    host.wait(lambda: joined(host), _UP_S, lambda: "the peer link does not come up")
+    host.wait(lambda: joined(host), _UP_S, lambda: "the peer link does not come up", on=Side)
 
 
 def part(host: Host, side: Side) -> None:

@@ -136,12 +136,14 @@ def yield_to_upgrade(host: Host, active: Side, release: Release) -> bool:
 
 def await_ports(host: Host, side: Side) -> None:
     """Wait for an instance's uplink and its connections to the broker. Raises SwitchError."""
-    host.wait(lambda: host.link_up(side, UPLINK), _PORT_S, lambda: f"instance {side}: the uplink is down")
+    host.wait(lambda: host.link_up(side, UPLINK), _PORT_S, lambda: f"instance {side}: the uplink is down",
+              on=[side])  # fmt: skip
 
     def missing() -> list[str]:
         return [vm["name"] for vm in host.broker.vms(read=False) if not vm["switches"][side]["connected"]]
 
-    host.wait(lambda: not missing(), _PORT_S, lambda: f"instance {side} did not connect for VM {', '.join(missing())}")
+    host.wait(lambda: not missing(), _PORT_S, lambda: f"instance {side} did not connect for VM {', '.join(missing())}",
+              on=[side])  # fmt: skip
 
 
 def park(host: Host, side: Side, vms: Iterable[Document], parked: Parked = lambda _number, _name: None) -> None:
@@ -159,7 +161,7 @@ def park(host: Host, side: Side, vms: Iterable[Document], parked: Parked = lambd
                 if sum(queue.enabled for queue in polled.get(name, ())) < pairs]  # fmt: skip
 
     host.wait(lambda: not unpolled(), _POLLED_S,
-              lambda: f"instance {side} does not poll the queues of VM {', '.join(unpolled())}")  # fmt: skip
+              lambda: f"instance {side} does not poll the queues of VM {', '.join(unpolled())}", on=[side])  # fmt: skip
 
 
 def _enabled_pairs(vm: Document) -> int:
