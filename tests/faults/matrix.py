@@ -236,6 +236,11 @@ def _active_db(_fault: Fault, moment: str) -> Expectation:
         )
     if moment == "peer":
         return _expect(End.UNKNOWN, why="the peer link cannot be taken off either: said so", mend=Mend.ROLLBACK)
+    if not since(moment, "park"):
+        why = (
+            "a switch without its database takes no flows (vswitchd/bridge.c, bridge_run), and gives none back: said so"
+        )
+        return _expect(End.COMMITTED, End.ROLLED_BACK, End.UNKNOWN, why=why, mend=Mend.ROLLBACK)
     return _expect(End.COMMITTED, why="the old one's database is not needed any more")
 
 
