@@ -131,6 +131,24 @@ def bring_up(app: App, side: str) -> None:
     unit.carry_out(act)
 
 
+@instance.command()
+@_side
+@pass_app
+def mend(app: App, side: str) -> None:
+    """Start an instance's ovsdb-server again if that ended, under an order: as `bring-up`, not for people.
+
+    The watchdog does it by itself. With --json: nothing is printed.
+
+    \b
+    Example:
+      ovs-hotswap instance mend a
+    """
+    which = Side(side)
+    InstanceUnit(which, app.system).carry_out(
+        lambda order: Instance(order.config, which, app.system, namespaces=GivenNamespaces()).mend()
+    )
+
+
 def _refuse_if_serving(host: Host, side: Side) -> None:
     hint = f"`ovs-hotswap instance stop {side} --force` cuts them off"
     try:

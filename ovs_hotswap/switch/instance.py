@@ -191,6 +191,22 @@ class Instance:
         for pid in self._owned(self.paths.vswitchd_pid):
             self._system.end(pid)
 
+    def lacks_database(self) -> bool:
+        """Whether its ovs-vswitchd lives without its ovsdb-server: it forwards, but takes no flows (vswitchd/bridge.c,
+        bridge_run, returns before it serves OpenFlow) and no ports."""
+        return self.pid() is not None and self.database_pid() is None
+
+    def mend(self) -> None:
+        """Start its ovsdb-server again if it lacks that; ovs-vswitchd connects again by itself, within eight seconds
+        (lib/reconnect.h). Raises SwitchError."""
+        release, unit = self.release(), self._unit()
+        if release is None or not self.lacks_database():
+            return
+        if unit is not None:
+            unit.mend(release, self._config)
+        else:
+            self._start_database(release, self._system.monotonic() + self._config.upgrade.ready_s)
+
     def restart(self) -> None:
         """Restart ovs-vswitchd the plain way: it exits and starts again with its database, without flows and tunnels.
 
@@ -218,13 +234,17 @@ class Instance:
         self._namespaces.create(paths.netns)
         self._take_uplink(record)
         self._run(release, [OVSDB_TOOL, "create", str(paths.db_file), SCHEMA], end)
-        arguments = _daemon(paths.ovsdb_ctl, paths.ovsdb_pid, paths.ovsdb_log)
-        self._run(release, [OVSDB_SERVER, str(paths.db_file), f"--remote=punix:{paths.db_socket}", *arguments], end)
+        self._start_database(release, end)
         with self.database(max(end - self._system.monotonic(), _POLL_S)) as database:
             database.set_other_config(self._other_config())
             self._start_vswitchd(release, database, end)
         ready = read_record(paths.record) or record
         self._system.write_atomic(paths.record, ready.model_copy(update={"ready": True}).model_dump_json())
+
+    def _start_database(self, release: Release, end: float) -> None:
+        paths = self.paths
+        arguments = _daemon(paths.ovsdb_ctl, paths.ovsdb_pid, paths.ovsdb_log)
+        self._run(release, [OVSDB_SERVER, str(paths.db_file), f"--remote=punix:{paths.db_socket}", *arguments], end)
 
     def _start_vswitchd(self, release: Release, database: SwitchDb, end: float) -> None:
         """The program returns to its caller when the daemon has read its configuration and started DPDK, or aborted."""

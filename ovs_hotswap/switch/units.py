@@ -90,15 +90,22 @@ class InstanceUnit:
 
     def start(self, release: Release, config: Config) -> None:
         """Have the order carried out. Raises what carrying it out raised, or SwitchError. The caller undoes."""
+        self._have_done("start", release, config)
+
+    def mend(self, release: Release, config: Config) -> None:
+        """Have what ended of it started again. Raises as ``start``."""
+        self._have_done("reload", release, config)
+
+    def _have_done(self, verb: str, release: Release, config: Config) -> None:
         self._fault.unlink(missing_ok=True)
         self._order.parent.mkdir(parents=True, exist_ok=True)
         self._system.write_atomic(self._order, Order(release=release, config=config).model_dump_json())
         try:
-            complaint = self._processes.start(config.upgrade.ready_s + _MARGIN_S)
+            complaint = self._processes.start(config.upgrade.ready_s + _MARGIN_S, verb)
         finally:
             self._order.unlink(missing_ok=True)
         if complaint is not None:
-            raise self._failure(complaint)
+            raise self._failure(complaint, verb)
 
     def end(self) -> None:
         """End the processes, and a start under way. Raises CommandError."""
@@ -129,10 +136,10 @@ class InstanceUnit:
             self._system.write_atomic(self._fault, Fault.of(error).model_dump_json())
             raise
 
-    def _failure(self, complaint: str) -> HotswapError:
+    def _failure(self, complaint: str, verb: str) -> HotswapError:
         with contextlib.suppress(OSError, ValidationError):
             fault = Fault.model_validate_json(self._fault.read_text())
             self._fault.unlink()
             return fault.error
         unit = self._processes
-        return SwitchError(f"instance {self._side}: {unit.name} did not start: {complaint}", hint=unit.hint)
+        return SwitchError(f"instance {self._side}: {unit.name} did not {verb}: {complaint}", hint=unit.hint)

@@ -202,10 +202,12 @@ def next_act(scene: Scene) -> Act:
 
 
 class Task(enum.StrEnum):
-    """What the standby needs next. SETTLE: the active was a standby, give it the operator's values. RESTART: start the
-    active again, as there is nowhere to go. RETURN: VMs that the standby took while the active was away."""
+    """What the standby needs next. MEND: the active has lost its database server. SETTLE: the active was a standby,
+    give it the operator's values. RESTART: start the active again, as there is nowhere to go. RETURN: VMs that the
+    standby took while the active was away."""
 
     NOTHING = "nothing"
+    MEND = "mend"
     SETTLE = "settle"
     RESTART = "restart"
     CLEAN = "clean"
@@ -219,11 +221,13 @@ class Task(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Household:
-    """``dead``: it was started and is gone. ``prepared``: programmed and, once, parked on. ``outdated``: the overlay
-    intent is not the one that was programmed. ``may_start``: the back-off allows it."""
+    """``dead``: it was started and is gone. ``prepared``: programmed and, once, parked on. ``broken``: the active lacks
+    its database server. ``outdated``: the overlay intent is not the one that was programmed. ``may_start``: the
+    back-off allows it."""
 
     active_runs: bool
     standby_runs: bool
+    broken: bool = False
     standby_dead: bool = False
     settle: bool = False
     right_release: bool = True
@@ -240,6 +244,8 @@ def next_task(house: Household) -> Task:
         if house.standby_runs and house.prepared:
             return Task.NOTHING  # the fail-over's affair
         return Task.RESTART if house.may_start else Task.NOTHING
+    if house.broken:
+        return Task.MEND
     if house.settle:
         return Task.SETTLE
     if house.standby_dead:

@@ -150,6 +150,7 @@ class Keeper:
                            keeping="ready" if prepared else str(state))  # fmt: skip
         return Household(
             active_runs=True,
+            broken=host.instances[active].lacks_database(),
             standby_runs=runs,
             standby_dead=state is State.DEAD,
             settle=record is not None and record.side is active,
@@ -191,10 +192,10 @@ class Keeper:
         side = active.other
         log.info("%s", task)
         match task:
+            case Task.MEND:
+                self._mend(host, active)
             case Task.SETTLE:
-                record = standby.read_record(host)
-                if record is not None:
-                    standby.settle(host, record)
+                standby.settle_active(host)
             case Task.RESTART:
                 self._restart(host, active)
             case Task.CLEAN:
@@ -241,6 +242,10 @@ class Keeper:
             self._board.event("standby-died", side=side)
             self._board.failure()
         standby.retire(host, side)
+
+    def _mend(self, host: Host, active: Side) -> None:
+        host.instances[active].mend()
+        self._board.event("database", side=active)
 
     def _restart(self, host: Host, active: Side) -> None:
         """There is nowhere to go, so every VM waits for this."""

@@ -72,13 +72,15 @@ class ReversibleStep(Step[C]):
 @dataclass(frozen=True)
 class Plan(Generic[C]):
     """Steps ``before`` and ``after`` the commit. Names are unique. ``no_way_back``: why going back before the commit
-    makes no sense, empty if it does. ``no_way_on``: why only going back makes sense after it, else empty."""
+    makes no sense, empty if it does. ``no_way_on``: why only going back makes sense after it, else empty. ``mend``:
+    starts again what going back needs, if that is what broke."""
 
     kind: str
     before: tuple[Step[C], ...]
     after: tuple[Step[C], ...] = ()
     no_way_back: Callable[[C], str] = lambda _context: ""
     no_way_on: Callable[[C], str] = lambda _context: ""
+    mend: Callable[[C], None] = lambda _context: None
 
     def __post_init__(self) -> None:
         names = [step.name for step in (*self.before, *self.after)]
@@ -282,6 +284,8 @@ class Executor(Generic[C]):
 
     def _go_back(self) -> bool:
         """Undo in reverse what was started; return whether there was anything to undo."""
+        with contextlib.suppress(HotswapError):  # then the undo that needs it tells
+            self.plan.mend(self._context)
         changed = False
         for step in reversed((*self.plan.before, *self.plan.after)):
             if not isinstance(step, ReversibleStep) or self.standing.marks[step.name] is Mark.PENDING:

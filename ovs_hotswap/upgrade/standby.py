@@ -109,6 +109,13 @@ def settle(host: Host, record: StandbyRecord) -> None:
     forget(host.config)
 
 
+def settle_active(host: Host) -> None:
+    """``settle`` the standby that the record tells of, if there is one."""
+    record = read_record(host)
+    if record is not None:
+        settle(host, record)
+
+
 def retire(host: Host, side: Side) -> None:
     """End a standby, dead or alive. The VMs it has parked stay where they are: with the other side."""
     for vm in host.broker.vms(read=False):

@@ -398,4 +398,5 @@ def upgrade_plan() -> Plan[Upgrade]:
         after=(RecordActive(), FinalFlows(), CloseWindow(), Retire(), Postcheck()),
         no_way_back=lambda context: context.lost_for_good(),
         no_way_on=lambda context: context.failed,
+        mend=lambda context: context.host.instances[context.old].mend(),
     )  # fmt: skip

@@ -225,6 +225,14 @@ def test_a_watchdog_that_hangs_is_replaced(machine: Machine) -> None:
     assert pids(machine) == before
 
 
+def test_a_database_server_that_ended_is_started_again_in_its_unit(machine: Machine) -> None:
+    vswitchd, ovsdb = pids(machine)["a"]
+    machine.run(["kill", "-KILL", str(ovsdb)])
+    wait(machine, lambda: pids(machine)["a"][1] not in {None, ovsdb}, "a database server")
+    assert pids(machine)["a"][0] == vswitchd
+    assert lives_in_its_unit(machine, "a")
+
+
 def test_a_killed_instance_is_failed_over_and_not_restarted_by_systemd(machine: Machine) -> None:
     standby = pids(machine)["b"]
     machine.run(["systemctl", "kill", "--signal=KILL", UNITS["a"]])
@@ -235,7 +243,7 @@ def test_a_killed_instance_is_failed_over_and_not_restarted_by_systemd(machine: 
     assert lives_in_its_unit(machine, "b")
     assert machine.show(UNITS["a"], "NRestarts") == "0"
     events = [event["event"] for event in ask(machine, "watch", "status", "--events", "100")["events"]]
-    assert [event for event in events if event != "rings"] == ["standby", "failover", "standby"]
+    assert [event for event in events if event != "rings"] == ["standby", "database", "failover", "standby"]
 
 
 def test_a_boot_brings_back_what_was_active(machine: Machine) -> None:

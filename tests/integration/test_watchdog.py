@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.lab import Lab
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.tables import Form, lines, render
@@ -262,3 +263,27 @@ def test_off_keeps_no_standby(bed: Lab, host: Host, system: System) -> None:
     finally:
         bed.config_path.write_text(text)
     assert host.instances[host.active().other].status().state is State.STOPPED
+
+
+def test_a_database_server_of_the_active_that_ended_is_started_again(bed: Lab, host: Host, watched: int) -> None:
+    """Without it the switch forwards, and takes no flows."""
+    instance = host.instances[host.active()]
+    pid, lost = instance.pid(), instance.database_pid()
+    assert lost is not None
+    before = bed.pings.mark()
+    os.kill(lost, signal.SIGKILL)
+    wait(lambda: instance.database_pid() is not None, "a database server")
+    assert instance.database_pid() != lost
+    assert instance.pid() == pid
+    flows = lines(render(host.intent, Form.FINAL))
+    wait(lambda: served(host, flows), "flows are taken again")
+    seen = bed.pings.between(before, bed.pings.mark())
+    assert sum(each.lost for each in seen) == 0
+    assert "database" in [event["event"] for event in watchlog.last_events(bed.config, 3)]
+
+
+def served(host: Host, flows: list[str]) -> bool:
+    try:
+        return host.openflow(host.active()).diff(flows) == []
+    except SwitchError:
+        return False

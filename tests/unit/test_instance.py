@@ -230,6 +230,22 @@ def test_the_log_of_a_crashed_switch_is_kept(host: FakeHost) -> None:
     assert host.instance.paths.saved_log.read_text() == "last words"
 
 
+def test_a_database_server_that_ended_is_started_again(host: FakeHost) -> None:
+    host.instance.start(HOST)
+    host.instance.mend()
+    status = host.instance.status()
+    assert status.ovsdb_pid is not None
+    assert not host.instance.lacks_database()
+    del host.processes[status.ovsdb_pid]
+    assert host.instance.lacks_database()
+    host.instance.mend()
+    assert not host.instance.lacks_database()
+    assert host.instance.status().vswitchd_pid == status.vswitchd_pid
+    host.instance.stop()
+    host.instance.mend()
+    assert host.processes == {}
+
+
 def test_only_proven_processes_are_ended(host: FakeHost) -> None:
     host.instance.start(HOST)
     paths = host.instance.paths

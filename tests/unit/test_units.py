@@ -72,6 +72,9 @@ class Booted(FakeHost):
         self.asked.append(f"{verb} {' '.join(units)}")
         if verb == "start":
             return self._start(argv)
+        if verb == "reload":
+            self.unit.carry_out(lambda _order: self.inside.mend())
+            return Completed(tuple(argv), 0, "", "")
         if (verb, units) == ("reset-failed", [UNIT]) or (units == [UNIT] and self.active != "failed"):
             self.active = "inactive"
         if units == [NETNS]:
@@ -190,6 +193,16 @@ def test_a_unit_is_not_restarted_the_plain_way(host: Booted) -> None:
     host.instance.start(HOST)
     with pytest.raises(SwitchError, match=r"instance a is ovs-hotswap-instance@a\.service"):
         host.instance.restart()
+
+
+def test_systemd_starts_a_database_server_that_ended(host: Booted) -> None:
+    host.instance.start(HOST)
+    lost = host.instance.database_pid()
+    assert lost is not None
+    del host.processes[lost]
+    host.instance.mend()
+    assert host.asked[-1] == f"reload {UNIT}"
+    assert not host.instance.lacks_database()
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", '{"release": "host"}'])

@@ -72,6 +72,13 @@ class FakeInstance:
     def release(self) -> Release:
         return RELEASE
 
+    def lacks_database(self) -> bool:
+        return self.pid() is not None and self.database_pid() is None
+
+    def mend(self) -> None:
+        self.world.done.append(f"mend {self.side}")
+        self.world.no_database.discard(self.side)
+
     def status(self) -> Any:
         return type("Status", (), {"state": self.world.state[self.side], "release": RELEASE})
 
@@ -360,6 +367,15 @@ def test_a_standby_that_stands_still_is_replaced(config: Config) -> None:
     assert bed.keeper.turn() is Task.CLEAN
     assert bed.world.done == ["stop b"]
     assert bed.events()[-1]["event"] == "standby-died"
+
+
+def test_an_active_without_its_database_is_given_one(config: Config) -> None:
+    bed = Bed(config)
+    bed.world.no_database = {Side.A}
+    assert bed.keeper.turn() is Task.MEND
+    assert bed.world.done == ["mend a"]
+    assert not bed.host.instances[Side.A].lacks_database()
+    assert [event["event"] for event in bed.events()] == ["database"]
 
 
 def test_a_standby_without_its_database_is_replaced(config: Config) -> None:
