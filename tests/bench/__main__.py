@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.system import System
 from tests.bench import alternatives, failover, moves, phases, report, scale, soak
+from tests.ending import end_on_sigterm
 
 BENCHMARKS = {
     "moves": moves, "failover": failover, "scale": scale, "soak": soak, "alternatives": alternatives, "phases": phases,
@@ -27,7 +27,7 @@ def main(words: list[str]) -> int:
         module.add_arguments(names.add_parser(name, help=summary, description=module.__doc__))
     arguments = parser.parse_args(words)
     output = Output()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is left behind then either
+    end_on_sigterm()
     try:
         return int(BENCHMARKS[arguments.name].run(arguments, output, System()))
     except HotswapError as error:

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import signal
 import sys
 import time
 from collections import deque
@@ -23,6 +22,7 @@ from rich.table import Table
 
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.system import System
+from tests.ending import end_on_sigterm
 from tests.faults.bed import Bed, Failed, running
 from tests.faults.cell import Runner
 from tests.faults.matrix import MOMENTS, Cell, Fault, Seen, Victim, cells, expectation, judge
@@ -123,7 +123,7 @@ def main() -> int:
         arguments.when or MOMENTS,
     )
     results: list[Result] = []
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is left behind then either
+    end_on_sigterm()
     with contextlib.suppress(KeyboardInterrupt):
         run(wanted[arguments.first :], results, arguments)
     show(results, Console() if sys.stdout.isatty() else Console(width=_WIDTH))
