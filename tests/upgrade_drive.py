@@ -1,7 +1,7 @@
 """Run in a booted machine: brings a lab up whose broker, instances and watchdog are systemd's, upgrades it and goes
 back, and prints as JSON what the guests saw.
 
-Usage: python -m tests.upgrade_drive RELEASE
+Usage: python -m tests.upgrade_drive TREE
 """
 
 from __future__ import annotations
@@ -45,18 +45,19 @@ def protected(active: str) -> bool:
     return bool(status["ready"] and status["active"] == active)
 
 
-def main(release: str) -> dict[str, Any]:
+def main(tree: str) -> dict[str, Any]:
     lab = Lab(DIRECTORY, GUESTS, System())
     lab.up()
     lines = lab.config_path.read_text().splitlines(keepends=True)
     CONFIG.write_text("".join(line for line in lines if not line.startswith(_OWN)))
+    ask("release", "add", "tree", "--from-directory", tree)
     subprocess.run(["systemctl", "start", "ovs-hotswap-broker.service"], check=True)
     ask("instance", "start", "a")
     lab.pings.wait_flowing(60.0)
     subprocess.run(["systemctl", "start", "ovs-hotswap-watch.service"], check=True)
     wait(lambda: protected("a"), "a standby")
     begun = lab.pings.mark()
-    there = ask("upgrade", "--release", release)
+    there = ask("upgrade", "--release", "tree")
     wait(lambda: protected("b"), "a standby after the upgrade")
     back = ask("rollback")
     wait(lambda: protected("a"), "a standby after the way back")

@@ -21,8 +21,7 @@ def machine() -> Iterator[Machine]:
 
 
 def test_an_upgrade_under_the_units_loses_nothing(machine: Machine, tree_release: Release) -> None:
-    machine.run(["ovs-hotswap", "release", "add", "tree", "--from-directory", str(tree_release.root)])
-    drive = f"cd {PREFIX}/src && exec {PYTHON} -m tests.upgrade_drive tree"
+    drive = f"cd {PREFIX}/src && exec {PYTHON} -m tests.upgrade_drive {tree_release.root}"
     done = json.loads(machine.run(["sh", "-c", drive], timeout=240).stdout.splitlines()[-1])
     print(done)
     assert done["committed"] == [True, True]
