@@ -230,17 +230,9 @@ def _standby_lost(fault: Fault, moment: str) -> Expectation:
 def _active_db(_fault: Fault, moment: str) -> Expectation:
     if moment == IDLE:
         return _expect(End.NONE, why="packets do not pass there")
-    if not since(moment, "peer"):
-        return _expect(
-            End.ROLLED_BACK, End.REFUSED, End.UNKNOWN, why="the old one cannot be programmed", mend=Mend.ROLLBACK
-        )
-    if moment == "peer":
-        return _expect(End.UNKNOWN, why="the peer link cannot be taken off either: said so", mend=Mend.ROLLBACK)
     if not since(moment, "park"):
-        why = (
-            "a switch without its database takes no flows (vswitchd/bridge.c, bridge_run), and gives none back: said so"
-        )
-        return _expect(End.COMMITTED, End.ROLLED_BACK, End.UNKNOWN, why=why, mend=Mend.ROLLBACK)
+        why = "a switch without its database takes neither ports nor flows: it gets its database back, and its own form"
+        return _expect(End.COMMITTED, End.ROLLED_BACK, End.REFUSED, why=why, mend=Mend.ROLLBACK)
     return _expect(End.COMMITTED, why="the old one's database is not needed any more")
 
 
