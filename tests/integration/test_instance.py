@@ -265,8 +265,8 @@ def test_a_hung_instance_is_told_and_stopped(config: Config, run_instance: RunIn
         appctl(instance.paths.vswitchd_ctl, "version", timeout=0.2)
     with instance.database() as database:  # the database answers all the same
         assert database.set_other_config({"max-idle": "5000"})
-        with pytest.raises(NoAnswer, match="has not taken up its configuration"):
-            database.wait_ports([], 0.2)
+        with pytest.raises(SwitchError, match="ovs-vswitchd has ended or is stopped"):
+            database.wait_ports([], 60.0)
     os.kill(instance.status().ovsdb_pid or 0, signal.SIGSTOP)
     assert instance.status().dpdk_initialized is None
     instance.stop()
