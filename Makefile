@@ -30,7 +30,7 @@ bench: setup ## measure the hand-over against a plain restart (root)
 soak: setup ## 300 upgrades back and forth under traffic (root)
 	$(BIN)/python -m tests.bench soak --report soak-report.json
 
-faults: setup ## strike each process at each moment, with and without an upgrade: the whole matrix, about an hour (root)
+faults: setup ## strike each process at each moment, with and without an upgrade: the whole matrix, one to two hours (root)
 	$(BIN)/python -m tests.faults --report faults-report.json
 
 bench-failover: setup ## measure a crash's fail-over of 1, 16 and 64 VMs against a plain restart (root)
