@@ -97,8 +97,8 @@ class Link:
         """SET_VRING_ADDR for each ring, and a fence.
 
         A back end that was told REPLY_ACK answers the last of them (DPDK's ``vhost_user_msg_handler``, when it has
-        handled it), which is one message less; else the fence is a question behind them. Whether it could translate
-        the addresses is not asked: a ring that it cannot use shows in what it does not take.
+        handled it), which is one message less; else the fence is a question behind them. Neither says that the
+        addresses translate, because DPDK answers OK either way: a ring that cannot be used shows in what is not taken.
         """
         acknowledges = bool((self.told.protocol_features or 0) >> wire.ProtocolFeature.REPLY_ACK & 1)
         if not places or not acknowledges:
