@@ -75,8 +75,13 @@ class Heartbeat:
 
 
 def supervised() -> bool:
-    """Whether a service manager started this process and wants to hear of it."""
+    """Whether a service manager, or what stands in for it, started this process and wants to hear of it."""
     return bool(os.environ.get("NOTIFY_SOCKET"))
+
+
+def in_unit() -> bool:
+    """Whether systemd itself started this process, as a unit's (systemd.exec(5), ``$SYSTEMD_EXEC_PID``)."""
+    return os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
 
 
 def ping_interval() -> float | None:

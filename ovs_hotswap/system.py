@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import resource
 import signal
 import subprocess
 import threading
@@ -202,7 +203,8 @@ class System:
         return pid if pid > 0 and self.alive(pid) else None
 
     def write_atomic(self, path: Path, text: str) -> None:
-        """Replace ``path`` so that readers, also after a power cut, see the old text or the new."""
+        """Replace ``path`` so that readers, also after a power cut, see the old text or the new. What a writer that was
+        killed has left is removed."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             with temporary.open("w") as out:
@@ -213,6 +215,9 @@ class System:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+        for left in path.parent.glob(f".{path.name}.*"):
+            if (number := left.suffix[1:]).isdigit() and not self.alive(int(number)):
+                left.unlink(missing_ok=True)
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)
@@ -238,6 +243,13 @@ class System:
             yield
         finally:
             os.close(descriptor)
+
+
+def many_descriptors() -> None:
+    """Allow this process as many descriptors as it may have: the usual soft limit of 1024 is meant for users of
+    select(2), and a broker has some ten a VM and two more a ring."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _state(pid: int) -> str:

@@ -21,12 +21,10 @@ PACKETS = 1 << 20  # more than any test sends from one VM
 class Bed:
     """A broker with VMs ``vm0``.., a switch on each side (``a``, ``b``), and what the tests ask of them."""
 
-    def __init__(
-        self, stack: contextlib.ExitStack, vms: int, home: Side | None, fence_ms: int, *, managed: bool
-    ) -> None:
+    def __init__(self, stack: contextlib.ExitStack, vms: int, home: Side | None, fence_ms: int, **how: bool) -> None:
         self._stack = stack
         names = [f"vm{k}" for k in range(vms)]
-        self.broker = stack.enter_context(BrokerProcess(names, fence_ms=fence_ms, home=home, managed=managed))
+        self.broker = stack.enter_context(BrokerProcess(names, fence_ms=fence_ms, home=home, **how))
         self.ledger = Ledger(vms + 1, PACKETS)
         stack.callback(self.ledger.close)
         self.client = stack.enter_context(self.broker.client())
@@ -95,7 +93,7 @@ class Bed:
 @pytest.fixture
 def make_bed() -> Iterator[Callable[..., Bed]]:
     with contextlib.ExitStack() as stack:
-        yield lambda vms=1, home=Side.A, fence_ms=300, managed=False: Bed(stack, vms, home, fence_ms, managed=managed)
+        yield lambda vms=1, home=Side.A, fence_ms=300, **how: Bed(stack, vms, home, fence_ms, **how)
 
 
 MakeBed = Callable[..., Bed]

@@ -11,14 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ovs_hotswap.config import Config, load_config
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost.control import BrokerClient
-from tests.store import Manager
 
 _SERVE = (
     "import logging, sys; from pathlib import Path; from ovs_hotswap.config import load_config;"
@@ -28,11 +28,21 @@ _SERVE = (
 )
 
 
+_SUPERVISE = (
+    "import logging, sys; from pathlib import Path; from ovs_hotswap.supervisor import Supervisor;"
+    "logging.basicConfig(level=logging.INFO);"
+    "sys.exit(Supervisor('supervisor', sys.argv[2:], Path(sys.argv[1])).run())"
+)
+_SUPERVISORS_OWN = 3  # sockets: one that the service speaks to, two for signals
+_UNIT = 'SYSTEMD_EXEC_PID=$$ exec "$@"'  # what systemd tells the process of a unit
+
+
 class BrokerProcess:
     """A broker with a run directory of its own and the VMs ``names``. Context manager.
 
-    ``home`` is written as the active side before it starts, ``descriptor_limit`` is its soft limit. ``managed``: it
-    has a service manager that keeps its descriptors. Its log is printed if the test fails.
+    ``home`` is written as the active side before it starts, ``descriptor_limit`` is its soft limit. ``managed``: a
+    supervisor keeps its descriptors and starts it again. ``unit``: it believes to be systemd's. Its log is printed if
+    the test fails.
     """
 
     def __init__(
@@ -43,6 +53,7 @@ class BrokerProcess:
         descriptor_limit: int | None = None,
         *,
         managed: bool = False,
+        unit: bool = False,
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="ovsh-"))
         self.names = list(names)
@@ -56,7 +67,7 @@ class BrokerProcess:
         if home is not None:
             self.config.active_file.write_text(f"{home}\n")
         self._child: subprocess.Popen[bytes] | None = None
-        self.manager = Manager(self.directory / "notify") if managed else None
+        self._managed, self._unit = managed, unit
 
     def write(self, names: Sequence[str]) -> None:
         """Write the overlay intent with these VMs, and the configuration."""
@@ -77,19 +88,24 @@ class BrokerProcess:
 
     @property
     def pid(self) -> int:
+        return int((self.config.run_dir / "broker.pid").read_text())
+
+    def stored(self) -> int:
+        """How many descriptors its supervisor keeps."""
         assert self._child is not None
-        return self._child.pid
+        links = [os.readlink(each) for each in Path(f"/proc/{self._child.pid}/fd").iterdir()]
+        return sum(link.startswith("socket:") for link in links) - _SUPERVISORS_OWN
 
     def _spawn(self, *arguments: str) -> subprocess.Popen[bytes]:
         argv = [sys.executable, "-c", _SERVE, str(self.config_path), *arguments]
-        if self.manager is not None:
-            return self.manager.spawn(argv, self.log)
+        if self._managed:
+            argv = [sys.executable, "-c", _SUPERVISE, str(self.config.run_dir), *argv]
+        if self._unit:
+            argv = ["sh", "-c", _UNIT, "sh", *argv]
         with self.log.open("ab") as out:
             return subprocess.Popen(argv, stdout=out, stderr=out, cwd=Path(__file__).parent.parent)
 
     def __enter__(self) -> BrokerProcess:
-        if self.manager is not None:
-            self.manager.__enter__()
         self._child = self._spawn()
         if self._limit is not None:
             _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -116,18 +132,20 @@ class BrokerProcess:
             except subprocess.TimeoutExpired:
                 self._child.kill()
                 status = self._child.wait()
-        if self.manager is not None:
-            self.manager.__exit__()
         text = self.log.read_text()
         # The VMs' own sockets stay, for the next broker to know whom an earlier one served.
-        expected = set() if self.manager is None else {"broker.sock"}  # clients wait there for the next broker
+        expected = set() if not self._managed else {"broker.sock"}  # clients wait there for the next broker
         left = sorted({path.name for path in self.config.run_dir.glob("*.sock")} - expected)
-        shutil.rmtree(self.directory)
+        self.remove()
         if kind is not None:
             print(text)
             return
         if status != 0 or "Traceback" in text or left:
             raise AssertionError(f"broker ended with status {status}, left {left}:\n{text}")
+
+    def remove(self) -> None:
+        """Remove the files of one that does not run."""
+        shutil.rmtree(self.directory)
 
     def succeed(self) -> None:
         """Have a new process take over; the old one has ended when this returns."""
@@ -138,19 +156,22 @@ class BrokerProcess:
         self._await_child()
 
     def restart(self, number: signal.Signals) -> None:
-        """End it by a signal and start it again, as a service manager does."""
-        assert self._child is not None
-        self._child.send_signal(number)
-        assert self._child.wait(20) in {0, -signal.SIGKILL}, self.log.read_text()
-        self._child = self._spawn()
-        self._await_child()
+        """End it by a signal; its supervisor starts it again."""
+        before = self.pid
+        os.kill(before, number)
+        self._await(lambda status: status["pid"] != before)
 
     def _await_child(self) -> None:
+        child = self._child
+        assert child is not None
+        self._await(lambda status: status["pid"] == child.pid)
+
+    def _await(self, true: Callable[[dict[str, Any]], bool]) -> None:
         assert self._child is not None
         end = time.monotonic() + 10
         while True:
             with contextlib.suppress(BrokerError), self.client() as client:
-                if client.status()["pid"] == self._child.pid:
+                if true(client.status()):
                     return
             assert self._child.poll() is None, self.log.read_text()
             assert time.monotonic() < end

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from ovs_hotswap.cli import logs
@@ -24,6 +26,8 @@ def broker() -> None:
 def run(app: App, log_level: str, take_over: bool) -> None:
     """Run the broker in the foreground until SIGTERM; SIGHUP reads the overlay intent again.
 
+    Nobody keeps its connections when it is killed: see `broker supervise`.
+
     It listens on the control socket `broker.sock` in run_dir (mode 0660).
     With --json: nothing is printed.
 
@@ -36,6 +40,39 @@ def run(app: App, log_level: str, take_over: bool) -> None:
     logs.start_log(log_level)
     app.config.run_dir.mkdir(parents=True, exist_ok=True)
     serve(app.config, app.system, take_over=take_over)
+
+
+@broker.command()
+@logs.log_level
+@click.option("--take-over", is_flag=True, help="Have it succeed the broker that runs; no VM notices.")
+@pass_app
+def supervise(app: App, log_level: str, take_over: bool) -> None:
+    """Run the broker in the foreground, start it again if it ends, and keep its connections meanwhile.
+
+    What systemd does for the broker's unit, where there is no systemd: a broker that is killed costs no packet.
+    `broker start` starts this in the background. With --json: nothing is printed.
+
+    \b
+    Example:
+      ovs-hotswap broker supervise
+    """
+    from ovs_hotswap.supervisor import Supervisor
+
+    logs.start_log(log_level)
+    app.config.run_dir.mkdir(parents=True, exist_ok=True)
+    argv = [
+        sys.executable,
+        "-m",
+        "ovs_hotswap",
+        "--config",
+        str(app.config_path),
+        "broker",
+        "run",
+        "--log-level",
+        log_level,
+    ]
+    status = Supervisor("supervisor", argv, app.config.run_dir, ["--take-over"] if take_over else []).run()
+    click.get_current_context().exit(status)
 
 
 @broker.command()

@@ -54,7 +54,7 @@ def _move(
     names = [vm["name"] for vm in batch]
     done, fault = host.broker.move_many(names, to)
     for number, each in enumerate(done, counts[0] + 1):
-        text = "has no guest to move"
+        text = "is there" if each["owner"] == to else "has no guest to move"
         if each["total_us"]:
             moves[each["vm"]] = each["total_us"]
             text = f"{each['total_us'] / 1000:.2f} ms"

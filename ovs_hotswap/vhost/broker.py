@@ -10,7 +10,6 @@ import contextlib
 import gc
 import logging
 import os
-import resource
 import signal
 import socket
 import time
@@ -23,10 +22,11 @@ from ovs_hotswap.errors import BrokerError, BusyError, ConfigError, HotswapError
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import load_intent
 from ovs_hotswap.priority import preferred, raise_priority
+from ovs_hotswap.supervisor import SUCCEEDED
 from ovs_hotswap.switch.paths import InstancePaths
-from ovs_hotswap.system import System
+from ovs_hotswap.system import System, many_descriptors
 from ovs_hotswap.vhost import control, succession
-from ovs_hotswap.vhost.channel import listen
+from ovs_hotswap.vhost.channel import OwnedFd, listen
 from ovs_hotswap.vhost.desk import Desk, Method
 from ovs_hotswap.vhost.keeping import Keeping
 from ovs_hotswap.vhost.memory import make_scratch, waits
@@ -55,7 +55,7 @@ class Broker:
     def __init__(self, config: Config, system: System, loop: asyncio.AbstractEventLoop, home: Side | None) -> None:
         self._config = config
         self._system = system
-        self._serving = self._succeeded = False
+        self._serving = self._succeeded = self._withdrawn = False
         self._desk: Desk
         self._successors: socket.socket
         self._succession: asyncio.Task[None] | None = None
@@ -73,7 +73,7 @@ class Broker:
         self._methods: dict[str, Method] = {
             "status": self._status, "vms": self._vms, "vm": self._vm, "park": self._park, "unpark": self._unpark,
             "arm": self._arm, "move": self._move, "move_many": self._move_many, "unserved": self._unserved,
-            "undelivered": self._undelivered, "reload": self._reload, "stop": self._stop,
+            "undelivered": self._undelivered, "reload": self._reload, "withdraw": self._withdraw,
         }  # fmt: skip
 
     async def run(self, inherited: Inherited | None = None) -> None:
@@ -129,6 +129,8 @@ class Broker:
         try:
             await self._stopping.wait()
             sd.notify("STOPPING=1")
+            if not sd.supervised() and not self._succeeded:
+                await self._withdraw()
             with contextlib.suppress(BrokerError):
                 await self._until(self._keeping.save, succession.TIMEOUT_S, "VMs are not settled")
         finally:
@@ -136,7 +138,7 @@ class Broker:
                 task.cancel()
             server.close()
             if not self._succeeded:
-                if not sd.supervised():  # else clients wait for the next broker
+                if self._withdrawn:  # else clients wait for the next broker
                     self._config.broker_socket.unlink(missing_ok=True)
                 self._config.successor_socket.unlink(missing_ok=True)
 
@@ -171,6 +173,7 @@ class Broker:
                     seat.go_on(self._loop, self._accept)
                 return
         self._succeeded = True
+        sd.notify(SUCCEEDED)
         self._stopping.set()
 
     def load(self) -> None:
@@ -218,10 +221,10 @@ class Broker:
         for pid in suspects.values():
             self._processes.track(pid)
         vm = Vm(name, self._loop, self._processes, make_scratch(), self._home, self._config.broker.withheld, suspects)
-        self._seat_vm(vm, listeners)
+        self._seat_vm(vm, listeners, kept.qemu)
 
-    def _seat_vm(self, vm: Vm, listeners: dict[Side, socket.socket]) -> None:
-        self._keeping.add(vm)
+    def _seat_vm(self, vm: Vm, listeners: dict[Side, socket.socket], qemu: OwnedFd | None = None) -> None:
+        self._keeping.add(vm, qemu)
         seat = self._seats[vm.name] = Seat(vm, Mover(vm, self._loop, self._fence_s), listeners)
         for side, listener in listeners.items():
             self._loop.add_reader(listener.fileno(), self._accept, seat, side)
@@ -274,7 +277,7 @@ class Broker:
         while True:
             now = time.monotonic()
             for seat in self._seats.values():
-                if seat.vm.wants_qemu and now >= seat.retry_at:
+                if not self._keeping.holds_qemu(seat.vm.name) and seat.vm.wants_qemu and now >= seat.retry_at:
                     try:
                         self._connect(seat, now)
                     except OSError as error:  # descriptors are short; the other VMs are tried all the same
@@ -311,6 +314,7 @@ class Broker:
             "uptime_s": round(time.monotonic() - self._started, 3),
             "vms": len(self._seats),
             "supervised": sd.supervised(),
+            "unit": sd.in_unit(),
             "home": self._home,
         }
 
@@ -414,8 +418,16 @@ class Broker:
     def _reload_soon(self) -> None:
         self._reloading = self._loop.create_task(self._reload_logged())
 
-    async def _stop(self) -> None:
-        self._loop.call_later(0.05, self._stopping.set)
+    async def _withdraw(self) -> None:
+        """Before the broker ends for good: a QEMU that sees its back end go takes the rings itself, so no switch may
+        be on them then. Nobody is given them any more."""
+        seats, self._withdrawn = list(self._seats.values()), True
+        for seat in seats:
+            seat.withdraw()
+        with contextlib.suppress(BrokerError):
+            await self._until(lambda: all(seat.is_withdrawn for seat in seats), self._fence_s, "")
+        for seat in seats:
+            seat.vm.drop_qemu("the broker ends")
 
     def close(self) -> None:
         """Hang up on everybody, or only let go of what a successor has too or what is kept for the next broker."""
@@ -439,9 +451,7 @@ def serve(config: Config, system: System, *, take_over: bool = False) -> None:
     With ``take_over`` it succeeds the one that runs. Raises BusyError if one runs already, BrokerError or StateUnknown
     if it could not be succeeded; that one then goes on.
     """
-    # Some ten descriptors a VM and two more a ring: the usual soft limit of 1024 is meant for users of select(2).
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    many_descriptors()
     raise_priority()
     inherited = succession.take_over(config) if take_over else None
     with _lock(config, system, patient=take_over):

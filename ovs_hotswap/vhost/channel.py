@@ -13,7 +13,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ovs_hotswap.errors import BrokerError, ProtocolError
@@ -230,6 +230,6 @@ def _duplicates(descriptors: Sequence[Descriptor]) -> list[OwnedFd]:
     return made
 
 
-def close_all(descriptors: Sequence[Descriptor]) -> None:
+def close_all(descriptors: Iterable[Descriptor]) -> None:
     for descriptor in descriptors:
         descriptor.close()

@@ -61,10 +61,12 @@ def reported(document: dict[str, Any]) -> HotswapError:
 
 
 class BrokerClient:
-    """A connection to the broker, made anew when it was lost: a broker may be replaced between two calls.
+    """A connection to the broker, made anew when it was lost: a broker may be replaced, or die, at any time.
 
-    Every call raises BrokerError if the broker cannot be reached or does not answer within ``timeout`` seconds (what
-    was asked for may have been done nevertheless), and whatever HotswapError the broker reports.
+    What was asked of one that died is asked once more of the next: whatever of it was done then needs no doing (a VM
+    that has moved stays where it is). Every call raises BrokerError if the broker cannot be reached or does not answer
+    within ``timeout`` seconds (what was asked for may have been done nevertheless), and whatever HotswapError the
+    broker reports.
     """
 
     def __init__(self, path: Path, timeout: float = 10.0) -> None:
@@ -87,16 +89,25 @@ class BrokerClient:
         self._socket, self._received = None, b""
 
     def call(self, method: str, **params: object) -> Any:
-        connection = self._connected()
+        request = encode({"method": method, "params": params})
         try:
-            connection.sendall(encode({"method": method, "params": params}))
-            answer = json.loads(self._line(connection))
+            try:
+                answer = self._ask(request)
+            except ConnectionError:
+                self.close()
+                answer = self._ask(request)
         except (OSError, ValueError) as error:
             self.close()
             raise BrokerError(f"broker at {self._path}: {method}: {error or 'no answer'}") from error
         if "error" in answer:
             raise reported(answer["error"])
         return answer["result"]
+
+    def _ask(self, request: bytes) -> dict[str, Any]:
+        connection = self._connected()
+        connection.sendall(request)
+        answer: dict[str, Any] = json.loads(self._line(connection))
+        return answer
 
     def _connected(self) -> socket.socket:
         if self._socket is not None and _hung_up(self._socket):

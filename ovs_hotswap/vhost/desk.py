@@ -22,7 +22,7 @@ from ovs_hotswap.vhost.channel import listen
 
 log = logging.getLogger(__name__)
 
-_CHANGES = {"park", "unpark", "arm", "move", "move_many", "reload", "stop"}  # logged with who asked
+_CHANGES = {"park", "unpark", "arm", "move", "move_many", "reload", "withdraw"}  # logged with who asked
 _PEER = struct.Struct("3i")  # struct ucred: unix(7), SO_PEERCRED
 
 Method = Callable[..., Awaitable[Any]]

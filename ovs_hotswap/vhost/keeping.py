@@ -1,4 +1,4 @@
-"""Keeps every VM's state where a next broker finds it (``vault``), for a broker that systemd supervises."""
+"""Keeps every VM's state where a next broker finds it (``vault``), for a broker that is supervised."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ovs_hotswap.errors import StateUnknown
+from ovs_hotswap.vhost.channel import OwnedFd
 from ovs_hotswap.vhost.succession import parts
 from ovs_hotswap.vhost.vault import Kept, Vault
 from ovs_hotswap.vhost.vm import Vm
@@ -22,6 +23,7 @@ _NOTHING = Kept(None, {})
 class _Entry:
     vm: Vm
     vault: Vault
+    qemu: OwnedFd | None  # the connection of an earlier broker's to the VM's QEMU, which is not to end yet
 
 
 class Keeping:
@@ -56,13 +58,13 @@ class Keeping:
             vault.remove(name)
         self._earlier.clear()
 
-    def add(self, vm: Vm) -> None:
-        """Keep a VM's state from now on."""
+    def add(self, vm: Vm, qemu: OwnedFd | None = None) -> None:
+        """Keep a VM's state from now on, and the connection ``qemu`` of an earlier broker's as long as must be."""
         if not self._keeps:
             return
         name = vm.name
         vault = self._earlier.pop(name, None) or Vault.make(name)
-        self._entries[name] = _Entry(vm, vault)
+        self._entries[name] = _Entry(vm, vault, qemu)
         vm.touched = lambda: self._touched(name)
         vm.touched()
 
@@ -73,14 +75,29 @@ class Keeping:
         if entry is None:
             return
         entry.vm.touched = lambda: None
+        if entry.qemu is not None:
+            entry.qemu.close()
         if forget:
             entry.vault.remove(name)
         else:
             entry.vault.close()
 
+    def holds_qemu(self, name: str) -> bool:
+        """Whether the VM's QEMU must not see its back end go yet: a switch may be on the rings, and QEMU would take
+        them. To be asked now and then: its connection is closed when that is over."""
+        entry = self._entries.get(name)
+        if entry is None or entry.qemu is None:
+            return False
+        if entry.vm.ownership.suspects:
+            return True
+        entry.qemu.close()
+        entry.qemu = None
+        self._touched(name)
+        return False
+
     def _touched(self, name: str) -> None:
         entry = self._entries[name]
-        entry.vault.begin(entry.vm.switch_pids)
+        entry.vault.begin(entry.vm.switch_pids, entry.vm.qemu or entry.qemu)
         self._changed.add(name)
         if self._timer is None:
             self._timer = self._loop.call_later(_SAVE_S, self._on_time)

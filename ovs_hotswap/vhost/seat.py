@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost.move import Mover
+from ovs_hotswap.vhost.ownership import Certainty
 from ovs_hotswap.vhost.vm import Vm
 
 RETRY_S = 0.2
@@ -26,6 +27,21 @@ class Seat:
     @property
     def settled(self) -> bool:
         return self.vm.settled and not self.mover.busy
+
+    def withdraw(self) -> None:
+        """Take the rings back from whoever has them, and give them to nobody any more."""
+        self.vm.touched()
+        self.mover.disarm()
+        self.mover.settle()
+        self.vm.withdrawn = True
+        owner = self.vm.owner()
+        if owner is not None and self.vm.ownership.certainty is Certainty.OWNS:
+            self.vm.take_back(owner)
+
+    @property
+    def is_withdrawn(self) -> bool:
+        """Whether no switch can be on the rings."""
+        return self.vm.ownership.holder is None and not self.vm.ownership.suspects
 
     def pause(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take nothing more from anybody."""

@@ -1,7 +1,9 @@
-"""Starting and stopping the broker: by systemd where its unit is installed, else as a background process."""
+"""Starting and stopping the broker: by systemd where its unit is installed, else below a supervisor of our own, in the
+background. Either keeps the broker's connections when it ends, and starts it again."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from ovs_hotswap.systemctl import Unit
 from ovs_hotswap.vhost.control import BrokerClient
 
 _POLL_S = 0.05
+_GRACE_S = 15.0  # for a supervisor whose broker ends
 _UNIT = "ovs-hotswap-broker.service"
 
 
@@ -23,18 +26,20 @@ def start_broker(config: Config, system: System, config_path: Path, timeout: flo
         return _by_systemd(unit, config, timeout, "start")
     config.run_dir.mkdir(parents=True, exist_ok=True)
     log = config.run_dir / "broker.log"
-    pid = system.read_pid(config.run_dir / "broker.pid")
+    pid = _supervisor(config, system) or system.read_pid(config.run_dir / "broker.pid")
+    begun = pid is None
     if pid is None:
-        pid = system.spawn(
-            [sys.executable, "-m", "ovs_hotswap", "--config", str(config_path), "broker", "run"], log=log
-        )
+        pid = _supervise(config, system, config_path)
     end = system.monotonic() + timeout
     while True:
+        alive = system.alive(pid)
         try:
             with BrokerClient(config.broker_socket) as client:
-                return client.status()
+                status = client.status()
+            if not begun or not alive or _supervisor(config, system) is not None:
+                return status
         except BrokerError as error:
-            if not system.alive(pid):
+            if not alive:
                 raise BrokerError(f"the broker ended: {_last_line(log)}", hint=f"see {log}") from error
             if system.monotonic() >= end:
                 raise BrokerError(f"the broker does not answer after {timeout:g} s", hint=f"see {log}") from error
@@ -52,42 +57,54 @@ def replace_broker(config: Config, system: System, config_path: Path, timeout: f
     if unit.serves(config):
         return _by_systemd(unit, config, timeout, "restart")
     with BrokerClient(config.broker_socket) as client:
-        if client.status()["supervised"]:
+        if client.status()["unit"]:
             raise BrokerError("the broker is systemd's to replace: its descriptors are kept meanwhile",
                               hint="`systemctl restart ovs-hotswap-broker`")  # fmt: skip
+        before = client.status()["pid"]
     log = config.run_dir / "broker.log"
-    pid = system.spawn(
-        [sys.executable, "-m", "ovs_hotswap", "--config", str(config_path), "broker", "run", "--take-over"], log=log
-    )
+    pid = _supervise(config, system, config_path, "--take-over")
     end = system.monotonic() + timeout
     while system.alive(pid):
         try:
             with BrokerClient(config.broker_socket) as client:
                 status = client.status()
-                if status["pid"] == pid:
+                if status["pid"] != before and _supervisor(config, system) == pid:
                     return status
         except BrokerError:
             pass
         if system.monotonic() >= end:
             raise BrokerError(
-                f"the new broker, process {pid}, has not taken over after {timeout:g} s", hint=f"see {log}"
+                f"the new broker, below process {pid}, has not taken over after {timeout:g} s", hint=f"see {log}"
             )
         system.sleep(_POLL_S)
     raise BrokerError(f"the new broker ended: {_last_line(log)}", hint=f"see {log}")
 
 
 def stop_broker(config: Config, system: System) -> bool:
-    """End the broker; return whether there was one. Raises CommandError if it does not die."""
+    """End the broker, once no switch is on any VM's rings; return whether there was one. Raises CommandError if it does
+    not die."""
+    with contextlib.suppress(BrokerError), BrokerClient(config.broker_socket) as client:
+        client.call("withdraw")
     unit = Unit(_UNIT, system)
     if unit.serves(config):
         there = unit.active() not in {"inactive", "failed"}
         unit.stop()
         return there
-    pid = system.read_pid(config.run_dir / "broker.pid")
+    pid = _supervisor(config, system) or system.read_pid(config.run_dir / "broker.pid")
     if pid is None or "broker" not in system.cmdline(pid):
         return False
-    system.kill(pid)
+    system.kill(pid, grace=_GRACE_S)
     return True
+
+
+def _supervise(config: Config, system: System, config_path: Path, *more: str) -> int:
+    argv = [sys.executable, "-m", "ovs_hotswap", "--config", str(config_path), "broker", "supervise", *more]
+    return system.spawn(argv, log=config.run_dir / "broker.log")
+
+
+def _supervisor(config: Config, system: System) -> int | None:
+    """The process that keeps the broker running, if there is one."""
+    return system.read_pid(config.run_dir / "supervisor.pid")
 
 
 def _by_systemd(unit: Unit, config: Config, timeout: float, verb: str) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 systemd's descriptor store holds both ends (``ovs-hotswap-broker.service``), so what was sent stays queued, descriptors
 included (unix(7), SCM_RIGHTS), when this process ends in whatever way. The newest message tells: a state, which is all
-that a next broker needs, or that work had begun which changes it, and with which switches' processes. In the second
-case nobody can say how far that work went: the VM's connections close with this process, and it starts over with its
-peers. So nothing is kept from being closed by an outdated state.
+that a next broker needs, or that work had begun which changes it, with the switches' processes and QEMU's connection.
+In the second case nobody can say how far that work went: the VM starts over with its peers. So an outdated state keeps
+nothing from being closed. QEMU's connection is closed by the next broker, when no switch can be on the rings any more:
+a QEMU that sees its back end go takes the rings itself (hw/net/virtio-net.c, ``virtio_net_drop_tx_queue_data``).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import socket
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ovs_hotswap import sd
 from ovs_hotswap.errors import StateUnknown
@@ -33,12 +34,20 @@ _MORE = b"M"
 _ANCILLARY = socket.CMSG_SPACE(4 * 253)
 
 
+class Connection(Protocol):
+    """What has a descriptor, for as long as it is the same object."""
+
+    def fileno(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a vault held. ``state`` is ``None`` if work was under way; ``pids`` are then the switches' processes."""
+    """What a vault held. ``state`` is ``None`` if work was under way; then ``pids`` are the switches' processes and
+    ``qemu`` is QEMU's connection, for the caller to close when no switch can be on the rings any more."""
 
     state: VmParts | None
     pids: Mapping[Side, int]
+    qemu: OwnedFd | None = None
 
 
 class Vault:
@@ -49,7 +58,10 @@ class Vault:
             end.setblocking(False)
         self._inlet, self._outlet = inlet, outlet
         self._queued = 0
-        self._busy: Mapping[Side, int] | None = {}
+        self.busy = True
+        self._said: tuple[Mapping[Side, int], Connection | None] | None = (
+            None  # by the newest message, if that is _BUSY
+        )
 
     @classmethod
     def make(cls, name: str) -> Vault:
@@ -76,32 +88,30 @@ class Vault:
                     alone.close()
         return found
 
-    @property
-    def busy(self) -> bool:
-        return self._busy is not None
-
-    def begin(self, pids: Mapping[Side, int]) -> None:
-        """Before anything of the VM changes: what was kept is let go."""
-        if self._busy == pids:
+    def begin(self, pids: Mapping[Side, int], qemu: Connection | None) -> None:
+        """Before anything of the VM changes: what was kept is let go, but for ``qemu``."""
+        if self._said is not None and self._said[0] == pids and self._said[1] is qemu:
             return
-        older = self._queued
+        older, kept = self._queued, [] if qemu is None else [qemu.fileno()]
         try:
-            self._send(_BUSY.pack(b"B", pids.get(Side.A, 0), pids.get(Side.B, 0)), [])
+            self._send(_BUSY.pack(b"B", pids.get(Side.A, 0), pids.get(Side.B, 0)), kept)
+            self._said = dict(pids), qemu
         except OSError as error:  # an empty vault says as much, but for the pids, which pid files tell too
             log.warning("cannot keep that work is under way: %s", error)
-        self._busy = dict(pids)
+        self.busy = True
         self._drop(older)
 
     def put(self, vm: VmParts) -> None:
         """Keep ``vm``, whose state it is until the next ``begin``. Raises OSError; then work stays under way."""
         table, older = Table(), self._queued
-        document = json.dumps({"format": FORMAT, "vm": encode(vm, table)}).encode()
+        entry = encode(vm, table)
+        document = json.dumps({"format": FORMAT, "qemu": entry["qemu"], "vm": entry}).encode()
         with _memfd(document) as text:
             descriptors = [text, *(each.fileno() for each in table.descriptors)]
             for start in range(0, len(descriptors), FDS_PER_MESSAGE):
                 head = _MORE if start else _STATE.pack(b"S", len(descriptors))
                 self._send(head, descriptors[start : start + FDS_PER_MESSAGE])
-        self._busy = None
+        self.busy, self._said = False, None
         self._drop(older)
 
     def _drop(self, older: int) -> None:
@@ -116,7 +126,7 @@ class Vault:
     def take(self) -> Kept:
         """Empty it. Raises StateUnknown if what it held cannot be read."""
         state: list[OwnedFd] = []
-        due, pids, busy, vm = 0, dict[Side, int](), True, None
+        due, pids, busy, vm, qemu = 0, dict[Side, int](), True, None, None
         try:
             while (message := self._receive()) is not None:
                 head, descriptors = message
@@ -127,19 +137,22 @@ class Vault:
                 if head[:1] == b"B":
                     _, *numbers = _BUSY.unpack(head)
                     pids, busy = {side: pid for side, pid in zip(Side, numbers, strict=True) if pid}, True
+                    due = 0
                     continue
                 if head[:1] == b"S":
                     _, due = _STATE.unpack(head)
                 busy = len(state) != due
             if not busy:
-                vm = _decode(state)
+                vm, qemu = _decode(state)
+            elif not due and state:
+                qemu = state.pop()
         except struct.error as error:
             raise StateUnknown(f"what an earlier broker kept cannot be read: {error}") from error
         finally:
-            self._queued, self._busy = 0, pids
+            self._queued, self.busy, self._said = 0, True, None
             if vm is None:  # what is not gone on with must not stay open
-                close_all(state)
-        return Kept(vm, pids)
+                close_all([each for each in state if each is not qemu])
+        return Kept(vm, pids, qemu)
 
     def _receive(self) -> tuple[bytes, list[OwnedFd]] | None:
         try:
@@ -160,15 +173,17 @@ class Vault:
         self._outlet.close()
 
 
-def _decode(descriptors: list[OwnedFd]) -> VmParts:
+def _decode(descriptors: list[OwnedFd]) -> tuple[VmParts | None, OwnedFd | None]:
+    """A state, or of one in another format QEMU's connection. Raises StateUnknown."""
     text = descriptors.pop(0)
     try:
         size = os.fstat(text.fileno()).st_size
         document: Any = json.loads(os.pread(text.fileno(), size, 0))
-        if document["format"] != FORMAT:
-            raise StateUnknown(f"an earlier broker kept format {document['format']}, this one knows {FORMAT}")
-        return decode(document["vm"], descriptors)
-    except (KeyError, TypeError, ValueError) as error:
+        if document["format"] == FORMAT:
+            return decode(document["vm"], descriptors), None
+        log.warning("an earlier broker kept format %s, this one knows %s", document["format"], FORMAT)
+        return None, None if document["qemu"] is None else descriptors[document["qemu"]]
+    except (IndexError, KeyError, TypeError, ValueError) as error:
         raise StateUnknown(f"what an earlier broker kept cannot be read: {error}") from error
     finally:
         text.close()

@@ -16,7 +16,7 @@ from dataclasses import replace
 from ovs_hotswap.errors import BrokerError, ProtocolError
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost import handover, wire
-from ovs_hotswap.vhost.channel import Channel, PeerClosed
+from ovs_hotswap.vhost.channel import Channel, PeerClosed, close_all
 from ovs_hotswap.vhost.handover import Swap
 from ovs_hotswap.vhost.link import Link
 from ovs_hotswap.vhost.memory import indices, make_safe
@@ -73,6 +73,7 @@ class Vm:
         self._owed: Callable[[], None] | None = None
         self._owed_ring: int | None = None
         self.cut_pid = 0
+        self.withdrawn = False  # its rings are given to nobody any more
         self.touched: Callable[[], None] = lambda: None  # called before anything changes
 
     # -- switches ----------------------------------------------------------------------------------------------
@@ -121,8 +122,7 @@ class Vm:
                 try:
                     link.answered(frame)
                 finally:
-                    for descriptor in frame.descriptors:
-                        descriptor.close()
+                    close_all(frame.descriptors)
             except PeerClosed:
                 self.drop_link(link.side, "the switch hung up")
                 return
@@ -189,7 +189,7 @@ class Vm:
     def assign(self) -> None:
         """Give rings that nobody holds to a back end that can serve them: the home side's, one that is to be kept
         parked, or any if the home side's is there and cannot. To be called whenever one of these may have changed."""
-        if self.ownership.holder is not None or self.qemu is None:
+        if self.ownership.holder is not None or self.qemu is None or self.withdrawn:
             return
         home = self.home
         for side in (home, *Side):
@@ -269,16 +269,17 @@ class Vm:
     @property
     def wants_qemu(self) -> bool:
         """Whether there is a switch to answer for, and no QEMU yet."""
-        return self.qemu is None and any(link.offer is not None for link in self.links.values())
+        offered = any(link.offer is not None for link in self.links.values())
+        return self.qemu is None and not self.withdrawn and offered
 
     def connected(self, connection: socket.socket) -> None:
         """Take a fresh connection to the VM's QEMU."""
-        self.touched()
         offers = [link.offer for link in self.links.values() if link.offer is not None]
         offered = offers[0]
         for other in offers[1:]:
             offered = offered.common(other)
         self.qemu = Channel(connection)
+        self.touched()
         self.offered = replace(offered, features=offered.features & ~self._withheld)
         self._loop.add_reader(connection.fileno(), self._read_qemu)
         log.info("vm %s: QEMU connected, process %d", self.name, self.qemu.peer_pid)
@@ -306,8 +307,7 @@ class Vm:
             make_safe(message)
             got = receive(self.state, message, self.offered)
         except BaseException:
-            for descriptor in frame.descriptors:
-                descriptor.close()
+            close_all(frame.descriptors)
             raise
         before, self.state = self.state, got.state
         try:
@@ -315,8 +315,7 @@ class Vm:
             for side in Side:
                 self.sync(side)
         finally:
-            for descriptor in got.surplus:
-                descriptor.close()
+            close_all(got.surplus)
         self._reconsider()
 
     def _reconsider(self) -> None:
@@ -407,8 +406,8 @@ class Vm:
         self._loop.remove_reader(self.qemu.fileno())
         self.qemu.close()
         self.qemu, self.offered, self._owed = None, None, None
-        for descriptor in self.state.descriptors():
-            descriptor.close()
+        self.touched()
+        close_all(self.state.descriptors())
         self.state = GuestState()
         for side, link in list(self.links.items()):
             if link.told.features is not None or link.told.memory:

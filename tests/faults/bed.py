@@ -50,6 +50,7 @@ crash_window_s = 2
 _PING_MS = 20.0  # two guests that ping every 10 ms take most of one of two cores
 _POLL_S = 0.05
 _ASKED_S = 0.01  # for a request to be written
+_LISTENS_S = 1.0
 _READY_S = 60.0
 _END_S = 20.0
 _BROKER_S = 10.0
@@ -59,6 +60,7 @@ PROGRAMS = {
     "ovs-vswitchd-dpdk": 2,
     "qemu-system-x86_64": GUESTS,
     "broker run": 1,
+    "broker supervise": 1,
     "watch run": 1,
 }
 
@@ -146,6 +148,9 @@ class Bed:
             with contextlib.suppress(HotswapError):
                 appctl(ctl, "exit", timeout=_READY_S)
 
+        end = time.monotonic() + _LISTENS_S
+        while not ctl.exists() and time.monotonic() < end:  # it has just been started
+            time.sleep(_ASKED_S)
         threading.Thread(target=ask, daemon=True).start()
         time.sleep(_ASKED_S)
 

@@ -187,3 +187,27 @@ def test_replaced_broker_is_found_again(serve: Serve) -> None:
         assert client.call("vms") == 1
         gone.wait(5)
         assert client.call("vms") == 1
+
+
+@pytest.mark.parametrize("said", [b"", b"half a line"])
+def test_what_a_broker_that_died_was_asked_the_next_one_is_asked(serve: Serve, said: bytes) -> None:
+    asked: list[bytes] = []
+
+    def dies_once(connection: socket.socket) -> None:
+        asked.append(connection.recv(1000))
+        connection.sendall(said if len(asked) == 1 else encode({"result": len(asked)}))
+
+    with BrokerClient(serve(dies_once), timeout=5) as client:
+        assert client.call("move", vm="v") == 2
+    assert asked[0] == asked[1]
+
+
+def test_what_costs_every_broker_its_life_is_not_asked_for_ever(serve: Serve) -> None:
+    asked: list[bytes] = []
+
+    def dies(connection: socket.socket) -> None:
+        asked.append(connection.recv(1000))
+
+    with BrokerClient(serve(dies), timeout=5) as client, pytest.raises(BrokerError, match="hung up"):
+        client.call("vms")
+    assert len(asked) == 2

@@ -28,6 +28,7 @@ LAYERS = {
     "ovs_hotswap.config": SEAM,
     "ovs_hotswap.system": SEAM,
     "ovs_hotswap.sd": SEAM,
+    "ovs_hotswap.supervisor": SEAM,
     "ovs_hotswap.exits": SEAM,
     "ovs_hotswap.priority": SEAM,
     "ovs_hotswap.systemctl": SEAM,

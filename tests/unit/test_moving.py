@@ -44,7 +44,8 @@ class FakeBroker:
             if name == self.bad:
                 return moved, BrokerError(f"vm {name} cannot move")
             self.owner[name] = to
-            moved.append({"vm": name, "total_us": 0.0 if name == self.empty else 100.0})
+            empty = name == self.empty
+            moved.append({"vm": name, "owner": None if empty else to, "total_us": 0.0 if empty else 100.0})
         return moved, None
 
     def unserved(self, names: Sequence[str]) -> list[str]:

@@ -122,6 +122,15 @@ def test_write_atomic_replaces_and_leaves_nothing_else(system: System, tmp_path:
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_write_atomic_removes_what_a_writer_that_was_killed_has_left(system: System, tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    for name in (f".file.{ended.pid}", ".file.1", f".other.{ended.pid}", ".file.bak"):
+        (tmp_path / name).touch()
+    system.write_atomic(tmp_path / "file", "new")
+    assert sorted(os.listdir(tmp_path)) == [".file.1", ".file.bak", f".other.{ended.pid}", "file"]
+
+
 LOCKER = textwrap.dedent(
     """
     import sys, time

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -95,7 +96,7 @@ def test_a_state_comes_back_with_its_descriptors(
     vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd], rings: int
 ) -> None:
     before = state(descriptor, rings)
-    vault.begin({Side.A: 17})
+    vault.begin({Side.A: 17}, None)
     vault.put(before)
     assert not vault.busy
     after = taken(pair).state
@@ -109,8 +110,8 @@ def test_a_state_comes_back_with_its_descriptors(
 
 def test_work_under_way_is_told_with_the_processes(vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
     vault.put(state(descriptor))
-    vault.begin({Side.A: 17})
-    vault.begin({Side.A: 17, Side.B: 18})
+    vault.begin({Side.A: 17}, None)
+    vault.begin({Side.A: 17, Side.B: 18}, None)
     assert vault.busy
     assert taken(pair) == Kept(None, {Side.A: 17, Side.B: 18})
 
@@ -130,14 +131,14 @@ def test_an_outdated_state_holds_nothing_open(vault: Vault, descriptor: Callable
         outlet.setblocking(False)
         with pytest.raises(BlockingIOError):
             outlet.recv(1)  # the vault keeps the other end
-        vault.begin({})
+        vault.begin({}, None)
         assert outlet.recv(1) == b""
 
 
 def test_many_states_leave_one(vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
     parts = state(descriptor)
     for number in range(200):
-        vault.begin({Side.A: number + 1})
+        vault.begin({Side.A: number + 1}, None)
         vault.put(parts)
     found = taken(pair).state
     assert found is not None
@@ -148,7 +149,7 @@ def test_many_states_leave_one(vault: Vault, pair: Pair, descriptor: Callable[[]
 
 def test_a_state_that_is_cut_short_is_none(vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
     """Killed between the messages of one state: what was before it is what counts."""
-    vault.begin({Side.B: 18})
+    vault.begin({Side.B: 18}, None)
     given = [descriptor().fileno() for _ in range(3)]
     socket.send_fds(pair[0], [b"S" + (300).to_bytes(4, "big")], given)
     assert taken(pair) == Kept(None, {Side.B: 18})
@@ -163,13 +164,43 @@ def test_what_cannot_be_read_is_refused(pair: Pair, descriptor: Callable[[], Own
     assert references(given) == 1
 
 
-def test_a_state_of_another_version_holds_nothing_open(
+def test_of_a_state_of_another_version_only_qemus_connection_stays_open(
     vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else neither QEMU nor a switch would ever see the earlier broker's connection end."""
-    parts = state(descriptor)
+    """Else no switch would ever see the earlier broker's connection end."""
+    parts = replace(state(descriptor), qemu=descriptor())
     vault.put(parts)
     monkeypatch.setattr("ovs_hotswap.vhost.vault.FORMAT", 999)
-    with pytest.raises(StateUnknown, match="this one knows 999"):
-        taken(pair)
+    found = taken(pair)
+    assert found.state is None
     assert references(parts.scratch) == 1  # type: ignore[arg-type]
+    assert found.qemu is not None
+    assert inode(found.qemu) == inode(parts.qemu)  # type: ignore[arg-type]
+    found.qemu.close()
+
+
+def test_qemus_connection_outlives_work_that_was_under_way(
+    vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]
+) -> None:
+    parts, qemu = state(descriptor), descriptor()
+    vault.put(replace(parts, qemu=qemu))
+    vault.begin({Side.A: 17}, qemu)
+    assert references(parts.scratch) == 1  # type: ignore[arg-type]
+    found = taken(pair)
+    assert found.qemu is not None
+    assert (found.state, inode(found.qemu)) == (None, inode(qemu))
+    found.qemu.close()
+
+
+def test_a_connection_that_was_closed_meanwhile_is_let_go(
+    vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]
+) -> None:
+    first, second = descriptor(), descriptor()
+    vault.begin({Side.A: 17}, first)
+    vault.begin({Side.A: 17}, None)
+    assert references(first) == 1
+    vault.begin({Side.A: 17}, second)
+    found = taken(pair)
+    assert found.qemu is not None
+    assert inode(found.qemu) == inode(second)
+    found.qemu.close()

@@ -1,0 +1,231 @@
+"""Keeps one service running, and the descriptors that it stores, where there is no systemd to do that.
+
+The service says what it would say to systemd, in the same words (sd_notify(3): READY, FDSTORE, FDSTOREREMOVE, FDNAME),
+and is started again with what it stored (sd_listen_fds(3)). So it has one way to outlive itself, wherever it runs.
+A connection whose descriptor is here does not end when the service does, in whatever way that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ovs_hotswap.system import many_descriptors
+from ovs_hotswap.vhost.channel import OwnedFd, adopt, close_all
+
+log = logging.getLogger(__name__)
+
+_FIRST = 3  # SD_LISTEN_FDS_START
+_MESSAGE = 4096  # bytes
+_ANCILLARY = socket.CMSG_SPACE(4 * 253)  # SCM_MAX_FD
+_DELAY_S, _DELAY_MAX_S = 0.1, 5.0  # before a service is started again that was not ready when it ended
+_STOP_S = 10.0  # for the service to end by itself
+SUCCEEDED = "X_SUCCEEDED=1"  # said by a service that another process has replaced, which is not to be started again
+
+
+class Store:
+    """Descriptors by name, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[str, OwnedFd]] = []
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self._kept]
+
+    @property
+    def descriptors(self) -> list[int]:
+        return [descriptor.fileno() for _, descriptor in self._kept]
+
+    def take(self, said: Mapping[str, str], descriptors: Sequence[OwnedFd]) -> None:
+        """What a message with ``descriptors`` asks for; those that are not to be kept are closed."""
+        name = said.get("FDNAME", "stored")
+        if said.get("FDSTORE") == "1":
+            self._kept += [(name, descriptor) for descriptor in descriptors]
+            return
+        close_all(descriptors)
+        if said.get("FDSTOREREMOVE") == "1":
+            close_all(descriptor for kept, descriptor in self._kept if kept == name)
+            self._kept = [kept for kept in self._kept if kept[0] != name]
+
+    def close(self) -> None:
+        close_all(descriptor for _, descriptor in self._kept)
+        self._kept = []
+
+
+class Supervisor:
+    """Runs ``argv`` until it is told to end. ``directory``: for its socket and its pid file, ``NAME.pid``.
+
+    ``once`` are arguments for the first start alone.
+    """
+
+    def __init__(self, name: str, argv: Sequence[str], directory: Path, once: Sequence[str] = ()) -> None:
+        self._argv, self._once = list(argv), list(once)
+        self._path = directory / f"{name}.{os.getpid()}.notify"
+        self._pid_file = directory / f"{name}.pid"
+        self._store = Store()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        self._child: int | None = None
+        self._pidfd = -1
+        self._due, self._delay = 0.0, 0.0
+        self._ready = self._ever_ready = self._succeeded = False
+        self._signals: list[int] = []
+
+    def run(self) -> int:
+        """Return 0 after SIGTERM or SIGINT, or once the service was succeeded; a service's own exit status if it ended
+        before it was ever ready. SIGHUP is passed on. Raises OSError if the directory cannot be written."""
+        many_descriptors()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._socket.close)
+            self._socket.bind(str(self._path))
+            stack.callback(self._path.unlink, missing_ok=True)
+            self._path.chmod(0o600)
+            stack.callback(self._store.close)
+            stack.callback(self._remove_pid_file)
+            wakeup = stack.enter_context(self._signalled())
+            return self._serve(wakeup)
+
+    def _serve(self, wakeup: socket.socket) -> int:
+        self._start(self._once)
+        while True:
+            self._wait(wakeup)
+            self._receive_all()
+            ended = self._reap()
+            if self._told_to_end():
+                self._end()
+                return 0
+            if ended is not None:
+                if self._succeeded:
+                    return 0
+                if not self._ever_ready:
+                    return ended if ended > 0 else 1
+                self._delay = 0.0 if self._ready else min(max(2 * self._delay, _DELAY_S), _DELAY_MAX_S)
+                self._due = time.monotonic() + self._delay
+                log.warning("the service ended with status %d: it is started again in %.1f s", ended, self._delay)
+            if self._child is None and time.monotonic() >= self._due:
+                self._start()
+
+    def _told_to_end(self) -> bool:
+        taken, self._signals = self._signals, []
+        if signal.SIGHUP in taken:
+            self._pass_on(signal.SIGHUP)
+        return bool({signal.SIGTERM, signal.SIGINT} & set(taken))
+
+    # -- the service
+
+    def _start(self, more: Sequence[str] = ()) -> None:
+        self._ready = False
+        pid = os.fork()
+        if pid == 0:
+            self._become([*self._argv, *more])
+        self._child, self._pidfd = pid, os.pidfd_open(pid)
+
+    def _become(self, argv: list[str]) -> NoReturn:
+        """The new process: everything stored from descriptor 3 on, and nothing else."""
+        try:
+            signal.set_wakeup_fd(-1)
+            given = self._store.descriptors
+            environment = dict(os.environ, NOTIFY_SOCKET=str(self._path), LISTEN_PID=str(os.getpid()),
+                               LISTEN_FDS=str(len(given)), LISTEN_FDNAMES=":".join(self._store.names))  # fmt: skip
+            apart = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, _FIRST + len(given)) for each in given]
+            for place, descriptor in enumerate(apart, _FIRST):
+                os.dup2(descriptor, place)
+            os.execve(argv[0], argv, environment)
+        except BaseException:  # nothing of the parent's may run on here
+            log.exception("%s cannot be started", argv[0])
+            os._exit(127)
+
+    def _reap(self) -> int | None:
+        """The exit status of the service if it has ended just now, negative for a signal."""
+        if self._child is None:
+            return None
+        pid, status = os.waitpid(self._child, os.WNOHANG)
+        if pid == 0:
+            return None
+        os.close(self._pidfd)
+        self._child = None
+        self._receive_all()  # what it said last
+        return os.waitstatus_to_exitcode(status)
+
+    def _pass_on(self, number: signal.Signals) -> None:
+        if self._child is not None:
+            os.kill(self._child, number)
+
+    def _end(self) -> None:
+        self._pass_on(signal.SIGTERM)
+        end = time.monotonic() + _STOP_S
+        while self._child is not None:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._pidfd, selectors.EVENT_READ)
+                selector.register(self._socket, selectors.EVENT_READ)
+                selector.select(max(0.0, end - time.monotonic()))
+            self._receive_all()
+            if self._reap() is None and time.monotonic() >= end:
+                self._pass_on(signal.SIGKILL)
+                end += _STOP_S
+
+    # -- what comes in
+
+    def _wait(self, wakeup: socket.socket) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(wakeup, selectors.EVENT_READ)
+            selector.register(self._socket, selectors.EVENT_READ)
+            if self._child is None:
+                selector.select(max(0.0, self._due - time.monotonic()))
+            else:
+                selector.register(self._pidfd, selectors.EVENT_READ)
+                selector.select()
+        with contextlib.suppress(BlockingIOError):
+            wakeup.recv(4096)
+
+    def _receive_all(self) -> None:
+        while self._receive():
+            pass
+
+    def _receive(self) -> bool:
+        """Take one message; return whether there was one."""
+        try:
+            data, ancillary, _, _ = self._socket.recvmsg(_MESSAGE, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return False
+        lines = data.decode(errors="replace").split("\n")
+        self._store.take(dict(line.split("=", 1) for line in lines if "=" in line), adopt(ancillary))
+        if "READY=1" in lines:
+            self._ready = True
+        if self._ready and not self._ever_ready:
+            self._ever_ready = True
+            self._pid_file.write_text(f"{os.getpid()}\n")
+        self._succeeded = self._succeeded or SUCCEEDED in lines
+        return True
+
+    def _remove_pid_file(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if self._pid_file.read_text() == f"{os.getpid()}\n":  # else its successor's
+                self._pid_file.unlink()
+
+    @contextlib.contextmanager
+    def _signalled(self) -> Iterator[socket.socket]:
+        """A socket that is readable when a signal has come, which is in ``_signals`` then."""
+        inside, outside = socket.socketpair()
+        before = {}
+        with inside, outside:
+            for end in (inside, outside):
+                end.setblocking(False)
+            old = signal.set_wakeup_fd(outside.fileno(), warn_on_full_buffer=False)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                before[number] = signal.signal(number, lambda got, _frame: self._signals.append(got))
+            try:
+                yield inside
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+                signal.set_wakeup_fd(old)

@@ -1,0 +1,196 @@
+"""What stands in for systemd: real processes that say what a service says, and a supervisor in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+RUN = (
+    "import sys; from pathlib import Path; from ovs_hotswap.supervisor import Supervisor;"
+    "sys.exit(Supervisor('supervisor', sys.argv[3:], Path(sys.argv[1]), sys.argv[2].split()).run())"
+)
+# Each service writes a line to the file `said` when it starts: its arguments and what it was given.
+BEGIN = """
+import os, signal, socket, sys, time
+from ovs_hotswap import sd
+given = {name: [os.fstat(fd).st_ino for fd in fds] for name, fds in sorted(sd.stored().items())}
+def say(text):
+    with open("said", "a") as out:
+        print(os.getpid(), *sys.argv[1:], text, file=out)
+"""
+WAIT = "\nwhile True:\n    time.sleep(60)\n"
+
+
+class Service:
+    """A supervisor whose service runs ``code``."""
+
+    def __init__(self, directory: Path, code: str, once: str) -> None:
+        self.directory = directory
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", RUN, str(directory), once, sys.executable, "-c", BEGIN + code],
+            cwd=directory, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        )  # fmt: skip
+
+    def said(self, count: int) -> list[list[str]]:
+        """The first ``count`` lines, once they are there."""
+        self.wait(lambda: len(self._lines()) >= count)
+        return [line.split(maxsplit=1) for line in self._lines()[:count]]
+
+    def _lines(self) -> list[str]:
+        path = self.directory / "said"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def wait(self, true: Callable[[], bool]) -> None:
+        end = time.monotonic() + 20.0
+        while not true():
+            assert time.monotonic() < end, self._lines()
+            time.sleep(0.01)
+
+    @property
+    def pid_file(self) -> Path:
+        return self.directory / "supervisor.pid"
+
+
+Make = Callable[..., Service]
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Make]:
+    made: list[Service] = []
+
+    def make(code: str, once: str = "") -> Service:
+        made.append(Service(tmp_path, code, once))
+        return made[-1]
+
+    yield make
+    for each in made:
+        if each.process.poll() is None:
+            each.process.terminate()
+            each.process.wait(20)
+    assert not list(tmp_path.glob("*.notify"))
+    assert not (tmp_path / "supervisor.pid").exists()
+
+
+def test_what_was_stored_is_given_to_the_next(service: Make) -> None:
+    code = """
+if not given:
+    ends = socket.socketpair()
+    third = open(os.devnull)
+    sd.store("one", [end.fileno() for end in ends])
+    sd.store("two", [third.fileno()])
+    given = {"one": [os.fstat(end.fileno()).st_ino for end in ends], "two": [os.fstat(third.fileno()).st_ino]}
+sd.notify("READY=1")
+extra = sorted(int(fd) for fd in os.listdir("/proc/self/fd"))
+say(repr(given) + f" {len(extra)}")
+"""
+    made = service(code + WAIT)
+    lines = []
+    for count in range(1, 4):
+        lines.append(made.said(count)[-1])
+        os.kill(int(lines[-1][0]), signal.SIGKILL)
+    assert len({pid for pid, _ in lines}) == 3
+    first, *later = [text.rpartition(" ")[0] for _, text in lines]
+    assert later == [first, first]
+    assert lines[1][1] == lines[2][1]  # not a descriptor more each time
+
+
+def test_what_was_forgotten_is_closed(service: Make) -> None:
+    code = """
+if not given:
+    ends = socket.socketpair()
+    for name in ("one", "two"):
+        sd.store(name, [ends[0].fileno()])
+    sd.store("three", [0])
+    ends[0].close()
+    sd.forget("one")
+    ends[1].setblocking(False)
+    try:
+        say(ends[1].recv(1))
+    except BlockingIOError:
+        say("kept")
+    sd.forget("two")
+    ends[1].setblocking(True)
+    say(repr(ends[1].recv(1)))
+    sd.notify("READY=1")
+say(" ".join(["with", *given]))
+"""
+    made = service(code + WAIT)
+    lines = made.said(3)
+    assert [text for _, text in lines[:2]] == ["kept", "b''"]
+    os.kill(int(lines[0][0]), signal.SIGKILL)
+    assert made.said(4)[-1][1] == "with three"
+
+
+def test_arguments_for_the_first_start_alone(service: Make) -> None:
+    made = service("sd.notify('READY=1'); say('here')" + WAIT, once="--take-over now")
+    pid, text = made.said(1)[0]
+    assert text == "--take-over now here"
+    os.kill(int(pid), signal.SIGKILL)
+    assert made.said(2)[1][1] == "here"
+
+
+def test_a_service_that_was_never_ready_is_not_started_again(service: Make) -> None:
+    made = service("say('here'); sys.exit(9)")
+    assert made.process.wait(20) == 9
+    assert len(made.said(1)) == 1
+
+
+def test_one_that_fails_later_is_tried_again_and_again(service: Make) -> None:
+    code = """
+say("here")
+if len(open("said").readlines()) in (1, 4):
+    sd.notify("READY=1")
+    while True:
+        time.sleep(60)
+sys.exit(3)
+"""
+    made = service(code)
+    os.kill(int(made.said(1)[0][0]), signal.SIGKILL)
+    made.said(4)
+    assert made.process.poll() is None
+
+
+def test_one_that_was_succeeded_ends_it(service: Make) -> None:
+    made = service("sd.notify('READY=1'); say('here'); sd.notify('X_SUCCEEDED=1'); sys.exit(0)")
+    assert made.process.wait(20) == 0
+    assert len(made.said(1)) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_with_its_service(service: Make, number: signal.Signals) -> None:
+    code = """
+def end(*_):
+    say("ends")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+sd.notify("READY=1")
+say("here")
+"""
+    made = service(code + WAIT)
+    made.said(1)
+    made.wait(made.pid_file.exists)
+    assert made.pid_file.read_text() == f"{made.process.pid}\n"
+    made.process.send_signal(number)
+    assert made.process.wait(20) == 0
+    assert [text for _, text in made.said(2)] == ["here", "ends"]
+
+
+def test_a_hang_up_is_passed_on(service: Make) -> None:
+    made = service("signal.signal(signal.SIGHUP, lambda *_: say('again'))\nsd.notify('READY=1'); say('here')" + WAIT)
+    made.said(1)
+    made.process.send_signal(signal.SIGHUP)
+    assert made.said(2)[1][1] == "again"
+    assert made.process.poll() is None
+
+
+def test_a_program_that_is_not_there(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", RUN, str(tmp_path), "", "/nowhere"], check=False, capture_output=True)
+    assert done.returncode == 127
+    assert b"/nowhere cannot be started" in done.stderr
