@@ -207,24 +207,16 @@ def known_vms(intent: Collection[str], broker: Collection[str]) -> list[Finding]
     return findings or _ok(name, f"{len(intent)} in the overlay and in the broker")
 
 
-@dataclass(frozen=True, slots=True)
-class BrokerFacts:
-    """``error`` is why the broker did not answer, else ``None``."""
-
-    version: str
-    error: str | None = None
-
-
-def broker(facts: BrokerFacts, own_version: str) -> list[Finding]:
-    """Whether the broker answers and is of this program's version."""
+def broker(version: str, own_version: str, *, supervised: bool) -> list[Finding]:
+    """Whether the broker is of this program's version, and somebody keeps its connections if it dies."""
     name = "broker"
-    if facts.error is not None:
-        return [_error(name, facts.error, "start it: `ovs-hotswap broker`")]
-    if facts.version != own_version:
-        return [
-            _error(name, f"version {facts.version} is running, this program is {own_version}", "restart the broker")
-        ]
-    return _ok(name, f"answers, version {facts.version}")
+    if version != own_version:
+        return [_error(name, f"version {version} is running, this program is {own_version}",
+                       "`ovs-hotswap broker take-over`")]  # fmt: skip
+    if not supervised:
+        return [_warning(name, "nobody keeps its connections: if it is killed, every VM loses its network for seconds",
+                         "`ovs-hotswap broker take-over`")]  # fmt: skip
+    return _ok(name, f"answers, version {version}")
 
 
 def database(side: Side, answers: bool) -> list[Finding]:

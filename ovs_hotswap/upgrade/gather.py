@@ -112,7 +112,8 @@ def _active(host: Host, old: Side) -> list[Finding]:
 
 
 def _vms(host: Host, old: Side, new: Side) -> list[Finding]:
-    found = checks.broker(checks.BrokerFacts(str(host.broker.status()["version"])), __version__)
+    status = host.broker.status()
+    found = checks.broker(str(status["version"]), __version__, supervised=bool(status["supervised"]))
     documents = host.broker.vms()
     facts = [vm_facts(vm) for vm in documents]
     found += checks.known_vms([vm.name for vm in host.intent.vms], [vm.name for vm in facts])

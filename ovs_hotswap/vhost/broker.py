@@ -121,7 +121,7 @@ class Broker:
         self._loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
         gc.collect()
         gc.freeze()
-        sd.notify("READY=1", f"STATUS=serves {len(self._seats)} VMs")
+        sd.notify("READY=1")
         log.info("broker %s serves %d VMs on %s", __version__, len(self._seats), self._config.broker_socket)
         tasks = [self._loop.create_task(each) for each in (self._connect_qemus(), ping_forever())]
         self._successors = listen(self._config.successor_socket)
@@ -313,7 +313,7 @@ class Broker:
             "pid": os.getpid(),
             "uptime_s": round(time.monotonic() - self._started, 3),
             "vms": len(self._seats),
-            "supervised": sd.supervised(),
+            "supervised": sd.notify(f"STATUS=serves {len(self._seats)} VMs"),  # whether there is somebody to tell
             "unit": sd.in_unit(),
             "home": self._home,
         }

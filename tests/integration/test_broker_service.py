@@ -150,9 +150,10 @@ def test_a_supervisor_that_dies_leaves_the_broker_at_work(host: Host) -> None:
     assert supervisor is not None
     os.kill(supervisor, signal.SIGKILL)
     wait(lambda: not host.system.alive(supervisor))
+    assert not guest.client.status()["supervised"]
     guest.client.move("vm0", Side.B)
     assert host.start() == pid
-    replace_broker(host.config, host.system, host.path, 20.0)
+    assert replace_broker(host.config, host.system, host.path, 20.0)["supervised"]
     assert host.supervisor() is not None
     guest.ends_well()
 

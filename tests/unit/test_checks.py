@@ -123,10 +123,9 @@ def test_vms() -> None:
 
 
 def test_broker() -> None:
-    assert severities(checks.broker(checks.BrokerFacts("1"), "1")) == [OK]
-    assert severities(checks.broker(checks.BrokerFacts("2"), "1")) == [ERROR]
-    (finding,) = checks.broker(checks.BrokerFacts("", "no answer in 5 s"), "1")
-    assert (finding.severity, finding.text) == (ERROR, "no answer in 5 s")
+    assert severities(checks.broker("1", "1", supervised=True)) == [OK]
+    assert severities(checks.broker("2", "1", supervised=True)) == [ERROR]
+    assert severities(checks.broker("1", "1", supervised=False)) == [WARNING]
 
 
 def test_database() -> None:
