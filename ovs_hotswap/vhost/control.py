@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_fixed
 
 from ovs_hotswap import errors
 from ovs_hotswap.errors import BrokerError, HotswapError
@@ -63,8 +63,8 @@ def reported(document: dict[str, Any]) -> HotswapError:
 class BrokerClient:
     """A connection to the broker, made anew when it was lost: a broker may be replaced, or die, at any time.
 
-    What was asked of one that died is asked once more of the next: whatever of it was done then needs no doing (a VM
-    that has moved stays where it is). Every call raises BrokerError if the broker cannot be reached or does not answer
+    What was asked of one that died is asked again of the next: whatever of it was done then needs no doing (a VM that
+    has moved stays where it is). Every call raises BrokerError if the broker cannot be reached or does not answer
     within ``timeout`` seconds (what was asked for may have been done nevertheless), and whatever HotswapError the
     broker reports.
     """
@@ -89,13 +89,8 @@ class BrokerClient:
         self._socket, self._received = None, b""
 
     def call(self, method: str, **params: object) -> Any:
-        request = encode({"method": method, "params": params})
         try:
-            try:
-                answer = self._ask(request)
-            except ConnectionError:
-                self.close()
-                answer = self._ask(request)
+            answer = self._ask(encode({"method": method, "params": params}))
         except (OSError, ValueError) as error:
             self.close()
             raise BrokerError(f"broker at {self._path}: {method}: {error or 'no answer'}") from error
@@ -103,10 +98,20 @@ class BrokerClient:
             raise reported(answer["error"])
         return answer["result"]
 
+    @retry(
+        retry=retry_if_exception_type(ConnectionError),
+        stop=stop_after_attempt(3),  # not for ever: it may be what is asked that costs every broker its life
+        wait=wait_fixed(0.05),  # one that dies closes what it listens on last
+        reraise=True,
+    )
     def _ask(self, request: bytes) -> dict[str, Any]:
         connection = self._connected()
-        connection.sendall(request)
-        answer: dict[str, Any] = json.loads(self._line(connection))
+        try:
+            connection.sendall(request)
+            answer: dict[str, Any] = json.loads(self._line(connection))
+        except ConnectionError:
+            self.close()
+            raise
         return answer
 
     def _connected(self) -> socket.socket:

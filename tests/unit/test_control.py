@@ -210,4 +210,4 @@ def test_what_costs_every_broker_its_life_is_not_asked_for_ever(serve: Serve) ->
 
     with BrokerClient(serve(dies), timeout=5) as client, pytest.raises(BrokerError, match="hung up"):
         client.call("vms")
-    assert len(asked) == 2
+    assert len(asked) == 3
