@@ -29,7 +29,7 @@ _POLLED_S = 20.0
 # Longest sleep of a PMD thread that has nothing to do but wait for a fail-over, in microseconds: it delays the first
 # packets after one by as much. Each time it wakes it looks at every queue, so it sleeps longer where there are many.
 _SLEEP_US = 2000
-_SLEEP_PER_QUEUE_US = 100
+_SLEEP_PER_QUEUE_US = 160  # a wake-up takes some 30 us and one more for each queue: 2 % of a core
 _SLEEP_MOST_US = 10_000  # Open vSwitch allows no more (vswitch.xml, pmd-sleep-max)
 
 Document = dict[str, Any]  # a VM as the broker describes it
