@@ -45,3 +45,12 @@ class Release:
     @property
     def label(self) -> str:
         return f"{self.name} (OVS {self.ovs_version}, DPDK {self.dpdk_version})"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A kernel network device, the namespace it is in (``None``: this process's own) and whether it is up."""
+
+    name: str
+    namespace: str | None
+    up: bool

@@ -161,7 +161,8 @@ class Supervisor:
             os.kill(self._child, number)
 
     def _end(self) -> None:
-        self._pass_on(signal.SIGTERM)
+        """For good: SIGTERM would tell the service that another one goes on from what it leaves."""
+        self._pass_on(signal.SIGINT)
         end = time.monotonic() + _STOP_S
         while self._child is not None:
             with selectors.DefaultSelector() as selector:

@@ -14,6 +14,7 @@ from ovs_hotswap.lab.layout import GUEST_MTU, OVERLAY_PREFIX, GuestLayout, Layou
 from ovs_hotswap.system import System
 
 READY = b"lab: ready"
+_MOST_MB = 4096  # with memory that is plugged
 _STATUS = re.compile(rb"<status> (\d+)\r?\n")
 
 
@@ -28,7 +29,8 @@ def command_line(layout: Layout, guest: GuestLayout, kernel: Path) -> list[str]:
     options = layout.options
     pages = "hugetlb=on,hugetlbsize=2M" if options.hugepages else "hugetlb=off"
     queues = options.queues
-    multiqueue = "mq=on," if queues > 1 else ""
+    device = [f"mac={guest.mac}", *(["mq=on"] if queues > 1 else []), "vectors=0", *options.device]
+    slots = f",slots={options.memory_slots},maxmem={_MOST_MB}M" if options.memory_slots else ""
     targets = ",".join(target.address for target in guest.targets)
     boot = [
         "console=ttyS0", "quiet", "panic=-1", "mitigations=off",
@@ -43,14 +45,14 @@ def command_line(layout: Layout, guest: GuestLayout, kernel: Path) -> list[str]:
     return [
         "qemu-system-x86_64", "-name", guest.name, "-nodefaults", "-no-user-config", "-display", "none",
         "-machine", "pc,usb=off,vmport=off,memory-backend=memory", "-accel", "tcg",
-        "-smp", str(queues), "-m", str(options.memory_mb),
+        "-smp", str(queues), "-m", f"{options.memory_mb}M{slots}",
         "-object", f"memory-backend-memfd,id=memory,size={options.memory_mb}M,share=on,{pages}",
         "-kernel", str(kernel), "-initrd", str(layout.initramfs_file), "-append", " ".join(boot),
         "-chardev", f"file,id=log,path={layout.guest_file(guest.name, 'log')},append=on", "-serial", "chardev:log",
         "-qmp", f"unix:{layout.guest_file(guest.name, 'qmp')},server=on,wait=off",
         "-chardev", f"socket,id=network,path={layout.guest_file(guest.name, 'sock')},server=on,wait=off",
         "-netdev", f"vhost-user,id=network,chardev=network,queues={queues}",
-        "-device", f"virtio-net-pci,netdev=network,mac={guest.mac},{multiqueue}vectors=0",
+        "-device", ",".join(["virtio-net-pci,netdev=network", *device]),
         "-device", "virtio-serial-pci,vectors=0",
         "-chardev", f"socket,id=console,path={layout.guest_file(guest.name, 'console')},server=on,wait=off",
         "-device", "virtconsole,chardev=console,nr=0",

@@ -1,4 +1,4 @@
-"""The guests' initramfs: busybox, perl's binary, the virtio modules of the installed cloud kernel, and our scripts."""
+"""The guests' initramfs: busybox, perl's binary, ethtool, virtio modules of the installed cloud kernel, our scripts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ovs_hotswap.system import System
 
 INIT = Path(__file__).with_name("guest-init.sh")
 PINGER = Path(__file__).with_name("guest-ping.pl")
-BUSYBOX, PERL = Path("/bin/busybox"), Path("/usr/bin/perl")
+BUSYBOX, PERL, ETHTOOL = Path("/bin/busybox"), Path("/usr/bin/perl"), Path("/sbin/ethtool")
 MODULES = ("virtio_pci", "virtio_net", "virtio_console")
-PACKAGES = "apt-get install linux-image-cloud-amd64 busybox-static perl-base"
+PACKAGES = "apt-get install linux-image-cloud-amd64 busybox-static perl-base ethtool"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +97,9 @@ def build(kernel: Kernel, system: System) -> bytes:
     try:
         dependencies = parse_dependencies((kernel.modules / "modules.dep").read_text())
         order = load_order(dependencies, MODULES)
-        libraries = parse_libraries(system.run(["ldd", str(PERL)]).stdout)
-        programs = [_program(BUSYBOX, "bin/busybox"), *(_program(path, str(path)[1:]) for path in (PERL, *libraries))]
+        libraries = parse_libraries(system.run(["ldd", str(PERL), str(ETHTOOL)]).stdout)
+        rest = dict.fromkeys((PERL, ETHTOOL, *libraries))
+        programs = [_program(BUSYBOX, "bin/busybox"), *(_program(path, str(path)[1:]) for path in rest)]
         modules = [
             Entry(f"modules/{Path(path).name}", stat.S_IFREG | 0o644, (kernel.modules / path).read_bytes())
             for path in order

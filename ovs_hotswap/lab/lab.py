@@ -7,7 +7,6 @@ instances. Switches and the broker are started by whoever uses the lab, with its
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import tomllib
@@ -324,7 +323,7 @@ class Lab:
 def read_record(path: Path) -> Record | None:
     """The record of a lab, ``None`` if there is none. Raises LabError if it cannot be read."""
     try:
-        return Record.model_validate(json.loads(path.read_text()))
+        return Record.model_validate_json(path.read_text())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, ValidationError) as error:

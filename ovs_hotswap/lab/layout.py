@@ -38,9 +38,15 @@ AF_PACKET_OPTIONS = "blocksz=65536,framesz=2048,framecnt=4096,qdisc_bypass=1"
 
 
 class GuestOptions(Strict):
-    """How the guests are made. 96 MiB is what Debian's cloud kernel needs; each queue pair gets its vCPU."""
+    """How the guests are made. 96 MiB is what Debian's cloud kernel needs; each queue pair gets its vCPU.
+
+    ``device`` are properties of virtio-net-pci, such as ``mrg_rxbuf=off``. ``memory_slots`` are for memory that is
+    plugged later.
+    """
 
     memory_mb: Annotated[int, Field(ge=96, le=4096)] = 96
+    memory_slots: Annotated[int, Field(ge=0, le=6)] = 0
+    device: tuple[Annotated[str, Field(pattern=r"^[a-z0-9_-]+=[a-z0-9]+$")], ...] = ()
     hugepages: bool = False
     queues: Annotated[int, Field(ge=1, le=8)] = 1
     ping_interval_ms: Annotated[float, Field(ge=2, le=10_000, strict=False)] = 10.0

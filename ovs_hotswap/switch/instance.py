@@ -18,10 +18,10 @@ from pathlib import Path
 
 from ovs_hotswap.config import Config, InstanceConfig
 from ovs_hotswap.errors import CommandError, HotswapError, SwitchError
-from ovs_hotswap.model import Release, Side
+from ovs_hotswap.model import Device, Release, Side
 from ovs_hotswap.switch import launch
 from ovs_hotswap.switch.logscan import fatal, telling_cause
-from ovs_hotswap.switch.netns import Device, Namespaces
+from ovs_hotswap.switch.netns import Namespaces
 from ovs_hotswap.switch.ovsdb import SwitchDb
 from ovs_hotswap.switch.paths import InstancePaths, InstanceRecord, read_record
 from ovs_hotswap.switch.release import OVSDB_SERVER, OVSDB_TOOL, SCHEMA, VSWITCHD

@@ -6,25 +6,16 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from pyroute2 import IPRoute, netns
 from pyroute2.netlink.exceptions import NetlinkError
 
 from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.model import Device
 
 DIRECTORY = "/run/netns"  # where ip-netns(8) keeps them
 LOOPBACK_INDEX = 1  # the same in every namespace (drivers/net/loopback.c)
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """A kernel network device, the namespace it is in (``None``: this process's own) and whether it is up."""
-
-    name: str
-    namespace: str | None
-    up: bool
 
 
 class Namespaces:

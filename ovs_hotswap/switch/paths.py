@@ -8,8 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ovs_hotswap.config import Config, Strict
-from ovs_hotswap.model import Release, Side
-from ovs_hotswap.switch.netns import Device
+from ovs_hotswap.model import Device, Release, Side
 
 
 @dataclass(frozen=True, slots=True)

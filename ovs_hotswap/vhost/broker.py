@@ -55,7 +55,7 @@ class Broker:
     def __init__(self, config: Config, system: System, loop: asyncio.AbstractEventLoop, home: Side | None) -> None:
         self._config = config
         self._system = system
-        self._serving = self._succeeded = self._withdrawn = False
+        self._serving = self._succeeded = self._for_good = self._withdrawn = False
         self._desk: Desk
         self._successors: socket.socket
         self._succession: asyncio.Task[None] | None = None
@@ -116,8 +116,8 @@ class Broker:
 
     async def _run(self, server: asyncio.AbstractServer) -> None:
         self._serving = True
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._stopping.set)
+        self._loop.add_signal_handler(signal.SIGTERM, self._stop, not sd.supervised())
+        self._loop.add_signal_handler(signal.SIGINT, self._stop, True)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
         gc.collect()
         gc.freeze()
@@ -129,7 +129,7 @@ class Broker:
         try:
             await self._stopping.wait()
             sd.notify("STOPPING=1")
-            if not sd.supervised() and not self._succeeded:
+            if self._for_good and not self._succeeded:
                 await self._withdraw()
             with contextlib.suppress(BrokerError):
                 await self._until(self._keeping.save, succession.TIMEOUT_S, "VMs are not settled")
@@ -141,6 +141,11 @@ class Broker:
                 if self._withdrawn:  # else clients wait for the next broker
                     self._config.broker_socket.unlink(missing_ok=True)
                 self._config.successor_socket.unlink(missing_ok=True)
+
+    def _stop(self, for_good: bool) -> None:
+        """``for_good``: nobody goes on from what is kept."""
+        self._for_good = for_good
+        self._stopping.set()
 
     def _successor_came(self) -> None:
         try:

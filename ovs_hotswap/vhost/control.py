@@ -22,7 +22,7 @@ from ovs_hotswap import errors
 from ovs_hotswap.errors import BrokerError, HotswapError
 from ovs_hotswap.model import Side
 
-RESTART_S = 2.0  # a service manager has started a broker again by then
+RESTART_S = 5.0  # a service manager has started a broker again by then, also on a busy machine
 LINE_LIMIT = 16 << 20  # bytes; 255 VMs with 64 rings each are about 4 MiB
 
 

@@ -10,7 +10,8 @@ import pytest
 from pyroute2 import IPRoute
 
 from ovs_hotswap.errors import SwitchError
-from ovs_hotswap.switch.netns import Device, Namespaces
+from ovs_hotswap.model import Device
+from ovs_hotswap.switch.netns import Namespaces
 from tests.unit.test_instance import FakeNamespaces
 
 TAG = f"ovsh-t{os.getpid()}"

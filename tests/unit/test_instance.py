@@ -12,11 +12,11 @@ import pytest
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import HotswapError, SwitchError
-from ovs_hotswap.model import Release, Side
+from ovs_hotswap.model import Device, Release, Side
 from ovs_hotswap.switch import launch
 from ovs_hotswap.switch.instance import Instance, State, cpu_mask, socket_mem
 from ovs_hotswap.switch.logscan import fatal, telling_cause
-from ovs_hotswap.switch.netns import Device, Namespaces
+from ovs_hotswap.switch.netns import Namespaces
 from ovs_hotswap.switch.ovsdb import InterfaceStatus, SwitchDb, SwitchState, faults
 from ovs_hotswap.switch.paths import read_record
 from tests.unit.fake_system import FakeSystem

@@ -169,7 +169,7 @@ def test_it_ends_with_its_service(service: Make, number: signal.Signals) -> None
 def end(*_):
     say("ends")
     sys.exit(0)
-signal.signal(signal.SIGTERM, end)
+signal.signal(signal.SIGINT, end)
 sd.notify("READY=1")
 say("here")
 """
