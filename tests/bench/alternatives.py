@@ -10,7 +10,6 @@ other switch has the rings, disabled and parked; they are disabled and enabled, 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -27,8 +26,8 @@ from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.host import Host, activate_first
 from ovs_hotswap.vhost import wire
 from ovs_hotswap.vhost.wire import Request
+from tests.bench import cases
 from tests.bench.bed import Bed
-from tests.bench.machine import machine
 from tests.vhost_qemu import FrontEnd
 from tests.vhost_rings import GuestRing, Layout, Shared, page_up
 
@@ -185,7 +184,7 @@ class Case:
     rounds: int
 
     def __str__(self) -> str:
-        return f"{self.vms} x {self.queues}"
+        return f"{self.vms}x{self.queues}"
 
 
 CASES = tuple(Case(vms, queues, rounds) for vms, rounds in ((1, 20), (16, 4), (64, 2)) for queues in (1, 4))
@@ -241,21 +240,16 @@ def measure(way: Way, guests: Sequence[Guest], rounds: int) -> list[float]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--report", type=Path, default=Path("alternatives-report.json"))
-    parser.add_argument("--cases", nargs="*", metavar="VMSxQUEUES", help="only these, such as 64x1")
+    cases.add_arguments(parser, "alternatives")
 
 
 def run(arguments: argparse.Namespace, output: Output, system: System) -> int:
     """Raises HotswapError."""
-    results: list[Result] = []
-    for case in CASES:
-        if arguments.cases and f"{case.vms}x{case.queues}" not in arguments.cases:
-            continue
-        results += run_case(case, output.line, system)
-        document = {"machine": machine(), "results": [asdict(result) for result in results]}
-        arguments.report.write_text(json.dumps(document, indent=2) + "\n")
-    output.line()
-    show(output, results)
+    found = cases.each_case(
+        CASES, arguments, output, lambda case: run_case(case, output.line, system),
+        lambda results: [asdict(result) for result in results],
+    )  # fmt: skip
+    show(output, [result for results in found for result in results])
     return 0
 
 

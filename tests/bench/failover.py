@@ -8,7 +8,6 @@ started again, as systemd does with Restart=always.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import random
@@ -28,11 +27,10 @@ from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade import watchlog
-from tests.bench import deaths
+from tests.bench import cases, deaths
 from tests.bench.bed import Bed
 from tests.bench.deaths import Death, Outage
 from tests.bench.guests import Fleet, Stats
-from tests.bench.machine import machine
 
 DIRECTIONS = ("sending", "receiving")
 # Milliseconds: what is to hold on a machine of 2 cores. For 1 VM of the 99th percentile, for 64 of every VM.
@@ -57,6 +55,9 @@ class Case:
     hangs: int
     losses: int
     restarts: int
+
+    def __str__(self) -> str:
+        return f"{self.vms} VMs"
 
 
 CASES = (Case(1, 1000, 1, 20, 5, 3, 3), Case(16, 500, 4, 8, 2, 2, 2), Case(64, 200, 8, 5, 3, 2, 2))
@@ -323,24 +324,19 @@ def missed(results: Sequence[Result]) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--report", type=Path, default=Path("failover-report.json"))
-    parser.add_argument("--vms", type=int, nargs="*", help="only the cases with so many VMs (1, 16, 64)")
+    cases.add_arguments(parser, "failover")
     parser.add_argument("--kills", type=int, help="fail-overs in each case")
     parser.add_argument("--hugepages", action="store_true", help="guest memory in huge pages")
 
 
 def run(arguments: argparse.Namespace, output: Output, system: System) -> int:
     """Exit status: 1 if a bar was missed. Raises HotswapError."""
-    results = []
-    for case in CASES:
-        if arguments.vms and case.vms not in arguments.vms:
-            continue
-        if arguments.kills is not None:
-            case = replace(case, kills=arguments.kills)
-        results.append(run_case(case, arguments.hugepages, output.line, system))
-        document = {"machine": machine(), "cases": [result.document() for result in results]}
-        arguments.report.write_text(json.dumps(document, indent=2) + "\n")
-    output.line()
+
+    def measure(case: Case) -> Result:
+        case = case if arguments.kills is None else replace(case, kills=arguments.kills)
+        return run_case(case, arguments.hugepages, output.line, system)
+
+    results = cases.each_case(CASES, arguments, output, measure, Result.document)
     show(output, results)
     for text in (failures := missed(results)):
         output.line(f"over the bar: {text}")

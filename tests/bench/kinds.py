@@ -8,10 +8,9 @@ guest does something of its own, over the other guest's pings of the remote host
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,8 +25,8 @@ from ovs_hotswap.upgrade.host import Host, activate_first
 from ovs_hotswap.upgrade.plan import Event, EventKind
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from ovs_hotswap.vhost.service import start_broker
+from tests.bench import cases
 from tests.bench.acts import Act, Driver, Memory, Migrate, Pause, Queues, Reboot
-from tests.bench.machine import machine
 
 _SETTLE_S = 0.5
 _FLOW_S = 60.0
@@ -40,6 +39,9 @@ class Kind:
     name: str
     options: GuestOptions
     act: type[Act] | None = None
+
+    def __str__(self) -> str:
+        return self.name
 
     @property
     def guests(self) -> int:
@@ -181,23 +183,19 @@ def row(result: Result) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--report", type=Path, default=Path("kinds-report.json"))
+    cases.add_arguments(parser, "kinds")
     parser.add_argument("--page", type=Path, help="write the table to this Markdown file")
-    parser.add_argument("--only", nargs="*", metavar="TEXT", help="kinds whose names contain one of these")
 
 
 def run(arguments: argparse.Namespace, output: Output, system: System) -> int:
     """Exit status: 1 if a kind did not work or lost something. Raises HotswapError."""
-    results: list[Result] = []
-    say: Callable[[str], None] = output.line
-    for kind in KINDS:
-        if arguments.only and not any(text in kind.name for text in arguments.only):
-            continue
+
+    def measure(kind: Kind) -> Result:
         result = run_kind(kind, system)
-        results.append(result)
-        say(row(result).strip())
-        document = {"machine": machine(), "results": [asdict(each) for each in results]}
-        arguments.report.write_text(json.dumps(document, indent=2) + "\n")
+        output.line(row(result).strip())
+        return result
+
+    results = cases.each_case(KINDS, arguments, output, measure, asdict)
     if arguments.page is not None:
         versions = {"qemu": _version(system, "qemu-system-x86_64"), "release": _version(system, "ovs-vsctl")}
         arguments.page.write_text(_HEAD.format(**versions) + "".join(map(row, results)))

@@ -6,10 +6,9 @@ Guests are simulated and idle. Flows beyond those of the VMs are of remote MACs 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,9 +20,9 @@ from ovs_hotswap.overlay.tables import Form, lines, render
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.plan import Event, EventKind
 from ovs_hotswap.upgrade.upgrade import Upgrader
+from tests.bench import cases
 from tests.bench.bed import Bed
 from tests.bench.guests import Fleet
-from tests.bench.machine import machine
 
 _TOTAL = "whole"
 
@@ -88,23 +87,12 @@ def run_case(case: Case, system: System) -> Result:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--report", type=Path, default=Path("phases-report.json"))
-    parser.add_argument("--cases", nargs="*", metavar="VMSxQUEUES+REMOTES", help="only these, such as 64x1+0")
+    cases.add_arguments(parser, "phases")
 
 
 def run(arguments: argparse.Namespace, output: Output, system: System) -> int:
     """Raises HotswapError."""
-    results: list[Result] = []
-    say: Callable[[str], None] = output.line
-    for case in CASES:
-        if arguments.cases and str(case) not in arguments.cases:
-            continue
-        say(f"{case.vms} VMs x {case.queues} queues, {case.remotes} remote MACs")
-        results.append(run_case(case, system))
-        document = {"machine": machine(), "cases": [asdict(result) for result in results]}
-        arguments.report.write_text(json.dumps(document, indent=2) + "\n")
-    output.line()
-    show(output, results)
+    show(output, cases.each_case(CASES, arguments, output, lambda case: run_case(case, system), asdict))
     return 0
 
 

@@ -107,7 +107,7 @@ def scale(document: Json) -> Section:
 
 
 def alternatives(document: Json) -> Section:
-    results = document["results"]
+    results = [result for results in document["cases"] for result in results]
     rows = [
         (_named(each["case"]), each["way"], len(each["times_us"]), *spread(each["times_us"], whole)) for each in results
     ]

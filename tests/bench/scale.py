@@ -7,12 +7,11 @@ its frames in the second around its move; what of it is the traffic's own spacin
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,10 @@ from ovs_hotswap.model import Side
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.moving import move_all
+from tests.bench import cases
 from tests.bench.bed import Bed
 from tests.bench.guests import Events, Fleet, Stats
 from tests.bench.guests.plan import NOBODY
-from tests.bench.machine import machine
 from tests.bench.soak import Tally, size, tallies
 from tests.bench.window import Notes, window
 
@@ -53,7 +52,7 @@ class Case:
         return max(1, self.vms // 8)
 
     def __str__(self) -> str:
-        return f"{self.vms} x {self.queues}"
+        return f"{self.vms}x{self.queues}"
 
 
 CASES = tuple(Case(vms, queues, rounds) for vms, rounds in ((1, 40), (16, 12), (64, 8), (255, 4)) for queues in (1, 4))
@@ -140,22 +139,17 @@ def gaps(events: Events, targets: Sequence[int], begin: int, end: int) -> dict[s
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--report", type=Path, default=Path("scale-report.json"))
-    parser.add_argument("--cases", nargs="*", metavar="VMSxQUEUES", help="only these, such as 64x1")
+    cases.add_arguments(parser, "scale")
     parser.add_argument("--rounds", type=int, help="how often all VMs are moved in each case")
 
 
 def run(arguments: argparse.Namespace, output: Output, system: System) -> int:
     """Exit status: 1 if a frame from a VM was lost, doubled or reordered. Raises HotswapError."""
-    results = []
-    for case in CASES:
-        if arguments.cases and f"{case.vms}x{case.queues}" not in arguments.cases:
-            continue
-        rounds = arguments.rounds or case.rounds
-        results.append(run_case(Case(case.vms, case.queues, rounds), output.line, system))
-        document = {"machine": machine(), "cases": [asdict(result) for result in results]}
-        arguments.report.write_text(json.dumps(document, indent=2) + "\n")
-    output.line()
+
+    def measure(case: Case) -> Result:
+        return run_case(replace(case, rounds=arguments.rounds or case.rounds), output.line, system)
+
+    results = cases.each_case(CASES, arguments, output, measure, asdict)
     show(output, results)
     sent = [result.frames["from VMs"] for result in results]
     return 1 if any(each.lost or each.doubled or each.reordered for each in sent) else 0
