@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ovs_hotswap.errors import HotswapError
@@ -52,6 +52,7 @@ _POLL_S = 0.05
 _ASKED_S = 0.01  # for a request to be written
 _LISTENS_S = 1.0
 _READY_S = 60.0
+_FORKED_S = 2.0
 _END_S = 20.0
 _BROKER_S = 10.0
 _ANSWERS = 3
@@ -263,17 +264,25 @@ class Bed:
 
     def _left_behind(self) -> list[str]:
         """Processes beyond those that belong here, stopped ones, and files that a writer did not finish."""
+        end = time.monotonic() + _FORKED_S
+        programs = self._programs()
+        while _counts(programs) != PROGRAMS and time.monotonic() < end:  # pyroute2 forks for a moment
+            time.sleep(_POLL_S)
+            programs = self._programs()
+        found = [] if _counts(programs) == PROGRAMS else [f"processes: {_counts(programs)}"]
+        found += [f"process {pid} is stopped" for pids in programs.values() for pid in pids if self.system.stopped(pid)]
+        for directory in (self.config.run_dir, self.config.state_dir, self.config.state_dir / "journal"):
+            found += [f"{path} was left" for path in directory.glob(".*") if self._stale(path)]
+        return found
+
+    def _programs(self) -> dict[str, list[int]]:
+        """The lab's processes by what they are."""
         programs: dict[str, list[int]] = {}
         for pid in lab_processes(self.lab.layout.directory, self.system):
             words = self.system.cmdline(pid)
             name = Path(words[0]).name if words and "ovs_hotswap" not in words else " ".join(words[5:7])
             programs.setdefault(name, []).append(pid)
-        counts = {name: len(pids) for name, pids in programs.items()}
-        found = [] if counts == PROGRAMS else [f"processes: {counts}"]
-        found += [f"process {pid} is stopped" for pids in programs.values() for pid in pids if self.system.stopped(pid)]
-        for directory in (self.config.run_dir, self.config.state_dir, self.config.state_dir / "journal"):
-            found += [f"{path} was left" for path in directory.glob(".*") if self._stale(path)]
-        return found
+        return programs
 
     def _stale(self, path: Path) -> bool:
         number = path.name.rpartition(".")[2]
@@ -311,6 +320,10 @@ class Bed:
     def client(self, timeout: float = 1.0) -> BrokerClient:
         """A connection to the broker that gives up soon."""
         return BrokerClient(self.config.broker_socket, timeout=timeout)
+
+
+def _counts(programs: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    return {name: len(pids) for name, pids in programs.items()}
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -97,6 +98,8 @@ class Guest:
 
 def test_killed_again_and_again_no_vm_notices(host: Host) -> None:
     pid = host.start()
+    (notify,) = host.config.run_dir.glob("*.notify")
+    assert stat.S_IMODE(notify.stat().st_mode) == 0o600
     guest = Guest(host)
     with Traffic([guest.vm], PACKETS):
         for _ in range(KILLS):
