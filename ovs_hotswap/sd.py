@@ -1,5 +1,5 @@
-"""What a service says to systemd and gets from it: readiness, watchdog pings, stored descriptors. sd_notify(3),
-sd_listen_fds(3), sd_watchdog_enabled(3). Where no systemd started this process every call does nothing."""
+"""What a service says to systemd, or to `supervisor`, and gets from it: readiness, watchdog pings, stored descriptors.
+sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3). Where neither started this process every call does nothing."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ def notify(*lines: str, descriptors: Sequence[int] = ()) -> bool:
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return False
-    address = "\0" + path[1:] if path.startswith("@") else path
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
             out.settimeout(_SEND_S)
-            out.connect(address)
+            out.connect(_address(path))
             message = "\n".join(lines).encode()
             for start in range(0, max(len(descriptors), 1), _PER_MESSAGE):
                 socket.send_fds(out, [message], list(descriptors[start : start + _PER_MESSAGE]))
     except OSError:
         return False
     return True
+
+
+def _address(path: str) -> str:
+    return "\0" + path[1:] if path.startswith("@") else path
 
 
 def store(name: str, descriptors: Sequence[int]) -> bool:
@@ -77,6 +80,19 @@ class Heartbeat:
 def supervised() -> bool:
     """Whether a service manager, or what stands in for it, started this process and wants to hear of it."""
     return bool(os.environ.get("NOTIFY_SOCKET"))
+
+
+def listened() -> bool:
+    """Whether whoever supervises this process is there: nobody may be, if that was killed."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
+        try:
+            out.connect(_address(path))
+        except OSError:
+            return False
+    return True
 
 
 def in_unit() -> bool:

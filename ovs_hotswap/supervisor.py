@@ -86,6 +86,7 @@ class Supervisor:
         many_descriptors()
         with contextlib.ExitStack() as stack:
             stack.callback(self._socket.close)
+            self._path.unlink(missing_ok=True)  # of one that was killed and had the same pid
             self._socket.bind(str(self._path))
             stack.callback(self._path.unlink, missing_ok=True)
             self._path.chmod(0o600)
@@ -106,17 +107,21 @@ class Supervisor:
             if ended is not None:
                 if self._succeeded:
                     return 0
-                if not self._ever_ready:
+                if not self._ever_ready and (ended >= 0 or not self._store.names):
                     return ended if ended > 0 else 1
-                self._delay = 0.0 if self._ready else min(max(2 * self._delay, _DELAY_S), _DELAY_MAX_S)
-                self._due = time.monotonic() + self._delay
-                log.warning("the service ended with status %d: it is started again in %.1f s", ended, self._delay)
+                self._later(f"the service ended with status {ended}")
             if self._child is None and time.monotonic() >= self._due:
                 self._start()
 
+    def _later(self, why: str) -> None:
+        """Start the service again at once, or after a growing delay if it was not even ready."""
+        self._delay = 0.0 if self._ready else min(max(2 * self._delay, _DELAY_S), _DELAY_MAX_S)
+        self._due = time.monotonic() + self._delay
+        log.warning("%s: it is started again in %.1f s", why, self._delay)
+
     def _told_to_end(self) -> bool:
         taken, self._signals = self._signals, []
-        if signal.SIGHUP in taken:
+        if signal.SIGHUP in taken and self._ready:  # before it has a handler that would end it
             self._pass_on(signal.SIGHUP)
         return bool({signal.SIGTERM, signal.SIGINT} & set(taken))
 
@@ -124,7 +129,11 @@ class Supervisor:
 
     def _start(self, more: Sequence[str] = ()) -> None:
         self._ready = False
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # what is stored must outlive a shortage
+            self._later(f"the service cannot be started: {error}")
+            return
         if pid == 0:
             self._become([*self._argv, *more])
         self._child, self._pidfd = pid, os.pidfd_open(pid)
@@ -162,17 +171,25 @@ class Supervisor:
 
     def _end(self) -> None:
         """For good: SIGTERM would tell the service that another one goes on from what it leaves."""
+        end = time.monotonic() + _STOP_S
+        while self._child is not None and not self._ready and time.monotonic() < end:  # it has no handler yet
+            self._wait_for_service(end)
         self._pass_on(signal.SIGINT)
         end = time.monotonic() + _STOP_S
         while self._child is not None:
-            with selectors.DefaultSelector() as selector:
-                selector.register(self._pidfd, selectors.EVENT_READ)
-                selector.register(self._socket, selectors.EVENT_READ)
-                selector.select(max(0.0, end - time.monotonic()))
-            self._receive_all()
-            if self._reap() is None and time.monotonic() >= end:
+            self._wait_for_service(end)
+            if self._child is not None and time.monotonic() >= end:
                 self._pass_on(signal.SIGKILL)
                 end += _STOP_S
+
+    def _wait_for_service(self, end: float) -> None:
+        """Until it says something, ends, or until ``end``."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._pidfd, selectors.EVENT_READ)
+            selector.register(self._socket, selectors.EVENT_READ)
+            selector.select(max(0.0, end - time.monotonic()))
+        self._receive_all()
+        self._reap()
 
     # -- what comes in
 
@@ -204,13 +221,18 @@ class Supervisor:
             self._ready = True
         if self._ready and not self._ever_ready:
             self._ever_ready = True
-            self._pid_file.write_text(f"{os.getpid()}\n")
+            try:
+                self._pid_file.write_text(f"{os.getpid()}\n")
+            except OSError as error:
+                log.error("%s: %s", self._pid_file, error)
         self._succeeded = self._succeeded or SUCCEEDED in lines
         return True
 
     def _remove_pid_file(self) -> None:
+        if self._succeeded:
+            return  # it is, or will be, another's
         with contextlib.suppress(FileNotFoundError):
-            if self._pid_file.read_text() == f"{os.getpid()}\n":  # else its successor's
+            if self._pid_file.read_text() == f"{os.getpid()}\n":
                 self._pid_file.unlink()
 
     @contextlib.contextmanager

@@ -49,8 +49,8 @@ def run(app: App, log_level: str, take_over: bool) -> None:
 def supervise(app: App, log_level: str, take_over: bool) -> None:
     """Run the broker in the foreground, start it again if it ends, and keep its connections meanwhile.
 
-    What systemd does for the broker's unit, where there is no systemd: a broker that is killed costs no packet.
-    `broker start` starts this in the background. With --json: nothing is printed.
+    What systemd does for the broker's unit, where there is no systemd: a broker that is killed costs no packet; only
+    one that hangs is not ended. `broker start` starts this in the background. With --json: nothing is printed.
 
     \b
     Example:
@@ -80,7 +80,7 @@ def supervise(app: App, log_level: str, take_over: bool) -> None:
 def start(app: App) -> None:
     """Start the broker in the background, if it does not run; its log is broker.log in run_dir.
 
-    With --json: {"pid", "version", "vms", "uptime_s", "home"}.
+    With --json: what docs/json.md says of a broker.
 
     \b
     Example:
@@ -98,7 +98,7 @@ def take_over(app: App) -> None:
 
     Every connection is handed over as it is: no VM notices, and no packet waits. If the new broker does not become
     ready, the old one goes on.
-    With --json: {"pid", "version", "vms", "uptime_s", "home"}.
+    With --json: what docs/json.md says of a broker.
 
     \b
     Example:
@@ -132,7 +132,7 @@ def stop(app: App) -> None:
 def status(app: App) -> None:
     """Show whether the broker runs and how many VMs it serves. Exit code 7 if it does not answer.
 
-    With --json: {"pid", "version", "vms", "uptime_s", "home"}.
+    With --json: what docs/json.md says of a broker.
 
     \b
     Example:
@@ -147,7 +147,7 @@ def status(app: App) -> None:
 def reload_(app: App) -> None:
     """Have the broker read the overlay intent again: VMs are added and removed, the others are not touched.
 
-    With --json: {"pid", "version", "vms", "uptime_s", "home"}.
+    With --json: what docs/json.md says of a broker.
 
     \b
     Example:

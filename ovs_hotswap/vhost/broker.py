@@ -116,12 +116,12 @@ class Broker:
 
     async def _run(self, server: asyncio.AbstractServer) -> None:
         self._serving = True
-        self._loop.add_signal_handler(signal.SIGTERM, self._stop, not sd.supervised())
-        self._loop.add_signal_handler(signal.SIGINT, self._stop, True)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stop, number)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
         gc.collect()
         gc.freeze()
-        sd.notify("READY=1")
+        sd.notify("READY=1", f"STATUS=serves {len(self._seats)} VMs")
         log.info("broker %s serves %d VMs on %s", __version__, len(self._seats), self._config.broker_socket)
         tasks = [self._loop.create_task(each) for each in (self._connect_qemus(), ping_forever())]
         self._successors = listen(self._config.successor_socket)
@@ -142,9 +142,9 @@ class Broker:
                     self._config.broker_socket.unlink(missing_ok=True)
                 self._config.successor_socket.unlink(missing_ok=True)
 
-    def _stop(self, for_good: bool) -> None:
-        """``for_good``: nobody goes on from what is kept."""
-        self._for_good = for_good
+    def _stop(self, number: signal.Signals) -> None:
+        """SIGINT is for good, and so is SIGTERM if there is nobody who keeps something to go on from."""
+        self._for_good |= number is signal.SIGINT or not sd.listened()
         self._stopping.set()
 
     def _successor_came(self) -> None:
@@ -167,7 +167,7 @@ class Broker:
                     seat.mover.disarm()
                     seat.mover.settle()
                 unsettled = "VMs are not settled: messages are under way"
-                await self._until(lambda: all(seat.settled for seat in seats), succession.TIMEOUT_S, unsettled)
+                await self._until(lambda: all(map(self._passable, seats)), succession.TIMEOUT_S, unsettled)
                 for seat in seats:
                     seat.pause(self._loop)
                 connection.setblocking(True)
@@ -180,6 +180,10 @@ class Broker:
         self._succeeded = True
         sd.notify(SUCCEEDED)
         self._stopping.set()
+
+    def _passable(self, seat: Seat) -> bool:
+        """Whether a VM is in a state that another broker can go on from."""
+        return seat.settled and not self._keeping.holds_qemu(seat.vm.name)
 
     def load(self) -> None:
         """Make the VMs those of the overlay intent; new ones belong to the side that is active now. A faulty intent
@@ -318,7 +322,9 @@ class Broker:
             "pid": os.getpid(),
             "uptime_s": round(time.monotonic() - self._started, 3),
             "vms": len(self._seats),
-            "supervised": sd.notify(f"STATUS=serves {len(self._seats)} VMs"),  # whether there is somebody to tell
+            "supervised": sd.listened(),
+            "withdrawn": self._withdrawn,
+            "unsaved": self._keeping.unsaved,
             "unit": sd.in_unit(),
             "home": self._home,
         }
@@ -485,6 +491,7 @@ def _lock(config: Config, system: System, *, patient: bool) -> Iterator[None]:
                 break
             except BusyError:
                 if time.monotonic() >= end:
+                    sd.notify(SUCCEEDED)  # whoever keeps starting this one need not
                     raise
                 time.sleep(_TICK_S)
         yield

@@ -187,15 +187,19 @@ class Channel:
 
 
 def listen(path: Path, mode: int = 0o600) -> socket.socket:
-    """A listening socket at ``path``, in the place of one that a dead process left. Raises BrokerError."""
+    """A listening socket at ``path``, in the place of one that a dead process left: there is one at any time. Raises
+    BrokerError."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-    path.unlink(missing_ok=True)
+    made = path.with_name(f".{os.getpid()}")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        listener.bind(str(path))
-        path.chmod(mode)
+        made.unlink(missing_ok=True)
+        listener.bind(str(made))
+        made.chmod(mode)
         listener.listen(16)
+        made.rename(path)
     except OSError as error:
+        made.unlink(missing_ok=True)
         listener.close()
         raise BrokerError(f"{path}: {error.strerror}") from error
     return listener

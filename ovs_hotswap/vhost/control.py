@@ -64,9 +64,10 @@ class BrokerClient:
     """A connection to the broker, made anew when it was lost: a broker may be replaced, or die, at any time.
 
     What was asked of one that died is asked again of the next: whatever of it was done then needs no doing (a VM that
-    has moved stays where it is). Every call raises BrokerError if the broker cannot be reached or does not answer
-    within ``timeout`` seconds (what was asked for may have been done nevertheless), and whatever HotswapError the
-    broker reports.
+    has moved stays where it is). Only frames that it had caught and not told (``undelivered``) are gone, and it is not
+    known then whether what a VM had sent before is taken (``unserved``). Every call raises BrokerError if the broker
+    cannot be reached or does not answer within ``timeout`` seconds (what was asked for may have been done
+    nevertheless), and whatever HotswapError the broker reports.
     """
 
     def __init__(self, path: Path, timeout: float = 10.0) -> None:

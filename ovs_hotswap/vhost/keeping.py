@@ -52,6 +52,11 @@ class Keeping:
             log.warning("vm %s: %s", name, error.message)
             return _NOTHING
 
+    @property
+    def unsaved(self) -> int:
+        """VMs whose newest state is not kept yet."""
+        return len(self._changed)
+
     def forget_others(self) -> None:
         """Let go of what an earlier broker kept of VMs that there are no more."""
         for name, vault in self._earlier.items():
@@ -65,6 +70,9 @@ class Keeping:
         name = vm.name
         vault = self._earlier.pop(name, None) or Vault.make(name)
         self._entries[name] = _Entry(vm, vault, qemu)
+        if qemu is not None:
+            switches = " and ".join(f"{side} (process {pid})" for side, pid in sorted(vm.suspects.items())) or "none"
+            log.warning("vm %s: its QEMU is kept waiting until no switch can be on the rings: %s", name, switches)
         vm.touched = lambda: self._touched(name)
         vm.touched()
 
@@ -114,6 +122,8 @@ class Keeping:
             if not entry.vm.settled:
                 continue
             self._changed.discard(name)
+            if entry.qemu is not None:
+                continue  # the note of work under way keeps that connection; ``holds_qemu`` goes on
             try:
                 with parts(entry.vm) as state:
                     entry.vault.put(state)

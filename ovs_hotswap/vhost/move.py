@@ -58,6 +58,8 @@ class Mover:
         """Why ``swap_to`` cannot run at this moment, or ``None``."""
         vm = self._vm
         link = vm.links.get(to)
+        if vm.withdrawn:
+            return "the broker ends"
         if link is None or link.offer is None:
             return f"switch {to} is not connected"
         if not link.quiet or vm.waiting or not (self._settled is None or self._settled.done()):

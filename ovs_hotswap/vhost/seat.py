@@ -35,7 +35,7 @@ class Seat:
         self.mover.settle()
         self.vm.withdrawn = True
         owner = self.vm.owner()
-        if owner is not None and self.vm.ownership.certainty is Certainty.OWNS:
+        if owner is not None and self.vm.ownership.certainty in (Certainty.OWNS, Certainty.TAKING):
             self.vm.take_back(owner)
 
     @property

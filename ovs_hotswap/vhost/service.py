@@ -4,6 +4,7 @@ background. Either keeps the broker's connections when it ends, and starts it ag
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,8 @@ def start_broker(config: Config, system: System, config_path: Path, timeout: flo
         except BrokerError as error:
             if not alive:
                 raise BrokerError(f"the broker ended: {_last_line(log)}", hint=f"see {log}") from error
-            if system.monotonic() >= end:
-                raise BrokerError(f"the broker does not answer after {timeout:g} s", hint=f"see {log}") from error
+        if system.monotonic() >= end:
+            raise BrokerError(f"the broker does not answer after {timeout:g} s", hint=f"see {log}")
         system.sleep(_POLL_S)
 
 
@@ -57,10 +58,11 @@ def replace_broker(config: Config, system: System, config_path: Path, timeout: f
     if unit.serves(config):
         return _by_systemd(unit, config, timeout, "restart")
     with BrokerClient(config.broker_socket) as client:
-        if client.status()["unit"]:
+        status = client.status()
+        if status.get("unit", status["supervised"]):  # a broker from before there was a supervisor
             raise BrokerError("the broker is systemd's to replace: its descriptors are kept meanwhile",
                               hint="`systemctl restart ovs-hotswap-broker`")  # fmt: skip
-        before = client.status()["pid"]
+        before = status["pid"]
     log = config.run_dir / "broker.log"
     pid = _supervise(config, system, config_path, "--take-over")
     end = system.monotonic() + timeout
@@ -81,13 +83,15 @@ def replace_broker(config: Config, system: System, config_path: Path, timeout: f
 
 
 def stop_broker(config: Config, system: System) -> bool:
-    """End the broker, once no switch is on any VM's rings; return whether there was one. Raises CommandError if it does
-    not die."""
-    with contextlib.suppress(BrokerError), BrokerClient(config.broker_socket) as client:
-        client.call("withdraw")
+    """End the broker, once no switch is on any VM's rings; return whether there was one. Raises BrokerError if that is
+    not this user's to do, CommandError if it does not die."""
+    if os.geteuid() != 0:
+        raise BrokerError("only root may stop the broker: every VM loses its network", hint="run it with `sudo`")
     unit = Unit(_UNIT, system)
     if unit.serves(config):
         there = unit.active() not in {"inactive", "failed"}
+        with contextlib.suppress(BrokerError), BrokerClient(config.broker_socket) as client:
+            client.call("withdraw")
         unit.stop()
         return there
     pid = _supervisor(config, system) or system.read_pid(config.run_dir / "broker.pid")
@@ -104,7 +108,8 @@ def _supervise(config: Config, system: System, config_path: Path, *more: str) ->
 
 def _supervisor(config: Config, system: System) -> int | None:
     """The process that keeps the broker running, if there is one."""
-    return system.read_pid(config.run_dir / "supervisor.pid")
+    pid = system.read_pid(config.run_dir / "supervisor.pid")
+    return pid if pid is not None and "supervise" in system.cmdline(pid) else None
 
 
 def _by_systemd(unit: Unit, config: Config, timeout: float, verb: str) -> dict[str, Any]:

@@ -93,6 +93,7 @@ class Vault:
         if self._said is not None and self._said[0] == pids and self._said[1] is qemu:
             return
         older, kept = self._queued, [] if qemu is None else [qemu.fileno()]
+        self._said = None
         try:
             self._send(_BUSY.pack(b"B", pids.get(Side.A, 0), pids.get(Side.B, 0)), kept)
             self._said = dict(pids), qemu
@@ -126,27 +127,31 @@ class Vault:
     def take(self) -> Kept:
         """Empty it. Raises StateUnknown if what it held cannot be read."""
         state: list[OwnedFd] = []
-        due, pids, busy, vm, qemu = 0, dict[Side, int](), True, None, None
+        due, pids, busy, vm = 0, dict[Side, int](), True, None
+        qemu: OwnedFd | None = None  # of the newest note
         try:
             while (message := self._receive()) is not None:
                 head, descriptors = message
                 if head[:1] != _MORE:  # the newest counts
                     close_all(state)
                     state.clear()
-                state += descriptors
                 if head[:1] == b"B":
+                    close_all([qemu] if qemu else [])
+                    qemu, busy = descriptors.pop() if descriptors else None, True
+                    close_all(descriptors)
                     _, *numbers = _BUSY.unpack(head)
-                    pids, busy = {side: pid for side, pid in zip(Side, numbers, strict=True) if pid}, True
-                    due = 0
+                    pids = {side: pid for side, pid in zip(Side, numbers, strict=True) if pid}
                     continue
+                state += descriptors
                 if head[:1] == b"S":
                     _, due = _STATE.unpack(head)
                 busy = len(state) != due
             if not busy:
+                close_all([qemu] if qemu else [])
+                qemu = None
                 vm, qemu = _decode(state)
-            elif not due and state:
-                qemu = state.pop()
         except struct.error as error:
+            close_all([qemu] if qemu else [])
             raise StateUnknown(f"what an earlier broker kept cannot be read: {error}") from error
         finally:
             self._queued, self.busy, self._said = 0, True, None

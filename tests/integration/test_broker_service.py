@@ -85,7 +85,21 @@ class Guest:
         self.vm = host.stack.enter_context(FakeQemu(host.files.qemu_path("vm0")))
         self.vm.boot()
         self.client.park("vm0", Side.B)
-        time.sleep(0.1)
+        self.kept()
+
+    def kept(self) -> None:
+        """Wait until the broker has nothing left to save."""
+        wait(lambda: self.client.status()["unsaved"] == 0)
+
+    def served(self) -> None:
+        """Wait until a switch has taken something."""
+        wait(lambda: any(span for switch in self.switches for span in switch.touches.spans()))
+
+    def untouched_since(self, instant: int) -> None:
+        """No switch was on the rings when QEMU saw its back end go, nor has been since."""
+        spans = [span for switch in self.switches for span in switch.touches.spans()]
+        assert spans
+        assert max(span.end for span in spans) <= instant
 
     def ends_well(self, *, loses: bool = False) -> None:
         """``loses``: what was sent while nobody served the VM is lost, as QEMU takes it."""
@@ -105,7 +119,7 @@ def test_killed_again_and_again_no_vm_notices(host: Host) -> None:
         for _ in range(KILLS):
             os.kill(pid, signal.SIGKILL)
             pid = host.wait_other(pid)
-            time.sleep(0.05)
+            guest.kept()
             assert guest.client.vm("vm0")["owner"] == "a"
     assert host.log.read_text().count("QEMU connected") == 1
     guest.ends_well()
@@ -138,7 +152,7 @@ def test_a_successor_comes_with_its_own_supervisor(host: Host) -> None:
         second = host.supervisor()
         assert second not in (None, first)
         wait(lambda: first is not None and not host.system.alive(first))
-        time.sleep(0.1)
+        guest.kept()
         os.kill(new, signal.SIGKILL)
         host.wait_other(new)
         assert host.supervisor() == second
@@ -166,11 +180,14 @@ def test_stopping_takes_the_rings_back_before_qemu_sees_it_go(host: Host) -> Non
     host.start()
     guest = Guest(host)
     with Traffic([guest.vm], PACKETS):
-        assert stop_broker(host.config, host.system)
-        guest.vm.wait_hung_up()
+        guest.served()
+        with ThreadPoolExecutor(1) as pool:
+            stopped = pool.submit(stop_broker, host.config, host.system)
+            guest.vm.wait_hung_up()
+            hung_up = time.monotonic_ns()
+            assert stopped.result()
         assert host.supervisor() is None
-    log = host.log.read_text()
-    assert log.index("withdraw {}") < log.index("the broker ends")
+    guest.untouched_since(hung_up)
     assert not host.config.broker_socket.exists()
     host.start()
     guest.vm.boot()
@@ -193,8 +210,12 @@ def test_in_the_foreground_a_signal_takes_the_rings_back_too(host: Host) -> None
     ) as broker:  # fmt: skip
         host.start()  # it runs, so it only waits
         guest = Guest(host)
-        broker.terminate()
-        assert broker.wait(20) == 0
-        guest.vm.wait_hung_up()
+        with Traffic([guest.vm], PACKETS):
+            guest.served()
+            broker.terminate()
+            guest.vm.wait_hung_up()
+            hung_up = time.monotonic_ns()
+            assert broker.wait(20) == 0
+    guest.untouched_since(hung_up)
     assert not host.config.broker_socket.exists()
-    guest.ends_well()
+    guest.ends_well(loses=True)

@@ -28,7 +28,7 @@ def running(bed: Bed) -> FakeQemu:
 
 def kept(bed: Bed) -> None:
     """Wait until the broker has nothing left to save."""
-    time.sleep(0.1)
+    bed.wait(lambda: bed.client.status()["unsaved"] == 0, "kept")
 
 
 def connections(bed: Bed) -> tuple[int, int, int]:
@@ -93,6 +93,10 @@ def test_killed_at_work_the_vm_starts_over_and_has_one_owner(make_bed: MakeBed) 
     bed.wait(lambda: bed.connected(Side.A), "side a is back")
     time.sleep(1.0)  # more than a turn of looking for a QEMU
     assert not vm.hung_up  # b was parked, but who says that it is off the rings?
+    bed.broker.restart(signal.SIGKILL)  # what is not settled yet is not forgotten either
+    bed.wait(lambda: bed.connected(Side.A), "side a is back again")
+    time.sleep(1.0)
+    assert not vm.hung_up
     b.go_on()
     vm.wait_hung_up()
     vm.boot()

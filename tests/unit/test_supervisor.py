@@ -144,9 +144,11 @@ def test_a_service_that_was_never_ready_is_not_started_again(service: Make) -> N
 
 def test_one_that_fails_later_is_tried_again_and_again(service: Make) -> None:
     code = """
-say("here")
-if len(open("said").readlines()) in (1, 4):
+count = len(open("said").readlines()) if os.path.exists("said") else 0
+if count in (0, 3):
     sd.notify("READY=1")
+say("here")
+if count in (0, 3):
     while True:
         time.sleep(60)
 sys.exit(3)
@@ -161,6 +163,7 @@ def test_one_that_was_succeeded_ends_it(service: Make) -> None:
     made = service("sd.notify('READY=1'); say('here'); sd.notify('X_SUCCEEDED=1'); sys.exit(0)")
     assert made.process.wait(20) == 0
     assert len(made.said(1)) == 1
+    made.pid_file.unlink()  # it is the successor's
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
