@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test unit bench bench-failover bench-full soak faults fuzz lint clean
+.PHONY: help setup venv demo test unit bench bench-failover bench-full soak faults guests fuzz lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -40,6 +40,9 @@ bench-full: setup ## all benchmarks but the soak, and docs/performance.md from t
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action ignore -e '.[bench]'
 	for name in scale alternatives phases failover; do $(BIN)/python -m tests.bench $$name || status=1; done; \
 	$(BIN)/python -m tests.bench report && exit $$status
+
+guests: setup ## every kind of guest through an upgrade, and docs/guests.md from it (root)
+	$(BIN)/python -m tests.bench kinds --page docs/guests.md
 
 fuzz: venv ## a million inputs for everything that reads what a QEMU says
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action ignore -e '.[fuzz]'
