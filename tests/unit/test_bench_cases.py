@@ -1,0 +1,55 @@
+"""Which cases of a benchmark run, what their report holds, and the page on guests."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from ovs_hotswap.cli.output import Output
+from ovs_hotswap.errors import LabError
+from tests.bench import cases, kinds
+
+
+def run(tmp_path: Path, wanted: list[str] | None) -> tuple[list[int], dict[str, object]]:
+    arguments = argparse.Namespace(report=tmp_path / "report.json", cases=wanted)
+    found = cases.each_case(["1x1", "16x1", "16x4"], arguments, Output(), len, lambda result: {"length": result})
+    return found, json.loads(arguments.report.read_text())
+
+
+@pytest.mark.parametrize(("wanted", "lengths"), [(None, [3, 4, 4]), ([], [3, 4, 4]), (["16x"], [4, 4]), (["1x1"], [3])])
+def test_chosen_cases_are_run_and_reported(tmp_path: Path, wanted: list[str] | None, lengths: list[int]) -> None:
+    found, report = run(tmp_path, wanted)
+    assert found == lengths
+    assert report["cases"] == [{"length": length} for length in lengths]
+    assert report["machine"]
+
+
+def test_the_report_has_what_was_measured_before_a_failure(tmp_path: Path) -> None:
+    arguments = argparse.Namespace(report=tmp_path / "report.json", cases=None)
+
+    def measure(case: str) -> str:
+        if case == "b":
+            raise LabError("the case failed")
+        return case
+
+    with pytest.raises(LabError):
+        cases.each_case(["a", "b"], arguments, Output(), measure, str)
+    assert json.loads(arguments.report.read_text())["cases"] == ["a"]
+
+
+def test_rows_of_the_page() -> None:
+    works = kinds.Result("legacy", sent=100, lost=0, doubled=1, gap_ms=11.4, moves_us=[201.4, 199.6])
+    assert kinds.row(works) == "| legacy | 100 | 0 | 1 | 11 ms | 201, 200 us | works |\n"
+    silent = kinds.Result("legacy", sent=100, lost=100)
+    assert "| none answered |" in kinds.row(silent)
+    broken = kinds.Result("legacy", fault="vm vm1 cannot be parked")
+    assert kinds.row(broken) == "| legacy | | | | | | vm vm1 cannot be parked |\n"
+
+
+def test_every_kind_has_a_name_of_its_own() -> None:
+    names = [str(kind) for kind in kinds.KINDS]
+    assert len(set(names)) == len(names)
+    assert all("|" not in name for name in names)
