@@ -114,6 +114,8 @@ def take_over(app: App) -> None:
 def stop(app: App) -> None:
     """Stop the broker. Every VM that it serves loses its network until a broker runs again.
 
+    It takes each VM's rings back first: a QEMU that sees its back end go uses them itself. Only root may.
+
     With --json: {"stopped"}: whether there was one.
 
     \b
