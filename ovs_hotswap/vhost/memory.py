@@ -20,6 +20,7 @@ from ovs_hotswap.vhost.session import GuestState, Ring
 from ovs_hotswap.vhost.wire import Region, Request
 
 _INDEX = struct.Struct("<H")
+_LOOKS = 8
 _INDEX_OFFSET = 2  # behind the flags, in both rings (virtio 1.2, 2.7.6 and 2.7.8)
 
 
@@ -35,9 +36,15 @@ class Indices:
 
 
 def indices(regions: Sequence[Region], ring: Ring) -> Indices:
+    """Both as of one moment, unless the ring never stands still for as long as two reads take."""
     if ring.address is None:
         return Indices(None, None)
-    return Indices(_index(regions, ring.address.available), _index(regions, ring.address.used))
+    for _ in range(_LOOKS):
+        used = _index(regions, ring.address.used)
+        available = _index(regions, ring.address.available)
+        if _index(regions, ring.address.used) == used:
+            break
+    return Indices(available, used)
 
 
 def waits(state: GuestState) -> bool:

@@ -107,7 +107,8 @@ class Soak:
         if (number + 1) % _EVERY == 0:
             stats = self._fleet.stats()
             self._output.line(f"{number + 1} upgrades, the last in {self.seconds[-1]:.1f} s; "
-                              f"{stats.total('sent')} frames, {stats.total('doubled')} doubled")  # fmt: skip
+                              f"{stats.total('sent')} frames, {stats.total('lost')} lost, "
+                              f"{stats.total('doubled')} doubled")  # fmt: skip
 
     def _look(self, upgrades: int, watchdog: int) -> None:
         broker = self._bed.host.broker.status()["pid"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +49,33 @@ def test_indices_are_read_where_they_are(memory: OwnedFd, offset: int) -> None:
     put(memory, offset + 0x1000, 65535)
     put(memory, offset + 0x2000, 513)
     assert indices([region(memory, offset)], RING) == Indices(65535, 513)
+
+
+_BUSY = """
+import mmap, sys, time
+view = memoryview(mmap.mmap(int(sys.argv[1]), 0x10000)).cast("H")
+print("runs", flush=True)
+for index in range(1 << 30):
+    for start in (0x1000, 0x2000):  # what is offered is given back at once
+        view[(start + 2) // 2] = index & 0xFFFF
+    end = time.perf_counter() + 50e-6
+    while time.perf_counter() < end:
+        pass
+"""
+
+
+def test_both_indices_of_a_busy_ring_are_of_one_moment(memory: OwnedFd) -> None:
+    argv = [sys.executable, "-c", _BUSY, str(memory.fileno())]
+    with subprocess.Popen(argv, pass_fds=[memory.fileno()], stdout=subprocess.PIPE) as guest:
+        try:
+            assert guest.stdout is not None
+            assert guest.stdout.readline() == b"runs\n"
+            seen = [indices([region(memory)], RING) for _ in range(20_000)]
+        finally:
+            guest.kill()
+    assert len({each.used for each in seen}) > 5
+    apart = [((each.available or 0) - (each.used or 0)) & 0xFFFF for each in seen]
+    assert set(apart) <= {0, 1}
 
 
 def test_ring_in_the_second_region(memory: OwnedFd) -> None:
