@@ -66,7 +66,7 @@ KINDS = (
     Kind(Reboot.name, GuestOptions(), Reboot),
     Kind(Queues.name, GuestOptions(queues=2), Queues),
     Kind(Driver.name, GuestOptions(), Driver),
-    Kind(Memory.name, GuestOptions(memory_slots=3), Memory),
+    Kind(Memory.name, GuestOptions(memory_slots=3, memory_mb=192), Memory),
     Kind(Pause.name, GuestOptions(), Pause),
     Kind(Migrate.name, GuestOptions(), Migrate),
 )
@@ -104,14 +104,15 @@ class Runner:
             act.begin()
             act.finish()
             self._flowing(act.guest.name)
-        self._upgrade(host, act)
+        self._upgrade(act)
         if act is not None:
             act.begin()
             act.finish()
             self._flowing(act.guest.name)
         return self._result
 
-    def _upgrade(self, host: Host, act: Act | None) -> None:
+    def _upgrade(self, act: Act | None) -> None:
+        host = Host(self._lab.config, self._system)  # a migration has changed the intent
         watched = self._watched()
         first = watched.mark()
 
