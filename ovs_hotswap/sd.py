@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-_FIRST = 3  # SD_LISTEN_FDS_START
+FIRST = 3  # SD_LISTEN_FDS_START
 _PER_MESSAGE = 128  # descriptors; the kernel allows 253 (SCM_MAX_FD)
 _SEND_S = 1.0  # a service manager that does not read fills the socket's queue (unix(7)); nobody may hang on it
 BOOTED = Path("/run/systemd/system")  # sd_booted(3)
@@ -17,23 +17,32 @@ BOOTED = Path("/run/systemd/system")  # sd_booted(3)
 def notify(*lines: str, descriptors: Sequence[int] = ()) -> bool:
     """Send assignments such as ``READY=1``; return whether there was anybody to tell. A service manager that does not
     listen is no error: nothing here may stop a service."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if not path:
+    out = _connected()
+    if out is None:
         return False
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
-            out.settimeout(_SEND_S)
-            out.connect(_address(path))
+    with out:
+        try:
             message = "\n".join(lines).encode()
             for start in range(0, max(len(descriptors), 1), _PER_MESSAGE):
                 socket.send_fds(out, [message], list(descriptors[start : start + _PER_MESSAGE]))
-    except OSError:
-        return False
+        except OSError:
+            return False
     return True
 
 
-def _address(path: str) -> str:
-    return "\0" + path[1:] if path.startswith("@") else path
+def _connected() -> socket.socket | None:
+    """A socket to whoever listens at ``$NOTIFY_SOCKET``; ``None`` if nobody does."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return None
+    out = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    try:
+        out.settimeout(_SEND_S)
+        out.connect("\0" + path[1:] if path.startswith("@") else path)
+    except OSError:
+        out.close()
+        return None
+    return out
 
 
 def store(name: str, descriptors: Sequence[int]) -> bool:
@@ -59,8 +68,8 @@ def stored() -> dict[str, list[int]]:
         os.environ.pop(variable, None)
     found: dict[str, list[int]] = {}
     for index in range(count):
-        os.set_inheritable(_FIRST + index, False)
-        found.setdefault(names[index] if index < len(names) else "", []).append(_FIRST + index)
+        os.set_inheritable(FIRST + index, False)
+        found.setdefault(names[index] if index < len(names) else "", []).append(FIRST + index)
     return found
 
 
@@ -84,14 +93,10 @@ def supervised() -> bool:
 
 def listened() -> bool:
     """Whether whoever supervises this process is there: nobody may be, if that was killed."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if not path:
+    out = _connected()
+    if out is None:
         return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
-        try:
-            out.connect(_address(path))
-        except OSError:
-            return False
+    out.close()
     return True
 
 

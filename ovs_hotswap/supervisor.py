@@ -19,12 +19,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from ovs_hotswap.sd import FIRST
 from ovs_hotswap.system import many_descriptors
 from ovs_hotswap.vhost.channel import OwnedFd, adopt, close_all
 
 log = logging.getLogger(__name__)
 
-_FIRST = 3  # SD_LISTEN_FDS_START
 _MESSAGE = 4096  # bytes
 _ANCILLARY = socket.CMSG_SPACE(4 * 253)  # SCM_MAX_FD
 _DELAY_S, _DELAY_MAX_S = 0.1, 5.0  # before a service is started again that was not ready when it ended
@@ -145,8 +145,8 @@ class Supervisor:
             given = self._store.descriptors
             environment = dict(os.environ, NOTIFY_SOCKET=str(self._path), LISTEN_PID=str(os.getpid()),
                                LISTEN_FDS=str(len(given)), LISTEN_FDNAMES=":".join(self._store.names))  # fmt: skip
-            apart = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, _FIRST + len(given)) for each in given]
-            for place, descriptor in enumerate(apart, _FIRST):
+            apart = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, FIRST + len(given)) for each in given]
+            for place, descriptor in enumerate(apart, FIRST):
                 os.dup2(descriptor, place)
             os.execve(argv[0], argv, environment)
         except BaseException:  # nothing of the parent's may run on here

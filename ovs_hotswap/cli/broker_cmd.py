@@ -60,17 +60,8 @@ def supervise(app: App, log_level: str, take_over: bool) -> None:
 
     logs.start_log(log_level)
     app.config.run_dir.mkdir(parents=True, exist_ok=True)
-    argv = [
-        sys.executable,
-        "-m",
-        "ovs_hotswap",
-        "--config",
-        str(app.config_path),
-        "broker",
-        "run",
-        "--log-level",
-        log_level,
-    ]
+    program = [sys.executable, "-m", "ovs_hotswap", "--config", str(app.config_path)]
+    argv = [*program, "broker", "run", "--log-level", log_level]
     status = Supervisor("supervisor", argv, app.config.run_dir, ["--take-over"] if take_over else []).run()
     click.get_current_context().exit(status)
 

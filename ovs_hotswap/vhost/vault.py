@@ -59,9 +59,8 @@ class Vault:
         self._inlet, self._outlet = inlet, outlet
         self._queued = 0
         self.busy = True
-        self._said: tuple[Mapping[Side, int], Connection | None] | None = (
-            None  # by the newest message, if that is _BUSY
-        )
+        # By the newest message, if that says that work is under way.
+        self._said: tuple[Mapping[Side, int], Connection | None] | None = None
 
     @classmethod
     def make(cls, name: str) -> Vault:
