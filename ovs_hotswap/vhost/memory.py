@@ -36,15 +36,16 @@ class Indices:
 
 
 def indices(regions: Sequence[Region], ring: Ring) -> Indices:
-    """Both as of one moment, unless the ring never stands still for as long as two reads take."""
+    """Both as of one moment. Of a ring that never stands still for as long as that takes only the used index is told:
+    two that do not belong together look as if two back ends wrote to it."""
     if ring.address is None:
         return Indices(None, None)
     for _ in range(_LOOKS):
         used = _index(regions, ring.address.used)
         available = _index(regions, ring.address.available)
         if _index(regions, ring.address.used) == used:
-            break
-    return Indices(available, used)
+            return Indices(available, used)
+    return Indices(None, used)
 
 
 def waits(state: GuestState) -> bool:

@@ -156,10 +156,7 @@ def ring(avail: int, used: int, *, number: int = 1, enabled: bool = True, size: 
         (ring(10, 9), ring(11, 9), ERROR, "stuck, 2 buffers outstanding at index 9"),
         (ring(2, 65535), ring(2, 65535), ERROR, "stuck, 3 buffers"),
         (ring(200, 9, number=0), ring(200, 9, number=0), OK, "0 advanced, 1 idle"),  # nothing arrived
-        (ring(10, 11), ring(10, 11), ERROR, "used index 11 does not fit available index 10"),
-        (ring(8, 9), ring(12, 15), ERROR, "used index 15 does not fit available index 12"),
-        (ring(8, 5), ring(10, 11), OK, "1 advanced, 0 idle"),  # it went on while it was read
-        (ring(8, 9), ring(12, 11), OK, "1 advanced, 0 idle"),
+        (ring(10, 5), ring(10, 11), ERROR, "used index 11 does not fit available index 10"),
         (ring(10, 5), ring(10, 12, enabled=False), OK, "0 advanced, 0 idle"),
         (ring(10, 9, enabled=False), ring(10, 9), OK, "0 advanced, 1 idle"),
     ],
