@@ -328,8 +328,12 @@ def tables(diff: Sequence[str]) -> list[Finding]:
 _LOG_LINE = re.compile(r"^[^|]*\|\d+\|(?P<module>[^|]+)\|(?P<level>[A-Z]+)\|(?P<message>.*)$")
 HARMLESS = (
     re.compile(r"mismatches.*maybe resent"),  # twice per ring and move: the index comes from used->idx
-    # A broker that died; what became of the VMs is looked at itself (DPDK lib/vhost/socket.c, vhost_user.c).
-    re.compile(r"recvmsg failed on fd \d+ \(Connection reset by peer\)|vhost read message failed"),
+    # A broker that died, or that hung up because a guest ended; what became of the VMs is looked at itself (DPDK
+    # lib/vhost/socket.c, vhost_user.c).
+    re.compile(
+        r"(recvmsg failed|sendmsg error) on fd \d+ \((Connection reset by peer|Broken pipe)\)"
+        r"|vhost read message failed"
+    ),
 )
 
 
