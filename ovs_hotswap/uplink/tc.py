@@ -23,7 +23,9 @@ from ipaddress import IPv4Address
 from typing import Any, Protocol
 
 from pyroute2 import IPRoute
+from pyroute2.netlink import NLM_F_REQUEST
 from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl import RTM_GETLINK
 
 from ovs_hotswap.errors import UplinkError
 from ovs_hotswap.model import Finding, Severity, Side
@@ -35,6 +37,8 @@ VXLAN_UDP_PORT = 4789  # RFC 7348
 INGRESS = 0xFFFFFFF2  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)
 ETH_P_ALL = 0x0003
 ETH_P_IP = 0x0800
+# Not pyroute2's "get": it asks for an acknowledgement behind the answer too, and keeps each of them (0.9).
+_GET_LINK = RTM_GETLINK, NLM_F_REQUEST
 EGRESS_REDIRECT = 1  # TCA_EGRESS_REDIR, include/uapi/linux/tc_act/tc_mirred.h
 
 
@@ -336,7 +340,7 @@ class RtnlKernel:
 
     def link(self, name: str) -> Link | None:
         try:
-            message = self._route.link("get", ifname=name)[0]
+            message = self._route.link(_GET_LINK, ifname=name)[0]
         except NetlinkError as error:
             if error.code == errno.ENODEV:
                 return None

@@ -10,6 +10,7 @@ other switch has the rings, disabled and parked; they are disabled and enabled, 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -203,13 +204,14 @@ def run_case(case: Case, say: Callable[[str], None], system: System) -> list[Res
         stack.callback(bed.down)
         bed.up()
         host = TwinHost(bed.config, system)
-        guests = [Guest(host, each.name, case.queues) for each in bed.layout.guests]
-        for guest in guests:
-            stack.callback(guest.close)
         for side in Side:
             host.instances[side].start(bed.release)
             host.program(side)
         activate_first(host, Side.A)
+        # Last, and closed first: they have more descriptors than the OVSDB library can deal with (it uses select(2)).
+        guests = [
+            stack.enter_context(contextlib.closing(Guest(host, each.name, case.queues))) for each in bed.layout.guests
+        ]
         results = []
         for way in WAYS:
             say(f"{case}: {way.name}")

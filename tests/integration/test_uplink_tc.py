@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import struct
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -226,3 +228,26 @@ def test_missing_namespace_is_an_uplink_error() -> None:
     with pytest.raises(UplinkError, match=absent), RtnlTrafficControl(absent).open():
         pass
     assert absent not in netns.listnetns()
+
+
+def test_questions_on_a_kept_socket_leave_nothing_behind(bed: None) -> None:
+    """A watchdog asks through one socket for as long as it runs."""
+    control = RtnlTrafficControl(HOST, keep=True)
+
+    def ask() -> int:
+        """Bytes in use after many questions."""
+        for _ in range(400):
+            with control.open() as kernel:
+                link = kernel.link("pf0")
+                assert link is not None
+                kernel.rules(link)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        ask()  # pyroute2 remembers the numbers of the last 256 requests
+        before = ask()
+        assert ask() - before < 400 * 30  # an answer that is kept takes 68 bytes and more
+    finally:
+        tracemalloc.stop()
