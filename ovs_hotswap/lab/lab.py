@@ -226,7 +226,8 @@ class Lab:
             self.start_guest(guest.name)
 
     def _config_text(self) -> str:
-        cores = (0, 1) if (os.cpu_count() or 1) > 1 else (0, 0)
+        last = (os.cpu_count() or 1) - 1
+        cores = min(1, last), min(2, last)  # the first one is left for everything else where there are two
         return config_text(self.layout, memory_mb=self._instance_mb(), cores=cores)
 
     def _instance_mb(self) -> int:

@@ -3,8 +3,8 @@
 A hand-over waits for the thread that handles vhost-user messages, on either side; that thread spins for locks which PMD
 threads hold (DPDK, ``access_lock``). Where they share cores with other work, the one waits for milliseconds to be run,
 and so does a PMD thread that was interrupted while it held the lock. In the window the former therefore gets real-time
-priority, on cores where none of its own PMD threads runs, since it must never keep from running what it waits for; and
-PMD threads get a better nice value.
+priority, on a core where no PMD thread runs (``priority.control_core``), at least none of its own, since it must never
+keep from running what it waits for; and PMD threads get a better nice value.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.priority import control_core
 
 # lib/vhost/socket.c: the name was changed in DPDK 23.07.
 VHOST_THREADS = frozenset({"vhost-events", "dpdk-vhost-evt"})
@@ -68,16 +69,23 @@ def scheduling(pid: int) -> Scheduling | None:
         raise SwitchError(f"process {pid}: {error.strerror}") from error
 
 
-def prefer(pid: int, pmd_cores: Collection[int]) -> bool:
-    """Prefer the threads that a hand-over waits for. ``pmd_cores`` are the cores of the process's PMD threads.
+def prefer(pid: int, own: Collection[int], others: Collection[int]) -> bool:
+    """Prefer the threads that a hand-over waits for. ``own``: cores of the process's PMD threads; ``others``: of the
+    other instance's.
 
-    Returns ``False``, with nothing changed, where there is no other core. Raises SwitchError.
+    Returns ``False``, with nothing changed, where there is no core to run on. Raises SwitchError.
     """
-    cores = set(os.sched_getaffinity(0)) - set(pmd_cores)
-    if not cores:
-        return False
-    schedule(pid, Scheduling(os.SCHED_FIFO, _PRIORITY, tuple(sorted(cores)), _PMD_NICE))
-    return True
+    wide = os.sched_getaffinity(0) - set(own)
+    for cores in (control_core([*own, *others]), wide):
+        if not cores:
+            continue
+        try:
+            schedule(pid, Scheduling(os.SCHED_FIFO, _PRIORITY, tuple(sorted(cores)), _PMD_NICE))
+            return True
+        except SwitchError:
+            if cores is wide:  # the process may not be allowed to run on that one core
+                raise
+    return False
 
 
 def schedule(pid: int, wanted: Scheduling) -> None:

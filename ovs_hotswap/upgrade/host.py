@@ -234,7 +234,8 @@ class Host:
     def prefer_threads(self, side: Side) -> None:
         pid = self.instances[side].status().vswitchd_pid
         if pid is not None:
-            threads.prefer(pid, self.config.instance(side).pmd_cores)
+            config = self.config
+            threads.prefer(pid, config.instance(side).pmd_cores, config.instance(side.other).pmd_cores)
 
     def schedule(self, side: Side, before: Mapping[str, Any]) -> None:
         pid = self.instances[side].status().vswitchd_pid

@@ -21,8 +21,8 @@ _ANSWER_S = 0.5
 
 
 def move_all(host: Host, to: Side, run: Run, *, back: bool = False) -> dict[str, float]:
-    """Hand every VM to ``to``, one by one, and see each served there. Returns microseconds by VM. ``back``: to where
-    they were served before, and whatever that is like, nothing keeps them from it.
+    """Hand every VM to ``to``, one alone and then all others, and see each served there. Returns microseconds by VM.
+    ``back``: to where they were served before, and whatever that is like, nothing keeps them from it.
 
     Frames that arrived during a move are delivered by the new owner afterwards. Raises BrokerError if a VM stayed
     where it was, StateUnknown if its owner is not known.
@@ -30,9 +30,10 @@ def move_all(host: Host, to: Side, run: Run, *, back: bool = False) -> dict[str,
     vms = [vm for vm in host.broker.vms(read=False) if vm["owner"] != to or vm["certainty"] != "owns"]
     moves: dict[str, float] = {}
     try:
+        if vms:
+            _arm(host, [vm["name"] for vm in vms], to, None if back else to)
         for start, batch in ((0, vms[:1]), (1, vms[1:])):
             if batch:
-                _arm(host, [vm["name"] for vm in batch], to, None if back else to)
                 _move(host, batch, to, run, moves, (start, len(vms)))
     finally:
         if moves:

@@ -2,7 +2,7 @@
 
 Nothing of the active instance is changed for it. Both have the final form of the flow tables and no peer link: when the
 active dies all VMs move at once, so there is never traffic between a VM here and one there, and no packet of normal
-operation is copied. Only a planned upgrade, which moves VMs one by one, opens the window.
+operation is copied. Only a planned upgrade, which moves one VM after another, opens the window.
 
 What was set on the standby alone (a long PMD sleep, a quiet log, preferred threads) is in a record below run_dir, so
 that whoever comes later can put it back: another watchdog, or an upgrade.

@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Iterator, Set
 from typing import Any
 
 from ovs_hotswap import __version__, sd
@@ -25,12 +25,13 @@ from ovs_hotswap.priority import preferred, raise_priority
 from ovs_hotswap.supervisor import SUCCEEDED
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.system import System, many_descriptors
-from ovs_hotswap.vhost import control, succession
+from ovs_hotswap.vhost import succession
 from ovs_hotswap.vhost.channel import OwnedFd, listen
 from ovs_hotswap.vhost.desk import Desk, Method
 from ovs_hotswap.vhost.keeping import Keeping
 from ovs_hotswap.vhost.memory import make_scratch, waits
 from ovs_hotswap.vhost.move import Mover
+from ovs_hotswap.vhost.moves import Moves, side_of, until
 from ovs_hotswap.vhost.ping import ping_forever
 from ovs_hotswap.vhost.processes import Processes
 from ovs_hotswap.vhost.report import vm_document
@@ -45,7 +46,6 @@ log = logging.getLogger(__name__)
 _RETRY_MAX_S = 5.0
 _ACCEPT_RETRY_S = 1.0
 _PARK_TIMEOUT_S = 10.0  # a first use creates mempools under the device lock: half a second was measured
-_MOVE_TIMEOUT_S = 2.0
 _TICK_S = 0.001
 
 
@@ -72,8 +72,8 @@ class Broker:
         self._started = time.monotonic()
         self._methods: dict[str, Method] = {
             "status": self._status, "vms": self._vms, "vm": self._vm, "park": self._park, "unpark": self._unpark,
-            "arm": self._arm, "move": self._move, "move_many": self._move_many, "unserved": self._unserved,
-            "undelivered": self._undelivered, "reload": self._reload, "withdraw": self._withdraw,
+            "reload": self._reload, "withdraw": self._withdraw,
+            **Moves(self._seat, self._keeping, config).methods,
         }  # fmt: skip
 
     async def run(self, inherited: Inherited | None = None) -> None:
@@ -132,7 +132,7 @@ class Broker:
             if self._for_good and not self._succeeded:
                 await self._withdraw()
             with contextlib.suppress(BrokerError):
-                await self._until(self._keeping.save, succession.TIMEOUT_S, "VMs are not settled")
+                await until(self._keeping.save, succession.TIMEOUT_S, "VMs are not settled")
         finally:
             for task in tasks:
                 task.cancel()
@@ -167,11 +167,13 @@ class Broker:
                     seat.mover.disarm()
                     seat.mover.settle()
                 unsettled = "VMs are not settled: messages are under way"
-                await self._until(lambda: all(map(self._passable, seats)), succession.TIMEOUT_S, unsettled)
+                await until(lambda: all(map(self._passable, seats)), succession.TIMEOUT_S, unsettled)
                 for seat in seats:
                     seat.pause(self._loop)
                 connection.setblocking(True)
                 succession.hand_over(connection, self._desk.listener, [(seat.vm, seat.listeners) for seat in seats])
+                for seat in seats:
+                    seat.vm.withdrawn = True  # no move that has waited goes on here
             except HotswapError as error:
                 log.error("a successor could not take over: %s", error.message)
                 for seat in seats:
@@ -337,83 +339,16 @@ class Broker:
 
     async def _park(self, vm: str, side: str) -> dict[str, Any]:
         """Keep ``side`` parked, and answer once its back end has taken everything."""
-        seat, where = self._seat(vm), _side(side)
+        seat, where = self._seat(vm), side_of(side)
         seat.vm.park(where)
         if seat.vm.qemu is not None and seat.vm.ownership.holder is not where:
-            await self._until(
-                lambda: seat.vm.is_parked(where), _PARK_TIMEOUT_S, f"vm {vm}: switch {side} is not parked"
-            )
+            await until(lambda: seat.vm.is_parked(where), _PARK_TIMEOUT_S, f"vm {vm}: switch {side} is not parked")
         return vm_document(seat.vm)
 
     async def _unpark(self, vm: str, side: str) -> dict[str, Any]:
         seat = self._seat(vm)
-        seat.vm.unpark(_side(side))
+        seat.vm.unpark(side_of(side))
         return vm_document(seat.vm)
-
-    async def _move(self, vm: str, to: str) -> dict[str, Any]:
-        seat, side = self._seat(vm), _side(to)
-        await self._quiet(seat, side)
-        swap = seat.mover.swap_to(side)
-        return {
-            "vm": vm,
-            "owner": seat.vm.ownership.holder,
-            "give_us": round(swap.give_us, 1),
-            "take_us": round(swap.take_us, 1),
-            "total_us": round(swap.total_us, 1),
-        }
-
-    async def _quiet(self, seat: Seat, to: Side) -> None:
-        """Wait while messages are under way that keep a VM from being moved."""
-        if "under way" in (seat.mover.why_not(to) or ""):
-            seat.mover.settle()
-            with contextlib.suppress(BrokerError):
-                await self._until(lambda: seat.mover.why_not(to) is None, _MOVE_TIMEOUT_S, "")
-
-    async def _arm(self, vms: list[str], to: str) -> list[str]:
-        """Have frames for VMs that are about to be moved caught from now on; answers those for which that can be."""
-        side, told = _side(to), []
-        for vm in vms:
-            seat = self._seat(vm)
-            await self._quiet(seat, side)
-            try:
-                if seat.mover.arm(side):
-                    told.append(vm)
-            except BrokerError:
-                break  # its move tells why, and is the last one
-        with contextlib.suppress(BrokerError):  # the move of one that does not answer tells that
-            await self._until(lambda: all(self._seat(vm).mover.armed(side) for vm in told), self._fence_s, "")
-        return [vm for vm in told if self._seat(vm).mover.armed(side)]
-
-    async def _move_many(self, vms: list[str], to: str) -> dict[str, Any]:
-        """Move VMs in this order, up to the first one that cannot be: ``moved`` tells of those before it."""
-        moved: list[dict[str, Any]] = []
-        for vm in vms:
-            try:
-                moved.append(await self._move(vm, to))
-            except HotswapError as error:
-                return {"moved": moved, **control.error_document(error)}
-            await asyncio.sleep(0)  # answers of those before have come meanwhile
-        return {"moved": moved, "error": None}
-
-    async def _unserved(self, vms: list[str]) -> list[str]:
-        """VMs of which something that was to be sent at their last move still waits, and nothing was taken since."""
-        return [vm for vm in vms if not self._seat(vm).mover.served]
-
-    async def _undelivered(self, vm: str) -> dict[str, Any]:
-        """Frames that arrived during the VM's last move; late copies are not waited for any more."""
-        caught = await self._seat(vm).mover.settled()
-        return {
-            "vm": vm,
-            "frames": [each.frame.hex() for each in caught if not each.segments],
-            "undeliverable": sum(each.segments for each in caught),
-        }
-
-    async def _until(self, true: Callable[[], bool], timeout: float, otherwise: str) -> None:
-        end = time.monotonic() + timeout
-        while not true():
-            if time.monotonic() >= end:
-                raise BrokerError(f"{otherwise} after {timeout:g} s")
-            await asyncio.sleep(_TICK_S)
 
     async def _reload(self) -> dict[str, Any]:
         async with self._reading:
@@ -436,7 +371,7 @@ class Broker:
         for seat in seats:
             seat.withdraw()
         with contextlib.suppress(BrokerError):
-            await self._until(lambda: all(seat.is_withdrawn for seat in seats), self._fence_s, "")
+            await until(lambda: all(seat.is_withdrawn for seat in seats), self._fence_s, "")
         for seat in seats:
             seat.vm.drop_qemu("the broker ends")
 
@@ -447,13 +382,6 @@ class Broker:
             self._keeping.remove(name, forget=False)
             self._remove(name, forget=not self._serving)
         self._processes.close()
-
-
-def _side(text: str) -> Side:
-    try:
-        return Side(text)
-    except ValueError as error:
-        raise BrokerError(f"no side {text!r}; there are a and b") from error
 
 
 def serve(config: Config, system: System, *, take_over: bool = False) -> None:

@@ -70,11 +70,21 @@ class Catch:
             if (size := state.rings[index].size) is not None and can_capture(index, size)
         }
         self._counts = {(side, index): 0 for side in Side for index in self._sizes}
+        self._words: memoryview | None = None
 
-    def arm(self, side: Side) -> None:
-        """Fill the rings of a side. Its back end must not be on them."""
-        for index, size in self._sizes.items():
-            arm(self._scratch, side, index, size)
+    def _indices(self) -> memoryview:
+        """The capture rings as 16-bit words. Mapped, because all VMs' rings are rolled while others are moved; the
+        scratch memory is sealed, so nobody can cut it off under this process."""
+        if self._words is None:
+            rings = mmap.mmap(self._scratch.fileno(), CAPTURE_SIZE, offset=CAPTURE_OFFSET)
+            self._words = memoryview(rings).cast("H")
+        return self._words
+
+    def arm(self) -> None:
+        """Fill the rings of both sides. Their back ends must not be on them. Raises OSError."""
+        self._indices()
+        for side, index in self._counts:
+            arm(self._scratch, side, index, self._sizes[index])
             self._counts[side, index] = 0
 
     def places(self, side: Side) -> dict[int, RingAddress]:
@@ -82,14 +92,15 @@ class Catch:
 
     def roll(self) -> None:
         """Offer the buffers that the new side has filled once more."""
-        side = self.old.other
+        side, words = self.old.other, self._indices()
         for index, size in self._sizes.items():
-            offer(self._scratch, side, index, self._count(side, index) + min(BUFFERS, size))
+            offered = self._count(side, index) + min(BUFFERS, size)
+            words[_word(side, index, _AVAILABLE)] = offered % (1 << 16)  # the ring names the buffers already
 
     def _count(self, side: Side, index: int) -> int:
         """Buffers that a side has filled since the ring was armed, some of them several times."""
-        before = self._counts[side, index]
-        self._counts[side, index] = before + (used(self._scratch, side, index) - before) % (1 << 16)
+        before, used = self._counts[side, index], self._indices()[_word(side, index, _USED)]
+        self._counts[side, index] = before + (used - before) % (1 << 16)
         return self._counts[side, index]
 
     def same(self, other: Catch) -> bool:
@@ -111,6 +122,7 @@ class Catch:
 
     def free(self) -> None:
         """Give the memory of the buffers back. Both sides must be off the rings."""
+        self._words = None
         with mmap.mmap(self._scratch.fileno(), CAPTURE_SIZE, offset=CAPTURE_OFFSET) as rings:
             rings.madvise(mmap.MADV_REMOVE)
 
@@ -152,15 +164,9 @@ def _empty(start: int, size: int) -> tuple[bytes, bytes]:
     return table, header + numbers + _NEVER.to_bytes(2, "little")
 
 
-def offer(scratch: Descriptor, side: Side, index: int, available: int) -> None:
-    """Offer buffers up to the number ``available``; the ring names them already."""
-    at = _start(side, index) + _AVAILABLE + 2
-    os.pwrite(scratch.fileno(), (available % (1 << 16)).to_bytes(2, "little"), at)
-
-
-def used(scratch: Descriptor, side: Side, index: int) -> int:
-    """How many buffers a back end has filled, modulo 2**16."""
-    return int.from_bytes(os.pread(scratch.fileno(), 2, _start(side, index) + _USED + 2), "little")
+def _word(side: Side, index: int, part: int) -> int:
+    """Where the index of a ring's part (``_AVAILABLE``, ``_USED``) is among the 16-bit words of all capture rings."""
+    return (_start(side, index) - CAPTURE_OFFSET + part) // 2 + 1
 
 
 def collect(scratch: Descriptor, side: Side, index: int, size: int, count: int, features: int) -> list[Caught]:

@@ -73,10 +73,11 @@ def prepare(
 ) -> Prepared:
     """Build every buffer. ``park`` and ``take`` are the places of the same rings: where the old side is to wait, and
     where the guest has them. Both links must be quiet, and ``new`` must have the rings started."""
-    first = old or new
-    return Prepared(
-        old, new, first.placed(park), first.placed(take), new.placed(take), tuple(calls), bytearray(FENCE_ANSWER_SIZE)
-    )
+    taken, answer = new.placed(take), bytearray(FENCE_ANSWER_SIZE)
+    if old is None:
+        return Prepared(None, new, taken, taken, taken, tuple(calls), answer)
+    keep = taken if old.acknowledges == new.acknowledges else old.placed(take)
+    return Prepared(old, new, old.placed(park), keep, taken, tuple(calls), answer)
 
 
 def swap(ready: Prepared, timeout: float) -> Swap:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ovs_hotswap.errors import StateUnknown
@@ -15,7 +16,8 @@ from ovs_hotswap.vhost.vm import Vm
 
 log = logging.getLogger(__name__)
 
-_SAVE_S = 0.01  # after a change: one row of moves is not held up, and its VMs are saved once each
+_SAVE_S = 0.01  # after a change: what changes several times in a moment is saved once
+_HELD_S = 0.5
 _NOTHING = Kept(None, {})
 
 
@@ -35,6 +37,17 @@ class Keeping:
         self._entries: dict[str, _Entry] = {}
         self._changed: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._held, self._held_until = 0, 0.0
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Save nothing meanwhile, for a while: a row of moves is not to be held up."""
+        self._held += 1
+        self._held_until = self._loop.time() + _HELD_S
+        try:
+            yield
+        finally:
+            self._held -= 1
 
     @property
     def earlier(self) -> frozenset[str]:
@@ -111,8 +124,10 @@ class Keeping:
             self._timer = self._loop.call_later(_SAVE_S, self._on_time)
 
     def _on_time(self) -> None:
-        self._timer = None
-        self.save()
+        waits = self._held and self._loop.time() < self._held_until
+        self._timer = self._loop.call_later(_SAVE_S, self._on_time) if waits else None
+        if self._timer is None:
+            self.save()
 
     def save(self) -> bool:
         """Keep what is settled of what has changed; the others are touched again when they settle. Return whether

@@ -93,6 +93,11 @@ class Link:
         """Have ``then`` called once the back end has handled everything sent so far."""
         self.request(Request.GET_FEATURES, lambda _: then())
 
+    @property
+    def acknowledges(self) -> bool:
+        """Whether the back end was told that it shall answer where that is asked for."""
+        return bool((self.told.protocol_features or 0) >> wire.ProtocolFeature.REPLY_ACK & 1)
+
     def placed(self, places: Mapping[int, RingAddress]) -> Fenced:
         """SET_VRING_ADDR for each ring, and a fence.
 
@@ -100,8 +105,7 @@ class Link:
         handled it), which is one message less; else the fence is a question behind them. Neither says that the
         addresses translate, because DPDK answers OK either way: a ring that cannot be used shows in what is not taken.
         """
-        acknowledges = bool((self.told.protocol_features or 0) >> wire.ProtocolFeature.REPLY_ACK & 1)
-        if not places or not acknowledges:
+        if not places or not self.acknowledges:
             return Fenced(b"".join(wire.build_ring_address(index, at) for index, at in places.items()) + FENCE,
                           Request.GET_FEATURES)  # fmt: skip
         *rest, (last, there) = places.items()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ovs_hotswap.errors import ProtocolError
@@ -56,8 +56,16 @@ def waits(state: GuestState) -> bool:
 
 def transmit(state: GuestState) -> dict[int, Indices]:
     """Where the transmit rings stand that the guest has enabled."""
-    rings = {index: state.rings[index] for index in state.started if index % 2}
-    return {index: indices(state.memory, ring) for index, ring in rings.items() if ring.enabled}
+    return {index: indices(state.memory, ring) for index, ring in _transmit(state)}
+
+
+def taken(state: GuestState) -> dict[int, int | None]:
+    """The used indices of the same rings."""
+    return {index: _index(state.memory, ring.address.used) for index, ring in _transmit(state) if ring.address}
+
+
+def _transmit(state: GuestState) -> Iterator[tuple[int, Ring]]:
+    return ((index, state.rings[index]) for index in state.started if index % 2 and state.rings[index].enabled)
 
 
 def _index(regions: Sequence[Region], start: int) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from ovs_hotswap.errors import BrokerError, ProtocolError, StateUnknown
 from ovs_hotswap.model import Side
@@ -19,12 +19,13 @@ from ovs_hotswap.vhost.capture import Catch, Caught
 from ovs_hotswap.vhost.channel import PeerClosed
 from ovs_hotswap.vhost.handover import Outcome, Prepared, Swap
 from ovs_hotswap.vhost.link import FENCE_ANSWER_SIZE, Fenced, Link
-from ovs_hotswap.vhost.memory import Indices, transmit
+from ovs_hotswap.vhost.memory import taken, transmit
 from ovs_hotswap.vhost.ownership import Certainty, Ownership, Proof
 from ovs_hotswap.vhost.replay import Role, moved, places
 from ovs_hotswap.vhost.vm import Vm
 from ovs_hotswap.vhost.wire import RingAddress
 
+_ARMED_S = 30.0  # a move for which capture rings were armed is not waited for any longer
 _LATE_S = 10.0  # capture rings are emptied by then though nobody has asked
 _STALE_S = 1.0  # for what was found in them to be fetched
 _ROLL_S = 0.020  # between two looks at capture rings: their buffers hold 12 800 frames a second
@@ -40,7 +41,7 @@ class Mover:
         self._settled: asyncio.Future[list[Caught]] | None = None
         self._catch: Catch | None = None
         self._settle: Callable[[], None] = lambda: None
-        self._before: dict[int, Indices] = {}
+        self._before: dict[int, int | None] = {}
 
     @property
     def busy(self) -> bool:
@@ -51,11 +52,11 @@ class Mover:
     def served(self) -> bool:
         """Whether the guest's transmit rings have advanced since its last move, or have nothing to be taken."""
         now = transmit(self._vm.state)
-        return all(at.available == at.used or at.used != before.used
+        return all(at.available == at.used or at.used != before
                    for index, before in self._before.items() if (at := now.get(index)) is not None)  # fmt: skip
 
     def why_not(self, to: Side) -> str | None:
-        """Why ``swap_to`` cannot run at this moment, or ``None``."""
+        """Why the VM cannot be moved at this moment, or ``None``."""
         vm = self._vm
         link = vm.links.get(to)
         if vm.withdrawn:
@@ -67,6 +68,8 @@ class Mover:
         if vm.qemu is not None and not vm.is_parked(to):
             return f"switch {to} is not parked"
         owner = vm.owner()
+        if vm.qemu is not None and vm.ownership.holder is None and not vm.ownership.free_for(to):
+            return f"switch {to.other} may still use the rings"
         if vm.qemu is not None and vm.ownership.holder is not None:
             if vm.ownership.certainty is not Certainty.OWNS or owner is None:
                 return f"switch {vm.ownership.holder} is not a confirmed owner ({vm.ownership.certainty})"
@@ -74,8 +77,13 @@ class Mover:
                 return "messages are under way"
         return None
 
-    def swap_to(self, to: Side) -> Swap:
-        """Hand the rings to ``to``. Raises BrokerError if it is not ready for it, StateUnknown if the end is open."""
+    def may_move(self, to: Side) -> bool:
+        """Whether it can be moved to ``to`` at this moment, or is there."""
+        return self.why_not(to) is None or self._vm.ownership == Ownership(to, Certainty.OWNS)
+
+    def swap_to(self, to: Side, cores: Collection[int] = ()) -> Swap:
+        """Hand the rings to ``to``, while running on ``cores``. Raises BrokerError if a side is not ready for it or the
+        rings stayed where they were, StateUnknown if the end is open."""
         vm = self._vm
         if vm.ownership == Ownership(to, Certainty.OWNS):
             return Swap(Outcome.MOVED)
@@ -86,17 +94,19 @@ class Mover:
             vm.home = to  # no guest: nothing to move, but the next one goes there
             return Swap(Outcome.MOVED)
         old, new = vm.owner(), vm.links[to]
-        catch = None if old is None else self._armed(old, new)
-        waiting = {} if catch is None else catch.places(to.other)
-        parking = {**places(vm.state, Role.PARKED), **waiting}
-        ready = handover.prepare(old, new, parking, places(vm.state, Role.OWNER), vm.calls())
-        if catch is not None:
-            catch.arm(to.other)
-            catch.roll()
-        self._catch = None
-        vm.ownership = vm.ownership.letting_go()
-        self._before = transmit(vm.state)
-        with preferred():
+        try:  # all that can fail, before anything changes
+            catch = None if old is None else self._armed(old, new)
+            waiting = {} if catch is None else catch.places(to.other)
+            parking = {**places(vm.state, Role.PARKED), **waiting}
+            ready = handover.prepare(old, new, parking, places(vm.state, Role.OWNER), vm.calls())
+        except OSError as error:
+            raise BrokerError(f"vm {vm.name}: its move cannot be prepared: {error.strerror}") from error
+        with preferred(cores):
+            if catch is not None:
+                catch.roll()
+            self._catch = None
+            self._before = taken(vm.state)
+            vm.ownership = vm.ownership.grant(to) if old is None else vm.ownership.letting_go()
             result = handover.swap(ready, self._fence_s)
         vm.last_swap = result
         try:
@@ -123,7 +133,7 @@ class Mover:
             vm.touched()
             messages = self._fill(new, catch)
             self._catch = catch
-            self._loop.call_later(_ROLL_S, self._roll, catch, self._loop.time() + _LATE_S)
+            self._loop.call_later(_ROLL_S, self._roll, catch, self._loop.time() + _ARMED_S)
             vm.guarded(new, lambda: new.send(messages, lambda: None))
         return True
 
@@ -135,12 +145,12 @@ class Mover:
     def _on(self, link: Link, catch: Catch) -> bool:
         """Whether the side was told to wait on the rings of ``catch``, and they are minded."""
         minded = self._catch is not None and self._catch.same(catch)
-        return minded and link.told == moved(link.told, catch.places(link.side))
+        return minded and link.told.at(catch.places(link.side))
 
     def _fill(self, new: Link, catch: Catch) -> Fenced:
         """Prepare capture rings for ``new``, and what sends it there."""
         there = catch.places(new.side)
-        catch.arm(new.side)
+        catch.arm()
         new.told = moved(new.told, there)
         return new.placed(there)
 
@@ -150,15 +160,18 @@ class Mover:
         if self._loop.time() >= end:
             self.disarm()
             return
-        catch.roll()
         self._loop.call_later(_ROLL_S, self._roll, catch, end)
+        catch.roll()
 
     def disarm(self) -> None:
         """The move for which rings were armed is not made."""
-        catch, self._catch = self._catch, None
-        if catch is not None:
-            self._vm.touched()
-            self._vm.repark(catch.old.other)
+        vm, catch, self._catch = self._vm, self._catch, None
+        if catch is None:
+            return
+        vm.touched()
+        vm.repark(catch.old.other)
+        if link := vm.links.get(catch.old.other):
+            vm.guarded(link, lambda: link.fence(catch.free))
 
     def _armed(self, old: Link, new: Link) -> Catch:
         """Capture rings that ``new`` waits on. Raises BrokerError if it does not answer: then nothing was begun, and it

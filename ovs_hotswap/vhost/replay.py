@@ -83,6 +83,10 @@ class Told:
     def ring(self, index: int) -> ToldRing:
         return self.rings[index] if index < len(self.rings) else ToldRing()
 
+    def at(self, places: Mapping[int, RingAddress]) -> bool:
+        """Whether the back end has these rings there."""
+        return all(self.ring(index).address == place for index, place in places.items())
+
 
 @dataclass(frozen=True, slots=True)
 class Out:
@@ -102,6 +106,8 @@ class _Script:
     out: list[Out] = field(default_factory=list)
 
     def ring(self, index: int, ring: ToldRing) -> None:
+        if index < len(self.told.rings) and self.told.rings[index] is ring:
+            return
         rings = list(self.told.rings) + [ToldRing()] * (index + 1 - len(self.told.rings))
         rings[index] = ring
         self.told = replace(self.told, rings=tuple(rings))

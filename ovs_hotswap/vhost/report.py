@@ -6,6 +6,7 @@ from typing import Any
 
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost import wire
+from ovs_hotswap.vhost.handover import Swap
 from ovs_hotswap.vhost.memory import Indices, indices
 from ovs_hotswap.vhost.replay import why_not_parked
 from ovs_hotswap.vhost.vm import Vm
@@ -34,6 +35,17 @@ def vm_document(vm: Vm, *, read: bool = True) -> dict[str, Any]:
         "moves": vm.moves,
         "last_move_us": None if swap is None else round(swap.total_us, 1),
         "last_error": vm.last_error,
+    }
+
+
+def swap_document(vm: Vm, swap: Swap) -> dict[str, Any]:
+    """A move that has just been made: the times are microseconds, 0 where there was nothing to move."""
+    return {
+        "vm": vm.name,
+        "owner": vm.ownership.holder,
+        "give_us": round(swap.give_us, 1),
+        "take_us": round(swap.take_us, 1),
+        "total_us": round(swap.total_us, 1),
     }
 
 

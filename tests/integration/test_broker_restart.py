@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.model import Side
 from ovs_hotswap.switch.paths import InstancePaths
 from tests.broker_process import BrokerProcess
@@ -59,6 +60,11 @@ def test_nobody_is_given_rings_that_a_silent_switch_may_hold(
         wait_connected(broker)
         qemu = stack.enter_context(FakeQemu(broker.qemu_path("vm0")))
         qemu.boot()
+        vm = client.vm("vm0")
+        assert (vm["owner"], vm["certainty"]) == (None, "nobody")
+        client.park("vm0", Side.A)
+        with pytest.raises(BrokerError, match="vm0 cannot move to a: switch b may still use the rings"):
+            client.move("vm0", Side.A)
         vm = client.vm("vm0")
         assert (vm["owner"], vm["certainty"]) == (None, "nobody")
         silent.kill()

@@ -57,11 +57,6 @@ def deliver(scratch: OwnedFd, side: Side, index: int, size: int, payloads: list[
         os.pwrite(fd, ((used + 1) % 65536).to_bytes(2, "little"), base["used"] + 2)
 
 
-def arm(catch: Catch) -> None:
-    for side in Side:
-        catch.arm(side)
-
-
 @given(frames, frames)
 def test_undelivered_are_the_frames_that_both_caught(old: list[bytes], new: list[bytes]) -> None:
     found = Counter(each.frame for each in undelivered([Caught(f) for f in old], [Caught(f) for f in new]))
@@ -75,7 +70,7 @@ def test_undelivered_keeps_the_new_sides_order() -> None:
 
 def test_frames_travel_through_both_sides_rings(scratch: OwnedFd) -> None:
     catch = Catch(scratch, guest(256, 256), Side.A)
-    arm(catch)
+    catch.arm()
     header = bytes(12)
     deliver(scratch, Side.A, 0, 256, [header + b"both" * 4, header + b"only old" * 2])
     deliver(scratch, Side.B, 0, 256, [header + b"only new" * 2, header + b"both" * 4])
@@ -84,16 +79,16 @@ def test_frames_travel_through_both_sides_rings(scratch: OwnedFd) -> None:
 
 def test_arming_again_forgets_what_was_caught(scratch: OwnedFd) -> None:
     catch = Catch(scratch, guest(256, 256), Side.A)
-    arm(catch)
+    catch.arm()
     for side in Side:
         deliver(scratch, side, 0, 256, [bytes(12) + b"x" * 20])
-    arm(catch)
+    catch.arm()
     assert catch.undelivered() == []
 
 
 def test_a_full_ring_takes_no_more(scratch: OwnedFd) -> None:
     catch = Catch(scratch, guest(256, 256), Side.A)
-    arm(catch)
+    catch.arm()
     many = [bytes(12) + n.to_bytes(2, "big") * 10 for n in range(capture.BUFFERS + 5)]
     for side in Side:
         deliver(scratch, side, 0, 256, many)
@@ -104,7 +99,7 @@ def test_a_full_ring_takes_no_more(scratch: OwnedFd) -> None:
 def test_the_new_sides_rings_hold_the_latest_frames(scratch: OwnedFd, turns: int) -> None:
     """However many went before: 400 turns are more than an index of 16 bits counts."""
     catch = Catch(scratch, guest(512, 512), Side.A)
-    arm(catch)
+    catch.arm()
     numbers = iter(range(10**6))
     latest: list[bytes] = []
     for _ in range(turns):
@@ -117,7 +112,7 @@ def test_the_new_sides_rings_hold_the_latest_frames(scratch: OwnedFd, turns: int
 
 def test_memory_of_buffers_is_given_back(scratch: OwnedFd) -> None:
     catch = Catch(scratch, guest(256, 256), Side.A)
-    arm(catch)
+    catch.arm()
     deliver(scratch, Side.B, 0, 256, [bytes(200)] * 256)
     assert os.fstat(scratch.fileno()).st_blocks > 256 * 8
     catch.undelivered()
@@ -126,7 +121,7 @@ def test_memory_of_buffers_is_given_back(scratch: OwnedFd) -> None:
 
 def test_a_ring_smaller_than_the_buffers(scratch: OwnedFd) -> None:
     catch = Catch(scratch, guest(16, 16), Side.B)
-    arm(catch)
+    catch.arm()
     for side in Side:
         deliver(scratch, side, 0, 16, [bytes(12) + bytes([n]) * 20 for n in range(20)])
     assert len(catch.undelivered()) == 16

@@ -37,8 +37,8 @@ class FakeBroker:
 
     def move_many(self, names: Sequence[str], to: Side) -> tuple[list[dict[str, Any]], HotswapError | None]:
         self.calls.append(list(names))
-        assert self.armed == list(names)
-        self.armed = []
+        assert self.armed[: len(names)] == list(names)
+        del self.armed[: len(names)]
         moved: list[dict[str, Any]] = []
         for name in names:
             if name == self.bad:
