@@ -22,6 +22,8 @@ EXAMPLE = """\
 [vtep]
 address = "172.31.0.1/24"
 mac = "52:54:00:1f:00:01"
+# MTU of the underlay.
+# mtu = 1500
 
 # A VM's port. name: at most 15 characters; ofport: OpenFlow port, 10 to 4000; vni: its virtual network.
 [[vm]]
@@ -29,8 +31,9 @@ name = "web1"
 ofport = 11
 mac = "52:54:00:00:00:01"
 vni = 100
-# Queue pairs of its network device.
+# Queue pairs of its network device, and its MTU; through a tunnel go packets of 50 bytes less than the underlay's.
 # queues = 1
+# mtu = 1500
 
 [[vm]]
 name = "db1"

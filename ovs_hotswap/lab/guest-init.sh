@@ -3,7 +3,7 @@
 #
 # From the kernel command line (the kernel hands unknown `name=value` words to init as its environment):
 #   lab_address  address with prefix      lab_mtu       MTU of the interface
-#   lab_targets  addresses to ping, separated by commas
+#   lab_targets  what to ping: address:bytes, separated by commas
 #   lab_interval seconds between two pings of one target
 #
 # /dev/vport<bus>p<n> (virtio-serial) carries the report on the n-th target; guest-ping.pl says what is in it.

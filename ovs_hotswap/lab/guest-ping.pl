@@ -1,6 +1,7 @@
-# Pings several targets from one process: usage guest-ping.pl INTERVAL (TARGET REPORT)...
+# Pings several targets from one process: usage guest-ping.pl INTERVAL (TARGET:BYTES REPORT)...
 #
-# INTERVAL is in seconds, TARGET an IPv4 address, REPORT a file that gets lines of
+# INTERVAL is in seconds, TARGET an IPv4 address, BYTES what follows the ICMP header (12 at least), REPORT a file that
+# gets lines of
 #   run                      counting begins, at sequence number 1
 #   <sequence> <rtt>         request <sequence> was answered after <rtt> microseconds
 #   sent <sequence> <time>   <sequence> is the last request that was sent; microseconds since boot
@@ -29,22 +30,23 @@ while (my ($target, $report) = splice(@ARGV, 0, 2)) {
     setsockopt($socket, $SOL_SOCKET, $SO_RCVBUF, pack('i', 1 << 20)) or die "setsockopt: $!";
     open(my $out, '>', $report) or die "$report: $!";
     syswrite($out, "run\n");
+    ($target, my $bytes) = split(/:/, $target);
     my $address = pack('S n a4 x8', $AF_INET, 0, pack('C4', split(/\./, $target)));
-    push @flows, { socket => $socket, out => $out, address => $address, text => '' };
+    push @flows, { socket => $socket, out => $out, address => $address, padding => $bytes - 12, text => '' };
     vec($all, fileno($socket), 1) = 1;
 }
 
 # Type, code, checksum and identifier (the kernel fills both in), sequence number, then ours: sequence and time sent.
 sub send_request {
     my ($flow, $sequence) = @_;
-    send($flow->{socket}, pack('CCnnn Nd x36', $ECHO, 0, 0, 0, $sequence & 0xffff, $sequence, now()), 0,
+    send($flow->{socket}, pack("CCnnn Nd x$flow->{padding}", $ECHO, 0, 0, 0, $sequence & 0xffff, $sequence, now()), 0,
         $flow->{address});
 }
 
 sub take_answers {
     my ($flow) = @_;
     my $answer;
-    while (defined recv($flow->{socket}, $answer, 2048, $MSG_DONTWAIT)) {
+    while (defined recv($flow->{socket}, $answer, 16384, $MSG_DONTWAIT)) {
         next if length($answer) < 20;
         my ($sequence, $sent) = unpack('x8 Nd', $answer);
         $flow->{text} .= sprintf("%d %d\n", $sequence, (now() - $sent) * 1e6);

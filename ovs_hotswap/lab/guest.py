@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ovs_hotswap.errors import LabError
-from ovs_hotswap.lab.layout import GUEST_MTU, OVERLAY_PREFIX, GuestLayout, Layout
+from ovs_hotswap.lab.layout import GUEST_MTU, OVERLAY_PREFIX, REMOTE, GuestLayout, Layout, Target
 from ovs_hotswap.system import System
 
 READY = b"lab: ready"
@@ -31,10 +31,10 @@ def command_line(layout: Layout, guest: GuestLayout, kernel: Path) -> list[str]:
     queues = options.queues
     device = [f"mac={guest.mac}", *(["mq=on"] if queues > 1 else []), "vectors=0", *options.device]
     slots = f",slots={options.memory_slots},maxmem={_MOST_MB}M" if options.memory_slots else ""
-    targets = ",".join(target.address for target in guest.targets)
+    targets = ",".join(f"{target.address}:{_payload(target, options.mtu)}" for target in guest.targets)
     boot = [
         "console=ttyS0", "quiet", "panic=-1", "mitigations=off",
-        f"lab_address={guest.address}/{OVERLAY_PREFIX}", f"lab_mtu={GUEST_MTU}", f"lab_targets={targets}",
+        f"lab_address={guest.address}/{OVERLAY_PREFIX}", f"lab_mtu={options.mtu}", f"lab_targets={targets}",
         f"lab_interval={options.ping_interval_ms / 1000:g}",
     ]  # fmt: skip
     reports = []
@@ -58,6 +58,12 @@ def command_line(layout: Layout, guest: GuestLayout, kernel: Path) -> list[str]:
         "-device", "virtconsole,chardev=console,nr=0",
         *reports,
     ]  # fmt: skip
+
+
+def _payload(target: Target, mtu: int) -> int:
+    """Bytes of a ping behind the headers of IP and ICMP: those of ping(8), or all that fit in a jumbo frame, which the
+    underlay does not carry (DPDK's af_packet driver takes 1514 bytes)."""
+    return mtu - 28 if mtu > GUEST_MTU and target.name != REMOTE else 56
 
 
 class Guest:

@@ -231,8 +231,8 @@ class Lab:
         return config_text(self.layout, memory_mb=self._instance_mb(), cores=cores)
 
     def _instance_mb(self) -> int:
-        """Huge pages of one instance, in MiB."""
-        return INSTANCE_MB
+        """Huge pages of one instance, in MiB. A pool of mbufs has 16384 at least (OVS, MIN_NB_MBUF)."""
+        return INSTANCE_MB * (1 if self.layout.options.mtu <= 1500 else 3)
 
     @cached_property
     def _written(self) -> Config:

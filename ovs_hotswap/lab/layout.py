@@ -40,6 +40,7 @@ AF_PACKET_OPTIONS = "blocksz=65536,framesz=2048,framecnt=4096,qdisc_bypass=1"
 class GuestOptions(Strict):
     """How the guests are made. 96 MiB is what Debian's cloud kernel needs; each queue pair gets its vCPU.
 
+    ``mtu``: of the guests; what they ping one another with is as long if it is more than the underlay carries.
     ``device`` are properties of virtio-net-pci, such as ``mrg_rxbuf=off``. ``memory_slots`` are for memory that is
     plugged later.
     """
@@ -49,6 +50,7 @@ class GuestOptions(Strict):
     device: tuple[Annotated[str, Field(pattern=r"^[a-z0-9_-]+=[a-z0-9]+$")], ...] = ()
     hugepages: bool = False
     queues: Annotated[int, Field(ge=1, le=8)] = 1
+    mtu: Annotated[int, Field(ge=576, le=9000)] = GUEST_MTU
     ping_interval_ms: Annotated[float, Field(ge=2, le=10_000, strict=False)] = 10.0
 
 
@@ -214,6 +216,7 @@ ofport = {guest.ofport}
 mac = "{guest.mac}"
 vni = {VNI}
 queues = {layout.options.queues}
+{f"mtu = {layout.options.mtu}" if layout.options.mtu != GUEST_MTU else ""}
 """
         for guest in layout.guests
     )

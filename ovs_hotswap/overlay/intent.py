@@ -90,10 +90,14 @@ VmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$"), Aft
 
 
 class Vtep(Strict):
-    """This host's end of the tunnels. ``mac`` is the MAC of the bridge, and so of the uplink's physical function."""
+    """This host's end of the tunnels. ``mac`` is the MAC of the bridge, and so of the uplink's physical function.
+
+    ``mtu``: the underlay's, in bytes; ``None`` leaves it to the switch (1500).
+    """
 
     interface: Annotated[str, AfterValidator(_interface)] = Field(alias="address")
     mac: Mac
+    mtu: Annotated[int, Field(ge=576, le=9600)] | None = None
 
     @property
     def address(self) -> str:
@@ -112,13 +116,18 @@ class Vtep(Strict):
 
 
 class Vm(Strict):
-    """A VM's one port. ``queues`` counts queue pairs; ``ofport`` is its OpenFlow port and its tag on the peer link."""
+    """A VM's one port. ``queues`` counts queue pairs; ``ofport`` is its OpenFlow port and its tag on the peer link.
+
+    ``mtu``: the longest IP packet, in bytes; ``None`` leaves it to the switch (1500). What the capture rings hold
+    (``vhost.capture``) bounds it.
+    """
 
     name: VmName
     ofport: Annotated[int, Field(ge=FIRST_VM_PORT, le=LAST_VM_PORT)]
     mac: Mac
     vni: Vni
     queues: Annotated[int, Field(ge=1, le=32)] = 1
+    mtu: Annotated[int, Field(ge=68, le=9000)] | None = None
 
 
 class Remote(Strict):
@@ -151,6 +160,11 @@ class Intent(Strict):
     remotes: Annotated[tuple[Remote, ...], Field(alias="remote", strict=False)] = ()
     neighbours: Annotated[tuple[Neighbour, ...], Field(alias="neighbour", strict=False)] = ()
     routes: Annotated[tuple[Route, ...], Field(alias="route", strict=False)] = ()
+
+    @property
+    def mtu(self) -> int | None:
+        """The largest that a VM is to have."""
+        return max((vm.mtu for vm in self.vms if vm.mtu is not None), default=None)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Intent:

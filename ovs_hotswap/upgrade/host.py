@@ -31,6 +31,7 @@ from ovs_hotswap.uplink.base import Uplink, make_uplink
 from ovs_hotswap.vhost.control import BrokerClient
 
 _POLL_S = 0.02
+_TAGS = 8  # of the peer link's tag and one of the guest's (802.1ad)
 WATCHDOG_S = 60.0  # the longest task of the watchdog: to start an instance and park every VM
 
 
@@ -172,11 +173,12 @@ class Host:
                 "dpdkvhostuserclient",
                 vm.ofport,
                 {"vhost-server-path": str(self.switch_socket(side, vm.name))},
+                mtu=vm.mtu,
             )
             for vm in intent.vms
         )
         ports = (
-            PortSpec(UPLINK, "dpdk", UPLINK_PORT, {"dpdk-devargs": instance.uplink_devargs}),
+            PortSpec(UPLINK, "dpdk", UPLINK_PORT, {"dpdk-devargs": instance.uplink_devargs}, mtu=intent.vtep.mtu),
             PortSpec(VXLAN, "vxlan", VXLAN_PORT,
                      {"key": "flow", "remote_ip": "flow", "local_ip": intent.vtep.address}),
         )  # fmt: skip
@@ -193,7 +195,9 @@ class Host:
         role = "server" if side is Side.A else "client"
         devargs = f"net_memif_peer,role={role},id=0,socket-abstract=no,socket={self.peer_socket}"
         queues = len(set(self.config.instance(side.other).pmd_cores)) + 1
-        return PortSpec(PEER, "dpdk", PEER_PORT, {"dpdk-devargs": devargs, "n_rxq": str(queues)})
+        options = {"dpdk-devargs": devargs, "n_rxq": str(queues)}
+        largest = self.intent.mtu
+        return PortSpec(PEER, "dpdk", PEER_PORT, options, mtu=None if largest is None else largest + _TAGS)
 
     def program_database(self, side: Side) -> None:
         """Bridge and ports as the intent says. Raises SwitchError, also if a port cannot be made."""

@@ -11,7 +11,7 @@ from ovs_hotswap.errors import LabError
 from ovs_hotswap.lab import Lab
 from ovs_hotswap.lab.guest import Guest, command_line
 from ovs_hotswap.lab.initramfs import find_kernel
-from ovs_hotswap.lab.layout import GUEST_MTU, OVERLAY_PREFIX
+from ovs_hotswap.lab.layout import OVERLAY_PREFIX
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.host import Host
@@ -76,7 +76,7 @@ class Driver(Act):
     def begin(self) -> None:
         self.guest.run("rmmod virtio_net && usleep 200000 && insmod /modules/virtio_net.ko && usleep 200000")
         address = f"{self.guest.layout.address}/{OVERLAY_PREFIX}"
-        self.guest.run(f"ip link set eth0 mtu {GUEST_MTU} up && ip address add {address} dev eth0")
+        self.guest.run(f"ip link set eth0 mtu {self.lab.layout.options.mtu} up && ip address add {address} dev eth0")
 
 
 class Memory(Act):

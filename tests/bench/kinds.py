@@ -61,6 +61,7 @@ KINDS = (
     Kind("no mergeable buffers", _device("mrg_rxbuf=off")),
     Kind("no event index", _device("event_idx=off")),
     Kind("no indirect descriptors", _device("indirect_desc=off")),
+    Kind("MTU of 9000", GuestOptions(mtu=9000)),
     Kind("rings of 1024", _device("rx_queue_size=1024", "tx_queue_size=1024")),
     Kind("asks for packed rings, is given split ones", _device("packed=on")),
     Kind(Reboot.name, GuestOptions(), Reboot),

@@ -105,6 +105,11 @@ def test_a_whole_intent_is_read_and_normalised(load: Load) -> None:
     assert (intent.routes[0].destination, intent.routes[0].gateway) == ("10.9.0.0/16", "172.31.0.254")
 
 
+def test_the_largest_mtu_is_the_hosts(load: Load) -> None:
+    assert load(GOOD).mtu is None
+    assert load(GOOD.replace("ofport = 11", "ofport = 11\nmtu = 9000")).mtu == 9000
+
+
 def test_a_vtep_alone_is_enough(load: Load) -> None:
     assert load(VTEP).vms == ()
 
@@ -128,7 +133,7 @@ def test_a_vtep_alone_is_enough(load: Load) -> None:
         (VTEP + vm(vni=0), "vm[0].vni", "greater than or equal to 1"),
         (VTEP + vm(vni=1 << 24), "vm[0].vni", "less than or equal to 16777215"),
         (VTEP + vm(more="queues = 33"), "vm[0].queues", "less than or equal to 32"),
-        (VTEP + vm(more="cpu = 1"), "vm[0].cpu", "allowed here: mac, name, ofport, queues, vni"),
+        (VTEP + vm(more="cpu = 1"), "vm[0].cpu", "allowed here: mac, mtu, name, ofport, queues, vni"),
         (VTEP + "[[vms]]\n", "vms", "allowed here: neighbour, remote, route, vm, vtep"),
         ('[vtep]\naddress = "172.31.0.1/24"\n', "vtep.mac", "missing"),
         (VTEP + remote(vtep="host-b"), "remote[0].vtep", "IPv4 address such as 172.31.0.2"),
