@@ -102,6 +102,7 @@ class FrontEnd:
         self.wanted = features
         self.features = 0
         self.active_pairs = self.pairs
+        self.guest_base = 0  # guest address of the first region
         self._main_region = main_region
         self._masked = [_eventfd() for _ in layouts]
         self._errors = [_eventfd() for _ in layouts]
@@ -286,7 +287,7 @@ class FrontEnd:
 
     def memory_table(self) -> bytes:
         """The payload of SET_MEM_TABLE: the region with the rings, and small ones behind it."""
-        table = struct.pack("<QQQQ", 0, self._main_region, _USER_BASE, 0)
+        table = struct.pack("<QQQQ", self.guest_base, self._main_region, _USER_BASE, 0)
         for number in range(1, self.regions):
             offset = self._main_region + (number - 1) * _SMALL_REGION
             apart = number * _REGION_STEP

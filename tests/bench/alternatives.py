@@ -4,7 +4,8 @@ Each VM is a front end with a connection to either switch, as a QEMU with two ba
 *Reconnect*: the connection is closed and the other switch, which waits for that, makes its own. *Stop and start*: the
 rings are stopped (GET_VRING_BASE) and started at the other switch, which knows the device already. *Enable toggle*: the
 other switch has the rings, disabled and parked; they are disabled and enabled, with the addresses that go with it.
-*Address swap*: only the addresses change. A hand-over ends when the new switch has answered after its last message.
+*Address swap*: only the addresses change, one message for each ring. *Memory swap*: the addresses stay, and the memory
+behind them changes, one message for all rings. A hand-over ends when the new switch has answered its last message.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ovs_hotswap.cli.output import Output
 from ovs_hotswap.lab.layout import GuestOptions
 from ovs_hotswap.lab.pings import quantile
 from ovs_hotswap.model import Side
+from ovs_hotswap.switch.pmd import set_vhost_log_level
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.host import Host, activate_first
 from ovs_hotswap.vhost import wire
@@ -34,6 +36,7 @@ from tests.vhost_rings import GuestRing, Layout, Shared, page_up
 
 _RING = 256
 _CONNECT_S = 30.0
+_ELSEWHERE = 1 << 40  # guest address: DPDK looks at a table's addresses and sizes to see whether it is another one
 
 
 class TwinHost(Host):
@@ -53,6 +56,7 @@ class Guest:
             layouts.append(Layout.at(layouts[-1].end if layouts else 0, _RING))
         size = page_up(layouts[-1].end)
         self.memory = Shared(name, size)
+        self.nowhere = Shared(f"{name} parked", size)  # its rings are empty
         for number, layout in enumerate(layouts):
             GuestRing(self.memory.view, layout, 0, writable=number % 2 == 0).close()
         live, self._parked = layouts[: 2 * pairs], layouts[2 * pairs :]
@@ -64,6 +68,7 @@ class Guest:
     def close(self) -> None:
         for end in self.ends.values():
             end.close()
+        self.nowhere.close()
         self.memory.close()
 
     def start(self, side: Side) -> None:
@@ -76,11 +81,17 @@ class Guest:
         end.layouts = self._parked
         end.start_rings([0] * len(self._parked))
 
-    def place(self, side: Side, *, parked: bool) -> bytes:
-        """SET_VRING_ADDR for each ring, and where the front end has them from then on."""
+    def place(self, side: Side, *, parked: bool, last: int = wire.VERSION) -> bytes:
+        """SET_VRING_ADDR for each ring, and where the front end has them from then on. ``last``: flags of the last."""
         end = self.ends[side]
         end.layouts = self._parked if parked else self._live
-        return b"".join(wire.build_ring_address(ring, end.address(ring)) for ring in range(len(end.layouts)))
+        flags = [wire.VERSION] * (len(end.layouts) - 1) + [last]
+        return b"".join(wire.build_ring_address(ring, end.address(ring), flag) for ring, flag in enumerate(flags))
+
+    def back(self, side: Side, *, parked: bool) -> None:
+        """Which memory is behind the addresses that the front end tells."""
+        end = self.ends[side]
+        end.memory, end.guest_base = (self.nowhere, _ELSEWHERE) if parked else (self.memory, 0)
 
     def enable(self, value: int) -> bytes:
         return b"".join(wire.build_ring_value(Request.SET_VRING_ENABLE, ring, value) for ring in range(len(self._live)))
@@ -164,11 +175,26 @@ class AddressSwap(Way):
 
     def move(self, guest: Guest, old: Side, new: Side) -> None:
         for side, parked in ((old, True), (new, False)):
-            guest.ends[side].say(guest.place(side, parked=parked))
-            fence(guest.ends[side])
+            places = guest.place(side, parked=parked, last=wire.VERSION | wire.NEED_REPLY)
+            guest.ends[side].ask(Request.SET_VRING_ADDR, places)
 
 
-WAYS: tuple[Way, ...] = (Reconnect(), StopStart(), Toggle(), AddressSwap())
+class MemorySwap(Way):
+    name = "memory swap"
+
+    def wait(self, guest: Guest, side: Side) -> None:
+        connect(guest.ends[side])
+        guest.back(side, parked=True)
+        guest.start(side)
+        fence(guest.ends[side])
+
+    def move(self, guest: Guest, old: Side, new: Side) -> None:
+        for side, parked in ((old, True), (new, False)):
+            guest.back(side, parked=parked)
+            guest.ends[side].share_memory()
+
+
+WAYS: tuple[Way, ...] = (Reconnect(), StopStart(), Toggle(), AddressSwap(), MemorySwap())
 
 
 def connect(end: FrontEnd) -> None:
@@ -207,6 +233,8 @@ def run_case(case: Case, say: Callable[[str], None], system: System) -> list[Res
         for side in Side:
             host.instances[side].start(bed.release)
             host.program(side)
+            set_vhost_log_level(host.control(side), "error")  # this and the next as in an upgrade
+            host.prefer_threads(side)
         activate_first(host, Side.A)
         # Last, and closed first: they have more descriptors than the OVSDB library can deal with (it uses select(2)).
         guests = [

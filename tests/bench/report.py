@@ -1,7 +1,7 @@
 """Writes docs/performance.md and its plots from the reports of the other benchmarks.
 
-Each section is there if its report is: scale, alternatives, failover, phases, soak. Nothing is written that is not in a
-report.
+Each section is there if its report is: scale, alternatives, failover, phases, forwarding, soak. Nothing is written that
+is not in a report.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.lab.pings import quantile
 from ovs_hotswap.system import System
+from tests.bench.forwarding import DIRECT, IN_FLIGHT, ratio
 
 Json = dict[str, Any]
 DIRECTIONS = ("sending", "receiving")
@@ -170,6 +172,26 @@ def phases(document: Json) -> Section:
     return Section(text, {"phases": bars})
 
 
+def forwarding(document: Json) -> Section:
+    rates = document["rates"]
+    base = rates[DIRECT]
+    rows = []
+    for way, values in rates.items():
+        mean, low, high = ratio(values, base)
+        rate = fmean(values)
+        rows.append((way, len(values), whole(rate), tenths(IN_FLIGHT / rate * 1e6),
+                     f"{mean:.3f} ({low:.3f} to {high:.3f})"))  # fmt: skip
+
+    def boxes(axes: Any) -> None:
+        axes.boxplot(list(rates.values()))
+        axes.set_xticklabels(list(rates))
+        axes.set(ylabel="frames a second", ylim=0)
+
+    text = f"## Forwarding\n\n{IN_FLIGHT} frames of 64 bytes that go round between two guests (DPDK's `testpmd`).\n\n"
+    text += table(("way", "times", "frames a second", "us from guest to guest", "of direct (95 %)"), rows)
+    return Section(text, {"forwarding": boxes})
+
+
 def soak(document: Json) -> Section:
     sizes = document["sizes"]
     frames = [(kind, *tally.values()) for kind, tally in document["frames"].items()]
@@ -193,7 +215,8 @@ def soak(document: Json) -> Section:
 
 
 SECTIONS: dict[str, Callable[[Json], Section]] = {
-    "scale": scale, "alternatives": alternatives, "failover": failover, "phases": phases, "soak": soak,
+    "scale": scale, "alternatives": alternatives, "failover": failover, "phases": phases, "forwarding": forwarding,
+    "soak": soak,
 }  # fmt: skip
 
 

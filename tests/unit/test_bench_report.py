@@ -20,6 +20,9 @@ SCALE: dict[str, Any] = {
         "broker_kb": 30000, "broker_descriptors": 500,
     }],
 }  # fmt: skip
+FORWARDING: dict[str, Any] = {
+    "machine": MACHINE, "seconds": 5, "rates": {"direct": [100.0, 300.0], "broker": [98.0, 300.0]},
+}  # fmt: skip
 SOAK: dict[str, Any] = {
     "machine": MACHINE, "upgrades": 3, "vms": 8, "seconds": [5.0, 7.0, 6.0],
     "frames": {"to VMs": {"sent": 7, "lost": 0, "doubled": 1, "reordered": 0}},
@@ -33,6 +36,8 @@ def test_a_section_has_the_figures_of_its_report() -> None:
     assert "| 64 x 4 | 3 | 200 | 300 | 300 | 40 | 44 | 30000 | 500 |" in text
     assert "| 64 x 4 | sending | 1.0 | 1.0 | 1.2 | 1.2 |" in text
     assert "| 64 x 4 | receiving | 1.5 | 1.5 | - | - |" in text
+    assert "| direct | 2 | 200 | 320000.0 | 1.000 (1.000 to 1.000) |" in report.forwarding(FORWARDING).text
+    assert "| broker | 2 | 199 | 321608.0 | 0.990 (0.980 to 1.000) |" in report.forwarding(FORWARDING).text
     assert "3 upgrades with 8 VMs; seconds of each: p50 6.0, p99 7.0, longest 7.0" in report.soak(SOAK).text
     assert "| broker | 30000 | 30100 | 100 | 100 |" in report.soak(SOAK).text
 
