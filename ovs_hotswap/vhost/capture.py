@@ -94,8 +94,10 @@ class Catch:
         """Offer the buffers that the new side has filled once more."""
         side, words = self.old.other, self._indices()
         for index, size in self._sizes.items():
-            offered = self._count(side, index) + min(BUFFERS, size)
-            words[_word(side, index, _AVAILABLE)] = offered % (1 << 16)  # the ring names the buffers already
+            before = self._counts[side, index]
+            count = self._count(side, index)
+            if count != before:  # the ring names the buffers already
+                words[_word(side, index, _AVAILABLE)] = (count + min(BUFFERS, size)) % (1 << 16)
 
     def _count(self, side: Side, index: int) -> int:
         """Buffers that a side has filled since the ring was armed, some of them several times."""
@@ -164,6 +166,7 @@ def _empty(start: int, size: int) -> tuple[bytes, bytes]:
     return table, header + numbers + _NEVER.to_bytes(2, "little")
 
 
+@functools.cache
 def _word(side: Side, index: int, part: int) -> int:
     """Where the index of a ring's part (``_AVAILABLE``, ``_USED``) is among the 16-bit words of all capture rings."""
     return (_start(side, index) - CAPTURE_OFFSET + part) // 2 + 1

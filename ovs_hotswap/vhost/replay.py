@@ -268,5 +268,6 @@ def moved(told: Told, places: Mapping[int, RingAddress]) -> Told:
     """What a back end has heard after the hand-over sent it the places of these rings."""
     rings = list(told.rings)
     for index, at in places.items():
-        rings[index] = replace(rings[index], address=at)
+        ring = rings[index]
+        rings[index] = ToldRing(ring.size, at, ring.kick, ring.call, ring.enabled)
     return replace(told, rings=tuple(rings))
