@@ -65,7 +65,8 @@ def huge_pages(pools: Iterable[HugePages], needed_mib: int) -> list[Finding]:
 
 
 def cpu_set(present: Collection[int], cores: Mapping[Side, Collection[int]]) -> list[Finding]:
-    """Whether the PMD cores exist, and whether the two instances have cores of their own."""
+    """Whether the PMD cores exist, whether the two instances have cores of their own, and whether one is left for what
+    hands VMs over."""
     name = "PMD cores"
     findings = [
         _error(name, f"instance {side}: no core {', '.join(map(str, sorted(absent)))} on this host",
@@ -78,6 +79,11 @@ def cpu_set(present: Collection[int], cores: Mapping[Side, Collection[int]]) -> 
         findings.append(
             _warning(name, f"both instances poll on core {', '.join(map(str, sorted(shared)))}: packets wait "
                      "for up to upgrade.pmd_sleep_us while both live", "give each instance cores of its own")
+        )  # fmt: skip
+    if set(present) <= set(cores[Side.A]) | set(cores[Side.B]):
+        findings.append(
+            _warning(name, "there are PMD threads on every core: hand-overs take longer, with a long tail",
+                     "leave a core without")
         )  # fmt: skip
     return findings or _ok(name, "each instance has its own")
 

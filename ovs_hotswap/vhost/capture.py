@@ -80,6 +80,10 @@ class Catch:
             self._words = memoryview(rings).cast("H")
         return self._words
 
+    def rest(self) -> None:
+        """Nothing is rolled any more for now: let go of the mapping, and of the descriptor that it takes."""
+        self._words = None
+
     def arm(self) -> None:
         """Fill the rings of both sides. Their back ends must not be on them. Raises OSError."""
         self._indices()
@@ -124,7 +128,7 @@ class Catch:
 
     def free(self) -> None:
         """Give the memory of the buffers back. Both sides must be off the rings."""
-        self._words = None
+        self.rest()
         with mmap.mmap(self._scratch.fileno(), CAPTURE_SIZE, offset=CAPTURE_OFFSET) as rings:
             rings.madvise(mmap.MADV_REMOVE)
 

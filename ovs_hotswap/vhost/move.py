@@ -109,6 +109,8 @@ class Mover:
             vm.ownership = vm.ownership.grant(to) if old is None else vm.ownership.letting_go()
             result = handover.swap(ready, self._fence_s)
         vm.last_swap = result
+        if catch is not None:
+            catch.rest()
         try:
             self._after(result, ready, parking)
         finally:

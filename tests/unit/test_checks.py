@@ -61,8 +61,11 @@ def test_huge_pages_hint_is_the_command_that_suffices() -> None:
 
 
 def test_cpu_set() -> None:
-    assert severities(checks.cpu_set({0, 1}, {Side.A: [0], Side.B: [1]})) == [OK]
-    (shared,) = checks.cpu_set({0, 1, 2}, {Side.A: [0, 1], Side.B: [1, 2]})
+    assert severities(checks.cpu_set({0, 1, 2}, {Side.A: [0], Side.B: [1]})) == [OK]
+    (full,) = checks.cpu_set({0, 1}, {Side.A: [0], Side.B: [1]})
+    assert full.severity is WARNING
+    assert "on every core" in full.text
+    (shared,) = checks.cpu_set({0, 1, 2, 3}, {Side.A: [0, 1], Side.B: [1, 2]})
     assert shared.severity is WARNING
     assert "core 1" in shared.text
     (absent,) = checks.cpu_set({0, 1, 2, 5}, {Side.A: [0], Side.B: [7, 3]})
