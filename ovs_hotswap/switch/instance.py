@@ -12,7 +12,7 @@ import contextlib
 import enum
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ovs_hotswap.model import Device, Release, Side
 from ovs_hotswap.switch import launch
 from ovs_hotswap.switch.logscan import fatal, telling_cause
 from ovs_hotswap.switch.netns import Namespaces
-from ovs_hotswap.switch.ovsdb import SwitchDb
+from ovs_hotswap.switch.ovsdb import ROOT_TABLES, TABLES, SwitchDb
 from ovs_hotswap.switch.paths import InstancePaths, InstanceRecord, read_record
 from ovs_hotswap.switch.release import OVSDB_SERVER, OVSDB_TOOL, SCHEMA, VSWITCHD
 from ovs_hotswap.switch.units import InstanceUnit
@@ -70,7 +70,7 @@ class Instance:
         *,
         unit: InstanceUnit | None = None,
         namespaces: Namespaces | None = None,
-        connect: Callable[[Path, float, Callable[[], bool]], SwitchDb] = SwitchDb,
+        connect: Callable[[Path, float, Callable[[], bool], Sequence[str]], SwitchDb] = SwitchDb,
         control: Callable[..., str] = appctl,
     ) -> None:
         self._config = config
@@ -86,9 +86,10 @@ class Instance:
     def side(self) -> Side:
         return self._side
 
-    def database(self, timeout: float = 5.0) -> SwitchDb:
-        """A connection to its database, to be used as a context manager."""
-        return self._connect(self.paths.db_socket, timeout, self._goes_on)
+    def database(self, timeout: float = 5.0, tables: Sequence[str] = TABLES) -> SwitchDb:
+        """A connection to its database, to be used as a context manager. With hundreds of ports it takes a second to
+        read all ``tables``: who asks for less names those."""
+        return self._connect(self.paths.db_socket, timeout, self._goes_on, tables)
 
     def _goes_on(self) -> bool:
         """Whether its ovs-vswitchd may still do what it is asked for."""
@@ -101,7 +102,7 @@ class Instance:
         vswitchd, ovsdb = self.pid(), self.database_pid()
         initialized = None
         if ovsdb is not None:
-            with contextlib.suppress(HotswapError), self.database(_STATUS_S) as database:
+            with contextlib.suppress(HotswapError), self.database(_STATUS_S, ROOT_TABLES) as database:
                 initialized = database.state().dpdk_initialized
         return InstanceStatus(
             side=self._side,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,8 @@ from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.switch.rpc import NoAnswer, call
 
 SCHEMA = "Open_vSwitch"
-TABLES = ("Open_vSwitch", "Bridge", "Port", "Interface")
+ROOT_TABLES = ("Open_vSwitch",)  # what ``SwitchDb.state`` and the methods for other_config look at
+TABLES = (*ROOT_TABLES, "Bridge", "Port", "Interface")
 FAILED_OFPORT = -1  # ovs-vswitchd.conf.db(5), Interface.ofport: the port could not be created
 _POLL_S = 0.01
 
@@ -215,8 +216,12 @@ class SwitchDb:
     connection. ``lives``: whether the ovs-vswitchd that reads the database can; nobody waits for a dead one.
     """
 
-    def __init__(self, socket: Path, timeout: float = 5.0, lives: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self, socket: Path, timeout: float = 5.0, lives: Callable[[], bool] = lambda: True,
+        tables: Sequence[str] = TABLES,
+    ) -> None:  # fmt: skip
         self._socket = socket
+        self._tables = tables
         self._timeout = timeout
         self._lives = lives
         self._api: Any = None
@@ -226,7 +231,7 @@ class SwitchDb:
     def __enter__(self) -> SwitchDb:
         schema = call(self._socket, "get_schema", [SCHEMA], timeout=self._timeout)
         helper = idlutils.create_schema_helper(schema)
-        idl = connection.OvsdbIdl.from_server(f"unix:{self._socket}", SCHEMA, helper=helper, helper_tables=TABLES)
+        idl = connection.OvsdbIdl.from_server(f"unix:{self._socket}", SCHEMA, helper=helper, helper_tables=self._tables)
         self._connection = connection.Connection(idl, self._timeout)
         self._api = _Api(self._connection, start=False)
         try:

@@ -20,7 +20,7 @@ from ovs_hotswap.overlay.tables import REQUIRED_OTHER_CONFIG, Form, lines, rende
 from ovs_hotswap.switch import threads
 from ovs_hotswap.switch.instance import Instance, State
 from ovs_hotswap.switch.openflow import OpenFlow
-from ovs_hotswap.switch.ovsdb import BridgeSpec, PortSpec
+from ovs_hotswap.switch.ovsdb import ROOT_TABLES, BridgeSpec, PortSpec
 from ovs_hotswap.switch.pmd import pmd_sleep_key
 from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.switch.tunnel import Tunnels
@@ -105,7 +105,7 @@ class Host:
 
     def version(self, side: Side) -> str:
         """OVS version of a side that runs. Raises SwitchError."""
-        release = self.instances[side].status().release
+        release = self.instances[side].release()
         if release is None:
             raise SwitchError(f"instance {side} does not run", hint=f"`ovs-hotswap instance start {side}`")
         return release.ovs_version
@@ -221,28 +221,28 @@ class Host:
         self.openflow(side).replace(lines(render(self.intent, form)))
 
     def set_pmd_sleep(self, side: Side, microseconds: int) -> None:
-        with self.instances[side].database() as database:
+        with self.instances[side].database(tables=ROOT_TABLES) as database:
             database.set_other_config({pmd_sleep_key(self.version(side)): str(microseconds)})
 
     def pmd_sleep(self, side: Side) -> int:
         """Longest sleep of the side's idle PMD threads, in microseconds."""
-        with self.instances[side].database() as database:
+        with self.instances[side].database(tables=ROOT_TABLES) as database:
             return int(database.other_config().get(pmd_sleep_key(self.version(side)), "0"))
 
     def scheduling(self, side: Side) -> dict[str, Json] | None:
         """How the side's threads are scheduled, for ``schedule``; ``None`` if it is not known."""
-        pid = self.instances[side].status().vswitchd_pid
+        pid = self.instances[side].pid()
         found = None if pid is None else threads.scheduling(pid)
         return None if found is None else {**dataclasses.asdict(found), "cores": list(found.cores)}
 
     def prefer_threads(self, side: Side) -> None:
-        pid = self.instances[side].status().vswitchd_pid
+        pid = self.instances[side].pid()
         if pid is not None:
             config = self.config
             threads.prefer(pid, config.instance(side).pmd_cores, config.instance(side.other).pmd_cores)
 
     def schedule(self, side: Side, before: Mapping[str, Any]) -> None:
-        pid = self.instances[side].status().vswitchd_pid
+        pid = self.instances[side].pid()
         if pid is not None:
             threads.schedule(pid, threads.Scheduling(**{**before, "cores": tuple(before["cores"])}))
 

@@ -92,7 +92,7 @@ class FakeHost(FakeSystem):
         self.exits = True
         self.fails: str | None = None
         self.instance = Instance(
-            config, Side.A, self, namespaces=self.namespaces, connect=lambda path, timeout, lives: FakeDb(self),
+            config, Side.A, self, namespaces=self.namespaces, connect=lambda path, timeout, lives, tables: FakeDb(self),
             control=self._control,
         )  # fmt: skip
 

@@ -42,13 +42,13 @@ class Booted(FakeHost):
             Side.A,
             self,
             namespaces=self.given,
-            connect=lambda path, timeout, lives: FakeDb(self),
+            connect=lambda path, timeout, lives, tables: FakeDb(self),
             control=self._control,
         )
         self.unit = InstanceUnit(Side.A, self, booted=booted, run_dir=config.run_dir)
         self.instance = Instance(
             config, Side.A, self, unit=self.unit, namespaces=self.namespaces,
-            connect=lambda path, timeout, lives: FakeDb(self), control=self._control,
+            connect=lambda path, timeout, lives, tables: FakeDb(self), control=self._control,
         )  # fmt: skip
         self.config, self.loaded, self.active = config, "loaded", "inactive"
         self.asked: list[str] = []
@@ -182,7 +182,7 @@ def test_without_the_unit_the_caller_starts_the_processes(host: Booted, director
         host,
         unit=unit,
         namespaces=host.namespaces,
-        connect=lambda path, timeout, lives: FakeDb(host),
+        connect=lambda path, timeout, lives, tables: FakeDb(host),
     )
     instance.start(HOST)
     assert instance.status().state is State.RUNNING
