@@ -85,14 +85,15 @@ class Forwarding:
         self.rates: dict[str, list[float]] = {way: [] for way in WAYS}
 
     def round(self, number: int) -> None:
-        """Every way once. Raises HotswapError."""
+        """Every way once. The guests come when the switch has its flows, which their first frames need. Raises
+        HotswapError."""
         bed = self._bed
+        bed.go_direct()
         with self._guests() as guests:
-            bed.go_direct()
             self._measure(DIRECT, guests, number)
             bed.host.instances[Side.A].stop()
+        bed.start()
         with self._guests() as guests:
-            bed.start()
             self._measure(BROKER, guests, number)
             with bed.watchdog():
                 self._measure(STANDBY, guests, number)
