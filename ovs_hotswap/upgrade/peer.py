@@ -11,10 +11,6 @@ from ovs_hotswap.upgrade.host import Host
 _UP_S = 15.0
 
 
-def joined(host: Host) -> bool:
-    return all(host.link_up(side, PEER) for side in Side)
-
-
 def join(host: Host) -> None:
     """Have the link up. Raises SwitchError.
 

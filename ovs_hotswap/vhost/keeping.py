@@ -17,7 +17,7 @@ from ovs_hotswap.vhost.vm import Vm
 log = logging.getLogger(__name__)
 
 _SAVE_S = 0.01  # after a change: what changes several times in a moment is saved once
-_HELD_S = 2.0
+_HELD_S = 2.0  # a row of moves that takes longer is saved all the same
 _NOTHING = Kept(None, {})
 
 

@@ -77,10 +77,6 @@ class Mover:
                 return "messages are under way"
         return None
 
-    def may_move(self, to: Side) -> bool:
-        """Whether it can be moved to ``to`` at this moment, or is there."""
-        return self.why_not(to) is None or self._vm.ownership == Ownership(to, Certainty.OWNS)
-
     def swap_to(self, to: Side, cores: Collection[int] = ()) -> Swap:
         """Hand the rings to ``to``, while running on ``cores``. Raises BrokerError if a side is not ready for it or the
         rings stayed where they were, StateUnknown if the end is open."""
