@@ -95,6 +95,12 @@ class PostcheckFailed(HotswapError):
     exit_code = 15
 
 
+class PatchError(HotswapError):
+    """A patch series is faulty or does not fit the tree. The tree is as it was."""
+
+    exit_code = 16
+
+
 def error_classes() -> list[type[HotswapError]]:
     """Every class of the tree, by exit code."""
     found: list[type[HotswapError]] = []

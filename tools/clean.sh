@@ -47,5 +47,5 @@ if same_boot "$STATE/mounted" && grep -q ' /dev/hugepages hugetlbfs ' /proc/moun
 fi
 
 rm -rf --one-file-system .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist ./*.egg-info \
-    demo-report.json bench-report.json faults-report.json faults-report.json
+    ./*-report.json
 find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -16,6 +16,7 @@ CORE, SEAM, ADAPTER, ORCHESTRATION, CLI = range(5)
 LAYERS = {
     "ovs_hotswap.errors": CORE,
     "ovs_hotswap.model": CORE,
+    "ovs_hotswap.road": CORE,
     "ovs_hotswap.vhost.wire": CORE,
     "ovs_hotswap.vhost.session": CORE,
     "ovs_hotswap.vhost.replay": CORE,
@@ -25,6 +26,8 @@ LAYERS = {
     "ovs_hotswap.upgrade.records": CORE,
     "ovs_hotswap.upgrade.checks": CORE,
     "ovs_hotswap.upgrade.failover": CORE,
+    "ovs_hotswap.patches.series": CORE,
+    "ovs_hotswap.patches.rules": CORE,
     "ovs_hotswap.config": SEAM,
     "ovs_hotswap.system": SEAM,
     "ovs_hotswap.sd": SEAM,
@@ -35,9 +38,11 @@ LAYERS = {
     "ovs_hotswap.vhost.channel": SEAM,
     "ovs_hotswap.vhost.memory": SEAM,
     "ovs_hotswap.vhost.capture": SEAM,
+    "ovs_hotswap.qemu": ADAPTER,
     "ovs_hotswap.switch": ADAPTER,
     "ovs_hotswap.uplink": ADAPTER,
     "ovs_hotswap.overlay": ADAPTER,
+    "ovs_hotswap.patches": ADAPTER,
     "ovs_hotswap.upgrade": ORCHESTRATION,
     "ovs_hotswap.vhost": ORCHESTRATION,
     "ovs_hotswap.lab": ORCHESTRATION,
@@ -52,7 +57,7 @@ IO_MODULES = {
 }  # fmt: skip
 IO_CALLS = {"open", "print", "input", "exec", "eval"}
 # Libraries that only these layers may use.
-LIBRARIES = {"click": {CLI}, "rich": {CLI}, "ovs": {ADAPTER}, "ovsdbapp": {ADAPTER}}
+LIBRARIES = {"click": {CLI}, "rich": {CLI}, "ovs": {ADAPTER}, "ovsdbapp": {ADAPTER}, "qemu": {ADAPTER}}
 
 
 def module_name(path: Path) -> str:

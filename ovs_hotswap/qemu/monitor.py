@@ -1,0 +1,105 @@
+"""QMP commands for many QEMUs at once (qemu.qmp). A connection lasts as long as its commands: a QMP socket has room for
+one client, and others of ours, such as the watchdog, come to the same."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import ConnectError, ExecuteError, QMPClient, QMPError
+
+from ovs_hotswap.errors import BrokerError
+
+_PEER = struct.Struct("3i")  # struct ucred: unix(7), SO_PEERCRED
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One QMP command. The keys of ``arguments`` are those of QEMU's schema."""
+
+    name: str
+    arguments: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """``value``: what the command returned. ``error``: why it did not. ``pid``: QEMU's process, ``None`` if nobody
+    listens on its monitor."""
+
+    value: Any
+    error: BrokerError | None
+    pid: int | None
+
+
+class Monitors:
+    """``path_of`` finds a VM's QMP socket. Each command ends after ``timeout_s`` seconds."""
+
+    def __init__(self, path_of: Callable[[str], Path], timeout_s: float) -> None:
+        self._path_of, self._timeout_s = path_of, timeout_s
+        # The library logs each error that it also raises.
+        logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+
+    def ask(self, commands: Mapping[str, Command]) -> dict[str, Answer]:
+        """One command for each VM, all at once. An answer that did not come is an error of its VM alone."""
+        return asyncio.run(self._ask(commands))
+
+    async def _ask(self, commands: Mapping[str, Command]) -> dict[str, Answer]:
+        answers = await asyncio.gather(*(self._one(vm, command) for vm, command in commands.items()))
+        return dict(zip(commands, answers, strict=True))
+
+    async def _one(self, vm: str, command: Command) -> Answer:
+        path, pid = self._path_of(vm), None
+        client = QMPClient(vm)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                connection = _connect(path)
+                pid = _peer(connection)
+                await client.connect(connection)
+                value = await client.execute(command.name, dict(command.arguments))
+        except (TimeoutError, ConnectError, QMPError, OSError) as error:
+            return Answer(None, _fault(vm, path, command, error, self._timeout_s), pid)
+        finally:
+            await _leave(client)
+        return Answer(value, None, pid)
+
+
+def _connect(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        connection.connect(str(path))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _peer(connection: socket.socket) -> int:
+    """The process that listened."""
+    pid: int = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
+    return pid
+
+
+async def _leave(client: QMPClient) -> None:
+    with contextlib.suppress(QMPError, OSError, EOFError):  # it had ended already: the command's own error tells that
+        await client.disconnect()
+
+
+def _fault(vm: str, path: Path, command: Command, error: Exception, timeout_s: float) -> BrokerError:
+    if isinstance(error, ExecuteError):
+        hint = None
+        if error.error_class == "CommandNotFound":
+            hint = "this QEMU is not one of the dual back end: qemu-patches, `make packages`"
+        return BrokerError(f"vm {vm}: {command.name}: {error}", hint=hint)
+    if isinstance(error, TimeoutError):
+        return BrokerError(f"vm {vm}: QEMU did not answer {command.name} at {path} within {timeout_s:g} s",
+                           hint="its monitor may have another client")  # fmt: skip
+    text = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+    return BrokerError(f"vm {vm}: QEMU's monitor at {path}: {text}")
