@@ -2,22 +2,25 @@
 
 SHELL := /bin/sh
 BIN := .venv/bin
+ROAD ?= broker
+# Where `make packages` unpacks what it built, for what needs it without installing it.
+export OVS_HOTSWAP_PACKAGES ?= $(CURDIR)/build/packages/root/opt/ovs-hotswap
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test unit bench bench-failover bench-full soak faults guests fuzz lint clean
+.PHONY: help setup venv demo test unit bench bench-failover bench-full bench-patched bench-roads soak faults guests packages-setup packages packages-qemu packages-check fuzz lint clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
 
 setup: ## install what is missing: Debian packages, .venv, huge pages (root)
 	@tools/setup.sh packages venv pages
 
-venv:
+venv: ## make .venv with this program and its tools
 	@tools/setup.sh venv
 
-demo: setup ## upgrade OVS 3.1 to 3.5 under four QEMU guests, and back (root)
-	$(BIN)/ovs-hotswap lab demo --report demo-report.json
+demo: setup $(if $(filter qemu-dual,$(ROAD)),packages-qemu) ## upgrade OVS 3.1 to 3.5 under four QEMU guests, and back; ROAD=qemu-dual: without a broker (root)
+	$(BIN)/ovs-hotswap lab demo --road $(ROAD) --report demo-report.json
 
-test: setup ## all tests: unit, then integration on the real OVS, DPDK and QEMU (root)
+test: setup packages ## all tests: unit, then integration on the real OVS, DPDK and QEMU, stock and patched (root)
 	$(BIN)/pytest tests/unit
 	$(BIN)/pytest tests/integration
 
@@ -33,7 +36,7 @@ soak: setup ## 300 upgrades back and forth under traffic (root)
 faults: setup ## strike each process at each moment, with and without an upgrade: the whole matrix, one to two hours (root)
 	$(BIN)/python -m tests.faults --report faults-report.json
 
-bench-failover: setup ## measure a crash's fail-over of 1, 16 and 64 VMs against a plain restart (root)
+bench-failover: setup ## measure a crash's fail-over of 1, 16, 64 and 255 VMs against a plain restart (root)
 	$(BIN)/python -m tests.bench failover --report failover-report.json
 
 bench-full: setup ## all benchmarks but the soak, and docs/performance.md from them (root)
@@ -41,8 +44,29 @@ bench-full: setup ## all benchmarks but the soak, and docs/performance.md from t
 	for name in scale alternatives phases failover; do $(BIN)/python -m tests.bench $$name || status=1; done; \
 	$(BIN)/python -m tests.bench report && exit $$status
 
-guests: setup ## every kind of guest through an upgrade, and docs/guests.md from it (root)
-	$(BIN)/python -m tests.bench kinds --page docs/guests.md
+bench-patched: setup packages ## hand-overs with 64 and 255 VMs on the patched switch; after bench-full also its page (root)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action ignore -e '.[bench]'
+	$(BIN)/python -m tests.bench scale --cases 64 255 --report patched-report.json \
+		--from-directory "$$(ls -d $(OVS_HOTSWAP_PACKAGES)/ovs-* | tail -n 1)"
+	$(BIN)/python -m tests.bench report
+
+bench-roads: setup packages-qemu ## moves with a broker and without one, side by side, and crashes (root)
+	$(BIN)/python -m tests.bench roads --report roads-report.json
+
+guests: setup $(if $(filter qemu-dual,$(ROAD)),packages) ## every kind of guest through an upgrade, and its part of docs/guests.md; ROAD=qemu-dual: without a broker (root)
+	$(BIN)/python -m tests.bench kinds --road $(ROAD) --page docs/guests.md
+
+packages-setup:
+	@tools/setup.sh packages venv
+
+packages: packages-setup ## build patched QEMU and Open vSwitch as Debian packages, in build/packages (root)
+	$(BIN)/python -m tools.packages $(ONLY)
+
+packages-qemu: packages-setup
+	$(BIN)/python -m tools.packages qemu
+
+packages-check: packages-setup ## build them twice, and compare the bytes (root)
+	$(BIN)/python -m tools.packages --check $(ONLY)
 
 fuzz: venv ## a million inputs for everything that reads what a QEMU says
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action ignore -e '.[fuzz]'

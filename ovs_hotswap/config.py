@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.model import Side
+from ovs_hotswap.road import Road
 from ovs_hotswap.vhost.wire import Feature
 
 DEFAULT_PATH = Path("/etc/ovs-hotswap/config.toml")
@@ -34,6 +35,15 @@ def _absolute(value: Path) -> Path:
     return value
 
 
+def _pattern(value: str, *names: str) -> str:
+    for name in names:
+        if name not in value:
+            raise ValueError(f"must contain {name}, which stands for the {_STANDS_FOR[name]}")
+    _absolute(Path(value))
+    return value
+
+
+_STANDS_FOR = {"{vm}": "VM's name", "{side}": "side, a or b"}
 AbsolutePath = Annotated[Path, Field(strict=False)]
 Core = Annotated[int, Field(ge=0, le=1023)]
 DeviceName = Annotated[str, Field(min_length=1, max_length=15, pattern=r"^[^\s/]+$")]
@@ -90,10 +100,31 @@ class BrokerConfig(Strict):
     @field_validator("qemu_socket")
     @classmethod
     def _has_vm(cls, value: str) -> str:
-        if "{vm}" not in value:
-            raise ValueError("must contain {vm}, which stands for the VM's name")
-        _absolute(Path(value))
-        return value
+        return _pattern(value, "{vm}")
+
+
+class QemuConfig(Strict):
+    """Of the road ``qemu-dual``, whose QEMUs have a connection to either instance.
+
+    ``monitor``: a VM's QMP socket, one that is for ovs-hotswap alone. ``socket``: where its QEMU listens for the switch
+    of a side: that of the netdev's ``chardev`` for a, of its ``standby-chardev`` for b; below ``run_dir``, which is all
+    of the host that an instance of another release sees. ``netdev``: the netdev's id, to be given where a QEMU has
+    several. ``{vm}`` is the VM's name, ``{side}`` is ``a`` or ``b``.
+    """
+
+    monitor: str = "/run/ovs-hotswap/vm/{vm}.qmp"
+    socket: str = "/run/ovs-hotswap/vm/{vm}.{side}.sock"
+    netdev: str | None = None
+
+    @field_validator("monitor")
+    @classmethod
+    def _has_vm(cls, value: str) -> str:
+        return _pattern(value, "{vm}")
+
+    @field_validator("socket")
+    @classmethod
+    def _has_vm_and_side(cls, value: str) -> str:
+        return _pattern(value, "{vm}", "{side}")
 
 
 class UplinkConfig(Strict):
@@ -157,7 +188,9 @@ class Config(Strict):
     run_dir: AbsolutePath = DEFAULT_RUN_DIR
     state_dir: AbsolutePath = Path("/var/lib/ovs-hotswap")
     bridge: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,15}$")] = "br0"
+    road: Annotated[Road, Field(strict=False)] = Road.BROKER
     broker: BrokerConfig = BrokerConfig()
+    qemu: QemuConfig = QemuConfig()
     instances: InstancesConfig
     uplink: UplinkConfig = UplinkConfig()
     upgrade: UpgradeConfig = UpgradeConfig()
@@ -176,6 +209,14 @@ class Config(Strict):
             raise ValueError(f"too long: a socket below it must stay within {SUN_PATH_MAX} bytes")
         return value
 
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if self.road is Road.QEMU_DUAL and not Path(self.qemu.socket).is_relative_to(self.run_dir):
+            raise ValueError(
+                f"qemu.socket must be below run_dir ({self.run_dir}): instances see nothing else of the host"
+            )
+        return self
+
     def instance(self, side: Side) -> InstanceConfig:
         return self.instances.a if side is Side.A else self.instances.b
 
@@ -190,12 +231,22 @@ class Config(Strict):
         return f"ovsh-{hashlib.sha1(bytes(self.run_dir)).hexdigest()[:8]}-{side}"
 
     def vhost_socket(self, side: Side, vm: str) -> Path:
-        """Where the broker listens for one instance's port of a VM."""
+        """Where the broker, or a VM's QEMU that has no broker, listens for one instance's port of the VM."""
+        if self.road is Road.QEMU_DUAL:
+            return Path(self.qemu.socket.replace("{vm}", vm).replace("{side}", side))
         return self.run_dir / "vhost" / side.value / f"{vm}.sock"
 
     def qemu_socket(self, vm: str) -> Path:
         """Where the VM's QEMU listens for its switch."""
         return Path(self.broker.qemu_socket.replace("{vm}", vm))
+
+    def monitor_socket(self, vm: str) -> Path:
+        """Where the VM's QEMU answers QMP on the road ``qemu-dual``."""
+        return Path(self.qemu.monitor.replace("{vm}", vm))
+
+    def front_end(self, vm: str) -> Path:
+        """Where to look for the VM's QEMU on the configured road."""
+        return self.monitor_socket(vm) if self.road is Road.QEMU_DUAL else self.qemu_socket(vm)
 
     @property
     def broker_socket(self) -> Path:
@@ -224,14 +275,14 @@ class Config(Strict):
 Table = TypeVar("Table", bound=BaseModel)
 
 
-def load_toml(path: Path, kind: type[Table]) -> Table:
-    """Read and validate a TOML file. Raises ConfigError that lists every fault with file and key, what is wrong and
-    what is allowed."""
+def load_toml(path: Path, kind: type[Table], example: str) -> Table:
+    """Read and validate a TOML file; ``example`` is the command that prints one. Raises ConfigError that lists every
+    fault with file and key, what is wrong and what is allowed."""
     try:
         with path.open("rb") as file:
             raw = tomllib.load(file)
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file", hint="write one from `ovs-hotswap config example`") from error
+        raise ConfigError(f"{path}: no such file", hint=f"write one from `{example}`") from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -239,7 +290,7 @@ def load_toml(path: Path, kind: type[Table]) -> Table:
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("\n".join(_faults(path, error, kind)), hint="`ovs-hotswap config example`") from error
+        raise ConfigError("\n".join(_faults(path, error, kind)), hint=f"`{example}`") from error
 
 
 def _faults(path: Path, error: ValidationError, kind: type[BaseModel]) -> list[str]:
@@ -272,7 +323,7 @@ def _allowed(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str
 
 def load_config(path: Path) -> Config:
     """Read the configuration. Raises ConfigError."""
-    return load_toml(path, Config)
+    return load_toml(path, Config, "ovs-hotswap config example")
 
 
 def read_active(config: Config) -> Side | None:

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import os
 import select
+import signal
 import struct
 import threading
 from collections.abc import Iterable
@@ -74,6 +75,11 @@ class Exit:
             os.eventfd_read(self._unlocked)
         return not has_memory(self.pid)
 
+    def kill(self) -> None:
+        """End it: SIGKILL."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
     def close(self) -> None:
         self._either.close()
         os.close(self._unlocked)
@@ -90,14 +96,14 @@ class Exit:
         if kind == fcntl.F_UNLCK or holder != self.pid:
             os.close(file)
             return
-        signal = os.dup(self._unlocked)
-        threading.Thread(target=_wait, args=(file, signal), name=f"exit of {self.pid}", daemon=True).start()
+        told = os.dup(self._unlocked)
+        threading.Thread(target=_wait, args=(file, told), name=f"exit of {self.pid}", daemon=True).start()
 
 
-def _wait(file: int, signal: int) -> None:
+def _wait(file: int, told: int) -> None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX)
     finally:
         os.close(file)  # ends the lock at once: the file may be the next process's already
-        os.eventfd_write(signal, 1)
-        os.close(signal)
+        os.eventfd_write(told, 1)
+        os.close(told)

@@ -24,6 +24,15 @@ class Severity(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class MessageThread:
+    """The thread of a switch that handles vhost-user messages: its id, and a descriptor that writes into its notify
+    pipe (``switch.fdset``); ``None`` where it has none."""
+
+    tid: int
+    pipe: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One result of a check. ``hint`` names the mending command or change."""
 
@@ -35,12 +44,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The software an instance runs. ``root``: the tree to chroot to; ``None`` is the host's installed package."""
+    """The software an instance runs. ``root``: the tree to chroot to; ``None`` where it runs on the host's libraries.
+    Then ``prefix`` is what it was installed under; ``None`` for the host's installed package."""
 
     name: str
     root: str | None
     ovs_version: str
     dpdk_version: str
+    prefix: str | None = None
 
     @property
     def label(self) -> str:

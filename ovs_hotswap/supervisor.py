@@ -15,7 +15,7 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -170,26 +170,38 @@ class Supervisor:
             os.kill(self._child, number)
 
     def _end(self) -> None:
-        """For good: SIGTERM would tell the service that another one goes on from what it leaves."""
-        end = time.monotonic() + _STOP_S
-        while self._child is not None and not self._ready and time.monotonic() < end:  # it has no handler yet
-            self._wait_for_service(end)
-        self._pass_on(signal.SIGINT)
-        end = time.monotonic() + _STOP_S
-        while self._child is not None:
-            self._wait_for_service(end)
-            if self._child is not None and time.monotonic() >= end:
-                self._pass_on(signal.SIGKILL)
-                end += _STOP_S
+        """For good. Only a service that ends by itself has put in order what it stored: where there is none, or it was
+        killed, the next one has to."""
+        while self._child is not None or (self._store.names and not self._succeeded):
+            if self._child is None:
+                time.sleep(max(0.0, self._due - time.monotonic()))
+                self._start()
+            ended = self._end_service()
+            if ended == 0:
+                return
+            self._ready = False  # it is not to be tried without a pause
+            self._later(f"the service ended with status {ended}, and has left something to be put in order")
 
-    def _wait_for_service(self, end: float) -> None:
-        """Until it says something, ends, or until ``end``."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._pidfd, selectors.EVENT_READ)
-            selector.register(self._socket, selectors.EVENT_READ)
-            selector.select(max(0.0, end - time.monotonic()))
-        self._receive_all()
-        self._reap()
+    def _end_service(self) -> int | None:
+        """SIGTERM would tell the service that another one goes on from what it leaves. Return its exit status."""
+        ended = self._await_service(lambda: self._ready)  # before that it has no handler
+        for number in (signal.SIGINT, signal.SIGKILL):
+            if self._child is not None:
+                self._pass_on(number)
+                ended = self._await_service(lambda: False)
+        return ended
+
+    def _await_service(self, true: Callable[[], bool]) -> int | None:
+        """Until the service ends, which is told by its exit status, until ``true``, or for so long."""
+        end, ended = time.monotonic() + _STOP_S, None
+        while self._child is not None and not true() and time.monotonic() < end:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._pidfd, selectors.EVENT_READ)
+                selector.register(self._socket, selectors.EVENT_READ)
+                selector.select(max(0.0, end - time.monotonic()))
+            self._receive_all()
+            ended = self._reap()
+        return ended
 
     # -- what comes in
 

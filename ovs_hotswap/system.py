@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from ovs_hotswap.errors import BusyError, CommandError
 from ovs_hotswap.exits import has_memory
@@ -53,15 +54,18 @@ class System:
     ) -> Completed:
         """Run ``argv`` to its end; ``env`` is added to the environment.
 
+        ``stdin`` is there as a whole from the beginning: if this process is killed meanwhile, the command goes on, and
+        half of what it was to read is worse than nothing (an empty table of flows).
+
         Raises CommandError if it is not installed, takes longer than ``timeout`` seconds (it is killed), or, with
         ``check``, exits with a status other than 0.
         """
         try:
-            done = subprocess.run(
-                list(argv), input=stdin, capture_output=True, text=True, errors="replace", timeout=timeout,
-                env={**os.environ, **env} if env else None, check=False,
-                stdin=subprocess.DEVNULL if stdin is None else None,
-            )  # fmt: skip
+            with contextlib.nullcontext(subprocess.DEVNULL) if stdin is None else _file_of(stdin) as file:
+                done = subprocess.run(
+                    list(argv), stdin=file, capture_output=True, text=True, errors="replace", timeout=timeout,
+                    env={**os.environ, **env} if env else None, check=False,
+                )  # fmt: skip
         except OSError as error:
             raise _not_run(argv[0], error) from error
         except subprocess.TimeoutExpired as error:
@@ -274,6 +278,14 @@ def _threads(pid: int) -> int:
         return len(os.listdir(f"/proc/{pid}/task"))
     except (FileNotFoundError, ProcessLookupError):
         return 0
+
+
+def _file_of(text: str) -> BinaryIO:
+    """Memory with ``text`` in it, to be read from its beginning."""
+    file = open(os.memfd_create("stdin", os.MFD_CLOEXEC), "w+b")  # noqa: SIM115
+    file.write(text.encode())
+    file.seek(0)
+    return file
 
 
 def _not_run(program: str, error: OSError) -> CommandError:

@@ -30,6 +30,13 @@ class Unit:
         """``ActiveState``: active, activating, inactive, failed and others (org.freedesktop.systemd1(5))."""
         return self._show("ActiveState")
 
+    def job(self) -> str:
+        """What systemd is doing with it: start, stop, restart and others (org.freedesktop.systemd1(5), ``JobType``);
+        empty if that is nothing. Raises CommandError."""
+        argv = ["systemctl", "list-jobs", "--no-legend", "--plain", self.name]
+        words = self._system.run(argv, timeout=_ASK_S).stdout.split()  # number, unit, type, state
+        return words[2] if len(words) == 4 else ""
+
     def start(self, timeout: float, verb: str = "start") -> str | None:
         """Start it, or ``restart`` it, and wait until it says that it is ready; return systemctl's complaint if that
         fails. Raises CommandError after ``timeout`` seconds."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -14,6 +13,7 @@ from tests.vhost_device import FEATURES, SwitchSpec
 from tests.vhost_qemu import FakeQemu
 from tests.vhost_rings import Ledger, overlaps
 from tests.vhost_switch import SwitchProcess
+from tests.waiting import eventually
 
 PACKETS = 1 << 20  # more than any test sends from one VM
 
@@ -60,11 +60,7 @@ class Bed:
         return vm
 
     def wait(self, true: Callable[[], bool], what: str, timeout: float = 10.0) -> None:
-        end = time.monotonic() + timeout
-        while not true():
-            if time.monotonic() > end:
-                raise AssertionError(f"{what}: not within {timeout:g} s: {self.client.vms()}")
-            time.sleep(0.005)
+        eventually(true, lambda: f"{what}: {self.client.vms()}", timeout, poll_s=0.005)
 
     def owner(self, name: str = "vm0") -> Side | None:
         vm = self.client.vm(name)

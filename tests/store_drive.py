@@ -1,5 +1,6 @@
 """Runs inside a booted machine: a VM with traffic and two switches around the broker's unit, which is restarted and
-killed again and again. Prints what was seen as JSON: ``python -m tests.store_drive RESTARTS KILLS``."""
+killed again and again, and stopped in the end. Prints what was seen as JSON:
+``python -m tests.store_drive RESTARTS KILLS``."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,8 +46,8 @@ def another(client: BrokerClient, before: int) -> bool:
     return bool(client.status()["pid"] != before)
 
 
-def systemctl(*arguments: str) -> None:
-    subprocess.run(["systemctl", *arguments, UNIT], check=True)
+def systemctl(*arguments: str) -> str:
+    return subprocess.run(["systemctl", *arguments, UNIT], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def main(restarts: int, kills: int) -> None:
@@ -67,6 +69,8 @@ def main(restarts: int, kills: int) -> None:
         vm.drain()
         lost, doubled = ledger.lost_and_doubled(0, vm.next_packet)
         touched = overlaps(switches[0].touches, switches[1].touches)
+        found["stored"] = int(systemctl("show", "--property=NFileDescriptorStore", "--value"))
+        found["late_ns"] = stop(vm, switches[Side(client.vm(VM)["owner"]) is Side.B])
         print(
             json.dumps({**found, "sent": vm.next_packet, "lost": lost, "doubled": doubled, "touched_by_two": touched})
         )
@@ -89,6 +93,18 @@ def drive(config: Config, client: BrokerClient, vm: FakeQemu, restarts: int, kil
             client.undelivered(VM)
         rate = (vm.next_packet - first) / (time.monotonic() - begun)
     return {"away_s": away, "descriptors": descriptors, "owners": owners, "rate": rate}
+
+
+def stop(vm: FakeQemu, owner: SwitchProcess) -> int:
+    """Stop the unit for good, while the owner does not hear; for how many nanoseconds that was on the rings after QEMU
+    saw its back end go."""
+    with Traffic([vm], PACKETS), ThreadPoolExecutor(1) as pool:
+        owner.deafen(deaf=True)
+        stopped = pool.submit(systemctl, "stop")
+        vm.wait_hung_up(30.0)
+        hung_up = time.monotonic_ns()
+        stopped.result()
+    return max(0, max(span.end for span in owner.touches.spans()) - hung_up)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ovs_hotswap.lab import Lab
 from ovs_hotswap.system import System
+from tests.waiting import eventually
 
 DIRECTORY = Path("/var/lib/lab")
 CONFIG = Path("/etc/ovs-hotswap/config.toml")
@@ -30,14 +29,6 @@ def ask(*words: str) -> Any:
     if done.returncode:
         raise AssertionError(f"{words}: exit {done.returncode}: {done.stderr}")
     return json.loads(done.stdout)
-
-
-def wait(true: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + _READY_S
-    while not true():
-        if time.monotonic() > end:
-            raise AssertionError(f"{what}: not within {_READY_S:g} s")
-        time.sleep(0.1)
 
 
 def protected(active: str) -> bool:
@@ -55,12 +46,12 @@ def main(tree: str) -> dict[str, Any]:
     ask("instance", "start", "a")
     lab.pings.wait_flowing(60.0)
     subprocess.run(["systemctl", "start", "ovs-hotswap-watch.service"], check=True)
-    wait(lambda: protected("a"), "a standby")
+    eventually(lambda: protected("a"), "a standby", _READY_S, poll_s=0.1)
     begun = lab.pings.mark()
     there = ask("upgrade", "--release", "tree")
-    wait(lambda: protected("b"), "a standby after the upgrade")
+    eventually(lambda: protected("b"), "a standby after the upgrade", _READY_S, poll_s=0.1)
     back = ask("rollback")
-    wait(lambda: protected("a"), "a standby after the way back")
+    eventually(lambda: protected("a"), "a standby after the way back", _READY_S, poll_s=0.1)
     seen = lab.pings.between(begun, lab.pings.mark())
     return {
         "committed": [there["committed"], back["committed"]],

@@ -33,12 +33,12 @@ class Switch:
         self._idle_s = spec.idle_s
         self._poller = select.epoll()
         self._by_fd: dict[int, Port] = {}
-        self.ending = False
+        self.ending = self.deaf = False
 
     def run(self) -> None:
         while not self.ending:
             self._connect()
-            for fd, _ in self._poller.poll(0):
+            for fd, _ in () if self.deaf else self._poller.poll(0):
                 self._by_fd[fd].readable()
             if not sum(port.serve() for port in self.ports):
                 time.sleep(self._idle_s)
@@ -111,6 +111,10 @@ class SwitchProcess:
         """A frame for a VM has arrived; returns when it is in the VM's first receive ring, wherever that is."""
         self._order(vm=vm, do="deliver", data=(bytes(HEADER_SIZE) + frame).hex())
 
+    def deafen(self, *, deaf: bool) -> None:
+        """Its thread for messages is stuck, or goes on; packets are served all the same."""
+        self._order(vm=0, do="deafen", deaf=deaf)
+
     def fail_at_fence(self, vm: int, answered: int, number: signal.Signals) -> None:
         """Have the process stop or die, when it would answer the fence behind the next ``answered`` ones for a VM."""
         self._order(vm=vm, do="fail", answered=answered, signal=int(number))
@@ -145,7 +149,9 @@ def _obey(switch: Switch) -> None:
     for line in sys.stdin:
         order: dict[str, Any] = json.loads(line)
         port = switch.ports[order["vm"]]
-        if port.socket is not None:
+        if order["do"] == "deafen":
+            switch.deaf = order["deaf"]
+        elif port.socket is not None:
             with contextlib.suppress(OSError):
                 _carry_out(order, port, port.socket)
         print(flush=True)

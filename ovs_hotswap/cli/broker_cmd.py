@@ -9,6 +9,7 @@ import click
 from ovs_hotswap.cli import logs
 from ovs_hotswap.cli.app import App, Group, pass_app
 from ovs_hotswap.errors import BrokerError
+from ovs_hotswap.road import kept_text, refuse_kept
 from ovs_hotswap.vhost.control import BrokerClient
 
 _START_S = 10.0
@@ -105,7 +106,8 @@ def take_over(app: App) -> None:
 def stop(app: App) -> None:
     """Stop the broker. Every VM that it serves loses its network until a broker runs again.
 
-    It takes each VM's rings back first: a QEMU that sees its back end go uses them itself. Only root may.
+    It takes each VM's rings back first: a QEMU that sees its back end go uses them itself. While a switch does not let
+    go of one, such as one that hangs, it is refused, and the broker goes on. Only root may.
 
     With --json: {"stopped"}: whether there was one.
 
@@ -140,6 +142,7 @@ def status(app: App) -> None:
 def reload_(app: App) -> None:
     """Have the broker read the overlay intent again: VMs are added and removed, the others are not touched.
 
+    A VM that is in it no more is let go of once its switch cannot use its rings; exit code 7 tells of one that is kept.
     With --json: what docs/json.md says of a broker.
 
     \b
@@ -148,7 +151,8 @@ def reload_(app: App) -> None:
     """
     _ = app.intent  # a fault is better told here than by the broker
     with BrokerClient(app.config.broker_socket) as client:
-        _show(app, client.call("reload"))
+        refuse_kept(client.reload())
+        _show(app, client.status())
 
 
 def _show(app: App, found: object) -> None:
@@ -157,3 +161,5 @@ def _show(app: App, found: object) -> None:
     app.output.document(found)
     app.output.line(f"broker {found['version']}: process {found['pid']}, {found['vms']} VMs, "
                     f"up {found['uptime_s']:.0f} s")  # fmt: skip
+    for kept in found.get("leaving", []):
+        app.output.line(kept_text([kept]))

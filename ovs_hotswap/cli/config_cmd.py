@@ -24,6 +24,9 @@ overlay = "/etc/ovs-hotswap/overlay.toml"
 # The one bridge of each instance.
 # bridge = "br0"
 
+# What gives each VM two back ends: "broker" (stock QEMU), or "qemu-dual" (a QEMU of the series in qemu-patches).
+# road = "broker"
+
 [broker]
 # Where a VM's QEMU listens (`-chardev socket,server=on,path=...`); {vm} is the VM's name.
 # qemu_socket = "/run/ovs-hotswap/vm/{vm}.sock"
@@ -37,6 +40,16 @@ overlay = "/etc/ovs-hotswap/overlay.toml"
 # Virtio features that VMs which start from now on are not offered: what only a newer release has would keep them from
 # going back to the older one.
 # withhold_features = []
+
+# Only for road = "qemu-dual":
+[qemu]
+# A VM's QMP socket, one that is for ovs-hotswap alone (`-qmp unix:...,server=on,wait=off`).
+# monitor = "/run/ovs-hotswap/vm/{vm}.qmp"
+# Where a VM's QEMU listens for a side's switch: the netdev's `chardev` for side a, its `standby-chardev` for side b.
+# Below run_dir: an instance of another release sees nothing else of the host.
+# socket = "/run/ovs-hotswap/vm/{vm}.{side}.sock"
+# The id of the VM's netdev; to be given where a QEMU has several with two back ends.
+# netdev = "{vm}"
 
 # The two instances. One is active, the other is the standby of an upgrade; the names say nothing about which.
 [instances.a]

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ovs_hotswap.cli.app import App, Group, pass_app
 from ovs_hotswap.errors import LabError
-from ovs_hotswap.lab import DEFAULT_DIRECTORY, RELEASE_CACHE, Lab
+from ovs_hotswap.lab import DEFAULT_DIRECTORY, RELEASE_CACHE, GuestOptions, Lab
+from ovs_hotswap.lab.guest import dual_qemu
+from ovs_hotswap.road import Road
 from ovs_hotswap.upgrade.steps import upgrade_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from ovs_hotswap.lab.demo import DemoReport, Phase
+    from ovs_hotswap.lab.demo import Demo, DemoReport, DualReport, Phase
     from ovs_hotswap.upgrade.plan import Event
 
 _directory = click.option(
@@ -93,34 +95,64 @@ def status(app: App, directory: Path) -> None:
 @lab.command()
 @_directory
 @_vms
+@click.option(
+    "--road",
+    type=click.Choice([each.value for each in Road]),
+    default=Road.BROKER.value,
+    show_default=True,
+    help="What gives each guest two switches.",
+)
+@click.option("--qemu", help="QEMU of --road qemu-dual.  [default: the installed one of `make packages`]")
 @click.option("--report", type=click.Path(path_type=Path), help="Write the JSON report to this file.")
 @pass_app
-def demo(app: App, directory: Path, vms: int, report: Path | None) -> None:
+def demo(app: App, directory: Path, vms: int, road: str, qemu: str | None, report: Path | None) -> None:
     """Upgrade OVS 3.1 to 3.5 and back under running guests, then restart it plainly for comparison.
 
     The lab is made for it and removed afterwards. Exit code 9 if a packet was lost in the upgrade or on the way back.
     With --json: {"releases", "lossless", "phases": {name: {"seconds", "lost", "longest_gap_ms", "moves": {vm: us},
     "pings": [...]}}}, which is also what --report writes.
 
+    With --road qemu-dual the same is shown without a broker, by a QEMU that has two switches itself, then a crash of
+    the active one, and after that all of the above under the same QEMU for comparison; with --json: {"qemu-dual":
+    {..., "failover_us": {vm: us}}, "broker": {...}}. What is lost on that road is shown and is no error.
+
     \b
     Example:
       ovs-hotswap lab demo --report demo-report.json
+      ovs-hotswap lab demo --road qemu-dual
     """
-    from ovs_hotswap.lab.demo import Demo
-
-    Lab.existing(directory.absolute(), app.system).down()
-    bed = Lab(directory.absolute(), vms, app.system)
-    with ExitStack() as stack:
-        stack.callback(bed.down)
-        app.output.line(f"booting {vms} guests")
-        bed.up(RELEASE_CACHE)
-        found = Demo(bed, app.system, app.output.line, lambda: _shown(app)).run()
+    options = GuestOptions()
+    document: dict[str, Any] = {}
+    if road == Road.QEMU_DUAL:
+        options = GuestOptions(qemu=qemu or dual_qemu())
+        dual_options = options.model_copy(update={"road": Road.QEMU_DUAL})
+        with _made(app, directory, vms, dual_options) as running:
+            dual = running.run_dual()
+        document = {str(Road.QEMU_DUAL): dual.document()}
+        _print_dual(app, dual)
+    with _made(app, directory, vms, options) as running:
+        found = running.run()
+    document = {**document, str(Road.BROKER): found.document()} if document else found.document()
     if report is not None:
-        report.write_text(json.dumps(found.document(), indent=2) + "\n")
-    app.output.document(found.document())
+        report.write_text(json.dumps(document, indent=2) + "\n")
+    app.output.document(document)
     _print(app, found)
     if not found.lossless:
         raise LabError(f"packets were lost: {found.upgrade.lost} in the upgrade, {found.rollback.lost} on the way back")
+
+
+@contextmanager
+def _made(app: App, directory: Path, vms: int, options: GuestOptions) -> Iterator[Demo]:
+    """A demo in a lab of its own, which is removed afterwards."""
+    from ovs_hotswap.lab.demo import Demo
+
+    Lab.existing(directory.absolute(), app.system).down()
+    bed = Lab(directory.absolute(), vms, app.system, options)
+    with ExitStack() as stack:
+        stack.callback(bed.down)
+        app.output.line(f"booting {vms} guests, road {options.road}")
+        bed.up(RELEASE_CACHE)
+        yield Demo(bed, app.system, app.output.line, lambda: _shown(app))
 
 
 @contextmanager
@@ -134,18 +166,32 @@ def _print(app: App, report: DemoReport) -> None:
     for phase in (report.upgrade, report.rollback):
         app.output.line()
         _vm_table(app, phase)
+    _phase_table(app, report.phases)
+    worst = max(report.upgrade.longest_gap_ms, report.rollback.longest_gap_ms)
+    app.output.line(f"a plain restart cut the guests off {report.restart.longest_gap_ms / worst:.0f} times as long "
+                    "as the longest gap of the upgrades, which includes the 10 ms between two pings")  # fmt: skip
+
+
+def _print_dual(app: App, report: DualReport) -> None:
+    for phase in (report.upgrade, report.rollback):
+        app.output.line()
+        _vm_table(app, phase)
+    _phase_table(app, report.phases)
+    times = ", ".join(f"{vm} {us:.0f}" for vm, us in report.failover_us.items())
+    app.output.line(f"in the crash the VMs' rings had no owner, by QEMU's clock, for so many us: {times}")
+    app.output.line()
+
+
+def _phase_table(app: App, phases: Sequence[Phase]) -> None:
     app.output.line()
     rows = [
         (phase.name, f"{phase.seconds:.1f}", sum(each.sent for each in phase.pings), phase.lost, phase.duplicated,
          f"{phase.longest_gap_ms:.1f}")
-        for phase in report.phases
+        for phase in phases
     ]  # fmt: skip
     app.output.table(
         ("phase", "seconds", "sent", "lost", "doubled", "longest gap ms"), rows, title="What the guests saw"
     )
-    worst = max(report.upgrade.longest_gap_ms, report.rollback.longest_gap_ms)
-    app.output.line(f"a plain restart cut the guests off {report.restart.longest_gap_ms / worst:.0f} times as long "
-                    "as the longest gap of the upgrades, which includes the 10 ms between two pings")  # fmt: skip
 
 
 def _vm_table(app: App, phase: Phase) -> None:

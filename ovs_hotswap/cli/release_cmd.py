@@ -23,7 +23,7 @@ def _document(found: Release) -> dict[str, object]:
 @release.command(name="list")
 @pass_app
 def list_releases(app: App) -> None:
-    """List the releases: "host" is the installed package, every other one a tree of its own.
+    """List the releases: "host" is the installed package, every other one a directory of its own.
 
     With --json: {"releases": [{"name", "root", "ovs", "dpdk", "source", "error"}]}; "root", "ovs" and "dpdk" are null
     and "error" says why where a release cannot be used.
@@ -48,12 +48,12 @@ def list_releases(app: App) -> None:
 @click.option("--suite", type=click.Choice(sorted(ABI)), help="Make it from this Debian suite with debootstrap.")
 @click.option(
     "--from-directory", type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Adopt this directory tree; it stays where it is.",
+    help="Adopt this directory tree or install prefix; it stays where it is.",
 )  # fmt: skip
 @click.option("--package", "packages", multiple=True, help="A further Debian package, such as a driver. Repeatable.")
 @pass_app
 def add(app: App, name: str, suite: str | None, from_directory: Path | None, packages: tuple[str, ...]) -> None:
-    """Add release NAME, from a Debian suite or a directory tree. One that is there and alike is checked and kept.
+    """Add release NAME, from a Debian suite or a directory. One that is there and alike is checked and kept.
 
     With --json: {"name", "root", "ovs", "dpdk"}.
 
@@ -61,6 +61,7 @@ def add(app: App, name: str, suite: str | None, from_directory: Path | None, pac
     Example:
       ovs-hotswap release add trixie --suite trixie
       ovs-hotswap release add custom --from-directory /srv/ovs-3.6
+      ovs-hotswap release add patched --from-directory /opt/ovs-hotswap/ovs-3.1.0+hotswap1
     """
     if (suite is None) == (from_directory is None):
         raise click.UsageError("give either --suite or --from-directory")

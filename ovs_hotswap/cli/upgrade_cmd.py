@@ -177,7 +177,7 @@ def status(app: App) -> None:
 
 
 def _vm_summary(host: Host) -> dict[str, Any]:
-    vms = host.broker.vms()
+    vms = host.road.vms()
     owners = {str(side): sum(vm["owner"] == side for vm in vms) for side in Side}
     return {"total": len(vms), "connected": sum(vm["qemu"] is not None for vm in vms), "owners": owners}
 

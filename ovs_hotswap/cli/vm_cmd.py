@@ -7,12 +7,12 @@ from typing import Any
 import click
 
 from ovs_hotswap.cli.app import App, Group, pass_app
-from ovs_hotswap.vhost.control import BrokerClient
+from ovs_hotswap.upgrade.host import Host
 
 
 @click.group(cls=Group)
 def vm() -> None:
-    """Show the VMs that the broker serves."""
+    """Show the VMs: who serves each one, and its rings."""
 
 
 @vm.command(name="list")
@@ -26,8 +26,7 @@ def list_(app: App) -> None:
     Example:
       ovs-hotswap vm list
     """
-    with BrokerClient(app.config.broker_socket) as broker:
-        found = broker.vms()
+    found = Host(app.config, app.system).road.vms()
     app.output.document({"vms": found})
     rows = [
         (each["name"], each["qemu"], each["owner"], each["certainty"], _parked(each),
@@ -51,8 +50,7 @@ def show(app: App, name: str) -> None:
     Example:
       ovs-hotswap vm show web1
     """
-    with BrokerClient(app.config.broker_socket) as broker:
-        found = broker.vm(name)
+    found = Host(app.config, app.system).road.vm(name)
     app.output.document(found)
     for label, value in _lines(found):
         app.output.line(f"{label:<12} {value}")

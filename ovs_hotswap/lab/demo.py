@@ -1,8 +1,11 @@
-"""The main job shown on one machine: an upgrade under running guests, the way back, and a plain restart beside them."""
+"""The main job shown on one machine: an upgrade under running guests, the way back, and a plain restart beside them;
+or, on the road ``qemu-dual``, a crash."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -12,10 +15,13 @@ from typing import Any
 from ovs_hotswap.errors import LabError
 from ovs_hotswap.lab.lab import Lab
 from ovs_hotswap.lab.pings import PingStats
+from ovs_hotswap.lab.watch import wait_protected, watchdog
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.tables import Form
+from ovs_hotswap.road import Road
+from ovs_hotswap.switch.release import HOST
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.host import Host, activate_first
+from ovs_hotswap.upgrade.host import Host, start_instance
 from ovs_hotswap.upgrade.plan import Event
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from ovs_hotswap.vhost.service import start_broker, stop_broker
@@ -86,6 +92,27 @@ class DemoReport:
         return {"releases": self.releases, "lossless": self.lossless, "phases": phases}
 
 
+@dataclass(frozen=True, slots=True)
+class DualReport:
+    """The road ``qemu-dual``. ``crash``: SIGKILL of the active instance; ``failover_us``: how long each VM's rings had
+    no owner then, on QEMU's clock, which begins when it sees that the switch is gone."""
+
+    releases: dict[str, str]
+    quiet: Phase
+    upgrade: Phase
+    rollback: Phase
+    crash: Phase
+    failover_us: dict[str, float]
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (self.quiet, self.upgrade, self.rollback, self.crash)
+
+    def document(self) -> dict[str, Any]:
+        phases = {phase.name: phase.document() for phase in self.phases}
+        return {"releases": self.releases, "phases": phases, "failover_us": self.failover_us}
+
+
 class DirectHost(Host):
     """The same host without a broker: each port connects straight to its VM's QEMU, as on a host of today."""
 
@@ -103,9 +130,24 @@ class Demo:
 
     def run(self) -> DemoReport:
         """Raises LabError if the guests' pings do not flow, and whatever an upgrade raises."""
+        self.start()
+        releases, phases = self._there_and_back()
+        self._say("for comparison: the same guests and switch without a broker, ovs-vswitchd restarted")
+        return DemoReport(releases, *phases, self.plain_restart())
+
+    def run_dual(self) -> DualReport:
+        """As ``run``, on the road ``qemu-dual`` and with a crash at the end."""
         host = self.start()
-        quiet = self.quiet()
-        old, new = (host.releases.get(name) for name in ("host", SUITE))
+        releases, phases = self._there_and_back()
+        self._say("the active instance is killed, beside a warm standby")
+        with watchdog(host, self._lab.config_path, self._lab.layout.directory / "watch.log"):
+            crash = self.phase("crash", self.kill_active)
+            wait_protected(host, Side.B)
+        return DualReport(releases, *phases, crash, {vm["name"]: vm["last_move_us"] for vm in host.road.vms()})
+
+    def _there_and_back(self) -> tuple[dict[str, str], tuple[Phase, Phase, Phase]]:
+        host, quiet = self._host, self.quiet()
+        old, new = (host.releases.get(name) for name in (HOST, SUITE))
         upgrader = Upgrader(host)
         self._say(f"upgrading to {new.label}")
         with self._shown() as observe:
@@ -113,19 +155,31 @@ class Demo:
         self._say(f"rolling back to {old.label}")
         with self._shown() as observe:
             rollback = self.phase("rollback", lambda: upgrader.rollback(observe).moves)
-        self._say("for comparison: the same guests and switch without a broker, ovs-vswitchd restarted")
-        return DemoReport({"old": old.label, "new": new.label}, quiet, upgrade, rollback, self.plain_restart())
+        return {"old": old.label, "new": new.label}, (quiet, upgrade, rollback)
 
-    def start(self) -> Host:
-        """Have both releases, the broker and an active instance, and the guests' pings flowing."""
+    def kill_active(self) -> dict[str, float]:
+        """SIGKILL the active instance; return when the watchdog has recorded the fail-over and pings flow."""
+        host, active = self._host, self._host.active()
+        pid = host.instances[active].pid()
+        if pid is None:
+            raise LabError(f"instance {active} does not run")
+        os.kill(pid, signal.SIGKILL)
+        host.wait(lambda: host.recorded_active() is active.other, FLOW_S, lambda: "no fail-over is recorded")
+        self._lab.pings.wait_flowing(FLOW_S)
+        return {}
+
+    def start(self, suite: str | None = SUITE) -> Host:
+        """Have the other release if there is one, the broker if there is one and an active instance, and the guests'
+        pings flowing."""
         host = self._host
-        host.releases.add(SUITE, SUITE, self._say)
-        old = host.releases.get("host")
-        self._say(f"starting the broker and instance a: {old.label}")
-        start_broker(host.config, self._system, self._lab.layout.config_file, BROKER_S)
-        host.instances[Side.A].start(old)
-        host.program(Side.A)
-        activate_first(host, Side.A)
+        if suite is not None:
+            host.releases.add(suite, suite, self._say)
+        old = host.releases.get(HOST)
+        if host.config.road is Road.BROKER:
+            self._say("starting the broker")
+            start_broker(host.config, self._system, self._lab.layout.config_file, BROKER_S)
+        self._say(f"starting instance a: {old.label}")
+        start_instance(host, Side.A, old)
         self._say("waiting for the guests' pings")
         self._lab.pings.wait_flowing(FLOW_S)
         return host

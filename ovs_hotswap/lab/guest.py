@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from ovs_hotswap.errors import LabError
 from ovs_hotswap.lab.layout import GUEST_MTU, OVERLAY_PREFIX, REMOTE, GuestLayout, Layout, Target
+from ovs_hotswap.model import Side
+from ovs_hotswap.road import Road
 from ovs_hotswap.system import System
 
 READY = b"lab: ready"
@@ -43,21 +46,45 @@ def command_line(layout: Layout, guest: GuestLayout, kernel: Path) -> list[str]:
         reports += ["-chardev", f"file,id=report{number},path={path},append=on"]
         reports += ["-device", f"virtserialport,chardev=report{number},nr={number}"]
     return [
-        "qemu-system-x86_64", "-name", guest.name, "-nodefaults", "-no-user-config", "-display", "none",
+        options.qemu, "-name", guest.name, "-nodefaults", "-no-user-config", "-display", "none",
         "-machine", "pc,usb=off,vmport=off,memory-backend=memory", "-accel", "tcg",
         "-smp", str(queues), "-m", f"{options.memory_mb}M{slots}",
         "-object", f"memory-backend-memfd,id=memory,size={options.memory_mb}M,share=on,{pages}",
         "-kernel", str(kernel), "-initrd", str(layout.initramfs_file), "-append", " ".join(boot),
         "-chardev", f"file,id=log,path={layout.guest_file(guest.name, 'log')},append=on", "-serial", "chardev:log",
         "-qmp", f"unix:{layout.guest_file(guest.name, 'qmp')},server=on,wait=off",
-        "-chardev", f"socket,id=network,path={layout.guest_file(guest.name, 'sock')},server=on,wait=off",
-        "-netdev", f"vhost-user,id=network,chardev=network,queues={queues}",
+        *_network(layout, guest),
         "-device", ",".join(["virtio-net-pci,netdev=network", *device]),
         "-device", "virtio-serial-pci,vectors=0",
         "-chardev", f"socket,id=console,path={layout.guest_file(guest.name, 'console')},server=on,wait=off",
         "-device", "virtconsole,chardev=console,nr=0",
         *reports,
     ]  # fmt: skip
+
+
+def _network(layout: Layout, guest: GuestLayout) -> list[str]:
+    """Side a's socket is the netdev's ``chardev``; the monitor of the road ``qemu-dual`` is one of its own."""
+    backend = f"vhost-user,id=network,queues={layout.options.queues},chardev=side-a"
+    if layout.options.road is not Road.QEMU_DUAL:
+        return [*_socket(layout, guest, Side.A), "-netdev", backend]
+    return [
+        *_socket(layout, guest, Side.A), *_socket(layout, guest, Side.B),
+        "-netdev", f"{backend},standby-chardev=side-b",
+        "-qmp", f"unix:{layout.guest_file(guest.name, 'monitor')},server=on,wait=off",
+    ]  # fmt: skip
+
+
+def _socket(layout: Layout, guest: GuestLayout, side: Side) -> list[str]:
+    return ["-chardev", f"socket,id=side-{side},path={layout.vhost_file(guest.name, side)},server=on,wait=off"]
+
+
+def dual_qemu() -> str:
+    """The installed QEMU with two back ends, the newest. Raises LabError."""
+    base = Path(os.environ.get("OVS_HOTSWAP_PACKAGES", "/opt/ovs-hotswap"))
+    found = sorted(base.glob("qemu-*/bin/qemu-system-x86_64"))
+    if not found:
+        raise LabError(f"no QEMU with two back ends below {base}", hint="`make packages`")
+    return str(found[-1])
 
 
 def _payload(target: Target, mtu: int) -> int:
@@ -72,7 +99,7 @@ class Guest:
     def __init__(self, layout: Layout, guest: GuestLayout, system: System) -> None:
         self.layout = guest
         self.name = guest.name
-        self.socket = layout.guest_file(guest.name, "sock")
+        self.sockets = [layout.vhost_file(guest.name, side) for side in Side]
         self.pid_file = layout.guest_file(guest.name, "pid")
         self.log = layout.guest_file(guest.name, "log")
         self._qmp = layout.guest_file(guest.name, "qmp")

@@ -168,17 +168,18 @@ class Lab:
         guest = self.guest(name)
         pid = guest.pid
         if pid is None:
-            guest.socket.unlink(missing_ok=True)
+            for path in guest.sockets:
+                path.unlink(missing_ok=True)
             argv = command_line(self.layout, guest.layout, find_kernel().image)
             pid = self._system.spawn(argv, log=self.layout.guest_file(name, "err"))
             guest.pid_file.write_text(f"{pid}\n")
         end = self._system.monotonic() + _LISTEN_S
-        while not guest.socket.exists():
+        while not all(path.exists() for path in guest.sockets):
             if not self._system.alive(pid):
                 tail = self.layout.guest_file(name, "err").read_text(errors="replace").strip().splitlines()
                 raise LabError(f"{name}: QEMU ended: {tail[-1] if tail else 'no message'}")
             if self._system.monotonic() >= end:
-                raise LabError(f"{name}: QEMU does not listen on {guest.socket} within {_LISTEN_S:g} s")
+                raise LabError(f"{name}: QEMU does not listen on {guest.sockets[0]} within {_LISTEN_S:g} s")
             self._system.sleep(_POLL_S)
 
     def stop_guest(self, name: str) -> None:
@@ -203,7 +204,7 @@ class Lab:
 
     def _make(self, record: Record, releases: Path | None) -> None:
         layout = self.layout
-        for directory in (layout.run_dir, layout.state_dir, layout.guest_dir):
+        for directory in (layout.run_dir, layout.switch_dir, layout.state_dir, layout.guest_dir):
             directory.mkdir(exist_ok=True)
         self._write(record)
         if record.hugepages_before is None and not self._processes():

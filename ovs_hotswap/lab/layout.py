@@ -19,6 +19,8 @@ from typing import Annotated
 from pydantic import Field
 
 from ovs_hotswap.config import Strict
+from ovs_hotswap.model import Side
+from ovs_hotswap.road import Road
 
 VNI = 100
 UNDERLAY_PREFIX = 24
@@ -42,8 +44,12 @@ class GuestOptions(Strict):
 
     ``mtu``: of the guests; what they ping one another with is as long if it is more than the underlay carries.
     ``device`` are properties of virtio-net-pci, such as ``mrg_rxbuf=off``. ``memory_slots`` are for memory that is
-    plugged later.
+    plugged later. ``qemu`` is the program; ``road`` ``qemu-dual`` gives each guest a vhost-user socket for either side,
+    which only a QEMU of the series in qemu-patches has.
     """
+
+    road: Annotated[Road, Field(strict=False)] = Road.BROKER
+    qemu: str = "qemu-system-x86_64"
 
     memory_mb: Annotated[int, Field(ge=96, le=4096)] = 96
     memory_slots: Annotated[int, Field(ge=0, le=6)] = 0
@@ -160,6 +166,17 @@ class Layout:
         """A file or socket of one guest, such as ``vm1.qmp``."""
         return self.guest_dir / f"{guest}.{suffix}"
 
+    def vhost_file(self, guest: str, side: Side) -> Path:
+        """Where a guest's QEMU listens for its switch; the same for both sides where a broker stands for them."""
+        if self.options.road is Road.QEMU_DUAL:
+            return self.switch_dir / f"{guest}.{side}.sock"
+        return self.guest_file(guest, "sock")
+
+    @property
+    def switch_dir(self) -> Path:
+        """Sockets that switches of any release connect to: of the host they see the run directory alone."""
+        return self.run_dir / "qemu"
+
     def report_file(self, guest: str, target: str) -> Path:
         """Where the guest's ping of ``target`` writes."""
         return self.guest_dir / f"{guest}-{target}.pings"
@@ -191,11 +208,16 @@ pmd_sleep_us = 100
 overlay = "{layout.overlay_file}"
 run_dir = "{layout.run_dir}"
 state_dir = "{layout.state_dir}"
+road = "{layout.options.road}"
 
 [broker]
 qemu_socket = "{layout.guest_dir}/{{vm}}.sock"
 # OVS 3.5 offers it, 3.1 does not: a guest that started under 3.5 could not go back.
 withhold_features = ["NET_CSUM"]
+
+[qemu]
+monitor = "{layout.guest_dir}/{{vm}}.monitor"
+socket = "{layout.switch_dir}/{{vm}}.{{side}}.sock"
 
 {instances}
 [uplink]

@@ -180,7 +180,7 @@ def load_intent(path: Path) -> Intent:
     Raises ConfigError that lists every fault: first those of single values; if there are none, those of values that
     do not fit together, each naming both.
     """
-    return load_toml(path, Intent)
+    return load_toml(path, Intent, "ovs-hotswap overlay example")
 
 
 Entry = TypeVar("Entry", Vm, Remote, Neighbour, Route)

@@ -24,7 +24,7 @@ from ovs_hotswap.switch.logscan import fatal, telling_cause
 from ovs_hotswap.switch.netns import Namespaces
 from ovs_hotswap.switch.ovsdb import ROOT_TABLES, TABLES, SwitchDb
 from ovs_hotswap.switch.paths import InstancePaths, InstanceRecord, read_record
-from ovs_hotswap.switch.release import OVSDB_SERVER, OVSDB_TOOL, SCHEMA, VSWITCHD
+from ovs_hotswap.switch.release import programs
 from ovs_hotswap.switch.units import InstanceUnit
 from ovs_hotswap.switch.unixctl import appctl
 from ovs_hotswap.system import System
@@ -234,7 +234,8 @@ class Instance:
         record = self._record(release)
         self._namespaces.create(paths.netns)
         self._take_uplink(record)
-        self._run(release, [OVSDB_TOOL, "create", str(paths.db_file), SCHEMA], end)
+        software = programs(release)
+        self._run(release, [software.ovsdb_tool, "create", str(paths.db_file), software.schema], end)
         self._start_database(release, end)
         with self.database(max(end - self._system.monotonic(), _POLL_S)) as database:
             database.set_other_config(self._other_config())
@@ -245,18 +246,20 @@ class Instance:
     def _start_database(self, release: Release, end: float) -> None:
         paths = self.paths
         arguments = _daemon(paths.ovsdb_ctl, paths.ovsdb_pid, paths.ovsdb_log)
-        self._run(release, [OVSDB_SERVER, str(paths.db_file), f"--remote=punix:{paths.db_socket}", *arguments], end)
+        server = programs(release).ovsdb_server
+        self._run(release, [server, str(paths.db_file), f"--remote=punix:{paths.db_socket}", *arguments], end)
 
     def _start_vswitchd(self, release: Release, database: SwitchDb, end: float) -> None:
         """The program returns to its caller when the daemon has read its configuration and started DPDK, or aborted."""
         arguments = _daemon(self.paths.vswitchd_ctl, self.paths.vswitchd_pid, self.paths.log)
-        self._run(release, [VSWITCHD, f"unix:{self.paths.db_socket}", *arguments], end)
+        self._run(release, [programs(release).vswitchd, f"unix:{self.paths.db_socket}", *arguments], end)
         self._wait_ready(release, database, end)
 
     def _record(self, release: Release) -> InstanceRecord:
         record = InstanceRecord(
             release=release.name,
             root=release.root,
+            prefix=release.prefix,
             ovs_version=release.ovs_version,
             dpdk_version=release.dpdk_version,
             started=self._system.wall(),
@@ -312,7 +315,7 @@ class Instance:
 
     def _wait_ready(self, release: Release, database: SwitchDb, end: float) -> None:
         while not database.state().dpdk_initialized:
-            program = Path(VSWITCHD).name
+            program = Path(programs(release).vswitchd).name
             if self._pid(self.paths.vswitchd_pid) is None:
                 raise self._failure(release, program, "it ended by itself")
             if fatal(self._log_tail()):

@@ -55,8 +55,9 @@ class InstancePaths:
 class InstanceRecord(Strict):
     """What an instance was started with; written before anything is made, so that ``stop`` can undo any part of it.
 
-    ``started`` is in seconds since the epoch, ``root`` the release's tree, ``starter`` the pid of the process that
-    starts the instance and ``ready`` whether it has finished, ``uplink`` the network device as it was before.
+    ``started`` is in seconds since the epoch, ``root`` and ``prefix`` are the release's, ``starter`` is the pid of the
+    process that starts the instance and ``ready`` whether it has finished, ``uplink`` the network device as it was
+    before.
     """
 
     release: str
@@ -66,11 +67,12 @@ class InstanceRecord(Strict):
     started: float
     starter: int
     ready: bool = False
+    prefix: str | None = None
     uplink: Device | None = None
 
     @property
     def software(self) -> Release:
-        return Release(self.release, self.root, self.ovs_version, self.dpdk_version)
+        return Release(self.release, self.root, self.ovs_version, self.dpdk_version, self.prefix)
 
 
 def read_record(path: Path) -> InstanceRecord | None:

@@ -1,8 +1,9 @@
 """Releases: the software that an instance runs, side by side in several versions.
 
-``host`` is the installed package. Every other release is a directory tree with its own libraries: made from a Debian
-suite with debootstrap, or one that is there already and is adopted. A tree counts as a release from the moment it is
-renamed into place, after its programs have run in it.
+``host`` is the installed package. Every other release is a directory: a tree with its own libraries, made from a Debian
+suite with debootstrap or there already and adopted; or a prefix that was installed under, side by side with the host's
+package and on the host's libraries, and is adopted. A tree counts as a release from the moment it is renamed into
+place, after its programs have run in it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -32,12 +33,26 @@ OVSDB_SERVER = "/usr/sbin/ovsdb-server"
 OVSDB_TOOL = "/usr/bin/ovsdb-tool"
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """Paths, as the program that is started sees them, of what an instance runs."""
+
+    vswitchd: str
+    ovsdb_server: str
+    ovsdb_tool: str
+    schema: str
+
+
+_DEBIAN = Programs(VSWITCHD, OVSDB_SERVER, OVSDB_TOOL, SCHEMA)
+
 # DPDK's drivers are plug-ins that no package depends on; Debian names their packages with the ABI version.
 ABI = {"bookworm": "23", "trixie": "25"}
 PLUGINS = ("bus-pci", "bus-vdev", "mempool-ring", "net-af-packet", "net-memif", "net-vhost", "net-virtio")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
+_EAL = re.compile(r"librte_eal\.so\S* => (?P<path>/\S+)")
 _VERSIONS = re.compile(r"\(Open vSwitch\) (?P<ovs>\S+)\s+DPDK (?P<dpdk>\S+)")
 _MANIFEST = "release.json"
 _TREE = "tree"
@@ -79,6 +94,19 @@ def packages(suite: str) -> tuple[str, ...]:
     if suite not in ABI:
         raise ReleaseError(f"suite {suite!r} is not known", hint=f"known are: {', '.join(ABI)}")
     return ("openvswitch-switch-dpdk", *(f"librte-{plugin}{ABI[suite]}" for plugin in PLUGINS))
+
+
+def programs(release: Release) -> Programs:
+    """The release's programs. Under a prefix they are where Open vSwitch's ``make install`` puts them."""
+    prefix = release.prefix
+    if prefix is None:
+        return _DEBIAN
+    return Programs(
+        vswitchd=f"{prefix}/sbin/ovs-vswitchd",
+        ovsdb_server=f"{prefix}/sbin/ovsdb-server",
+        ovsdb_tool=f"{prefix}/bin/ovsdb-tool",
+        schema=f"{prefix}/share/openvswitch/vswitch.ovsschema",
+    )
 
 
 def parse_versions(text: str) -> tuple[str, str] | None:
@@ -139,7 +167,7 @@ class Releases:
                 _delete(build)
                 raise
         progress(f"release {release.label} is ready")
-        return Release(name, str(self._tree(name, made)), release.ovs_version, release.dpdk_version)
+        return release if from_directory is not None else replace(release, root=str(self._tree(name, made)))
 
     def remove(self, name: str) -> None:
         """Remove a release; of an adopted one only the entry. Raises ReleaseError if an instance uses it."""
@@ -204,29 +232,48 @@ class Releases:
                 hint="is the Debian mirror within reach, and enough room on the disk?",
             )
 
-    def _check(self, name: str, root: Path | None, hint: str | None = None) -> Release:
-        """Prove that the release under ``root`` (``None``: the host) is complete and runs."""
-        place = root or Path("/")
-        if root is None:
+    def _check(self, name: str, directory: Path | None, hint: str | None = None) -> Release:
+        """Prove that the release in ``directory`` (``None``: the host) is complete and runs."""
+        if directory is None:
             hint = "apt-get install openvswitch-switch-dpdk and the librte-* packages of `make setup`"
         hint = hint or f"`ovs-hotswap release remove {name}` and add it again"
-        for path in (VSWITCHD, OVSDB_SERVER, OVSDB_TOOL, SCHEMA):
+        prefix = str(directory) if directory is not None and _is_prefix(directory) else None
+        root = None if directory is None or prefix is not None else str(directory)
+        found = Release(name, root, "", "", prefix)
+        place, software = Path(root or "/"), programs(found)
+        for path in astuple(software):
             if not (place / path.lstrip("/")).is_file():
                 raise ReleaseError(f"release {name}: {place / path.lstrip('/')} is missing", hint=hint)
-        missing = [plugin for plugin in PLUGINS if not _has_plugin(place, plugin)]
+        missing = self._missing_plugins(found)
         if missing:
             raise ReleaseError(f"release {name}: DPDK's drivers {', '.join(missing)} are missing", hint=hint)
-        prefix = [] if root is None else ["chroot", str(root)]
         versions = None
-        for program in (OVSDB_SERVER, VSWITCHD):
-            done = self._system.run([*prefix, program, "--version"], timeout=_RUN_S, check=False)
-            if done.status != 0:
-                text = (done.stderr or done.stdout).strip() or f"exit {done.status}"
-                raise ReleaseError(f"release {name}: {program} does not run: {text}", hint=hint)
-            versions = parse_versions(done.stdout)
+        for program in (software.ovsdb_server, software.vswitchd):
+            versions = parse_versions(self._output(found, program, hint))
         if versions is None:
-            raise ReleaseError(f"release {name}: {VSWITCHD} is built without DPDK", hint=hint)
-        return Release(name, None if root is None else str(root), *versions)
+            raise ReleaseError(f"release {name}: {software.vswitchd} is built without DPDK", hint=hint)
+        return replace(found, ovs_version=versions[0], dpdk_version=versions[1])
+
+    def _output(self, release: Release, program: str, hint: str) -> str:
+        """What ``program --version`` prints. Raises ReleaseError if it does not run."""
+        inside = [] if release.root is None else ["chroot", release.root]
+        done = self._system.run([*inside, program, "--version"], timeout=_RUN_S, check=False)
+        if done.status != 0:
+            text = (done.stderr or done.stdout).strip() or f"exit {done.status}"
+            raise ReleaseError(f"release {release.name}: {program} does not run: {text}", hint=hint)
+        return done.stdout
+
+    def _missing_plugins(self, release: Release) -> tuple[str, ...]:
+        """DPDK looks for them beside its own libraries (meson.build, eal_pmd_path); linked in, it needs none."""
+        pattern = "usr/lib/*/dpdk"
+        place = Path(release.root or "/")
+        if release.prefix is not None:
+            loaded = self._system.run(["ldd", programs(release).vswitchd], timeout=_RUN_S, check=False).stdout
+            eal = _EAL.search(loaded)
+            if eal is None:
+                return ()
+            place, pattern = Path(eal["path"]).parent, "dpdk"
+        return tuple(plugin for plugin in PLUGINS if not _has_plugin(place, pattern, plugin))
 
     def _entry(self, name: str) -> ReleaseEntry:
         source = "installed package"
@@ -259,7 +306,7 @@ class Releases:
                 raise ReleaseError(
                     f"release {name} is in use by instance {side}", hint=f"`ovs-hotswap instance stop {side}`"
                 )
-        users = [pid for pid in self._system.pids() if _same(f"/proc/{pid}/root", tree)]
+        users = [pid for pid in self._system.pids() if _same(f"/proc/{pid}/root", tree) or _runs_from(pid, tree)]
         if users:
             raise ReleaseError(f"release {name} is in use by process {users[0]}", hint="end that process")
 
@@ -270,9 +317,22 @@ class Releases:
                 _delete(path)
 
 
-def _has_plugin(place: Path, plugin: str) -> bool:
+def _is_prefix(directory: Path) -> bool:
+    """Whether software was installed under ``directory``; a tree has a directory ``usr``."""
+    return (directory / "sbin/ovs-vswitchd").is_file() and not (directory / "usr").exists()
+
+
+def _has_plugin(place: Path, pattern: str, plugin: str) -> bool:
     library = f"librte_{plugin.replace('-', '_')}.so.*"
-    return any(place.glob(f"usr/lib/*/dpdk/pmds-*/{library}"))
+    return any(place.glob(f"{pattern}/pmds-*/{library}"))
+
+
+def _runs_from(pid: int, directory: Path) -> bool:
+    """Whether the program of process ``pid`` is a file in ``directory``."""
+    try:
+        return Path(f"/proc/{pid}/exe").readlink().is_relative_to(directory)
+    except OSError:
+        return False
 
 
 def _same(path: str, other: Path) -> bool:

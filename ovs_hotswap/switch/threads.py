@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovs_hotswap.errors import SwitchError
-from ovs_hotswap.priority import control_core
+from ovs_hotswap.priority import Rank, control_core
 
 # lib/vhost/socket.c: the name was changed in DPDK 23.07.
 VHOST_THREADS = frozenset({"vhost-events", "dpdk-vhost-evt"})
-_PRIORITY = 2
 _PMD_NICE = -15
 
 
@@ -43,8 +42,8 @@ def _threads(pid: int) -> Iterator[tuple[int, str]]:
             continue
 
 
-def _vhost_thread(pid: int) -> int | None:
-    """There is none before the first vhost-user port."""
+def vhost_thread(pid: int) -> int | None:
+    """The thread that handles vhost-user messages; there is none before the first vhost-user port."""
     return next((thread for thread, name in _threads(pid) if name in VHOST_THREADS), None)
 
 
@@ -55,7 +54,7 @@ def _pmd_threads(pid: int) -> list[int]:
 def scheduling(pid: int) -> Scheduling | None:
     """How ovs-vswitchd ``pid`` is scheduled; ``None`` if it has no vhost-user thread. Raises SwitchError if it ends
     meanwhile."""
-    thread = _vhost_thread(pid)
+    thread = vhost_thread(pid)
     if thread is None:
         return None
     try:
@@ -69,9 +68,9 @@ def scheduling(pid: int) -> Scheduling | None:
         raise SwitchError(f"process {pid}: {error.strerror}") from error
 
 
-def prefer(pid: int, own: Collection[int], others: Collection[int]) -> bool:
-    """Prefer the threads that a hand-over waits for. ``own``: cores of the process's PMD threads; ``others``: of the
-    other instance's.
+def prefer(pid: int, own: Collection[int], others: Collection[int], rank: Rank) -> bool:
+    """Prefer the threads that a hand-over waits for; the message thread gets ``rank``. ``own``: cores of the process's
+    PMD threads; ``others``: of the other instance's.
 
     Returns ``False``, with nothing changed, where there is no core to run on. Raises SwitchError.
     """
@@ -80,7 +79,7 @@ def prefer(pid: int, own: Collection[int], others: Collection[int]) -> bool:
         if not cores:
             continue
         try:
-            schedule(pid, Scheduling(os.SCHED_FIFO, _PRIORITY, tuple(sorted(cores)), _PMD_NICE))
+            schedule(pid, Scheduling(os.SCHED_FIFO, rank, tuple(sorted(cores)), _PMD_NICE))
             return True
         except SwitchError:
             if cores is wide:  # the process may not be allowed to run on that one core
@@ -90,7 +89,7 @@ def prefer(pid: int, own: Collection[int], others: Collection[int]) -> bool:
 
 def schedule(pid: int, wanted: Scheduling) -> None:
     """Schedule the threads of ``pid`` as ``wanted``. Raises SwitchError if one ends or this is not permitted."""
-    thread = _vhost_thread(pid)
+    thread = vhost_thread(pid)
     try:
         for pmd in _pmd_threads(pid):
             os.setpriority(os.PRIO_PROCESS, pmd, wanted.pmd_nice)

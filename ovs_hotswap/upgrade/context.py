@@ -54,7 +54,7 @@ class Upgrade:
         if pid is None or self.dead(self.new):
             return False
         try:
-            connected = all(vm["switches"][self.old]["connected"] for vm in self.host.broker.vms(read=False))
+            connected = not self.host.unconnected(self.old)
         except BrokerError:
             connected = True
         return self.host.system.stopped(pid) or not connected
@@ -76,7 +76,7 @@ class Upgrade:
         if self.broken:
             return self.broken
         with contextlib.suppress(BrokerError):
-            vms = self.host.broker.vms(read=False)
+            vms = self.host.road.vms(read=False)
             if owned(vms, self.old) and not owned(vms, self.new):
                 return f"instance {self.old} serves the VMs again"
         return ""
@@ -89,4 +89,4 @@ class Upgrade:
     @property
     def fled(self) -> bool:
         """Whether the old instance died in a roll-back and its VMs went to the new one, which must stay then."""
-        return bool(self.lost) and bool(owned(self.host.broker.vms(read=False), self.new))
+        return bool(self.lost) and bool(owned(self.host.road.vms(read=False), self.new))

@@ -13,6 +13,7 @@ from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.overlay.ports import UPLINK, VXLAN
 from ovs_hotswap.overlay.tables import Form, lines, render
+from ovs_hotswap.road import Road
 from ovs_hotswap.switch.openflow import window_incapable
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade import checks
@@ -112,12 +113,14 @@ def _active(host: Host, old: Side) -> list[Finding]:
 
 
 def _vms(host: Host, old: Side, new: Side) -> list[Finding]:
-    status = host.broker.status()
-    found = checks.broker(str(status["version"]), __version__, supervised=bool(status["supervised"]))
-    documents = host.broker.vms()
+    found: list[Finding] = []
+    if host.config.road is Road.BROKER:
+        status = host.broker.status()
+        found += checks.broker(str(status["version"]), __version__, supervised=bool(status["supervised"]))
+    documents = host.road.vms()
     facts = [vm_facts(vm) for vm in documents]
     found += checks.known_vms([vm.name for vm in host.intent.vms], [vm.name for vm in facts])
-    found += checks.vms_connected(facts, lambda name: str(host.config.qemu_socket(name)))
+    found += checks.vms_connected(facts, lambda name: str(host.config.front_end(name)))
     found += checks.memory_regions(facts)
     for vm in documents:
         if vm["qemu"] and (vm["owner"] != old or vm["certainty"] != "owns"):
@@ -148,7 +151,7 @@ def rings(host: Host) -> list[checks.RingSample]:
         checks.RingSample(
             vm["name"], ring["index"], bool(ring["enabled"]), ring["size"], ring["available"], ring["used"]
         )
-        for vm in host.broker.vms()
+        for vm in host.road.vms()
         for ring in vm["rings"]
         if ring["started"] and ring["available"] is not None and ring["used"] is not None
     ]
@@ -162,7 +165,7 @@ def postcheck(host: Host, new: Side, apart_s: float, log_offset: int) -> list[Fi
     with host.instances[new].database() as database:
         interfaces = database.interfaces()
     ports = [checks.PortFacts(name, status.link_state == "up", status.error) for name, status in interfaces.items()]
-    absent = [vm["name"] for vm in host.broker.vms() if not any(ring["started"] for ring in vm["rings"])]
+    absent = [vm["name"] for vm in host.road.vms() if not any(ring["started"] for ring in vm["rings"])]
     found += checks.ports([UPLINK, VXLAN, *(vm.name for vm in host.intent.vms)], ports, may_be_down=absent)
     found += checks.tables(host.openflow(new).diff(lines(render(host.intent, Form.FINAL))))
     return found + checks.log_errors(log_since(host, new, log_offset))

@@ -1,9 +1,10 @@
-"""One host as the orchestrator sees it: two instances, a broker, an uplink, an overlay. Programs an instance."""
+"""One host as the orchestrator sees it: two instances, the VMs, an uplink, an overlay. Programs an instance."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +14,16 @@ from pydantic import ValidationError
 
 from ovs_hotswap.config import Config, Strict, read_active
 from ovs_hotswap.errors import BusyError, StateUnknown, SwitchError
-from ovs_hotswap.model import Release, Side
+from ovs_hotswap.model import MessageThread, Release, Side
 from ovs_hotswap.overlay.intent import Intent, load_intent
 from ovs_hotswap.overlay.ports import PEER, PEER_PORT, UPLINK, UPLINK_PORT, VXLAN, VXLAN_PORT
 from ovs_hotswap.overlay.tables import REQUIRED_OTHER_CONFIG, Form, lines, render
+from ovs_hotswap.priority import Rank
+from ovs_hotswap.qemu.dual import DualQemu
+from ovs_hotswap.qemu.monitor import Monitors
+from ovs_hotswap.road import BackEnds, Road, refuse_kept
 from ovs_hotswap.switch import threads
+from ovs_hotswap.switch.fdset import notify_pipe
 from ovs_hotswap.switch.instance import Instance, State
 from ovs_hotswap.switch.openflow import OpenFlow
 from ovs_hotswap.switch.ovsdb import ROOT_TABLES, BridgeSpec, PortSpec
@@ -31,6 +37,7 @@ from ovs_hotswap.uplink.base import Uplink, make_uplink
 from ovs_hotswap.vhost.control import BrokerClient
 
 _POLL_S = 0.02
+_ROAD_S = 30.0
 _TAGS = 8  # of the peer link's tag and one of the guest's (802.1ad)
 WATCHDOG_S = 60.0  # the longest task of the watchdog: to start an instance and park every VM
 
@@ -66,9 +73,34 @@ class Host:
         return make_uplink(self.config, self.intent, quick=self._quick)
 
     @cached_property
+    def road(self) -> BackEnds:
+        """The VMs' two back ends, on the configured road."""
+        if self.config.road is Road.QEMU_DUAL:
+            return self.dual
+        return self.broker
+
+    @cached_property
     def broker(self) -> BrokerClient:
-        """Raises BrokerError if it does not run."""
-        return BrokerClient(self.config.broker_socket, timeout=30.0)
+        return BrokerClient(self.config.broker_socket, timeout=_ROAD_S)
+
+    @cached_property
+    def dual(self) -> DualQemu:
+        config = self.config
+        monitors = Monitors(config.monitor_socket, _ROAD_S)
+        netdev = config.qemu.netdev
+        return DualQemu(
+            monitors,
+            lambda: [vm.name for vm in self.intent.vms],
+            lambda vm: None if netdev is None else netdev.replace("{vm}", vm),
+            config.broker.fence_ms,
+        )
+
+    def unconnected(self, side: Side) -> list[str]:
+        """VMs for which the side's switch is not connected. A broker listens for each VM; without one nobody does for a
+        VM whose QEMU does not run. Raises BrokerError."""
+        broker = self.config.road is Road.BROKER
+        vms = self.road.vms(read=False)
+        return [vm["name"] for vm in vms if (broker or vm["qemu"]) and not vm["switches"][side]["connected"]]
 
     @contextlib.contextmanager
     def lock(self, patience_s: float = 0.0) -> Iterator[None]:
@@ -146,7 +178,7 @@ class Host:
     def active(self) -> Side:
         """The side that serves the VMs. Raises StateUnknown where the record and the broker do not agree."""
         recorded = self.recorded_active()
-        owners = {vm["owner"] for vm in self.broker.vms(read=False) if vm["owner"]}
+        owners = {vm["owner"] for vm in self.road.vms(read=False) if vm["owner"]}
         if recorded is None or owners - {recorded}:
             by = ", ".join(sorted(owners)) or "none"
             raise StateUnknown(
@@ -235,11 +267,28 @@ class Host:
         found = None if pid is None else threads.scheduling(pid)
         return None if found is None else {**dataclasses.asdict(found), "cores": list(found.cores)}
 
-    def prefer_threads(self, side: Side) -> None:
+    def prefer_threads(self, side: Side, rank: Rank) -> None:
+        """For hand-overs in which the side has ``rank``. Raises SwitchError."""
         pid = self.instances[side].pid()
         if pid is not None:
             config = self.config
-            threads.prefer(pid, config.instance(side).pmd_cores, config.instance(side.other).pmd_cores)
+            threads.prefer(pid, config.instance(side).pmd_cores, config.instance(side.other).pmd_cores, rank)
+
+    @contextlib.contextmanager
+    def message_threads(self) -> Iterator[dict[Side, MessageThread]]:
+        """Of each instance that has one. Their pipes are closed after the block."""
+        found: dict[Side, MessageThread] = {}
+        try:
+            for side, instance in self.instances.items():
+                pid = instance.pid()
+                tid = None if pid is None else threads.vhost_thread(pid)
+                if pid is not None and tid is not None:
+                    found[side] = MessageThread(tid, notify_pipe(pid, tid))
+            yield found
+        finally:
+            for thread in found.values():
+                if thread.pipe is not None:
+                    os.close(thread.pipe)
 
     def schedule(self, side: Side, before: Mapping[str, Any]) -> None:
         pid = self.instances[side].pid()
@@ -255,8 +304,9 @@ class Host:
         self.program_flows(side, Form.FINAL)
 
     def follow_intent(self, sides: Iterable[Side]) -> None:
-        """Bring the broker and running instances to the intent as it is now."""
-        self.broker.call("reload")  # first: it must listen before a port is added
+        """Bring the broker and running instances to the intent as it is now. Raises BrokerError if a VM cannot leave:
+        it is asked for first, because a port that is removed takes with it the means to know that a switch let go."""
+        refuse_kept(self.road.reload())  # also, it must listen before a port is added
         for side in sides:
             self.program_database(side)
             self.program_tunnels(side)

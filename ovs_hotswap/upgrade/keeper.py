@@ -144,7 +144,7 @@ class Keeper:
         if prepared and self._useless(host, side):
             state, prepared = State.DEAD, False
         runs = state is State.RUNNING
-        vms = host.broker.vms(read=False) if prepared else []
+        vms = host.road.vms(read=False) if prepared else []
         unsafe = standby.unprotected(vms, side)
         self._board.update(active=active, standby=side if prepared else None, unprotected=unsafe if prepared else None,
                            keeping="ready" if prepared else str(state))  # fmt: skip
@@ -210,10 +210,10 @@ class Keeper:
                 self._program(host, active)
             case Task.RETURN:
                 for name in house.strays:
-                    host.broker.park(name, active)
-                    host.broker.move(name, active)
+                    host.road.park(name, active)
+                    host.road.move(name, active)
             case Task.PARK:
-                wanted = [host.broker.vm(name) for name in house.unparked]
+                wanted = [host.road.vm(name) for name in house.unparked]
                 standby.park(host, side, wanted)
 
     def _counted(self, act: Callable[[], None]) -> None:

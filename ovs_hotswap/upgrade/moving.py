@@ -3,10 +3,12 @@ not many, then all others; after each every guest is seen served."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence, Set
 
-from ovs_hotswap.errors import SwitchError
-from ovs_hotswap.model import Side
+from ovs_hotswap.errors import BrokerError, HotswapError, SwitchError
+from ovs_hotswap.model import MessageThread, Side
+from ovs_hotswap.priority import Rank
 from ovs_hotswap.switch.pmd import pmd_iterations, pmd_rxqs
 from ovs_hotswap.switch.rpc import NoAnswer
 from ovs_hotswap.upgrade.host import Host
@@ -27,33 +29,49 @@ def move_all(host: Host, to: Side, run: Run, *, back: bool = False) -> dict[str,
     Frames that arrived during a move are delivered by the new owner afterwards. Raises BrokerError if a VM stayed
     where it was, StateUnknown if its owner is not known.
     """
-    vms = [vm for vm in host.broker.vms(read=False) if vm["owner"] != to or vm["certainty"] != "owns"]
+    vms = [vm for vm in host.road.vms(read=False) if vm["owner"] != to or vm["certainty"] != "owns"]
     moves: dict[str, float] = {}
+    all_names = [vm["name"] for vm in vms]
     try:
         if vms:
-            _arm(host, [vm["name"] for vm in vms], to, None if back else to)
-        for start, batch in ((0, vms[:1]), (1, vms[1:])):
-            if batch:
-                _move(host, batch, to, run, moves, (start, len(vms)))
+            _prefer(host, to)
+            arm(host, all_names, to, None if back else to)
+        with host.message_threads() as threads:
+            for start, batch in ((0, vms[:1]), (1, vms[1:])):
+                if batch:
+                    _move(host, batch, to, run, moves, (start, len(vms)), threads)
+    except HotswapError:
+        with contextlib.suppress(BrokerError):
+            host.road.disarm(all_names)  # those that were not moved
+        raise
     finally:
         if moves:
-            _let_copies_come(host)
-        _deliver(host, to, {name: host.broker.undelivered(name) for name in moves})
+            let_copies_come(host)
+        _deliver(host, to, {name: host.road.undelivered(name) for name in moves})
     return moves
 
 
-def _arm(host: Host, names: Sequence[str], to: Side, needed: Side | None) -> None:
-    """Have frames for VMs caught on ``to``; those that were not caught yet have reached the VM when this returns."""
-    if host.broker.arm(names, to):
-        _let_copies_come(host, needed)
+def _prefer(host: Host, to: Side) -> None:
+    """Whoever is to run first in these moves. They are made without it too."""
+    for side, rank in ((to, Rank.TAKES), (to.other, Rank.GIVES)):
+        with contextlib.suppress(SwitchError):
+            host.prefer_threads(side, rank)
+
+
+def arm(host: Host, names: Sequence[str], to: Side, needed: Side | None) -> None:
+    """Have frames for VMs caught on ``to``; those that were not caught yet have reached the VM when this returns. As
+    ``let_copies_come`` for ``needed``."""
+    if host.road.arm(names, to):
+        let_copies_come(host, needed)
 
 
 def _move(
-    host: Host, batch: Sequence[Document], to: Side, run: Run, moves: dict[str, float], counts: tuple[int, int]
-) -> None:
+    host: Host, batch: Sequence[Document], to: Side, run: Run, moves: dict[str, float], counts: tuple[int, int],
+    threads: Mapping[Side, MessageThread],
+) -> None:  # fmt: skip
     """``counts``: VMs before the batch, and all."""
     names = [vm["name"] for vm in batch]
-    done, fault = host.broker.move_many(names, to)
+    done, fault = host.road.move_many(names, to, threads)
     for number, each in enumerate(done, counts[0] + 1):
         text = "is there" if each["owner"] == to else "has no guest to move"
         if each["total_us"]:
@@ -69,13 +87,13 @@ def _see_served(host: Host, names: Sequence[str], side: Side) -> None:
     """What guests have to send must be taken: an address that does not translate is not reported otherwise."""
 
     def unserved() -> list[str]:
-        return host.broker.unserved(names)
+        return host.road.unserved(names)
 
     host.wait(lambda: not unserved(), _SERVED_S,
               lambda: f"instance {side} does not take what the guest sends of VM {', '.join(unserved())}")  # fmt: skip
 
 
-def _let_copies_come(host: Host, needed: Side | None = None) -> None:
+def let_copies_come(host: Host, needed: Side | None = None) -> None:
     """Return when every frame that either side had taken in before, and its copy, has come where it goes.
 
     From a receive queue it goes to a VM or the peer link in an iteration of a PMD thread, from the peer link to the VM

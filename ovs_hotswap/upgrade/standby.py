@@ -21,6 +21,7 @@ from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.model import Release, Side
 from ovs_hotswap.overlay.ports import UPLINK
 from ovs_hotswap.overlay.tables import Form
+from ovs_hotswap.priority import Rank
 from ovs_hotswap.switch.pmd import pmd_rxqs, set_vhost_log_level, vhost_log_level
 from ovs_hotswap.upgrade.host import Host
 
@@ -74,10 +75,10 @@ def prepare(host: Host, side: Side) -> None:
         record = _look(host, side)
         _write(host, record)
     set_vhost_log_level(host.control(side), "error")
-    host.prefer_threads(side)
+    host.prefer_threads(side, Rank.TAKES)
     host.program_tunnels(side)
     host.program_flows(side, Form.FINAL)
-    park(host, side, [vm for vm in host.broker.vms(read=False) if parkable(vm, side)])
+    park(host, side, [vm for vm in host.road.vms(read=False) if parkable(vm, side)])
     _write(host, record.model_copy(update={"prepared": True}))
 
 
@@ -118,8 +119,8 @@ def settle_active(host: Host) -> None:
 
 def retire(host: Host, side: Side) -> None:
     """End a standby, dead or alive. The VMs it has parked stay where they are: with the other side."""
-    for vm in host.broker.vms(read=False):
-        host.broker.unpark(vm["name"], side)
+    for vm in host.road.vms(read=False):
+        host.road.unpark(vm["name"], side)
     host.instances[side].stop()
     forget(host.config)
 
@@ -142,14 +143,12 @@ def yield_to_upgrade(host: Host, active: Side, release: Release) -> bool:
 
 
 def await_ports(host: Host, side: Side) -> None:
-    """Wait for an instance's uplink and its connections to the broker. Raises SwitchError."""
+    """Wait for an instance's uplink and its connections to the VMs. Raises SwitchError."""
     host.wait(lambda: host.link_up(side, UPLINK), _PORT_S, lambda: f"instance {side}: the uplink is down",
               on=[side])  # fmt: skip
 
-    def missing() -> list[str]:
-        return [vm["name"] for vm in host.broker.vms(read=False) if not vm["switches"][side]["connected"]]
-
-    host.wait(lambda: not missing(), _PORT_S, lambda: f"instance {side} did not connect for VM {', '.join(missing())}",
+    host.wait(lambda: not host.unconnected(side), _PORT_S,
+              lambda: f"instance {side} did not connect for VM {', '.join(host.unconnected(side))}",
               on=[side])  # fmt: skip
 
 
@@ -157,7 +156,7 @@ def park(host: Host, side: Side, vms: Iterable[Document], parked: Parked = lambd
     """Park VMs on an instance and wait until it polls their queues. Raises BrokerError, SwitchError."""
     expected = {}
     for number, vm in enumerate(vms, 1):
-        host.broker.park(vm["name"], side)
+        host.road.park(vm["name"], side)
         parked(number, vm["name"])
         if vm["qemu"]:
             expected[vm["name"]] = _enabled_pairs(vm)
@@ -200,6 +199,13 @@ def unprotected(vms: Iterable[Document], side: Side) -> list[str]:
 
 def owned(vms: Iterable[Document], side: Side) -> list[str]:
     return [vm["name"] for vm in vms if vm["qemu"] and vm["owner"] == side and vm["certainty"] == "owns"]
+
+
+def newcomers(vms: Iterable[Document], old: Side) -> list[str]:
+    """VMs that were started since all others were moved away from ``old``, and whose QEMU met that side first."""
+    return [
+        vm["name"] for vm in vms if vm["qemu"] and vm["owner"] == old and vm["certainty"] == "owns" and not vm["moves"]
+    ]
 
 
 def stranded(vms: Iterable[Document], side: Side) -> list[str]:

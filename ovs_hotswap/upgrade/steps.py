@@ -11,6 +11,7 @@ from __future__ import annotations
 from ovs_hotswap.errors import BrokerError, StateUnknown, SwitchError
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.overlay.tables import Form
+from ovs_hotswap.priority import Rank
 from ovs_hotswap.switch.pmd import set_vhost_log_level, vhost_log_level
 from ovs_hotswap.upgrade import checks, gather, peer, probe
 from ovs_hotswap.upgrade.context import Upgrade
@@ -18,7 +19,7 @@ from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.moving import move_all
 from ovs_hotswap.upgrade.plan import Plan, ReversibleStep, Run, State, Step
 from ovs_hotswap.upgrade.records import Facts
-from ovs_hotswap.upgrade.standby import await_ports, park, read_record, stranded
+from ovs_hotswap.upgrade.standby import await_ports, newcomers, park, read_record, stranded
 
 _CONFIRM_S = 1.0  # for a switch that is slow, not hung
 _POLL_S = 0.02
@@ -80,12 +81,12 @@ class ProgramDatabase(Step[Upgrade]):
 
 class Ports(Step[Upgrade]):
     name = "ports"
-    description = "wait for the standby's ports and its connections to the broker"
+    description = "wait for the standby's ports and its connections to the VMs"
 
     def do(self, context: Upgrade, run: Run) -> None:
         host, side = context.host, context.new
         await_ports(host, side)
-        lacking = {vm["name"]: vm["switches"][side]["missing"] for vm in host.broker.vms(read=False)}
+        lacking = {vm["name"]: vm["switches"][side]["missing"] for vm in host.road.vms(read=False)}
         faults = [f"VM {name} uses {', '.join(bits)}" for name, bits in lacking.items() if bits]
         if faults:
             raise SwitchError(
@@ -117,7 +118,7 @@ class OpenWindow(ReversibleStep[Upgrade]):
         for side in context.living:
             host.set_pmd_sleep(side, max(host.config.upgrade.pmd_sleep_us, run.fact("pmd_sleep_us", int)))
             set_vhost_log_level(host.control(side), "error")
-            host.prefer_threads(side)
+            host.prefer_threads(side, Rank.GIVES)
 
     def undo(self, context: Upgrade, run: Run) -> None:
         if context.runs(context.old):
@@ -197,7 +198,7 @@ class Park(ReversibleStep[Upgrade]):
 
     def do(self, context: Upgrade, run: Run) -> None:
         host, side = context.host, context.new
-        vms = host.broker.vms(read=False)
+        vms = host.road.vms(read=False)
 
         def parked(number: int, name: str) -> None:
             run.progress("parked", item=name, count=number, total=len(vms))
@@ -207,9 +208,9 @@ class Park(ReversibleStep[Upgrade]):
     def undo(self, context: Upgrade, run: Run) -> None:
         if context.gone:
             return
-        for vm in context.host.broker.vms(read=False):
+        for vm in context.host.road.vms(read=False):
             if vm["owner"] != context.new:
-                context.host.broker.unpark(vm["name"], context.new)
+                context.host.road.unpark(vm["name"], context.new)
 
 
 class SteerUplink(ReversibleStep[Upgrade]):
@@ -245,17 +246,15 @@ def take_back(context: Upgrade, run: Run) -> None:
     that VM: it is ended, as it will be anyway. Raises BrokerError, StateUnknown, SwitchError."""
     host, old, new = context.host, context.old, context.new
 
-    def absent() -> list[str]:
-        return [vm["name"] for vm in host.broker.vms(read=False) if not vm["switches"][old]["connected"]]
-
     def left() -> list[str]:
-        return stranded(host.broker.vms(read=False), old)
+        return stranded(host.road.vms(read=False), old)
 
     if context.lost_for_good():
         return  # the VMs went to the new one
     if context.broken:
         host.instances[new].kill()  # it would let every VM wait for its deadline
-    host.wait(lambda: not absent(), _RETURNED_S, lambda: f"instance {old} has no port for VM {', '.join(absent())}")
+    host.wait(lambda: not host.unconnected(old), _RETURNED_S,
+              lambda: f"instance {old} has no port for VM {', '.join(host.unconnected(old))}")  # fmt: skip
     try:
         move_all(host, old, run, back=True)
     except (BrokerError, StateUnknown) as error:
@@ -267,7 +266,7 @@ def take_back(context: Upgrade, run: Run) -> None:
             run.progress(f"{error.message}; instance {new} is ended")
             host.instances[new].kill()
         for name in left():
-            host.broker.park(name, old)
+            host.road.park(name, old)
         host.wait(lambda: not left(), _RETURNED_S, lambda: f"instance {old} does not serve VM {', '.join(left())}")
 
 
@@ -275,7 +274,7 @@ def _hangs(context: Upgrade) -> bool:
     """Whether the new instance has not confirmed for a while that it has, or gave back, some VM's rings."""
     host = context.host
     end = host.system.monotonic() + _CONFIRM_S
-    while any(vm["owner"] == context.new and vm["certainty"] != "owns" for vm in host.broker.vms(read=False)):
+    while any(vm["owner"] == context.new and vm["certainty"] != "owns" for vm in host.road.vms(read=False)):
         if host.system.monotonic() >= end:
             return True
         host.system.sleep(_POLL_S)
@@ -292,6 +291,9 @@ class Soak(Step[Upgrade]):
         before = gather.rings(host)
         while True:
             host.system.sleep(min(_SAMPLE_S, max(0.0, end - host.system.monotonic())) or _SAMPLE_S)
+            for name in newcomers(host.road.vms(read=False), context.old):
+                host.road.park(name, context.new)
+                host.road.move(name, context.new)
             after = gather.rings(host)
             checks.verdict([*checks.ring_progress(before, after), *_watch(context)], SwitchError)
             before = after
@@ -306,7 +308,7 @@ class Soak(Step[Upgrade]):
 def _watch(context: Upgrade) -> list[Finding]:
     fault = context.broken
     found = [Finding("instance", Severity.ERROR, fault, "its log is kept in the state directory")] if fault else []
-    strays = [vm["name"] for vm in context.host.broker.vms(read=False)
+    strays = [vm["name"] for vm in context.host.road.vms(read=False)
               if vm["qemu"] and (vm["owner"] != context.new or vm["certainty"] != "owns")]  # fmt: skip
     if strays:
         found.append(Finding("owner", Severity.ERROR, f"not owned by {context.new}: VM {', '.join(strays)}"))
@@ -337,7 +339,7 @@ class RecordActive(ReversibleStep[Upgrade]):
 
 def _record(context: Upgrade, side: Side) -> None:
     context.host.record_active(side)
-    context.host.broker.call("reload")  # VMs that come from now on belong there
+    context.host.road.reload()  # VMs that come from now on belong there
 
 
 class CloseWindow(Step[Upgrade]):
@@ -361,8 +363,8 @@ class Retire(Step[Upgrade]):
     def do(self, context: Upgrade, run: Run) -> None:
         host = context.host
         checks.verdict(_watch(context), SwitchError)  # it is the last moment in which there is somewhere to go
-        for vm in host.broker.vms(read=False):
-            host.broker.unpark(vm["name"], context.old)
+        for vm in host.road.vms(read=False):
+            host.road.unpark(vm["name"], context.old)
         if context.keep_old:
             run.progress(f"instance {context.old} is kept running")
             return

@@ -137,11 +137,12 @@ class Guard:
         if not (refuge and work.steered):
             useless = work.verdict.signal is Signal.STOPPED and not self._abandoned()
             return Scene(alive, True, refuge, useless, work.steered)
-        work.vms = host.broker.vms(read=False)
+        work.vms = host.road.vms(read=False)
         waiting = standby.stranded(work.vms, other)
         if not waiting:
             since = [vm["owner_since"] for vm in work.vms if vm["owner_since"] and vm["owner"] == other]
-            work.at.setdefault("owned", max(0.0, max(since, default=0.0) - work.wall))
+            seen = host.system.monotonic() - work.begun  # a QEMU with two back ends does not tell when
+            work.at.setdefault("owned", max(0.0, max(since) - work.wall) if since else seen)
         patience = host.system.monotonic() - work.begun < _PATIENCE_S
         return Scene(alive, True, refuge, steered=work.steered, stranded=len(waiting), patience=patience)
 
@@ -151,10 +152,10 @@ class Guard:
         record = standby.read_record(self._host)
         if record is not None and record.side is side and record.prepared:
             return True
-        vms = self._host.broker.vms(read=False)
+        vms = self._host.road.vms(read=False)
         if any(vm["owner"] == side or vm["switches"][side]["parked"] for vm in vms):
             return True
-        return all(vm["switches"][side]["connected"] for vm in vms) and self._upgrade_under_way()
+        return not self._host.unconnected(side) and self._upgrade_under_way()
 
     def _upgrade_under_way(self) -> bool:
         host = self._host
@@ -187,7 +188,7 @@ class Guard:
                 if not work.nudged and host.system.monotonic() - work.begun >= _NUDGE_S:
                     work.nudged = True
                     for name in standby.stranded(work.vms, other):
-                        host.broker.park(name, other)  # a broker that was restarted meanwhile has forgotten it
+                        host.road.park(name, other)  # a broker that was restarted meanwhile has forgotten it
             case Act.RECORD:
                 self._record(work)
 
@@ -210,7 +211,7 @@ class Guard:
         log.warning("instance %s: %s; the VMs were moved to %s", work.side, work.verdict.reason, other)
         self._board.update(failover_problem=None)
         self._keeper.wake(work.wall)
-        host.broker.call("reload")  # VMs that come from now on belong there
+        host.road.reload()  # VMs that come from now on belong there
 
     def _stamp(self, work: FailOver, stage: str) -> None:
         work.at.setdefault(stage, self._host.system.monotonic() - work.begun)

@@ -18,13 +18,14 @@ from typing import Any
 
 from ovs_hotswap import __version__, sd
 from ovs_hotswap.config import Config, read_active
-from ovs_hotswap.errors import BrokerError, BusyError, ConfigError, HotswapError
+from ovs_hotswap.errors import BrokerError, BusyError, CommandError, ConfigError, HotswapError
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import load_intent
 from ovs_hotswap.priority import preferred, raise_priority
 from ovs_hotswap.supervisor import SUCCEEDED
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.system import System, many_descriptors
+from ovs_hotswap.systemctl import Unit
 from ovs_hotswap.vhost import succession
 from ovs_hotswap.vhost.channel import OwnedFd, listen
 from ovs_hotswap.vhost.desk import Desk, Method
@@ -36,16 +37,19 @@ from ovs_hotswap.vhost.ping import ping_forever
 from ovs_hotswap.vhost.processes import Processes
 from ovs_hotswap.vhost.report import vm_document
 from ovs_hotswap.vhost.seat import RETRY_S, Seat
+from ovs_hotswap.vhost.service import UNIT
 from ovs_hotswap.vhost.snapshot import VmParts
 from ovs_hotswap.vhost.succession import Inherited
 from ovs_hotswap.vhost.vault import Vault
 from ovs_hotswap.vhost.vm import Vm
+from ovs_hotswap.vhost.withdrawal import Withdrawal
 
 log = logging.getLogger(__name__)
 
 _RETRY_MAX_S = 5.0
 _ACCEPT_RETRY_S = 1.0
 _PARK_TIMEOUT_S = 10.0  # a first use creates mempools under the device lock: half a second was measured
+_PATIENCE_S = 3.0  # a switch that lost its connection has made another one after a second
 _TICK_S = 0.001
 
 
@@ -55,7 +59,7 @@ class Broker:
     def __init__(self, config: Config, system: System, loop: asyncio.AbstractEventLoop, home: Side | None) -> None:
         self._config = config
         self._system = system
-        self._serving = self._succeeded = self._for_good = self._withdrawn = False
+        self._serving = self._succeeded = self._for_good = False
         self._desk: Desk
         self._successors: socket.socket
         self._succession: asyncio.Task[None] | None = None
@@ -66,6 +70,7 @@ class Broker:
         pid_files = [InstancePaths.of(config, side).vswitchd_pid for side in Side]
         self._processes = Processes(loop, self._process_ended, pid_files)
         self._keeping = Keeping(loop, Vault.kept(), keeps=sd.supervised())
+        self._withdrawal = Withdrawal(self._seats, self._processes, self._keeping)
         self._intent: tuple[tuple[int, int, int], frozenset[str]] = (0, 0, 0), frozenset()
         self._reading = asyncio.Lock()
         self._stopping = asyncio.Event()
@@ -85,19 +90,24 @@ class Broker:
             else:
                 self._inherit(inherited)
             self._desk = Desk(self._config, self._methods, None if inherited is None else inherited.control)
-            await self._run(await self._desk.open())
+            await self._run(self._desk.open())
         finally:
             self.close()
 
     def _begin(self) -> None:
-        """Anew, or with the VMs that an earlier broker kept, whatever has become of the intent meanwhile."""
+        """Anew, or with the VMs that an earlier broker kept, whatever has become of the intent meanwhile: those that
+        are in it no more leave as always."""
+        earlier = self._keeping.earlier
         try:
-            self.load()
+            names = self._read_intent()
         except ConfigError as error:
-            if not self._keeping.earlier:
+            if not earlier:
                 raise
             log.error("the VMs of the earlier broker are served on: %s", error.message)
-            self._make(self._keeping.earlier)
+            names = earlier
+        self._make(names | earlier)
+        if earlier - names:
+            self._reload_soon()
 
     def _inherit(self, inherited: Inherited) -> None:
         for given, listeners in inherited.vms.values():
@@ -114,7 +124,7 @@ class Broker:
         for side in Side:
             vm.repark(side)  # nobody minds capture rings that the other broker had armed
 
-    async def _run(self, server: asyncio.AbstractServer) -> None:
+    async def _run(self, desk: asyncio.Task[None]) -> None:
         self._serving = True
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop, number)
@@ -129,23 +139,32 @@ class Broker:
         try:
             await self._stopping.wait()
             sd.notify("STOPPING=1")
-            if self._for_good and not self._succeeded:
-                await self._withdraw()
+            if not self._succeeded and (self._for_good or await asyncio.to_thread(self._unit_stops)):
+                await self._withdrawal.enforce(max(self._fence_s, _PATIENCE_S))
             with contextlib.suppress(BrokerError):
                 await until(self._keeping.save, succession.TIMEOUT_S, "VMs are not settled")
         finally:
-            for task in tasks:
+            for task in (desk, *tasks):
                 task.cancel()
-            server.close()
             if not self._succeeded:
-                if self._withdrawn:  # else clients wait for the next broker
+                if self._withdrawal.begun:  # else clients wait for the next broker
                     self._config.broker_socket.unlink(missing_ok=True)
                 self._config.successor_socket.unlink(missing_ok=True)
 
     def _stop(self, number: signal.Signals) -> None:
         """SIGINT is for good, and so is SIGTERM if there is nobody who keeps something to go on from."""
-        self._for_good |= number is signal.SIGINT or not sd.listened()
+        self._for_good |= number is signal.SIGINT or not sd.listened() or self._withdrawal.begun
         self._stopping.set()
+
+    def _unit_stops(self) -> bool:
+        """Whether systemd ends this process for good, which is not told by the signal."""
+        if not sd.in_unit():
+            return False
+        try:
+            return Unit(UNIT, self._system).job() == "stop"
+        except CommandError as error:
+            log.warning("is %s stopped or restarted? %s", UNIT, error.message)
+            return False
 
     def _successor_came(self) -> None:
         try:
@@ -160,14 +179,15 @@ class Broker:
 
     async def _hand_over(self, connection: socket.socket) -> None:
         """Give everything to a successor, or go on if it does not become ready."""
-        seats = [self._seats[name] for name in sorted(self._seats)]
+        seats: list[Seat] = []
         with connection:
             try:
-                for seat in seats:
+                for seat in self._seats.values():
                     seat.mover.disarm()
                     seat.mover.settle()
                 unsettled = "VMs are not settled: messages are under way"
-                await until(lambda: all(map(self._passable, seats)), succession.TIMEOUT_S, unsettled)
+                await until(lambda: all(map(self._passable, self._seats.values())), succession.TIMEOUT_S, unsettled)
+                seats = [seat for _, seat in sorted(self._seats.items())]  # others may have left meanwhile
                 for seat in seats:
                     seat.pause(self._loop)
                 connection.setblocking(True)
@@ -187,11 +207,6 @@ class Broker:
         """Whether a VM is in a state that another broker can go on from."""
         return seat.settled and not self._keeping.holds_qemu(seat.vm.name)
 
-    def load(self) -> None:
-        """Make the VMs those of the overlay intent; new ones belong to the side that is active now. A faulty intent
-        changes nothing."""
-        self._make(self._read_intent())
-
     def _read_intent(self) -> frozenset[str]:
         """Names of the intent's VMs. One with 100 000 remote MACs takes seconds to read: it is read when it changed."""
         path = self._config.overlay
@@ -207,13 +222,24 @@ class Broker:
         return names
 
     def _make(self, names: Set[str]) -> None:
+        """Make the VMs ``names``; new ones belong to the side that is active now. Others begin to leave."""
         self._home = read_active(self._config) or self._home
         for name in sorted(names - self._seats.keys()):
             self._add(name)
-        for name in sorted(self._seats.keys() - names):
-            self._keeping.remove(name, forget=True)
-            self._remove(name)
-        self._keeping.forget_others()
+        for name, seat in self._seats.items():
+            if name not in names:
+                seat.leaving = True
+                seat.withdraw()
+            elif seat.leaving and not self._withdrawal.begun:
+                seat.serve_again()
+        self._let_leave()
+
+    def _let_leave(self) -> None:
+        """Let go of VMs that are in the intent no more, once no switch can be on their rings."""
+        for name, seat in list(self._seats.items()):
+            if seat.leaving and seat.is_withdrawn and not self._succeeded:
+                self._keeping.remove(name, forget=True)
+                self._remove(name)
 
     def _add(self, name: str) -> None:
         kept = self._keeping.take(name)
@@ -236,6 +262,7 @@ class Broker:
 
     def _seat_vm(self, vm: Vm, listeners: dict[Side, socket.socket], qemu: OwnedFd | None = None) -> None:
         self._keeping.add(vm, qemu)
+        vm.withdrawn = self._withdrawal.begun
         seat = self._seats[vm.name] = Seat(vm, Mover(vm, self._loop, self._fence_s), listeners)
         for side, listener in listeners.items():
             self._loop.add_reader(listener.fileno(), self._accept, seat, side)
@@ -286,6 +313,7 @@ class Broker:
 
     async def _connect_qemus(self) -> None:
         while True:
+            self._let_leave()
             now = time.monotonic()
             for seat in self._seats.values():
                 if not self._keeping.holds_qemu(seat.vm.name) and seat.vm.wants_qemu and now >= seat.retry_at:
@@ -325,10 +353,11 @@ class Broker:
             "uptime_s": round(time.monotonic() - self._started, 3),
             "vms": len(self._seats),
             "supervised": sd.listened(),
-            "withdrawn": self._withdrawn,
+            "withdrawn": self._withdrawal.begun,
             "unsaved": self._keeping.unsaved,
             "unit": sd.in_unit(),
             "home": self._home,
+            "leaving": [str(seat) for _, seat in sorted(self._seats.items()) if seat.leaving],
         }
 
     async def _vms(self, read: bool = True) -> list[dict[str, Any]]:
@@ -351,8 +380,20 @@ class Broker:
         return vm_document(seat.vm)
 
     async def _reload(self) -> dict[str, Any]:
+        before = {name for name, seat in self._seats.items() if seat.leaving}
         async with self._reading:
             self._make(await asyncio.to_thread(self._read_intent))  # switches and QEMUs are served meanwhile
+        leaving = [seat for name, seat in self._seats.items() if seat.leaving and name not in before]
+
+        def left() -> bool:
+            self._let_leave()
+            return all(self._seats.get(seat.vm.name) is not seat or not seat.leaving for seat in leaving)
+
+        with contextlib.suppress(BrokerError):
+            await until(left, _PATIENCE_S, "")
+        for seat in self._seats.values():
+            if seat.leaving:
+                seat.vm.note(f"it is in the overlay intent no more, and kept as long as one may use its rings: {seat}")
         return await self._status()
 
     async def _reload_logged(self) -> None:
@@ -365,15 +406,7 @@ class Broker:
         self._reloading = self._loop.create_task(self._reload_logged())
 
     async def _withdraw(self) -> None:
-        """Before the broker ends for good: a QEMU that sees its back end go takes the rings itself, so no switch may
-        be on them then. Nobody is given them any more."""
-        seats, self._withdrawn = list(self._seats.values()), True
-        for seat in seats:
-            seat.withdraw()
-        with contextlib.suppress(BrokerError):
-            await until(lambda: all(seat.is_withdrawn for seat in seats), self._fence_s, "")
-        for seat in seats:
-            seat.vm.drop_qemu("the broker ends")
+        await self._withdrawal.ask(self._fence_s)
 
     def close(self) -> None:
         """Hang up on everybody, or only let go of what a successor has too or what is kept for the next broker."""

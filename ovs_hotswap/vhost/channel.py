@@ -146,8 +146,9 @@ class Channel:
         """Whether nothing is half sent or half received: the condition for ``exchange``."""
         return not self._outbox and self._reader.idle
 
-    def exchange(self, data: bytes, answer: bytearray, deadline: float) -> bool:
-        """Send ``data`` and wait until ``answer`` is filled or ``time.monotonic()`` reaches ``deadline``.
+    def exchange(self, data: bytes, answer: bytearray, deadline: float, *, asleep: bool = False) -> bool:
+        """Send ``data`` and wait until ``answer`` is filled or ``time.monotonic()`` reaches ``deadline``. ``asleep``:
+        from the first moment, as one must who has priority on the core where the peer runs.
 
         Returns whether the answer came whole; after ``False`` its bytes are still due on this channel. For prepared
         buffers on a quiet channel. Raises PeerClosed and OSError.
@@ -160,18 +161,19 @@ class Channel:
             except BlockingIOError:
                 if not _wait(sock, select.POLLOUT, deadline):
                     raise ProtocolError("the peer does not read") from None
-        filled = 0
-        poll, clock = self._poll_in.poll, time.monotonic
-        end = clock() + _SPIN_S
-        while not poll(0) and clock() < end:
-            pass
+        filled, rest = 0, memoryview(answer)
+        clock, poll = time.monotonic, self._poll_in.poll
+        spin = 0.0 if asleep else clock() + _SPIN_S
         while filled < len(answer):
-            left = deadline - time.monotonic()
-            if left <= 0 or not self._poll_in.poll(max(1, int(left * 1000))):
+            now = clock()
+            if now >= spin and (now >= deadline or not poll(max(1, int((deadline - now) * 1000)))):
                 if filled:
                     raise ProtocolError("half an answer")
                 return False
-            count = sock.recv_into(memoryview(answer)[filled:])
+            try:
+                count = sock.recv_into(rest[filled:])
+            except BlockingIOError:
+                continue
             if count == 0:
                 raise PeerClosed
             filled += count

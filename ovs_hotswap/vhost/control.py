@@ -2,7 +2,7 @@
 
 A request is ``{"method": "move", "params": {"vm": "vm1", "to": "b"}}``; the answer ``{"result": ...}`` or
 ``{"error": {"class": ..., "message": ..., "hint": ...}}``. Connections may carry any number of requests, answered in
-order. ``BrokerClient`` is the orchestrator's end of it.
+order, and descriptors with those that need some (SCM_RIGHTS, unix(7)). ``BrokerClient`` is the orchestrator's end.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import select
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, stop_af
 
 from ovs_hotswap import errors
 from ovs_hotswap.errors import BrokerError, HotswapError
-from ovs_hotswap.model import Side
+from ovs_hotswap.model import MessageThread, Side
 
 RESTART_S = 5.0  # a service manager has started a broker again by then, also on a busy machine
 LINE_LIMIT = 16 << 20  # bytes; 255 VMs with 64 rings each are about 4 MiB
@@ -89,9 +89,9 @@ class BrokerClient:
             self._socket.close()
         self._socket, self._received = None, b""
 
-    def call(self, method: str, **params: object) -> Any:
+    def call(self, method: str, *, descriptors: Sequence[int] = (), **params: object) -> Any:
         try:
-            answer = self._ask(encode({"method": method, "params": params}))
+            answer = self._ask(encode({"method": method, "params": params}), descriptors)
         except (OSError, ValueError) as error:
             self.close()
             raise BrokerError(f"broker at {self._path}: {method}: {error or 'no answer'}") from error
@@ -105,10 +105,11 @@ class BrokerClient:
         wait=wait_fixed(0.05),  # one that dies closes what it listens on last
         reraise=True,
     )
-    def _ask(self, request: bytes) -> dict[str, Any]:
+    def _ask(self, request: bytes, descriptors: Sequence[int]) -> dict[str, Any]:
         connection = self._connected()
         try:
-            connection.sendall(request)
+            sent = socket.send_fds(connection, [request], descriptors) if descriptors else 0
+            connection.sendall(request[sent:])
             answer: dict[str, Any] = json.loads(self._line(connection))
         except ConnectionError:
             self.close()
@@ -156,6 +157,12 @@ class BrokerClient:
         result: dict[str, Any] = self.call("status")
         return result
 
+    def reload(self) -> list[str]:
+        """Have it read the overlay intent, and which side is active, again; answers the VMs that are in the intent no
+        more and are kept nevertheless."""
+        kept: list[str] = self.call("reload")["leaving"]
+        return kept
+
     def vms(self, *, read: bool = True) -> list[dict[str, Any]]:
         """``read``: whether to look into guest memory for where the rings stand."""
         result: list[dict[str, Any]] = self.call("vms", read=read)
@@ -177,15 +184,25 @@ class BrokerClient:
         result: list[str] = self.call("arm", vms=list(names), to=to)
         return result
 
+    def disarm(self, names: Sequence[str]) -> None:
+        """The VMs are not moved after all; those that were not armed, or have been moved, are left as they are."""
+        self.call("disarm", vms=list(names))
+
     def move(self, name: str, to: Side) -> dict[str, Any]:
         """Hand a VM over; the answer has ``give_us``, ``take_us`` and ``total_us`` on the broker's clock."""
         result: dict[str, Any] = self.call("move", vm=name, to=to)
         return result
 
-    def move_many(self, names: Sequence[str], to: Side) -> tuple[list[dict[str, Any]], HotswapError | None]:
+    def move_many(
+        self, names: Sequence[str], to: Side, threads: Mapping[Side, MessageThread] | None = None
+    ) -> tuple[list[dict[str, Any]], HotswapError | None]:
         """Hand VMs over one by one, up to the first one that cannot be; what ``move`` answers for those before it, and
-        its error."""
-        answer = self.call("move_many", vms=list(names), to=to)
+        its error. ``threads``: those of the switches, where they are known."""
+        known = threads or {}
+        pipes = [thread.pipe for thread in known.values() if thread.pipe is not None]
+        told = {side: {"tid": thread.tid, "pipe": thread.pipe is not None} for side, thread in known.items()}
+        more = {"threads": told} if told else {}  # an older broker knows nothing of it
+        answer = self.call("move_many", descriptors=pipes, vms=list(names), to=to, **more)
         fault = answer["error"]
         return answer["moved"], None if fault is None else reported(fault)
 

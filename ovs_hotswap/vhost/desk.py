@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
 import grp
@@ -11,19 +12,23 @@ import logging
 import os
 import socket
 import struct
-import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, HotswapError
 from ovs_hotswap.vhost import control
-from ovs_hotswap.vhost.channel import listen
+from ovs_hotswap.vhost.channel import OwnedFd, adopt, close_all, listen
 
 log = logging.getLogger(__name__)
 
-_CHANGES = {"park", "unpark", "arm", "move", "move_many", "reload", "withdraw"}  # logged with who asked
+_CHANGES = {"park", "unpark", "arm", "disarm", "move", "move_many", "reload", "withdraw"}  # logged with who asked
 _PEER = struct.Struct("3i")  # struct ucred: unix(7), SO_PEERCRED
+_READ = 1 << 16
+_DESCRIPTORS = 8  # with one request
+_ANCILLARY = socket.CMSG_SPACE(_DESCRIPTORS * array.array("i").itemsize)
+_BACKLOG = 100
+_PAUSE_S = 1.0  # after a caller could not be taken in, for want of descriptors
 
 Method = Callable[..., Awaitable[Any]]
 
@@ -38,39 +43,123 @@ class Desk:
         path = config.broker_socket
         self._methods = methods
         self.listener = listen(path, mode=0o660) if inherited is None else inherited
+        self.listener.setblocking(False)
+        self.listener.listen(_BACKLOG)
         if config.broker.group is not None:
             try:
                 os.chown(path, -1, grp.getgrnam(config.broker.group).gr_gid)
             except KeyError as error:
                 raise BrokerError(f"broker.group: no group {config.broker.group!r} on this host") from error
 
-    async def open(self) -> asyncio.AbstractServer:
-        # From 3.13 on asyncio would remove the socket of a server that it closes: a successor still listens on it.
-        keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-        return await asyncio.start_unix_server(self._client, sock=self.listener, limit=control.LINE_LIMIT, **keep)
+    def open(self) -> asyncio.Task[None]:
+        """Begin to serve; cancel the task to take in no more callers."""
+        return asyncio.get_running_loop().create_task(self._accept())
 
-    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # Cancelled when the broker ends: asyncio's streams would log that as an error (cpython issue 110894).
-        with contextlib.closing(writer), contextlib.suppress(ConnectionError, ValueError, asyncio.CancelledError):
-            pid, user, _ = _PEER.unpack(
-                writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-            )
-            while line := await reader.readline():
-                writer.write(control.encode(await self._answer(line, f"asked by user {user}, process {pid}")))
-                await writer.drain()
+    async def _accept(self) -> None:
+        loop, callers = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(self.listener)
+            except OSError as error:
+                log.warning("control: accept: %s", error)
+                await asyncio.sleep(_PAUSE_S)
+                continue
+            task = loop.create_task(self._serve(connection))
+            callers.add(task)
+            task.add_done_callback(callers.discard)
 
-    async def _answer(self, line: bytes, who: str) -> dict[str, Any]:
+    async def _serve(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        # What a method raises is answered; these are of the connection, or of the broker's end.
+        with contextlib.suppress(OSError, ValueError, asyncio.CancelledError), _Caller(connection) as caller:
+            pid, user, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+            while line := await caller.line():
+                descriptors = caller.taken()
+                try:
+                    answer = await self._answer(line, descriptors, f"asked by user {user}, process {pid}")
+                finally:
+                    close_all(descriptors)
+                await loop.sock_sendall(connection, control.encode(answer))
+
+    async def _answer(self, line: bytes, descriptors: Sequence[OwnedFd], who: str) -> dict[str, Any]:
         try:
             request = control.decode_request(line)
             method = self._methods.get(request.method)
             if method is None:
                 raise BrokerError(f"no method {request.method!r}; there are {', '.join(sorted(self._methods))}")
+            if "descriptors" in request.params:
+                raise BrokerError("descriptors come beside a request, not in it")
+            params = {**request.params, "descriptors": descriptors} if descriptors else request.params
             try:
-                inspect.signature(method).bind(**request.params)
+                inspect.signature(method).bind(**params)
             except TypeError as error:
                 raise BrokerError(f"{request.method}: {error}") from error
             if request.method in _CHANGES:
                 log.info("%s %s: %s", request.method, json.dumps(request.params), who)
-            return {"result": await method(**request.params)}
+            try:
+                return {"result": await method(**params)}
+            except HotswapError:
+                raise
+            except Exception as error:
+                log.exception("%s: %s", request.method, who)
+                raise BrokerError(f"{request.method}: {type(error).__name__}: {error}") from error
         except HotswapError as error:
             return control.error_document(error)
+
+
+class _Caller:
+    """A connection, which this object owns: lines, and the descriptors that come with them, which asyncio's streams
+    would lose."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._connection = connection
+        self._received = bytearray()
+        self._descriptors: list[OwnedFd] = []
+
+    def __enter__(self) -> _Caller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+        close_all(self._descriptors)
+
+    async def line(self) -> bytes:
+        """The next line, or nothing at the end. Raises ValueError if it is too long, or too many descriptors come with
+        it, OSError."""
+        searched = 0
+        while (end := self._received.find(b"\n", searched)) < 0:
+            searched = len(self._received)
+            await _readable(self._connection)
+            with contextlib.suppress(BlockingIOError):
+                data, ancillary, flags, _ = self._connection.recvmsg(_READ, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+                self._descriptors += adopt(ancillary)
+                if not data:
+                    return b""
+                self._received += data
+                too_many = flags & socket.MSG_CTRUNC or len(self._descriptors) > _DESCRIPTORS
+                if too_many or len(self._received) > control.LINE_LIMIT:
+                    raise ValueError("not a request")
+        line = bytes(self._received[: end + 1])
+        del self._received[: end + 1]
+        return line
+
+    def taken(self) -> list[OwnedFd]:
+        """The descriptors that came with the last line; a caller sends the next request after the answer."""
+        taken, self._descriptors = self._descriptors, []
+        return taken
+
+
+async def _readable(connection: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+
+    def came() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(connection, came)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(connection)

@@ -6,6 +6,7 @@ has no back end, so nothing is allocated, logged or decided there that can be do
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import select
@@ -14,12 +15,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ovs_hotswap.errors import ProtocolError
+from ovs_hotswap.model import MessageThread, Side
+from ovs_hotswap.priority import Rank, give_rank, take_rank
 from ovs_hotswap.vhost import wire
 from ovs_hotswap.vhost.channel import PeerClosed
 from ovs_hotswap.vhost.link import FENCE_ANSWER_SIZE, Fenced, Link
 from ovs_hotswap.vhost.wire import Request, RingAddress
 
 ONE = (1).to_bytes(8, "little")
+TURN = 16  # bytes of a notify pipe that a turn of DPDK's thread takes (lib/vhost/fd_man.c, ``fdset_pipe_read_cb``)
+
+Threads = Mapping[Side, MessageThread]  # those that are known
 
 
 class Outcome(enum.Enum):
@@ -80,37 +86,56 @@ def prepare(
     return Prepared(old, new, old.placed(park), keep, taken, tuple(calls), answer)
 
 
-def swap(ready: Prepared, timeout: float) -> Swap:
-    """Run a prepared hand-over; each of its two waits ends after ``timeout`` seconds.
+def swap(
+    ready: Prepared, timeout: float, threads: Threads, *, one_core: bool = False, waiter: int | None = None
+) -> Swap:
+    """Run a prepared hand-over; each of its two waits ends after ``timeout`` seconds. ``one_core``: this thread and
+    both sides' are on one core, ranked as ``priority.Rank`` has it; ``waiter``: the new side's, if that has
+    ``Rank.WAITS``.
 
     The order is the safety: the new side is sent the guest's addresses only after the old side's fence has been
     answered. On KEPT two fences of the old side are unanswered, on UNPROVEN one of the new side.
     """
     clock = time.monotonic
+    if ready.old is not None:
+        _shorten(threads.get(ready.old.side), ready.park, one_core)
     start = clock()
     if ready.old is not None:
         try:
-            if not fenced(ready.old, ready.park, ready.answer, start + timeout):
+            if not fenced(ready.old, ready.park, ready.answer, start + timeout, asleep=one_core):
                 # Sent behind the parking addresses on the same stream: whatever happens, the guest's come last.
                 ready.old.channel.send(ready.keep.data)
                 return Swap(Outcome.KEPT, give_us=(clock() - start) * 1e6)
         except (OSError, PeerClosed, ProtocolError):
             return Swap(Outcome.OLD_GONE)
     middle = clock()
+    if waiter is not None:
+        give_rank(waiter, Rank.TAKES)
+    _shorten(threads.get(ready.new.side), ready.take, one_core)
     try:
-        confirmed = fenced(ready.new, ready.take, ready.answer, middle + timeout)
+        confirmed = fenced(ready.new, ready.take, ready.answer, middle + timeout, asleep=one_core)
     except (OSError, PeerClosed, ProtocolError):
         return Swap(Outcome.NEW_GONE, give_us=(middle - start) * 1e6)
     end = clock()
+    if one_core and confirmed:  # a thread that has not answered may spin, and would never let this one run
+        take_rank(Rank.AFTER)
     notify(ready.calls)
     outcome = Outcome.MOVED if confirmed else Outcome.UNPROVEN
     return Swap(outcome, (middle - start) * 1e6 if ready.old is not None else 0.0, (end - middle) * 1e6)
 
 
-def fenced(link: Link, messages: Fenced, answer: bytearray, deadline: float) -> bool:
-    """Whether the messages were answered in time. Raises what ``Channel.exchange`` does, and ProtocolError if something
-    else than the answer came: then nothing is proven."""
-    if not link.channel.exchange(messages.data, answer, deadline):
+def _shorten(thread: MessageThread | None, messages: Fenced, one_core: bool) -> None:
+    """Shorten the turns that a switch's thread is about to make for these messages; on another core also the one in
+    which it may find that they have not come yet."""
+    if thread is not None and thread.pipe is not None:
+        with contextlib.suppress(OSError):  # full: it has what it needs; broken: nobody is there
+            os.write(thread.pipe, bytes(TURN * (messages.count + (not one_core))))
+
+
+def fenced(link: Link, messages: Fenced, answer: bytearray, deadline: float, *, asleep: bool = False) -> bool:
+    """Whether the messages were answered in time; ``asleep`` as in ``Channel.exchange``. Raises what that does, and
+    ProtocolError if something else than the answer came: then nothing is proven."""
+    if not link.channel.exchange(messages.data, answer, deadline, asleep=asleep):
         return False
     if not answer.startswith(messages.answer_header):
         raise ProtocolError("no answer to the fence")

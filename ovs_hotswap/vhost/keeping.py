@@ -70,12 +70,6 @@ class Keeping:
         """VMs whose newest state is not kept yet."""
         return len(self._changed)
 
-    def forget_others(self) -> None:
-        """Let go of what an earlier broker kept of VMs that there are no more."""
-        for name, vault in self._earlier.items():
-            vault.remove(name)
-        self._earlier.clear()
-
     def add(self, vm: Vm, qemu: OwnedFd | None = None) -> None:
         """Keep a VM's state from now on, and the connection ``qemu`` of an earlier broker's as long as must be."""
         if not self._keeps:

@@ -22,11 +22,12 @@ Then = Callable[[int | None], None]
 
 @dataclass(frozen=True, slots=True)
 class Fenced:
-    """Messages of which the last is answered with a number: then the back end has handled all of them. ``request`` is
-    what the answer names."""
+    """``count`` messages of which the last is answered with a number: then the back end has handled all of them.
+    ``request`` is what the answer names."""
 
     data: bytes
     request: Request
+    count: int = 1
 
     @property
     def answer_header(self) -> bytes:
@@ -107,11 +108,11 @@ class Link:
         """
         if not places or not self.acknowledges:
             return Fenced(b"".join(wire.build_ring_address(index, at) for index, at in places.items()) + FENCE,
-                          Request.GET_FEATURES)  # fmt: skip
+                          Request.GET_FEATURES, len(places) + 1)  # fmt: skip
         *rest, (last, there) = places.items()
         data = b"".join(wire.build_ring_address(index, at) for index, at in rest)
         return Fenced(data + wire.build_ring_address(last, there, wire.VERSION | wire.NEED_REPLY),
-                      Request.SET_VRING_ADDR)  # fmt: skip
+                      Request.SET_VRING_ADDR, len(places))  # fmt: skip
 
     def send(self, fenced: Fenced, then: Callable[[], None]) -> None:
         """Send messages and have ``then`` called once the back end has handled them."""

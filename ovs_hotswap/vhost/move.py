@@ -8,22 +8,24 @@ of frames may be is seen in the switches' own progress, and a time that is alway
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from ovs_hotswap.errors import BrokerError, ProtocolError, StateUnknown
-from ovs_hotswap.model import Side
-from ovs_hotswap.priority import preferred
+from ovs_hotswap.model import MessageThread, Side
+from ovs_hotswap.priority import Rank, give_rank, has_rank, preferred
 from ovs_hotswap.vhost import handover
 from ovs_hotswap.vhost.capture import Catch, Caught
 from ovs_hotswap.vhost.channel import PeerClosed
-from ovs_hotswap.vhost.handover import Outcome, Prepared, Swap
-from ovs_hotswap.vhost.link import FENCE_ANSWER_SIZE, Fenced, Link
+from ovs_hotswap.vhost.handover import Outcome, Prepared, Swap, Threads
+from ovs_hotswap.vhost.link import FENCE, FENCE_ANSWER_SIZE, Fenced, Link
 from ovs_hotswap.vhost.memory import taken, transmit
 from ovs_hotswap.vhost.ownership import Certainty, Ownership, Proof
 from ovs_hotswap.vhost.replay import Role, moved, places
 from ovs_hotswap.vhost.vm import Vm
-from ovs_hotswap.vhost.wire import RingAddress
+from ovs_hotswap.vhost.wire import Request, RingAddress
 
 _ARMED_S = 30.0  # a move for which capture rings were armed is not waited for any longer
 _LATE_S = 10.0  # capture rings are emptied by then though nobody has asked
@@ -60,7 +62,7 @@ class Mover:
         vm = self._vm
         link = vm.links.get(to)
         if vm.withdrawn:
-            return "the broker ends"
+            return "its rings are taken back from every switch"
         if link is None or link.offer is None:
             return f"switch {to} is not connected"
         if not link.quiet or vm.waiting or not (self._settled is None or self._settled.done()):
@@ -77,9 +79,10 @@ class Mover:
                 return "messages are under way"
         return None
 
-    def swap_to(self, to: Side, cores: Collection[int] = ()) -> Swap:
-        """Hand the rings to ``to``, while running on ``cores``. Raises BrokerError if a side is not ready for it or the
-        rings stayed where they were, StateUnknown if the end is open."""
+    def swap_to(self, to: Side, threads: Threads, cores: Collection[int] = ()) -> Swap:
+        """Hand the rings to ``to``. ``cores``: where both sides' message threads run, and this is to run too, if there
+        is such a core. Raises BrokerError if a side is not ready for it or the rings stayed where they were,
+        StateUnknown if the end is open."""
         vm = self._vm
         if vm.ownership == Ownership(to, Certainty.OWNS):
             return Swap(Outcome.MOVED)
@@ -97,13 +100,15 @@ class Mover:
             ready = handover.prepare(old, new, parking, places(vm.state, Role.OWNER), vm.calls())
         except OSError as error:
             raise BrokerError(f"vm {vm.name}: its move cannot be prepared: {error.strerror}") from error
-        with preferred(cores):
+        waiter = _ranked(threads.get(to), new.pid) if old is not None and cores else None
+        with preferred(cores, Rank.MOVES if cores else Rank.AFTER), _back_in_rank(waiter):
             if catch is not None:
                 catch.roll()
+            self._rouse(old, new, catch, waiter)
             self._catch = None
             self._before = taken(vm.state)
             vm.ownership = vm.ownership.grant(to) if old is None else vm.ownership.letting_go()
-            result = handover.swap(ready, self._fence_s)
+            result = handover.swap(ready, self._fence_s, threads, one_core=bool(cores), waiter=waiter)
         vm.last_swap = result
         if catch is not None:
             catch.rest()
@@ -179,17 +184,45 @@ class Mover:
         if self._catch is not None and self._on(new, catch):
             return self._catch
         messages = self._fill(new, catch)
-        try:
-            done = handover.fenced(new, messages, bytearray(FENCE_ANSWER_SIZE), time.monotonic() + self._fence_s)
-        except (OSError, PeerClosed, ProtocolError) as error:
-            vm.drop_link(new.side, "hung up before a hand-over")
-            raise BrokerError(f"vm {vm.name}: switch {new.side} hung up") from error
-        if not done:
-            new.expect(messages, lambda: None)
+        if not self._answers(new, messages):
             vm.repark(new.side)
             vm.guarded(new, lambda: new.fence(lambda: None))  # not quiet, so not armed again, while it may be there
-            raise BrokerError(f"vm {vm.name}: switch {new.side} did not answer within {self._fence_s * 1e3:g} ms")
+            raise self._silent(new)
         return catch
+
+    def _rouse(self, old: Link | None, new: Link, catch: Catch | None, waiter: int | None) -> None:
+        """See that the sides answer before one of them lets go. Raises BrokerError if one does not: nothing was begun.
+
+        What the swap needs is in the caches then. Neither side need be woken for its next message: the old one goes on
+        to look for it; so does ``waiter``, the new one's thread, which comes after the old one's from its answer on.
+        """
+        try:
+            for link in (new, old):
+                if link is not None and not self._answers(link, Fenced(FENCE, Request.GET_FEATURES)):
+                    raise self._silent(link)
+                if link is new and waiter is not None:
+                    give_rank(waiter, Rank.WAITS)
+        except BrokerError:
+            self._catch = catch or self._catch
+            self.disarm()
+            raise
+
+    def _answers(self, link: Link, messages: Fenced) -> bool:
+        """Send messages and tell whether the side answers them in time; if not, that is still due. Raises BrokerError
+        if it hangs up."""
+        vm, deadline = self._vm, time.monotonic() + self._fence_s
+        try:
+            if handover.fenced(link, messages, bytearray(FENCE_ANSWER_SIZE), deadline, asleep=True):
+                return True
+        except (OSError, PeerClosed, ProtocolError) as error:
+            vm.drop_link(link.side, "hung up before a hand-over")
+            raise BrokerError(f"vm {vm.name}: switch {link.side} hung up") from error
+        link.expect(messages, lambda: None)
+        return False
+
+    def _silent(self, link: Link) -> BrokerError:
+        within = f"{self._fence_s * 1e3:g} ms"
+        return BrokerError(f"vm {self._vm.name}: switch {link.side} did not answer within {within}")
 
     def _after(self, result: Swap, ready: Prepared, parking: Mapping[int, RingAddress]) -> None:
         """Write down what a swap left behind."""
@@ -271,6 +304,23 @@ class Mover:
         vm.touched()
         if vm.ownership == Ownership(link.side, Certainty.TAKING) and vm.links.get(link.side) is link:
             vm.take_back(link)
+
+
+def _ranked(thread: MessageThread | None, pid: int) -> int | None:
+    """The id of a thread that is one of process ``pid`` and has real-time priority."""
+    if thread is None or not os.path.exists(f"/proc/{pid}/task/{thread.tid}") or not has_rank(thread.tid):
+        return None
+    return thread.tid
+
+
+@contextlib.contextmanager
+def _back_in_rank(waiter: int | None) -> Iterator[None]:
+    """A thread that was told to wait in the block does not afterwards, whatever came of it."""
+    try:
+        yield
+    finally:
+        if waiter is not None and has_rank(waiter):
+            give_rank(waiter, Rank.TAKES)
 
 
 def _conclude(settled: asyncio.Future[list[Caught]]) -> None:

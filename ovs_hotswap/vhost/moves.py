@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import os
+import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, HotswapError
-from ovs_hotswap.model import Side
+from ovs_hotswap.model import MessageThread, Side
 from ovs_hotswap.priority import control_core
 from ovs_hotswap.vhost import control
 from ovs_hotswap.vhost.desk import Method
+from ovs_hotswap.vhost.handover import Threads
 from ovs_hotswap.vhost.keeping import Keeping
 from ovs_hotswap.vhost.report import swap_document
 from ovs_hotswap.vhost.seat import Seat
+from ovs_hotswap.vhost.wire import Descriptor
 
 _TIMEOUT_S = 2.0
 _TICK_S = 0.001
@@ -31,13 +36,16 @@ class Moves:
 
     @property
     def methods(self) -> Mapping[str, Method]:
-        return {"arm": self._arm, "move": self._move, "move_many": self._move_many, "unserved": self._unserved,
-                "undelivered": self._undelivered}  # fmt: skip
+        return {"arm": self._arm, "disarm": self._disarm, "move": self._move, "move_many": self._move_many,
+                "unserved": self._unserved, "undelivered": self._undelivered}  # fmt: skip
 
     async def _move(self, vm: str, to: str) -> dict[str, Any]:
-        seat, side = self._seat(vm), side_of(to)
-        await self._quiet(seat, side)
-        return swap_document(seat.vm, seat.mover.swap_to(side, control_core(self._pmd_cores)))
+        return await self._swap(vm, side_of(to), {})
+
+    async def _swap(self, vm: str, to: Side, threads: Threads) -> dict[str, Any]:
+        seat = self._seat(vm)
+        await self._quiet(seat, to)
+        return swap_document(seat.vm, seat.mover.swap_to(to, threads, control_core(self._pmd_cores)))
 
     async def _quiet(self, seat: Seat, to: Side) -> None:
         """Wait while messages are under way that keep a VM from being moved."""
@@ -61,13 +69,25 @@ class Moves:
             await until(lambda: all(self._seat(vm).mover.armed(side) for vm in told), self._fence_s, "")
         return [vm for vm in told if self._seat(vm).mover.armed(side)]
 
-    async def _move_many(self, vms: list[str], to: str) -> dict[str, Any]:
-        """Move VMs in this order, up to the first one that cannot be: ``moved`` tells of those before it."""
+    async def _disarm(self, vms: list[str]) -> None:
+        """VMs that were armed are not moved after all."""
+        for vm in vms:
+            self._seat(vm).mover.disarm()
+
+    async def _move_many(
+        self, vms: list[str], to: str, threads: Mapping[str, Any] | None = None, descriptors: Sequence[Descriptor] = ()
+    ) -> dict[str, Any]:
+        """Move VMs in this order, up to the first one that cannot be: ``moved`` tells of those before it. ``threads``
+        are those that handle the switches' messages, by side: ``tid``, and ``pipe`` if its notify pipe is the next one
+        of ``descriptors``."""
         moved: list[dict[str, Any]] = []
-        with self._keeping.held():
+        side = side_of(to)
+        with contextlib.ExitStack() as stack:
+            known = _message_threads(threads or {}, descriptors, stack)
+            stack.enter_context(self._keeping.held())
             for vm in vms:
                 try:
-                    moved.append(await self._move(vm, to))
+                    moved.append(await self._swap(vm, side, known))
                 except HotswapError as error:
                     return {"moved": moved, **control.error_document(error)}
                 await asyncio.sleep(0)  # answers of those before have come meanwhile
@@ -94,6 +114,39 @@ async def until(true: Callable[[], bool], timeout: float, otherwise: str) -> Non
         if time.monotonic() >= end:
             raise BrokerError(f"{otherwise} after {timeout:g} s")
         await asyncio.sleep(_TICK_S)
+
+
+def _message_threads(
+    given: Mapping[str, Any], descriptors: Sequence[Descriptor], stack: contextlib.ExitStack
+) -> Threads:
+    """Raises BrokerError if the request is not as it must be, or a descriptor is no pipe. What is opened is left to
+    ``stack``."""
+    left = list(descriptors)
+    try:
+        threads = {}
+        for side, thread in given.items():
+            pipe = _pipe(side, left.pop(0), stack) if thread["pipe"] else None
+            threads[side_of(side)] = MessageThread(int(thread["tid"]), pipe)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise BrokerError("threads: a tid and whether there is a pipe for each side, and those pipes") from error
+    if left:
+        raise BrokerError(f"{len(left)} descriptors too many")
+    return threads
+
+
+def _pipe(side: str, given: Descriptor, stack: contextlib.ExitStack) -> int | None:
+    """The same pipe opened once more: O_NONBLOCK belongs to the open file, which the caller has too. ``None`` if nobody
+    reads it any more."""
+    descriptor = given.fileno()
+    writes = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+    if not (writes and stat.S_ISFIFO(os.fstat(descriptor).st_mode)):
+        raise BrokerError(f"notify pipe of {side}: not a pipe that is open for writing")
+    try:
+        pipe = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    stack.callback(os.close, pipe)
+    return pipe
 
 
 def side_of(text: str) -> Side:

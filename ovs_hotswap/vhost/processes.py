@@ -52,6 +52,11 @@ class Processes:
         """Whether a process that was tracked is dead."""
         return pid not in self._exits
 
+    def kill(self, pid: int) -> None:
+        """End a process that is tracked; that it has ended is told as always."""
+        if (found := self._exits.get(pid)) is not None:
+            found.kill()
+
     def _look(self, pid: int) -> None:
         self._doubted.discard(pid)
         found = self._exits.get(pid)

@@ -145,7 +145,9 @@ def reconcile(
 
     ``base(index)`` is where the back end is to begin with a ring of the guest's that starts now. A ring that QEMU has
     stopped is stopped. Stops come first; all of a ring's parameters come before its enable, since DPDK calls
-    ``new_device`` at the first enabled pair (``virtio_is_ready``) and OVS counts the rings at that moment.
+    ``new_device`` at the first enabled pair (``virtio_is_ready``) and OVS counts the rings at that moment. Everything
+    else of all rings comes before the first kick: to DPDK 17.11 a device is ready when those rings are that it has
+    heard of, enabled or not.
     """
     script = _Script(told)
     if role is Role.IDLE:
@@ -160,7 +162,9 @@ def reconcile(
     _device(script, state, offer)
     _memory_and_log(script, state, scratch, offer)
     for index, ring in enumerate(state.rings):
-        _lines_and_place(script, index, ring, role, base)
+        _place_and_call(script, index, ring, role, base)
+    for index, ring in enumerate(state.rings):
+        _kick(script, index, ring)
     for index, ring in enumerate(state.rings):
         if ring.enabled is not None and ring.enabled != script.told.ring(index).enabled:
             script.out.append(Out(wire.build_ring_value(Request.SET_VRING_ENABLE, index, int(ring.enabled))))
@@ -215,7 +219,7 @@ def _memory_and_log(script: _Script, state: GuestState, scratch: Region, offer: 
             script.told = replace(script.told, log=key)
 
 
-def _lines_and_place(script: _Script, index: int, ring: Ring, role: Role, base: Callable[[int], int]) -> None:
+def _place_and_call(script: _Script, index: int, ring: Ring, role: Role, base: Callable[[int], int]) -> None:
     heard = script.told.ring(index)
     if ring.started and not heard.started:
         assert ring.size is not None
@@ -230,10 +234,14 @@ def _lines_and_place(script: _Script, index: int, ring: Ring, role: Role, base: 
     if ring.call.said and ring.call.key != heard.call:
         script.out.append(_line(Request.SET_VRING_CALL, index, ring.call))
         heard = replace(heard, call=ring.call.key)
+    script.ring(index, heard)
+
+
+def _kick(script: _Script, index: int, ring: Ring) -> None:
+    heard = script.told.ring(index)
     if ring.started and ring.kick.key != heard.kick:
         script.out.append(_line(Request.SET_VRING_KICK, index, ring.kick))
-        heard = replace(heard, kick=ring.kick.key)
-    script.ring(index, heard)
+        script.ring(index, replace(heard, kick=ring.kick.key))
 
 
 def place(ring: Ring, role: Role) -> RingAddress:

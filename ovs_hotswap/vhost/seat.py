@@ -23,6 +23,7 @@ class Seat:
         self.listeners = listeners
         self.retry_at = 0.0
         self.delay = RETRY_S
+        self.leaving = False  # it is in the overlay intent no more
 
     @property
     def settled(self) -> bool:
@@ -42,6 +43,24 @@ class Seat:
     def is_withdrawn(self) -> bool:
         """Whether no switch can be on the rings."""
         return self.vm.ownership.holder is None and not self.vm.ownership.suspects
+
+    def serve_again(self) -> None:
+        """After ``withdraw``. A switch that has not answered yet is given the rings when it does."""
+        self.vm.touched()
+        self.vm.withdrawn = self.leaving = False
+        self.vm.assign()
+
+    @property
+    def on_rings(self) -> dict[Side, int]:
+        """The switches' processes that may be on the rings."""
+        ownership = self.vm.ownership
+        return {side: pid for side, pid in self.vm.switch_pids.items()
+                if side is ownership.holder or side in ownership.suspects}  # fmt: skip
+
+    def __str__(self) -> str:
+        """The VM and who may be on its rings, for messages."""
+        switches = " and ".join(f"switch {side} (process {pid})" for side, pid in sorted(self.on_rings.items()))
+        return f"{self.vm.name}: {switches}"
 
     def pause(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take nothing more from anybody."""

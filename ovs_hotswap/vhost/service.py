@@ -3,7 +3,6 @@ background. Either keeps the broker's connections when it ends, and starts it ag
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from pathlib import Path
@@ -17,12 +16,13 @@ from ovs_hotswap.vhost.control import BrokerClient
 
 _POLL_S = 0.05
 _GRACE_S = 15.0  # for a supervisor whose broker ends
-_UNIT = "ovs-hotswap-broker.service"
+_ANSWER_S = 10.0  # for a broker that has waited for its switches
+UNIT = "ovs-hotswap-broker.service"
 
 
 def start_broker(config: Config, system: System, config_path: Path, timeout: float) -> dict[str, Any]:
     """Have a broker run and return its status. Raises BrokerError if none answers within ``timeout`` seconds."""
-    unit = Unit(_UNIT, system)
+    unit = Unit(UNIT, system)
     if unit.serves(config):
         return _by_systemd(unit, config, timeout, "start")
     config.run_dir.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def replace_broker(config: Config, system: System, config_path: Path, timeout: f
     Under systemd the unit is restarted, with what its descriptor store holds: a successor that is not in the unit would
     end with this session, and the unit would start a third broker.
     """
-    unit = Unit(_UNIT, system)
+    unit = Unit(UNIT, system)
     if unit.serves(config):
         return _by_systemd(unit, config, timeout, "restart")
     with BrokerClient(config.broker_socket) as client:
@@ -84,21 +84,33 @@ def replace_broker(config: Config, system: System, config_path: Path, timeout: f
 
 def stop_broker(config: Config, system: System) -> bool:
     """End the broker, once no switch is on any VM's rings; return whether there was one. Raises BrokerError if that is
-    not this user's to do, CommandError if it does not die."""
+    not this user's to do or cannot be, and the broker goes on; CommandError if it does not die."""
     if os.geteuid() != 0:
         raise BrokerError("only root may stop the broker: every VM loses its network", hint="run it with `sudo`")
-    unit = Unit(_UNIT, system)
+    unit = Unit(UNIT, system)
     if unit.serves(config):
         there = unit.active() not in {"inactive", "failed"}
-        with contextlib.suppress(BrokerError), BrokerClient(config.broker_socket) as client:
-            client.call("withdraw")
+        if there:
+            _withdraw(config, system)
         unit.stop()
         return there
     pid = _supervisor(config, system) or system.read_pid(config.run_dir / "broker.pid")
     if pid is None or "broker" not in system.cmdline(pid):
         return False
+    _withdraw(config, system)
     system.kill(pid, grace=_GRACE_S)
     return True
+
+
+def _withdraw(config: Config, system: System) -> None:
+    """Have the broker take all rings back, and let go of the QEMUs."""
+    try:
+        with BrokerClient(config.broker_socket, config.broker.fence_ms / 1e3 + _ANSWER_S) as client:
+            client.call("withdraw")
+    except BrokerError as error:
+        pid = system.read_pid(config.run_dir / "broker.pid")
+        hangs = f"if it hangs: `kill -KILL {pid}`; whoever supervises it starts another one, which goes on from there"
+        raise BrokerError(f"the broker goes on: {error.message}", hint=error.hint or hangs) from error
 
 
 def _supervise(config: Config, system: System, config_path: Path, *more: str) -> int:

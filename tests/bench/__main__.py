@@ -8,12 +8,12 @@ import sys
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.system import System
-from tests.bench import alternatives, failover, forwarding, kinds, moves, phases, report, scale, soak
+from tests.bench import alternatives, failover, forwarding, kinds, moves, phases, report, roads, scale, soak
 from tests.ending import end_on_sigterm
 
 BENCHMARKS = {
     "moves": moves, "failover": failover, "scale": scale, "soak": soak, "alternatives": alternatives, "phases": phases,
-    "forwarding": forwarding, "kinds": kinds, "report": report,
+    "forwarding": forwarding, "kinds": kinds, "report": report, "roads": roads,
 }  # fmt: skip
 
 

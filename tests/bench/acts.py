@@ -131,7 +131,8 @@ class Migrate(Act):
 
     def begin(self) -> None:
         layout, there = self.lab.layout, self._there
-        there.socket.unlink(missing_ok=True)
+        for path in there.sockets:
+            path.unlink(missing_ok=True)
         argv = command_line(layout, there.layout, find_kernel().image)
         argv = [word.replace(there.layout.mac, self._mac) for word in argv]
         pid = self.system.spawn([*argv, "-incoming", "defer"], log=layout.guest_file(there.name, "err"))

@@ -24,6 +24,7 @@ from ovs_hotswap.cli.output import Output
 from ovs_hotswap.lab.layout import GuestOptions
 from ovs_hotswap.lab.pings import quantile
 from ovs_hotswap.model import Side
+from ovs_hotswap.priority import Rank
 from ovs_hotswap.switch.pmd import set_vhost_log_level
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.host import Host, activate_first
@@ -234,7 +235,7 @@ def run_case(case: Case, say: Callable[[str], None], system: System) -> list[Res
             host.instances[side].start(bed.release)
             host.program(side)
             set_vhost_log_level(host.control(side), "error")  # this and the next as in an upgrade
-            host.prefer_threads(side)
+            host.prefer_threads(side, Rank.GIVES)
         activate_first(host, Side.A)
         # Last, and closed first: they have more descriptors than the OVSDB library can deal with (it uses select(2)).
         guests = [

@@ -2,7 +2,7 @@
 
 Each kind has a lab of its own with real QEMU guests that ping each other and the remote host every 10 ms. *During* is
 between parking the VMs on the new instance and moving them there. What is lost is counted over a whole upgrade; where a
-guest does something of its own, over the other guest's pings of the remote host.
+guest does something of its own, over the other guest's pings of the remote host. On either road.
 """
 
 from __future__ import annotations
@@ -12,21 +12,25 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.lab import GuestOptions, Lab
+from ovs_hotswap.lab.guest import dual_qemu
 from ovs_hotswap.lab.pings import Pings, PingStats, Stream
 from ovs_hotswap.model import Side
+from ovs_hotswap.road import Road
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.host import Host, activate_first
+from ovs_hotswap.upgrade.host import Host, start_instance
 from ovs_hotswap.upgrade.plan import Event, EventKind
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from ovs_hotswap.vhost.service import start_broker
 from tests.bench import cases
 from tests.bench.acts import Act, Driver, Memory, Migrate, Pause, Queues, Reboot
+from tests.bench.testpmd import needed
+from tests.bench.users import USERS, User, UserResult, run_user
 
 _SETTLE_S = 0.5
 _FLOW_S = 60.0
@@ -75,7 +79,7 @@ KINDS = (
 
 @dataclass(slots=True)
 class Result:
-    """``fault``: why it did not work, else ``None``. ``moves_us``: the hand-overs, broker's clock."""
+    """``fault``: why it did not work, else ``None``. ``moves_us``: the hand-overs, on the broker's clock or QEMU's."""
 
     kind: str
     sent: int = 0
@@ -95,10 +99,9 @@ class Runner:
         """Raises HotswapError, and what it has found until then is lost."""
         lab, kind = self._lab, self._kind
         host = Host(lab.config, self._system)
-        start_broker(lab.config, self._system, lab.config_path, _BROKER_S)
-        host.instances[Side.A].start(host.releases.get("host"))
-        host.program(Side.A)
-        activate_first(host, Side.A)
+        if lab.config.road is Road.BROKER:
+            start_broker(lab.config, self._system, lab.config_path, _BROKER_S)
+        start_instance(host, Side.A, host.releases.get("host"))
         self._flowing(lab.guests[0].name)
         act = None if kind.act is None else kind.act(lab, self._system)
         if act is not None:
@@ -166,21 +169,37 @@ def run_kind(kind: Kind, system: System) -> Result:
 
 _HEAD = """# Guests
 
-Written by `python -m tests.bench kinds --page docs/guests.md`: QEMU {qemu} guests (TCG) with Linux's virtio drivers,
-Open vSwitch {release}, through a whole upgrade. The columns count pings of the guests among each other and of the
-remote host. Where a guest does something of its own, once before the upgrade, once between parking and moving, and once
-after it, they count the other guest's, and the guest itself must answer again each time.
+Linux guests under QEMU (TCG), with Linux's virtio drivers, through a whole upgrade. The columns count pings of the
+guests among each other and of the remote host. Where a guest does something of its own, once before the upgrade, once
+between parking and moving, and once after it, they count the other guest's, and the guest itself must answer again each
+time. `make guests` and `make guests ROAD=qemu-dual` write a part each.
 
+The lab's uplink carries 1500 bytes (DPDK's af_packet driver): with an MTU of 9000 the guests ping one another with
+full frames, and the remote host with small ones.
+
+Not tried: KVM, which runs no guest on that machine, and with it MSI-X (QEMU 7.2 under TCG ends with MSI-X and
+vhost-user); `in_order` in QEMU (7.2 has no such property).
+"""
+
+_COLUMNS = """
 | guest | pings | lost | doubled | longest gap | hand-over | |
 |---|---|---|---|---|---|---|
 """
 
-_TAIL = """
-The lab's uplink carries 1500 bytes (DPDK's af_packet driver): with an MTU of 9000 the guests ping one another with
-full frames, and the remote host with small ones.
+_TITLES = {Road.BROKER: "With a broker", Road.QEMU_DUAL: "Without a broker"}
 
-Not tried: `in_order` (QEMU 7.2 has no such property), and KVM (the guests run under TCG, without MSI-X). DPDK's
-`virtio_user` is what `python -m tests.bench forwarding` measures with.
+_ABOUT = {
+    Road.BROKER: "QEMU {qemu}, Open vSwitch {release}, both stock.",
+    Road.QEMU_DUAL: """QEMU {qemu} with the series in `qemu-patches`, Open vSwitch {release}; the road is `qemu-dual`.
+There are no capture rings on it: what arrives for a guest in the moment of its move is lost.""",
+}
+
+_USERS = """
+The guests of other people's front end, DPDK's `virtio_user`, through an upgrade and back. Frames go round between two
+of them; a second's frames before it, with the VMs parked on the standby, after it, and after the way back:
+
+| guest | before | parked | after | back | hand-over | |
+|---|---|---|---|---|---|---|
 """
 
 
@@ -192,24 +211,55 @@ def row(result: Result) -> str:
     return f"| {result.kind} | {result.sent} | {result.lost} | {result.doubled} | {gap} | {moves} us | works |\n"
 
 
+def user_row(result: UserResult) -> str:
+    rates = " | ".join(str(each) for each in [*result.rates, *[""] * (4 - len(result.rates))])
+    moves = ", ".join(f"{each:.0f}" for each in result.moves_us)
+    return f"| {result.kind} | {rates} | {moves} us | {result.fault or 'works'} |\n"
+
+
+def section(road: Road, results: Sequence[Result | UserResult], *, qemu: str, release: str) -> str:
+    """The part of the page on one road, without the marks of a heading."""
+    guests = "".join(row(each) for each in results if isinstance(each, Result))
+    users = "".join(user_row(each) for each in results if isinstance(each, UserResult))
+    about = _ABOUT[road].format(qemu=qemu, release=release)
+    return f"{_TITLES[road]}\n\n{about}\n{_COLUMNS}{guests}{_USERS + users if users else ''}"
+
+
+def page(before: str, part: str) -> str:
+    """The page with a section on one road that is new, and those of other roads as they were."""
+    title = part.partition("\n")[0]
+    others = [each.strip("\n") for each in before.split("\n## ")[1:] if each.partition("\n")[0] != title]
+    return _HEAD + "".join(f"\n## {each}\n" for each in sorted([*others, part.strip("\n")]))
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     cases.add_arguments(parser, "kinds")
-    parser.add_argument("--page", type=Path, help="write the table to this Markdown file")
+    parser.add_argument("--page", type=Path, help="write the table to its part of this Markdown file")
+    parser.add_argument("--road", type=Road, choices=list(Road), default=Road.BROKER)
+    parser.add_argument("--qemu", help="QEMU's program; on the road qemu-dual the installed one with two back ends")
 
 
 def run(arguments: argparse.Namespace, output: Output, system: System) -> int:
-    """Exit status: 1 if a kind did not work or lost something. Raises HotswapError."""
+    """Exit status: 1 if a kind did not work, or lost something with a broker. Raises HotswapError."""
+    road: Road = arguments.road
+    qemu = arguments.qemu or (dual_qemu() if road is Road.QEMU_DUAL else GuestOptions().qemu)
+    kinds = [replace(kind, options=kind.options.model_copy(update={"road": road, "qemu": qemu})) for kind in KINDS]
+    users = USERS if road is Road.BROKER else ()  # they are front ends themselves
+    chosen: tuple[Kind | User, ...] = (*kinds, *users)
 
-    def measure(kind: Kind) -> Result:
-        result = run_kind(kind, system)
-        output.line(row(result).strip())
+    def measure(kind: Kind | User) -> Result | UserResult:
+        result = run_user(kind, system) if isinstance(kind, User) else run_kind(kind, system)
+        output.line((user_row(result) if isinstance(result, UserResult) else row(result)).strip())
         return result
 
-    results = cases.each_case(KINDS, arguments, output, measure, asdict)
+    if users:
+        needed()
+    results = cases.each_case(chosen, arguments, output, measure, asdict)
     if arguments.page is not None:
-        versions = {"qemu": _version(system, "qemu-system-x86_64"), "release": _version(system, "ovs-vsctl")}
-        arguments.page.write_text(_HEAD.format(**versions) + "".join(map(row, results)) + _TAIL)
-    return int(any(result.fault or result.lost for result in results))
+        part = section(road, results, qemu=_version(system, qemu), release=_version(system, "ovs-vsctl"))
+        arguments.page.write_text(page(arguments.page.read_text() if arguments.page.exists() else "", part))
+    lost = road is Road.BROKER and any(each.lost for each in results if isinstance(each, Result))
+    return int(lost or any(each.fault for each in results))
 
 
 def _version(system: System, program: str) -> str:

@@ -16,15 +16,12 @@ from ovs_hotswap.cli.output import Output
 from ovs_hotswap.lab import RELEASE_CACHE, Lab
 from ovs_hotswap.lab.demo import SUITE, Demo, Phase
 from ovs_hotswap.lab.pings import quantile
-from ovs_hotswap.model import Side
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.moving import move_all
 from tests.bench.machine import machine
-from tests.bench.window import window
+from tests.bench.window import back_and_forth, window
 
 DIRECTORY = Path("/run/ovs-hotswap-bench")
 P50_MS, P99_MS = 0.4, 3.0  # the bars for a 2-core machine
-PAUSE_S = 0.05
 
 
 class Bench:
@@ -43,18 +40,13 @@ class Bench:
             times: list[float] = []
 
             def move() -> dict[str, float]:
-                to = Side.B
-                while len(times) < self._moves:
-                    times.extend(move_all(host, to, run).values())
-                    to = to.other
-                    self._system.sleep(PAUSE_S)
-                move_all(host, Side.A, run)
+                times.extend(back_and_forth(host, run, self._moves))
                 return {}
 
             moving = self._demo.phase("moves", move)
         self._output.line("plain restart, without a broker")
         restart = self._demo.plain_restart()
-        return self._document(times[: self._moves], quiet, moving, restart)
+        return self._document(times, quiet, moving, restart)
 
     def _document(self, times: Sequence[float], quiet: Phase, moving: Phase, restart: Phase) -> dict[str, Any]:
         ordered = sorted(times)

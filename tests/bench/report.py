@@ -1,6 +1,7 @@
 """Writes docs/performance.md and its plots from the reports of the other benchmarks.
 
-Each section is there if its report is: scale, alternatives, failover, phases, forwarding, soak. Nothing is written that
+Each section is there if its report is: scale, patched (scale with the patched switch), alternatives, failover, phases,
+forwarding, soak. Nothing is written that
 is not in a report.
 """
 
@@ -11,13 +12,13 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.lab.pings import quantile
 from ovs_hotswap.system import System
-from tests.bench.forwarding import DIRECT, IN_FLIGHT, ratio
+from tests.bench import forwarding as forwarded
+from tests.bench.testpmd import IN_FLIGHT
 
 Json = dict[str, Any]
 DIRECTIONS = ("sending", "receiving")
@@ -30,6 +31,13 @@ Written by `make bench-full` from the reports it made; do not edit. Every figure
 same run, and beside the noise floor: the same traffic with nothing done. Guests are simulated (`tests/bench/guests`)
 and exchange numbered frames with one another and, over VXLAN, with another host; switches, broker and watchdog are
 real.
+"""
+
+GAPS = """
+The longest gap that each guest saw in the second around its move, in milliseconds. Rehearsed: all that surrounds the
+moves was done, and none was made. The guests share their core with the orchestrator, the broker and both switches'
+message threads.
+
 """
 
 
@@ -69,19 +77,33 @@ def _named(case: Json) -> str:
     return f"{case['vms']} x {case['queues']}"
 
 
+def _moves(cases: Sequence[Json]) -> str:
+    rows = [
+        (_named(each["case"]), len(each["moves_us"]), *spread(each["moves_us"], whole),
+         *spread(each["all_ms"], whole)[::2])
+        for each in cases
+    ]  # fmt: skip
+    return table(("VMs x queues", "moves", "p50 us", "p99 us", "max us", "all VMs, p50 ms", "all, max ms"), rows)
+
+
+def _frames(cases: Sequence[Json]) -> str:
+    rows = [(_named(each["case"]), kind, *tally.values()) for each in cases for kind, tally in each["frames"].items()]
+    return table(("VMs x queues", "frames", "sent", "lost", "doubled", "reordered"), rows)
+
+
 def scale(document: Json) -> Section:
     cases = document["cases"]
-    moves = [
-        (_named(each["case"]), len(each["moves_us"]), *spread(each["moves_us"], whole),
-         *spread(each["all_ms"], whole)[::2], each["broker_kb"], each["broker_descriptors"])
+    broker = [
+        (_named(each["case"]), each["broker_kb"], each["broker_descriptors"], f"{each['broker_percent']:.2f}",
+         whole(quantile(sorted(each["broker_ms"]), 0.5)))
         for each in cases
     ]  # fmt: skip
     gaps = [
-        (_named(each["case"]), direction, *spread(each["floor_ms"][direction], tenths)[:2],
-         *spread(each["gaps_ms"][direction], tenths)[:2])
+        (_named(each["case"]), direction,
+         *(value for what in ("floor_ms", "rehearsed_ms", "gaps_ms")
+           for value in spread(each[what][direction], tenths)[:2]))
         for each in cases for direction in DIRECTIONS
     ]  # fmt: skip
-    frames = [(_named(each["case"]), kind, *tally.values()) for each in cases for kind, tally in each["frames"].items()]
 
     def distributions(axes: Any) -> None:
         for each in cases:
@@ -100,12 +122,19 @@ def scale(document: Json) -> Section:
         axes.legend()
 
     text = "## Hand-over\n\nOne VM's rings from switch to switch, on the broker's clock; all VMs: first to last.\n\n"
-    text += table(("VMs x queues", "moves", "p50 us", "p99 us", "max us", "all VMs, p50 ms", "all, max ms",
-                   "broker kB", "its descriptors"), moves)  # fmt: skip
-    text += "\nThe longest gap that each guest saw in the second around its move, in milliseconds:\n\n"
-    text += table(("VMs x queues", "guests", "floor p50", "floor p99", "moved p50", "moved p99"), gaps)
-    text += "\n" + table(("VMs x queues", "frames", "sent", "lost", "doubled", "reordered"), frames)
+    text += _moves(cases)
+    text += "\nThe broker: memory, descriptors, % of a core while idle, ms of processor time to move all VMs.\n\n"
+    text += table(("VMs x queues", "kB", "descriptors", "idle %", "all moved ms"), broker)
+    text += GAPS
+    text += table(("VMs x queues", "guests", "floor p50", "floor p99", "rehearsed p50", "rehearsed p99", "moved p50",
+                   "moved p99"), gaps)  # fmt: skip
+    text += "\n" + _frames(cases)
     return Section(text, {"hand-over": distributions, "hand-over-growth": growth})
+
+
+def patched(document: Json) -> Section:
+    text = "## Hand-over with the patched switch\n\nAs above, with the switch of `make packages`.\n\n"
+    return Section(text + _moves(document["cases"]) + "\n" + _frames(document["cases"]), {})
 
 
 def alternatives(document: Json) -> Section:
@@ -173,22 +202,24 @@ def phases(document: Json) -> Section:
 
 
 def forwarding(document: Json) -> Section:
-    rates = document["rates"]
-    base = rates[DIRECT]
-    rows = []
-    for way, values in rates.items():
-        mean, low, high = ratio(values, base)
-        rate = fmean(values)
-        rows.append((way, len(values), whole(rate), tenths(IN_FLIGHT / rate * 1e6),
-                     f"{mean:.3f} ({low:.3f} to {high:.3f})"))  # fmt: skip
+    pairs, rates = document["paired"], document["rates"]
 
     def boxes(axes: Any) -> None:
         axes.boxplot(list(rates.values()))
         axes.set_xticklabels(list(rates))
         axes.set(ylabel="frames a second", ylim=0)
 
-    text = f"## Forwarding\n\n{IN_FLIGHT} frames of 64 bytes that go round between two guests (DPDK's `testpmd`).\n\n"
-    text += table(("way", "times", "frames a second", "us from guest to guest", "of direct (95 %)"), rows)
+    text = f"""## Forwarding
+
+{IN_FLIGHT} frames of 64 bytes that go round between two guests (DPDK's `testpmd`). One switch serves two such pairs of
+guests, one through the broker and one without, in turn; and two that are both without, which shows what two pairs
+differ by anyway. Guests are started anew for each round.
+
+"""
+    for each in pairs:
+        text += table(forwarded.COLUMNS, forwarded.rows(each, forwarded.DIRECT)) + "\n"
+    text += "Beside a standby, and in the window, compared to the broker alone:\n\n"
+    text += table(forwarded.COLUMNS, forwarded.rows(rates, forwarded.BROKER))
     return Section(text, {"forwarding": boxes})
 
 
@@ -215,8 +246,8 @@ def soak(document: Json) -> Section:
 
 
 SECTIONS: dict[str, Callable[[Json], Section]] = {
-    "scale": scale, "alternatives": alternatives, "failover": failover, "phases": phases, "forwarding": forwarding,
-    "soak": soak,
+    "scale": scale, "patched": patched, "alternatives": alternatives, "failover": failover, "phases": phases,
+    "forwarding": forwarding, "soak": soak,
 }  # fmt: skip
 
 

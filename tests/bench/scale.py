@@ -1,7 +1,10 @@
 """Hand-over times and what guests notice, by number of VMs and queues: all VMs moved there and back, again and again.
 
-The noise floor is the same traffic in the same window with nothing moved. A guest's gap is the longest between two of
-its frames in the second around its move; what of it is the traffic's own spacing is in the floor too.
+The noise floor is the same traffic in the same window with nothing moved. A rehearsal is all that surrounds the moves,
+without them: capture rings armed, every PMD thread seen to come round, capture rings given up. What guests notice of it
+is what the work of the orchestrator, broker and switches takes from guests on the same cores. A guest's gap is the
+longest between two of its frames in the second around its move; what of it is the traffic's own spacing is in the floor
+too.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +25,12 @@ from ovs_hotswap.lab.pings import quantile
 from ovs_hotswap.model import Side
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.host import Host
-from ovs_hotswap.upgrade.moving import move_all
+from ovs_hotswap.upgrade.moving import arm, let_copies_come, move_all
 from tests.bench import cases
 from tests.bench.bed import Bed
 from tests.bench.guests import Events, Fleet, Stats
 from tests.bench.guests.plan import NOBODY
+from tests.bench.machine import cpu_seconds
 from tests.bench.soak import Tally, size, tallies
 from tests.bench.window import Notes, window
 
@@ -61,16 +66,20 @@ CASES = tuple(Case(vms, queues, rounds) for vms, rounds in ((1, 40), (16, 12), (
 @dataclass(slots=True)
 class Result:
     """``moves_us``: of each hand-over, on the broker's clock. ``all_ms``: from the first VM's new owner to the last's.
-    ``gaps_ms``, ``floor_ms``: by direction. ``frames``: by kind of stream."""
+    ``gaps_ms``, ``rehearsed_ms``, ``floor_ms``: by direction. ``frames``: by kind of stream. ``broker_percent``: of a
+    core, with nothing to do. ``broker_ms``: processor time of the broker for each round of moves."""
 
     case: Case
     moves_us: list[float] = field(default_factory=list)
     all_ms: list[float] = field(default_factory=list)
     gaps_ms: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in DIRECTIONS})
+    rehearsed_ms: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in DIRECTIONS})
     floor_ms: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in DIRECTIONS})
     frames: dict[str, Tally] = field(default_factory=dict)
     broker_kb: int = 0
     broker_descriptors: int = 0
+    broker_percent: float = 0.0
+    broker_ms: list[float] = field(default_factory=list)
 
 
 class Scale:
@@ -84,28 +93,50 @@ class Scale:
         case, result = self._case, self.result
         self._bed.start()
         self._fleet.wait_served(60)
-        with window(self._bed.host, "host") as run:
+        with window(self._bed.host, self._bed.release.name) as run:
             self._fleet.start(case.rate)
             self._fleet.wait_flowing(60)
             self._say(f"{case}: noise floor")
-            for _ in range(case.rounds):
-                self._watched(self.result.floor_ms, lambda: None)
+            self._floor()
+            self._say(f"{case}: rehearsals")
+            for _ in range((case.rounds + 1) // 2):
+                self._watched(self.result.rehearsed_ms, self._rehearse)
             for number in range(case.rounds):
                 self._say(f"{case}: round {number + 1} of {case.rounds}")
                 self._round(run, Side.B if number % 2 == 0 else Side.A)
             if case.rounds % 2:
                 move_all(self._bed.host, Side.A, run)
-            broker = size(self._bed.host.broker.status()["pid"], 0)
+            broker = size(self._broker, 0)
             result.broker_kb, result.broker_descriptors = broker.memory_kb, broker.descriptors
             result.frames = tallies(self._stats(), case.vms, case.remote)
         return result
+
+    @cached_property
+    def _broker(self) -> int:
+        pid: int = self._bed.host.broker.status()["pid"]
+        return pid
+
+    def _floor(self) -> None:
+        used, begin = cpu_seconds(self._broker), time.monotonic()
+        for _ in range(self._case.rounds):
+            self._watched(self.result.floor_ms, lambda: None)
+        self.result.broker_percent = 100.0 * (cpu_seconds(self._broker) - used) / (time.monotonic() - begin)
+
+    def _rehearse(self) -> None:
+        """As ``move_all``, but of the moves."""
+        host = self._bed.host
+        names = [vm["name"] for vm in host.road.vms(read=False)]
+        arm(host, names, Side.B, Side.B)
+        let_copies_come(host)
+        host.road.disarm(names)
 
     def _stats(self) -> Stats:
         return self._fleet.stop()
 
     def _round(self, run: Notes, to: Side) -> None:
-        host = self._bed.host
+        host, used = self._bed.host, cpu_seconds(self._broker)
         self._watched(self.result.gaps_ms, lambda: self.result.moves_us.extend(move_all(host, to, run).values()))
+        self.result.broker_ms.append((cpu_seconds(self._broker) - used) * 1e3)
         self.result.all_ms.append(spread_ms(host))
 
     def _watched(self, into: dict[str, list[float]], act: Callable[[], object]) -> None:
@@ -122,7 +153,7 @@ class Scale:
 
 def spread_ms(host: Host) -> float:
     """From the first VM's new owner to the last's."""
-    since = [float(vm["owner_since"]) for vm in host.broker.vms(read=False)]
+    since = [float(vm["owner_since"]) for vm in host.road.vms(read=False)]
     return (max(since) - min(since)) * 1e3
 
 
@@ -141,13 +172,15 @@ def gaps(events: Events, targets: Sequence[int], begin: int, end: int) -> dict[s
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     cases.add_arguments(parser, "scale")
     parser.add_argument("--rounds", type=int, help="how often all VMs are moved in each case")
+    parser.add_argument("--from-directory", type=Path, help="switches of this release in place of the host's package")
 
 
 def run(arguments: argparse.Namespace, output: Output, system: System) -> int:
     """Exit status: 1 if a frame from a VM was lost, doubled or reordered. Raises HotswapError."""
 
     def measure(case: Case) -> Result:
-        return run_case(replace(case, rounds=arguments.rounds or case.rounds), output.line, system)
+        chosen = replace(case, rounds=arguments.rounds or case.rounds)
+        return run_case(chosen, output.line, system, arguments.from_directory)
 
     results = cases.each_case(CASES, arguments, output, measure, asdict)
     show(output, results)
@@ -155,8 +188,9 @@ def run(arguments: argparse.Namespace, output: Output, system: System) -> int:
     return 1 if any(each.lost or each.doubled or each.reordered for each in sent) else 0
 
 
-def run_case(case: Case, say: Callable[[str], None], system: System) -> Result:
+def run_case(case: Case, say: Callable[[str], None], system: System, software: Path | None = None) -> Result:
     bed = Bed(Path(tempfile.mkdtemp(prefix="ovsh-sc-")), case.vms, system, GuestOptions(queues=case.queues))
+    bed.software = software
     with ExitStack() as stack:
         stack.callback(bed.down)
         bed.up()
@@ -167,11 +201,14 @@ def run_case(case: Case, say: Callable[[str], None], system: System) -> Result:
 def show(output: Output, results: Sequence[Result]) -> None:
     columns = ("VMs x queues", "moves", "p50 us", "p90 us", "p99 us", "max us", "all VMs, ms", "broker kB")
     output.table(columns, [_hand_over(result) for result in results], title="hand-over, broker's clock")
+    for result in results:
+        output.line(f"{result.case}: the broker uses {result.broker_percent:.2f} % of a core with nothing to do, and "
+                    f"{quantile(sorted(result.broker_ms), 0.5) or 0:.0f} ms to move all")  # fmt: skip
     output.line()
     rows = [
         (str(result.case), what, direction, *map(_ms, _figures(values[direction])))
         for result in results
-        for what, values in (("floor", result.floor_ms), ("moved", result.gaps_ms))
+        for what, values in (("floor", result.floor_ms), ("rehearsed", result.rehearsed_ms), ("moved", result.gaps_ms))
         for direction in DIRECTIONS
     ]
     output.table(("VMs x queues", "", "guests", "p50 ms", "p99 ms", "max ms"), rows, title="longest gap of each guest")

@@ -9,9 +9,12 @@ from typing import Any
 from ovs_hotswap.model import Side
 from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.moving import move_all
 from ovs_hotswap.upgrade.plan import ReversibleStep, Run
 from ovs_hotswap.upgrade.records import Facts
 from ovs_hotswap.upgrade.steps import MoveVms, upgrade_plan
+
+_PAUSE_S = 0.05
 
 
 class Notes(Run):
@@ -40,3 +43,15 @@ def window(host: Host, release: str) -> Iterator[Notes]:
         for step in reversed(done):
             if isinstance(step, ReversibleStep):
                 step.undo(context, run)
+
+
+def back_and_forth(host: Host, run: Notes, moves: int) -> list[float]:
+    """Move all VMs there and back until that many moves were made, and leave them on side a. Their microseconds."""
+    times: list[float] = []
+    to = Side.B
+    while len(times) < moves:
+        times.extend(move_all(host, to, run).values())
+        to = to.other
+        host.system.sleep(_PAUSE_S)
+    move_all(host, Side.A, run)
+    return times[:moves]

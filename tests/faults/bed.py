@@ -28,7 +28,7 @@ from ovs_hotswap.overlay.tables import Form, lines, render
 from ovs_hotswap.switch.unixctl import appctl
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade import checks, gather, standby, watchlog
-from ovs_hotswap.upgrade.host import Host, activate_first
+from ovs_hotswap.upgrade.host import Host, start_instance
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from ovs_hotswap.vhost.control import BrokerClient
 from ovs_hotswap.vhost.service import start_broker
@@ -180,7 +180,7 @@ class Bed:
         state = watchlog.read_state(self.config) or {}
         if now is None or record is None or record.side is now or not record.prepared:
             return False
-        vms = self.host.broker.vms()
+        vms = self.host.road.vms()
         return (
             state.get("pid") == self.watchdog
             and state.get("keeping") == "ready"
@@ -233,7 +233,7 @@ class Bed:
         active, found = self.host.recorded_active(), []
         if active is None:
             return ["no side is recorded as active"]
-        for vm in self.host.broker.vms():
+        for vm in self.host.road.vms():
             if (vm["owner"], vm["certainty"]) != (active, "owns") or vm["switches"][active]["role"] != "owner":
                 found.append(f"{vm['name']} is owned by {vm['owner']} ({vm['certainty']}), active is {active}")
             if vm["switches"][active.other]["role"] not in {None, "idle", "parked"}:
@@ -356,9 +356,7 @@ def running(system: System, say: Callable[[str], None] = lambda _line: None, *, 
         bed = Bed(lab, system, stack.enter_context(Requests(lab.layout.remote_namespace)), warm=warm)
         bed.host.releases.add(TWIN, from_directory=tree)
         bed.start_broker()
-        bed.host.instances[Side.A].start(bed.host.releases.get(HOST))
-        bed.host.program(Side.A)
-        activate_first(bed.host, Side.A)
+        start_instance(bed.host, Side.A, bed.host.releases.get(HOST))
         bed.start_watchdog()
         lab.pings.wait_flowing(60.0)
         bed.wait_standby()

@@ -6,7 +6,7 @@ step it was.
 
 A hand-over takes less than a millisecond. To strike within it, the broker is stopped when it has put the new switch on
 its capture rings (``vhost.move``), as its log tells, until the request for the move waits for it. Then the old switch
-is stopped and the broker continued, which waits for the old one's fence. That it does is visible from outside, because
+is stopped and the broker continued, which waits for the old one's answer. That it does is visible from outside, because
 it gives itself real-time priority for the length of a swap, and otherwise only when a switch has died. Then the new
 switch is stopped and the old one continued: it lets go, and until the new one is continued the guest's rings are
 nobody's, or the new one's without its confirmation.
@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ovs_hotswap.priority import Rank
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.journal import parse
 from ovs_hotswap.upgrade.records import Kind
@@ -99,7 +100,7 @@ def stopped(pid: int, system: System) -> Iterator[None]:
 @contextlib.contextmanager
 def attentive() -> Iterator[None]:
     """Real-time priority: a step may take no longer than a slice of somebody else's processor time."""
-    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(3))
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(Rank.MOVES + 1))
     try:
         yield
     finally:

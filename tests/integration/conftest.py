@@ -19,6 +19,7 @@ from ovs_hotswap.switch.pmd import pmd_sleep_key
 from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.system import System
 from tests.broker_bed import make_bed as make_bed
+from tests.service_bed import host as host
 
 HUGE_PAGES = 768  # of 2 MiB: two instances of 512 MiB and room for guests
 INSTANCE_MB = 256

@@ -6,15 +6,21 @@ vSwitch are in the other integration tests.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from ovs_hotswap.errors import BrokerError
-from ovs_hotswap.model import Side
+from ovs_hotswap.model import MessageThread, Side
+from ovs_hotswap.priority import Rank, give_rank, has_rank
 from ovs_hotswap.vhost.wire import Feature
 from tests.broker_bed import PACKETS, MakeBed
 from tests.vhost_qemu import Traffic
+from tests.waiting import eventually
 
 
 @pytest.mark.parametrize("pairs", [1, 3])
@@ -52,6 +58,104 @@ def test_moves_there_and_back_under_traffic(make_bed: MakeBed) -> None:
     for vm in vms:
         assert vm.guest is not None
         assert len(set(vm.guest.received)) == len(vm.guest.received)
+
+
+def test_the_switches_notify_pipes_are_used_for_a_row_of_moves(make_bed: MakeBed) -> None:
+    bed = make_bed()
+    bed.running()
+    pipes = {side: os.pipe2(os.O_NONBLOCK) for side in Side}
+    threads = {side: MessageThread(1, end) for side, (_, end) in pipes.items()}
+    for turn, to in enumerate((Side.B, Side.A, Side.B), 1):
+        moved, fault = bed.client.move_many(["vm0"], to, threads)
+        assert (len(moved), fault) == (1, None)
+        assert bed.owner() is to
+        for read, _ in pipes.values():
+            turns, rest = divmod(len(os.read(read, 1 << 16)), 16)
+            assert turns in (2, 3), turn  # two rings, and one more where the switch's thread has another core
+            assert not rest
+    before = bed.broker.descriptors()
+    for _ in range(20):
+        bed.client.move_many(["vm0"], Side.B, threads)
+    assert bed.broker.descriptors() == before
+    for ends in pipes.values():
+        for end in ends:
+            os.close(end)
+
+
+def test_what_is_no_notify_pipe_is_refused(make_bed: MakeBed, tmp_path: Path) -> None:
+    bed = make_bed()
+    bed.running()
+    read, write = os.pipe2(os.O_NONBLOCK)
+    file = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK)
+    before = bed.broker.descriptors()
+    for wrong in (read, file):
+        with pytest.raises(BrokerError, match="notify pipe of a: not a pipe"):
+            bed.client.move_many(["vm0"], Side.B, {Side.B: MessageThread(1, write), Side.A: MessageThread(1, wrong)})
+    with pytest.raises(BrokerError, match="2 descriptors too many"):
+        bed.client.call("move_many", vms=["vm0"], to="b", descriptors=[write, write])
+    with pytest.raises(BrokerError, match="vms: got an unexpected"):
+        bed.client.call("vms", descriptors=[write])
+    with pytest.raises(BrokerError, match="hung up"):
+        bed.client.call("vms", descriptors=[write] * 9)
+    assert bed.owner() is Side.A
+    assert bed.broker.descriptors() == before
+    for end in (read, write, file):
+        os.close(end)
+
+
+@pytest.mark.parametrize(
+    "threads",
+    [[1], {"a": 1}, {"a": {}}, {"a": {"tid": 1, "pipe": True}}, {"a": {"tid": float("inf"), "pipe": False}},
+     {"a": {"tid": "x", "pipe": False}}],
+)  # fmt: skip
+def test_threads_that_are_none(make_bed: MakeBed, threads: object) -> None:
+    bed = make_bed()
+    with pytest.raises(BrokerError, match="threads: a tid and whether there is a pipe"):
+        bed.client.call("move_many", vms=["vm0"], to="b", threads=threads)
+
+
+def test_a_full_pipe_that_its_owner_would_wait_for_does_not_stop_the_broker(make_bed: MakeBed) -> None:
+    bed = make_bed()
+    bed.running()
+    read, write = os.pipe2(os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write, bytes(4096))
+    os.set_blocking(write, True)
+    for to in (Side.B, Side.A):
+        assert bed.client.move_many(["vm0"], to, {side: MessageThread(1, write) for side in Side})[1] is None
+        assert bed.owner() is to
+    os.close(read)  # as when the switch has died
+    assert bed.client.move_many(["vm0"], Side.B, {Side.A: MessageThread(1, write)})[1] is None
+    os.close(write)
+
+
+def test_the_side_that_takes_the_rings_waits_until_the_other_has_let_go(make_bed: MakeBed) -> None:
+    bed = make_bed(fence_ms=500)
+    bed.running()
+    active, standby = bed.switches
+    threads = {side: MessageThread(switch.pid, None) for side, switch in zip(Side, bed.switches, strict=True)}
+    give_rank(standby.pid, Rank.TAKES)
+    if not has_rank(standby.pid):
+        pytest.skip("real-time priority is not permitted")
+
+    def rank() -> int:
+        return os.sched_getparam(standby.pid).sched_priority
+
+    active.stop()
+    with ThreadPoolExecutor() as pool:
+        moved = pool.submit(bed.client.move_many, ["vm0"], Side.B, threads)
+        eventually(lambda: rank() == Rank.WAITS or moved.done(), "the standby waits", poll_s=0.001)
+        assert not moved.done()
+        _, fault = moved.result()
+    assert fault is not None
+    assert "switch a did not answer" in fault.message
+    assert rank() == Rank.TAKES
+    active.go_on()
+    bed.wait(lambda: bed.client.move_many(["vm0"], Side.B, threads)[1] is None, "the move")
+    assert bed.owner() is Side.B
+    assert rank() == Rank.TAKES
+    assert not has_rank(active.pid)
 
 
 def test_many_are_moved_by_one_request_up_to_a_fault(make_bed: MakeBed) -> None:
@@ -107,6 +211,22 @@ def test_a_vm_that_is_armed_and_not_moved_is_served_on(make_bed: MakeBed) -> Non
     vm.reboot()
     bed.wait(lambda: bool(bed.client.vm("vm0")["switches"]["b"]["parked"]), "parked again")
     bed.client.move("vm0", Side.B)
+    bed.ends_well((0, vm))
+
+
+def test_of_a_vm_that_is_not_moved_after_all_nothing_is_kept(make_bed: MakeBed) -> None:
+    bed = make_bed()
+    a, b = bed.switch(Side.A), bed.switch(Side.B)
+    vm = bed.qemu()
+    bed.wait_owner(Side.A)
+    bed.client.park("vm0", Side.B)
+    assert bed.client.arm(["vm0"], Side.B) == ["vm0"]
+    b.deliver(0, bytes(40))
+    bed.client.disarm(["vm0"])
+    bed.wait(lambda: bool(bed.client.vm("vm0")["switches"]["b"]["parked"]), "parked again")
+    bed.client.move("vm0", Side.B)
+    a.deliver(0, bytes(40))
+    assert bed.client.undelivered("vm0") == []
     bed.ends_well((0, vm))
 
 

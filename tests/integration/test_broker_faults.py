@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import time
 
@@ -98,13 +99,30 @@ def test_standby_that_was_busy_when_the_owner_died_takes_over_later(make_bed: Ma
     bed.ends_well((0, vm), doubled=32)
 
 
-def test_old_side_that_hangs_keeps_the_rings(make_bed: MakeBed) -> None:
+def test_old_side_that_hangs_before_the_move_stays_the_owner(make_bed: MakeBed) -> None:
     bed = make_bed()
     active = bed.switch(Side.A)
     bed.switch(Side.B)
     vm = bed.qemu()
     bed.client.park("vm0", Side.B)
     active.stop()
+    for message in ("did not answer", "under way"):
+        with pytest.raises(BrokerError, match=message):
+            bed.client.move("vm0", Side.B)
+        assert (bed.client.vm("vm0")["owner"], bed.client.vm("vm0")["certainty"]) == ("a", "owns")
+    active.go_on()
+    bed.ends_well((0, vm))
+    bed.client.move("vm0", Side.B)
+    bed.ends_well((0, vm))
+
+
+def test_old_side_that_hangs_keeps_the_rings(make_bed: MakeBed) -> None:
+    bed = make_bed()
+    active = bed.switch(Side.A)
+    bed.switch(Side.B)
+    vm = bed.qemu()
+    bed.client.park("vm0", Side.B)
+    active.fail_at_fence(0, 1, signal.SIGSTOP)
     with pytest.raises(BrokerError, match="did not let go"):
         bed.client.move("vm0", Side.B)
     assert bed.client.vm("vm0")["owner"] == "a"
@@ -120,14 +138,15 @@ def test_old_side_that_hangs_keeps_the_rings(make_bed: MakeBed) -> None:
     bed.ends_well((0, vm))
 
 
-def test_old_side_that_hangs_and_dies_is_replaced(make_bed: MakeBed) -> None:
+@pytest.mark.parametrize(("answered", "message"), [(0, "did not answer"), (1, "did not let go")])
+def test_old_side_that_hangs_and_dies_is_replaced(make_bed: MakeBed, answered: int, message: str) -> None:
     bed = make_bed()
     active = bed.switch(Side.A)
     bed.switch(Side.B)
     vm = bed.qemu()
     bed.client.park("vm0", Side.B)
-    active.stop()
-    with pytest.raises(BrokerError, match="did not let go"):
+    active.fail_at_fence(0, answered, signal.SIGSTOP)
+    with pytest.raises(BrokerError, match=message):
         bed.client.move("vm0", Side.B)
     active.kill()
     bed.wait_owner(Side.B)
@@ -157,7 +176,7 @@ def test_new_side_that_hangs_with_the_rings_is_asked_for_them_back(make_bed: Mak
     standby = bed.switch(Side.B)
     vm = bed.qemu()
     bed.client.park("vm0", Side.B)
-    standby.fail_at_fence(0, 1, signal.SIGSTOP)
+    standby.fail_at_fence(0, 2, signal.SIGSTOP)
     with pytest.raises(StateUnknown, match="did not confirm"):
         bed.client.move("vm0", Side.B)
     time.sleep(0.5)
@@ -178,7 +197,7 @@ def test_new_side_that_hangs_with_the_rings_for_a_moment_keeps_them(make_bed: Ma
     standby = bed.switch(Side.B)
     vm = bed.qemu()
     bed.client.park("vm0", Side.B)
-    standby.fail_at_fence(0, 1, signal.SIGSTOP)
+    standby.fail_at_fence(0, 2, signal.SIGSTOP)
     with pytest.raises(StateUnknown, match="did not confirm"):
         bed.client.move("vm0", Side.B)
     standby.go_on()
@@ -192,7 +211,7 @@ def test_new_side_that_hangs_with_the_rings_and_dies_gives_them_back(make_bed: M
     standby = bed.switch(Side.B)
     vm = bed.qemu()
     bed.client.park("vm0", Side.B)
-    standby.fail_at_fence(0, 1, signal.SIGSTOP)
+    standby.fail_at_fence(0, 2, signal.SIGSTOP)
     with pytest.raises(StateUnknown, match="did not confirm"):
         bed.client.move("vm0", Side.B)
     standby.kill()
@@ -201,11 +220,12 @@ def test_new_side_that_hangs_with_the_rings_and_dies_gives_them_back(make_bed: M
 
 
 @pytest.mark.parametrize(
-    ("dying", "answered", "survivor"), [(Side.A, 0, Side.B), (Side.B, 0, Side.A), (Side.B, 1, Side.A)]
+    ("dying", "answered", "survivor"),
+    [(Side.A, 0, Side.B), (Side.A, 1, Side.B), (Side.B, 0, Side.A), (Side.B, 1, Side.A), (Side.B, 2, Side.A)],
 )
 def test_side_that_dies_within_a_move(make_bed: MakeBed, dying: Side, answered: int, survivor: Side) -> None:
-    """At the old side's fence; at the new side's first one, when nothing has begun; at its last, when it has the
-    rings."""
+    """At the old side's first fence, when nothing has begun, and its last, when it is to let go; at the new side's
+    first two, when nothing has begun, and its last, when it has the rings."""
     bed = make_bed()
     switches = {side: bed.switch(side) for side in Side}
     vm = bed.qemu(pairs=2)
@@ -291,4 +311,18 @@ def test_guest_that_takes_features_its_home_lacks_is_served_by_the_other_side(ma
     bed.switch(Side.A, features=FEATURES & ~(1 << Feature.NET_MRG_RXBUF))
     vm.start_driver()
     bed.wait_owner(Side.B)
+    bed.ends_well((0, vm))
+
+
+def test_a_move_that_cannot_be_prepared_leaves_the_owner_as_it_is(make_bed: MakeBed) -> None:
+    """A file size limit makes the broker fail to write to ring memory; nothing has been sent to a switch yet."""
+    bed = make_bed()
+    vm = bed.running()
+    limit = resource.prlimit(bed.broker.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(bed.broker.pid, resource.RLIMIT_FSIZE, (0, limit[1]))
+    with pytest.raises(BrokerError, match="its move cannot be prepared: File too large"):
+        bed.client.move("vm0", Side.B)
+    resource.prlimit(bed.broker.pid, resource.RLIMIT_FSIZE, limit)
+    assert bed.owner("vm0") is Side.A
+    bed.client.move("vm0", Side.B)
     bed.ends_well((0, vm))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +17,7 @@ from tests.vhost_device import SwitchSpec
 from tests.vhost_qemu import FakeQemu
 from tests.vhost_rings import Ledger
 from tests.vhost_switch import SwitchProcess
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -41,10 +41,7 @@ def left_behind() -> Iterator[tuple[BrokerProcess, subprocess.Popen[bytes]]]:
 
 def wait_connected(broker: BrokerProcess) -> None:
     with broker.client() as client:
-        end = time.monotonic() + 10
-        while not client.vm("vm0")["switches"]["a"]["connected"]:
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        eventually(lambda: client.vm("vm0")["switches"]["a"]["connected"], "switch a is connected")
 
 
 def test_nobody_is_given_rings_that_a_silent_switch_may_hold(
@@ -69,10 +66,7 @@ def test_nobody_is_given_rings_that_a_silent_switch_may_hold(
         assert (vm["owner"], vm["certainty"]) == (None, "nobody")
         silent.kill()
         silent.wait()
-        end = time.monotonic() + 10
-        while client.vm("vm0")["owner"] != "a":
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        eventually(lambda: client.vm("vm0")["owner"] == "a", "switch a owns the VM")
         assert qemu.send(8) == 8
         qemu.drain()
         assert ledger.lost_and_doubled(0, qemu.next_packet) == (0, 0)

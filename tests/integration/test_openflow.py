@@ -12,8 +12,7 @@ import socket
 import struct
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,9 +24,9 @@ from ovs_hotswap.overlay.ports import PEER, PEER_PORT, UPLINK, UPLINK_PORT, VXLA
 from ovs_hotswap.overlay.tables import REQUIRED_OTHER_CONFIG, Form, Kind, cookie, lines, render
 from ovs_hotswap.switch.openflow import OpenFlow
 from ovs_hotswap.system import System
+from tests.waiting import eventually
 
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
-PATIENCE = 20.0  # seconds
 
 VTEP, VTEP_MAC = "172.31.0.1", "52:54:00:aa:00:01"
 REMOTES = ("172.31.0.2", "172.31.0.3")
@@ -60,13 +59,6 @@ INTENT = Intent.model_validate(
 PORTS = {UPLINK: UPLINK_PORT, PEER: PEER_PORT, **{vm.name: vm.ofport for vm in INTENT.vms}}
 
 
-def until(holds: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < end, f"not within {PATIENCE:g} s: {what}"
-        time.sleep(0.01)
-
-
 class Switch:
     """A private ovsdb-server and ovs-vswitchd with one bridge, as ``INTENT`` needs it, of dummy ports."""
 
@@ -85,7 +77,7 @@ class Switch:
         database, server = self.dir / "conf.db", self.dir / "db.sock"
         self.system.run(["ovsdb-tool", "create", str(database), SCHEMA])
         self._spawn("ovsdb-server", str(database), f"--remote=punix:{server}", f"--unixctl={self.dir}/ovsdb.ctl")
-        until(server.exists, "ovsdb-server listens")
+        eventually(server.exists, "ovsdb-server listens")
         self.vsctl("--no-wait", "init")
         self._spawn(
             "ovs-vswitchd", f"unix:{server}", "--enable-dummy", "--disable-system", f"--unixctl={self.dir}/vswitchd.ctl"
@@ -172,7 +164,7 @@ class Pair:
                         found.setdefault((end, name), []).extend(switch.sent(name))
             return all(found[end, "vm2"].count(last) == 2 for end in Side)
 
-        until(settled, "the last frames come through the peer link")
+        eventually(settled, "the last frames come through the peer link")
         kept = {place: [item for item in frames if item != last] for place, frames in found.items()}
         return {place: frames for place, frames in kept.items() if frames}
 
@@ -190,7 +182,9 @@ def pair() -> Iterator[Pair]:
         for switch in pair.switches.values():
             switch.start()
         far_end = pair.switches[Side.B]
-        until(lambda: "connected" in far_end.appctl("netdev-dummy/conn-state", PEER).split(), "the peer ports connect")
+        eventually(
+            lambda: "connected" in far_end.appctl("netdev-dummy/conn-state", PEER).split(), "the peer ports connect"
+        )
         yield pair
     finally:
         for switch in pair.switches.values():
@@ -427,4 +421,4 @@ def test_drops_are_counted_and_named(switch: Switch) -> None:
         grown = {drop.cookie for drop in switch.openflow.drops(names) if drop.packets == before[drop.name] + 1}
         return grown == expected
 
-    until(counted, "the drops are counted")
+    eventually(counted, "the drops are counted")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from ovs_hotswap.switch.rpc import NoAnswer
 from ovs_hotswap.switch.tunnel import TunnelNeighbour, Tunnels
 from ovs_hotswap.system import System
 from tests.integration.conftest import RunInstance
+from tests.waiting import eventually
 
 MAC = "52:54:00:aa:00:01"
 
@@ -37,15 +36,6 @@ def vhost(config: Config, name: str, ofport: int, side: Side = Side.A) -> PortSp
 
 def tunnel() -> PortSpec:
     return PortSpec("vxlan", "vxlan", 2, {"key": "flow", "remote_ip": "flow", "local_ip": "172.31.0.1"})
-
-
-def eventually(condition: Callable[[], bool], timeout: float = 20.0) -> bool:
-    end = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def test_a_bridge_with_its_ports(config: Config, instance: Instance) -> None:
@@ -171,7 +161,7 @@ def test_a_database_that_goes_away_is_told(instance: Instance) -> None:
                 return True
             return False
 
-        assert eventually(lost)
+        eventually(lost, "the loss is told")
 
 
 def test_a_database_that_hangs_is_told(instance: Instance) -> None:
@@ -212,7 +202,7 @@ def test_tunnel_tables(config: Config, instance: Instance) -> None:
     for _ in range(2):  # setting again is no error
         tunnels.set_address("172.31.0.1", 24)
         tunnels.set_neighbour("172.31.0.254", "52:54:00:aa:00:fe")
-    assert eventually(lambda: "172.31.0.0/24" in {route.destination for route in tunnels.routes()})
+    eventually(lambda: "172.31.0.0/24" in {route.destination for route in tunnels.routes()}, "the route")
     tunnels.add_route("10.20.0.0/16", "172.31.0.254")
     (added,) = (route for route in tunnels.routes() if route.user)
     assert (added.destination, added.device, added.gateway) == ("10.20.0.0/16", "br0", "172.31.0.254")
@@ -237,4 +227,4 @@ def test_packets_pass_between_the_releases_over_memif(
         system.run(["ovs-ofctl", "add-flow", f"unix:{instance.paths.bridge_mgmt}", "actions=NORMAL"])
         Tunnels(instance.paths, "br0").set_address(f"10.77.0.{number}", 24)
     ping = ["ip", "netns", "exec", config.namespace(Side.A), "busybox", "ping", "-c", "1", "-W", "1", "10.77.0.2"]
-    assert eventually(lambda: system.run(ping, check=False).status == 0)
+    eventually(lambda: system.run(ping, check=False).status == 0, "an answer through the peer link")

@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 from ovs_hotswap.model import Release
 from ovs_hotswap.system import System
 from tests.machine import PREFIX, Machine
+from tests.waiting import eventually
 
 REPOSITORY = Path(__file__).parents[2]
 BROKER, RESTORE, WATCH, NETNS = (f"ovs-hotswap-{name}.service" for name in ("broker", "restore", "watch", "netns@a"))
@@ -97,12 +97,10 @@ def ask(machine: Machine, *arguments: str) -> Any:
 
 
 def wait(machine: Machine, true: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > end:
-            logs = "\n".join(f"-- {unit}\n{machine.log(unit)[-3000:]}" for unit in (BROKER, WATCH, *UNITS.values()))
-            raise AssertionError(f"{what}: not within {seconds:g} s\n{logs}")
-        time.sleep(0.1)
+    def logs() -> str:
+        return "\n".join(f"-- {unit}\n{machine.log(unit)[-3000:]}" for unit in (BROKER, WATCH, *UNITS.values()))
+
+    eventually(true, lambda: f"{what}\n{logs()}", seconds, poll_s=0.1)
 
 
 def pids(machine: Machine) -> dict[str, tuple[int | None, int | None]]:
@@ -309,7 +307,4 @@ def test_nothing_is_left_of_a_machine_whose_test_was_killed() -> None:
         assert System().alive(int(pid))
         assert all(map(os.path.isdir, groups))
         child.send_signal(signal.SIGKILL)
-    end = time.monotonic() + 20
-    while System().alive(int(pid)) or any(map(os.path.exists, groups)):
-        assert time.monotonic() < end, "processes or control groups are left"
-        time.sleep(0.1)
+    eventually(lambda: not System().alive(int(pid)) and not any(map(os.path.exists, groups)), "the end of all of it")

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.errors import CommandError, HotswapError, PrecheckFailed, ReleaseError, RolledBack
+from ovs_hotswap.errors import BrokerError, CommandError, HotswapError, PrecheckFailed, ReleaseError, RolledBack
 from ovs_hotswap.lab import Lab
 from ovs_hotswap.model import Release, Severity, Side
 from ovs_hotswap.overlay.tables import Form, lines, render
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.host import Host, activate_first
+from ovs_hotswap.upgrade.host import Host, start_instance
 from ovs_hotswap.upgrade.plan import Event, EventKind
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from ovs_hotswap.vhost.service import start_broker, stop_broker
@@ -39,9 +39,7 @@ def bring_up(lab: Lab, system: System) -> None:
     """Start the broker and instance a, and wait for the guests' pings."""
     host = Host(lab.config, system)
     start_broker(lab.config, system, lab.config_path, 10.0)
-    host.instances[Side.A].start(host.releases.get("host"))
-    host.program(Side.A)
-    activate_first(host, Side.A)
+    start_instance(host, Side.A, host.releases.get("host"))
     lab.pings.wait_flowing(60.0)
 
 
@@ -73,7 +71,7 @@ def host(bed: Lab, system: System) -> Iterator[Host]:
 
 def untouched(bed: Lab, host: Host) -> None:
     """The old instance serves every VM with its final tables, and nothing of the standby is left."""
-    vms = host.broker.vms()
+    vms = host.road.vms()
     assert {vm["owner"] for vm in vms} == {"a"}
     assert not any(vm["switches"]["b"]["connected"] for vm in vms)
     assert host.uplink.owner() is Side.A
@@ -230,7 +228,7 @@ def test_a_vm_whose_qemu_is_not_there_does_not_hinder(bed: Lab, host: Host) -> N
     finally:
         bed.start_guest("vm2")
     bed.pings.wait_flowing(60.0)
-    assert host.broker.vm("vm2")["owner"] == "b"
+    assert host.road.vm("vm2")["owner"] == "b"
 
 
 def test_a_guest_that_reboots_meanwhile_comes_back(bed: Lab, host: Host) -> None:
@@ -248,7 +246,7 @@ def test_a_qemu_that_leaves_and_comes_back_finds_its_network(bed: Lab, host: Hos
         bed.stop_guest("vm1")
         bed.start_guest("vm1")
         bed.pings.wait_flowing(60.0)
-    assert host.broker.vm("vm1")["owner"] == "a"
+    assert host.road.vm("vm1")["owner"] == "a"
 
 
 def test_status_names_an_unfinished_upgrade(bed: Lab, host: Host) -> None:
@@ -274,17 +272,44 @@ def test_a_changed_overlay_is_applied_under_running_vms(bed: Lab, host: Host) ->
         dry = json.loads(System().run([*program, "--dry-run"]).stdout)
         assert not dry["applied"]
         assert any("in_port=99" in line for line in dry["diff"]["a"])
-        assert "later" not in {vm["name"] for vm in host.broker.vms()}
+        assert "later" not in {vm["name"] for vm in host.road.vms()}
         assert json.loads(System().run(program).stdout)["sides"] == ["a"]
         with host.instances[Side.A].database() as database:
             assert database.interfaces()["later"].ofport == 99
-        assert host.broker.vm("later")["qemu"] is None
+        assert host.road.vm("later")["qemu"] is None
     finally:
         bed.config.overlay.write_text(intent)
         System().run(program)
-    assert "later" not in {vm["name"] for vm in host.broker.vms()}
+    assert "later" not in {vm["name"] for vm in host.road.vms()}
     time.sleep(0.5)
     assert sum(stats.lost for stats in bed.pings.between(before, bed.pings.mark())) == 0
+    untouched(bed, host)
+
+
+def test_no_vm_is_let_go_of_while_its_switch_stands_still(bed: Lab, host: Host, system: System) -> None:
+    """Neither by a broker that is to be stopped nor because it is in the intent no more."""
+    overlay, intent = bed.config.overlay, bed.config.overlay.read_text()
+    head, vm1, rest = intent.partition('[[vm]]\nname = "vm1"\n')
+    pid = host.instances[Side.A].pid()
+    assert pid is not None
+    qemu = host.road.vm("vm1")["qemu"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(BrokerError, match=f"the broker goes on: .* vm1: switch a .process {pid}."):
+            stop_broker(bed.config, system)
+        overlay.write_text(head + rest[rest.index("[[") :])
+        with pytest.raises(BrokerError, match=f"kept, .* VM vm1: switch a .process {pid}."):
+            Host(bed.config, system).follow_intent([Side.A])
+        assert host.road.vm("vm1")["qemu"] == qemu
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    host.wait(lambda: "vm1" not in {vm["name"] for vm in host.road.vms()}, 10.0, lambda: "vm1 has not left")
+    Host(bed.config, system).follow_intent([Side.A])
+    with host.instances[Side.A].database() as database:
+        assert "vm1" not in database.interfaces()
+    overlay.write_text(head + vm1 + rest)
+    Host(bed.config, system).follow_intent([Side.A])
+    host.wait(lambda: host.road.vm("vm1")["certainty"] == "owns", 10.0, lambda: "vm1 is not served again")
     untouched(bed, host)
 
 

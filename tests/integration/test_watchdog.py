@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,19 @@ import pytest
 
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.lab import Lab
+from ovs_hotswap.lab.watch import wait_protected, watchdog
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.tables import Form, lines, render
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade import standby, watchlog
-from ovs_hotswap.upgrade.host import Host, activate_first
+from ovs_hotswap.upgrade.host import Host, start_instance
 from ovs_hotswap.upgrade.plan import Event, EventKind
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from ovs_hotswap.vhost.service import start_broker
+from tests.waiting import eventually
 
 GUESTS = 2
-READY_S = 90.0
 
 
 @pytest.fixture(scope="module")
@@ -40,26 +40,22 @@ def bed(system: System) -> Iterator[Lab]:
         lab.config_path.write_text(lab.config_path.read_text() + changes)
         host = Host(lab.config, system)
         start_broker(lab.config, system, lab.config_path, 10.0)
-        host.instances[Side.A].start(host.releases.get("host"))
-        host.program(Side.A)
-        activate_first(host, Side.A)
+        start_instance(host, Side.A, host.releases.get("host"))
         lab.pings.wait_flowing(60.0)
         yield lab
     finally:
         lab.down()
 
 
-@contextlib.contextmanager
-def watchdog(bed: Lab, system: System) -> Iterator[int]:
-    """A watchdog process; its pid."""
-    log = bed.layout.directory / "watch.log"
-    program = [sys.executable, "-m", "ovs_hotswap", "--config", str(bed.config_path), "watch", "run"]
-    pid = system.spawn(program, log=log)
-    try:
-        yield pid
-    finally:
-        system.kill(pid)
-        assert "Traceback" not in log.read_text()
+def log(bed: Lab) -> Path:
+    """Of every watchdog of the bed."""
+    return bed.layout.directory / "watch.log"
+
+
+@pytest.fixture(autouse=True)
+def no_traceback(bed: Lab) -> Iterator[None]:
+    yield
+    assert "Traceback" not in (log(bed).read_text() if log(bed).exists() else "")
 
 
 @pytest.fixture
@@ -68,33 +64,10 @@ def host(bed: Lab, system: System) -> Host:
 
 
 @pytest.fixture
-def watched(bed: Lab, host: Host, system: System) -> Iterator[int]:
+def watched(bed: Lab, host: Host) -> Iterator[int]:
     """A watchdog with a standby that is ready."""
-    with watchdog(bed, system) as pid:
-        wait_ready(host)
+    with watchdog(host, bed.config_path, log(bed)) as pid:
         yield pid
-
-
-def wait(true: Callable[[], bool], what: str, seconds: float = READY_S) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
-
-
-def wait_ready(host: Host, active: Side | None = None) -> None:
-    """A standby is there, and every VM with a guest is parked on it."""
-
-    def ready() -> bool:
-        now = host.recorded_active()
-        if now is None or (active is not None and now is not active):
-            return False
-        record = standby.read_record(host)
-        if record is None or record.side is now or not record.prepared:
-            return False
-        return not standby.unprotected(host.broker.vms(), now.other)
-
-    wait(ready, f"no standby: {watchlog.read_state(host.config)}")
 
 
 def failovers(host: Host) -> list[dict[str, Any]]:
@@ -103,7 +76,7 @@ def failovers(host: Host) -> list[dict[str, Any]]:
 
 def served_by(host: Host, side: Side) -> None:
     """Each VM's rings are ``side``'s and nobody else's, the uplink points there, and so does the record."""
-    for vm in host.broker.vms():
+    for vm in host.road.vms():
         assert (vm["owner"], vm["certainty"]) == (side, "owns")
         assert vm["switches"][side]["role"] == "owner"
         assert vm["switches"][side.other]["role"] in {None, "idle", "parked"}
@@ -122,7 +95,7 @@ def test_every_vm_moves_when_the_active_dies_or_hangs(
     assert pid is not None
     known, before = len(failovers(host)), bed.pings.mark()
     os.kill(pid, number)
-    wait(lambda: host.recorded_active() is old.other, "no fail-over")
+    eventually(lambda: host.recorded_active() is old.other, "no fail-over")
     assert not System().has_memory(pid)
     served_by(host, old.other)
     bed.pings.wait_flowing(30.0)
@@ -130,7 +103,7 @@ def test_every_vm_moves_when_the_active_dies_or_hangs(
     assert (event["from"], event["to"], event["signal"]) == (old, old.other, reason)
     assert (event["moved"], event["left"]) == (GUESTS, [])
     assert ("fenced" in event["ms"]) is (number is signal.SIGSTOP)
-    wait_ready(host, old.other)
+    wait_protected(host, old.other)
     served_by(host, old.other)
     assert host.instances[old].pid() not in (None, pid)
     assert host.pmd_sleep(old.other) == host.config.instance(old.other).pmd_sleep_us
@@ -145,8 +118,8 @@ def test_a_standby_that_dies_is_replaced(bed: Lab, host: Host, watched: int) -> 
     assert pid is not None
     before = bed.pings.mark()
     os.kill(pid, signal.SIGKILL)
-    wait(lambda: host.instances[active.other].pid() not in (None, pid), "no new standby")
-    wait_ready(host, active)
+    eventually(lambda: host.instances[active.other].pid() not in (None, pid), "no new standby")
+    wait_protected(host, active)
     served_by(host, active)
     time.sleep(0.3)
     assert sum(stats.received for stats in bed.pings.between(before, bed.pings.mark())) > 100
@@ -154,11 +127,11 @@ def test_a_standby_that_dies_is_replaced(bed: Lab, host: Host, watched: int) -> 
 
 def test_a_vm_that_comes_later_is_parked(bed: Lab, host: Host, watched: int) -> None:
     bed.stop_guest("vm2")
-    wait(lambda: host.broker.vm("vm2")["qemu"] is None, "QEMU is still there")
+    eventually(lambda: host.road.vm("vm2")["qemu"] is None, "QEMU is still there")
     bed.start_guest("vm2")
     bed.pings.wait_flowing(60.0)
-    wait_ready(host)
-    wait(lambda: host.broker.vm("vm2")["owner"] == host.active(), "vm2 is not on the active side")
+    wait_protected(host)
+    eventually(lambda: host.road.vm("vm2")["owner"] == host.active(), "vm2 is not on the active side")
     served_by(host, host.active())
 
 
@@ -174,12 +147,12 @@ def test_a_change_of_the_overlay_reaches_both(bed: Lab, host: Host, watched: int
         return all(new.openflow(side).diff(wanted) == [] for side in Side)
 
     try:
-        wait(lambda: "late" in [vm["name"] for vm in host.broker.vms()], "the broker has no VM late")
-        wait(programmed, "the flow tables are the old ones")
+        eventually(lambda: "late" in [vm["name"] for vm in host.road.vms()], "the broker has no VM late")
+        eventually(programmed, "the flow tables are the old ones")
     finally:
         file.write_text(before)
-    wait(lambda: "late" not in [vm["name"] for vm in host.broker.vms()], "the broker still has VM late")
-    wait(programmed, "the flow tables are not the old ones again")
+    eventually(lambda: "late" not in [vm["name"] for vm in host.road.vms()], "the broker still has VM late")
+    eventually(programmed, "the flow tables are not the old ones again")
 
 
 def test_an_upgrade_moves_to_the_standby_that_is_there(bed: Lab, host: Host, watched: int) -> None:
@@ -197,7 +170,7 @@ def test_an_upgrade_moves_to_the_standby_that_is_there(bed: Lab, host: Host, wat
     assert Upgrader(host).upgrade("host", look).committed
     assert states == ["an upgrade is not finished"]
     assert host.instances[active.other].pid() == warm
-    wait_ready(host, active.other)
+    wait_protected(host, active.other)
     served_by(host, active.other)
     assert host.pmd_sleep(active.other) == host.config.instance(active.other).pmd_sleep_us
     time.sleep(0.3)
@@ -214,12 +187,12 @@ def test_an_active_that_dies_in_an_upgrade_is_failed_over(bed: Lab, host: Host, 
             pid = host.instances[active].pid()
             assert pid is not None
             os.kill(pid, signal.SIGKILL)
-            wait(lambda: host.recorded_active() is active.other, "no fail-over")
+            eventually(lambda: host.recorded_active() is active.other, "no fail-over")
             found.append(host.uplink.owner())
 
     assert Upgrader(host).upgrade("host", kill).committed
     assert found == [active.other]
-    wait_ready(host, active.other)
+    wait_protected(host, active.other)
     served_by(host, active.other)
     bed.pings.wait_flowing(30.0)
 
@@ -235,20 +208,19 @@ def test_an_upgrade_that_is_interrupted_goes_on_where_the_vms_fled(bed: Lab, hos
             os.kill(os.getpid(), signal.SIGTERM)
 
     assert Upgrader(host).upgrade("host", kill).committed
-    wait_ready(host, active.other)
+    wait_protected(host, active.other)
     served_by(host, active.other)
     bed.pings.wait_flowing(30.0)
     wanted = lines(render(host.intent, Form.FINAL))
-    wait(lambda: host.openflow(active.other).diff(wanted) == [], "the window form is still there")
+    eventually(lambda: host.openflow(active.other).diff(wanted) == [], "the window form is still there")
 
 
-def test_the_standby_outlives_the_watchdog(bed: Lab, host: Host, system: System) -> None:
-    with watchdog(bed, system):
-        wait_ready(host)
+def test_the_standby_outlives_the_watchdog(bed: Lab, host: Host) -> None:
+    with watchdog(host, bed.config_path, log(bed)):
         before = {side: host.instances[side].pid() for side in Side}
-    with watchdog(bed, system) as pid:
-        wait(lambda: (watchlog.read_state(bed.config) or {}).get("pid") == pid, "no state")
-        wait(lambda: (watchlog.read_state(bed.config) or {}).get("keeping") == "ready", "not ready")
+    with watchdog(host, bed.config_path, log(bed)) as pid:
+        eventually(lambda: (watchlog.read_state(bed.config) or {}).get("pid") == pid, "no state")
+        eventually(lambda: (watchlog.read_state(bed.config) or {}).get("keeping") == "ready", "not ready")
         assert {side: host.instances[side].pid() for side in Side} == before
 
 
@@ -272,10 +244,10 @@ def test_a_database_server_of_the_active_that_ended_is_started_again(bed: Lab, h
     assert lost is not None
     before = bed.pings.mark()
     os.kill(lost, signal.SIGKILL)
-    wait(lambda: instance.database_pid() not in {None, lost}, "a database server")
+    eventually(lambda: instance.database_pid() not in {None, lost}, "a database server")
     assert instance.pid() == pid
     flows = lines(render(host.intent, Form.FINAL))
-    wait(lambda: served(host, flows), "flows are taken again")
+    eventually(lambda: served(host, flows), "flows are taken again")
     seen = bed.pings.between(before, bed.pings.mark())
     assert sum(each.lost for each in seen) == 0
     assert "database" in [event["event"] for event in watchlog.last_events(bed.config, 3)]

@@ -10,7 +10,9 @@ import pytest
 
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.errors import LabError
+from ovs_hotswap.road import Road
 from tests.bench import cases, kinds
+from tests.bench.users import UserResult
 
 
 def run(tmp_path: Path, wanted: list[str] | None) -> tuple[list[int], dict[str, object]]:
@@ -47,6 +49,23 @@ def test_rows_of_the_page() -> None:
     assert "| none answered |" in kinds.row(silent)
     broken = kinds.Result("legacy", fault="vm vm1 cannot be parked")
     assert kinds.row(broken) == "| legacy | | | | | | vm vm1 cannot be parked |\n"
+
+
+def test_each_road_has_a_part_of_the_page() -> None:
+    works = [kinds.Result("legacy", sent=100, gap_ms=11.4, moves_us=[201.4])]
+    users: list[kinds.Result | UserResult] = [*works, UserResult("virtio_user", rates=[1, 2, 3, 4])]
+    dual = kinds.section(Road.QEMU_DUAL, works, qemu="7.2.22", release="3.1.0")
+    broker = kinds.section(Road.BROKER, users, qemu="7.2.22", release="3.1.0")
+    one = kinds.page("", dual)
+    both = kinds.page(one, broker)
+    assert one.count("\n## ") == 1
+    assert both.index("\n## With a broker\n") < both.index("\n## Without a broker\n")
+    assert both.count("| legacy | 100 ") == 2
+    assert both.count("| virtio_user | 1 | 2 | 3 | 4 |") == 1
+    assert kinds.page(both, broker) == both
+    again = kinds.section(Road.QEMU_DUAL, [kinds.Result("legacy", fault="it broke")], qemu="7.2.22", release="3.1.0")
+    assert kinds.page(both, again).count("| legacy | 100 ") == 1
+    assert "it broke" in kinds.page(both, again)
 
 
 def test_every_kind_has_a_name_of_its_own() -> None:

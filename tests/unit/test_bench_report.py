@@ -16,12 +16,14 @@ SCALE: dict[str, Any] = {
     "cases": [{
         "case": {"vms": 64, "queues": 4, "rounds": 2}, "moves_us": [100.0, 300.0, 200.0], "all_ms": [40.0, 44.0],
         "floor_ms": {"sending": [1.0], "receiving": [1.5]}, "gaps_ms": {"sending": [1.25], "receiving": []},
+        "rehearsed_ms": {"sending": [1.125], "receiving": [1.75]}, "broker_percent": 0.125, "broker_ms": [20.0],
         "frames": {"from VMs": {"sent": 9, "lost": 0, "doubled": 0, "reordered": 0}},
         "broker_kb": 30000, "broker_descriptors": 500,
     }],
 }  # fmt: skip
 FORWARDING: dict[str, Any] = {
-    "machine": MACHINE, "seconds": 5, "rates": {"direct": [100.0, 300.0], "broker": [98.0, 300.0]},
+    "machine": MACHINE, "seconds": 5, "paired": [{"direct": [100.0, 300.0], "broker": [98.0, 300.0]}],
+    "rates": {"broker": [200.0], "broker, standby": [150.0]},
 }  # fmt: skip
 SOAK: dict[str, Any] = {
     "machine": MACHINE, "upgrades": 3, "vms": 8, "seconds": [5.0, 7.0, 6.0],
@@ -33,11 +35,14 @@ SOAK: dict[str, Any] = {
 
 def test_a_section_has_the_figures_of_its_report() -> None:
     text = report.scale(SCALE).text
-    assert "| 64 x 4 | 3 | 200 | 300 | 300 | 40 | 44 | 30000 | 500 |" in text
-    assert "| 64 x 4 | sending | 1.0 | 1.0 | 1.2 | 1.2 |" in text
-    assert "| 64 x 4 | receiving | 1.5 | 1.5 | - | - |" in text
+    assert "| 64 x 4 | 3 | 200 | 300 | 300 | 40 | 44 |" in text
+    assert "| 64 x 4 | 30000 | 500 | 0.12 | 20 |" in text
+    assert "| 64 x 4 | sending | 1.0 | 1.0 | 1.1 | 1.1 | 1.2 | 1.2 |" in text
+    assert "| 64 x 4 | receiving | 1.5 | 1.5 | 1.8 | 1.8 | - | - |" in text
     assert "| direct | 2 | 200 | 320000.0 | 1.000 (1.000 to 1.000) |" in report.forwarding(FORWARDING).text
     assert "| broker | 2 | 199 | 321608.0 | 0.990 (0.980 to 1.000) |" in report.forwarding(FORWARDING).text
+    assert "| broker, standby | 1 | 150 | 426666.7 | 0.750 (0.750 to 0.750) |" in report.forwarding(FORWARDING).text
+    assert "| 64 x 4 | 3 | 200 | 300 | 300 | 40 | 44 |" in report.patched(SCALE).text
     assert "3 upgrades with 8 VMs; seconds of each: p50 6.0, p99 7.0, longest 7.0" in report.soak(SOAK).text
     assert "| broker | 30000 | 30100 | 100 | 100 |" in report.soak(SOAK).text
 

@@ -80,7 +80,7 @@ def test_the_defaults_in_the_example_are_the_defaults(path: Path) -> None:
     plain = load(path, EXAMPLE)
     for line in EXAMPLE.splitlines():
         key, _, value = line.removeprefix("# ").partition(" = ")
-        if not line.startswith("# ") or not value or key in {"group", "namespace", "release"} or " " in key:
+        if not line.startswith("# ") or not value or key in {"group", "namespace", "release", "netdev"} or " " in key:
             continue
         assert load(path, EXAMPLE.replace(line, f"{key} = {value}")) == plain, key
 
@@ -173,3 +173,12 @@ def test_two_run_directories_never_share_a_namespace(path: Path) -> None:
     names = [load(path, prefix + MINIMAL).namespace(side) for prefix in ("", 'run_dir = "/run/x"\n') for side in Side]
     assert names[:2] == ["ovsh-a", "ovsh-b"]
     assert len(set(names)) == 4
+
+
+def test_a_qemu_must_listen_where_every_instance_can_see_it(path: Path) -> None:
+    text = 'road = "qemu-dual"\n' + MINIMAL
+    assert load(path, text).vhost_socket(Side.B, "web1") == Path("/run/ovs-hotswap/vm/web1.b.sock")
+    assert load(path, text).front_end("web1") == Path("/run/ovs-hotswap/vm/web1.qmp")
+    assert load(path, MINIMAL).front_end("web1") == Path("/run/ovs-hotswap/vm/web1.sock")
+    (fault,) = faults(path, text + "[qemu]\nsocket = '/srv/{vm}.{side}.sock'\n")
+    assert "qemu.socket must be below run_dir (/run/ovs-hotswap)" in fault

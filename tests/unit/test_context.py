@@ -10,6 +10,7 @@ import pytest
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.model import Side
+from ovs_hotswap.road import Road
 from ovs_hotswap.upgrade.context import Upgrade
 from tests.unit.test_watchdog import FakeHost, World
 
@@ -89,6 +90,33 @@ def test_a_broker_that_does_not_answer_is_no_reason_to_give_up(upgrade: Upgrade)
 
     upgrade.host.__dict__["broker"] = Silent()
     assert upgrade.failed == ""
+
+
+@pytest.mark.parametrize(("road", "waited_for"), [(Road.BROKER, ["vm1"]), (Road.QEMU_DUAL, [])])
+def test_without_a_broker_nobody_listens_for_a_vm_that_does_not_run(
+    upgrade: Upgrade, road: Road, waited_for: list[str]
+) -> None:
+    switches = {"a": {"connected": False}, "b": {"connected": True}}
+
+    class Vms:
+        def vms(self, *, read: bool = True) -> list[object]:
+            here = {"a": {"connected": True}, "b": {"connected": True}}
+            return [{"name": "vm1", "qemu": None, "switches": switches}, {"name": "vm2", "qemu": 7, "switches": here}]
+
+    host = FakeHost(upgrade.host.config.model_copy(update={"road": road}), World([]))
+    host.__dict__.update(broker=Vms(), dual=Vms())
+    assert host.unconnected(Side.A) == waited_for
+    assert host.unconnected(Side.B) == []
+
+
+def test_a_switch_that_does_not_come_to_a_qemu_that_runs_is_missed(upgrade: Upgrade) -> None:
+    class Alone:
+        def vms(self, *, read: bool = True) -> list[object]:
+            return [{"name": "vm1", "qemu": 7, "switches": {"a": {"connected": True}, "b": {"connected": False}}}]
+
+    host = FakeHost(upgrade.host.config.model_copy(update={"road": Road.QEMU_DUAL}), World([]))
+    host.__dict__["dual"] = Alone()
+    assert host.unconnected(Side.B) == ["vm1"]
 
 
 class Dying(World):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from tests.bench.guests import Fleet, FleetError, FleetSpec, VmSpec
 from tests.vhost_device import SwitchSpec
 from tests.vhost_rings import Ledger
 from tests.vhost_switch import SwitchThread
+from tests.waiting import eventually
 
 VMS, PAIRS = 3, 2
 
@@ -41,13 +41,6 @@ def switch(spec: FleetSpec, ledger: Ledger) -> SwitchThread:
     return SwitchThread(SwitchSpec([str(vm.socket) for vm in spec.vms]), ledger)
 
 
-def wait(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def taken(fleet: Fleet) -> list[int]:
     """Frames of each VM, on all its queues, that the switch has taken."""
     streams = fleet.stats().streams
@@ -66,7 +59,7 @@ def test_what_is_sent_is_taken(fleet: Fleet, ledger: Ledger) -> None:
     with switch(fleet.spec, ledger):
         fleet.wait_served(20)
         fleet.start(1000)
-        wait(lambda: min(taken(fleet)[:2]) > 50)
+        eventually(lambda: min(taken(fleet)[:2]) > 50, "50 frames of each")
         stats = fleet.stop(20)
         events = fleet.events()
     assert (stats.total("waiting"), stats.faults, taken(fleet)[2]) == (0, (), 0)
@@ -81,11 +74,11 @@ def test_a_switch_that_comes_again_goes_on(fleet: Fleet, ledger: Ledger) -> None
     with switch(fleet.spec, ledger):
         fleet.wait_served(20)
         fleet.start(1000)
-        wait(lambda: min(taken(fleet)[:2]) > 50)
+        eventually(lambda: min(taken(fleet)[:2]) > 50, "50 frames of each")
     before = taken(fleet)
     with switch(fleet.spec, ledger):
-        wait(lambda: fleet.boots() == (2,) * VMS)
-        wait(lambda: all(now > then for now, then in zip(taken(fleet)[:2], before, strict=False)))
+        eventually(lambda: fleet.boots() == (2,) * VMS, "every driver begins again")
+        eventually(lambda: all(now > then for now, then in zip(taken(fleet)[:2], before, strict=False)), "more frames")
         stats = fleet.stop(20)
     assert (stats.total("waiting"), stats.faults) == (0, ())
 
@@ -95,13 +88,13 @@ def test_queue_pairs_are_enabled_and_disabled(fleet: Fleet, ledger: Ledger) -> N
         fleet.wait_served(20)
         rings = running.switch.ports[0].rings
         fleet.set_active_pairs(0, 1)
-        wait(lambda: [ring.enabled for ring in rings] == [True, True, False, False])
+        eventually(lambda: [ring.enabled for ring in rings] == [True, True, False, False], "the second pair is off")
         fleet.set_active_pairs(0, 2)
-        wait(lambda: all(ring.enabled for ring in rings))
+        eventually(lambda: all(ring.enabled for ring in rings), "both pairs are on")
 
 
 def test_drivers_that_are_gone_are_reported(spec: FleetSpec) -> None:
     with Fleet(spec) as fleet:
         os.kill(fleet.drivers_pid, signal.SIGKILL)
         with pytest.raises(FleetError, match="the guests ended"):
-            wait(lambda: fleet.stats().total("sent") < 0)
+            eventually(lambda: fleet.stats().total("sent") < 0, "an error")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -10,7 +11,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ovs_hotswap.model import Side
+from ovs_hotswap.model import MessageThread, Side
+from ovs_hotswap.priority import Rank, give_rank, has_rank, preferred
 from ovs_hotswap.vhost import wire
 from ovs_hotswap.vhost.channel import Channel
 from ovs_hotswap.vhost.handover import Outcome, notify, prepare, swap
@@ -41,6 +43,12 @@ class Peer:
         self.good = wire.reply(fence, bytes(8))
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
+
+    @property
+    def thread(self) -> int:
+        """Its id, with which it can be scheduled."""
+        assert self._thread.native_id is not None
+        return self._thread.native_id
 
     def _run(self) -> None:
         reader = wire.FrameReader()
@@ -103,7 +111,7 @@ MakePeer = Callable[[Behaviour], Peer]
 
 def run(old: Peer | None, new: Peer, calls: list[int], timeout: float = 5.0) -> Outcome:
     ready = prepare(None if old is None else old.link, new.link, PARK, TAKE, calls)
-    return swap(ready, timeout).outcome
+    return swap(ready, timeout, {}).outcome
 
 
 def test_rings_pass_from_the_old_side_to_the_new_one(peers: MakePeer) -> None:
@@ -117,10 +125,60 @@ def test_rings_pass_from_the_old_side_to_the_new_one(peers: MakePeer) -> None:
 
 
 def test_times_are_those_of_the_two_waits(peers: MakePeer) -> None:
-    done = swap(prepare(peers(answers).link, peers(answers).link, PARK, TAKE, []), 5.0)
+    done = swap(prepare(peers(answers).link, peers(answers).link, PARK, TAKE, []), 5.0, {})
     assert done.give_us > 0
     assert done.take_us > 0
     assert done.total_us == done.give_us + done.take_us
+
+
+@pytest.mark.parametrize("one_core", [False, True])
+def test_each_side_finds_something_in_its_pipe_for_every_message(peers: MakePeer, one_core: bool) -> None:
+    old, new = peers(answers), peers(answers)
+    old.link.side, new.link.side = Side.A, Side.B
+    pipes = {side: os.pipe2(os.O_NONBLOCK) for side in Side}
+    ready = prepare(old.link, new.link, PARK, TAKE, [])
+    threads = {side: MessageThread(0, end) for side, (_, end) in pipes.items()}
+    with preferred():  # whatever rank it takes, this thread gives it back
+        assert swap(ready, 5.0, threads, one_core=one_core).outcome is Outcome.MOVED
+    messages = len(PARK) + (not old.acknowledges)  # a question behind them is one more
+    for read, write in pipes.values():
+        assert len(os.read(read, 1 << 16)) == 16 * (messages + (not one_core))
+        os.close(read)
+        os.close(write)
+
+
+def test_the_new_side_comes_first_once_the_old_one_is_done(peers: MakePeer) -> None:
+    seen: list[int] = []
+
+    def answers_and_looks(peer: Peer) -> None:
+        seen.append(os.sched_getparam(new.thread).sched_priority)
+        answers(peer)
+
+    old, new = peers(answers_and_looks), peers(answers_and_looks)
+    old.link.side, new.link.side = Side.A, Side.B
+    give_rank(new.thread, Rank.WAITS)
+    if not has_rank(new.thread):
+        pytest.skip("real-time priority is not permitted")
+    ready = prepare(old.link, new.link, PARK, TAKE, [])
+    assert swap(ready, 5.0, {}, waiter=new.thread).outcome is Outcome.MOVED
+    assert seen == [Rank.WAITS, Rank.TAKES]
+
+
+@pytest.mark.parametrize("fault", ["full", "nobody reads"])
+def test_a_pipe_that_takes_nothing_changes_nothing(peers: MakePeer, fault: str) -> None:
+    old, new = peers(answers), peers(answers)
+    read, write = os.pipe2(os.O_NONBLOCK)
+    if fault == "full":
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(write, bytes(4096))
+    else:
+        os.close(read)
+    ready = prepare(old.link, new.link, PARK, TAKE, [])
+    assert swap(ready, 5.0, dict.fromkeys(Side, MessageThread(0, write))).outcome is Outcome.MOVED
+    os.close(write)
+    if fault == "full":
+        os.close(read)
 
 
 def test_nobody_to_take_them_from(peers: MakePeer) -> None:

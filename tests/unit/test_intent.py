@@ -89,6 +89,15 @@ def faults(load: Load, text: str) -> list[str]:
     return [line.partition("overlay.toml: ")[2] for line in caught.value.message.splitlines()]
 
 
+def test_the_hint_names_the_command_that_prints_an_intent(load: Load, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as faulty:
+        load("")
+    with pytest.raises(ConfigError) as missing:
+        load_intent(tmp_path / "missing.toml")
+    assert faulty.value.hint == "`ovs-hotswap overlay example`"
+    assert missing.value.hint == "write one from `ovs-hotswap overlay example`"
+
+
 def test_a_whole_intent_is_read_and_normalised(load: Load) -> None:
     intent = load(GOOD)
     assert (intent.vtep.address, intent.vtep.prefix, intent.vtep.network) == (

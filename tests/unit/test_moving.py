@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,10 +11,14 @@ from typing import Any, cast
 import pytest
 
 from ovs_hotswap.errors import BrokerError, HotswapError, SwitchError
-from ovs_hotswap.model import Side
+from ovs_hotswap.model import MessageThread, Side
+from ovs_hotswap.priority import Rank
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.moving import move_all
 from ovs_hotswap.upgrade.plan import Event, Run
+from ovs_hotswap.upgrade.standby import newcomers
+
+THREADS = {Side.A: MessageThread(3, None), Side.B: MessageThread(4, 5)}
 
 
 class FakeBroker:
@@ -35,7 +40,13 @@ class FakeBroker:
         self.armed = list(names)
         return self.armed
 
-    def move_many(self, names: Sequence[str], to: Side) -> tuple[list[dict[str, Any]], HotswapError | None]:
+    def disarm(self, names: Sequence[str]) -> None:
+        self.armed = [name for name in self.armed if name not in names]
+
+    def move_many(
+        self, names: Sequence[str], to: Side, threads: Mapping[Side, MessageThread]
+    ) -> tuple[list[dict[str, Any]], HotswapError | None]:
+        assert threads is THREADS
         self.calls.append(list(names))
         assert self.armed[: len(names)] == list(names)
         del self.armed[: len(names)]
@@ -61,13 +72,20 @@ class Bed:
         self.broker = FakeBroker([f"vm{number}" for number in range(count)])
         self.sent: list[tuple[bytes, str]] = []
         self.events: list[Event] = []
+        self.ranks: dict[Side, Rank] = {}
         openflow = SimpleNamespace(packet_out=lambda frame, actions: self.sent.append((frame, actions)))
         host = SimpleNamespace(
-            broker=self.broker, openflow=lambda _side: openflow, ofport=lambda name: int(name[2:]), wait=self._wait,
-            control=lambda side: Path(f"/nonexistent/{side}.ctl"),
+            road=self.broker, openflow=lambda _side: openflow, ofport=lambda name: int(name[2:]), wait=self._wait,
+            control=lambda side: Path(f"/nonexistent/{side}.ctl"), prefer_threads=self._prefer,
+            message_threads=lambda: contextlib.nullcontext(THREADS),
         )  # fmt: skip
         self.host = cast(Host, host)
         self.run = Run(dict, lambda _facts: None, self.events.append)
+
+    def _prefer(self, side: Side, rank: Rank) -> None:
+        self.ranks[side] = rank
+        if side is Side.B:
+            raise SwitchError("instance b ended")  # what is preferred matters to nobody then
 
     @staticmethod
     def _wait(true: Any, _seconds: float, otherwise: Any) -> None:
@@ -85,6 +103,14 @@ def test_one_alone_then_many(count: int, calls: list[int]) -> None:
     assert [(event.item, event.count, event.total) for event in bed.events] == [
         (name, number, count) for number, name in enumerate(bed.broker.owner, 1)
     ]
+
+
+@pytest.mark.parametrize("to", list(Side))
+def test_the_side_that_takes_the_rings_comes_first(to: Side) -> None:
+    bed = Bed(1)
+    bed.broker.owner["vm0"] = to.other
+    move_all(bed.host, to, bed.run)
+    assert bed.ranks == {to: Rank.TAKES, to.other: Rank.GIVES}
 
 
 def test_frames_are_delivered_by_the_new_owner() -> None:
@@ -122,3 +148,23 @@ def test_what_was_moved_before_a_fault_is_delivered() -> None:
         move_all(bed.host, Side.B, bed.run)
     assert bed.broker.asked == ["vm0", "vm1", "vm2", "vm3"]
     assert [name for name, owner in bed.broker.owner.items() if owner is Side.B] == bed.broker.asked
+
+
+def test_vms_that_are_not_moved_after_all_are_not_minded_any_more() -> None:
+    bed = Bed(10)
+    bed.broker.bad = "vm4"
+    with pytest.raises(BrokerError):
+        move_all(bed.host, Side.B, bed.run)
+    assert bed.broker.armed == []
+
+
+def test_a_vm_that_was_started_meanwhile_is_told_from_one_that_fled() -> None:
+    vm: dict[str, Any] = {"name": "vm1", "qemu": 7, "owner": Side.A, "certainty": "owns", "moves": 0}
+    assert newcomers([vm], Side.A) == ["vm1"]
+    others: list[dict[str, Any]] = [
+        {"moves": 2},
+        {"owner": Side.B},
+        {"certainty": "cut"},
+        {"qemu": None, "owner": None},
+    ]
+    assert newcomers([{**vm, **changed} for changed in others], Side.A) == []

@@ -42,6 +42,18 @@ def test_a_process_that_ends_is_told_once() -> None:
         assert told(kill) == [child.pid]
 
 
+def test_a_process_that_is_killed_is_told() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+
+        def kill(processes: Processes) -> None:
+            processes.kill(child.pid)  # not tracked: it is nobody's to kill
+            assert child.poll() is None
+            processes.track(child.pid)
+            processes.kill(child.pid)
+
+        assert told(kill) == [child.pid]
+
+
 def test_a_pid_that_is_another_processs_now_is_told_as_ended() -> None:
     with subprocess.Popen(["sleep", "60"]) as child:
         assert told(lambda processes: processes.track(child.pid, started(child.pid) - 1)) == [child.pid]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ovs_hotswap.switch.release import (
     Releases,
     packages,
     parse_versions,
+    programs,
 )
 from tests.unit.fake_system import FakeSystem
 
@@ -189,6 +191,65 @@ def test_an_adopted_tree_stays_where_it_is(config: Config, releases: Releases, t
     releases.remove("mine")
     assert names(config) == []
     assert (tmp_path / "mine" / SCHEMA.lstrip("/")).exists()
+
+
+def make_prefix(prefix: Path) -> None:
+    for path in ("sbin/ovs-vswitchd", "sbin/ovsdb-server", "bin/ovsdb-tool", "share/openvswitch/vswitch.ovsschema"):
+        (prefix / path).parent.mkdir(parents=True, exist_ok=True)
+        (prefix / path).touch()
+
+
+def test_a_prefix_runs_on_the_hosts_libraries(
+    config: Config, system: Builder, releases: Releases, tmp_path: Path
+) -> None:
+    prefix = tmp_path / "opt/ovs-3.5.0"
+    make_prefix(prefix)
+    release = releases.add("patched", from_directory=prefix)
+    assert release == Release("patched", None, "3.5.0", "24.11.4", str(prefix))
+    assert releases.get("patched") == release
+    assert programs(release).vswitchd == str(prefix / "sbin/ovs-vswitchd")
+    assert not any("chroot" in argv for argv in system.ran)
+    releases.remove("patched")
+    assert names(config) == []
+    assert (prefix / "sbin/ovs-vswitchd").exists()
+
+
+def test_a_prefix_that_a_process_runs_from_is_not_removed(system: Builder, releases: Releases, tmp_path: Path) -> None:
+    make_prefix(tmp_path / "mine")
+    program = tmp_path / "mine/sbin/ovs-vswitchd"
+    shutil.copy("/bin/sleep", program)
+    releases.add("mine", from_directory=tmp_path / "mine")
+    with subprocess.Popen([program, "60"]) as process:
+        try:
+            system.processes[process.pid] = ["ovs-vswitchd"]
+            with pytest.raises(ReleaseError, match=f"release mine is in use by process {process.pid}"):
+                releases.remove("mine")
+        finally:
+            process.kill()
+    releases.remove("mine")
+
+
+@pytest.mark.parametrize("path", ["sbin/ovsdb-server", "bin/ovsdb-tool", "share/openvswitch/vswitch.ovsschema"])
+def test_an_incomplete_prefix_names_what_is_missing(releases: Releases, tmp_path: Path, path: str) -> None:
+    make_prefix(tmp_path / "mine")
+    (tmp_path / "mine" / path).unlink()
+    with pytest.raises(ReleaseError, match=f"release mine: .*{path} is missing"):
+        releases.add("mine", from_directory=tmp_path / "mine")
+
+
+def test_the_drivers_of_a_prefix_are_beside_its_dpdk(
+    config: Config, system: Builder, releases: Releases, tmp_path: Path
+) -> None:
+    make_prefix(tmp_path / "ovs")
+    dpdk = tmp_path / "dpdk/lib"
+    loaded = f"\tlibrte_eal.so.23 => {dpdk}/librte_eal.so.23 (0x00007f0000000000)\n"
+    system.handler = lambda argv: (0, loaded if argv[0] == "ldd" else VERSION)
+    with pytest.raises(ReleaseError, match=r"release mine: DPDK's drivers bus-pci, .*, net-virtio are missing"):
+        releases.add("mine", from_directory=tmp_path / "ovs")
+    (dpdk / "dpdk/pmds-23.0").mkdir(parents=True)
+    for plugin in PLUGINS:
+        (dpdk / f"dpdk/pmds-23.0/librte_{plugin.replace('-', '_')}.so.23").touch()
+    assert releases.add("mine", from_directory=tmp_path / "ovs").prefix == str(tmp_path / "ovs")
 
 
 @pytest.mark.parametrize("path", [VSWITCHD, OVSDB_TOOL, SCHEMA])

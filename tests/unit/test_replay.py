@@ -148,6 +148,16 @@ def check_view(model: Model, state: GuestState, role: Role, offer: Offer = OFFER
     assert model.log == (None if state.log is None else state.log.descriptor.serial)
 
 
+def test_no_ring_is_kicked_before_all_are_complete() -> None:
+    """DPDK 17.11 counts the rings that it has heard of when each of those has all it needs."""
+    out, _ = reconcile(Told(), booted(4, 1, 256), Role.PARKED, SCRATCH, OFFER, lambda index: BASE)
+    requests = [Request(wire.HEADER.unpack_from(one.data)[0]) for one in out]
+    first = requests.index(Request.SET_VRING_KICK)
+    assert requests[first:].count(Request.SET_VRING_KICK) == 4
+    parts = {Request.SET_VRING_NUM, Request.SET_VRING_BASE, Request.SET_VRING_ADDR, Request.SET_VRING_CALL}
+    assert not parts & set(requests[first:])
+
+
 class BackEnd(RuleBasedStateMachine):
     """Guest messages, role changes, hand-overs and reconnects in any order, with the comparison after each."""
 

@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import eventually
 
 RUN = (
     "import sys; from pathlib import Path; from ovs_hotswap.supervisor import Supervisor;"
@@ -20,6 +21,7 @@ RUN = (
 BEGIN = """
 import os, signal, socket, sys, time
 from ovs_hotswap import sd
+signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
 given = {name: [os.fstat(fd).st_ino for fd in fds] for name, fds in sorted(sd.stored().items())}
 def say(text):
     with open("said", "a") as out:
@@ -48,10 +50,7 @@ class Service:
         return path.read_text().splitlines() if path.exists() else []
 
     def wait(self, true: Callable[[], bool]) -> None:
-        end = time.monotonic() + 20.0
-        while not true():
-            assert time.monotonic() < end, self._lines()
-            time.sleep(0.01)
+        eventually(true, lambda: f"more than {self._lines()}")
 
     @property
     def pid_file(self) -> Path:
@@ -183,6 +182,44 @@ say("here")
     made.process.send_signal(number)
     assert made.process.wait(20) == 0
     assert [text for _, text in made.said(2)] == ["here", "ends"]
+
+
+def test_what_was_stored_is_put_in_order_by_the_next_if_there_is_none(service: Make) -> None:
+    """Only the first one is stored for; the second one is started in order to be ended."""
+    code = """
+if not given:
+    sd.store("one", [0])
+def end(*_):
+    say("ends")
+    sys.exit(0)
+signal.signal(signal.SIGINT, end)
+say(" ".join(["with", *given]))
+sd.notify("READY=1")
+"""
+    made = service(code + WAIT)
+    pid = int(made.said(1)[0][0])
+    for process, number in (
+        (made.process.pid, signal.SIGSTOP), (pid, signal.SIGKILL),
+        (made.process.pid, signal.SIGTERM), (made.process.pid, signal.SIGCONT),
+    ):  # fmt: skip
+        os.kill(process, number)
+    assert made.process.wait(20) == 0
+    assert [text for _, text in made.said(3)] == ["with", "with one", "ends"]
+
+
+def test_one_that_fails_at_its_end_is_not_the_last(service: Make) -> None:
+    code = """
+if not given:
+    sd.store("one", [0])
+signal.signal(signal.SIGINT, lambda *_: sys.exit(0 if given else 1))
+say(" ".join(["with", *given]))
+sd.notify("READY=1")
+"""
+    made = service(code + WAIT)
+    made.said(1)
+    made.process.terminate()
+    assert made.process.wait(20) == 0
+    assert [text for _, text in made.said(2)] == ["with", "with one"]
 
 
 def test_a_hang_up_is_passed_on(service: Make) -> None:

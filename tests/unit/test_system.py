@@ -12,6 +12,7 @@ import pytest
 
 from ovs_hotswap.errors import BusyError, CommandError
 from ovs_hotswap.system import System
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -220,3 +221,16 @@ def test_a_crashed_process_that_writes_its_core_file_stands_still(system: System
     finally:
         system.kill(pid, grace=0)
     assert not system.stopped(pid)
+
+
+def test_a_command_reads_all_of_its_input_though_its_caller_is_killed(tmp_path: Path) -> None:
+    program = (
+        "from ovs_hotswap.system import System; print(flush=True);"
+        "System().run(['sh', '-c', 'echo > begun; sleep 0.3; cat > read.new; mv read.new read'], stdin='x' * 1000000)"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path.cwd())}) as caller:
+        eventually((tmp_path / "begun").exists, "the command has begun")
+        caller.kill()
+    eventually((tmp_path / "read").exists, "the command has read its input")
+    assert (tmp_path / "read").stat().st_size == 1000000

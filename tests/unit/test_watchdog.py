@@ -130,8 +130,9 @@ class FakeBroker:
         self.world.done.append(f"move {name} {to}")
         self.world.owner[name] = to
 
-    def call(self, method: str, **_params: object) -> None:
-        self.world.done.append(method)
+    def reload(self) -> list[str]:
+        self.world.done.append("reload")
+        return []
 
 
 class FakeUplink:

@@ -1,0 +1,40 @@
+"""A watchdog in a lab, with its standby."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from ovs_hotswap.model import Side
+from ovs_hotswap.upgrade import standby, watchlog
+from ovs_hotswap.upgrade.host import Host
+
+_READY_S = 90.0
+
+
+@contextlib.contextmanager
+def watchdog(host: Host, config_file: Path, log: Path) -> Iterator[int]:
+    """A watchdog with a standby that is ready; its pid. Raises SwitchError."""
+    argv = [sys.executable, "-m", "ovs_hotswap", "--config", str(config_file), "watch", "run"]
+    pid = host.system.spawn(argv, log=log)
+    try:
+        wait_protected(host)
+        yield pid
+    finally:
+        host.system.kill(pid)
+
+
+def wait_protected(host: Host, active: Side | None = None) -> None:
+    """Return when there is a standby on which every VM is parked, beside ``active`` if given. Raises SwitchError."""
+
+    def protected() -> bool:
+        now, record = host.recorded_active(), standby.read_record(host)
+        if now is None or (active is not None and now is not active):
+            return False
+        if record is None or record.side is now or not record.prepared:
+            return False
+        return not standby.unprotected(host.road.vms(), now.other)
+
+    host.wait(protected, _READY_S, lambda: f"no standby: {watchlog.read_state(host.config)}")

@@ -1,0 +1,194 @@
+"""The road ``qemu-dual``: what QEMU says of its back ends as the document of a VM, and its commands over real QMP
+sockets. The other end is a script here; ``tests/integration/test_qemu_dual.py`` asks the same of the patched QEMU."""
+
+from __future__ import annotations
+
+import json
+import socketserver
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ovs_hotswap.errors import BrokerError, StateUnknown
+from ovs_hotswap.model import Side
+from ovs_hotswap.qemu.dual import DualQemu, chosen, document
+from ovs_hotswap.qemu.monitor import Command, Monitors
+
+NETDEV: dict[str, Any] = {
+    "netdev": "net0", "state": "served", "active": "sw0", "active-slot": "first", "active-pid": 1201,
+    "standby": "sw1", "standby-pid": 1377, "standby-state": "parked", "swaps": 0, "last-swap-us": 0, "ring-count": 2,
+    "rings": [{"index": 0, "enabled": True, "available": 256, "used": 40},
+              {"index": 1, "enabled": True, "available": 52, "used": 52}],
+}  # fmt: skip
+
+
+class Qemu(socketserver.ThreadingUnixStreamServer):
+    """Answers QMP commands by ``answers``: what they return, or an error's class and text."""
+
+    daemon_threads = True
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), Talk)
+        self.answers: dict[str, Any] = {"query-vhost-user-backends": [dict(NETDEV)]}
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+
+
+class Talk(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        assert isinstance(self.server, Qemu)
+        self._say({"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": ""},
+                           "capabilities": []}})  # fmt: skip
+        for request in self._requests():
+            name = request["execute"]
+            found: Any = {} if name == "qmp_capabilities" else self.server.answers.get(name)
+            if name != "qmp_capabilities":
+                self.server.asked.append((name, request.get("arguments", {})))
+            if isinstance(found, tuple):
+                self._say({"error": {"class": found[0], "desc": found[1]}, "id": request.get("id")})
+            else:
+                self._say({"return": found, "id": request.get("id")})
+
+    def _requests(self) -> Iterator[dict[str, Any]]:
+        """QMP messages are JSON objects, with or without anything between them."""
+        text = ""
+        while data := self.connection.recv(1 << 16):
+            text = (text + data.decode()).lstrip()
+            with suppress(json.JSONDecodeError):
+                while text:
+                    request, end = json.JSONDecoder().raw_decode(text)
+                    text = text[end:].lstrip()
+                    yield request
+
+    def _say(self, message: dict[str, Any]) -> None:
+        self.wfile.write(json.dumps(message).encode() + b"\n")
+
+
+@pytest.fixture
+def qemus(tmp_path: Path) -> Iterator[dict[str, Qemu]]:
+    made: dict[str, Qemu] = {}
+    with ExitStack() as stack:
+        for name in ("vm1", "vm2"):
+            qemu = stack.enter_context(Qemu(tmp_path / f"{name}.qmp"))
+            stack.callback(qemu.shutdown)
+            threading.Thread(target=qemu.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+            made[name] = qemu
+        yield made
+
+
+@pytest.fixture
+def road(tmp_path: Path, qemus: dict[str, Qemu]) -> DualQemu:
+    monitors = Monitors(lambda vm: tmp_path / f"{vm}.qmp", 2.0)
+    return DualQemu(monitors, lambda: [*qemus, "absent"], lambda _vm: None, 500)
+
+
+def swapped(**changes: Any) -> list[dict[str, Any]]:
+    return [{"netdev": "net0", "from": "sw0", "to": "sw1", "outcome": "swapped", "time-us": 171, "give-us": 90,
+             "take-us": 81, **changes}]  # fmt: skip
+
+
+def test_the_vms(road: DualQemu) -> None:
+    vms = {vm["name"]: vm for vm in road.vms()}
+    assert [vm["owner"] for vm in vms.values()] == [Side.A, Side.A, None]
+    assert vms["vm1"]["qemu"]
+    assert vms["absent"]["qemu"] is None
+    assert vms["vm1"]["switches"]["b"] == {
+        "connected": True, "pid": 1377, "role": "parked", "parked": True, "offers": None, "missing": [],
+    }  # fmt: skip
+    assert "No such file" in vms["absent"]["last_error"]
+
+
+@pytest.mark.parametrize(("state", "owner", "certainty"), [
+    ("served", Side.B, "owns"), ("unowned", Side.B, "cut"), ("down", None, "nobody"),
+])  # fmt: skip
+def test_who_has_the_rings(state: str, owner: Side | None, certainty: str) -> None:
+    found = document("vm1", 7, {**NETDEV, "active-slot": "second", "state": state}, None)
+    assert (found["owner"], found["certainty"]) == (owner, certainty)
+
+
+def test_a_refused_standby_is_told_with_its_reason() -> None:
+    found = document("vm1", 7, {**NETDEV, "standby-state": "refused", "reason": "it lacks MRG_RXBUF"}, None)
+    assert found["unparkable"] == "it lacks MRG_RXBUF"
+    assert found["switches"]["b"]["connected"]
+    assert not found["switches"]["b"]["parked"]
+
+
+def test_which_netdev() -> None:
+    two = [NETDEV, {**NETDEV, "netdev": "net1"}]
+    assert chosen("vm1", [NETDEV], None)["netdev"] == "net0"
+    assert chosen("vm1", two, "net1")["netdev"] == "net1"
+    for netdevs, wanted, text in ((two, None, "several netdevs with two back ends: net0, net1"),
+                                  ([], None, "no netdev with two back ends"),
+                                  (two, "net2", "no netdev 'net2' with two back ends")):  # fmt: skip
+        with pytest.raises(BrokerError, match=text):
+            chosen("vm1", netdevs, wanted)
+
+
+def test_moves_in_their_order_up_to_the_first_that_fails(road: DualQemu, qemus: dict[str, Qemu]) -> None:
+    qemus["vm1"].answers["vhost-user-swap"] = swapped()
+    qemus["vm2"].answers["vhost-user-swap"] = ("GenericError", "net0: sw0 did not let go of its rings in time")
+    moved, error = road.move_many(["vm1", "absent", "vm2"], Side.B)
+    assert [(each["vm"], each["owner"], each["total_us"]) for each in moved] == [
+        ("vm1", Side.B, 171.0), ("absent", None, 0.0),
+    ]  # fmt: skip
+    assert isinstance(error, BrokerError)
+    assert error.message == "vm vm2: vhost-user-swap: net0: sw0 did not let go of its rings in time"
+    assert qemus["vm1"].asked[-1] == ("vhost-user-swap", {"netdev": "net0", "to": "second", "timeout-ms": 500})
+
+
+def test_a_side_that_has_not_confirmed_is_an_open_end(road: DualQemu, qemus: dict[str, Qemu]) -> None:
+    qemus["vm1"].answers["vhost-user-swap"] = swapped(outcome="unconfirmed")
+    with pytest.raises(StateUnknown, match="vm vm1: switch b was given the rings and has not confirmed"):
+        road.move("vm1", Side.B)
+
+
+def test_parking_waits_and_gives_reasons(road: DualQemu, qemus: dict[str, Qemu], monkeypatch: Any) -> None:
+    monkeypatch.setattr("ovs_hotswap.qemu.dual._PARKED_S", 0.1)
+    road.park("vm1", Side.B)
+    road.park("absent", Side.B)
+    for state, text in (("negotiating", "switch b is not parked yet"), ("absent", "switch b is not connected"),
+                        ("refused", "cannot be parked on b: it lacks a ring")):  # fmt: skip
+        netdev = {**NETDEV, "standby-state": state, "reason": "it lacks a ring"}
+        qemus["vm1"].answers["query-vhost-user-backends"] = [netdev]
+        with pytest.raises(BrokerError, match=text):
+            road.park("vm1", Side.B)
+
+
+def test_a_guest_is_served_when_what_it_sends_is_taken(road: DualQemu, qemus: dict[str, Qemu]) -> None:
+    def at(available: int, used: int) -> None:
+        ring = {"index": 1, "enabled": True, "available": available, "used": used}
+        qemus["vm1"].answers["query-vhost-user-backends"] = [{**NETDEV, "rings": [ring]}]
+
+    qemus["vm1"].answers["vhost-user-swap"] = swapped()
+    at(60, 52)
+    road.move("vm1", Side.B)
+    assert road.unserved(["vm1"]) == ["vm1"]
+    at(61, 53)
+    assert road.unserved(["vm1"]) == []
+    at(52, 52)
+    assert road.unserved(["vm1"]) == []
+
+
+def test_a_stock_qemu_is_told_from_one_that_fails(road: DualQemu, qemus: dict[str, Qemu]) -> None:
+    text = "The command query-vhost-user-backends has not been found"
+    qemus["vm2"].answers["query-vhost-user-backends"] = ("CommandNotFound", text)
+    with pytest.raises(BrokerError, match=f"vm vm2: .*{text}") as raised:
+        road.vms()
+    assert "qemu-patches" in (raised.value.hint or "")
+
+
+def test_a_monitor_that_does_not_answer_holds_nobody_up(tmp_path: Path) -> None:
+    class Silent(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.rfile.read()
+
+    with socketserver.ThreadingUnixStreamServer(str(tmp_path / "vm1.qmp"), Silent) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        answer = Monitors(lambda vm: tmp_path / f"{vm}.qmp", 0.2).ask({"vm1": Command("query-status")})["vm1"]
+        server.shutdown()
+    assert answer.error is not None
+    assert "QEMU did not answer query-status" in answer.error.message
