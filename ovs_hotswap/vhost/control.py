@@ -111,9 +111,9 @@ class BrokerClient:
             sent = socket.send_fds(connection, [request], descriptors) if descriptors else 0
             connection.sendall(request[sent:])
             answer: dict[str, Any] = json.loads(self._line(connection))
-        except ConnectionError:
+        except ConnectionError as error:  # found out while sending (EPIPE) or while reading: the same thing to a caller
             self.close()
-            raise
+            raise ConnectionResetError("it hung up") from error
         return answer
 
     def _connected(self) -> socket.socket:
@@ -148,7 +148,7 @@ class BrokerClient:
         while b"\n" not in self._received:
             data = connection.recv(1 << 16)
             if not data:
-                raise ConnectionResetError("it hung up")
+                raise ConnectionResetError
             self._received += data
         line, _, self._received = self._received.partition(b"\n")
         return line

@@ -202,6 +202,14 @@ def test_what_a_broker_that_died_was_asked_the_next_one_is_asked(serve: Serve, s
     assert asked[0] == asked[1]
 
 
+def test_broker_that_hangs_up_while_it_is_asked(serve: Serve) -> None:
+    def handle(connection: socket.socket) -> None:
+        connection.recv(1)  # of more than a socket holds: the client is still sending when this one closes
+
+    with BrokerClient(serve(handle), timeout=5) as client, pytest.raises(BrokerError, match="vms: it hung up"):
+        client.call("vms", more="x" * (1 << 22))
+
+
 def test_what_costs_every_broker_its_life_is_not_asked_for_ever(serve: Serve) -> None:
     asked: list[bytes] = []
 
