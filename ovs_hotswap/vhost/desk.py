@@ -58,8 +58,11 @@ class Desk:
     async def _accept(self) -> None:
         loop, callers = asyncio.get_running_loop(), set[asyncio.Task[None]]()
         while True:
+            await _readable(self.listener)  # the loop's own ``sock_accept`` loses a caller if it is cancelled meanwhile
             try:
-                connection, _ = await loop.sock_accept(self.listener)
+                connection, _ = self.listener.accept()
+            except BlockingIOError:
+                continue
             except OSError as error:
                 log.warning("control: accept: %s", error)
                 await asyncio.sleep(_PAUSE_S)

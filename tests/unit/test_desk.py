@@ -1,0 +1,47 @@
+"""The broker's end of its control socket."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ovs_hotswap.config import Config, load_config
+from ovs_hotswap.vhost.desk import Desk
+
+_INSTANCE = 'pmd_cores = [0]\nuplink_devargs = "net_null0"\n'
+
+
+@pytest.fixture
+def config() -> Iterator[Config]:
+    with tempfile.TemporaryDirectory() as name:  # tmp_path is too long for a socket
+        path = Path(name) / "config.toml"
+        places = f'overlay = "{name}/overlay.toml"\nrun_dir = "{name}"\n'
+        path.write_text(f"{places}[instances.a]\n{_INSTANCE}[instances.b]\n{_INSTANCE}")
+        yield load_config(path)
+
+
+def test_a_caller_who_comes_at_its_end_is_left_to_the_next_broker(config: Config) -> None:
+    """The listening socket outlives the process; whoever has not been taken in waits there."""
+    desk = Desk(config, {}, None)
+
+    async def scenario(client: socket.socket) -> list[object]:
+        loop, raised = asyncio.get_running_loop(), list[object]()
+        loop.set_exception_handler(lambda _, context: raised.append(context))
+        serving = desk.open()
+        await asyncio.sleep(0)
+        client.connect(str(config.broker_socket))
+        loop.call_soon(serving.cancel)  # before the loop has seen the caller
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert serving.cancelled()
+        return raised
+
+    with desk.listener, socket.socket(socket.AF_UNIX) as client:
+        assert asyncio.run(scenario(client)) == []
+        connection, _ = desk.listener.accept()
+        connection.close()
