@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from ovs_hotswap import __version__, sd
@@ -28,6 +28,7 @@ from ovs_hotswap.system import System, many_descriptors
 from ovs_hotswap.systemctl import Unit
 from ovs_hotswap.vhost import succession
 from ovs_hotswap.vhost.channel import OwnedFd, listen
+from ovs_hotswap.vhost.delays import Delays
 from ovs_hotswap.vhost.desk import Desk, Method
 from ovs_hotswap.vhost.keeping import Keeping
 from ovs_hotswap.vhost.memory import make_scratch, waits
@@ -42,6 +43,7 @@ from ovs_hotswap.vhost.snapshot import VmParts
 from ovs_hotswap.vhost.succession import Inherited
 from ovs_hotswap.vhost.vault import Vault
 from ovs_hotswap.vhost.vm import Vm
+from ovs_hotswap.vhost.wire import Descriptor
 from ovs_hotswap.vhost.withdrawal import Withdrawal
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ class Broker:
         self._successors: socket.socket
         self._succession: asyncio.Task[None] | None = None
         self._loop = loop
+        self._delays = Delays(loop)
         self._fence_s = config.broker.fence_ms / 1e3
         self._home = home
         self._seats: dict[str, Seat] = {}
@@ -116,7 +119,7 @@ class Broker:
 
     def _restore(self, given: VmParts, listeners: dict[Side, socket.socket]) -> None:
         """Go on with a VM where another broker left off."""
-        vm = Vm(given.name, self._loop, self._processes, given.scratch, self._home, self._config.broker.withheld)
+        vm = self._new_vm(given.name, given.scratch)
         succession.restore(vm, given, self._processes.track)
         self._seat_vm(vm, listeners)
         vm.go_on()
@@ -257,13 +260,16 @@ class Broker:
             return
         for pid in suspects.values():
             self._processes.track(pid)
-        vm = Vm(name, self._loop, self._processes, make_scratch(), self._home, self._config.broker.withheld, suspects)
-        self._seat_vm(vm, listeners, kept.qemu)
+        self._seat_vm(self._new_vm(name, make_scratch(), suspects), listeners, kept.qemu)
+
+    def _new_vm(self, name: str, scratch: Descriptor, suspects: Mapping[Side, int] | None = None) -> Vm:
+        withheld = self._config.broker.withheld
+        return Vm(name, self._loop, self._delays, self._processes, scratch, self._home, withheld, suspects)
 
     def _seat_vm(self, vm: Vm, listeners: dict[Side, socket.socket], qemu: OwnedFd | None = None) -> None:
         self._keeping.add(vm, qemu)
         vm.withdrawn = self._withdrawal.begun
-        seat = self._seats[vm.name] = Seat(vm, Mover(vm, self._loop, self._fence_s), listeners)
+        seat = self._seats[vm.name] = Seat(vm, Mover(vm, self._loop, self._delays, self._fence_s), listeners)
         for side, listener in listeners.items():
             self._loop.add_reader(listener.fileno(), self._accept, seat, side)
 

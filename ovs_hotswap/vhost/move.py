@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 
 from ovs_hotswap.errors import BrokerError, ProtocolError, StateUnknown
 from ovs_hotswap.model import MessageThread, Side
@@ -19,29 +20,66 @@ from ovs_hotswap.priority import Rank, give_rank, has_rank, preferred
 from ovs_hotswap.vhost import handover
 from ovs_hotswap.vhost.capture import Catch, Caught
 from ovs_hotswap.vhost.channel import PeerClosed
+from ovs_hotswap.vhost.delays import Delays
 from ovs_hotswap.vhost.handover import Outcome, Prepared, Swap, Threads
 from ovs_hotswap.vhost.link import FENCE, FENCE_ANSWER_SIZE, Fenced, Link
 from ovs_hotswap.vhost.memory import taken, transmit
 from ovs_hotswap.vhost.ownership import Certainty, Ownership, Proof
-from ovs_hotswap.vhost.replay import Role, moved, places
+from ovs_hotswap.vhost.replay import Role, Told, moved, places
+from ovs_hotswap.vhost.session import GuestState
 from ovs_hotswap.vhost.vm import Vm
-from ovs_hotswap.vhost.wire import Request, RingAddress
+from ovs_hotswap.vhost.wire import Request
 
+_UNDER_WAY = "messages are under way"
 _ARMED_S = 30.0  # a move for which capture rings were armed is not waited for any longer
 _LATE_S = 10.0  # capture rings are emptied by then though nobody has asked
 _STALE_S = 1.0  # for what was found in them to be fetched
 _ROLL_S = 0.020  # between two looks at capture rings: their buffers hold 12 800 frames a second
 
 
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """All that a move needs, as long as the guest's state and what both back ends have heard are what they were.
+
+    ``heard`` is what they have heard before it, ``hears`` what after it: the old side, if there is one, and the new
+    one. ``catch`` is ``None`` where nobody holds the rings.
+    """
+
+    state: GuestState
+    catch: Catch | None
+    swap: Prepared
+    heard: tuple[Told | None, Told]
+    hears: tuple[Told | None, Told]
+
+    @classmethod
+    def of(cls, vm: Vm, old: Link | None, new: Link, catch: Catch | None) -> _Ready:
+        waiting = {} if catch is None else catch.places(new.side.other)
+        parking, taking = {**places(vm.state, Role.PARKED), **waiting}, places(vm.state, Role.OWNER)
+        swap = handover.prepare(old, new, parking, taking, vm.calls())
+        hears = None if old is None else moved(old.told, parking), moved(new.told, taking)
+        return cls(vm.state, catch, swap, _heard(old, new), hears)
+
+    def fits(self, state: GuestState, old: Link | None, new: Link) -> bool:
+        same_links = self.swap.old is old and self.swap.new is new
+        same_heard = all(one is other for one, other in zip(self.heard, _heard(old, new), strict=True))
+        return self.state is state and same_links and same_heard
+
+
+def _heard(old: Link | None, new: Link) -> tuple[Told | None, Told]:
+    return None if old is None else old.told, new.told
+
+
 class Mover:
     """Moves ``vm``. Each wait for a switch ends after ``fence_s`` seconds."""
 
-    def __init__(self, vm: Vm, loop: asyncio.AbstractEventLoop, fence_s: float) -> None:
+    def __init__(self, vm: Vm, loop: asyncio.AbstractEventLoop, delays: Delays, fence_s: float) -> None:
         self._vm = vm
         self._loop = loop
+        self._delays = delays
         self._fence_s = fence_s
         self._settled: asyncio.Future[list[Caught]] | None = None
         self._catch: Catch | None = None
+        self._ready: _Ready | None = None
         self._settle: Callable[[], None] = lambda: None
         self._before: dict[int, int | None] = {}
 
@@ -66,18 +104,21 @@ class Mover:
         if link is None or link.offer is None:
             return f"switch {to} is not connected"
         if not link.quiet or vm.waiting or not (self._settled is None or self._settled.done()):
-            return "messages are under way"
+            return _UNDER_WAY
         if vm.qemu is not None and not vm.is_parked(to):
             return f"switch {to} is not parked"
+        if vm.qemu is None:
+            return None
+        if vm.ownership.holder is None:
+            return None if vm.ownership.free_for(to) else f"switch {to.other} may still use the rings"
         owner = vm.owner()
-        if vm.qemu is not None and vm.ownership.holder is None and not vm.ownership.free_for(to):
-            return f"switch {to.other} may still use the rings"
-        if vm.qemu is not None and vm.ownership.holder is not None:
-            if vm.ownership.certainty is not Certainty.OWNS or owner is None:
-                return f"switch {vm.ownership.holder} is not a confirmed owner ({vm.ownership.certainty})"
-            if not owner.quiet:
-                return "messages are under way"
-        return None
+        if vm.ownership.certainty is not Certainty.OWNS or owner is None:
+            return f"switch {vm.ownership.holder} is not a confirmed owner ({vm.ownership.certainty})"
+        return None if owner.quiet else _UNDER_WAY
+
+    def under_way(self, to: Side) -> bool:
+        """Whether the VM cannot be moved, but perhaps in a moment."""
+        return self.why_not(to) is _UNDER_WAY
 
     def swap_to(self, to: Side, threads: Threads, cores: Collection[int] = ()) -> Swap:
         """Hand the rings to ``to``. ``cores``: where both sides' message threads run, and this is to run too, if there
@@ -94,31 +135,34 @@ class Mover:
             return Swap(Outcome.MOVED)
         old, new = vm.owner(), vm.links[to]
         try:  # all that can fail, before anything changes
-            catch = None if old is None else self._armed(old, new)
-            waiting = {} if catch is None else catch.places(to.other)
-            parking = {**places(vm.state, Role.PARKED), **waiting}
-            ready = handover.prepare(old, new, parking, places(vm.state, Role.OWNER), vm.calls())
+            ready = self._got_ready(old, new)
         except OSError as error:
             raise BrokerError(f"vm {vm.name}: its move cannot be prepared: {error.strerror}") from error
+        catch = ready.catch
         waiter = _ranked(threads.get(to), new.pid) if old is not None and cores else None
         with preferred(cores, Rank.MOVES if cores else Rank.AFTER), _back_in_rank(waiter):
             if catch is not None:
                 catch.roll()
             self._rouse(old, new, catch, waiter)
-            self._catch = None
+            self._catch = self._ready = None
             self._before = taken(vm.state)
             vm.ownership = vm.ownership.grant(to) if old is None else vm.ownership.letting_go()
-            result = handover.swap(ready, self._fence_s, threads, one_core=bool(cores), waiter=waiter)
+            result = handover.swap(ready.swap, self._fence_s, threads, one_core=bool(cores), waiter=waiter)
         vm.last_swap = result
         if catch is not None:
             catch.rest()
         try:
-            self._after(result, ready, parking)
+            self._after(result, ready)
         finally:
-            vm.sync(new.side)
             if catch is not None and old is not None:
                 self._settle_later(catch, old, new)
         return result
+
+    def _got_ready(self, old: Link | None, new: Link) -> _Ready:
+        """As ``arm`` has left it, if that is of use still, or anew. Raises as ``_armed`` does."""
+        if self._ready is not None and self._ready.fits(self._vm.state, old, new):
+            return self._ready
+        return _Ready.of(self._vm, old, new, None if old is None else self._armed(old, new))
 
     def arm(self, to: Side) -> bool:
         """Tell ``to`` to wait on its capture rings, where there is something to move; ``armed`` says when it does.
@@ -136,8 +180,9 @@ class Mover:
             vm.touched()
             messages = self._fill(new, catch)
             self._catch = catch
-            self._loop.call_later(_ROLL_S, self._roll, catch, self._loop.time() + _ARMED_S)
+            self._roll_later(catch, self._loop.time() + _ARMED_S)
             vm.guarded(new, lambda: new.send(messages, lambda: None))
+        self._ready = _Ready.of(vm, old, new, self._catch)
         return True
 
     def armed(self, to: Side) -> bool:
@@ -157,18 +202,22 @@ class Mover:
         new.told = moved(new.told, there)
         return new.placed(there)
 
-    def _roll(self, catch: Catch, end: float) -> None:
-        if self._catch is not catch:
-            return
-        if self._loop.time() >= end:
-            self.disarm()
-            return
-        self._loop.call_later(_ROLL_S, self._roll, catch, end)
-        catch.roll()
+    def _roll_later(self, catch: Catch, end: float) -> None:
+        def roll() -> None:
+            if self._catch is not catch:
+                return
+            if self._loop.time() >= end:
+                self.disarm()
+                return
+            self._delays.call_later(_ROLL_S, roll)
+            catch.roll()
+
+        self._delays.call_later(_ROLL_S, roll)
 
     def disarm(self) -> None:
         """The move for which rings were armed is not made."""
-        vm, catch, self._catch = self._vm, self._catch, None
+        vm, catch = self._vm, self._catch
+        self._catch = self._ready = None
         if catch is None:
             return
         vm.touched()
@@ -224,30 +273,31 @@ class Mover:
         within = f"{self._fence_s * 1e3:g} ms"
         return BrokerError(f"vm {self._vm.name}: switch {link.side} did not answer within {within}")
 
-    def _after(self, result: Swap, ready: Prepared, parking: Mapping[int, RingAddress]) -> None:
+    def _after(self, result: Swap, ready: _Ready) -> None:
         """Write down what a swap left behind."""
-        vm, old, new = self._vm, ready.old, ready.new
+        vm, old, new = self._vm, ready.swap.old, ready.swap.new
         if result.outcome is Outcome.KEPT and old is not None:
             vm.ownership = vm.ownership.grant(old.side)
-            old.expect(ready.park, lambda: None)
-            old.expect(ready.keep, lambda: vm.confirmed(old.side))
+            old.expect(ready.swap.park, lambda: None)
+            old.expect(ready.swap.keep, lambda: vm.confirmed(old.side))
             raise BrokerError(f"vm {vm.name}: switch {old.side} did not let go within {self._fence_s * 1e3:g} ms; "
                               "it was given its rings back")  # fmt: skip
         if result.outcome is Outcome.OLD_GONE and old is not None:
             vm.drop_link(old.side, "hung up while it was asked to let go")
             raise StateUnknown(f"vm {vm.name}: switch {old.side} hung up during the hand-over")
-        if old is not None:
-            old.told = moved(old.told, parking)
+        told_old, told_new = ready.hears
+        if old is not None and told_old is not None:
+            old.told = told_old
             vm.park_wanted.add(old.side)
             vm.ownership = vm.ownership.released(old.side, Proof.FENCE)
         vm.ownership = vm.ownership.grant(new.side)
-        new.told = moved(new.told, places(vm.state, Role.OWNER))
+        new.told = told_new
         if result.outcome is Outcome.NEW_GONE:
             vm.drop_link(new.side, "hung up while it was given the rings")
             raise StateUnknown(f"vm {vm.name}: switch {new.side} hung up during the hand-over")
         if result.outcome is Outcome.UNPROVEN:
-            new.expect(ready.take, lambda: vm.confirmed(new.side))
-            self._loop.call_later(self._fence_s, self._retreat, new)
+            new.expect(ready.swap.take, lambda: vm.confirmed(new.side))
+            self._delays.call_later(self._fence_s, lambda: self._retreat(new))
             raise StateUnknown(f"vm {vm.name}: switch {new.side} did not confirm within {self._fence_s * 1e3:g} ms")
         vm.moves += 1
         vm.confirmed(new.side)
@@ -260,13 +310,13 @@ class Mover:
         def settle() -> None:
             self._settle = lambda: None
             vm.touched()
-            self._loop.call_later(self._fence_s + _STALE_S, self._forget, settled)
+            self._delays.call_later(self._fence_s + _STALE_S, lambda: self._forget(settled))
             for link in (old, new):
                 vm.repark(link.side)
             if vm.links.get(old.side) is not old or vm.links.get(new.side) is not new:
                 _conclude(settled)  # one hung up: what is in the rings is not known to be final
                 return
-            self._loop.call_later(self._fence_s, _conclude, settled)
+            self._delays.call_later(self._fence_s, lambda: _conclude(settled))
             vm.guarded(old, lambda: old.fence(lambda: vm.guarded(new, lambda: new.fence(collect))))
 
         def collect() -> None:
@@ -274,7 +324,7 @@ class Mover:
                 settled.set_result(catch.undelivered())
 
         self._settle = settle
-        self._loop.call_later(_LATE_S, lambda: settle() if self._settle is settle else None)
+        self._delays.call_later(_LATE_S, lambda: settle() if self._settle is settle else None)
 
     def _forget(self, settled: asyncio.Future[list[Caught]]) -> None:
         if self._settled is settled:

@@ -49,10 +49,10 @@ class Moves:
 
     async def _quiet(self, seat: Seat, to: Side) -> None:
         """Wait while messages are under way that keep a VM from being moved."""
-        if "under way" in (seat.mover.why_not(to) or ""):
+        if seat.mover.under_way(to):
             seat.mover.settle()
             with contextlib.suppress(BrokerError):
-                await until(lambda: seat.mover.why_not(to) is None, _TIMEOUT_S, "")
+                await until(lambda: not seat.mover.under_way(to), _TIMEOUT_S, "")
 
     async def _arm(self, vms: list[str], to: str) -> list[str]:
         """Have frames for VMs that are about to be moved caught from now on; answers those for which that can be."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from ovs_hotswap.errors import ProtocolError
 from ovs_hotswap.vhost import wire
@@ -68,7 +69,7 @@ class Ring:
         return self.kick.said and self.size is not None and self.address is not None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GuestState:
     """The record of one VM. ``None``: QEMU has not said it."""
 
@@ -81,10 +82,10 @@ class GuestState:
     mtu: int | None = None
     log: DirtyLog | None = None
 
-    @property
-    def started(self) -> list[int]:
+    @cached_property
+    def started(self) -> tuple[int, ...]:
         """Indices of the rings that a back end serves."""
-        return [index for index, ring in enumerate(self.rings) if ring.started]
+        return tuple(index for index, ring in enumerate(self.rings) if ring.started)
 
     def ring(self, index: int) -> Ring:
         return self.rings[index] if index < len(self.rings) else Ring()

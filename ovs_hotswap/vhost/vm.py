@@ -17,6 +17,7 @@ from ovs_hotswap.errors import BrokerError, ProtocolError
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost import handover, wire
 from ovs_hotswap.vhost.channel import Channel, PeerClosed, close_all
+from ovs_hotswap.vhost.delays import Delays
 from ovs_hotswap.vhost.handover import Swap
 from ovs_hotswap.vhost.link import Link
 from ovs_hotswap.vhost.memory import indices, make_safe
@@ -46,6 +47,7 @@ class Vm:
         self,
         name: str,
         loop: asyncio.AbstractEventLoop,
+        delays: Delays,
         processes: Processes,
         scratch: Descriptor,
         home: Side | None = None,
@@ -67,6 +69,7 @@ class Vm:
         self.last_error: str | None = None
         self._withheld = withheld
         self._loop = loop
+        self._delays = delays
         self._processes = processes
         self.scratch = scratch
         self._scratch = scratch_region(scratch)
@@ -193,9 +196,9 @@ class Vm:
             return
         home = self.home
         for side in (home, *Side):
-            if side is None or side not in self.links or self.links[side].offer is None or self._lacks(side):
+            if side is None or side not in self.links or self.links[side].offer is None:
                 continue
-            if not self.ownership.free_for(side):
+            if self._lacks(side) or not self.ownership.free_for(side):
                 continue
             if home is None or side is home or side in self.park_wanted or self._lacks(home):
                 self._grant(side)
@@ -269,8 +272,7 @@ class Vm:
     @property
     def wants_qemu(self) -> bool:
         """Whether there is a switch to answer for, and no QEMU yet."""
-        offered = any(link.offer is not None for link in self.links.values())
-        return self.qemu is None and not self.withdrawn and offered
+        return self.qemu is None and not self.withdrawn and any(link.offer for link in self.links.values())
 
     def connected(self, connection: socket.socket) -> None:
         """Take a fresh connection to the VM's QEMU."""
@@ -450,7 +452,7 @@ class Vm:
 
     def _wake_guest(self) -> None:
         for delay in _REPEATS:
-            self._loop.call_later(delay, lambda: handover.notify(self.calls()))
+            self._delays.call_later(delay, lambda: handover.notify(self.calls()))
 
     # -- succession --------------------------------------------------------------------------------------------
 

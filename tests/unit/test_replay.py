@@ -129,7 +129,7 @@ def check_view(model: Model, state: GuestState, role: Role, offer: Offer = OFFER
     if role is Role.IDLE:
         assert started == []
         return
-    assert started == state.started
+    assert tuple(started) == state.started
     for index, ring in enumerate(state.rings):
         seen = model.ring(index)
         if ring.started:

@@ -161,9 +161,9 @@ def test_call_for_a_ring_beyond_the_queue_pairs_offered_is_refused() -> None:
 
 def test_ring_starts_with_its_kick_and_ends_with_get_base() -> None:
     state = booted(2)
-    assert state.started == [0, 1]
+    assert state.started == (0, 1)
     got = told(state, wire.build_ring_value(Request.GET_VRING_BASE, 1, 0))
-    assert got.state.started == [0]
+    assert got.state.started == (0,)
     assert (got.answer, got.index, got.value) == (Answer.BASE, 1, 7)
     assert len(got.surplus) == 2
     assert got.state.rings[1] == Ring(enabled=True)
@@ -177,7 +177,7 @@ def test_stopping_a_ring_that_never_was_answers_its_base() -> None:
 def test_kick_without_a_descriptor_starts_the_ring_too() -> None:
     got = told(booted(1), wire.build_ring_descriptor(Request.SET_VRING_KICK, 0, present=False))
     assert got.state.rings[0].kick == Line(True, None)
-    assert got.state.started == [0]
+    assert got.state.started == (0,)
     assert len(got.surplus) == 1
 
 
@@ -212,7 +212,7 @@ def test_parts_of_a_ring_have_the_sizes_of_the_specification(size: int) -> None:
 
 def test_reset_owner_stops_every_ring() -> None:
     got = told(booted(4), wire.build(Request.RESET_OWNER))
-    assert got.state.started == []
+    assert got.state.started == ()
     assert len(got.surplus) == 8
     assert not got.state.owned
 
