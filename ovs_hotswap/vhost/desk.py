@@ -58,8 +58,8 @@ class Desk:
     async def _accept(self) -> None:
         loop, callers = asyncio.get_running_loop(), set[asyncio.Task[None]]()
         while True:
-            await _readable(self.listener)  # the loop's own ``sock_accept`` loses a caller if it is cancelled meanwhile
-            try:
+            try:  # not the loop's ``sock_accept``, which loses a caller who comes while it is cancelled
+                await _readable(self.listener)
                 connection, _ = self.listener.accept()
             except BlockingIOError:
                 continue

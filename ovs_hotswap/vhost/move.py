@@ -38,7 +38,7 @@ _ROLL_S = 0.020  # between two looks at capture rings: their buffers hold 12 800
 
 
 @dataclass(frozen=True, slots=True)
-class _Ready:
+class Ready:
     """All that a move needs, as long as the guest's state and what both back ends have heard are what they were.
 
     ``heard`` is what they have heard before it, ``hears`` what after it: the old side, if there is one, and the new
@@ -52,7 +52,7 @@ class _Ready:
     hears: tuple[Told | None, Told]
 
     @classmethod
-    def of(cls, vm: Vm, old: Link | None, new: Link, catch: Catch | None) -> _Ready:
+    def of(cls, vm: Vm, old: Link | None, new: Link, catch: Catch | None) -> Ready:
         waiting = {} if catch is None else catch.places(new.side.other)
         parking, taking = {**places(vm.state, Role.PARKED), **waiting}, places(vm.state, Role.OWNER)
         swap = handover.prepare(old, new, parking, taking, vm.calls())
@@ -79,7 +79,7 @@ class Mover:
         self._fence_s = fence_s
         self._settled: asyncio.Future[list[Caught]] | None = None
         self._catch: Catch | None = None
-        self._ready: _Ready | None = None
+        self._ready: Ready | None = None
         self._settle: Callable[[], None] = lambda: None
         self._before: dict[int, int | None] = {}
 
@@ -117,8 +117,10 @@ class Mover:
         return None if owner.quiet else _UNDER_WAY
 
     def under_way(self, to: Side) -> bool:
-        """Whether the VM cannot be moved, but perhaps in a moment."""
-        return self.why_not(to) is _UNDER_WAY
+        """Whether the VM cannot be moved, but in a moment, when answers have come that are due."""
+        owner, certainty = self._vm.owner(), self._vm.ownership.certainty
+        between = certainty in (Certainty.TAKING, Certainty.LETTING_GO) and owner is not None and not owner.quiet
+        return between or self.why_not(to) is _UNDER_WAY
 
     def swap_to(self, to: Side, threads: Threads, cores: Collection[int] = ()) -> Swap:
         """Hand the rings to ``to``. ``cores``: where both sides' message threads run, and this is to run too, if there
@@ -158,11 +160,11 @@ class Mover:
                 self._settle_later(catch, old, new)
         return result
 
-    def _got_ready(self, old: Link | None, new: Link) -> _Ready:
+    def _got_ready(self, old: Link | None, new: Link) -> Ready:
         """As ``arm`` has left it, if that is of use still, or anew. Raises as ``_armed`` does."""
         if self._ready is not None and self._ready.fits(self._vm.state, old, new):
             return self._ready
-        return _Ready.of(self._vm, old, new, None if old is None else self._armed(old, new))
+        return Ready.of(self._vm, old, new, None if old is None else self._armed(old, new))
 
     def arm(self, to: Side) -> bool:
         """Tell ``to`` to wait on its capture rings, where there is something to move; ``armed`` says when it does.
@@ -182,7 +184,7 @@ class Mover:
             self._catch = catch
             self._roll_later(catch, self._loop.time() + _ARMED_S)
             vm.guarded(new, lambda: new.send(messages, lambda: None))
-        self._ready = _Ready.of(vm, old, new, self._catch)
+        self._ready = Ready.of(vm, old, new, self._catch)
         return True
 
     def armed(self, to: Side) -> bool:
@@ -203,16 +205,16 @@ class Mover:
         return new.placed(there)
 
     def _roll_later(self, catch: Catch, end: float) -> None:
-        def roll() -> None:
-            if self._catch is not catch:
-                return
-            if self._loop.time() >= end:
-                self.disarm()
-                return
-            self._delays.call_later(_ROLL_S, roll)
-            catch.roll()
+        self._delays.call_later(_ROLL_S, lambda: self._roll(catch, end))
 
-        self._delays.call_later(_ROLL_S, roll)
+    def _roll(self, catch: Catch, end: float) -> None:
+        if self._catch is not catch:
+            return
+        if self._loop.time() >= end:
+            self.disarm()
+            return
+        self._roll_later(catch, end)
+        catch.roll()
 
     def disarm(self) -> None:
         """The move for which rings were armed is not made."""
@@ -221,6 +223,7 @@ class Mover:
         if catch is None:
             return
         vm.touched()
+        catch.rest()
         vm.repark(catch.old.other)
         if link := vm.links.get(catch.old.other):
             vm.guarded(link, lambda: link.fence(catch.free))
@@ -273,7 +276,7 @@ class Mover:
         within = f"{self._fence_s * 1e3:g} ms"
         return BrokerError(f"vm {self._vm.name}: switch {link.side} did not answer within {within}")
 
-    def _after(self, result: Swap, ready: _Ready) -> None:
+    def _after(self, result: Swap, ready: Ready) -> None:
         """Write down what a swap left behind."""
         vm, old, new = self._vm, ready.swap.old, ready.swap.new
         if result.outcome is Outcome.KEPT and old is not None:

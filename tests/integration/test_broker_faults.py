@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import signal
+import threading
 import time
 
 import pytest
@@ -202,6 +203,24 @@ def test_new_side_that_hangs_with_the_rings_for_a_moment_keeps_them(make_bed: Ma
         bed.client.move("vm0", Side.B)
     standby.go_on()
     bed.wait(lambda: bed.owner() is not None, "an owner")
+    bed.ends_well((0, vm))
+
+
+def test_move_back_waits_for_a_new_side_that_comes_to(make_bed: MakeBed) -> None:
+    """As a roll-back does: what is not known passes when the side answers."""
+    bed = make_bed(fence_ms=200)
+    bed.switch(Side.A)
+    standby = bed.switch(Side.B)
+    vm = bed.qemu()
+    bed.client.park("vm0", Side.B)
+    standby.fail_at_fence(0, 2, signal.SIGSTOP)
+    with pytest.raises(StateUnknown, match="did not confirm"):
+        bed.client.move("vm0", Side.B)
+    later = threading.Timer(0.8, standby.go_on)  # long after the fence, and before the move back gives up
+    later.start()
+    bed.client.move("vm0", Side.A)
+    later.join()
+    bed.wait_owner(Side.A)
     bed.ends_well((0, vm))
 
 

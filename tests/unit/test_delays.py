@@ -3,41 +3,87 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import pytest
 
 from ovs_hotswap.vhost.delays import Delays
 
 
-def test_calls_come_in_the_order_in_which_they_fall_due() -> None:
-    async def scenario() -> list[str]:
-        delays, got, done = Delays(asyncio.get_running_loop()), list[str](), asyncio.Event()
-        delays.call_later(0.02, lambda: got.append("late"))
-        delays.call_later(0.001, lambda: got.append("soon"))
-        delays.call_later(0.02, lambda: got.append("later"))
-        delays.call_later(0.02, done.set)
-        await done.wait()
-        return got
+class Loop:
+    """What ``Delays`` needs of an event loop, with a clock that the test sets."""
 
-    assert asyncio.run(scenario()) == ["soon", "late", "later"]
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[tuple[float, Callable[[], object]]] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, when: float, call: Callable[..., object], *arguments: object) -> None:
+        self.timers.append((when, lambda: call(*arguments)))
+
+    def call_soon(self, call: Callable[[], object]) -> None:
+        self.timers.append((self.now, call))
+
+    def run_until(self, end: float) -> None:
+        while self.timers and (first := min(self.timers, key=lambda timer: timer[0]))[0] <= end:
+            self.timers.remove(first)
+            self.now = max(self.now, first[0])
+            first[1]()
+        self.now = end
 
 
-def test_a_call_may_ask_for_the_next_one() -> None:
-    async def scenario() -> int:
-        delays, done, count = Delays(asyncio.get_running_loop()), asyncio.Event(), 0
+@pytest.fixture
+def loop() -> Loop:
+    return Loop()
 
-        def again() -> None:
-            nonlocal count
-            count += 1
-            if count == 3:
-                done.set()
-            else:
-                delays.call_later(0.001, again)
 
-        delays.call_later(0.001, again)
-        await done.wait()
-        return count
+@pytest.fixture
+def delays(loop: Loop) -> Delays:
+    return Delays(cast(asyncio.AbstractEventLoop, loop))
 
-    assert asyncio.run(scenario()) == 3
+
+def test_each_call_comes_when_it_is_due(loop: Loop, delays: Delays) -> None:
+    got: list[tuple[str, float]] = []
+
+    def note(what: str) -> None:
+        got.append((what, loop.now))
+
+    for number in range(3):
+        loop.run_until(number * 0.01)
+        delays.call_later(0.1, partial(note, f"slow {number}"))
+        delays.call_later(0.05, partial(note, f"fast {number}"))
+    loop.run_until(1.0)
+    assert got == [
+        ("fast 0", 0.05), ("fast 1", pytest.approx(0.06)), ("fast 2", pytest.approx(0.07)),
+        ("slow 0", 0.1), ("slow 1", pytest.approx(0.11)), ("slow 2", pytest.approx(0.12)),
+    ]  # fmt: skip
+
+
+def test_the_loop_has_one_timer_for_each_delay(loop: Loop, delays: Delays) -> None:
+    for _ in range(10):
+        delays.call_later(0.1, int)
+        delays.call_later(0.2, int)
+    assert len(loop.timers) == 2
+    loop.run_until(1.0)
+    assert loop.timers == []
+    delays.call_later(0.1, int)
+    assert len(loop.timers) == 1
+
+
+def test_a_call_may_ask_for_the_next_one(loop: Loop, delays: Delays) -> None:
+    times: list[float] = []
+
+    def again() -> None:
+        times.append(loop.now)
+        delays.call_later(0.1, again)
+
+    delays.call_later(0.1, again)
+    loop.run_until(0.35)
+    assert times == [pytest.approx(each) for each in (0.1, 0.2, 0.3)]
 
 
 def test_what_one_raises_keeps_no_other_from_being_made() -> None:
