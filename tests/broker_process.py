@@ -93,7 +93,10 @@ class BrokerProcess:
     def stored(self) -> int:
         """How many descriptors its supervisor keeps."""
         assert self._child is not None
-        links = [os.readlink(each) for each in Path(f"/proc/{self._child.pid}/fd").iterdir()]
+        links = []
+        for each in Path(f"/proc/{self._child.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile: what it polls with is made anew each time
+                links.append(os.readlink(each))
         return sum(link.startswith("socket:") for link in links) - _SUPERVISORS_OWN
 
     def _spawn(self, *arguments: str) -> subprocess.Popen[bytes]:

@@ -195,7 +195,7 @@ class Instance:
     def lacks_database(self) -> bool:
         """Whether its ovs-vswitchd lives without its ovsdb-server: it forwards, but takes no flows (vswitchd/bridge.c,
         bridge_run, returns before it serves OpenFlow) and no ports."""
-        return self.pid() is not None and self.database_pid() is None
+        return self.has_memory() and self.database_pid() is None
 
     def mend(self) -> None:
         """Start its ovsdb-server again if it lacks that; ovs-vswitchd connects again by itself, within eight seconds

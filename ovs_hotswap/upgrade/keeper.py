@@ -53,6 +53,10 @@ class Keeper:
     def start(self) -> None:
         self._thread.start()
 
+    def expect(self, failover: float) -> None:
+        """The instance that is not active any more in a moment has died, and is counted: at ``failover``."""
+        self._failover = failover
+
     def wake(self, failover: float | None = None) -> None:
         """Look again at once. ``failover``: when the one was detected after which a standby is to be there again."""
         if failover is not None:
@@ -244,8 +248,10 @@ class Keeper:
         standby.retire(host, side)
 
     def _mend(self, host: Host, active: Side) -> None:
-        host.instances[active].mend()
-        self._board.event("database", side=active)
+        instance = host.instances[active]
+        instance.mend()
+        if instance.database_pid() is not None:  # else the instance has ended meanwhile
+            self._board.event("database", side=active)
 
     def _restart(self, host: Host, active: Side) -> None:
         """There is nowhere to go, so every VM waits for this."""

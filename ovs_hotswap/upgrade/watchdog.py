@@ -194,6 +194,7 @@ class Guard:
 
     def _record(self, work: FailOver) -> None:
         host, other = self._host, work.side.other
+        self._keeper.expect(work.wall)
         host.record_active(other)
         self._stamp(work, "recorded")
         self._under_way = None

@@ -46,6 +46,7 @@ ready_s = 10
 [watch]
 crash_limit = 100
 crash_window_s = 2
+hang_ms = 1500
 """
 _PING_MS = 20.0  # two guests that ping every 10 ms take most of one of two cores
 _POLL_S = 0.05

@@ -165,13 +165,23 @@ class Runner:
             until(lambda: self._trail.step() == wanted, child, _STEP_S)
             if self._cell.victim is Victim.ORCHESTRATOR:
                 halt(child.pid, self._bed.system)
-                struck = self._hit(child.pid, self._trail.step() or _BETWEEN)
+                try:
+                    struck = self._hit(child.pid, self._still(wanted))
+                except Missed:
+                    go_on(child.pid)
+                    raise
                 if self._cell.fault is not Fault.STOP:
                     go_on(child.pid)
                 return struck
             until(lambda: self._bed.pid(self._cell.victim, self._active) is not None, child, _STEP_S)
             with stopped(child.pid, self._bed.system):
-                return self._hit(self._pid(), self._trail.step() or _BETWEEN)
+                return self._hit(self._pid(), self._still(wanted))
+
+    def _still(self, wanted: str) -> str:
+        """The step, while the orchestrator stands still. Raises Missed if it has gone on meanwhile."""
+        if self._trail.step() != wanted:
+            raise Missed
+        return wanted
 
     def _in_hand_over(self, child: subprocess.Popen[bytes]) -> Struck:
         bed = self._bed
@@ -193,8 +203,9 @@ class Runner:
                 go_on(old)
             try:
                 time.sleep(_LETS_GO_S)
-                within = HAND_OVER if in_swap(broker) else "after it"
-                return self._hit(child.pid if self._cell.victim is Victim.ORCHESTRATOR else self._pid(), within)
+                if not in_swap(broker):
+                    raise Missed
+                return self._hit(child.pid if self._cell.victim is Victim.ORCHESTRATOR else self._pid(), HAND_OVER)
             finally:
                 if self._standing != new:
                     go_on(new)

@@ -41,7 +41,7 @@ def test_standby_hangs_up_and_is_parked_again(make_bed: MakeBed) -> None:
     vm = bed.qemu()
     bed.client.park("vm0", Side.B)
     standby.hang_up(0)
-    bed.wait(lambda: not bed.connected(Side.B), "hang-up")
+    bed.wait(lambda: bed.broker.log.read_text().count("switch b connected") == 2, "hang-up")
     bed.wait(lambda: bool(bed.client.vm("vm0")["switches"]["b"]["parked"]), "parked again")
     bed.client.move("vm0", Side.B)
     bed.ends_well((0, vm))

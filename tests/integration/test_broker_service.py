@@ -121,6 +121,7 @@ def test_in_the_foreground_a_signal_takes_the_rings_back_too(host: Host) -> None
         [sys.executable, "-m", "ovs_hotswap", "--config", str(host.path), "broker", "run"],
         stderr=log, cwd=Path(__file__).parents[2],
     ) as broker:  # fmt: skip
+        wait(lambda: host.system.read_pid(host.config.run_dir / "broker.pid") == broker.pid)
         host.start()  # it runs, so it only waits
         guest = Guest(host)
         with Traffic([guest.vm], PACKETS):

@@ -151,7 +151,7 @@ def test_qemu_that_breaks_the_protocol_is_hung_up_on_at_once(make_bed: MakeBed) 
     bed = make_bed(managed=True)
     vm = running(bed)
     vm.say(b"\xff" * 64)
-    vm.wait_hung_up(2.0)
+    vm.wait_hung_up()
     bed.wait(lambda: bed.connected(Side.A) and bed.connected(Side.B), "both switches are back")
 
 

@@ -24,6 +24,7 @@ from ovs_hotswap.switch.rpc import NoAnswer
 from ovs_hotswap.switch.unixctl import appctl
 from ovs_hotswap.system import System
 from tests.integration.conftest import INSTANCE_MB, MakeConfig, MakeInstance, RunInstance, instances_table, remains
+from tests.waiting import eventually
 
 
 @pytest.fixture(params=["host", "tree"])
@@ -310,6 +311,11 @@ Instance(config, Side.A, System()).start(Release("r", sys.argv[2] or None, "3", 
 """
 
 
+def helpers(config: Config) -> list[str]:
+    """Processes that a killed start has left behind, but for the daemons: those are ``stop``'s to end."""
+    return [each for each in remains(config) if each.startswith("process") and "--pidfile" not in each]
+
+
 @pytest.mark.parametrize("point", ["record", "db_file", "db_socket", "vswitchd_pid", "log"])
 def test_stop_cleans_after_a_killed_start(
     config: Config, make_instance: MakeInstance, release: Release, uplink: str, point: str
@@ -324,6 +330,7 @@ def test_stop_cleans_after_a_killed_start(
     starter.kill()
     starter.wait()
     assert watched.exists()
+    eventually(lambda: not helpers(config), "what the start had begun has ended")
     instance.stop()
     assert Namespaces().look("vf-a", uplink) is not None
     assert gone(instance, config)

@@ -74,12 +74,14 @@ def test_a_closed_connection_proves_that_the_rings_are_free(bed: PatchedBed) -> 
     bed.configure(pmd_maxsleep="10000")  # destroy_device waits for the PMD thread, which then sleeps most of the time
     bed.wait_iterations(2000)  # the sleep grows by 1 us in each
     mapped = []
-    for number in range(5):
+    for number in range(5 if bed.is_patched else 30):  # of the stock one, one that is caught is enough
         vm = bed.vm(f"vm{number}")
         assert bed.maps(vm)
         vm.say(wire.build(Request.SET_MEM_TABLE, b""))
         vm.wait_hung_up()
         mapped.append(bed.maps(vm))
+        if mapped[-1]:
+            break
     assert any(mapped) is not bed.is_patched, mapped
 
 

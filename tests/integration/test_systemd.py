@@ -45,6 +45,7 @@ pmd_sleep_us = 200
 [watch]
 crash_limit = 100
 crash_window_s = 10
+hang_ms = 3000
 """
 OVERLAY = """
 [vtep]
@@ -214,9 +215,9 @@ def test_a_restart_of_the_watchdog_leaves_both_instances(machine: Machine) -> No
 
 def test_a_watchdog_that_hangs_is_replaced(machine: Machine) -> None:
     before = pids(machine)
-    watchdog = machine.show(WATCH, "MainPID")
+    watchdog, restarts = machine.show(WATCH, "MainPID"), int(machine.show(WATCH, "NRestarts"))
     machine.run(["systemctl", "kill", "--signal=STOP", WATCH])
-    wait(machine, lambda: machine.show(WATCH, "NRestarts") == "1", "a new watchdog")
+    wait(machine, lambda: int(machine.show(WATCH, "NRestarts")) == restarts + 1, "a new watchdog")
     wait(machine, lambda: ready(machine, "a"), "the standby, again")
     assert machine.show(WATCH, "MainPID") != watchdog
     assert f"Watchdog timeout (limit {WATCHDOG_S}s)" in machine.log(WATCH)

@@ -22,7 +22,7 @@ def machine() -> Iterator[Machine]:
 
 def test_an_upgrade_under_the_units_loses_nothing(machine: Machine, tree_release: Release) -> None:
     drive = f"cd {PREFIX}/src && exec {PYTHON} -m tests.upgrade_drive {tree_release.root}"
-    done = json.loads(machine.run(["sh", "-c", drive], timeout=240).stdout.splitlines()[-1])
+    done = json.loads(machine.run(["sh", "-c", drive], timeout=600).stdout.splitlines()[-1])
     print(done)
     assert done["committed"] == [True, True]
     assert [sorted(moves) for moves in done["moves"]] == [["vm1", "vm2"]] * 2

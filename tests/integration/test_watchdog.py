@@ -36,7 +36,7 @@ def bed(system: System) -> Iterator[Lab]:
     lab = Lab(Path(tempfile.mkdtemp(prefix="ovsh-wd-")), GUESTS, system)
     try:
         lab.up()
-        changes = "\n[upgrade]\nsoak_s = 0.3\n[watch]\ncrash_limit = 100\ncrash_window_s = 10\n"
+        changes = "\n[upgrade]\nsoak_s = 0.3\n[watch]\ncrash_limit = 100\ncrash_window_s = 10\nhang_ms = 3000\n"
         lab.config_path.write_text(lab.config_path.read_text() + changes)
         host = Host(lab.config, system)
         start_broker(lab.config, system, lab.config_path, 10.0)
@@ -163,8 +163,12 @@ def test_an_upgrade_moves_to_the_standby_that_is_there(bed: Lab, host: Host, wat
 
     def look(event: Event) -> None:
         if event.step == "soak" and event.kind is EventKind.STARTED:
-            time.sleep(2.5)  # more than the watchdog takes to look again
-            states.append((watchlog.read_state(bed.config) or {}).get("keeping"))
+            eventually(lambda: keeping() == "an upgrade is not finished", "the watchdog has seen it")
+            time.sleep(2.5)  # more than it takes to look again
+            states.append(keeping())
+
+    def keeping() -> object:
+        return (watchlog.read_state(bed.config) or {}).get("keeping")
 
     before = bed.pings.mark()
     assert Upgrader(host).upgrade("host", look).committed
@@ -250,7 +254,7 @@ def test_a_database_server_of_the_active_that_ended_is_started_again(bed: Lab, h
     eventually(lambda: served(host, flows), "flows are taken again")
     seen = bed.pings.between(before, bed.pings.mark())
     assert sum(each.lost for each in seen) == 0
-    assert "database" in [event["event"] for event in watchlog.last_events(bed.config, 3)]
+    eventually(lambda: "database" in [event["event"] for event in watchlog.last_events(bed.config, 3)], "it is told")
 
 
 def served(host: Host, flows: list[str]) -> bool:

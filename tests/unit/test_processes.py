@@ -10,14 +10,17 @@ from ovs_hotswap.exits import started
 from ovs_hotswap.vhost.processes import Processes
 
 
-def told(act: Callable[[Processes], None]) -> list[int]:
-    """The processes that were told to have ended, a moment after ``act``."""
+def told(act: Callable[[Processes], None], count: int = 0) -> list[int]:
+    """The processes that were told to have ended: ``count`` after ``act``, and all a moment later."""
 
     async def main() -> list[int]:
         ended: list[int] = []
         processes = Processes(asyncio.get_running_loop(), ended.append)
         act(processes)
-        await asyncio.sleep(0.1)
+        async with asyncio.timeout(10):
+            while len(ended) < count:
+                await asyncio.sleep(0.005)
+        await asyncio.sleep(0.1)  # nothing more comes
         processes.close()
         return ended
 
@@ -39,7 +42,7 @@ def test_a_process_that_ends_is_told_once() -> None:
             child.kill()
             processes.doubt(child.pid)
 
-        assert told(kill) == [child.pid]
+        assert told(kill, 1) == [child.pid]
 
 
 def test_a_process_that_is_killed_is_told() -> None:
@@ -51,10 +54,10 @@ def test_a_process_that_is_killed_is_told() -> None:
             processes.track(child.pid)
             processes.kill(child.pid)
 
-        assert told(kill) == [child.pid]
+        assert told(kill, 1) == [child.pid]
 
 
 def test_a_pid_that_is_another_processs_now_is_told_as_ended() -> None:
     with subprocess.Popen(["sleep", "60"]) as child:
-        assert told(lambda processes: processes.track(child.pid, started(child.pid) - 1)) == [child.pid]
+        assert told(lambda processes: processes.track(child.pid, started(child.pid) - 1), 1) == [child.pid]
         child.kill()

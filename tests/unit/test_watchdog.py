@@ -343,6 +343,15 @@ def test_a_standby_that_dies_changes_nothing_for_the_vms(config: Config) -> None
     assert bed.world.done == []
 
 
+def test_an_instance_that_a_fail_over_counts_is_not_counted_once_more(config: Config) -> None:
+    """The keeper may look between the record of the new active instance and the end of the fail-over."""
+    bed = Bed(config)
+    bed.keeper.expect(bed.world.now)
+    bed.world.die(Side.B)
+    assert bed.keeper.turn() is Task.CLEAN
+    assert bed.events() == []
+
+
 def test_a_dead_standby_is_cleaned_and_counted(config: Config) -> None:
     bed = Bed(config)
     bed.world.die(Side.B)
