@@ -12,9 +12,10 @@ import pytest
 from ovs_hotswap.errors import BrokerError, StateUnknown
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost.wire import Feature
-from tests.broker_bed import PACKETS, MakeBed
+from tests.broker_bed import PACKETS, Bed, MakeBed
 from tests.vhost_device import FEATURES
-from tests.vhost_qemu import Traffic
+from tests.vhost_qemu import FakeQemu, Traffic
+from tests.vhost_switch import SwitchProcess
 
 
 def test_owner_hangs_up_and_reconnects(make_bed: MakeBed) -> None:
@@ -171,8 +172,8 @@ def test_new_side_that_hangs_before_the_move_cuts_nobody_off(make_bed: MakeBed) 
     bed.ends_well((0, vm))
 
 
-def test_new_side_that_hangs_with_the_rings_is_asked_for_them_back(make_bed: MakeBed) -> None:
-    bed = make_bed()
+def hangs_with_the_rings(bed: Bed) -> tuple[SwitchProcess, FakeQemu]:
+    """The new side, which stands still with the rings of a VM, and that."""
     bed.switch(Side.A)
     standby = bed.switch(Side.B)
     vm = bed.qemu()
@@ -180,6 +181,12 @@ def test_new_side_that_hangs_with_the_rings_is_asked_for_them_back(make_bed: Mak
     standby.fail_at_fence(0, 2, signal.SIGSTOP)
     with pytest.raises(StateUnknown, match="did not confirm"):
         bed.client.move("vm0", Side.B)
+    return standby, vm
+
+
+def test_new_side_that_hangs_with_the_rings_is_asked_for_them_back(make_bed: MakeBed) -> None:
+    bed = make_bed()
+    standby, vm = hangs_with_the_rings(bed)
     time.sleep(0.5)
     vm.send(30)
     time.sleep(0.05)
@@ -194,13 +201,7 @@ def test_new_side_that_hangs_with_the_rings_is_asked_for_them_back(make_bed: Mak
 
 def test_new_side_that_hangs_with_the_rings_for_a_moment_keeps_them(make_bed: MakeBed) -> None:
     bed = make_bed()
-    bed.switch(Side.A)
-    standby = bed.switch(Side.B)
-    vm = bed.qemu()
-    bed.client.park("vm0", Side.B)
-    standby.fail_at_fence(0, 2, signal.SIGSTOP)
-    with pytest.raises(StateUnknown, match="did not confirm"):
-        bed.client.move("vm0", Side.B)
+    standby, vm = hangs_with_the_rings(bed)
     standby.go_on()
     bed.wait(lambda: bed.owner() is not None, "an owner")
     bed.ends_well((0, vm))
@@ -209,13 +210,7 @@ def test_new_side_that_hangs_with_the_rings_for_a_moment_keeps_them(make_bed: Ma
 def test_move_back_waits_for_a_new_side_that_comes_to(make_bed: MakeBed) -> None:
     """As a roll-back does: what is not known passes when the side answers."""
     bed = make_bed(fence_ms=200)
-    bed.switch(Side.A)
-    standby = bed.switch(Side.B)
-    vm = bed.qemu()
-    bed.client.park("vm0", Side.B)
-    standby.fail_at_fence(0, 2, signal.SIGSTOP)
-    with pytest.raises(StateUnknown, match="did not confirm"):
-        bed.client.move("vm0", Side.B)
+    standby, vm = hangs_with_the_rings(bed)
     later = threading.Timer(0.8, standby.go_on)  # long after the fence, and before the move back gives up
     later.start()
     bed.client.move("vm0", Side.A)
@@ -226,13 +221,7 @@ def test_move_back_waits_for_a_new_side_that_comes_to(make_bed: MakeBed) -> None
 
 def test_new_side_that_hangs_with_the_rings_and_dies_gives_them_back(make_bed: MakeBed) -> None:
     bed = make_bed()
-    bed.switch(Side.A)
-    standby = bed.switch(Side.B)
-    vm = bed.qemu()
-    bed.client.park("vm0", Side.B)
-    standby.fail_at_fence(0, 2, signal.SIGSTOP)
-    with pytest.raises(StateUnknown, match="did not confirm"):
-        bed.client.move("vm0", Side.B)
+    standby, vm = hangs_with_the_rings(bed)
     standby.kill()
     bed.wait_owner(Side.A)
     bed.ends_well((0, vm))
