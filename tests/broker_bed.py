@@ -69,6 +69,11 @@ class Bed:
     def wait_owner(self, side: Side, name: str = "vm0") -> None:
         self.wait(lambda: self.owner(name) is side, f"{name} on side {side}")
 
+    def wait_descriptors(self, usual: int) -> None:
+        """The broker has as many as always, but for one. A new one first takes in callers that have given up meanwhile,
+        and then sees that they are gone."""
+        self.wait(lambda: abs(self.broker.descriptors() - usual) <= 1, f"{usual} descriptors")
+
     def connected(self, side: Side, name: str = "vm0") -> bool:
         return bool(self.client.vm(name)["switches"][side]["connected"])
 

@@ -44,8 +44,7 @@ def test_twenty_restarts_under_traffic_lose_nothing(make_bed: MakeBed, number: s
     with Traffic([vm], PACKETS):
         for round_ in range(TIMES):
             bed.broker.restart(number)
-            # Callers that have given up meanwhile are taken in, and then seen to be gone.
-            bed.wait(lambda: abs(bed.broker.descriptors() - usual) <= 1, f"{usual} descriptors")
+            bed.wait_descriptors(usual)
             found = bed.client.vm("vm0")
             assert (found["owner"], found["certainty"]) == ("a" if round_ % 2 == 0 else "b", "owns")
             bed.client.move("vm0", Side.B if round_ % 2 == 0 else Side.A)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 from collections.abc import Callable
@@ -11,25 +10,21 @@ import pytest
 
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost import succession
-from tests.broker_bed import PACKETS, Bed, MakeBed
+from tests.broker_bed import PACKETS, MakeBed
 from tests.vhost_qemu import Traffic
 
 TIMES = 20
-
-
-def descriptors(bed: Bed) -> int:
-    return len(os.listdir(f"/proc/{bed.broker.pid}/fd"))
 
 
 def test_twenty_successions_lose_nothing(make_bed: MakeBed) -> None:
     bed = make_bed()
     vm = bed.running()
     before = [bed.client.vm("vm0")["switches"][side]["pid"] for side in Side]
-    usual = descriptors(bed)
+    usual = bed.broker.descriptors()
     with Traffic([vm], PACKETS):
         for number in range(TIMES):
             bed.broker.succeed()
-            bed.wait(lambda: abs(descriptors(bed) - usual) <= 1, f"{usual} descriptors")
+            bed.wait_descriptors(usual)
             found = bed.client.vm("vm0")
             assert (found["owner"], found["certainty"]) == ("a" if number % 2 == 0 else "b", "owns")
             assert [found["switches"][side]["pid"] for side in Side] == before
