@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
-import select
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,11 @@ from ovs_hotswap.errors import ProtocolError
 from ovs_hotswap.model import MessageThread, Side
 from ovs_hotswap.priority import Rank, give_rank, take_rank
 from ovs_hotswap.vhost import wire
+from ovs_hotswap.vhost.calls import Calls, signaller
 from ovs_hotswap.vhost.channel import PeerClosed
 from ovs_hotswap.vhost.link import FENCE_ANSWER_SIZE, Fenced, Link
 from ovs_hotswap.vhost.wire import Request, RingAddress
 
-ONE = (1).to_bytes(8, "little")
 TURN = 16  # bytes of a notify pipe that a turn of DPDK's thread takes (lib/vhost/fd_man.c, ``fdset_pipe_read_cb``)
 
 Threads = Mapping[Side, MessageThread]  # those that are known
@@ -66,7 +65,7 @@ class Prepared:
     park: Fenced
     keep: Fenced
     take: Fenced
-    calls: tuple[int, ...]
+    calls: Calls
     answer: bytearray
 
 
@@ -79,11 +78,11 @@ def prepare(
 ) -> Prepared:
     """Build every buffer. ``park`` and ``take`` are the places of the same rings: where the old side is to wait, and
     where the guest has them. Both links must be quiet, and ``new`` must have the rings started."""
-    taken, answer = new.placed(take), bytearray(FENCE_ANSWER_SIZE)
+    taken, answer, signals = new.placed(take), bytearray(FENCE_ANSWER_SIZE), signaller().calls(calls)
     if old is None:
-        return Prepared(None, new, taken, taken, taken, tuple(calls), answer)
+        return Prepared(None, new, taken, taken, taken, signals, answer)
     keep = taken if old.acknowledges == new.acknowledges else old.placed(take)
-    return Prepared(old, new, old.placed(park), keep, taken, tuple(calls), answer)
+    return Prepared(old, new, old.placed(park), keep, taken, signals, answer)
 
 
 def swap(
@@ -119,7 +118,7 @@ def swap(
     end = clock()
     if one_core and confirmed:  # a thread that has not answered may spin, and would never let this one run
         take_rank(Rank.AFTER)
-    notify(ready.calls)
+    ready.calls.signal()  # see ``notify``
     outcome = Outcome.MOVED if confirmed else Outcome.UNPROVEN
     return Swap(outcome, (middle - start) * 1e6 if ready.old is not None else 0.0, (end - middle) * 1e6)
 
@@ -148,15 +147,6 @@ def notify(calls: Sequence[int]) -> None:
     """Signal each call eventfd, as if the back end had: a guest looks at its rings and finds what there is.
 
     DPDK remembers across an address swap up to which index it has signalled (``signalled_used``), and may skip an
-    interrupt that the guest waits for; a signal too many does no harm. A full counter means one is due already, and
-    is asked for first: O_NONBLOCK belongs to the open file, and the VM's QEMU, which shares it, can take it off.
+    interrupt that the guest waits for; a signal too many does no harm.
     """
-    poller = select.poll()
-    for call in calls:
-        poller.register(call, select.POLLOUT)
-    for call, events in poller.poll(0):
-        if events & select.POLLOUT:
-            try:
-                os.write(call, ONE)
-            except BlockingIOError:
-                continue
+    signaller().calls(calls).signal()

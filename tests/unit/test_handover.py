@@ -15,7 +15,7 @@ from ovs_hotswap.model import MessageThread, Side
 from ovs_hotswap.priority import Rank, give_rank, has_rank, preferred
 from ovs_hotswap.vhost import wire
 from ovs_hotswap.vhost.channel import Channel
-from ovs_hotswap.vhost.handover import Outcome, notify, prepare, swap
+from ovs_hotswap.vhost.handover import Outcome, prepare, swap
 from ovs_hotswap.vhost.link import Link
 from ovs_hotswap.vhost.replay import Role, Told, places
 from ovs_hotswap.vhost.wire import Request
@@ -241,15 +241,3 @@ def test_old_side_that_is_gone_already(peers: MakePeer) -> None:
     assert run(old, new, []) is Outcome.OLD_GONE
     new.end()
     assert new.heard == []
-
-
-def test_full_blocking_counter_does_not_hold_up_the_others() -> None:
-    """The VM's QEMU shares the open file and can make it blocking at any time."""
-    full, free = os.eventfd(0), os.eventfd(0)
-    os.eventfd_write(full, (1 << 64) - 2)
-    notify([full, free])
-    assert os.eventfd_read(free) == 1
-    assert os.eventfd_read(full) == (1 << 64) - 2
-    notify([])
-    for fd in (full, free):
-        os.close(fd)
