@@ -20,6 +20,7 @@ from ovsdbapp.backend import ovs_idl
 from ovsdbapp.backend.ovs_idl import command, connection, idlutils, transaction
 
 from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.switch import owned
 from ovs_hotswap.switch.rpc import NoAnswer, call
 
 SCHEMA = "Open_vSwitch"
@@ -102,7 +103,7 @@ class _Command(command.BaseCommand):  # type: ignore[misc]
 
     def run_idl(self, txn: Any) -> None:
         rows = list(self.api.tables["Open_vSwitch"].rows.values())
-        root = rows[0] if rows else self.insert(txn, "Open_vSwitch", bridges=[], other_config={})
+        root = rows[0] if rows else self.insert(txn, "Open_vSwitch", bridges=[], other_config={}, external_ids={})
         self.result = self.edit(txn, root)
         if self.result and rows:
             root.increment("next_cfg")
@@ -123,14 +124,14 @@ class _Command(command.BaseCommand):  # type: ignore[misc]
         if port is None:
             interface = self.insert(txn, "Interface", name=spec.name)
             port, changed = self.insert(txn, "Port", name=spec.name, interfaces=[interface]), True
-        columns = {
+        wanted = {
             "type": spec.type,
-            "ofport_request": [spec.ofport] if spec.ofport else [],
-            "options": dict(spec.options),
-            "other_config": dict(spec.other_config),
-            "mtu_request": [] if spec.mtu is None else [spec.mtu],
+            "ofport_request": [spec.ofport] if spec.ofport else None,
+            "options": spec.options,
+            "other_config": spec.other_config,
+            "mtu_request": None if spec.mtu is None else [spec.mtu],
         }
-        return port, _assign(port.interfaces[0], columns) or changed
+        return port, _bring(port.interfaces[0], wanted) or changed
 
 
 class _PutBridge(_Command):
@@ -144,17 +145,19 @@ class _PutBridge(_Command):
         if bridge is None:
             bridge, changed = self.insert(txn, "Bridge", name=spec.name, ports=[]), True
             root.bridges = [*root.bridges, bridge]
-        columns = {
+        wanted = {
             "datapath_type": spec.datapath_type,
             "fail_mode": [spec.fail_mode],
             "other_config": {**spec.other_config, "hwaddr": spec.hwaddr},
         }
-        changed = _assign(bridge, columns) or changed
+        changed = _bring(bridge, wanted) or changed
         known = {port.name: port for port in bridge.ports}
         local = PortSpec(spec.name, "internal", 0)
         ports = [self.put_port(txn, known, port) for port in (local, *spec.ports)]
-        if known.keys() != {local.name, *(port.name for port in spec.ports)}:
-            bridge.ports = [port for port, _ in ports]
+        names = {local.name, *(port.name for port in spec.ports)}
+        foreign = [port for port in bridge.ports if port.name not in names and not _is_ours(port)]
+        if known.keys() != names | {port.name for port in foreign}:
+            bridge.ports = [*(port for port, _ in ports), *foreign]
             changed = True
         return changed or any(edited for _, edited in ports)
 
@@ -189,13 +192,27 @@ class _RemovePort(_Command):
 
 
 class _SetOtherConfig(_Command):
-    def __init__(self, api: Any, values: Mapping[str, str | None]) -> None:
+    def __init__(self, api: Any, values: Mapping[str, str | None], notes: Mapping[str, str]) -> None:
         super().__init__(api)
-        self.values = values
+        self.values, self.notes = values, notes
 
     def edit(self, txn: Any, root: Any) -> bool:
-        merged = {**root.other_config, **self.values}
-        return _assign(root, {"other_config": {key: value for key, value in merged.items() if value is not None}})
+        values = {**root.other_config, **self.values}
+        columns = {
+            "other_config": {key: value for key, value in values.items() if value is not None},
+            "external_ids": {**owned.remember(getattr(root, "external_ids", {}), self.values), **self.notes},
+        }
+        return _assign(root, columns)
+
+
+def _bring(row: Any, wanted: Mapping[str, Any]) -> bool:
+    """Bring what is ours of a row to ``wanted``, and leave the rest as it is; whether anything changed."""
+    current = {column: getattr(row, column, {}) for column in (*wanted, "external_ids")}
+    return _assign(row, owned.merged(current, wanted))
+
+
+def _is_ours(port: Any) -> bool:
+    return any(owned.is_marked(interface.external_ids) for interface in port.interfaces)
 
 
 def _assign(row: Any, columns: Mapping[str, Any]) -> bool:
@@ -248,9 +265,10 @@ class SwitchDb:
         self._connection.stop(0 if self._stuck else self._timeout)
 
     def apply(self, spec: BridgeSpec) -> bool:
-        """Bring the bridge and its ports to ``spec`` in one transaction; ports not in it are removed.
+        """Bring the bridge and its ports to ``spec`` in one transaction; ports of ours that are not in it are removed.
 
-        Returns whether anything changed. Does not wait for ovs-vswitchd.
+        What we did not write (``owned``) stays: settings of these ports, ports of the operator's. Returns whether
+        anything changed; where nothing did, no transaction is made. Does not wait for ovs-vswitchd.
         """
         return bool(self._commit(_PutBridge(self._api, spec)))
 
@@ -262,9 +280,16 @@ class SwitchDb:
         """Remove a port; returns whether it was there."""
         return bool(self._commit(_RemovePort(self._api, bridge, name)))
 
-    def set_other_config(self, values: Mapping[str, str | None]) -> bool:
-        """Set keys of Open_vSwitch.other_config, or remove those whose value is ``None``; the others stay."""
-        return bool(self._commit(_SetOtherConfig(self._api, values)))
+    def set_other_config(self, values: Mapping[str, str | None], notes: Mapping[str, str] | None = None) -> bool:
+        """Set keys of Open_vSwitch.other_config, or remove those whose value is ``None``; the others stay. ``notes``
+        are keys to set in its external_ids."""
+        return bool(self._commit(_SetOtherConfig(self._api, values, notes or {})))
+
+    def external_ids(self) -> dict[str, str]:
+        """Open_vSwitch.external_ids, what we keep there (``owned``) included."""
+        with self._reading() as tables:
+            root = _root(tables)
+            return dict(root.external_ids) if root else {}
 
     def other_config(self) -> dict[str, str]:
         """Open_vSwitch.other_config as the database has it; empty in a database that was just made."""

@@ -26,7 +26,8 @@ from ovs_hotswap.switch import threads
 from ovs_hotswap.switch.fdset import notify_pipe
 from ovs_hotswap.switch.instance import Instance, State
 from ovs_hotswap.switch.openflow import OpenFlow
-from ovs_hotswap.switch.ovsdb import ROOT_TABLES, BridgeSpec, PortSpec
+from ovs_hotswap.switch.ovsdb import ROOT_TABLES, BridgeSpec, PortSpec, SwitchDb
+from ovs_hotswap.switch.owned import CONFIGURED_SLEEP
 from ovs_hotswap.switch.pmd import pmd_sleep_key
 from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.switch.tunnel import Tunnels
@@ -253,13 +254,43 @@ class Host:
         self.openflow(side).replace(lines(render(self.intent, form)))
 
     def set_pmd_sleep(self, side: Side, microseconds: int) -> None:
+        """For a while: ``settle_pmd_sleep`` ends it."""
         with self.instances[side].database(tables=ROOT_TABLES) as database:
             database.set_other_config({pmd_sleep_key(self.version(side)): str(microseconds)})
+
+    def settle_pmd_sleep(self, side: Side, microseconds: int | None = None) -> None:
+        """Give the side's idle PMD threads their longest sleep in normal operation: the configured one, unless the
+        operator set another."""
+        configured = self.config.instance(side).pmd_sleep_us
+        value = configured if microseconds is None else microseconds
+        with self.instances[side].database(tables=ROOT_TABLES) as database:
+            database.set_other_config({pmd_sleep_key(self.version(side)): str(value)},
+                                      {CONFIGURED_SLEEP: str(configured)})  # fmt: skip
+
+    def follow_pmd_sleep(self, side: Side) -> None:
+        """Give the side the configured PMD sleep if the configuration has changed since it was last given. What the
+        operator set in the database meanwhile stays otherwise."""
+        with self.instances[side].database(tables=ROOT_TABLES) as database:
+            given = database.external_ids().get(CONFIGURED_SLEEP)
+        if given is not None and given != str(self.config.instance(side).pmd_sleep_us):
+            self.settle_pmd_sleep(side)
+
+    def own_pmd_sleep(self, side: Side) -> int | None:
+        """The PMD sleep that the operator set in the side's database; ``None`` if it is the configured one. Not to be
+        asked for while ``set_pmd_sleep`` holds."""
+        with self.instances[side].database(tables=ROOT_TABLES) as database:
+            given = database.external_ids().get(CONFIGURED_SLEEP, str(self.config.instance(side).pmd_sleep_us))
+            value = self._pmd_sleep(side, database)
+        return None if given == str(value) else value
 
     def pmd_sleep(self, side: Side) -> int:
         """Longest sleep of the side's idle PMD threads, in microseconds."""
         with self.instances[side].database(tables=ROOT_TABLES) as database:
-            return int(database.other_config().get(pmd_sleep_key(self.version(side)), "0"))
+            return self._pmd_sleep(side, database)
+
+    def _pmd_sleep(self, side: Side, database: SwitchDb) -> int:
+        found = database.other_config().get(pmd_sleep_key(self.version(side)), "0")
+        return int(found) if found.isdecimal() else 0  # as Open vSwitch reads it (smap_get_ullong)
 
     def scheduling(self, side: Side) -> dict[str, Json] | None:
         """How the side's threads are scheduled, for ``schedule``; ``None`` if it is not known."""
@@ -298,7 +329,7 @@ class Host:
     def program(self, side: Side) -> None:
         """Everything for an instance that runs alone. First the PMD sleep: adding ports beside a PMD that never sleeps
         takes seconds where the main thread has to share its core."""
-        self.set_pmd_sleep(side, self.config.instance(side).pmd_sleep_us)
+        self.settle_pmd_sleep(side)
         self.program_database(side)
         self.program_tunnels(side)
         self.program_flows(side, Form.FINAL)

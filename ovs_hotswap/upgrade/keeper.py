@@ -266,7 +266,7 @@ class Keeper:
 
     def _program(self, host: Host, active: Side) -> None:
         stamp = self._stamp
-        host.set_pmd_sleep(active, host.config.instance(active).pmd_sleep_us)
+        host.follow_pmd_sleep(active)
         host.follow_intent(Side)
         self._programmed = stamp
 

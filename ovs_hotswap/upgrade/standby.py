@@ -38,13 +38,16 @@ Parked = Callable[[int, str], None]
 
 
 class StandbyRecord(Strict):
-    """``pid``: the ovs-vswitchd that the values were read from. ``prepared``: it was programmed and parked on."""
+    """``pid``: the ovs-vswitchd that the values were read from. ``prepared``: it was programmed and parked on.
+    ``pmd_sleep_us``: the PMD sleep that the operator set on the active instance, if it is not the configured one.
+    """
 
     side: Side
     pid: int
     log_level: str
     scheduling: dict[str, Any] | None
     prepared: bool = False
+    pmd_sleep_us: int | None = None
 
 
 def record_path(config: Config) -> Path:
@@ -103,7 +106,7 @@ def _write(host: Host, record: StandbyRecord) -> None:
 def settle(host: Host, record: StandbyRecord) -> None:
     """Give a standby that has become the active instance, or will, the operator's values."""
     side = record.side
-    host.set_pmd_sleep(side, host.config.instance(side).pmd_sleep_us)
+    host.settle_pmd_sleep(side, record.pmd_sleep_us)
     set_vhost_log_level(host.control(side), record.log_level)
     if record.scheduling is not None:
         host.schedule(side, record.scheduling)

@@ -108,6 +108,7 @@ class OpenWindow(ReversibleStep[Upgrade]):
         model = context.living[-1]
         return {
             "pmd_sleep_us": host.pmd_sleep(model),
+            "own_pmd_sleep_us": None if context.lost else host.own_pmd_sleep(model),
             "log_level": vhost_log_level(host.control(model)),
             "log_offset": gather.log_size(host, context.new),
             "scheduling": {str(side): host.scheduling(side) for side in Side},
@@ -127,7 +128,8 @@ class OpenWindow(ReversibleStep[Upgrade]):
 
 def close_window(host: Host, side: Side, run: Run) -> None:
     """Give ``side`` the operator's values."""
-    host.set_pmd_sleep(side, run.fact("pmd_sleep_us", int))
+    own = run.facts.get("own_pmd_sleep_us")
+    host.settle_pmd_sleep(side, own if isinstance(own, int) else None)
     set_vhost_log_level(host.control(side), run.fact("log_level", str))
     before = run.fact("scheduling", dict)[str(side)]
     if before is not None:

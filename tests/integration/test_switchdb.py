@@ -76,6 +76,35 @@ def test_ports_are_changed_added_and_removed(config: Config, instance: Instance)
             database.add_port("br7", vhost(config, "vm4", 14))
 
 
+def vsctl(instance: Instance, *words: str) -> str:
+    command = ["ovs-vsctl", "--timeout=10", f"--db=unix:{instance.paths.db_socket}", *words]
+    return System().run(command).stdout.strip()
+
+
+def test_what_the_operator_set_stays(config: Config, instance: Instance) -> None:
+    """Options, policing and ports that are not ours survive that the same, and another, specification is applied."""
+    spec = BridgeSpec("br0", MAC, (tunnel(), vhost(config, "vm1", 11), vhost(config, "vm2", 12)))
+    with instance.database() as database:
+        database.apply(spec)
+        database.wait_ports(["vm1", "vm2"], 20)
+        vsctl(instance, "set", "Interface", "vm1", "options:tx-retries-max=16", "ingress_policing_rate=1000",
+              "other_config:x=y", "mtu_request=1400", "--", "set", "Port", "vm1", "tag=7", "--", "add-port", "br0",
+              "span0", "--", "set", "Interface", "span0", "type=internal", "ofport_request=5000", "--", "set", "Bridge",
+              "br0", "other_config:mac-table-size=4096")  # fmt: skip
+    number = vsctl(instance, "get", "Open_vSwitch", ".", "next_cfg")
+    with instance.database() as database:
+        assert not database.apply(spec)
+    assert vsctl(instance, "get", "Open_vSwitch", ".", "next_cfg") == number
+    with instance.database() as database:
+        assert database.apply(BridgeSpec("br0", MAC, (vhost(config, "vm1", 21),)))
+        database.wait_ports(["vm1"], 20)
+        assert set(database.interfaces()) == {"br0", "vm1", "span0"}
+    assert vsctl(instance, "get", "Interface", "vm1", "options:tx-retries-max") == '"16"'
+    assert vsctl(instance, "get", "Interface", "vm1", "mtu_request", "ingress_policing_rate") == "1400\n1000"
+    assert vsctl(instance, "get", "Port", "vm1", "tag") == "7"
+    assert vsctl(instance, "get", "Bridge", "br0", "other_config:mac-table-size") == '"4096"'
+
+
 def test_a_restart_keeps_bridge_and_ports(config: Config, instance: Instance) -> None:
     with instance.database() as database:
         database.apply(BridgeSpec("br0", MAC, (tunnel(), vhost(config, "vm1", 11))))

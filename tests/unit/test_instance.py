@@ -73,7 +73,7 @@ class FakeDb(SwitchDb):
     ) -> None:
         pass
 
-    def set_other_config(self, values: Any) -> bool:
+    def set_other_config(self, values: Any, notes: Any = None) -> bool:
         self.host.other_config.update(values)
         return True
 
