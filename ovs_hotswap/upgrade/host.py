@@ -109,7 +109,7 @@ class Host:
 
         ``patience_s``: how long to wait where that is the watchdog, whose tasks end by themselves.
         """
-        path = self.config.state_dir / "upgrade.lock"
+        path = self.config.run_dir / "upgrade.lock"
         end = self.system.monotonic() + patience_s
         with contextlib.ExitStack() as held:
             while True:

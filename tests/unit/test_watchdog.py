@@ -282,6 +282,13 @@ def test_nobody_is_sent_to_a_new_instance_that_no_upgrade_works_on(config: Confi
     assert bed.world.done == []
 
 
+def test_configurations_of_one_run_directory_have_one_lock(config: Config, tmp_path: Path) -> None:
+    """The instances are the run directory's, wherever the journals are."""
+    other = config.model_copy(update={"state_dir": tmp_path / "other"})
+    with Bed(config).host.lock(), pytest.raises(BusyError), Host(other, FakeSystem()).lock():
+        pass
+
+
 def test_where_no_instance_is_left_of_an_unfinished_upgrade_the_active_is_started(config: Config) -> None:
     bed = unparked_in_upgrade(config)
     assert bed.keeper.turn() is Task.NOTHING
