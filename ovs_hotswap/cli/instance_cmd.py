@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import click
 
 from ovs_hotswap.cli.app import App, Group, pass_app
@@ -126,7 +128,9 @@ def bring_up(app: App, side: str) -> None:
     unit = InstanceUnit(which, app.system)
 
     def act(order: Order) -> None:
-        Instance(order.config, which, app.system, namespaces=GivenNamespaces()).bring_up(order.release)
+        memory = partial(Host(order.config, app.system).reservation, which)
+        instance = Instance(order.config, which, app.system, namespaces=GivenNamespaces(), memory=memory)
+        instance.bring_up(order.release)
 
     unit.carry_out(act)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,6 +10,7 @@ import click
 from ovs_hotswap.cli.app import App, Command, pass_app
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.model import Severity, Side
+from ovs_hotswap.switch.memory import PacketPool
 from ovs_hotswap.upgrade.checks import verdict
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.steps import upgrade_plan
@@ -144,7 +146,8 @@ def status(app: App) -> None:
     """Show which instance is active, what each runs, who serves the VMs, and an unfinished upgrade.
 
     What cannot be read is shown as unknown, with the reason; the exit code is 6 then.
-    With --json: {"active", "uplink", "instances": [...], "vms": {"total", "connected", "owners": {side: n}},
+    With --json: {"active", "uplink", "instances": [...], "packet_pools": {side: [{"node", "buffers", "in_use",
+    "buffer_bytes"}]}, "vms": {"total", "connected", "owners": {side: n}},
     "unfinished": {"kind", "phase", "parameters", "failure"} or null, "last": {...} or null, "unknown": [text]}.
 
     \b
@@ -165,6 +168,7 @@ def status(app: App) -> None:
         "active": host.recorded_active(),
         "uplink": tried(lambda: host.uplink.owner()),
         "instances": [host.instances[side].status() for side in Side],
+        "packet_pools": {side: tried(partial(_pools, host, side)) for side in Side},
         "vms": tried(lambda: _vm_summary(host)),
         "unfinished": tried(lambda: _unfinished(Upgrader(host))),
         "last": tried(lambda: _last(Upgrader(host))),
@@ -174,6 +178,10 @@ def status(app: App) -> None:
     _show_status(app, document)
     if unknown:
         click.get_current_context().exit(6)
+
+
+def _pools(host: Host, side: Side) -> list[PacketPool]:
+    return host.packet_pools(side) if host.instances[side].pid() is not None else []
 
 
 def _vm_summary(host: Host) -> dict[str, Any]:
@@ -212,6 +220,10 @@ def _show_status(app: App, document: dict[str, Any]) -> None:
     if last is not None:
         end = "committed" if last["committed"] else "rolled back"
         out.line(f"last     {last['previous']} on {last['old']} -> {last['release']} on {last['new']}: {end}")
+    for side, pools in document["packet_pools"].items():
+        for pool in pools or ():
+            out.line(f"memory   instance {side}, NUMA node {pool.node}: a pool of {pool.buffers} packet buffers "
+                     f"({pool.mib} MiB), {pool.in_use} in use")  # fmt: skip
     for text in document["unknown"]:
         out.line(f"unknown  {text}")
     out.line()

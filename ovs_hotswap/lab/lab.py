@@ -29,12 +29,14 @@ from ovs_hotswap.lab.network import Network
 from ovs_hotswap.lab.pings import Pings, Stream
 from ovs_hotswap.model import Side
 from ovs_hotswap.switch.instance import Instance
+from ovs_hotswap.switch.memory import DEFAULT_MTU, Demand, Reservation, reserve
 from ovs_hotswap.system import System
+from ovs_hotswap.upgrade.host import TAGS
 from ovs_hotswap.upgrade.watchlog import lock_path
 
 DEFAULT_DIRECTORY = Path("/run/ovs-hotswap-lab")
 RELEASE_CACHE = Path("/var/cache/ovs-hotswap/releases")  # release trees that outlive a lab: one takes a minute to make
-INSTANCE_MB = 256
+INSTANCE_MB = 256  # what an instance of the lab may take; four guests take a quarter
 _POLL_S = 0.05
 _LISTEN_S = 20.0
 
@@ -231,9 +233,14 @@ class Lab:
         cores = min(1, last), min(2, last)  # the first one is left for everything else where there are two
         return config_text(self.layout, memory_mb=self._instance_mb(), cores=cores)
 
+    def _reservation(self) -> Reservation:
+        """Huge pages of one instance."""
+        options = self.layout.options
+        mtus = (DEFAULT_MTU, options.mtu + TAGS)  # the underlay's and the peer link's
+        return reserve(Demand((options.queues,) * self.layout.count, mtus, pmds=1))
+
     def _instance_mb(self) -> int:
-        """Huge pages of one instance, in MiB. A pool of mbufs has 16384 at least (OVS, MIN_NB_MBUF)."""
-        return INSTANCE_MB * (1 if self.layout.options.mtu <= 1500 else 3)
+        return max(INSTANCE_MB, self._reservation().mib)
 
     @cached_property
     def _written(self) -> Config:
@@ -242,7 +249,7 @@ class Lab:
 
     def _megabytes(self) -> int:
         options = self.layout.options
-        return 2 * self._instance_mb() + (self.layout.count * options.memory_mb if options.hugepages else 0)
+        return 2 * self._reservation().mib + (self.layout.count * options.memory_mb if options.hugepages else 0)
 
     def _write(self, record: Record) -> None:
         self._system.write_atomic(self.layout.record_file, record.model_dump_json(indent=2) + "\n")

@@ -21,6 +21,7 @@ from ovs_hotswap.errors import CommandError, HotswapError, SwitchError
 from ovs_hotswap.model import Device, Release, Side
 from ovs_hotswap.switch import launch
 from ovs_hotswap.switch.logscan import fatal, telling_cause
+from ovs_hotswap.switch.memory import Reservation
 from ovs_hotswap.switch.netns import Namespaces
 from ovs_hotswap.switch.ovsdb import ROOT_TABLES, TABLES, SwitchDb
 from ovs_hotswap.switch.paths import InstancePaths, InstanceRecord, read_record
@@ -60,7 +61,8 @@ class InstanceStatus:
 
 class Instance:
     """One side of the host. ``paths`` says where its files, sockets and namespace are, running or not. ``unit``: where
-    its processes are to live if that unit serves ``config``; else they are the caller's."""
+    its processes are to live if that unit serves ``config``; else they are the caller's. ``memory``: says how much huge
+    page memory it takes when it is started; without it all that the configuration allows."""
 
     def __init__(
         self,
@@ -70,6 +72,7 @@ class Instance:
         *,
         unit: InstanceUnit | None = None,
         namespaces: Namespaces | None = None,
+        memory: Callable[[], Reservation] | None = None,
         connect: Callable[[Path, float, Callable[[], bool], Sequence[str]], SwitchDb] = SwitchDb,
         control: Callable[..., str] = appctl,
     ) -> None:
@@ -78,6 +81,7 @@ class Instance:
         self._system = system
         self._own_unit = unit
         self._namespaces = namespaces or Namespaces()
+        self._memory = memory
         self._connect = connect
         self._control = control
         self.paths = InstancePaths.of(config, side)
@@ -290,12 +294,17 @@ class Instance:
         at once. Without ``dpdk-lcore-mask`` the main thread keeps all cores (lib/dpdk.c, dpdk_init__).
         """
         instance = self._instance
+        memory = Reservation(instance.memory_mb, 0) if self._memory is None else self._memory()
+        nodes = numa_nodes(instance.pmd_cores)
+        shared = {} if memory.shared_mtu is None else {"shared-mempool-config": str(memory.shared_mtu)}
         extra = f"--file-prefix={self.paths.netns} --in-memory --single-file-segments -n 1 {instance.dpdk_extra}"
         return {
             "dpdk-init": "true",
-            "dpdk-socket-mem": socket_mem(instance.memory_mb, _numa_nodes(instance.pmd_cores)),
+            "dpdk-socket-mem": socket_mem(memory.mib, nodes),
+            "dpdk-socket-limit": socket_limit(memory.mib, [*nodes, *numa_nodes()]),
             "dpdk-extra": extra.strip(),
             "pmd-cpu-mask": cpu_mask(instance.pmd_cores),
+            **shared,
         }
 
     def _run(self, release: Release, argv: list[str], end: float) -> None:
@@ -443,9 +452,16 @@ def socket_mem(memory_mb: int, nodes: Iterable[int]) -> str:
     return ",".join(str(memory_mb if node in chosen else 0) for node in range(max(chosen) + 1))
 
 
-def _numa_nodes(cores: Iterable[int]) -> set[int]:
-    """NUMA nodes of the cores (Documentation/ABI/stable/sysfs-devices-node); node 0 on a kernel without NUMA."""
-    links = (link for core in cores for link in Path(f"/sys/devices/system/cpu/cpu{core}").glob("node[0-9]*"))
+def socket_limit(memory_mb: int, nodes: Iterable[int]) -> str:
+    """Value of ``dpdk-socket-limit``: ``memory_mb`` on every node up to the last. A VM whose memory is on a node
+    without PMD threads gets its packet pool there, and 0 would be no limit."""
+    return ",".join([str(memory_mb)] * (max(nodes, default=0) + 1))
+
+
+def numa_nodes(cores: Iterable[int] | None = None) -> set[int]:
+    """NUMA nodes of the cores, or all (Documentation/ABI/stable/sysfs-devices-node); node 0 on a kernel without."""
+    places = ["node"] if cores is None else [f"cpu/cpu{core}" for core in cores]
+    links = (link for place in places for link in Path("/sys/devices/system", place).glob("node[0-9]*"))
     return {int(link.name.removeprefix("node")) for link in links} or {0}
 
 

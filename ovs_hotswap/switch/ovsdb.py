@@ -25,6 +25,7 @@ from ovs_hotswap.switch.rpc import NoAnswer, call
 
 SCHEMA = "Open_vSwitch"
 ROOT_TABLES = ("Open_vSwitch",)  # what ``SwitchDb.state`` and the methods for other_config look at
+INTERFACE_TABLES = (*ROOT_TABLES, "Interface")  # what ``SwitchDb.interfaces`` looks at
 TABLES = (*ROOT_TABLES, "Bridge", "Port", "Interface")
 FAILED_OFPORT = -1  # ovs-vswitchd.conf.db(5), Interface.ofport: the port could not be created
 _POLL_S = 0.01

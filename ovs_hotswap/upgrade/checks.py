@@ -40,30 +40,6 @@ def _error(check: str, text: str, hint: str | None = None) -> Finding:
 # ---------------------------------------------------------------------------------------------------------- the host
 
 
-@dataclass(frozen=True, slots=True)
-class HugePages:
-    """Pages of one size: ``size_kib`` as in the name below /sys/kernel/mm/hugepages."""
-
-    size_kib: int
-    free: int
-    total: int
-
-
-def huge_pages(pools: Iterable[HugePages], needed_mib: int) -> list[Finding]:
-    """Whether the standby's ``needed_mib`` MiB fit into the free huge pages of one size (DPDK wants no mixture)."""
-    name = "huge pages"
-    pools = list(pools)
-    for pool in pools:
-        if pool.free * pool.size_kib >= needed_mib * 1024:
-            return _ok(name, f"{pool.free} of {pool.size_kib} KiB free, {needed_mib} MiB needed")
-    best = max(pools, key=lambda pool: pool.free * pool.size_kib, default=HugePages(2048, 0, 0))
-    missing = -(-(needed_mib * 1024 - best.free * best.size_kib) // best.size_kib)
-    count = best.total + missing
-    mend = f"/sys/kernel/mm/hugepages/hugepages-{best.size_kib}kB/nr_hugepages"
-    text = f"the standby needs {needed_mib} MiB, {best.free * best.size_kib // 1024} MiB are free"
-    return [_error(name, text, f"echo {count} > {mend}")]
-
-
 def cpu_set(present: Collection[int], cores: Mapping[Side, Collection[int]]) -> list[Finding]:
     """Whether the PMD cores exist, whether the two instances have cores of their own, and whether one is left for what
     hands VMs over."""

@@ -14,12 +14,13 @@ from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.overlay.ports import UPLINK, VXLAN
 from ovs_hotswap.overlay.tables import Form, lines, render
 from ovs_hotswap.road import Road
+from ovs_hotswap.switch.instance import numa_nodes
+from ovs_hotswap.switch.memory import reserve
 from ovs_hotswap.switch.openflow import window_incapable
+from ovs_hotswap.switch.pools import huge_page_pools, page_mib
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade import checks
+from ovs_hotswap.upgrade import checks, memory
 from ovs_hotswap.upgrade.host import Host
-
-_POOLS = Path("/sys/kernel/mm/hugepages")
 
 
 def precheck(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
@@ -30,6 +31,7 @@ def precheck(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
         lambda: _release(host, release),
         lambda: _running_standby(host, new, release),
         lambda: _machine(host, new),
+        lambda: _memory(host, old, new),
         lambda: _active(host, old),
         lambda: _vms(host, old, new),
         lambda: host.uplink.check(),
@@ -68,8 +70,6 @@ def _running_standby(host: Host, new: Side, wanted: str) -> list[Finding]:
 def _machine(host: Host, new: Side) -> list[Finding]:
     config = host.config
     found = checks.cpu_set(os.sched_getaffinity(0), {side: config.instance(side).pmd_cores for side in Side})
-    if not host.running(new):
-        found += checks.huge_pages(huge_page_pools(), config.instance(new).memory_mb)
     own = [status.vswitchd_pid for status in (host.instances[side].status() for side in Side)]
     found += checks.conflicting_processes(
         running_switches(host.system), [pid for pid in own if pid], str(config.side_dir(new)), config.namespace(new)
@@ -79,14 +79,18 @@ def _machine(host: Host, new: Side) -> list[Finding]:
     return found
 
 
-def huge_page_pools() -> list[checks.HugePages]:
-    """The kernel's pools (Documentation/admin-guide/mm/hugetlbpage.rst)."""
-    pools = []
-    for pool in sorted(_POOLS.glob("hugepages-*kB")):
-        size = int(pool.name.removeprefix("hugepages-").removesuffix("kB"))
-        free, total = (int((pool / name).read_text()) for name in ("free_hugepages", "nr_hugepages"))
-        pools.append(checks.HugePages(size, free, total))
-    return pools
+def _memory(host: Host, old: Side, new: Side) -> list[Finding]:
+    """Of one that runs already the pool is looked at, of one that will be started what is free."""
+    demand = host.demand(new)
+    wanted, limit = reserve(demand, page_mib()), host.config.instance(new).memory_mb
+    if not host.running(new):
+        found = memory.allowed(new, demand, wanted, limit)
+        found += memory.huge_pages(huge_page_pools(), wanted.mib, numa_nodes(host.config.instance(new).pmd_cores))
+    else:
+        fault = memory.too_small(host.packet_pools(new), demand.buffers)
+        hint = f"`ovs-hotswap instance stop {new}`: the upgrade starts its own"
+        found = [Finding(memory.POOL, Severity.ERROR, f"instance {new}: {fault}", hint)] if fault else []
+    return found + (memory.in_use(old, host.packet_pools(old), wanted) if host.running(old) else [])
 
 
 def running_switches(system: System) -> list[checks.SwitchProcess]:

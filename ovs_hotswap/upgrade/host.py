@@ -6,14 +6,14 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from ovs_hotswap.config import Config, Strict, read_active
-from ovs_hotswap.errors import BusyError, StateUnknown, SwitchError
+from ovs_hotswap.errors import BusyError, HotswapError, StateUnknown, SwitchError
 from ovs_hotswap.model import MessageThread, Release, Side
 from ovs_hotswap.overlay.intent import Intent, load_intent
 from ovs_hotswap.overlay.ports import PEER, PEER_PORT, UPLINK, UPLINK_PORT, VXLAN, VXLAN_PORT
@@ -25,21 +25,25 @@ from ovs_hotswap.road import BackEnds, Road, refuse_kept
 from ovs_hotswap.switch import threads
 from ovs_hotswap.switch.fdset import notify_pipe
 from ovs_hotswap.switch.instance import Instance, State
+from ovs_hotswap.switch.memory import DEFAULT_MTU, Demand, PacketPool, Reservation, Uplink, limited, reserve
 from ovs_hotswap.switch.openflow import OpenFlow
-from ovs_hotswap.switch.ovsdb import ROOT_TABLES, BridgeSpec, PortSpec, SwitchDb
+from ovs_hotswap.switch.ovsdb import INTERFACE_TABLES, ROOT_TABLES, BridgeSpec, PortSpec, SwitchDb
 from ovs_hotswap.switch.owned import CONFIGURED_SLEEP
 from ovs_hotswap.switch.pmd import pmd_sleep_key
+from ovs_hotswap.switch.pools import packet_pools, page_mib
 from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.switch.tunnel import Tunnels
 from ovs_hotswap.switch.units import InstanceUnit
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.records import Json
-from ovs_hotswap.uplink.base import Uplink, make_uplink
+from ovs_hotswap.uplink import base
+from ovs_hotswap.uplink.base import make_uplink
 from ovs_hotswap.vhost.control import BrokerClient
 
 _POLL_S = 0.02
 _ROAD_S = 30.0
-_TAGS = 8  # of the peer link's tag and one of the guest's (802.1ad)
+_LOOK_S = 1.0
+TAGS = 8  # of the peer link's tag and one of the guest's (802.1ad)
 WATCHDOG_S = 60.0  # the longest task of the watchdog: to start an instance and park every VM
 
 
@@ -58,7 +62,12 @@ class Host:
         self._quick = quick
         self.config = config
         self.system = system
-        self.instances = {side: Instance(config, side, system, unit=InstanceUnit(side, system)) for side in Side}
+        self.instances = {
+            side: Instance(
+                config, side, system, unit=InstanceUnit(side, system), memory=partial(self.reservation, side)
+            )
+            for side in Side
+        }
 
     @cached_property
     def intent(self) -> Intent:
@@ -70,7 +79,7 @@ class Host:
         return Releases(self.config, self.system)
 
     @cached_property
-    def uplink(self) -> Uplink:
+    def uplink(self) -> base.Uplink:
         return make_uplink(self.config, self.intent, quick=self._quick)
 
     @cached_property
@@ -188,6 +197,42 @@ class Host:
             )
         return recorded
 
+    # -- memory ------------------------------------------------------------------------------------------------
+
+    def demand(self, side: Side) -> Demand:
+        """What an instance is to have memory for. Raises ConfigError."""
+        intent = self.intent
+        mtus = (intent.vtep.mtu, self.peer_spec(side).mtu, *(vm.mtu for vm in intent.vms))
+        return Demand(
+            vms=tuple(vm.queues for vm in intent.vms),
+            mtus=tuple(DEFAULT_MTU if mtu is None else mtu for mtu in mtus),
+            pmds=len(set(self.config.instance(side).pmd_cores)),
+            uplink=self._uplink_queues(),
+        )
+
+    def _uplink_queues(self) -> Uplink:
+        """As the running instances have them: what the operator set on one is carried over to the other."""
+        found = [Uplink()]
+        for instance in self.instances.values():
+            with contextlib.suppress(HotswapError), instance.database(_LOOK_S, INTERFACE_TABLES) as database:
+                uplink = database.interfaces().get(UPLINK)
+                found += [] if uplink is None else [Uplink.of(uplink.options)]
+        return max(found, key=lambda each: each.rx_queues * each.rx_ring + each.tx_ring)
+
+    def reservation(self, side: Side) -> Reservation:
+        """The huge pages that the side's instance takes when it is started. Where the intent cannot be read it is all
+        that the configuration allows: to start an instance again after a death does not depend on the intent."""
+        limit = self.config.instance(side).memory_mb
+        try:
+            demand = self.demand(side)
+        except HotswapError:
+            return Reservation(limit, 0)
+        return limited(reserve(demand, page_mib()), limit, demand)
+
+    def packet_pools(self, side: Side) -> list[PacketPool]:
+        """Of a side that runs. Raises SwitchError."""
+        return packet_pools(self.control(side))
+
     # -- programming -------------------------------------------------------------------------------------------
 
     def ofport(self, vm: str) -> int:
@@ -230,7 +275,7 @@ class Host:
         queues = len(set(self.config.instance(side.other).pmd_cores)) + 1
         options = {"dpdk-devargs": devargs, "n_rxq": str(queues)}
         largest = self.intent.mtu
-        return PortSpec(PEER, "dpdk", PEER_PORT, options, mtu=None if largest is None else largest + _TAGS)
+        return PortSpec(PEER, "dpdk", PEER_PORT, options, mtu=None if largest is None else largest + TAGS)
 
     def program_database(self, side: Side) -> None:
         """Bridge and ports as the intent says. Raises SwitchError, also if a port cannot be made."""

@@ -24,6 +24,7 @@ from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.priority import Rank
 from ovs_hotswap.switch.pmd import pmd_rxqs, set_vhost_log_level, vhost_log_level
 from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.memory import too_small
 
 _PORT_S = 15.0
 _POLLED_S = 20.0
@@ -146,13 +147,17 @@ def yield_to_upgrade(host: Host, active: Side, release: Release) -> bool:
 
 
 def await_ports(host: Host, side: Side) -> None:
-    """Wait for an instance's uplink and its connections to the VMs. Raises SwitchError."""
+    """Wait for an instance's uplink and its connections to the VMs, and see that its packet pool is large enough: where
+    memory is short Open vSwitch makes a smaller one without a word. Raises SwitchError."""
     host.wait(lambda: host.link_up(side, UPLINK), _PORT_S, lambda: f"instance {side}: the uplink is down",
               on=[side])  # fmt: skip
 
     host.wait(lambda: not host.unconnected(side), _PORT_S,
               lambda: f"instance {side} did not connect for VM {', '.join(host.unconnected(side))}",
               on=[side])  # fmt: skip
+    fault = too_small(host.packet_pools(side), host.demand(side).buffers)
+    if fault:
+        raise SwitchError(f"instance {side}: {fault}", hint="`ovs-hotswap check` says how many huge pages it needs")
 
 
 def park(host: Host, side: Side, vms: Iterable[Document], parked: Parked = lambda _number, _name: None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ovs_hotswap.lab import watch
 from ovs_hotswap.lab.demo import DirectHost
-from ovs_hotswap.lab.lab import INSTANCE_MB, Lab
+from ovs_hotswap.lab.lab import Lab
 from ovs_hotswap.lab.layout import REMOTE_INNER_MAC, VXLAN_DEVICE
 from ovs_hotswap.model import Release, Side
 from ovs_hotswap.upgrade.host import Host, start_instance
@@ -34,10 +34,6 @@ class Bed(Lab):
 
     def _make_guests(self) -> None:
         """They are the fleet's."""
-
-    def _instance_mb(self) -> int:
-        """DPDK keeps about 30 KiB for each ring of a vhost-user device, and as many mbufs as fit."""
-        return INSTANCE_MB * (1 + (self.layout.count * self.layout.options.queues > 64) + (self.layout.count > 128))
 
     def _config_text(self) -> str:
         return super()._config_text() + WATCH

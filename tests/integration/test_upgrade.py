@@ -15,8 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.errors import BrokerError, CommandError, HotswapError, PrecheckFailed, ReleaseError, RolledBack
+from ovs_hotswap.errors import (
+    BrokerError,
+    CommandError,
+    HotswapError,
+    PrecheckFailed,
+    ReleaseError,
+    RolledBack,
+    SwitchError,
+)
 from ovs_hotswap.lab import Lab
+from ovs_hotswap.lab.hugepages import read_pool
 from ovs_hotswap.model import Release, Severity, Side
 from ovs_hotswap.overlay.tables import Form, lines, render
 from ovs_hotswap.switch.instance import State
@@ -24,6 +33,7 @@ from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.host import Host, start_instance
 from ovs_hotswap.upgrade.plan import Event, EventKind
+from ovs_hotswap.upgrade.standby import await_ports
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from ovs_hotswap.vhost.service import start_broker, stop_broker
 
@@ -197,12 +207,49 @@ def test_a_release_with_a_wrong_binary_changes_nothing(bed: Lab, host: Host, tmp
         host.releases.remove("broken")
 
 
-def test_a_standby_without_huge_pages_does_not_start(bed: Lab, host: Host, system: System) -> None:
-    large = bed.config.instances.b.model_copy(update={"memory_mb": 1 << 19})
-    config = bed.config.model_copy(update={"instances": bed.config.instances.model_copy(update={"b": large})})
-    greedy = Host(config, system)
-    with pytest.raises(PrecheckFailed, match="huge pages: the standby needs 524288 MiB"):
-        Upgrader(greedy).upgrade(TREE_NAME, nobody)
+def with_memory(bed: Lab, memory_mb: int, system: System) -> Host:
+    """The host with another bound on the memory of instance b."""
+    changed = bed.config.instances.b.model_copy(update={"memory_mb": memory_mb})
+    return Host(
+        bed.config.model_copy(update={"instances": bed.config.instances.model_copy(update={"b": changed})}), system
+    )
+
+
+def test_a_standby_without_huge_pages_does_not_start(bed: Lab, host: Host) -> None:
+    pool = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+    before = pool.read_text()
+    pool.write_text(str(read_pool().used + 10))
+    try:
+        with pytest.raises(
+            PrecheckFailed, match=r"huge pages: NUMA node 0: the standby needs \d+ MiB, 20 MiB are free"
+        ):
+            Upgrader(host).upgrade(TREE_NAME, nobody)
+    finally:
+        pool.write_text(before)
+    untouched(bed, host)
+
+
+def test_a_standby_that_may_not_take_what_it_needs_does_not_start(bed: Lab, host: Host, system: System) -> None:
+    with pytest.raises(PrecheckFailed, match=r"packet pool: instance b needs \d+ MiB .* may take 64 MiB") as failure:
+        Upgrader(with_memory(bed, 64, system)).upgrade(TREE_NAME, nobody)
+    assert "set instances.b.memory_mb to" in (failure.value.hint or "")
+    untouched(bed, host)
+
+
+def test_an_instance_whose_pool_is_too_small_is_no_standby(bed: Lab, host: Host, system: System) -> None:
+    """Open vSwitch halves the pool until it fits, and says so in its log alone."""
+    small = with_memory(bed, 64, system)
+    small.instances[Side.B].start(small.releases.get("host"))
+    try:
+        small.program_database(Side.B)
+        assert [pool.buffers for pool in small.packet_pools(Side.B)] == [16_384]
+        socket = f"--db=unix:{small.instances[Side.B].paths.db_socket}"
+        queues = ["set", "Interface", "uplink", "options:n_rxq=8"]
+        subprocess.run(["ovs-vsctl", socket, "--no-wait", *queues], check=True, timeout=20)
+        with pytest.raises(SwitchError, match="its packet pool on NUMA node 0 has 16384 buffers"):
+            await_ports(small, Side.B)
+    finally:
+        small.instances[Side.B].stop()
     untouched(bed, host)
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ovs_hotswap.errors import PostcheckFailed, PrecheckFailed
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.upgrade import checks
-from ovs_hotswap.upgrade.checks import HugePages, PortFacts, RingSample, SwitchProcess, VmFacts
+from ovs_hotswap.upgrade.checks import PortFacts, RingSample, SwitchProcess, VmFacts
 
 OK, WARNING, ERROR = Severity.OK, Severity.WARNING, Severity.ERROR
 
@@ -38,26 +38,6 @@ def test_verdict_lists_every_error_and_each_hint_once() -> None:
 def test_verdict_lets_warnings_pass() -> None:
     findings = [Finding("a", OK, "fine"), Finding("b", WARNING, "look")]
     assert checks.verdict(iter(findings)) == findings
-
-
-@pytest.mark.parametrize(
-    ("pools", "severity"),
-    [
-        ([HugePages(2048, 256, 256)], OK),
-        ([HugePages(2048, 255, 1000)], ERROR),
-        ([HugePages(2048, 0, 9), HugePages(1 << 20, 1, 1)], OK),
-        ([HugePages(2048, 128, 128), HugePages(1 << 20, 0, 0)], ERROR),
-        ([], ERROR),
-    ],
-)
-def test_huge_pages(pools: list[HugePages], severity: Severity) -> None:
-    assert severities(checks.huge_pages(pools, 512)) == [severity]
-
-
-def test_huge_pages_hint_is_the_command_that_suffices() -> None:
-    (finding,) = checks.huge_pages([HugePages(2048, 100, 400)], 512)
-    assert finding.text == "the standby needs 512 MiB, 200 MiB are free"
-    assert finding.hint == "echo 556 > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
 
 
 def test_cpu_set() -> None:

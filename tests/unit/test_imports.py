@@ -26,6 +26,8 @@ LAYERS = {
     "ovs_hotswap.upgrade.records": CORE,
     "ovs_hotswap.upgrade.checks": CORE,
     "ovs_hotswap.upgrade.failover": CORE,
+    "ovs_hotswap.upgrade.memory": CORE,
+    "ovs_hotswap.switch.memory": CORE,
     "ovs_hotswap.patches.series": CORE,
     "ovs_hotswap.patches.rules": CORE,
     "ovs_hotswap.config": SEAM,

@@ -14,7 +14,7 @@ from ovs_hotswap.config import Config
 from ovs_hotswap.errors import HotswapError, SwitchError
 from ovs_hotswap.model import Device, Release, Side
 from ovs_hotswap.switch import launch
-from ovs_hotswap.switch.instance import Instance, State, cpu_mask, socket_mem
+from ovs_hotswap.switch.instance import Instance, State, cpu_mask, socket_limit, socket_mem
 from ovs_hotswap.switch.logscan import fatal, telling_cause
 from ovs_hotswap.switch.netns import Namespaces
 from ovs_hotswap.switch.ovsdb import InterfaceStatus, SwitchDb, SwitchState, faults
@@ -334,6 +334,11 @@ def test_cpu_mask(cores: list[int], mask: str) -> None:
 @pytest.mark.parametrize(("nodes", "value"), [({0}, "512"), ({1}, "0,512"), ({0, 2}, "512,0,512"), (set(), "512")])
 def test_socket_mem(nodes: set[int], value: str) -> None:
     assert socket_mem(512, nodes) == value
+
+
+def test_socket_limit_leaves_no_node_without_one() -> None:
+    assert socket_limit(66, [1, 0]) == "66,66"
+    assert socket_limit(66, []) == "66"
 
 
 LOG = """\
