@@ -52,10 +52,11 @@ DeviceName = Annotated[str, Field(min_length=1, max_length=15, pattern=r"^[^\s/]
 class InstanceConfig(Strict):
     """One of the two instances.
 
-    ``pmd_cores``: cores of its PMD threads. ``memory_mb``: huge page memory in MiB. ``uplink_devargs``: DPDK device
-    of its VF (``0000:03:02.0`` or ``eth_af_packet0,iface=vf-a``). ``uplink_device``: a kernel network device that is
-    moved into the instance's namespace before its start and back after its end; not given where DPDK drives the VF.
-    ``pmd_sleep_us``: longest sleep of an idle PMD thread in normal operation; 0 polls without a pause.
+    ``pmd_cores``: cores of its PMD threads. ``memory_mb``: the most huge page memory, in MiB, that it may take on a
+    NUMA node, packet pool included; it takes what ``switch.memory.reserve`` says it needs. ``uplink_devargs``: DPDK
+    device of its VF (``0000:03:02.0`` or ``eth_af_packet0,iface=vf-a``). ``uplink_device``: a kernel network device
+    that is moved into the instance's namespace before its start and back after its end; not given where DPDK drives the
+    VF. ``pmd_sleep_us``: longest sleep of an idle PMD thread in normal operation; 0 polls without a pause.
     """
 
     pmd_cores: Annotated[list[Core], Field(min_length=1)]

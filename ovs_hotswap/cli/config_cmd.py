@@ -56,8 +56,9 @@ overlay = "/etc/ovs-hotswap/overlay.toml"
 # Cores of its PMD threads. With cores of their own the two do not slow each other down; VMs are handed over fastest
 # where a core is left without any.
 pmd_cores = [2]
-# Huge pages for DPDK, in MiB.
-memory_mb = 1024
+# The most huge page memory, in MiB, that it may take on a NUMA node, its packet pool included. It takes what its ports,
+# queues and MTUs need, which `ovs-hotswap check` tells: 66 MiB with 4 VMs, 310 with 255 VMs of 4 queues.
+# memory_mb = 512
 # Longest sleep, in us, of an idle PMD in normal operation; 0 polls without a pause.
 # pmd_sleep_us = 0
 # The DPDK device of its virtual function (VF): a PCI address bound to vfio-pci ...
@@ -67,7 +68,7 @@ dpdk_extra = "-a 0000:03:02.0"
 
 [instances.b]
 pmd_cores = [3]
-memory_mb = 1024
+# memory_mb = 512
 # pmd_sleep_us = 0
 # ... or a virtual device on a kernel network device, which is moved into the instance's network namespace:
 uplink_devargs = "eth_af_packet0,iface=vf-b"
