@@ -59,7 +59,7 @@ def upgrade(app: App, release: str, keep_old: bool, dry_run: bool) -> None:
 
     Whatever fails before the commit is undone and the command exits with code 5; the old instance then serves every
     VM as before. Interrupt it (Ctrl-C, SIGTERM) for an orderly roll-back.
-    With --json: {"old", "new", "release", "previous", "committed", "moves": {vm: us}, "steps": [{"name",
+    With --json: {"old", "new", "release", "previous", "committed", "moves": {vm: us}, "warnings": [text], "steps": [{"name",
     "description", "state", "seconds", "text", "items"}]}.
 
     \b
@@ -113,6 +113,8 @@ def _execute(app: App, act: Callable[[Callable[[Event], None]], Report]) -> None
         app.output.table(
             ("VM", "hand-over us"), [(name, f"{us:.0f}") for name, us in report.moves.items()]
         )  # fmt: skip
+    for text in report.warnings:
+        app.output.line(f"warning: {text}")
     if report.committed:
         app.output.line(f"instance {report.new} is active and runs {report.release}")
     else:
@@ -122,7 +124,7 @@ def _execute(app: App, act: Callable[[Callable[[Event], None]], Report]) -> None
 def _report(report: Report) -> dict[str, Any]:
     return {
         "old": report.old, "new": report.new, "release": report.release, "previous": report.previous,
-        "committed": report.committed, "moves": report.moves,
+        "committed": report.committed, "moves": report.moves, "warnings": report.warnings,
     }  # fmt: skip
 
 

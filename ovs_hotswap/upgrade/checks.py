@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ovs_hotswap.errors import HotswapError, PrecheckFailed
 from ovs_hotswap.model import Finding, Severity, Side
+from ovs_hotswap.upgrade import rings
+from ovs_hotswap.upgrade.rings import Place, RingSample
 
 MAX_REGIONS = 8  # VHOST_MEMORY_MAX_NREGIONS, DPDK lib/vhost/rte_vhost.h
 MAX_VHOST_DEVICES = 1024  # RTE_MAX_VHOST_DEVICE, DPDK lib/vhost/vhost.h
@@ -223,53 +225,58 @@ def window_flows(incapable: Sequence[str]) -> list[Finding]:
 # -------------------------------------------------------------------------------------------------------- postchecks
 
 
-@dataclass(frozen=True, slots=True)
-class RingSample:
-    """A ring's indices as read from guest memory; 16 bits each (virtio 1.2, 2.7.6 and 2.7.8)."""
-
-    vm: str
-    ring: int
-    enabled: bool
-    size: int
-    avail: int
-    used: int
-
-    @property
-    def outstanding(self) -> int:
-        """Buffers the guest has made available and the switch has not returned."""
-        return (self.avail - self.used) & 0xFFFF
-
-    @property
-    def transmits(self) -> bool:
-        """Whether the guest sends on it. Of a net device's pair the odd ring does (virtio 1.2, 5.1.2)."""
-        return self.ring % 2 == 1
-
-
-def ring_progress(before: Iterable[RingSample], after: Iterable[RingSample]) -> list[Finding]:
-    """Whether every ring was served between two samples, a good deal longer apart than a PMD sleeps.
-
-    A transmit ring with outstanding buffers must advance. A receive ring holds free buffers and may be idle, so of it
-    only sanity can be asked. More outstanding than the ring has entries: two back ends wrote to it.
-    """
+def ring_progress(
+    before: Iterable[RingSample], after: Iterable[RingSample], known: Collection[Place] = ()
+) -> list[Finding]:
+    """Whether every ring was served between two samples, a good deal longer apart than a PMD sleeps. Those that are
+    ``known`` not to be are not judged."""
     name = "rings"
-    earlier = {(sample.vm, sample.ring): sample for sample in before}
+    earlier = {sample.place: sample for sample in before}
     findings, advanced, idle = [], 0, 0
     for now in after:
-        then = earlier.get((now.vm, now.ring))
-        where = f"VM {now.vm} ring {now.ring}"
-        if not now.enabled:
+        then = earlier.get(now.place)
+        if now.place in known or not now.enabled:
             continue
-        if now.outstanding > now.size:
-            findings.append(_error(name, f"{where}: used index {now.used} does not fit available index {now.avail}",
+        if why := rings.fault(then, now):
+            findings.append(_error(name, rings.text(now.place, why),
                                    f"`ovs-hotswap vm show {now.vm}`; restart the VM's network device"))  # fmt: skip
         elif then is not None and then.enabled and now.used != then.used:
             advanced += 1
-        elif then is not None and then.enabled and now.transmits and then.outstanding:
-            findings.append(_error(name, f"{where}: stuck, {now.outstanding} buffers outstanding at index {now.used}",
-                                   f"`ovs-hotswap vm show {now.vm}`, `ovs-hotswap rollback`"))  # fmt: skip
         else:
             idle += 1
     return findings or _ok(name, f"{advanced} advanced, {idle} idle")
+
+
+def rings_before(wedged: Mapping[Place, str], unread: Collection[str]) -> list[Finding]:
+    """``wedged``: rings that nobody serves already. ``unread``: VMs whose rings cannot be read."""
+    name = "rings"
+    findings = [
+        _warning(name, f"{rings.text(place, why)}: it stands still already, so it is not judged whether it is served",
+                 f"`ovs-hotswap vm show {place[0]}`; restart the VM's network device")
+        for place, why in wedged.items()
+    ] + [
+        _warning(name, f"VM {vm}: its rings cannot be read, so it is not judged whether it is served",
+                 f"`ovs-hotswap vm show {vm}`; memory that is shared and sealed, such as memory-backend-memfd, can be")
+        for vm in unread
+    ]  # fmt: skip
+    return findings or _ok(name, "all that have something to send are served")
+
+
+def as_warnings(findings: Iterable[Finding]) -> list[Finding]:
+    """The same findings where errors are no reason to give up."""
+    return [
+        replace(finding, severity=Severity.WARNING) if finding.severity is Severity.ERROR else finding
+        for finding in findings
+    ]
+
+
+def polling(side: Side, goes_on: bool) -> list[Finding]:
+    """Whether an instance's PMD threads go on."""
+    name = "PMD threads"
+    if goes_on:
+        return _ok(name, f"instance {side}'s go on")
+    return [_error(name, f"a PMD thread of instance {side} that has queues to poll stands still",
+                   "see the instance's ovs-vswitchd.log")]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,8 +288,11 @@ class PortFacts:
     error: str | None = None
 
 
-def ports(wanted: Collection[str], found: Iterable[PortFacts], may_be_down: Collection[str] = ()) -> list[Finding]:
-    """Whether each wanted port is there, without error and up; ``may_be_down``: ports of VMs without a QEMU."""
+def ports(
+    wanted: Collection[str], found: Iterable[PortFacts], may_be_down: Collection[str] = (), vms: Collection[str] = ()
+) -> list[Finding]:
+    """Whether each wanted port is there, without error and up; ``may_be_down``: ports of VMs without a QEMU. Of those
+    of other ``vms`` the link is down as long as their guest likes, which is no error."""
     name = "ports"
     present = {port.name: port for port in found}
     findings = []
@@ -293,7 +303,8 @@ def ports(wanted: Collection[str], found: Iterable[PortFacts], may_be_down: Coll
         elif facts.error:
             findings.append(_error(name, f"{port}: {facts.error}", "see the instance's ovs-vswitchd.log"))
         elif not facts.link_up and port not in may_be_down:
-            findings.append(_error(name, f"{port}: link down", "see the instance's ovs-vswitchd.log"))
+            judged = _warning if port in vms else _error
+            findings.append(judged(name, f"{port}: link down", "see the instance's ovs-vswitchd.log"))
     return findings or _ok(name, f"{len(wanted)} up")
 
 

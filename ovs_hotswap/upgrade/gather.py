@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from ovs_hotswap.switch.memory import reserve
 from ovs_hotswap.switch.openflow import window_incapable
 from ovs_hotswap.switch.pools import huge_page_pools, page_mib
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade import checks, memory
+from ovs_hotswap.upgrade import baseline, checks, memory, rings
 from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.rings import Place, RingSample
+from ovs_hotswap.upgrade.turns import comes_round
 
 
 def precheck(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
@@ -34,6 +36,7 @@ def precheck(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
         lambda: _memory(host, old, new),
         lambda: _active(host, old),
         lambda: _vms(host, old, new),
+        lambda: _rings_before(host),
         lambda: host.uplink.check(),
         lambda: _steered(host, old),
     ):
@@ -149,28 +152,30 @@ def vm_facts(vm: dict[str, Any]) -> checks.VmFacts:
     return checks.VmFacts(vm["name"], vm["qemu"] is not None, acked, vm["memory_regions"], len(vm["rings"]) // 2)
 
 
-def rings(host: Host) -> list[checks.RingSample]:
+def _rings_before(host: Host) -> list[Finding]:
+    found = baseline.look(host)
+    return checks.rings_before(found.wedged, found.unread)
+
+
+def ring_samples(host: Host) -> list[RingSample]:
     """The indices of every ring that is served, now."""
-    return [
-        checks.RingSample(
-            vm["name"], ring["index"], bool(ring["enabled"]), ring["size"], ring["available"], ring["used"]
-        )
-        for vm in host.road.vms()
-        for ring in vm["rings"]
-        if ring["started"] and ring["available"] is not None and ring["used"] is not None
-    ]
+    return rings.samples(host.road.vms())
 
 
-def postcheck(host: Host, new: Side, apart_s: float, log_offset: int) -> list[Finding]:
-    """``apart_s``: seconds between the two samples of the rings. ``log_offset``: bytes of the log that are old."""
-    before = rings(host)
+def postcheck(host: Host, new: Side, apart_s: float, log_offset: int, known: Collection[Place]) -> list[Finding]:
+    """``apart_s``: seconds between the two samples of the rings. ``log_offset``: bytes of the log that are old.
+    ``known``: rings that are not judged. A ring of the others that stands still now is its guest's affair as long as
+    the instance's threads go on: it was served in the soak, or had nothing to send."""
+    before = ring_samples(host)
     host.system.sleep(apart_s)
-    found = checks.ring_progress(before, rings(host))
+    found = checks.as_warnings(checks.ring_progress(before, ring_samples(host), known))
+    found += checks.polling(new, comes_round(host, new))
     with host.instances[new].database() as database:
         interfaces = database.interfaces()
     ports = [checks.PortFacts(name, status.link_state == "up", status.error) for name, status in interfaces.items()]
-    absent = [vm["name"] for vm in host.road.vms() if not any(ring["started"] for ring in vm["rings"])]
-    found += checks.ports([UPLINK, VXLAN, *(vm.name for vm in host.intent.vms)], ports, may_be_down=absent)
+    absent = [vm["name"] for vm in host.road.vms(read=False) if not any(ring["started"] for ring in vm["rings"])]
+    vms = [vm.name for vm in host.intent.vms]
+    found += checks.ports([UPLINK, VXLAN, *vms], ports, absent, vms)
     found += checks.tables(host.openflow(new).diff(lines(render(host.intent, Form.FINAL))))
     return found + checks.log_errors(log_since(host, new, log_offset))
 

@@ -124,9 +124,9 @@ class Keeper:
 
     def _see_served(self, host: Host) -> None:
         """After a fail-over every ring with something to send must advance."""
-        before = gather.rings(host)
+        before = gather.ring_samples(host)
         host.system.sleep(_SERVED_S)
-        found = checks.ring_progress(before, gather.rings(host))
+        found = checks.ring_progress(before, gather.ring_samples(host))
         self._unseen = False
         self._board.event("rings", stuck=[each.text for each in found if each.severity is Severity.ERROR])
 

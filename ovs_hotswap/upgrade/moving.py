@@ -1,54 +1,208 @@
-"""Handing VMs over to an instance: the first one alone, so that a fault of the instance costs one VM its network and
-not many, then all others; after each every guest is seen served."""
+"""Handing VMs over to an instance: one alone, so that a fault of the instance costs one VM its network and not many,
+then all others; after each every guest is seen served.
+
+A VM that cannot be moved is no reason not to move the others. One that is not served may have itself to blame: what
+its rings look like is the guest's affair. So it is given back for a moment, and the instance that served it before is
+the measure of the other.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from ovs_hotswap.errors import BrokerError, HotswapError, SwitchError
+from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown, SwitchError
 from ovs_hotswap.model import MessageThread, Side
 from ovs_hotswap.priority import Rank
-from ovs_hotswap.switch.pmd import pmd_iterations, pmd_rxqs
-from ovs_hotswap.switch.rpc import NoAnswer
+from ovs_hotswap.upgrade import baseline, rings
+from ovs_hotswap.upgrade.baseline import read
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.plan import Run
-from ovs_hotswap.upgrade.standby import Document
+from ovs_hotswap.upgrade.rings import Place
+from ovs_hotswap.upgrade.turns import let_copies_come
 
-_SERVED_S = 2.0
-Counts = Mapping[int, int] | None
-_TURNS = 2048 // 32 + 2
-_PASSED_S = 1.0  # a thread that has not come round by then hangs, and what it holds is lost: asleep it needs 0.7 s
-_NEEDED_S = 5.0  # the same of the side that is to serve the VMs: it may be slow, nothing depends on it yet
+SERVED_S = 2.0  # until a ring that nobody takes from counts as one
+_AGAIN_S = 5.0  # for VMs that cannot be moved at once, such as one that restarts just then
+_BACK_S = 2.0  # the same on the way back, where ending the new instance is a way too
+_POLL_S = 0.1
 
 
-def move_all(host: Host, to: Side, run: Run, *, back: bool = False) -> dict[str, float]:
+def move_all(host: Host, to: Side, run: Run, *, back: bool = False, first: str | None = None) -> dict[str, float]:
     """Hand every VM to ``to``, one alone and then all others, and see each served there. Returns microseconds by VM.
-    ``back``: to where they were served before, and whatever that is like, nothing keeps them from it.
+    ``first``: which one. ``back``: to where they were served before, and whatever that is like, nothing keeps them
+    from it.
 
     Frames that arrived during a move are delivered by the new owner afterwards. Raises BrokerError if a VM stayed
-    where it was, StateUnknown if its owner is not known.
+    where it was, when all others have been moved, StateUnknown if its owner is not known, and SwitchError if ``to``
+    does not serve a VM which the other side serves.
     """
-    vms = [vm for vm in host.road.vms(read=False) if vm["owner"] != to or vm["certainty"] != "owns"]
-    moves: dict[str, float] = {}
-    all_names = [vm["name"] for vm in vms]
+    vms = [vm["name"] for vm in host.road.vms(read=False) if vm["owner"] != to or vm["certainty"] != "owns"]
+    names = sorted(vms, key=lambda name: name != first)
+    with _row(host, names, to, run, back=back) as row:
+        for batch in (names[:1], names[1:]):
+            row.move(batch)
+            row.see_served([name for name in batch if name not in row.left])
+        row.again()
+        if row.left:
+            raise BrokerError("; ".join(row.left.values()))
+    return row.moves
+
+
+class _Row:
+    """VMs on their way to ``to``. ``moves``: microseconds of those that were moved; ``left``: why others were not."""
+
+    def __init__(
+        self, host: Host, to: Side, run: Run, total: int, threads: Mapping[Side, MessageThread], *, back: bool
+    ) -> None:
+        self.moves: dict[str, float] = {}
+        self.left: dict[str, str] = {}
+        self._host, self._to, self._run, self._total, self._threads = host, to, run, total, threads
+        self._back = back
+        self._patience = _BACK_S if back else _AGAIN_S
+        self._end: float | None = None
+        self._repeats = False
+        self._count = 0
+
+    def move(self, names: Sequence[str]) -> None:
+        """Those that cannot be moved are passed over. Raises what is not the fault of single VMs."""
+        left = list(names)
+        while left:
+            done, fault = self._host.road.move_many(left, self._to, self._threads)
+            for each in done:
+                self._note(each)
+            if fault is not None:
+                self._pass_over(left[len(done)], fault)
+            left = left[len(done) + 1 :]
+
+    def again(self) -> None:
+        """Those that were passed over, until they are moved or patience ends."""
+        self._repeats = True
+        while self.left and not self._late():
+            self._host.system.sleep(_POLL_S)
+            names = list(self.left)
+            self.left = {}
+            self.move(names)
+            self.see_served([name for name in names if name not in self.left])
+
+    def _note(self, done: Mapping[str, object]) -> None:
+        name, took = str(done["vm"]), done["total_us"]
+        text = "is there" if done["owner"] == self._to else "has no guest to move"
+        if took and isinstance(took, float):
+            self.moves[name] = took
+            text = f"{took / 1000:.2f} ms"
+        self._count += 1
+        self._run.progress(text, item=name, count=self._count, total=self._total)
+
+    def _pass_over(self, name: str, fault: HotswapError) -> None:
+        host = self._host
+        if not isinstance(fault, BrokerError | StateUnknown) or any(_broken(host, side) for side in Side):
+            raise fault
+        if not self._settles(name):
+            raise fault
+        why = baseline.why_not(host.road.vm(name), self._to)
+        self.left[name] = f"VM {name} cannot be moved to {self._to}: {why}" if why else fault.message
+        if self._late() and not self._repeats:  # it may be the instance after all, and each VM would take as long
+            raise BrokerError("; ".join(self.left.values())) from fault
+        if self._end is None:
+            self._end = host.system.monotonic() + self._patience
+        self._run.progress(f"has to wait: {why or fault.message}", item=name)
+
+    def _late(self) -> bool:
+        return self._end is not None and self._host.system.monotonic() >= self._end
+
+    def _settles(self, name: str) -> bool:
+        """Whether it is clear before long who serves the VM, if it has a guest."""
+        end = self._host.system.monotonic() + SERVED_S
+        while (vm := self._host.road.vm(name))["qemu"] and vm["certainty"] != "owns":
+            if self._back or self._host.system.monotonic() >= end:
+                return False
+            self._host.system.sleep(_POLL_S)
+        return True
+
+    def see_served(self, names: Sequence[str]) -> None:
+        """What guests have to send must be taken: an address that does not translate is not reported otherwise."""
+        host, to, known = self._host, self._to, {vm for vm, _ in baseline.known(self._run)}
+        names = [name for name in names if name not in known]
+
+        def unserved() -> list[str]:
+            return host.road.unserved(names)
+
+        with contextlib.suppress(SwitchError):
+            host.wait(lambda: not unserved(), SERVED_S, str)
+            return
+        waiting = unserved()
+        if self._back:
+            self._run.warn(f"instance {to} does not take what the guest sends of VM {', '.join(waiting)}")
+            return
+        suspects = [sample.place for sample in read(host, waiting) if sample.transmits and sample.outstanding]
+        tell_apart(host, to, self._run, suspects)
+
+
+@contextlib.contextmanager
+def _row(host: Host, names: Sequence[str], to: Side, run: Run, *, back: bool) -> Iterator[_Row]:
+    """What surrounds moves: frames that come meanwhile are caught before, and delivered after."""
+    row: _Row | None = None
     try:
-        if vms:
+        if names:
             _prefer(host, to)
-            arm(host, all_names, to, None if back else to)
+            arm(host, names, to, None if back else to)
         with host.message_threads() as threads:
-            for start, batch in ((0, vms[:1]), (1, vms[1:])):
-                if batch:
-                    _move(host, batch, to, run, moves, (start, len(vms)), threads)
+            row = _Row(host, to, run, len(names), threads, back=back)
+            yield row
     except HotswapError:
         with contextlib.suppress(BrokerError):
-            host.road.disarm(all_names)  # those that were not moved
+            host.road.disarm(names)  # those that were not moved
         raise
     finally:
-        if moves:
+        if row is not None and row.moves:
             let_copies_come(host)
-        _deliver(host, to, {name: host.road.undelivered(name) for name in moves})
-    return moves
+            _deliver(host, to, list(row.moves))
+
+
+def tell_apart(host: Host, to: Side, run: Run, suspects: Collection[Place]) -> None:
+    """Of rings from which ``to`` takes nothing: the other side is given their VMs for a moment.
+
+    Raises SwitchError if that takes something, and leaves the VMs there. Else the guests have it so, and the VMs return
+    to ``to`` and are not judged. Raises also what keeps a VM from being moved."""
+    before = {sample.place: sample for sample in read(host, {vm for vm, _ in suspects}) if sample.place in suspects}
+    names = sorted({vm for vm, _ in before})
+    if not names:
+        return
+    let_copies_come(host)
+    _deliver(host, to, names)  # of the moves before
+    with _row(host, names, to.other, run, back=True) as row:
+        row.move(names)
+    served = _served_there(host, before) if not row.left else []
+    if row.left or served:
+        fault = f"instance {to} does not take what the guest sends of VM {', '.join(sorted(row.left) or served)}"
+        raise SwitchError("; ".join([f"{fault}, instance {to.other} does" if served else fault, *row.left.values()]))
+    faults = {place: rings.fault(sample, sample) for place, sample in before.items()}
+    for place, why in faults.items():
+        run.warn(f"{rings.text(place, why)}, on either instance alike: not judged")
+    baseline.remember(run, faults)
+    with _row(host, names, to, run, back=False) as row:
+        row.move(names)
+        row.again()
+        if row.left:
+            raise BrokerError("; ".join(row.left.values()))
+
+
+def _served_there(host: Host, before: Mapping[Place, rings.RingSample]) -> list[str]:
+    """VMs of which a ring is served now that was not ``before``."""
+
+    def served() -> list[str]:
+        now = {sample.place: sample for sample in read(host, {vm for vm, _ in before})}
+        return sorted({place[0] for place, then in before.items()
+                       if place in now and now[place].enabled and not rings.fault(then, now[place])})  # fmt: skip
+
+    with contextlib.suppress(SwitchError):
+        host.wait(lambda: bool(served()), SERVED_S, str)
+    return served()
+
+
+def _broken(host: Host, side: Side) -> bool:
+    pid = host.instances[side].pid()
+    return pid is None or host.system.stopped(pid)
 
 
 def _prefer(host: Host, to: Side) -> None:
@@ -65,98 +219,7 @@ def arm(host: Host, names: Sequence[str], to: Side, needed: Side | None) -> None
         let_copies_come(host, needed)
 
 
-def _move(
-    host: Host, batch: Sequence[Document], to: Side, run: Run, moves: dict[str, float], counts: tuple[int, int],
-    threads: Mapping[Side, MessageThread],
-) -> None:  # fmt: skip
-    """``counts``: VMs before the batch, and all."""
-    names = [vm["name"] for vm in batch]
-    done, fault = host.road.move_many(names, to, threads)
-    for number, each in enumerate(done, counts[0] + 1):
-        text = "is there" if each["owner"] == to else "has no guest to move"
-        if each["total_us"]:
-            moves[each["vm"]] = each["total_us"]
-            text = f"{each['total_us'] / 1000:.2f} ms"
-        run.progress(text, item=each["vm"], count=number, total=counts[1])
-    if fault is not None:
-        raise fault
-    _see_served(host, names, to)
-
-
-def _see_served(host: Host, names: Sequence[str], side: Side) -> None:
-    """What guests have to send must be taken: an address that does not translate is not reported otherwise."""
-
-    def unserved() -> list[str]:
-        return host.road.unserved(names)
-
-    host.wait(lambda: not unserved(), _SERVED_S,
-              lambda: f"instance {side} does not take what the guest sends of VM {', '.join(unserved())}")  # fmt: skip
-
-
-def let_copies_come(host: Host, needed: Side | None = None) -> None:
-    """Return when every frame that either side had taken in before, and its copy, has come where it goes.
-
-    From a receive queue it goes to a VM or the peer link in an iteration of a PMD thread, from the peer link to the VM
-    in one of the other side's; each takes 32 packets of a queue (OVS, NETDEV_MAX_BURST), which may hold 2048. A thread
-    that shares its core may need a tenth of a second for that. What a side that hangs has taken in is lost; raises
-    SwitchError if that is the one that is ``needed``.
-    """
-    patience = {side: _NEEDED_S if side is needed else _PASSED_S for side in Side}
-    alive = {side: _polling(host, side, patience[side]) for side in Side}
-    for _ in range(2):
-        before = {
-            side: _iterations(host, side, cores, patience[side]) for side, cores in alive.items() if cores is not None
-        }
-        alive = {
-            side: alive[side]
-            for side, count in before.items()
-            if _come_round(host, side, alive[side], count, patience[side])
-        }
-        if needed is not None and needed not in alive:
-            raise SwitchError(f"the PMD threads of instance {needed} do not come round: it hangs, or has no core")
-
-
-def _come_round(host: Host, side: Side, cores: Set[int] | None, before: Counts, patience: float) -> bool:
-    """Wait until the side's threads, which had done ``before``, have each emptied a queue; the iteration under way does
-    not count."""
-
-    def passed() -> bool:
-        now = _iterations(host, side, cores, patience)
-        return now is not None and all(count - (before or {}).get(core, 0) >= _TURNS for core, count in now.items())
-
-    try:
-        if before is not None:
-            host.wait(passed, patience, str)
-            return True
-    except SwitchError:
-        pass
-    return False
-
-
-def _polling(host: Host, side: Side, patience: float) -> Set[int] | None:
-    """Cores of the side's threads that have queues to poll; none of a side that does not run, ``None`` if it does not
-    answer."""
-    try:
-        queues = pmd_rxqs(host.control(side), timeout=patience / 2)
-        return {queue.core for port in queues.values() for queue in port if queue.enabled}
-    except NoAnswer:
-        return None
-    except SwitchError:
-        return set()
-
-
-def _iterations(host: Host, side: Side, cores: Set[int] | None, patience: float) -> Counts:
-    """What the threads on these cores have done, by core; as ``_polling``."""
-    try:
-        counts = pmd_iterations(host.control(side), timeout=patience / 2) if cores else {}
-        return {core: count for core, count in counts.items() if cores and core in cores}
-    except NoAnswer:
-        return None
-    except SwitchError:
-        return {}
-
-
-def _deliver(host: Host, side: Side, frames: Mapping[str, Sequence[bytes]]) -> None:
-    for name, caught in frames.items():
+def _deliver(host: Host, side: Side, names: Sequence[str]) -> None:
+    for name, caught in {name: host.road.undelivered(name) for name in names}.items():
         for frame in caught:
             host.openflow(side).packet_out(frame, f"output:{host.ofport(name)}")

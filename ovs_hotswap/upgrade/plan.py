@@ -149,6 +149,14 @@ class Run:
         """Write facts to the journal; they are on the disk when this returns, so act on them afterwards."""
         self._remember(facts)
 
+    def warn(self, text: str) -> None:
+        """Tell something that the operator should know when all is over, and report it as progress."""
+        earlier = self._facts().get("warnings")
+        told = list(earlier) if isinstance(earlier, list | tuple) else []
+        if text not in told:
+            self._remember({"warnings": [*told, text]})
+        self.progress(text)
+
     def progress(
         self, text: str, *, item: str | None = None, count: int | None = None, total: int | None = None
     ) -> None:

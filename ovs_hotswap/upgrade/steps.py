@@ -8,22 +8,21 @@ no way on. Undoing a step on an instance that has died finds nothing to undo.
 
 from __future__ import annotations
 
-from ovs_hotswap.errors import BrokerError, StateUnknown, SwitchError
-from ovs_hotswap.model import Finding, Severity, Side
+from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.priority import Rank
 from ovs_hotswap.switch.pmd import set_vhost_log_level, vhost_log_level
-from ovs_hotswap.upgrade import checks, gather, peer, probe
+from ovs_hotswap.upgrade import baseline, checks, gather, peer, probe
 from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.moving import move_all
 from ovs_hotswap.upgrade.plan import Plan, ReversibleStep, Run, State, Step
 from ovs_hotswap.upgrade.records import Facts
-from ovs_hotswap.upgrade.standby import await_ports, newcomers, park, read_record, stranded
+from ovs_hotswap.upgrade.soak import Soak, see_served
+from ovs_hotswap.upgrade.standby import await_ports, park, read_record
+from ovs_hotswap.upgrade.wayback import take_back
 
-_CONFIRM_S = 1.0  # for a switch that is slow, not hung
-_POLL_S = 0.02
-_RETURNED_S = 5.0  # for the VMs of an instance that was ended to be served by the other
 _SAMPLE_S = 0.2
 
 
@@ -234,87 +233,18 @@ class MoveVms(ReversibleStep[Upgrade]):
     look_at = "`ovs-hotswap vm list`"
 
     def do(self, context: Upgrade, run: Run) -> None:
-        moves = move_all(context.host, context.new, run)
+        before = baseline.look(context.host)
+        baseline.remember(run, before.wedged)
+        for finding in checks.rings_before(before.wedged, before.unread):
+            if finding.severity is Severity.WARNING:
+                run.warn(finding.text)
+        moves = move_all(context.host, context.new, run, first=before.liveliest)
         earlier = run.facts.get("moves")
         run.remember(moves={**(earlier if isinstance(earlier, dict) else {}), **moves})
 
     def undo(self, context: Upgrade, run: Run) -> None:
         if not context.gone and not context.fled:
             take_back(context, run)
-
-
-def take_back(context: Upgrade, run: Run) -> None:
-    """Have the old instance serve every VM again. A new one that does not let go of a VM hangs, and then nobody serves
-    that VM: it is ended, as it will be anyway. Raises BrokerError, StateUnknown, SwitchError."""
-    host, old, new = context.host, context.old, context.new
-
-    def left() -> list[str]:
-        return stranded(host.road.vms(read=False), old)
-
-    if context.lost_for_good():
-        return  # the VMs went to the new one
-    if context.broken:
-        host.instances[new].kill()  # it would let every VM wait for its deadline
-    host.wait(lambda: not host.unconnected(old), _RETURNED_S,
-              lambda: f"instance {old} has no port for VM {', '.join(host.unconnected(old))}")  # fmt: skip
-    try:
-        move_all(host, old, run, back=True)
-    except (BrokerError, StateUnknown) as error:
-        if context.lost_for_good():
-            return  # it died meanwhile, and the VMs went to the new one
-        if not context.broken:
-            if not _hangs(context):
-                raise
-            run.progress(f"{error.message}; instance {new} is ended")
-            host.instances[new].kill()
-        for name in left():
-            host.road.park(name, old)
-        host.wait(lambda: not left(), _RETURNED_S, lambda: f"instance {old} does not serve VM {', '.join(left())}")
-
-
-def _hangs(context: Upgrade) -> bool:
-    """Whether the new instance has not confirmed for a while that it has, or gave back, some VM's rings."""
-    host = context.host
-    end = host.system.monotonic() + _CONFIRM_S
-    while any(vm["owner"] == context.new and vm["certainty"] != "owns" for vm in host.road.vms(read=False)):
-        if host.system.monotonic() >= end:
-            return True
-        host.system.sleep(_POLL_S)
-    return False
-
-
-class Soak(Step[Upgrade]):
-    name = "soak"
-    description = "watch the VMs on the new instance"
-
-    def do(self, context: Upgrade, run: Run) -> None:
-        host = context.host
-        end = host.system.monotonic() + host.config.upgrade.soak_s
-        before = gather.rings(host)
-        while True:
-            host.system.sleep(min(_SAMPLE_S, max(0.0, end - host.system.monotonic())) or _SAMPLE_S)
-            for name in newcomers(host.road.vms(read=False), context.old):
-                host.road.park(name, context.new)
-                host.road.move(name, context.new)
-            after = gather.rings(host)
-            checks.verdict([*checks.ring_progress(before, after), *_watch(context)], SwitchError)
-            before = after
-            left = end - host.system.monotonic()
-            run.progress(f"{max(0.0, left):.0f} s left")
-            if left <= 0:
-                break
-        answers = host.instances[context.new].status().dpdk_initialized is not None
-        checks.verdict(checks.database(context.new, answers), SwitchError)
-
-
-def _watch(context: Upgrade) -> list[Finding]:
-    fault = context.broken
-    found = [Finding("instance", Severity.ERROR, fault, "its log is kept in the state directory")] if fault else []
-    strays = [vm["name"] for vm in context.host.road.vms(read=False)
-              if vm["qemu"] and (vm["owner"] != context.new or vm["certainty"] != "owns")]  # fmt: skip
-    if strays:
-        found.append(Finding("owner", Severity.ERROR, f"not owned by {context.new}: VM {', '.join(strays)}"))
-    return found
 
 
 class FinalFlows(Step[Upgrade]):
@@ -364,7 +294,7 @@ class Retire(Step[Upgrade]):
 
     def do(self, context: Upgrade, run: Run) -> None:
         host = context.host
-        checks.verdict(_watch(context), SwitchError)  # it is the last moment in which there is somewhere to go
+        see_served(context, run)  # it is the last moment in which there is somewhere to go
         for vm in host.road.vms(read=False):
             host.road.unpark(vm["name"], context.old)
         if context.keep_old:
@@ -383,11 +313,14 @@ class Postcheck(Step[Upgrade]):
     description = "check ports, tables, rings and the log"
 
     def do(self, context: Upgrade, run: Run) -> None:
-        checks.verdict(_watch(context), SwitchError)
+        see_served(context, run)
         host, seen = context.host, gather.log_size(context.host, context.new)
-        findings = gather.postcheck(host, context.new, _SAMPLE_S, run.fact("log_offset", int))
+        offset, known = run.fact("log_offset", int), baseline.known(run)
+        findings = gather.postcheck(host, context.new, _SAMPLE_S, offset, known)
         run.remember(log_offset=seen)  # whoever resumes has been told of the errors in it
-        checks.verdict(findings, SwitchError)
+        for finding in checks.verdict(findings, SwitchError):
+            if finding.severity is Severity.WARNING:
+                run.warn(f"{finding.check}: {finding.text}")
 
 
 def _done(done: bool) -> State:

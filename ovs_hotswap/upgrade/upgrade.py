@@ -24,7 +24,8 @@ Observe = Callable[[Event], None]
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What an ended upgrade did. ``moves``: microseconds of each VM's hand-over, on the broker's clock."""
+    """What an ended upgrade did. ``moves``: microseconds of each VM's hand-over, on the broker's clock. ``warnings``:
+    what the operator should know though it ended well."""
 
     old: Side
     new: Side
@@ -32,13 +33,15 @@ class Report:
     previous: str
     committed: bool
     moves: dict[str, float]
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, header: Header, committed: bool, facts: Facts) -> Report:
         parameters: dict[str, Any] = header.parameters
         moves: Any = facts.get("moves", {})
+        warnings: Any = facts.get("warnings", ())
         return cls(Side(parameters["old"]), Side(parameters["new"]), parameters["release"], parameters["previous"],
-                   committed, dict(moves))  # fmt: skip
+                   committed, dict(moves), tuple(warnings))  # fmt: skip
 
 
 class Upgrader:

@@ -25,7 +25,8 @@ from ovs_hotswap.lab.pings import quantile
 from ovs_hotswap.model import Side
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.host import Host
-from ovs_hotswap.upgrade.moving import arm, let_copies_come, move_all
+from ovs_hotswap.upgrade.moving import arm, move_all
+from ovs_hotswap.upgrade.turns import let_copies_come
 from tests.bench import cases
 from tests.bench.bed import Bed
 from tests.bench.guests import Events, Fleet, Stats

@@ -290,9 +290,9 @@ class Bed:
         return number.isdigit() and not self.system.alive(int(number))
 
     def _rings(self) -> list[str]:
-        before = gather.rings(self.host)
+        before = gather.ring_samples(self.host)
         time.sleep(0.2)
-        findings = checks.ring_progress(before, gather.rings(self.host))
+        findings = checks.ring_progress(before, gather.ring_samples(self.host))
         return [finding.text for finding in findings if finding.severity is Severity.ERROR]
 
     def status(self) -> dict[str, object]:

@@ -59,6 +59,9 @@ class FakeSystem(System):
     def alive(self, pid: int) -> bool:
         return pid in self.processes
 
+    def stopped(self, pid: int) -> bool:
+        return False
+
     def cmdline(self, pid: int) -> list[str]:
         return self.processes.get(pid, [])
 

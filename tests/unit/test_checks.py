@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from ovs_hotswap.errors import PostcheckFailed, PrecheckFailed
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.upgrade import checks
-from ovs_hotswap.upgrade.checks import PortFacts, RingSample, SwitchProcess, VmFacts
+from ovs_hotswap.upgrade.checks import PortFacts, SwitchProcess, VmFacts
+from ovs_hotswap.upgrade.rings import RingSample
 
 OK, WARNING, ERROR = Severity.OK, Severity.WARNING, Severity.ERROR
 

@@ -25,6 +25,7 @@ LAYERS = {
     "ovs_hotswap.upgrade.plan": CORE,
     "ovs_hotswap.upgrade.records": CORE,
     "ovs_hotswap.upgrade.checks": CORE,
+    "ovs_hotswap.upgrade.rings": CORE,
     "ovs_hotswap.upgrade.failover": CORE,
     "ovs_hotswap.upgrade.memory": CORE,
     "ovs_hotswap.switch.memory": CORE,

@@ -13,31 +13,47 @@ import pytest
 from ovs_hotswap.errors import BrokerError, HotswapError, SwitchError
 from ovs_hotswap.model import MessageThread, Side
 from ovs_hotswap.priority import Rank
+from ovs_hotswap.upgrade import baseline
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.moving import move_all
 from ovs_hotswap.upgrade.plan import Event, Run
 from ovs_hotswap.upgrade.standby import newcomers
+from tests.unit.fake_system import FakeSystem
 
 THREADS = {Side.A: MessageThread(3, None), Side.B: MessageThread(4, 5)}
 
 
 class FakeBroker:
-    """VMs by name and owner; ``bad`` cannot be moved, ``deaf`` are not served by side b, ``empty`` have no guest."""
+    """VMs by name and owner. ``bad`` cannot be moved so many times more, ``deaf`` are not served by these sides,
+    ``empty`` has no guest, ``odd`` have eight regions of memory."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.owner = dict.fromkeys(names, Side.A)
-        self.bad = self.deaf = self.empty = ""
+        self.bad: dict[str, int] = {}
+        self.deaf: dict[str, set[Side]] = {}
+        self.odd: set[str] = set()
+        self.empty = ""
         self.calls: list[list[str]] = []
         self.asked: list[str] = []
         self.armed: list[str] = []
 
     def vms(self, *, read: bool = True) -> list[dict[str, Any]]:
-        return [{"name": name, "owner": owner, "certainty": "owns", "qemu": None if name == self.empty else 7}
-                for name, owner in self.owner.items()]  # fmt: skip
+        return [self.vm(name) for name in self.owner]
+
+    def vm(self, name: str) -> dict[str, Any]:
+        owner = self.owner[name]
+        used = 9 if self._deaf(name) else 10
+        ring = {"index": 1, "size": 256, "started": True, "enabled": True, "available": 10, "used": used}
+        switches = {side: {"connected": True, "missing": []} for side in Side}
+        return {"name": name, "owner": owner, "certainty": "owns", "qemu": None if name == self.empty else 7,
+                "unparkable": "its memory has 8 regions" if name in self.odd else None,
+                "switches": switches, "rings": [ring]}  # fmt: skip
+
+    def _deaf(self, name: str) -> bool:
+        return self.owner[name] in self.deaf.get(name, ())
 
     def arm(self, names: Sequence[str], _to: Side) -> list[str]:
-        assert self.armed == []
-        self.armed = list(names)
+        self.armed += names
         return self.armed
 
     def disarm(self, names: Sequence[str]) -> None:
@@ -48,19 +64,20 @@ class FakeBroker:
     ) -> tuple[list[dict[str, Any]], HotswapError | None]:
         assert threads is THREADS
         self.calls.append(list(names))
-        assert self.armed[: len(names)] == list(names)
-        del self.armed[: len(names)]
         moved: list[dict[str, Any]] = []
         for name in names:
-            if name == self.bad:
+            if name in self.odd or self.bad.get(name, 0):
+                self.bad[name] = self.bad.get(name, 0) - 1
                 return moved, BrokerError(f"vm {name} cannot move")
+            if name in self.armed:
+                self.armed.remove(name)
             self.owner[name] = to
             empty = name == self.empty
             moved.append({"vm": name, "owner": None if empty else to, "total_us": 0.0 if empty else 100.0})
         return moved, None
 
     def unserved(self, names: Sequence[str]) -> list[str]:
-        return [name for name in names if name == self.deaf]
+        return [name for name in names if self._deaf(name)]
 
     def undelivered(self, name: str) -> list[bytes]:
         self.asked.append(name)
@@ -73,23 +90,31 @@ class Bed:
         self.sent: list[tuple[bytes, str]] = []
         self.events: list[Event] = []
         self.ranks: dict[Side, Rank] = {}
+        self.facts: dict[str, Any] = {}
+        self.system = FakeSystem()
+        self.system.processes = {1: ["a"], 2: ["b"]}
         openflow = SimpleNamespace(packet_out=lambda frame, actions: self.sent.append((frame, actions)))
+        instances = {side: SimpleNamespace(pid=lambda pid=pid: pid) for pid, side in enumerate(Side, 1)}
         host = SimpleNamespace(
             road=self.broker, openflow=lambda _side: openflow, ofport=lambda name: int(name[2:]), wait=self._wait,
             control=lambda side: Path(f"/nonexistent/{side}.ctl"), prefer_threads=self._prefer,
-            message_threads=lambda: contextlib.nullcontext(THREADS),
+            message_threads=lambda: contextlib.nullcontext(THREADS), system=self.system, instances=instances,
         )  # fmt: skip
         self.host = cast(Host, host)
-        self.run = Run(dict, lambda _facts: None, self.events.append)
+        self.run = Run(lambda: self.facts, self.facts.update, self.events.append)
+
+    @property
+    def told(self) -> list[str]:
+        return list(self.facts.get("warnings", []))
 
     def _prefer(self, side: Side, rank: Rank) -> None:
         self.ranks[side] = rank
         if side is Side.B:
             raise SwitchError("instance b ended")  # what is preferred matters to nobody then
 
-    @staticmethod
-    def _wait(true: Any, _seconds: float, otherwise: Any) -> None:
+    def _wait(self, true: Any, seconds: float, otherwise: Any) -> None:
         if not true():
+            self.system.sleep(seconds)
             raise SwitchError(otherwise())
 
 
@@ -133,29 +158,94 @@ def test_a_vm_without_a_guest_is_counted_but_has_no_time() -> None:
     assert [event.count for event in bed.events] == [1, 2, 3]
 
 
+def test_the_vm_that_goes_alone_is_chosen() -> None:
+    bed = Bed(4)
+    move_all(bed.host, Side.B, bed.run, first="vm2")
+    assert bed.broker.calls == [["vm2"], ["vm0", "vm1", "vm3"]]
+
+
 def test_an_instance_that_serves_nobody_gets_one_vm() -> None:
     bed = Bed(10)
-    bed.broker.deaf = "vm0"
-    with pytest.raises(SwitchError, match="instance b does not take what the guest sends of VM vm0"):
+    bed.broker.deaf = {name: {Side.B} for name in bed.broker.owner}
+    with pytest.raises(SwitchError, match="instance b does not take what the guest sends of VM vm0, instance a does"):
         move_all(bed.host, Side.B, bed.run)
-    assert bed.broker.calls == [["vm0"]]
+    assert bed.broker.calls == [["vm0"], ["vm0"]]
+    assert set(bed.broker.owner.values()) == {Side.A}
 
 
-def test_what_was_moved_before_a_fault_is_delivered() -> None:
+@pytest.mark.parametrize("wedged", ["vm0", "vm7"])
+def test_a_vm_that_neither_side_serves_keeps_nobody_from_being_moved(wedged: str) -> None:
     bed = Bed(10)
-    bed.broker.bad = "vm4"
-    with pytest.raises(BrokerError, match="vm4 cannot move"):
+    bed.broker.deaf = {wedged: set(Side)}
+    move_all(bed.host, Side.B, bed.run)
+    assert set(bed.broker.owner.values()) == {Side.B}
+    assert baseline.known(bed.run) == {(wedged, 1)}
+    assert bed.told == [
+        f"VM {wedged} ring 1: stuck, 1 buffers outstanding at index 9, on either instance alike: not judged"
+    ]
+
+
+def test_a_vm_that_was_not_served_before_is_not_tried() -> None:
+    bed = Bed(3)
+    bed.broker.deaf = {"vm1": set(Side)}
+    baseline.remember(bed.run, {("vm1", 1)})
+    move_all(bed.host, Side.B, bed.run)
+    assert bed.broker.calls == [["vm0"], ["vm1", "vm2"]]
+    assert bed.told == []
+
+
+def test_on_the_way_back_a_vm_that_is_not_served_is_named_and_no_error() -> None:
+    bed = Bed(3)
+    bed.broker.owner = dict.fromkeys(bed.broker.owner, Side.B)
+    bed.broker.deaf = {"vm1": set(Side)}
+    move_all(bed.host, Side.A, bed.run, back=True)
+    assert set(bed.broker.owner.values()) == {Side.A}
+    assert bed.told == ["instance a does not take what the guest sends of VM vm1"]
+
+
+def test_a_vm_that_cannot_be_moved_at_once_is_moved_last() -> None:
+    bed = Bed(10)
+    bed.broker.bad = {"vm0": 1, "vm4": 3}
+    moves = move_all(bed.host, Side.B, bed.run)
+    assert list(moves) == [f"vm{number}" for number in (1, 2, 3, 5, 6, 7, 8, 9, 0, 4)]
+    assert set(bed.broker.owner.values()) == {Side.B}
+
+
+def test_a_vm_that_cannot_be_moved_stays_alone_and_is_named() -> None:
+    bed = Bed(10)
+    bed.broker.bad = {"vm4": 1000}
+    bed.broker.odd = {"vm6"}
+    with pytest.raises(BrokerError) as raised:
         move_all(bed.host, Side.B, bed.run)
-    assert bed.broker.asked == ["vm0", "vm1", "vm2", "vm3"]
-    assert [name for name, owner in bed.broker.owner.items() if owner is Side.B] == bed.broker.asked
+    assert "vm4 cannot move" in raised.value.message
+    assert "VM vm6 cannot be moved to b: its memory has 8 regions" in raised.value.message
+    assert [name for name, owner in bed.broker.owner.items() if owner is Side.A] == ["vm4", "vm6"]
+    assert bed.broker.asked == ["vm0", "vm1", "vm2", "vm3", "vm5", "vm7", "vm8", "vm9"]
+    assert bed.broker.armed == []
 
 
-def test_vms_that_are_not_moved_after_all_are_not_minded_any_more() -> None:
-    bed = Bed(10)
-    bed.broker.bad = "vm4"
+def test_many_vms_that_cannot_be_moved_do_not_take_their_time_each() -> None:
+    bed = Bed(200)
+    bed.broker.bad = dict.fromkeys(bed.broker.owner, 1000)
+    moving = bed.broker.move_many
+
+    def slow(*arguments: Any) -> Any:
+        bed.system.sleep(2.0)
+        return moving(*arguments)
+
+    bed.broker.move_many = slow  # type: ignore[method-assign,assignment]
     with pytest.raises(BrokerError):
         move_all(bed.host, Side.B, bed.run)
-    assert bed.broker.armed == []
+    assert len(bed.broker.calls) < 10
+
+
+def test_where_an_instance_has_ended_it_is_not_a_vm_s_fault() -> None:
+    bed = Bed(10)
+    bed.broker.bad = {"vm4": 1}
+    bed.host.instances[Side.B].pid = lambda: None  # type: ignore[method-assign]
+    with pytest.raises(BrokerError, match="vm4 cannot move"):
+        move_all(bed.host, Side.B, bed.run)
+    assert bed.broker.calls == [["vm0"], [f"vm{number}" for number in range(1, 10)]]
 
 
 def test_a_vm_that_was_started_meanwhile_is_told_from_one_that_fled() -> None:

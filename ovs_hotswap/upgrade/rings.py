@@ -1,0 +1,110 @@
+"""What the indices of guests' rings tell of whether they are served. Pure.
+
+A guest can write whatever it likes into its rings, so what is read there tells of a switch only as long as the same
+ring was served before, or is by the other switch: a ring is judged against that, never by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Place = tuple[str, int]
+"""A VM and the index of one of its rings."""
+
+
+@dataclass(frozen=True, slots=True)
+class RingSample:
+    """A ring's indices as read from guest memory; 16 bits each (virtio 1.2, 2.7.6 and 2.7.8)."""
+
+    vm: str
+    ring: int
+    enabled: bool
+    size: int
+    avail: int
+    used: int
+
+    @property
+    def place(self) -> Place:
+        return self.vm, self.ring
+
+    @property
+    def outstanding(self) -> int:
+        """Buffers the guest has made available and the switch has not returned."""
+        return (self.avail - self.used) & 0xFFFF
+
+    @property
+    def transmits(self) -> bool:
+        """Whether the guest sends on it. Of a net device's pair the odd ring does (virtio 1.2, 5.1.2)."""
+        return self.ring % 2 == 1
+
+    @property
+    def fits(self) -> bool:
+        """Whether the indices can be those of a ring that one back end serves."""
+        return self.outstanding <= self.size
+
+
+def samples(vms: Iterable[Mapping[str, Any]]) -> list[RingSample]:
+    """The rings of VMs, as the broker describes them, that are started and can be read."""
+    return [
+        RingSample(vm["name"], ring["index"], bool(ring["enabled"]), ring["size"], ring["available"], ring["used"])
+        for vm in vms
+        for ring in vm["rings"]
+        if ring["started"] and ring["available"] is not None and ring["used"] is not None
+    ]
+
+
+def unread(vms: Iterable[Mapping[str, Any]]) -> list[str]:
+    """VMs of which a started ring cannot be read. One whose indices never stand still is read: its used index is."""
+    return [vm["name"] for vm in vms if any(ring["started"] and ring["used"] is None for ring in vm["rings"])]
+
+
+def fault(then: RingSample | None, now: RingSample) -> str:
+    """How a ring looks that nobody serves, and empty for one that may be served: it has advanced since ``then``, or has
+    nothing to be taken. A receive ring holds free buffers and may be idle, so of it only sanity can be asked."""
+    if not now.enabled:
+        return ""
+    if not now.fits:
+        return f"used index {now.used} does not fit available index {now.avail}"
+    if then is None or not then.enabled or now.used != then.used:
+        return ""
+    if now.transmits and then.outstanding:
+        return f"stuck, {now.outstanding} buffers outstanding at index {now.used}"
+    return ""
+
+
+def text(place: Place, why: str) -> str:
+    return f"VM {place[0]} ring {place[1]}: {why}"
+
+
+class Patience:
+    """Rings that look unserved for ``seconds`` without a break. ``known`` are those that are not judged."""
+
+    def __init__(self, first: Iterable[RingSample], seconds: float, known: Collection[Place] = ()) -> None:
+        self._last = {sample.place: sample for sample in first}
+        self._seconds = seconds
+        self._known = set(known)
+        self._since: dict[Place, float] = {}
+
+    @property
+    def waiting(self) -> int:
+        """How many rings look unserved."""
+        return len(self._since)
+
+    def look(self, now: float, found: Iterable[RingSample]) -> dict[Place, str]:
+        """The rings for which it ends, with how each looks. Samples are a good deal farther apart than a PMD sleeps."""
+        latest = {sample.place: sample for sample in found}
+        faults = {
+            place: why
+            for place, sample in latest.items()
+            if place not in self._known and (why := fault(self._last.get(place), sample))
+        }
+        self._since = {place: self._since.get(place, now) for place in faults}
+        self._last = latest
+        return {place: faults[place] for place, since in self._since.items() if now - since >= self._seconds}
+
+    def forgo(self, places: Iterable[Place]) -> None:
+        """These are not judged any more."""
+        self._known.update(places)
+        self._since = {place: since for place, since in self._since.items() if place not in self._known}

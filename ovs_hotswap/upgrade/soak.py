@@ -1,0 +1,135 @@
+"""Watching the VMs on the new instance before the old one is given up.
+
+What is amiss with one VM is judged by itself, and only after a while: a guest may restart, or its QEMU come again, at
+any moment.
+"""
+
+from __future__ import annotations
+
+from ovs_hotswap.errors import BrokerError, StateUnknown, SwitchError
+from ovs_hotswap.upgrade import baseline, checks, gather, rings
+from ovs_hotswap.upgrade.context import Upgrade
+from ovs_hotswap.upgrade.moving import SERVED_S, tell_apart
+from ovs_hotswap.upgrade.plan import Run, Step
+from ovs_hotswap.upgrade.rings import Patience, Place
+from ovs_hotswap.upgrade.standby import Document, newcomers, owned
+from ovs_hotswap.upgrade.turns import comes_round
+
+_SAMPLE_S = 0.2
+_SETTLE_S = 5.0  # for a VM that is on its way: its QEMU has come again, or its switch has
+
+
+class Soak(Step[Upgrade]):
+    name = "soak"
+    description = "watch the VMs on the new instance"
+
+    def do(self, context: Upgrade, run: Run) -> None:
+        host = context.host
+        end = host.system.monotonic() + host.config.upgrade.soak_s
+        patience = Patience(gather.ring_samples(host), SERVED_S, baseline.known(run))
+        strays = Strays(context, run)
+        while True:
+            host.system.sleep(min(_SAMPLE_S, max(0.0, end - host.system.monotonic())) or _SAMPLE_S)
+            strays.look()
+            if overdue := strays.overdue:
+                raise SwitchError(_text(context, overdue))
+            unserved = patience.look(host.system.monotonic(), gather.ring_samples(host))
+            if unserved:
+                judge(context, run, unserved)
+                patience.forgo(unserved)
+            left = end - host.system.monotonic()
+            run.progress(f"{max(0.0, left):.0f} s left")
+            if left <= 0 and not patience.waiting and not strays.waiting:
+                break
+        goes_on = checks.polling(context.new, comes_round(host, context.new))
+        answers = host.instances[context.new].status().dpdk_initialized is not None
+        checks.verdict([*goes_on, *checks.database(context.new, answers)], SwitchError)
+
+
+def judge(context: Upgrade, run: Run, unserved: dict[Place, str]) -> None:
+    """Of rings from which the new instance has taken nothing for a while. Raises SwitchError if that is its fault."""
+    host, new = context.host, context.new
+    checks.verdict(checks.polling(new, comes_round(host, new)), SwitchError)
+    if not context.dead(context.old):
+        tell_apart(host, new, run, unserved)
+        return
+    for place, why in unserved.items():
+        run.warn(rings.text(place, why))
+    baseline.remember(run, unserved)
+
+
+class Strays:
+    """VMs with a guest that the new instance does not serve. They are moved there, if the old one has them."""
+
+    def __init__(self, context: Upgrade, run: Run) -> None:
+        self._context, self._run = context, run
+        self._since: dict[str, float] = {}
+        self._why: dict[str, str] = {}
+        self._fled: set[str] = set()
+
+    @property
+    def waiting(self) -> list[str]:
+        return list(self._since)
+
+    @property
+    def overdue(self) -> dict[str, str]:
+        """Those that have been strays for long, and what is known of the reason."""
+        now = self._context.host.system.monotonic()
+        return {name: self._why.get(name, "") for name, since in self._since.items() if now - since >= _SETTLE_S}
+
+    def look(self) -> None:
+        """Raises SwitchError if the new instance is broken, or has lost a VM again that was moved to it again."""
+        context = self._context
+        if context.broken:
+            raise SwitchError(context.broken, hint="its log is kept in the state directory")
+        vms = context.host.road.vms(read=False)
+        new, there = newcomers(vms, context.old), owned(vms, context.old)
+        for vm in vms if not context.dead(context.old) else []:
+            if vm["name"] in there:
+                self._take_in(vm, came=vm["name"] in new)
+        now = context.host.system.monotonic()
+        vms = context.host.road.vms(read=False)
+        self._since = {vm["name"]: self._since.get(vm["name"], now) for vm in vms if _stray(vm, context)}
+
+    def _take_in(self, vm: Document, *, came: bool) -> None:
+        """``came``: it was started since the others were moved. One that was moved before has lost its switch."""
+        name, host, new = vm["name"], self._context.host, self._context.new
+        if not came and name not in self._since:
+            lost = f"VM {name} went back to instance {self._context.old}: {vm['last_error']}"
+            if name in self._fled:
+                raise SwitchError(f"{lost}; and it had been moved again")
+            self._fled.add(name)
+            self._run.warn(f"{lost}; it is moved again")
+        try:
+            host.road.park(name, new)
+            host.road.move(name, new)
+        except (BrokerError, StateUnknown) as error:
+            self._why[name] = baseline.why_not(host.road.vm(name), new) or error.message
+
+
+def _stray(vm: Document, context: Upgrade) -> bool:
+    return bool(vm["qemu"] and (vm["owner"] != context.new or vm["certainty"] != "owns"))
+
+
+def _text(context: Upgrade, strays: dict[str, str]) -> str:
+    return "; ".join(f"instance {context.new} does not serve VM {name}{f': {why}' if why else ''}"
+                     for name, why in strays.items())  # fmt: skip
+
+
+def see_served(context: Upgrade, run: Run) -> None:
+    """See the new instance serve the VMs: that of which one may restart is waited for, and then named. Raises
+    SwitchError if the instance is broken or serves none, or a VM is still on the old one."""
+    host, strays = context.host, Strays(context, run)
+    while True:
+        strays.look()
+        if not strays.waiting or strays.overdue:
+            break
+        host.system.sleep(_SAMPLE_S)
+    vms = [vm for vm in host.road.vms(read=False) if vm["qemu"]]
+    missed = [vm for vm in vms if vm["name"] in strays.overdue and _stray(vm, context)]
+    if not missed:
+        return
+    text = _text(context, {vm["name"]: strays.overdue[vm["name"]] for vm in missed})
+    if len(missed) == len(vms) or any(vm["owner"] == context.old for vm in missed):
+        raise SwitchError(text)
+    run.warn(text)

@@ -1,0 +1,260 @@
+"""What one VM may do to an upgrade of all the others: nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ovs_hotswap.config import Config
+from ovs_hotswap.errors import BrokerError, HotswapError, SwitchError
+from ovs_hotswap.model import MessageThread, Side
+from ovs_hotswap.upgrade import baseline
+from ovs_hotswap.upgrade.context import Upgrade
+from ovs_hotswap.upgrade.plan import Event, Run
+from ovs_hotswap.upgrade.soak import Soak, see_served
+from ovs_hotswap.upgrade.wayback import take_back
+from tests.unit.test_watchdog import FakeBroker, FakeHost, FakeInstance, World
+
+
+class Guests(World):
+    """VMs that have moved to b. ``wedged`` are served by no side, ``deaf`` not by b; ``odd`` have eight regions, so
+    that they can be owned and not parked; ``under_way``: QEMU has sent half a message; ``gone`` have no owner."""
+
+    def __init__(self, vms: list[str]) -> None:
+        super().__init__(vms)
+        self.owner = dict.fromkeys(vms, Side.B)
+        self.parked = {name: {Side.A} for name in vms}
+        self.wedged: set[str] = set()
+        self.deaf: set[str] = set()
+        self.odd: set[str] = set()
+        self.under_way: set[str] = set()
+        self.gone: set[str] = set()
+        self.cut: dict[str, Side] = {}
+        self.moves = dict.fromkeys(vms, 1)
+        self.refused_by_a = False
+        self.sent = 0
+        self.until = float("inf")
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        if self.now > self.until:
+            self.gone = set()
+
+
+class Road(FakeBroker):
+    world: Guests
+
+    def vm(self, name: str) -> dict[str, Any]:
+        world = self.world
+        world.sent += 1  # every guest sends all the time
+        stuck = name in world.wedged or (name in world.deaf and world.owner[name] is Side.B)
+        used = 9 if stuck else world.sent & 0xFFFF
+        ring = {"index": 1, "size": 256, "started": True, "enabled": True, "available": used + 1 & 0xFFFF, "used": used}
+        owner = None if name in world.gone else world.owner[name]
+        switches = super().vm(name)["switches"]
+        for side in Side:
+            switches[side]["connected"] &= world.cut.get(name) is not side
+        return {**super().vm(name), "owner": owner, "certainty": "nobody" if owner is None else "owns",
+                "rings": [ring], "moves": world.moves[name], "last_error": "it says why", "switches": switches,
+                "unparkable": "its memory has 8 regions" if name in world.odd else None}  # fmt: skip
+
+    def park(self, name: str, side: Side) -> None:
+        if name in self.world.odd:
+            raise BrokerError(f"vm {name} cannot be parked: its memory has 8 regions")
+        if side is Side.A and self.world.refused_by_a:
+            raise BrokerError(f"vm {name}: switch a is not parked after 5 s")
+        super().park(name, side)
+
+    def move(self, name: str, to: Side) -> None:
+        _, fault = self.move_many([name], to)
+        if fault is not None:
+            raise fault
+
+    def move_many(
+        self, names: Sequence[str], to: Side, threads: Mapping[Side, MessageThread] | None = None
+    ) -> tuple[list[dict[str, Any]], HotswapError | None]:
+        world = self.world
+        moved: list[dict[str, Any]] = []
+        for name in names:
+            if name in world.odd | world.under_way or (to is Side.A and world.refused_by_a):
+                return moved, BrokerError(f"vm {name} cannot move to {to}: messages are under way")
+            world.done.append(f"move {name} {to}")
+            world.owner[name] = to
+            moved.append({"vm": name, "owner": to, "total_us": 50.0})
+        return moved, None
+
+    def reload(self) -> list[str]:
+        """VMs that nobody serves are given to the side that is active."""
+        super().reload()
+        for name, owner in self.world.owner.items():
+            if self.world.pid[owner] is None:
+                self.world.owner[name] = owner.other
+        return []
+
+    def arm(self, names: Sequence[str], to: Side) -> list[str]:
+        return list(names)
+
+    def disarm(self, names: Sequence[str]) -> None:
+        pass
+
+    def unserved(self, names: Sequence[str]) -> list[str]:
+        world = self.world
+        return [name for name in names
+                if name in world.wedged or (name in world.deaf and world.owner[name] is Side.B)]  # fmt: skip
+
+    def undelivered(self, name: str) -> list[bytes]:
+        return []
+
+
+class Instance(FakeInstance):
+    def status(self) -> Any:
+        return type("Status", (), {"state": self.world.state[self.side], "dpdk_initialized": True})
+
+
+class GuestHost(FakeHost):
+    def __init__(self, config: Config, world: Guests) -> None:
+        super().__init__(config, world)
+        self.instances = {side: Instance(config, world, side) for side in Side}  # type: ignore[misc]
+        self.__dict__["broker"] = Road(world)
+
+    def prefer_threads(self, side: Side, rank: Any) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def message_threads(self) -> Any:
+        yield {}
+
+
+class Bed:
+    def __init__(self, tmp_path: Path) -> None:
+        side = {"pmd_cores": [0], "uplink_devargs": "x"}
+        config = Config.model_validate({
+            "overlay": str(tmp_path / "overlay.toml"), "run_dir": str(tmp_path / "run"),
+            "state_dir": str(tmp_path / "state"), "instances": {"a": side, "b": side},
+        })  # fmt: skip
+        self.world = Guests(["vm1", "vm2", "vm3"])
+        self.host = GuestHost(config, self.world)
+        self.context = Upgrade(self.host, Side.A, Side.B, "host")
+        self.facts: dict[str, Any] = {}
+        self.events: list[Event] = []
+        self.run = Run(lambda: self.facts, self.facts.update, self.events.append)
+
+    @property
+    def told(self) -> str:
+        return "\n".join(self.facts.get("warnings", []))
+
+
+@pytest.fixture
+def bed(tmp_path: Path) -> Bed:
+    return Bed(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------- the way back
+
+
+def test_a_wedged_ring_does_not_keep_the_way_back_from_ending(bed: Bed) -> None:
+    bed.world.wedged = {"vm2"}
+    take_back(bed.context, bed.run)
+    assert set(bed.world.owner.values()) == {Side.A}
+    assert bed.told == "instance a does not take what the guest sends of VM vm2"
+
+
+@pytest.mark.parametrize("fault", ["odd", "under_way"])
+def test_a_vm_that_cannot_be_moved_back_goes_back_when_the_new_instance_ends(bed: Bed, fault: str) -> None:
+    setattr(bed.world, fault, {"vm2"})
+    take_back(bed.context, bed.run)
+    assert set(bed.world.owner.values()) == {Side.A}
+    assert bed.world.done.index("move vm3 a") < bed.world.done.index("kill b")
+    assert bed.told == ""
+
+
+def test_the_new_instance_is_not_ended_where_the_old_one_takes_nobody(bed: Bed) -> None:
+    bed.world.refused_by_a = True
+    with pytest.raises(BrokerError):
+        take_back(bed.context, bed.run)
+    assert "kill b" not in bed.world.done
+    assert set(bed.world.owner.values()) == {Side.B}
+
+
+def test_a_vm_that_the_old_instance_does_not_reach_is_named(bed: Bed) -> None:
+    bed.world.cut = {"vm2": Side.A}
+    take_back(bed.context, bed.run)
+    assert "instance a has no port for VM vm2 (VM vm2: it says why)" in bed.told
+
+
+def test_an_old_instance_that_reaches_nobody_is_no_way_back(bed: Bed) -> None:
+    bed.world.cut = dict.fromkeys(bed.world.owner, Side.A)
+    with pytest.raises(SwitchError, match="instance a has no port for VM vm1, vm2, vm3"):
+        take_back(bed.context, bed.run)
+
+
+# ----------------------------------------------------------------------------------------------------------- the soak
+
+
+def test_a_ring_that_is_wedged_in_the_soak_is_tried_on_the_old_instance_once(bed: Bed) -> None:
+    bed.world.wedged = {"vm2"}
+    Soak().do(bed.context, bed.run)
+    assert bed.world.done == ["move vm2 a", "move vm2 b"]
+    assert "VM vm2 ring 1: stuck, 1 buffers outstanding at index 9, on either instance alike: not judged" in bed.told
+    assert baseline.known(bed.run) == {("vm2", 1)}
+    Soak().do(bed.context, bed.run)
+    assert bed.world.done == ["move vm2 a", "move vm2 b"]
+
+
+def test_a_vm_that_the_old_instance_serves_and_the_new_one_does_not_is_a_reason_to_go_back(bed: Bed) -> None:
+    bed.world.deaf = {"vm2"}
+    with pytest.raises(SwitchError, match="instance b does not take what the guest sends of VM vm2, instance a does"):
+        Soak().do(bed.context, bed.run)
+    assert bed.world.owner == {"vm1": Side.B, "vm2": Side.A, "vm3": Side.B}
+
+
+def test_a_wedged_ring_is_named_where_there_is_no_old_instance_to_try(bed: Bed) -> None:
+    bed.world.wedged = {"vm2"}
+    bed.world.pid[Side.A] = None
+    Soak().do(bed.context, bed.run)
+    assert bed.told == "VM vm2 ring 1: stuck, 1 buffers outstanding at index 9"
+
+
+def test_a_vm_whose_qemu_comes_again_in_the_soak_is_waited_for(bed: Bed) -> None:
+    bed.world.gone, bed.world.until = {"vm2"}, bed.world.now + 4.0
+    Soak().do(bed.context, bed.run)
+    assert bed.world.gone == set()
+    assert bed.told == ""
+
+
+def test_a_vm_that_is_not_served_at_the_end_of_the_soak_is_named(bed: Bed) -> None:
+    bed.world.gone = {"vm2"}
+    with pytest.raises(SwitchError, match=r"^instance b does not serve VM vm2$"):
+        Soak().do(bed.context, bed.run)
+
+
+def test_a_newcomer_that_cannot_be_moved_is_named_with_the_reason(bed: Bed) -> None:
+    bed.world.owner["vm2"], bed.world.moves["vm2"], bed.world.odd = Side.A, 0, {"vm2"}
+    with pytest.raises(SwitchError, match=r"^instance b does not serve VM vm2: its memory has 8 regions$"):
+        Soak().do(bed.context, bed.run)
+
+
+def test_a_vm_that_lost_its_switch_is_moved_again_once(bed: Bed) -> None:
+    bed.world.owner["vm2"] = Side.A
+    Soak().do(bed.context, bed.run)
+    assert set(bed.world.owner.values()) == {Side.B}
+    assert bed.told == "VM vm2 went back to instance a: it says why; it is moved again"
+
+
+# --------------------------------------------------------------------------------------------------- after the commit
+
+
+def test_after_the_commit_one_vm_that_is_not_served_is_named_and_no_error(bed: Bed) -> None:
+    bed.world.gone = {"vm2"}
+    see_served(bed.context, bed.run)
+    assert bed.told == "instance b does not serve VM vm2"
+
+
+def test_after_the_commit_an_instance_that_serves_nobody_is_an_error(bed: Bed) -> None:
+    bed.world.gone = set(bed.world.owner)
+    with pytest.raises(SwitchError, match="instance b does not serve VM vm1; "):
+        see_served(bed.context, bed.run)
