@@ -59,8 +59,8 @@ def upgrade(app: App, release: str, keep_old: bool, dry_run: bool) -> None:
 
     Whatever fails before the commit is undone and the command exits with code 5; the old instance then serves every
     VM as before. Interrupt it (Ctrl-C, SIGTERM) for an orderly roll-back.
-    With --json: {"old", "new", "release", "previous", "committed", "moves": {vm: us}, "warnings": [text], "steps": [{"name",
-    "description", "state", "seconds", "text", "items"}]}.
+    With --json: {"old", "new", "release", "previous", "committed", "moves": {vm: us}, "warnings": [text],
+    "steps": [{"name", "description", "state", "seconds", "text", "items"}]}.
 
     \b
     Example:
