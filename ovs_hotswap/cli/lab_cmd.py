@@ -165,7 +165,7 @@ def _shown(app: App) -> Iterator[Callable[[Event], None]]:
 def _print(app: App, report: DemoReport) -> None:
     for phase in (report.upgrade, report.rollback):
         app.output.line()
-        _vm_table(app, phase)
+        _vm_table(app, phase, report.quiet)
     _phase_table(app, report.phases)
     worst = max(report.upgrade.longest_gap_ms, report.rollback.longest_gap_ms)
     app.output.line(f"a plain restart cut the guests off {report.restart.longest_gap_ms / worst:.0f} times as long "
@@ -175,7 +175,7 @@ def _print(app: App, report: DemoReport) -> None:
 def _print_dual(app: App, report: DualReport) -> None:
     for phase in (report.upgrade, report.rollback):
         app.output.line()
-        _vm_table(app, phase)
+        _vm_table(app, phase, report.quiet)
     _phase_table(app, report.phases)
     times = ", ".join(f"{vm} {us:.0f}" for vm, us in report.failover_us.items())
     app.output.line(f"in the crash the VMs' rings had no owner, by QEMU's clock, for so many us: {times}")
@@ -194,11 +194,24 @@ def _phase_table(app: App, phases: Sequence[Phase]) -> None:
     )
 
 
-def _vm_table(app: App, phase: Phase) -> None:
-    rows = [
-        (stats.guest, stats.target, f"{phase.moves.get(stats.guest, 0):.0f}", stats.sent, stats.lost, stats.duplicated,
-         None if stats.longest_gap_ms is None else f"{stats.longest_gap_ms:.1f}")
-        for stats in phase.pings
-    ]  # fmt: skip
-    columns = ("VM", "pings", "hand-over us", "sent", "lost", "doubled", "longest gap ms")
+def _vm_table(app: App, phase: Phase, quiet: Phase) -> None:
+    """For each guest: the gap around its handover, the longest of the phase and the step that ran then, and the longest
+    with nothing done, the noise of this machine."""
+    gaps = {(each.guest, each.target): each for each in phase.gaps}
+    floor = {(each.guest, each.target): each.longest_gap_ms for each in quiet.pings}
+    rows = []
+    for stats in phase.pings:
+        key = stats.guest, stats.target
+        found = gaps.get(key)
+        rows.append(
+            (*key, stats.sent, stats.lost, stats.duplicated, f"{phase.moves.get(stats.guest, 0):.0f}",
+             _ms(found.handover if found else None), _ms(stats.longest_gap_ms), found.step if found else None,
+             _ms(floor.get(key)))
+        )  # fmt: skip
+    columns = ("VM", "pings", "sent", "lost", "doubled", "handover us", "gap around it ms", "longest gap ms", "in step",
+               "quiet ms")  # fmt: skip
     app.output.table(columns, rows, title=f"{phase.name}, {phase.seconds:.1f} s")
+
+
+def _ms(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1f}"

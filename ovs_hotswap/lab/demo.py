@@ -8,13 +8,14 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ovs_hotswap.errors import LabError
 from ovs_hotswap.lab.lab import Lab
-from ovs_hotswap.lab.pings import PingStats
+from ovs_hotswap.lab.pings import Mark, PingStats
+from ovs_hotswap.lab.timeline import Stage, around, longest, running
 from ovs_hotswap.lab.watch import wait_protected, watchdog
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.tables import Form
@@ -22,7 +23,7 @@ from ovs_hotswap.road import Road
 from ovs_hotswap.switch.release import HOST
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.host import Host, start_instance
-from ovs_hotswap.upgrade.plan import Event
+from ovs_hotswap.upgrade.plan import Event, EventKind
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from ovs_hotswap.vhost.service import start_broker, stop_broker
 
@@ -37,14 +38,28 @@ Shown = Callable[[], AbstractContextManager[Callable[[Event], None]]]
 
 
 @dataclass(frozen=True, slots=True)
+class GuestGaps:
+    """Of one guest's answers from one target, in ms: ``handover``, the longest gap around its handover, and
+    ``longest``, the longest of all, with the ``step`` that ran meanwhile. ``None``: there was none, or it is not
+    known."""
+
+    guest: str
+    target: str
+    handover: float | None
+    longest: float | None
+    step: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Phase:
     """What the guests noticed while something was done to the switch. ``seconds`` is how long it took; ``moves`` are
-    the hand-overs in microseconds on the broker's clock, by VM."""
+    the hand-overs in microseconds on the broker's clock, by VM; ``gaps`` says when the guests' longest gaps were."""
 
     name: str
     seconds: float
     pings: list[PingStats]
     moves: dict[str, float]
+    gaps: list[GuestGaps] = field(default_factory=list)
 
     @property
     def lost(self) -> int:
@@ -127,6 +142,7 @@ class Demo:
     def __init__(self, lab: Lab, system: System, say: Say, shown: Shown) -> None:
         self._lab, self._system, self._say, self._shown = lab, system, say, shown
         self._host = Host(lab.config, system)
+        self._stages: list[Stage] = []
 
     def run(self) -> DemoReport:
         """Raises LabError if the guests' pings do not flow, and whatever an upgrade raises."""
@@ -151,10 +167,10 @@ class Demo:
         upgrader = Upgrader(host)
         self._say(f"upgrading to {new.label}")
         with self._shown() as observe:
-            upgrade = self.phase("upgrade", lambda: upgrader.upgrade(new.name, observe).moves)
+            upgrade = self.phase("upgrade", lambda: upgrader.upgrade(new.name, self._timed(observe)).moves)
         self._say(f"rolling back to {old.label}")
         with self._shown() as observe:
-            rollback = self.phase("rollback", lambda: upgrader.rollback(observe).moves)
+            rollback = self.phase("rollback", lambda: upgrader.rollback(self._timed(observe)).moves)
         return {"old": old.label, "new": new.label}, (quiet, upgrade, rollback)
 
     def kill_active(self) -> dict[str, float]:
@@ -174,6 +190,7 @@ class Demo:
         host = self._host
         if suite is not None:
             host.releases.add(suite, suite, self._say)
+            os.sync()  # what was just installed is written back now, not while the guests are looked at
         old = host.releases.get(HOST)
         if host.config.road is Road.BROKER:
             self._say("starting the broker")
@@ -222,8 +239,41 @@ class Demo:
 
     def phase(self, name: str, act: Callable[[], dict[str, float]]) -> Phase:
         """What the guests noticed while ``act``, which returns its hand-overs, ran."""
+        self._stages = []
         begun, first = self._system.monotonic(), self._lab.pings.mark()
         moves = act()
         took = self._system.monotonic() - begun
         self._system.sleep(AFTER_S)
-        return Phase(name, took, self._lab.pings.between(first, self._lab.pings.mark()), moves)
+        last = self._lab.pings.mark()
+        return Phase(name, took, self._lab.pings.between(first, last), moves, self._gaps(first, last, bool(moves)))
+
+    def _timed(self, observe: Callable[[Event], None]) -> Callable[[Event], None]:
+        """``observe``, and when each step ran."""
+        begun: dict[str, float] = {}
+
+        def seen(event: Event) -> None:
+            now = self._system.wall()
+            if event.kind in (EventKind.STARTED, EventKind.UNDOING):
+                begun[event.step] = now
+            elif event.step in begun and event.kind is not EventKind.PROGRESS:
+                self._stages.append(Stage(event.step, begun.pop(event.step), now))
+            observe(event)
+
+        return seen
+
+    def _gaps(self, first: Mark, last: Mark, moved: bool) -> list[GuestGaps]:
+        since = {vm["name"]: vm["owner_since"] for vm in self._host.road.vms(read=False)} if moved else {}
+        found = []
+        for stream, gaps in self._lab.pings.gaps(first, last).items():
+            most, when = longest(gaps), since.get(stream.guest)
+            near = around(gaps, when) if when is not None else None
+            found.append(
+                GuestGaps(
+                    stream.guest,
+                    stream.target,
+                    None if near is None else near.ms,
+                    None if most is None else most.ms,
+                    None if most is None else running(self._stages, most),
+                )
+            )
+        return found

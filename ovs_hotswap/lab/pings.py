@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ovs_hotswap.errors import LabError
+from ovs_hotswap.lab.timeline import Gap, gaps, sent_times
 from ovs_hotswap.system import System
 
 TAIL = 1 << 16  # bytes before a mark that are read for the last report in them
@@ -79,9 +80,11 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A moment: how many bytes of whole reports each stream's file had, in the collector's order."""
+    """A moment: how many bytes of whole reports each stream's file had, in the collector's order. ``offsets``: the
+    host's clock less each guest's, in seconds, no less than it is; ``None`` before the first report."""
 
     lengths: tuple[int, ...]
+    offsets: tuple[float | None, ...] = ()
 
 
 def parse(text: bytes, start: Progress) -> tuple[list[Reply], list[Progress]]:
@@ -197,7 +200,8 @@ class Pings:
 
     def mark(self) -> Mark:
         """This moment, for ``between``. Cheap."""
-        return Mark(tuple(_reported(stream.path) for stream in self._streams))
+        paths = [stream.path for stream in self._streams]
+        return Mark(tuple(map(_reported, paths)), tuple(map(_offset, paths)))
 
     def between(self, first: Mark, second: Mark, patience_s: float = 2.0) -> list[PingStats]:
         """The figures of every guest and target, for the requests made between the marks.
@@ -208,6 +212,26 @@ class Pings:
         end = self._system.monotonic() + patience_s
         each = zip(self._streams, first.lengths, second.lengths, strict=True)
         return [self._settle(stream, low, high, end) for stream, low, high in each]
+
+    def gaps(self, first: Mark, second: Mark) -> dict[Stream, list[Gap]]:
+        """The gaps between the answers that came between the marks, placed on the host's clock."""
+        found = {}
+        for number, stream in enumerate(self._streams):
+            low, high = first.lengths[number], second.lengths[number]
+            offsets = [offset for mark in (first, second) if (offset := mark.offsets[number]) is not None]
+            tail = max(0, low - TAIL)
+            text = _read(stream.path, tail)[: high - tail]
+            answers, progress = parse(text, Progress())
+            latest = [(each.sequence, each.rtt_ms) for each in answers if each.run == progress[-1].run]
+            reports = sent_times(text)
+            if offsets and len(reports) > 1:
+                (early, since), (late, until) = reports[0], reports[-1]
+                interval = (until - since) * 1e3 / max(1, late - early)
+                begun = sent_times(text[: low - tail])
+                placed = gaps(latest, reports, interval, min(offsets))
+                start = begun[-1][1] + min(offsets) if begun else float("-inf")
+                found[stream] = [gap for gap in placed if gap.end >= start]
+        return found
 
     def wait_flowing(self, timeout_s: float, replies_each: int = 10) -> None:
         """Return when every stream had ``replies_each`` answers from now on. Raises LabError naming those without."""
@@ -249,6 +273,17 @@ def _reported(path: Path) -> int:
     except FileNotFoundError:
         return 0
     return start + match.end() if match else 0
+
+
+def _offset(path: Path) -> float | None:
+    """The host's time of the last report less the guest's in it."""
+    length = _reported(path)
+    if not length:
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, length - TAIL))
+        reports = sent_times(file.read(min(length, TAIL)))
+        return path.stat().st_mtime - reports[-1][1] if reports else None
 
 
 def _read(path: Path, offset: int) -> bytes:
