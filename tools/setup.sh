@@ -6,14 +6,14 @@
 #           switch; it is enabled for the next boot as the package wants it. A switch that is already installed is
 #           left alone: neither stopped nor disabled.
 # venv      makes .venv with this package (editable) and its tools, anew when setup.cfg changed.
-# pages     raises vm.nr_hugepages if fewer than 1024 pages of 2 MiB are free, and mounts /dev/hugepages if
+# pages     raises vm.nr_hugepages if fewer than 256 pages of 2 MiB are free, and mounts /dev/hugepages if
 #           it is not (root). tools/clean.sh puts both back.
 #
 # What is in place is left alone, so a second run takes no time.
 set -eu
 cd "$(dirname "$0")/.."
 
-HUGE_PAGES=1024
+HUGE_PAGES=256 # two instances of the demo take 66; a test that needs more adds them itself
 POOL=/sys/kernel/mm/hugepages/hugepages-2048kB
 STATE=.cache/setup
 POLICY=/usr/sbin/policy-rc.d

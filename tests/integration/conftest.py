@@ -21,7 +21,7 @@ from ovs_hotswap.system import System
 from tests.broker_bed import make_bed as make_bed
 from tests.service_bed import host as host
 
-HUGE_PAGES = 768  # of 2 MiB: two instances of 512 MiB and room for guests
+HUGE_PAGES = 512  # of 2 MiB: two instances that take all of ``INSTANCE_MB``, two labs, and room for guests
 INSTANCE_MB = 256
 MakeConfig = Callable[..., Config]
 MakeInstance = Callable[[Config, Side], Instance]
