@@ -52,15 +52,17 @@ def check(app: App, release: str) -> None:
 @click.command(cls=Command)
 @_release
 @click.option("--keep-old", is_flag=True, help="Leave the old instance running when the upgrade is done.")
+@click.option("--force", is_flag=True, help="Do it also if the active instance runs just this release.")
 @click.option("--dry-run", is_flag=True, help="Show the prechecks and the steps, change nothing.")
 @pass_app
-def upgrade(app: App, release: str, keep_old: bool, dry_run: bool) -> None:
+def upgrade(app: App, release: str, keep_old: bool, force: bool, dry_run: bool) -> None:
     """Replace the active instance by one that runs another release, under the running VMs.
 
+    Where it runs that release already, from files that were not replaced since, nothing is changed.
     Whatever fails before the commit is undone and the command exits with code 5; the old instance then serves every
     VM as before. Interrupt it (Ctrl-C, SIGTERM) for an orderly roll-back.
-    With --json: {"old", "new", "release", "previous", "committed", "moves": {vm: us}, "warnings": [text],
-    "steps": [{"name", "description", "state", "seconds", "text", "items"}]}.
+    With --json: {"changed", "active", "old", "new", "release", "previous", "committed", "moves": {vm: us},
+    "warnings": [text], "steps": [{"name", "description", "state", "seconds", "text", "items"}]}.
 
     \b
     Example:
@@ -72,7 +74,7 @@ def upgrade(app: App, release: str, keep_old: bool, dry_run: bool) -> None:
         _dry_run(app, upgrader, release)
         return
     keep = keep_old or app.config.upgrade.keep_old
-    _execute(app, lambda observe: upgrader.upgrade(release, observe, keep_old=keep))
+    _execute(app, upgrader, lambda observe: upgrader.upgrade(release, observe, keep_old=keep, force=force))
 
 
 @click.command(cls=Command)
@@ -87,7 +89,8 @@ def rollback(app: App) -> None:
     Example:
       ovs-hotswap rollback
     """
-    _execute(app, Upgrader(Host(app.config, app.system)).rollback)
+    upgrader = Upgrader(Host(app.config, app.system))
+    _execute(app, upgrader, upgrader.rollback)
 
 
 @click.command(cls=Command)
@@ -101,30 +104,45 @@ def resume(app: App) -> None:
     Example:
       ovs-hotswap resume
     """
-    _execute(app, Upgrader(Host(app.config, app.system)).resume)
+    upgrader = Upgrader(Host(app.config, app.system))
+    _execute(app, upgrader, upgrader.resume)
 
 
-def _execute(app: App, act: Callable[[Callable[[Event], None]], Report]) -> None:
+def _execute(app: App, upgrader: Upgrader, act: Callable[[Callable[[Event], None]], Report]) -> None:
     plan = upgrade_plan()
     with app.output.progress([(step.name, step.description) for step in (*plan.before, *plan.after)]) as progress:
         report = act(progress.observe)
-    app.output.document({**_report(report), "steps": progress.report()})
+    active = upgrader.host.recorded_active()
+    app.output.document({**_report(report), "active": active, "steps": progress.report()})
     if report.moves:
         app.output.table(
             ("VM", "hand-over us"), [(name, f"{us:.0f}") for name, us in report.moves.items()]
         )  # fmt: skip
     for text in report.warnings:
         app.output.line(f"warning: {text}")
+    app.output.line(_outcome(upgrader.host, report, active))
+
+
+def _outcome(host: Host, report: Report, active: Side | None) -> str:
+    """What the operator has now: a roll-back may have had to leave the new instance where it is."""
+    release = None if active is None else host.instances[active].release()
+    serves = f"instance {active} is active and runs {release.name if release else 'an unknown release'}"
+    if not report.changed:
+        return f"{serves} already, from the files that are there: nothing was changed (--force has it done again)"
+    if active is None:
+        return "everything was put back; no instance is active"
     if report.committed:
-        app.output.line(f"instance {report.new} is active and runs {report.release}")
-    else:
-        app.output.line(f"everything was put back; instance {report.old} is active and runs {report.previous}")
+        return serves
+    if active is report.old:
+        return f"everything was put back; {serves}"
+    return f"instance {report.old} had ended, so nothing could be put back: {serves}"
 
 
 def _report(report: Report) -> dict[str, Any]:
     return {
         "old": report.old, "new": report.new, "release": report.release, "previous": report.previous,
         "committed": report.committed, "moves": report.moves, "warnings": report.warnings,
+        "changed": report.changed,
     }  # fmt: skip
 
 

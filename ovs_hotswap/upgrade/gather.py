@@ -10,7 +10,7 @@ from typing import Any
 
 from ovs_hotswap import __version__
 from ovs_hotswap.errors import HotswapError
-from ovs_hotswap.model import Finding, Severity, Side
+from ovs_hotswap.model import Finding, Release, Severity, Side
 from ovs_hotswap.overlay.ports import UPLINK, VXLAN
 from ovs_hotswap.overlay.tables import Form, lines, render
 from ovs_hotswap.road import Road
@@ -30,7 +30,7 @@ def precheck(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
     finding."""
     found: list[Finding] = []
     for part in (
-        lambda: _release(host, release),
+        lambda: _release(host, old, release),
         lambda: _running_standby(host, new, release),
         lambda: _machine(host, new),
         lambda: _memory(host, old, new),
@@ -51,8 +51,19 @@ def _tried(part: Callable[[], Iterable[Finding]]) -> list[Finding]:
         return [Finding(type(error).__name__, Severity.ERROR, error.message, error.hint)]
 
 
-def _release(host: Host, name: str) -> list[Finding]:
-    return [Finding("release", Severity.OK, host.releases.get(name).label)]
+def _release(host: Host, old: Side, name: str) -> list[Finding]:
+    wanted = host.releases.get(name)
+    found = [Finding("release", Severity.OK, wanted.label)]
+    if up_to_date(host, old, wanted):
+        text = f"instance {old} runs it already, from the files that are there: `upgrade` changes nothing"
+        found.append(Finding("release", Severity.OK, text, "`--force` has it done again"))
+    return found
+
+
+def up_to_date(host: Host, active: Side, wanted: Release) -> bool:
+    """Whether the active instance runs just that release, from files that were not replaced since."""
+    instance = host.instances[active]
+    return instance.release() == wanted and not instance.outdated()
 
 
 def _running_standby(host: Host, new: Side, wanted: str) -> list[Finding]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,8 @@ Observe = Callable[[Event], None]
 @dataclass(frozen=True, slots=True)
 class Report:
     """What an ended upgrade did. ``moves``: microseconds of each VM's hand-over, on the broker's clock. ``warnings``:
-    what the operator should know though it ended well."""
+    what the operator should know though it ended well. ``before``: the release that a roll-back would have gone to when
+    it began, if one is known. ``changed``: whether anything was to be done."""
 
     old: Side
     new: Side
@@ -34,6 +35,13 @@ class Report:
     committed: bool
     moves: dict[str, float]
     warnings: tuple[str, ...] = ()
+    before: str | None = None
+    changed: bool = True
+
+    @property
+    def back_to(self) -> str | None:
+        """The release to roll back to after it."""
+        return self.previous if self.committed and self.previous != self.release else self.before
 
     @classmethod
     def of(cls, header: Header, committed: bool, facts: Facts) -> Report:
@@ -41,7 +49,7 @@ class Report:
         moves: Any = facts.get("moves", {})
         warnings: Any = facts.get("warnings", ())
         return cls(Side(parameters["old"]), Side(parameters["new"]), parameters["release"], parameters["previous"],
-                   committed, dict(moves), tuple(warnings))  # fmt: skip
+                   committed, dict(moves), tuple(warnings), parameters.get("before"))  # fmt: skip
 
 
 class Upgrader:
@@ -57,8 +65,9 @@ class Upgrader:
         old = self.host.active()
         return gather.precheck(self.host, old, old.other, release)
 
-    def upgrade(self, release: str, observe: Observe, *, keep_old: bool = False) -> Report:
-        """Replace the active instance by one of ``release``: the watchdog's warm standby, if it runs just that.
+    def upgrade(self, release: str, observe: Observe, *, keep_old: bool = False, force: bool = False) -> Report:
+        """Replace the active instance by one of ``release``: the watchdog's warm standby, if it runs just that. Nothing
+        is done where the active one runs that release from the files that are there, unless by ``force``.
 
         Raises PrecheckFailed with nothing changed, RolledBack with everything put back, PostcheckFailed if something
         failed after the commit, StateUnknown if it cannot be told.
@@ -71,9 +80,13 @@ class Upgrader:
                 raise PrecheckFailed(
                     f"instance {old}, which is active, does not run", hint=f"`ovs-hotswap instance start {old}`"
                 )
+            self.refuse_if_unfinished()
+            before = self.release_before(running.name)
+            if not force and gather.up_to_date(self.host, old, wanted):
+                return Report(old, old, release, running.name, False, {}, before=before, changed=False)
             standby.yield_to_upgrade(self.host, old, wanted)
             parameters: dict[str, Json] = {"old": old, "new": old.other, "release": release, "previous": running.name,
-                          "keep_old": keep_old}  # fmt: skip
+                          "before": before, "keep_old": keep_old}  # fmt: skip
             journal = self.journals.begin(
                 KIND, upgrade_plan().shape, parameters=parameters, versions={"ovs-hotswap": __version__}
             )
@@ -90,10 +103,19 @@ class Upgrader:
             contents = self.journals.read()
             if contents is not None:
                 return self._execute(self._reopen(), observe, forward=False)
+            running = self.host.instances[self.host.active()].status().release
+            wanted = self.release_before(None if running is None else running.name)
             last = self.last()
-            if last is None or not last.committed:
+            if last is None or wanted is None:
                 raise PrecheckFailed("there is no upgrade to roll back", hint="`ovs-hotswap status`")
-        return self.upgrade(last.previous, observe)
+            if not last.committed:  # whoever asks may mean that one
+                hint = f"to the release that ran before: `ovs-hotswap upgrade --release {wanted}`"
+                raise PrecheckFailed("the last upgrade was rolled back already", hint=hint)
+        return self.upgrade(wanted, observe)
+
+    def release_before(self, running: str | None) -> str | None:
+        """The release that ran before ``running``, as the newest upgrade that knows of another one has it."""
+        return next((found for report in self._ended() if (found := report.back_to) not in (None, running)), None)
 
     def refuse_if_unfinished(self) -> None:
         """Raises BusyError if an upgrade was interrupted and is not finished."""
@@ -106,12 +128,15 @@ class Upgrader:
 
     def last(self) -> Report | None:
         """The newest ended upgrade."""
+        return next(self._ended(), None)
+
+    def _ended(self) -> Iterator[Report]:
+        """Ended upgrades, the newest first."""
         for path in self.journals.history():
             contents = parse(path.read_bytes(), str(path))
             if contents is not None and contents.header.kind == KIND:
                 standing = contents.standing
-                return Report.of(contents.header, standing.phase is Phase.FINISHED, standing.facts)
-        return None
+                yield Report.of(contents.header, standing.phase is Phase.FINISHED, standing.facts)
 
     def _reopen(self) -> Journal:
         journal = self.journals.reopen()

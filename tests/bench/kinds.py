@@ -124,7 +124,7 @@ class Runner:
             if act is not None and event.kind is EventKind.DONE and event.step == _BEGIN:
                 act.begin()
 
-        report = Upgrader(host).upgrade("host", observe)
+        report = Upgrader(host).upgrade("host", observe, force=True)
         if act is not None:
             act.finish()
             self._flowing(act.guest.name)

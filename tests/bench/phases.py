@@ -77,7 +77,7 @@ def run_case(case: Case, system: System) -> Result:
                 result.seconds[event.step] = event.seconds
 
         begin = time.monotonic()
-        Upgrader(bed.host).upgrade("host", observe)
+        Upgrader(bed.host).upgrade("host", observe, force=True)
         result.seconds[_TOTAL] = time.monotonic() - begin
         assert bed.host.active() is Side.B
         return result

@@ -101,7 +101,7 @@ class Soak:
 
     def _upgrade(self, number: int) -> None:
         begun = time.monotonic()
-        report = Upgrader(self._bed.host).upgrade("host", lambda _event: None)
+        report = Upgrader(self._bed.host).upgrade("host", lambda _event: None, force=True)
         self.seconds.append(time.monotonic() - begun)
         self.moves += report.moves.values()
         if (number + 1) % _EVERY == 0:

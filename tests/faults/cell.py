@@ -124,7 +124,7 @@ class Runner:
             self._standing = None
 
     def _in_upgrade(self) -> Struck:
-        with self._orchestrator("upgrade", "--release", self._bed.wanted_release()) as (child, output):
+        with self._orchestrator("upgrade", "--force", "--release", self._bed.wanted_release()) as (child, output):
             strike = self._in_hand_over if self._cell.moment == HAND_OVER else self._in_step
             try:
                 struck = strike(child)

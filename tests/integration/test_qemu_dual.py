@@ -123,7 +123,7 @@ def test_a_vm_that_is_started_during_an_upgrade_is_moved_too(bed: Lab, system: S
         if event.kind is EventKind.DONE and event.step == "move":
             bed.start_guest("vm2")
 
-    Upgrader(host).upgrade("host", start)
+    Upgrader(host).upgrade("host", start, force=True)
     bed.pings.wait_flowing(60.0)
     served_by(host, active.other)
 
@@ -177,13 +177,13 @@ def test_a_feature_that_the_older_switch_lacks_keeps_a_vm_from_it(system: System
     with dual_lab(system, tree_release, 1, TREE_NAME) as lab:
         host = Host(lab.config, system)
         with pytest.raises(RolledBack, match=r"step park failed.*bits 0;"):
-            Upgrader(host).upgrade("host", lambda _event: None)
+            Upgrader(host).upgrade("host", lambda _event: None, force=True)
         assert [vm["owner"] for vm in host.road.vms()] == [Side.A]
 
 
 def test_a_feature_that_the_guest_was_not_offered_does_not(system: System, tree_release: Release) -> None:
     with dual_lab(system, tree_release, 1, TREE_NAME, "csum=off") as lab:
         host = Host(lab.config, system)
-        Upgrader(host).upgrade("host", lambda _event: None)
+        Upgrader(host).upgrade("host", lambda _event: None, force=True)
         assert [vm["owner"] for vm in host.road.vms()] == [Side.B]
         lab.pings.wait_flowing(60.0)

@@ -171,7 +171,7 @@ def test_an_upgrade_moves_to_the_standby_that_is_there(bed: Lab, host: Host, wat
         return (watchlog.read_state(bed.config) or {}).get("keeping")
 
     before = bed.pings.mark()
-    assert Upgrader(host).upgrade("host", look).committed
+    assert Upgrader(host).upgrade("host", look, force=True).committed
     assert states == ["an upgrade is not finished"]
     assert host.instances[active.other].pid() == warm
     wait_protected(host, active.other)
@@ -194,7 +194,7 @@ def test_an_active_that_dies_in_an_upgrade_is_failed_over(bed: Lab, host: Host, 
             eventually(lambda: host.recorded_active() is active.other, "no fail-over")
             found.append(host.uplink.owner())
 
-    assert Upgrader(host).upgrade("host", kill).committed
+    assert Upgrader(host).upgrade("host", kill, force=True).committed
     assert found == [active.other]
     wait_protected(host, active.other)
     served_by(host, active.other)
@@ -211,7 +211,7 @@ def test_an_upgrade_that_is_interrupted_goes_on_where_the_vms_fled(bed: Lab, hos
             System().kill(pid, grace=0)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    assert Upgrader(host).upgrade("host", kill).committed
+    assert Upgrader(host).upgrade("host", kill, force=True).committed
     wait_protected(host, active.other)
     served_by(host, active.other)
     bed.pings.wait_flowing(30.0)

@@ -15,6 +15,7 @@ class FakeSystem(System):
 
     def __init__(self, handler: Handler | None = None) -> None:
         self.now = 1000.0
+        self.wall_now = 1_700_000_000.0
         self.handler: Handler = handler or (lambda argv: (0, ""))
         self.processes: dict[int, list[str]] = {}
         self.ran: list[tuple[str, ...]] = []
@@ -24,7 +25,7 @@ class FakeSystem(System):
         return self.now
 
     def wall(self) -> float:
-        return 1_700_000_000.0
+        return self.wall_now
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds

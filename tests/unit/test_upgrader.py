@@ -1,0 +1,109 @@
+"""An upgrade asked for again, and what a roll-back goes back to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ovs_hotswap.config import Config
+from ovs_hotswap.errors import BusyError, HotswapError, PrecheckFailed
+from ovs_hotswap.model import Release, Side
+from ovs_hotswap.upgrade import standby
+from ovs_hotswap.upgrade.journal import Journals
+from ovs_hotswap.upgrade.plan import Event
+from ovs_hotswap.upgrade.records import Kind, Record, Shape
+from ovs_hotswap.upgrade.upgrade import KIND, Upgrader
+from tests.unit.test_watchdog import RELEASE, Bed
+from tests.unit.test_watchdog import config as config
+
+
+class Releases:
+    """``host`` is what the active instance runs."""
+
+    def get(self, name: str) -> Release:
+        return RELEASE if name == RELEASE.name else replace(RELEASE, name=name, ovs_version="3.5.0")
+
+
+def nobody(_event: Event) -> None:
+    """An observer that does not look."""
+
+
+@pytest.fixture
+def bed(config: Config) -> Bed:
+    made = Bed(config)
+    made.host.__dict__["releases"] = Releases()
+    return made
+
+
+def ended(bed: Bed, release: str, previous: str, *, committed: bool = True, **more: Any) -> None:
+    """An upgrade in the history."""
+    bed.world.wall_now += 1.0
+    parameters = {"old": "a", "new": "b", "release": release, "previous": previous, "keep_old": False, **more}
+    with Journals(bed.config.state_dir, bed.world).begin(KIND, Shape(()), parameters=parameters) as journal:
+        if committed:
+            journal.append(Record(Kind.COMMIT))
+        journal.append(Record(Kind.END))
+
+
+def test_an_upgrade_to_what_runs_changes_nothing(bed: Bed) -> None:
+    report = Upgrader(bed.host).upgrade("host", nobody)
+    assert (report.changed, report.committed, report.old, report.new) == (False, False, Side.A, Side.A)
+    assert bed.world.done == []
+    assert standby.read_record(bed.host) is not None
+    assert Journals(bed.config.state_dir, bed.world).history() == []
+
+
+def test_it_is_not_taken_for_done_while_one_is_unfinished(bed: Bed) -> None:
+    with Journals(bed.config.state_dir, bed.world).begin(KIND, Shape(("move",))):
+        pass
+    with pytest.raises(BusyError, match="not finished"):
+        Upgrader(bed.host).upgrade("host", nobody)
+
+
+@pytest.mark.parametrize("why", ["files", "force", "release"])
+def test_it_is_done_where_files_were_replaced_or_by_force(bed: Bed, why: str) -> None:
+    standby.forget(bed.config)
+    bed.world.outdated = why == "files"
+    with pytest.raises(HotswapError):  # it goes on to look at a host that is not there
+        Upgrader(bed.host).upgrade("trixie" if why == "release" else "host", nobody, force=why == "force")
+    assert Upgrader(bed.host).last() is not None
+
+
+def test_a_roll_back_goes_to_the_release_before_however_often_that_of_now_was_asked_for(bed: Bed) -> None:
+    upgrader = Upgrader(bed.host)
+    ended(bed, "trixie", "host")
+    assert upgrader.release_before("trixie") == "host"
+    for _ in range(30):
+        ended(bed, "trixie", "trixie", before=upgrader.release_before("trixie"))
+    assert upgrader.release_before("trixie") == "host"
+    for _ in range(30):
+        ended(bed, "newer", "trixie", committed=False, before=upgrader.release_before("trixie"))
+    assert upgrader.release_before("trixie") == "host"
+
+
+def test_a_roll_back_is_gone_back_on(bed: Bed) -> None:
+    ended(bed, "trixie", "host")
+    ended(bed, "host", "trixie", before="host")
+    assert Upgrader(bed.host).release_before("host") == "trixie"
+
+
+def test_journals_that_do_not_know_what_ran_before_are_read(bed: Bed) -> None:
+    ended(bed, "trixie", "host")
+    ended(bed, "trixie", "trixie")
+    assert Upgrader(bed.host).release_before("trixie") == "host"
+
+
+def test_after_an_upgrade_that_was_rolled_back_the_one_before_is_not_rolled_back_by_mistake(bed: Bed) -> None:
+    ended(bed, "host", "older")
+    ended(bed, "trixie", "host", committed=False, before="older")
+    with pytest.raises(PrecheckFailed, match="was rolled back already") as raised:
+        Upgrader(bed.host).rollback(nobody)
+    assert "--release older" in str(raised.value.hint)
+
+
+def test_where_nothing_else_ever_ran_there_is_nothing_to_roll_back(bed: Bed) -> None:
+    ended(bed, "host", "host")
+    with pytest.raises(PrecheckFailed, match="no upgrade to roll back"):
+        Upgrader(bed.host).rollback(nobody)
