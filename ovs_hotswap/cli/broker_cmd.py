@@ -10,6 +10,7 @@ from ovs_hotswap.cli import logs
 from ovs_hotswap.cli.app import App, Group, pass_app
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.road import kept_text, refuse_kept
+from ovs_hotswap.trust import own_directory
 from ovs_hotswap.vhost.control import BrokerClient
 
 _START_S = 10.0
@@ -39,7 +40,7 @@ def run(app: App, log_level: str, take_over: bool) -> None:
     from ovs_hotswap.vhost.broker import serve
 
     logs.start_log(log_level)
-    app.config.run_dir.mkdir(parents=True, exist_ok=True)
+    own_directory(app.config.run_dir)
     serve(app.config, app.system, take_over=take_over)
 
 
@@ -60,7 +61,7 @@ def supervise(app: App, log_level: str, take_over: bool) -> None:
     from ovs_hotswap.supervisor import Supervisor
 
     logs.start_log(log_level)
-    app.config.run_dir.mkdir(parents=True, exist_ok=True)
+    own_directory(app.config.run_dir)
     program = [sys.executable, "-m", "ovs_hotswap", "--config", str(app.config_path)]
     argv = [*program, "broker", "run", "--log-level", log_level]
     status = Supervisor("supervisor", argv, app.config.run_dir, ["--take-over"] if take_over else []).run()

@@ -13,6 +13,7 @@ import click
 from ovs_hotswap import __version__
 from ovs_hotswap.cli.app import CONFIG_PATH, App, Lazy, LazyGroup, output_options
 from ovs_hotswap.errors import HotswapError, error_classes
+from ovs_hotswap.trust import restrict_umask
 
 PROGRAM = "ovs-hotswap"
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -124,6 +125,7 @@ def _traceback(app: App) -> None:
 
 def main() -> None:
     """The console script."""
+    restrict_umask()
     try:
         status = run(sys.argv[1:], App())
     except BrokenPipeError:  # of an error's JSON document; click sees to all that a command prints

@@ -35,6 +35,7 @@ from ovs_hotswap.patches.rules import (
 from ovs_hotswap.patches.series import OWN_PREFIX, Patch
 from ovs_hotswap.patches.store import Stored
 from ovs_hotswap.system import System
+from ovs_hotswap.trust import strangers
 
 MARKER = f"{OWN_PREFIX}-series"
 STAGE = f"{OWN_PREFIX}-stage"
@@ -85,7 +86,16 @@ class Tree:
         return Outcome(State.PRISTINE, changed)
 
     def apply(self, stored: Stored, progress: Progress = lambda text: None) -> Outcome:
-        """Apply the series, or change nothing. Twice is as once. Raises as ``verify`` does, and BusyError."""
+        """Apply the series, or change nothing. Twice is as once. Raises as ``verify`` does, and BusyError.
+
+        Root does not patch a tree with directories that others can write to: whoever can put a link there meanwhile
+        decides which files are written.
+        """
+        if os.geteuid() == 0 and (faults := strangers(self.path, directories_alone=True)):
+            raise PatchError(
+                f"{self.path}: root would write where others can put links: {'; '.join(faults)}",
+                hint="run it as the user whose tree it is, or unpack it anew: tar --no-same-owner",
+            )
         with self._locked():
             found = self._marker()
             if found is not None and not found.done:
@@ -303,10 +313,10 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _keep_owner(original: Path, made: Path) -> None:
-    """Of a tree that is patched as root and not root's."""
+    """Of files of another user in a tree of root's."""
     if os.geteuid() == 0:
-        found = original.stat()
-        os.chown(made, found.st_uid, found.st_gid)
+        found = original.lstat()
+        os.chown(made, found.st_uid, found.st_gid, follow_symlinks=False)
 
 
 def _keep_mode(original: Path, patched: Path) -> None:

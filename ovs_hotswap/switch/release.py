@@ -24,6 +24,7 @@ from ovs_hotswap.errors import CommandError, ReleaseError
 from ovs_hotswap.model import Release, Side
 from ovs_hotswap.switch.paths import InstancePaths, read_record
 from ovs_hotswap.system import System
+from ovs_hotswap.trust import strangers
 
 HOST = "host"
 
@@ -58,6 +59,7 @@ _MANIFEST = "release.json"
 _TREE = "tree"
 _BUILD_S = 3600.0
 _RUN_S = 20.0
+_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 Progress = Callable[[str], None]
 
@@ -118,10 +120,11 @@ def parse_versions(text: str) -> tuple[str, str] | None:
 class Releases:
     """The releases in ``config.releases_dir``, each a directory with a manifest and, unless adopted, its tree."""
 
-    def __init__(self, config: Config, system: System) -> None:
+    def __init__(self, config: Config, system: System, keyring: Path = _KEYRING) -> None:
         self._config = config
         self._system = system
         self._directory = config.releases_dir
+        self._keyring = keyring
 
     def get(self, name: str) -> Release:
         """The release, checked: its programs are there and run. Raises ReleaseError."""
@@ -151,6 +154,9 @@ class Releases:
         wanted = self._recipe(name, suite, from_directory, extra_packages)
         with self._system.lock(self._directory / ".lock", "adding or removing a release"):
             self._sweep()
+            if from_directory is not None and (faults := strangers(from_directory)):
+                raise ReleaseError(f"{from_directory}: its programs would be run as root, and {'; '.join(faults)}",
+                                   hint=f"chown -R root: {from_directory}; chmod -R go-w {from_directory}")  # fmt: skip
             if (self._directory / name / _MANIFEST).exists():
                 return self._keep(name, wanted, progress)
             build = self._directory / f".build-{name}"
@@ -210,16 +216,21 @@ class Releases:
         return release
 
     def _debootstrap(self, suite: str, include: tuple[str, ...], tree: Path, progress: Progress) -> None:
-        """In namespaces of its own, ended with this process: mounts and processes vanish with it, however it ends."""
+        """In namespaces of its own, ended with this process: mounts and processes vanish with it, however it ends.
+        Whatever it installs is run as root, so its signature is required."""
+        if not self._keyring.is_file():
+            raise ReleaseError(f"{self._keyring} is missing, so nothing that is installed could be trusted",
+                               hint="apt-get install debian-archive-keyring")  # fmt: skip
         errors: list[str] = []
 
         def line(text: str) -> None:
-            if text.startswith(("E: ", "W: Failure")):
+            if text.startswith(("E: ", "W: ")):
                 errors.append(text.partition(": ")[2])
             progress(text.removeprefix("I: "))
 
         alone = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--"]
-        make = ["debootstrap", "--variant=minbase", f"--include={','.join(include)}", suite, str(tree)]
+        signed = ["--force-check-gpg", f"--keyring={self._keyring}"]  # without a keyring it would go on unsigned
+        make = ["debootstrap", *signed, "--variant=minbase", f"--include={','.join(include)}", suite, str(tree)]
         argv = ["setpriv", "--pdeathsig", "KILL", "--", *alone, *make]
         environment = {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
         try:

@@ -21,6 +21,7 @@ from ovs_hotswap.errors import BusyError, HotswapError
 from ovs_hotswap.model import Side
 from ovs_hotswap.priority import raise_priority
 from ovs_hotswap.system import System
+from ovs_hotswap.trust import own_directory
 from ovs_hotswap.upgrade import standby, watchlog
 from ovs_hotswap.upgrade.failover import Act, Health, History, Limits, Sample, Scene, Signal, Verdict, judge, next_act
 from ovs_hotswap.upgrade.host import Host
@@ -245,7 +246,7 @@ class Watchdog:
         """
         if self._config.watch.mode == "off":
             return
-        self._config.run_dir.mkdir(parents=True, exist_ok=True)
+        own_directory(self._config.run_dir)
         with self._system.lock(watchlog.lock_path(self._config), "a watchdog"):
             board = watchlog.Board(self._config, self._system)
             board.update(pid=os.getpid(), mode=self._config.watch.mode, failures=0, gave_up=False, problem=None,

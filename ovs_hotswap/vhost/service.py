@@ -12,6 +12,7 @@ from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.system import System
 from ovs_hotswap.systemctl import Unit
+from ovs_hotswap.trust import own_directory
 from ovs_hotswap.vhost.control import BrokerClient
 
 _POLL_S = 0.05
@@ -25,7 +26,7 @@ def start_broker(config: Config, system: System, config_path: Path, timeout: flo
     unit = Unit(UNIT, system)
     if unit.serves(config):
         return _by_systemd(unit, config, timeout, "start")
-    config.run_dir.mkdir(parents=True, exist_ok=True)
+    own_directory(config.run_dir)
     log = config.run_dir / "broker.log"
     pid = _supervisor(config, system) or system.read_pid(config.run_dir / "broker.pid")
     begun = pid is None

@@ -33,6 +33,7 @@ LAYERS = {
     "ovs_hotswap.patches.rules": CORE,
     "ovs_hotswap.config": SEAM,
     "ovs_hotswap.system": SEAM,
+    "ovs_hotswap.trust": SEAM,
     "ovs_hotswap.sd": SEAM,
     "ovs_hotswap.supervisor": SEAM,
     "ovs_hotswap.exits": SEAM,

@@ -78,8 +78,29 @@ def system() -> Builder:
 
 
 @pytest.fixture
-def releases(config: Config, system: Builder) -> Releases:
-    return Releases(config, system)
+def keyring(tmp_path: Path) -> Path:
+    made = tmp_path / "keyring.gpg"
+    made.touch()
+    return made
+
+
+@pytest.fixture
+def releases(config: Config, system: Builder, keyring: Path) -> Releases:
+    return Releases(config, system, keyring)
+
+
+def test_what_is_installed_must_be_signed(releases: Releases, system: Builder, keyring: Path) -> None:
+    releases.add("new", "trixie")
+    (make,) = (argv for argv in system.ran if "debootstrap" in argv)
+    assert {"--force-check-gpg", f"--keyring={keyring}"} <= set(make)
+
+
+def test_without_a_keyring_nothing_is_installed(releases: Releases, system: Builder, keyring: Path) -> None:
+    keyring.unlink()
+    with pytest.raises(ReleaseError, match="is missing, so nothing that is installed could be trusted") as failure:
+        releases.add("new", "trixie")
+    assert failure.value.hint == "apt-get install debian-archive-keyring"
+    assert system.built == 0
 
 
 def names(config: Config) -> list[str]:
