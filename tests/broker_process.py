@@ -69,8 +69,8 @@ class BrokerProcess:
         self._child: subprocess.Popen[bytes] | None = None
         self._managed, self._unit = managed, unit
 
-    def write(self, names: Sequence[str]) -> None:
-        """Write the overlay intent with these VMs, and the configuration."""
+    def write(self, names: Sequence[str], more: str = "") -> None:
+        """Write the overlay intent with these VMs, and the configuration, with ``more`` keys of the broker's."""
         self.names = list(names)
         vms = "".join(
             f'[[vm]]\nname = "{name}"\nofport = {10 + k}\nmac = "52:54:00:00:{k >> 8:02x}:{k & 255:02x}"\nvni = 1\n'
@@ -82,7 +82,7 @@ class BrokerProcess:
         self.config_path.write_text(
             f'overlay = "{self.directory}/overlay.toml"\nrun_dir = "{self.directory}/run"\n'
             f'state_dir = "{self.directory}/state"\n'
-            f'[broker]\nqemu_socket = "{self.directory}/qemu/{{vm}}"\nfence_ms = {self._fence_ms}\n'
+            f'[broker]\nqemu_socket = "{self.directory}/qemu/{{vm}}"\nfence_ms = {self._fence_ms}\n{more}'
             f"[instances.a]\n{instance}[instances.b]\n{instance}"
         )
 
@@ -99,14 +99,15 @@ class BrokerProcess:
                 links.append(os.readlink(each))
         return sum(link.startswith("socket:") for link in links) - _SUPERVISORS_OWN
 
-    def _spawn(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def _spawn(self, *arguments: str, log: int | None = None) -> subprocess.Popen[bytes]:
         argv = [sys.executable, "-c", _SERVE, str(self.config_path), *arguments]
         if self._managed:
             argv = [sys.executable, "-c", _SUPERVISE, str(self.config.run_dir), *argv]
         if self._unit:
             argv = ["sh", "-c", _UNIT, "sh", *argv]
         with self.log.open("ab") as out:
-            return subprocess.Popen(argv, stdout=out, stderr=out, cwd=Path(__file__).parent.parent)
+            to = out.fileno() if log is None else log
+            return subprocess.Popen(argv, stdout=to, stderr=subprocess.STDOUT, cwd=Path(__file__).parent.parent)
 
     def __enter__(self) -> BrokerProcess:
         self._child = self._spawn()
@@ -157,6 +158,13 @@ class BrokerProcess:
         self._child = self._spawn("take-over")
         assert old.wait(20) == 0, self.log.read_text()
         self._await_child()
+
+    def try_to_succeed(self) -> str:
+        """Have a new process take over, which fails: what it says."""
+        with self._spawn("take-over", log=subprocess.PIPE) as child:
+            said, _ = child.communicate(timeout=20)
+        assert child.returncode != 0
+        return said.decode()
 
     def restart(self, number: signal.Signals) -> None:
         """End it by a signal; its supervisor starts it again."""

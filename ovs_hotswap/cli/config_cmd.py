@@ -6,6 +6,7 @@ import click
 
 from ovs_hotswap.cli.app import App, Group, pass_app
 from ovs_hotswap.model import Side
+from ovs_hotswap.vhost.place import control_group
 
 EXAMPLE = """\
 # ovs-hotswap: configuration of one hypervisor. Lines that start with "#" show the default or an alternative.
@@ -131,7 +132,7 @@ def config() -> None:
 @config.command()
 @pass_app
 def check(app: App) -> None:
-    """Validate the configuration file as a whole; nothing else is looked at or changed.
+    """Validate the configuration file as a whole, and that this host has its `broker.group`; nothing is changed.
 
     Every fault is listed with its key, what is wrong and what is allowed (exit code 3).
     With --json: {"file", "valid": true, "config"}.
@@ -142,6 +143,7 @@ def check(app: App) -> None:
       ovs-hotswap --config ./config.toml config check --json
     """
     loaded = app.config
+    control_group(loaded)
     app.output.document({"file": app.config_path, "valid": True, "config": loaded.model_dump(mode="json")})
     app.output.line(f"{app.config_path}: valid")
     rows: list[tuple[str, object]] = [

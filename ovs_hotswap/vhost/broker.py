@@ -13,12 +13,12 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from typing import Any
 
 from ovs_hotswap import __version__, sd
 from ovs_hotswap.config import Config, read_active
-from ovs_hotswap.errors import BrokerError, BusyError, CommandError, ConfigError, HotswapError
+from ovs_hotswap.errors import BrokerError, CommandError, ConfigError, HotswapError
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import load_intent
 from ovs_hotswap.priority import preferred, raise_priority
@@ -27,6 +27,7 @@ from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.system import System, many_descriptors
 from ovs_hotswap.systemctl import Unit
 from ovs_hotswap.vhost import succession
+from ovs_hotswap.vhost.calls import signaller
 from ovs_hotswap.vhost.channel import OwnedFd, listen
 from ovs_hotswap.vhost.delays import Delays
 from ovs_hotswap.vhost.desk import Desk, Method
@@ -35,6 +36,7 @@ from ovs_hotswap.vhost.memory import make_scratch, waits
 from ovs_hotswap.vhost.move import Mover
 from ovs_hotswap.vhost.moves import Moves, side_of, until
 from ovs_hotswap.vhost.ping import ping_forever
+from ovs_hotswap.vhost.place import Place, control_group
 from ovs_hotswap.vhost.processes import Processes
 from ovs_hotswap.vhost.report import vm_document
 from ovs_hotswap.vhost.seat import RETRY_S, Seat
@@ -52,18 +54,23 @@ _RETRY_MAX_S = 5.0
 _ACCEPT_RETRY_S = 1.0
 _PARK_TIMEOUT_S = 10.0  # a first use creates mempools under the device lock: half a second was measured
 _PATIENCE_S = 3.0  # a switch that lost its connection has made another one after a second
-_TICK_S = 0.001
 
 
 class Broker:
-    """The VMs of one host. ``run`` serves until ``stop``."""
+    """The VMs of one host. ``run`` serves until ``stop``.
 
-    def __init__(self, config: Config, system: System, loop: asyncio.AbstractEventLoop, home: Side | None) -> None:
+    With ``inherited`` it is made with all VMs of another broker and all that it needs of this host, and acts on nothing
+    before ``run``: whatever fails until then leaves the other one at work. Raises ConfigError, BrokerError, OSError.
+    """
+
+    def __init__(
+        self, config: Config, system: System, loop: asyncio.AbstractEventLoop, home: Side | None,
+        inherited: Inherited | None = None,
+    ) -> None:  # fmt: skip
         self._config = config
         self._system = system
         self._serving = self._succeeded = self._for_good = False
-        self._desk: Desk
-        self._successors: socket.socket
+        self._successors: socket.socket | None = None
         self._succession: asyncio.Task[None] | None = None
         self._loop = loop
         self._delays = Delays(loop)
@@ -83,19 +90,40 @@ class Broker:
             "reload": self._reload, "withdraw": self._withdraw,
             **Moves(self._seat, self._keeping, config).methods,
         }  # fmt: skip
+        self._inherited = inherited
+        goes_on = bool(self._keeping.earlier)
+        signaller()  # made while something may fail
+        control = None if inherited is None else inherited.control
+        self._desk = Desk(config, self._methods, control, self._group(goes_on))
+        if inherited is not None:
+            self._successors = inherited.successors
+            for given, listeners in inherited.vms.values():
+                self._restore(given, listeners)
 
-    async def run(self, inherited: Inherited | None = None) -> None:
-        """Serve, from where another broker left off or anew. Raises ConfigError if the overlay intent cannot be read,
-        BrokerError if a socket cannot be made."""
+    async def run(self) -> None:
+        """Serve. Raises ConfigError if the overlay intent cannot be read, BrokerError if a socket cannot be made, where
+        there is nothing to go on from."""
         try:
-            if inherited is None:
+            if self._inherited is None:
                 self._begin()
-            else:
-                self._inherit(inherited)
-            self._desk = Desk(self._config, self._methods, None if inherited is None else inherited.control)
+            for seat in self._seats.values():
+                if seat.restored:
+                    self._take_up(seat)
+            if self._inherited is not None:
+                self._reload_soon()
             await self._run(self._desk.open())
         finally:
             self.close()
+
+    def _group(self, goes_on: bool) -> int | None:
+        """The group of the control socket. VMs that an earlier broker kept are served whatever that is."""
+        try:
+            return control_group(self._config)
+        except ConfigError as error:
+            if not goes_on:
+                raise
+            log.error("only root may use the control socket: %s", error.message)
+            return None
 
     def _begin(self) -> None:
         """Anew, or with the VMs that an earlier broker kept, whatever has become of the intent meanwhile: those that
@@ -112,20 +140,22 @@ class Broker:
         if earlier - names:
             self._reload_soon()
 
-    def _inherit(self, inherited: Inherited) -> None:
-        for given, listeners in inherited.vms.values():
-            self._restore(given, listeners)
-        self._reload_soon()
-
     def _restore(self, given: VmParts, listeners: dict[Side, socket.socket]) -> None:
-        """Go on with a VM where another broker left off."""
+        """A VM as another broker left it. It is not acted on before ``_take_up``."""
         vm = self._new_vm(given.name, given.scratch)
         succession.restore(vm, given, self._processes.track)
-        self._seat_vm(vm, listeners)
-        vm.go_on()
-        vm.assign()
-        for side in Side:
-            vm.repark(side)  # nobody minds capture rings that the other broker had armed
+        self._seat_vm(vm, listeners).restored = True
+
+    def _take_up(self, seat: Seat) -> None:
+        """Go on with a VM where another broker left off. A fault of one VM is that VM's."""
+        seat.restored, vm = False, seat.vm
+        try:
+            vm.go_on()
+            vm.assign()
+            for side in Side:
+                vm.repark(side)  # nobody minds capture rings that the other broker had armed
+        except Exception:
+            log.exception("vm %s: it cannot be gone on with", vm.name)
 
     async def _run(self, desk: asyncio.Task[None]) -> None:
         self._serving = True
@@ -137,15 +167,15 @@ class Broker:
         sd.notify("READY=1", f"STATUS=serves {len(self._seats)} VMs")
         log.info("broker %s serves %d VMs on %s", __version__, len(self._seats), self._config.broker_socket)
         tasks = [self._loop.create_task(each) for each in (self._connect_qemus(), ping_forever())]
-        self._successors = listen(self._config.successor_socket)
-        self._loop.add_reader(self._successors.fileno(), self._successor_came)
+        self._await_successors()
         try:
             await self._stopping.wait()
             sd.notify("STOPPING=1")
             if not self._succeeded and (self._for_good or await asyncio.to_thread(self._unit_stops)):
                 await self._withdrawal.enforce(max(self._fence_s, _PATIENCE_S))
-            with contextlib.suppress(BrokerError):
-                await until(self._keeping.save, succession.TIMEOUT_S, "VMs are not settled")
+            if not self._succeeded:
+                with contextlib.suppress(BrokerError):
+                    await until(self._keeping.save, succession.TIMEOUT_S, "VMs are not settled")
         finally:
             for task in (desk, *tasks):
                 task.cancel()
@@ -169,9 +199,20 @@ class Broker:
             log.warning("is %s stopped or restarted? %s", UNIT, error.message)
             return False
 
-    def _successor_came(self) -> None:
+    def _await_successors(self) -> None:
+        """Without this socket VMs are served all the same."""
         try:
-            connection, _ = self._successors.accept()
+            if self._successors is None:
+                self._successors = listen(self._config.successor_socket)
+            self._successors.setblocking(False)
+            self._successors.listen()  # from here on it is this process that peers see there (unix(7), SO_PEERCRED)
+            self._loop.add_reader(self._successors.fileno(), self._successor_came, self._successors)
+        except (BrokerError, OSError) as error:
+            log.error("no broker can succeed this one: %s", error)
+
+    def _successor_came(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
         except OSError as error:
             log.warning("successor: accept: %s", error)
             return
@@ -194,15 +235,19 @@ class Broker:
                 for seat in seats:
                     seat.pause(self._loop)
                 connection.setblocking(True)
-                succession.hand_over(connection, self._desk.listener, [(seat.vm, seat.listeners) for seat in seats])
-                for seat in seats:
-                    seat.vm.withdrawn = True  # no move that has waited goes on here
-            except HotswapError as error:
-                log.error("a successor could not take over: %s", error.message)
+                assert self._successors is not None
+                succession.hand_over(connection, self._desk.listener, self._successors,
+                                     [(seat.vm, seat.listeners) for seat in seats])  # fmt: skip
+            except Exception as error:
+                log.error("a successor could not take over: %s", error,
+                          exc_info=None if isinstance(error, HotswapError) else error)  # fmt: skip
                 for seat in seats:
                     seat.go_on(self._loop, self._accept)
                 return
         self._succeeded = True
+        self._desk.close()
+        for seat in seats:
+            seat.vm.withdrawn = True  # no move that has waited goes on here
         sd.notify(SUCCEEDED)
         self._stopping.set()
 
@@ -266,12 +311,13 @@ class Broker:
         withheld = self._config.broker.withheld
         return Vm(name, self._loop, self._delays, self._processes, scratch, self._home, withheld, suspects)
 
-    def _seat_vm(self, vm: Vm, listeners: dict[Side, socket.socket], qemu: OwnedFd | None = None) -> None:
+    def _seat_vm(self, vm: Vm, listeners: dict[Side, socket.socket], qemu: OwnedFd | None = None) -> Seat:
         self._keeping.add(vm, qemu)
         vm.withdrawn = self._withdrawal.begun
         seat = self._seats[vm.name] = Seat(vm, Mover(vm, self._loop, self._delays, self._fence_s), listeners)
         for side, listener in listeners.items():
             self._loop.add_reader(listener.fileno(), self._accept, seat, side)
+        return seat
 
     def _suspects(self, name: str) -> dict[Side, int]:
         """Switches that an earlier broker may have given the VM's rings: their processes live, and that broker left
@@ -416,7 +462,8 @@ class Broker:
 
     def close(self) -> None:
         """Hang up on everybody, or only let go of what a successor has too or what is kept for the next broker."""
-        self._keeping.save()
+        if not self._succeeded:
+            self._keeping.save()
         for name in list(self._seats):
             self._keeping.remove(name, forget=False)
             self._remove(name, forget=not self._serving)
@@ -426,39 +473,24 @@ class Broker:
 def serve(config: Config, system: System, *, take_over: bool = False) -> None:
     """Run a broker in this process until it is told to stop, or succeeded.
 
-    With ``take_over`` it succeeds the one that runs. Raises BusyError if one runs already, BrokerError or StateUnknown
-    if it could not be succeeded; that one then goes on.
+    With ``take_over`` it succeeds the one that runs. Raises BusyError if one runs already, BrokerError, ConfigError or
+    StateUnknown if it could not be succeeded; that one then goes on.
     """
     many_descriptors()
     raise_priority()
-    inherited = succession.take_over(config) if take_over else None
-    with _lock(config, system, patient=take_over):
-        pid_file = config.run_dir / "broker.pid"
-        pid_file.write_text(f"{os.getpid()}\n")
 
-        async def main() -> None:
-            await Broker(config, system, asyncio.get_running_loop(), read_active(config)).run(inherited)
+    async def main() -> None:
+        heir = succession.meet(config) if take_over else None
+        with Place(config) as place:
+            if heir is None:
+                place.take()
+            else:
+                place.prepare()
+            inherited = None if heir is None else heir.inherited
+            broker = Broker(config, system, asyncio.get_running_loop(), read_active(config), inherited)
+            if heir is not None:
+                succession.take_over(heir)
+                place.take()
+            await broker.run()
 
-        try:
-            asyncio.run(main())
-        finally:
-            if pid_file.read_text() == f"{os.getpid()}\n":
-                pid_file.unlink()
-
-
-@contextlib.contextmanager
-def _lock(config: Config, system: System, *, patient: bool) -> Iterator[None]:
-    """The lock of the one broker. Who was just succeeded may hold it for a moment more."""
-    path = config.run_dir / "broker.lock"
-    end = time.monotonic() + (succession.TIMEOUT_S if patient else 0.0)
-    with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(system.lock(path, "a broker"))
-                break
-            except BusyError:
-                if time.monotonic() >= end:
-                    sd.notify(SUCCEEDED)  # whoever keeps starting this one need not
-                    raise
-                time.sleep(_TICK_S)
-        yield
+    asyncio.run(main())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
-import grp
 import inspect
 import json
 import logging
@@ -34,26 +33,34 @@ Method = Callable[..., Awaitable[Any]]
 
 
 class Desk:
-    """Serves ``methods``, whose parameters are those of the requests, by name.
+    """Serves ``methods``, whose parameters are those of the requests, by name, to root and to ``group``.
 
     ``inherited``: the listening socket of a broker that is succeeded. Raises BrokerError if there can be none.
     """
 
-    def __init__(self, config: Config, methods: Mapping[str, Method], inherited: socket.socket | None) -> None:
-        path = config.broker_socket
+    def __init__(
+        self, config: Config, methods: Mapping[str, Method], inherited: socket.socket | None, group: int | None = None
+    ) -> None:
+        self._path, self._group = config.broker_socket, group
         self._methods = methods
-        self.listener = listen(path, mode=0o660) if inherited is None else inherited
+        self._closed = False
+        self.listener = listen(self._path, mode=0o660) if inherited is None else inherited
         self.listener.setblocking(False)
-        self.listener.listen(_BACKLOG)
-        if config.broker.group is not None:
-            try:
-                os.chown(path, -1, grp.getgrnam(config.broker.group).gr_gid)
-            except KeyError as error:
-                raise BrokerError(f"broker.group: no group {config.broker.group!r} on this host") from error
 
     def open(self) -> asyncio.Task[None]:
-        """Begin to serve; cancel the task to take in no more callers."""
+        """Begin to serve; cancel the task to take in no more callers. That the socket's group cannot be set is
+        logged: root is served all the same."""
+        try:
+            self.listener.listen(_BACKLOG)
+            if self._group is not None:
+                os.chown(self._path, -1, self._group)
+        except OSError as error:
+            log.error("%s: %s", self._path, error.strerror)
         return asyncio.get_running_loop().create_task(self._accept())
+
+    def close(self) -> None:
+        """Answer nobody any more: another broker does. Who has asked is hung up on, and asks that one."""
+        self._closed = True
 
     async def _accept(self) -> None:
         loop, callers = asyncio.get_running_loop(), set[asyncio.Task[None]]()
@@ -78,10 +85,15 @@ class Desk:
             pid, user, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
             while line := await caller.line():
                 descriptors = caller.taken()
+                if self._closed:
+                    close_all(descriptors)
+                    return
                 try:
                     answer = await self._answer(line, descriptors, f"asked by user {user}, process {pid}")
                 finally:
                     close_all(descriptors)
+                if self._closed:
+                    return
                 await loop.sock_sendall(connection, control.encode(answer))
 
     async def _answer(self, line: bytes, descriptors: Sequence[OwnedFd], who: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class Seat:
         self.listeners = listeners
         self.retry_at = 0.0
         self.delay = RETRY_S
+        self.restored = False  # by another broker, and not taken up yet
         self.leaving = False  # it is in the overlay intent no more
 
     @property

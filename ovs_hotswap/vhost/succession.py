@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import select
 import socket
@@ -28,6 +29,8 @@ from ovs_hotswap.vhost.link import Link
 from ovs_hotswap.vhost.snapshot import FORMAT, LinkParts, Table, VmParts, decode, encode
 from ovs_hotswap.vhost.vm import Vm
 
+log = logging.getLogger(__name__)
+
 _LENGTH = struct.Struct("<QI")  # bytes of the document, number of descriptors
 _READY, _GO = b"R", b"G"
 TIMEOUT_S = 3.0
@@ -35,9 +38,11 @@ TIMEOUT_S = 3.0
 
 @dataclass(frozen=True)
 class Inherited:
-    """What a successor takes over: the control socket's listener and, for each VM, its state and its listeners."""
+    """What a successor takes over: the control socket's listener and, for each VM, its state and its listeners.
+    ``successors``: where the next successor connects; ``None`` from a broker that did not hand that over."""
 
     control: socket.socket
+    successors: socket.socket | None
     vms: dict[str, tuple[VmParts, dict[Side, socket.socket]]]
 
 
@@ -87,8 +92,9 @@ def _socket(descriptor: Any) -> socket.socket:
 
 
 def hand_over(
-    connection: socket.socket, control: socket.socket, vms: Sequence[tuple[Vm, dict[Side, socket.socket]]]
-) -> None:
+    connection: socket.socket, control: socket.socket, successors: socket.socket,
+    vms: Sequence[tuple[Vm, dict[Side, socket.socket]]],
+) -> None:  # fmt: skip
     """The old broker's part, with every VM settled and paused. After it returns the old one must not act again.
 
     Raises BrokerError if the successor did not become ready in time: the old broker is then still the broker.
@@ -101,12 +107,14 @@ def hand_over(
             stack.callback(duplicate.close)
             return table.add(duplicate)
 
-        document: dict[str, Any] = {"format": FORMAT, "control": own(control), "vms": []}
-        for vm, listeners in vms:
-            entry = encode(stack.enter_context(parts(vm)), table)
-            document["vms"].append({"vm": entry, "listeners": {side: own(s) for side, s in listeners.items()}})
-        connection.settimeout(TIMEOUT_S)
         try:
+            document: dict[str, Any] = {"format": FORMAT, "control": own(control), "successors": own(successors)}
+            document["vms"] = [
+                {"vm": encode(stack.enter_context(parts(vm)), table),
+                 "listeners": {side: own(listener) for side, listener in listeners.items()}}
+                for vm, listeners in vms
+            ]  # fmt: skip
+            connection.settimeout(TIMEOUT_S)
             _send(connection, document, [descriptor.fileno() for descriptor in table.descriptors])
             if connection.recv(1) != _READY:
                 raise BrokerError("the successor hung up before it was ready")
@@ -123,33 +131,55 @@ def _send(connection: socket.socket, document: dict[str, Any], fds: list[int]) -
     connection.sendall(data)
 
 
-def take_over(config: Config) -> Inherited:
-    """The successor's part: return once it is the broker. Raises BrokerError, StateUnknown; then the old one is."""
+@dataclass(frozen=True)
+class Heir:
+    """A successor that has received everything, and is not the broker yet: ``take_over`` makes it that."""
+
+    connection: socket.socket
+    old: OldBroker
+    inherited: Inherited
+
+
+def meet(config: Config) -> Heir:
+    """The successor's part: receive everything. Raises BrokerError, StateUnknown; the old broker then goes on, as it
+    does when the connection is closed."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with connection:
+    try:
         connection.settimeout(2 * TIMEOUT_S)
-        try:
-            connection.connect(str(config.successor_socket))
-            old = _watch(connection)
-            inherited = _receive(connection)
-            connection.sendall(_READY)
-            went = connection.recv(1) == _GO
-        except OSError as error:
-            raise BrokerError(f"{config.successor_socket}: {error or 'time-out'}: nothing was taken over",
-                              hint="`ovs-hotswap broker status`, `ovs-hotswap broker start`") from error  # fmt: skip
-        with old:
-            if not went and not old.ended(TIMEOUT_S):
-                raise BrokerError("the old broker did not let go: it goes on")
-    return inherited
+        connection.connect(str(config.successor_socket))
+        return Heir(connection, _watch(connection), _receive(connection))
+    except OSError as error:
+        connection.close()
+        raise BrokerError(f"{config.successor_socket}: {error or 'time-out'}: nothing was taken over",
+                          hint="`ovs-hotswap broker status`, `ovs-hotswap broker start`") from error  # fmt: skip
+    except BaseException:
+        connection.close()
+        raise
 
 
-class _Old:
+def take_over(heir: Heir) -> None:
+    """Return once this process is the broker and the old one has ended, however long that takes: nobody else has the
+    VMs then. Raises BrokerError if the old one goes on. Whatever can fail is to be done before."""
+    with heir.connection, heir.old:
+        went = False
+        with contextlib.suppress(OSError):  # it closes the connection, at the latest when it ends
+            heir.connection.settimeout(None)
+            heir.connection.sendall(_READY)
+            went = heir.connection.recv(1) == _GO
+        if not went and not heir.old.ended(TIMEOUT_S):
+            raise BrokerError("the old broker did not let go: it goes on")
+        while not heir.old.ended(TIMEOUT_S):
+            log.warning("the old broker, process %d, has let go and not ended yet: it is waited for", heir.old.pid)
+
+
+class OldBroker:
     """The old broker's process."""
 
-    def __init__(self, pidfd: OwnedFd) -> None:
-        self._pidfd = pidfd
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._pidfd = OwnedFd(os.pidfd_open(pid))
 
-    def __enter__(self) -> _Old:
+    def __enter__(self) -> OldBroker:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -161,9 +191,9 @@ class _Old:
         return bool(poller.poll(int(timeout_s * 1000)))
 
 
-def _watch(connection: socket.socket) -> _Old:
+def _watch(connection: socket.socket) -> OldBroker:
     pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return _Old(OwnedFd(os.pidfd_open(pid)))
+    return OldBroker(pid)
 
 
 def _receive(connection: socket.socket) -> Inherited:
@@ -192,7 +222,10 @@ def _inherited(document: dict[str, Any], received: Sequence[OwnedFd]) -> Inherit
             given = decode(entry["vm"], received)
             listeners = {Side(side): _socket(received[index]) for side, index in entry["listeners"].items()}
             vms[given.name] = (given, listeners)
-        return Inherited(_socket(received[document["control"]]), vms)
+        successors = document.get("successors")
+        return Inherited(
+            _socket(received[document["control"]]), None if successors is None else _socket(received[successors]), vms
+        )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise StateUnknown(f"the old broker's state cannot be read: {error}") from error
 

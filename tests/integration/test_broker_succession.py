@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
 import socket
 import struct
 from collections.abc import Callable
@@ -69,6 +71,48 @@ def test_the_successor_knows_who_must_not_be_trusted(make_bed: MakeBed) -> None:
     a.kill()
     bed.wait_owner(Side.B)
     bed.ends_well((0, vm), doubled=1)
+
+
+def test_a_successor_without_its_group_leaves_the_old_broker_at_work(make_bed: MakeBed) -> None:
+    bed = make_bed()
+    vm = bed.running()
+    pid = bed.broker.pid
+    bed.broker.write(bed.broker.names, 'group = "no-such-group"\n')
+    assert "no group 'no-such-group'" in bed.broker.try_to_succeed()
+    assert bed.client.status()["pid"] == pid == bed.broker.pid
+    assert not vm.hung_up
+    bed.broker.write(bed.broker.names)
+    bed.broker.succeed()
+    bed.client.move("vm0", Side.B)
+    bed.ends_well((0, vm))
+
+
+def test_kept_vms_are_served_whatever_has_become_of_the_group(make_bed: MakeBed) -> None:
+    bed = make_bed(managed=True)
+    vm = bed.running()
+    bed.wait(lambda: bed.client.status()["unsaved"] == 0, "kept")
+    bed.broker.write(bed.broker.names, 'group = "no-such-group"\n')
+    bed.broker.restart(signal.SIGKILL)
+    assert not vm.hung_up
+    bed.client.move("vm0", Side.B)
+    bed.ends_well((0, vm))
+
+
+def test_a_pid_file_that_cannot_be_written_costs_no_vm_its_network(make_bed: MakeBed) -> None:
+    """What cannot be done once the old broker has let go is said, and the VMs are served on."""
+    bed = make_bed()
+    vm = bed.running()
+    pid_file = bed.broker.config.run_dir / "broker.pid"
+    pid_file.unlink()
+    pid_file.mkdir()
+    (pid_file / "x").touch()
+    before = bed.client.status()["pid"]
+    bed.broker.succeed()
+    assert bed.client.status()["pid"] != before
+    assert not vm.hung_up
+    shutil.rmtree(pid_file)
+    bed.client.move("vm0", Side.B)
+    bed.ends_well((0, vm))
 
 
 def hang_up(connection: socket.socket) -> None:
