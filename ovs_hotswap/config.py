@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.model import Side
@@ -49,6 +50,37 @@ Core = Annotated[int, Field(ge=0, le=1023)]
 DeviceName = Annotated[str, Field(min_length=1, max_length=15, pattern=r"^[^\s/]+$")]
 
 
+OWN_KEYS: Mapping[str, str] = {
+    "dpdk-init": "no instance runs without DPDK",
+    "dpdk-socket-mem": "set memory_mb",
+    "dpdk-socket-limit": "set memory_mb",
+    "dpdk-alloc-mem": "set memory_mb",
+    "shared-mempool-config": "memory_mb is reckoned with it",
+    "dpdk-extra": "set dpdk_extra",
+    "pmd-cpu-mask": "set pmd_cores",
+    "pmd-maxsleep": "set pmd_sleep_us",
+    "pmd-sleep-max": "set pmd_sleep_us",
+    "vlan-limit": "the flow tables need 1",
+}
+"""Keys of Open_vSwitch.other_config that ovs-hotswap writes, and what to do instead of setting one."""
+
+
+def _settings(value: object) -> object:
+    """Values as the database has them, all of them text: ``true`` and ``4`` may be written without quotes."""
+    if not isinstance(value, dict):
+        return value
+    ours = [f"{key} is written by ovs-hotswap itself: {OWN_KEYS[key]}" for key in value if key in OWN_KEYS]
+    if ours:
+        raise ValueError("; ".join(ours))
+    return {
+        key: str(held).lower() if isinstance(held, bool) else str(held) if isinstance(held, int) else held
+        for key, held in value.items()
+    }
+
+
+OtherConfig = Annotated[dict[str, str], BeforeValidator(_settings)]
+
+
 class InstanceConfig(Strict):
     """One of the two instances.
 
@@ -57,6 +89,7 @@ class InstanceConfig(Strict):
     device of its VF (``0000:03:02.0`` or ``eth_af_packet0,iface=vf-a``). ``uplink_device``: a kernel network device
     that is moved into the instance's namespace before its start and back after its end; not given where DPDK drives the
     VF. ``pmd_sleep_us``: longest sleep of an idle PMD thread in normal operation; 0 polls without a pause.
+    ``other_config``: more keys of Open_vSwitch.other_config, set before its ovs-vswitchd starts.
     """
 
     pmd_cores: Annotated[list[Core], Field(min_length=1)]
@@ -65,9 +98,13 @@ class InstanceConfig(Strict):
     uplink_device: DeviceName | None = None
     dpdk_extra: str = "--no-pci"
     pmd_sleep_us: Annotated[int, Field(ge=0, le=10_000)] = 0
+    other_config: OtherConfig = {}
 
 
 class InstancesConfig(Strict):
+    """``other_config`` is of both; a key that an instance has as well is the instance's."""
+
+    other_config: OtherConfig = {}
     a: InstanceConfig
     b: InstanceConfig
 
@@ -220,6 +257,10 @@ class Config(Strict):
 
     def instance(self, side: Side) -> InstanceConfig:
         return self.instances.a if side is Side.A else self.instances.b
+
+    def other_config(self, side: Side) -> dict[str, str]:
+        """What an instance has in Open_vSwitch.other_config besides what ovs-hotswap writes there."""
+        return {**self.instances.other_config, **self.instance(side).other_config}
 
     def side_dir(self, side: Side) -> Path:
         """Run directory of one instance."""

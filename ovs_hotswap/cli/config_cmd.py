@@ -53,6 +53,12 @@ overlay = "/etc/ovs-hotswap/overlay.toml"
 # netdev = "{vm}"
 
 # The two instances. One is active, the other is the standby of an upgrade; the names say nothing about which.
+[instances]
+# More keys of Open_vSwitch.other_config for both, set before ovs-vswitchd starts, such as
+# { userspace-tso-enable = true, emc-insert-inv-prob = 0 }. What decides which features a VM is offered must be alike
+# on both sides. What ovs-hotswap writes itself (DPDK's memory and arguments, PMD cores and sleep) has other keys here.
+# other_config = {}
+
 [instances.a]
 # Cores of its PMD threads. With cores of their own the two do not slow each other down; VMs are handed over fastest
 # where a core is left without any.
@@ -62,6 +68,8 @@ pmd_cores = [2]
 # memory_mb = 512
 # Longest sleep, in us, of an idle PMD in normal operation; 0 polls without a pause.
 # pmd_sleep_us = 0
+# The same for this instance alone.
+# other_config = {}
 # The DPDK device of its virtual function (VF): a PCI address bound to vfio-pci ...
 uplink_devargs = "0000:03:02.0"
 # ... for which DPDK must be allowed to use PCI devices (the default is "--no-pci"):
@@ -71,6 +79,7 @@ dpdk_extra = "-a 0000:03:02.0"
 pmd_cores = [3]
 # memory_mb = 512
 # pmd_sleep_us = 0
+# other_config = {}
 # ... or a virtual device on a kernel network device, which is moved into the instance's network namespace:
 uplink_devargs = "eth_af_packet0,iface=vf-b"
 uplink_device = "vf-b"

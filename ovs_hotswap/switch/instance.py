@@ -288,7 +288,8 @@ class Instance:
         self._namespaces.move_in(device, self.paths.netns)
 
     def _other_config(self) -> dict[str, str]:
-        """Settings that ovs-vswitchd reads once, when it starts DPDK; ovs-vswitchd.conf.db(5) describes them.
+        """Settings that ovs-vswitchd reads once, when it starts DPDK, and the configured ones; ovs-vswitchd.conf.db(5)
+        describes them.
 
         ``--in-memory`` (DPDK, Linux EAL parameters) keeps no file in hugetlbfs: a killed process's huge pages are free
         at once. Without ``dpdk-lcore-mask`` the main thread keeps all cores (lib/dpdk.c, dpdk_init__).
@@ -299,6 +300,7 @@ class Instance:
         shared = {} if memory.shared_mtu is None else {"shared-mempool-config": str(memory.shared_mtu)}
         extra = f"--file-prefix={self.paths.netns} --in-memory --single-file-segments -n 1 {instance.dpdk_extra}"
         return {
+            **self._config.other_config(self._side),
             "dpdk-init": "true",
             "dpdk-socket-mem": socket_mem(memory.mib, nodes),
             "dpdk-socket-limit": socket_limit(memory.mib, [*nodes, *numa_nodes()]),

@@ -21,7 +21,7 @@ from ovsdbapp.backend.ovs_idl import command, connection, idlutils, transaction
 
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.switch import owned
-from ovs_hotswap.switch.rpc import NoAnswer, call
+from ovs_hotswap.switch.rpc import NoAnswer, call, transact
 
 SCHEMA = "Open_vSwitch"
 ROOT_TABLES = ("Open_vSwitch",)  # what ``SwitchDb.state`` and the methods for other_config look at
@@ -29,6 +29,7 @@ INTERFACE_TABLES = (*ROOT_TABLES, "Interface")  # what ``SwitchDb.interfaces`` l
 TABLES = (*ROOT_TABLES, "Bridge", "Port", "Interface")
 FAILED_OFPORT = -1  # ovs-vswitchd.conf.db(5), Interface.ofport: the port could not be created
 _POLL_S = 0.01
+_LOOK_S = 1.0  # until a count is seen here, and ovs-vswitchd, which was idle, has looked
 
 # Failures are raised as SwitchError; without a handler Python would print ovsdbapp's own records of them as well.
 logging.getLogger("ovsdbapp").addHandler(logging.NullHandler())
@@ -73,6 +74,12 @@ class InterfaceStatus:
     options: Mapping[str, str]
     mtu: int | None
     statistics: Mapping[str, int]
+    ofport_request: int | None = None
+
+    @property
+    def misnumbered(self) -> bool:
+        """Whether it has another OpenFlow number than it asked for."""
+        return self.ofport_request is not None and (self.ofport or 0) > 0 and self.ofport != self.ofport_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,10 +325,13 @@ class SwitchDb:
         """Wait until ovs-vswitchd has taken up the newest configuration and made every port of ``names``.
 
         Raises SwitchError that names each port it could not make, with its reason, as soon as that is certain, or that
-        tells that it has ended or is stopped, and
-        NoAnswer when ``timeout`` (seconds) passes before.
+        tells that it has ended or is stopped, and NoAnswer when ``timeout`` (seconds) passes before.
+
+        A new port whose OpenFlow number another has gets one at random first. The next time that ovs-vswitchd looks at
+        its configuration it takes the number from a port that did not ask for it (vswitchd/bridge.c,
+        bridge_delete_or_reconfigure_ports), so it is made to look again.
         """
-        deadline = time.monotonic() + timeout
+        deadline, looked_again = time.monotonic() + timeout, 0.0
         while True:
             pending, interfaces = self.state().pending, self.interfaces()
             waiting = [name for name in names if name not in interfaces or not interfaces[name].ofport]
@@ -331,8 +341,15 @@ class SwitchDb:
                     "; ".join(f"port {name}: {cause}" for name, cause in failed.items()),
                     hint="the log of ovs-vswitchd says more",
                 )
-            if not pending and not waiting:
+            wrong = [name for name in names if name in interfaces and interfaces[name].misnumbered]
+            if not pending and not waiting and not wrong:
                 return
+            if wrong and not pending and not looked_again:
+                count = {"op": "mutate", "table": SCHEMA, "where": [], "mutations": [["next_cfg", "+=", 1]]}
+                transact(self._socket, [count], timeout=self._timeout)  # the IDL makes none of a count alone
+                looked_again = time.monotonic()
+            elif wrong and not pending and time.monotonic() - looked_again > _LOOK_S:
+                raise SwitchError(_misnumbered(interfaces, wrong), hint="give the other port another ofport_request")
             if not self._lives():
                 raise SwitchError(
                     f"{self._socket}: ovs-vswitchd has ended or is stopped",
@@ -387,6 +404,15 @@ def faults(interfaces: Mapping[str, InterfaceStatus], names: Collection[str]) ->
     return found
 
 
+def _misnumbered(interfaces: Mapping[str, InterfaceStatus], names: Collection[str]) -> str:
+    has = {status.ofport: name for name, status in interfaces.items()}
+    return "; ".join(
+        f"port {name} has OpenFlow number {status.ofport}, not {status.ofport_request}, which"
+        f" {has.get(status.ofport_request, 'no port')} has"
+        for name, status in ((name, interfaces[name]) for name in names)
+    )
+
+
 def _root(tables: Any) -> Any:
     return next(iter(tables["Open_vSwitch"].rows.values()), None)
 
@@ -405,4 +431,5 @@ def _interface(row: Any) -> InterfaceStatus:
         options=dict(row.options),
         mtu=_optional(row.mtu),
         statistics=dict(row.statistics),
+        ofport_request=_optional(row.ofport_request),
     )

@@ -7,7 +7,10 @@ protocols are JSON-RPC 1.0 (RFC 7047, section 4; ovs-appctl(8)), so one call wit
 from __future__ import annotations
 
 import errno
+import json
 import os
+import socket as sockets
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ import ovs.stream
 import ovs.timeval
 
 from ovs_hotswap.errors import SwitchError
+
+_ANSWER_MAX = 1 << 28
 
 
 class NoAnswer(SwitchError):
@@ -59,6 +64,56 @@ def call(socket: Path, method: str, params: list[Any], *, timeout: float) -> Any
     if reply.error is not None:
         raise SwitchError(f"{socket}: {method}: {str(reply.error).strip()}")
     return reply.result
+
+
+def quick_call(socket: Path, method: str, params: list[Any], *, timeout: float) -> Any:
+    """``call`` for answers of hundreds of rows: the JSON parser of the ``ovs`` package takes fifty times as long as
+    Python's own. Raises SwitchError and NoAnswer."""
+    deadline = time.monotonic() + timeout
+    try:
+        with sockets.socket(sockets.AF_UNIX) as connection:
+            connection.settimeout(timeout)
+            connection.connect(str(socket))
+            connection.sendall(json.dumps({"method": method, "params": params, "id": 0}).encode())
+            answer = _receive(connection, deadline)
+    except TimeoutError as error:
+        raise _no_answer(socket, method, timeout) from error
+    except OSError as error:
+        raise SwitchError(f"{socket}: {method}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise SwitchError(f"{socket}: {method}: not an answer: {error}") from error
+    if not isinstance(answer, dict) or answer.get("error") is not None or "result" not in answer:
+        raise SwitchError(f"{socket}: {method}: {answer.get('error') if isinstance(answer, dict) else answer}")
+    return answer["result"]
+
+
+def transact(socket: Path, operations: list[dict[str, Any]], *, timeout: float, database: str = "Open_vSwitch") -> Any:
+    """Have ovsdb-server carry the operations of one transaction out (RFC 7047, 4.1.3); return what each brought. Raises
+    SwitchError, also if the transaction fails, and NoAnswer."""
+    results = quick_call(socket, "transact", [database, *operations], timeout=timeout)
+    if not isinstance(results, list):
+        raise SwitchError(f"{socket}: transact: {results}")
+    for result in results:
+        if isinstance(result, dict) and "error" in result:
+            raise SwitchError(f"{socket}: transact: {result.get('details') or result['error']}")
+    return results
+
+
+def _receive(connection: sockets.socket, deadline: float) -> Any:
+    """The next JSON text. Nothing marks its end but that it is complete. Raises OSError, ValueError."""
+    received = bytearray()
+    while True:
+        connection.settimeout(max(deadline - time.monotonic(), 1e-3))
+        part = connection.recv(1 << 20)
+        received += part
+        if received.endswith(b"}") or not part:
+            try:
+                return json.loads(received)
+            except ValueError:
+                if not part:
+                    raise
+        if len(received) > _ANSWER_MAX:
+            raise ValueError("it is too long")
 
 
 def _wait(connection: Any, deadline: int) -> int:

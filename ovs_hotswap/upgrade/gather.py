@@ -19,7 +19,7 @@ from ovs_hotswap.switch.memory import reserve
 from ovs_hotswap.switch.openflow import window_incapable
 from ovs_hotswap.switch.pools import huge_page_pools, page_mib
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade import baseline, checks, memory, rings
+from ovs_hotswap.upgrade import baseline, carry, checks, memory, rings
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.rings import Place, RingSample
 from ovs_hotswap.upgrade.turns import comes_round
@@ -37,6 +37,7 @@ def precheck(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
         lambda: _active(host, old),
         lambda: _vms(host, old, new),
         lambda: _rings_before(host),
+        lambda: carry.check(host, old, new, release),
         lambda: host.uplink.check(),
         lambda: _steered(host, old),
     ):

@@ -19,6 +19,7 @@ from ovs_hotswap.upgrade.failover import Household, Task, next_task
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.journal import Journals
 from ovs_hotswap.upgrade.records import Mark
+from ovs_hotswap.upgrade.settingswatch import SettingsWatch
 from ovs_hotswap.upgrade.steps import Retire
 from ovs_hotswap.upgrade.watchlog import Board
 
@@ -41,6 +42,7 @@ class Keeper:
         self._stamp = self._intent_stamp()
         self._programmed: Stamp | None = None
         self._neighbours_at = float("-inf")
+        self._settings = SettingsWatch()
         self._failover: float | None = None
         self._unseen = False  # whether the rings have advanced since a fail-over
         self._standing: tuple[int, float] | None = None
@@ -112,6 +114,7 @@ class Keeper:
                 return Task.NOTHING
         if next_task(self._look(host, active)) is Task.NOTHING:
             self._keep_neighbours(host, active)
+            self._settings.look(host, active)
             return Task.NOTHING
         with host.lock():
             if host.recorded_active() is not active or self._unfinished(host) is not unfinished:
@@ -263,6 +266,7 @@ class Keeper:
         host.instances[active].start(release)
         host.program(active)
         host.uplink.steer(active)
+        self._settings.put_back(host, active)
 
     def _program(self, host: Host, active: Side) -> None:
         stamp = self._stamp

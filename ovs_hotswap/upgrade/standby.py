@@ -10,6 +10,7 @@ that whoever comes later can put it back: another watchdog, or an upgrade.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,12 @@ from ovs_hotswap.overlay.ports import UPLINK
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.priority import Rank
 from ovs_hotswap.switch.pmd import pmd_rxqs, set_vhost_log_level, vhost_log_level
+from ovs_hotswap.switch.settings import Settings
+from ovs_hotswap.upgrade import carry
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.memory import too_small
+
+log = logging.getLogger(__name__)
 
 _PORT_S = 15.0
 _POLLED_S = 20.0
@@ -73,6 +78,7 @@ def prepare(host: Host, side: Side) -> None:
     queues = sum(vm.queues for vm in host.intent.vms)
     host.set_pmd_sleep(side, max(idle_sleep_us(queues), host.config.upgrade.pmd_sleep_us))
     host.program_database(side)
+    own_sleep = _carry_settings(host, side)
     await_ports(host, side)
     record = read_record(host)
     if record is None or record.side is not side:
@@ -83,7 +89,27 @@ def prepare(host: Host, side: Side) -> None:
     host.program_tunnels(side)
     host.program_flows(side, Form.FINAL)
     park(host, side, [vm for vm in host.road.vms(read=False) if parkable(vm, side)])
-    _write(host, record.model_copy(update={"prepared": True}))
+    _write(host, record.model_copy(update={"prepared": True, "pmd_sleep_us": own_sleep}))
+
+
+def _carry_settings(host: Host, side: Side) -> int | None:
+    """Give the standby the operator's settings on the active instance; return the PMD sleep that was set there. A
+    standby without them is better than none."""
+    try:
+        found = carry.read(host, side.other)
+        carry.put(host, carry.own(host, found), side.other, side)
+        return carry.own_sleep(host, found, side.other)
+    except SwitchError as error:
+        log.warning("settings of instance %s are not carried over: %s", side.other, error.message)
+        return None
+
+
+def follow_settings(host: Host, side: Side, wanted: Settings, own_sleep: int | None) -> None:
+    """Give a prepared standby the settings that the active instance has by now. Raises SwitchError."""
+    carry.put(host, wanted, side.other, side)
+    record = read_record(host)
+    if record is not None and record.side is side:
+        _write(host, record.model_copy(update={"pmd_sleep_us": own_sleep}))
 
 
 def idle_sleep_us(queues: int) -> int:

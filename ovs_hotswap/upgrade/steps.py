@@ -13,7 +13,8 @@ from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.priority import Rank
 from ovs_hotswap.switch.pmd import set_vhost_log_level, vhost_log_level
-from ovs_hotswap.upgrade import baseline, checks, gather, peer, probe
+from ovs_hotswap.switch.settings import as_json, from_json
+from ovs_hotswap.upgrade import baseline, carry, checks, gather, peer, probe
 from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.moving import move_all
@@ -64,11 +65,13 @@ class StartStandby(ReversibleStep[Upgrade]):
 
 class ProgramDatabase(Step[Upgrade]):
     name = "database"
-    description = "program the standby's bridge and ports"
+    description = "program the standby's bridge and ports, carry the operator's settings over"
 
     def do(self, context: Upgrade, run: Run) -> None:
         context.host.set_pmd_sleep(context.new, context.host.config.upgrade.pmd_sleep_us)
         context.host.program_database(context.new)
+        if not context.lost:
+            _carry_settings(context, run)
 
     def state(self, context: Upgrade, run: Run) -> State:
         """Doing it again would take the peer link off, which it does not know."""
@@ -76,6 +79,11 @@ class ProgramDatabase(Step[Upgrade]):
         with host.instances[side].database() as database:
             present = {name for name, status in database.interfaces().items() if (status.ofport or 0) > 0}
         return _done(present >= {port.name for port in host.bridge_spec(side).ports})
+
+
+def _carry_settings(context: Upgrade, run: Run) -> None:
+    change = carry.bring(context.host, context.old, context.new)
+    run.remember(settings=as_json(change.carried))
 
 
 class Ports(Step[Upgrade]):
@@ -280,6 +288,11 @@ class CloseWindow(Step[Upgrade]):
 
     def do(self, context: Upgrade, run: Run) -> None:
         host = context.host
+        if context.runs(context.old):
+            try:
+                _carry_settings(context, run)  # what was set meanwhile
+            except SwitchError as error:
+                run.progress(f"settings of instance {context.old}: {error.message}")
         peer.part(host, context.new)
         close_window(host, context.new, run)
         if context.keep_old and context.runs(context.old):
@@ -317,7 +330,8 @@ class Postcheck(Step[Upgrade]):
         host, seen = context.host, gather.log_size(context.host, context.new)
         offset, known = run.fact("log_offset", int), baseline.known(run)
         findings = gather.postcheck(host, context.new, _SAMPLE_S, offset, known)
-        run.remember(log_offset=seen)  # whoever resumes has been told of the errors in it
+        findings += carry.compared(host, from_json(run.facts.get("settings")), context.new)
+        run.remember(log_offset=seen, settings=[])  # whoever resumes has been told of what is in them
         for finding in checks.verdict(findings, SwitchError):
             if finding.severity is Severity.WARNING:
                 run.warn(f"{finding.check}: {finding.text}")

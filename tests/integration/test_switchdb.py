@@ -105,6 +105,23 @@ def test_what_the_operator_set_stays(config: Config, instance: Instance) -> None
     assert vsctl(instance, "get", "Bridge", "br0", "other_config:mac-table-size") == '"4096"'
 
 
+def test_a_port_gets_its_number_from_one_that_has_it_by_chance(config: Config, instance: Instance) -> None:
+    with instance.database() as database:
+        database.apply(BridgeSpec("br0", MAC, (vhost(config, "vm1", 1),)))
+        vsctl(instance, "add-port", "br0", "span0", "--", "set", "Interface", "span0", "type=internal")
+        taken = int(vsctl(instance, "get", "Interface", "span0", "ofport"))
+        assert taken > 1
+        database.add_port("br0", vhost(config, "vm2", taken))
+        database.wait_ports(["vm1", "vm2", "span0"], 20)
+        found = database.interfaces()
+        assert found["vm2"].ofport == taken
+        assert found["span0"].ofport not in (taken, None, -1)
+        vsctl(instance, "set", "Interface", "span0", "ofport_request=77")
+        database.add_port("br0", vhost(config, "vm3", 77))
+        with pytest.raises(SwitchError, match=r"port vm3 has OpenFlow number \d+, not 77, which span0 has"):
+            database.wait_ports(["vm3"], 20)
+
+
 def test_a_restart_keeps_bridge_and_ports(config: Config, instance: Instance) -> None:
     with instance.database() as database:
         database.apply(BridgeSpec("br0", MAC, (tunnel(), vhost(config, "vm1", 11))))

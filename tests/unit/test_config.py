@@ -121,7 +121,7 @@ def test_unknown_keys_say_what_is_allowed(path: Path) -> None:
     (nested,) = faults(path, MINIMAL + "cores = 2\n")
     assert nested == (
         "instances.b.cores: unknown key; allowed here: "
-        "dpdk_extra, memory_mb, pmd_cores, pmd_sleep_us, uplink_devargs, uplink_device"
+        "dpdk_extra, memory_mb, other_config, pmd_cores, pmd_sleep_us, uplink_devargs, uplink_device"
     )
 
 
@@ -182,3 +182,33 @@ def test_a_qemu_must_listen_where_every_instance_can_see_it(path: Path) -> None:
     assert load(path, MINIMAL).front_end("web1") == Path("/run/ovs-hotswap/vm/web1.sock")
     (fault,) = faults(path, text + "[qemu]\nsocket = '/srv/{vm}.{side}.sock'\n")
     assert "qemu.socket must be below run_dir (/run/ovs-hotswap)" in fault
+
+
+def test_keys_of_other_config_are_of_both_instances_or_of_one(path: Path) -> None:
+    config = load(
+        path,
+        MINIMAL
+        + """other_config = { max-idle = 7 }
+[instances.other_config]
+userspace-tso-enable = true
+emc-insert-inv-prob = 0
+max-idle = "9"
+""",
+    )
+    both = {"userspace-tso-enable": "true", "emc-insert-inv-prob": "0"}
+    assert config.other_config(Side.A) == {**both, "max-idle": "9"}
+    assert config.other_config(Side.B) == {**both, "max-idle": "7"}
+
+
+def test_a_key_of_other_config_that_is_ours_says_where_the_wish_belongs(path: Path) -> None:
+    table = "[instances.other_config]\npmd-cpu-mask = '0x6'\nvlan-limit = 2\ndpdk-socket-mem = '1024'\n"
+    (fault,) = faults(path, MINIMAL + "other_config = { dpdk-extra = '--no-pci', smc-enable = [true] }\n")
+    assert fault == "instances.b.other_config: dpdk-extra is written by ovs-hotswap itself: set dpdk_extra"
+    (fault,) = faults(path, MINIMAL + table)
+    assert fault == (
+        "instances.other_config: pmd-cpu-mask is written by ovs-hotswap itself: set pmd_cores;"
+        " vlan-limit is written by ovs-hotswap itself: the flow tables need 1;"
+        " dpdk-socket-mem is written by ovs-hotswap itself: set memory_mb"
+    )
+    (fault,) = faults(path, MINIMAL + "other_config = { smc-enable = [true] }\n")
+    assert fault == "instances.b.other_config.smc-enable: Input should be a valid string"
