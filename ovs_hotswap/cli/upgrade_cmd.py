@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ovs_hotswap.cli.app import App, Command, pass_app
-from ovs_hotswap.errors import HotswapError
-from ovs_hotswap.model import Severity, Side
+from ovs_hotswap.errors import HotswapError, PrecheckFailed
+from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.switch.memory import PacketPool
 from ovs_hotswap.upgrade.checks import verdict
 from ovs_hotswap.upgrade.host import Host
@@ -17,7 +17,7 @@ from ovs_hotswap.upgrade.steps import upgrade_plan
 from ovs_hotswap.upgrade.upgrade import Report, Upgrader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from ovs_hotswap.upgrade.plan import Event
 
@@ -41,12 +41,19 @@ def check(app: App, release: str) -> None:
     """
     findings = Upgrader(Host(app.config, app.system)).check(release)
     app.output.findings(findings)
-    ready = all(finding.severity is not Severity.ERROR for finding in findings)
-    app.output.document({"findings": findings, "ready": ready})
-    if not ready:
-        if app.output.json:
-            click.get_current_context().exit(4)
-        verdict(findings)
+    app.output.document({"findings": findings, "ready": _ready(findings)})
+    _end(app, findings)
+
+
+def _ready(findings: Iterable[Finding]) -> bool:
+    return all(finding.severity is not Severity.ERROR for finding in findings)
+
+
+def _end(app: App, findings: Iterable[Finding]) -> None:
+    """With the exit code of an upgrade that these findings refuse; a JSON document has been printed before."""
+    if app.output.json and not _ready(findings):
+        click.get_current_context().exit(PrecheckFailed.exit_code)
+    verdict(findings)
 
 
 @click.command(cls=Command)
@@ -155,9 +162,9 @@ def _dry_run(app: App, upgrader: Upgrader, release: str) -> None:
     rows.append((len(rows) + 1, "commit", "from here on nothing goes back"))
     rows += [(len(rows) + number, step.name, step.description) for number, step in enumerate(plan.after, 1)]
     app.output.table(("step", "name", "what it does"), rows)
-    app.output.document({"findings": findings, "steps": [{"name": row[1], "description": row[2]} for row in rows]})
-    if not app.output.json:
-        verdict(findings)
+    steps = [{"name": row[1], "description": row[2]} for row in rows]
+    app.output.document({"findings": findings, "ready": _ready(findings), "steps": steps})
+    _end(app, findings)
 
 
 @click.command(cls=Command)

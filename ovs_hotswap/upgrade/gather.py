@@ -22,6 +22,7 @@ from ovs_hotswap.system import System
 from ovs_hotswap.upgrade import baseline, carry, checks, memory, rings
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.rings import Place, RingSample
+from ovs_hotswap.upgrade.standby import read_record, usable
 from ovs_hotswap.upgrade.turns import comes_round
 
 
@@ -31,11 +32,11 @@ def precheck(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
     found: list[Finding] = []
     for part in (
         lambda: _release(host, old, release),
-        lambda: _running_standby(host, new, release),
+        lambda: beside(host, new, release),
         lambda: _machine(host, new),
-        lambda: _memory(host, old, new),
+        lambda: _memory(host, old, new, release),
         lambda: _active(host, old),
-        lambda: _vms(host, old, new),
+        lambda: _vms(host, old, new, release),
         lambda: _rings_before(host),
         lambda: carry.check(host, old, new, release),
         lambda: host.uplink.check(),
@@ -67,19 +68,20 @@ def up_to_date(host: Host, active: Side, wanted: Release) -> bool:
     return instance.release() == wanted and not instance.outdated()
 
 
-def _running_standby(host: Host, new: Side, wanted: str) -> list[Finding]:
-    """One that runs already is what the VMs will be moved to."""
-    instance = host.instances[new]
-    found = instance.release() if host.running(new) else None
+def beside(host: Host, new: Side, wanted: str) -> list[Finding]:
+    """What becomes of an instance that runs beside the active one: as ``standby.yield_to_upgrade`` has it."""
+    name, found = "standby", host.instances[new].release() if host.running(new) else None
     if found is None:
         return []
-    hint = f"`ovs-hotswap instance stop {new}`: the upgrade starts its own"
-    if found != host.releases.get(wanted):
-        return [Finding("standby", Severity.ERROR, f"instance {new} runs already, release {found.label}", hint)]
-    if instance.outdated():
-        text = f"instance {new} runs already, from files of release {wanted} that were replaced since"
-        return [Finding("standby", Severity.ERROR, text, hint)]
-    return [Finding("standby", Severity.OK, f"instance {new} runs release {wanted} already")]
+    if usable(host, new, host.releases.get(wanted)):
+        return [
+            Finding(name, Severity.OK, f"instance {new} runs release {wanted} already: the upgrade goes on with it")
+        ]
+    files = ", from files that were replaced since" if host.instances[new].outdated() else ""
+    text = f"instance {new} runs release {found.label}{files}: the upgrade ends it and starts its own"
+    record = read_record(host)
+    kept = record is not None and record.side is new
+    return [Finding(name, Severity.OK if kept else Severity.WARNING, text)]
 
 
 def _machine(host: Host, new: Side) -> list[Finding]:
@@ -94,13 +96,16 @@ def _machine(host: Host, new: Side) -> list[Finding]:
     return found
 
 
-def _memory(host: Host, old: Side, new: Side) -> list[Finding]:
-    """Of one that runs already the pool is looked at, of one that will be started what is free."""
+def _memory(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
+    """Of one that the upgrade goes on with the pool is looked at, of one that will be started what is free. One that is
+    ended for it gives back what it takes: it was made for the same VMs."""
     demand = host.demand(new)
     wanted, limit = reserve(demand, page_mib()), host.config.instance(new).memory_mb
     if not host.running(new):
         found = memory.allowed(new, demand, wanted, limit)
         found += memory.huge_pages(huge_page_pools(), wanted.mib, numa_nodes(host.config.instance(new).pmd_cores))
+    elif not usable(host, new, host.releases.get(release)):
+        found = memory.allowed(new, demand, wanted, limit)
     else:
         fault = memory.too_small(host.packet_pools(new), demand.buffers)
         hint = f"`ovs-hotswap instance stop {new}`: the upgrade starts its own"
@@ -131,8 +136,9 @@ def _active(host: Host, old: Side) -> list[Finding]:
     return found + checks.tables(flows.diff(lines(render(host.intent, Form.FINAL))))
 
 
-def _vms(host: Host, old: Side, new: Side) -> list[Finding]:
+def _vms(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
     found: list[Finding] = []
+    offered = usable(host, new, host.releases.get(release))  # else what is connected is not what they will meet
     if host.config.road is Road.BROKER:
         status = host.broker.status()
         found += checks.broker(str(status["version"]), __version__, supervised=bool(status["supervised"]))
@@ -145,7 +151,7 @@ def _vms(host: Host, old: Side, new: Side) -> list[Finding]:
         if vm["qemu"] and (vm["owner"] != old or vm["certainty"] != "owns"):
             text = f"VM {vm['name']} is owned by {vm['owner'] or 'nobody'} ({vm['certainty']}), not by {old}"
             found.append(Finding("owner", Severity.ERROR, text, f"`ovs-hotswap vm show {vm['name']}`"))
-        if missing := vm["switches"][new]["missing"]:
+        if (missing := vm["switches"][new]["missing"]) and offered:
             found.append(Finding("features", Severity.ERROR,
                                  f"VM {vm['name']} uses {', '.join(missing)}, which instance {new} does not offer",
                                  "upgrade to a release that offers it"))  # fmt: skip

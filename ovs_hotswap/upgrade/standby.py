@@ -23,6 +23,7 @@ from ovs_hotswap.model import Release, Side
 from ovs_hotswap.overlay.ports import UPLINK
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.priority import Rank
+from ovs_hotswap.switch.instance import State
 from ovs_hotswap.switch.pmd import pmd_rxqs, set_vhost_log_level, vhost_log_level
 from ovs_hotswap.switch.settings import Settings
 from ovs_hotswap.upgrade import carry
@@ -155,18 +156,26 @@ def retire(host: Host, side: Side) -> None:
     forget(host.config)
 
 
+def usable(host: Host, side: Side, release: Release) -> bool:
+    """Whether an upgrade to ``release`` can go on with what runs on a side that is not active."""
+    instance = host.instances[side]
+    return host.running(side) and instance.release() == release and not instance.outdated()
+
+
 def yield_to_upgrade(host: Host, active: Side, release: Release) -> bool:
-    """Give a warm standby over to an upgrade to ``release``: with the operator's values if it runs just that, else
-    ended. Returns whether it goes on."""
-    record = read_record(host)
-    if record is None:
+    """Give over to an upgrade to ``release`` whatever runs beside the active instance: with the operator's values if it
+    runs just that, else ended, as no VM is served by it. Returns whether it goes on."""
+    record, side = read_record(host), active.other
+    if record is not None and record.side is active:
+        settle(host, record)
+    if host.instances[side].status().state not in (State.RUNNING, State.STARTING):
+        return False  # what is left of one that died is removed by whoever starts another
+    if not usable(host, side, release):
+        retire(host, side)
         return False
-    instance = host.instances[record.side]
-    if record.side is not active and (instance.release() != release or instance.outdated()):
-        retire(host, record.side)
-        return False
-    settle(host, record)
-    return record.side is not active
+    if record is not None and record.side is side:
+        settle(host, record)
+    return True
 
 
 # ------------------------------------------------------------------------------------- shared with an upgrade's steps

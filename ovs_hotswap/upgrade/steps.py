@@ -21,7 +21,7 @@ from ovs_hotswap.upgrade.moving import move_all
 from ovs_hotswap.upgrade.plan import Plan, ReversibleStep, Run, State, Step
 from ovs_hotswap.upgrade.records import Facts
 from ovs_hotswap.upgrade.soak import Soak, see_served
-from ovs_hotswap.upgrade.standby import await_ports, park, read_record
+from ovs_hotswap.upgrade.standby import await_ports, park, read_record, usable, yield_to_upgrade
 from ovs_hotswap.upgrade.wayback import take_back
 
 _SAMPLE_S = 0.2
@@ -46,11 +46,12 @@ class StartStandby(ReversibleStep[Upgrade]):
     look_at = "`ovs-hotswap instance list`"
 
     def facts(self, context: Upgrade, run: Run) -> Facts:
-        return {"was_running": context.runs(context.new)}
+        return {"was_running": usable(context.host, context.new, context.host.releases.get(context.release))}
 
     def do(self, context: Upgrade, run: Run) -> None:
-        if not context.runs(context.new):
-            context.host.instances[context.new].start(context.host.releases.get(context.release))
+        wanted = context.host.releases.get(context.release)
+        if not yield_to_upgrade(context.host, context.old, wanted):
+            context.host.instances[context.new].start(wanted)
 
     def undo(self, context: Upgrade, run: Run) -> None:
         if context.fled:

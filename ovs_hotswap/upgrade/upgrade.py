@@ -8,8 +8,8 @@ from typing import Any
 
 from ovs_hotswap import __version__
 from ovs_hotswap.errors import BusyError, PrecheckFailed, StateUnknown
-from ovs_hotswap.model import Finding, Side
-from ovs_hotswap.upgrade import gather, standby
+from ovs_hotswap.model import Finding, Severity, Side
+from ovs_hotswap.upgrade import gather
 from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.host import WATCHDOG_S, Host
 from ovs_hotswap.upgrade.interrupts import Interrupts
@@ -19,6 +19,7 @@ from ovs_hotswap.upgrade.records import Facts, Json, Phase
 from ovs_hotswap.upgrade.steps import upgrade_plan
 
 KIND = "upgrade"
+_UNFINISHED = "an upgrade is not finished", "`ovs-hotswap resume` or `ovs-hotswap rollback`"
 Observe = Callable[[Event], None]
 
 
@@ -62,6 +63,8 @@ class Upgrader:
     def check(self, release: str) -> list[Finding]:
         """The precheck's findings for an upgrade to ``release``. Changes nothing. Raises StateUnknown if it is not
         clear which side is active."""
+        if self.unfinished() is not None:
+            return [Finding("journal", Severity.ERROR, *_UNFINISHED)]
         old = self.host.active()
         return gather.precheck(self.host, old, old.other, release)
 
@@ -84,7 +87,6 @@ class Upgrader:
             before = self.release_before(running.name)
             if not force and gather.up_to_date(self.host, old, wanted):
                 return Report(old, old, release, running.name, False, {}, before=before, changed=False)
-            standby.yield_to_upgrade(self.host, old, wanted)
             parameters: dict[str, Json] = {"old": old, "new": old.other, "release": release, "previous": running.name,
                           "before": before, "keep_old": keep_old}  # fmt: skip
             journal = self.journals.begin(
@@ -120,7 +122,8 @@ class Upgrader:
     def refuse_if_unfinished(self) -> None:
         """Raises BusyError if an upgrade was interrupted and is not finished."""
         if self.unfinished() is not None:
-            raise BusyError("an upgrade is not finished", hint="`ovs-hotswap resume` or `ovs-hotswap rollback`")
+            text, hint = _UNFINISHED
+            raise BusyError(text, hint=hint)
 
     def unfinished(self) -> Contents | None:
         """The journal of an upgrade that was interrupted or is under way. Raises StateUnknown if it is damaged."""

@@ -9,8 +9,9 @@ import pytest
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BusyError, HotswapError, PrecheckFailed
-from ovs_hotswap.model import Release, Side
-from ovs_hotswap.upgrade import standby
+from ovs_hotswap.model import Release, Severity, Side
+from ovs_hotswap.switch.instance import State
+from ovs_hotswap.upgrade import gather, standby
 from ovs_hotswap.upgrade.journal import Journals
 from ovs_hotswap.upgrade.plan import Event
 from ovs_hotswap.upgrade.records import Kind, Record, Shape
@@ -62,13 +63,53 @@ def test_it_is_not_taken_for_done_while_one_is_unfinished(bed: Bed) -> None:
         Upgrader(bed.host).upgrade("host", nobody)
 
 
+def test_the_check_refuses_what_the_upgrade_does_while_one_is_unfinished(bed: Bed) -> None:
+    with Journals(bed.config.state_dir, bed.world).begin(KIND, Shape(("move",))):
+        pass
+    (finding,) = Upgrader(bed.host).check("trixie")
+    assert (finding.severity, finding.text) == (Severity.ERROR, "an upgrade is not finished")
+
+
 @pytest.mark.parametrize("why", ["files", "force", "release"])
 def test_it_is_done_where_files_were_replaced_or_by_force(bed: Bed, why: str) -> None:
-    standby.forget(bed.config)
     bed.world.outdated = why == "files"
     with pytest.raises(HotswapError):  # it goes on to look at a host that is not there
         Upgrader(bed.host).upgrade("trixie" if why == "release" else "host", nobody, force=why == "force")
     assert Upgrader(bed.host).last() is not None
+
+
+def test_a_standby_is_not_given_up_before_the_precheck_has_passed(bed: Bed) -> None:
+    with pytest.raises(HotswapError):
+        Upgrader(bed.host).upgrade("trixie", nobody)
+    assert "stop b" not in bed.world.done
+    assert standby.read_record(bed.host) is not None
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize(
+    ("state", "release", "outdated", "goes_on"),
+    [
+        (State.RUNNING, "host", False, True),
+        (State.RUNNING, "host", True, False),
+        (State.RUNNING, "trixie", False, False),
+        (State.STARTING, "host", False, False),
+        (State.STOPPED, "host", False, False),
+    ],
+)
+def test_the_check_says_what_the_upgrade_does_with_an_instance_that_runs_already(
+    bed: Bed, state: State, release: str, outdated: bool, goes_on: bool, recorded: bool
+) -> None:
+    bed.world.state[Side.B], bed.world.outdated = state, outdated
+    if not recorded:
+        standby.forget(bed.config)
+    findings = gather.beside(bed.host, Side.B, release)
+    assert not any(finding.severity is Severity.ERROR for finding in findings)
+    assert any("goes on with it" in finding.text for finding in findings) is goes_on
+    assert any("ends it" in finding.text for finding in findings) is (state is State.RUNNING and not goes_on)
+    if goes_on and recorded:
+        return  # it is given the operator's values, on a switch that is not here
+    assert standby.yield_to_upgrade(bed.host, Side.A, Releases().get(release)) is goes_on
+    assert bed.world.done == ([] if goes_on or state is State.STOPPED else ["stop b"])
 
 
 def test_a_roll_back_goes_to_the_release_before_however_often_that_of_now_was_asked_for(bed: Bed) -> None:
