@@ -11,16 +11,20 @@ HUGE_PAGES, POOL = "huge pages", "packet pool"
 
 
 def huge_pages(pools: Iterable[HugePages], needed_mib: int, nodes: Iterable[int]) -> list[Finding]:
-    """Whether ``needed_mib`` MiB fit into the free huge pages of one size on each of the NUMA ``nodes``."""
-    pools = list(pools)
-    found = [_on_node([pool for pool in pools if pool.node == node], needed_mib, node) for node in sorted(set(nodes))]
-    return found + [
-        Finding(HUGE_PAGES, Severity.WARNING,
-                f"NUMA node {node} has none free: a VM whose memory is there cannot be connected to the standby",
-                _more(HugePages(2048, 0, 0, node), needed_mib))
-        for node in sorted({pool.node for pool in pools} - set(nodes))
-        if not any(pool.free for pool in pools if pool.node == node)
-    ]  # fmt: skip
+    """Whether ``needed_mib`` MiB fit into the free huge pages of one size on each of the NUMA ``nodes``, and whether the
+    other nodes have any: a VM whose memory is there gets its packets from a pool there, and the peer link's driver keeps
+    a table on node 0, wherever the PMD threads are (DPDK drivers/net/memif/memif_socket.c)."""
+    pools, nodes = list(pools), set(nodes)
+    found = [_on_node([pool for pool in pools if pool.node == node], needed_mib, node) for node in sorted(nodes)]
+    for node in sorted({pool.node for pool in pools} - nodes):
+        if any(pool.free for pool in pools if pool.node == node):
+            continue
+        severity, whom = Severity.WARNING, "a VM whose memory is there cannot be connected to the standby"
+        if node == 0:
+            severity, whom = Severity.ERROR, "the peer link needs one there, whichever cores have PMD threads"
+        text = f"NUMA node {node} has none free: {whom}"
+        found.append(Finding(HUGE_PAGES, severity, text, _more(HugePages(2048, 0, 0, node), needed_mib)))
+    return found
 
 
 def _on_node(pools: Sequence[HugePages], needed_mib: int, node: int) -> Finding:

@@ -109,6 +109,14 @@ def test_huge_pages_are_counted_on_the_node_that_needs_them(pools: list[HugePage
     assert [finding.severity for finding in memory.huge_pages(pools, 512, [0])] == severities
 
 
+def test_the_peer_link_needs_pages_on_node_0() -> None:
+    elsewhere = [HugePages(2048, 256, 256, node=1)]
+    found = memory.huge_pages([HugePages(2048, 0, 0), *elsewhere], 512, [1])
+    assert [finding.severity for finding in found] == [Severity.OK, Severity.ERROR]
+    found = memory.huge_pages([HugePages(2048, 1, 1), *elsewhere], 512, [1])
+    assert [finding.severity for finding in found] == [Severity.OK]
+
+
 def test_the_hint_is_the_command_that_suffices() -> None:
     (finding,) = memory.huge_pages([HugePages(2048, 100, 400, node=1)], 512, [1])
     assert finding.text == "NUMA node 1: the standby needs 512 MiB, 200 MiB are free"
