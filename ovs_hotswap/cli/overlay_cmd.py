@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import click
 
 from ovs_hotswap.cli.app import App, Group, pass_app
-from ovs_hotswap.model import Side
+from ovs_hotswap.errors import ConfigError
+from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.overlay.tables import Form, Table, annotated, lines, render
-from ovs_hotswap.switch.openflow import OpenFlow
-from ovs_hotswap.switch.paths import InstancePaths
+from ovs_hotswap.switch.tunnel import tunnel_diff
+
+if TYPE_CHECKING:
+    from ovs_hotswap.upgrade.host import Host
 
 DIFFERENT = 1  # as diff(1)
 
@@ -22,8 +26,10 @@ EXAMPLE = """\
 [vtep]
 address = "172.31.0.1/24"
 mac = "52:54:00:1f:00:01"
-# MTU of the underlay.
+# MTU of the underlay, and so of the uplink's devices.
 # mtu = 1500
+# VMs may have an MTU that no tunnel carries, for what they send to one another on this host.
+# local_jumbo = false
 
 # A VM's port. name: at most 15 characters; ofport: OpenFlow port, 10 to 4000; vni: its virtual network.
 [[vm]]
@@ -31,15 +37,17 @@ name = "web1"
 ofport = 11
 mac = "52:54:00:00:00:01"
 vni = 100
-# Queue pairs of its network device, and its MTU; through a tunnel go packets of 50 bytes less than the underlay's.
+# MTU: its guest must have the same. Tunnels carry packets of 50 bytes less than the underlay does.
+mtu = 1450
+# Queue pairs of its network device.
 # queues = 1
-# mtu = 1500
 
 [[vm]]
 name = "db1"
 ofport = 12
 mac = "52:54:00:00:00:02"
 vni = 100
+mtu = 1450
 queues = 2
 
 # A MAC address of a virtual network that is behind another host's VTEP.
@@ -86,12 +94,35 @@ def overlay() -> None:
     """Check the overlay intent, show its flow tables."""
 
 
+def _host(app: App) -> Host:
+    from ovs_hotswap.upgrade.host import Host
+
+    return Host(app.config, app.system)
+
+
+def _differences(host: Host, side: Side, form: Form) -> list[str]:
+    flows = host.openflow(side).diff(lines(render(host.intent, form)))
+    return flows + tunnel_diff(host.programmed_tunnels(side), host.tunnel_config)
+
+
+def _refuse_devices(host: Host) -> list[str]:
+    """Warnings about the MTUs of the intent and of the uplink's devices. Raises ConfigError for what cannot work."""
+    from ovs_hotswap.upgrade import gather
+
+    findings = gather.mtus(host)
+    faults = [each for each in findings if each.severity is Severity.ERROR]
+    if faults:
+        raise ConfigError("; ".join(each.text for each in faults), hint=faults[0].hint)
+    return [each.text for each in findings if each.severity is Severity.WARNING]
+
+
 @overlay.command()
 @pass_app
 def check(app: App) -> None:
-    """Validate the overlay intent that the configuration names; nothing is changed.
+    """Validate the overlay intent that the configuration names, also against the uplink's devices; nothing is changed.
 
-    With --json: {"file", "valid": true, "vms", "remotes", "neighbours", "routes", "flows"}, the last five as numbers.
+    With --json: {"file", "valid": true, "warnings", "vms", "remotes", "neighbours", "routes", "flows"}, the last five
+    as numbers.
 
     \b
     Example:
@@ -105,7 +136,10 @@ def check(app: App) -> None:
         "routes": len(intent.routes),
         "flows": len(lines(render(intent, Form.FINAL))),
     }
-    app.output.document({"file": path, "valid": True, **counts})
+    warnings = _refuse_devices(_host(app))
+    app.output.document({"file": path, "valid": True, "warnings": warnings, **counts})
+    for warning in warnings:
+        app.output.line(f"warning: {warning}")
     app.output.line(f"{path}: valid: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
 
 
@@ -153,7 +187,7 @@ def show(app: App, form: str) -> None:
 @click.pass_context
 @pass_app
 def diff(app: App, context: click.Context, side: str, form: str) -> None:
-    """Compare the flows installed on an instance with the intent's.
+    """Compare the flows installed on an instance, and its tunnels' addresses and routes, with the intent's.
 
     Lines with "-" are only installed, lines with "+" only in the intent. Exit code 1 if there are any.
     With --json: {"side", "form", "identical", "diff": [line]}.
@@ -162,8 +196,7 @@ def diff(app: App, context: click.Context, side: str, form: str) -> None:
     Example:
       ovs-hotswap overlay diff --side a
     """
-    paths = InstancePaths.of(app.config, Side(side))
-    found = OpenFlow(app.system, paths.bridge_mgmt).diff(lines(render(app.intent, Form(form))))
+    found = _differences(_host(app), Side(side), Form(form))
     app.output.document({"side": side, "form": form, "identical": not found, "diff": found})
     for text in found:
         app.output.line(text)
@@ -174,11 +207,13 @@ def diff(app: App, context: click.Context, side: str, form: str) -> None:
 
 @overlay.command()
 @click.option("--dry-run", is_flag=True, help="Show what would change, change nothing.")
+@click.option("--untried", is_flag=True, help="Also where no other instance runs to try an MTU or port option on.")
 @pass_app
-def apply(app: App, dry_run: bool) -> None:
-    """Bring the broker and every running instance to the overlay intent: VMs, ports, tunnels, flows.
+def apply(app: App, dry_run: bool, untried: bool) -> None:
+    """Bring the broker, every running instance and the uplink to the overlay intent: VMs, ports, tunnels, flows.
 
     Flow tables are replaced in one bundle; VMs that stay are not touched. Refused while an upgrade is unfinished.
+    The active instance comes last. A port that refuses its MTU has its earlier one again, and nothing goes further.
     With --json: {"applied", "sides": [side], "diff": {side: [line]}}, the lines as `overlay diff` prints them.
 
     \b
@@ -186,20 +221,20 @@ def apply(app: App, dry_run: bool) -> None:
       ovs-hotswap overlay apply --dry-run
       ovs-hotswap overlay apply
     """
-    from ovs_hotswap.upgrade.host import WATCHDOG_S, Host
+    from ovs_hotswap.upgrade.host import WATCHDOG_S
     from ovs_hotswap.upgrade.upgrade import Upgrader
 
-    host = Host(app.config, app.system)
+    host = _host(app)
+    _refuse_devices(host)
     with host.lock(WATCHDOG_S):
         Upgrader(host).refuse_if_unfinished()
         sides = [side for side in Side if host.running(side)]
-        wanted = lines(render(app.intent, Form.FINAL))
-        changes = {str(side): host.openflow(side).diff(wanted) for side in sides}
+        changes = {str(side): _differences(host, side, Form.FINAL) for side in sides}
         if not dry_run:
-            host.follow_intent(sides)
+            host.follow_intent(sides, untried=untried)
     app.output.document({"applied": not dry_run, "sides": sides, "diff": changes})
     for name, changed in changes.items():
-        app.output.line(f"instance {name}: {len(changed)} flows {'would change' if dry_run else 'changed'}")
+        app.output.line(f"instance {name}: {len(changed)} lines {'would change' if dry_run else 'changed'}")
         for text in changed if dry_run else ():
             app.output.line(text)
     if not sides:

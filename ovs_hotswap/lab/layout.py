@@ -238,7 +238,7 @@ ofport = {guest.ofport}
 mac = "{guest.mac}"
 vni = {VNI}
 queues = {layout.options.queues}
-{f"mtu = {layout.options.mtu}" if layout.options.mtu != GUEST_MTU else ""}
+mtu = {layout.options.mtu}
 """
         for guest in layout.guests
     )
@@ -246,6 +246,7 @@ queues = {layout.options.queues}
 [vtep]
 address = "{VTEP}/{UNDERLAY_PREFIX}"
 mac = "{VTEP_MAC}"
+{"local_jumbo = true" if layout.options.mtu > GUEST_MTU else ""}
 
 {vms}
 [[remote]]

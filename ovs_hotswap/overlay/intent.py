@@ -28,6 +28,9 @@ FLOOD_BYTES = 65_000
 FLOOD_BYTES_PER_VTEP = 88
 FLOOD_BYTES_PER_VM = 32
 
+ETHERNET_MTU = 1500  # what a switch gives a port without an MTU of its own
+TUNNEL_BYTES = 50  # of VXLAN over IPv4: Ethernet 14, VXLAN 8, UDP 8, IPv4 20 (RFC 7348, figure 1)
+
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
@@ -92,12 +95,19 @@ VmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$"), Aft
 class Vtep(Strict):
     """This host's end of the tunnels. ``mac`` is the MAC of the bridge, and so of the uplink's physical function.
 
-    ``mtu``: the underlay's, in bytes; ``None`` leaves it to the switch (1500).
+    ``mtu``: the underlay's, in bytes; ``None`` leaves it to the switch (1500). ``local_jumbo``: VMs may have an MTU
+    that no tunnel carries, for what they send to one another on this host.
     """
 
     interface: Annotated[str, AfterValidator(_interface)] = Field(alias="address")
     mac: Mac
     mtu: Annotated[int, Field(ge=576, le=9600)] | None = None
+    local_jumbo: bool = False
+
+    @property
+    def tunnel_mtu(self) -> int:
+        """The longest IP packet of a VM that a tunnel carries, in bytes."""
+        return (ETHERNET_MTU if self.mtu is None else self.mtu) - TUNNEL_BYTES
 
     @property
     def address(self) -> str:
@@ -162,9 +172,19 @@ class Intent(Strict):
     routes: Annotated[tuple[Route, ...], Field(alias="route", strict=False)] = ()
 
     @property
-    def mtu(self) -> int | None:
-        """The largest that a VM is to have."""
-        return max((vm.mtu for vm in self.vms if vm.mtu is not None), default=None)
+    def mtu(self) -> int:
+        """The largest that a VM has."""
+        return max((ETHERNET_MTU if vm.mtu is None else vm.mtu for vm in self.vms), default=ETHERNET_MTU)
+
+    @property
+    def oversized(self) -> tuple[str, ...]:
+        """VMs without an MTU of their own whose full packets no tunnel carries, though they have somebody to send them
+        to on another host: true of the default MTUs of both."""
+        vnis = {remote.vni for remote in self.remotes}
+        limit = self.vtep.tunnel_mtu
+        if self.vtep.local_jumbo or limit >= ETHERNET_MTU:
+            return ()
+        return tuple(vm.name for vm in self.vms if vm.mtu is None and vm.vni in vnis)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Intent:
@@ -222,6 +242,21 @@ def _vm_faults(intent: Intent) -> Iterator[InitErrorDetails]:
         lambda a, b: f'VMs "{a.name}" and "{b.name}" both have MAC {b.mac} in VNI {b.vni};'
         " a MAC may be used once in a VNI",
     )  # fmt: skip
+
+
+def _mtu_faults(intent: Intent) -> Iterator[InitErrorDetails]:
+    """An MTU that is given must be one that the VM's tunnels carry."""
+    vnis, limit = {remote.vni for remote in intent.remotes}, intent.vtep.tunnel_mtu
+    if intent.vtep.local_jumbo:
+        return
+    for index, vm in enumerate(intent.vms):
+        if vm.mtu is not None and vm.mtu > limit and vm.vni in vnis:
+            text = (
+                f'VM "{vm.name}" has MTU {vm.mtu}, its tunnels carry {limit}: the underlay\'s {limit + TUNNEL_BYTES}'
+                f" less {TUNNEL_BYTES}; allowed: up to {limit}, or a larger vtep.mtu, or vtep.local_jumbo = true if"
+                " what is longer stays on this host"
+            )
+            yield _fault(("vm", index, "mtu"), text)
 
 
 def _remote_faults(intent: Intent) -> Iterator[InitErrorDetails]:
@@ -320,4 +355,4 @@ def _flood_faults(intent: Intent) -> Iterator[InitErrorDetails]:
             yield _fault(("remote",), text)
 
 
-_CHECKS = (_vm_faults, _remote_faults, _neighbour_faults, _route_faults, _reach_faults, _flood_faults)
+_CHECKS = (_vm_faults, _mtu_faults, _remote_faults, _neighbour_faults, _route_faults, _reach_faults, _flood_faults)

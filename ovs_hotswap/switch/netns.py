@@ -99,6 +99,15 @@ class Namespaces:
                 if error.code != errno.EEXIST:
                     raise SwitchError(f"{device} in {namespace}: address {address}/{prefix}: {error}") from error
 
+    def remove_address(self, device: str, address: str, prefix: int, namespace: str) -> None:
+        """Take the address from the device, if it has it."""
+        with self._links(namespace) as route:
+            try:
+                route.addr("del", index=_index(route, device), address=address, prefixlen=prefix)
+            except NetlinkError as error:
+                if error.code != errno.EADDRNOTAVAIL:
+                    raise SwitchError(f"{device} in {namespace}: address {address}/{prefix}: {error}") from error
+
     def addresses(self, device: str, namespace: str) -> set[str]:
         """The device's addresses as ``address/prefix``; empty if there is no such device."""
         with self._links(namespace) as route:

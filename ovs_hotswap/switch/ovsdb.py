@@ -91,6 +91,11 @@ class SwitchState:
     pending: bool
 
 
+Shape = Mapping[str, Any]
+"""Columns of an interface by which ovs-vswitchd configures it, as they are in the database."""
+SHAPE_COLUMNS = ("type", "options", "mtu_request")
+
+
 class _Api(ovs_idl.Backend):  # type: ignore[misc]  # ovsdbapp has no types
     """ovsdbapp's back end with a connection per object; its own keeps one per class, which two instances would share.
 
@@ -132,14 +137,7 @@ class _Command(command.BaseCommand):  # type: ignore[misc]
         if port is None:
             interface = self.insert(txn, "Interface", name=spec.name)
             port, changed = self.insert(txn, "Port", name=spec.name, interfaces=[interface]), True
-        wanted = {
-            "type": spec.type,
-            "ofport_request": [spec.ofport] if spec.ofport else None,
-            "options": spec.options,
-            "other_config": spec.other_config,
-            "mtu_request": None if spec.mtu is None else [spec.mtu],
-        }
-        return port, _bring(port.interfaces[0], wanted) or changed
+        return port, _bring(port.interfaces[0], _wanted(spec)) or changed
 
 
 class _PutBridge(_Command):
@@ -199,6 +197,16 @@ class _RemovePort(_Command):
         return True
 
 
+class _PutBack(_Command):
+    def __init__(self, api: Any, shapes: Mapping[str, Shape]) -> None:
+        super().__init__(api)
+        self.shapes = shapes
+
+    def edit(self, txn: Any, root: Any) -> bool:
+        rows = [row for row in self.api.tables["Interface"].rows.values() if row.name in self.shapes]
+        return any([_assign(row, self.shapes[row.name]) for row in rows])
+
+
 class _SetOtherConfig(_Command):
     def __init__(self, api: Any, values: Mapping[str, str | None], notes: Mapping[str, str]) -> None:
         super().__init__(api)
@@ -211,6 +219,17 @@ class _SetOtherConfig(_Command):
             "external_ids": {**owned.remember(getattr(root, "external_ids", {}), self.values), **self.notes},
         }
         return _assign(root, columns)
+
+
+def _wanted(spec: PortSpec) -> dict[str, Any]:
+    """What is ours of a port's interface."""
+    return {
+        "type": spec.type,
+        "ofport_request": [spec.ofport] if spec.ofport else None,
+        "options": spec.options,
+        "other_config": spec.other_config,
+        "mtu_request": None if spec.mtu is None else [spec.mtu],
+    }
 
 
 def _bring(row: Any, wanted: Mapping[str, Any]) -> bool:
@@ -279,6 +298,26 @@ class SwitchDb:
         anything changed; where nothing did, no transaction is made. Does not wait for ovs-vswitchd.
         """
         return bool(self._commit(_PutBridge(self._api, spec)))
+
+    def shapes(self, spec: BridgeSpec) -> dict[str, Shape]:
+        """The interfaces of ``spec`` that are there and would be configured anew by ``apply``: as they are now, for
+        ``put_back``."""
+        found: dict[str, Shape] = {}
+        with self._reading() as tables:
+            rows = {row.name: row for row in tables["Interface"].rows.values()}
+            for port in spec.ports:
+                row, wanted = rows.get(port.name), _wanted(port)
+                if row is None:
+                    continue
+                current = {column: getattr(row, column) for column in (*wanted, "external_ids")}
+                future = owned.merged(current, wanted)
+                if any(future.get(column, current[column]) != current[column] for column in SHAPE_COLUMNS):
+                    found[port.name] = {column: current[column] for column in (*SHAPE_COLUMNS, "external_ids")}
+        return found
+
+    def put_back(self, shapes: Mapping[str, Shape]) -> bool:
+        """Give interfaces the configuration they had when ``shapes`` was asked; returns whether anything changed."""
+        return bool(self._commit(_PutBack(self._api, shapes)))
 
     def add_port(self, bridge: str, spec: PortSpec) -> bool:
         """Add a port, or bring the one of this name to ``spec``; returns whether anything changed."""

@@ -18,7 +18,9 @@ CONFIGURED_SLEEP = "ovs-hotswap-pmd-sleep"
 """The key in ``external_ids`` of Open_vSwitch: the ``pmd_sleep_us`` of the configuration that was given last."""
 CARRIED = "ovs-hotswap-carried"
 """The key in ``external_ids`` of Open_vSwitch: what was carried over from the other instance (``settings``)."""
-OURS = frozenset({MARK, CONFIGURED_SLEEP, CARRIED})
+PROGRAMMED_TUNNELS = "ovs-hotswap-tunnels"
+"""The key in ``external_ids`` of Open_vSwitch: the addresses, routes and neighbours that were programmed last."""
+OURS = frozenset({MARK, CONFIGURED_SLEEP, CARRIED, PROGRAMMED_TUNNELS})
 
 
 def is_marked(external_ids: Mapping[str, str]) -> bool:

@@ -6,8 +6,11 @@ the kernel's. Neighbours age out after 15 minutes without use: set them again be
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ovs_hotswap.switch.netns import Namespaces
@@ -55,6 +58,43 @@ def parse_neighbours(text: str) -> tuple[TunnelNeighbour, ...]:
     return tuple(TunnelNeighbour(row["address"], row["mac"], row["device"]) for row in found if row)
 
 
+@dataclass(frozen=True, slots=True)
+class TunnelConfig:
+    """``address`` of the VTEP with its prefix, ``routes`` from destination to gateway, ``neighbours`` from address to
+    MAC. It is noted in the instance's database what was programmed: what somebody else added is not ours to remove."""
+
+    address: str
+    routes: Mapping[str, str] = field(default_factory=dict)
+    neighbours: Mapping[str, str] = field(default_factory=dict)
+
+    def note(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @staticmethod
+    def of_note(text: str | None) -> TunnelConfig | None:
+        """What was programmed; ``None`` where nothing is known of it."""
+        try:
+            found = json.loads(text or "")
+            return TunnelConfig(str(found["address"]), dict(found["routes"]), dict(found["neighbours"]))
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def lines(self) -> list[str]:
+        return [
+            f"vtep {self.address}",
+            *(f"route {destination} via {gateway}" for destination, gateway in sorted(self.routes.items())),
+            *(f"neighbour {address} at {mac}" for address, mac in sorted(self.neighbours.items())),
+        ]
+
+
+def tunnel_diff(programmed: TunnelConfig | None, wanted: TunnelConfig) -> list[str]:
+    """By what they differ, as ``overlay diff`` prints it; nothing where it is not known what was programmed."""
+    if programmed is None:
+        return []
+    before, after = programmed.lines(), wanted.lines()
+    return [f"-{line}" for line in before if line not in after] + [f"+{line}" for line in after if line not in before]
+
+
 class Tunnels:
     """Tunnel tables of one running instance. Methods raise SwitchError, and NoAnswer after ``timeout`` seconds."""
 
@@ -66,6 +106,31 @@ class Tunnels:
         self._bridge = bridge
         self._namespaces = namespaces or Namespaces()
         self._timeout = timeout
+
+    def put(self, wanted: TunnelConfig, before: TunnelConfig | None) -> None:
+        """Program ``wanted``, and remove what of ``before`` is not in it any more.
+
+        A neighbour stays until it ages out, because Open vSwitch can only forget all of them at once; no route leads
+        to it.
+        """
+        address, _, prefix = wanted.address.partition("/")
+        self.set_address(address, int(prefix))
+        if before is not None:
+            for destination, gateway in before.routes.items():
+                if wanted.routes.get(destination) != gateway:
+                    self.remove_route(destination)
+            if before.address != wanted.address:
+                gone, _, length = before.address.partition("/")
+                self._namespaces.remove_address(self._bridge, gone, int(length), self._netns)
+        for destination, gateway in wanted.routes.items():
+            self.add_route(destination, gateway)
+        for host, mac in wanted.neighbours.items():
+            self.set_neighbour(host, mac)
+
+    def remove_route(self, destination: str) -> None:
+        """Nothing happens if there is no such route."""
+        if any(route.user and route.destination == destination for route in self.routes()):
+            self._appctl("ovs/route/del", destination)
 
     def set_address(self, address: str, prefix: int) -> None:
         """Give the VTEP's address to the bridge's device. The bridge must be up (``SwitchDb.wait_ports``)."""

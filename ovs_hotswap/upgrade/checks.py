@@ -308,6 +308,36 @@ def ports(
     return findings or _ok(name, f"{len(wanted)} up")
 
 
+def ports_polled(refused: Mapping[str, str], vms: Collection[str]) -> list[Finding]:
+    """``refused``: ports that the datapath does not have as they are wanted, and the cause. Whatever the database says
+    of such a port, nothing passes through it. One of ``vms`` is that VM's own affair."""
+    hint = "`ovs-hotswap overlay apply`; see the instance's ovs-vswitchd.log"
+    findings = [
+        (_warning if name in vms else _error)("datapath", f"port {name}: {cause}", hint)
+        for name, cause in refused.items()
+    ]
+    return findings or _ok("datapath", "has every port, with its MTU")
+
+
+MTU = "mtu"
+"""Name of the findings about MTUs."""
+
+
+def oversized(vms: Sequence[str], tunnel_mtu: int) -> list[Finding]:
+    """``vms``: those without an MTU of their own whose full packets no tunnel carries."""
+    if not vms:
+        return []
+    text = (
+        f"{len(vms)} VMs have no mtu, so 1500, and tunnels carry {tunnel_mtu}: longer packets to other hosts are lost"
+        f" ({_examples(vms)})"
+    )
+    return [_warning(MTU, text, f"give the guests and [[vm]] an mtu of {tunnel_mtu}, or the underlay and [vtep] 1550")]
+
+
+def _examples(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+
+
 def tables(diff: Sequence[str]) -> list[Finding]:
     """``diff``: lines by which the installed flows differ from the intended."""
     name = "flow tables"

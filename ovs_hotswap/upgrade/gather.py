@@ -14,6 +14,7 @@ from ovs_hotswap.model import Finding, Release, Severity, Side
 from ovs_hotswap.overlay.ports import UPLINK, VXLAN
 from ovs_hotswap.overlay.tables import Form, lines, render
 from ovs_hotswap.road import Road
+from ovs_hotswap.switch.datapath import ports, refused
 from ovs_hotswap.switch.instance import numa_nodes
 from ovs_hotswap.switch.memory import reserve
 from ovs_hotswap.switch.openflow import window_incapable
@@ -131,6 +132,11 @@ def _active(host: Host, old: Side) -> list[Finding]:
         return [Finding("active", Severity.ERROR, f"instance {old}, which is active, does not run",
                         f"`ovs-hotswap instance start {old}`")]  # fmt: skip
     found = checks.database(old, host.instances[old].status().dpdk_initialized is not None)
+    intent = host.intent
+    found += checks.ports_polled(
+        refused(ports(host.control(old)), host.bridge_spec(old).ports), [vm.name for vm in intent.vms]
+    )
+    found += checks.oversized(intent.oversized, intent.vtep.tunnel_mtu)
     flows = host.openflow(old)
     found += checks.window_flows(window_incapable(flows.dump()))
     return found + checks.tables(flows.diff(lines(render(host.intent, Form.FINAL))))
@@ -156,6 +162,13 @@ def _vms(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
                                  f"VM {vm['name']} uses {', '.join(missing)}, which instance {new} does not offer",
                                  "upgrade to a release that offers it"))  # fmt: skip
     return found
+
+
+def mtus(host: Host) -> list[Finding]:
+    """Of the intent and of the uplink's devices."""
+    intent = host.intent
+    devices = [each for each in host.uplink.check() if each.check == checks.MTU]
+    return checks.oversized(intent.oversized, intent.vtep.tunnel_mtu) + devices
 
 
 def _steered(host: Host, old: Side) -> list[Finding]:
@@ -190,10 +203,11 @@ def postcheck(host: Host, new: Side, apart_s: float, log_offset: int, known: Col
     found += checks.polling(new, comes_round(host, new))
     with host.instances[new].database() as database:
         interfaces = database.interfaces()
-    ports = [checks.PortFacts(name, status.link_state == "up", status.error) for name, status in interfaces.items()]
+    facts = [checks.PortFacts(name, status.link_state == "up", status.error) for name, status in interfaces.items()]
     absent = [vm["name"] for vm in host.road.vms(read=False) if not any(ring["started"] for ring in vm["rings"])]
     vms = [vm.name for vm in host.intent.vms]
-    found += checks.ports([UPLINK, VXLAN, *vms], ports, absent, vms)
+    found += checks.ports([UPLINK, VXLAN, *vms], facts, absent, vms)
+    found += checks.ports_polled(refused(ports(host.control(new)), host.bridge_spec(new).ports), vms)
     found += checks.tables(host.openflow(new).diff(lines(render(host.intent, Form.FINAL))))
     return found + checks.log_errors(log_since(host, new, log_offset))
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from ovs_hotswap.config import Config, Strict, read_active
 from ovs_hotswap.errors import BusyError, HotswapError, StateUnknown, SwitchError
 from ovs_hotswap.model import MessageThread, Release, Side
-from ovs_hotswap.overlay.intent import Intent, load_intent
+from ovs_hotswap.overlay.intent import ETHERNET_MTU, Intent, load_intent
 from ovs_hotswap.overlay.ports import PEER, PEER_PORT, UPLINK, UPLINK_PORT, VXLAN, VXLAN_PORT
 from ovs_hotswap.overlay.tables import REQUIRED_OTHER_CONFIG, Form, lines, render
 from ovs_hotswap.priority import Rank
@@ -23,16 +23,17 @@ from ovs_hotswap.qemu.dual import DualQemu
 from ovs_hotswap.qemu.monitor import Monitors
 from ovs_hotswap.road import BackEnds, Road, refuse_kept
 from ovs_hotswap.switch import threads
+from ovs_hotswap.switch.datapath import ports, put_ports
 from ovs_hotswap.switch.fdset import notify_pipe
 from ovs_hotswap.switch.instance import Instance, State
 from ovs_hotswap.switch.memory import DEFAULT_MTU, Demand, PacketPool, Reservation, Uplink, limited, reserve
 from ovs_hotswap.switch.openflow import OpenFlow
 from ovs_hotswap.switch.ovsdb import INTERFACE_TABLES, ROOT_TABLES, BridgeSpec, PortSpec, SwitchDb
-from ovs_hotswap.switch.owned import CONFIGURED_SLEEP
+from ovs_hotswap.switch.owned import CONFIGURED_SLEEP, PROGRAMMED_TUNNELS
 from ovs_hotswap.switch.pmd import pmd_sleep_key
 from ovs_hotswap.switch.pools import packet_pools, page_mib
 from ovs_hotswap.switch.release import Releases
-from ovs_hotswap.switch.tunnel import Tunnels
+from ovs_hotswap.switch.tunnel import TunnelConfig, Tunnels
 from ovs_hotswap.switch.units import InstanceUnit
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.records import Json
@@ -255,12 +256,12 @@ class Host:
             )
             for vm in intent.vms
         )
-        ports = (
+        fixed = (
             PortSpec(UPLINK, "dpdk", UPLINK_PORT, {"dpdk-devargs": instance.uplink_devargs}, mtu=intent.vtep.mtu),
             PortSpec(VXLAN, "vxlan", VXLAN_PORT,
                      {"key": "flow", "remote_ip": "flow", "local_ip": intent.vtep.address}),
         )  # fmt: skip
-        return BridgeSpec(self.config.bridge, intent.vtep.mac, ports + vms)
+        return BridgeSpec(self.config.bridge, intent.vtep.mac, fixed + vms)
 
     @property
     def peer_socket(self) -> Path:
@@ -274,26 +275,44 @@ class Host:
         devargs = f"net_memif_peer,role={role},id=0,socket-abstract=no,socket={self.peer_socket}"
         queues = len(set(self.config.instance(side.other).pmd_cores)) + 1
         options = {"dpdk-devargs": devargs, "n_rxq": str(queues)}
-        largest = self.intent.mtu
-        return PortSpec(PEER, "dpdk", PEER_PORT, options, mtu=None if largest is None else largest + TAGS)
+        return PortSpec(PEER, "dpdk", PEER_PORT, options, mtu=self.intent.mtu + TAGS)
 
     def program_database(self, side: Side) -> None:
-        """Bridge and ports as the intent says. Raises SwitchError, also if a port cannot be made."""
-        spec = self.bridge_spec(side)
-        names = [port.name for port in spec.ports]
-        with self.instances[side].database() as database:
+        """Bridge and ports as the intent says. Raises SwitchError, also if a port cannot be made, or refuses its new
+        configuration: it has the earlier one again then."""
+        spec, instance = self.bridge_spec(side), self.instances[side]
+        with instance.database() as database:
             database.set_other_config(REQUIRED_OTHER_CONFIG)
-            database.apply(spec)
-            database.wait_ports(names, self.config.upgrade.ready_s)
+            put_ports(database, lambda: ports(self.control(side)), spec, self.config.upgrade.ready_s,
+                      instance.paths.log)  # fmt: skip
+
+    def reshaped(self, side: Side) -> list[str]:
+        """Ports of a running side that ``program_database`` would configure anew while packets pass through them."""
+        spec = self.bridge_spec(side)
+        used = self.datapath_mtus(side)  # without one it is a VM's whose guest has not come
+        with self.instances[side].database() as database:
+            return sorted(used.keys() & database.shapes(spec).keys())
+
+    @property
+    def tunnel_config(self) -> TunnelConfig:
+        intent = self.intent
+        return TunnelConfig(
+            intent.vtep.interface,
+            {route.destination: route.gateway for route in intent.routes},
+            {neighbour.address: neighbour.mac for neighbour in intent.neighbours},
+        )
+
+    def programmed_tunnels(self, side: Side) -> TunnelConfig | None:
+        """What ``program_tunnels`` gave the running side last; ``None`` if that is not known."""
+        with self.instances[side].database(tables=ROOT_TABLES) as database:
+            return TunnelConfig.of_note(database.external_ids().get(PROGRAMMED_TUNNELS))
 
     def program_tunnels(self, side: Side) -> None:
-        """The VTEP's address, the routes and the neighbours."""
-        tunnels, intent = self.tunnels(side), self.intent
-        tunnels.set_address(intent.vtep.address, intent.vtep.prefix)
-        for route in intent.routes:
-            tunnels.add_route(route.destination, route.gateway)
-        for neighbour in intent.neighbours:
-            tunnels.set_neighbour(neighbour.address, neighbour.mac)
+        """The VTEP's address, the routes and the neighbours. Those that left the intent are removed."""
+        wanted = self.tunnel_config
+        self.tunnels(side).put(wanted, self.programmed_tunnels(side))
+        with self.instances[side].database(tables=ROOT_TABLES) as database:
+            database.set_other_config({}, {PROGRAMMED_TUNNELS: wanted.note()})
 
     def program_flows(self, side: Side, form: Form) -> None:
         self.openflow(side).replace(lines(render(self.intent, form)))
@@ -379,14 +398,48 @@ class Host:
         self.program_tunnels(side)
         self.program_flows(side, Form.FINAL)
 
-    def follow_intent(self, sides: Iterable[Side]) -> None:
-        """Bring the broker and running instances to the intent as it is now. Raises BrokerError if a VM cannot leave:
-        it is asked for first, because a port that is removed takes with it the means to know that a switch let go."""
+    def follow_intent(self, sides: Iterable[Side], *, untried: bool = False) -> None:
+        """Bring the broker, running instances and the uplink to the intent as it is now, the active instance last: a
+        configuration that its ports would refuse is refused by the other's first, and goes no further.
+
+        ``untried``: also where no other instance runs to try it on. Raises BrokerError if a VM cannot leave:
+        it is asked for first, because a port that is removed takes with it the means to know that a switch let go.
+        Raises SwitchError and UplinkError.
+        """
+        active = self.recorded_active()
+        order = sorted(sides, key=lambda side: side is active)
+        if active in order and len(order) == 1 and not untried:
+            self._refuse_untried(active)
         refuse_kept(self.road.reload())  # also, it must listen before a port is added
-        for side in sides:
+        for side in order:
+            if side is active and len(order) > 1 and not untried:
+                self._refuse_untried(active)
             self.program_database(side)
             self.program_tunnels(side)
             self.program_flows(side, Form.FINAL)
+            if side is active:
+                self.uplink.steer(side)  # the VTEP's address may be another one
+
+    def _refuse_untried(self, active: Side) -> None:
+        """Raises SwitchError if a port in use would be configured anew that the other side's datapath does not have so
+        already. That of a VM is tried there only where the VM is parked: without a guest it has no MTU yet."""
+        names = self.reshaped(active)
+        tried = self.datapath_mtus(active.other)
+        mtus = {port.name: port.mtu for port in self.bridge_spec(active).ports}
+        untried = [name for name in names if name not in tried or tried[name] != (mtus[name] or ETHERNET_MTU)]
+        if untried:
+            raise SwitchError(
+                f"instance {active} would have to configure port {', '.join(untried)} anew under traffic, and "
+                f"instance {active.other} has not tried it: if it is refused, nothing passes there until it is undone",
+                hint=f"`ovs-hotswap watch run`, or `instance start {active.other}`, has the uplink's tried there "
+                "first, a standby also those of VMs; `overlay apply --untried` does without",
+            )
+
+    def datapath_mtus(self, side: Side) -> dict[str, int]:
+        """MTUs of the ports that the side's datapath has; none if it does not run."""
+        if self.instances[side].pid() is None:
+            return {}
+        return {name: port.mtu for name, port in ports(self.control(side)).items() if port.mtu is not None}
 
     def wait(
         self, true: Callable[[], bool], seconds: float, otherwise: Callable[[], str], *, on: Iterable[Side] = ()

@@ -29,6 +29,8 @@ _TURN_S = 1.0
 _SERVED_S = 0.2
 # Open vSwitch forgets a neighbour that is not used for 15 minutes (lib/tnl-neigh-cache.c): a standby's never is.
 _NEIGHBOURS_S = 300.0
+# Before an intent that could not be programmed is tried again: each time the standby's ports are configured anew.
+_REFUSED_S, _REFUSED_MOST_S = 5.0, 300.0
 
 Stamp = tuple[int, int, int]
 
@@ -41,6 +43,8 @@ class Keeper:
         self._host = make_host()
         self._stamp = self._intent_stamp()
         self._programmed: Stamp | None = None
+        self._refusal: str | None = None
+        self._refused_until, self._refused_s = float("-inf"), _REFUSED_S
         self._neighbours_at = float("-inf")
         self._settings = SettingsWatch()
         self._failover: float | None = None
@@ -77,7 +81,7 @@ class Keeper:
             done = Task.NOTHING
             try:
                 done = self.turn()
-                self._board.update(problem=None)
+                self._board.update(problem=self._refusal)
             except BusyError:
                 self._board.update(keeping="an upgrade is under way")
             except HotswapError as error:
@@ -163,7 +167,7 @@ class Keeper:
             settle=record is not None and record.side is active,
             right_release=not runs or host.instances[side].release() == self._wanted(host, active),
             prepared=prepared,
-            outdated=self._programmed != self._stamp,
+            outdated=self._programmed != self._stamp and host.system.monotonic() >= self._refused_until,
             strays=tuple(name for name in standby.owned(vms, side) if self._fits(vms, name, active)),
             unparked=tuple(standby.unparked(vms, side)),
             may_start=self._board.may_start() and state is not State.STARTING,
@@ -271,8 +275,18 @@ class Keeper:
     def _program(self, host: Host, active: Side) -> None:
         stamp = self._stamp
         host.follow_pmd_sleep(active)
-        host.follow_intent(Side)
+        try:
+            host.follow_intent(Side)
+        except HotswapError as error:  # the standby has refused it, and the active was not touched, or has undone it
+            self._refusal = f"the overlay intent is not programmed: {error.message}"
+            self._refused_until = host.system.monotonic() + self._refused_s
+            self._refused_s = min(2 * self._refused_s, _REFUSED_MOST_S)
+            raise
         self._programmed = stamp
+        self._forget_refusal()
+
+    def _forget_refusal(self) -> None:
+        self._refusal, self._refused_until, self._refused_s = None, float("-inf"), _REFUSED_S
 
     def _keep_neighbours(self, host: Host, active: Side) -> None:
         now = host.system.monotonic()
@@ -293,6 +307,7 @@ class Keeper:
             host = self._make_host()
             _ = host.intent
             self._host, self._stamp = host, stamp
+            self._forget_refusal()
         return self._host
 
     def _intent_stamp(self) -> Stamp | None:

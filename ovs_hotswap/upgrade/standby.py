@@ -23,6 +23,7 @@ from ovs_hotswap.model import Release, Side
 from ovs_hotswap.overlay.ports import UPLINK
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.priority import Rank
+from ovs_hotswap.switch import datapath
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.switch.pmd import pmd_rxqs, set_vhost_log_level, vhost_log_level
 from ovs_hotswap.switch.settings import Settings
@@ -186,7 +187,8 @@ def await_ports(host: Host, side: Side) -> None:
     memory is short Open vSwitch makes a smaller one without a word. Raises SwitchError."""
     host.wait(lambda: host.link_up(side, UPLINK), _PORT_S, lambda: f"instance {side}: the uplink is down",
               on=[side])  # fmt: skip
-
+    uplink = [port for port in host.bridge_spec(side).ports if port.name == UPLINK]
+    datapath.await_ports(lambda: datapath.ports(host.control(side)), uplink)  # its link may be up without it
     host.wait(lambda: not host.unconnected(side), _PORT_S,
               lambda: f"instance {side} did not connect for VM {', '.join(host.unconnected(side))}",
               on=[side])  # fmt: skip

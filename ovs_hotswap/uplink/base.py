@@ -7,8 +7,10 @@ from typing import Protocol
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.model import Finding, Side
-from ovs_hotswap.overlay.intent import Intent
+from ovs_hotswap.overlay.intent import ETHERNET_MTU, Intent
+from ovs_hotswap.uplink.frames import Host, PacketSockets
 from ovs_hotswap.uplink.none import NoUplink
+from ovs_hotswap.uplink.proof import End, Proof, Steered
 from ovs_hotswap.uplink.tc import RtnlTrafficControl, TcUplink
 
 
@@ -26,6 +28,13 @@ class Uplink(Protocol):
 
         Doing it again changes nothing.
         """
+
+    def prove(self, side: Side, end: End) -> Proof:
+        """Whether packets pass between ``side``'s instance and the wire, whoever has the traffic; none is turned, and
+        no frame that VMs or other hosts would act on is sent. Takes up to seconds. Raises SwitchError as well."""
+
+    def steered(self, side: Side) -> Steered | None:
+        """What the steering has handled for ``side``; ``None`` where that is not counted, or it has not the traffic."""
 
     def clear(self) -> None:
         """Remove what ``steer`` made and nothing else. Doing it again changes nothing."""
@@ -50,6 +59,9 @@ def make_uplink(config: Config, intent: Intent, *, quick: bool = False) -> Uplin
         representors={Side.A: uplink.representor_a, Side.B: uplink.representor_b},
         vtep=intent.vtep.address,
         mac=intent.vtep.mac,
+        mtu=ETHERNET_MTU if intent.vtep.mtu is None else intent.vtep.mtu,
         control=RtnlTrafficControl(uplink.namespace, keep=quick),
+        sockets=PacketSockets(uplink.namespace),
+        neighbours=[Host(each.address, each.mac) for each in intent.neighbours],
         quick=quick,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ovs_hotswap.model import Finding, Severity, Side
+from ovs_hotswap.uplink.proof import End, Proof, Steered
 
 
 class NoUplink:
@@ -13,6 +14,13 @@ class NoUplink:
 
     def steer(self, side: Side) -> None:
         """Nothing to do."""
+
+    def prove(self, side: Side, end: End) -> Proof:
+        """There is no device of the host to see frames on."""
+        return Proof()
+
+    def steered(self, side: Side) -> Steered | None:
+        return None
 
     def clear(self) -> None:
         """Nothing to do."""

@@ -16,9 +16,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from typing import Any, Protocol
 
@@ -29,16 +29,18 @@ from pyroute2.netlink.rtnl import RTM_GETLINK
 
 from ovs_hotswap.errors import UplinkError
 from ovs_hotswap.model import Finding, Severity, Side
+from ovs_hotswap.uplink.frames import ETH_P_ALL, ETH_P_IP, VXLAN_UDP_PORT, Host, Sockets
+from ovs_hotswap.uplink.programs import tcx_counts
+from ovs_hotswap.uplink.proof import End, Proof, Prover, Steered
 
 PRIORITY = 4789  # of all our filters; lower numbers are looked at first
 NODE = 1  # our filters' number within the hash table that the kernel makes for the priority
 NODE_MASK = 0xFFF  # of a handle, include/uapi/linux/pkt_cls.h TC_U32_NODE
-VXLAN_UDP_PORT = 4789  # RFC 7348
 INGRESS = 0xFFFFFFF2  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)
-ETH_P_ALL = 0x0003
-ETH_P_IP = 0x0800
 # Not pyroute2's "get": it asks for an acknowledgement behind the answer too, and keeps each of them (0.9).
 _GET_LINK = RTM_GETLINK, NLM_F_REQUEST
+PROGRAMS = "uplink programs"
+"""Name of the findings about BPF programs in front of our filters."""
 EGRESS_REDIRECT = 1  # TCA_EGRESS_REDIR, include/uapi/linux/tc_act/tc_mirred.h
 
 
@@ -55,7 +57,8 @@ class Key:
 class Rule:
     """One u32 filter. ``target`` is the index of the device it redirects to, ``None`` if it does something else.
 
-    ``handle`` is 0 for a rule that is not installed yet. ``keys`` is empty for a filter of another kind.
+    ``handle`` is 0 for a rule that is not installed yet. ``keys`` is empty for a filter of another kind. ``packets``:
+    those it has redirected since its action was made.
     """
 
     priority: int
@@ -63,13 +66,17 @@ class Rule:
     handle: int
     keys: tuple[Key, ...]
     target: int | None
+    packets: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
+    """``mtu``: in bytes."""
+
     index: int
     up: bool
     mac: str
+    mtu: int = 1500
 
 
 class Kernel(Protocol):
@@ -80,6 +87,9 @@ class Kernel(Protocol):
 
     def rules(self, link: Link) -> list[Rule]:
         """All filters on the device's ingress, in no order."""
+
+    def programs(self, link: Link) -> tuple[str, ...]:
+        """BPF programs on the device that see packets before filters do, in words."""
 
     def replace(self, link: Link, rule: Rule) -> None:
         """Make ``rule`` as node NODE of its priority (handle 0), or change the action of the one with its handle."""
@@ -155,7 +165,8 @@ class _Known:
 
 
 class TcUplink:
-    """The driver. ``vtep`` is the VTEP's address, ``mac`` the MAC that the bridge, and so the device, must have.
+    """The driver. ``vtep`` is the VTEP's address, ``mac`` the MAC that the bridge, and so the device, must have,
+    ``mtu`` the underlay's, which every device on the way must carry. ``neighbours``: on-link hosts that can be asked.
 
     ``quick``: begin to steer with the one act that turns the traffic, as things were found last, and look afterwards; a
     fault that is found then is raised with the traffic turned.
@@ -168,7 +179,10 @@ class TcUplink:
         representors: Mapping[Side, str],
         vtep: str,
         mac: str,
+        mtu: int,
         control: TrafficControl,
+        sockets: Sockets,
+        neighbours: Sequence[Host] = (),
         quick: bool = False,
     ) -> None:
         self._device = device
@@ -176,6 +190,8 @@ class TcUplink:
         self._keys = vxlan_keys(vtep)
         self._vtep = vtep
         self._mac = mac.lower()
+        self._mtu = mtu
+        self._prover = Prover(sockets, device, Host(vtep, self._mac), tuple(neighbours))
         self._control = control
         self._quick = quick
         self._known: _Known | None = None
@@ -223,6 +239,18 @@ class TcUplink:
                 if found.ours is not None:
                     kernel.delete(link, found.ours, whole_priority=not found.intruders)
 
+    def prove(self, side: Side, end: End) -> Proof:
+        return self._prover.prove(self._representors[side], end)
+
+    def steered(self, side: Side) -> Steered | None:
+        with self._control.open() as kernel:
+            device, representor = _need(kernel, self._device), _need(kernel, self._representors[side])
+            given = sort(kernel.rules(device), ETH_P_IP, self._keys).ours
+            taken = sort(kernel.rules(representor), ETH_P_ALL, ANY).ours
+        if given is None or taken is None or given.target != representor.index:
+            return None
+        return Steered(given.packets, taken.packets)
+
     def check(self) -> list[Finding]:
         try:
             with self._control.open() as kernel:
@@ -259,6 +287,17 @@ class TcUplink:
                 "uplink", Severity.ERROR,
                 f"{name} has MAC {link.mac}, the VTEP {self._mac}: packets for the one are not taken by the other",
                 f'set [vtep] mac = "{link.mac}" in the overlay file',
+            )  # fmt: skip
+        if link.mtu < self._mtu:
+            yield Finding(
+                "mtu", Severity.ERROR, f"{name} has MTU {link.mtu}, the underlay {self._mtu}: longer packets are lost",
+                f"ip link set {name} mtu {self._mtu}, or correct vtep.mtu in the overlay file",
+            )  # fmt: skip
+        for program in kernel.programs(link):
+            yield Finding(
+                PROGRAMS, Severity.WARNING,
+                f"{name}: {program} sees packets before our filter does; it must leave UDP port {VXLAN_UDP_PORT} alone",
+                f"bpftool net show dev {name}",
             )  # fmt: skip
         found = sort(kernel.rules(link), protocol, keys)
         show = f"tc filter show dev {name} ingress"
@@ -322,7 +361,7 @@ class RtnlTrafficControl:
                 route = IPRoute(netns=self._namespace, flags=0) if self._namespace else IPRoute()
             self._kept = None
             try:
-                yield RtnlKernel(route)
+                yield RtnlKernel(route, self._namespace)
                 self._kept = route if self._keep else None
             finally:
                 if self._kept is None:
@@ -335,8 +374,9 @@ class RtnlTrafficControl:
 class RtnlKernel:
     """One rtnetlink socket's view. pyroute2's and the system's errors pass through it to ``open``."""
 
-    def __init__(self, route: Any) -> None:
+    def __init__(self, route: Any, namespace: str | None = None) -> None:
         self._route = route
+        self._namespace = namespace
 
     def link(self, name: str) -> Link | None:
         try:
@@ -345,7 +385,16 @@ class RtnlKernel:
             if error.code == errno.ENODEV:
                 return None
             raise
-        return Link(message["index"], message["state"] == "up", str(message.get_attr("IFLA_ADDRESS")))
+        return Link(
+            message["index"], message["state"] == "up", str(message.get_attr("IFLA_ADDRESS")),
+            int(message.get_attr("IFLA_MTU")),
+        )  # fmt: skip
+
+    def programs(self, link: Link) -> tuple[str, ...]:
+        found = [f"{count} tcx programs on {way}" for way, count in tcx_counts(self._namespace, link.index).items()]
+        xdp = self._route.link("get", index=link.index)[0].get_attr("IFLA_XDP")
+        attached = None if xdp is None else xdp.get_attr("IFLA_XDP_ATTACHED")
+        return (*(["an XDP program"] if attached else []), *found)
 
     def rules(self, link: Link) -> list[Rule]:
         messages = self._route.get_filters(index=link.index, parent=INGRESS)
@@ -389,7 +438,7 @@ def _rule(message: Any) -> Rule | None:
     priority, protocol = message["info"] >> 16, struct.unpack("!H", struct.pack("=H", message["info"] & 0xFFFF))[0]
     if selector is None:
         return Rule(priority, protocol, message["handle"], (), None)
-    return Rule(priority, protocol, message["handle"], _keys(selector), _target(options))
+    return Rule(priority, protocol, message["handle"], _keys(selector), _target(options), _packets(options))
 
 
 def _keys(selector: Any) -> tuple[Key, ...]:
@@ -412,6 +461,14 @@ def _keys(selector: Any) -> tuple[Key, ...]:
             up = 8 * (3 - place)
             words[4 * word] = (old_value | one_value << up, old_mask | one_mask << up)
     return tuple(Key(value, mask, offset) for offset, (value, mask) in sorted(words.items()) if mask) or ANY
+
+
+def _packets(options: Any) -> int:
+    """Of the filter's first action (include/uapi/linux/gen_stats.h), whether software or the card carried it out."""
+    actions = options.get_attr("TCA_U32_ACT")
+    statistics = actions["attrs"][0][1].get_attr("TCA_ACT_STATS") if actions is not None and actions["attrs"] else None
+    basic = None if statistics is None else statistics.get_attr("TCA_STATS_BASIC")
+    return 0 if basic is None else int(basic["packets"])
 
 
 def _target(options: Any) -> int | None:

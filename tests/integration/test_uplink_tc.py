@@ -16,6 +16,7 @@ from pyroute2 import IPRoute, netns
 
 from ovs_hotswap.errors import UplinkError
 from ovs_hotswap.model import Severity, Side
+from ovs_hotswap.uplink.frames import PacketSockets
 from ovs_hotswap.uplink.tc import INGRESS, RtnlTrafficControl, TcUplink
 
 HOST = f"ovsh-test-{os.getpid()}-host"
@@ -60,7 +61,8 @@ def uplink(bed: None) -> TcUplink:
 
 def make(vtep: str) -> TcUplink:
     names = {Side.A: "rep-a", Side.B: "rep-b"}
-    return TcUplink(device="pf0", representors=names, vtep=vtep, mac=PF_MAC, control=RtnlTrafficControl(HOST))
+    return TcUplink(device="pf0", representors=names, vtep=vtep, mac=PF_MAC, mtu=1500, control=RtnlTrafficControl(HOST),
+                    sockets=PacketSockets(HOST))  # fmt: skip
 
 
 class Tap:

@@ -216,3 +216,21 @@ def test_a_broker_that_died_or_hung_up_is_no_error_of_the_switch() -> None:
     )
     text = "\n".join(f"2025-01-01T00:00:00.001Z|00001|dpdk(vhost-events)|ERR|VHOST_CONFIG: {line}" for line in lines)
     assert severities(checks.log_errors(text)) == [OK]
+
+
+def test_a_port_that_the_datapath_lacks_passes_nothing() -> None:
+    """The uplink's is everybody's, a VM's port is that VM's own."""
+    faults = {"uplink": "its MTU is 1500, not 9000", "vm1": "the datapath does not have it, so nothing passes"}
+    found = checks.ports_polled(faults, ["vm1"])
+    assert [(each.severity, each.text.split(":")[0]) for each in found] == [
+        (Severity.ERROR, "port uplink"), (Severity.WARNING, "port vm1"),
+    ]  # fmt: skip
+    assert checks.ports_polled({}, ["vm1"])[0].severity is Severity.OK
+
+
+def test_vms_whose_full_packets_no_tunnel_carries_are_named() -> None:
+    (found,) = checks.oversized(["vm1", "vm2", "vm3", "vm4"], 1450)
+    assert found.severity is Severity.WARNING
+    assert "4 VMs have no mtu" in found.text
+    assert "vm1, vm2, vm3 ..." in found.text
+    assert checks.oversized([], 1450) == []

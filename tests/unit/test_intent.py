@@ -115,8 +115,37 @@ def test_a_whole_intent_is_read_and_normalised(load: Load) -> None:
 
 
 def test_the_largest_mtu_is_the_hosts(load: Load) -> None:
-    assert load(GOOD).mtu is None
-    assert load(GOOD.replace("ofport = 11", "ofport = 11\nmtu = 9000")).mtu == 9000
+    """The peer link carries the frames of every VM: also of those that have no MTU of their own."""
+    assert load(GOOD).mtu == 1500
+    assert load(GOOD.replace("ofport = 11", "ofport = 11\nmtu = 1400")).mtu == 1500
+    assert load(VTEP + vm(more="mtu = 1400") + vm("vm2", 11, "52:54:00:00:00:0b", more="mtu = 1300")).mtu == 1400
+    jumbo = GOOD.replace("ofport = 11", "ofport = 11\nmtu = 8950").replace("[vtep]", "[vtep]\nmtu = 9000")
+    assert load(jumbo).mtu == 8950
+
+
+@pytest.mark.parametrize(
+    ("mtu", "underlay", "valid"),
+    [(1450, "", True), (1451, "", False), (1500, "", False), (1500, "mtu = 1550", True), (9000, "mtu = 9000", False),
+     (8950, "mtu = 9000", True), (9000, "local_jumbo = true", True)],
+)  # fmt: skip
+def test_an_mtu_that_the_tunnels_do_not_carry(load: Load, mtu: int, underlay: str, valid: bool) -> None:
+    text = GOOD.replace("ofport = 11", f"ofport = 11\nmtu = {mtu}").replace("[vtep]", f"[vtep]\n{underlay}")
+    if valid:
+        load(text)
+        return
+    with pytest.raises(ConfigError, match=rf'vm\[1\].mtu: VM "vm2" has MTU {mtu}, its tunnels carry'):
+        load(text)
+
+
+def test_a_vm_that_has_nobody_on_another_host_may_have_any_mtu(load: Load) -> None:
+    assert load(VTEP + vm(more="mtu = 9000")).mtu == 9000
+
+
+def test_default_mtus_do_not_fit_each_other(load: Load) -> None:
+    assert load(GOOD).oversized == ("vm1", "vm2")
+    assert load(GOOD.replace("ofport = 11", "ofport = 11\nmtu = 1450")).oversized == ("vm1",)
+    assert load(GOOD.replace("[vtep]", "[vtep]\nmtu = 1550")).oversized == ()
+    assert load(VTEP + vm()).oversized == ()
 
 
 def test_a_vtep_alone_is_enough(load: Load) -> None:

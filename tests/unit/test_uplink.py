@@ -14,13 +14,13 @@ from ovs_hotswap.errors import UplinkError
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.uplink.base import make_uplink
+from ovs_hotswap.uplink.frames import ETH_P_ALL, ETH_P_IP, PacketSockets
 from ovs_hotswap.uplink.none import NoUplink
 from ovs_hotswap.uplink.tc import (
     ANY,
-    ETH_P_ALL,
-    ETH_P_IP,
     NODE,
     PRIORITY,
+    PROGRAMS,
     Kernel,
     Key,
     Link,
@@ -45,6 +45,7 @@ class FakeTrafficControl:
     changes: list[str] = field(default_factory=list)
     acts: list[str] = field(default_factory=list)  # looks and changes
     loses_writes: bool = False
+    bpf: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     @contextmanager
     def open(self) -> Iterator[Kernel]:
@@ -57,6 +58,9 @@ class FakeTrafficControl:
     def rules(self, link: Link) -> list[Rule]:
         self.acts.append(f"rules {link.index}")
         return list(self.installed.get(link.index, []))
+
+    def programs(self, link: Link) -> tuple[str, ...]:
+        return self.bpf.get(link.index, ())
 
     def replace(self, link: Link, rule: Rule) -> None:
         rules = self.installed.setdefault(link.index, [])
@@ -88,7 +92,10 @@ def kernel() -> FakeTrafficControl:
 
 def uplink(kernel: FakeTrafficControl, vtep: str = VTEP, *, quick: bool = False) -> TcUplink:
     sides = {Side.A: "rep-a", Side.B: "rep-b"}
-    return TcUplink(device="pf0", representors=sides, vtep=vtep, mac=MAC.upper(), control=kernel, quick=quick)
+    return TcUplink(
+        device="pf0", representors=sides, vtep=vtep, mac=MAC.upper(), mtu=1500, control=kernel,
+        sockets=PacketSockets(None), quick=quick,
+    )  # fmt: skip
 
 
 def foreign(priority: int, handle: int = 0x80200002, keys: tuple[Key, ...] = ANY) -> Rule:
@@ -218,6 +225,21 @@ def test_check_names_owner_earlier_filters_and_wrong_mac(kernel: FakeTrafficCont
     assert [f.severity for f in uplink(kernel).check()] == [Severity.WARNING]
     kernel.links["pf0"] = replace(PF, mac="52:54:00:1f:00:99")
     assert {f.severity for f in uplink(kernel).check()} == {Severity.WARNING, Severity.ERROR}
+
+
+def test_check_names_a_device_that_carries_less_than_the_underlay(kernel: FakeTrafficControl) -> None:
+    """A virtual function takes any MTU, and the physical one drops what is longer than its own."""
+    kernel.links["pf0"] = replace(PF, mtu=1400)
+    (finding,) = uplink(kernel).check()
+    assert (finding.check, finding.severity) == ("mtu", Severity.ERROR)
+    assert "pf0 has MTU 1400, the underlay 1500" in finding.text
+
+
+def test_check_names_programs_in_front_of_our_filters(kernel: FakeTrafficControl) -> None:
+    kernel.bpf[PF.index] = ("1 tcx programs on ingress",)
+    (finding,) = uplink(kernel).check()
+    assert (finding.check, finding.severity) == (PROGRAMS, Severity.WARNING)
+    assert "pf0: 1 tcx programs on ingress" in finding.text
 
 
 def test_keys_differ_only_by_address() -> None:

@@ -1,0 +1,158 @@
+"""The ports that the datapath of an instance really has, and their configuration in the database with a way back.
+
+ovs-vswitchd takes a port whose new configuration fails out of its datapath (lib/dpif-netdev.c, reconfigure_datapath)
+and says so in its log alone: ``Interface.error`` stays empty, ``ofport`` stays, and so may ``link_state`` and ``mtu``.
+A port that is missing here passes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.switch.ovsdb import BridgeSpec, PortSpec, Shape
+from ovs_hotswap.switch.unixctl import appctl
+
+USERSPACE = "netdev@ovs-netdev"  # the one datapath of all bridges of type netdev
+POLLED_TYPES = frozenset({"dpdk", "dpdkvhostuserclient"})
+"""Types of ports that the datapath has under the port's own name, and that have an MTU."""
+_PORT = re.compile(r"^\s+port \d+: (?P<name>\S+) \((?P<type>[\w-]+)(?:: (?P<config>[^)]*))?\)")
+_MTU = re.compile(r"\bmtu=(\d+)")
+_LOG_LINE = re.compile(r"^[^|]*\|\d+\|(?:netdev_dpdk|dpif_netdev|dpdk)[^|]*\|(?:ERR|WARN)\|(?P<text>.*)$")
+# The datapath takes a new configuration up in a turn of the main loop after the one that confirmed it to the database.
+_SETTLE_S = 3.0
+_POLL_S = 0.05
+
+Reasons = Callable[[str], list[str]]
+Look = Callable[[], Mapping[str, "DatapathPort"]]
+
+
+@dataclass(frozen=True, slots=True)
+class DatapathPort:
+    """``mtu``: in bytes, ``None`` where the type has none, or no guest has come yet to a vhost-user port."""
+
+    name: str
+    type: str
+    mtu: int | None
+
+
+def parse_ports(text: str) -> dict[str, DatapathPort]:
+    """The ports by name, from ``dpctl/show`` (lib/dpctl.c, show_dpif: OVS 3.1 to 3.5 print the same lines)."""
+    found = {}
+    for line in text.splitlines():
+        if row := _PORT.match(line):
+            mtu = _MTU.search(row["config"] or "")
+            found[row["name"]] = DatapathPort(row["name"], row["type"], int(mtu[1]) or None if mtu else None)
+    return found
+
+
+def ports(ctl: Path, *, timeout: float = 5.0) -> dict[str, DatapathPort]:
+    """Raises SwitchError."""
+    return parse_ports(appctl(ctl, "dpctl/show", USERSPACE, timeout=timeout))
+
+
+def refused(found: Mapping[str, DatapathPort], wanted: Iterable[PortSpec]) -> dict[str, str]:
+    """Those of ``wanted`` that the datapath does not have, or not with the MTU that was asked for, and the cause."""
+    faults = {}
+    for spec in wanted:
+        if spec.type not in POLLED_TYPES:
+            continue
+        port = found.get(spec.name)
+        if port is None:
+            asked = "" if spec.mtu is None else f" with an MTU of {spec.mtu}"
+            faults[spec.name] = f"the datapath does not have it{asked}, so nothing passes"
+        elif spec.mtu is not None and port.mtu is not None and port.mtu != spec.mtu:
+            faults[spec.name] = f"its MTU is {port.mtu}, not {spec.mtu}"
+    return faults
+
+
+def reasons(log: str, name: str) -> list[str]:
+    """What the switch logged of a port that it could not configure."""
+    named = re.compile(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])")
+    lines = (found["text"] for line in log.splitlines() if (found := _LOG_LINE.match(line)))
+    return list(dict.fromkeys(text for text in lines if named.search(text)))
+
+
+class Database(Protocol):
+    """What is needed of a ``SwitchDb``."""
+
+    def shapes(self, spec: BridgeSpec) -> dict[str, Shape]: ...
+    def apply(self, spec: BridgeSpec) -> bool: ...
+    def wait_ports(self, names: Collection[str], timeout: float) -> None: ...
+    def put_back(self, shapes: Mapping[str, Shape]) -> bool: ...
+
+
+def put_ports(
+    database: Database,
+    look: Look,
+    spec: BridgeSpec,
+    timeout: float,
+    log: Path | None = None,
+    settle_s: float = _SETTLE_S,
+) -> None:
+    """Bring the bridge to ``spec`` and see that its datapath has the ports. A port that was there before and is refused
+    its new configuration is given the earlier one again. ``look`` asks for the datapath's ports, ``timeout`` is in
+    seconds, for ovs-vswitchd to take it up, and ``log`` is the switch's, for the reason.
+
+    Raises SwitchError that names each port, with its reason.
+    """
+    names = [port.name for port in spec.ports]
+    before = database.shapes(spec)
+    logged = _size(log)
+    database.apply(spec)
+    try:
+        database.wait_ports(names, timeout)
+        await_ports(look, spec.ports, lambda name: reasons(_text(log, logged), name), settle_s=settle_s)
+    except SwitchError as error:
+        if not before:
+            raise
+        became = _undo(database, look, spec, before, timeout)
+        raise SwitchError(f"{error.message}; {became}", hint=error.hint) from error
+
+
+def await_ports(
+    look: Look, wanted: Iterable[PortSpec], why: Reasons = lambda _name: [], *, settle_s: float = _SETTLE_S
+) -> None:
+    """Wait until the datapath has the ports. Raises SwitchError that names each it does not have."""
+    wanted = list(wanted)
+    end = time.monotonic() + settle_s
+    while faults := refused(look(), wanted):
+        if time.monotonic() >= end:
+            texts = [": ".join([f"port {name}: {fault}", *why(name)[:2]]) for name, fault in faults.items()]
+            raise SwitchError("; ".join(texts), hint="the log of ovs-vswitchd says more")
+        time.sleep(_POLL_S)
+
+
+def _undo(database: Database, look: Look, spec: BridgeSpec, before: Mapping[str, Shape], timeout: float) -> str:
+    """Give ports their earlier configuration again; what became of it, in words."""
+    earlier = [PortSpec(port.name, port.type, port.ofport) for port in spec.ports if port.name in before]
+    try:
+        database.put_back(before)
+        database.wait_ports(list(before), timeout)
+        await_ports(look, earlier)
+    except SwitchError as error:
+        return f"its earlier configuration could not be put back: {error.message}"
+    return "the earlier configuration was put back"
+
+
+def _size(log: Path | None) -> int:
+    with contextlib.suppress(OSError):
+        return 0 if log is None else log.stat().st_size
+    return 0
+
+
+def _text(log: Path | None, offset: int) -> str:
+    try:
+        if log is None:
+            return ""
+        with log.open("rb") as file:
+            file.seek(offset)
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""

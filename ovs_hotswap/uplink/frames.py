@@ -1,0 +1,180 @@
+"""Frames that prove an uplink, and sockets that send and see them on kernel devices.
+
+Out: an ARP probe (RFC 5227, 2.1.1: a request without a sender's address) that the instance sends is answered by a
+neighbour; the answer goes to the VTEP's MAC, so the kernel's device sees it, whoever the overlay's traffic goes to. It
+enters no address into anybody's ARP cache, and the host's own kernel does not send such requests.
+
+In: a VXLAN packet of network 0, which no VM has, is put into the representor of the instance's VF. It takes the way of
+every VXLAN packet from there, and the instance counts it as one of an unknown network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Protocol, TypeVar
+
+from ovs_hotswap.errors import UplinkError
+
+ETH_P_ALL, ETH_P_ARP, ETH_P_IP = 0x0003, 0x0806, 0x0800
+BROADCAST = "ff:ff:ff:ff:ff:ff"
+PROBE_VNI = 0  # RFC 7348 allows it; the intent's begin at 1
+VXLAN_UDP_PORT = 4789
+_ARP_REQUEST, _ARP_REPLY = 1, 2
+_SHORTEST = 60  # of an Ethernet frame without its checksum (IEEE 802.3)
+# What the inner frame is: a local experimental ethertype (IEEE 802, 9.2.3) between locally administered addresses.
+_INNER = bytes.fromhex("02000000000f02000000000e88b5") + bytes(46)
+_CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
+_SO_ATTACH_FILTER = 26  # include/uapi/asm-generic/socket.h
+# Classic BPF (include/uapi/linux/filter.h): only ARP, so that the overlay's packets cost a comparison each.
+_ONLY_ARP = ((0x28, 0, 0, 12), (0x15, 0, 1, ETH_P_ARP), (0x06, 0, 0, 0xFFFF), (0x06, 0, 0, 0))
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A host on the underlay: IPv4 address and MAC."""
+
+    address: str
+    mac: str
+
+
+def _mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
+
+
+def arp_probe(mac: str, target: str) -> bytes:
+    """A request by ``mac``, without an IPv4 address, for ``target`` (RFC 826, RFC 5227)."""
+    header = _mac(BROADCAST) + _mac(mac) + struct.pack("!H", ETH_P_ARP)
+    body = struct.pack("!HHBBH", 1, ETH_P_IP, 6, 4, _ARP_REQUEST)
+    body += _mac(mac) + bytes(4) + bytes(6) + IPv4Address(target).packed
+    return (header + body).ljust(_SHORTEST, b"\0")
+
+
+def answers(frame: bytes, mac: str, target: str) -> bool:
+    """Whether ``frame`` answers ``arp_probe(mac, target)``."""
+    if len(frame) < 42 or frame[12:14] != struct.pack("!H", ETH_P_ARP) or frame[0:6] != _mac(mac):
+        return False
+    operation = struct.unpack_from("!H", frame, 20)[0]
+    return bool(operation == _ARP_REPLY and frame[28:32] == IPv4Address(target).packed and frame[38:42] == bytes(4))
+
+
+def vxlan_probe(source: Host, vtep: Host) -> bytes:
+    """A VXLAN packet of network 0 from ``source`` to ``vtep`` (RFC 7348, section 5), its UDP checksum 0."""
+    vxlan = struct.pack("!II", 0x08000000, PROBE_VNI << 8) + _INNER
+    udp = struct.pack("!HHHH", 49152, VXLAN_UDP_PORT, 8 + len(vxlan), 0) + vxlan
+    words = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0x4000, 64, socket.IPPROTO_UDP, 0)
+    addresses = IPv4Address(source.address).packed + IPv4Address(vtep.address).packed
+    total = sum(struct.unpack("!10H", words + addresses))
+    total = (total & 0xFFFF) + (total >> 16)
+    checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    header = words[:10] + struct.pack("!H", checksum) + addresses
+    return _mac(vtep.mac) + _mac(source.mac) + struct.pack("!H", ETH_P_IP) + header + udp
+
+
+class Ear(Protocol):
+    def heard(self, seconds: float) -> list[bytes]:
+        """ARP frames that came in on the device since, waiting up to ``seconds`` for one. Raises UplinkError."""
+
+
+class Sockets(Protocol):
+    """Raw access to the devices of one network namespace. All methods raise UplinkError."""
+
+    def listen(self, device: str) -> contextlib.AbstractContextManager[Ear]: ...
+
+    def send(self, device: str, frame: bytes) -> None: ...
+
+
+def in_namespace(namespace: str | None, act: Callable[[], Result]) -> Result:
+    """Do ``act`` in a thread of its own within the network namespace; sockets that it makes stay there. Raises
+    UplinkError for an OSError."""
+    result: list[Result] = []
+    faults: list[OSError] = []
+
+    def run() -> None:
+        try:
+            if namespace is not None:
+                _enter(namespace)
+            result.append(act())
+        except OSError as error:
+            faults.append(error)
+
+    thread = threading.Thread(target=run, name="namespace")
+    thread.start()
+    thread.join()
+    if faults:
+        where = f"network namespace {namespace}" if namespace else "network devices"
+        raise UplinkError(f"{where}: {faults[0]}") from faults[0]
+    return result[0]
+
+
+def _enter(namespace: str) -> None:
+    descriptor = os.open(f"/run/netns/{namespace}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if ctypes.CDLL(None, use_errno=True).setns(descriptor, _CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    finally:
+        os.close(descriptor)
+
+
+class PacketSockets:
+    """The real ones (packet(7)), in ``namespace``; ``None``: this process's own."""
+
+    def __init__(self, namespace: str | None) -> None:
+        self._namespace = namespace
+
+    @contextlib.contextmanager
+    def listen(self, device: str) -> Iterator[Ear]:
+        with in_namespace(self._namespace, lambda: _arp_socket(device)) as found:
+            yield _SocketEar(found)
+
+    def send(self, device: str, frame: bytes) -> None:
+        def act() -> None:
+            with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sender:
+                sender.bind((device, 0))
+                sender.send(frame)
+
+        in_namespace(self._namespace, act)
+
+
+def _arp_socket(device: str) -> socket.socket:
+    """Bound last, with its filter on, so that it never sees anything else. ETH_P_ALL: a bridge or bond above the device
+    takes frames before sockets of one protocol see them (net/core/dev.c, __netif_receive_skb_core)."""
+    found = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    try:
+        program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in _ONLY_ARP))
+        found.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER,
+                         struct.pack("@HP", len(_ONLY_ARP), ctypes.addressof(program)))  # fmt: skip
+        found.setblocking(False)
+        found.bind((device, ETH_P_ALL))
+    except OSError:
+        found.close()
+        raise
+    return found
+
+
+class _SocketEar:
+    def __init__(self, heard: socket.socket) -> None:
+        self._socket = heard
+
+    def heard(self, seconds: float) -> list[bytes]:
+        end, frames = time.monotonic() + seconds, []
+        try:
+            while select.select([self._socket], [], [], max(0.0, end - time.monotonic()))[0]:
+                frame, address = self._socket.recvfrom(2048)
+                if address[2] != socket.PACKET_OUTGOING:
+                    frames.append(frame)
+                    break
+        except OSError as error:
+            raise UplinkError(f"a packet socket: {error}") from error
+        return frames
