@@ -11,9 +11,10 @@ HUGE_PAGES, POOL = "huge pages", "packet pool"
 
 
 def huge_pages(pools: Iterable[HugePages], needed_mib: int, nodes: Iterable[int]) -> list[Finding]:
-    """Whether ``needed_mib`` MiB fit into the free huge pages of one size on each of the NUMA ``nodes``, and whether the
-    other nodes have any: a VM whose memory is there gets its packets from a pool there, and the peer link's driver keeps
-    a table on node 0, wherever the PMD threads are (DPDK drivers/net/memif/memif_socket.c)."""
+    """Whether ``needed_mib`` MiB fit into the free huge pages of one size on each of the NUMA ``nodes``, and whether
+    the other nodes have any. A VM whose memory is there gets its packets from a pool there, and the peer link's driver
+    keeps a table on node 0, wherever the PMD threads are (DPDK drivers/net/memif/memif_socket.c).
+    """
     pools, nodes = list(pools), set(nodes)
     found = [_on_node([pool for pool in pools if pool.node == node], needed_mib, node) for node in sorted(nodes)]
     for node in sorted({pool.node for pool in pools} - nodes):
