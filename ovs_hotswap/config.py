@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ovs_hotswap import config_rules
+from ovs_hotswap.config_rules import SUN_PATH_MAX
 from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.model import Side
 from ovs_hotswap.road import Road
@@ -21,7 +23,6 @@ from ovs_hotswap.vhost.wire import Feature
 
 DEFAULT_PATH = Path("/etc/ovs-hotswap/config.toml")
 DEFAULT_RUN_DIR = Path("/run/ovs-hotswap")
-SUN_PATH_MAX = 107  # bytes of a unix socket's path, without the final NUL (unix(7))
 
 
 class Strict(BaseModel):
@@ -290,6 +291,15 @@ class Config(Strict):
         """Where to look for the VM's QEMU on the configured road."""
         return self.monitor_socket(vm) if self.road is Road.QEMU_DUAL else self.qemu_socket(vm)
 
+    def sockets_of(self, vm: str) -> list[Path]:
+        """Every socket that there is for a VM."""
+        return [self.front_end(vm), *(self.vhost_socket(side, vm) for side in Side)]
+
+    @property
+    def own_sockets(self) -> list[Path]:
+        """Those that are not a VM's."""
+        return [self.broker_socket, self.successor_socket, self.run_dir / "peer.sock"]
+
     @property
     def broker_socket(self) -> Path:
         return self.run_dir / "broker.sock"
@@ -314,6 +324,10 @@ class Config(Strict):
         return self.state_dir / "releases"
 
 
+_EXAMPLE = "ovs-hotswap config example"
+_SHOWN = 200  # characters of a value in a report
+_SHOWN_INT = 10**18
+
 Table = TypeVar("Table", bound=BaseModel)
 
 
@@ -327,7 +341,9 @@ def load_toml(path: Path, kind: type[Table], example: str) -> Table:
         raise ConfigError(f"{path}: no such file", hint=f"write one from `{example}`") from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise ConfigError(f"{path}: not TOML: nested too deeply") from error
+    except ValueError as error:  # not TOML, not UTF-8, or a number that Python refuses to read
         raise ConfigError(f"{path}: not TOML: {error}") from error
     try:
         return kind.model_validate(raw)
@@ -345,9 +361,17 @@ def _faults(path: Path, error: ValidationError, kind: type[BaseModel]) -> list[s
         elif fault["type"] == "missing":
             text = "missing"
         elif not isinstance(fault["input"], dict | list):
-            text = f"{text} (it is {fault['input']!r})"
+            text = f"{text} (it is {_shown(fault['input'])})"
         lines.append(f"{path}: {key + ': ' if key else ''}{text}")
     return lines
+
+
+def _shown(value: object) -> str:
+    """A value as it is repeated in a report: Python refuses to write an integer of thousands of digits."""
+    if isinstance(value, int) and abs(value) > _SHOWN_INT:
+        return "a number of more than 18 digits"
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _allowed(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
@@ -364,8 +388,21 @@ def _allowed(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str
 
 
 def load_config(path: Path) -> Config:
-    """Read the configuration. Raises ConfigError."""
-    return load_toml(path, Config, "ovs-hotswap config example")
+    """Read the configuration.
+
+    Raises ConfigError that lists every fault: first those of single values; if there are none, those of values that
+    cannot be together.
+    """
+    config = load_toml(path, Config, _EXAMPLE)
+    refuse(path, config_rules.faults(config), _EXAMPLE)
+    return config
+
+
+def refuse(path: Path, faults: Iterable[tuple[str, str]], example: str) -> None:
+    """Raise ConfigError for faults of a file, each a key and a text, if there are any."""
+    lines = [f"{path}: {key}: {text}" for key, text in faults]
+    if lines:
+        raise ConfigError("\n".join(lines), hint=f"`{example}`")
 
 
 def read_active(config: Config) -> Side | None:

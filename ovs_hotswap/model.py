@@ -5,6 +5,10 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+TAKEN_NAMES = frozenset({"uplink", "vxlan", "peer", "ovs-netdev", "ovs-system", "lo"})
+"""Ports of every bridge (``overlay.ports``), and devices that there are beside it: no bridge and no VM has such a
+name."""
+
 
 class Side(enum.StrEnum):
     """One of the two instances a host can run. Which of them is active is a matter of state, not of name."""

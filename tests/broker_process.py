@@ -78,12 +78,12 @@ class BrokerProcess:
         )
         intent = f'[vtep]\naddress = "172.31.0.1/24"\nmac = "52:54:01:00:00:01"\n{vms}'
         (self.directory / "overlay.toml").write_text(intent)
-        instance = 'pmd_cores = [0]\nuplink_devargs = "net_null0"\n'
+        instances = "".join(f'[instances.{x}]\npmd_cores = [0]\nuplink_devargs = "net_null_{x}"\n' for x in "ab")
         self.config_path.write_text(
             f'overlay = "{self.directory}/overlay.toml"\nrun_dir = "{self.directory}/run"\n'
             f'state_dir = "{self.directory}/state"\n'
             f'[broker]\nqemu_socket = "{self.directory}/qemu/{{vm}}"\nfence_ms = {self._fence_ms}\n{more}'
-            f"[instances.a]\n{instance}[instances.b]\n{instance}"
+            f"{instances}"
         )
 
     @property

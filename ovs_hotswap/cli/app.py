@@ -41,7 +41,7 @@ class App:
         """Raises ConfigError."""
         from ovs_hotswap.overlay.intent import load_intent
 
-        return load_intent(self.config.overlay)
+        return load_intent(self.config.overlay, self.config)
 
     @cached_property
     def system(self) -> System:

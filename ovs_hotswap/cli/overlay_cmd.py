@@ -20,6 +20,10 @@ DIFFERENT = 1  # as diff(1)
 
 EXAMPLE = """\
 # ovs-hotswap: the overlay intent of one hypervisor. `ovs-hotswap overlay check` validates this file.
+#
+# What it cannot say: a VM has one MAC address, and what it sends from another (VRRP, nested bridges, allowed address
+# pairs) is dropped as spoofed; a frame to a MAC that is not in this file is dropped, not flooded; the underlay is IPv4;
+# whoever can send to this VTEP over the underlay can send into a virtual network, whatever his own address is.
 
 # This host's end of the VXLAN tunnels: its address with the prefix of the underlay network, and the MAC of the
 # uplink's physical function.

@@ -17,7 +17,8 @@ from typing import Annotated, TypeVar
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from ovs_hotswap.config import Strict, load_toml
+from ovs_hotswap import config_rules
+from ovs_hotswap.config import Config, Strict, load_toml, refuse
 from ovs_hotswap.overlay.ports import FIRST_VM_PORT, LAST_VM_PORT, RESERVED_NAMES
 
 VNI_MAX = (1 << 24) - 1  # RFC 7348, section 5
@@ -194,13 +195,18 @@ class Intent(Strict):
         return self
 
 
-def load_intent(path: Path) -> Intent:
+def load_intent(path: Path, config: Config | None = None) -> Intent:
     """Read the overlay intent.
 
     Raises ConfigError that lists every fault: first those of single values; if there are none, those of values that
-    do not fit together, each naming both.
+    do not fit together, each naming both; then those of VMs that do not fit ``config``.
     """
-    return load_toml(path, Intent, "ovs-hotswap overlay example")
+    example = "ovs-hotswap overlay example"
+    intent = load_toml(path, Intent, example)
+    if config is not None:
+        faults = config_rules.sockets(config, [vm.name for vm in intent.vms])
+        refuse(path, [(f"vm[{number}].name", text) for number, text in faults], example)
+    return intent
 
 
 Entry = TypeVar("Entry", Vm, Remote, Neighbour, Route)

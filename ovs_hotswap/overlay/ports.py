@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ovs_hotswap.model import TAKEN_NAMES
+
 UPLINK = "uplink"
 VXLAN = "vxlan"
 PEER = "peer"
@@ -13,4 +15,4 @@ PEER_PORT = 3
 FIRST_VM_PORT = 10
 LAST_VM_PORT = 4000  # a VM's number is also its tag on the peer link, and 4095 is no VLAN (IEEE 802.1Q, 9.6)
 
-RESERVED_NAMES = frozenset({UPLINK, VXLAN, PEER, "ovs-netdev"})  # the last is the device of OVS's netdev datapath
+RESERVED_NAMES = TAKEN_NAMES

@@ -73,7 +73,7 @@ class Host:
     @cached_property
     def intent(self) -> Intent:
         """Raises ConfigError."""
-        return load_intent(self.config.overlay)
+        return load_intent(self.config.overlay, self.config)
 
     @cached_property
     def releases(self) -> Releases:

@@ -262,10 +262,7 @@ class Broker:
             found = path.stat()
             if (stamp := (found.st_ino, found.st_mtime_ns, found.st_size)) == self._intent[0]:
                 return self._intent[1]
-        names = frozenset(vm.name for vm in load_intent(path).vms)
-        for name in names:
-            if len(os.fsencode(self._config.qemu_socket(name))) > 107:
-                raise ConfigError(f"vm {name}: path of its socket is longer than 107 bytes")
+        names = frozenset(vm.name for vm in load_intent(path, self._config).vms)
         self._intent = stamp, names
         return names
 

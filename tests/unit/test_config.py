@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from ovs_hotswap.cli.config_cmd import EXAMPLE
-from ovs_hotswap.config import SUN_PATH_MAX, Config, load_config
+from ovs_hotswap.config import Config, load_config
+from ovs_hotswap.config_rules import SUN_PATH_MAX
 from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.model import Side
 
@@ -212,3 +213,83 @@ def test_a_key_of_other_config_that_is_ours_says_where_the_wish_belongs(path: Pa
     )
     (fault,) = faults(path, MINIMAL + "other_config = { smc-enable = [true] }\n")
     assert fault == "instances.b.other_config.smc-enable: Input should be a valid string"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "part"),
+    [
+        *((f'bridge = "{name}"\n' + MINIMAL, "bridge", f"{name} is the name of another port or device")
+          for name in ("uplink", "vxlan", "peer", "ovs-netdev", "lo")),
+        ('bridge = "-br"\n' + MINIMAL, "bridge", "may not begin with a dash"),
+        ('bridge = "vf-b"\n' + MINIMAL + 'uplink_device = "vf-b"', "bridge", "also instances.b.uplink_device"),
+        ('run_dir = "/run/a,b"\n' + MINIMAL, "run_dir", "may not have ',' in it"),
+        ('run_dir = "/run/a b"\n' + MINIMAL, "run_dir", "may not have ' ' in it"),
+        ('run_dir = "/run/../x"\n' + MINIMAL, "run_dir", "may not have .. in it"),
+        ('run_dir = "/run/x"\nstate_dir = "/run/x"\n' + MINIMAL, "state_dir", "is in run_dir (/run/x)"),
+        ('run_dir = "/run/x"\nstate_dir = "/run/x/state"\n' + MINIMAL, "state_dir", "is in run_dir (/run/x)"),
+        (MINIMAL.replace("vf-b", "vf-a"), "instances.b.uplink_devargs", "eth_af_packet0,iface=vf-a"),
+        (MINIMAL.replace("eth_af_packet0,iface=vf-a", "0000:03:02.0").replace("eth_af_packet0,iface=vf-b", "03:02.0"),
+         "instances.b.uplink_devargs", "0000:03:02.0"),
+        (MINIMAL.replace("[1]", "[1]\nuplink_device = 'v'").replace("[0]", "[0]\nuplink_device = 'v'"),
+         "instances.b.uplink_device", "is also instances.a.uplink_device (v)"),
+        (MINIMAL + "[broker]\nqemu_socket = '/run/{vm}/../x'\n", "broker.qemu_socket", "may not have .. in it"),
+        (MINIMAL + "[broker]\nqemu_socket = '/run/{vm}-{nic}'\n", "broker.qemu_socket", "{nic} stands for nothing"),
+        (MINIMAL + "[broker]\nqemu_socket = '/run/{vm}-{side}'\n", "broker.qemu_socket", "{side} stands for nothing"),
+        (MINIMAL + "[broker]\nqemu_socket = '/run/{vm}-{'\n", "broker.qemu_socket", "{ stands for nothing"),
+        ('state_dir = "/srv/{vm}"\n' + MINIMAL, "state_dir", "{vm} stands for nothing here; known is no variable"),
+        (MINIMAL + "[qemu]\nnetdev = 'n-{nic}'\n", "qemu.netdev", "{nic} stands for nothing here; known is {vm}"),
+        (MINIMAL + "[broker]\nqemu_socket = '/run/ovs-hotswap/vhost/a/{vm}.sock'\n", "broker.qemu_socket",
+         "/run/ovs-hotswap/vhost is a directory of ovs-hotswap's own"),
+        (MINIMAL + "[broker]\nqemu_socket = '/run/ovs-hotswap/{vm}/s'\n", "broker.qemu_socket", "a VM could be named"),
+        (MINIMAL + f"[broker]\nqemu_socket = '/{'x' * 110}/{{vm}}'\n", "broker.qemu_socket", "too long"),
+        (MINIMAL + "[qemu]\nmonitor = '/run/ovs-hotswap/{vm}'\nsocket = '/run/ovs-hotswap/{vm}'\n", "qemu.socket",
+         "must contain {side}"),
+        (MINIMAL + "[qemu]\nmonitor = '/run/ovs-hotswap/{vm}.b'\nsocket = '/run/ovs-hotswap/{vm}.{side}'\n",
+         "qemu.monitor", "the same as qemu.socket"),
+        (MINIMAL + "[uplink]\ndriver = 'tc'\ndevice = 'p'\nrepresentor_a = 'r'\nrepresentor_b = 'r'\n",
+         "uplink.representor_b", "is also uplink.representor_a (r)"),
+        (MINIMAL + "[uplink]\ndriver = 'tc'\ndevice = 'p'\nrepresentor_a = 'p'\nrepresentor_b = 'r'\n",
+         "uplink.representor_a", "is also uplink.device (p)"),
+        (MINIMAL + "uplink_device = 'p'\n[uplink]\ndevice = 'p'\n", "instances.b.uplink_device", "also uplink.device"),
+        (MINIMAL + "[uplink]\nnamespace = '../x'\n", "uplink.namespace", "must be the name of a network namespace"),
+        (MINIMAL + "[uplink]\nnamespace = 'ovsh-a'\n", "uplink.namespace", "is an instance's own"),
+        (MINIMAL + "[broker]\nwithhold_features = ['NET_CSUM', 'PROTOCOL_FEATURES']\n", "broker.withhold_features",
+         "PROTOCOL_FEATURES cannot be withheld"),
+        (MINIMAL + "[watch]\ncheck_ms = 1000\nhang_ms = 200\n", "watch.hang_ms", "3 times watch.check_ms, 3000"),
+        (MINIMAL + "[watch]\nhang_ms = 20000\n", "watch.main_ms", "at least watch.hang_ms, 20000 (it is 10000)"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_together_is_refused_with_its_key(path: Path, text: str, key: str, part: str) -> None:
+    (fault,) = faults(path, text)
+    assert fault.startswith(f"{key}: ")
+    assert part in fault
+
+
+def test_all_that_cannot_be_together_is_told_at_once(path: Path) -> None:
+    text = MINIMAL.replace("vf-b", "vf-a") + "[watch]\ncheck_ms = 400\n[uplink]\ndevice = 'p'\nrepresentor_b = 'p'\n"
+    keys = [fault.partition(":")[0] for fault in faults(path, 'bridge = "peer"\n' + text)]
+    assert keys == ["bridge", "instances.b.uplink_devargs", "uplink.representor_b", "watch.hang_ms"]
+
+
+def test_representors_of_one_device_are_two_devices(path: Path) -> None:
+    text = MINIMAL.replace("eth_af_packet0,iface=vf-a", "0000:03:00.0,representor=vf0")
+    load(path, text.replace("eth_af_packet0,iface=vf-b", "0000:03:00.0,representor=vf1"))
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("x = " + "9" * 5000, "not TOML: Exceeds the limit"),
+        ("x = " + "[" * 20000, "nested too deeply"),
+        ("x = " + "{a=" * 20000, "nested too deeply"),
+        (".".join(["x"] * 20000) + " = 1", "x: unknown key"),
+        ("bridge = 0x" + "f" * 5000, "bridge: Input should be a valid string (it is a number of more than 18 digits)"),
+        ("bridge = '" + "b" * 9000 + "'", "bbb..."),
+    ],
+)  # fmt: skip
+def test_a_file_that_nobody_would_write_is_a_faulty_one(path: Path, line: str, part: str) -> None:
+    path.write_text(f"{line}\n{MINIMAL}")
+    with pytest.raises(ConfigError) as raised:
+        load_config(path)
+    assert part in raised.value.message
+    assert len(raised.value.message) < 1000

@@ -13,7 +13,7 @@ import pytest
 from ovs_hotswap.config import Config, load_config
 from ovs_hotswap.vhost.desk import Desk
 
-_INSTANCE = 'pmd_cores = [0]\nuplink_devargs = "net_null0"\n'
+_INSTANCES = "".join(f'[instances.{x}]\npmd_cores = [0]\nuplink_devargs = "net_null_{x}"\n' for x in "ab")
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def config() -> Iterator[Config]:
     with tempfile.TemporaryDirectory() as name:  # tmp_path is too long for a socket
         path = Path(name) / "config.toml"
         places = f'overlay = "{name}/overlay.toml"\nrun_dir = "{name}"\n'
-        path.write_text(f"{places}[instances.a]\n{_INSTANCE}[instances.b]\n{_INSTANCE}")
+        path.write_text(f"{places}{_INSTANCES}")
         yield load_config(path)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ovs_hotswap.config import Config
 from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.overlay.intent import FLOOD_BYTES, FLOOD_BYTES_PER_VM, FLOOD_BYTES_PER_VTEP, Intent, load_intent
 
@@ -165,7 +166,7 @@ def test_a_vtep_alone_is_enough(load: Load) -> None:
         (VTEP + vm(mac="00:00:00:00:00:00"), "vm[0].mac", "not all zeros"),
         (VTEP + vm(name="0123456789abcdef"), "vm[0].name", "match"),
         (VTEP + vm(name=".vm"), "vm[0].name", "match"),
-        (VTEP + vm(name="peer"), "vm[0].name", "not allowed: ovs-netdev, peer, uplink, vxlan"),
+        (VTEP + vm(name="peer"), "vm[0].name", "not allowed: lo, ovs-netdev, ovs-system, peer, uplink, vxlan"),
         (VTEP + vm(ofport=9), "vm[0].ofport", "greater than or equal to 10"),
         (VTEP + vm(ofport=4001), "vm[0].ofport", "less than or equal to 4000"),
         (VTEP + vm(vni=0), "vm[0].vni", "greater than or equal to 1"),
@@ -283,3 +284,30 @@ def test_a_broadcast_that_ovs_cannot_copy_to_all_is_a_fault(load: Load) -> None:
 
 def test_broken_toml_is_reported(load: Load) -> None:
     assert "not TOML" in faults(load, "[vtep\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "fault"),
+    [
+        (vm("br0"), {}, "vm[0].name: br0 is the name of the bridge"),
+        (vm("broker"), {"broker": {"qemu_socket": "/run/ovs-hotswap/{vm}.sock"}},
+         "vm[0].name: the path of a socket of VM broker is ovs-hotswap's own as well: /run/ovs-hotswap/broker.sock"),
+        (vm("web.a") + vm("web", 11, "52:54:00:00:00:0b"),
+         {"road": "qemu-dual", "qemu": {"monitor": "/run/ovs-hotswap/vm/{vm}",
+                                        "socket": "/run/ovs-hotswap/vm/{vm}.{side}"}},
+         "vm[1].name: the path of a socket of VM web is VM web.a's as well: /run/ovs-hotswap/vm/web.a"),
+        (vm("web") + vm("v" * 15, 11, "52:54:00:00:00:0b"), {"broker": {"qemu_socket": f"/{'x' * 95}/{{vm}}"}},
+         f"vm[1].name: path of its socket is longer than 107 bytes: /{'x' * 95}/{'v' * 15}"),
+    ],
+)  # fmt: skip
+def test_a_vm_that_does_not_fit_the_configuration(
+    tmp_path: Path, text: str, changes: dict[str, object], fault: str
+) -> None:
+    instances = {side: {"pmd_cores": [0], "uplink_devargs": f"net_null_{side}"} for side in "ab"}
+    path = tmp_path / "overlay.toml"
+    config = Config.model_validate({"overlay": str(path), "instances": instances, **changes})
+    path.write_text(VTEP + text)
+    load_intent(path)
+    with pytest.raises(ConfigError) as caught:
+        load_intent(path, config)
+    assert caught.value.message == f"{path}: {fault}"

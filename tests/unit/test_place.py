@@ -15,7 +15,7 @@ from ovs_hotswap.config import Config, load_config
 from ovs_hotswap.errors import BrokerError, BusyError, ConfigError
 from ovs_hotswap.vhost.place import Place, control_group
 
-_INSTANCE = 'pmd_cores = [0]\nuplink_devargs = "net_null0"\n'
+_INSTANCES = "".join(f'[instances.{x}]\npmd_cores = [0]\nuplink_devargs = "net_null_{x}"\n' for x in "ab")
 _HOLD = """
 import sys
 from pathlib import Path
@@ -35,7 +35,7 @@ def configured(tmp_path: Path) -> Configured:
     def make(broker: str = "") -> Config:
         path = tmp_path / "config.toml"
         places = f'overlay = "{tmp_path}/overlay.toml"\nrun_dir = "{tmp_path}/run"\n'
-        path.write_text(f"{places}[broker]\n{broker}\n[instances.a]\n{_INSTANCE}[instances.b]\n{_INSTANCE}")
+        path.write_text(f"{places}[broker]\n{broker}\n{_INSTANCES}")
         return load_config(path)
 
     return make
