@@ -38,12 +38,14 @@ class MessageThread:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One result of a check. ``hint`` names the mending command or change."""
+    """One result of a check. ``hint`` names the mending command or change. ``item``: the part of ``text`` that says
+    what it was found of, such as a VM or a flow, where the same may be found of many."""
 
     check: str
     severity: Severity
     text: str
     hint: str | None = None
+    item: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.model import Finding, Severity
+from ovs_hotswap.wording import summary
 
 if TYPE_CHECKING:  # rich takes longer to import than `--help` may take
     from rich.console import Console
@@ -80,8 +81,8 @@ class Output:
             self.line(text)
 
     def findings(self, findings: Iterable[Finding]) -> None:
-        """The results of checks, for people."""
-        rows = [(MARKS[each.severity], each.check, each.text, each.hint or "") for each in findings]
+        """The results of checks, for people: what is found of many VMs or flows in one line."""
+        rows = [(MARKS[each.severity], each.check, each.text, each.hint or "") for each in summary(list(findings))]
         self.table(("result", "check", "finding", "hint"), rows)
 
     def error(self, error: HotswapError) -> None:

@@ -33,7 +33,8 @@ _release = click.option(
 def check(app: App, release: str) -> None:
     """Run the prechecks of an upgrade; nothing is changed. Exit code 4 if one fails.
 
-    With --json: {"findings": [{"check", "severity", "text", "hint"}], "ready"}.
+    With --json: {"findings": [{"check", "severity", "text", "hint", "item"}], "ready"}, with every
+    single one; as text what was found of many VMs or flows is a line.
 
     \b
     Example:

@@ -143,6 +143,10 @@ _ACTION_RULES = (
           "name the ports of the flood"),
     _rule(_port("in_port"), "IN_PORT sends a packet back to a VM that may be on the other instance",
           "name the port, with a flow for each port of arrival"),
+    # Which port a packet came from decides where it may not go back to: who writes that sends it back as IN_PORT does.
+    _rule(r"(?:->|pop:)(?:NXM_OF_IN_PORT|OXM_OF_IN_PORT|in_port(?:_oxm)?)\b",
+          "rewrites in_port, so that packets can go back to a VM that may be on the other instance",
+          "name the port, with a flow for each port of arrival"),
     _rule(r"(?:^|[,(])output:(?:reg\d|xxreg\d|xreg\d|NXM_|OXM_|\w+\[)",
           "outputs to a port that a register names, which cannot be copied to the peer link", _FIXED),
     _rule(r"(?:^|[,(])(?:learn\(|delete_learned)", "learn() makes flows on one instance that the other lacks",
@@ -159,12 +163,14 @@ _ACTION_RULES = (
           "limit the rate of the port: `ingress_policing_rate` or QoS"),
     _rule(r"(?:^|[,(])enqueue[:(]", "enqueue picks a queue of one port and has no form for the peer link",
           "use set_queue and output"),
+    _rule(r"(?:^|[,(])sample\(", "sample() exports packets to a collector, from both instances",
+          "sample on the ports: IPFIX of the bridge, or sFlow"),
     _rule(r"(?:^|[,(])fin_timeout\(", "fin_timeout shortens the flow's life on one instance only", "leave it out"),
 )  # fmt: skip
 
 
 def window_incapable(flow_lines: Sequence[str]) -> list[str]:
-    """Why these flows cannot run on two instances at once: one text per flow and reason, with the way out. Pure.
+    """Why these flows cannot run on two instances at once: a text ``FLOW: REASON; WAY OUT`` for each reason. Pure.
 
     In the window each output to a VM becomes an output to the VM and to the peer link, on both instances. That needs
     outputs to fixed ports, and nothing that one instance remembers and the other does not.

@@ -10,6 +10,7 @@ from ovs_hotswap.errors import HotswapError, PrecheckFailed
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.upgrade import rings
 from ovs_hotswap.upgrade.rings import Place, RingSample
+from ovs_hotswap.wording import summary
 
 MAX_REGIONS = 8  # VHOST_MEMORY_MAX_NREGIONS, DPDK lib/vhost/rte_vhost.h
 MAX_VHOST_DEVICES = 1024  # RTE_MAX_VHOST_DEVICE, DPDK lib/vhost/vhost.h
@@ -17,9 +18,10 @@ SWITCH_DESCRIPTORS = 128  # what an ovs-vswitchd with DPDK holds before its firs
 
 
 def verdict(findings: Iterable[Finding], failure: type[HotswapError] = PrecheckFailed) -> list[Finding]:
-    """The findings, for display. Raises ``failure`` listing every error, if there is one."""
+    """The findings, for display. Raises ``failure`` with the errors, if there is one: those of many VMs or flows as
+    one."""
     findings = list(findings)
-    errors = [finding for finding in findings if finding.severity is Severity.ERROR]
+    errors = summary([finding for finding in findings if finding.severity is Severity.ERROR])
     if errors:
         hints = list(dict.fromkeys(finding.hint for finding in errors if finding.hint))
         raise failure("\n".join(f"{finding.check}: {finding.text}" for finding in errors),
@@ -31,12 +33,12 @@ def _ok(check: str, text: str) -> list[Finding]:
     return [Finding(check, Severity.OK, text)]
 
 
-def _warning(check: str, text: str, hint: str | None = None) -> Finding:
-    return Finding(check, Severity.WARNING, text, hint)
+def _warning(check: str, text: str, hint: str | None = None, item: str | None = None) -> Finding:
+    return Finding(check, Severity.WARNING, text, hint, item)
 
 
-def _error(check: str, text: str, hint: str | None = None) -> Finding:
-    return Finding(check, Severity.ERROR, text, hint)
+def _error(check: str, text: str, hint: str | None = None, item: str | None = None) -> Finding:
+    return Finding(check, Severity.ERROR, text, hint, item)
 
 
 # ---------------------------------------------------------------------------------------------------------- the host
@@ -144,7 +146,7 @@ def vms_connected(vms: Iterable[VmFacts], qemu_socket: Callable[[str], str]) -> 
     vms = list(vms)
     findings = [
         _warning(name, f"VM {vm.name}: its QEMU is not there; it will find the new instance when it comes",
-                 f"look for its QEMU at {qemu_socket(vm.name)}")
+                 f"look for its QEMU at {qemu_socket(vm.name)}", f"VM {vm.name}")
         for vm in vms
         if not vm.connected
     ]  # fmt: skip
@@ -157,7 +159,7 @@ def features(vms: Iterable[VmFacts], offered: int, names: Callable[[int], Iterab
     name = "features"
     findings = [
         _error(name, f"VM {vm.name} uses {', '.join(names(missing))}, which the standby does not offer",
-               "upgrade to a release that offers it, or restart the VM with the feature off")
+               "upgrade to a release that offers it, or restart the VM with the feature off", f"VM {vm.name}")
         for vm in vms
         if vm.connected and (missing := vm.acked & ~offered)
     ]  # fmt: skip
@@ -169,7 +171,7 @@ def memory_regions(vms: Iterable[VmFacts]) -> list[Finding]:
     name = "memory regions"
     findings = [
         _error(name, f"VM {vm.name} has {vm.regions} memory regions of at most {MAX_REGIONS}: none is left for parking",
-               "take a memory device from the VM")
+               "take a memory device from the VM", f"VM {vm.name}")
         for vm in vms
         if vm.connected and vm.regions >= MAX_REGIONS
     ]  # fmt: skip
@@ -181,11 +183,12 @@ def known_vms(intent: Collection[str], broker: Collection[str]) -> list[Finding]
     name = "VMs"
     findings = [
         _error(name, f"the broker serves VM {vm}, which the overlay does not have: it would lose its port",
-               "add it to the overlay intent")
+               "add it to the overlay intent", f"VM {vm}")
         for vm in sorted(set(broker) - set(intent))
     ] + [
         _error(name, f"the overlay has VM {vm}, which the broker does not serve",
-               "`ovs-hotswap broker` reads the overlay when it starts: restart it, or take the VM out of the intent")
+               "`ovs-hotswap broker` reads the overlay when it starts: restart it, or take the VM out of the intent",
+               f"VM {vm}")
         for vm in sorted(set(intent) - set(broker))
     ]  # fmt: skip
     return findings or _ok(name, f"{len(intent)} in the overlay and in the broker")
@@ -212,13 +215,16 @@ def database(side: Side, answers: bool) -> list[Finding]:
 
 
 def window_flows(incapable: Sequence[str]) -> list[Finding]:
-    """``incapable``: the active instance's flows that cannot work on two instances at once."""
+    """``incapable``: ``FLOW: REASON; WAY OUT`` of the active instance's flows that cannot work on two instances at
+    once."""
     name = "flows"
-    findings = [
-        _error(name, f"cannot be on two instances at once: {flow}",
-               "express it without NORMAL, learn and ct; `ovs-hotswap overlay show` has a stateless form")
-        for flow in incapable
-    ]  # fmt: skip
+    findings = []
+    for text in incapable:
+        flow, _, rest = text.partition(": ")
+        reason, _, way_out = rest.rpartition("; ")
+        hint = f"{way_out or 'leave it out'}; `ovs-hotswap overlay show` has a stateless form"
+        why = f"{reason}: " if reason else ""
+        findings.append(_error(name, f"cannot be on two instances at once: {why}{flow}", hint, flow))
     return findings or _ok(name, "all work on two instances at once")
 
 
@@ -239,7 +245,8 @@ def ring_progress(
             continue
         if why := rings.fault(then, now):
             findings.append(_error(name, rings.text(now.place, why),
-                                   f"`ovs-hotswap vm show {now.vm}`; restart the VM's network device"))  # fmt: skip
+                                   f"`ovs-hotswap vm show {now.vm}`; restart the VM's network device",
+                                   rings.text(now.place, why)))  # fmt: skip
         elif then is not None and then.enabled and now.used != then.used:
             advanced += 1
         else:
@@ -252,11 +259,12 @@ def rings_before(wedged: Mapping[Place, str], unread: Collection[str]) -> list[F
     name = "rings"
     findings = [
         _warning(name, f"{rings.text(place, why)}: it stands still already, so it is not judged whether it is served",
-                 f"`ovs-hotswap vm show {place[0]}`; restart the VM's network device")
+                 f"`ovs-hotswap vm show {place[0]}`; restart the VM's network device", rings.text(place, why))
         for place, why in wedged.items()
     ] + [
         _warning(name, f"VM {vm}: its rings cannot be read, so it is not judged whether it is served",
-                 f"`ovs-hotswap vm show {vm}`; memory that is shared and sealed, such as memory-backend-memfd, can be")
+                 f"`ovs-hotswap vm show {vm}`; memory that is shared and sealed, such as memory-backend-memfd, can be",
+                 f"VM {vm}")
         for vm in unread
     ]  # fmt: skip
     return findings or _ok(name, "all that have something to send are served")
@@ -299,12 +307,12 @@ def ports(
     for port in sorted(wanted):
         facts = present.get(port)
         if facts is None:
-            findings.append(_error(name, f"{port}: not on the bridge", "`ovs-hotswap instance list`"))
+            findings.append(_error(name, f"{port}: not on the bridge", "`ovs-hotswap instance list`", port))
         elif facts.error:
-            findings.append(_error(name, f"{port}: {facts.error}", "see the instance's ovs-vswitchd.log"))
+            findings.append(_error(name, f"{port}: {facts.error}", "see the instance's ovs-vswitchd.log", port))
         elif not facts.link_up and port not in may_be_down:
             judged = _warning if port in vms else _error
-            findings.append(judged(name, f"{port}: link down", "see the instance's ovs-vswitchd.log"))
+            findings.append(judged(name, f"{port}: link down", "see the instance's ovs-vswitchd.log", port))
     return findings or _ok(name, f"{len(wanted)} up")
 
 
@@ -360,19 +368,30 @@ HARMLESS = (
 )
 
 
-def log_errors(text: str, harmless: Sequence[re.Pattern[str]] = HARMLESS) -> list[Finding]:
-    """``text``: what ovs-vswitchd logged since before the upgrade. Each different error in it is a finding."""
+_CANNOT = re.compile(r"not supported|flow control|no available \(non-isolated\) pmd thread", re.IGNORECASE)
+"""What a healthy card, or a machine with several NUMA nodes, has written about it."""
+
+
+def log_errors(text: str, ports: Collection[str] = (), harmless: Sequence[re.Pattern[str]] = HARMLESS) -> list[Finding]:
+    """``text``: what ovs-vswitchd logged since before the upgrade. Each different error in it is a finding. An error is
+    what ends the process, and what is said of one of our own ``ports``; anything else may be of a guest's making, or of
+    the machine's, and what matters of it is looked at itself."""
     name = "log"
-    counts: dict[str, int] = {}
+    ours = re.compile(rf"\b(?:{'|'.join(map(re.escape, ports))})\b") if ports else None
+    counts: dict[tuple[Callable[..., Finding], str], int] = {}
     for line in text.splitlines():
         match = _LOG_LINE.match(line)
         if match is None or match["level"] not in {"ERR", "EMER"}:
             continue
-        if not any(pattern.search(match["message"]) for pattern in harmless):
-            key = f"{match['module']}: {match['message']}"
-            counts[key] = counts.get(key, 0) + 1
+        message = match["message"]
+        if any(pattern.search(message) for pattern in harmless):
+            continue
+        about_us = ours is not None and ours.search(message) and not _CANNOT.search(message)
+        judged = _error if match["level"] == "EMER" or about_us else _warning
+        key = judged, f"{match['module']}: {message}"
+        counts[key] = counts.get(key, 0) + 1
     findings = [
-        _error(name, message + (f" ({count} times)" if count > 1 else ""), "see the instance's ovs-vswitchd.log")
-        for message, count in counts.items()
+        judged(name, message + (f" ({count} times)" if count > 1 else ""), "see the instance's ovs-vswitchd.log")
+        for (judged, message), count in counts.items()
     ]
     return findings or _ok(name, "no new error")

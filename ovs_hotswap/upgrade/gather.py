@@ -156,11 +156,12 @@ def _vms(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
     for vm in documents:
         if vm["qemu"] and (vm["owner"] != old or vm["certainty"] != "owns"):
             text = f"VM {vm['name']} is owned by {vm['owner'] or 'nobody'} ({vm['certainty']}), not by {old}"
-            found.append(Finding("owner", Severity.ERROR, text, f"`ovs-hotswap vm show {vm['name']}`"))
+            item = f"VM {vm['name']}"
+            found.append(Finding("owner", Severity.ERROR, text, f"`ovs-hotswap vm show {vm['name']}`", item))
         if (missing := vm["switches"][new]["missing"]) and offered:
             found.append(Finding("features", Severity.ERROR,
                                  f"VM {vm['name']} uses {', '.join(missing)}, which instance {new} does not offer",
-                                 "upgrade to a release that offers it"))  # fmt: skip
+                                 "upgrade to a release that offers it", f"VM {vm['name']}"))  # fmt: skip
     return found
 
 
@@ -209,7 +210,7 @@ def postcheck(host: Host, new: Side, apart_s: float, log_offset: int, known: Col
     found += checks.ports([UPLINK, VXLAN, *vms], facts, absent, vms)
     found += checks.ports_polled(refused(ports(host.control(new)), host.bridge_spec(new).ports), vms)
     found += checks.tables(host.openflow(new).diff(lines(render(host.intent, Form.FINAL))))
-    return found + checks.log_errors(log_since(host, new, log_offset))
+    return found + checks.log_errors(log_since(host, new, log_offset), [UPLINK, VXLAN])
 
 
 def log_size(host: Host, side: Side) -> int:

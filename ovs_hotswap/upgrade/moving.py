@@ -20,6 +20,7 @@ from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.plan import Run
 from ovs_hotswap.upgrade.rings import Place
 from ovs_hotswap.upgrade.turns import let_copies_come
+from ovs_hotswap.wording import some
 
 SERVED_S = 2.0  # until a ring that nobody takes from counts as one
 _AGAIN_S = 5.0  # for VMs that cannot be moved at once, such as one that restarts just then
@@ -44,7 +45,7 @@ def move_all(host: Host, to: Side, run: Run, *, back: bool = False, first: str |
             row.see_served([name for name in batch if name not in row.left])
         row.again()
         if row.left:
-            raise BrokerError("; ".join(row.left.values()))
+            raise BrokerError(some(list(row.left.values()), "; "))
     return row.moves
 
 
@@ -102,7 +103,7 @@ class _Row:
         why = baseline.why_not(host.road.vm(name), self._to)
         self.left[name] = f"VM {name} cannot be moved to {self._to}: {why}" if why else fault.message
         if self._late() and not self._repeats:  # it may be the instance after all, and each VM would take as long
-            raise BrokerError("; ".join(self.left.values())) from fault
+            raise BrokerError(some(list(self.left.values()), "; ")) from fault
         if self._end is None:
             self._end = host.system.monotonic() + self._patience
         self._run.progress(f"has to wait: {why or fault.message}", item=name)
@@ -132,7 +133,7 @@ class _Row:
             return
         waiting = unserved()
         if self._back:
-            self._run.warn(f"instance {to} does not take what the guest sends of VM {', '.join(waiting)}")
+            self._run.warn(f"instance {to} does not take what the guest sends of VM {some(waiting)}")
             return
         suspects = [sample.place for sample in read(host, waiting) if sample.transmits and sample.outstanding]
         tell_apart(host, to, self._run, suspects)
@@ -174,7 +175,7 @@ def tell_apart(host: Host, to: Side, run: Run, suspects: Collection[Place]) -> N
         row.move(names)
     served = _served_there(host, before) if not row.left else []
     if row.left or served:
-        fault = f"instance {to} does not take what the guest sends of VM {', '.join(sorted(row.left) or served)}"
+        fault = f"instance {to} does not take what the guest sends of VM {some(sorted(row.left) or served)}"
         raise SwitchError("; ".join([f"{fault}, instance {to.other} does" if served else fault, *row.left.values()]))
     faults = {place: rings.fault(sample, sample) for place, sample in before.items()}
     for place, why in faults.items():
@@ -184,7 +185,7 @@ def tell_apart(host: Host, to: Side, run: Run, suspects: Collection[Place]) -> N
         row.move(names)
         row.again()
         if row.left:
-            raise BrokerError("; ".join(row.left.values()))
+            raise BrokerError(some(list(row.left.values()), "; "))
 
 
 def _served_there(host: Host, before: Mapping[Place, rings.RingSample]) -> list[str]:

@@ -14,6 +14,7 @@ from ovs_hotswap.upgrade.plan import Run, Step
 from ovs_hotswap.upgrade.rings import Patience, Place
 from ovs_hotswap.upgrade.standby import Document, newcomers, owned
 from ovs_hotswap.upgrade.turns import comes_round
+from ovs_hotswap.wording import some
 
 _SAMPLE_S = 0.2
 _SETTLE_S = 5.0  # for a VM that is on its way: its QEMU has come again, or its switch has
@@ -112,8 +113,8 @@ def _stray(vm: Document, context: Upgrade) -> bool:
 
 
 def _text(context: Upgrade, strays: dict[str, str]) -> str:
-    return "; ".join(f"instance {context.new} does not serve VM {name}{f': {why}' if why else ''}"
-                     for name, why in strays.items())  # fmt: skip
+    return some([f"instance {context.new} does not serve VM {name}{f': {why}' if why else ''}"
+                 for name, why in strays.items()], "; ")  # fmt: skip
 
 
 def see_served(context: Upgrade, run: Run) -> None:

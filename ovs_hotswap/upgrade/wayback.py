@@ -11,6 +11,7 @@ from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.moving import move_all
 from ovs_hotswap.upgrade.plan import Run
 from ovs_hotswap.upgrade.standby import Document, owned
+from ovs_hotswap.wording import some
 
 _CONFIRM_S = 1.0  # for a switch that is slow, not hung
 _POLL_S = 0.02
@@ -90,12 +91,12 @@ def _patiently(context: Upgrade, run: Run, lacks: str, well: Callable[[Document]
         amiss = [vm for vm in vms if not well(vm)]
         if not amiss:
             return
-        names = ", ".join(vm["name"] for vm in amiss)
+        names = some([vm["name"] for vm in amiss])
         if host.system.monotonic() >= end:
             break
         host.system.sleep(_POLL_S)
     pid = host.instances[old].pid()
     if len(amiss) == len(vms) or pid is None or host.system.stopped(pid):
         raise SwitchError(f"instance {old} {lacks} VM {names} after {_RETURNED_S:g} s")
-    why = "; ".join(f"VM {vm['name']}: {vm['last_error']}" for vm in amiss if vm.get("last_error"))
+    why = some([f"VM {vm['name']}: {vm['last_error']}" for vm in amiss if vm.get("last_error")], "; ")
     run.warn(f"instance {old} {lacks} VM {names}{f' ({why})' if why else ''}")

@@ -121,9 +121,10 @@ def test_database() -> None:
 
 def test_window_flows() -> None:
     assert severities(checks.window_flows([])) == [OK]
-    findings = checks.window_flows(["table=0 actions=NORMAL", "table=1 actions=learn(...)"])
+    findings = checks.window_flows(["table=0 actions=NORMAL: NORMAL learns; name it", "table=1 actions=learn(...)"])
     assert severities(findings) == [ERROR, ERROR]
-    assert "actions=NORMAL" in findings[0].text
+    assert findings[0].text == "cannot be on two instances at once: NORMAL learns: table=0 actions=NORMAL"
+    assert str(findings[0].hint).startswith("name it; ")
 
 
 def ring(avail: int, used: int, *, number: int = 1, enabled: bool = True, size: int = 256) -> RingSample:
@@ -196,15 +197,34 @@ LOG = """\
 torn lin"""
 
 
+OURS = ["uplink", "vxlan"]
+
+
 def test_log_errors() -> None:
-    findings = checks.log_errors(LOG)
+    findings = checks.log_errors(LOG, OURS)
     assert [finding.text for finding in findings] == [
         "netdev_dpdk(vhost-events): No memory for mempool (2 times)",
         "util: assertion x|y failed",
     ]
-    assert severities(findings) == [ERROR, ERROR]
-    assert severities(checks.log_errors(LOG.split("\n2025-01-01T00:00:00.003Z")[0])) == [OK]
-    assert severities(checks.log_errors("")) == [OK]
+    assert severities(findings) == [WARNING, ERROR]
+    assert severities(checks.log_errors(LOG.split("\n2025-01-01T00:00:00.003Z")[0], OURS)) == [OK]
+    assert severities(checks.log_errors("", OURS)) == [OK]
+
+
+@pytest.mark.parametrize(
+    ("line", "severity"),
+    [
+        ("netdev_dpdk|ERR|Interface uplink MTU (9000) setup error: Invalid argument", ERROR),
+        ("netdev_dpdk|ERR|Failed to get flow control parameters on uplink (Operation not supported)", WARNING),
+        ("ofproto_dpif_xlate(pmd-c02/id:9)|ERR|over max translation depth 64 on bridge br0", WARNING),
+        ("dpdk(vhost-events)|ERR|VHOST_CONFIG: (/run/vm4.sock) failed to set owner", WARNING),
+        ("dpdk|ERR|iavf_execute_vf_cmd(): No response for cmd 28", WARNING),
+        ("dpif_netdev(pmd-c02/id:9)|ERR|There's no available (non-isolated) pmd thread on numa node 1.", WARNING),
+        ("util|EMER|assertion failed", ERROR),
+    ],
+)
+def test_only_what_is_said_of_our_own_ports_is_an_error(line: str, severity: Severity) -> None:
+    assert severities(checks.log_errors(f"2026-01-01T00:00:00.000Z|00012|{line}", OURS)) == [severity]
 
 
 def test_a_broker_that_died_or_hung_up_is_no_error_of_the_switch() -> None:
@@ -215,7 +235,7 @@ def test_a_broker_that_died_or_hung_up_is_no_error_of_the_switch() -> None:
         "(/run/vm1.sock) sendmsg error on fd 48 (Broken pipe)",
     )
     text = "\n".join(f"2025-01-01T00:00:00.001Z|00001|dpdk(vhost-events)|ERR|VHOST_CONFIG: {line}" for line in lines)
-    assert severities(checks.log_errors(text)) == [OK]
+    assert severities(checks.log_errors(text, OURS)) == [OK]
 
 
 def test_a_port_that_the_datapath_lacks_passes_nothing() -> None:

@@ -307,7 +307,7 @@ def test_human_output_and_documents_exclude_each_other() -> None:
             assert json.loads(out.getvalue()) == {
                 "side": "a",
                 "path": "/x",
-                "finding": {"check": "c", "severity": "ok", "text": "t", "hint": None},
+                "finding": {"check": "c", "severity": "ok", "text": "t", "hint": None, "item": None},
                 "set": [1, 2],
             }
         else:

@@ -1,0 +1,63 @@
+"""Many things told in a line. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ovs_hotswap.model import Finding, Severity
+
+SHOWN = 3  # examples of what many have in common
+_LONGEST = 120  # characters of an example
+_ALIKE = 8  # findings of one check that have nothing in common but the check
+
+
+def some(items: Sequence[str], apart: str = ", ") -> str:
+    """The items, or a few of them and how many more there are."""
+    if len(items) <= SHOWN + 1:
+        return apart.join(items)
+    return f"{apart.join(items[:SHOWN])} and {len(items) - SHOWN} more"
+
+
+def short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
+
+
+def summary(findings: Sequence[Finding]) -> list[Finding]:
+    """Findings as people can read them, where they were found: those that say the same of many things as one, with how
+    many and some examples."""
+    groups: dict[tuple[str, Severity, str], list[Finding]] = {}
+    for finding in findings:
+        same = finding.text.replace(finding.item, "\0") if finding.item else finding.text
+        groups.setdefault((finding.check, finding.severity, same), []).append(finding)
+    found: list[Finding] = []
+    for group in groups.values():
+        found += [_one(group)] if len(group) > SHOWN else [_cut(each) for each in group]
+    return _capped(found)
+
+
+def _cut(finding: Finding) -> Finding:
+    return replace(finding, text=finding.text.replace(finding.item, short(finding.item))) if finding.item else finding
+
+
+def _one(group: Sequence[Finding]) -> Finding:
+    first = _cut(group[0])
+    if first.item is None:
+        return replace(first, text=f"{first.text} ({len(group)} times)")
+    others = some([short(each.item or "") for each in group[1:]], "; ")
+    return replace(first, text=f"{len(group)} times: {first.text}; also of {others}")
+
+
+def _capped(findings: Sequence[Finding]) -> list[Finding]:
+    counts: dict[tuple[str, Severity], int] = {}
+    found = []
+    for finding in findings:
+        key = finding.check, finding.severity
+        counts[key] = counts.get(key, 0) + 1
+        if counts[key] <= _ALIKE:
+            found.append(finding)
+    return found + [
+        Finding(check, severity, f"and {count - _ALIKE} more", "`ovs-hotswap --json check` lists all")
+        for (check, severity), count in counts.items()
+        if count > _ALIKE
+    ]
