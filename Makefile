@@ -68,9 +68,10 @@ packages-qemu: packages-setup
 packages-check: packages-setup ## build them twice, and compare the bytes (root)
 	$(BIN)/python -m tools.packages --check $(ONLY)
 
-fuzz: venv ## a million inputs for everything that reads what a QEMU says
+fuzz: venv ## a million inputs for everything that reads what a QEMU says, and 2 000 lives of a random front end
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action ignore -e '.[fuzz]'
 	$(BIN)/python -m tests.fuzz.session -runs=1000000 -max_len=2048 -print_final_stats=1 tests/fuzz/corpus
+	OVS_HOTSWAP_EXAMPLES=2000 $(BIN)/python -m pytest -q tests/unit/test_front_end.py
 
 lint: venv ## ruff and mypy
 	$(BIN)/ruff check .

@@ -93,6 +93,7 @@ class Port:
         self.status = 0
         self.running = False
         self.rarps = 0
+        self.refused: str | None = None  # why it hung up last, if that was on something it was told
         self.fences = -1  # so many more fences are answered before this process sends itself ``signal``; -1: all
         self.signal = 0
         self.arrived: deque[bytes] = deque()  # frames for the VM, with their headers
@@ -134,7 +135,8 @@ class Port:
                 if frame is None:
                     return
                 self._handle(frame)
-            except (OSError, ProtocolError, EOFError):
+            except (OSError, ProtocolError, EOFError) as error:
+                self.refused = str(error) if isinstance(error, ProtocolError) else self.refused
                 self.hang_up()
                 return
 
@@ -220,6 +222,11 @@ class Port:
         self.rarps += 1
 
     def _on_set_mem_table(self, body: wire.MemoryTable, kept: set[int]) -> None:
+        """As ``vhost_user_set_mem_table``: a table like the one before is not mapped, and nothing translated again."""
+        layouts = [[(region.guest_address, region.size, region.user_address) for region in regions]
+                   for regions in (body.regions, [mapped.region for mapped in self.memory])]  # fmt: skip
+        if layouts[0] == layouts[1]:
+            return
         again = [ring for ring in self.rings if ring.view is not None]
         for ring in again:
             self._invalidate(ring)

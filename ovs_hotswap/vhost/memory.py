@@ -65,7 +65,7 @@ def taken(state: GuestState) -> dict[int, int | None]:
 
 
 def _transmit(state: GuestState) -> Iterator[tuple[int, Ring]]:
-    return ((index, state.rings[index]) for index in state.started if index % 2 and state.rings[index].enabled)
+    return ((index, state.rings[index]) for index in state.started if index % 2 and state.enabled(index))
 
 
 def _index(regions: Sequence[Region], start: int) -> int | None:

@@ -56,11 +56,14 @@ def scratch_region(descriptor: Descriptor) -> Region:
 
 @dataclass(frozen=True, slots=True)
 class ToldRing:
+    """``life``: of the ring in the record, when the back end was told of its start."""
+
     size: int | None = None
     address: RingAddress | None = None
     kick: tuple[bool, int] = (False, -1)
     call: tuple[bool, int] = (False, -1)
     enabled: bool | None = None
+    life: int = 0
 
     @property
     def started(self) -> bool:
@@ -144,10 +147,10 @@ def reconcile(
     """Messages that bring a back end from ``told`` to what its role entitles it to, and what it has heard after them.
 
     ``base(index)`` is where the back end is to begin with a ring of the guest's that starts now. A ring that QEMU has
-    stopped is stopped. Stops come first; all of a ring's parameters come before its enable, since DPDK calls
-    ``new_device`` at the first enabled pair (``virtio_is_ready``) and OVS counts the rings at that moment. Everything
-    else of all rings comes before the first kick: to DPDK 17.11 a device is ready when those rings are that it has
-    heard of, enabled or not.
+    stopped, or described anew, is stopped. Stops come first; all of a ring's parameters come before its enable, since
+    DPDK calls ``new_device`` at the first enabled pair (``virtio_is_ready``) and OVS counts the rings at that moment.
+    Everything else of all rings comes before the first kick: to DPDK 17.11 a device is ready when those rings are that
+    it has heard of, enabled or not.
     """
     script = _Script(told)
     if role is Role.IDLE:
@@ -157,7 +160,7 @@ def reconcile(
         return script.out, script.told
     for index, heard in enumerate(told.rings):
         ring = state.ring(index)
-        if heard.started and (not ring.started or ring.size != heard.size):
+        if heard.started and (not ring.started or (ring.size, ring.life) != (heard.size, heard.life)):
             _stop(script, index)
     _device(script, state, offer)
     _memory_and_log(script, state, scratch, offer)
@@ -188,8 +191,9 @@ def _stop(script: _Script, index: int) -> None:
 
 def _device(script: _Script, state: GuestState, offer: Offer) -> None:
     told = script.told
-    if state.protocol_features is not None:
-        bits = state.protocol_features & offer.protocol_features
+    if state.protocol_features is not None or (state.features is not None and told.protocol_features):
+        # It may have heard those of a QEMU that left before its guest's driver came, on this connection.
+        bits = (state.protocol_features or 0) & offer.protocol_features
         if bits != told.protocol_features:
             script.out.append(Out(wire.build_number(Request.SET_PROTOCOL_FEATURES, bits)))
             told = replace(told, protocol_features=bits)
@@ -226,7 +230,7 @@ def _place_and_call(script: _Script, index: int, ring: Ring, role: Role, base: C
         start = base(index) if role is Role.OWNER else 0
         script.out.append(Out(wire.build_ring_value(Request.SET_VRING_NUM, index, ring.size)))
         script.out.append(Out(wire.build_ring_value(Request.SET_VRING_BASE, index, start)))
-        heard = replace(heard, size=ring.size)
+        heard = replace(heard, size=ring.size, life=ring.life)
     waits_already = role is Role.PARKED and waits(heard.address)  # perhaps on a capture ring, which the mover minds
     if ring.started and not waits_already and (wanted := place(ring, role)) != heard.address:
         script.out.append(Out(wire.build_ring_address(index, wanted)))
@@ -277,5 +281,5 @@ def moved(told: Told, places: Mapping[int, RingAddress]) -> Told:
     rings = list(told.rings)
     for index, at in places.items():
         ring = rings[index]
-        rings[index] = ToldRing(ring.size, at, ring.kick, ring.call, ring.enabled)
+        rings[index] = ToldRing(ring.size, at, ring.kick, ring.call, ring.enabled, ring.life)
     return replace(told, rings=tuple(rings))

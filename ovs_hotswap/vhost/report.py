@@ -70,7 +70,7 @@ def _ring(vm: Vm, index: int, *, read: bool) -> dict[str, Any]:
         "index": index,
         "size": ring.size,
         "started": ring.started,
-        "enabled": bool(ring.enabled),
+        "enabled": vm.state.enabled(index),
         "available": seen.available,
         "used": seen.used,
     }

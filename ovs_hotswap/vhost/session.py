@@ -55,18 +55,57 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """One ring as QEMU described it. ``kick`` said means started (spec, *Ring states*)."""
+    """One ring as QEMU described it. ``kick`` said means started (spec, *Ring states*).
+
+    ``base`` is where a back end is to begin, ``None``: where the used index in the guest's memory is. ``life`` counts
+    how often the ring was stopped, by GET_VRING_BASE or because it was described anew while it was started; a back end
+    that serves an earlier life stops the ring and begins anew. ``anew``: it was described anew, and neither kicked nor
+    enabled since.
+    """
 
     size: int | None = None
     address: RingAddress | None = None
-    base: int = 0
+    base: int | None = 0
     kick: Line = Line()
     call: Line = Line()
     enabled: bool | None = None
+    life: int = 0
+    anew: bool = False
 
     @property
     def started(self) -> bool:
         return self.kick.said and self.size is not None and self.address is not None
+
+    @property
+    def stopped(self) -> Ring:
+        """The ring after its front end has stopped it."""
+        return Ring(base=None, enabled=self.enabled, life=self.life + 1)
+
+    @property
+    def again(self) -> Ring:
+        """The ring begun anew: where its front end has said, if that has just described it, else where it stands."""
+        return replace(self, base=self.base if self.anew else None, life=self.life + 1)
+
+    def described(
+        self, *, size: int | None = None, address: RingAddress | None = None, base: int | None = None
+    ) -> Ring:
+        """The ring with a part of its description.
+
+        A started ring need not be stopped with GET_VRING_BASE before it is described again (Cloud Hypervisor resets a
+        device without it): whoever serves it has to stop, or goes on at an index that the new ring does not have. Only
+        another place or log of the ring is no new life: QEMU sends that while the ring runs, when a migration starts.
+        """
+        elsewhere = address is not None and address != self.address
+        same = self.anew and size in (None, self.size) and base in (None, self.base)
+        ring = self if not self.started or elsewhere or same else replace(self.again, anew=True)
+        return replace(ring, size=size or ring.size, address=address or ring.address,
+                       base=ring.base if base is None else base)  # fmt: skip
+
+    def kicked(self, kick: Line, *, runs: bool) -> Ring:
+        """The ring with its kick. One that is started and does not run, because it is disabled or the device was reset,
+        begins anew with it."""
+        ring = self.again if self.started and not self.anew and not runs else self
+        return replace(ring, kick=kick, anew=False)
 
 
 @dataclass(frozen=True)
@@ -89,6 +128,12 @@ class GuestState:
 
     def ring(self, index: int) -> Ring:
         return self.rings[index] if index < len(self.rings) else Ring()
+
+    def enabled(self, index: int) -> bool:
+        """Whether a back end processes the ring once it is started. Without PROTOCOL_FEATURES there is no message for
+        it, and a ring is enabled from its start (spec, *Ring states*)."""
+        said = self.ring(index).enabled
+        return not (self.features or 0) >> wire.Feature.PROTOCOL_FEATURES & 1 if said is None else said
 
     def with_ring(self, index: int, ring: Ring) -> GuestState:
         rings = list(self.rings) + [Ring()] * (index + 1 - len(self.rings))
@@ -177,7 +222,11 @@ def _features(state: GuestState, message: wire.Message, offer: Offer) -> Receive
     # LOG_ALL is acknowledged when a migration starts, whether or not QEMU passes it on to the guest.
     if extra := value & ~(offer.features | 1 << wire.Feature.LOG_ALL):
         raise ProtocolError(f"SET_FEATURES: not offered: {', '.join(wire.feature_names(extra))}")
-    return Received(replace(state, features=value))
+    rings = state.rings
+    if ((state.features or 0) ^ value) & ~(1 << wire.Feature.LOG_ALL):
+        # A running device takes no other features (DPDK's ``vhost_user_set_features``): its rings begin anew.
+        rings = tuple(ring.again if ring.started else ring for ring in rings)
+    return Received(replace(state, features=value, rings=rings))
 
 
 def _protocol_features(state: GuestState, message: wire.Message, offer: Offer) -> Received:
@@ -192,10 +241,11 @@ def _owner(state: GuestState, _: wire.Message, offer: Offer) -> Received:
 
 
 def _reset_owner(state: GuestState, _: wire.Message, offer: Offer) -> Received:
-    """Deprecated (spec, RESET_OWNER): QEMU uses it to stop every ring."""
+    """Deprecated (spec, RESET_OWNER): stops and disables every ring."""
     lines = [line for ring in state.rings for line in (ring.kick, ring.call)]
     surplus = tuple(line.descriptor for line in lines if line.descriptor is not None)
-    return Received(replace(state, owned=False, rings=tuple(Ring() for _ in state.rings)), surplus=surplus)
+    rings = tuple(replace(ring.stopped, enabled=None if ring.enabled is None else False) for ring in state.rings)
+    return Received(replace(state, owned=False, rings=rings), surplus=surplus)
 
 
 def _memory(state: GuestState, message: wire.Message, offer: Offer) -> Received:
@@ -210,19 +260,20 @@ def _memory(state: GuestState, message: wire.Message, offer: Offer) -> Received:
 def _ring_size(state: GuestState, message: wire.Message, offer: Offer) -> Received:
     assert isinstance(message.body, wire.RingValue)
     index, value = message.body.index, message.body.value
-    return Received(state.with_ring(index, replace(state.ring(index), size=value)))
+    return Received(state.with_ring(index, state.ring(index).described(size=value)))
 
 
 def _ring_base(state: GuestState, message: wire.Message, offer: Offer) -> Received:
     assert isinstance(message.body, wire.RingValue)
     index, value = message.body.index, message.body.value
-    return Received(state.with_ring(index, replace(state.ring(index), base=value)))
+    return Received(state.with_ring(index, state.ring(index).described(base=value)))
 
 
 def _ring_enable(state: GuestState, message: wire.Message, offer: Offer) -> Received:
     assert isinstance(message.body, wire.RingValue)
-    index, value = message.body.index, message.body.value
-    return Received(state.with_ring(index, replace(state.ring(index), enabled=bool(value))))
+    index, enabled = message.body.index, bool(message.body.value)
+    ring = state.ring(index)
+    return Received(state.with_ring(index, replace(ring, enabled=enabled, anew=ring.anew and not enabled)))
 
 
 def ring_parts(size: int) -> tuple[int, int, int]:
@@ -243,7 +294,7 @@ def _ring_address(state: GuestState, message: wire.Message, offer: Offer) -> Rec
     ):
         if not any(region.holds(start, length) for region in state.memory):
             raise ProtocolError(f"SET_VRING_ADDR: {part} of ring {index} at {start:#x} is not in shared memory")
-    return Received(state.with_ring(index, replace(ring, address=at)))
+    return Received(state.with_ring(index, ring.described(address=at)))
 
 
 def _ring_kick(state: GuestState, message: wire.Message, offer: Offer) -> Received:
@@ -253,7 +304,8 @@ def _ring_kick(state: GuestState, message: wire.Message, offer: Offer) -> Receiv
     if old.size is None or old.address is None:
         raise ProtocolError(f"SET_VRING_KICK: ring {index} has no size or address yet")
     surplus = () if old.kick.descriptor is None else (old.kick.descriptor,)
-    return Received(state.with_ring(index, replace(old, kick=new)), surplus=surplus)
+    runs = state.enabled(index) and state.status != 0
+    return Received(state.with_ring(index, old.kicked(new, runs=runs)), surplus=surplus)
 
 
 def _ring_call(state: GuestState, message: wire.Message, offer: Offer) -> Received:
@@ -275,8 +327,9 @@ def _ring_stop(state: GuestState, message: wire.Message, offer: Offer) -> Receiv
     index = message.body.index
     ring = state.ring(index)
     surplus = tuple(line.descriptor for line in (ring.kick, ring.call) if line.descriptor is not None)
-    stopped = Ring(enabled=ring.enabled)
-    return Received(state.with_ring(index, stopped), Answer.BASE, index=index, value=ring.base, surplus=surplus)
+    return Received(
+        state.with_ring(index, ring.stopped), Answer.BASE, index=index, value=ring.base or 0, surplus=surplus
+    )
 
 
 def _status(state: GuestState, message: wire.Message, offer: Offer) -> Received:

@@ -21,6 +21,7 @@ from ovs_hotswap.vhost.delays import Delays
 from ovs_hotswap.vhost.handover import Swap
 from ovs_hotswap.vhost.link import Link
 from ovs_hotswap.vhost.memory import indices, make_safe
+from ovs_hotswap.vhost.owed import Answers
 from ovs_hotswap.vhost.ownership import Certainty, Ownership, Proof
 from ovs_hotswap.vhost.processes import Processes
 from ovs_hotswap.vhost.replay import Role, reconcile, reparked, scratch_region, waits, why_not_parked
@@ -73,8 +74,7 @@ class Vm:
         self._processes = processes
         self.scratch = scratch
         self._scratch = scratch_region(scratch)
-        self._owed: Callable[[], None] | None = None
-        self._owed_ring: int | None = None
+        self.answers = Answers(self, loop)
         self.cut_pid = 0
         self.withdrawn = False  # its rings are given to nobody any more
         self.touched: Callable[[], None] = lambda: None  # called before anything changes
@@ -143,10 +143,10 @@ class Vm:
         self._loop.remove_writer(link.channel.fileno())
         link.close()
         self.note(f"switch {side}: {reason}")
+        self.answers.dropped(link)
         if self.ownership.holder is side:
             self.ownership = self.ownership.cut(side)
             self.cut_pid = link.pid
-            self._pay()
             if self._processes.ended(link.pid):
                 self.process_ended(link.pid)
             self._processes.doubt(link.pid)
@@ -185,9 +185,8 @@ class Vm:
             return Role.IDLE
         if self.ownership.holder is side and self.ownership.certainty in (Certainty.OWNS, Certainty.TAKING):
             return Role.OWNER
-        if self.ownership.holder is side or (side in self.park_wanted and why_not_parked(self.state) is None):
-            return Role.PARKED
-        return Role.IDLE
+        parks = self.ownership.holder is side or side in self.park_wanted
+        return Role.PARKED if parks and why_not_parked(self.state) is None else Role.IDLE
 
     def assign(self) -> None:
         """Give rings that nobody holds to a back end that can serve them: the home side's, one that is to be kept
@@ -233,12 +232,19 @@ class Vm:
 
         def base(index: int) -> int:
             ring = self.state.ring(index)
-            used = indices(self.state.memory, ring).used if replaying else None
-            return ring.base if used is None else used
+            used = indices(self.state.memory, ring).used if replaying or ring.base is None else None
+            return ring.base or 0 if used is None else used
 
         script, told = reconcile(link.told, self.state, self.role(side), self._scratch, link.offer, base)
-        if script:
-            self.guarded(link, lambda: link.apply(script, told, lambda index, value: self._stopped(side, index, value)))
+        if not script:
+            return
+        owed, before = self.answers.owed, link.told
+
+        def stopped(index: int, value: int) -> None:
+            if owed is not None and (owed.link, owed.ring) == (link, index):
+                self.answers.pay(owed, None if waits(before.ring(index).address) else value)
+
+        self.guarded(link, lambda: link.apply(script, told, stopped))
 
     def repark(self, side: Side) -> None:
         """Have a parked back end wait on the empty ring alone."""
@@ -267,7 +273,7 @@ class Vm:
     @property
     def waiting(self) -> bool:
         """Whether QEMU waits for an answer."""
-        return self._owed is not None
+        return self.answers.owed is not None
 
     @property
     def wants_qemu(self) -> bool:
@@ -283,14 +289,19 @@ class Vm:
         self.qemu = Channel(connection)
         self.touched()
         self.offered = replace(offered, features=offered.features & ~self._withheld)
-        self._loop.add_reader(connection.fileno(), self._read_qemu)
+        self.read_qemu()
         log.info("vm %s: QEMU connected, process %d", self.name, self.qemu.peer_pid)
         self.assign()
+
+    def read_qemu(self) -> None:
+        """Take what QEMU sends (again)."""
+        if self.qemu is not None:
+            self._loop.add_reader(self.qemu.fileno(), self._read_qemu)
 
     def _read_qemu(self) -> None:
         self.touched()
         for _ in range(_FRAMES_PER_TURN):
-            if self.qemu is None or self._owed is not None:
+            if self.qemu is None or self.waiting:
                 return
             try:
                 frame = self.qemu.receive()
@@ -329,66 +340,21 @@ class Vm:
 
     def _answer(self, message: wire.Message, got: Received, before: GuestState) -> None:
         if got.answer is Answer.NOW:
-            self._reply(message.request, wire.U64.pack(got.value))
+            self.reply(message.request, wire.U64.pack(got.value))
         elif got.answer is Answer.BASE:
-            self._owe_base(got, before)
+            self.answers.base(got, before)
         elif got.answer is Answer.SETTLED:
-            self._owe_settled(message)
+            self.answers.settled(message)
         elif got.answer is Answer.RARP:
             self._pass_rarp(got.value)
             if message.need_reply:
-                self._owe_settled(message)
+                self.answers.settled(message)
 
-    def _reply(self, request: Request, payload: bytes) -> None:
+    def reply(self, request: Request, payload: bytes) -> None:
         if self.qemu is not None:
             self.qemu.send(wire.reply(request, payload))
             if self.qemu.backlog:
                 raise ProtocolError("it does not read its answers")
-
-    def _owe_base(self, got: Received, before: GuestState) -> None:
-        """The owner's base if it runs the ring, else what guest memory says. Called before the owner is told."""
-        used = indices(before.memory, before.ring(got.index)).used
-        self._owe(lambda: self._reply_base(got.index, got.value if used is None else used), got.index)
-        owner = self.owner()
-        if owner is None or not owner.told.ring(got.index).started:
-            self._pay()
-
-    def _reply_base(self, index: int, base: int) -> None:
-        self._reply(Request.GET_VRING_BASE, wire.VRING_STATE.pack(index, base))
-
-    def _stopped(self, side: Side, index: int, base: int) -> None:
-        if self._owed is not None and self._owed_ring == index and self.ownership.holder is side:
-            self._owed = lambda: self._reply_base(index, base)
-            self._pay()
-
-    def _owe_settled(self, message: wire.Message) -> None:
-        payload = b"" if message.request is Request.SET_LOG_BASE else wire.U64.pack(0)
-        self._owe(lambda: self._reply(message.request, payload))
-        self._loop.call_soon(self._settle)
-
-    def _settle(self) -> None:
-        owner = self.owner()
-        if owner is None:
-            self._pay()
-        else:
-            self.guarded(owner, lambda: owner.fence(self._pay))
-
-    def _owe(self, pay: Callable[[], None], ring: int | None = None) -> None:
-        """QEMU waits for an answer: read nothing more from it until ``pay`` has run. ``ring``: whose base it is."""
-        assert self.qemu is not None
-        self._owed, self._owed_ring = pay, ring
-        self._loop.remove_reader(self.qemu.fileno())
-
-    def _pay(self) -> None:
-        pay, self._owed = self._owed, None
-        if pay is None or self.qemu is None:
-            return
-        try:
-            pay()
-        except (OSError, ProtocolError) as error:
-            self.drop_qemu(f"QEMU: {error}")
-            return
-        self._loop.add_reader(self.qemu.fileno(), self._read_qemu)
 
     def _pass_rarp(self, mac: int) -> None:
         owner = self.owner()
@@ -407,7 +373,7 @@ class Vm:
         self.note(reason)
         self._loop.remove_reader(self.qemu.fileno())
         self.qemu.close()
-        self.qemu, self.offered, self._owed = None, None, None
+        self.qemu, self.offered, self.answers.owed = None, None, None
         self.touched()
         close_all(self.state.descriptors())
         self.state = GuestState()
@@ -445,6 +411,7 @@ class Vm:
         if self.ownership == Ownership(side, Certainty.LETTING_GO):
             self.ownership = self.ownership.released(side, Proof.FENCE)
             self.assign()
+            self.answers.let_go(self.links.get(side))
 
     def calls(self) -> list[int]:
         lines = [self.state.rings[index].call.descriptor for index in self.state.started]
@@ -482,8 +449,8 @@ class Vm:
         """Take from everybody (again)."""
         for link in self.links.values():
             self._loop.add_reader(link.channel.fileno(), self._read_link, link)
-        if self.qemu is not None and not self.waiting:
-            self._loop.add_reader(self.qemu.fileno(), self._read_qemu)
+        if not self.waiting:
+            self.read_qemu()
 
     def close(self) -> None:
         """Hang up on everybody."""

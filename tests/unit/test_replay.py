@@ -31,7 +31,7 @@ from ovs_hotswap.vhost.replay import (
 )
 from ovs_hotswap.vhost.session import GuestState, Offer, receive, ring_parts
 from ovs_hotswap.vhost.wire import Message, ProtocolFeature, Request, RingAddress
-from tests.unit.vhost_frames import OFFER, FakeDescriptor, booted, guest_messages, told
+from tests.unit.vhost_frames import OFFER, FakeDescriptor, address, booted, fakes, guest_messages, told
 
 SCRATCH = scratch_region(FakeDescriptor())
 BASE = 4321  # where a new owner is to begin, as read from guest memory
@@ -328,6 +328,66 @@ def test_other_size_restarts_the_ring() -> None:
     smaller = told(state, wire.build_ring_value(Request.SET_VRING_NUM, 0, 64)).state
     out, _ = reconcile(heard, smaller, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
     assert requests(out)[:3] == [Request.GET_VRING_BASE, Request.SET_VRING_NUM, Request.SET_VRING_BASE]
+
+
+def described_again(state: GuestState, request: Request) -> GuestState:
+    data = {
+        Request.SET_VRING_NUM: wire.build_ring_value(request, 1, 256),
+        Request.SET_VRING_BASE: wire.build_ring_value(request, 1, 0),
+        Request.SET_VRING_ADDR: wire.build_ring_address(1, address(1)),
+        Request.SET_VRING_KICK: wire.build_ring_descriptor(request, 1, present=True),
+    }[request]
+    return told(state, data, fakes(request is Request.SET_VRING_KICK)).state
+
+
+@pytest.mark.parametrize("role", [Role.PARKED, Role.OWNER])
+@pytest.mark.parametrize("request_", [Request.SET_VRING_NUM, Request.SET_VRING_BASE, Request.SET_VRING_ADDR,
+                                      Request.SET_VRING_KICK])  # fmt: skip
+def test_a_started_ring_that_is_described_again_is_stopped_first(role: Role, request_: Request) -> None:
+    """Here a disabled one, with what was said before, as a front end does that never sends GET_VRING_BASE."""
+    state = told(booted(2), wire.build_ring_value(Request.SET_VRING_ENABLE, 1, 0)).state
+    _, heard = reconcile(Told(), state, role, SCRATCH, OFFER, lambda index: 9)
+    again = described_again(state, request_)
+    out, heard = reconcile(heard, again, role, SCRATCH, OFFER, lambda index: 9)
+    assert [ring_of(one) for one in out[1:]] == [1] * (len(out) - 1)
+    assert requests(out) == [
+        Request.GET_VRING_BASE, Request.SET_VRING_NUM, Request.SET_VRING_BASE, Request.SET_VRING_ADDR,
+        Request.SET_VRING_CALL, Request.SET_VRING_KICK,
+    ]  # fmt: skip
+    assert again.rings[1].base == (0 if request_ is Request.SET_VRING_BASE else None)
+    assert reconcile(heard, again, role, SCRATCH, OFFER, lambda index: 9)[0] == []
+
+
+def test_a_whole_new_description_stops_a_ring_no_oftener_than_its_base_changes() -> None:
+    state = booted(2)
+    lives = []
+    for request in (Request.SET_VRING_NUM, Request.SET_VRING_ADDR, Request.SET_VRING_BASE, Request.SET_VRING_KICK):
+        state = described_again(state, request)
+        lives.append(state.rings[1].life)
+    assert lives == [1, 1, 2, 2]
+    assert state.rings[1].base == 0
+
+
+def test_a_log_for_a_running_ring_does_not_stop_it() -> None:
+    """QEMU says the addresses again with the log flag when a migration starts."""
+    state = booted(2)
+    _, heard = reconcile(Told(), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
+    for data in (
+        wire.build_number(Request.SET_FEATURES, OFFER.features ^ 1 << wire.Feature.LOG_ALL),
+        wire.build_ring_address(0, replace(address(0), flags=1, log=64)),
+    ):
+        state = told(state, data).state
+    out, _ = reconcile(heard, state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
+    assert requests(out) == [Request.SET_FEATURES, Request.SET_VRING_ADDR]
+
+
+def test_other_features_stop_a_running_device_first() -> None:
+    """DPDK refuses them otherwise, and hangs up (``vhost_user_set_features``)."""
+    state = booted(2)
+    _, heard = reconcile(Told(), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
+    state = told(state, wire.build_number(Request.SET_FEATURES, OFFER.features & ~1)).state
+    out, _ = reconcile(heard, state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
+    assert requests(out)[:3] == [Request.GET_VRING_BASE, Request.GET_VRING_BASE, Request.SET_FEATURES]
 
 
 # -- what a back end does not offer it is not told ---------------------------------------------------------------------

@@ -166,7 +166,7 @@ def test_ring_starts_with_its_kick_and_ends_with_get_base() -> None:
     assert got.state.started == (0,)
     assert (got.answer, got.index, got.value) == (Answer.BASE, 1, 7)
     assert len(got.surplus) == 2
-    assert got.state.rings[1] == Ring(enabled=True)
+    assert got.state.rings[1] == Ring(base=None, enabled=True, life=1)
 
 
 def test_stopping_a_ring_that_never_was_answers_its_base() -> None:
