@@ -12,7 +12,8 @@ from ovs_hotswap.errors import BusyError, HotswapError
 from ovs_hotswap.model import Side
 from ovs_hotswap.switch.instance import Instance
 from ovs_hotswap.switch.units import GivenNamespaces, InstanceUnit, Order
-from ovs_hotswap.upgrade.host import WATCHDOG_S, Host, restore, start_instance
+from ovs_hotswap.upgrade.host import WATCHDOG_S, Host
+from ovs_hotswap.upgrade.lifecycle import restore, start_instance, stop_for_good
 
 _side = click.argument("side", type=click.Choice([side.value for side in Side]))
 
@@ -72,7 +73,8 @@ def start(app: App, side: str, release: str) -> None:
 def stop(app: App, side: str, force: bool) -> None:
     """Stop an instance and undo all that its start did. It may be stopped already.
 
-    One that serves VMs, or whose VMs cannot be asked for, is only stopped with --force.
+    One that serves VMs, or whose VMs cannot be asked for, is only stopped with --force. After the active one was
+    stopped no side is active, and a watchdog has nothing to do until `ovs-hotswap instance start`.
     With --json: {"side", "state"}.
 
     \b
@@ -84,10 +86,7 @@ def stop(app: App, side: str, force: bool) -> None:
     with host.lock(WATCHDOG_S):
         if not force and host.running(which):
             _refuse_if_serving(host, which)
-        host.instances[which].stop()
-        if host.recorded_active() is which:
-            host.uplink.clear()
-            host.forget_active()
+        stop_for_good(host, which)
     app.output.document({"side": side, "state": host.instances[which].status().state})
     app.output.line(f"instance {side} is stopped")
 

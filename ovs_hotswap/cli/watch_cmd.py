@@ -55,7 +55,8 @@ def status(app: App, events: int) -> None:
 
     Exit code 1 with mode = "required" if no standby is ready.
     With --json: {"mode", "running", "ready", "active", "standby", "health", "reason", "keeping", "unprotected",
-    "problem", "failover_problem", "failures", "gave_up", "events": [{"time", "event", ...}]}.
+    "not_parked", "problem", "failover_problem", "events_problem", "failures", "gave_up",
+    "events": [{"time", "event", ...}]}.
 
     \b
     Example:
@@ -67,7 +68,7 @@ def status(app: App, events: int) -> None:
     found = watchlog.read_state(app.config) or {}
     pid = found.get("pid")
     running = isinstance(pid, int) and "watch" in app.system.cmdline(pid)
-    keys = ("active", "standby", "health", "reason", "keeping", "unprotected", "problem", "failover_problem",
+    keys = ("active", "standby", "health", "reason", "keeping", "unprotected", "not_parked", *watchlog.PROBLEMS,
             "failures", "gave_up")  # fmt: skip
     ready = running and found.get("standby") is not None and not found.get("unprotected")
     newest = watchlog.last_events(app.config, events) if events else []
@@ -80,6 +81,8 @@ def status(app: App, events: int) -> None:
 
 
 def _show(app: App, document: dict[str, Any]) -> None:
+    from ovs_hotswap.upgrade import watchlog
+
     out = app.output
     out.line(f"watchdog  {'runs' if document['running'] else 'does not run'}, mode {document['mode']}")
     if document["running"]:
@@ -88,10 +91,12 @@ def _show(app: App, document: dict[str, Any]) -> None:
         out.line(f"standby   {document['standby'] or 'none'}, {document['keeping'] or 'not looked at yet'}")
         if document["unprotected"]:
             out.line(f"not parked: VM {', '.join(document['unprotected'])}")
+        for name, cause in (document["not_parked"] or {}).items():
+            out.line(f"  {name}: {cause}")
         if document["gave_up"]:
-            out.line(f"gave up after {document['failures']} failures: no instance is started any more; "
+            out.line(f"gave up after {document['failures']} failures: no standby is started any more; "
                      "mend the cause, then start the watchdog again")  # fmt: skip
-        for key in ("problem", "failover_problem"):
+        for key in watchlog.PROBLEMS:
             if document[key]:
                 out.line(f"problem   {document[key]}")
     for event in document["events"]:

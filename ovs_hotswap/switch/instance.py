@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -34,6 +35,8 @@ _EXIT_S = 2.0  # for the reply to `exit`: a main thread that is not blocked answ
 _END_S = 20.0  # from the reply to the end of the process: about 20 ms for each vhost-user port
 _POLL_S = 0.02
 _STATUS_S = 1.0
+_logger = logging.getLogger(__name__)
+
 _LOG_TAIL = 1 << 18  # bytes of the log that are searched for a cause
 
 
@@ -403,8 +406,11 @@ class Instance:
 
     def _remove_files(self, *, keep_log: bool) -> None:
         if keep_log and self.paths.log.exists():
-            self.paths.saved_log.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(self.paths.log, self.paths.saved_log)
+            try:
+                self.paths.saved_log.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(self.paths.log, self.paths.saved_log)
+            except OSError as error:  # a disk that is full must not keep an instance from being started again
+                _logger.warning("%s is not kept: %s", self.paths.log, error.strerror)
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self.paths.run_dir)
 

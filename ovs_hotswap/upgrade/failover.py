@@ -171,8 +171,8 @@ class Act(enum.StrEnum):
 class Scene:
     """``alive``, ``failed``: of the active. ``useless``: its process is stopped, so it forwards nothing, and would be
     started again if it ended. ``refuge``: the other instance lives and has VMs parked on it, or owns them.
-    ``steered``: the uplink points there. ``stranded``: VMs it could own and does not yet. ``patience``: whether they
-    may still be waited for."""
+    ``steered``: the uplink points there. ``stranded``: VMs it could own and does not yet, or may be, where nobody can
+    tell. ``patience``: whether they may still be waited for."""
 
     alive: bool
     failed: bool
@@ -223,7 +223,7 @@ class Task(enum.StrEnum):
 class Household:
     """``dead``: it was started and is gone. ``prepared``: programmed and, once, parked on. ``broken``: the active lacks
     its database server. ``outdated``: the overlay intent is not the one that was programmed. ``may_start``: the
-    back-off allows it."""
+    back-off of starting and preparing a standby allows it; ``may_restart``: that of starting the active again."""
 
     active_runs: bool
     standby_runs: bool
@@ -236,6 +236,7 @@ class Household:
     strays: tuple[str, ...] = ()
     unparked: tuple[str, ...] = ()
     may_start: bool = True
+    may_restart: bool = True
 
 
 def next_task(house: Household) -> Task:
@@ -243,7 +244,7 @@ def next_task(house: Household) -> Task:
     if not house.active_runs:
         if house.standby_runs and house.prepared:
             return Task.NOTHING  # the fail-over's affair
-        return Task.RESTART if house.may_start else Task.NOTHING
+        return Task.RESTART if house.may_restart else Task.NOTHING
     if house.broken:
         return Task.MEND
     if house.settle:
@@ -255,7 +256,7 @@ def next_task(house: Household) -> Task:
     if not house.right_release:
         return Task.REPLACE
     if not house.prepared:
-        return Task.PREPARE
+        return Task.PREPARE if house.may_start else Task.NOTHING
     if house.outdated:
         return Task.PROGRAM
     if house.strays:
@@ -268,21 +269,23 @@ def next_task(house: Household) -> Task:
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Failures of instances: deaths and failed starts, oldest first, in seconds on any one clock.
+    """Failures, oldest first, in seconds on any one clock.
 
-    After each the next start waits twice as long. ``limit`` of them within ``window_s`` and nothing is started any
-    more: that state stays until the watchdog itself is started again.
+    After each the next start waits twice as long, ``most_s`` at most. ``limit`` of them within ``window_s`` and nothing
+    is started any more: that state stays until the watchdog itself is started again. Without a limit it goes on.
     """
 
-    limit: int
+    limit: int | None
     window_s: float
     first_s: float = 1.0
+    most_s: float = float("inf")
     failures: tuple[float, ...] = ()
     given_up: bool = False
 
     def failed(self, now: float) -> Backoff:
         recent = (*(time for time in self.failures if now - time < self.window_s), now)
-        return replace(self, failures=recent, given_up=self.given_up or len(recent) >= self.limit)
+        given_up = self.given_up or (self.limit is not None and len(recent) >= self.limit)
+        return replace(self, failures=recent, given_up=given_up)
 
     def not_before(self) -> float | None:
         """When the next start is allowed: at any time (minus infinity), or ``None``: never."""
@@ -290,7 +293,7 @@ class Backoff:
             return None
         if not self.failures:
             return float("-inf")
-        return self.failures[-1] + self.first_s * (1 << (len(self.failures) - 1))
+        return self.failures[-1] + min(self.first_s * 2.0 ** min(len(self.failures) - 1, 60), self.most_s)
 
     def may_start(self, now: float) -> bool:
         earliest = self.not_before()

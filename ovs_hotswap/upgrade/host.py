@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from ovs_hotswap.config import Config, Strict, read_active
 from ovs_hotswap.errors import BusyError, HotswapError, StateUnknown, SwitchError
-from ovs_hotswap.model import MessageThread, Release, Side
+from ovs_hotswap.model import MessageThread, Side
 from ovs_hotswap.overlay.intent import ETHERNET_MTU, Intent, load_intent
 from ovs_hotswap.overlay.ports import PEER, PEER_PORT, UPLINK, UPLINK_PORT, VXLAN, VXLAN_PORT
 from ovs_hotswap.overlay.tables import REQUIRED_OTHER_CONFIG, Form, lines, render
@@ -23,14 +23,14 @@ from ovs_hotswap.qemu.dual import DualQemu
 from ovs_hotswap.qemu.monitor import Monitors
 from ovs_hotswap.road import BackEnds, Road, refuse_kept
 from ovs_hotswap.switch import threads
-from ovs_hotswap.switch.datapath import ports, put_ports
+from ovs_hotswap.switch.datapath import await_ports, ports, put_ports
 from ovs_hotswap.switch.fdset import notify_pipe
 from ovs_hotswap.switch.instance import Instance, State
 from ovs_hotswap.switch.memory import DEFAULT_MTU, Demand, PacketPool, Reservation, Uplink, limited, reserve
 from ovs_hotswap.switch.openflow import OpenFlow
 from ovs_hotswap.switch.ovsdb import INTERFACE_TABLES, ROOT_TABLES, BridgeSpec, PortSpec, SwitchDb
 from ovs_hotswap.switch.owned import CONFIGURED_SLEEP, PROGRAMMED_TUNNELS
-from ovs_hotswap.switch.pmd import pmd_sleep_key
+from ovs_hotswap.switch.pmd import RxQueue, pmd_rxqs, pmd_sleep_key, set_vhost_log_level, vhost_log_level
 from ovs_hotswap.switch.pools import packet_pools, page_mib
 from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.switch.tunnel import TunnelConfig, Tunnels
@@ -43,6 +43,7 @@ from ovs_hotswap.vhost.control import BrokerClient
 
 _POLL_S = 0.02
 _ROAD_S = 30.0
+_QUICK_ROAD_S = 2.0  # of who has to go on, answered or not
 _LOOK_S = 1.0
 TAGS = 8  # of the peer link's tag and one of the guest's (802.1ad)
 WATCHDOG_S = 60.0  # the longest task of the watchdog: to start an instance and park every VM
@@ -57,10 +58,13 @@ class Active(Strict):
 
 class Host:
     """Adapters of one configuration, made when first used. Nothing is changed by making them. ``quick``: the uplink
-    stays connected to the kernel."""
+    stays connected to the kernel, and VMs' back ends are not waited for. ``intent``: one that was read already."""
 
-    def __init__(self, config: Config, system: System, *, quick: bool = False) -> None:
+    def __init__(self, config: Config, system: System, *, quick: bool = False, intent: Intent | None = None) -> None:
         self._quick = quick
+        self._road_s = _QUICK_ROAD_S if quick else _ROAD_S
+        if intent is not None:
+            self.intent = intent
         self.config = config
         self.system = system
         self.instances = {
@@ -92,12 +96,12 @@ class Host:
 
     @cached_property
     def broker(self) -> BrokerClient:
-        return BrokerClient(self.config.broker_socket, timeout=_ROAD_S)
+        return BrokerClient(self.config.broker_socket, timeout=self._road_s)
 
     @cached_property
     def dual(self) -> DualQemu:
         config = self.config
-        monitors = Monitors(config.monitor_socket, _ROAD_S)
+        monitors = Monitors(config.monitor_socket, self._road_s)
         netdev = config.qemu.netdev
         return DualQemu(
             monitors,
@@ -160,7 +164,13 @@ class Host:
 
     def record_active(self, side: Side) -> None:
         self.config.run_dir.mkdir(parents=True, exist_ok=True)
-        self.system.write_atomic(self.config.active_file, f"{side}\n")
+        try:
+            self.system.write_atomic(self.config.active_file, f"{side}\n")
+        except (OSError, HotswapError):
+            if self.recorded_active() is None:
+                raise
+            with self.config.active_file.open("r+") as file:  # a full disk has room for it: it is as long as before
+                file.write(f"{side}\n")
         release = self.instances[side].release()
         if release is not None:
             self.config.state_dir.mkdir(parents=True, exist_ok=True)
@@ -233,6 +243,16 @@ class Host:
     def packet_pools(self, side: Side) -> list[PacketPool]:
         """Of a side that runs. Raises SwitchError."""
         return packet_pools(self.control(side))
+
+    def polled(self, side: Side) -> dict[str, tuple[RxQueue, ...]]:
+        """The receive queues that its PMD threads have, by port. Raises SwitchError."""
+        return pmd_rxqs(self.control(side))
+
+    def log_level(self, side: Side) -> str:
+        return vhost_log_level(self.control(side))
+
+    def set_log_level(self, side: Side, level: str) -> None:
+        set_vhost_log_level(self.control(side), level)
 
     # -- programming -------------------------------------------------------------------------------------------
 
@@ -435,6 +455,10 @@ class Host:
                 "first, a standby also those of VMs; `overlay apply --untried` does without",
             )
 
+    def await_ports(self, side: Side, wanted: Iterable[PortSpec]) -> None:
+        """Wait until the side's datapath has these ports. Raises SwitchError."""
+        await_ports(lambda: ports(self.control(side)), wanted)
+
     def datapath_mtus(self, side: Side) -> dict[str, int]:
         """MTUs of the ports that the side's datapath has; none if it does not run."""
         if self.instances[side].pid() is None:
@@ -460,38 +484,3 @@ class Host:
         with self.instances[side].database() as database:
             status = database.interfaces().get(port)
             return status is not None and status.link_state == "up"
-
-
-def start_instance(host: Host, side: Side, release: Release) -> bool:
-    """Start an instance and program it, or undo all of that. The first one of a host becomes the active one. Returns
-    whether it is active. The caller holds the lock."""
-    _ = host.intent  # a fault in it is told before anything is changed
-    host.instances[side].start(release)
-    try:
-        host.program(side)
-        return activate_first(host, side) or host.recorded_active() is side
-    except BaseException:
-        host.instances[side].stop()
-        raise
-
-
-def restore(host: Host) -> Active | None:
-    """After a boot: start what was active before it, of the release it had, and return what was started.
-
-    Nothing is done where an instance is active already, or none was. The caller holds the lock. Raises ReleaseError,
-    SwitchError, StateUnknown.
-    """
-    last = host.last_active()
-    if last is None or host.recorded_active() is not None:
-        return None
-    start_instance(host, last.side, host.releases.get(last.release))
-    return last
-
-
-def activate_first(host: Host, side: Side) -> bool:
-    """Make a programmed instance the active one if no side is. Returns whether it did."""
-    if host.recorded_active() is not None:
-        return False
-    host.uplink.steer(side)
-    host.record_active(side)
-    return True

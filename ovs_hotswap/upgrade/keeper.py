@@ -1,24 +1,30 @@
 """Keeps a warm standby: starts it, programs it, follows VMs and overlay, cleans up after a death.
 
 It works in a thread beside the watchdog's own, because its tasks take seconds. It changes things only under the upgrade
-lock, and not at all while an upgrade is under way. Of one that waits to be resumed it only starts the active instance
-again, where no instance is left at all.
+lock, and not at all while an upgrade is under way. Of one that waits to be resumed, or may do so as its journal cannot
+be read, it only starts the active instance again, where the other one is gone or has no VM.
+
+To start the active instance again needs neither the broker nor a valid overlay intent of now: a fault of these is told
+when nothing else is to be done.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
 
-from ovs_hotswap.errors import BusyError, HotswapError, SwitchError
+from ovs_hotswap.errors import BrokerError, BusyError, CommandError, HotswapError, StateUnknown, SwitchError
 from ovs_hotswap.model import Release, Severity, Side
+from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.upgrade import checks, gather, standby
 from ovs_hotswap.upgrade.failover import Household, Task, next_task
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.journal import Journals
 from ovs_hotswap.upgrade.records import Mark
+from ovs_hotswap.upgrade.refusals import Refusals
 from ovs_hotswap.upgrade.settingswatch import SettingsWatch
 from ovs_hotswap.upgrade.steps import Retire
 from ovs_hotswap.upgrade.watchlog import Board
@@ -42,9 +48,15 @@ class Keeper:
         self._make_host, self._board = make_host, board
         self._host = make_host()
         self._stamp = self._intent_stamp()
+        with contextlib.suppress(HotswapError):  # told later; one that is valid is known from now on
+            _ = self._host.intent
         self._programmed: Stamp | None = None
         self._refusal: str | None = None
         self._refused_until, self._refused_s = float("-inf"), _REFUSED_S
+        self._fault: HotswapError | None = None  # what the last turn went on without
+        self._refusals = Refusals(board, self._host.system.monotonic)
+        self.followed: Intent | None = None
+        """The overlay intent that the instances were last programmed with; the fail-over is to steer by it."""
         self._neighbours_at = float("-inf")
         self._settings = SettingsWatch()
         self._failover: float | None = None
@@ -103,7 +115,14 @@ class Keeper:
 
     def turn(self) -> Task:
         """Do what is to be done next. Raises BusyError while an upgrade is under way, and whatever went wrong."""
+        self._fault = None
         host = self._refreshed()
+        task = self._turn(host)
+        if task is Task.NOTHING and self._fault is not None:
+            raise self._fault
+        return task
+
+    def _turn(self, host: Host) -> Task:
         if self._unseen:
             self._see_served(host)
         active = host.recorded_active()
@@ -114,7 +133,7 @@ class Keeper:
         if unfinished:
             self._programmed = None  # whatever becomes of it
             self._board.update(active=active, keeping="an upgrade is not finished")
-            if any(host.instances[side].pid() is not None for side in Side):
+            if not self._nowhere_to_go(host, active):
                 return Task.NOTHING
         if next_task(self._look(host, active)) is Task.NOTHING:
             self._keep_neighbours(host, active)
@@ -131,16 +150,41 @@ class Keeper:
 
     def _see_served(self, host: Host) -> None:
         """After a fail-over every ring with something to send must advance."""
-        before = gather.ring_samples(host)
-        host.system.sleep(_SERVED_S)
-        found = checks.ring_progress(before, gather.ring_samples(host))
+        try:
+            before = gather.ring_samples(host)
+            host.system.sleep(_SERVED_S)
+            found = checks.ring_progress(before, gather.ring_samples(host))
+        except BrokerError as error:
+            self._fault = error  # looked at again
+            return
         self._unseen = False
         self._board.event("rings", stuck=[each.text for each in found if each.severity is Severity.ERROR])
 
     def _unfinished(self, host: Host) -> bool:
-        """Whether an upgrade has the instances. Once it has retired the old one, only a look at the new one is left."""
-        contents = Journals(host.config.state_dir, host.system).read()
-        return contents is not None and contents.standing.marks.get(Retire.name) is not Mark.DONE
+        """Whether an upgrade has the instances, or may. Once it has retired the old one, only a look at the new one is
+        left."""
+        try:
+            contents = Journals(host.config.state_dir, host.system).read()
+            return contents is not None and contents.standing.marks.get(Retire.name) is not Mark.DONE
+        except StateUnknown as error:
+            self._fault = error
+        except OSError as error:
+            self._fault = StateUnknown(f"the journal cannot be read: {error}")
+        return True
+
+    def _nowhere_to_go(self, host: Host, active: Side) -> bool:
+        """Whether the active instance has ended and the other one is gone too, or has no VM and will be given none."""
+        if host.instances[active].pid() is not None:
+            return False
+        side = active.other
+        if host.instances[side].pid() is None:
+            return True
+        try:
+            vms = host.road.vms(read=False)
+        except BrokerError as error:
+            self._fault = error
+            return False
+        return not any(vm["owner"] == side or vm["switches"][side]["parked"] for vm in vms)
 
     def _look(self, host: Host, active: Side) -> Household:
         side = active.other
@@ -149,14 +193,14 @@ class Keeper:
             there = record is not None and record.side is side
             self._board.update(active=active, standby=None)
             return Household(False, there, prepared=record is not None and record.prepared,
-                             may_start=self._board.may_start())  # fmt: skip
+                             may_restart=self._board.may_restart())  # fmt: skip
         prepared = record is not None and record.side is side and record.prepared
         state = State.RUNNING if prepared else host.instances[side].status().state  # status() asks the database
         if prepared and self._useless(host, side):
             state, prepared = State.DEAD, False
         runs = state is State.RUNNING
-        vms = host.road.vms(read=False) if prepared else []
-        unsafe = standby.unprotected(vms, side)
+        vms = self._vms(host) if prepared else []
+        unsafe = sorted({*standby.unprotected(vms, side), *self._refusals.of(vms)})
         self._board.update(active=active, standby=side if prepared else None, unprotected=unsafe if prepared else None,
                            keeping="ready" if prepared else str(state))  # fmt: skip
         return Household(
@@ -169,9 +213,16 @@ class Keeper:
             prepared=prepared,
             outdated=self._programmed != self._stamp and host.system.monotonic() >= self._refused_until,
             strays=tuple(name for name in standby.owned(vms, side) if self._fits(vms, name, active)),
-            unparked=tuple(standby.unparked(vms, side)),
+            unparked=tuple(self._refusals.due([*standby.unparked(vms, side), *self._refusals.of(vms)])),
             may_start=self._board.may_start() and state is not State.STARTING,
         )
+
+    def _vms(self, host: Host) -> list[standby.Document]:
+        try:
+            return host.road.vms(read=False)
+        except BrokerError as error:  # to mend or replace an instance does not need it
+            self._fault = error
+            return []
 
     def _useless(self, host: Host, side: Side) -> bool:
         """Whether a standby that lives could not serve: it stands still for as long as an active one may, or nobody
@@ -214,7 +265,7 @@ class Keeper:
             case Task.REPLACE:
                 standby.retire(host, side)
             case Task.START:
-                self._counted(lambda: host.instances[side].start(self._wanted(host, active)))
+                self._start(host, side, self._wanted(host, active))
             case Task.PREPARE:
                 self._prepare(host, side)
             case Task.PROGRAM:
@@ -225,23 +276,37 @@ class Keeper:
                     host.road.move(name, active)
             case Task.PARK:
                 wanted = [host.road.vm(name) for name in house.unparked]
-                standby.park(host, side, wanted)
+                self._refusals.take(wanted, standby.park_each(host, side, wanted))
 
-    def _counted(self, act: Callable[[], None]) -> None:
+    def _start(self, host: Host, side: Side, release: Release) -> None:
+        """An instance that does not start is counted. A fault of the configuration is none of an instance."""
         try:
-            act()
-        except HotswapError as error:
+            host.instances[side].start(release)
+        except (SwitchError, CommandError) as error:
             self._board.event("start-failed", cause=error.message)
             self._board.failure()
             raise
+        except HotswapError:
+            self._board.pause()
+            raise
 
     def _prepare(self, host: Host, side: Side) -> None:
+        """One that ends meanwhile is counted. Else the next attempt waits: what is in the way may be the uplink, the
+        broker or the configuration, and only in the first case does a new instance help."""
         try:
-            self._counted(lambda: standby.prepare(host, side))
-        except HotswapError:
-            if host.recorded_active() is not side:  # else it has taken over meanwhile
+            vms, refused = standby.prepare(host, side)
+        except HotswapError as error:
+            self._board.event("start-failed", cause=error.message)
+            if host.instances[side].pid() is None:
+                self._board.failure()
+            else:
+                self._board.pause()
+            if isinstance(error, SwitchError) and host.recorded_active() is not side:  # else it has taken over
                 standby.retire(host, side)
             raise
+        self._board.prepared()
+        self._refusals.take(vms, refused)
+        self.followed = host.intent
         release = host.instances[side].release()
         since = {} if self._failover is None else {"after_s": round(host.system.wall() - self._failover, 3)}
         self._failover = None
@@ -267,9 +332,15 @@ class Keeper:
             raise SwitchError(f"what instance {active} ran is not known", hint=f"`ovs-hotswap instance start {active}`")
         self._board.event("restart", side=active, release=release.name)
         self._board.failure()
+        self._board.restarted()
         host.instances[active].start(release)
-        host.program(active)
-        host.uplink.steer(active)
+        try:
+            host.program(active)
+            host.uplink.steer(active)
+        except HotswapError:
+            host.instances[active].stop(keep_log=True)  # half programmed it would count as running
+            raise
+        self.followed = host.intent
         self._settings.put_back(host, active)
 
     def _program(self, host: Host, active: Side) -> None:
@@ -282,7 +353,7 @@ class Keeper:
             self._refused_until = host.system.monotonic() + self._refused_s
             self._refused_s = min(2 * self._refused_s, _REFUSED_MOST_S)
             raise
-        self._programmed = stamp
+        self._programmed, self.followed = stamp, host.intent
         self._forget_refusal()
 
     def _forget_refusal(self) -> None:
@@ -301,13 +372,17 @@ class Keeper:
     # -- overlay intent
 
     def _refreshed(self) -> Host:
-        """The host with the overlay intent of now. Raises ConfigError and keeps the old one while that is faulty."""
+        """The host with the overlay intent of now, or the one before while that is faulty."""
         stamp = self._intent_stamp()
         if stamp != self._stamp:
             host = self._make_host()
-            _ = host.intent
-            self._host, self._stamp = host, stamp
-            self._forget_refusal()
+            try:
+                _ = host.intent
+            except HotswapError as error:
+                self._fault = error
+            else:
+                self._host, self._stamp = host, stamp
+                self._forget_refusal()
         return self._host
 
     def _intent_stamp(self) -> Stamp | None:

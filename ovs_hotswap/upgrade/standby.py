@@ -10,22 +10,21 @@ that whoever comes later can put it back: another watchdog, or an upgrade.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from ovs_hotswap.config import Config, Strict
-from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.errors import BrokerError, BusyError, SwitchError
 from ovs_hotswap.model import Release, Side
 from ovs_hotswap.overlay.ports import UPLINK
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.priority import Rank
-from ovs_hotswap.switch import datapath
 from ovs_hotswap.switch.instance import State
-from ovs_hotswap.switch.pmd import pmd_rxqs, set_vhost_log_level, vhost_log_level
 from ovs_hotswap.switch.settings import Settings
 from ovs_hotswap.upgrade import carry
 from ovs_hotswap.upgrade.host import Host
@@ -33,6 +32,7 @@ from ovs_hotswap.upgrade.memory import too_small
 
 log = logging.getLogger(__name__)
 
+_POLL_S = 0.02
 _PORT_S = 15.0
 _POLLED_S = 20.0
 # Longest sleep of a PMD thread that has nothing to do but wait for a fail-over, in microseconds: it delays the first
@@ -75,8 +75,9 @@ def forget(config: Config) -> None:
     record_path(config).unlink(missing_ok=True)
 
 
-def prepare(host: Host, side: Side) -> None:
-    """Make a running instance the warm standby. May be repeated. Raises SwitchError or BrokerError."""
+def prepare(host: Host, side: Side) -> tuple[list[Document], dict[str, str]]:
+    """Make a running instance the warm standby, and answer the VMs that were to be parked, and why some are not. May be
+    repeated. Raises SwitchError or BrokerError."""
     queues = sum(vm.queues for vm in host.intent.vms)
     host.set_pmd_sleep(side, max(idle_sleep_us(queues), host.config.upgrade.pmd_sleep_us))
     host.program_database(side)
@@ -86,12 +87,14 @@ def prepare(host: Host, side: Side) -> None:
     if record is None or record.side is not side:
         record = _look(host, side)
         _write(host, record)
-    set_vhost_log_level(host.control(side), "error")
+    host.set_log_level(side, "error")
     host.prefer_threads(side, Rank.TAKES)
     host.program_tunnels(side)
     host.program_flows(side, Form.FINAL)
-    park(host, side, [vm for vm in host.road.vms(read=False) if parkable(vm, side)])
+    vms = [vm for vm in host.road.vms(read=False) if parkable(vm, side)]
+    refused = park_each(host, side, vms)
     _write(host, record.model_copy(update={"prepared": True, "pmd_sleep_us": own_sleep}))
+    return vms, refused
 
 
 def _carry_settings(host: Host, side: Side) -> int | None:
@@ -123,9 +126,7 @@ def _look(host: Host, side: Side) -> StandbyRecord:
     pid = host.instances[side].pid()
     if pid is None:
         raise SwitchError(f"instance {side} ended", hint="its log is kept in the state directory")
-    return StandbyRecord(
-        side=side, pid=pid, log_level=vhost_log_level(host.control(side)), scheduling=host.scheduling(side)
-    )
+    return StandbyRecord(side=side, pid=pid, log_level=host.log_level(side), scheduling=host.scheduling(side))
 
 
 def _write(host: Host, record: StandbyRecord) -> None:
@@ -136,7 +137,7 @@ def settle(host: Host, record: StandbyRecord) -> None:
     """Give a standby that has become the active instance, or will, the operator's values."""
     side = record.side
     host.settle_pmd_sleep(side, record.pmd_sleep_us)
-    set_vhost_log_level(host.control(side), record.log_level)
+    host.set_log_level(side, record.log_level)
     if record.scheduling is not None:
         host.schedule(side, record.scheduling)
     forget(host.config)
@@ -150,9 +151,13 @@ def settle_active(host: Host) -> None:
 
 
 def retire(host: Host, side: Side) -> None:
-    """End a standby, dead or alive. The VMs it has parked stay where they are: with the other side."""
-    for vm in host.road.vms(read=False):
-        host.road.unpark(vm["name"], side)
+    """End a standby, dead or alive. The VMs it has parked stay where they are: with the other side. A broker that does
+    not answer is not needed for it: it sees that the switch is gone."""
+    with contextlib.suppress(BrokerError):
+        for vm in host.road.vms(read=False):
+            host.road.unpark(vm["name"], side)
+    if host.recorded_active() is side:
+        raise BusyError(f"instance {side} has taken over meanwhile")
     host.instances[side].stop()
     forget(host.config)
 
@@ -188,7 +193,7 @@ def await_ports(host: Host, side: Side) -> None:
     host.wait(lambda: host.link_up(side, UPLINK), _PORT_S, lambda: f"instance {side}: the uplink is down",
               on=[side])  # fmt: skip
     uplink = [port for port in host.bridge_spec(side).ports if port.name == UPLINK]
-    datapath.await_ports(lambda: datapath.ports(host.control(side)), uplink)  # its link may be up without it
+    host.await_ports(side, uplink)  # its link may be up without it
     host.wait(lambda: not host.unconnected(side), _PORT_S,
               lambda: f"instance {side} did not connect for VM {', '.join(host.unconnected(side))}",
               on=[side])  # fmt: skip
@@ -205,14 +210,46 @@ def park(host: Host, side: Side, vms: Iterable[Document], parked: Parked = lambd
         parked(number, vm["name"])
         if vm["qemu"]:
             expected[vm["name"]] = _enabled_pairs(vm)
+    late = _await_polled(host, side, expected)
+    if late:
+        raise SwitchError(f"instance {side} does not poll the queues of VM {', '.join(late)} after {_POLLED_S:g} s")
+
+
+def park_each(host: Host, side: Side, vms: Iterable[Document]) -> dict[str, str]:
+    """Park VMs on an instance as far as that is possible; answers why the others are not. A guest decides whether its
+    VM can be parked, and must not decide about the others. Raises SwitchError for a fault of the instance, BrokerError
+    if nobody answers."""
+    refused, expected = {}, {}
+    for vm in vms:
+        try:
+            host.road.park(vm["name"], side)
+        except BrokerError as error:
+            host.road.vm(vm["name"])  # else it is no fault of the VM's
+            refused[vm["name"]] = error.message
+            continue
+        if vm["qemu"]:
+            expected[vm["name"]] = _enabled_pairs(vm)
+    late = _await_polled(host, side, expected)
+    return refused | {name: f"instance {side} does not poll its queues" for name in late}
+
+
+def _await_polled(host: Host, side: Side, expected: Mapping[str, int]) -> list[str]:
+    """Wait until an instance polls as many queues of each VM as ``expected``; answers those of which it does not."""
 
     def unpolled() -> list[str]:
-        polled = pmd_rxqs(host.control(side))
+        polled = host.polled(side)
         return [name for name, pairs in expected.items()
                 if sum(queue.enabled for queue in polled.get(name, ())) < pairs]  # fmt: skip
 
-    host.wait(lambda: not unpolled(), _POLLED_S,
-              lambda: f"instance {side} does not poll the queues of VM {', '.join(unpolled())}", on=[side])  # fmt: skip
+    late = unpolled() if expected else []
+    end = host.system.monotonic() + _POLLED_S
+    while late and host.system.monotonic() < end:
+        pid = host.instances[side].pid()
+        if pid is None or host.system.stopped(pid):
+            raise SwitchError(f"instance {side} {'has ended' if pid is None else 'is stopped'}")
+        host.system.sleep(_POLL_S)
+        late = unpolled()
+    return late
 
 
 def _enabled_pairs(vm: Document) -> int:

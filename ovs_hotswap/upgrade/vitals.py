@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import select
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,8 @@ from ovs_hotswap.model import Side
 from ovs_hotswap.switch.pmd import pmd_iterations, pmd_rxqs
 from ovs_hotswap.switch.rpc import NoAnswer
 from ovs_hotswap.upgrade.failover import Answer
+
+log = logging.getLogger(__name__)
 
 _ANSWER_S = 1.0  # for one question; the main thread's deadline spans several
 _PROMPT_S = 0.1  # an answer that takes longer makes the main thread suspect
@@ -130,6 +133,8 @@ class MainThread:
             failed = True
         except HotswapError:
             pass  # it answered, with an error, or has no socket (yet): that says nothing against it
+        except Exception:  # nor does an answer of a shape that nobody has thought of, or a want of descriptors
+            log.exception("asking the main thread")
         with self._lock:
             if self._target == target:
                 self._asked, self._failed = None, failed

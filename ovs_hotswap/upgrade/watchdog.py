@@ -17,8 +17,9 @@ from types import FrameType
 
 from ovs_hotswap import sd
 from ovs_hotswap.config import Config
-from ovs_hotswap.errors import BusyError, HotswapError
+from ovs_hotswap.errors import BrokerError, BusyError, HotswapError, StateUnknown
 from ovs_hotswap.model import Side
+from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.priority import raise_priority
 from ovs_hotswap.system import System
 from ovs_hotswap.trust import own_directory
@@ -50,38 +51,82 @@ class FailOver:
     vms: list[standby.Document] = field(default_factory=list)
     steered: bool = False
     nudged: bool = False
+    blind: bool = False  # nobody tells of the VMs
 
 
 class Guard:
-    """Looks at the active instance and fails over. All methods are the watchdog's own thread's."""
+    """Looks at the active instance and fails over. All methods are the watchdog's own thread's.
 
-    def __init__(self, host: Host, board: watchlog.Board, keeper: Keeper, main: MainThread) -> None:
+    A fail-over to a prepared standby needs the two processes and the uplink, and nothing else: what an unreadable
+    journal, a mute broker or a full disk keeps it from knowing or writing down holds nothing up.
+    """
+
+    def __init__(
+        self, host: Host, board: watchlog.Board, keeper: Keeper, main: MainThread, follow: Callable[[Intent], Host]
+    ) -> None:
+        """``follow`` makes the host anew with another overlay intent."""
         watch = host.config.watch
+        self._follow = follow
         self._host, self._board, self._keeper, self._main = host, board, keeper, main
         self._limits = Limits(watch.check_ms / 1e3, watch.hang_ms / 1e3, watch.main_ms / 1e3)
         self._history = History()
         self._watched: tuple[Side, int] | None = None
         self._under_way: FailOver | None = None
         self._not_before = float("-inf")
+        self._uplink_back: Side | None = None
+        self._intent: Intent | None = None  # of the keeper's
+        self._problem: str | None = None
 
     def look(self, dead: set[Side], pids: dict[Side, int | None]) -> Verdict | None:
         """One look: ``pids`` lived before it, and sides ``dead`` have ended since. Act on what is seen.
 
         Never raises for a fault of the host: it is looked at again.
         """
-        active = self._host.recorded_active()
-        if active is None:
-            return None
-        pid = None if active in dead else pids[active]
-        verdict = self._judge(active, pid)
-        if verdict.health is Health.FAILED:
-            self._try(lambda: self._fail_over(active, verdict))
-        else:
-            self._under_way = None
+        verdict: Verdict | None = None
+        try:
+            self._follow_intent()
+            active = self._host.recorded_active()
+            if active is None:
+                self._under_way = self._uplink_back = None
+                return None
+            verdict = self._judge(active, None if active in dead else pids[active])
+            self._act(active, verdict, dead)
+        except HotswapError as error:
+            self._failed(error.message)
+        except Exception as error:  # a fault of the host that nobody has thought of
+            if self._failed(f"{type(error).__name__}: {error}"):
+                log.exception("looking at the instances")
+        return verdict
+
+    def _follow_intent(self) -> None:
+        """Steer by the overlay intent that the keeper has programmed: a Host reads it once."""
+        intent = self._keeper.followed
+        if intent is not None and intent is not self._intent and self._under_way is None:
+            self._intent = intent
+            self._host = self._follow(intent)
+
+    def _act(self, active: Side, verdict: Verdict, dead: set[Side]) -> None:
         self._board.update(health=verdict.health, reason=verdict.reason if verdict.signal else None)
         if active.other in dead:
-            self._try(lambda: self._follow_uplink(active, active.other))
-        return verdict
+            self._uplink_back = active.other
+        if verdict.health is Health.FAILED:
+            self._fail_over(active, verdict)
+            return
+        self._under_way = None
+        if self._uplink_back is active.other:
+            self._follow_uplink(active, active.other)
+        self._uplink_back = None
+        if verdict.health is Health.HEALTHY:
+            self._problem = None
+            self._board.update(failover_problem=None)
+
+    def _failed(self, problem: str) -> bool:
+        """Tell of it; once, though it comes with each look. Returns whether it is new."""
+        new, self._problem = problem != self._problem, problem
+        if new:
+            log.warning("%s", problem)
+        self._board.update(failover_problem=problem)
+        return new
 
     def _judge(self, active: Side, pid: int | None) -> Verdict:
         system = self._host.system
@@ -95,12 +140,13 @@ class Guard:
         self._history, verdict = judge(self._history, sample, self._limits)
         return verdict
 
-    def _try(self, act: Callable[[], None]) -> None:
+    @staticmethod
+    def _try(what: str, act: Callable[[], object]) -> None:
+        """Of what comes after the record: the fail-over is done, and nothing of this can undo it."""
         try:
             act()
-        except HotswapError as error:
-            log.warning("%s", error.message)
-            self._board.update(failover_problem=error.message)
+        except Exception:
+            log.exception("after the fail-over: %s", what)
 
     def _follow_uplink(self, active: Side, dead: Side) -> None:
         """In an upgrade the uplink may point to the side that died while the recorded one still lives: the broker
@@ -113,7 +159,7 @@ class Guard:
     # -- fail-over
 
     def _fail_over(self, side: Side, verdict: Verdict) -> None:
-        system = self._host.system
+        host, system = self._host, self._host.system
         if self._under_way is None or self._under_way.side is not side:
             self._under_way = FailOver(side, verdict, system.monotonic(), system.wall())
         elif system.monotonic() < self._not_before:
@@ -121,8 +167,9 @@ class Guard:
         self._not_before = system.monotonic() + _AGAIN_S
         work = self._under_way
         while True:
-            scene = self._scene(work)
-            act = next_act(scene)
+            act = next_act(self._scene(work))
+            if host.recorded_active() is not side:
+                return  # `instance stop` wants no active instance
             if act is Act.NO_REFUGE:
                 self._board.update(failover_problem=f"instance {side}: {verdict.reason}, and no standby is ready")
                 self._keeper.wake()
@@ -136,16 +183,29 @@ class Guard:
         alive = host.instances[work.side].has_memory()
         refuge = host.instances[other].pid() is not None and self._takes(other)
         if not (refuge and work.steered):
-            useless = work.verdict.signal is Signal.STOPPED and not self._abandoned()
+            useless = not refuge and work.verdict.signal is Signal.STOPPED and self._starts_again(work.side)
             return Scene(alive, True, refuge, useless, work.steered)
-        work.vms = host.road.vms(read=False)
+        stranded = self._stranded(work)
+        patience = host.system.monotonic() - work.begun < _PATIENCE_S
+        return Scene(alive, True, refuge, steered=work.steered, stranded=stranded, patience=patience)
+
+    def _stranded(self, work: FailOver) -> int:
+        """How many VMs the other side could own and does not. Where nobody tells, there may be one: the broker, and a
+        QEMU with two back ends, move what is parked by themselves."""
+        host, other = self._host, work.side.other
+        try:
+            work.vms = host.road.vms(read=False)
+        except HotswapError as error:
+            log.warning("which VMs are moved is not known: %s", error.message)
+            work.vms, work.blind = [], True
+            return 1
+        work.blind = False
         waiting = standby.stranded(work.vms, other)
         if not waiting:
             since = [vm["owner_since"] for vm in work.vms if vm["owner_since"] and vm["owner"] == other]
             seen = host.system.monotonic() - work.begun  # a QEMU with two back ends does not tell when
             work.at.setdefault("owned", max(0.0, max(since) - work.wall) if since else seen)
-        patience = host.system.monotonic() - work.begun < _PATIENCE_S
-        return Scene(alive, True, refuge, steered=work.steered, stranded=len(waiting), patience=patience)
+        return len(waiting)
 
     def _takes(self, side: Side) -> bool:
         """Whether VMs can move to ``side``: it is the warm standby, or an upgrade has parked VMs on it, or is about to:
@@ -153,26 +213,40 @@ class Guard:
         record = standby.read_record(self._host)
         if record is not None and record.side is side and record.prepared:
             return True
-        vms = self._host.road.vms(read=False)
-        if any(vm["owner"] == side or vm["switches"][side]["parked"] for vm in vms):
-            return True
-        return not self._host.unconnected(side) and self._upgrade_under_way()
+        try:
+            vms = self._host.road.vms(read=False)
+            if any(vm["owner"] == side or vm["switches"][side]["parked"] for vm in vms):
+                return True
+            return not self._host.unconnected(side) and self._upgrade_under_way()
+        except BrokerError as error:
+            log.warning("whether instance %s can take the VMs is not known: %s", side, error.message)
+            return False
 
     def _upgrade_under_way(self) -> bool:
+        """Whether somebody carries an upgrade on. Whose journal cannot be read goes no further."""
         host = self._host
-        contents = Journals(host.config.state_dir, host.system).read()
-        if contents is None or contents.standing.phase is not Phase.FORWARD:
-            return False
         try:
+            contents = Journals(host.config.state_dir, host.system).read()
+            if contents is None or contents.standing.phase is not Phase.FORWARD:
+                return False
             with host.lock():
                 return False  # nobody carries it on
         except BusyError:
             return True
+        except (OSError, StateUnknown):
+            return False
 
-    def _abandoned(self) -> bool:
-        """Whether there is an unfinished upgrade that nobody carries on: then nothing is started either."""
-        unfinished = Journals(self._host.config.state_dir, self._host.system).read() is not None
-        return unfinished and not self._upgrade_under_way()
+    def _starts_again(self, active: Side) -> bool:
+        """Whether the keeper would start an active instance that has ended and has nowhere to go. Where an upgrade
+        waits to be resumed, or may do so, only if no instance is left."""
+        host = self._host
+        if host.instances[active.other].pid() is None:
+            return True
+        try:
+            unfinished = Journals(host.config.state_dir, host.system).read() is not None
+        except (OSError, StateUnknown):
+            unfinished = True
+        return not unfinished or self._upgrade_under_way()
 
     def _do(self, work: FailOver, act: Act) -> None:
         host, other = self._host, work.side.other
@@ -186,20 +260,44 @@ class Guard:
                 self._stamp(work, "steered")
             case Act.AWAIT:
                 host.system.sleep(_AWAIT_S)
-                if not work.nudged and host.system.monotonic() - work.begun >= _NUDGE_S:
+                if not work.nudged and not work.blind and host.system.monotonic() - work.begun >= _NUDGE_S:
                     work.nudged = True
-                    for name in standby.stranded(work.vms, other):
-                        host.road.park(name, other)  # a broker that was restarted meanwhile has forgotten it
+                    for name in standby.stranded(work.vms, other):  # a broker restarted meanwhile has forgotten them
+                        self._nudge(name, other)
             case Act.RECORD:
                 self._record(work)
 
+    def _nudge(self, name: str, side: Side) -> None:
+        try:
+            self._host.road.park(name, side)
+        except HotswapError as error:  # of one VM, and the others wait
+            log.warning("%s", error.message)
+
     def _record(self, work: FailOver) -> None:
+        """The point of no return. What comes after it is done as far as that is possible."""
         host, other = self._host, work.side.other
         self._keeper.expect(work.wall)
-        host.record_active(other)
+        try:
+            host.record_active(other)
+        except (OSError, HotswapError):
+            if host.recorded_active() is not other:
+                raise
+            log.exception("instance %s is not recorded for the next boot", other)
         self._stamp(work, "recorded")
         self._under_way = None
-        self._board.failure()
+        log.warning("instance %s: %s; the VMs were moved to %s", work.side, work.verdict.reason, other)
+        self._try("count", self._board.failure)
+        self._try("event", lambda: self._tell(work))
+        self._board.update(failover_problem=None)
+        self._keeper.wake(work.wall)
+        self._try("reload", host.road.reload)  # VMs that come from now on belong there
+
+    def _tell(self, work: FailOver) -> None:
+        other = work.side.other
+        seen = {} if work.blind else {
+            "moved": len(standby.owned(work.vms, other)),
+            "left": [vm["name"] for vm in work.vms if vm["qemu"] and vm["owner"] != other],
+        }  # fmt: skip
         self._board.event(
             "failover",
             **{"from": work.side, "to": other},
@@ -207,13 +305,8 @@ class Guard:
             reason=work.verdict.reason,
             detected=round(work.wall, 6),
             ms={stage: round(seconds * 1e3, 3) for stage, seconds in work.at.items()},
-            moved=len(standby.owned(work.vms, other)),
-            left=[vm["name"] for vm in work.vms if vm["qemu"] and vm["owner"] != other],
+            **seen,
         )
-        log.warning("instance %s: %s; the VMs were moved to %s", work.side, work.verdict.reason, other)
-        self._board.update(failover_problem=None)
-        self._keeper.wake(work.wall)
-        host.road.reload()  # VMs that come from now on belong there
 
     def _stamp(self, work: FailOver, stage: str) -> None:
         work.at.setdefault(stage, self._host.system.monotonic() - work.begun)
@@ -257,11 +350,15 @@ class Watchdog:
             self._watch(board, keeper)
 
     def _watch(self, board: watchlog.Board, keeper: Keeper) -> None:
-        host = Host(self._config, self._system, quick=True)
-        host.uplink.owner()  # connects it
+        def quick(intent: Intent | None = None) -> Host:
+            host = Host(self._config, self._system, quick=True, intent=intent)
+            host.uplink.owner()  # connects it
+            return host
+
+        host = quick()
         deaths = Deaths([host.instances[side].paths.vswitchd_pid for side in Side])
         main = MainThread(self._system.monotonic, self._config.watch.hang_ms / 2e3)
-        guard = Guard(host, board, keeper, main)
+        guard = Guard(host, board, keeper, main, quick)
         main.start()
         keeper.start()
         raise_priority()  # of this thread alone: what the keeper starts is not to have it
@@ -270,9 +367,16 @@ class Watchdog:
         try:
             while not self._stop.is_set():
                 heart.beat()
-                pids = {side: deaths.pid(side) or host.instances[side].pid() for side in Side}
-                deaths.track(pids)
-                guard.look(deaths.wait(self._config.watch.check_ms / 1e3), pids)
+                try:
+                    pids = {side: deaths.pid(side) or host.instances[side].pid() for side in Side}
+                    deaths.track(pids)
+                    dead = deaths.wait(self._config.watch.check_ms / 1e3)
+                except (OSError, HotswapError) as error:  # out of descriptors, say: a look needs them again
+                    log.error("the instances cannot be looked at: %s", error)
+                    board.update(failover_problem=f"the instances cannot be looked at: {error}")
+                    self._stop.wait(self._config.watch.check_ms / 1e3)
+                    continue
+                guard.look(dead, pids)
         finally:
             sd.notify("STOPPING=1")
             keeper.close()

@@ -4,18 +4,25 @@ line (``events.jsonl`` in state_dir). Times are seconds since the epoch."""
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ovs_hotswap import sd
 from ovs_hotswap.config import Config
+from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.failover import Backoff
 
+log = logging.getLogger(__name__)
+
 _TAIL = 1 << 16  # bytes of the events that are read for the newest ones
+_RESTART_MOST_S = 60.0
+_PAUSE_MOST_S, _PAUSE_WINDOW_S = 300.0, 3600.0
 
 
 def state_path(config: Config) -> Path:
@@ -30,49 +37,96 @@ def lock_path(config: Config) -> Path:
     return config.run_dir / "watch.lock"
 
 
+PROBLEMS = ("failover_problem", "problem", "events_problem")  # of the state: texts for people
+
+
 class Board:
-    """State and events of the one watchdog that runs; its threads share it."""
+    """State and events of the one watchdog that runs; its threads share it.
+
+    They are for people, and nothing that is done for the VMs waits for them: what cannot be written is logged, and
+    nothing is raised. Of failures there are three kinds. Instances that die or do not start are counted, and too many
+    of them end the starting of standbys. To start the active again, where there is nowhere to go, is never given up,
+    only tried less often; and so it is with a standby that could not be prepared for another reason.
+    """
 
     def __init__(self, config: Config, system: System) -> None:
         self._config, self._system = config, system
         self._lock = threading.RLock()
         self._state: dict[str, Any] = {}
-        self._backoff = Backoff(config.watch.crash_limit, config.watch.crash_window_s)
+        window_s = config.watch.crash_window_s
+        self._standbys = Backoff(config.watch.crash_limit, window_s)
+        self._restarts = Backoff(None, window_s, most_s=_RESTART_MOST_S)
+        self._pauses = Backoff(None, _PAUSE_WINDOW_S, most_s=_PAUSE_MOST_S)
+        self._unwritten = self._torn = False
 
     def update(self, **fields: object) -> None:
         """Change the state; it is written when that makes a difference."""
         with self._lock:
             after = {**self._state, **fields}
-            if after == self._state:
+            if after == self._state and not self._unwritten:
                 return
             self._state = after
-            text = json.dumps({**after, "written": self._system.wall()}, default=str)
-            self._system.write_atomic(state_path(self._config), text + "\n")
             sd.notify(f"STATUS={status_line(after)}")
+            text = json.dumps({**after, "written": self._system.wall()}, default=str)
+            try:
+                self._system.write_atomic(state_path(self._config), text + "\n")
+            except (OSError, HotswapError) as error:
+                if not self._unwritten:
+                    log.error("%s cannot be written: %s", state_path(self._config), error)
+                self._unwritten = True
+            else:
+                self._unwritten = False
 
     def event(self, kind: str, **fields: object) -> None:
-        """Add an event and have it on the disk."""
+        """Add an event and have it on the disk, or in the log if that cannot be."""
         line = json.dumps({"time": round(self._system.wall(), 6), "event": kind, **fields}, default=str)
         with self._lock:
             path = events_path(self._config)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a") as out:
-                out.write(line + "\n")
-                out.flush()
-                os.fsync(out.fileno())
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a") as out:
+                    out.write(("\n" if self._torn else "") + line + "\n")
+                    out.flush()
+                    os.fsync(out.fileno())
+            except OSError as error:
+                self._torn = True
+                log.error("%s cannot be written: %s; the event is %s", path, error.strerror, line)
+                self.update(events_problem=f"{path}: {error.strerror}")
+            else:
+                self._torn = False
+                self.update(events_problem=None)
 
     def failure(self) -> None:
-        """Count a failure of an instance."""
+        """Count an instance that died, or did not start."""
         with self._lock:
-            before = self._backoff.given_up
-            self._backoff = self._backoff.failed(self._system.monotonic())
-            if self._backoff.given_up and not before:
-                self.event("gave-up", failures=len(self._backoff.failures))
-            self.update(failures=len(self._backoff.failures), gave_up=self._backoff.given_up)
+            before = self._standbys.given_up
+            self._standbys = self._standbys.failed(self._system.monotonic())
+            if self._standbys.given_up and not before:
+                self.event("gave-up", failures=len(self._standbys.failures))
+            self.update(failures=len(self._standbys.failures), gave_up=self._standbys.given_up)
+
+    def restarted(self) -> None:
+        """The active instance is about to be started again."""
+        with self._lock:
+            self._restarts = self._restarts.failed(self._system.monotonic())
+
+    def pause(self) -> None:
+        """A standby could not be prepared, for a reason that is no fault of an instance."""
+        with self._lock:
+            self._pauses = self._pauses.failed(self._system.monotonic())
+
+    def prepared(self) -> None:
+        with self._lock:
+            self._pauses = replace(self._pauses, failures=())
 
     def may_start(self) -> bool:
         with self._lock:
-            return self._backoff.may_start(self._system.monotonic())
+            now = self._system.monotonic()
+            return self._standbys.may_start(now) and self._pauses.may_start(now)
+
+    def may_restart(self) -> bool:
+        with self._lock:
+            return self._restarts.may_start(self._system.monotonic())
 
 
 def status_line(state: Mapping[str, Any]) -> str:
@@ -83,7 +137,7 @@ def status_line(state: Mapping[str, Any]) -> str:
         f"standby {state.get('standby') or 'none'}: {state.get('keeping') or 'not looked at yet'}",
     ]
     parts += ["gave up"] if state.get("gave_up") else []
-    parts += [str(state[key]) for key in ("failover_problem", "problem") if state.get(key)]
+    parts += [str(state[key]) for key in PROBLEMS if state.get(key)]
     return "; ".join(parts).replace("\n", " ")
 
 
@@ -102,7 +156,7 @@ def last_events(config: Config, count: int) -> list[dict[str, Any]]:
         with events_path(config).open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
             lines = file.read().splitlines()
-    except FileNotFoundError:
+    except OSError:
         return []
     found = []
     for line in lines:

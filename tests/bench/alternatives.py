@@ -27,7 +27,8 @@ from ovs_hotswap.model import Side
 from ovs_hotswap.priority import Rank
 from ovs_hotswap.switch.pmd import set_vhost_log_level
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.host import Host, activate_first
+from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.lifecycle import activate_first
 from ovs_hotswap.vhost import wire
 from ovs_hotswap.vhost.wire import Request
 from tests.bench import cases

@@ -12,7 +12,8 @@ from ovs_hotswap.lab.demo import DirectHost
 from ovs_hotswap.lab.lab import Lab
 from ovs_hotswap.lab.layout import REMOTE_INNER_MAC, VXLAN_DEVICE
 from ovs_hotswap.model import Release, Side
-from ovs_hotswap.upgrade.host import Host, start_instance
+from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.lifecycle import start_instance
 from ovs_hotswap.vhost.service import start_broker, stop_broker
 from tests.bench.guests import FleetSpec, RemoteHost, VmSpec
 

@@ -23,7 +23,8 @@ from ovs_hotswap.lab.pings import Pings, PingStats, Stream
 from ovs_hotswap.model import Side
 from ovs_hotswap.road import Road
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.host import Host, start_instance
+from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.lifecycle import start_instance
 from ovs_hotswap.upgrade.plan import Event, EventKind
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from ovs_hotswap.vhost.service import start_broker

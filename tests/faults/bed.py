@@ -28,7 +28,8 @@ from ovs_hotswap.overlay.tables import Form, lines, render
 from ovs_hotswap.switch.unixctl import appctl
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade import checks, gather, standby, watchlog
-from ovs_hotswap.upgrade.host import Host, start_instance
+from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.lifecycle import start_instance
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from ovs_hotswap.vhost.control import BrokerClient
 from ovs_hotswap.vhost.service import start_broker

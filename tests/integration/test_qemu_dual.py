@@ -22,7 +22,8 @@ from ovs_hotswap.qemu.monitor import Command, Monitors
 from ovs_hotswap.road import Road
 from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.host import Host, start_instance
+from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.lifecycle import start_instance
 from ovs_hotswap.upgrade.plan import Event, EventKind
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from tests.patched_bed import prefix

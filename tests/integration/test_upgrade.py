@@ -31,7 +31,8 @@ from ovs_hotswap.overlay.tables import Form, lines, render
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.host import Host, start_instance
+from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.lifecycle import start_instance
 from ovs_hotswap.upgrade.plan import Event, EventKind
 from ovs_hotswap.upgrade.standby import await_ports
 from ovs_hotswap.upgrade.upgrade import Upgrader

@@ -12,7 +12,7 @@ from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.model import Side
 from ovs_hotswap.road import Road
 from ovs_hotswap.upgrade.context import Upgrade
-from tests.unit.test_watchdog import FakeHost, World
+from tests.unit.watch_bed import FakeHost, World
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.switch.tunnel import TunnelConfig, tunnel_diff
-from tests.unit.test_watchdog import Bed, FakeHost, World
+from tests.unit.watch_bed import Bed, FakeHost, World
 
 OVERLAY = """\
 [vtep]

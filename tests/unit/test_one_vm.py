@@ -17,7 +17,7 @@ from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.plan import Event, Run
 from ovs_hotswap.upgrade.soak import Soak, see_served
 from ovs_hotswap.upgrade.wayback import take_back
-from tests.unit.test_watchdog import FakeBroker, FakeHost, FakeInstance, World
+from tests.unit.watch_bed import FakeBroker, FakeHost, FakeInstance, World
 
 
 class Guests(World):

@@ -9,8 +9,9 @@ import pytest
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import StateUnknown, SwitchError
 from ovs_hotswap.model import Release, Side
-from ovs_hotswap.upgrade.host import Active, restore
-from tests.unit.test_watchdog import FakeHost, World
+from ovs_hotswap.upgrade.host import Active
+from ovs_hotswap.upgrade.lifecycle import restore
+from tests.unit.watch_bed import FakeHost, World
 
 
 class Releases:

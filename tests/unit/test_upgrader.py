@@ -16,8 +16,8 @@ from ovs_hotswap.upgrade.journal import Journals
 from ovs_hotswap.upgrade.plan import Event
 from ovs_hotswap.upgrade.records import Kind, Record, Shape
 from ovs_hotswap.upgrade.upgrade import KIND, Upgrader
-from tests.unit.test_watchdog import RELEASE, Bed
-from tests.unit.test_watchdog import config as config
+from tests.unit.watch_bed import RELEASE, Bed
+from tests.unit.watch_bed import config as config
 
 
 class Releases:

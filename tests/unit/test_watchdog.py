@@ -11,189 +11,21 @@ from typing import Any
 import pytest
 
 from ovs_hotswap.config import Config
-from ovs_hotswap.errors import BusyError, UplinkError
-from ovs_hotswap.model import Release, Side
+from ovs_hotswap.errors import BusyError
+from ovs_hotswap.model import Side
 from ovs_hotswap.switch.instance import State
-from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.switch.rpc import NoAnswer
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade import standby, watchlog
 from ovs_hotswap.upgrade.failover import Answer, Health, Task
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.journal import Journals
-from ovs_hotswap.upgrade.keeper import Keeper
 from ovs_hotswap.upgrade.records import Kind, Record, Shape
 from ovs_hotswap.upgrade.vitals import Deaths, MainThread
-from ovs_hotswap.upgrade.watchdog import Guard, Watchdog
+from ovs_hotswap.upgrade.watchdog import Watchdog
 from tests.unit.fake_system import FakeSystem
-
-RELEASE = Release("host", None, "3.1.0", "22.11")
-
-
-class World(FakeSystem):
-    """Two instances, a broker and an uplink. ``done`` is what was done to them, in order."""
-
-    def __init__(self, vms: list[str]) -> None:
-        super().__init__()
-        self.done: list[str] = []
-        self.processes = {1: ["a"], 2: ["b"]}
-        self.pid: dict[Side, int | None] = {Side.A: 1, Side.B: 2}
-        self.state = {Side.A: State.RUNNING, Side.B: State.RUNNING}
-        self.owner = dict.fromkeys(vms, Side.A)
-        self.parked = {name: {Side.B} for name in vms}
-        self.stopped_pids: set[int] = set()
-        self.no_database: set[Side] = set()
-        self.uplink_owner = Side.A
-        self.outdated = False
-
-    def stopped(self, pid: int) -> bool:
-        return pid in self.stopped_pids
-
-    def die(self, side: Side) -> None:
-        """What the broker does about a death it does by itself."""
-        self.pid[side] = None
-        self.state[side] = State.DEAD
-        for name, owner in self.owner.items():
-            if owner is side and side.other in self.parked[name]:
-                self.owner[name] = side.other
-
-
-class FakeInstance:
-    def __init__(self, config: Config, world: World, side: Side) -> None:
-        self.world, self.side = world, side
-        self.paths = InstancePaths.of(config, side)
-
-    def pid(self) -> int | None:
-        return self.world.pid[self.side]
-
-    def database_pid(self) -> int | None:
-        return None if self.side in self.world.no_database else 7
-
-    def release(self) -> Release:
-        return RELEASE
-
-    def lacks_database(self) -> bool:
-        return self.pid() is not None and self.database_pid() is None
-
-    def mend(self) -> None:
-        self.world.done.append(f"mend {self.side}")
-        self.world.no_database.discard(self.side)
-
-    def status(self) -> Any:
-        return type("Status", (), {"state": self.world.state[self.side], "release": RELEASE})
-
-    def has_memory(self) -> bool:
-        return self.pid() is not None
-
-    def outdated(self) -> bool:
-        return self.world.outdated
-
-    def kill(self) -> None:
-        self.world.done.append(f"kill {self.side}")
-        self.world.die(self.side)
-
-    def stop(self) -> None:
-        self.world.done.append(f"stop {self.side}")
-        self.world.pid[self.side], self.world.state[self.side] = None, State.STOPPED
-
-    def start(self, release: Release) -> None:
-        self.world.done.append(f"start {self.side} {release.name}")
-        self.world.pid[self.side], self.world.state[self.side] = 3, State.RUNNING
-
-
-class FakeBroker:
-    def __init__(self, world: World) -> None:
-        self.world = world
-
-    def vms(self, *, read: bool = True) -> list[dict[str, Any]]:
-        return [self.vm(name) for name in self.world.owner]
-
-    def vm(self, name: str) -> dict[str, Any]:
-        world = self.world
-        switches = {
-            side.value: {"connected": world.pid[side] is not None, "missing": [], "parked": side in world.parked[name]}
-            for side in Side
-        }
-        return {"name": name, "qemu": 9, "owner": world.owner[name], "certainty": "owns", "owner_since": 5.0,
-                "unparkable": None, "switches": switches, "rings": []}  # fmt: skip
-
-    def park(self, name: str, side: Side) -> None:
-        self.world.done.append(f"park {name} {side}")
-        self.world.parked[name].add(side)
-        if self.world.pid[self.world.owner[name]] is None:
-            self.world.owner[name] = side
-
-    def unpark(self, name: str, side: Side) -> None:
-        self.world.parked[name].discard(side)
-
-    def move(self, name: str, to: Side) -> None:
-        self.world.done.append(f"move {name} {to}")
-        self.world.owner[name] = to
-
-    def reload(self) -> list[str]:
-        self.world.done.append("reload")
-        return []
-
-
-class FakeUplink:
-    def __init__(self, world: World) -> None:
-        self.world, self.failures = world, 0
-
-    def owner(self) -> Side:
-        return self.world.uplink_owner
-
-    def steer(self, side: Side) -> None:
-        if self.failures:
-            self.failures -= 1
-            raise UplinkError("the card does not answer")
-        self.world.done.append(f"steer {side}")
-        self.world.uplink_owner = side
-
-
-class FakeHost(Host):
-    def __init__(self, config: Config, world: World) -> None:
-        super().__init__(config, world)
-        self.world = world
-        self.fake_uplink = FakeUplink(world)
-        self.instances = {side: FakeInstance(config, world, side) for side in Side}  # type: ignore[misc]
-        self.__dict__["broker"] = FakeBroker(world)
-        self.__dict__["uplink"] = self.fake_uplink
-
-    def program(self, side: Side) -> None:
-        self.world.done.append(f"program {side}")
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Config:
-    side = {"pmd_cores": [0], "uplink_devargs": "x"}
-    return Config.model_validate({
-        "overlay": str(tmp_path / "overlay.toml"), "run_dir": str(tmp_path / "run"),
-        "state_dir": str(tmp_path / "state"), "instances": {"a": side, "b": side},
-    })  # fmt: skip
-
-
-class Bed:
-    def __init__(self, config: Config, *, prepared: bool = True) -> None:
-        config.run_dir.mkdir()
-        config.overlay.write_text('[vtep]\naddress = "172.31.0.1/24"\nmac = "52:54:00:1f:00:01"\n')
-        self.config, self.world = config, World(["vm1", "vm2"])
-        self.host = FakeHost(config, self.world)
-        self.host.record_active(Side.A)
-        if prepared:
-            record = standby.StandbyRecord(side=Side.B, pid=2, log_level="info", scheduling=None, prepared=True)
-            standby.record_path(config).write_text(record.model_dump_json())
-        self.board = watchlog.Board(config, self.world)
-        self.keeper = Keeper(lambda: FakeHost(config, self.world), self.board)
-        self.main = MainThread(self.world.monotonic, 0.25, lambda _ctl, _timeout, _before: {0: 1})
-        self.guard = Guard(self.host, self.board, self.keeper, self.main)
-
-    def look(self, dead: set[Side] | None = None) -> Health | None:
-        self.world.now += 0.05
-        verdict = self.guard.look(dead or set(), dict(self.world.pid))
-        return None if verdict is None else verdict.health
-
-    def events(self) -> list[dict[str, Any]]:
-        return watchlog.last_events(self.config, 100)
+from tests.unit.watch_bed import RELEASE, Bed, World
+from tests.unit.watch_bed import config as config
 
 
 def test_a_healthy_active_is_left_alone(config: Config) -> None:

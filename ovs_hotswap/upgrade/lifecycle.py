@@ -1,0 +1,58 @@
+"""Instances as the operator starts and stops them: beside a watchdog, and over a boot. The caller holds the lock."""
+
+from __future__ import annotations
+
+from ovs_hotswap.model import Release, Side
+from ovs_hotswap.upgrade.host import Active, Host
+
+
+def stop_for_good(host: Host, side: Side) -> None:
+    """Stop an instance on purpose. That it is the active one no more is recorded before it ends, or a watchdog would
+    take its end for a death; one that is in the middle of a fail-over may have turned the uplink already, and then it
+    stays. The caller holds the lock."""
+    was_active = host.recorded_active() is side
+    if was_active:
+        host.forget_active()
+    try:
+        host.instances[side].stop()
+    except BaseException:
+        if was_active and host.instances[side].pid() is not None and host.recorded_active() is None:
+            host.record_active(side)
+        raise
+    if was_active and host.uplink.owner() is side:
+        host.uplink.clear()
+
+
+def start_instance(host: Host, side: Side, release: Release) -> bool:
+    """Start an instance and program it, or undo all of that. The first one of a host becomes the active one. Returns
+    whether it is active. The caller holds the lock."""
+    _ = host.intent  # a fault in it is told before anything is changed
+    host.instances[side].start(release)
+    try:
+        host.program(side)
+        return activate_first(host, side) or host.recorded_active() is side
+    except BaseException:
+        host.instances[side].stop()
+        raise
+
+
+def restore(host: Host) -> Active | None:
+    """After a boot: start what was active before it, of the release it had, and return what was started.
+
+    Nothing is done where an instance is active already, or none was. The caller holds the lock. Raises ReleaseError,
+    SwitchError, StateUnknown.
+    """
+    last = host.last_active()
+    if last is None or host.recorded_active() is not None:
+        return None
+    start_instance(host, last.side, host.releases.get(last.release))
+    return last
+
+
+def activate_first(host: Host, side: Side) -> bool:
+    """Make a programmed instance the active one if no side is. Returns whether it did."""
+    if host.recorded_active() is not None:
+        return False
+    host.uplink.steer(side)
+    host.record_active(side)
+    return True
