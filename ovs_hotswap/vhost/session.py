@@ -13,6 +13,7 @@ from functools import cached_property
 
 from ovs_hotswap.errors import ProtocolError
 from ovs_hotswap.vhost import wire
+from ovs_hotswap.vhost.unoffered import CHANGES_MESSAGES, protocol_feature_names
 from ovs_hotswap.vhost.wire import Descriptor, DirtyLog, Region, Request, RingAddress
 
 
@@ -165,13 +166,15 @@ class Answer(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What came of one message. ``surplus``: descriptors nobody needs any more, to be closed."""
+    """What came of one message. ``surplus``: descriptors nobody needs any more, to be closed. ``remark``: what to tell
+    the operator about it."""
 
     state: GuestState
     answer: Answer = Answer.NOTHING
     value: int = 0
     index: int = 0
     surplus: tuple[Descriptor, ...] = ()
+    remark: str | None = None
 
 
 def receive(state: GuestState, message: wire.Message, offer: Offer) -> Received:
@@ -230,10 +233,14 @@ def _features(state: GuestState, message: wire.Message, offer: Offer) -> Receive
 
 
 def _protocol_features(state: GuestState, message: wire.Message, offer: Offer) -> Received:
+    """Features that were not offered are left out, and are not missed before they are used."""
     value = _number(message)
-    if extra := value & ~offer.protocol_features:
-        raise ProtocolError(f"SET_PROTOCOL_FEATURES: not offered: {extra:#x}")
-    return Received(replace(state, protocol_features=value))
+    extra = value & ~offer.protocol_features
+    names = f"SET_PROTOCOL_FEATURES: not offered: {protocol_feature_names(extra)} ({extra:#x})"
+    if extra & CHANGES_MESSAGES:
+        raise ProtocolError(names)
+    known = replace(state, protocol_features=value & offer.protocol_features)
+    return Received(known, remark=f"{names}; ignored until it is used" if extra else None)
 
 
 def _owner(state: GuestState, _: wire.Message, offer: Offer) -> Received:
@@ -348,12 +355,17 @@ def _mtu(state: GuestState, message: wire.Message, offer: Offer) -> Received:
 
 def _log_base(state: GuestState, message: wire.Message, offer: Offer) -> Received:
     assert isinstance(message.body, wire.DirtyLog)
+    if not offer.protocol_features >> wire.ProtocolFeature.LOG_SHMFD & 1:
+        # Nobody would write the log, and the migration for which it is would lose what the guest received.
+        raise ProtocolError("SET_LOG_BASE: protocol feature LOG_SHMFD is not offered")
     surplus = () if state.log is None else (state.log.descriptor,)
     return Received(replace(state, log=message.body), Answer.SETTLED, surplus=surplus)
 
 
-def _log_descriptor(state: GuestState, message: wire.Message, offer: Offer) -> Received:
-    """Not kept: DPDK closes it unused (``vhost_user_set_log_fd``)."""
+def _unused_descriptor(state: GuestState, message: wire.Message, offer: Offer) -> Received:
+    """Not kept. DPDK closes that of SET_LOG_FD unused (``vhost_user_set_log_fd``). The channel for a back end's
+    requests is for what nobody sends, and the buffer for inflight descriptors is not needed: DPDK finds its place in a
+    split ring by the used index."""
     assert isinstance(message.body, wire.OneDescriptor)
     return Received(state, surplus=(message.body.descriptor,))
 
@@ -373,7 +385,9 @@ _HANDLERS: dict[Request, Callable[[GuestState, wire.Message, Offer], Received]] 
     Request.RESET_OWNER: _reset_owner,
     Request.SET_MEM_TABLE: _memory,
     Request.SET_LOG_BASE: _log_base,
-    Request.SET_LOG_FD: _log_descriptor,
+    Request.SET_LOG_FD: _unused_descriptor,
+    Request.SET_BACKEND_REQ_FD: _unused_descriptor,
+    Request.SET_INFLIGHT_FD: _unused_descriptor,
     Request.SET_VRING_NUM: _ring_size,
     Request.SET_VRING_ADDR: _ring_address,
     Request.SET_VRING_BASE: _ring_base,

@@ -323,6 +323,8 @@ class Vm:
             close_all(frame.descriptors)
             raise
         before, self.state = self.state, got.state
+        if got.remark is not None and not (self.last_error or "").endswith(got.remark):
+            self.note(f"QEMU: {got.remark}")
         try:
             self._answer(message, got, before)
             for side in Side:

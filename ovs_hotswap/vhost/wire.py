@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ovs_hotswap.errors import ProtocolError
+from ovs_hotswap.vhost.unoffered import not_carried
 
 HEADER = struct.Struct("<III")
 U64 = struct.Struct("<Q")
@@ -72,6 +73,8 @@ class Request(enum.IntEnum):
     SET_VRING_ENABLE = 18
     SEND_RARP = 19
     NET_SET_MTU = 20
+    SET_BACKEND_REQ_FD = 21
+    SET_INFLIGHT_FD = 32
     SET_STATUS = 39
     GET_STATUS = 40
 
@@ -382,7 +385,7 @@ def _dirty_log(frame: Frame) -> DirtyLog:
 
 def _one_descriptor(frame: Frame) -> OneDescriptor:
     if len(frame.descriptors) != 1:
-        raise ProtocolError(f"SET_LOG_FD: {len(frame.descriptors)} descriptors, expected 1")
+        raise ProtocolError(f"{Request(frame.request).name}: {len(frame.descriptors)} descriptors, expected 1")
     return OneDescriptor(frame.descriptors[0])
 
 
@@ -394,6 +397,8 @@ _BODIES: dict[Request, Callable[[Frame], Body]] = {
     Request.SET_MEM_TABLE: _memory_table,
     Request.SET_LOG_BASE: _dirty_log,
     Request.SET_LOG_FD: _one_descriptor,
+    Request.SET_BACKEND_REQ_FD: _one_descriptor,
+    Request.SET_INFLIGHT_FD: _one_descriptor,
     Request.SET_VRING_NUM: _ring_size,
     Request.SET_VRING_ADDR: _ring_place,
     Request.SET_VRING_BASE: _ring_base,
@@ -414,6 +419,8 @@ _WITH_DESCRIPTORS = {
     Request.SET_MEM_TABLE,
     Request.SET_LOG_BASE,
     Request.SET_LOG_FD,
+    Request.SET_BACKEND_REQ_FD,
+    Request.SET_INFLIGHT_FD,
     Request.SET_VRING_KICK,
     Request.SET_VRING_CALL,
     Request.SET_VRING_ERR,
@@ -429,7 +436,7 @@ def parse(frame: Frame) -> Message:
     try:
         request = Request(frame.request)
     except ValueError as error:
-        raise ProtocolError(f"request {frame.request} is not carried") from error
+        raise ProtocolError(not_carried(frame.request)) from error
     if frame.flags & REPLY:
         raise ProtocolError(f"{request.name}: a reply where a request was due")
     if frame.descriptors and request not in _WITH_DESCRIPTORS:

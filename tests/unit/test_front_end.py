@@ -39,7 +39,8 @@ PARTS = [
 SIDES = st.sampled_from(Side)
 NUMBERS = st.integers(0, RINGS - 1)
 _ALL = wire.CARRIED_PROTOCOL_FEATURES
-PROTOCOLS = st.sampled_from([0, 1 << ProtocolFeature.REPLY_ACK, _ALL, _ALL & ~(1 << ProtocolFeature.STATUS)])
+_SAVED = _ALL | 1 << 12  # with INFLIGHT_SHMFD, as from another back end
+PROTOCOLS = st.sampled_from([0, 1 << ProtocolFeature.REPLY_ACK, _ALL, _SAVED, _ALL & ~(1 << ProtocolFeature.STATUS)])
 _MERGED = 1 << Feature.NET_MRG_RXBUF
 
 

@@ -82,8 +82,27 @@ def test_features_that_were_not_offered_are_refused_by_name() -> None:
     narrow = Offer(1 << Feature.VERSION_1, 0, 1)
     with pytest.raises(ProtocolError, match="NET_MQ"):
         receive(GuestState(), message(wire.build_number(Request.SET_FEATURES, 1 << Feature.NET_MQ)), narrow)
-    with pytest.raises(ProtocolError, match="0x20"):
-        told(GuestState(), wire.build_number(Request.SET_PROTOCOL_FEATURES, 0x20))
+
+
+def test_protocol_features_of_an_earlier_back_end_are_ignored_and_named() -> None:
+    """As a front end says them that was restored, without asking first."""
+    got = told(GuestState(), wire.build_number(Request.SET_PROTOCOL_FEATURES, 0x100F | 1 << 40))
+    assert got.state.protocol_features == 0xF
+    assert "INFLIGHT_SHMFD, bit 40 (0x10000001000)" in (got.remark or "")
+    assert told(GuestState(), wire.build_number(Request.SET_PROTOCOL_FEATURES, 0xF)).remark is None
+    for request in (Request.SET_INFLIGHT_FD, Request.SET_BACKEND_REQ_FD):
+        descriptors = fakes(1)
+        used = told(got.state, wire.build(request, bytes(20)), descriptors)
+        assert (used.state, used.surplus) == (got.state, descriptors)
+
+
+def test_protocol_features_that_cannot_be_ignored_are_refused_by_name() -> None:
+    with pytest.raises(ProtocolError, match="XEN_MMAP"):
+        told(GuestState(), wire.build_number(Request.SET_PROTOCOL_FEATURES, 1 << 17))
+    narrow = Offer(OFFER.features, 0, 1)
+    log = message(wire.build_log(wire.DirtyLog(4096, 0, FakeDescriptor())), fakes(1))
+    with pytest.raises(ProtocolError, match="LOG_SHMFD is not offered"):
+        receive(GuestState(), log, narrow)
 
 
 def test_dirty_logging_may_be_acknowledged_without_being_offered() -> None:

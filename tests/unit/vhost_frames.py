@@ -91,7 +91,9 @@ _plain = st.sampled_from(
     [Request.SET_OWNER, Request.RESET_OWNER, Request.GET_FEATURES, Request.GET_STATUS, Request.GET_QUEUE_NUM]
 ).map(lambda request: message(wire.build(request)))
 _log = st.builds(lambda: message(wire.build_log(wire.DirtyLog(4096, 0, FakeDescriptor())), fakes(1)))
-_log_fd = st.builds(lambda: message(wire.build(Request.SET_LOG_FD), fakes(1)))
+_unused = st.sampled_from([Request.SET_LOG_FD, Request.SET_BACKEND_REQ_FD, Request.SET_INFLIGHT_FD]).map(
+    lambda request: message(wire.build(request), fakes(1))
+)
 
 
 def guest_messages() -> st.SearchStrategy[Message]:
@@ -112,7 +114,7 @@ def guest_messages() -> st.SearchStrategy[Message]:
         _numbers(Request.SEND_RARP, st.just(0x525400000001)),
         _plain,
         _log,
-        _log_fd,
+        _unused,
     )  # fmt: skip
 
 

@@ -1,0 +1,43 @@
+"""What vhost-user has and the broker does not carry, by name: for messages about a front end that uses it all the same.
+
+A front end that goes on from a saved state names the protocol features of its earlier back end, without asking for
+those of this one. Most of them only allow a message, so that nothing is wrong as long as that is not sent.
+"""
+
+from __future__ import annotations
+
+# Spec, *Protocol features*, with those that the broker carries.
+_PROTOCOL_FEATURES = (
+    "MQ", "LOG_SHMFD", "RARP", "REPLY_ACK", "MTU", "BACKEND_REQ", "CROSS_ENDIAN", "CRYPTO_SESSION", "PAGEFAULT",
+    "CONFIG", "BACKEND_SEND_FD", "HOST_NOTIFIER", "INFLIGHT_SHMFD", "RESET_DEVICE", "INBAND_NOTIFICATIONS",
+    "CONFIGURE_MEM_SLOTS", "STATUS", "XEN_MMAP", "SHARED_OBJECT", "DEVICE_STATE",
+)  # fmt: skip
+# XEN_MMAP gives the memory table another shape: it cannot be ignored.
+CHANGES_MESSAGES = 1 << _PROTOCOL_FEATURES.index("XEN_MMAP")
+# Spec, *Front-end message types*: the request, and the protocol feature that allows it.
+_REQUESTS = {
+    22: ("IOTLB_MSG", None), 23: ("SET_VRING_ENDIAN", "CROSS_ENDIAN"), 24: ("GET_CONFIG", "CONFIG"),
+    25: ("SET_CONFIG", "CONFIG"), 26: ("CREATE_CRYPTO_SESSION", "CRYPTO_SESSION"),
+    27: ("CLOSE_CRYPTO_SESSION", "CRYPTO_SESSION"), 28: ("POSTCOPY_ADVISE", "PAGEFAULT"),
+    29: ("POSTCOPY_LISTEN", "PAGEFAULT"), 30: ("POSTCOPY_END", "PAGEFAULT"), 31: ("GET_INFLIGHT_FD", "INFLIGHT_SHMFD"),
+    33: ("GPU_SET_SOCKET", None), 34: ("RESET_DEVICE", "RESET_DEVICE"), 35: ("VRING_KICK", "INBAND_NOTIFICATIONS"),
+    36: ("GET_MAX_MEM_SLOTS", "CONFIGURE_MEM_SLOTS"), 37: ("ADD_MEM_REG", "CONFIGURE_MEM_SLOTS"),
+    38: ("REM_MEM_REG", "CONFIGURE_MEM_SLOTS"), 41: ("GET_SHARED_OBJECT", "SHARED_OBJECT"),
+    42: ("SET_DEVICE_STATE_FD", "DEVICE_STATE"), 43: ("CHECK_DEVICE_STATE", "DEVICE_STATE"),
+}  # fmt: skip
+
+
+def protocol_feature_names(bits: int) -> str:
+    """Names of the set bits, lowest first; ``bit 40`` for one without a name here."""
+    return ", ".join(
+        _PROTOCOL_FEATURES[bit] if bit < len(_PROTOCOL_FEATURES) else f"bit {bit}"
+        for bit in range(64)
+        if bits >> bit & 1
+    )
+
+
+def not_carried(request: int) -> str:
+    """Why a request is refused."""
+    name, feature = _REQUESTS.get(request, (None, None))
+    called = f"request {request}" if name is None else f"{name} (request {request})"
+    return f"{called} is not carried" + ("" if feature is None else f": protocol feature {feature} is not offered")
