@@ -263,7 +263,7 @@ def rings_before(wedged: Mapping[Place, str], unread: Collection[str]) -> list[F
         for place, why in wedged.items()
     ] + [
         _warning(name, f"VM {vm}: its rings cannot be read, so it is not judged whether it is served",
-                 f"`ovs-hotswap vm show {vm}`; memory that is shared and sealed, such as memory-backend-memfd, can be",
+                 f"`ovs-hotswap vm show {vm}`; memory-backend-memfd and files on huge pages or a local disk can be",
                  f"VM {vm}")
         for vm in unread
     ]  # fmt: skip

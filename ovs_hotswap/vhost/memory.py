@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-import struct
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from ovs_hotswap.vhost.replay import SCRATCH_SIZE
 from ovs_hotswap.vhost.session import GuestState, Ring
 from ovs_hotswap.vhost.wire import Region, Request
 
-_INDEX = struct.Struct("<H")
+_INDEX_SIZE = 2
 _LOOKS = 8
 _INDEX_OFFSET = 2  # behind the flags, in both rings (virtio 1.2, 2.7.6 and 2.7.8)
 
@@ -71,16 +71,28 @@ def _transmit(state: GuestState) -> Iterator[tuple[int, Ring]]:
 def _index(regions: Sequence[Region], start: int) -> int | None:
     address = start + _INDEX_OFFSET
     for region in regions:
-        if region.holds(address, _INDEX.size):
+        if region.holds(address, _INDEX_SIZE):
             try:
-                fd = region.descriptor.fileno()
-                # Only shared memory and huge pages have seals (mm/memfd.c): reading anything else could block.
-                fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-                data = os.pread(fd, _INDEX.size, region.offset + address - region.user_address)
+                return _read(region.descriptor.fileno(), region.offset + address - region.user_address)
             except (OSError, ValueError, OverflowError):
                 return None
-            return _INDEX.unpack(data)[0] if len(data) == _INDEX.size else None
     return None
+
+
+def _read(fd: int, offset: int) -> int | None:
+    """A 16-bit word of a file. Never blocks: only shared memory and huge pages have seals (mm/memfd.c), and of another
+    file, such as one on a disk, what is in memory is read. Raises OSError if that has to be waited for, or if the
+    file's kind promises nothing (FUSE, NFS)."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+        flags = 0
+    except OSError:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise
+        flags = os.RWF_NOWAIT
+    data = bytearray(_INDEX_SIZE)
+    whole = os.preadv(fd, [data], offset, flags) == _INDEX_SIZE
+    return int.from_bytes(data, "little") if whole else None
 
 
 def make_scratch() -> OwnedFd:
