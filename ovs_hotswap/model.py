@@ -71,3 +71,20 @@ class Device:
     name: str
     namespace: str | None
     up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Of an instance's uplink. ``out``: what the instance sends reaches other hosts; ``into``: what is given to it
+    comes in. ``None``: there was nothing to tell it by."""
+
+    out: bool | None = None
+    into: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Steered:
+    """Packets that the steering has handled since its rules were made. ``given`` to the instance, ``taken`` from it."""
+
+    given: int
+    taken: int

@@ -9,6 +9,7 @@ import click
 
 from ovs_hotswap.cli import logs
 from ovs_hotswap.cli.app import App, Group, pass_app
+from ovs_hotswap.model import Severity
 
 
 @click.group(cls=Group)
@@ -69,8 +70,9 @@ def status(app: App, events: int) -> None:
     pid = found.get("pid")
     running = isinstance(pid, int) and "watch" in app.system.cmdline(pid)
     keys = ("active", "standby", "health", "reason", "keeping", "unprotected", "not_parked", *watchlog.PROBLEMS,
-            "failures", "gave_up")  # fmt: skip
-    ready = running and found.get("standby") is not None and not found.get("unprotected")
+            "failures", "gave_up", "uplinks")  # fmt: skip
+    passes = _severity(found, found.get("standby")) != Severity.ERROR
+    ready = running and found.get("standby") is not None and not found.get("unprotected") and passes
     newest = watchlog.last_events(app.config, events) if events else []
     document = {"mode": app.config.watch.mode, "running": running, "ready": ready,
                 **{key: found.get(key) if running else None for key in keys}, "events": newest}  # fmt: skip
@@ -78,6 +80,12 @@ def status(app: App, events: int) -> None:
     _show(app, document)
     if app.config.watch.mode == "required" and not ready:
         click.get_current_context().exit(1)
+
+
+def _severity(state: dict[str, Any], side: str | None) -> str | None:
+    """What was seen of a side's uplink last; ``None`` if nothing was."""
+    found = (state.get("uplinks") or {}).get(side) or {}
+    return found.get("severity")
 
 
 def _show(app: App, document: dict[str, Any]) -> None:

@@ -137,6 +137,10 @@ def cookie(kind: Kind, *, vni: int = 0, ofport: int = 0) -> int:
     return _COOKIE_MAGIC << 48 | kind << 40 | vni << 16 | ofport
 
 
+KIND_MASK = 0xFFFFFF << 40
+"""The bits of a cookie that say that it is ours, and its kind."""
+
+
 def cookie_kind(value: int) -> Kind | None:
     """The kind in a cookie; ``None`` if the cookie is not one of ours."""
     if value >> 48 != _COOKIE_MAGIC:

@@ -11,6 +11,7 @@ from ovs_hotswap.errors import CommandError, SwitchError
 from ovs_hotswap.overlay.tables import cookie_kind, cookie_name
 from ovs_hotswap.system import Completed, System
 
+COOKIE_MASK = (1 << 64) - 1
 _DIFFERENT = 2  # exit status of `ovs-ofctl diff-flows` where there is a difference (ovs-ofctl(8))
 
 
@@ -61,6 +62,11 @@ class OpenFlow:
         """The drop counters of our tables, also those at 0. ``vms`` maps ofports to names."""
         done = self._run("dump-flows", options=("--no-names",))
         return drop_counters(done.stdout.splitlines(), vms)
+
+    def packets(self, cookie: int, mask: int = COOKIE_MASK) -> int:
+        """Packets that the flows with this cookie have counted, in the bits of ``mask``."""
+        done = self._run("dump-flows", f"cookie={cookie:#x}/{mask:#x}", options=("--no-names",))
+        return sum(int(found[1]) for found in re.finditer(r"\bn_packets=(\d+)", done.stdout))
 
     def packet_out(self, frame: bytes, actions: str) -> None:
         """Have the switch carry out ``actions`` on an Ethernet frame, as if a controller had sent it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 from collections.abc import Callable, Collection, Iterable
@@ -20,7 +21,7 @@ from ovs_hotswap.switch.memory import reserve
 from ovs_hotswap.switch.openflow import window_incapable
 from ovs_hotswap.switch.pools import huge_page_pools, page_mib
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade import baseline, carry, checks, memory, rings
+from ovs_hotswap.upgrade import baseline, carry, checks, memory, rings, wire
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.rings import Place, RingSample
 from ovs_hotswap.upgrade.standby import read_record, usable
@@ -31,6 +32,9 @@ def precheck(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
     """Everything that can be known before anything is changed. Never raises for a fault of the host: that is a
     finding."""
     found: list[Finding] = []
+    begun = None
+    with contextlib.suppress(HotswapError):
+        begun = wire.counters(host, old)
     for part in (
         lambda: _release(host, old, release),
         lambda: beside(host, new, release),
@@ -40,7 +44,7 @@ def precheck(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
         lambda: _vms(host, old, new, release),
         lambda: _rings_before(host),
         lambda: carry.check(host, old, new, release),
-        lambda: host.uplink.check(),
+        lambda: wire.check(host, old, begun),
         lambda: _steered(host, old),
     ):
         found += _tried(part)

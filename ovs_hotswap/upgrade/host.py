@@ -308,10 +308,10 @@ class Host:
 
     def reshaped(self, side: Side) -> list[str]:
         """Ports of a running side that ``program_database`` would configure anew while packets pass through them."""
-        spec = self.bridge_spec(side)
-        used = self.datapath_mtus(side)  # without one it is a VM's whose guest has not come
         with self.instances[side].database() as database:
-            return sorted(used.keys() & database.shapes(spec).keys())
+            shapes = database.shapes(self.bridge_spec(side))
+        # Without an MTU it is a VM's whose guest has not come.
+        return sorted(shapes.keys() & self.datapath_mtus(side).keys()) if shapes else []
 
     @property
     def tunnel_config(self) -> TunnelConfig:

@@ -28,6 +28,7 @@ from ovs_hotswap.upgrade.refusals import Refusals
 from ovs_hotswap.upgrade.settingswatch import SettingsWatch
 from ovs_hotswap.upgrade.steps import Retire
 from ovs_hotswap.upgrade.watchlog import Board
+from ovs_hotswap.upgrade.wirewatch import WireWatch
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Keeper:
         with contextlib.suppress(HotswapError):  # told later; one that is valid is known from now on
             _ = self._host.intent
         self._programmed: Stamp | None = None
+        self._wires = WireWatch(board)
         self._refusal: str | None = None
         self._refused_until, self._refused_s = float("-inf"), _REFUSED_S
         self._fault: HotswapError | None = None  # what the last turn went on without
@@ -110,6 +112,9 @@ class Keeper:
         """Have a standby before anything else. Raises what keeps it from being there."""
         while self.turn() is not Task.NOTHING:
             pass
+        active = self._host.recorded_active()
+        if active is not None:
+            self._wires.require(active.other)
 
     # -- one turn
 
@@ -137,6 +142,8 @@ class Keeper:
                 return Task.NOTHING
         if next_task(self._look(host, active)) is Task.NOTHING:
             self._keep_neighbours(host, active)
+            if not unfinished:
+                self._wires.look(host, active)
             self._settings.look(host, active)
             return Task.NOTHING
         with host.lock():
@@ -159,6 +166,9 @@ class Keeper:
             return
         self._unseen = False
         self._board.event("rings", stuck=[each.text for each in found if each.severity is Severity.ERROR])
+        active = host.recorded_active()
+        if active is not None:
+            self._wires.after_failover(host, active)
 
     def _unfinished(self, host: Host) -> bool:
         """Whether an upgrade has the instances, or may. Once it has retired the old one, only a look at the new one is

@@ -7,7 +7,7 @@ any moment.
 from __future__ import annotations
 
 from ovs_hotswap.errors import BrokerError, StateUnknown, SwitchError
-from ovs_hotswap.upgrade import baseline, checks, gather, rings
+from ovs_hotswap.upgrade import baseline, checks, gather, rings, wire
 from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.moving import SERVED_S, tell_apart
 from ovs_hotswap.upgrade.plan import Run, Step
@@ -28,7 +28,7 @@ class Soak(Step[Upgrade]):
         host = context.host
         end = host.system.monotonic() + host.config.upgrade.soak_s
         patience = Patience(gather.ring_samples(host), SERVED_S, baseline.known(run))
-        strays = Strays(context, run)
+        strays, traffic = Strays(context, run), wire.Traffic.of(context, run)
         while True:
             host.system.sleep(min(_SAMPLE_S, max(0.0, end - host.system.monotonic())) or _SAMPLE_S)
             strays.look()
@@ -38,10 +38,12 @@ class Soak(Step[Upgrade]):
             if unserved:
                 judge(context, run, unserved)
                 patience.forgo(unserved)
+            traffic.look()
             left = end - host.system.monotonic()
             run.progress(f"{max(0.0, left):.0f} s left")
             if left <= 0 and not patience.waiting and not strays.waiting:
                 break
+        wire.tell(run, traffic.findings())
         goes_on = checks.polling(context.new, comes_round(host, context.new))
         answers = host.instances[context.new].status().dpdk_initialized is not None
         checks.verdict([*goes_on, *checks.database(context.new, answers)], SwitchError)

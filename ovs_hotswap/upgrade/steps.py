@@ -14,7 +14,7 @@ from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.priority import Rank
 from ovs_hotswap.switch.pmd import set_vhost_log_level, vhost_log_level
 from ovs_hotswap.switch.settings import as_json, from_json
-from ovs_hotswap.upgrade import baseline, carry, checks, gather, peer, probe
+from ovs_hotswap.upgrade import baseline, carry, checks, gather, peer, probe, wire
 from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.moving import move_all
@@ -32,6 +32,7 @@ class Precheck(Step[Upgrade]):
     description = "look for reasons not to start"
 
     def do(self, context: Upgrade, run: Run) -> None:
+        wire.begin(context, run)
         for finding in checks.verdict(gather.precheck(context.host, context.old, context.new, context.release)):
             if finding.severity is Severity.WARNING:
                 run.progress(f"{finding.check}: {finding.text}")
@@ -194,9 +195,10 @@ class FlowsActive(ReversibleStep[Upgrade]):
 
 class Prove(Step[Upgrade]):
     name = "prove"
-    description = "send a frame through the peer link to prove that both instances forward"
+    description = "send frames through the peer link and the new uplink to prove that they pass"
 
     def do(self, context: Upgrade, run: Run) -> None:
+        wire.prove_new(context, run)
         for sender in () if context.lost else (context.old, context.new):
             probe.across_peer_link(context.host, sender)
 
@@ -229,6 +231,7 @@ class SteerUplink(ReversibleStep[Upgrade]):
     look_at = "the uplink's rules: `ovs-hotswap status`"
 
     def do(self, context: Upgrade, run: Run) -> None:
+        wire.end(context, run)
         context.host.uplink.steer(context.new)
 
     def undo(self, context: Upgrade, run: Run) -> None:

@@ -6,11 +6,11 @@ from typing import Protocol
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import ConfigError
-from ovs_hotswap.model import Finding, Side
+from ovs_hotswap.model import Finding, Proof, Side, Steered
 from ovs_hotswap.overlay.intent import ETHERNET_MTU, Intent
 from ovs_hotswap.uplink.frames import Host, PacketSockets
 from ovs_hotswap.uplink.none import NoUplink
-from ovs_hotswap.uplink.proof import End, Proof, Steered
+from ovs_hotswap.uplink.proof import End
 from ovs_hotswap.uplink.tc import RtnlTrafficControl, TcUplink
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ovs_hotswap.model import Finding, Severity, Side
-from ovs_hotswap.uplink.proof import End, Proof, Steered
+from ovs_hotswap.model import Finding, Proof, Severity, Side, Steered
+from ovs_hotswap.uplink.proof import End
 
 
 class NoUplink:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ovs_hotswap.model import Proof
 from ovs_hotswap.uplink.frames import Ear, Host, Sockets, answers, arp_probe, vxlan_probe
 
 _ASKED = 8  # neighbours at most: one answer is enough
@@ -23,23 +24,6 @@ class End(Protocol):
 
     def probes(self) -> int:
         """VXLAN packets of a network without a VM that it has counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """``out``: what the instance sends reaches other hosts; ``into``: what is given to it comes in. ``None``: there was
-    nothing to tell it by."""
-
-    out: bool | None = None
-    into: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Steered:
-    """Packets that the steering has handled since its rules were made. ``given`` to the instance, ``taken`` from it."""
-
-    given: int
-    taken: int
 
 
 @dataclass(frozen=True, slots=True)

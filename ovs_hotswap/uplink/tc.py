@@ -28,10 +28,10 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTM_GETLINK
 
 from ovs_hotswap.errors import UplinkError
-from ovs_hotswap.model import Finding, Severity, Side
+from ovs_hotswap.model import Finding, Proof, Severity, Side, Steered
 from ovs_hotswap.uplink.frames import ETH_P_ALL, ETH_P_IP, VXLAN_UDP_PORT, Host, Sockets
 from ovs_hotswap.uplink.programs import tcx_counts
-from ovs_hotswap.uplink.proof import End, Proof, Prover, Steered
+from ovs_hotswap.uplink.proof import End, Prover
 
 PRIORITY = 4789  # of all our filters; lower numbers are looked at first
 NODE = 1  # our filters' number within the hash table that the kernel makes for the priority
@@ -39,8 +39,6 @@ NODE_MASK = 0xFFF  # of a handle, include/uapi/linux/pkt_cls.h TC_U32_NODE
 INGRESS = 0xFFFFFFF2  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)
 # Not pyroute2's "get": it asks for an acknowledgement behind the answer too, and keeps each of them (0.9).
 _GET_LINK = RTM_GETLINK, NLM_F_REQUEST
-PROGRAMS = "uplink programs"
-"""Name of the findings about BPF programs in front of our filters."""
 EGRESS_REDIRECT = 1  # TCA_EGRESS_REDIR, include/uapi/linux/tc_act/tc_mirred.h
 
 
@@ -295,7 +293,7 @@ class TcUplink:
             )  # fmt: skip
         for program in kernel.programs(link):
             yield Finding(
-                PROGRAMS, Severity.WARNING,
+                "uplink programs", Severity.WARNING,
                 f"{name}: {program} sees packets before our filter does; it must leave UDP port {VXLAN_UDP_PORT} alone",
                 f"bpftool net show dev {name}",
             )  # fmt: skip

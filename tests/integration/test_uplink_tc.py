@@ -15,9 +15,11 @@ import pytest
 from pyroute2 import IPRoute, netns
 
 from ovs_hotswap.errors import UplinkError
-from ovs_hotswap.model import Severity, Side
-from ovs_hotswap.uplink.frames import PacketSockets
+from ovs_hotswap.model import Proof, Severity, Side
+from ovs_hotswap.upgrade.uplinkchecks import PROGRAMS
+from ovs_hotswap.uplink.frames import Host, PacketSockets
 from ovs_hotswap.uplink.tc import INGRESS, RtnlTrafficControl, TcUplink
+from tests.integration.bpf import program
 
 HOST = f"ovsh-test-{os.getpid()}-host"
 REMOTE = f"ovsh-test-{os.getpid()}-remote"
@@ -62,7 +64,7 @@ def uplink(bed: None) -> TcUplink:
 def make(vtep: str) -> TcUplink:
     names = {Side.A: "rep-a", Side.B: "rep-b"}
     return TcUplink(device="pf0", representors=names, vtep=vtep, mac=PF_MAC, mtu=1500, control=RtnlTrafficControl(HOST),
-                    sockets=PacketSockets(HOST))  # fmt: skip
+                    sockets=PacketSockets(HOST), neighbours=[Host(PEER, PEER_MAC)])  # fmt: skip
 
 
 class Tap:
@@ -253,3 +255,75 @@ def test_questions_on_a_kept_socket_leave_nothing_behind(bed: None) -> None:
         assert ask() - before < 400 * 30  # an answer that is kept takes 68 bytes and more
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("kind", "what"), [("tcx-pass", "1 tcx programs on ingress"), ("xdp-drop", "an XDP program")])
+@pytest.mark.parametrize("device", ["pf0", "rep-b"])
+def test_what_sees_packets_before_our_filters_is_named(uplink: TcUplink, kind: str, what: str, device: str) -> None:
+    uplink.steer(Side.A)
+    assert [finding.severity for finding in uplink.check()] == [Severity.OK]
+    with program(kind, HOST, device):
+        (finding,) = uplink.check()
+        assert (finding.check, finding.severity) == (PROGRAMS, Severity.WARNING)
+        assert f"{device}: {what}" in finding.text
+    assert [finding.severity for finding in uplink.check()] == [Severity.OK]
+
+
+def test_what_was_steered_is_counted(uplink: TcUplink, sender: socket.socket) -> None:
+    assert uplink.steered(Side.A) is None
+    uplink.steer(Side.A)
+    before = uplink.steered(Side.A)
+    assert before is not None
+    for _ in range(5):
+        sender.sendto(bytes(100), (VTEP, 4789))
+    settle()
+    after = uplink.steered(Side.A)
+    assert after is not None
+    assert after.given - before.given == 5
+    assert uplink.steered(Side.B) is None, "it has not the traffic"
+    with program("tcx-pass", HOST, "pf0"):
+        sender.sendto(bytes(100), (VTEP, 4789))
+        settle()
+        assert uplink.steered(Side.A) == after
+
+
+class End:
+    """A switch behind a virtual function that forwards what it is told to, and counts what comes in."""
+
+    def __init__(self, device: str) -> None:
+        self._tap = Tap(device)
+        self._sockets, self._device = PacketSockets(HOST), device
+
+    def send(self, frame: bytes) -> None:
+        self._sockets.send(self._device, frame)
+
+    def probes(self) -> int:
+        return len(self._tap.read())
+
+    def close(self) -> None:
+        self._tap.close()
+
+
+@pytest.fixture
+def end(bed: None) -> Iterator[End]:
+    made = End("vf-b")
+    yield made
+    made.close()
+
+
+def test_an_uplink_is_proven_while_the_other_side_has_the_traffic(uplink: TcUplink, end: End) -> None:
+    uplink.steer(Side.A)
+    assert uplink.prove(Side.B, end) == Proof(True, True)
+    assert uplink.owner() is Side.A
+
+
+def test_a_mute_function_is_found(uplink: TcUplink, end: End) -> None:
+    uplink.steer(Side.A)
+    with program("xdp-drop", HOST, "rep-b"):
+        assert uplink.prove(Side.B, end) == Proof(False, True)
+
+
+def test_a_deaf_function_is_found(uplink: TcUplink, end: End) -> None:
+    uplink.steer(Side.A)
+    with program("xdp-drop", HOST, "vf-b"):
+        assert uplink.prove(Side.B, end) == Proof(True, False)

@@ -26,6 +26,7 @@ LAYERS = {
     "ovs_hotswap.upgrade.plan": CORE,
     "ovs_hotswap.upgrade.records": CORE,
     "ovs_hotswap.upgrade.checks": CORE,
+    "ovs_hotswap.upgrade.uplinkchecks": CORE,
     "ovs_hotswap.upgrade.rings": CORE,
     "ovs_hotswap.upgrade.failover": CORE,
     "ovs_hotswap.upgrade.memory": CORE,

@@ -13,6 +13,7 @@ from ovs_hotswap.config import Config
 from ovs_hotswap.errors import UplinkError
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.overlay.intent import Intent
+from ovs_hotswap.upgrade.uplinkchecks import PROGRAMS
 from ovs_hotswap.uplink.base import make_uplink
 from ovs_hotswap.uplink.frames import ETH_P_ALL, ETH_P_IP, PacketSockets
 from ovs_hotswap.uplink.none import NoUplink
@@ -20,7 +21,6 @@ from ovs_hotswap.uplink.tc import (
     ANY,
     NODE,
     PRIORITY,
-    PROGRAMS,
     Kernel,
     Key,
     Link,

@@ -12,7 +12,7 @@ import pytest
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, SwitchError, UplinkError
-from ovs_hotswap.model import Release, Side
+from ovs_hotswap.model import Proof, Release, Side, Steered
 from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.priority import Rank
@@ -27,6 +27,7 @@ from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.keeper import Keeper
 from ovs_hotswap.upgrade.vitals import MainThread
 from ovs_hotswap.upgrade.watchdog import Guard
+from ovs_hotswap.uplink.proof import End
 from tests.unit.fake_system import FakeSystem
 
 RELEASE = Release("host", None, "3.1.0", "22.11")
@@ -46,6 +47,7 @@ class World(FakeSystem):
         self.stopped_pids: set[int] = set()
         self.no_database: set[Side] = set()
         self.uplink_owner: Side | None = Side.A
+        self.proofs: dict[Side, Proof] = {}
         self.outdated = False
         self.broker_fault: Exception | None = None  # that the broker answers everything with
         self.refused: dict[str, str] = {}  # VMs that cannot be parked
@@ -188,6 +190,14 @@ class FakeUplink:
             raise UplinkError("the card does not answer")
         self.world.done.append(f"steer {side}")
         self.world.uplink_owner = side
+
+    def prove(self, side: Side, end: End) -> Proof:
+        if self.world.pid[side] is None:
+            raise UplinkError("nobody is there")
+        return self.world.proofs.get(side, Proof(True, True))
+
+    def steered(self, side: Side) -> Steered | None:
+        return None
 
 
 class FakeHost(Host):

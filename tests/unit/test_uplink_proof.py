@@ -1,0 +1,200 @@
+"""The proof of an uplink by frames, over a stand-in for devices and neighbours, and what is concluded from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+
+import pytest
+
+from ovs_hotswap.model import Finding, Proof, Severity, Side
+from ovs_hotswap.upgrade import uplinkchecks
+from ovs_hotswap.upgrade.uplinkchecks import Passed
+from ovs_hotswap.uplink.frames import Ear, Host, answers, arp_probe, vxlan_probe
+from ovs_hotswap.uplink.proof import Prover
+
+VTEP = Host("172.31.0.1", "52:54:00:1f:00:01")
+NEIGHBOUR = Host("172.31.0.2", "52:54:00:1f:00:02")
+OTHER = Host("172.31.0.9", "52:54:00:1f:00:09")
+
+
+def arp_answer(to: str, by: Host, asked: str = "0.0.0.0") -> bytes:
+    return (
+        bytes.fromhex(to.replace(":", "") + by.mac.replace(":", "") + "0806" + "0001080006040002")
+        + bytes.fromhex(by.mac.replace(":", "")) + IPv4Address(by.address).packed
+        + bytes.fromhex(to.replace(":", "")) + IPv4Address(asked).packed
+    ).ljust(60, b"\0")  # fmt: skip
+
+
+@dataclass
+class Network:
+    """A virtual function between a switch and a wire with one neighbour. ``mute``: what the switch sends is lost;
+    ``deaf``: what the representor is given is lost; ``lost``: so many of the first frames are."""
+
+    mute: bool = False
+    deaf: bool = False
+    silent: bool = False
+    lost: int = 0
+    now: float = 0.0
+    counted: int = 3
+    arrived: list[bytes] = field(default_factory=list)
+    sent: list[bytes] = field(default_factory=list)
+
+    # the switch's end
+    def send(self, frame: bytes) -> None:
+        self.sent.append(frame)
+        self.lost -= 1
+        if not (self.mute or self.silent or self.lost >= 0) and frame == arp_probe(VTEP.mac, NEIGHBOUR.address):
+            self.arrived.append(arp_answer(VTEP.mac, NEIGHBOUR))
+
+    def probes(self) -> int:
+        return self.counted
+
+    # the host's sockets
+    @contextmanager
+    def listen(self, device: str) -> Iterator[Ear]:
+        assert device == "pf0"
+        yield Hearing(self)
+
+    def give(self, device: str, frame: bytes) -> None:
+        assert device == "rep-b"
+        self.lost -= 1
+        if not (self.deaf or self.lost >= 0):
+            self.counted += 1
+
+
+@dataclass
+class Hearing:
+    network: Network
+
+    def heard(self, seconds: float) -> list[bytes]:
+        frames, self.network.arrived = self.network.arrived, []
+        if not frames:
+            self.network.now += seconds
+        return frames
+
+
+@dataclass
+class HostSockets:
+    network: Network
+
+    def listen(self, device: str) -> object:
+        return self.network.listen(device)
+
+    def send(self, device: str, frame: bytes) -> None:
+        self.network.give(device, frame)
+
+
+def prove(network: Network, neighbours: tuple[Host, ...] = (OTHER, NEIGHBOUR)) -> Proof:
+    def sleep(seconds: float) -> None:
+        network.now += seconds
+
+    sockets = HostSockets(network)
+    prover = Prover(sockets, "pf0", VTEP, neighbours, clock=lambda: network.now, sleep=sleep)  # type: ignore[arg-type]
+    return prover.prove("rep-b", network)
+
+
+def test_an_uplink_that_passes_is_proven_both_ways() -> None:
+    assert prove(Network()) == Proof(True, True)
+    assert prove(Network(lost=1)) == Proof(True, True), "the first frame may be lost"
+
+
+def test_a_mute_and_a_deaf_function_are_told_apart() -> None:
+    assert prove(Network(mute=True)) == Proof(False, True)
+    assert prove(Network(deaf=True)) == Proof(True, False)
+
+
+def test_an_answer_to_somebody_elses_question_proves_nothing() -> None:
+    network = Network(mute=True)
+    network.arrived += [
+        arp_answer(VTEP.mac, NEIGHBOUR, asked="172.31.0.1"),
+        arp_answer(VTEP.mac, Host("172.31.0.77", OTHER.mac)),
+    ]
+    assert prove(network).out is False
+
+
+def test_without_a_neighbour_there_is_nothing_to_tell_it_by() -> None:
+    network = Network()
+    assert prove(network, ()) == Proof(None, None)
+    assert network.sent == []
+
+
+def test_a_question_that_enters_no_cache() -> None:
+    frame = arp_probe(VTEP.mac, NEIGHBOUR.address)
+    assert len(frame) == 60
+    assert frame[:6] == b"\xff" * 6
+    assert frame[28:32] == bytes(4), "no sender's address"
+    assert frame[38:42] == IPv4Address(NEIGHBOUR.address).packed
+    assert not answers(frame, VTEP.mac, NEIGHBOUR.address)
+    assert answers(arp_answer(VTEP.mac, NEIGHBOUR), VTEP.mac, NEIGHBOUR.address)
+    assert not answers(arp_answer("52:54:00:1f:00:07", NEIGHBOUR), VTEP.mac, NEIGHBOUR.address)
+    assert not answers(b"\0" * 20, VTEP.mac, NEIGHBOUR.address)
+
+
+def test_a_packet_that_every_switch_takes_for_vxlan() -> None:
+    frame = vxlan_probe(NEIGHBOUR, VTEP)
+    header = frame[14:34]
+    total = sum(int.from_bytes(header[at : at + 2], "big") for at in range(0, 20, 2))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    assert total == 0xFFFF, "RFC 791: the checksum"
+    assert int.from_bytes(header[2:4], "big") == len(frame) - 14
+    assert frame[36:38] == (4789).to_bytes(2, "big")
+    assert frame[42:50] == bytes.fromhex("0800000000000000"), "network 0"
+
+
+def severity(found: list[Finding]) -> Severity:
+    (only,) = found
+    return only.severity
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "expected", "text"),
+    [
+        (Proof(True, True), None, Severity.OK, "neighbours answer it"),
+        (Proof(False, True), Proof(True, True), Severity.ERROR, "it is mute"),
+        (Proof(True, False), Proof(True, True), Severity.ERROR, "it is deaf"),
+        (Proof(False, False), Proof(True, False), Severity.ERROR, "it is mute"),
+        (Proof(False, True), Proof(False, True), Severity.WARNING, "not proven: no neighbour"),
+        (Proof(True, False), None, Severity.WARNING, "not proven: frames cannot be given"),
+        (Proof(None, None), Proof(True, True), Severity.WARNING, "not proven"),
+    ],
+)  # fmt: skip
+def test_what_the_proofs_say(new: Proof, old: Proof | None, expected: Severity, text: str) -> None:
+    found = uplinkchecks.proof(Side.B, new, old)
+    assert severity(found) is expected
+    assert text in found[0].text
+
+
+BEFORE = Passed(2.0, 100, 100, 100, 100)
+
+
+@pytest.mark.parametrize(
+    ("after", "before", "expected"),
+    [
+        (Passed(2.0, 90, 90, 90, 90), BEFORE, Severity.OK),
+        (Passed(2.0, 90, 3, None, None), None, Severity.OK),
+        (Passed(2.0, 90, 0, 0, 90), BEFORE, Severity.ERROR),  # mute for what matters, or taken before it is steered
+        (Passed(2.0, 90, 0, 90, 90), None, Severity.ERROR),  # deaf
+        (Passed(2.0, 90, 5, 5, 0), None, Severity.ERROR),  # the host sees nothing of it
+        (Passed(2.0, 90, 0, 3, 90), None, Severity.WARNING),
+        (Passed(2.0, 0, 0, 0, 0), None, Severity.WARNING),
+        (Passed(2.0, 0, 0, 0, 0), Passed(20.0, 50, 50), Severity.WARNING),  # too little to miss any of it
+        (Passed(2.0, 0, 0), Passed(0.0, 5, 5), Severity.WARNING),
+    ],
+)  # fmt: skip
+def test_what_the_traffic_says(after: Passed, before: Passed | None, expected: Severity) -> None:
+    assert severity(uplinkchecks.traffic(Side.B, after, before)) is expected
+
+
+def test_a_program_in_front_is_an_error_unless_packets_come() -> None:
+    found = [
+        Finding(uplinkchecks.PROGRAMS, Severity.WARNING, "pf0: 1 tcx programs"),
+        Finding("uplink", Severity.OK, "x"),
+    ]
+    assert uplinkchecks.steering(found, Passed(1.5, 10, 9)) == found
+    program, other = uplinkchecks.steering(found, Passed(1.5, 10, 0, 0, 10))
+    assert program.severity is Severity.ERROR
+    assert other.severity is Severity.OK

@@ -1,0 +1,85 @@
+"""The watchdog's look at the uplinks of both instances."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ovs_hotswap.config import Config
+from ovs_hotswap.errors import UplinkError
+from ovs_hotswap.model import Proof, Side
+from ovs_hotswap.upgrade import watchlog
+from ovs_hotswap.upgrade.wirewatch import WireWatch
+from tests.unit.watch_bed import Bed
+
+MUTE, DEAF, GOOD = Proof(False, True), Proof(True, False), Proof(True, True)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    side = {"pmd_cores": [0], "uplink_devargs": "x"}
+    return Config.model_validate({
+        "overlay": str(tmp_path / "overlay.toml"), "run_dir": str(tmp_path / "run"),
+        "state_dir": str(tmp_path / "state"), "instances": {"a": side, "b": side},
+    })  # fmt: skip
+
+
+def uplinks(bed: Bed) -> dict[str, str]:
+    state = watchlog.read_state(bed.config) or {}
+    return {side: found["severity"] for side, found in state.get("uplinks", {}).items()}
+
+
+@pytest.mark.parametrize("proof", [MUTE, DEAF])
+def test_a_standby_that_passes_nothing_is_told(config: Config, proof: Proof) -> None:
+    bed = Bed(config)
+    watch = WireWatch(bed.board)
+    bed.world.proofs[Side.B] = proof
+    watch.look(bed.host, Side.A)
+    assert uplinks(bed) == {"a": "ok", "b": "error"}
+    assert [(event["event"], event["side"]) for event in bed.events()] == [("uplink", "b")]
+    with pytest.raises(UplinkError, match="instance b's uplink passes nothing"):
+        watch.require(Side.B)
+    watch.require(Side.A)
+    bed.world.proofs[Side.B] = GOOD
+    watch.look(bed.host, Side.A)
+    assert uplinks(bed)["b"] == "error", "not at once again"
+    bed.world.now += 16
+    watch.look(bed.host, Side.A)
+    assert uplinks(bed) == {"a": "ok", "b": "ok"}
+
+
+def test_where_nobody_answers_nothing_is_proven(config: Config) -> None:
+    bed = Bed(config)
+    bed.world.proofs = {Side.A: MUTE, Side.B: MUTE}
+    watch = WireWatch(bed.board)
+    watch.look(bed.host, Side.A)
+    assert uplinks(bed) == {"a": "warning", "b": "warning"}
+    watch.require(Side.B)
+
+
+def test_a_failover_to_a_mute_standby_is_not_healthy(config: Config) -> None:
+    """There is nobody left to compare with: what was answered before the fail-over counts."""
+    bed = Bed(config)
+    watch = WireWatch(bed.board)
+    watch.look(bed.host, Side.A)
+    bed.world.proofs[Side.B] = MUTE
+    bed.world.die(Side.A)
+    watch.after_failover(bed.host, Side.B)
+    assert uplinks(bed) == {"b": "error"}
+    event = bed.events()[-1]
+    assert (event["event"], event["side"], event["severity"]) == ("failover-uplink", "b", "error")
+
+
+def test_an_instance_that_ends_meanwhile_ends_nothing(config: Config) -> None:
+    bed = Bed(config)
+    bed.world.die(Side.A)
+    WireWatch(bed.board).look(bed.host, Side.A)
+
+
+def test_the_keeper_looks_when_there_is_nothing_else_to_do(config: Config) -> None:
+    bed = Bed(config)
+    bed.keeper._programmed = bed.keeper._stamp
+    bed.world.proofs[Side.B] = MUTE
+    bed.keeper.turn()
+    assert uplinks(bed) == {"a": "ok", "b": "error"}
