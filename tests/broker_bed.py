@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ PACKETS = 1 << 20  # more than any test sends from one VM
 class Bed:
     """A broker with VMs ``vm0``.., a switch on each side (``a``, ``b``), and what the tests ask of them."""
 
-    def __init__(self, stack: contextlib.ExitStack, vms: int, home: Side | None, fence_ms: int, **how: bool) -> None:
+    def __init__(self, stack: contextlib.ExitStack, vms: int, home: Side | None, fence_ms: int, **how: Any) -> None:
         self._stack = stack
         names = [f"vm{k}" for k in range(vms)]
         self.broker = stack.enter_context(BrokerProcess(names, fence_ms=fence_ms, home=home, **how))

@@ -42,7 +42,7 @@ class BrokerProcess:
 
     ``home`` is written as the active side before it starts, ``descriptor_limit`` is its soft limit. ``managed``: a
     supervisor keeps its descriptors and starts it again. ``unit``: it believes to be systemd's. Its log is printed if
-    the test fails.
+    the test fails. ``queues``: of each VM.
     """
 
     def __init__(
@@ -54,10 +54,12 @@ class BrokerProcess:
         *,
         managed: bool = False,
         unit: bool = False,
+        queues: int = 32,
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="ovsh-"))
         self.names = list(names)
         self._fence_ms = fence_ms
+        self._queues = queues
         self._limit = descriptor_limit
         self.config_path = self.directory / "config.toml"
         self.log = self.directory / "broker.log"
@@ -74,6 +76,7 @@ class BrokerProcess:
         self.names = list(names)
         vms = "".join(
             f'[[vm]]\nname = "{name}"\nofport = {10 + k}\nmac = "52:54:00:00:{k >> 8:02x}:{k & 255:02x}"\nvni = 1\n'
+            f"queues = {self._queues}\n"
             for k, name in enumerate(names)
         )
         intent = f'[vtep]\naddress = "172.31.0.1/24"\nmac = "52:54:01:00:00:01"\n{vms}'

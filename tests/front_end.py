@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost import wire
+from ovs_hotswap.vhost.budget import Turns
 from ovs_hotswap.vhost.delays import Delays
 from ovs_hotswap.vhost.memory import make_scratch
 from ovs_hotswap.vhost.ownership import Certainty
@@ -94,7 +95,7 @@ class Bench:
         self._stack.callback(self.ledger.close)
         self._processes = Processes(self.loop, lambda pid: self.vm.process_ended(pid))
         self._stack.callback(self._processes.close)
-        self.vm = Vm("vm0", self.loop, Delays(self.loop), self._processes, make_scratch(), Side.A)
+        self.vm = Vm("vm0", self.loop, Delays(self.loop), Turns(self.loop), self._processes, make_scratch(), Side.A)
         self._stack.callback(self.vm.close)
         self.touches = {side: Touches(1 << 12) for side in Side}
         spec = SwitchSpec([""])

@@ -27,6 +27,7 @@ from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.system import System, many_descriptors
 from ovs_hotswap.systemctl import Unit
 from ovs_hotswap.vhost import succession
+from ovs_hotswap.vhost.budget import Turns
 from ovs_hotswap.vhost.calls import signaller
 from ovs_hotswap.vhost.channel import OwnedFd, listen
 from ovs_hotswap.vhost.delays import Delays
@@ -82,6 +83,8 @@ class Broker:
         self._keeping = Keeping(loop, Vault.kept(), keeps=sd.supervised())
         self._withdrawal = Withdrawal(self._seats, self._processes, self._keeping)
         self._intent: tuple[tuple[int, int, int], frozenset[str]] = (0, 0, 0), frozenset()
+        self._queues: Mapping[str, int] = {}  # of each VM in it
+        self._turns = Turns(loop)
         self._reading = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._started = time.monotonic()
@@ -92,7 +95,7 @@ class Broker:
         }  # fmt: skip
         self._inherited = inherited
         goes_on = bool(self._keeping.earlier)
-        signaller()  # made while something may fail
+        signaller().ready()  # made while something may fail, and what it lacks is told
         control = None if inherited is None else inherited.control
         self._desk = Desk(config, self._methods, control, self._group(goes_on))
         if inherited is not None:
@@ -262,8 +265,9 @@ class Broker:
             found = path.stat()
             if (stamp := (found.st_ino, found.st_mtime_ns, found.st_size)) == self._intent[0]:
                 return self._intent[1]
-        names = frozenset(vm.name for vm in load_intent(path, self._config).vms)
-        self._intent = stamp, names
+        vms = load_intent(path, self._config).vms
+        names = frozenset(vm.name for vm in vms)
+        self._intent, self._queues = (stamp, names), {vm.name: vm.queues for vm in vms}
         return names
 
     def _make(self, names: Set[str]) -> None:
@@ -272,6 +276,7 @@ class Broker:
         for name in sorted(names - self._seats.keys()):
             self._add(name)
         for name, seat in self._seats.items():
+            seat.vm.queues = self._queues.get(name)
             if name not in names:
                 seat.leaving = True
                 seat.withdraw()
@@ -305,8 +310,8 @@ class Broker:
         self._seat_vm(self._new_vm(name, make_scratch(), suspects), listeners, kept.qemu)
 
     def _new_vm(self, name: str, scratch: Descriptor, suspects: Mapping[Side, int] | None = None) -> Vm:
-        withheld = self._config.broker.withheld
-        return Vm(name, self._loop, self._delays, self._processes, scratch, self._home, withheld, suspects)
+        return Vm(name, self._loop, self._delays, self._turns, self._processes, scratch, self._home,
+                  self._config.broker.withheld, suspects, self._queues.get(name))  # fmt: skip
 
     def _seat_vm(self, vm: Vm, listeners: dict[Side, socket.socket], qemu: OwnedFd | None = None) -> Seat:
         self._keeping.add(vm, qemu)

@@ -9,9 +9,10 @@ import inspect
 import json
 import logging
 import os
+import select
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from ovs_hotswap.config import Config
@@ -33,7 +34,9 @@ Method = Callable[..., Awaitable[Any]]
 
 
 class Desk:
-    """Serves ``methods``, whose parameters are those of the requests, by name, to root and to ``group``.
+    """Serves ``methods``, whose parameters are those of the requests, by name, to root and to ``group``. One with a
+    parameter ``descriptors`` gets those that came with the request, one with ``gone`` a function that tells whether the
+    caller has hung up.
 
     ``inherited``: the listening socket of a broker that is succeeded. Raises BrokerError if there can be none.
     """
@@ -89,24 +92,30 @@ class Desk:
                     close_all(descriptors)
                     return
                 try:
-                    answer = await self._answer(line, descriptors, f"asked by user {user}, process {pid}")
+                    who = f"asked by user {user}, process {pid}"
+                    answer = await self._answer(line, {"descriptors": descriptors, "gone": caller.gone}, who)
                 finally:
                     close_all(descriptors)
                 if self._closed:
                     return
                 await loop.sock_sendall(connection, control.encode(answer))
 
-    async def _answer(self, line: bytes, descriptors: Sequence[OwnedFd], who: str) -> dict[str, Any]:
+    async def _answer(self, line: bytes, beside: Mapping[str, Any], who: str) -> dict[str, Any]:
+        """``beside``: what a method may have that is not in the request."""
         try:
             request = control.decode_request(line)
             method = self._methods.get(request.method)
             if method is None:
                 raise BrokerError(f"no method {request.method!r}; there are {', '.join(sorted(self._methods))}")
-            if "descriptors" in request.params:
-                raise BrokerError("descriptors come beside a request, not in it")
-            params = {**request.params, "descriptors": descriptors} if descriptors else request.params
+            if given := beside.keys() & request.params:
+                raise BrokerError(f"{', '.join(sorted(given))}: not a parameter of a request")
+            signature = inspect.signature(method)
+            wanted = {key: value for key, value in beside.items() if key in signature.parameters}
+            if beside["descriptors"] and "descriptors" not in wanted:
+                raise BrokerError(f"{request.method} takes no descriptors")
+            params = {**request.params, **wanted}
             try:
-                inspect.signature(method).bind(**params)
+                signature.bind(**params)
             except TypeError as error:
                 raise BrokerError(f"{request.method}: {error}") from error
             if request.method in _CHANGES:
@@ -158,6 +167,12 @@ class _Caller:
         line = bytes(self._received[: end + 1])
         del self._received[: end + 1]
         return line
+
+    def gone(self) -> bool:
+        """Whether nobody waits for an answer any more. One who has only said all he wants to say still does."""
+        poller = select.poll()
+        poller.register(self._connection, 0)  # hang-up is told without being asked for
+        return bool(poller.poll(0))
 
     def taken(self) -> list[OwnedFd]:
         """The descriptors that came with the last line; a caller sends the next request after the answer."""

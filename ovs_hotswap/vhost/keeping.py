@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 
 _SAVE_S = 0.01  # after a change: what changes several times in a moment is saved once
 _HELD_S = 2.0  # a row of moves that takes longer is saved all the same
+_FLOOD_S = 0.5  # between two saves of a VM whose QEMU never stops: each costs the loop a millisecond or two
 _NOTHING = Kept(None, {})
 
 
@@ -26,6 +28,7 @@ class _Entry:
     vm: Vm
     vault: Vault
     qemu: OwnedFd | None  # the connection of an earlier broker's to the VM's QEMU, which is not to end yet
+    saved_at: float = 0.0
 
 
 class Keeping:
@@ -118,23 +121,29 @@ class Keeping:
             self._timer = self._loop.call_later(_SAVE_S, self._on_time)
 
     def _on_time(self) -> None:
-        waits = self._held and self._loop.time() < self._held_until
+        now = self._loop.time()
+        waits = self._held and now < self._held_until
+        if not waits:
+            self.save(now - _FLOOD_S)
+            waits = any(each.settled and each.hearing.in_turns for each in self._unsaved())
         self._timer = self._loop.call_later(_SAVE_S, self._on_time) if waits else None
-        if self._timer is None:
-            self.save()
 
-    def save(self) -> bool:
-        """Keep what is settled of what has changed; the others are touched again when they settle. Return whether
-        nothing is left."""
-        for name in sorted(self._changed):
-            entry = self._entries[name]
-            if not entry.vm.settled:
+    def _unsaved(self) -> list[Vm]:
+        return [self._entries[name].vm for name in sorted(self._changed)]
+
+    def save(self, before: float = math.inf) -> bool:
+        """Keep what is settled of what has changed; the others are touched again when they settle. VMs whose QEMU
+        floods are saved only if they were not after ``before``, by the loop's time. Return whether nothing is left."""
+        for vm in self._unsaved():
+            name, entry = vm.name, self._entries[vm.name]
+            if not vm.settled or (vm.hearing.in_turns and entry.saved_at > before):
                 continue
+            entry.saved_at = self._loop.time()
             self._changed.discard(name)
             if entry.qemu is not None:
                 continue  # the note of work under way keeps that connection; ``holds_qemu`` goes on
             try:
-                with parts(entry.vm) as state:
+                with parts(vm) as state:
                     entry.vault.put(state)
             except OSError as error:
                 log.warning("vm %s: its state cannot be kept: %s", name, error)

@@ -10,8 +10,8 @@ from ovs_hotswap.errors import ProtocolError
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost import wire
 from ovs_hotswap.vhost.channel import Channel
-from ovs_hotswap.vhost.replay import Out, Told
-from ovs_hotswap.vhost.session import Offer
+from ovs_hotswap.vhost.replay import Out, Role, Told
+from ovs_hotswap.vhost.session import GuestState, Offer
 from ovs_hotswap.vhost.wire import Request, RingAddress
 
 FENCE = wire.build(Request.GET_FEATURES)
@@ -53,6 +53,18 @@ class Link:
         self.told = Told()
         self.offer: Offer | None = None
         self._due: deque[_Due] = deque()
+        self._agreed: tuple[GuestState, Role, Told] | None = None
+
+    def agreed(self, state: GuestState, role: Role) -> None:
+        """The back end has been told all of ``state`` that its ``role`` entitles it to."""
+        self._agreed = state, role, self.told
+
+    def agrees(self, state: GuestState, role: Role) -> bool:
+        """Whether it was told all of just that state, and nothing since."""
+        if self._agreed is None:
+            return False
+        known, was, told = self._agreed
+        return known is state and was is role and told is self.told
 
     @property
     def quiet(self) -> bool:

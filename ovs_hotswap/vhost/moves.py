@@ -75,17 +75,22 @@ class Moves:
             self._seat(vm).mover.disarm()
 
     async def _move_many(
-        self, vms: list[str], to: str, threads: Mapping[str, Any] | None = None, descriptors: Sequence[Descriptor] = ()
-    ) -> dict[str, Any]:
+        self, vms: list[str], to: str, threads: Mapping[str, Any] | None = None,
+        descriptors: Sequence[Descriptor] = (), gone: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Any]:  # fmt: skip
         """Move VMs in this order, up to the first one that cannot be: ``moved`` tells of those before it. ``threads``
         are those that handle the switches' messages, by side: ``tid``, and ``pipe`` if its notify pipe is the next one
-        of ``descriptors``."""
+        of ``descriptors``. A caller who is ``gone`` has given up, and may be about to move VMs back: nothing more is
+        moved for him."""
         moved: list[dict[str, Any]] = []
         side = side_of(to)
         with contextlib.ExitStack() as stack:
             known = _message_threads(threads or {}, descriptors, stack)
             stack.enter_context(self._keeping.held())
             for vm in vms:
+                if gone():
+                    await self._disarm(vms[len(moved) :])
+                    raise BrokerError(f"whoever asked has hung up: {len(moved)} of {len(vms)} VMs were moved")
                 try:
                     moved.append(await self._swap(vm, side, known))
                 except HotswapError as error:

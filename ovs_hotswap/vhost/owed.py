@@ -77,9 +77,8 @@ class Answers:
         self._vm.guarded(link, lambda: link.fence(lambda: self.pay(owed)))
 
     def _owe(self, owed: Owed) -> Owed:
-        assert self._vm.qemu is not None
         self.owed = owed
-        self._loop.remove_reader(self._vm.qemu.fileno())
+        self._vm.hearing.hold()
         return owed
 
     def dropped(self, link: Link) -> None:

@@ -143,9 +143,11 @@ def reconcile(
     scratch: Region,
     offer: Offer,
     base: Callable[[int], int],
+    only: int | None = None,
 ) -> tuple[list[Out], Told]:
     """Messages that bring a back end from ``told`` to what its role entitles it to, and what it has heard after them.
 
+    ``only``: the one ring that may differ, if it is known; what a message costs does not grow with the others then.
     ``base(index)`` is where the back end is to begin with a ring of the guest's that starts now. A ring that QEMU has
     stopped, or described anew, is stopped. Stops come first; all of a ring's parameters come before its enable, since
     DPDK calls ``new_device`` at the first enabled pair (``virtio_is_ready``) and OVS counts the rings at that moment.
@@ -153,22 +155,25 @@ def reconcile(
     it has heard of, enabled or not.
     """
     script = _Script(told)
+    heard = range(len(told.rings)) if only is None else range(only, only + 1)
+    known = range(len(state.rings)) if only is None else range(only, only + 1)
     if role is Role.IDLE:
-        for index, heard in enumerate(told.rings):
-            if heard.started:
+        for index in heard:
+            if told.ring(index).started:
                 _stop(script, index)
         return script.out, script.told
-    for index, heard in enumerate(told.rings):
-        ring = state.ring(index)
-        if heard.started and (not ring.started or (ring.size, ring.life) != (heard.size, heard.life)):
+    for index in heard:
+        ring, was = state.ring(index), told.ring(index)
+        if was.started and (not ring.started or (ring.size, ring.life) != (was.size, was.life)):
             _stop(script, index)
     _device(script, state, offer)
     _memory_and_log(script, state, scratch, offer)
-    for index, ring in enumerate(state.rings):
-        _place_and_call(script, index, ring, role, base)
-    for index, ring in enumerate(state.rings):
-        _kick(script, index, ring)
-    for index, ring in enumerate(state.rings):
+    for index in known:
+        _place_and_call(script, index, state.ring(index), role, base)
+    for index in known:
+        _kick(script, index, state.ring(index))
+    for index in known:
+        ring = state.ring(index)
         if ring.enabled is not None and ring.enabled != script.told.ring(index).enabled:
             script.out.append(Out(wire.build_ring_value(Request.SET_VRING_ENABLE, index, int(ring.enabled))))
             script.ring(index, replace(script.told.ring(index), enabled=ring.enabled))

@@ -7,9 +7,9 @@ message into it and says what QEMU is owed. ``replay`` makes a back end agree wi
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 
 from ovs_hotswap.errors import ProtocolError
 from ovs_hotswap.vhost import wire
@@ -39,6 +39,13 @@ class Offer:
             self.protocol_features & other.protocol_features,
             min(self.queue_pairs, other.queue_pairs),
         )
+
+
+def offer_to_guest(offers: Iterable[Offer], withheld: int, queues: int | None) -> Offer:
+    """What all of at least one back end can do, without some feature bits and no more than ``queues`` queue pairs."""
+    common = reduce(Offer.common, offers)
+    pairs = common.queue_pairs if queues is None else min(common.queue_pairs, queues)
+    return Offer(common.features & ~withheld, common.protocol_features, pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +191,8 @@ def receive(state: GuestState, message: wire.Message, offer: Offer) -> Received:
     a ring beyond the queue pairs offered (each can hold two descriptors of the broker's) or memory that it did not
     share; the record is then as before, and the message's descriptors are the caller's.
     """
-    if isinstance(message.body, _OF_A_RING) and message.body.index >= 2 * offer.queue_pairs:
-        raise ProtocolError(f"{message.request.name}: ring {message.body.index} of {offer.queue_pairs} queue pairs")
+    if (ring := message.ring) is not None and ring >= 2 * offer.queue_pairs:
+        raise ProtocolError(f"{message.request.name}: ring {ring} of {offer.queue_pairs} queue pairs")
     handler = _HANDLERS.get(message.request)
     if handler is None:
         raise ProtocolError(f"{message.request.name} is not carried")
@@ -195,7 +202,6 @@ def receive(state: GuestState, message: wire.Message, offer: Offer) -> Received:
     return got
 
 
-_OF_A_RING = wire.RingValue | wire.RingPlace | wire.RingDescriptor
 _ANSWERED = {Request.GET_FEATURES, Request.GET_PROTOCOL_FEATURES, Request.GET_QUEUE_NUM, Request.GET_STATUS}
 
 

@@ -11,11 +11,11 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from ovs_hotswap.errors import BrokerError, ProtocolError
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost import handover, wire
+from ovs_hotswap.vhost.budget import Hearing, Turns
 from ovs_hotswap.vhost.channel import Channel, PeerClosed, close_all
 from ovs_hotswap.vhost.delays import Delays
 from ovs_hotswap.vhost.handover import Swap
@@ -25,7 +25,7 @@ from ovs_hotswap.vhost.owed import Answers
 from ovs_hotswap.vhost.ownership import Certainty, Ownership, Proof
 from ovs_hotswap.vhost.processes import Processes
 from ovs_hotswap.vhost.replay import Role, reconcile, reparked, scratch_region, waits, why_not_parked
-from ovs_hotswap.vhost.session import Answer, GuestState, Offer, Received, receive
+from ovs_hotswap.vhost.session import Answer, GuestState, Offer, Received, offer_to_guest, receive
 from ovs_hotswap.vhost.wire import Descriptor, Request
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Vm:
 
     ``scratch`` is memory of the VM's own (``memory.make_scratch``), which this object closes in the end. ``withheld``
     are feature bits that QEMU is not offered though the switches have them. ``suspects`` are the processes of switches
-    that may be on the rings from the time of an earlier broker.
+    that may be on the rings from the time of an earlier broker. ``queues``: no QEMU is offered more queue pairs.
     """
 
     def __init__(
@@ -49,11 +49,13 @@ class Vm:
         name: str,
         loop: asyncio.AbstractEventLoop,
         delays: Delays,
+        turns: Turns,
         processes: Processes,
         scratch: Descriptor,
         home: Side | None = None,
         withheld: int = 0,
         suspects: Mapping[Side, int] | None = None,
+        queues: int | None = None,
     ) -> None:
         self.name = name
         self.home = home
@@ -68,12 +70,14 @@ class Vm:
         self.last_swap: Swap | None = None
         self.owner_since: float | None = None  # seconds since the epoch
         self.last_error: str | None = None
+        self.queues = queues
         self._withheld = withheld
         self._loop = loop
         self._delays = delays
         self._processes = processes
         self.scratch = scratch
         self._scratch = scratch_region(scratch)
+        self.hearing = Hearing(loop, turns, lambda: self.touched(), self._read_qemu)
         self.answers = Answers(self, loop)
         self.cut_pid = 0
         self.withdrawn = False  # its rings are given to nobody any more
@@ -107,10 +111,8 @@ class Vm:
         self.guarded(link, lambda: link.probe(lambda offer: self._probed(link)))
 
     def _probed(self, link: Link) -> None:
-        missing = self.missing(link.side)
-        if missing:
-            names = ", ".join(wire.feature_names(missing))
-            self.note(f"switch {link.side} lacks features the guest uses: {names}")
+        if missing := wire.feature_names(self.missing(link.side)):
+            self.note(f"switch {link.side} lacks features the guest uses: {', '.join(missing)}")
         log.info("vm %s: switch %s connected, process %d", self.name, link.side, link.pid)
         self.assign()
         self.sync(link.side)
@@ -223,11 +225,13 @@ class Vm:
             return False
         return all(waits(link.told.ring(index).address) for index in self.state.started)
 
-    def sync(self, side: Side) -> None:
-        """Tell a back end what it has not heard yet."""
-        link = self.links.get(side)
+    def sync(self, side: Side, before: GuestState | None = None, ring: int | None = None) -> None:
+        """Tell a back end what it has not heard yet. ``ring``: all in which the guest's state differs from
+        ``before``; a back end that had heard everything until then is told of nothing else."""
+        link, role = self.links.get(side), self.role(side)
         if link is None or link.offer is None:
             return
+        ring = ring if before is not None and link.agrees(before, role) else None
         replaying = link.told.features is None and bool(self.state.started)
 
         def base(index: int) -> int:
@@ -235,16 +239,16 @@ class Vm:
             used = indices(self.state.memory, ring).used if replaying or ring.base is None else None
             return ring.base or 0 if used is None else used
 
-        script, told = reconcile(link.told, self.state, self.role(side), self._scratch, link.offer, base)
-        if not script:
-            return
-        owed, before = self.answers.owed, link.told
+        script, told = reconcile(link.told, self.state, role, self._scratch, link.offer, base, ring)
+        owed, earlier = self.answers.owed, link.told
 
         def stopped(index: int, value: int) -> None:
             if owed is not None and (owed.link, owed.ring) == (link, index):
-                self.answers.pay(owed, None if waits(before.ring(index).address) else value)
+                self.answers.pay(owed, None if waits(earlier.ring(index).address) else value)
 
-        self.guarded(link, lambda: link.apply(script, told, stopped))
+        if script:
+            self.guarded(link, lambda: link.apply(script, told, stopped))
+        link.agreed(self.state, role)
 
     def repark(self, side: Side) -> None:
         """Have a parked back end wait on the empty ring alone."""
@@ -282,13 +286,10 @@ class Vm:
 
     def connected(self, connection: socket.socket) -> None:
         """Take a fresh connection to the VM's QEMU."""
-        offers = [link.offer for link in self.links.values() if link.offer is not None]
-        offered = offers[0]
-        for other in offers[1:]:
-            offered = offered.common(other)
         self.qemu = Channel(connection)
         self.touched()
-        self.offered = replace(offered, features=offered.features & ~self._withheld)
+        offers = [link.offer for link in self.links.values() if link.offer is not None]
+        self.offered = offer_to_guest(offers, self._withheld, self.queues)
         self.read_qemu()
         log.info("vm %s: QEMU connected, process %d", self.name, self.qemu.peer_pid)
         self.assign()
@@ -296,22 +297,22 @@ class Vm:
     def read_qemu(self) -> None:
         """Take what QEMU sends (again)."""
         if self.qemu is not None:
-            self._loop.add_reader(self.qemu.fileno(), self._read_qemu)
+            self.hearing.open(self.qemu.fileno())
 
-    def _read_qemu(self) -> None:
-        self.touched()
-        for _ in range(_FRAMES_PER_TURN):
-            if self.qemu is None or self.waiting:
-                return
-            try:
-                frame = self.qemu.receive()
-                if frame is None:
-                    return
+    def _read_qemu(self) -> bool:
+        """Take one message; whether there may be more."""
+        if self.qemu is None:
+            return False
+        try:
+            frame = self.qemu.receive()
+            if frame is not None:
                 self._take(frame)
-            except PeerClosed:
-                self.drop_qemu("QEMU hung up")
-            except (OSError, ProtocolError) as error:
-                self.drop_qemu(f"QEMU: {error}")
+            return frame is not None
+        except PeerClosed:
+            self.drop_qemu("QEMU hung up")
+        except (OSError, ProtocolError) as error:
+            self.drop_qemu(f"QEMU: {error}")
+        return False
 
     def _take(self, frame: wire.Frame) -> None:
         assert self.offered is not None
@@ -328,7 +329,7 @@ class Vm:
         try:
             self._answer(message, got, before)
             for side in Side:
-                self.sync(side)
+                self.sync(side, before, message.ring)
         finally:
             close_all(got.surplus)
         self._reconsider()
@@ -373,7 +374,7 @@ class Vm:
         if self.qemu is None:
             return
         self.note(reason)
-        self._loop.remove_reader(self.qemu.fileno())
+        self.hearing.close()
         self.qemu.close()
         self.qemu, self.offered, self.answers.owed = None, None, None
         self.touched()
@@ -391,9 +392,8 @@ class Vm:
         """Keep ``side`` parked from now on. Raises BrokerError if that cannot be."""
         if self.qemu is not None and (reason := why_not_parked(self.state)):
             raise BrokerError(f"vm {self.name} cannot be parked: {reason}")
-        if missing := self.missing(side):
-            names = ", ".join(wire.feature_names(missing))
-            raise BrokerError(f"vm {self.name} uses features that switch {side} does not offer: {names}")
+        if missing := ", ".join(wire.feature_names(self.missing(side))):
+            raise BrokerError(f"vm {self.name} uses features that switch {side} does not offer: {missing}")
         self.touched()
         self.park_wanted.add(side)
         self.sync(side)
@@ -444,8 +444,7 @@ class Vm:
         """Take nothing more from anybody, until ``go_on``."""
         for link in self.links.values():
             self._loop.remove_reader(link.channel.fileno())
-        if self.qemu is not None:
-            self._loop.remove_reader(self.qemu.fileno())
+        self.hearing.hold()
 
     def go_on(self) -> None:
         """Take from everybody (again)."""

@@ -241,6 +241,11 @@ class Message:
     need_reply: bool
     body: Body
 
+    @property
+    def ring(self) -> int | None:
+        """The ring that it is about, if it is about one."""
+        return self.body.index if isinstance(self.body, RingValue | RingPlace | RingDescriptor) else None
+
 
 class FrameReader:
     """Cuts a byte stream into frames.

@@ -327,7 +327,8 @@ def test_guest_changes_its_number_of_queues(make_bed: MakeBed) -> None:
         assert vm.send(40) == 40
         vm.drain()
         vm.set_active_pairs(pairs)
-        assert [ring["enabled"] for ring in bed.client.vm("vm0")["rings"]] == [k < 2 * pairs for k in range(8)]
+        wanted = [k < 2 * pairs for k in range(8)]
+        bed.wait(lambda: [ring["enabled"] for ring in bed.client.vm("vm0")["rings"]] == wanted, f"{pairs} pairs")  # noqa: B023
     vm.set_active_pairs(4)
     bed.ends_well((0, vm))
 

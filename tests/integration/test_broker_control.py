@@ -82,6 +82,21 @@ def test_control_socket_mode(make_bed: MakeBed) -> None:
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
 
 
+def test_nothing_is_moved_for_a_caller_who_has_given_up(make_bed: MakeBed) -> None:
+    """He may be about to move VMs back."""
+    bed = make_bed()
+    bed.running()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.connect(str(bed.broker.config.broker_socket))
+        bed.client.status()  # he has been taken in
+        bed.broker.signal(signal.SIGSTOP)
+        sock.sendall(b'{"method": "move_many", "params": {"vms": ["vm0"], "to": "b"}}\n')
+    bed.broker.signal(signal.SIGCONT)
+    bed.wait(lambda: "move_many" in bed.broker.log.read_text(), "the request is read")
+    assert bed.owner() is Side.A
+    assert bed.client.vm("vm0")["moves"] == 0
+
+
 def test_second_broker_is_refused(make_bed: MakeBed) -> None:
     bed = make_bed()
     with pytest.raises(BusyError, match=str(bed.broker.pid)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+import threading
 
 import pytest
 
@@ -165,6 +166,48 @@ def test_answers_of_stopped_rings_are_not_taken_for_other_answers(make_bed: Make
         assert vm.ask(Request.SET_LOG_BASE, wire.build(Request.SET_LOG_BASE, bytes(16)), [vm.memory.fd]) == b""
         vm.start_driver()
     bed.ends_well((0, vm))
+
+
+def test_a_qemu_has_no_more_rings_than_the_intent_gives_it(make_bed: MakeBed) -> None:
+    bed = make_bed(queues=2)
+    bed.switch(Side.A)
+    vm = bed.qemu(pairs=2)
+    assert vm.number(Request.GET_QUEUE_NUM) == 2
+    bed.ends_well((0, vm))
+    vm.say(wire.build_ring_value(Request.SET_VRING_NUM, 4, 256))
+    vm.wait_hung_up()
+    assert "vm vm0: QEMU: SET_VRING_NUM: ring 4 of 2 queue pairs" in bed.broker.log.read_text()
+
+
+@pytest.mark.parametrize("request_", [Request.SET_VRING_ENABLE, Request.SET_VRING_BASE])
+def test_floods_hold_up_nobody(make_bed: MakeBed, request_: Request) -> None:
+    """QEMUs that never stop talking are served, and so is everybody else: at other times too, VMs are moved."""
+    bed = make_bed(4)
+    bed.switch(Side.A)
+    bed.switch(Side.B)
+    good = bed.qemu("vm0")
+    floods = [bed.qemu(f"vm{k}", pairs=8, ring_size=8) for k in (1, 2, 3)]
+    bed.client.park("vm0", Side.B)
+    ending = threading.Event()
+
+    def flood(vm: FakeQemu) -> None:
+        data = b"".join(wire.build_ring_value(request_, 0, k) for k in range(1, 256))
+        while not ending.is_set():
+            with contextlib.suppress(TimeoutError):
+                vm.say(data)
+
+    threads = [threading.Thread(target=flood, args=(vm,)) for vm in floods]
+    for thread in threads:
+        thread.start()
+    with Traffic([good], PACKETS // 2):
+        for side in (Side.B, Side.A) * 5:
+            bed.client.move("vm0", side)
+            bed.client.park("vm0", side.other)
+    ending.set()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    bed.ends_well((0, good))
 
 
 def test_full_event_counters_block_nobody(make_bed: MakeBed) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,49 @@ def test_a_caller_who_comes_at_its_end_is_left_to_the_next_broker(config: Config
         assert asyncio.run(scenario(client)) == []
         connection, _ = desk.listener.accept()
         connection.close()
+
+
+def test_a_method_can_see_that_its_caller_has_hung_up(config: Config) -> None:
+    """One who has only closed the way to the broker still waits for his answer."""
+    seen: list[bool] = []
+
+    async def ask(gone: Callable[[], bool]) -> None:
+        seen.append(gone())
+        client.shutdown(socket.SHUT_WR)
+        seen.append(gone())
+        client.close()
+        seen.append(gone())
+
+    async def scenario() -> None:
+        serving = desk.open()
+        client.setblocking(False)
+        client.connect(str(config.broker_socket))
+        client.sendall(b'{"method": "ask"}\n')
+        while len(seen) < 3:
+            await asyncio.sleep(0)
+        serving.cancel()
+
+    desk = Desk(config, {"ask": ask}, None)
+    with desk.listener, socket.socket(socket.AF_UNIX) as client:
+        asyncio.run(asyncio.wait_for(scenario(), 10))
+    assert seen == [False, False, True]
+
+
+@pytest.mark.parametrize("given", ["gone", "descriptors"])
+def test_what_comes_beside_a_request_cannot_be_in_it(config: Config, given: str) -> None:
+    async def ask(**_: object) -> None:
+        raise AssertionError("called")
+
+    async def scenario() -> bytes:
+        serving = desk.open()
+        reader, writer = await asyncio.open_unix_connection(str(config.broker_socket))
+        writer.write(json.dumps({"method": "ask", "params": {given: []}}).encode() + b"\n")
+        answer = await reader.readline()
+        writer.close()
+        serving.cancel()
+        return answer
+
+    desk = Desk(config, {"ask": ask}, None)
+    with desk.listener:
+        answer = json.loads(asyncio.run(asyncio.wait_for(scenario(), 10)))
+    assert answer["error"]["message"] == f"{given}: not a parameter of a request"
