@@ -39,8 +39,9 @@ from ovs_hotswap.vhost.moves import Moves, side_of, until
 from ovs_hotswap.vhost.ping import ping_forever
 from ovs_hotswap.vhost.place import Place, control_group
 from ovs_hotswap.vhost.processes import Processes
+from ovs_hotswap.vhost.reach import Reach
 from ovs_hotswap.vhost.report import vm_document
-from ovs_hotswap.vhost.seat import RETRY_S, Seat
+from ovs_hotswap.vhost.seat import Seat
 from ovs_hotswap.vhost.service import UNIT
 from ovs_hotswap.vhost.snapshot import VmParts
 from ovs_hotswap.vhost.succession import Inherited
@@ -51,7 +52,6 @@ from ovs_hotswap.vhost.withdrawal import Withdrawal
 
 log = logging.getLogger(__name__)
 
-_RETRY_MAX_S = 5.0
 _ACCEPT_RETRY_S = 1.0
 _PARK_TIMEOUT_S = 10.0  # a first use creates mempools under the device lock: half a second was measured
 _PATIENCE_S = 3.0  # a switch that lost its connection has made another one after a second
@@ -169,7 +169,10 @@ class Broker:
         gc.freeze()
         sd.notify("READY=1", f"STATUS=serves {len(self._seats)} VMs")
         log.info("broker %s serves %d VMs on %s", __version__, len(self._seats), self._config.broker_socket)
-        tasks = [self._loop.create_task(each) for each in (self._connect_qemus(), ping_forever())]
+        tasks = [
+            self._loop.create_task(each)
+            for each in (Reach(self._config, self._seats, self._keeping).forever(self._let_leave), ping_forever())
+        ]
         self._await_successors()
         try:
             await self._stopping.wait()
@@ -364,31 +367,6 @@ class Broker:
         with preferred():
             for seat in sorted(self._seats.values(), key=lambda seat: not waits(seat.vm.state)):
                 seat.vm.process_ended(pid)
-
-    async def _connect_qemus(self) -> None:
-        while True:
-            self._let_leave()
-            now = time.monotonic()
-            for seat in self._seats.values():
-                if not self._keeping.holds_qemu(seat.vm.name) and seat.vm.wants_qemu and now >= seat.retry_at:
-                    try:
-                        self._connect(seat, now)
-                    except OSError as error:  # descriptors are short; the other VMs are tried all the same
-                        log.warning("vm %s: connection to QEMU: %s", seat.vm.name, error)
-            await asyncio.sleep(RETRY_S)
-
-    def _connect(self, seat: Seat, now: float) -> None:
-        """Try a VM's QEMU; one that keeps breaking the protocol is tried less and less often."""
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            connection.connect(str(self._config.qemu_socket(seat.vm.name)))
-        except OSError:
-            connection.close()
-            return
-        since = now - seat.retry_at
-        seat.delay = RETRY_S if since > _RETRY_MAX_S else min(seat.delay * 2, _RETRY_MAX_S)
-        seat.retry_at = now + seat.delay
-        seat.vm.connected(connection)
 
     # -- control -----------------------------------------------------------------------------------------------
 

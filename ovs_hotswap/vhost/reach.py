@@ -1,0 +1,50 @@
+"""Connecting to the VMs' QEMUs, which listen for their switch."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable, Mapping
+
+from ovs_hotswap.config import Config
+from ovs_hotswap.vhost.keeping import Keeping
+from ovs_hotswap.vhost.seat import RETRY_S, Seat
+
+log = logging.getLogger(__name__)
+
+_RETRY_MAX_S = 5.0
+
+
+class Reach:
+    """Tries the QEMUs of all ``seats``, which may change meanwhile, as long as they are wanted."""
+
+    def __init__(self, config: Config, seats: Mapping[str, Seat], keeping: Keeping) -> None:
+        self._config, self._seats, self._keeping = config, seats, keeping
+
+    async def forever(self, first: Callable[[], None]) -> None:
+        """``first`` is called before each round."""
+        while True:
+            first()
+            now = time.monotonic()
+            for seat in self._seats.values():
+                if not self._keeping.holds_qemu(seat.vm.name) and seat.vm.wants_qemu and now >= seat.retry_at:
+                    try:
+                        self._connect(seat, now)
+                    except OSError as error:  # descriptors are short; the other VMs are tried all the same
+                        log.warning("vm %s: connection to QEMU: %s", seat.vm.name, error)
+            await asyncio.sleep(RETRY_S)
+
+    def _connect(self, seat: Seat, now: float) -> None:
+        """Try a VM's QEMU; one that keeps breaking the protocol is tried less and less often."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            connection.connect(str(self._config.qemu_socket(seat.vm.name)))
+        except OSError:
+            connection.close()
+            return
+        since = now - seat.retry_at
+        seat.delay = RETRY_S if since > _RETRY_MAX_S else min(seat.delay * 2, _RETRY_MAX_S)
+        seat.retry_at = now + seat.delay
+        seat.vm.connected(connection)
