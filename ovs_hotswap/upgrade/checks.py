@@ -131,13 +131,15 @@ def descriptors(soft_limit: int, regions_and_queues: Iterable[tuple[int, int]]) 
 
 @dataclass(frozen=True, slots=True)
 class VmFacts:
-    """What the broker knows of a VM. ``acked``: feature bits its guest acknowledged. ``regions``: of its memory."""
+    """What the broker knows of a VM. ``acked``: feature bits its guest acknowledged. ``regions``: of its memory.
+    ``uncaught``: receive rings for which nothing catches what comes while the VM is moved."""
 
     name: str
     connected: bool
     acked: int
     regions: int
     queue_pairs: int
+    uncaught: int = 0
 
 
 def vms_connected(vms: Iterable[VmFacts], qemu_socket: Callable[[str], str]) -> list[Finding]:
@@ -176,6 +178,20 @@ def memory_regions(vms: Iterable[VmFacts]) -> list[Finding]:
         if vm.connected and vm.regions >= MAX_REGIONS
     ]  # fmt: skip
     return findings or _ok(name, "each VM has one to spare")
+
+
+def uncaught_rings(vms: Iterable[VmFacts]) -> list[Finding]:
+    """Whether each receive ring has a capture ring (``vhost.capture``), so that a move loses nothing."""
+    name = "capture rings"
+    findings = [
+        _warning(name, f"VM {vm.name}: a frame that comes while it is moved may be lost on {vm.uncaught} of its "
+                 f"{vm.queue_pairs} queue pairs", "capture rings are for 8 pairs of up to 4096 entries: give it fewer "
+                 "queues if that matters; an instance uses more than 8 only with more than 8 PMD threads",
+                 f"VM {vm.name}")
+        for vm in vms
+        if vm.uncaught
+    ]  # fmt: skip
+    return findings or _ok(name, "for all receive rings")
 
 
 def known_vms(intent: Collection[str], broker: Collection[str]) -> list[Finding]:

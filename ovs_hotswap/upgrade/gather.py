@@ -26,6 +26,7 @@ from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.rings import Place, RingSample
 from ovs_hotswap.upgrade.standby import read_record, usable
 from ovs_hotswap.upgrade.turns import comes_round
+from ovs_hotswap.vhost.capture import can_capture
 
 
 def precheck(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
@@ -157,6 +158,8 @@ def _vms(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
     found += checks.known_vms([vm.name for vm in host.intent.vms], [vm.name for vm in facts])
     found += checks.vms_connected(facts, lambda name: str(host.config.front_end(name)))
     found += checks.memory_regions(facts)
+    if host.config.road is Road.BROKER:
+        found += checks.uncaught_rings(facts)
     for vm in documents:
         if vm["qemu"] and (vm["owner"] != old or vm["certainty"] != "owns"):
             text = f"VM {vm['name']} is owned by {vm['owner'] or 'nobody'} ({vm['certainty']}), not by {old}"
@@ -185,7 +188,10 @@ def _steered(host: Host, old: Side) -> list[Finding]:
 
 def vm_facts(vm: dict[str, Any]) -> checks.VmFacts:
     acked = int(vm["features"], 16) if vm["features"] else 0
-    return checks.VmFacts(vm["name"], vm["qemu"] is not None, acked, vm["memory_regions"], len(vm["rings"]) // 2)
+    receiving = [ring for ring in vm["rings"] if ring["started"] and ring["index"] % 2 == 0]
+    uncaught = sum(not can_capture(ring["index"], ring["size"]) for ring in receiving)
+    connected, pairs = vm["qemu"] is not None, len(vm["rings"]) // 2
+    return checks.VmFacts(vm["name"], connected, acked, vm["memory_regions"], pairs, uncaught)
 
 
 def _rings_before(host: Host) -> list[Finding]:

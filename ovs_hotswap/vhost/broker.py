@@ -403,7 +403,8 @@ class Broker:
         seat, where = self._seat(vm), side_of(side)
         seat.vm.park(where)
         if seat.vm.qemu is not None and seat.vm.ownership.holder is not where:
-            await until(lambda: seat.vm.is_parked(where), _PARK_TIMEOUT_S, f"vm {vm}: switch {side} is not parked")
+            await until(lambda: seat.vm.is_parked(where), _PARK_TIMEOUT_S,
+                        lambda: f"vm {vm}: {seat.vm.parking_fault(where)}")  # fmt: skip
         return vm_document(seat.vm)
 
     async def _unpark(self, vm: str, side: str) -> dict[str, Any]:

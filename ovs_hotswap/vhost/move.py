@@ -105,10 +105,10 @@ class Mover:
             return f"switch {to} is not connected"
         if not link.quiet or vm.waiting or not (self._settled is None or self._settled.done()):
             return _UNDER_WAY
-        if vm.qemu is not None and not vm.is_parked(to):
-            return f"switch {to} is not parked"
         if vm.qemu is None:
             return None
+        if reason := vm.parking_fault(to):
+            return reason
         if vm.ownership.holder is None:
             return None if vm.ownership.free_for(to) else f"switch {to.other} may still use the rings"
         owner = vm.owner()

@@ -112,12 +112,13 @@ class Moves:
         }
 
 
-async def until(true: Callable[[], bool], timeout: float, otherwise: str) -> None:
-    """Wait. Raises BrokerError with ``otherwise`` after ``timeout`` seconds."""
+async def until(true: Callable[[], bool], timeout: float, otherwise: str | Callable[[], str]) -> None:
+    """Wait. Raises BrokerError with ``otherwise``, as it is then, after ``timeout`` seconds."""
     end = time.monotonic() + timeout
     while not true():
         if time.monotonic() >= end:
-            raise BrokerError(f"{otherwise} after {timeout:g} s")
+            text = otherwise if isinstance(otherwise, str) else otherwise()
+            raise BrokerError(f"{text} after {timeout:g} s")
         await asyncio.sleep(_TICK_S)
 
 

@@ -220,10 +220,19 @@ class Vm:
 
     def is_parked(self, side: Side) -> bool:
         """Whether the back end is where one address swap makes it the owner."""
+        return self.parking_fault(side) is None
+
+    def parking_fault(self, side: Side) -> str | None:
+        """Why it is not, or ``None``."""
         link = self.links.get(side)
-        if link is None or self.role(side) is not Role.PARKED or not link.quiet:
-            return False
-        return all(waits(link.told.ring(index).address) for index in self.state.started)
+        if link is None:
+            return f"switch {side} is not connected"
+        if self.role(side) is Role.PARKED:
+            there = link.quiet and all(waits(link.told.ring(index).address) for index in self.state.started)
+            return None if there else f"switch {side} is not parked: it has not answered yet"
+        names = ", ".join(wire.feature_names(self.missing(side)))
+        why = why_not_parked(self.state) or (f"it does not offer {names}, which the guest uses" if names else None)
+        return f"switch {side} is not parked" + (f": {why}" if why else "")
 
     def sync(self, side: Side, before: GuestState | None = None, ring: int | None = None) -> None:
         """Tell a back end what it has not heard yet. ``ring``: all in which the guest's state differs from

@@ -8,6 +8,7 @@ from ovs_hotswap.errors import PostcheckFailed, PrecheckFailed
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.upgrade import checks
 from ovs_hotswap.upgrade.checks import PortFacts, SwitchProcess, VmFacts
+from ovs_hotswap.upgrade.gather import vm_facts
 from ovs_hotswap.upgrade.rings import RingSample
 
 OK, WARNING, ERROR = Severity.OK, Severity.WARNING, Severity.ERROR
@@ -99,6 +100,21 @@ def test_vms() -> None:
     assert severities(checks.memory_regions([vm(regions=7)])) == [OK]
     assert severities(checks.memory_regions([vm(regions=8)])) == [ERROR]
     assert severities(checks.memory_regions([vm(regions=8, connected=False)])) == [OK]
+
+
+def test_rings_without_capture_are_named() -> None:
+    def rings(count: int, size: int) -> list[dict[str, object]]:
+        return [{"index": index, "size": size, "started": True} for index in range(count)]
+
+    document = {"name": "vm1", "qemu": 1, "features": None, "memory_regions": 1}
+    few, many, large = (
+        vm_facts({**document, "rings": rings(count, size)}) for count, size in ((16, 256), (20, 256), (2, 8192))
+    )
+    assert (few.uncaught, many.uncaught, large.uncaught) == (0, 2, 1)
+    assert severities(checks.uncaught_rings([few])) == [OK]
+    (found,) = checks.uncaught_rings([few, many])
+    assert (found.severity, found.item) == (WARNING, "VM vm1")
+    assert "2 of its 10 queue pairs" in found.text
     assert severities(checks.known_vms({"vm1"}, {"vm1"})) == [OK]
     missing = checks.known_vms({"vm1", "vm2"}, {"vm2", "vm3"})
     assert severities(missing) == [ERROR, ERROR]

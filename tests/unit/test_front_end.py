@@ -277,6 +277,23 @@ def test_what_qemu_waits_for_is_paid_by_the_side_that_was_asked() -> None:
         machine.teardown()
 
 
+def test_who_is_not_parked_is_told_with_the_reason() -> None:
+    machine = FrontEnd()
+    try:
+        machine.begin(wire.CARRIED_PROTOCOL_FEATURES, True)
+        vm = machine.bench.vm
+        assert vm.parking_fault(Side.B) is None
+        machine.plug_memory(wire.MAX_REGIONS, True)
+        assert "8 regions" in (vm.parking_fault(Side.B) or "")
+        machine.plug_memory(2, True)
+        assert vm.is_parked(Side.B)
+        machine.fall_silent(Side.B)
+        machine.repeat(1, _BASE)
+        assert "has not answered yet" in (vm.parking_fault(Side.B) or "")
+    finally:
+        machine.teardown()
+
+
 def test_rings_that_were_never_stopped_begin_anew() -> None:
     machine = FrontEnd()
     try:
