@@ -10,7 +10,9 @@ from pathlib import Path
 
 from ovs_hotswap.errors import ConfigError
 
-SYSTEM_GROUPS = 1000  # below it are groups of the system, such as Debian's staff (login.defs(5), SYS_GID_MAX)
+# Below it are users and groups of the system, such as Debian's polkitd and staff, who own some of its directories
+# (login.defs(5): SYS_UID_MAX, SYS_GID_MAX).
+SYSTEM_IDS = 1000
 _SHOWN = 3
 _CODE = {"bin", "etc", "lib", "lib32", "lib64", "libx32", "opt", "sbin", "usr"}  # of a system's tree
 
@@ -53,14 +55,15 @@ def _code(tree: Path, directories_alone: bool) -> Iterator[Path]:
 
 def _stranger(path: Path) -> str | None:
     found = path.lstat()
+    foreign = found.st_uid >= SYSTEM_IDS and found.st_uid != os.geteuid()
     if stat.S_ISLNK(found.st_mode):
-        return None if found.st_uid in (0, os.geteuid()) else f"{path} belongs to user {found.st_uid}"
-    if found.st_uid not in (0, os.geteuid()):
+        return f"{path} belongs to user {found.st_uid}" if foreign else None
+    if foreign:
         return f"{path} belongs to user {found.st_uid}"
     if stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX:
         return None
     if found.st_mode & stat.S_IWOTH and (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         return f"{path} can be written by everybody"
-    if found.st_mode & stat.S_IWGRP and found.st_gid >= SYSTEM_GROUPS:
+    if found.st_mode & stat.S_IWGRP and found.st_gid >= SYSTEM_IDS:
         return f"{path} can be written by group {found.st_gid}"
     return None

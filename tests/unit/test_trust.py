@@ -92,6 +92,8 @@ def test_files_and_links_of_somebody_else_are_named(tree: Path) -> None:
     (tree / "usr/lib").symlink_to("elsewhere")
     os.chown(tree / "usr/lib", 12345, -1, follow_symlinks=False)
     os.chown(tree / "var/lib", 12345, -1)  # no code
+    (tree / "etc/polkit-1").mkdir(parents=True)
+    os.chown(tree / "etc/polkit-1", 996, -1)  # a user of the system
     os.chown(tree / "usr/sbin/program", -1, 54321)
     (tree / "usr/sbin/program").chmod(0o664)
     assert set(strangers(tree)) == {
