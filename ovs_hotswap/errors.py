@@ -101,6 +101,12 @@ class PatchError(HotswapError):
     exit_code = 16
 
 
+class HostError(HotswapError):
+    """The machine refused a file: a missing permission, a full or read-only disk."""
+
+    exit_code = 17
+
+
 def error_classes() -> list[type[HotswapError]]:
     """Every class of the tree, by exit code."""
     found: list[type[HotswapError]] = []

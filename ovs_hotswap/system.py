@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import resource
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ovs_hotswap.errors import BusyError, CommandError
+from ovs_hotswap.errors import BusyError, CommandError, HostError
 from ovs_hotswap.exits import has_memory
 
 
@@ -54,26 +55,38 @@ class System:
     ) -> Completed:
         """Run ``argv`` to its end; ``env`` is added to the environment.
 
-        ``stdin`` is there as a whole from the beginning: if this process is killed meanwhile, the command goes on, and
-        half of what it was to read is worse than nothing (an empty table of flows).
+        It is in a process group of its own, so that a Ctrl-C at the terminal is for this process alone: what a
+        roll-back runs must not end by it. ``stdin`` is there as a whole from the beginning: if this process is killed
+        meanwhile, the command goes on, and half of what it was to read is worse than nothing (an empty table of flows).
 
-        Raises CommandError if it is not installed, takes longer than ``timeout`` seconds (it is killed), or, with
-        ``check``, exits with a status other than 0.
+        Raises CommandError if it is not installed, takes longer than ``timeout`` seconds (its group is killed, as it is
+        when an exception comes in between), or, with ``check``, exits with a status other than 0.
         """
+        for _ in range(_TRIES):
+            done = self._run_once(argv, timeout, stdin, env)
+            if done.stdout or done.stderr or done.status not in _BEFORE_EXEC:
+                break
+        if check and done.status != 0:
+            text = (done.stderr or done.stdout).strip().splitlines()
+            raise CommandError(f"{' '.join(argv)}: exit {done.status}: {text[-1] if text else 'no output'}")
+        return done
+
+    @staticmethod
+    def _run_once(argv: Sequence[str], timeout: float, stdin: str | None, env: Mapping[str, str] | None) -> Completed:
         try:
             with contextlib.nullcontext(subprocess.DEVNULL) if stdin is None else _file_of(stdin) as file:
-                done = subprocess.run(
-                    list(argv), stdin=file, capture_output=True, text=True, errors="replace", timeout=timeout,
-                    env={**os.environ, **env} if env else None, check=False,
+                child = subprocess.Popen(
+                    list(argv), stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                    errors="replace", env={**os.environ, **env} if env else None, process_group=0,
                 )  # fmt: skip
         except OSError as error:
             raise _not_run(argv[0], error) from error
-        except subprocess.TimeoutExpired as error:
-            raise CommandError(f"{' '.join(argv)}: no end after {timeout:g} s; killed") from error
-        if check and done.returncode != 0:
-            text = (done.stderr or done.stdout).strip().splitlines()
-            raise CommandError(f"{' '.join(argv)}: exit {done.returncode}: {text[-1] if text else 'no output'}")
-        return Completed(tuple(argv), done.returncode, done.stdout, done.stderr)
+        with child, _killed_on_error(child):
+            try:
+                stdout, stderr = child.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired as error:
+                raise CommandError(f"{' '.join(argv)}: no end after {timeout:g} s; killed") from error
+        return Completed(tuple(argv), child.returncode, stdout, stderr)
 
     def run_lines(
         self,
@@ -86,39 +99,51 @@ class System:
         """Run ``argv`` to its end and give ``on_line`` each line it prints as it comes; return its exit status.
 
         Raises CommandError if it is not installed or takes longer than ``timeout`` seconds. Then, and when ``on_line``
-        raises or the user interrupts, it is killed; its children are its own affair.
+        raises or the user interrupts, its process group, which is its own, is killed.
         """
+        end, printed = self.monotonic() + timeout, False
+
+        def told(line: str) -> None:
+            nonlocal printed
+            printed = True
+            on_line(line)
+
+        for _ in range(_TRIES):
+            status = self._run_lines_once(argv, told, timeout, env)
+            if printed or status not in _BEFORE_EXEC:
+                break
+        if status == -signal.SIGKILL and self.monotonic() >= end:
+            raise CommandError(f"{' '.join(argv)}: no end after {timeout:g} s; killed")
+        return status
+
+    @staticmethod
+    def _run_lines_once(
+        argv: Sequence[str], on_line: Callable[[str], None], timeout: float, env: Mapping[str, str] | None
+    ) -> int:
         try:
             child = subprocess.Popen(
                 list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                text=True, errors="replace", env={**os.environ, **env} if env else None,
+                text=True, errors="replace", env={**os.environ, **env} if env else None, process_group=0,
             )  # fmt: skip
-        except FileNotFoundError as error:
-            raise CommandError(f"{argv[0]}: not installed", hint="run `make setup`") from error
-        end = self.monotonic() + timeout
-        timer = threading.Timer(timeout, child.kill)
+        except OSError as error:
+            raise _not_run(argv[0], error) from error
+        timer = threading.Timer(timeout, _kill_group, [child])
         timer.start()
-        with child:
+        with child, _killed_on_error(child):
             try:
                 assert child.stdout is not None
                 for line in child.stdout:
                     on_line(line.rstrip("\n"))
-                status = child.wait()
-            except BaseException:
-                child.kill()
-                raise
+                return child.wait()
             finally:
                 timer.cancel()
-        if status == -signal.SIGKILL and self.monotonic() >= end:
-            raise CommandError(f"{' '.join(argv)}: no end after {timeout:g} s; killed")
-        return status
 
     def spawn(self, argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> int:
         """Start ``argv`` as a daemon of its own session, output appended to ``log``; return its pid.
 
         The child outlives this process; whoever needs its exit status must wait for it with a pidfd.
         """
-        with log.open("ab") as out:
+        with files(log), log.open("ab") as out:
             try:
                 child = subprocess.Popen(
                     list(argv), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
@@ -208,45 +233,156 @@ class System:
 
     def write_atomic(self, path: Path, text: str) -> None:
         """Replace ``path`` so that readers, also after a power cut, see the old text or the new. What a writer that was
-        killed has left is removed."""
+        killed has left is removed. Raises HostError; the old text is there then."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        with files(path):
+            try:
+                with temporary.open("w") as out:
+                    out.write(text)
+                    out.flush()
+                    os.fsync(out.fileno())
+                temporary.rename(path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+                raise
+            for left in path.parent.glob(f".{path.name}.*"):
+                if (number := left.suffix[1:]).isdigit() and not self.alive(int(number)):
+                    left.unlink(missing_ok=True)
+            _sync(path.parent)
+
+    def write_short(self, path: Path, text: str) -> None:
+        """``write_atomic`` for a text that fits into one block of the disk. Where there is no room for a second file it
+        is written over the old one, which takes none. Raises HostError."""
         try:
-            with temporary.open("w") as out:
-                out.write(text)
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.rename(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        for left in path.parent.glob(f".{path.name}.*"):
-            if (number := left.suffix[1:]).isdigit() and not self.alive(int(number)):
-                left.unlink(missing_ok=True)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+            self.write_atomic(path, text)
+        except HostError as error:
+            if _number(error) not in _NO_ROOM:
+                raise
+            with files(path), path.open("r+b", buffering=0) as file:
+                data = text.encode()
+                file.write(data)
+                file.truncate(len(data))
+                os.fsync(file.fileno())
 
     @contextlib.contextmanager
     def lock(self, path: Path, what: str) -> Iterator[None]:
-        """Hold ``path`` as a lock that the kernel drops when this process dies. Raises BusyError if it is held."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Hold ``path`` as a lock that the kernel drops when this process dies. Its text, the holder's pid, is for
+        people: a disk that is full or read-only keeps nobody from a lock file that is there. Raises BusyError if it is
+        held, HostError if it cannot be made."""
+        with files(path):
+            descriptor = _lock_file(path)
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+                with files(path):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except HostError as error:
+                if _number(error) not in {errno.EWOULDBLOCK, errno.EAGAIN}:
+                    raise
+                holder = os.pread(descriptor, 32, 0).decode(errors="replace").partition("\n")[0] or "unknown"
                 raise BusyError(
                     f"{what} is already under way (process {holder})",
                     hint="wait for it: `ovs-hotswap status`",
                 ) from error
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            _sign(descriptor)
             yield
         finally:
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def files(path: Path | None = None) -> Iterator[None]:
+    """Turns an OSError of the body into a HostError that names ``path``, or else the file that the error names."""
+    try:
+        yield
+    except OSError as error:
+        raise host_error(error, path) from error
+
+
+def host_error(error: OSError, path: Path | None = None) -> HostError:
+    """What the machine refused, for people: the file, the cause, and what mends it."""
+    name = path or error.filename2 or error.filename
+    text = error.strerror or str(error) or type(error).__name__
+    found = HostError(f"{os.fsdecode(name)}: {text}" if isinstance(name, str | bytes | os.PathLike) else text,
+                      hint=_hint(error.errno))  # fmt: skip
+    found.__cause__ = error
+    return found
+
+
+# A command is in this process's group until it has been given its own, which is before its program is executed
+# (CPython Modules/_posixsubprocess.c, child_exec): what a terminal sends just then ends it before it has begun. Later
+# nothing that a terminal sends reaches it.
+_BEFORE_EXEC = {-signal.SIGINT, -signal.SIGHUP, -signal.SIGQUIT}
+_TRIES = 5
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+_HINTS = {
+    errno.EROFS: "that file system is read-only: see `dmesg` for why, mount it writable, then try again",
+    errno.EMFILE: "raise the limit of open files: `ulimit -n`",
+    errno.ENFILE: "raise the limit of open files: `sysctl fs.file-max`",
+    errno.EIO: "the disk fails: see `dmesg`",
+}
+
+
+def _hint(number: int | None) -> str | None:
+    if number in {errno.EACCES, errno.EPERM}:
+        return "run it as root" if os.geteuid() != 0 else "see its owner, mode and attributes: `ls -l`, `lsattr`"
+    if number in _NO_ROOM:
+        return "make room there (`df`, `df -i`), then try again"
+    return _HINTS.get(number or 0)
+
+
+def _number(error: HostError) -> int | None:
+    return error.__cause__.errno if isinstance(error.__cause__, OSError) else None
+
+
+def _lock_file(path: Path) -> int:
+    """Open a lock file, for reading alone where its file system is read-only: flock(2) asks for no more."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS and error.errno not in _NO_ROOM:
+            raise
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise error from None
+
+
+def _sign(descriptor: int) -> None:
+    """Write this process's pid over the last holder's; if there is no room, nothing stands there."""
+    text = f"{os.getpid()}\n".encode()
+    with contextlib.suppress(OSError):
+        try:
+            os.pwrite(descriptor, text, 0)
+            os.ftruncate(descriptor, len(text))
+        except OSError:
+            os.ftruncate(descriptor, 0)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _kill_group(child: subprocess.Popen[str]) -> None:
+    """SIGKILL for a command and what it started, unless it has been waited for: the number may be another's then."""
+    if child.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _killed_on_error(child: subprocess.Popen[str]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        _kill_group(child)
+        raise
 
 
 def many_descriptors() -> None:

@@ -25,11 +25,11 @@ from ovs_hotswap.switch.logscan import fatal, telling_cause
 from ovs_hotswap.switch.memory import Reservation
 from ovs_hotswap.switch.netns import Namespaces
 from ovs_hotswap.switch.ovsdb import ROOT_TABLES, TABLES, SwitchDb
-from ovs_hotswap.switch.paths import InstancePaths, InstanceRecord, read_record
+from ovs_hotswap.switch.paths import InstancePaths, InstanceRecord, keep_log_of, read_record
 from ovs_hotswap.switch.release import programs
 from ovs_hotswap.switch.units import InstanceUnit
 from ovs_hotswap.switch.unixctl import appctl
-from ovs_hotswap.system import System
+from ovs_hotswap.system import System, files
 
 _EXIT_S = 2.0  # for the reply to `exit`: a main thread that is not blocked answers within milliseconds
 _END_S = 20.0  # from the reply to the end of the process: about 20 ms for each vhost-user port
@@ -237,7 +237,8 @@ class Instance:
     def _bring_up(self, release: Release) -> None:
         end = self._system.monotonic() + self._config.upgrade.ready_s
         paths = self.paths
-        paths.run_dir.mkdir(parents=True)
+        with files(paths.run_dir):
+            paths.run_dir.mkdir(parents=True)
         record = self._record(release)
         self._namespaces.create(paths.netns)
         self._take_uplink(record)
@@ -405,13 +406,13 @@ class Instance:
             self._namespaces.move_back(device, self.paths.netns)
 
     def _remove_files(self, *, keep_log: bool) -> None:
+        """A log that cannot be kept does not keep the instance from being started again."""
         if keep_log and self.paths.log.exists():
             try:
-                self.paths.saved_log.parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(self.paths.log, self.paths.saved_log)
-            except OSError as error:  # a disk that is full must not keep an instance from being started again
+                keep_log_of(self.paths)
+            except OSError as error:
                 _logger.warning("%s is not kept: %s", self.paths.log, error.strerror)
-        with contextlib.suppress(FileNotFoundError):
+        with files(self.paths.run_dir), contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self.paths.run_dir)
 
     # -- looking

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +11,8 @@ from pydantic import ValidationError
 
 from ovs_hotswap.config import Config, Strict
 from ovs_hotswap.model import Device, Release, Side
+
+_LAST_WORDS = 1 << 14  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +85,15 @@ def read_record(path: Path) -> InstanceRecord | None:
         return InstanceRecord.model_validate_json(path.read_text())
     except (OSError, ValidationError):
         return None
+
+
+def keep_log_of(paths: InstancePaths) -> None:
+    """Move the log, or as much of its end as a full disk has room for, to where it outlives the instance. Raises
+    OSError."""
+    paths.saved_log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.move(paths.log, paths.saved_log)
+    except OSError:
+        with paths.log.open("rb") as source, paths.saved_log.open("wb") as target:
+            source.seek(max(0, os.fstat(source.fileno()).st_size - _LAST_WORDS))
+            target.write(source.read())

@@ -20,7 +20,7 @@ from ovs_hotswap.switch.instance import numa_nodes
 from ovs_hotswap.switch.memory import reserve
 from ovs_hotswap.switch.openflow import window_incapable
 from ovs_hotswap.switch.pools import huge_page_pools, page_mib
-from ovs_hotswap.system import System
+from ovs_hotswap.system import System, files, host_error
 from ovs_hotswap.upgrade import baseline, carry, checks, memory, rings, wire
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.rings import Place, RingSample
@@ -55,7 +55,8 @@ def precheck(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
 def _tried(part: Callable[[], Iterable[Finding]]) -> list[Finding]:
     try:
         return list(part())
-    except HotswapError as error:
+    except (HotswapError, OSError) as fault:
+        error = host_error(fault) if isinstance(fault, OSError) else fault
         return [Finding(type(error).__name__, Severity.ERROR, error.message, error.hint)]
 
 
@@ -224,10 +225,22 @@ def postcheck(host: Host, new: Side, apart_s: float, log_offset: int, known: Col
 
 
 def log_size(host: Host, side: Side) -> int:
-    return host.instances[side].paths.log.stat().st_size
+    """0 where there is none. Raises HostError."""
+    path = host.instances[side].paths.log
+    with files(path):
+        try:
+            return path.stat().st_size
+        except FileNotFoundError:
+            return 0
 
 
 def log_since(host: Host, side: Side, offset: int) -> str:
-    with host.instances[side].paths.log.open("rb") as log:
-        log.seek(offset)
-        return log.read().decode(errors="replace")
+    """From the beginning if it has been cut meanwhile; nothing where there is none. Raises HostError."""
+    path = host.instances[side].paths.log
+    with files(path):
+        try:
+            with path.open("rb") as log:
+                log.seek(offset if offset <= os.fstat(log.fileno()).st_size else 0)
+                return log.read().decode(errors="replace")
+        except FileNotFoundError:
+            return ""

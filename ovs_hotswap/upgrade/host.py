@@ -35,7 +35,7 @@ from ovs_hotswap.switch.pools import packet_pools, page_mib
 from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.switch.tunnel import TunnelConfig, Tunnels
 from ovs_hotswap.switch.units import InstanceUnit
-from ovs_hotswap.system import System
+from ovs_hotswap.system import System, files
 from ovs_hotswap.upgrade.records import Json
 from ovs_hotswap.uplink import base
 from ovs_hotswap.uplink.base import make_uplink
@@ -163,24 +163,22 @@ class Host:
         return read_active(self.config)
 
     def record_active(self, side: Side) -> None:
-        self.config.run_dir.mkdir(parents=True, exist_ok=True)
-        try:
-            self.system.write_atomic(self.config.active_file, f"{side}\n")
-        except (OSError, HotswapError):
-            if self.recorded_active() is None:
-                raise
-            with self.config.active_file.open("r+") as file:  # a full disk has room for it: it is as long as before
-                file.write(f"{side}\n")
+        """Raises HostError. In this boot ``side`` is the active one as soon as the first of the files says it."""
+        with files():
+            self.config.run_dir.mkdir(parents=True, exist_ok=True)
+        self.system.write_short(self.config.active_file, f"{side}\n")
         release = self.instances[side].release()
         if release is not None:
-            self.config.state_dir.mkdir(parents=True, exist_ok=True)
+            with files():
+                self.config.state_dir.mkdir(parents=True, exist_ok=True)
             kept = Active(side=side, release=release.name)
-            self.system.write_atomic(self.config.restore_file, kept.model_dump_json() + "\n")
+            self.system.write_short(self.config.restore_file, kept.model_dump_json() + "\n")
 
     def forget_active(self) -> None:
-        """No side is active, now and after the next boot."""
-        self.config.active_file.unlink(missing_ok=True)
-        self.config.restore_file.unlink(missing_ok=True)
+        """No side is active, now and after the next boot. Raises HostError."""
+        with files():
+            self.config.active_file.unlink(missing_ok=True)
+            self.config.restore_file.unlink(missing_ok=True)
 
     def last_active(self) -> Active | None:
         """The side that was active last, in this boot or before it; ``None`` if none was, or it was stopped on

@@ -8,6 +8,8 @@ and the act starts, only once the line is on the disk.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +20,8 @@ from types import TracebackType
 from pydantic import Field, JsonValue, ValidationError
 
 from ovs_hotswap.config import Strict
-from ovs_hotswap.errors import BusyError, StateUnknown
-from ovs_hotswap.system import System
+from ovs_hotswap.errors import BusyError, HostError, StateUnknown
+from ovs_hotswap.system import System, files, host_error
 from ovs_hotswap.upgrade.records import Facts, Kind, Record, Shape, Standing, fold
 
 FORMAT = 1
@@ -134,7 +136,11 @@ def _corrupt(name: str, number: int) -> StateUnknown:
 
 
 class Journal:
-    """An open journal. A context manager: at the end it is closed and, if its plan has ended, put into the history."""
+    """An open journal. A context manager: at the end it is closed and, if its plan has ended, put into the history.
+
+    It can be opened, and read, where nothing can be written: who goes back needs no more. ``ended``: its plan has, even
+    if there was no room to write that.
+    """
 
     def __init__(self, path: Path, contents: Contents, system: System, *, rebooted: bool, owner: Journals) -> None:
         self.path = path
@@ -144,9 +150,12 @@ class Journal:
         """Whether the host was restarted since the plan was last worked on: no process of then is left."""
         self._system, self._owner = system, owner
         self._size = contents.size
-        self._ended = contents.standing.ended
-        self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-        os.ftruncate(self._descriptor, self._size)
+        self.ended = contents.standing.ended
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+            os.ftruncate(self._descriptor, self._size)
+        except OSError:  # whoever appends is told
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def append(self, record: Record) -> None:
         """Return once ``record`` is on the disk. Raises StateUnknown if it cannot be written; then it is not there."""
@@ -156,17 +165,19 @@ class Journal:
         )  # fmt: skip
         data = line.model_dump_json(exclude_defaults=True).encode() + b"\n"
         try:
+            if not fcntl.fcntl(self._descriptor, fcntl.F_GETFL) & os.O_ACCMODE:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
             _write_all(self._descriptor, data)
             os.fsync(self._descriptor)
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, self._size)
             raise StateUnknown(
-                f"{self.path}: cannot be written: {error.strerror}; nothing further was done",
-                hint="mend that (disk full?), then `ovs-hotswap rollback` or `ovs-hotswap resume`",
+                f"{self.path}: cannot be written: {error.strerror}",
+                hint=f"{host_error(error).hint or 'mend that'}; `ovs-hotswap status` tells what is left to do",
             ) from error
         self._size += len(data)
-        self._ended = self._ended or record.kind is Kind.END
+        self.ended = self.ended or record.kind is Kind.END
 
     def __enter__(self) -> Journal:
         return self
@@ -175,8 +186,9 @@ class Journal:
         self, _kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
         os.close(self._descriptor)
-        if self._ended:
-            self._owner.archive(self.header)
+        if self.ended:
+            with contextlib.suppress(HostError):  # the next plan does it
+                self._owner.archive(self.header)
 
 
 class Journals:
@@ -191,7 +203,8 @@ class Journals:
     def begin(
         self, kind: str, shape: Shape, *, parameters: Facts | None = None, versions: dict[str, str] | None = None
     ) -> Journal:
-        """Create the journal of a new plan. Raises BusyError if one is under way, StateUnknown if it is damaged."""
+        """Create the journal of a new plan. Raises BusyError if one is under way, StateUnknown if it is damaged,
+        HostError if it cannot be written."""
         last = self._parse()
         if last is not None and last.standing.ended:
             self.archive(last.header)  # its writer died between its end and this
@@ -204,7 +217,8 @@ class Journals:
             kind=kind, parameters=_plain(parameters or {}), versions=versions or {}, before=shape.before,
             after=shape.after, started=self._system.wall(), boot_id=self._this_boot(),
         )  # fmt: skip
-        self.directory.mkdir(parents=True, exist_ok=True)
+        with files(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
         self._system.write_atomic(self._current, header.model_dump_json() + "\n")
         return self._open(header)
 
@@ -214,12 +228,14 @@ class Journals:
         return None if contents is None or contents.standing.ended else contents
 
     def reopen(self) -> Journal | None:
-        """The unfinished plan's journal, to go on with it. Raises StateUnknown if it is damaged."""
+        """The unfinished plan's journal, to go on with it. Raises StateUnknown if it is damaged. That it cannot be
+        written is told by the next record: a roll-back goes on without it."""
         contents = self.read()
         if contents is None:
             return None
         journal = self._open(contents.header)
-        journal.append(Record(Kind.RESUME, text=self._this_boot()))
+        with contextlib.suppress(StateUnknown):
+            journal.append(Record(Kind.RESUME, text=self._this_boot()))
         return journal
 
     def rebooted(self, contents: Contents) -> bool:
@@ -231,11 +247,12 @@ class Journals:
         return sorted((path for path in self.directory.glob("*.jsonl") if path != self._current), reverse=True)
 
     def archive(self, header: Header) -> None:
-        """Put the current journal into the history and drop what is beyond the last 20."""
+        """Put the current journal into the history and drop what is beyond the last 20. Raises HostError."""
         stamp = datetime.fromtimestamp(header.started, UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-        self._current.rename(self.directory / f"{stamp}-{header.kind}.jsonl")
-        for path in self.history()[KEPT:]:
-            path.unlink()
+        with files(self._current):
+            self._current.rename(self.directory / f"{stamp}-{header.kind}.jsonl")
+            for path in self.history()[KEPT:]:
+                path.unlink(missing_ok=True)
 
     def _open(self, header: Header) -> Journal:
         contents = self._parse()
@@ -246,8 +263,11 @@ class Journals:
     def _parse(self) -> Contents | None:
         try:
             return parse(self._current.read_bytes(), str(self._current))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise StateUnknown(f"{self._current}: cannot be read: {error.strerror}",
+                               hint=host_error(error).hint) from error  # fmt: skip
 
     def _this_boot(self) -> str:
         return self._boot_id.read_text().strip()

@@ -6,6 +6,9 @@ the commit nothing goes back: a failure is reported and a later run finishes for
 lost and what it came from is still there, it is gone back to even then. What was interrupted, SIGKILL included, is
 taken up from the journal's records: ``Executor.run`` goes on, ``Executor.rollback`` undoes.
 
+Without a journal nothing goes forward. Going back does, because a host that is left half way is worse than one whose
+journal lags: it says less than was undone, and every undo may be repeated.
+
 No I/O here: the journal, the clock and the observer are given. What the records mean is in ``records``.
 """
 
@@ -73,7 +76,8 @@ class ReversibleStep(Step[C]):
 class Plan(Generic[C]):
     """Steps ``before`` and ``after`` the commit. Names are unique. ``no_way_back``: why going back before the commit
     makes no sense, empty if it does. ``no_way_on``: why only going back makes sense after it, else empty. ``mend``:
-    starts again what going back needs, if that is what broke."""
+    starts again what going back needs, if that is what broke. ``revive``: starts again what a committed plan that is
+    taken up needs, if nothing is left of it."""
 
     kind: str
     before: tuple[Step[C], ...]
@@ -81,6 +85,7 @@ class Plan(Generic[C]):
     no_way_back: Callable[[C], str] = lambda _context: ""
     no_way_on: Callable[[C], str] = lambda _context: ""
     mend: Callable[[C], None] = lambda _context: None
+    revive: Callable[[C], None] = lambda _context: None
 
     def __post_init__(self) -> None:
         names = [step.name for step in (*self.before, *self.after)]
@@ -189,18 +194,20 @@ class Executor(Generic[C]):
         self._step = ""
         self._begun = clock()
         self._went_on = False
+        self._saving = False  # what serves the VMs: a journal that cannot be written does not stop that
+        self._unkept = ""  # why the journal lags behind
 
     def run(self) -> None:
         """Begin the plan, or resume it in the direction it was going, to its end.
 
         Raises RolledBack if a step before the commit failed or was interrupted and everything was put back (the
-        step's own error if nothing had been changed); PostcheckFailed if one after the commit failed; StateUnknown
-        if an undo failed or the journal cannot be written.
+        step's own error if nothing had been changed), or the journal could not be written; PostcheckFailed if one after
+        the commit failed; StateUnknown if an undo failed.
         """
         self._turn_back_if_lost()
         if self.standing.phase is Phase.BACK:
             self.rollback()
-            raise RolledBack(_finished_back(self.standing))
+            raise RolledBack(self._put_back(_finished_back(self.standing)))
         try:
             self._go_forward()
         except (Exception, KeyboardInterrupt) as cause:
@@ -212,7 +219,7 @@ class Executor(Generic[C]):
 
     def rollback(self) -> None:
         """Undo all that was started. May be repeated. Raises PrecheckFailed after the commit, unless there is no way
-        on, and where there is no way back; StateUnknown if an undo fails or the journal cannot be written."""
+        on, and where there is no way back; StateUnknown if an undo fails."""
         self._turn_back_if_lost()
         if self.standing.phase in {Phase.COMMITTED, Phase.FINISHED}:
             raise PrecheckFailed(f"the {self.plan.kind} is committed: it cannot be undone step by step",
@@ -226,10 +233,12 @@ class Executor(Generic[C]):
     def _turn_back_if_lost(self) -> None:
         """Of a committed plan that was interrupted."""
         if self.standing.phase is Phase.COMMITTED and (lost := self.plan.no_way_on(self._context)):
+            self._saving = True
             self._record(Kind.RETURN, text=lost)
 
     def _go_forward(self) -> None:
         if self.standing.phase is Phase.COMMITTED:
+            self.plan.revive(self._context)
             for step in self.plan.before:
                 self._tell(Event(EventKind.SKIPPED, step.name))
         if self.standing.phase is Phase.FORWARD:
@@ -264,7 +273,7 @@ class Executor(Generic[C]):
         lost = self.plan.no_way_back(self._context)
         if not lost:
             return False
-        self._went_on = True
+        self._went_on = self._saving = True
         text = f"{describe(cause)}; going on, because there is no way back: {lost}"
         self._record(Kind.ONWARD, text=text)
         self._emit(EventKind.PROGRESS, text=text)
@@ -274,7 +283,8 @@ class Executor(Generic[C]):
         """Journal a failure and do what the phase asks for. Returns if the plan had ended or nothing was changed."""
         if self.standing.ended:
             return
-        text, name = describe(cause), self._step or "commit"
+        self._saving = True
+        text, name = describe(cause), self._step or ("end" if self.standing.phase is Phase.COMMITTED else "commit")
         hint = cause.hint if isinstance(cause, HotswapError) else None
         self._record(Kind.FAILED, text=text)
         self._emit(EventKind.FAILED, text=text, timed=True)
@@ -282,17 +292,22 @@ class Executor(Generic[C]):
             if lost := self.plan.no_way_on(self._context):
                 self._record(Kind.RETURN, text=f"{text}; {lost}")
                 self._go_back()
-                raise RolledBack(f"step {name} failed after the commit: {text}; {lost}; everything was put back",
-                                 hint=hint) from cause  # fmt: skip
+                text = f"step {name} failed after the commit: {text}; {lost}; everything was put back"
+                raise RolledBack(self._put_back(text), hint=hint) from cause
             raise PostcheckFailed(f"committed, but step {name} failed: {text}",
                                   hint=hint or "mend the cause, then `ovs-hotswap resume`") from cause  # fmt: skip
         changed = self._go_back()
         if changed or not isinstance(cause, HotswapError):
-            raise RolledBack(f"step {name} failed: {text}; everything was put back", hint=hint) from cause
+            text = self._put_back(f"step {name} failed: {text}; everything was put back")
+            raise RolledBack(text, hint=hint) from cause
+
+    def _put_back(self, text: str) -> str:
+        return f"{text}; of that the journal does not tell: {self._unkept}" if self._unkept else text
 
     def _go_back(self) -> bool:
         """Undo in reverse what was started; return whether there was anything to undo."""
-        with contextlib.suppress(HotswapError):  # then the undo that needs it tells
+        self._saving = True
+        with contextlib.suppress(Exception):  # then the undo that needs it tells
             self.plan.mend(self._context)
         changed = False
         for step in reversed((*self.plan.before, *self.plan.after)):
@@ -333,8 +348,18 @@ class Executor(Generic[C]):
         record = Record(kind, self._step, facts or {}, text)
         after = advance(self.standing, record)
         with self._shield():  # a signal between the two would leave memory behind the disk
-            self._journal.append(record)
+            try:
+                self._journal.append(record)
+            except StateUnknown as error:
+                if not self._saving:
+                    raise
+                self._without_journal(error)
             self.standing = after
+
+    def _without_journal(self, error: StateUnknown) -> None:
+        told, self._unkept = self._unkept, error.message
+        if not told:
+            self._emit(EventKind.PROGRESS, text=f"{error.message}; it goes on without the journal")
 
     def _emit(self, kind: EventKind, *, text: str = "", timed: bool = False) -> None:
         self._tell(Event(kind, self._step, self._clock() - self._begun if timed else None, text))

@@ -159,10 +159,13 @@ class Upgrader:
                 observe=observe,
                 shield=interrupts.shield,
             )
-            if forward:
-                executor.run()
-            else:
-                executor.rollback()
+            try:
+                if forward:
+                    executor.run()
+                else:
+                    executor.rollback()
+            finally:
+                journal.ended |= executor.standing.ended
             standing = executor.standing
         return Report.of(header, standing.phase is Phase.FINISHED, standing.facts)
 

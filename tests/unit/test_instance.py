@@ -230,6 +230,19 @@ def test_the_log_of_a_crashed_switch_is_kept(host: FakeHost) -> None:
     assert host.instance.paths.saved_log.read_text() == "last words"
 
 
+def test_a_log_that_cannot_be_kept_does_not_keep_a_dead_instance_from_being_started(host: FakeHost) -> None:
+    host.instance.start(HOST)
+    host.instance.paths.log.write_text("x" * 100_000)
+    state_dir = host.instance.paths.saved_log.parent
+    assert not state_dir.exists()
+    state_dir.touch()  # no directory, so nothing can be kept in it
+    host.instance.kill()
+    host.instance.stop()
+    assert not host.instance.paths.run_dir.exists()
+    host.instance.start(HOST)
+    assert host.instance.status().state is State.RUNNING
+
+
 def test_a_database_server_that_ended_is_started_again(host: FakeHost) -> None:
     host.instance.start(HOST)
     host.instance.mend()

@@ -354,21 +354,72 @@ def test_the_journal_is_written_before_the_act(bench: Bench) -> None:
     assert seen == dict.fromkeys((*BEFORE, *AFTER), Mark.STARTED)
 
 
-def test_a_journal_that_cannot_be_written_stops_everything(bench: Bench) -> None:
-    class Full:
-        def __init__(self) -> None:
-            self.records: list[Record] = []
+class Full:
+    """A journal with room for so many records."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.records = room, list[Record]()
+
+    def append(self, record: Record) -> None:
+        if len(self.records) == self.room:
+            raise StateUnknown("no space left")
+        self.records.append(record)
+
+
+RECORDS = 2 * len((*BEFORE, *AFTER)) + 2
+COMMIT = 2 * len(BEFORE)
+
+
+@pytest.mark.parametrize("room", range(RECORDS))
+def test_without_a_journal_it_goes_back_and_never_forward(bench: Bench, room: int) -> None:
+    full, told = Full(room), list[Event]()
+    executor = Executor(a_plan(), bench.world, full, clock=lambda: 0.0, observe=told.append)
+    expected = StateUnknown if room <= 2 else PostcheckFailed if room > COMMIT else RolledBack
+    with pytest.raises(expected, match="no space left") as raised:
+        executor.run()
+    begun = [step for step in a_plan().before if f"do {step.name}" in bench.world.acts]
+    assert len(begun) == min(room // 2 + room % 2, len(BEFORE)), "nothing is done that was not announced"
+    if expected is RolledBack:
+        assert bench.world.effects == {}
+        assert executor.standing.phase is Phase.ROLLED_BACK
+        assert "of that the journal does not tell: no space left" in raised.value.message
+    if room > 1:
+        assert any("goes on without the journal" in event.text for event in told)
+
+
+@pytest.mark.parametrize("room", range(6))
+def test_a_roll_back_is_never_stopped_by_the_journal(bench: Bench, room: int) -> None:
+    """``room``: records of the roll-back that there is room for."""
+    full = Full(RECORDS)
+
+    def fills_up(event: Event) -> None:
+        if event.kind is EventKind.FAILED:
+            full.room = len(full.records) + room
+
+    bench.world.trap = fail_at("in move", SwitchError("no answer"))
+    with pytest.raises(RolledBack, match=r"step move failed: no answer; everything was put back; .*no space left"):
+        Executor(a_plan(), bench.world, full, clock=lambda: 0.0, observe=fills_up).run()
+    assert bench.world.effects == {}
+
+
+def test_a_roll_back_that_no_disk_takes_is_in_the_history_all_the_same(bench: Bench) -> None:
+    class FullJournal:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
 
         def append(self, record: Record) -> None:
-            if len(self.records) == 4:
+            if record.kind in (Kind.UNDO, Kind.UNDONE, Kind.END):
                 raise StateUnknown("no space left")
-            self.records.append(record)
+            self.inner.append(record)
 
-    full = Full()
-    with pytest.raises(StateUnknown, match="no space left"):
-        Executor(a_plan(), bench.world, full, clock=lambda: 0.0).run()
-    assert bench.world.acts == ["do check", "do start"], "neither forward nor back without a journal"
-    assert [record.kind for record in full.records] == [Kind.START, Kind.DONE, Kind.START, Kind.DONE]
+    bench.world.trap = fail_at("in move", SwitchError("no answer"))
+    with bench.journals.begin("upgrade", a_plan().shape) as journal:
+        executor = Executor(a_plan(), bench.world, FullJournal(journal), clock=lambda: 0.0)
+        with pytest.raises(RolledBack):
+            executor.run()
+        journal.ended |= executor.standing.ended
+    assert bench.journals.read() is None
+    assert len(bench.journals.history()) == 1
 
 
 def test_an_observer_that_fails_does_not_harm_the_plan(bench: Bench) -> None:

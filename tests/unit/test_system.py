@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -10,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.errors import BusyError, CommandError
-from ovs_hotswap.system import System
+from ovs_hotswap.errors import BusyError, CommandError, HostError
+from ovs_hotswap.system import System, files, host_error
 from tests.waiting import eventually
 
 
@@ -132,6 +135,65 @@ def test_write_atomic_removes_what_a_writer_that_was_killed_has_left(system: Sys
     assert sorted(os.listdir(tmp_path)) == [".file.1", ".file.bak", f".other.{ended.pid}", "file"]
 
 
+class FullSystem(System):
+    """A disk without room for a second file."""
+
+    def write_atomic(self, path: Path, text: str) -> None:
+        raise host_error(OSError(errno.ENOSPC, "No space left on device"), path)
+
+
+def test_a_short_text_is_written_over_where_there_is_no_room_for_another_file(tmp_path: Path) -> None:
+    path = tmp_path / "active"
+    path.write_text("a, at great length\n")
+    FullSystem().write_short(path, "b\n")
+    assert path.read_text() == "b\n"
+    with pytest.raises(HostError, match="nothing: No such file"):
+        FullSystem().write_short(tmp_path / "nothing", "b\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [(errno.ENOSPC, "make room"), (errno.EROFS, "read-only"), (errno.EMFILE, "ulimit"), (errno.EACCES, "owner|root")],
+)
+def test_what_the_machine_refuses_names_the_file_the_cause_and_what_mends_it(number: int, hint: str) -> None:
+    with pytest.raises(HostError, match=f"^/some/file: {os.strerror(number)}$") as raised, files():
+        raise OSError(number, os.strerror(number), "/some/file")
+    assert re.search(hint, raised.value.hint or "")
+
+
+def test_a_file_that_cannot_be_replaced_is_named_and_is_as_it_was(system: System, tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "inner").touch()
+    with pytest.raises(HostError, match=rf"^{tmp_path}/file: "):
+        system.write_atomic(tmp_path / "file", "new")
+    assert os.listdir(tmp_path) == ["file"]
+    with pytest.raises(HostError, match="No such file"):
+        system.write_atomic(tmp_path / "missing" / "file", "new")
+
+
+def test_a_full_disk_keeps_nobody_from_a_lock(system: System, tmp_path: Path) -> None:
+    """RLIMIT_FSIZE makes the kernel refuse every write to a file, as a full disk does."""
+    path = tmp_path / "lock"
+    path.write_text("4000000")
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+        with system.lock(path, "an upgrade"):
+            assert path.read_text() == "", "nobody is taken for the holder"
+            with pytest.raises(BusyError, match="process unknown"), system.lock(path, "an upgrade"):
+                pytest.fail("two hold the lock")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+
+
+def test_a_lock_that_cannot_be_made_is_named(system: System, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(HostError, match=rf"{tmp_path}/file"), system.lock(tmp_path / "file" / "lock", "an upgrade"):
+        pytest.fail("held")
+
+
 LOCKER = textwrap.dedent(
     """
     import sys, time
@@ -157,7 +219,7 @@ def test_lock_names_its_holder_and_a_dead_one_does_not_keep_it(system: System, t
         holder.kill()
         holder.wait()
     with system.lock(path, "an upgrade"):
-        assert path.read_text() == str(os.getpid())
+        assert path.read_text() == f"{os.getpid()}\n"
         with pytest.raises(BusyError):
             with system.lock(path, "an upgrade"):
                 pytest.fail("two hold the lock")
