@@ -43,7 +43,8 @@ def run(app: App, log_level: str) -> None:
         return
     watchdog = Watchdog(app.config, app.system)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, watchdog.on_signal)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell leaves SIGINT for what a script starts with `&`
+            signal.signal(number, watchdog.on_signal)
     watchdog.run()
 
 

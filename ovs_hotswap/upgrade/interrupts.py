@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -17,7 +18,8 @@ class Interrupted(KeyboardInterrupt):
 
 class Interrupts:
     """While entered, the first of SIGINT, SIGTERM and SIGHUP raises Interrupted; later ones do nothing, because the
-    stop is already under way. Inside ``shield`` it is held back until the end of the shield.
+    stop is already under way. Inside ``shield`` it is held back until the end of the shield. A signal that was ignored
+    stays so: nohup(1), and a shell that starts a command with ``&`` in a script, ask for that.
 
     Only for the main thread (signal(2) handlers of Python run there).
     """
@@ -31,7 +33,8 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         for number in STOP_SIGNALS:
-            self._before[number] = signal.signal(number, self._on_signal)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(
@@ -54,8 +57,11 @@ class Interrupts:
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            # A library forked (pyroute2 does, to enter a namespace) and ends its child by signal: the copy of this
-            # upgrade in that child must never act.
+            # A library forked (pyroute2 does, to enter a namespace) and ends its child by SIGTERM: the copy of this
+            # upgrade in that child must never act. What a terminal sends to the whole group is not for the child: an
+            # undo may depend on it.
+            if number in _FROM_TERMINAL:
+                return
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
