@@ -9,6 +9,7 @@ from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.model import Side
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.lifecycle import start_instance
 from ovs_hotswap.upgrade.standby import owned
 
 _POLL_S = 0.02
@@ -85,6 +86,15 @@ class Upgrade:
     def gone(self) -> bool:
         """Whether neither instance runs, as after a reboot: then nothing of the window is left to undo."""
         return self.dead(self.old) and self.dead(self.new)
+
+    def revive(self) -> None:
+        """Start the new instance again, where neither is left though the upgrade is committed: every VM waits for it.
+        Raises ReleaseError, SwitchError, UplinkError."""
+        if self.gone:
+            host = self.host
+            start_instance(host, self.new, host.releases.get(self.release))
+            host.uplink.steer(self.new)
+            host.record_active(self.new)
 
     @property
     def fled(self) -> bool:

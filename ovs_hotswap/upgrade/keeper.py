@@ -338,6 +338,9 @@ class Keeper:
     def _restart(self, host: Host, active: Side) -> None:
         """There is nowhere to go, so every VM waits for this."""
         release = host.instances[active].release()
+        last = None if release is not None else host.last_active()
+        if last is not None and last.side is active:  # it was stopped, and its own record went with it
+            release = host.releases.get(last.release)
         if release is None:
             raise SwitchError(f"what instance {active} ran is not known", hint=f"`ovs-hotswap instance start {active}`")
         self._board.event("restart", side=active, release=release.name)

@@ -8,7 +8,9 @@ no way on. Undoing a step on an instance that has died finds nothing to undo.
 
 from __future__ import annotations
 
-from ovs_hotswap.errors import SwitchError
+import contextlib
+
+from ovs_hotswap.errors import BrokerError, SwitchError
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.priority import Rank
@@ -21,7 +23,7 @@ from ovs_hotswap.upgrade.moving import move_all
 from ovs_hotswap.upgrade.plan import Plan, ReversibleStep, Run, State, Step
 from ovs_hotswap.upgrade.records import Facts
 from ovs_hotswap.upgrade.soak import Soak, see_served
-from ovs_hotswap.upgrade.standby import await_ports, park, read_record, usable, yield_to_upgrade
+from ovs_hotswap.upgrade.standby import await_ports, owned, park, read_record, usable, yield_to_upgrade
 from ovs_hotswap.upgrade.wayback import take_back
 
 _SAMPLE_S = 0.2
@@ -58,7 +60,7 @@ class StartStandby(ReversibleStep[Upgrade]):
         if context.fled:
             context.host.record_active(context.new)
             run.progress(f"instance {context.old} died: instance {context.new} serves its VMs and stays")
-        elif not run.fact("was_running", bool):
+        elif not run.fact("was_running", bool) or context.host.instances[context.new].lacks_database():
             context.host.instances[context.new].stop(keep_log=True)
 
     def state(self, context: Upgrade, run: Run) -> State:
@@ -155,10 +157,15 @@ class PeerLink(ReversibleStep[Upgrade]):
 
     def undo(self, context: Upgrade, run: Run) -> None:
         """Not on a new instance that will be ended anyway: its database may be what failed."""
-        stays = run.fact("was_running", bool) or context.fled
-        for side in (context.old, context.new) if stays else (context.old,):
-            if context.runs(side):
-                peer.part(context.host, side)
+        if context.runs(context.old):
+            peer.part(context.host, context.old)
+        if not context.runs(context.new) or not (run.fact("was_running", bool) or context.fled):
+            return
+        try:
+            peer.part(context.host, context.new)
+        except SwitchError:
+            if context.fled or not context.host.instances[context.new].lacks_database():
+                raise
 
 
 class ProgramTunnels(Step[Upgrade]):
@@ -310,13 +317,23 @@ class Retire(Step[Upgrade]):
     description = "give the old instance up"
 
     def do(self, context: Upgrade, run: Run) -> None:
+        """First no VM can flee to the old instance any more, then the new one is seen alive, and only then the old one
+        is ended: a new one that died before that has somewhere to go back to, and after it no VM is given to an
+        instance that is ending."""
         host = context.host
-        see_served(context, run)  # it is the last moment in which there is somewhere to go
-        for vm in host.road.vms(read=False):
-            host.road.unpark(vm["name"], context.old)
+        see_served(context, run)
+        names = [vm["name"] for vm in host.road.vms(read=False)]
+        for name in names:
+            host.road.unpark(name, context.old)
         if context.keep_old:
             run.progress(f"instance {context.old} is kept running")
             return
+        back = owned(host.road.vms(read=False), context.old)
+        if fault := context.broken or (back and f"instance {context.old} serves VM {', '.join(back)} again"):
+            for name in names:
+                with contextlib.suppress(BrokerError):  # one VM that is left behind is no reason to leave the others
+                    host.road.park(name, context.old)
+            raise SwitchError(fault)
         host.instances[context.old].stop()
 
     def state(self, context: Upgrade, run: Run) -> State:
@@ -354,4 +371,5 @@ def upgrade_plan() -> Plan[Upgrade]:
         no_way_back=lambda context: context.lost_for_good(),
         no_way_on=lambda context: context.failed,
         mend=lambda context: context.host.instances[context.old].mend(),
+        revive=lambda context: context.revive(),
     )  # fmt: skip

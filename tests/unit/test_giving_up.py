@@ -1,0 +1,148 @@
+"""Nothing is given up before what comes after it has been seen to live; whatever still can serve is started again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ovs_hotswap.config import Config
+from ovs_hotswap.errors import HostError, SwitchError
+from ovs_hotswap.model import Release, Side
+from ovs_hotswap.upgrade import gather, peer
+from ovs_hotswap.upgrade.context import Upgrade
+from ovs_hotswap.upgrade.plan import Run
+from ovs_hotswap.upgrade.steps import PeerLink, Retire, StartStandby
+from tests.unit.watch_bed import RELEASE, Bed, FakeBroker, FakeInstance
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    side = {"pmd_cores": [0], "uplink_devargs": "x"}
+    return Config.model_validate({
+        "overlay": str(tmp_path / "overlay.toml"), "run_dir": str(tmp_path / "run"),
+        "state_dir": str(tmp_path / "state"), "instances": {"a": side, "b": side},
+    })  # fmt: skip
+
+
+@pytest.fixture
+def bed(config: Config) -> Bed:
+    """A committed upgrade from a to b: b serves every VM, and they are parked on a."""
+    made = Bed(config, prepared=False)
+    made.world.owner = dict.fromkeys(made.world.owner, Side.B)
+    made.world.parked = {name: {Side.A} for name in made.world.owner}
+    return made
+
+
+def upgrade(bed: Bed) -> Upgrade:
+    return Upgrade(bed.host, Side.A, Side.B, "host")
+
+
+class FakeReleases:
+    def get(self, _name: str) -> Release:
+        return RELEASE
+
+
+def run(**facts: Any) -> Run:
+    return Run(lambda: facts, lambda _facts: None, lambda _event: None)
+
+
+class BrokerOfADeath(FakeBroker):
+    """The new instance dies when the last VM has been unparked."""
+
+    def unpark(self, name: str, side: Side) -> None:
+        super().unpark(name, side)
+        if not any(side in sides for sides in self.world.parked.values()):
+            self.world.die(side.other)
+
+
+def test_a_new_instance_that_dies_while_the_old_one_is_given_up_has_somewhere_to_go_back_to(bed: Bed) -> None:
+    bed.host.__dict__["broker"] = BrokerOfADeath(bed.world)
+    with pytest.raises(SwitchError, match="instance b died"):
+        Retire().do(upgrade(bed), run())
+    assert "stop a" not in bed.world.done
+    assert set(bed.world.owner.values()) == {Side.A}
+    assert upgrade(bed).failed == "instance b died", "so the plan goes back"
+
+
+def test_no_vm_can_flee_to_an_instance_that_is_ending(bed: Bed) -> None:
+    class Ending(FakeInstance):
+        def stop(self, *, keep_log: bool = False) -> None:
+            self.world.die(self.side.other)  # at the worst moment
+            super().stop(keep_log=keep_log)
+
+    bed.host.instances[Side.A] = Ending(bed.config, bed.world, Side.A)  # type: ignore[assignment]
+    Retire().do(upgrade(bed), run())
+    assert set(bed.world.owner.values()) == {Side.B}
+
+
+def test_an_upgrade_that_is_taken_up_starts_what_serves_its_vms(bed: Bed) -> None:
+    bed.host.__dict__["releases"] = FakeReleases()
+    upgrade(bed).revive()
+    assert bed.world.done == [], "an instance that lives is left alone"
+    bed.world.die(Side.A)
+    bed.world.die(Side.B)
+    upgrade(bed).revive()
+    assert bed.world.done == ["start b host", "program b", "steer b"]
+    assert bed.host.recorded_active() is Side.B
+
+
+def test_an_active_instance_whose_own_record_is_gone_is_started_with_the_release_it_had(bed: Bed) -> None:
+    """It was being retired when everything went back to it."""
+
+    class Stopped(FakeInstance):
+        def release(self) -> Any:
+            return None
+
+    bed.world.die(Side.A)
+    bed.world.die(Side.B)
+    host = bed.keeper._host
+    host.__dict__["releases"] = FakeReleases()
+    host.instances[Side.A] = Stopped(bed.config, bed.world, Side.A)  # type: ignore[assignment]
+    bed.keeper.turn()
+    assert "start a host" in bed.world.done
+
+
+@pytest.mark.parametrize("was_running", [True, False])
+def test_a_new_instance_without_its_database_is_not_needed_for_the_way_back(
+    bed: Bed, was_running: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parted: list[Side] = []
+
+    def part(host: Any, side: Side) -> None:
+        if host.instances[side].lacks_database():
+            raise SwitchError("the ovsdb-server of instance b does not answer")
+        parted.append(side)
+
+    monkeypatch.setattr(peer, "part", part)
+    bed.world.owner = dict.fromkeys(bed.world.owner, Side.A)
+    bed.world.no_database = {Side.B}
+    context, facts = upgrade(bed), run(was_running=was_running)
+    PeerLink().undo(context, facts)
+    assert parted == [Side.A]
+    StartStandby().undo(context, facts)
+    assert bed.world.done == ["stop b"], "the watchdog starts another"
+
+
+def test_a_peer_link_that_stays_on_a_switch_that_stays_is_told(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    def part(_host: Any, side: Side) -> None:
+        if side is Side.B:
+            raise SwitchError("no answer")
+
+    monkeypatch.setattr(peer, "part", part)
+    with pytest.raises(SwitchError, match="no answer"):
+        PeerLink().undo(upgrade(bed), run(was_running=True))
+
+
+def test_a_log_that_is_not_there_has_no_length_and_says_nothing(bed: Bed) -> None:
+    assert gather.log_size(bed.host, Side.A) == 0
+    assert gather.log_since(bed.host, Side.A, 100) == ""
+    log = bed.host.instances[Side.A].paths.log
+    log.parent.mkdir(parents=True)
+    log.write_text("new\n")  # somebody cut it
+    assert gather.log_since(bed.host, Side.A, 100) == "new\n"
+    bed.host.instances[Side.A].paths = replace(bed.host.instances[Side.A].paths, log=log / "below")
+    with pytest.raises(HostError, match="Not a directory"):
+        gather.log_size(bed.host, Side.A)
