@@ -87,7 +87,7 @@ class Front:
 class Bench:
     """See the module. ``close`` afterwards."""
 
-    def __init__(self) -> None:
+    def __init__(self, withheld: int = 0) -> None:
         self._stack = contextlib.ExitStack()
         self.loop = asyncio.new_event_loop()
         self._stack.callback(self.loop.close)
@@ -95,7 +95,8 @@ class Bench:
         self._stack.callback(self.ledger.close)
         self._processes = Processes(self.loop, lambda pid: self.vm.process_ended(pid))
         self._stack.callback(self._processes.close)
-        self.vm = Vm("vm0", self.loop, Delays(self.loop), Turns(self.loop), self._processes, make_scratch(), Side.A)
+        turns = Turns(self.loop)
+        self.vm = Vm("vm0", self.loop, Delays(self.loop), turns, self._processes, make_scratch(), Side.A, withheld)
         self._stack.callback(self.vm.close)
         self.touches = {side: Touches(1 << 12) for side in Side}
         spec = SwitchSpec([""])

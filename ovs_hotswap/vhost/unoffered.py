@@ -6,6 +6,8 @@ those of this one. Most of them only allow a message, so that nothing is wrong a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 # Spec, *Protocol features*, with those that the broker carries.
 _PROTOCOL_FEATURES = (
     "MQ", "LOG_SHMFD", "RARP", "REPLY_ACK", "MTU", "BACKEND_REQ", "CROSS_ENDIAN", "CRYPTO_SESSION", "PAGEFAULT",
@@ -41,3 +43,13 @@ def not_carried(request: int) -> str:
     name, feature = _REQUESTS.get(request, (None, None))
     called = f"request {request}" if name is None else f"{name} (request {request})"
     return f"{called} is not carried" + ("" if feature is None else f": protocol feature {feature} is not offered")
+
+
+def turned_away(withheld: Sequence[str], queue_pairs: int) -> str:
+    """Of a QEMU that hung up when it had heard what is offered, and had taken nothing. It does not say why: one with a
+    running guest does so, and tries again for ever, where the guest uses a feature that is not offered, or more queue
+    pairs (net/vhost-user.c, ``vhost_user_start``). What is withheld, which is only from VMs that start, is offered when
+    it comes again."""
+    lacks = ["packed rings", *([f"{', '.join(withheld)} (withheld; offered if it comes again)"] if withheld else [])]
+    return (f"QEMU hung up when it had seen what is offered: a guest that runs may use {', '.join(lacks)} or more than "
+            f"{queue_pairs} queue pairs, which are not; end its QEMU and start it again")  # fmt: skip

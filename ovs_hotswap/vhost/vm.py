@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from ovs_hotswap.errors import BrokerError, ProtocolError
+from ovs_hotswap.exits import started
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost import handover, wire
 from ovs_hotswap.vhost.budget import Hearing, Turns
@@ -26,6 +27,7 @@ from ovs_hotswap.vhost.ownership import Certainty, Ownership, Proof
 from ovs_hotswap.vhost.processes import Processes
 from ovs_hotswap.vhost.replay import Role, reconcile, reparked, scratch_region, waits, why_not_parked
 from ovs_hotswap.vhost.session import Answer, GuestState, Offer, Received, offer_to_guest, receive
+from ovs_hotswap.vhost.unoffered import turned_away
 from ovs_hotswap.vhost.wire import Descriptor, Request
 
 log = logging.getLogger(__name__)
@@ -72,6 +74,7 @@ class Vm:
         self.last_error: str | None = None
         self.queues = queues
         self._withheld = withheld
+        self._lacking = (0, 0)  # pid and start of a QEMU that found that what is offered is not enough
         self._loop = loop
         self._delays = delays
         self._processes = processes
@@ -298,7 +301,8 @@ class Vm:
         self.qemu = Channel(connection)
         self.touched()
         offers = [link.offer for link in self.links.values() if link.offer is not None]
-        self.offered = offer_to_guest(offers, self._withheld, self.queues)
+        runs = self._lacking == (self.qemu.peer_pid, started(self.qemu.peer_pid))
+        self.offered = offer_to_guest(offers, 0 if runs else self._withheld, self.queues)
         self.read_qemu()
         log.info("vm %s: QEMU connected, process %d", self.name, self.qemu.peer_pid)
         self.assign()
@@ -318,10 +322,17 @@ class Vm:
                 self._take(frame)
             return frame is not None
         except PeerClosed:
-            self.drop_qemu("QEMU hung up")
+            self.drop_qemu(self._why_hung_up())
         except (OSError, ProtocolError) as error:
             self.drop_qemu(f"QEMU: {error}")
         return False
+
+    def _why_hung_up(self) -> str:
+        assert self.qemu is not None
+        if self.offered is None or not self.state.owned or self.state.features is not None:
+            return "QEMU hung up"
+        self._lacking = (self.qemu.peer_pid, started(self.qemu.peer_pid))
+        return turned_away(wire.feature_names(self._withheld), self.offered.queue_pairs)
 
     def _take(self, frame: wire.Frame) -> None:
         assert self.offered is not None
@@ -382,7 +393,6 @@ class Vm:
         as they would be by QEMU itself, and come back by themselves."""
         if self.qemu is None:
             return
-        self.note(reason)
         self.hearing.close()
         self.qemu.close()
         self.qemu, self.offered, self.answers.owed = None, None, None
@@ -394,6 +404,7 @@ class Vm:
                 self.drop_link(side, "its guest is gone")
             else:
                 self.ownership = self.ownership.released(side, Proof.NEVER)
+        self.note(reason)  # last, so that it is what is shown
 
     # -- moving ------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -275,6 +276,34 @@ def test_what_qemu_waits_for_is_paid_by_the_side_that_was_asked() -> None:
         assert machine.bench.waits
     finally:
         machine.teardown()
+
+
+def test_a_qemu_whose_running_guest_needs_more_is_told_of_and_offered_what_was_withheld() -> None:
+    """It hangs up when it has seen the offer, and tries again."""
+    bench = Bench(withheld=1 << Feature.NET_MRG_RXBUF)
+    try:
+        bench.connect(Side.A)
+        for offered in (False, True):
+            bench.plug(speaks_pf=True, protocol=0, bits=BITS, owner_first=True)
+            assert bench.vm.offered is not None
+            assert bool(bench.vm.offered.features >> Feature.NET_MRG_RXBUF & 1) is offered
+            bench.hang_up()
+            assert "packed rings, NET_MRG_RXBUF (withheld" in (bench.vm.last_error or "")
+    finally:
+        bench.close()
+
+
+def test_what_a_qemu_did_wrong_is_what_is_shown() -> None:
+    bench = Bench()
+    try:
+        bench.connect(Side.A)
+        bench.plug(speaks_pf=True, protocol=0, bits=BITS, owner_first=True)
+        bench.say(bench.set_features(BITS), bench.share_memory(1))
+        with pytest.raises(AssertionError, match="bit 34"):
+            bench.say(bench.set_features(BITS | 1 << 34))
+        assert bench.vm.last_error == "QEMU: SET_FEATURES: not offered: bit 34"
+    finally:
+        bench.close()
 
 
 def test_who_is_not_parked_is_told_with_the_reason() -> None:
