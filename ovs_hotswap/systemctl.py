@@ -30,6 +30,21 @@ class Unit:
         """``ActiveState``: active, activating, inactive, failed and others (org.freedesktop.systemd1(5))."""
         return self._show("ActiveState")
 
+    def descriptors(self) -> int:
+        """The hard limit of descriptors of its processes (systemd.exec(5), ``LimitNOFILE=``)."""
+        found = self._show("LimitNOFILE")
+        return int(found) if found.isdecimal() else 1 << 30  # infinity
+
+    def hidden_directories(self) -> dict[str, str]:
+        """Directories of the host that its processes do not see, each with the setting that hides it
+        (systemd.exec(5))."""
+        hidden: dict[str, str] = {}
+        if self._show("PrivateTmp") not in ("no", ""):
+            hidden |= dict.fromkeys(("/tmp", "/var/tmp"), "PrivateTmp=")
+        if self._show("ProtectHome") in ("yes", "tmpfs"):
+            hidden |= dict.fromkeys(("/home", "/root", "/run/user"), "ProtectHome=")
+        return hidden
+
     def job(self) -> str:
         """What systemd is doing with it: start, stop, restart and others (org.freedesktop.systemd1(5), ``JobType``);
         empty if that is nothing. Raises CommandError."""

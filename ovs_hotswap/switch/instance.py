@@ -180,6 +180,12 @@ class Instance:
         if unit is not None:
             unit.clear()
 
+    def unit_descriptors(self) -> int | None:
+        """How many descriptors systemd lets its processes have; ``None`` where they are the caller's. Raises
+        CommandError."""
+        unit = self._unit()
+        return None if unit is None else unit.descriptors()
+
     def outdated(self) -> bool:
         """Whether a file that its ovs-vswitchd runs from was replaced or removed since it started, as a package's
         upgrade does: an executable mapping of it is then a deleted file's (proc_pid_maps(5))."""

@@ -7,9 +7,19 @@ from pathlib import Path
 from ovs_hotswap.model import Release
 from ovs_hotswap.switch.netns import DIRECTORY
 
+DESCRIPTORS = 524288  # as LimitNOFILE= of the unit
+
+# A vhost-user port takes about seven descriptors per VM; the usual soft limit of 1024 ends at about 140 VMs. Root may
+# usually raise the hard limit too (CAP_SYS_RESOURCE), so that it does not matter who starts an instance.
+_LIMIT_SCRIPT = f"""
+hard=$(ulimit -H -n)
+if [ "$hard" != unlimited ] && [ "$hard" -lt {DESCRIPTORS} ]; then ulimit -n {DESCRIPTORS} 2>/dev/null || true; fi
+ulimit -S -n "$(ulimit -H -n)"
+"""
+
 # The mounts live in a mount namespace of the program's own: they vanish with its last process, and the tree stays as
 # it was. The run directory has the same path inside and outside, so that sockets have one name.
-_TREE_SCRIPT = """
+_TREE_SCRIPT = f"""
 set -e
 tree=$1 run_dir=$2
 shift 2
@@ -20,13 +30,12 @@ mount --rbind /proc "$tree/proc"
 mount --rbind /sys "$tree/sys"
 mkdir -p "$tree$run_dir"
 mount --bind "$run_dir" "$tree$run_dir"
-ulimit -S -n "$(ulimit -H -n)"
+{_LIMIT_SCRIPT}
 exec chroot "$tree" "$@"
 """
 
-# A vhost-user port takes about seven descriptors per VM; the usual soft limit of 1024 ends at about 140 VMs.
-_HOST_SCRIPT = """
-ulimit -S -n "$(ulimit -H -n)"
+_HOST_SCRIPT = f"""
+{_LIMIT_SCRIPT}
 exec "$@"
 """
 

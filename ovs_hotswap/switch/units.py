@@ -85,6 +85,10 @@ class InstanceUnit:
         """Whether instances of this configuration are started by systemd."""
         return self._processes.serves(config)
 
+    def descriptors(self) -> int:
+        """``LimitNOFILE=``, which a drop-in may have changed."""
+        return self._processes.descriptors()
+
     def starting(self) -> bool:
         return self._processes.active() == "activating"
 

@@ -98,11 +98,12 @@ def _cores(host: Host, source: Side, target: Side) -> tuple[list[int], list[int]
 # -------------------------------------------------------------------------------------------------------- what is told
 
 
-def check(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
-    """What an upgrade will do with the operator's settings on the active instance. Raises SwitchError, ReleaseError."""
+def check(host: Host, old: Side, new: Side, release: str, *, goes_on: bool) -> list[Finding]:
+    """What an upgrade will do with the operator's settings on the active instance. ``goes_on``: with the instance that
+    runs on the side ``new``. Raises SwitchError, ReleaseError."""
     found = read(host, old)
     wanted = own(host, found)
-    if host.running(new):
+    if goes_on:
         receiver = _receiver(host, read(host, new), old, new)
     else:
         receiver = Receiver(

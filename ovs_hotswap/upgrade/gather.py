@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 from collections.abc import Callable, Collection, Iterable
-from pathlib import Path
 from typing import Any
 
 from ovs_hotswap import __version__
@@ -20,9 +18,10 @@ from ovs_hotswap.switch.instance import numa_nodes
 from ovs_hotswap.switch.memory import reserve
 from ovs_hotswap.switch.openflow import window_incapable
 from ovs_hotswap.switch.pools import huge_page_pools, page_mib
-from ovs_hotswap.system import System, files, host_error
+from ovs_hotswap.system import files, host_error
 from ovs_hotswap.upgrade import baseline, carry, checks, memory, rings, wire
 from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.machine import cores, descriptor_limit, running_switches
 from ovs_hotswap.upgrade.rings import Place, RingSample
 from ovs_hotswap.upgrade.standby import read_record, usable
 from ovs_hotswap.upgrade.turns import comes_round
@@ -44,7 +43,7 @@ def precheck(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
         lambda: _active(host, old),
         lambda: _vms(host, old, new, release),
         lambda: _rings_before(host),
-        lambda: carry.check(host, old, new, release),
+        lambda: carry.check(host, old, new, release, goes_on=usable(host, new, host.releases.get(release))),
         lambda: wire.check(host, old, begun),
         lambda: _steered(host, old),
     ):
@@ -93,13 +92,14 @@ def beside(host: Host, new: Side, wanted: str) -> list[Finding]:
 
 def _machine(host: Host, new: Side) -> list[Finding]:
     config = host.config
-    found = checks.cpu_set(os.sched_getaffinity(0), {side: config.instance(side).pmd_cores for side in Side})
+    in_unit = host.instances[new].unit_descriptors() is not None
+    found = checks.cpu_set(cores(in_unit), {side: config.instance(side).pmd_cores for side in Side})
     own = [status.vswitchd_pid for status in (host.instances[side].status() for side in Side)]
+    run_dir = os.path.realpath(config.side_dir(new))
     found += checks.conflicting_processes(
-        running_switches(host.system), [pid for pid in own if pid], str(config.side_dir(new)), config.namespace(new)
+        running_switches(host.system), [pid for pid in own if pid], run_dir, config.namespace(new)
     )
-    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)  # an instance raises its soft limit to the hard one
-    found += checks.descriptors(limit, [(2, vm.queues) for vm in host.intent.vms])
+    found += checks.descriptors(descriptor_limit(host, new), [(2, vm.queues) for vm in host.intent.vms])
     return found
 
 
@@ -118,19 +118,6 @@ def _memory(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
         hint = f"`ovs-hotswap instance stop {new}`: the upgrade starts its own"
         found = [Finding(memory.POOL, Severity.ERROR, f"instance {new}: {fault}", hint)] if fault else []
     return found + (memory.in_use(old, host.packet_pools(old), wanted) if host.running(old) else [])
-
-
-def running_switches(system: System) -> list[checks.SwitchProcess]:
-    """Every ovs-vswitchd on the machine, ours included."""
-    found = []
-    for pid in system.pids():
-        argv = system.cmdline(pid)
-        if not argv or "ovs-vswitchd" not in Path(argv[0]).name:
-            continue
-        control = next((arg.partition("=")[2] for arg in argv if arg.startswith("--unixctl=")), "")
-        run_dir = str(Path(control).parent) if control else "/var/run/openvswitch"
-        found.append(checks.SwitchProcess(pid, run_dir, None, "dpdk" in Path(argv[0]).name))
-    return found
 
 
 def _active(host: Host, old: Side) -> list[Finding]:
