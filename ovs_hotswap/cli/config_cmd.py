@@ -5,7 +5,10 @@ from __future__ import annotations
 import click
 
 from ovs_hotswap.cli.app import App, Group, pass_app
+from ovs_hotswap.cli.hidden import hidden_paths
+from ovs_hotswap.config import refuse
 from ovs_hotswap.model import Side
+from ovs_hotswap.systemctl import Unit
 from ovs_hotswap.vhost.place import control_group
 
 EXAMPLE = """\
@@ -29,7 +32,8 @@ overlay = "/etc/ovs-hotswap/overlay.toml"
 # road = "broker"
 
 [broker]
-# Where a VM's QEMU listens (`-chardev socket,server=on,path=...`); {vm} is the VM's name.
+# Where a VM's QEMU listens (`-chardev socket,server=on,path=...`); {vm} is the VM's name. The broker's systemd unit
+# sees nothing of the host's /tmp, /home and /root.
 # qemu_socket = "/run/ovs-hotswap/vm/{vm}.sock"
 
 # Group that may use the broker's control socket besides root.
@@ -143,7 +147,8 @@ def config() -> None:
 def check(app: App) -> None:
     """Validate the configuration file as a whole, and that this host has its `broker.group`; nothing is changed.
 
-    Every fault is listed with its key, what is wrong and what is allowed (exit code 3).
+    Every fault is listed with its key, what is wrong and what is allowed (exit code 3). Where the systemd units are
+    installed, a path that they do not see (/tmp, /home, /root) is a fault too.
     With --json: {"file", "valid": true, "config"}.
 
     \b
@@ -153,6 +158,8 @@ def check(app: App) -> None:
     """
     loaded = app.config
     control_group(loaded)
+    units = [Unit(f"ovs-hotswap-{name}.service", app.system) for name in ("broker", "watch")]
+    refuse(app.config_path, dict.fromkeys(hidden_paths(loaded, units)), "systemctl cat ovs-hotswap-broker")
     app.output.document({"file": app.config_path, "valid": True, "config": loaded.model_dump(mode="json")})
     app.output.line(f"{app.config_path}: valid")
     rows: list[tuple[str, object]] = [

@@ -1,0 +1,56 @@
+"""Paths of the configuration that the installed units do not see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ovs_hotswap.cli.hidden import hidden_paths
+from ovs_hotswap.config import Config
+from ovs_hotswap.systemctl import Unit
+from tests.unit.fake_system import FakeSystem
+
+SHIPPED = {"LoadState": "loaded", "PrivateTmp": "yes", "ProtectHome": "yes"}
+
+
+def configuration(directory: Path, **changes: Any) -> Config:
+    instances = {side: {"pmd_cores": [0], "uplink_devargs": f"net_null_{side}"} for side in "ab"}
+    return Config.model_validate({"overlay": "/etc/overlay.toml", "run_dir": "/run/ovs-hotswap", "instances": instances}
+                                 | changes)  # fmt: skip
+
+
+def hidden(directory: Path, config: Config, properties: dict[str, str]) -> list[str]:
+    def show(argv: Sequence[str]) -> tuple[int, str]:
+        return 0, properties[argv[2].removeprefix("--property=")] + "\n"
+
+    units = [Unit(f"ovs-hotswap-{name}.service", FakeSystem(show), booted=directory) for name in ("broker", "watch")]
+    return [key for key, _ in dict.fromkeys(hidden_paths(config, units))]
+
+
+@pytest.mark.parametrize("place", ["/tmp/{vm}.sock", "/var/tmp/vm/{vm}", "/home/qemu/{vm}.sock", "/root/{vm}"])
+def test_a_socket_that_the_broker_s_unit_does_not_see(tmp_path: Path, place: str) -> None:
+    config = configuration(tmp_path, broker={"qemu_socket": place})
+    assert hidden(tmp_path, config, SHIPPED) == ["broker.qemu_socket"]
+    assert hidden(tmp_path, config, {**SHIPPED, "PrivateTmp": "no", "ProtectHome": "read-only"}) == []
+    assert hidden(tmp_path, config, {**SHIPPED, "LoadState": "not-found"}) == []
+    assert hidden(tmp_path / "systemd", config, SHIPPED) == []  # systemd does not run this host
+
+
+@pytest.mark.parametrize("place", ["/run/ovs-hotswap/vm/{vm}.sock", "/var/lib/one/{vm}", "/tmpfs/{vm}", "/homes/{vm}"])
+def test_other_places_are_seen(tmp_path: Path, place: str) -> None:
+    assert hidden(tmp_path, configuration(tmp_path, broker={"qemu_socket": place}), SHIPPED) == []
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    """``tmp_path`` is below /tmp."""
+    assert str(tmp_path.resolve()).startswith("/tmp/")
+    config = configuration(tmp_path, broker={"qemu_socket": f"/proc/self/root{tmp_path.resolve()}/{{vm}}"})
+    assert hidden(tmp_path, config, SHIPPED) == ["broker.qemu_socket"]
+
+
+def test_on_the_road_without_a_broker_the_watchdog_looks_for_the_monitor(tmp_path: Path) -> None:
+    config = configuration(tmp_path, road="qemu-dual", qemu={"monitor": "/tmp/{vm}.qmp"}, overlay="/home/overlay.toml")
+    assert hidden(tmp_path, config, SHIPPED) == ["overlay", "qemu.monitor", "overlay", "qemu.monitor"]
