@@ -1,0 +1,163 @@
+"""Upgrades and overlay changes whose uplink passes nothing though its link is up, on the real Open vSwitch and QEMU."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ovs_hotswap.errors import PrecheckFailed, RolledBack, SwitchError
+from ovs_hotswap.lab import Lab
+from ovs_hotswap.model import Severity, Side
+from ovs_hotswap.overlay.intent import load_intent
+from ovs_hotswap.switch.datapath import ports
+from ovs_hotswap.switch.instance import State
+from ovs_hotswap.switch.netns import Namespaces
+from ovs_hotswap.system import System
+from ovs_hotswap.upgrade import gather
+from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.lifecycle import start_instance
+from ovs_hotswap.upgrade.plan import Event, EventKind
+from ovs_hotswap.upgrade.upgrade import Upgrader
+from ovs_hotswap.upgrade.uplinkchecks import PROGRAMS
+from ovs_hotswap.vhost.service import start_broker
+from tests.integration.bpf import program
+
+
+def nobody(_event: Event) -> None:
+    """An observer that does not look."""
+
+
+@pytest.fixture(scope="module")
+def bed(system: System) -> Iterator[Lab]:
+    """A lab with two guests that ping each other and the remote end, on an active instance."""
+    lab = Lab(Path(tempfile.mkdtemp(prefix="ovsh-ul-")), 2, system)
+    try:
+        lab.up()
+        lab.config_path.write_text(f"{lab.config_path.read_text()}\n[upgrade]\nsoak_s = 0.3\n")
+        host = Host(lab.config, system)
+        start_broker(lab.config, system, lab.config_path, 10.0)
+        start_instance(host, Side.A, host.releases.get("host"))
+        lab.pings.wait_flowing(60.0)
+        yield lab
+    finally:
+        lab.down()
+
+
+@pytest.fixture
+def host(bed: Lab, system: System) -> Iterator[Host]:
+    """Instance a serves every VM before and after each test, alone."""
+    host = Host(bed.config, system)
+    yield host
+    assert {vm["owner"] for vm in host.road.vms()} == {"a"}
+    assert host.uplink.owner() is Side.A
+    assert host.instances[Side.B].status().state is State.STOPPED
+    bed.pings.wait_flowing(30.0)
+
+
+def again(host: Host, observe: object = nobody) -> None:
+    """An upgrade to the release that runs."""
+    Upgrader(host).upgrade("host", observe, force=True)  # type: ignore[arg-type]
+
+
+def test_a_mute_uplink_is_found_before_any_vm_is_moved(bed: Lab, host: Host) -> None:
+    begun = bed.pings.mark()
+    with program("xdp-drop", bed.layout.host_namespace, "rep-b"):
+        with pytest.raises(RolledBack, match=r"step prove failed: .* it is mute"):
+            again(host)
+    assert [(seen.guest, seen.lost) for seen in bed.pings.between(begun, bed.pings.mark()) if seen.lost] == []
+
+
+def test_a_deaf_uplink_is_found_before_any_vm_is_moved(bed: Lab, host: Host, system: System) -> None:
+    tc = ["ip", "netns", "exec", bed.layout.host_namespace, "tc"]
+    taken = ["protocol", "all", "u32", "match", "u32", "0", "0", "action", "mirred", "egress", "redirect", "dev", "lo"]
+    system.run([*tc, "filter", "add", "dev", "rep-b", "egress", "pref", "1", *taken])
+    try:
+        with pytest.raises(RolledBack, match=r"step prove failed: .* it is deaf"):
+            again(host)
+    finally:
+        system.run([*tc, "filter", "del", "dev", "rep-b", "egress", "pref", "1"])
+
+
+def test_an_uplink_that_fails_later_is_found_before_the_commit(bed: Lab, host: Host) -> None:
+    """Nothing comes in any more, and what the old side received before says that something should."""
+    with contextlib.ExitStack() as stack:
+
+        def strike(event: Event) -> None:
+            if event.step == "steer" and event.kind is EventKind.DONE:
+                stack.enter_context(program("xdp-drop", bed.layout.host_namespace, "pf0"))
+            if event.kind is EventKind.UNDOING and event.step == "move":
+                stack.close()
+
+        with pytest.raises(RolledBack, match=r"step soak failed: .* nothing comes in from other hosts on instance b"):
+            again(host, strike)
+
+
+def test_what_takes_packets_before_the_filters_is_an_error(bed: Lab, host: Host) -> None:
+    with program("tcx-pass", bed.layout.host_namespace, "pf0"):
+        with pytest.raises(PrecheckFailed, match=r"pf0: 1 tcx programs on ingress .* none came to the instance"):
+            again(host)
+    with program("tcx-next", bed.layout.host_namespace, "pf0"):
+        found = gather.precheck(host, Side.A, Side.B, "host")
+    assert [each.severity for each in found if each.check == PROGRAMS] == [Severity.WARNING]
+
+
+@contextlib.contextmanager
+def overlay(bed: Lab, *changes: tuple[str, str]) -> Iterator[None]:
+    """The intent's text with changes, each of the first place."""
+    path, before = bed.config.overlay, bed.config.overlay.read_text()
+    after = before
+    for old, new in changes:
+        assert old in after
+        after = after.replace(old, new, 1)
+    path.write_text(after)
+    try:
+        load_intent(path)
+        yield
+    finally:
+        path.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("port", "changes"),
+    [
+        ("uplink", [("[vtep]\n", "[vtep]\nmtu = 9000\n")]),
+        ("vm1", [("[vtep]\n", "[vtep]\nlocal_jumbo = true\n"), ("mtu = 1450", "mtu = 9000")]),
+    ],
+)  # fmt: skip
+def test_an_mtu_that_a_port_cannot_have_is_undone(
+    bed: Lab, host: Host, system: System, port: str, changes: list[tuple[str, str]]
+) -> None:
+    with overlay(bed, *changes):
+        changed = Host(bed.config, system)
+        with pytest.raises(SwitchError, match=rf"port {port} anew under traffic, and instance b has not tried it"):
+            changed.follow_intent([Side.A])
+        bed.pings.wait_flowing(10.0)
+        with pytest.raises(SwitchError, match=rf"port {port}: the datapath does not have it.* was put back"):
+            changed.follow_intent([Side.A], untried=True)
+    assert port in ports(host.control(Side.A))
+    bed.pings.wait_flowing(30.0)
+    host.follow_intent([Side.A])
+
+
+def test_what_leaves_the_intent_leaves_the_instance(bed: Lab, host: Host, system: System) -> None:
+    tunnels = host.tunnels(Side.A)
+
+    def programmed() -> tuple[set[str], set[str]]:
+        found = Namespaces().addresses(host.config.bridge, host.instances[Side.A].paths.netns)
+        return {each for each in found if ":" not in each}, {r.destination for r in tunnels.routes() if r.user}
+
+    host.follow_intent([Side.A])
+    route = '\n[[route]]\ndestination = "10.9.0.0/16"\ngateway = "172.31.0.2"\n[[remote]]'
+    with overlay(bed, ("172.31.0.1/24", "172.31.0.9/24"), ("\n[[remote]]", route)):
+        changed = Host(bed.config, system)
+        changed.follow_intent([Side.A])
+        assert programmed() == ({"172.31.0.9/24"}, {"10.9.0.0/16"})
+        assert changed.uplink.owner() is Side.A, "the filter is for the new address"
+        assert host.uplink.owner() is None
+    host.follow_intent([Side.A])
+    assert programmed() == ({"172.31.0.1/24"}, set())
+    assert host.uplink.owner() is Side.A
