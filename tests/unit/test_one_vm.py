@@ -115,11 +115,24 @@ class Instance(FakeInstance):
         return type("Status", (), {"state": self.world.state[self.side], "dpdk_initialized": True})
 
 
+class Flows:
+    """Packets that the flows have counted: VMs send to other hosts, which answer."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def packets(self, cookie: int, mask: int = 0) -> int:
+        return int(100 * self._world.now)
+
+
 class GuestHost(FakeHost):
     def __init__(self, config: Config, world: Guests) -> None:
         super().__init__(config, world)
         self.instances = {side: Instance(config, world, side) for side in Side}  # type: ignore[misc]
         self.__dict__["broker"] = Road(world)
+
+    def openflow(self, side: Side) -> Any:
+        return Flows(self.world)
 
     def prefer_threads(self, side: Side, rank: Any) -> None:
         pass
