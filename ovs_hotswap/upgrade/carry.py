@@ -39,7 +39,10 @@ def read(host: Host, side: Side, timeout: float = _ANSWER_S) -> Snapshot:
     """The side's database as it is now. Raises SwitchError."""
     socket = host.instances[side].paths.db_socket
     schema = quick_call(socket, "get_schema", [SCHEMA], timeout=timeout)
-    return snapshot(schema, transact(socket, selects(schema), timeout=timeout))
+    try:
+        return snapshot(schema, transact(socket, selects(schema), timeout=timeout))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # an answer of another shape
+        raise SwitchError(f"{socket}: not a database of Open vSwitch: {error!r}") from error
 
 
 def own(host: Host, found: Snapshot) -> Settings:

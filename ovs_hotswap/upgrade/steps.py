@@ -303,7 +303,7 @@ class CloseWindow(Step[Upgrade]):
             try:
                 _carry_settings(context, run)  # what was set meanwhile
             except SwitchError as error:
-                run.progress(f"settings of instance {context.old}: {error.message}")
+                run.warn(f"settings of instance {context.old} were not looked at again: {error.message}")
         peer.part(host, context.new)
         close_window(host, context.new, run)
         if context.keep_old and context.runs(context.old):
