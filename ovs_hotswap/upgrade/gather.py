@@ -106,8 +106,12 @@ def _machine(host: Host, new: Side) -> list[Finding]:
 def _memory(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
     """Of one that the upgrade goes on with the pool is looked at, of one that will be started what is free. One that is
     ended for it gives back what it takes: it was made for the same VMs."""
+    limit = host.config.instance(new).memory_mb
+    if host.pool_for_each_port(new):
+        nodes = numa_nodes(host.config.instance(new).pmd_cores)
+        return [] if host.running(new) else memory.huge_pages(huge_page_pools(), limit, nodes)
     demand = host.demand(new)
-    wanted, limit = reserve(demand, page_mib()), host.config.instance(new).memory_mb
+    wanted = reserve(demand, page_mib())
     if not host.running(new):
         found = memory.allowed(new, demand, wanted, limit)
         found += memory.huge_pages(huge_page_pools(), wanted.mib, numa_nodes(host.config.instance(new).pmd_cores))

@@ -232,6 +232,8 @@ class Host:
         """The huge pages that the side's instance takes when it is started. Where the intent cannot be read it is all
         that the configuration allows: to start an instance again after a death does not depend on the intent."""
         limit = self.config.instance(side).memory_mb
+        if self.pool_for_each_port(side):
+            return Reservation(limit, 0)
         try:
             demand = self.demand(side)
         except HotswapError:
@@ -239,8 +241,14 @@ class Host:
         return limited(reserve(demand, page_mib()), limit, demand)
 
     def packet_pools(self, side: Side) -> list[PacketPool]:
-        """Of a side that runs. Raises SwitchError."""
-        return packet_pools(self.control(side))
+        """Of a side that runs; none where each port has its own, which the ports' errors tell of. Raises
+        SwitchError."""
+        return [] if self.pool_for_each_port(side) else packet_pools(self.control(side))
+
+    def pool_for_each_port(self, side: Side) -> bool:
+        """Whether the ports share no pool of packets, as the configuration may have it: then only Open vSwitch knows
+        what it needs, and gets all that it may have."""
+        return self.config.other_config(side).get("per-port-memory") == "true"
 
     def polled(self, side: Side) -> dict[str, tuple[RxQueue, ...]]:
         """The receive queues that its PMD threads have, by port. Raises SwitchError."""

@@ -116,9 +116,9 @@ class OneInstance:
         return type("Release", (), {"ovs_version": "3.5.0"})
 
 
-def host(path: Path, database: Database, pmd_sleep_us: int) -> Host:
+def host(path: Path, database: Database, pmd_sleep_us: int, **both: Any) -> Host:
     side = {"pmd_cores": [0], "uplink_devargs": "x", "pmd_sleep_us": pmd_sleep_us}
-    config = Config.model_validate({"overlay": str(path), "instances": {"a": side, "b": side}})
+    config = Config.model_validate({"overlay": str(path), "instances": {"a": side, "b": side, **both}})
     made = Host(config, FakeSystem())
     made.instances = {side: OneInstance(database) for side in Side}  # type: ignore[misc]
     return made
@@ -157,3 +157,11 @@ def test_a_pmd_sleep_that_is_no_number_counts_as_open_vswitch_reads_it(tmp_path:
     database = Database()
     database.set_other_config({"pmd-sleep-max": "a lot"})
     assert host(tmp_path, database, 0).pmd_sleep(Side.A) == 0
+
+
+def test_where_each_port_has_a_pool_an_instance_gets_all_that_it_may_have(tmp_path: Path) -> None:
+    """What its ports need then is not known, and the size of no one pool says anything."""
+    made = host(tmp_path, Database(), 0, other_config={"per-port-memory": True})
+    assert made.reservation(Side.A).mib == made.config.instance(Side.A).memory_mb
+    assert made.reservation(Side.A).shared_mtu is None
+    assert made.packet_pools(Side.A) == []
