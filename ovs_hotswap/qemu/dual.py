@@ -14,6 +14,8 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown
 from ovs_hotswap.model import MessageThread, Side
+from ovs_hotswap.qemu import answers
+from ovs_hotswap.qemu.answers import back_ends
 from ovs_hotswap.qemu.monitor import Answer, Command, Monitors
 from ovs_hotswap.road import Document
 
@@ -54,19 +56,25 @@ class DualQemu:
     def vm(self, name: str) -> Document:
         if name not in self._names():
             raise BrokerError(f"no vm {name!r}", hint="`ovs-hotswap vm list`")
-        return self._documents([name])[0]
+        answer = self._monitors.ask({name: QUERY})[name]
+        if answer.error is not None and answer.pid is not None:
+            raise answer.error
+        return self._document(name, answer)
 
     def _documents(self, names: Sequence[str]) -> list[Document]:
         answers = self._monitors.ask(dict.fromkeys(names, QUERY))
         return [self._document(name, answer) for name, answer in answers.items()]
 
     def _document(self, name: str, answer: Answer) -> Document:
-        """Of a VM whose QEMU does not run there is no guest; one that runs and does not answer is an error."""
+        """Of a VM whose QEMU does not run there is no guest. Of one that runs and does not answer, or not with what it
+        should, nothing is known: it is neither owned nor parked, and that is this VM's affair alone."""
         if answer.error is not None:
-            if answer.pid is not None:
-                raise answer.error
-            return document(name, None, None, answer.error.message)
-        return document(name, answer.pid, chosen(name, answer.value, self._netdev_of(name)), None)
+            return document(name, answer.pid, None, answer.error.message)
+        try:
+            found = chosen(name, back_ends(name, answer.value), self._netdev_of(name))
+        except BrokerError as error:
+            return document(name, answer.pid, None, error.message)
+        return document(name, answer.pid, found, None)
 
     # ------------------------------------------------------------------------------------------------------ parking
 
@@ -76,6 +84,7 @@ class DualQemu:
                                 stop=stop_after_delay(_PARKED_S), reraise=True):  # fmt: skip
             with attempt:
                 vm = self.vm(name)
+                _refuse_unknown(vm)
                 if vm["unparkable"]:
                     raise BrokerError(f"vm {name} cannot be parked on {side}: {vm['unparkable']}")
                 if vm["qemu"] is not None and vm["owner"] != side and not vm["switches"][side]["parked"]:
@@ -112,12 +121,17 @@ class DualQemu:
             if vm["qemu"] is None:
                 moved.append({"vm": name, "owner": None, "give_us": 0.0, "take_us": 0.0, "total_us": 0.0})
                 continue
+            if vm["netdev"] is None:
+                return moved, BrokerError(vm["last_error"])
             arguments = {"netdev": vm["netdev"], "to": _SLOTS[to], "timeout-ms": self._fence_ms}
-            answer = self._monitors.ask({name: Command("vhost-user-swap", arguments)})[name]
+            answer = self._monitors.ask({name: Command("vhost-user-swap", arguments, changes=True)})[name]
             if answer.error is not None:
                 return moved, answer.error
             self._taken[name] = {ring["index"]: ring["used"] for ring in vm["rings"]}
-            swap = answer.value[0]
+            try:
+                swap = answers.swap(name, answer.value)
+            except BrokerError as error:
+                return moved, StateUnknown(error.message, hint=f"`ovs-hotswap vm show {name}`")
             if swap["outcome"] == "unconfirmed":
                 return moved, StateUnknown(f"vm {name}: switch {to} was given the rings and has not confirmed that",
                                            hint=f"`ovs-hotswap vm show {name}`")  # fmt: skip
@@ -135,6 +149,12 @@ class DualQemu:
     def reload(self) -> list[str]:
         """Each QEMU knows itself who is active; the intent is read by whoever asks for the VMs."""
         return []
+
+
+def _refuse_unknown(vm: Document) -> None:
+    """Raises BrokerError for a VM of which nothing is known though its QEMU runs."""
+    if vm["qemu"] is not None and vm["netdev"] is None:
+        raise BrokerError(vm["last_error"])
 
 
 def _waits(vm: Document, before: Mapping[int, int]) -> bool:
@@ -162,7 +182,7 @@ def document(name: str, pid: int | None, found: Mapping[str, Any] | None, error:
     """A VM as QEMU's VhostUserBackends describes it (qapi/net.json of the series), with the fields of `vm show`.
 
     Features, offers and memory are QEMU's own affair: it refuses a standby that lacks what the guest uses, with a
-    reason. ``found`` is ``None`` where QEMU does not run.
+    reason. ``found`` is ``None`` where QEMU does not run, or (``pid`` is given then) nothing is known of it.
     """
     owner = None if found is None or found["state"] == "down" else _SIDES[found["active-slot"]]
     rings = [] if found is None else [
@@ -175,7 +195,7 @@ def document(name: str, pid: int | None, found: Mapping[str, Any] | None, error:
         "qemu": pid,
         "netdev": None if found is None else found["netdev"],
         "owner": owner,
-        "certainty": "nobody" if found is None else _CERTAINTY[found["state"]],
+        "certainty": _CERTAINTY[found["state"]] if found is not None else "nobody" if pid is None else "unknown",
         "owner_since": None,
         "home": owner,
         "features": None,

@@ -18,15 +18,20 @@ from qemu.qmp import ConnectError, ExecuteError, QMPClient, QMPError
 
 from ovs_hotswap.errors import BrokerError
 
+_QUESTION_S = 2.0
+_MUTE_S = 0.25
+_LEAVE_S = 1.0
 _PEER = struct.Struct("3i")  # struct ucred: unix(7), SO_PEERCRED
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One QMP command. The keys of ``arguments`` are those of QEMU's schema."""
+    """One QMP command. The keys of ``arguments`` are those of QEMU's schema. ``changes``: it may take its time, a
+    question is answered at once or not at all."""
 
     name: str
     arguments: Mapping[str, object] = field(default_factory=dict)
+    changes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +45,12 @@ class Answer:
 
 
 class Monitors:
-    """``path_of`` finds a VM's QMP socket. Each command ends after ``timeout_s`` seconds."""
+    """``path_of`` finds a VM's QMP socket. Each command ends after ``timeout_s`` seconds, a question sooner, and sooner
+    still to a QEMU that was mute when it was asked last: everybody waits for the slowest."""
 
     def __init__(self, path_of: Callable[[str], Path], timeout_s: float) -> None:
         self._path_of, self._timeout_s = path_of, timeout_s
+        self._mute: set[str] = set()
         # The library logs each error that it also raises.
         logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
@@ -57,18 +64,26 @@ class Monitors:
 
     async def _one(self, vm: str, command: Command) -> Answer:
         path, pid = self._path_of(vm), None
-        client = QMPClient(vm)
+        client, patience = QMPClient(vm), self._patience(vm, command)
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(patience):
                 connection = _connect(path)
                 pid = _peer(connection)
                 await client.connect(connection)
                 value = await client.execute(command.name, dict(command.arguments))
-        except (TimeoutError, ConnectError, QMPError, OSError) as error:
-            return Answer(None, _fault(vm, path, command, error, self._timeout_s), pid)
+        except Exception as error:  # noqa: BLE001 - whatever one QEMU says, the library may stumble over it
+            if isinstance(error, TimeoutError):
+                self._mute.add(vm)
+            return Answer(None, _fault(vm, path, command, error, patience), pid)
         finally:
             await _leave(client)
+        self._mute.discard(vm)
         return Answer(value, None, pid)
+
+    def _patience(self, vm: str, command: Command) -> float:
+        if command.changes:
+            return self._timeout_s
+        return min(self._timeout_s, _MUTE_S if vm in self._mute else _QUESTION_S)
 
 
 def _connect(path: Path) -> socket.socket:
@@ -88,8 +103,9 @@ def _peer(connection: socket.socket) -> int:
 
 
 async def _leave(client: QMPClient) -> None:
-    with contextlib.suppress(QMPError, OSError, EOFError):  # it had ended already: the command's own error tells that
-        await client.disconnect()
+    with contextlib.suppress(Exception):  # it had ended already: the command's own error tells that
+        async with asyncio.timeout(_LEAVE_S):
+            await client.disconnect()
 
 
 def _fault(vm: str, path: Path, command: Command, error: Exception, timeout_s: float) -> BrokerError:
@@ -102,4 +118,6 @@ def _fault(vm: str, path: Path, command: Command, error: Exception, timeout_s: f
         return BrokerError(f"vm {vm}: QEMU did not answer {command.name} at {path} within {timeout_s:g} s",
                            hint="its monitor may have another client")  # fmt: skip
     text = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+    if not isinstance(error, OSError | QMPError | ConnectError):
+        text = f"what it says cannot be understood: {type(error).__name__}: {error}"
     return BrokerError(f"vm {vm}: QEMU's monitor at {path}: {text}")

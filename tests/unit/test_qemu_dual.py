@@ -4,6 +4,7 @@ sockets. The other end is a script here; ``tests/integration/test_qemu_dual.py``
 from __future__ import annotations
 
 import json
+import socket
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from ovs_hotswap.errors import BrokerError, StateUnknown
 from ovs_hotswap.model import Side
 from ovs_hotswap.qemu.dual import DualQemu, chosen, document
 from ovs_hotswap.qemu.monitor import Command, Monitors
+from ovs_hotswap.upgrade import standby
 
 NETDEV: dict[str, Any] = {
     "netdev": "net0", "state": "served", "active": "sw0", "active-slot": "first", "active-pid": 1201,
@@ -176,8 +178,61 @@ def test_a_stock_qemu_is_told_from_one_that_fails(road: DualQemu, qemus: dict[st
     text = "The command query-vhost-user-backends has not been found"
     qemus["vm2"].answers["query-vhost-user-backends"] = ("CommandNotFound", text)
     with pytest.raises(BrokerError, match=f"vm vm2: .*{text}") as raised:
-        road.vms()
+        road.vm("vm2")
     assert "qemu-patches" in (raised.value.hint or "")
+
+
+GARBAGE: list[Any] = [
+    5, None, {}, [5], [{"netdev": "net0"}], [{**NETDEV, "active-slot": "third"}], [{**NETDEV, "state": 1}],
+    [{**NETDEV, "active-pid": "1"}], [{**NETDEV, "rings": [{"index": 1}]}], [{**NETDEV, "rings": 3}],
+    [{**NETDEV, "rings": [{"index": 1, "enabled": True, "available": "x", "used": 3}]}], [], [NETDEV, NETDEV],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=repr)
+def test_an_answer_of_the_wrong_shape_is_its_vms_fault_alone(
+    road: DualQemu, qemus: dict[str, Qemu], garbage: Any
+) -> None:
+    qemus["vm2"].answers["query-vhost-user-backends"] = garbage
+    vms = {vm["name"]: vm for vm in road.vms()}
+    assert vms["vm1"]["owner"] is Side.A
+    bad = vms["vm2"]
+    assert (bad["owner"], bad["certainty"], bad["rings"]) == (None, "unknown", [])
+    assert bad["qemu"] is not None, "it runs"
+    assert not any(bad["switches"][side]["connected"] or bad["switches"][side]["parked"] for side in Side)
+    assert bad["last_error"].startswith("vm vm2: ")
+    assert standby.unprotected(vms.values(), Side.B) == ["vm2"]
+    assert standby.stranded(vms.values(), Side.A) == []
+    with pytest.raises(BrokerError, match="vm vm2: "):
+        road.park("vm2", Side.B)
+    qemus["vm1"].answers["vhost-user-swap"] = swapped()
+    moved, error = road.move_many(["vm1", "vm2"], Side.B)
+    assert [each["vm"] for each in moved] == ["vm1"]
+    assert isinstance(error, BrokerError)
+
+
+@pytest.mark.parametrize("garbage", [5, None, [], [{}], [{"outcome": "confirmed", "give-us": "1"}]], ids=repr)
+def test_a_swap_whose_answer_cannot_be_understood_is_an_open_end(
+    road: DualQemu, qemus: dict[str, Qemu], garbage: Any
+) -> None:
+    qemus["vm1"].answers["vhost-user-swap"] = garbage
+    with pytest.raises(StateUnknown, match="vm vm1: QEMU's answer to vhost-user-swap"):
+        road.move("vm1", Side.B)
+
+
+def test_one_monitor_that_is_mute_holds_up_no_other(
+    tmp_path: Path, qemus: dict[str, Qemu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ovs_hotswap.qemu.monitor._QUESTION_S", 0.3)
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(tmp_path / "mute.qmp"))
+        mute.listen()
+        monitors = Monitors(lambda vm: tmp_path / f"{vm}.qmp", 30.0)
+        road = DualQemu(monitors, lambda: ["mute", "vm1"], lambda _vm: None, 500)
+        for _ in range(3):
+            vms = road.vms()
+            assert [(vm["owner"], vm["certainty"]) for vm in vms] == [(None, "unknown"), (Side.A, "owns")]
+            assert "did not answer query-vhost-user-backends" in vms[0]["last_error"]
 
 
 def test_a_monitor_that_does_not_answer_holds_nobody_up(tmp_path: Path) -> None:
