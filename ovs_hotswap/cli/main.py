@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, cast
 
 import click
 
 from ovs_hotswap import __version__
 from ovs_hotswap.cli.app import CONFIG_PATH, App, Lazy, LazyGroup, output_options
-from ovs_hotswap.errors import HotswapError, error_classes
+from ovs_hotswap.errors import HostError, HotswapError, error_classes
 from ovs_hotswap.trust import restrict_umask
 
 PROGRAM = "ovs-hotswap"
@@ -101,12 +103,38 @@ def run(arguments: Sequence[str], app: App, root: click.Group = cli) -> int:
         _traceback(app)
         app.output.fault("Interrupted", "interrupted", None, INTERRUPTED)
         return INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - the outermost frame: an error of ours that nothing foresaw
+    except Exception as error:  # noqa: BLE001 - the outermost frame: what nothing foresaw
         _traceback(app)
+        if (refused := _refused(error)) is not None:
+            app.output.error(refused)
+            return refused.exit_code
         hint = "repeat it with --debug and report what it prints"
         app.output.fault("InternalError", f"internal error: {type(error).__name__}: {error}", hint, 1)
         return 1
-    return status if isinstance(status, int) else 0
+    return _printed(app, status if isinstance(status, int) else 0)
+
+
+def _refused(error: Exception) -> HostError | None:
+    """What the machine refused, if that is what the error tells; it is no fault of this program."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    from ovs_hotswap.system import host_error
+
+    if isinstance(error, NetlinkError):
+        error = OSError(error.code, f"netlink: {os.strerror(error.code)}")
+    return host_error(error) if isinstance(error, OSError) else None
+
+
+def _printed(app: App, status: int) -> int:
+    """A command that only shows something has failed where that could not be written; one that has done something has
+    not."""
+    fault = app.output.unprinted
+    if fault is None or status != 0:
+        return status
+    if fault.errno != errno.EPIPE:  # else whoever read has seen enough
+        done = "; what was asked for is done" if app.output.done else ""
+        app.output.warning(f"standard output cannot be written: {fault.strerror}{done}")
+    return 0 if app.output.done else 1
 
 
 def _usage(error: click.ClickException, arguments: Sequence[str], app: App) -> int:
@@ -114,7 +142,7 @@ def _usage(error: click.ClickException, arguments: Sequence[str], app: App) -> i
         app.output.json = True
         app.output.fault("UsageError", error.format_message(), None, error.exit_code)
     else:
-        error.show(app.output.err)
+        error.show(cast("IO[str]", app.output.err))
     return error.exit_code
 
 
@@ -126,9 +154,9 @@ def _traceback(app: App) -> None:
 def main() -> None:
     """The console script."""
     restrict_umask()
-    try:
-        status = run(sys.argv[1:], App())
-    except BrokenPipeError:  # of an error's JSON document; click sees to all that a command prints
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at its exit
-        status = 1
-    sys.exit(status)
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: a file that is opened would become what a child takes for its own
+            os.open(os.devnull, os.O_RDWR)
+    sys.exit(run(sys.argv[1:], App()))

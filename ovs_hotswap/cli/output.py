@@ -12,8 +12,9 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, cast
 
+from ovs_hotswap.cli.sink import Sink
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.model import Finding, Severity
 from ovs_hotswap.wording import summary
@@ -32,16 +33,30 @@ class Output:
 
     def __init__(self, *, json: bool = False, out: TextIO | None = None, err: TextIO | None = None) -> None:
         self.json = json
-        self._out, self._err = out, err
+        self._given = out, err
+        self._sinks: dict[int, tuple[TextIO | None, Sink]] = {}
+        self.done = False
+        """Whether the command has done what it was asked for: then it does not fail because that cannot be printed."""
         self._progress: Progress | None = None
 
     @property
-    def out(self) -> TextIO:
-        return self._out or sys.stdout
+    def out(self) -> Sink:
+        return self._sink(0, sys.stdout)
 
     @property
-    def err(self) -> TextIO:
-        return self._err or sys.stderr
+    def err(self) -> Sink:
+        return self._sink(1, sys.stderr)
+
+    @property
+    def unprinted(self) -> OSError | None:
+        """Why not all of it could be printed."""
+        return self.out.fault
+
+    def _sink(self, number: int, default: TextIO | None) -> Sink:
+        stream = self._given[number] or default
+        if number not in self._sinks or self._sinks[number][0] is not stream:
+            self._sinks[number] = stream, Sink(stream)
+        return self._sinks[number][1]
 
     @property
     def terminal(self) -> bool:
@@ -51,7 +66,7 @@ class Output:
     def console(self) -> Console:
         from rich.console import Console
 
-        return Console(file=self.out, highlight=False)
+        return Console(file=cast(TextIO, self.out), highlight=False)
 
     def line(self, text: str = "") -> None:
         """A line for people."""

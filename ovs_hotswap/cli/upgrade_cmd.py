@@ -11,6 +11,7 @@ from ovs_hotswap.cli.app import App, Command, pass_app
 from ovs_hotswap.errors import HotswapError, PrecheckFailed
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.switch.memory import PacketPool
+from ovs_hotswap.system import host_error
 from ovs_hotswap.upgrade.checks import verdict
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.steps import upgrade_plan
@@ -120,6 +121,7 @@ def _execute(app: App, upgrader: Upgrader, act: Callable[[Callable[[Event], None
     plan = upgrade_plan()
     with app.output.progress([(step.name, step.description) for step in (*plan.before, *plan.after)]) as progress:
         report = act(progress.observe)
+        app.output.done = True
     active = upgrader.host.recorded_active()
     app.output.document({**_report(report), "active": active, "steps": progress.report()})
     if report.moves:
@@ -188,8 +190,8 @@ def status(app: App) -> None:
     def tried(act: Callable[[], Any]) -> Any:
         try:
             return act()
-        except HotswapError as error:
-            unknown.append(error.message)
+        except (HotswapError, OSError) as fault:
+            unknown.append((host_error(fault) if isinstance(fault, OSError) else fault).message)
             return None
 
     document = {

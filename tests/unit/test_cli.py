@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -7,12 +8,14 @@ import pty
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+from pyroute2.netlink.exceptions import NetlinkError
 
 from ovs_hotswap import __version__
 from ovs_hotswap.cli import main
@@ -20,7 +23,7 @@ from ovs_hotswap.cli.app import App, Command
 from ovs_hotswap.cli.config_cmd import EXAMPLE
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.cli.overlay_cmd import EXAMPLE as OVERLAY_EXAMPLE
-from ovs_hotswap.errors import ConfigError, HotswapError, RolledBack
+from ovs_hotswap.errors import ConfigError, HostError, HotswapError, RolledBack
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.upgrade.plan import Event, EventKind
 
@@ -213,15 +216,107 @@ def test_an_interrupt() -> None:
     assert run_with(KeyboardInterrupt()) == (130, "", "error: interrupted\n")
 
 
-@pytest.mark.parametrize("arguments", [["config", "example"], ["--help"], ["--json", "release", "no-such"]])
-def test_a_reader_that_went_away(arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("status", "arguments"), [(1, ["config", "example"]), (1, ["--help"]), (2, ["--json", "release", "no-such"])]
+)
+def test_a_reader_that_went_away(arguments: list[str], status: int) -> None:
     program = "from ovs_hotswap.cli.main import main; main()"
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as out:
         argv = [sys.executable, "-c", program, *arguments]
         done = subprocess.run(argv, stdout=out, stderr=subprocess.PIPE, check=False)
-    assert (done.returncode, done.stderr) == (1, b"")
+    assert (done.returncode, done.stderr) == (status, b"")
+
+
+class FullDisk(io.StringIO):
+    """/dev/full, or a pipe whose reader went away."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def write(self, _text: str) -> int:
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.mark.parametrize("json", [False, True])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPIPE, errno.EIO])
+@pytest.mark.parametrize(("does", "status"), [(True, 0), (False, 1)])
+def test_what_is_done_is_done_though_it_cannot_be_printed(json: bool, number: int, does: bool, status: int) -> None:
+    @click.command(cls=Command)
+    @click.pass_obj
+    def act(app: App) -> None:
+        app.output.line("begun")
+        app.output.done = does
+        app.output.table(("VM",), [("vm1",)])
+        app.output.document({"committed": True})
+
+    root = click.Group(name="x", commands={"act": act})
+    err = io.StringIO()
+    assert main.run(["act", *(["--json"] if json else [])], App(Output(out=FullDisk(number), err=err)), root) == status
+    assert ("standard output cannot be written" in err.getvalue()) is (number != errno.EPIPE)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252", "utf-8"])
+def test_any_locale_will_do(encoding: str) -> None:
+    raw = io.BytesIO()
+    output = Output(out=io.TextIOWrapper(raw, encoding=encoding))
+    with output.progress([("move", "VM \u2192 b")]) as progress:
+        progress.observe(Event(EventKind.STARTED, "move"))
+        progress.observe(Event(EventKind.FAILED, "move", text="\udcff \u2717"))
+    output.table(("VM",), [("\u2713",)])
+    output.console().print("\u2713")
+    output.out.flush()
+    assert output.unprinted is None
+    assert b"move" in raw.getvalue()
+
+
+@pytest.mark.parametrize("redirection", [">/dev/full", ">&-", "<&- >&- 2>&-", "2>&-"])
+def test_a_program_without_its_standard_streams(redirection: str) -> None:
+    program = "from ovs_hotswap.cli.main import main; main()"
+    command = f'exec "{sys.executable}" -c "{program}" config example {redirection}'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert "internal error" not in done.stderr
+    assert done.returncode == (0 if redirection == "2>&-" else 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/run/x"), "error: /run/x: Permission denied\nhint: "),
+        (OSError(errno.ENOSPC, "No space left on device", "/run/x"), "No space left on device\nhint: make room"),
+        (OSError(errno.EROFS, "Read-only file system", "/run/x"), "read-only"),
+        (NetlinkError(errno.EPERM, "x"), "error: netlink: Operation not permitted\nhint: "),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), "error: Connection refused\n"),
+    ],
+)
+def test_what_the_machine_refuses_is_no_internal_error(error: Exception, text: str) -> None:
+    status, _, err = run_with(error)
+    assert status == HostError.exit_code
+    assert text in err
+    assert "internal error" not in err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "upgrade --release host", "rollback", "resume", "check --release host", "status", "instance start a",
+        "instance stop a --force", "instance list", "overlay apply", "broker start", "broker take-over", "watch run",
+        "release list", "vm list",
+    ],
+)  # fmt: skip
+def test_no_command_ends_with_an_internal_error_for_lack_of_privilege(arguments: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="ovsh-cli-") as directory:
+        Path(directory).chmod(0o755)
+        shell = Shell(Path(directory))
+        program = "import os, sys; from ovs_hotswap.cli.main import main; os.setuid(65534); sys.argv[1:] = %r; main()"
+        argv = [sys.executable, "-c", program % (["--config", str(shell.config), *arguments.split()],)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    assert "internal error" not in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------- commands

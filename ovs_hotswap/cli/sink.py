@@ -1,0 +1,62 @@
+"""A stream to print on that never fails: what a command has done does not depend on who reads of it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+from typing import TextIO
+
+
+class Sink(io.TextIOBase):
+    """``stream`` (``None``: it was closed before the program began), in any encoding: a character that it does not know
+    is written as its code. After the first OSError, which is kept as ``fault``, nothing more is written."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self.fault: OSError | None = None if stream is not None else OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def fileno(self) -> int:
+        if self._stream is None:
+            raise io.UnsupportedOperation("fileno")
+        return self._stream.fileno()
+
+    def write(self, text: str, /) -> int:
+        if self.fault is None and self._stream is not None:
+            try:
+                try:
+                    self._stream.write(text)
+                except UnicodeEncodeError:
+                    self._stream.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
+            except OSError as error:
+                self._give_up(error)
+        return len(text)
+
+    def flush(self) -> None:
+        if self.fault is None and self._stream is not None:
+            try:
+                self._stream.flush()
+            except OSError as error:
+                self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """What waits to be written goes nowhere: else the interpreter fails with it at its exit, with a status of its
+        own."""
+        self.fault = error
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.dup2(nowhere, self.fileno())
+            finally:
+                os.close(nowhere)
