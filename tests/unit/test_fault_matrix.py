@@ -59,6 +59,17 @@ def good(cell: Cell) -> Seen:
                 last_committed=end is End.COMMITTED, requests=100, ended=True)  # fmt: skip
 
 
+def test_a_gap_of_more_than_half_a_second_is_a_failure_unless_it_is_said_why_not() -> None:
+    for cell in cells():
+        expected = expectation(cell)
+        assert expected.gap_s <= 0.5 or expected.gap_why, cell
+        seen = dataclasses.replace(good(cell), outage_ms={"vm2-remote": expected.gap_s * 1e3 + 1})
+        assert any("was without an answer" in text for text in judge(expected, cell, seen)), cell
+    quick = {Victim.BROKER, Victim.WATCHDOG, Victim.QEMU, Victim.ORCHESTRATOR, Victim.STANDBY_DB, Victim.ACTIVE_DB}
+    slow = {str(cell) for cell in cells() if cell.victim in quick and expectation(cell).gap_s > 0.5}
+    assert slow == {"stop broker hand-over"}
+
+
 def test_each_cell_can_pass_and_has_a_reason() -> None:
     assert [str(cell) for cell in cells() if not expectation(cell).why] == []
     judged = {str(cell): judge(expectation(cell), cell, good(cell)) for cell in cells()}
