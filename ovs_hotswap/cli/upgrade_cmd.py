@@ -28,10 +28,18 @@ _release = click.option(
 )  # fmt: skip
 
 
+_leave_out = click.option(
+    "--leave-out", "leave_out", metavar="VM", multiple=True,
+    help="Do not move this VM: it is without network from the end of the window until the old instance has ended. "
+         "May be given several times.",
+)  # fmt: skip
+
+
 @click.command(cls=Command)
 @_release
+@_leave_out
 @pass_app
-def check(app: App, release: str) -> None:
+def check(app: App, release: str, leave_out: tuple[str, ...]) -> None:
     """Run the prechecks of an upgrade; nothing is changed. Exit code 4 if one fails.
 
     With --json: {"findings": [{"check", "severity", "text", "hint", "item"}], "ready"}, with every
@@ -41,7 +49,7 @@ def check(app: App, release: str) -> None:
     Example:
       ovs-hotswap check --release trixie
     """
-    findings = Upgrader(Host(app.config, app.system)).check(release)
+    findings = Upgrader(Host(app.config, app.system)).check(release, leave_out)
     app.output.findings(findings)
     app.output.document({"findings": findings, "ready": _ready(findings)})
     _end(app, findings)
@@ -61,11 +69,15 @@ def _end(app: App, findings: Iterable[Finding]) -> None:
 @click.command(cls=Command)
 @_release
 @click.option("--keep-old", is_flag=True, help="Leave the old instance running when the upgrade is done.")
+@_leave_out
 @click.option("--force", is_flag=True, help="Do it also if the active instance runs just this release.")
 @click.option("--dry-run", is_flag=True, help="Show the prechecks and the steps, change nothing.")
 @pass_app
-def upgrade(app: App, release: str, keep_old: bool, force: bool, dry_run: bool) -> None:
+def upgrade(app: App, release: str, keep_old: bool, leave_out: tuple[str, ...], force: bool, dry_run: bool) -> None:
     """Replace the active instance by one that runs another release, under the running VMs.
+
+    A VM that cannot be moved makes the upgrade go back, and is named. --leave-out goes on without it: the VM stays on
+    the old instance until that ends, and meets the new one as after a restart of the switch.
 
     Where it runs that release already, from files that were not replaced since, nothing is changed.
     Whatever fails before the commit is undone and the command exits with code 5; the old instance then serves every
@@ -80,10 +92,13 @@ def upgrade(app: App, release: str, keep_old: bool, force: bool, dry_run: bool) 
     """
     upgrader = Upgrader(Host(app.config, app.system))
     if dry_run:
-        _dry_run(app, upgrader, release)
+        _dry_run(app, upgrader, release, leave_out)
         return
     keep = keep_old or app.config.upgrade.keep_old
-    _execute(app, upgrader, lambda observe: upgrader.upgrade(release, observe, keep_old=keep, force=force))
+    _execute(
+        app, upgrader,
+        lambda observe: upgrader.upgrade(release, observe, keep_old=keep, force=force, leave_out=leave_out),
+    )  # fmt: skip
 
 
 @click.command(cls=Command)
@@ -156,8 +171,8 @@ def _report(report: Report) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _dry_run(app: App, upgrader: Upgrader, release: str) -> None:
-    findings = upgrader.check(release)
+def _dry_run(app: App, upgrader: Upgrader, release: str, leave_out: tuple[str, ...]) -> None:
+    findings = upgrader.check(release, leave_out)
     plan = upgrade_plan()
     app.output.findings(findings)
     app.output.line()

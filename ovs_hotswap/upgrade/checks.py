@@ -155,25 +155,15 @@ def vms_connected(vms: Iterable[VmFacts], qemu_socket: Callable[[str], str]) -> 
     return findings or _ok(name, f"{len(vms)} VMs connected")
 
 
-def features(vms: Iterable[VmFacts], offered: int, names: Callable[[int], Iterable[str]]) -> list[Finding]:
-    """Whether the standby offers every bit a guest has acked: DPDK rejects unknown bits, and a running guest cannot
-    be asked to give one back. ``names`` turns a bit mask into names."""
-    name = "features"
-    findings = [
-        _error(name, f"VM {vm.name} uses {', '.join(names(missing))}, which the standby does not offer",
-               "upgrade to a release that offers it, or restart the VM with the feature off", f"VM {vm.name}")
-        for vm in vms
-        if vm.connected and (missing := vm.acked & ~offered)
-    ]  # fmt: skip
-    return findings or _ok(name, "the standby offers what every guest uses")
-
-
-def memory_regions(vms: Iterable[VmFacts]) -> list[Finding]:
-    """Whether each VM's memory table has room for the one region more that holds the scratch rings."""
+def memory_regions(
+    vms: Iterable[VmFacts], without: Callable[[str], str] = "ovs-hotswap upgrade ... --leave-out {}".format
+) -> list[Finding]:
+    """Whether each VM's memory table has room for the one region more that holds the scratch rings. ``without``: the
+    command that leaves a VM out."""
     name = "memory regions"
     findings = [
         _error(name, f"VM {vm.name} has {vm.regions} memory regions of at most {MAX_REGIONS}: none is left for parking",
-               "take a memory device from the VM", f"VM {vm.name}")
+               f"take a memory device from the VM; or go on without it: `{without(vm.name)}`", f"VM {vm.name}")
         for vm in vms
         if vm.connected and vm.regions >= MAX_REGIONS
     ]  # fmt: skip
@@ -192,6 +182,17 @@ def uncaught_rings(vms: Iterable[VmFacts]) -> list[Finding]:
         if vm.uncaught
     ]  # fmt: skip
     return findings or _ok(name, "for all receive rings")
+
+
+def left_out(names: Collection[str], known: Collection[str]) -> list[Finding]:
+    """What becomes of VMs that are not moved."""
+    name = "left out"
+    return [
+        _warning(name, f"VM {vm} is not moved: it is without network from the end of the window until the old instance "
+                 "has ended, and then meets the new one as after a restart of the switch", None, f"VM {vm}")
+        if vm in known else _error(name, f"there is no VM {vm}", "`ovs-hotswap vm list`", f"VM {vm}")
+        for vm in names
+    ]  # fmt: skip
 
 
 def known_vms(intent: Collection[str], broker: Collection[str]) -> list[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ovs_hotswap.errors import BrokerError
@@ -10,20 +11,34 @@ from ovs_hotswap.model import Side
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.lifecycle import start_instance
-from ovs_hotswap.upgrade.standby import owned
+from ovs_hotswap.upgrade.standby import Document, owned
 
 _POLL_S = 0.02
 
 
+def command_without(release: str, names: Iterable[str]) -> str:
+    return " ".join([f"ovs-hotswap upgrade --release {release}", *(f"--leave-out {name}" for name in sorted(names))])
+
+
 @dataclass(frozen=True, slots=True)
 class Upgrade:
-    """``old`` serves the VMs when it begins, ``new`` shall run ``release``."""
+    """``old`` serves the VMs when it begins, ``new`` shall run ``release``. VMs in ``leave_out`` stay on ``old``
+    until it ends; only then ``new`` is given them."""
 
     host: Host
     old: Side
     new: Side
     release: str
     keep_old: bool = False
+    leave_out: frozenset[str] = frozenset()
+
+    def vms(self) -> list[Document]:
+        """The VMs to be moved."""
+        return [vm for vm in self.host.road.vms(read=False) if vm["name"] not in self.leave_out]
+
+    def without(self, names: Iterable[str] = ("VM",)) -> str:
+        """The command that goes on without some VMs."""
+        return f"mend that, or go on without: `{command_without(self.release, [*self.leave_out, *names])}`"
 
     def runs(self, side: Side) -> bool:
         return self.host.instances[side].status().state is State.RUNNING
@@ -77,7 +92,7 @@ class Upgrade:
         if self.broken:
             return self.broken
         with contextlib.suppress(BrokerError):
-            vms = self.host.road.vms(read=False)
+            vms = self.vms()
             if owned(vms, self.old) and not owned(vms, self.new):
                 return f"instance {self.old} serves the VMs again"
         return ""

@@ -20,6 +20,7 @@ from ovs_hotswap.switch.openflow import window_incapable
 from ovs_hotswap.switch.pools import huge_page_pools, page_mib
 from ovs_hotswap.system import files, host_error
 from ovs_hotswap.upgrade import baseline, carry, checks, memory, rings, wire
+from ovs_hotswap.upgrade.context import command_without
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.machine import cores, descriptor_limit, running_switches
 from ovs_hotswap.upgrade.rings import Place, RingSample
@@ -28,9 +29,9 @@ from ovs_hotswap.upgrade.turns import comes_round
 from ovs_hotswap.vhost.capture import can_capture
 
 
-def precheck(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
+def precheck(host: Host, old: Side, new: Side, release: str, leave_out: Collection[str] = ()) -> list[Finding]:
     """Everything that can be known before anything is changed. Never raises for a fault of the host: that is a
-    finding."""
+    finding. What keeps a VM of ``leave_out`` from being moved is a warning."""
     found: list[Finding] = []
     begun = None
     with contextlib.suppress(HotswapError):
@@ -41,7 +42,7 @@ def precheck(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
         lambda: _machine(host, new),
         lambda: _memory(host, old, new, release),
         lambda: _active(host, old),
-        lambda: _vms(host, old, new, release),
+        lambda: _vms(host, old, new, release, leave_out),
         lambda: _rings_before(host),
         lambda: carry.check(host, old, new, release, goes_on=usable(host, new, host.releases.get(release))),
         lambda: wire.check(host, old, begun),
@@ -139,7 +140,7 @@ def _active(host: Host, old: Side) -> list[Finding]:
     return found + checks.tables(flows.diff(lines(render(host.intent, Form.FINAL))))
 
 
-def _vms(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
+def _vms(host: Host, old: Side, new: Side, release: str, leave_out: Collection[str]) -> list[Finding]:
     found: list[Finding] = []
     offered = usable(host, new, host.releases.get(release))  # else what is connected is not what they will meet
     if host.config.road is Road.BROKER:
@@ -149,18 +150,22 @@ def _vms(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
     facts = [vm_facts(vm) for vm in documents]
     found += checks.known_vms([vm.name for vm in host.intent.vms], [vm.name for vm in facts])
     found += checks.vms_connected(facts, lambda name: str(host.config.front_end(name)))
-    found += checks.memory_regions(facts)
+    found += checks.left_out(leave_out, [vm.name for vm in facts])
+    moved = [vm for vm in facts if vm.name not in leave_out]
+    found += checks.memory_regions(moved, lambda name: command_without(release, {*leave_out, name}))
     if host.config.road is Road.BROKER:
-        found += checks.uncaught_rings(facts)
+        found += checks.uncaught_rings(moved)
     for vm in documents:
+        item, found_of = f"VM {vm['name']}", Severity.WARNING if vm["name"] in leave_out else Severity.ERROR
         if vm["qemu"] and (vm["owner"] != old or vm["certainty"] != "owns"):
-            text = f"VM {vm['name']} is owned by {vm['owner'] or 'nobody'} ({vm['certainty']}), not by {old}"
-            item = f"VM {vm['name']}"
-            found.append(Finding("owner", Severity.ERROR, text, f"`ovs-hotswap vm show {vm['name']}`", item))
+            text = f"{item} is owned by {vm['owner'] or 'nobody'} ({vm['certainty']}), not by {old}"
+            found.append(Finding("owner", found_of, text, f"`ovs-hotswap vm show {vm['name']}`", item))
         if (missing := vm["switches"][new]["missing"]) and offered:
-            found.append(Finding("features", Severity.ERROR,
-                                 f"VM {vm['name']} uses {', '.join(missing)}, which instance {new} does not offer",
-                                 "upgrade to a release that offers it", f"VM {vm['name']}"))  # fmt: skip
+            without = command_without(release, {*leave_out, vm["name"]})
+            found.append(Finding("features", found_of,
+                                 f"{item} uses {', '.join(missing)}, which instance {new} does not offer",
+                                 "upgrade to a release that offers it; or let it be without network until it is "
+                                 f"restarted: `{without}`", item))  # fmt: skip
     return found
 
 

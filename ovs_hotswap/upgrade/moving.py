@@ -28,17 +28,19 @@ _BACK_S = 2.0  # the same on the way back, where ending the new instance is a wa
 _POLL_S = 0.1
 
 
-def move_all(host: Host, to: Side, run: Run, *, back: bool = False, first: str | None = None) -> dict[str, float]:
+def move_all(
+    host: Host, to: Side, run: Run, *, back: bool = False, first: str | None = None, without: Collection[str] = ()
+) -> dict[str, float]:
     """Hand every VM to ``to``, one alone and then all others, and see each served there. Returns microseconds by VM.
-    ``first``: which one. ``back``: to where they were served before, and whatever that is like, nothing keeps them
-    from it.
+    ``first``: which one; ``without``: those that stay. ``back``: to where they were served before, and whatever that is
+    like, nothing keeps them from it.
 
     Frames that arrived during a move are delivered by the new owner afterwards. Raises BrokerError if a VM stayed
     where it was, when all others have been moved, StateUnknown if its owner is not known, and SwitchError if ``to``
     does not serve a VM which the other side serves.
     """
-    vms = [vm["name"] for vm in host.road.vms(read=False) if vm["owner"] != to or vm["certainty"] != "owns"]
-    names = sorted(vms, key=lambda name: name != first)
+    vms = [vm for vm in host.road.vms(read=False) if vm["owner"] != to or vm["certainty"] != "owns"]
+    names = sorted((vm["name"] for vm in vms if vm["name"] not in without), key=lambda name: name != first)
     with _row(host, names, to, run, back=back) as row:
         for batch in (names[:1], names[1:]):
             row.move(batch)

@@ -11,7 +11,7 @@ from ovs_hotswap.upgrade import baseline, checks, gather, rings, wire
 from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.moving import SERVED_S, tell_apart
 from ovs_hotswap.upgrade.plan import Run, Step
-from ovs_hotswap.upgrade.rings import Patience, Place
+from ovs_hotswap.upgrade.rings import Patience, Place, RingSample
 from ovs_hotswap.upgrade.standby import Document, newcomers, owned
 from ovs_hotswap.upgrade.turns import comes_round
 from ovs_hotswap.wording import some
@@ -27,14 +27,14 @@ class Soak(Step[Upgrade]):
     def do(self, context: Upgrade, run: Run) -> None:
         host = context.host
         end = host.system.monotonic() + host.config.upgrade.soak_s
-        patience = Patience(gather.ring_samples(host), SERVED_S, baseline.known(run))
+        patience = Patience(_rings(context), SERVED_S, baseline.known(run))
         strays, traffic = Strays(context, run), wire.Traffic.of(context, run)
         while True:
             host.system.sleep(min(_SAMPLE_S, max(0.0, end - host.system.monotonic())) or _SAMPLE_S)
             strays.look()
             if overdue := strays.overdue:
-                raise SwitchError(_text(context, overdue))
-            unserved = patience.look(host.system.monotonic(), gather.ring_samples(host))
+                raise SwitchError(_text(context, overdue), hint=context.without(overdue))
+            unserved = patience.look(host.system.monotonic(), _rings(context))
             if unserved:
                 judge(context, run, unserved)
                 patience.forgo(unserved)
@@ -47,6 +47,10 @@ class Soak(Step[Upgrade]):
         goes_on = checks.polling(context.new, comes_round(host, context.new))
         answers = host.instances[context.new].status().dpdk_initialized is not None
         checks.verdict([*goes_on, *checks.database(context.new, answers)], SwitchError)
+
+
+def _rings(context: Upgrade) -> list[RingSample]:
+    return [sample for sample in gather.ring_samples(context.host) if sample.vm not in context.leave_out]
 
 
 def judge(context: Upgrade, run: Run, unserved: dict[Place, str]) -> None:
@@ -85,13 +89,13 @@ class Strays:
         context = self._context
         if context.broken:
             raise SwitchError(context.broken, hint="its log is kept in the state directory")
-        vms = context.host.road.vms(read=False)
+        vms = context.vms()
         new, there = newcomers(vms, context.old), owned(vms, context.old)
         for vm in vms if not context.dead(context.old) else []:
             if vm["name"] in there:
                 self._take_in(vm, came=vm["name"] in new)
         now = context.host.system.monotonic()
-        vms = context.host.road.vms(read=False)
+        vms = context.vms()
         self._since = {vm["name"]: self._since.get(vm["name"], now) for vm in vms if _stray(vm, context)}
 
     def _take_in(self, vm: Document, *, came: bool) -> None:
@@ -100,7 +104,7 @@ class Strays:
         if not came and name not in self._since:
             lost = f"VM {name} went back to instance {self._context.old}: {vm['last_error']}"
             if name in self._fled:
-                raise SwitchError(f"{lost}; and it had been moved again")
+                raise SwitchError(f"{lost}; and it had been moved again", hint=self._context.without([name]))
             self._fled.add(name)
             self._run.warn(f"{lost}; it is moved again")
         try:
@@ -128,7 +132,7 @@ def see_served(context: Upgrade, run: Run) -> None:
         if not strays.waiting or strays.overdue:
             break
         host.system.sleep(_SAMPLE_S)
-    vms = [vm for vm in host.road.vms(read=False) if vm["qemu"]]
+    vms = [vm for vm in context.vms() if vm["qemu"]]
     missed = [vm for vm in vms if vm["name"] in strays.overdue and _stray(vm, context)]
     if not missed:
         return
@@ -136,3 +140,25 @@ def see_served(context: Upgrade, run: Run) -> None:
     if len(missed) == len(vms) or any(vm["owner"] == context.old for vm in missed):
         raise SwitchError(text)
     run.warn(text)
+
+
+def take_left_out(context: Upgrade, run: Run) -> None:
+    """Have the new instance given the VMs that were left out, now that the old one has ended. They meet it as they
+    would after a restart of the switch; one that it cannot serve is named."""
+    if not context.leave_out:
+        return
+    host, new = context.host, context.new
+    host.road.reload()  # they belong to the side that is active
+
+    def dark() -> list[str]:
+        vms = [vm for vm in host.road.vms(read=False) if vm["name"] in context.leave_out]
+        return [vm["name"] for vm in vms if vm["qemu"] and _stray(vm, context)]
+
+    end = host.system.monotonic() + _SETTLE_S
+    while dark() and host.system.monotonic() < end:
+        host.system.sleep(_SAMPLE_S)
+    for name in dark():
+        why = baseline.why_not(host.road.vm(name), new)
+        run.warn(f"VM {name} was left out and has no network: {why or f'instance {new} does not serve it'}")
+    for name in sorted(context.leave_out - set(dark())):
+        run.warn(f"VM {name} was left out: it was without network until instance {context.old} had ended")

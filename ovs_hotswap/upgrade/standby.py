@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ovs_hotswap.switch.settings import Settings
 from ovs_hotswap.upgrade import carry
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.memory import too_small
+from ovs_hotswap.wording import some
 
 log = logging.getLogger(__name__)
 
@@ -187,46 +188,40 @@ def yield_to_upgrade(host: Host, active: Side, release: Release) -> bool:
 # ------------------------------------------------------------------------------------- shared with an upgrade's steps
 
 
-def await_ports(host: Host, side: Side) -> None:
-    """Wait for an instance's uplink and its connections to the VMs, and see that its packet pool is large enough: where
-    memory is short Open vSwitch makes a smaller one without a word. Raises SwitchError."""
+def await_ports(host: Host, side: Side, *, without: Collection[str] = ()) -> None:
+    """Wait for an instance's uplink and its connections to the VMs, except those it is to be ``without``, and see that
+    its packet pool is large enough: where memory is short Open vSwitch makes a smaller one without a word. Raises
+    SwitchError."""
     host.wait(lambda: host.link_up(side, UPLINK), _PORT_S, lambda: f"instance {side}: the uplink is down",
               on=[side])  # fmt: skip
     uplink = [port for port in host.bridge_spec(side).ports if port.name == UPLINK]
     host.await_ports(side, uplink)  # its link may be up without it
-    host.wait(lambda: not host.unconnected(side), _PORT_S,
-              lambda: f"instance {side} did not connect for VM {', '.join(host.unconnected(side))}",
-              on=[side])  # fmt: skip
+
+    def missing() -> list[str]:
+        return [name for name in host.unconnected(side) if name not in without]
+
+    host.wait(lambda: not missing(), _PORT_S,
+              lambda: f"instance {side} did not connect for VM {some(missing())}", on=[side])  # fmt: skip
     fault = too_small(host.packet_pools(side), host.demand(side).buffers)
     if fault:
         raise SwitchError(f"instance {side}: {fault}", hint="`ovs-hotswap check` says how many huge pages it needs")
 
 
-def park(host: Host, side: Side, vms: Iterable[Document], parked: Parked = lambda _number, _name: None) -> None:
-    """Park VMs on an instance and wait until it polls their queues. Raises BrokerError, SwitchError."""
-    expected = {}
-    for number, vm in enumerate(vms, 1):
-        host.road.park(vm["name"], side)
-        parked(number, vm["name"])
-        if vm["qemu"]:
-            expected[vm["name"]] = _enabled_pairs(vm)
-    late = _await_polled(host, side, expected)
-    if late:
-        raise SwitchError(f"instance {side} does not poll the queues of VM {', '.join(late)} after {_POLLED_S:g} s")
-
-
-def park_each(host: Host, side: Side, vms: Iterable[Document]) -> dict[str, str]:
+def park_each(
+    host: Host, side: Side, vms: Iterable[Document], parked: Parked = lambda _number, _name: None
+) -> dict[str, str]:
     """Park VMs on an instance as far as that is possible; answers why the others are not. A guest decides whether its
     VM can be parked, and must not decide about the others. Raises SwitchError for a fault of the instance, BrokerError
     if nobody answers."""
     refused, expected = {}, {}
-    for vm in vms:
+    for number, vm in enumerate(vms, 1):
         try:
             host.road.park(vm["name"], side)
         except BrokerError as error:
             host.road.vm(vm["name"])  # else it is no fault of the VM's
             refused[vm["name"]] = error.message
             continue
+        parked(number, vm["name"])
         if vm["qemu"]:
             expected[vm["name"]] = _enabled_pairs(vm)
     late = _await_polled(host, side, expected)

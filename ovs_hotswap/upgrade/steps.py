@@ -22,9 +22,10 @@ from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.moving import move_all
 from ovs_hotswap.upgrade.plan import Plan, ReversibleStep, Run, State, Step
 from ovs_hotswap.upgrade.records import Facts
-from ovs_hotswap.upgrade.soak import Soak, see_served
-from ovs_hotswap.upgrade.standby import await_ports, owned, park, read_record, usable, yield_to_upgrade
+from ovs_hotswap.upgrade.soak import Soak, see_served, take_left_out
+from ovs_hotswap.upgrade.standby import await_ports, owned, park_each, read_record, usable, yield_to_upgrade
 from ovs_hotswap.upgrade.wayback import take_back
+from ovs_hotswap.wording import some
 
 _SAMPLE_S = 0.2
 
@@ -35,7 +36,8 @@ class Precheck(Step[Upgrade]):
 
     def do(self, context: Upgrade, run: Run) -> None:
         wire.begin(context, run)
-        for finding in checks.verdict(gather.precheck(context.host, context.old, context.new, context.release)):
+        found = gather.precheck(context.host, context.old, context.new, context.release, context.leave_out)
+        for finding in checks.verdict(found):
             if finding.severity is Severity.WARNING:
                 run.progress(f"{finding.check}: {finding.text}")
 
@@ -96,13 +98,15 @@ class Ports(Step[Upgrade]):
 
     def do(self, context: Upgrade, run: Run) -> None:
         host, side = context.host, context.new
-        await_ports(host, side)
-        lacking = {vm["name"]: vm["switches"][side]["missing"] for vm in host.road.vms(read=False)}
-        faults = [f"VM {name} uses {', '.join(bits)}" for name, bits in lacking.items() if bits]
-        if faults:
+        await_ports(host, side, without=context.leave_out)
+        lacking = {vm["name"]: vm["switches"][side]["missing"] for vm in context.vms()}
+        lacking = {name: bits for name, bits in lacking.items() if bits}
+        if lacking:
+            faults = some([f"VM {name} uses {', '.join(bits)}" for name, bits in lacking.items()], "; ")
             raise SwitchError(
-                f"{'; '.join(faults)}, which release {context.release} does not offer",
-                hint="upgrade to a release that offers it, or restart the VM with the feature off",
+                f"{faults}, which release {context.release} does not offer",
+                hint="upgrade to a release that offers it, or restart the VM with the feature off; "
+                + context.without(lacking),
             )
 
 
@@ -217,12 +221,16 @@ class Park(ReversibleStep[Upgrade]):
 
     def do(self, context: Upgrade, run: Run) -> None:
         host, side = context.host, context.new
-        vms = host.road.vms(read=False)
+        vms = context.vms()
 
         def parked(number: int, name: str) -> None:
             run.progress("parked", item=name, count=number, total=len(vms))
 
-        park(host, side, vms, parked)
+        refused = park_each(host, side, vms, parked)
+        if refused:
+            whys = [f"VM {name} cannot be parked on {side}: {baseline.why_not(host.road.vm(name), side) or why}"
+                    for name, why in refused.items()]  # fmt: skip
+            raise SwitchError(some(whys, "; "), hint=context.without(refused))
 
     def undo(self, context: Upgrade, run: Run) -> None:
         if context.gone:
@@ -257,7 +265,10 @@ class MoveVms(ReversibleStep[Upgrade]):
         for finding in checks.rings_before(before.wedged, before.unread):
             if finding.severity is Severity.WARNING:
                 run.warn(finding.text)
-        moves = move_all(context.host, context.new, run, first=before.liveliest)
+        try:
+            moves = move_all(context.host, context.new, run, first=before.liveliest, without=context.leave_out)
+        except BrokerError as error:
+            raise BrokerError(error.message, hint=error.hint or context.without()) from error
         earlier = run.facts.get("moves")
         run.remember(moves={**(earlier if isinstance(earlier, dict) else {}), **moves})
 
@@ -328,13 +339,14 @@ class Retire(Step[Upgrade]):
         if context.keep_old:
             run.progress(f"instance {context.old} is kept running")
             return
-        back = owned(host.road.vms(read=False), context.old)
+        back = owned(context.vms(), context.old)
         if fault := context.broken or (back and f"instance {context.old} serves VM {', '.join(back)} again"):
             for name in names:
                 with contextlib.suppress(BrokerError):  # one VM that is left behind is no reason to leave the others
                     host.road.park(name, context.old)
             raise SwitchError(fault)
         host.instances[context.old].stop()
+        take_left_out(context, run)
 
     def state(self, context: Upgrade, run: Run) -> State:
         """The watchdog may have made the old side its standby since: it does not wait for the look at the end."""

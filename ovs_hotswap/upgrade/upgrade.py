@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,17 +60,26 @@ class Upgrader:
         self.host = host
         self.journals = Journals(host.config.state_dir, host.system)
 
-    def check(self, release: str) -> list[Finding]:
+    def check(self, release: str, leave_out: Collection[str] = ()) -> list[Finding]:
         """The precheck's findings for an upgrade to ``release``. Changes nothing. Raises StateUnknown if it is not
         clear which side is active."""
         if self.unfinished() is not None:
             return [Finding("journal", Severity.ERROR, *_UNFINISHED)]
         old = self.host.active()
-        return gather.precheck(self.host, old, old.other, release)
+        return gather.precheck(self.host, old, old.other, release, leave_out)
 
-    def upgrade(self, release: str, observe: Observe, *, keep_old: bool = False, force: bool = False) -> Report:
+    def upgrade(
+        self,
+        release: str,
+        observe: Observe,
+        *,
+        keep_old: bool = False,
+        force: bool = False,
+        leave_out: Collection[str] = (),
+    ) -> Report:
         """Replace the active instance by one of ``release``: the watchdog's warm standby, if it runs just that. Nothing
-        is done where the active one runs that release from the files that are there, unless by ``force``.
+        is done where the active one runs that release from the files that are there, unless by ``force``. VMs to
+        ``leave_out`` are not moved: the new instance is given them when the old one has ended.
 
         Raises PrecheckFailed with nothing changed, RolledBack with everything put back, PostcheckFailed if something
         failed after the commit, StateUnknown if it cannot be told.
@@ -84,11 +93,16 @@ class Upgrader:
                     f"instance {old}, which is active, does not run", hint=f"`ovs-hotswap instance start {old}`"
                 )
             self.refuse_if_unfinished()
+            if leave_out and keep_old:
+                raise PrecheckFailed(
+                    "a VM that is left out goes to the new instance when the old one ends, so that cannot be kept",
+                    hint="without --keep-old, and keep_old in the configuration",
+                )
             before = self.release_before(running.name)
             if not force and gather.up_to_date(self.host, old, wanted):
                 return Report(old, old, release, running.name, False, {}, before=before, changed=False)
             parameters: dict[str, Json] = {"old": old, "new": old.other, "release": release, "previous": running.name,
-                          "before": before, "keep_old": keep_old}  # fmt: skip
+                          "before": before, "keep_old": keep_old, "leave_out": sorted(leave_out)}  # fmt: skip
             journal = self.journals.begin(
                 KIND, upgrade_plan().shape, parameters=parameters, versions={"ovs-hotswap": __version__}
             )
@@ -173,6 +187,6 @@ class Upgrader:
         parameters: dict[str, Any] = header.parameters
         try:
             return Upgrade(self.host, Side(parameters["old"]), Side(parameters["new"]), parameters["release"],
-                           parameters["keep_old"])  # fmt: skip
+                           parameters["keep_old"], frozenset(parameters.get("leave_out", ())))  # fmt: skip
         except (KeyError, ValueError) as error:
             raise StateUnknown(f"the journal's parameters are not an upgrade's: {parameters}") from error

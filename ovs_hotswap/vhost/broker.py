@@ -416,6 +416,8 @@ class Broker:
         before = {name for name, seat in self._seats.items() if seat.leaving}
         async with self._reading:
             self._make(await asyncio.to_thread(self._read_intent))  # switches and QEMUs are served meanwhile
+        for seat in self._seats.values():
+            seat.belongs_to(self._home)
         leaving = [seat for name, seat in self._seats.items() if seat.leaving and name not in before]
 
         def left() -> bool:

@@ -51,6 +51,15 @@ class Seat:
         self.vm.withdrawn = self.leaving = False
         self.vm.assign()
 
+    def belongs_to(self, side: Side | None) -> None:
+        """Have a VM whose rings nobody holds served by ``side``, now or when its guest comes. Whoever has them keeps
+        them."""
+        vm = self.vm
+        if side is not None and side is not vm.home and vm.ownership.holder is None:
+            vm.touched()
+            vm.home = side
+            vm.assign()
+
     @property
     def on_rings(self) -> dict[Side, int]:
         """The switches' processes that may be on the rings."""

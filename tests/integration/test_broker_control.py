@@ -158,3 +158,22 @@ def test_client_error_when_no_broker_runs(make_bed: MakeBed) -> None:
     ):
         client.status()
     assert caught.value.hint is not None
+
+
+@pytest.mark.parametrize("guest", ["comes later", "cannot be parked"])
+def test_a_vm_that_nobody_serves_belongs_to_the_side_that_is_active_by_now(make_bed: MakeBed, guest: str) -> None:
+    bed = make_bed(vms=2)
+    a = bed.switch(Side.A)
+    bed.switch(Side.B)
+    for name in ("vm0", "vm1"):
+        bed.wait(lambda name=name: bed.connected(Side.B, name), "switch b")  # type: ignore[misc]
+    if guest == "cannot be parked":
+        bed.qemu("vm1", regions=8)
+        bed.wait_owner(Side.A, "vm1")
+    a.kill()
+    bed.wait(lambda: not bed.connected(Side.A, "vm1"), "the end of switch a")
+    bed.broker.config.active_file.write_text("b\n")
+    bed.client.reload()
+    if guest == "comes later":
+        bed.qemu("vm1")
+    bed.wait_owner(Side.B, "vm1")

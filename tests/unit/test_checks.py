@@ -81,24 +81,14 @@ def test_descriptors() -> None:
     assert severities(checks.descriptors(1 << 20, [(1, 1)] * 1025)) == [ERROR]
 
 
-def test_features_names_the_missing_bits() -> None:
-    def names(bits: int) -> list[str]:
-        return [f"BIT_{bit}" for bit in range(64) if bits >> bit & 1]
-
-    assert severities(checks.features([vm(acked=0b101)], 0b111, names)) == [OK]
-    (finding,) = checks.features([vm("web1", acked=0b1101), vm("db1", acked=1)], 0b1, names)
-    assert finding.severity is ERROR
-    assert finding.text == "VM web1 uses BIT_2, BIT_3, which the standby does not offer"
-    assert severities(checks.features([vm(connected=False, acked=0b10)], 0, names)) == [OK]
-
-
 def test_vms() -> None:
     assert severities(checks.vms_connected([vm()], "/run/{}".format)) == [OK]
     (finding,) = checks.vms_connected([vm(), vm("db1", connected=False)], "/run/{}".format)
     assert finding.severity is WARNING
     assert finding.hint == "look for its QEMU at /run/db1"
     assert severities(checks.memory_regions([vm(regions=7)])) == [OK]
-    assert severities(checks.memory_regions([vm(regions=8)])) == [ERROR]
+    (full,) = checks.memory_regions([vm(regions=8)], "leave {} out".format)
+    assert (full.severity, str(full.hint).endswith("`leave vm1 out`")) == (ERROR, True)
     assert severities(checks.memory_regions([vm(regions=8, connected=False)])) == [OK]
 
 
@@ -120,6 +110,11 @@ def test_rings_without_capture_are_named() -> None:
     assert severities(missing) == [ERROR, ERROR]
     assert "VM vm3, which the overlay does not have" in missing[0].text
     assert "VM vm1, which the broker does not serve" in missing[1].text
+
+
+def test_a_vm_that_is_left_out_must_be_there() -> None:
+    assert checks.left_out([], ["vm1"]) == []
+    assert severities(checks.left_out(["vm1", "vm9"], ["vm1", "vm2"])) == [WARNING, ERROR]
 
 
 def test_broker() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, HotswapError, SwitchError
 from ovs_hotswap.model import MessageThread, Side
+from ovs_hotswap.switch.pmd import RxQueue
 from ovs_hotswap.upgrade import baseline
 from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.plan import Event, Run
 from ovs_hotswap.upgrade.soak import Soak, see_served
+from ovs_hotswap.upgrade.steps import MoveVms, Park, Retire
 from ovs_hotswap.upgrade.wayback import take_back
 from tests.unit.watch_bed import FakeBroker, FakeHost, FakeInstance, World
 
@@ -134,6 +137,9 @@ class GuestHost(FakeHost):
     def openflow(self, side: Side) -> Any:
         return Flows(self.world)
 
+    def polled(self, side: Side) -> dict[str, tuple[RxQueue, ...]]:
+        return {name: (RxQueue(0, 0, enabled=True),) for name in self.world.owner}
+
     def prefer_threads(self, side: Side, rank: Any) -> None:
         pass
 
@@ -158,7 +164,7 @@ class Bed:
 
     @property
     def told(self) -> str:
-        return "\n".join(self.facts.get("warnings", []))
+        return "\n".join(each for each in self.facts.get("warnings", []) if "uplink" not in each)
 
 
 @pytest.fixture
@@ -271,3 +277,61 @@ def test_after_the_commit_an_instance_that_serves_nobody_is_an_error(bed: Bed) -
     bed.world.gone = set(bed.world.owner)
     with pytest.raises(SwitchError, match="instance b does not serve VM vm1; "):
         see_served(bed.context, bed.run)
+
+
+# ---------------------------------------------------------------------------------------------------------- leaving out
+
+
+def leaving_out(bed: Bed, name: str) -> Upgrade:
+    bed.world.owner[name] = Side.A
+    return replace(bed.context, leave_out=frozenset({name}))
+
+
+def test_a_vm_that_is_left_out_is_neither_parked_nor_moved(bed: Bed) -> None:
+    bed.world.owner = dict.fromkeys(bed.world.owner, Side.A)
+    bed.world.odd, bed.world.wedged = {"vm2"}, {"vm2"}
+    context = leaving_out(bed, "vm2")
+    Park().do(context, bed.run)
+    MoveVms().do(context, bed.run)
+    Soak().do(context, bed.run)
+    see_served(context, bed.run)
+    assert bed.world.owner == {"vm1": Side.B, "vm2": Side.A, "vm3": Side.B}
+    assert not any("vm2" in each for each in bed.world.done)
+
+
+def test_all_that_cannot_be_parked_are_named_with_the_way_out(bed: Bed) -> None:
+    bed.world.owner = dict.fromkeys(bed.world.owner, Side.A)
+    bed.world.odd = {"vm1", "vm3"}
+    with pytest.raises(SwitchError) as raised:
+        Park().do(bed.context, bed.run)
+    assert raised.value.message == (
+        "VM vm1 cannot be parked on b: its memory has 8 regions; VM vm3 cannot be parked on b: its memory has 8 regions"
+    )
+    assert "`ovs-hotswap upgrade --release host --leave-out vm1 --leave-out vm3`" in str(raised.value.hint)
+
+
+def test_a_vm_that_cannot_be_moved_is_named_with_the_way_out(bed: Bed) -> None:
+    bed.world.owner = dict.fromkeys(bed.world.owner, Side.A)
+    bed.world.under_way = {"vm2"}
+    with pytest.raises(BrokerError, match="vm vm2 cannot move to b: messages are under way") as raised:
+        MoveVms().do(bed.context, bed.run)
+    assert "--leave-out" in str(raised.value.hint)
+    assert bed.world.owner == {"vm1": Side.B, "vm2": Side.A, "vm3": Side.B}
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_a_vm_that_was_left_out_goes_to_the_new_instance_when_the_old_one_has_ended(bed: Bed, served: bool) -> None:
+    context = leaving_out(bed, "vm2")
+    if not served:
+        bed.world.gone = {"vm2"}
+    Retire().do(context, bed.run)
+    assert bed.world.done == ["stop a", "reload"]
+    assert bed.world.owner["vm2"] is Side.B
+    text = "VM vm2 was left out: it was without network until instance a had ended" if served else (
+        "VM vm2 was left out and has no network: instance b does not serve it"
+    )  # fmt: skip
+    assert bed.told == text
+
+
+def test_an_upgrade_is_not_given_up_because_the_old_instance_serves_a_vm_that_is_left_out(bed: Bed) -> None:
+    assert leaving_out(bed, "vm2").failed == ""
