@@ -21,6 +21,7 @@ from ovs_hotswap.switch.memory import Demand, PacketPool
 from ovs_hotswap.switch.ovsdb import PortSpec
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.switch.pmd import RxQueue
+from ovs_hotswap.system import files
 from ovs_hotswap.upgrade import standby, watchlog
 from ovs_hotswap.upgrade.failover import Health
 from ovs_hotswap.upgrade.host import Host
@@ -60,7 +61,8 @@ class World(FakeSystem):
 
     def write_atomic(self, path: Path, text: str) -> None:
         if path.name in self.full:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            with files(path):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         super().write_atomic(path, text)
 
     def stopped(self, pid: int) -> bool:
