@@ -42,8 +42,9 @@ def list_(app: App) -> None:
 def show(app: App, name: str) -> None:
     """Show one VM: features, memory, its switches, each ring's indices.
 
-    With --json: {"name", "qemu", "owner", "certainty", "home", "features", "feature_names", "memory_bytes",
-    "memory_regions", "unparkable", "switches": {side: {"connected", "pid", "role", "parked", "offers", "missing"}},
+    With --json: {"name", "qemu", "absent": {"cause", "text"}, "owner", "certainty", "home", "features",
+    "feature_names", "memory_bytes", "memory_regions", "unparkable",
+    "switches": {side: {"connected", "pid", "role", "parked", "offers", "missing"}},
     "rings": [{"index", "size", "started", "enabled", "available", "used"}], "moves", "last_move_us", "last_error"}.
 
     \b
@@ -67,10 +68,15 @@ def _parked(found: dict[str, Any]) -> str | None:
     return ", ".join(side for side, switch in found["switches"].items() if switch["parked"]) or None
 
 
+def _absent(found: dict[str, Any]) -> str:
+    why = found.get("absent")  # an earlier broker does not tell
+    return f"not connected: {why['text']}" if why else "not connected"
+
+
 def _lines(found: dict[str, Any]) -> list[tuple[str, object]]:
     lines: list[tuple[str, object]] = [
         ("VM", found["name"]),
-        ("QEMU", f"process {found['qemu']}" if found["qemu"] else "not connected"),
+        ("QEMU", f"process {found['qemu']}" if found["qemu"] else _absent(found)),
         ("owner", f"{found['owner'] or 'nobody'} ({found['certainty']})"),
         ("features", ", ".join(found["feature_names"]) or "none yet"),
         ("memory", f"{found['memory_bytes'] >> 20} MiB in {found['memory_regions']} regions"),

@@ -132,7 +132,8 @@ def descriptors(soft_limit: int, regions_and_queues: Iterable[tuple[int, int]]) 
 @dataclass(frozen=True, slots=True)
 class VmFacts:
     """What the broker knows of a VM. ``acked``: feature bits its guest acknowledged. ``regions``: of its memory.
-    ``uncaught``: receive rings for which nothing catches what comes while the VM is moved."""
+    ``uncaught``: receive rings for which nothing catches what comes while the VM is moved. ``absent``: why it is not
+    connected."""
 
     name: str
     connected: bool
@@ -140,6 +141,7 @@ class VmFacts:
     regions: int
     queue_pairs: int
     uncaught: int = 0
+    absent: str | None = None
 
 
 def vms_connected(vms: Iterable[VmFacts], qemu_socket: Callable[[str], str]) -> list[Finding]:
@@ -147,12 +149,37 @@ def vms_connected(vms: Iterable[VmFacts], qemu_socket: Callable[[str], str]) -> 
     name = "QEMU"
     vms = list(vms)
     findings = [
-        _warning(name, f"VM {vm.name}: its QEMU is not there; it will find the new instance when it comes",
+        _warning(name, f"VM {vm.name}: its QEMU is not connected and will find the new instance when it comes: "
+                 f"{vm.absent or 'it is not there'}",
                  f"look for its QEMU at {qemu_socket(vm.name)}", f"VM {vm.name}")
         for vm in vms
         if not vm.connected
     ]  # fmt: skip
     return findings or _ok(name, f"{len(vms)} VMs connected")
+
+
+def queue_pairs(vms: Iterable[VmFacts], intended: Mapping[str, int]) -> list[Finding]:
+    """Whether a VM has more queue pairs than the overlay intent gives it, as one that has run since before it was so:
+    it is served on, and refused when its QEMU connects again."""
+    return [
+        _warning("queue pairs", f"VM {vm.name} has {vm.queue_pairs}, and the overlay intent gives it {most}: "
+                 "it is refused when its QEMU starts again", "correct its `queues` in the overlay", f"VM {vm.name}")
+        for vm in vms
+        if vm.connected and vm.queue_pairs > (most := intended.get(vm.name, vm.queue_pairs))
+    ]  # fmt: skip
+
+
+def features(vms: Iterable[VmFacts], offered: int, names: Callable[[int], Iterable[str]]) -> list[Finding]:
+    """Whether the standby offers every bit a guest has acked: DPDK rejects unknown bits, and a running guest cannot
+    be asked to give one back. ``names`` turns a bit mask into names."""
+    name = "features"
+    findings = [
+        _error(name, f"VM {vm.name} uses {', '.join(names(missing))}, which the standby does not offer",
+               "upgrade to a release that offers it, or restart the VM with the feature off", f"VM {vm.name}")
+        for vm in vms
+        if vm.connected and (missing := vm.acked & ~offered)
+    ]  # fmt: skip
+    return findings or _ok(name, "the standby offers what every guest uses")
 
 
 def memory_regions(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ovs_hotswap import __version__
@@ -147,12 +148,13 @@ def _vms(host: Host, old: Side, new: Side, release: str, leave_out: Collection[s
         status = host.broker.status()
         found += checks.broker(str(status["version"]), __version__, supervised=bool(status["supervised"]))
     documents = host.road.vms()
-    facts = [vm_facts(vm) for vm in documents]
+    facts = [replace(vm_facts(vm), absent=_absent(host, vm)) for vm in documents]
     found += checks.known_vms([vm.name for vm in host.intent.vms], [vm.name for vm in facts])
     found += checks.vms_connected(facts, lambda name: str(host.config.front_end(name)))
     found += checks.left_out(leave_out, [vm.name for vm in facts])
     moved = [vm for vm in facts if vm.name not in leave_out]
     found += checks.memory_regions(moved, lambda name: command_without(release, {*leave_out, name}))
+    found += checks.queue_pairs(facts, {vm.name: vm.queues for vm in host.intent.vms})
     if host.config.road is Road.BROKER:
         found += checks.uncaught_rings(moved)
     for vm in documents:
@@ -181,6 +183,28 @@ def _steered(host: Host, old: Side) -> list[Finding]:
     if owner not in (None, old):
         return [Finding("uplink", Severity.ERROR, f"it is steered to {owner}, not to {old}", "`ovs-hotswap status`")]
     return []
+
+
+def _absent(host: Host, vm: dict[str, Any]) -> str | None:
+    """Why a VM's QEMU is not connected, as far as the broker and this process can tell together."""
+    why = vm.get("absent")  # an earlier broker, and the other road, do not tell
+    if why is None:
+        return None
+    if why["cause"] != "no-socket":
+        return str(why["text"])
+    path = str(host.config.front_end(vm["name"]))
+    if os.path.exists(path):
+        return "its socket is there, but not for the broker: its unit does not see that directory (PrivateTmp=)"
+    clients = [pid for pid in host.system.pids() if calls(host.system.cmdline(pid), path)]
+    if clients:
+        return "it is itself a client of its socket: start it with server=on"
+    return str(why["text"])
+
+
+def calls(argv: Sequence[str], path: str) -> bool:
+    """Whether a QEMU with this command line connects to a socket of that path and does not listen on it."""
+    chardevs = [each.split(",") for each in argv if f"path={path}" in each.split(",")]
+    return any(not {"server=on", "server"} & set(options) for options in chardevs)
 
 
 def vm_facts(vm: dict[str, Any]) -> checks.VmFacts:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from ovs_hotswap.config import Config
+from ovs_hotswap.vhost.absence import unreachable
 from ovs_hotswap.vhost.keeping import Keeping
 from ovs_hotswap.vhost.seat import RETRY_S, Seat
 
@@ -41,8 +42,9 @@ class Reach:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             connection.connect(str(self._config.qemu_socket(seat.vm.name)))
-        except OSError:
+        except OSError as error:
             connection.close()
+            seat.vm.absence = unreachable(error)
             return
         since = now - seat.retry_at
         seat.delay = RETRY_S if since > _RETRY_MAX_S else min(seat.delay * 2, _RETRY_MAX_S)

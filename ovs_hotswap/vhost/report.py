@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost import wire
+from ovs_hotswap.vhost import absence, wire
 from ovs_hotswap.vhost.handover import Swap
 from ovs_hotswap.vhost.memory import Indices, indices
 from ovs_hotswap.vhost.replay import why_not_parked
@@ -21,6 +21,7 @@ def vm_document(vm: Vm, *, read: bool = True) -> dict[str, Any]:
     return {
         "name": vm.name,
         "qemu": None if vm.qemu is None else vm.qemu.peer_pid,
+        "absent": _absent(vm),
         "owner": vm.ownership.holder,
         "certainty": vm.ownership.certainty,
         "owner_since": vm.owner_since,
@@ -36,6 +37,16 @@ def vm_document(vm: Vm, *, read: bool = True) -> dict[str, Any]:
         "last_move_us": None if swap is None else round(swap.total_us, 1),
         "last_error": vm.last_error,
     }
+
+
+def _absent(vm: Vm) -> dict[str, str] | None:
+    """Why QEMU is not there, if it is not and that is known."""
+    if vm.qemu is not None:
+        return None
+    why = vm.absence if vm.wants_qemu else absence.KEPT_AWAY
+    if not any(link.offer for link in vm.links.values()):
+        why = absence.NO_SWITCH
+    return None if why is None else {"cause": why.cause, "text": why.text}
 
 
 def swap_document(vm: Vm, swap: Swap) -> dict[str, Any]:

@@ -15,13 +15,15 @@ from collections.abc import Callable, Mapping
 from ovs_hotswap.errors import BrokerError, ProtocolError
 from ovs_hotswap.exits import started
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost import handover, wire
+from ovs_hotswap.vhost import absence, handover, wire
+from ovs_hotswap.vhost.absence import Absence
 from ovs_hotswap.vhost.budget import Hearing, Turns
 from ovs_hotswap.vhost.channel import Channel, PeerClosed, close_all
 from ovs_hotswap.vhost.delays import Delays
 from ovs_hotswap.vhost.handover import Swap
 from ovs_hotswap.vhost.link import Link
 from ovs_hotswap.vhost.memory import indices, make_safe
+from ovs_hotswap.vhost.notes import Notes
 from ovs_hotswap.vhost.owed import Answers
 from ovs_hotswap.vhost.ownership import Certainty, Ownership, Proof
 from ovs_hotswap.vhost.processes import Processes
@@ -82,6 +84,8 @@ class Vm:
         self._scratch = scratch_region(scratch)
         self.hearing = Hearing(loop, turns, lambda: self.touched(), self._read_qemu)
         self.answers = Answers(self, loop)
+        self._notes = Notes(name)
+        self.absence: Absence | None = None  # why QEMU is not there, if it is known
         self.cut_pid = 0
         self.withdrawn = False  # its rings are given to nobody any more
         self.touched: Callable[[], None] = lambda: None  # called before anything changes
@@ -322,9 +326,10 @@ class Vm:
                 self._take(frame)
             return frame is not None
         except PeerClosed:
-            self.drop_qemu(self._why_hung_up())
+            why = self._why_hung_up()
+            self.drop_qemu(why, Absence(absence.Cause.HUNG_UP, why))
         except (OSError, ProtocolError) as error:
-            self.drop_qemu(f"QEMU: {error}")
+            self.drop_qemu(f"QEMU: {error}", absence.broke(str(error)))
         return False
 
     def _why_hung_up(self) -> str:
@@ -388,11 +393,12 @@ class Vm:
         """The connection of the side that holds the rings, if there is one."""
         return self.links.get(self.ownership.holder) if self.ownership.holder else None
 
-    def drop_qemu(self, reason: str) -> None:
+    def drop_qemu(self, reason: str, why: Absence | None = None) -> None:
         """The VM left, or broke the protocol. Its memory is let go everywhere: switches that know it are hung up on,
         as they would be by QEMU itself, and come back by themselves."""
         if self.qemu is None:
             return
+        self.absence = why or absence.broke(reason)
         self.hearing.close()
         self.qemu.close()
         self.qemu, self.offered, self.answers.owed = None, None, None
@@ -485,4 +491,4 @@ class Vm:
 
     def note(self, text: str) -> None:
         self.last_error = text
-        log.warning("vm %s: %s", self.name, text)
+        self._notes.say(text)

@@ -177,6 +177,8 @@ def test_a_qemu_has_no_more_rings_than_the_intent_gives_it(make_bed: MakeBed) ->
     vm.say(wire.build_ring_value(Request.SET_VRING_NUM, 4, 256))
     vm.wait_hung_up()
     assert "vm vm0: QEMU: SET_VRING_NUM: ring 4 of 2 queue pairs" in bed.broker.log.read_text()
+    vm.quit()
+    bed.wait(lambda: (bed.client.vm("vm0")["absent"] or {}).get("cause") == "no-socket", "why it is not there")
 
 
 @pytest.mark.parametrize("request_", [Request.SET_VRING_ENABLE, Request.SET_VRING_BASE])

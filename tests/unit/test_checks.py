@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from ovs_hotswap.upgrade import checks
 from ovs_hotswap.upgrade.checks import PortFacts, SwitchProcess, VmFacts
 from ovs_hotswap.upgrade.gather import vm_facts
 from ovs_hotswap.upgrade.rings import RingSample
+from ovs_hotswap.wording import summary
 
 OK, WARNING, ERROR = Severity.OK, Severity.WARNING, Severity.ERROR
 
@@ -86,6 +89,15 @@ def test_vms() -> None:
     (finding,) = checks.vms_connected([vm(), vm("db1", connected=False)], "/run/{}".format)
     assert finding.severity is WARNING
     assert finding.hint == "look for its QEMU at /run/db1"
+    names = [f"vm{k}" for k in range(9)]
+    why = ["there is no socket for it"] * 4 + ["permission to connect to its socket is denied"] * 5
+    gone = [replace(vm(name, connected=False), absent=text) for name, text in zip(names, why, strict=True)]
+    told = [finding.text for finding in summary(checks.vms_connected(gone, "/run/{}".format))]
+    assert [text.split(" ")[0] for text in told] == ["4", "5"], "how many, by cause"
+    assert "no socket" in told[0]
+    assert "denied; also of VM vm5; VM vm6; VM vm7" in told[1]
+    more = checks.queue_pairs([vm("web1"), vm("db1")], {"web1": 0, "db1": 9})
+    assert [finding.item for finding in more] == ["VM web1"]
     assert severities(checks.memory_regions([vm(regions=7)])) == [OK]
     (full,) = checks.memory_regions([vm(regions=8)], "leave {} out".format)
     assert (full.severity, str(full.hint).endswith("`leave vm1 out`")) == (ERROR, True)

@@ -18,6 +18,7 @@ LAYERS = {
     "ovs_hotswap.model": CORE,
     "ovs_hotswap.road": CORE,
     "ovs_hotswap.vhost.wire": CORE,
+    "ovs_hotswap.vhost.absence": CORE,
     "ovs_hotswap.vhost.unoffered": CORE,
     "ovs_hotswap.vhost.session": CORE,
     "ovs_hotswap.vhost.replay": CORE,

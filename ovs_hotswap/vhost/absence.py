@@ -1,0 +1,51 @@
+"""Why a VM's QEMU is not connected to the broker. Pure."""
+
+from __future__ import annotations
+
+import enum
+import errno
+from dataclasses import dataclass
+
+
+class Cause(enum.StrEnum):
+    """NO_SWITCH: nobody could answer it yet. NOBODY_LISTENS: the socket is there, and who made it is not. BUSY: QEMU
+    takes nobody in. HUNG_UP: QEMU did. HUNG_UP_ON: the broker did, because of what QEMU said."""
+
+    NO_SWITCH = "no-switch"
+    NO_SOCKET = "no-socket"
+    DENIED = "denied"
+    NOBODY_LISTENS = "nobody-listens"
+    BUSY = "busy"
+    UNREACHABLE = "unreachable"
+    HUNG_UP = "hung-up"
+    HUNG_UP_ON = "hung-up-on"
+    KEPT_AWAY = "kept-away"
+
+
+@dataclass(frozen=True, slots=True)
+class Absence:
+    cause: Cause
+    text: str
+
+
+NO_SWITCH = Absence(Cause.NO_SWITCH, "no switch has connected for it yet, so it was not called")
+KEPT_AWAY = Absence(Cause.KEPT_AWAY, "it is not called while a switch may still be on its rings, or the VM leaves")
+_UNREACHABLE = {
+    errno.ENOENT: Absence(Cause.NO_SOCKET, "there is no socket for it: it does not run, or is itself a client"),
+    errno.ENOTDIR: Absence(Cause.NO_SOCKET, "there is no socket for it: a part of its path is no directory"),
+    errno.EACCES: Absence(Cause.DENIED, "permission to connect to its socket is denied"),
+    errno.EPERM: Absence(Cause.DENIED, "permission to connect to its socket is denied"),
+    errno.ECONNREFUSED: Absence(Cause.NOBODY_LISTENS, "nobody listens on its socket: who made it has ended"),
+    errno.EAGAIN: Absence(Cause.BUSY, "it takes nobody in: it hangs, or somebody else is connected to it"),
+    errno.EPROTOTYPE: Absence(Cause.UNREACHABLE, "its socket is not a stream socket"),
+}
+
+
+def unreachable(error: OSError) -> Absence:
+    """After an attempt to connect."""
+    found = _UNREACHABLE.get(error.errno or 0)
+    return found or Absence(Cause.UNREACHABLE, f"its socket: {error.strerror}")
+
+
+def broke(reason: str) -> Absence:
+    return Absence(Cause.HUNG_UP_ON, f"it was hung up on: {reason}")

@@ -1,0 +1,32 @@
+"""What is logged of a VM: whoever makes the same thing happen again and again does not fill the log with it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+AGAIN_S = 60.0
+_KINDS = 32  # different texts that are remembered
+
+
+class Notes:
+    def __init__(self, vm: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._vm, self._clock = vm, clock
+        self._said: dict[str, tuple[float, int]] = {}  # when, and how often it was left out since
+
+    def say(self, text: str) -> None:
+        """Log it, unless that was done within the last minute: then it is counted, and the count told with the next."""
+        now = self._clock()
+        at, left_out = self._said.pop(text, (now - AGAIN_S, 0))
+        if now - at < AGAIN_S:
+            self._said[text] = at, left_out + 1
+            return
+        log.log(
+            level, "vm %s: %s%s", self._vm, text, f" (and {left_out} times since it was last told)" * bool(left_out)
+        )
+        self._said[text] = now, 0
+        if len(self._said) > _KINDS:
+            del self._said[next(iter(self._said))]
