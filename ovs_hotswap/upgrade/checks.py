@@ -169,19 +169,6 @@ def queue_pairs(vms: Iterable[VmFacts], intended: Mapping[str, int]) -> list[Fin
     ]  # fmt: skip
 
 
-def features(vms: Iterable[VmFacts], offered: int, names: Callable[[int], Iterable[str]]) -> list[Finding]:
-    """Whether the standby offers every bit a guest has acked: DPDK rejects unknown bits, and a running guest cannot
-    be asked to give one back. ``names`` turns a bit mask into names."""
-    name = "features"
-    findings = [
-        _error(name, f"VM {vm.name} uses {', '.join(names(missing))}, which the standby does not offer",
-               "upgrade to a release that offers it, or restart the VM with the feature off", f"VM {vm.name}")
-        for vm in vms
-        if vm.connected and (missing := vm.acked & ~offered)
-    ]  # fmt: skip
-    return findings or _ok(name, "the standby offers what every guest uses")
-
-
 def memory_regions(
     vms: Iterable[VmFacts], without: Callable[[str], str] = "ovs-hotswap upgrade ... --leave-out {}".format
 ) -> list[Finding]:

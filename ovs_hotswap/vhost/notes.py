@@ -24,9 +24,8 @@ class Notes:
         if now - at < AGAIN_S:
             self._said[text] = at, left_out + 1
             return
-        log.log(
-            level, "vm %s: %s%s", self._vm, text, f" (and {left_out} times since it was last told)" * bool(left_out)
-        )
+        often = f" (and {left_out} times since it was last told)" if left_out else ""
+        log.warning("vm %s: %s%s", self._vm, text, often)
         self._said[text] = now, 0
         if len(self._said) > _KINDS:
             del self._said[next(iter(self._said))]
