@@ -36,6 +36,11 @@ class BackEnds(Protocol):
     def unpark(self, name: str, side: Side) -> None:
         """The side is not kept parked any longer."""
 
+    def quarantine(self, name: str, reason: str) -> Document:
+        """Have no switch serve a VM until ``release``; answers it as it is then."""
+
+    def release(self, name: str) -> None: ...
+
     def arm(self, names: Sequence[str], to: Side) -> list[str]:
         """Have frames for VMs that are to be moved in a moment caught on the side ``to``; answers the VMs for which
         that can be. None, where the road has nothing to catch them with."""

@@ -42,14 +42,19 @@ def list_(app: App) -> None:
 def show(app: App, name: str) -> None:
     """Show one VM: features, memory, its switches, each ring's indices.
 
-    With --json: {"name", "qemu", "absent": {"cause", "text"}, "owner", "certainty", "home", "features",
-    "feature_names", "memory_bytes", "memory_regions", "unparkable",
-    "switches": {side: {"connected", "pid", "role", "parked", "offers", "missing"}},
-    "rings": [{"index", "size", "started", "enabled", "available", "used"}], "moves", "last_move_us", "last_error"}.
+    <<<<<<< HEAD
+        With --json: {"name", "qemu", "absent": {"cause", "text"}, "owner", "certainty", "home", "features",
+        "feature_names", "memory_bytes", "memory_regions", "unparkable",
+    =======
+        With --json: {"name", "qemu", "owner", "certainty", "home", "features", "feature_names", "memory_bytes",
+        "memory_regions", "unparkable", "quarantine",
+    >>>>>>> 14078b1 (A VM that ends whatever serves it is found and put into quarantine)
+        "switches": {side: {"connected", "pid", "role", "parked", "offers", "missing"}},
+        "rings": [{"index", "size", "started", "enabled", "available", "used"}], "moves", "last_move_us", "last_error"}.
 
-    \b
-    Example:
-      ovs-hotswap vm show web1
+        \b
+        Example:
+          ovs-hotswap vm show web1
     """
     found = Host(app.config, app.system).road.vm(name)
     app.output.document(found)
@@ -62,6 +67,44 @@ def show(app: App, name: str) -> None:
     ]  # fmt: skip
     app.output.line()
     app.output.table(("ring", "guest", "size", "started", "enabled", "available", "used"), rings)
+
+
+@vm.command()
+@click.argument("name")
+@click.option("--reason", default="by order", show_default=True, metavar="TEXT", help="What is shown for it.")
+@pass_app
+def quarantine(app: App, name: str, reason: str) -> None:
+    """Keep a VM from both switches until `vm release`: one that ends whatever serves it.
+
+    Its network is cut off, its QEMU stays connected. The broker keeps to it, and so does a next one. The watchdog does
+    it by itself to a VM that instances end of.
+    With --json: {"vm", "quarantine", "owner"}; `owner` is not null if a switch has not let go of it yet.
+
+    \b
+    Example:
+      ovs-hotswap vm quarantine web1 --reason "see ticket 4711"
+    """
+    found = Host(app.config, app.system).road.quarantine(name, reason)
+    app.output.document({"vm": name, "quarantine": found["quarantine"], "owner": found["owner"]})
+    still = f"; switch {found['owner']} has not let go of it yet" if found["owner"] else ""
+    app.output.line(f"VM {name} is in quarantine{still}; `ovs-hotswap vm release {name}` ends it")
+
+
+@vm.command()
+@click.argument("name")
+@pass_app
+def release(app: App, name: str) -> None:
+    """End a VM's quarantine: it is served again.
+
+    With --json: {"vm"}.
+
+    \b
+    Example:
+      ovs-hotswap vm release web1
+    """
+    Host(app.config, app.system).road.release(name)
+    app.output.document({"vm": name})
+    app.output.line(f"VM {name} is in quarantine no more")
 
 
 def _parked(found: dict[str, Any]) -> str | None:

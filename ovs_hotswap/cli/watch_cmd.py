@@ -57,7 +57,7 @@ def status(app: App, events: int) -> None:
 
     Exit code 1 with mode = "required" if no standby is ready.
     With --json: {"mode", "running", "ready", "active", "standby", "health", "reason", "keeping", "unprotected",
-    "not_parked", "problem", "failover_problem", "events_problem", "failures", "gave_up",
+    "not_parked", "quarantined", "problem", "failover_problem", "events_problem", "failures", "gave_up",
     "events": [{"time", "event", ...}]}.
 
     \b
@@ -70,8 +70,8 @@ def status(app: App, events: int) -> None:
     found = watchlog.read_state(app.config) or {}
     pid = found.get("pid")
     running = isinstance(pid, int) and "watch" in app.system.cmdline(pid)
-    keys = ("active", "standby", "health", "reason", "keeping", "unprotected", "not_parked", *watchlog.PROBLEMS,
-            "failures", "gave_up", "uplinks")  # fmt: skip
+    keys = ("active", "standby", "health", "reason", "keeping", "unprotected", "not_parked", "quarantined",
+            *watchlog.PROBLEMS, "failures", "gave_up", "uplinks")  # fmt: skip
     passes = _severity(found, found.get("standby")) != Severity.ERROR
     ready = running and found.get("standby") is not None and not found.get("unprotected") and passes
     newest = watchlog.last_events(app.config, events) if events else []
@@ -102,9 +102,12 @@ def _show(app: App, document: dict[str, Any]) -> None:
             out.line(f"not parked: VM {', '.join(document['unprotected'])}")
         for name, cause in (document["not_parked"] or {}).items():
             out.line(f"  {name}: {cause}")
+        for name, cause in (document["quarantined"] or {}).items():
+            out.line(f"in quarantine: VM {name}: {cause}; `ovs-hotswap vm release {name}` ends it")
         if document["gave_up"]:
             out.line(f"gave up after {document['failures']} failures: no standby is started any more; "
-                     "mend the cause, then start the watchdog again")  # fmt: skip
+                     "mend the cause, then start the watchdog again; if it is a VM, "
+                     "`ovs-hotswap vm quarantine VM` cuts that one off")  # fmt: skip
         for key in watchlog.PROBLEMS:
             if document[key]:
                 out.line(f"problem   {document[key]}")

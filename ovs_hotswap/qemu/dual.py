@@ -95,6 +95,13 @@ class DualQemu:
     def unpark(self, name: str, side: Side) -> None:
         """A back end is parked as long as it is connected."""
 
+    def quarantine(self, name: str, reason: str) -> Document:
+        del reason
+        raise BrokerError(f"vm {name}: without a broker no VM can be kept from both switches", hint="end its QEMU")
+
+    def release(self, name: str) -> None:
+        raise BrokerError(f"vm {name}: without a broker no VM is in quarantine")
+
     # ------------------------------------------------------------------------------------------------------- moving
 
     def arm(self, names: Sequence[str], to: Side) -> list[str]:
@@ -202,6 +209,7 @@ def document(name: str, pid: int | None, found: Mapping[str, Any] | None, error:
         "feature_names": [],
         "memory_bytes": 0,
         "memory_regions": 0,
+        "quarantine": None,
         "unparkable": None if found is None or found["standby-state"] != "refused" else str(found.get("reason")),
         "switches": {side.value: _switch(found, side) for side in Side},
         "rings": rings,

@@ -159,7 +159,10 @@ def _vms(host: Host, old: Side, new: Side, release: str, leave_out: Collection[s
         found += checks.uncaught_rings(moved)
     for vm in documents:
         item, found_of = f"VM {vm['name']}", Severity.WARNING if vm["name"] in leave_out else Severity.ERROR
-        if vm["qemu"] and (vm["owner"] != old or vm["certainty"] != "owns"):
+        if vm.get("quarantine"):
+            text = f"{item} is served by nobody: {vm['quarantine']}"
+            found.append(Finding("quarantine", Severity.WARNING, text, f"`ovs-hotswap vm release {vm['name']}`", item))
+        elif vm["qemu"] and (vm["owner"] != old or vm["certainty"] != "owns"):
             text = f"{item} is owned by {vm['owner'] or 'nobody'} ({vm['certainty']}), not by {old}"
             found.append(Finding("owner", found_of, text, f"`ovs-hotswap vm show {vm['name']}`", item))
         if (missing := vm["switches"][new]["missing"]) and offered:

@@ -23,6 +23,7 @@ from ovs_hotswap.upgrade import checks, gather, standby
 from ovs_hotswap.upgrade.failover import Household, Task, next_task
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.journal import Journals
+from ovs_hotswap.upgrade.poison import Poison, quarantined
 from ovs_hotswap.upgrade.records import Mark
 from ovs_hotswap.upgrade.refusals import Refusals
 from ovs_hotswap.upgrade.settingswatch import SettingsWatch
@@ -33,6 +34,7 @@ from ovs_hotswap.upgrade.wirewatch import WireWatch
 log = logging.getLogger(__name__)
 
 _TURN_S = 1.0
+_TRIAL_S = 0.1  # while it matters how long an instance lives
 _SERVED_S = 0.2
 # Open vSwitch forgets a neighbour that is not used for 15 minutes (lib/tnl-neigh-cache.c): a standby's never is.
 _NEIGHBOURS_S = 300.0
@@ -57,6 +59,7 @@ class Keeper:
         self._refused_until, self._refused_s = float("-inf"), _REFUSED_S
         self._fault: HotswapError | None = None  # what the last turn went on without
         self._refusals = Refusals(board, self._host.system.monotonic)
+        self.poison = Poison(board, self._host.system.monotonic)
         self.followed: Intent | None = None
         """The overlay intent that the instances were last programmed with; the fail-over is to steer by it."""
         self._neighbours_at = float("-inf")
@@ -105,7 +108,7 @@ class Keeper:
                 log.exception("keeping the standby")
                 self._board.update(problem="internal error: see the watchdog's log")
             if done is Task.NOTHING:
-                self._woken.wait(_TURN_S)
+                self._woken.wait(_TRIAL_S if self.poison.under_way else _TURN_S)
                 self._woken.clear()
 
     def bring_up(self) -> None:
@@ -140,6 +143,8 @@ class Keeper:
             self._board.update(active=active, keeping="an upgrade is not finished")
             if not self._nowhere_to_go(host, active):
                 return Task.NOTHING
+        if host.instances[active].pid() is not None:
+            self.poison.step(host, alive=True)
         if next_task(self._look(host, active)) is Task.NOTHING:
             self._keep_neighbours(host, active)
             if not unfinished:
@@ -203,7 +208,7 @@ class Keeper:
             there = record is not None and record.side is side
             self._board.update(active=active, standby=None)
             return Household(False, there, prepared=record is not None and record.prepared,
-                             may_restart=self._board.may_restart())  # fmt: skip
+                             may_restart=self.poison.under_way or self._board.may_restart())  # fmt: skip
         prepared = record is not None and record.side is side and record.prepared
         state = State.RUNNING if prepared else host.instances[side].status().state  # status() asks the database
         if prepared and self._useless(host, side):
@@ -212,7 +217,10 @@ class Keeper:
         vms = self._vms(host) if prepared else []
         unsafe = sorted({*standby.unprotected(vms, side), *self._refusals.of(vms)})
         self._board.update(active=active, standby=side if prepared else None, unprotected=unsafe if prepared else None,
-                           keeping="ready" if prepared else str(state))  # fmt: skip
+                           keeping="looking for the VM that ends the instances" if self.poison.under_way
+                           else "ready" if prepared else str(state))  # fmt: skip
+        if prepared:
+            self._board.update(quarantined=quarantined(vms))
         return Household(
             active_runs=True,
             broken=host.instances[active].lacks_database(),
@@ -224,7 +232,7 @@ class Keeper:
             outdated=self._programmed != self._stamp and host.system.monotonic() >= self._refused_until,
             strays=tuple(name for name in standby.owned(vms, side) if self._fits(vms, name, active)),
             unparked=tuple(self._refusals.due([*standby.unparked(vms, side), *self._refusals.of(vms)])),
-            may_start=self._board.may_start() and state is not State.STARTING,
+            may_start=self._board.may_start() and state is not State.STARTING and not self.poison.under_way,
         )
 
     def _vms(self, host: Host) -> list[standby.Document]:
@@ -346,6 +354,8 @@ class Keeper:
         self._board.event("restart", side=active, release=release.name)
         self._board.failure()
         self._board.restarted()
+        self.poison.died(host.system.monotonic())
+        self.poison.step(host, alive=False)  # who is held back is so before there is a switch
         host.instances[active].start(release)
         try:
             host.program(active)
@@ -353,6 +363,7 @@ class Keeper:
         except HotswapError:
             host.instances[active].stop(keep_log=True)  # half programmed it would count as running
             raise
+        self.poison.serves(host.system.monotonic())
         self.followed = host.intent
         self._settings.put_back(host, active)
 

@@ -270,8 +270,12 @@ def unparked(vms: Iterable[Document], side: Side) -> list[str]:
 
 
 def unprotected(vms: Iterable[Document], side: Side) -> list[str]:
-    """VMs with a guest that ``side`` could not take over at this moment."""
-    return [vm["name"] for vm in vms if vm["qemu"] and vm["owner"] != side and not vm["switches"][side]["parked"]]
+    """VMs with a guest that ``side`` could not take over at this moment, but for those that nobody is to serve."""
+    return [
+        vm["name"]
+        for vm in vms
+        if vm["qemu"] and vm["owner"] != side and not vm["switches"][side]["parked"] and not vm.get("quarantine")
+    ]
 
 
 def owned(vms: Iterable[Document], side: Side) -> list[str]:

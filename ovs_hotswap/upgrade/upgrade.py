@@ -79,7 +79,8 @@ class Upgrader:
     ) -> Report:
         """Replace the active instance by one of ``release``: the watchdog's warm standby, if it runs just that. Nothing
         is done where the active one runs that release from the files that are there, unless by ``force``. VMs to
-        ``leave_out`` are not moved: the new instance is given them when the old one has ended.
+        ``leave_out`` are not moved: the new instance is given them when the old one has ended. VMs in quarantine are
+        left out, too, and stay in it.
 
         Raises PrecheckFailed with nothing changed, RolledBack with everything put back, PostcheckFailed if something
         failed after the commit, StateUnknown if it cannot be told.
@@ -101,8 +102,9 @@ class Upgrader:
             before = self.release_before(running.name)
             if not force and gather.up_to_date(self.host, old, wanted):
                 return Report(old, old, release, running.name, False, {}, before=before, changed=False)
+            held = [vm["name"] for vm in self.host.road.vms(read=False) if vm.get("quarantine")]
             parameters: dict[str, Json] = {"old": old, "new": old.other, "release": release, "previous": running.name,
-                          "before": before, "keep_old": keep_old, "leave_out": sorted(leave_out)}  # fmt: skip
+                          "before": before, "keep_old": keep_old, "leave_out": sorted({*leave_out, *held})}  # fmt: skip
             journal = self.journals.begin(
                 KIND, upgrade_plan().shape, parameters=parameters, versions={"ovs-hotswap": __version__}
             )

@@ -286,6 +286,8 @@ class Guard:
         self._stamp(work, "recorded")
         self._under_way = None
         log.warning("instance %s: %s; the VMs were moved to %s", work.side, work.verdict.reason, other)
+        self._keeper.poison.died(work.begun)
+        self._keeper.poison.serves(host.system.monotonic())
         self._try("count", self._board.failure)
         self._try("event", lambda: self._tell(work))
         self._board.update(failover_problem=None)

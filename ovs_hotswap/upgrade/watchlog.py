@@ -105,6 +105,13 @@ class Board:
                 self.event("gave-up", failures=len(self._standbys.failures))
             self.update(failures=len(self._standbys.failures), gave_up=self._standbys.given_up)
 
+    def explained(self) -> None:
+        """What the instances ended of is found, and cut off."""
+        with self._lock:
+            self._standbys = replace(self._standbys, failures=(), given_up=False)
+            self._restarts = replace(self._restarts, failures=())
+            self.update(failures=0, gave_up=False)
+
     def restarted(self) -> None:
         """The active instance is about to be started again."""
         with self._lock:

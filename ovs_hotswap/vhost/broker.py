@@ -39,6 +39,7 @@ from ovs_hotswap.vhost.moves import Moves, side_of, until
 from ovs_hotswap.vhost.ping import ping_forever
 from ovs_hotswap.vhost.place import Place, control_group
 from ovs_hotswap.vhost.processes import Processes
+from ovs_hotswap.vhost.quarantine import Quarantine
 from ovs_hotswap.vhost.reach import Reach
 from ovs_hotswap.vhost.report import vm_document
 from ovs_hotswap.vhost.seat import Seat
@@ -88,10 +89,11 @@ class Broker:
         self._reading = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._started = time.monotonic()
+        self._quarantine = Quarantine(config.run_dir / "quarantine.json", system, self._seat)
         self._methods: dict[str, Method] = {
             "status": self._status, "vms": self._vms, "vm": self._vm, "park": self._park, "unpark": self._unpark,
             "reload": self._reload, "withdraw": self._withdraw,
-            **Moves(self._seat, self._keeping, config).methods,
+            **Moves(self._seat, self._keeping, config).methods, **self._quarantine.methods,
         }  # fmt: skip
         self._inherited = inherited
         goes_on = bool(self._keeping.earlier)
@@ -154,6 +156,7 @@ class Broker:
         seat.restored, vm = False, seat.vm
         try:
             vm.go_on()
+            self._quarantine.enforce(vm)
             vm.assign()
             for side in Side:
                 vm.repark(side)  # nobody minds capture rings that the other broker had armed
@@ -313,8 +316,9 @@ class Broker:
         self._seat_vm(self._new_vm(name, make_scratch(), suspects), listeners, kept.qemu)
 
     def _new_vm(self, name: str, scratch: Descriptor, suspects: Mapping[Side, int] | None = None) -> Vm:
-        return Vm(name, self._loop, self._delays, self._turns, self._processes, scratch, self._home,
-                  self._config.broker.withheld, suspects, self._queues.get(name))  # fmt: skip
+        vm = Vm(name, self._loop, self._delays, self._turns, self._processes, scratch, self._home,
+                self._config.broker.withheld, suspects, self._queues.get(name))  # fmt: skip
+        return self._quarantine.enter(vm)
 
     def _seat_vm(self, vm: Vm, listeners: dict[Side, socket.socket], qemu: OwnedFd | None = None) -> Seat:
         self._keeping.add(vm, qemu)

@@ -178,6 +178,14 @@ class BrokerClient:
     def unpark(self, name: str, side: Side) -> None:
         self.call("unpark", vm=name, side=side)
 
+    def quarantine(self, name: str, reason: str) -> dict[str, Any]:
+        """Have no switch serve a VM until ``release``; answers it as it is then."""
+        result: dict[str, Any] = self.call("quarantine", vm=name, reason=reason)
+        return result
+
+    def release(self, name: str) -> None:
+        self.call("release", vm=name)
+
     def arm(self, names: Sequence[str], to: Side) -> list[str]:
         """Have frames for VMs that are to be moved in a moment caught on the side ``to`` from now on, so that none of
         which the other copy is late is lost; answers the VMs for which that can be."""

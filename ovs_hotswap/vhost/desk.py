@@ -22,7 +22,8 @@ from ovs_hotswap.vhost.channel import OwnedFd, adopt, close_all, listen
 
 log = logging.getLogger(__name__)
 
-_CHANGES = {"park", "unpark", "arm", "disarm", "move", "move_many", "reload", "withdraw"}  # logged with who asked
+# Logged with who asked.
+_CHANGES = {"park", "unpark", "arm", "disarm", "move", "move_many", "reload", "withdraw", "quarantine", "release"}
 _PEER = struct.Struct("3i")  # struct ucred: unix(7), SO_PEERCRED
 _READ = 1 << 16
 _DESCRIPTORS = 8  # with one request

@@ -101,6 +101,8 @@ class Mover:
         link = vm.links.get(to)
         if vm.withdrawn:
             return "its rings are taken back from every switch"
+        if vm.quarantine is not None:
+            return f"it is in quarantine: {vm.quarantine}"
         if link is None or link.offer is None:
             return f"switch {to} is not connected"
         if not link.quiet or vm.waiting or not (self._settled is None or self._settled.done()):

@@ -87,6 +87,7 @@ class Vm:
         self._notes = Notes(name)
         self.absence: Absence | None = None  # why QEMU is not there, if it is known
         self.cut_pid = 0
+        self.quarantine: str | None = None  # why its rings are given to nobody, though its switches and QEMU are there
         self.withdrawn = False  # its rings are given to nobody any more
         self.touched: Callable[[], None] = lambda: None  # called before anything changes
 
@@ -194,13 +195,13 @@ class Vm:
             return Role.IDLE
         if self.ownership.holder is side and self.ownership.certainty in (Certainty.OWNS, Certainty.TAKING):
             return Role.OWNER
-        parks = self.ownership.holder is side or side in self.park_wanted
+        parks = self.ownership.holder is side or (side in self.park_wanted and self.quarantine is None)
         return Role.PARKED if parks and why_not_parked(self.state) is None else Role.IDLE
 
     def assign(self) -> None:
         """Give rings that nobody holds to a back end that can serve them: the home side's, one that is to be kept
         parked, or any if the home side's is there and cannot. To be called whenever one of these may have changed."""
-        if self.ownership.holder is not None or self.qemu is None or self.withdrawn:
+        if self.ownership.holder is not None or self.qemu is None or self.withdrawn or self.quarantine is not None:
             return
         home = self.home
         for side in (home, *Side):
@@ -265,6 +266,10 @@ class Vm:
         if script:
             self.guarded(link, lambda: link.apply(script, told, stopped))
         link.agreed(self.state, role)
+
+    def sync_all(self) -> None:
+        for side in Side:
+            self.sync(side)
 
     def repark(self, side: Side) -> None:
         """Have a parked back end wait on the empty ring alone."""
@@ -416,6 +421,9 @@ class Vm:
 
     def park(self, side: Side) -> None:
         """Keep ``side`` parked from now on. Raises BrokerError if that cannot be."""
+        if self.quarantine is not None:
+            hint = f"`ovs-hotswap vm release {self.name}`"
+            raise BrokerError(f"vm {self.name} is in quarantine: {self.quarantine}", hint=hint)
         if self.qemu is not None and (reason := why_not_parked(self.state)):
             raise BrokerError(f"vm {self.name} cannot be parked: {reason}")
         if missing := ", ".join(wire.feature_names(self.missing(side))):

@@ -43,7 +43,7 @@ class World(FakeSystem):
         self.processes = {1: ["a"], 2: ["b"]}
         self.pid: dict[Side, int | None] = {Side.A: 1, Side.B: 2}
         self.state = {Side.A: State.RUNNING, Side.B: State.RUNNING}
-        self.owner = dict.fromkeys(vms, Side.A)
+        self.owner: dict[str, Any] = dict.fromkeys(vms, Side.A)
         self.parked = {name: {Side.B} for name in vms}
         self.stopped_pids: set[int] = set()
         self.no_database: set[Side] = set()
@@ -56,6 +56,7 @@ class World(FakeSystem):
         self.start_fault: Exception | None = None
         self.program_fault: Exception | None = None
         self.rings: list[dict[str, Any]] = []  # of each VM
+        self.quarantine: dict[str, str] = {}
         self.full: set[str] = set()  # names of files that cannot be written
         self.during_stop: Callable[[], object] = lambda: None
 
@@ -67,6 +68,13 @@ class World(FakeSystem):
 
     def stopped(self, pid: int) -> bool:
         return pid in self.stopped_pids
+
+    def serve(self) -> None:
+        """What the broker gives to the instances that live: VMs that nobody serves."""
+        living = [side for side in Side if self.pid[side] is not None]
+        for name, owner in self.owner.items():
+            if living and name not in self.quarantine and (owner is None or self.pid[owner] is None):
+                self.owner[name] = living[0]
 
     def die(self, side: Side) -> None:
         """What the broker does about a death it does by itself."""
@@ -126,6 +134,7 @@ class FakeInstance:
         if self.world.start_fault is not None:
             raise self.world.start_fault
         self.world.pid[self.side], self.world.state[self.side] = 3, State.RUNNING
+        self.world.serve()
 
 
 class FakeBroker:
@@ -145,11 +154,23 @@ class FakeBroker:
             side.value: {"connected": world.pid[side] is not None, "missing": [], "parked": side in world.parked[name]}
             for side in Side
         }
+        why = world.quarantine.get(name)
         return {"name": name, "qemu": 9, "owner": world.owner[name], "certainty": "owns", "owner_since": 5.0,
-                "unparkable": None, "switches": switches, "rings": world.rings}  # fmt: skip
+                "unparkable": why, "quarantine": why, "switches": switches, "rings": world.rings}  # fmt: skip
 
     def status(self) -> dict[str, Any]:
         return {"version": "0", "supervised": True}
+
+    def quarantine(self, name: str, reason: str) -> dict[str, Any]:
+        self.world.done.append(f"hold {name}")
+        self.world.quarantine[name] = reason
+        self.world.owner[name] = None
+        return self.vm(name)
+
+    def release(self, name: str) -> None:
+        self.world.done.append(f"release {name}")
+        del self.world.quarantine[name]
+        self.world.serve()
 
     def park(self, name: str, side: Side) -> None:
         if self.world.broker_fault is not None:
@@ -158,7 +179,8 @@ class FakeBroker:
         if name in self.world.refused:
             raise BrokerError(self.world.refused[name])
         self.world.parked[name].add(side)
-        if self.world.pid[self.world.owner[name]] is None:
+        owner = self.world.owner[name]
+        if owner is None or self.world.pid[owner] is None:
             self.world.owner[name] = side
 
     def unpark(self, name: str, side: Side) -> None:

@@ -1,0 +1,154 @@
+"""A guest that ends whatever serves it is found, and nobody else is blamed."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+
+from ovs_hotswap.config import Config
+from ovs_hotswap.errors import BrokerError, HotswapError
+from ovs_hotswap.model import Side
+from ovs_hotswap.upgrade import inquest, watchlog
+from ovs_hotswap.upgrade.inquest import Inquest, begin, died, survived
+from ovs_hotswap.upgrade.poison import _ON_TRIAL
+from tests.unit.watch_bed import Bed
+from tests.unit.watch_bed import config as config
+
+VMS = [f"vm{number}" for number in range(1, 256)]
+
+
+def run(vms: list[str], poison: set[str], *, always: bool = False) -> Inquest:
+    """``always``: instances end whomever they serve."""
+    found, rounds = begin(vms, 0.3, 0.0), 0
+    while not found.closed:
+        served = set(vms) - found.held
+        assert not set(found.guilty) & served
+        found = (died if always or served & poison else survived)(found, float(rounds))
+        rounds += 1
+    assert rounds <= 8 * (len(poison) + 1) * 3
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 64, 255])
+def test_each_vm_is_found_wherever_it_stands(count: int) -> None:
+    vms = VMS[:count]
+    for culprit in (vms[0], vms[count // 2], vms[-1]):
+        found = run(vms, {culprit})
+        assert found.guilty == (culprit,)
+        assert found.held == {culprit}
+        assert found.explained
+
+
+@pytest.mark.parametrize("poison", [{"vm1", "vm2"}, {"vm1", "vm4"}, {"vm2", "vm3", "vm4"}])
+def test_several_are_found(poison: set[str]) -> None:
+    assert set(run(VMS[:4], poison).guilty) == poison
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 255])
+def test_instances_that_end_whomever_they_serve_are_no_vm_s_fault(count: int) -> None:
+    found = run(VMS[:count], set(), always=True)
+    assert (found.guilty, found.held, found.explained) == ((), frozenset(), False)
+
+
+def test_where_nothing_happens_again_nobody_is_blamed() -> None:
+    found = run(VMS[:4], set())
+    assert (found.guilty, found.held) == ((), frozenset())
+
+
+def test_one_is_found_with_few_deaths() -> None:
+    assert max(run(VMS, {vm}).deaths for vm in VMS) <= 2 + 8 + 1
+
+
+# ------------------------------------------------------------------------------------------- by the watchdog
+
+
+class Host:
+    """The bed, and what happens there: an instance ends 0.3 s after it was given a VM of ``poison``."""
+
+    def __init__(self, config: Config, poison: set[str]) -> None:
+        self.bed, self.poison = Bed(config), poison
+        self.bed.world.owner = dict.fromkeys(["vm1", "vm2", "vm3", "vm4"], Side.A)
+        self.bed.world.parked = {name: {Side.B} for name in self.bed.world.owner}
+        self.due: float | None = None
+        self.deaths = 0
+
+    def run(self, seconds: float) -> None:
+        world, bed = self.bed.world, self.bed
+        end = world.now + seconds
+        while world.now < end:
+            dead: set[Side] = set()
+            serving = {side for name, side in world.owner.items() if name in self.poison and side is not None}
+            if serving and self.due is None:
+                self.due = world.now + 0.3
+            if self.due is not None and world.now >= self.due:
+                self.due = None
+                for side in serving:
+                    world.die(side)
+                    dead.add(side)
+                    self.deaths += 1
+            bed.look(dead)
+            with contextlib.suppress(HotswapError):
+                bed.keeper.turn()
+
+    @property
+    def served(self) -> set[str]:
+        world = self.bed.world
+        return {name for name, side in world.owner.items() if side is not None and world.pid[side] is not None}
+
+
+@pytest.mark.parametrize("culprit", ["vm1", "vm3", "vm4"])
+def test_a_poison_guest_is_cut_off_and_the_others_go_on(config: Config, culprit: str) -> None:
+    host = Host(config, {culprit})
+    host.run(30)
+    assert host.served == {"vm1", "vm2", "vm3", "vm4"} - {culprit}
+    deaths = host.deaths
+    host.run(30)
+    assert host.deaths == deaths <= 6
+    found = watchlog.read_state(config)
+    assert found is not None
+    assert list(found["quarantined"]) == [culprit]
+    assert "times" in found["quarantined"][culprit]
+    assert (found["gave_up"], found["failures"]) == (False, 0)
+    assert found["unprotected"] == []
+    assert [event["vm"] for event in host.bed.events() if event["event"] == "quarantine"] == [culprit]
+
+
+def test_two_deaths_far_from_one_another_have_nothing_in_common(config: Config) -> None:
+    host = Host(config, set())
+    host.run(5)
+    for side in (Side.A, Side.B):
+        host.bed.world.die(side)
+        host.bed.look({side})
+        host.run(inquest.SUSPICIOUS_S + 5)
+    assert not [event for event in host.bed.events() if event["event"] == "trial"]
+    assert host.served == {"vm1", "vm2", "vm3", "vm4"}
+
+
+def test_a_broker_that_does_not_answer_does_not_keep_the_active_from_being_started(config: Config) -> None:
+    host = Host(config, {"vm1"})
+    world = host.bed.world
+
+    def refuse(*_: Any) -> Any:
+        raise BrokerError("no answer")
+
+    host.bed.keeper._host.broker.quarantine = refuse  # type: ignore[method-assign,assignment]
+    host.run(20)
+    assert sum(each.startswith("start") for each in world.done) >= 3
+
+
+def test_what_a_watchdog_held_back_when_it_ended_is_served_by_the_next(config: Config) -> None:
+    bed = Bed(config)
+    bed.world.quarantine = {"vm1": _ON_TRIAL, "vm2": "by order"}
+    bed.keeper.turn()
+    assert bed.world.quarantine == {"vm2": "by order"}
+
+
+def test_the_operator_s_own_quarantine_is_left_alone(config: Config) -> None:
+    host = Host(config, {"vm4"})
+    host.bed.world.quarantine["vm2"] = "by order"
+    host.bed.world.owner["vm2"] = None
+    host.run(30)
+    assert set(host.bed.world.quarantine) == {"vm2", "vm4"}
+    assert host.bed.world.quarantine["vm2"] == "by order"
