@@ -3,6 +3,7 @@ line (``events.jsonl`` in state_dir). Times are seconds since the epoch."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from ovs_hotswap.upgrade.failover import Backoff
 log = logging.getLogger(__name__)
 
 _TAIL = 1 << 16  # bytes of the events that are read for the newest ones
+MOST_EVENTS = 1 << 20  # bytes of a file of them; the one before is kept
 _RESTART_MOST_S = 60.0
 _PAUSE_MOST_S, _PAUSE_WINDOW_S = 300.0, 3600.0
 
@@ -31,6 +33,10 @@ def state_path(config: Config) -> Path:
 
 def events_path(config: Config) -> Path:
     return config.state_dir / "events.jsonl"
+
+
+def older_events_path(config: Config) -> Path:
+    return config.state_dir / "events.1.jsonl"
 
 
 def lock_path(config: Config) -> Path:
@@ -82,6 +88,9 @@ class Board:
         line = json.dumps({"time": round(self._system.wall(), 6), "event": kind, **fields}, default=str)
         with self._lock:
             path = events_path(self._config)
+            with contextlib.suppress(OSError):  # none yet; or it grows on
+                if path.stat().st_size > MOST_EVENTS:
+                    path.replace(older_events_path(self._config))
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("a") as out:
@@ -159,12 +168,7 @@ def read_state(config: Config) -> dict[str, Any] | None:
 
 def last_events(config: Config, count: int) -> list[dict[str, Any]]:
     """The newest events, oldest first. A line that a crash left half written is skipped."""
-    try:
-        with events_path(config).open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
-            lines = file.read().splitlines()
-    except OSError:
-        return []
+    lines = [line for path in (older_events_path(config), events_path(config)) for line in _tail(path)]
     found = []
     for line in lines:
         try:
@@ -174,3 +178,12 @@ def last_events(config: Config, count: int) -> list[dict[str, Any]]:
         if isinstance(event, dict):
             found.append(event)
     return found[-count:]
+
+
+def _tail(path: Path) -> list[bytes]:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+            return file.read().splitlines()
+    except OSError:
+        return []

@@ -320,6 +320,21 @@ def test_a_half_written_event_is_skipped(config: Config) -> None:
     assert json.loads(watchlog.events_path(config).read_text().splitlines()[0])["side"] == "a"
 
 
+def test_events_take_a_bounded_place(config: Config) -> None:
+    board = watchlog.Board(config, World([]))
+    for number in range(12):
+        board.event(f"{number}", text="x" * (watchlog.MOST_EVENTS // 4))
+    sizes = [path.stat().st_size for path in config.state_dir.glob("events*.jsonl")]
+    assert len(sizes) == 2
+    assert max(sizes) <= watchlog.MOST_EVENTS * 5 // 4 + 1024
+    watchlog.events_path(config).replace(watchlog.older_events_path(config))
+    for number in range(2):
+        board.event(f"small-{number}")
+    watchlog.events_path(config).replace(watchlog.older_events_path(config))
+    board.event("newest")
+    assert [event["event"] for event in watchlog.last_events(config, 2)] == ["small-1", "newest"]
+
+
 # ------------------------------------------------------------------------------------------------------------ vitals
 
 
