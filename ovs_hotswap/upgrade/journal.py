@@ -158,7 +158,7 @@ class Journal:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def append(self, record: Record) -> None:
-        """Return once ``record`` is on the disk. Raises StateUnknown if it cannot be written; then it is not there."""
+        """Return once ``record`` is on the disk. Raises HostError if it cannot be written; then it is not there."""
         line = _Line(
             record=record.kind, step=record.step, facts=_plain(record.facts), text=record.text,
             time=self._system.wall(),
@@ -172,7 +172,7 @@ class Journal:
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, self._size)
-            raise StateUnknown(
+            raise HostError(
                 f"{self.path}: cannot be written: {error.strerror}",
                 hint=f"{host_error(error).hint or 'mend that'}; `ovs-hotswap status` tells what is left to do",
             ) from error
@@ -234,7 +234,7 @@ class Journals:
         if contents is None:
             return None
         journal = self._open(contents.header)
-        with contextlib.suppress(StateUnknown):
+        with contextlib.suppress(HostError):
             journal.append(Record(Kind.RESUME, text=self._this_boot()))
         return journal
 

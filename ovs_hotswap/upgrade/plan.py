@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Generic, Protocol, TypeVar
 
-from ovs_hotswap.errors import HotswapError, PostcheckFailed, PrecheckFailed, RolledBack, StateUnknown
+from ovs_hotswap.errors import HostError, HotswapError, PostcheckFailed, PrecheckFailed, RolledBack, StateUnknown
 from ovs_hotswap.upgrade.records import Facts, Json, Kind, Mark, Phase, Record, Shape, Standing, advance, fold
 
 C = TypeVar("C")
@@ -127,7 +127,7 @@ class Event:
 
 class JournalWriter(Protocol):
     def append(self, record: Record) -> None:
-        """Return once ``record`` is on the disk. Raises StateUnknown if it cannot be written; then it is not there."""
+        """Return once ``record`` is on the disk. Raises HostError if it cannot be written; then it is not there."""
 
 
 class Run:
@@ -350,13 +350,13 @@ class Executor(Generic[C]):
         with self._shield():  # a signal between the two would leave memory behind the disk
             try:
                 self._journal.append(record)
-            except StateUnknown as error:
+            except HostError as error:
                 if not self._saving:
                     raise
                 self._without_journal(error)
             self.standing = after
 
-    def _without_journal(self, error: StateUnknown) -> None:
+    def _without_journal(self, error: HostError) -> None:
         told, self._unkept = self._unkept, error.message
         if not told:
             self._emit(EventKind.PROGRESS, text=f"{error.message}; it goes on without the journal")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovs_hotswap.errors import BusyError, StateUnknown
+from ovs_hotswap.errors import BusyError, HostError, StateUnknown
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.journal import KEPT, Journals, parse
 from ovs_hotswap.upgrade.records import Kind, Mark, Phase, Record, Shape
@@ -207,7 +207,7 @@ def test_a_full_disk_leaves_no_half_record(journals: Journals) -> None:
             journal.append(Record(Kind.START, "check"))
             size = current(journals).stat().st_size
             resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, limits[1]))
-            with pytest.raises(StateUnknown, match="cannot be written: File too large"):
+            with pytest.raises(HostError, match="cannot be written: File too large"):
                 journal.append(Record(Kind.DONE, "check"))
             assert current(journals).stat().st_size == size
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -15,7 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovs_hotswap.errors import HotswapError, PostcheckFailed, PrecheckFailed, RolledBack, StateUnknown, SwitchError
+from ovs_hotswap.errors import (
+    HostError,
+    HotswapError,
+    PostcheckFailed,
+    PrecheckFailed,
+    RolledBack,
+    StateUnknown,
+    SwitchError,
+)
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.interrupts import Interrupted, Interrupts
 from ovs_hotswap.upgrade.journal import Journals
@@ -362,7 +370,7 @@ class Full:
 
     def append(self, record: Record) -> None:
         if len(self.records) == self.room:
-            raise StateUnknown("no space left")
+            raise HostError("no space left")
         self.records.append(record)
 
 
@@ -374,7 +382,7 @@ COMMIT = 2 * len(BEFORE)
 def test_without_a_journal_it_goes_back_and_never_forward(bench: Bench, room: int) -> None:
     full, told = Full(room), list[Event]()
     executor = Executor(a_plan(), bench.world, full, clock=lambda: 0.0, observe=told.append)
-    expected = StateUnknown if room <= 2 else PostcheckFailed if room > COMMIT else RolledBack
+    expected = HostError if room <= 2 else PostcheckFailed if room > COMMIT else RolledBack
     with pytest.raises(expected, match="no space left") as raised:
         executor.run()
     begun = [step for step in a_plan().before if f"do {step.name}" in bench.world.acts]
@@ -409,7 +417,7 @@ def test_a_roll_back_that_no_disk_takes_is_in_the_history_all_the_same(bench: Be
 
         def append(self, record: Record) -> None:
             if record.kind in (Kind.UNDO, Kind.UNDONE, Kind.END):
-                raise StateUnknown("no space left")
+                raise HostError("no space left")
             self.inner.append(record)
 
     bench.world.trap = fail_at("in move", SwitchError("no answer"))
