@@ -94,6 +94,42 @@ def untouched(bed: Lab, host: Host) -> None:
     bed.pings.wait_flowing(30.0)
 
 
+def vsctl(host: Host, side: Side, *words: str) -> str:
+    socket = host.instances[side].paths.db_socket
+    return host.system.run(["ovs-vsctl", "--timeout=10", f"--db=unix:{socket}", *words]).stdout.strip()
+
+
+def test_the_operator_s_settings_are_carried_over(bed: Lab, host: Host) -> None:
+    """And back again; a port that cannot be is named by the check. Then all of it is taken away."""
+    vsctl(host, Side.A, "set", "Interface", "vm1", "ingress_policing_rate=368000", "--", "set", "Port", "vm2", "qos=@q",
+          "--", "--id=@q", "create", "QoS", "type=egress-policer", "other-config:cir=46000000", "--",
+          "add-port", "br0", "span0", "--", "set", "Interface", "span0", "type=internal")  # fmt: skip
+    vsctl(host, Side.A, "--", "--id=@p", "get", "Port", "span0", "--", "--id=@m", "create", "Mirror", "name=m1",
+          "select-all=true", "output-port=@p", "--", "set", "Bridge", "br0", "mirrors=@m",
+          "other-config:mac-table-size=99", "--",
+          "set", "Open_vSwitch", ".", "other_config:max-idle=30000")  # fmt: skip
+    found = {finding.text for finding in Upgrader(host).check(TREE_NAME) if finding.check == "settings"}
+    assert len(found) == 1
+    assert "carried over" in found.pop()
+    assert Upgrader(host).upgrade(TREE_NAME, nobody).committed
+
+    def carried(side: Side) -> None:
+        assert vsctl(host, side, "get", "Interface", "vm1", "ingress_policing_rate") == "368000"
+        assert vsctl(host, side, "--bare", "--columns=other_config", "list", "QoS") == "cir=46000000"
+        assert vsctl(host, side, "get", "Port", "span0", "_uuid") == vsctl(
+            host, side, "get", "Mirror", "m1", "output_port"
+        )
+        assert vsctl(host, side, "get", "Bridge", "br0", "other_config:mac-table-size") == '"99"'
+        assert vsctl(host, side, "get", "Open_vSwitch", ".", "other_config:max-idle") == '"30000"'
+
+    carried(Side.B)
+    assert Upgrader(host).rollback(nobody).committed
+    carried(Side.A)
+    vsctl(host, Side.A, "set", "Interface", "vm1", "ingress_policing_rate=0", "--", "clear", "Port", "vm2", "qos", "--",
+          "clear", "Bridge", "br0", "mirrors", "--", "del-port", "br0", "span0", "--", "remove", "Open_vSwitch", ".",
+          "other_config", "max-idle", "--", "remove", "Bridge", "br0", "other_config", "mac-table-size")  # fmt: skip
+
+
 def test_upgrade_and_rollback_lose_nothing(bed: Lab, host: Host) -> None:
     before = bed.pings.mark()
     report = Upgrader(host).upgrade(TREE_NAME, nobody)
