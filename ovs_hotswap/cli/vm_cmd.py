@@ -42,19 +42,14 @@ def list_(app: App) -> None:
 def show(app: App, name: str) -> None:
     """Show one VM: features, memory, its switches, each ring's indices.
 
-    <<<<<<< HEAD
-        With --json: {"name", "qemu", "absent": {"cause", "text"}, "owner", "certainty", "home", "features",
-        "feature_names", "memory_bytes", "memory_regions", "unparkable",
-    =======
-        With --json: {"name", "qemu", "owner", "certainty", "home", "features", "feature_names", "memory_bytes",
-        "memory_regions", "unparkable", "quarantine",
-    >>>>>>> 14078b1 (A VM that ends whatever serves it is found and put into quarantine)
-        "switches": {side: {"connected", "pid", "role", "parked", "offers", "missing"}},
-        "rings": [{"index", "size", "started", "enabled", "available", "used"}], "moves", "last_move_us", "last_error"}.
+    With --json: {"name", "qemu", "absent": {"cause", "text"}, "owner", "certainty", "home", "features",
+    "feature_names", "memory_bytes", "memory_regions", "unparkable", "quarantine",
+    "switches": {side: {"connected", "pid", "role", "parked", "offers", "missing"}},
+    "rings": [{"index", "size", "started", "enabled", "available", "used"}], "moves", "last_move_us", "last_error"}.
 
-        \b
-        Example:
-          ovs-hotswap vm show web1
+    \b
+    Example:
+      ovs-hotswap vm show web1
     """
     found = Host(app.config, app.system).road.vm(name)
     app.output.document(found)
