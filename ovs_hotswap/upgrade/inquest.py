@@ -45,13 +45,17 @@ class Inquest:
 
 def begin(vms: Iterable[str], lived_s: float, now: float) -> Inquest:
     """``vms`` were served by two instances that ended, the second one ``lived_s`` after it was given them."""
-    window = min(2 * lived_s + 0.5, _MOST_S)
-    return _next(Inquest(window, now, suspects=tuple(vms), deaths=2), now)
+    return _next(Inquest(_window(lived_s), now, suspects=tuple(vms), deaths=2), now)
+
+
+def _window(lived_s: float) -> float:
+    return min(2 * lived_s + 0.5, _MOST_S)
 
 
 def died(inquest: Inquest, now: float) -> Inquest:
-    """The instance has ended during the trial."""
-    found = replace(inquest, deaths=inquest.deaths + 1)
+    """The instance has ended during the trial; so the next ones need not be longer than for that."""
+    window = min(inquest.window_s, _window(now - inquest.since))
+    found = replace(inquest, deaths=inquest.deaths + 1, window_s=window)
     if found.accused is not None:  # with nobody on trial
         return replace(found, closed=True, explained=False, guilty=(), accused=None, trial=())
     if not found.suspects:

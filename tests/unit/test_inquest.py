@@ -57,6 +57,15 @@ def test_where_nothing_happens_again_nobody_is_blamed() -> None:
     assert (found.guilty, found.held) == ((), frozenset())
 
 
+def test_a_quick_death_makes_the_next_trials_short() -> None:
+    """All VMs may be held back for that long."""
+    found = begin(VMS[:4], 20.0, 100.0)
+    assert found.window_s == 30.0
+    found = died(found, 101.0)
+    assert found.window_s == 2.5
+    assert died(found, 121.0).window_s == 2.5
+
+
 def test_one_is_found_with_few_deaths() -> None:
     assert max(run(VMS, {vm}).deaths for vm in VMS) <= 2 + 8 + 1
 
