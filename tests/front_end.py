@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost import wire
-from ovs_hotswap.vhost.budget import Turns
+from ovs_hotswap.vhost.budget import Budget, Turns
 from ovs_hotswap.vhost.delays import Delays
 from ovs_hotswap.vhost.memory import make_scratch
 from ovs_hotswap.vhost.ownership import Certainty
@@ -95,8 +95,9 @@ class Bench:
         self._stack.callback(self.ledger.close)
         self._processes = Processes(self.loop, lambda pid: self.vm.process_ended(pid))
         self._stack.callback(self._processes.close)
-        turns = Turns(self.loop)
-        self.vm = Vm("vm0", self.loop, Delays(self.loop), turns, self._processes, make_scratch(), Side.A, withheld)
+        turns, unlimited = Turns(self.loop, _no_time), Budget(_no_time, _no_time)  # whatever the machine does beside
+        self.vm = Vm("vm0", self.loop, Delays(self.loop), turns, self._processes, make_scratch(), Side.A, withheld,
+                     budget=unlimited)  # fmt: skip
         self._stack.callback(self.vm.close)
         self.touches = {side: Touches(1 << 12) for side in Side}
         spec = SwitchSpec([""])
@@ -398,6 +399,10 @@ class Bench:
             if got and ring.number % 2:
                 assert os.eventfd_read(ring.call), f"ring {ring.number}: nobody was called"
         assert self.ledger.lost_and_doubled(0, self.sent) == (0, 0)
+
+
+def _no_time() -> float:
+    return 0.0
 
 
 def _readable(connection: socket.socket) -> bool:

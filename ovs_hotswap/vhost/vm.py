@@ -17,7 +17,7 @@ from ovs_hotswap.exits import started
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost import absence, handover, wire
 from ovs_hotswap.vhost.absence import Absence
-from ovs_hotswap.vhost.budget import Hearing, Turns
+from ovs_hotswap.vhost.budget import Budget, Hearing, Turns
 from ovs_hotswap.vhost.channel import Channel, PeerClosed, close_all
 from ovs_hotswap.vhost.delays import Delays
 from ovs_hotswap.vhost.handover import Swap
@@ -60,6 +60,7 @@ class Vm:
         withheld: int = 0,
         suspects: Mapping[Side, int] | None = None,
         queues: int | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.name = name
         self.home = home
@@ -82,7 +83,7 @@ class Vm:
         self._processes = processes
         self.scratch = scratch
         self._scratch = scratch_region(scratch)
-        self.hearing = Hearing(loop, turns, lambda: self.touched(), self._read_qemu)
+        self.hearing = Hearing(loop, turns, lambda: self.touched(), self._read_qemu, budget)
         self.answers = Answers(self, loop)
         self._notes = Notes(name)
         self.absence: Absence | None = None  # why QEMU is not there, if it is known
