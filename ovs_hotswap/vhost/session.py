@@ -67,8 +67,8 @@ class Ring:
 
     ``base`` is where a back end is to begin, ``None``: where the used index in the guest's memory is. ``life`` counts
     how often the ring was stopped, by GET_VRING_BASE or because it was described anew while it was started; a back end
-    that serves an earlier life stops the ring and begins anew. ``anew``: it was described anew, and neither kicked nor
-    enabled since.
+    that serves an earlier life stops the ring and begins anew. ``anew``: it was described anew, and neither kicked,
+    enabled nor disabled since.
     """
 
     size: int | None = None
@@ -104,8 +104,7 @@ class Ring:
         another place or log of the ring is no new life: QEMU sends that while the ring runs, when a migration starts.
         """
         elsewhere = address is not None and address != self.address
-        same = self.anew and size in (None, self.size) and base in (None, self.base)
-        ring = self if not self.started or elsewhere or same else replace(self.again, anew=True)
+        ring = self if not self.started or elsewhere else replace(self.again, anew=True)
         return replace(ring, size=size or ring.size, address=address or ring.address,
                        base=ring.base if base is None else base)  # fmt: skip
 
@@ -286,7 +285,7 @@ def _ring_enable(state: GuestState, message: wire.Message, offer: Offer) -> Rece
     assert isinstance(message.body, wire.RingValue)
     index, enabled = message.body.index, bool(message.body.value)
     ring = state.ring(index)
-    return Received(state.with_ring(index, replace(ring, enabled=enabled, anew=ring.anew and not enabled)))
+    return Received(state.with_ring(index, replace(ring, enabled=enabled, anew=False)))
 
 
 def ring_parts(size: int) -> tuple[int, int, int]:

@@ -337,6 +337,18 @@ def test_rings_that_were_never_stopped_begin_anew() -> None:
         machine.teardown()
 
 
+def test_a_ring_that_ran_after_it_was_described_begins_anew_the_next_time() -> None:
+    machine = FrontEnd()
+    try:
+        machine.begin(0, True)
+        machine.repeat(0, _NUM)
+        machine.all_is_as_said()
+        machine.reset([_ADDR], False, False, False, False)
+        machine.all_is_as_said()
+    finally:
+        machine.teardown()
+
+
 def test_back_end_forgets_protocol_features_of_a_qemu_that_left() -> None:
     """With STATUS acknowledged it would wait for a status that the next QEMU never says."""
     machine = FrontEnd()
