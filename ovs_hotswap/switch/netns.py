@@ -102,8 +102,11 @@ class Namespaces:
     def remove_address(self, device: str, address: str, prefix: int, namespace: str) -> None:
         """Take the address from the device, if it has it."""
         with self._links(namespace) as route:
+            index = _index(route, device)
+            if index is None:
+                return
             try:
-                route.addr("del", index=_index(route, device), address=address, prefixlen=prefix)
+                route.addr("del", index=index, address=address, prefixlen=prefix)
             except NetlinkError as error:
                 if error.code != errno.EADDRNOTAVAIL:
                     raise SwitchError(f"{device} in {namespace}: address {address}/{prefix}: {error}") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from ovs_hotswap.switch.netns import Namespaces
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.switch.unixctl import appctl
 
+_LEARNT_S = 3.0
+_POLL_S = 0.02
 _ROUTE = re.compile(
     r"^(?P<kind>User|Cached): (?P<destination>\S+)(?: MARK \d+)? dev (?P<device>\S+)"
     r"(?: GW (?P<gateway>\S+))?(?: SRC (?P<source>\S+))?(?P<local> local)?"
@@ -114,18 +117,26 @@ class Tunnels:
         to it.
         """
         address, _, prefix = wanted.address.partition("/")
-        self.set_address(address, int(prefix))
         if before is not None:
             for destination, gateway in before.routes.items():
                 if wanted.routes.get(destination) != gateway:
                     self.remove_route(destination)
             if before.address != wanted.address:
+                # First: a new one in the same network would be secondary, and go with it (ip-address(8)).
                 gone, _, length = before.address.partition("/")
                 self._namespaces.remove_address(self._bridge, gone, int(length), self._netns)
+        self.set_address(address, int(prefix))
+        self._await_address(address)
         for destination, gateway in wanted.routes.items():
             self.add_route(destination, gateway)
         for host, mac in wanted.neighbours.items():
             self.set_neighbour(host, mac)
+
+    def _await_address(self, address: str) -> None:
+        """Open vSwitch adds no route before it has learnt the address from the kernel, a turn of its loop later."""
+        end = time.monotonic() + _LEARNT_S
+        while not any(route.destination == f"{address}/32" for route in self.routes()) and time.monotonic() < end:
+            time.sleep(_POLL_S)
 
     def remove_route(self, destination: str) -> None:
         """Nothing happens if there is no such route."""

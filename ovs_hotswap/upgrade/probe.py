@@ -10,15 +10,17 @@ from ovs_hotswap.upgrade.host import Host
 # No VM has this tag (ofports end at 4000), so the other instance counts the frame and drops it: no guest sees it.
 _TAG = 4094
 # Local experimental ethertype (IEEE 802, 9.2.3) between two locally administered addresses.
-_FRAME = bytes.fromhex("02000000000f02000000000e88b5") + bytes(46)
+_HEADER = bytes.fromhex("02000000000f02000000000e88b5")
+_GUEST_TAG = 4  # a guest may tag its frames itself
 _COUNTED_S = 10.0
 _AGAIN_S = 0.1
 
 
 def across_peer_link(host: Host, sender: Side) -> None:
-    """Raises SwitchError if no frame from ``sender`` is counted by the other instance. A link that has just come up may
-    lose the first ones, so it is sent again and again."""
+    """Raises SwitchError if no frame from ``sender``, as long as the longest of a VM, is counted by the other instance.
+    A link that has just come up may lose the first ones, so it is sent again and again."""
     receiver = sender.other
+    frame = _HEADER + bytes(_GUEST_TAG + host.intent.mtu)
     before = _unknown_tags(host, receiver)
     sent = float("-inf")
 
@@ -27,7 +29,7 @@ def across_peer_link(host: Host, sender: Side) -> None:
         if host.system.monotonic() - sent >= _AGAIN_S:
             sent = host.system.monotonic()
             host.openflow(sender).packet_out(
-                _FRAME, f"push_vlan:0x88a8,set_field:{VLAN_PRESENT + _TAG}->vlan_vid,output:{PEER_PORT}"
+                frame, f"push_vlan:0x88a8,set_field:{VLAN_PRESENT + _TAG}->vlan_vid,output:{PEER_PORT}"
             )
         return _unknown_tags(host, receiver) > before
 

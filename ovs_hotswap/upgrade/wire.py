@@ -60,11 +60,20 @@ class SwitchEnd:
 
 def prove(host: Host, side: Side) -> Proof:
     """Raises SwitchError and UplinkError."""
+    _refuse_still(host, side)
     return host.uplink.prove(side, SwitchEnd(host, side))
+
+
+def _refuse_still(host: Host, side: Side) -> None:
+    """Nobody waits for the deadlines of an instance that stands still. Raises SwitchError."""
+    pid = host.instances[side].pid()
+    if pid is None or host.system.stopped(pid):
+        raise SwitchError(f"instance {side} {'has ended' if pid is None else 'is stopped'}")
 
 
 def counters(host: Host, side: Side) -> Counters:
     """Raises SwitchError and UplinkError."""
+    _refuse_still(host, side)
     flows, steered = host.openflow(side), host.uplink.steered(side)
     return Counters(
         host.system.monotonic(), flows.packets(cookie(Kind.TO_UPLINK)),
@@ -136,11 +145,12 @@ def end(context: Upgrade, run: Run) -> None:
 
 
 class Traffic:
-    """What passes on a side after the traffic was turned to it. Methods raise SwitchError and UplinkError."""
+    """What passes on a side after the traffic was turned to it, from the first ``look``. Counters that cannot be read
+    are no reason to go back: whether the instance lives is judged elsewhere."""
 
     def __init__(self, host: Host, side: Side, before: Passed | None = None) -> None:
         self._host, self._side, self._before = host, side, before
-        self._begun = counters(host, side)
+        self._begun: Counters | None = None
         self._early = True
 
     @staticmethod
@@ -149,14 +159,18 @@ class Traffic:
         return Traffic(context.host, context.new, Passed(**before) if isinstance(before, dict) else None)
 
     def look(self) -> None:
-        """Once, before a long soak is over: VMs that are cut off are not to wait for its end."""
-        if self._early and self._elapsed >= _SURE_S:
+        """Before a long soak is over, once: VMs that are cut off are not to wait for its end. Raises SwitchError."""
+        if self._begun is None:
+            with contextlib.suppress(HotswapError):
+                self._begun = counters(self._host, self._side)
+        elif self._early and self._elapsed >= _SURE_S:
             self._early = False
             checks.verdict(self._now(), SwitchError)
 
     def findings(self) -> list[Finding]:
         """At the end, after a wait: long enough to be sure where packets seem to be missing."""
         system = self._host.system
+        self.look()
         system.sleep(max(0.0, SAMPLE_S - self._elapsed))
         while any(each.severity is Severity.ERROR for each in self._now()) and self._elapsed < _SURE_S:
             system.sleep(_AGAIN_S)
@@ -164,10 +178,16 @@ class Traffic:
 
     @property
     def _elapsed(self) -> float:
-        return self._host.system.monotonic() - self._begun.at
+        return _SURE_S if self._begun is None else self._host.system.monotonic() - self._begun.at
 
     def _now(self) -> list[Finding]:
-        return uplinkchecks.traffic(self._side, self._begun.until(counters(self._host, self._side)), self._before)
+        try:
+            begun = self._begun or counters(self._host, self._side)
+            passed = begun.until(counters(self._host, self._side))
+        except HotswapError as error:
+            text = f"instance {self._side}'s uplink is not proven by traffic: {error.message}"
+            return [Finding(uplinkchecks.NAME, Severity.WARNING, text, error.hint)]
+        return uplinkchecks.traffic(self._side, passed, self._before)
 
 
 def tell(run: Run, findings: Iterable[Finding]) -> None:

@@ -32,7 +32,7 @@ VXLAN_UDP_PORT = 4789
 _ARP_REQUEST, _ARP_REPLY = 1, 2
 _SHORTEST = 60  # of an Ethernet frame without its checksum (IEEE 802.3)
 # What the inner frame is: a local experimental ethertype (IEEE 802, 9.2.3) between locally administered addresses.
-_INNER = bytes.fromhex("02000000000f02000000000e88b5") + bytes(46)
+_INNER = bytes.fromhex("02000000000f02000000000e88b5")
 _CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 _SO_ATTACH_FILTER = 26  # include/uapi/asm-generic/socket.h
 # Classic BPF (include/uapi/linux/filter.h): only ARP, so that the overlay's packets cost a comparison each.
@@ -69,9 +69,10 @@ def answers(frame: bytes, mac: str, target: str) -> bool:
     return bool(operation == _ARP_REPLY and frame[28:32] == IPv4Address(target).packed and frame[38:42] == bytes(4))
 
 
-def vxlan_probe(source: Host, vtep: Host) -> bytes:
-    """A VXLAN packet of network 0 from ``source`` to ``vtep`` (RFC 7348, section 5), its UDP checksum 0."""
-    vxlan = struct.pack("!II", 0x08000000, PROBE_VNI << 8) + _INNER
+def vxlan_probe(source: Host, vtep: Host, mtu: int) -> bytes:
+    """A VXLAN packet of network 0 and ``mtu`` bytes from ``source`` to ``vtep`` (RFC 7348, section 5), its UDP checksum
+    0: as long as the underlay carries, because a device may pass short ones alone."""
+    vxlan = struct.pack("!II", 0x08000000, PROBE_VNI << 8) + _INNER.ljust(mtu - 36, b"\0")
     udp = struct.pack("!HHHH", 49152, VXLAN_UDP_PORT, 8 + len(vxlan), 0) + vxlan
     words = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0x4000, 64, socket.IPPROTO_UDP, 0)
     addresses = IPv4Address(source.address).packed + IPv4Address(vtep.address).packed

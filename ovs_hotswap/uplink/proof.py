@@ -28,12 +28,14 @@ class End(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Prover:
-    """Proofs over kernel devices: ``device`` is where answers arrive, ``vtep`` whom they are for."""
+    """Proofs over kernel devices: ``device`` is where answers arrive, ``vtep`` whom they are for,
+    ``mtu`` the underlay's."""
 
     sockets: Sockets
     device: str
     vtep: Host
     neighbours: Sequence[Host]
+    mtu: int
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
@@ -67,7 +69,7 @@ class Prover:
             return None
         before, until = end.probes(), self.clock() + _COUNTED_S
         while True:
-            self.sockets.send(representor, vxlan_probe(source, self.vtep))
+            self.sockets.send(representor, vxlan_probe(source, self.vtep, self.mtu))
             self.sleep(0.1)
             if end.probes() > before:
                 return True

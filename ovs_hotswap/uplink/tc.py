@@ -189,7 +189,7 @@ class TcUplink:
         self._vtep = vtep
         self._mac = mac.lower()
         self._mtu = mtu
-        self._prover = Prover(sockets, device, Host(vtep, self._mac), tuple(neighbours))
+        self._prover = Prover(sockets, device, Host(vtep, self._mac), tuple(neighbours), mtu)
         self._control = control
         self._quick = quick
         self._known: _Known | None = None

@@ -92,7 +92,7 @@ def prove(network: Network, neighbours: tuple[Host, ...] = (OTHER, NEIGHBOUR)) -
         network.now += seconds
 
     sockets = HostSockets(network)
-    prover = Prover(sockets, "pf0", VTEP, neighbours, clock=lambda: network.now, sleep=sleep)  # type: ignore[arg-type]
+    prover = Prover(sockets, "pf0", VTEP, neighbours, 1500, clock=lambda: network.now, sleep=sleep)  # type: ignore[arg-type]
     return prover.prove("rep-b", network)
 
 
@@ -134,13 +134,14 @@ def test_a_question_that_enters_no_cache() -> None:
 
 
 def test_a_packet_that_every_switch_takes_for_vxlan() -> None:
-    frame = vxlan_probe(NEIGHBOUR, VTEP)
+    frame = vxlan_probe(NEIGHBOUR, VTEP, 1500)
     header = frame[14:34]
     total = sum(int.from_bytes(header[at : at + 2], "big") for at in range(0, 20, 2))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     assert total == 0xFFFF, "RFC 791: the checksum"
-    assert int.from_bytes(header[2:4], "big") == len(frame) - 14
+    assert int.from_bytes(header[2:4], "big") == len(frame) - 14 == 1500, "as long as the underlay carries"
+    assert int.from_bytes(frame[38:40], "big") == 1480
     assert frame[36:38] == (4789).to_bytes(2, "big")
     assert frame[42:50] == bytes.fromhex("0800000000000000"), "network 0"
 

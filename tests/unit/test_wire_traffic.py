@@ -1,0 +1,98 @@
+"""What passes after the traffic was turned to a side, over a switch whose flows count as the test says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from ovs_hotswap.config import Config
+from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.model import Severity, Side
+from ovs_hotswap.overlay.tables import Kind, cookie
+from ovs_hotswap.upgrade.uplinkchecks import Passed
+from ovs_hotswap.upgrade.wire import Traffic
+from tests.unit.watch_bed import FakeHost, World
+from tests.unit.watch_bed import config as config
+
+BEFORE = Passed(2.0, 200, 200)
+
+
+@dataclass
+class Flows:
+    """Packets a second, from the beginning on."""
+
+    world: World
+    sent: int = 100
+    received: int = 100
+    mute: bool = False
+
+    def packets(self, value: int, mask: int = 0) -> int:
+        if self.mute:
+            raise SwitchError("ovs-ofctl: no answer")
+        return int(self.world.now * (self.sent if value == cookie(Kind.TO_UPLINK) else self.received))
+
+
+class Counting(FakeHost):
+    def __init__(self, config: Config, world: World) -> None:
+        super().__init__(config, world)
+        self.flows = Flows(world)
+
+    def openflow(self, side: Side) -> Any:
+        return self.flows
+
+
+@pytest.fixture
+def host(config: Config) -> Counting:
+    return Counting(config, World(["vm1"]))
+
+
+def test_packets_that_pass_are_seen_soon(host: Counting) -> None:
+    traffic = Traffic(host, Side.B, BEFORE)
+    begun = host.world.now
+    traffic.look()
+    (found,) = traffic.findings()
+    assert found.severity is Severity.OK
+    assert host.world.now - begun < 2
+
+
+def test_what_came_in_before_and_does_not_any_more_is_an_error(host: Counting) -> None:
+    host.flows.received = 0
+    traffic = Traffic(host, Side.B, BEFORE)
+    traffic.look()
+    begun = host.world.now
+    (found,) = traffic.findings()
+    assert found.severity is Severity.ERROR
+    assert host.world.now - begun >= 3.9, "counters are added up by threads that may have to wait"
+
+
+def test_a_long_soak_is_not_waited_for(host: Counting) -> None:
+    host.flows.received = 0
+    traffic = Traffic(host, Side.B, BEFORE)
+    traffic.look()
+    host.world.now += 1
+    traffic.look()
+    host.world.now += 3.5
+    with pytest.raises(SwitchError, match="nothing comes in from other hosts on instance b"):
+        traffic.look()
+
+
+def test_a_silent_host_is_not_proven(host: Counting) -> None:
+    host.flows.received = host.flows.sent = 0
+    (found,) = Traffic(host, Side.B).findings()
+    assert found.severity is Severity.WARNING
+    assert "not proven by traffic" in found.text
+
+
+def test_counters_that_cannot_be_read_are_no_reason_to_go_back(host: Counting) -> None:
+    host.flows.mute = True
+    traffic = Traffic(host, Side.B, BEFORE)
+    traffic.look()
+    (found,) = traffic.findings()
+    assert found.severity is Severity.WARNING
+    assert "no answer" in found.text
+    host.flows.mute = False
+    host.world.stopped_pids = {2}
+    (found,) = Traffic(host, Side.B, BEFORE).findings()
+    assert "instance b is stopped" in found.text
