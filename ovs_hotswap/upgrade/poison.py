@@ -31,6 +31,7 @@ class Poison:
         self._inquest: Inquest | None = None
         self._held: dict[str, str] = {}  # by us, and why
         self._first = True
+        self._fault: str | None = None
 
     def died(self, at: float) -> None:
         """The active instance has ended."""
@@ -51,8 +52,11 @@ class Poison:
             return
         try:
             self._step(host, alive)
+            self._fault = None
         except HotswapError as error:
-            log.warning("which VM ends the instances: %s", error.message)
+            if error.message != self._fault:  # it is tried again each second
+                log.warning("which VM ends the instances: %s", error.message)
+            self._fault = error.message
 
     def _step(self, host: Host, alive: bool) -> None:
         self._hear()
