@@ -108,6 +108,9 @@ def _show(app: App, document: dict[str, Any]) -> None:
             out.line(f"gave up after {document['failures']} failures: no standby is started any more; "
                      "mend the cause, then start the watchdog again; if it is a VM, "
                      "`ovs-hotswap vm quarantine VM` cuts that one off")  # fmt: skip
+        for seen in (document["uplinks"] or {}).values():
+            if seen["severity"] != Severity.OK:
+                out.line(f"uplink    {seen['text']}")
         for key in watchlog.PROBLEMS:
             if document[key]:
                 out.line(f"problem   {document[key]}")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ovs_hotswap.cli import watch_cmd
+from ovs_hotswap.cli.app import App
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import UplinkError
 from ovs_hotswap.model import Proof, Side
@@ -83,3 +85,14 @@ def test_the_keeper_looks_when_there_is_nothing_else_to_do(config: Config) -> No
     bed.world.proofs[Side.B] = MUTE
     bed.keeper.turn()
     assert uplinks(bed) == {"a": "ok", "b": "error"}
+
+
+def test_the_status_says_which_uplink_passes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    keys = ("health", "reason", "keeping", "unprotected", "not_parked", "quarantined", "gave_up", *watchlog.PROBLEMS)
+    uplinks = {"a": {"severity": "ok", "text": "a passes"}, "b": {"severity": "error", "text": "b passes nothing"}}
+    document = {**dict.fromkeys(keys), "mode": "automatic", "running": True, "active": "a", "standby": "b",
+                "uplinks": uplinks, "events": []}  # fmt: skip
+    watch_cmd._show(App(), document)
+    shown = capsys.readouterr().out
+    assert "uplink    b passes nothing" in shown
+    assert "a passes" not in shown
