@@ -91,8 +91,8 @@ def test_the_keeper_looks_when_there_is_nothing_else_to_do(config: Config) -> No
 def test_the_status_says_which_uplink_passes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     keys = ("health", "reason", "keeping", "unprotected", "not_parked", "quarantined", "gave_up", *watchlog.PROBLEMS)
     uplinks = {"a": {"severity": "ok", "text": "a passes"}, "b": {"severity": "error", "text": "b passes nothing"}}
-    document: dict[str, Any] = {**dict.fromkeys(keys), "mode": "automatic", "running": True, "active": "a", "standby": "b",
-                "uplinks": uplinks, "events": []}  # fmt: skip
+    document: dict[str, Any] = dict.fromkeys(keys)
+    document |= {"mode": "automatic", "running": True, "active": "a", "standby": "b", "uplinks": uplinks, "events": []}
     watch_cmd._show(App(), document)
     shown = capsys.readouterr().out
     assert "uplink    b passes nothing" in shown
