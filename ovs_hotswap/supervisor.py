@@ -15,6 +15,7 @@ import selectors
 import signal
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 _MESSAGE = 4096  # bytes
 _ANCILLARY = socket.CMSG_SPACE(4 * 253)  # SCM_MAX_FD
 _DELAY_S, _DELAY_MAX_S = 0.1, 5.0  # before a service is started again that was not ready when it ended
+_BURST, _BURST_S = 20, 60.0  # or that was started more often than that within so many seconds
 _STOP_S = 10.0  # for the service to end by itself
 SUCCEEDED = "X_SUCCEEDED=1"  # said by a service that another process has replaced, which is not to be started again
 
@@ -62,6 +64,22 @@ class Store:
         self._kept = []
 
 
+class BackOff:
+    """How long a service is not started again after it ended: not at all where it was ready, longer each time where it
+    was not, and also where it is ready again and again and ends again and again."""
+
+    def __init__(self) -> None:
+        self._ends: deque[float] = deque(maxlen=_BURST)
+        self._delay = 0.0
+
+    def after(self, *, ready: bool, now: float) -> float:
+        """``now``: when it ended. All in seconds."""
+        hasty = len(self._ends) == _BURST and now - self._ends[0] < _BURST_S
+        self._ends.append(now)
+        self._delay = 0.0 if ready and not hasty else min(max(2 * self._delay, _DELAY_S), _DELAY_MAX_S)
+        return self._delay
+
+
 class Supervisor:
     """Runs ``argv`` until it is told to end. ``directory``: for its socket and its pid file, ``NAME.pid``.
 
@@ -76,7 +94,7 @@ class Supervisor:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         self._child: int | None = None
         self._pidfd = -1
-        self._due, self._delay = 0.0, 0.0
+        self._due, self._back_off = 0.0, BackOff()
         self._ready = self._ever_ready = self._succeeded = False
         self._signals: list[int] = []
 
@@ -114,10 +132,11 @@ class Supervisor:
                 self._start()
 
     def _later(self, why: str) -> None:
-        """Start the service again at once, or after a growing delay if it was not even ready."""
-        self._delay = 0.0 if self._ready else min(max(2 * self._delay, _DELAY_S), _DELAY_MAX_S)
-        self._due = time.monotonic() + self._delay
-        log.warning("%s: it is started again in %.1f s", why, self._delay)
+        """Start the service again, at once or after a while."""
+        now = time.monotonic()
+        delay = self._back_off.after(ready=self._ready, now=now)
+        self._due = now + delay
+        log.warning("%s: it is started again in %.1f s", why, delay)
 
     def _told_to_end(self) -> bool:
         taken, self._signals = self._signals, []

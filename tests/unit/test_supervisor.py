@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ovs_hotswap.supervisor import BackOff
 from tests.waiting import eventually
 
 RUN = (
@@ -234,3 +235,55 @@ def test_a_program_that_is_not_there(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", RUN, str(tmp_path), "", "/nowhere"], check=False, capture_output=True)
     assert done.returncode == 127
     assert b"/nowhere cannot be started" in done.stderr
+
+
+def test_one_that_was_ready_is_started_again_at_once() -> None:
+    back_off = BackOff()
+    assert [back_off.after(ready=True, now=100.0 * number) for number in range(50)] == [0.0] * 50
+
+
+def test_one_that_is_not_ready_is_started_less_and_less_often() -> None:
+    back_off = BackOff()
+    delays = [back_off.after(ready=False, now=float(number)) for number in range(8)]
+    assert delays == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0])
+    assert back_off.after(ready=True, now=8.0) == 0.0
+
+
+def test_one_that_is_ready_and_ends_again_and_again_is_started_less_and_less_often() -> None:
+    back_off, now, delays = BackOff(), 0.0, []
+    for _ in range(200):
+        delays.append(back_off.after(ready=True, now=now))
+        now += 0.3 + delays[-1]
+    assert delays[:20] == [0.0] * 20
+    in_a_minute = 60.0 / (now / 200)
+    assert in_a_minute < 30
+
+
+UNITS = Path(__file__).parents[2] / "systemd"
+
+
+@pytest.mark.parametrize("name", ["ovs-hotswap-broker", "ovs-hotswap-watch"])
+def test_a_unit_that_keeps_failing_waits_before_it_is_started_again(name: str, tmp_path: Path) -> None:
+    """What the unit runs after its service has ended, with a `sleep` that says how long."""
+    text = (UNITS / f"{name}.service").read_text().replace("\\\n", "")
+    (line,) = [line for line in text.splitlines() if line.startswith("ExecStopPost=/bin/sh -c '")]
+    script = line.partition("'")[2].removesuffix("'").replace("$$", "$").replace("%N", name)
+    sleep = tmp_path / "sleep"
+    sleep.write_text('#!/bin/sh\necho "$1"\n')
+    sleep.chmod(0o755)
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+
+    def ended(result: str) -> str:
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SERVICE_RESULT": result, "RUNTIME_DIRECTORY": str(run_dir)}
+        argv = ["/bin/sh", "-c", script]
+        return subprocess.run(argv, env=environment, check=False, capture_output=True, text=True).stdout.strip()
+
+    assert [ended("exit-code") for _ in range(7)] == ["", "", "", "1", "2", "5", "5"]
+    assert ended("success") == ""
+    (record,) = run_dir.iterdir()
+    os.utime(record, (0, 0))  # long ago
+    assert ended("signal") == ""
+    record.unlink()
+    run_dir.rmdir()  # nothing can be written
+    assert ended("exit-code") == "5"
