@@ -17,6 +17,7 @@ import signal
 import struct
 import threading
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 _FLOCK = struct.Struct("hhqqi")  # struct flock of 64-bit Linux: type, whence, start, length, pid
@@ -48,15 +49,26 @@ def started(pid: int) -> int:
         return 0
 
 
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process that a later reader can recognise. ``born``: when it was started (``started``), ``None`` where that is
+    not known: then whoever has that pid is taken for it."""
+
+    pid: int
+    born: int | None = None
+
+
 class Exit:
     """The end of process ``pid``, which lives. ``locks``: files on one of which it may hold a POSIX lock.
 
-    ``fileno`` becomes readable when it may have ended, ``ended`` tells. Raises ProcessLookupError if it has.
+    ``born`` is when it was started. ``fileno`` becomes readable when it may have ended, ``ended`` tells. Raises
+    ProcessLookupError if it has.
     """
 
     def __init__(self, pid: int, locks: Iterable[Path] = ()) -> None:
         self.pid = pid
         self._pidfd = os.pidfd_open(pid)
+        self.born = started(pid)
         self._unlocked = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._either = select.epoll()
         self._either.register(self._pidfd, select.EPOLLIN)

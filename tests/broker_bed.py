@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ovs_hotswap.model import Side
+from ovs_hotswap.system import System
 from tests.broker_process import BrokerProcess
 from tests.vhost_device import FEATURES, SwitchSpec
 from tests.vhost_qemu import FakeQemu
@@ -74,6 +75,9 @@ class Bed:
         """The broker has as many as always, but for one. A new one first takes in callers that have given up meanwhile,
         and then sees that they are gone."""
         self.wait(lambda: abs(self.broker.descriptors() - usual) <= 1, f"{usual} descriptors")
+
+    def wait_stopped(self, switch: SwitchProcess) -> None:
+        eventually(lambda: System().stopped(switch.pid), "a switch stands still")
 
     def connected(self, side: Side, name: str = "vm0") -> bool:
         return bool(self.client.vm(name)["switches"][side]["connected"])

@@ -19,6 +19,7 @@ from typing import Any
 from ovs_hotswap import __version__, sd
 from ovs_hotswap.config import Config, read_active
 from ovs_hotswap.errors import BrokerError, CommandError, ConfigError, HotswapError
+from ovs_hotswap.exits import Process, started
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import load_intent
 from ovs_hotswap.priority import preferred, raise_priority
@@ -26,7 +27,7 @@ from ovs_hotswap.supervisor import SUCCEEDED
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.system import System, many_descriptors
 from ovs_hotswap.systemctl import Unit
-from ovs_hotswap.vhost import succession
+from ovs_hotswap.vhost import recovery, succession
 from ovs_hotswap.vhost.budget import Turns
 from ovs_hotswap.vhost.calls import signaller
 from ovs_hotswap.vhost.channel import OwnedFd, listen
@@ -36,15 +37,17 @@ from ovs_hotswap.vhost.keeping import Keeping
 from ovs_hotswap.vhost.memory import make_scratch, waits
 from ovs_hotswap.vhost.move import Mover
 from ovs_hotswap.vhost.moves import Moves, side_of, until
+from ovs_hotswap.vhost.passing import Passing
 from ovs_hotswap.vhost.ping import ping_forever
 from ovs_hotswap.vhost.place import Place, control_group
 from ovs_hotswap.vhost.processes import Processes
 from ovs_hotswap.vhost.quarantine import Quarantine
 from ovs_hotswap.vhost.reach import Reach
+from ovs_hotswap.vhost.recovery import StartsOver
 from ovs_hotswap.vhost.report import vm_document
 from ovs_hotswap.vhost.seat import Seat
 from ovs_hotswap.vhost.service import UNIT
-from ovs_hotswap.vhost.snapshot import VmParts
+from ovs_hotswap.vhost.snapshot import VmParts, Work
 from ovs_hotswap.vhost.succession import Inherited
 from ovs_hotswap.vhost.vault import Vault
 from ovs_hotswap.vhost.vm import Vm
@@ -71,13 +74,12 @@ class Broker:
     ) -> None:  # fmt: skip
         self._config = config
         self._system = system
-        self._serving = self._succeeded = self._for_good = False
-        self._successors: socket.socket | None = None
-        self._succession: asyncio.Task[None] | None = None
+        self._serving = self._for_good = False
         self._loop = loop
         self._delays = Delays(loop)
         self._fence_s = config.broker.fence_ms / 1e3
         self._home = home
+        self._followed: Side | None = None  # whose side VMs without a guest were given
         self._seats: dict[str, Seat] = {}
         pid_files = [InstancePaths.of(config, side).vswitchd_pid for side in Side]
         self._processes = Processes(loop, self._process_ended, pid_files)
@@ -100,10 +102,14 @@ class Broker:
         signaller().ready()  # made while something may fail, and what it lacks is told
         control = None if inherited is None else inherited.control
         self._desk = Desk(config, self._methods, control, self._group(goes_on))
+        successors = None if inherited is None else inherited.successors
+        self._passing = Passing(loop, config, successors, self._seats, self._keeping, self._desk, self._passed_on)
         if inherited is not None:
-            self._successors = inherited.successors
             for given, listeners in inherited.vms.values():
-                self._restore(given, listeners)
+                if isinstance(given, StartsOver):
+                    self._start_over(given, listeners)
+                else:
+                    self._restore(given, listeners)
 
     async def run(self) -> None:
         """Serve. Raises ConfigError if the overlay intent cannot be read, BrokerError if a socket cannot be made, where
@@ -145,23 +151,27 @@ class Broker:
         if earlier - names:
             self._reload_soon()
 
-    def _restore(self, given: VmParts, listeners: dict[Side, socket.socket]) -> None:
+    def _restore(self, given: VmParts, listeners: dict[Side, socket.socket], work: Work | None = None) -> None:
         """A VM as another broker left it. It is not acted on before ``_take_up``."""
         vm = self._new_vm(given.name, given.scratch)
-        succession.restore(vm, given, self._processes.track)
+        recovery.restore(vm, given, self._processes.track, work)
         self._seat_vm(vm, listeners).restored = True
+
+    def _start_over(self, given: StartsOver, listeners: dict[Side, socket.socket]) -> None:
+        """A VM of which nobody can say how far another broker's work with it went."""
+        for process in given.processes.values():
+            self._processes.track(process.pid, process.born)
+        suspects = {side: process.pid for side, process in given.processes.items()}
+        self._seat_vm(self._new_vm(given.name, make_scratch(), suspects), listeners, given.qemu)
 
     def _take_up(self, seat: Seat) -> None:
         """Go on with a VM where another broker left off. A fault of one VM is that VM's."""
-        seat.restored, vm = False, seat.vm
+        seat.restored = False
         try:
-            vm.go_on()
-            self._quarantine.enforce(vm)
-            vm.assign()
-            for side in Side:
-                vm.repark(side)  # nobody minds capture rings that the other broker had armed
+            recovery.take_up(seat.vm)
+            self._quarantine.enforce(seat.vm)
         except Exception:
-            log.exception("vm %s: it cannot be gone on with", vm.name)
+            log.exception("vm %s: it cannot be gone on with", seat.vm.name)
 
     async def _run(self, desk: asyncio.Task[None]) -> None:
         self._serving = True
@@ -172,23 +182,21 @@ class Broker:
         gc.freeze()
         sd.notify("READY=1", f"STATUS=serves {len(self._seats)} VMs")
         log.info("broker %s serves %d VMs on %s", __version__, len(self._seats), self._config.broker_socket)
-        tasks = [
-            self._loop.create_task(each)
-            for each in (Reach(self._config, self._seats, self._keeping).forever(self._let_leave), ping_forever())
-        ]
-        self._await_successors()
+        reach = Reach(self._config, self._seats, self._keeping, self._passing)
+        tasks = [self._loop.create_task(each) for each in (reach.forever(self._each_round), ping_forever())]
+        self._passing.open()
         try:
             await self._stopping.wait()
             sd.notify("STOPPING=1")
-            if not self._succeeded and (self._for_good or await asyncio.to_thread(self._unit_stops)):
+            if not self._passing.succeeded and (self._for_good or await asyncio.to_thread(self._unit_stops)):
                 await self._withdrawal.enforce(max(self._fence_s, _PATIENCE_S))
-            if not self._succeeded:
+            if not self._passing.succeeded:
                 with contextlib.suppress(BrokerError):
                     await until(self._keeping.save, succession.TIMEOUT_S, "VMs are not settled")
         finally:
             for task in (desk, *tasks):
                 task.cancel()
-            if not self._succeeded:
+            if not self._passing.succeeded:
                 if self._withdrawal.begun:  # else clients wait for the next broker
                     self._config.broker_socket.unlink(missing_ok=True)
                 self._config.successor_socket.unlink(missing_ok=True)
@@ -196,6 +204,11 @@ class Broker:
     def _stop(self, number: signal.Signals) -> None:
         """SIGINT is for good, and so is SIGTERM if there is nobody who keeps something to go on from."""
         self._for_good |= number is signal.SIGINT or not sd.listened() or self._withdrawal.begun
+        self._stopping.set()
+
+    def _passed_on(self) -> None:
+        """A successor is the broker."""
+        sd.notify(SUCCEEDED)
         self._stopping.set()
 
     def _unit_stops(self) -> bool:
@@ -207,62 +220,6 @@ class Broker:
         except CommandError as error:
             log.warning("is %s stopped or restarted? %s", UNIT, error.message)
             return False
-
-    def _await_successors(self) -> None:
-        """Without this socket VMs are served all the same."""
-        try:
-            if self._successors is None:
-                self._successors = listen(self._config.successor_socket)
-            self._successors.setblocking(False)
-            self._successors.listen()  # from here on it is this process that peers see there (unix(7), SO_PEERCRED)
-            self._loop.add_reader(self._successors.fileno(), self._successor_came, self._successors)
-        except (BrokerError, OSError) as error:
-            log.error("no broker can succeed this one: %s", error)
-
-    def _successor_came(self, listener: socket.socket) -> None:
-        try:
-            connection, _ = listener.accept()
-        except OSError as error:
-            log.warning("successor: accept: %s", error)
-            return
-        if self._succession is not None and not self._succession.done():
-            connection.close()
-            return
-        self._succession = self._loop.create_task(self._hand_over(connection))
-
-    async def _hand_over(self, connection: socket.socket) -> None:
-        """Give everything to a successor, or go on if it does not become ready."""
-        seats: list[Seat] = []
-        with connection:
-            try:
-                for seat in self._seats.values():
-                    seat.mover.disarm()
-                    seat.mover.settle()
-                unsettled = "VMs are not settled: messages are under way"
-                await until(lambda: all(map(self._passable, self._seats.values())), succession.TIMEOUT_S, unsettled)
-                seats = [seat for _, seat in sorted(self._seats.items())]  # others may have left meanwhile
-                for seat in seats:
-                    seat.pause(self._loop)
-                connection.setblocking(True)
-                assert self._successors is not None
-                succession.hand_over(connection, self._desk.listener, self._successors,
-                                     [(seat.vm, seat.listeners) for seat in seats])  # fmt: skip
-            except Exception as error:
-                log.error("a successor could not take over: %s", error,
-                          exc_info=None if isinstance(error, HotswapError) else error)  # fmt: skip
-                for seat in seats:
-                    seat.go_on(self._loop, self._accept)
-                return
-        self._succeeded = True
-        self._desk.close()
-        for seat in seats:
-            seat.vm.withdrawn = True  # no move that has waited goes on here
-        sd.notify(SUCCEEDED)
-        self._stopping.set()
-
-    def _passable(self, seat: Seat) -> bool:
-        """Whether a VM is in a state that another broker can go on from."""
-        return seat.settled and not self._keeping.holds_qemu(seat.vm.name)
 
     def _read_intent(self) -> frozenset[str]:
         """Names of the intent's VMs. One with 100 000 remote MACs takes seconds to read: it is read when it changed."""
@@ -278,7 +235,7 @@ class Broker:
 
     def _make(self, names: Set[str]) -> None:
         """Make the VMs ``names``; new ones belong to the side that is active now. Others begin to leave."""
-        self._home = read_active(self._config) or self._home
+        self._follow_active()
         for name in sorted(names - self._seats.keys()):
             self._add(name)
         for name, seat in self._seats.items():
@@ -290,16 +247,34 @@ class Broker:
                 seat.serve_again()
         self._let_leave()
 
+    def _follow_active(self) -> None:
+        """VMs without a guest belong to the side that is active now: nobody else will have it in mind when they start,
+        and the broker may not have been told."""
+        active = None
+        with contextlib.suppress(OSError):
+            active = read_active(self._config)
+        if active is None or active is self._followed:
+            return
+        self._home = self._followed = active
+        for seat in self._seats.values():
+            if seat.vm.qemu is None and seat.vm.ownership.holder is None and seat.vm.home is not active:
+                seat.vm.home = active
+                seat.vm.talks()
+
+    def _each_round(self) -> None:
+        """Before QEMUs are looked for."""
+        self._let_leave()
+        self._follow_active()
+
     def _let_leave(self) -> None:
         """Let go of VMs that are in the intent no more, once no switch can be on their rings."""
         for name, seat in list(self._seats.items()):
-            if seat.leaving and seat.is_withdrawn and not self._succeeded:
+            if seat.leaving and seat.is_withdrawn and not self._passing.succeeded:
                 self._keeping.remove(name, forget=True)
                 self._remove(name)
 
     def _add(self, name: str) -> None:
-        kept = self._keeping.take(name)
-        suspects = {**self._suspects(name), **kept.pids}
+        found = self._suspects(name)
         listeners: dict[Side, socket.socket] = {}
         try:
             for side in Side:
@@ -308,12 +283,11 @@ class Broker:
             for listener in listeners.values():
                 listener.close()
             raise
+        kept = self._keeping.take(name)
         if kept.state is not None:
-            self._restore(kept.state, listeners)
+            self._restore(kept.state, listeners, kept.work)
             return
-        for pid in suspects.values():
-            self._processes.track(pid)
-        self._seat_vm(self._new_vm(name, make_scratch(), suspects), listeners, kept.qemu)
+        self._start_over(StartsOver(name, {**found, **kept.processes}, kept.qemu), listeners)
 
     def _new_vm(self, name: str, scratch: Descriptor, suspects: Mapping[Side, int] | None = None) -> Vm:
         vm = Vm(name, self._loop, self._delays, self._turns, self._processes, scratch, self._home,
@@ -324,21 +298,21 @@ class Broker:
         self._keeping.add(vm, qemu)
         vm.withdrawn = self._withdrawal.begun
         seat = self._seats[vm.name] = Seat(vm, Mover(vm, self._loop, self._delays, self._fence_s), listeners)
-        for side, listener in listeners.items():
-            self._loop.add_reader(listener.fileno(), self._accept, seat, side)
+        seat.listen(self._loop, self._accept)
         return seat
 
-    def _suspects(self, name: str) -> dict[Side, int]:
+    def _suspects(self, name: str) -> dict[Side, Process]:
         """Switches that an earlier broker may have given the VM's rings: their processes live, and that broker left
         its sockets. They connect again, or die, before another side is given the rings."""
         found = {}
         for side in Side:
             paths = InstancePaths.of(self._config, side)
             pid = self._system.read_pid(paths.vswitchd_pid)
+            born = 0 if pid is None else started(pid)  # before it is looked at: a later one with its pid is another
             if pid is None or f"--pidfile={paths.vswitchd_pid}" not in self._system.cmdline(pid):
                 continue
             if self._config.vhost_socket(side, name).exists():
-                found[side] = pid
+                found[side] = Process(pid, born)
         return found
 
     def _remove(self, name: str, *, forget: bool = True) -> None:
@@ -449,7 +423,7 @@ class Broker:
 
     def close(self) -> None:
         """Hang up on everybody, or only let go of what a successor has too or what is kept for the next broker."""
-        if not self._succeeded:
+        if not self._passing.succeeded:
             self._keeping.save()
         for name in list(self._seats):
             self._keeping.remove(name, forget=False)

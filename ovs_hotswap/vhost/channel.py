@@ -59,6 +59,7 @@ class Channel:
         connection.setblocking(False)
         self._socket = connection
         self._reader = FrameReader()
+        self._sought, self._found = b"", b""
         self._outbox: deque[tuple[bytes, list[OwnedFd]]] = deque()
         self._poll_in = select.poll()
         self._poll_in.register(connection, select.POLLIN)
@@ -78,10 +79,9 @@ class Channel:
         Raises ProtocolError for a broken frame, PeerClosed at the end of the stream, OSError.
         """
         while True:
+            wanted = len(self._sought) - len(self._found) or self._reader.wanted
             try:
-                data, ancillary, flags, _ = self._socket.recvmsg(
-                    self._reader.wanted, _ANCILLARY, socket.MSG_CMSG_CLOEXEC
-                )
+                data, ancillary, flags, _ = self._socket.recvmsg(wanted, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return None
             descriptors = adopt(ancillary)
@@ -91,9 +91,41 @@ class Channel:
             if not data:
                 close_all(descriptors)
                 raise PeerClosed
+            if self._sought and not self._seen(data):
+                close_all(descriptors)
+                continue
+            if self._sought:
+                data, self._sought, self._found = self._sought, b"", b""
             frame = self._reader.feed(data, descriptors)
             if frame is not None:
                 return frame
+
+    def seek(self, header: bytes) -> None:
+        """Throw away what comes before ``header``, which begins the next frame: where the stream stands is not known,
+        since another process has read from it."""
+        self._sought = header
+
+    def _seen(self, data: bytes) -> bool:
+        """Whether ``data`` ends what is sought; never more is read than may be its rest."""
+        found = self._found + data
+        while not self._sought.startswith(found):
+            found = found[1:]
+        self._found = found
+        return found == self._sought
+
+    @property
+    def half(self) -> tuple[bytes, tuple[Descriptor, ...]]:
+        """What was received of a message that is not whole; its descriptors stay this object's."""
+        return self._reader.half
+
+    def resume(self, data: bytes, descriptors: Sequence[Descriptor]) -> None:
+        """Go on from what another process had received of a message; the descriptors are this object's from then on.
+        Raises ProtocolError if that is whole, or is none."""
+        while data:
+            now, data = data[: self._reader.wanted], data[self._reader.wanted :]
+            if self._reader.feed(now, descriptors) is not None:
+                raise ProtocolError("half a message is a whole one")
+            descriptors = ()
 
     def send(self, data: bytes, descriptors: Sequence[Descriptor] = ()) -> None:
         """Send a frame now, or keep it (with duplicates of its descriptors) until ``flush``.
@@ -144,7 +176,7 @@ class Channel:
     @property
     def quiet(self) -> bool:
         """Whether nothing is half sent or half received: the condition for ``exchange``."""
-        return not self._outbox and self._reader.idle
+        return not self._outbox and not self._reader.half[0]
 
     def exchange(self, data: bytes, answer: bytearray, deadline: float, *, asleep: bool = False) -> bool:
         """Send ``data`` and wait until ``answer`` is filled or ``time.monotonic()`` reaches ``deadline``. ``asleep``:

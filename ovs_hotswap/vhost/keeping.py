@@ -10,8 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ovs_hotswap.errors import StateUnknown
+from ovs_hotswap.exits import Process
+from ovs_hotswap.model import Side
 from ovs_hotswap.vhost.channel import OwnedFd
-from ovs_hotswap.vhost.succession import parts
+from ovs_hotswap.vhost.ownership import Certainty
+from ovs_hotswap.vhost.recovery import parts
+from ovs_hotswap.vhost.snapshot import VmParts, Work
 from ovs_hotswap.vhost.vault import Kept, Vault
 from ovs_hotswap.vhost.vm import Vm
 
@@ -23,16 +27,34 @@ _FLOOD_S = 0.5  # between two saves of a VM whose QEMU never stops: each costs t
 _NOTHING = Kept(None, {})
 
 
+def _work(vm: Vm, told: Side | None, moving: bool) -> Work | None:
+    """What is about to be done with a VM's switches; ``None`` if nobody could go on from what is kept, with that."""
+    owner = None if moving else vm.ownership.holder
+    between = vm.ownership.certainty in (Certainty.LETTING_GO, Certainty.CUT)
+    if vm.ownership.suspects or between or (told is not None and told is owner):
+        return None
+    return Work(vm.home, owner, frozenset(vm.park_wanted), frozenset() if told is None else frozenset({told}))
+
+
+def _processes(state: VmParts) -> dict[Side, Process]:
+    """The processes that may be on the rings by a state, or be given them."""
+    pids = {side: pid for side, pid in state.suspects.items() if side in state.ownership.suspects}
+    if state.ownership.holder is not None and state.ownership.certainty is Certainty.CUT:
+        pids[state.ownership.holder] = state.cut_pid
+    found = {side: Process(pid, state.born.get(pid)) for side, pid in pids.items()}
+    return found | {side: Process(link.pid, link.born) for side, link in state.links.items()}
+
+
 @dataclass
 class _Entry:
     vm: Vm
-    vault: Vault
+    vault: Vault | None
     qemu: OwnedFd | None  # the connection of an earlier broker's to the VM's QEMU, which is not to end yet
     saved_at: float = 0.0
 
 
 class Keeping:
-    """``vaults`` are an earlier broker's. Where nobody supervises this process, nothing is kept."""
+    """``vaults`` are an earlier broker's. Where nobody supervises this process, no state is kept."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, vaults: Mapping[str, Vault], *, keeps: bool) -> None:
         self._loop, self._keeps = loop, keeps
@@ -63,10 +85,15 @@ class Keeping:
         if vault is None:
             return _NOTHING
         try:
-            return vault.take()
+            kept = vault.take()
         except StateUnknown as error:
             log.warning("vm %s: %s", name, error.message)
             return _NOTHING
+        if kept.state is None:
+            vault.begin(kept.processes, kept.qemu)
+        else:  # nobody goes on from there a second time
+            vault.begin(_processes(kept.state), kept.state.qemu)
+        return kept
 
     @property
     def unsaved(self) -> int:
@@ -75,15 +102,17 @@ class Keeping:
 
     def add(self, vm: Vm, qemu: OwnedFd | None = None) -> None:
         """Keep a VM's state from now on, and the connection ``qemu`` of an earlier broker's as long as must be."""
-        if not self._keeps:
-            return
-        name = vm.name
-        vault = self._earlier.pop(name, None) or Vault.make(name)
+        name, vault = vm.name, None
+        if self._keeps:
+            vault = self._earlier.pop(name, None) or Vault.make(name)
         self._entries[name] = _Entry(vm, vault, qemu)
         if qemu is not None:
             switches = " and ".join(f"{side} (process {pid})" for side, pid in sorted(vm.suspects.items())) or "none"
             log.warning("vm %s: its QEMU is kept waiting until no switch can be on the rings: %s", name, switches)
+        if vault is None:
+            return
         vm.touched = lambda: self._touched(name)
+        vm.talks = lambda told=None, moving=False: self._talks(name, told, moving)
         vm.touched()
 
     def remove(self, name: str, *, forget: bool) -> None:
@@ -93,8 +122,11 @@ class Keeping:
         if entry is None:
             return
         entry.vm.touched = lambda: None
+        entry.vm.talks = lambda told=None, moving=False: None
         if entry.qemu is not None:
             entry.qemu.close()
+        if entry.vault is None:
+            return
         if forget:
             entry.vault.remove(name)
         else:
@@ -110,12 +142,28 @@ class Keeping:
             return True
         entry.qemu.close()
         entry.qemu = None
-        self._touched(name)
+        entry.vm.touched()
         return False
+
+    def held_qemu(self, name: str) -> OwnedFd | None:
+        """The connection of which ``holds_qemu`` tells."""
+        return self._entries[name].qemu if self.holds_qemu(name) else None
 
     def _touched(self, name: str) -> None:
         entry = self._entries[name]
-        entry.vault.begin(entry.vm.switch_pids, entry.vm.qemu or entry.qemu)
+        assert entry.vault is not None
+        entry.vault.begin(entry.vm.processes, entry.vm.qemu or entry.qemu)
+        self._save_soon(name)
+
+    def _talks(self, name: str, told: Side | None, moving: bool) -> None:
+        entry = self._entries[name]
+        work = _work(entry.vm, told, moving)
+        assert entry.vault is not None
+        if work is None or not entry.vault.add(work):
+            self._touched(name)
+        self._save_soon(name)
+
+    def _save_soon(self, name: str) -> None:
         self._changed.add(name)
         if self._timer is None:
             self._timer = self._loop.call_later(_SAVE_S, self._on_time)
@@ -143,6 +191,7 @@ class Keeping:
             if entry.qemu is not None:
                 continue  # the note of work under way keeps that connection; ``holds_qemu`` goes on
             try:
+                assert entry.vault is not None
                 with parts(vm) as state:
                     entry.vault.put(state)
             except OSError as error:

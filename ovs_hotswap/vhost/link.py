@@ -52,6 +52,7 @@ class Link:
         self.pid = channel.peer_pid
         self.told = Told()
         self.offer: Offer | None = None
+        self.inherited = False  # from another process, with what that was told or not
         self._due: deque[_Due] = deque()
         self._agreed: tuple[GuestState, Role, Told] | None = None
 
@@ -101,6 +102,16 @@ class Link:
         """Ask for a number."""
         self._due.append(_Due(request, then))
         self.channel.send(wire.build(request))
+
+    def resync(self) -> None:
+        """Go on where another process may have asked what it did not hear the answer of, or has read half an answer:
+        what comes before the answer to this, which nobody else asks later than ``probe``, is thrown away. Raises
+        ProtocolError if that cannot be asked."""
+        if self.offer is None or not self.offer.features >> wire.Feature.PROTOCOL_FEATURES & 1:
+            raise ProtocolError("nobody can say which answers are due")
+        request = Request.GET_PROTOCOL_FEATURES
+        self.channel.seek(wire.HEADER.pack(request, wire.VERSION | wire.REPLY, wire.U64.size))
+        self.request(request)
 
     def fence(self, then: Callable[[], None]) -> None:
         """Have ``then`` called once the back end has handled everything sent so far."""

@@ -133,9 +133,9 @@ class Mover:
             return Swap(Outcome.MOVED)
         if reason := self.why_not(to):
             raise BrokerError(f"vm {vm.name} cannot move to {to}: {reason}")
-        vm.touched()
         if vm.qemu is None:
             vm.home = to  # no guest: nothing to move, but the next one goes there
+            vm.talks()
             return Swap(Outcome.MOVED)
         old, new = vm.owner(), vm.links[to]
         try:  # all that can fail, before anything changes
@@ -144,6 +144,7 @@ class Mover:
             raise BrokerError(f"vm {vm.name}: its move cannot be prepared: {error.strerror}") from error
         catch = ready.catch
         waiter = _ranked(threads.get(to), new.pid) if old is not None and cores else None
+        vm.talks(moving=True)
         with preferred(cores, Rank.MOVES if cores else Rank.AFTER), _back_in_rank(waiter):
             if catch is not None:
                 catch.roll()
@@ -158,6 +159,7 @@ class Mover:
         try:
             self._after(result, ready)
         finally:
+            vm.talks()
             if catch is not None and old is not None:
                 self._settle_later(catch, old, new)
         return result
@@ -181,7 +183,7 @@ class Mover:
             return False
         catch = Catch(vm.scratch, vm.state, old.side)
         if not self._on(new, catch):
-            vm.touched()
+            vm.talks()
             messages = self._fill(new, catch)
             self._catch = catch
             self._roll_later(catch, self._loop.time() + _ARMED_S)
@@ -224,7 +226,7 @@ class Mover:
         self._catch = self._ready = None
         if catch is None:
             return
-        vm.touched()
+        vm.talks()
         catch.rest()
         vm.repark(catch.old.other)
         if link := vm.links.get(catch.old.other):
@@ -314,7 +316,7 @@ class Mover:
 
         def settle() -> None:
             self._settle = lambda: None
-            vm.touched()
+            vm.talks()
             self._delays.call_later(self._fence_s + _STALE_S, lambda: self._forget(settled))
             for link in (old, new):
                 vm.repark(link.side)
@@ -356,7 +358,6 @@ class Mover:
     def _retreat(self, link: Link) -> None:
         """A side that was given the rings and stays silent is asked for them back; if it dies instead, that does."""
         vm = self._vm
-        vm.touched()
         if vm.ownership == Ownership(link.side, Certainty.TAKING) and vm.links.get(link.side) is link:
             vm.take_back(link)
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ovs_hotswap.exits import Exit, started
+from ovs_hotswap.exits import Exit, Process
 
 
 class Processes:
@@ -35,12 +35,17 @@ class Processes:
         except ProcessLookupError:
             self._loop.call_soon(self._callback, pid)
             return
-        if born is not None and started(pid) != born:
+        if born is not None and made.born != born:
             made.close()
             self._loop.call_soon(self._callback, pid)
             return
         self._exits[pid] = made
         self._loop.add_reader(made.fileno(), self._look, pid)
+
+    def known(self, pid: int) -> Process:
+        """A process that is tracked, with when it was started. One that is not has ended: whoever has its pid now is
+        another one."""
+        return Process(pid, self._exits[pid].born if pid in self._exits else 0)
 
     def doubt(self, pid: int) -> None:
         """One of its connections closed: look soon whether it has ended."""

@@ -11,18 +11,20 @@ from collections.abc import Callable, Mapping
 from ovs_hotswap.config import Config
 from ovs_hotswap.vhost.absence import unreachable
 from ovs_hotswap.vhost.keeping import Keeping
+from ovs_hotswap.vhost.passing import Passing
 from ovs_hotswap.vhost.seat import RETRY_S, Seat
 
 log = logging.getLogger(__name__)
 
 _RETRY_MAX_S = 5.0
+_HOME_S, _OTHER_S = 5.0, 2.0  # for a side that served the VM and lives: a switch connects again after a second
 
 
 class Reach:
     """Tries the QEMUs of all ``seats``, which may change meanwhile, as long as they are wanted."""
 
-    def __init__(self, config: Config, seats: Mapping[str, Seat], keeping: Keeping) -> None:
-        self._config, self._seats, self._keeping = config, seats, keeping
+    def __init__(self, config: Config, seats: Mapping[str, Seat], keeping: Keeping, passing: Passing) -> None:
+        self._config, self._seats, self._keeping, self._passing = config, seats, keeping, passing
 
     async def forever(self, first: Callable[[], None]) -> None:
         """``first`` is called before each round."""
@@ -30,12 +32,24 @@ class Reach:
             first()
             now = time.monotonic()
             for seat in self._seats.values():
-                if not self._keeping.holds_qemu(seat.vm.name) and seat.vm.wants_qemu and now >= seat.retry_at:
+                if self._passing.under_way:
+                    break
+                if self._keeping.holds_qemu(seat.vm.name) or not seat.vm.wants_qemu:
+                    seat.wanted_since = now
+                elif now >= seat.retry_at and not self._expects(seat, now):
                     try:
                         self._connect(seat, now)
                     except OSError as error:  # descriptors are short; the other VMs are tried all the same
                         log.warning("vm %s: connection to QEMU: %s", seat.vm.name, error)
             await asyncio.sleep(RETRY_S)
+
+    def _expects(self, seat: Seat, now: float) -> bool:
+        """Whether a side is about to say what it offers. A QEMU chooses once, from what all sides have in common: one
+        that was offered what only a standby has could never be served by the side that is active."""
+        for side in seat.vm.expected:
+            if now - seat.wanted_since < (_HOME_S if side is seat.vm.home else _OTHER_S):
+                return True
+        return False
 
     def _connect(self, seat: Seat, now: float) -> None:
         """Try a VM's QEMU; one that keeps breaking the protocol is tried less and less often."""

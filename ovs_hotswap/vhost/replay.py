@@ -281,6 +281,16 @@ def reparked(told: Told) -> Told:
     return replace(told, rings=tuple(rings)) if captures else told
 
 
+def unplaced(told: Told) -> Told:
+    """``told`` where nobody can say which place of each ring was told last, so that ``reconcile`` tells it anew."""
+    return replace(told, rings=tuple(replace(ring, address=None) for ring in told.rings))
+
+
+def only_places(before: Told, after: Told) -> bool:
+    """Whether what a back end hears from ``before`` to ``after`` is nothing but places of its rings."""
+    return unplaced(before) == unplaced(after)
+
+
 def moved(told: Told, places: Mapping[int, RingAddress]) -> Told:
     """What a back end has heard after the hand-over sent it the places of these rings."""
     rings = list(told.rings)

@@ -22,7 +22,9 @@ class Seat:
         self.mover = mover
         self.listeners = listeners
         self.retry_at = 0.0
+        self.wanted_since = 0.0  # QEMU's connection
         self.delay = RETRY_S
+        self._accept: Callable[[Seat, Side], None]
         self.restored = False  # by another broker, and not taken up yet
         self.leaving = False  # it is in the overlay intent no more
 
@@ -78,7 +80,13 @@ class Seat:
             loop.remove_reader(listener.fileno())
         self.vm.pause()
 
-    def go_on(self, loop: asyncio.AbstractEventLoop, accept: Callable[[Seat, Side], None]) -> None:
+    def listen(self, loop: asyncio.AbstractEventLoop, accept: Callable[[Seat, Side], None]) -> None:
+        """Have ``accept`` called for each switch that connects."""
+        self._accept = accept
         for side, listener in self.listeners.items():
             loop.add_reader(listener.fileno(), accept, self, side)
+
+    def go_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """After ``pause``."""
+        self.listen(loop, self._accept)
         self.vm.go_on()

@@ -8,7 +8,7 @@ gone, which no descriptor of the successor equals, so that the switch is told an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ovs_hotswap.errors import StateUnknown
@@ -18,7 +18,7 @@ from ovs_hotswap.vhost.replay import Told, ToldRing
 from ovs_hotswap.vhost.session import GuestState, Line, Offer, Ring
 from ovs_hotswap.vhost.wire import Descriptor, DirtyLog, Region, RingAddress
 
-FORMAT = 3
+FORMATS = (3, 4)  # that can be read; 4 is 3 with a half message of QEMU's, or answers that are due from a switch
 _GONE = -2  # a serial that no descriptor has; -1 means "none was sent"
 
 Document = dict[str, Any]
@@ -45,19 +45,22 @@ class Table:
 @dataclass(frozen=True, slots=True)
 class LinkParts:
     """A switch's connection. ``connection`` is its socket. ``born``: when its process was started
-    (``exits.started``): while no broker ran, the pid may have become another process's."""
+    (``exits.started``): while no broker ran, the pid may have become another process's. ``due``: answers of it may be
+    under way."""
 
     connection: Descriptor
     pid: int
     born: int
     offer: Offer
     told: Told
+    due: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class VmParts:
     """Everything of a VM that outlives a broker. ``cut_pid``: the process that held the rings when its connection
-    closed; ``suspects``: processes by side that may be on the rings from an earlier broker's time."""
+    closed; ``suspects``: processes by side that may be on the rings from an earlier broker's time; ``born``: when these
+    were started, by pid. ``half``: what has come of a message of QEMU's."""
 
     name: str
     home: Side | None
@@ -71,6 +74,26 @@ class VmParts:
     suspects: Mapping[Side, int]
     cut_pid: int
     moves: int
+    born: Mapping[int, int | None] = field(default_factory=dict)
+    half: tuple[bytes, tuple[Descriptor, ...]] = (b"", ())
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a broker has done with a VM's switches since it kept a state, which can be gone on from all the same: the
+    guest has said nothing. ``owner``: the only side that may be on the rings; ``None`` if they are changing hands.
+    ``parked``: ``park_wanted``. ``told``: sides that were told more than places of rings, so that what they have heard
+    is not known."""
+
+    home: Side | None
+    owner: Side | None
+    parked: frozenset[Side]
+    told: frozenset[Side]
+
+
+def format_of(document: Document) -> int:
+    """The format that whoever reads a VM's document must know."""
+    return 4 if "half" in document or any("due" in link for link in document["links"].values()) else 3
 
 
 def encode(vm: VmParts, table: Table) -> Document:
@@ -78,7 +101,11 @@ def encode(vm: VmParts, table: Table) -> Document:
     scratch = table.add(vm.scratch)
     for descriptor in vm.state.descriptors():
         table.add(descriptor)
-    return {
+    data, descriptors = vm.half
+    more: Document = {"half": [data.hex(), [table.add(each) for each in descriptors]]} if data else {}
+    if vm.born:
+        more["born"] = {str(pid): born for pid, born in vm.born.items()}
+    return more | {
         "name": vm.name,
         "home": vm.home,
         "state": _state(vm.state, table),
@@ -96,6 +123,7 @@ def encode(vm: VmParts, table: Table) -> Document:
                 "offer": _offer(link.offer),
                 "told": _told(link.told, table),
             }
+            | ({"due": True} if link.due else {})
             for side, link in vm.links.items()
         },
         "park_wanted": sorted(vm.park_wanted),
@@ -123,6 +151,7 @@ def _decode(document: Document, descriptors: Sequence[Descriptor]) -> VmParts:
         return _GONE if index is None else -1 if index == -1 else pick(index).serial
 
     offered = document["offered"]
+    half, with_it = document.get("half", ("", ()))
     return VmParts(
         name=str(document["name"]),
         home=_side(document["home"]),
@@ -142,6 +171,7 @@ def _decode(document: Document, descriptors: Sequence[Descriptor]) -> VmParts:
                 int(link["born"]),
                 Offer(*link["offer"]),
                 _read_told(link["told"], serial),
+                bool(link.get("due")),
             )
             for side, link in document["links"].items()
         },
@@ -149,6 +179,8 @@ def _decode(document: Document, descriptors: Sequence[Descriptor]) -> VmParts:
         suspects={Side(side): int(pid) for side, pid in document["suspects"].items()},
         cut_pid=int(document["cut_pid"]),
         moves=int(document["moves"]),
+        born={int(pid): born for pid, born in document.get("born", {}).items()},
+        half=(bytes.fromhex(half), tuple(pick(index) for index in with_it)),
     )
 
 
@@ -188,6 +220,8 @@ def _state(state: GuestState, table: Table) -> Document:
                 "kick": line(ring.kick),
                 "call": line(ring.call),
                 "enabled": ring.enabled,
+                "life": ring.life,
+                "anew": ring.anew,
             }
             for ring in state.rings
         ],
@@ -216,6 +250,8 @@ def _read_state(document: Document, pick: Callable[[int], Descriptor]) -> GuestS
                 line(ring["kick"]),
                 line(ring["call"]),
                 ring["enabled"],
+                int(ring.get("life", 0)),
+                bool(ring.get("anew")),
             )
             for ring in document["rings"]
         ),
@@ -238,6 +274,7 @@ def _told(told: Told, table: Table) -> Document:
                 "kick": [ring.kick[0], table.find(ring.kick[1])],
                 "call": [ring.call[0], table.find(ring.call[1])],
                 "enabled": ring.enabled,
+                "life": ring.life,
             }
             for ring in told.rings
         ],
@@ -261,6 +298,7 @@ def _read_told(document: Document, serial: Callable[[int | None], int]) -> Told:
                 (bool(ring["kick"][0]), serial(ring["kick"][1])),
                 (bool(ring["call"][0]), serial(ring["call"][1])),
                 ring["enabled"],
+                int(ring.get("life", 0)),
             )
             for ring in document["rings"]
         ),

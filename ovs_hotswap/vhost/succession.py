@@ -1,10 +1,11 @@
 """One broker is replaced by another process, perhaps of another version, and no VM notices.
 
-The successor connects to ``successor.sock``. The old broker waits until nothing is under way with any VM, stops
-reading, and sends every VM's state with its descriptors, the listening sockets included. The successor builds
-everything, answers *ready*, and only after the old one's *go* does it touch a connection; the old one ends then without
-another act. Until *go* the old broker can take up its work again, and does if the successor goes silent. What peers
-send meanwhile waits in their sockets. So at no time do two brokers act, and at no time is a connection closed.
+The successor connects to ``successor.sock``. The old broker reads from no QEMU any more, waits until none waits for an
+answer, stops reading from anybody, and sends every VM's state with its descriptors, the listening sockets included. A
+VM that is not ready for that by then is handed over too, to start over alone. The successor builds everything, answers
+*ready*, and only after the old one's *go* does it touch a connection; the old one ends then without another act. Until
+*go* the old broker can take up its work again, and does if the successor goes silent. What peers send meanwhile waits
+in their sockets. So at no time do two brokers act, and at no time is a connection closed.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, StateUnknown
-from ovs_hotswap.exits import started
+from ovs_hotswap.exits import Process
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost.channel import FDS_PER_MESSAGE, Channel, OwnedFd, adopt, close_all
-from ovs_hotswap.vhost.link import Link
-from ovs_hotswap.vhost.snapshot import FORMAT, LinkParts, Table, VmParts, decode, encode
+from ovs_hotswap.vhost.channel import FDS_PER_MESSAGE, OwnedFd, adopt, close_all
+from ovs_hotswap.vhost.recovery import StartsOver, parts
+from ovs_hotswap.vhost.snapshot import FORMATS, Table, VmParts, decode, encode, format_of
 from ovs_hotswap.vhost.vm import Vm
 
 log = logging.getLogger(__name__)
@@ -43,46 +44,7 @@ class Inherited:
 
     control: socket.socket
     successors: socket.socket | None
-    vms: dict[str, tuple[VmParts, dict[Side, socket.socket]]]
-
-
-@contextlib.contextmanager
-def parts(vm: Vm) -> Iterator[VmParts]:
-    """The state of a VM that is settled. Connections are duplicates, closed in the end."""
-    links = {}
-    for side, link in vm.links.items():
-        assert link.offer is not None
-        links[side] = LinkParts(link.channel.duplicate(), link.pid, started(link.pid), link.offer, link.told)
-    made = VmParts(
-        name=vm.name, home=vm.home, state=vm.state, ownership=vm.ownership, scratch=vm.scratch,
-        qemu=None if vm.qemu is None else vm.qemu.duplicate(), offered=vm.offered, links=links,
-        park_wanted=frozenset(vm.park_wanted), suspects=vm.suspects, cut_pid=vm.cut_pid, moves=vm.moves,
-    )  # fmt: skip
-    try:
-        yield made
-    finally:
-        for each in links.values():
-            each.connection.close()
-        if made.qemu is not None:
-            made.qemu.close()
-
-
-def restore(vm: Vm, given: VmParts, track: Callable[[int, int | None], None]) -> None:
-    """Make a fresh ``vm`` what ``given`` says, without touching a connection. It owns the descriptors from then on.
-
-    ``track`` is called with each process whose end matters to it, and when that was started, if it is known.
-    """
-    vm.home, vm.state, vm.ownership, vm.offered = given.home, given.state, given.ownership, given.offered
-    vm.park_wanted, vm.suspects = set(given.park_wanted), dict(given.suspects)
-    vm.cut_pid, vm.moves = given.cut_pid, given.moves
-    vm.qemu = None if given.qemu is None else Channel(_socket(given.qemu))
-    for side, link in given.links.items():
-        made = Link(side, Channel(_socket(link.connection)))
-        made.pid, made.offer, made.told = link.pid, link.offer, link.told
-        vm.links[side] = made
-    born = {link.pid: link.born for link in given.links.values()}
-    for pid in {*vm.switch_pids.values(), *vm.suspects.values()}:
-        track(pid, born.get(pid))
+    vms: dict[str, tuple[VmParts | StartsOver, dict[Side, socket.socket]]]
 
 
 def _socket(descriptor: Any) -> socket.socket:
@@ -93,9 +55,10 @@ def _socket(descriptor: Any) -> socket.socket:
 
 def hand_over(
     connection: socket.socket, control: socket.socket, successors: socket.socket,
-    vms: Sequence[tuple[Vm, dict[Side, socket.socket]]],
+    vms: Sequence[tuple[Vm | StartsOver, dict[Side, socket.socket]]],
 ) -> None:  # fmt: skip
-    """The old broker's part, with every VM settled and paused. After it returns the old one must not act again.
+    """The old broker's part, with every VM paused, and settled unless it starts over. After it returns the old one must
+    not act again.
 
     Raises BrokerError if the successor did not become ready in time: the old broker is then still the broker.
     """
@@ -108,12 +71,19 @@ def hand_over(
             return table.add(duplicate)
 
         try:
-            document: dict[str, Any] = {"format": FORMAT, "control": own(control), "successors": own(successors)}
-            document["vms"] = [
-                {"vm": encode(stack.enter_context(parts(vm)), table),
-                 "listeners": {side: own(listener) for side, listener in listeners.items()}}
-                for vm, listeners in vms
-            ]  # fmt: skip
+            document: dict[str, Any] = {"format": FORMATS[0], "control": own(control), "successors": own(successors)}
+            document["vms"] = []
+            for vm, listeners in vms:
+                if isinstance(vm, StartsOver):
+                    if vm.qemu is not None:
+                        stack.callback(vm.qemu.close)
+                    entry, needed = {"over": _encode(vm, table)}, FORMATS[-1]
+                else:
+                    entry = {"vm": encode(stack.enter_context(parts(vm)), table)}
+                    needed = format_of(entry["vm"])
+                entry["listeners"] = {side: own(listener) for side, listener in listeners.items()}
+                document["vms"].append(entry)
+                document["format"] = max(document["format"], needed)
             connection.settimeout(TIMEOUT_S)
             _send(connection, document, [descriptor.fileno() for descriptor in table.descriptors])
             if connection.recv(1) != _READY:
@@ -121,6 +91,17 @@ def hand_over(
             connection.sendall(_GO)
         except OSError as error:
             raise BrokerError(f"the successor did not become ready: {error or 'time-out'}") from error
+
+
+def _encode(vm: StartsOver, table: Table) -> dict[str, Any]:
+    processes = {side: [process.pid, process.born] for side, process in vm.processes.items()}
+    return {"name": vm.name, "processes": processes, "qemu": None if vm.qemu is None else table.add(vm.qemu)}
+
+
+def _decode(entry: dict[str, Any], received: Sequence[OwnedFd]) -> StartsOver:
+    """Raises KeyError, IndexError, TypeError, ValueError."""
+    processes = {Side(side): Process(int(pid), born) for side, (pid, born) in entry["processes"].items()}
+    return StartsOver(str(entry["name"]), processes, None if entry["qemu"] is None else received[entry["qemu"]])
 
 
 def _send(connection: socket.socket, document: dict[str, Any], fds: list[int]) -> None:
@@ -207,8 +188,8 @@ def _receive(connection: socket.socket) -> Inherited:
             if flags & socket.MSG_CTRUNC or not more:
                 raise StateUnknown("descriptors were cut off on their way from the old broker")
         document = json.loads(_exactly(connection, length))
-        if document.get("format") != FORMAT:
-            raise StateUnknown(f"the old broker hands over format {document.get('format')}, this one knows {FORMAT}")
+        if (given := document.get("format")) not in FORMATS:
+            raise StateUnknown(f"the old broker hands over format {given}, this one knows {FORMATS}")
         return _inherited(document, received)
     except BaseException:
         close_all(received)
@@ -217,9 +198,9 @@ def _receive(connection: socket.socket) -> Inherited:
 
 def _inherited(document: dict[str, Any], received: Sequence[OwnedFd]) -> Inherited:
     try:
-        vms = {}
+        vms: dict[str, tuple[VmParts | StartsOver, dict[Side, socket.socket]]] = {}
         for entry in document["vms"]:
-            given = decode(entry["vm"], received)
+            given = decode(entry["vm"], received) if "vm" in entry else _decode(entry["over"], received)
             listeners = {Side(side): _socket(received[index]) for side, index in entry["listeners"].items()}
             vms[given.name] = (given, listeners)
         successors = document.get("successors")

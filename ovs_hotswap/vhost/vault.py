@@ -1,9 +1,10 @@
 """Where a VM's state with its descriptors outlives a broker: messages in a socket pair that nobody reads.
 
 systemd's descriptor store holds both ends (``ovs-hotswap-broker.service``), so what was sent stays queued, descriptors
-included (unix(7), SCM_RIGHTS), when this process ends in whatever way. The newest message tells: a state, which is all
-that a next broker needs, or that work had begun which changes it, with the switches' processes and QEMU's connection.
-In the second case nobody can say how far that work went: the VM starts over with its peers. So an outdated state keeps
+included (unix(7), SCM_RIGHTS), when this process ends in whatever way. The newest messages tell: a state, which is all
+that a next broker needs; a state and work that was done with the switches since then (``Work``), such as a row of
+moves; or that the guest had said something since then, with the switches' processes and QEMU's connection. In the last
+case nobody can say how far that went: the VM starts over with its peers. So an outdated state keeps
 nothing from being closed. QEMU's connection is closed by the next broker, when no switch can be on the rings any more:
 a QEMU that sees its back end go takes the rings itself (hw/net/virtio-net.c, ``virtio_net_drop_tx_queue_data``).
 """
@@ -17,20 +18,24 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ovs_hotswap import sd
 from ovs_hotswap.errors import StateUnknown
+from ovs_hotswap.exits import Process
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost.channel import FDS_PER_MESSAGE, OwnedFd, adopt, close_all
-from ovs_hotswap.vhost.snapshot import FORMAT, Table, VmParts, decode, encode
+from ovs_hotswap.vhost.snapshot import FORMATS, Table, VmParts, Work, decode, encode, format_of
 
 log = logging.getLogger(__name__)
 
 _STATE = struct.Struct("!ci")  # b"S" and the number of descriptors, in this message and those that continue it
-_BUSY = struct.Struct("!cii")  # b"B" and the processes of side a's and side b's switch, 0 for none
+_BUSY = struct.Struct("!ciiqq")  # b"B", side a's and side b's process, 0 for none, and when these were started
+_OLD_BUSY = struct.Struct("!cii")  # from a broker that did not keep that
+_WORK = struct.Struct("!cccBB")  # b"W", sides as letters or b"-": home, owner; as sets: parked, told
 _MORE = b"M"
+_UNKNOWN = -1  # when a process was started
 _ANCILLARY = socket.CMSG_SPACE(4 * 253)
 
 
@@ -42,12 +47,14 @@ class Connection(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a vault held. ``state`` is ``None`` if work was under way; then ``pids`` are the switches' processes and
-    ``qemu`` is QEMU's connection, for the caller to close when no switch can be on the rings any more."""
+    """What a vault held: a ``state``, and the ``work`` that was done since then. Or no state, if there was work from
+    which nobody can go on; then ``processes`` are the switches' and ``qemu`` is QEMU's connection, for the caller to
+    close when no switch can be on the rings any more."""
 
     state: VmParts | None
-    pids: Mapping[Side, int]
+    processes: Mapping[Side, Process]
     qemu: OwnedFd | None = None
+    work: Work | None = None
 
 
 class Vault:
@@ -60,7 +67,8 @@ class Vault:
         self._queued = 0
         self.busy = True
         # By the newest message, if that says that work is under way.
-        self._said: tuple[Mapping[Side, int], Connection | None] | None = None
+        self._said: tuple[Mapping[Side, Process], Connection | None] | None = None
+        self._work: Work | None = None  # by the newest message, if that is beside a state
 
     @classmethod
     def make(cls, name: str) -> Vault:
@@ -87,31 +95,51 @@ class Vault:
                     alone.close()
         return found
 
-    def begin(self, pids: Mapping[Side, int], qemu: Connection | None) -> None:
+    def begin(self, processes: Mapping[Side, Process], qemu: Connection | None) -> None:
         """Before anything of the VM changes: what was kept is let go, but for ``qemu``."""
-        if self._said is not None and self._said[0] == pids and self._said[1] is qemu:
+        if self._said is not None and self._said[0] == processes and self._said[1] is qemu:
             return
         older, kept = self._queued, [] if qemu is None else [qemu.fileno()]
         self._said = None
         try:
-            self._send(_BUSY.pack(b"B", pids.get(Side.A, 0), pids.get(Side.B, 0)), kept)
-            self._said = dict(pids), qemu
+            found = [processes.get(side, Process(0)) for side in Side]
+            born = [_UNKNOWN if each.born is None else each.born for each in found]
+            self._send(_BUSY.pack(b"B", *(each.pid for each in found), *born), kept)
+            self._said = dict(processes), qemu
         except OSError as error:  # an empty vault says as much, but for the pids, which pid files tell too
             log.warning("cannot keep that work is under way: %s", error)
         self.busy = True
         self._drop(older)
 
+    def add(self, work: Work) -> bool:
+        """Before switches are told something though their guest has said nothing: what was kept stays good to go on
+        from, with this. Return whether it is known now, or there is nothing that it could belong to."""
+        if self.busy:
+            return True
+        if self._work is not None:
+            work = replace(work, told=work.told | self._work.told)
+        if work == self._work:
+            return True
+        sets = (sum(1 << k for k, side in enumerate(Side) if side in sides) for sides in (work.parked, work.told))
+        letters = ((each or "-").encode() for each in (work.home, work.owner))
+        try:
+            self._send(_WORK.pack(b"W", *letters, *sets), ())
+        except OSError:  # more of them than a socket holds
+            return False
+        self._work = work
+        return True
+
     def put(self, vm: VmParts) -> None:
         """Keep ``vm``, whose state it is until the next ``begin``. Raises OSError; then work stays under way."""
         table, older = Table(), self._queued
         entry = encode(vm, table)
-        document = json.dumps({"format": FORMAT, "qemu": entry["qemu"], "vm": entry}).encode()
+        document = json.dumps({"format": format_of(entry), "qemu": entry["qemu"], "vm": entry}).encode()
         with _memfd(document) as text:
             descriptors = [text, *(each.fileno() for each in table.descriptors)]
             for start in range(0, len(descriptors), FDS_PER_MESSAGE):
                 head = _MORE if start else _STATE.pack(b"S", len(descriptors))
                 self._send(head, descriptors[start : start + FDS_PER_MESSAGE])
-        self.busy, self._said = False, None
+        self.busy, self._said, self._work = False, None, None
         self._drop(older)
 
     def _drop(self, older: int) -> None:
@@ -126,20 +154,24 @@ class Vault:
     def take(self) -> Kept:
         """Empty it. Raises StateUnknown if what it held cannot be read."""
         state: list[OwnedFd] = []
-        due, pids, busy, vm = 0, dict[Side, int](), True, None
+        due, processes, busy, vm = 0, dict[Side, Process](), True, None
+        work: Work | None = None
         qemu: OwnedFd | None = None  # of the newest note
         try:
             while (message := self._receive()) is not None:
                 head, descriptors = message
+                if head[:1] == b"W":
+                    work = _read_work(head)
+                    continue
                 if head[:1] != _MORE:  # the newest counts
+                    work = None
                     close_all(state)
                     state.clear()
                 if head[:1] == b"B":
                     close_all([qemu] if qemu else [])
                     qemu, busy = descriptors.pop() if descriptors else None, True
                     close_all(descriptors)
-                    _, *numbers = _BUSY.unpack(head)
-                    pids = {side: pid for side, pid in zip(Side, numbers, strict=True) if pid}
+                    processes = _read_processes(head)
                     continue
                 state += descriptors
                 if head[:1] == b"S":
@@ -149,14 +181,14 @@ class Vault:
                 close_all([qemu] if qemu else [])
                 qemu = None
                 vm, qemu = _decode(state)
-        except struct.error as error:
+        except (struct.error, ValueError) as error:
             close_all([qemu] if qemu else [])
             raise StateUnknown(f"what an earlier broker kept cannot be read: {error}") from error
         finally:
-            self._queued, self.busy, self._said = 0, True, None
+            self._queued, self.busy, self._said, self._work = 0, True, None, None
             if vm is None:  # what is not gone on with must not stay open
                 close_all([each for each in state if each is not qemu])
-        return Kept(vm, pids, qemu)
+        return Kept(vm, processes, qemu, work)
 
     def _receive(self) -> tuple[bytes, list[OwnedFd]] | None:
         try:
@@ -183,14 +215,33 @@ def _decode(descriptors: list[OwnedFd]) -> tuple[VmParts | None, OwnedFd | None]
     try:
         size = os.fstat(text.fileno()).st_size
         document: Any = json.loads(os.pread(text.fileno(), size, 0))
-        if document["format"] == FORMAT:
+        if document["format"] in FORMATS:
             return decode(document["vm"], descriptors), None
-        log.warning("an earlier broker kept format %s, this one knows %s", document["format"], FORMAT)
+        log.warning("an earlier broker kept format %s, this one knows %s", document["format"], FORMATS)
         return None, None if document["qemu"] is None else descriptors[document["qemu"]]
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise StateUnknown(f"what an earlier broker kept cannot be read: {error}") from error
     finally:
         text.close()
+
+
+def _read_processes(head: bytes) -> dict[Side, Process]:
+    """Raises struct.error."""
+    if len(head) == _OLD_BUSY.size:
+        pids, born = _OLD_BUSY.unpack(head)[1:], (_UNKNOWN, _UNKNOWN)
+    else:
+        _, *numbers = _BUSY.unpack(head)
+        pids, born = tuple(numbers[:2]), tuple(numbers[2:])
+    given = zip(Side, pids, born, strict=True)
+    return {side: Process(pid, None if at == _UNKNOWN else at) for side, pid, at in given if pid}
+
+
+def _read_work(head: bytes) -> Work:
+    """Raises struct.error, ValueError."""
+    _, home, owner, parked, told = _WORK.unpack(head)
+    sides = [None if each == b"-" else Side(each.decode()) for each in (home, owner)]
+    sets = [frozenset(side for k, side in enumerate(Side) if bits >> k & 1) for bits in (parked, told)]
+    return Work(sides[0], sides[1], sets[0], sets[1])
 
 
 @contextlib.contextmanager

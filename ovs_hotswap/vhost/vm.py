@@ -23,11 +23,11 @@ from ovs_hotswap.vhost.delays import Delays
 from ovs_hotswap.vhost.handover import Swap
 from ovs_hotswap.vhost.link import Link
 from ovs_hotswap.vhost.memory import indices, make_safe
-from ovs_hotswap.vhost.notes import Notes
 from ovs_hotswap.vhost.owed import Answers
 from ovs_hotswap.vhost.ownership import Certainty, Ownership, Proof
+from ovs_hotswap.vhost.peers import Peers
 from ovs_hotswap.vhost.processes import Processes
-from ovs_hotswap.vhost.replay import Role, reconcile, reparked, scratch_region, waits, why_not_parked
+from ovs_hotswap.vhost.replay import Role, only_places, reconcile, reparked, scratch_region, waits, why_not_parked
 from ovs_hotswap.vhost.session import Answer, GuestState, Offer, Received, offer_to_guest, receive
 from ovs_hotswap.vhost.unoffered import turned_away
 from ovs_hotswap.vhost.wire import Descriptor, Request
@@ -40,7 +40,7 @@ _REPEATS = (0.001, 0.010, 0.100)
 _FRAMES_PER_TURN = 64
 
 
-class Vm:
+class Vm(Peers):
     """``home`` is the side that served the VM last: it is preferred while nobody holds the rings.
 
     ``scratch`` is memory of the VM's own (``memory.make_scratch``), which this object closes in the end. ``withheld``
@@ -62,35 +62,25 @@ class Vm:
         queues: int | None = None,
         budget: Budget | None = None,
     ) -> None:
-        self.name = name
+        super().__init__(name, loop, processes, suspects or {})
         self.home = home
         self.state = GuestState()
-        self.suspects = dict(suspects or {})
-        self.ownership = Ownership(suspects=frozenset(self.suspects))
-        self.links: dict[Side, Link] = {}
         self.park_wanted: set[Side] = set()
-        self.qemu: Channel | None = None
         self.offered: Offer | None = None
         self.moves = 0
         self.last_swap: Swap | None = None
         self.owner_since: float | None = None  # seconds since the epoch
-        self.last_error: str | None = None
         self.queues = queues
         self._withheld = withheld
         self._lacking = (0, 0)  # pid and start of a QEMU that found that what is offered is not enough
-        self._loop = loop
         self._delays = delays
-        self._processes = processes
         self.scratch = scratch
         self._scratch = scratch_region(scratch)
         self.hearing = Hearing(loop, turns, lambda: self.touched(), self._read_qemu, budget)
         self.answers = Answers(self, loop)
-        self._notes = Notes(name)
         self.absence: Absence | None = None  # why QEMU is not there, if it is known
-        self.cut_pid = 0
         self.quarantine: str | None = None  # why its rings are given to nobody, though its switches and QEMU are there
         self.withdrawn = False  # its rings are given to nobody any more
-        self.touched: Callable[[], None] = lambda: None  # called before anything changes
 
     # -- switches ----------------------------------------------------------------------------------------------
 
@@ -114,7 +104,8 @@ class Vm:
             link.close()
             return
         self.ownership = self.ownership.released(side, Proof.RECONNECTED)
-        self.links[side] = link
+        self.links[side], self.met[side] = link, link.pid
+        self.hear_qemu()
         self.touched()  # before this process is given anything
         self._loop.add_reader(link.channel.fileno(), self._read_link, link)
         self.guarded(link, lambda: link.probe(lambda offer: self._probed(link)))
@@ -127,7 +118,7 @@ class Vm:
         self.sync(link.side)
 
     def _read_link(self, link: Link) -> None:
-        self.touched()
+        self.talks()
         for _ in range(_FRAMES_PER_TURN):
             try:
                 frame = link.channel.receive()
@@ -147,9 +138,11 @@ class Vm:
                 return
 
     def drop_link(self, side: Side, reason: str) -> None:
-        link = self.links.pop(side, None)
+        link = self.links.get(side)
         if link is None:
             return
+        self.touched()  # with its process
+        del self.links[side]
         self._loop.remove_reader(link.channel.fileno())
         self._loop.remove_writer(link.channel.fileno())
         link.close()
@@ -171,12 +164,25 @@ class Vm:
                 self.drop_link(side, f"process {pid} ended")
         for side, suspect in self.suspects.items():
             if suspect == pid and side in self.ownership.suspects:
-                self.ownership = self.ownership.released(side, Proof.DEAD)
-                self.assign()
+                self.released(side, Proof.DEAD)
         holder = self.ownership.holder
         if holder is not None and self.ownership.certainty is Certainty.CUT and self.cut_pid == pid:
-            self.ownership = self.ownership.released(holder, Proof.DEAD)
-            self.assign()
+            self.released(holder, Proof.DEAD)
+
+    def released(self, side: Side, proof: Proof) -> None:
+        """A side is off the rings."""
+        self.ownership = self.ownership.released(side, proof)
+        self.assign()
+        self.hear_qemu()
+
+    def answered(self, side: Side, *, let_go: bool) -> None:
+        """A side has handled all that it was told when this was asked, by this broker and by the one before it.
+        ``let_go``: it had been asked for the rings by then."""
+        self.confirmed(side)
+        if side in self.ownership.suspects:
+            self.released(side, Proof.FENCE)
+        if let_go:
+            self._let_go(side)
 
     def missing(self, side: Side, unless_chosen: int = 0) -> int:
         """Feature bits that the guest uses and this side's back end does not offer."""
@@ -196,7 +202,8 @@ class Vm:
             return Role.IDLE
         if self.ownership.holder is side and self.ownership.certainty in (Certainty.OWNS, Certainty.TAKING):
             return Role.OWNER
-        parks = self.ownership.holder is side or (side in self.park_wanted and self.quarantine is None)
+        wanted = side in self.park_wanted and self.quarantine is None
+        parks = self.ownership.holder is side or side in self.ownership.suspects or wanted
         return Role.PARKED if parks and why_not_parked(self.state) is None else Role.IDLE
 
     def assign(self) -> None:
@@ -208,13 +215,14 @@ class Vm:
         for side in (home, *Side):
             if side is None or side not in self.links or self.links[side].offer is None:
                 continue
-            if self._lacks(side) or not self.ownership.free_for(side):
-                continue
+            if self._lacks(side) or not self.ownership.free_for(side) or side in self.ownership.suspects:
+                continue  # a suspect that is connected has been asked, and is to answer first
             if home is None or side is home or side in self.park_wanted or self._lacks(home):
                 self._grant(side)
                 return
 
     def _grant(self, side: Side) -> None:
+        self.touched()
         link = self.links[side]
         self.ownership = self.ownership.grant(side)
         self.sync(side)
@@ -225,6 +233,7 @@ class Vm:
             self.ownership = self.ownership.confirm()
             self.owner_since = time.time()
             self.home = side
+            self.talks()
             self._wake_guest()
 
     def is_parked(self, side: Side) -> bool:
@@ -265,6 +274,7 @@ class Vm:
                 self.answers.pay(owed, None if waits(earlier.ring(index).address) else value)
 
         if script:
+            self.talks(told=None if only_places(earlier, told) else side)
             self.guarded(link, lambda: link.apply(script, told, stopped))
         link.agreed(self.state, role)
 
@@ -290,7 +300,7 @@ class Vm:
             self._loop.add_writer(link.channel.fileno(), self._write_link, link)
 
     def _write_link(self, link: Link) -> None:
-        self.touched()
+        self.talks()
         self._loop.remove_writer(link.channel.fileno())
         self.guarded(link, link.channel.flush)
 
@@ -308,7 +318,7 @@ class Vm:
 
     def connected(self, connection: socket.socket) -> None:
         """Take a fresh connection to the VM's QEMU."""
-        self.qemu = Channel(connection)
+        self.qemu, self.deaf = Channel(connection), False
         self.touched()
         offers = [link.offer for link in self.links.values() if link.offer is not None]
         runs = self._lacking == (self.qemu.peer_pid, started(self.qemu.peer_pid))
@@ -316,11 +326,6 @@ class Vm:
         self.read_qemu()
         log.info("vm %s: QEMU connected, process %d", self.name, self.qemu.peer_pid)
         self.assign()
-
-    def read_qemu(self) -> None:
-        """Take what QEMU sends (again)."""
-        if self.qemu is not None:
-            self.hearing.open(self.qemu.fileno())
 
     def _read_qemu(self) -> bool:
         """Take one message; whether there may be more."""
@@ -410,7 +415,7 @@ class Vm:
         self.qemu, self.offered, self.answers.owed = None, None, None
         self.touched()
         close_all(self.state.descriptors())
-        self.state = GuestState()
+        self.state, self.deaf = GuestState(), False
         for side, link in list(self.links.items()):
             if link.told.features is not None or link.told.memory:
                 self.drop_link(side, "its guest is gone")
@@ -429,25 +434,25 @@ class Vm:
             raise BrokerError(f"vm {self.name} cannot be parked: {reason}")
         if missing := ", ".join(wire.feature_names(self.missing(side))):
             raise BrokerError(f"vm {self.name} uses features that switch {side} does not offer: {missing}")
-        self.touched()
         self.park_wanted.add(side)
+        self.talks()
         self.sync(side)
         self.assign()
 
     def unpark(self, side: Side) -> None:
-        self.touched()
         self.park_wanted.discard(side)
+        self.talks()
         self.sync(side)
 
     def take_back(self, link: Link) -> None:
+        self.touched()
         self.ownership = self.ownership.letting_go()
         self.sync(link.side)
         self.guarded(link, lambda: link.fence(lambda: self._let_go(link.side)))
 
     def _let_go(self, side: Side) -> None:
         if self.ownership == Ownership(side, Certainty.LETTING_GO):
-            self.ownership = self.ownership.released(side, Proof.FENCE)
-            self.assign()
+            self.released(side, Proof.FENCE)
             self.answers.let_go(self.links.get(side))
 
     def calls(self) -> list[int]:
@@ -458,36 +463,6 @@ class Vm:
         for delay in _REPEATS:
             self._delays.call_later(delay, lambda: handover.notify(self.calls()))
 
-    # -- succession --------------------------------------------------------------------------------------------
-
-    @property
-    def switch_pids(self) -> dict[Side, int]:
-        """The processes that may be on the VM's rings, or be given them."""
-        found = {side: pid for side, pid in self.suspects.items() if side in self.ownership.suspects}
-        if self.ownership.holder is not None and self.ownership.certainty is Certainty.CUT:
-            found[self.ownership.holder] = self.cut_pid
-        return {**found, **{side: link.pid for side, link in self.links.items()}}
-
-    @property
-    def settled(self) -> bool:
-        """Whether nothing is under way with anybody: no answer due, no message half read or written."""
-        links = self.links.values()
-        between = self.qemu is None or self.qemu.quiet
-        return between and not self.waiting and all(link.quiet and link.offer is not None for link in links)
-
-    def pause(self) -> None:
-        """Take nothing more from anybody, until ``go_on``."""
-        for link in self.links.values():
-            self._loop.remove_reader(link.channel.fileno())
-        self.hearing.hold()
-
-    def go_on(self) -> None:
-        """Take from everybody (again)."""
-        for link in self.links.values():
-            self._loop.add_reader(link.channel.fileno(), self._read_link, link)
-        if not self.waiting:
-            self.read_qemu()
-
     def close(self) -> None:
         """Hang up on everybody."""
         while self.links:
@@ -497,7 +472,3 @@ class Vm:
             link.close()
         self.drop_qemu("the broker ends")
         self.scratch.close()
-
-    def note(self, text: str) -> None:
-        self.last_error = text
-        self._notes.say(text)

@@ -266,9 +266,10 @@ class FrameReader:
         return size - len(self._buffer)
 
     @property
-    def idle(self) -> bool:
-        """Whether the stream stands between two messages."""
-        return self._header is None and not self._buffer
+    def half(self) -> tuple[bytes, tuple[Descriptor, ...]]:
+        """What was fed of a message that is not whole: nothing between two messages."""
+        head = b"" if self._header is None else HEADER.pack(*self._header)
+        return head + bytes(self._buffer), tuple(self._descriptors)
 
     def feed(self, data: bytes, descriptors: Sequence[Descriptor]) -> Frame | None:
         """Take what was read, at most ``wanted`` bytes; return a frame when it is whole.

@@ -19,6 +19,7 @@ from ovs_hotswap.model import MessageThread, Side
 from ovs_hotswap.priority import Rank, give_rank, has_rank
 from ovs_hotswap.vhost.wire import Feature
 from tests.broker_bed import PACKETS, MakeBed
+from tests.vhost_device import FEATURES
 from tests.vhost_qemu import Traffic
 from tests.waiting import eventually
 
@@ -355,4 +356,38 @@ def test_memory_table_changes_and_eight_regions_leave_no_room_to_park(make_bed: 
     vm.change_memory(4)
     bed.client.park("vm0", Side.B)
     bed.client.move("vm0", Side.B)
+    bed.ends_well((0, vm))
+
+
+def test_a_vm_that_had_no_guest_starts_on_the_side_that_is_active_by_then(make_bed: MakeBed) -> None:
+    """Whether or not the broker was told to look again."""
+    bed = make_bed(vms=2)
+    a = bed.switch(Side.A)
+    bed.switch(Side.B)
+    vm = bed.qemu("vm0")
+    bed.wait_owner(Side.A)
+    bed.client.park("vm0", Side.B)
+    a.kill()
+    bed.wait_owner(Side.B)
+    bed.broker.config.active_file.write_text("b\n")
+    other = bed.qemu("vm1")
+    bed.wait_owner(Side.B, "vm1")
+    assert bed.client.vm("vm1")["home"] == "b"
+    bed.ends_well((0, vm), (1, other), doubled=1)
+
+
+def test_a_qemu_that_starts_again_is_offered_what_all_sides_have(make_bed: MakeBed) -> None:
+    """The standby offers more and is back before the side that is active."""
+    more = FEATURES | 1 << Feature.NET_CSUM
+    bed = make_bed()
+    bed.switch(Side.A, reconnect_s=1.0)
+    bed.switch(Side.B, features=more, reconnect_s=0.2)
+    vm = bed.qemu(features=more)
+    bed.wait_owner(Side.A)
+    for _ in range(2):
+        vm.quit()
+        vm.listen()
+        vm.boot()
+        bed.wait_owner(Side.A)
+        assert "NET_CSUM" not in bed.client.vm("vm0")["feature_names"]
     bed.ends_well((0, vm))

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import pytest
 
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost import succession
+from ovs_hotswap.vhost import succession, wire
+from ovs_hotswap.vhost.wire import Request
 from tests.broker_bed import PACKETS, MakeBed
 from tests.vhost_qemu import Traffic
 
@@ -113,6 +114,59 @@ def test_a_pid_file_that_cannot_be_written_costs_no_vm_its_network(make_bed: Mak
     shutil.rmtree(pid_file)
     bed.client.move("vm0", Side.B)
     bed.ends_well((0, vm))
+
+
+def test_half_a_message_of_one_vm_is_handed_over(make_bed: MakeBed) -> None:
+    bed = make_bed(vms=2)
+    bed.switch(Side.A)
+    bed.switch(Side.B)
+    good, slow = bed.qemu("vm0"), bed.qemu("vm1")
+    for name in ("vm0", "vm1"):
+        bed.wait_owner(Side.A, name)
+    table = wire.build(Request.SET_MEM_TABLE, slow.memory_table())
+    slow.say(table[:20], [slow.memory.fd] * slow.regions)
+    bed.broker.succeed()
+    slow.say(table[20:])
+    slow.reboot()
+    assert not good.hung_up
+    assert bed.broker.log.read_text().count("QEMU connected") == 2
+    bed.ends_well((0, good), (1, slow))
+
+
+def test_a_switch_that_owes_an_answer_is_handed_over(make_bed: MakeBed) -> None:
+    bed = make_bed()
+    vm = bed.running()
+    b = bed.switches[1]
+    b.stop()
+    bed.client.unpark("vm0", Side.B)
+    bed.broker.succeed()
+    assert bed.owner() is Side.A
+    b.go_on()
+    bed.client.park("vm0", Side.B)
+    bed.client.move("vm0", Side.B)
+    assert bed.broker.log.read_text().count("QEMU connected") == 1
+    bed.ends_well((0, vm))
+
+
+def test_a_vm_whose_qemu_waits_for_a_switch_starts_over_alone(make_bed: MakeBed) -> None:
+    bed = make_bed(vms=2)
+    a = bed.switch(Side.A)
+    good, stuck = bed.qemu("vm0"), bed.qemu("vm1")
+    for name in ("vm0", "vm1"):
+        bed.wait_owner(Side.A, name)
+    a.stop()
+    request = Request.GET_VRING_BASE
+    stuck.say(wire.build_ring_value(request, 0, 0))
+    bed.wait(lambda: not bed.client.vm("vm1")["rings"][0]["started"], "the question")
+    bed.broker.succeed()
+    assert (good.hung_up, stuck.hung_up) == (False, False)  # a may be on its rings
+    a.go_on()
+    stuck.wait_hung_up()
+    stuck.boot()
+    bed.wait_owner(Side.A, "vm1")
+    bed.wait_owner(Side.A, "vm0")
+    assert not good.hung_up
+    bed.ends_well((0, good), (1, stuck))
 
 
 def hang_up(connection: socket.socket) -> None:

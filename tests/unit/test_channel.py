@@ -263,3 +263,47 @@ def test_owned_descriptor_is_closed_once_and_has_no_number_after() -> None:
         one.fileno()
     os.close(reused)
     other.close()
+
+
+MARK = wire.HEADER.pack(Request.GET_PROTOCOL_FEATURES, wire.VERSION | wire.REPLY, wire.U64.size)
+
+
+@pytest.mark.parametrize("gone", range(wire.HEADER.size + wire.U64.size + 1))
+def test_what_another_process_was_to_hear_is_thrown_away(pair: Pair, gone: int) -> None:
+    """``gone``: how much of the first answer that process has read."""
+    channel, peer = pair
+    stale = wire.reply(Request.GET_FEATURES, wire.U64.pack(7)) + wire.reply(Request.GET_VRING_BASE, MARK[:8])
+    peer.sendall(stale[gone:] + MARK + wire.U64.pack(5) + wire.reply(Request.GET_FEATURES, wire.U64.pack(9)))
+    channel.seek(MARK)
+    frames = [channel.receive(), channel.receive()]
+    assert [(frame.request, wire.U64.unpack(frame.payload)[0]) for frame in frames if frame is not None] == [
+        (Request.GET_PROTOCOL_FEATURES, 5),
+        (Request.GET_FEATURES, 9),
+    ]
+
+
+@pytest.mark.parametrize("read", [1, 11, 12, 13, 30])
+def test_half_a_message_goes_on_in_another_process(pair: Pair, read: int) -> None:
+    channel, peer = pair
+    data = wire.build(Request.SET_MEM_TABLE, bytes(40))
+    send_with(peer, data[:read], 2)
+    assert channel.receive() is None
+    half, descriptors = channel.half
+    assert half == data[:read]
+    own = [OwnedFd(os.dup(each.fileno())) for each in descriptors]
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    other = Channel(ours)
+    with theirs:
+        other.resume(half, own)
+        theirs.sendall(data[read:])
+        frame = other.receive()
+        other.close()
+    assert frame is not None
+    assert (frame.payload, list(frame.descriptors)) == (bytes(40), own)
+    for each in own:
+        each.close()
+
+
+def test_half_a_message_that_is_whole_is_refused(pair: Pair) -> None:
+    with pytest.raises(ProtocolError, match="whole"):
+        pair[0].resume(wire.build(Request.GET_FEATURES), ())

@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 from collections.abc import Callable
 
-from ovs_hotswap.exits import started
+from ovs_hotswap.exits import Process, started
 from ovs_hotswap.vhost.processes import Processes
 
 
@@ -60,4 +60,28 @@ def test_a_process_that_is_killed_is_told() -> None:
 def test_a_pid_that_is_another_processs_now_is_told_as_ended() -> None:
     with subprocess.Popen(["sleep", "60"]) as child:
         assert told(lambda processes: processes.track(child.pid, started(child.pid) - 1), 1) == [child.pid]
+        child.kill()
+
+
+def test_a_process_is_known_by_when_it_was_started() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+
+        def look(processes: Processes) -> None:
+            processes.track(child.pid)
+            assert processes.known(child.pid) == Process(child.pid, started(child.pid))
+            assert processes.known(1 << 22) == Process(1 << 22, 0)  # nobody's, or another's by now
+
+        assert told(look) == []
+        child.kill()
+
+
+def test_another_process_with_the_pid_of_one_that_ended_is_not_that() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+
+        def look(processes: Processes) -> None:
+            processes.track(child.pid, started(child.pid) - 1)
+            processes.kill(child.pid)  # nor is it ended
+
+        assert told(look, 1) == [child.pid]
+        assert child.poll() is None
         child.kill()

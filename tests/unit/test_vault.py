@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 
 from ovs_hotswap.errors import StateUnknown
+from ovs_hotswap.exits import Process
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost.channel import OwnedFd
 from ovs_hotswap.vhost.ownership import Certainty, Ownership
 from ovs_hotswap.vhost.replay import Told
 from ovs_hotswap.vhost.session import GuestState, Line, Offer, Ring
-from ovs_hotswap.vhost.snapshot import LinkParts, VmParts
+from ovs_hotswap.vhost.snapshot import LinkParts, VmParts, Work
 from ovs_hotswap.vhost.vault import Kept, Vault
 
 Pair = tuple[socket.socket, socket.socket]
@@ -96,7 +98,7 @@ def test_a_state_comes_back_with_its_descriptors(
     vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd], rings: int
 ) -> None:
     before = state(descriptor, rings)
-    vault.begin({Side.A: 17}, None)
+    vault.begin({Side.A: Process(17, 5)}, None)
     vault.put(before)
     assert not vault.busy
     after = taken(pair).state
@@ -110,10 +112,10 @@ def test_a_state_comes_back_with_its_descriptors(
 
 def test_work_under_way_is_told_with_the_processes(vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
     vault.put(state(descriptor))
-    vault.begin({Side.A: 17}, None)
-    vault.begin({Side.A: 17, Side.B: 18}, None)
+    vault.begin({Side.A: Process(17, 5)}, None)
+    vault.begin({Side.A: Process(17, 5), Side.B: Process(18)}, None)
     assert vault.busy
-    assert taken(pair) == Kept(None, {Side.A: 17, Side.B: 18})
+    assert taken(pair) == Kept(None, {Side.A: Process(17, 5), Side.B: Process(18)})
 
 
 def test_nothing_was_kept(pair: Pair) -> None:
@@ -138,7 +140,7 @@ def test_an_outdated_state_holds_nothing_open(vault: Vault, descriptor: Callable
 def test_many_states_leave_one(vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
     parts = state(descriptor)
     for number in range(200):
-        vault.begin({Side.A: number + 1}, None)
+        vault.begin({Side.A: Process(number + 1, 5)}, None)
         vault.put(parts)
     found = taken(pair).state
     assert found is not None
@@ -149,10 +151,10 @@ def test_many_states_leave_one(vault: Vault, pair: Pair, descriptor: Callable[[]
 
 def test_a_state_that_is_cut_short_is_none(vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
     """Killed between the messages of one state: what was before it is what counts."""
-    vault.begin({Side.B: 18}, None)
+    vault.begin({Side.B: Process(18)}, None)
     given = [descriptor().fileno() for _ in range(3)]
     socket.send_fds(pair[0], [b"S" + (300).to_bytes(4, "big")], given)
-    assert taken(pair) == Kept(None, {Side.B: 18})
+    assert taken(pair) == Kept(None, {Side.B: Process(18)})
 
 
 @pytest.mark.parametrize("head", [b"S", b"B123", b"S" + (1).to_bytes(4, "big")])
@@ -170,7 +172,7 @@ def test_of_a_state_of_another_version_only_qemus_connection_stays_open(
     """Else no switch would ever see the earlier broker's connection end."""
     parts = replace(state(descriptor), qemu=descriptor())
     vault.put(parts)
-    monkeypatch.setattr("ovs_hotswap.vhost.vault.FORMAT", 999)
+    monkeypatch.setattr("ovs_hotswap.vhost.vault.FORMATS", (999,))
     found = taken(pair)
     assert found.state is None
     assert references(parts.scratch) == 1  # type: ignore[arg-type]
@@ -184,7 +186,7 @@ def test_qemus_connection_outlives_work_that_was_under_way(
 ) -> None:
     parts, qemu = state(descriptor), descriptor()
     vault.put(replace(parts, qemu=qemu))
-    vault.begin({Side.A: 17}, qemu)
+    vault.begin({Side.A: Process(17, 5)}, qemu)
     assert references(parts.scratch) == 1  # type: ignore[arg-type]
     found = taken(pair)
     assert found.qemu is not None
@@ -196,11 +198,59 @@ def test_a_connection_that_was_closed_meanwhile_is_let_go(
     vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]
 ) -> None:
     first, second = descriptor(), descriptor()
-    vault.begin({Side.A: 17}, first)
-    vault.begin({Side.A: 17}, None)
+    vault.begin({Side.A: Process(17, 5)}, first)
+    vault.begin({Side.A: Process(17, 5)}, None)
     assert references(first) == 1
-    vault.begin({Side.A: 17}, second)
+    vault.begin({Side.A: Process(17, 5)}, second)
     found = taken(pair)
     assert found.qemu is not None
     assert inode(found.qemu) == inode(second)
     found.qemu.close()
+
+
+WORK = Work(Side.B, None, frozenset(Side), frozenset({Side.B}))
+
+
+def test_work_with_the_switches_is_told_beside_the_state(
+    vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]
+) -> None:
+    vault.put(state(descriptor))
+    assert vault.add(replace(WORK, owner=Side.A))
+    assert vault.add(replace(WORK, told=frozenset()))  # what was told before stays told
+    assert not vault.busy
+    found = taken(pair)
+    assert found.work == WORK
+    assert found.state is not None
+    close(found.state)
+
+
+def test_a_new_state_makes_work_forgotten(vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
+    parts = state(descriptor)
+    vault.put(parts)
+    vault.add(WORK)
+    vault.put(parts)
+    found = taken(pair)
+    assert found.work is None
+    assert found.state is not None
+    close(found.state)
+
+
+def test_what_the_guest_says_then_makes_it_start_over(
+    vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]
+) -> None:
+    vault.put(state(descriptor))
+    vault.add(WORK)
+    vault.begin({Side.A: Process(17, 5)}, None)
+    assert vault.add(WORK)  # says nothing new
+    assert taken(pair) == Kept(None, {Side.A: Process(17, 5)})
+
+
+def test_more_work_than_a_socket_holds_is_refused(vault: Vault, descriptor: Callable[[], OwnedFd]) -> None:
+    vault.put(state(descriptor))
+    sides = [Side.A, Side.B]
+    assert not all(vault.add(replace(WORK, owner=sides[number % 2])) for number in range(10_000))
+
+
+def test_a_note_of_an_earlier_version_tells_no_start(pair: Pair) -> None:
+    pair[0].send(struct.pack("!cii", b"B", 17, 0))
+    assert taken(pair) == Kept(None, {Side.A: Process(17)})

@@ -264,7 +264,7 @@ def test_frames_come_out_as_they_went_in_however_the_stream_is_cut(
         reader = FrameReader()
         got = cut(reader, stream, pieces)
         assert [(f.request, f.payload) for f in got] == sent
-        assert reader.idle
+        assert not reader.half[0]
         assert reader.wanted == wire.HEADER.size
 
 
@@ -273,7 +273,7 @@ def test_idle_only_between_messages() -> None:
     states = []
     for byte in wire.build_number(Request.SET_FEATURES, 1):
         reader.feed(bytes([byte]), ())
-        states.append(reader.idle)
+        states.append(not reader.half[0])
     assert states == [False] * 19 + [True]
 
 
