@@ -104,7 +104,7 @@ class SwitchProcess:
         self._order(vm=vm, do="hang_up")
 
     def say(self, vm: int, data: bytes, descriptors: int = 0) -> None:
-        """Send bytes, with so many descriptors of /dev/null, to the broker as they are."""
+        """Send bytes, with so many eventfds, to the broker as they are."""
         self._order(vm=vm, do="say", data=data.hex(), descriptors=descriptors)
 
     def deliver(self, vm: int, frame: bytes) -> None:
@@ -160,7 +160,7 @@ def _obey(switch: Switch) -> None:
 
 def _carry_out(order: dict[str, Any], port: Port, connection: socket.socket) -> None:
     if order["do"] == "say":
-        null = [os.open(os.devnull, os.O_RDONLY) for _ in range(order["descriptors"])]
+        null = [os.eventfd(0) for _ in range(order["descriptors"])]
         try:
             socket.send_fds(connection, [bytes.fromhex(order["data"])], null)
         finally:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ovs_hotswap.errors import BrokerError, ProtocolError
+from ovs_hotswap.vhost.closing import close
 from ovs_hotswap.vhost.wire import Descriptor, Frame, FrameReader
 
 _serials = itertools.count(1)
@@ -32,7 +33,7 @@ class PeerClosed(Exception):
 
 
 class OwnedFd:
-    """A file descriptor that is closed exactly once."""
+    """A file descriptor that is closed exactly once, and by nobody who would have to wait for it."""
 
     __slots__ = ("_fd", "serial")
 
@@ -49,7 +50,7 @@ class OwnedFd:
     def close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            close(fd)
 
 
 class Channel:

@@ -44,6 +44,7 @@ LAYERS = {
     "ovs_hotswap.priority": SEAM,
     "ovs_hotswap.systemctl": SEAM,
     "ovs_hotswap.vhost.channel": SEAM,
+    "ovs_hotswap.vhost.closing": SEAM,
     "ovs_hotswap.vhost.memory": SEAM,
     "ovs_hotswap.vhost.capture": SEAM,
     "ovs_hotswap.qemu": ADAPTER,

@@ -1,0 +1,79 @@
+"""Closing a descriptor that somebody else made, without ever waiting for it.
+
+The last ``close`` of an open file may wait: a TCP socket lingers for as long as its owner has said (SO_LINGER,
+socket(7)), a file of FUSE or NFS is flushed by whoever serves it. What QEMUs send is eventfds and memory, which do
+not; a hostile one may send anything.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import queue
+import stat
+import threading
+
+_F_GET_SEALS = 1034  # fcntl(2); shared memory and huge pages have seals, files of others have none
+_THREADS = 16
+
+
+class Closer:
+    """Closes in ``threads`` threads at most, which are started when first needed. While all of them wait, what is to be
+    closed waits, too, and stays open."""
+
+    def __init__(self, threads: int = _THREADS) -> None:
+        self._waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._idle = 0
+        self._may_start = threads
+        self._lock = threading.Lock()
+
+    def close(self, fd: int) -> None:
+        """Have ``fd`` closed soon. It is the caller's no more."""
+        self._waiting.put(fd)
+        with self._lock:
+            start = self._may_start > 0 and self._waiting.qsize() > self._idle
+            self._may_start -= start
+        if start:
+            try:
+                threading.Thread(target=self._run, name="closer", daemon=True).start()
+            except RuntimeError:  # no thread is to be had now: the next call tries again
+                with self._lock:
+                    self._may_start += 1
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                self._idle += 1
+            fd = self._waiting.get()
+            with self._lock:
+                self._idle -= 1
+            try:
+                os.close(fd)
+            except OSError:  # it is closed all the same (close(2), "Dealing with error returns")
+                continue
+
+
+def may_wait(fd: int) -> bool:
+    """Whether to close ``fd`` may take time: whatever is neither an eventfd or the like, which have no type of file,
+    nor memory, which has seals."""
+    kind = stat.S_IFMT(os.fstat(fd).st_mode)
+    if kind == 0:
+        return False
+    if kind != stat.S_IFREG:
+        return True
+    try:
+        fcntl.fcntl(fd, _F_GET_SEALS)
+    except OSError:
+        return True
+    return False
+
+
+_closer = Closer()
+
+
+def close(fd: int) -> None:
+    """Close ``fd`` now if that cannot wait, else soon."""
+    if may_wait(fd):
+        _closer.close(fd)
+    else:
+        os.close(fd)
