@@ -52,7 +52,7 @@ def test_255_vms_without_a_qemu_are_a_line() -> None:
     findings = checks.vms_connected(facts, "/run/{}.sock".format)
     assert len(findings) == 255
     (_, line) = printed(findings)
-    assert "255 times: VM vm0: its QEMU is not there" in line
+    assert "255 times: VM vm0: its QEMU is not connected" in line
     assert "also of VM vm1; VM vm2; VM vm3 and 251 more" in line
 
 
