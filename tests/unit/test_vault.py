@@ -134,6 +134,7 @@ def test_an_outdated_state_holds_nothing_open(vault: Vault, descriptor: Callable
         with pytest.raises(BlockingIOError):
             outlet.recv(1)  # the vault keeps the other end
         vault.begin({}, None)
+        outlet.settimeout(20)  # a socket is closed by a thread
         assert outlet.recv(1) == b""
 
 
