@@ -94,12 +94,12 @@ def test_what_is_no_notify_pipe_is_refused(make_bed: MakeBed, tmp_path: Path) ->
             bed.client.move_many(["vm0"], Side.B, {Side.B: MessageThread(1, write), Side.A: MessageThread(1, wrong)})
     with pytest.raises(BrokerError, match="2 descriptors too many"):
         bed.client.call("move_many", vms=["vm0"], to="b", descriptors=[write, write])
-    with pytest.raises(BrokerError, match="vms: got an unexpected"):
+    with pytest.raises(BrokerError, match="vms takes no descriptors"):
         bed.client.call("vms", descriptors=[write])
     with pytest.raises(BrokerError, match="hung up"):
         bed.client.call("vms", descriptors=[write] * 9)
     assert bed.owner() is Side.A
-    assert bed.broker.descriptors() == before
+    eventually(lambda: bed.broker.descriptors() == before, "no descriptor is left")  # pipes are closed by a thread
     for end in (read, write, file):
         os.close(end)
 
