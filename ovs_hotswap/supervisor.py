@@ -136,7 +136,7 @@ class Supervisor:
         now = time.monotonic()
         delay = self._back_off.after(ready=self._ready, now=now)
         self._due = now + delay
-        log.warning("%s: it is started again in %.1f s", why, delay)
+        log.error("%s: it is started again in %.1f s", why, delay)
 
     def _told_to_end(self) -> bool:
         taken, self._signals = self._signals, []

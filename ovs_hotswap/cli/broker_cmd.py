@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
@@ -23,9 +24,10 @@ def broker() -> None:
 
 @broker.command()
 @logs.log_level
+@logs.log_file
 @click.option("--take-over", is_flag=True, help="Succeed the broker that runs; no VM notices.")
 @pass_app
-def run(app: App, log_level: str, take_over: bool) -> None:
+def run(app: App, log_level: str, log_file: Path | None, take_over: bool) -> None:
     """Run the broker in the foreground until SIGTERM; SIGHUP reads the overlay intent again.
 
     Nobody keeps its connections when it is killed: see `broker supervise`.
@@ -39,16 +41,17 @@ def run(app: App, log_level: str, take_over: bool) -> None:
     """
     from ovs_hotswap.vhost.broker import serve
 
-    logs.start_log(log_level)
     own_directory(app.config.run_dir)
+    logs.start_log(log_level, log_file)
     serve(app.config, app.system, take_over=take_over)
 
 
 @broker.command()
 @logs.log_level
+@logs.log_file
 @click.option("--take-over", is_flag=True, help="Have it succeed the broker that runs; no VM notices.")
 @pass_app
-def supervise(app: App, log_level: str, take_over: bool) -> None:
+def supervise(app: App, log_level: str, log_file: Path | None, take_over: bool) -> None:
     """Run the broker in the foreground, start it again if it ends, and keep its connections meanwhile.
 
     What systemd does for the broker's unit, where there is no systemd: a broker that is killed costs no packet; only
@@ -60,10 +63,12 @@ def supervise(app: App, log_level: str, take_over: bool) -> None:
     """
     from ovs_hotswap.supervisor import Supervisor
 
-    logs.start_log(log_level)
     own_directory(app.config.run_dir)
+    logs.start_log(log_level, log_file)
     program = [sys.executable, "-m", "ovs_hotswap", "--config", str(app.config_path)]
     argv = [*program, "broker", "run", "--log-level", log_level]
+    if log_file is not None:
+        argv += ["--log-file", str(log_file)]
     status = Supervisor("supervisor", argv, app.config.run_dir, ["--take-over"] if take_over else []).run()
     click.get_current_context().exit(status)
 
@@ -71,7 +76,8 @@ def supervise(app: App, log_level: str, take_over: bool) -> None:
 @broker.command()
 @pass_app
 def start(app: App) -> None:
-    """Start the broker in the background, if it does not run; its log is broker.log in run_dir.
+    """Start the broker in the background, if it does not run; its log is broker.log in run_dir, and broker.log.1 what
+    was in it before.
 
     With --json: what docs/json.md says of a broker.
 

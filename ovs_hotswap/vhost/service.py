@@ -115,8 +115,9 @@ def _withdraw(config: Config, system: System) -> None:
 
 
 def _supervise(config: Config, system: System, config_path: Path, *more: str) -> int:
-    argv = [sys.executable, "-m", "ovs_hotswap", "--config", str(config_path), "broker", "supervise", *more]
-    return system.spawn(argv, log=config.run_dir / "broker.log")
+    log = config.run_dir / "broker.log"
+    program = [sys.executable, "-m", "ovs_hotswap", "--config", str(config_path)]
+    return system.spawn([*program, "broker", "supervise", "--log-file", str(log), *more], log=log)
 
 
 def _supervisor(config: Config, system: System) -> int | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from ovs_hotswap.cli.logs import LIMIT
 from ovs_hotswap.errors import BrokerError, HotswapError
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost.service import replace_broker, stop_broker
@@ -71,6 +72,22 @@ def test_a_successor_comes_with_its_own_supervisor(host: Host) -> None:
         assert host.supervisor() == second
     assert host.log.read_text().count("QEMU connected") == 1
     guest.ends_well()
+
+
+def test_its_log_is_made_anew_when_it_is_too_long_also_after_a_succession(host: Host) -> None:
+    older = host.log.with_name("broker.log.1")
+
+    def made_anew(pid: int) -> None:
+        os.truncate(host.log, LIMIT + 1)
+        os.kill(pid, signal.SIGKILL)
+        broker, supervisor = host.wait_other(pid), host.supervisor()
+        for process in (broker, supervisor):
+            assert all(host.log.samefile(f"/proc/{process}/fd/{number}") for number in (1, 2))
+        assert "ended with status -9" in host.log.read_text()
+        assert host.log.stat().st_size < LIMIT < older.stat().st_size
+
+    made_anew(host.start())
+    made_anew(int(replace_broker(host.config, host.system, host.path, 20.0)["pid"]))
 
 
 def test_a_supervisor_that_dies_leaves_the_broker_at_work(host: Host) -> None:
