@@ -413,7 +413,7 @@ class Instance:
 
     def _remove_files(self, *, keep_log: bool) -> None:
         """A log that cannot be kept does not keep the instance from being started again."""
-        if keep_log and self.paths.log.exists():
+        if keep_log:
             try:
                 keep_log_of(self.paths)
             except OSError as error:

@@ -87,13 +87,26 @@ def read_record(path: Path) -> InstanceRecord | None:
         return None
 
 
+def older(log: Path) -> Path:
+    """What a log that has become too long is renamed to."""
+    return log.with_name(f"{log.name}.1")
+
+
+def log_in_use(log: Path) -> Path:
+    """The file that a daemon logs to, which is the renamed one until it has made ``log`` anew."""
+    return log if log.exists() or not older(log).exists() else older(log)
+
+
 def keep_log_of(paths: InstancePaths) -> None:
-    """Move the log, or as much of its end as a full disk has room for, to where it outlives the instance. Raises
-    OSError."""
+    """Move the log, if there is one, or as much of its end as a full disk has room for, to where it outlives the
+    instance. Raises OSError."""
+    log = log_in_use(paths.log)
+    if not log.exists():
+        return
     paths.saved_log.parent.mkdir(parents=True, exist_ok=True)
     try:
-        shutil.move(paths.log, paths.saved_log)
+        shutil.move(log, paths.saved_log)
     except OSError:
-        with paths.log.open("rb") as source, paths.saved_log.open("wb") as target:
+        with log.open("rb") as source, paths.saved_log.open("wb") as target:
             source.seek(max(0, os.fstat(source.fileno()).st_size - _LAST_WORDS))
             target.write(source.read())

@@ -6,7 +6,8 @@ import contextlib
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from ovs_hotswap import __version__
 from ovs_hotswap.errors import HotswapError
@@ -18,6 +19,7 @@ from ovs_hotswap.switch.datapath import ports, refused
 from ovs_hotswap.switch.instance import numa_nodes
 from ovs_hotswap.switch.memory import reserve
 from ovs_hotswap.switch.openflow import window_incapable
+from ovs_hotswap.switch.paths import log_in_use, older
 from ovs_hotswap.switch.pools import huge_page_pools, page_mib
 from ovs_hotswap.system import files, host_error
 from ovs_hotswap.upgrade import baseline, carry, checks, memory, rings, wire
@@ -228,8 +230,8 @@ def ring_samples(host: Host) -> list[RingSample]:
     return rings.samples(host.road.vms())
 
 
-def postcheck(host: Host, new: Side, apart_s: float, log_offset: int, known: Collection[Place]) -> list[Finding]:
-    """``apart_s``: seconds between the two samples of the rings. ``log_offset``: bytes of the log that are old.
+def postcheck(host: Host, new: Side, apart_s: float, end: LogEnd, known: Collection[Place]) -> list[Finding]:
+    """``apart_s``: seconds between the two samples of the rings. ``end``: where the log ended before.
     ``known``: rings that are not judged. A ring of the others that stands still now is its guest's affair as long as
     the instance's threads go on: it was served in the soak, or had nothing to send."""
     before = ring_samples(host)
@@ -244,26 +246,43 @@ def postcheck(host: Host, new: Side, apart_s: float, log_offset: int, known: Col
     found += checks.ports([UPLINK, VXLAN, *vms], facts, absent, vms)
     found += checks.ports_polled(refused(ports(host.control(new)), host.bridge_spec(new).ports), vms)
     found += checks.tables(host.openflow(new).diff(lines(render(host.intent, Form.FINAL))))
-    return found + checks.log_errors(log_since(host, new, log_offset), [UPLINK, VXLAN])
+    return found + checks.log_errors(log_since(host, new, end), [UPLINK, VXLAN])
 
 
-def log_size(host: Host, side: Side) -> int:
-    """0 where there is none. Raises HostError."""
-    path = host.instances[side].paths.log
+class LogEnd(NamedTuple):
+    """How long a log is, and which file (its inode number; 0: not known): it is renamed when it has become too long."""
+
+    offset: int = 0
+    file: int = 0
+
+
+def log_end(host: Host, side: Side) -> LogEnd:
+    """``LogEnd()`` where there is none. Raises HostError."""
+    path = log_in_use(host.instances[side].paths.log)
     with files(path):
         try:
-            return path.stat().st_size
+            found = path.stat()
         except FileNotFoundError:
-            return 0
+            return LogEnd()
+    return LogEnd(found.st_size, found.st_ino)
 
 
-def log_since(host: Host, side: Side, offset: int) -> str:
-    """From the beginning if it has been cut meanwhile; nothing where there is none. Raises HostError."""
-    path = host.instances[side].paths.log
+def log_since(host: Host, side: Side, end: LogEnd) -> str:
+    """Also what is in a file that has been renamed since. From the beginning of one that has been cut meanwhile, or
+    made anew; nothing where there is none. Raises HostError."""
+    log = host.instances[side].paths.log
+    text, same = _log_from(log, end)
+    return text if same or not end.file else _log_from(older(log), end)[0] + text
+
+
+def _log_from(path: Path, end: LogEnd) -> tuple[str, bool]:
+    """With whether it is the file of ``end``."""
     with files(path):
         try:
             with path.open("rb") as log:
-                log.seek(offset if offset <= os.fstat(log.fileno()).st_size else 0)
-                return log.read().decode(errors="replace")
+                found = os.fstat(log.fileno())
+                same = found.st_ino == end.file
+                log.seek(end.offset if (same or not end.file) and end.offset <= found.st_size else 0)
+                return log.read().decode(errors="replace"), same
         except FileNotFoundError:
-            return ""
+            return "", False

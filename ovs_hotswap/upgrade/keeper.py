@@ -23,6 +23,7 @@ from ovs_hotswap.upgrade import checks, gather, standby
 from ovs_hotswap.upgrade.failover import Household, Task, next_task
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.journal import Journals
+from ovs_hotswap.upgrade.logwatch import LogWatch
 from ovs_hotswap.upgrade.poison import Poison, quarantined
 from ovs_hotswap.upgrade.records import Mark
 from ovs_hotswap.upgrade.refusals import Refusals
@@ -64,6 +65,7 @@ class Keeper:
         """The overlay intent that the instances were last programmed with; the fail-over is to steer by it."""
         self._neighbours_at = float("-inf")
         self._settings = SettingsWatch()
+        self._logs = LogWatch()
         self._failover: float | None = None
         self._unseen = False  # whether the rings have advanced since a fail-over
         self._standing: tuple[int, float] | None = None
@@ -125,7 +127,10 @@ class Keeper:
         """Do what is to be done next. Raises BusyError while an upgrade is under way, and whatever went wrong."""
         self._fault = None
         host = self._refreshed()
-        task = self._turn(host)
+        try:
+            task = self._turn(host)
+        finally:  # a fault that stays is logged again and again
+            self._logs.look(host)
         if task is Task.NOTHING and self._fault is not None:
             raise self._fault
         return task

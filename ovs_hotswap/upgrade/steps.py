@@ -125,7 +125,7 @@ class OpenWindow(ReversibleStep[Upgrade]):
             "pmd_sleep_us": host.pmd_sleep(model),
             "own_pmd_sleep_us": None if context.lost else host.own_pmd_sleep(model),
             "log_level": vhost_log_level(host.control(model)),
-            "log_offset": gather.log_size(host, context.new),
+            **_log_facts(gather.log_end(host, context.new)),
             "scheduling": {str(side): host.scheduling(side) for side in Side},
         }
 
@@ -360,14 +360,22 @@ class Postcheck(Step[Upgrade]):
 
     def do(self, context: Upgrade, run: Run) -> None:
         see_served(context, run)
-        host, seen = context.host, gather.log_size(context.host, context.new)
-        offset, known = run.fact("log_offset", int), baseline.known(run)
-        findings = gather.postcheck(host, context.new, _SAMPLE_S, offset, known)
+        host, seen = context.host, gather.log_end(context.host, context.new)
+        findings = gather.postcheck(host, context.new, _SAMPLE_S, _log_end(run), baseline.known(run))
         findings += carry.compared(host, from_json(run.facts.get("settings")), context.new)
-        run.remember(log_offset=seen, settings=[])  # whoever resumes has been told of what is in them
+        run.remember(**_log_facts(seen), settings=[])  # whoever resumes has been told of what is in them
         for finding in checks.verdict(findings, SwitchError):
             if finding.severity is Severity.WARNING:
                 run.warn(f"{finding.check}: {finding.text}")
+
+
+def _log_facts(end: gather.LogEnd) -> dict[str, int]:
+    return {"log_offset": end.offset, "log_file": end.file}
+
+
+def _log_end(run: Run) -> gather.LogEnd:
+    file = run.facts.get("log_file")  # not in the journal of an earlier version
+    return gather.LogEnd(run.fact("log_offset", int), file if isinstance(file, int) else 0)
 
 
 def _done(done: bool) -> State:

@@ -11,8 +11,10 @@ import pytest
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import HostError, SwitchError
 from ovs_hotswap.model import Release, Side
-from ovs_hotswap.upgrade import gather, peer
+from ovs_hotswap.switch.paths import older
+from ovs_hotswap.upgrade import gather, peer, steps
 from ovs_hotswap.upgrade.context import Upgrade
+from ovs_hotswap.upgrade.gather import LogEnd
 from ovs_hotswap.upgrade.plan import Run
 from ovs_hotswap.upgrade.steps import PeerLink, Retire, StartStandby
 from tests.unit.watch_bed import RELEASE, Bed, FakeBroker, FakeInstance
@@ -137,12 +139,36 @@ def test_a_peer_link_that_stays_on_a_switch_that_stays_is_told(bed: Bed, monkeyp
 
 
 def test_a_log_that_is_not_there_has_no_length_and_says_nothing(bed: Bed) -> None:
-    assert gather.log_size(bed.host, Side.A) == 0
-    assert gather.log_since(bed.host, Side.A, 100) == ""
+    assert gather.log_end(bed.host, Side.A) == LogEnd()
+    assert gather.log_since(bed.host, Side.A, LogEnd(100)) == ""
     log = bed.host.instances[Side.A].paths.log
     log.parent.mkdir(parents=True)
     log.write_text("new\n")  # somebody cut it
-    assert gather.log_since(bed.host, Side.A, 100) == "new\n"
+    assert gather.log_since(bed.host, Side.A, LogEnd(100)) == "new\n"
+    assert gather.log_since(bed.host, Side.A, LogEnd(100, log.stat().st_ino)) == "new\n"
     bed.host.instances[Side.A].paths = replace(bed.host.instances[Side.A].paths, log=log / "below")
     with pytest.raises(HostError, match="Not a directory"):
-        gather.log_size(bed.host, Side.A)
+        gather.log_end(bed.host, Side.A)
+
+
+def test_what_was_logged_before_a_log_was_renamed_is_seen_as_well(bed: Bed) -> None:
+    log = bed.host.instances[Side.A].paths.log
+    log.parent.mkdir(parents=True)
+    log.write_text("old\n")
+    end = gather.log_end(bed.host, Side.A)
+    with log.open("a") as daemon:
+        daemon.write("an error\n")
+        daemon.flush()
+        log.rename(older(log))
+        daemon.write("not told yet\n")
+    assert gather.log_since(bed.host, Side.A, end) == "an error\nnot told yet\n"
+    assert gather.log_end(bed.host, Side.A).file == end.file
+    log.write_text("another\n")
+    assert gather.log_since(bed.host, Side.A, end) == "an error\nnot told yet\nanother\n"
+    assert gather.log_since(bed.host, Side.A, gather.log_end(bed.host, Side.A)) == "", "renamed before the beginning"
+    assert gather.log_since(bed.host, Side.A, LogEnd(4)) == "her\n", "of a journal that names no file"
+
+
+def test_a_journal_that_names_no_file_of_the_log_is_gone_on_with() -> None:
+    assert steps._log_end(run(log_offset=5)) == LogEnd(5)
+    assert steps._log_end(run(**steps._log_facts(LogEnd(5, 6)))) == LogEnd(5, 6)

@@ -18,7 +18,7 @@ from ovs_hotswap.switch.instance import Instance, State, cpu_mask, socket_limit,
 from ovs_hotswap.switch.logscan import fatal, telling_cause
 from ovs_hotswap.switch.netns import Namespaces
 from ovs_hotswap.switch.ovsdb import InterfaceStatus, SwitchDb, SwitchState, faults
-from ovs_hotswap.switch.paths import read_record
+from ovs_hotswap.switch.paths import older, read_record
 from tests.unit.fake_system import FakeSystem
 
 HOST = Release("host", None, "3.1.0", "22.11.11")
@@ -225,6 +225,14 @@ def test_restart_replaces_the_switch_and_nothing_else(host: FakeHost) -> None:
 def test_the_log_of_a_crashed_switch_is_kept(host: FakeHost) -> None:
     host.instance.start(HOST)
     host.instance.paths.log.write_text("last words")
+    host.instance.kill()
+    host.instance.stop()
+    assert host.instance.paths.saved_log.read_text() == "last words"
+
+
+def test_the_log_of_a_switch_that_crashed_before_it_made_a_new_one_is_kept(host: FakeHost) -> None:
+    host.instance.start(HOST)
+    older(host.instance.paths.log).write_text("last words")
     host.instance.kill()
     host.instance.stop()
     assert host.instance.paths.saved_log.read_text() == "last words"
