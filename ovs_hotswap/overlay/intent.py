@@ -181,11 +181,19 @@ class Intent(Strict):
     def oversized(self) -> tuple[str, ...]:
         """VMs without an MTU of their own whose full packets no tunnel carries, though they have somebody to send them
         to on another host: true of the default MTUs of both."""
-        vnis = {remote.vni for remote in self.remotes}
-        limit = self.vtep.tunnel_mtu
-        if self.vtep.local_jumbo or limit >= ETHERNET_MTU:
-            return ()
-        return tuple(vm.name for vm in self.vms if vm.mtu is None and vm.vni in vnis)
+        return tuple(vm.name for vm in self._too_long() if vm.mtu is None)
+
+    @property
+    def too_long(self) -> dict[str, int]:
+        """The same of VMs with an MTU of their own, and which. No fault of the file: an instance that runs, or is to
+        run after a boot, does not depend on it."""
+        return {vm.name: vm.mtu for vm in self._too_long() if vm.mtu is not None}
+
+    def _too_long(self) -> list[Vm]:
+        if self.vtep.local_jumbo:
+            return []
+        vnis, limit = {remote.vni for remote in self.remotes}, self.vtep.tunnel_mtu
+        return [vm for vm in self.vms if vm.vni in vnis and (ETHERNET_MTU if vm.mtu is None else vm.mtu) > limit]
 
     @model_validator(mode="after")
     def _fits_together(self) -> Intent:
@@ -248,21 +256,6 @@ def _vm_faults(intent: Intent) -> Iterator[InitErrorDetails]:
         lambda a, b: f'VMs "{a.name}" and "{b.name}" both have MAC {b.mac} in VNI {b.vni};'
         " a MAC may be used once in a VNI",
     )  # fmt: skip
-
-
-def _mtu_faults(intent: Intent) -> Iterator[InitErrorDetails]:
-    """An MTU that is given must be one that the VM's tunnels carry."""
-    vnis, limit = {remote.vni for remote in intent.remotes}, intent.vtep.tunnel_mtu
-    if intent.vtep.local_jumbo:
-        return
-    for index, vm in enumerate(intent.vms):
-        if vm.mtu is not None and vm.mtu > limit and vm.vni in vnis:
-            text = (
-                f'VM "{vm.name}" has MTU {vm.mtu}, its tunnels carry {limit}: the underlay\'s {limit + TUNNEL_BYTES}'
-                f" less {TUNNEL_BYTES}; allowed: up to {limit}, or a larger vtep.mtu, or vtep.local_jumbo = true if"
-                " what is longer stays on this host"
-            )
-            yield _fault(("vm", index, "mtu"), text)
 
 
 def _remote_faults(intent: Intent) -> Iterator[InitErrorDetails]:
@@ -361,4 +354,4 @@ def _flood_faults(intent: Intent) -> Iterator[InitErrorDetails]:
             yield _fault(("remote",), text)
 
 
-_CHECKS = (_vm_faults, _mtu_faults, _remote_faults, _neighbour_faults, _route_faults, _reach_faults, _flood_faults)
+_CHECKS = (_vm_faults, _remote_faults, _neighbour_faults, _route_faults, _reach_faults, _flood_faults)

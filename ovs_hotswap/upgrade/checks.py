@@ -373,6 +373,15 @@ def oversized(vms: Sequence[str], tunnel_mtu: int) -> list[Finding]:
     return [_warning(MTU, text, f"give the guests and [[vm]] an mtu of {tunnel_mtu}, or the underlay and [vtep] 1550")]
 
 
+def too_long(mtus: Mapping[str, int], tunnel_mtu: int) -> list[Finding]:
+    """``mtus``: those that were given to VMs and that no tunnel carries."""
+    hint = f"an mtu up to {tunnel_mtu}; or a larger [vtep] mtu; or local_jumbo = true if what is longer stays here"
+    return [
+        _error(MTU, f"VM {name} has MTU {mtu}, its tunnels carry {tunnel_mtu}: the underlay's less its headers", hint)
+        for name, mtu in mtus.items()
+    ]
+
+
 def _examples(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ovs_hotswap import __version__
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.model import Finding, Release, Severity, Side
+from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.overlay.ports import UPLINK, VXLAN
 from ovs_hotswap.overlay.tables import Form, lines, render
 from ovs_hotswap.road import Road
@@ -137,7 +138,7 @@ def _active(host: Host, old: Side) -> list[Finding]:
     found += checks.ports_polled(
         refused(ports(host.control(old)), host.bridge_spec(old).ports), [vm.name for vm in intent.vms]
     )
-    found += checks.oversized(intent.oversized, intent.vtep.tunnel_mtu)
+    found += _intent_mtus(intent)
     flows = host.openflow(old)
     found += checks.window_flows(window_incapable(flows.dump()))
     return found + checks.tables(flows.diff(lines(render(host.intent, Form.FINAL))))
@@ -178,9 +179,13 @@ def _vms(host: Host, old: Side, new: Side, release: str, leave_out: Collection[s
 
 def mtus(host: Host) -> list[Finding]:
     """Of the intent and of the uplink's devices."""
-    intent = host.intent
     devices = [each for each in host.uplink.check() if each.check == checks.MTU]
-    return checks.oversized(intent.oversized, intent.vtep.tunnel_mtu) + devices
+    return _intent_mtus(host.intent) + devices
+
+
+def _intent_mtus(intent: Intent) -> list[Finding]:
+    limit = intent.vtep.tunnel_mtu
+    return checks.too_long(intent.too_long, limit) + checks.oversized(intent.oversized, limit)
 
 
 def _steered(host: Host, old: Side) -> list[Finding]:
