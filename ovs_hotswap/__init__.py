@@ -1,3 +1,3 @@
 """Replace a hypervisor's OVS-DPDK process under running VMs."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

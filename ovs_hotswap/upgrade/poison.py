@@ -20,8 +20,8 @@ _ON_TRIAL = "the watchdog looks for the VM that ends the instances"  # whoever c
 
 
 class Poison:
-    """``died`` and ``serves`` are any thread's, the rest is the keeper's. Nothing here raises for a fault of the
-    broker: to start an instance again does not depend on it."""
+    """``died`` and ``serves`` are any thread's, the rest is the keeper's. ``step`` never raises: to start an instance
+    again does not depend on it. An earlier broker has no quarantine, so nothing is looked for with it."""
 
     def __init__(self, board: Board, clock: Callable[[], float]) -> None:
         self._board, self._clock = board, clock
@@ -57,13 +57,17 @@ class Poison:
             if error.message != self._fault:  # it is tried again each second
                 log.warning("which VM ends the instances: %s", error.message)
             self._fault = error.message
+        except Exception as error:  # that nobody has thought of
+            if str(error) != self._fault:
+                log.exception("which VM ends the instances")
+            self._fault = str(error)
 
     def _step(self, host: Host, alive: bool) -> None:
         self._hear()
         if self._first:
             self._let_go(host)
         if self._lived_s is not None:
-            names = [vm["name"] for vm in host.road.vms(read=False) if vm["qemu"] and not vm["quarantine"]]
+            names = [vm["name"] for vm in host.road.vms(read=False) if vm["qemu"] and _may_be_held(vm)]
             if names:
                 self._inquest = inquest.begin(names, self._lived_s, self._clock())
                 self._tell("trial")
@@ -103,7 +107,7 @@ class Poison:
             reasons[name] = f"instances ended {found.deaths} times while they served it"
         if reasons == self._held:
             return
-        now = {vm["name"]: vm["quarantine"] for vm in host.road.vms(read=False)}
+        now = {vm["name"]: vm.get("quarantine") for vm in host.road.vms(read=False)}
         for name, reason in reasons.items():
             if name in now and now[name] != reason:
                 host.road.quarantine(name, reason)
@@ -129,9 +133,13 @@ class Poison:
     def _let_go(self, host: Host) -> None:
         """Serve what a watchdog that ended meanwhile had held back."""
         for vm in host.road.vms(read=False):
-            if vm["quarantine"] == _ON_TRIAL:
+            if vm.get("quarantine") == _ON_TRIAL:
                 host.road.release(vm["name"])
         self._first = False
+
+
+def _may_be_held(vm: Document) -> bool:
+    return "quarantine" in vm and not vm["quarantine"]
 
 
 def quarantined(vms: list[Document]) -> Mapping[str, Any] | None:

@@ -10,10 +10,12 @@ import pytest
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, HotswapError
 from ovs_hotswap.model import Side
+from ovs_hotswap.switch.instance import State
 from ovs_hotswap.upgrade import inquest, watchlog
+from ovs_hotswap.upgrade.failover import Task
 from ovs_hotswap.upgrade.inquest import Inquest, begin, died, survived
 from ovs_hotswap.upgrade.poison import _ON_TRIAL
-from tests.unit.watch_bed import Bed
+from tests.unit.watch_bed import Bed, FakeBroker
 from tests.unit.watch_bed import config as config
 
 VMS = [f"vm{number}" for number in range(1, 256)]
@@ -161,3 +163,48 @@ def test_the_operator_s_own_quarantine_is_left_alone(config: Config) -> None:
     host.run(30)
     assert set(host.bed.world.quarantine) == {"vm2", "vm4"}
     assert host.bed.world.quarantine["vm2"] == "by order"
+
+
+def alone(config: Config) -> Bed:
+    """An active instance without a standby."""
+    bed = Bed(config, prepared=False)
+    bed.world.pid[Side.B], bed.world.state[Side.B] = None, State.STOPPED
+    bed.world.parked = {name: set() for name in bed.world.owner}
+    return bed
+
+
+def test_an_earlier_broker_that_has_no_quarantine_keeps_nobody_from_being_served(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its documents do not tell of one, and no VM could be held back: nothing is looked for."""
+    of_now = FakeBroker.vm
+
+    def earlier(self: FakeBroker, name: str) -> dict[str, Any]:
+        return {key: value for key, value in of_now(self, name).items() if key != "quarantine"}
+
+    monkeypatch.setattr(FakeBroker, "vm", earlier)
+    bed = alone(config)
+    for _ in range(2):  # an instance that ends soon, and the one after it
+        bed.world.now += 10
+        bed.world.die(Side.A)
+        assert bed.keeper.turn() is Task.RESTART
+    bed.keeper.poison.step(bed.host, alive=True)
+    assert bed.world.pid[Side.A] is not None
+    assert not bed.keeper.poison.under_way
+    assert not [event for event in bed.events() if event["event"] == "trial"]
+
+
+def test_no_fault_of_the_search_keeps_the_active_from_being_started(
+    config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    bed = alone(config)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise KeyError("quarantine")
+
+    bed.keeper.poison._step = fail  # type: ignore[method-assign]
+    bed.keeper.poison.step(bed.host, alive=True)
+    bed.world.die(Side.A)
+    assert bed.keeper.turn() is Task.RESTART
+    assert "start a host" in bed.world.done
+    assert len([record for record in caplog.records if record.exc_info]) == 1, "logged once"
