@@ -175,10 +175,17 @@ class Host:
             self.system.write_short(self.config.restore_file, kept.model_dump_json() + "\n")
 
     def forget_active(self) -> None:
-        """No side is active, now and after the next boot. Raises HostError."""
+        """No side is active, now and after the next boot. Raises HostError, and has forgotten nothing then."""
+        path = self.config.restore_file
         with files():
-            self.config.active_file.unlink(missing_ok=True)
-            self.config.restore_file.unlink(missing_ok=True)
+            kept = path.read_text() if path.exists() else None
+            path.unlink(missing_ok=True)
+            try:
+                self.config.active_file.unlink(missing_ok=True)
+            except OSError:
+                if kept is not None:
+                    self.system.write_short(path, kept)
+                raise
 
     def last_active(self) -> Active | None:
         """The side that was active last, in this boot or before it; ``None`` if none was, or it was stopped on

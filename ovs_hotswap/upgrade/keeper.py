@@ -365,7 +365,7 @@ class Keeper:
         try:
             host.program(active)
             host.uplink.steer(active)
-        except HotswapError:
+        except BaseException:
             host.instances[active].stop(keep_log=True)  # half programmed it would count as running
             raise
         self.poison.serves(host.system.monotonic())

@@ -102,8 +102,8 @@ class Guard:
         """Steer by the overlay intent that the keeper has programmed: a Host reads it once."""
         intent = self._keeper.followed
         if intent is not None and intent is not self._intent and self._under_way is None:
+            self._host = self._follow(intent)  # if that fails it is tried again
             self._intent = intent
-            self._host = self._follow(intent)
 
     def _act(self, active: Side, verdict: Verdict, dead: set[Side]) -> None:
         self._board.update(health=verdict.health, reason=verdict.reason if verdict.signal else None)

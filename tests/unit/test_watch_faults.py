@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 
 from ovs_hotswap.config import Config
-from ovs_hotswap.errors import BrokerError, ConfigError, HotswapError, ReleaseError, SwitchError
+from ovs_hotswap.errors import BrokerError, ConfigError, HostError, HotswapError, ReleaseError, SwitchError, UplinkError
 from ovs_hotswap.model import Side
+from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.upgrade import standby, watchlog
 from ovs_hotswap.upgrade.failover import Health, Task
@@ -437,3 +439,59 @@ def test_a_fail_over_steers_by_the_intent_that_was_programmed(config: Config) ->
     assert turn(bed) == Task.PROGRAM
     bed.look()
     assert str(bed.guard._host.intent.vtep.address) == "172.31.0.9"
+
+
+def test_an_intent_that_cannot_be_followed_at_once_is_tried_again(config: Config) -> None:
+    bed = Bed(config)
+    bed.look()
+    bed.keeper.followed = bed.host.intent
+    tried: list[Intent] = []
+
+    def follow(intent: Intent) -> FakeHost:
+        tried.append(intent)
+        if len(tried) == 1:
+            raise UplinkError("out of descriptors")
+        return bed.follow(intent)
+
+    bed.guard._follow = follow
+    for _ in range(3):
+        bed.look()
+    assert tried == [bed.keeper.followed] * 2
+
+
+@pytest.mark.parametrize("fault", [OSError(24, "Too many open files"), KeyError("statistics")])
+def test_an_active_that_cannot_be_programmed_for_any_reason_does_not_count_as_running(
+    config: Config, fault: Exception
+) -> None:
+    bed = Bed(config, prepared=False)
+    bed.world.pid[Side.B], bed.world.state[Side.B] = None, State.STOPPED
+    bed.world.die(Side.A)
+    bed.world.program_fault = fault
+    with pytest.raises(type(fault)):
+        bed.keeper.turn()
+    assert bed.world.pid[Side.A] is None
+    bed.world.program_fault = None
+    bed.world.now += 10
+    assert bed.keeper.turn() is Task.RESTART
+    assert bed.world.pid[Side.A] is not None
+
+
+@pytest.mark.parametrize("fails", ["active", "active.json"])
+def test_an_instance_that_cannot_be_forgotten_is_not_stopped_and_stays_the_active_one(
+    config: Config, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    bed = Bed(config)
+    unlink, last = Path.unlink, bed.host.last_active()
+
+    def read_only(path: Path, missing_ok: bool = False) -> None:
+        if path.name == fails:
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.raises(HostError):
+        stop_for_good(bed.host, Side.A)
+    assert bed.world.pid[Side.A] is not None
+    assert bed.host.recorded_active() is Side.A
+    assert last is not None
+    assert bed.host.last_active() == last
