@@ -14,11 +14,12 @@ from ovs_hotswap.upgrade.standby import Document
 
 _SAMPLE_S = 0.2
 _WEDGED_S = 1.0  # a switch that is slow has taken something by then
+_LOOK_S = 3 * _WEDGED_S  # a guest can have its rings look unserved in turn, for ever
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """``wedged``: rings that nobody serves, and how they look. ``unread``: VMs whose rings cannot be read.
+    """``wedged``: rings that nobody seems to serve, and how they look. ``unread``: VMs whose rings cannot be read.
     ``liveliest``: the VM whose guest sent most, if one did."""
 
     wedged: Mapping[Place, str]
@@ -27,16 +28,17 @@ class Baseline:
 
 
 def look(host: Host) -> Baseline:
-    """How the guests' rings stand. Takes a fraction of a second, and a whole one where a ring looks unserved."""
+    """How the guests' rings stand. Takes a fraction of a second, and up to three where one looks unserved."""
     vms = host.road.vms()
     first = rings.samples(vms)
     patience = Patience(first, _WEDGED_S)
+    end = host.system.monotonic() + _LOOK_S
     while True:
         host.system.sleep(_SAMPLE_S)
-        last = rings.samples(host.road.vms())
-        wedged = patience.look(host.system.monotonic(), last)
-        if len(wedged) == patience.waiting:
-            return Baseline(wedged, tuple(rings.unread(vms)), _liveliest(first, last))
+        last, now = rings.samples(host.road.vms()), host.system.monotonic()
+        wedged = patience.look(now, last)
+        if len(wedged) == len(patience.waiting) or now >= end:
+            return Baseline(patience.waiting, tuple(rings.unread(vms)), _liveliest(first, last))
 
 
 def _liveliest(first: Iterable[RingSample], last: Iterable[RingSample]) -> str | None:

@@ -86,16 +86,17 @@ class Patience:
         self._seconds = seconds
         self._known = set(known)
         self._since: dict[Place, float] = {}
+        self._faults: dict[Place, str] = {}
 
     @property
-    def waiting(self) -> int:
-        """How many rings look unserved."""
-        return len(self._since)
+    def waiting(self) -> dict[Place, str]:
+        """The rings that look unserved, and how."""
+        return {place: self._faults[place] for place in self._since}
 
     def look(self, now: float, found: Iterable[RingSample]) -> dict[Place, str]:
         """The rings for which it ends, with how each looks. Samples are a good deal farther apart than a PMD sleeps."""
         latest = {sample.place: sample for sample in found}
-        faults = {
+        self._faults = faults = {
             place: why
             for place, sample in latest.items()
             if place not in self._known and (why := fault(self._last.get(place), sample))

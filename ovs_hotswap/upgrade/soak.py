@@ -18,6 +18,9 @@ from ovs_hotswap.wording import some
 
 _SAMPLE_S = 0.2
 _SETTLE_S = 5.0  # for a VM that is on its way: its QEMU has come again, or its switch has
+# For all of them, or their rings, one after the other: guests can be amiss in turn, for ever.
+_STRAYS_S = 3 * _SETTLE_S
+_RINGS_S = 3 * SERVED_S
 
 
 class Soak(Step[Upgrade]):
@@ -41,6 +44,10 @@ class Soak(Step[Upgrade]):
             traffic.look()
             left = end - host.system.monotonic()
             run.progress(f"{max(0.0, left):.0f} s left")
+            if left <= -_RINGS_S:
+                _let_be(run, patience)
+            if left <= -_STRAYS_S and (waiting := strays.waiting):
+                raise SwitchError(_text(context, waiting), hint=context.without(waiting))
             if left <= 0 and not patience.waiting and not strays.waiting:
                 break
         wire.tell(run, traffic.findings())
@@ -60,6 +67,17 @@ def judge(context: Upgrade, run: Run, unserved: dict[Place, str]) -> None:
     if not context.dead(context.old):
         tell_apart(host, new, run, unserved)
         return
+    _name(run, unserved)
+
+
+def _let_be(run: Run, patience: Patience) -> None:
+    """What looks unserved now is not waited for: it is named, and not judged."""
+    unserved = patience.waiting
+    _name(run, unserved)
+    patience.forgo(unserved)
+
+
+def _name(run: Run, unserved: dict[Place, str]) -> None:
     for place, why in unserved.items():
         run.warn(rings.text(place, why))
     baseline.remember(run, unserved)
@@ -75,14 +93,15 @@ class Strays:
         self._fled: set[str] = set()
 
     @property
-    def waiting(self) -> list[str]:
-        return list(self._since)
+    def waiting(self) -> dict[str, str]:
+        """Those there are, and what is known of the reason."""
+        return {name: self._why.get(name, "") for name in self._since}
 
     @property
     def overdue(self) -> dict[str, str]:
-        """Those that have been strays for long, and what is known of the reason."""
+        """Those of them that have been strays for long."""
         now = self._context.host.system.monotonic()
-        return {name: self._why.get(name, "") for name, since in self._since.items() if now - since >= _SETTLE_S}
+        return {name: why for name, why in self.waiting.items() if now - self._since[name] >= _SETTLE_S}
 
     def look(self) -> None:
         """Raises SwitchError if the new instance is broken, or has lost a VM again that was moved to it again."""
@@ -127,16 +146,18 @@ def see_served(context: Upgrade, run: Run) -> None:
     """See the new instance serve the VMs: that of which one may restart is waited for, and then named. Raises
     SwitchError if the instance is broken or serves none, or a VM is still on the old one."""
     host, strays = context.host, Strays(context, run)
+    end = host.system.monotonic() + _STRAYS_S
     while True:
         strays.look()
-        if not strays.waiting or strays.overdue:
+        late = strays.waiting if host.system.monotonic() >= end else strays.overdue
+        if late or not strays.waiting:
             break
         host.system.sleep(_SAMPLE_S)
     vms = [vm for vm in context.vms() if vm["qemu"]]
-    missed = [vm for vm in vms if vm["name"] in strays.overdue and _stray(vm, context)]
+    missed = [vm for vm in vms if vm["name"] in late and _stray(vm, context)]
     if not missed:
         return
-    text = _text(context, {vm["name"]: strays.overdue[vm["name"]] for vm in missed})
+    text = _text(context, {vm["name"]: late[vm["name"]] for vm in missed})
     if len(missed) == len(vms) or any(vm["owner"] == context.old for vm in missed):
         raise SwitchError(text)
     run.warn(text)

@@ -113,6 +113,26 @@ class Road(FakeBroker):
         return []
 
 
+class InTurn(Road):
+    """The guest of vm1 writes the indices of two rings as it likes: at any moment one of them looks unserved, and none
+    does all the time."""
+
+    def __init__(self, world: Guests, cycle: float) -> None:
+        super().__init__(world)
+        self.cycle, self.end = cycle, world.now + 600
+
+    def vm(self, name: str) -> dict[str, Any]:
+        found, at = super().vm(name), self.world.now / self.cycle % 1
+        assert self.world.now < self.end, "no end"
+        if name == "vm1":
+            good = int(self.world.now * 100) & 0xFFFF
+            found["rings"] = [
+                {**found["rings"][0], "index": index, "used": 7 if bad else good, "available": 5000 if bad else good}
+                for index, bad in ((1, at < 0.7), (3, at >= 0.5 or at < 0.2))
+            ]
+        return found
+
+
 class Instance(FakeInstance):
     def status(self) -> Any:
         return type("Status", (), {"state": self.world.state[self.side], "dpdk_initialized": True})
@@ -262,6 +282,39 @@ def test_a_vm_that_lost_its_switch_is_moved_again_once(bed: Bed) -> None:
     Soak().do(bed.context, bed.run)
     assert set(bed.world.owner.values()) == {Side.B}
     assert bed.told == "VM vm2 went back to instance a: it says why; it is moved again"
+
+
+def test_rings_that_look_unserved_in_turn_do_not_keep_the_first_look_from_ending(bed: Bed) -> None:
+    bed.host.__dict__["broker"] = InTurn(bed.world, 1.0)
+    assert {vm for vm, _ in baseline.look(bed.host).wedged} == {"vm1"}
+
+
+def test_rings_that_look_unserved_in_turn_do_not_keep_the_soak_from_ending(bed: Bed) -> None:
+    bed.host.__dict__["broker"] = InTurn(bed.world, 2.0)
+    Soak().do(bed.context, bed.run)
+    assert {vm for vm, _ in baseline.known(bed.run)} == {"vm1"}
+    assert "VM vm1 ring" in bed.told
+
+
+class ComeAndGo(Road):
+    """The QEMUs of vm1 and vm2 come again in turn, so that at any moment one of them is not served."""
+
+    def vm(self, name: str) -> dict[str, Any]:
+        found, first = super().vm(name), self.world.now % 6 < 3
+        assert self.world.now < 2000, "no end"
+        return {**found, "owner": None, "certainty": "nobody"} if name == ("vm1" if first else "vm2") else found
+
+
+def test_vms_that_are_not_served_in_turn_do_not_keep_the_soak_from_ending(bed: Bed) -> None:
+    bed.host.__dict__["broker"] = ComeAndGo(bed.world)
+    with pytest.raises(SwitchError, match="instance b does not serve VM vm"):
+        Soak().do(bed.context, bed.run)
+
+
+def test_vms_that_are_not_served_in_turn_do_not_keep_the_old_instance_from_being_retired(bed: Bed) -> None:
+    bed.host.__dict__["broker"] = ComeAndGo(bed.world)
+    see_served(bed.context, bed.run)
+    assert "instance b does not serve VM vm" in bed.told
 
 
 # --------------------------------------------------------------------------------------------------- after the commit

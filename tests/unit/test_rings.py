@@ -15,7 +15,7 @@ def ring(avail: int, used: int, *, number: int = 1, vm: str = "vm1") -> RingSamp
 def test_a_ring_is_unserved_when_it_was_so_for_long_enough() -> None:
     patience = Patience([ring(10, 9)], 1.0)
     assert patience.look(0.0, [ring(10, 9)]) == {}
-    assert patience.waiting == 1
+    assert patience.waiting == {("vm1", 1): "stuck, 1 buffers outstanding at index 9"}
     assert patience.look(0.9, [ring(11, 9)]) == {}
     assert patience.look(1.0, [ring(12, 9)]) == {("vm1", 1): "stuck, 3 buffers outstanding at index 9"}
 
@@ -24,7 +24,7 @@ def test_a_ring_that_goes_on_begins_anew() -> None:
     patience = Patience([ring(10, 9)], 1.0)
     patience.look(0.0, [ring(10, 9)])
     patience.look(0.5, [ring(11, 10)])
-    assert patience.waiting == 0
+    assert patience.waiting == {}
     assert patience.look(1.2, [ring(11, 10)]) == {}
     assert patience.look(2.1, [ring(11, 10)]) == {}
     assert list(patience.look(2.2, [ring(11, 10)])) == [("vm1", 1)]
@@ -44,7 +44,7 @@ def test_what_is_known_is_not_judged() -> None:
     patience = Patience(first, 0.0, known={("vm1", 1)})
     assert list(patience.look(0.0, first)) == [("vm2", 1)]
     patience.forgo([("vm2", 1)])
-    assert patience.waiting == 0
+    assert patience.waiting == {}
     assert patience.look(1.0, first) == {}
 
 
