@@ -31,7 +31,7 @@ class Uplink(Protocol):
 
     def prove(self, side: Side, end: End) -> Proof:
         """Whether packets pass between ``side``'s instance and the wire, whoever has the traffic; none is turned, and
-        no frame that VMs or other hosts would act on is sent. Takes up to seconds. Raises SwitchError as well."""
+        what is sent tells VMs and other hosts nothing new. Takes up to seconds. Raises SwitchError as well."""
 
     def steered(self, side: Side) -> Steered | None:
         """What the steering has handled for ``side``; ``None`` where that is not counted, or it has not the traffic."""

@@ -1,8 +1,9 @@
 """Frames that prove an uplink, and sockets that send and see them on kernel devices.
 
-Out: an ARP probe (RFC 5227, 2.1.1: a request without a sender's address) that the instance sends is answered by a
-neighbour; the answer goes to the VTEP's MAC, so the kernel's device sees it, whoever the overlay's traffic goes to. It
-enters no address into anybody's ARP cache, and the host's own kernel does not send such requests.
+Out: an ordinary ARP request that the instance sends is answered by a neighbour; the answer goes to the VTEP's MAC, so
+the kernel's device sees it, whoever the overlay's traffic goes to. It says of the VTEP what is true whichever side
+sends, and goes to the neighbour alone: no ARP probe (RFC 5227, 2.1.1), which a host that is about to take the address
+would have to take for a conflict. The host's kernel and the other instance may ask the same: our frames have a mark.
 
 In: a VXLAN packet of network 0, which no VM has, is put into the representor of the instance's VF. It takes the way of
 every VXLAN packet from there, and the instance counts it as one of an unknown network.
@@ -26,11 +27,10 @@ from typing import Protocol, TypeVar
 from ovs_hotswap.errors import UplinkError
 
 ETH_P_ALL, ETH_P_ARP, ETH_P_IP = 0x0003, 0x0806, 0x0800
-BROADCAST = "ff:ff:ff:ff:ff:ff"
 PROBE_VNI = 0  # RFC 7348 allows it; the intent's begin at 1
 VXLAN_UDP_PORT = 4789
 _ARP_REQUEST, _ARP_REPLY = 1, 2
-_SHORTEST = 60  # of an Ethernet frame without its checksum (IEEE 802.3)
+MARK_BYTES = 18  # of padding, up to the shortest Ethernet frame without its checksum (IEEE 802.3): 60
 # What the inner frame is: a local experimental ethertype (IEEE 802, 9.2.3) between locally administered addresses.
 _INNER = bytes.fromhex("02000000000f02000000000e88b5")
 _CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
@@ -53,20 +53,31 @@ def _mac(text: str) -> bytes:
     return bytes.fromhex(text.replace(":", ""))
 
 
-def arp_probe(mac: str, target: str) -> bytes:
-    """A request by ``mac``, without an IPv4 address, for ``target`` (RFC 826, RFC 5227)."""
-    header = _mac(BROADCAST) + _mac(mac) + struct.pack("!H", ETH_P_ARP)
+def arp_request(asker: Host, target: Host, mark: bytes) -> bytes:
+    """A request by ``asker`` for the address of ``target``, to whom alone it goes (RFC 826; RFC 1122, 2.3.2.1).
+    ``mark``: the padding, by which it is told from others' requests."""
+    header = _mac(target.mac) + _mac(asker.mac) + struct.pack("!H", ETH_P_ARP)
     body = struct.pack("!HHBBH", 1, ETH_P_IP, 6, 4, _ARP_REQUEST)
-    body += _mac(mac) + bytes(4) + bytes(6) + IPv4Address(target).packed
-    return (header + body).ljust(_SHORTEST, b"\0")
+    body += _mac(asker.mac) + IPv4Address(asker.address).packed + bytes(6) + IPv4Address(target.address).packed
+    return header + body + mark
 
 
-def answers(frame: bytes, mac: str, target: str) -> bool:
-    """Whether ``frame`` answers ``arp_probe(mac, target)``."""
-    if len(frame) < 42 or frame[12:14] != struct.pack("!H", ETH_P_ARP) or frame[0:6] != _mac(mac):
-        return False
-    operation = struct.unpack_from("!H", frame, 20)[0]
-    return bool(operation == _ARP_REPLY and frame[28:32] == IPv4Address(target).packed and frame[38:42] == bytes(4))
+def asks(frame: bytes, asker: Host, target: Host, mark: bytes) -> bool:
+    """Whether ``frame`` asks the same as ``arp_request(asker, target, mark)``, and is another one."""
+    return (_is_arp(frame, _ARP_REQUEST) and frame[42 : 42 + len(mark)] != mark
+            and frame[28:32] == IPv4Address(asker.address).packed
+            and frame[38:42] == IPv4Address(target.address).packed)  # fmt: skip
+
+
+def answers(frame: bytes, asker: Host, target: Host) -> bool:
+    """Whether ``frame`` answers a request by ``asker`` for the address of ``target``."""
+    return (_is_arp(frame, _ARP_REPLY) and frame[0:6] == _mac(asker.mac)
+            and frame[28:32] == IPv4Address(target.address).packed
+            and frame[38:42] == IPv4Address(asker.address).packed)  # fmt: skip
+
+
+def _is_arp(frame: bytes, operation: int) -> bool:
+    return len(frame) >= 42 and frame[12:14] == struct.pack("!H", ETH_P_ARP) and frame[20:22] == bytes([0, operation])
 
 
 def vxlan_probe(source: Host, vtep: Host, mtu: int) -> bytes:
@@ -85,7 +96,8 @@ def vxlan_probe(source: Host, vtep: Host, mtu: int) -> bytes:
 
 class Ear(Protocol):
     def heard(self, seconds: float) -> list[bytes]:
-        """ARP frames that came in on the device since, waiting up to ``seconds`` for one. Raises UplinkError."""
+        """ARP frames that the device has passed since, either way; waits up to ``seconds`` for one. Raises
+        UplinkError."""
 
 
 class Sockets(Protocol):
@@ -172,10 +184,8 @@ class _SocketEar:
         end, frames = time.monotonic() + seconds, []
         try:
             while select.select([self._socket], [], [], max(0.0, end - time.monotonic()))[0]:
-                frame, address = self._socket.recvfrom(2048)
-                if address[2] != socket.PACKET_OUTGOING:
-                    frames.append(frame)
-                    break
+                frames.append(self._socket.recv(2048))
+                break
         except OSError as error:
             raise UplinkError(f"a packet socket: {error}") from error
         return frames

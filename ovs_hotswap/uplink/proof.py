@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from ovs_hotswap.model import Proof
-from ovs_hotswap.uplink.frames import Ear, Host, Sockets, answers, arp_probe, vxlan_probe
+from ovs_hotswap.uplink.frames import MARK_BYTES, Ear, Host, Sockets, answers, arp_request, asks, vxlan_probe
 
-_ASKED = 8  # neighbours at most: one answer is enough
+_ASKED = 6  # neighbours at most: one answer is enough
 _TRIES = 3
 _ANSWER_S = 0.5  # for each try
+_PAUSE_S = 0.1  # between two questions: switches that inspect ARP take 15 a second from a port
 _COUNTED_S = 3.0  # the switch adds packets of a known flow to its counters every half second
 
 
@@ -49,17 +51,20 @@ class Prover:
             return None
         with self.sockets.listen(self.device) as ear:
             for _ in range(_TRIES):
+                mark, doubtful = os.urandom(MARK_BYTES), set[Host]()
                 for neighbour in asked:
-                    end.send(arp_probe(self.vtep.mac, neighbour.address))
-                if self._answered(ear, asked):
-                    return True
+                    end.send(arp_request(self.vtep, neighbour, mark))
+                    if self._answered(ear, asked, mark, doubtful):
+                        return True
         return False
 
-    def _answered(self, ear: Ear, asked: Sequence[Host]) -> bool:
-        until = self.clock() + _ANSWER_S
+    def _answered(self, ear: Ear, asked: Sequence[Host], mark: bytes, doubtful: set[Host]) -> bool:
+        """``doubtful``: whose answers may be for somebody else's question, which was seen on the device."""
+        until = self.clock() + max(_PAUSE_S, _ANSWER_S / len(asked))
         while (left := until - self.clock()) > 0:
             for frame in ear.heard(left):
-                if any(answers(frame, self.vtep.mac, neighbour.address) for neighbour in asked):
+                doubtful |= {each for each in asked if asks(frame, self.vtep, each, mark)}
+                if any(answers(frame, self.vtep, each) for each in asked if each not in doubtful):
                     return True
         return False
 

@@ -12,7 +12,7 @@ import pytest
 from ovs_hotswap.model import Finding, Proof, Severity, Side
 from ovs_hotswap.upgrade import uplinkchecks
 from ovs_hotswap.upgrade.uplinkchecks import Passed
-from ovs_hotswap.uplink.frames import Ear, Host, answers, arp_probe, vxlan_probe
+from ovs_hotswap.uplink.frames import MARK_BYTES, Ear, Host, answers, arp_request, asks, vxlan_probe
 from ovs_hotswap.uplink.proof import Prover
 
 VTEP = Host("172.31.0.1", "52:54:00:1f:00:01")
@@ -20,7 +20,7 @@ NEIGHBOUR = Host("172.31.0.2", "52:54:00:1f:00:02")
 OTHER = Host("172.31.0.9", "52:54:00:1f:00:09")
 
 
-def arp_answer(to: str, by: Host, asked: str = "0.0.0.0") -> bytes:
+def arp_answer(to: str, by: Host, asked: str = VTEP.address) -> bytes:
     return (
         bytes.fromhex(to.replace(":", "") + by.mac.replace(":", "") + "0806" + "0001080006040002")
         + bytes.fromhex(by.mac.replace(":", "")) + IPv4Address(by.address).packed
@@ -41,12 +41,20 @@ class Network:
     counted: int = 3
     arrived: list[bytes] = field(default_factory=list)
     sent: list[bytes] = field(default_factory=list)
+    asked_at: list[float] = field(default_factory=list)
+    rival: bool = False
 
     # the switch's end
     def send(self, frame: bytes) -> None:
         self.sent.append(frame)
         self.lost -= 1
-        if not (self.mute or self.silent or self.lost >= 0) and frame == arp_probe(VTEP.mac, NEIGHBOUR.address):
+        self.asked_at.append(self.now)
+        asks_neighbour = frame == arp_request(VTEP, NEIGHBOUR, frame[-MARK_BYTES:])
+        if not self.mute:
+            self.arrived.append(frame)
+        if asks_neighbour and self.rival:  # the host's kernel asks the same, unpadded, and is answered
+            self.arrived += [frame[:42], arp_answer(VTEP.mac, NEIGHBOUR)]
+        if not (self.mute or self.silent or self.lost >= 0) and asks_neighbour:
             self.arrived.append(arp_answer(VTEP.mac, NEIGHBOUR))
 
     def probes(self) -> int:
@@ -109,7 +117,7 @@ def test_a_mute_and_a_deaf_function_are_told_apart() -> None:
 def test_an_answer_to_somebody_elses_question_proves_nothing() -> None:
     network = Network(mute=True)
     network.arrived += [
-        arp_answer(VTEP.mac, NEIGHBOUR, asked="172.31.0.1"),
+        arp_answer(VTEP.mac, NEIGHBOUR, asked="0.0.0.0"),
         arp_answer(VTEP.mac, Host("172.31.0.77", OTHER.mac)),
     ]
     assert prove(network).out is False
@@ -121,16 +129,36 @@ def test_without_a_neighbour_there_is_nothing_to_tell_it_by() -> None:
     assert network.sent == []
 
 
-def test_a_question_that_enters_no_cache() -> None:
-    frame = arp_probe(VTEP.mac, NEIGHBOUR.address)
+def test_a_question_that_tells_nobody_of_a_conflict() -> None:
+    """A request without a sender's address is a probe: who is about to take the address would give it up."""
+    mark = bytes(range(MARK_BYTES))
+    frame = arp_request(VTEP, NEIGHBOUR, mark)
     assert len(frame) == 60
-    assert frame[:6] == b"\xff" * 6
-    assert frame[28:32] == bytes(4), "no sender's address"
+    assert frame[:6] == bytes.fromhex(NEIGHBOUR.mac.replace(":", "")), "only the neighbour sees it"
+    assert frame[22:28] == frame[6:12] == bytes.fromhex(VTEP.mac.replace(":", ""))
+    assert frame[28:32] == IPv4Address(VTEP.address).packed
     assert frame[38:42] == IPv4Address(NEIGHBOUR.address).packed
-    assert not answers(frame, VTEP.mac, NEIGHBOUR.address)
-    assert answers(arp_answer(VTEP.mac, NEIGHBOUR), VTEP.mac, NEIGHBOUR.address)
-    assert not answers(arp_answer("52:54:00:1f:00:07", NEIGHBOUR), VTEP.mac, NEIGHBOUR.address)
-    assert not answers(b"\0" * 20, VTEP.mac, NEIGHBOUR.address)
+    assert not answers(frame, VTEP, NEIGHBOUR)
+    assert not asks(frame, VTEP, NEIGHBOUR, mark), "it is ours"
+    assert asks(frame[:42], VTEP, NEIGHBOUR, mark)
+    assert not asks(frame[:42], VTEP, OTHER, mark)
+    assert answers(arp_answer(VTEP.mac, NEIGHBOUR), VTEP, NEIGHBOUR)
+    assert not answers(arp_answer("52:54:00:1f:00:07", NEIGHBOUR), VTEP, NEIGHBOUR)
+    assert not answers(b"\0" * 20, VTEP, NEIGHBOUR)
+
+
+def test_neighbours_are_asked_in_turn_until_one_answers() -> None:
+    network = Network()
+    assert prove(network, (NEIGHBOUR, OTHER)).out is True
+    assert len(network.sent) == 1
+    mute = Network(mute=True)
+    prove(mute, tuple(Host(f"172.31.0.{number}", OTHER.mac) for number in range(10, 30)))
+    assert max(sum(begun <= at < begun + 1 for at in mute.asked_at) for begun in mute.asked_at) <= 11
+    assert mute.asked_at[-1] < 2
+
+
+def test_an_answer_to_the_kernels_own_question_proves_nothing() -> None:
+    assert prove(Network(mute=True, rival=True)).out is False
 
 
 def test_a_packet_that_every_switch_takes_for_vxlan() -> None:
