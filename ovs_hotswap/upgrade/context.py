@@ -33,8 +33,9 @@ class Upgrade:
     leave_out: frozenset[str] = frozenset()
 
     def vms(self) -> list[Document]:
-        """The VMs to be moved."""
-        return [vm for vm in self.host.road.vms(read=False) if vm["name"] not in self.leave_out]
+        """The VMs to be moved: also not those that were put in quarantine since it began."""
+        vms = self.host.road.vms(read=False)
+        return [vm for vm in vms if vm["name"] not in self.leave_out and not vm.get("quarantine")]
 
     def without(self, names: Iterable[str] = ("VM",)) -> str:
         """The command that goes on without some VMs."""

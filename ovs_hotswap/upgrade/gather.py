@@ -28,7 +28,7 @@ from ovs_hotswap.upgrade.context import command_without
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.machine import cores, descriptor_limit, running_switches
 from ovs_hotswap.upgrade.rings import Place, RingSample
-from ovs_hotswap.upgrade.standby import read_record, usable
+from ovs_hotswap.upgrade.standby import read_record, to_serve, usable
 from ovs_hotswap.upgrade.turns import comes_round
 from ovs_hotswap.vhost.capture import can_capture
 
@@ -232,7 +232,7 @@ def _rings_before(host: Host) -> list[Finding]:
 
 def ring_samples(host: Host) -> list[RingSample]:
     """The indices of every ring that is served, now."""
-    return rings.samples(host.road.vms())
+    return rings.samples(to_serve(host.road.vms()))
 
 
 def postcheck(host: Host, new: Side, apart_s: float, end: LogEnd, known: Collection[Place]) -> list[Finding]:

@@ -31,15 +31,16 @@ _POLL_S = 0.1
 def move_all(
     host: Host, to: Side, run: Run, *, back: bool = False, first: str | None = None, without: Collection[str] = ()
 ) -> dict[str, float]:
-    """Hand every VM to ``to``, one alone and then all others, and see each served there. Returns microseconds by VM.
-    ``first``: which one; ``without``: those that stay. ``back``: to where they were served before, and whatever that is
-    like, nothing keeps them from it.
+    """Hand every VM to ``to`` that is not in quarantine, one alone and then all others, and see each served there.
+    Returns microseconds by VM. ``first``: which one; ``without``: those that stay. ``back``: to where they were served
+    before, and whatever that is like, nothing keeps them from it.
 
     Frames that arrived during a move are delivered by the new owner afterwards. Raises BrokerError if a VM stayed
     where it was, when all others have been moved, StateUnknown if its owner is not known, and SwitchError if ``to``
     does not serve a VM which the other side serves.
     """
-    vms = [vm for vm in host.road.vms(read=False) if vm["owner"] != to or vm["certainty"] != "owns"]
+    vms = [vm for vm in host.road.vms(read=False)
+           if not vm.get("quarantine") and (vm["owner"] != to or vm["certainty"] != "owns")]  # fmt: skip
     names = sorted((vm["name"] for vm in vms if vm["name"] not in without), key=lambda name: name != first)
     with _row(host, names, to, run, back=back) as row:
         for batch in (names[:1], names[1:]):
@@ -65,6 +66,7 @@ class _Row:
         self._end: float | None = None
         self._repeats = False
         self._count = 0
+        self._held: set[str] = set()  # put in quarantine meanwhile
 
     def move(self, names: Sequence[str]) -> None:
         """Those that cannot be moved are passed over. Raises what is not the fault of single VMs."""
@@ -102,7 +104,12 @@ class _Row:
             raise fault
         if not self._settles(name):
             raise fault
-        why = baseline.why_not(host.road.vm(name), self._to)
+        vm = host.road.vm(name)
+        if vm.get("quarantine"):
+            self._held.add(name)
+            self._run.progress("is in quarantine", item=name)
+            return
+        why = baseline.why_not(vm, self._to)
         self.left[name] = f"VM {name} cannot be moved to {self._to}: {why}" if why else fault.message
         if self._late() and not self._repeats:  # it may be the instance after all, and each VM would take as long
             raise BrokerError(some(list(self.left.values()), "; ")) from fault
@@ -116,7 +123,7 @@ class _Row:
     def _settles(self, name: str) -> bool:
         """Whether it is clear before long who serves the VM, if it has a guest."""
         end = self._host.system.monotonic() + SERVED_S
-        while (vm := self._host.road.vm(name))["qemu"] and vm["certainty"] != "owns":
+        while (vm := self._host.road.vm(name))["certainty"] != "owns" and vm["qemu"] and not vm.get("quarantine"):
             if self._back or self._host.system.monotonic() >= end:
                 return False
             self._host.system.sleep(_POLL_S)
@@ -125,7 +132,7 @@ class _Row:
     def see_served(self, names: Sequence[str]) -> None:
         """What guests have to send must be taken: an address that does not translate is not reported otherwise."""
         host, to, known = self._host, self._to, {vm for vm, _ in baseline.known(self._run)}
-        names = [name for name in names if name not in known]
+        names = [name for name in names if name not in known | self._held]
 
         def unserved() -> list[str]:
             return host.road.unserved(names)

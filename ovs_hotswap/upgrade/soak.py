@@ -170,10 +170,11 @@ def take_left_out(context: Upgrade, run: Run) -> None:
         return
     host, new = context.host, context.new
     host.road.reload()  # they belong to the side that is active
+    held = {vm["name"] for vm in host.road.vms(read=False) if vm.get("quarantine")}
+    names = context.leave_out - held
 
     def dark() -> list[str]:
-        vms = [vm for vm in host.road.vms(read=False) if vm["name"] in context.leave_out]
-        return [vm["name"] for vm in vms if vm["qemu"] and _stray(vm, context)]
+        return [vm["name"] for vm in host.road.vms(read=False) if vm["name"] in names and _stray(vm, context)]
 
     end = host.system.monotonic() + _SETTLE_S
     while dark() and host.system.monotonic() < end:
@@ -181,5 +182,7 @@ def take_left_out(context: Upgrade, run: Run) -> None:
     for name in dark():
         why = baseline.why_not(host.road.vm(name), new)
         run.warn(f"VM {name} was left out and has no network: {why or f'instance {new} does not serve it'}")
-    for name in sorted(context.leave_out - set(dark())):
+    for name in sorted(names - set(dark())):
         run.warn(f"VM {name} was left out: it was without network until instance {context.old} had ended")
+    for name in sorted(context.leave_out & held):
+        run.warn(f"VM {name} was left out and has no network: it is in quarantine")

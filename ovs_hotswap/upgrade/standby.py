@@ -271,11 +271,12 @@ def unparked(vms: Iterable[Document], side: Side) -> list[str]:
 
 def unprotected(vms: Iterable[Document], side: Side) -> list[str]:
     """VMs with a guest that ``side`` could not take over at this moment, but for those that nobody is to serve."""
-    return [
-        vm["name"]
-        for vm in vms
-        if vm["qemu"] and vm["owner"] != side and not vm["switches"][side]["parked"] and not vm.get("quarantine")
-    ]
+    return [vm["name"] for vm in to_serve(vms) if vm["owner"] != side and not vm["switches"][side]["parked"]]
+
+
+def to_serve(vms: Iterable[Document]) -> list[Document]:
+    """VMs with a guest that a switch is to serve: all but those in quarantine."""
+    return [vm for vm in vms if vm["qemu"] and not vm.get("quarantine")]
 
 
 def owned(vms: Iterable[Document], side: Side) -> list[str]:

@@ -10,7 +10,7 @@ from ovs_hotswap.upgrade import baseline
 from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.moving import move_all
 from ovs_hotswap.upgrade.plan import Run
-from ovs_hotswap.upgrade.standby import Document, owned
+from ovs_hotswap.upgrade.standby import Document, owned, to_serve
 from ovs_hotswap.wording import some
 
 _CONFIRM_S = 1.0  # for a switch that is slow, not hung
@@ -19,9 +19,9 @@ _RETURNED_S = 5.0  # for the VMs of an instance that was ended to be served by t
 
 
 def take_back(context: Upgrade, run: Run) -> None:
-    """Have the old instance serve every VM again. A new one that keeps some is ended, as it will be anyway: that gives
-    them to the old one. A single VM that is not served then is named, and no error; raises BrokerError, StateUnknown or
-    SwitchError if it is the old instance that cannot serve."""
+    """Have the old instance serve every VM again that is not in quarantine. A new one that keeps some is ended, as
+    it will be anyway: that gives them to the old one. A single VM that is not served then is named, and no error;
+    raises BrokerError, StateUnknown or SwitchError if it is the old instance that cannot serve."""
     host, old, new = context.host, context.old, context.new
     if context.lost_for_good():
         return  # the VMs went to the new one
@@ -57,7 +57,7 @@ def _old_answers(context: Upgrade) -> bool:
     """Whether it is the VMs themselves that cannot be moved back: the old instance has taken others, or answers for
     one of these."""
     vms = context.host.road.vms(read=False)
-    return bool(owned(vms, context.old)) or any(_parks(context, vm) for vm in vms if vm["qemu"])
+    return bool(owned(vms, context.old)) or any(_parks(context, vm) for vm in to_serve(vms))
 
 
 def _parks(context: Upgrade, vm: Document) -> bool:
@@ -73,8 +73,8 @@ def _parks(context: Upgrade, vm: Document) -> bool:
 def _bring_home(context: Upgrade) -> None:
     """Have VMs that nobody serves given to the old instance, those among them that cannot be parked."""
     host = context.host
-    for vm in host.road.vms(read=False):
-        if vm["qemu"] and vm["owner"] != context.old and not baseline.why_not(vm, context.old):
+    for vm in to_serve(host.road.vms(read=False)):
+        if vm["owner"] != context.old and not baseline.why_not(vm, context.old):
             with contextlib.suppress(BrokerError):
                 host.road.park(vm["name"], context.old)
     with contextlib.suppress(HotswapError):
@@ -87,7 +87,7 @@ def _patiently(context: Upgrade, run: Run, lacks: str, well: Callable[[Document]
     host, old = context.host, context.old
     end = host.system.monotonic() + _RETURNED_S
     while True:
-        vms = [vm for vm in host.road.vms(read=False) if vm["qemu"]]
+        vms = to_serve(host.road.vms(read=False))
         amiss = [vm for vm in vms if not well(vm)]
         if not amiss:
             return

@@ -25,7 +25,8 @@ from tests.unit.watch_bed import FakeBroker, FakeHost, FakeInstance, World
 
 class Guests(World):
     """VMs that have moved to b. ``wedged`` are served by no side, ``deaf`` not by b; ``odd`` have eight regions, so
-    that they can be owned and not parked; ``under_way``: QEMU has sent half a message; ``gone`` have no owner."""
+    that they can be owned and not parked; ``under_way``: QEMU has sent half a message; ``gone`` have no owner;
+    ``fleeting`` are put in quarantine when they are to be moved."""
 
     def __init__(self, vms: list[str]) -> None:
         super().__init__(vms)
@@ -35,6 +36,7 @@ class Guests(World):
         self.deaf: set[str] = set()
         self.odd: set[str] = set()
         self.under_way: set[str] = set()
+        self.fleeting: set[str] = set()
         self.gone: set[str] = set()
         self.cut: dict[str, Side] = {}
         self.moves = dict.fromkeys(vms, 1)
@@ -83,6 +85,11 @@ class Road(FakeBroker):
         world = self.world
         moved: list[dict[str, Any]] = []
         for name in names:
+            if name in world.fleeting:
+                world.quarantine[name] = "it ends whatever serves it"
+            if name in world.quarantine:
+                world.gone.add(name)
+                return moved, BrokerError(f"vm {name} is in quarantine")
             if name in world.odd | world.under_way or (to is Side.A and world.refused_by_a):
                 return moved, BrokerError(f"vm {name} cannot move to {to}: messages are under way")
             world.done.append(f"move {name} {to}")
@@ -231,6 +238,25 @@ def test_an_old_instance_that_reaches_nobody_is_no_way_back(bed: Bed) -> None:
         take_back(bed.context, bed.run)
 
 
+def quarantine(bed: Bed, name: str) -> None:
+    bed.world.quarantine, bed.world.gone = {name: "by order"}, {name}
+    bed.world.parked[name] = set()
+
+
+def test_a_vm_in_quarantine_is_no_reason_to_end_the_new_instance(bed: Bed) -> None:
+    quarantine(bed, "vm1")
+    take_back(bed.context, bed.run)
+    assert bed.world.done == ["move vm2 a", "move vm3 a"]
+    assert bed.told == ""
+
+
+def test_a_vm_that_is_put_in_quarantine_on_the_way_back_is_no_reason_either(bed: Bed) -> None:
+    bed.world.fleeting = {"vm1"}
+    take_back(bed.context, bed.run)
+    assert bed.world.done == ["move vm2 a", "move vm3 a"]
+    assert bed.told == ""
+
+
 # ----------------------------------------------------------------------------------------------------------- the soak
 
 
@@ -317,6 +343,14 @@ def test_vms_that_are_not_served_in_turn_do_not_keep_the_old_instance_from_being
     assert "instance b does not serve VM vm" in bed.told
 
 
+def test_a_vm_that_is_put_in_quarantine_meanwhile_is_not_missed(bed: Bed) -> None:
+    quarantine(bed, "vm2")
+    bed.world.wedged = {"vm2"}
+    Soak().do(bed.context, bed.run)
+    see_served(bed.context, bed.run)
+    assert bed.told == ""
+
+
 # --------------------------------------------------------------------------------------------------- after the commit
 
 
@@ -384,6 +418,13 @@ def test_a_vm_that_was_left_out_goes_to_the_new_instance_when_the_old_one_has_en
         "VM vm2 was left out and has no network: instance b does not serve it"
     )  # fmt: skip
     assert bed.told == text
+
+
+def test_a_vm_in_quarantine_that_was_left_out_stays_in_it(bed: Bed) -> None:
+    context = leaving_out(bed, "vm2")
+    quarantine(bed, "vm2")
+    Retire().do(context, bed.run)
+    assert bed.told == "VM vm2 was left out and has no network: it is in quarantine"
 
 
 def test_an_upgrade_is_not_given_up_because_the_old_instance_serves_a_vm_that_is_left_out(bed: Bed) -> None:
