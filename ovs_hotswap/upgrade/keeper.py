@@ -55,7 +55,7 @@ class Keeper:
         with contextlib.suppress(HotswapError):  # told later; one that is valid is known from now on
             _ = self._host.intent
         self._programmed: Stamp | None = None
-        self._wires = WireWatch(board)
+        self.wires = WireWatch(board)
         self._refusal: str | None = None
         self._refused_until, self._refused_s = float("-inf"), _REFUSED_S
         self._fault: HotswapError | None = None  # what the last turn went on without
@@ -119,7 +119,7 @@ class Keeper:
             pass
         active = self._host.recorded_active()
         if active is not None:
-            self._wires.require(active.other)
+            self.wires.require(active.other)
 
     # -- one turn
 
@@ -153,7 +153,7 @@ class Keeper:
         if next_task(self._look(host, active)) is Task.NOTHING:
             self._keep_neighbours(host, active)
             if not unfinished:
-                self._wires.look(host, active)
+                self.wires.look(host, active)
             self._settings.look(host, active)
             return Task.NOTHING
         with host.lock():
@@ -178,7 +178,7 @@ class Keeper:
         self._board.event("rings", stuck=[each.text for each in found if each.severity is Severity.ERROR])
         active = host.recorded_active()
         if active is not None:
-            self._wires.after_failover(host, active)
+            self.wires.after_failover(host, active)
 
     def _unfinished(self, host: Host) -> bool:
         """Whether an upgrade has the instances, or may. Once it has retired the old one, only a look at the new one is

@@ -160,18 +160,19 @@ class Guard:
 
     def _fail_over(self, side: Side, verdict: Verdict) -> None:
         host, system = self._host, self._host.system
-        if self._under_way is None or self._under_way.side is not side:
-            self._under_way = FailOver(side, verdict, system.monotonic(), system.wall())
+        work = self._under_way
+        if work is None or work.side is not side or (not work.at and work.verdict.signal is not verdict.signal):
+            self._under_way = work = FailOver(side, verdict, system.monotonic(), system.wall())
         elif system.monotonic() < self._not_before:
             return
         self._not_before = system.monotonic() + _AGAIN_S
-        work = self._under_way
         while True:
             act = next_act(self._scene(work))
             if host.recorded_active() is not side:
                 return  # `instance stop` wants no active instance
             if act is Act.NO_REFUGE:
-                self._board.update(failover_problem=f"instance {side}: {verdict.reason}, and no standby is ready")
+                lack = "the standby's uplink passes nothing" if self._loses(work, alive=True) else "no standby is ready"
+                self._board.update(failover_problem=f"instance {side}: {verdict.reason}, and {lack}")
                 self._keeper.wake()
                 return
             self._do(work, act)
@@ -181,13 +182,19 @@ class Guard:
     def _scene(self, work: FailOver) -> Scene:
         host, other = self._host, work.side.other
         alive = host.instances[work.side].has_memory()
-        refuge = host.instances[other].pid() is not None and self._takes(other)
+        refuge = host.instances[other].pid() is not None and self._takes(other) and not self._loses(work, alive=alive)
         if not (refuge and work.steered):
             useless = not refuge and work.verdict.signal is Signal.STOPPED and self._starts_again(work.side)
             return Scene(alive, True, refuge, useless, work.steered)
         stranded = self._stranded(work)
         patience = host.system.monotonic() - work.begun < _PATIENCE_S
         return Scene(alive, True, refuge, steered=work.steered, stranded=stranded, patience=patience)
+
+    def _loses(self, work: FailOver, *, alive: bool) -> bool:
+        """Whether packets would be lost at the other side that pass now: one whose main thread alone is silent goes on
+        forwarding."""
+        silent = alive and work.verdict.signal is Signal.MAIN_THREAD
+        return silent and self._keeper.wires.worse(work.side.other)
 
     def _stranded(self, work: FailOver) -> int:
         """How many VMs the other side could own and does not. Where nobody tells, there may be one: the broker, and a

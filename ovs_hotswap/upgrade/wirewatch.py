@@ -33,10 +33,11 @@ class WireWatch:
         """Prove the uplinks of both instances if it is time, or ``now``. Never raises for a fault of the host."""
         if host.system.monotonic() < self._not_before and not now:
             return
-        with contextlib.suppress(HotswapError):  # an instance that has ended: what follows is the keeper's
+        with contextlib.suppress(HotswapError):  # it has ended: what follows is the keeper's
             proven = wire.prove(host, active)
             self._remember(proven)
             self._tell(active, uplinkchecks.proof(active, proven, self._once))
+        with contextlib.suppress(HotswapError):  # also where the active instance does not answer
             if self._runs(host, active.other):
                 parked = wire.prove(host, active.other)
                 self._remember(parked)
@@ -61,6 +62,12 @@ class WireWatch:
         found = self._found.get(side)
         if found is not None and found.severity is Severity.ERROR:
             raise UplinkError(found.text, hint=found.hint)
+
+    def worse(self, side: Side) -> bool:
+        """Whether the side's uplink was seen to pass nothing, and the other one's was not. Any thread's."""
+        found, other = self._found.get(side), self._found.get(side.other)
+        lost = found is not None and found.severity is Severity.ERROR
+        return lost and not (other is not None and other.severity is Severity.ERROR)
 
     def _runs(self, host: Host, side: Side) -> bool:
         return host.instances[side].pid() is not None

@@ -12,6 +12,7 @@ from ovs_hotswap.cli.app import App
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import UplinkError
 from ovs_hotswap.model import Proof, Side
+from ovs_hotswap.switch.rpc import NoAnswer
 from ovs_hotswap.upgrade import watchlog
 from ovs_hotswap.upgrade.wirewatch import WireWatch
 from tests.unit.watch_bed import Bed
@@ -97,3 +98,42 @@ def test_the_status_says_which_uplink_passes_nothing(capsys: pytest.CaptureFixtu
     shown = capsys.readouterr().out
     assert "uplink    b passes nothing" in shown
     assert "a passes" not in shown
+
+
+def test_an_active_that_may_forward_is_not_ended_for_a_standby_that_passes_nothing(config: Config) -> None:
+    bed = Bed(config)
+    bed.world.proofs[Side.B] = MUTE
+    bed.keeper.wires.look(bed.host, Side.A)
+
+    def silent(*_: Any) -> Any:
+        raise NoAnswer("no answer")
+
+    bed.main._ask = silent
+    for _ in range(300):
+        bed.look()
+        bed.main.turn()
+    state = watchlog.read_state(config) or {}
+    assert "main thread" in state["reason"]
+    assert "uplink" in state["failover_problem"]
+    assert "kill a" not in bed.world.done
+    bed.world.die(Side.A)  # it forwards no longer
+    bed.look({Side.A})
+    assert bed.host.recorded_active() is Side.B
+
+
+def test_a_standby_is_proven_though_the_active_one_does_not_answer(config: Config) -> None:
+    bed = Bed(config)
+    bed.world.proofs[Side.B] = MUTE
+    bed.keeper.wires.look(bed.host, Side.A)
+    assert bed.keeper.wires.worse(Side.B)
+    bed.world.stopped_pids, bed.world.proofs[Side.B] = {1}, GOOD
+    bed.keeper.wires.look(bed.host, Side.A, now=True)
+    assert not bed.keeper.wires.worse(Side.B)
+
+
+def test_a_standby_that_is_no_worse_than_the_active_one_is_a_refuge(config: Config) -> None:
+    bed = Bed(config)
+    bed.keeper.wires.look(bed.host, Side.A)
+    bed.world.proofs = {Side.A: MUTE, Side.B: MUTE}
+    bed.keeper.wires.look(bed.host, Side.A, now=True)
+    assert not bed.keeper.wires.worse(Side.B)
