@@ -130,18 +130,19 @@ def begin(context: Upgrade, run: Run) -> None:
 
 
 def end(context: Upgrade, run: Run) -> None:
-    """Keep what has passed on the old instance since ``begin``."""
+    """Keep what has passed on the old instance: since ``begin``, or in the last second if that was slower, because what
+    is over by now cannot be missed later."""
     begun: Any = run.facts.get("uplink_begun")
     if context.lost or not isinstance(begun, dict) or "uplink_before" in run.facts:
         return
-    system = context.host.system
-    since = Counters(**begun)
-    if 0 <= system.monotonic() - since.at < SAMPLE_S:  # a resumed upgrade has another clock, perhaps
-        system.sleep(since.at + SAMPLE_S - system.monotonic())
+    host, since = context.host, Counters(**begun)
     with contextlib.suppress(HotswapError):
-        before = since.until(counters(context.host, context.old))
-        if before.seconds > 0:
-            run.remember(uplink_before=asdict(before))
+        late = counters(host, context.old)
+        host.system.sleep(SAMPLE_S)
+        last = late.until(counters(host, context.old))
+        before = since.until(late)
+        if before.seconds > 0 and last.seconds > 0:  # a resumed upgrade has another clock, perhaps
+            run.remember(uplink_before=asdict(min(before, last, key=lambda each: each.received / each.seconds)))
 
 
 class Traffic:

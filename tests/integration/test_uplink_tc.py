@@ -284,7 +284,9 @@ def test_what_was_steered_is_counted(uplink: TcUplink, sender: socket.socket) ->
     with program("tcx-pass", HOST, "pf0"):
         sender.sendto(bytes(100), (VTEP, 4789))
         settle()
-        assert uplink.steered(Side.A) == after
+        unseen = uplink.steered(Side.A)
+        assert unseen is not None
+        assert unseen.given == after.given  # what a function sends of itself for IPv6 is counted as taken
 
 
 class End:

@@ -207,6 +207,8 @@ BEFORE = Passed(2.0, 100, 100, 100, 100)
         (Passed(2.0, 90, 3, None, None), None, Severity.OK),
         (Passed(2.0, 90, 0, 0, 90), BEFORE, Severity.ERROR),  # mute for what matters, or taken before it is steered
         (Passed(2.0, 90, 0, 90, 90), None, Severity.ERROR),  # deaf
+        (Passed(4.0, 5, 0, 0, 5), BEFORE, Severity.WARNING),  # the VMs have finished, as well as the other hosts
+        (Passed(4.0, 0, 0, 0, 0), BEFORE, Severity.WARNING),
         (Passed(2.0, 90, 5, 5, 0), None, Severity.ERROR),  # the host sees nothing of it
         (Passed(2.0, 90, 0, 3, 90), None, Severity.WARNING),
         (Passed(2.0, 0, 0, 0, 0), None, Severity.WARNING),

@@ -11,6 +11,9 @@ from ovs_hotswap.config import Config
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.overlay.tables import Kind, cookie
+from ovs_hotswap.upgrade import wire
+from ovs_hotswap.upgrade.context import Upgrade
+from ovs_hotswap.upgrade.plan import Run
 from ovs_hotswap.upgrade.uplinkchecks import Passed
 from ovs_hotswap.upgrade.wire import Traffic
 from tests.unit.watch_bed import FakeHost, World
@@ -27,11 +30,14 @@ class Flows:
     sent: int = 100
     received: int = 100
     mute: bool = False
+    until: float = float("inf")  # answers come
 
     def packets(self, value: int, mask: int = 0) -> int:
         if self.mute:
             raise SwitchError("ovs-ofctl: no answer")
-        return int(self.world.now * (self.sent if value == cookie(Kind.TO_UPLINK) else self.received))
+        if value == cookie(Kind.TO_UPLINK):
+            return int(self.world.now * self.sent)
+        return int(min(self.world.now, self.until) * self.received)
 
 
 class Counting(FakeHost):
@@ -96,3 +102,20 @@ def test_counters_that_cannot_be_read_are_no_reason_to_go_back(host: Counting) -
     host.world.stopped_pids = {2}
     (found,) = Traffic(host, Side.B, BEFORE).findings()
     assert "instance b is stopped" in found.text
+
+
+@pytest.mark.parametrize(("ends_after_s", "expected"), [(float("inf"), Severity.ERROR), (8.0, Severity.WARNING)])
+def test_what_was_over_before_the_steering_is_not_missed_after_it(
+    host: Counting, ends_after_s: float, expected: Severity
+) -> None:
+    """VMs send on, one way. Answers came for all of the time before the steering, or for most of it."""
+    facts: dict[str, Any] = {}
+    run = Run(lambda: facts, facts.update, lambda _event: None)
+    context = Upgrade(host, Side.A, Side.B, "host")
+    host.flows.until = host.world.now + ends_after_s
+    wire.begin(context, run)
+    host.world.now += 9.0
+    wire.end(context, run)
+    host.flows.until = min(host.flows.until, host.world.now)
+    (found,) = Traffic.of(context, run).findings()
+    assert found.severity is expected
