@@ -17,7 +17,7 @@ RESTARTS, KILLS = 20, 5
 @pytest.fixture
 def machine() -> Iterator[Machine]:
     with Machine() as made:
-        made.write("/etc/ovs-hotswap/config.toml", config(256))
+        made.write("/etc/ovs-hotswap/config.toml", config())
         made.write("/etc/ovs-hotswap/overlay.toml", OVERLAY)
         made.run(["sh", "-c", f"install -m 644 {PREFIX}/src/systemd/*.service /etc/systemd/system/"])
         made.run(["systemctl", "daemon-reload"])
