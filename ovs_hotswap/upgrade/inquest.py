@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 SUSPICIOUS_S = 60.0  # an active instance that lives no longer has ended of what it serves, perhaps
+SHORT_LIVES = 2  # so many in a row, after a first death: to hold VMs back needs more than a coincidence
 _MOST_S = 30.0
 
 
@@ -44,8 +45,9 @@ class Inquest:
 
 
 def begin(vms: Iterable[str], lived_s: float, now: float) -> Inquest:
-    """``vms`` were served by two instances that ended, the second one ``lived_s`` after it was given them."""
-    return _next(Inquest(_window(lived_s), now, suspects=tuple(vms), deaths=2), now)
+    """``vms`` were served by instances that ended, ``SHORT_LIVES`` of them within ``lived_s`` after they were given
+    them."""
+    return _next(Inquest(_window(lived_s), now, suspects=tuple(vms), deaths=1 + SHORT_LIVES), now)
 
 
 def _window(lived_s: float) -> float:

@@ -27,7 +27,8 @@ class Poison:
         self._board, self._clock = board, clock
         self._told: deque[tuple[str, float]] = deque()
         self._serves_since: float | None = None
-        self._lived_s: float | None = None  # of an instance that ended too soon; with it an inquest is to begin
+        self._lives: list[float] = []  # of the instances that ended too soon, one after the other
+        self._lived_s: float | None = None  # the longest of enough of them; with it an inquest is to begin
         self._inquest: Inquest | None = None
         self._held: dict[str, str] = {}  # by us, and why
         self._first = True
@@ -63,7 +64,7 @@ class Poison:
             self._fault = str(error)
 
     def _step(self, host: Host, alive: bool) -> None:
-        self._hear()
+        self._hear(min(inquest.SUSPICIOUS_S, host.config.watch.crash_window_s))
         if self._first:
             self._let_go(host)
         if self._lived_s is not None:
@@ -81,7 +82,7 @@ class Poison:
         if self._inquest.closed:
             self._close(self._inquest)
 
-    def _hear(self) -> None:
+    def _hear(self, suspicious_s: float) -> None:
         while self._told:
             what, at = self._told.popleft()
             if what == "serves":
@@ -92,8 +93,12 @@ class Poison:
             if self._inquest is not None:
                 self._inquest = inquest.died(self._inquest, at)
                 self._tell("trial")
-            elif self._serves_since is not None and at - self._serves_since < inquest.SUSPICIOUS_S:
-                self._lived_s = at - self._serves_since
+            elif self._serves_since is not None and at - self._serves_since < suspicious_s:
+                self._lives.append(at - self._serves_since)
+                if len(self._lives) >= inquest.SHORT_LIVES:
+                    self._lived_s, self._lives = max(self._lives), []
+            else:
+                self._lives = []
             self._serves_since = None
 
     def _tell(self, kind: str) -> None:
