@@ -106,6 +106,11 @@ class Channel:
         since another process has read from it."""
         self._sought = header
 
+    @property
+    def seeking(self) -> bool:
+        """Whether what was sought has not come yet."""
+        return bool(self._sought)
+
     def _seen(self, data: bytes) -> bool:
         """Whether ``data`` ends what is sought; never more is read than may be its rest."""
         found = self._found + data

@@ -105,8 +105,9 @@ class Link:
 
     def resync(self) -> None:
         """Go on where another process may have asked what it did not hear the answer of, or has read half an answer:
-        what comes before the answer to this, which nobody else asks later than ``probe``, is thrown away. Raises
-        ProtocolError if that cannot be asked."""
+        what comes before the answer to this is thrown away. Nobody else asks it later than ``probe`` but another
+        process that goes on likewise, and that hands nothing on before it has the answer (``Channel.seeking``). Raises
+        ProtocolError if it cannot be asked."""
         if self.offer is None or not self.offer.features >> wire.Feature.PROTOCOL_FEATURES & 1:
             raise ProtocolError("nobody can say which answers are due")
         request = Request.GET_PROTOCOL_FEATURES

@@ -91,10 +91,16 @@ class Peers(abc.ABC):
     @property
     def settled(self) -> bool:
         """Whether another broker can go on from here: QEMU waits for nothing, every switch has said what it can do, and
-        nothing is half written. What is half read is handed on, and so is that answers of switches are due."""
-        links = self.links.values()
+        nothing is half written. What is half read is handed on, and so is that answers of switches are due, but for
+        the one with which this broker itself goes on: another would take it for the answer to its own question."""
         written = self.qemu is None or not self.qemu.backlog
-        return written and not self.waiting and all(link.offer and not link.channel.backlog for link in links)
+        return (
+            written
+            and not self.waiting
+            and all(
+                link.offer and not link.channel.backlog and not link.channel.seeking for link in self.links.values()
+            )
+        )
 
     def ignore_qemu(self) -> None:
         """Take nothing more from QEMU, until ``go_on``."""
