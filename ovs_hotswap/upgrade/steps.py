@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 
-from ovs_hotswap.errors import BrokerError, SwitchError
+from ovs_hotswap.errors import BrokerError, HostError, SwitchError
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.priority import Rank
@@ -60,7 +60,7 @@ class StartStandby(ReversibleStep[Upgrade]):
 
     def undo(self, context: Upgrade, run: Run) -> None:
         if context.fled:
-            context.host.record_active(context.new)
+            _record_at_least_now(context, run, context.new)
             run.progress(f"instance {context.old} died: instance {context.new} serves its VMs and stays")
         elif not run.fact("was_running", bool) or context.host.instances[context.new].lacks_database():
             context.host.instances[context.new].stop(keep_log=True)
@@ -292,16 +292,23 @@ class RecordActive(ReversibleStep[Upgrade]):
     description = "record which side is active"
 
     def do(self, context: Upgrade, run: Run) -> None:
-        _record(context, context.new)
+        context.host.record_active(context.new)
+        context.host.road.reload()  # VMs that come from now on belong there
 
     def undo(self, context: Upgrade, run: Run) -> None:
         if not context.gone:
-            _record(context, context.old)
+            _record_at_least_now(context, run, context.old)
+            context.host.road.reload()
 
 
-def _record(context: Upgrade, side: Side) -> None:
-    context.host.record_active(side)
-    context.host.road.reload()  # VMs that come from now on belong there
+def _record_at_least_now(context: Upgrade, run: Run, side: Side) -> None:
+    """On a way back, which does not end because the state directory cannot be written: that is for the next boot."""
+    try:
+        context.host.record_active(side)
+    except HostError as error:
+        if context.host.recorded_active() is not side:
+            raise
+        run.progress(f"instance {side} is not recorded for the next boot: {error.message}")
 
 
 class CloseWindow(Step[Upgrade]):

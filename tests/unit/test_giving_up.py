@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ovs_hotswap.upgrade import gather, peer, steps
 from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.gather import LogEnd
 from ovs_hotswap.upgrade.plan import Run
-from ovs_hotswap.upgrade.steps import PeerLink, Retire, StartStandby
+from ovs_hotswap.upgrade.steps import PeerLink, RecordActive, Retire, StartStandby
 from tests.unit.watch_bed import RELEASE, Bed, FakeBroker, FakeInstance
 
 
@@ -172,3 +173,26 @@ def test_what_was_logged_before_a_log_was_renamed_is_seen_as_well(bed: Bed) -> N
 def test_a_journal_that_names_no_file_of_the_log_is_gone_on_with() -> None:
     assert steps._log_end(run(log_offset=5)) == LogEnd(5)
     assert steps._log_end(run(**steps._log_facts(LogEnd(5, 6)))) == LogEnd(5, 6)
+
+
+def test_the_way_back_does_not_end_because_the_state_directory_cannot_be_written(bed: Bed) -> None:
+    bed.host.record_active(Side.B)
+    bed.world.full, bed.world.no_writing = {bed.config.restore_file.name}, errno.EROFS
+    RecordActive().undo(upgrade(bed), run())
+    assert bed.host.recorded_active() is Side.A
+    assert "reload" in bed.world.done
+
+
+def test_nor_where_the_vms_have_fled_to_the_new_instance(bed: Bed) -> None:
+    bed.world.die(Side.A)
+    bed.world.full, bed.world.no_writing = {bed.config.restore_file.name}, errno.EROFS
+    StartStandby().undo(upgrade(bed), run(was_running=False))
+    assert bed.host.recorded_active() is Side.B
+    assert bed.world.pid[Side.B] is not None
+
+
+def test_a_way_back_that_is_not_recorded_at_all_has_failed(bed: Bed) -> None:
+    bed.host.record_active(Side.B)
+    bed.world.full, bed.world.no_writing = {bed.config.active_file.name}, errno.EROFS
+    with pytest.raises(HostError):
+        RecordActive().undo(upgrade(bed), run())

@@ -57,13 +57,14 @@ class World(FakeSystem):
         self.program_fault: Exception | None = None
         self.rings: list[dict[str, Any]] = []  # of each VM
         self.quarantine: dict[str, str] = {}
-        self.full: set[str] = set()  # names of files that cannot be written
+        self.full: set[str] = set()  # names of files that cannot be written, and why
+        self.no_writing = errno.ENOSPC
         self.during_stop: Callable[[], object] = lambda: None
 
     def write_atomic(self, path: Path, text: str) -> None:
         if path.name in self.full:
             with files(path):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise OSError(self.no_writing, os.strerror(self.no_writing))
         super().write_atomic(path, text)
 
     def stopped(self, pid: int) -> bool:
