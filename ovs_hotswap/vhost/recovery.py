@@ -92,6 +92,8 @@ def _redo(vm: Vm, given: VmParts, work: Work) -> None:
         vm.ownership = Ownership()
     elif work.owner is not None:
         vm.ownership = Ownership(work.owner, Certainty.TAKING)
+        if work.owner in work.told and work.owner in vm.links:  # by an earlier version: its connection is closed below
+            vm.ownership, vm.cut_pid = vm.ownership.cut(work.owner), vm.links[work.owner].pid
     else:
         vm.suspects = {side: link.pid for side, link in vm.links.items()}
         vm.ownership = Ownership(suspects=frozenset(vm.suspects))

@@ -113,11 +113,14 @@ class Vault:
 
     def add(self, work: Work) -> bool:
         """Before switches are told something though their guest has said nothing: what was kept stays good to go on
-        from, with this. Return whether it is known now, or there is nothing that it could belong to."""
+        from, with this. Return whether it is known now, or there is nothing that it could belong to. It is not if the
+        owner was told what it is not known to have heard: that is nothing to go on from."""
         if self.busy:
             return True
         if self._work is not None:
             work = replace(work, told=work.told | self._work.told)
+        if work.owner in work.told:
+            return False
         if work == self._work:
             return True
         sets = (sum(1 << k for k, side in enumerate(Side) if side in sides) for sides in (work.parked, work.told))

@@ -185,3 +185,32 @@ def test_a_third_broker_believes_only_answers_to_its_own_question() -> None:
         assert "SET_VRING_ADDR" not in bed.switches[Side.B].heard()
 
     run(test)
+
+
+def test_an_owner_whose_connection_is_not_known_may_connect_again() -> None:
+    """By a note of an earlier version, which told of such work as if one could go on from there."""
+
+    async def test(bed: Bed) -> None:
+        first = bed.served(Ownership(Side.A, Certainty.OWNS), parked=[])
+        pid = first.links[Side.B].pid
+        second = bed.next(first, Work(Side.B, Side.B, frozenset(Side), frozenset({Side.B})))
+        recovery.take_up(second)
+        assert (second.ownership, second.cut_pid) == (Ownership(Side.B, Certainty.CUT), pid)
+        again = Peer()
+        second.accept(Side.B, again.broker)
+        assert Side.B in second.links
+        assert again.heard() == ["GET_FEATURES"]
+        again.end.close()
+
+    run(test)
+
+
+def test_the_death_of_an_owner_whose_connection_is_not_known_frees_the_rings() -> None:
+    async def test(bed: Bed) -> None:
+        first = bed.served(Ownership(Side.A, Certainty.OWNS), parked=[])
+        second = bed.next(first, Work(None, Side.B, frozenset(), frozenset({Side.B})))
+        assert second.ownership.holder is Side.B
+        second.process_ended(second.cut_pid)
+        assert second.ownership.holder is not Side.B
+
+    run(test)

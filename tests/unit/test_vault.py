@@ -225,6 +225,16 @@ def test_work_with_the_switches_is_told_beside_the_state(
     close(found.state)
 
 
+def test_work_with_an_owner_that_was_told_more_than_places_is_refused(
+    vault: Vault, descriptor: Callable[[], OwnedFd]
+) -> None:
+    """Whether it became the owner before that or after."""
+    vault.put(state(descriptor))
+    assert not vault.add(replace(WORK, owner=Side.B))
+    assert vault.add(WORK)
+    assert not vault.add(replace(WORK, owner=Side.B, told=frozenset()))
+
+
 def test_a_new_state_makes_work_forgotten(vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
     parts = state(descriptor)
     vault.put(parts)
