@@ -61,12 +61,11 @@ class Host:
     stays connected to the kernel, and VMs' back ends are not waited for. ``intent``: one that was read already."""
 
     def __init__(self, config: Config, system: System, *, quick: bool = False, intent: Intent | None = None) -> None:
-        self._quick = quick
-        self._road_s = _QUICK_ROAD_S if quick else _ROAD_S
+        self._quick, self._road_s = quick, _QUICK_ROAD_S if quick else _ROAD_S
         if intent is not None:
             self.intent = intent
-        self.config = config
-        self.system = system
+        self.config, self.system = config, system
+        self.uplink_options: Mapping[str, str] = {}  # that the uplink will be given, though no database tells of them
         self.instances = {
             side: Instance(
                 config, side, system, unit=InstanceUnit(side, system), memory=partial(self.reservation, side)
@@ -228,7 +227,7 @@ class Host:
 
     def _uplink_queues(self) -> Uplink:
         """As the running instances have them: what the operator set on one is carried over to the other."""
-        found = [Uplink()]
+        found = [Uplink(), Uplink.of(self.uplink_options)]
         for instance in self.instances.values():
             with contextlib.suppress(HotswapError), instance.database(_LOOK_S, INTERFACE_TABLES) as database:
                 uplink = database.interfaces().get(UPLINK)

@@ -9,7 +9,8 @@ import logging
 
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.model import Side
-from ovs_hotswap.switch.settings import Settings
+from ovs_hotswap.overlay.ports import UPLINK
+from ovs_hotswap.switch.settings import INTERFACE, Settings
 from ovs_hotswap.upgrade import carry, standby
 from ovs_hotswap.upgrade.host import Host
 
@@ -47,6 +48,13 @@ class SettingsWatch:
             self._given = record.pid, seen
         except SwitchError as error:
             log.warning("settings of instance %s: %s", active, error.message)
+
+    def uplink_options(self, active: Side) -> dict[str, str]:
+        """Those of the uplink's interface that ``put_back`` will give: the instance needs memory for its rings."""
+        if self._seen is None or self._seen[0] is not active:
+            return {}
+        settings, _ = self._seen[1]
+        return {key.key: value for key, value in settings.items() if key[:3] == (INTERFACE, UPLINK, "options")}
 
     def put_back(self, host: Host, active: Side) -> None:
         """Give an active instance that was started again what it had when it was last looked at."""

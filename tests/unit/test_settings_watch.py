@@ -16,6 +16,7 @@ import pytest
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BusyError, SwitchError
 from ovs_hotswap.model import Release, Side
+from ovs_hotswap.switch.memory import Uplink
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.switch.rpc import NoAnswer, quick_call, transact
 from ovs_hotswap.upgrade import carry, standby
@@ -93,7 +94,7 @@ class FakeInstance:
 
     @contextlib.contextmanager
     def database(self, *_: Any, **__: Any) -> Iterator[Any]:
-        yield type("Database", (), {"wait_ports": lambda *_: None})()
+        yield type("Database", (), {"wait_ports": lambda *_: None, "interfaces": lambda *_: {}})()
 
 
 class Bed:
@@ -179,6 +180,20 @@ def test_an_active_instance_that_is_started_again_gets_back_what_it_had(bed: Bed
     bed.watch.put_back(bed.host, Side.A)
     (change,) = bed.servers[Side.A].changes
     assert change[0]["row"] == {"ingress_policing_rate": 368000}
+
+
+def test_an_active_instance_that_is_started_again_has_memory_for_the_queues_that_it_gets_back(bed: Bed) -> None:
+    """Its database is away by then, so only who looked before knows of them."""
+    uplink = bed.servers[Side.A].database
+    uplink.set("Interface", "uplink", options={"dpdk-devargs": "xa", "n_rxq": "4", "n_rxq_desc": "4096"})
+    bed.look()
+    assert bed.watch.uplink_options(Side.B) == {}
+    wanted = bed.watch.uplink_options(Side.A)
+    assert wanted == {"n_rxq": "4", "n_rxq_desc": "4096"}
+    before = bed.host.demand(Side.A).buffers
+    bed.host.uplink_options = wanted
+    assert bed.host.demand(Side.A).uplink == Uplink(4, 4096)
+    assert bed.host.demand(Side.A).buffers == before + 4 * 4096 - 2048
 
 
 def test_a_database_that_does_not_answer_is_asked_again(bed: Bed) -> None:
