@@ -26,6 +26,7 @@ from ovs_hotswap.system import files, host_error
 from ovs_hotswap.upgrade import baseline, carry, checks, memory, rings, wire
 from ovs_hotswap.upgrade.context import command_without
 from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.inquest import ON_TRIAL
 from ovs_hotswap.upgrade.machine import cores, descriptor_limit, running_switches
 from ovs_hotswap.upgrade.rings import Place, RingSample
 from ovs_hotswap.upgrade.standby import read_record, to_serve, usable
@@ -163,8 +164,7 @@ def _vms(host: Host, old: Side, new: Side, release: str, leave_out: Collection[s
     for vm in documents:
         item, found_of = f"VM {vm['name']}", Severity.WARNING if vm["name"] in leave_out else Severity.ERROR
         if vm.get("quarantine"):
-            text = f"{item} is served by nobody: {vm['quarantine']}"
-            found.append(Finding("quarantine", Severity.WARNING, text, f"`ovs-hotswap vm release {vm['name']}`", item))
+            found.append(quarantined(vm, item))
         elif vm["qemu"] and (vm["owner"] != old or vm["certainty"] != "owns"):
             text = f"{item} is owned by {vm['owner'] or 'nobody'} ({vm['certainty']}), not by {old}"
             found.append(Finding("owner", found_of, text, f"`ovs-hotswap vm show {vm['name']}`", item))
@@ -175,6 +175,16 @@ def _vms(host: Host, old: Side, new: Side, release: str, leave_out: Collection[s
                                  "upgrade to a release that offers it; or let it be without network until it is "
                                  f"restarted: `{without}`", item))  # fmt: skip
     return found
+
+
+def quarantined(vm: dict[str, Any], item: str) -> Finding:
+    """Of a VM in quarantine, which an upgrade leaves out. One that the watchdog holds back for the moment would be
+    without network until the end of the upgrade: the search does not go on during one."""
+    text, end = f"{item} is served by nobody: {vm['quarantine']}", f"`ovs-hotswap vm release {vm['name']}`"
+    if vm["quarantine"] == ON_TRIAL:
+        hint = f"wait until it has found it: `ovs-hotswap watch status`; where no watchdog runs: {end}"
+        return Finding("quarantine", Severity.ERROR, text, hint, item)
+    return Finding("quarantine", Severity.WARNING, text, end, item)
 
 
 def mtus(host: Host) -> list[Finding]:

@@ -15,6 +15,9 @@ SUSPICIOUS_S = 60.0  # an active instance that lives no longer has ended of what
 SHORT_LIVES = 2  # so many in a row, after a first death: to hold VMs back needs more than a coincidence
 _MOST_S = 30.0
 
+ON_TRIAL = "the watchdog looks for the VM that ends the instances"
+"""Why a VM is in quarantine that is held back for the moment: whoever comes next may release it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Inquest:

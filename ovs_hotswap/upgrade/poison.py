@@ -11,12 +11,10 @@ from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.road import Document, Road
 from ovs_hotswap.upgrade import inquest
 from ovs_hotswap.upgrade.host import Host
-from ovs_hotswap.upgrade.inquest import Inquest
+from ovs_hotswap.upgrade.inquest import ON_TRIAL, Inquest
 from ovs_hotswap.upgrade.watchlog import Board
 
 log = logging.getLogger(__name__)
-
-_ON_TRIAL = "the watchdog looks for the VM that ends the instances"  # whoever comes next may release these
 
 
 class Poison:
@@ -107,7 +105,7 @@ class Poison:
             self._board.event(kind, vms=list(found.trial), held=len(found.held), deaths=found.deaths)
 
     def _apply(self, host: Host, found: Inquest) -> None:
-        reasons = dict.fromkeys(found.held, _ON_TRIAL)
+        reasons = dict.fromkeys(found.held, ON_TRIAL)
         for name in found.guilty:
             reasons[name] = f"instances ended {found.deaths} times while they served it"
         if reasons == self._held:
@@ -138,7 +136,7 @@ class Poison:
     def _let_go(self, host: Host) -> None:
         """Serve what a watchdog that ended meanwhile had held back."""
         for vm in host.road.vms(read=False):
-            if vm.get("quarantine") == _ON_TRIAL:
+            if vm.get("quarantine") == ON_TRIAL:
                 host.road.release(vm["name"])
         self._first = False
 

@@ -9,12 +9,11 @@ import pytest
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, HotswapError
-from ovs_hotswap.model import Side
+from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.switch.instance import State
-from ovs_hotswap.upgrade import inquest, watchlog
+from ovs_hotswap.upgrade import gather, inquest, watchlog
 from ovs_hotswap.upgrade.failover import Task
-from ovs_hotswap.upgrade.inquest import Inquest, begin, died, survived
-from ovs_hotswap.upgrade.poison import _ON_TRIAL
+from ovs_hotswap.upgrade.inquest import ON_TRIAL, Inquest, begin, died, survived
 from tests.unit.watch_bed import Bed, FakeBroker
 from tests.unit.watch_bed import config as config
 
@@ -173,7 +172,7 @@ def test_a_broker_that_does_not_answer_does_not_keep_the_active_from_being_start
 
 def test_what_a_watchdog_held_back_when_it_ended_is_served_by_the_next(config: Config) -> None:
     bed = Bed(config)
-    bed.world.quarantine = {"vm1": _ON_TRIAL, "vm2": "by order"}
+    bed.world.quarantine = {"vm1": ON_TRIAL, "vm2": "by order"}
     bed.keeper.turn()
     assert bed.world.quarantine == {"vm2": "by order"}
 
@@ -230,3 +229,15 @@ def test_no_fault_of_the_search_keeps_the_active_from_being_started(
     assert bed.keeper.turn() is Task.RESTART
     assert "start a host" in bed.world.done
     assert len([record for record in caplog.records if record.exc_info]) == 1, "logged once"
+
+
+@pytest.mark.parametrize(
+    ("reason", "severity"),
+    [(ON_TRIAL, Severity.ERROR), ("instances ended 3 times while they served it", Severity.WARNING)],
+)
+def test_no_upgrade_begins_while_vms_are_held_back_for_a_moment(reason: str, severity: Severity) -> None:
+    """It would be left out, and nobody goes on with the search until the upgrade has ended."""
+    found = gather.quarantined({"name": "vm1", "quarantine": reason}, "VM vm1")
+    assert (found.severity, found.item) == (severity, "VM vm1")
+    assert reason in found.text
+    assert "vm release vm1" in (found.hint or "")
