@@ -11,7 +11,7 @@ from ovs_hotswap.model import Side
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.lifecycle import start_instance
-from ovs_hotswap.upgrade.standby import Document, owned
+from ovs_hotswap.upgrade.standby import Document, lacks_uplink, owned
 
 _POLL_S = 0.02
 
@@ -86,8 +86,8 @@ class Upgrade:
 
     @property
     def failed(self) -> str:
-        """Why an upgrade is given up though it is committed: the old instance lives, and the new one is broken or all
-        VMs have gone back. Empty if it is not."""
+        """Why an upgrade is given up though it is committed: the old instance lives, and the new one is broken or has
+        lost the uplink, or all VMs have gone back. Empty if it is not."""
         if self.dead(self.old):
             return ""
         if self.broken:
@@ -96,7 +96,7 @@ class Upgrade:
             vms = self.vms()
             if owned(vms, self.old) and not owned(vms, self.new):
                 return f"instance {self.old} serves the VMs again"
-        return ""
+        return lacks_uplink(self.host, self.new)
 
     @property
     def gone(self) -> bool:

@@ -21,10 +21,11 @@ from pydantic import ValidationError
 from ovs_hotswap.config import Config, Strict
 from ovs_hotswap.errors import BrokerError, BusyError, SwitchError
 from ovs_hotswap.model import Release, Side
-from ovs_hotswap.overlay.ports import UPLINK
+from ovs_hotswap.overlay.ports import UPLINK, UPLINK_PORT
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.priority import Rank
 from ovs_hotswap.switch.instance import State
+from ovs_hotswap.switch.ovsdb import PortSpec
 from ovs_hotswap.switch.settings import Settings
 from ovs_hotswap.upgrade import carry
 from ovs_hotswap.upgrade.host import Host
@@ -205,6 +206,19 @@ def await_ports(host: Host, side: Side, *, without: Collection[str] = ()) -> Non
     fault = too_small(host.packet_pools(side), host.demand(side).buffers)
     if fault:
         raise SwitchError(f"instance {side}: {fault}", hint="`ovs-hotswap check` says how many huge pages it needs")
+
+
+def see_uplink(host: Host, side: Side) -> None:
+    """See that the datapath has the uplink, whatever its MTU. Raises SwitchError."""
+    host.await_ports(side, [PortSpec(UPLINK, "dpdk", UPLINK_PORT)])
+
+
+def lacks_uplink(host: Host, side: Side) -> str:
+    """Whether the datapath of an instance has lost the uplink, in words. Empty if it has it, or does not tell."""
+    with contextlib.suppress(SwitchError):
+        if UPLINK not in host.datapath_mtus(side):
+            return f"the datapath of instance {side} does not have the uplink"
+    return ""
 
 
 def park_each(

@@ -23,7 +23,15 @@ from ovs_hotswap.upgrade.moving import move_all
 from ovs_hotswap.upgrade.plan import Plan, ReversibleStep, Run, State, Step
 from ovs_hotswap.upgrade.records import Facts
 from ovs_hotswap.upgrade.soak import Soak, see_served, take_left_out
-from ovs_hotswap.upgrade.standby import await_ports, owned, park_each, read_record, usable, yield_to_upgrade
+from ovs_hotswap.upgrade.standby import (
+    await_ports,
+    owned,
+    park_each,
+    read_record,
+    see_uplink,
+    usable,
+    yield_to_upgrade,
+)
 from ovs_hotswap.upgrade.wayback import take_back
 from ovs_hotswap.wording import some
 
@@ -322,6 +330,7 @@ class CloseWindow(Step[Upgrade]):
                 _carry_settings(context, run)  # what was set meanwhile
             except SwitchError as error:
                 run.warn(f"settings of instance {context.old} were not looked at again: {error.message}")
+            see_uplink(host, context.new)  # it may have refused them
         peer.part(host, context.new)
         close_window(host, context.new, run)
         if context.keep_old and context.runs(context.old):
@@ -335,11 +344,14 @@ class Retire(Step[Upgrade]):
     description = "give the old instance up"
 
     def do(self, context: Upgrade, run: Run) -> None:
-        """First no VM can flee to the old instance any more, then the new one is seen alive, and only then the old one
+        """First the new one is seen to have the uplink: it refuses a setting some time after it was carried over. Then
+        no VM can flee to the old instance any more, then the new one is seen alive, and only then the old one
         is ended: a new one that died before that has somewhere to go back to, and after it no VM is given to an
         instance that is ending."""
         host = context.host
         see_served(context, run)
+        if context.runs(context.old):
+            see_uplink(host, context.new)
         names = [vm["name"] for vm in host.road.vms(read=False)]
         for name in names:
             host.road.unpark(name, context.old)

@@ -57,6 +57,10 @@ def all_are_back(world: World) -> None:
     world.owner = dict.fromkeys(world.owner, Side.A)
 
 
+def new_loses_the_uplink(world: World) -> None:
+    world.no_uplink = {Side.B}
+
+
 def one_is_back(world: World) -> None:
     world.owner["vm1"] = Side.A
 
@@ -69,6 +73,7 @@ def one_is_back(world: World) -> None:
         (new_dies, "", "instance b died"),
         (both_die, "", ""),
         (new_stands_still, "", "instance b is stopped"),
+        (new_loses_the_uplink, "", "the datapath of instance b does not have the uplink"),
         (all_are_back, "", "instance a serves the VMs again"),
         (one_is_back, "", ""),
     ],

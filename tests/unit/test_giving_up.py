@@ -12,12 +12,13 @@ import pytest
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import HostError, SwitchError
 from ovs_hotswap.model import Release, Side
+from ovs_hotswap.switch.carrying import Carry
 from ovs_hotswap.switch.paths import older
-from ovs_hotswap.upgrade import gather, peer, steps
+from ovs_hotswap.upgrade import carry, gather, peer, steps
 from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.gather import LogEnd
 from ovs_hotswap.upgrade.plan import Run
-from ovs_hotswap.upgrade.steps import PeerLink, RecordActive, Retire, StartStandby
+from ovs_hotswap.upgrade.steps import CloseWindow, PeerLink, RecordActive, Retire, StartStandby
 from tests.unit.watch_bed import RELEASE, Bed, FakeBroker, FakeInstance
 
 
@@ -196,3 +197,32 @@ def test_a_way_back_that_is_not_recorded_at_all_has_failed(bed: Bed) -> None:
     bed.world.full, bed.world.no_writing = {bed.config.active_file.name}, errno.EROFS
     with pytest.raises(HostError):
         RecordActive().undo(upgrade(bed), run())
+
+
+def test_an_old_instance_is_not_given_up_for_one_that_has_lost_the_uplink(bed: Bed) -> None:
+    bed.world.no_uplink = {Side.B}
+    with pytest.raises(SwitchError, match="port uplink"):
+        Retire().do(upgrade(bed), run())
+    assert "stop a" not in bed.world.done
+    assert all(Side.A in sides for sides in bed.world.parked.values())
+    assert upgrade(bed).failed, "so the plan goes back"
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_settings_that_are_carried_over_at_the_end_may_cost_the_uplink(
+    bed: Bed, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The window is left open then."""
+
+    def bring(_host: Any, _source: Side, target: Side) -> Any:
+        bed.world.no_uplink = {target}
+        if refused:
+            raise SwitchError("port uplink: could not set configuration")
+        return Carry()
+
+    parted: list[Side] = []
+    monkeypatch.setattr(carry, "bring", bring)
+    monkeypatch.setattr(peer, "part", lambda _host, side: parted.append(side))
+    with pytest.raises(SwitchError, match="the datapath does not have it"):
+        CloseWindow().do(upgrade(bed), run())
+    assert parted == []

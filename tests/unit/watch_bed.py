@@ -14,6 +14,7 @@ from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, SwitchError, UplinkError
 from ovs_hotswap.model import Proof, Release, Side, Steered
 from ovs_hotswap.overlay.intent import Intent
+from ovs_hotswap.overlay.ports import UPLINK
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.priority import Rank
 from ovs_hotswap.switch.instance import InstanceStatus, State
@@ -59,6 +60,7 @@ class World(FakeSystem):
         self.quarantine: dict[str, str] = {}
         self.full: set[str] = set()  # names of files that cannot be written, and why
         self.no_writing = errno.ENOSPC
+        self.no_uplink: set[Side] = set()  # whose datapath has lost it
         self.during_stop: Callable[[], object] = lambda: None
 
     def write_atomic(self, path: Path, text: str) -> None:
@@ -268,13 +270,15 @@ class FakeHost(Host):
     def demand(self, side: Side) -> Demand:
         return Demand((), (), 1)
 
-    def await_ports(self, side: Side, wanted: Iterable[PortSpec]) -> None: ...
+    def await_ports(self, side: Side, wanted: Iterable[PortSpec]) -> None:
+        if side in self.world.no_uplink and any(port.name == UPLINK for port in wanted):
+            raise SwitchError("port uplink: the datapath does not have it, so nothing passes")
 
     def reshaped(self, side: Side) -> list[str]:
         return []
 
     def datapath_mtus(self, side: Side) -> dict[str, int]:
-        return {}
+        return {} if side in self.world.no_uplink else {UPLINK: 1500}
 
     def packet_pools(self, side: Side) -> list[PacketPool]:
         return []
