@@ -111,10 +111,10 @@ class Host:
 
     def unconnected(self, side: Side) -> list[str]:
         """VMs for which the side's switch is not connected. A broker listens for each VM; without one nobody does for a
-        VM whose QEMU does not run. Raises BrokerError."""
+        VM whose QEMU does not run, and of one that does not answer it is not known. Raises BrokerError."""
         broker = self.config.road is Road.BROKER
-        vms = self.road.vms(read=False)
-        return [vm["name"] for vm in vms if (broker or vm["qemu"]) and not vm["switches"][side]["connected"]]
+        vms = [vm for vm in self.road.vms(read=False) if broker or vm["netdev"] is not None]
+        return [vm["name"] for vm in vms if not vm["switches"][side]["connected"]]
 
     @contextlib.contextmanager
     def lock(self, patience_s: float = 0.0) -> Iterator[None]:

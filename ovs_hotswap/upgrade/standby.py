@@ -232,7 +232,7 @@ def park_each(
         try:
             host.road.park(vm["name"], side)
         except BrokerError as error:
-            host.road.vm(vm["name"])  # else it is no fault of the VM's
+            host.road.vms(read=False)  # else it is no fault of the VM's
             refused[vm["name"]] = error.message
             continue
         parked(number, vm["name"])

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.model import Side
+from ovs_hotswap.qemu.dual import DualQemu
+from ovs_hotswap.qemu.monitor import Answer
 from ovs_hotswap.road import Road
 from ovs_hotswap.upgrade.context import Upgrade
+from ovs_hotswap.upgrade.standby import park_each
 from tests.unit.watch_bed import FakeHost, World
 
 
@@ -106,7 +110,8 @@ def test_without_a_broker_nobody_listens_for_a_vm_that_does_not_run(
     class Vms:
         def vms(self, *, read: bool = True) -> list[object]:
             here = {"a": {"connected": True}, "b": {"connected": True}}
-            return [{"name": "vm1", "qemu": None, "switches": switches}, {"name": "vm2", "qemu": 7, "switches": here}]
+            return [{"name": "vm1", "qemu": None, "netdev": None, "switches": switches},
+                    {"name": "vm2", "qemu": 7, "netdev": "network", "switches": here}]  # fmt: skip
 
     host = FakeHost(upgrade.host.config.model_copy(update={"road": road}), World([]))
     host.__dict__.update(broker=Vms(), dual=Vms())
@@ -117,11 +122,28 @@ def test_without_a_broker_nobody_listens_for_a_vm_that_does_not_run(
 def test_a_switch_that_does_not_come_to_a_qemu_that_runs_is_missed(upgrade: Upgrade) -> None:
     class Alone:
         def vms(self, *, read: bool = True) -> list[object]:
-            return [{"name": "vm1", "qemu": 7, "switches": {"a": {"connected": True}, "b": {"connected": False}}}]
+            switches = {"a": {"connected": True}, "b": {"connected": False}}
+            return [{"name": "vm1", "qemu": 7, "netdev": "network", "switches": switches}]
 
     host = FakeHost(upgrade.host.config.model_copy(update={"road": Road.QEMU_DUAL}), World([]))
     host.__dict__["dual"] = Alone()
     assert host.unconnected(Side.B) == ["vm1"]
+
+
+def test_a_qemu_that_does_not_answer_keeps_no_standby_from_being_there(upgrade: Upgrade) -> None:
+    """Nothing is known of its VM, and the others do not wait for it."""
+    found = {"netdev": "network", "state": "served", "active-slot": "first", "active-pid": 1, "swaps": 0,
+             "standby-state": "parked", "standby-pid": 2, "last-swap-us": None, "rings": []}  # fmt: skip
+
+    class Mute:
+        def ask(self, what: dict[str, object]) -> dict[str, Answer]:
+            silence = Answer(None, BrokerError("QEMU does not answer"), 7)
+            return {name: silence if name == "mute" else Answer([found], None, 8) for name in what}
+
+    host = FakeHost(upgrade.host.config.model_copy(update={"road": Road.QEMU_DUAL}), World(["vm1"]))
+    host.__dict__["dual"] = dual = DualQemu(cast(Any, Mute()), lambda: ["vm1", "mute"], lambda _vm: None, 500)
+    assert host.unconnected(Side.B) == []
+    assert park_each(host, Side.B, dual.vms()) == {"mute": "QEMU does not answer"}
 
 
 class Dying(World):
