@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ovs_hotswap import __version__
-from ovs_hotswap.errors import BusyError, PrecheckFailed, StateUnknown
+from ovs_hotswap.errors import BusyError, HostError, PrecheckFailed, StateUnknown
 from ovs_hotswap.model import Finding, Severity, Side
+from ovs_hotswap.system import files
 from ovs_hotswap.upgrade import gather
 from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.host import WATCHDOG_S, Host
@@ -99,7 +100,7 @@ class Upgrader:
                     "a VM that is left out goes to the new instance when the old one ends, so that cannot be kept",
                     hint="without --keep-old, and keep_old in the configuration",
                 )
-            before = self.release_before(running.name)
+            before = self._before(running.name)
             if not force and gather.up_to_date(self.host, old, wanted):
                 return Report(old, old, release, running.name, False, {}, before=before, changed=False)
             held = [vm["name"] for vm in self.host.road.vms(read=False) if vm.get("quarantine")]
@@ -132,8 +133,17 @@ class Upgrader:
         return self.upgrade(wanted, observe)
 
     def release_before(self, running: str | None) -> str | None:
-        """The release that ran before ``running``, as the newest upgrade that knows of another one has it."""
+        """The release that ran before ``running``, as the newest upgrade that knows of another one has it. Raises
+        HostError or StateUnknown if a journal on the way there cannot be read."""
         return next((found for report in self._ended() if (found := report.back_to) not in (None, running)), None)
+
+    def _before(self, running: str) -> str | None:
+        """``release_before`` as far as it is known: it is only told, so an earlier upgrade's journal that is damaged is
+        no reason against the next."""
+        try:
+            return self.release_before(running)
+        except (HostError, StateUnknown):
+            return None
 
     def refuse_if_unfinished(self) -> None:
         """Raises BusyError if an upgrade was interrupted and is not finished."""
@@ -152,7 +162,9 @@ class Upgrader:
     def _ended(self) -> Iterator[Report]:
         """Ended upgrades, the newest first."""
         for path in self.journals.history():
-            contents = parse(path.read_bytes(), str(path))
+            with files(path):
+                data = path.read_bytes()
+            contents = parse(data, str(path))
             if contents is not None and contents.header.kind == KIND:
                 standing = contents.standing
                 yield Report.of(contents.header, standing.phase is Phase.FINISHED, standing.facts)

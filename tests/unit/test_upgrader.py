@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ovs_hotswap.config import Config
-from ovs_hotswap.errors import BusyError, HotswapError, PrecheckFailed
+from ovs_hotswap.errors import BusyError, HostError, HotswapError, PrecheckFailed, StateUnknown
 from ovs_hotswap.model import Release, Severity, Side
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.upgrade import gather, standby
@@ -147,4 +147,20 @@ def test_after_an_upgrade_that_was_rolled_back_the_one_before_is_not_rolled_back
 def test_where_nothing_else_ever_ran_there_is_nothing_to_roll_back(bed: Bed) -> None:
     ended(bed, "host", "host")
     with pytest.raises(PrecheckFailed, match="no upgrade to roll back"):
+        Upgrader(bed.host).rollback(nobody)
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_an_earlier_journal_that_cannot_be_read_keeps_nobody_from_the_next_upgrade(bed: Bed, damaged: bool) -> None:
+    """What it tells of is only told here; a roll-back would go by it."""
+    ended(bed, "host", "older")
+    (path,) = Journals(bed.config.state_dir, bed.world).history()
+    if damaged:
+        path.write_bytes(b"{}\n" + path.read_bytes())
+    else:
+        path.unlink()
+        path.mkdir()
+    report = Upgrader(bed.host).upgrade("host", nobody)
+    assert (report.changed, report.before) == (False, None)
+    with pytest.raises(StateUnknown if damaged else HostError):
         Upgrader(bed.host).rollback(nobody)
