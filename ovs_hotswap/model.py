@@ -73,6 +73,13 @@ class Device:
     up: bool
 
 
+class Way(enum.Enum):
+    """In which packets pass an instance's uplink."""
+
+    OUT = enum.auto()
+    INTO = enum.auto()
+
+
 @dataclass(frozen=True, slots=True)
 class Proof:
     """Of an instance's uplink. ``out``: what the instance sends reaches other hosts; ``into``: what is given to it

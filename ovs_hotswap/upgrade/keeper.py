@@ -30,7 +30,7 @@ from ovs_hotswap.upgrade.refusals import Refusals
 from ovs_hotswap.upgrade.settingswatch import SettingsWatch
 from ovs_hotswap.upgrade.steps import Retire
 from ovs_hotswap.upgrade.watchlog import Board
-from ovs_hotswap.upgrade.wirewatch import WireWatch
+from ovs_hotswap.upgrade.wirewatch import PROOF_S, WireWatch
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +119,8 @@ class Keeper:
             pass
         active = self._host.recorded_active()
         if active is not None:
+            while self.wires.under_way:
+                self.wires.look(self._host, active)
             self.wires.require(active.other)
 
     # -- one turn
@@ -150,9 +152,10 @@ class Keeper:
                 return Task.NOTHING
         if host.instances[active].pid() is not None:
             self.poison.step(host, alive=True)
-        if next_task(self._look(host, active)) is Task.NOTHING:
+        house = self._look(host, active)
+        if next_task(house) is Task.NOTHING:
             self._keep_neighbours(host, active)
-            if not unfinished:
+            if not unfinished and not self._starts_soon(house):
                 self.wires.look(host, active)
             self._settings.look(host, active)
             return Task.NOTHING
@@ -178,7 +181,7 @@ class Keeper:
         self._board.event("rings", stuck=[each.text for each in found if each.severity is Severity.ERROR])
         active = host.recorded_active()
         if active is not None:
-            self.wires.after_failover(host, active)
+            self.wires.after_failover(active)
 
     def _unfinished(self, host: Host) -> bool:
         """Whether an upgrade has the instances, or may. Once it has retired the old one, only a look at the new one is
@@ -239,6 +242,12 @@ class Keeper:
             unparked=tuple(self._refusals.due([*standby.unparked(vms, side), *self._refusals.of(vms)])),
             may_start=self._board.may_start() and state is not State.STARTING and not self.poison.under_way,
         )
+
+    def _starts_soon(self, house: Household) -> bool:
+        """Whether an instance is to be started, or prepared, before a proof of an uplink would be over."""
+        if not house.active_runs:
+            return not house.may_restart and self._board.may_restart(PROOF_S)
+        return not house.prepared and not house.may_start and self._board.may_start(PROOF_S)
 
     def _vms(self, host: Host) -> list[standby.Document]:
         try:

@@ -135,14 +135,14 @@ class Board:
         with self._lock:
             self._pauses = replace(self._pauses, failures=())
 
-    def may_start(self) -> bool:
+    def may_start(self, within_s: float = 0.0) -> bool:
         with self._lock:
-            now = self._system.monotonic()
-            return self._standbys.may_start(now) and self._pauses.may_start(now)
+            then = self._system.monotonic() + within_s
+            return self._standbys.may_start(then) and self._pauses.may_start(then)
 
-    def may_restart(self) -> bool:
+    def may_restart(self, within_s: float = 0.0) -> bool:
         with self._lock:
-            return self._restarts.may_start(self._system.monotonic())
+            return self._restarts.may_start(self._system.monotonic() + within_s)
 
 
 def status_line(state: Mapping[str, Any]) -> str:

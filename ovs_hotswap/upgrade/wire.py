@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ovs_hotswap.errors import HotswapError, SwitchError, UplinkError
-from ovs_hotswap.model import Finding, Proof, Severity, Side
+from ovs_hotswap.model import Finding, Proof, Severity, Side, Way
 from ovs_hotswap.overlay.ports import UPLINK_PORT
 from ovs_hotswap.overlay.tables import KIND_MASK, Kind, cookie
 from ovs_hotswap.upgrade import checks, uplinkchecks
@@ -58,10 +58,10 @@ class SwitchEnd:
         return self.host.openflow(self.side).packets(cookie(Kind.DROP_UNKNOWN_VNI))
 
 
-def prove(host: Host, side: Side) -> Proof:
+def prove(host: Host, side: Side, way: Way | None = None) -> Proof:
     """Raises SwitchError and UplinkError."""
     _refuse_still(host, side)
-    return host.uplink.prove(side, SwitchEnd(host, side))
+    return host.uplink.prove(side, SwitchEnd(host, side), way)
 
 
 def _refuse_still(host: Host, side: Side) -> None:
@@ -170,12 +170,18 @@ class Traffic:
 
     def findings(self) -> list[Finding]:
         """At the end, after a wait: long enough to be sure where packets seem to be missing."""
-        system = self._host.system
         self.look()
-        system.sleep(max(0.0, SAMPLE_S - self._elapsed))
-        while any(each.severity is Severity.ERROR for each in self._now()) and self._elapsed < _SURE_S:
-            system.sleep(_AGAIN_S)
-        return self._now()
+        self._host.system.sleep(max(0.0, SAMPLE_S - self._elapsed))
+        while (found := self.settled()) is None:
+            self._host.system.sleep(_AGAIN_S)
+        return found
+
+    def settled(self) -> list[Finding] | None:
+        """The findings, or ``None`` while it is too early for them. Does not wait."""
+        if self._elapsed < SAMPLE_S:
+            return None
+        found, sure = self._now(), self._elapsed >= _SURE_S
+        return found if sure or all(each.severity is not Severity.ERROR for each in found) else None
 
     @property
     def _elapsed(self) -> float:

@@ -6,11 +6,10 @@ What neighbours answered once is remembered: after a fail-over there is no other
 
 from __future__ import annotations
 
-import contextlib
 import logging
 
 from ovs_hotswap.errors import HotswapError, UplinkError
-from ovs_hotswap.model import Finding, Proof, Severity, Side
+from ovs_hotswap.model import Finding, Proof, Severity, Side, Way
 from ovs_hotswap.upgrade import uplinkchecks, wire
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.watchlog import Board
@@ -18,44 +17,85 @@ from ovs_hotswap.upgrade.watchlog import Board
 log = logging.getLogger(__name__)
 
 _GOOD_S, _BAD_S = 60.0, 15.0  # until it is proven again
+_MORE_S = 0.3  # what is proven sooner is followed by more in the same turn
+PROOF_S = _MORE_S + 2.0
+"""What ``look`` takes at most, about."""
 
 
 class WireWatch:
-    """``look`` is called in every turn of the keeper in which there is nothing else to do."""
+    """``look`` is called in every turn of the keeper in which there is nothing else to do, and keeps it for about two
+    seconds at most: a proof of an uplink that passes nothing is spread over turns."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
         self._not_before = float("-inf")
         self._once = Proof()
         self._found: dict[Side, Finding] = {}
+        self._active: Side | None = None
+        self._left: list[tuple[Side, Way]] = []  # to be proven in this round
+        self._proof = Proof()  # of the side in hand, as far as it is proven
+        self._failover: Side | None = None  # where to, if that is still to be told
+        self._traffic: wire.Traffic | None = None  # since its uplink was proven
 
-    def look(self, host: Host, active: Side, *, now: bool = False) -> None:
-        """Prove the uplinks of both instances if it is time, or ``now``. Never raises for a fault of the host."""
-        if host.system.monotonic() < self._not_before and not now:
-            return
-        with contextlib.suppress(HotswapError):  # it has ended: what follows is the keeper's
-            proven = wire.prove(host, active)
-            self._remember(proven)
-            self._tell(active, uplinkchecks.proof(active, proven, self._once))
-        with contextlib.suppress(HotswapError):  # also where the active instance does not answer
-            if self._runs(host, active.other):
-                parked = wire.prove(host, active.other)
-                self._remember(parked)
-                self._tell(active.other, uplinkchecks.proof(active.other, parked, self._once))
+    @property
+    def under_way(self) -> bool:
+        """Whether a round is begun and not at its end."""
+        return bool(self._left)
+
+    def look(self, host: Host, active: Side) -> None:
+        """Prove the uplinks of both instances if it is time, or go on with it. Never raises for a fault of the host."""
+        if active is not self._active:
+            self._active, self._left, self._traffic = active, [], None
+            self._failover = active if self._failover is active else None
+        begun = host.system.monotonic()
+        if not self._left and begun >= self._not_before:
+            self._left = [(side, way) for side in (active, active.other) for way in Way]
+            self._proof = Proof()
+        while self._left and host.system.monotonic() - begun < _MORE_S:
+            self._step(host, active)
+        self._tell_failover()
+
+    def after_failover(self, active: Side) -> None:
+        """Have the next looks say in the events whether packets pass where the VMs are now."""
+        self._failover, self._left, self._traffic, self._not_before = active, [], None, float("-inf")
+
+    def _step(self, host: Host, active: Side) -> None:
+        """Prove one way of one side."""
+        side, way = self._left.pop(0)
+        try:
+            if side is active or self._runs(host, side):
+                found = wire.prove(host, side, way)
+                self._proof = (Proof(found.out, self._proof.into) if way is Way.OUT
+                               else Proof(self._proof.out, found.into))  # fmt: skip
+                if any(each is side for each, _ in self._left):
+                    return
+                self._remember(self._proof)
+                self._tell(side, uplinkchecks.proof(side, self._proof, self._once))
             else:
-                self._forget(active.other)
+                self._forget(side)
+        except HotswapError:  # it has ended, or does not answer: what follows is the keeper's
+            pass
+        self._left = [each for each in self._left if each[0] is not side]
+        self._proof = Proof()
+        if side is active and self._failover is side:
+            self._traffic = wire.Traffic(host, side)
+            self._traffic.look()
         bad = any(each.severity is not Severity.OK for each in self._found.values())
         self._not_before = host.system.monotonic() + (_BAD_S if bad else _GOOD_S)
 
-    def after_failover(self, host: Host, active: Side) -> None:
-        """Say in the events whether packets pass where the VMs are now. Never raises for a fault of the host."""
-        self.look(host, active, now=True)
-        found = self._found.get(active)
+    def _tell_failover(self) -> None:
+        side = self._failover
+        if side is None or self._traffic is None:
+            return
+        found = self._found.get(side)
         if found is not None and found.severity is not Severity.ERROR:
-            with contextlib.suppress(HotswapError):
-                (found,) = wire.Traffic(host, active).findings()
+            passed = self._traffic.settled()
+            if passed is None:
+                return
+            (found,) = passed
+        self._failover = self._traffic = None
         if found is not None:
-            self._board.event("failover-uplink", side=active, severity=found.severity, text=found.text)
+            self._board.event("failover-uplink", side=side, severity=found.severity, text=found.text)
 
     def require(self, side: Side) -> None:
         """Raises UplinkError if the side's uplink was seen to pass nothing."""

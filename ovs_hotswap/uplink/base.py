@@ -6,7 +6,7 @@ from typing import Protocol
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import ConfigError
-from ovs_hotswap.model import Finding, Proof, Side, Steered
+from ovs_hotswap.model import Finding, Proof, Side, Steered, Way
 from ovs_hotswap.overlay.intent import ETHERNET_MTU, Intent
 from ovs_hotswap.uplink.frames import Host, PacketSockets
 from ovs_hotswap.uplink.none import NoUplink
@@ -29,9 +29,10 @@ class Uplink(Protocol):
         Doing it again changes nothing.
         """
 
-    def prove(self, side: Side, end: End) -> Proof:
+    def prove(self, side: Side, end: End, way: Way | None = None) -> Proof:
         """Whether packets pass between ``side``'s instance and the wire, whoever has the traffic; none is turned, and
-        what is sent tells VMs and other hosts nothing new. Takes up to seconds. Raises SwitchError as well."""
+        what is sent tells VMs and other hosts nothing new. Takes up to seconds, or, of
+        one ``way`` alone, up to about two. Raises SwitchError as well."""
 
     def steered(self, side: Side) -> Steered | None:
         """What the steering has handled for ``side``; ``None`` where that is not counted, or it has not the traffic."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ovs_hotswap.model import Finding, Proof, Severity, Side, Steered
+from ovs_hotswap.model import Finding, Proof, Severity, Side, Steered, Way
 from ovs_hotswap.uplink.proof import End
 
 
@@ -15,7 +15,7 @@ class NoUplink:
     def steer(self, side: Side) -> None:
         """Nothing to do."""
 
-    def prove(self, side: Side, end: End) -> Proof:
+    def prove(self, side: Side, end: End, way: Way | None = None) -> Proof:
         """There is no device of the host to see frames on."""
         return Proof()
 

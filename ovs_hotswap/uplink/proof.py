@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ovs_hotswap.model import Proof
+from ovs_hotswap.model import Proof, Way
 from ovs_hotswap.uplink.frames import MARK_BYTES, Ear, Host, Sockets, answers, arp_request, asks, vxlan_probe
 
 _ASKED = 6  # neighbours at most: one answer is enough
@@ -16,6 +16,7 @@ _TRIES = 3
 _ANSWER_S = 0.5  # for each try
 _PAUSE_S = 0.1  # between two questions: switches that inspect ARP take 15 a second from a port
 _COUNTED_S = 3.0  # the switch adds packets of a known flow to its counters every half second
+_COUNTED_ALONE_S = 2.0  # who has one way proven alone has other things to do, and asks again
 
 
 class End(Protocol):
@@ -41,9 +42,14 @@ class Prover:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
-    def prove(self, representor: str, end: End) -> Proof:
-        """Raises UplinkError and SwitchError."""
-        return Proof(self._out(end), self._into(representor, end))
+    def prove(self, representor: str, end: End, way: Way | None = None) -> Proof:
+        """Of one ``way`` alone, or of both. Raises UplinkError and SwitchError."""
+        match way:
+            case Way.OUT:
+                return Proof(out=self._out(end))
+            case Way.INTO:
+                return Proof(into=self._into(representor, end, _COUNTED_ALONE_S))
+        return Proof(self._out(end), self._into(representor, end, _COUNTED_S))
 
     def _out(self, end: End) -> bool | None:
         asked = self.neighbours[:_ASKED]
@@ -68,11 +74,11 @@ class Prover:
                     return True
         return False
 
-    def _into(self, representor: str, end: End) -> bool | None:
+    def _into(self, representor: str, end: End, patience_s: float) -> bool | None:
         source = next(iter(self.neighbours), None)
         if source is None:
             return None
-        before, until = end.probes(), self.clock() + _COUNTED_S
+        before, until = end.probes(), self.clock() + patience_s
         while True:
             self.sockets.send(representor, vxlan_probe(source, self.vtep, self.mtu))
             self.sleep(0.1)

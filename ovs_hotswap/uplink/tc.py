@@ -28,7 +28,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTM_GETLINK
 
 from ovs_hotswap.errors import UplinkError
-from ovs_hotswap.model import Finding, Proof, Severity, Side, Steered
+from ovs_hotswap.model import Finding, Proof, Severity, Side, Steered, Way
 from ovs_hotswap.uplink.frames import ETH_P_ALL, ETH_P_IP, VXLAN_UDP_PORT, Host, Sockets
 from ovs_hotswap.uplink.programs import tcx_counts
 from ovs_hotswap.uplink.proof import End, Prover
@@ -237,8 +237,8 @@ class TcUplink:
                 if found.ours is not None:
                     kernel.delete(link, found.ours, whole_priority=not found.intruders)
 
-    def prove(self, side: Side, end: End) -> Proof:
-        return self._prover.prove(self._representors[side], end)
+    def prove(self, side: Side, end: End, way: Way | None = None) -> Proof:
+        return self._prover.prove(self._representors[side], end, way)
 
     def steered(self, side: Side) -> Steered | None:
         with self._control.open() as kernel:

@@ -14,6 +14,7 @@ from ovs_hotswap.errors import UplinkError
 from ovs_hotswap.model import Proof, Side
 from ovs_hotswap.switch.rpc import NoAnswer
 from ovs_hotswap.upgrade import watchlog
+from ovs_hotswap.upgrade.failover import Task
 from ovs_hotswap.upgrade.wirewatch import WireWatch
 from tests.unit.watch_bed import Bed
 
@@ -34,12 +35,19 @@ def uplinks(bed: Bed) -> dict[str, str]:
     return {side: found["severity"] for side, found in state.get("uplinks", {}).items()}
 
 
+def proven(watch: WireWatch, bed: Bed, active: Side = Side.A) -> None:
+    """Have the uplinks proven to the end of a round."""
+    watch.look(bed.host, active)
+    while watch.under_way:
+        watch.look(bed.host, active)
+
+
 @pytest.mark.parametrize("proof", [MUTE, DEAF])
 def test_a_standby_that_passes_nothing_is_told(config: Config, proof: Proof) -> None:
     bed = Bed(config)
     watch = WireWatch(bed.board)
     bed.world.proofs[Side.B] = proof
-    watch.look(bed.host, Side.A)
+    proven(watch, bed)
     assert uplinks(bed) == {"a": "ok", "b": "error"}
     assert [(event["event"], event["side"]) for event in bed.events()] == [("uplink", "b")]
     with pytest.raises(UplinkError, match="instance b's uplink passes nothing"):
@@ -57,7 +65,7 @@ def test_where_nobody_answers_nothing_is_proven(config: Config) -> None:
     bed = Bed(config)
     bed.world.proofs = {Side.A: MUTE, Side.B: MUTE}
     watch = WireWatch(bed.board)
-    watch.look(bed.host, Side.A)
+    proven(watch, bed)
     assert uplinks(bed) == {"a": "warning", "b": "warning"}
     watch.require(Side.B)
 
@@ -69,10 +77,56 @@ def test_a_failover_to_a_mute_standby_is_not_healthy(config: Config) -> None:
     watch.look(bed.host, Side.A)
     bed.world.proofs[Side.B] = MUTE
     bed.world.die(Side.A)
-    watch.after_failover(bed.host, Side.B)
+    watch.after_failover(Side.B)
+    proven(watch, bed, Side.B)
     assert uplinks(bed) == {"b": "error"}
     event = bed.events()[-1]
     assert (event["event"], event["side"], event["severity"]) == ("failover-uplink", "b", "error")
+
+
+def test_a_failover_to_a_standby_that_passes_is_told_when_traffic_was_seen(config: Config) -> None:
+    bed = Bed(config)
+    watch = WireWatch(bed.board)
+    bed.world.die(Side.A)
+    watch.after_failover(Side.B)
+    proven(watch, bed, Side.B)
+    assert bed.events() == [], "nobody waits for traffic"
+    bed.world.now += 5
+    watch.look(bed.host, Side.B)
+    watch.look(bed.host, Side.B)
+    assert [event["event"] for event in bed.events()] == ["failover-uplink"]
+
+
+def test_a_turn_is_not_kept_for_long_where_nothing_passes(config: Config) -> None:
+    bed = Bed(config)
+    bed.world.proofs = {Side.A: Proof(False, False), Side.B: Proof(False, False)}
+    watch, turns = WireWatch(bed.board), 0
+    while turns == 0 or watch.under_way:
+        begun, turns = bed.world.now, turns + 1
+        watch.look(bed.host, Side.A)
+        assert bed.world.now - begun < 2.5
+    assert uplinks(bed) == {"a": "warning", "b": "warning"}
+    begun = bed.world.now
+    watch.look(bed.host, Side.A)
+    assert bed.world.now == begun, "not at once again"
+
+
+def test_a_new_standby_is_begun_before_the_uplink_of_the_old_one_is_proven(config: Config) -> None:
+    bed = Bed(config)
+    bed.world.proofs[Side.B] = Proof(False, False)
+    bed.world.die(Side.A)
+    bed.look({Side.A})
+    assert bed.host.recorded_active() is Side.B
+    begun = bed.world.now
+    while "start a host" not in bed.world.done:
+        if bed.keeper.turn() is Task.NOTHING:
+            bed.world.now += 0.1
+    assert bed.world.now - begun < 1.5, "the back-off is a second"
+    while bed.keeper.turn() is not Task.NOTHING or bed.keeper.wires.under_way:
+        pass
+    bed.world.now += 5
+    bed.keeper.turn()
+    assert "failover-uplink" in [event["event"] for event in bed.events()]
 
 
 def test_an_instance_that_ends_meanwhile_ends_nothing(config: Config) -> None:
@@ -85,7 +139,8 @@ def test_the_keeper_looks_when_there_is_nothing_else_to_do(config: Config) -> No
     bed = Bed(config)
     bed.keeper._programmed = bed.keeper._stamp
     bed.world.proofs[Side.B] = MUTE
-    bed.keeper.turn()
+    with pytest.raises(UplinkError, match="instance b's uplink passes nothing"):
+        bed.keeper.bring_up()
     assert uplinks(bed) == {"a": "ok", "b": "error"}
 
 
@@ -103,7 +158,7 @@ def test_the_status_says_which_uplink_passes_nothing(capsys: pytest.CaptureFixtu
 def test_an_active_that_may_forward_is_not_ended_for_a_standby_that_passes_nothing(config: Config) -> None:
     bed = Bed(config)
     bed.world.proofs[Side.B] = MUTE
-    bed.keeper.wires.look(bed.host, Side.A)
+    proven(bed.keeper.wires, bed)
 
     def silent(*_: Any) -> Any:
         raise NoAnswer("no answer")
@@ -124,16 +179,18 @@ def test_an_active_that_may_forward_is_not_ended_for_a_standby_that_passes_nothi
 def test_a_standby_is_proven_though_the_active_one_does_not_answer(config: Config) -> None:
     bed = Bed(config)
     bed.world.proofs[Side.B] = MUTE
-    bed.keeper.wires.look(bed.host, Side.A)
+    proven(bed.keeper.wires, bed)
     assert bed.keeper.wires.worse(Side.B)
     bed.world.stopped_pids, bed.world.proofs[Side.B] = {1}, GOOD
-    bed.keeper.wires.look(bed.host, Side.A, now=True)
+    bed.world.now += 61
+    proven(bed.keeper.wires, bed)
     assert not bed.keeper.wires.worse(Side.B)
 
 
 def test_a_standby_that_is_no_worse_than_the_active_one_is_a_refuge(config: Config) -> None:
     bed = Bed(config)
-    bed.keeper.wires.look(bed.host, Side.A)
+    proven(bed.keeper.wires, bed)
     bed.world.proofs = {Side.A: MUTE, Side.B: MUTE}
-    bed.keeper.wires.look(bed.host, Side.A, now=True)
+    bed.world.now += 61
+    proven(bed.keeper.wires, bed)
     assert not bed.keeper.wires.worse(Side.B)

@@ -12,7 +12,7 @@ import pytest
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, SwitchError, UplinkError
-from ovs_hotswap.model import Proof, Release, Side, Steered
+from ovs_hotswap.model import Proof, Release, Side, Steered, Way
 from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.overlay.ports import UPLINK
 from ovs_hotswap.overlay.tables import Form
@@ -218,10 +218,13 @@ class FakeUplink:
         self.world.done.append(f"steer {side}")
         self.world.uplink_owner = side
 
-    def prove(self, side: Side, end: End) -> Proof:
+    def prove(self, side: Side, end: End, way: Way | None = None) -> Proof:
         if self.world.pid[side] is None:
             raise UplinkError("nobody is there")
-        return self.world.proofs.get(side, Proof(True, True))
+        proof = self.world.proofs.get(side, Proof(True, True))
+        passes = {Way.OUT: proof.out, Way.INTO: proof.into}
+        self.world.now += sum(2.0 for each in Way if way in (each, None) and not passes[each])
+        return proof
 
     def steered(self, side: Side) -> Steered | None:
         return None
