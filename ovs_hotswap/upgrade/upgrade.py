@@ -67,7 +67,11 @@ class Upgrader:
         if self.unfinished() is not None:
             return [Finding("journal", Severity.ERROR, *_UNFINISHED)]
         old = self.host.active()
-        return gather.precheck(self.host, old, old.other, release, leave_out)
+        return gather.precheck(self.host, old, old.other, release, self._left_out(leave_out))
+
+    def _left_out(self, leave_out: Collection[str]) -> list[str]:
+        """With those in quarantine."""
+        return sorted({*leave_out, *(vm["name"] for vm in self.host.road.vms(read=False) if vm.get("quarantine"))})
 
     def upgrade(
         self,
@@ -103,9 +107,8 @@ class Upgrader:
             before = self._before(running.name)
             if not force and gather.up_to_date(self.host, old, wanted):
                 return Report(old, old, release, running.name, False, {}, before=before, changed=False)
-            held = [vm["name"] for vm in self.host.road.vms(read=False) if vm.get("quarantine")]
             parameters: dict[str, Json] = {"old": old, "new": old.other, "release": release, "previous": running.name,
-                          "before": before, "keep_old": keep_old, "leave_out": sorted({*leave_out, *held})}  # fmt: skip
+                          "before": before, "keep_old": keep_old, "leave_out": self._left_out(leave_out)}  # fmt: skip
             journal = self.journals.begin(
                 KIND, upgrade_plan().shape, parameters=parameters, versions={"ovs-hotswap": __version__}
             )

@@ -164,3 +164,20 @@ def test_an_earlier_journal_that_cannot_be_read_keeps_nobody_from_the_next_upgra
     assert (report.changed, report.before) == (False, None)
     with pytest.raises(StateUnknown if damaged else HostError):
         Upgrader(bed.host).rollback(nobody)
+
+
+def test_the_check_and_the_upgrade_leave_out_the_same(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    bed.world.quarantine, bed.world.owner["vm1"] = {"vm1": "by order"}, None
+    seen: list[list[str]] = []
+
+    def precheck(*given: Any) -> list[Any]:
+        seen.append(sorted(given[-1]))
+        raise PrecheckFailed("enough")
+
+    monkeypatch.setattr(gather, "precheck", precheck)
+    upgrader = Upgrader(bed.host)
+    with pytest.raises(PrecheckFailed):
+        upgrader.check("trixie", ["vm2"])
+    with pytest.raises(PrecheckFailed):
+        upgrader.upgrade("trixie", nobody, leave_out=["vm2"])
+    assert seen == [["vm1", "vm2"]] * 2
