@@ -52,7 +52,7 @@ class Link:
         self.pid = channel.peer_pid
         self.told = Told()
         self.offer: Offer | None = None
-        self.inherited = False  # from another process, with what that was told or not
+        self.inherited = False  # from another process, with what that was told or not, and ``resync`` is to come
         self._due: deque[_Due] = deque()
         self._agreed: tuple[GuestState, Role, Told] | None = None
 

@@ -42,8 +42,9 @@ def parts(vm: Vm) -> Iterator[VmParts]:
     for side, link in vm.links.items():
         assert link.offer is not None
         links[side] = LinkParts(
-            link.channel.duplicate(), link.pid, started(link.pid), link.offer, link.told, not link.quiet
-        )
+            link.channel.duplicate(), link.pid, started(link.pid), link.offer, link.told,
+            link.inherited or not link.quiet,
+        )  # fmt: skip
     made = VmParts(
         name=vm.name, home=vm.home, state=vm.state, ownership=vm.ownership, scratch=vm.scratch,
         qemu=None if vm.qemu is None else vm.qemu.duplicate(), offered=vm.offered, links=links,
@@ -109,6 +110,7 @@ def take_up(vm: Vm) -> None:
     inherited = [link for link in vm.links.values() if link.inherited]
     for link in inherited:
         vm.guarded(link, link.resync)
+        link.inherited = False
     vm.go_on()
     for side in Side:
         vm.repark(side)  # nobody minds capture rings that the other broker had armed

@@ -1,140 +1,12 @@
-"""One broker goes on with a VM where another left off, on real sockets; the tests are QEMU and the switches."""
+"""One broker goes on with a VM where another left off."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import socket
-from collections.abc import Awaitable, Callable, Iterable
-
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost import recovery, wire
-from ovs_hotswap.vhost.budget import Turns
-from ovs_hotswap.vhost.channel import Channel, OwnedFd
-from ovs_hotswap.vhost.delays import Delays
-from ovs_hotswap.vhost.link import Link
-from ovs_hotswap.vhost.memory import make_scratch
+from ovs_hotswap.vhost import recovery
 from ovs_hotswap.vhost.ownership import Certainty, Ownership
-from ovs_hotswap.vhost.processes import Processes
-from ovs_hotswap.vhost.replay import reconcile, scratch_region, waits
-from ovs_hotswap.vhost.session import GuestState, Line, Offer, Ring
-from ovs_hotswap.vhost.snapshot import Table, VmParts, Work, decode, encode
-from ovs_hotswap.vhost.vm import Vm
-from ovs_hotswap.vhost.wire import Region, Request, RingAddress
-
-OFFER = Offer(1 << wire.Feature.PROTOCOL_FEATURES, 1 << wire.ProtocolFeature.MQ, 1)
-SIZE = 1 << 20
-PARKED = "SET_VRING_ADDR, parked"
-NUMBERS = {"GET_FEATURES": OFFER.features, "GET_PROTOCOL_FEATURES": OFFER.protocol_features}
-
-
-class Peer:
-    """A switch's or QEMU's end of a connection."""
-
-    def __init__(self) -> None:
-        self.broker, self.end = socket.socketpair()
-        self.end.setblocking(False)
-
-    def heard(self) -> list[str]:
-        """The messages that have come since this was last asked."""
-        found, data = [], b""
-        try:
-            while more := self.end.recv(1 << 16):
-                data += more
-        except BlockingIOError:
-            pass
-        while data:
-            request, _, size = wire.HEADER.unpack_from(data)
-            body, data = data[wire.HEADER.size : wire.HEADER.size + size], data[wire.HEADER.size + size :]
-            found.append(Request(request).name)
-            if found[-1] == "SET_VRING_ADDR":
-                _, flags, descriptors, used, available, log = wire.VRING_ADDR.unpack(body)
-                found[-1] = PARKED if waits(RingAddress(flags, descriptors, used, available, log)) else found[-1]
-        return found
-
-    def answer(self, messages: Iterable[str]) -> None:
-        for name in messages:
-            if name in NUMBERS:
-                answer = wire.build_number(Request[name], NUMBERS[name])
-                request, _, size = wire.HEADER.unpack_from(answer)
-                head = wire.HEADER.pack(request, wire.VERSION | wire.REPLY, size)
-                self.end.send(head + answer[wire.HEADER.size :])
-
-
-class Bed:
-    """A VM whose guest uses one ring, and ``qemu`` and ``switches``, its peers. Each of the brokers has a ``Vm``."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.processes = Processes(self.loop, lambda _: None)
-        self.qemu, self.switches = Peer(), {side: Peer() for side in Side}
-        self.vms: list[Vm] = []
-
-    def vm(self) -> Vm:
-        made = Vm("vm0", self.loop, Delays(self.loop), Turns(self.loop), self.processes, make_scratch())
-        self.vms.append(made)
-        return made
-
-    def served(self, ownership: Ownership, parked: Iterable[Side] = Side) -> Vm:
-        """The first broker's, with nothing under way."""
-        memory, vm = OwnedFd(os.memfd_create("guest")), self.vm()
-        os.ftruncate(memory.fileno(), SIZE)
-        ring = Ring(256, RingAddress(0, 0, 0x8000, 0x4000, 0), 0, Line(True, OwnedFd(os.eventfd(0))), Line(), True)
-        vm.state = GuestState(OFFER.features, OFFER.protocol_features, True, (Region(0, SIZE, 0, 0, memory),), (ring,))
-        vm.qemu, vm.offered, vm.home = Channel(self.qemu.broker), OFFER, Side.A
-        vm.ownership, vm.park_wanted = ownership, set(parked)
-        for side, peer in self.switches.items():
-            link = vm.links[side] = Link(side, Channel(peer.broker))
-            self.processes.track(link.pid)
-            link.offer = OFFER
-            _, link.told = reconcile(link.told, vm.state, vm.role(side), scratch_region(vm.scratch), OFFER, lambda _: 0)
-        return vm
-
-    def next(self, vm: Vm, work: Work | None = None) -> Vm:
-        """The next broker's, which does not act on it yet; the one before does no more."""
-        given = kept(vm)
-        vm.pause()
-        made = self.vm()
-        made.scratch.close()
-        made.scratch, made._scratch = given.scratch, scratch_region(given.scratch)
-        made.quarantine = vm.quarantine
-        recovery.restore(made, given, self.processes.track, work)
-        return made
-
-    def heard(self) -> dict[Side, list[str]]:
-        return {side: peer.heard() for side, peer in self.switches.items()}
-
-    def close(self) -> None:
-        for vm in reversed(self.vms):
-            vm.close()
-        self.processes.close()
-        for peer in (self.qemu, *self.switches.values()):
-            peer.end.close()
-
-
-def kept(vm: Vm) -> VmParts:
-    """Its state, as another process would have it."""
-    table = Table()
-    with recovery.parts(vm) as given:
-        document = encode(given, table)
-        return decode(document, [OwnedFd(os.dup(each.fileno())) for each in table.descriptors])
-
-
-def run(test: Callable[[Bed], Awaitable[None]]) -> None:
-    async def main() -> None:
-        bed = Bed()
-        try:
-            await test(bed)
-        finally:
-            bed.close()
-
-    asyncio.run(main())
-
-
-async def turns(of: int = 5) -> None:
-    """Of the event loop: what has come is read."""
-    for _ in range(of):
-        await asyncio.sleep(0)
+from ovs_hotswap.vhost.snapshot import Work
+from tests.unit.broker_bed import PARKED, Bed, Peer, kept, run, turns
 
 
 def test_where_a_connection_stands_is_found_out_before_another_broker_goes_on() -> None:
@@ -212,5 +84,24 @@ def test_the_death_of_an_owner_whose_connection_is_not_known_frees_the_rings() -
         assert second.ownership.holder is Side.B
         second.process_ended(second.cut_pid)
         assert second.ownership.holder is not Side.B
+
+    run(test)
+
+
+def test_a_broker_that_fails_before_it_goes_on_keeps_what_is_due() -> None:
+    async def test(bed: Bed) -> None:
+        first = bed.served(Ownership(Side.A, Certainty.OWNS))
+        second = bed.next(first, Work(Side.A, None, frozenset(Side), frozenset()))
+        assert all(link.due for link in kept(second).links.values())
+        third = bed.next(second)  # the second one acted on nothing
+        recovery.take_up(third)
+        heard = bed.heard()
+        assert all(names[-1] == "GET_FEATURES" and PARKED in names for names in heard.values())
+        assert third.ownership == Ownership(suspects=frozenset(Side))
+        for side, names in heard.items():
+            bed.switches[side].answer(names)
+        await turns()
+        assert third.ownership == Ownership(Side.A, Certainty.TAKING)
+        assert not third.deaf
 
     run(test)
