@@ -318,7 +318,7 @@ class Broker:
     def _remove(self, name: str, *, forget: bool = True) -> None:
         """Hang up on a VM's peers. Unless it is to be forgotten, its sockets stay for the next broker to find."""
         seat = self._seats.pop(name)
-        seat.mover.disarm()
+        seat.mover.close()
         for side, listener in seat.listeners.items():
             self._loop.remove_reader(listener.fileno())
             listener.close()

@@ -232,6 +232,13 @@ class Mover:
         if link := vm.links.get(catch.old.other):
             vm.guarded(link, lambda: link.fence(catch.free))
 
+    def close(self) -> None:
+        """Let go of capture rings that are armed, and tell no switch: another broker may go on with the VM, and what is
+        known of its switches is kept."""
+        catch, self._catch, self._ready = self._catch, None, None
+        if catch is not None:
+            catch.rest()
+
     def _armed(self, old: Link, new: Link) -> Catch:
         """Capture rings that ``new`` waits on. Raises BrokerError if it does not answer: then nothing was begun, and it
         is on its way back to the empty ring."""
@@ -239,6 +246,7 @@ class Mover:
         catch = Catch(vm.scratch, vm.state, old.side)
         if self._catch is not None and self._on(new, catch):
             return self._catch
+        vm.talks()
         messages = self._fill(new, catch)
         if not self._answers(new, messages):
             vm.repark(new.side)
