@@ -131,8 +131,10 @@ class Hearing:
 
     def _turn(self) -> None:
         self._waits = False
-        self._hear()
-        self._settle()
+        try:
+            self._hear()
+        finally:
+            self._settle()
 
     def _hear(self) -> None:
         if self._fd is None or self._held:

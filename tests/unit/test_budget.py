@@ -7,6 +7,8 @@ import itertools
 from collections.abc import Callable
 from typing import Any, cast
 
+import pytest
+
 from ovs_hotswap.vhost.budget import BUDGET_S, PAUSE, REFILL, TURN_S, Budget, Hearing, Turns
 
 COST = 0.00004  # seconds that a message takes
@@ -51,12 +53,15 @@ class Talker:
 
     def __init__(self, loop: Loop, turns: Turns, fd: int, left: float = float("inf")) -> None:
         self.loop, self.left, self.heard = loop, left, 0
+        self.breaks = False
         budget = Budget(loop.time, loop.time)
         any_loop = cast(Any, loop)
         self.hearing = Hearing(any_loop, turns, lambda: None, self._take, budget)
         self.hearing.open(fd)
 
     def _take(self) -> bool:
+        if self.breaks:
+            raise RuntimeError("it breaks")
         if self.left == 0:
             return False
         self.loop.now += COST
@@ -145,4 +150,15 @@ def test_a_new_connection_does_not_renew_the_budget() -> None:
     talker.hearing.open(7)
     before = talker.heard
     assert run(loop, 1.0) <= 1.1 / (PAUSE + 1) + REFILL
+    assert talker.heard > before
+
+
+def test_whoever_cannot_be_heard_in_its_turn_is_heard_in_the_next() -> None:
+    loop, _, (talker,) = bed(1)
+    run(loop, 2 * BUDGET_S)
+    talker.breaks = True
+    with pytest.raises(RuntimeError):
+        run(loop, 0.1)
+    talker.breaks, before = False, talker.heard
+    run(loop, 0.1)
     assert talker.heard > before
