@@ -30,10 +30,12 @@ _NOTHING = Kept(None, {})
 def _work(vm: Vm, told: Side | None, moving: bool) -> Work | None:
     """What is about to be done with a VM's switches; ``None`` if nobody could go on from what is kept, with that."""
     owner = None if moving else vm.ownership.holder
+    nobody = owner is None and not moving
     between = vm.ownership.certainty in (Certainty.LETTING_GO, Certainty.CUT)
     if vm.ownership.suspects or between or (told is not None and told is owner):
         return None
-    return Work(vm.home, owner, frozenset(vm.park_wanted), frozenset() if told is None else frozenset({told}))
+    heard = frozenset() if told is None else frozenset({told})
+    return Work(vm.home, owner, frozenset(vm.park_wanted), heard, nobody)
 
 
 def _processes(state: VmParts) -> dict[Side, Process]:
@@ -169,12 +171,14 @@ class Keeping:
             self._timer = self._loop.call_later(_SAVE_S, self._on_time)
 
     def _on_time(self) -> None:
+        self._timer = None  # first: whatever is raised here, the next change is saved
         now = self._loop.time()
         waits = self._held and now < self._held_until
         if not waits:
             self.save(now - _FLOOD_S)
             waits = any(each.settled and each.hearing.in_turns for each in self._unsaved())
-        self._timer = self._loop.call_later(_SAVE_S, self._on_time) if waits else None
+        if waits:
+            self._timer = self._loop.call_later(_SAVE_S, self._on_time)
 
     def _unsaved(self) -> list[Vm]:
         return [self._entries[name].vm for name in sorted(self._changed)]

@@ -89,7 +89,7 @@ def _redo(vm: Vm, given: VmParts, work: Work) -> None:
     before = given.ownership.holder
     if before is not None and before is not work.owner:
         vm.park_wanted.add(before)
-    if vm.qemu is None:
+    if vm.qemu is None or work.nobody:
         vm.ownership = Ownership()
     elif work.owner is not None:
         vm.ownership = Ownership(work.owner, Certainty.TAKING)

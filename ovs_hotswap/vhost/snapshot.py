@@ -18,7 +18,7 @@ from ovs_hotswap.vhost.replay import Told, ToldRing
 from ovs_hotswap.vhost.session import GuestState, Line, Offer, Ring
 from ovs_hotswap.vhost.wire import Descriptor, DirtyLog, Region, RingAddress
 
-FORMATS = (3, 4)  # that can be read; 4 is 3 with a half message of QEMU's, or answers that are due from a switch
+FORMATS = (3, 4)  # that can be read; 4 is 3 with what is told in ``format_of``
 _GONE = -2  # a serial that no descriptor has; -1 means "none was sent"
 
 Document = dict[str, Any]
@@ -81,19 +81,23 @@ class VmParts:
 @dataclass(frozen=True, slots=True)
 class Work:
     """What a broker has done with a VM's switches since it kept a state, which can be gone on from all the same: the
-    guest has said nothing. ``owner``: the only side that may be on the rings; ``None`` if they are changing hands.
-    ``parked``: ``park_wanted``. ``told``: sides that were told more than places of rings, so that what they have heard
-    is not known."""
+    guest has said nothing. ``owner``: the only side that may be on the rings; ``None`` if they are changing hands, or
+    if none may, which is ``nobody``. ``parked``: ``park_wanted``. ``told``: sides that were told more than places of
+    rings, so that what they have heard is not known."""
 
     home: Side | None
     owner: Side | None
     parked: frozenset[Side]
     told: frozenset[Side]
+    nobody: bool = False
 
 
 def format_of(document: Document) -> int:
-    """The format that whoever reads a VM's document must know."""
-    return 4 if "half" in document or any("due" in link for link in document["links"].values()) else 3
+    """The format that whoever reads a VM's document must know: 4 with a half message of QEMU's, with answers that are
+    due from a switch, or with a ring of which QEMU has not said where it begins."""
+    due = any("due" in link for link in document["links"].values())
+    left_out = any(ring["base"] is None for ring in document["state"]["rings"])
+    return 4 if "half" in document or due or left_out else 3
 
 
 def encode(vm: VmParts, table: Table) -> Document:

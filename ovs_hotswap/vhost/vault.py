@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 _STATE = struct.Struct("!ci")  # b"S" and the number of descriptors, in this message and those that continue it
 _BUSY = struct.Struct("!ciiqq")  # b"B", side a's and side b's process, 0 for none, and when these were started
 _OLD_BUSY = struct.Struct("!cii")  # from a broker that did not keep that
-_WORK = struct.Struct("!cccBB")  # b"W", sides as letters or b"-": home, owner; as sets: parked, told
+_WORK = struct.Struct("!cccBB")  # b"W", sides as letters or b"-": home, owner; as sets: parked, told (and _NOBODY)
+_NOBODY = 0x80  # without an owner: nor are the rings changing hands, as whoever does not know this bit takes it
 _MORE = b"M"
 _UNKNOWN = -1  # when a process was started
 _ANCILLARY = socket.CMSG_SPACE(4 * 253)
@@ -99,17 +100,26 @@ class Vault:
         """Before anything of the VM changes: what was kept is let go, but for ``qemu``."""
         if self._said is not None and self._said[0] == processes and self._said[1] is qemu:
             return
-        older, kept = self._queued, [] if qemu is None else [qemu.fileno()]
-        self._said = None
-        try:
-            found = [processes.get(side, Process(0)) for side in Side]
-            born = [_UNKNOWN if each.born is None else each.born for each in found]
-            self._send(_BUSY.pack(b"B", *(each.pid for each in found), *born), kept)
-            self._said = dict(processes), qemu
-        except OSError as error:  # an empty vault says as much, but for the pids, which pid files tell too
-            log.warning("cannot keep that work is under way: %s", error)
+        older, self._said = self._queued, None
+        noted = self._note(processes, qemu)
         self.busy = True
         self._drop(older)
+        if noted is not None:  # it may have been full
+            noted = self._note(processes, qemu)
+        if noted is not None:  # an empty vault says as much, but for the pids, which pid files tell too
+            log.warning("cannot keep that work is under way: %s", noted)
+
+    def _note(self, processes: Mapping[Side, Process], qemu: Connection | None) -> OSError | None:
+        """Add that work is under way, or return why that cannot be."""
+        found = [processes.get(side, Process(0)) for side in Side]
+        born = [_UNKNOWN if each.born is None else each.born for each in found]
+        try:
+            head = _BUSY.pack(b"B", *(each.pid for each in found), *born)
+            self._send(head, [] if qemu is None else [qemu.fileno()])
+        except OSError as error:
+            return error
+        self._said = dict(processes), qemu
+        return None
 
     def add(self, work: Work) -> bool:
         """Before switches are told something though their guest has said nothing: what was kept stays good to go on
@@ -123,10 +133,11 @@ class Vault:
             return False
         if work == self._work:
             return True
-        sets = (sum(1 << k for k, side in enumerate(Side) if side in sides) for sides in (work.parked, work.told))
+        parked, told = (sum(1 << k for k, side in enumerate(Side) if side in of) for of in (work.parked, work.told))
+        told |= _NOBODY if work.nobody else 0
         letters = ((each or "-").encode() for each in (work.home, work.owner))
         try:
-            self._send(_WORK.pack(b"W", *letters, *sets), ())
+            self._send(_WORK.pack(b"W", *letters, parked, told), ())
         except OSError:  # more of them than a socket holds
             return False
         self._work = work
@@ -244,7 +255,7 @@ def _read_work(head: bytes) -> Work:
     _, home, owner, parked, told = _WORK.unpack(head)
     sides = [None if each == b"-" else Side(each.decode()) for each in (home, owner)]
     sets = [frozenset(side for k, side in enumerate(Side) if bits >> k & 1) for bits in (parked, told)]
-    return Work(sides[0], sides[1], sets[0], sets[1])
+    return Work(sides[0], sides[1], sets[0], sets[1], bool(told & _NOBODY))
 
 
 @contextlib.contextmanager

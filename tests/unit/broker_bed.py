@@ -90,9 +90,9 @@ class Bed:
             _, link.told = reconcile(link.told, vm.state, vm.role(side), scratch_region(vm.scratch), OFFER, lambda _: 0)
         return vm
 
-    def next(self, vm: Vm, work: Work | None = None) -> Vm:
+    def next(self, vm: Vm, work: Work | None = None, given: VmParts | None = None) -> Vm:
         """The next broker's, which does not act on it yet; the one before does no more."""
-        given = kept(vm)
+        given = given or kept(vm)
         vm.pause()
         made = self.vm()
         made.scratch.close()

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import pytest
+
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost import recovery
+from ovs_hotswap.vhost.keeping import Keeping
 from ovs_hotswap.vhost.ownership import Certainty, Ownership
-from ovs_hotswap.vhost.snapshot import Work
+from ovs_hotswap.vhost.snapshot import VmParts, Work
+from ovs_hotswap.vhost.vault import Kept, Vault
+from ovs_hotswap.vhost.vm import Vm
 from tests.unit.broker_bed import PARKED, Bed, Peer, kept, run, turns
 
 
@@ -103,5 +113,111 @@ def test_a_broker_that_fails_before_it_goes_on_keeps_what_is_due() -> None:
         await turns()
         assert third.ownership == Ownership(Side.A, Certainty.TAKING)
         assert not third.deaf
+
+    run(test)
+
+
+Ends = tuple[socket.socket, socket.socket]
+
+
+class Breaks(Vault):
+    """A vault in which nothing can be put for ``left`` times, for a reason that nobody has thought of."""
+
+    left = 1
+
+    def put(self, vm: VmParts) -> None:
+        self.left -= 1
+        if self.left >= 0:
+            raise RuntimeError("it breaks")
+        super().put(vm)
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    inlet, outlet = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with inlet, outlet:
+        yield inlet, outlet
+
+
+@contextlib.contextmanager
+def keeping(bed: Bed, vm: Vm, ends: Ends, made: type[Vault] = Vault) -> Iterator[Keeping]:
+    keeping = Keeping(bed.loop, {vm.name: made(ends[0].dup(), ends[1].dup())}, keeps=True)
+    keeping.add(vm)
+    try:
+        yield keeping
+    finally:
+        keeping.remove(vm.name, forget=False)
+
+
+def taken(ends: Ends) -> Kept:
+    vault = Vault(ends[0].dup(), ends[1].dup())
+    try:
+        return vault.take()
+    finally:
+        vault.close()
+
+
+def test_while_it_is_found_out_where_a_connection_stands_no_state_is_kept(ends: Ends) -> None:
+    async def test(bed: Bed) -> None:
+        first = bed.served(Ownership(Side.A, Certainty.OWNS))
+        first.links[Side.A].fence(lambda: None)
+        second = bed.next(first)
+        with keeping(bed, second, ends) as keeps:
+            recovery.take_up(second)
+            assert not keeps.save()
+            found = taken(ends)
+            assert (found.state, set(found.processes)) == (None, set(Side))
+            assert found.qemu is not None
+            found.qemu.close()
+
+    run(test)
+
+
+def test_a_vm_in_quarantine_is_told_to_nobody_by_the_next_broker_either(ends: Ends) -> None:
+    """Though something was done with its switches since its state was kept."""
+
+    async def test(bed: Bed) -> None:
+        first = bed.served(Ownership(), parked=[])
+        first.quarantine = "ends its switches"
+        with keeping(bed, first, ends) as keeps:
+            assert keeps.save()
+            first.park_wanted.add(Side.B)
+            first.unpark(Side.B)
+            found = taken(ends)
+        assert found.state is not None
+        assert found.work is not None
+        second = bed.next(first, found.work, found.state)
+        assert second.ownership == Ownership()
+        recovery.take_up(second)
+        assert all(not {"SET_VRING_KICK", PARKED} & set(names) for names in bed.heard().values())
+
+    run(test)
+
+
+def test_rings_that_nobody_had_and_that_change_hands_may_be_in_anybodys(ends: Ends) -> None:
+    async def test(bed: Bed) -> None:
+        first = bed.served(Ownership())
+        with keeping(bed, first, ends) as keeps:
+            assert keeps.save()
+            first.talks(moving=True)
+            found = taken(ends)
+        assert found.state is not None
+        second = bed.next(first, found.work, found.state)
+        assert second.ownership == Ownership(suspects=frozenset(Side))
+
+    run(test)
+
+
+def test_what_could_not_be_kept_once_is_kept_after_the_next_change(ends: Ends) -> None:
+    async def test(bed: Bed) -> None:
+        raised = asyncio.Event()
+        bed.loop.set_exception_handler(lambda loop, context: raised.set())
+        vm = bed.served(Ownership(Side.A, Certainty.OWNS))
+        with keeping(bed, vm, ends, Breaks) as keeps:
+            await asyncio.wait_for(raised.wait(), 20)
+            vm.touched()
+            async with asyncio.timeout(20):
+                while keeps.unsaved:
+                    await asyncio.sleep(0.001)
 
     run(test)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from ovs_hotswap.model import Side
 from ovs_hotswap.vhost.ownership import Certainty, Ownership
 from ovs_hotswap.vhost.replay import Role, Told, reconcile, scratch_region
 from ovs_hotswap.vhost.session import GuestState, Line, Offer, Ring
-from ovs_hotswap.vhost.snapshot import LinkParts, Table, VmParts, decode, encode
+from ovs_hotswap.vhost.snapshot import LinkParts, Table, VmParts, decode, encode, format_of
 from ovs_hotswap.vhost.wire import DirtyLog, Region, RingAddress
 
 OFFER = Offer(0xFFFF, 0x1F, 4)
@@ -136,3 +137,11 @@ def test_an_index_beyond_the_descriptors_is_refused() -> None:
     vm = VmParts("vm1", None, GuestState(), Ownership(), Handle(1), None, None, {}, frozenset(), {}, 0, 0)
     with pytest.raises(StateUnknown, match="no descriptor 0"):
         decode(encode(vm, Table()), [])
+
+
+def test_a_ring_that_begins_where_its_guest_left_it_needs_the_newer_format() -> None:
+    """Whoever knows only the older one takes the base for a number."""
+    vm = VmParts("vm1", None, GuestState(), Ownership(), Handle(1), None, None, {}, frozenset(), {}, 0, 0)
+    for base, needed in ((0, 3), (None, 4)):
+        given = replace(vm, state=GuestState(rings=(Ring(base=base),)))
+        assert format_of(encode(given, Table())) == needed

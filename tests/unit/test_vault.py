@@ -235,6 +235,35 @@ def test_work_with_an_owner_that_was_told_more_than_places_is_refused(
     assert not vault.add(replace(WORK, owner=Side.B, told=frozenset()))
 
 
+def test_that_nobody_has_the_rings_is_told_apart_from_that_they_change_hands(
+    vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]
+) -> None:
+    free = replace(WORK, nobody=True)
+    vault.put(state(descriptor))
+    assert vault.add(WORK)
+    assert vault.add(free)
+    found = taken(pair)
+    assert found.work == free
+    assert found.state is not None
+    close(found.state)
+
+
+def test_a_full_vault_tells_all_the_same_that_work_is_under_way(
+    vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]
+) -> None:
+    vault.put(state(descriptor))
+    owners = [Side.A, None]
+    while vault.add(replace(WORK, owner=owners[0], told=frozenset())):
+        owners.reverse()
+    qemu = descriptor()
+    vault.begin({Side.A: Process(17, 5)}, qemu)
+    found = taken(pair)
+    assert (found.state, found.processes) == (None, {Side.A: Process(17, 5)})
+    assert found.qemu is not None
+    assert inode(found.qemu) == inode(qemu)
+    found.qemu.close()
+
+
 def test_a_new_state_makes_work_forgotten(vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
     parts = state(descriptor)
     vault.put(parts)
