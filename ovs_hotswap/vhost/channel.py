@@ -33,12 +33,13 @@ class PeerClosed(Exception):
 
 
 class OwnedFd:
-    """A file descriptor that is closed exactly once, and by nobody who would have to wait for it."""
+    """A file descriptor that is closed exactly once, and by nobody who would have to wait for it. ``own``: it is of a
+    socket of ours, and not the last of it: its closing waits for nothing, and so for no descriptor of others either."""
 
-    __slots__ = ("_fd", "serial")
+    __slots__ = ("_fd", "_own", "serial")
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self, fd: int, *, own: bool = False) -> None:
+        self._fd, self._own = fd, own
         self.serial = next(_serials)
 
     def fileno(self) -> int:
@@ -47,10 +48,16 @@ class OwnedFd:
             raise ValueError("descriptor is closed")
         return self._fd
 
+    def detach(self) -> int:
+        """The number, which is the caller's to close from then on. Raises ValueError after ``close``."""
+        number = self.fileno()
+        self._fd = -1
+        return number
+
     def close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            close(fd)
+            (os.close if self._own else close)(fd)
 
 
 class Channel:
@@ -72,7 +79,7 @@ class Channel:
 
     def duplicate(self) -> OwnedFd:
         """Another descriptor of the same connection."""
-        return OwnedFd(os.dup(self._socket.fileno()))
+        return OwnedFd(os.dup(self._socket.fileno()), own=True)
 
     def receive(self) -> Frame | None:
         """The next frame, or ``None`` if it is not whole yet. Its descriptors are the caller's.

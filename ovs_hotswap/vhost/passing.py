@@ -103,5 +103,5 @@ class Passing:
             return vm
         log.warning("vm %s: messages are under way with it: it starts over with the next broker", vm.name)
         connection = held if vm.qemu is None else vm.qemu
-        qemu = None if connection is None else OwnedFd(os.dup(connection.fileno()))
+        qemu = None if connection is None else OwnedFd(os.dup(connection.fileno()), own=True)
         return StartsOver(vm.name, vm.processes, qemu)

@@ -8,7 +8,6 @@ hands the parking place to both. Their answers prove them off the rings, and the
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +21,6 @@ from ovs_hotswap.vhost.ownership import Certainty, Ownership
 from ovs_hotswap.vhost.replay import unplaced
 from ovs_hotswap.vhost.snapshot import LinkParts, VmParts, Work
 from ovs_hotswap.vhost.vm import Vm
-from ovs_hotswap.vhost.wire import Descriptor
 
 
 @dataclass(frozen=True)
@@ -70,10 +68,10 @@ def restore(vm: Vm, given: VmParts, track: Callable[[int, int | None], None], wo
     vm.park_wanted, vm.suspects = set(given.park_wanted), dict(given.suspects)
     vm.cut_pid, vm.moves = given.cut_pid, given.moves
     if given.qemu is not None:
-        vm.qemu = Channel(_socket(given.qemu))
+        vm.qemu = Channel(socket.socket(fileno=given.qemu.detach()))
         vm.qemu.resume(*given.half)
     for side, link in given.links.items():
-        made = Link(side, Channel(_socket(link.connection)))
+        made = Link(side, Channel(socket.socket(fileno=link.connection.detach())))
         made.pid, made.offer, made.told, made.inherited = link.pid, link.offer, link.told, link.due
         vm.links[side], vm.met[side] = made, link.pid
     if work is not None:
@@ -121,9 +119,3 @@ def take_up(vm: Vm) -> None:
 
 def _ask(vm: Vm, link: Link, *, let_go: bool) -> None:
     vm.guarded(link, lambda: link.fence(lambda: vm.answered(link.side, let_go=let_go)))
-
-
-def _socket(descriptor: Descriptor) -> socket.socket:
-    made = socket.socket(fileno=os.dup(descriptor.fileno()))
-    descriptor.close()
-    return made

@@ -47,10 +47,8 @@ class Inherited:
     vms: dict[str, tuple[VmParts | StartsOver, dict[Side, socket.socket]]]
 
 
-def _socket(descriptor: Any) -> socket.socket:
-    made = socket.socket(fileno=os.dup(descriptor.fileno()))
-    descriptor.close()
-    return made
+def _socket(descriptor: OwnedFd) -> socket.socket:
+    return socket.socket(fileno=descriptor.detach())
 
 
 def hand_over(
@@ -66,7 +64,7 @@ def hand_over(
     with contextlib.ExitStack() as stack:
 
         def own(of: socket.socket) -> int:
-            duplicate = OwnedFd(os.dup(of.fileno()))
+            duplicate = OwnedFd(os.dup(of.fileno()), own=True)
             stack.callback(duplicate.close)
             return table.add(duplicate)
 

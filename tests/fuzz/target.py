@@ -23,6 +23,10 @@ class Counted:
     def fileno(self) -> int:
         return self.serial
 
+    def detach(self) -> int:
+        self.close()
+        return self.serial
+
     def close(self) -> None:
         self.closed += 1
 

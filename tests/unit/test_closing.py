@@ -8,12 +8,17 @@ import struct
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.vhost.channel import OwnedFd
+from ovs_hotswap.model import Side
+from ovs_hotswap.vhost import recovery, succession
+from ovs_hotswap.vhost.channel import Channel, OwnedFd
 from ovs_hotswap.vhost.closing import Closer, may_wait
+from ovs_hotswap.vhost.snapshot import VmParts
+from tests.front_end import BITS, Bench
 from tests.waiting import eventually
 
 LINGER_S = 20
@@ -89,3 +94,76 @@ def test_no_more_threads_than_allowed(stuck: int) -> None:
             reader.close()  # a reset ends the lingering
             listener.close()
     eventually(lambda: not any(map(is_open, plain)), "all are closed")
+
+
+# -- what is ours, while all threads wait for what somebody has sent ---------------------------------------------------
+
+
+@pytest.fixture
+def stuck(monkeypatch: pytest.MonkeyPatch) -> Closer:
+    """What is closed by a thread stays open."""
+    closer = Closer(threads=0)
+    monkeypatch.setattr("ovs_hotswap.vhost.closing._closer", closer)
+    return closer
+
+
+@pytest.fixture
+def bench(stuck: Closer) -> Iterator[Bench]:
+    """A VM with a QEMU and both switches."""
+    made = Bench()
+    for side in Side:
+        made.connect(side)
+    made.plug(speaks_pf=True, protocol=0, bits=BITS, owner_first=True)
+    yield made
+    made.close()
+
+
+def test_a_duplicate_of_a_connection_is_closed_at_once(stuck: Closer) -> None:
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours)
+    with theirs:
+        made = channel.duplicate()
+        number = made.fileno()
+        made.close()
+        assert not is_open(number)
+        channel.close()
+        assert theirs.recv(1) == b""
+
+
+def test_a_descriptor_that_was_detached_stays_open() -> None:
+    owned = OwnedFd(os.eventfd(0))
+    number = owned.detach()
+    owned.close()
+    assert is_open(number)
+    with pytest.raises(ValueError, match="closed"):
+        owned.detach()
+    os.close(number)
+
+
+def test_a_state_that_was_made_leaves_nothing_open(bench: Bench, stuck: Closer) -> None:
+    before = os.listdir("/proc/self/fd")
+    with recovery.parts(bench.vm) as state:
+        assert state.qemu is not None
+        assert state.links.keys() == set(Side)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_successor_has_one_descriptor_of_each_connection(bench: Bench, stuck: Closer) -> None:
+    old, new = socket.socketpair()
+    control, successors, listener = (socket.socket(socket.AF_UNIX) for _ in range(3))
+    given = [(bench.vm, {Side.A: listener})]
+    handing = threading.Thread(target=lambda: succession.hand_over(old, control, successors, given))
+    fresh = Bench()
+    with old, new, control, successors, listener:
+        handing.start()
+        inherited = succession._receive(new)
+        new.sendall(b"R")
+        handing.join()
+        parts, listeners = inherited.vms["vm0"]
+        assert isinstance(parts, VmParts)
+        recovery.restore(fresh.vm, parts, lambda pid, born: None)
+    assert stuck._waiting.empty()
+    assert inherited.successors is not None
+    for each in (inherited.control, inherited.successors, *listeners.values()):
+        each.close()
+    fresh.close()

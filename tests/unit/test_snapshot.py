@@ -36,6 +36,9 @@ class Handle:
     def fileno(self) -> int:
         return self.serial
 
+    def detach(self) -> int:
+        return self.serial
+
     def close(self) -> None:
         pass
 

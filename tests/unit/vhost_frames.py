@@ -26,6 +26,10 @@ class FakeDescriptor:
     def fileno(self) -> int:
         return 1_000_000 + self.serial
 
+    def detach(self) -> int:
+        self.close()
+        return self.fileno()
+
     def close(self) -> None:
         assert not self.closed, "closed twice"
         self.closed = True
