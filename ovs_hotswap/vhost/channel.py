@@ -17,11 +17,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ovs_hotswap.errors import BrokerError, ProtocolError
-from ovs_hotswap.vhost.closing import close
+from ovs_hotswap.vhost.closing import close, hang_up
 from ovs_hotswap.vhost.wire import Descriptor, Frame, FrameReader
 
 _serials = itertools.count(1)
-_ANCILLARY = socket.CMSG_SPACE(32 * array.array("i").itemsize)
+# As many as the kernel allows (SCM_MAX_FD): what there is no space for it closes itself, however long that takes.
+_ANCILLARY = socket.CMSG_SPACE(253 * array.array("i").itemsize)
 _PEER = struct.Struct("3i")
 FDS_PER_MESSAGE = 128  # in bulk; the kernel allows 253 (SCM_MAX_FD)
 _SPIN_S = 0.0001  # an answer that comes in this time is not waited for asleep: to be woken takes a third of it
@@ -223,6 +224,11 @@ class Channel:
                 raise PeerClosed
             filled += count
         return True
+
+    def hang_up(self) -> None:
+        """``close``, and have the peer see the end whoever has a duplicate."""
+        hang_up(self._socket)
+        self.close()
 
     def close(self) -> None:
         """Close the socket and every descriptor that is still in transit."""

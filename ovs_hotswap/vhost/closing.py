@@ -7,10 +7,14 @@ not; a hostile one may send anything.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import queue
+import socket
 import stat
+import struct
+import termios
 import threading
 
 _F_GET_SEALS = 1034  # fcntl(2); shared memory and huge pages have seals, files of others have none
@@ -77,3 +81,15 @@ def close(fd: int) -> None:
         _closer.close(fd)
     else:
         os.close(fd)
+
+
+def hang_up(connection: socket.socket) -> None:
+    """Close a connection of ours so that the peer sees its end, whoever has a duplicate. What was left unread in it is
+    closed with it, by the kernel (unix(7), SCM_RIGHTS), and that may wait as well."""
+    with contextlib.suppress(OSError):  # the peer may be gone
+        connection.shutdown(socket.SHUT_RDWR)  # nothing more comes in
+    (unread,) = struct.unpack("i", fcntl.ioctl(connection, termios.FIONREAD, bytes(4)))
+    if unread:
+        _closer.close(connection.detach())
+    else:
+        connection.close()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.exits import Process
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost.channel import OwnedFd
+from ovs_hotswap.vhost.closing import hang_up
 from ovs_hotswap.vhost.ownership import Certainty
 from ovs_hotswap.vhost.recovery import parts
 from ovs_hotswap.vhost.snapshot import VmParts, Work
@@ -125,14 +127,15 @@ class Keeping:
             return
         entry.vm.touched = lambda: None
         entry.vm.talks = lambda told=None, moving=False: None
-        if entry.qemu is not None:
-            entry.qemu.close()
-        if entry.vault is None:
-            return
-        if forget:
+        if entry.vault is not None and forget:
             entry.vault.remove(name)
-        else:
+        elif entry.vault is not None:
+            entry.vm.shared = True
             entry.vault.close()
+        if entry.qemu is not None and forget:
+            hang_up(socket.socket(fileno=entry.qemu.detach()))
+        elif entry.qemu is not None:
+            entry.qemu.close()
 
     def holds_qemu(self, name: str) -> bool:
         """Whether the VM's QEMU must not see its back end go yet: a switch may be on the rings, and QEMU would take
@@ -142,9 +145,9 @@ class Keeping:
             return False
         if entry.vm.ownership.suspects:
             return True
-        entry.qemu.close()
-        entry.qemu = None
-        entry.vm.touched()
+        qemu, entry.qemu = entry.qemu, None
+        entry.vm.touched()  # the vault's duplicate goes first: what QEMU left unread is closed with the last
+        hang_up(socket.socket(fileno=qemu.detach()))
         return False
 
     def held_qemu(self, name: str) -> OwnedFd | None:

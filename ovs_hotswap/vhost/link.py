@@ -169,7 +169,12 @@ class Link:
         if due.then is not None:
             due.then(value)
 
+    def hang_up(self) -> None:
+        """Answers that were due never come."""
+        self._due.clear()
+        self.channel.hang_up()
+
     def close(self) -> None:
-        """Hang up. Answers that were due never come."""
+        """The same, but for another process that may have the connection: it does not end for that one."""
         self._due.clear()
         self.channel.close()

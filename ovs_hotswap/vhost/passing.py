@@ -80,6 +80,7 @@ class Passing:
         self._desk.close()
         for seat in seats:
             seat.vm.withdrawn = True  # no move that has waited goes on here
+            seat.vm.shared = True
         self._done()
 
     async def _calm_down(self) -> None:

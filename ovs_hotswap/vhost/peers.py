@@ -51,6 +51,7 @@ class Peers(abc.ABC):
         self._loop = loop
         self._processes = processes
         self.deaf = False  # QEMU is not read from
+        self.shared = False  # another broker has the connections, or will: they do not end when they are closed here
 
     @property
     @abc.abstractmethod
@@ -60,6 +61,13 @@ class Peers(abc.ABC):
     @abc.abstractmethod
     def drop_link(self, side: Side, reason: str) -> None:
         """Hang up on a switch."""
+
+    def end(self, connection: Link | Channel) -> None:
+        """Hang up, if that is for this broker to do."""
+        if self.shared:
+            connection.close()
+        else:
+            connection.hang_up()
 
     @abc.abstractmethod
     def _read_link(self, link: Link) -> None:

@@ -97,7 +97,7 @@ class Vault:
         return found
 
     def begin(self, processes: Mapping[Side, Process], qemu: Connection | None) -> None:
-        """Before anything of the VM changes: what was kept is let go, but for ``qemu``."""
+        """Before anything of the VM changes or is closed: what was kept is let go, but for ``qemu``."""
         if self._said is not None and self._said[0] == processes and self._said[1] is qemu:
             return
         older, self._said = self._queued, None
@@ -157,8 +157,10 @@ class Vault:
         self._drop(older)
 
     def _drop(self, older: int) -> None:
+        """Its descriptors are closed with a message, by the kernel and at once: whoever kept them here has them yet,
+        so that none is the last, which could wait (``closing``)."""
         for _ in range(older):
-            self._outlet.recv(_BUSY.size)  # its descriptors are closed with it
+            self._outlet.recv(_BUSY.size)
         self._queued -= older
 
     def _send(self, head: bytes, descriptors: Sequence[int]) -> None:
@@ -212,7 +214,8 @@ class Vault:
         return head, adopt(ancillary)
 
     def remove(self, name: str) -> None:
-        """Let go of it everywhere, with all that is in it."""
+        """Let go of it everywhere, with all that is in it. As ever, before that is closed elsewhere."""
+        self._drop(self._queued)
         sd.forget(f"{name}.in")
         sd.forget(f"{name}.out")
         self.close()

@@ -145,7 +145,7 @@ class Vm(Peers):
         del self.links[side]
         self._loop.remove_reader(link.channel.fileno())
         self._loop.remove_writer(link.channel.fileno())
-        link.close()
+        self.end(link)
         self.note(f"switch {side}: {reason}")
         self.answers.dropped(link)
         if self.ownership.holder is side:
@@ -411,9 +411,9 @@ class Vm(Peers):
             return
         self.absence = why or absence.broke(reason)
         self.hearing.close()
-        self.qemu.close()
-        self.qemu, self.offered, self.answers.owed = None, None, None
-        self.touched()
+        qemu, self.qemu, self.offered, self.answers.owed = self.qemu, None, None, None
+        self.touched()  # a duplicate that is kept goes first: what QEMU left unread is closed with the last
+        self.end(qemu)
         close_all(self.state.descriptors())
         self.state, self.deaf = GuestState(), False
         for side, link in list(self.links.items()):
@@ -464,11 +464,11 @@ class Vm(Peers):
             self._delays.call_later(delay, lambda: handover.notify(self.calls()))
 
     def close(self) -> None:
-        """Hang up on everybody."""
+        """Hang up on everybody, or let go of what another broker has."""
         while self.links:
             _, link = self.links.popitem()
             self._loop.remove_reader(link.channel.fileno())
             self._loop.remove_writer(link.channel.fileno())
-            link.close()
+            self.end(link)
         self.drop_qemu("the broker ends")
         self.scratch.close()

@@ -14,6 +14,7 @@ from ovs_hotswap.vhost import wire
 from ovs_hotswap.vhost.wire import Request
 from tests.broker_bed import PACKETS, Bed, MakeBed
 from tests.vhost_qemu import FakeQemu, HungUp, Traffic
+from tests.waiting import eventually
 
 
 def region(guest: int, size: int, user: int, offset: int) -> bytes:
@@ -176,7 +177,8 @@ def test_a_qemu_has_no_more_rings_than_the_intent_gives_it(make_bed: MakeBed) ->
     bed.ends_well((0, vm))
     vm.say(wire.build_ring_value(Request.SET_VRING_NUM, 4, 256))
     vm.wait_hung_up()
-    assert "vm vm0: QEMU: SET_VRING_NUM: ring 4 of 2 queue pairs" in bed.broker.log.read_text()
+    said = "vm vm0: QEMU: SET_VRING_NUM: ring 4 of 2 queue pairs"
+    eventually(lambda: said in bed.broker.log.read_text(), "it is logged, after QEMU has seen the end")
     vm.quit()
     bed.wait(lambda: (bed.client.vm("vm0")["absent"] or {}).get("cause") == "no-socket", "why it is not there")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 import tempfile
@@ -13,11 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from ovs_hotswap.errors import ProtocolError
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost import recovery, succession
 from ovs_hotswap.vhost.channel import Channel, OwnedFd
-from ovs_hotswap.vhost.closing import Closer, may_wait
+from ovs_hotswap.vhost.closing import Closer, hang_up, may_wait
+from ovs_hotswap.vhost.keeping import Keeping
 from ovs_hotswap.vhost.snapshot import VmParts
+from ovs_hotswap.vhost.vault import Vault
 from tests.front_end import BITS, Bench
 from tests.waiting import eventually
 
@@ -167,3 +171,174 @@ def test_a_successor_has_one_descriptor_of_each_connection(bench: Bench, stuck: 
     for each in (inherited.control, inherited.successors, *listeners.values()):
         each.close()
     fresh.close()
+
+
+# -- what is left unread in a connection -------------------------------------------------------------------------------
+
+
+class Watched:
+    """A descriptor of others; ``is_closed`` tells whether nobody has it any more."""
+
+    def __init__(self) -> None:
+        self.given, self._end = socket.socketpair()
+        self._end.setblocking(False)
+
+    def send(self, to: socket.socket, flags: int = 0) -> None:
+        """Have nobody but its receiver have it."""
+        socket.send_fds(to, [b"y"], [self.given.fileno()], flags)
+        self.given.close()
+
+    @property
+    def is_closed(self) -> bool:
+        try:
+            return self._end.recv(1) == b""
+        except BlockingIOError:
+            return False
+
+    def close(self) -> None:
+        self._end.close()
+
+
+@pytest.fixture
+def watched() -> Iterator[Watched]:
+    made = Watched()
+    yield made
+    made.close()
+
+
+def release(closer: Closer) -> None:
+    """Have a thread close what waits."""
+    closer._may_start = 1
+    closer.close(os.eventfd(0))
+
+
+@pytest.mark.parametrize("flags", [0, socket.MSG_OOB])
+def test_what_is_left_unread_is_closed_by_a_thread(stuck: Closer, watched: Watched, flags: int) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        watched.send(theirs, flags)
+        hang_up(ours)
+        assert theirs.recv(1) == b""  # all the same
+        assert not watched.is_closed
+        release(stuck)
+        eventually(lambda: watched.is_closed, "it is closed")
+
+
+def test_a_connection_in_which_nothing_is_left_is_closed_at_once(stuck: Closer) -> None:
+    ours, theirs = socket.socketpair()
+    other = ours.dup()
+    with theirs, other:
+        hang_up(ours)
+        assert stuck._waiting.empty()
+        assert theirs.recv(1) == b""  # whoever has a duplicate
+
+
+def test_descriptors_beyond_what_is_read_of_a_message_are_closed_by_a_thread(stuck: Closer, watched: Watched) -> None:
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours)
+    with theirs, watched.given:
+        null = os.eventfd(0)
+        socket.send_fds(theirs, [b"x"], [null] * 200 + [watched.given.fileno()])
+        os.close(null)
+    with pytest.raises(ProtocolError, match="descriptors"):
+        channel.receive()
+    channel.close()
+    assert not watched.is_closed
+    release(stuck)
+    eventually(lambda: watched.is_closed, "it is closed")
+
+
+@pytest.fixture
+def keeping(bench: Bench) -> Keeping:
+    vault = Vault(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    return Keeping(bench.loop, {"vm0": vault}, keeps=True)
+
+
+def kept_longer(bench: Bench, peer: socket.socket) -> list[bool]:
+    """For each time that the vault is told of a change, whether ``peer`` had seen the end of its connection before:
+    then the vault's may have been the last duplicate."""
+    found, begin = list[bool](), bench.vm.touched
+
+    def touched() -> None:
+        poller = select.poll()
+        poller.register(peer, select.POLLRDHUP)
+        found.append(bool(poller.poll(0)))
+        begin()
+
+    bench.vm.touched = touched
+    return found
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_what_a_qemu_left_unread_is_closed_by_a_thread(
+    bench: Bench, keeping: Keeping, stuck: Closer, watched: Watched, saved: bool
+) -> None:
+    """The vault has a duplicate of its connection."""
+    keeping.add(bench.vm)
+    if saved:
+        assert keeping.save()
+    qemu = bench.front.socket
+    assert qemu is not None
+    qemu.send(b"\xff" * 12)
+    watched.send(qemu)
+    longer = kept_longer(bench, qemu)
+    while bench.vm.qemu is not None:
+        bench.loop.call_soon(bench.loop.stop)
+        bench.loop.run_forever()
+    assert longer[:2] == [False, False]  # the first for what it has sent
+    assert qemu.recv(1) == b""
+    assert not watched.is_closed
+    release(stuck)
+    eventually(lambda: watched.is_closed, "it is closed")
+    keeping.remove("vm0", forget=True)
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_so_it_is_with_an_earlier_brokers_connection(
+    bench: Bench, keeping: Keeping, stuck: Closer, watched: Watched, left: bool
+) -> None:
+    """``left``: the VM is let go before its QEMU may see the end."""
+    bench.hang_up()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        keeping.add(bench.vm, OwnedFd(ours.detach()))
+        watched.send(theirs)
+        if left:
+            keeping.remove("vm0", forget=True)
+        else:
+            longer = kept_longer(bench, theirs)
+            assert not keeping.holds_qemu("vm0")
+            assert longer == [False]
+        assert theirs.recv(1) == b""
+        assert not watched.is_closed
+        release(stuck)
+        eventually(lambda: watched.is_closed, "it is closed")
+    keeping.remove("vm0", forget=True)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_connection_that_another_broker_has_does_not_end(
+    bench: Bench, keeping: Keeping, stuck: Closer, watched: Watched, kept: bool
+) -> None:
+    if kept:
+        keeping.add(bench.vm)
+        keeping.remove("vm0", forget=False)
+    else:
+        bench.vm.shared = True
+    with recovery.parts(bench.vm) as state:
+        assert state.qemu is not None
+        others = [os.dup(each.fileno()) for each in (state.qemu, *(link.connection for link in state.links.values()))]
+    qemu, switches = bench.front.socket, [port.socket for port in bench.ports.values()]
+    assert qemu is not None
+    watched.send(qemu)
+    bench.vm.close()
+    for end in (qemu, *switches):
+        assert end is not None
+        with pytest.raises(BlockingIOError):
+            end.recv(1)
+    with socket.socket(fileno=others[0]) as next_ones:
+        _, (number,), _, _ = socket.recv_fds(next_ones, 1, 1)
+    os.close(number)
+    for each in others[1:]:
+        os.close(each)
+    assert watched.is_closed
