@@ -220,7 +220,9 @@ class _Build:
 
     def _unpack(self) -> None:
         if self._recipe.binary:
-            command = 'dpkg-deb -x in/*.deb deb && mkdir src && tar -xf "deb/$1" -C src --strip-components=1'
+            command = (
+                'dpkg-deb -x in/*.deb deb && mkdir src && tar --no-same-owner -xf "deb/$1" -C src --strip-components=1'
+            )
         else:
             command = "dpkg-source --no-check --no-copy -x in/*.dsc src"
         self._run(["sh", "-ec", f"cd /build && {command}", "sh", self._recipe.tarball], {})
