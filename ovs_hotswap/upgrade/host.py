@@ -471,6 +471,10 @@ class Host:
         """Wait until the side's datapath has these ports. Raises SwitchError."""
         await_ports(lambda: ports(self.control(side)), wanted)
 
+    def has_port(self, side: Side, name: str) -> bool:
+        """Whether the datapath of a side that runs has the port. Raises SwitchError."""
+        return name in ports(self.control(side))
+
     def datapath_mtus(self, side: Side) -> dict[str, int]:
         """MTUs of the ports that the side's datapath has; none if it does not run."""
         if self.instances[side].pid() is None:

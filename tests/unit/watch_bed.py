@@ -280,6 +280,9 @@ class FakeHost(Host):
     def reshaped(self, side: Side) -> list[str]:
         return []
 
+    def has_port(self, side: Side, name: str) -> bool:
+        return name in self.datapath_mtus(side)
+
     def datapath_mtus(self, side: Side) -> dict[str, int]:
         return {} if side in self.world.no_uplink else {UPLINK: 1500}
 
