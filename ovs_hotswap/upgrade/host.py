@@ -472,8 +472,7 @@ class Host:
         await_ports(lambda: ports(self.control(side)), wanted)
 
     def has_port(self, side: Side, name: str) -> bool:
-        """Whether the datapath of a side that runs has the port. Raises SwitchError."""
-        return name in ports(self.control(side))
+        return name in ports(self.control(side))  # the datapath's, of a side that runs
 
     def datapath_mtus(self, side: Side) -> dict[str, int]:
         """MTUs of the ports that the side's datapath has; none if it does not run."""
@@ -498,5 +497,4 @@ class Host:
 
     def link_up(self, side: Side, port: str) -> bool:
         with self.instances[side].database() as database:
-            status = database.interfaces().get(port)
-            return status is not None and status.link_state == "up"
+            return (found := database.interfaces().get(port)) is not None and found.link_state == "up"
