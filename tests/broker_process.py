@@ -93,14 +93,27 @@ class BrokerProcess:
     def pid(self) -> int:
         return int((self.config.run_dir / "broker.pid").read_text())
 
+    def successor_waits(self) -> bool:
+        """Whether the newest process that ``succeed`` has started is connected with the broker it succeeds."""
+        assert self._child is not None
+        if self._child.pid == self.pid:
+            return False
+        lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+        connected = {f"socket:[{words[6]}]" for words in lines if words[5] == "03"}  # net/unix/af_unix.c
+        return not connected.isdisjoint(self._links())
+
     def stored(self) -> int:
         """How many descriptors its supervisor keeps."""
+        return sum(link.startswith("socket:") for link in self._links()) - _SUPERVISORS_OWN
+
+    def _links(self) -> list[str]:
+        """What the descriptors of the newest process that was started stand for."""
         assert self._child is not None
         links = []
         for each in Path(f"/proc/{self._child.pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # closed meanwhile: what it polls with is made anew each time
                 links.append(os.readlink(each))
-        return sum(link.startswith("socket:") for link in links) - _SUPERVISORS_OWN
+        return links
 
     def _spawn(self, *arguments: str, log: int | None = None) -> subprocess.Popen[bytes]:
         argv = [sys.executable, "-c", _SERVE, str(self.config_path), *arguments]

@@ -111,9 +111,9 @@ class Broker:
                 else:
                     self._restore(given, listeners)
 
-    async def run(self) -> None:
-        """Serve. Raises ConfigError if the overlay intent cannot be read, BrokerError if a socket cannot be made, where
-        there is nothing to go on from."""
+    async def run(self) -> bool:
+        """Serve, and return whether a successor does now. Raises ConfigError if the overlay intent cannot
+        be read, BrokerError if a socket cannot be made, where there is nothing to go on from."""
         try:
             if self._inherited is None:
                 self._begin()
@@ -123,6 +123,7 @@ class Broker:
             if self._inherited is not None:
                 self._reload_soon()
             await self._run(self._desk.open())
+            return self._passing.succeeded
         finally:
             self.close()
 
@@ -452,6 +453,7 @@ def serve(config: Config, system: System, *, take_over: bool = False) -> None:
             if heir is not None:
                 succession.take_over(heir)
                 place.take()
-            await broker.run()
+            if await broker.run():
+                place.pass_on()
 
     asyncio.run(main())

@@ -79,6 +79,10 @@ class Place:
         except OSError as error:
             log.error("%s: %s: it does not name this broker, process %d", self._pid_path, error.strerror, os.getpid())
 
+    def pass_on(self) -> None:
+        """Leave the pid file to a successor, which replaces it: at no time does it look as if there were no broker."""
+        self._taken = False
+
     def __enter__(self) -> Place:
         return self
 

@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -21,6 +20,7 @@ from tests.broker_bed import PACKETS, Bed, MakeBed
 from tests.service_bed import Guest, Host, wait
 from tests.vhost_qemu import FakeQemu, Traffic
 from tests.vhost_switch import SwitchProcess
+from tests.waiting import eventually
 
 
 def hung_up_at(vm: FakeQemu) -> int:
@@ -196,23 +196,15 @@ def test_a_vm_leaves_when_its_switch_died(make_bed: MakeBed) -> None:
     assert list(bed.switches[1].touches.spans()) == []
 
 
-def accepted(bed: Bed) -> int:
-    """How many connections the broker has on the sockets in its run directory, which it binds before it names them."""
-    bound = str(bed.broker.config.run_dir / f".{bed.broker.pid}")
-    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
-    return [words[5] for words in lines if words[-1] == bound].count("03")  # net/unix/af_unix.c: connected
-
-
 def test_a_vm_leaves_while_a_successor_waits_for_it(make_bed: MakeBed) -> None:
     bed = make_bed(2)
     active, leaving, staying = two_served(bed)
     active.deafen(deaf=True)
     bed.broker.write(["vm1"])
     assert [text.partition(":")[0] for text in bed.client.reload()] == ["vm0"]
-    before = accepted(bed)
     with ThreadPoolExecutor(1) as pool:
         succeeded = pool.submit(bed.broker.succeed)
-        bed.wait(lambda: accepted(bed) > before, "a successor")
+        eventually(bed.broker.successor_waits, "a successor")
         active.deafen(deaf=False)
         succeeded.result()
     leaving.wait_hung_up()

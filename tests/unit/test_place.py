@@ -55,6 +55,14 @@ def test_the_pid_file_says_who_is_the_broker_for_as_long_as_it_is(configured: Co
     assert "broker.pid" not in files(config)
 
 
+def test_a_broker_that_is_succeeded_leaves_its_pid_file_to_the_successor(configured: Configured) -> None:
+    config = configured()
+    with Place(config) as place:
+        place.take()
+        place.pass_on()
+    assert files(config)["broker.pid"] == f"{os.getpid()}\n"
+
+
 def test_one_that_did_not_become_the_broker_leaves_the_others_pid_file(configured: Configured) -> None:
     config = configured()
     config.run_dir.mkdir()
