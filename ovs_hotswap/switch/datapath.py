@@ -11,12 +11,15 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.switch.ovsdb import BridgeSpec, PortSpec, Shape
+from ovs_hotswap.switch.paths import InstancePaths
+from ovs_hotswap.switch.rpc import transact
+from ovs_hotswap.switch.settings import decode
 from ovs_hotswap.switch.unixctl import appctl
 
 USERSPACE = "netdev@ovs-netdev"  # the one datapath of all bridges of type netdev
@@ -28,6 +31,7 @@ _LOG_LINE = re.compile(r"^[^|]*\|\d+\|(?:netdev_dpdk|dpif_netdev|dpdk)[^|]*\|(?:
 # The datapath takes a new configuration up in a turn of the main loop after the one that confirmed it to the database.
 _SETTLE_S = 3.0
 _POLL_S = 0.05
+_OPTIONAL = {"key": "integer", "min": 0, "max": 1}  # the type of Interface.mtu (vswitchd.ovsschema)
 
 Reasons = Callable[[str], list[str]]
 Look = Callable[[], Mapping[str, "DatapathPort"]]
@@ -41,9 +45,15 @@ class DatapathPort:
     type: str
     mtu: int | None
 
+    @property
+    def in_use(self) -> bool:
+        """Whether packets may pass through it: of a VM only with a guest, of a device always."""
+        return self.type == "dpdk" or self.mtu is not None
+
 
 def parse_ports(text: str) -> dict[str, DatapathPort]:
-    """The ports by name, from ``dpctl/show`` (lib/dpctl.c, show_dpif: OVS 3.1 to 3.5 print the same lines)."""
+    """The ports by name, from ``dpctl/show`` (lib/dpctl.c, show_dpif). In brackets it prints what netdev_get_config
+    tells of a port, where OVS 3.1 has the MTU among it and OVS 3.5 has not (lib/netdev-dpdk.c)."""
     found = {}
     for line in text.splitlines():
         if row := _PORT.match(line):
@@ -53,8 +63,29 @@ def parse_ports(text: str) -> dict[str, DatapathPort]:
 
 
 def ports(ctl: Path, *, timeout: float = 5.0) -> dict[str, DatapathPort]:
-    """Raises SwitchError."""
+    """As ``dpctl/show`` tells of them: without MTUs where it does not know any. Raises SwitchError."""
     return parse_ports(appctl(ctl, "dpctl/show", USERSPACE, timeout=timeout))
+
+
+def ports_with_mtus(paths: InstancePaths, *, timeout: float = 5.0) -> dict[str, DatapathPort]:
+    """With the MTUs from ``Interface.mtu`` where ``dpctl/show`` tells none. Raises SwitchError."""
+    found = ports(paths.vswitchd_ctl, timeout=timeout)
+    if all(port.mtu is not None for port in found.values() if port.type in POLLED_TYPES):
+        return found
+    select = {"op": "select", "table": "Interface", "where": [], "columns": ["name", "mtu"]}
+    (answer,) = transact(paths.db_socket, [select], timeout=timeout)
+    return completed(found, {row["name"]: row["mtu"] for row in answer["rows"]})
+
+
+def completed(found: Mapping[str, DatapathPort], told: Mapping[str, Any]) -> dict[str, DatapathPort]:
+    """``told``: ``Interface.mtu`` by name, as RFC 7047, 5.1 writes it. ovs-vswitchd copies it from the port's device a
+    moment after that took a new one; it is empty or 0 for a port that the datapath has lost, and for a guest's before
+    that has come. For a port in the datapath it is thus the one that is in force, or was until now."""
+    return {
+        name: port if port.mtu is not None or port.type not in POLLED_TYPES
+        else replace(port, mtu=next(iter(decode(told.get(name, 0), _OPTIONAL)), 0) or None)
+        for name, port in found.items()
+    }  # fmt: skip
 
 
 def refused(found: Mapping[str, DatapathPort], wanted: Iterable[PortSpec]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.overlay.ports import UPLINK, VXLAN
 from ovs_hotswap.overlay.tables import Form, lines, render
 from ovs_hotswap.road import Road
-from ovs_hotswap.switch.datapath import ports, refused
+from ovs_hotswap.switch.datapath import ports_with_mtus, refused
 from ovs_hotswap.switch.instance import numa_nodes
 from ovs_hotswap.switch.memory import reserve
 from ovs_hotswap.switch.openflow import window_incapable
@@ -137,7 +137,7 @@ def _active(host: Host, old: Side) -> list[Finding]:
     found = checks.database(old, host.instances[old].status().dpdk_initialized is not None)
     intent = host.intent
     found += checks.ports_polled(
-        refused(ports(host.control(old)), host.bridge_spec(old).ports), [vm.name for vm in intent.vms]
+        refused(ports_with_mtus(host.instances[old].paths), host.bridge_spec(old).ports), [vm.name for vm in intent.vms]
     )
     found += _intent_mtus(intent)
     flows = host.openflow(old)
@@ -259,7 +259,7 @@ def postcheck(host: Host, new: Side, apart_s: float, end: LogEnd, known: Collect
     absent = [vm["name"] for vm in host.road.vms(read=False) if not any(ring["started"] for ring in vm["rings"])]
     vms = [vm.name for vm in host.intent.vms]
     found += checks.ports([UPLINK, VXLAN, *vms], facts, absent, vms)
-    found += checks.ports_polled(refused(ports(host.control(new)), host.bridge_spec(new).ports), vms)
+    found += checks.ports_polled(refused(ports_with_mtus(host.instances[new].paths), host.bridge_spec(new).ports), vms)
     found += checks.tables(host.openflow(new).diff(lines(render(host.intent, Form.FINAL))))
     return found + checks.log_errors(log_since(host, new, end), [UPLINK, VXLAN])
 

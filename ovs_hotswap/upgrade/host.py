@@ -23,7 +23,7 @@ from ovs_hotswap.qemu.dual import DualQemu
 from ovs_hotswap.qemu.monitor import Monitors
 from ovs_hotswap.road import BackEnds, Road, refuse_kept
 from ovs_hotswap.switch import threads
-from ovs_hotswap.switch.datapath import await_ports, ports, put_ports
+from ovs_hotswap.switch.datapath import DatapathPort, await_ports, ports, ports_with_mtus, put_ports
 from ovs_hotswap.switch.fdset import notify_pipe
 from ovs_hotswap.switch.instance import Instance, State
 from ovs_hotswap.switch.memory import DEFAULT_MTU, Demand, PacketPool, Reservation, Uplink, limited, reserve
@@ -315,15 +315,15 @@ class Host:
         spec, instance = self.bridge_spec(side), self.instances[side]
         with instance.database() as database:
             database.set_other_config(REQUIRED_OTHER_CONFIG)
-            put_ports(database, lambda: ports(self.control(side)), spec, self.config.upgrade.ready_s,
-                      instance.paths.log)  # fmt: skip
+            look = partial(ports_with_mtus, instance.paths)
+            put_ports(database, look, spec, self.config.upgrade.ready_s, instance.paths.log)
 
     def reshaped(self, side: Side) -> list[str]:
         """Ports of a running side that ``program_database`` would configure anew while packets pass through them."""
         with self.instances[side].database() as database:
             shapes = database.shapes(self.bridge_spec(side))
-        # Without an MTU it is a VM's whose guest has not come.
-        return sorted(shapes.keys() & self.datapath_mtus(side).keys()) if shapes else []
+        found = self.datapath_ports(side) if shapes else {}
+        return sorted(name for name in shapes if name in found and found[name].in_use)
 
     @property
     def tunnel_config(self) -> TunnelConfig:
@@ -456,9 +456,9 @@ class Host:
         """Raises SwitchError if a port in use would be configured anew that the other side's datapath does not have so
         already. That of a VM is tried there only where the VM is parked: without a guest it has no MTU yet."""
         names = self.reshaped(active)
-        tried = self.datapath_mtus(active.other)
+        tried = {name: port.mtu for name, port in self.datapath_ports(active.other).items()}
         mtus = {port.name: port.mtu for port in self.bridge_spec(active).ports}
-        untried = [name for name in names if name not in tried or tried[name] != (mtus[name] or ETHERNET_MTU)]
+        untried = [name for name in names if tried.get(name) != (mtus[name] or ETHERNET_MTU)]
         if untried:
             raise SwitchError(
                 f"instance {active} would have to configure port {', '.join(untried)} anew under traffic, and "
@@ -469,16 +469,15 @@ class Host:
 
     def await_ports(self, side: Side, wanted: Iterable[PortSpec]) -> None:
         """Wait until the side's datapath has these ports. Raises SwitchError."""
-        await_ports(lambda: ports(self.control(side)), wanted)
+        await_ports(partial(ports_with_mtus, self.instances[side].paths), wanted)
 
     def has_port(self, side: Side, name: str) -> bool:
         return name in ports(self.control(side))  # the datapath's, of a side that runs
 
-    def datapath_mtus(self, side: Side) -> dict[str, int]:
-        """MTUs of the ports that the side's datapath has; none if it does not run."""
-        if self.instances[side].pid() is None:
-            return {}
-        return {name: port.mtu for name, port in ports(self.control(side)).items() if port.mtu is not None}
+    def datapath_ports(self, side: Side) -> dict[str, DatapathPort]:
+        """The ports that the side's datapath has, with their MTUs; none if it does not run. Raises SwitchError."""
+        instance = self.instances[side]
+        return {} if instance.pid() is None else ports_with_mtus(instance.paths)
 
     def wait(
         self, true: Callable[[], bool], seconds: float, otherwise: Callable[[], str], *, on: Iterable[Side] = ()

@@ -11,15 +11,16 @@ import pytest
 
 from ovs_hotswap.errors import PrecheckFailed, RolledBack, SwitchError
 from ovs_hotswap.lab import Lab
-from ovs_hotswap.model import Severity, Side
+from ovs_hotswap.model import Release, Severity, Side
 from ovs_hotswap.overlay.intent import load_intent
 from ovs_hotswap.switch.datapath import ports
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.switch.netns import Namespaces
+from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade import gather
 from ovs_hotswap.upgrade.host import Host
-from ovs_hotswap.upgrade.lifecycle import start_instance
+from ovs_hotswap.upgrade.lifecycle import start_instance, stop_for_good
 from ovs_hotswap.upgrade.plan import Event, EventKind
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from ovs_hotswap.upgrade.uplinkchecks import PROGRAMS
@@ -121,26 +122,58 @@ def overlay(bed: Lab, *changes: tuple[str, str]) -> Iterator[None]:
         path.write_text(before)
 
 
-@pytest.mark.parametrize(
-    ("port", "changes"),
-    [
-        ("uplink", [("[vtep]\n", "[vtep]\nmtu = 9000\n")]),
-        ("vm1", [("[vtep]\n", "[vtep]\nlocal_jumbo = true\n"), ("mtu = 1450", "mtu = 9000")]),
-    ],
-)  # fmt: skip
-def test_an_mtu_that_a_port_cannot_have_is_undone(
-    bed: Lab, host: Host, system: System, port: str, changes: list[tuple[str, str]]
+@contextlib.contextmanager
+def active_release(bed: Lab, system: System, name: str) -> Iterator[None]:
+    """Instance a runs another release meanwhile."""
+    host = Host(bed.config, system)
+    stop_for_good(host, Side.A)
+    start_instance(host, Side.A, host.releases.get(name))
+    bed.pings.wait_flowing(30.0)
+    try:
+        yield
+    finally:
+        stop_for_good(host, Side.A)
+        start_instance(host, Side.A, host.releases.get("host"))
+
+
+JUMBO = {
+    "uplink": [("[vtep]\n", "[vtep]\nmtu = 9000\n")],
+    "vm1": [("[vtep]\n", "[vtep]\nlocal_jumbo = true\n"), ("mtu = 1450", "mtu = 9000")],
+}
+
+
+@pytest.mark.parametrize("port", JUMBO)
+def test_an_mtu_that_a_port_cannot_have_is_undone(bed: Lab, host: Host, system: System, port: str) -> None:
+    refuses_jumbo(bed, system, port)
+    bed.pings.wait_flowing(30.0)
+    host.follow_intent([Side.A])
+
+
+def test_an_mtu_that_a_port_of_a_newer_release_cannot_have_is_undone(
+    bed: Lab, host: Host, system: System, tree_release: Release
 ) -> None:
-    with overlay(bed, *changes):
+    """Open vSwitch 3.5 tells of it elsewhere than 3.1 does."""
+    Releases(bed.config, system).add("newer", from_directory=Path(str(tree_release.root)))
+    with active_release(bed, system, "newer"):
+        assert {name: host.datapath_ports(Side.A)[name].mtu for name in JUMBO} == {"uplink": 1500, "vm1": 1450}
+        for port in JUMBO:
+            refuses_jumbo(bed, system, port)
+            bed.pings.wait_flowing(30.0)
+            assert {name: host.datapath_ports(Side.A)[name].mtu for name in JUMBO} == {"uplink": 1500, "vm1": 1450}
+        with overlay(bed, ("mtu = 1450", "mtu = 1400")):
+            Host(bed.config, system).follow_intent([Side.A], untried=True)
+            assert host.datapath_ports(Side.A)["vm1"].mtu == 1400
+
+
+def refuses_jumbo(bed: Lab, system: System, port: str) -> None:
+    with overlay(bed, *JUMBO[port]):
         changed = Host(bed.config, system)
         with pytest.raises(SwitchError, match=rf"port {port} anew under traffic, and instance b has not tried it"):
             changed.follow_intent([Side.A])
         bed.pings.wait_flowing(10.0)
         with pytest.raises(SwitchError, match=rf"port {port}: the datapath does not have it.* was put back"):
             changed.follow_intent([Side.A], untried=True)
-    assert port in ports(host.control(Side.A))
-    bed.pings.wait_flowing(30.0)
-    host.follow_intent([Side.A])
+    assert port in ports(changed.control(Side.A))
 
 
 def test_what_leaves_the_intent_leaves_the_instance(bed: Lab, host: Host, system: System) -> None:

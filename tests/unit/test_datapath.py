@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ovs_hotswap.errors import SwitchError
-from ovs_hotswap.switch.datapath import DatapathPort, parse_ports, put_ports, reasons, refused
+from ovs_hotswap.switch.datapath import DatapathPort, completed, parse_ports, put_ports, reasons, refused
 from ovs_hotswap.switch.ovsdb import BridgeSpec, PortSpec, Shape
 
 SHOWN = """\
@@ -30,6 +30,15 @@ LOG = """\
 2026-11-28T16:54:41.240Z|00112|ofproto|WARN|br0: cannot get STP status on nonexistent port uplink
 2026-11-28T16:54:41.250Z|00113|netdev_dpdk|ERR|Failed to create memory pool for netdev uplink-2
 """
+WITHOUT_MTUS = """\
+netdev@ovs-netdev:
+  port 0: ovs-netdev (tap)
+  port 1: vm1 (dpdkvhostuserclient: vhost-server-path=/run/a/vm1.sock)
+  port 2: vm2 (dpdkvhostuserclient: vhost-server-path=/run/a/vm2.sock)
+  port 3: vxlan_sys_4789 (vxlan: packet_type=ptap)
+  port 4: uplink (dpdk: dpdk-devargs=x, dpdk-lsc-interrupt=false, n_rxq=1, n_rxq_desc=2048, n_txq_desc=2048)
+  port 5: peer (dpdk: dpdk-devargs=y)
+"""  # of Open vSwitch 3.5
 UPLINK = PortSpec("uplink", "dpdk", 1, mtu=9000)
 VM = PortSpec("vm1", "dpdkvhostuserclient", 10)
 
@@ -40,6 +49,18 @@ def test_ports_are_read() -> None:
     assert found["vm2"].mtu == 1450
     assert found["br0"].mtu is None
     assert found["vm3"].mtu is None, "no guest has come yet"
+
+
+def test_where_the_datapath_tells_no_mtu_the_database_does() -> None:
+    told = {"uplink": 1500, "vm1": 1450, "vm2": 0, "peer": ["set", []], "br0": 1450, "gone": 9000}
+    found = completed(parse_ports(WITHOUT_MTUS), told)
+    assert {name: port.mtu for name, port in found.items() if port.type != "tap"} == {
+        "uplink": 1500, "vm1": 1450, "vm2": None, "peer": None, "vxlan_sys_4789": None,
+    }  # fmt: skip
+    assert {name for name, port in found.items() if port.in_use} == {"uplink", "peer", "vm1"}
+    assert "gone" not in found, "the datapath has lost it, whatever the database says"
+    assert refused(found, [UPLINK]) == {"uplink": "its MTU is 1500, not 9000"}
+    assert completed(parse_ports(SHOWN), {"uplink": 9000})["uplink"].mtu == 1500
 
 
 def test_a_port_that_is_missing_or_has_another_mtu_is_refused() -> None:

@@ -10,6 +10,7 @@ from ovs_hotswap.config import Config
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.tables import Form
+from ovs_hotswap.switch.datapath import DatapathPort
 from ovs_hotswap.switch.tunnel import TunnelConfig, tunnel_diff
 from tests.unit.watch_bed import Bed, FakeHost, World
 
@@ -48,8 +49,8 @@ class Ports(FakeHost):
     def reshaped(self, side: Side) -> list[str]:
         return self.anew
 
-    def datapath_mtus(self, side: Side) -> dict[str, int]:
-        return self.mtus[side]
+    def datapath_ports(self, side: Side) -> dict[str, DatapathPort]:
+        return {name: DatapathPort(name, "dpdk", mtu) for name, mtu in self.mtus[side].items()}
 
     def follow_pmd_sleep(self, side: Side) -> None:
         pass

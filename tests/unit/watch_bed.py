@@ -17,6 +17,7 @@ from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.overlay.ports import UPLINK
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.priority import Rank
+from ovs_hotswap.switch.datapath import DatapathPort
 from ovs_hotswap.switch.instance import InstanceStatus, State
 from ovs_hotswap.switch.memory import Demand, PacketPool
 from ovs_hotswap.switch.ovsdb import PortSpec
@@ -281,10 +282,10 @@ class FakeHost(Host):
         return []
 
     def has_port(self, side: Side, name: str) -> bool:
-        return name in self.datapath_mtus(side)
+        return name in self.datapath_ports(side)
 
-    def datapath_mtus(self, side: Side) -> dict[str, int]:
-        return {} if side in self.world.no_uplink else {UPLINK: 1500}
+    def datapath_ports(self, side: Side) -> dict[str, DatapathPort]:
+        return {} if side in self.world.no_uplink else {UPLINK: DatapathPort(UPLINK, "dpdk", 1500)}
 
     def packet_pools(self, side: Side) -> list[PacketPool]:
         return []
