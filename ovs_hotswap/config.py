@@ -6,6 +6,7 @@ serves the overlay intent (``overlay/intent.py``), so that both report errors al
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -405,9 +406,21 @@ def refuse(path: Path, faults: Iterable[tuple[str, str]], example: str) -> None:
         raise ConfigError("\n".join(lines), hint=f"`{example}`")
 
 
+class Active(Strict):
+    """What is started after the next boot: the side that was active last, and the name of its release."""
+
+    side: Side
+    release: str
+
+
 def read_active(config: Config) -> Side | None:
-    """The side that was active when that was last recorded; ``None`` if it was not, or cannot be read."""
+    """The side that was active when that was last recorded; ``None`` if it was not. Where the record of this boot is
+    damaged, what is kept for the next one tells. Raises OSError."""
     try:
         return Side(config.active_file.read_text().strip())
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
+        return None
+    except (IsADirectoryError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            return Active.model_validate_json(config.restore_file.read_text()).side
         return None

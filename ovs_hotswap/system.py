@@ -259,6 +259,8 @@ class System:
         except HostError as error:
             if _number(error) not in _NO_ROOM:
                 raise
+            if not path.exists():
+                raise
             with files(path), path.open("r+b", buffering=0) as file:
                 data = text.encode()
                 file.write(data)

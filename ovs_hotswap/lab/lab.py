@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import ValidationError
 from pyroute2 import netns
 
 from ovs_hotswap.config import Config, Strict, load_config
@@ -335,5 +334,5 @@ def read_record(path: Path) -> Record | None:
         return Record.model_validate_json(path.read_text())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         raise LabError(f"{path}: not the record of a lab: {error}") from error

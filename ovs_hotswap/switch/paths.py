@@ -7,8 +7,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from ovs_hotswap.config import Config, Strict
 from ovs_hotswap.model import Device, Release, Side
 
@@ -83,7 +81,7 @@ def read_record(path: Path) -> InstanceRecord | None:
     """The record, or ``None`` where there is none that can be read."""
     try:
         return InstanceRecord.model_validate_json(path.read_text())
-    except (OSError, ValidationError):
+    except (OSError, ValueError):
         return None
 
 

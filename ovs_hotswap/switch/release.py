@@ -17,8 +17,6 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
 from ovs_hotswap.config import Config, Strict
 from ovs_hotswap.errors import CommandError, ReleaseError
 from ovs_hotswap.model import Release, Side
@@ -304,7 +302,7 @@ class Releases:
                 f"there is no release {name!r}",
                 hint=f"`ovs-hotswap release list`, or `ovs-hotswap release add {name} --suite trixie`",
             ) from error
-        except (OSError, ValidationError) as error:
+        except (OSError, ValueError) as error:
             raise ReleaseError(f"{path}: cannot be read: {error}", hint=f"remove {path.parent}") from error
 
     def _tree(self, name: str, manifest: Manifest) -> Path:

@@ -15,8 +15,6 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from ovs_hotswap.config import DEFAULT_RUN_DIR, Config, Strict
 from ovs_hotswap.errors import HotswapError, SwitchError, error_classes
 from ovs_hotswap.model import Release, Side
@@ -129,7 +127,7 @@ class InstanceUnit:
         raises, which the one who gave the order gets too."""
         try:
             order = Order.model_validate_json(self._order.read_text())
-        except (OSError, ValidationError) as error:
+        except (OSError, ValueError) as error:
             raise SwitchError(
                 f"there is no order to start instance {self._side}",
                 hint=f"`ovs-hotswap instance start {self._side}` gives one",
@@ -141,7 +139,7 @@ class InstanceUnit:
             raise
 
     def _failure(self, complaint: str, verb: str) -> HotswapError:
-        with contextlib.suppress(OSError, ValidationError):
+        with contextlib.suppress(OSError, ValueError):
             fault = Fault.model_validate_json(self._fault.read_text())
             self._fault.unlink()
             return fault.error

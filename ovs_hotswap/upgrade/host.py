@@ -10,10 +10,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from ovs_hotswap.config import Config, Strict, read_active
-from ovs_hotswap.errors import BusyError, HotswapError, StateUnknown, SwitchError
+from ovs_hotswap.config import Active, Config, read_active
+from ovs_hotswap.errors import BusyError, HostError, HotswapError, StateUnknown, SwitchError
 from ovs_hotswap.model import MessageThread, Side
 from ovs_hotswap.overlay.intent import ETHERNET_MTU, Intent, load_intent
 from ovs_hotswap.overlay.ports import PEER, PEER_PORT, UPLINK, UPLINK_PORT, VXLAN, VXLAN_PORT
@@ -35,7 +33,8 @@ from ovs_hotswap.switch.pools import packet_pools, page_mib
 from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.switch.tunnel import TunnelConfig, Tunnels
 from ovs_hotswap.switch.units import InstanceUnit
-from ovs_hotswap.system import System, files
+from ovs_hotswap.system import System
+from ovs_hotswap.upgrade import activeside
 from ovs_hotswap.upgrade.records import Json
 from ovs_hotswap.uplink import base
 from ovs_hotswap.uplink.base import make_uplink
@@ -47,13 +46,6 @@ _QUICK_ROAD_S = 2.0  # of who has to go on, answered or not
 _LOOK_S = 1.0
 TAGS = 8  # of the peer link's tag and one of the guest's (802.1ad)
 WATCHDOG_S = 60.0  # the longest task of the watchdog: to start an instance and park every VM
-
-
-class Active(Strict):
-    """What is started after the next boot: the side that was active last, and the name of its release."""
-
-    side: Side
-    release: str
 
 
 class Host:
@@ -163,42 +155,27 @@ class Host:
 
     def record_active(self, side: Side) -> None:
         """Raises HostError. In this boot ``side`` is the active one as soon as the first of the files says it."""
-        with files():
-            self.config.run_dir.mkdir(parents=True, exist_ok=True)
-        self.system.write_short(self.config.active_file, f"{side}\n")
         release = self.instances[side].release()
-        if release is not None:
-            with files():
-                self.config.state_dir.mkdir(parents=True, exist_ok=True)
-            kept = Active(side=side, release=release.name)
-            self.system.write_short(self.config.restore_file, kept.model_dump_json() + "\n")
+        activeside.record(self.config, self.system, side, None if release is None else release.name)
+
+    def record_now(self, side: Side) -> str:
+        """``record_active`` for whoever goes on though it cannot be recorded for the next boot. Answers why, in words;
+        empty if it is. Raises HostError if it is not even recorded for this one."""
+        try:
+            self.record_active(side)
+        except HostError as error:
+            if self.recorded_active() is not side:
+                raise
+            return f"instance {side} is not recorded for the next boot: {error.message}"
+        return ""
 
     def forget_active(self) -> None:
         """No side is active, now and after the next boot. Raises HostError, and has forgotten nothing then."""
-        path = self.config.restore_file
-        with files():
-            kept = path.read_text() if path.exists() else None
-            path.unlink(missing_ok=True)
-            try:
-                self.config.active_file.unlink(missing_ok=True)
-            except OSError:
-                if kept is not None:
-                    self.system.write_short(path, kept)
-                raise
+        activeside.forget(self.config, self.system)
 
     def last_active(self) -> Active | None:
-        """The side that was active last, in this boot or before it; ``None`` if none was, or it was stopped on
-        purpose. Raises StateUnknown if the record cannot be read."""
-        path = self.config.restore_file
-        try:
-            return Active.model_validate_json(path.read_text())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValidationError) as error:
-            raise StateUnknown(
-                f"{path}: cannot be read, so which side was active last is unknown",
-                hint="`ovs-hotswap instance start a` starts one and makes it the active one",
-            ) from error
+        """As ``activeside.last``."""
+        return activeside.last(self.config)
 
     def active(self) -> Side:
         """The side that serves the VMs. Raises StateUnknown where the record and the broker do not agree."""

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+
+from ovs_hotswap.config import Active
+from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.model import Release, Side
-from ovs_hotswap.upgrade.host import Active, Host
+from ovs_hotswap.upgrade.host import Host
+
+log = logging.getLogger(__name__)
 
 
 def stop_for_good(host: Host, side: Side) -> None:
@@ -19,7 +26,15 @@ def stop_for_good(host: Host, side: Side) -> None:
         if was_active and host.instances[side].pid() is not None and host.recorded_active() is None:
             host.record_active(side)
         raise
-    if was_active and host.uplink.owner() is side:
+    if was_active:
+        _clear_uplink(host, side)
+    elif host.recorded_active() is None:  # an earlier attempt may have come no further
+        with contextlib.suppress(HotswapError):
+            _clear_uplink(host, side)
+
+
+def _clear_uplink(host: Host, side: Side) -> None:
+    if host.uplink.owner() is side:
         host.uplink.clear()
 
 
@@ -27,13 +42,25 @@ def start_instance(host: Host, side: Side, release: Release) -> bool:
     """Start an instance and program it, or undo all of that. The first one of a host becomes the active one. Returns
     whether it is active. The caller holds the lock."""
     _ = host.intent  # a fault in it is told before anything is changed
+    first = host.recorded_active() is None
     host.instances[side].start(release)
     try:
         host.program(side)
         return activate_first(host, side) or host.recorded_active() is side
     except BaseException:
+        if first:
+            _deactivate(host, side)
         host.instances[side].stop()
         raise
+
+
+def _deactivate(host: Host, side: Side) -> None:
+    """Undo what ``activate_first`` may have done, as far as that is possible: the cause is told."""
+    with contextlib.suppress(HotswapError):
+        if host.recorded_active() is side:
+            host.forget_active()
+    with contextlib.suppress(HotswapError):
+        _clear_uplink(host, side)
 
 
 def restore(host: Host) -> Active | None:
@@ -50,9 +77,11 @@ def restore(host: Host) -> Active | None:
 
 
 def activate_first(host: Host, side: Side) -> bool:
-    """Make a programmed instance the active one if no side is. Returns whether it did."""
+    """Make a programmed instance the active one if no side is. Returns whether it did. A state directory that cannot be
+    written, which is for the next boot, keeps no VM from being served."""
     if host.recorded_active() is not None:
         return False
     host.uplink.steer(side)
-    host.record_active(side)
+    if lag := host.record_now(side):
+        log.warning("%s", lag)
     return True

@@ -16,8 +16,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from ovs_hotswap.config import Config, Strict
 from ovs_hotswap.errors import BrokerError, BusyError, SwitchError
 from ovs_hotswap.model import Release, Side
@@ -68,7 +66,7 @@ def read_record(host: Host) -> StandbyRecord | None:
     """The record of a standby whose process still runs, perhaps as the active instance by now; else ``None``."""
     try:
         record = StandbyRecord.model_validate_json(record_path(host.config).read_text())
-    except (OSError, ValidationError):
+    except (OSError, ValueError):
         return None
     return record if host.instances[record.side].pid() == record.pid else None
 

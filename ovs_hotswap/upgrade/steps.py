@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 
-from ovs_hotswap.errors import BrokerError, HostError, SwitchError
+from ovs_hotswap.errors import BrokerError, SwitchError
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.priority import Rank
@@ -311,12 +311,8 @@ class RecordActive(ReversibleStep[Upgrade]):
 
 def _record_at_least_now(context: Upgrade, run: Run, side: Side) -> None:
     """On a way back, which does not end because the state directory cannot be written: that is for the next boot."""
-    try:
-        context.host.record_active(side)
-    except HostError as error:
-        if context.host.recorded_active() is not side:
-            raise
-        run.progress(f"instance {side} is not recorded for the next boot: {error.message}")
+    if lag := context.host.record_now(side):
+        run.progress(lag)
 
 
 class CloseWindow(Step[Upgrade]):

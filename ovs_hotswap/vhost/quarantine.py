@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from ovs_hotswap.errors import BrokerError, HotswapError
 from ovs_hotswap.system import System
@@ -97,6 +97,6 @@ def _read(path: Path) -> dict[str, str]:
         return _REASONS.validate_json(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         log.error("%s cannot be read, so no VM is in quarantine: %s", path, error)
         return {}

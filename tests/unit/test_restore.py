@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.config import Config
-from ovs_hotswap.errors import StateUnknown, SwitchError
+from ovs_hotswap.config import Active, Config
+from ovs_hotswap.errors import HostError, StateUnknown, SwitchError
 from ovs_hotswap.model import Release, Side
-from ovs_hotswap.upgrade.host import Active
-from ovs_hotswap.upgrade.lifecycle import restore
-from tests.unit.watch_bed import FakeHost, World
+from ovs_hotswap.switch.paths import read_record
+from ovs_hotswap.upgrade import standby
+from ovs_hotswap.upgrade.lifecycle import restore, start_instance, stop_for_good
+from tests.unit.watch_bed import RELEASE, FakeHost, World
 
 
 class Releases:
@@ -20,7 +22,7 @@ class Releases:
 
 
 class Machine(FakeHost):
-    """``boots`` empties run_dir. ``fails``: programming does."""
+    """``boot`` empties run_dir. ``fails``: programming does."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config, World([]))
@@ -30,6 +32,7 @@ class Machine(FakeHost):
 
     def boot(self) -> None:
         self.config.active_file.unlink()
+        self.world.uplink_owner = None
 
     def program(self, side: Side) -> None:
         if self.fails:
@@ -94,3 +97,95 @@ def test_a_record_that_cannot_be_read_is_not_guessed(host: Machine, text: str) -
     with pytest.raises(StateUnknown, match=r"active\.json: cannot be read"):
         restore(host)
     assert host.world.done == []
+
+
+def read_only(host: Machine) -> None:
+    host.world.full, host.world.no_writing = {"active.json"}, errno.EROFS
+
+
+def test_a_state_directory_that_cannot_be_written_keeps_nobody_from_being_served_after_a_boot(
+    host: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    host.record_active(Side.A)
+    host.boot()
+    read_only(host)
+    assert restore(host) is not None
+    assert host.world.done == ["start a host", "program a", "steer a"]
+    assert caplog.text == ""  # it is recorded already
+
+
+def test_a_first_instance_that_cannot_be_recorded_for_the_next_boot_is_started(
+    host: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    read_only(host)
+    assert start_instance(host, Side.B, RELEASE)
+    assert host.recorded_active() is Side.B
+    assert "not recorded for the next boot" in caplog.text
+    assert "Read-only file system" in caplog.text
+
+
+def test_a_first_instance_that_cannot_be_recorded_at_all_is_undone(host: Machine) -> None:
+    host.world.full = {"active"}
+    with pytest.raises(HostError, match="No space left"):
+        start_instance(host, Side.B, RELEASE)
+    assert host.recorded_active() is None
+    assert host.world.pid[Side.B] is None
+    assert host.world.uplink_owner is not Side.B
+
+
+def test_what_fails_after_the_record_is_undone_with_it(host: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = host.record_active
+
+    def interrupted(side: Side) -> None:
+        record(side)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(host, "record_active", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start_instance(host, Side.B, RELEASE)
+    assert (host.recorded_active(), host.last_active(), host.world.uplink_owner) == (None, None, None)
+
+
+def test_a_stop_that_failed_half_way_is_finished_by_the_next(host: Machine) -> None:
+    host.record_active(Side.A)
+
+    def fail() -> None:
+        host.world.during_stop = lambda: None
+        raise SwitchError("its namespace is busy")
+
+    host.world.during_stop = fail
+    with pytest.raises(SwitchError):
+        stop_for_good(host, Side.A)
+    assert host.world.uplink_owner is Side.A
+    stop_for_good(host, Side.A)
+    assert host.world.uplink_owner is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0\0", b"\xff\xfe", b"c\n", None])
+def test_where_the_record_of_this_boot_is_damaged_that_for_the_next_one_tells(
+    host: Machine, damage: bytes | None
+) -> None:
+    host.record_active(Side.B)
+    host.config.active_file.unlink()
+    if damage is None:
+        host.config.active_file.mkdir()
+    else:
+        host.config.active_file.write_bytes(damage)
+    assert host.recorded_active() is Side.B
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe", b"[]", b"\0" * 4096])
+def test_damaged_records_of_any_kind_are_none(host: Machine, damage: bytes) -> None:
+    host.record_active(Side.A)
+    for side in Side:
+        path = host.instances[side].paths.record
+        path.parent.mkdir(parents=True)
+        path.write_bytes(damage)
+        assert read_record(path) is None
+    standby.record_path(host.config).write_bytes(damage)
+    assert standby.read_record(host) is None
+    host.config.restore_file.write_bytes(damage)
+    with pytest.raises(StateUnknown, match=r"active\.json"):
+        host.last_active()
+    stop_for_good(host, Side.A)
+    assert host.last_active() is None

@@ -147,7 +147,7 @@ def test_a_short_text_is_written_over_where_there_is_no_room_for_another_file(tm
     path.write_text("a, at great length\n")
     FullSystem().write_short(path, "b\n")
     assert path.read_text() == "b\n"
-    with pytest.raises(HostError, match="nothing: No such file"):
+    with pytest.raises(HostError, match="nothing: No space left"):
         FullSystem().write_short(tmp_path / "nothing", "b\n")
 
 
