@@ -11,11 +11,13 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
+from typing import Annotated
 
 from pydantic import Field, JsonValue, ValidationError
 
@@ -26,6 +28,9 @@ from ovs_hotswap.upgrade.records import Facts, Kind, Record, Shape, Standing, fo
 
 FORMAT = 1
 KEPT = 20
+_YEAR_9999 = 253_370_764_800.0
+_STAMP = "%Y%m%dT%H%M%S.%fZ"
+_ENDED = re.compile(r"\d{8}T\d{6}\.\d{6}Z-")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Documentation/admin-guide/sysctl/kernel.rst: "random"
 
 
@@ -39,7 +44,7 @@ class Header(Strict):
     versions: dict[str, str] = Field(default_factory=dict)
     before: tuple[str, ...]
     after: tuple[str, ...]
-    started: float
+    started: Annotated[float, Field(ge=0, lt=_YEAR_9999, allow_inf_nan=False)]
     boot_id: str
 
     @property
@@ -243,16 +248,21 @@ class Journals:
         return contents.boot_id != self._this_boot()
 
     def history(self) -> list[Path]:
-        """Journals of ended plans, newest first."""
-        return sorted((path for path in self.directory.glob("*.jsonl") if path != self._current), reverse=True)
+        """Journals of ended plans, newest first. What else lies there, such as a damaged journal that was moved away,
+        is none."""
+        return sorted((path for path in self.directory.glob("*.jsonl") if _ENDED.match(path.name)), reverse=True)
 
     def archive(self, header: Header) -> None:
         """Put the current journal into the history and drop what is beyond the last 20. Raises HostError."""
-        stamp = datetime.fromtimestamp(header.started, UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        stamp = datetime.fromtimestamp(header.started, UTC)
+        for newest in self.history()[:1]:  # the clock may have been set back since: the order is what counts
+            with contextlib.suppress(ValueError, OverflowError):  # it is named like one, and is none
+                stamp = max(stamp, _time_of(newest) + timedelta(microseconds=1))
         with files(self._current):
-            self._current.rename(self.directory / f"{stamp}-{header.kind}.jsonl")
-            for path in self.history()[KEPT:]:
-                path.unlink(missing_ok=True)
+            self._current.rename(self.directory / f"{stamp.strftime(_STAMP)}-{header.kind}.jsonl")
+        for path in self.history()[KEPT:]:
+            with contextlib.suppress(OSError):  # the next plan does it
+                path.unlink()
 
     def _open(self, header: Header) -> Journal:
         contents = self._parse()
@@ -286,6 +296,11 @@ def _plain_value(value: object) -> JsonValue:
     if isinstance(value, list | tuple):
         return [_plain_value(each) for each in value]
     raise TypeError(f"{value!r} cannot be kept in a journal")
+
+
+def _time_of(path: Path) -> datetime:
+    stamp, _, _ = path.name.partition("-")
+    return datetime.strptime(stamp, _STAMP).replace(tzinfo=UTC)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

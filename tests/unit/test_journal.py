@@ -227,3 +227,49 @@ def test_facts_that_json_cannot_hold_are_refused(journals: Journals) -> None:
     contents = journals.read()
     assert contents is not None
     assert contents.records == ()
+
+
+def test_a_clock_that_was_set_back_changes_nothing_in_the_order_of_plans(tmp_path: Path) -> None:
+    clock = Clock()
+    (tmp_path / "boot_id").write_text("boot-1")
+    journals = Journals(tmp_path, clock, boot_id=tmp_path / "boot_id")
+    kinds = [f"plan-{number}" for number in range(KEPT + 3)]
+    for kind in kinds:
+        clock.now -= 3600
+        with journals.begin(kind, SHAPE) as journal:
+            journal.append(Record(Kind.END))
+    newest = [parse(path.read_bytes(), str(path)) for path in journals.history()]
+    assert [contents.header.kind for contents in newest if contents] == kinds[: -KEPT - 1 : -1]
+
+
+def test_what_was_moved_away_is_no_plan_of_the_history(journals: Journals) -> None:
+    """Its hint has a damaged journal moved away, and it need not go far."""
+    ended(journals)
+    before = journals.history()
+    (journals.directory / "99999999T999999.999999Z-upgrade.jsonl").mkdir()
+    ended(journals)
+    before = journals.history()
+    for name in ("damaged.jsonl", "current-old.jsonl", "19700101.jsonl"):
+        (journals.directory / name).write_text("not json\n")
+    assert journals.history() == before
+
+
+def test_what_cannot_be_dropped_from_the_history_is_no_fault_of_the_next_plan(journals: Journals) -> None:
+    ended(journals)
+    for number in range(KEPT + 1):
+        (journals.directory / f"19700101T0000{number:02}.000000Z-upgrade.jsonl").mkdir()
+    journals.begin("upgrade", SHAPE).__exit__(None, None, None)
+    with current(journals).open("a") as file:
+        file.write('{"record":"end","time":2.0}\n')
+    with journals.begin("upgrade", SHAPE):
+        assert len(journals.history()) == KEPT + 3
+
+
+@pytest.mark.parametrize("started", ["1e400", "-1", "1e18", "NaN", '"now"', "null"])
+def test_a_time_that_is_none_is_damage(journals: Journals, started: str) -> None:
+    with journals.begin("upgrade", SHAPE):
+        pass
+    text = current(journals).read_text()
+    current(journals).write_text(text.replace("1700000000.0", started))
+    with pytest.raises(StateUnknown):
+        journals.read()
