@@ -49,7 +49,8 @@ def check(app: App, release: str, leave_out: tuple[str, ...]) -> None:
     Example:
       ovs-hotswap check --release trixie
     """
-    findings = Upgrader(Host(app.config, app.system)).check(release, leave_out)
+    keep = app.config.upgrade.keep_old
+    findings = Upgrader(Host(app.config, app.system)).check(release, leave_out, keep_old=keep)
     app.output.findings(findings)
     app.output.document({"findings": findings, "ready": _ready(findings)})
     _end(app, findings)
@@ -91,10 +92,10 @@ def upgrade(app: App, release: str, keep_old: bool, leave_out: tuple[str, ...], 
       ovs-hotswap upgrade --release trixie
     """
     upgrader = Upgrader(Host(app.config, app.system))
-    if dry_run:
-        _dry_run(app, upgrader, release, leave_out)
-        return
     keep = keep_old or app.config.upgrade.keep_old
+    if dry_run:
+        _dry_run(app, upgrader.check(release, leave_out, keep_old=keep))
+        return
     _execute(
         app, upgrader,
         lambda observe: upgrader.upgrade(release, observe, keep_old=keep, force=force, leave_out=leave_out),
@@ -171,8 +172,7 @@ def _report(report: Report) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _dry_run(app: App, upgrader: Upgrader, release: str, leave_out: tuple[str, ...]) -> None:
-    findings = upgrader.check(release, leave_out)
+def _dry_run(app: App, findings: list[Finding]) -> None:
     plan = upgrade_plan()
     app.output.findings(findings)
     app.output.line()

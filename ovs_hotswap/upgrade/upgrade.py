@@ -21,6 +21,10 @@ from ovs_hotswap.upgrade.steps import upgrade_plan
 
 KIND = "upgrade"
 _UNFINISHED = "an upgrade is not finished", "`ovs-hotswap resume` or `ovs-hotswap rollback`"
+_KEPT = (
+    "a VM that is left out goes to the new instance when the old one ends, so that cannot be kept",
+    "without --keep-old, and keep_old in the configuration",
+)
 Observe = Callable[[Event], None]
 
 
@@ -47,11 +51,24 @@ class Report:
 
     @classmethod
     def of(cls, header: Header, committed: bool, facts: Facts) -> Report:
+        """Raises StateUnknown if the journal is none of an upgrade."""
         parameters: dict[str, Any] = header.parameters
         moves: Any = facts.get("moves", {})
         warnings: Any = facts.get("warnings", ())
-        return cls(Side(parameters["old"]), Side(parameters["new"]), parameters["release"], parameters["previous"],
-                   committed, dict(moves), tuple(warnings), parameters.get("before"))  # fmt: skip
+        before = parameters.get("before")
+        try:
+            return cls(Side(parameters["old"]), Side(parameters["new"]), str(parameters["release"]),
+                       str(parameters["previous"]), committed, {str(vm): float(us) for vm, us in moves.items()},
+                       tuple(str(text) for text in warnings), None if before is None else str(before))  # fmt: skip
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _no_upgrade(header) from error
+
+
+def _no_upgrade(header: Header) -> StateUnknown:
+    return StateUnknown(
+        f"the journal's parameters are not an upgrade's: {header.parameters}",
+        hint="see which instance owns each VM with `ovs-hotswap vm list`; then move the file away",
+    )
 
 
 class Upgrader:
@@ -61,13 +78,14 @@ class Upgrader:
         self.host = host
         self.journals = Journals(host.config.state_dir, host.system)
 
-    def check(self, release: str, leave_out: Collection[str] = ()) -> list[Finding]:
+    def check(self, release: str, leave_out: Collection[str] = (), *, keep_old: bool = False) -> list[Finding]:
         """The precheck's findings for an upgrade to ``release``. Changes nothing. Raises StateUnknown if it is not
         clear which side is active."""
         if self.unfinished() is not None:
             return [Finding("journal", Severity.ERROR, *_UNFINISHED)]
         old = self.host.active()
-        return gather.precheck(self.host, old, old.other, release, self._left_out(leave_out))
+        found = gather.precheck(self.host, old, old.other, release, self._left_out(leave_out))
+        return found + ([Finding("leave-out", Severity.ERROR, *_KEPT)] if leave_out and keep_old else [])
 
     def _left_out(self, leave_out: Collection[str]) -> list[str]:
         """With those in quarantine."""
@@ -100,10 +118,8 @@ class Upgrader:
                 )
             self.refuse_if_unfinished()
             if leave_out and keep_old:
-                raise PrecheckFailed(
-                    "a VM that is left out goes to the new instance when the old one ends, so that cannot be kept",
-                    hint="without --keep-old, and keep_old in the configuration",
-                )
+                text, hint = _KEPT
+                raise PrecheckFailed(text, hint=hint)
             before = self._before(running.name)
             if not force and gather.up_to_date(self.host, old, wanted):
                 return Report(old, old, release, running.name, False, {}, before=before, changed=False)
@@ -205,5 +221,5 @@ class Upgrader:
         try:
             return Upgrade(self.host, Side(parameters["old"]), Side(parameters["new"]), parameters["release"],
                            parameters["keep_old"], frozenset(parameters.get("leave_out", ())))  # fmt: skip
-        except (KeyError, ValueError) as error:
-            raise StateUnknown(f"the journal's parameters are not an upgrade's: {parameters}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise _no_upgrade(header) from error

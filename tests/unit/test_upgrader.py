@@ -15,6 +15,7 @@ from ovs_hotswap.upgrade import gather, standby
 from ovs_hotswap.upgrade.journal import Journals
 from ovs_hotswap.upgrade.plan import Event
 from ovs_hotswap.upgrade.records import Kind, Record, Shape
+from ovs_hotswap.upgrade.steps import upgrade_plan
 from ovs_hotswap.upgrade.upgrade import KIND, Upgrader
 from tests.unit.watch_bed import RELEASE, Bed
 from tests.unit.watch_bed import config as config
@@ -181,3 +182,61 @@ def test_the_check_and_the_upgrade_leave_out_the_same(bed: Bed, monkeypatch: pyt
     with pytest.raises(PrecheckFailed):
         upgrader.upgrade("trixie", nobody, leave_out=["vm2"])
     assert seen == [["vm1", "vm2"]] * 2
+
+
+ODD: list[dict[str, Any]] = [
+    {"old": "c"}, {"old": None}, {"new": ["b"]}, {"leave_out": 5}, {"leave_out": None}, {"keep_old": None, "old": {}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("parameters", ODD, ids=str)
+def test_an_unfinished_journal_with_odd_parameters_is_named(bed: Bed, parameters: dict[str, Any]) -> None:
+    usual: dict[str, Any] = {"old": "a", "new": "b", "release": "trixie", "previous": "host", "keep_old": False}
+    with Journals(bed.config.state_dir, bed.world).begin(KIND, upgrade_plan().shape, parameters=usual | parameters):
+        pass
+    upgrader = Upgrader(bed.host)
+    for act in (upgrader.resume, upgrader.rollback):
+        with pytest.raises(StateUnknown, match="not an upgrade's") as raised:
+            act(nobody)
+        assert raised.value.hint
+
+
+@pytest.mark.parametrize("key", ["old", "release", "previous"])
+def test_an_earlier_journal_without_parameters_is_none_of_an_upgrade(bed: Bed, key: str) -> None:
+    parameters = {"old": "a", "new": "b", "release": "trixie", "previous": "host"}
+    del parameters[key]
+    with Journals(bed.config.state_dir, bed.world).begin(KIND, Shape(()), parameters=parameters) as journal:
+        journal.append(Record(Kind.END))
+    upgrader = Upgrader(bed.host)
+    assert upgrader.upgrade("host", nobody).before is None
+    with pytest.raises(StateUnknown):
+        upgrader.last()
+
+
+@pytest.mark.parametrize("facts", [{"moves": [1]}, {"moves": {"vm1": "soon"}}, {"moves": None}, {"warnings": 5}])
+def test_an_earlier_journal_with_odd_facts_is_none_of_an_upgrade(bed: Bed, facts: dict[str, Any]) -> None:
+    parameters = {"old": "a", "new": "b", "release": "trixie", "previous": "host"}
+    with Journals(bed.config.state_dir, bed.world).begin(KIND, Shape(()), parameters=parameters) as journal:
+        journal.append(Record(Kind.FACTS, facts=facts))
+        journal.append(Record(Kind.END))
+    with pytest.raises(StateUnknown):
+        Upgrader(bed.host).last()
+
+
+def test_a_clock_that_was_set_back_makes_no_roll_back_go_elsewhere(bed: Bed) -> None:
+    ended(bed, "trixie", "host")
+    bed.world.wall_now -= 86400
+    ended(bed, "newer", "trixie", before="host")
+    assert Upgrader(bed.host).release_before("newer") == "trixie"
+
+
+def test_the_check_refuses_to_keep_the_old_one_with_a_vm_left_out_as_the_upgrade_does(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gather, "precheck", lambda *_: [])
+    upgrader = Upgrader(bed.host)
+    assert upgrader.check("trixie", ["vm1"]) == upgrader.check("trixie", keep_old=True) == []
+    (found,) = upgrader.check("trixie", ["vm1"], keep_old=True)
+    with pytest.raises(PrecheckFailed, match="left out") as raised:
+        upgrader.upgrade("trixie", nobody, leave_out=["vm1"], keep_old=True)
+    assert (found.severity, found.text, found.hint) == (Severity.ERROR, raised.value.message, raised.value.hint)
