@@ -6,24 +6,41 @@ serves the overlay intent (``overlay/intent.py``), so that both report errors al
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import tomllib
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ovs_hotswap import config_rules
 from ovs_hotswap.config_rules import SUN_PATH_MAX
 from ovs_hotswap.errors import ConfigError
-from ovs_hotswap.model import Side
+from ovs_hotswap.model import RELEASE_NAME, Side
 from ovs_hotswap.road import Road
 from ovs_hotswap.vhost.wire import Feature
 
 DEFAULT_PATH = Path("/etc/ovs-hotswap/config.toml")
 DEFAULT_RUN_DIR = Path("/run/ovs-hotswap")
+OWN_NAMES = (
+    *Side, "vhost", "active", "peer.sock", "upgrade.lock", "broker.sock", "successor.sock", "broker.lock", "broker.pid",
+    "broker.log", "supervisor.pid", "quarantine.json", "standby.json", "watch.json", "watch.lock",
+    *(f"{kind}-{side}.json" for kind in ("order", "fault") for side in Side),
+)  # fmt: skip
+"""Names in ``run_dir`` that are ovs-hotswap's own."""
 
 
 class Strict(BaseModel):
@@ -49,7 +66,15 @@ def _pattern(value: str, *names: str) -> str:
 _STANDS_FOR = {"{vm}": "VM's name", "{side}": "side, a or b"}
 AbsolutePath = Annotated[Path, Field(strict=False)]
 Core = Annotated[int, Field(ge=0, le=1023)]
-DeviceName = Annotated[str, Field(min_length=1, max_length=15, pattern=r"^[^\s/]+$")]
+
+
+def _device_name(value: str) -> str:
+    if fault := config_rules.device_name(value):
+        raise ValueError(fault)
+    return value
+
+
+DeviceName = Annotated[str, AfterValidator(_device_name)]
 
 
 OWN_KEYS: Mapping[str, str] = {
@@ -63,6 +88,7 @@ OWN_KEYS: Mapping[str, str] = {
     "pmd-maxsleep": "set pmd_sleep_us",
     "pmd-sleep-max": "set pmd_sleep_us",
     "vlan-limit": "the flow tables need 1",
+    "flow-restore-wait": "an instance would wait for ever before it forwards",
 }
 """Keys of Open_vSwitch.other_config that ovs-hotswap writes, and what to do instead of setting one."""
 
@@ -72,12 +98,19 @@ def _settings(value: object) -> object:
     if not isinstance(value, dict):
         return value
     ours = [f"{key} is written by ovs-hotswap itself: {OWN_KEYS[key]}" for key in value if key in OWN_KEYS]
+    ours += ["a key may not be empty"] if "" in value else []
     if ours:
         raise ValueError("; ".join(ours))
     return {
         key: str(held).lower() if isinstance(held, bool) else str(held) if isinstance(held, int) else held
         for key, held in value.items()
     }
+
+
+def _once(value: list[int]) -> list[int]:
+    if twice := sorted({core for core in value if value.count(core) > 1}):
+        raise ValueError(f"a core has one PMD thread: {', '.join(map(str, twice))} is given more than once")
+    return value
 
 
 OtherConfig = Annotated[dict[str, str], BeforeValidator(_settings)]
@@ -94,7 +127,7 @@ class InstanceConfig(Strict):
     ``other_config``: more keys of Open_vSwitch.other_config, set before its ovs-vswitchd starts.
     """
 
-    pmd_cores: Annotated[list[Core], Field(min_length=1)]
+    pmd_cores: Annotated[list[Core], Field(min_length=1), AfterValidator(_once)]
     memory_mb: Annotated[int, Field(ge=64, le=1 << 20)] = 512
     uplink_devargs: Annotated[str, Field(min_length=1)]
     uplink_device: DeviceName | None = None
@@ -120,7 +153,7 @@ class BrokerConfig(Strict):
     """
 
     qemu_socket: str = "/run/ovs-hotswap/vm/{vm}.sock"
-    group: str | None = None
+    group: Annotated[str, Field(min_length=1)] | None = None
     fence_ms: Annotated[int, Field(ge=10, le=10_000)] = 500
     withhold_features: list[str] = []
 
@@ -154,7 +187,7 @@ class QemuConfig(Strict):
 
     monitor: str = "/run/ovs-hotswap/vm/{vm}.qmp"
     socket: str = "/run/ovs-hotswap/vm/{vm}.{side}.sock"
-    netdev: str | None = None
+    netdev: Annotated[str, Field(min_length=1)] | None = None
 
     @field_validator("monitor")
     @classmethod
@@ -197,8 +230,8 @@ class UpgradeConfig(Strict):
     moved VMs are watched before the old instance is given up. ``keep_old``: leave the old instance running after."""
 
     pmd_sleep_us: Annotated[int, Field(ge=0, le=10_000)] = 100
-    soak_s: Annotated[float, Field(ge=0, le=86_400, strict=False)] = 5.0
-    ready_s: Annotated[float, Field(gt=0, le=600, strict=False)] = 30.0
+    soak_s: Annotated[float, Field(ge=0, le=86_400)] = 5.0
+    ready_s: Annotated[float, Field(gt=0, le=600)] = 30.0
     keep_old: bool = False
 
 
@@ -216,9 +249,9 @@ class WatchConfig(Strict):
     check_ms: Annotated[int, Field(ge=10, le=1000)] = 50
     hang_ms: Annotated[int, Field(ge=200, le=60_000)] = 500
     main_ms: Annotated[int, Field(ge=1000, le=600_000)] = 10_000
-    release: str | None = None
+    release: Annotated[str, Field(pattern=RELEASE_NAME)] | None = None
     crash_limit: Annotated[int, Field(ge=1, le=100)] = 5
-    crash_window_s: Annotated[float, Field(gt=0, le=86_400, strict=False)] = 600.0
+    crash_window_s: Annotated[float, Field(gt=0, le=86_400)] = 600.0
 
 
 class Config(Strict):
@@ -297,9 +330,9 @@ class Config(Strict):
         return [self.front_end(vm), *(self.vhost_socket(side, vm) for side in Side)]
 
     @property
-    def own_sockets(self) -> list[Path]:
-        """Those that are not a VM's."""
-        return [self.broker_socket, self.successor_socket, self.run_dir / "peer.sock"]
+    def own_paths(self) -> list[Path]:
+        """What ovs-hotswap has in ``run_dir`` itself, where no VM's socket may be."""
+        return [self.run_dir / name for name in OWN_NAMES]
 
     @property
     def broker_socket(self) -> Path:
@@ -336,8 +369,11 @@ def load_toml(path: Path, kind: type[Table], example: str) -> Table:
     """Read and validate a TOML file; ``example`` is the command that prints one. Raises ConfigError that lists every
     fault with file and key, what is wrong and what is allowed."""
     try:
-        with path.open("rb") as file:
-            raw = tomllib.load(file)
+        data = path.read_bytes()
+        if data.startswith(codecs.BOM_UTF8):
+            raise ConfigError(f"{path}: begins with a byte order mark, which TOML does not allow",
+                              hint=f"LC_ALL=C sed -i '1s/^\\xEF\\xBB\\xBF//' {path}")  # fmt: skip
+        raw = tomllib.loads(data.decode())
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file", hint=f"write one from `{example}`") from error
     except OSError as error:
@@ -346,6 +382,7 @@ def load_toml(path: Path, kind: type[Table], example: str) -> Table:
         raise ConfigError(f"{path}: not TOML: nested too deeply") from error
     except ValueError as error:  # not TOML, not UTF-8, or a number that Python refuses to read
         raise ConfigError(f"{path}: not TOML: {error}") from error
+    refuse(path, _control_characters(raw), example)
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
@@ -361,10 +398,28 @@ def _faults(path: Path, error: ValidationError, kind: type[BaseModel]) -> list[s
             text = f"unknown key; allowed here: {', '.join(_allowed(kind, fault['loc']))}"
         elif fault["type"] == "missing":
             text = "missing"
+        elif fault["type"] == "tuple_type":
+            text = f"must be a row of tables, each with the heading [[{key}]]"
         elif not isinstance(fault["input"], dict | list):
             text = f"{text} (it is {_shown(fault['input'])})"
         lines.append(f"{path}: {key + ': ' if key else ''}{text}")
     return lines
+
+
+def _control_characters(raw: dict[str, object]) -> Iterator[tuple[str, str]]:
+    """Every text has a use in which they end it or cannot be: a path, an argument, a line of a protocol."""
+    left: list[tuple[str, object]] = [("", raw)]
+    while left:
+        key, value = left.pop()
+        if isinstance(value, dict):
+            left += [(f"{key}.{name}".lstrip("."), held) for name, held in value.items()]
+            left += [(f"{key}, the key", name) for name in value]
+        elif isinstance(value, list):
+            left += [(f"{key}[{number}]", held) for number, held in enumerate(value)]
+        elif isinstance(value, str):
+            wrong = next((each for each in value if unicodedata.category(each) == "Cc"), None)
+            if wrong is not None:
+                yield key, f"may not have control characters in it, such as {wrong!r} (it is {_shown(value)})"
 
 
 def _shown(value: object) -> str:

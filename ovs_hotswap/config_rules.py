@@ -24,6 +24,28 @@ _VARIABLE = re.compile(r"\{[^{}]*\}|[{}]")
 # run_dir stands in arguments of DPDK devices and in names of sockets of Open vSwitch.
 _RUN_DIR = re.compile(r"[A-Za-z0-9/._+@~-]*")
 _OWN_DIRECTORIES = ("vhost", *Side)
+_DEVICE_BYTES = 15  # IFNAMSIZ less the final NUL (include/uapi/linux/if.h)
+_PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}:[0-9a-f]{2}\.[0-7])", re.IGNORECASE)
+# Arguments of DPDK's EAL, and what is to be done instead of giving them.
+_OWN_ARGUMENTS = {
+    "--file-prefix": "each instance has its own already",
+    "--socket-mem": "set memory_mb", "--socket-limit": "set memory_mb", "-m": "set memory_mb",
+    "--legacy-mem": "memory is taken as it is needed", "--no-huge": "VMs' packets need huge pages",
+    "--proc-type": "an instance is a primary process",
+}  # fmt: skip
+_ALLOW = ("-a", "--allow", "-w", "--pci-whitelist")  # the last two up to DPDK 20.11
+
+
+def device_name(value: str) -> str | None:
+    """Why no network device can have that name, if so (net/core/dev.c, dev_valid_name; ip-link(8) takes what begins
+    with a dash for an option, and the kernel counts where % stands)."""
+    if value in ("", ".", "..") or len(value.encode()) > _DEVICE_BYTES:
+        return f"must be the name of a network device, of 1 to {_DEVICE_BYTES} bytes"
+    if value.startswith("-") or any(
+        letter in "/:%" or letter.isspace() or not letter.isprintable() for letter in value
+    ):
+        return "must be the name of a network device: no leading dash, no /, :, %, no space"
+    return None
 
 
 def faults(config: Config) -> list[Fault]:
@@ -37,6 +59,8 @@ def _bridge(config: Config) -> Iterator[Fault]:
         yield "bridge", f"{name} is the name of another port or device; not allowed: {', '.join(sorted(TAKEN_NAMES))}"
     if name.startswith("-"):
         yield "bridge", f"may not begin with a dash (it is {name!r})"
+    if name in ("all", "default"):
+        yield "bridge", f"{name} stands for other devices in /proc/sys/net: no device has that name"
     for side in Side:
         if config.instance(side).uplink_device == name:
             yield "bridge", f"{name} is also instances.{side}.uplink_device: a namespace has one device of a name"
@@ -54,8 +78,6 @@ def _paths(config: Config) -> Iterator[Fault]:
     for key, (value, known) in patterns.items():
         if ".." in Path(value).parts:
             yield key, f"may not have .. in it (it is {value!r})"
-        if "\0" in value or "\n" in value:
-            yield key, f"may not have control characters in it (it is {value!r})"
         yield from _variables(key, value, known)
     yield from _variables("qemu.netdev", config.qemu.netdev or "", ("{vm}",))
     if not _RUN_DIR.fullmatch(str(config.run_dir)):
@@ -100,6 +122,8 @@ def _instances(config: Config) -> Iterator[Fault]:
         )
     if a.uplink_device is not None and a.uplink_device == b.uplink_device:
         yield "instances.b.uplink_device", f"is also instances.a.uplink_device ({a.uplink_device})"
+    for side in Side:
+        yield from _instance(config, side)
     uplink = config.uplink
     others = {"device": uplink.device, "representor_a": uplink.representor_a, "representor_b": uplink.representor_b}
     for side in Side:
@@ -108,20 +132,67 @@ def _instances(config: Config) -> Iterator[Fault]:
                 yield f"instances.{side}.uplink_device", f"is also uplink.{key} ({name}), which stays where it is"
 
 
+def _instance(config: Config, side: Side) -> Iterator[Fault]:
+    instance, key = config.instance(side), f"instances.{side}"
+    if instance.uplink_device in TAKEN_NAMES:
+        yield f"{key}.uplink_device", f"{instance.uplink_device} is the name of another port or device"
+    if not instance.uplink_devargs.strip():
+        yield f"{key}.uplink_devargs", "must name a DPDK device"
+    opened = _interface(instance.uplink_devargs)
+    if opened and instance.uplink_device and opened != instance.uplink_device:
+        yield f"{key}.uplink_device", f"is {instance.uplink_device}, and uplink_devargs have iface={opened}"
+    yield from _dpdk_extra(f"{key}.dpdk_extra", instance.dpdk_extra, instance.uplink_devargs)
+
+
+def _dpdk_extra(key: str, extra: str, devargs: str) -> Iterator[Fault]:
+    """What is asked of DPDK against what the rest of the table says."""
+    words = extra.split()
+    for word in words:
+        name = "-m" if re.fullmatch(r"-m\d+", word) else word.partition("=")[0]
+        if name in _OWN_ARGUMENTS:
+            yield key, f"{name} is not for this: {_OWN_ARGUMENTS[name]}"
+    address = _pci(devargs)
+    if address is None:
+        return
+    if "--no-pci" in words:
+        yield key, f'has --no-pci (the default), and uplink_devargs name a PCI device: "-a {devargs}"'
+    allowed = [
+        word.partition("=")[2] or following
+        for word, following in zip(words, [*words[1:], ""], strict=True)
+        if word.partition("=")[0] in _ALLOW
+    ]
+    if allowed and address not in [_pci(each) for each in allowed]:
+        yield key, f"allows {', '.join(allowed)} alone, and not what uplink_devargs name ({devargs})"
+
+
+def _interface(devargs: str) -> str | None:
+    """The network device that a DPDK device opens, or makes."""
+    found = re.search(r"(?:^|,)iface=([^,]+)", devargs)
+    return found[1] if found else None
+
+
+def _pci(devargs: str) -> str | None:
+    """The PCI address that DPDK arguments begin with, as the kernel writes it."""
+    found = _PCI.fullmatch(devargs.strip().partition(",")[0].removeprefix("pci:"))
+    return f"{(found[1] or '0000')}:{found[2]}".lower() if found else None
+
+
 def _device(devargs: str) -> str:
-    """What of a DPDK device only one process can have: a network device, a PCI address, or a representor of one."""
-    if found := re.search(r"(?:^|,)iface=([^,]+)", devargs):
-        return f"iface={found[1]}"
-    if "representor=" in devargs:
-        return devargs
-    name = devargs.partition(",")[0]
-    return f"0000:{name}" if re.fullmatch(r"[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]", name) else name
+    """What of a DPDK device only one process can have: a network device, a PCI address, or a representor of one. Names
+    of virtual devices are a process's own, so of one without a network device all its arguments count."""
+    if found := _interface(devargs):
+        return f"iface={found}"
+    address = _pci(devargs)
+    return devargs if address is None or "representor=" in devargs else address
 
 
 def _uplink(config: Config) -> Iterator[Fault]:
     uplink = config.uplink
     names = [("device", uplink.device), ("representor_a", uplink.representor_a),
              ("representor_b", uplink.representor_b)]  # fmt: skip
+    for key, name in names:
+        if name == "lo":
+            yield f"uplink.{key}", "may not be lo, on which no packet of another host arrives"
     for index, (key, name) in enumerate(names):
         for earlier, other in names[:index]:
             if name is not None and name == other:
@@ -158,7 +229,7 @@ _RULES = (_bridge, _paths, _sockets, _instances, _uplink, _features, _watch)
 def sockets(config: Config, vms: list[str]) -> list[tuple[int, str]]:
     """What of the VMs' names does not fit the configuration: the number of each such VM, and why."""
     found: list[tuple[int, str]] = []
-    owners = {path: "ovs-hotswap's own" for path in config.own_sockets}
+    owners = {path: "ovs-hotswap's own" for path in config.own_paths}
     for number, name in enumerate(vms):
         if name == config.bridge:
             found.append((number, f"{name} is the name of the bridge"))

@@ -9,6 +9,8 @@ TAKEN_NAMES = frozenset({"uplink", "vxlan", "peer", "ovs-netdev", "ovs-system", 
 """Ports of every bridge (``overlay.ports``), and devices that there are beside it: no bridge and no VM has such a
 name."""
 
+RELEASE_NAME = r"^[a-z0-9][a-z0-9._-]{0,31}$"
+
 
 class Side(enum.StrEnum):
     """One of the two instances a host can run. Which of them is active is a matter of state, not of name."""

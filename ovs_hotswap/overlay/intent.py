@@ -68,17 +68,24 @@ def _interface(value: str) -> str:
     except ValueError:
         raise ValueError("must be an IPv4 address with a prefix, such as 172.31.0.1/24") from None
     _host(interface.ip)
-    network = interface.network
-    if network.prefixlen < 31 and interface.ip in (network.network_address, network.broadcast_address):
-        raise ValueError(f"must be the address of a host, not the network or broadcast address of {network}")
+    if _is_all(interface.ip, interface.network):
+        raise ValueError(f"must be the address of a host, not the network or broadcast address of {interface.network}")
     return str(interface)
+
+
+def _is_all(address: IPv4Address, network: IPv4Network) -> bool:
+    """Whether an address is the network's own or its broadcast address (RFC 1122, 3.2.1.3; RFC 3021)."""
+    return network.prefixlen < 31 and address in (network.network_address, network.broadcast_address)
 
 
 def _network(value: str) -> str:
     try:
-        return str(IPv4Network(value))
+        network = IPv4Network(value)
     except ValueError:
         raise ValueError("must be an IPv4 network such as 172.31.8.0/24, with no bit set behind the prefix") from None
+    if network.is_multicast or network.is_loopback:
+        raise ValueError(f"must be a network of hosts; {network} cannot be one")
+    return str(network)
 
 
 def _name(value: str) -> str:
@@ -283,6 +290,9 @@ def _neighbour_faults(intent: Intent) -> Iterator[InitErrorDetails]:
         elif IPv4Address(neighbour.address) not in network:
             text = f"{neighbour.address} is not on-link at the VTEP; allowed: addresses in {network}"
             yield _fault(("neighbour", index, "address"), text)
+        elif _is_all(IPv4Address(neighbour.address), network):
+            text = f"{neighbour.address} is the network or broadcast address of {network}, not that of a host"
+            yield _fault(("neighbour", index, "address"), text)
         if neighbour.mac == intent.vtep.mac:
             text = f"neighbour {neighbour.address} has the VTEP's own MAC {neighbour.mac}; give the neighbour's"
             yield _fault(("neighbour", index, "mac"), text)
@@ -308,6 +318,8 @@ def _route_faults(intent: Intent) -> Iterator[InitErrorDetails]:
         if route.destination == str(network):
             text = f"{route.destination} is on-link at the VTEP; remove this [[route]]"
             yield _fault(("route", index, "destination"), text)
+        elif route.destination == f"{own}/32":
+            yield _fault(("route", index, "destination"), f"{own} is this host's own VTEP; remove this [[route]]")
     yield from _repeated(
         "route", "destination", intent.routes, lambda route: route.destination,
         lambda a, b: f"{b.destination} is given twice, through gateway {a.gateway} and gateway {b.gateway};"

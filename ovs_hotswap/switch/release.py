@@ -19,7 +19,7 @@ from typing import Literal
 
 from ovs_hotswap.config import Config, Strict
 from ovs_hotswap.errors import CommandError, ReleaseError
-from ovs_hotswap.model import Release, Side
+from ovs_hotswap.model import RELEASE_NAME, Release, Side
 from ovs_hotswap.switch.paths import InstancePaths, read_record
 from ovs_hotswap.system import System
 from ovs_hotswap.trust import strangers
@@ -49,7 +49,8 @@ _DEBIAN = Programs(VSWITCHD, OVSDB_SERVER, OVSDB_TOOL, SCHEMA)
 ABI = {"bookworm": "23", "trixie": "25"}
 PLUGINS = ("bus-pci", "bus-vdev", "mempool-ring", "net-af-packet", "net-memif", "net-vhost", "net-virtio")
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
+_NAME = re.compile(RELEASE_NAME)
+_NAMES = f"up to 32 lower case letters, digits, '.', '_', '-', and not {HOST!r}"
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 _EAL = re.compile(r"librte_eal\.so\S* => (?P<path>/\S+)")
 _VERSIONS = re.compile(r"\(Open vSwitch\) (?P<ovs>\S+)\s+DPDK (?P<dpdk>\S+)")
@@ -190,7 +191,7 @@ class Releases:
         if not _NAME.fullmatch(name) or name == HOST:
             raise ReleaseError(
                 f"{name!r} cannot name a release",
-                hint=f"up to 32 lower case letters, digits, '.', '_', '-', and not {HOST!r}",
+                hint=_NAMES,
             )
         if (suite is None) == (from_directory is None):
             raise ReleaseError("a release is made either from a suite or from a directory")
@@ -294,6 +295,8 @@ class Releases:
             return ReleaseEntry(name, None, source, error.message)
 
     def _manifest(self, name: str) -> Manifest:
+        if not _NAME.fullmatch(name):
+            raise ReleaseError(f"{name!r} cannot name a release", hint=_NAMES)
         path = self._directory / name / _MANIFEST
         try:
             return Manifest.model_validate_json(path.read_text())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,17 @@ uplink_devargs = "eth_af_packet0,iface=vf-a"
 [instances.b]
 pmd_cores = [1]
 uplink_devargs = "eth_af_packet0,iface=vf-b"
+"""
+PCI = """\
+overlay = "/etc/overlay.toml"
+[instances.a]
+pmd_cores = [0]
+uplink_devargs = "{a}"
+dpdk_extra = "-a {a}"
+[instances.b]
+pmd_cores = [1]
+uplink_devargs = "{b}"
+dpdk_extra = "-a {b}"
 """
 
 
@@ -228,9 +240,24 @@ def test_a_key_of_other_config_that_is_ours_says_where_the_wish_belongs(path: Pa
         ('run_dir = "/run/x"\nstate_dir = "/run/x"\n' + MINIMAL, "state_dir", "is in run_dir (/run/x)"),
         ('run_dir = "/run/x"\nstate_dir = "/run/x/state"\n' + MINIMAL, "state_dir", "is in run_dir (/run/x)"),
         (MINIMAL.replace("vf-b", "vf-a"), "instances.b.uplink_devargs", "eth_af_packet0,iface=vf-a"),
-        (MINIMAL.replace("eth_af_packet0,iface=vf-a", "0000:03:02.0").replace("eth_af_packet0,iface=vf-b", "03:02.0"),
-         "instances.b.uplink_devargs", "0000:03:02.0"),
-        (MINIMAL.replace("[1]", "[1]\nuplink_device = 'v'").replace("[0]", "[0]\nuplink_device = 'v'"),
+        (PCI.format(a="0000:03:02.0", b="03:02.0"), "instances.b.uplink_devargs", "0000:03:02.0"),
+        (PCI.format(a="0000:03:0a.0", b="0000:03:0A.0,mprq_en=1"), "instances.b.uplink_devargs", "0000:03:0a.0"),
+        (PCI.replace('dpdk_extra = "-a {a}"', "").format(a="03:02.0", b="03:02.1"), "instances.a.dpdk_extra",
+         'has --no-pci (the default), and uplink_devargs name a PCI device: "-a 03:02.0"'),
+        (PCI.replace("-a {a}", "--allow=03:02.7 -a 03:02.6").format(a="03:02.0", b="03:02.1"), "instances.a.dpdk_extra",
+         "allows 03:02.7, 03:02.6 alone, and not what uplink_devargs name (03:02.0)"),
+        *((MINIMAL + f"dpdk_extra = '--no-pci {word}'\n", "instances.b.dpdk_extra", part) for word, part in (
+            ("--file-prefix=x", "--file-prefix is not for this: each instance has its own already"),
+            ("--socket-mem 1024", "set memory_mb"), ("-m 1024", "set memory_mb"), ("-m1024", "set memory_mb"),
+            ("--no-huge", "huge pages"), ("--proc-type=secondary", "primary process"))),
+        (MINIMAL.replace("eth_af_packet0,iface=vf-a", " "), "instances.a.uplink_devargs", "must name a DPDK device"),
+        (MINIMAL + "uplink_device = 'vf-c'", "instances.b.uplink_device",
+         "is vf-c, and uplink_devargs have iface=vf-b"),
+        *((MINIMAL.replace("iface=vf-b", "a") + f"uplink_device = '{name}'", "instances.b.uplink_device",
+           f"{name} is the name of another port or device") for name in ("lo", "ovs-netdev", "uplink")),
+        *((f'bridge = "{name}"\n' + MINIMAL, "bridge", "no device has that name") for name in ("all", "default")),
+        (MINIMAL + "[uplink]\ndevice = 'lo'\n", "uplink.device", "may not be lo"),
+        (MINIMAL.replace("iface=", "x=").replace("pmd", "uplink_device = 'v'\npmd"),
          "instances.b.uplink_device", "is also instances.a.uplink_device (v)"),
         (MINIMAL + "[broker]\nqemu_socket = '/run/{vm}/../x'\n", "broker.qemu_socket", "may not have .. in it"),
         (MINIMAL + "[broker]\nqemu_socket = '/run/{vm}-{nic}'\n", "broker.qemu_socket", "{nic} stands for nothing"),
@@ -250,7 +277,8 @@ def test_a_key_of_other_config_that_is_ours_says_where_the_wish_belongs(path: Pa
          "uplink.representor_b", "is also uplink.representor_a (r)"),
         (MINIMAL + "[uplink]\ndriver = 'tc'\ndevice = 'p'\nrepresentor_a = 'p'\nrepresentor_b = 'r'\n",
          "uplink.representor_a", "is also uplink.device (p)"),
-        (MINIMAL + "uplink_device = 'p'\n[uplink]\ndevice = 'p'\n", "instances.b.uplink_device", "also uplink.device"),
+        (MINIMAL + "uplink_device = 'vf-b'\n[uplink]\ndevice = 'vf-b'\n", "instances.b.uplink_device",
+         "also uplink.device"),
         (MINIMAL + "[uplink]\nnamespace = '../x'\n", "uplink.namespace", "must be the name of a network namespace"),
         (MINIMAL + "[uplink]\nnamespace = 'ovsh-a'\n", "uplink.namespace", "is an instance's own"),
         (MINIMAL + "[broker]\nwithhold_features = ['NET_CSUM', 'PROTOCOL_FEATURES']\n", "broker.withhold_features",
@@ -272,8 +300,12 @@ def test_all_that_cannot_be_together_is_told_at_once(path: Path) -> None:
 
 
 def test_representors_of_one_device_are_two_devices(path: Path) -> None:
-    text = MINIMAL.replace("eth_af_packet0,iface=vf-a", "0000:03:00.0,representor=vf0")
-    load(path, text.replace("eth_af_packet0,iface=vf-b", "0000:03:00.0,representor=vf1"))
+    load(path, PCI.format(a="0000:03:00.0,representor=vf0", b="0000:03:00.0,representor=vf1"))
+
+
+def test_ports_that_are_named_by_their_mac_are_two_devices(path: Path) -> None:
+    text = MINIMAL.replace("eth_af_packet0,iface=vf-a", "class=eth,mac=02:00:00:00:00:0a")
+    load(path, text.replace("eth_af_packet0,iface=vf-b", "class=eth,mac=02:00:00:00:00:0b"))
 
 
 @pytest.mark.parametrize(
@@ -293,3 +325,68 @@ def test_a_file_that_nobody_would_write_is_a_faulty_one(path: Path, line: str, p
         load_config(path)
     assert part in raised.value.message
     assert len(raised.value.message) < 1000
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a:b", "a/b", "a b", "eth%d", "-x", "ü" * 8, "0123456789abcdef"])
+def test_what_the_kernel_gives_no_device_is_no_name_of_one(path: Path, name: str) -> None:
+    for key in ("device", "representor_a"):
+        (fault,) = faults(path, MINIMAL + f"[uplink]\n{key} = '{name}'\n")
+        assert fault.startswith(f"uplink.{key}: must be the name of a network device")
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (MINIMAL + 'dpdk_extra = "--no-pci\\n"', "instances.b.dpdk_extra"),
+        (MINIMAL.replace("vf-a", "vf-a\\u0000"), "instances.a.uplink_devargs"),
+        (MINIMAL + 'other_config = { smc-enable = "\\u007f" }', "instances.b.other_config.smc-enable"),
+        (MINIMAL + 'other_config = { "smc\\u0000" = "1" }', "instances.b.other_config, the key"),
+        (MINIMAL + '[broker]\ngroup = "libvirt\\u0000"', "broker.group"),
+        (MINIMAL + '[uplink]\nnamespace = "x\\u0000"', "uplink.namespace"),
+        (MINIMAL + '[broker]\nwithhold_features = ["\\u001b[31m"]', "broker.withhold_features[0]"),
+    ],
+)
+def test_no_text_has_control_characters_in_it(path: Path, text: str, key: str) -> None:
+    (fault,) = faults(path, text)
+    assert fault.startswith(f"{key}: may not have control characters in it, such as ")
+    assert fault.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("[upgrade]\nsoak_s = true\n", "upgrade.soak_s: Input should be a valid number (it is True)"),
+        ("[upgrade]\nready_s = '5'\n", "upgrade.ready_s: Input should be a valid number (it is '5')"),
+        ("[upgrade]\nsoak_s = nan\n", "upgrade.soak_s: Input should be less than or equal to 86400 (it is nan)"),
+        ("[watch]\ncrash_window_s = true\n", "watch.crash_window_s: Input should be a valid number (it is True)"),
+        ("[watch]\nrelease = '../x'\n", "watch.release: "),
+        ("[watch]\nrelease = ''\n", "watch.release: "),
+        ("[broker]\ngroup = ''\n", "broker.group: "),
+        ("other_config = { '' = 'x' }\n", "instances.b.other_config: a key may not be empty"),
+        ("other_config = { flow-restore-wait = true }\n", "instances.b.other_config: flow-restore-wait is"),
+    ],
+)
+def test_what_only_looks_like_a_value_is_none(path: Path, text: str, fault: str) -> None:
+    (found,) = faults(path, MINIMAL + text)
+    assert found.startswith(fault)
+
+
+def test_a_time_may_be_a_whole_number(path: Path) -> None:
+    assert load(path, MINIMAL + "[upgrade]\nsoak_s = 3\n").upgrade.soak_s == 3
+
+
+def test_a_core_has_one_pmd_thread(path: Path) -> None:
+    (fault,) = faults(path, MINIMAL.replace("[1]", "[3, 1, 3, 1]"))
+    assert fault == "instances.b.pmd_cores: a core has one PMD thread: 1, 3 is given more than once"
+
+
+def test_a_byte_order_mark_is_named(path: Path) -> None:
+    """Editors on Windows write one, and do not show it."""
+    path.write_bytes(b"\xef\xbb\xbf" + MINIMAL.encode())
+    with pytest.raises(ConfigError, match="begins with a byte order mark") as raised:
+        load_config(path)
+    assert raised.value.hint is not None
+    subprocess.run(["sh", "-c", raised.value.hint], check=True)
+    load_config(path)
+    path.write_bytes(MINIMAL.replace("\n", "\r\n").encode())
+    load_config(path)

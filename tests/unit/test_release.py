@@ -19,6 +19,7 @@ from ovs_hotswap.switch.release import (
     PLUGINS,
     SCHEMA,
     VSWITCHD,
+    Manifest,
     Releases,
     packages,
     parse_versions,
@@ -346,3 +347,15 @@ def test_one_change_at_a_time(config: Config, system: Builder, releases: Release
     with system.lock(config.releases_dir / ".lock", "adding or removing a release"):
         with pytest.raises(BusyError, match="adding or removing a release is already under way"):
             releases.add("new", "trixie")
+
+
+@pytest.mark.parametrize("name", ["", "..", "../elsewhere", "a/b", "a\0b", "n" * 300])
+def test_a_release_is_looked_for_among_the_releases_alone(config: Config, releases: Releases, name: str) -> None:
+    elsewhere = config.releases_dir.parent / "elsewhere"
+    elsewhere.mkdir(parents=True)
+    config.releases_dir.mkdir(exist_ok=True)
+    (elsewhere / "release.json").write_text(Manifest(adopted="/").model_dump_json())
+    for use in (releases.get, releases.remove):
+        with pytest.raises(ReleaseError, match="cannot name a release"):
+            use(name)
+    assert elsewhere.exists()
