@@ -66,6 +66,8 @@ class Channel:
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
+        # Else the kernel throws an urgent byte away and itself closes what came with it (af_unix.c, ``manage_oob``).
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._socket = connection
         self._reader = FrameReader()
         self._sought, self._found = b"", b""

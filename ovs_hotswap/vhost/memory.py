@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from ovs_hotswap.errors import ProtocolError
 from ovs_hotswap.vhost import wire
 from ovs_hotswap.vhost.channel import OwnedFd
+from ovs_hotswap.vhost.closing import is_eventfd
 from ovs_hotswap.vhost.replay import SCRATCH_SIZE
 from ovs_hotswap.vhost.session import GuestState, Ring
 from ovs_hotswap.vhost.wire import Region, Request
@@ -107,13 +108,6 @@ def make_scratch() -> OwnedFd:
     return fd
 
 
-def _is_event(fd: int) -> bool:
-    try:
-        return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]"
-    except OSError:
-        return False
-
-
 def make_safe(message: wire.Message) -> None:
     """A call or kick must be an eventfd, and writing to it must not block, whatever the guest's QEMU made of it:
     writing to anything else, such as a full pipe, could block or do harm. Raises ProtocolError."""
@@ -123,6 +117,6 @@ def make_safe(message: wire.Message) -> None:
     if message.body.descriptor is None:
         return
     fd = message.body.descriptor.fileno()
-    if not _is_event(fd):
+    if not is_eventfd(fd):
         raise ProtocolError(f"{message.request.name}: ring {message.body.index}: the descriptor is not an eventfd")
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK)

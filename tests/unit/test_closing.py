@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import os
 import select
 import socket
@@ -18,7 +19,7 @@ from ovs_hotswap.errors import ProtocolError
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost import recovery, succession
 from ovs_hotswap.vhost.channel import Channel, OwnedFd
-from ovs_hotswap.vhost.closing import Closer, hang_up, may_wait
+from ovs_hotswap.vhost.closing import Closer, close, hang_up
 from ovs_hotswap.vhost.keeping import Keeping
 from ovs_hotswap.vhost.snapshot import VmParts
 from ovs_hotswap.vhost.vault import Vault
@@ -42,13 +43,18 @@ def lingering() -> tuple[int, socket.socket, socket.socket]:
         return sender.detach(), reader, listener
 
 
+def _epoll() -> int:
+    """One that may have any number of descriptors in it."""
+    with select.epoll() as made:
+        return os.dup(made.fileno())
+
+
 def is_open(fd: int) -> bool:
     return Path(f"/proc/self/fd/{fd}").exists()
 
 
 def test_a_socket_that_lingers_holds_nobody_up() -> None:
     fd, reader, listener = lingering()
-    assert may_wait(fd)
     with reader, listener:
         done = threading.Event()
 
@@ -62,19 +68,34 @@ def test_a_socket_that_lingers_holds_nobody_up() -> None:
 
 def test_eventfds_and_memory_are_closed_at_once(tmp_path: Path) -> None:
     for fd in (os.eventfd(0), os.memfd_create("memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), os.memfd_create("m")):
-        assert not may_wait(fd)
         OwnedFd(fd).close()
         assert not is_open(fd)
 
 
+@pytest.mark.usefixtures("stuck")
 def test_others_are_closed_aside() -> None:
     with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
         here, there = os.pipe()
-        made = [here, there, os.open(directory, os.O_RDONLY), os.open("/dev/null", os.O_RDONLY)]
-        assert all(map(may_wait, made))
+        made = [here, there, os.open(directory, os.O_RDONLY), os.open("/dev/null", os.O_RDONLY),
+                _epoll()]  # fmt: skip
         for fd in made:
             OwnedFd(fd).close()
-        eventually(lambda: not any(map(is_open, made)), "they are closed")
+        assert all(map(is_open, made))
+        for fd in made:
+            os.close(fd)
+
+
+def test_much_memory_is_freed_by_a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch, stuck: Closer) -> None:
+    """A guest's, of which nobody else has a descriptor any more."""
+    freeing = Closer(threads=0)
+    fd = os.memfd_create("memory")
+    os.posix_fallocate(fd, 0, 4 << 20)
+    with monkeypatch.context() as patch:
+        patch.setattr("ovs_hotswap.vhost.closing._freeing", freeing)
+        close(fd)
+        assert is_open(fd)
+    close(fd)  # others wait meanwhile
+    eventually(lambda: not is_open(fd), "it is freed")
 
 
 @pytest.mark.parametrize("stuck", [1, 2])
@@ -185,7 +206,8 @@ class Watched:
 
     def send(self, to: socket.socket, flags: int = 0) -> None:
         """Have nobody but its receiver have it."""
-        socket.send_fds(to, [b"y"], [self.given.fileno()], flags)
+        rights = array.array("i", [self.given.fileno()])  # ``socket.send_fds`` forgets the flags
+        to.sendmsg([b"y"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], flags)
         self.given.close()
 
     @property
@@ -231,6 +253,21 @@ def test_a_connection_in_which_nothing_is_left_is_closed_at_once(stuck: Closer) 
         hang_up(ours)
         assert stuck._waiting.empty()
         assert theirs.recv(1) == b""  # whoever has a duplicate
+
+
+def test_what_comes_with_an_urgent_byte_is_closed_by_a_thread(stuck: Closer, watched: Watched) -> None:
+    """The kernel would close it itself when it passes the byte over, and whoever reads would wait for that."""
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours)
+    with theirs:
+        watched.send(theirs, socket.MSG_OOB)
+        theirs.send(bytes(11))
+        with pytest.raises(ProtocolError):
+            channel.receive()
+        channel.close()
+        assert not watched.is_closed
+    release(stuck)
+    eventually(lambda: watched.is_closed, "it is closed")
 
 
 def test_descriptors_beyond_what_is_read_of_a_message_are_closed_by_a_thread(stuck: Closer, watched: Watched) -> None:
