@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -154,6 +155,8 @@ def _traceback(app: App) -> None:
 def main() -> None:
     """The console script."""
     restrict_umask()
+    # Whoever starts this may have it ignored: the kernel forgets then how a child ended, and all have succeeded.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in range(3):
         try:
             os.fstat(number)

@@ -140,3 +140,21 @@ def test_a_forked_copy_of_an_upgrade_outlives_what_a_terminal_sends(number: sign
                 os._exit(7)
         _, status = os.waitpid(pid, 0)
     assert (os.WTERMSIG(status) == number) if ends else (os.waitstatus_to_exitcode(status) == 7)
+
+
+_FAILS = """
+import contextlib, sys
+from ovs_hotswap.cli.main import main
+from ovs_hotswap.system import System
+with contextlib.suppress(SystemExit):
+    main()
+sys.exit(System().run(["false"]).status)
+"""
+
+
+def test_a_command_that_fails_is_seen_to_whatever_was_ignored_before() -> None:
+    def ignore() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # as some that start services do
+
+    done = subprocess.run([sys.executable, "-c", _FAILS, "--version"], preexec_fn=ignore, check=False)
+    assert done.returncode == 1
