@@ -20,33 +20,54 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+PROC = Path("/proc")
 _FLOCK = struct.Struct("hhqqi")  # struct flock of 64-bit Linux: type, whence, start, length, pid
 
 
-def has_memory(pid: int) -> bool:
+def has_memory(pid: int, proc: Path = PROC) -> bool:
     """Whether any thread of ``pid`` can still read or write memory; false for a process that is gone.
 
     A thread gives its address space up on its way out (``exit_mm``) and never gets one again, and nobody but a thread
-    with one can start another. Its ``statm`` is zero from then on (fs/proc/array.c, ``proc_pid_statm``).
+    with one can start another. Its ``statm`` is zero from then on (fs/proc/array.c, ``proc_pid_statm``). What ``proc``
+    does not show proves nothing: it may be mounted with ``hidepid``, or there may be no descriptor to look with.
     """
     try:
-        threads = os.listdir(f"/proc/{pid}/task")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    for thread in threads:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if not Path(f"/proc/{pid}/task/{thread}/statm").read_bytes().startswith(b"0 "):
-                return True
+        for thread in os.listdir(proc / str(pid) / "task"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if not (proc / str(pid) / "task" / thread / "statm").read_bytes().startswith(b"0 "):
+                    return True
+    except OSError:
+        return _lives(pid)
     return False
 
 
-def started(pid: int) -> int:
-    """When ``pid`` was started, in clock ticks since the boot (field 22 of proc_pid_stat(5)); 0 if it is gone. Two
-    processes that have had the same pid differ in it."""
+def started(pid: int, proc: Path = PROC) -> int | None:
+    """When ``pid`` was started, in clock ticks since the boot (field 22 of proc_pid_stat(5)); 0 if it is gone, ``None``
+    if it lives and ``proc`` does not show it. Two processes that have had the same pid differ in it."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
+        return int((proc / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[19])
+    except OSError:
+        return None if _lives(pid) else 0
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process has not ended; what cannot be found out is taken for life."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    try:
+        return not _readable(pidfd)
+    finally:
+        os.close(pidfd)
+
+
+def _readable(fd: int) -> bool:
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +82,24 @@ class Process:
 class Exit:
     """The end of process ``pid``, which lives. ``locks``: files on one of which it may hold a POSIX lock.
 
-    ``born`` is when it was started. ``fileno`` becomes readable when it may have ended, ``ended`` tells. Raises
-    ProcessLookupError if it has.
+    ``born`` is when it was started, if ``proc`` shows that. ``fileno`` becomes readable when it may have ended,
+    ``ended`` tells. Raises ProcessLookupError if it has, OSError if it cannot be watched.
     """
 
-    def __init__(self, pid: int, locks: Iterable[Path] = ()) -> None:
-        self.pid = pid
-        self._pidfd = os.pidfd_open(pid)
-        self.born = started(pid)
-        self._unlocked = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._either = select.epoll()
-        self._either.register(self._pidfd, select.EPOLLIN)
-        self._either.register(self._unlocked, select.EPOLLIN)
-        for path in locks:
-            self._await_unlocked(path)
+    def __init__(self, pid: int, locks: Iterable[Path] = (), proc: Path = PROC) -> None:
+        self.pid, self._proc = pid, proc
+        with contextlib.ExitStack() as stack:
+            self._pidfd = os.pidfd_open(pid)
+            stack.callback(os.close, self._pidfd)
+            self.born = started(pid, proc)
+            self._unlocked = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            stack.callback(os.close, self._unlocked)
+            self._either = stack.enter_context(select.epoll())
+            self._either.register(self._pidfd, select.EPOLLIN)
+            self._either.register(self._unlocked, select.EPOLLIN)
+            for path in locks:
+                self._await_unlocked(path)
+            self._open = stack.pop_all()
 
     def fileno(self) -> int:
         return self._either.fileno()
@@ -85,7 +110,7 @@ class Exit:
             if descriptor == self._pidfd:
                 return True
             os.eventfd_read(self._unlocked)
-        return not has_memory(self.pid)
+        return not has_memory(self.pid, self._proc)
 
     def kill(self) -> None:
         """End it: SIGKILL."""
@@ -93,28 +118,28 @@ class Exit:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def close(self) -> None:
-        self._either.close()
-        os.close(self._unlocked)
-        os.close(self._pidfd)
+        self._open.close()
 
     def _await_unlocked(self, path: Path) -> None:
-        """There is no way to poll for a lock: a thread waits, for as long as the process lives."""
-        try:
+        """There is no way to poll for a lock: a thread waits, for as long as the process lives. Where there can be no
+        thread, the end of the process is noticed all the same, a little later."""
+        with contextlib.suppress(OSError, RuntimeError), contextlib.ExitStack() as stack:
             file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            return
-        held = fcntl.fcntl(file, fcntl.F_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-        kind, _, _, _, holder = _FLOCK.unpack(held)
-        if kind == fcntl.F_UNLCK or holder != self.pid:
-            os.close(file)
-            return
-        told = os.dup(self._unlocked)
-        threading.Thread(target=_wait, args=(file, told), name=f"exit of {self.pid}", daemon=True).start()
+            stack.callback(os.close, file)
+            held = fcntl.fcntl(file, fcntl.F_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+            kind, _, _, _, holder = _FLOCK.unpack(held)
+            if kind == fcntl.F_UNLCK or holder != self.pid:
+                return
+            told = os.dup(self._unlocked)
+            stack.callback(os.close, told)
+            threading.Thread(target=_wait, args=(file, told), name=f"exit of {self.pid}", daemon=True).start()
+            stack.pop_all()
 
 
 def _wait(file: int, told: int) -> None:
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):
+            fcntl.lockf(file, fcntl.LOCK_EX)
     finally:
         os.close(file)  # ends the lock at once: the file may be the next process's already
         os.eventfd_write(told, 1)

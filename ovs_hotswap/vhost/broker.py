@@ -155,13 +155,13 @@ class Broker:
     def _restore(self, given: VmParts, listeners: dict[Side, socket.socket], work: Work | None = None) -> None:
         """A VM as another broker left it. It is not acted on before ``_take_up``."""
         vm = self._new_vm(given.name, given.scratch)
-        recovery.restore(vm, given, self._processes.track, work)
+        recovery.restore(vm, given, self._processes.mind, work)
         self._seat_vm(vm, listeners).restored = True
 
     def _start_over(self, given: StartsOver, listeners: dict[Side, socket.socket]) -> None:
         """A VM of which nobody can say how far another broker's work with it went."""
         for process in given.processes.values():
-            self._processes.track(process.pid, process.born)
+            self._processes.mind(process.pid, process.born)
         suspects = {side: process.pid for side, process in given.processes.items()}
         self._seat_vm(self._new_vm(given.name, make_scratch(), suspects), listeners, given.qemu)
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from ovs_hotswap.exits import Process, started
+from ovs_hotswap.exits import Process
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost.channel import Channel, OwnedFd
 from ovs_hotswap.vhost.link import Link
@@ -36,26 +36,26 @@ class StartsOver:
 @contextmanager
 def parts(vm: Vm) -> Iterator[VmParts]:
     """The state of a VM that is settled. Connections are duplicates, closed in the end."""
-    links = {}
-    for side, link in vm.links.items():
-        assert link.offer is not None
-        links[side] = LinkParts(
-            link.channel.duplicate(), link.pid, started(link.pid), link.offer, link.told,
-            link.inherited or not link.quiet,
+    with ExitStack() as stack:
+
+        def duplicate(channel: Channel) -> OwnedFd:
+            made = channel.duplicate()
+            stack.callback(made.close)
+            return made
+
+        links = {}
+        for side, link in vm.links.items():
+            assert link.offer is not None
+            links[side] = LinkParts(
+                duplicate(link.channel), link.pid, vm.processes[side].born, link.offer, link.told,
+                link.inherited or not link.quiet,
+            )  # fmt: skip
+        yield VmParts(
+            name=vm.name, home=vm.home, state=vm.state, ownership=vm.ownership, scratch=vm.scratch,
+            qemu=None if vm.qemu is None else duplicate(vm.qemu), offered=vm.offered, links=links,
+            park_wanted=frozenset(vm.park_wanted), suspects=vm.suspects, cut_pid=vm.cut_pid, moves=vm.moves,
+            born=vm.born(), half=(b"", ()) if vm.qemu is None else vm.qemu.half,
         )  # fmt: skip
-    made = VmParts(
-        name=vm.name, home=vm.home, state=vm.state, ownership=vm.ownership, scratch=vm.scratch,
-        qemu=None if vm.qemu is None else vm.qemu.duplicate(), offered=vm.offered, links=links,
-        park_wanted=frozenset(vm.park_wanted), suspects=vm.suspects, cut_pid=vm.cut_pid, moves=vm.moves,
-        born=vm.born(), half=(b"", ()) if vm.qemu is None else vm.qemu.half,
-    )  # fmt: skip
-    try:
-        yield made
-    finally:
-        for each in links.values():
-            each.connection.close()
-        if made.qemu is not None:
-            made.qemu.close()
 
 
 def restore(vm: Vm, given: VmParts, track: Callable[[int, int | None], None], work: Work | None = None) -> None:

@@ -45,12 +45,12 @@ class Table:
 @dataclass(frozen=True, slots=True)
 class LinkParts:
     """A switch's connection. ``connection`` is its socket. ``born``: when its process was started
-    (``exits.started``): while no broker ran, the pid may have become another process's. ``due``: answers of it may be
-    under way."""
+    (``exits.started``), if that is known: while no broker ran, the pid may have become another process's. ``due``:
+    answers of it may be under way."""
 
     connection: Descriptor
     pid: int
-    born: int
+    born: int | None
     offer: Offer
     told: Told
     due: bool = False
@@ -172,7 +172,7 @@ def _decode(document: Document, descriptors: Sequence[Descriptor]) -> VmParts:
             Side(side): LinkParts(
                 pick(link["connection"]),
                 int(link["pid"]),
-                int(link["born"]),
+                None if link["born"] is None else int(link["born"]),
                 Offer(*link["offer"]),
                 _read_told(link["told"], serial),
                 bool(link.get("due")),

@@ -72,7 +72,10 @@ class Vm(Peers):
         self.owner_since: float | None = None  # seconds since the epoch
         self.queues = queues
         self._withheld = withheld
-        self._lacking = (0, 0)  # pid and start of a QEMU that found that what is offered is not enough
+        self._lacking: tuple[int, int | None] = (
+            0,
+            0,
+        )  # pid and start of a QEMU that found that what is offered is not enough
         self._delays = delays
         self.scratch = scratch
         self._scratch = scratch_region(scratch)

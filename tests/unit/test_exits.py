@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ovs_hotswap.exits import Exit, has_memory, started
+from tests.shortage import few_descriptors, no_threads
 
 # Locks its file as Open vSwitch does (lib/daemon-unix.c, make_pidfile), with a second thread, and obeys one word.
 _PROGRAM = """
@@ -108,7 +110,51 @@ def test_zombies_and_nobody_have_none() -> None:
 
 
 def test_two_processes_of_one_pid_differ_in_their_start(child: subprocess.Popen[str]) -> None:
-    assert 0 < started(os.getpid()) <= started(child.pid)
+    own, childs = started(os.getpid()), started(child.pid)
+    assert own
+    assert childs
+    assert own <= childs
     child.kill()
     child.wait()
     assert started(child.pid) == 0
+
+
+def test_a_process_that_is_not_shown_is_not_taken_for_ended(child: subprocess.Popen[str], tmp_path: Path) -> None:
+    """/proc mounted with hidepid=ptraceable, seen by one with fewer capabilities."""
+    nothing = tmp_path / "proc"
+    nothing.mkdir()
+    assert has_memory(child.pid, nothing)
+    assert started(child.pid, nothing) is None
+    found = Exit(child.pid, proc=nothing)
+    assert found.born is None
+    assert not found.ended()
+    child.kill()
+    assert readable(found, 10)
+    assert found.ended()
+    found.close()
+    assert not has_memory(child.pid, nothing)
+    assert started(child.pid, nothing) == 0
+
+
+def test_who_may_not_look_takes_it_that_there_is_memory(child: subprocess.Popen[str], tmp_path: Path) -> None:
+    (tmp_path / f"proc/{child.pid}").mkdir(parents=True)
+    (tmp_path / f"proc/{child.pid}/task").write_text("no directory")
+    assert has_memory(child.pid, tmp_path / "proc")
+
+
+@pytest.mark.parametrize("left", range(5))
+def test_what_cannot_be_watched_leaves_nothing_open(child: subprocess.Popen[str], lock: Path, left: int) -> None:
+    before = os.listdir("/proc/self/fd")
+    with few_descriptors(left), contextlib.suppress(OSError):
+        Exit(child.pid, [lock]).close()
+    assert set(os.listdir("/proc/self/fd")) <= set(before)
+
+
+def test_without_threads_the_end_is_noticed_all_the_same(child: subprocess.Popen[str], lock: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    with no_threads():
+        found = Exit(child.pid, [lock])
+    child.kill()
+    assert readable(found, 10)
+    found.close()
+    assert set(os.listdir("/proc/self/fd")) <= set(before)

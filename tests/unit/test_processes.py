@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from ovs_hotswap.exits import Process, started
 from ovs_hotswap.vhost.processes import Processes
+from tests.shortage import few_descriptors
 
 
 def told(act: Callable[[Processes], None], count: int = 0) -> list[int]:
@@ -25,6 +26,13 @@ def told(act: Callable[[Processes], None], count: int = 0) -> list[int]:
         return ended
 
     return asyncio.run(main())
+
+
+def since(pid: int) -> int:
+    """When a process that is there was started."""
+    found = started(pid)
+    assert found
+    return found
 
 
 def test_a_process_that_lives_is_not_told() -> None:
@@ -59,7 +67,7 @@ def test_a_process_that_is_killed_is_told() -> None:
 
 def test_a_pid_that_is_another_processs_now_is_told_as_ended() -> None:
     with subprocess.Popen(["sleep", "60"]) as child:
-        assert told(lambda processes: processes.track(child.pid, started(child.pid) - 1), 1) == [child.pid]
+        assert told(lambda processes: processes.track(child.pid, since(child.pid) - 1), 1) == [child.pid]
         child.kill()
 
 
@@ -79,9 +87,23 @@ def test_another_process_with_the_pid_of_one_that_ended_is_not_that() -> None:
     with subprocess.Popen(["sleep", "60"]) as child:
 
         def look(processes: Processes) -> None:
-            processes.track(child.pid, started(child.pid) - 1)
+            processes.track(child.pid, since(child.pid) - 1)
             processes.kill(child.pid)  # nor is it ended
 
         assert told(look, 1) == [child.pid]
         assert child.poll() is None
         child.kill()
+
+
+def test_one_that_cannot_be_watched_yet_is_taken_to_live() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+
+        def look(processes: Processes) -> None:
+            born = since(child.pid)
+            with few_descriptors(1):
+                processes.mind(child.pid, born)
+            assert not processes.ended(child.pid)
+            assert processes.known(child.pid) == Process(child.pid, born)
+            child.kill()
+
+        assert told(look, 1) == [child.pid]
