@@ -148,6 +148,7 @@ class BrokerConfig(Strict):
     """``qemu_socket``: path of a VM's vhost-user socket, on which its QEMU listens; ``{vm}`` is the VM's name.
 
     ``fence_ms``: how long a switch may take to confirm that it let go of, or took, a VM's rings.
+    ``capture_mb``: MiB of memory, at the most, for frames that arrive for VMs while those are moved.
     ``withhold_features``: virtio features that no VM which starts from now on is offered, such as ``NET_CSUM``. A guest
     that uses a feature of a newer release only cannot go back to the older one.
     """
@@ -155,6 +156,7 @@ class BrokerConfig(Strict):
     qemu_socket: str = "/run/ovs-hotswap/vm/{vm}.sock"
     group: Annotated[str, Field(min_length=1)] | None = None
     fence_ms: Annotated[int, Field(ge=10, le=10_000)] = 500
+    capture_mb: Annotated[int, Field(ge=64, le=1 << 20)] = 512
     withhold_features: list[str] = []
 
     @field_validator("withhold_features")

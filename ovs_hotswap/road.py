@@ -41,6 +41,9 @@ class BackEnds(Protocol):
 
     def release(self, name: str) -> None: ...
 
+    def rows(self, names: Sequence[str]) -> list[list[str]]:
+        """Split VMs into rows, each of which can be armed at once, and is to be delivered to before the next one is."""
+
     def arm(self, names: Sequence[str], to: Side) -> list[str]:
         """Have frames for VMs that are to be moved in a moment caught on the side ``to``; answers the VMs for which
         that can be. None, where the road has nothing to catch them with."""

@@ -168,5 +168,8 @@ def _show(app: App, found: object) -> None:
     app.output.document(found)
     app.output.line(f"broker {found['version']}: process {found['pid']}, {found['vms']} VMs, "
                     f"up {found['uptime_s']:.0f} s")  # fmt: skip
+    if (memory := found.get("capture")) is not None:
+        taken, limit, all_ = (f"{memory[key] / (1 << 20):.0f}" for key in ("taken", "limit", "all"))
+        app.output.line(f"capture rings: {taken} of at most {limit} MiB; all VMs at once need {all_} MiB")
     for kept in found.get("leaving", []):
         app.output.line(kept_text([kept]))

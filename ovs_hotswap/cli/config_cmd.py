@@ -42,6 +42,10 @@ overlay = "/etc/ovs-hotswap/overlay.toml"
 # Longest wait, in ms, for a switch to confirm that it let go of, or took, a VM's rings.
 # fence_ms = 500
 
+# The most memory, in MiB, for frames that arrive for VMs while those are moved. Where all VMs together would need more,
+# they are moved in several rows.
+# capture_mb = 512
+
 # Virtio features that VMs which start from now on are not offered: what only a newer release has would keep them from
 # going back to the older one.
 # withhold_features = []

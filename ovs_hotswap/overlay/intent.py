@@ -147,6 +147,10 @@ class Vm(Strict):
     queues: Annotated[int, Field(ge=1, le=32)] = 1
     mtu: Annotated[int, Field(ge=68, le=9000)] | None = None
 
+    @property
+    def effective_mtu(self) -> int:
+        return ETHERNET_MTU if self.mtu is None else self.mtu
+
 
 class Remote(Strict):
     """A MAC address of a VNI that is reached through another host's VTEP."""
@@ -182,7 +186,7 @@ class Intent(Strict):
     @property
     def mtu(self) -> int:
         """The largest that a VM has."""
-        return max((ETHERNET_MTU if vm.mtu is None else vm.mtu for vm in self.vms), default=ETHERNET_MTU)
+        return max((vm.effective_mtu for vm in self.vms), default=ETHERNET_MTU)
 
     @property
     def oversized(self) -> tuple[str, ...]:
@@ -200,7 +204,7 @@ class Intent(Strict):
         if self.vtep.local_jumbo:
             return []
         vnis, limit = {remote.vni for remote in self.remotes}, self.vtep.tunnel_mtu
-        return [vm for vm in self.vms if vm.vni in vnis and (ETHERNET_MTU if vm.mtu is None else vm.mtu) > limit]
+        return [vm for vm in self.vms if vm.vni in vnis and vm.effective_mtu > limit]
 
     @model_validator(mode="after")
     def _fits_together(self) -> Intent:

@@ -104,6 +104,9 @@ class DualQemu:
 
     # ------------------------------------------------------------------------------------------------------- moving
 
+    def rows(self, names: Sequence[str]) -> list[list[str]]:
+        return [list(names)] if names else []
+
     def arm(self, names: Sequence[str], to: Side) -> list[str]:
         del names, to
         return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +71,11 @@ class OpenFlow:
     def packet_out(self, frame: bytes, actions: str) -> None:
         """Have the switch carry out ``actions`` on an Ethernet frame, as if a controller had sent it."""
         self._run("packet-out", f"in_port=CONTROLLER,packet={frame.hex()},actions={actions}")
+
+    def packet_outs(self, frames: Iterable[tuple[bytes, str]]) -> None:
+        """The same of many, each with its actions, in this order."""
+        lines = [f"packet-out in_port=controller,packet={frame.hex()},actions={actions}" for frame, actions in frames]
+        self._run("bundle", "-", stdin=_text(lines))
 
     def _run(
         self,

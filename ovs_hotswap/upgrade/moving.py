@@ -9,7 +9,7 @@ the measure of the other.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown, SwitchError
 from ovs_hotswap.model import MessageThread, Side
@@ -26,6 +26,7 @@ SERVED_S = 2.0  # until a ring that nobody takes from counts as one
 _AGAIN_S = 5.0  # for VMs that cannot be moved at once, such as one that restarts just then
 _BACK_S = 2.0  # the same on the way back, where ending the new instance is a way too
 _POLL_S = 0.1
+_AT_ONCE = 1 << 20  # bytes of frames
 
 
 def move_all(
@@ -42,30 +43,52 @@ def move_all(
     vms = [vm for vm in host.road.vms(read=False)
            if not vm.get("quarantine") and (vm["owner"] != to or vm["certainty"] != "owns")]  # fmt: skip
     names = sorted((vm["name"] for vm in vms if vm["name"] not in without), key=lambda name: name != first)
-    with _row(host, names, to, run, back=back) as row:
-        for batch in (names[:1], names[1:]):
+
+    def act(row: _Row, names: Sequence[str]) -> None:
+        alone = 0 if row.moves else 1
+        for batch in (names[:alone], names[alone:]):
             row.move(batch)
             row.see_served([name for name in batch if name not in row.left])
         row.again()
-        if row.left:
-            raise BrokerError(some(list(row.left.values()), "; "))
-    return row.moves
+
+    moves, left = _rows(host, names, to, run, act, back=back)
+    if left:
+        raise BrokerError(some(list(left.values()), "; "))
+    return moves
+
+
+def _rows(
+    host: Host, names: Sequence[str], to: Side, run: Run, act: Callable[[_Row, Sequence[str]], None], *, back: bool
+) -> tuple[dict[str, float], dict[str, str]]:
+    """``act`` on one row of VMs after the other: no more are between two instances than all frames can be caught for.
+    ``moves`` and ``left`` of all."""
+    before: _Row | None = None
+    left: dict[str, str] = {}
+    for part in host.road.rows(names):
+        with _row(host, part, to, run, back=back, before=before, total=len(names)) as row:
+            act(row, part)
+            if row.left:
+                host.road.disarm(list(row.left))
+        before, left = row, left | row.left
+    return {} if before is None else before.moves, left
 
 
 class _Row:
-    """VMs on their way to ``to``. ``moves``: microseconds of those that were moved; ``left``: why others were not."""
+    """VMs on their way to ``to``. ``moves``: microseconds of those that were moved, those of the row ``before`` it
+    included; ``left``: why others were not."""
 
     def __init__(
-        self, host: Host, to: Side, run: Run, total: int, threads: Mapping[Side, MessageThread], *, back: bool
-    ) -> None:
-        self.moves: dict[str, float] = {}
+        self, host: Host, to: Side, run: Run, total: int, threads: Mapping[Side, MessageThread],
+        before: _Row | None, *, back: bool,
+    ) -> None:  # fmt: skip
+        self.moves: dict[str, float] = {} if before is None else dict(before.moves)
         self.left: dict[str, str] = {}
         self._host, self._to, self._run, self._total, self._threads = host, to, run, total, threads
         self._back = back
         self._patience = _BACK_S if back else _AGAIN_S
         self._end: float | None = None
         self._repeats = False
-        self._count = 0
+        self._count: int = 0 if before is None else before._count
         self._held: set[str] = set()  # put in quarantine meanwhile
 
     def move(self, names: Sequence[str]) -> None:
@@ -149,7 +172,9 @@ class _Row:
 
 
 @contextlib.contextmanager
-def _row(host: Host, names: Sequence[str], to: Side, run: Run, *, back: bool) -> Iterator[_Row]:
+def _row(
+    host: Host, names: Sequence[str], to: Side, run: Run, *, back: bool, before: _Row | None, total: int
+) -> Iterator[_Row]:
     """What surrounds moves: frames that come meanwhile are caught before, and delivered after."""
     row: _Row | None = None
     try:
@@ -157,16 +182,16 @@ def _row(host: Host, names: Sequence[str], to: Side, run: Run, *, back: bool) ->
             _prefer(host, to)
             arm(host, names, to, None if back else to)
         with host.message_threads() as threads:
-            row = _Row(host, to, run, len(names), threads, back=back)
+            row = _Row(host, to, run, total, threads, before, back=back)
             yield row
     except HotswapError:
         with contextlib.suppress(BrokerError):
             host.road.disarm(names)  # those that were not moved
         raise
     finally:
-        if row is not None and row.moves:
+        if row is not None and (moved := [name for name in names if name in row.moves]):
             let_copies_come(host)
-            _deliver(host, to, list(row.moves))
+            _deliver(host, to, moved)
 
 
 def tell_apart(host: Host, to: Side, run: Run, suspects: Collection[Place]) -> None:
@@ -180,21 +205,23 @@ def tell_apart(host: Host, to: Side, run: Run, suspects: Collection[Place]) -> N
         return
     let_copies_come(host)
     _deliver(host, to, names)  # of the moves before
-    with _row(host, names, to.other, run, back=True) as row:
-        row.move(names)
-    served = _served_there(host, before) if not row.left else []
-    if row.left or served:
-        fault = f"instance {to} does not take what the guest sends of VM {some(sorted(row.left) or served)}"
-        raise SwitchError("; ".join([f"{fault}, instance {to.other} does" if served else fault, *row.left.values()]))
+    _, left = _rows(host, names, to.other, run, _Row.move, back=True)
+    served = _served_there(host, before) if not left else []
+    if left or served:
+        fault = f"instance {to} does not take what the guest sends of VM {some(sorted(left) or served)}"
+        raise SwitchError("; ".join([f"{fault}, instance {to.other} does" if served else fault, *left.values()]))
     faults = {place: rings.fault(sample, sample) for place, sample in before.items()}
     for place, why in faults.items():
         run.warn(f"{rings.text(place, why)}, on either instance alike: not judged")
     baseline.remember(run, faults)
-    with _row(host, names, to, run, back=False) as row:
+
+    def return_them(row: _Row, names: Sequence[str]) -> None:
         row.move(names)
         row.again()
-        if row.left:
-            raise BrokerError(some(list(row.left.values()), "; "))
+
+    _, left = _rows(host, names, to, run, return_them, back=False)
+    if left:
+        raise BrokerError(some(list(left.values()), "; "))
 
 
 def _served_there(host: Host, before: Mapping[Place, rings.RingSample]) -> list[str]:
@@ -230,6 +257,12 @@ def arm(host: Host, names: Sequence[str], to: Side, needed: Side | None) -> None
 
 
 def _deliver(host: Host, side: Side, names: Sequence[str]) -> None:
-    for name, caught in {name: host.road.undelivered(name) for name in names}.items():
-        for frame in caught:
-            host.openflow(side).packet_out(frame, f"output:{host.ofport(name)}")
+    """What nobody delivered to VMs, many frames at a time: they wait in the broker's memory for seconds only."""
+    waiting: list[tuple[bytes, str]] = []
+    for name in names:
+        waiting += [(frame, f"output:{host.ofport(name)}") for frame in host.road.undelivered(name)]
+        if sum(len(frame) for frame, _ in waiting) > _AT_ONCE:
+            host.openflow(side).packet_outs(waiting)
+            waiting = []
+    if waiting:
+        host.openflow(side).packet_outs(waiting)

@@ -21,13 +21,14 @@ from ovs_hotswap.config import Config, read_active
 from ovs_hotswap.errors import BrokerError, CommandError, ConfigError, HotswapError
 from ovs_hotswap.exits import Process, started
 from ovs_hotswap.model import Side
+from ovs_hotswap.overlay.intent import Vm as Port
 from ovs_hotswap.overlay.intent import load_intent
 from ovs_hotswap.priority import preferred, raise_priority
 from ovs_hotswap.supervisor import SUCCEEDED
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.system import System, many_descriptors
 from ovs_hotswap.systemctl import Unit
-from ovs_hotswap.vhost import recovery, succession
+from ovs_hotswap.vhost import capture, recovery, succession
 from ovs_hotswap.vhost.budget import Turns
 from ovs_hotswap.vhost.calls import signaller
 from ovs_hotswap.vhost.channel import OwnedFd, listen
@@ -45,6 +46,7 @@ from ovs_hotswap.vhost.quarantine import Quarantine
 from ovs_hotswap.vhost.reach import Reach
 from ovs_hotswap.vhost.recovery import StartsOver
 from ovs_hotswap.vhost.report import vm_document
+from ovs_hotswap.vhost.room import Room
 from ovs_hotswap.vhost.seat import Seat
 from ovs_hotswap.vhost.service import UNIT
 from ovs_hotswap.vhost.snapshot import VmParts, Work
@@ -86,7 +88,8 @@ class Broker:
         self._keeping = Keeping(loop, Vault.kept(), keeps=sd.supervised())
         self._withdrawal = Withdrawal(self._seats, self._processes, self._keeping)
         self._intent: tuple[tuple[int, int, int], frozenset[str]] = (0, 0, 0), frozenset()
-        self._queues: Mapping[str, int] = {}  # of each VM in it
+        self._ports: Mapping[str, Port] = {}  # of each VM in it
+        self._room = Room(config.broker.capture_mb << 20)
         self._turns = Turns(loop)
         self._reading = asyncio.Lock()
         self._stopping = asyncio.Event()
@@ -231,7 +234,7 @@ class Broker:
                 return self._intent[1]
         vms = load_intent(path, self._config).vms
         names = frozenset(vm.name for vm in vms)
-        self._intent, self._queues = (stamp, names), {vm.name: vm.queues for vm in vms}
+        self._intent, self._ports = (stamp, names), {vm.name: vm for vm in vms}
         return names
 
     def _make(self, names: Set[str]) -> None:
@@ -240,7 +243,7 @@ class Broker:
         for name in sorted(names - self._seats.keys()):
             self._add(name)
         for name, seat in self._seats.items():
-            seat.vm.queues = self._queues.get(name)
+            seat.vm.queues, seat.vm.mtu = self._port(name)
             if name not in names:
                 seat.leaving = True
                 seat.withdraw()
@@ -290,15 +293,21 @@ class Broker:
             return
         self._start_over(StartsOver(name, {**found, **kept.processes}, kept.qemu), listeners)
 
+    def _port(self, name: str) -> tuple[int | None, int | None]:
+        """A VM's queue pairs and MTU by the intent."""
+        found = self._ports.get(name)
+        return (None, None) if found is None else (found.queues, found.effective_mtu)
+
     def _new_vm(self, name: str, scratch: Descriptor, suspects: Mapping[Side, int] | None = None) -> Vm:
         vm = Vm(name, self._loop, self._delays, self._turns, self._processes, scratch, self._home,
-                self._config.broker.withheld, suspects, self._queues.get(name))  # fmt: skip
+                self._config.broker.withheld, suspects, *self._port(name))  # fmt: skip
         return self._quarantine.enter(vm)
 
     def _seat_vm(self, vm: Vm, listeners: dict[Side, socket.socket], qemu: OwnedFd | None = None) -> Seat:
         self._keeping.add(vm, qemu)
         vm.withdrawn = self._withdrawal.begun
-        seat = self._seats[vm.name] = Seat(vm, Mover(vm, self._loop, self._delays, self._fence_s), listeners)
+        mover = Mover(vm, self._loop, self._delays, self._fence_s, self._room)
+        seat = self._seats[vm.name] = Seat(vm, mover, listeners)
         seat.listen(self._loop, self._accept)
         return seat
 
@@ -368,8 +377,15 @@ class Broker:
             "unsaved": self._keeping.unsaved,
             "unit": sd.in_unit(),
             "home": self._home,
+            "capture": self._capture(),
             "leaving": [str(seat) for _, seat in sorted(self._seats.items()) if seat.leaving],
         }
+
+    def _capture(self) -> dict[str, int]:
+        """Bytes of memory for capture rings."""
+        each = [capture.needed([capture.BUFFERS] * min(port.queues, capture.PAIRS), port.effective_mtu)
+                for port in self._ports.values()]  # fmt: skip
+        return {"limit": self._room.limit, "taken": self._room.taken, "largest": max(each, default=0), "all": sum(each)}
 
     async def _vms(self, read: bool = True) -> list[dict[str, Any]]:
         return [vm_document(seat.vm, read=read) for _, seat in sorted(self._seats.items())]

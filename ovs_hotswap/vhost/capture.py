@@ -9,6 +9,9 @@ guest afterwards, through the new owner. A frame that only one of them caught wa
 What the new side caught must go back as far as a copy may lag behind, so it is put on its rings early, and buffers that
 are full are offered again: its rings hold the latest frames. The old side's hold the first ones after it let go.
 
+A VM's rings take no more memory than their buffers have, and a buffer is as long as the VM's MTU needs it. What all VMs
+take at once is bounded by ``room.Room``: a VM that finds no room is not moved yet, and its frames go on to its guest.
+
 The ring layouts are virtio 1.2, 2.7; the header before each frame is 5.1.6.
 """
 
@@ -30,7 +33,7 @@ from ovs_hotswap.vhost.wire import Descriptor, Feature, RingAddress
 PAIRS = 8  # queue pairs that have capture rings
 STRIDE = 4 << 20
 BUFFERS = 256  # a power of two, as the sizes of rings are (virtio 1.2, 2.7)
-BUFFER_SIZE = 12 << 10  # bytes: holds a frame of an MTU of 9000
+LONGEST_MTU = 9000
 MAX_RING = 4096  # entries; the parts of a larger ring would not fit before the buffers
 
 _AVAILABLE = 0x10000
@@ -42,7 +45,10 @@ _WRITE = 2  # VIRTQ_DESC_F_WRITE
 _NO_INTERRUPT = 1  # VIRTQ_AVAIL_F_NO_INTERRUPT
 _NEVER = 0x8000  # a used_event that is passed once in 65536 frames; the guest then looks at its rings in vain
 
-_MOST_SPANNED = (64 << 10) // BUFFER_SIZE + 1
+_PAGE = 4 << 10
+_GRAIN = 2 << 10  # bytes: a buffer for an MTU of 1500 is half a page
+_AROUND = 34  # bytes around an IP packet: two VLAN tags, the Ethernet header and the one of virtio
+_MOST_SPANNED = (64 << 10) // _GRAIN + 1
 _HEADER = struct.Struct("<BBHHHHH")  # virtio_net_hdr with num_buffers
 _SHORT_HEADER = 10  # without num_buffers: legacy devices without mergeable buffers
 _NEEDS_CSUM = 1
@@ -58,17 +64,14 @@ class Caught:
 
 
 class Catch:
-    """The capture rings of one VM for one move from ``old`` to the other side."""
+    """The capture rings of one VM for one move from ``old`` to the other side. ``mtu``: the VM's, if it is known."""
 
-    def __init__(self, scratch: Descriptor, state: GuestState, old: Side) -> None:
+    def __init__(self, scratch: Descriptor, state: GuestState, old: Side, mtu: int | None = None) -> None:
         self._scratch = scratch
+        self._buffer = buffer_size(mtu)
         self.old = old
         self._features = state.features or 0
-        self._sizes = {
-            index: size
-            for index in state.started
-            if (size := state.rings[index].size) is not None and can_capture(index, size)
-        }
+        self._sizes = _sizes(state)
         self._counts = {(side, index): 0 for side in Side for index in self._sizes}
         self._words: memoryview | None = None
 
@@ -88,7 +91,7 @@ class Catch:
         """Fill the rings of both sides. Their back ends must not be on them. Raises OSError."""
         self._indices()
         for side, index in self._counts:
-            arm(self._scratch, side, index, self._sizes[index])
+            arm(self._scratch, side, index, self._sizes[index], self._buffer)
             self._counts[side, index] = 0
 
     def places(self, side: Side) -> dict[int, RingAddress]:
@@ -111,7 +114,8 @@ class Catch:
 
     def same(self, other: Catch) -> bool:
         """Whether the rings are for the same guest and move."""
-        return (self.old, self._features, self._sizes) == (other.old, other._features, other._sizes)
+        return (self.old, self._features, self._sizes, self._buffer) == (
+            other.old, other._features, other._sizes, other._buffer)  # fmt: skip
 
     def undelivered(self) -> list[Caught]:
         """Frames that neither side delivered; the buffers are freed. Both sides must be off the rings.
@@ -122,15 +126,59 @@ class Catch:
         for side in Side:
             for index, size in self._sizes.items():
                 count = self._count(side, index)
-                caught[side] += collect(self._scratch, side, index, size, count, self._features)
+                caught[side] += collect(self._scratch, side, index, size, count, self._features, self._buffer)
         self.free()
         return undelivered(caught[self.old], caught[self.old.other])
 
     def free(self) -> None:
         """Give the memory of the buffers back. Both sides must be off the rings."""
         self.rest()
-        with mmap.mmap(self._scratch.fileno(), CAPTURE_SIZE, offset=CAPTURE_OFFSET) as rings:
-            rings.madvise(mmap.MADV_REMOVE)
+        free(self._scratch)
+
+
+def _sizes(state: GuestState) -> dict[int, int]:
+    """The rings that have capture rings, with their sizes."""
+    sizes = {index: state.rings[index].size for index in state.started}
+    return {index: size for index, size in sizes.items() if size is not None and can_capture(index, size)}
+
+
+def buffer_size(mtu: int | None) -> int:
+    """Bytes of a buffer that holds a frame of this MTU; of one that is not known, the longest there is."""
+    needed = (LONGEST_MTU if mtu is None else mtu) + _AROUND
+    return -(-needed // _GRAIN) * _GRAIN
+
+
+def needed(sizes: Iterable[int], mtu: int | None) -> int:
+    """The most bytes of memory that the capture rings of both sides take for receive rings of these sizes."""
+    return 2 * sum(
+        3 * _PAGE + _DESCRIPTOR.size * size + -(-min(BUFFERS, size) * buffer_size(mtu) // _PAGE) * _PAGE
+        for size in sizes)  # fmt: skip
+
+
+def needed_by(state: GuestState, mtu: int | None) -> int:
+    """The same for a guest as it is now."""
+    return needed(_sizes(state).values(), mtu)
+
+
+def free(scratch: Descriptor) -> None:
+    """Give the memory of all capture rings back. Nobody must be on them."""
+    with mmap.mmap(scratch.fileno(), CAPTURE_SIZE, offset=CAPTURE_OFFSET) as rings:
+        rings.madvise(mmap.MADV_REMOVE)
+
+
+def written(scratch: Descriptor) -> int:
+    """Bytes of memory that the capture rings have now, of whatever broker they were."""
+    try:
+        os.lseek(scratch.fileno(), CAPTURE_OFFSET, os.SEEK_DATA)
+    except OSError:  # there are none behind it (lseek(2), ENXIO)
+        return 0
+    return os.fstat(scratch.fileno()).st_blocks * 512
+
+
+def is_place(address: RingAddress | None) -> bool:
+    """Whether a back end that was told this address waits on a capture ring."""
+    first = SCRATCH_USER_ADDRESS + CAPTURE_OFFSET
+    return address is not None and first <= address.descriptors < first + CAPTURE_SIZE
 
 
 def can_capture(index: int, size: int) -> bool:
@@ -150,21 +198,21 @@ def address(side: Side, index: int) -> RingAddress:
     return RingAddress(flags=0, descriptors=start, used=start + _USED, available=start + _AVAILABLE, log=0)
 
 
-def arm(scratch: Descriptor, side: Side, index: int, size: int) -> None:
-    """Fill a capture ring of ``size`` entries with empty buffers. No back end may be on it."""
+def arm(scratch: Descriptor, side: Side, index: int, size: int, buffer: int) -> None:
+    """Fill a capture ring of ``size`` entries with empty buffers, of ``buffer`` bytes. No back end may be on it."""
     fd, start = scratch.fileno(), _start(side, index)
-    table, available = _empty(start, size)
+    table, available = _empty(start, size, buffer)
     os.pwrite(fd, table, start)
     os.pwrite(fd, bytes(4), start + _USED)
     os.pwrite(fd, available, start + _AVAILABLE)
 
 
 @functools.cache  # of few arguments, and half of the time that a move takes beside its swap
-def _empty(start: int, size: int) -> tuple[bytes, bytes]:
+def _empty(start: int, size: int, buffer: int) -> tuple[bytes, bytes]:
     """Descriptor table and available ring of an empty ring that starts at this offset."""
     count = min(BUFFERS, size)
     first = SCRATCH_GUEST_ADDRESS + start + _BUFFERS
-    table = b"".join(_DESCRIPTOR.pack(first + n * BUFFER_SIZE, BUFFER_SIZE, _WRITE, 0) for n in range(count))
+    table = b"".join(_DESCRIPTOR.pack(first + n * buffer, buffer, _WRITE, 0) for n in range(count))
     numbers = b"".join(n.to_bytes(2, "little") for n in range(count)) * (size // count)
     header = _NO_INTERRUPT.to_bytes(2, "little") + count.to_bytes(2, "little")
     return table, header + numbers + _NEVER.to_bytes(2, "little")
@@ -176,7 +224,9 @@ def _word(side: Side, index: int, part: int) -> int:
     return (_start(side, index) - CAPTURE_OFFSET + part) // 2 + 1
 
 
-def collect(scratch: Descriptor, side: Side, index: int, size: int, count: int, features: int) -> list[Caught]:
+def collect(
+    scratch: Descriptor, side: Side, index: int, size: int, count: int, features: int, buffer: int
+) -> list[Caught]:
     """The last frames in a capture ring, in the order in which the back end put them there. It must be off the ring;
     ``count`` buffers have been filled since it was armed, of which the last ones are still there."""
     fd, start = scratch.fileno(), _start(side, index)
@@ -184,7 +234,7 @@ def collect(scratch: Descriptor, side: Side, index: int, size: int, count: int, 
     filled = []
     for position in range(max(0, count - min(BUFFERS, size)), count):
         number, length = _USED_ELEMENT.unpack_from(elements, _USED_ELEMENT.size * (position % size))
-        filled.append(os.pread(fd, min(length, BUFFER_SIZE), start + _BUFFERS + (number % BUFFERS) * BUFFER_SIZE))
+        filled.append(os.pread(fd, min(length, buffer), start + _BUFFERS + (number % BUFFERS) * buffer))
     return parse_frames(filled, features)
 
 

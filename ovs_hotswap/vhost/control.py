@@ -192,6 +192,20 @@ class BrokerClient:
         result: list[str] = self.call("arm", vms=list(names), to=to)
         return result
 
+    def rows(self, names: Sequence[str]) -> list[list[str]]:
+        sizes = {vm["name"]: vm.get("capture_bytes", 0) for vm in self.vms(read=False)}  # an older one has no bound
+        limit = self.status().get("capture", {}).get("limit", 0)
+        found: list[list[str]] = []
+        left = 0
+        for name in names:
+            size = sizes.get(name, 0)
+            if not found or size > left:
+                found.append([])
+                left = limit
+            found[-1].append(name)
+            left -= size
+        return found
+
     def disarm(self, names: Sequence[str]) -> None:
         """The VMs are not moved after all; those that were not armed, or have been moved, are left as they are."""
         self.call("disarm", vms=list(names))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ovs_hotswap.errors import BrokerError, ProtocolError, StateUnknown
 from ovs_hotswap.model import MessageThread, Side
 from ovs_hotswap.priority import Rank, give_rank, has_rank, preferred
-from ovs_hotswap.vhost import handover
+from ovs_hotswap.vhost import capture, handover
 from ovs_hotswap.vhost.capture import Catch, Caught
 from ovs_hotswap.vhost.channel import PeerClosed
 from ovs_hotswap.vhost.delays import Delays
@@ -26,11 +26,13 @@ from ovs_hotswap.vhost.link import FENCE, FENCE_ANSWER_SIZE, Fenced, Link
 from ovs_hotswap.vhost.memory import taken, transmit
 from ovs_hotswap.vhost.ownership import Certainty, Ownership, Proof
 from ovs_hotswap.vhost.replay import Role, Told, moved, places
+from ovs_hotswap.vhost.room import Room
 from ovs_hotswap.vhost.session import GuestState
 from ovs_hotswap.vhost.vm import Vm
 from ovs_hotswap.vhost.wire import Request
 
 _UNDER_WAY = "messages are under way"
+_NO_ROOM = "the memory for frames that arrive meanwhile is in use for other VMs"
 _ARMED_S = 30.0  # a move for which capture rings were armed is not waited for any longer
 _LATE_S = 10.0  # capture rings are emptied by then though nobody has asked
 _STALE_S = 1.0  # for what was found in them to be fetched
@@ -70,10 +72,13 @@ def _heard(old: Link | None, new: Link) -> tuple[Told | None, Told]:
 
 
 class Mover:
-    """Moves ``vm``. Each wait for a switch ends after ``fence_s`` seconds."""
+    """Moves ``vm``. Each wait for a switch ends after ``fence_s`` seconds. ``room`` is for capture rings."""
 
-    def __init__(self, vm: Vm, loop: asyncio.AbstractEventLoop, delays: Delays, fence_s: float) -> None:
+    def __init__(self, vm: Vm, loop: asyncio.AbstractEventLoop, delays: Delays, fence_s: float, room: Room) -> None:
         self._vm = vm
+        self._room = room
+        if earlier := capture.written(vm.scratch):  # by another broker: the switches may be on them
+            room.take(self, earlier)
         self._loop = loop
         self._delays = delays
         self._fence_s = fence_s
@@ -116,13 +121,20 @@ class Mover:
         owner = vm.owner()
         if vm.ownership.certainty is not Certainty.OWNS or owner is None:
             return f"switch {vm.ownership.holder} is not a confirmed owner ({vm.ownership.certainty})"
-        return None if owner.quiet else _UNDER_WAY
+        if not owner.quiet:
+            return _UNDER_WAY
+        return None if self._room.fits(self, self._needs) else _NO_ROOM
+
+    @property
+    def _needs(self) -> int:
+        """Bytes of memory that the VM's capture rings may take."""
+        return capture.needed_by(self._vm.state, self._vm.mtu)
 
     def under_way(self, to: Side) -> bool:
         """Whether the VM cannot be moved, but in a moment, when answers have come that are due."""
         owner, certainty = self._vm.owner(), self._vm.ownership.certainty
         between = certainty in (Certainty.TAKING, Certainty.LETTING_GO) and owner is not None and not owner.quiet
-        return between or self.why_not(to) is _UNDER_WAY
+        return between or self.why_not(to) in (_UNDER_WAY, _NO_ROOM)
 
     def swap_to(self, to: Side, threads: Threads, cores: Collection[int] = ()) -> Swap:
         """Hand the rings to ``to``. ``cores``: where both sides' message threads run, and this is to run too, if there
@@ -181,7 +193,7 @@ class Mover:
         old, new = vm.owner(), vm.links[to]
         if old is None:
             return False
-        catch = Catch(vm.scratch, vm.state, old.side)
+        catch = self._made(old.side)
         if not self._on(new, catch):
             vm.talks()
             messages = self._fill(new, catch)
@@ -190,6 +202,11 @@ class Mover:
             vm.guarded(new, lambda: new.send(messages, lambda: None))
         self._ready = Ready.of(vm, old, new, self._catch)
         return True
+
+    def _made(self, old: Side) -> Catch:
+        """Capture rings, for which there is room."""
+        self._room.take(self, self._needs)
+        return Catch(self._vm.scratch, self._vm.state, old, self._vm.mtu)
 
     def armed(self, to: Side) -> bool:
         """Whether ``to`` waits on its capture rings, and has said so."""
@@ -230,7 +247,26 @@ class Mover:
         catch.rest()
         vm.repark(catch.old.other)
         if link := vm.links.get(catch.old.other):
-            vm.guarded(link, lambda: link.fence(catch.free))
+            vm.guarded(link, lambda: link.fence(self._freed))
+
+    def _freed(self) -> None:
+        """Both sides are off the capture rings."""
+        capture.free(self._vm.scratch)
+        self._room.give_back(self)
+
+    def tidy(self) -> None:
+        """Free the rings of a move of which no side has told that it is off them, once that is clear otherwise."""
+        under_way = self._catch is not None or not (self._settled is None or self._settled.done())
+        if not under_way and all(map(self._is_off, Side)):
+            with contextlib.suppress(OSError):
+                self._freed()
+
+    def _is_off(self, side: Side) -> bool:
+        """Whether a side cannot be on capture rings: it was told other places, and has said so, or has ended."""
+        link = self._vm.links.get(side)
+        if link is None:
+            return self._vm.gone(side)
+        return link.quiet and not any(capture.is_place(ring.address) for ring in link.told.rings)
 
     def close(self) -> None:
         """Let go of capture rings that are armed, and tell no switch: another broker may go on with the VM, and what is
@@ -238,19 +274,20 @@ class Mover:
         catch, self._catch, self._ready = self._catch, None, None
         if catch is not None:
             catch.rest()
+        self._room.give_back(self)
 
     def _armed(self, old: Link, new: Link) -> Catch:
         """Capture rings that ``new`` waits on. Raises BrokerError if it does not answer: then nothing was begun, and it
         is on its way back to the empty ring."""
         vm = self._vm
-        catch = Catch(vm.scratch, vm.state, old.side)
+        catch = self._made(old.side)
         if self._catch is not None and self._on(new, catch):
             return self._catch
         vm.talks()
         messages = self._fill(new, catch)
         if not self._answers(new, messages):
             vm.repark(new.side)
-            vm.guarded(new, lambda: new.fence(lambda: None))  # not quiet, so not armed again, while it may be there
+            vm.guarded(new, lambda: new.fence(self._freed))  # not quiet, so not armed again, while it may be there
             raise self._silent(new)
         return catch
 
@@ -335,8 +372,11 @@ class Mover:
             vm.guarded(old, lambda: old.fence(lambda: vm.guarded(new, lambda: new.fence(collect))))
 
         def collect() -> None:
-            if not settled.done():
+            if settled.done():
+                catch.free()
+            else:
                 settled.set_result(catch.undelivered())
+            self._room.give_back(self)
 
         self._settle = settle
         self._delays.call_later(_LATE_S, lambda: settle() if self._settle is settle else None)

@@ -87,6 +87,11 @@ class Peers(abc.ABC):
         quiet = [side for side, pid in self.met.items() if not self._processes.ended(pid)]
         return [side for side in quiet if side not in self.links or self.links[side].offer is None]
 
+    def gone(self, side: Side) -> bool:
+        """Whether the process that was last there for a side has ended, if one was."""
+        pid = self.met.get(side)
+        return pid is None or self._processes.ended(pid)
+
     @property
     def processes(self) -> dict[Side, Process]:
         """The same, to be recognised by another broker."""

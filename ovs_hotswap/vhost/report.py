@@ -6,6 +6,7 @@ from typing import Any
 
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost import absence, wire
+from ovs_hotswap.vhost.capture import needed_by
 from ovs_hotswap.vhost.handover import Swap
 from ovs_hotswap.vhost.memory import Indices, indices
 from ovs_hotswap.vhost.replay import why_not_parked
@@ -34,6 +35,7 @@ def vm_document(vm: Vm, *, read: bool = True) -> dict[str, Any]:
         "quarantine": vm.quarantine,
         "switches": {side.value: _switch(vm, side) for side in Side},
         "rings": [_ring(vm, index, read=read) for index in range(len(vm.state.rings))],
+        "capture_bytes": needed_by(vm.state, vm.mtu),
         "moves": vm.moves,
         "last_move_us": None if swap is None else round(swap.total_us, 1),
         "last_error": vm.last_error,

@@ -46,6 +46,7 @@ class Vm(Peers):
     ``scratch`` is memory of the VM's own (``memory.make_scratch``), which this object closes in the end. ``withheld``
     are feature bits that QEMU is not offered though the switches have them. ``suspects`` are the processes of switches
     that may be on the rings from the time of an earlier broker. ``queues``: no QEMU is offered more queue pairs.
+    ``mtu``: of its frames.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Vm(Peers):
         withheld: int = 0,
         suspects: Mapping[Side, int] | None = None,
         queues: int | None = None,
+        mtu: int | None = None,
         budget: Budget | None = None,
     ) -> None:
         super().__init__(name, loop, processes, suspects or {})
@@ -70,7 +72,7 @@ class Vm(Peers):
         self.moves = 0
         self.last_swap: Swap | None = None
         self.owner_since: float | None = None  # seconds since the epoch
-        self.queues = queues
+        self.queues, self.mtu = queues, mtu
         self._withheld = withheld
         self._lacking: tuple[int, int | None] = (
             0,

@@ -127,9 +127,10 @@ class Scale:
         """As ``move_all``, but of the moves."""
         host = self._bed.host
         names = [vm["name"] for vm in host.road.vms(read=False)]
-        arm(host, names, Side.B, Side.B)
-        let_copies_come(host)
-        host.road.disarm(names)
+        for row in host.road.rows(names):
+            arm(host, row, Side.B, Side.B)
+            let_copies_come(host)
+            host.road.disarm(row)
 
     def _stats(self) -> Stats:
         return self._fleet.stop()

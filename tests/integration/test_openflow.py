@@ -422,3 +422,21 @@ def test_drops_are_counted_and_named(switch: Switch) -> None:
         return grown == expected
 
     eventually(counted, "the drops are counted")
+
+
+def test_many_frames_are_sent_at_once_and_in_order(pair: Pair) -> None:
+    switch = pair.switches[Side.A]
+    frames = [ethernet(mac(1), mac(9), payload=number.to_bytes(2, "big") * 700) for number in range(200)]
+    for port in ("vm1", "vm2"):
+        switch.sent(port)
+    switch.openflow.packet_outs((frame, f"output:{PORTS['vm1' if number % 2 else 'vm2']}")
+                                for number, frame in enumerate(frames))  # fmt: skip
+    found: dict[str, list[bytes]] = {"vm1": [], "vm2": []}
+
+    def all_came() -> bool:
+        for port, got in found.items():
+            got += switch.sent(port)
+        return sum(map(len, found.values())) >= len(frames)
+
+    eventually(all_came, "the frames come")
+    assert found == {"vm1": frames[1::2], "vm2": frames[::2]}

@@ -119,6 +119,30 @@ def test_memory_of_buffers_is_given_back(scratch: OwnedFd) -> None:
     assert os.fstat(scratch.fileno()).st_blocks == 0
 
 
+@pytest.mark.parametrize("mtu", [68, 1500, 2014, 2015, 9000, None])
+@pytest.mark.parametrize("sizes", [(256, 256), (16, 16), (4096, 4096), (256,) * 20])
+def test_rings_take_no_more_memory_than_is_needed_for_an_mtu(
+    scratch: OwnedFd, mtu: int | None, sizes: tuple[int, ...]
+) -> None:
+    """Whatever arrives: each buffer is filled to its end, again and again."""
+    catch = Catch(scratch, guest(*sizes), Side.A, mtu)
+    catch.arm()
+    longest = capture.buffer_size(mtu)
+    assert longest >= 34 + (capture.LONGEST_MTU if mtu is None else mtu)
+    for _ in range(3):
+        for side in Side:
+            for index in catch.places(side):
+                deliver(scratch, side, index, sizes[index], [bytes([1]) * longest] * 256)
+        catch.roll()
+    assert 0 < capture.written(scratch) <= capture.needed_by(guest(*sizes), mtu)
+    catch.undelivered()
+    assert capture.written(scratch) == 0
+
+
+def test_a_buffer_for_the_usual_mtu_is_half_a_page() -> None:
+    assert capture.buffer_size(1500) == 2048
+
+
 def test_a_ring_smaller_than_the_buffers(scratch: OwnedFd) -> None:
     catch = Catch(scratch, guest(16, 16), Side.B)
     catch.arm()
@@ -148,7 +172,7 @@ def test_parts_of_a_capture_ring_do_not_overlap() -> None:
     assert at.descriptors + 16 * size <= at.available
     assert at.available + 6 + 2 * size <= at.used
     assert at.used + 6 + 8 * size <= at.descriptors + 0x20000
-    assert 0x20000 + capture.BUFFERS * capture.BUFFER_SIZE <= capture.STRIDE
+    assert 0x20000 + capture.BUFFERS * capture.buffer_size(None) <= capture.STRIDE
 
 
 def test_a_merged_frame_spans_buffers() -> None:

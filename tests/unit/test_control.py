@@ -132,6 +132,30 @@ def test_calls_are_what_the_broker_understands(serve: Serve) -> None:
         client.unpark("v", Side.A)
 
 
+@pytest.mark.parametrize(
+    ("limit", "sizes", "rows"),
+    [
+        (10, [4, 4, 4, 10, 1], [["vm0", "vm1"], ["vm2"], ["vm3"], ["vm4"]]),
+        (100, [4, 4, 4, 10, 1], [["vm0", "vm1", "vm2", "vm3", "vm4"]]),
+        (None, [None] * 5, [["vm0", "vm1", "vm2", "vm3", "vm4"]]),  # a broker of an earlier version
+        (3, [4, 4], [["vm0"], ["vm1"]]),
+        (3, [], []),
+    ],
+)
+def test_rows_of_vms_fit_into_the_memory_for_frames(
+    serve: Serve, limit: int | None, sizes: list[int | None], rows: list[list[str]]
+) -> None:
+    def answer(request: dict[str, object]) -> bytes:
+        if request["method"] == "status":
+            return encode({"result": {} if limit is None else {"capture": {"limit": limit}}})
+        each = [{"name": f"vm{number}", **({} if size is None else {"capture_bytes": size})}
+                for number, size in enumerate(sizes)]  # fmt: skip
+        return encode({"result": each})
+
+    with BrokerClient(serve(answering(answer)), timeout=5) as client:
+        assert client.rows([f"vm{number}" for number in range(len(sizes))]) == rows
+
+
 def test_answers_larger_than_one_read(serve: Serve) -> None:
     with BrokerClient(serve(answering(lambda _: encode({"result": "x" * 500_000}))), timeout=5) as client:
         assert len(client.call("vms")) == 500_000

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 
 import pytest
 
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.model import Side
+from ovs_hotswap.vhost import capture, replay
 from ovs_hotswap.vhost.channel import Channel
 from ovs_hotswap.vhost.delays import Delays
 from ovs_hotswap.vhost.handover import prepare
 from ovs_hotswap.vhost.link import Link
 from ovs_hotswap.vhost.move import Mover, Ready
 from ovs_hotswap.vhost.ownership import Certainty, Ownership
+from ovs_hotswap.vhost.room import Room
 from ovs_hotswap.vhost.session import GuestState
 from tests.unit.broker_bed import Bed, run, turns
+
+ROOM = Room(64 << 20)
 
 
 class Sides:
@@ -61,7 +67,7 @@ def test_a_broker_that_ends_tells_a_switch_that_was_armed_nothing_more() -> None
 
     async def test(bed: Bed) -> None:
         vm = bed.served(Ownership(Side.A, Certainty.OWNS))
-        mover = Mover(vm, bed.loop, Delays(bed.loop), 0.05)
+        mover = Mover(vm, bed.loop, Delays(bed.loop), 0.05, ROOM)
         vm.go_on()
         assert mover.arm(Side.B)
         bed.switches[Side.B].answer(bed.switches[Side.B].heard())
@@ -80,8 +86,97 @@ def test_a_move_without_arming_is_told_of_before_a_switch_is() -> None:
         heard: list[list[str]] = []
         vm.talks = lambda told=None, moving=False: heard.append(bed.switches[Side.B].heard())
         with pytest.raises(BrokerError, match="did not answer"):
-            Mover(vm, bed.loop, Delays(bed.loop), 0.01).swap_to(Side.B, {})
+            Mover(vm, bed.loop, Delays(bed.loop), 0.01, ROOM).swap_to(Side.B, {})
         assert heard[0] == []
         assert heard[1] != []
 
     run(test)
+
+
+class Two:
+    """Two VMs, each with peers of its own, and room for the capture rings of one."""
+
+    def __init__(self) -> None:
+        self.beds = [Bed(), Bed()]
+        self.vms = [bed.served(Ownership(Side.A, Certainty.OWNS)) for bed in self.beds]
+        self.room = Room(capture.needed([256], None) * 3 // 2)
+        self.movers = [
+            Mover(vm, bed.loop, Delays(bed.loop), 0.05, self.room) for vm, bed in zip(self.vms, self.beds, strict=True)
+        ]
+        for vm in self.vms:
+            vm.go_on()
+
+    async def answer(self) -> None:
+        for bed in self.beds:
+            for peer in bed.switches.values():
+                peer.answer(peer.heard())
+        await turns()
+
+    def close(self) -> None:
+        for bed in self.beds:
+            bed.close()
+
+
+def two(test: Callable[[Two], Awaitable[None]]) -> None:
+    async def main() -> None:
+        made = Two()
+        try:
+            await test(made)
+        finally:
+            made.close()
+
+    asyncio.run(main())
+
+
+def test_a_vm_that_finds_no_room_for_frames_is_not_moved_until_there_is_some() -> None:
+    async def test(made: Two) -> None:
+        first, second = made.movers
+        assert first.arm(Side.B)
+        for act in (second.arm, lambda side: second.swap_to(side, {})):
+            with pytest.raises(BrokerError, match="in use for other VMs"):
+                act(Side.B)
+        assert second.under_way(Side.B)
+        assert made.vms[1].ownership == Ownership(Side.A, Certainty.OWNS)
+        assert made.beds[1].heard() == {Side.A: [], Side.B: []}  # its frames go on to its guest
+        assert made.room.taken <= made.room.limit
+        await made.answer()
+        first.disarm()
+        assert second.under_way(Side.B)  # the switch may still be on the first one's rings
+        await made.answer()
+        assert made.room.taken == 0
+        assert second.arm(Side.B)
+
+    two(test)
+
+
+def test_the_room_of_a_vm_whose_switch_hung_up_is_free_when_that_has_ended() -> None:
+    async def test(made: Two) -> None:
+        first, second = made.movers
+        vm, bed = made.vms[0], made.beds[0]
+        assert first.arm(Side.B)
+        await made.answer()
+        os.pwrite(vm.scratch.fileno(), b"frame", replay.CAPTURE_OFFSET + 0x20000)
+        vm.met[Side.B] = vm.links[Side.B].pid
+        vm.drop_link(Side.B, "it hung up")
+        first.disarm()
+        assert second.under_way(Side.B)
+        assert capture.written(vm.scratch) > 0
+        bed.processes.close()  # nobody is watched any more: all have ended
+        assert not second.under_way(Side.B)
+        assert capture.written(vm.scratch) == 0
+        assert second.arm(Side.B)
+
+    two(test)
+
+
+def test_what_an_earlier_broker_left_in_capture_rings_takes_room() -> None:
+    async def test(made: Two) -> None:
+        vm, bed = made.vms[0], made.beds[0]
+        os.pwrite(vm.scratch.fileno(), b"frame", replay.CAPTURE_OFFSET + 0x20000)
+        room = Room(1 << 30)
+        mover = Mover(vm, bed.loop, Delays(bed.loop), 0.05, room)
+        assert room.taken > 0
+        mover.tidy()
+        assert room.taken == capture.written(vm.scratch) == 0
+
+    two(test)

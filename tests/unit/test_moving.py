@@ -36,6 +36,9 @@ class FakeBroker:
         self.calls: list[list[str]] = []
         self.asked: list[str] = []
         self.armed: list[str] = []
+        self.room = 1000  # VMs that can be armed at once
+        self.most = 0  # that were, or whose frames had not been asked for yet
+        self.moved: list[str] = []
 
     def vms(self, *, read: bool = True) -> list[dict[str, Any]]:
         return [self.vm(name) for name in self.owner]
@@ -52,8 +55,12 @@ class FakeBroker:
     def _deaf(self, name: str) -> bool:
         return self.owner[name] in self.deaf.get(name, ())
 
+    def rows(self, names: Sequence[str]) -> list[list[str]]:
+        return [list(names[start : start + self.room]) for start in range(0, len(names), self.room)]
+
     def arm(self, names: Sequence[str], _to: Side) -> list[str]:
         self.armed += names
+        self.most = max(self.most, len(self.armed) + len([name for name in self.moved if name not in self.asked]))
         return self.armed
 
     def disarm(self, names: Sequence[str]) -> None:
@@ -73,6 +80,7 @@ class FakeBroker:
                 self.armed.remove(name)
             self.owner[name] = to
             empty = name == self.empty
+            self.moved += [] if empty else [name]
             moved.append({"vm": name, "owner": None if empty else to, "total_us": 0.0 if empty else 100.0})
         return moved, None
 
@@ -93,7 +101,7 @@ class Bed:
         self.facts: dict[str, Any] = {}
         self.system = FakeSystem()
         self.system.processes = {1: ["a"], 2: ["b"]}
-        openflow = SimpleNamespace(packet_out=lambda frame, actions: self.sent.append((frame, actions)))
+        openflow = SimpleNamespace(packet_outs=self.sent.extend)
         instances = {side: SimpleNamespace(pid=lambda pid=pid: pid) for pid, side in enumerate(Side, 1)}
         host = SimpleNamespace(
             road=self.broker, openflow=lambda _side: openflow, ofport=lambda name: int(name[2:]), wait=self._wait,
@@ -142,6 +150,37 @@ def test_frames_are_delivered_by_the_new_owner() -> None:
     bed = Bed(2)
     move_all(bed.host, Side.B, bed.run)
     assert bed.sent == [(b"vm0", "output:0"), (b"vm1", "output:1")]
+
+
+def test_no_more_vms_are_between_two_instances_than_there_is_room_for() -> None:
+    bed = Bed(7)
+    bed.broker.room, bed.broker.empty = 3, "vm1"
+    moves = move_all(bed.host, Side.B, bed.run)
+    assert bed.broker.calls == [["vm0"], ["vm1", "vm2"], ["vm3", "vm4", "vm5"], ["vm6"]]
+    assert bed.broker.most == 3
+    assert set(bed.broker.owner.values()) == {Side.B}
+    assert list(moves) == bed.broker.asked == [f"vm{number}" for number in (0, 2, 3, 4, 5, 6)]
+    assert [event.count for event in bed.events] == list(range(1, 8))
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_vm_that_cannot_be_moved_takes_no_room_from_the_next_ones(back: bool) -> None:
+    bed = Bed(6)
+    bed.broker.room, bed.broker.bad = 2, {"vm1": 1000}
+    with pytest.raises(BrokerError, match="vm1 cannot move"):
+        move_all(bed.host, Side.B, bed.run, back=back)
+    assert bed.broker.most == 2
+    assert [name for name, owner in bed.broker.owner.items() if owner is Side.A] == ["vm1"]
+
+
+def test_many_frames_are_delivered_at_once() -> None:
+    bed = Bed(5)
+    batches: list[int] = []
+    bed.broker.undelivered = lambda name: [bytes(9000)] * 50  # type: ignore[method-assign]
+    bed.host.openflow = lambda _side: SimpleNamespace(  # type: ignore[assignment,method-assign,return-value]
+        packet_outs=lambda frames: batches.append(len(frames)))  # fmt: skip
+    move_all(bed.host, Side.B, bed.run)
+    assert batches == [150, 100]
 
 
 def test_vms_that_are_there_already_stay() -> None:

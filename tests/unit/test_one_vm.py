@@ -105,6 +105,9 @@ class Road(FakeBroker):
                 self.world.owner[name] = owner.other
         return []
 
+    def rows(self, names: Sequence[str]) -> list[list[str]]:
+        return [list(names)] if names else []
+
     def arm(self, names: Sequence[str], to: Side) -> list[str]:
         return list(names)
 
