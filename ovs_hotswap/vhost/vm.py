@@ -178,6 +178,7 @@ class Vm(Peers):
         """A side is off the rings."""
         self.ownership = self.ownership.released(side, proof)
         self.assign()
+        self.sync(side)  # it may be kept parked no longer
         self.hear_qemu()
 
     def answered(self, side: Side, *, let_go: bool) -> None:

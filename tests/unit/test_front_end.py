@@ -278,6 +278,17 @@ def test_what_qemu_waits_for_is_paid_by_the_side_that_was_asked() -> None:
         machine.teardown()
 
 
+def test_a_side_that_is_not_kept_parked_when_it_lets_go_is_told_so() -> None:
+    machine = FrontEnd()
+    try:
+        machine.begin(0, True)
+        machine.fall_silent(Side.A)
+        machine.move()
+        machine.bench.vm.unpark(Side.A)
+    finally:
+        machine.teardown()
+
+
 def test_a_qemu_whose_running_guest_needs_more_is_told_of_and_offered_what_was_withheld() -> None:
     """It hangs up when it has seen the offer, and tries again."""
     bench = Bench(withheld=1 << Feature.NET_MRG_RXBUF)
