@@ -14,10 +14,15 @@ _SEND_S = 1.0  # a service manager that does not read fills the socket's queue (
 BOOTED = Path("/run/systemd/system")  # sd_booted(3)
 
 
-def notify(*lines: str, descriptors: Sequence[int] = ()) -> bool:
+def tell(line: str) -> None:
+    """Send an assignment that the next one replaces, such as ``STATUS=``, unless it would have to be waited for."""
+    notify(line, patience_s=0.0)
+
+
+def notify(*lines: str, descriptors: Sequence[int] = (), patience_s: float = _SEND_S) -> bool:
     """Send assignments such as ``READY=1``; return whether there was anybody to tell. A service manager that does not
     listen is no error: nothing here may stop a service."""
-    out = _connected()
+    out = _connected(patience_s)
     if out is None:
         return False
     with out:
@@ -30,14 +35,14 @@ def notify(*lines: str, descriptors: Sequence[int] = ()) -> bool:
     return True
 
 
-def _connected() -> socket.socket | None:
+def _connected(patience_s: float = _SEND_S) -> socket.socket | None:
     """A socket to whoever listens at ``$NOTIFY_SOCKET``; ``None`` if nobody does."""
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return None
     out = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     try:
-        out.settimeout(_SEND_S)
+        out.settimeout(patience_s)
         out.connect("\0" + path[1:] if path.startswith("@") else path)
     except OSError:
         out.close()
@@ -83,7 +88,7 @@ class Heartbeat:
         if self._every is None or self._clock() < self._due:
             return
         self._due = self._clock() + self._every
-        notify("WATCHDOG=1")
+        tell("WATCHDOG=1")
 
 
 def supervised() -> bool:

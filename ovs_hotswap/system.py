@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ovs_hotswap.errors import BusyError, CommandError, HostError
-from ovs_hotswap.exits import has_memory
+from ovs_hotswap.exits import has_memory, started
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +158,11 @@ class System:
         """Whether ``pid`` runs. A zombie counts as dead: its address space and descriptors are gone. One whose first
         thread alone has ended looks like a zombie, but has other threads."""
         return _state(pid) not in {"", "Z", "X"} or _threads(pid) > 1
+
+    def is_still(self, pid: int, born: int | None) -> bool:
+        """Whether ``pid`` is alive, and the process that was started when ``born`` says (``exits.started``; ``None``:
+        not known), not another one that has got its number since."""
+        return self.alive(pid) and (born is None or started(pid) == born)
 
     def stopped(self, pid: int) -> bool:
         """Whether all of ``pid`` stands still: it is stopped by a signal or a debugger (proc_pid_stat(5): T and t), or

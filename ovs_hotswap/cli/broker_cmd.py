@@ -87,7 +87,9 @@ def start(app: App) -> None:
     """
     from ovs_hotswap.vhost.service import start_broker
 
-    _show(app, start_broker(app.config, app.system, app.config_path, _START_S))
+    found = start_broker(app.config, app.system, app.config_path, _START_S)
+    app.output.done = True
+    _show(app, found)
 
 
 @broker.command(name="take-over")
@@ -105,7 +107,9 @@ def take_over(app: App) -> None:
     """
     from ovs_hotswap.vhost.service import replace_broker
 
-    _show(app, replace_broker(app.config, app.system, app.config_path, _START_S))
+    found = replace_broker(app.config, app.system, app.config_path, _START_S)
+    app.output.done = True
+    _show(app, found)
 
 
 @broker.command()
@@ -125,6 +129,7 @@ def stop(app: App) -> None:
     from ovs_hotswap.vhost.service import stop_broker
 
     stopped = stop_broker(app.config, app.system)
+    app.output.done = True
     app.output.document({"stopped": stopped})
     app.output.line("the broker is stopped" if stopped else "no broker was running")
 
@@ -159,6 +164,7 @@ def reload_(app: App) -> None:
     _ = app.intent  # a fault is better told here than by the broker
     with BrokerClient(app.config.broker_socket) as client:
         refuse_kept(client.reload())
+        app.output.done = True
         _show(app, client.status())
 
 

@@ -62,6 +62,7 @@ def start(app: App, side: str, release: str) -> None:
     with host.lock(WATCHDOG_S):
         wanted = host.releases.get(release)
         active = start_instance(host, which, wanted)
+    app.output.done = True
     app.output.document({"side": side, "release": wanted, "active": active})
     app.output.line(f"instance {side} runs {wanted.label}{' and is active' if active else ''}")
 
@@ -87,6 +88,7 @@ def stop(app: App, side: str, force: bool) -> None:
         if not force and host.running(which):
             _refuse_if_serving(host, which)
         stop_for_good(host, which)
+    app.output.done = True
     app.output.document({"side": side, "state": host.instances[which].status().state})
     app.output.line(f"instance {side} is stopped")
 
@@ -106,6 +108,7 @@ def restore_(app: App) -> None:
     host = Host(app.config, app.system)
     with host.lock(WATCHDOG_S):
         done = restore(host)
+    app.output.done = True
     app.output.document({"side": done.side if done else None, "release": done.release if done else None})
     app.output.line(f"instance {done.side} runs release {done.release}" if done else "nothing to restore")
 

@@ -51,6 +51,7 @@ def up(app: App, directory: Path, vms: int) -> None:
     bed = Lab(directory.absolute(), vms, app.system)
     bed.up(RELEASE_CACHE)
     config = bed.layout.config_file
+    app.output.done = True
     app.output.document({"directory": directory, "config": config, "guests": [g.name for g in bed.layout.guests]})
     app.output.line(f"{vms} guests wait for their switch; go on with:")
     for command in ("broker start", "instance start a", "status"):
@@ -70,6 +71,7 @@ def down(app: App, directory: Path) -> None:
       ovs-hotswap lab down
     """
     removed = Lab.existing(directory.absolute(), app.system).down()
+    app.output.done = True
     app.output.document({"directory": directory, "removed": removed})
     app.output.line(f"the lab at {directory} is removed" if removed else f"there was no lab at {directory}")
 

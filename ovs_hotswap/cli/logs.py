@@ -13,9 +13,11 @@ from typing import TextIO
 
 import click
 
+from ovs_hotswap.cli.sink import ATOMIC, writable
 from ovs_hotswap.system import files
 
 LIMIT = 16 << 20  # bytes, after which a log is renamed; so it takes about twice that
+HELD = 1 << 18  # bytes that wait for somebody to read
 
 log_level = click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
@@ -27,6 +29,41 @@ log_file = click.option(
     show_default="standard error",
     help=f"Log to FILE; above {LIMIT >> 20} MiB it is renamed to FILE.1.",
 )
+
+
+class PatientLog(logging.Handler):
+    """Logs to ``descriptor`` and never waits for who reads there: a journal, a pipe or a terminal that stands still
+    must not hold a fail-over up. What cannot be written at once comes before what is logged next; beyond ``HELD`` bytes
+    of it messages are left out, and counted."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._held = bytearray()
+        self._left_out = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+        except Exception as error:  # noqa: BLE001 - of who logs, and what tells of it may wait
+            text = f"{record.msg!r} cannot be logged: {error}"
+        self.flush()
+        if len(self._held) >= HELD:
+            self._left_out += 1
+            return
+        if self._left_out:
+            text = f"{self._left_out} messages were left out, because nobody read\n{text}"
+            self._left_out = 0
+        self._held += f"{text}\n".encode(errors="backslashreplace")
+        self.flush()
+
+    def flush(self) -> None:
+        """Write as much as there is room for."""
+        try:
+            while self._held and writable(self._descriptor):
+                del self._held[: os.write(self._descriptor, self._held[:ATOMIC])]
+        except OSError:  # whoever read has gone, or the disk is full
+            self._held.clear()
 
 
 class FileLog(logging.StreamHandler[TextIO]):
@@ -76,7 +113,7 @@ class FileLog(logging.StreamHandler[TextIO]):
 
 def start_log(level: str, file: Path | None = None) -> None:
     """Log to ``file``, or else to the standard error, from ``level`` on. Raises HostError."""
-    handler = logging.StreamHandler(sys.stderr) if file is None else FileLog(file, [sys.stderr, sys.stdout])
+    handler = PatientLog(sys.stderr.fileno()) if file is None else FileLog(file, [sys.stderr, sys.stdout])
     logging.basicConfig(
         level=level.upper(), handlers=[handler], format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

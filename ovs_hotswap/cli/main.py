@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -92,30 +93,40 @@ def cli() -> None:
 
 def run(arguments: Sequence[str], app: App, root: click.Group = cli) -> int:
     """Execute one command line; return the exit code. Prints every error."""
+    status = _executed(arguments, app, root)
+    with contextlib.suppress(KeyboardInterrupt):  # nobody wants to read on
+        app.output.catch_up()
+    return _printed(app, status)
+
+
+def _executed(arguments: Sequence[str], app: App, root: click.Group) -> int:
     try:
         status = root.main(list(arguments), prog_name=PROGRAM, standalone_mode=False, obj=app)
-    except HotswapError as error:
-        _traceback(app)
-        app.output.error(error)
-        return error.exit_code
     except click.ClickException as error:
         return _usage(error, arguments, app)
-    except (click.Abort, KeyboardInterrupt):
+    except (Exception, click.Abort, KeyboardInterrupt) as error:  # noqa: BLE001 - the outermost frame
         _traceback(app)
-        app.output.fault("Interrupted", "interrupted", None, INTERRUPTED)
-        return INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - the outermost frame: what nothing foresaw
-        _traceback(app)
-        if (refused := _refused(error)) is not None:
-            app.output.error(refused)
-            return refused.exit_code
-        hint = "repeat it with --debug and report what it prints"
-        app.output.fault("InternalError", f"internal error: {type(error).__name__}: {error}", hint, 1)
-        return 1
-    return _printed(app, status if isinstance(status, int) else 0)
+        return _told(error, app)
+    return status if isinstance(status, int) else 0
 
 
-def _refused(error: Exception) -> HostError | None:
+def _told(error: BaseException, app: App) -> int:
+    """Print an error; the exit code. One that comes when all is done, and only to be told of, is none of the
+    command."""
+    kind, hint, code = "InternalError", "repeat it with --debug and report what it prints", 1
+    text = f"internal error: {type(error).__name__}: {error}"
+    known = error if isinstance(error, HotswapError) else _refused(error)
+    if known is not None:
+        kind, text, hint, code = type(known).__name__, known.message, known.hint or "", known.exit_code
+    elif isinstance(error, click.Abort | KeyboardInterrupt):
+        kind, text, hint, code = "Interrupted", "interrupted", "", INTERRUPTED
+    if app.output.done:
+        text, code = f"{text}; what was asked for is done", 0
+    app.output.fault(kind, text, hint or None, code)
+    return code
+
+
+def _refused(error: BaseException) -> HostError | None:
     """What the machine refused, if that is what the error tells; it is no fault of this program."""
     from pyroute2.netlink.exceptions import NetlinkError
 

@@ -38,6 +38,7 @@ class Output:
         self.done = False
         """Whether the command has done what it was asked for: then it does not fail because that cannot be printed."""
         self._progress: Progress | None = None
+        self._held: list[str] = []
 
     @property
     def out(self) -> Sink:
@@ -71,7 +72,22 @@ class Output:
     def line(self, text: str = "") -> None:
         """A line for people."""
         if not self.json:
+            self.catch_up()
             print(text, file=self.out, flush=True)
+
+    def note(self, text: str) -> None:
+        """A line for people about what is under way: that does not wait for who reads. What cannot be written at once
+        comes with a later one, or in the end."""
+        if self.json:
+            return
+        self._held.append(text)
+        while self._held and self.out.takes(self._held[0]):
+            print(self._held.pop(0), file=self.out, flush=True)
+
+    def catch_up(self) -> None:
+        """Print what no ``note`` could."""
+        while self._held:
+            print(self._held.pop(0), file=self.out, flush=True)
 
     def warning(self, text: str) -> None:
         """A line on standard error, in either mode."""

@@ -236,6 +236,7 @@ def apply(app: App, dry_run: bool, untried: bool) -> None:
         changes = {str(side): _differences(host, side, Form.FINAL) for side in sides}
         if not dry_run:
             host.follow_intent(sides, untried=untried)
+    app.output.done = not dry_run
     app.output.document({"applied": not dry_run, "sides": sides, "diff": changes})
     for name, changed in changes.items():
         app.output.line(f"instance {name}: {len(changed)} lines {'would change' if dry_run else 'changed'}")

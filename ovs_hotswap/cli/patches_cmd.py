@@ -148,6 +148,7 @@ def apply(app: App, tree: Path, name: str, root: Path | None, dry_run: bool) -> 
     stored, source = _store(root).load(name), Tree(tree, app.system)
     outcome = (source.verify if dry_run else source.apply)(stored, app.output.line)
     applied = not dry_run and outcome.state is State.PRISTINE
+    app.output.done = not dry_run
     app.output.document({**_outcome(outcome, tree, name), "applied": applied})
 
 

@@ -98,7 +98,7 @@ class Progress:
         else:
             self._closing = WHOLE.get(event.kind, event.text)
         if self._live is None:
-            self._output.line(self._plain(event, row))
+            self._output.note(self._plain(event, row))
 
     def report(self) -> list[dict[str, object]]:
         """The steps for a JSON document: ``name``, ``description``, ``state``, ``seconds``, ``text``, ``items``."""

@@ -66,8 +66,9 @@ def add(app: App, name: str, suite: str | None, from_directory: Path | None, pac
     if (suite is None) == (from_directory is None):
         raise click.UsageError("give either --suite or --from-directory")
     added = Releases(app.config, app.system).add(
-        name, suite, app.output.line, from_directory=from_directory, extra_packages=packages
+        name, suite, app.output.note, from_directory=from_directory, extra_packages=packages
     )
+    app.output.done = True
     app.output.document(_document(added))
 
 
@@ -84,5 +85,6 @@ def remove(app: App, name: str) -> None:
       ovs-hotswap release remove trixie
     """
     Releases(app.config, app.system).remove(name)
+    app.output.done = True
     app.output.document({"removed": name})
     app.output.line(f"release {name} is removed")

@@ -6,7 +6,17 @@ import contextlib
 import errno
 import io
 import os
+import select
 from typing import TextIO
+
+ATOMIC = select.PIPE_BUF  # bytes for which there is room where poll(2) says that there is any (pipe(7))
+
+
+def writable(descriptor: int) -> bool:
+    """Whether ``ATOMIC`` bytes can be written without waiting for who reads, or fail at once."""
+    poller = select.poll()
+    poller.register(descriptor, select.POLLOUT)
+    return bool(poller.poll(0))
 
 
 class Sink(io.TextIOBase):
@@ -31,6 +41,15 @@ class Sink(io.TextIOBase):
         if self._stream is None:
             raise io.UnsupportedOperation("fileno")
         return self._stream.fileno()
+
+    def takes(self, text: str) -> bool:
+        """Whether it can be written without waiting for who reads."""
+        if self._stream is None or self.fault is not None:
+            return True
+        try:
+            return 4 * len(text) <= ATOMIC and writable(self.fileno())
+        except (OSError, ValueError):  # it is no file
+            return True
 
     def write(self, text: str, /) -> int:
         if self.fault is None and self._stream is not None:

@@ -80,6 +80,7 @@ def quarantine(app: App, name: str, reason: str) -> None:
       ovs-hotswap vm quarantine web1 --reason "see ticket 4711"
     """
     found = Host(app.config, app.system).road.quarantine(name, reason)
+    app.output.done = True
     app.output.document({"vm": name, "quarantine": found["quarantine"], "owner": found["owner"]})
     still = f"; switch {found['owner']} has not let go of it yet" if found["owner"] else ""
     app.output.line(f"VM {name} is in quarantine{still}; `ovs-hotswap vm release {name}` ends it")
@@ -98,6 +99,7 @@ def release(app: App, name: str) -> None:
       ovs-hotswap vm release web1
     """
     Host(app.config, app.system).road.release(name)
+    app.output.done = True
     app.output.document({"vm": name})
     app.output.line(f"VM {name} is in quarantine no more")
 

@@ -69,7 +69,7 @@ def status(app: App, events: int) -> None:
 
     found = watchlog.read_state(app.config) or {}
     pid = found.get("pid")
-    running = isinstance(pid, int) and "watch" in app.system.cmdline(pid)
+    running = pid is not None and "watch" in app.system.cmdline(pid) and app.system.is_still(pid, found.get("born"))
     keys = ("active", "standby", "health", "reason", "keeping", "unprotected", "not_parked", "quarantined",
             *watchlog.PROBLEMS, "failures", "gave_up", "uplinks")  # fmt: skip
     passes = _severity(found, found.get("standby")) != Severity.ERROR
@@ -99,7 +99,7 @@ def _show(app: App, document: dict[str, Any]) -> None:
         out.line(f"active    {document['active'] or 'none'}, {health or 'not looked at yet'}")
         out.line(f"standby   {document['standby'] or 'none'}, {document['keeping'] or 'not looked at yet'}")
         if document["unprotected"]:
-            out.line(f"not parked: VM {', '.join(document['unprotected'])}")
+            out.line(f"not parked: VM {', '.join(map(str, document['unprotected']))}")
         for name, cause in (document["not_parked"] or {}).items():
             out.line(f"  {name}: {cause}")
         for name, cause in (document["quarantined"] or {}).items():
@@ -115,6 +115,12 @@ def _show(app: App, document: dict[str, Any]) -> None:
             if document[key]:
                 out.line(f"problem   {document[key]}")
     for event in document["events"]:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.get("time", 0)))
         rest = ", ".join(f"{key} {value}" for key, value in event.items() if key not in {"time", "event"})
-        out.line(f"{when}  {event.get('event')}  {rest}")
+        out.line(f"{_when(event.get('time'))}  {event.get('event')}  {rest}")
+
+
+def _when(seconds: object) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(str(seconds))))
+    except (ValueError, OverflowError, OSError):  # not of this program
+        return "at an unknown time"

@@ -18,6 +18,7 @@ from types import FrameType
 from ovs_hotswap import sd
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, BusyError, HotswapError, StateUnknown
+from ovs_hotswap.exits import started
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.priority import raise_priority
@@ -209,7 +210,7 @@ class Guard:
         work.blind = False
         waiting = standby.stranded(work.vms, other)
         if not waiting:
-            since = [vm["owner_since"] for vm in work.vms if vm["owner_since"] and vm["owner"] == other]
+            since = [vm["owner_since"] for vm in work.vms if vm.get("owner_since") and vm["owner"] == other]
             seen = host.system.monotonic() - work.begun  # a QEMU with two back ends does not tell when
             work.at.setdefault("owned", max(0.0, max(since) - work.wall) if since else seen)
         return len(waiting)
@@ -351,8 +352,8 @@ class Watchdog:
         own_directory(self._config.run_dir)
         with self._system.lock(watchlog.lock_path(self._config), "a watchdog"):
             board = watchlog.Board(self._config, self._system)
-            board.update(pid=os.getpid(), mode=self._config.watch.mode, failures=0, gave_up=False, problem=None,
-                         failover_problem=None)  # fmt: skip
+            board.update(pid=os.getpid(), born=started(os.getpid()), mode=self._config.watch.mode, failures=0,
+                         gave_up=False, problem=None, failover_problem=None)  # fmt: skip
             keeper = Keeper(lambda: Host(self._config, self._system), board)
             if self._config.watch.mode == "required":
                 keeper.bring_up()

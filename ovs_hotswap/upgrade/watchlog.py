@@ -43,6 +43,10 @@ def lock_path(config: Config) -> Path:
     return config.run_dir / "watch.lock"
 
 
+_KINDS: Mapping[str, type] = {
+    "pid": int, "born": int, "failures": int, "gave_up": bool, "unprotected": list, "not_parked": dict,
+    "quarantined": dict, "uplinks": dict, "written": float,
+}  # fmt: skip
 PROBLEMS = ("failover_problem", "problem", "events_problem")  # of the state: texts for people
 
 
@@ -72,7 +76,7 @@ class Board:
             if after == self._state and not self._unwritten:
                 return
             self._state = after
-            sd.notify(f"STATUS={status_line(after)}")
+            sd.tell(f"STATUS={status_line(after)}")
             text = json.dumps({**after, "written": self._system.wall()}, default=str)
             try:
                 self._system.write_atomic(state_path(self._config), text + "\n")
@@ -158,12 +162,20 @@ def status_line(state: Mapping[str, Any]) -> str:
 
 
 def read_state(config: Config) -> dict[str, Any] | None:
-    """The state that the last watchdog wrote, running or not; ``None`` if there was none since the last boot."""
+    """The state that the last watchdog wrote, running or not; ``None`` if there was none since the last boot. Values of
+    another kind than expected, such as another version's, are left out."""
     try:
         found = json.loads(state_path(config).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return None
+    state: dict[str, Any] = {
+        key: value for key, value in found.items() if isinstance(value, _KINDS.get(key, str) | None)
+    }
+    uplinks = state.get("uplinks") or {}
+    return state | {"uplinks": {side: seen for side, seen in uplinks.items()
+                                if isinstance(seen, dict) and {"severity", "text"} <= seen.keys()}}  # fmt: skip
 
 
 def last_events(config: Config, count: int) -> list[dict[str, Any]]:
@@ -173,7 +185,7 @@ def last_events(config: Config, count: int) -> list[dict[str, Any]]:
     for line in lines:
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict):
             found.append(event)

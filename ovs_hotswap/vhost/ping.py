@@ -12,5 +12,5 @@ async def ping_forever() -> None:
     at once if nobody wants it."""
     interval = sd.ping_interval()
     while interval is not None:
-        sd.notify("WATCHDOG=1")
+        sd.tell("WATCHDOG=1")
         await asyncio.sleep(interval)

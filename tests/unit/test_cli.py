@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -9,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,10 @@ from ovs_hotswap.cli.config_cmd import EXAMPLE
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.cli.overlay_cmd import EXAMPLE as OVERLAY_EXAMPLE
 from ovs_hotswap.errors import ConfigError, HostError, HotswapError, RolledBack
+from ovs_hotswap.exits import started
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.upgrade.plan import Event, EventKind
+from tests.unit.fake_system import FakeSystem
 
 
 class Terminal(io.StringIO):
@@ -256,6 +260,69 @@ def test_what_is_done_is_done_though_it_cannot_be_printed(json: bool, number: in
     err = io.StringIO()
     assert main.run(["act", *(["--json"] if json else [])], App(Output(out=FullDisk(number), err=err)), root) == status
     assert ("standard output cannot be written" in err.getvalue()) is (number != errno.EPIPE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [("instance restore", 0), ("release list", 1), ("watch status", 1)],
+)
+def test_a_command_that_did_something_has_not_failed_because_nobody_could_read_it(
+    shell: Shell, arguments: str, status: int
+) -> None:
+    err = io.StringIO()
+    app = App(Output(out=FullDisk(errno.ENOSPC), err=err))
+    assert main.run(["--config", str(shell.config), *arguments.split()], app) == status
+    assert "standard output cannot be written" in err.getvalue()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), HostError("/run: no"), KeyError("x"), OSError(5, "EIO")])
+@pytest.mark.parametrize("done", [True, False])
+def test_what_comes_when_all_is_done_makes_no_failure_of_it(error: BaseException, done: bool) -> None:
+    @click.command(cls=Command)
+    @click.pass_obj
+    def act(app: App) -> None:
+        app.output.done = done
+        raise error
+
+    err = io.StringIO()
+    root = click.Group(name="x", commands={"act": act})
+    status = main.run(["act"], App(Output(out=io.StringIO(), err=err)), root)
+    assert (status == 0) is done
+    assert ("what was asked for is done" in err.getvalue()) is done
+
+
+@pytest.fixture
+def full_pipe() -> Iterator[tuple[int, int]]:
+    """Its reading end, and one for writing that is full and would block."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"." * 4096)
+    os.set_blocking(writer, True)
+    yield reader, writer
+    os.close(reader)
+
+
+def test_who_does_not_read_holds_no_upgrade_up(full_pipe: tuple[int, int]) -> None:
+    reader, writer = full_pipe
+    with os.fdopen(writer, "w") as out:
+        output = Output(out=out)
+        with output.progress(STEPS) as progress:
+            for event in STORY:
+                progress.observe(event)
+        assert ended(threading.Thread(target=output.catch_up, daemon=True)) is False
+        text = b""
+        while b"everything was put back" not in text:
+            text += os.read(reader, 1 << 16)
+    assert text.lstrip(b".").decode().splitlines()[0] == "[1/3] check: Look at the host"
+    assert len(text.lstrip(b".").decode().splitlines()) == len(STORY)
+
+
+def ended(thread: threading.Thread) -> bool:
+    thread.start()
+    thread.join(0.1)
+    return not thread.is_alive()
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252", "utf-8"])
@@ -514,3 +581,46 @@ def test_watch_status_shows_the_newest_events(shell: Shell, tmp_path: Path) -> N
     assert [event["time"] for event in shell.document["events"]] == [2]
     assert shell("watch", "status") == 0
     assert shell.out.getvalue().count("standby  side b") == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]", "null", "[" * 20000, '"x"', '{"pid": "x"}', '{"pid": [1], "unprotected": 5, "uplinks": 7}',
+        '{"pid": PID, "unprotected": 5, "not_parked": "x", "quarantined": [1], "uplinks": [2], "gave_up": "y"}',
+        '{"pid": PID, "unprotected": [1, null], "uplinks": {"a": 5, "b": {"text": 1}}, "problem": {}, "health": []}',
+        '{"pid": PID, "health": {}, "reason": [2], "active": 5, "failures": "many"}',
+    ],
+)  # fmt: skip
+def test_a_state_of_the_watchdog_of_any_shape_is_shown(shell: Shell, tmp_path: Path, text: str) -> None:
+    (tmp_path / "run").mkdir()
+    with subprocess.Popen(["sleep", "1000"]) as child:
+        (tmp_path / "run" / "watch.json").write_text(text.replace("PID", str(child.pid)))
+        system = FakeSystem()
+        system.processes[child.pid] = ["ovs-hotswap", "watch", "run"]
+        for arguments in (["watch", "status"], ["watch", "status", "--json"]):
+            app = App(Output(out=shell.out, err=shell.err))
+            app.__dict__["system"] = system
+            assert main.run(["--config", str(shell.config), *arguments], app) == 0
+        child.kill()
+    assert shell.err.getvalue() == ""
+
+
+@pytest.mark.parametrize("event", ['{"time": "x"}', '{"time": 1e300}', '{"time": null}', "[1]", '{"time": {}}', "{}"])
+def test_an_event_of_any_shape_is_shown(shell: Shell, tmp_path: Path, event: str) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "events.jsonl").write_text(f"{event}\n")
+    assert shell("watch", "status") == 0
+    assert shell.err.getvalue() == ""
+
+
+def test_another_process_with_the_watchdog_s_number_is_none(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    system = FakeSystem()
+    system.processes[os.getpid()] = ["watch", "-n1", "date"]
+    for born, runs in ((started(os.getpid()), True), (1, False)):
+        (tmp_path / "run" / "watch.json").write_text(json.dumps({"pid": os.getpid(), "born": born}))
+        app = App(Output(json=True, out=io.StringIO(), err=io.StringIO()))
+        app.__dict__["system"] = system
+        assert main.run(["--config", str(shell.config), "watch", "status"], app) == 0
+        assert json.loads(app.output._given[0].getvalue())["running"] is runs  # type: ignore[union-attr]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import subprocess
@@ -13,7 +14,7 @@ from typing import TextIO
 
 import pytest
 
-from ovs_hotswap.cli.logs import FileLog
+from ovs_hotswap.cli.logs import FileLog, PatientLog
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import HostError, SwitchError
 from ovs_hotswap.model import Side
@@ -219,3 +220,49 @@ def test_a_service_that_ends_before_it_logs_does_so_to_a_log_of_limited_length(t
     assert "undefined_7" in path.read_text()
     assert path.stat().st_size < 1000
     assert older(path).stat().st_size < 1000
+
+
+# ------------------------------------------------------------------------------------------------ nobody reads
+
+
+def logged(log: PatientLog, text: str) -> None:
+    log.emit(logging.LogRecord("x", logging.INFO, __file__, 1, text, None, None))
+
+
+def test_who_does_not_read_a_log_holds_nobody_up() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"." * 4096)
+    os.set_blocking(writer, True)
+    log = PatientLog(writer)
+    logged(log, "first")
+    long = "x" * 100_000
+    for _ in range(4):
+        logged(log, long)
+    logged(log, "one too many")
+    with contextlib.suppress(BlockingIOError):
+        os.set_blocking(reader, False)
+        while os.read(reader, 1 << 16).endswith(b"."):
+            pass
+    logged(log, "last")
+    text = b""
+    while b"last" not in text:
+        log.flush()
+        text += os.read(reader, 1 << 20)
+    lines = text.decode().splitlines()
+    assert lines[0] == "first"
+    assert lines[1:4] == [long] * 3
+    assert lines[4:] == ["2 messages were left out, because nobody read", "last"]
+    os.close(reader)
+    logged(log, "to nobody")
+    os.close(writer)
+    logged(log, "to nothing")
+
+
+def test_what_cannot_be_put_into_words_is_logged_nevertheless(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as file:
+        log = PatientLog(file.fileno())
+        log.emit(logging.LogRecord("x", logging.INFO, __file__, 1, "%d \udcff", ("a",), None))
+    assert "cannot be logged" in (tmp_path / "log").read_text()

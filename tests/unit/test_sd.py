@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -176,3 +177,19 @@ def test_the_broker_s_ping_comes_from_its_event_loop(manager: Manager, monkeypat
     monkeypatch.setenv("WATCHDOG_USEC", "0")
     asyncio.run(ping.ping_forever())
     assert manager.lines() == []
+
+
+def test_a_manager_that_stands_still_holds_nobody_up(manager: Manager) -> None:
+    """What the next message replaces is not waited for."""
+    while sd.notify("STATUS=x", patience_s=0.0):
+        pass
+
+    def tell() -> None:
+        for _ in range(100):
+            sd.tell("STATUS=y")
+
+    told = threading.Thread(target=tell, daemon=True)
+    told.start()
+    told.join(20.0)
+    assert not told.is_alive()
+    assert manager.lines()[-1] == ["STATUS=x"]
