@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_fixed
 
@@ -22,7 +22,11 @@ from ovs_hotswap import errors
 from ovs_hotswap.errors import BrokerError, HotswapError
 from ovs_hotswap.model import MessageThread, Side
 
+Kind = TypeVar("Kind")
 RESTART_S = 5.0  # a service manager has started a broker again by then, also on a busy machine
+_VM_KEYS = {"qemu", "owner", "certainty", "unparkable"}
+_SWITCH_KEYS = {"connected", "parked", "missing"}
+_RING_KEYS = {"index", "started", "enabled"}
 LINE_LIMIT = 16 << 20  # bytes; 255 VMs with 64 rings each are about 4 MiB
 
 
@@ -60,6 +64,19 @@ def reported(document: dict[str, Any]) -> HotswapError:
     return kind(str(document.get("message")), hint=document.get("hint"))
 
 
+def describes_vm(document: object) -> bool:
+    """Whether a VM's document has what a fail-over, a standby and an upgrade decide by."""
+    if not isinstance(document, dict) or not isinstance(document.get("name"), str):
+        return False
+    switches, rings = document.get("switches"), document.get("rings")
+    if not isinstance(switches, dict) or not isinstance(rings, list) or not document.keys() >= _VM_KEYS:
+        return False
+    sides = [switches.get(side) for side in Side]
+    return (document["owner"] in (None, *Side) and isinstance(document.get("owner_since"), int | float | None)
+            and all(isinstance(side, dict) and side.keys() >= _SWITCH_KEYS for side in sides)
+            and all(isinstance(ring, dict) and ring.keys() >= _RING_KEYS for ring in rings))  # fmt: skip
+
+
 class BrokerClient:
     """A connection to the broker, made anew when it was lost: a broker may be replaced, or die, at any time.
 
@@ -92,12 +109,29 @@ class BrokerClient:
     def call(self, method: str, *, descriptors: Sequence[int] = (), **params: object) -> Any:
         try:
             answer = self._ask(encode({"method": method, "params": params}), descriptors)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             self.close()
             raise BrokerError(f"broker at {self._path}: {method}: {error or 'no answer'}") from error
-        if "error" in answer:
+        if isinstance(answer, dict) and isinstance(answer.get("error"), dict):
             raise reported(answer["error"])
+        if not isinstance(answer, dict) or "result" not in answer:
+            raise self._odd(method)
         return answer["result"]
+
+    def _odd(self, method: str) -> BrokerError:
+        return BrokerError(f"broker at {self._path}: {method}: it does not answer as this version expects",
+                           hint="`ovs-hotswap broker take-over` replaces it by one of this version")  # fmt: skip
+
+    def _checked(self, method: str, value: Any, kind: type[Kind]) -> Kind:
+        if not isinstance(value, kind):
+            raise self._odd(method)
+        return value
+
+    def _documents(self, method: str, found: Any) -> list[dict[str, Any]]:
+        """VMs with all that decides about them. Raises BrokerError."""
+        if not isinstance(found, list) or not all(map(describes_vm, found)):
+            raise self._odd(method)
+        return found
 
     @retry(
         retry=retry_if_exception_type(ConnectionError),
@@ -105,12 +139,12 @@ class BrokerClient:
         wait=wait_fixed(0.05),  # one that dies closes what it listens on last
         reraise=True,
     )
-    def _ask(self, request: bytes, descriptors: Sequence[int]) -> dict[str, Any]:
+    def _ask(self, request: bytes, descriptors: Sequence[int]) -> Any:
         connection = self._connected()
         try:
             sent = socket.send_fds(connection, [request], descriptors) if descriptors else 0
             connection.sendall(request[sent:])
-            answer: dict[str, Any] = json.loads(self._line(connection))
+            answer = json.loads(self._line(connection))
         except ConnectionError as error:  # found out while sending (EPIPE) or while reading: the same thing to a caller
             self.close()
             raise ConnectionResetError("it hung up") from error
@@ -154,23 +188,19 @@ class BrokerClient:
         return line
 
     def status(self) -> dict[str, Any]:
-        result: dict[str, Any] = self.call("status")
-        return result
+        return self._checked("status", self.call("status"), dict)
 
     def reload(self) -> list[str]:
         """Have it read the overlay intent, and which side is active, again; answers the VMs that are in the intent no
         more and are kept nevertheless."""
-        kept: list[str] = self.call("reload")["leaving"]
-        return kept
+        return self._checked("reload", self._checked("reload", self.call("reload"), dict).get("leaving"), list)
 
     def vms(self, *, read: bool = True) -> list[dict[str, Any]]:
         """``read``: whether to look into guest memory for where the rings stand."""
-        result: list[dict[str, Any]] = self.call("vms", read=read)
-        return result
+        return self._documents("vms", self.call("vms", read=read))
 
     def vm(self, name: str) -> dict[str, Any]:
-        result: dict[str, Any] = self.call("vm", vm=name)
-        return result
+        return self._documents("vm", [self.call("vm", vm=name)])[0]
 
     def park(self, name: str, side: Side) -> None:
         self.call("park", vm=name, side=side)
@@ -180,8 +210,7 @@ class BrokerClient:
 
     def quarantine(self, name: str, reason: str) -> dict[str, Any]:
         """Have no switch serve a VM until ``release``; answers it as it is then."""
-        result: dict[str, Any] = self.call("quarantine", vm=name, reason=reason)
-        return result
+        return self._documents("quarantine", [self.call("quarantine", vm=name, reason=reason)])[0]
 
     def release(self, name: str) -> None:
         self.call("release", vm=name)
@@ -189,8 +218,7 @@ class BrokerClient:
     def arm(self, names: Sequence[str], to: Side) -> list[str]:
         """Have frames for VMs that are to be moved in a moment caught on the side ``to`` from now on, so that none of
         which the other copy is late is lost; answers the VMs for which that can be."""
-        result: list[str] = self.call("arm", vms=list(names), to=to)
-        return result
+        return self._checked("arm", self.call("arm", vms=list(names), to=to), list)
 
     def rows(self, names: Sequence[str]) -> list[list[str]]:
         sizes = {vm["name"]: vm.get("capture_bytes", 0) for vm in self.vms(read=False)}  # an older one has no bound
@@ -212,8 +240,7 @@ class BrokerClient:
 
     def move(self, name: str, to: Side) -> dict[str, Any]:
         """Hand a VM over; the answer has ``give_us``, ``take_us`` and ``total_us`` on the broker's clock."""
-        result: dict[str, Any] = self.call("move", vm=name, to=to)
-        return result
+        return self._checked("move", self.call("move", vm=name, to=to), dict)
 
     def move_many(
         self, names: Sequence[str], to: Side, threads: Mapping[Side, MessageThread] | None = None
@@ -225,19 +252,23 @@ class BrokerClient:
         told = {side: {"tid": thread.tid, "pipe": thread.pipe is not None} for side, thread in known.items()}
         more = {"threads": told} if told else {}  # an older broker knows nothing of it
         answer = self.call("move_many", descriptors=pipes, vms=list(names), to=to, **more)
-        fault = answer["error"]
-        return answer["moved"], None if fault is None else reported(fault)
+        if not isinstance(answer, dict) or not isinstance(answer.get("moved"), list):
+            raise self._odd("move_many")
+        fault = answer.get("error")
+        return answer["moved"], None if fault is None else reported(self._checked("move_many", fault, dict))
 
     def unserved(self, names: Sequence[str]) -> list[str]:
         """Those of the VMs from which the switch has taken nothing since their move, though there is something."""
-        result: list[str] = self.call("unserved", vms=list(names))
-        return result
+        return self._checked("unserved", self.call("unserved", vms=list(names)), list)
 
     def undelivered(self, name: str) -> list[bytes]:
         """Frames that arrived while the VM moved and that neither side delivered: the caller gives them to the guest
         through its new owner. They are told only once, and only for seconds. Ask when late copies of frames have
         come: a frame of which one side's copy comes later is lost."""
-        return [bytes.fromhex(frame) for frame in self.call("undelivered", vm=name)["frames"]]
+        try:
+            return [bytes.fromhex(frame) for frame in self.call("undelivered", vm=name)["frames"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._odd("undelivered") from error
 
 
 def _hung_up(connection: socket.socket) -> bool:

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from ovs_hotswap import errors
 from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost.control import BrokerClient, decode_request, encode, error_document, reported
+from ovs_hotswap.vhost.control import BrokerClient, decode_request, describes_vm, encode, error_document, reported
 
 # Few characters, but all kinds that JSON treats in their own way; hypothesis's whole Unicode takes half a minute.
 texts = st.text('ab"\\\n\u2028\x00é', max_size=8)
@@ -126,7 +127,7 @@ def echo(request: dict[str, object]) -> bytes:
 def test_calls_are_what_the_broker_understands(serve: Serve) -> None:
     with BrokerClient(serve(answering(echo)), timeout=5) as client:
         assert client.call("vms") == {"method": "vms", "params": {}}
-        assert client.vm("v") == {"method": "vm", "params": {"vm": "v"}}
+        assert client.call("vm", vm="v") == {"method": "vm", "params": {"vm": "v"}}
         assert client.move("v", Side.B) == {"method": "move", "params": {"vm": "v", "to": "b"}}
         client.park("v", Side.A)
         client.unpark("v", Side.A)
@@ -243,3 +244,42 @@ def test_what_costs_every_broker_its_life_is_not_asked_for_ever(serve: Serve) ->
     with BrokerClient(serve(dies), timeout=5) as client, pytest.raises(BrokerError, match="hung up"):
         client.call("vms")
     assert len(asked) == 3
+
+
+SWITCH = {"connected": True, "parked": True, "missing": []}
+RING = {"index": 0, "started": True, "enabled": True}
+VM: dict[str, Any] = {
+    "name": "vm1", "qemu": 5, "owner": "a", "certainty": "owns", "unparkable": None, "owner_since": 1.5,
+    "switches": {"a": SWITCH, "b": SWITCH}, "rings": [RING],
+}  # fmt: skip
+ODD: list[Any] = [
+    None, 5, "x", {}, {"vm1": VM}, [5], [[]], [{}],
+    *([{**VM, key: 5}] for key in ("name", "switches", "rings", "owner")),
+    [{**VM, "owner_since": "x"}], [{**VM, "switches": {"a": SWITCH}}], [{**VM, "switches": {"a": SWITCH, "b": 1}}],
+    [{**VM, "switches": {"a": SWITCH, "b": {"connected": True}}}], [{**VM, "rings": [5]}], [{**VM, "rings": [{}]}],
+    *([{name: value for name, value in VM.items() if name != key}] for key in VM if key != "owner_since"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("found", ODD, ids=str)
+def test_an_answer_of_another_shape_is_the_broker_s_fault(serve: Serve, found: Any) -> None:
+    """It may be another version's. Who fails over, or starts an instance again, goes on without what it tells."""
+    with BrokerClient(serve(answering(lambda _: encode({"result": found}))), timeout=5) as client:
+        for ask in (client.vms, lambda: client.vm("vm1"), lambda: client.undelivered("vm1"),
+                    lambda: client.move_many(["vm1"], Side.B)):  # fmt: skip
+            with pytest.raises(BrokerError) as raised:
+                ask()
+            assert raised.value.hint == "`ovs-hotswap broker take-over` replaces it by one of this version"
+
+
+def test_an_answer_that_tells_enough_is_taken(serve: Serve) -> None:
+    for found in (VM, {key: value for key, value in VM.items() if key != "owner_since"}, {**VM, "more": 1}):
+        assert describes_vm(found)
+    with BrokerClient(serve(answering(lambda _: encode({"result": [VM]}))), timeout=5) as client:
+        assert client.vms() == [VM]
+
+
+@pytest.mark.parametrize("line", [b"5", b"[]", b"{}", b"null", b'{"error": 5}', b"[" * 20000])
+def test_a_line_that_is_no_answer(serve: Serve, line: bytes) -> None:
+    with BrokerClient(serve(answering(lambda _: line + b"\n")), timeout=5) as client, pytest.raises(BrokerError):
+        client.status()
