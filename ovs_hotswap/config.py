@@ -463,7 +463,7 @@ def refuse(path: Path, faults: Iterable[tuple[str, str]], example: str) -> None:
         raise ConfigError("\n".join(lines), hint=f"`{example}`")
 
 
-class Active(Strict):
+class Active(Strict, extra="ignore"):
     """What is started after the next boot: the side that was active last, and the name of its release."""
 
     side: Side

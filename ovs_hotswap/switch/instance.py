@@ -1,8 +1,8 @@
 """One instance: a private ovsdb-server and ovs-vswitchd (DPDK) in a network namespace and run directory of their own.
 
 Where systemd runs the host, the processes live in a unit of their own (``units``). ``start`` and ``stop`` are each
-other's undo. ``start`` records what it is about to do before it does it, and ``stop``
-undoes whatever part was done, also for an instance that was killed or half started, or by another process.
+other's undo. ``start`` records what it is about to do before it does it, and ``stop`` undoes whatever part was done,
+also for an instance that was killed or half started, or by another process.
 One process at a time may start or stop a side: the caller holds the lock.
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ovs_hotswap.config import Config, InstanceConfig
 from ovs_hotswap.errors import CommandError, HotswapError, SwitchError
+from ovs_hotswap.exits import started
 from ovs_hotswap.model import Device, Release, Side
 from ovs_hotswap.switch import launch
 from ovs_hotswap.switch.logscan import fatal, telling_cause
@@ -36,7 +37,6 @@ _END_S = 20.0  # from the reply to the end of the process: about 20 ms for each 
 _POLL_S = 0.02
 _STATUS_S = 1.0
 _logger = logging.getLogger(__name__)
-
 _LOG_TAIL = 1 << 18  # bytes of the log that are searched for a cause
 
 
@@ -254,8 +254,8 @@ class Instance:
         with self.database(max(end - self._system.monotonic(), _POLL_S)) as database:
             database.set_other_config(self._other_config())
             self._start_vswitchd(release, database, end)
-        ready = read_record(paths.record) or record
-        self._system.write_atomic(paths.record, ready.model_copy(update={"ready": True}).model_dump_json())
+        ready = (read_record(paths.record) or record).model_copy(update={"ready": True, "starter_born": None})
+        self._system.write_atomic(paths.record, ready.model_dump_json(exclude_defaults=True))
 
     def _start_database(self, release: Release, end: float) -> None:
         paths = self.paths
@@ -278,6 +278,7 @@ class Instance:
             dpdk_version=release.dpdk_version,
             started=self._system.wall(),
             starter=os.getpid(),
+            starter_born=started(os.getpid()),
         )
         self._system.write_atomic(self.paths.record, record.model_dump_json())
         return record
@@ -436,8 +437,9 @@ class Instance:
             return State.STARTING if initialized is False else State.RUNNING
         if record is None:
             return State.STOPPED
-        under_way = not record.ready and record.starter != os.getpid() and self._system.alive(record.starter)
-        return State.STARTING if under_way else State.DEAD
+        other = not record.ready and record.starter != os.getpid()
+        starting = other and self._system.is_still(record.starter, record.starter_born)
+        return State.STARTING if starting else State.DEAD
 
     def _pid(self, pid_file: Path) -> int | None:
         """The daemon of this pid file, if it is alive and ours."""

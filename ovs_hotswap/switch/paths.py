@@ -54,12 +54,14 @@ class InstancePaths:
         )
 
 
-class InstanceRecord(Strict):
+class InstanceRecord(Strict, extra="ignore"):
     """What an instance was started with; written before anything is made, so that ``stop`` can undo any part of it.
 
     ``started`` is in seconds since the epoch, ``root`` and ``prefix`` are the release's, ``starter`` is the pid of the
-    process that starts the instance and ``ready`` whether it has finished, ``uplink`` the network device as it was
-    before.
+    process that starts the instance, ``starter_born`` when that was started (``exits.started``) and ``ready`` whether
+    it has finished, ``uplink`` the network device as it was before.
+
+    What a newer version of this program writes in addition is passed over.
     """
 
     release: str
@@ -68,6 +70,7 @@ class InstanceRecord(Strict):
     dpdk_version: str
     started: float
     starter: int
+    starter_born: int | None = None
     ready: bool = False
     prefix: str | None = None
     uplink: Device | None = None

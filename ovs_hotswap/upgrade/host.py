@@ -12,7 +12,7 @@ from typing import Any
 
 from ovs_hotswap.config import Active, Config, read_active
 from ovs_hotswap.errors import BusyError, HostError, HotswapError, StateUnknown, SwitchError
-from ovs_hotswap.model import MessageThread, Side
+from ovs_hotswap.model import MessageThread, Release, Side
 from ovs_hotswap.overlay.intent import ETHERNET_MTU, Intent, load_intent
 from ovs_hotswap.overlay.ports import PEER, PEER_PORT, UPLINK, UPLINK_PORT, VXLAN, VXLAN_PORT
 from ovs_hotswap.overlay.tables import REQUIRED_OTHER_CONFIG, Form, lines, render
@@ -141,9 +141,16 @@ class Host:
     def running(self, side: Side) -> bool:
         return self.instances[side].status().state is State.RUNNING
 
+    def software(self, side: Side) -> Release | None:
+        """What a side was started with, running or dead. Where its own record is gone, that for the next boot tells of
+        the active one. Raises ReleaseError, StateUnknown."""
+        found = self.instances[side].release()
+        last = None if found is not None else self.last_active()
+        return self.releases.get(last.release) if last is not None and last.side is side else found
+
     def version(self, side: Side) -> str:
         """OVS version of a side that runs. Raises SwitchError."""
-        release = self.instances[side].release()
+        release = self.software(side)
         if release is None:
             raise SwitchError(f"instance {side} does not run", hint=f"`ovs-hotswap instance start {side}`")
         return release.ovs_version

@@ -19,6 +19,7 @@ from ovs_hotswap.errors import BrokerError, BusyError, CommandError, HotswapErro
 from ovs_hotswap.model import Release, Severity, Side
 from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.switch.instance import State
+from ovs_hotswap.system import host_error
 from ovs_hotswap.upgrade import checks, gather, standby
 from ovs_hotswap.upgrade.failover import Household, Task, next_task
 from ovs_hotswap.upgrade.host import Host
@@ -59,6 +60,7 @@ class Keeper:
         self._refusal: str | None = None
         self._refused_until, self._refused_s = float("-inf"), _REFUSED_S
         self._fault: HotswapError | None = None  # what the last turn went on without
+        self._told: str | None = None
         self._refusals = Refusals(board, self._host.system.monotonic)
         self.poison = Poison(board, self._host.system.monotonic)
         self.followed: Intent | None = None
@@ -97,21 +99,34 @@ class Keeper:
 
     def _run(self) -> None:
         while not self._ended.is_set():
-            done = Task.NOTHING
-            try:
-                done = self.turn()
-                self._board.update(problem=self._refusal)
-            except BusyError:
-                self._board.update(keeping="an upgrade is under way")
-            except HotswapError as error:
-                log.warning("%s", error.message)
-                self._board.update(problem=error.message)
-            except Exception:  # the standby is not worth the watchdog's end
-                log.exception("keeping the standby")
-                self._board.update(problem="internal error: see the watchdog's log")
-            if done is Task.NOTHING:
+            if self.round() is Task.NOTHING:
                 self._woken.wait(_TRIAL_S if self.poison.under_way else _TURN_S)
                 self._woken.clear()
+
+    def round(self) -> Task:
+        """``turn``, and tell of what went wrong: the standby is not worth the watchdog's end."""
+        try:
+            done = self.turn()
+        except BusyError:
+            self._board.update(keeping="an upgrade is under way")
+        except HotswapError as error:
+            self._tell(error.message)
+        except OSError as error:  # out of descriptors, say
+            self._tell(host_error(error).message, error)
+        except Exception as error:  # noqa: BLE001 - see above
+            self._tell("internal error: see the watchdog's log", error)
+        else:
+            self._told = None
+            self._board.update(problem=self._refusal)
+            return done
+        return Task.NOTHING
+
+    def _tell(self, problem: str, error: Exception | None = None) -> None:
+        """Log a problem once, though it comes with each turn. ``error``: with where that came up."""
+        if self._told != (told := f"{problem} {error!r}"):
+            log.warning("%s", problem, exc_info=error)
+        self._told = told
+        self._board.update(problem=problem)
 
     def bring_up(self) -> None:
         """Have a standby before anything else. Raises what keeps it from being there."""
@@ -275,7 +290,7 @@ class Keeper:
         """What the standby shall run. Raises ReleaseError, SwitchError."""
         if host.config.watch.release is not None:
             return host.releases.get(host.config.watch.release)
-        release = host.instances[active].release()
+        release = host.software(active)
         if release is None:
             raise SwitchError(f"what instance {active} runs is not known", hint="`ovs-hotswap instance list`")
         return release
@@ -359,10 +374,7 @@ class Keeper:
 
     def _restart(self, host: Host, active: Side) -> None:
         """There is nowhere to go, so every VM waits for this."""
-        release = host.instances[active].release()
-        last = None if release is not None else host.last_active()
-        if last is not None and last.side is active:  # it was stopped, and its own record went with it
-            release = host.releases.get(last.release)
+        release = host.software(active)  # if it was stopped, its own record went with it
         if release is None:
             raise SwitchError(f"what instance {active} ran is not known", hint=f"`ovs-hotswap instance start {active}`")
         self._board.event("restart", side=active, release=release.name)

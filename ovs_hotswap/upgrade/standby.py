@@ -45,9 +45,10 @@ Document = dict[str, Any]  # a VM as the broker describes it
 Parked = Callable[[int, str], None]
 
 
-class StandbyRecord(Strict):
+class StandbyRecord(Strict, extra="ignore"):
     """``pid``: the ovs-vswitchd that the values were read from. ``prepared``: it was programmed and parked on.
-    ``pmd_sleep_us``: the PMD sleep that the operator set on the active instance, if it is not the configured one.
+    ``pmd_sleep_us``: the PMD sleep that the operator set on the active instance, if it is not the configured one. What
+    a newer version of this program writes in addition is passed over.
     """
 
     side: Side

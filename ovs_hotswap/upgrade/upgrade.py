@@ -111,7 +111,7 @@ class Upgrader:
         with self.host.lock(WATCHDOG_S):
             wanted = self.host.releases.get(release)
             old = self.host.active()
-            running = self.host.instances[old].status().release
+            running = self.host.software(old)
             if running is None:
                 raise PrecheckFailed(
                     f"instance {old}, which is active, does not run", hint=f"`ovs-hotswap instance start {old}`"
@@ -141,7 +141,7 @@ class Upgrader:
             contents = self.journals.read()
             if contents is not None:
                 return self._execute(self._reopen(), observe, forward=False)
-            running = self.host.instances[self.host.active()].status().release
+            running = self.host.software(self.host.active())
             wanted = self.release_before(None if running is None else running.name)
             last = self.last()
             if last is None or wanted is None:

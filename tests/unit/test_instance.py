@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,13 +13,14 @@ import pytest
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import HotswapError, SwitchError
+from ovs_hotswap.exits import started
 from ovs_hotswap.model import Device, Release, Side
 from ovs_hotswap.switch import launch
 from ovs_hotswap.switch.instance import Instance, State, cpu_mask, socket_limit, socket_mem
 from ovs_hotswap.switch.logscan import fatal, telling_cause
 from ovs_hotswap.switch.netns import Namespaces
 from ovs_hotswap.switch.ovsdb import InterfaceStatus, SwitchDb, SwitchState, faults
-from ovs_hotswap.switch.paths import older, read_record
+from ovs_hotswap.switch.paths import InstanceRecord, older, read_record
 from tests.unit.fake_system import FakeSystem
 
 HOST = Release("host", None, "3.1.0", "22.11.11")
@@ -311,6 +313,20 @@ def test_a_side_that_another_process_starts_is_not_started(host: FakeHost) -> No
         host.instance.start(HOST)
     del host.processes[77]
     assert host.instance.status().state is State.DEAD
+
+
+def test_whoever_has_the_number_of_a_starter_that_ended_starts_nothing(host: FakeHost) -> None:
+    paths = host.instance.paths
+    paths.run_dir.mkdir(parents=True)
+    record = InstanceRecord(release="host", root=None, ovs_version="3", dpdk_version="2", started=1.0,
+                            starter=os.getppid(), starter_born=started(os.getppid()))  # fmt: skip
+    host.processes[os.getppid()] = ["ovs-hotswap"]
+    paths.record.write_text(record.model_dump_json())
+    assert host.instance.status().state is State.STARTING
+    paths.record.write_text(record.model_copy(update={"starter_born": 1}).model_dump_json())
+    assert host.instance.status().state is State.DEAD
+    host.instance.start(HOST)
+    assert "starter_born" not in paths.record.read_text()  # an earlier version refuses what it does not know
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"release": "host"}', "null"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
@@ -189,3 +190,21 @@ def test_damaged_records_of_any_kind_are_none(host: Machine, damage: bytes) -> N
         host.last_active()
     stop_for_good(host, Side.A)
     assert host.last_active() is None
+
+
+def test_records_of_a_newer_version_are_read(host: Machine) -> None:
+    """The one before is put back beside running instances."""
+    host.record_active(Side.A)
+    newer = {"side": "a", "release": "host", "since": 5}
+    host.config.restore_file.write_text(json.dumps(newer))
+    assert host.last_active() == Active(side=Side.A, release="host")
+    path = host.instances[Side.A].paths.record
+    path.parent.mkdir(parents=True)
+    record = {"release": "host", "root": None, "ovs_version": "3.1.0", "dpdk_version": "22.11", "started": 1.0}
+    path.write_text(json.dumps({**record, "starter": 7, "unheard_of": []}))
+    found = read_record(path)
+    assert found is not None
+    assert found.release == "host"
+    of_standby = {"side": "b", "pid": 2, "log_level": "info", "scheduling": None, "prepared": True, "unheard_of": {}}
+    standby.record_path(host.config).write_text(json.dumps(of_standby))
+    assert standby.read_record(host) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, ConfigError, HostError, HotswapError, ReleaseError, SwitchError, UplinkError
-from ovs_hotswap.model import Side
+from ovs_hotswap.model import Release, Side
 from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.overlay.ports import UPLINK
 from ovs_hotswap.switch.instance import State
@@ -22,8 +23,14 @@ from ovs_hotswap.upgrade.journal import Journals
 from ovs_hotswap.upgrade.lifecycle import stop_for_good
 from ovs_hotswap.upgrade.records import Shape
 from ovs_hotswap.upgrade.vitals import MainThread
-from tests.unit.watch_bed import Bed, FakeHost
+from tests.unit.watch_bed import RELEASE, Bed, FakeHost
 from tests.unit.watch_bed import config as config
+
+
+class Releases:
+    def get(self, name: str) -> Release:
+        return replace(RELEASE, name=name)
+
 
 BROKER_AWAY = BrokerError("broker at /run/broker.sock: no answer")
 JOURNALS = {"damaged": "not json\n", "newer": '{"version": 2, "kind": "upgrade"}\n', "binary": "\udcff\udcfe\n"}
@@ -506,3 +513,42 @@ def test_a_restart_is_told_what_the_uplink_had(config: Config) -> None:
     bed.world.die(Side.A)
     assert bed.keeper.turn() is Task.RESTART
     assert bed.keeper._host.uplink_options == {"n_rxq": "4"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "problem"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+        (SwitchError("no such port"), "no such port"),
+        (KeyError("statistics"), "internal error: see the watchdog's log"),
+    ],
+)
+def test_a_fault_that_stays_is_logged_once(
+    config: Config, caplog: pytest.LogCaptureFixture, fault: Exception, problem: str
+) -> None:
+    bed = Bed(config)
+    bed.world.program_fault = fault
+    for _ in range(5):
+        bed.world.now += 1000
+        bed.keeper.round()
+        assert state(bed)["problem"] is not None
+        assert problem in state(bed)["problem"]
+    told = [record for record in caplog.records if record.name.endswith("keeper") and record.levelno >= logging.WARNING]
+    assert len(told) == 1
+    assert bool(told[0].exc_info) is not isinstance(fault, SwitchError)
+    bed.world.program_fault = None
+    bed.world.now += 1000
+    bed.keeper.round()
+    bed.keeper.round()
+    assert state(bed)["problem"] is None
+
+
+def test_an_active_whose_record_is_damaged_has_a_standby(config: Config) -> None:
+    """What is kept for the next boot tells what it runs."""
+    bed = Bed(config)
+    for host in (bed.host, bed.keeper._host):
+        host.__dict__["releases"] = Releases()
+        host.instances[Side.A].release = lambda: None  # type: ignore[method-assign]
+    assert bed.host.software(Side.A) == RELEASE
+    assert turn(bed) == Task.PROGRAM
+    assert turn(bed) == Task.NOTHING
