@@ -12,6 +12,7 @@ from ovs_hotswap.errors import BusyError, HotswapError
 from ovs_hotswap.model import Side
 from ovs_hotswap.switch.instance import Instance
 from ovs_hotswap.switch.units import GivenNamespaces, InstanceUnit, Order
+from ovs_hotswap.upgrade import carry
 from ovs_hotswap.upgrade.host import WATCHDOG_S, Host
 from ovs_hotswap.upgrade.lifecycle import restore, start_instance, stop_for_good
 
@@ -111,6 +112,26 @@ def restore_(app: App) -> None:
     app.output.done = True
     app.output.document({"side": done.side if done else None, "release": done.release if done else None})
     app.output.line(f"instance {done.side} runs release {done.release}" if done else "nothing to restore")
+
+
+@instance.command()
+@pass_app
+def keep(app: App) -> None:
+    """Record the operator's settings on the active instance, for when it is started again.
+
+    An instance's database is made anew when it is started. What others set there is recorded by the watchdog within
+    seconds, by an upgrade, by `instance stop`, and by ovs-hotswap-restore.service when the host goes down.
+    With --json: {"side", "settings"}: how many there are; null and 0 where no instance is active.
+
+    \b
+    Example:
+      ovs-hotswap instance keep
+    """
+    host = Host(app.config, app.system)
+    side = host.recorded_active()
+    found = {} if side is None else carry.keep(host, side)
+    app.output.document({"side": side, "settings": len(found)})
+    app.output.line("no instance is active" if side is None else f"{len(found)} settings of instance {side} are kept")
 
 
 @instance.command(name="bring-up")

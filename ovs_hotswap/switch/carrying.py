@@ -59,7 +59,8 @@ class Carry:
 class Receiver:
     """The instance that shall have the settings: its ``schema``, what it has, the ports there are, the keys that were
     carried to it before, and the PMD cores of both, by which affinities are translated. ``other_config``: all that it
-    has in that column of Open_vSwitch, whoever wrote it."""
+    has in that column of Open_vSwitch, whoever wrote it. ``alone``: the instance that had the settings does not run, so
+    what only one can have, this one can."""
 
     schema: Mapping[str, Any]
     has: Settings
@@ -67,6 +68,7 @@ class Receiver:
     before: Collection[Key] = ()
     cores: tuple[Sequence[int], Sequence[int]] = ((), ())
     other_config: Mapping[str, str] = field(default_factory=dict)
+    alone: bool = False
 
     def has_it(self, key: Key, value: Any) -> bool:
         root = key.table == ROOT and key.column == "other_config"
@@ -76,7 +78,8 @@ class Receiver:
 
 def carry(source: Settings, to: Receiver) -> Carry:
     """What is to be done so that ``to`` has the settings ``source``."""
-    stays = {name: reason for name in foreign_ports(source) if (reason := _port_stays(source, name))}
+    held = [] if to.alone else foreign_ports(source)
+    stays = {name: reason for name in held if (reason := _port_stays(source, name))}
     interfaces = {each for name in stays for each in source[Key(PORT, name, "", "")]}
     known = {*to.ports, *foreign_ports(source)} - stays.keys()
     rows = {*to.ports, *(each for name in known - {*to.ports} for each in source[Key(PORT, name, "", "")])}
@@ -126,7 +129,7 @@ def _stays(
             return f"it is of one instance: {OWN_KEYS[key.key]}"
         if key.key in START_KEYS:
             return "ovs-vswitchd reads it only when it starts: put it into [instances.other_config]"
-    if key.table == BRIDGE and key.column == "controller":
+    if key.table == BRIDGE and key.column == "controller" and not to.alone:
         return "two switches with one datapath ID cannot share a controller"
     if key.table == INTERFACE and key.key == _AFFINITY and translated is None:
         return "it names cores that have no counterpart among the other instance's pmd_cores"

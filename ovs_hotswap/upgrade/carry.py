@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,10 @@ from ovs_hotswap.switch.settings import (
     settings,
     snapshot,
 )
+from ovs_hotswap.upgrade import kept
 from ovs_hotswap.upgrade.host import Host
+
+log = logging.getLogger(__name__)
 
 _ANSWER_S = 5.0
 _SHOWN = 8  # settings named in one line of a report
@@ -71,6 +75,34 @@ def put(host: Host, wanted: Settings, source: Side, target: Side, timeout: float
     return change
 
 
+def keep(host: Host, side: Side, timeout: float = _ANSWER_S) -> Settings:
+    """Record the operator's settings on the active instance for the next boot, and answer them. Raises SwitchError and
+    HostError."""
+    found = read(host, side, timeout)
+    kept.write(host.config, host.system, side, own(host, found), own_sleep(host, found, side))
+    return own(host, found)
+
+
+def give_kept(host: Host, side: Side) -> None:
+    """Give an instance that was started and programmed what the operator had set on the active one. It forwards without
+    that, so what fails is told and no more."""
+    found = kept.read(host.config)
+    if found is None:
+        return
+    try:
+        if found.pmd_sleep_us is not None:
+            host.settle_pmd_sleep(side, found.pmd_sleep_us)
+        change = put(host, found.found, found.side, side)
+    except SwitchError as error:
+        aside = kept.set_aside(host.config)
+        log.warning("instance %s does not get back its settings, which are in %s: %s", side, aside, error.message)
+        return
+    if change.carried:
+        log.info("instance %s has the operator's settings again: %s", side, _some(map(str, change.carried)))
+    for key, reason in change.lost:
+        log.warning("instance %s does not get back %s: %s", side, key, reason)
+
+
 def own_sleep(host: Host, found: Snapshot, side: Side) -> int | None:
     """``Host.own_pmd_sleep`` from what was read. Raises SwitchError."""
     value = found.root.get("other_config", {}).get(pmd_sleep_key(host.version(side)), "0")
@@ -87,6 +119,7 @@ def _receiver(host: Host, there: Snapshot, source: Side, target: Side) -> Receiv
         carrying.before(there.root.get("external_ids", {})),
         _cores(host, source, target),
         there.root.get("other_config", {}),
+        alone=source is target or host.instances[source].pid() is None,
     )
 
 
@@ -114,7 +147,21 @@ def check(host: Host, old: Side, new: Side, release: str, *, goes_on: bool) -> l
         )
     numbers = taken_numbers(wanted, {vm.ofport: vm.name for vm in host.intent.vms})
     features = unlike_features(old, new, found.root.get("other_config", {}), receiver.other_config)
-    return [*told(carrying.carry(wanted, receiver), old, new), *numbers, *features]
+    return [*told(carrying.carry(wanted, receiver), old, new), *numbers, *features, *unkept(wanted, _kept(host))]
+
+
+def _kept(host: Host) -> Settings:
+    found = kept.read(host.config)
+    return {} if found is None else found.found
+
+
+def unkept(wanted: Settings, recorded: Settings) -> list[Finding]:
+    """What would not come back if the host went down without notice."""
+    lacking = [str(key) for key, value in wanted.items() if recorded.get(key) != value]
+    if not lacking:
+        return []
+    text = f"not recorded for the next boot, should the host go down without notice: {_some(lacking)}"
+    return [Finding("settings", Severity.WARNING, text, "`ovs-hotswap instance keep`; the watchdog does it by itself")]
 
 
 def compared(host: Host, wanted: Settings, side: Side) -> list[Finding]:

@@ -34,7 +34,7 @@ from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.switch.tunnel import TunnelConfig, Tunnels
 from ovs_hotswap.switch.units import InstanceUnit
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade import activeside
+from ovs_hotswap.upgrade import activeside, kept
 from ovs_hotswap.upgrade.records import Json
 from ovs_hotswap.uplink import base
 from ovs_hotswap.uplink.base import make_uplink
@@ -57,7 +57,6 @@ class Host:
         if intent is not None:
             self.intent = intent
         self.config, self.system = config, system
-        self.uplink_options: Mapping[str, str] = {}  # that the uplink will be given, though no database tells of them
         self.instances = {
             side: Instance(
                 config, side, system, unit=InstanceUnit(side, system), memory=partial(self.reservation, side)
@@ -210,8 +209,8 @@ class Host:
         )
 
     def _uplink_queues(self) -> Uplink:
-        """As the running instances have them: what the operator set on one is carried over to the other."""
-        found = [Uplink(), Uplink.of(self.uplink_options)]
+        """As the running instances have them, and one that is started will be given them again."""
+        found = [Uplink(), Uplink.of(kept.uplink_options(self.config))]
         for instance in self.instances.values():
             with contextlib.suppress(HotswapError), instance.database(_LOOK_S, INTERFACE_TABLES) as database:
                 uplink = database.interfaces().get(UPLINK)

@@ -382,7 +382,6 @@ class Keeper:
         self._board.restarted()
         self.poison.died(host.system.monotonic())
         self.poison.step(host, alive=False)  # who is held back is so before there is a switch
-        host.uplink_options = self._settings.uplink_options(active)
         host.instances[active].start(release)
         try:
             host.program(active)

@@ -8,9 +8,12 @@ import logging
 from ovs_hotswap.config import Active
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.model import Release, Side
+from ovs_hotswap.upgrade import carry
 from ovs_hotswap.upgrade.host import Host
 
 log = logging.getLogger(__name__)
+
+_KEEP_S = 1.0
 
 
 def stop_for_good(host: Host, side: Side) -> None:
@@ -19,6 +22,8 @@ def stop_for_good(host: Host, side: Side) -> None:
     stays. The caller holds the lock."""
     was_active = host.recorded_active() is side
     if was_active:
+        with contextlib.suppress(HotswapError):  # one that is dead or hangs; then those stay that were kept before
+            carry.keep(host, side, _KEEP_S)
         host.forget_active()
     try:
         host.instances[side].stop()
@@ -39,13 +44,15 @@ def _clear_uplink(host: Host, side: Side) -> None:
 
 
 def start_instance(host: Host, side: Side, release: Release) -> bool:
-    """Start an instance and program it, or undo all of that. The first one of a host becomes the active one. Returns
-    whether it is active. The caller holds the lock."""
+    """Start an instance and program it, or undo all of that. The first one of a host becomes the active one, with what
+    the operator had set on the last one. Returns whether it is active. The caller holds the lock."""
     _ = host.intent  # a fault in it is told before anything is changed
     first = host.recorded_active() is None
     host.instances[side].start(release)
     try:
         host.program(side)
+        if host.recorded_active() in (None, side):
+            carry.give_kept(host, side)
         return activate_first(host, side) or host.recorded_active() is side
     except BaseException:
         if first:

@@ -1,6 +1,7 @@
 """The watchdog's part in the operator's settings.
 
-The standby follows those of the active instance, and an active instance that is started again gets back what it had.
+The standby follows those of the active instance, and an active instance that is started again gets back what it had,
+also after a boot.
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ import logging
 
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.model import Side
-from ovs_hotswap.overlay.ports import UPLINK
-from ovs_hotswap.switch.settings import INTERFACE, Settings
-from ovs_hotswap.upgrade import carry, standby
+from ovs_hotswap.switch.settings import Settings
+from ovs_hotswap.upgrade import carry, kept, standby
 from ovs_hotswap.upgrade.host import Host
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ class SettingsWatch:
     def __init__(self) -> None:
         self._at = float("-inf")
         self._seen: tuple[Side, Seen] | None = None
+        self._kept: tuple[Side, Seen] | None = None
         self._given: tuple[int, Seen] | None = None  # to which process
 
     def look(self, host: Host, active: Side) -> None:
@@ -40,6 +41,9 @@ class SettingsWatch:
             found = carry.read(host, active, _ANSWER_S)
             seen = carry.own(host, found), carry.own_sleep(host, found, active)
             self._seen = active, seen
+            if self._kept != self._seen:
+                kept.try_write(host.config, host.system, active, *seen)
+                self._kept = self._seen
             record = standby.read_record(host)
             if record is None or record.side is active or not record.prepared or self._given == (record.pid, seen):
                 return
@@ -48,13 +52,6 @@ class SettingsWatch:
             self._given = record.pid, seen
         except SwitchError as error:
             log.warning("settings of instance %s: %s", active, error.message)
-
-    def uplink_options(self, active: Side) -> dict[str, str]:
-        """Those of the uplink's interface that ``put_back`` will give: the instance needs memory for its rings."""
-        if self._seen is None or self._seen[0] is not active:
-            return {}
-        settings, _ = self._seen[1]
-        return {key.key: value for key, value in settings.items() if key[:3] == (INTERFACE, UPLINK, "options")}
 
     def put_back(self, host: Host, active: Side) -> None:
         """Give an active instance that was started again what it had when it was last looked at."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 
-from ovs_hotswap.errors import BrokerError, SwitchError
+from ovs_hotswap.errors import BrokerError, HotswapError, SwitchError
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.priority import Rank
@@ -315,6 +315,13 @@ def _record_at_least_now(context: Upgrade, run: Run, side: Side) -> None:
         run.progress(lag)
 
 
+def _keep_settings(host: Host, side: Side, run: Run) -> None:
+    try:
+        carry.keep(host, side)
+    except HotswapError as error:
+        run.warn(f"settings of instance {side} are not recorded for the next boot: {error.message}")
+
+
 class CloseWindow(Step[Upgrade]):
     name = "close-window"
     description = "take the peer link off, put PMD sleep and log level back"
@@ -327,6 +334,7 @@ class CloseWindow(Step[Upgrade]):
             except SwitchError as error:
                 run.warn(f"settings of instance {context.old} were not looked at again: {error.message}")
             see_uplink(host, context.new)  # it may have refused them
+        _keep_settings(host, context.new, run)
         peer.part(host, context.new)
         close_window(host, context.new, run)
         if context.keep_old and context.runs(context.old):

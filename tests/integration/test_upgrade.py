@@ -31,8 +31,9 @@ from ovs_hotswap.overlay.tables import Form, lines, render
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.system import System
+from ovs_hotswap.upgrade import carry
 from ovs_hotswap.upgrade.host import Host
-from ovs_hotswap.upgrade.lifecycle import start_instance
+from ovs_hotswap.upgrade.lifecycle import restore, start_instance
 from ovs_hotswap.upgrade.plan import Event, EventKind
 from ovs_hotswap.upgrade.standby import await_ports
 from ovs_hotswap.upgrade.upgrade import Upgrader
@@ -108,6 +109,7 @@ def test_the_operator_s_settings_are_carried_over(bed: Lab, host: Host) -> None:
           "select-all=true", "output-port=@p", "--", "set", "Bridge", "br0", "mirrors=@m",
           "other-config:mac-table-size=99", "--",
           "set", "Open_vSwitch", ".", "other_config:max-idle=30000")  # fmt: skip
+    assert carry.keep(host, Side.A)
     found = {finding.text for finding in Upgrader(host).check(TREE_NAME) if finding.check == "settings"}
     assert len(found) == 1
     assert "carried over" in found.pop()
@@ -125,6 +127,11 @@ def test_the_operator_s_settings_are_carried_over(bed: Lab, host: Host) -> None:
     carried(Side.B)
     assert Upgrader(host).rollback(nobody).committed
     carried(Side.A)
+    host.instances[Side.A].stop()  # as a boot does, which empties the run directory
+    host.config.active_file.unlink()
+    assert restore(host) is not None
+    carried(Side.A)
+    bed.pings.wait_flowing(30.0)
     vsctl(host, Side.A, "set", "Interface", "vm1", "ingress_policing_rate=0", "--", "clear", "Port", "vm2", "qos", "--",
           "clear", "Bridge", "br0", "mirrors", "--", "del-port", "br0", "span0", "--", "remove", "Open_vSwitch", ".",
           "other_config", "max-idle", "--", "remove", "Bridge", "br0", "other_config", "mac-table-size")  # fmt: skip

@@ -227,6 +227,16 @@ def test_what_stays_behind_is_named_with_the_reason() -> None:
     }  # fmt: skip
 
 
+def test_what_one_instance_alone_can_have_is_given_to_one_that_is_alone() -> None:
+    database = Database()
+    database.port("vf9", type="dpdk", options={"dpdk-devargs": "0000:03:09.0"})
+    database.add("Controller", "c", target="tcp:1.2.3.4:6653")
+    database.set("Bridge", "br0", controller=["c"])
+    change = carry(database.settings, receiver(Database(), alone=True))
+    assert change.lost == ()
+    assert change.values == database.settings
+
+
 def test_a_key_that_is_read_at_the_start_is_not_lost_where_the_other_was_started_with_it() -> None:
     database = Database()
     database.set("Open_vSwitch", "root", other_config={"userspace-tso-enable": "true"})

@@ -15,12 +15,13 @@ import pytest
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BusyError, SwitchError
-from ovs_hotswap.model import Release, Side
+from ovs_hotswap.model import Release, Severity, Side
 from ovs_hotswap.switch.memory import Uplink
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.switch.rpc import NoAnswer, quick_call, transact
-from ovs_hotswap.upgrade import carry, standby
+from ovs_hotswap.upgrade import carry, kept, standby
 from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.lifecycle import start_instance, stop_for_good
 from ovs_hotswap.upgrade.settingswatch import SettingsWatch
 from tests.unit.fake_system import FakeSystem
 from tests.unit.test_settings import NAMES, SCHEMA, Database
@@ -89,12 +90,21 @@ class FakeInstance:
     def pid(self) -> int:
         return self._pid
 
+    def start(self, release: Release) -> None: ...
+
+    def stop(self) -> None: ...
+
     def release(self) -> Release:
         return Release("host", None, "3.5.0", "24.11")
 
     @contextlib.contextmanager
     def database(self, *_: Any, **__: Any) -> Iterator[Any]:
         yield type("Database", (), {"wait_ports": lambda *_: None, "interfaces": lambda *_: {}})()
+
+
+class NoUplink:
+    def owner(self) -> Side | None:
+        return None
 
 
 class Bed:
@@ -183,17 +193,69 @@ def test_an_active_instance_that_is_started_again_gets_back_what_it_had(bed: Bed
 
 
 def test_an_active_instance_that_is_started_again_has_memory_for_the_queues_that_it_gets_back(bed: Bed) -> None:
-    """Its database is away by then, so only who looked before knows of them."""
+    """Its database is away by then, so what was kept tells of them: also to its unit, which is another process."""
     uplink = bed.servers[Side.A].database
     uplink.set("Interface", "uplink", options={"dpdk-devargs": "xa", "n_rxq": "4", "n_rxq_desc": "4096"})
-    bed.look()
-    assert bed.watch.uplink_options(Side.B) == {}
-    wanted = bed.watch.uplink_options(Side.A)
-    assert wanted == {"n_rxq": "4", "n_rxq_desc": "4096"}
     before = bed.host.demand(Side.A).buffers
-    bed.host.uplink_options = wanted
+    bed.look()
     assert bed.host.demand(Side.A).uplink == Uplink(4, 4096)
     assert bed.host.demand(Side.A).buffers == before + 4 * 4096 - 2048
+
+
+def test_what_was_set_outlives_the_instance_and_a_boot(bed: Bed) -> None:
+    bed.set(ingress_policing_rate=368000)
+    root = bed.servers[Side.A].database.rows["Open_vSwitch"]["root"]
+    root["other_config"]["pmd-sleep-max"] = "7"
+    root["external_ids"]["ovs-hotswap-pmd-sleep"] = "0"
+    wanted = carry.own(bed.host, carry.read(bed.host, Side.A))
+    assert [each.severity for each in carry.unkept(wanted, {})] == [Severity.WARNING]
+    bed.look()
+    kept_now = kept.read(bed.host.config)
+    assert kept_now is not None
+    assert carry.unkept(wanted, kept_now.found) == []
+    assert carry.keep(bed.host, Side.A) == wanted
+
+    bed.servers[Side.B].changes.clear()
+    slept: list[tuple[Side, int | None]] = []
+    bed.host.settle_pmd_sleep = lambda *given: slept.append(given)  # type: ignore[method-assign]
+    bed.host.program = lambda side: None  # type: ignore[method-assign]
+    bed.host.record_active(Side.B)
+    assert start_instance(bed.host, Side.B, Release("host", None, "3.5.0", "24.11"))
+    assert slept == [(Side.B, 7)]
+    (change,) = bed.servers[Side.B].changes
+    assert change[0]["row"] == {"ingress_policing_rate": 368000}
+    bed.servers[Side.A].changes.clear()
+    start_instance(bed.host, Side.A, Release("host", None, "3.5.0", "24.11"))
+    assert bed.servers[Side.A].changes == [], "a standby is given them by who prepares it"
+
+
+def test_settings_are_kept_when_an_instance_is_stopped_on_purpose(bed: Bed) -> None:
+    bed.set(ingress_policing_rate=368000)
+    bed.host.record_active(Side.A)
+    bed.host.__dict__["uplink"] = NoUplink()
+    stop_for_good(bed.host, Side.A)
+    found = kept.read(bed.host.config)
+    assert found is not None
+    assert list(found.found.values()) == [368000]
+
+
+def test_settings_that_an_instance_does_not_take_are_set_aside(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
+    bed.set(ingress_policing_rate=368000)
+    bed.look()
+    bed.servers[Side.B].answer = b'{"id": 0, "error": null, "result": [{"error": "constraint violation"}]}'
+    carry.give_kept(bed.host, Side.B)
+    assert "does not get back its settings, which are in" in caplog.text
+    assert kept.read(bed.host.config) is None
+    (aside,) = bed.host.config.state_dir.glob("settings.*")
+    assert "368000" in aside.read_text()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"side": "c", "settings": []}'])
+def test_kept_settings_that_cannot_be_read_are_none(bed: Bed, text: str) -> None:
+    bed.host.config.state_dir.mkdir()
+    kept.path_of(bed.host.config).write_text(text)
+    carry.give_kept(bed.host, Side.B)
+    assert bed.servers[Side.B].changes == []
 
 
 def test_a_database_that_does_not_answer_is_asked_again(bed: Bed) -> None:

@@ -14,9 +14,7 @@ from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, ConfigError, HostError, HotswapError, ReleaseError, SwitchError, UplinkError
 from ovs_hotswap.model import Release, Side
 from ovs_hotswap.overlay.intent import Intent
-from ovs_hotswap.overlay.ports import UPLINK
 from ovs_hotswap.switch.instance import State
-from ovs_hotswap.switch.settings import INTERFACE, Key
 from ovs_hotswap.upgrade import standby, watchlog
 from ovs_hotswap.upgrade.failover import Health, Task
 from ovs_hotswap.upgrade.journal import Journals
@@ -504,15 +502,6 @@ def test_an_instance_that_cannot_be_forgotten_is_not_stopped_and_stays_the_activ
     assert bed.host.recorded_active() is Side.A
     assert last is not None
     assert bed.host.last_active() == last
-
-
-def test_a_restart_is_told_what_the_uplink_had(config: Config) -> None:
-    bed = Bed(config, prepared=False)
-    bed.world.pid[Side.B], bed.world.state[Side.B] = None, State.STOPPED
-    bed.keeper._settings._seen = Side.A, ({Key(INTERFACE, UPLINK, "options", "n_rxq"): "4"}, None)
-    bed.world.die(Side.A)
-    assert bed.keeper.turn() is Task.RESTART
-    assert bed.keeper._host.uplink_options == {"n_rxq": "4"}
 
 
 @pytest.mark.parametrize(
