@@ -71,8 +71,9 @@ def show(app: App, name: str) -> None:
 def quarantine(app: App, name: str, reason: str) -> None:
     """Keep a VM from both switches until `vm release`: one that ends whatever serves it.
 
-    Its network is cut off, its QEMU stays connected. The broker keeps to it, and so does a next one. The watchdog does
-    it by itself to a VM that instances end of.
+    Its network is cut off, its QEMU stays connected. The broker keeps to it, and so does a next one; with road =
+    "qemu-dual" the switches have no port for it until then, or until the next boot. The watchdog does it by itself to a
+    VM that instances end of.
     With --json: {"vm", "quarantine", "owner"}; `owner` is not null if a switch has not let go of it yet.
 
     \b

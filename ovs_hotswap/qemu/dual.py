@@ -3,10 +3,12 @@
 Side a is the netdev's ``chardev``, side b its ``standby-chardev``. QEMU parks whoever connects beside the active back
 end, gives a dead one's rings to the other by itself, and keeps two of them from one ring; nothing of that is decided
 here. There are no capture rings: what arrives for a VM while it is swapped is lost, as much as comes in that time.
+A VM in quarantine is kept from both by their having no port for it (``held``).
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +18,7 @@ from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown
 from ovs_hotswap.model import MessageThread, Side
 from ovs_hotswap.qemu import answers
 from ovs_hotswap.qemu.answers import back_ends
+from ovs_hotswap.qemu.held import Held, VmPorts
 from ovs_hotswap.qemu.monitor import Answer, Command, Monitors
 from ovs_hotswap.road import Document
 
@@ -24,6 +27,7 @@ _SLOTS = {Side.A: "first", Side.B: "second"}
 _SIDES = {slot: side for side, slot in _SLOTS.items()}
 _CERTAINTY = {"served": "owns", "unowned": "cut", "down": "nobody"}
 _PARKED_S = 5.0
+_GONE_S = 3.0
 _POLL_S = 0.01
 # virtio 1.2, 2.7: no ring has more entries. QEMU does not tell the size.
 _MOST_ENTRIES = 32768
@@ -43,8 +47,11 @@ class DualQemu:
         names: Callable[[], Sequence[str]],
         netdev_of: Callable[[str], str | None],
         fence_ms: int,
+        held: Held,
+        ports: VmPorts,
     ) -> None:
         self._monitors, self._names, self._netdev_of, self._fence_ms = monitors, names, netdev_of, fence_ms
+        self._held, self._ports = held, ports
         self._taken: dict[str, dict[int, int]] = {}
 
     # ------------------------------------------------------------------------------------------------------ looking
@@ -59,13 +66,16 @@ class DualQemu:
         answer = self._monitors.ask({name: QUERY})[name]
         if answer.error is not None and answer.pid is not None:
             raise answer.error
-        return self._document(name, answer)
+        return self._document(name, answer, self._held.reasons().get(name))
 
     def _documents(self, names: Sequence[str]) -> list[Document]:
-        answers = self._monitors.ask(dict.fromkeys(names, QUERY))
-        return [self._document(name, answer) for name, answer in answers.items()]
+        answers, held = self._monitors.ask(dict.fromkeys(names, QUERY)), self._held.reasons()
+        return [self._document(name, answer, held.get(name)) for name, answer in answers.items()]
 
-    def _document(self, name: str, answer: Answer) -> Document:
+    def _document(self, name: str, answer: Answer, quarantine: str | None) -> Document:
+        return in_quarantine(self._alone(name, answer), quarantine)
+
+    def _alone(self, name: str, answer: Answer) -> Document:
         """Of a VM whose QEMU does not run there is no guest. Of one that runs and does not answer, or not with what it
         should, nothing is known: it is neither owned nor parked, and that is this VM's affair alone."""
         if answer.error is not None:
@@ -84,7 +94,7 @@ class DualQemu:
                                 stop=stop_after_delay(_PARKED_S), reraise=True):  # fmt: skip
             with attempt:
                 vm = self.vm(name)
-                _refuse_unknown(vm)
+                _refuse(vm)
                 if vm["unparkable"]:
                     raise BrokerError(f"vm {name} cannot be parked on {side}: {vm['unparkable']}")
                 if vm["qemu"] is not None and vm["owner"] != side and not vm["switches"][side]["parked"]:
@@ -96,11 +106,30 @@ class DualQemu:
         """A back end is parked as long as it is connected."""
 
     def quarantine(self, name: str, reason: str) -> Document:
-        del reason
-        raise BrokerError(f"vm {name}: without a broker no VM can be kept from both switches", hint="end its QEMU")
+        """No instance that is started or programmed from now on has a port for it. Raises SwitchError if one that runs
+        keeps its port, and then it is in quarantine only if it was before."""
+        if name not in self._names():
+            raise BrokerError(f"no vm {name!r}", hint="`ovs-hotswap vm list`")
+        before = self._held.reasons().get(name)
+        self._held.put(name, reason)
+        try:
+            self._ports.remove(name)
+        except HotswapError:
+            if before is None:
+                self._held.take(name)
+            raise
+        return self._gone(name)
+
+    def _gone(self, name: str) -> Document:
+        """The VM when its QEMU has seen both connections end, or as it is after a while."""
+        end = time.monotonic() + _GONE_S
+        while (vm := self._documents([name])[0])["owner"] is not None and time.monotonic() < end:
+            time.sleep(_POLL_S)
+        return vm
 
     def release(self, name: str) -> None:
-        raise BrokerError(f"vm {name}: without a broker no VM is in quarantine")
+        if self._held.take(name):
+            self._ports.add(name)
 
     # ------------------------------------------------------------------------------------------------------- moving
 
@@ -131,8 +160,10 @@ class DualQemu:
             if vm["qemu"] is None:
                 moved.append({"vm": name, "owner": None, "give_us": 0.0, "take_us": 0.0, "total_us": 0.0})
                 continue
-            if vm["netdev"] is None:
-                return moved, BrokerError(vm["last_error"])
+            try:
+                _refuse(vm)
+            except BrokerError as error:
+                return moved, error
             arguments = {"netdev": vm["netdev"], "to": _SLOTS[to], "timeout-ms": self._fence_ms}
             answer = self._monitors.ask({name: Command("vhost-user-swap", arguments, changes=True)})[name]
             if answer.error is not None:
@@ -161,8 +192,12 @@ class DualQemu:
         return []
 
 
-def _refuse_unknown(vm: Document) -> None:
-    """Raises BrokerError for a VM of which nothing is known though its QEMU runs."""
+def _refuse(vm: Document) -> None:
+    """Raises BrokerError for a VM in quarantine, and one of which nothing is known though its QEMU runs."""
+    if vm["quarantine"]:
+        raise BrokerError(
+            f"vm {vm['name']} is in quarantine: {vm['quarantine']}", hint=f"`ovs-hotswap vm release {vm['name']}`"
+        )
     if vm["qemu"] is not None and vm["netdev"] is None:
         raise BrokerError(vm["last_error"])
 
@@ -186,6 +221,14 @@ def chosen(vm: str, netdevs: Sequence[Mapping[str, Any]], wanted: str | None) ->
         f"vm {vm}: its QEMU has {text} with two back ends{': ' + ', '.join(names) if names else ''}",
         hint="-netdev vhost-user,…,standby-chardev=…, and `netdev` of [qemu] in the configuration",
     )
+
+
+def in_quarantine(vm: Document, why: str | None) -> Document:
+    """A VM that no switch is to have: one that QEMU last saw with its rings has them no more, unless it serves it."""
+    if why is None:
+        return vm
+    nobody = {} if vm["certainty"] == "owns" else {"owner": None, "home": None}
+    return {**vm, **nobody, "quarantine": why, "unparkable": f"in quarantine: {why}"}
 
 
 def document(name: str, pid: int | None, found: Mapping[str, Any] | None, error: str | None) -> Document:

@@ -18,6 +18,7 @@ from ovs_hotswap.overlay.ports import PEER, PEER_PORT, UPLINK, UPLINK_PORT, VXLA
 from ovs_hotswap.overlay.tables import REQUIRED_OTHER_CONFIG, Form, lines, render
 from ovs_hotswap.priority import Rank
 from ovs_hotswap.qemu.dual import DualQemu
+from ovs_hotswap.qemu.held import Held, VmPorts
 from ovs_hotswap.qemu.monitor import Monitors
 from ovs_hotswap.road import BackEnds, Road, refuse_kept
 from ovs_hotswap.switch import threads
@@ -89,6 +90,10 @@ class Host:
         return BrokerClient(self.config.broker_socket, timeout=self._road_s)
 
     @cached_property
+    def held(self) -> Held:
+        return Held(self.config.run_dir / "quarantine", self.system)
+
+    @cached_property
     def dual(self) -> DualQemu:
         config = self.config
         monitors = Monitors(config.monitor_socket, self._road_s)
@@ -98,13 +103,15 @@ class Host:
             lambda: [vm.name for vm in self.intent.vms],
             lambda vm: None if netdev is None else netdev.replace("{vm}", vm),
             config.broker.fence_ms,
+            self.held,
+            VmPorts(config, self.instances, lambda side: self.bridge_spec(side).ports, self.recorded_active),
         )
 
     def unconnected(self, side: Side) -> list[str]:
         """VMs for which the side's switch is not connected. A broker listens for each VM; without one nobody does for a
         VM whose QEMU does not run, and of one that does not answer it is not known. Raises BrokerError."""
         broker = self.config.road is Road.BROKER
-        vms = [vm for vm in self.road.vms(read=False) if broker or vm["netdev"] is not None]
+        vms = [vm for vm in self.road.vms(read=False) if broker or (vm["netdev"] and not vm.get("quarantine"))]
         return [vm["name"] for vm in vms if not vm["switches"][side]["connected"]]
 
     @contextlib.contextmanager
@@ -259,8 +266,9 @@ class Host:
         return self.config.vhost_socket(side, vm)
 
     def bridge_spec(self, side: Side) -> BridgeSpec:
-        """The bridge without the peer link."""
+        """The bridge without the peer link. Where no broker keeps a VM from the switches, they have no port for it."""
         instance, intent = self.config.instance(side), self.intent
+        held = self.held.reasons() if self.config.road is Road.QEMU_DUAL else {}
         vms = tuple(
             PortSpec(
                 vm.name,
@@ -270,6 +278,7 @@ class Host:
                 mtu=vm.mtu,
             )
             for vm in intent.vms
+            if vm.name not in held
         )
         fixed = (
             PortSpec(UPLINK, "dpdk", UPLINK_PORT, {"dpdk-devargs": instance.uplink_devargs}, mtu=intent.vtep.mtu),

@@ -1,4 +1,4 @@
-"""Finds the VM that ends whatever serves it (``inquest``), and has the broker keep it from both switches."""
+"""Finds the VM that ends whatever serves it (``inquest``), and has the road keep it from both switches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ovs_hotswap.errors import HotswapError
-from ovs_hotswap.road import Document, Road
+from ovs_hotswap.road import Document
 from ovs_hotswap.upgrade import inquest
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.inquest import ON_TRIAL, Inquest
@@ -47,8 +47,6 @@ class Poison:
 
     def step(self, host: Host, *, alive: bool) -> None:
         """Go on. ``alive``: the active instance serves who may be served."""
-        if host.config.road is not Road.BROKER:
-            return
         try:
             self._step(host, alive)
             self._fault = None

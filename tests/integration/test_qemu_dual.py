@@ -111,6 +111,29 @@ def test_a_crash_is_survived_by_each_qemu_itself(bed: Lab, host: Host) -> None:
         assert {vm["name"]: vm["moves"] for vm in host.road.vms()} == {vm: count + 1 for vm, count in before.items()}
 
 
+def test_a_vm_in_quarantine_is_served_by_nobody_and_then_goes_on(bed: Lab, host: Host) -> None:
+    """Also by an instance that is started, and by one that takes over."""
+    active = host.active()
+    with watchdog(host, bed.config_path, bed.layout.directory / "watch.log"):
+        wait_protected(host, active)
+        found = host.road.quarantine("vm2", "by order")
+        assert (found["owner"], found["quarantine"]) == (None, "by order")
+        pid = host.instances[active].pid()
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        host.wait(lambda: host.recorded_active() is active.other, 20.0, lambda: "no fail-over is recorded")
+        wait_protected(host, active.other)
+        owners = {vm["name"]: vm["owner"] for vm in host.road.vms()}
+        assert owners == {"vm1": active.other, "vm2": None}
+        for side in Side:
+            assert not host.has_port(side, "vm2")
+        host.road.release("vm2")
+        wait_protected(host, active.other)
+        host.wait(lambda: host.road.vm("vm2")["owner"] is active.other, 20.0, lambda: "nobody serves vm2")
+        bed.pings.wait_flowing(60.0)
+    served_by(host, active.other)
+
+
 def test_a_vm_that_is_started_during_an_upgrade_is_moved_too(bed: Lab, system: System) -> None:
     """Whichever instance its QEMU meets first. Until then nobody listens for it, and nothing waits for that."""
     soak = bed.config.upgrade.model_copy(update={"soak_s": 4.0})

@@ -141,7 +141,9 @@ def test_a_qemu_that_does_not_answer_keeps_no_standby_from_being_there(upgrade: 
             return {name: silence if name == "mute" else Answer([found], None, 8) for name in what}
 
     host = FakeHost(upgrade.host.config.model_copy(update={"road": Road.QEMU_DUAL}), World(["vm1"]))
-    host.__dict__["dual"] = dual = DualQemu(cast(Any, Mute()), lambda: ["vm1", "mute"], lambda _vm: None, 500)
+    host.__dict__["dual"] = dual = DualQemu(
+        cast(Any, Mute()), lambda: ["vm1", "mute"], lambda _vm: None, 500, host.held, cast(Any, None)
+    )
     assert host.unconnected(Side.B) == []
     assert park_each(host, Side.B, dual.vms()) == {"mute": "QEMU does not answer"}
 

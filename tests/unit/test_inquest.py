@@ -10,6 +10,7 @@ import pytest
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, HotswapError
 from ovs_hotswap.model import Severity, Side
+from ovs_hotswap.road import Road
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.upgrade import gather, inquest, watchlog
 from ovs_hotswap.upgrade.failover import Task
@@ -108,9 +109,11 @@ class Host:
         return {name for name, side in world.owner.items() if side is not None and world.pid[side] is not None}
 
 
-@pytest.mark.parametrize("culprit", ["vm1", "vm3", "vm4"])
-def test_a_poison_guest_is_cut_off_and_the_others_go_on(config: Config, culprit: str) -> None:
-    host = Host(config, {culprit})
+@pytest.mark.parametrize(
+    ("culprit", "road"), [("vm1", Road.BROKER), ("vm3", Road.BROKER), ("vm4", Road.BROKER), ("vm3", Road.QEMU_DUAL)]
+)
+def test_a_poison_guest_is_cut_off_and_the_others_go_on(config: Config, culprit: str, road: Road) -> None:
+    host = Host(config.model_copy(update={"road": road}), {culprit})
     host.run(30)
     assert host.served == {"vm1", "vm2", "vm3", "vm4"} - {culprit}
     deaths = host.deaths

@@ -8,17 +8,21 @@ import socket
 import socketserver
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from ovs_hotswap.errors import BrokerError, StateUnknown
+from ovs_hotswap.errors import BrokerError, StateUnknown, SwitchError
 from ovs_hotswap.model import Side
 from ovs_hotswap.qemu.dual import DualQemu, chosen, document
+from ovs_hotswap.qemu.held import Held, VmPorts
 from ovs_hotswap.qemu.monitor import Command, Monitors
-from ovs_hotswap.upgrade import standby
+from ovs_hotswap.switch.ovsdb import PortSpec
+from ovs_hotswap.system import System
+from ovs_hotswap.upgrade import poison, standby
 
 NETDEV: dict[str, Any] = {
     "netdev": "net0", "state": "served", "active": "sw0", "active-slot": "first", "active-pid": 1201,
@@ -81,10 +85,91 @@ def qemus(tmp_path: Path) -> Iterator[dict[str, Qemu]]:
         yield made
 
 
+class Switch:
+    """An instance that runs. ``ports``: of VMs, by name; ``fault``: its database does not answer."""
+
+    def __init__(self, side: Side, told: list[str]) -> None:
+        self.side, self._told = side, told
+        self.ports = {"vm1", "vm2"}
+        self.fault: SwitchError | None = None
+        self.number: int | None = 7
+
+    def pid(self) -> int | None:
+        return self.number
+
+    @contextmanager
+    def database(self) -> Iterator[Switch]:
+        if self.fault is not None:
+            raise self.fault
+        yield self
+
+    def remove_port(self, _bridge: str, name: str) -> None:
+        self._told.append(f"remove {name} {self.side}")
+        self.ports.discard(name)
+
+    def add_port(self, _bridge: str, spec: PortSpec) -> None:
+        self._told.append(f"add {spec.name} {self.side}")
+        self.ports.add(spec.name)
+
+    def wait_ports(self, names: list[str], timeout: float) -> None: ...
+
+
+class Switches:
+    """Two of them, b being the active one."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.both = {side: Switch(side, self.told) for side in Side}
+        config = SimpleNamespace(bridge="br0", upgrade=SimpleNamespace(ready_s=1.0))
+        specs = tuple(PortSpec(name, "dpdkvhostuserclient", 10) for name in ("vm1", "vm2"))
+        self.ports = VmPorts(cast(Any, config), cast(Any, self.both), lambda _side: specs, lambda: Side.B)
+
+
 @pytest.fixture
-def road(tmp_path: Path, qemus: dict[str, Qemu]) -> DualQemu:
+def switches() -> Switches:
+    return Switches()
+
+
+@pytest.fixture
+def road(tmp_path: Path, qemus: dict[str, Qemu], switches: Switches) -> DualQemu:
     monitors = Monitors(lambda vm: tmp_path / f"{vm}.qmp", 2.0)
-    return DualQemu(monitors, lambda: [*qemus, "absent"], lambda _vm: None, 500)
+    held = Held(tmp_path / "quarantine", System())
+    return DualQemu(monitors, lambda: [*qemus, "absent"], lambda _vm: None, 500, held, switches.ports)
+
+
+def test_a_vm_in_quarantine_has_no_port_on_either_instance(
+    road: DualQemu, qemus: dict[str, Qemu], switches: Switches
+) -> None:
+    qemus["vm1"].answers["query-vhost-user-backends"][0] |= {"state": "unowned", "standby-state": "absent"}
+    found = road.quarantine("vm1", "by order")
+    assert switches.told == ["remove vm1 a", "remove vm1 b"], "else its QEMU gives the rings to the other"
+    assert (found["owner"], found["quarantine"], found["unparkable"]) == (None, "by order", "in quarantine: by order")
+    assert [vm["quarantine"] for vm in road.vms()] == ["by order", None, None]
+    with pytest.raises(BrokerError, match="vm vm1 is in quarantine: by order"):
+        road.park("vm1", Side.A)
+    moved, error = road.move_many(["vm1"], Side.A)
+    assert (moved, isinstance(error, BrokerError)) == ([], True)
+    assert poison.quarantined(road.vms()) == {"vm1": "by order"}
+    switches.told.clear()
+    road.release("vm1")
+    assert switches.told == ["add vm1 b", "add vm1 a"], "the first that its QEMU meets has the rings"
+    assert road.vm("vm1")["quarantine"] is None
+    road.release("vm1")
+    assert len(switches.told) == 2
+
+
+def test_a_dead_instance_needs_no_port_removed_and_one_that_keeps_its_port_is_told(
+    road: DualQemu, qemus: dict[str, Qemu], switches: Switches
+) -> None:
+    qemus["vm1"].answers["query-vhost-user-backends"][0] |= {"state": "down", "standby-state": "absent"}
+    switches.both[Side.B].fault = SwitchError("no answer")
+    with pytest.raises(SwitchError):
+        road.quarantine("vm1", "by order")
+    assert road.vm("vm1")["quarantine"] is None
+    switches.both[Side.B].number = None
+    assert road.quarantine("vm1", "by order")["quarantine"] == "by order"
+    with pytest.raises(BrokerError, match="no vm 'vm9'"):
+        road.quarantine("vm9", "by order")
 
 
 def swapped(**changes: Any) -> list[dict[str, Any]]:
@@ -228,7 +313,8 @@ def test_one_monitor_that_is_mute_holds_up_no_other(
         mute.bind(str(tmp_path / "mute.qmp"))
         mute.listen()
         monitors = Monitors(lambda vm: tmp_path / f"{vm}.qmp", 30.0)
-        road = DualQemu(monitors, lambda: ["mute", "vm1"], lambda _vm: None, 500)
+        held = Held(tmp_path / "quarantine", System())
+        road = DualQemu(monitors, lambda: ["mute", "vm1"], lambda _vm: None, 500, held, Switches().ports)
         for _ in range(3):
             vms = road.vms()
             assert [(vm["owner"], vm["certainty"]) for vm in vms] == [(None, "unknown"), (Side.A, "owns")]

@@ -159,8 +159,9 @@ class FakeBroker:
             for side in Side
         }
         why = world.quarantine.get(name)
-        return {"name": name, "qemu": 9, "owner": world.owner[name], "certainty": "owns", "owner_since": 5.0,
-                "unparkable": why, "quarantine": why, "switches": switches, "rings": world.rings}  # fmt: skip
+        return {"name": name, "qemu": 9, "netdev": "network", "owner": world.owner[name], "certainty": "owns",
+                "owner_since": 5.0, "unparkable": why, "quarantine": why, "switches": switches,
+                "rings": world.rings}  # fmt: skip
 
     def status(self) -> dict[str, Any]:
         return {"version": "0", "supervised": True}
@@ -237,7 +238,7 @@ class FakeHost(Host):
         self.world = world
         self.fake_uplink = FakeUplink(world)
         self.instances = {side: FakeInstance(config, world, side) for side in Side}  # type: ignore[misc]
-        self.__dict__["broker"] = FakeBroker(world)
+        self.__dict__["broker"] = self.__dict__["dual"] = FakeBroker(world)
         self.__dict__["uplink"] = self.fake_uplink
 
     def program(self, side: Side) -> None:
