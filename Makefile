@@ -33,9 +33,9 @@ bench: setup ## measure the hand-over against a plain restart (root)
 soak: setup ## 300 upgrades back and forth under traffic (root)
 	$(BIN)/python -m tests.bench soak --report soak-report.json
 
-faults: setup ## strike each process at each moment, with and without an upgrade, cold and warm: the whole matrix, three hours (root)
-	$(BIN)/python -m tests.faults --report faults-report.json; cold=$$?; \
-	$(BIN)/python -m tests.faults --warm --report faults-warm-report.json && exit $$cold
+faults: setup ## strike each process at each moment, with and without an upgrade, cold and warm: the whole matrix, hours; FAULTS="--resume": what is left of it (root)
+	$(BIN)/python -m tests.faults $(FAULTS) --report faults-report.json; cold=$$?; \
+	$(BIN)/python -m tests.faults $(FAULTS) --warm --report faults-warm-report.json && exit $$cold
 
 bench-failover: setup ## measure a crash's fail-over of 1, 16, 64 and 255 VMs against a plain restart (root)
 	$(BIN)/python -m tests.bench failover --report failover-report.json

@@ -209,7 +209,7 @@ class Lab:
             directory.mkdir(exist_ok=True)
         self._write(record)
         if record.hugepages_before is None and not self._processes():
-            before = ensure_hugepages(self._megabytes(), self._system)
+            before = ensure_hugepages(self.megabytes(), self._system)
             self._write(record.model_copy(update={"hugepages_before": before}))
         link = layout.state_dir / "releases"
         if releases is not None and not link.exists():
@@ -246,7 +246,8 @@ class Lab:
         """The configuration as ``up`` writes it: ``down`` does not depend on what became of the file."""
         return Config.model_validate(tomllib.loads(self._config_text()))
 
-    def _megabytes(self) -> int:
+    def megabytes(self) -> int:
+        """Of huge pages: for two instances, and for guests whose memory is there."""
         options = self.layout.options
         return 2 * self._reservation().mib + (self.layout.count * options.memory_mb if options.hugepages else 0)
 

@@ -1,55 +1,42 @@
-"""``make faults``: runs the fault matrix, or a selection of it, and prints the table. Exits with 1 if a cell failed.
+"""``make faults``: runs the fault matrix, or a selection of it, and prints the table. Exits with 1 if a cell failed, or
+was not run.
 
 A line is printed for each cell as it ends: the upgrade's end, the longest time that a VM which was not struck was
 without an answer, and the seconds that the cell took, with what was started and mended in them.
+
+It can be run in pieces: with ``--resume`` cells that were as expected on just these sources are not run again, and the
+report and the table have them all. With ``--jobs`` several beds are up at once, and each takes the next cell.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
-import json
+import fcntl
+import multiprocessing
+import signal
 import sys
 import time
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.lab.hugepages import ensure_hugepages, restore_hugepages
 from ovs_hotswap.system import System
 from tests.ending import end_on_sigterm
-from tests.faults.bed import Bed, Failed, running
+from tests.faults.bed import Bed, Failed, hugepages_mb, running
 from tests.faults.cell import Runner
 from tests.faults.matrix import MOMENTS, Cell, Fault, Seen, Victim, cells, expectation, judge
+from tests.faults.report import Report, Result, revision, show
 from tests.faults.strike import Missed
 
 _TRIES = 3
-_WIDTH = 120  # columns of a table that goes to a file
-_MARKS = {True: "[green]✓[/]", False: "[bold red]✗[/]", None: "[dim]·[/]"}
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """``faults``: what was not as expected; empty if all was. ``seconds``: of the whole cell, until all was at rest."""
-
-    cell: Cell
-    faults: list[str]
-    seen: Seen
-    seconds: float
-
-    def line(self) -> str:
-        mark = "FAIL" if self.faults else "ok"
-        text = "; ".join([*self.faults, *self.seen.mended])
-        worst = f"{self.seen.outage():6.0f} ms"
-        return f"{mark:4} {self.cell!s:32} {self.seen.end:12} {worst} {self.seconds:5.1f} s  {text}"
-
-    def document(self) -> dict[str, object]:
-        return {"cell": str(self.cell), **dataclasses.asdict(self)}
+_WIDTH = 160  # columns of a table that goes to a file
+_ROOT = Path(__file__).parents[2]
+_START_LOCK = Path("/run/lock/ovs-hotswap-faults")
 
 
 def execute(bed: Bed, cell: Cell) -> Result:
@@ -66,44 +53,100 @@ def execute(bed: Bed, cell: Cell) -> Result:
     return Result(cell, [f"its moment could not be struck: {why}"], Seen(), time.monotonic() - begun)
 
 
-def run(wanted: Sequence[Cell], results: list[Result], options: argparse.Namespace) -> None:
-    """Run cells on one bed; on a new one after a cell that left it in ruins. ``results`` grows as they end."""
-    todo, end = deque(wanted), time.monotonic() + options.seconds
-    while todo and time.monotonic() < end:
-        with running(System(), print, warm=options.warm) as bed:
-            while todo and time.monotonic() < end:
-                cell, begun, whole = todo.popleft(), time.monotonic(), True
-                try:
-                    result = execute(bed, cell)
-                except (HotswapError, Failed) as error:
-                    text = f"the bed did not come to rest: {error}"
-                    result, whole = Result(cell, [text], Seen(), time.monotonic() - begun), False
-                results.append(result)
-                print(result.line(), flush=True)
-                document = json.dumps([each.document() for each in results], indent=2, default=str)
-                options.report.write_text(f"{document}\n")
-                if result.faults and options.logs is not None:
-                    bed.save_logs(options.logs / str(cell).replace(" ", "-"))
-                if not whole:
-                    break
+class Todo:
+    """Cells to run, shared by those that run them."""
+
+    def __init__(self, wanted: Sequence[Cell], seconds: float) -> None:
+        self._cells, self._end = list(wanted), time.monotonic() + seconds
+        self._next = multiprocessing.Value("i", 0)
+
+    def peek(self) -> Cell | None:
+        """What is next; ``None`` if nothing is, or time is up."""
+        place = self._next.value
+        return self._cells[place] if place < len(self._cells) and time.monotonic() < self._end else None
+
+    def take(self, *, clocked: bool) -> Cell | None:
+        """``None`` also where the next one needs another bed."""
+        with self._next.get_lock():
+            cell = self.peek()
+            if cell is None or (cell.victim is Victim.CLOCK) != clocked:
+                return None
+            self._next.value += 1
+            return cell
 
 
-def show(results: Sequence[Result], console: Console) -> None:
-    """The table: a row for each moment, in it a mark for each fault of each victim, in the order of ``Fault``."""
-    faults = "/".join(Fault)
-    table = Table(title=f"{faults} of each process at each moment", caption="· there is no such process, or not run")
-    table.add_column("when")
-    for victim in Victim:
-        table.add_column(victim, justify="center")
-    good = {result.cell: not result.faults for result in results}
-    for moment in MOMENTS:
-        row = ["".join(_MARKS[good.get(Cell(fault, victim, moment))] for fault in Fault) for victim in Victim]
-        table.add_row(moment, *row)
-    console.print(table)
-    failed = [result for result in results if result.faults]
-    for result in failed:
-        console.print(f"{result.cell}: {'; '.join(result.faults)}", style="red", markup=False, highlight=False)
-    console.print(f"{len(results)} cells, {len(failed)} failed, {sum(each.seconds for each in results):.0f} s")
+def run(todo: Todo, done: SimpleQueue[Result | None], options: argparse.Namespace) -> None:
+    """Run cells on one bed after the other: on a new one after a cell that left it in ruins. Ctrl-C is for who waits
+    for it, and tells it."""
+    signal.signal(signal.SIGINT, lambda _number, _frame: None)  # not ignored: that would be inherited
+    end_on_sigterm()
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            while (cell := todo.peek()) is not None:
+                _on_a_bed(todo, done, options, clocked=cell.victim is Victim.CLOCK)
+    finally:
+        done.put(None)
+
+
+def _on_a_bed(todo: Todo, done: SimpleQueue[Result | None], options: argparse.Namespace, *, clocked: bool) -> None:
+    with contextlib.ExitStack() as stack:
+        with _one_at_a_time():
+            bed = stack.enter_context(running(System(), print, warm=options.warm, clocked=clocked))
+        whole = True
+        while whole and (cell := todo.take(clocked=clocked)) is not None:
+            begun = time.monotonic()
+            try:
+                result = execute(bed, cell)
+            except (HotswapError, Failed) as error:
+                text = f"the bed did not come to rest: {error}"
+                result, whole = Result(cell, [text], Seen(), time.monotonic() - begun), False
+            done.put(result)
+            if result.faults and options.logs is not None:
+                bed.save_logs(options.logs / str(cell).replace(" ", "-"))
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """What a lab finds free of the huge pages it takes as it is brought up."""
+    with _START_LOCK.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _huge_pages(jobs: int) -> Iterator[None]:
+    """For all beds at once, so that none of them changes the pool below another."""
+    before = ensure_hugepages(jobs * hugepages_mb(System()), System())
+    try:
+        yield
+    finally:
+        if before is not None:
+            restore_hugepages(before)
+
+
+def run_all(wanted: Sequence[Cell], report: Report, options: argparse.Namespace) -> None:
+    """``report`` grows as cells end."""
+    done: SimpleQueue[Result | None] = multiprocessing.SimpleQueue()
+    todo = Todo(wanted, options.seconds)
+    with _huge_pages(options.jobs):
+        beds = [multiprocessing.Process(target=run, args=(todo, done, options)) for _ in range(options.jobs)]
+        for bed in beds:
+            bed.start()
+        at_work = len(beds)
+        while at_work:
+            try:
+                result = done.get()
+            except KeyboardInterrupt:
+                for bed in beds:
+                    bed.terminate()
+                continue
+            if result is None:
+                at_work -= 1
+                continue
+            report.add(result)
+            print(result.line(), flush=True)
+        for bed in beds:
+            bed.join()
 
 
 def main() -> int:
@@ -114,20 +157,23 @@ def main() -> int:
     parser.add_argument("--warm", action="store_true", help="upgrade to the release that runs: to the warm standby")
     parser.add_argument("--from", dest="first", type=int, default=0, help="skip that many cells")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no cell after that time")
+    parser.add_argument("--jobs", type=int, default=1, help="beds at once")
     parser.add_argument("--report", type=Path, default=Path("faults-report.json"))
+    parser.add_argument("--resume", action="store_true", help="add to the report; skip what is good on these sources")
     parser.add_argument("--logs", type=Path, help="keep the logs of failed cells in this directory")
     arguments = parser.parse_args()
     wanted = cells(
         [Fault(each) for each in arguments.fault or Fault],
         [Victim(each) for each in arguments.victim or Victim],
         arguments.when or MOMENTS,
-    )
-    results: list[Result] = []
+    )[arguments.first :]
+    report = Report(arguments.report, warm=arguments.warm, revision=revision(_ROOT), resume=arguments.resume)
     end_on_sigterm()
-    with contextlib.suppress(KeyboardInterrupt):
-        run(wanted[arguments.first :], results, arguments)
-    show(results, Console() if sys.stdout.isatty() else Console(width=_WIDTH))
-    return 1 if not results or any(result.faults for result in results) else 0
+    run_all(report.left(wanted), report, arguments)
+    results = list(report.results.values())
+    missing = sum(cell not in report.results for cell in wanted)
+    show(results, missing, Console() if sys.stdout.isatty() else Console(width=_WIDTH))
+    return 1 if missing or any(result.faults for result in results) else 0
 
 
 if __name__ == "__main__":

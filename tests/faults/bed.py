@@ -33,8 +33,9 @@ from ovs_hotswap.upgrade.lifecycle import start_instance
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from ovs_hotswap.vhost.control import BrokerClient
 from ovs_hotswap.vhost.service import start_broker
-from tests.faults.matrix import STRUCK_VM, Victim
+from tests.faults.matrix import STRUCK_VM, Fault, Victim
 from tests.faults.remote import Requests
+from tests.faults.things import Clocked, DiskLab, damage, fill, make_room, put_away
 
 GUESTS = 2
 HOST, TWIN = "host", "twin"
@@ -76,7 +77,7 @@ class Bed:
     """Everything that runs. Made by ``running``. ``warm``: an upgrade is to the release that runs already, so the VMs
     move to the watchdog's standby; else the upgrade ends that and starts its own."""
 
-    def __init__(self, lab: Lab, system: System, requests: Requests, *, warm: bool) -> None:
+    def __init__(self, lab: Lab, system: System | Clocked, requests: Requests, *, warm: bool) -> None:
         self.lab, self.system, self.requests, self._warm = lab, system, requests, warm
         self.config = lab.config
         self.host = Host(lab.config, system)
@@ -156,6 +157,35 @@ class Bed:
             time.sleep(_ASKED_S)
         threading.Thread(target=ask, daemon=True).start()
         time.sleep(_ASKED_S)
+
+    # -- what is no process
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of this program, where somebody else than ``system`` starts it."""
+        return {**os.environ, **(self.system.environment if isinstance(self.system, Clocked) else {})}
+
+    def strike(self, fault: Fault, victim: Victim) -> None:
+        match victim:
+            case Victim.STATE_DIR:
+                fill(self.config.state_dir)
+            case Victim.RUN_DIR:
+                fill(self.config.run_dir)
+            case Victim.JOURNAL:
+                damage(self.config.state_dir / "journal", fault)
+            case Victim.CLOCK:
+                assert isinstance(self.system, Clocked)
+                self.system.set_clock(fault)
+
+    def mend(self) -> None:
+        """What an operator does about disks and the clock."""
+        make_room(self.config)
+        if isinstance(self.system, Clocked):
+            self.system.set_clock(None)
+
+    def put_journal_away(self) -> None:
+        """What an operator does about a damaged one."""
+        put_away(self.config.state_dir / "journal")
 
     def database_command(self, pid: int, side: Side) -> list[str]:
         """What starts a database server again that runs now as ``pid``."""
@@ -303,6 +333,7 @@ class Bed:
 
     def recover(self) -> None:
         """Come to rest again after a moment that was missed."""
+        self.mend()
         self.revive()
         for command in ("rollback", "resume"):
             if Upgrader(self.host).unfinished() is not None:
@@ -344,10 +375,12 @@ def _twin(system: System) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def running(system: System, say: Callable[[str], None] = lambda _line: None, *, warm: bool = False) -> Iterator[Bed]:
-    """A bed at rest: every VM forwards, the watchdog's standby is ready. Everything is removed afterwards."""
-    options = GuestOptions(ping_interval_ms=_PING_MS)
-    lab = Lab(Path(tempfile.mkdtemp(prefix="ovsh-fm-")), GUESTS, system, options)
+def running(
+    system: System, say: Callable[[str], None] = lambda _line: None, *, warm: bool = False, clocked: bool = False
+) -> Iterator[Bed]:
+    """A bed at rest: every VM forwards, the watchdog's standby is ready. Everything is removed afterwards.
+    ``clocked``: with a clock that can be struck."""
+    lab = _lab(Path(tempfile.mkdtemp(prefix="ovsh-fm-")), system)
     with contextlib.ExitStack() as stack:
         tree = stack.enter_context(_twin(system))
         stack.callback(lab.down)
@@ -355,7 +388,8 @@ def running(system: System, say: Callable[[str], None] = lambda _line: None, *, 
         lab.up()
         with lab.config_path.open("a") as out:
             out.write(CHANGES)
-        bed = Bed(lab, system, stack.enter_context(Requests(lab.layout.remote_namespace)), warm=warm)
+        own = Clocked(lab.config.run_dir) if clocked else system
+        bed = Bed(lab, own, stack.enter_context(Requests(lab.layout.remote_namespace)), warm=warm)
         bed.host.releases.add(TWIN, from_directory=tree)
         bed.start_broker()
         start_instance(bed.host, Side.A, bed.host.releases.get(HOST))
@@ -364,6 +398,15 @@ def running(system: System, say: Callable[[str], None] = lambda _line: None, *, 
         bed.wait_standby()
         say(f"the bed is ready: {lab.layout.directory}")
         yield bed
+
+
+def _lab(directory: Path, system: System) -> Lab:
+    return DiskLab(directory, GUESTS, system, GuestOptions(ping_interval_ms=_PING_MS))
+
+
+def hugepages_mb(system: System) -> int:
+    """What a bed takes of them."""
+    return _lab(Path("/run/none"), system).megabytes()
 
 
 def _continue_all(lab: Lab, system: System) -> None:

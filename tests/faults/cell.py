@@ -12,23 +12,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO
 
+from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.switch import launch
 from ovs_hotswap.upgrade.records import Phase
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from tests.faults.bed import Bed
 from tests.faults.matrix import HAND_OVER, IDLE, Cell, End, Fault, Mend, Seen, Victim, expectation
-from tests.faults.strike import Log, Missed, Trail, attentive, go_on, halt, in_swap, stopped, until
+from tests.faults.strike import Log, Missed, Trail, asked, attentive, go_on, halt, in_swap, stopped, until
 
 HOLD_S = 1.0  # how long a stopped orchestrator, broker, watchdog or QEMU stands still
 RESTART_S = 0.1  # after which a service manager starts a service again (systemd.service(5), RestartSec)
 _FENCED_S = 8.0
 _LOOK_S = 0.05
 _ARMED_S = 0.003  # for the new switch to be put on its capture rings
-_PASSED_S = 0.6  # for the orchestrator to see the PMD threads come round and ask for the move, on a busy machine
+_PASSED_S = 0.3  # for the orchestrator to see the PMD threads come round and ask for the move, before it is told more
+_ASKED_S = 10.0
 _LETS_GO_S = 0.005  # for the old switch to answer its fence
 _BETWEEN = "between steps"
 _STEP_S = 60.0
-_SWAP_S = 0.2  # from the request to the swap
+_SWAP_S = 0.5  # from the request to the swap
 _ORCHESTRATOR_S = 150.0
 _TRIES = 3
 _HELD = (Victim.ORCHESTRATOR, Victim.BROKER, Victim.WATCHDOG, Victim.QEMU)
@@ -63,6 +65,9 @@ class Runner:
         bed.requests.begin()
         if self._cell.moment == IDLE:
             struck = self._hit(self._pid(), IDLE)
+            if not self._cell.victim.process:
+                struck.pid = self._bed.pid(Victim.ACTIVE, self._active) or 0
+                os.kill(struck.pid, signal.SIGKILL)
             self._hold(struck)
             bed.revive()
         else:
@@ -84,6 +89,9 @@ class Runner:
     # -- striking
 
     def _pid(self) -> int:
+        """Of the victim; 0 if it is no process. Raises Missed if there is none now."""
+        if not self._cell.victim.process:
+            return 0
         pid = self._bed.pid(self._cell.victim, self._active)
         if pid is None:
             raise Missed
@@ -102,10 +110,14 @@ class Runner:
                 self._standing = pid
             case Fault.EXIT:
                 self._bed.end_cleanly(self._cell.victim, self._active, pid)
+            case _:
+                self._bed.strike(self._cell.fault, self._cell.victim)
         return struck
 
     def _hold(self, struck: Struck) -> None:
         """Let a process that somebody will continue stand still for a while; see the VMs forward meanwhile."""
+        if not self._cell.victim.process:
+            return
         if self._cell.fault is not Fault.STOP:
             time.sleep(RESTART_S)
         elif self._cell.victim in _HELD:
@@ -141,8 +153,9 @@ class Runner:
     def _orchestrator(self, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
         with tempfile.TemporaryFile() as output:
             child = subprocess.Popen(
-                [*self._bed.program, *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/"
-            )
+                [*self._bed.program, *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/",
+                env=self._bed.environment,
+            )  # fmt: skip
             try:
                 yield child, output
             finally:
@@ -173,7 +186,8 @@ class Runner:
                 if self._cell.fault is not Fault.STOP:
                     go_on(child.pid)
                 return struck
-            until(lambda: self._bed.pid(self._cell.victim, self._active) is not None, child, _STEP_S)
+            if self._cell.victim.process:
+                until(lambda: self._bed.pid(self._cell.victim, self._active) is not None, child, _STEP_S)
             with stopped(child.pid, self._bed.system):
                 return self._hit(self._pid(), self._still(wanted))
 
@@ -189,9 +203,8 @@ class Runner:
         assert broker is not None
         with attentive(), contextlib.closing(Log(bed.config.run_dir / "broker.log")) as log:
             until(lambda: log.has(b" arm {"), child, _STEP_S)
-            time.sleep(_ARMED_S)
-            with stopped(broker, bed.system):
-                time.sleep(_PASSED_S)
+            end = time.monotonic() + _ASKED_S
+            with self._asked(child, broker, end):
                 old, new = (bed.pid(victim, self._active) for victim in (Victim.ACTIVE, Victim.STANDBY))
                 if old is None or new is None:
                     raise Missed
@@ -210,19 +223,39 @@ class Runner:
                 if self._standing != new:
                     go_on(new)
 
+    @contextlib.contextmanager
+    def _asked(self, child: subprocess.Popen[bytes], broker: int, end: float) -> Iterator[None]:
+        """The broker stands still, and the request for a move waits for it. Raises Missed if that does not come."""
+        system = self._bed.system
+        while child.poll() is None and time.monotonic() < end:
+            time.sleep(_ARMED_S)
+            with stopped(broker, system):
+                look_until = time.monotonic() + _PASSED_S
+                while time.monotonic() < look_until:
+                    if asked(child.pid, broker, system):
+                        yield
+                        return
+                    time.sleep(_LOOK_S)
+        raise Missed
+
     # -- looking and mending
 
     def _look(self) -> None:
         """What the journal says now that the orchestrator has ended."""
         upgrader, seen = Upgrader(self._bed.host), self._seen
-        contents = upgrader.unfinished()
-        seen.phase = None if contents is None else str(contents.standing.phase)
-        last = upgrader.last()
-        seen.last_committed = None if last is None else last.committed
         seen.recorded = self._bed.host.recorded_active()
+        try:
+            contents = upgrader.unfinished()
+            seen.phase = None if contents is None else str(contents.standing.phase)
+            last = upgrader.last()
+            seen.last_committed = None if last is None else last.committed
+        except StateUnknown:
+            if self._cell.victim is not Victim.JOURNAL:
+                raise
 
     def _let_go(self, struck: Struck) -> None:
-        """Continue what stands, start a database server again."""
+        """Continue what stands, make room, start a database server again."""
+        self._bed.mend()
         self._seen.ended = not self._bed.system.alive(struck.pid)
         self._continue()
         if struck.database and not self._bed.system.alive(struck.pid):
@@ -235,7 +268,13 @@ class Runner:
         """What an operator does about an unfinished journal, as the status tells."""
         seen = self._seen
         for _ in range(_TRIES):
-            if Upgrader(self._bed.host).unfinished() is None:
+            try:
+                if Upgrader(self._bed.host).unfinished() is None:
+                    return
+            except StateUnknown as error:
+                if error.message not in str(self._bed.status().get("unknown")):
+                    seen.problems.append("`status` does not tell of the damaged journal")
+                self._bed.put_journal_away()
                 return
             if self._bed.status().get("unfinished") is None:
                 seen.problems.append("`status` does not tell of the unfinished upgrade")

@@ -1,4 +1,4 @@
-"""The fault matrix: which process is struck how and when, and what must then be true. Pure.
+"""The fault matrix: which process, or what else of the host, is struck how and when, and what must then be true. Pure.
 
 ``cells`` lists the matrix, ``expectation`` what is expected of a cell, ``judge`` compares that with what was seen.
 The *active* instance is the one that is active when the cell begins, the *standby* the other one: the watchdog's warm
@@ -23,11 +23,20 @@ MOMENTS = (IDLE, *BEFORE[:_MOVED], HAND_OVER, *BEFORE[_MOVED:], *AFTER)
 
 
 class Fault(enum.StrEnum):
-    """EXIT is the clean end: `exit` on the control socket of a switch or its database, SIGTERM to all others."""
+    """Of processes: EXIT is the clean end, `exit` on the control socket of a switch or its database, SIGTERM to all
+    others. FULL: the disk of a directory takes nothing more. The newest journal is overwritten: with half of itself
+    (TRUNCATE), with what is not JSON (GARBLE), with JSON that is no journal (MISSHAPE). The host's clock goes an hour
+    AHEAD or BACK at once. All but a damaged journal lasts until the upgrade has ended and somebody mends it."""
 
     KILL = "kill"
     STOP = "stop"
     EXIT = "exit"
+    FULL = "full"
+    TRUNCATE = "truncate"
+    GARBLE = "garble"
+    MISSHAPE = "misshape"
+    AHEAD = "ahead"
+    BACK = "back"
 
 
 class Victim(enum.StrEnum):
@@ -39,6 +48,27 @@ class Victim(enum.StrEnum):
     ORCHESTRATOR = "orchestrator"
     WATCHDOG = "watchdog"
     QEMU = "qemu"
+    STATE_DIR = "state-dir"
+    RUN_DIR = "run-dir"
+    JOURNAL = "journal"
+    CLOCK = "clock"
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """What can befall it."""
+        return _FAULTS.get(self, (Fault.KILL, Fault.STOP, Fault.EXIT))
+
+    @property
+    def process(self) -> bool:
+        return self not in _FAULTS
+
+
+_FAULTS = {
+    Victim.STATE_DIR: (Fault.FULL,),
+    Victim.RUN_DIR: (Fault.FULL,),
+    Victim.JOURNAL: (Fault.TRUNCATE, Fault.GARBLE, Fault.MISSHAPE),
+    Victim.CLOCK: (Fault.AHEAD, Fault.BACK),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +82,10 @@ class Cell:
 
 
 def possible(cell: Cell) -> bool:
-    """Whether there is such a process at that moment."""
+    """Whether there is such a process at that moment, and that can befall it. A hand-over writes nothing and asks for
+    no time of day: disks, journal and clock are struck in the step around it."""
+    if cell.fault not in cell.victim.faults or (cell.moment == HAND_OVER and not cell.victim.process):
+        return False
     match cell.victim:
         case Victim.ORCHESTRATOR:
             return cell.moment != IDLE
@@ -124,7 +157,7 @@ class Expectation:
     receive twice (a copy over the peer link that arrives late, see architecture.md): none where no VM was moved alone.
     ``while_stopped``: they forward also while the process stands still. ``ended``: a process that stands still is ended
     before somebody could continue it. ``serves``: which instance is active in the end, where that does not follow from
-    how the upgrade ended."""
+    how the upgrade ended. ``journalled``: what the journal says is how the orchestrator ended."""
 
     ends: frozenset[End]
     why: str
@@ -137,6 +170,7 @@ class Expectation:
     while_stopped: bool = True
     ended: bool = False
     serves: Serves | None = None
+    journalled: bool = True
 
 
 STRUCK_VM = "vm1"
@@ -307,6 +341,33 @@ def _qemu(_fault: Fault, moment: str) -> Expectation:
     return _undisturbed(moment, "only this VM is gone", spared=frozenset({STRUCK_VM}))
 
 
+def _fails_over(why: str, **more: Any) -> Expectation:
+    """At rest the active instance is killed, too: what the host has lost is not what a fail-over needs."""
+    return _expect(End.NONE, why=f"{why}: a fail-over does not wait for that", serves=Serves.NEW, **more)
+
+
+def _full_disk(_fault: Fault, moment: str) -> Expectation:
+    if moment == IDLE:
+        return _fails_over("nothing can be written")
+    if committed(moment):
+        why = "the new one serves every VM; resume finishes when there is room"
+        return _expect(End.COMMITTED, End.UNFINISHED, why=why)
+    return _expect(End.REFUSED, End.ROLLED_BACK, End.COMMITTED, why="without a journal it only goes back",
+                   mend=Mend.ROLLBACK, serves=Serves.EITHER, journalled=False)  # fmt: skip
+
+
+def _journal(_fault: Fault, moment: str) -> Expectation:
+    if moment == IDLE:
+        return _fails_over("nobody knows whether an upgrade is unfinished", journalled=False)
+    return _undisturbed(moment, "who carries it on remembers what it has written", journalled=False)
+
+
+def _clock(_fault: Fault, moment: str) -> Expectation:
+    if moment == IDLE:
+        return _fails_over("the time of day has changed")
+    return _undisturbed(moment, "the time of day is for people: deadlines are those of a clock that does not step")
+
+
 _RULES: Mapping[Victim, Callable[[Fault, str], Expectation]] = {
     Victim.ACTIVE: _active,
     Victim.STANDBY: _standby,
@@ -316,6 +377,10 @@ _RULES: Mapping[Victim, Callable[[Fault, str], Expectation]] = {
     Victim.ORCHESTRATOR: _orchestrator,
     Victim.WATCHDOG: _watchdog,
     Victim.QEMU: _qemu,
+    Victim.STATE_DIR: _full_disk,
+    Victim.RUN_DIR: _full_disk,
+    Victim.JOURNAL: _journal,
+    Victim.CLOCK: _clock,
 }
 
 
@@ -343,7 +408,7 @@ def judge(expected: Expectation, cell: Cell, seen: Seen) -> list[str]:
         found.append(f"requests that were sent twice: {seen.doubled}")
     if seen.copies > expected.copies:
         found.append(f"{seen.copies} answers came twice")
-    return found + _untruths(seen) + _wrong_side(expected, seen)
+    return found + (_untruths(seen) if expected.journalled else []) + _wrong_side(expected, seen)
 
 
 def _wrong_side(expected: Expectation, seen: Seen) -> list[str]:

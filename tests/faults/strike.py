@@ -5,11 +5,12 @@ instant in which the other process is struck, and the journal is read again whil
 step it was.
 
 A hand-over takes less than a millisecond. To strike within it, the broker is stopped when it has put the new switch on
-its capture rings (``vhost.move``), as its log tells, until the request for the move waits for it. Then the old switch
-is stopped and the broker continued, which waits for the old one's answer. That it does is visible from outside, because
-it gives itself real-time priority for the length of a swap, and otherwise only when a switch has died. Then the new
-switch is stopped and the old one continued: it lets go, and until the new one is continued the guest's rings are
-nobody's, or the new one's without its confirmation.
+its capture rings (``vhost.move``), as its log tells, until the request for the move waits for it, unread. As long as
+there is none it is let run for a few milliseconds now and then: it may owe the answer to what was asked before. Then
+the old switch is stopped and the broker continued, which waits for the old one's answer. That it does is visible from
+outside, because it gives itself real-time priority for the length of a swap, and otherwise only when a switch has died.
+Then the new switch is stopped and the old one continued: it lets go, and until the new one is continued the guest's
+rings are nobody's, or the new one's without its confirmation.
 """
 
 from __future__ import annotations
@@ -130,6 +131,28 @@ class Log:
 
     def close(self) -> None:
         self._file.close()
+
+
+def asked(by: int, of: int, system: System) -> bool:
+    """Whether a request of process ``by`` waits, unread, in a socket of process ``of``."""
+    asking, reading = _sockets(by), _sockets(of)
+    for line in system.run(["ss", "-Hx"]).stdout.splitlines():  # ss(8): netid state received sent, twice name and inode
+        words = line.split()
+        if len(words) >= 8 and words[2] != "0" and words[5] in reading and words[7] in asking:
+            return True
+    return False
+
+
+def _sockets(pid: int) -> set[str]:
+    """Inode numbers."""
+    found = set()
+    with contextlib.suppress(FileNotFoundError):
+        for path in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                kind, _, inode = os.readlink(path).partition(":")
+                if kind == "socket":
+                    found.add(inode.strip("[]"))
+    return found
 
 
 def in_swap(broker: int) -> bool:

@@ -1,0 +1,107 @@
+"""What of the host is struck that is no process: the disks of two directories, the newest journal, the clock.
+
+The disks are small file systems of the lab's own. The clock cannot be set for one lab without setting the machine's, so
+on a bed with a clock of its own all processes of this program read the time of day with an offset that is in a file
+(``clock/sitecustomize.py``); a unit test sees that they read it in that way alone. Their monotonic clock stays the
+machine's, as it does when CLOCK_REALTIME is set (clock_settime(2)). Preloading libfaketime(1) was tried: under its
+version 0.9.10 the sleeps of Python 3.11 fail (EINVAL of clock_nanosleep), whatever it is told of the monotonic clock.
+The switches go on with the machine's time of day: they stamp their logs with it, and do all else by the monotonic clock
+(OVS, lib/timeval.c).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ovs_hotswap.config import Config
+from ovs_hotswap.lab import Lab
+from ovs_hotswap.system import Completed, System
+from tests.faults.matrix import Fault
+
+_CUSTOMS = Path(__file__).parent / "clock"
+_DISK = "64m"
+_FILLER, _CLOCK = "filler", "clock"
+_BLOCKS = (1 << 20, 4096, 1)
+_OFFSETS = {Fault.AHEAD: b"+3600\n", Fault.BACK: b"-3600\n"}
+_NO_OFFSET = b"+0000\n"  # as long as the others: it is overwritten at one stroke
+
+
+class DiskLab(Lab):
+    """A lab with a file system of its own for each of state_dir and run_dir."""
+
+    def _make_guests(self) -> None:
+        for directory in (self.layout.run_dir, self.layout.state_dir):
+            self._system.run(["mount", "-t", "tmpfs", "-o", f"mode=0755,size={_DISK}", "tmpfs", str(directory)])
+        self.layout.switch_dir.mkdir()
+        super()._make_guests()
+
+
+class Clocked(System):
+    """Gives what it starts an environment in which the time of day can be set."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / _CLOCK
+        self.environment = {"PYTHONPATH": str(_CUSTOMS), "OVSH_CLOCK_OFFSET": str(self._file)}
+        self.set_clock(None)
+
+    def set_clock(self, fault: Fault | None) -> None:
+        with self._file.open("r+b" if self._file.exists() else "wb", buffering=0) as file:
+            file.write(_OFFSETS[fault] if fault else _NO_OFFSET)
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float = 30.0,
+        check: bool = True,
+        stdin: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Completed:
+        own = {**self.environment, **(env or {})}
+        return super().run(argv, timeout=timeout, check=check, stdin=stdin, env=own)
+
+    def spawn(self, argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> int:
+        return super().spawn(argv, log=log, env={**self.environment, **(env or {})})
+
+
+def fill(directory: Path) -> None:
+    """Leave no byte on the file system of ``directory``, which is its own."""
+    assert directory.is_mount(), directory
+    with (directory / _FILLER).open("wb", buffering=0) as filler:
+        for size in _BLOCKS:
+            with contextlib.suppress(OSError):
+                while True:
+                    filler.write(b"x" * size)
+
+
+def make_room(config: Config) -> None:
+    for directory in (config.state_dir, config.run_dir):
+        (directory / _FILLER).unlink(missing_ok=True)
+
+
+def damage(journals: Path, fault: Fault) -> None:
+    """Overwrite the newest journal; where none is under way, there is one afterwards: a damaged copy of the last."""
+    current = journals / "current.jsonl"
+    newest = current if current.exists() else max(journals.glob("*.jsonl"), default=current)
+    text = newest.read_bytes() if newest.exists() else b'{"version": 1}\n'
+    if newest is not current:
+        text = text[: text.index(b"\n") + 1]  # of an upgrade that is only just begun
+    match fault:
+        case Fault.TRUNCATE:
+            text = text[: len(text) // 2]
+        case Fault.GARBLE:
+            text = b"}{" * (len(text) // 2) + b"\n"
+        case Fault.MISSHAPE:
+            text = b'[{"version": "journal"}, null]\n'
+    with current.open("r+b" if current.exists() else "wb", buffering=0) as file:
+        file.truncate(0)
+        file.write(text)
+
+
+def put_away(journals: Path) -> None:
+    """Move a damaged journal away, as its error says."""
+    current = journals / "current.jsonl"
+    if current.exists():
+        current.rename(journals.parent / "damaged-journal")
