@@ -128,8 +128,11 @@ class System:
         except OSError as error:
             raise _not_run(argv[0], error) from error
         timer = threading.Timer(timeout, _kill_group, [child])
-        timer.start()
         with child, _killed_on_error(child):
+            try:
+                timer.start()
+            except RuntimeError as error:  # it would have no deadline
+                raise CommandError(f"{argv[0]}: {error}") from error
             try:
                 assert child.stdout is not None
                 for line in child.stdout:

@@ -10,6 +10,7 @@ from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.model import Release, Side
 from ovs_hotswap.upgrade import carry
 from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.upgrade.interrupts import Interrupts
 
 log = logging.getLogger(__name__)
 
@@ -44,21 +45,24 @@ def _clear_uplink(host: Host, side: Side) -> None:
 
 
 def start_instance(host: Host, side: Side, release: Release) -> bool:
-    """Start an instance and program it, or undo all of that. The first one of a host becomes the active one, with what
-    the operator had set on the last one. Returns whether it is active. The caller holds the lock."""
+    """Start an instance and program it, or undo all of that, also when a signal asks for an end. The first one of a
+    host becomes the active one, with what the operator had set on the last one. Returns whether it is active. The
+    caller holds the lock."""
     _ = host.intent  # a fault in it is told before anything is changed
     first = host.recorded_active() is None
-    host.instances[side].start(release)
-    try:
-        host.program(side)
-        if host.recorded_active() in (None, side):
-            carry.give_kept(host, side)
-        return activate_first(host, side) or host.recorded_active() is side
-    except BaseException:
-        if first:
-            _deactivate(host, side)
-        host.instances[side].stop()
-        raise
+    with Interrupts() as interrupts:
+        host.instances[side].start(release)
+        try:
+            host.program(side)
+            if host.recorded_active() in (None, side):
+                carry.give_kept(host, side)
+            return activate_first(host, side) or host.recorded_active() is side
+        except BaseException:
+            with interrupts.shield():
+                if first:
+                    _deactivate(host, side)
+                host.instances[side].stop()
+            raise
 
 
 def _deactivate(host: Host, side: Side) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from ovs_hotswap.errors import HostError, StateUnknown, SwitchError
 from ovs_hotswap.model import Release, Side
 from ovs_hotswap.switch.paths import read_record
 from ovs_hotswap.upgrade import standby
+from ovs_hotswap.upgrade.interrupts import Interrupted
 from ovs_hotswap.upgrade.lifecycle import restore, start_instance, stop_for_good
 from tests.unit.watch_bed import RELEASE, FakeHost, World
 
@@ -208,3 +211,33 @@ def test_records_of_a_newer_version_are_read(host: Machine) -> None:
     of_standby = {"side": "b", "pid": 2, "log_level": "info", "scheduling": None, "prepared": True, "unheard_of": {}}
     standby.record_path(host.config).write_text(json.dumps(of_standby))
     assert standby.read_record(host) is not None
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_a_start_that_a_signal_ends_is_undone_whatever_comes_meanwhile(
+    host: Machine, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """As when the connection to a remote terminal is lost."""
+
+    def ended(_side: Side) -> None:
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(host, "program", ended)
+    host.world.during_stop = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Interrupted, match=number.name):
+        start_instance(host, Side.B, RELEASE)
+    assert host.world.done == ["start b host", "stop b"]
+    assert host.world.pid[Side.B] is None
+
+
+def test_a_signal_does_not_end_the_undoing_of_a_start(host: Machine) -> None:
+    stopped: list[bool] = []
+
+    def stop() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        stopped.append(True)
+
+    host.fails, host.world.during_stop = True, stop
+    with pytest.raises((SwitchError, Interrupted)):
+        start_instance(host, Side.B, RELEASE)
+    assert stopped == [True]

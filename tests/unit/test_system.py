@@ -15,6 +15,7 @@ import pytest
 
 from ovs_hotswap.errors import BusyError, CommandError, HostError
 from ovs_hotswap.system import System, files, host_error
+from tests.shortage import no_threads
 from tests.waiting import eventually
 
 
@@ -296,3 +297,11 @@ def test_a_command_reads_all_of_its_input_though_its_caller_is_killed(tmp_path: 
         caller.kill()
     eventually((tmp_path / "read").exists, "the command has read its input")
     assert (tmp_path / "read").stat().st_size == 1000000
+
+
+def test_a_command_that_can_be_given_no_deadline_is_ended(system: System, tmp_path: Path) -> None:
+    told: list[str] = []
+    with no_threads(), pytest.raises(CommandError, match="thread"):
+        system.run_lines(["sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 600"], told.append, timeout=10.0)
+    if (tmp_path / "pid").exists():
+        assert not system.alive(int((tmp_path / "pid").read_text() or "0"))
