@@ -256,7 +256,9 @@ def next_task(house: Household) -> Task:
     if not house.right_release:
         return Task.REPLACE
     if not house.prepared:
-        return Task.PREPARE if house.may_start else Task.NOTHING
+        if house.may_start:
+            return Task.PREPARE
+        return Task.RETURN if house.strays else Task.NOTHING  # which may be its state for long
     if house.outdated:
         return Task.PROGRAM
     if house.strays:

@@ -237,7 +237,7 @@ class Keeper:
         if prepared and self._useless(host, side):
             state, prepared = State.DEAD, False
         runs = state is State.RUNNING
-        vms = self._vms(host) if prepared else []
+        vms = self._vms(host) if runs else []
         unsafe = sorted({*standby.unprotected(vms, side), *self._refusals.of(vms)})
         self._board.update(active=active, standby=side if prepared else None, unprotected=unsafe if prepared else None,
                            keeping="looking for the VM that ends the instances" if self.poison.under_way

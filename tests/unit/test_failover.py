@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -240,3 +241,11 @@ def test_giving_up_is_final(gaps: list[float]) -> None:
         backoff = backoff.failed(now)
     assert backoff.given_up
     assert not backoff.may_start(now + 1e12)
+
+
+def test_vms_return_from_a_standby_that_cannot_be_prepared_for_long() -> None:
+    """Given up on, or between two attempts: its uplink is not the one that is steered to."""
+    waits = Household(active_runs=True, standby_runs=True, prepared=False, strays=("vm1",), may_start=False)
+    assert next_task(waits) is Task.RETURN
+    assert next_task(replace(waits, may_start=True)) is Task.PREPARE
+    assert next_task(replace(waits, strays=())) is Task.NOTHING

@@ -541,3 +541,14 @@ def test_an_active_whose_record_is_damaged_has_a_standby(config: Config) -> None
     assert bed.host.software(Side.A) == RELEASE
     assert turn(bed) == Task.PROGRAM
     assert turn(bed) == Task.NOTHING
+
+
+def test_a_vm_on_a_standby_that_was_given_up_on_returns(config: Config) -> None:
+    """It was served there while the active was away."""
+    bed = Bed(config, prepared=False)
+    for _ in range(config.watch.crash_limit):
+        bed.board.failure()
+    bed.world.owner["vm2"] = Side.B
+    assert turn(bed) == Task.RETURN
+    assert bed.world.owner == {"vm1": Side.A, "vm2": Side.A}
+    assert turn(bed) == Task.NOTHING
