@@ -478,6 +478,12 @@ def read_active(config: Config) -> Side | None:
     except FileNotFoundError:
         return None
     except (IsADirectoryError, ValueError):
-        with contextlib.suppress(OSError, ValueError):
-            return Active.model_validate_json(config.restore_file.read_text()).side
-        return None
+        kept = read_kept(config)
+        return None if kept is None else kept.side
+
+
+def read_kept(config: Config) -> Active | None:
+    """What is started after the next boot; ``None`` if nothing is, or it cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        return Active.model_validate_json(config.restore_file.read_text())
+    return None

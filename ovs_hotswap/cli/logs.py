@@ -113,7 +113,13 @@ class FileLog(logging.StreamHandler[TextIO]):
 
 def start_log(level: str, file: Path | None = None) -> None:
     """Log to ``file``, or else to the standard error, from ``level`` on. Raises HostError."""
-    handler = PatientLog(sys.stderr.fileno()) if file is None else FileLog(file, [sys.stderr, sys.stdout])
+    streams = [_open(sys.stderr, 2), _open(sys.stdout, 1)]
+    handler = PatientLog(streams[0].fileno()) if file is None else FileLog(file, streams)
     logging.basicConfig(
         level=level.upper(), handlers=[handler], format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+
+
+def _open(stream: TextIO | None, descriptor: int) -> TextIO:
+    """A standard stream; if it was closed before this program began, there is a descriptor in its place by now."""
+    return stream or open(descriptor, "w", closefd=False)

@@ -210,7 +210,7 @@ def status(app: App) -> None:
             return None
 
     document = {
-        "active": host.recorded_active(),
+        "active": tried(host.recorded_active),
         "uplink": tried(lambda: host.uplink.owner()),
         "instances": [host.instances[side].status() for side in Side],
         "packet_pools": {side: tried(partial(_pools, host, side)) for side in Side},

@@ -17,7 +17,7 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ovs_hotswap.config import Config, Strict
+from ovs_hotswap.config import Config, Strict, read_kept
 from ovs_hotswap.errors import CommandError, ReleaseError
 from ovs_hotswap.model import RELEASE_NAME, Release, Side
 from ovs_hotswap.switch.paths import InstancePaths, read_record
@@ -318,6 +318,12 @@ class Releases:
                 raise ReleaseError(
                     f"release {name} is in use by instance {side}", hint=f"`ovs-hotswap instance stop {side}`"
                 )
+        kept = read_kept(self._config)
+        if kept is not None and kept.release == name:
+            raise ReleaseError(
+                f"release {name} is what instance {kept.side} is started with after a boot",
+                hint=f"`ovs-hotswap instance stop {kept.side}`, or `instance start {kept.side}` of another",
+            )
         users = [pid for pid in self._system.pids() if _same(f"/proc/{pid}/root", tree) or _runs_from(pid, tree)]
         if users:
             raise ReleaseError(f"release {name} is in use by process {users[0]}", hint="end that process")

@@ -34,8 +34,11 @@ def stop_for_good(host: Host, side: Side) -> None:
         raise
     if was_active:
         _clear_uplink(host, side)
-    elif host.recorded_active() is None:  # an earlier attempt may have come no further
+    elif host.recorded_active() is None:  # an earlier attempt may have come no further, or it was a boot that ended it
         with contextlib.suppress(HotswapError):
+            last = host.last_active()
+            if last is not None and last.side is side:
+                host.forget_active()
             _clear_uplink(host, side)
 
 

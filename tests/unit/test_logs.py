@@ -266,3 +266,18 @@ def test_what_cannot_be_put_into_words_is_logged_nevertheless(tmp_path: Path) ->
         log = PatientLog(file.fileno())
         log.emit(logging.LogRecord("x", logging.INFO, __file__, 1, "%d \udcff", ("a",), None))
     assert "cannot be logged" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("to_file", [True, False])
+def test_a_daemon_without_its_standard_streams_logs(tmp_path: Path, closed: str, to_file: bool) -> None:
+    program = (
+        "import logging, pathlib; from ovs_hotswap.cli import main, logs;"
+        "main.run = lambda *_: (logs.start_log('info', FILE), logging.info('x'), pathlib.Path('ok').touch())[2] or 0;"
+        "main.main()"
+    ).replace("FILE", f"pathlib.Path('{tmp_path}/log')" if to_file else "None")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = f'exec "{sys.executable}" -c "{program}" {closed}'
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment, check=False, timeout=60)
+    assert (tmp_path / "ok").exists()
+    assert not to_file or (tmp_path / "log").read_text().endswith("x\n")

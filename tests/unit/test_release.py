@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.config import Config
+from ovs_hotswap.config import Active, Config
 from ovs_hotswap.errors import BusyError, ReleaseError
 from ovs_hotswap.model import Release, Side
 from ovs_hotswap.switch.paths import InstancePaths, InstanceRecord
@@ -326,6 +326,17 @@ def test_a_release_that_an_instance_uses_is_not_removed(config: Config, releases
         assert names(config) == []
     finally:
         shutil.rmtree(config.run_dir)
+
+
+def test_a_release_that_is_started_after_a_boot_is_not_removed(config: Config, releases: Releases) -> None:
+    """Between a boot and `instance restore` nothing runs of it."""
+    releases.add("new", "trixie")
+    config.restore_file.write_text(Active(side=Side.B, release="new").model_dump_json())
+    with pytest.raises(ReleaseError, match="release new is what instance b is started with after a boot"):
+        releases.remove("new")
+    config.restore_file.unlink()
+    releases.remove("new")
+    assert names(config) == []
 
 
 def test_what_is_not_there_or_not_ours_is_not_removed(releases: Releases) -> None:

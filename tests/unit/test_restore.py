@@ -165,6 +165,15 @@ def test_a_stop_that_failed_half_way_is_finished_by_the_next(host: Machine) -> N
     assert host.world.uplink_owner is None
 
 
+def test_what_is_stopped_between_a_boot_and_its_restore_is_not_restored(host: Machine) -> None:
+    host.record_active(Side.A)
+    host.boot()
+    stop_for_good(host, Side.B)
+    assert host.last_active() == Active(side=Side.A, release="host")
+    stop_for_good(host, Side.A)
+    assert restore(host) is None
+
+
 @pytest.mark.parametrize("damage", [b"", b"\0\0", b"\xff\xfe", b"c\n", None])
 def test_where_the_record_of_this_boot_is_damaged_that_for_the_next_one_tells(
     host: Machine, damage: bytes | None
