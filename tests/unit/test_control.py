@@ -111,6 +111,14 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         assert not thread.is_alive()
 
 
+SWITCH = {"connected": True, "parked": True, "missing": []}
+RING = {"index": 0, "started": True, "enabled": True}
+VM: dict[str, Any] = {
+    "name": "vm1", "qemu": 5, "owner": "a", "certainty": "owns", "unparkable": None, "owner_since": 1.5,
+    "switches": {"a": SWITCH, "b": SWITCH}, "rings": [RING],
+}  # fmt: skip
+
+
 def answering(answer: Callable[[dict[str, object]], bytes]) -> Callable[[socket.socket], None]:
     def handle(connection: socket.socket) -> None:
         with connection.makefile("rb") as lines:
@@ -149,7 +157,7 @@ def test_rows_of_vms_fit_into_the_memory_for_frames(
     def answer(request: dict[str, object]) -> bytes:
         if request["method"] == "status":
             return encode({"result": {} if limit is None else {"capture": {"limit": limit}}})
-        each = [{"name": f"vm{number}", **({} if size is None else {"capture_bytes": size})}
+        each = [{**VM, "name": f"vm{number}", **({} if size is None else {"capture_bytes": size})}
                 for number, size in enumerate(sizes)]  # fmt: skip
         return encode({"result": each})
 
@@ -246,12 +254,6 @@ def test_what_costs_every_broker_its_life_is_not_asked_for_ever(serve: Serve) ->
     assert len(asked) == 3
 
 
-SWITCH = {"connected": True, "parked": True, "missing": []}
-RING = {"index": 0, "started": True, "enabled": True}
-VM: dict[str, Any] = {
-    "name": "vm1", "qemu": 5, "owner": "a", "certainty": "owns", "unparkable": None, "owner_since": 1.5,
-    "switches": {"a": SWITCH, "b": SWITCH}, "rings": [RING],
-}  # fmt: skip
 ODD: list[Any] = [
     None, 5, "x", {}, {"vm1": VM}, [5], [[]], [{}],
     *([{**VM, key: 5}] for key in ("name", "switches", "rings", "owner")),
