@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import logging
 import os
-import selectors
+import select
 import signal
 import socket
 import time
@@ -30,6 +30,7 @@ _MESSAGE = 4096  # bytes
 _ANCILLARY = socket.CMSG_SPACE(4 * 253)  # SCM_MAX_FD
 _DELAY_S, _DELAY_MAX_S = 0.1, 5.0  # before a service is started again that was not ready when it ended
 _BURST, _BURST_S = 20, 60.0  # or that was started more often than that within so many seconds
+_LOOK_S = 0.5  # between two looks for the end of a service for which there was no descriptor
 _STOP_S = 10.0  # for the service to end by itself
 SUCCEEDED = "X_SUCCEEDED=1"  # said by a service that another process has replaced, which is not to be started again
 
@@ -64,6 +65,13 @@ class Store:
         self._kept = []
 
 
+def _pidfd(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
 class BackOff:
     """How long a service is not started again after it ended: not at all where it was ready, longer each time where it
     was not, and also where it is ready again and again and ends again and again."""
@@ -93,7 +101,7 @@ class Supervisor:
         self._store = Store()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         self._child: int | None = None
-        self._pidfd = -1
+        self._pidfd: int | None = None  # of the child, unless there was none to be had
         self._due, self._back_off = 0.0, BackOff()
         self._ready = self._ever_ready = self._succeeded = False
         self._signals: list[int] = []
@@ -155,7 +163,7 @@ class Supervisor:
             return
         if pid == 0:
             self._become([*self._argv, *more])
-        self._child, self._pidfd = pid, os.pidfd_open(pid)
+        self._child, self._pidfd = pid, _pidfd(pid)
 
     def _become(self, argv: list[str]) -> NoReturn:
         """The new process: everything stored from descriptor 3 on, and nothing else."""
@@ -179,7 +187,8 @@ class Supervisor:
         pid, status = os.waitpid(self._child, os.WNOHANG)
         if pid == 0:
             return None
-        os.close(self._pidfd)
+        if self._pidfd is not None:
+            os.close(self._pidfd)
         self._child = None
         self._receive_all()  # what it said last
         return os.waitstatus_to_exitcode(status)
@@ -214,10 +223,7 @@ class Supervisor:
         """Until the service ends, which is told by its exit status, until ``true``, or for so long."""
         end, ended = time.monotonic() + _STOP_S, None
         while self._child is not None and not true() and time.monotonic() < end:
-            with selectors.DefaultSelector() as selector:
-                selector.register(self._pidfd, selectors.EVENT_READ)
-                selector.register(self._socket, selectors.EVENT_READ)
-                selector.select(max(0.0, end - time.monotonic()))
+            self._select(None, end - time.monotonic())
             self._receive_all()
             ended = self._reap()
         return ended
@@ -225,16 +231,20 @@ class Supervisor:
     # -- what comes in
 
     def _wait(self, wakeup: socket.socket) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(wakeup, selectors.EVENT_READ)
-            selector.register(self._socket, selectors.EVENT_READ)
-            if self._child is None:
-                selector.select(max(0.0, self._due - time.monotonic()))
-            else:
-                selector.register(self._pidfd, selectors.EVENT_READ)
-                selector.select()
+        self._select(wakeup, None if self._child is not None else self._due - time.monotonic())
         with contextlib.suppress(BlockingIOError):
             wakeup.recv(4096)
+
+    def _select(self, wakeup: socket.socket | None, seconds: float | None) -> None:
+        """Wait until something comes in, for at most so long. No descriptor is needed for that, and where there was
+        none for the end of the child, it is looked for now and then."""
+        poller = select.poll()
+        for each in (self._socket, wakeup, None if self._child is None else self._pidfd):
+            if each is not None:
+                poller.register(each, select.POLLIN)
+        if self._child is not None and self._pidfd is None:
+            seconds = _LOOK_S if seconds is None else min(seconds, _LOOK_S)
+        poller.poll(None if seconds is None else max(0.0, seconds) * 1e3)
 
     def _receive_all(self) -> None:
         while self._receive():

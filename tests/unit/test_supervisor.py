@@ -128,6 +128,34 @@ say(" ".join(["with", *given]))
     assert made.said(4)[-1][1] == "with three"
 
 
+def test_what_was_stored_outlives_that_descriptors_are_short(service: Make) -> None:
+    """The supervisor can open none while the service ends and is started again."""
+    code = """
+import resource
+supervisor = os.getppid()
+def limit(soft):
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+if not given:
+    ends = socket.socketpair()
+    sd.store("one", [ends[0].fileno()])
+    sd.notify("READY=1")
+    time.sleep(0.2)
+    limit(3)
+    say("first")
+    if os.fork():
+        os._exit(1)
+    time.sleep(1)
+    limit(1024)
+    os._exit(0)
+sd.notify("READY=1")
+say(" ".join(["with", *given]))
+"""
+    made = service(code + WAIT)
+    assert [text for _, text in made.said(2)] == ["first", "with one"]
+    os.kill(int(made.said(2)[1][0]), signal.SIGKILL)
+    assert made.said(3)[-1][1] == "with one"
+
+
 def test_arguments_for_the_first_start_alone(service: Make) -> None:
     made = service("sd.notify('READY=1'); say('here')" + WAIT, once="--take-over now")
     pid, text = made.said(1)[0]
