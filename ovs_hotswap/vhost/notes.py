@@ -9,6 +9,7 @@ from collections.abc import Callable
 log = logging.getLogger(__name__)
 
 AGAIN_S = 60.0
+MOST = 120  # lines of a VM in that time, however different they are
 _KINDS = 32  # different texts that are remembered
 
 
@@ -16,16 +17,29 @@ class Notes:
     def __init__(self, vm: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._vm, self._clock = vm, clock
         self._said: dict[str, tuple[float, int]] = {}  # when, and how often it was left out since
+        self._since, self._lines = clock(), 0
 
     def say(self, text: str) -> None:
-        """Log it, unless that was done within the last minute: then it is counted, and the count told with the next."""
+        """Log it, unless that was done within the last minute: then it is counted, and the count told with the next.
+        Of a VM of which there is always something else to tell, no more than so many lines are."""
         now = self._clock()
         at, left_out = self._said.pop(text, (now - AGAIN_S, 0))
         if now - at < AGAIN_S:
             self._said[text] = at, left_out + 1
             return
-        often = f" (and {left_out} times since it was last told)" if left_out else ""
-        log.warning("vm %s: %s%s", self._vm, text, often)
+        if self._has_room(now):
+            often = f" (and {left_out} times since it was last told)" if left_out else ""
+            log.warning("vm %s: %s%s", self._vm, text, often)
         self._said[text] = now, 0
         if len(self._said) > _KINDS:
             del self._said[next(iter(self._said))]
+
+    def _has_room(self, now: float) -> bool:
+        if now - self._since >= AGAIN_S:
+            if self._lines > MOST:
+                log.warning("vm %s: %d more lines were left out", self._vm, self._lines - MOST)
+            self._since, self._lines = now, 0
+        self._lines += 1
+        if self._lines == MOST + 1:
+            log.warning("vm %s: nothing more is told of it for up to a minute", self._vm)
+        return self._lines <= MOST

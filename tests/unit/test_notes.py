@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ovs_hotswap.vhost.notes import AGAIN_S, Notes
+from ovs_hotswap.vhost.notes import AGAIN_S, MOST, Notes
 
 
 def test_what_happens_every_second_is_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
@@ -34,3 +34,16 @@ def test_what_is_new_is_told_at_once(caplog: pytest.LogCaptureFixture) -> None:
     now[0] = AGAIN_S
     notes.say("seldom")
     assert [record.getMessage() for record in caplog.records] == ["vm vm1: seldom"] * 2
+
+
+def test_who_always_finds_something_else_to_say_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    notes = Notes("vm1", lambda: now[0])
+    for number in range(10 * MOST):
+        notes.say(str(number))
+    assert len(caplog.records) == MOST + 1
+    caplog.clear()
+    now[0] = AGAIN_S
+    notes.say("later")
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [f"vm vm1: {9 * MOST} more lines were left out", "vm vm1: later"]
