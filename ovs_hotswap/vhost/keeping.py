@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 _SAVE_S = 0.01  # after a change: what changes several times in a moment is saved once
 _HELD_S = 2.0  # a row of moves that takes longer is saved all the same
 _FLOOD_S = 0.5  # between two saves of a VM whose QEMU never stops: each costs the loop a millisecond or two
+_RETRY_S = 1.0  # after a state could not be kept, for want of memory or descriptors
 _NOTHING = Kept(None, {})
 
 
@@ -65,6 +66,7 @@ class Keeping:
         self._earlier = dict(vaults)
         self._entries: dict[str, _Entry] = {}
         self._changed: set[str] = set()
+        self._failed: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._held, self._held_until = 0, 0.0
 
@@ -102,7 +104,7 @@ class Keeping:
     @property
     def unsaved(self) -> int:
         """VMs whose newest state is not kept yet."""
-        return len(self._changed)
+        return len(self._changed | self._failed)
 
     def add(self, vm: Vm, qemu: OwnedFd | None = None) -> None:
         """Keep a VM's state from now on, and the connection ``qemu`` of an earlier broker's as long as must be."""
@@ -123,6 +125,7 @@ class Keeping:
         """Keep it no more. Unless it is to be forgotten, what was kept last stays for the next broker."""
         entry = self._entries.pop(name, None)
         self._changed.discard(name)
+        self._failed.discard(name)
         if entry is None:
             return
         entry.vm.touched = lambda: None
@@ -183,6 +186,11 @@ class Keeping:
         if waits:
             self._timer = self._loop.call_later(_SAVE_S, self._on_time)
 
+    def _again(self) -> None:
+        failed, self._failed = self._failed, set()
+        for name in failed:
+            self._save_soon(name)
+
     def _unsaved(self) -> list[Vm]:
         return [self._entries[name].vm for name in sorted(self._changed)]
 
@@ -202,5 +210,8 @@ class Keeping:
                 with parts(vm) as state:
                     entry.vault.put(state)
             except OSError as error:
-                log.warning("vm %s: its state cannot be kept: %s", name, error)
+                vm.note(f"its state cannot be kept yet: {error.strerror}")
+                if not self._failed:
+                    self._loop.call_later(_RETRY_S, self._again)
+                self._failed.add(name)
         return not self._changed

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
 from collections.abc import Iterator
 
@@ -16,6 +18,7 @@ from ovs_hotswap.vhost.ownership import Certainty, Ownership
 from ovs_hotswap.vhost.snapshot import VmParts, Work
 from ovs_hotswap.vhost.vault import Kept, Vault
 from ovs_hotswap.vhost.vm import Vm
+from tests.shortage import few_descriptors
 from tests.unit.broker_bed import PARKED, Bed, Peer, kept, run, turns
 
 
@@ -132,6 +135,18 @@ class Breaks(Vault):
         super().put(vm)
 
 
+class Full(Vault):
+    """One that is full, or for which descriptors are short, at first."""
+
+    left = 1
+
+    def put(self, vm: VmParts) -> None:
+        self.left -= 1
+        if self.left >= 0:
+            raise OSError(errno.ENOSPC, "full")
+        super().put(vm)
+
+
 @pytest.fixture
 def ends() -> Iterator[Ends]:
     inlet, outlet = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -219,5 +234,33 @@ def test_what_could_not_be_kept_once_is_kept_after_the_next_change(ends: Ends) -
             async with asyncio.timeout(20):
                 while keeps.unsaved:
                     await asyncio.sleep(0.001)
+
+    run(test)
+
+
+def test_what_could_not_be_kept_for_want_of_something_is_kept_later(ends: Ends) -> None:
+    """Nothing changes meanwhile."""
+
+    async def test(bed: Bed) -> None:
+        vm = bed.served(Ownership(Side.A, Certainty.OWNS))
+        with keeping(bed, vm, ends, Full) as keeps:
+            keeps.save()
+            assert keeps.unsaved == 1
+            async with asyncio.timeout(20):
+                while keeps.unsaved:
+                    await asyncio.sleep(0.01)
+            assert taken(ends).state is not None
+
+    run(test)
+
+
+def test_a_state_for_which_descriptors_are_short_leaves_nothing_open() -> None:
+    async def test(bed: Bed) -> None:
+        vm = bed.served(Ownership(Side.A, Certainty.OWNS))
+        before = os.listdir("/proc/self/fd")
+        for left in range(3):
+            with pytest.raises(OSError, match="Too many open files"), few_descriptors(left), recovery.parts(vm):
+                pass
+        assert os.listdir("/proc/self/fd") == before
 
     run(test)
