@@ -44,7 +44,7 @@ _UNREACHABLE = {
 def unreachable(error: OSError) -> Absence:
     """After an attempt to connect."""
     found = _UNREACHABLE.get(error.errno or 0)
-    return found or Absence(Cause.UNREACHABLE, f"its socket: {error.strerror}")
+    return found or Absence(Cause.UNREACHABLE, f"its socket: {error.strerror or error}")
 
 
 def broke(reason: str) -> Absence:

@@ -14,6 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping, Set
+from pathlib import Path
 from typing import Any
 
 from ovs_hotswap import __version__, sd
@@ -31,7 +32,7 @@ from ovs_hotswap.systemctl import Unit
 from ovs_hotswap.vhost import capture, recovery, succession
 from ovs_hotswap.vhost.budget import Turns
 from ovs_hotswap.vhost.calls import signaller
-from ovs_hotswap.vhost.channel import OwnedFd, listen
+from ovs_hotswap.vhost.channel import OwnedFd
 from ovs_hotswap.vhost.delays import Delays
 from ovs_hotswap.vhost.desk import Desk, Method
 from ovs_hotswap.vhost.keeping import Keeping
@@ -58,8 +59,8 @@ from ovs_hotswap.vhost.withdrawal import Withdrawal
 
 log = logging.getLogger(__name__)
 
-_ACCEPT_RETRY_S = 1.0
 _PARK_TIMEOUT_S = 10.0  # a first use creates mempools under the device lock: half a second was measured
+_LISTEN_S = 1.0  # between two attempts to make a socket, or to take in a switch
 _PATIENCE_S = 3.0  # a switch that lost its connection has made another one after a second
 
 
@@ -81,6 +82,7 @@ class Broker:
         self._delays = Delays(loop)
         self._fence_s = config.broker.fence_ms / 1e3
         self._home = home
+        self._listen_at = 0.0
         self._followed: Side | None = None  # whose side VMs without a guest were given
         self._seats: dict[str, Seat] = {}
         pid_files = [InstancePaths.of(config, side).vswitchd_pid for side in Side]
@@ -104,7 +106,7 @@ class Broker:
         goes_on = bool(self._keeping.earlier)
         signaller().ready()  # made while something may fail, and what it lacks is told
         control = None if inherited is None else inherited.control
-        self._desk = Desk(config, self._methods, control, self._group(goes_on))
+        self._desk = Desk(config, self._methods, control, self._group(goes_on), needed=not goes_on)
         successors = None if inherited is None else inherited.successors
         self._passing = Passing(loop, config, successors, self._seats, self._keeping, self._desk, self._passed_on)
         if inherited is not None:
@@ -152,8 +154,18 @@ class Broker:
             log.error("the VMs of the earlier broker are served on: %s", error.message)
             names = earlier
         self._make(names | earlier)
+        if not earlier:
+            self._refuse_unheard(names)
         if earlier - names:
             self._reload_soon()
+
+    def _refuse_unheard(self, names: Set[str]) -> None:
+        """Raises BrokerError if a socket of one of these VMs cannot be made."""
+        seats = [seat for name, seat in sorted(self._seats.items()) if name in names]
+        faults = [fault for seat in seats if (fault := seat.listen_again(self._loop)) is not None]
+        if faults:
+            more = f" (and of {len(faults) - 1} VMs more)" if len(faults) > 1 else ""
+            raise BrokerError(f"{faults[0]}{more}")
 
     def _restore(self, given: VmParts, listeners: dict[Side, socket.socket], work: Work | None = None) -> None:
         """A VM as another broker left it. It is not acted on before ``_take_up``."""
@@ -202,8 +214,8 @@ class Broker:
                 task.cancel()
             if not self._passing.succeeded:
                 if self._withdrawal.begun:  # else clients wait for the next broker
-                    self._config.broker_socket.unlink(missing_ok=True)
-                self._config.successor_socket.unlink(missing_ok=True)
+                    _unlink(self._config.broker_socket)
+                _unlink(self._config.successor_socket)
 
     def _stop(self, number: signal.Signals) -> None:
         """SIGINT is for good, and so is SIGTERM if there is nobody who keeps something to go on from."""
@@ -241,7 +253,10 @@ class Broker:
         """Make the VMs ``names``; new ones belong to the side that is active now. Others begin to leave."""
         self._follow_active()
         for name in sorted(names - self._seats.keys()):
-            self._add(name)
+            try:
+                self._add(name)
+            except OSError as error:  # memory or descriptors are short; the other VMs are served all the same
+                log.error("vm %s: it is not served before the next reload: %s", name, error.strerror)
         for name, seat in self._seats.items():
             seat.vm.queues, seat.vm.mtu = self._port(name)
             if name not in names:
@@ -269,6 +284,11 @@ class Broker:
         """Before QEMUs are looked for."""
         self._let_leave()
         self._follow_active()
+        now = time.monotonic()
+        if now >= self._listen_at and not self._passing.under_way:
+            self._listen_at = now + _LISTEN_S
+            for seat in self._seats.values():
+                seat.listen_again(self._loop)
 
     def _let_leave(self) -> None:
         """Let go of VMs that are in the intent no more, once no switch can be on their rings."""
@@ -279,19 +299,12 @@ class Broker:
 
     def _add(self, name: str) -> None:
         found = self._suspects(name)
-        listeners: dict[Side, socket.socket] = {}
-        try:
-            for side in Side:
-                listeners[side] = listen(self._config.vhost_socket(side, name))
-        except BrokerError:
-            for listener in listeners.values():
-                listener.close()
-            raise
         kept = self._keeping.take(name)
         if kept.state is not None:
-            self._restore(kept.state, listeners, kept.work)
-            return
-        self._start_over(StartsOver(name, {**found, **kept.processes}, kept.qemu), listeners)
+            self._restore(kept.state, {}, kept.work)
+        else:
+            self._start_over(StartsOver(name, {**found, **kept.processes}, kept.qemu), {})
+        self._seats[name].listen_again(self._loop)
 
     def _port(self, name: str) -> tuple[int | None, int | None]:
         """A VM's queue pairs and MTU by the intent."""
@@ -307,7 +320,8 @@ class Broker:
         self._keeping.add(vm, qemu)
         vm.withdrawn = self._withdrawal.begun
         mover = Mover(vm, self._loop, self._delays, self._fence_s, self._room)
-        seat = self._seats[vm.name] = Seat(vm, mover, listeners)
+        paths = {side: self._config.vhost_socket(side, vm.name) for side in Side}
+        seat = self._seats[vm.name] = Seat(vm, mover, listeners, paths)
         seat.listen(self._loop, self._accept)
         return seat
 
@@ -333,16 +347,16 @@ class Broker:
             self._loop.remove_reader(listener.fileno())
             listener.close()
             if forget:
-                self._config.vhost_socket(side, name).unlink(missing_ok=True)
+                _unlink(self._config.vhost_socket(side, name))
         seat.vm.close()
 
     def _accept(self, seat: Seat, side: Side) -> None:
         try:
             connection, _ = seat.listeners[side].accept()
         except OSError as error:
-            log.warning("vm %s: switch %s: accept: %s", seat.vm.name, side, error)
+            seat.vm.note(f"switch {side}: accept: {error.strerror}")
             self._loop.remove_reader(seat.listeners[side].fileno())  # it stays readable while descriptors are short
-            self._loop.call_later(_ACCEPT_RETRY_S, self._accept_again, seat, side)
+            self._loop.call_later(_LISTEN_S, self._accept_again, seat, side)
             return
         seat.vm.accept(side, connection)
 
@@ -408,7 +422,8 @@ class Broker:
         return vm_document(seat.vm)
 
     async def _reload(self) -> dict[str, Any]:
-        before = {name for name, seat in self._seats.items() if seat.leaving}
+        there = self._seats.keys() | ()
+        before = {name for name in there if self._seats[name].leaving}
         async with self._reading:
             self._make(await asyncio.to_thread(self._read_intent))  # switches and QEMUs are served meanwhile
         for seat in self._seats.values():
@@ -424,6 +439,7 @@ class Broker:
         for seat in self._seats.values():
             if seat.leaving:
                 seat.vm.note(f"it is in the overlay intent no more, and kept as long as one may use its rings: {seat}")
+        self._refuse_unheard(self._seats.keys() - there)
         return await self._status()
 
     async def _reload_logged(self) -> None:
@@ -446,6 +462,14 @@ class Broker:
             self._keeping.remove(name, forget=False)
             self._remove(name, forget=not self._serving)
         self._processes.close()
+
+
+def _unlink(path: Path) -> None:
+    """Remove a socket. One that stays, because the disk is read-only, is replaced by who listens there next."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.error("%s: %s", path, error.strerror)
 
 
 def serve(config: Config, system: System, *, take_over: bool = False) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import itertools
 import os
 import select
@@ -244,19 +245,23 @@ class Channel:
 def listen(path: Path, mode: int = 0o600) -> socket.socket:
     """A listening socket at ``path``, in the place of one that a dead process left: there is one at any time. Raises
     BrokerError."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
     made = path.with_name(f".{os.getpid()}")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    except OSError as error:
+        raise BrokerError(f"{path}: {error.strerror}") from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
         made.unlink(missing_ok=True)
         listener.bind(str(made))
         made.chmod(mode)
         listener.listen(16)
         made.rename(path)
     except OSError as error:
-        made.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            made.unlink(missing_ok=True)
         listener.close()
-        raise BrokerError(f"{path}: {error.strerror}") from error
+        raise BrokerError(f"{path}: {error.strerror or error}") from error
     return listener
 
 

@@ -39,28 +39,46 @@ class Desk:
     parameter ``descriptors`` gets those that came with the request, one with ``gone`` a function that tells whether the
     caller has hung up.
 
-    ``inherited``: the listening socket of a broker that is succeeded. Raises BrokerError if there can be none.
+    ``inherited``: the listening socket of a broker that is succeeded. Raises BrokerError if there can be none, unless
+    it is not ``needed``: then it is made when it can be.
     """
 
     def __init__(
-        self, config: Config, methods: Mapping[str, Method], inherited: socket.socket | None, group: int | None = None
-    ) -> None:
+        self, config: Config, methods: Mapping[str, Method], inherited: socket.socket | None, group: int | None = None,
+        *, needed: bool = True,
+    ) -> None:  # fmt: skip
         self._path, self._group = config.broker_socket, group
         self._methods = methods
         self._closed = False
-        self.listener = listen(self._path, mode=0o660) if inherited is None else inherited
-        self.listener.setblocking(False)
+        self.listener = inherited
+        if inherited is not None:
+            inherited.setblocking(False)
+            return
+        try:
+            self.listener = listen(self._path, mode=0o660)
+        except BrokerError as error:
+            if needed:
+                raise
+            log.error("no command reaches this broker until its socket can be made: %s", error.message)
 
     def open(self) -> asyncio.Task[None]:
-        """Begin to serve; cancel the task to take in no more callers. That the socket's group cannot be set is
-        logged: root is served all the same."""
+        """Begin to serve; cancel the task to take in no more callers."""
+        return asyncio.get_running_loop().create_task(self._accept())
+
+    async def _opened(self) -> socket.socket:
+        """The listening socket, when there is one. That its group cannot be set is logged: root is served all the
+        same."""
+        while self.listener is None:
+            await asyncio.sleep(_PAUSE_S)
+            with contextlib.suppress(BrokerError):
+                self.listener = listen(self._path, mode=0o660)
         try:
             self.listener.listen(_BACKLOG)
             if self._group is not None:
                 os.chown(self._path, -1, self._group)
         except OSError as error:
             log.error("%s: %s", self._path, error.strerror)
-        return asyncio.get_running_loop().create_task(self._accept())
+        return self.listener
 
     def close(self) -> None:
         """Answer nobody any more: another broker does. Who has asked is hung up on, and asks that one."""
@@ -68,10 +86,11 @@ class Desk:
 
     async def _accept(self) -> None:
         loop, callers = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+        listener = await self._opened()
         while True:
             try:  # not the loop's ``sock_accept``, which loses a caller who comes while it is cancelled
-                await _readable(self.listener)
-                connection, _ = self.listener.accept()
+                await _readable(listener)
+                connection, _ = listener.accept()
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -119,9 +138,9 @@ class Desk:
                 signature.bind(**params)
             except TypeError as error:
                 raise BrokerError(f"{request.method}: {error}") from error
-            if request.method in _CHANGES:
-                log.info("%s %s: %s", request.method, json.dumps(request.params), who)
             try:
+                if request.method in _CHANGES:
+                    log.info("%s %s: %s", request.method, json.dumps(request.params), who)
                 return {"result": await method(**params)}
             except HotswapError:
                 raise

@@ -68,6 +68,8 @@ class Passing:
                     seat.pause(self._loop)
                 connection.setblocking(True)
                 given = [(self._passed(seat), seat.listeners) for seat in seats]
+                if self._desk.listener is None:
+                    raise BrokerError("this broker has no control socket to hand over")
                 succession.hand_over(connection, self._desk.listener, listener, given)
             except Exception as error:
                 log.error("a successor could not take over: %s", error,

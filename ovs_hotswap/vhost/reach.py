@@ -28,8 +28,13 @@ class Reach:
 
     async def forever(self, first: Callable[[], None]) -> None:
         """``first`` is called before each round."""
+        told = ""
         while True:
-            first()
+            try:
+                first()
+            except Exception as error:  # QEMUs are called whatever it is
+                if told != (told := repr(error)):
+                    log.exception("before QEMUs are called")
             now = time.monotonic()
             for seat in self._seats.values():
                 if self._passing.under_way:
@@ -40,7 +45,7 @@ class Reach:
                     try:
                         self._connect(seat, now)
                     except OSError as error:  # descriptors are short; the other VMs are tried all the same
-                        log.warning("vm %s: connection to QEMU: %s", seat.vm.name, error)
+                        seat.vm.note(f"connection to QEMU: {error.strerror or error}")
             await asyncio.sleep(RETRY_S)
 
     def _expects(self, seat: Seat, now: float) -> bool:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
+from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.model import Side
+from ovs_hotswap.vhost.channel import listen
 from ovs_hotswap.vhost.move import Mover
 from ovs_hotswap.vhost.ownership import Certainty
 from ovs_hotswap.vhost.vm import Vm
@@ -15,12 +18,15 @@ RETRY_S = 0.2
 
 
 class Seat:
-    """A VM, the sockets on which its switches connect, and when its QEMU is to be tried again."""
+    """A VM, the sockets on which its switches connect, at ``paths``, and when its QEMU is to be tried again."""
 
-    def __init__(self, vm: Vm, mover: Mover, listeners: dict[Side, socket.socket]) -> None:
+    def __init__(
+        self, vm: Vm, mover: Mover, listeners: dict[Side, socket.socket], paths: Mapping[Side, Path]
+    ) -> None:  # fmt: skip
         self.vm = vm
         self.mover = mover
         self.listeners = listeners
+        self._paths = paths
         self.retry_at = 0.0
         self.wanted_since = 0.0  # QEMU's connection
         self.delay = RETRY_S
@@ -85,6 +91,21 @@ class Seat:
         self._accept = accept
         for side, listener in self.listeners.items():
             loop.add_reader(listener.fileno(), accept, self, side)
+
+    def listen_again(self, loop: asyncio.AbstractEventLoop) -> str | None:
+        """Make the sockets that could not be made before, or say why they cannot yet. Whoever is connected is served
+        without them."""
+        fault = None
+        for side in sorted(self._paths.keys() - self.listeners.keys()):
+            try:
+                listener = self.listeners[side] = listen(self._paths[side])
+            except BrokerError as error:
+                fault = error.message
+            else:
+                loop.add_reader(listener.fileno(), self._accept, self, side)
+        if fault is not None:
+            self.vm.note(f"switches cannot connect: {fault}")
+        return fault
 
     def go_on(self, loop: asyncio.AbstractEventLoop) -> None:
         """After ``pause``."""

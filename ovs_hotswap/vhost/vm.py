@@ -324,10 +324,12 @@ class Vm(Peers):
 
     def connected(self, connection: socket.socket) -> None:
         """Take a fresh connection to the VM's QEMU."""
-        self.qemu, self.deaf = Channel(connection), False
+        made = Channel(connection)
+        born = started(made.peer_pid)
+        self.qemu, self.deaf = made, False
         self.touched()
         offers = [link.offer for link in self.links.values() if link.offer is not None]
-        runs = self._lacking == (self.qemu.peer_pid, started(self.qemu.peer_pid))
+        runs = self._lacking == (self.qemu.peer_pid, born)
         self.offered = offer_to_guest(offers, 0 if runs else self._withheld, self.queues)
         self.read_qemu()
         log.info("vm %s: QEMU connected, process %d", self.name, self.qemu.peer_pid)

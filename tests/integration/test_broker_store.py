@@ -18,6 +18,7 @@ from ovs_hotswap.vhost.service import replace_broker
 from ovs_hotswap.vhost.wire import Request
 from tests.broker_bed import PACKETS, Bed, MakeBed
 from tests.vhost_qemu import FakeQemu, Traffic
+from tests.waiting import eventually
 
 TIMES = 20
 BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -227,3 +228,27 @@ def test_it_is_not_succeeded_behind_its_manager(make_bed: MakeBed) -> None:
     bed = make_bed(unit=True)
     with pytest.raises(BrokerError, match="systemd's to replace"):
         replace_broker(bed.broker.config, System(), bed.broker.config_path, 10.0)
+
+
+def test_vms_are_served_on_though_no_socket_can_be_made(make_bed: MakeBed) -> None:
+    """There is no inode left in run_dir when a broker goes on with the VMs of one that was killed."""
+    bed = make_bed(managed=True)
+    vm = running(bed)
+    config, log, before = bed.broker.config, bed.broker.log, bed.broker.pid
+    sockets = [config.broker_socket, *(config.vhost_socket(side, "vm0") for side in Side)]
+    for path in sockets:
+        path.unlink()
+        path.mkdir()  # nothing can be put in its place
+    os.kill(before, signal.SIGKILL)
+    eventually(lambda: log.read_text().count("serves 1 VMs") == 2, log.read_text)
+    bed.switches[0].kill()
+    assert vm.send(16) == 16
+    vm.drain()  # through the other one
+    for path in sockets:
+        path.rmdir()
+    eventually(config.broker_socket.is_socket, log.read_text)
+    bed.wait_owner(Side.B)
+    bed.switch(Side.A)
+    bed.client.park("vm0", Side.A)
+    bed.client.move("vm0", Side.A)
+    bed.ends_well((0, vm), doubled=16)

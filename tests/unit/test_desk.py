@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ovs_hotswap.config import Config, load_config
+from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.vhost.desk import Desk
 
 _INSTANCES = "".join(f'[instances.{x}]\npmd_cores = [0]\nuplink_devargs = "net_null_{x}"\n' for x in "ab")
@@ -42,6 +43,7 @@ def test_a_caller_who_comes_at_its_end_is_left_to_the_next_broker(config: Config
         assert serving.cancelled()
         return raised
 
+    assert desk.listener is not None
     with desk.listener, socket.socket(socket.AF_UNIX) as client:
         assert asyncio.run(scenario(client)) == []
         connection, _ = desk.listener.accept()
@@ -69,6 +71,7 @@ def test_a_method_can_see_that_its_caller_has_hung_up(config: Config) -> None:
         serving.cancel()
 
     desk = Desk(config, {"ask": ask}, None)
+    assert desk.listener is not None
     with desk.listener, socket.socket(socket.AF_UNIX) as client:
         asyncio.run(asyncio.wait_for(scenario(), 10))
     assert seen == [False, False, True]
@@ -89,6 +92,28 @@ def test_what_comes_beside_a_request_cannot_be_in_it(config: Config, given: str)
         return answer
 
     desk = Desk(config, {"ask": ask}, None)
+    assert desk.listener is not None
     with desk.listener:
         answer = json.loads(asyncio.run(asyncio.wait_for(scenario(), 10)))
     assert answer["error"]["message"] == f"{given}: not a parameter of a request"
+
+
+def test_a_control_socket_that_cannot_be_made_is_made_when_it_can_be(config: Config) -> None:
+    """The disk of run_dir has no room for it, when a broker goes on with the VMs of one that was killed."""
+    config.broker_socket.mkdir()  # in its place
+    with pytest.raises(BrokerError, match="directory"):
+        Desk(config, {}, None)
+    desk = Desk(config, {}, None, needed=False)
+
+    async def scenario() -> None:
+        serving = desk.open()
+        await asyncio.sleep(0)
+        config.broker_socket.rmdir()
+        while desk.listener is None:
+            await asyncio.sleep(0.01)
+        _, writer = await asyncio.open_unix_connection(str(config.broker_socket))
+        writer.close()
+        serving.cancel()
+        desk.listener.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))

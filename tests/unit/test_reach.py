@@ -1,0 +1,66 @@
+"""QEMUs are called whatever else goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ovs_hotswap.config import Config, load_config
+from ovs_hotswap.model import Side
+from ovs_hotswap.vhost.desk import Desk
+from ovs_hotswap.vhost.keeping import Keeping
+from ovs_hotswap.vhost.passing import Passing
+from ovs_hotswap.vhost.reach import Reach
+from tests.front_end import BITS, Bench
+from tests.shortage import few_descriptors
+
+
+@pytest.fixture
+def config() -> Iterator[Config]:
+    with tempfile.TemporaryDirectory() as directory:  # short: the path of a socket has 108 bytes
+        path = Path(directory) / "config.toml"
+        instances = "".join(f'[instances.{x}]\npmd_cores = [0]\nuplink_devargs = "{x}"\n' for x in "ab")
+        path.write_text(f'overlay = "{directory}/overlay.toml"\nrun_dir = "{directory}/run"\n{instances}')
+        yield load_config(path)
+
+
+def test_a_fault_of_what_is_done_before_does_not_end_it(config: Config) -> None:
+    rounds = 0
+
+    def first() -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 1:
+            raise PermissionError("a file that cannot be removed")
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        desk, keeping = Desk(config, {}, None), Keeping(loop, {}, keeps=False)
+        assert desk.listener is not None
+        with desk.listener:
+            passing = Passing(loop, config, None, {}, keeping, desk, lambda: None)
+            calling = loop.create_task(Reach(config, {}, keeping, passing).forever(first))
+            async with asyncio.timeout(10):
+                while rounds < 2:
+                    await asyncio.sleep(0.01)
+            calling.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_a_qemu_is_heard_though_descriptors_are_short_when_it_comes() -> None:
+    bench = Bench()
+    bench.connect(Side.A)
+    here, there = socket.socketpair()
+    with here:
+        with few_descriptors(0):
+            bench.vm.connected(there)
+        assert bench.vm.offered is not None
+        bench.vm.drop_qemu("the end")
+    bench.plug(speaks_pf=True, protocol=0, bits=BITS, owner_first=True)
+    bench.close()
