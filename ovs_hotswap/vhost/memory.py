@@ -110,13 +110,27 @@ def make_scratch() -> OwnedFd:
 
 def make_safe(message: wire.Message) -> None:
     """A call or kick must be an eventfd, and writing to it must not block, whatever the guest's QEMU made of it:
-    writing to anything else, such as a full pipe, could block or do harm. Raises ProtocolError."""
+    writing to anything else, such as a full pipe, could block or do harm. Memory must be what a switch can map: a
+    socket could not be handed to a next broker if others are under way in it (unix(7), ETOOMANYREFS). Raises
+    ProtocolError."""
+    body, name = message.body, message.request.name
+    if isinstance(body, wire.MemoryTable):
+        for number, region in enumerate(body.regions):
+            _refuse_unmappable(region.descriptor, f"{name}: region {number}")
+    elif isinstance(body, wire.DirtyLog):
+        _refuse_unmappable(body.descriptor, name)
     if message.request not in (Request.SET_VRING_CALL, Request.SET_VRING_KICK):
         return
-    assert isinstance(message.body, wire.RingDescriptor)
-    if message.body.descriptor is None:
+    assert isinstance(body, wire.RingDescriptor)
+    if body.descriptor is None:
         return
-    fd = message.body.descriptor.fileno()
+    fd = body.descriptor.fileno()
     if not is_eventfd(fd):
-        raise ProtocolError(f"{message.request.name}: ring {message.body.index}: the descriptor is not an eventfd")
+        raise ProtocolError(f"{name}: ring {body.index}: the descriptor is not an eventfd")
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK)
+
+
+def _refuse_unmappable(descriptor: wire.Descriptor, what: str) -> None:
+    mode = os.fstat(descriptor.fileno()).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode)):
+        raise ProtocolError(f"{what}: the descriptor is no file or device that can be mapped")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -220,3 +221,21 @@ def test_nothing_to_make_safe() -> None:
     fd = OwnedFd(os.open(__file__, os.O_RDONLY))
     make_safe(line(Request.SET_VRING_ERR, fd))
     fd.close()
+
+
+def _opath() -> int:
+    return os.open("/", os.O_PATH | os.O_DIRECTORY)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: os.pipe()[0], lambda: socket.socket().detach(), lambda: os.eventfd(0), _opath]
+)
+def test_memory_that_cannot_be_mapped_is_refused(memory: OwnedFd, make: Callable[[], int]) -> None:
+    other = OwnedFd(make())
+    regions = (Region(0, 4096, 0, 0, memory), Region(4096, 4096, 4096, 0, other))
+    with pytest.raises(ProtocolError, match=r"SET_MEM_TABLE: region 1: .* mapped"):
+        make_safe(wire.Message(Request.SET_MEM_TABLE, False, wire.MemoryTable(regions)))
+    with pytest.raises(ProtocolError, match=r"SET_LOG_BASE: .* mapped"):
+        make_safe(wire.Message(Request.SET_LOG_BASE, False, wire.DirtyLog(4096, 0, other)))
+    make_safe(wire.Message(Request.SET_LOG_BASE, False, wire.DirtyLog(4096, 0, memory)))
+    other.close()
