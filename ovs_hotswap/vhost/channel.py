@@ -99,7 +99,8 @@ class Channel:
             descriptors = adopt(ancillary)
             if flags & socket.MSG_CTRUNC:
                 close_all(descriptors)
-                raise ProtocolError("ancillary data was cut off: too many descriptors in one message")
+                # there is space for all that a message can have
+                raise ProtocolError("descriptors were lost: this process may open no more, or may not have one of them")
             if not data:
                 close_all(descriptors)
                 raise PeerClosed

@@ -15,6 +15,7 @@ from ovs_hotswap.vhost import wire
 from ovs_hotswap.vhost.channel import Channel, OwnedFd, PeerClosed
 from ovs_hotswap.vhost.link import FENCE, FENCE_ANSWER_SIZE
 from ovs_hotswap.vhost.wire import Request
+from tests.shortage import few_descriptors
 
 
 @pytest.fixture
@@ -307,3 +308,11 @@ def test_half_a_message_goes_on_in_another_process(pair: Pair, read: int) -> Non
 def test_half_a_message_that_is_whole_is_refused(pair: Pair) -> None:
     with pytest.raises(ProtocolError, match="whole"):
         pair[0].resume(wire.build(Request.GET_FEATURES), ())
+
+
+def test_that_descriptors_are_short_is_told(pair: Pair) -> None:
+    """It is not the peer that has sent too many."""
+    channel, peer = pair
+    send_with(peer, wire.build(Request.SET_OWNER), 2)
+    with few_descriptors(1), pytest.raises(ProtocolError, match="may open no more"):
+        channel.receive()
