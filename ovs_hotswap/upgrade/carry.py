@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.errors import HotswapError, SwitchError
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.overlay.ports import PEER, PEER_PORT, UPLINK, UPLINK_PORT, VXLAN, VXLAN_PORT
 from ovs_hotswap.switch import carrying
@@ -93,9 +93,9 @@ def give_kept(host: Host, side: Side) -> None:
         if found.pmd_sleep_us is not None:
             host.settle_pmd_sleep(side, found.pmd_sleep_us)
         change = put(host, found.found, found.side, side)
-    except SwitchError as error:
-        aside = kept.set_aside(host.config)
-        log.warning("instance %s does not get back its settings, which are in %s: %s", side, aside, error.message)
+    except Exception as error:  # noqa: BLE001 - also what an edited file has an instance asked for
+        aside, why = kept.set_aside(host.config), error.message if isinstance(error, HotswapError) else repr(error)
+        log.warning("instance %s does not get back its settings, which are in %s: %s", side, aside, why)
         return
     if change.carried:
         log.info("instance %s has the operator's settings again: %s", side, _some(map(str, change.carried)))

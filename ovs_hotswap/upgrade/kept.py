@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 _MOST_BYTES = 1 << 24
 
 
-class Kept(Strict):
+class Kept(Strict, extra="ignore"):
     """``side``: whose they were, by whose cores affinities are. ``settings``: as ``as_json`` gives them.
-    ``pmd_sleep_us``: the one that the operator set."""
+    ``pmd_sleep_us``: the one that the operator set. What a newer version writes in addition is passed over."""
 
     side: Side
     settings: list[list[Any]]

@@ -14,7 +14,7 @@ from ovs_hotswap.config import Active, Config
 from ovs_hotswap.errors import HostError, StateUnknown, SwitchError
 from ovs_hotswap.model import Release, Side
 from ovs_hotswap.switch.paths import read_record
-from ovs_hotswap.upgrade import standby
+from ovs_hotswap.upgrade import kept, standby
 from ovs_hotswap.upgrade.interrupts import Interrupted
 from ovs_hotswap.upgrade.lifecycle import restore, start_instance, stop_for_good
 from tests.unit.watch_bed import RELEASE, FakeHost, World
@@ -250,3 +250,22 @@ def test_a_signal_does_not_end_the_undoing_of_a_start(host: Machine) -> None:
     with pytest.raises((SwitchError, Interrupted)):
         start_instance(host, Side.B, RELEASE)
     assert stopped == [True]
+
+
+@pytest.mark.parametrize("settings", [[], [["Interface", "uplink", "options", "n_rxq", {"no": "number"}]]])
+def test_kept_settings_that_cannot_be_given_for_any_reason_keep_nobody_from_being_served(
+    host: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, settings: list[object]
+) -> None:
+    host.record_active(Side.A)
+    host.boot()
+    kept.path_of(host.config).write_text(
+        json.dumps({"side": "a", "settings": settings, "pmd_sleep_us": 5, "unheard_of": 1})
+    )
+
+    def refuse(_side: Side, _microseconds: int) -> None:
+        raise TypeError("no number")
+
+    monkeypatch.setattr(host, "settle_pmd_sleep", refuse)
+    assert restore(host) is not None
+    assert "does not get back its settings" in caplog.text
+    assert kept.path_of(host.config).with_suffix(".not-given.json").exists()
