@@ -51,7 +51,8 @@ class PortSpec:
 class BridgeSpec:
     """A bridge and all its ports, without the local one, which every bridge has.
 
-    ``hwaddr``: MAC address of the bridge's local port.
+    ``hwaddr``: MAC address of the bridge's local port. ``sockets``: the directory in which nobody else makes sockets of
+    VMs.
     """
 
     name: str
@@ -60,6 +61,7 @@ class BridgeSpec:
     datapath_type: str = "netdev"
     fail_mode: str = "secure"
     other_config: Mapping[str, str] = field(default_factory=dict)
+    sockets: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,7 @@ class _PutBridge(_Command):
         local = PortSpec(spec.name, "internal", 0)
         ports = [self.put_port(txn, known, port) for port in (local, *spec.ports)]
         names = {local.name, *(port.name for port in spec.ports)}
-        foreign = [port for port in bridge.ports if port.name not in names and not _is_ours(port)]
+        foreign = [port for port in bridge.ports if port.name not in names and not _is_ours(port, spec.sockets)]
         if known.keys() != names | {port.name for port in foreign}:
             bridge.ports = [*(port for port, _ in ports), *foreign]
             changed = True
@@ -238,8 +240,12 @@ def _bring(row: Any, wanted: Mapping[str, Any]) -> bool:
     return _assign(row, owned.merged(current, wanted))
 
 
-def _is_ours(port: Any) -> bool:
-    return any(owned.is_marked(interface.external_ids) for interface in port.interfaces)
+def _is_ours(port: Any, sockets: str) -> bool:
+    columns = ("type", "options", "external_ids")
+    return any(
+        owned.made_here({column: getattr(interface, column) for column in columns}, sockets)
+        for interface in port.interfaces
+    )
 
 
 def _assign(row: Any, columns: Mapping[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 MARK = "ovs-hotswap"
@@ -25,6 +26,15 @@ OURS = frozenset({MARK, CONFIGURED_SLEEP, CARRIED, PROGRAMMED_TUNNELS})
 
 def is_marked(external_ids: Mapping[str, str]) -> bool:
     return MARK in external_ids
+
+
+def made_here(interface: Mapping[str, Any], sockets: str) -> bool:
+    """Whether an interface is ours: by its mark, or, of an earlier version of ours that made none, because it is a VM's
+    port for a socket in ``sockets``, the directory of ours where they are. ``interface``: its columns."""
+    if is_marked(interface["external_ids"]):
+        return True
+    path = interface["options"].get("vhost-server-path", "")
+    return bool(sockets) and interface["type"] == "dpdkvhostuserclient" and str(PurePath(path).parent) == sockets
 
 
 def marked(external_ids: Mapping[str, str]) -> set[str]:

@@ -168,7 +168,8 @@ class _Reader:
         root = self._found.root
         notes = root.get("external_ids", {})
         ours = owned.written(notes)
-        never = SLEEP_KEYS if owned.is_marked(notes) else OWN_KEYS.keys()
+        # An earlier version of ours kept no note of what it gave the instance when it started it.
+        never = SLEEP_KEYS if "dpdk-init" in ours else OWN_KEYS.keys() | SLEEP_KEYS
         for key, value in self._row(ROOT, "", root):
             if key.column == "other_config" and (ours.get(key.key) == value or key.key in never):
                 continue

@@ -285,7 +285,8 @@ class Host:
             PortSpec(VXLAN, "vxlan", VXLAN_PORT,
                      {"key": "flow", "remote_ip": "flow", "local_ip": intent.vtep.address}),
         )  # fmt: skip
-        return BridgeSpec(self.config.bridge, intent.vtep.mac, fixed + vms)
+        sockets = str(self.switch_socket(side, "any").parent)
+        return BridgeSpec(self.config.bridge, intent.vtep.mac, fixed + vms, sockets=sockets)
 
     @property
     def peer_socket(self) -> Path:

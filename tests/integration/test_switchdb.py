@@ -105,6 +105,21 @@ def test_what_the_operator_set_stays(config: Config, instance: Instance) -> None
     assert vsctl(instance, "get", "Bridge", "br0", "other_config:mac-table-size") == '"4096"'
 
 
+def test_a_port_that_an_earlier_version_made_without_a_mark_is_removed(config: Config, instance: Instance) -> None:
+    """It is known by its socket; one of the operator's of the same type stays."""
+    spec = BridgeSpec("br0", MAC, (vhost(config, "vm1", 11), vhost(config, "vm2", 12)))
+    sockets = str(Path(spec.ports[0].options["vhost-server-path"]).parent)
+    with instance.database() as database:
+        database.apply(spec)
+        vsctl(instance, "remove", "Interface", "vm2", "external_ids", "ovs-hotswap", "--", "add-port", "br0", "own",
+              "--", "set", "Interface", "own", "type=dpdkvhostuserclient",
+              "options:vhost-server-path=/nowhere/own.sock")  # fmt: skip
+        database.wait_ports(["vm1", "vm2", "own"], 20)
+    with instance.database() as database:
+        assert database.apply(BridgeSpec("br0", MAC, (vhost(config, "vm1", 11),), sockets=sockets))
+        assert set(database.interfaces()) == {"br0", "vm1", "own"}
+
+
 def test_a_port_gets_its_number_from_one_that_has_it_by_chance(config: Config, instance: Instance) -> None:
     with instance.database() as database:
         database.apply(BridgeSpec("br0", MAC, (vhost(config, "vm1", 1),)))

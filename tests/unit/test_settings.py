@@ -202,6 +202,29 @@ def test_an_affinity_names_the_cores_of_the_other_instance(
     assert list(lost) == ([name] if wanted is None else [])
 
 
+def test_an_instance_of_an_earlier_version_that_was_programmed_since() -> None:
+    """What it was started with is in no note, and is not the operator's for that."""
+    database = Database()
+    root = database.rows["Open_vSwitch"]["root"]
+    root["other_config"] = {"dpdk-init": "true", "pmd-cpu-mask": "0x2", "dpdk-extra": "-n 1", "vlan-limit": "2",
+                            "max-idle": "30000"}  # fmt: skip
+    root["external_ids"] = owned.remember({}, {"vlan-limit": "2"})
+    assert {str(key): value for key, value in database.settings.items()} == {"other_config:max-idle": "30000"}
+
+
+def test_a_port_of_an_earlier_version_is_known_by_its_socket() -> None:
+    def interface(path: str, kind: str = "dpdkvhostuserclient", **marks: str) -> dict[str, Any]:
+        return {"type": kind, "options": {"vhost-server-path": path}, "external_ids": marks}
+
+    ours = "/run/ovs-hotswap/vhost/a"
+    assert owned.made_here(interface(f"{ours}/gone.sock"), ours)
+    assert owned.made_here(interface("/elsewhere/x", **{owned.MARK: "type"}), ours)
+    assert not owned.made_here(interface("/run/openvswitch/vhu1.sock"), ours)
+    assert not owned.made_here(interface(f"{ours}/deeper/x.sock"), ours)
+    assert not owned.made_here(interface(f"{ours}/x.sock", kind="internal"), ours)
+    assert not owned.made_here(interface("x.sock"), "")
+
+
 def test_what_stays_behind_is_named_with_the_reason() -> None:
     database = Database()
     keys = {"pmd-cpu-mask": "0x6", "dpdk-extra": "-n 4", "userspace-tso-enable": "true"}
