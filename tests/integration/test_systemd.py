@@ -249,12 +249,17 @@ def test_a_killed_instance_is_failed_over_and_not_restarted_by_systemd(machine: 
 
 
 def test_a_boot_brings_back_what_was_active(machine: Machine) -> None:
+    """With what the operator has set on it, which nobody but the unit of this kind has seen."""
+    vsctl = ["ovs-vsctl", "--timeout=10", "--db=unix:/run/ovs-hotswap/b/db.sock"]
+    machine.run(["systemctl", "stop", WATCH])
+    machine.run([*vsctl, "set", "Open_vSwitch", ".", "other_config:max-idle=30000"])
     machine.reboot()
     wait(machine, lambda: ready(machine, "b"), "what was active, and its standby", 60.0)
     assert [machine.show(unit, "ActiveState") for unit in (BROKER, RESTORE, WATCH)] == ["active"] * 3
     assert lives_in_its_unit(machine, "b")
     assert lives_in_its_unit(machine, "a")
     assert "instance b runs release host" in machine.log(RESTORE)
+    assert machine.run([*vsctl, "get", "Open_vSwitch", ".", "other_config:max-idle"]).stdout == '"30000"\n'
 
 
 def test_a_release_tree_runs_in_the_unit(machine: Machine, tree_release: Release) -> None:

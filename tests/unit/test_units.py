@@ -226,3 +226,9 @@ def test_a_fault_keeps_the_class_of_the_error() -> None:
     again = Fault.model_validate_json(Fault.of(error).model_dump_json()).error
     assert type(again) is ReleaseError
     assert (again.message, again.hint, again.__notes__) == ("the tree is gone", "add it again", ["and more"])
+
+
+def test_a_vfio_device_needs_its_group_and_its_container() -> None:
+    """The container is a misc device (10:196), so it is not among the devices of the kind vfio."""
+    text = (Path(__file__).parents[2] / "systemd/ovs-hotswap-instance@.service").read_text().splitlines()
+    assert {"DevicePolicy=closed", "DeviceAllow=char-vfio rw", "DeviceAllow=/dev/vfio/vfio rw"} <= set(text)
