@@ -35,6 +35,16 @@ class Unit:
         found = self._show("LimitNOFILE")
         return int(found) if found.isdecimal() else 1 << 30  # infinity
 
+    def control_group(self) -> str:
+        """Its control group; where it is to be, if it is not active (systemd.slice(5): a dash in the name of a slice
+        stands for one below another)."""
+        if found := self._show("ControlGroup"):
+            return found
+        stem = (self._show("Slice") or "system.slice").removesuffix(".slice")
+        parts = [] if stem == "-" else stem.split("-")
+        slices = ["-".join(parts[: end + 1]) + ".slice" for end in range(len(parts))]
+        return "/" + "/".join([*slices, self.name])
+
     def hidden_directories(self) -> dict[str, str]:
         """Directories of the host that its processes do not see, each with the setting that hides it
         (systemd.exec(5))."""

@@ -146,7 +146,7 @@ class Instance:
                 f"instance {self._side} is {state} already", hint=f"`ovs-hotswap instance stop {self._side}`"
             )
         self.stop()
-        unit = self._unit()
+        unit = self.unit()
         try:
             if unit is None:
                 self._bring_up(release)
@@ -173,18 +173,12 @@ class Instance:
         """
         record = read_record(self.paths.record)
         crashed = record is not None and not self._owned(self.paths.vswitchd_pid)
-        unit = self._unit()
+        unit = self.unit()
         if unit is not None and unit.starting():  # whoever ordered that was killed
             unit.end()
         self._take_down(record, unit, keep_log=keep_log or crashed)
         if unit is not None:
             unit.clear()
-
-    def unit_descriptors(self) -> int | None:
-        """How many descriptors systemd lets its processes have; ``None`` where they are the caller's. Raises
-        CommandError."""
-        unit = self._unit()
-        return None if unit is None else unit.descriptors()
 
     def outdated(self) -> bool:
         """Whether a file that its ovs-vswitchd runs from was replaced or removed since it started, as a package's
@@ -213,7 +207,7 @@ class Instance:
     def mend(self) -> None:
         """Start its ovsdb-server again if it lacks that; ovs-vswitchd connects again by itself, within eight seconds
         (lib/reconnect.h). Raises SwitchError."""
-        release, unit = self.release(), self._unit()
+        release, unit = self.release(), self.unit()
         if release is None or not self.lacks_database():
             return
         if unit is not None:
@@ -230,7 +224,7 @@ class Instance:
         release = self.status().release
         if release is None:
             raise SwitchError(f"instance {self._side} does not run", hint=f"`ovs-hotswap instance start {self._side}`")
-        unit = self._unit()
+        unit = self.unit()
         if unit is not None:
             raise SwitchError(f"instance {self._side} is {unit.name}", hint="stop it, then start it")
         with self.database() as database:
@@ -424,8 +418,9 @@ class Instance:
 
     # -- looking
 
-    def _unit(self) -> InstanceUnit | None:
-        """The unit, where that is who starts the processes. Looked at each time: it may be installed meanwhile."""
+    def unit(self) -> InstanceUnit | None:
+        """The unit, where that is who starts the processes. Looked at each time: it may be installed meanwhile. Raises
+        CommandError."""
         return self._own_unit if self._own_unit is not None and self._own_unit.serves(self._config) else None
 
     @property

@@ -12,8 +12,9 @@ DESCRIPTORS = 524288  # as LimitNOFILE= of the unit
 # A vhost-user port takes about seven descriptors per VM; the usual soft limit of 1024 ends at about 140 VMs. Root may
 # usually raise the hard limit too (CAP_SYS_RESOURCE), so that it does not matter who starts an instance.
 _LIMIT_SCRIPT = f"""
-hard=$(ulimit -H -n)
-if [ "$hard" != unlimited ] && [ "$hard" -lt {DESCRIPTORS} ]; then ulimit -n {DESCRIPTORS} 2>/dev/null || true; fi
+hard=$(ulimit -H -n) most=$(cat /proc/sys/fs/nr_open 2>/dev/null || echo {DESCRIPTORS})
+if [ "$most" -gt {DESCRIPTORS} ]; then most={DESCRIPTORS}; fi
+if [ "$hard" != unlimited ] && [ "$hard" -lt "$most" ]; then ulimit -n "$most" 2>/dev/null || true; fi
 ulimit -S -n "$(ulimit -H -n)"
 """
 

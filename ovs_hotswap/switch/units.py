@@ -87,6 +87,9 @@ class InstanceUnit:
         """``LimitNOFILE=``, which a drop-in may have changed."""
         return self._processes.descriptors()
 
+    def control_group(self) -> str:
+        return self._processes.control_group()
+
     def starting(self) -> bool:
         return self._processes.active() == "activating"
 

@@ -98,8 +98,10 @@ def beside(host: Host, new: Side, wanted: str) -> list[Finding]:
 
 def _machine(host: Host, new: Side) -> list[Finding]:
     config = host.config
-    in_unit = host.instances[new].unit_descriptors() is not None
-    found = checks.cpu_set(cores(in_unit), {side: config.instance(side).pmd_cores for side in Side})
+    unit = host.instances[new].unit()
+    found = checks.cpu_set(
+        cores(None if unit is None else unit.control_group()), {side: config.instance(side).pmd_cores for side in Side}
+    )
     own = [status.vswitchd_pid for status in (host.instances[side].status() for side in Side)]
     run_dir = os.path.realpath(config.side_dir(new))
     found += checks.conflicting_processes(

@@ -30,15 +30,28 @@ _RUNTIME_FILE = re.compile(
 )
 
 
-def cores(in_unit: bool, sys: Path = _SYS, proc: Path = _PROC) -> frozenset[int]:
-    """The cores on which PMD threads may run: they choose their own affinity, whatever was inherited. Without a unit an
-    instance stays in the caller's control group, and so in its cpuset."""
+def cores(unit_group: str | None, sys: Path = _SYS, proc: Path = _PROC) -> frozenset[int]:
+    """The cores on which PMD threads may run: they choose their own affinity, whatever was inherited, within the cpuset
+    of their control group. ``unit_group``: the group of the instance's unit, there or to be; without a unit an instance
+    stays in the caller's."""
     online = _listed(_text(sys / "devices/system/cpu/online"))
-    if not in_unit:
-        group = next((line[3:] for line in _text(proc / "self/cgroup").splitlines() if line.startswith("0::")), "")
-        allowed = _listed(_text(sys / "fs/cgroup" / group.lstrip("/") / "cpuset.cpus.effective"))
-        online = online & allowed if allowed else online
-    return online or frozenset(os.sched_getaffinity(0))
+    allowed = _cpuset(sys / "fs/cgroup", unit_group, _text(proc / "self/cgroup"))
+    return (online & allowed if allowed else online) or frozenset(os.sched_getaffinity(0))
+
+
+def _cpuset(root: Path, unit_group: str | None, own: str) -> frozenset[int]:
+    """The cpuset of a control group; empty if it has none. ``own``: /proc/self/cgroup. A group for which the controller
+    is not turned on has the cpuset of the next group above (Documentation/admin-guide/cgroup-v2.rst). Of version 1
+    the units have none, which systemd does not set there."""
+    groups = {name: path for _, name, path in (line.split(":", 2) for line in own.splitlines() if line.count(":") > 1)}
+    first = next((path for names, path in groups.items() if "cpuset" in names.split(",")), None)
+    if first is not None:
+        return frozenset() if unit_group else _listed(_text(root / "cpuset" / first.lstrip("/") / "cpuset.cpus"))
+    group = Path((unit_group or groups.get("", "")).lstrip("/"))
+    for place in (group, *group.parents):
+        if found := _listed(_text(root / place / "cpuset.cpus.effective")):
+            return found
+    return frozenset()
 
 
 def _listed(text: str) -> frozenset[int]:
@@ -58,19 +71,22 @@ def descriptor_limit(host: Host, side: Side) -> int:
     if pid is not None:
         with contextlib.suppress(OSError):  # it ended meanwhile
             return resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
-    in_unit = instance.unit_descriptors()
-    if in_unit is not None:
-        return in_unit
-    return launched_limit(resource.getrlimit(resource.RLIMIT_NOFILE)[1], _text(_PROC / "self/status"))
+    text = _text(_PROC / "sys/fs/nr_open").strip()
+    most = int(text) if text.isdecimal() else DESCRIPTORS
+    unit = instance.unit()
+    if unit is not None:
+        return min(unit.descriptors(), most)
+    return launched_limit(resource.getrlimit(resource.RLIMIT_NOFILE)[1], _text(_PROC / "self/status"), most)
 
 
-def launched_limit(hard: int, status: str) -> int:
-    """What becomes of the caller's hard limit when it starts an instance. ``status``: /proc/self/status."""
+def launched_limit(hard: int, status: str, most: int) -> int:
+    """What becomes of the caller's hard limit when it starts an instance. ``status``: /proc/self/status. ``most``: what
+    the kernel allows anybody (fs.nr_open)."""
     if hard == resource.RLIM_INFINITY or hard < 0:
         return 1 << 30
     capable = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
     may_raise = capable is not None and int(capable[1], 16) >> _CAP_SYS_RESOURCE & 1
-    return max(hard, DESCRIPTORS) if may_raise else hard
+    return max(hard, min(DESCRIPTORS, most)) if may_raise else hard
 
 
 def running_switches(system: System, proc: Path = _PROC) -> list[SwitchProcess]:

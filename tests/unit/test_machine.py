@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from ovs_hotswap.model import Severity
 from ovs_hotswap.switch.launch import DESCRIPTORS
+from ovs_hotswap.system import Completed
+from ovs_hotswap.systemctl import Unit
 from ovs_hotswap.upgrade import checks
 from ovs_hotswap.upgrade.machine import cores, launched_limit, running_switches
 from tests.unit.fake_system import FakeSystem
@@ -85,25 +88,76 @@ def sys(tmp_path: Path, online: str, cpuset: str | None = None) -> tuple[Path, P
 
 
 @pytest.mark.parametrize(
-    ("online", "cpuset", "in_unit", "expected"),
+    ("online", "cpuset", "unit_group", "expected"),
     [
-        ("0-3", None, False, {0, 1, 2, 3}),
-        ("0,2-3", None, True, {0, 2, 3}),
-        ("0-7", "0-1,5", False, {0, 1, 5}),
-        ("0-7", "0-1", True, set(range(8))),
-        ("0-1", "", False, {0, 1}),
+        ("0-3", None, None, {0, 1, 2, 3}),
+        ("0,2-3", None, "/system.slice/x.service", {0, 2, 3}),
+        ("0-7", "0-1,5", None, {0, 1, 5}),
+        ("0-7", "0-1", "/system.slice/x.service", set(range(8))),
+        ("0-7", "0-1", "/user.slice/x.service", {0, 1}),
+        ("0-1", "", None, {0, 1}),
     ],
 )
 def test_cores_are_the_machine_s_and_the_control_group_s(
-    tmp_path: Path, online: str, cpuset: str | None, in_unit: bool, expected: set[int]
+    tmp_path: Path, online: str, cpuset: str | None, unit_group: str | None, expected: set[int]
 ) -> None:
     root, proc = sys(tmp_path, online, cpuset)
-    assert cores(in_unit, root, proc) == expected
+    assert cores(unit_group, root, proc) == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "unit_group", "expected"),
+    [
+        # The controller is turned on for slices alone, as `systemctl set-property user.slice AllowedCPUs=` does it.
+        ("0::/user.slice/user-0.slice/session-1.scope", {"user.slice/cpuset.cpus.effective": "0-1"}, None, {0, 1}),
+        ("0::/", {"system.slice/cpuset.cpus.effective": "4-5", "cpuset.cpus.effective": "0-7"},
+         "/system.slice/system-x.slice/x.service", {4, 5}),
+        ("0::/", {"cpuset.cpus.effective": "0-6"}, "/system.slice/x.service", set(range(7))),
+        # Version 1, alone or beside version 2.
+        ("3:cpuset:/machine\n0::/", {"cpuset/machine/cpuset.cpus": "2"}, None, {2}),
+        ("4:cpu,cpuset:/machine", {"cpuset/machine/cpuset.cpus": "2"}, "/system.slice/x.service", set(range(8))),
+    ],
+)  # fmt: skip
+def test_the_cpuset_of_a_control_group(
+    tmp_path: Path, own: str, files: dict[str, str], unit_group: str | None, expected: set[int]
+) -> None:
+    root, proc = sys(tmp_path, "0-7")
+    (proc / "self/cgroup").write_text(f"{own}\n")
+    for name, text in files.items():
+        (root / "fs/cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "fs/cgroup" / name).write_text(f"{text}\n")
+    assert cores(unit_group, root, proc) == expected
 
 
 def test_the_limit_of_descriptors_is_the_instance_s() -> None:
     root, confined = "Name:\tx\nCapEff:\t000001ffffffffff\n", "Name:\tx\nCapEff:\t000001fffeffffff\n"
-    assert launched_limit(150, root) == DESCRIPTORS
-    assert launched_limit(150, confined) == launched_limit(150, "") == 150
-    assert launched_limit(1 << 20, root) == 1 << 20
-    assert launched_limit(resource.RLIM_INFINITY, "") > 1 << 20
+    assert launched_limit(150, root, 1 << 20) == DESCRIPTORS
+    assert launched_limit(150, confined, 1 << 20) == launched_limit(150, "", 1 << 20) == 150
+    assert launched_limit(1 << 20, root, 1 << 20) == 1 << 20
+    assert launched_limit(resource.RLIM_INFINITY, "", 1 << 20) > 1 << 20
+    assert launched_limit(150, root, 65536) == 65536, "fs.nr_open, above which not even root may go"
+
+
+class Shown(FakeSystem):
+    """systemctl's answers, by property."""
+
+    def __init__(self, **shown: str) -> None:
+        super().__init__()
+        self.shown = shown
+
+    def run(self, argv: Sequence[str], **_: object) -> Completed:
+        return Completed(tuple(argv), 0, self.shown.get(argv[2].partition("=")[2], "") + "\n", "")
+
+
+@pytest.mark.parametrize(
+    ("shown", "group"),
+    [
+        ({"ControlGroup": "/a.slice/x@a.service", "Slice": "b.slice"}, "/a.slice/x@a.service"),
+        ({"Slice": "system-x\\x2dy.slice"}, "/system.slice/system-x\\x2dy.slice/x@a.service"),
+        ({"Slice": "vms-net-dpdk.slice"}, "/vms.slice/vms-net.slice/vms-net-dpdk.slice/x@a.service"),
+        ({"Slice": "-.slice"}, "/x@a.service"),
+        ({}, "/system.slice/x@a.service"),
+    ],
+)
+def test_where_a_unit_is_or_will_be(shown: dict[str, str], group: str) -> None:
+    assert Unit("x@a.service", Shown(**shown)).control_group() == group
