@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 
 _GOOD_S, _BAD_S = 60.0, 15.0  # until it is proven again
 _MORE_S = 0.3  # what is proven sooner is followed by more in the same turn
-PROOF_S = _MORE_S + 2.0
+PROOF_S = _MORE_S + 2.5
 """What ``look`` takes at most, about."""
 
 
 class WireWatch:
     """``look`` is called in every turn of the keeper in which there is nothing else to do, and keeps it for about two
-    seconds at most: a proof of an uplink that passes nothing is spread over turns."""
+    and a half seconds at most: a proof of an uplink that passes nothing is spread over turns."""
 
     def __init__(self, board: Board) -> None:
         self._board = board

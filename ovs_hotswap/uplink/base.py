@@ -11,7 +11,8 @@ from ovs_hotswap.overlay.intent import ETHERNET_MTU, Intent
 from ovs_hotswap.uplink.frames import Host, PacketSockets
 from ovs_hotswap.uplink.none import NoUplink
 from ovs_hotswap.uplink.proof import End
-from ovs_hotswap.uplink.tc import RtnlTrafficControl, TcUplink
+from ovs_hotswap.uplink.rtnl import RtnlTrafficControl
+from ovs_hotswap.uplink.tc import TcUplink
 
 
 class Uplink(Protocol):

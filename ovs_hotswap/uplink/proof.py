@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ovs_hotswap.model import Proof, Way
@@ -15,6 +15,7 @@ _ASKED = 6  # neighbours at most: one answer is enough
 _TRIES = 3
 _ANSWER_S = 0.5  # for each try
 _PAUSE_S = 0.1  # between two questions: switches that inspect ARP take 15 a second from a port
+_LATE_S = 1.0  # an answer may be so late; a switch answers when it has nothing else to do
 _COUNTED_S = 3.0  # the switch adds packets of a known flow to its counters every half second
 _COUNTED_ALONE_S = 2.0  # who has one way proven alone has other things to do, and asks again
 
@@ -41,6 +42,7 @@ class Prover:
     mtu: int
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+    _unanswered: dict[Host, float] = field(default_factory=dict, init=False, compare=False)  # when it was asked last
 
     def prove(self, representor: str, end: End, way: Way | None = None) -> Proof:
         """Of one ``way`` alone, or of both. Raises UplinkError and SwitchError."""
@@ -55,24 +57,36 @@ class Prover:
         asked = self.neighbours[:_ASKED]
         if not asked:
             return None
+        # An answer does not say whose question it is for: one to an earlier proof's, of the other instance perhaps.
+        late = max((self._unanswered.pop(each, float("-inf")) for each in asked), default=float("-inf")) + _LATE_S
+        if late > self.clock():
+            self.sleep(late - self.clock())
         with self.sockets.listen(self.device) as ear:
             for _ in range(_TRIES):
                 mark, doubtful = os.urandom(MARK_BYTES), set[Host]()
                 for neighbour in asked:
+                    again = neighbour in self._unanswered
+                    self._unanswered[neighbour] = self.clock()
                     end.send(arp_request(self.vtep, neighbour, mark))
-                    if self._answered(ear, asked, mark, doubtful):
-                        return True
-        return False
-
-    def _answered(self, ear: Ear, asked: Sequence[Host], mark: bytes, doubtful: set[Host]) -> bool:
-        """``doubtful``: whose answers may be for somebody else's question, which was seen on the device."""
-        until = self.clock() + max(_PAUSE_S, _ANSWER_S / len(asked))
-        while (left := until - self.clock()) > 0:
-            for frame in ear.heard(left):
-                doubtful |= {each for each in asked if asks(frame, self.vtep, each, mark)}
-                if any(answers(frame, self.vtep, each) for each in asked if each not in doubtful):
+                    by = self._answered(ear, asked, mark, doubtful)
+                    if by is None:
+                        continue
+                    if not (again and by is neighbour):
+                        self._unanswered.pop(by)
                     return True
         return False
+
+    def _answered(self, ear: Ear, neighbours: Sequence[Host], mark: bytes, doubtful: set[Host]) -> Host | None:
+        """Who has answered, of those that were asked. ``doubtful``: whose answers may be for somebody else's question,
+        which was seen on the device."""
+        until = self.clock() + max(_PAUSE_S, _ANSWER_S / len(neighbours))
+        while (left := until - self.clock()) > 0:
+            for frame in ear.heard(left):
+                doubtful |= {each for each in neighbours if asks(frame, self.vtep, each, mark)}
+                for each in neighbours:
+                    if each in self._unanswered and each not in doubtful and answers(frame, self.vtep, each):
+                        return each
+        return None
 
     def _into(self, representor: str, end: End, patience_s: float) -> bool | None:
         source = next(iter(self.neighbours), None)

@@ -15,31 +15,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
-from typing import Any, Protocol
+from typing import Protocol
 
-from pyroute2 import IPRoute
-from pyroute2.netlink import NLM_F_REQUEST
 from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.rtnl import RTM_GETLINK
 
 from ovs_hotswap.errors import UplinkError
 from ovs_hotswap.model import Finding, Proof, Severity, Side, Steered, Way
 from ovs_hotswap.uplink.frames import ETH_P_ALL, ETH_P_IP, VXLAN_UDP_PORT, Host, Sockets
-from ovs_hotswap.uplink.programs import tcx_counts
 from ovs_hotswap.uplink.proof import End, Prover
 
 PRIORITY = 4789  # of all our filters; lower numbers are looked at first
 NODE = 1  # our filters' number within the hash table that the kernel makes for the priority
 NODE_MASK = 0xFFF  # of a handle, include/uapi/linux/pkt_cls.h TC_U32_NODE
-INGRESS = 0xFFFFFFF2  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)
-# Not pyroute2's "get": it asks for an acknowledgement behind the answer too, and keeps each of them (0.9).
-_GET_LINK = RTM_GETLINK, NLM_F_REQUEST
-EGRESS_REDIRECT = 1  # TCA_EGRESS_REDIR, include/uapi/linux/tc_act/tc_mirred.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +79,10 @@ class Kernel(Protocol):
 
     def programs(self, link: Link) -> tuple[str, ...]:
         """BPF programs on the device that see packets before filters do, in words."""
+
+    def block(self, link: Link) -> int | None:
+        """The number of the block that holds the device's ingress filters, if it is one that devices can share: the
+        kernel puts no filter on such a device alone (net/sched/cls_api.c, __tcf_block_find)."""
 
     def replace(self, link: Link, rule: Rule) -> None:
         """Make ``rule`` as node NODE of its priority (handle 0), or change the action of the one with its handle."""
@@ -291,6 +286,8 @@ class TcUplink:
                 "mtu", Severity.ERROR, f"{name} has MTU {link.mtu}, the underlay {self._mtu}: longer packets are lost",
                 f"ip link set {name} mtu {self._mtu}, or correct vtep.mtu in the overlay file",
             )  # fmt: skip
+        if fault := _shared(kernel, name, link):
+            yield Finding("uplink", Severity.ERROR, fault.message, fault.hint)
         for program in kernel.programs(link):
             yield Finding(
                 "uplink programs", Severity.WARNING,
@@ -312,6 +309,16 @@ class TcUplink:
             )  # fmt: skip
 
 
+def _shared(kernel: Kernel, name: str, link: Link) -> UplinkError | None:
+    block = kernel.block(link)
+    if block is None:
+        return None
+    return UplinkError(
+        f"{name}: its ingress filters are those of block {block}, and no filter can be put on it alone",
+        hint=f"make its clsact anew, without ingress_block: tc qdisc show dev {name}",
+    )
+
+
 def _put(kernel: Kernel, name: str, link: Link, rule: Rule) -> None:
     """Make our filter on the device as ``rule`` says; nothing happens if it is so."""
     found = sort(kernel.rules(link), rule.protocol, rule.keys)
@@ -328,7 +335,12 @@ def _put(kernel: Kernel, name: str, link: Link, rule: Rule) -> None:
             handle = found.ours.handle
         else:  # of another VTEP address, which gets no traffic any more
             kernel.delete(link, found.ours, whole_priority=True)
-    kernel.replace(link, replace(rule, handle=handle))
+    try:
+        kernel.replace(link, replace(rule, handle=handle))
+    except NetlinkError as error:
+        if error.code == errno.EOPNOTSUPP and (fault := _shared(kernel, name, link)):
+            raise fault from error
+        raise
 
 
 def _need(kernel: Kernel, name: str) -> Link:
@@ -336,146 +348,3 @@ def _need(kernel: Kernel, name: str) -> Link:
     if link is None:
         raise UplinkError(f"there is no network device {name}", hint="see [uplink] in the configuration")
     return link
-
-
-class RtnlTrafficControl:
-    """The real kernel, through rtnetlink, in ``namespace`` (``None``: this process's own).
-
-    With ``keep`` the socket stays open between uses, until an error: to enter a namespace takes 40 ms. It is then for
-    one thread.
-    """
-
-    def __init__(self, namespace: str | None, *, keep: bool = False) -> None:
-        self._namespace = namespace
-        self._keep = keep
-        self._kept: Any = None
-
-    @contextlib.contextmanager
-    def open(self) -> Iterator[Kernel]:
-        route = self._kept
-        try:
-            if route is None:
-                # flags=0: never make the namespace
-                route = IPRoute(netns=self._namespace, flags=0) if self._namespace else IPRoute()
-            self._kept = None
-            try:
-                yield RtnlKernel(route, self._namespace)
-                self._kept = route if self._keep else None
-            finally:
-                if self._kept is None:
-                    route.close()
-        except (OSError, NetlinkError) as error:
-            where = f"network namespace {self._namespace}" if self._namespace else "traffic control"
-            raise UplinkError(f"{where}: {error}") from error
-
-
-class RtnlKernel:
-    """One rtnetlink socket's view. pyroute2's and the system's errors pass through it to ``open``."""
-
-    def __init__(self, route: Any, namespace: str | None = None) -> None:
-        self._route = route
-        self._namespace = namespace
-
-    def link(self, name: str) -> Link | None:
-        try:
-            message = self._route.link(_GET_LINK, ifname=name)[0]
-        except NetlinkError as error:
-            if error.code == errno.ENODEV:
-                return None
-            raise
-        return Link(
-            message["index"], message["state"] == "up", str(message.get_attr("IFLA_ADDRESS")),
-            int(message.get_attr("IFLA_MTU")),
-        )  # fmt: skip
-
-    def programs(self, link: Link) -> tuple[str, ...]:
-        found = [f"{count} tcx programs on {way}" for way, count in tcx_counts(self._namespace, link.index).items()]
-        xdp = self._route.link("get", index=link.index)[0].get_attr("IFLA_XDP")
-        attached = None if xdp is None else xdp.get_attr("IFLA_XDP_ATTACHED")
-        return (*(["an XDP program"] if attached else []), *found)
-
-    def rules(self, link: Link) -> list[Rule]:
-        messages = self._route.get_filters(index=link.index, parent=INGRESS)
-        return [rule for message in messages if (rule := _rule(message)) is not None]
-
-    def replace(self, link: Link, rule: Rule) -> None:
-        try:
-            self._replace(link, rule)
-        except NetlinkError as error:
-            if error.code != errno.EINVAL:  # there is no clsact yet (net/sched/cls_api.c, __tcf_qdisc_find)
-                raise
-            self._route.tc("add", "clsact", link.index)
-            self._replace(link, rule)
-
-    def _replace(self, link: Link, rule: Rule) -> None:
-        self._route.tc(
-            "replace-filter", "u32", link.index, handle=rule.handle or NODE, parent=INGRESS, prio=rule.priority,
-            protocol=rule.protocol, target=0, keys=[_text(key) for key in rule.keys],
-            action={"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": rule.target},
-        )  # fmt: skip
-
-    def delete(self, link: Link, rule: Rule, *, whole_priority: bool) -> None:
-        self._route.tc(
-            "del-filter", "u32", link.index, handle=0 if whole_priority else rule.handle, parent=INGRESS,
-            prio=rule.priority, protocol=rule.protocol, target=0,
-        )  # fmt: skip
-
-
-def _text(key: Key) -> str:
-    """The key as pyroute2 takes it: a mask's leading zero bytes count, but a mask of nothing has one digit."""
-    return f"{key.value:#010x}/{key.mask:#010x}+{key.offset}" if key.mask else f"0x0/0x0+{key.offset}"
-
-
-def _rule(message: Any) -> Rule | None:
-    """The filter in an rtnetlink message; ``None`` for the priority's head and hash table, which match nothing."""
-    options = message.get_attr("TCA_OPTIONS")
-    kind = message.get_attr("TCA_KIND")
-    selector = options.get_attr("TCA_U32_SEL") if kind == "u32" and options is not None else None
-    if message["handle"] == 0 or (kind == "u32" and selector is None):
-        return None
-    priority, protocol = message["info"] >> 16, struct.unpack("!H", struct.pack("=H", message["info"] & 0xFFFF))[0]
-    if selector is None:
-        return Rule(priority, protocol, message["handle"], (), None)
-    return Rule(priority, protocol, message["handle"], _keys(selector), _target(options), _packets(options))
-
-
-def _keys(selector: Any) -> tuple[Key, ...]:
-    """The keys of a ``struct tc_u32_sel`` (include/uapi/linux/pkt_cls.h), merged to one per word.
-
-    Read from the bytes: pyroute2 0.9 decodes them four bytes early. They begin after the attribute's header (4) and
-    the structure's own fields (16); each is mask, value (network order), offset, offset mask (host order).
-    """
-    start = selector.offset + 4 + 16
-    raw = bytes(selector.data[start : start + 16 * selector["nkeys"]])
-    words: dict[int, tuple[int, int]] = {}
-    for at in range(0, len(raw), 16):
-        mask, value = struct.unpack_from("!II", raw, at)
-        (offset,) = struct.unpack_from("=i", raw, at + 8)
-        for byte in range(4):  # a key may begin anywhere; ours are compared word by word
-            shift = 8 * (3 - byte)
-            word, place = divmod(offset + byte, 4)
-            old_value, old_mask = words.get(4 * word, (0, 0))
-            one_mask, one_value = (mask >> shift) & 0xFF, (value >> shift) & 0xFF
-            up = 8 * (3 - place)
-            words[4 * word] = (old_value | one_value << up, old_mask | one_mask << up)
-    return tuple(Key(value, mask, offset) for offset, (value, mask) in sorted(words.items()) if mask) or ANY
-
-
-def _packets(options: Any) -> int:
-    """Of the filter's first action (include/uapi/linux/gen_stats.h), whether software or the card carried it out."""
-    actions = options.get_attr("TCA_U32_ACT")
-    statistics = actions["attrs"][0][1].get_attr("TCA_ACT_STATS") if actions is not None and actions["attrs"] else None
-    basic = None if statistics is None else statistics.get_attr("TCA_STATS_BASIC")
-    return 0 if basic is None else int(basic["packets"])
-
-
-def _target(options: Any) -> int | None:
-    """The device that the filter's only action redirects to."""
-    actions = options.get_attr("TCA_U32_ACT")
-    if actions is None or len(actions["attrs"]) != 1:
-        return None
-    action = actions["attrs"][0][1]
-    if action.get_attr("TCA_ACT_KIND") != "mirred":
-        return None
-    parameters = action.get_attr("TCA_ACT_OPTIONS").get_attr("TCA_MIRRED_PARMS")
-    return int(parameters["ifindex"]) if parameters["eaction"] == EGRESS_REDIRECT else None

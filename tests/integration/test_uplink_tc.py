@@ -6,6 +6,7 @@ import gc
 import os
 import socket
 import struct
+import subprocess
 import threading
 import time
 import tracemalloc
@@ -18,7 +19,8 @@ from ovs_hotswap.errors import UplinkError
 from ovs_hotswap.model import Proof, Severity, Side
 from ovs_hotswap.upgrade.uplinkchecks import PROGRAMS
 from ovs_hotswap.uplink.frames import Host, PacketSockets
-from ovs_hotswap.uplink.tc import INGRESS, RtnlTrafficControl, TcUplink
+from ovs_hotswap.uplink.rtnl import INGRESS, RtnlTrafficControl
+from ovs_hotswap.uplink.tc import TcUplink
 from tests.integration.bpf import program
 
 HOST = f"ovsh-test-{os.getpid()}-host"
@@ -213,6 +215,17 @@ def test_foreign_filter_at_our_priority_is_kept_and_reported(uplink: TcUplink) -
     uplink.clear()
     assert uplink.owner() is None
     assert [handle & 0xFFF for priority, handle in filters("pf0") if handle & 0xFFF] == [0x800]
+
+
+@pytest.mark.parametrize("name", ["pf0", "rep-b"])
+def test_a_device_whose_filters_are_a_block_s_is_refused(uplink: TcUplink, name: str) -> None:
+    """As drivers' scripts set bonds and representors up."""
+    subprocess.run(
+        ["ip", "netns", "exec", HOST, "tc", "qdisc", "add", "dev", name, "ingress_block", "7", "clsact"], check=True
+    )
+    assert [finding.severity for finding in uplink.check()] == [Severity.ERROR]
+    with pytest.raises(UplinkError, match=f"{name}: its ingress filters are those of block 7"):
+        uplink.steer(Side.A)
 
 
 def test_new_vtep_address_replaces_the_keys(uplink: TcUplink, taps: dict[Side, Tap], sender: socket.socket) -> None:

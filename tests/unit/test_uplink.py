@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from pyroute2.netlink.exceptions import NetlinkError
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import UplinkError
@@ -46,6 +48,7 @@ class FakeTrafficControl:
     acts: list[str] = field(default_factory=list)  # looks and changes
     loses_writes: bool = False
     bpf: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    blocks: dict[int, int] = field(default_factory=dict)
 
     @contextmanager
     def open(self) -> Iterator[Kernel]:
@@ -59,6 +62,9 @@ class FakeTrafficControl:
         self.acts.append(f"rules {link.index}")
         return list(self.installed.get(link.index, []))
 
+    def block(self, link: Link) -> int | None:
+        return self.blocks.get(link.index)
+
     def programs(self, link: Link) -> tuple[str, ...]:
         return self.bpf.get(link.index, ())
 
@@ -66,6 +72,8 @@ class FakeTrafficControl:
         rules = self.installed.setdefault(link.index, [])
         self.changes.append(f"{'replace' if rule.handle else 'add'} {link.index}")
         self.acts.append(self.changes[-1])
+        if link.index in self.blocks:  # net/sched/cls_api.c, __tcf_block_find
+            raise NetlinkError(errno.EOPNOTSUPP, "Operation not supported")
         if self.loses_writes and link is PF:
             return
         for at, old in enumerate(rules):
@@ -233,6 +241,18 @@ def test_check_names_a_device_that_carries_less_than_the_underlay(kernel: FakeTr
     (finding,) = uplink(kernel).check()
     assert (finding.check, finding.severity) == ("mtu", Severity.ERROR)
     assert "pf0 has MTU 1400, the underlay 1500" in finding.text
+
+
+@pytest.mark.parametrize(("link", "name"), [(PF, "pf0"), (REP_B, "rep-b")])
+def test_filters_of_a_block_are_named_before_they_are_in_the_way(
+    kernel: FakeTrafficControl, link: Link, name: str
+) -> None:
+    kernel.blocks[link.index] = 7
+    fault = f"{name}: its ingress filters are those of block 7, and no filter can be put on it alone"
+    assert [(f.severity, f.text) for f in uplink(kernel).check()] == [(Severity.ERROR, fault)]
+    with pytest.raises(UplinkError, match=fault) as refused:
+        uplink(kernel).steer(Side.A)
+    assert refused.value.hint is not None
 
 
 def test_check_names_programs_in_front_of_our_filters(kernel: FakeTrafficControl) -> None:

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from ovs_hotswap.model import Finding, Proof, Severity, Side
+from ovs_hotswap.model import Finding, Proof, Severity, Side, Way
 from ovs_hotswap.upgrade import uplinkchecks
 from ovs_hotswap.upgrade.uplinkchecks import Passed
 from ovs_hotswap.uplink.frames import MARK_BYTES, Ear, Host, answers, arp_request, asks, vxlan_probe
@@ -229,3 +229,64 @@ def test_a_program_in_front_is_an_error_unless_packets_come() -> None:
     program, other = uplinkchecks.steering(found, Passed(1.5, 10, 0, 0, 10))
     assert program.severity is Severity.ERROR
     assert other.severity is Severity.OK
+
+
+class Slow(Network):
+    """The neighbour answers ``late`` seconds after it was asked."""
+
+    late = 0.6
+
+    def __init__(self) -> None:
+        super().__init__(silent=True)
+        self.due: list[float] = []
+
+    def send(self, frame: bytes) -> None:
+        super().send(frame)
+        if not self.mute and frame == arp_request(VTEP, NEIGHBOUR, frame[-MARK_BYTES:]):
+            self.due.append(self.now + self.late)
+
+    def advance(self, seconds: float) -> None:
+        """What comes while nobody listens is heard by nobody."""
+        self.now += seconds
+        self.due = [at for at in self.due if at > self.now]
+
+    @contextmanager
+    def listen(self, device: str) -> Iterator[Ear]:
+        yield SlowHearing(self)
+
+
+@dataclass
+class SlowHearing:
+    network: Slow
+
+    def heard(self, seconds: float) -> list[bytes]:
+        network = self.network
+        if not network.due or network.due[0] > network.now + seconds:
+            network.now += seconds
+            return []
+        network.now = max(network.now, network.due.pop(0))
+        return [arp_answer(VTEP.mac, NEIGHBOUR)]
+
+
+def test_a_late_answer_to_an_earlier_question_proves_nothing_of_another_instance() -> None:
+    """Both are proven one after the other, by the same driver: the answer to the second try of the first one's."""
+    network = Slow()
+    prover = Prover(HostSockets(network), "pf0", VTEP, (NEIGHBOUR,), 1500,  # type: ignore[arg-type]
+                    clock=lambda: network.now, sleep=network.advance)  # fmt: skip
+    assert prover.prove("rep-a", network, Way.OUT).out is True
+    network.mute = True
+    assert prover.prove("rep-b", network, Way.OUT).out is False
+    network.mute = False
+    assert prover.prove("rep-a", network, Way.OUT).out is True
+
+
+def test_an_answer_of_who_was_not_asked_yet_proves_nothing() -> None:
+    network = Network(mute=True, arrived=[arp_answer(VTEP.mac, NEIGHBOUR)])
+    assert prove(network, (OTHER, NEIGHBOUR)).out is False
+
+
+def test_who_answers_at_once_is_not_waited_for() -> None:
+    network = Network()
+    prover = Prover(HostSockets(network), "pf0", VTEP, (NEIGHBOUR,), 1500,  # type: ignore[arg-type]
+                    clock=lambda: network.now, sleep=lambda _: pytest.fail("waited"))  # fmt: skip
+    assert [prover.prove("rep-a", network, Way.OUT).out for _ in range(2)] == [True, True]
