@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -23,8 +24,8 @@ def restrict_umask() -> None:
 
 
 def own_directory(path: Path) -> None:
-    """Make a directory of ours where it is missing. Raises ConfigError if somebody else could replace what is in it:
-    sockets that QEMUs and switches connect to, records that are believed."""
+    """Make a directory of ours where it is missing. Raises ConfigError if somebody else could replace what is in it, or
+    the directory itself: sockets that QEMUs and switches connect to, records that are believed."""
     path.mkdir(parents=True, exist_ok=True, mode=0o755)
     found = path.stat()
     if found.st_uid not in (0, os.geteuid()):
@@ -33,6 +34,25 @@ def own_directory(path: Path) -> None:
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ConfigError(f"{path} has mode {stat.S_IMODE(found.st_mode):04o}: others could replace what is in it",
                           hint=f"chmod 755 {path}")  # fmt: skip
+    for fault in _along(path):
+        raise ConfigError(f"{fault}, so somebody else could replace {path}",
+                          hint="chown root: and chmod go-w what it names, or take another directory")  # fmt: skip
+
+
+def along(path: Path) -> list[str]:
+    """What of a file, or on the way to it, others than root and this user could change, at most three of it."""
+    return list(islice(_along(path), _SHOWN))
+
+
+def _along(path: Path) -> Iterator[str]:
+    """Links on the way are looked at as well: who owns one says where it leads."""
+    path = Path(os.path.abspath(path))
+    links = [place for place in (*reversed(path.parents), path) if place.is_symlink()]
+    real = path.resolve()
+    for place in dict.fromkeys((*links, *reversed(real.parents), real)):
+        with contextlib.suppress(FileNotFoundError):
+            if fault := _stranger(place):
+                yield fault
 
 
 def strangers(tree: Path, *, directories_alone: bool = False) -> list[str]:
@@ -64,6 +84,6 @@ def _stranger(path: Path) -> str | None:
         return None
     if found.st_mode & stat.S_IWOTH and (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         return f"{path} can be written by everybody"
-    if found.st_mode & stat.S_IWGRP and found.st_gid >= SYSTEM_IDS:
+    if found.st_mode & stat.S_IWGRP and found.st_gid >= SYSTEM_IDS and found.st_gid != os.getegid():
         return f"{path} can be written by group {found.st_gid}"
     return None

@@ -22,7 +22,7 @@ from ovs_hotswap.errors import CommandError, ReleaseError
 from ovs_hotswap.model import RELEASE_NAME, Release, Side
 from ovs_hotswap.switch.paths import InstancePaths, read_record
 from ovs_hotswap.system import System
-from ovs_hotswap.trust import strangers
+from ovs_hotswap.trust import along, strangers
 
 HOST = "host"
 
@@ -252,6 +252,7 @@ class Releases:
         found = Release(name, root, "", "", prefix)
         place, software = Path(root or "/"), programs(found)
         for path in astuple(software):
+            _refuse_strangers(name, place / path.lstrip("/"))
             if not (place / path.lstrip("/")).is_file():
                 raise ReleaseError(f"release {name}: {place / path.lstrip('/')} is missing", hint=hint)
         missing = self._missing_plugins(found)
@@ -298,6 +299,7 @@ class Releases:
         if not _NAME.fullmatch(name):
             raise ReleaseError(f"{name!r} cannot name a release", hint=_NAMES)
         path = self._directory / name / _MANIFEST
+        _refuse_strangers(name, path)
         try:
             return Manifest.model_validate_json(path.read_text())
         except FileNotFoundError as error:
@@ -333,6 +335,13 @@ class Releases:
         for pattern in (".build-*", ".remove-*"):
             for path in self._directory.glob(pattern):
                 _delete(path)
+
+
+def _refuse_strangers(name: str, path: Path) -> None:
+    """Raises ReleaseError if others could replace a file that is believed, or run as root."""
+    if faults := along(path):
+        raise ReleaseError(f"release {name}: {path} is run or believed by root, and {'; '.join(faults)}",
+                           hint="chown root: and chmod go-w what it names")  # fmt: skip
 
 
 def _is_prefix(directory: Path) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import ConfigError, PatchError, ReleaseError
 from ovs_hotswap.patches.tree import Tree
-from ovs_hotswap.switch.release import Releases
+from ovs_hotswap.switch.release import Manifest, Releases
 from ovs_hotswap.system import System
 from ovs_hotswap.trust import own_directory, restrict_umask, strangers
 from tests.unit.test_release import config as config
@@ -63,6 +63,41 @@ def test_a_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture
+def above(tmp_path: Path) -> Path:
+    made = tmp_path / "above"
+    (made / "run").mkdir(parents=True)
+    return made
+
+
+@pytest.mark.parametrize(("mode", "fault"), [(0o777, True), (0o757, True), (0o1777, False), (0o755, False)])
+def test_who_can_write_above_a_directory_can_replace_it(above: Path, mode: int, fault: bool) -> None:
+    above.chmod(mode)
+    if fault:
+        with pytest.raises(ConfigError, match=f"{above} can be written by everybody, so somebody else could replace"):
+            own_directory(above / "run")
+    else:
+        own_directory(above / "run")
+
+
+@as_root
+def test_above_a_directory_owners_groups_and_links_count(above: Path) -> None:
+    os.chown(above, -1, 54321)
+    above.chmod(0o775)
+    with pytest.raises(ConfigError, match="can be written by group 54321"):
+        own_directory(above / "run")
+    os.chown(above, 12345, 0)
+    with pytest.raises(ConfigError, match=f"{above} belongs to user 12345"):
+        own_directory(above / "run")
+    os.chown(above, 0, 0)
+    above.chmod(0o1777)
+    (above / "link").symlink_to(above / "run")
+    own_directory(above / "link")
+    os.chown(above / "link", 12345, -1, follow_symlinks=False)
+    with pytest.raises(ConfigError, match=f"{above}/link belongs to user 12345"):
+        own_directory(above / "link")
+
+
+@pytest.fixture
 def tree(tmp_path: Path) -> Path:
     made = tmp_path / "tree"
     (made / "usr/sbin").mkdir(parents=True)
@@ -107,6 +142,24 @@ def test_a_tree_that_others_can_write_to_is_no_release(config: Config, tree: Pat
     with pytest.raises(ReleaseError, match=r"run as root, and .*/usr/sbin can be written by everybody"):
         Releases(config, System()).add("x", from_directory=tree)
     assert not (config.releases_dir / "x").exists()
+
+
+def test_what_others_can_write_to_is_no_release_any_more(config: Config, tree: Path) -> None:
+    """Whoever could write an entry would say what root runs."""
+    entry = config.releases_dir / "x"
+    entry.mkdir(parents=True)
+    (entry / "release.json").write_text(Manifest(adopted=str(tree)).model_dump_json())
+    with pytest.raises(ReleaseError, match="is missing"):
+        Releases(config, System()).get("x")
+    (tree / "usr").chmod(0o777)
+    with pytest.raises(ReleaseError, match=f"believed by root, and {tree}/usr can be written by everybody"):
+        Releases(config, System()).get("x")
+    (tree / "usr").chmod(0o755)
+    config.releases_dir.chmod(0o777)
+    for use in (Releases(config, System()).get, Releases(config, System()).remove):
+        with pytest.raises(ReleaseError, match=f"{config.releases_dir} can be written by everybody"):
+            use("x")
+    assert Releases(config, System()).list()[1].error is not None
 
 
 @as_root
