@@ -255,6 +255,8 @@ class SteerUplink(ReversibleStep[Upgrade]):
 
     def do(self, context: Upgrade, run: Run) -> None:
         wire.end(context, run)
+        if context.broken:  # what comes for the VMs would be lost until all is put back
+            raise SwitchError(context.broken, hint="its log is kept in the state directory")
         context.host.uplink.steer(context.new)
 
     def undo(self, context: Upgrade, run: Run) -> None:

@@ -14,6 +14,7 @@ from ovs_hotswap.overlay.tables import Kind, cookie
 from ovs_hotswap.upgrade import wire
 from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.plan import Run
+from ovs_hotswap.upgrade.steps import SteerUplink
 from ovs_hotswap.upgrade.uplinkchecks import Passed
 from ovs_hotswap.upgrade.wire import Traffic
 from tests.unit.watch_bed import FakeHost, World
@@ -119,3 +120,21 @@ def test_what_was_over_before_the_steering_is_not_missed_after_it(
     host.flows.until = min(host.flows.until, host.world.now)
     (found,) = Traffic.of(context, run).findings()
     assert found.severity is expected
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_the_uplink_is_not_steered_to_an_instance_that_broke_while_traffic_was_counted(
+    host: Counting, stopped: bool
+) -> None:
+    context = Upgrade(host, Side.A, Side.B, "host")
+    facts: dict[str, Any] = {}
+    run = Run(lambda: facts, facts.update, lambda _event: None)
+    wire.begin(context, run)
+    if stopped:
+        host.world.stopped_pids = {2}
+    else:
+        host.world.die(Side.B)
+    before = host.world.uplink_owner
+    with pytest.raises(SwitchError, match="instance b"):
+        SteerUplink().do(context, run)
+    assert host.world.uplink_owner is before
