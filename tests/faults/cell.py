@@ -256,6 +256,10 @@ class Runner:
     def _let_go(self, struck: Struck) -> None:
         """Continue what stands, make room, start a database server again."""
         self._bed.mend()
+        if self._expected.ended:  # by the upgrade, or by the watchdog when that is over
+            end = time.monotonic() + _FENCED_S
+            while self._bed.system.alive(struck.pid) and time.monotonic() < end:
+                time.sleep(_LOOK_S)
         self._seen.ended = not self._bed.system.alive(struck.pid)
         self._continue()
         if struck.database and not self._bed.system.alive(struck.pid):
