@@ -9,6 +9,8 @@
 # pages     raises vm.nr_hugepages if fewer than 256 pages of 2 MiB are free, and mounts /dev/hugepages if
 #           it is not (root). tools/clean.sh puts both back.
 #
+# At the end it waits, a minute at most, until what it installed is on the disk: guests of a demo would notice that.
+#
 # What is in place is left alone, so a second run takes no time.
 set -eu
 cd "$(dirname "$0")/.."
@@ -16,6 +18,8 @@ cd "$(dirname "$0")/.."
 HUGE_PAGES=256 # two instances of the demo take 66; a test that needs more adds them itself
 POOL=/sys/kernel/mm/hugepages/hugepages-2048kB
 STATE=.cache/setup
+WRITTEN_KIB=4096
+installed=
 POLICY=/usr/sbin/policy-rc.d
 POLICY_MARK='# ovs-hotswap: tools/setup.sh'
 
@@ -58,6 +62,7 @@ packages() {
     # shellcheck disable=SC2086
     apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install -y --no-install-recommends $missing 9>&-
     remove_policy
+    installed=yes
 }
 
 # The first Python of at least 3.11 that can make a virtual environment; Debian's own comes first.
@@ -80,6 +85,7 @@ venv() {
     "$python" -m venv --clear .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --root-user-action ignore -e '.[dev]'
     echo "$stamp" >.venv/stamp
+    installed=yes
 }
 
 # remembered NAME: the value remembered in this boot, if any.
@@ -115,6 +121,19 @@ pages() {
     say "raised the huge pages of 2 MiB from $before to $after"
 }
 
+# What of files is in memory and not on the disk.
+unwritten_kib() { awk '/^(Dirty|Writeback):/ { sum += $2 } END { print sum + 0 }' /proc/meminfo; }
+
+wait_written() {
+    say "waiting until what was installed is on the disk: $(($(unwritten_kib) / 1024)) MiB"
+    timeout 60 sync >/dev/null 2>&1 9>&- & # it may take longer than anybody waits
+    for _ in $(seq 60); do
+        [ "$(unwritten_kib)" -gt $WRITTEN_KIB ] || return 0
+        sleep 1
+    done
+    say "$(($(unwritten_kib) / 1024)) MiB are still not on the disk"
+}
+
 mkdir -p "$STATE"
 [ -e "$STATE/lock" ] || : >"$STATE/lock"
 exec 9<"$STATE/lock" # for reading: it may be root's
@@ -125,3 +144,4 @@ for part in "$@"; do
         *) fail "unknown part: $part (packages, venv, pages)" ;;
     esac
 done
+[ -z "$installed" ] || wait_written

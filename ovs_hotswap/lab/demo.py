@@ -17,6 +17,7 @@ from ovs_hotswap.lab.lab import Lab
 from ovs_hotswap.lab.pings import Mark, PingStats
 from ovs_hotswap.lab.timeline import Stage, around, longest, running
 from ovs_hotswap.lab.watch import wait_protected, watchdog
+from ovs_hotswap.lab.writeback import wait_written
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.road import Road
@@ -191,7 +192,7 @@ class Demo:
         host = self._host
         if suite is not None:
             host.releases.add(suite, suite, self._say)
-            os.sync()  # what was just installed is written back now, not while the guests are looked at
+        wait_written(self._system, self._say)
         old = host.releases.get(HOST)
         if host.config.road is Road.BROKER:
             self._say("starting the broker")

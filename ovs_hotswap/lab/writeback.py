@@ -1,0 +1,46 @@
+"""What was just installed is written back now, not while guests are looked at."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from ovs_hotswap.system import System
+
+ENOUGH_KIB = 4096  # a machine that does nothing has some hundred
+PATIENCE_S = 60.0
+_POLL_S = 0.2
+_LINE = re.compile(r"^(?:Dirty|Writeback): +(\d+) kB$", re.MULTILINE)
+
+
+def unwritten_kib(meminfo: str) -> int:
+    """What of files is in memory and not on the disk (proc_meminfo(5))."""
+    return sum(map(int, _LINE.findall(meminfo)))
+
+
+def _now() -> int:
+    return unwritten_kib(Path("/proc/meminfo").read_text())
+
+
+def wait_written(
+    system: System,
+    say: Callable[[str], None],
+    *,
+    unwritten: Callable[[], int] = _now,
+    sync: Callable[[], None] = os.sync,
+) -> bool:
+    """Have all files written and wait for it, a minute at most. Returns whether it is done."""
+    amount = unwritten()
+    if amount > ENOUGH_KIB:
+        say(f"waiting until what was installed is on the disk: {amount >> 10} MiB")
+    end = system.monotonic() + PATIENCE_S
+    threading.Thread(target=sync, name="sync", daemon=True).start()  # it may take longer
+    while (amount := unwritten()) > ENOUGH_KIB:
+        if system.monotonic() >= end:
+            say(f"{amount >> 10} MiB are still not on the disk: the guests may notice that")
+            return False
+        system.sleep(_POLL_S)
+    return True
