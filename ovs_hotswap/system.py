@@ -11,11 +11,12 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from ovs_hotswap import background
 from ovs_hotswap.errors import BusyError, CommandError, HostError
 from ovs_hotswap.exits import has_memory, started
 
@@ -212,6 +213,21 @@ class System:
     def has_memory(self, pid: int) -> bool:
         """Whether any thread of ``pid`` can still touch memory (``exits.has_memory``)."""
         return has_memory(pid)
+
+    def background(
+        self, pids: Callable[[], Iterable[int]], spared: Callable[[str], bool], serving: int, patience_s: float
+    ) -> contextlib.AbstractContextManager[object]:
+        """Keep processes at low priority (``background.Background``)."""
+        return background.Background(pids, spared, serving, patience_s)
+
+    def is_low(self, pid: int) -> bool:
+        """Whether ``pid``, or a thread of it, is at low priority; false if it is gone."""
+        return bool(background.low_threads(pid))
+
+    def raise_priority(self, pid: int) -> bool:
+        """End the low priority of ``pid``; false if that is not permitted. The look whether there is anything to do
+        costs microseconds."""
+        return background.serve(pid)
 
     def end(self, pid: int) -> None:
         """SIGKILL ``pid`` and return once it cannot touch memory any more, which is before it is dead.

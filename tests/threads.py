@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _CONT, _DETACH, _SEIZE, _INTERRUPT = 7, 17, 0x4206, 0x4207  # linux/ptrace.h
@@ -29,6 +30,38 @@ def thread_states(pid: int, name: str | None = None) -> set[str]:
     chosen = [tid for tid, called in thread_names(pid).items() if name in (None, called)]
     stats = [Path(f"/proc/{pid}/task/{tid}/stat").read_text() for tid in chosen]
     return {stat.rpartition(")")[2].split()[0] for stat in stats}
+
+
+def unusual(pid: int) -> dict[str, tuple[int, int]]:
+    """Threads of ``pid`` that are not scheduled as the kernel schedules by itself: policy and nice value, by name."""
+    found = {}
+    for tid, name in thread_names(pid).items():
+        how = os.sched_getscheduler(tid), os.getpriority(os.PRIO_PROCESS, tid)
+        if how != (os.SCHED_OTHER, 0):
+            found[name] = how
+    session = Path(f"/proc/{pid}/autogroup").read_text().split()[-1]
+    return {**found, "its session": (os.SCHED_OTHER, int(session))} if session != "0" else found
+
+
+@contextlib.contextmanager
+def policies_seen(pid: Callable[[], int | None]) -> Iterator[set[int]]:
+    """The scheduling policies that the first thread of a process has in the block, once it is there."""
+    seen: set[int] = set()
+    left = threading.Event()
+
+    def look() -> None:
+        while not left.wait(0.005):
+            with contextlib.suppress(OSError):
+                if (number := pid()) is not None:
+                    seen.add(os.sched_getscheduler(number))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        left.set()
+        thread.join()
 
 
 @contextlib.contextmanager

@@ -10,10 +10,10 @@ keep from running what it waits for; and PMD threads get a better nice value.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 
+from ovs_hotswap.background import threads_of
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.priority import Rank, control_core
 
@@ -33,33 +33,30 @@ class Scheduling:
     pmd_nice: int
 
 
-def _threads(pid: int) -> Iterator[tuple[int, str]]:
-    """Thread ids and names of a process; none if it is gone."""
-    for task in Path(f"/proc/{pid}/task").glob("*"):
-        try:
-            yield int(task.name), (task / "comm").read_text().strip()
-        except OSError:
-            continue
+def is_pmd(name: str) -> bool:
+    """Whether a thread of that name polls ports."""
+    return name.startswith("pmd-c")
 
 
 def vhost_thread(pid: int) -> int | None:
     """The thread that handles vhost-user messages; there is none before the first vhost-user port."""
-    return next((thread for thread, name in _threads(pid) if name in VHOST_THREADS), None)
+    return next((thread for thread, name in threads_of(pid) if name in VHOST_THREADS), None)
 
 
 def _pmd_threads(pid: int) -> list[int]:
-    return [thread for thread, name in _threads(pid) if name.startswith("pmd-c")]
+    return [thread for thread, name in threads_of(pid) if is_pmd(name)]
 
 
 def scheduling(pid: int) -> Scheduling | None:
-    """How ovs-vswitchd ``pid`` is scheduled; ``None`` if it has no vhost-user thread. Raises SwitchError if it ends
-    meanwhile."""
+    """How ovs-vswitchd ``pid`` is scheduled, for a while low priority or not; ``None`` if it has no vhost-user thread.
+    Raises SwitchError if it ends meanwhile."""
     thread = vhost_thread(pid)
     if thread is None:
         return None
     try:
+        policy = os.sched_getscheduler(thread)
         return Scheduling(
-            os.sched_getscheduler(thread),
+            os.SCHED_OTHER if policy == os.SCHED_IDLE else policy,
             os.sched_getparam(thread).sched_priority,
             tuple(sorted(os.sched_getaffinity(thread))),
             min((os.getpriority(os.PRIO_PROCESS, pmd) for pmd in _pmd_threads(pid)), default=0),

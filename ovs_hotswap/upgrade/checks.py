@@ -245,6 +245,15 @@ def database(side: Side, answers: bool) -> list[Finding]:
     return [_error(name, f"the ovsdb-server of instance {side} does not answer", "start it, or continue it")]
 
 
+def priority(side: Side, low: Collection[int]) -> list[Finding]:
+    """Whether threads of an instance that serves VMs are at ``low`` priority, as while it is started beside another."""
+    name = "priority"
+    if not low:
+        return _ok(name, f"instance {side}'s threads have normal priority")
+    text = f"instance {side} serves VMs at low priority: process {', '.join(map(str, sorted(low)))}"
+    return [_error(name, text, "the watchdog gives it back; without one: `ovs-hotswap resume`")]
+
+
 def window_flows(incapable: Sequence[str]) -> list[Finding]:
     """``incapable``: ``FLOW: REASON; WAY OUT`` of the active instance's flows that cannot work on two instances at
     once."""

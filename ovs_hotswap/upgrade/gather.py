@@ -24,6 +24,7 @@ from ovs_hotswap.switch.paths import log_in_use, older
 from ovs_hotswap.switch.pools import huge_page_pools, page_mib
 from ovs_hotswap.system import files, host_error
 from ovs_hotswap.upgrade import baseline, carry, checks, memory, rings, wire
+from ovs_hotswap.upgrade import beside as beside_vms
 from ovs_hotswap.upgrade.context import command_without
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.inquest import ON_TRIAL
@@ -137,6 +138,7 @@ def _active(host: Host, old: Side) -> list[Finding]:
         return [Finding("active", Severity.ERROR, f"instance {old}, which is active, does not run",
                         f"`ovs-hotswap instance start {old}`")]  # fmt: skip
     found = checks.database(old, host.instances[old].status().dpdk_initialized is not None)
+    found += checks.priority(old, beside_vms.low(host, old))
     intent = host.intent
     found += checks.ports_polled(
         refused(ports_with_mtus(host.instances[old].paths), host.bridge_spec(old).ports), [vm.name for vm in intent.vms]
@@ -254,7 +256,7 @@ def postcheck(host: Host, new: Side, apart_s: float, end: LogEnd, known: Collect
     before = ring_samples(host)
     host.system.sleep(apart_s)
     found = checks.as_warnings(checks.ring_progress(before, ring_samples(host), known))
-    found += checks.polling(new, comes_round(host, new))
+    found += checks.polling(new, comes_round(host, new)) + checks.priority(new, beside_vms.low(host, new))
     with host.instances[new].database() as database:
         interfaces = database.interfaces()
     facts = [checks.PortFacts(name, status.link_state == "up", status.error) for name, status in interfaces.items()]

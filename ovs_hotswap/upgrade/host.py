@@ -35,7 +35,7 @@ from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.switch.tunnel import TunnelConfig, Tunnels
 from ovs_hotswap.switch.units import InstanceUnit
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade import activeside, kept
+from ovs_hotswap.upgrade import activeside, beside, kept
 from ovs_hotswap.upgrade.records import Json
 from ovs_hotswap.uplink import base
 from ovs_hotswap.uplink.base import make_uplink
@@ -168,6 +168,7 @@ class Host:
 
     def record_active(self, side: Side) -> None:
         """Raises HostError. In this boot ``side`` is the active one as soon as the first of the files says it."""
+        beside.serve(self, side)
         release = self.instances[side].release()
         activeside.record(self.config, self.system, side, None if release is None else release.name)
 
@@ -389,6 +390,7 @@ class Host:
 
     def prefer_threads(self, side: Side, rank: Rank) -> None:
         """For hand-overs in which the side has ``rank``. Raises SwitchError."""
+        beside.serve(self, side)
         pid = self.instances[side].pid()
         if pid is not None:
             config = self.config
@@ -488,5 +490,5 @@ class Host:
             self.system.sleep(_POLL_S)
 
     def link_up(self, side: Side, port: str) -> bool:
-        with self.instances[side].database() as database:
+        with self.instances[side].database(tables=INTERFACE_TABLES) as database:
             return (found := database.interfaces().get(port)) is not None and found.link_state == "up"

@@ -21,6 +21,7 @@ from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.system import host_error
 from ovs_hotswap.upgrade import checks, gather, standby
+from ovs_hotswap.upgrade.beside import in_background
 from ovs_hotswap.upgrade.failover import Household, Task, next_task
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.journal import Journals
@@ -328,7 +329,8 @@ class Keeper:
     def _start(self, host: Host, side: Side, release: Release) -> None:
         """An instance that does not start is counted. A fault of the configuration is none of an instance."""
         try:
-            host.instances[side].start(release)
+            with in_background(host, side):
+                host.instances[side].start(release)
         except (SwitchError, CommandError) as error:
             self._board.event("start-failed", cause=error.message)
             self._board.failure()

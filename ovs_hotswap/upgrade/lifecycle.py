@@ -9,6 +9,7 @@ from ovs_hotswap.config import Active
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.model import Release, Side
 from ovs_hotswap.upgrade import carry
+from ovs_hotswap.upgrade.beside import in_background
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.interrupts import Interrupts
 
@@ -54,9 +55,11 @@ def start_instance(host: Host, side: Side, release: Release) -> bool:
     _ = host.intent  # a fault in it is told before anything is changed
     first = host.recorded_active() is None
     with Interrupts() as interrupts:
-        host.instances[side].start(release)
+        with in_background(host, side):
+            host.instances[side].start(release)
         try:
-            host.program(side)
+            with in_background(host, side):
+                host.program(side)
             if host.recorded_active() in (None, side):
                 carry.give_kept(host, side)
             return activate_first(host, side) or host.recorded_active() is side

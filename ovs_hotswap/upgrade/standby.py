@@ -26,6 +26,7 @@ from ovs_hotswap.switch.instance import State
 from ovs_hotswap.switch.ovsdb import PortSpec
 from ovs_hotswap.switch.settings import Settings
 from ovs_hotswap.upgrade import carry
+from ovs_hotswap.upgrade.beside import in_background, make_ready
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.memory import too_small
 from ovs_hotswap.wording import some
@@ -80,8 +81,9 @@ def prepare(host: Host, side: Side) -> tuple[list[Document], dict[str, str]]:
     """Make a running instance the warm standby, and answer the VMs that were to be parked, and why some are not. May be
     repeated. Raises SwitchError or BrokerError."""
     queues = sum(vm.queues for vm in host.intent.vms)
-    host.set_pmd_sleep(side, max(idle_sleep_us(queues), host.config.upgrade.pmd_sleep_us))
-    host.program_database(side)
+    with in_background(host, side):
+        host.set_pmd_sleep(side, max(idle_sleep_us(queues), host.config.upgrade.pmd_sleep_us))
+        host.program_database(side)
     own_sleep = _carry_settings(host, side)
     await_ports(host, side)
     record = read_record(host)
@@ -190,8 +192,9 @@ def yield_to_upgrade(host: Host, active: Side, release: Release) -> bool:
 
 def await_ports(host: Host, side: Side, *, without: Collection[str] = ()) -> None:
     """Wait for an instance's uplink and its connections to the VMs, except those it is to be ``without``, and see that
-    its packet pool is large enough: where memory is short Open vSwitch makes a smaller one without a word. Raises
-    SwitchError."""
+    none of its threads is at low priority and that its packet pool is large enough: where memory is short Open vSwitch
+    makes a smaller one without a word. Raises SwitchError."""
+    make_ready(host, side)
     host.wait(lambda: host.link_up(side, UPLINK), _PORT_S, lambda: f"instance {side}: the uplink is down",
               on=[side])  # fmt: skip
     uplink = [port for port in host.bridge_spec(side).ports if port.name == UPLINK]

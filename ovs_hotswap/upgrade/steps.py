@@ -17,6 +17,7 @@ from ovs_hotswap.priority import Rank
 from ovs_hotswap.switch.pmd import set_vhost_log_level, vhost_log_level
 from ovs_hotswap.switch.settings import as_json, from_json
 from ovs_hotswap.upgrade import baseline, carry, checks, gather, peer, probe, wire
+from ovs_hotswap.upgrade.beside import in_background
 from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.moving import move_all
@@ -64,7 +65,8 @@ class StartStandby(ReversibleStep[Upgrade]):
     def do(self, context: Upgrade, run: Run) -> None:
         wanted = context.host.releases.get(context.release)
         if not yield_to_upgrade(context.host, context.old, wanted):
-            context.host.instances[context.new].start(wanted)
+            with in_background(context.host, context.new):
+                context.host.instances[context.new].start(wanted)
 
     def undo(self, context: Upgrade, run: Run) -> None:
         if context.fled:
@@ -82,8 +84,9 @@ class ProgramDatabase(Step[Upgrade]):
     description = "program the standby's bridge and ports, carry the operator's settings over"
 
     def do(self, context: Upgrade, run: Run) -> None:
-        context.host.set_pmd_sleep(context.new, context.host.config.upgrade.pmd_sleep_us)
-        context.host.program_database(context.new)
+        with in_background(context.host, context.new):
+            context.host.set_pmd_sleep(context.new, context.host.config.upgrade.pmd_sleep_us)
+            context.host.program_database(context.new)
         if not context.lost:
             _carry_settings(context, run)
 

@@ -24,7 +24,7 @@ from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.priority import raise_priority
 from ovs_hotswap.system import System
 from ovs_hotswap.trust import own_directory
-from ovs_hotswap.upgrade import standby, watchlog
+from ovs_hotswap.upgrade import beside, standby, watchlog
 from ovs_hotswap.upgrade.failover import Act, Health, History, Limits, Sample, Scene, Signal, Verdict, judge, next_act
 from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.journal import Journals
@@ -118,6 +118,7 @@ class Guard:
             self._follow_uplink(active, active.other)
         self._uplink_back = None
         if verdict.health is Health.HEALTHY:
+            beside.serve(self._host, active)  # whoever started it may have been killed before
             self._problem = None
             self._board.update(failover_problem=None)
 
@@ -263,6 +264,7 @@ class Guard:
                 host.instances[work.side].kill()
                 self._stamp(work, "fenced")
             case Act.STEER:
+                beside.serve(host, other)  # it may have been in the middle of its start
                 host.uplink.steer(other)
                 work.steered = True
                 self._stamp(work, "steered")

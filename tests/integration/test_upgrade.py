@@ -38,6 +38,7 @@ from ovs_hotswap.upgrade.plan import Event, EventKind
 from ovs_hotswap.upgrade.standby import await_ports
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from ovs_hotswap.vhost.service import start_broker, stop_broker
+from tests.threads import policies_seen, thread_names, unusual
 
 GUESTS = 2
 TREE_NAME = "trixie"
@@ -157,6 +158,20 @@ def test_upgrade_and_rollback_lose_nothing(bed: Lab, host: Host) -> None:
     untouched(bed, host)
 
 
+def test_an_instance_is_at_low_priority_while_it_starts_and_never_while_it_serves(bed: Lab, host: Host) -> None:
+    upgrader = Upgrader(host)
+    for side in (Side.B, Side.A):
+        with policies_seen(host.instances[side].pid) as seen:
+            report = upgrader.upgrade(TREE_NAME, nobody) if side is Side.B else upgrader.rollback(nobody)
+        assert report.committed
+        assert seen == {os.SCHED_IDLE, os.SCHED_OTHER}
+        for pid in (host.instances[side].pid(), host.instances[side].database_pid()):
+            assert pid is not None
+            assert unusual(pid) == {}
+    findings = {each.check: each.severity for each in Upgrader(host).check(TREE_NAME)}
+    assert findings["priority"] is Severity.OK
+
+
 def test_a_warm_old_instance_can_be_kept(bed: Lab, host: Host) -> None:
     Upgrader(host).upgrade(TREE_NAME, nobody, keep_old=True)
     assert host.instances[Side.A].status().state is State.RUNNING
@@ -213,6 +228,18 @@ def test_a_killed_upgrade_is_resumed(bed: Lab, host: Host, step: str) -> None:
     assert host.active() is Side.B
     time.sleep(0.5)
     assert sum(stats.lost for stats in bed.pings.between(before, bed.pings.mark())) == 0
+
+
+@pytest.mark.parametrize("step", ["ports", "soak"])
+def test_what_a_killed_upgrade_left_at_low_priority_does_not_serve_so(bed: Lab, host: Host, step: str) -> None:
+    killed_at(bed, step)
+    pid = host.instances[Side.B].pid()
+    assert pid is not None
+    for thread in thread_names(pid):
+        os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+    Path(f"/proc/{pid}/autogroup").write_text("19")
+    assert Upgrader(host).resume(nobody).committed
+    assert unusual(pid) == {}
 
 
 def test_a_second_upgrade_is_refused_while_one_is_under_way(bed: Lab, host: Host) -> None:

@@ -26,6 +26,7 @@ from ovs_hotswap.upgrade.lifecycle import start_instance
 from ovs_hotswap.upgrade.plan import Event, EventKind
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from ovs_hotswap.vhost.service import start_broker
+from tests.threads import unusual
 from tests.waiting import eventually
 
 GUESTS = 2
@@ -108,6 +109,11 @@ def test_every_vm_moves_when_the_active_dies_or_hangs(
     served_by(host, old.other)
     assert host.instances[old].pid() not in (None, pid)
     assert host.pmd_sleep(old.other) == host.config.instance(old.other).pmd_sleep_us
+    serving, standing_by = (host.instances[side].pid() for side in (old.other, old))
+    assert serving is not None
+    assert standing_by is not None
+    assert unusual(serving) == {}
+    assert os.SCHED_IDLE not in {policy for policy, _ in unusual(standing_by).values()}
     time.sleep(0.3)
     seen = bed.pings.between(before, bed.pings.mark())
     assert {stats.guest: stats.duplicated for stats in seen if stats.duplicated} == {}

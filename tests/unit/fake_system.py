@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ovs_hotswap.system import Completed, System
@@ -20,6 +21,8 @@ class FakeSystem(System):
         self.processes: dict[int, list[str]] = {}
         self.ran: list[tuple[str, ...]] = []
         self.killed: list[tuple[int, float]] = []
+        self.low: set[int] = set()
+        self.held_low: list[int] = []  # by whom VMs were served, each time that something was kept at low priority
 
     def monotonic(self) -> float:
         return self.now
@@ -71,6 +74,19 @@ class FakeSystem(System):
 
     def has_memory(self, pid: int) -> bool:
         return self.alive(pid)
+
+    def background(
+        self, pids: Callable[[], Iterable[int]], spared: Callable[[str], bool], serving: int, patience_s: float
+    ) -> contextlib.AbstractContextManager[object]:
+        self.held_low.append(serving)
+        return contextlib.nullcontext()
+
+    def is_low(self, pid: int) -> bool:
+        return pid in self.low
+
+    def raise_priority(self, pid: int) -> bool:
+        self.low.discard(pid)
+        return True
 
     def end(self, pid: int) -> None:
         self.kill(pid, grace=0)

@@ -41,6 +41,7 @@ LAYERS = {
     "ovs_hotswap.sd": SEAM,
     "ovs_hotswap.supervisor": SEAM,
     "ovs_hotswap.exits": SEAM,
+    "ovs_hotswap.background": SEAM,
     "ovs_hotswap.priority": SEAM,
     "ovs_hotswap.systemctl": SEAM,
     "ovs_hotswap.vhost.channel": SEAM,

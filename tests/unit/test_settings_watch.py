@@ -90,6 +90,9 @@ class FakeInstance:
     def pid(self) -> int:
         return self._pid
 
+    def database_pid(self) -> int | None:
+        return None
+
     def start(self, release: Release) -> None: ...
 
     def stop(self) -> None: ...

@@ -1,0 +1,151 @@
+"""Low priority for what runs beside switches that serve VMs, so that it takes no core of theirs.
+
+A thread at low priority has the policy SCHED_IDLE, which nothing else gives to a switch: it can be seen of any process
+at any time, and ended without a record of what was before, because that policy leaves the nice value as it is. A kernel
+with autogroups (sched(7)) shares the cores among sessions first and looks at threads only then, so a daemon's session
+gets the nice value 19 as well.
+
+Threads have the priority of whoever creates them. So a process is gone through until none of its threads is low.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+_NORMAL = os.sched_param(0)
+_LOW_SESSION, _SESSION = "19", "0"
+_ROUNDS = 20
+_POLL_S = 0.02
+
+
+def threads_of(pid: int) -> Iterator[tuple[int, str]]:
+    """Thread ids and names of a process; none if it is gone."""
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError):
+            yield int(task.name), (task / "comm").read_text().strip()
+
+
+def low_threads(pid: int) -> list[int]:
+    """The threads of a process that are at low priority: all of them if its session is."""
+    try:
+        threads = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except OSError:
+        return []
+    return threads if _session(pid) == _LOW_SESSION else [thread for thread in threads if _is_low(thread)]
+
+
+def serve(pid: int) -> bool:
+    """End the low priority of a process, all its threads. Returns whether none is left; it is not permitted else."""
+    if _session(pid) == _LOW_SESSION:
+        _set_session(pid, _SESSION)
+    for _ in range(_ROUNDS):
+        left = low_threads(pid)
+        if not left:
+            return True
+        for thread in left:
+            _raise(thread)
+    return False
+
+
+class Background:
+    """While entered, the processes ``pids`` are at low priority, as soon as they are there. Not their threads that
+    ``spared`` names: what shares a core with a thread that never sleeps would stand still.
+
+    All of it ends at the end of the block, and before it after ``patience_s``, as low priority on a busy machine may
+    mean no progress; when the process ``serving`` ends, as VMs wait then; or when somebody has ended it for one.
+    """
+
+    def __init__(
+        self, pids: Callable[[], Iterable[int]], spared: Callable[[str], bool], serving: int, patience_s: float
+    ) -> None:
+        self._pids, self._spared, self._serving = pids, spared, serving
+        self._end = time.monotonic() + patience_s
+        self._left = threading.Event()
+        self._lowered: dict[int, set[int]] = {}  # threads by process
+        self._thread = threading.Thread(target=self._run, name="background", daemon=True)
+
+    def __enter__(self) -> Background:
+        self._thread.start()
+        return self
+
+    @property
+    def active(self) -> bool:
+        """Whether it goes on."""
+        return self._thread.is_alive()
+
+    def __exit__(self, *_error: object) -> None:
+        self._left.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            with contextlib.suppress(OSError), _process(self._serving) as ended:
+                while not (self._left.wait(_POLL_S) or ended() or self._over()):
+                    for pid in self._pids():
+                        self._lower(pid)
+        finally:
+            for pid in self._lowered:
+                serve(pid)
+
+    def _over(self) -> bool:
+        return time.monotonic() >= self._end or any(_is_there(pid) and not _is_low(pid) for pid in self._lowered)
+
+    def _lower(self, pid: int) -> None:
+        if pid not in self._lowered and _session(pid) == _SESSION:
+            _set_session(pid, _LOW_SESSION)
+        lowered = self._lowered.setdefault(pid, set())
+        for thread, name in threads_of(pid):
+            if self._spared(name):
+                if _is_low(thread):
+                    _raise(thread)
+            elif thread not in lowered:
+                with contextlib.suppress(OSError):
+                    if os.sched_getscheduler(thread) == os.SCHED_OTHER:
+                        os.sched_setscheduler(thread, os.SCHED_IDLE, _NORMAL)
+                lowered.add(thread)
+
+
+@contextlib.contextmanager
+def _process(pid: int) -> Iterator[Callable[[], bool]]:
+    """Whether the process that has this number now has ended. Raises OSError if there is none."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        yield lambda: bool(poll.poll(0))
+    finally:
+        os.close(descriptor)
+
+
+def _is_there(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def _is_low(thread: int) -> bool:
+    with contextlib.suppress(OSError):
+        return os.sched_getscheduler(thread) == os.SCHED_IDLE
+    return False
+
+
+def _raise(thread: int) -> None:
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(thread, os.SCHED_OTHER, _NORMAL)
+
+
+def _session(pid: int) -> str:
+    """The nice value of the autogroup of a process that leads its session; empty where there is none."""
+    with contextlib.suppress(OSError):
+        if os.getsid(pid) == pid:
+            return Path(f"/proc/{pid}/autogroup").read_text().rpartition("nice ")[2].strip()
+    return ""
+
+
+def _set_session(pid: int, nice: str) -> None:
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(nice)
