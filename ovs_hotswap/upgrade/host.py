@@ -259,8 +259,9 @@ class Host:
 
     # -- programming -------------------------------------------------------------------------------------------
 
-    def ofport(self, vm: str) -> int:
-        return next(each.ofport for each in self.intent.vms if each.name == vm)
+    def ofport(self, vm: str) -> int | None:
+        """The OpenFlow port of a VM; ``None`` if it is in the overlay intent no more."""
+        return next((each.ofport for each in self.intent.vms if each.name == vm), None)
 
     def switch_socket(self, side: Side, vm: str) -> Path:
         """The socket that the side's port of a VM connects to."""

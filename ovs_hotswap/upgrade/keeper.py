@@ -335,7 +335,7 @@ class Keeper:
             self._board.event("start-failed", cause=error.message)
             self._board.failure()
             raise
-        except HotswapError:
+        except Exception:
             self._board.pause()
             raise
 
@@ -344,8 +344,8 @@ class Keeper:
         broker or the configuration, and only in the first case does a new instance help."""
         try:
             vms, refused = standby.prepare(host, side)
-        except HotswapError as error:
-            self._board.event("start-failed", cause=error.message)
+        except Exception as error:
+            self._board.event("start-failed", cause=_cause(error))
             if host.instances[side].pid() is None:
                 self._board.failure()
             else:
@@ -400,8 +400,8 @@ class Keeper:
         host.follow_pmd_sleep(active)
         try:
             host.follow_intent(Side)
-        except HotswapError as error:  # the standby has refused it, and the active was not touched, or has undone it
-            self._refusal = f"the overlay intent is not programmed: {error.message}"
+        except Exception as error:  # the standby has refused it, and the active was not touched, or has undone it
+            self._refusal = f"the overlay intent is not programmed: {_cause(error)}"
             self._refused_until = host.system.monotonic() + self._refused_s
             self._refused_s = min(2 * self._refused_s, _REFUSED_MOST_S)
             raise
@@ -443,3 +443,9 @@ class Keeper:
         except OSError:
             return None
         return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong, for people."""
+    known = host_error(error) if isinstance(error, OSError) else error
+    return known.message if isinstance(known, HotswapError) else f"{type(error).__name__}: {error}"

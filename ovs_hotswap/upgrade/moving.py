@@ -260,7 +260,8 @@ def _deliver(host: Host, side: Side, names: Sequence[str]) -> None:
     """What nobody delivered to VMs, many frames at a time: they wait in the broker's memory for seconds only."""
     waiting: list[tuple[bytes, str]] = []
     for name in names:
-        waiting += [(frame, f"output:{host.ofport(name)}") for frame in host.road.undelivered(name)]
+        caught, port = host.road.undelivered(name), host.ofport(name)
+        waiting += [(frame, f"output:{port}") for frame in caught if port is not None]
         if sum(len(frame) for frame, _ in waiting) > _AT_ONCE:
             host.openflow(side).packet_outs(waiting)
             waiting = []

@@ -447,6 +447,8 @@ class Broker:
             await self._reload()
         except HotswapError as error:
             log.error("reload: %s", error.message)
+        except Exception:
+            log.exception("reload")
 
     def _reload_soon(self) -> None:
         self._reloading = self._loop.create_task(self._reload_logged())

@@ -185,8 +185,12 @@ def _receive(connection: socket.socket) -> Inherited:
             received += more
             if flags & socket.MSG_CTRUNC or not more:
                 raise StateUnknown("descriptors were cut off on their way from the old broker")
-        document = json.loads(_exactly(connection, length))
-        if (given := document.get("format")) not in FORMATS:
+        try:
+            document = json.loads(_exactly(connection, length))
+        except (ValueError, RecursionError) as error:
+            raise StateUnknown(f"the old broker's state cannot be read: {error}") from error
+        given = document.get("format") if isinstance(document, dict) else None
+        if given not in FORMATS:
             raise StateUnknown(f"the old broker hands over format {given}, this one knows {FORMATS}")
         return _inherited(document, received)
     except BaseException:
@@ -205,7 +209,7 @@ def _inherited(document: dict[str, Any], received: Sequence[OwnedFd]) -> Inherit
         return Inherited(
             _socket(received[document["control"]]), None if successors is None else _socket(received[successors]), vms
         )
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise StateUnknown(f"the old broker's state cannot be read: {error}") from error
 
 

@@ -236,7 +236,7 @@ def _decode(descriptors: list[OwnedFd]) -> tuple[VmParts | None, OwnedFd | None]
             return decode(document["vm"], descriptors), None
         log.warning("an earlier broker kept format %s, this one knows %s", document["format"], FORMATS)
         return None, None if document["qemu"] is None else descriptors[document["qemu"]]
-    except (IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
         raise StateUnknown(f"what an earlier broker kept cannot be read: {error}") from error
     finally:
         text.close()

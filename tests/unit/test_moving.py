@@ -152,6 +152,13 @@ def test_frames_are_delivered_by_the_new_owner() -> None:
     assert bed.sent == [(b"vm0", "output:0"), (b"vm1", "output:1")]
 
 
+def test_frames_of_a_vm_that_is_in_the_intent_no_more_are_given_to_nobody() -> None:
+    bed = Bed(3)
+    bed.host.ofport = lambda vm: None if vm == "vm1" else int(vm[2:])  # type: ignore[method-assign]
+    assert len(move_all(bed.host, Side.B, bed.run)) == 3
+    assert bed.sent == [(b"vm0", "output:0"), (b"vm2", "output:2")]
+
+
 def test_no_more_vms_are_between_two_instances_than_there_is_room_for() -> None:
     bed = Bed(7)
     bed.broker.room, bed.broker.empty = 3, "vm1"

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ovs_hotswap.errors import BrokerError
+from ovs_hotswap.errors import BrokerError, StateUnknown
+from ovs_hotswap.vhost import succession
 from ovs_hotswap.vhost.succession import Heir, Inherited, OldBroker, take_over
 
 
@@ -85,3 +86,19 @@ def test_one_that_hangs_up_and_lives_goes_on(scene: Scene) -> None:
     scene.thread.join()
     assert scene.fault is not None
     assert "it goes on" in scene.fault.message
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b"{", b"\xff", b"[1]", b'"text"', b"[" * 100_000, b'{"format": [1]}', b'{"format": 1}',
+        b'{"format": 1, "vms": [{"over": 1}]}', b'{"format": 1, "vms": [{"over": {"name": "a", "processes": []}}]}',
+        b'{"format": 1, "vms": [[]]}', b'{"format": 1, "vms": [{"vm": {"name": "a"}, "listeners": []}]}',
+    ],
+)  # fmt: skip
+def test_what_is_no_state_is_refused_as_one(document: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(succession._LENGTH.pack(len(document), 0) + document)
+        with pytest.raises(StateUnknown):
+            succession._receive(ours)

@@ -49,7 +49,7 @@ def journal(bed: Bed, text: str) -> None:
 def turn(bed: Bed) -> str:
     try:
         return bed.keeper.turn()
-    except HotswapError as error:
+    except (HotswapError, OSError, KeyError) as error:
         return type(error).__name__
 
 
@@ -283,8 +283,13 @@ def test_giving_up_on_standbys_does_not_end_the_starting_of_the_active(config: C
 # ------------------------------------------------------------------------------------------------ what counts
 
 
-@pytest.mark.parametrize("fault", [BROKER_AWAY, ConfigError("overlay.toml: faulty"), SwitchError("uplink is down")])
-def test_a_standby_that_cannot_be_prepared_is_tried_again_for_ever(config: Config, fault: HotswapError) -> None:
+FOREIGN = [OSError(24, "Too many open files"), KeyError("statistics")]
+
+
+@pytest.mark.parametrize(
+    "fault", [BROKER_AWAY, ConfigError("overlay.toml: faulty"), SwitchError("uplink is down"), *FOREIGN]
+)
+def test_a_standby_that_cannot_be_prepared_is_tried_again_for_ever(config: Config, fault: Exception) -> None:
     """The reason is the broker's, the configuration's or the cable's: no instance has failed."""
     bed = Bed(config, prepared=False)
     bed.world.program_fault = fault
@@ -299,6 +304,37 @@ def test_a_standby_that_cannot_be_prepared_is_tried_again_for_ever(config: Confi
         bed.world.now += 1
         turn(bed)
     assert state(bed)["standby"] == "b"
+
+
+@pytest.mark.parametrize("fault", FOREIGN)
+def test_an_intent_that_cannot_be_programmed_for_any_reason_is_tried_less_and_less(
+    config: Config, fault: Exception
+) -> None:
+    """Each time the standby's ports are configured anew."""
+    bed = Bed(config)
+    bed.world.program_fault = fault
+    attempts = 0
+    for _ in range(600):
+        bed.world.now += 1
+        attempts += turn(bed) == type(fault).__name__
+    assert 2 < attempts < 15
+    bed.world.program_fault = None
+    bed.world.now += 300
+    assert turn(bed) == Task.PROGRAM
+
+
+@pytest.mark.parametrize("fault", FOREIGN)
+def test_an_instance_that_cannot_be_started_for_any_reason_is_tried_less_and_less(
+    config: Config, fault: Exception
+) -> None:
+    bed = Bed(config, prepared=False)
+    bed.world.pid[Side.B], bed.world.state[Side.B] = None, State.STOPPED
+    bed.world.start_fault = fault
+    attempts = 0
+    for _ in range(600):
+        bed.world.now += 1
+        attempts += turn(bed) == type(fault).__name__
+    assert 2 < attempts < 20
 
 
 def test_a_release_that_is_not_there_is_no_failure_of_an_instance(config: Config) -> None:

@@ -1,0 +1,120 @@
+"""A broker in this process: what is wrong with one VM, or with this host, keeps it from nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from ovs_hotswap.config import Config
+from ovs_hotswap.errors import BrokerError
+from ovs_hotswap.system import System
+from ovs_hotswap.vhost.broker import Broker
+from ovs_hotswap.vhost.channel import listen
+from ovs_hotswap.vhost.keeping import Keeping
+from ovs_hotswap.vhost.passing import Passing
+from ovs_hotswap.vhost.reach import Reach
+
+_VM = '[[vm]]\nname = "vm{0}"\nofport = {1}\nmac = "52:54:00:00:00:0{0}"\nvni = 1\n'
+INTENT = '[vtep]\naddress = "172.31.0.1/24"\nmac = "52:54:00:1f:00:01"\n' + "".join(
+    _VM.format(number, 10 + number) for number in range(3)
+)
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    made = Path(tempfile.mkdtemp(prefix="ovsh-br-"))
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture
+def config(directory: Path) -> Config:
+    (directory / "overlay.toml").write_text(INTENT)
+    instance = {"pmd_cores": [0], "uplink_devargs": "net_null0"}
+    return Config.model_validate(
+        {"overlay": directory / "overlay.toml", "run_dir": directory / "run", "state_dir": directory / "state",
+         "broker": {"qemu_socket": f"{directory}/qemu/{{vm}}.sock"},
+         "instances": {"a": instance, "b": {**instance, "pmd_cores": [1], "uplink_devargs": "net_null1"}}}
+    )  # fmt: skip
+
+
+def run(config: Config, test: Callable[[Broker], Awaitable[None]]) -> None:
+    async def main() -> None:
+        broker = Broker(config, System(), asyncio.get_running_loop(), None)
+        try:
+            await test(broker)
+        finally:
+            broker.close()
+            broker._desk.listener.close()
+
+    asyncio.run(main())
+
+
+def test_a_vm_whose_socket_cannot_be_made_keeps_no_other_from_being_served(config: Config, directory: Path) -> None:
+    async def test(broker: Broker) -> None:
+        broker._begin()
+        assert sorted(broker._seats) == ["vm0", "vm2"]
+        with pytest.raises(BrokerError, match=r"vm vm1: .*vm1\.sock"):
+            await broker._reload()
+        (config.run_dir / "vhost/a/vm1.sock").rmdir()
+        assert (await broker._reload())["vms"] == 3
+
+    (config.run_dir / "vhost/a/vm1.sock").mkdir(parents=True)
+    run(config, test)
+
+
+def test_a_broker_that_can_serve_nobody_says_so(config: Config) -> None:
+    async def test(broker: Broker) -> None:
+        (config.run_dir / "vhost").write_text("not a directory")
+        with pytest.raises(BrokerError, match="vm vm0: "):
+            broker._begin()
+
+    run(config, test)
+
+
+def test_the_bound_on_memory_for_frames_is_told(config: Config) -> None:
+    async def test(broker: Broker) -> None:
+        broker._begin()
+        found = (await broker._status())["capture"]
+        assert found["limit"] == 512 << 20
+        assert found["taken"] == 0
+        assert found["all"] == 3 * found["largest"]
+        assert 1 << 20 < found["largest"] < 2 << 20
+
+    run(config, test)
+
+
+@pytest.mark.parametrize("fault", [OSError(30, "Read-only file system"), KeyError("vm1")])
+def test_what_fails_before_a_round_keeps_no_qemu_from_being_tried(config: Config, fault: Exception) -> None:
+    rounds: list[int] = []
+
+    def first() -> None:
+        rounds.append(1)
+        if len(rounds) == 2:
+            raise asyncio.CancelledError
+        raise fault
+
+    async def main() -> None:
+        await Reach(config, {}, cast(Keeping, None), cast(Passing, None)).forever(first)
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(main())
+    assert len(rounds) == 2
+
+
+@pytest.mark.parametrize("where", ["file/deeper/vm.sock", "directory"])
+def test_a_socket_that_cannot_be_made_leaves_nothing(directory: Path, where: str) -> None:
+    (directory / "file").write_text("")
+    (directory / "directory").mkdir()
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(BrokerError, match=where):
+        listen(directory / where)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert sorted(each.name for each in directory.iterdir()) == ["directory", "file"]
