@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ovs_hotswap.sd import FIRST
-from ovs_hotswap.system import many_descriptors
+from ovs_hotswap.system import many_descriptors, pid_text
 from ovs_hotswap.vhost.channel import OwnedFd, adopt, close_all
 
 log = logging.getLogger(__name__)
@@ -263,7 +263,7 @@ class Supervisor:
         if self._ready and not self._ever_ready:
             self._ever_ready = True
             try:
-                self._pid_file.write_text(f"{os.getpid()}\n")
+                self._pid_file.write_text(pid_text(os.getpid()))
             except OSError as error:
                 log.error("%s: %s", self._pid_file, error)
         self._succeeded = self._succeeded or SUCCEEDED in lines
@@ -272,8 +272,8 @@ class Supervisor:
     def _remove_pid_file(self) -> None:
         if self._succeeded:
             return  # it is, or will be, another's
-        with contextlib.suppress(FileNotFoundError):
-            if self._pid_file.read_text() == f"{os.getpid()}\n":
+        with contextlib.suppress(OSError):
+            if self._pid_file.read_text() == pid_text(os.getpid()):
                 self._pid_file.unlink()
 
     @contextlib.contextmanager

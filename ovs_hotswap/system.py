@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from ovs_hotswap import background
 from ovs_hotswap.errors import BusyError, CommandError, HostError
-from ovs_hotswap.exits import has_memory, started
+from ovs_hotswap.exits import Process, has_memory, started
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,11 +249,18 @@ class System:
 
     def read_pid(self, path: Path) -> int | None:
         """The pid in a pid file if that process is alive, else ``None``."""
-        try:
-            pid = int(path.read_text().strip() or "0")
-        except (FileNotFoundError, ValueError):
+        found = _written(path)
+        return found.pid if found is not None and self.alive(found.pid) else None
+
+    def read_writer(self, path: Path, word: str) -> int | None:
+        """The pid in a pid file of ``pid_text``, if the process that wrote it is alive. One of an earlier version says
+        the pid alone: then ``word`` must be among the process's arguments."""
+        found = _written(path)
+        if found is None or not self.alive(found.pid):
             return None
-        return pid if pid > 0 and self.alive(pid) else None
+        if found.born is None:
+            return found.pid if word in self.cmdline(found.pid) else None
+        return found.pid if self.is_still(found.pid, found.born) else None
 
     def write_atomic(self, path: Path, text: str) -> None:
         """Replace ``path`` so that readers, also after a power cut, see the old text or the new. What a writer that was
@@ -433,6 +440,19 @@ def _dumps_core(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return "\nCoreDumping:\t1" in status
+
+
+def pid_text(pid: int) -> str:
+    """What stands in a pid file of ours: the pid, and when its process was started (``exits.started``)."""
+    return f"{pid}\n{started(pid) or ''}\n"
+
+
+def _written(path: Path) -> Process | None:
+    try:
+        pid, *more = [int(text) for text in path.read_text().split()[:2]]
+    except (FileNotFoundError, ValueError):
+        return None
+    return Process(pid, more[0] if more else None) if pid > 0 else None
 
 
 def _threads(pid: int) -> int:

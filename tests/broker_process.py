@@ -24,7 +24,8 @@ _SERVE = (
     "import logging, sys; from pathlib import Path; from ovs_hotswap.config import load_config;"
     "from ovs_hotswap.system import System; from ovs_hotswap.vhost.broker import serve;"
     "logging.basicConfig(level=logging.INFO);"
-    "serve(load_config(Path(sys.argv[1])), System(), take_over=len(sys.argv) > 2)"
+    "load = lambda: load_config(Path(sys.argv[1]));"
+    "serve(load(), System(), load, take_over=len(sys.argv) > 2)"
 )
 
 
@@ -91,7 +92,7 @@ class BrokerProcess:
 
     @property
     def pid(self) -> int:
-        return int((self.config.run_dir / "broker.pid").read_text())
+        return int((self.config.run_dir / "broker.pid").read_text().split()[0])
 
     def successor_waits(self) -> bool:
         """Whether the newest process that ``succeed`` has started is connected with the broker it succeeds."""

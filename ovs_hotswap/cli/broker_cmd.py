@@ -7,8 +7,10 @@ from pathlib import Path
 
 import click
 
+from ovs_hotswap.changes import Change
 from ovs_hotswap.cli import logs
 from ovs_hotswap.cli.app import App, Group, pass_app
+from ovs_hotswap.config import load_config
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.road import kept_text, refuse_kept
 from ovs_hotswap.trust import own_directory
@@ -28,7 +30,7 @@ def broker() -> None:
 @click.option("--take-over", is_flag=True, help="Succeed the broker that runs; no VM notices.")
 @pass_app
 def run(app: App, log_level: str, log_file: Path | None, take_over: bool) -> None:
-    """Run the broker in the foreground until SIGTERM; SIGHUP reads the overlay intent again.
+    """Run the broker in the foreground until SIGTERM; SIGHUP reads the configuration and the overlay intent again.
 
     Nobody keeps its connections when it is killed: see `broker supervise`.
 
@@ -43,7 +45,7 @@ def run(app: App, log_level: str, log_file: Path | None, take_over: bool) -> Non
 
     own_directory(app.config.run_dir)
     logs.start_log(log_level, log_file)
-    serve(app.config, app.system, take_over=take_over)
+    serve(app.config, app.system, lambda: load_config(app.config_path), take_over=take_over)
 
 
 @broker.command()
@@ -152,7 +154,11 @@ def status(app: App) -> None:
 @broker.command(name="reload")
 @pass_app
 def reload_(app: App) -> None:
-    """Have the broker read the overlay intent again: VMs are added and removed, the others are not touched.
+    """Have the broker read the configuration and the overlay intent again: VMs are added and removed, the others are
+    not touched.
+
+    Of the configuration it follows overlay, qemu_socket, fence_ms, capture_mb, withhold_features and pmd_cores; what it
+    cannot follow is printed.
 
     A VM that is in it no more is let go of once its switch cannot use its rings; exit code 7 tells of one that is kept.
     With --json: what docs/json.md says of a broker.
@@ -177,5 +183,9 @@ def _show(app: App, found: object) -> None:
     if (memory := found.get("capture")) is not None:
         taken, limit, all_ = (f"{memory[key] / (1 << 20):.0f}" for key in ("taken", "limit", "all"))
         app.output.line(f"capture rings: {taken} of at most {limit} MiB; all VMs at once need {all_} MiB")
+    if fault := found.get("config_fault"):
+        app.output.line(f"the configuration cannot be read, the one before is in force: {fault}")
+    for each in found.get("differing", []):
+        app.output.line(f"{Change(**each)}: `ovs-hotswap broker take-over` has it followed")
     for kept in found.get("leaving", []):
         app.output.line(kept_text([kept]))

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ovs_hotswap.changes import changes, values
 from ovs_hotswap.cli import logs
 from ovs_hotswap.cli.app import App, Group, pass_app
 from ovs_hotswap.model import Severity
@@ -57,7 +58,7 @@ def status(app: App, events: int) -> None:
 
     Exit code 1 with mode = "required" if no standby is ready.
     With --json: {"mode", "running", "ready", "active", "standby", "health", "reason", "keeping", "unprotected",
-    "not_parked", "quarantined", "problem", "failover_problem", "events_problem", "failures", "gave_up",
+    "not_parked", "quarantined", "differing", "problem", "failover_problem", "events_problem", "failures", "gave_up",
     "events": [{"time", "event", ...}]}.
 
     \b
@@ -75,7 +76,8 @@ def status(app: App, events: int) -> None:
     passes = _severity(found, found.get("standby")) != Severity.ERROR
     ready = running and found.get("standby") is not None and not found.get("unprotected") and passes
     newest = watchlog.last_events(app.config, events) if events else []
-    document = {"mode": app.config.watch.mode, "running": running, "ready": ready,
+    differing = changes(found.get("config") or {}, values(app.config)) if running else []
+    document = {"mode": app.config.watch.mode, "running": running, "ready": ready, "differing": differing,
                 **{key: found.get(key) if running else None for key in keys}, "events": newest}  # fmt: skip
     app.output.document(document)
     _show(app, document)
@@ -114,6 +116,8 @@ def _show(app: App, document: dict[str, Any]) -> None:
         for key in watchlog.PROBLEMS:
             if document[key]:
                 out.line(f"problem   {document[key]}")
+    for each in document["differing"]:
+        out.line(f"{each}: start the watchdog again to have it followed")
     for event in document["events"]:
         rest = ", ".join(f"{key} {value}" for key, value in event.items() if key not in {"time", "event"})
         out.line(f"{_when(event.get('time'))}  {event.get('event')}  {rest}")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from ovs_hotswap import sd
+from ovs_hotswap.changes import values
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, BusyError, HotswapError, StateUnknown
 from ovs_hotswap.exits import started
@@ -354,8 +355,9 @@ class Watchdog:
         own_directory(self._config.run_dir)
         with self._system.lock(watchlog.lock_path(self._config), "a watchdog"):
             board = watchlog.Board(self._config, self._system)
-            board.update(pid=os.getpid(), born=started(os.getpid()), mode=self._config.watch.mode, failures=0,
-                         gave_up=False, problem=None, failover_problem=None)  # fmt: skip
+            board.update(pid=os.getpid(), born=started(os.getpid()), config=values(self._config))
+            board.update(mode=self._config.watch.mode, failures=0, gave_up=False, problem=None,
+                         failover_problem=None)  # fmt: skip
             keeper = Keeper(lambda: Host(self._config, self._system), board)
             if self._config.watch.mode == "required":
                 keeper.bring_up()

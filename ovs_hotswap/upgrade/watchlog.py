@@ -45,7 +45,7 @@ def lock_path(config: Config) -> Path:
 
 _KINDS: Mapping[str, type] = {
     "pid": int, "born": int, "failures": int, "gave_up": bool, "unprotected": list, "not_parked": dict,
-    "quarantined": dict, "uplinks": dict, "written": float,
+    "quarantined": dict, "uplinks": dict, "written": float, "config": dict,
 }  # fmt: skip
 PROBLEMS = ("failover_problem", "problem", "events_problem")  # of the state: texts for people
 

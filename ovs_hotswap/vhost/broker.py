@@ -13,7 +13,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from ovs_hotswap.supervisor import SUCCEEDED
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.system import System, many_descriptors
 from ovs_hotswap.systemctl import Unit
-from ovs_hotswap.vhost import capture, recovery, succession
+from ovs_hotswap.vhost import recovery, succession
 from ovs_hotswap.vhost.budget import Turns
 from ovs_hotswap.vhost.calls import signaller
 from ovs_hotswap.vhost.channel import OwnedFd
@@ -46,10 +47,11 @@ from ovs_hotswap.vhost.processes import Processes
 from ovs_hotswap.vhost.quarantine import Quarantine
 from ovs_hotswap.vhost.reach import Reach
 from ovs_hotswap.vhost.recovery import StartsOver
-from ovs_hotswap.vhost.report import vm_document
+from ovs_hotswap.vhost.report import capture_document, vm_document
 from ovs_hotswap.vhost.room import Room
 from ovs_hotswap.vhost.seat import Seat
 from ovs_hotswap.vhost.service import UNIT
+from ovs_hotswap.vhost.settings import Settings
 from ovs_hotswap.vhost.snapshot import VmParts, Work
 from ovs_hotswap.vhost.succession import Inherited
 from ovs_hotswap.vhost.vault import Vault
@@ -73,14 +75,13 @@ class Broker:
 
     def __init__(
         self, config: Config, system: System, loop: asyncio.AbstractEventLoop, home: Side | None,
-        inherited: Inherited | None = None,
+        inherited: Inherited | None = None, load: Callable[[], Config] | None = None,
     ) -> None:  # fmt: skip
-        self._config = config
+        self._settings = Settings(config, load)
         self._system = system
         self._serving = self._for_good = False
         self._loop = loop
         self._delays = Delays(loop)
-        self._fence_s = config.broker.fence_ms / 1e3
         self._home = home
         self._listen_at = 0.0
         self._followed: Side | None = None  # whose side VMs without a guest were given
@@ -100,7 +101,7 @@ class Broker:
         self._methods: dict[str, Method] = {
             "status": self._status, "vms": self._vms, "vm": self._vm, "park": self._park, "unpark": self._unpark,
             "reload": self._reload, "withdraw": self._withdraw,
-            **Moves(self._seat, self._keeping, config).methods, **self._quarantine.methods,
+            **Moves(self._seat, self._keeping, self._settings).methods, **self._quarantine.methods,
         }  # fmt: skip
         self._inherited = inherited
         goes_on = bool(self._keeping.earlier)
@@ -115,6 +116,10 @@ class Broker:
                     self._start_over(given, listeners)
                 else:
                     self._restore(given, listeners)
+
+    @property
+    def _config(self) -> Config:
+        return self._settings.config
 
     async def run(self) -> bool:
         """Serve, and return whether a successor does now. Raises ConfigError if the overlay intent cannot
@@ -198,14 +203,14 @@ class Broker:
         gc.freeze()
         sd.notify("READY=1", f"STATUS=serves {len(self._seats)} VMs")
         log.info("broker %s serves %d VMs on %s", __version__, len(self._seats), self._config.broker_socket)
-        reach = Reach(self._config, self._seats, self._keeping, self._passing)
+        reach = Reach(self._settings, self._seats, self._keeping, self._passing)
         tasks = [self._loop.create_task(each) for each in (reach.forever(self._each_round), ping_forever())]
         self._passing.open()
         try:
             await self._stopping.wait()
             sd.notify("STOPPING=1")
             if not self._passing.succeeded and (self._for_good or await asyncio.to_thread(self._unit_stops)):
-                await self._withdrawal.enforce(max(self._fence_s, _PATIENCE_S))
+                await self._withdrawal.enforce(max(self._settings.fence_s, _PATIENCE_S))
             if not self._passing.succeeded:
                 with contextlib.suppress(BrokerError):
                     await until(self._keeping.save, succession.TIMEOUT_S, "VMs are not settled")
@@ -259,6 +264,7 @@ class Broker:
                 log.error("vm %s: it is not served before the next reload: %s", name, error.strerror)
         for name, seat in self._seats.items():
             seat.vm.queues, seat.vm.mtu = self._port(name)
+            seat.vm.withheld, seat.mover.fence_s = self._config.broker.withheld, self._settings.fence_s
             if name not in names:
                 seat.leaving = True
                 seat.withdraw()
@@ -319,7 +325,7 @@ class Broker:
     def _seat_vm(self, vm: Vm, listeners: dict[Side, socket.socket], qemu: OwnedFd | None = None) -> Seat:
         self._keeping.add(vm, qemu)
         vm.withdrawn = self._withdrawal.begun
-        mover = Mover(vm, self._loop, self._delays, self._fence_s, self._room)
+        mover = Mover(vm, self._loop, self._delays, self._settings.fence_s, self._room)
         paths = {side: self._config.vhost_socket(side, vm.name) for side in Side}
         seat = self._seats[vm.name] = Seat(vm, mover, listeners, paths)
         seat.listen(self._loop, self._accept)
@@ -391,15 +397,11 @@ class Broker:
             "unsaved": self._keeping.unsaved,
             "unit": sd.in_unit(),
             "home": self._home,
-            "capture": self._capture(),
+            "capture": capture_document(self._room, [self._port(name) for name in self._ports]),
+            "config_fault": self._settings.fault,
+            "differing": [asdict(each) for each in self._settings.differing],
             "leaving": [str(seat) for _, seat in sorted(self._seats.items()) if seat.leaving],
         }
-
-    def _capture(self) -> dict[str, int]:
-        """Bytes of memory for capture rings."""
-        each = [capture.needed([capture.BUFFERS] * min(port.queues, capture.PAIRS), port.effective_mtu)
-                for port in self._ports.values()]  # fmt: skip
-        return {"limit": self._room.limit, "taken": self._room.taken, "largest": max(each, default=0), "all": sum(each)}
 
     async def _vms(self, read: bool = True) -> list[dict[str, Any]]:
         return [vm_document(seat.vm, read=read) for _, seat in sorted(self._seats.items())]
@@ -425,6 +427,8 @@ class Broker:
         there = self._seats.keys() | ()
         before = {name for name in there if self._seats[name].leaving}
         async with self._reading:
+            await asyncio.to_thread(self._settings.read)
+            self._room.limit = self._config.broker.capture_mb << 20
             self._make(await asyncio.to_thread(self._read_intent))  # switches and QEMUs are served meanwhile
         for seat in self._seats.values():
             seat.belongs_to(self._home)
@@ -454,7 +458,7 @@ class Broker:
         self._reloading = self._loop.create_task(self._reload_logged())
 
     async def _withdraw(self) -> None:
-        await self._withdrawal.ask(self._fence_s)
+        await self._withdrawal.ask(self._settings.fence_s)
 
     def close(self) -> None:
         """Hang up on everybody, or only let go of what a successor has too or what is kept for the next broker."""
@@ -474,8 +478,8 @@ def _unlink(path: Path) -> None:
         log.error("%s: %s", path, error.strerror)
 
 
-def serve(config: Config, system: System, *, take_over: bool = False) -> None:
-    """Run a broker in this process until it is told to stop, or succeeded.
+def serve(config: Config, system: System, load: Callable[[], Config] | None = None, *, take_over: bool = False) -> None:
+    """Run a broker in this process until it is told to stop, or succeeded. ``load`` reads the configuration anew.
 
     With ``take_over`` it succeeds the one that runs. Raises BusyError if one runs already, BrokerError, ConfigError or
     StateUnknown if it could not be succeeded; that one then goes on.
@@ -491,7 +495,7 @@ def serve(config: Config, system: System, *, take_over: bool = False) -> None:
             else:
                 place.prepare()
             inherited = None if heir is None else heir.inherited
-            broker = Broker(config, system, asyncio.get_running_loop(), read_active(config), inherited)
+            broker = Broker(config, system, asyncio.get_running_loop(), read_active(config), inherited, load)
             if heir is not None:
                 succession.take_over(heir)
                 place.take()

@@ -81,7 +81,7 @@ class Mover:
             room.take(self, earlier)
         self._loop = loop
         self._delays = delays
-        self._fence_s = fence_s
+        self.fence_s = fence_s
         self._settled: asyncio.Future[list[Caught]] | None = None
         self._catch: Catch | None = None
         self._ready: Ready | None = None
@@ -164,7 +164,7 @@ class Mover:
             self._catch = self._ready = None
             self._before = taken(vm.state)
             vm.ownership = vm.ownership.grant(to) if old is None else vm.ownership.letting_go()
-            result = handover.swap(ready.swap, self._fence_s, threads, one_core=bool(cores), waiter=waiter)
+            result = handover.swap(ready.swap, self.fence_s, threads, one_core=bool(cores), waiter=waiter)
         vm.last_swap = result
         if catch is not None:
             catch.rest()
@@ -311,7 +311,7 @@ class Mover:
     def _answers(self, link: Link, messages: Fenced) -> bool:
         """Send messages and tell whether the side answers them in time; if not, that is still due. Raises BrokerError
         if it hangs up."""
-        vm, deadline = self._vm, time.monotonic() + self._fence_s
+        vm, deadline = self._vm, time.monotonic() + self.fence_s
         try:
             if handover.fenced(link, messages, bytearray(FENCE_ANSWER_SIZE), deadline, asleep=True):
                 return True
@@ -322,7 +322,7 @@ class Mover:
         return False
 
     def _silent(self, link: Link) -> BrokerError:
-        within = f"{self._fence_s * 1e3:g} ms"
+        within = f"{self.fence_s * 1e3:g} ms"
         return BrokerError(f"vm {self._vm.name}: switch {link.side} did not answer within {within}")
 
     def _after(self, result: Swap, ready: Ready) -> None:
@@ -332,7 +332,7 @@ class Mover:
             vm.ownership = vm.ownership.grant(old.side)
             old.expect(ready.swap.park, lambda: None)
             old.expect(ready.swap.keep, lambda: vm.confirmed(old.side))
-            raise BrokerError(f"vm {vm.name}: switch {old.side} did not let go within {self._fence_s * 1e3:g} ms; "
+            raise BrokerError(f"vm {vm.name}: switch {old.side} did not let go within {self.fence_s * 1e3:g} ms; "
                               "it was given its rings back")  # fmt: skip
         if result.outcome is Outcome.OLD_GONE and old is not None:
             vm.drop_link(old.side, "hung up while it was asked to let go")
@@ -349,8 +349,8 @@ class Mover:
             raise StateUnknown(f"vm {vm.name}: switch {new.side} hung up during the hand-over")
         if result.outcome is Outcome.UNPROVEN:
             new.expect(ready.swap.take, lambda: vm.confirmed(new.side))
-            self._delays.call_later(self._fence_s, lambda: self._retreat(new))
-            raise StateUnknown(f"vm {vm.name}: switch {new.side} did not confirm within {self._fence_s * 1e3:g} ms")
+            self._delays.call_later(self.fence_s, lambda: self._retreat(new))
+            raise StateUnknown(f"vm {vm.name}: switch {new.side} did not confirm within {self.fence_s * 1e3:g} ms")
         vm.moves += 1
         vm.confirmed(new.side)
 
@@ -362,13 +362,13 @@ class Mover:
         def settle() -> None:
             self._settle = lambda: None
             vm.talks()
-            self._delays.call_later(self._fence_s + _STALE_S, lambda: self._forget(settled))
+            self._delays.call_later(self.fence_s + _STALE_S, lambda: self._forget(settled))
             for link in (old, new):
                 vm.repark(link.side)
             if vm.links.get(old.side) is not old or vm.links.get(new.side) is not new:
                 _conclude(settled)  # one hung up: what is in the rings is not known to be final
                 return
-            self._delays.call_later(self._fence_s, lambda: _conclude(settled))
+            self._delays.call_later(self.fence_s, lambda: _conclude(settled))
             vm.guarded(old, lambda: old.fence(lambda: vm.guarded(new, lambda: new.fence(collect))))
 
         def collect() -> None:

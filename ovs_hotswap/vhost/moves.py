@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, HotswapError
 from ovs_hotswap.model import MessageThread, Side
 from ovs_hotswap.priority import control_core
@@ -21,6 +20,7 @@ from ovs_hotswap.vhost.handover import Threads
 from ovs_hotswap.vhost.keeping import Keeping
 from ovs_hotswap.vhost.report import swap_document
 from ovs_hotswap.vhost.seat import Seat
+from ovs_hotswap.vhost.settings import Settings
 from ovs_hotswap.vhost.wire import Descriptor
 
 _TIMEOUT_S = 2.0
@@ -30,9 +30,8 @@ _TICK_S = 0.001
 class Moves:
     """``seat_of`` finds a VM by its name, or raises BrokerError."""
 
-    def __init__(self, seat_of: Callable[[object], Seat], keeping: Keeping, config: Config) -> None:
-        self._seat, self._keeping, self._fence_s = seat_of, keeping, config.broker.fence_ms / 1e3
-        self._pmd_cores = [core for side in Side for core in config.instance(side).pmd_cores]
+    def __init__(self, seat_of: Callable[[object], Seat], keeping: Keeping, settings: Settings) -> None:
+        self._seat, self._keeping, self._settings = seat_of, keeping, settings
 
     @property
     def methods(self) -> Mapping[str, Method]:
@@ -45,7 +44,7 @@ class Moves:
     async def _swap(self, vm: str, to: Side, threads: Threads) -> dict[str, Any]:
         seat = self._seat(vm)
         await self._quiet(seat, to)
-        return swap_document(seat.vm, seat.mover.swap_to(to, threads, control_core(self._pmd_cores)))
+        return swap_document(seat.vm, seat.mover.swap_to(to, threads, control_core(self._settings.pmd_cores)))
 
     async def _quiet(self, seat: Seat, to: Side) -> None:
         """Wait while messages are under way that keep a VM from being moved."""
@@ -66,7 +65,7 @@ class Moves:
             except BrokerError:
                 break  # its move tells why, and is the last one
         with contextlib.suppress(BrokerError):  # the move of one that does not answer tells that
-            await until(lambda: all(self._seat(vm).mover.armed(side) for vm in told), self._fence_s, "")
+            await until(lambda: all(self._seat(vm).mover.armed(side) for vm in told), self._settings.fence_s, "")
         return [vm for vm in told if self._seat(vm).mover.armed(side)]
 
     async def _disarm(self, vms: list[str]) -> None:

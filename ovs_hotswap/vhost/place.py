@@ -17,6 +17,7 @@ from ovs_hotswap import sd
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, BusyError, ConfigError
 from ovs_hotswap.supervisor import SUCCEEDED
+from ovs_hotswap.system import pid_text
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Place:
     def prepare(self) -> None:
         """Write the pid file, beside the one that is in use. Raises BrokerError if there is no room for it."""
         try:
-            self._prepared.write_text(f"{os.getpid()}\n")
+            self._prepared.write_text(pid_text(os.getpid()))
             self._prepared.chmod(0o644)
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -74,7 +75,7 @@ class Place:
             os.ftruncate(self._lock, 0)
             os.pwrite(self._lock, str(os.getpid()).encode(), 0)
             if not self._prepared.exists():
-                self._prepared.write_text(f"{os.getpid()}\n")
+                self._prepared.write_text(pid_text(os.getpid()))
             self._prepared.rename(self._pid_path)
         except OSError as error:
             log.error("%s: %s: it does not name this broker, process %d", self._pid_path, error.strerror, os.getpid())
@@ -87,7 +88,7 @@ class Place:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, IndexError):
             self._prepared.unlink(missing_ok=True)
             if self._taken and _number(self._pid_path) == os.getpid():
                 self._pid_path.unlink()
@@ -95,4 +96,4 @@ class Place:
 
 
 def _number(path: Path) -> int:
-    return int(path.read_text())
+    return int(path.read_text().split()[0])

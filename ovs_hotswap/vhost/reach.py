@@ -8,11 +8,11 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 
-from ovs_hotswap.config import Config
 from ovs_hotswap.vhost.absence import unreachable
 from ovs_hotswap.vhost.keeping import Keeping
 from ovs_hotswap.vhost.passing import Passing
 from ovs_hotswap.vhost.seat import RETRY_S, Seat
+from ovs_hotswap.vhost.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +23,8 @@ _HOME_S, _OTHER_S = 5.0, 2.0  # for a side that served the VM and lives: a switc
 class Reach:
     """Tries the QEMUs of all ``seats``, which may change meanwhile, as long as they are wanted."""
 
-    def __init__(self, config: Config, seats: Mapping[str, Seat], keeping: Keeping, passing: Passing) -> None:
-        self._config, self._seats, self._keeping, self._passing = config, seats, keeping, passing
+    def __init__(self, settings: Settings, seats: Mapping[str, Seat], keeping: Keeping, passing: Passing) -> None:
+        self._settings, self._seats, self._keeping, self._passing = settings, seats, keeping, passing
 
     async def forever(self, first: Callable[[], None]) -> None:
         """``first`` is called before each round."""
@@ -60,7 +60,7 @@ class Reach:
         """Try a VM's QEMU; one that keeps breaking the protocol is tried less and less often."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            connection.connect(str(self._config.qemu_socket(seat.vm.name)))
+            connection.connect(str(self._settings.config.qemu_socket(seat.vm.name)))
         except OSError as error:
             connection.close()
             seat.vm.absence = unreachable(error)

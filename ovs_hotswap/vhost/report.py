@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost import absence, wire
-from ovs_hotswap.vhost.capture import needed_by
+from ovs_hotswap.vhost.capture import BUFFERS, PAIRS, needed, needed_by
 from ovs_hotswap.vhost.handover import Swap
 from ovs_hotswap.vhost.memory import Indices, indices
 from ovs_hotswap.vhost.replay import why_not_parked
+from ovs_hotswap.vhost.room import Room
 from ovs_hotswap.vhost.vm import Vm
 
 
@@ -50,6 +52,12 @@ def _absent(vm: Vm) -> dict[str, str] | None:
     if not any(link.offer for link in vm.links.values()):
         why = absence.NO_SWITCH
     return None if why is None else {"cause": why.cause, "text": why.text}
+
+
+def capture_document(room: Room, ports: Iterable[tuple[int | None, int | None]]) -> dict[str, int]:
+    """Bytes of memory for capture rings. ``ports``: queue pairs and MTU of the VMs in the overlay intent."""
+    each = [needed([BUFFERS] * min(queues or PAIRS, PAIRS), mtu) for queues, mtu in ports]
+    return {"limit": room.limit, "taken": room.taken, "largest": max(each, default=0), "all": sum(each)}
 
 
 def swap_document(vm: Vm, swap: Swap) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def start_broker(config: Config, system: System, config_path: Path, timeout: flo
         return _by_systemd(unit, config, timeout, "start")
     own_directory(config.run_dir)
     log = config.run_dir / "broker.log"
-    pid = _supervisor(config, system) or system.read_pid(config.run_dir / "broker.pid")
+    pid = _supervisor(config, system) or _broker(config, system)
     begun = pid is None
     if pid is None:
         pid = _supervise(config, system, config_path)
@@ -95,8 +95,8 @@ def stop_broker(config: Config, system: System) -> bool:
             _withdraw(config, system)
         unit.stop()
         return there
-    pid = _supervisor(config, system) or system.read_pid(config.run_dir / "broker.pid")
-    if pid is None or "broker" not in system.cmdline(pid):
+    pid = _supervisor(config, system) or _broker(config, system)
+    if pid is None:
         return False
     _withdraw(config, system)
     system.kill(pid, grace=_GRACE_S)
@@ -109,7 +109,7 @@ def _withdraw(config: Config, system: System) -> None:
         with BrokerClient(config.broker_socket, config.broker.fence_ms / 1e3 + _ANSWER_S) as client:
             client.call("withdraw")
     except BrokerError as error:
-        pid = system.read_pid(config.run_dir / "broker.pid")
+        pid = _broker(config, system)
         hangs = f"if it hangs: `kill -KILL {pid}`; whoever supervises it starts another one, which goes on from there"
         raise BrokerError(f"the broker goes on: {error.message}", hint=error.hint or hangs) from error
 
@@ -122,8 +122,11 @@ def _supervise(config: Config, system: System, config_path: Path, *more: str) ->
 
 def _supervisor(config: Config, system: System) -> int | None:
     """The process that keeps the broker running, if there is one."""
-    pid = system.read_pid(config.run_dir / "supervisor.pid")
-    return pid if pid is not None and "supervise" in system.cmdline(pid) else None
+    return system.read_writer(config.run_dir / "supervisor.pid", "supervise")
+
+
+def _broker(config: Config, system: System) -> int | None:
+    return system.read_writer(config.run_dir / "broker.pid", "broker")
 
 
 def _by_systemd(unit: Unit, config: Config, timeout: float, verb: str) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class Vm(Peers):
         self.last_swap: Swap | None = None
         self.owner_since: float | None = None  # seconds since the epoch
         self.queues, self.mtu = queues, mtu
-        self._withheld = withheld
+        self.withheld = withheld
         self._lacking: tuple[int, int | None] = (
             0,
             0,
@@ -330,7 +330,7 @@ class Vm(Peers):
         self.touched()
         offers = [link.offer for link in self.links.values() if link.offer is not None]
         runs = self._lacking == (self.qemu.peer_pid, born)
-        self.offered = offer_to_guest(offers, 0 if runs else self._withheld, self.queues)
+        self.offered = offer_to_guest(offers, 0 if runs else self.withheld, self.queues)
         self.read_qemu()
         log.info("vm %s: QEMU connected, process %d", self.name, self.qemu.peer_pid)
         self.assign()
@@ -356,7 +356,7 @@ class Vm(Peers):
         if self.offered is None or not self.state.owned or self.state.features is not None:
             return "QEMU hung up"
         self._lacking = (self.qemu.peer_pid, started(self.qemu.peer_pid))
-        return turned_away(wire.feature_names(self._withheld), self.offered.queue_pairs)
+        return turned_away(wire.feature_names(self.withheld), self.offered.queue_pairs)
 
     def _take(self, frame: wire.Frame) -> None:
         assert self.offered is not None

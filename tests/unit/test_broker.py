@@ -13,13 +13,15 @@ from typing import cast
 import pytest
 
 from ovs_hotswap.config import Config
-from ovs_hotswap.errors import BrokerError
+from ovs_hotswap.errors import BrokerError, ConfigError
 from ovs_hotswap.system import System
 from ovs_hotswap.vhost.broker import Broker
 from ovs_hotswap.vhost.channel import listen
 from ovs_hotswap.vhost.keeping import Keeping
 from ovs_hotswap.vhost.passing import Passing
 from ovs_hotswap.vhost.reach import Reach
+from ovs_hotswap.vhost.settings import Settings
+from ovs_hotswap.vhost.wire import Feature
 
 _VM = '[[vm]]\nname = "vm{0}"\nofport = {1}\nmac = "52:54:00:00:00:0{0}"\nvni = 1\n'
 INTENT = '[vtep]\naddress = "172.31.0.1/24"\nmac = "52:54:00:1f:00:01"\n' + "".join(
@@ -45,9 +47,9 @@ def config(directory: Path) -> Config:
     )  # fmt: skip
 
 
-def run(config: Config, test: Callable[[Broker], Awaitable[None]]) -> None:
+def run(config: Config, test: Callable[[Broker], Awaitable[None]], load: Callable[[], Config] | None = None) -> None:
     async def main() -> None:
-        broker = Broker(config, System(), asyncio.get_running_loop(), None)
+        broker = Broker(config, System(), asyncio.get_running_loop(), None, load=load)
         try:
             await test(broker)
         finally:
@@ -102,7 +104,7 @@ def test_what_fails_before_a_round_keeps_no_qemu_from_being_tried(config: Config
         raise fault
 
     async def main() -> None:
-        await Reach(config, {}, cast(Keeping, None), cast(Passing, None)).forever(first)
+        await Reach(Settings(config), {}, cast(Keeping, None), cast(Passing, None)).forever(first)
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(main())
@@ -118,3 +120,68 @@ def test_a_socket_that_cannot_be_made_leaves_nothing(directory: Path, where: str
         listen(directory / where)
     assert len(os.listdir("/proc/self/fd")) == before
     assert sorted(each.name for each in directory.iterdir()) == ["directory", "file"]
+
+
+def changed(config: Config, broker: dict[str, object], **more: object) -> Config:
+    cores = {"instances": config.instances.model_copy(
+        update={"b": config.instances.b.model_copy(update={"pmd_cores": [3]})})}  # fmt: skip
+    return config.model_copy(update={**cores, "broker": config.broker.model_copy(update=broker), **more})
+
+
+def test_a_reload_follows_the_configuration(config: Config, directory: Path) -> None:
+    found = changed(config, {"fence_ms": 900, "withhold_features": ["NET_CSUM"], "capture_mb": 64,
+                             "qemu_socket": f"{directory}/other/{{vm}}.sock"})  # fmt: skip
+
+    async def test(broker: Broker) -> None:
+        broker._begin()
+        document = await broker._reload()
+        assert document["differing"] == []
+        assert document["capture"]["limit"] == 64 << 20
+        assert broker._settings.pmd_cores == [0, 3]
+        assert broker._config.qemu_socket("vm1") == directory / "other/vm1.sock"
+        (directory / "overlay.toml").write_text(INTENT + _VM.format(3, 13))
+        await broker._reload()
+        assert sorted(broker._seats) == ["vm0", "vm1", "vm2", "vm3"]
+        for seat in broker._seats.values():
+            assert seat.mover.fence_s == 0.9
+            assert seat.vm.withheld == 1 << Feature.NET_CSUM
+
+    run(config, test, lambda: found)
+
+
+def test_another_overlay_intent_is_followed(config: Config, directory: Path) -> None:
+    (directory / "new.toml").write_text(INTENT.replace("vm2", "new"))
+
+    async def test(broker: Broker) -> None:
+        broker._begin()
+        await broker._reload()
+        assert sorted(broker._seats) == ["new", "vm0", "vm1"]
+
+    run(config, test, lambda: config.model_copy(update={"overlay": directory / "new.toml"}))
+
+
+def test_what_waits_for_another_broker_is_named(config: Config, directory: Path) -> None:
+    async def test(broker: Broker) -> None:
+        broker._begin()
+        document = await broker._reload()
+        assert document["differing"] == [
+            {"key": "broker.group", "in_use": None, "configured": "libvirt"},
+            {"key": "run_dir", "in_use": str(config.run_dir), "configured": f"{directory}/elsewhere"},
+        ]
+
+    run(config, test, lambda: changed(config, {"group": "libvirt"}, run_dir=directory / "elsewhere"))
+
+
+def test_a_configuration_that_cannot_be_read_keeps_nobody_from_following_the_intent(
+    config: Config, directory: Path
+) -> None:
+    def load() -> Config:
+        raise ConfigError("config.toml: not TOML")
+
+    async def test(broker: Broker) -> None:
+        broker._begin()
+        (directory / "overlay.toml").write_text(INTENT + _VM.format(3, 13))
+        document = await broker._reload()
+        assert (document["vms"], document["config_fault"]) == (4, "config.toml: not TOML")
+
+    run(config, test, load)

@@ -36,6 +36,7 @@ LAYERS = {
     "ovs_hotswap.patches.rules": CORE,
     "ovs_hotswap.config": SEAM,
     "ovs_hotswap.config_rules": SEAM,
+    "ovs_hotswap.changes": SEAM,
     "ovs_hotswap.system": SEAM,
     "ovs_hotswap.trust": SEAM,
     "ovs_hotswap.sd": SEAM,

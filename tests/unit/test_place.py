@@ -13,6 +13,7 @@ import pytest
 
 from ovs_hotswap.config import Config, load_config
 from ovs_hotswap.errors import BrokerError, BusyError, ConfigError
+from ovs_hotswap.system import pid_text
 from ovs_hotswap.vhost.place import Place, control_group
 
 _INSTANCES = "".join(f'[instances.{x}]\npmd_cores = [0]\nuplink_devargs = "net_null_{x}"\n' for x in "ab")
@@ -51,7 +52,7 @@ def test_the_pid_file_says_who_is_the_broker_for_as_long_as_it_is(configured: Co
         place.prepare()
         assert "broker.pid" not in files(config)
         place.take()
-        assert files(config) == {"broker.pid": f"{os.getpid()}\n", "broker.lock": str(os.getpid())}
+        assert files(config) == {"broker.pid": pid_text(os.getpid()), "broker.lock": str(os.getpid())}
     assert "broker.pid" not in files(config)
 
 
@@ -60,7 +61,7 @@ def test_a_broker_that_is_succeeded_leaves_its_pid_file_to_the_successor(configu
     with Place(config) as place:
         place.take()
         place.pass_on()
-    assert files(config)["broker.pid"] == f"{os.getpid()}\n"
+    assert files(config)["broker.pid"] == pid_text(os.getpid())
 
 
 def test_one_that_did_not_become_the_broker_leaves_the_others_pid_file(configured: Configured) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ovs_hotswap.supervisor import BackOff
+from ovs_hotswap.system import pid_text
 from tests.waiting import eventually
 
 RUN = (
@@ -207,7 +208,7 @@ say("here")
     made = service(code + WAIT)
     made.said(1)
     made.wait(made.pid_file.exists)
-    assert made.pid_file.read_text() == f"{made.process.pid}\n"
+    assert made.pid_file.read_text() == pid_text(made.process.pid)
     made.process.send_signal(number)
     assert made.process.wait(20) == 0
     assert [text for _, text in made.said(2)] == ["here", "ends"]

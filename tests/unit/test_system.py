@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ovs_hotswap.errors import BusyError, CommandError, HostError
-from ovs_hotswap.system import System, files, host_error
+from ovs_hotswap.exits import started
+from ovs_hotswap.system import System, files, host_error, pid_text
 from tests.shortage import no_threads
 from tests.waiting import eventually
 
@@ -305,3 +307,31 @@ def test_a_command_that_can_be_given_no_deadline_is_ended(system: System, tmp_pa
         system.run_lines(["sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 600"], told.append, timeout=10.0)
     if (tmp_path / "pid").exists():
         assert not system.alive(int((tmp_path / "pid").read_text() or "0"))
+
+
+@pytest.fixture
+def sleeper() -> Iterator[int]:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process.pid
+        process.kill()
+
+
+def test_a_pid_file_names_its_writer_alone(system: System, tmp_path: Path, sleeper: int) -> None:
+    """Whatever has the pid by now, and whatever words are among its arguments."""
+    path, born = tmp_path / "x.pid", started(sleeper)
+    assert born
+    for text, word, found in (
+        (pid_text(sleeper), "broker", sleeper),
+        (f"{sleeper}\n{born + 1}\n", "sleep", None),
+        (f"{sleeper}\n{born - 1}\n", "sleep", None),
+        (f"{sleeper}\n", "sleep", sleeper),  # of an earlier version
+        (f"{sleeper}\n", "broker", None),
+        ("", "sleep", None),
+        (f"{sleeper} then\n", "sleep", None),
+    ):
+        path.write_text(text)
+        assert system.read_writer(path, word) == found, text
+    path.write_text(pid_text(sleeper))
+    assert system.read_pid(path) == sleeper
+    path.unlink()
+    assert system.read_writer(path, "sleep") is None
