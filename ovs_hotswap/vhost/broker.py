@@ -429,7 +429,10 @@ class Broker:
         async with self._reading:
             await asyncio.to_thread(self._settings.read)
             self._room.limit = self._config.broker.capture_mb << 20
-            self._make(await asyncio.to_thread(self._read_intent))  # switches and QEMUs are served meanwhile
+            names = await asyncio.to_thread(self._read_intent)  # switches and QEMUs are served meanwhile
+            if self._passing.succeeded:
+                raise BrokerError("another broker has taken over meanwhile")
+            self._make(names)
         for seat in self._seats.values():
             seat.belongs_to(self._home)
         leaving = [seat for name, seat in self._seats.items() if seat.leaving and name not in before]

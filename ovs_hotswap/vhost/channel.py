@@ -36,12 +36,13 @@ class PeerClosed(Exception):
 
 class OwnedFd:
     """A file descriptor that is closed exactly once, and by nobody who would have to wait for it. ``own``: it is of a
-    socket of ours, and not the last of it: its closing waits for nothing, and so for no descriptor of others either."""
+    socket of ours, and not the last of it: its closing waits for nothing, and so for no descriptor of others either.
+    ``sender``: the process that has sent it, where that is known."""
 
-    __slots__ = ("_fd", "_own", "serial")
+    __slots__ = ("_fd", "_own", "_sender", "serial")
 
-    def __init__(self, fd: int, *, own: bool = False) -> None:
-        self._fd, self._own = fd, own
+    def __init__(self, fd: int, *, own: bool = False, sender: int = 0) -> None:
+        self._fd, self._own, self._sender = fd, own, sender
         self.serial = next(_serials)
 
     def fileno(self) -> int:
@@ -59,7 +60,10 @@ class OwnedFd:
     def close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            (os.close if self._own else close)(fd)
+            if self._own:
+                os.close(fd)
+            else:
+                close(fd, self._sender)
 
 
 class Channel:
@@ -96,7 +100,7 @@ class Channel:
                 data, ancillary, flags, _ = self._socket.recvmsg(wanted, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return None
-            descriptors = adopt(ancillary)
+            descriptors = adopt(ancillary, self.peer_pid)
             if flags & socket.MSG_CTRUNC:
                 close_all(descriptors)
                 # there is space for all that a message can have
@@ -231,7 +235,7 @@ class Channel:
 
     def hang_up(self) -> None:
         """``close``, and have the peer see the end whoever has a duplicate."""
-        hang_up(self._socket)
+        hang_up(self._socket, self.peer_pid)
         self.close()
 
     def close(self) -> None:
@@ -273,14 +277,14 @@ def _wait(sock: socket.socket, event: int, deadline: float) -> bool:
     return left > 0 and bool(poller.poll(max(1, int(left * 1000))))
 
 
-def adopt(ancillary: list[tuple[int, int, bytes]]) -> list[OwnedFd]:
+def adopt(ancillary: list[tuple[int, int, bytes]], sender: int = 0) -> list[OwnedFd]:
     """Own every received descriptor before anything else can fail."""
     descriptors = []
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             numbers = array.array("i")
             numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
-            descriptors += [OwnedFd(number) for number in numbers]
+            descriptors += [OwnedFd(number, sender=sender) for number in numbers]
     return descriptors
 
 

@@ -51,7 +51,9 @@ class Peers(abc.ABC):
         self._loop = loop
         self._processes = processes
         self.deaf = False  # QEMU is not read from
-        self.shared = False  # another broker has the connections, or will: they do not end when they are closed here
+        # Another broker has the connections, or will: they do not end when they are closed here, and whatever falls due
+        # here still, such as what was to be done when a switch had not answered, says and hears nothing on them.
+        self.shared = False
 
     @property
     @abc.abstractmethod
@@ -144,7 +146,7 @@ class Peers(abc.ABC):
 
     def read_qemu(self) -> None:
         """Take what QEMU sends (again), unless it waits for an answer or is not to be heard."""
-        if self.qemu is not None and not self.waiting and not self.deaf:
+        if self.qemu is not None and not self.waiting and not self.deaf and not self.shared:
             self.hearing.open(self.qemu.fileno())
 
     def note(self, text: str) -> None:

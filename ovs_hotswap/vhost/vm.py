@@ -19,6 +19,7 @@ from ovs_hotswap.vhost import absence, handover, wire
 from ovs_hotswap.vhost.absence import Absence
 from ovs_hotswap.vhost.budget import Budget, Hearing, Turns
 from ovs_hotswap.vhost.channel import Channel, PeerClosed, close_all
+from ovs_hotswap.vhost.closing import burdens
 from ovs_hotswap.vhost.delays import Delays
 from ovs_hotswap.vhost.handover import Swap
 from ovs_hotswap.vhost.link import Link
@@ -78,6 +79,7 @@ class Vm(Peers):
             0,
             0,
         )  # pid and start of a QEMU that found that what is offered is not enough
+        self._burden: tuple[int, int | None] = (0, 0)  # likewise of one that has sent what cannot be closed
         self._delays = delays
         self.scratch = scratch
         self._scratch = scratch_region(scratch)
@@ -295,7 +297,7 @@ class Vm(Peers):
             self.sync(side)
 
     def guarded(self, link: Link, act: Callable[[], None]) -> None:
-        if self.links.get(link.side) is not link:
+        if self.links.get(link.side) is not link or self.shared:
             return
         try:
             act()
@@ -320,7 +322,14 @@ class Vm(Peers):
     @property
     def wants_qemu(self) -> bool:
         """Whether there is a switch to answer for, and no QEMU yet."""
-        return self.qemu is None and not self.withdrawn and any(link.offer for link in self.links.values())
+        offered = any(link.offer for link in self.links.values())
+        return self.qemu is None and not self.withdrawn and offered and not self.burdened
+
+    @property
+    def burdened(self) -> bool:
+        """Whether QEMU has sent what cannot be closed yet, and is still that process."""
+        pid, born = self._burden
+        return burdens(pid) and started(pid) == born
 
     def connected(self, connection: socket.socket) -> None:
         """Take a fresh connection to the VM's QEMU."""
@@ -340,6 +349,9 @@ class Vm(Peers):
         if self.qemu is None:
             return False
         try:
+            if burdens(self.qemu.peer_pid):
+                self._burden = self.qemu.peer_pid, started(self.qemu.peer_pid)
+                raise ProtocolError("what it has sent cannot be closed: it is called again when that is done")
             frame = self.qemu.receive()
             if frame is not None:
                 self._take(frame)
@@ -398,7 +410,7 @@ class Vm(Peers):
                 self.answers.settled(message)
 
     def reply(self, request: Request, payload: bytes) -> None:
-        if self.qemu is not None:
+        if self.qemu is not None and not self.shared:
             self.qemu.send(wire.reply(request, payload))
             if self.qemu.backlog:
                 raise ProtocolError("it does not read its answers")

@@ -185,3 +185,19 @@ def test_a_configuration_that_cannot_be_read_keeps_nobody_from_following_the_int
         assert (document["vms"], document["config_fault"]) == (4, "config.toml: not TOML")
 
     run(config, test, load)
+
+
+def test_a_reload_that_ends_when_another_broker_has_taken_over_makes_nothing(config: Config, directory: Path) -> None:
+    """It would take the sockets from the next broker."""
+
+    async def test(broker: Broker) -> None:
+        broker._begin()
+        (directory / "overlay.toml").write_text(INTENT + _VM.format(3, 13))
+        reload = asyncio.create_task(broker._reload())
+        await asyncio.sleep(0)
+        broker._passing.succeeded = True
+        with pytest.raises(BrokerError, match="taken over"):
+            await reload
+        assert not (config.run_dir / "vhost/a/vm3.sock").exists()
+
+    run(config, test)

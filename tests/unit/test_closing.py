@@ -187,7 +187,7 @@ def test_a_successor_has_one_descriptor_of_each_connection(bench: Bench, stuck: 
         parts, listeners = inherited.vms["vm0"]
         assert isinstance(parts, VmParts)
         recovery.restore(fresh.vm, parts, lambda pid, born: None)
-    assert stuck._waiting.empty()
+    assert not stuck._waiting
     assert inherited.successors is not None
     for each in (inherited.control, inherited.successors, *listeners.values()):
         each.close()
@@ -251,7 +251,7 @@ def test_a_connection_in_which_nothing_is_left_is_closed_at_once(stuck: Closer) 
     other = ours.dup()
     with theirs, other:
         hang_up(ours)
-        assert stuck._waiting.empty()
+        assert not stuck._waiting
         assert theirs.recv(1) == b""  # whoever has a duplicate
 
 
@@ -379,3 +379,41 @@ def test_a_connection_that_another_broker_has_does_not_end(
     for each in others[1:]:
         os.close(each)
     assert watched.is_closed
+
+
+# -- one that sends what cannot be closed ------------------------------------------------------------------------------
+
+
+def test_one_whose_descriptors_wait_for_ever_takes_not_all_threads() -> None:
+    closer, held = Closer(threads=4, each=2), [lingering() for _ in range(6)]
+    try:
+        for fd, _, _ in held:
+            closer.close(fd, 7)
+        others = [os.eventfd(0) for _ in range(20)]
+        for number, fd in enumerate(others):
+            closer.close(fd, 100 + number % 3)
+        eventually(lambda: not any(map(is_open, others)), "the others' are closed")
+        assert closer.pending(7) == 6
+        assert closer.pending(100) == 0
+    finally:
+        for _, reader, listener in held:
+            reader.close()
+            listener.close()
+    eventually(lambda: closer.pending(7) == 0, "all are closed")
+
+
+def test_nothing_more_is_taken_from_one_whose_descriptors_cannot_be_closed(bench: Bench, stuck: Closer) -> None:
+    vm, me = bench.vm, os.getpid()
+    assert vm.qemu is not None
+    assert vm.qemu.peer_pid == me
+    for _ in range(65):
+        stuck.close(os.eventfd(0), me)
+    vm._read_qemu()
+    assert vm.qemu is None
+    assert vm.burdened
+    assert not vm.wants_qemu
+    assert vm.absence is not None
+    assert "cannot be closed" in vm.absence.text
+    for _ in range(2):
+        os.close(stuck._waiting[me].popleft())
+    assert not vm.burdened

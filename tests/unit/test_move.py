@@ -12,7 +12,7 @@ import pytest
 
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost import capture, replay
+from ovs_hotswap.vhost import capture, replay, wire
 from ovs_hotswap.vhost.channel import Channel
 from ovs_hotswap.vhost.delays import Delays
 from ovs_hotswap.vhost.handover import prepare
@@ -21,6 +21,7 @@ from ovs_hotswap.vhost.move import Mover, Ready
 from ovs_hotswap.vhost.ownership import Certainty, Ownership
 from ovs_hotswap.vhost.room import Room
 from ovs_hotswap.vhost.session import GuestState
+from ovs_hotswap.vhost.wire import Request
 from tests.unit.broker_bed import Bed, run, turns
 
 ROOM = Room(64 << 20)
@@ -76,6 +77,30 @@ def test_a_broker_that_ends_tells_a_switch_that_was_armed_nothing_more() -> None
         mover.close()
         assert not mover.busy
         assert bed.heard() == {Side.A: [], Side.B: []}
+
+    run(test)
+
+
+def test_a_broker_that_is_succeeded_asks_no_silent_owner_for_its_rings_back() -> None:
+    """Nor does it say anything else, whatever falls due in it still: to the next broker that side is the owner, and
+    parked rings would stay so. What QEMU says is not for it either."""
+
+    async def test(bed: Bed) -> None:
+        vm = bed.served(Ownership(Side.A, Certainty.TAKING))
+        mover = Mover(vm, bed.loop, Delays(bed.loop), 0.05, ROOM)
+        vm.pause()
+        vm.shared = vm.withdrawn = True
+        bed.qemu.end.send(wire.build(Request.GET_FEATURES))
+        mover._retreat(vm.links[Side.A])
+        vm.take_back(vm.links[Side.B])
+        vm.hear_qemu()
+        vm.unpark(Side.B)
+        vm.reply(Request.GET_FEATURES, bytes(8))
+        await turns()
+        assert bed.heard() == {Side.A: [], Side.B: []}
+        assert bed.qemu.heard() == []
+        assert vm.qemu is not None
+        assert vm.qemu.receive() is not None  # it is still there
 
     run(test)
 
