@@ -119,8 +119,8 @@ def test_memory_of_buffers_is_given_back(scratch: OwnedFd) -> None:
     assert os.fstat(scratch.fileno()).st_blocks == 0
 
 
-@pytest.mark.parametrize("mtu", [68, 1500, 2014, 2015, 9000, None])
-@pytest.mark.parametrize("sizes", [(256, 256), (16, 16), (4096, 4096), (256,) * 20])
+@pytest.mark.parametrize("mtu", [68, 1500, 2014, 2015, None])
+@pytest.mark.parametrize("sizes", [(256, 256), (16, 16), (4096, 4096)])
 def test_rings_take_no_more_memory_than_is_needed_for_an_mtu(
     scratch: OwnedFd, mtu: int | None, sizes: tuple[int, ...]
 ) -> None:
@@ -129,7 +129,7 @@ def test_rings_take_no_more_memory_than_is_needed_for_an_mtu(
     catch.arm()
     longest = capture.buffer_size(mtu)
     assert longest >= 34 + (capture.LONGEST_MTU if mtu is None else mtu)
-    for _ in range(3):
+    for _ in range(2):
         for side in Side:
             for index in catch.places(side):
                 deliver(scratch, side, index, sizes[index], [bytes([1]) * longest] * 256)
