@@ -260,8 +260,9 @@ def _deliver(host: Host, side: Side, names: Sequence[str]) -> None:
     """What nobody delivered to VMs, many frames at a time: they wait in the broker's memory for seconds only."""
     waiting: list[tuple[bytes, str]] = []
     for name in names:
-        caught, port = host.road.undelivered(name), host.ofport(name)
-        waiting += [(frame, f"output:{port}") for frame in caught if port is not None]
+        caught = host.road.undelivered(name)
+        if caught and (port := host.ofport(name)) is not None:
+            waiting += [(frame, f"output:{port}") for frame in caught]
         if sum(len(frame) for frame, _ in waiting) > _AT_ONCE:
             host.openflow(side).packet_outs(waiting)
             waiting = []

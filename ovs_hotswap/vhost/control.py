@@ -221,8 +221,9 @@ class BrokerClient:
         return self._checked("arm", self.call("arm", vms=list(names), to=to), list)
 
     def rows(self, names: Sequence[str]) -> list[list[str]]:
-        sizes = {vm["name"]: vm.get("capture_bytes", 0) for vm in self.vms(read=False)}  # an older one has no bound
-        limit = self.status().get("capture", {}).get("limit", 0)
+        sizes = {vm["name"]: _bytes(vm.get("capture_bytes")) for vm in self.vms(read=False)}
+        capture = self.status().get("capture")
+        limit = _bytes(capture.get("limit")) if isinstance(capture, dict) else 0
         found: list[list[str]] = []
         left = 0
         for name in names:
@@ -269,6 +270,11 @@ class BrokerClient:
             return [bytes.fromhex(frame) for frame in self.call("undelivered", vm=name)["frames"]]
         except (KeyError, TypeError, ValueError) as error:
             raise self._odd("undelivered") from error
+
+
+def _bytes(value: object) -> int:
+    """What a broker says; an older one has no bound, and says nothing."""
+    return value if isinstance(value, int) else 0
 
 
 def _hung_up(connection: socket.socket) -> bool:

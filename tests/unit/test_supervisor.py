@@ -207,8 +207,7 @@ say("here")
 """
     made = service(code + WAIT)
     made.said(1)
-    made.wait(made.pid_file.exists)
-    assert made.pid_file.read_text() == pid_text(made.process.pid)
+    made.wait(lambda: made.pid_file.exists() and made.pid_file.read_text() == pid_text(made.process.pid))
     made.process.send_signal(number)
     assert made.process.wait(20) == 0
     assert [text for _, text in made.said(2)] == ["here", "ends"]
