@@ -15,7 +15,6 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from ovs_hotswap import __version__, sd
@@ -42,7 +41,7 @@ from ovs_hotswap.vhost.move import Mover
 from ovs_hotswap.vhost.moves import Moves, side_of, until
 from ovs_hotswap.vhost.passing import Passing
 from ovs_hotswap.vhost.ping import ping_forever
-from ovs_hotswap.vhost.place import Place, control_group
+from ovs_hotswap.vhost.place import Place, control_group, remove_socket
 from ovs_hotswap.vhost.processes import Processes
 from ovs_hotswap.vhost.quarantine import Quarantine
 from ovs_hotswap.vhost.reach import Reach
@@ -219,8 +218,8 @@ class Broker:
                 task.cancel()
             if not self._passing.succeeded:
                 if self._withdrawal.begun:  # else clients wait for the next broker
-                    _unlink(self._config.broker_socket)
-                _unlink(self._config.successor_socket)
+                    remove_socket(self._config.broker_socket)
+                remove_socket(self._config.successor_socket)
 
     def _stop(self, number: signal.Signals) -> None:
         """SIGINT is for good, and so is SIGTERM if there is nobody who keeps something to go on from."""
@@ -353,7 +352,7 @@ class Broker:
             self._loop.remove_reader(listener.fileno())
             listener.close()
             if forget:
-                _unlink(self._config.vhost_socket(side, name))
+                remove_socket(self._config.vhost_socket(side, name))
         seat.vm.close()
 
     def _accept(self, seat: Seat, side: Side) -> None:
@@ -471,14 +470,6 @@ class Broker:
             self._keeping.remove(name, forget=False)
             self._remove(name, forget=not self._serving)
         self._processes.close()
-
-
-def _unlink(path: Path) -> None:
-    """Remove a socket. One that stays, because the disk is read-only, is replaced by who listens there next."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        log.error("%s: %s", path, error.strerror)
 
 
 def serve(config: Config, system: System, load: Callable[[], Config] | None = None, *, take_over: bool = False) -> None:

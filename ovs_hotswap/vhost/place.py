@@ -35,6 +35,14 @@ def control_group(config: Config) -> int | None:
         ) from error
 
 
+def remove_socket(path: Path) -> None:
+    """Remove a socket. One that stays, because the disk is read-only, is replaced by who listens there next."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.error("%s: %s", path, error.strerror)
+
+
 class Place:
     """The place of the broker in ``config.run_dir``. Context manager: it is given back in the end.
 

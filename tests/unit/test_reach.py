@@ -16,6 +16,7 @@ from ovs_hotswap.vhost.desk import Desk
 from ovs_hotswap.vhost.keeping import Keeping
 from ovs_hotswap.vhost.passing import Passing
 from ovs_hotswap.vhost.reach import Reach
+from ovs_hotswap.vhost.settings import Settings
 from tests.front_end import BITS, Bench
 from tests.shortage import few_descriptors
 
@@ -44,7 +45,7 @@ def test_a_fault_of_what_is_done_before_does_not_end_it(config: Config) -> None:
         assert desk.listener is not None
         with desk.listener:
             passing = Passing(loop, config, None, {}, keeping, desk, lambda: None)
-            calling = loop.create_task(Reach(config, {}, keeping, passing).forever(first))
+            calling = loop.create_task(Reach(Settings(config), {}, keeping, passing).forever(first))
             async with asyncio.timeout(10):
                 while rounds < 2:
                     await asyncio.sleep(0.01)

@@ -148,7 +148,15 @@ def test_the_status_says_which_uplink_passes_nothing(capsys: pytest.CaptureFixtu
     keys = ("health", "reason", "keeping", "unprotected", "not_parked", "quarantined", "gave_up", *watchlog.PROBLEMS)
     uplinks = {"a": {"severity": "ok", "text": "a passes"}, "b": {"severity": "error", "text": "b passes nothing"}}
     document: dict[str, Any] = dict.fromkeys(keys)
-    document |= {"mode": "automatic", "running": True, "active": "a", "standby": "b", "uplinks": uplinks, "events": []}
+    document |= {
+        "mode": "automatic",
+        "running": True,
+        "active": "a",
+        "standby": "b",
+        "uplinks": uplinks,
+        "events": [],
+        "differing": [],
+    }
     watch_cmd._show(App(), document)
     shown = capsys.readouterr().out
     assert "uplink    b passes nothing" in shown
