@@ -18,7 +18,6 @@ cd "$(dirname "$0")/.."
 HUGE_PAGES=256 # two instances of the demo take 66; a test that needs more adds them itself
 POOL=/sys/kernel/mm/hugepages/hugepages-2048kB
 STATE=.cache/setup
-WRITTEN_KIB=4096
 installed=
 POLICY=/usr/sbin/policy-rc.d
 POLICY_MARK='# ovs-hotswap: tools/setup.sh'
@@ -126,10 +125,11 @@ unwritten_kib() { awk '/^(Dirty|Writeback):/ { sum += $2 } END { print sum + 0 }
 
 wait_written() {
     say "waiting until what was installed is on the disk: $(($(unwritten_kib) / 1024)) MiB"
-    timeout 60 sync >/dev/null 2>&1 9>&- & # it may take longer than anybody waits
-    for _ in $(seq 60); do
-        [ "$(unwritten_kib)" -gt $WRITTEN_KIB ] || return 0
-        sleep 1
+    sync >/dev/null 2>&1 9>&- & # it may take longer than anybody waits
+    syncing=$!
+    for _ in $(seq 300); do
+        kill -0 $syncing 2>/dev/null || return 0
+        sleep 0.2
     done
     say "$(($(unwritten_kib) / 1024)) MiB are still not on the disk"
 }

@@ -32,15 +32,17 @@ def wait_written(
     unwritten: Callable[[], int] = _now,
     sync: Callable[[], None] = os.sync,
 ) -> bool:
-    """Have all files written and wait for it, a minute at most. Returns whether it is done."""
+    """Have all files written and wait for it, a minute at most. Returns whether it is done. What others write meanwhile
+    is not waited for."""
     amount = unwritten()
     if amount > ENOUGH_KIB:
         say(f"waiting until what was installed is on the disk: {amount >> 10} MiB")
     end = system.monotonic() + PATIENCE_S
-    threading.Thread(target=sync, name="sync", daemon=True).start()  # it may take longer
-    while (amount := unwritten()) > ENOUGH_KIB:
+    thread = threading.Thread(target=sync, name="sync", daemon=True)  # it may take longer
+    thread.start()
+    while thread.is_alive():
         if system.monotonic() >= end:
-            say(f"{amount >> 10} MiB are still not on the disk: the guests may notice that")
+            say(f"{unwritten() >> 10} MiB are still not on the disk: the guests may notice that")
             return False
         system.sleep(_POLL_S)
     return True
