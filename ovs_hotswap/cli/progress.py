@@ -75,6 +75,7 @@ class Progress:
         self._output = output
         self._live: Live | None = None
         self._closing = ""
+        self._line = ""  # the last one, which is not repeated
 
     def __enter__(self) -> Progress:
         if self._output.terminal:
@@ -97,8 +98,9 @@ class Progress:
             row.apply(event)
         else:
             self._closing = WHOLE.get(event.kind, event.text)
-        if self._live is None:
-            self._output.note(self._plain(event, row))
+        if self._live is None and (line := self._plain(event, row)) != self._line:
+            self._line = line
+            self._output.note(line)
 
     def report(self) -> list[dict[str, object]]:
         """The steps for a JSON document: ``name``, ``description``, ``state``, ``seconds``, ``text``, ``items``."""
