@@ -57,7 +57,10 @@ class Quarantine:
 
     async def _hold(self, vm: str, reason: str) -> dict[str, Any]:
         """Take the VM's rings back, and answer when no switch has them, or does not let go of them for a while: it is
-        given them no more in any case."""
+        given them no more in any case. Raises BrokerError if the reason is no text, which the next broker could not
+        read."""
+        if not isinstance(reason, str):
+            raise BrokerError(f"quarantine: reason: not a text: {reason!r}")
         seat = self._seat(vm)
         held = seat.vm
         held.touched()

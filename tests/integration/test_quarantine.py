@@ -52,6 +52,9 @@ def test_a_qemu_that_comes_to_a_vm_in_quarantine_waits(make_bed: MakeBed) -> Non
     vm = bed.qemu()
     bed.wait(lambda: bed.client.vm("vm0")["qemu"] is not None, "QEMU is connected")
     assert bed.owner() is None
+    with pytest.raises(BrokerError, match="reason: not a text: 5"):
+        bed.client.call("quarantine", vm="vm0", reason=5)
+    assert bed.client.vm("vm0")["quarantine"] == "by order"
     bed.client.release("vm0")
     bed.wait_owner(Side.A)
     vm.send(5)
