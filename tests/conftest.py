@@ -1,7 +1,10 @@
 """Settings for all tests."""
 
+import os
 import signal
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
 
 # No test depends on how fast the machine is.
@@ -13,3 +16,12 @@ settings.load_profile("ovs-hotswap")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True)
+def own_priority() -> Iterator[None]:
+    """What a daemon that is run in this process does to its priority ends with the test: the switches that later ones
+    start would inherit it."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    yield
+    os.setpriority(os.PRIO_PROCESS, 0, before)
