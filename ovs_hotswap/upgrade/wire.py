@@ -65,10 +65,14 @@ def prove(host: Host, side: Side, way: Way | None = None) -> Proof:
 
 
 def _refuse_still(host: Host, side: Side) -> None:
-    """Nobody waits for the deadlines of an instance that stands still. Raises SwitchError."""
-    pid = host.instances[side].pid()
+    """Nobody waits for the deadlines of an instance that stands still, or that answers no question about its flows
+    because its ovsdb-server has ended. Raises SwitchError."""
+    instance = host.instances[side]
+    pid = instance.pid()
     if pid is None or host.system.stopped(pid):
         raise SwitchError(f"instance {side} {'has ended' if pid is None else 'is stopped'}")
+    if instance.lacks_database():
+        raise SwitchError(f"instance {side} has lost its ovsdb-server")
 
 
 def counters(host: Host, side: Side) -> Counters:

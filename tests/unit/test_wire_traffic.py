@@ -103,6 +103,10 @@ def test_counters_that_cannot_be_read_are_no_reason_to_go_back(host: Counting) -
     host.world.stopped_pids = {2}
     (found,) = Traffic(host, Side.B, BEFORE).findings()
     assert "instance b is stopped" in found.text
+    host.world.stopped_pids = set()
+    host.world.no_database = {Side.B}
+    (found,) = Traffic(host, Side.B, BEFORE).findings()
+    assert "instance b has lost its ovsdb-server" in found.text, "its ovs-vswitchd would not answer for 10 s"
 
 
 @pytest.mark.parametrize(("ends_after_s", "expected"), [(float("inf"), Severity.ERROR), (8.0, Severity.WARNING)])
