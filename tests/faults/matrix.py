@@ -269,6 +269,9 @@ def _standby(fault: Fault, moment: str) -> Expectation:
 def _standby_lost(fault: Fault, moment: str) -> Expectation:
     if moment == IDLE:
         return _expect(End.NONE, why="the VMs do not notice; the watchdog starts another")
+    if moment == BEFORE[1]:
+        why = "a warm one that has died before the step looks is none: another is started; else all is put back"
+        return _expect(End.ROLLED_BACK, End.COMMITTED, why=why)
     if moment == AFTER[-1] and fault is Fault.STOP:
         why = "the old one is retired: the watchdog starts it again and ends the new one; resume finds no way on"
         gap = {"gap_s": _DEADLINE_S, "gap_why": "a command waits for its deadline before an instance is started"}
