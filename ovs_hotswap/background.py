@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+from ovs_hotswap.exits import readable
 
 _NORMAL = os.sched_param(0)
 _LOW_SESSION, _SESSION = "19", "0"
@@ -116,9 +117,7 @@ def _process(pid: int) -> Iterator[Callable[[], bool]]:
     """Whether the process that has this number now has ended. Raises OSError if there is none."""
     descriptor = os.pidfd_open(pid)
     try:
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        yield lambda: bool(poll.poll(0))
+        yield lambda: readable(descriptor)
     finally:
         os.close(descriptor)
 

@@ -59,15 +59,16 @@ def _lives(pid: int) -> bool:
     except OSError:
         return True
     try:
-        return not _readable(pidfd)
+        return not readable(pidfd)
     finally:
         os.close(pidfd)
 
 
-def _readable(fd: int) -> bool:
+def readable(fd: int, timeout_s: float = 0.0) -> bool:
+    """Whether a descriptor is, or becomes within that time, readable: of a pidfd, whether its process has ended."""
     poller = select.poll()
     poller.register(fd, select.POLLIN)
-    return bool(poller.poll(0))
+    return bool(poller.poll(int(timeout_s * 1000)))
 
 
 @dataclass(frozen=True, slots=True)

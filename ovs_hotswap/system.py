@@ -288,9 +288,7 @@ class System:
         try:
             self.write_atomic(path, text)
         except HostError as error:
-            if _number(error) not in _NO_ROOM:
-                raise
-            if not path.exists():
+            if _number(error) not in _NO_ROOM or not path.exists():
                 raise
             with files(path), path.open("r+b", buffering=0) as file:
                 data = text.encode()

@@ -79,8 +79,9 @@ def keep(host: Host, side: Side, timeout: float = _ANSWER_S) -> Settings:
     """Record the operator's settings on the active instance for the next boot, and answer them. Raises SwitchError and
     HostError."""
     found = read(host, side, timeout)
-    kept.write(host.config, host.system, side, own(host, found), own_sleep(host, found, side))
-    return own(host, found)
+    wanted = own(host, found)
+    kept.write(host.config, host.system, side, wanted, own_sleep(host, found, side))
+    return wanted
 
 
 def give_kept(host: Host, side: Side) -> None:

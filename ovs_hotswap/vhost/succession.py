@@ -14,7 +14,6 @@ import contextlib
 import json
 import logging
 import os
-import select
 import socket
 import struct
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from typing import Any
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, StateUnknown
-from ovs_hotswap.exits import Process
+from ovs_hotswap.exits import Process, readable
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhost.channel import FDS_PER_MESSAGE, OwnedFd, adopt, close_all
 from ovs_hotswap.vhost.recovery import StartsOver, parts
@@ -165,9 +164,7 @@ class OldBroker:
         self._pidfd.close()
 
     def ended(self, timeout_s: float) -> bool:
-        poller = select.poll()
-        poller.register(self._pidfd.fileno(), select.POLLIN)
-        return bool(poller.poll(int(timeout_s * 1000)))
+        return readable(self._pidfd.fileno(), timeout_s)
 
 
 def _watch(connection: socket.socket) -> OldBroker:

@@ -75,11 +75,9 @@ class Vm(Peers):
         self.owner_since: float | None = None  # seconds since the epoch
         self.queues, self.mtu = queues, mtu
         self.withheld = withheld
-        self._lacking: tuple[int, int | None] = (
-            0,
-            0,
-        )  # pid and start of a QEMU that found that what is offered is not enough
-        self._burden: tuple[int, int | None] = (0, 0)  # likewise of one that has sent what cannot be closed
+        # Pid and start of a QEMU that found that what is offered is not enough; of one whose things cannot be closed.
+        self._lacking: tuple[int, int | None] = (0, 0)
+        self._burden: tuple[int, int | None] = (0, 0)
         self._delays = delays
         self.scratch = scratch
         self._scratch = scratch_region(scratch)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import json
@@ -29,6 +28,7 @@ from ovs_hotswap.errors import ConfigError, HostError, HotswapError, RolledBack
 from ovs_hotswap.exits import started
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.upgrade.plan import Event, EventKind
+from tests.shortage import fill_pipe
 from tests.unit.fake_system import FakeSystem
 
 
@@ -295,11 +295,7 @@ def test_what_comes_when_all_is_done_makes_no_failure_of_it(error: BaseException
 def full_pipe() -> Iterator[tuple[int, int]]:
     """Its reading end, and one for writing that is full and would block."""
     reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(writer, b"." * 4096)
-    os.set_blocking(writer, True)
+    fill_pipe(writer)
     yield reader, writer
     os.close(reader)
 

@@ -24,6 +24,7 @@ from ovs_hotswap.upgrade.failover import Task
 from ovs_hotswap.upgrade.journal import Journals
 from ovs_hotswap.upgrade.logwatch import LogWatch
 from ovs_hotswap.upgrade.records import Shape
+from tests.shortage import fill_pipe
 from tests.unit.watch_bed import Bed
 from tests.unit.watch_bed import config as config
 
@@ -231,11 +232,7 @@ def logged(log: PatientLog, text: str) -> None:
 
 def test_who_does_not_read_a_log_holds_nobody_up() -> None:
     reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(writer, b"." * 4096)
-    os.set_blocking(writer, True)
+    fill_pipe(writer)
     log = PatientLog(writer)
     logged(log, "first")
     long = "x" * 100_000

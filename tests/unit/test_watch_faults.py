@@ -53,6 +53,15 @@ def turn(bed: Bed) -> str:
         return type(error).__name__
 
 
+def attempts(bed: Bed, fault: Exception, seconds: int = 600) -> int:
+    """How many turns, one a second, fail by this."""
+    failed = 0
+    for _ in range(seconds):
+        bed.world.now += 1
+        failed += turn(bed) == type(fault).__name__
+    return failed
+
+
 def end_both(bed: Bed) -> None:
     for side in Side:
         bed.world.die(side)
@@ -293,12 +302,9 @@ def test_a_standby_that_cannot_be_prepared_is_tried_again_for_ever(config: Confi
     """The reason is the broker's, the configuration's or the cable's: no instance has failed."""
     bed = Bed(config, prepared=False)
     bed.world.program_fault = fault
-    attempts = 0
-    for _ in range(3600):
-        bed.world.now += 1
-        attempts += turn(bed) == type(fault).__name__
+    failed = attempts(bed, fault, 3600)
     assert not state(bed).get("gave_up")
-    assert 5 < attempts < 30  # it waits longer and longer
+    assert 5 < failed < 30  # it waits longer and longer
     bed.world.program_fault = None
     for _ in range(400):
         bed.world.now += 1
@@ -313,11 +319,7 @@ def test_an_intent_that_cannot_be_programmed_for_any_reason_is_tried_less_and_le
     """Each time the standby's ports are configured anew."""
     bed = Bed(config)
     bed.world.program_fault = fault
-    attempts = 0
-    for _ in range(600):
-        bed.world.now += 1
-        attempts += turn(bed) == type(fault).__name__
-    assert 2 < attempts < 15
+    assert 2 < attempts(bed, fault) < 15
     bed.world.program_fault = None
     bed.world.now += 300
     assert turn(bed) == Task.PROGRAM
@@ -330,11 +332,7 @@ def test_an_instance_that_cannot_be_started_for_any_reason_is_tried_less_and_les
     bed = Bed(config, prepared=False)
     bed.world.pid[Side.B], bed.world.state[Side.B] = None, State.STOPPED
     bed.world.start_fault = fault
-    attempts = 0
-    for _ in range(600):
-        bed.world.now += 1
-        attempts += turn(bed) == type(fault).__name__
-    assert 2 < attempts < 20
+    assert 2 < attempts(bed, fault) < 20
 
 
 def test_a_release_that_is_not_there_is_no_failure_of_an_instance(config: Config) -> None:
