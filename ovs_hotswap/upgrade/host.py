@@ -22,6 +22,7 @@ from ovs_hotswap.qemu.held import Held, VmPorts
 from ovs_hotswap.qemu.monitor import Monitors
 from ovs_hotswap.road import BackEnds, Road, refuse_kept
 from ovs_hotswap.switch import threads
+from ovs_hotswap.switch.answering import see_answering
 from ovs_hotswap.switch.datapath import DatapathPort, await_ports, ports, ports_with_mtus, put_ports
 from ovs_hotswap.switch.fdset import notify_pipe
 from ovs_hotswap.switch.instance import Instance, State
@@ -135,6 +136,8 @@ class Host:
             yield
 
     def openflow(self, side: Side) -> OpenFlow:
+        """Raises SwitchError where nobody would answer."""
+        see_answering(self.instances[side], self.system)
         return OpenFlow(self.system, self.instances[side].paths.bridge_mgmt)
 
     def tunnels(self, side: Side) -> Tunnels:

@@ -11,6 +11,7 @@ from ovs_hotswap.errors import HotswapError, SwitchError, UplinkError
 from ovs_hotswap.model import Finding, Proof, Severity, Side, Way
 from ovs_hotswap.overlay.ports import UPLINK_PORT
 from ovs_hotswap.overlay.tables import KIND_MASK, Kind, cookie
+from ovs_hotswap.switch.answering import see_answering
 from ovs_hotswap.upgrade import checks, uplinkchecks
 from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.host import Host
@@ -60,24 +61,12 @@ class SwitchEnd:
 
 def prove(host: Host, side: Side, way: Way | None = None) -> Proof:
     """Raises SwitchError and UplinkError."""
-    _refuse_still(host, side)
+    see_answering(host.instances[side], host.system)
     return host.uplink.prove(side, SwitchEnd(host, side), way)
-
-
-def _refuse_still(host: Host, side: Side) -> None:
-    """Nobody waits for the deadlines of an instance that stands still, or that answers no question about its flows
-    because its ovsdb-server has ended. Raises SwitchError."""
-    instance = host.instances[side]
-    pid = instance.pid()
-    if pid is None or host.system.stopped(pid):
-        raise SwitchError(f"instance {side} {'has ended' if pid is None else 'is stopped'}")
-    if instance.lacks_database():
-        raise SwitchError(f"instance {side} has lost its ovsdb-server")
 
 
 def counters(host: Host, side: Side) -> Counters:
     """Raises SwitchError and UplinkError."""
-    _refuse_still(host, side)
     flows, steered = host.openflow(side), host.uplink.steered(side)
     return Counters(
         host.system.monotonic(), flows.packets(cookie(Kind.TO_UPLINK)),

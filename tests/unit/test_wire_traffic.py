@@ -47,6 +47,7 @@ class Counting(FakeHost):
         self.flows = Flows(world)
 
     def openflow(self, side: Side) -> Any:
+        super().openflow(side)
         return self.flows
 
 
