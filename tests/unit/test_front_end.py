@@ -216,7 +216,8 @@ class FrontEnd(RuleBasedStateMachine):
 
     @rule(side=SIDES)
     def park(self, side: Side) -> None:
-        if self.bench.front.regions < wire.MAX_REGIONS:
+        heard = len(self.bench.vm.state.memory)  # what was said since waits in the socket while a switch is silent
+        if max(heard, self.bench.front.regions) < wire.MAX_REGIONS:
             self.bench.vm.park(side)
             self.bench.settle()
 
