@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -295,6 +296,15 @@ class System:
                 file.write(data)
                 file.truncate(len(data))
                 os.fsync(file.fileno())
+
+    def see_writable(self, path: Path) -> None:
+        """Raises HostError if ``write_short`` could not write ``path``."""
+        try:
+            with files(path), tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except HostError as error:
+            if _number(error) not in _NO_ROOM or not path.exists():
+                raise
 
     @contextlib.contextmanager
     def lock(self, path: Path, what: str) -> Iterator[None]:

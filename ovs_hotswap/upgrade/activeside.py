@@ -27,6 +27,20 @@ def record(config: Config, system: System, side: Side, release: str | None) -> N
     system.write_short(config.restore_file, kept.model_dump_json() + "\n")
 
 
+def recorded(config: Config, side: Side, release: str) -> bool:
+    """Whether the next boot will start this. Not, if what is recorded for it cannot be read."""
+    try:
+        return last(config) == Active(side=side, release=release)
+    except StateUnknown:
+        return False
+
+
+def rehearse(config: Config, system: System) -> None:
+    """See that ``record`` will be able to write, before something is done that has to be recorded. Raises HostError."""
+    for path in (config.active_file, config.restore_file):
+        system.see_writable(path)
+
+
 def forget(config: Config, system: System) -> None:
     """No side is active, now and after the next boot. Raises HostError, and has forgotten nothing then."""
     path = config.restore_file

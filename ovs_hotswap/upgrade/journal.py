@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -251,6 +251,19 @@ class Journals:
         """Journals of ended plans, newest first. What else lies there, such as a damaged journal that was moved away,
         is none."""
         return sorted((path for path in self.directory.glob("*.jsonl") if _ENDED.match(path.name)), reverse=True)
+
+    def ended(self) -> Iterator[Contents]:
+        """Ended plans, newest first: also one whose journal is still the current one because it could not be renamed.
+        Raises HostError, and StateUnknown for one that is damaged."""
+        current = self._parse()
+        if current is not None and current.standing.ended:
+            yield current
+        for path in self.history():
+            with files(path):
+                data = path.read_bytes()
+            contents = parse(data, str(path))
+            if contents is not None:
+                yield contents
 
     def archive(self, header: Header) -> None:
         """Put the current journal into the history and drop what is beyond the last 20. Raises HostError."""

@@ -20,7 +20,7 @@ from ovs_hotswap.model import Release, Severity, Side
 from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.system import host_error
-from ovs_hotswap.upgrade import checks, gather, standby
+from ovs_hotswap.upgrade import activeside, checks, gather, standby
 from ovs_hotswap.upgrade.beside import in_background
 from ovs_hotswap.upgrade.failover import Household, Task, next_task
 from ovs_hotswap.upgrade.host import Host
@@ -174,6 +174,7 @@ class Keeper:
             if not unfinished and not self._starts_soon(house):
                 self.wires.look(host, active)
             self._settings.look(host, active)
+            self._record_for_boot(host, active)
             return Task.NOTHING
         with host.lock():
             if host.recorded_active() is not active or self._unfinished(host) is not unfinished:
@@ -183,6 +184,15 @@ class Keeper:
             self._board.update(keeping=str(task))
             self._carry_out(host, active, task, house)
         return task
+
+    def _record_for_boot(self, host: Host, active: Side) -> None:
+        """Make up for what could not be written when the side became the active one. Raises BusyError, HostError."""
+        release = host.instances[active].release()
+        if release is None or activeside.recorded(host.config, active, release.name):
+            return
+        with host.lock():
+            if host.recorded_active() is active:
+                host.record_active(active)
 
     def _see_served(self, host: Host) -> None:
         """After a fail-over every ring with something to send must advance."""

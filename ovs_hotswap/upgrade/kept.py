@@ -13,7 +13,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from ovs_hotswap.config import Config, Strict
-from ovs_hotswap.errors import HostError
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.ports import UPLINK
 from ovs_hotswap.switch.settings import INTERFACE, Settings, as_json, from_json
@@ -64,14 +63,6 @@ def write(config: Config, system: System, side: Side, found: Settings, pmd_sleep
         config.state_dir.mkdir(parents=True, exist_ok=True)
     system.write_atomic(path_of(config), kept.model_dump_json() + "\n")
     return True
-
-
-def try_write(config: Config, system: System, side: Side, found: Settings, pmd_sleep_us: int | None) -> None:
-    """``write`` for who has something better to do than to fail."""
-    try:
-        write(config, system, side, found, pmd_sleep_us)
-    except HostError as error:
-        log.warning("settings of instance %s are not kept for the next boot: %s", side, error.message)
 
 
 def set_aside(config: Config) -> Path | None:

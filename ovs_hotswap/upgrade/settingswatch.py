@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.errors import HostError, SwitchError
 from ovs_hotswap.model import Side
 from ovs_hotswap.switch.settings import Settings
 from ovs_hotswap.upgrade import carry, kept, standby
@@ -29,6 +29,7 @@ class SettingsWatch:
         self._at = float("-inf")
         self._seen: tuple[Side, Seen] | None = None
         self._kept: tuple[Side, Seen] | None = None
+        self._told = ""
         self._given: tuple[int, Seen] | None = None  # to which process
 
     def look(self, host: Host, active: Side) -> None:
@@ -42,8 +43,7 @@ class SettingsWatch:
             seen = carry.own(host, found), carry.own_sleep(host, found, active)
             self._seen = active, seen
             if self._kept != self._seen:
-                kept.try_write(host.config, host.system, active, *seen)
-                self._kept = self._seen
+                self._keep(host, active, seen)
             record = standby.read_record(host)
             if record is None or record.side is active or not record.prepared or self._given == (record.pid, seen):
                 return
@@ -52,6 +52,17 @@ class SettingsWatch:
             self._given = record.pid, seen
         except SwitchError as error:
             log.warning("settings of instance %s: %s", active, error.message)
+
+    def _keep(self, host: Host, active: Side, seen: Seen) -> None:
+        """For the next boot. What cannot be written is written later, and told once."""
+        try:
+            kept.write(host.config, host.system, active, *seen)
+        except HostError as error:
+            if error.message != self._told:
+                log.warning("settings of instance %s are not kept for the next boot: %s", active, error.message)
+            self._told = error.message
+            return
+        self._kept, self._told = (active, seen), ""
 
     def put_back(self, host: Host, active: Side) -> None:
         """Give an active instance that was started again what it had when it was last looked at."""

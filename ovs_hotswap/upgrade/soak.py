@@ -7,7 +7,7 @@ any moment.
 from __future__ import annotations
 
 from ovs_hotswap.errors import BrokerError, StateUnknown, SwitchError
-from ovs_hotswap.upgrade import baseline, checks, gather, rings, wire
+from ovs_hotswap.upgrade import activeside, baseline, checks, gather, rings, wire
 from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.moving import SERVED_S, tell_apart
 from ovs_hotswap.upgrade.plan import Run, Step
@@ -54,6 +54,8 @@ class Soak(Step[Upgrade]):
         goes_on = checks.polling(context.new, comes_round(host, context.new))
         answers = host.instances[context.new].status().dpdk_initialized is not None
         checks.verdict([*goes_on, *checks.database(context.new, answers)], SwitchError)
+        if not context.lost:  # this is the last moment at which there is a way back
+            activeside.rehearse(host.config, host.system)
 
 
 def _rings(context: Upgrade) -> list[RingSample]:

@@ -16,7 +16,7 @@ from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.priority import Rank
 from ovs_hotswap.switch.pmd import set_vhost_log_level, vhost_log_level
 from ovs_hotswap.switch.settings import as_json, from_json
-from ovs_hotswap.upgrade import baseline, carry, checks, gather, peer, probe, wire
+from ovs_hotswap.upgrade import activeside, baseline, carry, checks, gather, peer, probe, wire
 from ovs_hotswap.upgrade.beside import in_background
 from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.host import Host
@@ -260,6 +260,8 @@ class SteerUplink(ReversibleStep[Upgrade]):
         wire.end(context, run)
         if context.broken:  # what comes for the VMs would be lost until all is put back
             raise SwitchError(context.broken, hint="its log is kept in the state directory")
+        if not context.lost:  # else there is no way back from here
+            activeside.rehearse(context.host.config, context.host.system)
         context.host.uplink.steer(context.new)
 
     def undo(self, context: Upgrade, run: Run) -> None:
@@ -305,7 +307,7 @@ class RecordActive(ReversibleStep[Upgrade]):
     description = "record which side is active"
 
     def do(self, context: Upgrade, run: Run) -> None:
-        context.host.record_active(context.new)
+        _record_at_least_now(context, run, context.new)
         context.host.road.reload()  # VMs that come from now on belong there
 
     def undo(self, context: Upgrade, run: Run) -> None:
@@ -315,9 +317,10 @@ class RecordActive(ReversibleStep[Upgrade]):
 
 
 def _record_at_least_now(context: Upgrade, run: Run, side: Side) -> None:
-    """On a way back, which does not end because the state directory cannot be written: that is for the next boot."""
+    """After the commit, and on a way back: neither ends because the state directory cannot be written. That is for the
+    next boot, and the watchdog makes up for it."""
     if lag := context.host.record_now(side):
-        run.progress(lag)
+        run.warn(lag)
 
 
 def _keep_settings(host: Host, side: Side, run: Run) -> None:

@@ -9,12 +9,11 @@ from typing import Any
 from ovs_hotswap import __version__
 from ovs_hotswap.errors import BusyError, HostError, PrecheckFailed, StateUnknown
 from ovs_hotswap.model import Finding, Severity, Side
-from ovs_hotswap.system import files
 from ovs_hotswap.upgrade import gather
 from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.host import WATCHDOG_S, Host
 from ovs_hotswap.upgrade.interrupts import Interrupts
-from ovs_hotswap.upgrade.journal import Contents, Header, Journal, Journals, parse
+from ovs_hotswap.upgrade.journal import Contents, Header, Journal, Journals
 from ovs_hotswap.upgrade.plan import Event, Executor
 from ovs_hotswap.upgrade.records import Facts, Json, Phase
 from ovs_hotswap.upgrade.steps import upgrade_plan
@@ -180,11 +179,8 @@ class Upgrader:
 
     def _ended(self) -> Iterator[Report]:
         """Ended upgrades, the newest first."""
-        for path in self.journals.history():
-            with files(path):
-                data = path.read_bytes()
-            contents = parse(data, str(path))
-            if contents is not None and contents.header.kind == KIND:
+        for contents in self.journals.ended():
+            if contents.header.kind == KIND:
                 standing = contents.standing
                 yield Report.of(contents.header, standing.phase is Phase.FINISHED, standing.facts)
 

@@ -35,7 +35,7 @@ from ovs_hotswap.vhost.control import BrokerClient
 from ovs_hotswap.vhost.service import start_broker
 from tests.faults.matrix import STRUCK_VM, Fault, Victim
 from tests.faults.remote import Requests
-from tests.faults.things import Clocked, DiskLab, damage, fill, make_room, put_away
+from tests.faults.things import Clocked, DiskLab, damage, fill, forbid_writing, put_away, repair
 
 GUESTS = 2
 HOST, TWIN = "host", "twin"
@@ -167,6 +167,8 @@ class Bed:
 
     def strike(self, fault: Fault, victim: Victim) -> None:
         match victim:
+            case Victim.STATE_DIR if fault is Fault.READ_ONLY:
+                forbid_writing(self.config.state_dir, self.system)
             case Victim.STATE_DIR:
                 fill(self.config.state_dir)
             case Victim.RUN_DIR:
@@ -179,7 +181,7 @@ class Bed:
 
     def mend(self) -> None:
         """What an operator does about disks and the clock."""
-        make_room(self.config)
+        repair(self.config, self.system)
         if isinstance(self.system, Clocked):
             self.system.set_clock(None)
 

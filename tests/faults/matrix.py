@@ -24,7 +24,8 @@ MOMENTS = (IDLE, *BEFORE[:_MOVED], HAND_OVER, *BEFORE[_MOVED:], *AFTER)
 
 class Fault(enum.StrEnum):
     """Of processes: EXIT is the clean end, `exit` on the control socket of a switch or its database, SIGTERM to all
-    others. FULL: the disk of a directory takes nothing more. The newest journal is overwritten: with half of itself
+    others. FULL: the disk of a directory takes nothing more. READ_ONLY: nobody opens a file for writing there, as after
+    an error of the disk. The newest journal is overwritten: with half of itself
     (TRUNCATE), with what is not JSON (GARBLE), with JSON that is no journal (MISSHAPE). The host's clock goes an hour
     AHEAD or BACK at once. All but a damaged journal lasts until the upgrade has ended and somebody mends it."""
 
@@ -32,6 +33,7 @@ class Fault(enum.StrEnum):
     STOP = "stop"
     EXIT = "exit"
     FULL = "full"
+    READ_ONLY = "read-only"
     TRUNCATE = "truncate"
     GARBLE = "garble"
     MISSHAPE = "misshape"
@@ -64,7 +66,7 @@ class Victim(enum.StrEnum):
 
 
 _FAULTS = {
-    Victim.STATE_DIR: (Fault.FULL,),
+    Victim.STATE_DIR: (Fault.FULL, Fault.READ_ONLY),
     Victim.RUN_DIR: (Fault.FULL,),
     Victim.JOURNAL: (Fault.TRUNCATE, Fault.GARBLE, Fault.MISSHAPE),
     Victim.CLOCK: (Fault.AHEAD, Fault.BACK),
@@ -349,11 +351,11 @@ def _fails_over(why: str, **more: Any) -> Expectation:
     return _expect(End.NONE, why=f"{why}: a fail-over does not wait for that", serves=Serves.NEW, **more)
 
 
-def _full_disk(_fault: Fault, moment: str) -> Expectation:
+def _no_disk(_fault: Fault, moment: str) -> Expectation:
     if moment == IDLE:
         return _fails_over("nothing can be written")
     if committed(moment):
-        why = "the new one serves every VM; resume finishes when there is room"
+        why = "the new one serves every VM; resume finishes when the disk takes something again"
         return _expect(End.COMMITTED, End.UNFINISHED, why=why)
     return _expect(End.REFUSED, End.ROLLED_BACK, End.COMMITTED, why="without a journal it only goes back",
                    mend=Mend.ROLLBACK, serves=Serves.EITHER, journalled=False)  # fmt: skip
@@ -380,8 +382,8 @@ _RULES: Mapping[Victim, Callable[[Fault, str], Expectation]] = {
     Victim.ORCHESTRATOR: _orchestrator,
     Victim.WATCHDOG: _watchdog,
     Victim.QEMU: _qemu,
-    Victim.STATE_DIR: _full_disk,
-    Victim.RUN_DIR: _full_disk,
+    Victim.STATE_DIR: _no_disk,
+    Victim.RUN_DIR: _no_disk,
     Victim.JOURNAL: _journal,
     Victim.CLOCK: _clock,
 }

@@ -12,6 +12,7 @@ The switches go on with the machine's time of day: they stamp their logs with it
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -76,8 +77,18 @@ def fill(directory: Path) -> None:
                     filler.write(b"x" * size)
 
 
-def make_room(config: Config) -> None:
+def forbid_writing(directory: Path, system: System) -> None:
+    """Nothing below ``directory`` is opened for writing any more. The file system itself cannot be made read-only while
+    the journal is open (mount(2), EBUSY), so what is open already stays writable."""
+    system.run(["mount", "--bind", str(directory), str(directory)])
+    system.run(["mount", "-o", "remount,bind,ro", str(directory)])
+
+
+def repair(config: Config, system: System) -> None:
+    """Make room, and permit writing."""
     for directory in (config.state_dir, config.run_dir):
+        if os.statvfs(directory).f_flag & os.ST_RDONLY:
+            system.run(["umount", "--lazy", str(directory)])  # somebody reads a file of it, perhaps
         (directory / _FILLER).unlink(missing_ok=True)
 
 

@@ -18,7 +18,7 @@ from ovs_hotswap.upgrade import carry, gather, peer, steps
 from ovs_hotswap.upgrade.context import Upgrade
 from ovs_hotswap.upgrade.gather import LogEnd
 from ovs_hotswap.upgrade.plan import Run
-from ovs_hotswap.upgrade.steps import CloseWindow, PeerLink, RecordActive, Retire, StartStandby
+from ovs_hotswap.upgrade.steps import CloseWindow, PeerLink, RecordActive, Retire, StartStandby, SteerUplink
 from tests.unit.watch_bed import RELEASE, Bed, FakeBroker, FakeInstance
 
 
@@ -174,6 +174,30 @@ def test_what_was_logged_before_a_log_was_renamed_is_seen_as_well(bed: Bed) -> N
 def test_a_journal_that_names_no_file_of_the_log_is_gone_on_with() -> None:
     assert steps._log_end(run(log_offset=5)) == LogEnd(5)
     assert steps._log_end(run(**steps._log_facts(LogEnd(5, 6)))) == LogEnd(5, 6)
+
+
+@pytest.mark.parametrize("name", ["restore_file", "active_file"])
+def test_the_uplink_is_not_turned_if_the_commit_could_not_be_recorded(bed: Bed, name: str) -> None:
+    bed.world.full, bed.world.no_writing = {getattr(bed.config, name).name}, errno.EROFS
+    with pytest.raises(HostError, match="Read-only"):
+        SteerUplink().do(upgrade(bed), run())
+    assert bed.world.done == []
+
+
+def test_but_it_is_turned_to_the_only_instance_that_is_left(bed: Bed) -> None:
+    bed.world.die(Side.A)
+    bed.world.full, bed.world.no_writing = {bed.config.restore_file.name}, errno.EROFS
+    SteerUplink().do(upgrade(bed), run())
+    assert bed.world.done == ["steer b"]
+
+
+def test_a_commit_does_not_end_because_the_state_directory_cannot_be_written(bed: Bed) -> None:
+    facts: dict[str, Any] = {}
+    bed.world.full, bed.world.no_writing = {bed.config.restore_file.name}, errno.EROFS
+    RecordActive().do(upgrade(bed), Run(lambda: facts, facts.update, lambda _event: None))
+    assert bed.host.recorded_active() is Side.B
+    (warning,) = facts["warnings"]
+    assert "not recorded for the next boot" in warning
 
 
 def test_the_way_back_does_not_end_because_the_state_directory_cannot_be_written(bed: Bed) -> None:

@@ -188,7 +188,9 @@ def test_a_plan_whose_process_died_right_after_its_end_is_kept_too(journals: Jou
     with current(journals).open("a") as file:
         file.write('{"record":"end","time":2.0}\n')
     assert journals.read() is None
+    assert [contents.header.kind for contents in journals.ended()] == ["upgrade"]
     with journals.begin("rollback", SHAPE):
+        assert [contents.header.kind for contents in journals.ended()] == ["upgrade"]
         assert len(journals.history()) == 1
     contents = journals.read()
     assert contents is not None

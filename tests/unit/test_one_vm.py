@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from ovs_hotswap.config import Config
-from ovs_hotswap.errors import BrokerError, HotswapError, SwitchError
+from ovs_hotswap.errors import BrokerError, HostError, HotswapError, SwitchError
 from ovs_hotswap.model import MessageThread, Side
 from ovs_hotswap.switch.pmd import RxQueue
 from ovs_hotswap.upgrade import baseline
@@ -271,6 +272,14 @@ def test_a_ring_that_is_wedged_in_the_soak_is_tried_on_the_old_instance_once(bed
     assert baseline.known(bed.run) == {("vm2", 1)}
     Soak().do(bed.context, bed.run)
     assert bed.world.done == ["move vm2 a", "move vm2 b"]
+
+
+def test_nothing_is_committed_that_could_not_be_recorded(bed: Bed) -> None:
+    bed.world.full, bed.world.no_writing = {bed.host.config.restore_file.name}, errno.EROFS
+    with pytest.raises(HostError, match="Read-only"):
+        Soak().do(bed.context, bed.run)
+    bed.world.pid[Side.A] = None
+    Soak().do(bed.context, bed.run)  # there is no way back
 
 
 def test_a_vm_that_the_old_instance_serves_and_the_new_one_does_not_is_a_reason_to_go_back(bed: Bed) -> None:

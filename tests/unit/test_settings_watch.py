@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import socket
 import tempfile
 import threading
@@ -158,6 +159,21 @@ def test_the_standby_follows_a_change_once(bed: Bed) -> None:
     assert (first["table"], first["row"]) == ("Interface", {"ingress_policing_rate": 368000})
     assert bed.look() == []
     assert bed.servers[Side.A].changes == []
+
+
+def test_what_cannot_be_kept_for_the_next_boot_is_kept_later_and_told_once(
+    bed: Bed, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = kept.path_of(bed.host.config)
+    path.mkdir(parents=True)  # so that nobody can write it
+    (path / "inner").touch()
+    bed.set(ingress_policing_rate=368000)
+    bed.look()
+    bed.look()
+    assert caplog.text.count("are not kept for the next boot") == 1
+    shutil.rmtree(path)
+    bed.look()
+    assert path.is_file()
 
 
 def test_it_looks_every_five_seconds(bed: Bed) -> None:

@@ -8,8 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,31 @@ def test_a_short_text_is_written_over_where_there_is_no_room_for_another_file(tm
     assert path.read_text() == "b\n"
     with pytest.raises(HostError, match="nothing: No space left"):
         FullSystem().write_short(tmp_path / "nothing", "b\n")
+
+
+def test_whether_a_file_could_be_written_is_known_before_it_must_be(
+    system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "active"
+    system.see_writable(path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(HostError, match="No such file"):
+        system.see_writable(tmp_path / "missing" / "file")
+
+    def refused(number: int) -> Callable[..., None]:
+        def refuse(**_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return refuse
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused(errno.ENOSPC))
+    with pytest.raises(HostError, match="No space left"):
+        system.see_writable(path)
+    path.touch()
+    system.see_writable(path)  # it is written over
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused(errno.EROFS))
+    with pytest.raises(HostError, match="Read-only"):
+        system.see_writable(path)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from ovs_hotswap.config import Config
-from ovs_hotswap.errors import BusyError
+from ovs_hotswap.errors import BusyError, HostError
 from ovs_hotswap.model import Side
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.switch.rpc import NoAnswer
@@ -26,6 +27,24 @@ from ovs_hotswap.upgrade.watchdog import Watchdog
 from tests.unit.fake_system import FakeSystem
 from tests.unit.watch_bed import RELEASE, Bed, World
 from tests.unit.watch_bed import config as config
+
+
+def test_what_could_not_be_recorded_for_the_next_boot_is_recorded_later(config: Config) -> None:
+    bed = Bed(config)
+    bed.world.full, bed.world.no_writing = {bed.config.restore_file.name}, errno.EROFS
+    bed.world.owner = dict.fromkeys(bed.world.owner, Side.B)
+    bed.world.parked = {name: {Side.A} for name in bed.world.owner}
+    record = standby.StandbyRecord(side=Side.A, pid=1, log_level="info", scheduling=None, prepared=True)
+    standby.record_path(bed.config).write_text(record.model_dump_json())
+    assert bed.host.record_now(Side.B)
+    assert bed.keeper.turn() is Task.PROGRAM
+    with pytest.raises(HostError, match="Read-only"):
+        bed.keeper.turn()
+    bed.world.full = set()
+    assert bed.keeper.turn() is Task.NOTHING
+    last = bed.host.last_active()
+    assert last is not None
+    assert last.side is Side.B
 
 
 def test_a_healthy_active_is_left_alone(config: Config) -> None:

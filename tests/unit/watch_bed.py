@@ -70,6 +70,11 @@ class World(FakeSystem):
                 raise OSError(self.no_writing, os.strerror(self.no_writing))
         super().write_atomic(path, text)
 
+    def see_writable(self, path: Path) -> None:
+        if path.name in self.full:
+            with files(path):
+                raise OSError(self.no_writing, os.strerror(self.no_writing))
+
     def stopped(self, pid: int) -> bool:
         return pid in self.stopped_pids
 
