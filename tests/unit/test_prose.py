@@ -1,0 +1,145 @@
+"""The pages are plain English: one word for each thing, no idiom of another language, and no link that leads nowhere.
+
+The list of words is short on purpose: each entry was found on many pages and has a plain replacement. Code, whether in
+a block or in a line, is not prose. A page that is not finished is in ``UNFINISHED``, which only ever becomes shorter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# A pattern, and what to write instead. docs/glossary.md has the words that have one name only.
+BANNED = {
+    r"fail-over(s)?": "failover",
+    r"roll-back(s)?": "rollback",
+    r"hand-over(s)?": "handover",
+    r"take-over(s)?": "takeover",
+    r"road(s)?": "back-end mode",
+    r"anew": "again",
+    r"meanwhile": "in the meantime, or say during what",
+    r"no more(?! than\b| \w+ than\b)": "no longer",
+    r"(let|lets|letting) go": "release",
+    r"(go|goes|going|went) on": "continue",
+    r"come(s)? round": "complete a round",
+    r"whoever": "name who acts",
+    r"(some|no)body": "name who acts",
+    r"mend(s|ed|ing)?": "fix, repair",
+    r"(is|are) told": "hears, or say who tells",
+    r"for ever": "indefinitely",
+    r"amiss": "wrong",
+    r"gone on with": "continued",
+    r"thereby|thereof|therein": "say by, of or in what",
+}  # fmt: skip
+# Pages that are still to be rewritten, and pages that a program writes (their words are in that program).
+UNFINISHED = {
+    "README.md",
+    "docs/architecture.md",
+    "docs/json.md",
+    "docs/old-releases.md",
+    "docs/operations.md",
+    "docs/runbook.md",
+    "docs/security.md",
+    "docs/guests.md",  # `make guests`
+    "docs/performance.md",  # `make bench-full`
+    "patches/README.md",
+    "qemu-patches/README.md",
+}
+
+_FENCE = re.compile(r"^(```|~~~)")
+_CODE = re.compile(r"`[^`]*`")
+_TARGET = re.compile(r"(?<=\]\()[^)]*")
+_LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
+_PATTERN = re.compile("|".join(rf"\b(?:{pattern})\b" for pattern in BANNED), re.IGNORECASE)
+
+
+def pages() -> list[str]:
+    patterns = ("*.md", "docs/**/*.md", "*patches/*.md", "tests/**/*.md")
+    return sorted(path.relative_to(ROOT).as_posix() for pattern in patterns for path in ROOT.glob(pattern))
+
+
+def prose(text: str) -> Iterator[tuple[int, str]]:
+    """Each line of a page with its number, without code blocks, code in the line and the targets of links."""
+    inside = False
+    for number, line in enumerate(text.splitlines(), 1):
+        if _FENCE.match(line.strip()):
+            inside = not inside
+        elif not inside and not line.startswith("    "):
+            yield number, _TARGET.sub("", _CODE.sub("", line))
+
+
+def faults(text: str) -> list[str]:
+    return [f"line {number}: {found[0]!r}" for number, line in prose(text) for found in _PATTERN.finditer(line)]
+
+
+def anchors(text: str) -> set[str]:
+    """As GitHub makes them of headings: lower case, without punctuation, hyphens for spaces."""
+    headings = [line.lstrip("#").strip().lower() for line in text.splitlines() if line.startswith("#")]
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings}
+
+
+def broken_links(name: str, text: str) -> Iterator[str]:
+    for target in _LINK.findall(_CODE.sub("", text)):
+        path, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        there = (ROOT / name).parent / path
+        lost = path and not there.exists()
+        if lost or (anchor and anchor not in anchors(there.read_text() if path else text)):
+            yield target
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if page not in UNFINISHED])
+def test_a_page_is_plain_english(page: str) -> None:
+    assert faults((ROOT / page).read_text()) == []
+
+
+@pytest.mark.parametrize("page", sorted(UNFINISHED))
+def test_a_page_leaves_the_list_when_it_is_finished(page: str) -> None:
+    assert faults((ROOT / page).read_text()), f"{page} is plain English now: take it out of UNFINISHED"
+
+
+@pytest.mark.parametrize("page", pages())
+def test_links_lead_somewhere(page: str) -> None:
+    assert list(broken_links(page, (ROOT / page).read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A fail-over takes a second.",
+        "It is made anew.",
+        "Nobody has the rings.",
+        "A VM that is in the intent no more.",
+        "The switch lets go of the rings.",
+        "The upgrade goes on.",
+        "There are two roads.",
+    ],
+)
+def test_the_check_sees_a_word_that_is_banned(text: str) -> None:
+    assert len(faults(f"A heading\n\n{text}\n")) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "`broker take-over` is a command.",
+        "It takes no more than 10 ms, and no more memory than before.",
+        "```\nroad = broker\n```",
+        "    goes on",
+        "[limits](take-over.md)",
+        "A broad roadmap, and commended amendments.",
+    ],
+)
+def test_the_check_leaves_code_and_other_words_alone(text: str) -> None:
+    assert faults(text) == []
+
+
+def test_the_check_sees_a_link_that_leads_nowhere() -> None:
+    text = "# The plan\n\n[a](#the-plan) [b](#no-plan) [c](README.md) [d](nowhere.md) [e](https://example.org/x)"
+    assert list(broken_links("README.md", text)) == ["#no-plan", "nowhere.md"]
