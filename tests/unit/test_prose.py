@@ -42,8 +42,6 @@ UNFINISHED = {
     "docs/architecture.md",
     "docs/json.md",
     "docs/old-releases.md",
-    "docs/operations.md",
-    "docs/runbook.md",
     "docs/security.md",
     "docs/guests.md",  # `make guests`
     "docs/performance.md",  # `make bench-full`
