@@ -44,7 +44,6 @@ BANNED = {
 }  # fmt: skip
 # Pages that are still to be rewritten, and pages that a program writes (their words are in that program).
 UNFINISHED = {
-    "docs/json.md",
     "docs/guests.md",  # `make guests`
     "docs/performance.md",  # `make bench-full`
     "patches/README.md",
