@@ -74,10 +74,11 @@ fuzz: venv ## a million inputs for everything that reads what a QEMU says, and 2
 	$(BIN)/python -m tests.fuzz.session -runs=1000000 -max_len=2048 -print_final_stats=1 tests/fuzz/corpus
 	OVS_HOTSWAP_EXAMPLES=2000 $(BIN)/python -m pytest -q tests/unit/test_front_end.py
 
-lint: venv ## ruff and mypy
+lint: venv ## ruff and mypy, and each tree's checkpatch on the patches that are for it
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m tools.checkpatch
 
 clean: ## remove .venv and all caches, put the huge pages back as they were
 	@tools/clean.sh

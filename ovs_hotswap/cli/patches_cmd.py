@@ -8,12 +8,10 @@ from typing import Any
 
 import click
 
+from ovs_hotswap import patches as series_of_patches
 from ovs_hotswap.cli.app import App, Group, pass_app
 from ovs_hotswap.errors import PatchError
-from ovs_hotswap.patches.rules import State
-from ovs_hotswap.patches.series import Patch, Series
-from ovs_hotswap.patches.store import Store, default_root
-from ovs_hotswap.patches.tree import Outcome, Tree
+from ovs_hotswap.patches import Patch, Series, State, default_root, directories, load
 
 Decorated = Callable[..., Any]
 
@@ -39,10 +37,6 @@ def _tree_argument(command: Decorated) -> Decorated:
     return click.argument("tree", type=click.Path(exists=True, file_okay=False, path_type=Path))(command)
 
 
-def _store(root: Path | None) -> Store:
-    return Store(root if root is not None else default_root())
-
-
 @patches.command(name="list")
 @_series_option(required=False)
 @_patches_option
@@ -61,11 +55,11 @@ def list_series(app: App, name: str | None, root: Path | None) -> None:
       ovs-hotswap patches list
       ovs-hotswap patches list --series ovs/3.1.0 --json
     """
-    store = _store(root)
-    names = [name] if name else store.names()
+    root = root or default_root()
+    names = [name] if name else list(directories(root))
     if not names:
-        raise PatchError(f"{store.root}: no series here", hint="name a directory that has series with --patches")
-    found = [store.load(each).series for each in names]
+        raise PatchError(f"{root}: no series here", hint="name a directory that has series with --patches")
+    found = [load(root, each) for each in names]
     app.output.document({"series": [_document(series) for series in found]})
     for series in found:
         app.output.table(
@@ -74,22 +68,31 @@ def list_series(app: App, name: str | None, root: Path | None) -> None:
                 (patch.name, patch.purpose, patch.status, ", ".join(patch.tests), patch.added, patch.upstream_lines)
                 for patch in series.patches
             ],
-            title=f"{series.name}: for {series.upstream}; {len(series.manifest)} files, "
-            f"{series.added} lines of its own, {series.upstream_lines} of the upstream's",
+            title=f"{series.name}: for {series.upstream}; {len(series.after)} files, "
+            f"{_added(series)} lines of its own, {_upstream_lines(series)} of the upstream's",
         )
         app.output.line()
 
 
+def _added(series: Series) -> int:
+    return sum(patch.added for patch in series.patches)
+
+
+def _upstream_lines(series: Series) -> int:
+    return sum(patch.upstream_lines for patch in series.patches)
+
+
 def _document(series: Series) -> dict[str, object]:
+    component, _, version = series.name.partition("/")
     return {
         "series": series.name,
-        "component": series.component,
-        "version": series.version,
+        "component": component,
+        "version": version,
         "upstream": series.upstream,
         "unpacked_by": series.unpacked_by,
-        "files": sorted(series.manifest),
-        "added": series.added,
-        "upstream_lines": series.upstream_lines,
+        "files": sorted(series.after),
+        "added": _added(series),
+        "upstream_lines": _upstream_lines(series),
         "patches": [_patch_document(patch) for patch in series.patches],
     }
 
@@ -113,8 +116,8 @@ def _patch_document(patch: Patch) -> dict[str, object]:
 def verify(app: App, tree: Path, name: str, root: Path | None) -> None:
     """Check that TREE is what the series is for and that every patch applies to it exactly. Nothing is changed.
 
-    Each file of the series' manifest is compared, then the patches are applied to copies. A tree that the series was
-    applied to is compared with what that left.
+    Each file of the series' manifest is compared, then the patches are applied to copies. If the series is applied
+    already, each file is compared with what the series makes of it.
 
     With --json: {"series", "tree", "state", "files"}; "state" is "pristine" or "applied", "files" are the ones that the
     series changes.
@@ -123,8 +126,9 @@ def verify(app: App, tree: Path, name: str, root: Path | None) -> None:
     Example:
       ovs-hotswap patches verify openvswitch-3.1.0 --series ovs/3.1.0
     """
-    outcome = Tree(tree, app.system).verify(_store(root).load(name), app.output.line)
-    app.output.document(_outcome(outcome, tree, name))
+    series = load(root or default_root(), name)
+    state = series_of_patches.verify(tree, series, app.system, app.output.line)
+    app.output.document(_outcome(state, series, tree))
 
 
 @patches.command()
@@ -134,9 +138,9 @@ def verify(app: App, tree: Path, name: str, root: Path | None) -> None:
 @click.option("--dry-run", is_flag=True, help="Verify only: nothing is changed.")
 @pass_app
 def apply(app: App, tree: Path, name: str, root: Path | None, dry_run: bool) -> None:
-    """Verify TREE, then apply the series to it: all of it, or nothing. A series that is applied already is left alone.
+    """Verify TREE, then apply the whole series to it. Nothing is done if the series is applied already.
 
-    What was applied is noted in TREE/.ovs-hotswap-series. An apply that was interrupted is put back by the next one.
+    No file of TREE is replaced before all patches have been applied to copies of the files.
 
     With --json: what `patches verify` prints, and "applied": whether the tree was changed.
 
@@ -145,12 +149,12 @@ def apply(app: App, tree: Path, name: str, root: Path | None, dry_run: bool) -> 
       ovs-hotswap patches apply openvswitch-3.1.0 --series ovs/3.1.0 --dry-run
       ovs-hotswap patches apply openvswitch-3.1.0 --series ovs/3.1.0
     """
-    stored, source = _store(root).load(name), Tree(tree, app.system)
-    outcome = (source.verify if dry_run else source.apply)(stored, app.output.line)
-    applied = not dry_run and outcome.state is State.PRISTINE
+    series = load(root or default_root(), name)
+    act = series_of_patches.verify if dry_run else series_of_patches.apply
+    state = act(tree, series, app.system, app.output.line)
     app.output.done = not dry_run
-    app.output.document({**_outcome(outcome, tree, name), "applied": applied})
+    app.output.document({**_outcome(state, series, tree), "applied": not dry_run and state is State.PRISTINE})
 
 
-def _outcome(outcome: Outcome, tree: Path, name: str) -> dict[str, object]:
-    return {"series": name, "tree": str(tree), "state": outcome.state, "files": outcome.changed}
+def _outcome(state: State, series: Series, tree: Path) -> dict[str, object]:
+    return {"series": series.name, "tree": str(tree), "state": state, "files": sorted(series.after)}

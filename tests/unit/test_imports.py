@@ -32,8 +32,6 @@ LAYERS = {
     "ovs_hotswap.upgrade.failover": CORE,
     "ovs_hotswap.upgrade.memory": CORE,
     "ovs_hotswap.switch.memory": CORE,
-    "ovs_hotswap.patches.series": CORE,
-    "ovs_hotswap.patches.rules": CORE,
     "ovs_hotswap.config": SEAM,
     "ovs_hotswap.config_rules": SEAM,
     "ovs_hotswap.changes": SEAM,

@@ -115,6 +115,7 @@ def builder(tmp_path: Path, debian: Debian) -> Builder:
             f"# component: {recipe.name}\n# upstream: x\n# unpacked-by: x\n0001-new.patch\n"
         )
         (directory / "manifest").write_text("absent  new.c\n")
+        (directory / "README.md").write_text("")
         (directory / "0001-new.patch").write_text(PATCH)
     output, cache = tmp_path / "output", tmp_path / "cache"
     return Builder(FakeSystem(debian), lambda text: None, output=output, cache=cache, patches=tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ovs_hotswap.errors import ReleaseError
-from ovs_hotswap.patches.store import Store
+from ovs_hotswap.patches import directories
 from ovs_hotswap.system import System
 from tests.unit.fake_system import FakeSystem
 from tools.packages.build import BUILD_PACKAGES, HERE, ROOT, chosen, listed
@@ -85,7 +85,7 @@ def test_what_is_chosen() -> None:
 def test_each_recipe_has_a_script_and_a_series() -> None:
     for recipe in RECIPES:
         assert (HERE / f"{recipe.name}.sh").is_file()
-        assert recipe.series in Store(ROOT).names()
+        assert recipe.series in directories(ROOT)
 
 
 def test_the_list_of_build_packages() -> None:

@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 import configparser
-import os
 from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.patches.rules import lint
-from ovs_hotswap.patches.store import Store
+from ovs_hotswap.patches import directories, load
+from tools.checkpatch import faults
 
 ROOT = Path(__file__).parents[2]
-STORE = Store(ROOT)
+NAMES = list(directories(ROOT))
 
 
-@pytest.mark.parametrize("name", STORE.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_the_series_follows_the_rules(name: str) -> None:
-    stored = STORE.load(name)
     tests = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("*")}
-    assert list(lint(stored.series, os.listdir(stored.directory), tests)) == []
+    assert list(faults(load(ROOT, name), tests)) == []
 
 
-@pytest.mark.parametrize("name", STORE.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_the_series_is_installed(name: str) -> None:
     """``data_files`` in setup.cfg lists the directory."""
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
-    directory = STORE.load(name).directory.relative_to(ROOT)
+    directory = load(ROOT, name).directory.relative_to(ROOT)
     assert parser["options.data_files"][f"share/ovs-hotswap/{directory}"] == f"{directory}/*"
+
+
+def test_what_the_rules_find(tmp_path: Path) -> None:
+    directory = tmp_path / "patches/ovs/2.9.0"
+    directory.mkdir(parents=True)
+    (directory / "series").write_text("# component: ovs\n# upstream: x\n# unpacked-by: x\n0002-x.patch\n")
+    (directory / "manifest").write_text(f"{'0' * 64}  x\n")
+    (directory / "README.md").write_text("| `0002-x` | purpose | default |  | `tests/nowhere.py` |\n")
+    (directory / "0002-x.patch").write_text(
+        "From: A <a@example.org>\nSubject: [PATCH] something\n\nTest: x\n---\n"
+        "diff --git a/x b/x\nindex 0123456..6543210 100644\n--- a/x\n+++ b/x\n@@ -1 +1,2 @@\n context\n+new\n"
+    )
+    assert [fault.removeprefix("ovs/2.9.0: ") for fault in faults(load(tmp_path, "ovs/2.9.0"), ())] == [
+        "the series file does not list the patches of the directory, numbered from 0001",
+        "0002-x.patch: the subject is not as ovs writes it: something",
+        "0002-x.patch: the author has not signed it off",
+        "0002-x.patch: Test belongs into the README",
+        "0002-x.patch: there is context, where none may be",
+        "0002-x.patch: no upstream status in the README",
+        "0002-x.patch: there is no tests/nowhere.py",
+    ]

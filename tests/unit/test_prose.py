@@ -46,7 +46,6 @@ BANNED = {
 UNFINISHED = {
     "docs/guests.md",  # `make guests`
     "docs/performance.md",  # `make bench-full`
-    "patches/README.md",
     "qemu-patches/README.md",
 }
 

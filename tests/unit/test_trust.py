@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from ovs_hotswap import patches
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import ConfigError, PatchError, ReleaseError
-from ovs_hotswap.patches.tree import Tree
 from ovs_hotswap.switch.release import Manifest, Releases
 from ovs_hotswap.system import System
 from ovs_hotswap.trust import own_directory, restrict_umask, strangers
@@ -166,4 +166,4 @@ def test_what_others_can_write_to_is_no_release_any_more(config: Config, tree: P
 def test_root_does_not_patch_a_tree_of_somebody_else(tree: Path) -> None:
     os.chown(tree / "usr", 12345, -1)
     with pytest.raises(PatchError, match="root would write where others can put links"):
-        Tree(tree, System()).apply(None)  # type: ignore[arg-type]  # it is not looked at
+        patches.apply(tree, None, System())  # type: ignore[arg-type]  # it is not looked at

@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ovs_hotswap import patches as series_of_patches
 from ovs_hotswap.errors import CommandError, HotswapError, ReleaseError
-from ovs_hotswap.patches.series import Series
-from ovs_hotswap.patches.store import Store
-from ovs_hotswap.patches.tree import Tree
+from ovs_hotswap.patches import Series
 from ovs_hotswap.system import System
 from tools.packages.buildtree import BuildTree
 from tools.packages.debian import Apt
@@ -71,7 +70,7 @@ class Builder:
         self._say = say
         self._output = output
         self._cache = cache
-        self._store = Store(patches)
+        self._patches = patches
         cache.mkdir(parents=True, exist_ok=True)
         output.mkdir(parents=True, exist_ok=True)
         self._apt = Apt(cache / "apt", system)
@@ -109,10 +108,13 @@ class Builder:
         version = self._apt.newest(recipe.binary) if recipe.binary else self._apt.newest_source(recipe.source)
         names = [f"{recipe.name}.sh", *_COMMON]
         return Inputs(
-            recipe, version, self._store.load(recipe.series).digest,
+            recipe, version, self._series(recipe).digest,
             {name: _sha256(HERE / name) for name in sorted(names)}, self._tools,
             {name: self.inputs(_BY_NAME[name]).key for name in recipe.needs},
         )  # fmt: skip
+
+    def _series(self, recipe: Recipe) -> Series:
+        return series_of_patches.load(self._patches, recipe.series)
 
     def _cached(self, inputs: Inputs, entry: Path) -> Product | None:
         try:
@@ -137,7 +139,9 @@ class Builder:
             self._tree.make(line)
             before = _cpu_s()
             try:
-                made = _Build(inputs, self._tree, self._say, line).run(self._fetch(inputs), needs, self._store)
+                made = _Build(inputs, self._tree, self._say, line).run(
+                    self._fetch(inputs), needs, self._series(inputs.recipe)
+                )
             except HotswapError as error:
                 raise type(error)(f"{inputs.recipe.name}: {error.message}", hint=error.hint or f"see {log}") from error
         product = self._keep(inputs, entry, made, _cpu_s() - before)
@@ -193,7 +197,7 @@ class _Build:
         self._line = line
         self._work = tree.path / "build"
 
-    def run(self, source: Path, needs: Mapping[str, Product], store: Store) -> Path:
+    def run(self, source: Path, needs: Mapping[str, Product], series: Series) -> Path:
         """Unpack, patch, compile, pack; return the product's file in the tree."""
         if self._work.exists():
             shutil.rmtree(self._work)
@@ -205,7 +209,7 @@ class _Build:
             (self._work / name).mkdir()
             System().run(["tar", "-xf", str(product.path), "-C", str(self._work / name)], timeout=_UNPACK_S)
         self._unpack()
-        Tree(self._work / "src", System()).apply(store.load(self._recipe.series), self._line)
+        series_of_patches.apply(self._work / "src", series, System(), self._line)
         changelog = (self._work / "src/debian/changelog").read_text(errors="replace")
         changed = changelog_time(changelog)
         environment = {
@@ -216,7 +220,7 @@ class _Build:
         self._script("recipe.sh", self._recipe.name, environment)
         if not self._recipe.summary:
             return self._stage_archive(changed)
-        return self._package(environment, needs, store.load(self._recipe.series).series)
+        return self._package(environment, needs, series)
 
     def _unpack(self) -> None:
         if self._recipe.binary:
