@@ -28,34 +28,34 @@ unit: venv ## the unit tests alone
 	$(BIN)/pytest tests/unit
 
 bench: setup ## measure the hand-over against a plain restart (root)
-	$(BIN)/python -m tests.bench --report bench-report.json
+	$(BIN)/python -m bench --report bench-report.json
 
 soak: setup ## 300 upgrades back and forth under traffic (root)
-	$(BIN)/python -m tests.bench soak --report soak-report.json
+	$(BIN)/python -m bench soak --report soak-report.json
 
 faults: setup ## strike each process at each moment, with and without an upgrade, cold and warm: the whole matrix, hours; FAULTS="--resume": what is left of it (root)
 	$(BIN)/python -m tests.faults $(FAULTS) --report faults-report.json; cold=$$?; \
 	$(BIN)/python -m tests.faults $(FAULTS) --warm --report faults-warm-report.json && exit $$cold
 
 bench-failover: setup ## measure a crash's fail-over of 1, 16, 64 and 255 VMs against a plain restart (root)
-	$(BIN)/python -m tests.bench failover --report failover-report.json
+	$(BIN)/python -m bench failover --report failover-report.json
 
 bench-full: setup ## all benchmarks but the soak, and docs/performance.md from them (root)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action ignore -e '.[bench]'
-	for name in scale alternatives phases failover; do $(BIN)/python -m tests.bench $$name || status=1; done; \
-	$(BIN)/python -m tests.bench report && exit $$status
+	for name in scale alternatives phases failover; do $(BIN)/python -m bench $$name || status=1; done; \
+	$(BIN)/python -m bench report && exit $$status
 
 bench-patched: setup packages ## hand-overs with 64 and 255 VMs on the patched switch; after bench-full also its page (root)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action ignore -e '.[bench]'
-	$(BIN)/python -m tests.bench scale --cases 64 255 --report patched-report.json \
+	$(BIN)/python -m bench scale --cases 64 255 --report patched-report.json \
 		--from-directory "$$(ls -d $(OVS_HOTSWAP_PACKAGES)/ovs-* | tail -n 1)"
-	$(BIN)/python -m tests.bench report
+	$(BIN)/python -m bench report
 
 bench-roads: setup packages-qemu ## moves with a broker and without one, side by side, and crashes (root)
-	$(BIN)/python -m tests.bench roads --report roads-report.json
+	$(BIN)/python -m bench roads --report roads-report.json
 
 guests: setup $(if $(filter qemu-dual,$(ROAD)),packages) ## every kind of guest through an upgrade, and its part of docs/guests.md; ROAD=qemu-dual: without a broker (root)
-	$(BIN)/python -m tests.bench kinds --road $(ROAD) --page docs/guests.md
+	$(BIN)/python -m bench kinds --road $(ROAD) --page docs/guests.md
 
 packages-setup:
 	@tools/setup.sh packages venv

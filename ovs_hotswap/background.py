@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from ovs_hotswap.exits import readable
+from ovs_hotswap.process_exit import readable
 
 _NORMAL = os.sched_param(0)
 _LOW_SESSION, _SESSION = "19", "0"

@@ -27,11 +27,11 @@ from pydantic import (
 )
 
 from ovs_hotswap import config_rules
+from ovs_hotswap.backends import Road
 from ovs_hotswap.config_rules import SUN_PATH_MAX
 from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.model import RELEASE_NAME, Side
-from ovs_hotswap.road import Road
-from ovs_hotswap.vhost.wire import Feature
+from ovs_hotswap.vhostuser.messages import Feature
 
 DEFAULT_PATH = Path("/etc/ovs-hotswap/config.toml")
 DEFAULT_RUN_DIR = Path("/run/ovs-hotswap")

@@ -97,3 +97,13 @@ class Steered:
 
     given: int
     taken: int
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchProcess:
+    """A running ovs-vswitchd. ``dpdk``: it has initialised DPDK. ``file_prefix`` is DPDK's (``rte`` by default)."""
+
+    pid: int
+    run_dir: str
+    file_prefix: str | None
+    dpdk: bool

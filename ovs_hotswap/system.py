@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from ovs_hotswap import background
 from ovs_hotswap.errors import BusyError, CommandError, HostError
-from ovs_hotswap.exits import Process, has_memory, started
+from ovs_hotswap.process_exit import Process, has_memory, started
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from ovs_hotswap.changes import Change
+from ovs_hotswap.backends import kept_text, refuse_kept
+from ovs_hotswap.broker.control.client import BrokerClient
 from ovs_hotswap.cli import logs
 from ovs_hotswap.cli.app import App, Group, pass_app
 from ovs_hotswap.config import load_config
+from ovs_hotswap.config_changes import Change
 from ovs_hotswap.errors import BrokerError
-from ovs_hotswap.road import kept_text, refuse_kept
 from ovs_hotswap.trust import own_directory
-from ovs_hotswap.vhost.control import BrokerClient
 
 _START_S = 10.0
 
@@ -41,7 +41,7 @@ def run(app: App, log_level: str, log_file: Path | None, take_over: bool) -> Non
     Example:
       ovs-hotswap broker run
     """
-    from ovs_hotswap.vhost.broker import serve
+    from ovs_hotswap.broker.daemon import serve
 
     own_directory(app.config.run_dir)
     logs.start_log(log_level, log_file)
@@ -63,7 +63,7 @@ def supervise(app: App, log_level: str, log_file: Path | None, take_over: bool) 
     Example:
       ovs-hotswap broker supervise
     """
-    from ovs_hotswap.supervisor import Supervisor
+    from ovs_hotswap.service.supervisor import Supervisor
 
     own_directory(app.config.run_dir)
     logs.start_log(log_level, log_file)
@@ -87,7 +87,7 @@ def start(app: App) -> None:
     Example:
       ovs-hotswap broker start
     """
-    from ovs_hotswap.vhost.service import start_broker
+    from ovs_hotswap.broker.lifecycle import start_broker
 
     found = start_broker(app.config, app.system, app.config_path, _START_S)
     app.output.done = True
@@ -107,7 +107,7 @@ def take_over(app: App) -> None:
     Example:
       ovs-hotswap broker take-over
     """
-    from ovs_hotswap.vhost.service import replace_broker
+    from ovs_hotswap.broker.lifecycle import replace_broker
 
     found = replace_broker(app.config, app.system, app.config_path, _START_S)
     app.output.done = True
@@ -128,7 +128,7 @@ def stop(app: App) -> None:
     Example:
       ovs-hotswap broker stop
     """
-    from ovs_hotswap.vhost.service import stop_broker
+    from ovs_hotswap.broker.lifecycle import stop_broker
 
     stopped = stop_broker(app.config, app.system)
     app.output.done = True

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
+from ovs_hotswap.broker.run_directory import control_group
 from ovs_hotswap.cli.app import App, Group, pass_app
 from ovs_hotswap.cli.hidden import hidden_paths
 from ovs_hotswap.config import refuse
 from ovs_hotswap.model import Side
-from ovs_hotswap.systemctl import Unit
-from ovs_hotswap.vhost.place import control_group
+from ovs_hotswap.service.systemctl import Unit
 
 EXAMPLE = """\
 # ovs-hotswap: configuration of one hypervisor. Lines that start with "#" show the default or an alternative.

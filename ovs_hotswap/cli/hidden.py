@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator
 
+from ovs_hotswap.backends import Road
 from ovs_hotswap.config import Config
-from ovs_hotswap.road import Road
-from ovs_hotswap.systemctl import Unit
+from ovs_hotswap.service.systemctl import Unit
 
 _BROKER = "ovs-hotswap-broker.service"
 

@@ -9,12 +9,12 @@ import click
 from ovs_hotswap.cli.app import App, Group, pass_app
 from ovs_hotswap.cli.upgrade_cmd import show_instances
 from ovs_hotswap.errors import BusyError, HotswapError
+from ovs_hotswap.host import settings_transfer
+from ovs_hotswap.host.host import WATCHDOG_S, Host
+from ovs_hotswap.host.lifecycle import restore, start_instance, stop_for_good
 from ovs_hotswap.model import Side
 from ovs_hotswap.switch.instance import Instance
 from ovs_hotswap.switch.units import GivenNamespaces, InstanceUnit, Order
-from ovs_hotswap.upgrade import carry
-from ovs_hotswap.upgrade.host import WATCHDOG_S, Host
-from ovs_hotswap.upgrade.lifecycle import restore, start_instance, stop_for_good
 
 _side = click.argument("side", type=click.Choice([side.value for side in Side]))
 
@@ -129,7 +129,7 @@ def keep(app: App) -> None:
     """
     host = Host(app.config, app.system)
     side = host.recorded_active()
-    found = {} if side is None else carry.keep(host, side)
+    found = {} if side is None else settings_transfer.keep(host, side)
     app.output.document({"side": side, "settings": len(found)})
     app.output.line("no instance is active" if side is None else f"{len(found)} settings of instance {side} are kept")
 

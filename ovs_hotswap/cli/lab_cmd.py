@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ovs_hotswap.backends import Road
 from ovs_hotswap.cli.app import App, Group, pass_app
 from ovs_hotswap.errors import LabError
 from ovs_hotswap.lab import DEFAULT_DIRECTORY, RELEASE_CACHE, GuestOptions, Lab
 from ovs_hotswap.lab.guest import dual_qemu
-from ovs_hotswap.road import Road
 from ovs_hotswap.upgrade.steps import upgrade_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ovs_hotswap.lab.demo import Demo, DemoReport, DualReport, Phase
-    from ovs_hotswap.upgrade.plan import Event
+    from ovs_hotswap.plan.executor import Event
 
 _directory = click.option(
     "--directory", type=click.Path(path_type=Path), default=DEFAULT_DIRECTORY, show_default=True,

@@ -14,7 +14,7 @@ from ovs_hotswap.overlay.tables import Form, Table, annotated, lines, render
 from ovs_hotswap.switch.tunnel import tunnel_diff
 
 if TYPE_CHECKING:
-    from ovs_hotswap.upgrade.host import Host
+    from ovs_hotswap.host.host import Host
 
 DIFFERENT = 1  # as diff(1)
 
@@ -99,7 +99,7 @@ def overlay() -> None:
 
 
 def _host(app: App) -> Host:
-    from ovs_hotswap.upgrade.host import Host
+    from ovs_hotswap.host.host import Host
 
     return Host(app.config, app.system)
 
@@ -111,9 +111,9 @@ def _differences(host: Host, side: Side, form: Form) -> list[str]:
 
 def _refuse_devices(host: Host) -> list[str]:
     """Warnings about the MTUs of the intent and of the uplink's devices. Raises ConfigError for what cannot work."""
-    from ovs_hotswap.upgrade import gather
+    from ovs_hotswap.upgrade import collect
 
-    findings = gather.mtus(host)
+    findings = collect.mtus(host)
     faults = [each for each in findings if each.severity is Severity.ERROR]
     if faults:
         raise ConfigError("; ".join(each.text for each in faults), hint=faults[0].hint)
@@ -225,7 +225,7 @@ def apply(app: App, dry_run: bool, untried: bool) -> None:
       ovs-hotswap overlay apply --dry-run
       ovs-hotswap overlay apply
     """
-    from ovs_hotswap.upgrade.host import WATCHDOG_S
+    from ovs_hotswap.host.host import WATCHDOG_S
     from ovs_hotswap.upgrade.upgrade import Upgrader
 
     host = _host(app)

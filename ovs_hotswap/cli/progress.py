@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ovs_hotswap.upgrade.plan import Event, EventKind
+from ovs_hotswap.plan.executor import Event, EventKind
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType

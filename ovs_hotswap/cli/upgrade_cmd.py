@@ -9,18 +9,18 @@ import click
 
 from ovs_hotswap.cli.app import App, Command, pass_app
 from ovs_hotswap.errors import HotswapError, PrecheckFailed
+from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.switch.memory import PacketPool
 from ovs_hotswap.system import host_error
 from ovs_hotswap.upgrade.checks import verdict
-from ovs_hotswap.upgrade.host import Host
 from ovs_hotswap.upgrade.steps import upgrade_plan
 from ovs_hotswap.upgrade.upgrade import Report, Upgrader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ovs_hotswap.upgrade.plan import Event
+    from ovs_hotswap.plan.executor import Event
 
 _release = click.option(
     "--release", "release", metavar="NAME", required=True,

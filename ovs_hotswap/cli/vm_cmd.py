@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ovs_hotswap.cli.app import App, Group, pass_app
-from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.host.host import Host
 
 
 @click.group(cls=Group)

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from ovs_hotswap.changes import changes, values
 from ovs_hotswap.cli import logs
 from ovs_hotswap.cli.app import App, Group, pass_app
+from ovs_hotswap.config_changes import changes, values
 from ovs_hotswap.model import Severity
 
 
@@ -34,12 +34,12 @@ def run(app: App, log_level: str) -> None:
     """
     import signal
 
-    from ovs_hotswap import sd
-    from ovs_hotswap.upgrade.watchdog import Watchdog
+    from ovs_hotswap.service import sd_notify
+    from ovs_hotswap.watchdog.daemon import Watchdog
 
     logs.start_log(log_level)
     if app.config.watch.mode == "off":
-        sd.notify("READY=1")  # that it ends now is no failure of its unit
+        sd_notify.notify("READY=1")  # that it ends now is no failure of its unit
         app.output.line('the watchdog is off: watch.mode = "off"')
         return
     watchdog = Watchdog(app.config, app.system)
@@ -66,16 +66,16 @@ def status(app: App, events: int) -> None:
       ovs-hotswap watch status
       ovs-hotswap watch status --events 50 --json
     """
-    from ovs_hotswap.upgrade import watchlog
+    from ovs_hotswap.watchdog import status_file
 
-    found = watchlog.read_state(app.config) or {}
+    found = status_file.read_state(app.config) or {}
     pid = found.get("pid")
     running = pid is not None and "watch" in app.system.cmdline(pid) and app.system.is_still(pid, found.get("born"))
     keys = ("active", "standby", "health", "reason", "keeping", "unprotected", "not_parked", "quarantined",
-            *watchlog.PROBLEMS, "failures", "gave_up", "uplinks")  # fmt: skip
+            *status_file.PROBLEMS, "failures", "gave_up", "uplinks")  # fmt: skip
     passes = _severity(found, found.get("standby")) != Severity.ERROR
     ready = running and found.get("standby") is not None and not found.get("unprotected") and passes
-    newest = watchlog.last_events(app.config, events) if events else []
+    newest = status_file.last_events(app.config, events) if events else []
     differing = changes(found.get("config") or {}, values(app.config)) if running else []
     document = {"mode": app.config.watch.mode, "running": running, "ready": ready, "differing": differing,
                 **{key: found.get(key) if running else None for key in keys}, "events": newest}  # fmt: skip
@@ -92,7 +92,7 @@ def _severity(state: dict[str, Any], side: str | None) -> str | None:
 
 
 def _show(app: App, document: dict[str, Any]) -> None:
-    from ovs_hotswap.upgrade import watchlog
+    from ovs_hotswap.watchdog import status_file
 
     out = app.output
     out.line(f"watchdog  {'runs' if document['running'] else 'does not run'}, mode {document['mode']}")
@@ -113,7 +113,7 @@ def _show(app: App, document: dict[str, Any]) -> None:
         for seen in (document["uplinks"] or {}).values():
             if seen["severity"] != Severity.OK:
                 out.line(f"uplink    {seen['text']}")
-        for key in watchlog.PROBLEMS:
+        for key in status_file.PROBLEMS:
             if document[key]:
                 out.line(f"problem   {document[key]}")
     for each in document["differing"]:

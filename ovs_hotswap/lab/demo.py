@@ -12,7 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ovs_hotswap.backends import Road
+from ovs_hotswap.broker.lifecycle import start_broker, stop_broker
 from ovs_hotswap.errors import LabError
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.host.lifecycle import start_instance
 from ovs_hotswap.lab.lab import Lab
 from ovs_hotswap.lab.pings import Mark, PingStats
 from ovs_hotswap.lab.timeline import Stage, around, longest, running
@@ -20,14 +24,10 @@ from ovs_hotswap.lab.watch import wait_protected, watchdog
 from ovs_hotswap.lab.writeback import wait_written
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.tables import Form
-from ovs_hotswap.road import Road
+from ovs_hotswap.plan.executor import Event, EventKind
 from ovs_hotswap.switch.release import HOST
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.host import Host
-from ovs_hotswap.upgrade.lifecycle import start_instance
-from ovs_hotswap.upgrade.plan import Event, EventKind
 from ovs_hotswap.upgrade.upgrade import Upgrader
-from ovs_hotswap.vhost.service import start_broker, stop_broker
 
 SUITE = "trixie"  # OVS 3.5, DPDK 24.11
 QUIET_S = 5.0

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ovs_hotswap.backends import Road
 from ovs_hotswap.errors import LabError
 from ovs_hotswap.lab.layout import GUEST_MTU, OVERLAY_PREFIX, REMOTE, GuestLayout, Layout, Target
 from ovs_hotswap.model import Side
-from ovs_hotswap.road import Road
 from ovs_hotswap.system import System
 
 READY = b"lab: ready"

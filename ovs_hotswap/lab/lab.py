@@ -19,6 +19,7 @@ from pyroute2 import netns
 
 from ovs_hotswap.config import Config, Strict, load_config
 from ovs_hotswap.errors import HotswapError, LabError
+from ovs_hotswap.host.host import TAGS
 from ovs_hotswap.lab.guest import Guest, command_line
 from ovs_hotswap.lab.hugepages import ensure_hugepages, restore_hugepages
 from ovs_hotswap.lab.initramfs import build, find_kernel
@@ -30,8 +31,7 @@ from ovs_hotswap.model import Side
 from ovs_hotswap.switch.instance import Instance
 from ovs_hotswap.switch.memory import DEFAULT_MTU, Demand, Reservation, reserve
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.host import TAGS
-from ovs_hotswap.upgrade.watchlog import lock_path
+from ovs_hotswap.watchdog.status_file import lock_path
 
 DEFAULT_DIRECTORY = Path("/run/ovs-hotswap-lab")
 RELEASE_CACHE = Path("/var/cache/ovs-hotswap/releases")  # release trees that outlive a lab: one takes a minute to make

@@ -18,9 +18,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ovs_hotswap.backends import Road
 from ovs_hotswap.config import Strict
 from ovs_hotswap.model import Side
-from ovs_hotswap.road import Road
 
 VNI = 100
 UNDERLAY_PREFIX = 24

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from ovs_hotswap.host import standby
+from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Side
-from ovs_hotswap.upgrade import standby, watchlog
-from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.watchdog import status_file
 
 _READY_S = 90.0
 
@@ -37,4 +38,4 @@ def wait_protected(host: Host, active: Side | None = None) -> None:
             return False
         return not standby.unprotected(host.road.vms(), now.other)
 
-    host.wait(protected, _READY_S, lambda: f"no standby: {watchlog.read_state(host.config)}")
+    host.wait(protected, _READY_S, lambda: f"no standby: {status_file.read_state(host.config)}")

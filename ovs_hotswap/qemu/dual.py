@@ -14,13 +14,13 @@ from typing import Any
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from ovs_hotswap.backends import Document
 from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown
 from ovs_hotswap.model import MessageThread, Side
 from ovs_hotswap.qemu import answers
 from ovs_hotswap.qemu.answers import back_ends
 from ovs_hotswap.qemu.held import Held, VmPorts
 from ovs_hotswap.qemu.monitor import Answer, Command, Monitors
-from ovs_hotswap.road import Document
 
 QUERY = Command("query-vhost-user-backends")
 _SLOTS = {Side.A: "first", Side.B: "second"}

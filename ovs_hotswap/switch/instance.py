@@ -19,8 +19,8 @@ from pathlib import Path
 
 from ovs_hotswap.config import Config, InstanceConfig
 from ovs_hotswap.errors import CommandError, HotswapError, SwitchError
-from ovs_hotswap.exits import started
 from ovs_hotswap.model import Device, Release, Side
+from ovs_hotswap.process_exit import started
 from ovs_hotswap.switch import launch
 from ovs_hotswap.switch.logscan import fatal, telling_cause
 from ovs_hotswap.switch.memory import Reservation

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from ovs_hotswap.host import rings
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.host.rings import Patience, Place, RingSample
+from ovs_hotswap.host.standby import Document
 from ovs_hotswap.model import Side
-from ovs_hotswap.upgrade import rings
-from ovs_hotswap.upgrade.host import Host
-from ovs_hotswap.upgrade.plan import Run
-from ovs_hotswap.upgrade.rings import Patience, Place, RingSample
-from ovs_hotswap.upgrade.standby import Document
+from ovs_hotswap.plan.executor import Run
 
 _SAMPLE_S = 0.2
 _WEDGED_S = 1.0  # a switch that is slow has taken something by then

@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ovs_hotswap.errors import HotswapError, PrecheckFailed
-from ovs_hotswap.model import Finding, Severity, Side
-from ovs_hotswap.upgrade import rings
-from ovs_hotswap.upgrade.rings import Place, RingSample
+from ovs_hotswap.host import rings
+from ovs_hotswap.host.rings import Place, RingSample
+from ovs_hotswap.model import Finding, Severity, Side, SwitchProcess
 from ovs_hotswap.wording import summary
 
 MAX_REGIONS = 8  # VHOST_MEMORY_MAX_NREGIONS, DPDK lib/vhost/rte_vhost.h
@@ -77,16 +77,6 @@ def _ranges(numbers: Collection[int]) -> str:
         else:
             parts.append([number])
     return ",".join("-".join(map(str, part)) for part in parts)
-
-
-@dataclass(frozen=True, slots=True)
-class SwitchProcess:
-    """A running ovs-vswitchd. ``dpdk``: it has initialised DPDK. ``file_prefix`` is DPDK's (``rte`` by default)."""
-
-    pid: int
-    run_dir: str
-    file_prefix: str | None
-    dpdk: bool
 
 
 def conflicting_processes(

@@ -7,13 +7,14 @@ any moment.
 from __future__ import annotations
 
 from ovs_hotswap.errors import BrokerError, StateUnknown, SwitchError
-from ovs_hotswap.upgrade import activeside, baseline, checks, gather, rings, wire
-from ovs_hotswap.upgrade.context import Upgrade
-from ovs_hotswap.upgrade.moving import SERVED_S, tell_apart
-from ovs_hotswap.upgrade.plan import Run, Step
-from ovs_hotswap.upgrade.rings import Patience, Place, RingSample
-from ovs_hotswap.upgrade.standby import Document, newcomers, owned
-from ovs_hotswap.upgrade.turns import comes_round
+from ovs_hotswap.host import active_record, rings
+from ovs_hotswap.host.pmd_progress import comes_round
+from ovs_hotswap.host.rings import Patience, Place, RingSample
+from ovs_hotswap.host.standby import Document, newcomers, owned
+from ovs_hotswap.plan.executor import Run, Step
+from ovs_hotswap.upgrade import baseline, checks, collect, uplink_proof
+from ovs_hotswap.upgrade.move_vms import SERVED_S, tell_apart
+from ovs_hotswap.upgrade.situation import Upgrade
 from ovs_hotswap.wording import some
 
 _SAMPLE_S = 0.2
@@ -31,7 +32,7 @@ class Soak(Step[Upgrade]):
         host = context.host
         end = host.system.monotonic() + host.config.upgrade.soak_s
         patience = Patience(_rings(context), SERVED_S, baseline.known(run))
-        strays, traffic = Strays(context, run), wire.Traffic.of(context, run)
+        strays, traffic = Strays(context, run), uplink_proof.Traffic.of(context, run)
         while True:
             host.system.sleep(min(_SAMPLE_S, max(0.0, end - host.system.monotonic())) or _SAMPLE_S)
             strays.look()
@@ -50,16 +51,16 @@ class Soak(Step[Upgrade]):
                 raise SwitchError(_text(context, waiting), hint=context.without(waiting))
             if left <= 0 and not patience.waiting and not strays.waiting:
                 break
-        wire.tell(run, traffic.findings())
+        uplink_proof.tell(run, traffic.findings())
         goes_on = checks.polling(context.new, comes_round(host, context.new))
         answers = host.instances[context.new].status().dpdk_initialized is not None
         checks.verdict([*goes_on, *checks.database(context.new, answers)], SwitchError)
         if not context.lost:  # this is the last moment at which there is a way back
-            activeside.rehearse(host.config, host.system)
+            active_record.rehearse(host.config, host.system)
 
 
 def _rings(context: Upgrade) -> list[RingSample]:
-    return [sample for sample in gather.ring_samples(context.host) if sample.vm not in context.leave_out]
+    return [sample for sample in collect.ring_samples(context.host) if sample.vm not in context.leave_out]
 
 
 def judge(context: Upgrade, run: Run, unserved: dict[Place, str]) -> None:

@@ -11,20 +11,10 @@ from __future__ import annotations
 import contextlib
 
 from ovs_hotswap.errors import BrokerError, HotswapError, SwitchError
-from ovs_hotswap.model import Severity, Side
-from ovs_hotswap.overlay.tables import Form
-from ovs_hotswap.priority import Rank
-from ovs_hotswap.switch.pmd import set_vhost_log_level, vhost_log_level
-from ovs_hotswap.switch.settings import as_json, from_json
-from ovs_hotswap.upgrade import activeside, baseline, carry, checks, gather, peer, probe, wire
-from ovs_hotswap.upgrade.beside import in_background
-from ovs_hotswap.upgrade.context import Upgrade
-from ovs_hotswap.upgrade.host import Host
-from ovs_hotswap.upgrade.moving import move_all
-from ovs_hotswap.upgrade.plan import Plan, ReversibleStep, Run, State, Step
-from ovs_hotswap.upgrade.records import Facts
-from ovs_hotswap.upgrade.soak import Soak, see_served, take_left_out
-from ovs_hotswap.upgrade.standby import (
+from ovs_hotswap.host import active_record, settings_transfer
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.host.scheduling import in_background
+from ovs_hotswap.host.standby import (
     await_ports,
     owned,
     park_each,
@@ -33,7 +23,18 @@ from ovs_hotswap.upgrade.standby import (
     usable,
     yield_to_upgrade,
 )
-from ovs_hotswap.upgrade.wayback import take_back
+from ovs_hotswap.model import Severity, Side
+from ovs_hotswap.overlay.tables import Form
+from ovs_hotswap.plan.executor import Plan, ReversibleStep, Run, State, Step
+from ovs_hotswap.plan.records import Facts
+from ovs_hotswap.priority import Rank
+from ovs_hotswap.switch.pmd import set_vhost_log_level, vhost_log_level
+from ovs_hotswap.switch.settings import as_json, from_json
+from ovs_hotswap.upgrade import baseline, checks, collect, peer_link, peer_probe, uplink_proof
+from ovs_hotswap.upgrade.move_vms import move_all
+from ovs_hotswap.upgrade.situation import Upgrade
+from ovs_hotswap.upgrade.soak import Soak, see_served, take_left_out
+from ovs_hotswap.upgrade.way_back import take_back
 from ovs_hotswap.wording import some
 
 _SAMPLE_S = 0.2
@@ -44,8 +45,8 @@ class Precheck(Step[Upgrade]):
     description = "look for reasons not to start"
 
     def do(self, context: Upgrade, run: Run) -> None:
-        wire.begin(context, run)
-        found = gather.precheck(context.host, context.old, context.new, context.release, context.leave_out)
+        uplink_proof.begin(context, run)
+        found = collect.precheck(context.host, context.old, context.new, context.release, context.leave_out)
         for finding in checks.verdict(found):
             if finding.severity is Severity.WARNING:
                 run.progress(f"{finding.check}: {finding.text}")
@@ -99,7 +100,7 @@ class ProgramDatabase(Step[Upgrade]):
 
 
 def _carry_settings(context: Upgrade, run: Run) -> None:
-    change = carry.bring(context.host, context.old, context.new)
+    change = settings_transfer.bring(context.host, context.old, context.new)
     run.remember(settings=as_json(change.carried))
 
 
@@ -136,7 +137,7 @@ class OpenWindow(ReversibleStep[Upgrade]):
             "pmd_sleep_us": host.pmd_sleep(model),
             "own_pmd_sleep_us": None if context.lost else host.own_pmd_sleep(model),
             "log_level": vhost_log_level(host.control(model)),
-            **_log_facts(gather.log_end(host, context.new)),
+            **_log_facts(collect.log_end(host, context.new)),
             "scheduling": {str(side): host.scheduling(side) for side in Side},
         }
 
@@ -168,16 +169,16 @@ class PeerLink(ReversibleStep[Upgrade]):
 
     def do(self, context: Upgrade, run: Run) -> None:
         if not context.lost:
-            peer.join(context.host)
+            peer_link.join(context.host)
 
     def undo(self, context: Upgrade, run: Run) -> None:
         """Not on a new instance that will be ended anyway: its database may be what failed."""
         if context.runs(context.old):
-            peer.part(context.host, context.old)
+            peer_link.part(context.host, context.old)
         if not context.runs(context.new) or not (run.fact("was_running", bool) or context.fled):
             return
         try:
-            peer.part(context.host, context.new)
+            peer_link.part(context.host, context.new)
         except SwitchError:
             if context.fled or not context.host.instances[context.new].lacks_database():
                 raise
@@ -220,9 +221,9 @@ class Prove(Step[Upgrade]):
     description = "send frames through the peer link and the new uplink to prove that they pass"
 
     def do(self, context: Upgrade, run: Run) -> None:
-        wire.prove_new(context, run)
+        uplink_proof.prove_new(context, run)
         for sender in () if context.lost else (context.old, context.new):
-            probe.across_peer_link(context.host, sender)
+            peer_probe.across_peer_link(context.host, sender)
 
 
 class Park(ReversibleStep[Upgrade]):
@@ -257,11 +258,11 @@ class SteerUplink(ReversibleStep[Upgrade]):
     look_at = "the uplink's rules: `ovs-hotswap status`"
 
     def do(self, context: Upgrade, run: Run) -> None:
-        wire.end(context, run)
+        uplink_proof.end(context, run)
         if context.broken:  # what comes for the VMs would be lost until all is put back
             raise SwitchError(context.broken, hint="its log is kept in the state directory")
         if not context.lost:  # else there is no way back from here
-            activeside.rehearse(context.host.config, context.host.system)
+            active_record.rehearse(context.host.config, context.host.system)
         context.host.uplink.steer(context.new)
 
     def undo(self, context: Upgrade, run: Run) -> None:
@@ -325,7 +326,7 @@ def _record_at_least_now(context: Upgrade, run: Run, side: Side) -> None:
 
 def _keep_settings(host: Host, side: Side, run: Run) -> None:
     try:
-        carry.keep(host, side)
+        settings_transfer.keep(host, side)
     except HotswapError as error:
         run.warn(f"settings of instance {side} are not recorded for the next boot: {error.message}")
 
@@ -343,11 +344,11 @@ class CloseWindow(Step[Upgrade]):
                 run.warn(f"settings of instance {context.old} were not looked at again: {error.message}")
             see_uplink(host, context.new)  # it may have refused them
         _keep_settings(host, context.new, run)
-        peer.part(host, context.new)
+        peer_link.part(host, context.new)
         close_window(host, context.new, run)
         if context.keep_old and context.runs(context.old):
             host.program_flows(context.old, Form.FINAL)
-            peer.part(host, context.old)
+            peer_link.part(host, context.old)
             close_window(host, context.old, run)
 
 
@@ -391,22 +392,22 @@ class Postcheck(Step[Upgrade]):
 
     def do(self, context: Upgrade, run: Run) -> None:
         see_served(context, run)
-        host, seen = context.host, gather.log_end(context.host, context.new)
-        findings = gather.postcheck(host, context.new, _SAMPLE_S, _log_end(run), baseline.known(run))
-        findings += carry.compared(host, from_json(run.facts.get("settings")), context.new)
+        host, seen = context.host, collect.log_end(context.host, context.new)
+        findings = collect.postcheck(host, context.new, _SAMPLE_S, _log_end(run), baseline.known(run))
+        findings += settings_transfer.compared(host, from_json(run.facts.get("settings")), context.new)
         run.remember(**_log_facts(seen), settings=[])  # whoever resumes has been told of what is in them
         for finding in checks.verdict(findings, SwitchError):
             if finding.severity is Severity.WARNING:
                 run.warn(f"{finding.check}: {finding.text}")
 
 
-def _log_facts(end: gather.LogEnd) -> dict[str, int]:
+def _log_facts(end: collect.LogEnd) -> dict[str, int]:
     return {"log_offset": end.offset, "log_file": end.file}
 
 
-def _log_end(run: Run) -> gather.LogEnd:
+def _log_end(run: Run) -> collect.LogEnd:
     file = run.facts.get("log_file")  # not in the journal of an earlier version
-    return gather.LogEnd(run.fact("log_offset", int), file if isinstance(file, int) else 0)
+    return collect.LogEnd(run.fact("log_offset", int), file if isinstance(file, int) else 0)
 
 
 def _done(done: bool) -> State:

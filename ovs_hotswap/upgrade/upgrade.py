@@ -8,14 +8,14 @@ from typing import Any
 
 from ovs_hotswap import __version__
 from ovs_hotswap.errors import BusyError, HostError, PrecheckFailed, StateUnknown
+from ovs_hotswap.host.host import WATCHDOG_S, Host
 from ovs_hotswap.model import Finding, Severity, Side
-from ovs_hotswap.upgrade import gather
-from ovs_hotswap.upgrade.context import Upgrade
-from ovs_hotswap.upgrade.host import WATCHDOG_S, Host
-from ovs_hotswap.upgrade.interrupts import Interrupts
-from ovs_hotswap.upgrade.journal import Contents, Header, Journal, Journals
-from ovs_hotswap.upgrade.plan import Event, Executor
-from ovs_hotswap.upgrade.records import Facts, Json, Phase
+from ovs_hotswap.plan.executor import Event, Executor
+from ovs_hotswap.plan.interrupts import Interrupts
+from ovs_hotswap.plan.journal import Contents, Header, Journal, Journals
+from ovs_hotswap.plan.records import Facts, Json, Phase
+from ovs_hotswap.upgrade import collect
+from ovs_hotswap.upgrade.situation import Upgrade
 from ovs_hotswap.upgrade.steps import upgrade_plan
 
 KIND = "upgrade"
@@ -83,7 +83,7 @@ class Upgrader:
         if self.unfinished() is not None:
             return [Finding("journal", Severity.ERROR, *_UNFINISHED)]
         old = self.host.active()
-        found = gather.precheck(self.host, old, old.other, release, self._left_out(leave_out))
+        found = collect.precheck(self.host, old, old.other, release, self._left_out(leave_out))
         return found + ([Finding("leave-out", Severity.ERROR, *_KEPT)] if leave_out and keep_old else [])
 
     def _left_out(self, leave_out: Collection[str]) -> list[str]:
@@ -120,7 +120,7 @@ class Upgrader:
                 text, hint = _KEPT
                 raise PrecheckFailed(text, hint=hint)
             before = self._before(running.name)
-            if not force and gather.up_to_date(self.host, old, wanted):
+            if not force and collect.up_to_date(self.host, old, wanted):
                 return Report(old, old, release, running.name, False, {}, before=before, changed=False)
             parameters: dict[str, Json] = {"old": old, "new": old.other, "release": release, "previous": running.name,
                           "before": before, "keep_old": keep_old, "leave_out": self._left_out(leave_out)}  # fmt: skip

@@ -26,12 +26,12 @@ from rich.console import Console
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.lab.hugepages import ensure_hugepages, restore_hugepages
 from ovs_hotswap.system import System
-from tests.ending import end_on_sigterm
 from tests.faults.bed import Bed, Failed, hugepages_mb, running
 from tests.faults.cell import Runner
 from tests.faults.matrix import MOMENTS, Cell, Fault, Seen, Victim, cells, expectation, judge
 from tests.faults.report import Report, Result, revision, show
 from tests.faults.strike import Missed
+from tests.support.ending import end_on_sigterm
 
 _TRIES = 3
 _WIDTH = 160  # columns of a table that goes to a file

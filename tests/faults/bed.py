@@ -17,7 +17,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ovs_hotswap.broker.control.client import BrokerClient
+from ovs_hotswap.broker.lifecycle import start_broker
 from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.host import standby
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.host.lifecycle import start_instance
 from ovs_hotswap.lab import Lab
 from ovs_hotswap.lab.layout import GuestOptions
 from ovs_hotswap.lab.leftovers import lab_processes
@@ -27,12 +32,9 @@ from ovs_hotswap.overlay.ports import PEER
 from ovs_hotswap.overlay.tables import Form, lines, render
 from ovs_hotswap.switch.unixctl import appctl
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade import checks, gather, standby, watchlog
-from ovs_hotswap.upgrade.host import Host
-from ovs_hotswap.upgrade.lifecycle import start_instance
+from ovs_hotswap.upgrade import checks, collect
 from ovs_hotswap.upgrade.upgrade import Upgrader
-from ovs_hotswap.vhost.control import BrokerClient
-from ovs_hotswap.vhost.service import start_broker
+from ovs_hotswap.watchdog import status_file
 from tests.faults.matrix import STRUCK_VM, Fault, Victim
 from tests.faults.remote import Requests
 from tests.faults.things import Clocked, DiskLab, damage, fill, forbid_writing, put_away, repair
@@ -207,11 +209,11 @@ class Bed:
 
     def wait_standby(self) -> None:
         """The watchdog's standby is ready: programmed, and every VM with a guest parked on it."""
-        self.wait(self._standby_ready, lambda: f"no standby: {watchlog.read_state(self.config)}")
+        self.wait(self._standby_ready, lambda: f"no standby: {status_file.read_state(self.config)}")
 
     def _standby_ready(self) -> bool:
         now, record = self.host.recorded_active(), standby.read_record(self.host)
-        state = watchlog.read_state(self.config) or {}
+        state = status_file.read_state(self.config) or {}
         if now is None or record is None or record.side is now or not record.prepared:
             return False
         vms = self.host.road.vms()
@@ -323,9 +325,9 @@ class Bed:
         return number.isdigit() and not self.system.alive(int(number))
 
     def _rings(self) -> list[str]:
-        before = gather.ring_samples(self.host)
+        before = collect.ring_samples(self.host)
         time.sleep(0.2)
-        findings = checks.ring_progress(before, gather.ring_samples(self.host))
+        findings = checks.ring_progress(before, collect.ring_samples(self.host))
         return [finding.text for finding in findings if finding.severity is Severity.ERROR]
 
     def status(self) -> dict[str, object]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from ovs_hotswap.errors import StateUnknown
+from ovs_hotswap.plan.records import Phase
 from ovs_hotswap.switch import launch
-from ovs_hotswap.upgrade.records import Phase
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from tests.faults.bed import Bed
 from tests.faults.matrix import HAND_OVER, IDLE, Cell, End, Fault, Mend, Seen, Victim, expectation

@@ -23,10 +23,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ovs_hotswap.plan.journal import parse
+from ovs_hotswap.plan.records import Kind
 from ovs_hotswap.priority import Rank
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.journal import parse
-from ovs_hotswap.upgrade.records import Kind
 
 _LOOK_S = 0.0005
 

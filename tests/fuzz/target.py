@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ovs_hotswap.errors import ProtocolError
-from ovs_hotswap.vhost import wire
-from ovs_hotswap.vhost.replay import Role, Told, reconcile, scratch_region
-from ovs_hotswap.vhost.session import GuestState, Offer, receive
+from ovs_hotswap.vhostuser import messages
+from ovs_hotswap.vhostuser.guest_state import GuestState, Offer, receive
+from ovs_hotswap.vhostuser.reconcile import Role, Told, reconcile, scratch_region
 
-OFFER = Offer(wire.CARRIED_FEATURES, wire.CARRIED_PROTOCOL_FEATURES, 8)
+OFFER = Offer(messages.CARRIED_FEATURES, messages.CARRIED_PROTOCOL_FEATURES, 8)
 
 
 class Counted:
@@ -39,7 +39,7 @@ def one_input(data: bytes) -> None:
 
     Raises AssertionError if a descriptor ends with other than one owner.
     """
-    reader, state, told = wire.FrameReader(), GuestState(), Told()
+    reader, state, told = messages.FrameReader(), GuestState(), Told()
     made: list[Counted] = []
     position = 0
     try:
@@ -63,10 +63,10 @@ def one_input(data: bytes) -> None:
     assert all(descriptor.closed == 1 for descriptor in made), [each.closed for each in made]
 
 
-def _message(frame: wire.Frame, state: GuestState, told: Told) -> tuple[GuestState, Told]:
+def _message(frame: messages.Frame, state: GuestState, told: Told) -> tuple[GuestState, Told]:
     """As ``Vm._take`` does it: on an error the frame's descriptors are closed, else those that are surplus."""
     try:
-        got = receive(state, wire.parse(frame), OFFER)
+        got = receive(state, messages.parse(frame), OFFER)
     except ProtocolError:
         for descriptor in frame.descriptors:
             descriptor.close()

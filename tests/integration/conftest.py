@@ -18,8 +18,8 @@ from ovs_hotswap.switch.instance import Instance
 from ovs_hotswap.switch.pmd import pmd_sleep_key
 from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.system import System
-from tests.broker_bed import make_bed as make_bed
-from tests.service_bed import host as host
+from tests.support.broker_bed import make_bed as make_bed
+from tests.support.service_bed import host as host
 
 HUGE_PAGES = 512  # of 2 MiB: two instances that take all of ``INSTANCE_MB``, two labs, and room for guests
 INSTANCE_MB = 256

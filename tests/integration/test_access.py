@@ -14,8 +14,8 @@ import pytest
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.model import Release, Side
-from tests.broker_bed import Bed, MakeBed
 from tests.integration.conftest import MakeConfig, RunInstance
+from tests.support.broker_bed import Bed, MakeBed
 
 NOBODY = 65534
 GROUP = "daemon"  # on every Debian, and nobody is a member

@@ -17,11 +17,11 @@ import pytest
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.model import MessageThread, Side
 from ovs_hotswap.priority import Rank, give_rank, has_rank
-from ovs_hotswap.vhost.wire import Feature
-from tests.broker_bed import PACKETS, MakeBed
-from tests.vhost_device import FEATURES
-from tests.vhost_qemu import Traffic
-from tests.waiting import eventually
+from ovs_hotswap.vhostuser.messages import Feature
+from tests.support.broker_bed import PACKETS, MakeBed
+from tests.support.vhost_device import FEATURES
+from tests.support.vhost_qemu import Traffic
+from tests.support.waiting import eventually
 
 
 @pytest.mark.parametrize("pairs", [1, 3])

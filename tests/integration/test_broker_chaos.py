@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.model import Side
-from tests.broker_bed import PACKETS, Bed, MakeBed
-from tests.vhost_qemu import FakeQemu, Traffic
-from tests.vhost_switch import SwitchProcess
+from tests.support.broker_bed import PACKETS, Bed, MakeBed
+from tests.support.vhost_qemu import FakeQemu, Traffic
+from tests.support.vhost_switch import SwitchProcess
 
 VMS = 3
 SECONDS = 20.0

@@ -10,13 +10,13 @@ import stat
 
 import pytest
 
+from ovs_hotswap.broker.control.client import BrokerClient
+from ovs_hotswap.broker.daemon import serve
 from ovs_hotswap.errors import BrokerError, BusyError, HotswapError
 from ovs_hotswap.model import Side
 from ovs_hotswap.system import System
-from ovs_hotswap.vhost.broker import serve
-from ovs_hotswap.vhost.control import BrokerClient
-from tests.broker_bed import Bed, MakeBed
-from tests.broker_process import BrokerProcess
+from tests.support.broker_bed import Bed, MakeBed
+from tests.support.broker_process import BrokerProcess
 
 
 def raw(bed: Bed, data: bytes) -> list[dict[str, object]]:

@@ -11,16 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from ovs_hotswap.broker.lifecycle import stop_broker
 from ovs_hotswap.errors import BrokerError
+from ovs_hotswap.host.host import Host as HotswapHost
 from ovs_hotswap.model import Side
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.host import Host as HotswapHost
-from ovs_hotswap.vhost.service import stop_broker
-from tests.broker_bed import PACKETS, Bed, MakeBed
-from tests.service_bed import Guest, Host, wait
-from tests.vhost_qemu import FakeQemu, Traffic
-from tests.vhost_switch import SwitchProcess
-from tests.waiting import eventually
+from tests.support.broker_bed import PACKETS, Bed, MakeBed
+from tests.support.service_bed import Guest, Host, wait
+from tests.support.vhost_qemu import FakeQemu, Traffic
+from tests.support.vhost_switch import SwitchProcess
+from tests.support.waiting import eventually
 
 
 def hung_up_at(vm: FakeQemu) -> int:

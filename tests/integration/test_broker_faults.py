@@ -11,11 +11,11 @@ import pytest
 
 from ovs_hotswap.errors import BrokerError, StateUnknown
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost.wire import Feature
-from tests.broker_bed import PACKETS, Bed, MakeBed
-from tests.vhost_device import FEATURES
-from tests.vhost_qemu import FakeQemu, Traffic
-from tests.vhost_switch import SwitchProcess
+from ovs_hotswap.vhostuser.messages import Feature
+from tests.support.broker_bed import PACKETS, Bed, MakeBed
+from tests.support.vhost_device import FEATURES
+from tests.support.vhost_qemu import FakeQemu, Traffic
+from tests.support.vhost_switch import SwitchProcess
 
 
 def test_owner_hangs_up_and_reconnects(make_bed: MakeBed) -> None:

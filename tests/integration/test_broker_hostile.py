@@ -10,11 +10,11 @@ import threading
 import pytest
 
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost import wire
-from ovs_hotswap.vhost.wire import Request
-from tests.broker_bed import PACKETS, Bed, MakeBed
-from tests.vhost_qemu import FakeQemu, HungUp, Traffic
-from tests.waiting import eventually
+from ovs_hotswap.vhostuser import messages
+from ovs_hotswap.vhostuser.messages import Request
+from tests.support.broker_bed import PACKETS, Bed, MakeBed
+from tests.support.vhost_qemu import FakeQemu, HungUp, Traffic
+from tests.support.waiting import eventually
 
 
 def region(guest: int, size: int, user: int, offset: int) -> bytes:
@@ -22,30 +22,30 @@ def region(guest: int, size: int, user: int, offset: int) -> bytes:
 
 
 def table(*regions: bytes) -> bytes:
-    return wire.build(Request.SET_MEM_TABLE, struct.pack("<II", len(regions), 0) + b"".join(regions))
+    return messages.build(Request.SET_MEM_TABLE, struct.pack("<II", len(regions), 0) + b"".join(regions))
 
 
 MALFORMED: dict[str, tuple[bytes, int]] = {
-    "version": (wire.HEADER.pack(1, 2, 0), 0),
-    "oversized": (wire.HEADER.pack(5, 1, 1 << 30), 0),
-    "unknown-request": (wire.HEADER.pack(99, 1, 0), 3),
-    "a-reply": (wire.HEADER.pack(1, 5, 0), 0),
-    "size": (wire.build(Request.SET_FEATURES, b"1234"), 0),
-    "descriptors-unasked": (wire.build(Request.GET_FEATURES), 2),
-    "too-many-descriptors": (wire.build(Request.GET_FEATURES), 9),
-    "ancillary-cut-off": (wire.build(Request.GET_FEATURES), 100),
-    "kick-is-no-eventfd": (wire.build_ring_descriptor(Request.SET_VRING_KICK, 0, present=True), 1),
-    "call-is-no-eventfd": (wire.build_ring_descriptor(Request.SET_VRING_CALL, 0, present=True), 1),
-    "call-without-descriptor": (wire.build_ring_descriptor(Request.SET_VRING_CALL, 0, present=True), 0),
-    "ring-number": (wire.build_ring_value(Request.SET_VRING_NUM, 256, 256), 0),
-    "ring-size": (wire.build_ring_value(Request.SET_VRING_NUM, 0, 100), 0),
-    "features-not-offered": (wire.build_number(Request.SET_FEATURES, 1 << 34), 0),
+    "version": (messages.HEADER.pack(1, 2, 0), 0),
+    "oversized": (messages.HEADER.pack(5, 1, 1 << 30), 0),
+    "unknown-request": (messages.HEADER.pack(99, 1, 0), 3),
+    "a-reply": (messages.HEADER.pack(1, 5, 0), 0),
+    "size": (messages.build(Request.SET_FEATURES, b"1234"), 0),
+    "descriptors-unasked": (messages.build(Request.GET_FEATURES), 2),
+    "too-many-descriptors": (messages.build(Request.GET_FEATURES), 9),
+    "ancillary-cut-off": (messages.build(Request.GET_FEATURES), 100),
+    "kick-is-no-eventfd": (messages.build_ring_descriptor(Request.SET_VRING_KICK, 0, present=True), 1),
+    "call-is-no-eventfd": (messages.build_ring_descriptor(Request.SET_VRING_CALL, 0, present=True), 1),
+    "call-without-descriptor": (messages.build_ring_descriptor(Request.SET_VRING_CALL, 0, present=True), 0),
+    "ring-number": (messages.build_ring_value(Request.SET_VRING_NUM, 256, 256), 0),
+    "ring-size": (messages.build_ring_value(Request.SET_VRING_NUM, 0, 100), 0),
+    "features-not-offered": (messages.build_number(Request.SET_FEATURES, 1 << 34), 0),
     "region-wraps": (table(region(0, 1 << 63, 1 << 63, 0)), 1),
     "region-empty": (table(region(0, 0, 0, 0)), 1),
     "regions-overlap": (table(region(0, 8192, 0, 0), region(8192, 8192, 4096, 0)), 2),
     "regions-and-descriptors": (table(region(0, 4096, 0, 0), region(4096, 4096, 4096, 0)), 1),
-    "address-not-shared": (wire.build_ring_address(0, wire.RingAddress(0, 1, 2, 3, 0)), 0),
-    "kick-before-address": (wire.build_ring_descriptor(Request.SET_VRING_KICK, 40, present=False), 0),
+    "address-not-shared": (messages.build_ring_address(0, messages.RingAddress(0, 1, 2, 3, 0)), 0),
+    "kick-before-address": (messages.build_ring_descriptor(Request.SET_VRING_KICK, 40, present=False), 0),
 }
 
 
@@ -83,11 +83,11 @@ def test_malformed_message_from_qemu_ends_that_session_only(make_bed: MakeBed, k
 @pytest.mark.parametrize(
     ("data", "descriptors"),
     [
-        (wire.reply(Request.GET_FEATURES, bytes(8)), 0),
-        (wire.HEADER.pack(1, 7, 0), 0),
-        (wire.HEADER.pack(1, 5, 1 << 20), 0),
-        (wire.build(Request.SET_OWNER), 4),
-        (wire.build(Request.SET_OWNER), 60),
+        (messages.reply(Request.GET_FEATURES, bytes(8)), 0),
+        (messages.HEADER.pack(1, 7, 0), 0),
+        (messages.HEADER.pack(1, 5, 1 << 20), 0),
+        (messages.build(Request.SET_OWNER), 4),
+        (messages.build(Request.SET_OWNER), 60),
     ],
 )
 def test_malformed_message_from_a_switch_ends_that_session_only(
@@ -148,7 +148,7 @@ def test_silent_and_slow_peers_disturb_nobody(make_bed: MakeBed) -> None:
     with Traffic([good], PACKETS // 2):
         with contextlib.suppress(HungUp):
             for _ in range(20):
-                bad.say(wire.build(Request.GET_FEATURES) * 10_000)
+                bad.say(messages.build(Request.GET_FEATURES) * 10_000)
         bed.wait(lambda: bed.client.vm("vm1")["qemu"] is None, "the deaf QEMU is hung up on", 30)
         bed.client.move("vm0", Side.B)
         bed.client.move("vm0", Side.A)
@@ -163,8 +163,8 @@ def test_answers_of_stopped_rings_are_not_taken_for_other_answers(make_bed: Make
     vm = bed.qemu(pairs=4)
     for _ in range(20):
         vm.drain()
-        vm.say(wire.build(Request.RESET_OWNER))
-        assert vm.ask(Request.SET_LOG_BASE, wire.build(Request.SET_LOG_BASE, bytes(16)), [vm.memory.fd]) == b""
+        vm.say(messages.build(Request.RESET_OWNER))
+        assert vm.ask(Request.SET_LOG_BASE, messages.build(Request.SET_LOG_BASE, bytes(16)), [vm.memory.fd]) == b""
         vm.start_driver()
     bed.ends_well((0, vm))
 
@@ -175,7 +175,7 @@ def test_a_qemu_has_no_more_rings_than_the_intent_gives_it(make_bed: MakeBed) ->
     vm = bed.qemu(pairs=2)
     assert vm.number(Request.GET_QUEUE_NUM) == 2
     bed.ends_well((0, vm))
-    vm.say(wire.build_ring_value(Request.SET_VRING_NUM, 4, 256))
+    vm.say(messages.build_ring_value(Request.SET_VRING_NUM, 4, 256))
     vm.wait_hung_up()
     said = "vm vm0: QEMU: SET_VRING_NUM: ring 4 of 2 queue pairs"
     eventually(lambda: said in bed.broker.log.read_text(), "it is logged, after QEMU has seen the end")
@@ -195,7 +195,7 @@ def test_floods_hold_up_nobody(make_bed: MakeBed, request_: Request) -> None:
     ending = threading.Event()
 
     def flood(vm: FakeQemu) -> None:
-        data = b"".join(wire.build_ring_value(request_, 0, k) for k in range(1, 256))
+        data = b"".join(messages.build_ring_value(request_, 0, k) for k in range(1, 256))
         while not ending.is_set():
             with contextlib.suppress(TimeoutError):
                 vm.say(data)

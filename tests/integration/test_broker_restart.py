@@ -12,12 +12,12 @@ import pytest
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.model import Side
 from ovs_hotswap.switch.paths import InstancePaths
-from tests.broker_process import BrokerProcess
-from tests.vhost_device import SwitchSpec
-from tests.vhost_qemu import FakeQemu
-from tests.vhost_rings import Ledger
-from tests.vhost_switch import SwitchProcess
-from tests.waiting import eventually
+from tests.support.broker_process import BrokerProcess
+from tests.support.vhost_device import SwitchSpec
+from tests.support.vhost_qemu import FakeQemu
+from tests.support.vhost_rings import Ledger
+from tests.support.vhost_switch import SwitchProcess
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from ovs_hotswap.broker.lifecycle import replace_broker, stop_broker
 from ovs_hotswap.cli.logs import LIMIT
 from ovs_hotswap.errors import BrokerError, HotswapError
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost.service import replace_broker, stop_broker
-from tests.service_bed import PACKETS, Guest, Host, wait
-from tests.vhost_qemu import Traffic
+from tests.support.service_bed import PACKETS, Guest, Host, wait
+from tests.support.vhost_qemu import Traffic
 
 KILLS = 20
 

@@ -10,15 +10,15 @@ import time
 
 import pytest
 
+from ovs_hotswap.broker.lifecycle import replace_broker
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.model import Side
 from ovs_hotswap.system import System
-from ovs_hotswap.vhost import wire
-from ovs_hotswap.vhost.service import replace_broker
-from ovs_hotswap.vhost.wire import Request
-from tests.broker_bed import PACKETS, Bed, MakeBed
-from tests.vhost_qemu import FakeQemu, Traffic
-from tests.waiting import eventually
+from ovs_hotswap.vhostuser import messages
+from ovs_hotswap.vhostuser.messages import Request
+from tests.support.broker_bed import PACKETS, Bed, MakeBed
+from tests.support.vhost_qemu import FakeQemu, Traffic
+from tests.support.waiting import eventually
 
 TIMES = 20
 BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -162,7 +162,7 @@ def move(bed: Bed) -> None:
 def test_killed_with_half_a_message_of_qemus(make_bed: MakeBed) -> None:
     bed = make_bed(managed=True)
     vm = running(bed)
-    message = wire.build_ring_value(Request.SET_VRING_ENABLE, 0, 1)
+    message = messages.build_ring_value(Request.SET_VRING_ENABLE, 0, 1)
     vm.say(message[:3])
     time.sleep(0.1)
     kept(bed)

@@ -10,11 +10,12 @@ from collections.abc import Callable
 
 import pytest
 
+from ovs_hotswap.broker.persist import takeover
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost import succession, wire
-from ovs_hotswap.vhost.wire import Request
-from tests.broker_bed import PACKETS, MakeBed
-from tests.vhost_qemu import Traffic
+from ovs_hotswap.vhostuser import messages
+from ovs_hotswap.vhostuser.messages import Request
+from tests.support.broker_bed import PACKETS, MakeBed
+from tests.support.vhost_qemu import Traffic
 
 TIMES = 20
 
@@ -123,7 +124,7 @@ def test_half_a_message_of_one_vm_is_handed_over(make_bed: MakeBed) -> None:
     good, slow = bed.qemu("vm0"), bed.qemu("vm1")
     for name in ("vm0", "vm1"):
         bed.wait_owner(Side.A, name)
-    table = wire.build(Request.SET_MEM_TABLE, slow.memory_table())
+    table = messages.build(Request.SET_MEM_TABLE, slow.memory_table())
     slow.say(table[:20], [slow.memory.fd] * slow.regions)
     bed.broker.succeed()
     slow.say(table[20:])
@@ -156,7 +157,7 @@ def test_a_vm_whose_qemu_waits_for_a_switch_starts_over_alone(make_bed: MakeBed)
         bed.wait_owner(Side.A, name)
     a.stop()
     request = Request.GET_VRING_BASE
-    stuck.say(wire.build_ring_value(request, 0, 0))
+    stuck.say(messages.build_ring_value(request, 0, 0))
     bed.wait(lambda: not bed.client.vm("vm1")["rings"][0]["started"], "the question")
     bed.broker.succeed()
     assert (good.hung_up, stuck.hung_up) == (False, False)  # a may be on its rings
@@ -204,6 +205,6 @@ def test_a_silent_successor_is_not_waited_for_long(make_bed: MakeBed) -> None:
     vm = bed.running()
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(bed.broker.config.successor_socket))
-        bed.wait(lambda: "could not take over" in bed.broker.log.read_text(), "refusal", succession.TIMEOUT_S + 10.0)
+        bed.wait(lambda: "could not take over" in bed.broker.log.read_text(), "refusal", takeover.TIMEOUT_S + 10.0)
     bed.client.move("vm0", Side.B)
     bed.ends_well((0, vm))

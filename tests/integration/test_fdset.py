@@ -7,12 +7,12 @@ import os
 import struct
 import termios
 
-from ovs_hotswap.switch.fdset import notify_pipe
+from ovs_hotswap.switch.notify_pipe import notify_pipe
 from ovs_hotswap.switch.threads import vhost_thread
-from tests.patched_bed import PatchedBed
-from tests.patched_bed import bed as bed
-from tests.vhost_qemu import Traffic
-from tests.waiting import eventually
+from tests.support.patched_bed import PatchedBed
+from tests.support.patched_bed import bed as bed
+from tests.support.vhost_qemu import Traffic
+from tests.support.waiting import eventually
 
 
 def filled(pipe: int) -> int:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from bench.bed import Bed
+from bench.guests import Fleet
 from ovs_hotswap.lab.layout import GuestOptions
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.system import System
-from ovs_hotswap.vhost.wire import Feature
-from tests.bench.bed import Bed
-from tests.bench.guests import Fleet
+from ovs_hotswap.vhostuser.messages import Feature
 
 VMS, REMOTE_VMS, PAIRS = 5, 1, 2
 RATE = 200

@@ -24,7 +24,7 @@ from ovs_hotswap.switch.rpc import NoAnswer
 from ovs_hotswap.switch.unixctl import appctl
 from ovs_hotswap.system import System
 from tests.integration.conftest import INSTANCE_MB, MakeConfig, MakeInstance, RunInstance, instances_table, remains
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(params=["host", "tree"])

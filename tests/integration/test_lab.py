@@ -14,12 +14,12 @@ import pytest
 from pyroute2 import netns
 
 from ovs_hotswap.errors import LabError
+from ovs_hotswap.host.host import Host
 from ovs_hotswap.lab import GuestOptions, Lab, PingStats
 from ovs_hotswap.lab.layout import REMOTE
 from ovs_hotswap.lab.leftovers import lab_processes, mounts_below
 from ovs_hotswap.model import Side
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.host import Host
 
 SYSTEM = System()
 BOOT_S = 120.0  # on a machine that is busy with something else

@@ -24,7 +24,7 @@ from ovs_hotswap.overlay.ports import PEER, PEER_PORT, UPLINK, UPLINK_PORT, VXLA
 from ovs_hotswap.overlay.tables import REQUIRED_OTHER_CONFIG, Form, Kind, cookie, lines, render
 from ovs_hotswap.switch.openflow import OpenFlow
 from ovs_hotswap.system import System
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 

@@ -10,13 +10,13 @@ import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ovs_hotswap.vhost import wire
-from ovs_hotswap.vhost.wire import Request
-from tests.patched_bed import PatchedBed
-from tests.patched_bed import bed as bed
-from tests.threads import thread_states
-from tests.vhost_qemu import FakeQemu
-from tests.waiting import eventually
+from ovs_hotswap.vhostuser import messages
+from ovs_hotswap.vhostuser.messages import Request
+from tests.support.patched_bed import PatchedBed
+from tests.support.patched_bed import bed as bed
+from tests.support.threads import thread_states
+from tests.support.vhost_qemu import FakeQemu
+from tests.support.waiting import eventually
 
 _READ = re.compile(r"\((?P<socket>\S+)\) read message VHOST_USER_SET_VRING_ADDR")
 
@@ -24,14 +24,14 @@ _READ = re.compile(r"\((?P<socket>\S+)\) read message VHOST_USER_SET_VRING_ADDR"
 def test_messages_that_wait_are_handled_in_one_turn(bed: PatchedBed) -> None:
     """Two front ends have each sent a hand-over's messages when the switch comes to look at the first."""
     vms = [bed.vm(f"vm{number}", pairs=4) for number in range(2)]
-    said = {vm: b"".join(wire.build_ring_address(ring, vm.address(ring)) for ring in range(8)) for vm in vms}
+    said = {vm: b"".join(messages.build_ring_address(ring, vm.address(ring)) for ring in range(8)) for vm in vms}
     assert turns(bed, said, 16) == ([8, 8] if bed.is_patched else [1] * 16)
 
 
 def test_one_connection_does_not_keep_the_others_waiting(bed: PatchedBed) -> None:
     """More than a turn's worth: 64 messages are handled, then the other connection has its turn."""
     vms = [bed.vm(f"vm{number}") for number in range(2)]
-    said = {vm: wire.build_ring_address(0, vm.address(0)) * 100 for vm in vms}
+    said = {vm: messages.build_ring_address(0, vm.address(0)) * 100 for vm in vms}
     assert turns(bed, said, 200) == ([64, 64, 36, 36] if bed.is_patched else [1] * 200)
 
 
@@ -77,7 +77,7 @@ def test_a_closed_connection_proves_that_the_rings_are_free(bed: PatchedBed) -> 
     for number in range(5 if bed.is_patched else 30):  # of the stock one, one that is caught is enough
         vm = bed.vm(f"vm{number}")
         assert bed.maps(vm)
-        vm.say(wire.build(Request.SET_MEM_TABLE, b""))
+        vm.say(messages.build(Request.SET_MEM_TABLE, b""))
         vm.wait_hung_up()
         mapped.append(bed.maps(vm))
         if mapped[-1]:
@@ -93,15 +93,15 @@ def test_the_first_buffer_after_a_hand_over_is_signalled(bed: PatchedBed) -> Non
     vm.drain()
     assert vm.guest is not None
     ring, layout = vm.guest.rings[1], vm.layouts[1]
-    vm.say(wire.build_ring_value(Request.SET_VRING_ENABLE, 1, 0))
+    vm.say(messages.build_ring_value(Request.SET_VRING_ENABLE, 1, 0))
     vm.number(Request.GET_FEATURES)  # the ring is not touched any more
     ring.posted = ring.reclaimed = 9
     ring.view.available[1] = ring.view.used16[1] = 9
     used_event = layout.available + 4 + 2 * layout.size  # virtio 1.2, 2.7.6
     vm.memory.view[used_event : used_event + 2].cast("H")[0] = 9
     called(vm.calls[1])
-    vm.say(wire.build_ring_address(1, vm.address(1)))
-    vm.say(wire.build_ring_value(Request.SET_VRING_ENABLE, 1, 1))
+    vm.say(messages.build_ring_address(1, vm.address(1)))
+    vm.say(messages.build_ring_value(Request.SET_VRING_ENABLE, 1, 1))
     assert vm.send(1) == 1
     vm.drain()
     bed.wait_iterations(10)  # the index is shown before the call is made

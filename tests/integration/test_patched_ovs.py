@@ -17,13 +17,13 @@ from pyroute2 import NetNS
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.switch.rpc import NoAnswer
-from ovs_hotswap.vhost import wire
-from ovs_hotswap.vhost.wire import Request
-from tests.patched_bed import PatchedBed
-from tests.patched_bed import bed as bed
-from tests.threads import held, thread_names
-from tests.vhost_qemu import FakeQemu, HungUp, Traffic
-from tests.waiting import eventually
+from ovs_hotswap.vhostuser import messages
+from ovs_hotswap.vhostuser.messages import Request
+from tests.support.patched_bed import PatchedBed
+from tests.support.patched_bed import bed as bed
+from tests.support.threads import held, thread_names
+from tests.support.vhost_qemu import FakeQemu, HungUp, Traffic
+from tests.support.waiting import eventually
 
 MAC = "02:00:00:00:00:01"
 MANY = 1 << 20  # packets
@@ -306,13 +306,13 @@ def test_a_queue_that_is_enabled_again_is_polled_promptly(bed: PatchedBed) -> No
 
 def iterations_until_polled(bed: PatchedBed, vm: FakeQemu) -> int:
     """Of the PMD thread, from the message that enables the TX ring to the first packet that it takes from it."""
-    vm.say(wire.build_ring_value(Request.SET_VRING_ENABLE, 1, 0))
+    vm.say(messages.build_ring_value(Request.SET_VRING_ENABLE, 1, 0))
     vm.number(Request.GET_FEATURES)
     bed.wait_iterations(LOOK + PROMPT)
     assert vm.send(1) == 1
     bed.wait_iterations(2)
     assert not vm.drained()
     before = bed.iterations()
-    vm.say(wire.build_ring_value(Request.SET_VRING_ENABLE, 1, 1))
+    vm.say(messages.build_ring_value(Request.SET_VRING_ENABLE, 1, 1))
     eventually(vm.drained, "the packet is taken")
     return bed.iterations() - before

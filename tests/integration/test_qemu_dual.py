@@ -14,19 +14,19 @@ from pathlib import Path
 
 import pytest
 
+from ovs_hotswap.backends import Road
 from ovs_hotswap.errors import BrokerError, RolledBack
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.host.lifecycle import start_instance
 from ovs_hotswap.lab import GuestOptions, Lab
 from ovs_hotswap.lab.watch import wait_protected, watchdog
 from ovs_hotswap.model import Release, Side
+from ovs_hotswap.plan.executor import Event, EventKind
 from ovs_hotswap.qemu.monitor import Command, Monitors
-from ovs_hotswap.road import Road
 from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.host import Host
-from ovs_hotswap.upgrade.lifecycle import start_instance
-from ovs_hotswap.upgrade.plan import Event, EventKind
 from ovs_hotswap.upgrade.upgrade import Upgrader
-from tests.patched_bed import prefix
+from tests.support.patched_bed import prefix
 
 TREE_NAME = "trixie"
 

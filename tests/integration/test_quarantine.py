@@ -9,8 +9,8 @@ import pytest
 
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.model import Side
-from tests.broker_bed import MakeBed
-from tests.service_bed import Guest, Host, host, wait
+from tests.support.broker_bed import MakeBed
+from tests.support.service_bed import Guest, Host, host, wait
 
 __all__ = ["host"]
 
@@ -71,7 +71,7 @@ def test_the_next_broker_keeps_to_it(host: Host, how: str) -> None:
         os.kill(pid, signal.SIGKILL)
         host.wait_other(pid)
     else:
-        from ovs_hotswap.vhost.service import replace_broker
+        from ovs_hotswap.broker.lifecycle import replace_broker
 
         replace_broker(host.config, host.system, host.path, 20.0)
     wait(lambda: guest.client.vm("vm0")["qemu"] is not None)

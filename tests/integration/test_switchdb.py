@@ -18,7 +18,7 @@ from ovs_hotswap.switch.rpc import NoAnswer
 from ovs_hotswap.switch.tunnel import TunnelNeighbour, Tunnels
 from ovs_hotswap.system import System
 from tests.integration.conftest import RunInstance
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 MAC = "52:54:00:aa:00:01"
 

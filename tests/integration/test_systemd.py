@@ -17,8 +17,8 @@ import pytest
 
 from ovs_hotswap.model import Release
 from ovs_hotswap.system import System
-from tests.machine import PREFIX, Machine
-from tests.waiting import eventually
+from tests.support.machine import PREFIX, Machine
+from tests.support.waiting import eventually
 
 REPOSITORY = Path(__file__).parents[2]
 BROKER, RESTORE, WATCH, NETNS = (f"ovs-hotswap-{name}.service" for name in ("broker", "restore", "watch", "netns@a"))
@@ -301,7 +301,7 @@ def test_a_broker_that_is_stopped_stays_so(machine: Machine) -> None:
 
 FORGOTTEN = """
 import sys, time
-from tests.machine import Machine
+from tests.support.machine import Machine
 machine = Machine()
 print(machine.pid(), *machine.groups, flush=True)
 time.sleep(600)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.test_systemd import BROKER, OVERLAY, config
-from tests.machine import PREFIX, PYTHON, Machine
-from tests.store_drive import VM
+from tests.support.machine import PREFIX, PYTHON, Machine
+from tests.support.store_drive import VM
 
 RESTARTS, KILLS = 20, 5
 
@@ -26,7 +26,7 @@ def machine() -> Iterator[Machine]:
 
 
 def test_restarts_and_kills_lose_nothing(machine: Machine) -> None:
-    drive = f"cd {PREFIX}/src && exec {PYTHON} -m tests.store_drive {RESTARTS} {KILLS}"
+    drive = f"cd {PREFIX}/src && exec {PYTHON} -m tests.support.store_drive {RESTARTS} {KILLS}"
     done = json.loads(machine.run(["sh", "-c", drive], timeout=180).stdout.splitlines()[-1])
     print(done)
     assert (done["lost"], done["doubled"], done["touched_by_two"]) == (0, 0, [])

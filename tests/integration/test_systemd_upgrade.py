@@ -9,7 +9,7 @@ import pytest
 
 from ovs_hotswap.model import Release
 from tests.integration.test_systemd import BROKER, UNITS, WATCH
-from tests.machine import PREFIX, PYTHON, Machine
+from tests.support.machine import PREFIX, PYTHON, Machine
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def machine() -> Iterator[Machine]:
 
 
 def test_an_upgrade_under_the_units_loses_nothing(machine: Machine, tree_release: Release) -> None:
-    drive = f"cd {PREFIX}/src && exec {PYTHON} -m tests.upgrade_drive {tree_release.root}"
+    drive = f"cd {PREFIX}/src && exec {PYTHON} -m tests.support.upgrade_drive {tree_release.root}"
     done = json.loads(machine.run(["sh", "-c", drive], timeout=600).stdout.splitlines()[-1])
     print(done)
     assert done["committed"] == [True, True]

@@ -14,7 +14,7 @@ import pytest
 from ovs_hotswap.background import Background, low_threads, serve, threads_of
 from ovs_hotswap.priority import Rank
 from ovs_hotswap.switch import threads
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 _PROGRAM = """
 import sys, threading, time

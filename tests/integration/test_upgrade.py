@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from ovs_hotswap.broker.lifecycle import start_broker, stop_broker
 from ovs_hotswap.errors import (
     BrokerError,
     CommandError,
@@ -24,21 +25,20 @@ from ovs_hotswap.errors import (
     RolledBack,
     SwitchError,
 )
+from ovs_hotswap.host import settings_transfer
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.host.lifecycle import restore, start_instance
+from ovs_hotswap.host.standby import await_ports
 from ovs_hotswap.lab import Lab
 from ovs_hotswap.lab.hugepages import read_pool
 from ovs_hotswap.model import Release, Severity, Side
 from ovs_hotswap.overlay.tables import Form, lines, render
+from ovs_hotswap.plan.executor import Event, EventKind
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade import carry
-from ovs_hotswap.upgrade.host import Host
-from ovs_hotswap.upgrade.lifecycle import restore, start_instance
-from ovs_hotswap.upgrade.plan import Event, EventKind
-from ovs_hotswap.upgrade.standby import await_ports
 from ovs_hotswap.upgrade.upgrade import Upgrader
-from ovs_hotswap.vhost.service import start_broker, stop_broker
-from tests.threads import policies_seen, thread_names, unusual
+from tests.support.threads import policies_seen, thread_names, unusual
 
 GUESTS = 2
 TREE_NAME = "trixie"
@@ -110,7 +110,7 @@ def test_the_operator_s_settings_are_carried_over(bed: Lab, host: Host) -> None:
           "select-all=true", "output-port=@p", "--", "set", "Bridge", "br0", "mirrors=@m",
           "other-config:mac-table-size=99", "--",
           "set", "Open_vSwitch", ".", "other_config:max-idle=30000")  # fmt: skip
-    assert carry.keep(host, Side.A)
+    assert settings_transfer.keep(host, Side.A)
     found = {finding.text for finding in Upgrader(host).check(TREE_NAME) if finding.check == "settings"}
     assert len(found) == 1
     assert "carried over" in found.pop()
@@ -198,7 +198,7 @@ import os, signal
 from pathlib import Path
 from ovs_hotswap.config import load_config
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.host import Host
+from ovs_hotswap.host.host import Host
 from ovs_hotswap.upgrade.upgrade import Upgrader
 def watch(event):
     if event.step == {step!r} and event.kind == "started":

@@ -17,7 +17,7 @@ from pyroute2 import IPRoute, netns
 
 from ovs_hotswap.errors import UplinkError
 from ovs_hotswap.model import Proof, Severity, Side
-from ovs_hotswap.upgrade.uplinkchecks import PROGRAMS
+from ovs_hotswap.upgrade.uplink_checks import PROGRAMS
 from ovs_hotswap.uplink.frames import Host, PacketSockets
 from ovs_hotswap.uplink.rtnl import INGRESS, RtnlTrafficControl
 from ovs_hotswap.uplink.tc import TcUplink

@@ -9,22 +9,22 @@ from pathlib import Path
 
 import pytest
 
+from ovs_hotswap.broker.lifecycle import start_broker
 from ovs_hotswap.errors import PrecheckFailed, RolledBack, SwitchError
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.host.lifecycle import start_instance, stop_for_good
 from ovs_hotswap.lab import Lab
 from ovs_hotswap.model import Release, Severity, Side
 from ovs_hotswap.overlay.intent import load_intent
+from ovs_hotswap.plan.executor import Event, EventKind
 from ovs_hotswap.switch.datapath import ports
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.switch.netns import Namespaces
 from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade import gather
-from ovs_hotswap.upgrade.host import Host
-from ovs_hotswap.upgrade.lifecycle import start_instance, stop_for_good
-from ovs_hotswap.upgrade.plan import Event, EventKind
+from ovs_hotswap.upgrade import collect
 from ovs_hotswap.upgrade.upgrade import Upgrader
-from ovs_hotswap.upgrade.uplinkchecks import PROGRAMS
-from ovs_hotswap.vhost.service import start_broker
+from ovs_hotswap.upgrade.uplink_checks import PROGRAMS
 from tests.integration.bpf import program
 
 
@@ -102,7 +102,7 @@ def test_what_takes_packets_before_the_filters_is_an_error(bed: Lab, host: Host)
         with pytest.raises(PrecheckFailed, match=r"pf0: 1 tcx programs on ingress .* none came to the instance"):
             again(host)
     with program("tcx-next", bed.layout.host_namespace, "pf0"):
-        found = gather.precheck(host, Side.A, Side.B, "host")
+        found = collect.precheck(host, Side.A, Side.B, "host")
     assert [each.severity for each in found if each.check == PROGRAMS] == [Severity.WARNING]
 
 

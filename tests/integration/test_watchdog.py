@@ -13,21 +13,22 @@ from typing import Any
 
 import pytest
 
+from ovs_hotswap.broker.lifecycle import start_broker
 from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.host import standby
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.host.lifecycle import start_instance
 from ovs_hotswap.lab import Lab
 from ovs_hotswap.lab.watch import wait_protected, watchdog
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.tables import Form, lines, render
+from ovs_hotswap.plan.executor import Event, EventKind
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade import standby, watchlog
-from ovs_hotswap.upgrade.host import Host
-from ovs_hotswap.upgrade.lifecycle import start_instance
-from ovs_hotswap.upgrade.plan import Event, EventKind
 from ovs_hotswap.upgrade.upgrade import Upgrader
-from ovs_hotswap.vhost.service import start_broker
-from tests.threads import unusual
-from tests.waiting import eventually
+from ovs_hotswap.watchdog import status_file
+from tests.support.threads import unusual
+from tests.support.waiting import eventually
 
 GUESTS = 2
 
@@ -73,7 +74,7 @@ def watched(bed: Lab, host: Host) -> Iterator[int]:
 
 
 def failovers(host: Host) -> list[dict[str, Any]]:
-    return [event for event in watchlog.last_events(host.config, 100) if event["event"] == "failover"]
+    return [event for event in status_file.last_events(host.config, 100) if event["event"] == "failover"]
 
 
 def served_by(host: Host, side: Side) -> None:
@@ -175,7 +176,7 @@ def test_an_upgrade_moves_to_the_standby_that_is_there(bed: Lab, host: Host, wat
             states.append(keeping())
 
     def keeping() -> object:
-        return (watchlog.read_state(bed.config) or {}).get("keeping")
+        return (status_file.read_state(bed.config) or {}).get("keeping")
 
     before = bed.pings.mark()
     assert Upgrader(host).upgrade("host", look, force=True).committed
@@ -230,8 +231,8 @@ def test_the_standby_outlives_the_watchdog(bed: Lab, host: Host) -> None:
     with watchdog(host, bed.config_path, log(bed)):
         before = {side: host.instances[side].pid() for side in Side}
     with watchdog(host, bed.config_path, log(bed)) as pid:
-        eventually(lambda: (watchlog.read_state(bed.config) or {}).get("pid") == pid, "no state")
-        eventually(lambda: (watchlog.read_state(bed.config) or {}).get("keeping") == "ready", "not ready")
+        eventually(lambda: (status_file.read_state(bed.config) or {}).get("pid") == pid, "no state")
+        eventually(lambda: (status_file.read_state(bed.config) or {}).get("keeping") == "ready", "not ready")
         assert {side: host.instances[side].pid() for side in Side} == before
 
 
@@ -261,7 +262,7 @@ def test_a_database_server_of_the_active_that_ended_is_started_again(bed: Lab, h
     eventually(lambda: served(host, flows), "flows are taken again")
     seen = bed.pings.between(before, bed.pings.mark())
     assert sum(each.lost for each in seen) == 0
-    eventually(lambda: "database" in [event["event"] for event in watchlog.last_events(bed.config, 3)], "it is told")
+    eventually(lambda: "database" in [event["event"] for event in status_file.last_events(bed.config, 3)], "it is told")
 
 
 def served(host: Host, flows: list[str]) -> bool:

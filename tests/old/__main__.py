@@ -15,14 +15,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from bench.guests import Fleet, VmSpec
+from ovs_hotswap.broker.control.client import BrokerClient
 from ovs_hotswap.lab.pings import quantile
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost.control import BrokerClient
-from tests.bench.guests import Fleet, VmSpec
-from tests.broker_process import BrokerProcess
-from tests.ending import end_on_sigterm
 from tests.old.echo import EchoSpec
 from tests.old.switch import OldSwitch, OldSwitchError
+from tests.support.broker_process import BrokerProcess
+from tests.support.ending import end_on_sigterm
 
 _READY_S = 30.0
 _FENCE_MS = 1000

@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ovs_hotswap.vhost.wire import Request
+from ovs_hotswap.vhostuser.messages import Request
 from tests.old.switch import OldSwitch
-from tests.vhost_qemu import FakeQemu
-from tests.waiting import eventually
+from tests.support.vhost_qemu import FakeQemu
+from tests.support.waiting import eventually
 
 READY_S = 20.0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.bench.guests import FleetSpec
+from bench.guests import FleetSpec
 
 
 @dataclass(frozen=True, slots=True)

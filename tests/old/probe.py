@@ -12,12 +12,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ovs_hotswap.vhost import wire
-from ovs_hotswap.vhost.wire import Request, RingAddress
-from tests.ending import end_on_sigterm
+from ovs_hotswap.vhostuser import messages
+from ovs_hotswap.vhostuser.messages import Request, RingAddress
 from tests.old.bed import echoes, fence, one_vm
 from tests.old.switch import OldSwitchError
-from tests.vhost_qemu import FakeQemu, HungUp, Traffic
+from tests.support.ending import end_on_sigterm
+from tests.support.vhost_qemu import FakeQemu, HungUp, Traffic
 
 _TX = 1
 _NOWHERE = 1 << 45  # no region has this user address
@@ -28,12 +28,12 @@ _OTHER = 0x5A5A  # no flags of a ring
 
 def _placed(vm: FakeQemu, address: RingAddress) -> int:
     """What the switch answers to new addresses of the transmit ring."""
-    data = wire.build_ring_address(_TX, address, wire.VERSION | wire.NEED_REPLY)
-    return int(wire.U64.unpack(vm.ask(Request.SET_VRING_ADDR, data))[0])
+    data = messages.build_ring_address(_TX, address, messages.VERSION | messages.NEED_REPLY)
+    return int(messages.U64.unpack(vm.ask(Request.SET_VRING_ADDR, data))[0])
 
 
 def _enable(vm: FakeQemu, value: int) -> None:
-    vm.say(wire.build_ring_value(Request.SET_VRING_ENABLE, _TX, value))
+    vm.say(messages.build_ring_value(Request.SET_VRING_ENABLE, _TX, value))
 
 
 def disabled_is_quiet(vm: FakeQemu) -> None:
@@ -55,14 +55,14 @@ def placed_under_traffic(vm: FakeQemu) -> None:
     """Patch 1: addresses of an enabled ring are set while it is in use."""
     with Traffic([vm], _LIMIT, burst=64, pause_s=0.0):
         for _ in range(_TURNS):
-            vm.say(wire.build_ring_address(_TX, vm.address(_TX)))
+            vm.say(messages.build_ring_address(_TX, vm.address(_TX)))
             fence(vm)
 
 
 def enabled_is_placed(vm: FakeQemu) -> None:
     """Patch 2: a ring that was placed while it was disabled works when it is enabled."""
     _enable(vm, 0)
-    vm.say(wire.build_ring_address(_TX, vm.address(_TX)))
+    vm.say(messages.build_ring_address(_TX, vm.address(_TX)))
     fence(vm)
     _enable(vm, 1)
     fence(vm)
@@ -78,9 +78,9 @@ def memory_is_changed(vm: FakeQemu) -> None:
 
 def memory_is_lost(vm: FakeQemu) -> None:
     """Patch 3: a memory table that cannot be mapped does no harm, nor does a kick, and the next one mends it."""
-    vm.say(wire.build(Request.SET_MEM_TABLE, vm.memory_table()), [vm.kicks[_TX]] * vm.regions)
+    vm.say(messages.build(Request.SET_MEM_TABLE, vm.memory_table()), [vm.kicks[_TX]] * vm.regions)
     fence(vm)
-    vm.say(wire.build_ring_descriptor(Request.SET_VRING_KICK, _TX, present=True), [vm.kicks[_TX]])
+    vm.say(messages.build_ring_descriptor(Request.SET_VRING_KICK, _TX, present=True), [vm.kicks[_TX]])
     fence(vm)
     vm.share_memory()
     fence(vm)
@@ -113,7 +113,7 @@ def kicks_stay_off(vm: FakeQemu) -> None:
     flags = vm.memory.view[at : at + 2].cast("H")
     assert flags[0] == 1, "kicks are on from the beginning"
     flags[0] = 0
-    vm.say(wire.build_ring_address(_TX, vm.address(_TX)))
+    vm.say(messages.build_ring_address(_TX, vm.address(_TX)))
     fence(vm)
     assert flags[0] == 1, "kicks are on at the new place"
     flags.release()

@@ -16,16 +16,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from bench.bed import WATCH
+from bench.roads import RoadBench
+from ovs_hotswap.backends import Road
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.host.host import Host
 from ovs_hotswap.lab import GuestOptions, Lab
 from ovs_hotswap.lab.pings import quantile
-from ovs_hotswap.road import Road
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.host import Host
-from tests.bench.bed import WATCH
-from tests.bench.roads import RoadBench
-from tests.ending import end_on_sigterm
+from tests.support.ending import end_on_sigterm
 
 _DIRECTORY = Path("/run/ovs-hotswap-old-qemu")
 _OPTIONS = Path(__file__).with_name("qemu-2.9.sh")

@@ -13,11 +13,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.ending import end_on_sigterm
 from tests.old.bed import READY_S, echoes, fence, one_vm
 from tests.old.switch import OldSwitch, OldSwitchError
-from tests.vhost_qemu import FakeQemu, HungUp, Traffic
-from tests.waiting import eventually
+from tests.support.ending import end_on_sigterm
+from tests.support.vhost_qemu import FakeQemu, HungUp, Traffic
+from tests.support.waiting import eventually
 
 _PORT, _OTHER = "vm0", "other"
 _LIMIT = 1 << 30

@@ -7,22 +7,23 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 
+from ovs_hotswap.broker.persist import recovery
+from ovs_hotswap.broker.persist.snapshot import Table, VmParts, Work, decode, encode
+from ovs_hotswap.broker.process_watch import Processes
+from ovs_hotswap.broker.time_budget import Turns
+from ovs_hotswap.broker.timers import Delays
+from ovs_hotswap.broker.vm import Vm
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost import recovery, wire
-from ovs_hotswap.vhost.budget import Turns
-from ovs_hotswap.vhost.channel import Channel, OwnedFd
-from ovs_hotswap.vhost.delays import Delays
-from ovs_hotswap.vhost.link import Link
-from ovs_hotswap.vhost.memory import make_scratch
-from ovs_hotswap.vhost.ownership import Ownership
-from ovs_hotswap.vhost.processes import Processes
-from ovs_hotswap.vhost.replay import reconcile, scratch_region, waits
-from ovs_hotswap.vhost.session import GuestState, Line, Offer, Ring
-from ovs_hotswap.vhost.snapshot import Table, VmParts, Work, decode, encode
-from ovs_hotswap.vhost.vm import Vm
-from ovs_hotswap.vhost.wire import Region, Request, RingAddress
+from ovs_hotswap.vhostuser import messages
+from ovs_hotswap.vhostuser.backend import Link
+from ovs_hotswap.vhostuser.channel import Channel, OwnedFd
+from ovs_hotswap.vhostuser.guest_memory import make_scratch
+from ovs_hotswap.vhostuser.guest_state import GuestState, Line, Offer, Ring
+from ovs_hotswap.vhostuser.messages import Region, Request, RingAddress
+from ovs_hotswap.vhostuser.ownership import Ownership
+from ovs_hotswap.vhostuser.reconcile import reconcile, scratch_region, waits
 
-OFFER = Offer(1 << wire.Feature.PROTOCOL_FEATURES, 1 << wire.ProtocolFeature.MQ, 1)
+OFFER = Offer(1 << messages.Feature.PROTOCOL_FEATURES, 1 << messages.ProtocolFeature.MQ, 1)
 SIZE = 1 << 20
 PARKED = "SET_VRING_ADDR, parked"
 NUMBERS = {"GET_FEATURES": OFFER.features, "GET_PROTOCOL_FEATURES": OFFER.protocol_features}
@@ -44,21 +45,21 @@ class Peer:
         except BlockingIOError:
             pass
         while data:
-            request, _, size = wire.HEADER.unpack_from(data)
-            body, data = data[wire.HEADER.size : wire.HEADER.size + size], data[wire.HEADER.size + size :]
+            request, _, size = messages.HEADER.unpack_from(data)
+            body, data = data[messages.HEADER.size : messages.HEADER.size + size], data[messages.HEADER.size + size :]
             found.append(Request(request).name)
             if found[-1] == "SET_VRING_ADDR":
-                _, flags, descriptors, used, available, log = wire.VRING_ADDR.unpack(body)
+                _, flags, descriptors, used, available, log = messages.VRING_ADDR.unpack(body)
                 found[-1] = PARKED if waits(RingAddress(flags, descriptors, used, available, log)) else found[-1]
         return found
 
-    def answer(self, messages: Iterable[str]) -> None:
-        for name in messages:
+    def answer(self, names: Iterable[str]) -> None:
+        for name in names:
             if name in NUMBERS:
-                answer = wire.build_number(Request[name], NUMBERS[name])
-                request, _, size = wire.HEADER.unpack_from(answer)
-                head = wire.HEADER.pack(request, wire.VERSION | wire.REPLY, size)
-                self.end.send(head + answer[wire.HEADER.size :])
+                answer = messages.build_number(Request[name], NUMBERS[name])
+                request, _, size = messages.HEADER.unpack_from(answer)
+                head = messages.HEADER.pack(request, messages.VERSION | messages.REPLY, size)
+                self.end.send(head + answer[messages.HEADER.size :])
 
 
 class Bed:

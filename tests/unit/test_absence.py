@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.upgrade.gather import calls
-from ovs_hotswap.vhost.absence import Cause, unreachable
+from ovs_hotswap.broker.absence import Cause, unreachable
+from ovs_hotswap.upgrade.collect import calls
 
 
 def attempt(path: Path, kind: socket.SocketKind = socket.SOCK_STREAM) -> OSError:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from bench import cases, kinds
+from bench.users import UserResult
+from ovs_hotswap.backends import Road
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.errors import LabError
-from ovs_hotswap.road import Road
-from tests.bench import cases, kinds
-from tests.bench.users import UserResult
 
 
 def run(tmp_path: Path, wanted: list[str] | None) -> tuple[list[int], dict[str, object]]:

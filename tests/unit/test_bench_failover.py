@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench import deaths, failover
+from bench.deaths import Instant, Outage
+from bench.failover import Case, Crash, Result
+from bench.guests import Events, FleetSpec, Stats, VmSpec
 from ovs_hotswap.cli.output import Output
-from tests.bench import deaths, failover
-from tests.bench.deaths import Instant, Outage
-from tests.bench.failover import Case, Crash, Result
-from tests.bench.guests import Events, FleetSpec, Stats, VmSpec
 
 KILL = Instant(1_000_000_000, 50.0)
 SPEC = FleetSpec(tuple(VmSpec(f"vm{k}", f"52:54:00:00:00:0{k}", Path("/nowhere")) for k in range(3)))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.bench import report
+from bench import report
 
 MACHINE = {"cpus": 2, "model": "a processor", "kernel": "6.1"}
 SCALE: dict[str, Any] = {

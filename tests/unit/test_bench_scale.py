@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from ovs_hotswap.upgrade.host import Host
-from tests.bench.guests import Events
-from tests.bench.guests.plan import NOBODY, REMOTE
-from tests.bench.scale import CASES, Case, gaps, spread_ms
+from bench.guests import Events
+from bench.guests.plan import NOBODY, REMOTE
+from bench.scale import CASES, Case, gaps, spread_ms
+from ovs_hotswap.host.host import Host
 
 MS = 1_000_000
 

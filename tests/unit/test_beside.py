@@ -6,9 +6,10 @@ import pytest
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.host import scheduling, standby
 from ovs_hotswap.model import Severity, Side
-from ovs_hotswap.upgrade import beside, checks, standby
-from ovs_hotswap.upgrade.failover import Health
+from ovs_hotswap.upgrade import checks
+from ovs_hotswap.watchdog.failover import Health
 from tests.unit.watch_bed import Bed
 from tests.unit.watch_bed import config as config
 
@@ -19,7 +20,7 @@ def bed(config: Config) -> Bed:
 
 
 def test_what_is_done_beside_an_instance_that_serves_is_done_at_low_priority(bed: Bed) -> None:
-    with beside.in_background(bed.host, Side.B):
+    with scheduling.in_background(bed.host, Side.B):
         assert bed.world.held_low == [bed.world.pid[Side.A]]
 
 
@@ -29,7 +30,7 @@ def test_an_instance_that_vms_wait_for_is_not_at_low_priority(bed: Bed, why: str
         bed.host.forget_active()
     if why == "only":
         bed.world.die(Side.A)
-    with beside.in_background(bed.host, Side.A if why == "itself" else Side.B):
+    with scheduling.in_background(bed.host, Side.A if why == "itself" else Side.B):
         assert bed.world.held_low == []
 
 
@@ -68,7 +69,7 @@ def test_a_fail_over_to_an_instance_at_low_priority_raises_it(bed: Bed) -> None:
 
 
 def test_the_check_names_what_serves_at_low_priority(bed: Bed) -> None:
-    assert [each.severity for each in checks.priority(Side.A, beside.low(bed.host, Side.A))] == [Severity.OK]
+    assert [each.severity for each in checks.priority(Side.A, scheduling.low(bed.host, Side.A))] == [Severity.OK]
     bed.world.low = {1}
-    (finding,) = checks.priority(Side.A, beside.low(bed.host, Side.A))
+    (finding,) = checks.priority(Side.A, scheduling.low(bed.host, Side.A))
     assert (finding.severity, "process 1" in finding.text) == (Severity.ERROR, True)

@@ -12,16 +12,16 @@ from typing import cast
 
 import pytest
 
+from ovs_hotswap.broker.daemon import Broker
+from ovs_hotswap.broker.persist.autosave import Keeping
+from ovs_hotswap.broker.persist.predecessor import Passing
+from ovs_hotswap.broker.qemu_connector import Reach
+from ovs_hotswap.broker.settings import Settings
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, ConfigError
 from ovs_hotswap.system import System
-from ovs_hotswap.vhost.broker import Broker
-from ovs_hotswap.vhost.channel import listen
-from ovs_hotswap.vhost.keeping import Keeping
-from ovs_hotswap.vhost.passing import Passing
-from ovs_hotswap.vhost.reach import Reach
-from ovs_hotswap.vhost.settings import Settings
-from ovs_hotswap.vhost.wire import Feature
+from ovs_hotswap.vhostuser.channel import listen
+from ovs_hotswap.vhostuser.messages import Feature
 
 _VM = '[[vm]]\nname = "vm{0}"\nofport = {1}\nmac = "52:54:00:00:00:0{0}"\nvni = 1\n'
 INTENT = '[vtep]\naddress = "172.31.0.1/24"\nmac = "52:54:00:1f:00:01"\n' + "".join(

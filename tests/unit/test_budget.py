@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from ovs_hotswap.vhost.budget import BUDGET_S, PAUSE, REFILL, TURN_S, Budget, Hearing, Turns
+from ovs_hotswap.broker.time_budget import BUDGET_S, PAUSE, REFILL, TURN_S, Budget, Hearing, Turns
 
 COST = 0.00004  # seconds that a message takes
 

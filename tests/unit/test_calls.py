@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ovs_hotswap.vhost.calls import Signaller
-from tests.waiting import eventually
+from ovs_hotswap.vhostuser.call_signals import Signaller
+from tests.support.waiting import eventually
 
 FULL = (1 << 64) - 2  # a write to it waits
 MORE_THAN_THERE_IS = 1 << 30

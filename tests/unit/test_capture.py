@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost import capture
-from ovs_hotswap.vhost.capture import Catch, Caught, parse_frames, undelivered
-from ovs_hotswap.vhost.channel import OwnedFd
-from ovs_hotswap.vhost.memory import make_scratch
-from ovs_hotswap.vhost.replay import PARKING, SCRATCH_GUEST_ADDRESS, SCRATCH_SIZE, SCRATCH_USER_ADDRESS
-from ovs_hotswap.vhost.session import GuestState, Line, Ring
-from ovs_hotswap.vhost.wire import Feature, RingAddress
+from ovs_hotswap.vhostuser import capture
+from ovs_hotswap.vhostuser.capture import Catch, Caught, parse_frames, undelivered
+from ovs_hotswap.vhostuser.channel import OwnedFd
+from ovs_hotswap.vhostuser.guest_memory import make_scratch
+from ovs_hotswap.vhostuser.guest_state import GuestState, Line, Ring
+from ovs_hotswap.vhostuser.messages import Feature, RingAddress
+from ovs_hotswap.vhostuser.reconcile import PARKING, SCRATCH_GUEST_ADDRESS, SCRATCH_SIZE, SCRATCH_USER_ADDRESS
 
 MODERN = 1 << Feature.VERSION_1
 MERGEABLE = 1 << Feature.NET_MRG_RXBUF

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import pytest
 
 from ovs_hotswap.errors import ProtocolError
-from ovs_hotswap.vhost import wire
-from ovs_hotswap.vhost.channel import Channel, OwnedFd, PeerClosed
-from ovs_hotswap.vhost.link import FENCE, FENCE_ANSWER_SIZE
-from ovs_hotswap.vhost.wire import Request
-from tests.shortage import few_descriptors
+from ovs_hotswap.vhostuser import messages
+from ovs_hotswap.vhostuser.backend import FENCE, FENCE_ANSWER_SIZE
+from ovs_hotswap.vhostuser.channel import Channel, OwnedFd, PeerClosed
+from ovs_hotswap.vhostuser.messages import Request
+from tests.support.shortage import few_descriptors
 
 
 @pytest.fixture
@@ -58,10 +58,10 @@ def test_nothing_to_receive_is_none_and_does_not_block(pair: Pair) -> None:
 
 def test_frames_keep_their_own_descriptors(pair: Pair) -> None:
     channel, peer = pair
-    call = wire.build_ring_descriptor(Request.SET_VRING_CALL, 1, present=True)
-    peer.sendall(wire.build(Request.GET_FEATURES))
+    call = messages.build_ring_descriptor(Request.SET_VRING_CALL, 1, present=True)
+    peer.sendall(messages.build(Request.GET_FEATURES))
     send_with(peer, call, 1)
-    peer.sendall(wire.build(Request.SET_OWNER))
+    peer.sendall(messages.build(Request.SET_OWNER))
     send_with(peer, call, 1)
     frames = [channel.receive() for _ in range(4)]
     assert channel.receive() is None
@@ -75,7 +75,7 @@ def test_frames_keep_their_own_descriptors(pair: Pair) -> None:
 
 def test_frame_that_comes_byte_by_byte(pair: Pair) -> None:
     channel, peer = pair
-    data = wire.build_number(Request.SET_FEATURES, 5)
+    data = messages.build_number(Request.SET_FEATURES, 5)
     for k in range(len(data) - 1):
         peer.sendall(data[k : k + 1])
         assert channel.receive() is None
@@ -89,21 +89,21 @@ def test_frame_that_comes_byte_by_byte(pair: Pair) -> None:
 
 def test_descriptors_of_an_unfinished_frame_are_closed_with_the_channel(pair: Pair) -> None:
     channel, peer = pair
-    send_with(peer, wire.build(Request.SET_MEM_TABLE, bytes(8))[:15], 8)
+    send_with(peer, messages.build(Request.SET_MEM_TABLE, bytes(8))[:15], 8)
     assert channel.receive() is None
 
 
 @pytest.mark.parametrize("count", [9, 33, 200])
 def test_too_many_descriptors_fail_and_are_all_closed(pair: Pair, count: int) -> None:
     channel, peer = pair
-    send_with(peer, wire.build(Request.SET_MEM_TABLE, bytes(8)), count)
+    send_with(peer, messages.build(Request.SET_MEM_TABLE, bytes(8)), count)
     with pytest.raises(ProtocolError, match="descriptors"):
         channel.receive()
 
 
 def test_descriptors_trickling_in_with_every_byte_are_limited(pair: Pair) -> None:
     channel, peer = pair
-    data = wire.build_number(Request.SET_FEATURES, 5)
+    data = messages.build_number(Request.SET_FEATURES, 5)
     for k in range(12):
         send_with(peer, data[k : k + 1], 1)
     with pytest.raises(ProtocolError, match="9 descriptors"):
@@ -112,7 +112,7 @@ def test_descriptors_trickling_in_with_every_byte_are_limited(pair: Pair) -> Non
 
 def test_end_of_stream(pair: Pair) -> None:
     channel, peer = pair
-    peer.sendall(wire.build(Request.SET_OWNER) + b"\x01")
+    peer.sendall(messages.build(Request.SET_OWNER) + b"\x01")
     assert not channel.hung_up
     peer.close()
     assert channel.hung_up
@@ -140,7 +140,7 @@ def drain(peer: socket.socket, channel: Channel, size: int) -> tuple[bytes, int]
 def test_what_the_peer_does_not_read_is_kept_with_duplicates_of_its_descriptors(pair: Pair) -> None:
     channel, peer = pair
     held = OwnedFd(nulls(1)[0])
-    data = wire.build_ring_descriptor(Request.SET_VRING_CALL, 0, present=True)
+    data = messages.build_ring_descriptor(Request.SET_VRING_CALL, 0, present=True)
     sent = 0
     while len(channel._outbox) < 100:
         channel.send(data, [held])
@@ -206,7 +206,7 @@ def answer(peer: socket.socket, pieces: list[bytes]) -> threading.Thread:
 
 def test_exchange_fills_the_answer_however_it_comes(pair: Pair) -> None:
     channel, peer = pair
-    due = wire.reply(Request.GET_FEATURES, bytes(range(8)))
+    due = messages.reply(Request.GET_FEATURES, bytes(range(8)))
     got = bytearray(FENCE_ANSWER_SIZE)
     thread = answer(peer, [due[:1], due[1:13], due[13:]])
     assert channel.exchange(FENCE, got, time.monotonic() + 5)
@@ -266,18 +266,22 @@ def test_owned_descriptor_is_closed_once_and_has_no_number_after() -> None:
     other.close()
 
 
-MARK = wire.HEADER.pack(Request.GET_PROTOCOL_FEATURES, wire.VERSION | wire.REPLY, wire.U64.size)
+MARK = messages.HEADER.pack(Request.GET_PROTOCOL_FEATURES, messages.VERSION | messages.REPLY, messages.U64.size)
 
 
-@pytest.mark.parametrize("gone", range(wire.HEADER.size + wire.U64.size + 1))
+@pytest.mark.parametrize("gone", range(messages.HEADER.size + messages.U64.size + 1))
 def test_what_another_process_was_to_hear_is_thrown_away(pair: Pair, gone: int) -> None:
     """``gone``: how much of the first answer that process has read."""
     channel, peer = pair
-    stale = wire.reply(Request.GET_FEATURES, wire.U64.pack(7)) + wire.reply(Request.GET_VRING_BASE, MARK[:8])
-    peer.sendall(stale[gone:] + MARK + wire.U64.pack(5) + wire.reply(Request.GET_FEATURES, wire.U64.pack(9)))
+    stale = messages.reply(Request.GET_FEATURES, messages.U64.pack(7)) + messages.reply(
+        Request.GET_VRING_BASE, MARK[:8]
+    )
+    peer.sendall(
+        stale[gone:] + MARK + messages.U64.pack(5) + messages.reply(Request.GET_FEATURES, messages.U64.pack(9))
+    )
     channel.seek(MARK)
     frames = [channel.receive(), channel.receive()]
-    assert [(frame.request, wire.U64.unpack(frame.payload)[0]) for frame in frames if frame is not None] == [
+    assert [(frame.request, messages.U64.unpack(frame.payload)[0]) for frame in frames if frame is not None] == [
         (Request.GET_PROTOCOL_FEATURES, 5),
         (Request.GET_FEATURES, 9),
     ]
@@ -286,7 +290,7 @@ def test_what_another_process_was_to_hear_is_thrown_away(pair: Pair, gone: int) 
 @pytest.mark.parametrize("read", [1, 11, 12, 13, 30])
 def test_half_a_message_goes_on_in_another_process(pair: Pair, read: int) -> None:
     channel, peer = pair
-    data = wire.build(Request.SET_MEM_TABLE, bytes(40))
+    data = messages.build(Request.SET_MEM_TABLE, bytes(40))
     send_with(peer, data[:read], 2)
     assert channel.receive() is None
     half, descriptors = channel.half
@@ -307,12 +311,12 @@ def test_half_a_message_goes_on_in_another_process(pair: Pair, read: int) -> Non
 
 def test_half_a_message_that_is_whole_is_refused(pair: Pair) -> None:
     with pytest.raises(ProtocolError, match="whole"):
-        pair[0].resume(wire.build(Request.GET_FEATURES), ())
+        pair[0].resume(messages.build(Request.GET_FEATURES), ())
 
 
 def test_that_descriptors_are_short_is_told(pair: Pair) -> None:
     """It is not the peer that has sent too many."""
     channel, peer = pair
-    send_with(peer, wire.build(Request.SET_OWNER), 2)
+    send_with(peer, messages.build(Request.SET_OWNER), 2)
     with few_descriptors(1), pytest.raises(ProtocolError, match="may open no more"):
         channel.receive()

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovs_hotswap.errors import PostcheckFailed, PrecheckFailed
-from ovs_hotswap.model import Finding, Severity, Side
+from ovs_hotswap.host.rings import RingSample
+from ovs_hotswap.model import Finding, Severity, Side, SwitchProcess
 from ovs_hotswap.upgrade import checks
-from ovs_hotswap.upgrade.checks import PortFacts, SwitchProcess, VmFacts
-from ovs_hotswap.upgrade.gather import vm_facts
-from ovs_hotswap.upgrade.rings import RingSample
+from ovs_hotswap.upgrade.checks import PortFacts, VmFacts
+from ovs_hotswap.upgrade.collect import vm_facts
 from ovs_hotswap.wording import summary
 
 OK, WARNING, ERROR = Severity.OK, Severity.WARNING, Severity.ERROR

@@ -25,10 +25,10 @@ from ovs_hotswap.cli.config_cmd import EXAMPLE
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.cli.overlay_cmd import EXAMPLE as OVERLAY_EXAMPLE
 from ovs_hotswap.errors import ConfigError, HostError, HotswapError, RolledBack
-from ovs_hotswap.exits import started
 from ovs_hotswap.model import Finding, Severity, Side
-from ovs_hotswap.upgrade.plan import Event, EventKind
-from tests.shortage import fill_pipe
+from ovs_hotswap.plan.executor import Event, EventKind
+from ovs_hotswap.process_exit import started
+from tests.support.shortage import fill_pipe
 from tests.unit.fake_system import FakeSystem
 
 

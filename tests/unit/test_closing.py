@@ -15,16 +15,16 @@ from pathlib import Path
 
 import pytest
 
+from ovs_hotswap.broker.persist import recovery, takeover
+from ovs_hotswap.broker.persist.autosave import Keeping
+from ovs_hotswap.broker.persist.snapshot import VmParts
+from ovs_hotswap.broker.persist.state_slot import Vault
 from ovs_hotswap.errors import ProtocolError
+from ovs_hotswap.fd_closing import Closer, close, hang_up
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost import recovery, succession
-from ovs_hotswap.vhost.channel import Channel, OwnedFd
-from ovs_hotswap.vhost.closing import Closer, close, hang_up
-from ovs_hotswap.vhost.keeping import Keeping
-from ovs_hotswap.vhost.snapshot import VmParts
-from ovs_hotswap.vhost.vault import Vault
-from tests.front_end import BITS, Bench
-from tests.waiting import eventually
+from ovs_hotswap.vhostuser.channel import Channel, OwnedFd
+from tests.support.front_end import BITS, Bench
+from tests.support.waiting import eventually
 
 LINGER_S = 20
 
@@ -91,7 +91,7 @@ def test_much_memory_is_freed_by_a_thread_of_its_own(monkeypatch: pytest.MonkeyP
     fd = os.memfd_create("memory")
     os.posix_fallocate(fd, 0, 4 << 20)
     with monkeypatch.context() as patch:
-        patch.setattr("ovs_hotswap.vhost.closing._freeing", freeing)
+        patch.setattr("ovs_hotswap.fd_closing._freeing", freeing)
         close(fd)
         assert is_open(fd)
     close(fd)  # others wait meanwhile
@@ -128,7 +128,7 @@ def test_no_more_threads_than_allowed(stuck: int) -> None:
 def stuck(monkeypatch: pytest.MonkeyPatch) -> Closer:
     """What is closed by a thread stays open."""
     closer = Closer(threads=0)
-    monkeypatch.setattr("ovs_hotswap.vhost.closing._closer", closer)
+    monkeypatch.setattr("ovs_hotswap.fd_closing._closer", closer)
     return closer
 
 
@@ -177,11 +177,11 @@ def test_a_successor_has_one_descriptor_of_each_connection(bench: Bench, stuck: 
     old, new = socket.socketpair()
     control, successors, listener = (socket.socket(socket.AF_UNIX) for _ in range(3))
     given = [(bench.vm, {Side.A: listener})]
-    handing = threading.Thread(target=lambda: succession.hand_over(old, control, successors, given))
+    handing = threading.Thread(target=lambda: takeover.hand_over(old, control, successors, given))
     fresh = Bench()
     with old, new, control, successors, listener:
         handing.start()
-        inherited = succession._receive(new)
+        inherited = takeover._receive(new)
         new.sendall(b"R")
         handing.join()
         parts, listeners = inherited.vms["vm0"]

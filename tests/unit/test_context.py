@@ -8,14 +8,14 @@ from typing import Any, cast
 
 import pytest
 
+from ovs_hotswap.backends import Road
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError
+from ovs_hotswap.host.standby import park_each
 from ovs_hotswap.model import Side
 from ovs_hotswap.qemu.dual import DualQemu
 from ovs_hotswap.qemu.monitor import Answer
-from ovs_hotswap.road import Road
-from ovs_hotswap.upgrade.context import Upgrade
-from ovs_hotswap.upgrade.standby import park_each
+from ovs_hotswap.upgrade.situation import Upgrade
 from tests.unit.watch_bed import FakeHost, World
 
 

@@ -15,9 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovs_hotswap import errors
+from ovs_hotswap.broker.control.client import (
+    BrokerClient,
+    decode_request,
+    describes_vm,
+    encode,
+    error_document,
+    reported,
+)
 from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost.control import BrokerClient, decode_request, describes_vm, encode, error_document, reported
 
 # Few characters, but all kinds that JSON treats in their own way; hypothesis's whole Unicode takes half a minute.
 texts = st.text('ab"\\\n\u2028\x00é', max_size=8)

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from ovs_hotswap.vhost.delays import Delays
+from ovs_hotswap.broker.timers import Delays
 
 
 class Loop:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from ovs_hotswap.broker.control.server import Desk
 from ovs_hotswap.config import Config, load_config
 from ovs_hotswap.errors import BrokerError
-from ovs_hotswap.vhost.desk import Desk
 
 _INSTANCES = "".join(f'[instances.{x}]\npmd_cores = [0]\nuplink_devargs = "net_null_{x}"\n' for x in "ab")
 

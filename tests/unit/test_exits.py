@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.exits import Exit, has_memory, started
-from tests.shortage import few_descriptors, no_threads
+from ovs_hotswap.process_exit import Exit, has_memory, started
+from tests.support.shortage import few_descriptors, no_threads
 
 # Locks its file as Open vSwitch does (lib/daemon-unix.c, make_pidfile), with a second thread, and obeys one word.
 _PROGRAM = """

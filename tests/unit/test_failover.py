@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovs_hotswap.upgrade.failover import (
+from ovs_hotswap.watchdog.failover import (
     Act,
     Answer,
     Backoff,

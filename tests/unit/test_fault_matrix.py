@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ovs_hotswap.model import Side
+from ovs_hotswap.plan.journal import Journals
+from ovs_hotswap.plan.records import Kind, Record, Shape
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.journal import Journals
-from ovs_hotswap.upgrade.records import Kind, Record, Shape
 from ovs_hotswap.upgrade.steps import upgrade_plan
 from tests.faults.matrix import (
     HAND_OVER,

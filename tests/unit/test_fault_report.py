@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from ovs_hotswap.errors import StateUnknown
+from ovs_hotswap.plan.journal import Journals
+from ovs_hotswap.plan.records import Kind, Record, Shape
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.journal import Journals
-from ovs_hotswap.upgrade.records import Kind, Record, Shape
 from tests.faults.__main__ import Todo
 from tests.faults.matrix import IDLE, Cell, Fault, Seen, Victim
 from tests.faults.report import Report, Result, revision

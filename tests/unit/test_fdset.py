@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ovs_hotswap.switch.fdset import notify_pipe
+from ovs_hotswap.switch.notify_pipe import notify_pipe
 from ovs_hotswap.switch.threads import vhost_thread
 
 # Polls what the first word says, in a thread called as the second does; tells when it does so, and what came.

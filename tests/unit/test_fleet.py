@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.guests import Fleet, FleetError, FleetSpec, VmSpec
-from tests.vhost_device import SwitchSpec
-from tests.vhost_rings import Ledger
-from tests.vhost_switch import SwitchThread
-from tests.waiting import eventually
+from bench.guests import Fleet, FleetError, FleetSpec, VmSpec
+from tests.support.vhost_device import SwitchSpec
+from tests.support.vhost_rings import Ledger
+from tests.support.vhost_switch import SwitchThread
+from tests.support.waiting import eventually
 
 VMS, PAIRS = 3, 2
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost import wire
-from ovs_hotswap.vhost.wire import Feature, ProtocolFeature, Request
-from tests.front_end import BITS, RINGS, Bench, Step
+from ovs_hotswap.vhostuser import messages
+from ovs_hotswap.vhostuser.messages import Feature, ProtocolFeature, Request
+from tests.support.front_end import BITS, RINGS, Bench, Step
 
 EXAMPLES = int(os.environ.get("OVS_HOTSWAP_EXAMPLES", "25"))
 _NUM, _BASE, _ADDR = Request.SET_VRING_NUM, Request.SET_VRING_BASE, Request.SET_VRING_ADDR
@@ -39,7 +39,7 @@ PARTS = [
 ]
 SIDES = st.sampled_from(Side)
 NUMBERS = st.integers(0, RINGS - 1)
-_ALL = wire.CARRIED_PROTOCOL_FEATURES
+_ALL = messages.CARRIED_PROTOCOL_FEATURES
 _SAVED = _ALL | 1 << 12  # with INFLIGHT_SHMFD, as from another back end
 PROTOCOLS = st.sampled_from([0, 1 << ProtocolFeature.REPLY_ACK, _ALL, _SAVED, _ALL & ~(1 << ProtocolFeature.STATUS)])
 _MERGED = 1 << Feature.NET_MRG_RXBUF
@@ -183,13 +183,13 @@ class FrontEnd(RuleBasedStateMachine):
     @precondition(idle)
     @rule()
     def own_again(self) -> None:
-        self.bench.say(Step(wire.build(Request.SET_OWNER)))
+        self.bench.say(Step(messages.build(Request.SET_OWNER)))
 
     @precondition(idle)
     @rule()
     def reset_owner(self) -> None:
         bench = self.bench
-        bench.say(Step(wire.build(Request.RESET_OWNER)))
+        bench.say(Step(messages.build(Request.RESET_OWNER)))
         for ring in bench.rings:
             ring.started = ring.called = ring.enabled = ring.known = False
 
@@ -217,7 +217,7 @@ class FrontEnd(RuleBasedStateMachine):
     @rule(side=SIDES)
     def park(self, side: Side) -> None:
         heard = len(self.bench.vm.state.memory)  # what was said since waits in the socket while a switch is silent
-        if max(heard, self.bench.front.regions) < wire.MAX_REGIONS:
+        if max(heard, self.bench.front.regions) < messages.MAX_REGIONS:
             self.bench.vm.park(side)
             self.bench.settle()
 
@@ -269,7 +269,7 @@ def test_what_qemu_waits_for_is_paid_by_the_side_that_was_asked() -> None:
     holder any more."""
     machine = FrontEnd()
     try:
-        machine.begin(wire.CARRIED_PROTOCOL_FEATURES, True)
+        machine.begin(messages.CARRIED_PROTOCOL_FEATURES, True)
         machine.all_is_as_said()
         machine.fall_silent(Side.A)
         machine.move()
@@ -321,10 +321,10 @@ def test_what_a_qemu_did_wrong_is_what_is_shown() -> None:
 def test_who_is_not_parked_is_told_with_the_reason() -> None:
     machine = FrontEnd()
     try:
-        machine.begin(wire.CARRIED_PROTOCOL_FEATURES, True)
+        machine.begin(messages.CARRIED_PROTOCOL_FEATURES, True)
         vm = machine.bench.vm
         assert vm.parking_fault(Side.B) is None
-        machine.plug_memory(wire.MAX_REGIONS, True)
+        machine.plug_memory(messages.MAX_REGIONS, True)
         assert "8 regions" in (vm.parking_fault(Side.B) or "")
         machine.plug_memory(2, True)
         assert vm.is_parked(Side.B)
@@ -338,7 +338,7 @@ def test_who_is_not_parked_is_told_with_the_reason() -> None:
 def test_rings_that_were_never_stopped_begin_anew() -> None:
     machine = FrontEnd()
     try:
-        machine.begin(wire.CARRIED_PROTOCOL_FEATURES, True)
+        machine.begin(messages.CARRIED_PROTOCOL_FEATURES, True)
         machine.all_is_as_said()
         for parts in PARTS:
             machine.reset(parts, True, True, False, True)
@@ -367,7 +367,7 @@ def test_back_end_forgets_protocol_features_of_a_qemu_that_left() -> None:
     try:
         machine.begin(0, False)
         machine.leave()
-        machine.come(True, wire.CARRIED_PROTOCOL_FEATURES, BITS, True)
+        machine.come(True, messages.CARRIED_PROTOCOL_FEATURES, BITS, True)
         machine.leave()
         machine.come(False, 0, BITS, True)
         machine.start(ORDERS[0], 1, False)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ovs_hotswap.vhost import wire
-from ovs_hotswap.vhost.wire import Request
+from ovs_hotswap.vhostuser import messages
+from ovs_hotswap.vhostuser.messages import Request
 from tests.fuzz.target import one_input
 
 CORPUS = Path(__file__).parent.parent / "fuzz" / "corpus"
@@ -23,7 +23,7 @@ def test_corpus(path: Path) -> None:
 def pieces(message: bytes, descriptors: int = 0) -> bytes:
     """A message as the fuzzer's input has it: descriptors come with its first piece."""
     cut, first = bytearray(), True
-    for start, end in ((0, wire.HEADER.size), (wire.HEADER.size, len(message))):
+    for start, end in ((0, messages.HEADER.size), (messages.HEADER.size, len(message))):
         while start < end:
             size = min(31, end - start)
             cut += bytes([(descriptors if first else 0) << 5 | size]) + message[start : start + size]
@@ -31,18 +31,18 @@ def pieces(message: bytes, descriptors: int = 0) -> bytes:
     return bytes(cut)
 
 
-messages = st.builds(
+streams = st.builds(
     pieces,
     st.builds(
-        lambda request, payload, flags: wire.build(request, payload, flags),
+        lambda request, payload, flags: messages.build(request, payload, flags),
         st.sampled_from(Request), st.binary(max_size=80), st.sampled_from([1, 1, 1, 9, 5]),
     ),
     st.integers(0, 2),
 )  # fmt: skip
 
 
-@given(st.lists(messages, max_size=12).map(b"".join))
-@example(pieces(wire.build_number(Request.SET_FEATURES, 1)) + pieces(wire.build(Request.SET_OWNER)))
+@given(st.lists(streams, max_size=12).map(b"".join))
+@example(pieces(messages.build_number(Request.SET_FEATURES, 1)) + pieces(messages.build(Request.SET_OWNER)))
 def test_streams_of_messages(stream: bytes) -> None:
     one_input(stream)
 

@@ -11,13 +11,14 @@ import pytest
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import HostError, SwitchError
+from ovs_hotswap.host import settings_transfer
 from ovs_hotswap.model import Release, Side
-from ovs_hotswap.switch.carrying import Carry
+from ovs_hotswap.plan.executor import Run
 from ovs_hotswap.switch.paths import older
-from ovs_hotswap.upgrade import carry, gather, peer, steps
-from ovs_hotswap.upgrade.context import Upgrade
-from ovs_hotswap.upgrade.gather import LogEnd
-from ovs_hotswap.upgrade.plan import Run
+from ovs_hotswap.switch.settings_plan import Carry
+from ovs_hotswap.upgrade import collect, peer_link, steps
+from ovs_hotswap.upgrade.collect import LogEnd
+from ovs_hotswap.upgrade.situation import Upgrade
 from ovs_hotswap.upgrade.steps import CloseWindow, PeerLink, RecordActive, Retire, StartStandby, SteerUplink
 from tests.unit.watch_bed import RELEASE, Bed, FakeBroker, FakeInstance
 
@@ -120,7 +121,7 @@ def test_a_new_instance_without_its_database_is_not_needed_for_the_way_back(
             raise SwitchError("the ovsdb-server of instance b does not answer")
         parted.append(side)
 
-    monkeypatch.setattr(peer, "part", part)
+    monkeypatch.setattr(peer_link, "part", part)
     bed.world.owner = dict.fromkeys(bed.world.owner, Side.A)
     bed.world.no_database = {Side.B}
     context, facts = upgrade(bed), run(was_running=was_running)
@@ -135,40 +136,40 @@ def test_a_peer_link_that_stays_on_a_switch_that_stays_is_told(bed: Bed, monkeyp
         if side is Side.B:
             raise SwitchError("no answer")
 
-    monkeypatch.setattr(peer, "part", part)
+    monkeypatch.setattr(peer_link, "part", part)
     with pytest.raises(SwitchError, match="no answer"):
         PeerLink().undo(upgrade(bed), run(was_running=True))
 
 
 def test_a_log_that_is_not_there_has_no_length_and_says_nothing(bed: Bed) -> None:
-    assert gather.log_end(bed.host, Side.A) == LogEnd()
-    assert gather.log_since(bed.host, Side.A, LogEnd(100)) == ""
+    assert collect.log_end(bed.host, Side.A) == LogEnd()
+    assert collect.log_since(bed.host, Side.A, LogEnd(100)) == ""
     log = bed.host.instances[Side.A].paths.log
     log.parent.mkdir(parents=True)
     log.write_text("new\n")  # somebody cut it
-    assert gather.log_since(bed.host, Side.A, LogEnd(100)) == "new\n"
-    assert gather.log_since(bed.host, Side.A, LogEnd(100, log.stat().st_ino)) == "new\n"
+    assert collect.log_since(bed.host, Side.A, LogEnd(100)) == "new\n"
+    assert collect.log_since(bed.host, Side.A, LogEnd(100, log.stat().st_ino)) == "new\n"
     bed.host.instances[Side.A].paths = replace(bed.host.instances[Side.A].paths, log=log / "below")
     with pytest.raises(HostError, match="Not a directory"):
-        gather.log_end(bed.host, Side.A)
+        collect.log_end(bed.host, Side.A)
 
 
 def test_what_was_logged_before_a_log_was_renamed_is_seen_as_well(bed: Bed) -> None:
     log = bed.host.instances[Side.A].paths.log
     log.parent.mkdir(parents=True)
     log.write_text("old\n")
-    end = gather.log_end(bed.host, Side.A)
+    end = collect.log_end(bed.host, Side.A)
     with log.open("a") as daemon:
         daemon.write("an error\n")
         daemon.flush()
         log.rename(older(log))
         daemon.write("not told yet\n")
-    assert gather.log_since(bed.host, Side.A, end) == "an error\nnot told yet\n"
-    assert gather.log_end(bed.host, Side.A).file == end.file
+    assert collect.log_since(bed.host, Side.A, end) == "an error\nnot told yet\n"
+    assert collect.log_end(bed.host, Side.A).file == end.file
     log.write_text("another\n")
-    assert gather.log_since(bed.host, Side.A, end) == "an error\nnot told yet\nanother\n"
-    assert gather.log_since(bed.host, Side.A, gather.log_end(bed.host, Side.A)) == "", "renamed before the beginning"
-    assert gather.log_since(bed.host, Side.A, LogEnd(4)) == "her\n", "of a journal that names no file"
+    assert collect.log_since(bed.host, Side.A, end) == "an error\nnot told yet\nanother\n"
+    assert collect.log_since(bed.host, Side.A, collect.log_end(bed.host, Side.A)) == "", "renamed before the beginning"
+    assert collect.log_since(bed.host, Side.A, LogEnd(4)) == "her\n", "of a journal that names no file"
 
 
 def test_a_journal_that_names_no_file_of_the_log_is_gone_on_with() -> None:
@@ -245,8 +246,8 @@ def test_settings_that_are_carried_over_at_the_end_may_cost_the_uplink(
         return Carry()
 
     parted: list[Side] = []
-    monkeypatch.setattr(carry, "bring", bring)
-    monkeypatch.setattr(peer, "part", lambda _host, side: parted.append(side))
+    monkeypatch.setattr(settings_transfer, "bring", bring)
+    monkeypatch.setattr(peer_link, "part", lambda _host, side: parted.append(side))
     with pytest.raises(SwitchError, match="the datapath does not have it"):
         CloseWindow().do(upgrade(bed), run())
     assert parted == []

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.bench.guests import FleetSpec, RemoteHost, VmSpec, frames
-from tests.bench.guests.plan import NOBODY, REMOTE
-from tests.bench.guests.record import Events, Gap, Log, Received, Ticks, Timeline
+from bench.guests import FleetSpec, RemoteHost, VmSpec, frames
+from bench.guests.plan import NOBODY, REMOTE
+from bench.guests.record import Events, Gap, Log, Received, Ticks, Timeline
 
 MACS = ("52:54:00:00:00:01", "52:54:00:00:00:02")
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.bench.guests import frames
-from tests.bench.guests.driver import Drivers, Stream
-from tests.bench.guests.plan import NOBODY, REMOTE, Plan
-from tests.bench.guests.rings import HUGE_PAGE, Bank, DriverRing, RingFault, Shape
-from tests.vhost_rings import Layout, RingView, Shared
+from bench.guests import frames
+from bench.guests.driver import Drivers, Stream
+from bench.guests.plan import NOBODY, REMOTE, Plan
+from bench.guests.rings import HUGE_PAGE, Bank, DriverRing, RingFault, Shape
+from tests.support.vhost_rings import Layout, RingView, Shared
 
 HEADER = 12
 MACS = ("52:54:00:00:00:01", "52:54:00:00:00:02", "52:54:00:00:00:03")

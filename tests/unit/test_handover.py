@@ -13,12 +13,12 @@ import pytest
 
 from ovs_hotswap.model import MessageThread, Side
 from ovs_hotswap.priority import Rank, give_rank, has_rank, preferred
-from ovs_hotswap.vhost import wire
-from ovs_hotswap.vhost.channel import Channel
-from ovs_hotswap.vhost.handover import Outcome, prepare, swap
-from ovs_hotswap.vhost.link import Link
-from ovs_hotswap.vhost.replay import Role, Told, places
-from ovs_hotswap.vhost.wire import Request
+from ovs_hotswap.vhostuser import messages
+from ovs_hotswap.vhostuser.backend import Link
+from ovs_hotswap.vhostuser.channel import Channel
+from ovs_hotswap.vhostuser.handover import Outcome, prepare, swap
+from ovs_hotswap.vhostuser.messages import Request
+from ovs_hotswap.vhostuser.reconcile import Role, Told, places
 from tests.unit.vhost_frames import booted
 
 STATE = booted(4)
@@ -33,14 +33,14 @@ class Peer:
 
     behave: Behaviour
     acknowledges: bool
-    heard: list[tuple[int, wire.RingAddress]] = field(default_factory=list)
+    heard: list[tuple[int, messages.RingAddress]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         ours, self.socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.link = Link(Side.A, Channel(ours))
-        self.link.told = Told(protocol_features=self.acknowledges << wire.ProtocolFeature.REPLY_ACK)
+        self.link.told = Told(protocol_features=self.acknowledges << messages.ProtocolFeature.REPLY_ACK)
         fence = Request.SET_VRING_ADDR if self.acknowledges else Request.GET_FEATURES
-        self.good = wire.reply(fence, bytes(8))
+        self.good = messages.reply(fence, bytes(8))
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -51,13 +51,13 @@ class Peer:
         return self._thread.native_id
 
     def _run(self) -> None:
-        reader = wire.FrameReader()
+        reader = messages.FrameReader()
         while data := self.socket.recv(reader.wanted):
             frame = reader.feed(data, ())
             if frame is None:
                 continue
-            message = wire.parse(frame)
-            if isinstance(message.body, wire.RingPlace):
+            message = messages.parse(frame)
+            if isinstance(message.body, messages.RingPlace):
                 self.heard.append((message.body.index, message.body.address))
             if message.need_reply or message.request is Request.GET_FEATURES:
                 self.behave(self)
@@ -86,11 +86,11 @@ def says_half(peer: Peer) -> None:
 
 
 def answers_something_else(peer: Peer) -> None:
-    peer.socket.sendall(wire.reply(Request.GET_PROTOCOL_FEATURES, bytes(8)))
+    peer.socket.sendall(messages.reply(Request.GET_PROTOCOL_FEATURES, bytes(8)))
 
 
 def asks_in_return(peer: Peer) -> None:
-    peer.socket.sendall(wire.build_number(Request.GET_FEATURES, 0))
+    peer.socket.sendall(messages.build_number(Request.GET_FEATURES, 0))
 
 
 @pytest.fixture(params=[False, True], ids=["questions", "acknowledgements"])
@@ -223,16 +223,16 @@ def test_new_side_that_does_not_confirm(peers: MakePeer, behave: Behaviour, outc
     assert old.heard == list(PARK.items())
 
 
-@pytest.mark.parametrize(("rings", "messages"), [(4, 4), (0, 1)])
-def test_an_acknowledging_back_end_is_asked_nothing_more(peers: MakePeer, rings: int, messages: int) -> None:
+@pytest.mark.parametrize(("rings", "expected"), [(4, 4), (0, 1)])
+def test_an_acknowledging_back_end_is_asked_nothing_more(peers: MakePeer, rings: int, expected: int) -> None:
     link = peers(is_silent).link
     placed = link.placed(dict(list(TAKE.items())[:rings]))
-    reader, count, rest = wire.FrameReader(), 0, placed.data
+    reader, count, rest = messages.FrameReader(), 0, placed.data
     while rest:
         rest, size = rest[reader.wanted :], rest[: reader.wanted]
         count += reader.feed(size, ()) is not None
     acknowledges = placed.request is Request.SET_VRING_ADDR
-    assert count == messages + (1 if rings and not acknowledges else 0)
+    assert count == expected + (1 if rings and not acknowledges else 0)
 
 
 def test_old_side_that_is_gone_already(peers: MakePeer) -> None:

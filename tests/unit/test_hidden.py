@@ -10,7 +10,7 @@ import pytest
 
 from ovs_hotswap.cli.hidden import hidden_paths
 from ovs_hotswap.config import Config
-from ovs_hotswap.systemctl import Unit
+from ovs_hotswap.service.systemctl import Unit
 from tests.unit.fake_system import FakeSystem
 
 SHIPPED = {"LoadState": "loaded", "PrivateTmp": "yes", "ProtectHome": "yes"}

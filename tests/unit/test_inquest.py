@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
+from ovs_hotswap.backends import Road
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, HotswapError
+from ovs_hotswap.host import culprit
+from ovs_hotswap.host.culprit import ON_TRIAL, Inquest, begin, died, survived
 from ovs_hotswap.model import Severity, Side
-from ovs_hotswap.road import Road
 from ovs_hotswap.switch.instance import State
-from ovs_hotswap.upgrade import gather, inquest, watchlog
-from ovs_hotswap.upgrade.failover import Task
-from ovs_hotswap.upgrade.inquest import ON_TRIAL, Inquest, begin, died, survived
+from ovs_hotswap.upgrade import collect
+from ovs_hotswap.watchdog import status_file
+from ovs_hotswap.watchdog.failover import Task
 from tests.unit.watch_bed import Bed, FakeBroker
 from tests.unit.watch_bed import config as config
 
@@ -36,10 +38,10 @@ def run(vms: list[str], poison: set[str], *, always: bool = False) -> Inquest:
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 64, 255])
 def test_each_vm_is_found_wherever_it_stands(count: int) -> None:
     vms = VMS[:count]
-    for culprit in (vms[0], vms[count // 2], vms[-1]):
-        found = run(vms, {culprit})
-        assert found.guilty == (culprit,)
-        assert found.held == {culprit}
+    for guilty in (vms[0], vms[count // 2], vms[-1]):
+        found = run(vms, {guilty})
+        assert found.guilty == (guilty,)
+        assert found.held == {guilty}
         assert found.explained
 
 
@@ -119,7 +121,7 @@ def test_a_poison_guest_is_cut_off_and_the_others_go_on(config: Config, culprit:
     deaths = host.deaths
     host.run(30)
     assert host.deaths == deaths <= 7
-    found = watchlog.read_state(config)
+    found = status_file.read_state(config)
     assert found is not None
     assert list(found["quarantined"]) == [culprit]
     assert "times" in found["quarantined"][culprit]
@@ -134,7 +136,7 @@ def test_two_deaths_far_from_one_another_have_nothing_in_common(config: Config) 
     for side in (Side.A, Side.B):
         host.bed.world.die(side)
         host.bed.look({side})
-        host.run(inquest.SUSPICIOUS_S + 5)
+        host.run(culprit.SUSPICIOUS_S + 5)
     assert not [event for event in host.bed.events() if event["event"] == "trial"]
     assert host.served == {"vm1", "vm2", "vm3", "vm4"}
 
@@ -240,7 +242,7 @@ def test_no_fault_of_the_search_keeps_the_active_from_being_started(
 )
 def test_no_upgrade_begins_while_vms_are_held_back_for_a_moment(reason: str, severity: Severity) -> None:
     """It would be left out, and nobody goes on with the search until the upgrade has ended."""
-    found = gather.quarantined({"name": "vm1", "quarantine": reason}, "VM vm1")
+    found = collect.quarantined({"name": "vm1", "quarantine": reason}, "VM vm1")
     assert (found.severity, found.item) == (severity, "VM vm1")
     assert reason in found.text
     assert "vm release vm1" in (found.hint or "")

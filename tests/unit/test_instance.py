@@ -13,8 +13,8 @@ import pytest
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import HotswapError, SwitchError
-from ovs_hotswap.exits import started
 from ovs_hotswap.model import Device, Release, Side
+from ovs_hotswap.process_exit import started
 from ovs_hotswap.switch import launch
 from ovs_hotswap.switch.instance import Instance, State, cpu_mask, socket_limit, socket_mem
 from ovs_hotswap.switch.logscan import fatal, telling_cause

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovs_hotswap.errors import BusyError, HostError, StateUnknown
+from ovs_hotswap.plan.journal import KEPT, Journals, parse
+from ovs_hotswap.plan.records import Kind, Mark, Phase, Record, Shape
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.journal import KEPT, Journals, parse
-from ovs_hotswap.upgrade.records import Kind, Mark, Phase, Record, Shape
 
 SHAPE = Shape(("check", "start"), ("retire",))
 

@@ -18,13 +18,13 @@ from ovs_hotswap.cli.logs import FileLog, PatientLog
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import HostError, SwitchError
 from ovs_hotswap.model import Side
+from ovs_hotswap.plan.journal import Journals
+from ovs_hotswap.plan.records import Shape
 from ovs_hotswap.switch.paths import InstancePaths, older
-from ovs_hotswap.upgrade import logwatch
-from ovs_hotswap.upgrade.failover import Task
-from ovs_hotswap.upgrade.journal import Journals
-from ovs_hotswap.upgrade.logwatch import LogWatch
-from ovs_hotswap.upgrade.records import Shape
-from tests.shortage import fill_pipe
+from ovs_hotswap.watchdog import log_rotation
+from ovs_hotswap.watchdog.failover import Task
+from ovs_hotswap.watchdog.log_rotation import LogWatch
+from tests.support.shortage import fill_pipe
 from tests.unit.watch_bed import Bed
 from tests.unit.watch_bed import config as config
 
@@ -65,7 +65,7 @@ def paths(bed: Bed, side: Side = Side.A) -> InstancePaths:
 
 
 def fill(log: Path) -> None:
-    os.truncate(log, logwatch.LIMIT + 1)
+    os.truncate(log, log_rotation.LIMIT + 1)
 
 
 def look(bed: Bed, watch: LogWatch) -> None:
@@ -82,7 +82,7 @@ def test_a_log_that_is_too_long_is_renamed_and_its_daemon_told(bed: Bed, daemons
     look(bed, watch)
     assert daemons.told == [paths(bed).vswitchd_ctl, paths(bed, Side.B).ovsdb_ctl]
     for log in logs:
-        assert (older(log).stat().st_size, log.stat().st_size) == (logwatch.LIMIT + 1, 0)
+        assert (older(log).stat().st_size, log.stat().st_size) == (log_rotation.LIMIT + 1, 0)
     look(bed, watch)
     assert len(daemons.told) == 2
 
@@ -126,7 +126,7 @@ def test_a_daemon_that_did_not_hear_is_told_again_and_the_failure_logged_once(
         look(bed, watch)
     assert len(daemons.told) == 3
     assert [each.getMessage() for each in caplog.records] == [f"{log} is not made anew: no answer within 1 s"]
-    assert older(log).stat().st_size == logwatch.LIMIT + 1, "where it goes on"
+    assert older(log).stat().st_size == log_rotation.LIMIT + 1, "where it goes on"
     daemons.fault = None
     look(bed, watch)
     assert log.exists()

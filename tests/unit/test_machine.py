@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.model import Severity
+from ovs_hotswap.host.machine import cores, launched_limit, running_switches
+from ovs_hotswap.model import Severity, SwitchProcess
+from ovs_hotswap.service.systemctl import Unit
 from ovs_hotswap.switch.launch import DESCRIPTORS
 from ovs_hotswap.system import Completed
-from ovs_hotswap.systemctl import Unit
 from ovs_hotswap.upgrade import checks
-from ovs_hotswap.upgrade.machine import cores, launched_limit, running_switches
 from tests.unit.fake_system import FakeSystem
 
 DEBIAN = ["ovs-vswitchd", "unix:/var/run/openvswitch/db.sock", "-vconsole:emer", "--mlockall", "--no-chdir", "--detach"]
@@ -29,7 +29,7 @@ def process(proc: Path, pid: int, *, exe: str, threads: tuple[str, ...] = (), ma
     (proc / str(pid) / "maps").write_text(maps)
 
 
-def machine(proc: Path, argv: list[str], **looks: object) -> list[checks.SwitchProcess]:
+def machine(proc: Path, argv: list[str], **looks: object) -> list[SwitchProcess]:
     system = FakeSystem()
     system.processes = {7: argv}
     process(proc, 7, **looks)  # type: ignore[arg-type]

@@ -18,12 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovs_hotswap.errors import ProtocolError
-from ovs_hotswap.vhost import wire
-from ovs_hotswap.vhost.channel import OwnedFd
-from ovs_hotswap.vhost.memory import Indices, indices, make_safe, make_scratch
-from ovs_hotswap.vhost.replay import SCRATCH_SIZE
-from ovs_hotswap.vhost.session import Ring
-from ovs_hotswap.vhost.wire import Message, Region, Request, RingAddress, RingDescriptor
+from ovs_hotswap.vhostuser import messages
+from ovs_hotswap.vhostuser.channel import OwnedFd
+from ovs_hotswap.vhostuser.guest_memory import Indices, indices, make_safe, make_scratch
+from ovs_hotswap.vhostuser.guest_state import Ring
+from ovs_hotswap.vhostuser.messages import Message, Region, Request, RingAddress, RingDescriptor
+from ovs_hotswap.vhostuser.reconcile import SCRATCH_SIZE
 
 USER = 0x7F00_0000_0000
 RING = Ring(size=8, address=RingAddress(0, USER, USER + 0x2000, USER + 0x1000, 0))
@@ -38,7 +38,7 @@ def memory() -> Iterator[OwnedFd]:
     fd.close()
 
 
-def region(descriptor: wire.Descriptor, offset: int = 0) -> Region:
+def region(descriptor: messages.Descriptor, offset: int = 0) -> Region:
     return Region(0, 0x4000, USER, offset, descriptor)
 
 
@@ -184,7 +184,7 @@ def test_scratch_is_zero_and_keeps_its_size() -> None:
 # -- kicks and calls ---------------------------------------------------------------------------------------------------
 
 
-def line(request: Request, fd: wire.Descriptor | None) -> Message:
+def line(request: Request, fd: messages.Descriptor | None) -> Message:
     return Message(request, False, RingDescriptor(3, fd))
 
 
@@ -234,8 +234,8 @@ def test_memory_that_cannot_be_mapped_is_refused(memory: OwnedFd, make: Callable
     other = OwnedFd(make())
     regions = (Region(0, 4096, 0, 0, memory), Region(4096, 4096, 4096, 0, other))
     with pytest.raises(ProtocolError, match=r"SET_MEM_TABLE: region 1: .* mapped"):
-        make_safe(wire.Message(Request.SET_MEM_TABLE, False, wire.MemoryTable(regions)))
+        make_safe(messages.Message(Request.SET_MEM_TABLE, False, messages.MemoryTable(regions)))
     with pytest.raises(ProtocolError, match=r"SET_LOG_BASE: .* mapped"):
-        make_safe(wire.Message(Request.SET_LOG_BASE, False, wire.DirtyLog(4096, 0, other)))
-    make_safe(wire.Message(Request.SET_LOG_BASE, False, wire.DirtyLog(4096, 0, memory)))
+        make_safe(messages.Message(Request.SET_LOG_BASE, False, messages.DirtyLog(4096, 0, other)))
+    make_safe(messages.Message(Request.SET_LOG_BASE, False, messages.DirtyLog(4096, 0, memory)))
     other.close()

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ovs_hotswap.host import memory_checks
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.switch.memory import (
     POOL_SIZES,
@@ -23,7 +24,6 @@ from ovs_hotswap.switch.memory import (
     shared_mtu,
 )
 from ovs_hotswap.switch.pools import huge_page_pools, parse_pools
-from ovs_hotswap.upgrade import memory
 
 MIB = 1 << 20
 
@@ -87,10 +87,10 @@ def test_a_limit_below_the_need_is_kept_to_and_told() -> None:
     assert limited(reserve(demand), 512, demand) == reserve(demand)
     assert limited(reserve(demand), 64, demand) == Reservation(64, 16_384)
     assert limited(reserve(demand), 32, demand).buffers == 0
-    (finding,) = memory.allowed(Side.B, demand, reserve(demand), 64)
+    (finding,) = memory_checks.allowed(Side.B, demand, reserve(demand), 64)
     assert finding.severity is Severity.ERROR
     assert finding.hint == f"set instances.b.memory_mb to {reserve(demand).mib} or more"
-    assert memory.allowed(Side.B, demand, reserve(demand), 66)[0].severity is Severity.OK
+    assert memory_checks.allowed(Side.B, demand, reserve(demand), 66)[0].severity is Severity.OK
 
 
 @pytest.mark.parametrize(
@@ -106,36 +106,36 @@ def test_a_limit_below_the_need_is_kept_to_and_told() -> None:
     ],
 )
 def test_huge_pages_are_counted_on_the_node_that_needs_them(pools: list[HugePages], severities: list[Severity]) -> None:
-    assert [finding.severity for finding in memory.huge_pages(pools, 512, [0])] == severities
+    assert [finding.severity for finding in memory_checks.huge_pages(pools, 512, [0])] == severities
 
 
 def test_the_peer_link_needs_pages_on_node_0() -> None:
     elsewhere = [HugePages(2048, 256, 256, node=1)]
-    found = memory.huge_pages([HugePages(2048, 0, 0), *elsewhere], 512, [1])
+    found = memory_checks.huge_pages([HugePages(2048, 0, 0), *elsewhere], 512, [1])
     assert [finding.severity for finding in found] == [Severity.OK, Severity.ERROR]
-    found = memory.huge_pages([HugePages(2048, 1, 1), *elsewhere], 512, [1])
+    found = memory_checks.huge_pages([HugePages(2048, 1, 1), *elsewhere], 512, [1])
     assert [finding.severity for finding in found] == [Severity.OK]
 
 
 def test_the_hint_is_the_command_that_suffices() -> None:
-    (finding,) = memory.huge_pages([HugePages(2048, 100, 400, node=1)], 512, [1])
+    (finding,) = memory_checks.huge_pages([HugePages(2048, 100, 400, node=1)], 512, [1])
     assert finding.text == "NUMA node 1: the standby needs 512 MiB, 200 MiB are free"
     assert finding.hint == "echo 556 > /sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages"
 
 
 def test_a_pool_that_became_smaller_is_seen() -> None:
     pools = [PacketPool(0, 32_768, 100, 3008), PacketPool(1, 16_384, 0, 3008)]
-    assert memory.too_small(pools, 16_384) is None
-    assert memory.too_small([], 16_384) is None
-    assert memory.too_small(pools, 16_385) == (
+    assert memory_checks.too_small(pools, 16_384) is None
+    assert memory_checks.too_small([], 16_384) is None
+    assert memory_checks.too_small(pools, 16_385) == (
         "its packet pool on NUMA node 1 has 16384 buffers, and its ports can fill 16385"
     )
 
 
 def test_what_the_active_instance_holds_must_fit() -> None:
     pools = [PacketPool(0, 262_144, 20_000, 3008)]
-    assert memory.in_use(Side.A, pools, Reservation(150, 32_768)) == []
-    (finding,) = memory.in_use(Side.A, pools, Reservation(66, 16_384))
+    assert memory_checks.in_use(Side.A, pools, Reservation(150, 32_768)) == []
+    (finding,) = memory_checks.in_use(Side.A, pools, Reservation(66, 16_384))
     assert finding.severity is Severity.ERROR
 
 

@@ -10,18 +10,18 @@ from dataclasses import replace
 
 import pytest
 
+from ovs_hotswap.broker.mover import Mover, Ready
+from ovs_hotswap.broker.timers import Delays
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost import capture, replay, wire
-from ovs_hotswap.vhost.channel import Channel
-from ovs_hotswap.vhost.delays import Delays
-from ovs_hotswap.vhost.handover import prepare
-from ovs_hotswap.vhost.link import Link
-from ovs_hotswap.vhost.move import Mover, Ready
-from ovs_hotswap.vhost.ownership import Certainty, Ownership
-from ovs_hotswap.vhost.room import Room
-from ovs_hotswap.vhost.session import GuestState
-from ovs_hotswap.vhost.wire import Request
+from ovs_hotswap.vhostuser import capture, messages, reconcile
+from ovs_hotswap.vhostuser.backend import Link
+from ovs_hotswap.vhostuser.capture_memory import Room
+from ovs_hotswap.vhostuser.channel import Channel
+from ovs_hotswap.vhostuser.guest_state import GuestState
+from ovs_hotswap.vhostuser.handover import prepare
+from ovs_hotswap.vhostuser.messages import Request
+from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
 from tests.unit.broker_bed import Bed, run, turns
 
 ROOM = Room(64 << 20)
@@ -90,7 +90,7 @@ def test_a_broker_that_is_succeeded_asks_no_silent_owner_for_its_rings_back() ->
         mover = Mover(vm, bed.loop, Delays(bed.loop), 0.05, ROOM)
         vm.pause()
         vm.shared = vm.withdrawn = True
-        bed.qemu.end.send(wire.build(Request.GET_FEATURES))
+        bed.qemu.end.send(messages.build(Request.GET_FEATURES))
         mover._retreat(vm.links[Side.A])
         vm.take_back(vm.links[Side.B])
         vm.hear_qemu()
@@ -180,7 +180,7 @@ def test_the_room_of_a_vm_whose_switch_hung_up_is_free_when_that_has_ended() -> 
         vm, bed = made.vms[0], made.beds[0]
         assert first.arm(Side.B)
         await made.answer()
-        os.pwrite(vm.scratch.fileno(), b"frame", replay.CAPTURE_OFFSET + 0x20000)
+        os.pwrite(vm.scratch.fileno(), b"frame", reconcile.CAPTURE_OFFSET + 0x20000)
         vm.met[Side.B] = vm.links[Side.B].pid
         vm.drop_link(Side.B, "it hung up")
         first.disarm()
@@ -197,7 +197,7 @@ def test_the_room_of_a_vm_whose_switch_hung_up_is_free_when_that_has_ended() -> 
 def test_what_an_earlier_broker_left_in_capture_rings_takes_room() -> None:
     async def test(made: Two) -> None:
         vm, bed = made.vms[0], made.beds[0]
-        os.pwrite(vm.scratch.fileno(), b"frame", replay.CAPTURE_OFFSET + 0x20000)
+        os.pwrite(vm.scratch.fileno(), b"frame", reconcile.CAPTURE_OFFSET + 0x20000)
         room = Room(1 << 30)
         mover = Mover(vm, bed.loop, Delays(bed.loop), 0.05, room)
         assert room.taken > 0

@@ -11,13 +11,13 @@ from typing import Any, cast
 import pytest
 
 from ovs_hotswap.errors import BrokerError, HotswapError, SwitchError
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.host.standby import newcomers
 from ovs_hotswap.model import MessageThread, Side
+from ovs_hotswap.plan.executor import Event, Run
 from ovs_hotswap.priority import Rank
 from ovs_hotswap.upgrade import baseline
-from ovs_hotswap.upgrade.host import Host
-from ovs_hotswap.upgrade.moving import move_all
-from ovs_hotswap.upgrade.plan import Event, Run
-from ovs_hotswap.upgrade.standby import newcomers
+from ovs_hotswap.upgrade.move_vms import move_all
 from tests.unit.fake_system import FakeSystem
 
 THREADS = {Side.A: MessageThread(3, None), Side.B: MessageThread(4, 5)}

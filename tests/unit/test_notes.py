@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ovs_hotswap.vhost.notes import AGAIN_S, MOST, Notes
+from ovs_hotswap.broker.vm_log import AGAIN_S, MOST, Notes
 
 
 def test_what_happens_every_second_is_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,13 +14,13 @@ import pytest
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, HostError, HotswapError, SwitchError
 from ovs_hotswap.model import MessageThread, Side
+from ovs_hotswap.plan.executor import Event, Run
 from ovs_hotswap.switch.pmd import RxQueue
 from ovs_hotswap.upgrade import baseline
-from ovs_hotswap.upgrade.context import Upgrade
-from ovs_hotswap.upgrade.plan import Event, Run
+from ovs_hotswap.upgrade.situation import Upgrade
 from ovs_hotswap.upgrade.soak import Soak, see_served
 from ovs_hotswap.upgrade.steps import MoveVms, Park, Retire
-from ovs_hotswap.upgrade.wayback import take_back
+from ovs_hotswap.upgrade.way_back import take_back
 from tests.unit.watch_bed import FakeBroker, FakeHost, FakeInstance, World
 
 

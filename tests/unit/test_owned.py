@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from ovs_hotswap.config import Config
+from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Side
 from ovs_hotswap.switch.ovsdb import SwitchDb
 from ovs_hotswap.switch.owned import CONFIGURED_SLEEP, MARK, marked, merged, remember, written
-from ovs_hotswap.upgrade.host import Host
 from tests.unit.fake_system import FakeSystem
 
 WANTED: dict[str, Any] = {

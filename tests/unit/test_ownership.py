@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost.ownership import Certainty, Ownership, Proof
+from ovs_hotswap.vhostuser.ownership import Certainty, Ownership, Proof
 
 sides = st.sampled_from(Side)
 proofs = st.sampled_from(Proof)

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from ovs_hotswap.broker.run_directory import Place, control_group
 from ovs_hotswap.config import Config, load_config
 from ovs_hotswap.errors import BrokerError, BusyError, ConfigError
 from ovs_hotswap.system import pid_text
-from ovs_hotswap.vhost.place import Place, control_group
 
 _INSTANCES = "".join(f'[instances.{x}]\npmd_cores = [0]\nuplink_devargs = "net_null_{x}"\n' for x in "ab")
 _HOLD = """
 import sys
 from pathlib import Path
 from ovs_hotswap.config import load_config
-from ovs_hotswap.vhost.place import Place
+from ovs_hotswap.broker.run_directory import Place
 with Place(load_config(Path(sys.argv[1]))) as place:
     place.take()
     print("holds", flush=True)

@@ -24,11 +24,11 @@ from ovs_hotswap.errors import (
     StateUnknown,
     SwitchError,
 )
+from ovs_hotswap.plan.executor import Event, EventKind, Executor, Plan, ReversibleStep, Run, State, Step
+from ovs_hotswap.plan.interrupts import Interrupted, Interrupts
+from ovs_hotswap.plan.journal import Journals
+from ovs_hotswap.plan.records import Kind, Mark, Phase, Record, Shape, Standing, fold
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.interrupts import Interrupted, Interrupts
-from ovs_hotswap.upgrade.journal import Journals
-from ovs_hotswap.upgrade.plan import Event, EventKind, Executor, Plan, ReversibleStep, Run, State, Step
-from ovs_hotswap.upgrade.records import Kind, Mark, Phase, Record, Shape, Standing, fold
 
 
 class PowerCut(BaseException):

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from ovs_hotswap.errors import PostcheckFailed, PrecheckFailed, RolledBack, SwitchError
+from ovs_hotswap.plan.executor import Executor, Plan, ReversibleStep, Run
+from ovs_hotswap.plan.journal import Journals
+from ovs_hotswap.plan.records import Kind, Phase
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.journal import Journals
-from ovs_hotswap.upgrade.plan import Executor, Plan, ReversibleStep, Run
-from ovs_hotswap.upgrade.records import Kind, Phase
 
 
 class Cut(BaseException):

@@ -6,9 +6,9 @@ import asyncio
 import subprocess
 from collections.abc import Callable
 
-from ovs_hotswap.exits import Process, started
-from ovs_hotswap.vhost.processes import Processes
-from tests.shortage import few_descriptors
+from ovs_hotswap.broker.process_watch import Processes
+from ovs_hotswap.process_exit import Process, started
+from tests.support.shortage import few_descriptors
 
 
 def told(act: Callable[[Processes], None], count: int = 0) -> list[int]:

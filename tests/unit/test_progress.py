@@ -6,7 +6,7 @@ import io
 
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.cli.progress import Progress
-from ovs_hotswap.upgrade.plan import Event, EventKind
+from ovs_hotswap.plan.executor import Event, EventKind
 
 
 def test_what_was_just_said_is_not_said_again() -> None:

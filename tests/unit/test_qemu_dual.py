@@ -16,13 +16,14 @@ from typing import Any, cast
 import pytest
 
 from ovs_hotswap.errors import BrokerError, StateUnknown, SwitchError
+from ovs_hotswap.host import standby
 from ovs_hotswap.model import Side
 from ovs_hotswap.qemu.dual import DualQemu, chosen, document
 from ovs_hotswap.qemu.held import Held, VmPorts
 from ovs_hotswap.qemu.monitor import Command, Monitors
 from ovs_hotswap.switch.ovsdb import PortSpec
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade import poison, standby
+from ovs_hotswap.watchdog import culprit_search
 
 NETDEV: dict[str, Any] = {
     "netdev": "net0", "state": "served", "active": "sw0", "active-slot": "first", "active-pid": 1201,
@@ -149,7 +150,7 @@ def test_a_vm_in_quarantine_has_no_port_on_either_instance(
         road.park("vm1", Side.A)
     moved, error = road.move_many(["vm1"], Side.A)
     assert (moved, isinstance(error, BrokerError)) == ([], True)
-    assert poison.quarantined(road.vms()) == {"vm1": "by order"}
+    assert culprit_search.quarantined(road.vms()) == {"vm1": "by order"}
     switches.told.clear()
     road.release("vm1")
     assert switches.told == ["add vm1 b", "add vm1 a"], "the first that its QEMU meets has the rings"

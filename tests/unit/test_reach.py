@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from ovs_hotswap.broker.control.server import Desk
+from ovs_hotswap.broker.persist.autosave import Keeping
+from ovs_hotswap.broker.persist.predecessor import Passing
+from ovs_hotswap.broker.qemu_connector import Reach
+from ovs_hotswap.broker.settings import Settings
 from ovs_hotswap.config import Config, load_config
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost.desk import Desk
-from ovs_hotswap.vhost.keeping import Keeping
-from ovs_hotswap.vhost.passing import Passing
-from ovs_hotswap.vhost.reach import Reach
-from ovs_hotswap.vhost.settings import Settings
-from tests.front_end import BITS, Bench
-from tests.shortage import few_descriptors
+from tests.support.front_end import BITS, Bench
+from tests.support.shortage import few_descriptors
 
 
 @pytest.fixture

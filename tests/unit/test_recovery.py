@@ -11,14 +11,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from ovs_hotswap.broker.persist import recovery
+from ovs_hotswap.broker.persist.autosave import Keeping
+from ovs_hotswap.broker.persist.snapshot import VmParts, Work
+from ovs_hotswap.broker.persist.state_slot import Kept, Vault
+from ovs_hotswap.broker.vm import Vm
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost import recovery
-from ovs_hotswap.vhost.keeping import Keeping
-from ovs_hotswap.vhost.ownership import Certainty, Ownership
-from ovs_hotswap.vhost.snapshot import VmParts, Work
-from ovs_hotswap.vhost.vault import Kept, Vault
-from ovs_hotswap.vhost.vm import Vm
-from tests.shortage import few_descriptors
+from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
+from tests.support.shortage import few_descriptors
 from tests.unit.broker_bed import PARKED, Bed, Peer, kept, run, turns
 
 

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ovs_hotswap.errors import ProtocolError
-from ovs_hotswap.vhost import wire
-from ovs_hotswap.vhost.replay import (
+from ovs_hotswap.vhostuser import messages
+from ovs_hotswap.vhostuser.guest_state import GuestState, Offer, receive, ring_parts
+from ovs_hotswap.vhostuser.messages import Message, ProtocolFeature, Request, RingAddress
+from ovs_hotswap.vhostuser.reconcile import (
     PARKING,
     PARKING_SIZE,
     SCRATCH_SIZE,
@@ -29,8 +31,6 @@ from ovs_hotswap.vhost.replay import (
     table,
     why_not_parked,
 )
-from ovs_hotswap.vhost.session import GuestState, Offer, receive, ring_parts
-from ovs_hotswap.vhost.wire import Message, ProtocolFeature, Request, RingAddress
 from tests.unit.vhost_frames import OFFER, FakeDescriptor, address, booted, fakes, guest_messages, told
 
 SCRATCH = scratch_region(FakeDescriptor())
@@ -64,38 +64,38 @@ class Model:
 
     def take(self, out: Sequence[Out]) -> None:
         for one in out:
-            request, flags, size = wire.HEADER.unpack_from(one.data)
-            assert len(one.data) == wire.HEADER.size + size
-            assert not flags & wire.NEED_REPLY
-            message = wire.parse(wire.Frame(request, flags, one.data[wire.HEADER.size :], one.descriptors))
+            request, flags, size = messages.HEADER.unpack_from(one.data)
+            assert len(one.data) == messages.HEADER.size + size
+            assert not flags & messages.NEED_REPLY
+            message = messages.parse(messages.Frame(request, flags, one.data[messages.HEADER.size :], one.descriptors))
             expects = message.request in (Request.GET_VRING_BASE, Request.SET_LOG_BASE)
             assert one.expects == (message.request if expects else None)
             self._take(message)
 
     def _take(self, message: Message) -> None:
         body = message.body
-        if isinstance(body, wire.RingValue | wire.RingPlace | wire.RingDescriptor):
+        if isinstance(body, messages.RingValue | messages.RingPlace | messages.RingDescriptor):
             self._take_ring(message.request, body, self.rings.setdefault(body.index, ModelRing()))
-        elif isinstance(body, wire.MemoryTable):
+        elif isinstance(body, messages.MemoryTable):
             self.memory = tuple(region.descriptor.serial for region in body.regions)
             self.tables = [(region.user_address, region.size) for region in body.regions]
-        elif isinstance(body, wire.DirtyLog):
+        elif isinstance(body, messages.DirtyLog):
             self.log = body.descriptor.serial
         elif message.request is Request.SET_OWNER:
             self.owned = True
         else:
-            assert isinstance(body, wire.Number)
+            assert isinstance(body, messages.Number)
             setattr(self, message.request.name.removeprefix("SET_").removeprefix("NET_SET_").lower(), body.value)
 
     def _take_ring(
-        self, request: Request, body: wire.RingValue | wire.RingPlace | wire.RingDescriptor, ring: ModelRing
+        self, request: Request, body: messages.RingValue | messages.RingPlace | messages.RingDescriptor, ring: ModelRing
     ) -> None:
         running = ring.kick[0] and ring.address is not None
-        if isinstance(body, wire.RingPlace):
+        if isinstance(body, messages.RingPlace):
             assert self.memory, "DPDK ends the session at SET_VRING_ADDR before SET_MEM_TABLE"
             ring.address = body.address
             self.guest_addresses += not body.address.descriptors >= SCRATCH_USER_ADDRESS
-        elif isinstance(body, wire.RingDescriptor):
+        elif isinstance(body, messages.RingDescriptor):
             line = (True, None if body.descriptor is None else body.descriptor.serial)
             if request is Request.SET_VRING_KICK:
                 assert ring.size is not None
@@ -151,7 +151,7 @@ def check_view(model: Model, state: GuestState, role: Role, offer: Offer = OFFER
 def test_no_ring_is_kicked_before_all_are_complete() -> None:
     """DPDK 17.11 counts the rings that it has heard of when each of those has all it needs."""
     out, _ = reconcile(Told(), booted(4, 1, 256), Role.PARKED, SCRATCH, OFFER, lambda index: BASE)
-    requests = [Request(wire.HEADER.unpack_from(one.data)[0]) for one in out]
+    requests = [Request(messages.HEADER.unpack_from(one.data)[0]) for one in out]
     first = requests.index(Request.SET_VRING_KICK)
     assert requests[first:].count(Request.SET_VRING_KICK) == 4
     parts = {Request.SET_VRING_NUM, Request.SET_VRING_BASE, Request.SET_VRING_ADDR, Request.SET_VRING_CALL}
@@ -165,9 +165,9 @@ def test_only_the_ring_that_may_differ_is_looked_at() -> None:
     for index in (1, 2):
         state = state.with_ring(index, replace(state.ring(index), enabled=False))
     out, heard = reconcile(heard, state, Role.OWNER, SCRATCH, OFFER, lambda index: BASE, 2)
-    assert [one.data for one in out] == [wire.build_ring_value(Request.SET_VRING_ENABLE, 2, 0)]
+    assert [one.data for one in out] == [messages.build_ring_value(Request.SET_VRING_ENABLE, 2, 0)]
     out, _ = reconcile(heard, state, Role.OWNER, SCRATCH, OFFER, lambda index: BASE)
-    assert [one.data for one in out] == [wire.build_ring_value(Request.SET_VRING_ENABLE, 1, 0)]
+    assert [one.data for one in out] == [messages.build_ring_value(Request.SET_VRING_ENABLE, 1, 0)]
 
 
 class BackEnd(RuleBasedStateMachine):
@@ -226,7 +226,7 @@ class BackEnd(RuleBasedStateMachine):
             return
         before = self.model.guest_addresses
         for index in self.state.started:
-            data = wire.build_ring_address(index, place(self.state.rings[index], role))
+            data = messages.build_ring_address(index, place(self.state.rings[index], role))
             self.model.take([Out(data)])
         assert role is Role.OWNER or self.model.guest_addresses == before
         self.told = moved(self.told, places(self.state, role))
@@ -264,7 +264,7 @@ TestBackEnd = BackEnd.TestCase
 
 
 def requests(out: Sequence[Out]) -> list[Request]:
-    return [Request(wire.HEADER.unpack_from(one.data)[0]) for one in out]
+    return [Request(messages.HEADER.unpack_from(one.data)[0]) for one in out]
 
 
 _BEFORE_ENABLE = {
@@ -282,7 +282,7 @@ def test_all_parameters_of_all_rings_come_before_any_enable(role: Role, rings: i
     assert not _BEFORE_ENABLE & set(order[first:])
     assert order.index(Request.SET_FEATURES) < order.index(Request.SET_MEM_TABLE) < order.index(Request.SET_VRING_NUM)
     for index in range(rings):
-        mine = [Request(wire.HEADER.unpack_from(one.data)[0]) for one in out if ring_of(one) == index]
+        mine = [Request(messages.HEADER.unpack_from(one.data)[0]) for one in out if ring_of(one) == index]
         assert mine == [
             Request.SET_VRING_NUM, Request.SET_VRING_BASE, Request.SET_VRING_ADDR, Request.SET_VRING_CALL,
             Request.SET_VRING_KICK, Request.SET_VRING_ENABLE,
@@ -290,14 +290,14 @@ def test_all_parameters_of_all_rings_come_before_any_enable(role: Role, rings: i
 
 
 def ring_of(one: Out) -> int | None:
-    request = Request(wire.HEADER.unpack_from(one.data)[0])
+    request = Request(messages.HEADER.unpack_from(one.data)[0])
     if request in _BEFORE_ENABLE or request is Request.SET_VRING_ENABLE:
         return int.from_bytes(one.data[12:16], "little") & 0xFF
     return None
 
 
 def test_status_comes_last() -> None:
-    state = told(booted(2), wire.build_number(Request.SET_STATUS, 15)).state
+    state = told(booted(2), messages.build_number(Request.SET_STATUS, 15)).state
     out, _ = reconcile(Told(), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
     assert requests(out)[-1] is Request.SET_STATUS
 
@@ -309,13 +309,13 @@ def test_owner_begins_where_it_is_told_to_and_a_parked_side_at_0() -> None:
     for role, base in ((Role.OWNER, 17), (Role.PARKED, 0)):
         out, _ = reconcile(Told(), booted(2), role, SCRATCH, OFFER, lambda index: 17)
         bases = [one.data for one in out if requests([one]) == [Request.SET_VRING_BASE]]
-        assert bases == [wire.build_ring_value(Request.SET_VRING_BASE, index, base) for index in range(2)]
+        assert bases == [messages.build_ring_value(Request.SET_VRING_BASE, index, base) for index in range(2)]
 
 
 def test_everything_of_a_ring_is_sent_again_after_it_was_stopped() -> None:
     state = booted(2)
     _, heard = reconcile(Told(), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
-    stopped = told(state, wire.build_ring_value(Request.GET_VRING_BASE, 0, 0)).state
+    stopped = told(state, messages.build_ring_value(Request.GET_VRING_BASE, 0, 0)).state
     out, heard = reconcile(heard, stopped, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
     assert requests(out) == [Request.GET_VRING_BASE]
     assert out[0].stops == 0
@@ -337,17 +337,17 @@ def test_address_swap_of_a_parked_side_is_one_message_a_ring() -> None:
 def test_other_size_restarts_the_ring() -> None:
     state = booted(1)
     _, heard = reconcile(Told(), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
-    smaller = told(state, wire.build_ring_value(Request.SET_VRING_NUM, 0, 64)).state
+    smaller = told(state, messages.build_ring_value(Request.SET_VRING_NUM, 0, 64)).state
     out, _ = reconcile(heard, smaller, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
     assert requests(out)[:3] == [Request.GET_VRING_BASE, Request.SET_VRING_NUM, Request.SET_VRING_BASE]
 
 
 def described_again(state: GuestState, request: Request) -> GuestState:
     data = {
-        Request.SET_VRING_NUM: wire.build_ring_value(request, 1, 256),
-        Request.SET_VRING_BASE: wire.build_ring_value(request, 1, 0),
-        Request.SET_VRING_ADDR: wire.build_ring_address(1, address(1)),
-        Request.SET_VRING_KICK: wire.build_ring_descriptor(request, 1, present=True),
+        Request.SET_VRING_NUM: messages.build_ring_value(request, 1, 256),
+        Request.SET_VRING_BASE: messages.build_ring_value(request, 1, 0),
+        Request.SET_VRING_ADDR: messages.build_ring_address(1, address(1)),
+        Request.SET_VRING_KICK: messages.build_ring_descriptor(request, 1, present=True),
     }[request]
     return told(state, data, fakes(request is Request.SET_VRING_KICK)).state
 
@@ -357,7 +357,7 @@ def described_again(state: GuestState, request: Request) -> GuestState:
                                       Request.SET_VRING_KICK])  # fmt: skip
 def test_a_started_ring_that_is_described_again_is_stopped_first(role: Role, request_: Request) -> None:
     """Here a disabled one, with what was said before, as a front end does that never sends GET_VRING_BASE."""
-    state = told(booted(2), wire.build_ring_value(Request.SET_VRING_ENABLE, 1, 0)).state
+    state = told(booted(2), messages.build_ring_value(Request.SET_VRING_ENABLE, 1, 0)).state
     _, heard = reconcile(Told(), state, role, SCRATCH, OFFER, lambda index: 9)
     again = described_again(state, request_)
     out, heard = reconcile(heard, again, role, SCRATCH, OFFER, lambda index: 9)
@@ -385,8 +385,8 @@ def test_a_log_for_a_running_ring_does_not_stop_it() -> None:
     state = booted(2)
     _, heard = reconcile(Told(), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
     for data in (
-        wire.build_number(Request.SET_FEATURES, OFFER.features ^ 1 << wire.Feature.LOG_ALL),
-        wire.build_ring_address(0, replace(address(0), flags=1, log=64)),
+        messages.build_number(Request.SET_FEATURES, OFFER.features ^ 1 << messages.Feature.LOG_ALL),
+        messages.build_ring_address(0, replace(address(0), flags=1, log=64)),
     ):
         state = told(state, data).state
     out, _ = reconcile(heard, state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
@@ -397,7 +397,7 @@ def test_other_features_stop_a_running_device_first() -> None:
     """DPDK refuses them otherwise, and hangs up (``vhost_user_set_features``)."""
     state = booted(2)
     _, heard = reconcile(Told(), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
-    state = told(state, wire.build_number(Request.SET_FEATURES, OFFER.features & ~1)).state
+    state = told(state, messages.build_number(Request.SET_FEATURES, OFFER.features & ~1)).state
     out, _ = reconcile(heard, state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
     assert requests(out)[:3] == [Request.GET_VRING_BASE, Request.GET_VRING_BASE, Request.SET_FEATURES]
 
@@ -408,8 +408,8 @@ def test_other_features_stop_a_running_device_first() -> None:
 @pytest.mark.parametrize(
     ("bit", "request_", "data"),
     [
-        (ProtocolFeature.STATUS, Request.SET_STATUS, wire.build_number(Request.SET_STATUS, 15)),
-        (ProtocolFeature.NET_MTU, Request.NET_SET_MTU, wire.build_number(Request.NET_SET_MTU, 1500)),
+        (ProtocolFeature.STATUS, Request.SET_STATUS, messages.build_number(Request.SET_STATUS, 15)),
+        (ProtocolFeature.NET_MTU, Request.NET_SET_MTU, messages.build_number(Request.NET_SET_MTU, 1500)),
     ],
 )
 def test_back_end_without_a_protocol_feature(bit: ProtocolFeature, request_: Request, data: bytes) -> None:
@@ -420,7 +420,7 @@ def test_back_end_without_a_protocol_feature(bit: ProtocolFeature, request_: Req
     assert request_ in requests(with_it)
     assert request_ not in requests(without)
     acknowledged = [one.data for one in without if requests([one]) == [Request.SET_PROTOCOL_FEATURES]]
-    assert acknowledged == [wire.build_number(Request.SET_PROTOCOL_FEATURES, less.protocol_features)]
+    assert acknowledged == [messages.build_number(Request.SET_PROTOCOL_FEATURES, less.protocol_features)]
 
 
 # -- parking place -----------------------------------------------------------------------------------------------------
@@ -428,7 +428,7 @@ def test_back_end_without_a_protocol_feature(bit: ProtocolFeature, request_: Req
 
 def test_parking_place_holds_the_largest_ring_without_overlap() -> None:
     parts = list(
-        zip((PARKING.descriptors, PARKING.available, PARKING.used), ring_parts(wire.MAX_RING_SIZE), strict=True)
+        zip((PARKING.descriptors, PARKING.available, PARKING.used), ring_parts(messages.MAX_RING_SIZE), strict=True)
     )
     for start, length in parts:
         assert SCRATCH.holds(start, length)
@@ -450,7 +450,7 @@ def test_scratch_region_needs_one_of_eight(regions: int, parkable: bool) -> None
     ("guest", "user"), [(0, SCRATCH_USER_ADDRESS), (0, SCRATCH_USER_ADDRESS + SCRATCH_SIZE - 1), (1 << 62, 0)]
 )
 def test_guest_that_claims_the_scratch_addresses_is_not_parked(guest: int, user: int) -> None:
-    state = GuestState(memory=(wire.Region(guest, 4096, user, 0, FakeDescriptor()),))
+    state = GuestState(memory=(messages.Region(guest, 4096, user, 0, FakeDescriptor()),))
     assert "no machine has" in (why_not_parked(state) or "")
 
 

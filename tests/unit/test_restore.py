@@ -12,11 +12,11 @@ import pytest
 
 from ovs_hotswap.config import Active, Config
 from ovs_hotswap.errors import HostError, StateUnknown, SwitchError
+from ovs_hotswap.host import saved_settings, standby
+from ovs_hotswap.host.lifecycle import restore, start_instance, stop_for_good
 from ovs_hotswap.model import Release, Side
+from ovs_hotswap.plan.interrupts import Interrupted
 from ovs_hotswap.switch.paths import read_record
-from ovs_hotswap.upgrade import kept, standby
-from ovs_hotswap.upgrade.interrupts import Interrupted
-from ovs_hotswap.upgrade.lifecycle import restore, start_instance, stop_for_good
 from tests.unit.watch_bed import RELEASE, FakeHost, World
 
 
@@ -258,7 +258,7 @@ def test_kept_settings_that_cannot_be_given_for_any_reason_keep_nobody_from_bein
 ) -> None:
     host.record_active(Side.A)
     host.boot()
-    kept.path_of(host.config).write_text(
+    saved_settings.path_of(host.config).write_text(
         json.dumps({"side": "a", "settings": settings, "pmd_sleep_us": 5, "unheard_of": 1})
     )
 
@@ -268,4 +268,4 @@ def test_kept_settings_that_cannot_be_given_for_any_reason_keep_nobody_from_bein
     monkeypatch.setattr(host, "settle_pmd_sleep", refuse)
     assert restore(host) is not None
     assert "does not get back its settings" in caplog.text
-    assert kept.path_of(host.config).with_suffix(".not-given.json").exists()
+    assert saved_settings.path_of(host.config).with_suffix(".not-given.json").exists()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ovs_hotswap.upgrade import rings
-from ovs_hotswap.upgrade.rings import Patience, RingSample
+from ovs_hotswap.host import rings
+from ovs_hotswap.host.rings import Patience, RingSample
 
 
 def ring(avail: int, used: int, *, number: int = 1, vm: str = "vm1") -> RingSample:

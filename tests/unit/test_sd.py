@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from ovs_hotswap import sd
-from ovs_hotswap.vhost import ping
+from ovs_hotswap.broker import watchdog_ping
+from ovs_hotswap.service import sd_notify
 
 
 class Manager:
@@ -58,28 +58,28 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_notify_sends_its_lines_as_one_message(manager: Manager) -> None:
-    assert sd.supervised()
-    assert sd.notify("READY=1", "STATUS=serves 2 VMs")
+    assert sd_notify.supervised()
+    assert sd_notify.notify("READY=1", "STATUS=serves 2 VMs")
     assert manager.lines() == [["READY=1", "STATUS=serves 2 VMs"]]
 
 
 def test_without_a_manager_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    assert not sd.supervised()
-    assert not sd.notify("READY=1")
-    assert not sd.store("vm1", [0])
+    assert not sd_notify.supervised()
+    assert not sd_notify.notify("READY=1")
+    assert not sd_notify.store("vm1", [0])
 
 
 def test_a_manager_that_is_gone_is_no_error(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
     manager.close()
-    assert not sd.notify("READY=1")
+    assert not sd_notify.notify("READY=1")
     monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere/notify")
-    assert not sd.notify("READY=1")
+    assert not sd_notify.notify("READY=1")
 
 
 def test_a_manager_that_does_not_read_hangs_nobody(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sd, "_SEND_S", 0.01)
-    while sd.notify("STATUS=" + "x" * 1000):
+    monkeypatch.setattr(sd_notify, "_SEND_S", 0.01)
+    while sd_notify.notify("STATUS=" + "x" * 1000):
         pass
     assert len(manager.lines()) > 1
 
@@ -87,7 +87,7 @@ def test_a_manager_that_does_not_read_hangs_nobody(manager: Manager, monkeypatch
 def test_stored_descriptors_arrive_in_messages_that_the_kernel_takes(manager: Manager) -> None:
     count = 300  # more than one message may carry
     with open(os.devnull) as null:
-        assert sd.store("vm1", [null.fileno()] * count)
+        assert sd_notify.store("vm1", [null.fileno()] * count)
         messages = manager.received()
         assert [lines for lines, _ in messages] == [["FDSTORE=1", "FDNAME=vm1", "FDPOLL=0"]] * 3
         descriptors = [descriptor for _, some in messages for descriptor in some]
@@ -95,16 +95,16 @@ def test_stored_descriptors_arrive_in_messages_that_the_kernel_takes(manager: Ma
         assert all(os.path.sameopenfile(null.fileno(), descriptor) for descriptor in descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
-    assert sd.forget("vm1")
+    assert sd_notify.forget("vm1")
     assert manager.lines() == [["FDSTOREREMOVE=1", "FDNAME=vm1"]]
 
 
 STORED = """
 import os, sys
-from ovs_hotswap import sd
-found = sd.stored()
+from ovs_hotswap.service import sd_notify
+found = sd_notify.stored()
 print({name: [os.read(fd, 9).decode() for fd in fds] for name, fds in found.items()})
-print([os.get_inheritable(fd) for fds in found.values() for fd in fds], sd.stored())
+print([os.get_inheritable(fd) for fds in found.values() for fd in fds], sd_notify.stored())
 """
 STARTER = """
 import os, sys
@@ -139,7 +139,7 @@ def test_what_was_stored_is_found_by_name_once() -> None:
 def test_what_was_stored_for_another_process_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LISTEN_PID", str(os.getppid()))
     monkeypatch.setenv("LISTEN_FDS", "1")
-    assert sd.stored() == {}
+    assert sd_notify.stored() == {}
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,9 @@ def test_a_ping_is_due_twice_within_what_the_unit_allows(
         monkeypatch.setenv("WATCHDOG_USEC", microseconds)
     if pid is not None:
         monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()) if pid == "own" else pid)
-    assert sd.ping_interval() == interval
+    assert sd_notify.ping_interval() == interval
     now = [0.0]
-    heart = sd.Heartbeat(lambda: now[0])
+    heart = sd_notify.Heartbeat(lambda: now[0])
     for time in (100.0, 104.9, 105.0, 105.1, 110.0):
         now[0] = time
         heart.beat()
@@ -164,7 +164,7 @@ def test_a_ping_is_due_twice_within_what_the_unit_allows(
 
 def test_the_broker_s_ping_comes_from_its_event_loop(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
     async def pinged(turns: int) -> None:
-        pinging = asyncio.get_running_loop().create_task(ping.ping_forever())
+        pinging = asyncio.get_running_loop().create_task(watchdog_ping.ping_forever())
         seen = 0
         while seen < turns:
             assert not pinging.done()
@@ -175,18 +175,18 @@ def test_the_broker_s_ping_comes_from_its_event_loop(manager: Manager, monkeypat
     monkeypatch.setenv("WATCHDOG_USEC", "2000")
     asyncio.run(pinged(3))
     monkeypatch.setenv("WATCHDOG_USEC", "0")
-    asyncio.run(ping.ping_forever())
+    asyncio.run(watchdog_ping.ping_forever())
     assert manager.lines() == []
 
 
 def test_a_manager_that_stands_still_holds_nobody_up(manager: Manager) -> None:
     """What the next message replaces is not waited for."""
-    while sd.notify("STATUS=x", patience_s=0.0):
+    while sd_notify.notify("STATUS=x", patience_s=0.0):
         pass
 
     def tell() -> None:
         for _ in range(100):
-            sd.tell("STATUS=y")
+            sd_notify.tell("STATUS=y")
 
     told = threading.Thread(target=tell, daemon=True)
     told.start()

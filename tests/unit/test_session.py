@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ovs_hotswap.errors import ProtocolError
-from ovs_hotswap.vhost import wire
-from ovs_hotswap.vhost.session import Answer, GuestState, Line, Offer, Ring, receive, ring_parts
-from ovs_hotswap.vhost.wire import Feature, Message, Request, RingAddress
+from ovs_hotswap.vhostuser import messages
+from ovs_hotswap.vhostuser.guest_state import Answer, GuestState, Line, Offer, Ring, receive, ring_parts
+from ovs_hotswap.vhostuser.messages import Feature, Message, Request, RingAddress
 from tests.unit.vhost_frames import OFFER, USER, FakeDescriptor, address, booted, fakes, guest_messages, message, told
 
 
 def carried(got: Message) -> list[FakeDescriptor]:
     """The descriptors a message brings."""
     body = got.body
-    if isinstance(body, wire.MemoryTable):
+    if isinstance(body, messages.MemoryTable):
         found = [region.descriptor for region in body.regions]
-    elif isinstance(body, wire.RingDescriptor | wire.DirtyLog | wire.OneDescriptor):
+    elif isinstance(body, messages.RingDescriptor | messages.DirtyLog | messages.OneDescriptor):
         found = [body.descriptor] if body.descriptor is not None else []
     else:
         found = []
@@ -78,36 +78,36 @@ TestDescriptors = Descriptors.TestCase
 
 def test_features_that_were_not_offered_are_refused_by_name() -> None:
     with pytest.raises(ProtocolError, match="bit 34"):
-        told(GuestState(), wire.build_number(Request.SET_FEATURES, 1 << 34))
+        told(GuestState(), messages.build_number(Request.SET_FEATURES, 1 << 34))
     narrow = Offer(1 << Feature.VERSION_1, 0, 1)
     with pytest.raises(ProtocolError, match="NET_MQ"):
-        receive(GuestState(), message(wire.build_number(Request.SET_FEATURES, 1 << Feature.NET_MQ)), narrow)
+        receive(GuestState(), message(messages.build_number(Request.SET_FEATURES, 1 << Feature.NET_MQ)), narrow)
 
 
 def test_protocol_features_of_an_earlier_back_end_are_ignored_and_named() -> None:
     """As a front end says them that was restored, without asking first."""
-    got = told(GuestState(), wire.build_number(Request.SET_PROTOCOL_FEATURES, 0x100F | 1 << 40))
+    got = told(GuestState(), messages.build_number(Request.SET_PROTOCOL_FEATURES, 0x100F | 1 << 40))
     assert got.state.protocol_features == 0xF
     assert "INFLIGHT_SHMFD, bit 40 (0x10000001000)" in (got.remark or "")
-    assert told(GuestState(), wire.build_number(Request.SET_PROTOCOL_FEATURES, 0xF)).remark is None
+    assert told(GuestState(), messages.build_number(Request.SET_PROTOCOL_FEATURES, 0xF)).remark is None
     for request in (Request.SET_INFLIGHT_FD, Request.SET_BACKEND_REQ_FD):
         descriptors = fakes(1)
-        used = told(got.state, wire.build(request, bytes(20)), descriptors)
+        used = told(got.state, messages.build(request, bytes(20)), descriptors)
         assert (used.state, used.surplus) == (got.state, descriptors)
 
 
 def test_protocol_features_that_cannot_be_ignored_are_refused_by_name() -> None:
     with pytest.raises(ProtocolError, match="XEN_MMAP"):
-        told(GuestState(), wire.build_number(Request.SET_PROTOCOL_FEATURES, 1 << 17))
+        told(GuestState(), messages.build_number(Request.SET_PROTOCOL_FEATURES, 1 << 17))
     narrow = Offer(OFFER.features, 0, 1)
-    log = message(wire.build_log(wire.DirtyLog(4096, 0, FakeDescriptor())), fakes(1))
+    log = message(messages.build_log(messages.DirtyLog(4096, 0, FakeDescriptor())), fakes(1))
     with pytest.raises(ProtocolError, match="LOG_SHMFD is not offered"):
         receive(GuestState(), log, narrow)
 
 
 def test_dirty_logging_may_be_acknowledged_without_being_offered() -> None:
     narrow = Offer(0, 0, 1)
-    got = receive(GuestState(), message(wire.build_number(Request.SET_FEATURES, 1 << Feature.LOG_ALL)), narrow)
+    got = receive(GuestState(), message(messages.build_number(Request.SET_FEATURES, 1 << Feature.LOG_ALL)), narrow)
     assert got.state.features == 1 << Feature.LOG_ALL
 
 
@@ -121,7 +121,7 @@ def test_dirty_logging_may_be_acknowledged_without_being_offered() -> None:
     ],
 )
 def test_questions_are_answered_at_once(request_: Request, value: int) -> None:
-    got = told(GuestState(), wire.build(request_))
+    got = told(GuestState(), messages.build(request_))
     assert (got.answer, got.value, got.state) == (Answer.NOW, value, GuestState())
 
 
@@ -137,8 +137,8 @@ def test_offers() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        wire.build_number(Request.SET_FEATURES, 0, wire.VERSION | wire.NEED_REPLY),
-        wire.build_ring_value(Request.SET_VRING_ENABLE, 0, 1, wire.VERSION | wire.NEED_REPLY),
+        messages.build_number(Request.SET_FEATURES, 0, messages.VERSION | messages.NEED_REPLY),
+        messages.build_ring_value(Request.SET_VRING_ENABLE, 0, 1, messages.VERSION | messages.NEED_REPLY),
     ],
 )
 def test_acknowledgement_asked_for_is_owed(data: bytes) -> None:
@@ -146,17 +146,17 @@ def test_acknowledgement_asked_for_is_owed(data: bytes) -> None:
 
 
 def test_question_that_also_asks_for_an_acknowledgement_has_one_answer() -> None:
-    got = told(GuestState(), wire.build(Request.GET_FEATURES, flags=wire.VERSION | wire.NEED_REPLY))
+    got = told(GuestState(), messages.build(Request.GET_FEATURES, flags=messages.VERSION | messages.NEED_REPLY))
     assert got.answer is Answer.NOW
 
 
 def test_log_base_is_always_acknowledged() -> None:
-    got = told(GuestState(), wire.build_log(wire.DirtyLog(1, 0, FakeDescriptor())), fakes(1))
+    got = told(GuestState(), messages.build_log(messages.DirtyLog(1, 0, FakeDescriptor())), fakes(1))
     assert got.answer is Answer.SETTLED
 
 
 def test_rarp_is_passed_on() -> None:
-    got = told(GuestState(), wire.build_number(Request.SEND_RARP, 7))
+    got = told(GuestState(), messages.build_number(Request.SEND_RARP, 7))
     assert (got.answer, got.value) == (Answer.RARP, 7)
 
 
@@ -166,22 +166,22 @@ def test_rarp_is_passed_on() -> None:
 @pytest.mark.parametrize("request_", [Request.SET_VRING_NUM, Request.GET_VRING_BASE, Request.SET_VRING_ENABLE])
 def test_ring_beyond_the_queue_pairs_offered_is_refused(request_: Request) -> None:
     last = 2 * OFFER.queue_pairs
-    told(GuestState(), wire.build_ring_value(request_, last - 1, 1))
+    told(GuestState(), messages.build_ring_value(request_, last - 1, 1))
     with pytest.raises(ProtocolError, match=f"ring {last} of 4 queue pairs"):
-        told(GuestState(), wire.build_ring_value(request_, last, 1))
+        told(GuestState(), messages.build_ring_value(request_, last, 1))
 
 
 def test_call_for_a_ring_beyond_the_queue_pairs_offered_is_refused() -> None:
     (held,) = fakes(1)
     with pytest.raises(ProtocolError, match="ring 8 of 4"):
-        told(GuestState(), wire.build_ring_descriptor(Request.SET_VRING_CALL, 8, present=True), (held,))
+        told(GuestState(), messages.build_ring_descriptor(Request.SET_VRING_CALL, 8, present=True), (held,))
     assert not held.closed
 
 
 def test_ring_starts_with_its_kick_and_ends_with_get_base() -> None:
     state = booted(2)
     assert state.started == (0, 1)
-    got = told(state, wire.build_ring_value(Request.GET_VRING_BASE, 1, 0))
+    got = told(state, messages.build_ring_value(Request.GET_VRING_BASE, 1, 0))
     assert got.state.started == (0,)
     assert (got.answer, got.index, got.value) == (Answer.BASE, 1, 7)
     assert len(got.surplus) == 2
@@ -189,12 +189,12 @@ def test_ring_starts_with_its_kick_and_ends_with_get_base() -> None:
 
 
 def test_stopping_a_ring_that_never_was_answers_its_base() -> None:
-    got = told(GuestState(), wire.build_ring_value(Request.GET_VRING_BASE, 3, 0))
+    got = told(GuestState(), messages.build_ring_value(Request.GET_VRING_BASE, 3, 0))
     assert (got.answer, got.index, got.value, got.surplus) == (Answer.BASE, 3, 0, ())
 
 
 def test_kick_without_a_descriptor_starts_the_ring_too() -> None:
-    got = told(booted(1), wire.build_ring_descriptor(Request.SET_VRING_KICK, 0, present=False))
+    got = told(booted(1), messages.build_ring_descriptor(Request.SET_VRING_KICK, 0, present=False))
     assert got.state.rings[0].kick == Line(True, None)
     assert got.state.started == (0,)
     assert len(got.surplus) == 1
@@ -202,7 +202,7 @@ def test_kick_without_a_descriptor_starts_the_ring_too() -> None:
 
 def test_kick_before_size_and_address_is_refused() -> None:
     with pytest.raises(ProtocolError, match="ring 0 has no size or address"):
-        told(GuestState(), wire.build_ring_descriptor(Request.SET_VRING_KICK, 0, present=False))
+        told(GuestState(), messages.build_ring_descriptor(Request.SET_VRING_KICK, 0, present=False))
 
 
 @pytest.mark.parametrize(
@@ -216,12 +216,12 @@ def test_kick_before_size_and_address_is_refused() -> None:
 )
 def test_ring_address_outside_shared_memory_is_refused(at: RingAddress, part: str) -> None:
     with pytest.raises(ProtocolError, match=part):
-        told(booted(1), wire.build_ring_address(0, at))
+        told(booted(1), messages.build_ring_address(0, at))
 
 
 def test_ring_may_end_with_its_region() -> None:
     used = USER + (1 << 20) - ring_parts(256)[2]
-    told(booted(1), wire.build_ring_address(0, RingAddress(0, USER, used, USER, 0)))
+    told(booted(1), messages.build_ring_address(0, RingAddress(0, USER, used, USER, 0)))
 
 
 @pytest.mark.parametrize("size", [1, 256, 32768])
@@ -230,7 +230,7 @@ def test_parts_of_a_ring_have_the_sizes_of_the_specification(size: int) -> None:
 
 
 def test_reset_owner_stops_every_ring() -> None:
-    got = told(booted(4), wire.build(Request.RESET_OWNER))
+    got = told(booted(4), messages.build(Request.RESET_OWNER))
     assert got.state.started == ()
     assert len(got.surplus) == 8
     assert not got.state.owned
@@ -242,7 +242,7 @@ def test_reset_owner_stops_every_ring() -> None:
 def test_new_memory_table_replaces_the_old_one() -> None:
     state = booted(1, regions=3)
     old = list(state.memory)
-    new = message(wire.build_memory_table([old[0]]), (FakeDescriptor(),))
+    new = message(messages.build_memory_table([old[0]]), (FakeDescriptor(),))
     got = receive(state, new, OFFER)
     assert [descriptor.serial for descriptor in got.surplus] == [region.descriptor.serial for region in old]
     assert len(got.state.memory) == 1
@@ -250,9 +250,9 @@ def test_new_memory_table_replaces_the_old_one() -> None:
 
 def test_overlapping_regions_are_refused() -> None:
     held = fakes(2)
-    regions = [wire.Region(0, 8192, USER, 0, held[0]), wire.Region(1 << 32, 8192, USER + 4096, 0, held[1])]
+    regions = [messages.Region(0, 8192, USER, 0, held[0]), messages.Region(1 << 32, 8192, USER + 4096, 0, held[1])]
     with pytest.raises(ProtocolError, match="region 1 overlaps"):
-        told(GuestState(), wire.build_memory_table(regions), held)
+        told(GuestState(), messages.build_memory_table(regions), held)
 
 
 @pytest.mark.parametrize(
@@ -260,21 +260,21 @@ def test_overlapping_regions_are_refused() -> None:
 )
 def test_values_out_of_range_are_refused(request_: Request, value: int) -> None:
     with pytest.raises(ProtocolError):
-        told(GuestState(), wire.build_number(request_, value))
+        told(GuestState(), messages.build_number(request_, value))
 
 
 def test_status_is_remembered() -> None:
-    state = told(GuestState(), wire.build_number(Request.SET_STATUS, 15)).state
-    assert told(state, wire.build(Request.GET_STATUS)).value == 15
+    state = told(GuestState(), messages.build_number(Request.SET_STATUS, 15)).state
+    assert told(state, messages.build(Request.GET_STATUS)).value == 15
 
 
 @pytest.mark.parametrize("request_", [Request.SET_VRING_ERR, Request.SET_LOG_FD])
 def test_descriptors_that_nobody_needs_are_surplus(request_: Request) -> None:
     (held,) = fakes(1)
     data = (
-        wire.build(request_)
+        messages.build(request_)
         if request_ is Request.SET_LOG_FD
-        else wire.build_ring_descriptor(request_, 0, present=True)
+        else messages.build_ring_descriptor(request_, 0, present=True)
     )
     assert told(GuestState(), data, (held,)).surplus == (held,)
 
@@ -283,7 +283,7 @@ def test_addresses_of_the_helper_lie_in_its_region() -> None:
     """The strategies are of no use if every ring address they make is refused."""
     for ring in range(8):
         for shift in range(3):
-            assert told(booted(8), wire.build_ring_address(ring, address(ring, shift))).state.rings[ring].address
+            assert told(booted(8), messages.build_ring_address(ring, address(ring, shift))).state.rings[ring].address
 
 
 def test_strategy_reaches_every_request() -> None:

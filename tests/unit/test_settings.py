@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from ovs_hotswap.host.settings_transfer import taken_numbers, told, unlike_features
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.switch import owned
-from ovs_hotswap.switch.carrying import Carry, Receiver, before, carry, operations
 from ovs_hotswap.switch.settings import (
     Key,
     Settings,
@@ -21,7 +21,7 @@ from ovs_hotswap.switch.settings import (
     settings,
     snapshot,
 )
-from ovs_hotswap.upgrade.carry import taken_numbers, told, unlike_features
+from ovs_hotswap.switch.settings_plan import Carry, Receiver, before, carry, operations
 
 NAMES = ["uplink", "vm1", "vm2"]
 

@@ -16,14 +16,14 @@ import pytest
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BusyError, SwitchError
+from ovs_hotswap.host import saved_settings, settings_transfer, standby
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.host.lifecycle import start_instance, stop_for_good
 from ovs_hotswap.model import Release, Severity, Side
 from ovs_hotswap.switch.memory import Uplink
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.switch.rpc import NoAnswer, quick_call, transact
-from ovs_hotswap.upgrade import carry, kept, standby
-from ovs_hotswap.upgrade.host import Host
-from ovs_hotswap.upgrade.lifecycle import start_instance, stop_for_good
-from ovs_hotswap.upgrade.settingswatch import SettingsWatch
+from ovs_hotswap.watchdog.settings_follower import SettingsWatch
 from tests.unit.fake_system import FakeSystem
 from tests.unit.test_settings import NAMES, SCHEMA, Database
 
@@ -164,7 +164,7 @@ def test_the_standby_follows_a_change_once(bed: Bed) -> None:
 def test_what_cannot_be_kept_for_the_next_boot_is_kept_later_and_told_once(
     bed: Bed, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = kept.path_of(bed.host.config)
+    path = saved_settings.path_of(bed.host.config)
     path.mkdir(parents=True)  # so that nobody can write it
     (path / "inner").touch()
     bed.set(ingress_policing_rate=368000)
@@ -226,13 +226,13 @@ def test_what_was_set_outlives_the_instance_and_a_boot(bed: Bed) -> None:
     root = bed.servers[Side.A].database.rows["Open_vSwitch"]["root"]
     root["other_config"]["pmd-sleep-max"] = "7"
     root["external_ids"]["ovs-hotswap-pmd-sleep"] = "0"
-    wanted = carry.own(bed.host, carry.read(bed.host, Side.A))
-    assert [each.severity for each in carry.unkept(wanted, {})] == [Severity.WARNING]
+    wanted = settings_transfer.own(bed.host, settings_transfer.read(bed.host, Side.A))
+    assert [each.severity for each in settings_transfer.unkept(wanted, {})] == [Severity.WARNING]
     bed.look()
-    kept_now = kept.read(bed.host.config)
+    kept_now = saved_settings.read(bed.host.config)
     assert kept_now is not None
-    assert carry.unkept(wanted, kept_now.found) == []
-    assert carry.keep(bed.host, Side.A) == wanted
+    assert settings_transfer.unkept(wanted, kept_now.found) == []
+    assert settings_transfer.keep(bed.host, Side.A) == wanted
 
     bed.servers[Side.B].changes.clear()
     slept: list[tuple[Side, int | None]] = []
@@ -253,7 +253,7 @@ def test_settings_are_kept_when_an_instance_is_stopped_on_purpose(bed: Bed) -> N
     bed.host.record_active(Side.A)
     bed.host.__dict__["uplink"] = NoUplink()
     stop_for_good(bed.host, Side.A)
-    found = kept.read(bed.host.config)
+    found = saved_settings.read(bed.host.config)
     assert found is not None
     assert list(found.found.values()) == [368000]
 
@@ -262,9 +262,9 @@ def test_settings_that_an_instance_does_not_take_are_set_aside(bed: Bed, caplog:
     bed.set(ingress_policing_rate=368000)
     bed.look()
     bed.servers[Side.B].answer = b'{"id": 0, "error": null, "result": [{"error": "constraint violation"}]}'
-    carry.give_kept(bed.host, Side.B)
+    settings_transfer.give_kept(bed.host, Side.B)
     assert "does not get back its settings, which are in" in caplog.text
-    assert kept.read(bed.host.config) is None
+    assert saved_settings.read(bed.host.config) is None
     (aside,) = bed.host.config.state_dir.glob("settings.*")
     assert "368000" in aside.read_text()
 
@@ -272,8 +272,8 @@ def test_settings_that_an_instance_does_not_take_are_set_aside(bed: Bed, caplog:
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"side": "c", "settings": []}'])
 def test_kept_settings_that_cannot_be_read_are_none(bed: Bed, text: str) -> None:
     bed.host.config.state_dir.mkdir()
-    kept.path_of(bed.host.config).write_text(text)
-    carry.give_kept(bed.host, Side.B)
+    saved_settings.path_of(bed.host.config).write_text(text)
+    settings_transfer.give_kept(bed.host, Side.B)
     assert bed.servers[Side.B].changes == []
 
 
@@ -293,12 +293,12 @@ def test_a_database_that_does_not_answer_is_asked_again(bed: Bed) -> None:
 
 def test_what_was_carried_is_compared(bed: Bed) -> None:
     bed.set(ingress_policing_rate=368000)
-    wanted = carry.own(bed.host, carry.read(bed.host, Side.A))
-    (lacking,) = carry.compared(bed.host, wanted, Side.B)
+    wanted = settings_transfer.own(bed.host, settings_transfer.read(bed.host, Side.A))
+    (lacking,) = settings_transfer.compared(bed.host, wanted, Side.B)
     assert "interface vm1 ingress_policing_rate" in lacking.text
-    (same,) = carry.compared(bed.host, wanted, Side.A)
+    (same,) = settings_transfer.compared(bed.host, wanted, Side.A)
     assert same.text == "1 carried over"
-    assert carry.compared(bed.host, {}, Side.B) == []
+    assert settings_transfer.compared(bed.host, {}, Side.B) == []
 
 
 def test_answers_that_are_none(bed: Bed) -> None:

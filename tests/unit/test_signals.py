@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from ovs_hotswap.errors import CommandError
+from ovs_hotswap.plan.interrupts import Interrupts
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.interrupts import Interrupts
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 GROUP = """
 import sys
@@ -35,9 +35,9 @@ UPGRADE = """
 import sys, time
 from pathlib import Path
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.interrupts import Interrupts
-from ovs_hotswap.upgrade.journal import Journals
-from ovs_hotswap.upgrade.plan import Executor, Plan, ReversibleStep
+from ovs_hotswap.plan.interrupts import Interrupts
+from ovs_hotswap.plan.journal import Journals
+from ovs_hotswap.plan.executor import Executor, Plan, ReversibleStep
 
 system = System()
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ovs_hotswap.broker.persist.snapshot import LinkParts, Table, VmParts, decode, encode, format_of
 from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost.ownership import Certainty, Ownership
-from ovs_hotswap.vhost.replay import Role, Told, reconcile, scratch_region
-from ovs_hotswap.vhost.session import GuestState, Line, Offer, Ring
-from ovs_hotswap.vhost.snapshot import LinkParts, Table, VmParts, decode, encode, format_of
-from ovs_hotswap.vhost.wire import DirtyLog, Region, RingAddress
+from ovs_hotswap.vhostuser.guest_state import GuestState, Line, Offer, Ring
+from ovs_hotswap.vhostuser.messages import DirtyLog, Region, RingAddress
+from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
+from ovs_hotswap.vhostuser.reconcile import Role, Told, reconcile, scratch_region
 
 OFFER = Offer(0xFFFF, 0x1F, 4)
 OWNERSHIPS = [

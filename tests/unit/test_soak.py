@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from tests.bench.guests import Stats
-from tests.bench.guests.fleet import StreamStats
-from tests.bench.soak import Size, Tally, growth, size, tallies
+from bench.guests import Stats
+from bench.guests.fleet import StreamStats
+from bench.soak import Size, Tally, growth, size, tallies
 
 
 def stream(source: int, sent: int, doubled: int = 0) -> StreamStats:

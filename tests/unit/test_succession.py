@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from ovs_hotswap.broker.persist import takeover
+from ovs_hotswap.broker.persist.takeover import Heir, Inherited, OldBroker, take_over
 from ovs_hotswap.errors import BrokerError, StateUnknown
-from ovs_hotswap.vhost import succession
-from ovs_hotswap.vhost.succession import Heir, Inherited, OldBroker, take_over
 
 
 class Scene:
@@ -99,6 +99,6 @@ def test_one_that_hangs_up_and_lives_goes_on(scene: Scene) -> None:
 def test_what_is_no_state_is_refused_as_one(document: bytes) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        theirs.sendall(succession._LENGTH.pack(len(document), 0) + document)
+        theirs.sendall(takeover._LENGTH.pack(len(document), 0) + document)
         with pytest.raises(StateUnknown):
-            succession._receive(ours)
+            takeover._receive(ours)

@@ -11,20 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.supervisor import BackOff
+from ovs_hotswap.service.supervisor import BackOff
 from ovs_hotswap.system import pid_text
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 RUN = (
-    "import sys; from pathlib import Path; from ovs_hotswap.supervisor import Supervisor;"
+    "import sys; from pathlib import Path; from ovs_hotswap.service.supervisor import Supervisor;"
     "sys.exit(Supervisor('supervisor', sys.argv[3:], Path(sys.argv[1]), sys.argv[2].split()).run())"
 )
 # Each service writes a line to the file `said` when it starts: its arguments and what it was given.
 BEGIN = """
 import os, signal, socket, sys, time
-from ovs_hotswap import sd
+from ovs_hotswap.service import sd_notify
 signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
-given = {name: [os.fstat(fd).st_ino for fd in fds] for name, fds in sorted(sd.stored().items())}
+given = {name: [os.fstat(fd).st_ino for fd in fds] for name, fds in sorted(sd_notify.stored().items())}
 def say(text):
     with open("said", "a") as out:
         print(os.getpid(), *sys.argv[1:], text, file=out)
@@ -84,10 +84,10 @@ def test_what_was_stored_is_given_to_the_next(service: Make) -> None:
 if not given:
     ends = socket.socketpair()
     third = open(os.devnull)
-    sd.store("one", [end.fileno() for end in ends])
-    sd.store("two", [third.fileno()])
+    sd_notify.store("one", [end.fileno() for end in ends])
+    sd_notify.store("two", [third.fileno()])
     given = {"one": [os.fstat(end.fileno()).st_ino for end in ends], "two": [os.fstat(third.fileno()).st_ino]}
-sd.notify("READY=1")
+sd_notify.notify("READY=1")
 extra = sorted(int(fd) for fd in os.listdir("/proc/self/fd"))
 say(repr(given) + f" {len(extra)}")
 """
@@ -107,19 +107,19 @@ def test_what_was_forgotten_is_closed(service: Make) -> None:
 if not given:
     ends = socket.socketpair()
     for name in ("one", "two"):
-        sd.store(name, [ends[0].fileno()])
-    sd.store("three", [0])
+        sd_notify.store(name, [ends[0].fileno()])
+    sd_notify.store("three", [0])
     ends[0].close()
-    sd.forget("one")
+    sd_notify.forget("one")
     ends[1].setblocking(False)
     try:
         say(ends[1].recv(1))
     except BlockingIOError:
         say("kept")
-    sd.forget("two")
+    sd_notify.forget("two")
     ends[1].setblocking(True)
     say(repr(ends[1].recv(1)))
-    sd.notify("READY=1")
+    sd_notify.notify("READY=1")
 say(" ".join(["with", *given]))
 """
     made = service(code + WAIT)
@@ -138,8 +138,8 @@ def limit(soft):
     resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 if not given:
     ends = socket.socketpair()
-    sd.store("one", [ends[0].fileno()])
-    sd.notify("READY=1")
+    sd_notify.store("one", [ends[0].fileno()])
+    sd_notify.notify("READY=1")
     time.sleep(0.2)
     limit(3)
     say("first")
@@ -148,7 +148,7 @@ if not given:
     time.sleep(1)
     limit(1024)
     os._exit(0)
-sd.notify("READY=1")
+sd_notify.notify("READY=1")
 say(" ".join(["with", *given]))
 """
     made = service(code + WAIT)
@@ -158,7 +158,7 @@ say(" ".join(["with", *given]))
 
 
 def test_arguments_for_the_first_start_alone(service: Make) -> None:
-    made = service("sd.notify('READY=1'); say('here')" + WAIT, once="--take-over now")
+    made = service("sd_notify.notify('READY=1'); say('here')" + WAIT, once="--take-over now")
     pid, text = made.said(1)[0]
     assert text == "--take-over now here"
     os.kill(int(pid), signal.SIGKILL)
@@ -175,7 +175,7 @@ def test_one_that_fails_later_is_tried_again_and_again(service: Make) -> None:
     code = """
 count = len(open("said").readlines()) if os.path.exists("said") else 0
 if count in (0, 3):
-    sd.notify("READY=1")
+    sd_notify.notify("READY=1")
 say("here")
 if count in (0, 3):
     while True:
@@ -189,7 +189,7 @@ sys.exit(3)
 
 
 def test_one_that_was_succeeded_ends_it(service: Make) -> None:
-    made = service("sd.notify('READY=1'); say('here'); sd.notify('X_SUCCEEDED=1'); sys.exit(0)")
+    made = service("sd_notify.notify('READY=1'); say('here'); sd_notify.notify('X_SUCCEEDED=1'); sys.exit(0)")
     assert made.process.wait(20) == 0
     assert len(made.said(1)) == 1
     made.pid_file.unlink()  # it is the successor's
@@ -202,7 +202,7 @@ def end(*_):
     say("ends")
     sys.exit(0)
 signal.signal(signal.SIGINT, end)
-sd.notify("READY=1")
+sd_notify.notify("READY=1")
 say("here")
 """
     made = service(code + WAIT)
@@ -217,13 +217,13 @@ def test_what_was_stored_is_put_in_order_by_the_next_if_there_is_none(service: M
     """Only the first one is stored for; the second one is started in order to be ended."""
     code = """
 if not given:
-    sd.store("one", [0])
+    sd_notify.store("one", [0])
 def end(*_):
     say("ends")
     sys.exit(0)
 signal.signal(signal.SIGINT, end)
 say(" ".join(["with", *given]))
-sd.notify("READY=1")
+sd_notify.notify("READY=1")
 """
     made = service(code + WAIT)
     pid = int(made.said(1)[0][0])
@@ -239,10 +239,10 @@ sd.notify("READY=1")
 def test_one_that_fails_at_its_end_is_not_the_last(service: Make) -> None:
     code = """
 if not given:
-    sd.store("one", [0])
+    sd_notify.store("one", [0])
 signal.signal(signal.SIGINT, lambda *_: sys.exit(0 if given else 1))
 say(" ".join(["with", *given]))
-sd.notify("READY=1")
+sd_notify.notify("READY=1")
 """
     made = service(code + WAIT)
     made.said(1)
@@ -252,7 +252,9 @@ sd.notify("READY=1")
 
 
 def test_a_hang_up_is_passed_on(service: Make) -> None:
-    made = service("signal.signal(signal.SIGHUP, lambda *_: say('again'))\nsd.notify('READY=1'); say('here')" + WAIT)
+    made = service(
+        "signal.signal(signal.SIGHUP, lambda *_: say('again'))\nsd_notify.notify('READY=1'); say('here')" + WAIT
+    )
     made.said(1)
     made.process.send_signal(signal.SIGHUP)
     assert made.said(2)[1][1] == "again"

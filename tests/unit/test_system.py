@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from ovs_hotswap.errors import BusyError, CommandError, HostError
-from ovs_hotswap.exits import started
+from ovs_hotswap.process_exit import started
 from ovs_hotswap.system import System, files, host_error, pid_text
-from tests.shortage import no_threads
-from tests.waiting import eventually
+from tests.support.shortage import no_threads
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

@@ -9,12 +9,13 @@ import pytest
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BusyError, HostError, HotswapError, PrecheckFailed, StateUnknown
+from ovs_hotswap.host import standby
 from ovs_hotswap.model import Release, Severity, Side
+from ovs_hotswap.plan.executor import Event
+from ovs_hotswap.plan.journal import Journals
+from ovs_hotswap.plan.records import Kind, Record, Shape
 from ovs_hotswap.switch.instance import State
-from ovs_hotswap.upgrade import gather, standby
-from ovs_hotswap.upgrade.journal import Journals
-from ovs_hotswap.upgrade.plan import Event
-from ovs_hotswap.upgrade.records import Kind, Record, Shape
+from ovs_hotswap.upgrade import collect
 from ovs_hotswap.upgrade.steps import upgrade_plan
 from ovs_hotswap.upgrade.upgrade import KIND, Upgrader
 from tests.unit.watch_bed import RELEASE, Bed
@@ -103,7 +104,7 @@ def test_the_check_says_what_the_upgrade_does_with_an_instance_that_runs_already
     bed.world.state[Side.B], bed.world.outdated = state, outdated
     if not recorded:
         standby.forget(bed.config)
-    findings = gather.beside(bed.host, Side.B, release)
+    findings = collect.beside(bed.host, Side.B, release)
     assert not any(finding.severity is Severity.ERROR for finding in findings)
     assert any("goes on with it" in finding.text for finding in findings) is goes_on
     assert any("ends it" in finding.text for finding in findings) is (state is State.RUNNING and not goes_on)
@@ -175,7 +176,7 @@ def test_the_check_and_the_upgrade_leave_out_the_same(bed: Bed, monkeypatch: pyt
         seen.append(sorted(given[-1]))
         raise PrecheckFailed("enough")
 
-    monkeypatch.setattr(gather, "precheck", precheck)
+    monkeypatch.setattr(collect, "precheck", precheck)
     upgrader = Upgrader(bed.host)
     with pytest.raises(PrecheckFailed):
         upgrader.check("trixie", ["vm2"])
@@ -233,7 +234,7 @@ def test_a_clock_that_was_set_back_makes_no_roll_back_go_elsewhere(bed: Bed) -> 
 def test_the_check_refuses_to_keep_the_old_one_with_a_vm_left_out_as_the_upgrade_does(
     bed: Bed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gather, "precheck", lambda *_: [])
+    monkeypatch.setattr(collect, "precheck", lambda *_: [])
     upgrader = Upgrader(bed.host)
     assert upgrader.check("trixie", ["vm1"]) == upgrader.check("trixie", keep_old=True) == []
     (found,) = upgrader.check("trixie", ["vm1"], keep_old=True)

@@ -15,7 +15,7 @@ from ovs_hotswap.config import Config
 from ovs_hotswap.errors import UplinkError
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.overlay.intent import Intent
-from ovs_hotswap.upgrade.uplinkchecks import PROGRAMS
+from ovs_hotswap.upgrade.uplink_checks import PROGRAMS
 from ovs_hotswap.uplink.base import make_uplink
 from ovs_hotswap.uplink.frames import ETH_P_ALL, ETH_P_IP, PacketSockets
 from ovs_hotswap.uplink.none import NoUplink

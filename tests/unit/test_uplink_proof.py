@@ -10,8 +10,8 @@ from ipaddress import IPv4Address
 import pytest
 
 from ovs_hotswap.model import Finding, Proof, Severity, Side, Way
-from ovs_hotswap.upgrade import uplinkchecks
-from ovs_hotswap.upgrade.uplinkchecks import Passed
+from ovs_hotswap.upgrade import uplink_checks
+from ovs_hotswap.upgrade.uplink_checks import Passed
 from ovs_hotswap.uplink.frames import MARK_BYTES, Ear, Host, answers, arp_request, asks, vxlan_probe
 from ovs_hotswap.uplink.proof import Prover
 
@@ -192,7 +192,7 @@ def severity(found: list[Finding]) -> Severity:
     ],
 )  # fmt: skip
 def test_what_the_proofs_say(new: Proof, old: Proof | None, expected: Severity, text: str) -> None:
-    found = uplinkchecks.proof(Side.B, new, old)
+    found = uplink_checks.proof(Side.B, new, old)
     assert severity(found) is expected
     assert text in found[0].text
 
@@ -217,16 +217,16 @@ BEFORE = Passed(2.0, 100, 100, 100, 100)
     ],
 )  # fmt: skip
 def test_what_the_traffic_says(after: Passed, before: Passed | None, expected: Severity) -> None:
-    assert severity(uplinkchecks.traffic(Side.B, after, before)) is expected
+    assert severity(uplink_checks.traffic(Side.B, after, before)) is expected
 
 
 def test_a_program_in_front_is_an_error_unless_packets_come() -> None:
     found = [
-        Finding(uplinkchecks.PROGRAMS, Severity.WARNING, "pf0: 1 tcx programs"),
+        Finding(uplink_checks.PROGRAMS, Severity.WARNING, "pf0: 1 tcx programs"),
         Finding("uplink", Severity.OK, "x"),
     ]
-    assert uplinkchecks.steering(found, Passed(1.5, 10, 9)) == found
-    program, other = uplinkchecks.steering(found, Passed(1.5, 10, 0, 0, 10))
+    assert uplink_checks.steering(found, Passed(1.5, 10, 9)) == found
+    program, other = uplink_checks.steering(found, Passed(1.5, 10, 0, 0, 10))
     assert program.severity is Severity.ERROR
     assert other.severity is Severity.OK
 

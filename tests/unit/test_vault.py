@@ -10,15 +10,15 @@ from dataclasses import replace
 
 import pytest
 
+from ovs_hotswap.broker.persist.snapshot import LinkParts, VmParts, Work
+from ovs_hotswap.broker.persist.state_slot import Kept, Vault
 from ovs_hotswap.errors import StateUnknown
-from ovs_hotswap.exits import Process
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhost.channel import OwnedFd
-from ovs_hotswap.vhost.ownership import Certainty, Ownership
-from ovs_hotswap.vhost.replay import Told
-from ovs_hotswap.vhost.session import GuestState, Line, Offer, Ring
-from ovs_hotswap.vhost.snapshot import LinkParts, VmParts, Work
-from ovs_hotswap.vhost.vault import Kept, Vault
+from ovs_hotswap.process_exit import Process
+from ovs_hotswap.vhostuser.channel import OwnedFd
+from ovs_hotswap.vhostuser.guest_state import GuestState, Line, Offer, Ring
+from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
+from ovs_hotswap.vhostuser.reconcile import Told
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -173,7 +173,7 @@ def test_of_a_state_of_another_version_only_qemus_connection_stays_open(
     """Else no switch would ever see the earlier broker's connection end."""
     parts = replace(state(descriptor), qemu=descriptor())
     vault.put(parts)
-    monkeypatch.setattr("ovs_hotswap.vhost.vault.FORMATS", (999,))
+    monkeypatch.setattr("ovs_hotswap.broker.persist.state_slot.FORMATS", (999,))
     found = taken(pair)
     assert found.state is None
     assert references(parts.scratch) == 1  # type: ignore[arg-type]

@@ -12,15 +12,16 @@ import pytest
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, ConfigError, HostError, HotswapError, ReleaseError, SwitchError, UplinkError
+from ovs_hotswap.host import standby
+from ovs_hotswap.host.lifecycle import stop_for_good
 from ovs_hotswap.model import Release, Side
 from ovs_hotswap.overlay.intent import Intent
+from ovs_hotswap.plan.journal import Journals
+from ovs_hotswap.plan.records import Shape
 from ovs_hotswap.switch.instance import State
-from ovs_hotswap.upgrade import standby, watchlog
-from ovs_hotswap.upgrade.failover import Health, Task
-from ovs_hotswap.upgrade.journal import Journals
-from ovs_hotswap.upgrade.lifecycle import stop_for_good
-from ovs_hotswap.upgrade.records import Shape
-from ovs_hotswap.upgrade.vitals import MainThread
+from ovs_hotswap.watchdog import status_file
+from ovs_hotswap.watchdog.failover import Health, Task
+from ovs_hotswap.watchdog.probes import MainThread
 from tests.unit.watch_bed import RELEASE, Bed, FakeHost
 from tests.unit.watch_bed import config as config
 
@@ -35,7 +36,7 @@ JOURNALS = {"damaged": "not json\n", "newer": '{"version": 2, "kind": "upgrade"}
 
 
 def state(bed: Bed) -> dict[str, Any]:
-    found = watchlog.read_state(bed.config)
+    found = status_file.read_state(bed.config)
     assert found is not None
     return found
 
@@ -129,7 +130,7 @@ def test_a_dead_active_is_started_again_beside_an_upgrade_s_instance_without_vms
 def fill(bed: Bed, *names: str) -> None:
     bed.world.full = set(names)
     if "events.jsonl" in names:
-        watchlog.events_path(bed.config).mkdir(parents=True)  # nobody can open it for writing
+        status_file.events_path(bed.config).mkdir(parents=True)  # nobody can open it for writing
 
 
 def test_events_that_cannot_be_kept_are_logged(config: Config, caplog: pytest.LogCaptureFixture) -> None:
@@ -165,7 +166,7 @@ def test_the_record_of_the_active_side_needs_no_room(config: Config) -> None:
 
 def test_an_event_after_a_torn_one_is_read(config: Config) -> None:
     bed = Bed(config)
-    path = watchlog.events_path(config)
+    path = status_file.events_path(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('{"event": "fail')
     path.rename(path.with_suffix(".aside"))

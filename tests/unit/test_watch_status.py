@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from ovs_hotswap.changes import changes, values
 from ovs_hotswap.cli import main
 from ovs_hotswap.cli.app import App
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.config import load_config
-from ovs_hotswap.exits import started
-from ovs_hotswap.upgrade import watchlog
+from ovs_hotswap.config_changes import changes, values
+from ovs_hotswap.process_exit import started
+from ovs_hotswap.watchdog import status_file
 
 CONFIG = """
 overlay = "{0}/overlay.toml"
@@ -53,7 +53,7 @@ def status(path: Path, *, text: bool = False) -> Any:
 
 
 def write(path: Path, **fields: Any) -> None:
-    watchlog.state_path(load_config(path)).write_text(json.dumps(fields))
+    status_file.state_path(load_config(path)).write_text(json.dumps(fields))
 
 
 @pytest.fixture

@@ -13,17 +13,18 @@ import pytest
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BusyError, HostError
+from ovs_hotswap.host import standby
+from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Side
+from ovs_hotswap.plan.journal import Journals
+from ovs_hotswap.plan.records import Kind, Record, Shape
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.switch.rpc import NoAnswer
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade import standby, watchlog
-from ovs_hotswap.upgrade.failover import Answer, Health, Task
-from ovs_hotswap.upgrade.host import Host
-from ovs_hotswap.upgrade.journal import Journals
-from ovs_hotswap.upgrade.records import Kind, Record, Shape
-from ovs_hotswap.upgrade.vitals import Deaths, MainThread
-from ovs_hotswap.upgrade.watchdog import Watchdog
+from ovs_hotswap.watchdog import status_file
+from ovs_hotswap.watchdog.daemon import Watchdog
+from ovs_hotswap.watchdog.failover import Answer, Health, Task
+from ovs_hotswap.watchdog.probes import Deaths, MainThread
 from tests.unit.fake_system import FakeSystem
 from tests.unit.watch_bed import RELEASE, Bed, World
 from tests.unit.watch_bed import config as config
@@ -83,7 +84,7 @@ def test_a_hung_active_is_not_killed_where_there_is_nowhere_to_go(config: Config
         bed.main.turn()
     assert bed.look() is Health.FAILED
     assert bed.world.done == []
-    state = watchlog.read_state(config)
+    state = status_file.read_state(config)
     assert state is not None
     assert "no standby" in state["failover_problem"]
 
@@ -263,7 +264,7 @@ def test_a_crash_loop_ends(config: Config) -> None:
         bed.keeper.turn()
     assert sum(each.startswith("start") for each in bed.world.done) == config.watch.crash_limit - 1
     assert bed.events()[-1]["event"] == "gave-up"
-    state = watchlog.read_state(config)
+    state = status_file.read_state(config)
     assert state is not None
     assert state["gave_up"]
 
@@ -285,7 +286,7 @@ def test_an_upgrade_waits_for_the_watchdog_and_for_nobody_else(config: Config) -
         with pytest.raises(BusyError), bed.host.lock(60.0):
             pass
         assert bed.world.now == begun
-        watchlog.lock_path(config).write_text(str(own))
+        status_file.lock_path(config).write_text(str(own))
         with pytest.raises(BusyError), bed.host.lock(60.0):
             pass
         assert bed.world.now >= begun + 60.0
@@ -326,32 +327,35 @@ def test_off_does_nothing(config: Config) -> None:
 def test_a_second_watchdog_is_refused(config: Config) -> None:
     config.run_dir.mkdir()
     system = System()
-    with system.lock(watchlog.lock_path(config), "a watchdog"), pytest.raises(BusyError, match="a watchdog is already"):
+    with (
+        system.lock(status_file.lock_path(config), "a watchdog"),
+        pytest.raises(BusyError, match="a watchdog is already"),
+    ):
         Watchdog(config, system).run()
 
 
 def test_a_half_written_event_is_skipped(config: Config) -> None:
-    board = watchlog.Board(config, World([]))
+    board = status_file.Board(config, World([]))
     board.event("standby", side=Side.A)
-    with watchlog.events_path(config).open("a") as out:
+    with status_file.events_path(config).open("a") as out:
         out.write('{"event": "fail')
-    assert [event["event"] for event in watchlog.last_events(config, 5)] == ["standby"]
-    assert json.loads(watchlog.events_path(config).read_text().splitlines()[0])["side"] == "a"
+    assert [event["event"] for event in status_file.last_events(config, 5)] == ["standby"]
+    assert json.loads(status_file.events_path(config).read_text().splitlines()[0])["side"] == "a"
 
 
 def test_events_take_a_bounded_place(config: Config) -> None:
-    board = watchlog.Board(config, World([]))
+    board = status_file.Board(config, World([]))
     for number in range(12):
-        board.event(f"{number}", text="x" * (watchlog.MOST_EVENTS // 4))
+        board.event(f"{number}", text="x" * (status_file.MOST_EVENTS // 4))
     sizes = [path.stat().st_size for path in config.state_dir.glob("events*.jsonl")]
     assert len(sizes) == 2
-    assert max(sizes) <= watchlog.MOST_EVENTS * 5 // 4 + 1024
-    watchlog.events_path(config).replace(watchlog.older_events_path(config))
+    assert max(sizes) <= status_file.MOST_EVENTS * 5 // 4 + 1024
+    status_file.events_path(config).replace(status_file.older_events_path(config))
     for number in range(2):
         board.event(f"small-{number}")
-    watchlog.events_path(config).replace(watchlog.older_events_path(config))
+    status_file.events_path(config).replace(status_file.older_events_path(config))
     board.event("newest")
-    assert [event["event"] for event in watchlog.last_events(config, 2)] == ["small-1", "newest"]
+    assert [event["event"] for event in status_file.last_events(config, 2)] == ["small-1", "newest"]
 
 
 # ------------------------------------------------------------------------------------------------------------ vitals

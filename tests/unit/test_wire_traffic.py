@@ -11,12 +11,12 @@ from ovs_hotswap.config import Config
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.overlay.tables import Kind, cookie
-from ovs_hotswap.upgrade import wire
-from ovs_hotswap.upgrade.context import Upgrade
-from ovs_hotswap.upgrade.plan import Run
+from ovs_hotswap.plan.executor import Run
+from ovs_hotswap.upgrade import uplink_proof
+from ovs_hotswap.upgrade.situation import Upgrade
 from ovs_hotswap.upgrade.steps import SteerUplink
-from ovs_hotswap.upgrade.uplinkchecks import Passed
-from ovs_hotswap.upgrade.wire import Traffic
+from ovs_hotswap.upgrade.uplink_checks import Passed
+from ovs_hotswap.upgrade.uplink_proof import Traffic
 from tests.unit.watch_bed import FakeHost, World
 from tests.unit.watch_bed import config as config
 
@@ -119,9 +119,9 @@ def test_what_was_over_before_the_steering_is_not_missed_after_it(
     run = Run(lambda: facts, facts.update, lambda _event: None)
     context = Upgrade(host, Side.A, Side.B, "host")
     host.flows.until = host.world.now + ends_after_s
-    wire.begin(context, run)
+    uplink_proof.begin(context, run)
     host.world.now += 9.0
-    wire.end(context, run)
+    uplink_proof.end(context, run)
     host.flows.until = min(host.flows.until, host.world.now)
     (found,) = Traffic.of(context, run).findings()
     assert found.severity is expected
@@ -134,7 +134,7 @@ def test_the_uplink_is_not_steered_to_an_instance_that_broke_while_traffic_was_c
     context = Upgrade(host, Side.A, Side.B, "host")
     facts: dict[str, Any] = {}
     run = Run(lambda: facts, facts.update, lambda _event: None)
-    wire.begin(context, run)
+    uplink_proof.begin(context, run)
     if stopped:
         host.world.stopped_pids = {2}
     else:

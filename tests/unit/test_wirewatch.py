@@ -13,9 +13,9 @@ from ovs_hotswap.config import Config
 from ovs_hotswap.errors import UplinkError
 from ovs_hotswap.model import Proof, Side
 from ovs_hotswap.switch.rpc import NoAnswer
-from ovs_hotswap.upgrade import watchlog
-from ovs_hotswap.upgrade.failover import Task
-from ovs_hotswap.upgrade.wirewatch import WireWatch
+from ovs_hotswap.watchdog import status_file
+from ovs_hotswap.watchdog.failover import Task
+from ovs_hotswap.watchdog.uplink_watch import WireWatch
 from tests.unit.watch_bed import Bed
 
 MUTE, DEAF, GOOD = Proof(False, True), Proof(True, False), Proof(True, True)
@@ -31,7 +31,7 @@ def config(tmp_path: Path) -> Config:
 
 
 def uplinks(bed: Bed) -> dict[str, str]:
-    state = watchlog.read_state(bed.config) or {}
+    state = status_file.read_state(bed.config) or {}
     return {side: found["severity"] for side, found in state.get("uplinks", {}).items()}
 
 
@@ -145,7 +145,7 @@ def test_the_keeper_looks_when_there_is_nothing_else_to_do(config: Config) -> No
 
 
 def test_the_status_says_which_uplink_passes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    keys = ("health", "reason", "keeping", "unprotected", "not_parked", "quarantined", "gave_up", *watchlog.PROBLEMS)
+    keys = ("health", "reason", "keeping", "unprotected", "not_parked", "quarantined", "gave_up", *status_file.PROBLEMS)
     uplinks = {"a": {"severity": "ok", "text": "a passes"}, "b": {"severity": "error", "text": "b passes nothing"}}
     document: dict[str, Any] = dict.fromkeys(keys)
     document |= {
@@ -175,7 +175,7 @@ def test_an_active_that_may_forward_is_not_ended_for_a_standby_that_passes_nothi
     for _ in range(300):
         bed.look()
         bed.main.turn()
-    state = watchlog.read_state(config) or {}
+    state = status_file.read_state(config) or {}
     assert "main thread" in state["reason"]
     assert "uplink" in state["failover_problem"]
     assert "kill a" not in bed.world.done

@@ -6,14 +6,14 @@ import itertools
 
 from hypothesis import strategies as st
 
-from ovs_hotswap.vhost import wire
-from ovs_hotswap.vhost.session import GuestState, Offer, Received, receive
-from ovs_hotswap.vhost.wire import Message, Region, Request, RingAddress
+from ovs_hotswap.vhostuser import messages
+from ovs_hotswap.vhostuser.guest_state import GuestState, Offer, Received, receive
+from ovs_hotswap.vhostuser.messages import Message, Region, Request, RingAddress
 
 _serials = itertools.count(1)
 MEMORY = 1 << 20  # bytes of the region that all valid ring addresses lie in
 USER = 0x7F00_0000_0000
-OFFER = Offer(wire.CARRIED_FEATURES, wire.CARRIED_PROTOCOL_FEATURES, 4)
+OFFER = Offer(messages.CARRIED_FEATURES, messages.CARRIED_PROTOCOL_FEATURES, 4)
 
 
 class FakeDescriptor:
@@ -42,15 +42,15 @@ def fakes(count: int) -> tuple[FakeDescriptor, ...]:
     return tuple(FakeDescriptor() for _ in range(count))
 
 
-def frame(data: bytes, descriptors: tuple[FakeDescriptor, ...] = ()) -> wire.Frame:
+def frame(data: bytes, descriptors: tuple[FakeDescriptor, ...] = ()) -> messages.Frame:
     """The frame that ``data`` is, without the reader."""
-    request, flags, size = wire.HEADER.unpack_from(data)
-    assert len(data) == wire.HEADER.size + size
-    return wire.Frame(request, flags, data[wire.HEADER.size :], descriptors)
+    request, flags, size = messages.HEADER.unpack_from(data)
+    assert len(data) == messages.HEADER.size + size
+    return messages.Frame(request, flags, data[messages.HEADER.size :], descriptors)
 
 
 def message(data: bytes, descriptors: tuple[FakeDescriptor, ...] = ()) -> Message:
-    return wire.parse(frame(data, descriptors))
+    return messages.parse(frame(data, descriptors))
 
 
 def region(number: int = 0, size: int = MEMORY) -> Region:
@@ -68,16 +68,16 @@ sizes = st.sampled_from([1, 2, 64, 256])
 
 
 def _numbers(request: Request, values: st.SearchStrategy[int]) -> st.SearchStrategy[Message]:
-    return values.map(lambda value: message(wire.build_number(request, value)))
+    return values.map(lambda value: message(messages.build_number(request, value)))
 
 
 def _ring_values(request: Request, values: st.SearchStrategy[int]) -> st.SearchStrategy[Message]:
-    return st.builds(lambda index, value: message(wire.build_ring_value(request, index, value)), rings, values)
+    return st.builds(lambda index, value: message(messages.build_ring_value(request, index, value)), rings, values)
 
 
 def _lines(request: Request) -> st.SearchStrategy[Message]:
     return st.builds(
-        lambda index, present: message(wire.build_ring_descriptor(request, index, present=present), fakes(present)),
+        lambda index, present: message(messages.build_ring_descriptor(request, index, present=present), fakes(present)),
         rings,
         st.booleans(),
     )
@@ -85,18 +85,18 @@ def _lines(request: Request) -> st.SearchStrategy[Message]:
 
 def _tables(count: int) -> Message:
     regions = [region(number) for number in range(count)]
-    return message(wire.build_memory_table(regions), fakes(count))
+    return message(messages.build_memory_table(regions), fakes(count))
 
 
 _addresses = st.builds(
-    lambda index, shift: message(wire.build_ring_address(index, address(index, shift))), rings, st.integers(0, 2)
+    lambda index, shift: message(messages.build_ring_address(index, address(index, shift))), rings, st.integers(0, 2)
 )
 _plain = st.sampled_from(
     [Request.SET_OWNER, Request.RESET_OWNER, Request.GET_FEATURES, Request.GET_STATUS, Request.GET_QUEUE_NUM]
-).map(lambda request: message(wire.build(request)))
-_log = st.builds(lambda: message(wire.build_log(wire.DirtyLog(4096, 0, FakeDescriptor())), fakes(1)))
+).map(lambda request: message(messages.build(request)))
+_log = st.builds(lambda: message(messages.build_log(messages.DirtyLog(4096, 0, FakeDescriptor())), fakes(1)))
 _unused = st.sampled_from([Request.SET_LOG_FD, Request.SET_BACKEND_REQ_FD, Request.SET_INFLIGHT_FD]).map(
-    lambda request: message(wire.build(request), fakes(1))
+    lambda request: message(messages.build(request), fakes(1))
 )
 
 
@@ -110,7 +110,7 @@ def guest_messages() -> st.SearchStrategy[Message]:
         _ring_values(Request.SET_VRING_BASE, st.integers(0, 0xFFFF)),
         _ring_values(Request.SET_VRING_ENABLE, st.integers(0, 1)),
         _ring_values(Request.GET_VRING_BASE, st.just(0)),
-        st.integers(1, wire.MAX_REGIONS).map(_tables),
+        st.integers(1, messages.MAX_REGIONS).map(_tables),
         _numbers(Request.SET_FEATURES, st.integers(0, (1 << 64) - 1).map(lambda bits: bits & OFFER.features)),
         _numbers(Request.SET_PROTOCOL_FEATURES, st.integers(0, 31)),
         _numbers(Request.SET_STATUS, st.integers(0, 255)),
@@ -132,19 +132,19 @@ def booted(ring_count: int = 4, regions: int = 1, size: int = 256) -> GuestState
     held = fakes(regions)
     table = [region(number) for number in range(regions)]
     steps: list[tuple[bytes, tuple[FakeDescriptor, ...]]] = [
-        (wire.build_number(Request.SET_PROTOCOL_FEATURES, OFFER.protocol_features), ()),
-        (wire.build(Request.SET_OWNER), ()),
-        (wire.build_number(Request.SET_FEATURES, OFFER.features), ()),
-        (wire.build_memory_table(table), held),
+        (messages.build_number(Request.SET_PROTOCOL_FEATURES, OFFER.protocol_features), ()),
+        (messages.build(Request.SET_OWNER), ()),
+        (messages.build_number(Request.SET_FEATURES, OFFER.features), ()),
+        (messages.build_memory_table(table), held),
     ]
     for index in range(ring_count):
         steps += [
-            (wire.build_ring_value(Request.SET_VRING_NUM, index, size), ()),
-            (wire.build_ring_value(Request.SET_VRING_BASE, index, 7), ()),
-            (wire.build_ring_address(index, address(index)), ()),
-            (wire.build_ring_descriptor(Request.SET_VRING_KICK, index, present=True), fakes(1)),
-            (wire.build_ring_descriptor(Request.SET_VRING_CALL, index, present=True), fakes(1)),
-            (wire.build_ring_value(Request.SET_VRING_ENABLE, index, 1), ()),
+            (messages.build_ring_value(Request.SET_VRING_NUM, index, size), ()),
+            (messages.build_ring_value(Request.SET_VRING_BASE, index, 7), ()),
+            (messages.build_ring_address(index, address(index)), ()),
+            (messages.build_ring_descriptor(Request.SET_VRING_KICK, index, present=True), fakes(1)),
+            (messages.build_ring_descriptor(Request.SET_VRING_CALL, index, present=True), fakes(1)),
+            (messages.build_ring_value(Request.SET_VRING_ENABLE, index, 1), ()),
         ]
     for data, descriptors in steps:
         state = told(state, data, descriptors).state

@@ -12,6 +12,8 @@ import pytest
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, SwitchError, UplinkError
+from ovs_hotswap.host import standby
+from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Proof, Release, Side, Steered, Way
 from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.overlay.ports import UPLINK
@@ -24,13 +26,12 @@ from ovs_hotswap.switch.ovsdb import PortSpec
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.switch.pmd import RxQueue
 from ovs_hotswap.system import files
-from ovs_hotswap.upgrade import standby, watchlog
-from ovs_hotswap.upgrade.failover import Health
-from ovs_hotswap.upgrade.host import Host
-from ovs_hotswap.upgrade.keeper import Keeper
-from ovs_hotswap.upgrade.vitals import MainThread
-from ovs_hotswap.upgrade.watchdog import Guard
 from ovs_hotswap.uplink.proof import End
+from ovs_hotswap.watchdog import status_file
+from ovs_hotswap.watchdog.daemon import Guard
+from ovs_hotswap.watchdog.failover import Health
+from ovs_hotswap.watchdog.probes import MainThread
+from ovs_hotswap.watchdog.standby_keeper import Keeper
 from tests.unit.fake_system import FakeSystem
 
 RELEASE = Release("host", None, "3.1.0", "22.11")
@@ -319,7 +320,7 @@ class Bed:
         if prepared:
             record = standby.StandbyRecord(side=Side.B, pid=2, log_level="info", scheduling=None, prepared=True)
             standby.record_path(config).write_text(record.model_dump_json())
-        self.board = watchlog.Board(config, self.world)
+        self.board = status_file.Board(config, self.world)
         self.keeper = Keeper(lambda: FakeHost(config, self.world), self.board)
         self.main = MainThread(self.world.monotonic, 0.25, lambda _ctl, _timeout, _before: {0: 1})
         self.guard = Guard(self.host, self.board, self.keeper, self.main, self.follow)
@@ -335,4 +336,4 @@ class Bed:
         return None if verdict is None else verdict.health
 
     def events(self) -> list[dict[str, Any]]:
-        return watchlog.last_events(self.config, 100)
+        return status_file.last_events(self.config, 100)

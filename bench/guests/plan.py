@@ -1,0 +1,40 @@
+"""What the drivers' process is told when it is started."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from bench.guests.rings import Shape
+
+NOBODY = -1
+REMOTE = -2
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the drivers do. ``memory`` are the memfds, ``targets`` whom each VM sends to: a VM's number, ``REMOTE`` or
+    ``NOBODY``. ``remote``: an AF_PACKET socket at the remote host, whose MAC is ``remote_mac``. ``frame``: bytes of a
+    frame, ``header`` those of the virtio header before it."""
+
+    shape: Shape
+    memory: tuple[int, ...]
+    macs: tuple[str, ...]
+    targets: tuple[int, ...]
+    remote: int | None
+    remote_mac: str
+    frame: int
+    header: int
+    pause_us: int
+    nice: int
+
+    def text(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def parse(cls, text: str) -> Plan:
+        found = json.loads(text)
+        found["shape"] = Shape(**found["shape"])
+        for key in ("memory", "macs", "targets"):
+            found[key] = tuple(found[key])
+        return cls(**found)

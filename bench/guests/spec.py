@@ -1,0 +1,69 @@
+"""What a fleet consists of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.guests.plan import NOBODY, REMOTE
+from bench.guests.rings import HUGE_PAGE, PAGE, Shape
+from ovs_hotswap.vhostuser.messages import Feature
+from tests.support.vhost_qemu import GUEST_FEATURES
+
+
+@dataclass(frozen=True, slots=True)
+class VmSpec:
+    """``socket``: where the VM's QEMU listens for its switch."""
+
+    name: str
+    mac: str
+    socket: Path
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteHost:
+    """A device of a network namespace that leads into the VMs' network, as another host's VM would be connected."""
+
+    namespace: str
+    device: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSpec:
+    """``remote_vms``: so many VMs, the first ones, exchange frames with the remote host; the others do in pairs, each
+    with the one half of them away, and a last one without a partner with nobody. ``pairs``: queue pairs of each VM.
+    ``frame``: bytes of a frame without its checksum. ``pause_us``: how long the drivers sleep between two looks, 0:
+    not at all. ``nice``: their nice value.
+    """
+
+    vms: tuple[VmSpec, ...]
+    pairs: int = 1
+    ring_size: int = 256
+    features: int = GUEST_FEATURES
+    frame: int = 128
+    buffer: int = 2048
+    hugepages: bool = False
+    remote: RemoteHost | None = None
+    remote_vms: int = 0
+    pause_us: int = 50
+    nice: int = -10
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """Whom each VM sends to; see ``Plan``."""
+        remote = self.remote_vms if self.remote is not None else 0
+        half = (len(self.vms) - remote) // 2
+        first = list(range(remote + half, remote + 2 * half))
+        second = list(range(remote, remote + half))
+        return tuple([REMOTE] * remote + first + second + [NOBODY] * (len(self.vms) - remote - 2 * half))
+
+    @property
+    def header(self) -> int:
+        """Bytes of ``struct virtio_net_hdr``: with ``num_buffers`` or without (virtio 1.2, 5.1.6)."""
+        return 12 if self.features & (1 << Feature.VERSION_1 | 1 << Feature.NET_MRG_RXBUF) else 10
+
+    @property
+    def shape(self) -> Shape:
+        page = HUGE_PAGE if self.hugepages else PAGE
+        return Shape(len(self.vms), self.pairs, self.ring_size, self.buffer, page)

@@ -1,0 +1,303 @@
+"""Writes docs/performance.md and its plots from the reports of the other benchmarks.
+
+Each section is there if its report is: scale, patched (scale with the patched switch), alternatives, failover, phases,
+forwarding, soak. Nothing is written that
+is not in a report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import forwarding as forwarded
+from bench.testpmd import IN_FLIGHT
+from ovs_hotswap.cli.output import Output
+from ovs_hotswap.lab.pings import quantile
+from ovs_hotswap.system import System
+
+Json = dict[str, Any]
+DIRECTIONS = ("sending", "receiving")
+_PHASES = ("floor", "fail-over", "hang", "broker lost", "restart")
+
+INTRODUCTION = """\
+# Performance
+
+Written by `make bench-full` from the reports it made; do not edit. Every figure stands beside its alternative in the
+same run, and beside the noise floor: the same traffic with nothing done. Guests are simulated (`bench/guests`)
+and exchange numbered frames with one another and, over VXLAN, with another host; switches, broker and watchdog are
+real.
+"""
+
+GAPS = """
+The longest gap that each guest saw in the second around its move, in milliseconds. Rehearsed: all that surrounds the
+moves was done, and none was made. The guests share their core with the orchestrator, the broker and both switches'
+message threads.
+
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """``text``: Markdown. ``plots``: what draws each figure, by the name of its file."""
+
+    text: str
+    plots: dict[str, Callable[[Any], None]]
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
+
+
+def whole(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
+
+
+def tenths(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def spread(values: Sequence[float], shown: Callable[[float | None], str]) -> list[str]:
+    """p50, p99 and the largest."""
+    ordered = sorted(values)
+    return [shown(quantile(ordered, 0.5)), shown(quantile(ordered, 0.99)), shown(ordered[-1] if ordered else None)]
+
+
+def ecdf(axes: Any, values: Sequence[float], label: str) -> None:
+    ordered = sorted(values)
+    axes.step(ordered, [(number + 1) / len(ordered) for number in range(len(ordered))], where="post", label=label)
+
+
+def _named(case: Json) -> str:
+    return f"{case['vms']} x {case['queues']}"
+
+
+def _moves(cases: Sequence[Json]) -> str:
+    rows = [
+        (_named(each["case"]), len(each["moves_us"]), *spread(each["moves_us"], whole),
+         *spread(each["all_ms"], whole)[::2])
+        for each in cases
+    ]  # fmt: skip
+    return table(("VMs x queues", "moves", "p50 us", "p99 us", "max us", "all VMs, p50 ms", "all, max ms"), rows)
+
+
+def _frames(cases: Sequence[Json]) -> str:
+    rows = [(_named(each["case"]), kind, *tally.values()) for each in cases for kind, tally in each["frames"].items()]
+    return table(("VMs x queues", "frames", "sent", "lost", "doubled", "reordered"), rows)
+
+
+def scale(document: Json) -> Section:
+    cases = document["cases"]
+    broker = [
+        (_named(each["case"]), each["broker_kb"], each["broker_descriptors"], f"{each['broker_percent']:.2f}",
+         whole(quantile(sorted(each["broker_ms"]), 0.5)))
+        for each in cases
+    ]  # fmt: skip
+    gaps = [
+        (_named(each["case"]), direction,
+         *(value for what in ("floor_ms", "rehearsed_ms", "gaps_ms")
+           for value in spread(each[what][direction], tenths)[:2]))
+        for each in cases for direction in DIRECTIONS
+    ]  # fmt: skip
+
+    def distributions(axes: Any) -> None:
+        for each in cases:
+            ecdf(axes, each["moves_us"], _named(each["case"]))
+        axes.set(xlabel="hand-over, microseconds", ylabel="share of the moves", xscale="log")
+        axes.legend(title="VMs x queues")
+
+    def growth(axes: Any) -> None:
+        for queues in sorted({each["case"]["queues"] for each in cases}):
+            chosen = [each for each in cases if each["case"]["queues"] == queues]
+            vms = [each["case"]["vms"] for each in chosen]
+            for share, style in ((0.5, "o-"), (0.99, "o--")):
+                values = [quantile(sorted(each["moves_us"]), share) for each in chosen]
+                axes.plot(vms, values, style, label=f"p{share * 100:.0f}, {queues} queues")
+        axes.set(xlabel="VMs on the host", ylabel="hand-over, microseconds", xscale="log", yscale="log")
+        axes.legend()
+
+    text = "## Hand-over\n\nOne VM's rings from switch to switch, on the broker's clock; all VMs: first to last.\n\n"
+    text += _moves(cases)
+    text += "\nThe broker: memory, descriptors, % of a core while idle, ms of processor time to move all VMs.\n\n"
+    text += table(("VMs x queues", "kB", "descriptors", "idle %", "all moved ms"), broker)
+    text += GAPS
+    text += table(("VMs x queues", "guests", "floor p50", "floor p99", "rehearsed p50", "rehearsed p99", "moved p50",
+                   "moved p99"), gaps)  # fmt: skip
+    text += "\n" + _frames(cases)
+    return Section(text, {"hand-over": distributions, "hand-over-growth": growth})
+
+
+def patched(document: Json) -> Section:
+    text = "## Hand-over with the patched switch\n\nAs above, with the switch of `make packages`.\n\n"
+    return Section(text + _moves(document["cases"]) + "\n" + _frames(document["cases"]), {})
+
+
+def alternatives(document: Json) -> Section:
+    results = [result for results in document["cases"] for result in results]
+    rows = [
+        (_named(each["case"]), each["way"], len(each["times_us"]), *spread(each["times_us"], whole)) for each in results
+    ]
+
+    def ways(axes: Any) -> None:
+        chosen = max((each["case"]["vms"], each["case"]["queues"]) for each in results)
+        for each in results:
+            if (each["case"]["vms"], each["case"]["queues"]) == chosen:
+                ecdf(axes, each["times_us"], each["way"])
+        axes.set(xlabel="microseconds", ylabel="share of the hand-overs", xscale="log",
+                 title=f"{chosen[0]} VMs x {chosen[1]} queues")  # fmt: skip
+        axes.legend()
+
+    text = "## Ways to hand rings over\n\nBy a front end with a connection to either switch, without traffic.\n\n"
+    text += table(("VMs x queues", "way", "times", "p50 us", "p99 us", "max us"), rows)
+    return Section(text, {"alternatives": ways})
+
+
+def failover(document: Json) -> Section:
+    rows, idle = [], []
+    for each in document["cases"]:
+        vms = each["case"]["vms"]
+        idle.append((vms, tenths(each["standby_percent"])))
+        for phase in _PHASES:
+            for direction in DIRECTIONS:
+                figures = each["ms"].get(phase, {}).get(direction, {})
+                rows.append((vms, phase, direction, *(tenths(figures.get(name)) for name in ("p50", "p99", "max"))))
+
+    def outages(axes: Any) -> None:
+        for each in document["cases"]:
+            for name, style in (("failovers", "fail-over"), ("restarts", "restart")):
+                values = [ms for crash in each[name] for ms in crash["outage"]["sending"].values() if ms is not None]
+                if values:
+                    ecdf(axes, values, f"{each['case']['vms']} VMs, {style}")
+        axes.set(xlabel="from the SIGKILL to a guest's next packet, ms", ylabel="share of the guests", xscale="log")
+        axes.legend()
+
+    text = "## Crash fail-over\n\nMilliseconds from the signal to a guest's next packet; broker lost: longest gap.\n\n"
+    text += table(("VMs", "what", "guests", "p50", "p99", "max"), rows)
+    text += "\n" + table(("VMs", "idle standby, % of a core"), idle)
+    return Section(text, {"failover": outages})
+
+
+def phases(document: Json) -> Section:
+    cases = document["cases"]
+    steps = list(dict.fromkeys(step for each in cases for step in each["seconds"]))
+    names = [f"{_named(each['case'])}, {each['flows']} flows" for each in cases]
+    rows = [(step, *(f"{each['seconds'].get(step, 0.0):.2f}" for each in cases)) for step in steps]
+
+    def bars(axes: Any) -> None:
+        left = [0.0] * len(cases)
+        for step in steps[:-1]:
+            width = [each["seconds"].get(step, 0.0) for each in cases]
+            axes.barh(names, width, left=left, label=step)
+            left = [one + other for one, other in zip(left, width, strict=True)]
+        axes.set(xlabel="seconds")
+        axes.legend(fontsize="x-small", ncols=2)
+
+    text = "## A whole upgrade\n\nSeconds by step; VMs x queues.\n\n" + table(("step", *names), rows)
+    return Section(text, {"phases": bars})
+
+
+def forwarding(document: Json) -> Section:
+    pairs, rates = document["paired"], document["rates"]
+
+    def boxes(axes: Any) -> None:
+        axes.boxplot(list(rates.values()))
+        axes.set_xticklabels(list(rates))
+        axes.set(ylabel="frames a second", ylim=0)
+
+    text = f"""## Forwarding
+
+{IN_FLIGHT} frames of 64 bytes that go round between two guests (DPDK's `testpmd`). One switch serves two such pairs of
+guests, one through the broker and one without, in turn; and two that are both without, which shows what two pairs
+differ by anyway. Guests are started anew for each round.
+
+"""
+    for each in pairs:
+        text += table(forwarded.COLUMNS, forwarded.rows(each, forwarded.DIRECT)) + "\n"
+    text += "Beside a standby, and in the window, compared to the broker alone:\n\n"
+    text += table(forwarded.COLUMNS, forwarded.rows(rates, forwarded.BROKER))
+    return Section(text, {"forwarding": boxes})
+
+
+def soak(document: Json) -> Section:
+    sizes = document["sizes"]
+    frames = [(kind, *tally.values()) for kind, tally in document["frames"].items()]
+    held = [
+        (name, looks[0]["memory_kb"], looks[-1]["memory_kb"], looks[0]["descriptors"], looks[-1]["descriptors"])
+        for name, looks in sizes.items()
+    ]
+
+    def memory(axes: Any) -> None:
+        for name, looks in sizes.items():
+            axes.plot([each["upgrades"] for each in looks], [each["memory_kb"] for each in looks], label=name)
+        axes.set(xlabel="upgrades", ylabel="memory, kB", ylim=0)
+        axes.legend()
+
+    seconds = ", ".join(f"{name} {value}" for name, value in
+                        zip(("p50", "p99", "longest"), spread(document["seconds"], tenths), strict=True))  # fmt: skip
+    text = f"## Soak\n\n{document['upgrades']} upgrades with {document['vms']} VMs; seconds of each: {seconds}.\n\n"
+    text += table(("frames", "sent", "lost", "doubled", "reordered"), frames)
+    text += "\n" + table(("process", "kB, first", "last", "descriptors, first", "last"), held)
+    return Section(text, {"soak": memory})
+
+
+SECTIONS: dict[str, Callable[[Json], Section]] = {
+    "scale": scale, "patched": patched, "alternatives": alternatives, "failover": failover, "phases": phases,
+    "forwarding": forwarding, "soak": soak,
+}  # fmt: skip
+
+
+def write(reports: Path, target: Path) -> list[str]:
+    """Write the page and, in the directory of its name beside it, the plots; return the sections."""
+    documents = {
+        name: json.loads(path.read_text())
+        for name in SECTIONS
+        if (path := reports / f"{name}-report.json").exists()
+    }  # fmt: skip
+    machines = {json.dumps(document["machine"], sort_keys=True) for document in documents.values()}
+    parts = [INTRODUCTION]
+    for text in sorted(machines):
+        found = json.loads(text)
+        parts.append(f"Machine: {found['cpus']} CPUs, {found['model']}, Linux {found['kernel']}.\n")
+    images = target.with_suffix("")
+    for name, document in documents.items():
+        section = SECTIONS[name](document)
+        shown = "\n".join(f"![{plot}]({images.name}/{plot}.svg)" for plot in section.plots)
+        parts.append(f"{section.text}\n{shown}\n")
+        for plot, paint in section.plots.items():
+            draw(images / f"{plot}.svg", paint)
+    target.write_text("\n".join(parts))
+    return list(documents)
+
+
+def draw(path: Path, paint: Callable[[Any], None]) -> None:
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    paint(axes)
+    axes.grid(visible=True, alpha=0.3)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+# ------------------------------------------------------------------------------------------------------------ command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--reports", type=Path, default=Path(), help="directory of the *-report.json files")
+    parser.add_argument("--target", type=Path, default=Path("docs/performance.md"))
+
+
+def run(arguments: argparse.Namespace, output: Output, _system: System) -> int:
+    """Exit status: 1 if there is no report."""
+    found = write(arguments.reports, arguments.target)
+    output.line(f"{arguments.target}: {', '.join(found) or 'no report'}")
+    return 0 if found else 1

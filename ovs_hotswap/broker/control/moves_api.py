@@ -1,0 +1,161 @@
+"""What the broker's control socket offers for moving VMs: capture rings armed before, moves, and what they left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ovs_hotswap.broker.control import client
+from ovs_hotswap.broker.control.documents import swap_document
+from ovs_hotswap.broker.control.server import Method
+from ovs_hotswap.broker.persist.autosave import Keeping
+from ovs_hotswap.broker.settings import Settings
+from ovs_hotswap.broker.vm_slot import Seat
+from ovs_hotswap.errors import BrokerError, HotswapError
+from ovs_hotswap.model import MessageThread, Side
+from ovs_hotswap.priority import control_core
+from ovs_hotswap.vhostuser.handover import Threads
+from ovs_hotswap.vhostuser.messages import Descriptor
+
+_TIMEOUT_S = 2.0
+_TICK_S = 0.001
+
+
+class Moves:
+    """``seat_of`` finds a VM by its name, or raises BrokerError."""
+
+    def __init__(self, seat_of: Callable[[object], Seat], keeping: Keeping, settings: Settings) -> None:
+        self._seat, self._keeping, self._settings = seat_of, keeping, settings
+
+    @property
+    def methods(self) -> Mapping[str, Method]:
+        return {"arm": self._arm, "disarm": self._disarm, "move": self._move, "move_many": self._move_many,
+                "unserved": self._unserved, "undelivered": self._undelivered}  # fmt: skip
+
+    async def _move(self, vm: str, to: str) -> dict[str, Any]:
+        return await self._swap(vm, side_of(to), {})
+
+    async def _swap(self, vm: str, to: Side, threads: Threads) -> dict[str, Any]:
+        seat = self._seat(vm)
+        await self._quiet(seat, to)
+        return swap_document(seat.vm, seat.mover.swap_to(to, threads, control_core(self._settings.pmd_cores)))
+
+    async def _quiet(self, seat: Seat, to: Side) -> None:
+        """Wait while messages are under way that keep a VM from being moved."""
+        if seat.mover.under_way(to):
+            seat.mover.settle()
+            with contextlib.suppress(BrokerError):
+                await until(lambda: not seat.mover.under_way(to), _TIMEOUT_S, "")
+
+    async def _arm(self, vms: list[str], to: str) -> list[str]:
+        """Have frames for VMs that are about to be moved caught from now on; answers those for which that can be."""
+        side, told = side_of(to), []
+        for vm in vms:
+            seat = self._seat(vm)
+            await self._quiet(seat, side)
+            try:
+                if seat.mover.arm(side):
+                    told.append(vm)
+            except BrokerError:
+                break  # its move tells why, and is the last one
+        with contextlib.suppress(BrokerError):  # the move of one that does not answer tells that
+            await until(lambda: all(self._seat(vm).mover.armed(side) for vm in told), self._settings.fence_s, "")
+        return [vm for vm in told if self._seat(vm).mover.armed(side)]
+
+    async def _disarm(self, vms: list[str]) -> None:
+        """VMs that were armed are not moved after all."""
+        for vm in vms:
+            self._seat(vm).mover.disarm()
+
+    async def _move_many(
+        self, vms: list[str], to: str, threads: Mapping[str, Any] | None = None,
+        descriptors: Sequence[Descriptor] = (), gone: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Move VMs in this order, up to the first one that cannot be: ``moved`` tells of those before it. ``threads``
+        are those that handle the switches' messages, by side: ``tid``, and ``pipe`` if its notify pipe is the next one
+        of ``descriptors``. A caller who is ``gone`` has given up, and may be about to move VMs back: nothing more is
+        moved for him."""
+        moved: list[dict[str, Any]] = []
+        side = side_of(to)
+        with contextlib.ExitStack() as stack:
+            known = _message_threads(threads or {}, descriptors, stack)
+            stack.enter_context(self._keeping.held())
+            for vm in vms:
+                if gone():
+                    await self._disarm(vms[len(moved) :])
+                    raise BrokerError(f"whoever asked has hung up: {len(moved)} of {len(vms)} VMs were moved")
+                try:
+                    moved.append(await self._swap(vm, side, known))
+                except HotswapError as error:
+                    return {"moved": moved, **client.error_document(error)}
+                await asyncio.sleep(0)  # answers of those before have come meanwhile
+        return {"moved": moved, "error": None}
+
+    async def _unserved(self, vms: list[str]) -> list[str]:
+        """VMs of which something that was to be sent at their last move still waits, and nothing was taken since."""
+        return [vm for vm in vms if not self._seat(vm).mover.served]
+
+    async def _undelivered(self, vm: str) -> dict[str, Any]:
+        """Frames that arrived during the VM's last move; late copies are not waited for any more."""
+        caught = await self._seat(vm).mover.settled()
+        return {
+            "vm": vm,
+            "frames": [each.frame.hex() for each in caught if not each.segments],
+            "undeliverable": sum(each.segments for each in caught),
+        }
+
+
+async def until(true: Callable[[], bool], timeout: float, otherwise: str | Callable[[], str]) -> None:
+    """Wait. Raises BrokerError with ``otherwise``, as it is then, after ``timeout`` seconds."""
+    end = time.monotonic() + timeout
+    while not true():
+        if time.monotonic() >= end:
+            text = otherwise if isinstance(otherwise, str) else otherwise()
+            raise BrokerError(f"{text} after {timeout:g} s")
+        await asyncio.sleep(_TICK_S)
+
+
+def _message_threads(
+    given: Mapping[str, Any], descriptors: Sequence[Descriptor], stack: contextlib.ExitStack
+) -> Threads:
+    """Raises BrokerError if the request is not as it must be, or a descriptor is no pipe. What is opened is left to
+    ``stack``."""
+    left = list(descriptors)
+    try:
+        threads = {}
+        for side, thread in given.items():
+            pipe = _pipe(side, left.pop(0), stack) if thread["pipe"] else None
+            threads[side_of(side)] = MessageThread(int(thread["tid"]), pipe)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise BrokerError("threads: a tid and whether there is a pipe for each side, and those pipes") from error
+    if left:
+        raise BrokerError(f"{len(left)} descriptors too many")
+    return threads
+
+
+def _pipe(side: str, given: Descriptor, stack: contextlib.ExitStack) -> int | None:
+    """The same pipe opened once more: O_NONBLOCK belongs to the open file, which the caller has too. ``None`` if nobody
+    reads it any more."""
+    descriptor = given.fileno()
+    writes = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+    if not (writes and stat.S_ISFIFO(os.fstat(descriptor).st_mode)):
+        raise BrokerError(f"notify pipe of {side}: not a pipe that is open for writing")
+    try:
+        pipe = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    stack.callback(os.close, pipe)
+    return pipe
+
+
+def side_of(text: str) -> Side:
+    try:
+        return Side(text)
+    except ValueError as error:
+        raise BrokerError(f"no side {text!r}; there are a and b") from error

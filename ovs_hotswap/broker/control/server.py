@@ -1,0 +1,215 @@
+"""The broker's end of its control socket (``control``): who may ask, what is logged, how a request finds its method."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import inspect
+import json
+import logging
+import os
+import select
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from ovs_hotswap.broker.control import client
+from ovs_hotswap.config import Config
+from ovs_hotswap.errors import BrokerError, HotswapError
+from ovs_hotswap.vhostuser.channel import OwnedFd, adopt, close_all, listen
+
+log = logging.getLogger(__name__)
+
+# Logged with who asked.
+_CHANGES = {"park", "unpark", "arm", "disarm", "move", "move_many", "reload", "withdraw", "quarantine", "release"}
+_PEER = struct.Struct("3i")  # struct ucred: unix(7), SO_PEERCRED
+_READ = 1 << 16
+_DESCRIPTORS = 8  # with one request
+_ANCILLARY = socket.CMSG_SPACE(_DESCRIPTORS * array.array("i").itemsize)
+_BACKLOG = 100
+_PAUSE_S = 1.0  # after a caller could not be taken in, for want of descriptors
+
+Method = Callable[..., Awaitable[Any]]
+
+
+class Desk:
+    """Serves ``methods``, whose parameters are those of the requests, by name, to root and to ``group``. One with a
+    parameter ``descriptors`` gets those that came with the request, one with ``gone`` a function that tells whether the
+    caller has hung up.
+
+    ``inherited``: the listening socket of a broker that is succeeded. Raises BrokerError if there can be none, unless
+    it is not ``needed``: then it is made when it can be.
+    """
+
+    def __init__(
+        self, config: Config, methods: Mapping[str, Method], inherited: socket.socket | None, group: int | None = None,
+        *, needed: bool = True,
+    ) -> None:  # fmt: skip
+        self._path, self._group = config.broker_socket, group
+        self._methods = methods
+        self._closed = False
+        self.listener = inherited
+        if inherited is not None:
+            inherited.setblocking(False)
+            return
+        try:
+            self.listener = listen(self._path, mode=0o660)
+        except BrokerError as error:
+            if needed:
+                raise
+            log.error("no command reaches this broker until its socket can be made: %s", error.message)
+
+    def open(self) -> asyncio.Task[None]:
+        """Begin to serve; cancel the task to take in no more callers."""
+        return asyncio.get_running_loop().create_task(self._accept())
+
+    async def _opened(self) -> socket.socket:
+        """The listening socket, when there is one. That its group cannot be set is logged: root is served all the
+        same."""
+        while self.listener is None:
+            await asyncio.sleep(_PAUSE_S)
+            with contextlib.suppress(BrokerError):
+                self.listener = listen(self._path, mode=0o660)
+        try:
+            self.listener.listen(_BACKLOG)
+            if self._group is not None:
+                os.chown(self._path, -1, self._group)
+        except OSError as error:
+            log.error("%s: %s", self._path, error.strerror)
+        return self.listener
+
+    def close(self) -> None:
+        """Answer nobody any more: another broker does. Who has asked is hung up on, and asks that one."""
+        self._closed = True
+
+    async def _accept(self) -> None:
+        loop, callers = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+        listener = await self._opened()
+        while True:
+            try:  # not the loop's ``sock_accept``, which loses a caller who comes while it is cancelled
+                await _readable(listener)
+                connection, _ = listener.accept()
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                log.warning("control: accept: %s", error)
+                await asyncio.sleep(_PAUSE_S)
+                continue
+            task = loop.create_task(self._serve(connection))
+            callers.add(task)
+            task.add_done_callback(callers.discard)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        # What a method raises is answered; these are of the connection, or of the broker's end.
+        with contextlib.suppress(OSError, ValueError, asyncio.CancelledError), _Caller(connection) as caller:
+            pid, user, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+            while line := await caller.line():
+                descriptors = caller.taken()
+                if self._closed:
+                    close_all(descriptors)
+                    return
+                try:
+                    who = f"asked by user {user}, process {pid}"
+                    answer = await self._answer(line, {"descriptors": descriptors, "gone": caller.gone}, who)
+                finally:
+                    close_all(descriptors)
+                if self._closed:
+                    return
+                await loop.sock_sendall(connection, client.encode(answer))
+
+    async def _answer(self, line: bytes, beside: Mapping[str, Any], who: str) -> dict[str, Any]:
+        """``beside``: what a method may have that is not in the request."""
+        try:
+            request = client.decode_request(line)
+            method = self._methods.get(request.method)
+            if method is None:
+                raise BrokerError(f"no method {request.method!r}; there are {', '.join(sorted(self._methods))}")
+            if given := beside.keys() & request.params:
+                raise BrokerError(f"{', '.join(sorted(given))}: not a parameter of a request")
+            signature = inspect.signature(method)
+            wanted = {key: value for key, value in beside.items() if key in signature.parameters}
+            if beside["descriptors"] and "descriptors" not in wanted:
+                raise BrokerError(f"{request.method} takes no descriptors")
+            params = {**request.params, **wanted}
+            try:
+                signature.bind(**params)
+            except TypeError as error:
+                raise BrokerError(f"{request.method}: {error}") from error
+            try:
+                if request.method in _CHANGES:
+                    log.info("%s %s: %s", request.method, json.dumps(request.params), who)
+                return {"result": await method(**params)}
+            except HotswapError:
+                raise
+            except Exception as error:
+                log.exception("%s: %s", request.method, who)
+                raise BrokerError(f"{request.method}: {type(error).__name__}: {error}") from error
+        except HotswapError as error:
+            return client.error_document(error)
+
+
+class _Caller:
+    """A connection, which this object owns: lines, and the descriptors that come with them, which asyncio's streams
+    would lose."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._connection = connection
+        self._received = bytearray()
+        self._descriptors: list[OwnedFd] = []
+
+    def __enter__(self) -> _Caller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+        close_all(self._descriptors)
+
+    async def line(self) -> bytes:
+        """The next line, or nothing at the end. Raises ValueError if it is too long, or too many descriptors come with
+        it, OSError."""
+        searched = 0
+        while (end := self._received.find(b"\n", searched)) < 0:
+            searched = len(self._received)
+            await _readable(self._connection)
+            with contextlib.suppress(BlockingIOError):
+                data, ancillary, flags, _ = self._connection.recvmsg(_READ, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+                self._descriptors += adopt(ancillary)
+                if not data:
+                    return b""
+                self._received += data
+                too_many = flags & socket.MSG_CTRUNC or len(self._descriptors) > _DESCRIPTORS
+                if too_many or len(self._received) > client.LINE_LIMIT:
+                    raise ValueError("not a request")
+        line = bytes(self._received[: end + 1])
+        del self._received[: end + 1]
+        return line
+
+    def gone(self) -> bool:
+        """Whether nobody waits for an answer any more. One who has only said all he wants to say still does."""
+        poller = select.poll()
+        poller.register(self._connection, 0)  # hang-up is told without being asked for
+        return bool(poller.poll(0))
+
+    def taken(self) -> list[OwnedFd]:
+        """The descriptors that came with the last line; a caller sends the next request after the answer."""
+        taken, self._descriptors = self._descriptors, []
+        return taken
+
+
+async def _readable(connection: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+
+    def came() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(connection, came)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(connection)

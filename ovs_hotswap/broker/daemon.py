@@ -1,0 +1,500 @@
+"""The broker daemon: listens for switches, connects to QEMUs, answers the control socket.
+
+One event loop, one thread. Packets never pass here; between control messages the process sleeps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping, Set
+from dataclasses import asdict
+from typing import Any
+
+from ovs_hotswap import __version__
+from ovs_hotswap.broker.control.documents import capture_document, vm_document
+from ovs_hotswap.broker.control.moves_api import Moves, side_of, until
+from ovs_hotswap.broker.control.server import Desk, Method
+from ovs_hotswap.broker.lifecycle import UNIT
+from ovs_hotswap.broker.mover import Mover
+from ovs_hotswap.broker.persist import recovery, takeover
+from ovs_hotswap.broker.persist.autosave import Keeping
+from ovs_hotswap.broker.persist.predecessor import Passing
+from ovs_hotswap.broker.persist.recovery import StartsOver
+from ovs_hotswap.broker.persist.snapshot import VmParts, Work
+from ovs_hotswap.broker.persist.state_slot import Vault
+from ovs_hotswap.broker.persist.takeover import Inherited
+from ovs_hotswap.broker.process_watch import Processes
+from ovs_hotswap.broker.qemu_connector import Reach
+from ovs_hotswap.broker.quarantine import Quarantine
+from ovs_hotswap.broker.run_directory import Place, control_group, remove_socket
+from ovs_hotswap.broker.settings import Settings
+from ovs_hotswap.broker.shutdown import Withdrawal
+from ovs_hotswap.broker.time_budget import Turns
+from ovs_hotswap.broker.timers import Delays
+from ovs_hotswap.broker.vm import Vm
+from ovs_hotswap.broker.vm_slot import Seat
+from ovs_hotswap.broker.watchdog_ping import ping_forever
+from ovs_hotswap.config import Config, read_active
+from ovs_hotswap.errors import BrokerError, CommandError, ConfigError, HotswapError
+from ovs_hotswap.model import Side
+from ovs_hotswap.overlay.intent import Vm as Port
+from ovs_hotswap.overlay.intent import load_intent
+from ovs_hotswap.priority import preferred, raise_priority
+from ovs_hotswap.process_exit import Process, started
+from ovs_hotswap.service import sd_notify
+from ovs_hotswap.service.supervisor import SUCCEEDED
+from ovs_hotswap.service.systemctl import Unit
+from ovs_hotswap.switch.paths import InstancePaths
+from ovs_hotswap.system import System, many_descriptors
+from ovs_hotswap.vhostuser.call_signals import signaller
+from ovs_hotswap.vhostuser.capture_memory import Room
+from ovs_hotswap.vhostuser.channel import OwnedFd
+from ovs_hotswap.vhostuser.guest_memory import make_scratch, waits
+from ovs_hotswap.vhostuser.messages import Descriptor
+
+log = logging.getLogger(__name__)
+
+_PARK_TIMEOUT_S = 10.0  # a first use creates mempools under the device lock: half a second was measured
+_LISTEN_S = 1.0  # between two attempts to make a socket, or to take in a switch
+_PATIENCE_S = 3.0  # a switch that lost its connection has made another one after a second
+
+
+class Broker:
+    """The VMs of one host. ``run`` serves until ``stop``.
+
+    With ``inherited`` it is made with all VMs of another broker and all that it needs of this host, and acts on nothing
+    before ``run``: whatever fails until then leaves the other one at work. Raises ConfigError, BrokerError, OSError.
+    """
+
+    def __init__(
+        self, config: Config, system: System, loop: asyncio.AbstractEventLoop, home: Side | None,
+        inherited: Inherited | None = None, load: Callable[[], Config] | None = None,
+    ) -> None:  # fmt: skip
+        self._settings = Settings(config, load)
+        self._system = system
+        self._serving = self._for_good = False
+        self._loop = loop
+        self._delays = Delays(loop)
+        self._home = home
+        self._listen_at = 0.0
+        self._followed: Side | None = None  # whose side VMs without a guest were given
+        self._seats: dict[str, Seat] = {}
+        pid_files = [InstancePaths.of(config, side).vswitchd_pid for side in Side]
+        self._processes = Processes(loop, self._process_ended, pid_files)
+        self._keeping = Keeping(loop, Vault.kept(), keeps=sd_notify.supervised())
+        self._withdrawal = Withdrawal(self._seats, self._processes, self._keeping)
+        self._intent: tuple[tuple[int, int, int], frozenset[str]] = (0, 0, 0), frozenset()
+        self._ports: Mapping[str, Port] = {}  # of each VM in it
+        self._room = Room(config.broker.capture_mb << 20)
+        self._turns = Turns(loop)
+        self._reading = asyncio.Lock()
+        self._stopping = asyncio.Event()
+        self._started = time.monotonic()
+        self._quarantine = Quarantine(config.run_dir / "quarantine.json", system, self._seat)
+        self._methods: dict[str, Method] = {
+            "status": self._status, "vms": self._vms, "vm": self._vm, "park": self._park, "unpark": self._unpark,
+            "reload": self._reload, "withdraw": self._withdraw,
+            **Moves(self._seat, self._keeping, self._settings).methods, **self._quarantine.methods,
+        }  # fmt: skip
+        self._inherited = inherited
+        goes_on = bool(self._keeping.earlier)
+        signaller().ready()  # made while something may fail, and what it lacks is told
+        control = None if inherited is None else inherited.control
+        self._desk = Desk(config, self._methods, control, self._group(goes_on), needed=not goes_on)
+        successors = None if inherited is None else inherited.successors
+        self._passing = Passing(loop, config, successors, self._seats, self._keeping, self._desk, self._passed_on)
+        if inherited is not None:
+            for given, listeners in inherited.vms.values():
+                if isinstance(given, StartsOver):
+                    self._start_over(given, listeners)
+                else:
+                    self._restore(given, listeners)
+
+    @property
+    def _config(self) -> Config:
+        return self._settings.config
+
+    async def run(self) -> bool:
+        """Serve, and return whether a successor does now. Raises ConfigError if the overlay intent cannot
+        be read, BrokerError if a socket cannot be made, where there is nothing to go on from."""
+        try:
+            if self._inherited is None:
+                self._begin()
+            for seat in self._seats.values():
+                if seat.restored:
+                    self._take_up(seat)
+            if self._inherited is not None:
+                self._reload_soon()
+            await self._run(self._desk.open())
+            return self._passing.succeeded
+        finally:
+            self.close()
+
+    def _group(self, goes_on: bool) -> int | None:
+        """The group of the control socket. VMs that an earlier broker kept are served whatever that is."""
+        try:
+            return control_group(self._config)
+        except ConfigError as error:
+            if not goes_on:
+                raise
+            log.error("only root may use the control socket: %s", error.message)
+            return None
+
+    def _begin(self) -> None:
+        """Anew, or with the VMs that an earlier broker kept, whatever has become of the intent meanwhile: those that
+        are in it no more leave as always."""
+        earlier = self._keeping.earlier
+        try:
+            names = self._read_intent()
+        except ConfigError as error:
+            if not earlier:
+                raise
+            log.error("the VMs of the earlier broker are served on: %s", error.message)
+            names = earlier
+        self._make(names | earlier)
+        if not earlier:
+            self._refuse_unheard(names)
+        if earlier - names:
+            self._reload_soon()
+
+    def _refuse_unheard(self, names: Set[str]) -> None:
+        """Raises BrokerError if a socket of one of these VMs cannot be made."""
+        seats = [seat for name, seat in sorted(self._seats.items()) if name in names]
+        faults = [fault for seat in seats if (fault := seat.listen_again(self._loop)) is not None]
+        if faults:
+            more = f" (and of {len(faults) - 1} VMs more)" if len(faults) > 1 else ""
+            raise BrokerError(f"{faults[0]}{more}")
+
+    def _restore(self, given: VmParts, listeners: dict[Side, socket.socket], work: Work | None = None) -> None:
+        """A VM as another broker left it. It is not acted on before ``_take_up``."""
+        vm = self._new_vm(given.name, given.scratch)
+        recovery.restore(vm, given, self._processes.mind, work)
+        self._seat_vm(vm, listeners).restored = True
+
+    def _start_over(self, given: StartsOver, listeners: dict[Side, socket.socket]) -> None:
+        """A VM of which nobody can say how far another broker's work with it went."""
+        for process in given.processes.values():
+            self._processes.mind(process.pid, process.born)
+        suspects = {side: process.pid for side, process in given.processes.items()}
+        self._seat_vm(self._new_vm(given.name, make_scratch(), suspects), listeners, given.qemu)
+
+    def _take_up(self, seat: Seat) -> None:
+        """Go on with a VM where another broker left off. A fault of one VM is that VM's."""
+        seat.restored = False
+        try:
+            recovery.take_up(seat.vm)
+            self._quarantine.enforce(seat.vm)
+        except Exception:
+            log.exception("vm %s: it cannot be gone on with", seat.vm.name)
+
+    async def _run(self, desk: asyncio.Task[None]) -> None:
+        self._serving = True
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stop, number)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
+        gc.collect()
+        gc.freeze()
+        sd_notify.notify("READY=1", f"STATUS=serves {len(self._seats)} VMs")
+        log.info("broker %s serves %d VMs on %s", __version__, len(self._seats), self._config.broker_socket)
+        reach = Reach(self._settings, self._seats, self._keeping, self._passing)
+        tasks = [self._loop.create_task(each) for each in (reach.forever(self._each_round), ping_forever())]
+        self._passing.open()
+        try:
+            await self._stopping.wait()
+            sd_notify.notify("STOPPING=1")
+            if not self._passing.succeeded and (self._for_good or await asyncio.to_thread(self._unit_stops)):
+                await self._withdrawal.enforce(max(self._settings.fence_s, _PATIENCE_S))
+            if not self._passing.succeeded:
+                with contextlib.suppress(BrokerError):
+                    await until(self._keeping.save, takeover.TIMEOUT_S, "VMs are not settled")
+        finally:
+            for task in (desk, *tasks):
+                task.cancel()
+            if not self._passing.succeeded:
+                if self._withdrawal.begun:  # else clients wait for the next broker
+                    remove_socket(self._config.broker_socket)
+                remove_socket(self._config.successor_socket)
+
+    def _stop(self, number: signal.Signals) -> None:
+        """SIGINT is for good, and so is SIGTERM if there is nobody who keeps something to go on from."""
+        self._for_good |= number is signal.SIGINT or not sd_notify.listened() or self._withdrawal.begun
+        self._stopping.set()
+
+    def _passed_on(self) -> None:
+        """A successor is the broker."""
+        sd_notify.notify(SUCCEEDED)
+        self._stopping.set()
+
+    def _unit_stops(self) -> bool:
+        """Whether systemd ends this process for good, which is not told by the signal."""
+        if not sd_notify.in_unit():
+            return False
+        try:
+            return Unit(UNIT, self._system).job() == "stop"
+        except CommandError as error:
+            log.warning("is %s stopped or restarted? %s", UNIT, error.message)
+            return False
+
+    def _read_intent(self) -> frozenset[str]:
+        """Names of the intent's VMs. One with 100 000 remote MACs takes seconds to read: it is read when it changed."""
+        path = self._config.overlay
+        with contextlib.suppress(OSError):  # that it cannot be read is told below
+            found = path.stat()
+            if (stamp := (found.st_ino, found.st_mtime_ns, found.st_size)) == self._intent[0]:
+                return self._intent[1]
+        vms = load_intent(path, self._config).vms
+        names = frozenset(vm.name for vm in vms)
+        self._intent, self._ports = (stamp, names), {vm.name: vm for vm in vms}
+        return names
+
+    def _make(self, names: Set[str]) -> None:
+        """Make the VMs ``names``; new ones belong to the side that is active now. Others begin to leave."""
+        self._follow_active()
+        for name in sorted(names - self._seats.keys()):
+            try:
+                self._add(name)
+            except OSError as error:  # memory or descriptors are short; the other VMs are served all the same
+                log.error("vm %s: it is not served before the next reload: %s", name, error.strerror)
+        for name, seat in self._seats.items():
+            seat.vm.queues, seat.vm.mtu = self._port(name)
+            seat.vm.withheld, seat.mover.fence_s = self._config.broker.withheld, self._settings.fence_s
+            if name not in names:
+                seat.leaving = True
+                seat.withdraw()
+            elif seat.leaving and not self._withdrawal.begun:
+                seat.serve_again()
+        self._let_leave()
+
+    def _follow_active(self) -> None:
+        """VMs without a guest belong to the side that is active now: nobody else will have it in mind when they start,
+        and the broker may not have been told."""
+        active = None
+        with contextlib.suppress(OSError):
+            active = read_active(self._config)
+        if active is None or active is self._followed:
+            return
+        self._home = self._followed = active
+        for seat in self._seats.values():
+            if seat.vm.qemu is None and seat.vm.ownership.holder is None and seat.vm.home is not active:
+                seat.vm.home = active
+                seat.vm.talks()
+
+    def _each_round(self) -> None:
+        """Before QEMUs are looked for."""
+        self._let_leave()
+        self._follow_active()
+        now = time.monotonic()
+        if now >= self._listen_at and not self._passing.under_way:
+            self._listen_at = now + _LISTEN_S
+            for seat in self._seats.values():
+                seat.listen_again(self._loop)
+
+    def _let_leave(self) -> None:
+        """Let go of VMs that are in the intent no more, once no switch can be on their rings."""
+        for name, seat in list(self._seats.items()):
+            if seat.leaving and seat.is_withdrawn and not self._passing.succeeded:
+                self._keeping.remove(name, forget=True)
+                self._remove(name)
+
+    def _add(self, name: str) -> None:
+        found = self._suspects(name)
+        kept = self._keeping.take(name)
+        if kept.state is not None:
+            self._restore(kept.state, {}, kept.work)
+        else:
+            self._start_over(StartsOver(name, {**found, **kept.processes}, kept.qemu), {})
+        self._seats[name].listen_again(self._loop)
+
+    def _port(self, name: str) -> tuple[int | None, int | None]:
+        """A VM's queue pairs and MTU by the intent."""
+        found = self._ports.get(name)
+        return (None, None) if found is None else (found.queues, found.effective_mtu)
+
+    def _new_vm(self, name: str, scratch: Descriptor, suspects: Mapping[Side, int] | None = None) -> Vm:
+        vm = Vm(name, self._loop, self._delays, self._turns, self._processes, scratch, self._home,
+                self._config.broker.withheld, suspects, *self._port(name))  # fmt: skip
+        return self._quarantine.enter(vm)
+
+    def _seat_vm(self, vm: Vm, listeners: dict[Side, socket.socket], qemu: OwnedFd | None = None) -> Seat:
+        self._keeping.add(vm, qemu)
+        vm.withdrawn = self._withdrawal.begun
+        mover = Mover(vm, self._loop, self._delays, self._settings.fence_s, self._room)
+        paths = {side: self._config.vhost_socket(side, vm.name) for side in Side}
+        seat = self._seats[vm.name] = Seat(vm, mover, listeners, paths)
+        seat.listen(self._loop, self._accept)
+        return seat
+
+    def _suspects(self, name: str) -> dict[Side, Process]:
+        """Switches that an earlier broker may have given the VM's rings: their processes live, and that broker left
+        its sockets. They connect again, or die, before another side is given the rings."""
+        found = {}
+        for side in Side:
+            paths = InstancePaths.of(self._config, side)
+            pid = self._system.read_pid(paths.vswitchd_pid)
+            born = 0 if pid is None else started(pid)  # before it is looked at: a later one with its pid is another
+            if pid is None or f"--pidfile={paths.vswitchd_pid}" not in self._system.cmdline(pid):
+                continue
+            if self._config.vhost_socket(side, name).exists():
+                found[side] = Process(pid, born)
+        return found
+
+    def _remove(self, name: str, *, forget: bool = True) -> None:
+        """Hang up on a VM's peers. Unless it is to be forgotten, its sockets stay for the next broker to find."""
+        seat = self._seats.pop(name)
+        seat.mover.close()
+        for side, listener in seat.listeners.items():
+            self._loop.remove_reader(listener.fileno())
+            listener.close()
+            if forget:
+                remove_socket(self._config.vhost_socket(side, name))
+        seat.vm.close()
+
+    def _accept(self, seat: Seat, side: Side) -> None:
+        try:
+            connection, _ = seat.listeners[side].accept()
+        except OSError as error:
+            seat.vm.note(f"switch {side}: accept: {error.strerror}")
+            self._loop.remove_reader(seat.listeners[side].fileno())  # it stays readable while descriptors are short
+            self._loop.call_later(_LISTEN_S, self._accept_again, seat, side)
+            return
+        seat.vm.accept(side, connection)
+
+    def _accept_again(self, seat: Seat, side: Side) -> None:
+        if self._seats.get(seat.vm.name) is seat:
+            self._loop.add_reader(seat.listeners[side].fileno(), self._accept, seat, side)
+
+    def _process_ended(self, pid: int) -> None:
+        """Whoever served VMs died: those whose guests wait for a switch are given another one first."""
+        with preferred():
+            for seat in sorted(self._seats.values(), key=lambda seat: not waits(seat.vm.state)):
+                seat.vm.process_ended(pid)
+
+    # -- control -----------------------------------------------------------------------------------------------
+
+    def _seat(self, name: object) -> Seat:
+        seat = self._seats.get(str(name))
+        if seat is None:
+            raise BrokerError(
+                f"no VM {name!r}", hint="`ovs-hotswap broker reload` after a change of the overlay intent"
+            )
+        return seat
+
+    async def _status(self) -> dict[str, Any]:
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime_s": round(time.monotonic() - self._started, 3),
+            "vms": len(self._seats),
+            "supervised": sd_notify.listened(),
+            "withdrawn": self._withdrawal.begun,
+            "unsaved": self._keeping.unsaved,
+            "unit": sd_notify.in_unit(),
+            "home": self._home,
+            "capture": capture_document(self._room, [self._port(name) for name in self._ports]),
+            "config_fault": self._settings.fault,
+            "differing": [asdict(each) for each in self._settings.differing],
+            "leaving": [str(seat) for _, seat in sorted(self._seats.items()) if seat.leaving],
+        }
+
+    async def _vms(self, read: bool = True) -> list[dict[str, Any]]:
+        return [vm_document(seat.vm, read=read) for _, seat in sorted(self._seats.items())]
+
+    async def _vm(self, vm: str) -> dict[str, Any]:
+        return vm_document(self._seat(vm).vm)
+
+    async def _park(self, vm: str, side: str) -> dict[str, Any]:
+        """Keep ``side`` parked, and answer once its back end has taken everything."""
+        seat, where = self._seat(vm), side_of(side)
+        seat.vm.park(where)
+        if seat.vm.qemu is not None and seat.vm.ownership.holder is not where:
+            await until(lambda: seat.vm.is_parked(where), _PARK_TIMEOUT_S,
+                        lambda: f"vm {vm}: {seat.vm.parking_fault(where)}")  # fmt: skip
+        return vm_document(seat.vm)
+
+    async def _unpark(self, vm: str, side: str) -> dict[str, Any]:
+        seat = self._seat(vm)
+        seat.vm.unpark(side_of(side))
+        return vm_document(seat.vm)
+
+    async def _reload(self) -> dict[str, Any]:
+        there = self._seats.keys() | ()
+        before = {name for name in there if self._seats[name].leaving}
+        async with self._reading:
+            await asyncio.to_thread(self._settings.read)
+            self._room.limit = self._config.broker.capture_mb << 20
+            names = await asyncio.to_thread(self._read_intent)  # switches and QEMUs are served meanwhile
+            if self._passing.succeeded:
+                raise BrokerError("another broker has taken over meanwhile")
+            self._make(names)
+        for seat in self._seats.values():
+            seat.belongs_to(self._home)
+        leaving = [seat for name, seat in self._seats.items() if seat.leaving and name not in before]
+
+        def left() -> bool:
+            self._let_leave()
+            return all(self._seats.get(seat.vm.name) is not seat or not seat.leaving for seat in leaving)
+
+        with contextlib.suppress(BrokerError):
+            await until(left, _PATIENCE_S, "")
+        for seat in self._seats.values():
+            if seat.leaving:
+                seat.vm.note(f"it is in the overlay intent no more, and kept as long as one may use its rings: {seat}")
+        self._refuse_unheard(self._seats.keys() - there)
+        return await self._status()
+
+    async def _reload_logged(self) -> None:
+        try:
+            await self._reload()
+        except HotswapError as error:
+            log.error("reload: %s", error.message)
+        except Exception:
+            log.exception("reload")
+
+    def _reload_soon(self) -> None:
+        self._reloading = self._loop.create_task(self._reload_logged())
+
+    async def _withdraw(self) -> None:
+        await self._withdrawal.ask(self._settings.fence_s)
+
+    def close(self) -> None:
+        """Hang up on everybody, or only let go of what a successor has too or what is kept for the next broker."""
+        if not self._passing.succeeded:
+            self._keeping.save()
+        for name in list(self._seats):
+            self._keeping.remove(name, forget=False)
+            self._remove(name, forget=not self._serving)
+        self._processes.close()
+
+
+def serve(config: Config, system: System, load: Callable[[], Config] | None = None, *, take_over: bool = False) -> None:
+    """Run a broker in this process until it is told to stop, or succeeded. ``load`` reads the configuration anew.
+
+    With ``take_over`` it succeeds the one that runs. Raises BusyError if one runs already, BrokerError, ConfigError or
+    StateUnknown if it could not be succeeded; that one then goes on.
+    """
+    many_descriptors()
+    raise_priority()
+
+    async def main() -> None:
+        heir = takeover.meet(config) if take_over else None
+        with Place(config) as place:
+            if heir is None:
+                place.take()
+            else:
+                place.prepare()
+            inherited = None if heir is None else heir.inherited
+            broker = Broker(config, system, asyncio.get_running_loop(), read_active(config), inherited, load)
+            if heir is not None:
+                takeover.take_over(heir)
+                place.take()
+            if await broker.run():
+                place.pass_on()
+
+    asyncio.run(main())

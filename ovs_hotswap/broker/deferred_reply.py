@@ -1,0 +1,109 @@
+"""The one answer that a VM's QEMU waits for, and who has to make it possible.
+
+QEMU waits in its main loop, with its guest: so an answer is given as soon as nothing need be waited for any more,
+whatever becomes meanwhile of the back end that was asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ovs_hotswap.errors import ProtocolError
+from ovs_hotswap.vhostuser import messages
+from ovs_hotswap.vhostuser.backend import Link
+from ovs_hotswap.vhostuser.guest_memory import indices
+from ovs_hotswap.vhostuser.guest_state import GuestState, Received
+from ovs_hotswap.vhostuser.messages import Request
+
+if TYPE_CHECKING:
+    from ovs_hotswap.broker.vm import Vm
+
+
+@dataclass(eq=False, slots=True)
+class Owed:
+    """``pay`` sends the answer, and is given the base where a back end has told it. ``link``: the back end that has to
+    answer before. ``ring``: whose base it is."""
+
+    pay: Callable[[int | None], None]
+    link: Link | None = None
+    ring: int | None = None
+
+
+class Answers:
+    """What ``vm`` owes its QEMU: one answer at most, since QEMU is not read meanwhile."""
+
+    def __init__(self, vm: Vm, loop: asyncio.AbstractEventLoop) -> None:
+        self._vm = vm
+        self._loop = loop
+        self.owed: Owed | None = None
+
+    def base(self, got: Received, before: GuestState) -> None:
+        """Owe a ring's base: what the owner says when it stops the ring, or what guest memory says then, if it does not
+        run the ring or did not have it where the guest has it. Called before the owner is told."""
+        vm, index, owner = self._vm, got.index, self._vm.owner()
+
+        def pay(base: int | None) -> None:
+            if base is None:
+                base = indices(vm.state.memory, before.ring(index)).used
+            base = got.value if base is None else base
+            vm.state = vm.state.with_ring(index, replace(vm.state.ring(index), base=base))
+            vm.reply(Request.GET_VRING_BASE, messages.VRING_STATE.pack(index, base))
+
+        owed = self._owe(Owed(pay, owner, index))
+        if owner is None or (owner.quiet and not owner.told.ring(index).started):
+            self.pay(owed)
+        elif not owner.told.ring(index).started:  # told to stop it before, perhaps, and still to do so
+            self._pay_behind(owner, owed)
+
+    def settled(self, message: messages.Message) -> None:
+        """Owe an acknowledgement, given once the owner has taken what it is told in this turn."""
+        payload = b"" if message.request is Request.SET_LOG_BASE else messages.U64.pack(0)
+        owed = self._owe(Owed(lambda _: self._vm.reply(message.request, payload)))
+        self._loop.call_soon(self._settle, owed)
+
+    def _settle(self, owed: Owed) -> None:
+        if self.owed is not owed:
+            return
+        owed.link = self._vm.owner()
+        if owed.link is None:
+            self.pay(owed)
+        else:
+            self._pay_behind(owed.link, owed)
+
+    def _pay_behind(self, link: Link, owed: Owed) -> None:
+        self._vm.guarded(link, lambda: link.fence(lambda: self.pay(owed)))
+
+    def _owe(self, owed: Owed) -> Owed:
+        self.owed = owed
+        self._vm.hearing.hold()
+        return owed
+
+    def dropped(self, link: Link) -> None:
+        """A back end is gone, and answers nothing more."""
+        if self.owed is not None and self.owed.link is link:
+            self.pay(self.owed)
+
+    def let_go(self, link: Link | None) -> None:
+        """A back end is off the rings: what it has not said by now, guest memory says."""
+        if link is None or self.owed is None or self.owed.link is not link:
+            return
+        if self.owed.ring is None:
+            self._settle(self.owed)
+        else:
+            self.pay(self.owed)
+
+    def pay(self, owed: Owed, base: int | None = None) -> None:
+        """Give an answer, unless it was given: what makes it possible may come twice."""
+        vm = self._vm
+        if self.owed is not owed or vm.qemu is None:
+            return
+        self.owed = None
+        try:
+            owed.pay(base)
+        except (OSError, ProtocolError) as error:
+            vm.drop_qemu(f"QEMU: {error}")
+            return
+        vm.read_qemu()

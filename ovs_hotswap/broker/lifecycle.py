@@ -1,0 +1,142 @@
+"""Starting and stopping the broker: by systemd where its unit is installed, else below a supervisor of our own, in the
+background. Either keeps the broker's connections when it ends, and starts it again."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ovs_hotswap.broker.control.client import BrokerClient
+from ovs_hotswap.config import Config
+from ovs_hotswap.errors import BrokerError
+from ovs_hotswap.service.systemctl import Unit
+from ovs_hotswap.system import System
+from ovs_hotswap.trust import own_directory
+
+_POLL_S = 0.05
+_GRACE_S = 15.0  # for a supervisor whose broker ends
+_ANSWER_S = 10.0  # for a broker that has waited for its switches
+UNIT = "ovs-hotswap-broker.service"
+
+
+def start_broker(config: Config, system: System, config_path: Path, timeout: float) -> dict[str, Any]:
+    """Have a broker run and return its status. Raises BrokerError if none answers within ``timeout`` seconds."""
+    unit = Unit(UNIT, system)
+    if unit.serves(config):
+        return _by_systemd(unit, config, timeout, "start")
+    own_directory(config.run_dir)
+    log = config.run_dir / "broker.log"
+    pid = _supervisor(config, system) or _broker(config, system)
+    begun = pid is None
+    if pid is None:
+        pid = _supervise(config, system, config_path)
+    end = system.monotonic() + timeout
+    while True:
+        alive = system.alive(pid)
+        try:
+            with BrokerClient(config.broker_socket) as client:
+                status = client.status()
+            if not begun or not alive or _supervisor(config, system) is not None:
+                return status
+        except BrokerError as error:
+            if not alive:
+                raise BrokerError(f"the broker ended: {_last_line(log)}", hint=f"see {log}") from error
+        if system.monotonic() >= end:
+            raise BrokerError(f"the broker does not answer after {timeout:g} s", hint=f"see {log}")
+        system.sleep(_POLL_S)
+
+
+def replace_broker(config: Config, system: System, config_path: Path, timeout: float) -> dict[str, Any]:
+    """Have a new process succeed the broker that runs, and return its status. Raises BrokerError; the old one then goes
+    on.
+
+    Under systemd the unit is restarted, with what its descriptor store holds: a successor that is not in the unit would
+    end with this session, and the unit would start a third broker.
+    """
+    unit = Unit(UNIT, system)
+    if unit.serves(config):
+        return _by_systemd(unit, config, timeout, "restart")
+    with BrokerClient(config.broker_socket) as client:
+        status = client.status()
+        if status.get("unit", status["supervised"]):  # a broker from before there was a supervisor
+            raise BrokerError("the broker is systemd's to replace: its descriptors are kept meanwhile",
+                              hint="`systemctl restart ovs-hotswap-broker`")  # fmt: skip
+        before = status["pid"]
+    log = config.run_dir / "broker.log"
+    pid = _supervise(config, system, config_path, "--take-over")
+    end = system.monotonic() + timeout
+    while system.alive(pid):
+        try:
+            with BrokerClient(config.broker_socket) as client:
+                status = client.status()
+                if status["pid"] != before and _supervisor(config, system) == pid:
+                    return status
+        except BrokerError:
+            pass
+        if system.monotonic() >= end:
+            raise BrokerError(
+                f"the new broker, below process {pid}, has not taken over after {timeout:g} s", hint=f"see {log}"
+            )
+        system.sleep(_POLL_S)
+    raise BrokerError(f"the new broker ended: {_last_line(log)}", hint=f"see {log}")
+
+
+def stop_broker(config: Config, system: System) -> bool:
+    """End the broker, once no switch is on any VM's rings; return whether there was one. Raises BrokerError if that is
+    not this user's to do or cannot be, and the broker goes on; CommandError if it does not die."""
+    if os.geteuid() != 0:
+        raise BrokerError("only root may stop the broker: every VM loses its network", hint="run it with `sudo`")
+    unit = Unit(UNIT, system)
+    if unit.serves(config):
+        there = unit.active() not in {"inactive", "failed"}
+        if there:
+            _withdraw(config, system)
+        unit.stop()
+        return there
+    pid = _supervisor(config, system) or _broker(config, system)
+    if pid is None:
+        return False
+    _withdraw(config, system)
+    system.kill(pid, grace=_GRACE_S)
+    return True
+
+
+def _withdraw(config: Config, system: System) -> None:
+    """Have the broker take all rings back, and let go of the QEMUs."""
+    try:
+        with BrokerClient(config.broker_socket, config.broker.fence_ms / 1e3 + _ANSWER_S) as client:
+            client.call("withdraw")
+    except BrokerError as error:
+        pid = _broker(config, system)
+        hangs = f"if it hangs: `kill -KILL {pid}`; whoever supervises it starts another one, which goes on from there"
+        raise BrokerError(f"the broker goes on: {error.message}", hint=error.hint or hangs) from error
+
+
+def _supervise(config: Config, system: System, config_path: Path, *more: str) -> int:
+    log = config.run_dir / "broker.log"
+    program = [sys.executable, "-m", "ovs_hotswap", "--config", str(config_path)]
+    return system.spawn([*program, "broker", "supervise", "--log-file", str(log), *more], log=log)
+
+
+def _supervisor(config: Config, system: System) -> int | None:
+    """The process that keeps the broker running, if there is one."""
+    return system.read_writer(config.run_dir / "supervisor.pid", "supervise")
+
+
+def _broker(config: Config, system: System) -> int | None:
+    return system.read_writer(config.run_dir / "broker.pid", "broker")
+
+
+def _by_systemd(unit: Unit, config: Config, timeout: float, verb: str) -> dict[str, Any]:
+    complaint = unit.start(timeout, verb)
+    if complaint is not None:
+        raise BrokerError(f"{unit.name} did not {verb}: {complaint}", hint=unit.hint)
+    with BrokerClient(config.broker_socket) as client:
+        return client.status()
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it says nothing"

@@ -1,0 +1,432 @@
+"""Moving one VM's rings from one switch to the other: what surrounds the hand-over itself.
+
+Before it, the parked side is put on its capture rings (``capture``); after it, the outcome is written down, and the
+capture rings are emptied. Whoever asks for moves arms them well before and has them emptied well after: how late copies
+of frames may be is seen in the switches' own progress, and a time that is always long enough does not exist.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+
+from ovs_hotswap.broker.timers import Delays
+from ovs_hotswap.broker.vm import Vm
+from ovs_hotswap.errors import BrokerError, ProtocolError, StateUnknown
+from ovs_hotswap.model import MessageThread, Side
+from ovs_hotswap.priority import Rank, give_rank, has_rank, preferred
+from ovs_hotswap.vhostuser import capture, handover
+from ovs_hotswap.vhostuser.backend import FENCE, FENCE_ANSWER_SIZE, Fenced, Link
+from ovs_hotswap.vhostuser.capture import Catch, Caught
+from ovs_hotswap.vhostuser.capture_memory import Room
+from ovs_hotswap.vhostuser.channel import PeerClosed
+from ovs_hotswap.vhostuser.guest_memory import taken, transmit
+from ovs_hotswap.vhostuser.guest_state import GuestState
+from ovs_hotswap.vhostuser.handover import Outcome, Prepared, Swap, Threads
+from ovs_hotswap.vhostuser.messages import Request
+from ovs_hotswap.vhostuser.ownership import Certainty, Ownership, Proof
+from ovs_hotswap.vhostuser.reconcile import Role, Told, moved, places
+
+_UNDER_WAY = "messages are under way"
+_NO_ROOM = "the memory for frames that arrive meanwhile is in use for other VMs"
+_ARMED_S = 30.0  # a move for which capture rings were armed is not waited for any longer
+_LATE_S = 10.0  # capture rings are emptied by then though nobody has asked
+_STALE_S = 1.0  # for what was found in them to be fetched
+_ROLL_S = 0.020  # between two looks at capture rings: their buffers hold 12 800 frames a second
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """All that a move needs, as long as the guest's state and what both back ends have heard are what they were.
+
+    ``heard`` is what they have heard before it, ``hears`` what after it: the old side, if there is one, and the new
+    one. ``catch`` is ``None`` where nobody holds the rings.
+    """
+
+    state: GuestState
+    catch: Catch | None
+    swap: Prepared
+    heard: tuple[Told | None, Told]
+    hears: tuple[Told | None, Told]
+
+    @classmethod
+    def of(cls, vm: Vm, old: Link | None, new: Link, catch: Catch | None) -> Ready:
+        waiting = {} if catch is None else catch.places(new.side.other)
+        parking, taking = {**places(vm.state, Role.PARKED), **waiting}, places(vm.state, Role.OWNER)
+        swap = handover.prepare(old, new, parking, taking, vm.calls())
+        hears = None if old is None else moved(old.told, parking), moved(new.told, taking)
+        return cls(vm.state, catch, swap, _heard(old, new), hears)
+
+    def fits(self, state: GuestState, old: Link | None, new: Link) -> bool:
+        same_links = self.swap.old is old and self.swap.new is new
+        same_heard = all(one is other for one, other in zip(self.heard, _heard(old, new), strict=True))
+        return self.state is state and same_links and same_heard
+
+
+def _heard(old: Link | None, new: Link) -> tuple[Told | None, Told]:
+    return None if old is None else old.told, new.told
+
+
+class Mover:
+    """Moves ``vm``. Each wait for a switch ends after ``fence_s`` seconds. ``room`` is for capture rings."""
+
+    def __init__(self, vm: Vm, loop: asyncio.AbstractEventLoop, delays: Delays, fence_s: float, room: Room) -> None:
+        self._vm = vm
+        self._room = room
+        if earlier := capture.written(vm.scratch):  # by another broker: the switches may be on them
+            room.take(self, earlier)
+        self._loop = loop
+        self._delays = delays
+        self.fence_s = fence_s
+        self._settled: asyncio.Future[list[Caught]] | None = None
+        self._catch: Catch | None = None
+        self._ready: Ready | None = None
+        self._settle: Callable[[], None] = lambda: None
+        self._before: dict[int, int | None] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a move is about to be made or still settling, or its undelivered frames have not been fetched."""
+        return self._catch is not None or self._settled is not None
+
+    @property
+    def served(self) -> bool:
+        """Whether the guest's transmit rings have advanced since its last move, or have nothing to be taken."""
+        now = transmit(self._vm.state)
+        return all(at.available == at.used or at.used != before
+                   for index, before in self._before.items() if (at := now.get(index)) is not None)  # fmt: skip
+
+    def why_not(self, to: Side) -> str | None:
+        """Why the VM cannot be moved at this moment, or ``None``."""
+        vm = self._vm
+        link = vm.links.get(to)
+        if vm.withdrawn:
+            return "its rings are taken back from every switch"
+        if vm.quarantine is not None:
+            return f"it is in quarantine: {vm.quarantine}"
+        if link is None or link.offer is None:
+            return f"switch {to} is not connected"
+        if not link.quiet or vm.waiting or not (self._settled is None or self._settled.done()):
+            return _UNDER_WAY
+        if vm.qemu is None:
+            return None
+        if reason := vm.parking_fault(to):
+            return reason
+        if vm.ownership.holder is None:
+            return None if vm.ownership.free_for(to) else f"switch {to.other} may still use the rings"
+        owner = vm.owner()
+        if vm.ownership.certainty is not Certainty.OWNS or owner is None:
+            return f"switch {vm.ownership.holder} is not a confirmed owner ({vm.ownership.certainty})"
+        if not owner.quiet:
+            return _UNDER_WAY
+        return None if self._room.fits(self, self._needs) else _NO_ROOM
+
+    @property
+    def _needs(self) -> int:
+        """Bytes of memory that the VM's capture rings may take."""
+        return capture.needed_by(self._vm.state, self._vm.mtu)
+
+    def under_way(self, to: Side) -> bool:
+        """Whether the VM cannot be moved, but in a moment, when answers have come that are due."""
+        owner, certainty = self._vm.owner(), self._vm.ownership.certainty
+        between = certainty in (Certainty.TAKING, Certainty.LETTING_GO) and owner is not None and not owner.quiet
+        return between or self.why_not(to) in (_UNDER_WAY, _NO_ROOM)
+
+    def swap_to(self, to: Side, threads: Threads, cores: Collection[int] = ()) -> Swap:
+        """Hand the rings to ``to``. ``cores``: where both sides' message threads run, and this is to run too, if there
+        is such a core. Raises BrokerError if a side is not ready for it or the rings stayed where they were,
+        StateUnknown if the end is open."""
+        vm = self._vm
+        if vm.ownership == Ownership(to, Certainty.OWNS):
+            return Swap(Outcome.MOVED)
+        if reason := self.why_not(to):
+            raise BrokerError(f"vm {vm.name} cannot move to {to}: {reason}")
+        if vm.qemu is None:
+            vm.home = to  # no guest: nothing to move, but the next one goes there
+            vm.talks()
+            return Swap(Outcome.MOVED)
+        old, new = vm.owner(), vm.links[to]
+        try:  # all that can fail, before anything changes
+            ready = self._got_ready(old, new)
+        except OSError as error:
+            raise BrokerError(f"vm {vm.name}: its move cannot be prepared: {error.strerror}") from error
+        catch = ready.catch
+        waiter = _ranked(threads.get(to), new.pid) if old is not None and cores else None
+        vm.talks(moving=True)
+        with preferred(cores, Rank.MOVES if cores else Rank.AFTER), _back_in_rank(waiter):
+            if catch is not None:
+                catch.roll()
+            self._rouse(old, new, catch, waiter)
+            self._catch = self._ready = None
+            self._before = taken(vm.state)
+            vm.ownership = vm.ownership.grant(to) if old is None else vm.ownership.letting_go()
+            result = handover.swap(ready.swap, self.fence_s, threads, one_core=bool(cores), waiter=waiter)
+        vm.last_swap = result
+        if catch is not None:
+            catch.rest()
+        try:
+            self._after(result, ready)
+        finally:
+            vm.talks()
+            if catch is not None and old is not None:
+                self._settle_later(catch, old, new)
+        return result
+
+    def _got_ready(self, old: Link | None, new: Link) -> Ready:
+        """As ``arm`` has left it, if that is of use still, or anew. Raises as ``_armed`` does."""
+        if self._ready is not None and self._ready.fits(self._vm.state, old, new):
+            return self._ready
+        return Ready.of(self._vm, old, new, None if old is None else self._armed(old, new))
+
+    def arm(self, to: Side) -> bool:
+        """Tell ``to`` to wait on its capture rings, where there is something to move; ``armed`` says when it does.
+        Raises BrokerError if it is not ready for it."""
+        vm = self._vm
+        if vm.qemu is None or vm.ownership == Ownership(to, Certainty.OWNS):
+            return False
+        if reason := self.why_not(to):
+            raise BrokerError(f"vm {vm.name} cannot move to {to}: {reason}")
+        old, new = vm.owner(), vm.links[to]
+        if old is None:
+            return False
+        catch = self._made(old.side)
+        if not self._on(new, catch):
+            vm.talks()
+            messages = self._fill(new, catch)
+            self._catch = catch
+            self._roll_later(catch, self._loop.time() + _ARMED_S)
+            vm.guarded(new, lambda: new.send(messages, lambda: None))
+        self._ready = Ready.of(vm, old, new, self._catch)
+        return True
+
+    def _made(self, old: Side) -> Catch:
+        """Capture rings, for which there is room."""
+        self._room.take(self, self._needs)
+        return Catch(self._vm.scratch, self._vm.state, old, self._vm.mtu)
+
+    def armed(self, to: Side) -> bool:
+        """Whether ``to`` waits on its capture rings, and has said so."""
+        link = self._vm.links.get(to)
+        return link is not None and link.quiet and self._catch is not None and self._on(link, self._catch)
+
+    def _on(self, link: Link, catch: Catch) -> bool:
+        """Whether the side was told to wait on the rings of ``catch``, and they are minded."""
+        minded = self._catch is not None and self._catch.same(catch)
+        return minded and link.told.at(catch.places(link.side))
+
+    def _fill(self, new: Link, catch: Catch) -> Fenced:
+        """Prepare capture rings for ``new``, and what sends it there."""
+        there = catch.places(new.side)
+        catch.arm()
+        new.told = moved(new.told, there)
+        return new.placed(there)
+
+    def _roll_later(self, catch: Catch, end: float) -> None:
+        self._delays.call_later(_ROLL_S, lambda: self._roll(catch, end))
+
+    def _roll(self, catch: Catch, end: float) -> None:
+        if self._catch is not catch:
+            return
+        if self._loop.time() >= end:
+            self.disarm()
+            return
+        self._roll_later(catch, end)
+        catch.roll()
+
+    def disarm(self) -> None:
+        """The move for which rings were armed is not made."""
+        vm, catch = self._vm, self._catch
+        self._catch = self._ready = None
+        if catch is None:
+            return
+        vm.talks()
+        catch.rest()
+        vm.repark(catch.old.other)
+        if link := vm.links.get(catch.old.other):
+            vm.guarded(link, lambda: link.fence(self._freed))
+
+    def _freed(self) -> None:
+        """Both sides are off the capture rings."""
+        capture.free(self._vm.scratch)
+        self._room.give_back(self)
+
+    def tidy(self) -> None:
+        """Free the rings of a move of which no side has told that it is off them, once that is clear otherwise."""
+        under_way = self._catch is not None or not (self._settled is None or self._settled.done())
+        if not under_way and all(map(self._is_off, Side)):
+            with contextlib.suppress(OSError):
+                self._freed()
+
+    def _is_off(self, side: Side) -> bool:
+        """Whether a side cannot be on capture rings: it was told other places, and has said so, or has ended."""
+        link = self._vm.links.get(side)
+        if link is None:
+            return self._vm.gone(side)
+        return link.quiet and not any(capture.is_place(ring.address) for ring in link.told.rings)
+
+    def close(self) -> None:
+        """Let go of capture rings that are armed, and tell no switch: another broker may go on with the VM, and what is
+        known of its switches is kept."""
+        catch, self._catch, self._ready = self._catch, None, None
+        if catch is not None:
+            catch.rest()
+        self._room.give_back(self)
+
+    def _armed(self, old: Link, new: Link) -> Catch:
+        """Capture rings that ``new`` waits on. Raises BrokerError if it does not answer: then nothing was begun, and it
+        is on its way back to the empty ring."""
+        vm = self._vm
+        catch = self._made(old.side)
+        if self._catch is not None and self._on(new, catch):
+            return self._catch
+        vm.talks()
+        messages = self._fill(new, catch)
+        if not self._answers(new, messages):
+            vm.repark(new.side)
+            vm.guarded(new, lambda: new.fence(self._freed))  # not quiet, so not armed again, while it may be there
+            raise self._silent(new)
+        return catch
+
+    def _rouse(self, old: Link | None, new: Link, catch: Catch | None, waiter: int | None) -> None:
+        """See that the sides answer before one of them lets go. Raises BrokerError if one does not: nothing was begun.
+
+        What the swap needs is in the caches then. Neither side need be woken for its next message: the old one goes on
+        to look for it; so does ``waiter``, the new one's thread, which comes after the old one's from its answer on.
+        """
+        try:
+            for link in (new, old):
+                if link is not None and not self._answers(link, Fenced(FENCE, Request.GET_FEATURES)):
+                    raise self._silent(link)
+                if link is new and waiter is not None:
+                    give_rank(waiter, Rank.WAITS)
+        except BrokerError:
+            self._catch = catch or self._catch
+            self.disarm()
+            raise
+
+    def _answers(self, link: Link, messages: Fenced) -> bool:
+        """Send messages and tell whether the side answers them in time; if not, that is still due. Raises BrokerError
+        if it hangs up."""
+        vm, deadline = self._vm, time.monotonic() + self.fence_s
+        try:
+            if handover.fenced(link, messages, bytearray(FENCE_ANSWER_SIZE), deadline, asleep=True):
+                return True
+        except (OSError, PeerClosed, ProtocolError) as error:
+            vm.drop_link(link.side, "hung up before a hand-over")
+            raise BrokerError(f"vm {vm.name}: switch {link.side} hung up") from error
+        link.expect(messages, lambda: None)
+        return False
+
+    def _silent(self, link: Link) -> BrokerError:
+        within = f"{self.fence_s * 1e3:g} ms"
+        return BrokerError(f"vm {self._vm.name}: switch {link.side} did not answer within {within}")
+
+    def _after(self, result: Swap, ready: Ready) -> None:
+        """Write down what a swap left behind."""
+        vm, old, new = self._vm, ready.swap.old, ready.swap.new
+        if result.outcome is Outcome.KEPT and old is not None:
+            vm.ownership = vm.ownership.grant(old.side)
+            old.expect(ready.swap.park, lambda: None)
+            old.expect(ready.swap.keep, lambda: vm.confirmed(old.side))
+            raise BrokerError(f"vm {vm.name}: switch {old.side} did not let go within {self.fence_s * 1e3:g} ms; "
+                              "it was given its rings back")  # fmt: skip
+        if result.outcome is Outcome.OLD_GONE and old is not None:
+            vm.drop_link(old.side, "hung up while it was asked to let go")
+            raise StateUnknown(f"vm {vm.name}: switch {old.side} hung up during the hand-over")
+        told_old, told_new = ready.hears
+        if old is not None and told_old is not None:
+            old.told = told_old
+            vm.park_wanted.add(old.side)
+            vm.ownership = vm.ownership.released(old.side, Proof.FENCE)
+        vm.ownership = vm.ownership.grant(new.side)
+        new.told = told_new
+        if result.outcome is Outcome.NEW_GONE:
+            vm.drop_link(new.side, "hung up while it was given the rings")
+            raise StateUnknown(f"vm {vm.name}: switch {new.side} hung up during the hand-over")
+        if result.outcome is Outcome.UNPROVEN:
+            new.expect(ready.swap.take, lambda: vm.confirmed(new.side))
+            self._delays.call_later(self.fence_s, lambda: self._retreat(new))
+            raise StateUnknown(f"vm {vm.name}: switch {new.side} did not confirm within {self.fence_s * 1e3:g} ms")
+        vm.moves += 1
+        vm.confirmed(new.side)
+
+    def _settle_later(self, catch: Catch, old: Link, new: Link) -> None:
+        """Leave both sides' capture rings as they are until ``settle``."""
+        vm = self._vm
+        settled = self._settled = self._loop.create_future()
+
+        def settle() -> None:
+            self._settle = lambda: None
+            vm.talks()
+            self._delays.call_later(self.fence_s + _STALE_S, lambda: self._forget(settled))
+            for link in (old, new):
+                vm.repark(link.side)
+            if vm.links.get(old.side) is not old or vm.links.get(new.side) is not new:
+                _conclude(settled)  # one hung up: what is in the rings is not known to be final
+                return
+            self._delays.call_later(self.fence_s, lambda: _conclude(settled))
+            vm.guarded(old, lambda: old.fence(lambda: vm.guarded(new, lambda: new.fence(collect))))
+
+        def collect() -> None:
+            if settled.done():
+                catch.free()
+            else:
+                settled.set_result(catch.undelivered())
+            self._room.give_back(self)
+
+        self._settle = settle
+        self._delays.call_later(_LATE_S, lambda: settle() if self._settle is settle else None)
+
+    def _forget(self, settled: asyncio.Future[list[Caught]]) -> None:
+        if self._settled is settled:
+            self._settled = None
+
+    def settle(self) -> None:
+        """Take both sides off the capture rings of the last move, if they are on them: no late copies come any more, or
+        they are not waited for."""
+        self._settle()
+
+    async def settled(self) -> list[Caught]:
+        """``settle``, and the frames for the guest that arrived during the last move and that no side delivered. Told
+        only once."""
+        self.settle()
+        settled = self._settled
+        if settled is None:
+            return []
+        caught = await settled
+        if self._settled is not settled:
+            return []  # told to somebody else who waited
+        self._settled = None
+        return caught
+
+    def _retreat(self, link: Link) -> None:
+        """A side that was given the rings and stays silent is asked for them back; if it dies instead, that does."""
+        vm = self._vm
+        if vm.ownership == Ownership(link.side, Certainty.TAKING) and vm.links.get(link.side) is link:
+            vm.take_back(link)
+
+
+def _ranked(thread: MessageThread | None, pid: int) -> int | None:
+    """The id of a thread that is one of process ``pid`` and has real-time priority."""
+    if thread is None or not os.path.exists(f"/proc/{pid}/task/{thread.tid}") or not has_rank(thread.tid):
+        return None
+    return thread.tid
+
+
+@contextlib.contextmanager
+def _back_in_rank(waiter: int | None) -> Iterator[None]:
+    """A thread that was told to wait in the block does not afterwards, whatever came of it."""
+    try:
+        yield
+    finally:
+        if waiter is not None and has_rank(waiter):
+            give_rank(waiter, Rank.TAKES)
+
+
+def _conclude(settled: asyncio.Future[list[Caught]]) -> None:
+    if not settled.done():
+        settled.set_result([])

@@ -1,0 +1,154 @@
+"""Whom a VM is connected to, whom it is listening to, and the processes behind the connections."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from ovs_hotswap.broker.process_watch import Processes
+from ovs_hotswap.broker.time_budget import Hearing
+from ovs_hotswap.broker.vm_log import Notes
+from ovs_hotswap.model import Side
+from ovs_hotswap.process_exit import Process
+from ovs_hotswap.vhostuser.backend import Link
+from ovs_hotswap.vhostuser.channel import Channel
+from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
+
+log = logging.getLogger(__name__)
+
+
+class Talks(Protocol):
+    """Called before switches are told something that does not come from the guest. ``told``: the side that is told more
+    than places of rings; ``moving``: the rings change hands."""
+
+    def __call__(self, told: Side | None = None, moving: bool = False) -> None: ...
+
+
+class Peers(abc.ABC):
+    """A VM's QEMU and switches. ``suspects`` are the processes of switches that may be on the rings from the time of an
+    earlier broker; ``cut_pid`` is the process that held the rings when its connection closed; ``met`` are the
+    processes that connected last; ``hearing`` reads QEMU's connection."""
+
+    hearing: Hearing
+
+    def __init__(
+        self, name: str, loop: asyncio.AbstractEventLoop, processes: Processes, suspects: Mapping[Side, int]
+    ) -> None:
+        self.name = name
+        self.suspects = dict(suspects)
+        self.ownership = Ownership(suspects=frozenset(self.suspects))
+        self.links: dict[Side, Link] = {}
+        self.qemu: Channel | None = None
+        self.cut_pid = 0
+        self.met = dict(suspects)
+        self.last_error: str | None = None
+        self.touched: Callable[[], None] = lambda: None  # called before anything changes
+        self.talks: Talks = lambda told=None, moving=False: None  # the same of what does not come from the guest
+        self._notes = Notes(name)
+        self._loop = loop
+        self._processes = processes
+        self.deaf = False  # QEMU is not read from
+        # Another broker has the connections, or will: they do not end when they are closed here, and whatever falls due
+        # here still, such as what was to be done when a switch had not answered, says and hears nothing on them.
+        self.shared = False
+
+    @property
+    @abc.abstractmethod
+    def waiting(self) -> bool:
+        """Whether QEMU waits for an answer."""
+
+    @abc.abstractmethod
+    def drop_link(self, side: Side, reason: str) -> None:
+        """Hang up on a switch."""
+
+    def end(self, connection: Link | Channel) -> None:
+        """Hang up, if that is for this broker to do."""
+        if self.shared:
+            connection.close()
+        else:
+            connection.hang_up()
+
+    @abc.abstractmethod
+    def _read_link(self, link: Link) -> None:
+        """A switch has said something, or hung up."""
+
+    @property
+    def switch_pids(self) -> dict[Side, int]:
+        """The processes that may be on the VM's rings, or be given them."""
+        found = {side: pid for side, pid in self.suspects.items() if side in self.ownership.suspects}
+        if self.ownership.holder is not None and self.ownership.certainty is Certainty.CUT:
+            found[self.ownership.holder] = self.cut_pid
+        return {**found, **{side: link.pid for side, link in self.links.items()}}
+
+    @property
+    def expected(self) -> list[Side]:
+        """Sides that have not said what they offer, and will: their processes have served the VM before, and live."""
+        quiet = [side for side, pid in self.met.items() if not self._processes.ended(pid)]
+        return [side for side in quiet if side not in self.links or self.links[side].offer is None]
+
+    def gone(self, side: Side) -> bool:
+        """Whether the process that was last there for a side has ended, if one was."""
+        pid = self.met.get(side)
+        return pid is None or self._processes.ended(pid)
+
+    @property
+    def processes(self) -> dict[Side, Process]:
+        """The same, to be recognised by another broker."""
+        return {side: self._processes.known(pid) for side, pid in self.switch_pids.items()}
+
+    def born(self) -> dict[int, int | None]:
+        """When the processes of ``suspects`` and ``cut_pid`` were started."""
+        return {pid: self._processes.known(pid).born for pid in {*self.suspects.values(), self.cut_pid} if pid}
+
+    @property
+    def settled(self) -> bool:
+        """Whether another broker can go on from here: QEMU waits for nothing, every switch has said what it can do, and
+        nothing is half written. What is half read is handed on, and so is that answers of switches are due, but for
+        the one with which this broker itself goes on: another would take it for the answer to its own question."""
+        written = self.qemu is None or not self.qemu.backlog
+        return (
+            written
+            and not self.waiting
+            and all(
+                link.offer and not link.channel.backlog and not link.channel.seeking for link in self.links.values()
+            )
+        )
+
+    def ignore_qemu(self) -> None:
+        """Take nothing more from QEMU, until ``go_on``."""
+        self.deaf = self.qemu is not None
+        self.hearing.hold()
+
+    def pause(self) -> None:
+        """Take nothing more from anybody, until ``go_on``."""
+        self.ignore_qemu()
+        for side, link in list(self.links.items()):
+            self._loop.remove_reader(link.channel.fileno())
+            if link.offer is None:  # it was told nothing, and connects again
+                self.drop_link(side, "another broker asks it what it can do")
+
+    def go_on(self) -> None:
+        """Take from everybody (again)."""
+        for link in self.links.values():
+            self._loop.add_reader(link.channel.fileno(), self._read_link, link)
+        self.deaf = True
+        self.hear_qemu()
+
+    def hear_qemu(self) -> None:
+        """Read from QEMU again, unless a switch may be on the rings: QEMU would be told that none is."""
+        if not self.deaf or self.ownership.suspects:
+            return
+        self.deaf = False
+        self.read_qemu()
+
+    def read_qemu(self) -> None:
+        """Take what QEMU sends (again), unless it waits for an answer or is not to be heard."""
+        if self.qemu is not None and not self.waiting and not self.deaf and not self.shared:
+            self.hearing.open(self.qemu.fileno())
+
+    def note(self, text: str) -> None:
+        self.last_error = text
+        self._notes.say(text)

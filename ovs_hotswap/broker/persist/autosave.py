@@ -1,0 +1,217 @@
+"""Keeps every VM's state where a next broker finds it (``vault``), for a broker that is supervised."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ovs_hotswap.broker.persist.recovery import parts
+from ovs_hotswap.broker.persist.snapshot import VmParts, Work
+from ovs_hotswap.broker.persist.state_slot import Kept, Vault
+from ovs_hotswap.broker.vm import Vm
+from ovs_hotswap.errors import StateUnknown
+from ovs_hotswap.fd_closing import hang_up
+from ovs_hotswap.model import Side
+from ovs_hotswap.process_exit import Process
+from ovs_hotswap.vhostuser.channel import OwnedFd
+from ovs_hotswap.vhostuser.ownership import Certainty
+
+log = logging.getLogger(__name__)
+
+_SAVE_S = 0.01  # after a change: what changes several times in a moment is saved once
+_HELD_S = 2.0  # a row of moves that takes longer is saved all the same
+_FLOOD_S = 0.5  # between two saves of a VM whose QEMU never stops: each costs the loop a millisecond or two
+_RETRY_S = 1.0  # after a state could not be kept, for want of memory or descriptors
+_NOTHING = Kept(None, {})
+
+
+def _work(vm: Vm, told: Side | None, moving: bool) -> Work | None:
+    """What is about to be done with a VM's switches; ``None`` if nobody could go on from what is kept, with that."""
+    owner = None if moving else vm.ownership.holder
+    nobody = owner is None and not moving
+    between = vm.ownership.certainty in (Certainty.LETTING_GO, Certainty.CUT)
+    if vm.ownership.suspects or between or (told is not None and told is owner):
+        return None
+    heard = frozenset() if told is None else frozenset({told})
+    return Work(vm.home, owner, frozenset(vm.park_wanted), heard, nobody)
+
+
+def _processes(state: VmParts) -> dict[Side, Process]:
+    """The processes that may be on the rings by a state, or be given them."""
+    pids = {side: pid for side, pid in state.suspects.items() if side in state.ownership.suspects}
+    if state.ownership.holder is not None and state.ownership.certainty is Certainty.CUT:
+        pids[state.ownership.holder] = state.cut_pid
+    found = {side: Process(pid, state.born.get(pid)) for side, pid in pids.items()}
+    return found | {side: Process(link.pid, link.born) for side, link in state.links.items()}
+
+
+@dataclass
+class _Entry:
+    vm: Vm
+    vault: Vault | None
+    qemu: OwnedFd | None  # the connection of an earlier broker's to the VM's QEMU, which is not to end yet
+    saved_at: float = 0.0
+
+
+class Keeping:
+    """``vaults`` are an earlier broker's. Where nobody supervises this process, no state is kept."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, vaults: Mapping[str, Vault], *, keeps: bool) -> None:
+        self._loop, self._keeps = loop, keeps
+        self._earlier = dict(vaults)
+        self._entries: dict[str, _Entry] = {}
+        self._changed: set[str] = set()
+        self._failed: set[str] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._held, self._held_until = 0, 0.0
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Save nothing meanwhile, for a while: a row of moves is not to be held up."""
+        self._held += 1
+        self._held_until = self._loop.time() + _HELD_S
+        try:
+            yield
+        finally:
+            self._held -= 1
+
+    @property
+    def earlier(self) -> frozenset[str]:
+        """The VMs that an earlier broker kept and that were not added yet."""
+        return frozenset(self._earlier)
+
+    def take(self, name: str) -> Kept:
+        """What an earlier broker kept of a VM."""
+        vault = self._earlier.get(name)
+        if vault is None:
+            return _NOTHING
+        try:
+            kept = vault.take()
+        except StateUnknown as error:
+            log.warning("vm %s: %s", name, error.message)
+            return _NOTHING
+        if kept.state is None:
+            vault.begin(kept.processes, kept.qemu)
+        else:  # nobody goes on from there a second time
+            vault.begin(_processes(kept.state), kept.state.qemu)
+        return kept
+
+    @property
+    def unsaved(self) -> int:
+        """VMs whose newest state is not kept yet."""
+        return len(self._changed | self._failed)
+
+    def add(self, vm: Vm, qemu: OwnedFd | None = None) -> None:
+        """Keep a VM's state from now on, and the connection ``qemu`` of an earlier broker's as long as must be."""
+        name, vault = vm.name, None
+        if self._keeps:
+            vault = self._earlier.pop(name, None) or Vault.make(name)
+        self._entries[name] = _Entry(vm, vault, qemu)
+        if qemu is not None:
+            switches = " and ".join(f"{side} (process {pid})" for side, pid in sorted(vm.suspects.items())) or "none"
+            log.warning("vm %s: its QEMU is kept waiting until no switch can be on the rings: %s", name, switches)
+        if vault is None:
+            return
+        vm.touched = lambda: self._touched(name)
+        vm.talks = lambda told=None, moving=False: self._talks(name, told, moving)
+        vm.touched()
+
+    def remove(self, name: str, *, forget: bool) -> None:
+        """Keep it no more. Unless it is to be forgotten, what was kept last stays for the next broker."""
+        entry = self._entries.pop(name, None)
+        self._changed.discard(name)
+        self._failed.discard(name)
+        if entry is None:
+            return
+        entry.vm.touched = lambda: None
+        entry.vm.talks = lambda told=None, moving=False: None
+        if entry.vault is not None and forget:
+            entry.vault.remove(name)
+        elif entry.vault is not None:
+            entry.vm.shared = True
+            entry.vault.close()
+        if entry.qemu is not None and forget:
+            hang_up(socket.socket(fileno=entry.qemu.detach()))
+        elif entry.qemu is not None:
+            entry.qemu.close()
+
+    def holds_qemu(self, name: str) -> bool:
+        """Whether the VM's QEMU must not see its back end go yet: a switch may be on the rings, and QEMU would take
+        them. To be asked now and then: its connection is closed when that is over."""
+        entry = self._entries.get(name)
+        if entry is None or entry.qemu is None:
+            return False
+        if entry.vm.ownership.suspects:
+            return True
+        qemu, entry.qemu = entry.qemu, None
+        entry.vm.touched()  # the vault's duplicate goes first: what QEMU left unread is closed with the last
+        hang_up(socket.socket(fileno=qemu.detach()))
+        return False
+
+    def held_qemu(self, name: str) -> OwnedFd | None:
+        """The connection of which ``holds_qemu`` tells."""
+        return self._entries[name].qemu if self.holds_qemu(name) else None
+
+    def _touched(self, name: str) -> None:
+        entry = self._entries[name]
+        assert entry.vault is not None
+        entry.vault.begin(entry.vm.processes, entry.vm.qemu or entry.qemu)
+        self._save_soon(name)
+
+    def _talks(self, name: str, told: Side | None, moving: bool) -> None:
+        entry = self._entries[name]
+        work = _work(entry.vm, told, moving)
+        assert entry.vault is not None
+        if work is None or not entry.vault.add(work):
+            self._touched(name)
+        self._save_soon(name)
+
+    def _save_soon(self, name: str) -> None:
+        self._changed.add(name)
+        if self._timer is None:
+            self._timer = self._loop.call_later(_SAVE_S, self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = None  # first: whatever is raised here, the next change is saved
+        now = self._loop.time()
+        waits = self._held and now < self._held_until
+        if not waits:
+            self.save(now - _FLOOD_S)
+            waits = any(each.settled and each.hearing.in_turns for each in self._unsaved())
+        if waits:
+            self._timer = self._loop.call_later(_SAVE_S, self._on_time)
+
+    def _again(self) -> None:
+        failed, self._failed = self._failed, set()
+        for name in failed:
+            self._save_soon(name)
+
+    def _unsaved(self) -> list[Vm]:
+        return [self._entries[name].vm for name in sorted(self._changed)]
+
+    def save(self, before: float = math.inf) -> bool:
+        """Keep what is settled of what has changed; the others are touched again when they settle. VMs whose QEMU
+        floods are saved only if they were not after ``before``, by the loop's time. Return whether nothing is left."""
+        for vm in self._unsaved():
+            name, entry = vm.name, self._entries[vm.name]
+            if not vm.settled or (vm.hearing.in_turns and entry.saved_at > before):
+                continue
+            entry.saved_at = self._loop.time()
+            self._changed.discard(name)
+            if entry.qemu is not None:
+                continue  # the note of work under way keeps that connection; ``holds_qemu`` goes on
+            try:
+                assert entry.vault is not None
+                with parts(vm) as state:
+                    entry.vault.put(state)
+            except OSError as error:
+                vm.note(f"its state cannot be kept yet: {error.strerror}")
+                if not self._failed:
+                    self._loop.call_later(_RETRY_S, self._again)
+                self._failed.add(name)
+        return not self._changed

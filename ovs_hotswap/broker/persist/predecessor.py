@@ -1,0 +1,110 @@
+"""The old broker's part in being succeeded (``succession``): when and how each VM is handed over."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping
+
+from ovs_hotswap.broker.control.moves_api import until
+from ovs_hotswap.broker.control.server import Desk
+from ovs_hotswap.broker.persist import takeover
+from ovs_hotswap.broker.persist.autosave import Keeping
+from ovs_hotswap.broker.persist.recovery import StartsOver
+from ovs_hotswap.broker.vm import Vm
+from ovs_hotswap.broker.vm_slot import Seat
+from ovs_hotswap.config import Config
+from ovs_hotswap.errors import BrokerError, HotswapError
+from ovs_hotswap.vhostuser.channel import OwnedFd, listen
+
+log = logging.getLogger(__name__)
+
+
+class Passing:
+    """Hands ``seats``, which may change meanwhile, to a broker that comes. ``under_way``: no QEMU is to be connected to
+    now. ``succeeded``: this one is the broker no more, and ``done`` was called. ``listener`` is an earlier broker's."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, config: Config, listener: socket.socket | None,
+        seats: Mapping[str, Seat], keeping: Keeping, desk: Desk, done: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._loop, self._path, self._listener = loop, config.successor_socket, listener
+        self._seats, self._keeping, self._desk, self._done = seats, keeping, desk, done
+        self._task: asyncio.Task[None] | None = None
+        self.under_way = self.succeeded = False
+
+    def open(self) -> None:
+        """Wait for successors. Without their socket VMs are served all the same."""
+        try:
+            if self._listener is None:
+                self._listener = listen(self._path)
+            self._listener.setblocking(False)
+            self._listener.listen()  # from here on it is this process that peers see there (unix(7), SO_PEERCRED)
+            self._loop.add_reader(self._listener.fileno(), self._came, self._listener)
+        except (BrokerError, OSError) as error:
+            log.error("no broker can succeed this one: %s", error)
+
+    def _came(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except OSError as error:
+            log.warning("successor: accept: %s", error)
+            return
+        if self._task is not None and not self._task.done():
+            connection.close()
+            return
+        self._task = self._loop.create_task(self._hand_over(connection, listener))
+
+    async def _hand_over(self, connection: socket.socket, listener: socket.socket) -> None:
+        """Give everything to a successor, or go on if it does not become ready."""
+        with connection:
+            try:
+                await self._calm_down()
+                seats = [seat for _, seat in sorted(self._seats.items())]  # others may have left meanwhile
+                for seat in seats:
+                    seat.pause(self._loop)
+                connection.setblocking(True)
+                given = [(self._passed(seat), seat.listeners) for seat in seats]
+                if self._desk.listener is None:
+                    raise BrokerError("this broker has no control socket to hand over")
+                takeover.hand_over(connection, self._desk.listener, listener, given)
+            except Exception as error:
+                log.error("a successor could not take over: %s", error,
+                          exc_info=None if isinstance(error, HotswapError) else error)  # fmt: skip
+                self.under_way = False
+                for seat in self._seats.values():
+                    seat.go_on(self._loop)
+                return
+        self.succeeded = True
+        self._desk.close()
+        for seat in seats:
+            seat.vm.withdrawn = True  # no move that has waited goes on here
+            seat.vm.shared = True
+        self._done()
+
+    async def _calm_down(self) -> None:
+        """Bring every VM to a good moment to be handed over. A VM that does not come to one holds up no other for
+        longer than that."""
+        self.under_way = True
+        for seat in self._seats.values():
+            seat.mover.disarm()
+            seat.mover.settle()
+            seat.vm.ignore_qemu()
+        with contextlib.suppress(BrokerError):
+            await until(lambda: all(map(self._is_calm, self._seats.values())), takeover.TIMEOUT_S, "")
+
+    def _is_calm(self, seat: Seat) -> bool:
+        return seat.settled and not self._keeping.holds_qemu(seat.vm.name)
+
+    def _passed(self, seat: Seat) -> Vm | StartsOver:
+        """A VM for another broker: as it is, or, if that cannot go on from there, to start over."""
+        vm, held = seat.vm, self._keeping.held_qemu(seat.vm.name)
+        if vm.settled and held is None:
+            return vm
+        log.warning("vm %s: messages are under way with it: it starts over with the next broker", vm.name)
+        connection = held if vm.qemu is None else vm.qemu
+        qemu = None if connection is None else OwnedFd(os.dup(connection.fileno()), own=True)
+        return StartsOver(vm.name, vm.processes, qemu)

@@ -1,0 +1,121 @@
+"""A VM is gone on with where another broker left off, in whatever moment that was.
+
+A state says what each switch has heard and who has the rings. Where the other broker has worked with the switches since
+then (``Work``), or was still owed answers, each connection is brought to a known point first (``Link.resync``), and the
+places of all rings are told again: the owner's to the only side that may have them, and where the rings were changing
+hands the parking place to both. Their answers prove them off the rings, and the home side is given them.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from ovs_hotswap.broker.persist.snapshot import LinkParts, VmParts, Work
+from ovs_hotswap.broker.vm import Vm
+from ovs_hotswap.model import Side
+from ovs_hotswap.process_exit import Process
+from ovs_hotswap.vhostuser.backend import Link
+from ovs_hotswap.vhostuser.channel import Channel, OwnedFd
+from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
+from ovs_hotswap.vhostuser.reconcile import unplaced
+
+
+@dataclass(frozen=True)
+class StartsOver:
+    """A VM that cannot be gone on with: its switches' ``processes`` may be on its rings, and QEMU's connection is to be
+    closed when none of them can be any more."""
+
+    name: str
+    processes: Mapping[Side, Process]
+    qemu: OwnedFd | None
+
+
+@contextmanager
+def parts(vm: Vm) -> Iterator[VmParts]:
+    """The state of a VM that is settled. Connections are duplicates, closed in the end."""
+    with ExitStack() as stack:
+
+        def duplicate(channel: Channel) -> OwnedFd:
+            made = channel.duplicate()
+            stack.callback(made.close)
+            return made
+
+        links = {}
+        for side, link in vm.links.items():
+            assert link.offer is not None
+            links[side] = LinkParts(
+                duplicate(link.channel), link.pid, vm.processes[side].born, link.offer, link.told,
+                link.inherited or not link.quiet,
+            )  # fmt: skip
+        yield VmParts(
+            name=vm.name, home=vm.home, state=vm.state, ownership=vm.ownership, scratch=vm.scratch,
+            qemu=None if vm.qemu is None else duplicate(vm.qemu), offered=vm.offered, links=links,
+            park_wanted=frozenset(vm.park_wanted), suspects=vm.suspects, cut_pid=vm.cut_pid, moves=vm.moves,
+            born=vm.born(), half=(b"", ()) if vm.qemu is None else vm.qemu.half,
+        )  # fmt: skip
+
+
+def restore(vm: Vm, given: VmParts, track: Callable[[int, int | None], None], work: Work | None = None) -> None:
+    """Make a fresh ``vm`` what ``given`` says, and ``work`` that was done since, without touching a connection. It owns
+    the descriptors from then on.
+
+    ``track`` is called with each process whose end matters to it, and when that was started, if it is known.
+    """
+    vm.home, vm.state, vm.ownership, vm.offered = given.home, given.state, given.ownership, given.offered
+    vm.park_wanted, vm.suspects = set(given.park_wanted), dict(given.suspects)
+    vm.cut_pid, vm.moves = given.cut_pid, given.moves
+    if given.qemu is not None:
+        vm.qemu = Channel(socket.socket(fileno=given.qemu.detach()))
+        vm.qemu.resume(*given.half)
+    for side, link in given.links.items():
+        made = Link(side, Channel(socket.socket(fileno=link.connection.detach())))
+        made.pid, made.offer, made.told, made.inherited = link.pid, link.offer, link.told, link.due
+        vm.links[side], vm.met[side] = made, link.pid
+    if work is not None:
+        _redo(vm, given, work)
+    born = {**given.born, **{link.pid: link.born for link in given.links.values()}}
+    for pid in {*vm.switch_pids.values(), *vm.suspects.values()}:
+        track(pid, born.get(pid))
+
+
+def _redo(vm: Vm, given: VmParts, work: Work) -> None:
+    """What was done since the state was kept."""
+    vm.home, vm.park_wanted = work.home, set(work.parked)
+    before = given.ownership.holder
+    if before is not None and before is not work.owner:
+        vm.park_wanted.add(before)
+    if vm.qemu is None or work.nobody:
+        vm.ownership = Ownership()
+    elif work.owner is not None:
+        vm.ownership = Ownership(work.owner, Certainty.TAKING)
+        if work.owner in work.told and work.owner in vm.links:  # by an earlier version: its connection is closed below
+            vm.ownership, vm.cut_pid = vm.ownership.cut(work.owner), vm.links[work.owner].pid
+    else:
+        vm.suspects = {side: link.pid for side, link in vm.links.items()}
+        vm.ownership = Ownership(suspects=frozenset(vm.suspects))
+    for side in work.told:  # what it has heard is not known: it connects anew
+        if (unknown := vm.links.pop(side, None)) is not None:
+            unknown.close()
+    for link in vm.links.values():
+        link.told, link.inherited = unplaced(link.told), True
+
+
+def take_up(vm: Vm) -> None:
+    """Go on with a VM that was restored."""
+    inherited = [link for link in vm.links.values() if link.inherited]
+    for link in inherited:
+        vm.guarded(link, link.resync)
+        link.inherited = False
+    vm.go_on()
+    for side in Side:
+        vm.repark(side)  # nobody minds capture rings that the other broker had armed
+    for link in inherited:
+        _ask(vm, link, let_go=vm.ownership == Ownership(link.side, Certainty.LETTING_GO))
+    vm.assign()
+
+
+def _ask(vm: Vm, link: Link, *, let_go: bool) -> None:
+    vm.guarded(link, lambda: link.fence(lambda: vm.answered(link.side, let_go=let_go)))

@@ -1,0 +1,271 @@
+"""Where a VM's state with its descriptors outlives a broker: messages in a socket pair that nobody reads.
+
+systemd's descriptor store holds both ends (``ovs-hotswap-broker.service``), so what was sent stays queued, descriptors
+included (unix(7), SCM_RIGHTS), when this process ends in whatever way. The newest messages tell: a state, which is all
+that a next broker needs; a state and work that was done with the switches since then (``Work``), such as a row of
+moves; or that the guest had said something since then, with the switches' processes and QEMU's connection. In the last
+case nobody can say how far that went: the VM starts over with its peers. So an outdated state keeps
+nothing from being closed. QEMU's connection is closed by the next broker, when no switch can be on the rings any more:
+a QEMU that sees its back end go takes the rings itself (hw/net/virtio-net.c, ``virtio_net_drop_tx_queue_data``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from ovs_hotswap.broker.persist.snapshot import FORMATS, Table, VmParts, Work, decode, encode, format_of
+from ovs_hotswap.errors import StateUnknown
+from ovs_hotswap.model import Side
+from ovs_hotswap.process_exit import Process
+from ovs_hotswap.service import sd_notify
+from ovs_hotswap.vhostuser.channel import FDS_PER_MESSAGE, OwnedFd, adopt, close_all
+
+log = logging.getLogger(__name__)
+
+_STATE = struct.Struct("!ci")  # b"S" and the number of descriptors, in this message and those that continue it
+_BUSY = struct.Struct("!ciiqq")  # b"B", side a's and side b's process, 0 for none, and when these were started
+_OLD_BUSY = struct.Struct("!cii")  # from a broker that did not keep that
+_WORK = struct.Struct("!cccBB")  # b"W", sides as letters or b"-": home, owner; as sets: parked, told (and _NOBODY)
+_NOBODY = 0x80  # without an owner: nor are the rings changing hands, as whoever does not know this bit takes it
+_MORE = b"M"
+_UNKNOWN = -1  # when a process was started
+_ANCILLARY = socket.CMSG_SPACE(4 * 253)
+
+
+class Connection(Protocol):
+    """What has a descriptor, for as long as it is the same object."""
+
+    def fileno(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a vault held: a ``state``, and the ``work`` that was done since then. Or no state, if there was work from
+    which nobody can go on; then ``processes`` are the switches' and ``qemu`` is QEMU's connection, for the caller to
+    close when no switch can be on the rings any more."""
+
+    state: VmParts | None
+    processes: Mapping[Side, Process]
+    qemu: OwnedFd | None = None
+    work: Work | None = None
+
+
+class Vault:
+    """One VM's place. ``inlet`` is written to, ``outlet`` read from; both are this object's."""
+
+    def __init__(self, inlet: socket.socket, outlet: socket.socket) -> None:
+        for end in (inlet, outlet):
+            end.setblocking(False)
+        self._inlet, self._outlet = inlet, outlet
+        self._queued = 0
+        self.busy = True
+        # By the newest message, if that says that work is under way.
+        self._said: tuple[Mapping[Side, Process], Connection | None] | None = None
+        self._work: Work | None = None  # by the newest message, if that is beside a state
+
+    @classmethod
+    def make(cls, name: str) -> Vault:
+        """A vault that the service manager keeps, for VM ``name``."""
+        vault = cls(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        sd_notify.store(f"{name}.in", [vault._inlet.fileno()])
+        sd_notify.store(f"{name}.out", [vault._outlet.fileno()])
+        return vault
+
+    @classmethod
+    def kept(cls) -> dict[str, Vault]:
+        """The vaults of an earlier broker, by VM. Told once."""
+        ends: dict[str, dict[str, socket.socket]] = {}
+        for key, descriptors in sd_notify.stored().items():
+            name, _, end = key.rpartition(".")
+            for descriptor in descriptors:
+                ends.setdefault(name, {})[end] = socket.socket(fileno=descriptor)
+        found = {}
+        for name, pair in ends.items():
+            if pair.keys() == {"in", "out"}:
+                found[name] = cls(pair["in"], pair["out"])
+            else:
+                for alone in pair.values():
+                    alone.close()
+        return found
+
+    def begin(self, processes: Mapping[Side, Process], qemu: Connection | None) -> None:
+        """Before anything of the VM changes or is closed: what was kept is let go, but for ``qemu``."""
+        if self._said is not None and self._said[0] == processes and self._said[1] is qemu:
+            return
+        older, self._said = self._queued, None
+        noted = self._note(processes, qemu)
+        self.busy = True
+        self._drop(older)
+        if noted is not None:  # it may have been full
+            noted = self._note(processes, qemu)
+        if noted is not None:  # an empty vault says as much, but for the pids, which pid files tell too
+            log.warning("cannot keep that work is under way: %s", noted)
+
+    def _note(self, processes: Mapping[Side, Process], qemu: Connection | None) -> OSError | None:
+        """Add that work is under way, or return why that cannot be."""
+        found = [processes.get(side, Process(0)) for side in Side]
+        born = [_UNKNOWN if each.born is None else each.born for each in found]
+        try:
+            head = _BUSY.pack(b"B", *(each.pid for each in found), *born)
+            self._send(head, [] if qemu is None else [qemu.fileno()])
+        except OSError as error:
+            return error
+        self._said = dict(processes), qemu
+        return None
+
+    def add(self, work: Work) -> bool:
+        """Before switches are told something though their guest has said nothing: what was kept stays good to go on
+        from, with this. Return whether it is known now, or there is nothing that it could belong to. It is not if the
+        owner was told what it is not known to have heard: that is nothing to go on from."""
+        if self.busy:
+            return True
+        if self._work is not None:
+            work = replace(work, told=work.told | self._work.told)
+        if work.owner in work.told:
+            return False
+        if work == self._work:
+            return True
+        parked, told = (sum(1 << k for k, side in enumerate(Side) if side in of) for of in (work.parked, work.told))
+        told |= _NOBODY if work.nobody else 0
+        letters = ((each or "-").encode() for each in (work.home, work.owner))
+        try:
+            self._send(_WORK.pack(b"W", *letters, parked, told), ())
+        except OSError:  # more of them than a socket holds
+            return False
+        self._work = work
+        return True
+
+    def put(self, vm: VmParts) -> None:
+        """Keep ``vm``, whose state it is until the next ``begin``. Raises OSError; then work stays under way."""
+        table, older = Table(), self._queued
+        entry = encode(vm, table)
+        document = json.dumps({"format": format_of(entry), "qemu": entry["qemu"], "vm": entry}).encode()
+        with _memfd(document) as text:
+            descriptors = [text, *(each.fileno() for each in table.descriptors)]
+            for start in range(0, len(descriptors), FDS_PER_MESSAGE):
+                head = _MORE if start else _STATE.pack(b"S", len(descriptors))
+                self._send(head, descriptors[start : start + FDS_PER_MESSAGE])
+        self.busy, self._said, self._work = False, None, None
+        self._drop(older)
+
+    def _drop(self, older: int) -> None:
+        """Its descriptors are closed with a message, by the kernel and at once: whoever kept them here has them yet,
+        so that none is the last, which could wait (``closing``)."""
+        for _ in range(older):
+            self._outlet.recv(_BUSY.size)
+        self._queued -= older
+
+    def _send(self, head: bytes, descriptors: Sequence[int]) -> None:
+        socket.send_fds(self._inlet, [head], list(descriptors))
+        self._queued += 1
+
+    def take(self) -> Kept:
+        """Empty it. Raises StateUnknown if what it held cannot be read."""
+        state: list[OwnedFd] = []
+        due, processes, busy, vm = 0, dict[Side, Process](), True, None
+        work: Work | None = None
+        qemu: OwnedFd | None = None  # of the newest note
+        try:
+            while (message := self._receive()) is not None:
+                head, descriptors = message
+                if head[:1] == b"W":
+                    work = _read_work(head)
+                    continue
+                if head[:1] != _MORE:  # the newest counts
+                    work = None
+                    close_all(state)
+                    state.clear()
+                if head[:1] == b"B":
+                    close_all([qemu] if qemu else [])
+                    qemu, busy = descriptors.pop() if descriptors else None, True
+                    close_all(descriptors)
+                    processes = _read_processes(head)
+                    continue
+                state += descriptors
+                if head[:1] == b"S":
+                    _, due = _STATE.unpack(head)
+                busy = len(state) != due
+            if not busy:
+                close_all([qemu] if qemu else [])
+                qemu = None
+                vm, qemu = _decode(state)
+        except (struct.error, ValueError) as error:
+            close_all([qemu] if qemu else [])
+            raise StateUnknown(f"what an earlier broker kept cannot be read: {error}") from error
+        finally:
+            self._queued, self.busy, self._said, self._work = 0, True, None, None
+            if vm is None:  # what is not gone on with must not stay open
+                close_all([each for each in state if each is not qemu])
+        return Kept(vm, processes, qemu, work)
+
+    def _receive(self) -> tuple[bytes, list[OwnedFd]] | None:
+        try:
+            head, ancillary, _, _ = self._outlet.recvmsg(_BUSY.size, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return None
+        return head, adopt(ancillary)
+
+    def remove(self, name: str) -> None:
+        """Let go of it everywhere, with all that is in it. As ever, before that is closed elsewhere."""
+        self._drop(self._queued)
+        sd_notify.forget(f"{name}.in")
+        sd_notify.forget(f"{name}.out")
+        self.close()
+
+    def close(self) -> None:
+        """Leave it to the next broker."""
+        self._inlet.close()
+        self._outlet.close()
+
+
+def _decode(descriptors: list[OwnedFd]) -> tuple[VmParts | None, OwnedFd | None]:
+    """A state, or of one in another format QEMU's connection. Raises StateUnknown."""
+    text = descriptors.pop(0)
+    try:
+        size = os.fstat(text.fileno()).st_size
+        document: Any = json.loads(os.pread(text.fileno(), size, 0))
+        if document["format"] in FORMATS:
+            return decode(document["vm"], descriptors), None
+        log.warning("an earlier broker kept format %s, this one knows %s", document["format"], FORMATS)
+        return None, None if document["qemu"] is None else descriptors[document["qemu"]]
+    except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+        raise StateUnknown(f"what an earlier broker kept cannot be read: {error}") from error
+    finally:
+        text.close()
+
+
+def _read_processes(head: bytes) -> dict[Side, Process]:
+    """Raises struct.error."""
+    if len(head) == _OLD_BUSY.size:
+        pids, born = _OLD_BUSY.unpack(head)[1:], (_UNKNOWN, _UNKNOWN)
+    else:
+        _, *numbers = _BUSY.unpack(head)
+        pids, born = tuple(numbers[:2]), tuple(numbers[2:])
+    given = zip(Side, pids, born, strict=True)
+    return {side: Process(pid, None if at == _UNKNOWN else at) for side, pid, at in given if pid}
+
+
+def _read_work(head: bytes) -> Work:
+    """Raises struct.error, ValueError."""
+    _, home, owner, parked, told = _WORK.unpack(head)
+    sides = [None if each == b"-" else Side(each.decode()) for each in (home, owner)]
+    sets = [frozenset(side for k, side in enumerate(Side) if bits >> k & 1) for bits in (parked, told)]
+    return Work(sides[0], sides[1], sets[0], sets[1], bool(told & _NOBODY))
+
+
+@contextlib.contextmanager
+def _memfd(data: bytes) -> Iterator[int]:
+    descriptor = os.memfd_create("ovs-hotswap-vm", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, data)
+        yield descriptor
+    finally:
+        os.close(descriptor)

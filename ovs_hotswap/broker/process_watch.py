@@ -1,0 +1,107 @@
+"""Which of the switches' processes have ended: the one proof that a silent switch is off the rings."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ovs_hotswap.process_exit import Exit, Process
+
+log = logging.getLogger(__name__)
+
+_AGAIN_S = 1.0
+
+
+class Processes:
+    """Watches processes (``Exit``: by pidfd, which cannot mistake a recycled pid for the process it was opened for).
+
+    ``ended_callback(pid)`` is called in the event loop once no thread of a tracked process can touch memory any more.
+    ``pid_files``: what a switch may hold a lock on.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, ended_callback: Callable[[int], None], pid_files: Sequence[Path] = ()
+    ) -> None:
+        self._loop = loop
+        self._callback = ended_callback
+        self._pid_files = pid_files
+        self._exits: dict[int, Exit] = {}
+        self._later: dict[int, int | None] = {}  # cannot be watched yet: when they were started
+        self._doubted: set[int] = set()
+
+    def track(self, pid: int, born: int | None = None) -> None:
+        """Watch ``pid`` from now on; called while its connection is open, so that the pid is still its own. Where that
+        cannot be said, ``born`` is when the process that is meant was started. Raises OSError if it cannot be
+        watched."""
+        if pid in self._exits:
+            return
+        try:
+            made = Exit(pid, self._pid_files)
+        except ProcessLookupError:
+            self._gone(pid)
+            return
+        if None not in (born, made.born) and made.born != born:
+            made.close()
+            self._gone(pid)
+            return
+        self._later.pop(pid, None)
+        self._exits[pid] = made
+        self._loop.add_reader(made.fileno(), self._look, pid)
+
+    def _gone(self, pid: int) -> None:
+        self._later.pop(pid, None)
+        self._loop.call_soon(self._callback, pid)
+
+    def mind(self, pid: int, born: int | None) -> None:
+        """``track`` a process of an earlier broker's time; where that cannot be, for want of descriptors, it is tried
+        again, and the process is taken to live until then."""
+        try:
+            self.track(pid, born)
+        except OSError as error:
+            if pid not in self._later:
+                log.error("process %d cannot be watched yet, and is taken to live: %s", pid, error.strerror)
+            self._later[pid] = born
+            self._loop.call_later(_AGAIN_S, self._mind_again, pid)
+
+    def _mind_again(self, pid: int) -> None:
+        if pid in self._later:
+            self.mind(pid, self._later[pid])
+
+    def known(self, pid: int) -> Process:
+        """A process that is tracked, with when it was started. One that is not has ended: whoever has its pid now is
+        another one."""
+        return Process(pid, self._exits[pid].born if pid in self._exits else self._later.get(pid, 0))
+
+    def doubt(self, pid: int) -> None:
+        """One of its connections closed: look soon whether it has ended."""
+        if pid in self._exits and pid not in self._doubted:
+            self._doubted.add(pid)
+            self._loop.call_soon(self._look, pid)
+
+    def ended(self, pid: int) -> bool:
+        """Whether a process that was tracked is dead."""
+        return pid not in self._exits and pid not in self._later
+
+    def kill(self, pid: int) -> None:
+        """End a process that is tracked; that it has ended is told as always."""
+        if (found := self._exits.get(pid)) is not None:
+            found.kill()
+
+    def _look(self, pid: int) -> None:
+        self._doubted.discard(pid)
+        found = self._exits.get(pid)
+        if found is None or not found.ended():
+            return
+        del self._exits[pid]
+        self._loop.remove_reader(found.fileno())
+        found.close()
+        self._callback(pid)
+
+    def close(self) -> None:
+        for each in self._exits.values():
+            self._loop.remove_reader(each.fileno())
+            each.close()
+        self._exits.clear()
+        self._later.clear()

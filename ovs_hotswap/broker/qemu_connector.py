@@ -1,0 +1,71 @@
+"""Connecting to the VMs' QEMUs, which listen for their switch."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable, Mapping
+
+from ovs_hotswap.broker.absence import unreachable
+from ovs_hotswap.broker.persist.autosave import Keeping
+from ovs_hotswap.broker.persist.predecessor import Passing
+from ovs_hotswap.broker.settings import Settings
+from ovs_hotswap.broker.vm_slot import RETRY_S, Seat
+
+log = logging.getLogger(__name__)
+
+_RETRY_MAX_S = 5.0
+_HOME_S, _OTHER_S = 5.0, 2.0  # for a side that served the VM and lives: a switch connects again after a second
+
+
+class Reach:
+    """Tries the QEMUs of all ``seats``, which may change meanwhile, as long as they are wanted."""
+
+    def __init__(self, settings: Settings, seats: Mapping[str, Seat], keeping: Keeping, passing: Passing) -> None:
+        self._settings, self._seats, self._keeping, self._passing = settings, seats, keeping, passing
+
+    async def forever(self, first: Callable[[], None]) -> None:
+        """``first`` is called before each round."""
+        told = ""
+        while True:
+            try:
+                first()
+            except Exception as error:  # QEMUs are called whatever it is
+                if told != (told := repr(error)):
+                    log.exception("before QEMUs are called")
+            now = time.monotonic()
+            for seat in self._seats.values():
+                if self._passing.under_way:
+                    break
+                if self._keeping.holds_qemu(seat.vm.name) or not seat.vm.wants_qemu:
+                    seat.wanted_since = now
+                elif now >= seat.retry_at and not self._expects(seat, now):
+                    try:
+                        self._connect(seat, now)
+                    except OSError as error:  # descriptors are short; the other VMs are tried all the same
+                        seat.vm.note(f"connection to QEMU: {error.strerror or error}")
+            await asyncio.sleep(RETRY_S)
+
+    def _expects(self, seat: Seat, now: float) -> bool:
+        """Whether a side is about to say what it offers. A QEMU chooses once, from what all sides have in common: one
+        that was offered what only a standby has could never be served by the side that is active."""
+        for side in seat.vm.expected:
+            if now - seat.wanted_since < (_HOME_S if side is seat.vm.home else _OTHER_S):
+                return True
+        return False
+
+    def _connect(self, seat: Seat, now: float) -> None:
+        """Try a VM's QEMU; one that keeps breaking the protocol is tried less and less often."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            connection.connect(str(self._settings.config.qemu_socket(seat.vm.name)))
+        except OSError as error:
+            connection.close()
+            seat.vm.absence = unreachable(error)
+            return
+        since = now - seat.retry_at
+        seat.delay = RETRY_S if since > _RETRY_MAX_S else min(seat.delay * 2, _RETRY_MAX_S)
+        seat.retry_at = now + seat.delay
+        seat.vm.connected(connection)

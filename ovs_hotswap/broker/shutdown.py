@@ -1,0 +1,79 @@
+"""The broker ends for good: every VM's rings are taken back from its switch before its QEMU sees that.
+
+A QEMU whose back end is gone works on the rings itself (hw/net/virtio-net.c, ``virtio_net_drop_tx_queue_data``). A
+switch that does not answer may do so too, then or when it wakes up: it has the guest's memory for as long as it lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+
+from ovs_hotswap.broker.control.moves_api import until
+from ovs_hotswap.broker.persist.autosave import Keeping
+from ovs_hotswap.broker.process_watch import Processes
+from ovs_hotswap.broker.vm_slot import Seat
+from ovs_hotswap.errors import BrokerError
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 0.001
+
+
+class Withdrawal:
+    """Of all ``seats``, which may change meanwhile. ``begun``: nobody is given rings any more."""
+
+    def __init__(self, seats: Mapping[str, Seat], processes: Processes, keeping: Keeping) -> None:
+        self._seats, self._processes, self._keeping = seats, processes, keeping
+        self.begun = self._enforced = False
+
+    async def ask(self, patience: float) -> None:
+        """Let go of every VM. Raises BrokerError, and has all of them served on, if after ``patience`` seconds a switch
+        may still be on the rings of one."""
+        stuck = await self._take_back(patience)
+        if not stuck:
+            self._drop_qemus()
+            return
+        sides = sorted({side for seat in stuck for side in seat.on_rings})
+        ends = " and ".join(f"`ovs-hotswap instance stop {side} --force`" for side in sides)
+        refusal = f"a switch does not let go of the rings of VM {', '.join(map(str, stuck))}"
+        if not self._enforced:
+            self.begun = False
+            for seat in self._seats.values():
+                if not seat.leaving:
+                    seat.serve_again()
+        log.warning("%s: all VMs are served on", refusal)
+        raise BrokerError(refusal, hint=f"{ends} ends it; then try again")
+
+    async def enforce(self, patience: float) -> None:
+        """The same where nobody can be refused: after ``patience`` seconds such a switch is ended. One that does not
+        die holds this up, until somebody ends this process."""
+        self._enforced = True
+        stuck = await self._take_back(patience)
+        for pid in {pid for seat in stuck for pid in seat.on_rings.values()}:
+            names = ", ".join(seat.vm.name for seat in stuck if pid in seat.on_rings.values())
+            log.error("switch of process %d does not let go of the rings of VM %s: it is ended", pid, names)
+            self._processes.kill(pid)
+        while self._stuck():
+            await asyncio.sleep(_TICK_S)
+        self._drop_qemus()
+
+    async def _take_back(self, patience: float) -> list[Seat]:
+        """Take all rings back; the VMs of which that failed."""
+        self.begun = True
+        for seat in self._seats.values():
+            seat.withdraw()
+        with contextlib.suppress(BrokerError):
+            await until(lambda: not self._stuck(), patience, "")
+        return self._stuck()
+
+    def _stuck(self) -> list[Seat]:
+        """VMs whose QEMU must not see its back end go yet."""
+        seats = [seat for _, seat in sorted(self._seats.items()) if not seat.is_withdrawn]
+        return [seat for seat in seats if seat.vm.qemu is not None or self._keeping.holds_qemu(seat.vm.name)]
+
+    def _drop_qemus(self) -> None:
+        for seat in self._seats.values():
+            seat.vm.drop_qemu("the broker ends")

@@ -1,0 +1,500 @@
+"""One VM in the broker: its QEMU on one side, up to two switches on the other, and who of them owns its rings.
+
+Everything here runs in the event loop's thread, to its end, between two events. The decisions are taken in
+``session``, ``replay`` and ``ownership``; this module moves frames and descriptors between them and the sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable, Mapping
+
+from ovs_hotswap.broker import absence
+from ovs_hotswap.broker.deferred_reply import Answers
+from ovs_hotswap.broker.peers import Peers
+from ovs_hotswap.broker.process_watch import Processes
+from ovs_hotswap.broker.time_budget import Budget, Hearing, Turns
+from ovs_hotswap.broker.timers import Delays
+from ovs_hotswap.errors import BrokerError, ProtocolError
+from ovs_hotswap.fd_closing import burdens
+from ovs_hotswap.model import Side
+from ovs_hotswap.process_exit import started
+from ovs_hotswap.vhostuser import handover, messages
+from ovs_hotswap.vhostuser.backend import Link
+from ovs_hotswap.vhostuser.channel import Channel, PeerClosed, close_all
+from ovs_hotswap.vhostuser.guest_memory import indices, make_safe
+from ovs_hotswap.vhostuser.guest_state import Answer, GuestState, Offer, Received, offer_to_guest, receive
+from ovs_hotswap.vhostuser.handover import Swap
+from ovs_hotswap.vhostuser.messages import Descriptor, Request
+from ovs_hotswap.vhostuser.ownership import Certainty, Ownership, Proof
+from ovs_hotswap.vhostuser.reconcile import (
+    Role,
+    only_places,
+    reconcile,
+    reparked,
+    scratch_region,
+    waits,
+    why_not_parked,
+)  # fmt: skip
+from ovs_hotswap.vhostuser.unsupported import turned_away
+
+log = logging.getLogger(__name__)
+
+# A guest that misses an interrupt at the moment of a move is woken by one of these (seconds after it); see
+# ``handover.notify``. The last is past any window in which the old side's PMD could still delay the new one's.
+_REPEATS = (0.001, 0.010, 0.100)
+_FRAMES_PER_TURN = 64
+
+
+class Vm(Peers):
+    """``home`` is the side that served the VM last: it is preferred while nobody holds the rings.
+
+    ``scratch`` is memory of the VM's own (``memory.make_scratch``), which this object closes in the end. ``withheld``
+    are feature bits that QEMU is not offered though the switches have them. ``suspects`` are the processes of switches
+    that may be on the rings from the time of an earlier broker. ``queues``: no QEMU is offered more queue pairs.
+    ``mtu``: of its frames.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        loop: asyncio.AbstractEventLoop,
+        delays: Delays,
+        turns: Turns,
+        processes: Processes,
+        scratch: Descriptor,
+        home: Side | None = None,
+        withheld: int = 0,
+        suspects: Mapping[Side, int] | None = None,
+        queues: int | None = None,
+        mtu: int | None = None,
+        budget: Budget | None = None,
+    ) -> None:
+        super().__init__(name, loop, processes, suspects or {})
+        self.home = home
+        self.state = GuestState()
+        self.park_wanted: set[Side] = set()
+        self.offered: Offer | None = None
+        self.moves = 0
+        self.last_swap: Swap | None = None
+        self.owner_since: float | None = None  # seconds since the epoch
+        self.queues, self.mtu = queues, mtu
+        self.withheld = withheld
+        # Pid and start of a QEMU that found that what is offered is not enough; of one whose things cannot be closed.
+        self._lacking: tuple[int, int | None] = (0, 0)
+        self._burden: tuple[int, int | None] = (0, 0)
+        self._delays = delays
+        self.scratch = scratch
+        self._scratch = scratch_region(scratch)
+        self.hearing = Hearing(loop, turns, lambda: self.touched(), self._read_qemu, budget)
+        self.answers = Answers(self, loop)
+        self.absence: absence.Absence | None = None  # why QEMU is not there, if it is known
+        self.quarantine: str | None = None  # why its rings are given to nobody, though its switches and QEMU are there
+        self.withdrawn = False  # its rings are given to nobody any more
+
+    # -- switches ----------------------------------------------------------------------------------------------
+
+    def accept(self, side: Side, connection: socket.socket) -> None:
+        """Take a switch's new connection, or refuse it while an older one, or its process, may still hold the rings."""
+        self.touched()
+        link = Link(side, Channel(connection))
+        before = self.links.get(side)
+        if before is not None and (self.ownership.holder is not side or before.channel.hung_up):
+            self.drop_link(side, "the switch opened another connection")
+        suspect = self.suspects[side] if side in self.ownership.suspects else link.pid
+        if link.pid != suspect or (self.ownership.holder is side and (side in self.links or link.pid != self.cut_pid)):
+            holder = suspect if link.pid != suspect else before.pid if before is not None else self.cut_pid
+            self.note(f"switch {side}: process {link.pid} refused: process {holder} may hold the rings")
+            link.close()
+            return
+        try:
+            self._processes.track(link.pid)
+        except OSError as error:
+            self.note(f"switch {side}: process {link.pid} refused: it cannot be watched: {error.strerror}")
+            link.close()
+            return
+        self.ownership = self.ownership.released(side, Proof.RECONNECTED)
+        self.links[side], self.met[side] = link, link.pid
+        self.hear_qemu()
+        self.touched()  # before this process is given anything
+        self._loop.add_reader(link.channel.fileno(), self._read_link, link)
+        self.guarded(link, lambda: link.probe(lambda offer: self._probed(link)))
+
+    def _probed(self, link: Link) -> None:
+        if missing := messages.feature_names(self.missing(link.side)):
+            self.note(f"switch {link.side} lacks features the guest uses: {', '.join(missing)}")
+        log.info("vm %s: switch %s connected, process %d", self.name, link.side, link.pid)
+        self.assign()
+        self.sync(link.side)
+
+    def _read_link(self, link: Link) -> None:
+        self.talks()
+        for _ in range(_FRAMES_PER_TURN):
+            try:
+                frame = link.channel.receive()
+                if frame is None:
+                    return
+                try:
+                    link.answered(frame)
+                finally:
+                    close_all(frame.descriptors)
+            except PeerClosed:
+                self.drop_link(link.side, "the switch hung up")
+                return
+            except (OSError, ProtocolError) as error:
+                self.drop_link(link.side, str(error))
+                return
+            if self.links.get(link.side) is not link:
+                return
+
+    def drop_link(self, side: Side, reason: str) -> None:
+        link = self.links.get(side)
+        if link is None:
+            return
+        self.touched()  # with its process
+        del self.links[side]
+        self._loop.remove_reader(link.channel.fileno())
+        self._loop.remove_writer(link.channel.fileno())
+        self.end(link)
+        self.note(f"switch {side}: {reason}")
+        self.answers.dropped(link)
+        if self.ownership.holder is side:
+            self.ownership = self.ownership.cut(side)
+            self.cut_pid = link.pid
+            if self._processes.ended(link.pid):
+                self.process_ended(link.pid)
+            self._processes.doubt(link.pid)
+
+    def process_ended(self, pid: int) -> None:
+        """A switch's process is dead, which proves it off every ring."""
+        if pid in self.switch_pids.values():
+            self.touched()
+        for side, link in list(self.links.items()):
+            if link.pid == pid:
+                self.drop_link(side, f"process {pid} ended")
+        for side, suspect in self.suspects.items():
+            if suspect == pid and side in self.ownership.suspects:
+                self.released(side, Proof.DEAD)
+        holder = self.ownership.holder
+        if holder is not None and self.ownership.certainty is Certainty.CUT and self.cut_pid == pid:
+            self.released(holder, Proof.DEAD)
+
+    def released(self, side: Side, proof: Proof) -> None:
+        """A side is off the rings."""
+        self.ownership = self.ownership.released(side, proof)
+        self.assign()
+        self.sync(side)  # it may be kept parked no longer
+        self.hear_qemu()
+
+    def answered(self, side: Side, *, let_go: bool) -> None:
+        """A side has handled all that it was told when this was asked, by this broker and by the one before it.
+        ``let_go``: it had been asked for the rings by then."""
+        self.confirmed(side)
+        if side in self.ownership.suspects:
+            self.released(side, Proof.FENCE)
+        if let_go:
+            self._let_go(side)
+
+    def missing(self, side: Side, unless_chosen: int = 0) -> int:
+        """Feature bits that the guest uses and this side's back end does not offer."""
+        link = self.links.get(side)
+        if link is None or link.offer is None:
+            return 0
+        used = unless_chosen if self.state.features is None else self.state.features
+        return used & ~(link.offer.features | 1 << messages.Feature.LOG_ALL)
+
+    def _lacks(self, side: Side) -> int:
+        """The same, where QEMU has not chosen yet, of what it may choose."""
+        return self.missing(side, self.offered.features if self.offered else 0)
+
+    def role(self, side: Side) -> Role:
+        """What ``side`` is entitled to be."""
+        if self.qemu is None or self.missing(side):
+            return Role.IDLE
+        if self.ownership.holder is side and self.ownership.certainty in (Certainty.OWNS, Certainty.TAKING):
+            return Role.OWNER
+        wanted = side in self.park_wanted and self.quarantine is None
+        parks = self.ownership.holder is side or side in self.ownership.suspects or wanted
+        return Role.PARKED if parks and why_not_parked(self.state) is None else Role.IDLE
+
+    def assign(self) -> None:
+        """Give rings that nobody holds to a back end that can serve them: the home side's, one that is to be kept
+        parked, or any if the home side's is there and cannot. To be called whenever one of these may have changed."""
+        if self.ownership.holder is not None or self.qemu is None or self.withdrawn or self.quarantine is not None:
+            return
+        home = self.home
+        for side in (home, *Side):
+            if side is None or side not in self.links or self.links[side].offer is None:
+                continue
+            if self._lacks(side) or not self.ownership.free_for(side) or side in self.ownership.suspects:
+                continue  # a suspect that is connected has been asked, and is to answer first
+            if home is None or side is home or side in self.park_wanted or self._lacks(home):
+                self._grant(side)
+                return
+
+    def _grant(self, side: Side) -> None:
+        self.touched()
+        link = self.links[side]
+        self.ownership = self.ownership.grant(side)
+        self.sync(side)
+        self.guarded(link, lambda: link.fence(lambda: self.confirmed(side)))
+
+    def confirmed(self, side: Side) -> None:
+        if self.ownership == Ownership(side, Certainty.TAKING):
+            self.ownership = self.ownership.confirm()
+            self.owner_since = time.time()
+            self.home = side
+            self.talks()
+            self._wake_guest()
+
+    def is_parked(self, side: Side) -> bool:
+        """Whether the back end is where one address swap makes it the owner."""
+        return self.parking_fault(side) is None
+
+    def parking_fault(self, side: Side) -> str | None:
+        """Why it is not, or ``None``."""
+        link = self.links.get(side)
+        if link is None:
+            return f"switch {side} is not connected"
+        if self.role(side) is Role.PARKED:
+            there = link.quiet and all(waits(link.told.ring(index).address) for index in self.state.started)
+            return None if there else f"switch {side} is not parked: it has not answered yet"
+        names = ", ".join(messages.feature_names(self.missing(side)))
+        why = why_not_parked(self.state) or (f"it does not offer {names}, which the guest uses" if names else None)
+        return f"switch {side} is not parked" + (f": {why}" if why else "")
+
+    def sync(self, side: Side, before: GuestState | None = None, ring: int | None = None) -> None:
+        """Tell a back end what it has not heard yet. ``ring``: all in which the guest's state differs from
+        ``before``; a back end that had heard everything until then is told of nothing else."""
+        link, role = self.links.get(side), self.role(side)
+        if link is None or link.offer is None:
+            return
+        ring = ring if before is not None and link.agrees(before, role) else None
+        replaying = link.told.features is None and bool(self.state.started)
+
+        def base(index: int) -> int:
+            ring = self.state.ring(index)
+            used = indices(self.state.memory, ring).used if replaying or ring.base is None else None
+            return ring.base or 0 if used is None else used
+
+        script, told = reconcile(link.told, self.state, role, self._scratch, link.offer, base, ring)
+        owed, earlier = self.answers.owed, link.told
+
+        def stopped(index: int, value: int) -> None:
+            if owed is not None and (owed.link, owed.ring) == (link, index):
+                self.answers.pay(owed, None if waits(earlier.ring(index).address) else value)
+
+        if script:
+            self.talks(told=None if only_places(earlier, told) else side)
+            self.guarded(link, lambda: link.apply(script, told, stopped))
+        link.agreed(self.state, role)
+
+    def sync_all(self) -> None:
+        for side in Side:
+            self.sync(side)
+
+    def repark(self, side: Side) -> None:
+        """Have a parked back end wait on the empty ring alone."""
+        if link := self.links.get(side):
+            link.told = reparked(link.told)
+            self.sync(side)
+
+    def guarded(self, link: Link, act: Callable[[], None]) -> None:
+        if self.links.get(link.side) is not link or self.shared:
+            return
+        try:
+            act()
+        except (OSError, ProtocolError) as error:
+            self.drop_link(link.side, str(error))
+            return
+        if link.channel.backlog:
+            self._loop.add_writer(link.channel.fileno(), self._write_link, link)
+
+    def _write_link(self, link: Link) -> None:
+        self.talks()
+        self._loop.remove_writer(link.channel.fileno())
+        self.guarded(link, link.channel.flush)
+
+    # -- QEMU --------------------------------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> bool:
+        """Whether QEMU waits for an answer."""
+        return self.answers.owed is not None
+
+    @property
+    def wants_qemu(self) -> bool:
+        """Whether there is a switch to answer for, and no QEMU yet."""
+        offered = any(link.offer for link in self.links.values())
+        return self.qemu is None and not self.withdrawn and offered and not self.burdened
+
+    @property
+    def burdened(self) -> bool:
+        """Whether QEMU has sent what cannot be closed yet, and is still that process."""
+        pid, born = self._burden
+        return burdens(pid) and started(pid) == born
+
+    def connected(self, connection: socket.socket) -> None:
+        """Take a fresh connection to the VM's QEMU."""
+        made = Channel(connection)
+        born = started(made.peer_pid)
+        self.qemu, self.deaf = made, False
+        self.touched()
+        offers = [link.offer for link in self.links.values() if link.offer is not None]
+        runs = self._lacking == (self.qemu.peer_pid, born)
+        self.offered = offer_to_guest(offers, 0 if runs else self.withheld, self.queues)
+        self.read_qemu()
+        log.info("vm %s: QEMU connected, process %d", self.name, self.qemu.peer_pid)
+        self.assign()
+
+    def _read_qemu(self) -> bool:
+        """Take one message; whether there may be more."""
+        if self.qemu is None:
+            return False
+        try:
+            if burdens(self.qemu.peer_pid):
+                self._burden = self.qemu.peer_pid, started(self.qemu.peer_pid)
+                raise ProtocolError("what it has sent cannot be closed: it is called again when that is done")
+            frame = self.qemu.receive()
+            if frame is not None:
+                self._take(frame)
+            return frame is not None
+        except PeerClosed:
+            why = self._why_hung_up()
+            self.drop_qemu(why, absence.Absence(absence.Cause.HUNG_UP, why))
+        except (OSError, ProtocolError) as error:
+            self.drop_qemu(f"QEMU: {error}", absence.broke(str(error)))
+        return False
+
+    def _why_hung_up(self) -> str:
+        assert self.qemu is not None
+        if self.offered is None or not self.state.owned or self.state.features is not None:
+            return "QEMU hung up"
+        self._lacking = (self.qemu.peer_pid, started(self.qemu.peer_pid))
+        return turned_away(messages.feature_names(self.withheld), self.offered.queue_pairs)
+
+    def _take(self, frame: messages.Frame) -> None:
+        assert self.offered is not None
+        try:
+            message = messages.parse(frame)
+            make_safe(message)
+            got = receive(self.state, message, self.offered)
+        except BaseException:
+            close_all(frame.descriptors)
+            raise
+        before, self.state = self.state, got.state
+        if got.remark is not None and not (self.last_error or "").endswith(got.remark):
+            self.note(f"QEMU: {got.remark}")
+        try:
+            self._answer(message, got, before)
+            for side in Side:
+                self.sync(side, before, message.ring)
+        finally:
+            close_all(got.surplus)
+        self._reconsider()
+
+    def _reconsider(self) -> None:
+        """After a change of what the guest uses: its owner may be unable to serve it now, or another side able."""
+        owner = self.owner()
+        if owner is not None and self.ownership.certainty is Certainty.OWNS and self.missing(owner.side):
+            self.take_back(owner)
+        self.assign()
+
+    def _answer(self, message: messages.Message, got: Received, before: GuestState) -> None:
+        if got.answer is Answer.NOW:
+            self.reply(message.request, messages.U64.pack(got.value))
+        elif got.answer is Answer.BASE:
+            self.answers.base(got, before)
+        elif got.answer is Answer.SETTLED:
+            self.answers.settled(message)
+        elif got.answer is Answer.RARP:
+            self._pass_rarp(got.value)
+            if message.need_reply:
+                self.answers.settled(message)
+
+    def reply(self, request: Request, payload: bytes) -> None:
+        if self.qemu is not None and not self.shared:
+            self.qemu.send(messages.reply(request, payload))
+            if self.qemu.backlog:
+                raise ProtocolError("it does not read its answers")
+
+    def _pass_rarp(self, mac: int) -> None:
+        owner = self.owner()
+        if owner is not None:
+            self.guarded(owner, lambda: owner.channel.send(messages.build_number(Request.SEND_RARP, mac)))
+
+    def owner(self) -> Link | None:
+        """The connection of the side that holds the rings, if there is one."""
+        return self.links.get(self.ownership.holder) if self.ownership.holder else None
+
+    def drop_qemu(self, reason: str, why: absence.Absence | None = None) -> None:
+        """The VM left, or broke the protocol. Its memory is let go everywhere: switches that know it are hung up on,
+        as they would be by QEMU itself, and come back by themselves."""
+        if self.qemu is None:
+            return
+        self.absence = why or absence.broke(reason)
+        self.hearing.close()
+        qemu, self.qemu, self.offered, self.answers.owed = self.qemu, None, None, None
+        self.touched()  # a duplicate that is kept goes first: what QEMU left unread is closed with the last
+        self.end(qemu)
+        close_all(self.state.descriptors())
+        self.state, self.deaf = GuestState(), False
+        for side, link in list(self.links.items()):
+            if link.told.features is not None or link.told.memory:
+                self.drop_link(side, "its guest is gone")
+            else:
+                self.ownership = self.ownership.released(side, Proof.NEVER)
+        self.note(reason)  # last, so that it is what is shown
+
+    # -- moving ------------------------------------------------------------------------------------------------
+
+    def park(self, side: Side) -> None:
+        """Keep ``side`` parked from now on. Raises BrokerError if that cannot be."""
+        if self.quarantine is not None:
+            hint = f"`ovs-hotswap vm release {self.name}`"
+            raise BrokerError(f"vm {self.name} is in quarantine: {self.quarantine}", hint=hint)
+        if self.qemu is not None and (reason := why_not_parked(self.state)):
+            raise BrokerError(f"vm {self.name} cannot be parked: {reason}")
+        if missing := ", ".join(messages.feature_names(self.missing(side))):
+            raise BrokerError(f"vm {self.name} uses features that switch {side} does not offer: {missing}")
+        self.park_wanted.add(side)
+        self.talks()
+        self.sync(side)
+        self.assign()
+
+    def unpark(self, side: Side) -> None:
+        self.park_wanted.discard(side)
+        self.talks()
+        self.sync(side)
+
+    def take_back(self, link: Link) -> None:
+        self.touched()
+        self.ownership = self.ownership.letting_go()
+        self.sync(link.side)
+        self.guarded(link, lambda: link.fence(lambda: self._let_go(link.side)))
+
+    def _let_go(self, side: Side) -> None:
+        if self.ownership == Ownership(side, Certainty.LETTING_GO):
+            self.released(side, Proof.FENCE)
+            self.answers.let_go(self.links.get(side))
+
+    def calls(self) -> list[int]:
+        lines = [self.state.rings[index].call.descriptor for index in self.state.started]
+        return [line.fileno() for line in lines if line is not None]
+
+    def _wake_guest(self) -> None:
+        for delay in _REPEATS:
+            self._delays.call_later(delay, lambda: handover.notify(self.calls()))
+
+    def close(self) -> None:
+        """Hang up on everybody, or let go of what another broker has."""
+        while self.links:
+            _, link = self.links.popitem()
+            self._loop.remove_reader(link.channel.fileno())
+            self._loop.remove_writer(link.channel.fileno())
+            self.end(link)
+        self.drop_qemu("the broker ends")
+        self.scratch.close()

@@ -1,0 +1,113 @@
+"""What the broker has of one VM."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ovs_hotswap.broker.mover import Mover
+from ovs_hotswap.broker.vm import Vm
+from ovs_hotswap.errors import BrokerError
+from ovs_hotswap.model import Side
+from ovs_hotswap.vhostuser.channel import listen
+from ovs_hotswap.vhostuser.ownership import Certainty
+
+RETRY_S = 0.2
+
+
+class Seat:
+    """A VM, the sockets on which its switches connect, at ``paths``, and when its QEMU is to be tried again."""
+
+    def __init__(
+        self, vm: Vm, mover: Mover, listeners: dict[Side, socket.socket], paths: Mapping[Side, Path]
+    ) -> None:  # fmt: skip
+        self.vm = vm
+        self.mover = mover
+        self.listeners = listeners
+        self._paths = paths
+        self.retry_at = 0.0
+        self.wanted_since = 0.0  # QEMU's connection
+        self.delay = RETRY_S
+        self._accept: Callable[[Seat, Side], None]
+        self.restored = False  # by another broker, and not taken up yet
+        self.leaving = False  # it is in the overlay intent no more
+
+    @property
+    def settled(self) -> bool:
+        return self.vm.settled and not self.mover.busy
+
+    def withdraw(self) -> None:
+        """Take the rings back from whoever has them, and give them to nobody any more."""
+        self.vm.touched()
+        self.mover.disarm()
+        self.mover.settle()
+        self.vm.withdrawn = True
+        owner = self.vm.owner()
+        if owner is not None and self.vm.ownership.certainty in (Certainty.OWNS, Certainty.TAKING):
+            self.vm.take_back(owner)
+
+    @property
+    def is_withdrawn(self) -> bool:
+        """Whether no switch can be on the rings."""
+        return self.vm.ownership.holder is None and not self.vm.ownership.suspects
+
+    def serve_again(self) -> None:
+        """After ``withdraw``. A switch that has not answered yet is given the rings when it does."""
+        self.vm.touched()
+        self.vm.withdrawn = self.leaving = False
+        self.vm.assign()
+
+    def belongs_to(self, side: Side | None) -> None:
+        """Have a VM whose rings nobody holds served by ``side``, now or when its guest comes. Whoever has them keeps
+        them."""
+        vm = self.vm
+        if side is not None and side is not vm.home and vm.ownership.holder is None:
+            vm.touched()
+            vm.home = side
+            vm.assign()
+
+    @property
+    def on_rings(self) -> dict[Side, int]:
+        """The switches' processes that may be on the rings."""
+        ownership = self.vm.ownership
+        return {side: pid for side, pid in self.vm.switch_pids.items()
+                if side is ownership.holder or side in ownership.suspects}  # fmt: skip
+
+    def __str__(self) -> str:
+        """The VM and who may be on its rings, for messages."""
+        switches = " and ".join(f"switch {side} (process {pid})" for side, pid in sorted(self.on_rings.items()))
+        return f"{self.vm.name}: {switches}"
+
+    def pause(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take nothing more from anybody."""
+        for listener in self.listeners.values():
+            loop.remove_reader(listener.fileno())
+        self.vm.pause()
+
+    def listen(self, loop: asyncio.AbstractEventLoop, accept: Callable[[Seat, Side], None]) -> None:
+        """Have ``accept`` called for each switch that connects."""
+        self._accept = accept
+        for side, listener in self.listeners.items():
+            loop.add_reader(listener.fileno(), accept, self, side)
+
+    def listen_again(self, loop: asyncio.AbstractEventLoop) -> str | None:
+        """Make the sockets that could not be made before, or say why they cannot yet. Whoever is connected is served
+        without them."""
+        fault = None
+        for side in sorted(self._paths.keys() - self.listeners.keys()):
+            try:
+                listener = self.listeners[side] = listen(self._paths[side])
+            except BrokerError as error:
+                fault = error.message
+            else:
+                loop.add_reader(listener.fileno(), self._accept, self, side)
+        if fault is not None:
+            self.vm.note(f"switches cannot connect: {fault}")
+        return fault
+
+    def go_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """After ``pause``."""
+        self.listen(loop, self._accept)
+        self.vm.go_on()

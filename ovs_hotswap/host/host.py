@@ -1,0 +1,498 @@
+"""One host as the orchestrator sees it: two instances, the VMs, an uplink, an overlay. Programs an instance."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from ovs_hotswap.backends import BackEnds, Road, refuse_kept
+from ovs_hotswap.broker.control.client import BrokerClient
+from ovs_hotswap.config import Active, Config, read_active
+from ovs_hotswap.errors import BusyError, HostError, HotswapError, StateUnknown, SwitchError
+from ovs_hotswap.host import active_record, saved_settings, scheduling
+from ovs_hotswap.model import MessageThread, Release, Side
+from ovs_hotswap.overlay.intent import ETHERNET_MTU, Intent, load_intent
+from ovs_hotswap.overlay.ports import PEER, PEER_PORT, UPLINK, UPLINK_PORT, VXLAN, VXLAN_PORT
+from ovs_hotswap.overlay.tables import REQUIRED_OTHER_CONFIG, Form, lines, render
+from ovs_hotswap.plan.records import Json
+from ovs_hotswap.priority import Rank
+from ovs_hotswap.qemu.dual import DualQemu
+from ovs_hotswap.qemu.held import Held, VmPorts
+from ovs_hotswap.qemu.monitor import Monitors
+from ovs_hotswap.switch import threads
+from ovs_hotswap.switch.answering import see_answering
+from ovs_hotswap.switch.datapath import DatapathPort, await_ports, ports, ports_with_mtus, put_ports
+from ovs_hotswap.switch.instance import Instance, State
+from ovs_hotswap.switch.memory import DEFAULT_MTU, Demand, PacketPool, Reservation, Uplink, limited, reserve
+from ovs_hotswap.switch.notify_pipe import notify_pipe
+from ovs_hotswap.switch.openflow import OpenFlow
+from ovs_hotswap.switch.ovsdb import INTERFACE_TABLES, ROOT_TABLES, BridgeSpec, PortSpec, SwitchDb
+from ovs_hotswap.switch.owned import CONFIGURED_SLEEP, PROGRAMMED_TUNNELS
+from ovs_hotswap.switch.pmd import RxQueue, pmd_rxqs, pmd_sleep_key, set_vhost_log_level, vhost_log_level
+from ovs_hotswap.switch.pools import packet_pools, page_mib
+from ovs_hotswap.switch.release import Releases
+from ovs_hotswap.switch.tunnel import TunnelConfig, Tunnels
+from ovs_hotswap.switch.units import InstanceUnit
+from ovs_hotswap.system import System
+from ovs_hotswap.uplink import base
+from ovs_hotswap.uplink.base import make_uplink
+
+_POLL_S = 0.02
+_ROAD_S = 30.0
+_QUICK_ROAD_S = 2.0  # of who has to go on, answered or not
+_LOOK_S = 1.0
+TAGS = 8  # of the peer link's tag and one of the guest's (802.1ad)
+WATCHDOG_S = 60.0  # the longest task of the watchdog: to start an instance and park every VM
+
+
+class Host:
+    """Adapters of one configuration, made when first used. Nothing is changed by making them. ``quick``: the uplink
+    stays connected to the kernel, and VMs' back ends are not waited for. ``intent``: one that was read already."""
+
+    def __init__(self, config: Config, system: System, *, quick: bool = False, intent: Intent | None = None) -> None:
+        self._quick, self._road_s = quick, _QUICK_ROAD_S if quick else _ROAD_S
+        if intent is not None:
+            self.intent = intent
+        self.config, self.system = config, system
+        self.instances = {
+            side: Instance(
+                config, side, system, unit=InstanceUnit(side, system), memory=partial(self.reservation, side)
+            )
+            for side in Side
+        }
+
+    @cached_property
+    def intent(self) -> Intent:
+        """Raises ConfigError."""
+        return load_intent(self.config.overlay, self.config)
+
+    @cached_property
+    def releases(self) -> Releases:
+        return Releases(self.config, self.system)
+
+    @cached_property
+    def uplink(self) -> base.Uplink:
+        return make_uplink(self.config, self.intent, quick=self._quick)
+
+    @cached_property
+    def road(self) -> BackEnds:
+        """The VMs' two back ends, on the configured road."""
+        if self.config.road is Road.QEMU_DUAL:
+            return self.dual
+        return self.broker
+
+    @cached_property
+    def broker(self) -> BrokerClient:
+        return BrokerClient(self.config.broker_socket, timeout=self._road_s)
+
+    @cached_property
+    def held(self) -> Held:
+        return Held(self.config.run_dir / "quarantine", self.system)
+
+    @cached_property
+    def dual(self) -> DualQemu:
+        config = self.config
+        monitors = Monitors(config.monitor_socket, self._road_s)
+        netdev = config.qemu.netdev
+        return DualQemu(
+            monitors,
+            lambda: [vm.name for vm in self.intent.vms],
+            lambda vm: None if netdev is None else netdev.replace("{vm}", vm),
+            config.broker.fence_ms,
+            self.held,
+            VmPorts(config, self.instances, lambda side: self.bridge_spec(side).ports, self.recorded_active),
+        )
+
+    def unconnected(self, side: Side) -> list[str]:
+        """VMs for which the side's switch is not connected. A broker listens for each VM; without one nobody does for a
+        VM whose QEMU does not run, and of one that does not answer it is not known. Raises BrokerError."""
+        broker = self.config.road is Road.BROKER
+        vms = [vm for vm in self.road.vms(read=False) if broker or (vm["netdev"] and not vm.get("quarantine"))]
+        return [vm["name"] for vm in vms if not vm["switches"][side]["connected"]]
+
+    @contextlib.contextmanager
+    def lock(self, patience_s: float = 0.0) -> Iterator[None]:
+        """For whoever starts, stops or programs instances. Raises BusyError if somebody does.
+
+        ``patience_s``: how long to wait where that is the watchdog, whose tasks end by themselves.
+        """
+        path = self.config.run_dir / "upgrade.lock"
+        end = self.system.monotonic() + patience_s
+        with contextlib.ExitStack() as held:
+            while True:
+                try:
+                    held.enter_context(self.system.lock(path, "an upgrade, or work on an instance,"))
+                    break
+                except BusyError:
+                    watchdog = self.system.read_pid(self.config.run_dir / "watch.lock")
+                    if watchdog is None or watchdog != self.system.read_pid(path) or self.system.monotonic() >= end:
+                        raise
+                self.system.sleep(_POLL_S)
+            yield
+
+    def openflow(self, side: Side) -> OpenFlow:
+        """Raises SwitchError where nobody would answer."""
+        see_answering(self.instances[side], self.system)
+        return OpenFlow(self.system, self.instances[side].paths.bridge_mgmt)
+
+    def tunnels(self, side: Side) -> Tunnels:
+        return Tunnels(self.instances[side].paths, self.config.bridge)
+
+    def control(self, side: Side) -> Path:
+        """Control socket of the side's ovs-vswitchd."""
+        return self.instances[side].paths.vswitchd_ctl
+
+    def running(self, side: Side) -> bool:
+        return self.instances[side].status().state is State.RUNNING
+
+    def software(self, side: Side) -> Release | None:
+        """What a side was started with, running or dead. Where its own record is gone, that for the next boot tells of
+        the active one. Raises ReleaseError, StateUnknown."""
+        found = self.instances[side].release()
+        last = None if found is not None else self.last_active()
+        return self.releases.get(last.release) if last is not None and last.side is side else found
+
+    def version(self, side: Side) -> str:
+        """OVS version of a side that runs. Raises SwitchError."""
+        release = self.software(side)
+        if release is None:
+            raise SwitchError(f"instance {side} does not run", hint=f"`ovs-hotswap instance start {side}`")
+        return release.ovs_version
+
+    # -- which side is active ----------------------------------------------------------------------------------
+
+    def recorded_active(self) -> Side | None:
+        return read_active(self.config)
+
+    def record_active(self, side: Side) -> None:
+        """Raises HostError. In this boot ``side`` is the active one as soon as the first of the files says it."""
+        scheduling.serve(self, side)
+        release = self.instances[side].release()
+        active_record.record(self.config, self.system, side, None if release is None else release.name)
+
+    def record_now(self, side: Side) -> str:
+        """``record_active`` for whoever goes on though it cannot be recorded for the next boot. Answers why, in words;
+        empty if it is. Raises HostError if it is not even recorded for this one."""
+        try:
+            self.record_active(side)
+        except HostError as error:
+            if self.recorded_active() is not side:
+                raise
+            return f"instance {side} is not recorded for the next boot: {error.message}"
+        return ""
+
+    def forget_active(self) -> None:
+        """No side is active, now and after the next boot. Raises HostError, and has forgotten nothing then."""
+        active_record.forget(self.config, self.system)
+
+    def last_active(self) -> Active | None:
+        """As ``activeside.last``."""
+        return active_record.last(self.config)
+
+    def active(self) -> Side:
+        """The side that serves the VMs. Raises StateUnknown where the record and the broker do not agree."""
+        recorded = self.recorded_active()
+        owners = {vm["owner"] for vm in self.road.vms(read=False) if vm["owner"]}
+        if recorded is None or owners - {recorded}:
+            by = ", ".join(sorted(owners)) or "none"
+            raise StateUnknown(
+                f"active side: recorded is {recorded or 'none'}, VMs are owned by {by}",
+                hint="`ovs-hotswap status`, `ovs-hotswap vm list`; an unfinished upgrade: `ovs-hotswap resume`",
+            )
+        return recorded
+
+    # -- memory ------------------------------------------------------------------------------------------------
+
+    def demand(self, side: Side) -> Demand:
+        """What an instance is to have memory for. Raises ConfigError."""
+        intent = self.intent
+        mtus = (intent.vtep.mtu, self.peer_spec(side).mtu, *(vm.mtu for vm in intent.vms))
+        return Demand(
+            vms=tuple(vm.queues for vm in intent.vms),
+            mtus=tuple(DEFAULT_MTU if mtu is None else mtu for mtu in mtus),
+            pmds=len(set(self.config.instance(side).pmd_cores)),
+            uplink=self._uplink_queues(),
+        )
+
+    def _uplink_queues(self) -> Uplink:
+        """As the running instances have them, and one that is started will be given them again."""
+        found = [Uplink(), Uplink.of(saved_settings.uplink_options(self.config))]
+        for instance in self.instances.values():
+            with contextlib.suppress(HotswapError), instance.database(_LOOK_S, INTERFACE_TABLES) as database:
+                uplink = database.interfaces().get(UPLINK)
+                found += [] if uplink is None else [Uplink.of(uplink.options)]
+        return max(found, key=lambda each: each.rx_queues * each.rx_ring + each.tx_ring)
+
+    def reservation(self, side: Side) -> Reservation:
+        """The huge pages that the side's instance takes when it is started. Where the intent cannot be read it is all
+        that the configuration allows: to start an instance again after a death does not depend on the intent."""
+        limit = self.config.instance(side).memory_mb
+        if self.pool_for_each_port(side):
+            return Reservation(limit, 0)
+        try:
+            demand = self.demand(side)
+        except HotswapError:
+            return Reservation(limit, 0)
+        return limited(reserve(demand, page_mib()), limit, demand)
+
+    def packet_pools(self, side: Side) -> list[PacketPool]:
+        """Of a side that runs; none where each port has its own, which the ports' errors tell of. Raises
+        SwitchError."""
+        return [] if self.pool_for_each_port(side) else packet_pools(self.control(side))
+
+    def pool_for_each_port(self, side: Side) -> bool:
+        """Whether the ports share no pool of packets, as the configuration may have it: then only Open vSwitch knows
+        what it needs, and gets all that it may have."""
+        return self.config.other_config(side).get("per-port-memory") == "true"
+
+    def polled(self, side: Side) -> dict[str, tuple[RxQueue, ...]]:
+        """The receive queues that its PMD threads have, by port. Raises SwitchError."""
+        return pmd_rxqs(self.control(side))
+
+    def log_level(self, side: Side) -> str:
+        return vhost_log_level(self.control(side))
+
+    def set_log_level(self, side: Side, level: str) -> None:
+        set_vhost_log_level(self.control(side), level)
+
+    # -- programming -------------------------------------------------------------------------------------------
+
+    def ofport(self, vm: str) -> int | None:
+        """The OpenFlow port of a VM; ``None`` if it is in the overlay intent no more."""
+        return next((each.ofport for each in self.intent.vms if each.name == vm), None)
+
+    def switch_socket(self, side: Side, vm: str) -> Path:
+        """The socket that the side's port of a VM connects to."""
+        return self.config.vhost_socket(side, vm)
+
+    def bridge_spec(self, side: Side) -> BridgeSpec:
+        """The bridge without the peer link. Where no broker keeps a VM from the switches, they have no port for it."""
+        instance, intent = self.config.instance(side), self.intent
+        held = self.held.reasons() if self.config.road is Road.QEMU_DUAL else {}
+        vms = tuple(
+            PortSpec(
+                vm.name,
+                "dpdkvhostuserclient",
+                vm.ofport,
+                {"vhost-server-path": str(self.switch_socket(side, vm.name))},
+                mtu=vm.mtu,
+            )
+            for vm in intent.vms
+            if vm.name not in held
+        )
+        fixed = (
+            PortSpec(UPLINK, "dpdk", UPLINK_PORT, {"dpdk-devargs": instance.uplink_devargs}, mtu=intent.vtep.mtu),
+            PortSpec(VXLAN, "vxlan", VXLAN_PORT,
+                     {"key": "flow", "remote_ip": "flow", "local_ip": intent.vtep.address}),
+        )  # fmt: skip
+        sockets = str(self.switch_socket(side, "any").parent)
+        return BridgeSpec(self.config.bridge, intent.vtep.mac, fixed + vms, sockets=sockets)
+
+    @property
+    def peer_socket(self) -> Path:
+        """Where the peer link's ends meet."""
+        return self.config.run_dir / "peer.sock"
+
+    def peer_spec(self, side: Side) -> PortSpec:
+        """The peer link's end. A memif's receive queues must equal the other end's transmit queues, which OVS makes
+        one more than its PMD threads."""
+        role = "server" if side is Side.A else "client"
+        devargs = f"net_memif_peer,role={role},id=0,socket-abstract=no,socket={self.peer_socket}"
+        queues = len(set(self.config.instance(side.other).pmd_cores)) + 1
+        options = {"dpdk-devargs": devargs, "n_rxq": str(queues)}
+        return PortSpec(PEER, "dpdk", PEER_PORT, options, mtu=self.intent.mtu + TAGS)
+
+    def program_database(self, side: Side) -> None:
+        """Bridge and ports as the intent says. Raises SwitchError, also if a port cannot be made, or refuses its new
+        configuration: it has the earlier one again then."""
+        spec, instance = self.bridge_spec(side), self.instances[side]
+        with instance.database() as database:
+            database.set_other_config(REQUIRED_OTHER_CONFIG)
+            look = partial(ports_with_mtus, instance.paths)
+            put_ports(database, look, spec, self.config.upgrade.ready_s, instance.paths.log)
+
+    def reshaped(self, side: Side) -> list[str]:
+        """Ports of a running side that ``program_database`` would configure anew while packets pass through them."""
+        with self.instances[side].database() as database:
+            shapes = database.shapes(self.bridge_spec(side))
+        found = self.datapath_ports(side) if shapes else {}
+        return sorted(name for name in shapes if name in found and found[name].in_use)
+
+    @property
+    def tunnel_config(self) -> TunnelConfig:
+        intent = self.intent
+        return TunnelConfig(
+            intent.vtep.interface,
+            {route.destination: route.gateway for route in intent.routes},
+            {neighbour.address: neighbour.mac for neighbour in intent.neighbours},
+        )
+
+    def programmed_tunnels(self, side: Side) -> TunnelConfig | None:
+        """What ``program_tunnels`` gave the running side last; ``None`` if that is not known."""
+        with self.instances[side].database(tables=ROOT_TABLES) as database:
+            return TunnelConfig.of_note(database.external_ids().get(PROGRAMMED_TUNNELS))
+
+    def program_tunnels(self, side: Side) -> None:
+        """The VTEP's address, the routes and the neighbours. Those that left the intent are removed."""
+        wanted = self.tunnel_config
+        self.tunnels(side).put(wanted, self.programmed_tunnels(side))
+        with self.instances[side].database(tables=ROOT_TABLES) as database:
+            database.set_other_config({}, {PROGRAMMED_TUNNELS: wanted.note()})
+
+    def program_flows(self, side: Side, form: Form) -> None:
+        self.openflow(side).replace(lines(render(self.intent, form)))
+
+    def set_pmd_sleep(self, side: Side, microseconds: int) -> None:
+        """For a while: ``settle_pmd_sleep`` ends it."""
+        with self.instances[side].database(tables=ROOT_TABLES) as database:
+            database.set_other_config({pmd_sleep_key(self.version(side)): str(microseconds)})
+
+    def settle_pmd_sleep(self, side: Side, microseconds: int | None = None) -> None:
+        """Give the side's idle PMD threads their longest sleep in normal operation: the configured one, unless the
+        operator set another."""
+        configured = self.config.instance(side).pmd_sleep_us
+        value = configured if microseconds is None else microseconds
+        with self.instances[side].database(tables=ROOT_TABLES) as database:
+            database.set_other_config({pmd_sleep_key(self.version(side)): str(value)},
+                                      {CONFIGURED_SLEEP: str(configured)})  # fmt: skip
+
+    def follow_pmd_sleep(self, side: Side) -> None:
+        """Give the side the configured PMD sleep if the configuration has changed since it was last given. What the
+        operator set in the database meanwhile stays otherwise."""
+        with self.instances[side].database(tables=ROOT_TABLES) as database:
+            given = database.external_ids().get(CONFIGURED_SLEEP)
+        if given is not None and given != str(self.config.instance(side).pmd_sleep_us):
+            self.settle_pmd_sleep(side)
+
+    def own_pmd_sleep(self, side: Side) -> int | None:
+        """The PMD sleep that the operator set in the side's database; ``None`` if it is the configured one. Not to be
+        asked for while ``set_pmd_sleep`` holds."""
+        with self.instances[side].database(tables=ROOT_TABLES) as database:
+            given = database.external_ids().get(CONFIGURED_SLEEP, str(self.config.instance(side).pmd_sleep_us))
+            value = self._pmd_sleep(side, database)
+        return None if given == str(value) else value
+
+    def pmd_sleep(self, side: Side) -> int:
+        """Longest sleep of the side's idle PMD threads, in microseconds."""
+        with self.instances[side].database(tables=ROOT_TABLES) as database:
+            return self._pmd_sleep(side, database)
+
+    def _pmd_sleep(self, side: Side, database: SwitchDb) -> int:
+        found = database.other_config().get(pmd_sleep_key(self.version(side)), "0")
+        return int(found) if found.isdecimal() else 0  # as Open vSwitch reads it (smap_get_ullong)
+
+    def scheduling(self, side: Side) -> dict[str, Json] | None:
+        """How the side's threads are scheduled, for ``schedule``; ``None`` if it is not known."""
+        pid = self.instances[side].pid()
+        found = None if pid is None else threads.scheduling(pid)
+        return None if found is None else {**dataclasses.asdict(found), "cores": list(found.cores)}
+
+    def prefer_threads(self, side: Side, rank: Rank) -> None:
+        """For hand-overs in which the side has ``rank``. Raises SwitchError."""
+        scheduling.serve(self, side)
+        pid = self.instances[side].pid()
+        if pid is not None:
+            config = self.config
+            threads.prefer(pid, config.instance(side).pmd_cores, config.instance(side.other).pmd_cores, rank)
+
+    @contextlib.contextmanager
+    def message_threads(self) -> Iterator[dict[Side, MessageThread]]:
+        """Of each instance that has one. Their pipes are closed after the block."""
+        found: dict[Side, MessageThread] = {}
+        try:
+            for side, instance in self.instances.items():
+                pid = instance.pid()
+                tid = None if pid is None else threads.vhost_thread(pid)
+                if pid is not None and tid is not None:
+                    found[side] = MessageThread(tid, notify_pipe(pid, tid))
+            yield found
+        finally:
+            for thread in found.values():
+                if thread.pipe is not None:
+                    os.close(thread.pipe)
+
+    def schedule(self, side: Side, before: Mapping[str, Any]) -> None:
+        pid = self.instances[side].pid()
+        if pid is not None:
+            threads.schedule(pid, threads.Scheduling(**{**before, "cores": tuple(before["cores"])}))
+
+    def program(self, side: Side) -> None:
+        """Everything for an instance that runs alone. First the PMD sleep: adding ports beside a PMD that never sleeps
+        takes seconds where the main thread has to share its core."""
+        self.settle_pmd_sleep(side)
+        self.program_database(side)
+        self.program_tunnels(side)
+        self.program_flows(side, Form.FINAL)
+
+    def follow_intent(self, sides: Iterable[Side], *, untried: bool = False) -> None:
+        """Bring the broker, running instances and the uplink to the intent as it is now, the active instance last: a
+        configuration that its ports would refuse is refused by the other's first, and goes no further.
+
+        ``untried``: also where no other instance runs to try it on. Raises BrokerError if a VM cannot leave:
+        it is asked for first, because a port that is removed takes with it the means to know that a switch let go.
+        Raises SwitchError and UplinkError.
+        """
+        active = self.recorded_active()
+        order = sorted(sides, key=lambda side: side is active)
+        if active in order and len(order) == 1 and not untried:
+            self._refuse_untried(active)
+        refuse_kept(self.road.reload())  # also, it must listen before a port is added
+        for side in order:
+            if side is active and len(order) > 1 and not untried:
+                self._refuse_untried(active)
+            self.program_database(side)
+            self.program_tunnels(side)
+            self.program_flows(side, Form.FINAL)
+            if side is active:
+                self.uplink.steer(side)  # the VTEP's address may be another one
+
+    def _refuse_untried(self, active: Side) -> None:
+        """Raises SwitchError if a port in use would be configured anew that the other side's datapath does not have so
+        already. That of a VM is tried there only where the VM is parked: without a guest it has no MTU yet."""
+        names = self.reshaped(active)
+        tried = {name: port.mtu for name, port in self.datapath_ports(active.other).items()}
+        mtus = {port.name: port.mtu for port in self.bridge_spec(active).ports}
+        untried = [name for name in names if tried.get(name) != (mtus[name] or ETHERNET_MTU)]
+        if untried:
+            raise SwitchError(
+                f"instance {active} would have to configure port {', '.join(untried)} anew under traffic, and "
+                f"instance {active.other} has not tried it: if it is refused, nothing passes there until it is undone",
+                hint=f"`ovs-hotswap watch run`, or `instance start {active.other}`, has the uplink's tried there "
+                "first, a standby also those of VMs; `overlay apply --untried` does without",
+            )
+
+    def await_ports(self, side: Side, wanted: Iterable[PortSpec]) -> None:
+        """Wait until the side's datapath has these ports. Raises SwitchError."""
+        await_ports(partial(ports_with_mtus, self.instances[side].paths), wanted)
+
+    def has_port(self, side: Side, name: str) -> bool:
+        return name in ports(self.control(side))  # the datapath's, of a side that runs
+
+    def datapath_ports(self, side: Side) -> dict[str, DatapathPort]:
+        """The ports that the side's datapath has, with their MTUs; none if it does not run. Raises SwitchError."""
+        instance = self.instances[side]
+        return {} if instance.pid() is None else ports_with_mtus(instance.paths)
+
+    def wait(
+        self, true: Callable[[], bool], seconds: float, otherwise: Callable[[], str], *, on: Iterable[Side] = ()
+    ) -> None:
+        """Poll until ``true``. Raises SwitchError with ``otherwise`` after ``seconds``, or if an instance ``on`` which
+        it depends is dead or stopped."""
+        end = self.system.monotonic() + seconds
+        while not true():
+            for side in on:
+                pid = self.instances[side].pid()
+                if pid is None or self.system.stopped(pid):
+                    raise SwitchError(f"instance {side} {'has ended' if pid is None else 'is stopped'}")
+            if self.system.monotonic() >= end:
+                raise SwitchError(f"{otherwise()} after {seconds:g} s")
+            self.system.sleep(_POLL_S)
+
+    def link_up(self, side: Side, port: str) -> bool:
+        with self.instances[side].database(tables=INTERFACE_TABLES) as database:
+            return (found := database.interfaces().get(port)) is not None and found.link_state == "up"

@@ -1,0 +1,124 @@
+"""What the machine has and runs, whoever asks: not what the asking process may use of it.
+
+A caller's affinity is narrower than the machine where cores are kept for PMD threads (isolcpus=, CPUAffinity=), its
+limit of descriptors is not the instance's, and a process is not what its command line says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.model import Side, SwitchProcess
+from ovs_hotswap.switch.launch import DESCRIPTORS
+from ovs_hotswap.system import System
+
+_PROC, _SYS = Path("/proc"), Path("/sys")
+_SWITCH = "ovs-vswitchd"
+_CAP_SYS_RESOURCE = 24  # capabilities(7), linux/capability.h
+_DEFAULT_RUN_DIR = "/var/run/openvswitch"
+# lib/eal/linux/eal_interrupts.c of DPDK, which EAL's initialisation starts; the name was changed in 23.07.
+_DPDK_THREADS = ("eal-intr", "dpdk-intr")
+_RUNTIME_FILE = re.compile(
+    r"/dpdk/(?P<prefix>[^/\s]+)/(?:config|fbarray_\S+|hugepage_\S+)(?: \(deleted\))?$", re.MULTILINE
+)
+
+
+def cores(unit_group: str | None, sys: Path = _SYS, proc: Path = _PROC) -> frozenset[int]:
+    """The cores on which PMD threads may run: they choose their own affinity, whatever was inherited, within the cpuset
+    of their control group. ``unit_group``: the group of the instance's unit, there or to be; without a unit an instance
+    stays in the caller's."""
+    online = _listed(_text(sys / "devices/system/cpu/online"))
+    allowed = _cpuset(sys / "fs/cgroup", unit_group, _text(proc / "self/cgroup"))
+    return (online & allowed if allowed else online) or frozenset(os.sched_getaffinity(0))
+
+
+def _cpuset(root: Path, unit_group: str | None, own: str) -> frozenset[int]:
+    """The cpuset of a control group; empty if it has none. ``own``: /proc/self/cgroup. A group for which the controller
+    is not turned on has the cpuset of the next group above (Documentation/admin-guide/cgroup-v2.rst). Of version 1
+    the units have none, which systemd does not set there."""
+    groups = {name: path for _, name, path in (line.split(":", 2) for line in own.splitlines() if line.count(":") > 1)}
+    first = next((path for names, path in groups.items() if "cpuset" in names.split(",")), None)
+    if first is not None:
+        return frozenset() if unit_group else _listed(_text(root / "cpuset" / first.lstrip("/") / "cpuset.cpus"))
+    group = Path((unit_group or groups.get("", "")).lstrip("/"))
+    for place in (group, *group.parents):
+        if found := _listed(_text(root / place / "cpuset.cpus.effective")):
+            return found
+    return frozenset()
+
+
+def _listed(text: str) -> frozenset[int]:
+    """``0-2,5`` as numbers."""
+    found: set[int] = set()
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        if first.isdecimal() and (last or first).isdecimal():
+            found |= set(range(int(first), int(last or first) + 1))
+    return frozenset(found)
+
+
+def descriptor_limit(host: Host, side: Side) -> int:
+    """How many descriptors the side's ovs-vswitchd may have, or will when it is started (``switch.launch``)."""
+    instance = host.instances[side]
+    pid = instance.pid()
+    if pid is not None:
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            return resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
+    text = _text(_PROC / "sys/fs/nr_open").strip()
+    most = int(text) if text.isdecimal() else DESCRIPTORS
+    unit = instance.unit()
+    if unit is not None:
+        return min(unit.descriptors(), most)
+    return launched_limit(resource.getrlimit(resource.RLIMIT_NOFILE)[1], _text(_PROC / "self/status"), most)
+
+
+def launched_limit(hard: int, status: str, most: int) -> int:
+    """What becomes of the caller's hard limit when it starts an instance. ``status``: /proc/self/status. ``most``: what
+    the kernel allows anybody (fs.nr_open)."""
+    if hard == resource.RLIM_INFINITY or hard < 0:
+        return 1 << 30
+    capable = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    may_raise = capable is not None and int(capable[1], 16) >> _CAP_SYS_RESOURCE & 1
+    return max(hard, min(DESCRIPTORS, most)) if may_raise else hard
+
+
+def running_switches(system: System, proc: Path = _PROC) -> list[SwitchProcess]:
+    """Every ovs-vswitchd on the machine, ours included. Debian's with DPDK has the plain one's name in its command
+    line."""
+    found = []
+    for pid in system.pids():
+        argv = system.cmdline(pid)
+        if not argv or _SWITCH not in f"{Path(argv[0]).name} {_executable(proc / str(pid))}":
+            continue
+        control = next((arg.partition("=")[2] for arg in argv if arg.startswith("--unixctl=")), "")
+        run_dir = os.path.realpath(Path(control).parent if control else _DEFAULT_RUN_DIR)
+        prefix = _RUNTIME_FILE.search(_text(proc / str(pid) / "maps"))
+        dpdk = any(name.startswith(_DPDK_THREADS) for name in _threads(proc / str(pid)))
+        found.append(SwitchProcess(pid, run_dir, prefix["prefix"] if prefix else None, dpdk or prefix is not None))
+    return found
+
+
+def _executable(process: Path) -> str:
+    try:
+        return Path(os.readlink(process / "exe").removesuffix(" (deleted)")).name
+    except OSError:
+        return ""
+
+
+def _threads(process: Path) -> Iterator[str]:
+    for task in process.glob("task/*"):
+        yield _text(task / "comm").strip()
+
+
+def _text(path: Path) -> str:
+    """A file of the kernel's; empty where it is not, or no more."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

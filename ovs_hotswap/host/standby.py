@@ -1,0 +1,315 @@
+"""The warm standby: an instance beside the active one that is programmed and has every VM parked on it.
+
+Nothing of the active instance is changed for it. Both have the final form of the flow tables and no peer link: when the
+active dies all VMs move at once, so there is never traffic between a VM here and one there, and no packet of normal
+operation is copied. Only a planned upgrade, which moves one VM after another, opens the window.
+
+What was set on the standby alone (a long PMD sleep, a quiet log, preferred threads) is in a record below run_dir, so
+that whoever comes later can put it back: another watchdog, or an upgrade.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ovs_hotswap.config import Config, Strict
+from ovs_hotswap.errors import BrokerError, BusyError, SwitchError
+from ovs_hotswap.host import settings_transfer
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.host.memory_checks import too_small
+from ovs_hotswap.host.scheduling import in_background, make_ready
+from ovs_hotswap.model import Release, Side
+from ovs_hotswap.overlay.ports import UPLINK, UPLINK_PORT
+from ovs_hotswap.overlay.tables import Form
+from ovs_hotswap.priority import Rank
+from ovs_hotswap.switch.instance import State
+from ovs_hotswap.switch.ovsdb import PortSpec
+from ovs_hotswap.switch.settings import Settings
+from ovs_hotswap.wording import some
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.02
+_PORT_S = 15.0
+_POLLED_S = 20.0
+# Longest sleep of a PMD thread that has nothing to do but wait for a fail-over, in microseconds: it delays the first
+# packets after one by as much. Each time it wakes it looks at every queue, so it sleeps longer where there are many.
+_SLEEP_US = 2000
+_SLEEP_PER_QUEUE_US = 160  # a wake-up takes some 30 us and one more for each queue: 2 % of a core
+_SLEEP_MOST_US = 10_000  # Open vSwitch allows no more (vswitch.xml, pmd-sleep-max)
+
+Document = dict[str, Any]  # a VM as the broker describes it
+Parked = Callable[[int, str], None]
+
+
+class StandbyRecord(Strict, extra="ignore"):
+    """``pid``: the ovs-vswitchd that the values were read from. ``prepared``: it was programmed and parked on.
+    ``pmd_sleep_us``: the PMD sleep that the operator set on the active instance, if it is not the configured one. What
+    a newer version of this program writes in addition is passed over.
+    """
+
+    side: Side
+    pid: int
+    log_level: str
+    scheduling: dict[str, Any] | None
+    prepared: bool = False
+    pmd_sleep_us: int | None = None
+
+
+def record_path(config: Config) -> Path:
+    return config.run_dir / "standby.json"
+
+
+def read_record(host: Host) -> StandbyRecord | None:
+    """The record of a standby whose process still runs, perhaps as the active instance by now; else ``None``."""
+    try:
+        record = StandbyRecord.model_validate_json(record_path(host.config).read_text())
+    except (OSError, ValueError):
+        return None
+    return record if host.instances[record.side].pid() == record.pid else None
+
+
+def forget(config: Config) -> None:
+    record_path(config).unlink(missing_ok=True)
+
+
+def prepare(host: Host, side: Side) -> tuple[list[Document], dict[str, str]]:
+    """Make a running instance the warm standby, and answer the VMs that were to be parked, and why some are not. May be
+    repeated. Raises SwitchError or BrokerError."""
+    queues = sum(vm.queues for vm in host.intent.vms)
+    with in_background(host, side):
+        host.set_pmd_sleep(side, max(idle_sleep_us(queues), host.config.upgrade.pmd_sleep_us))
+        host.program_database(side)
+    own_sleep = _carry_settings(host, side)
+    await_ports(host, side)
+    record = read_record(host)
+    if record is None or record.side is not side:
+        record = _look(host, side)
+        _write(host, record)
+    host.set_log_level(side, "error")
+    host.prefer_threads(side, Rank.TAKES)
+    host.program_tunnels(side)
+    host.program_flows(side, Form.FINAL)
+    vms = [vm for vm in host.road.vms(read=False) if parkable(vm, side)]
+    refused = park_each(host, side, vms)
+    _write(host, record.model_copy(update={"prepared": True, "pmd_sleep_us": own_sleep}))
+    return vms, refused
+
+
+def _carry_settings(host: Host, side: Side) -> int | None:
+    """Give the standby the operator's settings on the active instance; return the PMD sleep that was set there. A
+    standby without them is better than none."""
+    try:
+        found = settings_transfer.read(host, side.other)
+        settings_transfer.put(host, settings_transfer.own(host, found), side.other, side)
+        return settings_transfer.own_sleep(host, found, side.other)
+    except SwitchError as error:
+        log.warning("settings of instance %s are not carried over: %s", side.other, error.message)
+        return None
+
+
+def follow_settings(host: Host, side: Side, wanted: Settings, own_sleep: int | None) -> None:
+    """Give a prepared standby the settings that the active instance has by now. Raises SwitchError."""
+    settings_transfer.put(host, wanted, side.other, side)
+    record = read_record(host)
+    if record is not None and record.side is side:
+        _write(host, record.model_copy(update={"pmd_sleep_us": own_sleep}))
+
+
+def idle_sleep_us(queues: int) -> int:
+    """How long the standby's PMD threads sleep at most, with so many queue pairs of VMs parked."""
+    return min(max(_SLEEP_US, _SLEEP_PER_QUEUE_US * queues), _SLEEP_MOST_US)
+
+
+def _look(host: Host, side: Side) -> StandbyRecord:
+    pid = host.instances[side].pid()
+    if pid is None:
+        raise SwitchError(f"instance {side} ended", hint="its log is kept in the state directory")
+    return StandbyRecord(side=side, pid=pid, log_level=host.log_level(side), scheduling=host.scheduling(side))
+
+
+def _write(host: Host, record: StandbyRecord) -> None:
+    host.system.write_atomic(record_path(host.config), record.model_dump_json())
+
+
+def settle(host: Host, record: StandbyRecord) -> None:
+    """Give a standby that has become the active instance, or will, the operator's values."""
+    side = record.side
+    host.settle_pmd_sleep(side, record.pmd_sleep_us)
+    host.set_log_level(side, record.log_level)
+    if record.scheduling is not None:
+        host.schedule(side, record.scheduling)
+    forget(host.config)
+
+
+def settle_active(host: Host) -> None:
+    """``settle`` the standby that the record tells of, if there is one."""
+    record = read_record(host)
+    if record is not None:
+        settle(host, record)
+
+
+def retire(host: Host, side: Side) -> None:
+    """End a standby, dead or alive. The VMs it has parked stay where they are: with the other side. A broker that does
+    not answer is not needed for it: it sees that the switch is gone."""
+    with contextlib.suppress(BrokerError):
+        for vm in host.road.vms(read=False):
+            host.road.unpark(vm["name"], side)
+    if host.recorded_active() is side:
+        raise BusyError(f"instance {side} has taken over meanwhile")
+    host.instances[side].stop()
+    forget(host.config)
+
+
+def usable(host: Host, side: Side, release: Release) -> bool:
+    """Whether an upgrade to ``release`` can go on with what runs on a side that is not active."""
+    instance = host.instances[side]
+    return host.running(side) and instance.release() == release and not instance.outdated()
+
+
+def yield_to_upgrade(host: Host, active: Side, release: Release) -> bool:
+    """Give over to an upgrade to ``release`` whatever runs beside the active instance: with the operator's values if it
+    runs just that, else ended, as no VM is served by it. Returns whether it goes on."""
+    record, side = read_record(host), active.other
+    if record is not None and record.side is active:
+        settle(host, record)
+    if host.instances[side].status().state not in (State.RUNNING, State.STARTING):
+        return False  # what is left of one that died is removed by whoever starts another
+    if not usable(host, side, release):
+        retire(host, side)
+        return False
+    if record is not None and record.side is side:
+        settle(host, record)
+    return True
+
+
+# ------------------------------------------------------------------------------------- shared with an upgrade's steps
+
+
+def await_ports(host: Host, side: Side, *, without: Collection[str] = ()) -> None:
+    """Wait for an instance's uplink and its connections to the VMs, except those it is to be ``without``, and see that
+    none of its threads is at low priority and that its packet pool is large enough: where memory is short Open vSwitch
+    makes a smaller one without a word. Raises SwitchError."""
+    make_ready(host, side)
+    host.wait(lambda: host.link_up(side, UPLINK), _PORT_S, lambda: f"instance {side}: the uplink is down",
+              on=[side])  # fmt: skip
+    uplink = [port for port in host.bridge_spec(side).ports if port.name == UPLINK]
+    host.await_ports(side, uplink)  # its link may be up without it
+
+    def missing() -> list[str]:
+        return [name for name in host.unconnected(side) if name not in without]
+
+    host.wait(lambda: not missing(), _PORT_S,
+              lambda: f"instance {side} did not connect for VM {some(missing())}", on=[side])  # fmt: skip
+    fault = too_small(host.packet_pools(side), host.demand(side).buffers)
+    if fault:
+        raise SwitchError(f"instance {side}: {fault}", hint="`ovs-hotswap check` says how many huge pages it needs")
+
+
+def see_uplink(host: Host, side: Side) -> None:
+    """See that the datapath has the uplink, whatever its MTU. Raises SwitchError."""
+    host.await_ports(side, [PortSpec(UPLINK, "dpdk", UPLINK_PORT)])
+
+
+def lacks_uplink(host: Host, side: Side) -> str:
+    """Whether the datapath of an instance has lost the uplink, in words. Empty if it has it, or does not tell."""
+    with contextlib.suppress(SwitchError):
+        if not host.has_port(side, UPLINK):  # Open vSwitch 3.5 does not tell its MTU
+            return f"the datapath of instance {side} does not have the uplink"
+    return ""
+
+
+def park_each(
+    host: Host, side: Side, vms: Iterable[Document], parked: Parked = lambda _number, _name: None
+) -> dict[str, str]:
+    """Park VMs on an instance as far as that is possible; answers why the others are not. A guest decides whether its
+    VM can be parked, and must not decide about the others. Raises SwitchError for a fault of the instance, BrokerError
+    if nobody answers."""
+    refused, expected = {}, {}
+    for number, vm in enumerate(vms, 1):
+        try:
+            host.road.park(vm["name"], side)
+        except BrokerError as error:
+            host.road.vms(read=False)  # else it is no fault of the VM's
+            refused[vm["name"]] = error.message
+            continue
+        parked(number, vm["name"])
+        if vm["qemu"]:
+            expected[vm["name"]] = _enabled_pairs(vm)
+    late = _await_polled(host, side, expected)
+    return refused | {name: f"instance {side} does not poll its queues" for name in late}
+
+
+def _await_polled(host: Host, side: Side, expected: Mapping[str, int]) -> list[str]:
+    """Wait until an instance polls as many queues of each VM as ``expected``; answers those of which it does not."""
+
+    def unpolled() -> list[str]:
+        polled = host.polled(side)
+        return [name for name, pairs in expected.items()
+                if sum(queue.enabled for queue in polled.get(name, ())) < pairs]  # fmt: skip
+
+    late = unpolled() if expected else []
+    end = host.system.monotonic() + _POLLED_S
+    while late and host.system.monotonic() < end:
+        pid = host.instances[side].pid()
+        if pid is None or host.system.stopped(pid):
+            raise SwitchError(f"instance {side} {'has ended' if pid is None else 'is stopped'}")
+        host.system.sleep(_POLL_S)
+        late = unpolled()
+    return late
+
+
+def _enabled_pairs(vm: Document) -> int:
+    """Queue pairs whose transmit ring (the odd one: virtio 1.2, 5.1.2) the guest has enabled."""
+    return sum(bool(ring["enabled"] and ring["started"]) for ring in vm["rings"][1::2])
+
+
+# -------------------------------------------------------------------------------------------- what the broker says
+
+
+def parkable(vm: Document, side: Side) -> bool:
+    """Whether ``side`` can serve the VM, now or when its guest has come."""
+    return bool(vm["switches"][side]["connected"] and not vm["switches"][side]["missing"] and not vm["unparkable"])
+
+
+def unparked(vms: Iterable[Document], side: Side) -> list[str]:
+    """VMs that could be parked on ``side`` and are not."""
+    return [
+        vm["name"]
+        for vm in vms
+        if vm["qemu"] and vm["owner"] == side.other and parkable(vm, side) and not vm["switches"][side]["parked"]
+    ]
+
+
+def unprotected(vms: Iterable[Document], side: Side) -> list[str]:
+    """VMs with a guest that ``side`` could not take over at this moment, but for those that nobody is to serve."""
+    return [vm["name"] for vm in to_serve(vms) if vm["owner"] != side and not vm["switches"][side]["parked"]]
+
+
+def to_serve(vms: Iterable[Document]) -> list[Document]:
+    """VMs with a guest that a switch is to serve: all but those in quarantine."""
+    return [vm for vm in vms if vm["qemu"] and not vm.get("quarantine")]
+
+
+def owned(vms: Iterable[Document], side: Side) -> list[str]:
+    return [vm["name"] for vm in vms if vm["qemu"] and vm["owner"] == side and vm["certainty"] == "owns"]
+
+
+def newcomers(vms: Iterable[Document], old: Side) -> list[str]:
+    """VMs that were started since all others were moved away from ``old``, and whose QEMU met that side first."""
+    return [
+        vm["name"] for vm in vms if vm["qemu"] and vm["owner"] == old and vm["certainty"] == "owns" and not vm["moves"]
+    ]
+
+
+def stranded(vms: Iterable[Document], side: Side) -> list[str]:
+    """VMs that ``side`` could own and does not."""
+    return [
+        vm["name"]
+        for vm in vms
+        if vm["qemu"] and parkable(vm, side) and not (vm["owner"] == side and vm["certainty"] == "owns")
+    ]

@@ -1,0 +1,386 @@
+"""Plans: steps with undo, split by a point of no return, executed over a journal that is written before each act.
+
+A failure before the commit undoes every started step in reverse, the failed one included (it may be half done). Where
+what the undo would go back to is lost, the plan goes on instead: its steps are repeated as after an interruption. After
+the commit nothing goes back: a failure is reported and a later run finishes forward; but where what the plan went to is
+lost and what it came from is still there, it is gone back to even then. What was interrupted, SIGKILL included, is
+taken up from the journal's records: ``Executor.run`` goes on, ``Executor.rollback`` undoes.
+
+Without a journal nothing goes forward. Going back does, because a host that is left half way is worse than one whose
+journal lags: it says less than was undone, and every undo may be repeated.
+
+No I/O here: the journal, the clock and the observer are given. What the records mean is in ``records``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Generic, Protocol, TypeVar
+
+from ovs_hotswap.errors import HostError, HotswapError, PostcheckFailed, PrecheckFailed, RolledBack, StateUnknown
+from ovs_hotswap.plan.records import Facts, Json, Kind, Mark, Phase, Record, Shape, Standing, advance, fold
+
+C = TypeVar("C")
+T = TypeVar("T")
+
+
+class State(enum.StrEnum):
+    """What a look at the world says about a step."""
+
+    DONE = "done"
+    NOT_DONE = "not done"
+    UNKNOWN = "unknown"
+
+
+class Step(ABC, Generic[C]):
+    """A step with nothing to undo: it only looks, or it comes after the commit.
+
+    ``name`` is the key in the journal, ``description`` the line an operator reads. ``do`` must be idempotent: it is
+    repeated if it was interrupted, and on resume if ``state`` does not say DONE.
+    """
+
+    name: str
+    description: str
+
+    def facts(self, context: C, run: Run) -> Facts:
+        """What later steps or the undo need to know of the world before this step changes it.
+
+        Written to the journal with the record of the step's start; read only once, never when the step is repeated.
+        """
+        return {}
+
+    @abstractmethod
+    def do(self, context: C, run: Run) -> None: ...
+
+    def state(self, context: C, run: Run) -> State:
+        """Whether the step's effect is there now. Asked on resume for steps that the journal says are done."""
+        return State.UNKNOWN
+
+
+class ReversibleStep(Step[C]):
+    """A step with an undo. ``look_at`` tells the operator what to inspect should the undo fail."""
+
+    look_at: str = "`ovs-hotswap status`"
+
+    @abstractmethod
+    def undo(self, context: C, run: Run) -> None:
+        """Put back what ``do`` changed, whole or half done or already put back."""
+
+
+@dataclass(frozen=True)
+class Plan(Generic[C]):
+    """Steps ``before`` and ``after`` the commit. Names are unique. ``no_way_back``: why going back before the commit
+    makes no sense, empty if it does. ``no_way_on``: why only going back makes sense after it, else empty. ``mend``:
+    starts again what going back needs, if that is what broke. ``revive``: starts again what a committed plan that is
+    taken up needs, if nothing is left of it."""
+
+    kind: str
+    before: tuple[Step[C], ...]
+    after: tuple[Step[C], ...] = ()
+    no_way_back: Callable[[C], str] = lambda _context: ""
+    no_way_on: Callable[[C], str] = lambda _context: ""
+    mend: Callable[[C], None] = lambda _context: None
+    revive: Callable[[C], None] = lambda _context: None
+
+    def __post_init__(self) -> None:
+        names = [step.name for step in (*self.before, *self.after)]
+        if len(set(names)) != len(names):
+            raise ValueError(f"plan {self.kind}: two steps have one name")
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(tuple(step.name for step in self.before), tuple(step.name for step in self.after))
+
+
+class EventKind(enum.StrEnum):
+    STARTED = "started"
+    PROGRESS = "progress"
+    DONE = "done"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+    COMMITTED = "committed"
+    UNDOING = "undoing"
+    UNDONE = "undone"
+    UNDO_FAILED = "undo-failed"
+    FINISHED = "finished"
+    ROLLED_BACK = "rolled-back"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Progress for an observer. ``step`` is empty where the whole plan is meant. ``seconds`` is the time a done, failed
+    or undone step took. ``item`` names the part a PROGRESS event is about, such as a VM; ``count`` of ``total``."""
+
+    kind: EventKind
+    step: str = ""
+    seconds: float | None = None
+    text: str = ""
+    item: str | None = None
+    count: int | None = None
+    total: int | None = None
+
+
+class JournalWriter(Protocol):
+    def append(self, record: Record) -> None:
+        """Return once ``record`` is on the disk. Raises HostError if it cannot be written; then it is not there."""
+
+
+class Run:
+    """What a step is given besides its context: the journalled facts, and a way to report progress."""
+
+    def __init__(
+        self, facts: Callable[[], Facts], remember: Callable[[Facts], None], emit: Callable[[Event], None]
+    ) -> None:
+        self._facts, self._remember, self._emit = facts, remember, emit
+
+    @property
+    def facts(self) -> Facts:
+        """All facts recorded so far, by any step."""
+        return MappingProxyType(dict(self._facts()))
+
+    def fact(self, name: str, kind: type[T]) -> T:
+        """The fact ``name``. Raises StateUnknown if it was not recorded or is not of ``kind``."""
+        value = self._facts().get(name)
+        if not isinstance(value, kind):
+            raise StateUnknown(f"the journal holds no {kind.__name__} {name!r}", hint="`ovs-hotswap status`")
+        return value
+
+    def remember(self, **facts: Json) -> None:
+        """Write facts to the journal; they are on the disk when this returns, so act on them afterwards."""
+        self._remember(facts)
+
+    def warn(self, text: str) -> None:
+        """Tell something that the operator should know when all is over, and report it as progress."""
+        earlier = self._facts().get("warnings")
+        told = list(earlier) if isinstance(earlier, list | tuple) else []
+        if text not in told:
+            self._remember({"warnings": [*told, text]})
+        self.progress(text)
+
+    def progress(
+        self, text: str, *, item: str | None = None, count: int | None = None, total: int | None = None
+    ) -> None:
+        self._emit(Event(EventKind.PROGRESS, text=text, item=item, count=count, total=total))
+
+
+class Executor(Generic[C]):
+    """Executes ``plan`` from where ``records`` (of an earlier, interrupted execution) left off.
+
+    ``clock``: seconds, monotonic. ``shield``: a context in which no signal turns into an exception; used around
+    journal records and roll-backs. ``observe`` is told each event; one that raises is told nothing more, because an
+    upgrade must not fail with the terminal that watches it.
+    """
+
+    def __init__(
+        self,
+        plan: Plan[C],
+        context: C,
+        journal: JournalWriter,
+        *,
+        clock: Callable[[], float],
+        records: Sequence[Record] = (),
+        observe: Callable[[Event], None] = lambda _event: None,
+        shield: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        self.plan = plan
+        self.standing = fold(plan.shape, records)
+        self._context, self._journal, self._clock = context, journal, clock
+        self._observe, self._shield = observe, shield
+        self._step = ""
+        self._begun = clock()
+        self._went_on = False
+        self._saving = False  # what serves the VMs: a journal that cannot be written does not stop that
+        self._unkept = ""  # why the journal lags behind
+
+    def run(self) -> None:
+        """Begin the plan, or resume it in the direction it was going, to its end.
+
+        Raises RolledBack if a step before the commit failed or was interrupted and everything was put back (the
+        step's own error if nothing had been changed), or the journal could not be written; PostcheckFailed if one after
+        the commit failed; StateUnknown if an undo failed.
+        """
+        self._turn_back_if_lost()
+        if self.standing.phase is Phase.BACK:
+            self.rollback()
+            raise RolledBack(self._put_back(_finished_back(self.standing)))
+        try:
+            self._go_forward()
+        except (Exception, KeyboardInterrupt) as cause:
+            with self._shield():
+                if not self._goes_on(cause):
+                    self._stopped(cause)
+                    raise
+            self.run()
+
+    def rollback(self) -> None:
+        """Undo all that was started. May be repeated. Raises PrecheckFailed after the commit, unless there is no way
+        on, and where there is no way back; StateUnknown if an undo fails."""
+        self._turn_back_if_lost()
+        if self.standing.phase in {Phase.COMMITTED, Phase.FINISHED}:
+            raise PrecheckFailed(f"the {self.plan.kind} is committed: it cannot be undone step by step",
+                                 hint="finish it with `ovs-hotswap resume`")  # fmt: skip
+        if self.standing.phase is Phase.FORWARD and (lost := self.plan.no_way_back(self._context)):
+            raise PrecheckFailed(f"there is no way back: {lost}", hint="finish with `ovs-hotswap resume`")
+        if self.standing.phase is not Phase.ROLLED_BACK:
+            with self._shield():
+                self._go_back()
+
+    def _turn_back_if_lost(self) -> None:
+        """Of a committed plan that was interrupted."""
+        if self.standing.phase is Phase.COMMITTED and (lost := self.plan.no_way_on(self._context)):
+            self._saving = True
+            self._record(Kind.RETURN, text=lost)
+
+    def _go_forward(self) -> None:
+        if self.standing.phase is Phase.COMMITTED:
+            self.plan.revive(self._context)
+            for step in self.plan.before:
+                self._tell(Event(EventKind.SKIPPED, step.name))
+        if self.standing.phase is Phase.FORWARD:
+            for step in self.plan.before:
+                self._do(step)
+            self._step = ""
+            self._record(Kind.COMMIT)
+            self._emit(EventKind.COMMITTED)
+        if self.standing.phase is Phase.COMMITTED:
+            for step in self.plan.after:
+                self._do(step)
+            self._step = ""
+            self._record(Kind.END)
+            self._emit(EventKind.FINISHED)
+
+    def _do(self, step: Step[C]) -> None:
+        self._step, self._begun = step.name, self._clock()
+        run, mark = self._run(), self.standing.marks[step.name]
+        if mark is Mark.DONE and step.state(self._context, run) is State.DONE:
+            self._emit(EventKind.SKIPPED)
+            return
+        self._record(Kind.START, facts=step.facts(self._context, run) if mark is Mark.PENDING else {})
+        self._emit(EventKind.STARTED)
+        step.do(self._context, run)
+        self._record(Kind.DONE)
+        self._emit(EventKind.DONE, timed=True)
+
+    def _goes_on(self, cause: BaseException) -> bool:
+        """Whether to repeat what failed, because there is no way back. Once: the cause was that what is gone."""
+        if self._went_on or self.standing.phase is not Phase.FORWARD:
+            return False
+        lost = self.plan.no_way_back(self._context)
+        if not lost:
+            return False
+        self._went_on = self._saving = True
+        text = f"{describe(cause)}; going on, because there is no way back: {lost}"
+        self._record(Kind.ONWARD, text=text)
+        self._emit(EventKind.PROGRESS, text=text)
+        return True
+
+    def _stopped(self, cause: BaseException) -> None:
+        """Journal a failure and do what the phase asks for. Returns if the plan had ended or nothing was changed."""
+        if self.standing.ended:
+            return
+        self._saving = True
+        text, name = describe(cause), self._step or ("end" if self.standing.phase is Phase.COMMITTED else "commit")
+        hint = cause.hint if isinstance(cause, HotswapError) else None
+        self._record(Kind.FAILED, text=text)
+        self._emit(EventKind.FAILED, text=text, timed=True)
+        if self.standing.phase is Phase.COMMITTED:
+            if lost := self.plan.no_way_on(self._context):
+                self._record(Kind.RETURN, text=f"{text}; {lost}")
+                self._go_back()
+                text = f"step {name} failed after the commit: {text}; {lost}; everything was put back"
+                raise RolledBack(self._put_back(text), hint=hint) from cause
+            raise PostcheckFailed(f"committed, but step {name} failed: {text}",
+                                  hint=hint or "mend the cause, then `ovs-hotswap resume`") from cause  # fmt: skip
+        changed = self._go_back()
+        if changed or not isinstance(cause, HotswapError):
+            text = self._put_back(f"step {name} failed: {text}; everything was put back")
+            raise RolledBack(text, hint=hint) from cause
+
+    def _put_back(self, text: str) -> str:
+        return f"{text}; of that the journal does not tell: {self._unkept}" if self._unkept else text
+
+    def _go_back(self) -> bool:
+        """Undo in reverse what was started; return whether there was anything to undo."""
+        self._saving = True
+        with contextlib.suppress(Exception):  # then the undo that needs it tells
+            self.plan.mend(self._context)
+        changed = False
+        for step in reversed((*self.plan.before, *self.plan.after)):
+            if not isinstance(step, ReversibleStep) or self.standing.marks[step.name] is Mark.PENDING:
+                continue
+            changed = True
+            if self.standing.marks[step.name] is not Mark.UNDONE:
+                self._undo(step)
+        self._step = ""
+        self._record(Kind.END)
+        self._emit(EventKind.ROLLED_BACK)
+        return changed
+
+    def _undo(self, step: ReversibleStep[C]) -> None:
+        self._step, self._begun = step.name, self._clock()
+        self._record(Kind.UNDO)
+        self._emit(EventKind.UNDOING)
+        try:
+            step.undo(self._context, self._run())
+        except Exception as error:
+            self._record(Kind.UNDO_FAILED, text=describe(error))
+            self._emit(EventKind.UNDO_FAILED, text=describe(error), timed=True)
+            raise StateUnknown(
+                f"step {step.name} could not be undone: {describe(error)}; the steps before it were left as they are",
+                hint=f"look at {step.look_at}, then repeat `ovs-hotswap rollback`",
+            ) from error
+        self._record(Kind.UNDONE)
+        self._emit(EventKind.UNDONE, timed=True)
+
+    def _run(self) -> Run:
+        return Run(
+            lambda: self.standing.facts,
+            lambda facts: self._record(Kind.FACTS, facts=facts),
+            lambda event: self._tell(replace(event, step=self._step)),
+        )
+
+    def _record(self, kind: Kind, *, facts: Facts | None = None, text: str = "") -> None:
+        record = Record(kind, self._step, facts or {}, text)
+        after = advance(self.standing, record)
+        with self._shield():  # a signal between the two would leave memory behind the disk
+            try:
+                self._journal.append(record)
+            except HostError as error:
+                if not self._saving:
+                    raise
+                self._without_journal(error)
+            self.standing = after
+
+    def _without_journal(self, error: HostError) -> None:
+        told, self._unkept = self._unkept, error.message
+        if not told:
+            self._emit(EventKind.PROGRESS, text=f"{error.message}; it goes on without the journal")
+
+    def _emit(self, kind: EventKind, *, text: str = "", timed: bool = False) -> None:
+        self._tell(Event(kind, self._step, self._clock() - self._begun if timed else None, text))
+
+    def _tell(self, event: Event) -> None:
+        try:
+            self._observe(event)
+        except Exception:  # noqa: BLE001 - see the class: whatever the observer's fault is
+            self._observe = lambda _event: None
+
+
+def describe(error: BaseException) -> str:
+    """One text for any error: its own for ours, with the class's name for others."""
+    if isinstance(error, HotswapError):
+        return error.message
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or "interrupted"
+    return f"{type(error).__name__}: {error}"
+
+
+def _finished_back(standing: Standing) -> str:
+    if not standing.failure:
+        return "a roll-back was under way and is now finished: everything was put back"
+    return f"step {standing.failed_step or 'commit'} had failed: {standing.failure}; everything was put back"

@@ -1,0 +1,310 @@
+"""Gathers from the host the facts that ``checks`` decides on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ovs_hotswap import __version__
+from ovs_hotswap.backends import Road
+from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.host import memory_checks, rings, settings_transfer
+from ovs_hotswap.host import scheduling as beside_vms
+from ovs_hotswap.host.culprit import ON_TRIAL
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.host.machine import cores, descriptor_limit, running_switches
+from ovs_hotswap.host.pmd_progress import comes_round
+from ovs_hotswap.host.rings import Place, RingSample
+from ovs_hotswap.host.standby import read_record, to_serve, usable
+from ovs_hotswap.model import Finding, Release, Severity, Side
+from ovs_hotswap.overlay.intent import Intent
+from ovs_hotswap.overlay.ports import UPLINK, VXLAN
+from ovs_hotswap.overlay.tables import Form, lines, render
+from ovs_hotswap.switch.datapath import ports_with_mtus, refused
+from ovs_hotswap.switch.instance import numa_nodes
+from ovs_hotswap.switch.memory import reserve
+from ovs_hotswap.switch.openflow import window_incapable
+from ovs_hotswap.switch.paths import log_in_use, older
+from ovs_hotswap.switch.pools import huge_page_pools, page_mib
+from ovs_hotswap.system import files, host_error
+from ovs_hotswap.upgrade import baseline, checks, uplink_proof
+from ovs_hotswap.upgrade.situation import command_without
+from ovs_hotswap.vhostuser.capture import can_capture
+
+
+def precheck(host: Host, old: Side, new: Side, release: str, leave_out: Collection[str] = ()) -> list[Finding]:
+    """Everything that can be known before anything is changed. Never raises for a fault of the host: that is a
+    finding. What keeps a VM of ``leave_out`` from being moved is a warning."""
+    found: list[Finding] = []
+    begun = None
+    with contextlib.suppress(HotswapError):
+        begun = uplink_proof.counters(host, old)
+    for part in (
+        lambda: _release(host, old, release),
+        lambda: beside(host, new, release),
+        lambda: _machine(host, new),
+        lambda: _memory(host, old, new, release),
+        lambda: _active(host, old),
+        lambda: _vms(host, old, new, release, leave_out),
+        lambda: _rings_before(host),
+        lambda: settings_transfer.check(host, old, new, release, goes_on=usable(host, new, host.releases.get(release))),
+        lambda: uplink_proof.check(host, old, begun),
+        lambda: _steered(host, old),
+    ):
+        found += _tried(part)
+    return found
+
+
+def _tried(part: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    try:
+        return list(part())
+    except (HotswapError, OSError) as fault:
+        error = host_error(fault) if isinstance(fault, OSError) else fault
+        return [Finding(type(error).__name__, Severity.ERROR, error.message, error.hint)]
+
+
+def _release(host: Host, old: Side, name: str) -> list[Finding]:
+    wanted = host.releases.get(name)
+    found = [Finding("release", Severity.OK, wanted.label)]
+    if up_to_date(host, old, wanted):
+        text = f"instance {old} runs it already, from the files that are there: `upgrade` changes nothing"
+        found.append(Finding("release", Severity.OK, text, "`--force` has it done again"))
+    return found
+
+
+def up_to_date(host: Host, active: Side, wanted: Release) -> bool:
+    """Whether the active instance runs just that release, from files that were not replaced since."""
+    instance = host.instances[active]
+    return instance.release() == wanted and not instance.outdated()
+
+
+def beside(host: Host, new: Side, wanted: str) -> list[Finding]:
+    """What becomes of an instance that runs beside the active one: as ``standby.yield_to_upgrade`` has it."""
+    name, found = "standby", host.instances[new].release() if host.running(new) else None
+    if found is None:
+        return []
+    if usable(host, new, host.releases.get(wanted)):
+        return [
+            Finding(name, Severity.OK, f"instance {new} runs release {wanted} already: the upgrade goes on with it")
+        ]
+    files = ", from files that were replaced since" if host.instances[new].outdated() else ""
+    text = f"instance {new} runs release {found.label}{files}: the upgrade ends it and starts its own"
+    record = read_record(host)
+    kept = record is not None and record.side is new
+    return [Finding(name, Severity.OK if kept else Severity.WARNING, text)]
+
+
+def _machine(host: Host, new: Side) -> list[Finding]:
+    config = host.config
+    unit = host.instances[new].unit()
+    found = checks.cpu_set(
+        cores(None if unit is None else unit.control_group()), {side: config.instance(side).pmd_cores for side in Side}
+    )
+    own = [status.vswitchd_pid for status in (host.instances[side].status() for side in Side)]
+    run_dir = os.path.realpath(config.side_dir(new))
+    found += checks.conflicting_processes(
+        running_switches(host.system), [pid for pid in own if pid], run_dir, config.namespace(new)
+    )
+    found += checks.descriptors(descriptor_limit(host, new), [(2, vm.queues) for vm in host.intent.vms])
+    return found
+
+
+def _memory(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
+    """Of one that the upgrade goes on with the pool is looked at, of one that will be started what is free. One that is
+    ended for it gives back what it takes: it was made for the same VMs."""
+    limit = host.config.instance(new).memory_mb
+    if host.pool_for_each_port(new):
+        nodes = numa_nodes(host.config.instance(new).pmd_cores)
+        return [] if host.running(new) else memory_checks.huge_pages(huge_page_pools(), limit, nodes)
+    demand = host.demand(new)
+    wanted = reserve(demand, page_mib())
+    if not host.running(new):
+        found = memory_checks.allowed(new, demand, wanted, limit)
+        found += memory_checks.huge_pages(
+            huge_page_pools(), wanted.mib, numa_nodes(host.config.instance(new).pmd_cores)
+        )
+    elif not usable(host, new, host.releases.get(release)):
+        found = memory_checks.allowed(new, demand, wanted, limit)
+    else:
+        fault = memory_checks.too_small(host.packet_pools(new), demand.buffers)
+        hint = f"`ovs-hotswap instance stop {new}`: the upgrade starts its own"
+        found = [Finding(memory_checks.POOL, Severity.ERROR, f"instance {new}: {fault}", hint)] if fault else []
+    return found + (memory_checks.in_use(old, host.packet_pools(old), wanted) if host.running(old) else [])
+
+
+def _active(host: Host, old: Side) -> list[Finding]:
+    if not host.running(old):
+        return [Finding("active", Severity.ERROR, f"instance {old}, which is active, does not run",
+                        f"`ovs-hotswap instance start {old}`")]  # fmt: skip
+    found = checks.database(old, host.instances[old].status().dpdk_initialized is not None)
+    found += checks.priority(old, beside_vms.low(host, old))
+    intent = host.intent
+    found += checks.ports_polled(
+        refused(ports_with_mtus(host.instances[old].paths), host.bridge_spec(old).ports), [vm.name for vm in intent.vms]
+    )
+    found += _intent_mtus(intent)
+    flows = host.openflow(old)
+    found += checks.window_flows(window_incapable(flows.dump()))
+    return found + checks.tables(flows.diff(lines(render(host.intent, Form.FINAL))))
+
+
+def _vms(host: Host, old: Side, new: Side, release: str, leave_out: Collection[str]) -> list[Finding]:
+    found: list[Finding] = []
+    offered = usable(host, new, host.releases.get(release))  # else what is connected is not what they will meet
+    if host.config.road is Road.BROKER:
+        status = host.broker.status()
+        found += checks.broker(str(status["version"]), __version__, supervised=bool(status["supervised"]))
+    documents = host.road.vms()
+    facts = [replace(vm_facts(vm), absent=_absent(host, vm)) for vm in documents]
+    found += checks.known_vms([vm.name for vm in host.intent.vms], [vm.name for vm in facts])
+    found += checks.vms_connected(facts, lambda name: str(host.config.front_end(name)))
+    found += checks.left_out(leave_out, [vm.name for vm in facts])
+    moved = [vm for vm in facts if vm.name not in leave_out]
+    found += checks.memory_regions(moved, lambda name: command_without(release, {*leave_out, name}))
+    found += checks.queue_pairs(facts, {vm.name: vm.queues for vm in host.intent.vms})
+    if host.config.road is Road.BROKER:
+        found += checks.uncaught_rings(moved)
+    for vm in documents:
+        item, found_of = f"VM {vm['name']}", Severity.WARNING if vm["name"] in leave_out else Severity.ERROR
+        if vm.get("quarantine"):
+            found.append(quarantined(vm, item))
+        elif vm["qemu"] and (vm["owner"] != old or vm["certainty"] != "owns"):
+            text = f"{item} is owned by {vm['owner'] or 'nobody'} ({vm['certainty']}), not by {old}"
+            found.append(Finding("owner", found_of, text, f"`ovs-hotswap vm show {vm['name']}`", item))
+        if (missing := vm["switches"][new]["missing"]) and offered:
+            without = command_without(release, {*leave_out, vm["name"]})
+            found.append(Finding("features", found_of,
+                                 f"{item} uses {', '.join(missing)}, which instance {new} does not offer",
+                                 "upgrade to a release that offers it; or let it be without network until it is "
+                                 f"restarted: `{without}`", item))  # fmt: skip
+    return found
+
+
+def quarantined(vm: dict[str, Any], item: str) -> Finding:
+    """Of a VM in quarantine, which an upgrade leaves out. One that the watchdog holds back for the moment would be
+    without network until the end of the upgrade: the search does not go on during one."""
+    text, end = f"{item} is served by nobody: {vm['quarantine']}", f"`ovs-hotswap vm release {vm['name']}`"
+    if vm["quarantine"] == ON_TRIAL:
+        hint = f"wait until it has found it: `ovs-hotswap watch status`; where no watchdog runs: {end}"
+        return Finding("quarantine", Severity.ERROR, text, hint, item)
+    return Finding("quarantine", Severity.WARNING, text, end, item)
+
+
+def mtus(host: Host) -> list[Finding]:
+    """Of the intent and of the uplink's devices."""
+    devices = [each for each in host.uplink.check() if each.check == checks.MTU]
+    return _intent_mtus(host.intent) + devices
+
+
+def _intent_mtus(intent: Intent) -> list[Finding]:
+    limit = intent.vtep.tunnel_mtu
+    return checks.too_long(intent.too_long, limit) + checks.oversized(intent.oversized, limit)
+
+
+def _steered(host: Host, old: Side) -> list[Finding]:
+    owner = host.uplink.owner()
+    if owner not in (None, old):
+        return [Finding("uplink", Severity.ERROR, f"it is steered to {owner}, not to {old}", "`ovs-hotswap status`")]
+    return []
+
+
+def _absent(host: Host, vm: dict[str, Any]) -> str | None:
+    """Why a VM's QEMU is not connected, as far as the broker and this process can tell together."""
+    why = vm.get("absent")  # an earlier broker, and the other road, do not tell
+    if why is None:
+        return None
+    if why["cause"] != "no-socket":
+        return str(why["text"])
+    path = str(host.config.front_end(vm["name"]))
+    if os.path.exists(path):
+        return "its socket is there, but not for the broker: its unit does not see that directory (PrivateTmp=)"
+    clients = [pid for pid in host.system.pids() if calls(host.system.cmdline(pid), path)]
+    if clients:
+        return "it is itself a client of its socket: start it with server=on"
+    return str(why["text"])
+
+
+def calls(argv: Sequence[str], path: str) -> bool:
+    """Whether a QEMU with this command line connects to a socket of that path and does not listen on it."""
+    chardevs = [each.split(",") for each in argv if f"path={path}" in each.split(",")]
+    return any(not {"server=on", "server"} & set(options) for options in chardevs)
+
+
+def vm_facts(vm: dict[str, Any]) -> checks.VmFacts:
+    acked = int(vm["features"], 16) if vm["features"] else 0
+    receiving = [ring for ring in vm["rings"] if ring["started"] and ring["index"] % 2 == 0]
+    uncaught = sum(not can_capture(ring["index"], ring["size"]) for ring in receiving)
+    connected, pairs = vm["qemu"] is not None, len(vm["rings"]) // 2
+    return checks.VmFacts(vm["name"], connected, acked, vm["memory_regions"], pairs, uncaught)
+
+
+def _rings_before(host: Host) -> list[Finding]:
+    found = baseline.look(host)
+    return checks.rings_before(found.wedged, found.unread)
+
+
+def ring_samples(host: Host) -> list[RingSample]:
+    """The indices of every ring that is served, now."""
+    return rings.samples(to_serve(host.road.vms()))
+
+
+def postcheck(host: Host, new: Side, apart_s: float, end: LogEnd, known: Collection[Place]) -> list[Finding]:
+    """``apart_s``: seconds between the two samples of the rings. ``end``: where the log ended before.
+    ``known``: rings that are not judged. A ring of the others that stands still now is its guest's affair as long as
+    the instance's threads go on: it was served in the soak, or had nothing to send."""
+    before = ring_samples(host)
+    host.system.sleep(apart_s)
+    found = checks.as_warnings(checks.ring_progress(before, ring_samples(host), known))
+    found += checks.polling(new, comes_round(host, new)) + checks.priority(new, beside_vms.low(host, new))
+    with host.instances[new].database() as database:
+        interfaces = database.interfaces()
+    facts = [checks.PortFacts(name, status.link_state == "up", status.error) for name, status in interfaces.items()]
+    absent = [vm["name"] for vm in host.road.vms(read=False) if not any(ring["started"] for ring in vm["rings"])]
+    vms = [vm.name for vm in host.intent.vms]
+    found += checks.ports([UPLINK, VXLAN, *vms], facts, absent, vms)
+    found += checks.ports_polled(refused(ports_with_mtus(host.instances[new].paths), host.bridge_spec(new).ports), vms)
+    found += checks.tables(host.openflow(new).diff(lines(render(host.intent, Form.FINAL))))
+    return found + checks.log_errors(log_since(host, new, end), [UPLINK, VXLAN])
+
+
+class LogEnd(NamedTuple):
+    """How long a log is, and which file (its inode number; 0: not known): it is renamed when it has become too long."""
+
+    offset: int = 0
+    file: int = 0
+
+
+def log_end(host: Host, side: Side) -> LogEnd:
+    """``LogEnd()`` where there is none. Raises HostError."""
+    path = log_in_use(host.instances[side].paths.log)
+    with files(path):
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            return LogEnd()
+    return LogEnd(found.st_size, found.st_ino)
+
+
+def log_since(host: Host, side: Side, end: LogEnd) -> str:
+    """Also what is in a file that has been renamed since. From the beginning of one that has been cut meanwhile, or
+    made anew; nothing where there is none. Raises HostError."""
+    log = host.instances[side].paths.log
+    text, same = _log_from(log, end)
+    return text if same or not end.file else _log_from(older(log), end)[0] + text
+
+
+def _log_from(path: Path, end: LogEnd) -> tuple[str, bool]:
+    """With whether it is the file of ``end``."""
+    with files(path):
+        try:
+            with path.open("rb") as log:
+                found = os.fstat(log.fileno())
+                same = found.st_ino == end.file
+                log.seek(end.offset if (same or not end.file) and end.offset <= found.st_size else 0)
+                return log.read().decode(errors="replace"), same
+        except FileNotFoundError:
+            return "", False

@@ -1,0 +1,67 @@
+"""The peer link: a DPDK memif between the two instances while both live."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.model import Side
+from ovs_hotswap.overlay.ports import PEER
+
+_UP_S = 15.0
+_CONNECTED = "03"  # SS_CONNECTED, include/uapi/linux/net.h
+
+
+def join(host: Host) -> None:
+    """Have the link up. Raises SwitchError.
+
+    A memif client connects when its port is made and not again (DPDK drivers/net/memif, memif_dev_start): one that
+    finds no server fails, and one whose server was made anew never comes back. So both ends are made anew unless the
+    link is up, the server's (side a) first.
+
+    The database says that a link is up as much as five seconds later (lib/netdev-dpdk.c, DPDK_PORT_WATCHDOG_INTERVAL).
+    So the connection of the two ends is looked at itself; that frames pass is proven when there are flows for it.
+    """
+    with ExitStack() as stack:  # with hundreds of ports it takes a second to connect
+        databases = {side: stack.enter_context(host.instances[side].database()) for side in Side}
+
+        def up() -> bool:
+            ends = [database.interfaces().get(PEER) for database in databases.values()]
+            made = all(end is not None and (end.ofport or 0) > 0 and not end.error for end in ends)
+            return made and connected(host)
+
+        if up():
+            return
+        for database in databases.values():
+            if database.remove_port(host.config.bridge, PEER):
+                database.wait_ports([], host.config.upgrade.ready_s)  # else the new port might pass for the old one
+        host.peer_socket.unlink(missing_ok=True)  # a server that was killed left it, and the next one would refuse it
+        for side, database in databases.items():
+            database.add_port(host.config.bridge, host.peer_spec(side))
+            database.wait_ports([PEER], host.config.upgrade.ready_s)
+        host.wait(up, _UP_S, lambda: "the peer link does not come up", on=Side)
+
+
+def connected(host: Host) -> bool:
+    """Whether the client's end (side b) is connected to the server's, which listens on ``Host.peer_socket``. The socket
+    that the server accepts belongs to the client's network namespace (net/unix/af_unix.c, unix_stream_connect)."""
+    pid = host.instances[Side.B].pid()
+    try:
+        table = "" if pid is None else Path(f"/proc/{pid}/net/unix").read_text()
+    except OSError:  # it has ended
+        return False
+    return has_connection(table, str(host.peer_socket))
+
+
+def has_connection(table: str, path: str) -> bool:
+    """Whether a server's end of a connection through the socket ``path`` is in ``table``, which is /proc/net/unix: an
+    accepted socket has the path of the one that listens."""
+    rows = (line.split(maxsplit=7) for line in table.splitlines()[1:])
+    return any(len(row) == 8 and row[7] == path and row[5] == _CONNECTED for row in rows)
+
+
+def part(host: Host, side: Side) -> None:
+    """Take the side's end off; its switch does it soon. Raises SwitchError."""
+    with host.instances[side].database() as database:
+        database.remove_port(host.config.bridge, PEER)

@@ -1,0 +1,102 @@
+"""The way back of an upgrade: the old instance serves the VMs again, and no guest can keep that from ending."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown, SwitchError
+from ovs_hotswap.host.standby import Document, owned, to_serve
+from ovs_hotswap.plan.executor import Run
+from ovs_hotswap.upgrade import baseline
+from ovs_hotswap.upgrade.move_vms import move_all
+from ovs_hotswap.upgrade.situation import Upgrade
+from ovs_hotswap.wording import some
+
+_CONFIRM_S = 1.0  # for a switch that is slow, not hung
+_POLL_S = 0.02
+_RETURNED_S = 5.0  # for the VMs of an instance that was ended to be served by the other
+
+
+def take_back(context: Upgrade, run: Run) -> None:
+    """Have the old instance serve every VM again that is not in quarantine. A new one that keeps some is ended, as
+    it will be anyway: that gives them to the old one. A single VM that is not served then is named, and no error;
+    raises BrokerError, StateUnknown or SwitchError if it is the old instance that cannot serve."""
+    host, old, new = context.host, context.old, context.new
+    if context.lost_for_good():
+        return  # the VMs went to the new one
+    if context.broken:
+        host.instances[new].kill()  # it would let every VM wait for its deadline
+    _patiently(context, run, "has no port for", lambda vm: bool(vm["switches"][old]["connected"]))
+    try:
+        move_all(host, old, run, back=True)
+    except (BrokerError, StateUnknown) as error:
+        if context.lost_for_good():
+            return  # it died meanwhile, and the VMs went to the new one
+        if not context.broken:
+            if not (_hangs(context) or _old_answers(context)):
+                raise
+            run.progress(f"{error.message}; instance {new} is ended")
+            host.instances[new].kill()
+        _bring_home(context)
+        _patiently(context, run, "does not serve", lambda vm: vm["owner"] == old and vm["certainty"] == "owns")
+
+
+def _hangs(context: Upgrade) -> bool:
+    """Whether the new instance has not confirmed for a while that it has, or gave back, some VM's rings."""
+    host = context.host
+    end = host.system.monotonic() + _CONFIRM_S
+    while any(vm["owner"] == context.new and vm["certainty"] != "owns" for vm in host.road.vms(read=False)):
+        if host.system.monotonic() >= end:
+            return True
+        host.system.sleep(_POLL_S)
+    return False
+
+
+def _old_answers(context: Upgrade) -> bool:
+    """Whether it is the VMs themselves that cannot be moved back: the old instance has taken others, or answers for
+    one of these."""
+    vms = context.host.road.vms(read=False)
+    return bool(owned(vms, context.old)) or any(_parks(context, vm) for vm in to_serve(vms))
+
+
+def _parks(context: Upgrade, vm: Document) -> bool:
+    if vm["switches"][context.old]["connected"] and baseline.why_not(vm, context.old):
+        return True
+    try:
+        context.host.road.park(vm["name"], context.old)
+    except BrokerError:
+        return False
+    return True
+
+
+def _bring_home(context: Upgrade) -> None:
+    """Have VMs that nobody serves given to the old instance, those among them that cannot be parked."""
+    host = context.host
+    for vm in to_serve(host.road.vms(read=False)):
+        if vm["owner"] != context.old and not baseline.why_not(vm, context.old):
+            with contextlib.suppress(BrokerError):
+                host.road.park(vm["name"], context.old)
+    with contextlib.suppress(HotswapError):
+        host.road.reload()
+
+
+def _patiently(context: Upgrade, run: Run, lacks: str, well: Callable[[Document], bool]) -> None:
+    """Wait until each VM is ``well``, and name those that are not after a while. Raises SwitchError if none is, or the
+    old instance is broken: then it is that."""
+    host, old = context.host, context.old
+    end = host.system.monotonic() + _RETURNED_S
+    while True:
+        vms = to_serve(host.road.vms(read=False))
+        amiss = [vm for vm in vms if not well(vm)]
+        if not amiss:
+            return
+        names = some([vm["name"] for vm in amiss])
+        if host.system.monotonic() >= end:
+            break
+        host.system.sleep(_POLL_S)
+    pid = host.instances[old].pid()
+    if len(amiss) == len(vms) or pid is None or host.system.stopped(pid):
+        raise SwitchError(f"instance {old} {lacks} VM {names} after {_RETURNED_S:g} s")
+    why = some([f"VM {vm['name']}: {vm['last_error']}" for vm in amiss if vm.get("last_error")], "; ")
+    run.warn(f"instance {old} {lacks} VM {names}{f' ({why})' if why else ''}")

@@ -1,0 +1,287 @@
+"""Frames for a guest that arrive while its rings change hands are caught, so that none is lost.
+
+While a VM moves, both switches output every frame for it (the copy goes over the peer link), and only the owner's is
+delivered. A frame that the old side handles after it let go, and the new side before it took, would be delivered by
+neither. So around that moment the receive rings of both back ends are parked not on the empty ring but on *capture
+rings* with buffers of the broker's. A frame that both have caught is one that nobody delivered: it is given to the
+guest afterwards, through the new owner. A frame that only one of them caught was delivered by the other.
+
+What the new side caught must go back as far as a copy may lag behind, so it is put on its rings early, and buffers that
+are full are offered again: its rings hold the latest frames. The old side's hold the first ones after it let go.
+
+A VM's rings take no more memory than their buffers have, and a buffer is as long as the VM's MTU needs it. What all VMs
+take at once is bounded by ``room.Room``: a VM that finds no room is not moved yet, and its frames go on to its guest.
+
+The ring layouts are virtio 1.2, 2.7; the header before each frame is 5.1.6.
+"""
+
+from __future__ import annotations
+
+import functools
+import mmap
+import os
+import struct
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ovs_hotswap.model import Side
+from ovs_hotswap.vhostuser.guest_state import GuestState
+from ovs_hotswap.vhostuser.messages import Descriptor, Feature, RingAddress
+from ovs_hotswap.vhostuser.reconcile import CAPTURE_OFFSET, CAPTURE_SIZE, SCRATCH_GUEST_ADDRESS, SCRATCH_USER_ADDRESS
+
+PAIRS = 8  # queue pairs that have capture rings
+STRIDE = 4 << 20
+BUFFERS = 256  # a power of two, as the sizes of rings are (virtio 1.2, 2.7)
+LONGEST_MTU = 9000
+MAX_RING = 4096  # entries; the parts of a larger ring would not fit before the buffers
+
+_AVAILABLE = 0x10000
+_USED = 0x14000
+_BUFFERS = 0x20000
+_DESCRIPTOR = struct.Struct("<QIHH")
+_USED_ELEMENT = struct.Struct("<II")
+_WRITE = 2  # VIRTQ_DESC_F_WRITE
+_NO_INTERRUPT = 1  # VIRTQ_AVAIL_F_NO_INTERRUPT
+_NEVER = 0x8000  # a used_event that is passed once in 65536 frames; the guest then looks at its rings in vain
+
+_PAGE = 4 << 10
+_GRAIN = 2 << 10  # bytes: a buffer for an MTU of 1500 is half a page
+_AROUND = 34  # bytes around an IP packet: two VLAN tags, the Ethernet header and the one of virtio
+_MOST_SPANNED = (64 << 10) // _GRAIN + 1
+_HEADER = struct.Struct("<BBHHHHH")  # virtio_net_hdr with num_buffers
+_SHORT_HEADER = 10  # without num_buffers: legacy devices without mergeable buffers
+_NEEDS_CSUM = 1
+_GSO_NONE = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Caught:
+    """A frame that nobody delivered. ``segments``: it stands for several (GSO) and can only be counted."""
+
+    frame: bytes
+    segments: bool = False
+
+
+class Catch:
+    """The capture rings of one VM for one move from ``old`` to the other side. ``mtu``: the VM's, if it is known."""
+
+    def __init__(self, scratch: Descriptor, state: GuestState, old: Side, mtu: int | None = None) -> None:
+        self._scratch = scratch
+        self._buffer = buffer_size(mtu)
+        self.old = old
+        self._features = state.features or 0
+        self._sizes = _sizes(state)
+        self._counts = {(side, index): 0 for side in Side for index in self._sizes}
+        self._words: memoryview | None = None
+
+    def _indices(self) -> memoryview:
+        """The capture rings as 16-bit words. Mapped, because all VMs' rings are rolled while others are moved; the
+        scratch memory is sealed, so nobody can cut it off under this process."""
+        if self._words is None:
+            rings = mmap.mmap(self._scratch.fileno(), CAPTURE_SIZE, offset=CAPTURE_OFFSET)
+            self._words = memoryview(rings).cast("H")
+        return self._words
+
+    def rest(self) -> None:
+        """Nothing is rolled any more for now: let go of the mapping, and of the descriptor that it takes."""
+        self._words = None
+
+    def arm(self) -> None:
+        """Fill the rings of both sides. Their back ends must not be on them. Raises OSError."""
+        self._indices()
+        for side, index in self._counts:
+            arm(self._scratch, side, index, self._sizes[index], self._buffer)
+            self._counts[side, index] = 0
+
+    def places(self, side: Side) -> dict[int, RingAddress]:
+        return {index: address(side, index) for index in self._sizes}
+
+    def roll(self) -> None:
+        """Offer the buffers that the new side has filled once more."""
+        side, words = self.old.other, self._indices()
+        for index, size in self._sizes.items():
+            before = self._counts[side, index]
+            count = self._count(side, index)
+            if count != before:  # the ring names the buffers already
+                words[_word(side, index, _AVAILABLE)] = (count + min(BUFFERS, size)) % (1 << 16)
+
+    def _count(self, side: Side, index: int) -> int:
+        """Buffers that a side has filled since the ring was armed, some of them several times."""
+        before, used = self._counts[side, index], self._indices()[_word(side, index, _USED)]
+        self._counts[side, index] = before + (used - before) % (1 << 16)
+        return self._counts[side, index]
+
+    def same(self, other: Catch) -> bool:
+        """Whether the rings are for the same guest and move."""
+        return (self.old, self._features, self._sizes, self._buffer) == (
+            other.old, other._features, other._sizes, other._buffer)  # fmt: skip
+
+    def undelivered(self) -> list[Caught]:
+        """Frames that neither side delivered; the buffers are freed. Both sides must be off the rings.
+
+        The sides may have put a frame on different rings: each chooses by the thread that carries it.
+        """
+        caught: dict[Side, list[Caught]] = {side: [] for side in Side}
+        for side in Side:
+            for index, size in self._sizes.items():
+                count = self._count(side, index)
+                caught[side] += collect(self._scratch, side, index, size, count, self._features, self._buffer)
+        self.free()
+        return undelivered(caught[self.old], caught[self.old.other])
+
+    def free(self) -> None:
+        """Give the memory of the buffers back. Both sides must be off the rings."""
+        self.rest()
+        free(self._scratch)
+
+
+def _sizes(state: GuestState) -> dict[int, int]:
+    """The rings that have capture rings, with their sizes."""
+    sizes = {index: state.rings[index].size for index in state.started}
+    return {index: size for index, size in sizes.items() if size is not None and can_capture(index, size)}
+
+
+def buffer_size(mtu: int | None) -> int:
+    """Bytes of a buffer that holds a frame of this MTU; of one that is not known, the longest there is."""
+    needed = (LONGEST_MTU if mtu is None else mtu) + _AROUND
+    return -(-needed // _GRAIN) * _GRAIN
+
+
+def needed(sizes: Iterable[int], mtu: int | None) -> int:
+    """The most bytes of memory that the capture rings of both sides take for receive rings of these sizes."""
+    return 2 * sum(
+        3 * _PAGE + _DESCRIPTOR.size * size + -(-min(BUFFERS, size) * buffer_size(mtu) // _PAGE) * _PAGE
+        for size in sizes)  # fmt: skip
+
+
+def needed_by(state: GuestState, mtu: int | None) -> int:
+    """The same for a guest as it is now."""
+    return needed(_sizes(state).values(), mtu)
+
+
+def free(scratch: Descriptor) -> None:
+    """Give the memory of all capture rings back. Nobody must be on them."""
+    with mmap.mmap(scratch.fileno(), CAPTURE_SIZE, offset=CAPTURE_OFFSET) as rings:
+        rings.madvise(mmap.MADV_REMOVE)
+
+
+def written(scratch: Descriptor) -> int:
+    """Bytes of memory that the capture rings have now, of whatever broker they were."""
+    try:
+        os.lseek(scratch.fileno(), CAPTURE_OFFSET, os.SEEK_DATA)
+    except OSError:  # there are none behind it (lseek(2), ENXIO)
+        return 0
+    return os.fstat(scratch.fileno()).st_blocks * 512
+
+
+def is_place(address: RingAddress | None) -> bool:
+    """Whether a back end that was told this address waits on a capture ring."""
+    first = SCRATCH_USER_ADDRESS + CAPTURE_OFFSET
+    return address is not None and first <= address.descriptors < first + CAPTURE_SIZE
+
+
+def can_capture(index: int, size: int) -> bool:
+    """Whether there is a capture ring for ring ``index``: receive rings (even) of the first pairs have one."""
+    return index % 2 == 0 and index // 2 < PAIRS and size <= MAX_RING and size.bit_count() == 1
+
+
+def _start(side: Side, index: int) -> int:
+    """Offset in the scratch memory of a side's capture ring for receive ring ``index``."""
+    number = index // 2 + (PAIRS if side is Side.B else 0)
+    return CAPTURE_OFFSET + number * STRIDE
+
+
+def address(side: Side, index: int) -> RingAddress:
+    """Where the capture ring lies for the back end of ``side``."""
+    start = SCRATCH_USER_ADDRESS + _start(side, index)
+    return RingAddress(flags=0, descriptors=start, used=start + _USED, available=start + _AVAILABLE, log=0)
+
+
+def arm(scratch: Descriptor, side: Side, index: int, size: int, buffer: int) -> None:
+    """Fill a capture ring of ``size`` entries with empty buffers, of ``buffer`` bytes. No back end may be on it."""
+    fd, start = scratch.fileno(), _start(side, index)
+    table, available = _empty(start, size, buffer)
+    os.pwrite(fd, table, start)
+    os.pwrite(fd, bytes(4), start + _USED)
+    os.pwrite(fd, available, start + _AVAILABLE)
+
+
+@functools.cache  # of few arguments, and half of the time that a move takes beside its swap
+def _empty(start: int, size: int, buffer: int) -> tuple[bytes, bytes]:
+    """Descriptor table and available ring of an empty ring that starts at this offset."""
+    count = min(BUFFERS, size)
+    first = SCRATCH_GUEST_ADDRESS + start + _BUFFERS
+    table = b"".join(_DESCRIPTOR.pack(first + n * buffer, buffer, _WRITE, 0) for n in range(count))
+    numbers = b"".join(n.to_bytes(2, "little") for n in range(count)) * (size // count)
+    header = _NO_INTERRUPT.to_bytes(2, "little") + count.to_bytes(2, "little")
+    return table, header + numbers + _NEVER.to_bytes(2, "little")
+
+
+@functools.cache
+def _word(side: Side, index: int, part: int) -> int:
+    """Where the index of a ring's part (``_AVAILABLE``, ``_USED``) is among the 16-bit words of all capture rings."""
+    return (_start(side, index) - CAPTURE_OFFSET + part) // 2 + 1
+
+
+def collect(
+    scratch: Descriptor, side: Side, index: int, size: int, count: int, features: int, buffer: int
+) -> list[Caught]:
+    """The last frames in a capture ring, in the order in which the back end put them there. It must be off the ring;
+    ``count`` buffers have been filled since it was armed, of which the last ones are still there."""
+    fd, start = scratch.fileno(), _start(side, index)
+    elements = os.pread(fd, _USED_ELEMENT.size * size, start + _USED + 4)
+    filled = []
+    for position in range(max(0, count - min(BUFFERS, size)), count):
+        number, length = _USED_ELEMENT.unpack_from(elements, _USED_ELEMENT.size * (position % size))
+        filled.append(os.pread(fd, min(length, buffer), start + _BUFFERS + (number % BUFFERS) * buffer))
+    return parse_frames(filled, features)
+
+
+def parse_frames(filled: Sequence[bytes], features: int) -> list[Caught]:
+    """Frames from filled buffers. With mergeable buffers a frame may span several; its first one says how many. The
+    first of all may be the rest of a frame: whatever comes out of it, the other side has not caught the same."""
+    merged = bool(features >> Feature.NET_MRG_RXBUF & 1)
+    long_header = merged or bool(features >> Feature.VERSION_1 & 1)
+    header_size = _HEADER.size if long_header else _SHORT_HEADER
+    found: list[Caught] = []
+    position = 0
+    while position < len(filled):
+        first = filled[position]
+        if len(first) < header_size:
+            position += 1
+            continue
+        header = _HEADER.unpack(first[: _HEADER.size].ljust(_HEADER.size, b"\0"))
+        span = min(max(1, header[6]), _MOST_SPANNED) if merged else 1
+        frame = first[header_size:] + b"".join(filled[position + 1 : position + span])
+        found.append(Caught(_finished(frame, header), segments=header[1] != _GSO_NONE))
+        position += span
+    return found
+
+
+def _finished(frame: bytes, header: tuple[int, ...]) -> bytes:
+    """``frame`` with the checksum that a switch left to the guest's device (VIRTIO_NET_HDR_F_NEEDS_CSUM)."""
+    flags, _, _, _, start, offset, _ = header
+    if not flags & _NEEDS_CSUM or start + offset + 2 > len(frame):
+        return frame
+    checksum = ~_sum(frame[start:]) & 0xFFFF
+    return frame[: start + offset] + (checksum or 0xFFFF).to_bytes(2, "big") + frame[start + offset + 2 :]
+
+
+def _sum(data: bytes) -> int:
+    """The ones' complement sum of RFC 1071."""
+    total: int = sum(struct.unpack(f">{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2)))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+def undelivered(old: Iterable[Caught], new: Iterable[Caught]) -> list[Caught]:
+    """Frames that both sides caught, in the new side's order. Equal frames count as often as both have them."""
+    left = Counter(each.frame for each in old)
+    found = []
+    for each in new:
+        if left[each.frame] > 0:
+            left[each.frame] -= 1
+            found.append(each)
+    return found

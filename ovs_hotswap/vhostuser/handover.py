@@ -1,0 +1,152 @@
+"""The hand-over: one VM's rings pass from one back end to the other.
+
+All buffers are built by ``prepare``; ``swap`` is system calls only. Between the first and the last of them the guest
+has no back end, so nothing is allocated, logged or decided there that can be done before or after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ovs_hotswap.errors import ProtocolError
+from ovs_hotswap.model import MessageThread, Side
+from ovs_hotswap.priority import Rank, give_rank, take_rank
+from ovs_hotswap.vhostuser import messages
+from ovs_hotswap.vhostuser.backend import FENCE_ANSWER_SIZE, Fenced, Link
+from ovs_hotswap.vhostuser.call_signals import Calls, signaller
+from ovs_hotswap.vhostuser.channel import PeerClosed
+from ovs_hotswap.vhostuser.messages import Request, RingAddress
+
+TURN = 16  # bytes of a notify pipe that a turn of DPDK's thread takes (lib/vhost/fd_man.c, ``fdset_pipe_read_cb``)
+
+Threads = Mapping[Side, MessageThread]  # those that are known
+
+
+class Outcome(enum.Enum):
+    """How a swap ended.
+
+    MOVED: both fences answered. KEPT: the old side did not confirm in time; it was given its rings back and is still
+    the only one that may use them. OLD_GONE: the old side hung up; whether it is off the rings is not known.
+    UNPROVEN: the new side has been given the rings and did not confirm in time. NEW_GONE: it hung up.
+    """
+
+    MOVED = enum.auto()
+    KEPT = enum.auto()
+    OLD_GONE = enum.auto()
+    UNPROVEN = enum.auto()
+    NEW_GONE = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Outcome and the broker's clock: ``give_us`` until the old side was off the rings, ``take_us`` from there until
+    the new side had them. ``give_us`` is 0 where there was no old side."""
+
+    outcome: Outcome
+    give_us: float = 0.0
+    take_us: float = 0.0
+
+    @property
+    def total_us(self) -> float:
+        return self.give_us + self.take_us
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A hand-over ready to run. ``old`` is ``None`` where nobody holds the rings; ``keep`` gives them back to it."""
+
+    old: Link | None
+    new: Link
+    park: Fenced
+    keep: Fenced
+    take: Fenced
+    calls: Calls
+    answer: bytearray
+
+
+def prepare(
+    old: Link | None,
+    new: Link,
+    park: Mapping[int, RingAddress],
+    take: Mapping[int, RingAddress],
+    calls: Sequence[int],
+) -> Prepared:
+    """Build every buffer. ``park`` and ``take`` are the places of the same rings: where the old side is to wait, and
+    where the guest has them. Both links must be quiet, and ``new`` must have the rings started."""
+    taken, answer, signals = new.placed(take), bytearray(FENCE_ANSWER_SIZE), signaller().calls(calls)
+    if old is None:
+        return Prepared(None, new, taken, taken, taken, signals, answer)
+    keep = taken if old.acknowledges == new.acknowledges else old.placed(take)
+    return Prepared(old, new, old.placed(park), keep, taken, signals, answer)
+
+
+def swap(
+    ready: Prepared, timeout: float, threads: Threads, *, one_core: bool = False, waiter: int | None = None
+) -> Swap:
+    """Run a prepared hand-over; each of its two waits ends after ``timeout`` seconds. ``one_core``: this thread and
+    both sides' are on one core, ranked as ``priority.Rank`` has it; ``waiter``: the new side's, if that has
+    ``Rank.WAITS``.
+
+    The order is the safety: the new side is sent the guest's addresses only after the old side's fence has been
+    answered. On KEPT two fences of the old side are unanswered, on UNPROVEN one of the new side.
+    """
+    clock = time.monotonic
+    if ready.old is not None:
+        _shorten(threads.get(ready.old.side), ready.park, one_core)
+    start = clock()
+    if ready.old is not None:
+        try:
+            if not fenced(ready.old, ready.park, ready.answer, start + timeout, asleep=one_core):
+                # Sent behind the parking addresses on the same stream: whatever happens, the guest's come last.
+                ready.old.channel.send(ready.keep.data)
+                return Swap(Outcome.KEPT, give_us=(clock() - start) * 1e6)
+        except (OSError, PeerClosed, ProtocolError):
+            return Swap(Outcome.OLD_GONE)
+    middle = clock()
+    if waiter is not None:
+        give_rank(waiter, Rank.TAKES)
+    _shorten(threads.get(ready.new.side), ready.take, one_core)
+    try:
+        confirmed = fenced(ready.new, ready.take, ready.answer, middle + timeout, asleep=one_core)
+    except (OSError, PeerClosed, ProtocolError):
+        return Swap(Outcome.NEW_GONE, give_us=(middle - start) * 1e6)
+    end = clock()
+    if one_core and confirmed:  # a thread that has not answered may spin, and would never let this one run
+        take_rank(Rank.AFTER)
+    ready.calls.signal()  # see ``notify``
+    outcome = Outcome.MOVED if confirmed else Outcome.UNPROVEN
+    return Swap(outcome, (middle - start) * 1e6 if ready.old is not None else 0.0, (end - middle) * 1e6)
+
+
+def _shorten(thread: MessageThread | None, fence: Fenced, one_core: bool) -> None:
+    """Shorten the turns that a switch's thread is about to make for these messages; on another core also the one in
+    which it may find that they have not come yet."""
+    if thread is not None and thread.pipe is not None:
+        with contextlib.suppress(OSError):  # full: it has what it needs; broken: nobody is there
+            os.write(thread.pipe, bytes(TURN * (fence.count + (not one_core))))
+
+
+def fenced(link: Link, fence: Fenced, answer: bytearray, deadline: float, *, asleep: bool = False) -> bool:
+    """Whether the messages were answered in time; ``asleep`` as in ``Channel.exchange``. Raises what that does, and
+    ProtocolError if something else than the answer came: then nothing is proven."""
+    if not link.channel.exchange(fence.data, answer, deadline, asleep=asleep):
+        return False
+    if not answer.startswith(fence.answer_header):
+        raise ProtocolError("no answer to the fence")
+    if fence.request is Request.SET_VRING_ADDR and any(answer[-messages.U64.size :]):
+        raise ProtocolError("the switch refused the addresses")
+    return True
+
+
+def notify(calls: Sequence[int]) -> None:
+    """Signal each call eventfd, as if the back end had: a guest looks at its rings and finds what there is.
+
+    DPDK remembers across an address swap up to which index it has signalled (``signalled_used``), and may skip an
+    interrupt that the guest waits for; a signal too many does no harm.
+    """
+    signaller().calls(calls).signal()

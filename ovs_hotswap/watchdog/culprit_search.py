@@ -1,0 +1,148 @@
+"""Finds the VM that ends whatever serves it (``inquest``), and has the road keep it from both switches."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ovs_hotswap.backends import Document
+from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.host import culprit
+from ovs_hotswap.host.culprit import ON_TRIAL, Inquest
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.watchdog.status_file import Board
+
+log = logging.getLogger(__name__)
+
+
+class Poison:
+    """``died`` and ``serves`` are any thread's, the rest is the keeper's. ``step`` never raises: to start an instance
+    again does not depend on it. An earlier broker has no quarantine, so nothing is looked for with it."""
+
+    def __init__(self, board: Board, clock: Callable[[], float]) -> None:
+        self._board, self._clock = board, clock
+        self._told: deque[tuple[str, float]] = deque()
+        self._serves_since: float | None = None
+        self._lives: list[float] = []  # of the instances that ended too soon, one after the other
+        self._lived_s: float | None = None  # the longest of enough of them; with it an inquest is to begin
+        self._inquest: Inquest | None = None
+        self._held: dict[str, str] = {}  # by us, and why
+        self._first = True
+        self._fault: str | None = None
+
+    def died(self, at: float) -> None:
+        """The active instance has ended."""
+        self._told.append(("died", at))
+
+    def serves(self, since: float) -> None:
+        """The active instance, another one than before, has the VMs."""
+        self._told.append(("serves", since))
+
+    @property
+    def under_way(self) -> bool:
+        """Whether it is being looked for; instances end on purpose then, and no standby is to end with them."""
+        return self._inquest is not None or self._lived_s is not None
+
+    def step(self, host: Host, *, alive: bool) -> None:
+        """Go on. ``alive``: the active instance serves who may be served."""
+        try:
+            self._step(host, alive)
+            self._fault = None
+        except HotswapError as error:
+            if error.message != self._fault:  # it is tried again each second
+                log.warning("which VM ends the instances: %s", error.message)
+            self._fault = error.message
+        except Exception as error:  # that nobody has thought of
+            if str(error) != self._fault:
+                log.exception("which VM ends the instances")
+            self._fault = str(error)
+
+    def _step(self, host: Host, alive: bool) -> None:
+        self._hear(min(culprit.SUSPICIOUS_S, host.config.watch.crash_window_s))
+        if self._first:
+            self._let_go(host)
+        if self._lived_s is not None:
+            names = [vm["name"] for vm in host.road.vms(read=False) if vm["qemu"] and _may_be_held(vm)]
+            if names:
+                self._inquest = culprit.begin(names, self._lived_s, self._clock())
+                self._tell("trial")
+            self._lived_s = None
+        if self._inquest is None:
+            return
+        if alive and self._clock() - self._inquest.since >= self._inquest.window_s:
+            self._inquest = culprit.survived(self._inquest, self._clock())
+            self._tell("trial")
+        self._apply(host, self._inquest)
+        if self._inquest.closed:
+            self._close(self._inquest)
+
+    def _hear(self, suspicious_s: float) -> None:
+        while self._told:
+            what, at = self._told.popleft()
+            if what == "serves":
+                self._serves_since = at
+                if self._inquest is not None:
+                    self._inquest = culprit.resumed(self._inquest, at)
+                continue
+            if self._inquest is not None:
+                self._inquest = culprit.died(self._inquest, at)
+                self._tell("trial")
+            elif self._serves_since is not None and at - self._serves_since < suspicious_s:
+                self._lives.append(at - self._serves_since)
+                if len(self._lives) >= culprit.SHORT_LIVES:
+                    self._lived_s, self._lives = max(self._lives), []
+            else:
+                self._lives = []
+            self._serves_since = None
+
+    def _tell(self, kind: str) -> None:
+        found = self._inquest
+        if found is not None and not found.closed:
+            self._board.event(kind, vms=list(found.trial), held=len(found.held), deaths=found.deaths)
+
+    def _apply(self, host: Host, found: Inquest) -> None:
+        reasons = dict.fromkeys(found.held, ON_TRIAL)
+        for name in found.guilty:
+            reasons[name] = f"instances ended {found.deaths} times while they served it"
+        if reasons == self._held:
+            return
+        now = {vm["name"]: vm.get("quarantine") for vm in host.road.vms(read=False)}
+        for name, reason in reasons.items():
+            if name in now and now[name] != reason:
+                host.road.quarantine(name, reason)
+            self._held[name] = reason
+        released = [name for name in self._held if name not in reasons]
+        for name in released:
+            if now.get(name) == self._held[name]:  # else somebody else has decided about it
+                host.road.release(name)
+            del self._held[name]
+        if released and self._inquest is not None:
+            self._inquest = culprit.resumed(found, self._clock())
+
+    def _close(self, found: Inquest) -> None:
+        for name in found.guilty:
+            log.error("VM %s ends whatever serves it: it is in quarantine", name)
+            self._board.event("quarantine", vm=name, deaths=found.deaths, end=f"`ovs-hotswap vm release {name}`")
+        if found.guilty:
+            self._board.explained()
+        else:
+            self._board.event("trial-ended", cause="no VM was found that the instances ended of")
+        self._inquest, self._held = None, {}
+
+    def _let_go(self, host: Host) -> None:
+        """Serve what a watchdog that ended meanwhile had held back."""
+        for vm in host.road.vms(read=False):
+            if vm.get("quarantine") == ON_TRIAL:
+                host.road.release(vm["name"])
+        self._first = False
+
+
+def _may_be_held(vm: Document) -> bool:
+    return "quarantine" in vm and not vm["quarantine"]
+
+
+def quarantined(vms: list[Document]) -> Mapping[str, Any] | None:
+    """VMs that nobody serves by order, and why."""
+    return {vm["name"]: vm["quarantine"] for vm in vms if vm.get("quarantine")} or None

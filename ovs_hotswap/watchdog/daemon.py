@@ -1,0 +1,399 @@
+"""The watchdog: notices that the active instance died or hangs, and moves every VM to the standby.
+
+The broker gives a dead instance's VMs to the standby by itself; here a hung one is ended first, the uplink is steered,
+and the new active side is recorded. That needs no lock: a dead instance is nobody's to work with, so it is done during
+an upgrade too, where its other instance has the VMs parked. What takes longer is the ``Keeper``'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType
+
+from ovs_hotswap.config import Config
+from ovs_hotswap.config_changes import values
+from ovs_hotswap.errors import BrokerError, BusyError, HotswapError, StateUnknown
+from ovs_hotswap.host import scheduling, standby
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.model import Side
+from ovs_hotswap.overlay.intent import Intent
+from ovs_hotswap.plan.journal import Journals
+from ovs_hotswap.plan.records import Phase
+from ovs_hotswap.priority import raise_priority
+from ovs_hotswap.process_exit import started
+from ovs_hotswap.service import sd_notify
+from ovs_hotswap.system import System
+from ovs_hotswap.trust import own_directory
+from ovs_hotswap.watchdog import status_file
+from ovs_hotswap.watchdog.failover import Act, Health, History, Limits, Sample, Scene, Signal, Verdict, judge, next_act
+from ovs_hotswap.watchdog.probes import Deaths, MainThread
+from ovs_hotswap.watchdog.standby_keeper import Keeper
+
+log = logging.getLogger(__name__)
+
+_PATIENCE_S = 5.0  # for the broker to have every VM owned
+_NUDGE_S = 0.1  # by then the broker has moved what was parked
+_AWAIT_S = 0.02  # to describe every VM keeps the broker from its work
+_AGAIN_S = 0.5
+
+
+@dataclass
+class FailOver:
+    """One fail-over. ``at``: seconds since it was detected, by stage. ``vms``: as the broker described them last."""
+
+    side: Side
+    verdict: Verdict
+    begun: float
+    wall: float
+    at: dict[str, float] = field(default_factory=dict)
+    vms: list[standby.Document] = field(default_factory=list)
+    steered: bool = False
+    nudged: bool = False
+    blind: bool = False  # nobody tells of the VMs
+
+
+class Guard:
+    """Looks at the active instance and fails over. All methods are the watchdog's own thread's.
+
+    A fail-over to a prepared standby needs the two processes and the uplink, and nothing else: what an unreadable
+    journal, a mute broker or a full disk keeps it from knowing or writing down holds nothing up.
+    """
+
+    def __init__(
+        self, host: Host, board: status_file.Board, keeper: Keeper, main: MainThread, follow: Callable[[Intent], Host]
+    ) -> None:
+        """``follow`` makes the host anew with another overlay intent."""
+        watch = host.config.watch
+        self._follow = follow
+        self._host, self._board, self._keeper, self._main = host, board, keeper, main
+        self._limits = Limits(watch.check_ms / 1e3, watch.hang_ms / 1e3, watch.main_ms / 1e3)
+        self._history = History()
+        self._watched: tuple[Side, int] | None = None
+        self._under_way: FailOver | None = None
+        self._not_before = float("-inf")
+        self._uplink_back: Side | None = None
+        self._intent: Intent | None = None  # of the keeper's
+        self._problem: str | None = None
+
+    def look(self, dead: set[Side], pids: dict[Side, int | None]) -> Verdict | None:
+        """One look: ``pids`` lived before it, and sides ``dead`` have ended since. Act on what is seen.
+
+        Never raises for a fault of the host: it is looked at again.
+        """
+        verdict: Verdict | None = None
+        try:
+            self._follow_intent()
+            active = self._host.recorded_active()
+            if active is None:
+                self._under_way = self._uplink_back = None
+                return None
+            verdict = self._judge(active, None if active in dead else pids[active])
+            self._act(active, verdict, dead)
+        except HotswapError as error:
+            self._failed(error.message)
+        except Exception as error:  # a fault of the host that nobody has thought of
+            if self._failed(f"{type(error).__name__}: {error}"):
+                log.exception("looking at the instances")
+        return verdict
+
+    def _follow_intent(self) -> None:
+        """Steer by the overlay intent that the keeper has programmed: a Host reads it once."""
+        intent = self._keeper.followed
+        if intent is not None and intent is not self._intent and self._under_way is None:
+            self._host = self._follow(intent)  # if that fails it is tried again
+            self._intent = intent
+
+    def _act(self, active: Side, verdict: Verdict, dead: set[Side]) -> None:
+        self._board.update(health=verdict.health, reason=verdict.reason if verdict.signal else None)
+        if active.other in dead:
+            self._uplink_back = active.other
+        if verdict.health is Health.FAILED:
+            self._fail_over(active, verdict)
+            return
+        self._under_way = None
+        if self._uplink_back is active.other:
+            self._follow_uplink(active, active.other)
+        self._uplink_back = None
+        if verdict.health is Health.HEALTHY:
+            scheduling.serve(self._host, active)  # whoever started it may have been killed before
+            self._problem = None
+            self._board.update(failover_problem=None)
+
+    def _failed(self, problem: str) -> bool:
+        """Tell of it; once, though it comes with each look. Returns whether it is new."""
+        new, self._problem = problem != self._problem, problem
+        if new:
+            log.warning("%s", problem)
+        self._board.update(failover_problem=problem)
+        return new
+
+    def _judge(self, active: Side, pid: int | None) -> Verdict:
+        system = self._host.system
+        if pid is None:
+            return Verdict(Health.FAILED, Signal.PROCESS, "its process is dead")
+        if self._watched != (active, pid):
+            self._watched, self._history = (active, pid), History()
+            self._main.watch(self._host.control(active), pid)
+        silent, answer = self._main.seen()
+        sample = Sample(system.monotonic(), True, system.stopped(pid), silent, answer)
+        self._history, verdict = judge(self._history, sample, self._limits)
+        return verdict
+
+    @staticmethod
+    def _try(what: str, act: Callable[[], object]) -> None:
+        """Of what comes after the record: the fail-over is done, and nothing of this can undo it."""
+        try:
+            act()
+        except Exception:
+            log.exception("after the fail-over: %s", what)
+
+    def _follow_uplink(self, active: Side, dead: Side) -> None:
+        """In an upgrade the uplink may point to the side that died while the recorded one still lives: the broker
+        takes the VMs back there."""
+        self._keeper.wake()
+        if self._host.uplink.owner() is dead:
+            self._host.uplink.steer(active)
+            self._board.event("uplink-back", dead=dead, to=active)
+
+    # -- fail-over
+
+    def _fail_over(self, side: Side, verdict: Verdict) -> None:
+        host, system = self._host, self._host.system
+        work = self._under_way
+        if work is None or work.side is not side or (not work.at and work.verdict.signal is not verdict.signal):
+            self._under_way = work = FailOver(side, verdict, system.monotonic(), system.wall())
+        elif system.monotonic() < self._not_before:
+            return
+        self._not_before = system.monotonic() + _AGAIN_S
+        while True:
+            act = next_act(self._scene(work))
+            if host.recorded_active() is not side:
+                return  # `instance stop` wants no active instance
+            if act is Act.NO_REFUGE:
+                lack = "the standby's uplink passes nothing" if self._loses(work, alive=True) else "no standby is ready"
+                self._board.update(failover_problem=f"instance {side}: {verdict.reason}, and {lack}")
+                self._keeper.wake()
+                return
+            self._do(work, act)
+            if act is Act.RECORD:
+                return
+
+    def _scene(self, work: FailOver) -> Scene:
+        host, other = self._host, work.side.other
+        alive = host.instances[work.side].has_memory()
+        refuge = host.instances[other].pid() is not None and self._takes(other) and not self._loses(work, alive=alive)
+        if not (refuge and work.steered):
+            useless = not refuge and work.verdict.signal is Signal.STOPPED and self._starts_again(work.side)
+            return Scene(alive, True, refuge, useless, work.steered)
+        stranded = self._stranded(work)
+        patience = host.system.monotonic() - work.begun < _PATIENCE_S
+        return Scene(alive, True, refuge, steered=work.steered, stranded=stranded, patience=patience)
+
+    def _loses(self, work: FailOver, *, alive: bool) -> bool:
+        """Whether packets would be lost at the other side that pass now: one whose main thread alone is silent goes on
+        forwarding."""
+        silent = alive and work.verdict.signal is Signal.MAIN_THREAD
+        return silent and self._keeper.wires.worse(work.side.other)
+
+    def _stranded(self, work: FailOver) -> int:
+        """How many VMs the other side could own and does not. Where nobody tells, there may be one: the broker, and a
+        QEMU with two back ends, move what is parked by themselves."""
+        host, other = self._host, work.side.other
+        try:
+            work.vms = host.road.vms(read=False)
+        except HotswapError as error:
+            log.warning("which VMs are moved is not known: %s", error.message)
+            work.vms, work.blind = [], True
+            return 1
+        work.blind = False
+        waiting = standby.stranded(work.vms, other)
+        if not waiting:
+            since = [vm["owner_since"] for vm in work.vms if vm.get("owner_since") and vm["owner"] == other]
+            seen = host.system.monotonic() - work.begun  # a QEMU with two back ends does not tell when
+            work.at.setdefault("owned", max(0.0, max(since) - work.wall) if since else seen)
+        return len(waiting)
+
+    def _takes(self, side: Side) -> bool:
+        """Whether VMs can move to ``side``: it is the warm standby, or an upgrade has parked VMs on it, or is about to:
+        it goes on without the failed one then."""
+        record = standby.read_record(self._host)
+        if record is not None and record.side is side and record.prepared:
+            return True
+        try:
+            vms = self._host.road.vms(read=False)
+            if any(vm["owner"] == side or vm["switches"][side]["parked"] for vm in vms):
+                return True
+            return not self._host.unconnected(side) and self._upgrade_under_way()
+        except BrokerError as error:
+            log.warning("whether instance %s can take the VMs is not known: %s", side, error.message)
+            return False
+
+    def _upgrade_under_way(self) -> bool:
+        """Whether somebody carries an upgrade on. Whose journal cannot be read goes no further."""
+        host = self._host
+        try:
+            contents = Journals(host.config.state_dir, host.system).read()
+            if contents is None or contents.standing.phase is not Phase.FORWARD:
+                return False
+            with host.lock():
+                return False  # nobody carries it on
+        except BusyError:
+            return True
+        except (OSError, StateUnknown):
+            return False
+
+    def _starts_again(self, active: Side) -> bool:
+        """Whether the keeper would start an active instance that has ended and has nowhere to go. Where an upgrade
+        waits to be resumed, or may do so, only if no instance is left."""
+        host = self._host
+        if host.instances[active.other].pid() is None:
+            return True
+        try:
+            unfinished = Journals(host.config.state_dir, host.system).read() is not None
+        except (OSError, StateUnknown):
+            unfinished = True
+        return not unfinished or self._upgrade_under_way()
+
+    def _do(self, work: FailOver, act: Act) -> None:
+        host, other = self._host, work.side.other
+        match act:
+            case Act.FENCE:
+                host.instances[work.side].kill()
+                self._stamp(work, "fenced")
+            case Act.STEER:
+                scheduling.serve(host, other)  # it may have been in the middle of its start
+                host.uplink.steer(other)
+                work.steered = True
+                self._stamp(work, "steered")
+            case Act.AWAIT:
+                host.system.sleep(_AWAIT_S)
+                if not work.nudged and not work.blind and host.system.monotonic() - work.begun >= _NUDGE_S:
+                    work.nudged = True
+                    for name in standby.stranded(work.vms, other):  # a broker restarted meanwhile has forgotten them
+                        self._nudge(name, other)
+            case Act.RECORD:
+                self._record(work)
+
+    def _nudge(self, name: str, side: Side) -> None:
+        try:
+            self._host.road.park(name, side)
+        except HotswapError as error:  # of one VM, and the others wait
+            log.warning("%s", error.message)
+
+    def _record(self, work: FailOver) -> None:
+        """The point of no return. What comes after it is done as far as that is possible."""
+        host, other = self._host, work.side.other
+        self._keeper.expect(work.wall)
+        try:
+            host.record_active(other)
+        except (OSError, HotswapError):
+            if host.recorded_active() is not other:
+                raise
+            log.exception("instance %s is not recorded for the next boot", other)
+        self._stamp(work, "recorded")
+        self._under_way = None
+        log.warning("instance %s: %s; the VMs were moved to %s", work.side, work.verdict.reason, other)
+        self._keeper.poison.died(work.begun)
+        self._keeper.poison.serves(host.system.monotonic())
+        self._try("count", self._board.failure)
+        self._try("event", lambda: self._tell(work))
+        self._board.update(failover_problem=None)
+        self._keeper.wake(work.wall)
+        self._try("reload", host.road.reload)  # VMs that come from now on belong there
+
+    def _tell(self, work: FailOver) -> None:
+        other = work.side.other
+        seen = {} if work.blind else {
+            "moved": len(standby.owned(work.vms, other)),
+            "left": [vm["name"] for vm in work.vms if vm["qemu"] and vm["owner"] != other],
+        }  # fmt: skip
+        self._board.event(
+            "failover",
+            **{"from": work.side, "to": other},
+            signal=work.verdict.signal,
+            reason=work.verdict.reason,
+            detected=round(work.wall, 6),
+            ms={stage: round(seconds * 1e3, 3) for stage, seconds in work.at.items()},
+            **seen,
+        )
+
+    def _stamp(self, work: FailOver, stage: str) -> None:
+        work.at.setdefault(stage, self._host.system.monotonic() - work.begun)
+
+
+class Watchdog:
+    """The daemon. ``run`` returns when ``stop`` was called, by a signal or another thread."""
+
+    def __init__(self, config: Config, system: System) -> None:
+        self._config, self._system = config, system
+        self._stop = threading.Event()
+        self._process = os.getpid()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def on_signal(self, number: int, _frame: FrameType | None) -> None:
+        """A handler for SIGTERM and SIGINT."""
+        if os.getpid() != self._process:  # a child that pyroute2 forked to enter a namespace, and ends by signal
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        self.stop()
+
+    def run(self) -> None:
+        """Watch. The standby and what is parked on it stay when this ends.
+
+        Raises BusyError if a watchdog runs already, and, in mode ``required``, what keeps a standby from being there.
+        Does nothing in mode ``off``.
+        """
+        if self._config.watch.mode == "off":
+            return
+        own_directory(self._config.run_dir)
+        with self._system.lock(status_file.lock_path(self._config), "a watchdog"):
+            board = status_file.Board(self._config, self._system)
+            board.update(pid=os.getpid(), born=started(os.getpid()), config=values(self._config))
+            board.update(mode=self._config.watch.mode, failures=0, gave_up=False, problem=None,
+                         failover_problem=None)  # fmt: skip
+            keeper = Keeper(lambda: Host(self._config, self._system), board)
+            if self._config.watch.mode == "required":
+                keeper.bring_up()
+            self._watch(board, keeper)
+
+    def _watch(self, board: status_file.Board, keeper: Keeper) -> None:
+        def quick(intent: Intent | None = None) -> Host:
+            host = Host(self._config, self._system, quick=True, intent=intent)
+            host.uplink.owner()  # connects it
+            return host
+
+        host = quick()
+        deaths = Deaths([host.instances[side].paths.vswitchd_pid for side in Side])
+        main = MainThread(self._system.monotonic, self._config.watch.hang_ms / 2e3)
+        guard = Guard(host, board, keeper, main, quick)
+        main.start()
+        keeper.start()
+        raise_priority()  # of this thread alone: what the keeper starts is not to have it
+        heart = sd_notify.Heartbeat(self._system.monotonic)
+        sd_notify.notify("READY=1")
+        try:
+            while not self._stop.is_set():
+                heart.beat()
+                try:
+                    pids = {side: deaths.pid(side) or host.instances[side].pid() for side in Side}
+                    deaths.track(pids)
+                    dead = deaths.wait(self._config.watch.check_ms / 1e3)
+                except (OSError, HotswapError) as error:  # out of descriptors, say: a look needs them again
+                    log.error("the instances cannot be looked at: %s", error)
+                    board.update(failover_problem=f"the instances cannot be looked at: {error}")
+                    self._stop.wait(self._config.watch.check_ms / 1e3)
+                    continue
+                guard.look(dead, pids)
+        finally:
+            sd_notify.notify("STOPPING=1")
+            keeper.close()
+            main.close()
+            deaths.close()

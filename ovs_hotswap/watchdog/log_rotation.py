@@ -1,0 +1,75 @@
+"""The watchdog's part in Open vSwitch's logs: they are in ``run_dir``, which is memory, and are not to fill it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from ovs_hotswap.errors import BusyError, HotswapError
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.model import Side
+from ovs_hotswap.plan.journal import Journals
+from ovs_hotswap.switch.paths import older
+from ovs_hotswap.switch.unixctl import appctl
+
+log = logging.getLogger(__name__)
+
+LIMIT = 16 << 20  # bytes, after which a log is renamed; so it takes about twice that
+_EVERY_S = 60.0
+_ANSWER_S = 1.0
+
+
+def _reopen(control: Path) -> None:
+    appctl(control, "vlog/reopen", timeout=_ANSWER_S)
+
+
+class LogWatch:
+    """``look`` is called in every turn of the keeper. ``reopen`` has the daemon of a control socket make its log
+    anew."""
+
+    def __init__(self, reopen: Callable[[Path], None] = _reopen) -> None:
+        self._reopen = reopen
+        self._at = float("-inf")
+        self._told: set[Path] = set()
+
+    def look(self, host: Host) -> None:
+        """Rename the logs that are too long, if it is time. Not while an upgrade is under way or waits to be resumed:
+        it looks at the end for what was logged since its beginning. Never raises for a fault of
+        the host."""
+        now = host.system.monotonic()
+        if now - self._at < _EVERY_S:
+            return
+        self._at = now
+        for side in Side:
+            instance = host.instances[side]
+            paths = instance.paths
+            self._look(host, instance.pid, paths.log, paths.vswitchd_ctl)
+            self._look(host, instance.database_pid, paths.ovsdb_log, paths.ovsdb_ctl)
+
+    def _look(self, host: Host, pid: Callable[[], int | None], path: Path, control: Path) -> None:
+        try:
+            if _due(path) and pid() is not None:
+                with host.lock():
+                    if Journals(host.config.state_dir, host.system).read() is None:
+                        self._rotate(path, control)
+            self._told.discard(path)
+        except BusyError:
+            pass  # looked at again
+        except (OSError, HotswapError) as error:
+            if path not in self._told:
+                log.warning("%s is not made anew: %s", path, error)
+            self._told.add(path)
+
+    def _rotate(self, path: Path, control: Path) -> None:
+        if path.exists():
+            path.rename(older(path))
+        self._reopen(control)  # until it has, the daemon goes on in the file that has been renamed
+
+
+def _due(path: Path) -> bool:
+    """Whether it is too long, or its daemon has not made it anew when it was told to."""
+    try:
+        return path.stat().st_size > LIMIT
+    except FileNotFoundError:
+        return older(path).exists()

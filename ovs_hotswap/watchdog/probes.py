@@ -1,0 +1,141 @@
+"""Looks at instances' processes: their deaths as they happen, and whether the main thread answers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import select
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.model import Side
+from ovs_hotswap.process_exit import Exit
+from ovs_hotswap.switch.pmd import pmd_iterations, pmd_rxqs
+from ovs_hotswap.switch.rpc import NoAnswer
+from ovs_hotswap.watchdog.failover import Answer
+
+log = logging.getLogger(__name__)
+
+_ANSWER_S = 1.0  # for one question; the main thread's deadline spans several
+_PROMPT_S = 0.1  # an answer that takes longer makes the main thread suspect
+
+
+class Deaths:
+    """Waits for the end of processes (``Exit``). ``pid_files``: what they may hold a lock on."""
+
+    def __init__(self, pid_files: Sequence[Path] = ()) -> None:
+        self._pid_files = pid_files
+        self._exits: dict[Side, Exit] = {}
+
+    def track(self, pids: Mapping[Side, int | None]) -> None:
+        """Watch these processes from now on. One that is gone is told by the next ``wait``; ``None`` changes
+        nothing."""
+        for side, pid in pids.items():
+            before = self._exits.get(side)
+            if pid is None or (before is not None and before.pid == pid):
+                continue
+            self._drop(side)
+            with contextlib.suppress(ProcessLookupError):
+                self._exits[side] = Exit(pid, self._pid_files)
+
+    def pid(self, side: Side) -> int | None:
+        """The process of ``side`` that is watched, and had not ended when ``wait`` looked last."""
+        found = self._exits.get(side)
+        return None if found is None else found.pid
+
+    def wait(self, seconds: float) -> set[Side]:
+        """Sides whose process ended, each told once; waits no longer than ``seconds`` for the first."""
+        poller = select.poll()
+        sides = {each.fileno(): side for side, each in self._exits.items()}
+        for descriptor in sides:
+            poller.register(descriptor, select.POLLIN)
+        dead = {sides[ready] for ready, _ in poller.poll(seconds * 1e3) if self._exits[sides[ready]].ended()}
+        for side in dead:
+            self._drop(side)
+        return dead
+
+    def _drop(self, side: Side) -> None:
+        found = self._exits.pop(side, None)
+        if found is not None:
+            found.close()
+
+    def close(self) -> None:
+        for side in Side:
+            self._drop(side)
+
+
+Iterations = Mapping[int, int]
+Ask = Callable[[Path, float, Iterations], Iterations]
+
+
+def ask_main_thread(ctl: Path, timeout: float, before: Iterations) -> Iterations:
+    """Iterations of the PMD threads, by core, without those that stand still because they have no queues."""
+    now = pmd_iterations(ctl, timeout=timeout)
+    if all(before.get(core) != count for core, count in now.items()):
+        return now
+    queues = pmd_rxqs(ctl, timeout=timeout)
+    polling = {queue.core for port in queues.values() for queue in port if queue.enabled}
+    return {core: count for core, count in now.items() if core in polling}
+
+
+class MainThread:
+    """Asks an ovs-vswitchd's main thread again and again, in a thread of its own: a question that is not answered must
+    not keep anybody from noticing something else meanwhile."""
+
+    def __init__(self, clock: Callable[[], float], every_s: float, ask: Ask = ask_main_thread) -> None:
+        self._clock, self._every_s, self._ask = clock, every_s, ask
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._target: tuple[Path, int] | None = None
+        self._asked: float | None = None
+        self._failed = False
+        self._answer: Answer | None = None
+        self._thread = threading.Thread(target=self._run, name="main-thread", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def watch(self, ctl: Path, pid: int) -> None:
+        """Ask process ``pid`` at its control socket from now on; what another one answered is forgotten."""
+        with self._lock:
+            if self._target != (ctl, pid):
+                self._target, self._asked, self._failed, self._answer = (ctl, pid), None, False, None
+
+    def seen(self) -> tuple[bool, Answer | None]:
+        """Whether it is silent, and its newest answer."""
+        with self._lock:
+            waits = self._asked is not None and self._clock() - self._asked > _PROMPT_S
+            return self._failed or waits, self._answer
+
+    def close(self) -> None:
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join(2 * _ANSWER_S)
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._every_s):
+            self.turn()
+
+    def turn(self) -> None:
+        """Ask one question, if there is somebody to ask."""
+        with self._lock:
+            target = self._target
+            if target is None:
+                return
+            self._asked = self._clock()
+            before = self._answer.iterations if self._answer else {}
+        failed, iterations = False, None
+        try:
+            iterations = self._ask(target[0], _ANSWER_S, before)
+        except NoAnswer:
+            failed = True
+        except HotswapError:
+            pass  # it answered, with an error, or has no socket (yet): that says nothing against it
+        except Exception:  # nor does an answer of a shape that nobody has thought of, or a want of descriptors
+            log.exception("asking the main thread")
+        with self._lock:
+            if self._target == target:
+                self._asked, self._failed = None, failed
+                self._answer = self._answer if iterations is None else Answer(self._clock(), iterations)

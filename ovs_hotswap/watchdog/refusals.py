@@ -1,0 +1,43 @@
+"""VMs that the standby cannot take: which, why, and when each is tried again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from ovs_hotswap.backends import Document
+from ovs_hotswap.watchdog.failover import Backoff
+from ovs_hotswap.watchdog.status_file import Board
+
+_RETRY_S, _RETRY_MOST_S, _WINDOW_S = 10.0, 300.0, 3600.0
+
+
+class Refusals:
+    """VMs that the standby cannot take, one by one, and why. Each is tried again, less and less often: it holds up the
+    others, and nobody but the guest may be able to mend it."""
+
+    def __init__(self, board: Board, clock: Callable[[], float]) -> None:
+        self._board, self._clock = board, clock
+        self._why: dict[str, str] = {}
+        self._tries: dict[str, Backoff] = {}
+
+    def take(self, vms: Iterable[Document], refused: Mapping[str, str]) -> None:
+        """What became of an attempt to park ``vms``."""
+        for name in (vm["name"] for vm in vms):
+            before = self._tries.pop(name, Backoff(None, _WINDOW_S, _RETRY_S, most_s=_RETRY_MOST_S))
+            if name not in refused:
+                self._why.pop(name, None)
+                continue
+            self._tries[name] = before.failed(self._clock())
+            if self._why.get(name) != refused[name]:
+                self._board.event("not-parked", vm=name, cause=refused[name])
+            self._why[name] = refused[name]
+        self._board.update(not_parked=dict(self._why) or None)
+
+    def of(self, vms: Iterable[Document]) -> list[str]:
+        """Those of ``vms`` that were refused."""
+        return [vm["name"] for vm in vms if vm["qemu"] and vm["name"] in self._why]
+
+    def due(self, names: Iterable[str]) -> list[str]:
+        """Those of ``names`` that may be tried now, each once."""
+        now = self._clock()
+        return [name for name in dict.fromkeys(names) if name not in self._tries or self._tries[name].may_start(now)]

@@ -1,0 +1,462 @@
+"""Keeps a warm standby: starts it, programs it, follows VMs and overlay, cleans up after a death.
+
+It works in a thread beside the watchdog's own, because its tasks take seconds. It changes things only under the upgrade
+lock, and not at all while an upgrade is under way. Of one that waits to be resumed, or may do so as its journal cannot
+be read, it only starts the active instance again, where the other one is gone or has no VM.
+
+To start the active instance again needs neither the broker nor a valid overlay intent of now: a fault of these is told
+when nothing else is to be done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+
+from ovs_hotswap.errors import BrokerError, BusyError, CommandError, HotswapError, StateUnknown, SwitchError
+from ovs_hotswap.host import active_record, standby
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.host.scheduling import in_background
+from ovs_hotswap.model import Release, Severity, Side
+from ovs_hotswap.overlay.intent import Intent
+from ovs_hotswap.plan.journal import Journals
+from ovs_hotswap.plan.records import Mark
+from ovs_hotswap.switch.instance import State
+from ovs_hotswap.system import host_error
+from ovs_hotswap.upgrade import checks, collect
+from ovs_hotswap.upgrade.steps import Retire
+from ovs_hotswap.watchdog.culprit_search import Poison, quarantined
+from ovs_hotswap.watchdog.failover import Household, Task, next_task
+from ovs_hotswap.watchdog.log_rotation import LogWatch
+from ovs_hotswap.watchdog.refusals import Refusals
+from ovs_hotswap.watchdog.settings_follower import SettingsWatch
+from ovs_hotswap.watchdog.status_file import Board
+from ovs_hotswap.watchdog.uplink_watch import PROOF_S, WireWatch
+
+log = logging.getLogger(__name__)
+
+_TURN_S = 1.0
+_TRIAL_S = 0.1  # while it matters how long an instance lives
+_SERVED_S = 0.2
+# Open vSwitch forgets a neighbour that is not used for 15 minutes (lib/tnl-neigh-cache.c): a standby's never is.
+_NEIGHBOURS_S = 300.0
+# Before an intent that could not be programmed is tried again: each time the standby's ports are configured anew.
+_REFUSED_S, _REFUSED_MOST_S = 5.0, 300.0
+
+Stamp = tuple[int, int, int]
+
+
+class Keeper:
+    """``make_host`` makes the host anew when the overlay intent has changed: a Host reads it once."""
+
+    def __init__(self, make_host: Callable[[], Host], board: Board) -> None:
+        self._make_host, self._board = make_host, board
+        self._host = make_host()
+        self._stamp = self._intent_stamp()
+        with contextlib.suppress(HotswapError):  # told later; one that is valid is known from now on
+            _ = self._host.intent
+        self._programmed: Stamp | None = None
+        self.wires = WireWatch(board)
+        self._refusal: str | None = None
+        self._refused_until, self._refused_s = float("-inf"), _REFUSED_S
+        self._fault: HotswapError | None = None  # what the last turn went on without
+        self._told: str | None = None
+        self._refusals = Refusals(board, self._host.system.monotonic)
+        self.poison = Poison(board, self._host.system.monotonic)
+        self.followed: Intent | None = None
+        """The overlay intent that the instances were last programmed with; the fail-over is to steer by it."""
+        self._neighbours_at = float("-inf")
+        self._settings = SettingsWatch()
+        self._logs = LogWatch()
+        self._failover: float | None = None
+        self._unseen = False  # whether the rings have advanced since a fail-over
+        self._standing: tuple[int, float] | None = None
+        self._woken = threading.Event()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+
+    # -- thread
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def expect(self, failover: float) -> None:
+        """The instance that is not active any more in a moment has died, and is counted: at ``failover``."""
+        self._failover = failover
+
+    def wake(self, failover: float | None = None) -> None:
+        """Look again at once. ``failover``: when the one was detected after which a standby is to be there again."""
+        if failover is not None:
+            self._failover, self._unseen = failover, True
+        self._woken.set()
+
+    def close(self, patience_s: float = 10.0) -> None:
+        """End after the task in hand. One that takes longer is left half done, for the next watchdog to take up."""
+        self._ended.set()
+        self._woken.set()
+        if self._thread.is_alive():
+            self._thread.join(patience_s)
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            if self.round() is Task.NOTHING:
+                self._woken.wait(_TRIAL_S if self.poison.under_way else _TURN_S)
+                self._woken.clear()
+
+    def round(self) -> Task:
+        """``turn``, and tell of what went wrong: the standby is not worth the watchdog's end."""
+        try:
+            done = self.turn()
+        except BusyError:
+            self._board.update(keeping="an upgrade is under way")
+        except HotswapError as error:
+            self._tell(error.message)
+        except OSError as error:  # out of descriptors, say
+            self._tell(host_error(error).message, error)
+        except Exception as error:  # noqa: BLE001 - see above
+            self._tell("internal error: see the watchdog's log", error)
+        else:
+            self._told = None
+            self._board.update(problem=self._refusal)
+            return done
+        return Task.NOTHING
+
+    def _tell(self, problem: str, error: Exception | None = None) -> None:
+        """Log a problem once, though it comes with each turn. ``error``: with where that came up."""
+        if self._told != (told := f"{problem} {error!r}"):
+            log.warning("%s", problem, exc_info=error)
+        self._told = told
+        self._board.update(problem=problem)
+
+    def bring_up(self) -> None:
+        """Have a standby before anything else. Raises what keeps it from being there."""
+        while self.turn() is not Task.NOTHING:
+            pass
+        active = self._host.recorded_active()
+        if active is not None:
+            while self.wires.under_way:
+                self.wires.look(self._host, active)
+            self.wires.require(active.other)
+
+    # -- one turn
+
+    def turn(self) -> Task:
+        """Do what is to be done next. Raises BusyError while an upgrade is under way, and whatever went wrong."""
+        self._fault = None
+        host = self._refreshed()
+        try:
+            task = self._turn(host)
+        finally:  # a fault that stays is logged again and again
+            self._logs.look(host)
+        if task is Task.NOTHING and self._fault is not None:
+            raise self._fault
+        return task
+
+    def _turn(self, host: Host) -> Task:
+        if self._unseen:
+            self._see_served(host)
+        active = host.recorded_active()
+        if active is None:
+            self._board.update(active=None, standby=None, keeping="no instance is active")
+            return Task.NOTHING
+        unfinished = self._unfinished(host)
+        if unfinished:
+            self._programmed = None  # whatever becomes of it
+            self._board.update(active=active, keeping="an upgrade is not finished")
+            if not self._nowhere_to_go(host, active):
+                return Task.NOTHING
+        if host.instances[active].pid() is not None:
+            self.poison.step(host, alive=True)
+        house = self._look(host, active)
+        if next_task(house) is Task.NOTHING:
+            self._keep_neighbours(host, active)
+            if not unfinished and not self._starts_soon(house):
+                self.wires.look(host, active)
+            self._settings.look(host, active)
+            self._record_for_boot(host, active)
+            return Task.NOTHING
+        with host.lock():
+            if host.recorded_active() is not active or self._unfinished(host) is not unfinished:
+                return Task.NOTHING
+            house = self._look(host, active)
+            task = next_task(house)
+            self._board.update(keeping=str(task))
+            self._carry_out(host, active, task, house)
+        return task
+
+    def _record_for_boot(self, host: Host, active: Side) -> None:
+        """Make up for what could not be written when the side became the active one. Raises BusyError, HostError."""
+        release = host.instances[active].release()
+        if release is None or active_record.recorded(host.config, active, release.name):
+            return
+        with host.lock():
+            if host.recorded_active() is active:
+                host.record_active(active)
+
+    def _see_served(self, host: Host) -> None:
+        """After a fail-over every ring with something to send must advance."""
+        try:
+            before = collect.ring_samples(host)
+            host.system.sleep(_SERVED_S)
+            found = checks.ring_progress(before, collect.ring_samples(host))
+        except BrokerError as error:
+            self._fault = error  # looked at again
+            return
+        self._unseen = False
+        self._board.event("rings", stuck=[each.text for each in found if each.severity is Severity.ERROR])
+        active = host.recorded_active()
+        if active is not None:
+            self.wires.after_failover(active)
+
+    def _unfinished(self, host: Host) -> bool:
+        """Whether an upgrade has the instances, or may. Once it has retired the old one, only a look at the new one is
+        left."""
+        try:
+            contents = Journals(host.config.state_dir, host.system).read()
+            return contents is not None and contents.standing.marks.get(Retire.name) is not Mark.DONE
+        except StateUnknown as error:
+            self._fault = error
+        except OSError as error:
+            self._fault = StateUnknown(f"the journal cannot be read: {error}")
+        return True
+
+    def _nowhere_to_go(self, host: Host, active: Side) -> bool:
+        """Whether the active instance has ended and the other one is gone too, or has no VM and will be given none."""
+        if host.instances[active].pid() is not None:
+            return False
+        side = active.other
+        if host.instances[side].pid() is None:
+            return True
+        try:
+            vms = host.road.vms(read=False)
+        except BrokerError as error:
+            self._fault = error
+            return False
+        return not any(vm["owner"] == side or vm["switches"][side]["parked"] for vm in vms)
+
+    def _look(self, host: Host, active: Side) -> Household:
+        side = active.other
+        record = standby.read_record(host)
+        if host.instances[active].pid() is None:
+            there = record is not None and record.side is side
+            self._board.update(active=active, standby=None)
+            return Household(False, there, prepared=record is not None and record.prepared,
+                             may_restart=self.poison.under_way or self._board.may_restart())  # fmt: skip
+        prepared = record is not None and record.side is side and record.prepared
+        state = State.RUNNING if prepared else host.instances[side].status().state  # status() asks the database
+        if prepared and self._useless(host, side):
+            state, prepared = State.DEAD, False
+        runs = state is State.RUNNING
+        vms = self._vms(host) if runs else []
+        unsafe = sorted({*standby.unprotected(vms, side), *self._refusals.of(vms)})
+        self._board.update(active=active, standby=side if prepared else None, unprotected=unsafe if prepared else None,
+                           keeping="looking for the VM that ends the instances" if self.poison.under_way
+                           else "ready" if prepared else str(state))  # fmt: skip
+        if prepared:
+            self._board.update(quarantined=quarantined(vms))
+        return Household(
+            active_runs=True,
+            broken=host.instances[active].lacks_database(),
+            standby_runs=runs,
+            standby_dead=state is State.DEAD,
+            settle=record is not None and record.side is active,
+            right_release=not runs or host.instances[side].release() == self._wanted(host, active),
+            prepared=prepared,
+            outdated=self._programmed != self._stamp and host.system.monotonic() >= self._refused_until,
+            strays=tuple(name for name in standby.owned(vms, side) if self._fits(vms, name, active)),
+            unparked=tuple(self._refusals.due([*standby.unparked(vms, side), *self._refusals.of(vms)])),
+            may_start=self._board.may_start() and state is not State.STARTING and not self.poison.under_way,
+        )
+
+    def _starts_soon(self, house: Household) -> bool:
+        """Whether an instance is to be started, or prepared, before a proof of an uplink would be over."""
+        if not house.active_runs:
+            return not house.may_restart and self._board.may_restart(PROOF_S)
+        return not house.prepared and not house.may_start and self._board.may_start(PROOF_S)
+
+    def _vms(self, host: Host) -> list[standby.Document]:
+        try:
+            return host.road.vms(read=False)
+        except BrokerError as error:  # to mend or replace an instance does not need it
+            self._fault = error
+            return []
+
+    def _useless(self, host: Host, side: Side) -> bool:
+        """Whether a standby that lives could not serve: it stands still for as long as an active one may, or nobody
+        could program it, because its database server ended."""
+        pid = host.instances[side].pid()
+        if pid is None or not host.system.stopped(pid):
+            self._standing = None
+        elif self._standing is None or self._standing[0] != pid:
+            self._standing = pid, host.system.monotonic()
+        elif host.system.monotonic() - self._standing[1] >= host.config.watch.hang_ms / 1e3:
+            return True
+        return host.instances[side].database_pid() is None
+
+    def _fits(self, vms: list[standby.Document], name: str, side: Side) -> bool:
+        return any(vm["name"] == name and standby.parkable(vm, side) for vm in vms)
+
+    def _wanted(self, host: Host, active: Side) -> Release:
+        """What the standby shall run. Raises ReleaseError, SwitchError."""
+        if host.config.watch.release is not None:
+            return host.releases.get(host.config.watch.release)
+        release = host.software(active)
+        if release is None:
+            raise SwitchError(f"what instance {active} runs is not known", hint="`ovs-hotswap instance list`")
+        return release
+
+    # -- tasks
+
+    def _carry_out(self, host: Host, active: Side, task: Task, house: Household) -> None:
+        side = active.other
+        log.info("%s", task)
+        match task:
+            case Task.MEND:
+                self._mend(host, active)
+            case Task.SETTLE:
+                standby.settle_active(host)
+            case Task.RESTART:
+                self._restart(host, active)
+            case Task.CLEAN:
+                self._clean(host, side)
+            case Task.REPLACE:
+                standby.retire(host, side)
+            case Task.START:
+                self._start(host, side, self._wanted(host, active))
+            case Task.PREPARE:
+                self._prepare(host, side)
+            case Task.PROGRAM:
+                self._program(host, active)
+            case Task.RETURN:
+                for name in house.strays:
+                    host.road.park(name, active)
+                    host.road.move(name, active)
+            case Task.PARK:
+                wanted = [host.road.vm(name) for name in house.unparked]
+                self._refusals.take(wanted, standby.park_each(host, side, wanted))
+
+    def _start(self, host: Host, side: Side, release: Release) -> None:
+        """An instance that does not start is counted. A fault of the configuration is none of an instance."""
+        try:
+            with in_background(host, side):
+                host.instances[side].start(release)
+        except (SwitchError, CommandError) as error:
+            self._board.event("start-failed", cause=error.message)
+            self._board.failure()
+            raise
+        except Exception:
+            self._board.pause()
+            raise
+
+    def _prepare(self, host: Host, side: Side) -> None:
+        """One that ends meanwhile is counted. Else the next attempt waits: what is in the way may be the uplink, the
+        broker or the configuration, and only in the first case does a new instance help."""
+        try:
+            vms, refused = standby.prepare(host, side)
+        except Exception as error:
+            self._board.event("start-failed", cause=_cause(error))
+            if host.instances[side].pid() is None:
+                self._board.failure()
+            else:
+                self._board.pause()
+            if isinstance(error, SwitchError) and host.recorded_active() is not side:  # else it has taken over
+                standby.retire(host, side)
+            raise
+        self._board.prepared()
+        self._refusals.take(vms, refused)
+        self.followed = host.intent
+        release = host.instances[side].release()
+        since = {} if self._failover is None else {"after_s": round(host.system.wall() - self._failover, 3)}
+        self._failover = None
+        self._board.event("standby", side=side, release=release.name if release else None, **since)
+
+    def _clean(self, host: Host, side: Side) -> None:
+        """What is left of an instance that died. The fail-over has counted it if it was the active one."""
+        if self._failover is None:
+            self._board.event("standby-died", side=side)
+            self._board.failure()
+        standby.retire(host, side)
+
+    def _mend(self, host: Host, active: Side) -> None:
+        instance = host.instances[active]
+        instance.mend()
+        if instance.database_pid() is not None:  # else the instance has ended meanwhile
+            self._board.event("database", side=active)
+
+    def _restart(self, host: Host, active: Side) -> None:
+        """There is nowhere to go, so every VM waits for this."""
+        release = host.software(active)  # if it was stopped, its own record went with it
+        if release is None:
+            raise SwitchError(f"what instance {active} ran is not known", hint=f"`ovs-hotswap instance start {active}`")
+        self._board.event("restart", side=active, release=release.name)
+        self._board.failure()
+        self._board.restarted()
+        self.poison.died(host.system.monotonic())
+        self.poison.step(host, alive=False)  # who is held back is so before there is a switch
+        host.instances[active].start(release)
+        try:
+            host.program(active)
+            host.uplink.steer(active)
+        except BaseException:
+            host.instances[active].stop(keep_log=True)  # half programmed it would count as running
+            raise
+        self.poison.serves(host.system.monotonic())
+        self.followed = host.intent
+        self._settings.put_back(host, active)
+
+    def _program(self, host: Host, active: Side) -> None:
+        stamp = self._stamp
+        host.follow_pmd_sleep(active)
+        try:
+            host.follow_intent(Side)
+        except Exception as error:  # the standby has refused it, and the active was not touched, or has undone it
+            self._refusal = f"the overlay intent is not programmed: {_cause(error)}"
+            self._refused_until = host.system.monotonic() + self._refused_s
+            self._refused_s = min(2 * self._refused_s, _REFUSED_MOST_S)
+            raise
+        self._programmed, self.followed = stamp, host.intent
+        self._forget_refusal()
+
+    def _forget_refusal(self) -> None:
+        self._refusal, self._refused_until, self._refused_s = None, float("-inf"), _REFUSED_S
+
+    def _keep_neighbours(self, host: Host, active: Side) -> None:
+        now = host.system.monotonic()
+        if now - self._neighbours_at < _NEIGHBOURS_S:
+            return
+        self._neighbours_at = now
+        for side in Side:
+            if host.instances[side].pid() is not None:
+                for neighbour in host.intent.neighbours:
+                    host.tunnels(side).set_neighbour(neighbour.address, neighbour.mac)
+
+    # -- overlay intent
+
+    def _refreshed(self) -> Host:
+        """The host with the overlay intent of now, or the one before while that is faulty."""
+        stamp = self._intent_stamp()
+        if stamp != self._stamp:
+            host = self._make_host()
+            try:
+                _ = host.intent
+            except HotswapError as error:
+                self._fault = error
+            else:
+                self._host, self._stamp = host, stamp
+                self._forget_refusal()
+        return self._host
+
+    def _intent_stamp(self) -> Stamp | None:
+        try:
+            found = self._host.config.overlay.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong, for people."""
+    known = host_error(error) if isinstance(error, OSError) else error
+    return known.message if isinstance(known, HotswapError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,201 @@
+"""What the watchdog leaves for others to read: its state (``watch.json`` in run_dir) and its events, one JSON object a
+line (``events.jsonl`` in state_dir). Times are seconds since the epoch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ovs_hotswap.config import Config
+from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.service import sd_notify
+from ovs_hotswap.system import System
+from ovs_hotswap.watchdog.failover import Backoff
+
+log = logging.getLogger(__name__)
+
+_TAIL = 1 << 16  # bytes of the events that are read for the newest ones
+MOST_EVENTS = 1 << 20  # bytes of a file of them; the one before is kept
+_RESTART_MOST_S = 60.0
+_PAUSE_MOST_S, _PAUSE_WINDOW_S = 300.0, 3600.0
+
+
+def state_path(config: Config) -> Path:
+    return config.run_dir / "watch.json"
+
+
+def events_path(config: Config) -> Path:
+    return config.state_dir / "events.jsonl"
+
+
+def older_events_path(config: Config) -> Path:
+    return config.state_dir / "events.1.jsonl"
+
+
+def lock_path(config: Config) -> Path:
+    return config.run_dir / "watch.lock"
+
+
+_KINDS: Mapping[str, type] = {
+    "pid": int, "born": int, "failures": int, "gave_up": bool, "unprotected": list, "not_parked": dict,
+    "quarantined": dict, "uplinks": dict, "written": float, "config": dict,
+}  # fmt: skip
+PROBLEMS = ("failover_problem", "problem", "events_problem")  # of the state: texts for people
+
+
+class Board:
+    """State and events of the one watchdog that runs; its threads share it.
+
+    They are for people, and nothing that is done for the VMs waits for them: what cannot be written is logged, and
+    nothing is raised. Of failures there are three kinds. Instances that die or do not start are counted, and too many
+    of them end the starting of standbys. To start the active again, where there is nowhere to go, is never given up,
+    only tried less often; and so it is with a standby that could not be prepared for another reason.
+    """
+
+    def __init__(self, config: Config, system: System) -> None:
+        self._config, self._system = config, system
+        self._lock = threading.RLock()
+        self._state: dict[str, Any] = {}
+        window_s = config.watch.crash_window_s
+        self._standbys = Backoff(config.watch.crash_limit, window_s)
+        self._restarts = Backoff(None, window_s, most_s=_RESTART_MOST_S)
+        self._pauses = Backoff(None, _PAUSE_WINDOW_S, most_s=_PAUSE_MOST_S)
+        self._unwritten = self._torn = False
+
+    def update(self, **fields: object) -> None:
+        """Change the state; it is written when that makes a difference."""
+        with self._lock:
+            after = {**self._state, **fields}
+            if after == self._state and not self._unwritten:
+                return
+            self._state = after
+            sd_notify.tell(f"STATUS={status_line(after)}")
+            text = json.dumps({**after, "written": self._system.wall()}, default=str)
+            try:
+                self._system.write_atomic(state_path(self._config), text + "\n")
+            except (OSError, HotswapError) as error:
+                if not self._unwritten:
+                    log.error("%s cannot be written: %s", state_path(self._config), error)
+                self._unwritten = True
+            else:
+                self._unwritten = False
+
+    def event(self, kind: str, **fields: object) -> None:
+        """Add an event and have it on the disk, or in the log if that cannot be."""
+        line = json.dumps({"time": round(self._system.wall(), 6), "event": kind, **fields}, default=str)
+        with self._lock:
+            path = events_path(self._config)
+            with contextlib.suppress(OSError):  # none yet; or it grows on
+                if path.stat().st_size > MOST_EVENTS:
+                    path.replace(older_events_path(self._config))
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a") as out:
+                    out.write(("\n" if self._torn else "") + line + "\n")
+                    out.flush()
+                    os.fsync(out.fileno())
+            except OSError as error:
+                self._torn = True
+                log.error("%s cannot be written: %s; the event is %s", path, error.strerror, line)
+                self.update(events_problem=f"{path}: {error.strerror}")
+            else:
+                self._torn = False
+                self.update(events_problem=None)
+
+    def failure(self) -> None:
+        """Count an instance that died, or did not start."""
+        with self._lock:
+            before = self._standbys.given_up
+            self._standbys = self._standbys.failed(self._system.monotonic())
+            if self._standbys.given_up and not before:
+                self.event("gave-up", failures=len(self._standbys.failures))
+            self.update(failures=len(self._standbys.failures), gave_up=self._standbys.given_up)
+
+    def explained(self) -> None:
+        """What the instances ended of is found, and cut off."""
+        with self._lock:
+            self._standbys = replace(self._standbys, failures=(), given_up=False)
+            self._restarts = replace(self._restarts, failures=())
+            self.update(failures=0, gave_up=False)
+
+    def restarted(self) -> None:
+        """The active instance is about to be started again."""
+        with self._lock:
+            self._restarts = self._restarts.failed(self._system.monotonic())
+
+    def pause(self) -> None:
+        """A standby could not be prepared, for a reason that is no fault of an instance."""
+        with self._lock:
+            self._pauses = self._pauses.failed(self._system.monotonic())
+
+    def prepared(self) -> None:
+        with self._lock:
+            self._pauses = replace(self._pauses, failures=())
+
+    def may_start(self, within_s: float = 0.0) -> bool:
+        with self._lock:
+            then = self._system.monotonic() + within_s
+            return self._standbys.may_start(then) and self._pauses.may_start(then)
+
+    def may_restart(self, within_s: float = 0.0) -> bool:
+        with self._lock:
+            return self._restarts.may_start(self._system.monotonic() + within_s)
+
+
+def status_line(state: Mapping[str, Any]) -> str:
+    """The state in one line, as `systemctl status` shows it."""
+    parts = [
+        f"active {state.get('active') or 'none'}",
+        f"{state.get('health') or 'not looked at yet'}",
+        f"standby {state.get('standby') or 'none'}: {state.get('keeping') or 'not looked at yet'}",
+    ]
+    parts += ["gave up"] if state.get("gave_up") else []
+    parts += [str(state[key]) for key in PROBLEMS if state.get(key)]
+    return "; ".join(parts).replace("\n", " ")
+
+
+def read_state(config: Config) -> dict[str, Any] | None:
+    """The state that the last watchdog wrote, running or not; ``None`` if there was none since the last boot. Values of
+    another kind than expected, such as another version's, are left out."""
+    try:
+        found = json.loads(state_path(config).read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    state: dict[str, Any] = {
+        key: value for key, value in found.items() if isinstance(value, _KINDS.get(key, str) | None)
+    }
+    uplinks = state.get("uplinks") or {}
+    return state | {"uplinks": {side: seen for side, seen in uplinks.items()
+                                if isinstance(seen, dict) and {"severity", "text"} <= seen.keys()}}  # fmt: skip
+
+
+def last_events(config: Config, count: int) -> list[dict[str, Any]]:
+    """The newest events, oldest first. A line that a crash left half written is skipped."""
+    lines = [line for path in (older_events_path(config), events_path(config)) for line in _tail(path)]
+    found = []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(event, dict):
+            found.append(event)
+    return found[-count:]
+
+
+def _tail(path: Path) -> list[bytes]:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+            return file.read().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,134 @@
+"""The watchdog's look at both instances' uplinks: a standby whose uplink passes nothing is no refuge for packets, and a
+fail-over to one is not healthy.
+
+What neighbours answered once is remembered: after a fail-over there is no other instance to compare with.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from ovs_hotswap.errors import HotswapError, UplinkError
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.model import Finding, Proof, Severity, Side, Way
+from ovs_hotswap.upgrade import uplink_checks, uplink_proof
+from ovs_hotswap.watchdog.status_file import Board
+
+log = logging.getLogger(__name__)
+
+_GOOD_S, _BAD_S = 60.0, 15.0  # until it is proven again
+_MORE_S = 0.3  # what is proven sooner is followed by more in the same turn
+PROOF_S = _MORE_S + 2.5
+"""What ``look`` takes at most, about."""
+
+
+class WireWatch:
+    """``look`` is called in every turn of the keeper in which there is nothing else to do, and keeps it for about two
+    and a half seconds at most: a proof of an uplink that passes nothing is spread over turns."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._not_before = float("-inf")
+        self._once = Proof()
+        self._found: dict[Side, Finding] = {}
+        self._active: Side | None = None
+        self._left: list[tuple[Side, Way]] = []  # to be proven in this round
+        self._proof = Proof()  # of the side in hand, as far as it is proven
+        self._failover: Side | None = None  # where to, if that is still to be told
+        self._traffic: uplink_proof.Traffic | None = None  # since its uplink was proven
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a round is begun and not at its end."""
+        return bool(self._left)
+
+    def look(self, host: Host, active: Side) -> None:
+        """Prove the uplinks of both instances if it is time, or go on with it. Never raises for a fault of the host."""
+        if active is not self._active:
+            self._active, self._left, self._traffic = active, [], None
+            self._failover = active if self._failover is active else None
+        begun = host.system.monotonic()
+        if not self._left and begun >= self._not_before:
+            self._left = [(side, way) for side in (active, active.other) for way in Way]
+            self._proof = Proof()
+        while self._left and host.system.monotonic() - begun < _MORE_S:
+            self._step(host, active)
+        self._tell_failover()
+
+    def after_failover(self, active: Side) -> None:
+        """Have the next looks say in the events whether packets pass where the VMs are now."""
+        self._failover, self._left, self._traffic, self._not_before = active, [], None, float("-inf")
+
+    def _step(self, host: Host, active: Side) -> None:
+        """Prove one way of one side."""
+        side, way = self._left.pop(0)
+        try:
+            if side is active or self._runs(host, side):
+                found = uplink_proof.prove(host, side, way)
+                self._proof = (Proof(found.out, self._proof.into) if way is Way.OUT
+                               else Proof(self._proof.out, found.into))  # fmt: skip
+                if any(each is side for each, _ in self._left):
+                    return
+                self._remember(self._proof)
+                self._tell(side, uplink_checks.proof(side, self._proof, self._once))
+            else:
+                self._forget(side)
+        except HotswapError:  # it has ended, or does not answer: what follows is the keeper's
+            pass
+        self._left = [each for each in self._left if each[0] is not side]
+        self._proof = Proof()
+        if side is active and self._failover is side:
+            self._traffic = uplink_proof.Traffic(host, side)
+            self._traffic.look()
+        bad = any(each.severity is not Severity.OK for each in self._found.values())
+        self._not_before = host.system.monotonic() + (_BAD_S if bad else _GOOD_S)
+
+    def _tell_failover(self) -> None:
+        side = self._failover
+        if side is None or self._traffic is None:
+            return
+        found = self._found.get(side)
+        if found is not None and found.severity is not Severity.ERROR:
+            passed = self._traffic.settled()
+            if passed is None:
+                return
+            (found,) = passed
+        self._failover = self._traffic = None
+        if found is not None:
+            self._board.event("failover-uplink", side=side, severity=found.severity, text=found.text)
+
+    def require(self, side: Side) -> None:
+        """Raises UplinkError if the side's uplink was seen to pass nothing."""
+        found = self._found.get(side)
+        if found is not None and found.severity is Severity.ERROR:
+            raise UplinkError(found.text, hint=found.hint)
+
+    def worse(self, side: Side) -> bool:
+        """Whether the side's uplink was seen to pass nothing, and the other one's was not. Any thread's."""
+        found, other = self._found.get(side), self._found.get(side.other)
+        lost = found is not None and found.severity is Severity.ERROR
+        return lost and not (other is not None and other.severity is Severity.ERROR)
+
+    def _runs(self, host: Host, side: Side) -> bool:
+        return host.instances[side].pid() is not None
+
+    def _remember(self, proof: Proof) -> None:
+        self._once = Proof(proof.out or self._once.out, proof.into or self._once.into)
+
+    def _tell(self, side: Side, found: list[Finding]) -> None:
+        before = self._found.get(side)
+        self._found[side] = worst = max(found, key=lambda each: list(Severity).index(each.severity))
+        if before is None or before.severity is not worst.severity:
+            log.log(logging.WARNING if worst.severity is Severity.ERROR else logging.INFO, "%s", worst.text)
+            if worst.severity is Severity.ERROR or before is not None:
+                self._board.event("uplink", side=side, severity=worst.severity, text=worst.text)
+        self._publish()
+
+    def _forget(self, side: Side) -> None:
+        self._found.pop(side, None)
+        self._publish()
+
+    def _publish(self) -> None:
+        self._board.update(uplinks={
+            str(side): {"severity": str(each.severity), "text": each.text} for side, each in sorted(self._found.items())
+        })  # fmt: skip
