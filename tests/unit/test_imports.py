@@ -21,7 +21,7 @@ LAYERS = (
      "ovs_hotswap.trust", "ovs_hotswap.system"),
     ("ovs_hotswap.vhostuser",),
     ("ovs_hotswap.config", "ovs_hotswap.config_rules", "ovs_hotswap.config_changes"),
-    ("ovs_hotswap.service",),
+    ("ovs_hotswap.service", "ovs_hotswap.patches"),
     ("ovs_hotswap.plan",),
     ("ovs_hotswap.overlay",),
     ("ovs_hotswap.uplink",),
