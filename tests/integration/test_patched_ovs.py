@@ -193,8 +193,8 @@ def test_a_port_that_was_given_up_can_be_removed(bed: PatchedBed) -> None:
 
 
 def test_a_guest_that_goes_while_it_is_given_up(bed: PatchedBed) -> None:
-    """Both the main thread and the one that serves the connections take the device away then, and either waits for
-    all threads to pass by."""
+    """Both the thread of the command and the one that serves the connections take the device away then, and either
+    waits for all other threads."""
     vm = bed.vm("vm1")
     if not switchable(bed):
         return
@@ -212,12 +212,12 @@ def test_a_guest_that_goes_while_it_is_given_up(bed: PatchedBed) -> None:
     vm.drain()
 
 
-_WAITS = re.compile(r"\|ovs_rcu\|WARN\|blocked (\d+) ms waiting for pmd")
+_WAITS = re.compile(r"\|ovs_rcu(?:\(vhost_yield\d+\))?\|WARN\|blocked (\d+) ms waiting for pmd")
 
 
 def waits(bed: PatchedBed) -> list[int]:
-    """What the threads without a name, which are the main thread and DPDK's, have said of their wait for a PMD thread:
-    each how many milliseconds it waits, after 1 s and whenever that has doubled."""
+    """What the threads of ``vhost-yield``, and those without a name (the main thread and DPDK's), have logged of their
+    wait for a PMD thread: each how many milliseconds it waits, after 1 s and whenever that has doubled."""
     return [int(found) for found in _WAITS.findall(bed.instance.paths.log.read_text())]
 
 
@@ -258,6 +258,19 @@ def being_given_up(bed: PatchedBed, pool: Executor, name: str) -> Iterator[None]
         eventually(lambda: bool(waits(bed)), lambda: f"the command waits for the PMD thread: {given_up}")
         yield
     given_up.result()
+
+
+def test_other_commands_are_served_while_a_guest_is_given_up(bed: PatchedBed) -> None:
+    bed.vm("vm1")
+    if not switchable(bed):
+        return
+    with ThreadPoolExecutor() as pool, being_given_up(bed, pool, "vm1"):
+        assert main_thread_turns(bed, 3)
+        assert states(bed) == {"vm1": "yielding"}
+        for command in ("vhost-yield", "vhost-claim"):
+            with pytest.raises(SwitchError, match="vm1: is being yielded"):
+                bed.appctl(f"netdev-dpdk/{command}", "vm1")
+    assert states(bed) == {"vm1": "yielded"}
 
 
 def test_a_guest_that_goes_is_not_unmapped_under_a_thread(bed: PatchedBed) -> None:
