@@ -139,7 +139,7 @@ def main() -> int:
             if said is None:
                 print(f"checkpatch: {name}: its own checkpatch is skipped: it needs {tool.needs}")
             elif said:
-                found.append(f"{name}: {tool.command[0]}:\n{said}")
+                found.append(f"{name}: its own checkpatch says:\n{said}")
     print("\n".join(found) or "checkpatch: nothing found")
     return 1 if found else 0
 
