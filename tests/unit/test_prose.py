@@ -49,10 +49,11 @@ UNFINISHED = {
     "qemu-patches/README.md",
 }
 
-# Words of the list that docstrings, comments and messages may still have, by directory. Lower it when you remove some.
-LEFT = {"ovs_hotswap": 523, "tests": 198, "bench": 53, "tools": 3}
+# Words of the list, and docstrings that are fragments, that may still be there. Lower it as you remove some.
+LEFT = {"ovs_hotswap": 580, "tests": 222, "bench": 59, "tools": 5}
 _SENTENCE = 3  # words that make a string a message for people, and not a name
 
+_FRAGMENT = re.compile(r"(Of|The same|As|Those|Also|Not)\b")  # a docstring that begins so has no subject, or no verb
 _FENCE = re.compile(r"^(```|~~~)")
 _CODE = re.compile(r"`(?:[^`\n]|\n(?!\n))*`")
 _FILE = re.compile(r"`((?:[\w.@-]+/)+[\w.@-]*|(?:test_)\w+\.py)`")  # a path, a directory with its slash, or a test
@@ -92,13 +93,21 @@ def python_prose(source: str) -> Iterator[str]:
             yield inspect.cleandoc(node.value)
 
 
-def python_faults(directory: str) -> dict[str, int]:
-    """How many words of the list each module has."""
+def fragments(source: str) -> list[str]:
+    """The first lines of docstrings that begin in the middle of a sentence."""
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    texts = (ast.get_docstring(node) for node in ast.walk(ast.parse(source)) if isinstance(node, kinds))
+    return [text.splitlines()[0] for text in texts if text and _FRAGMENT.match(text)]
+
+
+def python_faults(directory: str) -> dict[str, list[str]]:
+    """The words of the list, and the docstrings that are fragments, of each module that has any."""
     found = {}
     for path in sorted((ROOT / directory).rglob("*.py")):
-        if path != Path(__file__):
-            count = sum(len(faults(text)) for text in python_prose(path.read_text()))
-            found[path.relative_to(ROOT).as_posix()] = count
+        source = path.read_text()
+        words = [fault.partition(": ")[2] for text in python_prose(source) for fault in faults(text)]
+        if path != Path(__file__) and (both := words + fragments(source)):
+            found[path.relative_to(ROOT).as_posix()] = both
     return found
 
 
@@ -144,7 +153,7 @@ def test_the_modules_that_a_page_names_exist(page: str) -> None:
 @pytest.mark.parametrize("directory", LEFT)
 def test_python_files_do_not_get_worse(directory: str) -> None:
     found = python_faults(directory)
-    assert sum(found.values()) <= LEFT[directory], {name: count for name, count in found.items() if count}
+    assert sum(map(len, found.values())) <= LEFT[directory], found
 
 
 def test_the_check_sees_comments_docstrings_and_messages_and_no_names() -> None:
@@ -153,6 +162,11 @@ def test_the_check_sees_comments_docstrings_and_messages_and_no_names() -> None:
         "line 1: 'anew'",
         "line 1: 'goes on'",
     ]
+
+
+def test_the_check_sees_a_docstring_that_is_a_fragment() -> None:
+    source = '"""Of a VM."""\ndef f():\n    """Asks the switch."""\ndef g():\n    """The same of many."""\n'
+    assert fragments(source) == ["Of a VM.", "The same of many."]
 
 
 @pytest.mark.parametrize("page", pages())
