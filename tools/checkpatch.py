@@ -66,7 +66,7 @@ def _form(name: str, patch: Patch, path: Path) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """The checkpatch of a tree: the archive with the source (a glob below SOURCES), and its files in there."""
+    """The checkpatch of a tree: the archive with the source (a glob below the sources), and its files in there."""
 
     archive: str
     files: tuple[str, ...]
@@ -86,9 +86,9 @@ TOOLS = {
 }  # fmt: skip
 
 
-def unpack(tool: Tool, directory: Path) -> bool:
+def unpack(tool: Tool, sources: Path, directory: Path) -> bool:
     """Unpack the tool's files; return whether the source package is on this machine."""
-    for archive in sorted(SOURCES.glob(tool.archive), reverse=True):
+    for archive in sorted(sources.glob(tool.archive), reverse=True):
         if archive.suffix == ".deb":
             subprocess.run(["dpkg-deb", "--extract", str(archive), str(directory)], check=True)
             archive = next(directory.glob("usr/src/*/*.tar.gz"))
@@ -107,7 +107,7 @@ def kernels_checkpatch() -> str | None:
     return next((place for place in places if place and os.access(place, os.X_OK)), None)
 
 
-def run_tool(series: Series, tool: Tool) -> str | None:
+def run_tool(series: Series, tool: Tool, sources: Path = SOURCES) -> str | None:
     """Run the tree's checkpatch. Return what it says of the patches, ``None`` if it is not on this machine."""
     environment = dict(os.environ)
     if series.name.startswith("dpdk/"):
@@ -118,7 +118,7 @@ def run_tool(series: Series, tool: Tool) -> str | None:
         environment |= {"DPDK_CHECKPATCH_PATH": kernels, "DPDK_CHECKPATCH_CODESPELL": "no",
                         "DPDK_CHECKPATCH_OPTIONS": "--ignore=UNKNOWN_COMMIT_ID"}  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="ovs-hotswap-checkpatch-") as scratch:
-        if not unpack(tool, Path(scratch)):
+        if not unpack(tool, sources, Path(scratch)):
             return None
         patches = [str(series.directory / patch.name) for patch in series.patches]
         done = subprocess.run(
