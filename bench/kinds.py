@@ -19,7 +19,7 @@ from bench import cases
 from bench.acts import Act, Driver, Memory, Migrate, Pause, Queues, Reboot
 from bench.testpmd import needed
 from bench.users import USERS, User, UserResult, run_user
-from ovs_hotswap.backends import Road
+from ovs_hotswap.backends import BackendMode
 from ovs_hotswap.broker.lifecycle import start_broker
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.errors import HotswapError
@@ -100,7 +100,7 @@ class Runner:
         """Raises HotswapError, and what it has found until then is lost."""
         lab, kind = self._lab, self._kind
         host = Host(lab.config, self._system)
-        if lab.config.road is Road.BROKER:
+        if lab.config.road is BackendMode.BROKER:
             start_broker(lab.config, self._system, lab.config_path, _BROKER_S)
         start_instance(host, Side.A, host.releases.get("host"))
         self._flowing(lab.guests[0].name)
@@ -187,12 +187,13 @@ _COLUMNS = """
 |---|---|---|---|---|---|---|
 """
 
-_TITLES = {Road.BROKER: "With a broker", Road.QEMU_DUAL: "Without a broker"}
+_TITLES = {BackendMode.BROKER: "With a broker", BackendMode.QEMU_DUAL: "Without a broker"}
 
 _ABOUT = {
-    Road.BROKER: "QEMU {qemu}, Open vSwitch {release}, both stock.",
-    Road.QEMU_DUAL: """QEMU {qemu} with the series in `qemu-patches`, Open vSwitch {release}; the road is `qemu-dual`.
-There are no capture rings on it: what arrives for a guest in the moment of its move is lost.""",
+    BackendMode.BROKER: "QEMU {qemu}, Open vSwitch {release}, both stock.",
+    BackendMode.QEMU_DUAL: """QEMU {qemu} with the series in `qemu-patches`, Open vSwitch {release};
+back-end mode `qemu-dual`. It has no
+capture rings: what arrives for a guest in the moment of its move is lost.""",
 }
 
 _USERS = """
@@ -218,7 +219,7 @@ def user_row(result: UserResult) -> str:
     return f"| {result.kind} | {rates} | {moves} us | {result.fault or 'works'} |\n"
 
 
-def section(road: Road, results: Sequence[Result | UserResult], *, qemu: str, release: str) -> str:
+def section(road: BackendMode, results: Sequence[Result | UserResult], *, qemu: str, release: str) -> str:
     """The part of the page on one road, without the marks of a heading."""
     guests = "".join(row(each) for each in results if isinstance(each, Result))
     users = "".join(user_row(each) for each in results if isinstance(each, UserResult))
@@ -236,16 +237,16 @@ def page(before: str, part: str) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     cases.add_arguments(parser, "kinds")
     parser.add_argument("--page", type=Path, help="write the table to its part of this Markdown file")
-    parser.add_argument("--road", type=Road, choices=list(Road), default=Road.BROKER)
+    parser.add_argument("--road", type=BackendMode, choices=list(BackendMode), default=BackendMode.BROKER)
     parser.add_argument("--qemu", help="QEMU's program; on the road qemu-dual the installed one with two back ends")
 
 
 def run(arguments: argparse.Namespace, output: Output, system: System) -> int:
     """Exit status: 1 if a kind did not work, or lost something with a broker. Raises HotswapError."""
-    road: Road = arguments.road
-    qemu = arguments.qemu or (dual_qemu() if road is Road.QEMU_DUAL else GuestOptions().qemu)
+    road: BackendMode = arguments.road
+    qemu = arguments.qemu or (dual_qemu() if road is BackendMode.QEMU_DUAL else GuestOptions().qemu)
     kinds = [replace(kind, options=kind.options.model_copy(update={"road": road, "qemu": qemu})) for kind in KINDS]
-    users = USERS if road is Road.BROKER else ()  # they are front ends themselves
+    users = USERS if road is BackendMode.BROKER else ()  # they are front ends themselves
     chosen: tuple[Kind | User, ...] = (*kinds, *users)
 
     def measure(kind: Kind | User) -> Result | UserResult:
@@ -259,7 +260,7 @@ def run(arguments: argparse.Namespace, output: Output, system: System) -> int:
     if arguments.page is not None:
         part = section(road, results, qemu=_version(system, qemu), release=_version(system, "ovs-vsctl"))
         arguments.page.write_text(page(arguments.page.read_text() if arguments.page.exists() else "", part))
-    lost = road is Road.BROKER and any(each.lost for each in results if isinstance(each, Result))
+    lost = road is BackendMode.BROKER and any(each.lost for each in results if isinstance(each, Result))
     return int(lost or any(each.fault for each in results))
 
 

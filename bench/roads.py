@@ -16,7 +16,7 @@ from typing import Any
 from bench.bed import WATCH
 from bench.machine import machine
 from bench.window import back_and_forth, window
-from ovs_hotswap.backends import Road
+from ovs_hotswap.backends import BackendMode
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.lab import RELEASE_CACHE, GuestOptions, Lab
 from ovs_hotswap.lab.demo import SUITE, Demo, Phase
@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace, output: Output, system: System) -> int:
     """Exit status: 1 if the bar was missed. Raises HotswapError."""
     found: dict[str, dict[str, Any]] = {}
     qemu = arguments.qemu or dual_qemu()
-    for road, kills in ((Road.QEMU_DUAL, arguments.kills), (Road.BROKER, 0)):
+    for road, kills in ((BackendMode.QEMU_DUAL, arguments.kills), (BackendMode.BROKER, 0)):
         output.line(f"road {road}")
         Lab.existing(DIRECTORY, system).down()
         lab = Lab(DIRECTORY, arguments.vms, system, GuestOptions(road=road, qemu=qemu))
@@ -124,5 +124,5 @@ def run(arguments: argparse.Namespace, output: Output, system: System) -> int:
         found[str(road)] = bench.document()
         arguments.report.write_text(json.dumps({"machine": machine(), "roads": found}, indent=2) + "\n")
     show(output, found)
-    p99 = quantile(sorted(found[str(Road.QEMU_DUAL)]["times_us"]), 0.99)
+    p99 = quantile(sorted(found[str(BackendMode.QEMU_DUAL)]["times_us"]), 0.99)
     return int(p99 is None or p99 > P99_US)

@@ -28,7 +28,7 @@ from bench.soak import Tally, size, tallies
 from bench.window import Notes, window
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.host.host import Host
-from ovs_hotswap.host.pmd_progress import let_copies_come
+from ovs_hotswap.host.pmd_progress import drain_pmd_queues
 from ovs_hotswap.lab.layout import GuestOptions
 from ovs_hotswap.lab.pings import quantile
 from ovs_hotswap.model import Side
@@ -129,7 +129,7 @@ class Scale:
         names = [vm["name"] for vm in host.road.vms(read=False)]
         for row in host.road.rows(names):
             arm(host, row, Side.B, Side.B)
-            let_copies_come(host)
+            drain_pmd_queues(host)
             host.road.disarm(row)
 
     def _stats(self) -> Stats:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Side
-from ovs_hotswap.plan.executor import ReversibleStep, Run
+from ovs_hotswap.plan.executor import ReversibleStep, StepContext
 from ovs_hotswap.plan.records import Facts
 from ovs_hotswap.upgrade.move_vms import move_all
 from ovs_hotswap.upgrade.situation import Upgrade
@@ -17,7 +17,7 @@ from ovs_hotswap.upgrade.steps import MoveVms, upgrade_plan
 _PAUSE_S = 0.05
 
 
-class Notes(Run):
+class Notes(StepContext):
     """Facts of steps that are run without a journal."""
 
     def __init__(self) -> None:

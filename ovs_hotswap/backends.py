@@ -16,7 +16,7 @@ from ovs_hotswap.model import MessageThread, Side
 Document = dict[str, Any]  # a VM, with the fields of `vm show` in docs/json.md
 
 
-class Road(enum.StrEnum):
+class BackendMode(enum.StrEnum):
     BROKER = "broker"
     QEMU_DUAL = "qemu-dual"
 

@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from ovs_hotswap import config_rules
-from ovs_hotswap.backends import Road
+from ovs_hotswap.backends import BackendMode
 from ovs_hotswap.config_rules import SUN_PATH_MAX
 from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.model import RELEASE_NAME, Side
@@ -263,7 +263,7 @@ class Config(Strict):
     run_dir: AbsolutePath = DEFAULT_RUN_DIR
     state_dir: AbsolutePath = Path("/var/lib/ovs-hotswap")
     bridge: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,15}$")] = "br0"
-    road: Annotated[Road, Field(strict=False)] = Road.BROKER
+    road: Annotated[BackendMode, Field(strict=False)] = BackendMode.BROKER
     broker: BrokerConfig = BrokerConfig()
     qemu: QemuConfig = QemuConfig()
     instances: InstancesConfig
@@ -286,7 +286,7 @@ class Config(Strict):
 
     @model_validator(mode="after")
     def _reachable(self) -> Self:
-        if self.road is Road.QEMU_DUAL and not Path(self.qemu.socket).is_relative_to(self.run_dir):
+        if self.road is BackendMode.QEMU_DUAL and not Path(self.qemu.socket).is_relative_to(self.run_dir):
             raise ValueError(
                 f"qemu.socket must be below run_dir ({self.run_dir}): instances see nothing else of the host"
             )
@@ -311,7 +311,7 @@ class Config(Strict):
 
     def vhost_socket(self, side: Side, vm: str) -> Path:
         """Where the broker, or a VM's QEMU that has no broker, listens for one instance's port of the VM."""
-        if self.road is Road.QEMU_DUAL:
+        if self.road is BackendMode.QEMU_DUAL:
             return Path(self.qemu.socket.replace("{vm}", vm).replace("{side}", side))
         return self.run_dir / "vhost" / side.value / f"{vm}.sock"
 
@@ -325,7 +325,7 @@ class Config(Strict):
 
     def front_end(self, vm: str) -> Path:
         """Where to look for the VM's QEMU on the configured road."""
-        return self.monitor_socket(vm) if self.road is Road.QEMU_DUAL else self.qemu_socket(vm)
+        return self.monitor_socket(vm) if self.road is BackendMode.QEMU_DUAL else self.qemu_socket(vm)
 
     def sockets_of(self, vm: str) -> list[Path]:
         """Every socket that there is for a VM."""

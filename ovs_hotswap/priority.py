@@ -43,12 +43,12 @@ def control_core(pmd_cores: Collection[int]) -> frozenset[int]:
     return frozenset(sorted(os.sched_getaffinity(0) - set(pmd_cores))[:1])
 
 
-def take_rank(rank: Rank) -> None:
+def set_own_rank(rank: Rank) -> None:
     """Of this thread, where it is permitted."""
-    give_rank(0, rank)
+    set_thread_rank(0, rank)
 
 
-def give_rank(thread: int, rank: Rank) -> None:
+def set_thread_rank(thread: int, rank: Rank) -> None:
     """Of another process's thread, where that is permitted and it lives."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(thread, os.SCHED_FIFO, _PARAMETERS[rank])
@@ -63,10 +63,10 @@ def has_rank(thread: int) -> bool:
 
 
 @contextlib.contextmanager
-def preferred(cores: Collection[int] = (), rank: Rank = Rank.AFTER) -> Iterator[None]:
+def realtime_priority(cores: Collection[int] = (), rank: Rank = Rank.AFTER) -> Iterator[None]:
     """Real-time priority for this thread, for a moment in which guests have no switch. ``cores``: where to be run."""
     normal, allowed = (os.sched_getscheduler(0), os.sched_getparam(0)), os.sched_getaffinity(0)
-    take_rank(rank)
+    set_own_rank(rank)
     if cores:
         with contextlib.suppress(OSError):  # they are not allowed any more
             os.sched_setaffinity(0, cores)

@@ -41,7 +41,7 @@ def has_memory(pid: int, proc: Path = PROC) -> bool:
     return False
 
 
-def started(pid: int, proc: Path = PROC) -> int | None:
+def start_time(pid: int, proc: Path = PROC) -> int | None:
     """When ``pid`` was started, in clock ticks since the boot (field 22 of proc_pid_stat(5)); 0 if it is gone, ``None``
     if it lives and ``proc`` does not show it. Two processes that have had the same pid differ in it."""
     try:
@@ -73,14 +73,14 @@ def readable(fd: int, timeout_s: float = 0.0) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process that a later reader can recognise. ``born``: when it was started (``started``), ``None`` where that is
-    not known: then whoever has that pid is taken for it."""
+    """A process that a later reader can recognise. ``born`` is its ``start_time``. ``None`` means that it is not known:
+    then any process with that pid is taken for it."""
 
     pid: int
     born: int | None = None
 
 
-class Exit:
+class ExitWatch:
     """The end of process ``pid``, which lives. ``locks``: files on one of which it may hold a POSIX lock.
 
     ``born`` is when it was started, if ``proc`` shows that. ``fileno`` becomes readable when it may have ended,
@@ -92,7 +92,7 @@ class Exit:
         with contextlib.ExitStack() as stack:
             self._pidfd = os.pidfd_open(pid)
             stack.callback(os.close, self._pidfd)
-            self.born = started(pid, proc)
+            self.born = start_time(pid, proc)
             self._unlocked = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             stack.callback(os.close, self._unlocked)
             self._either = stack.enter_context(select.epoll())

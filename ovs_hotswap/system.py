@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from ovs_hotswap import background
 from ovs_hotswap.errors import BusyError, CommandError, HostError
-from ovs_hotswap.process_exit import Process, has_memory, started
+from ovs_hotswap.process_exit import Process, has_memory, start_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +165,9 @@ class System:
         return _state(pid) not in {"", "Z", "X"} or _threads(pid) > 1
 
     def is_still(self, pid: int, born: int | None) -> bool:
-        """Whether ``pid`` is alive, and the process that was started when ``born`` says (``exits.started``; ``None``:
+        """Whether ``pid`` is alive, and the process that was started when ``born`` says (``start_time``; ``None``:
         not known), not another one that has got its number since."""
-        return self.alive(pid) and (born is None or started(pid) == born)
+        return self.alive(pid) and (born is None or start_time(pid) == born)
 
     def stopped(self, pid: int) -> bool:
         """Whether all of ``pid`` stands still: it is stopped by a signal or a debugger (proc_pid_stat(5): T and t), or
@@ -451,8 +451,8 @@ def _dumps_core(pid: int) -> bool:
 
 
 def pid_text(pid: int) -> str:
-    """What stands in a pid file of ours: the pid, and when its process was started (``exits.started``)."""
-    return f"{pid}\n{started(pid) or ''}\n"
+    """What stands in a pid file of ours: the pid, and when its process was started (``start_time``)."""
+    return f"{pid}\n{start_time(pid) or ''}\n"
 
 
 def _written(path: Path) -> Process | None:

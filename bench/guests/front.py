@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from tests.support.vhost_qemu import FrontEnd, HungUp
 
 
-class Doorman:
+class Acceptor:
     """Serves ``fronts`` from ``start`` to ``close``. ``bases(k)``: the used indices of front end ``k``'s rings now.
 
     A handshake runs in a thread of its own, since a switch may take half a second to answer it.

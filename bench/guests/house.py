@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 
 from pyroute2 import netns
 
-from bench.guests.front import Doorman
+from bench.guests.front import Acceptor
 from bench.guests.plan import Plan
 from bench.guests.rings import HUGE_PAGE, Shape
 from bench.guests.spec import FleetSpec, RemoteHost
@@ -36,7 +36,7 @@ class House:
         self._fronts: list[FrontEnd] = []
         self._child: subprocess.Popen[bytes]
         self._drivers: Connection
-        self._doorman: Doorman
+        self._doorman: Acceptor
 
     def __enter__(self) -> House:
         spec, shape = self.spec, self.spec.shape
@@ -46,7 +46,7 @@ class House:
                 self._stack.callback(memory.close)
                 self._fronts.append(FrontEnd(vm.socket, memory, shape.layouts, shape.memory, features=spec.features))
             self._start_drivers()
-            self._doorman = Doorman(self._fronts)
+            self._doorman = Acceptor(self._fronts)
             self._stack.callback(self._doorman.close)
             self._doorman.start()
         except BaseException:

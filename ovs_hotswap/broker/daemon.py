@@ -20,15 +20,15 @@ from typing import Any
 from ovs_hotswap import __version__
 from ovs_hotswap.broker.control.documents import capture_document, vm_document
 from ovs_hotswap.broker.control.moves_api import Moves, side_of, until
-from ovs_hotswap.broker.control.server import Desk, Method
+from ovs_hotswap.broker.control.server import ControlServer, Method
 from ovs_hotswap.broker.lifecycle import UNIT
 from ovs_hotswap.broker.mover import Mover
 from ovs_hotswap.broker.persist import recovery, takeover
-from ovs_hotswap.broker.persist.autosave import Keeping
-from ovs_hotswap.broker.persist.predecessor import Passing
+from ovs_hotswap.broker.persist.autosave import StateSaver
+from ovs_hotswap.broker.persist.predecessor import Predecessor
 from ovs_hotswap.broker.persist.recovery import StartsOver
 from ovs_hotswap.broker.persist.snapshot import VmParts, Work
-from ovs_hotswap.broker.persist.state_slot import Vault
+from ovs_hotswap.broker.persist.state_slot import StateSlot
 from ovs_hotswap.broker.persist.takeover import Inherited
 from ovs_hotswap.broker.process_watch import Processes
 from ovs_hotswap.broker.qemu_connector import Reach
@@ -39,15 +39,15 @@ from ovs_hotswap.broker.shutdown import Withdrawal
 from ovs_hotswap.broker.time_budget import Turns
 from ovs_hotswap.broker.timers import Delays
 from ovs_hotswap.broker.vm import Vm
-from ovs_hotswap.broker.vm_slot import Seat
+from ovs_hotswap.broker.vm_slot import VmSlot
 from ovs_hotswap.broker.watchdog_ping import ping_forever
 from ovs_hotswap.config import Config, read_active
 from ovs_hotswap.errors import BrokerError, CommandError, ConfigError, HotswapError
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import Vm as Port
 from ovs_hotswap.overlay.intent import load_intent
-from ovs_hotswap.priority import preferred, raise_priority
-from ovs_hotswap.process_exit import Process, started
+from ovs_hotswap.priority import raise_priority, realtime_priority
+from ovs_hotswap.process_exit import Process, start_time
 from ovs_hotswap.service import sd_notify
 from ovs_hotswap.service.supervisor import SUCCEEDED
 from ovs_hotswap.service.systemctl import Unit
@@ -56,7 +56,7 @@ from ovs_hotswap.system import System, many_descriptors
 from ovs_hotswap.vhostuser.call_signals import signaller
 from ovs_hotswap.vhostuser.capture_memory import Room
 from ovs_hotswap.vhostuser.channel import OwnedFd
-from ovs_hotswap.vhostuser.guest_memory import make_scratch, waits
+from ovs_hotswap.vhostuser.guest_memory import has_pending_tx, make_scratch
 from ovs_hotswap.vhostuser.messages import Descriptor
 
 log = logging.getLogger(__name__)
@@ -85,10 +85,10 @@ class Broker:
         self._home = home
         self._listen_at = 0.0
         self._followed: Side | None = None  # whose side VMs without a guest were given
-        self._seats: dict[str, Seat] = {}
+        self._seats: dict[str, VmSlot] = {}
         pid_files = [InstancePaths.of(config, side).vswitchd_pid for side in Side]
         self._processes = Processes(loop, self._process_ended, pid_files)
-        self._keeping = Keeping(loop, Vault.kept(), keeps=sd_notify.supervised())
+        self._keeping = StateSaver(loop, StateSlot.kept(), keeps=sd_notify.supervised())
         self._withdrawal = Withdrawal(self._seats, self._processes, self._keeping)
         self._intent: tuple[tuple[int, int, int], frozenset[str]] = (0, 0, 0), frozenset()
         self._ports: Mapping[str, Port] = {}  # of each VM in it
@@ -107,9 +107,9 @@ class Broker:
         goes_on = bool(self._keeping.earlier)
         signaller().ready()  # made while something may fail, and what it lacks is told
         control = None if inherited is None else inherited.control
-        self._desk = Desk(config, self._methods, control, self._group(goes_on), needed=not goes_on)
+        self._desk = ControlServer(config, self._methods, control, self._group(goes_on), needed=not goes_on)
         successors = None if inherited is None else inherited.successors
-        self._passing = Passing(loop, config, successors, self._seats, self._keeping, self._desk, self._passed_on)
+        self._passing = Predecessor(loop, config, successors, self._seats, self._keeping, self._desk, self._passed_on)
         if inherited is not None:
             for given, listeners in inherited.vms.values():
                 if isinstance(given, StartsOver):
@@ -185,7 +185,7 @@ class Broker:
         suspects = {side: process.pid for side, process in given.processes.items()}
         self._seat_vm(self._new_vm(given.name, make_scratch(), suspects), listeners, given.qemu)
 
-    def _take_up(self, seat: Seat) -> None:
+    def _take_up(self, seat: VmSlot) -> None:
         """Go on with a VM where another broker left off. A fault of one VM is that VM's."""
         seat.restored = False
         try:
@@ -224,7 +224,7 @@ class Broker:
 
     def _stop(self, number: signal.Signals) -> None:
         """SIGINT is for good, and so is SIGTERM if there is nobody who keeps something to go on from."""
-        self._for_good |= number is signal.SIGINT or not sd_notify.listened() or self._withdrawal.begun
+        self._for_good |= number is signal.SIGINT or not sd_notify.supervisor_alive() or self._withdrawal.begun
         self._stopping.set()
 
     def _passed_on(self) -> None:
@@ -322,12 +322,12 @@ class Broker:
                 self._config.broker.withheld, suspects, *self._port(name))  # fmt: skip
         return self._quarantine.enter(vm)
 
-    def _seat_vm(self, vm: Vm, listeners: dict[Side, socket.socket], qemu: OwnedFd | None = None) -> Seat:
+    def _seat_vm(self, vm: Vm, listeners: dict[Side, socket.socket], qemu: OwnedFd | None = None) -> VmSlot:
         self._keeping.add(vm, qemu)
         vm.withdrawn = self._withdrawal.begun
         mover = Mover(vm, self._loop, self._delays, self._settings.fence_s, self._room)
         paths = {side: self._config.vhost_socket(side, vm.name) for side in Side}
-        seat = self._seats[vm.name] = Seat(vm, mover, listeners, paths)
+        seat = self._seats[vm.name] = VmSlot(vm, mover, listeners, paths)
         seat.listen(self._loop, self._accept)
         return seat
 
@@ -338,7 +338,7 @@ class Broker:
         for side in Side:
             paths = InstancePaths.of(self._config, side)
             pid = self._system.read_pid(paths.vswitchd_pid)
-            born = 0 if pid is None else started(pid)  # before it is looked at: a later one with its pid is another
+            born = 0 if pid is None else start_time(pid)  # before it is looked at: a later one with its pid is another
             if pid is None or f"--pidfile={paths.vswitchd_pid}" not in self._system.cmdline(pid):
                 continue
             if self._config.vhost_socket(side, name).exists():
@@ -356,7 +356,7 @@ class Broker:
                 remove_socket(self._config.vhost_socket(side, name))
         seat.vm.close()
 
-    def _accept(self, seat: Seat, side: Side) -> None:
+    def _accept(self, seat: VmSlot, side: Side) -> None:
         try:
             connection, _ = seat.listeners[side].accept()
         except OSError as error:
@@ -366,19 +366,19 @@ class Broker:
             return
         seat.vm.accept(side, connection)
 
-    def _accept_again(self, seat: Seat, side: Side) -> None:
+    def _accept_again(self, seat: VmSlot, side: Side) -> None:
         if self._seats.get(seat.vm.name) is seat:
             self._loop.add_reader(seat.listeners[side].fileno(), self._accept, seat, side)
 
     def _process_ended(self, pid: int) -> None:
         """Whoever served VMs died: those whose guests wait for a switch are given another one first."""
-        with preferred():
-            for seat in sorted(self._seats.values(), key=lambda seat: not waits(seat.vm.state)):
+        with realtime_priority():
+            for seat in sorted(self._seats.values(), key=lambda seat: not has_pending_tx(seat.vm.state)):
                 seat.vm.process_ended(pid)
 
     # -- control -----------------------------------------------------------------------------------------------
 
-    def _seat(self, name: object) -> Seat:
+    def _seat(self, name: object) -> VmSlot:
         seat = self._seats.get(str(name))
         if seat is None:
             raise BrokerError(
@@ -392,7 +392,7 @@ class Broker:
             "pid": os.getpid(),
             "uptime_s": round(time.monotonic() - self._started, 3),
             "vms": len(self._seats),
-            "supervised": sd_notify.listened(),
+            "supervised": sd_notify.supervisor_alive(),
             "withdrawn": self._withdrawal.begun,
             "unsaved": self._keeping.unsaved,
             "unit": sd_notify.in_unit(),

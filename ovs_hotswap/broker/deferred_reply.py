@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from ovs_hotswap.errors import ProtocolError
 from ovs_hotswap.vhostuser import messages
-from ovs_hotswap.vhostuser.backend import Link
+from ovs_hotswap.vhostuser.backend import SwitchConnection
 from ovs_hotswap.vhostuser.guest_memory import indices
-from ovs_hotswap.vhostuser.guest_state import GuestState, Received
+from ovs_hotswap.vhostuser.guest_state import GuestState, MessageEffect
 from ovs_hotswap.vhostuser.messages import Request
 
 if TYPE_CHECKING:
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False, slots=True)
-class Owed:
+class PendingReply:
     """``pay`` sends the answer, and is given the base where a back end has told it. ``link``: the back end that has to
     answer before. ``ring``: whose base it is."""
 
     pay: Callable[[int | None], None]
-    link: Link | None = None
+    link: SwitchConnection | None = None
     ring: int | None = None
 
 
-class Answers:
+class DeferredReply:
     """What ``vm`` owes its QEMU: one answer at most, since QEMU is not read meanwhile."""
 
     def __init__(self, vm: Vm, loop: asyncio.AbstractEventLoop) -> None:
         self._vm = vm
         self._loop = loop
-        self.owed: Owed | None = None
+        self.owed: PendingReply | None = None
 
-    def base(self, got: Received, before: GuestState) -> None:
+    def base(self, got: MessageEffect, before: GuestState) -> None:
         """Owe a ring's base: what the owner says when it stops the ring, or what guest memory says then, if it does not
         run the ring or did not have it where the guest has it. Called before the owner is told."""
         vm, index, owner = self._vm, got.index, self._vm.owner()
@@ -52,7 +52,7 @@ class Answers:
             vm.state = vm.state.with_ring(index, replace(vm.state.ring(index), base=base))
             vm.reply(Request.GET_VRING_BASE, messages.VRING_STATE.pack(index, base))
 
-        owed = self._owe(Owed(pay, owner, index))
+        owed = self._owe(PendingReply(pay, owner, index))
         if owner is None or (owner.quiet and not owner.told.ring(index).started):
             self.pay(owed)
         elif not owner.told.ring(index).started:  # told to stop it before, perhaps, and still to do so
@@ -61,10 +61,10 @@ class Answers:
     def settled(self, message: messages.Message) -> None:
         """Owe an acknowledgement, given once the owner has taken what it is told in this turn."""
         payload = b"" if message.request is Request.SET_LOG_BASE else messages.U64.pack(0)
-        owed = self._owe(Owed(lambda _: self._vm.reply(message.request, payload)))
+        owed = self._owe(PendingReply(lambda _: self._vm.reply(message.request, payload)))
         self._loop.call_soon(self._settle, owed)
 
-    def _settle(self, owed: Owed) -> None:
+    def _settle(self, owed: PendingReply) -> None:
         if self.owed is not owed:
             return
         owed.link = self._vm.owner()
@@ -73,20 +73,20 @@ class Answers:
         else:
             self._pay_behind(owed.link, owed)
 
-    def _pay_behind(self, link: Link, owed: Owed) -> None:
+    def _pay_behind(self, link: SwitchConnection, owed: PendingReply) -> None:
         self._vm.guarded(link, lambda: link.fence(lambda: self.pay(owed)))
 
-    def _owe(self, owed: Owed) -> Owed:
+    def _owe(self, owed: PendingReply) -> PendingReply:
         self.owed = owed
         self._vm.hearing.hold()
         return owed
 
-    def dropped(self, link: Link) -> None:
+    def dropped(self, link: SwitchConnection) -> None:
         """A back end is gone, and answers nothing more."""
         if self.owed is not None and self.owed.link is link:
             self.pay(self.owed)
 
-    def let_go(self, link: Link | None) -> None:
+    def let_go(self, link: SwitchConnection | None) -> None:
         """A back end is off the rings: what it has not said by now, guest memory says."""
         if link is None or self.owed is None or self.owed.link is not link:
             return
@@ -95,7 +95,7 @@ class Answers:
         else:
             self.pay(self.owed)
 
-    def pay(self, owed: Owed, base: int | None = None) -> None:
+    def pay(self, owed: PendingReply, base: int | None = None) -> None:
         """Give an answer, unless it was given: what makes it possible may come twice."""
         vm = self._vm
         if self.owed is not owed or vm.qemu is None:

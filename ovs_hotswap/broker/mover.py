@@ -18,10 +18,10 @@ from ovs_hotswap.broker.timers import Delays
 from ovs_hotswap.broker.vm import Vm
 from ovs_hotswap.errors import BrokerError, ProtocolError, StateUnknown
 from ovs_hotswap.model import MessageThread, Side
-from ovs_hotswap.priority import Rank, give_rank, has_rank, preferred
+from ovs_hotswap.priority import Rank, has_rank, realtime_priority, set_thread_rank
 from ovs_hotswap.vhostuser import capture, handover
-from ovs_hotswap.vhostuser.backend import FENCE, FENCE_ANSWER_SIZE, Fenced, Link
-from ovs_hotswap.vhostuser.capture import Catch, Caught
+from ovs_hotswap.vhostuser.backend import FENCE, FENCE_ANSWER_SIZE, FencedMessages, SwitchConnection
+from ovs_hotswap.vhostuser.capture import CapturedFrame, CaptureRings
 from ovs_hotswap.vhostuser.capture_memory import Room
 from ovs_hotswap.vhostuser.channel import PeerClosed
 from ovs_hotswap.vhostuser.guest_memory import taken, transmit
@@ -29,7 +29,7 @@ from ovs_hotswap.vhostuser.guest_state import GuestState
 from ovs_hotswap.vhostuser.handover import Outcome, Prepared, Swap, Threads
 from ovs_hotswap.vhostuser.messages import Request
 from ovs_hotswap.vhostuser.ownership import Certainty, Ownership, Proof
-from ovs_hotswap.vhostuser.reconcile import Role, Told, moved, places
+from ovs_hotswap.vhostuser.reconcile import Role, SentState, places, with_ring_addresses
 
 _UNDER_WAY = "messages are under way"
 _NO_ROOM = "the memory for frames that arrive meanwhile is in use for other VMs"
@@ -48,26 +48,26 @@ class Ready:
     """
 
     state: GuestState
-    catch: Catch | None
+    catch: CaptureRings | None
     swap: Prepared
-    heard: tuple[Told | None, Told]
-    hears: tuple[Told | None, Told]
+    heard: tuple[SentState | None, SentState]
+    hears: tuple[SentState | None, SentState]
 
     @classmethod
-    def of(cls, vm: Vm, old: Link | None, new: Link, catch: Catch | None) -> Ready:
+    def of(cls, vm: Vm, old: SwitchConnection | None, new: SwitchConnection, catch: CaptureRings | None) -> Ready:
         waiting = {} if catch is None else catch.places(new.side.other)
         parking, taking = {**places(vm.state, Role.PARKED), **waiting}, places(vm.state, Role.OWNER)
         swap = handover.prepare(old, new, parking, taking, vm.calls())
-        hears = None if old is None else moved(old.told, parking), moved(new.told, taking)
+        hears = None if old is None else with_ring_addresses(old.told, parking), with_ring_addresses(new.told, taking)
         return cls(vm.state, catch, swap, _heard(old, new), hears)
 
-    def fits(self, state: GuestState, old: Link | None, new: Link) -> bool:
+    def fits(self, state: GuestState, old: SwitchConnection | None, new: SwitchConnection) -> bool:
         same_links = self.swap.old is old and self.swap.new is new
         same_heard = all(one is other for one, other in zip(self.heard, _heard(old, new), strict=True))
         return self.state is state and same_links and same_heard
 
 
-def _heard(old: Link | None, new: Link) -> tuple[Told | None, Told]:
+def _heard(old: SwitchConnection | None, new: SwitchConnection) -> tuple[SentState | None, SentState]:
     return None if old is None else old.told, new.told
 
 
@@ -82,8 +82,8 @@ class Mover:
         self._loop = loop
         self._delays = delays
         self.fence_s = fence_s
-        self._settled: asyncio.Future[list[Caught]] | None = None
-        self._catch: Catch | None = None
+        self._settled: asyncio.Future[list[CapturedFrame]] | None = None
+        self._catch: CaptureRings | None = None
         self._ready: Ready | None = None
         self._settle: Callable[[], None] = lambda: None
         self._before: dict[int, int | None] = {}
@@ -157,7 +157,7 @@ class Mover:
         catch = ready.catch
         waiter = _ranked(threads.get(to), new.pid) if old is not None and cores else None
         vm.talks(moving=True)
-        with preferred(cores, Rank.MOVES if cores else Rank.AFTER), _back_in_rank(waiter):
+        with realtime_priority(cores, Rank.MOVES if cores else Rank.AFTER), _back_in_rank(waiter):
             if catch is not None:
                 catch.roll()
             self._rouse(old, new, catch, waiter)
@@ -176,7 +176,7 @@ class Mover:
                 self._settle_later(catch, old, new)
         return result
 
-    def _got_ready(self, old: Link | None, new: Link) -> Ready:
+    def _got_ready(self, old: SwitchConnection | None, new: SwitchConnection) -> Ready:
         """As ``arm`` has left it, if that is of use still, or anew. Raises as ``_armed`` does."""
         if self._ready is not None and self._ready.fits(self._vm.state, old, new):
             return self._ready
@@ -203,32 +203,32 @@ class Mover:
         self._ready = Ready.of(vm, old, new, self._catch)
         return True
 
-    def _made(self, old: Side) -> Catch:
+    def _made(self, old: Side) -> CaptureRings:
         """Capture rings, for which there is room."""
         self._room.take(self, self._needs)
-        return Catch(self._vm.scratch, self._vm.state, old, self._vm.mtu)
+        return CaptureRings(self._vm.scratch, self._vm.state, old, self._vm.mtu)
 
     def armed(self, to: Side) -> bool:
         """Whether ``to`` waits on its capture rings, and has said so."""
         link = self._vm.links.get(to)
         return link is not None and link.quiet and self._catch is not None and self._on(link, self._catch)
 
-    def _on(self, link: Link, catch: Catch) -> bool:
+    def _on(self, link: SwitchConnection, catch: CaptureRings) -> bool:
         """Whether the side was told to wait on the rings of ``catch``, and they are minded."""
         minded = self._catch is not None and self._catch.same(catch)
         return minded and link.told.at(catch.places(link.side))
 
-    def _fill(self, new: Link, catch: Catch) -> Fenced:
+    def _fill(self, new: SwitchConnection, catch: CaptureRings) -> FencedMessages:
         """Prepare capture rings for ``new``, and what sends it there."""
         there = catch.places(new.side)
         catch.arm()
-        new.told = moved(new.told, there)
+        new.told = with_ring_addresses(new.told, there)
         return new.placed(there)
 
-    def _roll_later(self, catch: Catch, end: float) -> None:
+    def _roll_later(self, catch: CaptureRings, end: float) -> None:
         self._delays.call_later(_ROLL_S, lambda: self._roll(catch, end))
 
-    def _roll(self, catch: Catch, end: float) -> None:
+    def _roll(self, catch: CaptureRings, end: float) -> None:
         if self._catch is not catch:
             return
         if self._loop.time() >= end:
@@ -276,7 +276,7 @@ class Mover:
             catch.rest()
         self._room.give_back(self)
 
-    def _armed(self, old: Link, new: Link) -> Catch:
+    def _armed(self, old: SwitchConnection, new: SwitchConnection) -> CaptureRings:
         """Capture rings that ``new`` waits on. Raises BrokerError if it does not answer: then nothing was begun, and it
         is on its way back to the empty ring."""
         vm = self._vm
@@ -291,7 +291,9 @@ class Mover:
             raise self._silent(new)
         return catch
 
-    def _rouse(self, old: Link | None, new: Link, catch: Catch | None, waiter: int | None) -> None:
+    def _rouse(
+        self, old: SwitchConnection | None, new: SwitchConnection, catch: CaptureRings | None, waiter: int | None
+    ) -> None:
         """See that the sides answer before one of them lets go. Raises BrokerError if one does not: nothing was begun.
 
         What the swap needs is in the caches then. Neither side need be woken for its next message: the old one goes on
@@ -299,16 +301,16 @@ class Mover:
         """
         try:
             for link in (new, old):
-                if link is not None and not self._answers(link, Fenced(FENCE, Request.GET_FEATURES)):
+                if link is not None and not self._answers(link, FencedMessages(FENCE, Request.GET_FEATURES)):
                     raise self._silent(link)
                 if link is new and waiter is not None:
-                    give_rank(waiter, Rank.WAITS)
+                    set_thread_rank(waiter, Rank.WAITS)
         except BrokerError:
             self._catch = catch or self._catch
             self.disarm()
             raise
 
-    def _answers(self, link: Link, messages: Fenced) -> bool:
+    def _answers(self, link: SwitchConnection, messages: FencedMessages) -> bool:
         """Send messages and tell whether the side answers them in time; if not, that is still due. Raises BrokerError
         if it hangs up."""
         vm, deadline = self._vm, time.monotonic() + self.fence_s
@@ -321,7 +323,7 @@ class Mover:
         link.expect(messages, lambda: None)
         return False
 
-    def _silent(self, link: Link) -> BrokerError:
+    def _silent(self, link: SwitchConnection) -> BrokerError:
         within = f"{self.fence_s * 1e3:g} ms"
         return BrokerError(f"vm {self._vm.name}: switch {link.side} did not answer within {within}")
 
@@ -354,7 +356,7 @@ class Mover:
         vm.moves += 1
         vm.confirmed(new.side)
 
-    def _settle_later(self, catch: Catch, old: Link, new: Link) -> None:
+    def _settle_later(self, catch: CaptureRings, old: SwitchConnection, new: SwitchConnection) -> None:
         """Leave both sides' capture rings as they are until ``settle``."""
         vm = self._vm
         settled = self._settled = self._loop.create_future()
@@ -381,7 +383,7 @@ class Mover:
         self._settle = settle
         self._delays.call_later(_LATE_S, lambda: settle() if self._settle is settle else None)
 
-    def _forget(self, settled: asyncio.Future[list[Caught]]) -> None:
+    def _forget(self, settled: asyncio.Future[list[CapturedFrame]]) -> None:
         if self._settled is settled:
             self._settled = None
 
@@ -390,7 +392,7 @@ class Mover:
         they are not waited for."""
         self._settle()
 
-    async def settled(self) -> list[Caught]:
+    async def settled(self) -> list[CapturedFrame]:
         """``settle``, and the frames for the guest that arrived during the last move and that no side delivered. Told
         only once."""
         self.settle()
@@ -403,7 +405,7 @@ class Mover:
         self._settled = None
         return caught
 
-    def _retreat(self, link: Link) -> None:
+    def _retreat(self, link: SwitchConnection) -> None:
         """A side that was given the rings and stays silent is asked for them back; if it dies instead, that does."""
         vm = self._vm
         if vm.ownership == Ownership(link.side, Certainty.TAKING) and vm.links.get(link.side) is link:
@@ -424,9 +426,9 @@ def _back_in_rank(waiter: int | None) -> Iterator[None]:
         yield
     finally:
         if waiter is not None and has_rank(waiter):
-            give_rank(waiter, Rank.TAKES)
+            set_thread_rank(waiter, Rank.TAKES)
 
 
-def _conclude(settled: asyncio.Future[list[Caught]]) -> None:
+def _conclude(settled: asyncio.Future[list[CapturedFrame]]) -> None:
     if not settled.done():
         settled.set_result([])

@@ -13,7 +13,7 @@ from ovs_hotswap.broker.time_budget import Hearing
 from ovs_hotswap.broker.vm_log import Notes
 from ovs_hotswap.model import Side
 from ovs_hotswap.process_exit import Process
-from ovs_hotswap.vhostuser.backend import Link
+from ovs_hotswap.vhostuser.backend import SwitchConnection
 from ovs_hotswap.vhostuser.channel import Channel
 from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
 
@@ -40,7 +40,7 @@ class Peers(abc.ABC):
         self.name = name
         self.suspects = dict(suspects)
         self.ownership = Ownership(suspects=frozenset(self.suspects))
-        self.links: dict[Side, Link] = {}
+        self.links: dict[Side, SwitchConnection] = {}
         self.qemu: Channel | None = None
         self.cut_pid = 0
         self.met = dict(suspects)
@@ -64,7 +64,7 @@ class Peers(abc.ABC):
     def drop_link(self, side: Side, reason: str) -> None:
         """Hang up on a switch."""
 
-    def end(self, connection: Link | Channel) -> None:
+    def end(self, connection: SwitchConnection | Channel) -> None:
         """Hang up, if that is for this broker to do."""
         if self.shared:
             connection.close()
@@ -72,7 +72,7 @@ class Peers(abc.ABC):
             connection.hang_up()
 
     @abc.abstractmethod
-    def _read_link(self, link: Link) -> None:
+    def _read_link(self, link: SwitchConnection) -> None:
         """A switch has said something, or hung up."""
 
     @property

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ovs_hotswap.process_exit import Exit, Process
+from ovs_hotswap.process_exit import ExitWatch, Process
 
 log = logging.getLogger(__name__)
 
@@ -15,7 +15,7 @@ _AGAIN_S = 1.0
 
 
 class Processes:
-    """Watches processes (``Exit``: by pidfd, which cannot mistake a recycled pid for the process it was opened for).
+    """Watches processes by pidfd (``ExitWatch``), which never mistakes a recycled pid for the original process.
 
     ``ended_callback(pid)`` is called in the event loop once no thread of a tracked process can touch memory any more.
     ``pid_files``: what a switch may hold a lock on.
@@ -27,7 +27,7 @@ class Processes:
         self._loop = loop
         self._callback = ended_callback
         self._pid_files = pid_files
-        self._exits: dict[int, Exit] = {}
+        self._exits: dict[int, ExitWatch] = {}
         self._later: dict[int, int | None] = {}  # cannot be watched yet: when they were started
         self._doubted: set[int] = set()
 
@@ -38,7 +38,7 @@ class Processes:
         if pid in self._exits:
             return
         try:
-            made = Exit(pid, self._pid_files)
+            made = ExitWatch(pid, self._pid_files)
         except ProcessLookupError:
             self._gone(pid)
             return

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Mapping
 
 from ovs_hotswap.broker.absence import unreachable
-from ovs_hotswap.broker.persist.autosave import Keeping
-from ovs_hotswap.broker.persist.predecessor import Passing
+from ovs_hotswap.broker.persist.autosave import StateSaver
+from ovs_hotswap.broker.persist.predecessor import Predecessor
 from ovs_hotswap.broker.settings import Settings
-from ovs_hotswap.broker.vm_slot import RETRY_S, Seat
+from ovs_hotswap.broker.vm_slot import RETRY_S, VmSlot
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,9 @@ _HOME_S, _OTHER_S = 5.0, 2.0  # for a side that served the VM and lives: a switc
 class Reach:
     """Tries the QEMUs of all ``seats``, which may change meanwhile, as long as they are wanted."""
 
-    def __init__(self, settings: Settings, seats: Mapping[str, Seat], keeping: Keeping, passing: Passing) -> None:
+    def __init__(
+        self, settings: Settings, seats: Mapping[str, VmSlot], keeping: StateSaver, passing: Predecessor
+    ) -> None:
         self._settings, self._seats, self._keeping, self._passing = settings, seats, keeping, passing
 
     async def forever(self, first: Callable[[], None]) -> None:
@@ -48,7 +50,7 @@ class Reach:
                         seat.vm.note(f"connection to QEMU: {error.strerror or error}")
             await asyncio.sleep(RETRY_S)
 
-    def _expects(self, seat: Seat, now: float) -> bool:
+    def _expects(self, seat: VmSlot, now: float) -> bool:
         """Whether a side is about to say what it offers. A QEMU chooses once, from what all sides have in common: one
         that was offered what only a standby has could never be served by the side that is active."""
         for side in seat.vm.expected:
@@ -56,7 +58,7 @@ class Reach:
                 return True
         return False
 
-    def _connect(self, seat: Seat, now: float) -> None:
+    def _connect(self, seat: VmSlot, now: float) -> None:
         """Try a VM's QEMU; one that keeps breaking the protocol is tried less and less often."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:

@@ -20,7 +20,7 @@ from ovs_hotswap.broker.control.documents import vm_document
 from ovs_hotswap.broker.control.moves_api import until
 from ovs_hotswap.broker.control.server import Method
 from ovs_hotswap.broker.vm import Vm
-from ovs_hotswap.broker.vm_slot import Seat
+from ovs_hotswap.broker.vm_slot import VmSlot
 from ovs_hotswap.errors import BrokerError, HotswapError
 from ovs_hotswap.system import System
 from ovs_hotswap.vhostuser.ownership import Certainty
@@ -34,7 +34,7 @@ _REASONS = TypeAdapter(dict[str, str])
 class Quarantine:
     """``seat_of`` finds a VM by its name, or raises BrokerError."""
 
-    def __init__(self, path: Path, system: System, seat_of: Callable[[object], Seat]) -> None:
+    def __init__(self, path: Path, system: System, seat_of: Callable[[object], VmSlot]) -> None:
         self._path, self._system, self._seat = path, system, seat_of
         self._reasons = _read(path)
 

@@ -12,9 +12,9 @@ import logging
 from collections.abc import Mapping
 
 from ovs_hotswap.broker.control.moves_api import until
-from ovs_hotswap.broker.persist.autosave import Keeping
+from ovs_hotswap.broker.persist.autosave import StateSaver
 from ovs_hotswap.broker.process_watch import Processes
-from ovs_hotswap.broker.vm_slot import Seat
+from ovs_hotswap.broker.vm_slot import VmSlot
 from ovs_hotswap.errors import BrokerError
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ _TICK_S = 0.001
 class Withdrawal:
     """Of all ``seats``, which may change meanwhile. ``begun``: nobody is given rings any more."""
 
-    def __init__(self, seats: Mapping[str, Seat], processes: Processes, keeping: Keeping) -> None:
+    def __init__(self, seats: Mapping[str, VmSlot], processes: Processes, keeping: StateSaver) -> None:
         self._seats, self._processes, self._keeping = seats, processes, keeping
         self.begun = self._enforced = False
 
@@ -60,7 +60,7 @@ class Withdrawal:
             await asyncio.sleep(_TICK_S)
         self._drop_qemus()
 
-    async def _take_back(self, patience: float) -> list[Seat]:
+    async def _take_back(self, patience: float) -> list[VmSlot]:
         """Take all rings back; the VMs of which that failed."""
         self.begun = True
         for seat in self._seats.values():
@@ -69,7 +69,7 @@ class Withdrawal:
             await until(lambda: not self._stuck(), patience, "")
         return self._stuck()
 
-    def _stuck(self) -> list[Seat]:
+    def _stuck(self) -> list[VmSlot]:
         """VMs whose QEMU must not see its back end go yet."""
         seats = [seat for _, seat in sorted(self._seats.items()) if not seat.is_withdrawn]
         return [seat for seat in seats if seat.vm.qemu is not None or self._keeping.holds_qemu(seat.vm.name)]

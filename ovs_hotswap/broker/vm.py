@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from ovs_hotswap.broker import absence
-from ovs_hotswap.broker.deferred_reply import Answers
+from ovs_hotswap.broker.deferred_reply import DeferredReply
 from ovs_hotswap.broker.peers import Peers
 from ovs_hotswap.broker.process_watch import Processes
 from ovs_hotswap.broker.time_budget import Budget, Hearing, Turns
@@ -21,23 +21,23 @@ from ovs_hotswap.broker.timers import Delays
 from ovs_hotswap.errors import BrokerError, ProtocolError
 from ovs_hotswap.fd_closing import burdens
 from ovs_hotswap.model import Side
-from ovs_hotswap.process_exit import started
+from ovs_hotswap.process_exit import start_time
 from ovs_hotswap.vhostuser import handover, messages
-from ovs_hotswap.vhostuser.backend import Link
+from ovs_hotswap.vhostuser.backend import SwitchConnection
 from ovs_hotswap.vhostuser.channel import Channel, PeerClosed, close_all
 from ovs_hotswap.vhostuser.guest_memory import indices, make_safe
-from ovs_hotswap.vhostuser.guest_state import Answer, GuestState, Offer, Received, offer_to_guest, receive
+from ovs_hotswap.vhostuser.guest_state import GuestState, MessageEffect, Offer, ReplyDue, apply_message, offer_to_guest
 from ovs_hotswap.vhostuser.handover import Swap
 from ovs_hotswap.vhostuser.messages import Descriptor, Request
 from ovs_hotswap.vhostuser.ownership import Certainty, Ownership, Proof
 from ovs_hotswap.vhostuser.reconcile import (
     Role,
+    is_parking_address,
     only_places,
     reconcile,
-    reparked,
     scratch_region,
-    waits,
     why_not_parked,
+    without_capture_rings,
 )  # fmt: skip
 from ovs_hotswap.vhostuser.unsupported import turned_away
 
@@ -90,7 +90,7 @@ class Vm(Peers):
         self.scratch = scratch
         self._scratch = scratch_region(scratch)
         self.hearing = Hearing(loop, turns, lambda: self.touched(), self._read_qemu, budget)
-        self.answers = Answers(self, loop)
+        self.answers = DeferredReply(self, loop)
         self.absence: absence.Absence | None = None  # why QEMU is not there, if it is known
         self.quarantine: str | None = None  # why its rings are given to nobody, though its switches and QEMU are there
         self.withdrawn = False  # its rings are given to nobody any more
@@ -100,7 +100,7 @@ class Vm(Peers):
     def accept(self, side: Side, connection: socket.socket) -> None:
         """Take a switch's new connection, or refuse it while an older one, or its process, may still hold the rings."""
         self.touched()
-        link = Link(side, Channel(connection))
+        link = SwitchConnection(side, Channel(connection))
         before = self.links.get(side)
         if before is not None and (self.ownership.holder is not side or before.channel.hung_up):
             self.drop_link(side, "the switch opened another connection")
@@ -123,14 +123,14 @@ class Vm(Peers):
         self._loop.add_reader(link.channel.fileno(), self._read_link, link)
         self.guarded(link, lambda: link.probe(lambda offer: self._probed(link)))
 
-    def _probed(self, link: Link) -> None:
+    def _probed(self, link: SwitchConnection) -> None:
         if missing := messages.feature_names(self.missing(link.side)):
             self.note(f"switch {link.side} lacks features the guest uses: {', '.join(missing)}")
         log.info("vm %s: switch %s connected, process %d", self.name, link.side, link.pid)
         self.assign()
         self.sync(link.side)
 
-    def _read_link(self, link: Link) -> None:
+    def _read_link(self, link: SwitchConnection) -> None:
         self.talks()
         for _ in range(_FRAMES_PER_TURN):
             try:
@@ -260,7 +260,7 @@ class Vm(Peers):
         if link is None:
             return f"switch {side} is not connected"
         if self.role(side) is Role.PARKED:
-            there = link.quiet and all(waits(link.told.ring(index).address) for index in self.state.started)
+            there = link.quiet and all(is_parking_address(link.told.ring(at).address) for at in self.state.started)
             return None if there else f"switch {side} is not parked: it has not answered yet"
         names = ", ".join(messages.feature_names(self.missing(side)))
         why = why_not_parked(self.state) or (f"it does not offer {names}, which the guest uses" if names else None)
@@ -285,7 +285,7 @@ class Vm(Peers):
 
         def stopped(index: int, value: int) -> None:
             if owed is not None and (owed.link, owed.ring) == (link, index):
-                self.answers.pay(owed, None if waits(earlier.ring(index).address) else value)
+                self.answers.pay(owed, None if is_parking_address(earlier.ring(index).address) else value)
 
         if script:
             self.talks(told=None if only_places(earlier, told) else side)
@@ -299,10 +299,10 @@ class Vm(Peers):
     def repark(self, side: Side) -> None:
         """Have a parked back end wait on the empty ring alone."""
         if link := self.links.get(side):
-            link.told = reparked(link.told)
+            link.told = without_capture_rings(link.told)
             self.sync(side)
 
-    def guarded(self, link: Link, act: Callable[[], None]) -> None:
+    def guarded(self, link: SwitchConnection, act: Callable[[], None]) -> None:
         if self.links.get(link.side) is not link or self.shared:
             return
         try:
@@ -313,7 +313,7 @@ class Vm(Peers):
         if link.channel.backlog:
             self._loop.add_writer(link.channel.fileno(), self._write_link, link)
 
-    def _write_link(self, link: Link) -> None:
+    def _write_link(self, link: SwitchConnection) -> None:
         self.talks()
         self._loop.remove_writer(link.channel.fileno())
         self.guarded(link, link.channel.flush)
@@ -335,12 +335,12 @@ class Vm(Peers):
     def burdened(self) -> bool:
         """Whether QEMU has sent what cannot be closed yet, and is still that process."""
         pid, born = self._burden
-        return burdens(pid) and started(pid) == born
+        return burdens(pid) and start_time(pid) == born
 
     def connected(self, connection: socket.socket) -> None:
         """Take a fresh connection to the VM's QEMU."""
         made = Channel(connection)
-        born = started(made.peer_pid)
+        born = start_time(made.peer_pid)
         self.qemu, self.deaf = made, False
         self.touched()
         offers = [link.offer for link in self.links.values() if link.offer is not None]
@@ -356,7 +356,7 @@ class Vm(Peers):
             return False
         try:
             if burdens(self.qemu.peer_pid):
-                self._burden = self.qemu.peer_pid, started(self.qemu.peer_pid)
+                self._burden = self.qemu.peer_pid, start_time(self.qemu.peer_pid)
                 raise ProtocolError("what it has sent cannot be closed: it is called again when that is done")
             frame = self.qemu.receive()
             if frame is not None:
@@ -373,7 +373,7 @@ class Vm(Peers):
         assert self.qemu is not None
         if self.offered is None or not self.state.owned or self.state.features is not None:
             return "QEMU hung up"
-        self._lacking = (self.qemu.peer_pid, started(self.qemu.peer_pid))
+        self._lacking = (self.qemu.peer_pid, start_time(self.qemu.peer_pid))
         return turned_away(messages.feature_names(self.withheld), self.offered.queue_pairs)
 
     def _take(self, frame: messages.Frame) -> None:
@@ -381,7 +381,7 @@ class Vm(Peers):
         try:
             message = messages.parse(frame)
             make_safe(message)
-            got = receive(self.state, message, self.offered)
+            got = apply_message(self.state, message, self.offered)
         except BaseException:
             close_all(frame.descriptors)
             raise
@@ -403,14 +403,14 @@ class Vm(Peers):
             self.take_back(owner)
         self.assign()
 
-    def _answer(self, message: messages.Message, got: Received, before: GuestState) -> None:
-        if got.answer is Answer.NOW:
+    def _answer(self, message: messages.Message, got: MessageEffect, before: GuestState) -> None:
+        if got.answer is ReplyDue.NOW:
             self.reply(message.request, messages.U64.pack(got.value))
-        elif got.answer is Answer.BASE:
+        elif got.answer is ReplyDue.BASE:
             self.answers.base(got, before)
-        elif got.answer is Answer.SETTLED:
+        elif got.answer is ReplyDue.SETTLED:
             self.answers.settled(message)
-        elif got.answer is Answer.RARP:
+        elif got.answer is ReplyDue.RARP:
             self._pass_rarp(got.value)
             if message.need_reply:
                 self.answers.settled(message)
@@ -426,7 +426,7 @@ class Vm(Peers):
         if owner is not None:
             self.guarded(owner, lambda: owner.channel.send(messages.build_number(Request.SEND_RARP, mac)))
 
-    def owner(self) -> Link | None:
+    def owner(self) -> SwitchConnection | None:
         """The connection of the side that holds the rings, if there is one."""
         return self.links.get(self.ownership.holder) if self.ownership.holder else None
 
@@ -470,7 +470,7 @@ class Vm(Peers):
         self.talks()
         self.sync(side)
 
-    def take_back(self, link: Link) -> None:
+    def take_back(self, link: SwitchConnection) -> None:
         self.touched()
         self.ownership = self.ownership.letting_go()
         self.sync(link.side)

@@ -17,7 +17,7 @@ from ovs_hotswap.vhostuser.ownership import Certainty
 RETRY_S = 0.2
 
 
-class Seat:
+class VmSlot:
     """A VM, the sockets on which its switches connect, at ``paths``, and when its QEMU is to be tried again."""
 
     def __init__(
@@ -30,7 +30,7 @@ class Seat:
         self.retry_at = 0.0
         self.wanted_since = 0.0  # QEMU's connection
         self.delay = RETRY_S
-        self._accept: Callable[[Seat, Side], None]
+        self._accept: Callable[[VmSlot, Side], None]
         self.restored = False  # by another broker, and not taken up yet
         self.leaving = False  # it is in the overlay intent no more
 
@@ -86,7 +86,7 @@ class Seat:
             loop.remove_reader(listener.fileno())
         self.vm.pause()
 
-    def listen(self, loop: asyncio.AbstractEventLoop, accept: Callable[[Seat, Side], None]) -> None:
+    def listen(self, loop: asyncio.AbstractEventLoop, accept: Callable[[VmSlot, Side], None]) -> None:
         """Have ``accept`` called for each switch that connects."""
         self._accept = accept
         for side, listener in self.listeners.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator
 
-from ovs_hotswap.backends import Road
+from ovs_hotswap.backends import BackendMode
 from ovs_hotswap.config import Config
 from ovs_hotswap.service.systemctl import Unit
 
@@ -29,7 +29,7 @@ def hidden_paths(config: Config, units: Collection[Unit]) -> Iterator[tuple[str,
 
 def _used_by(config: Config, unit: str) -> dict[str, str]:
     used = {"overlay": str(config.overlay)}
-    if config.road is Road.QEMU_DUAL:
+    if config.road is BackendMode.QEMU_DUAL:
         used |= {"qemu.monitor": config.qemu.monitor}
     elif unit == _BROKER:
         used |= {"broker.qemu_socket": config.broker.qemu_socket}

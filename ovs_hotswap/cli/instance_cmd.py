@@ -14,7 +14,7 @@ from ovs_hotswap.host.host import WATCHDOG_S, Host
 from ovs_hotswap.host.lifecycle import restore, start_instance, stop_for_good
 from ovs_hotswap.model import Side
 from ovs_hotswap.switch.instance import Instance
-from ovs_hotswap.switch.units import GivenNamespaces, InstanceUnit, Order
+from ovs_hotswap.switch.units import InstanceUnit, PreexistingNamespaces, StartRequest
 
 _side = click.argument("side", type=click.Choice([side.value for side in Side]))
 
@@ -150,9 +150,9 @@ def bring_up(app: App, side: str) -> None:
     which = Side(side)
     unit = InstanceUnit(which, app.system)
 
-    def act(order: Order) -> None:
+    def act(order: StartRequest) -> None:
         memory = partial(Host(order.config, app.system).reservation, which)
-        instance = Instance(order.config, which, app.system, namespaces=GivenNamespaces(), memory=memory)
+        instance = Instance(order.config, which, app.system, namespaces=PreexistingNamespaces(), memory=memory)
         instance.bring_up(order.release)
 
     unit.carry_out(act)
@@ -172,7 +172,7 @@ def mend(app: App, side: str) -> None:
     """
     which = Side(side)
     InstanceUnit(which, app.system).carry_out(
-        lambda order: Instance(order.config, which, app.system, namespaces=GivenNamespaces()).mend()
+        lambda order: Instance(order.config, which, app.system, namespaces=PreexistingNamespaces()).mend()
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ovs_hotswap.backends import Road
+from ovs_hotswap.backends import BackendMode
 from ovs_hotswap.cli.app import App, Group, pass_app
 from ovs_hotswap.errors import LabError
 from ovs_hotswap.lab import DEFAULT_DIRECTORY, RELEASE_CACHE, GuestOptions, Lab
@@ -99,8 +99,8 @@ def status(app: App, directory: Path) -> None:
 @_vms
 @click.option(
     "--road",
-    type=click.Choice([each.value for each in Road]),
-    default=Road.BROKER.value,
+    type=click.Choice([each.value for each in BackendMode]),
+    default=BackendMode.BROKER.value,
     show_default=True,
     help="What gives each guest two switches.",
 )
@@ -125,16 +125,16 @@ def demo(app: App, directory: Path, vms: int, road: str, qemu: str | None, repor
     """
     options = GuestOptions()
     document: dict[str, Any] = {}
-    if road == Road.QEMU_DUAL:
+    if road == BackendMode.QEMU_DUAL:
         options = GuestOptions(qemu=qemu or dual_qemu())
-        dual_options = options.model_copy(update={"road": Road.QEMU_DUAL})
+        dual_options = options.model_copy(update={"road": BackendMode.QEMU_DUAL})
         with _made(app, directory, vms, dual_options) as running:
             dual = running.run_dual()
-        document = {str(Road.QEMU_DUAL): dual.document()}
+        document = {str(BackendMode.QEMU_DUAL): dual.document()}
         _print_dual(app, dual)
     with _made(app, directory, vms, options) as running:
         found = running.run()
-    document = {**document, str(Road.BROKER): found.document()} if document else found.document()
+    document = {**document, str(BackendMode.BROKER): found.document()} if document else found.document()
     if report is not None:
         report.write_text(json.dumps(document, indent=2) + "\n")
     app.output.document(document)

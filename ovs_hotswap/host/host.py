@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from ovs_hotswap.backends import BackEnds, Road, refuse_kept
+from ovs_hotswap.backends import BackendMode, BackEnds, refuse_kept
 from ovs_hotswap.broker.control.client import BrokerClient
 from ovs_hotswap.config import Active, Config, read_active
 from ovs_hotswap.errors import BusyError, HostError, HotswapError, StateUnknown, SwitchError
@@ -82,7 +82,7 @@ class Host:
     @cached_property
     def road(self) -> BackEnds:
         """The VMs' two back ends, on the configured road."""
-        if self.config.road is Road.QEMU_DUAL:
+        if self.config.road is BackendMode.QEMU_DUAL:
             return self.dual
         return self.broker
 
@@ -111,7 +111,7 @@ class Host:
     def unconnected(self, side: Side) -> list[str]:
         """VMs for which the side's switch is not connected. A broker listens for each VM; without one nobody does for a
         VM whose QEMU does not run, and of one that does not answer it is not known. Raises BrokerError."""
-        broker = self.config.road is Road.BROKER
+        broker = self.config.road is BackendMode.BROKER
         vms = [vm for vm in self.road.vms(read=False) if broker or (vm["netdev"] and not vm.get("quarantine"))]
         return [vm["name"] for vm in vms if not vm["switches"][side]["connected"]]
 
@@ -273,7 +273,7 @@ class Host:
     def bridge_spec(self, side: Side) -> BridgeSpec:
         """The bridge without the peer link. Where no broker keeps a VM from the switches, they have no port for it."""
         instance, intent = self.config.instance(side), self.intent
-        held = self.held.reasons() if self.config.road is Road.QEMU_DUAL else {}
+        held = self.held.reasons() if self.config.road is BackendMode.QEMU_DUAL else {}
         vms = tuple(
             PortSpec(
                 vm.name,

@@ -16,7 +16,7 @@ _PASSED_S = 1.0  # a thread that has not come round by then hangs, and what it h
 _NEEDED_S = 5.0  # the same of the side that is to serve the VMs: it may be slow, nothing depends on it yet
 
 
-def let_copies_come(host: Host, needed: Side | None = None) -> None:
+def drain_pmd_queues(host: Host, needed: Side | None = None) -> None:
     """Return when every frame that either side had taken in before, and its copy, has come where it goes.
 
     From a receive queue it goes to a VM or the peer link in an iteration of a PMD thread, from the peer link to the VM

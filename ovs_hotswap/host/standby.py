@@ -136,7 +136,7 @@ def _write(host: Host, record: StandbyRecord) -> None:
     host.system.write_atomic(record_path(host.config), record.model_dump_json())
 
 
-def settle(host: Host, record: StandbyRecord) -> None:
+def restore_operator_settings(host: Host, record: StandbyRecord) -> None:
     """Give a standby that has become the active instance, or will, the operator's values."""
     side = record.side
     host.settle_pmd_sleep(side, record.pmd_sleep_us)
@@ -147,13 +147,13 @@ def settle(host: Host, record: StandbyRecord) -> None:
 
 
 def settle_active(host: Host) -> None:
-    """``settle`` the standby that the record tells of, if there is one."""
+    """``restore_operator_settings`` the standby that the record tells of, if there is one."""
     record = read_record(host)
     if record is not None:
-        settle(host, record)
+        restore_operator_settings(host, record)
 
 
-def retire(host: Host, side: Side) -> None:
+def end_standby(host: Host, side: Side) -> None:
     """End a standby, dead or alive. The VMs it has parked stay where they are: with the other side. A broker that does
     not answer is not needed for it: it sees that the switch is gone."""
     with contextlib.suppress(BrokerError):
@@ -171,19 +171,19 @@ def usable(host: Host, side: Side, release: Release) -> bool:
     return host.running(side) and instance.release() == release and not instance.outdated()
 
 
-def yield_to_upgrade(host: Host, active: Side, release: Release) -> bool:
+def release_for_upgrade(host: Host, active: Side, release: Release) -> bool:
     """Give over to an upgrade to ``release`` whatever runs beside the active instance: with the operator's values if it
     runs just that, else ended, as no VM is served by it. Returns whether it goes on."""
     record, side = read_record(host), active.other
     if record is not None and record.side is active:
-        settle(host, record)
+        restore_operator_settings(host, record)
     if host.instances[side].status().state not in (State.RUNNING, State.STARTING):
         return False  # what is left of one that died is removed by whoever starts another
     if not usable(host, side, release):
-        retire(host, side)
+        end_standby(host, side)
         return False
     if record is not None and record.side is side:
-        settle(host, record)
+        restore_operator_settings(host, record)
     return True
 
 

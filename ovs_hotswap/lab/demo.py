@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ovs_hotswap.backends import Road
+from ovs_hotswap.backends import BackendMode
 from ovs_hotswap.broker.lifecycle import start_broker, stop_broker
 from ovs_hotswap.errors import LabError
 from ovs_hotswap.host.host import Host
@@ -194,7 +194,7 @@ class Demo:
             host.releases.add(suite, suite, self._say)
         wait_written(self._system, self._say)
         old = host.releases.get(HOST)
-        if host.config.road is Road.BROKER:
+        if host.config.road is BackendMode.BROKER:
             self._say("starting the broker")
             start_broker(host.config, self._system, self._lab.layout.config_file, BROKER_S)
         self._say(f"starting instance a: {old.label}")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ovs_hotswap.backends import Road
+from ovs_hotswap.backends import BackendMode
 from ovs_hotswap.errors import LabError
 from ovs_hotswap.lab.layout import GUEST_MTU, OVERLAY_PREFIX, REMOTE, GuestLayout, Layout, Target
 from ovs_hotswap.model import Side
@@ -65,7 +65,7 @@ def command_line(layout: Layout, guest: GuestLayout, kernel: Path) -> list[str]:
 def _network(layout: Layout, guest: GuestLayout) -> list[str]:
     """Side a's socket is the netdev's ``chardev``; the monitor of the road ``qemu-dual`` is one of its own."""
     backend = f"vhost-user,id=network,queues={layout.options.queues},chardev=side-a"
-    if layout.options.road is not Road.QEMU_DUAL:
+    if layout.options.road is not BackendMode.QEMU_DUAL:
         return [*_socket(layout, guest, Side.A), "-netdev", backend]
     return [
         *_socket(layout, guest, Side.A), *_socket(layout, guest, Side.B),

@@ -18,7 +18,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ovs_hotswap.backends import Road
+from ovs_hotswap.backends import BackendMode
 from ovs_hotswap.config import Strict
 from ovs_hotswap.model import Side
 
@@ -48,7 +48,7 @@ class GuestOptions(Strict):
     which only a QEMU of the series in qemu-patches has.
     """
 
-    road: Annotated[Road, Field(strict=False)] = Road.BROKER
+    road: Annotated[BackendMode, Field(strict=False)] = BackendMode.BROKER
     qemu: str = "qemu-system-x86_64"
 
     memory_mb: Annotated[int, Field(ge=96, le=4096)] = 96
@@ -168,7 +168,7 @@ class Layout:
 
     def vhost_file(self, guest: str, side: Side) -> Path:
         """Where a guest's QEMU listens for its switch; the same for both sides where a broker stands for them."""
-        if self.options.road is Road.QEMU_DUAL:
+        if self.options.road is BackendMode.QEMU_DUAL:
             return self.switch_dir / f"{guest}.{side}.sock"
         return self.guest_file(guest, "sock")
 

@@ -23,7 +23,7 @@ from types import MappingProxyType
 from typing import Generic, Protocol, TypeVar
 
 from ovs_hotswap.errors import HostError, HotswapError, PostcheckFailed, PrecheckFailed, RolledBack, StateUnknown
-from ovs_hotswap.plan.records import Facts, Json, Kind, Mark, Phase, Record, Shape, Standing, advance, fold
+from ovs_hotswap.plan.records import Facts, Json, Kind, Phase, PlanProgress, Record, StepMark, StepNames, advance, fold
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class Step(ABC, Generic[C]):
     name: str
     description: str
 
-    def facts(self, context: C, run: Run) -> Facts:
+    def facts(self, context: C, run: StepContext) -> Facts:
         """What later steps or the undo need to know of the world before this step changes it.
 
         Written to the journal with the record of the step's start; read only once, never when the step is repeated.
@@ -55,9 +55,9 @@ class Step(ABC, Generic[C]):
         return {}
 
     @abstractmethod
-    def do(self, context: C, run: Run) -> None: ...
+    def do(self, context: C, run: StepContext) -> None: ...
 
-    def state(self, context: C, run: Run) -> State:
+    def state(self, context: C, run: StepContext) -> State:
         """Whether the step's effect is there now. Asked on resume for steps that the journal says are done."""
         return State.UNKNOWN
 
@@ -68,7 +68,7 @@ class ReversibleStep(Step[C]):
     look_at: str = "`ovs-hotswap status`"
 
     @abstractmethod
-    def undo(self, context: C, run: Run) -> None:
+    def undo(self, context: C, run: StepContext) -> None:
         """Put back what ``do`` changed, whole or half done or already put back."""
 
 
@@ -93,8 +93,8 @@ class Plan(Generic[C]):
             raise ValueError(f"plan {self.kind}: two steps have one name")
 
     @property
-    def shape(self) -> Shape:
-        return Shape(tuple(step.name for step in self.before), tuple(step.name for step in self.after))
+    def shape(self) -> StepNames:
+        return StepNames(tuple(step.name for step in self.before), tuple(step.name for step in self.after))
 
 
 class EventKind(enum.StrEnum):
@@ -130,7 +130,7 @@ class JournalWriter(Protocol):
         """Return once ``record`` is on the disk. Raises HostError if it cannot be written; then it is not there."""
 
 
-class Run:
+class StepContext:
     """What a step is given besides its context: the journalled facts, and a way to report progress."""
 
     def __init__(
@@ -257,10 +257,10 @@ class Executor(Generic[C]):
     def _do(self, step: Step[C]) -> None:
         self._step, self._begun = step.name, self._clock()
         run, mark = self._run(), self.standing.marks[step.name]
-        if mark is Mark.DONE and step.state(self._context, run) is State.DONE:
+        if mark is StepMark.DONE and step.state(self._context, run) is State.DONE:
             self._emit(EventKind.SKIPPED)
             return
-        self._record(Kind.START, facts=step.facts(self._context, run) if mark is Mark.PENDING else {})
+        self._record(Kind.START, facts=step.facts(self._context, run) if mark is StepMark.PENDING else {})
         self._emit(EventKind.STARTED)
         step.do(self._context, run)
         self._record(Kind.DONE)
@@ -311,10 +311,10 @@ class Executor(Generic[C]):
             self.plan.mend(self._context)
         changed = False
         for step in reversed((*self.plan.before, *self.plan.after)):
-            if not isinstance(step, ReversibleStep) or self.standing.marks[step.name] is Mark.PENDING:
+            if not isinstance(step, ReversibleStep) or self.standing.marks[step.name] is StepMark.PENDING:
                 continue
             changed = True
-            if self.standing.marks[step.name] is not Mark.UNDONE:
+            if self.standing.marks[step.name] is not StepMark.UNDONE:
                 self._undo(step)
         self._step = ""
         self._record(Kind.END)
@@ -337,8 +337,8 @@ class Executor(Generic[C]):
         self._record(Kind.UNDONE)
         self._emit(EventKind.UNDONE, timed=True)
 
-    def _run(self) -> Run:
-        return Run(
+    def _run(self) -> StepContext:
+        return StepContext(
             lambda: self.standing.facts,
             lambda facts: self._record(Kind.FACTS, facts=facts),
             lambda event: self._tell(replace(event, step=self._step)),
@@ -380,7 +380,7 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _finished_back(standing: Standing) -> str:
+def _finished_back(standing: PlanProgress) -> str:
     if not standing.failure:
         return "a roll-back was under way and is now finished: everything was put back"
     return f"step {standing.failed_step or 'commit'} had failed: {standing.failure}; everything was put back"

@@ -23,7 +23,7 @@ from pydantic import Field, JsonValue, ValidationError
 
 from ovs_hotswap.config import Strict
 from ovs_hotswap.errors import BusyError, HostError, StateUnknown
-from ovs_hotswap.plan.records import Facts, Kind, Record, Shape, Standing, fold
+from ovs_hotswap.plan.records import Facts, Kind, PlanProgress, Record, StepNames, fold
 from ovs_hotswap.system import System, files, host_error
 
 FORMAT = 1
@@ -48,8 +48,8 @@ class Header(Strict):
     boot_id: str
 
     @property
-    def shape(self) -> Shape:
-        return Shape(self.before, self.after)
+    def shape(self) -> StepNames:
+        return StepNames(self.before, self.after)
 
 
 class _Line(Strict):
@@ -75,7 +75,7 @@ class Contents:
     size: int
 
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> PlanProgress:
         """Raises StateUnknown if the records make no sense."""
         return fold(self.header.shape, self.records)
 
@@ -206,7 +206,7 @@ class Journals:
         self._boot_id = boot_id
 
     def begin(
-        self, kind: str, shape: Shape, *, parameters: Facts | None = None, versions: dict[str, str] | None = None
+        self, kind: str, shape: StepNames, *, parameters: Facts | None = None, versions: dict[str, str] | None = None
     ) -> Journal:
         """Create the journal of a new plan. Raises BusyError if one is under way, StateUnknown if it is damaged,
         HostError if it cannot be written."""

@@ -14,7 +14,7 @@ Facts: TypeAlias = Mapping[str, Json]
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class StepNames:
     """The step names of a plan: all that the meaning of a journal depends on."""
 
     before: tuple[str, ...]
@@ -49,7 +49,7 @@ class Record:
     text: str = ""
 
 
-class Mark(enum.StrEnum):
+class StepMark(enum.StrEnum):
     """Where the journal says a step stands."""
 
     PENDING = "pending"
@@ -70,35 +70,35 @@ class Phase(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class PlanProgress:
     """The meaning of a journal's records."""
 
-    shape: Shape
-    marks: Mapping[str, Mark]
+    shape: StepNames
+    marks: Mapping[str, StepMark]
     phase: Phase = Phase.FORWARD
     facts: Facts = field(default_factory=dict)
     failed_step: str = ""
     failure: str = ""
 
     @classmethod
-    def new(cls, shape: Shape) -> Standing:
-        return cls(shape, {name: Mark.PENDING for name in (*shape.before, *shape.after)})
+    def new(cls, shape: StepNames) -> PlanProgress:
+        return cls(shape, {name: StepMark.PENDING for name in (*shape.before, *shape.after)})
 
     @property
     def ended(self) -> bool:
         return self.phase in {Phase.FINISHED, Phase.ROLLED_BACK}
 
-    def mark(self, step: str, mark: Mark) -> Standing:
+    def mark(self, step: str, mark: StepMark) -> PlanProgress:
         return replace(self, marks={**self.marks, step: mark})
 
 
-def fold(shape: Shape, records: Iterable[Record]) -> Standing:
+def fold(shape: StepNames, records: Iterable[Record]) -> PlanProgress:
     """What ``records`` mean for a plan of ``shape``.
 
     Raises StateUnknown, naming the record (1 is the first after the header), if they cannot have been written by a
     plan of this shape.
     """
-    standing = Standing.new(shape)
+    standing = PlanProgress.new(shape)
     for number, record in enumerate(records, 1):
         try:
             standing = advance(standing, record)
@@ -110,7 +110,7 @@ def fold(shape: Shape, records: Iterable[Record]) -> Standing:
     return standing
 
 
-def advance(standing: Standing, record: Record) -> Standing:
+def advance(standing: PlanProgress, record: Record) -> PlanProgress:
     """``standing`` after one more record. Raises ValueError if the record is not possible there."""
     if standing.ended:
         raise ValueError("the plan has ended")
@@ -140,39 +140,39 @@ def advance(standing: Standing, record: Record) -> Standing:
             return standing
 
 
-def _mark(standing: Standing, record: Record) -> Standing:
+def _mark(standing: PlanProgress, record: Record) -> PlanProgress:
     if not record.step:
         raise ValueError("it names no step")
     if record.kind is Kind.START:
         _must_be_next(standing, record.step)
-        return standing.mark(record.step, Mark.STARTED)
+        return standing.mark(record.step, StepMark.STARTED)
     if record.kind is Kind.DONE:
-        _must_be(standing, record.step, Mark.STARTED)
-        return standing.mark(record.step, Mark.DONE)
+        _must_be(standing, record.step, StepMark.STARTED)
+        return standing.mark(record.step, StepMark.DONE)
     if record.kind is Kind.UNDONE:
-        _must_be(standing, record.step, Mark.UNDOING)
-        return standing.mark(record.step, Mark.UNDONE)
+        _must_be(standing, record.step, StepMark.UNDOING)
+        return standing.mark(record.step, StepMark.UNDONE)
     if standing.phase not in {Phase.FORWARD, Phase.BACK}:
         raise ValueError("the plan is committed")
-    if standing.marks[record.step] is Mark.PENDING:
+    if standing.marks[record.step] is StepMark.PENDING:
         raise ValueError("the step was never started")
-    return replace(standing.mark(record.step, Mark.UNDOING), phase=Phase.BACK)
+    return replace(standing.mark(record.step, StepMark.UNDOING), phase=Phase.BACK)
 
 
-def _must_be(standing: Standing, step: str, mark: Mark) -> None:
+def _must_be(standing: PlanProgress, step: str, mark: StepMark) -> None:
     if standing.marks[step] is not mark:
         raise ValueError(f"the step is {standing.marks[step]}, not {mark}")
 
 
-def _must_be_done(standing: Standing, steps: Sequence[str], phase: Phase) -> None:
+def _must_be_done(standing: PlanProgress, steps: Sequence[str], phase: Phase) -> None:
     if standing.phase is not phase:
         raise ValueError(f"the plan goes {standing.phase}")
-    open_steps = [step for step in steps if standing.marks[step] is not Mark.DONE]
+    open_steps = [step for step in steps if standing.marks[step] is not StepMark.DONE]
     if open_steps:
         raise ValueError(f"{', '.join(open_steps)} not done")
 
 
-def _must_be_next(standing: Standing, step: str) -> None:
+def _must_be_next(standing: PlanProgress, step: str) -> None:
     """A step starts in its section's phase once all before it in the section are done."""
     section, phase = standing.shape.before, Phase.FORWARD
     if step not in section:

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-FIRST = 3  # SD_LISTEN_FDS_START
+SD_LISTEN_FDS_START = 3  # SD_LISTEN_FDS_START
 _PER_MESSAGE = 128  # descriptors; the kernel allows 253 (SCM_MAX_FD)
 _SEND_S = 1.0  # a service manager that does not read fills the socket's queue (unix(7)); nobody may hang on it
 BOOTED = Path("/run/systemd/system")  # sd_booted(3)
@@ -50,20 +50,20 @@ def _connected(patience_s: float = _SEND_S) -> socket.socket | None:
     return out
 
 
-def store(name: str, descriptors: Sequence[int]) -> bool:
+def fdstore_add(name: str, descriptors: Sequence[int]) -> bool:
     """Have the service manager keep duplicates for this service's next process (``FileDescriptorStoreMax=``).
 
-    ``name``: no colon or control character. They are not polled, so that they stay until ``forget``.
+    ``name``: no colon or control character. They are not polled, so that they stay until ``fdstore_remove``.
     """
     return notify("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", descriptors=descriptors)
 
 
-def forget(name: str) -> bool:
+def fdstore_remove(name: str) -> bool:
     """Have the descriptors stored under ``name`` closed."""
     return notify("FDSTOREREMOVE=1", f"FDNAME={name}")
 
 
-def stored() -> dict[str, list[int]]:
+def listen_fds() -> dict[str, list[int]]:
     """The descriptors that the service manager passed to this process, by name. Told once; they are close-on-exec."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return {}
@@ -73,8 +73,8 @@ def stored() -> dict[str, list[int]]:
         os.environ.pop(variable, None)
     found: dict[str, list[int]] = {}
     for index in range(count):
-        os.set_inheritable(FIRST + index, False)
-        found.setdefault(names[index] if index < len(names) else "", []).append(FIRST + index)
+        os.set_inheritable(SD_LISTEN_FDS_START + index, False)
+        found.setdefault(names[index] if index < len(names) else "", []).append(SD_LISTEN_FDS_START + index)
     return found
 
 
@@ -96,7 +96,7 @@ def supervised() -> bool:
     return bool(os.environ.get("NOTIFY_SOCKET"))
 
 
-def listened() -> bool:
+def supervisor_alive() -> bool:
     """Whether whoever supervises this process is there: nobody may be, if that was killed."""
     out = _connected()
     if out is None:

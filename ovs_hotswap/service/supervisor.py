@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from ovs_hotswap.service.sd_notify import FIRST
+from ovs_hotswap.service.sd_notify import SD_LISTEN_FDS_START
 from ovs_hotswap.system import many_descriptors, pid_text
 from ovs_hotswap.vhostuser.channel import OwnedFd, adopt, close_all
 
@@ -172,8 +172,8 @@ class Supervisor:
             given = self._store.descriptors
             environment = dict(os.environ, NOTIFY_SOCKET=str(self._path), LISTEN_PID=str(os.getpid()),
                                LISTEN_FDS=str(len(given)), LISTEN_FDNAMES=":".join(self._store.names))  # fmt: skip
-            apart = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, FIRST + len(given)) for each in given]
-            for place, descriptor in enumerate(apart, FIRST):
+            apart = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, SD_LISTEN_FDS_START + len(given)) for each in given]
+            for place, descriptor in enumerate(apart, SD_LISTEN_FDS_START):
                 os.dup2(descriptor, place)
             os.execve(argv[0], argv, environment)
         except BaseException:  # nothing of the parent's may run on here

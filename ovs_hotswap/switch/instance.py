@@ -20,7 +20,7 @@ from pathlib import Path
 from ovs_hotswap.config import Config, InstanceConfig
 from ovs_hotswap.errors import CommandError, HotswapError, SwitchError
 from ovs_hotswap.model import Device, Release, Side
-from ovs_hotswap.process_exit import started
+from ovs_hotswap.process_exit import start_time
 from ovs_hotswap.switch import launch
 from ovs_hotswap.switch.logscan import fatal, telling_cause
 from ovs_hotswap.switch.memory import Reservation
@@ -272,7 +272,7 @@ class Instance:
             dpdk_version=release.dpdk_version,
             started=self._system.wall(),
             starter=os.getpid(),
-            starter_born=started(os.getpid()),
+            starter_born=start_time(os.getpid()),
         )
         self._system.write_atomic(self.paths.record, record.model_dump_json())
         return record

@@ -26,14 +26,14 @@ from ovs_hotswap.system import System
 _MARGIN_S = 30.0  # for systemd itself and for undoing a start that failed
 
 
-class Order(Strict):
+class StartRequest(Strict):
     """Start ``release`` as ``config`` says: the configuration of whoever orders it, which may have changed since."""
 
     release: Release
     config: Config
 
 
-class Fault(Strict):
+class StartFailure(Strict):
     """Why an order was not carried out: a HotswapError, by its exit code, and what was noted on it."""
 
     exit_code: int
@@ -42,7 +42,7 @@ class Fault(Strict):
     notes: list[str]
 
     @classmethod
-    def of(cls, error: HotswapError) -> Fault:
+    def of(cls, error: HotswapError) -> StartFailure:
         notes = list(getattr(error, "__notes__", ()))
         return cls(exit_code=error.exit_code, message=error.message, hint=error.hint, notes=notes)
 
@@ -55,7 +55,7 @@ class Fault(Strict):
         return error
 
 
-class GivenNamespaces(Namespaces):
+class PreexistingNamespaces(Namespaces):
     """For the unit's own command: the instance's namespace is there before it, and stays."""
 
     def create(self, name: str) -> None:
@@ -104,7 +104,7 @@ class InstanceUnit:
     def _have_done(self, verb: str, release: Release, config: Config) -> None:
         self._fault.unlink(missing_ok=True)
         self._order.parent.mkdir(parents=True, exist_ok=True)
-        self._system.write_atomic(self._order, Order(release=release, config=config).model_dump_json())
+        self._system.write_atomic(self._order, StartRequest(release=release, config=config).model_dump_json())
         try:
             complaint = self._processes.start(config.upgrade.ready_s + _MARGIN_S, verb)
         finally:
@@ -125,11 +125,11 @@ class InstanceUnit:
         self._processes.clear()
         self._namespace.clear()
 
-    def carry_out(self, act: Callable[[Order], None]) -> None:
+    def carry_out(self, act: Callable[[StartRequest], None]) -> None:
         """For the unit's own command: ``act`` on the order. Raises SwitchError if there is none, and what ``act``
         raises, which the one who gave the order gets too."""
         try:
-            order = Order.model_validate_json(self._order.read_text())
+            order = StartRequest.model_validate_json(self._order.read_text())
         except (OSError, ValueError) as error:
             raise SwitchError(
                 f"there is no order to start instance {self._side}",
@@ -138,12 +138,12 @@ class InstanceUnit:
         try:
             act(order)
         except HotswapError as error:
-            self._system.write_atomic(self._fault, Fault.of(error).model_dump_json())
+            self._system.write_atomic(self._fault, StartFailure.of(error).model_dump_json())
             raise
 
     def _failure(self, complaint: str, verb: str) -> HotswapError:
         with contextlib.suppress(OSError, ValueError):
-            fault = Fault.model_validate_json(self._fault.read_text())
+            fault = StartFailure.model_validate_json(self._fault.read_text())
             self._fault.unlink()
             return fault.error
         unit = self._processes

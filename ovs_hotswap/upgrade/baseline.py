@@ -10,7 +10,7 @@ from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.rings import Patience, Place, RingSample
 from ovs_hotswap.host.standby import Document
 from ovs_hotswap.model import Side
-from ovs_hotswap.plan.executor import Run
+from ovs_hotswap.plan.executor import StepContext
 
 _SAMPLE_S = 0.2
 _WEDGED_S = 1.0  # a switch that is slow has taken something by then
@@ -55,7 +55,7 @@ def read(host: Host, names: Collection[str]) -> list[RingSample]:
     return rings.samples(host.road.vm(name) for name in names)
 
 
-def known(run: Run) -> set[Place]:
+def known(run: StepContext) -> set[Place]:
     """The rings that are not judged."""
     facts = run.facts.get("not_judged")
     found = facts if isinstance(facts, Mapping) else {}
@@ -63,7 +63,7 @@ def known(run: Run) -> set[Place]:
             for index in indices if isinstance(index, int)}  # fmt: skip
 
 
-def remember(run: Run, places: Collection[Place]) -> None:
+def remember(run: StepContext, places: Collection[Place]) -> None:
     """These rings are not judged from now on."""
     merged: dict[str, list[int]] = {}
     for vm, index in sorted({*known(run), *places}):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ovs_hotswap import __version__
-from ovs_hotswap.backends import Road
+from ovs_hotswap.backends import BackendMode
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.host import memory_checks, rings, settings_transfer
 from ovs_hotswap.host import scheduling as beside_vms
@@ -155,7 +155,7 @@ def _active(host: Host, old: Side) -> list[Finding]:
 def _vms(host: Host, old: Side, new: Side, release: str, leave_out: Collection[str]) -> list[Finding]:
     found: list[Finding] = []
     offered = usable(host, new, host.releases.get(release))  # else what is connected is not what they will meet
-    if host.config.road is Road.BROKER:
+    if host.config.road is BackendMode.BROKER:
         status = host.broker.status()
         found += checks.broker(str(status["version"]), __version__, supervised=bool(status["supervised"]))
     documents = host.road.vms()
@@ -166,7 +166,7 @@ def _vms(host: Host, old: Side, new: Side, release: str, leave_out: Collection[s
     moved = [vm for vm in facts if vm.name not in leave_out]
     found += checks.memory_regions(moved, lambda name: command_without(release, {*leave_out, name}))
     found += checks.queue_pairs(facts, {vm.name: vm.queues for vm in host.intent.vms})
-    if host.config.road is Road.BROKER:
+    if host.config.road is BackendMode.BROKER:
         found += checks.uncaught_rings(moved)
     for vm in documents:
         item, found_of = f"VM {vm['name']}", Severity.WARNING if vm["name"] in leave_out else Severity.ERROR

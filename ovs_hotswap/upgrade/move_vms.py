@@ -14,10 +14,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown, SwitchError
 from ovs_hotswap.host import rings
 from ovs_hotswap.host.host import Host
-from ovs_hotswap.host.pmd_progress import let_copies_come
+from ovs_hotswap.host.pmd_progress import drain_pmd_queues
 from ovs_hotswap.host.rings import Place
 from ovs_hotswap.model import MessageThread, Side
-from ovs_hotswap.plan.executor import Run
+from ovs_hotswap.plan.executor import StepContext
 from ovs_hotswap.priority import Rank
 from ovs_hotswap.upgrade import baseline
 from ovs_hotswap.upgrade.baseline import read
@@ -31,7 +31,13 @@ _AT_ONCE = 1 << 20  # bytes of frames
 
 
 def move_all(
-    host: Host, to: Side, run: Run, *, back: bool = False, first: str | None = None, without: Collection[str] = ()
+    host: Host,
+    to: Side,
+    run: StepContext,
+    *,
+    back: bool = False,
+    first: str | None = None,
+    without: Collection[str] = (),
 ) -> dict[str, float]:
     """Hand every VM to ``to`` that is not in quarantine, one alone and then all others, and see each served there.
     Returns microseconds by VM. ``first``: which one; ``without``: those that stay. ``back``: to where they were served
@@ -59,7 +65,13 @@ def move_all(
 
 
 def _rows(
-    host: Host, names: Sequence[str], to: Side, run: Run, act: Callable[[_Row, Sequence[str]], None], *, back: bool
+    host: Host,
+    names: Sequence[str],
+    to: Side,
+    run: StepContext,
+    act: Callable[[_Row, Sequence[str]], None],
+    *,
+    back: bool,
 ) -> tuple[dict[str, float], dict[str, str]]:
     """``act`` on one row of VMs after the other: no more are between two instances than all frames can be caught for.
     ``moves`` and ``left`` of all."""
@@ -79,7 +91,7 @@ class _Row:
     included; ``left``: why others were not."""
 
     def __init__(
-        self, host: Host, to: Side, run: Run, total: int, threads: Mapping[Side, MessageThread],
+        self, host: Host, to: Side, run: StepContext, total: int, threads: Mapping[Side, MessageThread],
         before: _Row | None, *, back: bool,
     ) -> None:  # fmt: skip
         self.moves: dict[str, float] = {} if before is None else dict(before.moves)
@@ -174,7 +186,7 @@ class _Row:
 
 @contextlib.contextmanager
 def _row(
-    host: Host, names: Sequence[str], to: Side, run: Run, *, back: bool, before: _Row | None, total: int
+    host: Host, names: Sequence[str], to: Side, run: StepContext, *, back: bool, before: _Row | None, total: int
 ) -> Iterator[_Row]:
     """What surrounds moves: frames that come meanwhile are caught before, and delivered after."""
     row: _Row | None = None
@@ -191,11 +203,11 @@ def _row(
         raise
     finally:
         if row is not None and (moved := [name for name in names if name in row.moves]):
-            let_copies_come(host)
+            drain_pmd_queues(host)
             _deliver(host, to, moved)
 
 
-def tell_apart(host: Host, to: Side, run: Run, suspects: Collection[Place]) -> None:
+def tell_apart(host: Host, to: Side, run: StepContext, suspects: Collection[Place]) -> None:
     """Of rings from which ``to`` takes nothing: the other side is given their VMs for a moment.
 
     Raises SwitchError if that takes something, and leaves the VMs there. Else the guests have it so, and the VMs return
@@ -204,7 +216,7 @@ def tell_apart(host: Host, to: Side, run: Run, suspects: Collection[Place]) -> N
     names = sorted({vm for vm, _ in before})
     if not names:
         return
-    let_copies_come(host)
+    drain_pmd_queues(host)
     _deliver(host, to, names)  # of the moves before
     _, left = _rows(host, names, to.other, run, _Row.move, back=True)
     served = _served_there(host, before) if not left else []
@@ -252,9 +264,9 @@ def _prefer(host: Host, to: Side) -> None:
 
 def arm(host: Host, names: Sequence[str], to: Side, needed: Side | None) -> None:
     """Have frames for VMs caught on ``to``; those that were not caught yet have reached the VM when this returns. As
-    ``let_copies_come`` for ``needed``."""
+    ``drain_pmd_queues`` for ``needed``."""
     if host.road.arm(names, to):
-        let_copies_come(host, needed)
+        drain_pmd_queues(host, needed)
 
 
 def _deliver(host: Host, side: Side, names: Sequence[str]) -> None:

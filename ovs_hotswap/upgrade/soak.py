@@ -11,7 +11,7 @@ from ovs_hotswap.host import active_record, rings
 from ovs_hotswap.host.pmd_progress import comes_round
 from ovs_hotswap.host.rings import Patience, Place, RingSample
 from ovs_hotswap.host.standby import Document, newcomers, owned
-from ovs_hotswap.plan.executor import Run, Step
+from ovs_hotswap.plan.executor import Step, StepContext
 from ovs_hotswap.upgrade import baseline, checks, collect, uplink_proof
 from ovs_hotswap.upgrade.move_vms import SERVED_S, tell_apart
 from ovs_hotswap.upgrade.situation import Upgrade
@@ -28,7 +28,7 @@ class Soak(Step[Upgrade]):
     name = "soak"
     description = "watch the VMs on the new instance"
 
-    def do(self, context: Upgrade, run: Run) -> None:
+    def do(self, context: Upgrade, run: StepContext) -> None:
         host = context.host
         end = host.system.monotonic() + host.config.upgrade.soak_s
         patience = Patience(_rings(context), SERVED_S, baseline.known(run))
@@ -63,7 +63,7 @@ def _rings(context: Upgrade) -> list[RingSample]:
     return [sample for sample in collect.ring_samples(context.host) if sample.vm not in context.leave_out]
 
 
-def judge(context: Upgrade, run: Run, unserved: dict[Place, str]) -> None:
+def judge(context: Upgrade, run: StepContext, unserved: dict[Place, str]) -> None:
     """Of rings from which the new instance has taken nothing for a while. Raises SwitchError if that is its fault."""
     host, new = context.host, context.new
     checks.verdict(checks.polling(new, comes_round(host, new)), SwitchError)
@@ -73,14 +73,14 @@ def judge(context: Upgrade, run: Run, unserved: dict[Place, str]) -> None:
     _name(run, unserved)
 
 
-def _let_be(run: Run, patience: Patience) -> None:
+def _let_be(run: StepContext, patience: Patience) -> None:
     """What looks unserved now is not waited for: it is named, and not judged."""
     unserved = patience.waiting
     _name(run, unserved)
     patience.forgo(unserved)
 
 
-def _name(run: Run, unserved: dict[Place, str]) -> None:
+def _name(run: StepContext, unserved: dict[Place, str]) -> None:
     for place, why in unserved.items():
         run.warn(rings.text(place, why))
     baseline.remember(run, unserved)
@@ -89,7 +89,7 @@ def _name(run: Run, unserved: dict[Place, str]) -> None:
 class Strays:
     """VMs with a guest that the new instance does not serve. They are moved there, if the old one has them."""
 
-    def __init__(self, context: Upgrade, run: Run) -> None:
+    def __init__(self, context: Upgrade, run: StepContext) -> None:
         self._context, self._run = context, run
         self._since: dict[str, float] = {}
         self._why: dict[str, str] = {}
@@ -145,7 +145,7 @@ def _text(context: Upgrade, strays: dict[str, str]) -> str:
                  for name, why in strays.items()], "; ")  # fmt: skip
 
 
-def see_served(context: Upgrade, run: Run) -> None:
+def see_served(context: Upgrade, run: StepContext) -> None:
     """See the new instance serve the VMs: that of which one may restart is waited for, and then named. Raises
     SwitchError if the instance is broken or serves none, or a VM is still on the old one."""
     host, strays = context.host, Strays(context, run)
@@ -166,7 +166,7 @@ def see_served(context: Upgrade, run: Run) -> None:
     run.warn(text)
 
 
-def take_left_out(context: Upgrade, run: Run) -> None:
+def take_left_out(context: Upgrade, run: StepContext) -> None:
     """Have the new instance given the VMs that were left out, now that the old one has ended. They meet it as they
     would after a restart of the switch; one that it cannot serve is named."""
     if not context.leave_out:

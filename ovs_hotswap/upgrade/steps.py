@@ -19,13 +19,13 @@ from ovs_hotswap.host.standby import (
     owned,
     park_each,
     read_record,
+    release_for_upgrade,
     see_uplink,
     usable,
-    yield_to_upgrade,
 )
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.overlay.tables import Form
-from ovs_hotswap.plan.executor import Plan, ReversibleStep, Run, State, Step
+from ovs_hotswap.plan.executor import Plan, ReversibleStep, State, Step, StepContext
 from ovs_hotswap.plan.records import Facts
 from ovs_hotswap.priority import Rank
 from ovs_hotswap.switch.pmd import set_vhost_log_level, vhost_log_level
@@ -44,14 +44,14 @@ class Precheck(Step[Upgrade]):
     name = "precheck"
     description = "look for reasons not to start"
 
-    def do(self, context: Upgrade, run: Run) -> None:
+    def do(self, context: Upgrade, run: StepContext) -> None:
         uplink_proof.begin(context, run)
         found = collect.precheck(context.host, context.old, context.new, context.release, context.leave_out)
         for finding in checks.verdict(found):
             if finding.severity is Severity.WARNING:
                 run.progress(f"{finding.check}: {finding.text}")
 
-    def state(self, context: Upgrade, run: Run) -> State:
+    def state(self, context: Upgrade, run: StepContext) -> State:
         return State.DONE
 
 
@@ -60,23 +60,23 @@ class StartStandby(ReversibleStep[Upgrade]):
     description = "start the standby instance"
     look_at = "`ovs-hotswap instance list`"
 
-    def facts(self, context: Upgrade, run: Run) -> Facts:
+    def facts(self, context: Upgrade, run: StepContext) -> Facts:
         return {"was_running": usable(context.host, context.new, context.host.releases.get(context.release))}
 
-    def do(self, context: Upgrade, run: Run) -> None:
+    def do(self, context: Upgrade, run: StepContext) -> None:
         wanted = context.host.releases.get(context.release)
-        if not yield_to_upgrade(context.host, context.old, wanted):
+        if not release_for_upgrade(context.host, context.old, wanted):
             with in_background(context.host, context.new):
                 context.host.instances[context.new].start(wanted)
 
-    def undo(self, context: Upgrade, run: Run) -> None:
+    def undo(self, context: Upgrade, run: StepContext) -> None:
         if context.fled:
             _record_at_least_now(context, run, context.new)
             run.progress(f"instance {context.old} died: instance {context.new} serves its VMs and stays")
         elif not run.fact("was_running", bool) or context.host.instances[context.new].lacks_database():
             context.host.instances[context.new].stop(keep_log=True)
 
-    def state(self, context: Upgrade, run: Run) -> State:
+    def state(self, context: Upgrade, run: StepContext) -> State:
         return _done(context.runs(context.new))
 
 
@@ -84,14 +84,14 @@ class ProgramDatabase(Step[Upgrade]):
     name = "database"
     description = "program the standby's bridge and ports, carry the operator's settings over"
 
-    def do(self, context: Upgrade, run: Run) -> None:
+    def do(self, context: Upgrade, run: StepContext) -> None:
         with in_background(context.host, context.new):
             context.host.set_pmd_sleep(context.new, context.host.config.upgrade.pmd_sleep_us)
             context.host.program_database(context.new)
         if not context.lost:
             _carry_settings(context, run)
 
-    def state(self, context: Upgrade, run: Run) -> State:
+    def state(self, context: Upgrade, run: StepContext) -> State:
         """Doing it again would take the peer link off, which it does not know."""
         host, side = context.host, context.new
         with host.instances[side].database() as database:
@@ -99,7 +99,7 @@ class ProgramDatabase(Step[Upgrade]):
         return _done(present >= {port.name for port in host.bridge_spec(side).ports})
 
 
-def _carry_settings(context: Upgrade, run: Run) -> None:
+def _carry_settings(context: Upgrade, run: StepContext) -> None:
     change = settings_transfer.bring(context.host, context.old, context.new)
     run.remember(settings=as_json(change.carried))
 
@@ -108,7 +108,7 @@ class Ports(Step[Upgrade]):
     name = "ports"
     description = "wait for the standby's ports and its connections to the VMs"
 
-    def do(self, context: Upgrade, run: Run) -> None:
+    def do(self, context: Upgrade, run: StepContext) -> None:
         host, side = context.host, context.new
         await_ports(host, side, without=context.leave_out)
         lacking = {vm["name"]: vm["switches"][side]["missing"] for vm in context.vms()}
@@ -130,7 +130,7 @@ class OpenWindow(ReversibleStep[Upgrade]):
     name = "window"
     description = "let idle PMD threads sleep, lower the vhost log, prefer the threads that matter"
 
-    def facts(self, context: Upgrade, run: Run) -> Facts:
+    def facts(self, context: Upgrade, run: StepContext) -> Facts:
         host = context.host
         model = context.living[-1]
         return {
@@ -141,19 +141,19 @@ class OpenWindow(ReversibleStep[Upgrade]):
             "scheduling": {str(side): host.scheduling(side) for side in Side},
         }
 
-    def do(self, context: Upgrade, run: Run) -> None:
+    def do(self, context: Upgrade, run: StepContext) -> None:
         host = context.host
         for side in context.living:
             host.set_pmd_sleep(side, max(host.config.upgrade.pmd_sleep_us, run.fact("pmd_sleep_us", int)))
             set_vhost_log_level(host.control(side), "error")
             host.prefer_threads(side, Rank.GIVES)
 
-    def undo(self, context: Upgrade, run: Run) -> None:
+    def undo(self, context: Upgrade, run: StepContext) -> None:
         if context.runs(context.old):
             close_window(context.host, context.old, run)
 
 
-def close_window(host: Host, side: Side, run: Run) -> None:
+def close_window(host: Host, side: Side, run: StepContext) -> None:
     """Give ``side`` the operator's values."""
     own = run.facts.get("own_pmd_sleep_us")
     host.settle_pmd_sleep(side, own if isinstance(own, int) else None)
@@ -167,11 +167,11 @@ class PeerLink(ReversibleStep[Upgrade]):
     name = "peer"
     description = "join the two instances by a memif"
 
-    def do(self, context: Upgrade, run: Run) -> None:
+    def do(self, context: Upgrade, run: StepContext) -> None:
         if not context.lost:
             peer_link.join(context.host)
 
-    def undo(self, context: Upgrade, run: Run) -> None:
+    def undo(self, context: Upgrade, run: StepContext) -> None:
         """Not on a new instance that will be ended anyway: its database may be what failed."""
         if context.runs(context.old):
             peer_link.part(context.host, context.old)
@@ -188,7 +188,7 @@ class ProgramTunnels(Step[Upgrade]):
     name = "tunnels"
     description = "program the standby's tunnel address, routes and neighbours"
 
-    def do(self, context: Upgrade, run: Run) -> None:
+    def do(self, context: Upgrade, run: StepContext) -> None:
         context.host.program_tunnels(context.new)
 
 
@@ -196,7 +196,7 @@ class FlowsStandby(Step[Upgrade]):
     name = "flows-standby"
     description = "install the window form of the flow tables on the standby"
 
-    def do(self, context: Upgrade, run: Run) -> None:
+    def do(self, context: Upgrade, run: StepContext) -> None:
         context.host.program_flows(context.new, Form.WINDOW)
 
 
@@ -207,11 +207,11 @@ class FlowsActive(ReversibleStep[Upgrade]):
     description = "install the window form of the flow tables on the active instance"
     look_at = "`ovs-hotswap overlay diff`"
 
-    def do(self, context: Upgrade, run: Run) -> None:
+    def do(self, context: Upgrade, run: StepContext) -> None:
         if not context.lost:
             context.host.program_flows(context.old, Form.WINDOW)
 
-    def undo(self, context: Upgrade, run: Run) -> None:
+    def undo(self, context: Upgrade, run: StepContext) -> None:
         if context.runs(context.old):
             context.host.program_flows(context.old, Form.FINAL)
 
@@ -220,7 +220,7 @@ class Prove(Step[Upgrade]):
     name = "prove"
     description = "send frames through the peer link and the new uplink to prove that they pass"
 
-    def do(self, context: Upgrade, run: Run) -> None:
+    def do(self, context: Upgrade, run: StepContext) -> None:
         uplink_proof.prove_new(context, run)
         for sender in () if context.lost else (context.old, context.new):
             peer_probe.across_peer_link(context.host, sender)
@@ -231,7 +231,7 @@ class Park(ReversibleStep[Upgrade]):
     description = "park every VM on the standby"
     look_at = "`ovs-hotswap vm list`"
 
-    def do(self, context: Upgrade, run: Run) -> None:
+    def do(self, context: Upgrade, run: StepContext) -> None:
         host, side = context.host, context.new
         vms = context.vms()
 
@@ -244,7 +244,7 @@ class Park(ReversibleStep[Upgrade]):
                     for name, why in refused.items()]  # fmt: skip
             raise SwitchError(some(whys, "; "), hint=context.without(refused))
 
-    def undo(self, context: Upgrade, run: Run) -> None:
+    def undo(self, context: Upgrade, run: StepContext) -> None:
         if context.gone:
             return
         for vm in context.host.road.vms(read=False):
@@ -257,7 +257,7 @@ class SteerUplink(ReversibleStep[Upgrade]):
     description = "steer the uplink to the standby"
     look_at = "the uplink's rules: `ovs-hotswap status`"
 
-    def do(self, context: Upgrade, run: Run) -> None:
+    def do(self, context: Upgrade, run: StepContext) -> None:
         uplink_proof.end(context, run)
         if context.broken:  # what comes for the VMs would be lost until all is put back
             raise SwitchError(context.broken, hint="its log is kept in the state directory")
@@ -265,7 +265,7 @@ class SteerUplink(ReversibleStep[Upgrade]):
             active_record.rehearse(context.host.config, context.host.system)
         context.host.uplink.steer(context.new)
 
-    def undo(self, context: Upgrade, run: Run) -> None:
+    def undo(self, context: Upgrade, run: StepContext) -> None:
         if not context.gone:
             context.host.uplink.steer(context.new if context.fled else context.old)
 
@@ -275,7 +275,7 @@ class MoveVms(ReversibleStep[Upgrade]):
     description = "hand each VM's rings over"
     look_at = "`ovs-hotswap vm list`"
 
-    def do(self, context: Upgrade, run: Run) -> None:
+    def do(self, context: Upgrade, run: StepContext) -> None:
         before = baseline.look(context.host)
         baseline.remember(run, before.wedged)
         for finding in checks.rings_before(before.wedged, before.unread):
@@ -288,7 +288,7 @@ class MoveVms(ReversibleStep[Upgrade]):
         earlier = run.facts.get("moves")
         run.remember(moves={**(earlier if isinstance(earlier, dict) else {}), **moves})
 
-    def undo(self, context: Upgrade, run: Run) -> None:
+    def undo(self, context: Upgrade, run: StepContext) -> None:
         if not context.gone and not context.fled:
             take_back(context, run)
 
@@ -297,7 +297,7 @@ class FinalFlows(Step[Upgrade]):
     name = "flows-final"
     description = "install the final form of the flow tables"
 
-    def do(self, context: Upgrade, run: Run) -> None:
+    def do(self, context: Upgrade, run: StepContext) -> None:
         context.host.program_flows(context.new, Form.FINAL)
 
 
@@ -307,24 +307,24 @@ class RecordActive(ReversibleStep[Upgrade]):
     name = "record"
     description = "record which side is active"
 
-    def do(self, context: Upgrade, run: Run) -> None:
+    def do(self, context: Upgrade, run: StepContext) -> None:
         _record_at_least_now(context, run, context.new)
         context.host.road.reload()  # VMs that come from now on belong there
 
-    def undo(self, context: Upgrade, run: Run) -> None:
+    def undo(self, context: Upgrade, run: StepContext) -> None:
         if not context.gone:
             _record_at_least_now(context, run, context.old)
             context.host.road.reload()
 
 
-def _record_at_least_now(context: Upgrade, run: Run, side: Side) -> None:
+def _record_at_least_now(context: Upgrade, run: StepContext, side: Side) -> None:
     """After the commit, and on a way back: neither ends because the state directory cannot be written. That is for the
     next boot, and the watchdog makes up for it."""
     if lag := context.host.record_now(side):
         run.warn(lag)
 
 
-def _keep_settings(host: Host, side: Side, run: Run) -> None:
+def _keep_settings(host: Host, side: Side, run: StepContext) -> None:
     try:
         settings_transfer.keep(host, side)
     except HotswapError as error:
@@ -335,7 +335,7 @@ class CloseWindow(Step[Upgrade]):
     name = "close-window"
     description = "take the peer link off, put PMD sleep and log level back"
 
-    def do(self, context: Upgrade, run: Run) -> None:
+    def do(self, context: Upgrade, run: StepContext) -> None:
         host = context.host
         if context.runs(context.old):
             try:
@@ -356,7 +356,7 @@ class Retire(Step[Upgrade]):
     name = "retire"
     description = "give the old instance up"
 
-    def do(self, context: Upgrade, run: Run) -> None:
+    def do(self, context: Upgrade, run: StepContext) -> None:
         """First the new one is seen to have the uplink: it refuses a setting some time after it was carried over. Then
         no VM can flee to the old instance any more, then the new one is seen alive, and only then the old one
         is ended: a new one that died before that has somewhere to go back to, and after it no VM is given to an
@@ -380,7 +380,7 @@ class Retire(Step[Upgrade]):
         host.instances[context.old].stop()
         take_left_out(context, run)
 
-    def state(self, context: Upgrade, run: Run) -> State:
+    def state(self, context: Upgrade, run: StepContext) -> State:
         """The watchdog may have made the old side its standby since: it does not wait for the look at the end."""
         record = read_record(context.host)
         return _done(not context.runs(context.old) or (record is not None and record.side is context.old))
@@ -390,7 +390,7 @@ class Postcheck(Step[Upgrade]):
     name = "postcheck"
     description = "check ports, tables, rings and the log"
 
-    def do(self, context: Upgrade, run: Run) -> None:
+    def do(self, context: Upgrade, run: StepContext) -> None:
         see_served(context, run)
         host, seen = context.host, collect.log_end(context.host, context.new)
         findings = collect.postcheck(host, context.new, _SAMPLE_S, _log_end(run), baseline.known(run))
@@ -405,7 +405,7 @@ def _log_facts(end: collect.LogEnd) -> dict[str, int]:
     return {"log_offset": end.offset, "log_file": end.file}
 
 
-def _log_end(run: Run) -> collect.LogEnd:
+def _log_end(run: StepContext) -> collect.LogEnd:
     file = run.facts.get("log_file")  # not in the journal of an earlier version
     return collect.LogEnd(run.fact("log_offset", int), file if isinstance(file, int) else 0)
 

@@ -12,7 +12,7 @@ from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Finding, Proof, Severity, Side, Way
 from ovs_hotswap.overlay.ports import UPLINK_PORT
 from ovs_hotswap.overlay.tables import KIND_MASK, Kind, cookie
-from ovs_hotswap.plan.executor import Run
+from ovs_hotswap.plan.executor import StepContext
 from ovs_hotswap.switch.answering import see_answering
 from ovs_hotswap.upgrade import checks, uplink_checks
 from ovs_hotswap.upgrade.situation import Upgrade
@@ -100,7 +100,7 @@ def _something(host: Host, side: Side, begun: Counters) -> Passed:
 # ------------------------------------------------------------------------------------------------- in an upgrade
 
 
-def prove_new(context: Upgrade, run: Run) -> None:
+def prove_new(context: Upgrade, run: StepContext) -> None:
     """Before any VM depends on it. Raises SwitchError if the new instance's uplink passes less than the old one's."""
     host, new, old = context.host, context.new, context.old
     try:
@@ -115,14 +115,14 @@ def prove_new(context: Upgrade, run: Run) -> None:
     tell(run, uplink_checks.proof(new, found, compared))
 
 
-def begin(context: Upgrade, run: Run) -> None:
+def begin(context: Upgrade, run: StepContext) -> None:
     """Begin to see what passes on the old instance, once."""
     if not context.lost and "uplink_begun" not in run.facts:
         with contextlib.suppress(HotswapError):
             run.remember(uplink_begun=asdict(counters(context.host, context.old)))
 
 
-def end(context: Upgrade, run: Run) -> None:
+def end(context: Upgrade, run: StepContext) -> None:
     """Keep what has passed on the old instance: since ``begin``, or in the last second if that was slower, because what
     is over by now cannot be missed later."""
     begun: Any = run.facts.get("uplink_begun")
@@ -148,7 +148,7 @@ class Traffic:
         self._early = True
 
     @staticmethod
-    def of(context: Upgrade, run: Run) -> Traffic:
+    def of(context: Upgrade, run: StepContext) -> Traffic:
         before: Any = run.facts.get("uplink_before")
         return Traffic(context.host, context.new, Passed(**before) if isinstance(before, dict) else None)
 
@@ -190,7 +190,7 @@ class Traffic:
         return uplink_checks.traffic(self._side, passed, self._before)
 
 
-def tell(run: Run, findings: Iterable[Finding]) -> None:
+def tell(run: StepContext, findings: Iterable[Finding]) -> None:
     """Raises SwitchError for an error; a warning is told."""
     for each in checks.verdict(findings, SwitchError):
         if each.severity is Severity.WARNING:

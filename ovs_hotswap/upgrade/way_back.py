@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown, SwitchError
 from ovs_hotswap.host.standby import Document, owned, to_serve
-from ovs_hotswap.plan.executor import Run
+from ovs_hotswap.plan.executor import StepContext
 from ovs_hotswap.upgrade import baseline
 from ovs_hotswap.upgrade.move_vms import move_all
 from ovs_hotswap.upgrade.situation import Upgrade
@@ -18,7 +18,7 @@ _POLL_S = 0.02
 _RETURNED_S = 5.0  # for the VMs of an instance that was ended to be served by the other
 
 
-def take_back(context: Upgrade, run: Run) -> None:
+def take_back(context: Upgrade, run: StepContext) -> None:
     """Have the old instance serve every VM again that is not in quarantine. A new one that keeps some is ended, as
     it will be anyway: that gives them to the old one. A single VM that is not served then is named, and no error;
     raises BrokerError, StateUnknown or SwitchError if it is the old instance that cannot serve."""
@@ -81,7 +81,7 @@ def _bring_home(context: Upgrade) -> None:
         host.road.reload()
 
 
-def _patiently(context: Upgrade, run: Run, lacks: str, well: Callable[[Document], bool]) -> None:
+def _patiently(context: Upgrade, run: StepContext, lacks: str, well: Callable[[Document], bool]) -> None:
     """Wait until each VM is ``well``, and name those that are not after a while. Raises SwitchError if none is, or the
     old instance is broken: then it is that."""
     host, old = context.host, context.old

@@ -12,7 +12,7 @@ from ovs_hotswap.vhostuser import messages
 from ovs_hotswap.vhostuser.channel import Channel
 from ovs_hotswap.vhostuser.guest_state import GuestState, Offer
 from ovs_hotswap.vhostuser.messages import Request, RingAddress
-from ovs_hotswap.vhostuser.reconcile import Out, Role, Told
+from ovs_hotswap.vhostuser.reconcile import OutgoingMessage, Role, SentState
 
 FENCE = messages.build(Request.GET_FEATURES)
 FENCE_ANSWER_SIZE = messages.HEADER.size + messages.U64.size
@@ -21,7 +21,7 @@ Then = Callable[[int | None], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Fenced:
+class FencedMessages:
     """``count`` messages of which the last is answered with a number: then the back end has handled all of them.
     ``request`` is what the answer names."""
 
@@ -40,7 +40,7 @@ class _Due:
     then: Then | None
 
 
-class Link:
+class SwitchConnection:
     """Requests to one back end and, in order, what is to be done with its answers.
 
     ``told`` is what it has heard. ``offer`` is ``None`` until ``probe`` has asked for it.
@@ -50,11 +50,11 @@ class Link:
         self.side = side
         self.channel = channel
         self.pid = channel.peer_pid
-        self.told = Told()
+        self.told = SentState()
         self.offer: Offer | None = None
         self.inherited = False  # from another process, with what that was told or not, and ``resync`` is to come
         self._due: deque[_Due] = deque()
-        self._agreed: tuple[GuestState, Role, Told] | None = None
+        self._agreed: tuple[GuestState, Role, SentState] | None = None
 
     def agreed(self, state: GuestState, role: Role) -> None:
         """The back end has been told all of ``state`` that its ``role`` entitles it to."""
@@ -123,7 +123,7 @@ class Link:
         """Whether the back end was told that it shall answer where that is asked for."""
         return bool((self.told.protocol_features or 0) >> messages.ProtocolFeature.REPLY_ACK & 1)
 
-    def placed(self, places: Mapping[int, RingAddress]) -> Fenced:
+    def placed(self, places: Mapping[int, RingAddress]) -> FencedMessages:
         """SET_VRING_ADDR for each ring, and a fence.
 
         A back end that was told REPLY_ACK answers the last of them (DPDK's ``vhost_user_msg_handler``, when it has
@@ -131,23 +131,23 @@ class Link:
         addresses translate, because DPDK answers OK either way: a ring that cannot be used shows in what is not taken.
         """
         if not places or not self.acknowledges:
-            return Fenced(b"".join(messages.build_ring_address(index, at) for index, at in places.items()) + FENCE,
-                          Request.GET_FEATURES, len(places) + 1)  # fmt: skip
+            addresses = b"".join(messages.build_ring_address(index, at) for index, at in places.items())
+            return FencedMessages(addresses + FENCE, Request.GET_FEATURES, len(places) + 1)
         *rest, (last, there) = places.items()
         data = b"".join(messages.build_ring_address(index, at) for index, at in rest)
-        return Fenced(data + messages.build_ring_address(last, there, messages.VERSION | messages.NEED_REPLY),
+        return FencedMessages(data + messages.build_ring_address(last, there, messages.VERSION | messages.NEED_REPLY),
                       Request.SET_VRING_ADDR, len(places))  # fmt: skip
 
-    def send(self, fenced: Fenced, then: Callable[[], None]) -> None:
+    def send(self, fenced: FencedMessages, then: Callable[[], None]) -> None:
         """Send messages and have ``then`` called once the back end has handled them."""
         self.expect(fenced, then)
         self.channel.send(fenced.data)
 
-    def expect(self, fenced: Fenced, then: Callable[[], None]) -> None:
+    def expect(self, fenced: FencedMessages, then: Callable[[], None]) -> None:
         """Have ``then`` called when messages that the hand-over sent, and that are not answered yet, are."""
         self._due.append(_Due(fenced.request, lambda _: then()))
 
-    def apply(self, script: Sequence[Out], told: Told, stopped: Callable[[int, int], None]) -> None:
+    def apply(self, script: Sequence[OutgoingMessage], told: SentState, stopped: Callable[[int, int], None]) -> None:
         """Send what ``reconcile`` found; ``stopped(index, base)`` is called for each ring that it stops."""
         for out in script:
             if out.expects is not None:

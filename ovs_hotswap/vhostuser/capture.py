@@ -56,14 +56,14 @@ _GSO_NONE = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Caught:
+class CapturedFrame:
     """A frame that nobody delivered. ``segments``: it stands for several (GSO) and can only be counted."""
 
     frame: bytes
     segments: bool = False
 
 
-class Catch:
+class CaptureRings:
     """The capture rings of one VM for one move from ``old`` to the other side. ``mtu``: the VM's, if it is known."""
 
     def __init__(self, scratch: Descriptor, state: GuestState, old: Side, mtu: int | None = None) -> None:
@@ -112,17 +112,17 @@ class Catch:
         self._counts[side, index] = before + (used - before) % (1 << 16)
         return self._counts[side, index]
 
-    def same(self, other: Catch) -> bool:
+    def same(self, other: CaptureRings) -> bool:
         """Whether the rings are for the same guest and move."""
         return (self.old, self._features, self._sizes, self._buffer) == (
             other.old, other._features, other._sizes, other._buffer)  # fmt: skip
 
-    def undelivered(self) -> list[Caught]:
+    def undelivered(self) -> list[CapturedFrame]:
         """Frames that neither side delivered; the buffers are freed. Both sides must be off the rings.
 
         The sides may have put a frame on different rings: each chooses by the thread that carries it.
         """
-        caught: dict[Side, list[Caught]] = {side: [] for side in Side}
+        caught: dict[Side, list[CapturedFrame]] = {side: [] for side in Side}
         for side in Side:
             for index, size in self._sizes.items():
                 count = self._count(side, index)
@@ -226,7 +226,7 @@ def _word(side: Side, index: int, part: int) -> int:
 
 def collect(
     scratch: Descriptor, side: Side, index: int, size: int, count: int, features: int, buffer: int
-) -> list[Caught]:
+) -> list[CapturedFrame]:
     """The last frames in a capture ring, in the order in which the back end put them there. It must be off the ring;
     ``count`` buffers have been filled since it was armed, of which the last ones are still there."""
     fd, start = scratch.fileno(), _start(side, index)
@@ -238,13 +238,13 @@ def collect(
     return parse_frames(filled, features)
 
 
-def parse_frames(filled: Sequence[bytes], features: int) -> list[Caught]:
+def parse_frames(filled: Sequence[bytes], features: int) -> list[CapturedFrame]:
     """Frames from filled buffers. With mergeable buffers a frame may span several; its first one says how many. The
     first of all may be the rest of a frame: whatever comes out of it, the other side has not caught the same."""
     merged = bool(features >> Feature.NET_MRG_RXBUF & 1)
     long_header = merged or bool(features >> Feature.VERSION_1 & 1)
     header_size = _HEADER.size if long_header else _SHORT_HEADER
-    found: list[Caught] = []
+    found: list[CapturedFrame] = []
     position = 0
     while position < len(filled):
         first = filled[position]
@@ -254,7 +254,7 @@ def parse_frames(filled: Sequence[bytes], features: int) -> list[Caught]:
         header = _HEADER.unpack(first[: _HEADER.size].ljust(_HEADER.size, b"\0"))
         span = min(max(1, header[6]), _MOST_SPANNED) if merged else 1
         frame = first[header_size:] + b"".join(filled[position + 1 : position + span])
-        found.append(Caught(_finished(frame, header), segments=header[1] != _GSO_NONE))
+        found.append(CapturedFrame(_finished(frame, header), segments=header[1] != _GSO_NONE))
         position += span
     return found
 
@@ -276,7 +276,7 @@ def _sum(data: bytes) -> int:
     return total
 
 
-def undelivered(old: Iterable[Caught], new: Iterable[Caught]) -> list[Caught]:
+def undelivered(old: Iterable[CapturedFrame], new: Iterable[CapturedFrame]) -> list[CapturedFrame]:
     """Frames that both sides caught, in the new side's order. Equal frames count as often as both have them."""
     left = Counter(each.frame for each in old)
     found = []

@@ -49,7 +49,7 @@ def indices(regions: Sequence[Region], ring: Ring) -> Indices:
     return Indices(None, used)
 
 
-def waits(state: GuestState) -> bool:
+def has_pending_tx(state: GuestState) -> bool:
     """Whether the guest has something to send that no switch has taken (transmit rings are the odd ones: virtio 1.2,
     5.1.2)."""
     return any(each.available != each.used for each in transmit(state).values())

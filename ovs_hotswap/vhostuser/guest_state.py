@@ -1,7 +1,7 @@
 """What a VM's QEMU asked for. Pure.
 
-``GuestState`` is the record of one VM: everything its QEMU said that a new back end has to hear. ``receive`` takes one
-message into it and says what QEMU is owed. ``replay`` makes a back end agree with the record.
+``GuestState`` is the record of one VM: everything its QEMU said that a new back end has to hear. ``apply_message``
+takes one message into it and says which reply QEMU is due. ``reconcile`` makes a back end agree with the record.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def offer_to_guest(offers: Iterable[Offer], withheld: int, queues: int | None) -
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class VringFd:
     """A kick or call: said or not, and the descriptor, if there is one."""
 
     said: bool = False
@@ -74,8 +74,8 @@ class Ring:
     size: int | None = None
     address: RingAddress | None = None
     base: int | None = 0
-    kick: Line = Line()
-    call: Line = Line()
+    kick: VringFd = VringFd()
+    call: VringFd = VringFd()
     enabled: bool | None = None
     life: int = 0
     anew: bool = False
@@ -108,7 +108,7 @@ class Ring:
         return replace(ring, size=size or ring.size, address=address or ring.address,
                        base=ring.base if base is None else base)  # fmt: skip
 
-    def kicked(self, kick: Line, *, runs: bool) -> Ring:
+    def kicked(self, kick: VringFd, *, runs: bool) -> Ring:
         """The ring with its kick. One that is started and does not run, because it is disabled or the device was reset,
         begins anew with it."""
         ring = self.again if self.started and not self.anew and not runs else self
@@ -159,7 +159,7 @@ class GuestState:
             yield self.log.descriptor
 
 
-class Answer(enum.Enum):
+class ReplyDue(enum.Enum):
     """What QEMU is owed for a message. NOW: ``value`` at once. BASE: ring ``index``'s base, once the owner has stopped
     it. SETTLED: an acknowledgement once the back ends have taken the change. RARP: pass on to the owner."""
 
@@ -171,19 +171,19 @@ class Answer(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Received:
+class MessageEffect:
     """What came of one message. ``surplus``: descriptors nobody needs any more, to be closed. ``remark``: what to tell
     the operator about it."""
 
     state: GuestState
-    answer: Answer = Answer.NOTHING
+    answer: ReplyDue = ReplyDue.NOTHING
     value: int = 0
     index: int = 0
     surplus: tuple[Descriptor, ...] = ()
     remark: str | None = None
 
 
-def receive(state: GuestState, message: messages.Message, offer: Offer) -> Received:
+def apply_message(state: GuestState, message: messages.Message, offer: Offer) -> MessageEffect:
     """Take one message from QEMU into the record.
 
     ``offer`` is what QEMU was or will be offered. Raises ProtocolError if QEMU acknowledges what was not offered, names
@@ -196,28 +196,28 @@ def receive(state: GuestState, message: messages.Message, offer: Offer) -> Recei
     if handler is None:
         raise ProtocolError(f"{message.request.name} is not carried")
     got = handler(state, message, offer)
-    if message.need_reply and got.answer is Answer.NOTHING and message.request not in _ANSWERED:
-        return replace(got, answer=Answer.SETTLED)
+    if message.need_reply and got.answer is ReplyDue.NOTHING and message.request not in _ANSWERED:
+        return replace(got, answer=ReplyDue.SETTLED)
     return got
 
 
 _ANSWERED = {Request.GET_FEATURES, Request.GET_PROTOCOL_FEATURES, Request.GET_QUEUE_NUM, Request.GET_STATUS}
 
 
-def _offer_features(state: GuestState, _: messages.Message, offer: Offer) -> Received:
-    return Received(state, Answer.NOW, offer.features)
+def _offer_features(state: GuestState, _: messages.Message, offer: Offer) -> MessageEffect:
+    return MessageEffect(state, ReplyDue.NOW, offer.features)
 
 
-def _offer_protocol(state: GuestState, _: messages.Message, offer: Offer) -> Received:
-    return Received(state, Answer.NOW, offer.protocol_features)
+def _offer_protocol(state: GuestState, _: messages.Message, offer: Offer) -> MessageEffect:
+    return MessageEffect(state, ReplyDue.NOW, offer.protocol_features)
 
 
-def _offer_queues(state: GuestState, _: messages.Message, offer: Offer) -> Received:
-    return Received(state, Answer.NOW, offer.queue_pairs)
+def _offer_queues(state: GuestState, _: messages.Message, offer: Offer) -> MessageEffect:
+    return MessageEffect(state, ReplyDue.NOW, offer.queue_pairs)
 
 
-def _tell_status(state: GuestState, _: messages.Message, offer: Offer) -> Received:
-    return Received(state, Answer.NOW, state.status or 0)
+def _tell_status(state: GuestState, _: messages.Message, offer: Offer) -> MessageEffect:
+    return MessageEffect(state, ReplyDue.NOW, state.status or 0)
 
 
 def _number(message: messages.Message) -> int:
@@ -225,7 +225,7 @@ def _number(message: messages.Message) -> int:
     return message.body.value
 
 
-def _features(state: GuestState, message: messages.Message, offer: Offer) -> Received:
+def _features(state: GuestState, message: messages.Message, offer: Offer) -> MessageEffect:
     value = _number(message)
     # LOG_ALL is acknowledged when a migration starts, whether or not QEMU passes it on to the guest.
     if extra := value & ~(offer.features | 1 << messages.Feature.LOG_ALL):
@@ -234,10 +234,10 @@ def _features(state: GuestState, message: messages.Message, offer: Offer) -> Rec
     if ((state.features or 0) ^ value) & ~(1 << messages.Feature.LOG_ALL):
         # A running device takes no other features (DPDK's ``vhost_user_set_features``): its rings begin anew.
         rings = tuple(ring.again if ring.started else ring for ring in rings)
-    return Received(replace(state, features=value, rings=rings))
+    return MessageEffect(replace(state, features=value, rings=rings))
 
 
-def _protocol_features(state: GuestState, message: messages.Message, offer: Offer) -> Received:
+def _protocol_features(state: GuestState, message: messages.Message, offer: Offer) -> MessageEffect:
     """Features that were not offered are left out, and are not missed before they are used."""
     value = _number(message)
     extra = value & ~offer.protocol_features
@@ -245,47 +245,47 @@ def _protocol_features(state: GuestState, message: messages.Message, offer: Offe
     if extra & CHANGES_MESSAGES:
         raise ProtocolError(names)
     known = replace(state, protocol_features=value & offer.protocol_features)
-    return Received(known, remark=f"{names}; ignored until it is used" if extra else None)
+    return MessageEffect(known, remark=f"{names}; ignored until it is used" if extra else None)
 
 
-def _owner(state: GuestState, _: messages.Message, offer: Offer) -> Received:
-    return Received(replace(state, owned=True))
+def _owner(state: GuestState, _: messages.Message, offer: Offer) -> MessageEffect:
+    return MessageEffect(replace(state, owned=True))
 
 
-def _reset_owner(state: GuestState, _: messages.Message, offer: Offer) -> Received:
+def _reset_owner(state: GuestState, _: messages.Message, offer: Offer) -> MessageEffect:
     """Deprecated (spec, RESET_OWNER): stops and disables every ring."""
     lines = [line for ring in state.rings for line in (ring.kick, ring.call)]
     surplus = tuple(line.descriptor for line in lines if line.descriptor is not None)
     rings = tuple(replace(ring.stopped, enabled=None if ring.enabled is None else False) for ring in state.rings)
-    return Received(replace(state, owned=False, rings=rings), surplus=surplus)
+    return MessageEffect(replace(state, owned=False, rings=rings), surplus=surplus)
 
 
-def _memory(state: GuestState, message: messages.Message, offer: Offer) -> Received:
+def _memory(state: GuestState, message: messages.Message, offer: Offer) -> MessageEffect:
     assert isinstance(message.body, messages.MemoryTable)
     regions = message.body.regions
     for number, region in enumerate(regions):
         if any(region.overlaps(other.user_address, other.size) for other in regions[:number]):
             raise ProtocolError(f"SET_MEM_TABLE: region {number} overlaps another")
-    return Received(replace(state, memory=regions), surplus=tuple(region.descriptor for region in state.memory))
+    return MessageEffect(replace(state, memory=regions), surplus=tuple(region.descriptor for region in state.memory))
 
 
-def _ring_size(state: GuestState, message: messages.Message, offer: Offer) -> Received:
+def _ring_size(state: GuestState, message: messages.Message, offer: Offer) -> MessageEffect:
     assert isinstance(message.body, messages.RingValue)
     index, value = message.body.index, message.body.value
-    return Received(state.with_ring(index, state.ring(index).described(size=value)))
+    return MessageEffect(state.with_ring(index, state.ring(index).described(size=value)))
 
 
-def _ring_base(state: GuestState, message: messages.Message, offer: Offer) -> Received:
+def _ring_base(state: GuestState, message: messages.Message, offer: Offer) -> MessageEffect:
     assert isinstance(message.body, messages.RingValue)
     index, value = message.body.index, message.body.value
-    return Received(state.with_ring(index, state.ring(index).described(base=value)))
+    return MessageEffect(state.with_ring(index, state.ring(index).described(base=value)))
 
 
-def _ring_enable(state: GuestState, message: messages.Message, offer: Offer) -> Received:
+def _ring_enable(state: GuestState, message: messages.Message, offer: Offer) -> MessageEffect:
     assert isinstance(message.body, messages.RingValue)
     index, enabled = message.body.index, bool(message.body.value)
     ring = state.ring(index)
-    return Received(state.with_ring(index, replace(ring, enabled=enabled, anew=False)))
+    return MessageEffect(state.with_ring(index, replace(ring, enabled=enabled, anew=False)))
 
 
 def ring_parts(size: int) -> tuple[int, int, int]:
@@ -293,7 +293,7 @@ def ring_parts(size: int) -> tuple[int, int, int]:
     return 16 * size, 6 + 2 * size, 6 + 8 * size
 
 
-def _ring_address(state: GuestState, message: messages.Message, offer: Offer) -> Received:
+def _ring_address(state: GuestState, message: messages.Message, offer: Offer) -> MessageEffect:
     assert isinstance(message.body, messages.RingPlace)
     index, at = message.body.index, message.body.address
     ring = state.ring(index)
@@ -306,80 +306,80 @@ def _ring_address(state: GuestState, message: messages.Message, offer: Offer) ->
     ):
         if not any(region.holds(start, length) for region in state.memory):
             raise ProtocolError(f"SET_VRING_ADDR: {part} of ring {index} at {start:#x} is not in shared memory")
-    return Received(state.with_ring(index, ring.described(address=at)))
+    return MessageEffect(state.with_ring(index, ring.described(address=at)))
 
 
-def _ring_kick(state: GuestState, message: messages.Message, offer: Offer) -> Received:
+def _ring_kick(state: GuestState, message: messages.Message, offer: Offer) -> MessageEffect:
     assert isinstance(message.body, messages.RingDescriptor)
-    index, new = message.body.index, Line(True, message.body.descriptor)
+    index, new = message.body.index, VringFd(True, message.body.descriptor)
     old = state.ring(index)
     if old.size is None or old.address is None:
         raise ProtocolError(f"SET_VRING_KICK: ring {index} has no size or address yet")
     surplus = () if old.kick.descriptor is None else (old.kick.descriptor,)
     runs = state.enabled(index) and state.status != 0
-    return Received(state.with_ring(index, old.kicked(new, runs=runs)), surplus=surplus)
+    return MessageEffect(state.with_ring(index, old.kicked(new, runs=runs)), surplus=surplus)
 
 
-def _ring_call(state: GuestState, message: messages.Message, offer: Offer) -> Received:
+def _ring_call(state: GuestState, message: messages.Message, offer: Offer) -> MessageEffect:
     assert isinstance(message.body, messages.RingDescriptor)
-    index, new = message.body.index, Line(True, message.body.descriptor)
+    index, new = message.body.index, VringFd(True, message.body.descriptor)
     old = state.ring(index)
     surplus = () if old.call.descriptor is None else (old.call.descriptor,)
-    return Received(state.with_ring(index, replace(old, call=new)), surplus=surplus)
+    return MessageEffect(state.with_ring(index, replace(old, call=new)), surplus=surplus)
 
 
-def _ring_error(state: GuestState, message: messages.Message, offer: Offer) -> Received:
+def _ring_error(state: GuestState, message: messages.Message, offer: Offer) -> MessageEffect:
     """Not kept: DPDK closes the descriptor unused (``vhost_user_set_vring_err``)."""
     assert isinstance(message.body, messages.RingDescriptor)
-    return Received(state, surplus=() if message.body.descriptor is None else (message.body.descriptor,))
+    return MessageEffect(state, surplus=() if message.body.descriptor is None else (message.body.descriptor,))
 
 
-def _ring_stop(state: GuestState, message: messages.Message, offer: Offer) -> Received:
+def _ring_stop(state: GuestState, message: messages.Message, offer: Offer) -> MessageEffect:
     assert isinstance(message.body, messages.RingValue)
     index = message.body.index
     ring = state.ring(index)
     surplus = tuple(line.descriptor for line in (ring.kick, ring.call) if line.descriptor is not None)
-    return Received(
-        state.with_ring(index, ring.stopped), Answer.BASE, index=index, value=ring.base or 0, surplus=surplus
+    return MessageEffect(
+        state.with_ring(index, ring.stopped), ReplyDue.BASE, index=index, value=ring.base or 0, surplus=surplus
     )
 
 
-def _status(state: GuestState, message: messages.Message, offer: Offer) -> Received:
+def _status(state: GuestState, message: messages.Message, offer: Offer) -> MessageEffect:
     value = _number(message)
     if value > 0xFF:
         raise ProtocolError(f"SET_STATUS: {value:#x} does not fit 8 bits")
-    return Received(replace(state, status=value))
+    return MessageEffect(replace(state, status=value))
 
 
-def _mtu(state: GuestState, message: messages.Message, offer: Offer) -> Received:
+def _mtu(state: GuestState, message: messages.Message, offer: Offer) -> MessageEffect:
     value = _number(message)
     if not 68 <= value <= 65535:
         raise ProtocolError(f"NET_SET_MTU: {value} is not between 68 and 65535")
-    return Received(replace(state, mtu=value))
+    return MessageEffect(replace(state, mtu=value))
 
 
-def _log_base(state: GuestState, message: messages.Message, offer: Offer) -> Received:
+def _log_base(state: GuestState, message: messages.Message, offer: Offer) -> MessageEffect:
     assert isinstance(message.body, messages.DirtyLog)
     if not offer.protocol_features >> messages.ProtocolFeature.LOG_SHMFD & 1:
         # Nobody would write the log, and the migration for which it is would lose what the guest received.
         raise ProtocolError("SET_LOG_BASE: protocol feature LOG_SHMFD is not offered")
     surplus = () if state.log is None else (state.log.descriptor,)
-    return Received(replace(state, log=message.body), Answer.SETTLED, surplus=surplus)
+    return MessageEffect(replace(state, log=message.body), ReplyDue.SETTLED, surplus=surplus)
 
 
-def _unused_descriptor(state: GuestState, message: messages.Message, offer: Offer) -> Received:
+def _unused_descriptor(state: GuestState, message: messages.Message, offer: Offer) -> MessageEffect:
     """Not kept. DPDK closes that of SET_LOG_FD unused (``vhost_user_set_log_fd``). The channel for a back end's
     requests is for what nobody sends, and the buffer for inflight descriptors is not needed: DPDK finds its place in a
     split ring by the used index."""
     assert isinstance(message.body, messages.OneDescriptor)
-    return Received(state, surplus=(message.body.descriptor,))
+    return MessageEffect(state, surplus=(message.body.descriptor,))
 
 
-def _rarp(state: GuestState, message: messages.Message, offer: Offer) -> Received:
-    return Received(state, Answer.RARP, value=_number(message))
+def _rarp(state: GuestState, message: messages.Message, offer: Offer) -> MessageEffect:
+    return MessageEffect(state, ReplyDue.RARP, value=_number(message))
 
 
-_HANDLERS: dict[Request, Callable[[GuestState, messages.Message, Offer], Received]] = {
+_HANDLERS: dict[Request, Callable[[GuestState, messages.Message, Offer], MessageEffect]] = {
     Request.GET_FEATURES: _offer_features,
     Request.GET_PROTOCOL_FEATURES: _offer_protocol,
     Request.GET_QUEUE_NUM: _offer_queues,

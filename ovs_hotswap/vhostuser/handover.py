@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from ovs_hotswap.errors import ProtocolError
 from ovs_hotswap.model import MessageThread, Side
-from ovs_hotswap.priority import Rank, give_rank, take_rank
+from ovs_hotswap.priority import Rank, set_own_rank, set_thread_rank
 from ovs_hotswap.vhostuser import messages
-from ovs_hotswap.vhostuser.backend import FENCE_ANSWER_SIZE, Fenced, Link
+from ovs_hotswap.vhostuser.backend import FENCE_ANSWER_SIZE, FencedMessages, SwitchConnection
 from ovs_hotswap.vhostuser.call_signals import Calls, signaller
 from ovs_hotswap.vhostuser.channel import PeerClosed
 from ovs_hotswap.vhostuser.messages import Request, RingAddress
@@ -60,18 +60,18 @@ class Swap:
 class Prepared:
     """A hand-over ready to run. ``old`` is ``None`` where nobody holds the rings; ``keep`` gives them back to it."""
 
-    old: Link | None
-    new: Link
-    park: Fenced
-    keep: Fenced
-    take: Fenced
+    old: SwitchConnection | None
+    new: SwitchConnection
+    park: FencedMessages
+    keep: FencedMessages
+    take: FencedMessages
     calls: Calls
     answer: bytearray
 
 
 def prepare(
-    old: Link | None,
-    new: Link,
+    old: SwitchConnection | None,
+    new: SwitchConnection,
     park: Mapping[int, RingAddress],
     take: Mapping[int, RingAddress],
     calls: Sequence[int],
@@ -97,7 +97,7 @@ def swap(
     """
     clock = time.monotonic
     if ready.old is not None:
-        _shorten(threads.get(ready.old.side), ready.park, one_core)
+        _prime_notify_pipe(threads.get(ready.old.side), ready.park, one_core)
     start = clock()
     if ready.old is not None:
         try:
@@ -109,21 +109,21 @@ def swap(
             return Swap(Outcome.OLD_GONE)
     middle = clock()
     if waiter is not None:
-        give_rank(waiter, Rank.TAKES)
-    _shorten(threads.get(ready.new.side), ready.take, one_core)
+        set_thread_rank(waiter, Rank.TAKES)
+    _prime_notify_pipe(threads.get(ready.new.side), ready.take, one_core)
     try:
         confirmed = fenced(ready.new, ready.take, ready.answer, middle + timeout, asleep=one_core)
     except (OSError, PeerClosed, ProtocolError):
         return Swap(Outcome.NEW_GONE, give_us=(middle - start) * 1e6)
     end = clock()
     if one_core and confirmed:  # a thread that has not answered may spin, and would never let this one run
-        take_rank(Rank.AFTER)
+        set_own_rank(Rank.AFTER)
     ready.calls.signal()  # see ``notify``
     outcome = Outcome.MOVED if confirmed else Outcome.UNPROVEN
     return Swap(outcome, (middle - start) * 1e6 if ready.old is not None else 0.0, (end - middle) * 1e6)
 
 
-def _shorten(thread: MessageThread | None, fence: Fenced, one_core: bool) -> None:
+def _prime_notify_pipe(thread: MessageThread | None, fence: FencedMessages, one_core: bool) -> None:
     """Shorten the turns that a switch's thread is about to make for these messages; on another core also the one in
     which it may find that they have not come yet."""
     if thread is not None and thread.pipe is not None:
@@ -131,7 +131,9 @@ def _shorten(thread: MessageThread | None, fence: Fenced, one_core: bool) -> Non
             os.write(thread.pipe, bytes(TURN * (fence.count + (not one_core))))
 
 
-def fenced(link: Link, fence: Fenced, answer: bytearray, deadline: float, *, asleep: bool = False) -> bool:
+def fenced(
+    link: SwitchConnection, fence: FencedMessages, answer: bytearray, deadline: float, *, asleep: bool = False
+) -> bool:
     """Whether the messages were answered in time; ``asleep`` as in ``Channel.exchange``. Raises what that does, and
     ProtocolError if something else than the answer came: then nothing is proven."""
     if not link.channel.exchange(fence.data, answer, deadline, asleep=asleep):

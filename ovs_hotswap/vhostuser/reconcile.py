@@ -1,6 +1,6 @@
 """How to make a back end agree with the record of a VM. Pure.
 
-``Told`` is what one back end has heard on its connection. ``reconcile`` compares it with what the back end's role
+``SentState`` is what one back end has heard on its connection. ``reconcile`` compares it with what the back end's role
 entitles it to and yields the messages that close the gap, in an order DPDK accepts. Parking, following a reboot,
 replaying to a switch that came back and forwarding a single message are all the same comparison.
 
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ovs_hotswap.vhostuser import messages
-from ovs_hotswap.vhostuser.guest_state import GuestState, Line, Offer, Ring
+from ovs_hotswap.vhostuser.guest_state import GuestState, Offer, Ring, VringFd
 from ovs_hotswap.vhostuser.messages import Descriptor, Region, Request, RingAddress
 
 
@@ -55,7 +55,7 @@ def scratch_region(descriptor: Descriptor) -> Region:
 
 
 @dataclass(frozen=True, slots=True)
-class ToldRing:
+class SentRing:
     """``life``: of the ring in the record, when the back end was told of its start."""
 
     size: int | None = None
@@ -71,20 +71,20 @@ class ToldRing:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class SentState:
     """What one back end has heard on its present connection. Descriptors appear as serials: they are not held."""
 
     features: int | None = None
     protocol_features: int | None = None
     owned: bool = False
     memory: tuple[tuple[int, ...], ...] = ()
-    rings: tuple[ToldRing, ...] = ()
+    rings: tuple[SentRing, ...] = ()
     status: int | None = None
     mtu: int | None = None
     log: tuple[int, ...] | None = None
 
-    def ring(self, index: int) -> ToldRing:
-        return self.rings[index] if index < len(self.rings) else ToldRing()
+    def ring(self, index: int) -> SentRing:
+        return self.rings[index] if index < len(self.rings) else SentRing()
 
     def at(self, places: Mapping[int, RingAddress]) -> bool:
         """Whether the back end has these rings there."""
@@ -92,7 +92,7 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
-class Out:
+class OutgoingMessage:
     """One message to a back end. ``expects``: the request whose reply follows."""
 
     data: bytes
@@ -105,13 +105,13 @@ class Out:
 class _Script:
     """Messages so far and what the back end will have heard after them."""
 
-    told: Told
-    out: list[Out] = field(default_factory=list)
+    told: SentState
+    out: list[OutgoingMessage] = field(default_factory=list)
 
-    def ring(self, index: int, ring: ToldRing) -> None:
+    def ring(self, index: int, ring: SentRing) -> None:
         if index < len(self.told.rings) and self.told.rings[index] is ring:
             return
-        rings = list(self.told.rings) + [ToldRing()] * (index + 1 - len(self.told.rings))
+        rings = list(self.told.rings) + [SentRing()] * (index + 1 - len(self.told.rings))
         rings[index] = ring
         self.told = replace(self.told, rings=tuple(rings))
 
@@ -137,14 +137,14 @@ def why_not_parked(state: GuestState) -> str | None:
 
 
 def reconcile(
-    told: Told,
+    told: SentState,
     state: GuestState,
     role: Role,
     scratch: Region,
     offer: Offer,
     base: Callable[[int], int],
     only: int | None = None,
-) -> tuple[list[Out], Told]:
+) -> tuple[list[OutgoingMessage], SentState]:
     """Messages that bring a back end from ``told`` to what its role entitles it to, and what it has heard after them.
 
     ``only``: the one ring that may differ, if it is known; what a message costs does not grow with the others then.
@@ -175,10 +175,12 @@ def reconcile(
     for index in known:
         ring = state.ring(index)
         if ring.enabled is not None and ring.enabled != script.told.ring(index).enabled:
-            script.out.append(Out(messages.build_ring_value(Request.SET_VRING_ENABLE, index, int(ring.enabled))))
+            script.out.append(
+                OutgoingMessage(messages.build_ring_value(Request.SET_VRING_ENABLE, index, int(ring.enabled)))
+            )
             script.ring(index, replace(script.told.ring(index), enabled=ring.enabled))
     if state.status is not None and state.status != script.told.status and _has(offer, messages.ProtocolFeature.STATUS):
-        script.out.append(Out(messages.build_number(Request.SET_STATUS, state.status)))
+        script.out.append(OutgoingMessage(messages.build_number(Request.SET_STATUS, state.status)))
         script.told = replace(script.told, status=state.status)
     return script.out, script.told
 
@@ -189,9 +191,9 @@ def _has(offer: Offer, bit: messages.ProtocolFeature) -> bool:
 
 def _stop(script: _Script, index: int) -> None:
     request = Request.GET_VRING_BASE
-    script.out.append(Out(messages.build_ring_value(request, index, 0), expects=request, stops=index))
+    script.out.append(OutgoingMessage(messages.build_ring_value(request, index, 0), expects=request, stops=index))
     # DPDK forgets size, addresses, kick and call (``vhost_user_get_vring_base``) but keeps the enable.
-    script.ring(index, ToldRing(enabled=script.told.ring(index).enabled))
+    script.ring(index, SentRing(enabled=script.told.ring(index).enabled))
 
 
 def _device(script: _Script, state: GuestState, offer: Offer) -> None:
@@ -200,16 +202,16 @@ def _device(script: _Script, state: GuestState, offer: Offer) -> None:
         # It may have heard those of a QEMU that left before its guest's driver came, on this connection.
         bits = (state.protocol_features or 0) & offer.protocol_features
         if bits != told.protocol_features:
-            script.out.append(Out(messages.build_number(Request.SET_PROTOCOL_FEATURES, bits)))
+            script.out.append(OutgoingMessage(messages.build_number(Request.SET_PROTOCOL_FEATURES, bits)))
             told = replace(told, protocol_features=bits)
     if state.owned and not told.owned:
-        script.out.append(Out(messages.build(Request.SET_OWNER)))
+        script.out.append(OutgoingMessage(messages.build(Request.SET_OWNER)))
         told = replace(told, owned=True)
     if state.features is not None and state.features != told.features:
-        script.out.append(Out(messages.build_number(Request.SET_FEATURES, state.features)))
+        script.out.append(OutgoingMessage(messages.build_number(Request.SET_FEATURES, state.features)))
         told = replace(told, features=state.features)
     if state.mtu is not None and state.mtu != told.mtu and _has(offer, messages.ProtocolFeature.NET_MTU):
-        script.out.append(Out(messages.build_number(Request.NET_SET_MTU, state.mtu)))
+        script.out.append(OutgoingMessage(messages.build_number(Request.NET_SET_MTU, state.mtu)))
         told = replace(told, mtu=state.mtu)
     script.told = told
 
@@ -218,13 +220,13 @@ def _memory_and_log(script: _Script, state: GuestState, scratch: Region, offer: 
     regions = table(state, scratch)
     keys = tuple((r.guest_address, r.size, r.user_address, r.offset, r.descriptor.serial) for r in regions)
     if regions and keys != script.told.memory:
-        script.out.append(Out(messages.build_memory_table(regions), tuple(r.descriptor for r in regions)))
+        script.out.append(OutgoingMessage(messages.build_memory_table(regions), tuple(r.descriptor for r in regions)))
         script.told = replace(script.told, memory=keys)
     if state.log is not None and _has(offer, messages.ProtocolFeature.LOG_SHMFD):
         key = (state.log.size, state.log.offset, state.log.descriptor.serial)
         if key != script.told.log:
             request = Request.SET_LOG_BASE
-            script.out.append(Out(messages.build_log(state.log), (state.log.descriptor,), expects=request))
+            script.out.append(OutgoingMessage(messages.build_log(state.log), (state.log.descriptor,), expects=request))
             script.told = replace(script.told, log=key)
 
 
@@ -233,12 +235,14 @@ def _place_and_call(script: _Script, index: int, ring: Ring, role: Role, base: C
     if ring.started and not heard.started:
         assert ring.size is not None
         start = base(index) if role is Role.OWNER else 0
-        script.out.append(Out(messages.build_ring_value(Request.SET_VRING_NUM, index, ring.size)))
-        script.out.append(Out(messages.build_ring_value(Request.SET_VRING_BASE, index, start)))
+        script.out.append(OutgoingMessage(messages.build_ring_value(Request.SET_VRING_NUM, index, ring.size)))
+        script.out.append(OutgoingMessage(messages.build_ring_value(Request.SET_VRING_BASE, index, start)))
         heard = replace(heard, size=ring.size, life=ring.life)
-    waits_already = role is Role.PARKED and waits(heard.address)  # perhaps on a capture ring, which the mover minds
+    waits_already = role is Role.PARKED and is_parking_address(
+        heard.address
+    )  # perhaps on a capture ring, which the mover minds
     if ring.started and not waits_already and (wanted := place(ring, role)) != heard.address:
-        script.out.append(Out(messages.build_ring_address(index, wanted)))
+        script.out.append(OutgoingMessage(messages.build_ring_address(index, wanted)))
         heard = replace(heard, address=wanted)
     if ring.call.said and ring.call.key != heard.call:
         script.out.append(_line(Request.SET_VRING_CALL, index, ring.call))
@@ -259,7 +263,7 @@ def place(ring: Ring, role: Role) -> RingAddress:
     return ring.address if role is Role.OWNER else PARKING
 
 
-def waits(address: RingAddress | None) -> bool:
+def is_parking_address(address: RingAddress | None) -> bool:
     """Whether a back end that has a ring there is parked: on the empty ring or a capture ring."""
     return address is not None and address.descriptors >= SCRATCH_USER_ADDRESS
 
@@ -269,32 +273,34 @@ def places(state: GuestState, role: Role) -> dict[int, RingAddress]:
     return {index: place(state.rings[index], role) for index in state.started}
 
 
-def _line(request: Request, index: int, line: Line) -> Out:
+def _line(request: Request, index: int, line: VringFd) -> OutgoingMessage:
     data = messages.build_ring_descriptor(request, index, present=line.descriptor is not None)
-    return Out(data, () if line.descriptor is None else (line.descriptor,))
+    return OutgoingMessage(data, () if line.descriptor is None else (line.descriptor,))
 
 
-def reparked(told: Told) -> Told:
+def without_capture_rings(told: SentState) -> SentState:
     """``told`` without the capture rings, so that ``reconcile`` puts the back end on the empty ring."""
-    captures = [index for index, ring in enumerate(told.rings) if waits(ring.address) and ring.address != PARKING]
+    captures = [
+        index for index, ring in enumerate(told.rings) if is_parking_address(ring.address) and ring.address != PARKING
+    ]
     rings = [replace(ring, address=None) if index in captures else ring for index, ring in enumerate(told.rings)]
     return replace(told, rings=tuple(rings)) if captures else told
 
 
-def unplaced(told: Told) -> Told:
+def unplaced(told: SentState) -> SentState:
     """``told`` where nobody can say which place of each ring was told last, so that ``reconcile`` tells it anew."""
     return replace(told, rings=tuple(replace(ring, address=None) for ring in told.rings))
 
 
-def only_places(before: Told, after: Told) -> bool:
+def only_places(before: SentState, after: SentState) -> bool:
     """Whether what a back end hears from ``before`` to ``after`` is nothing but places of its rings."""
     return unplaced(before) == unplaced(after)
 
 
-def moved(told: Told, places: Mapping[int, RingAddress]) -> Told:
+def with_ring_addresses(told: SentState, places: Mapping[int, RingAddress]) -> SentState:
     """What a back end has heard after the hand-over sent it the places of these rings."""
     rings = list(told.rings)
     for index, at in places.items():
         ring = rings[index]
-        rings[index] = ToldRing(ring.size, at, ring.kick, ring.call, ring.enabled, ring.life)
+        rings[index] = SentRing(ring.size, at, ring.kick, ring.call, ring.enabled, ring.life)
     return replace(told, rings=tuple(rings))

@@ -12,7 +12,7 @@ from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.host import culprit
 from ovs_hotswap.host.culprit import ON_TRIAL, Inquest
 from ovs_hotswap.host.host import Host
-from ovs_hotswap.watchdog.status_file import Board
+from ovs_hotswap.watchdog.status_file import StatusFile
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ class Poison:
     """``died`` and ``serves`` are any thread's, the rest is the keeper's. ``step`` never raises: to start an instance
     again does not depend on it. An earlier broker has no quarantine, so nothing is looked for with it."""
 
-    def __init__(self, board: Board, clock: Callable[[], float]) -> None:
+    def __init__(self, board: StatusFile, clock: Callable[[], float]) -> None:
         self._board, self._clock = board, clock
         self._told: deque[tuple[str, float]] = deque()
         self._serves_since: float | None = None

@@ -25,13 +25,24 @@ from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.plan.journal import Journals
 from ovs_hotswap.plan.records import Phase
 from ovs_hotswap.priority import raise_priority
-from ovs_hotswap.process_exit import started
+from ovs_hotswap.process_exit import start_time
 from ovs_hotswap.service import sd_notify
 from ovs_hotswap.system import System
 from ovs_hotswap.trust import own_directory
 from ovs_hotswap.watchdog import status_file
-from ovs_hotswap.watchdog.failover import Act, Health, History, Limits, Sample, Scene, Signal, Verdict, judge, next_act
-from ovs_hotswap.watchdog.probes import Deaths, MainThread
+from ovs_hotswap.watchdog.failover import (
+    Act,
+    FailoverState,
+    Health,
+    History,
+    Limits,
+    Sample,
+    Signal,
+    Verdict,
+    judge,
+    next_act,
+)
+from ovs_hotswap.watchdog.probes import ExitPoller, MainThreadProbe
 from ovs_hotswap.watchdog.standby_keeper import Keeper
 
 log = logging.getLogger(__name__)
@@ -65,7 +76,12 @@ class Guard:
     """
 
     def __init__(
-        self, host: Host, board: status_file.Board, keeper: Keeper, main: MainThread, follow: Callable[[Intent], Host]
+        self,
+        host: Host,
+        board: status_file.StatusFile,
+        keeper: Keeper,
+        main: MainThreadProbe,
+        follow: Callable[[Intent], Host],
     ) -> None:
         """``follow`` makes the host anew with another overlay intent."""
         watch = host.config.watch
@@ -174,7 +190,7 @@ class Guard:
             act = next_act(self._scene(work))
             if host.recorded_active() is not side:
                 return  # `instance stop` wants no active instance
-            if act is Act.NO_REFUGE:
+            if act is Act.NO_TARGET:
                 lack = "the standby's uplink passes nothing" if self._loses(work, alive=True) else "no standby is ready"
                 self._board.update(failover_problem=f"instance {side}: {verdict.reason}, and {lack}")
                 self._keeper.wake()
@@ -183,16 +199,18 @@ class Guard:
             if act is Act.RECORD:
                 return
 
-    def _scene(self, work: FailOver) -> Scene:
+    def _scene(self, work: FailOver) -> FailoverState:
         host, other = self._host, work.side.other
         alive = host.instances[work.side].has_memory()
-        refuge = host.instances[other].pid() is not None and self._takes(other) and not self._loses(work, alive=alive)
-        if not (refuge and work.steered):
-            useless = not refuge and work.verdict.signal is Signal.STOPPED and self._starts_again(work.side)
-            return Scene(alive, True, refuge, useless, work.steered)
+        target_ready = (
+            host.instances[other].pid() is not None and self._takes(other) and not self._loses(work, alive=alive)
+        )
+        if not (target_ready and work.steered):
+            useless = not target_ready and work.verdict.signal is Signal.STOPPED and self._starts_again(work.side)
+            return FailoverState(alive, True, target_ready, useless, work.steered)
         stranded = self._stranded(work)
         patience = host.system.monotonic() - work.begun < _PATIENCE_S
-        return Scene(alive, True, refuge, steered=work.steered, stranded=stranded, patience=patience)
+        return FailoverState(alive, True, target_ready, steered=work.steered, stranded=stranded, patience=patience)
 
     def _loses(self, work: FailOver, *, alive: bool) -> bool:
         """Whether packets would be lost at the other side that pass now: one whose main thread alone is silent goes on
@@ -355,8 +373,8 @@ class Watchdog:
             return
         own_directory(self._config.run_dir)
         with self._system.lock(status_file.lock_path(self._config), "a watchdog"):
-            board = status_file.Board(self._config, self._system)
-            board.update(pid=os.getpid(), born=started(os.getpid()), config=values(self._config))
+            board = status_file.StatusFile(self._config, self._system)
+            board.update(pid=os.getpid(), born=start_time(os.getpid()), config=values(self._config))
             board.update(mode=self._config.watch.mode, failures=0, gave_up=False, problem=None,
                          failover_problem=None)  # fmt: skip
             keeper = Keeper(lambda: Host(self._config, self._system), board)
@@ -364,15 +382,15 @@ class Watchdog:
                 keeper.bring_up()
             self._watch(board, keeper)
 
-    def _watch(self, board: status_file.Board, keeper: Keeper) -> None:
+    def _watch(self, board: status_file.StatusFile, keeper: Keeper) -> None:
         def quick(intent: Intent | None = None) -> Host:
             host = Host(self._config, self._system, quick=True, intent=intent)
             host.uplink.owner()  # connects it
             return host
 
         host = quick()
-        deaths = Deaths([host.instances[side].paths.vswitchd_pid for side in Side])
-        main = MainThread(self._system.monotonic, self._config.watch.hang_ms / 2e3)
+        deaths = ExitPoller([host.instances[side].paths.vswitchd_pid for side in Side])
+        main = MainThreadProbe(self._system.monotonic, self._config.watch.hang_ms / 2e3)
         guard = Guard(host, board, keeper, main, quick)
         main.start()
         keeper.start()

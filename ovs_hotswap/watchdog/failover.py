@@ -156,11 +156,11 @@ def _verdict(history: History, limits: Limits) -> Verdict:
 
 
 class Act(enum.StrEnum):
-    """The next act of a fail-over. NO_REFUGE: there is nowhere to go, so nothing is taken from an active that may still
+    """The next act of a fail-over. NO_TARGET: there is nowhere to go, so nothing is taken from an active that may still
     forward something."""
 
     NOTHING = "nothing"
-    NO_REFUGE = "no-refuge"
+    NO_TARGET = "no-target_ready"
     FENCE = "fence"
     STEER = "steer"
     AWAIT = "await"
@@ -168,29 +168,29 @@ class Act(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class FailoverState:
     """``alive``, ``failed``: of the active. ``useless``: its process is stopped, so it forwards nothing, and would be
-    started again if it ended. ``refuge``: the other instance lives and has VMs parked on it, or owns them.
+    started again if it ended. ``target_ready``: the other instance lives and has VMs parked on it, or owns them.
     ``steered``: the uplink points there. ``stranded``: VMs it could own and does not yet, or may be, where nobody can
     tell. ``patience``: whether they may still be waited for."""
 
     alive: bool
     failed: bool
-    refuge: bool
+    target_ready: bool
     useless: bool = False
     steered: bool = False
     stranded: int = 0
     patience: bool = True
 
 
-def next_act(scene: Scene) -> Act:
+def next_act(scene: FailoverState) -> Act:
     """In this order: nobody is given rings, traffic or the record while the active may still be on the rings."""
     if scene.alive and not scene.failed:
         return Act.NOTHING
-    if scene.alive and (scene.refuge or scene.useless):
+    if scene.alive and (scene.target_ready or scene.useless):
         return Act.FENCE
-    if not scene.refuge:
-        return Act.NO_REFUGE  # one that is dead is started again
+    if not scene.target_ready:
+        return Act.NO_TARGET  # one that is dead is started again
     if not scene.steered:
         return Act.STEER
     if scene.stranded and scene.patience:
@@ -220,7 +220,7 @@ class Task(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Household:
+class StandbyState:
     """``dead``: it was started and is gone. ``prepared``: programmed and, once, parked on. ``broken``: the active lacks
     its database server. ``outdated``: the overlay intent is not the one that was programmed. ``may_start``: the
     back-off of starting and preparing a standby allows it; ``may_restart``: that of starting the active again."""
@@ -239,7 +239,7 @@ class Household:
     may_restart: bool = True
 
 
-def next_task(house: Household) -> Task:
+def next_task(house: StandbyState) -> Task:
     """One task at a time: the world is looked at anew after each."""
     if not house.active_runs:
         if house.standby_runs and house.prepared:

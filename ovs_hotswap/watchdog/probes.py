@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.model import Side
-from ovs_hotswap.process_exit import Exit
+from ovs_hotswap.process_exit import ExitWatch
 from ovs_hotswap.switch.pmd import pmd_iterations, pmd_rxqs
 from ovs_hotswap.switch.rpc import NoAnswer
 from ovs_hotswap.watchdog.failover import Answer
@@ -22,12 +22,12 @@ _ANSWER_S = 1.0  # for one question; the main thread's deadline spans several
 _PROMPT_S = 0.1  # an answer that takes longer makes the main thread suspect
 
 
-class Deaths:
-    """Waits for the end of processes (``Exit``). ``pid_files``: what they may hold a lock on."""
+class ExitPoller:
+    """Waits for the end of processes (``ExitWatch``). ``pid_files``: what they may hold a lock on."""
 
     def __init__(self, pid_files: Sequence[Path] = ()) -> None:
         self._pid_files = pid_files
-        self._exits: dict[Side, Exit] = {}
+        self._exits: dict[Side, ExitWatch] = {}
 
     def track(self, pids: Mapping[Side, int | None]) -> None:
         """Watch these processes from now on. One that is gone is told by the next ``wait``; ``None`` changes
@@ -38,7 +38,7 @@ class Deaths:
                 continue
             self._drop(side)
             with contextlib.suppress(ProcessLookupError):
-                self._exits[side] = Exit(pid, self._pid_files)
+                self._exits[side] = ExitWatch(pid, self._pid_files)
 
     def pid(self, side: Side) -> int | None:
         """The process of ``side`` that is watched, and had not ended when ``wait`` looked last."""
@@ -80,7 +80,7 @@ def ask_main_thread(ctl: Path, timeout: float, before: Iterations) -> Iterations
     return {core: count for core, count in now.items() if core in polling}
 
 
-class MainThread:
+class MainThreadProbe:
     """Asks an ovs-vswitchd's main thread again and again, in a thread of its own: a question that is not answered must
     not keep anybody from noticing something else meanwhile."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from ovs_hotswap.backends import Document
 from ovs_hotswap.watchdog.failover import Backoff
-from ovs_hotswap.watchdog.status_file import Board
+from ovs_hotswap.watchdog.status_file import StatusFile
 
 _RETRY_S, _RETRY_MOST_S, _WINDOW_S = 10.0, 300.0, 3600.0
 
@@ -15,7 +15,7 @@ class Refusals:
     """VMs that the standby cannot take, one by one, and why. Each is tried again, less and less often: it holds up the
     others, and nobody but the guest may be able to mend it."""
 
-    def __init__(self, board: Board, clock: Callable[[], float]) -> None:
+    def __init__(self, board: StatusFile, clock: Callable[[], float]) -> None:
         self._board, self._clock = board, clock
         self._why: dict[str, str] = {}
         self._tries: dict[str, Backoff] = {}

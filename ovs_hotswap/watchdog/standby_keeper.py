@@ -22,17 +22,17 @@ from ovs_hotswap.host.scheduling import in_background
 from ovs_hotswap.model import Release, Severity, Side
 from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.plan.journal import Journals
-from ovs_hotswap.plan.records import Mark
+from ovs_hotswap.plan.records import StepMark
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.system import host_error
 from ovs_hotswap.upgrade import checks, collect
 from ovs_hotswap.upgrade.steps import Retire
 from ovs_hotswap.watchdog.culprit_search import Poison, quarantined
-from ovs_hotswap.watchdog.failover import Household, Task, next_task
+from ovs_hotswap.watchdog.failover import StandbyState, Task, next_task
 from ovs_hotswap.watchdog.log_rotation import LogWatch
 from ovs_hotswap.watchdog.refusals import Refusals
 from ovs_hotswap.watchdog.settings_follower import SettingsWatch
-from ovs_hotswap.watchdog.status_file import Board
+from ovs_hotswap.watchdog.status_file import StatusFile
 from ovs_hotswap.watchdog.uplink_watch import PROOF_S, WireWatch
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ Stamp = tuple[int, int, int]
 class Keeper:
     """``make_host`` makes the host anew when the overlay intent has changed: a Host reads it once."""
 
-    def __init__(self, make_host: Callable[[], Host], board: Board) -> None:
+    def __init__(self, make_host: Callable[[], Host], board: StatusFile) -> None:
         self._make_host, self._board = make_host, board
         self._host = make_host()
         self._stamp = self._intent_stamp()
@@ -215,7 +215,7 @@ class Keeper:
         left."""
         try:
             contents = Journals(host.config.state_dir, host.system).read()
-            return contents is not None and contents.standing.marks.get(Retire.name) is not Mark.DONE
+            return contents is not None and contents.standing.marks.get(Retire.name) is not StepMark.DONE
         except StateUnknown as error:
             self._fault = error
         except OSError as error:
@@ -236,13 +236,13 @@ class Keeper:
             return False
         return not any(vm["owner"] == side or vm["switches"][side]["parked"] for vm in vms)
 
-    def _look(self, host: Host, active: Side) -> Household:
+    def _look(self, host: Host, active: Side) -> StandbyState:
         side = active.other
         record = standby.read_record(host)
         if host.instances[active].pid() is None:
             there = record is not None and record.side is side
             self._board.update(active=active, standby=None)
-            return Household(False, there, prepared=record is not None and record.prepared,
+            return StandbyState(False, there, prepared=record is not None and record.prepared,
                              may_restart=self.poison.under_way or self._board.may_restart())  # fmt: skip
         prepared = record is not None and record.side is side and record.prepared
         state = State.RUNNING if prepared else host.instances[side].status().state  # status() asks the database
@@ -256,7 +256,7 @@ class Keeper:
                            else "ready" if prepared else str(state))  # fmt: skip
         if prepared:
             self._board.update(quarantined=quarantined(vms))
-        return Household(
+        return StandbyState(
             active_runs=True,
             broken=host.instances[active].lacks_database(),
             standby_runs=runs,
@@ -270,7 +270,7 @@ class Keeper:
             may_start=self._board.may_start() and state is not State.STARTING and not self.poison.under_way,
         )
 
-    def _starts_soon(self, house: Household) -> bool:
+    def _starts_soon(self, house: StandbyState) -> bool:
         """Whether an instance is to be started, or prepared, before a proof of an uplink would be over."""
         if not house.active_runs:
             return not house.may_restart and self._board.may_restart(PROOF_S)
@@ -309,7 +309,7 @@ class Keeper:
 
     # -- tasks
 
-    def _carry_out(self, host: Host, active: Side, task: Task, house: Household) -> None:
+    def _carry_out(self, host: Host, active: Side, task: Task, house: StandbyState) -> None:
         side = active.other
         log.info("%s", task)
         match task:
@@ -322,7 +322,7 @@ class Keeper:
             case Task.CLEAN:
                 self._clean(host, side)
             case Task.REPLACE:
-                standby.retire(host, side)
+                standby.end_standby(host, side)
             case Task.START:
                 self._start(host, side, self._wanted(host, active))
             case Task.PREPARE:
@@ -362,7 +362,7 @@ class Keeper:
             else:
                 self._board.pause()
             if isinstance(error, SwitchError) and host.recorded_active() is not side:  # else it has taken over
-                standby.retire(host, side)
+                standby.end_standby(host, side)
             raise
         self._board.prepared()
         self._refusals.take(vms, refused)
@@ -377,7 +377,7 @@ class Keeper:
         if self._failover is None:
             self._board.event("standby-died", side=side)
             self._board.failure()
-        standby.retire(host, side)
+        standby.end_standby(host, side)
 
     def _mend(self, host: Host, active: Side) -> None:
         instance = host.instances[active]

@@ -50,7 +50,7 @@ _KINDS: Mapping[str, type] = {
 PROBLEMS = ("failover_problem", "problem", "events_problem")  # of the state: texts for people
 
 
-class Board:
+class StatusFile:
     """State and events of the one watchdog that runs; its threads share it.
 
     They are for people, and nothing that is done for the VMs waits for them: what cannot be written is logged, and

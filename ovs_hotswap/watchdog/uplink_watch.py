@@ -12,7 +12,7 @@ from ovs_hotswap.errors import HotswapError, UplinkError
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Finding, Proof, Severity, Side, Way
 from ovs_hotswap.upgrade import uplink_checks, uplink_proof
-from ovs_hotswap.watchdog.status_file import Board
+from ovs_hotswap.watchdog.status_file import StatusFile
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class WireWatch:
     """``look`` is called in every turn of the keeper in which there is nothing else to do, and keeps it for about two
     and a half seconds at most: a proof of an uplink that passes nothing is spread over turns."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: StatusFile) -> None:
         self._board = board
         self._not_before = float("-inf")
         self._once = Proof()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ovs_hotswap.errors import ProtocolError
 from ovs_hotswap.vhostuser import messages
-from ovs_hotswap.vhostuser.guest_state import GuestState, Offer, receive
-from ovs_hotswap.vhostuser.reconcile import Role, Told, reconcile, scratch_region
+from ovs_hotswap.vhostuser.guest_state import GuestState, Offer, apply_message
+from ovs_hotswap.vhostuser.reconcile import Role, SentState, reconcile, scratch_region
 
 OFFER = Offer(messages.CARRIED_FEATURES, messages.CARRIED_PROTOCOL_FEATURES, 8)
 
@@ -39,7 +39,7 @@ def one_input(data: bytes) -> None:
 
     Raises AssertionError if a descriptor ends with other than one owner.
     """
-    reader, state, told = messages.FrameReader(), GuestState(), Told()
+    reader, state, told = messages.FrameReader(), GuestState(), SentState()
     made: list[Counted] = []
     position = 0
     try:
@@ -63,10 +63,10 @@ def one_input(data: bytes) -> None:
     assert all(descriptor.closed == 1 for descriptor in made), [each.closed for each in made]
 
 
-def _message(frame: messages.Frame, state: GuestState, told: Told) -> tuple[GuestState, Told]:
+def _message(frame: messages.Frame, state: GuestState, told: SentState) -> tuple[GuestState, SentState]:
     """As ``Vm._take`` does it: on an error the frame's descriptors are closed, else those that are surplus."""
     try:
-        got = receive(state, messages.parse(frame), OFFER)
+        got = apply_message(state, messages.parse(frame), OFFER)
     except ProtocolError:
         for descriptor in frame.descriptors:
             descriptor.close()

@@ -16,7 +16,7 @@ import pytest
 
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.model import MessageThread, Side
-from ovs_hotswap.priority import Rank, give_rank, has_rank
+from ovs_hotswap.priority import Rank, has_rank, set_thread_rank
 from ovs_hotswap.vhostuser.messages import Feature
 from tests.support.broker_bed import PACKETS, MakeBed
 from tests.support.vhost_device import FEATURES
@@ -136,7 +136,7 @@ def test_the_side_that_takes_the_rings_waits_until_the_other_has_let_go(make_bed
     bed.running()
     active, standby = bed.switches
     threads = {side: MessageThread(switch.pid, None) for side, switch in zip(Side, bed.switches, strict=True)}
-    give_rank(standby.pid, Rank.TAKES)
+    set_thread_rank(standby.pid, Rank.TAKES)
     if not has_rank(standby.pid):
         pytest.skip("real-time priority is not permitted")
 

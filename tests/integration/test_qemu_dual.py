@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.backends import Road
+from ovs_hotswap.backends import BackendMode
 from ovs_hotswap.errors import BrokerError, RolledBack
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.lifecycle import start_instance
@@ -35,7 +35,7 @@ TREE_NAME = "trixie"
 def dual_lab(system: System, tree: Release, vms: int, first: str, *device: str) -> Iterator[Lab]:
     """A lab on whose instance a of the release ``first`` the guests run; ``device``: properties of theirs."""
     qemu = str(prefix("qemu-7.2") / "bin/qemu-system-x86_64")
-    options = GuestOptions(road=Road.QEMU_DUAL, qemu=qemu, device=device)
+    options = GuestOptions(road=BackendMode.QEMU_DUAL, qemu=qemu, device=device)
     lab = Lab(Path(tempfile.mkdtemp(prefix="ovsh-qd-")), vms, system, options)
     try:
         lab.up()

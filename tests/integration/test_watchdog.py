@@ -237,7 +237,7 @@ def test_the_standby_outlives_the_watchdog(bed: Lab, host: Host) -> None:
 
 
 def test_off_keeps_no_standby(bed: Lab, host: Host, system: System) -> None:
-    standby.retire(host, host.active().other)
+    standby.end_standby(host, host.active().other)
     text = bed.config_path.read_text()
     bed.config_path.write_text(text.replace("[watch]", '[watch]\nmode = "off"'))
     try:

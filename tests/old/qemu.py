@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.bed import WATCH
 from bench.roads import RoadBench
-from ovs_hotswap.backends import Road
+from ovs_hotswap.backends import BackendMode
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.host.host import Host
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Raises HotswapError."""
     os.environ["OVS_HOTSWAP_OLD_QEMU"] = str(arguments.qemu.resolve())
     system = System()
-    options = GuestOptions(road=Road.QEMU_DUAL, qemu=str(_OPTIONS), queues=arguments.queues, memory_mb=128)
+    options = GuestOptions(road=BackendMode.QEMU_DUAL, qemu=str(_OPTIONS), queues=arguments.queues, memory_mb=128)
     lab = Lab(_DIRECTORY, arguments.vms, system, options)
     with ExitStack() as stack:
         stack.callback(lab.down)

@@ -15,13 +15,13 @@ from ovs_hotswap.broker.timers import Delays
 from ovs_hotswap.broker.vm import Vm
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhostuser import messages
-from ovs_hotswap.vhostuser.backend import Link
+from ovs_hotswap.vhostuser.backend import SwitchConnection
 from ovs_hotswap.vhostuser.channel import Channel, OwnedFd
 from ovs_hotswap.vhostuser.guest_memory import make_scratch
-from ovs_hotswap.vhostuser.guest_state import GuestState, Line, Offer, Ring
+from ovs_hotswap.vhostuser.guest_state import GuestState, Offer, Ring, VringFd
 from ovs_hotswap.vhostuser.messages import Region, Request, RingAddress
 from ovs_hotswap.vhostuser.ownership import Ownership
-from ovs_hotswap.vhostuser.reconcile import reconcile, scratch_region, waits
+from ovs_hotswap.vhostuser.reconcile import is_parking_address, reconcile, scratch_region
 
 OFFER = Offer(1 << messages.Feature.PROTOCOL_FEATURES, 1 << messages.ProtocolFeature.MQ, 1)
 SIZE = 1 << 20
@@ -50,7 +50,9 @@ class Peer:
             found.append(Request(request).name)
             if found[-1] == "SET_VRING_ADDR":
                 _, flags, descriptors, used, available, log = messages.VRING_ADDR.unpack(body)
-                found[-1] = PARKED if waits(RingAddress(flags, descriptors, used, available, log)) else found[-1]
+                found[-1] = (
+                    PARKED if is_parking_address(RingAddress(flags, descriptors, used, available, log)) else found[-1]
+                )
         return found
 
     def answer(self, names: Iterable[str]) -> None:
@@ -80,12 +82,14 @@ class Bed:
         """The first broker's, with nothing under way."""
         memory, vm = OwnedFd(os.memfd_create("guest")), self.vm()
         os.ftruncate(memory.fileno(), SIZE)
-        ring = Ring(256, RingAddress(0, 0, 0x8000, 0x4000, 0), 0, Line(True, OwnedFd(os.eventfd(0))), Line(), True)
+        ring = Ring(
+            256, RingAddress(0, 0, 0x8000, 0x4000, 0), 0, VringFd(True, OwnedFd(os.eventfd(0))), VringFd(), True
+        )
         vm.state = GuestState(OFFER.features, OFFER.protocol_features, True, (Region(0, SIZE, 0, 0, memory),), (ring,))
         vm.qemu, vm.offered, vm.home = Channel(self.qemu.broker), OFFER, Side.A
         vm.ownership, vm.park_wanted = ownership, set(parked)
         for side, peer in self.switches.items():
-            link = vm.links[side] = Link(side, Channel(peer.broker))
+            link = vm.links[side] = SwitchConnection(side, Channel(peer.broker))
             self.processes.track(link.pid)
             link.offer = OFFER
             _, link.told = reconcile(link.told, vm.state, vm.role(side), scratch_region(vm.scratch), OFFER, lambda _: 0)

@@ -10,7 +10,7 @@ import pytest
 
 from bench import cases, kinds
 from bench.users import UserResult
-from ovs_hotswap.backends import Road
+from ovs_hotswap.backends import BackendMode
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.errors import LabError
 
@@ -54,8 +54,8 @@ def test_rows_of_the_page() -> None:
 def test_each_road_has_a_part_of_the_page() -> None:
     works = [kinds.Result("legacy", sent=100, gap_ms=11.4, moves_us=[201.4])]
     users: list[kinds.Result | UserResult] = [*works, UserResult("virtio_user", rates=[1, 2, 3, 4])]
-    dual = kinds.section(Road.QEMU_DUAL, works, qemu="7.2.22", release="3.1.0")
-    broker = kinds.section(Road.BROKER, users, qemu="7.2.22", release="3.1.0")
+    dual = kinds.section(BackendMode.QEMU_DUAL, works, qemu="7.2.22", release="3.1.0")
+    broker = kinds.section(BackendMode.BROKER, users, qemu="7.2.22", release="3.1.0")
     one = kinds.page("", dual)
     both = kinds.page(one, broker)
     assert one.count("\n## ") == 1
@@ -63,7 +63,9 @@ def test_each_road_has_a_part_of_the_page() -> None:
     assert both.count("| legacy | 100 ") == 2
     assert both.count("| virtio_user | 1 | 2 | 3 | 4 |") == 1
     assert kinds.page(both, broker) == both
-    again = kinds.section(Road.QEMU_DUAL, [kinds.Result("legacy", fault="it broke")], qemu="7.2.22", release="3.1.0")
+    again = kinds.section(
+        BackendMode.QEMU_DUAL, [kinds.Result("legacy", fault="it broke")], qemu="7.2.22", release="3.1.0"
+    )
     assert kinds.page(both, again).count("| legacy | 100 ") == 1
     assert "it broke" in kinds.page(both, again)
 

@@ -13,8 +13,8 @@ from typing import cast
 import pytest
 
 from ovs_hotswap.broker.daemon import Broker
-from ovs_hotswap.broker.persist.autosave import Keeping
-from ovs_hotswap.broker.persist.predecessor import Passing
+from ovs_hotswap.broker.persist.autosave import StateSaver
+from ovs_hotswap.broker.persist.predecessor import Predecessor
 from ovs_hotswap.broker.qemu_connector import Reach
 from ovs_hotswap.broker.settings import Settings
 from ovs_hotswap.config import Config
@@ -83,7 +83,7 @@ def test_what_fails_before_a_round_keeps_no_qemu_from_being_tried(config: Config
         raise fault
 
     async def main() -> None:
-        await Reach(Settings(config), {}, cast(Keeping, None), cast(Passing, None)).forever(first)
+        await Reach(Settings(config), {}, cast(StateSaver, None), cast(Predecessor, None)).forever(first)
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(main())

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhostuser import capture
-from ovs_hotswap.vhostuser.capture import Catch, Caught, parse_frames, undelivered
+from ovs_hotswap.vhostuser.capture import CapturedFrame, CaptureRings, parse_frames, undelivered
 from ovs_hotswap.vhostuser.channel import OwnedFd
 from ovs_hotswap.vhostuser.guest_memory import make_scratch
-from ovs_hotswap.vhostuser.guest_state import GuestState, Line, Ring
+from ovs_hotswap.vhostuser.guest_state import GuestState, Ring, VringFd
 from ovs_hotswap.vhostuser.messages import Feature, RingAddress
 from ovs_hotswap.vhostuser.reconcile import PARKING, SCRATCH_GUEST_ADDRESS, SCRATCH_SIZE, SCRATCH_USER_ADDRESS
 
@@ -35,7 +35,7 @@ def scratch() -> Iterator[OwnedFd]:
 
 def guest(*sizes: int) -> GuestState:
     ring = RingAddress(0, 1, 2, 3, 0)
-    return GuestState(features=MODERN, rings=tuple(Ring(size, ring, kick=Line(said=True)) for size in sizes))
+    return GuestState(features=MODERN, rings=tuple(Ring(size, ring, kick=VringFd(said=True)) for size in sizes))
 
 
 def deliver(scratch: OwnedFd, side: Side, index: int, size: int, payloads: list[bytes]) -> None:
@@ -59,17 +59,19 @@ def deliver(scratch: OwnedFd, side: Side, index: int, size: int, payloads: list[
 
 @given(frames, frames)
 def test_undelivered_are_the_frames_that_both_caught(old: list[bytes], new: list[bytes]) -> None:
-    found = Counter(each.frame for each in undelivered([Caught(f) for f in old], [Caught(f) for f in new]))
+    found = Counter(
+        each.frame for each in undelivered([CapturedFrame(f) for f in old], [CapturedFrame(f) for f in new])
+    )
     assert found == Counter(old) & Counter(new)
 
 
 def test_undelivered_keeps_the_new_sides_order() -> None:
-    one, two, three = (Caught(bytes([n]) * 14) for n in range(3))
+    one, two, three = (CapturedFrame(bytes([n]) * 14) for n in range(3))
     assert undelivered([three, two, one], [one, three]) == [one, three]
 
 
 def test_frames_travel_through_both_sides_rings(scratch: OwnedFd) -> None:
-    catch = Catch(scratch, guest(256, 256), Side.A)
+    catch = CaptureRings(scratch, guest(256, 256), Side.A)
     catch.arm()
     header = bytes(12)
     deliver(scratch, Side.A, 0, 256, [header + b"both" * 4, header + b"only old" * 2])
@@ -78,7 +80,7 @@ def test_frames_travel_through_both_sides_rings(scratch: OwnedFd) -> None:
 
 
 def test_arming_again_forgets_what_was_caught(scratch: OwnedFd) -> None:
-    catch = Catch(scratch, guest(256, 256), Side.A)
+    catch = CaptureRings(scratch, guest(256, 256), Side.A)
     catch.arm()
     for side in Side:
         deliver(scratch, side, 0, 256, [bytes(12) + b"x" * 20])
@@ -87,7 +89,7 @@ def test_arming_again_forgets_what_was_caught(scratch: OwnedFd) -> None:
 
 
 def test_a_full_ring_takes_no_more(scratch: OwnedFd) -> None:
-    catch = Catch(scratch, guest(256, 256), Side.A)
+    catch = CaptureRings(scratch, guest(256, 256), Side.A)
     catch.arm()
     many = [bytes(12) + n.to_bytes(2, "big") * 10 for n in range(capture.BUFFERS + 5)]
     for side in Side:
@@ -98,7 +100,7 @@ def test_a_full_ring_takes_no_more(scratch: OwnedFd) -> None:
 @pytest.mark.parametrize("turns", [3, 400])
 def test_the_new_sides_rings_hold_the_latest_frames(scratch: OwnedFd, turns: int) -> None:
     """However many went before: 400 turns are more than an index of 16 bits counts."""
-    catch = Catch(scratch, guest(512, 512), Side.A)
+    catch = CaptureRings(scratch, guest(512, 512), Side.A)
     catch.arm()
     numbers = iter(range(10**6))
     latest: list[bytes] = []
@@ -111,7 +113,7 @@ def test_the_new_sides_rings_hold_the_latest_frames(scratch: OwnedFd, turns: int
 
 
 def test_memory_of_buffers_is_given_back(scratch: OwnedFd) -> None:
-    catch = Catch(scratch, guest(256, 256), Side.A)
+    catch = CaptureRings(scratch, guest(256, 256), Side.A)
     catch.arm()
     deliver(scratch, Side.B, 0, 256, [bytes(200)] * 256)
     assert os.fstat(scratch.fileno()).st_blocks > 256 * 8
@@ -125,7 +127,7 @@ def test_rings_take_no_more_memory_than_is_needed_for_an_mtu(
     scratch: OwnedFd, mtu: int | None, sizes: tuple[int, ...]
 ) -> None:
     """Whatever arrives: each buffer is filled to its end, again and again."""
-    catch = Catch(scratch, guest(*sizes), Side.A, mtu)
+    catch = CaptureRings(scratch, guest(*sizes), Side.A, mtu)
     catch.arm()
     longest = capture.buffer_size(mtu)
     assert longest >= 34 + (capture.LONGEST_MTU if mtu is None else mtu)
@@ -144,7 +146,7 @@ def test_a_buffer_for_the_usual_mtu_is_half_a_page() -> None:
 
 
 def test_a_ring_smaller_than_the_buffers(scratch: OwnedFd) -> None:
-    catch = Catch(scratch, guest(16, 16), Side.B)
+    catch = CaptureRings(scratch, guest(16, 16), Side.B)
     catch.arm()
     for side in Side:
         deliver(scratch, side, 0, 16, [bytes(12) + bytes([n]) * 20 for n in range(20)])
@@ -153,7 +155,7 @@ def test_a_ring_smaller_than_the_buffers(scratch: OwnedFd) -> None:
 
 def test_places_are_receive_rings_that_overlap_nothing() -> None:
     state = guest(*[4096] * 16)
-    places = [Catch(OwnedFd(-1), state, Side.A).places(side) for side in Side]
+    places = [CaptureRings(OwnedFd(-1), state, Side.A).places(side) for side in Side]
     assert [sorted(each) for each in places] == [list(range(0, 16, 2))] * 2
     starts = sorted(at.descriptors for each in places for at in each.values())
     assert starts[0] >= PARKING.used + 6 + 8 * 32768
@@ -162,8 +164,8 @@ def test_places_are_receive_rings_that_overlap_nothing() -> None:
 
 
 def test_a_ring_too_large_or_beyond_the_pairs_is_left_out() -> None:
-    assert Catch(OwnedFd(-1), guest(8192, 256), Side.A).places(Side.A) == {}
-    assert 16 not in Catch(OwnedFd(-1), guest(*[256] * 18), Side.A).places(Side.A)
+    assert CaptureRings(OwnedFd(-1), guest(8192, 256), Side.A).places(Side.A) == {}
+    assert 16 not in CaptureRings(OwnedFd(-1), guest(*[256] * 18), Side.A).places(Side.A)
 
 
 def test_parts_of_a_capture_ring_do_not_overlap() -> None:
@@ -182,7 +184,7 @@ def test_a_merged_frame_spans_buffers() -> None:
 
 
 def test_a_legacy_header_has_ten_bytes() -> None:
-    assert parse_frames([bytes(10) + b"frame"], 0) == [Caught(b"frame")]
+    assert parse_frames([bytes(10) + b"frame"], 0) == [CapturedFrame(b"frame")]
 
 
 def test_a_gso_frame_is_marked() -> None:

@@ -27,7 +27,7 @@ from ovs_hotswap.cli.overlay_cmd import EXAMPLE as OVERLAY_EXAMPLE
 from ovs_hotswap.errors import ConfigError, HostError, HotswapError, RolledBack
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.plan.executor import Event, EventKind
-from ovs_hotswap.process_exit import started
+from ovs_hotswap.process_exit import start_time
 from tests.support.shortage import fill_pipe
 from tests.unit.fake_system import FakeSystem
 
@@ -614,7 +614,7 @@ def test_another_process_with_the_watchdog_s_number_is_none(shell: Shell, tmp_pa
     (tmp_path / "run").mkdir()
     system = FakeSystem()
     system.processes[os.getpid()] = ["watch", "-n1", "date"]
-    for born, runs in ((started(os.getpid()), True), (1, False)):
+    for born, runs in ((start_time(os.getpid()), True), (1, False)):
         (tmp_path / "run" / "watch.json").write_text(json.dumps({"pid": os.getpid(), "born": born}))
         app = App(Output(json=True, out=io.StringIO(), err=io.StringIO()))
         app.__dict__["system"] = system

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from ovs_hotswap.broker.persist import recovery, takeover
-from ovs_hotswap.broker.persist.autosave import Keeping
+from ovs_hotswap.broker.persist.autosave import StateSaver
 from ovs_hotswap.broker.persist.snapshot import VmParts
-from ovs_hotswap.broker.persist.state_slot import Vault
+from ovs_hotswap.broker.persist.state_slot import StateSlot
 from ovs_hotswap.errors import ProtocolError
 from ovs_hotswap.fd_closing import Closer, close, hang_up
 from ovs_hotswap.model import Side
@@ -286,9 +286,9 @@ def test_descriptors_beyond_what_is_read_of_a_message_are_closed_by_a_thread(stu
 
 
 @pytest.fixture
-def keeping(bench: Bench) -> Keeping:
-    vault = Vault(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-    return Keeping(bench.loop, {"vm0": vault}, keeps=True)
+def keeping(bench: Bench) -> StateSaver:
+    vault = StateSlot(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    return StateSaver(bench.loop, {"vm0": vault}, keeps=True)
 
 
 def kept_longer(bench: Bench, peer: socket.socket) -> list[bool]:
@@ -308,7 +308,7 @@ def kept_longer(bench: Bench, peer: socket.socket) -> list[bool]:
 
 @pytest.mark.parametrize("saved", [False, True])
 def test_what_a_qemu_left_unread_is_closed_by_a_thread(
-    bench: Bench, keeping: Keeping, stuck: Closer, watched: Watched, saved: bool
+    bench: Bench, keeping: StateSaver, stuck: Closer, watched: Watched, saved: bool
 ) -> None:
     """The vault has a duplicate of its connection."""
     keeping.add(bench.vm)
@@ -332,7 +332,7 @@ def test_what_a_qemu_left_unread_is_closed_by_a_thread(
 
 @pytest.mark.parametrize("left", [False, True])
 def test_so_it_is_with_an_earlier_brokers_connection(
-    bench: Bench, keeping: Keeping, stuck: Closer, watched: Watched, left: bool
+    bench: Bench, keeping: StateSaver, stuck: Closer, watched: Watched, left: bool
 ) -> None:
     """``left``: the VM is let go before its QEMU may see the end."""
     bench.hang_up()
@@ -355,7 +355,7 @@ def test_so_it_is_with_an_earlier_brokers_connection(
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_connection_that_another_broker_has_does_not_end(
-    bench: Bench, keeping: Keeping, stuck: Closer, watched: Watched, kept: bool
+    bench: Bench, keeping: StateSaver, stuck: Closer, watched: Watched, kept: bool
 ) -> None:
     if kept:
         keeping.add(bench.vm)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.broker.control.server import Desk
+from ovs_hotswap.broker.control.server import ControlServer
 from ovs_hotswap.config import Config, load_config
 from ovs_hotswap.errors import BrokerError
 
@@ -29,7 +29,7 @@ def config() -> Iterator[Config]:
 
 def test_a_caller_who_comes_at_its_end_is_left_to_the_next_broker(config: Config) -> None:
     """The listening socket outlives the process; whoever has not been taken in waits there."""
-    desk = Desk(config, {}, None)
+    desk = ControlServer(config, {}, None)
 
     async def scenario(client: socket.socket) -> list[object]:
         loop, raised = asyncio.get_running_loop(), list[object]()
@@ -70,7 +70,7 @@ def test_a_method_can_see_that_its_caller_has_hung_up(config: Config) -> None:
             await asyncio.sleep(0)
         serving.cancel()
 
-    desk = Desk(config, {"ask": ask}, None)
+    desk = ControlServer(config, {"ask": ask}, None)
     assert desk.listener is not None
     with desk.listener, socket.socket(socket.AF_UNIX) as client:
         asyncio.run(asyncio.wait_for(scenario(), 10))
@@ -91,7 +91,7 @@ def test_what_comes_beside_a_request_cannot_be_in_it(config: Config, given: str)
         serving.cancel()
         return answer
 
-    desk = Desk(config, {"ask": ask}, None)
+    desk = ControlServer(config, {"ask": ask}, None)
     assert desk.listener is not None
     with desk.listener:
         answer = json.loads(asyncio.run(asyncio.wait_for(scenario(), 10)))
@@ -102,8 +102,8 @@ def test_a_control_socket_that_cannot_be_made_is_made_when_it_can_be(config: Con
     """The disk of run_dir has no room for it, when a broker goes on with the VMs of one that was killed."""
     config.broker_socket.mkdir()  # in its place
     with pytest.raises(BrokerError, match="directory"):
-        Desk(config, {}, None)
-    desk = Desk(config, {}, None, needed=False)
+        ControlServer(config, {}, None)
+    desk = ControlServer(config, {}, None, needed=False)
 
     async def scenario() -> None:
         serving = desk.open()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.process_exit import Exit, has_memory, started
+from ovs_hotswap.process_exit import ExitWatch, has_memory, start_time
 from tests.support.shortage import few_descriptors, no_threads
 
 # Locks its file as Open vSwitch does (lib/daemon-unix.c, make_pidfile), with a second thread, and obeys one word.
@@ -49,7 +49,7 @@ def child(lock: Path) -> Iterator[subprocess.Popen[str]]:
         made.kill()
 
 
-def readable(found: Exit, seconds: float) -> bool:
+def readable(found: ExitWatch, seconds: float) -> bool:
     poller = select.poll()
     poller.register(found.fileno(), select.POLLIN)
     return bool(poller.poll(seconds * 1e3))
@@ -57,7 +57,7 @@ def readable(found: Exit, seconds: float) -> bool:
 
 @pytest.mark.parametrize("watches_lock", [True, False])
 def test_a_killed_process_is_noticed(child: subprocess.Popen[str], lock: Path, watches_lock: bool) -> None:
-    found = Exit(child.pid, [lock] if watches_lock else [])
+    found = ExitWatch(child.pid, [lock] if watches_lock else [])
     assert not readable(found, 0)
     assert not found.ended()
     child.kill()
@@ -69,7 +69,7 @@ def test_a_killed_process_is_noticed(child: subprocess.Popen[str], lock: Path, w
 
 
 def test_a_lock_that_is_let_go_is_not_the_end(child: subprocess.Popen[str], lock: Path) -> None:
-    found = Exit(child.pid, [lock])
+    found = ExitWatch(child.pid, [lock])
     assert child.stdin is not None
     child.stdin.write("\n")
     child.stdin.flush()
@@ -85,7 +85,7 @@ def test_a_lock_that_is_let_go_is_not_the_end(child: subprocess.Popen[str], lock
 def test_somebody_elses_lock_is_not_waited_for(child: subprocess.Popen[str], lock: Path) -> None:
     """It ends with a process that is not the one that is watched."""
     with subprocess.Popen(["sleep", "600"]) as other:
-        found = Exit(other.pid, [lock, lock.with_name("absent")])
+        found = ExitWatch(other.pid, [lock, lock.with_name("absent")])
         child.kill()
         child.wait()
         assert not readable(found, 0.1)
@@ -106,17 +106,17 @@ def test_zombies_and_nobody_have_none() -> None:
         assert not has_memory(gone.pid)
     assert not has_memory(gone.pid)
     with pytest.raises(ProcessLookupError):
-        Exit(gone.pid)
+        ExitWatch(gone.pid)
 
 
 def test_two_processes_of_one_pid_differ_in_their_start(child: subprocess.Popen[str]) -> None:
-    own, childs = started(os.getpid()), started(child.pid)
+    own, childs = start_time(os.getpid()), start_time(child.pid)
     assert own
     assert childs
     assert own <= childs
     child.kill()
     child.wait()
-    assert started(child.pid) == 0
+    assert start_time(child.pid) == 0
 
 
 def test_a_process_that_is_not_shown_is_not_taken_for_ended(child: subprocess.Popen[str], tmp_path: Path) -> None:
@@ -124,8 +124,8 @@ def test_a_process_that_is_not_shown_is_not_taken_for_ended(child: subprocess.Po
     nothing = tmp_path / "proc"
     nothing.mkdir()
     assert has_memory(child.pid, nothing)
-    assert started(child.pid, nothing) is None
-    found = Exit(child.pid, proc=nothing)
+    assert start_time(child.pid, nothing) is None
+    found = ExitWatch(child.pid, proc=nothing)
     assert found.born is None
     assert not found.ended()
     child.kill()
@@ -133,7 +133,7 @@ def test_a_process_that_is_not_shown_is_not_taken_for_ended(child: subprocess.Po
     assert found.ended()
     found.close()
     assert not has_memory(child.pid, nothing)
-    assert started(child.pid, nothing) == 0
+    assert start_time(child.pid, nothing) == 0
 
 
 def test_who_may_not_look_takes_it_that_there_is_memory(child: subprocess.Popen[str], tmp_path: Path) -> None:
@@ -146,14 +146,14 @@ def test_who_may_not_look_takes_it_that_there_is_memory(child: subprocess.Popen[
 def test_what_cannot_be_watched_leaves_nothing_open(child: subprocess.Popen[str], lock: Path, left: int) -> None:
     before = os.listdir("/proc/self/fd")
     with few_descriptors(left), contextlib.suppress(OSError):
-        Exit(child.pid, [lock]).close()
+        ExitWatch(child.pid, [lock]).close()
     assert set(os.listdir("/proc/self/fd")) <= set(before)
 
 
 def test_without_threads_the_end_is_noticed_all_the_same(child: subprocess.Popen[str], lock: Path) -> None:
     before = os.listdir("/proc/self/fd")
     with no_threads():
-        found = Exit(child.pid, [lock])
+        found = ExitWatch(child.pid, [lock])
     child.kill()
     assert readable(found, 10)
     found.close()

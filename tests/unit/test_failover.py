@@ -12,13 +12,13 @@ from ovs_hotswap.watchdog.failover import (
     Act,
     Answer,
     Backoff,
+    FailoverState,
     Health,
     History,
-    Household,
     Limits,
     Sample,
-    Scene,
     Signal,
+    StandbyState,
     Task,
     Verdict,
     judge,
@@ -160,58 +160,58 @@ def test_a_good_instance_never_fails(steps: list[float]) -> None:
 
 
 scenes = st.builds(
-    Scene, alive=st.booleans(), failed=st.booleans(), refuge=st.booleans(), useless=st.booleans(),
+    FailoverState, alive=st.booleans(), failed=st.booleans(), target_ready=st.booleans(), useless=st.booleans(),
     steered=st.booleans(), stranded=st.integers(0, 3), patience=st.booleans(),
 )  # fmt: skip
 
 
 @given(scenes)
-def test_nothing_is_given_away_while_the_active_lives(scene: Scene) -> None:
+def test_nothing_is_given_away_while_the_active_lives(scene: FailoverState) -> None:
     act = next_act(scene)
     if scene.alive:
-        assert act in {Act.NOTHING, Act.NO_REFUGE, Act.FENCE}
+        assert act in {Act.NOTHING, Act.NO_TARGET, Act.FENCE}
     if act is Act.FENCE:
         assert scene.failed
-        assert scene.refuge or scene.useless
-    if not scene.refuge:
-        assert act in {Act.NOTHING, Act.NO_REFUGE, Act.FENCE}
+        assert scene.target_ready or scene.useless
+    if not scene.target_ready:
+        assert act in {Act.NOTHING, Act.NO_TARGET, Act.FENCE}
 
 
 def test_with_nowhere_to_go_only_what_forwards_nothing_is_ended() -> None:
-    assert next_act(Scene(True, True, refuge=False)) is Act.NO_REFUGE
-    assert next_act(Scene(True, True, refuge=False, useless=True)) is Act.FENCE
-    assert next_act(Scene(False, True, refuge=False, useless=True)) is Act.NO_REFUGE
+    assert next_act(FailoverState(True, True, target_ready=False)) is Act.NO_TARGET
+    assert next_act(FailoverState(True, True, target_ready=False, useless=True)) is Act.FENCE
+    assert next_act(FailoverState(False, True, target_ready=False, useless=True)) is Act.NO_TARGET
 
 
 def test_the_acts_of_a_failover_come_in_order() -> None:
-    assert next_act(Scene(True, True, True)) is Act.FENCE
-    assert next_act(Scene(False, True, True)) is Act.STEER
-    assert next_act(Scene(False, True, True, steered=True, stranded=1)) is Act.AWAIT
-    assert next_act(Scene(False, True, True, steered=True, stranded=1, patience=False)) is Act.RECORD
-    assert next_act(Scene(False, True, True, steered=True)) is Act.RECORD
+    assert next_act(FailoverState(True, True, True)) is Act.FENCE
+    assert next_act(FailoverState(False, True, True)) is Act.STEER
+    assert next_act(FailoverState(False, True, True, steered=True, stranded=1)) is Act.AWAIT
+    assert next_act(FailoverState(False, True, True, steered=True, stranded=1, patience=False)) is Act.RECORD
+    assert next_act(FailoverState(False, True, True, steered=True)) is Act.RECORD
 
 
 @pytest.mark.parametrize(
     ("house", "task"),
     [
-        (Household(active_runs=False, standby_runs=True, prepared=True), Task.NOTHING),
-        (Household(active_runs=False, standby_runs=True), Task.RESTART),
-        (Household(active_runs=False, standby_runs=False, may_restart=False), Task.NOTHING),
-        (Household(active_runs=False, standby_runs=False, may_start=False), Task.RESTART),
-        (Household(active_runs=True, standby_runs=False, standby_dead=True, settle=True), Task.SETTLE),
-        (Household(active_runs=True, standby_runs=False, standby_dead=True, may_start=False), Task.CLEAN),
-        (Household(active_runs=True, standby_runs=False), Task.START),
-        (Household(active_runs=True, standby_runs=False, may_start=False), Task.NOTHING),
-        (Household(active_runs=True, standby_runs=True, right_release=False, prepared=True), Task.REPLACE),
-        (Household(active_runs=True, standby_runs=True), Task.PREPARE),
-        (Household(active_runs=True, standby_runs=True, may_start=False), Task.NOTHING),
-        (Household(active_runs=True, standby_runs=True, prepared=True, outdated=True), Task.PROGRAM),
-        (Household(active_runs=True, standby_runs=True, prepared=True, strays=("a",), unparked=("b",)), Task.RETURN),
-        (Household(active_runs=True, standby_runs=True, prepared=True, unparked=("b",)), Task.PARK),
-        (Household(active_runs=True, standby_runs=True, prepared=True), Task.NOTHING),
+        (StandbyState(active_runs=False, standby_runs=True, prepared=True), Task.NOTHING),
+        (StandbyState(active_runs=False, standby_runs=True), Task.RESTART),
+        (StandbyState(active_runs=False, standby_runs=False, may_restart=False), Task.NOTHING),
+        (StandbyState(active_runs=False, standby_runs=False, may_start=False), Task.RESTART),
+        (StandbyState(active_runs=True, standby_runs=False, standby_dead=True, settle=True), Task.SETTLE),
+        (StandbyState(active_runs=True, standby_runs=False, standby_dead=True, may_start=False), Task.CLEAN),
+        (StandbyState(active_runs=True, standby_runs=False), Task.START),
+        (StandbyState(active_runs=True, standby_runs=False, may_start=False), Task.NOTHING),
+        (StandbyState(active_runs=True, standby_runs=True, right_release=False, prepared=True), Task.REPLACE),
+        (StandbyState(active_runs=True, standby_runs=True), Task.PREPARE),
+        (StandbyState(active_runs=True, standby_runs=True, may_start=False), Task.NOTHING),
+        (StandbyState(active_runs=True, standby_runs=True, prepared=True, outdated=True), Task.PROGRAM),
+        (StandbyState(active_runs=True, standby_runs=True, prepared=True, strays=("a",), unparked=("b",)), Task.RETURN),
+        (StandbyState(active_runs=True, standby_runs=True, prepared=True, unparked=("b",)), Task.PARK),
+        (StandbyState(active_runs=True, standby_runs=True, prepared=True), Task.NOTHING),
     ],
 )
-def test_one_task_at_a_time(house: Household, task: Task) -> None:
+def test_one_task_at_a_time(house: StandbyState, task: Task) -> None:
     assert next_task(house) is task
 
 
@@ -245,7 +245,7 @@ def test_giving_up_is_final(gaps: list[float]) -> None:
 
 def test_vms_return_from_a_standby_that_cannot_be_prepared_for_long() -> None:
     """Given up on, or between two attempts: its uplink is not the one that is steered to."""
-    waits = Household(active_runs=True, standby_runs=True, prepared=False, strays=("vm1",), may_start=False)
+    waits = StandbyState(active_runs=True, standby_runs=True, prepared=False, strays=("vm1",), may_start=False)
     assert next_task(waits) is Task.RETURN
     assert next_task(replace(waits, may_start=True)) is Task.PREPARE
     assert next_task(replace(waits, strays=())) is Task.NOTHING

@@ -10,7 +10,7 @@ import pytest
 
 from ovs_hotswap.model import Side
 from ovs_hotswap.plan.journal import Journals
-from ovs_hotswap.plan.records import Kind, Record, Shape
+from ovs_hotswap.plan.records import Kind, Record, StepNames
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.steps import upgrade_plan
 from tests.faults.matrix import (
@@ -127,7 +127,7 @@ def test_only_requests_to_the_remote_end_are_counted() -> None:
 def test_the_step_under_way_is_followed(tmp_path: Path) -> None:
     trail = Trail(tmp_path / "journal" / "current.jsonl")
     assert trail.step() is None
-    with Journals(tmp_path, System()).begin("upgrade", Shape(("park", "move"))) as journal:
+    with Journals(tmp_path, System()).begin("upgrade", StepNames(("park", "move"))) as journal:
         seen = [trail.step()]
         for kind, step in ((Kind.START, "park"), (Kind.DONE, "park"), (Kind.START, "move"), (Kind.FAILED, "move")):
             journal.append(Record(kind, step))

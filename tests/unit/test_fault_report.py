@@ -13,7 +13,7 @@ import pytest
 
 from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.plan.journal import Journals
-from ovs_hotswap.plan.records import Kind, Record, Shape
+from ovs_hotswap.plan.records import Kind, Record, StepNames
 from ovs_hotswap.system import System
 from tests.faults.__main__ import Todo
 from tests.faults.matrix import IDLE, Cell, Fault, Seen, Victim
@@ -81,7 +81,7 @@ def test_no_cell_is_begun_when_time_is_up() -> None:
 @pytest.mark.parametrize("fault", Victim.JOURNAL.faults)
 def test_a_journal_that_is_damaged_while_it_is_written_cannot_be_read(tmp_path: Path, fault: Fault) -> None:
     journals = Journals(tmp_path, System())
-    with journals.begin("upgrade", Shape(("park", "move"))) as journal:
+    with journals.begin("upgrade", StepNames(("park", "move"))) as journal:
         journal.append(Record(Kind.START, "park"))
         damage(journals.directory, fault)
         journal.append(Record(Kind.DONE, "park"))
@@ -94,7 +94,7 @@ def test_a_journal_that_is_damaged_while_it_is_written_cannot_be_read(tmp_path: 
 @pytest.mark.parametrize("fault", Victim.JOURNAL.faults)
 def test_where_no_journal_is_written_a_damaged_one_is_left(tmp_path: Path, fault: Fault) -> None:
     journals = Journals(tmp_path, System())
-    with journals.begin("upgrade", Shape(("park",))) as journal:
+    with journals.begin("upgrade", StepNames(("park",))) as journal:
         journal.append(Record(Kind.END))
     damage(journals.directory, fault)
     assert (journals.directory / "current.jsonl").exists()

@@ -13,7 +13,7 @@ from ovs_hotswap.config import Config
 from ovs_hotswap.errors import HostError, SwitchError
 from ovs_hotswap.host import settings_transfer
 from ovs_hotswap.model import Release, Side
-from ovs_hotswap.plan.executor import Run
+from ovs_hotswap.plan.executor import StepContext
 from ovs_hotswap.switch.paths import older
 from ovs_hotswap.switch.settings_plan import Carry
 from ovs_hotswap.upgrade import collect, peer_link, steps
@@ -50,8 +50,8 @@ class FakeReleases:
         return RELEASE
 
 
-def run(**facts: Any) -> Run:
-    return Run(lambda: facts, lambda _facts: None, lambda _event: None)
+def run(**facts: Any) -> StepContext:
+    return StepContext(lambda: facts, lambda _facts: None, lambda _event: None)
 
 
 class BrokerOfADeath(FakeBroker):
@@ -195,7 +195,7 @@ def test_but_it_is_turned_to_the_only_instance_that_is_left(bed: Bed) -> None:
 def test_a_commit_does_not_end_because_the_state_directory_cannot_be_written(bed: Bed) -> None:
     facts: dict[str, Any] = {}
     bed.world.full, bed.world.no_writing = {bed.config.restore_file.name}, errno.EROFS
-    RecordActive().do(upgrade(bed), Run(lambda: facts, facts.update, lambda _event: None))
+    RecordActive().do(upgrade(bed), StepContext(lambda: facts, facts.update, lambda _event: None))
     assert bed.host.recorded_active() is Side.B
     (warning,) = facts["warnings"]
     assert "not recorded for the next boot" in warning

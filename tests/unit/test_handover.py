@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 import pytest
 
 from ovs_hotswap.model import MessageThread, Side
-from ovs_hotswap.priority import Rank, give_rank, has_rank, preferred
+from ovs_hotswap.priority import Rank, has_rank, realtime_priority, set_thread_rank
 from ovs_hotswap.vhostuser import messages
-from ovs_hotswap.vhostuser.backend import Link
+from ovs_hotswap.vhostuser.backend import SwitchConnection
 from ovs_hotswap.vhostuser.channel import Channel
 from ovs_hotswap.vhostuser.handover import Outcome, prepare, swap
 from ovs_hotswap.vhostuser.messages import Request
-from ovs_hotswap.vhostuser.reconcile import Role, Told, places
+from ovs_hotswap.vhostuser.reconcile import Role, SentState, places
 from tests.unit.vhost_frames import booted
 
 STATE = booted(4)
@@ -37,8 +37,8 @@ class Peer:
 
     def __post_init__(self) -> None:
         ours, self.socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.link = Link(Side.A, Channel(ours))
-        self.link.told = Told(protocol_features=self.acknowledges << messages.ProtocolFeature.REPLY_ACK)
+        self.link = SwitchConnection(Side.A, Channel(ours))
+        self.link.told = SentState(protocol_features=self.acknowledges << messages.ProtocolFeature.REPLY_ACK)
         fence = Request.SET_VRING_ADDR if self.acknowledges else Request.GET_FEATURES
         self.good = messages.reply(fence, bytes(8))
         self._thread = threading.Thread(target=self._run)
@@ -138,7 +138,7 @@ def test_each_side_finds_something_in_its_pipe_for_every_message(peers: MakePeer
     pipes = {side: os.pipe2(os.O_NONBLOCK) for side in Side}
     ready = prepare(old.link, new.link, PARK, TAKE, [])
     threads = {side: MessageThread(0, end) for side, (_, end) in pipes.items()}
-    with preferred():  # whatever rank it takes, this thread gives it back
+    with realtime_priority():  # whatever rank it takes, this thread gives it back
         assert swap(ready, 5.0, threads, one_core=one_core).outcome is Outcome.MOVED
     messages = len(PARK) + (not old.acknowledges)  # a question behind them is one more
     for read, write in pipes.values():
@@ -156,7 +156,7 @@ def test_the_new_side_comes_first_once_the_old_one_is_done(peers: MakePeer) -> N
 
     old, new = peers(answers_and_looks), peers(answers_and_looks)
     old.link.side, new.link.side = Side.A, Side.B
-    give_rank(new.thread, Rank.WAITS)
+    set_thread_rank(new.thread, Rank.WAITS)
     if not has_rank(new.thread):
         pytest.skip("real-time priority is not permitted")
     ready = prepare(old.link, new.link, PARK, TAKE, [])

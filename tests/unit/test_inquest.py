@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ovs_hotswap.backends import Road
+from ovs_hotswap.backends import BackendMode
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, HotswapError
 from ovs_hotswap.host import culprit
@@ -112,9 +112,15 @@ class Host:
 
 
 @pytest.mark.parametrize(
-    ("culprit", "road"), [("vm1", Road.BROKER), ("vm3", Road.BROKER), ("vm4", Road.BROKER), ("vm3", Road.QEMU_DUAL)]
+    ("culprit", "road"),
+    [
+        ("vm1", BackendMode.BROKER),
+        ("vm3", BackendMode.BROKER),
+        ("vm4", BackendMode.BROKER),
+        ("vm3", BackendMode.QEMU_DUAL),
+    ],
 )
-def test_a_poison_guest_is_cut_off_and_the_others_go_on(config: Config, culprit: str, road: Road) -> None:
+def test_a_poison_guest_is_cut_off_and_the_others_go_on(config: Config, culprit: str, road: BackendMode) -> None:
     host = Host(config.model_copy(update={"road": road}), {culprit})
     host.run(30)
     assert host.served == {"vm1", "vm2", "vm3", "vm4"} - {culprit}

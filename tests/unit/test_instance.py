@@ -14,7 +14,7 @@ import pytest
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import HotswapError, SwitchError
 from ovs_hotswap.model import Device, Release, Side
-from ovs_hotswap.process_exit import started
+from ovs_hotswap.process_exit import start_time
 from ovs_hotswap.switch import launch
 from ovs_hotswap.switch.instance import Instance, State, cpu_mask, socket_limit, socket_mem
 from ovs_hotswap.switch.logscan import fatal, telling_cause
@@ -319,7 +319,7 @@ def test_whoever_has_the_number_of_a_starter_that_ended_starts_nothing(host: Fak
     paths = host.instance.paths
     paths.run_dir.mkdir(parents=True)
     record = InstanceRecord(release="host", root=None, ovs_version="3", dpdk_version="2", started=1.0,
-                            starter=os.getppid(), starter_born=started(os.getppid()))  # fmt: skip
+                            starter=os.getppid(), starter_born=start_time(os.getppid()))  # fmt: skip
     host.processes[os.getppid()] = ["ovs-hotswap"]
     paths.record.write_text(record.model_dump_json())
     assert host.instance.status().state is State.STARTING

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from ovs_hotswap.errors import BusyError, HostError, StateUnknown
 from ovs_hotswap.plan.journal import KEPT, Journals, parse
-from ovs_hotswap.plan.records import Kind, Mark, Phase, Record, Shape
+from ovs_hotswap.plan.records import Kind, Phase, Record, StepMark, StepNames
 from ovs_hotswap.system import System
 
-SHAPE = Shape(("check", "start"), ("retire",))
+SHAPE = StepNames(("check", "start"), ("retire",))
 
 
 class Clock(System):
@@ -219,7 +219,7 @@ def test_a_full_disk_leaves_no_half_record(journals: Journals) -> None:
         signal.signal(signal.SIGXFSZ, before)
     contents = journals.read()
     assert contents is not None
-    assert contents.standing.marks["check"] is Mark.DONE
+    assert contents.standing.marks["check"] is StepMark.DONE
 
 
 def test_facts_that_json_cannot_hold_are_refused(journals: Journals) -> None:

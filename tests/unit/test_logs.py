@@ -19,7 +19,7 @@ from ovs_hotswap.config import Config
 from ovs_hotswap.errors import HostError, SwitchError
 from ovs_hotswap.model import Side
 from ovs_hotswap.plan.journal import Journals
-from ovs_hotswap.plan.records import Shape
+from ovs_hotswap.plan.records import StepNames
 from ovs_hotswap.switch.paths import InstancePaths, older
 from ovs_hotswap.watchdog import log_rotation
 from ovs_hotswap.watchdog.failover import Task
@@ -105,7 +105,7 @@ def test_no_log_is_renamed_while_an_upgrade_is_under_way_or_waits(bed: Bed, daem
     with bed.host.lock():
         look(bed, watch)
     assert daemons.told == []
-    with Journals(bed.config.state_dir, bed.world).begin("upgrade", Shape(("park",))):
+    with Journals(bed.config.state_dir, bed.world).begin("upgrade", StepNames(("park",))):
         pass
     look(bed, watch)
     assert daemons.told == []

@@ -15,7 +15,7 @@ from ovs_hotswap.broker.timers import Delays
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhostuser import capture, messages, reconcile
-from ovs_hotswap.vhostuser.backend import Link
+from ovs_hotswap.vhostuser.backend import SwitchConnection
 from ovs_hotswap.vhostuser.capture_memory import Room
 from ovs_hotswap.vhostuser.channel import Channel
 from ovs_hotswap.vhostuser.guest_state import GuestState
@@ -30,7 +30,7 @@ ROOM = Room(64 << 20)
 class Sides:
     def __init__(self) -> None:
         self._ends = [socket.socketpair() for _ in range(3)]
-        self.old, self.new, self.other = (Link(Side.A, Channel(end)) for end, _ in self._ends)
+        self.old, self.new, self.other = (SwitchConnection(Side.A, Channel(end)) for end, _ in self._ends)
 
     def close(self) -> None:
         for link in (self.old, self.new, self.other):

@@ -14,7 +14,7 @@ from ovs_hotswap.errors import BrokerError, HotswapError, SwitchError
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.standby import newcomers
 from ovs_hotswap.model import MessageThread, Side
-from ovs_hotswap.plan.executor import Event, Run
+from ovs_hotswap.plan.executor import Event, StepContext
 from ovs_hotswap.priority import Rank
 from ovs_hotswap.upgrade import baseline
 from ovs_hotswap.upgrade.move_vms import move_all
@@ -109,7 +109,7 @@ class Bed:
             message_threads=lambda: contextlib.nullcontext(THREADS), system=self.system, instances=instances,
         )  # fmt: skip
         self.host = cast(Host, host)
-        self.run = Run(lambda: self.facts, self.facts.update, self.events.append)
+        self.run = StepContext(lambda: self.facts, self.facts.update, self.events.append)
 
     @property
     def told(self) -> list[str]:

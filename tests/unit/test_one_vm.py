@@ -14,7 +14,7 @@ import pytest
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, HostError, HotswapError, SwitchError
 from ovs_hotswap.model import MessageThread, Side
-from ovs_hotswap.plan.executor import Event, Run
+from ovs_hotswap.plan.executor import Event, StepContext
 from ovs_hotswap.switch.pmd import RxQueue
 from ovs_hotswap.upgrade import baseline
 from ovs_hotswap.upgrade.situation import Upgrade
@@ -191,7 +191,7 @@ class Bed:
         self.context = Upgrade(self.host, Side.A, Side.B, "host")
         self.facts: dict[str, Any] = {}
         self.events: list[Event] = []
-        self.run = Run(lambda: self.facts, self.facts.update, self.events.append)
+        self.run = StepContext(lambda: self.facts, self.facts.update, self.events.append)
 
     @property
     def told(self) -> str:

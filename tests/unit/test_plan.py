@@ -24,10 +24,10 @@ from ovs_hotswap.errors import (
     StateUnknown,
     SwitchError,
 )
-from ovs_hotswap.plan.executor import Event, EventKind, Executor, Plan, ReversibleStep, Run, State, Step
+from ovs_hotswap.plan.executor import Event, EventKind, Executor, Plan, ReversibleStep, State, Step, StepContext
 from ovs_hotswap.plan.interrupts import Interrupted, Interrupts
 from ovs_hotswap.plan.journal import Journals
-from ovs_hotswap.plan.records import Kind, Mark, Phase, Record, Shape, Standing, fold
+from ovs_hotswap.plan.records import Kind, Phase, PlanProgress, Record, StepMark, StepNames, fold
 from ovs_hotswap.system import System
 
 
@@ -48,7 +48,7 @@ class Look(Step[World]):
     def __init__(self, name: str) -> None:
         self.name, self.description = name, f"look at {name}"
 
-    def do(self, context: World, run: Run) -> None:
+    def do(self, context: World, run: StepContext) -> None:
         context.trap(f"before {self.name}")
         context.acts.append(f"do {self.name}")
         context.trap(f"in {self.name}")
@@ -58,10 +58,10 @@ class Change(ReversibleStep[World]):
     def __init__(self, name: str) -> None:
         self.name, self.description, self.look_at = name, f"change {name}", f"the {name} thing"
 
-    def facts(self, context: World, run: Run) -> dict[str, Any]:
+    def facts(self, context: World, run: StepContext) -> dict[str, Any]:
         return {f"{self.name} was": context.effects.get(self.name, "absent")}
 
-    def do(self, context: World, run: Run) -> None:
+    def do(self, context: World, run: StepContext) -> None:
         context.trap(f"before {self.name}")
         context.acts.append(f"do {self.name}")
         context.effects[self.name] = "half"
@@ -69,13 +69,13 @@ class Change(ReversibleStep[World]):
         context.effects[self.name] = "whole"
         context.trap(f"after {self.name}")
 
-    def undo(self, context: World, run: Run) -> None:
+    def undo(self, context: World, run: StepContext) -> None:
         context.trap(f"undo {self.name}")
         context.acts.append(f"undo {self.name}")
         if run.fact(f"{self.name} was", str) == "absent":
             context.effects.pop(self.name, None)
 
-    def state(self, context: World, run: Run) -> State:
+    def state(self, context: World, run: StepContext) -> State:
         return State.DONE if context.effects.get(self.name) == "whole" else State.NOT_DONE
 
 
@@ -121,7 +121,7 @@ class Bench:
             getattr(executor, action)()
 
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> PlanProgress:
         contents = self.journals.read()
         assert contents is not None, "the plan has ended"
         return contents.standing
@@ -195,7 +195,7 @@ def test_power_cut_then_resume_finishes(bench: Bench, point: str) -> None:
         bench.execute(trap=fail_at(point, PowerCut()))
     assert bench.undone() == []
     interrupted = point.split()[1]
-    assert bench.standing.marks[interrupted] is Mark.STARTED
+    assert bench.standing.marks[interrupted] is StepMark.STARTED
     bench.execute()
     assert bench.world.effects == WHOLE
     assert bench.ended
@@ -304,7 +304,7 @@ def test_facts_are_of_the_world_before_the_step_even_if_it_is_repeated(bench: Be
 
 def test_remembered_facts_are_on_the_disk_at_once(bench: Bench) -> None:
     class Remember(Look):
-        def do(self, context: World, run: Run) -> None:
+        def do(self, context: World, run: StepContext) -> None:
             run.remember(moved=["vm1"], sleep={"a": 50})
             raise PowerCut
 
@@ -316,7 +316,7 @@ def test_remembered_facts_are_on_the_disk_at_once(bench: Bench) -> None:
 
 
 def test_a_fact_of_another_kind_is_refused() -> None:
-    run = Run(lambda: {"sleep": "50"}, lambda _facts: None, lambda _event: None)
+    run = StepContext(lambda: {"sleep": "50"}, lambda _facts: None, lambda _event: None)
     assert run.fact("sleep", str) == "50"
     with pytest.raises(StateUnknown, match="no int 'sleep'"):
         run.fact("sleep", int)
@@ -351,7 +351,7 @@ def test_an_error_that_is_not_ours_rolls_back_too(bench: Bench) -> None:
 
 
 def test_the_journal_is_written_before_the_act(bench: Bench) -> None:
-    seen: dict[str, Mark] = {}
+    seen: dict[str, StepMark] = {}
 
     def trap(here: str) -> None:
         when, name = here.split()
@@ -359,7 +359,7 @@ def test_the_journal_is_written_before_the_act(bench: Bench) -> None:
             seen[name] = bench.standing.marks[name]
 
     bench.execute(trap=trap)
-    assert seen == dict.fromkeys((*BEFORE, *AFTER), Mark.STARTED)
+    assert seen == dict.fromkeys((*BEFORE, *AFTER), StepMark.STARTED)
 
 
 class Full:
@@ -446,7 +446,7 @@ def test_an_observer_that_fails_does_not_harm_the_plan(bench: Bench) -> None:
 
 def test_events_carry_progress_and_seconds(bench: Bench) -> None:
     class Move(Look):
-        def do(self, context: World, run: Run) -> None:
+        def do(self, context: World, run: StepContext) -> None:
             run.progress("moved in 212 us", item="vm1", count=1, total=4)
 
     ticks = iter(range(100))
@@ -480,7 +480,7 @@ def test_two_steps_of_one_name_are_refused() -> None:
 )
 def test_records_that_make_no_sense_are_refused(records: list[Record], why: str) -> None:
     with pytest.raises(StateUnknown, match=why) as raised:
-        fold(Shape(BEFORE, AFTER), records)
+        fold(StepNames(BEFORE, AFTER), records)
     assert f"record {len(records)} " in raised.value.message
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ovs_hotswap.errors import PostcheckFailed, PrecheckFailed, RolledBack, SwitchError
-from ovs_hotswap.plan.executor import Executor, Plan, ReversibleStep, Run
+from ovs_hotswap.plan.executor import Executor, Plan, ReversibleStep, StepContext
 from ovs_hotswap.plan.journal import Journals
 from ovs_hotswap.plan.records import Kind, Phase
 from ovs_hotswap.system import System
@@ -31,7 +31,7 @@ class Change(ReversibleStep[World]):
     def __init__(self, name: str) -> None:
         self.name = self.description = name
 
-    def do(self, context: World, run: Run) -> None:
+    def do(self, context: World, run: StepContext) -> None:
         if context.cut == self.name:
             raise Cut
         if self.name in context.failing:
@@ -40,7 +40,7 @@ class Change(ReversibleStep[World]):
         if self.name not in context.effects:
             context.effects.append(self.name)
 
-    def undo(self, context: World, run: Run) -> None:
+    def undo(self, context: World, run: StepContext) -> None:
         if self.name in context.effects:
             context.effects.remove(self.name)
 
@@ -124,7 +124,7 @@ def test_a_roll_back_after_the_commit_that_is_cut_is_finished(bench: Bench) -> N
     """The record of the turn is on the disk before anything is undone."""
 
     class Torn(Change):
-        def undo(self, context: World, run: Run) -> None:
+        def undo(self, context: World, run: StepContext) -> None:
             if context.cut == f"undo {self.name}":
                 raise Cut
             super().undo(context, run)

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable
 
 from ovs_hotswap.broker.process_watch import Processes
-from ovs_hotswap.process_exit import Process, started
+from ovs_hotswap.process_exit import Process, start_time
 from tests.support.shortage import few_descriptors
 
 
@@ -30,14 +30,14 @@ def told(act: Callable[[Processes], None], count: int = 0) -> list[int]:
 
 def since(pid: int) -> int:
     """When a process that is there was started."""
-    found = started(pid)
+    found = start_time(pid)
     assert found
     return found
 
 
 def test_a_process_that_lives_is_not_told() -> None:
     with subprocess.Popen(["sleep", "60"]) as child:
-        assert told(lambda processes: processes.track(child.pid, started(child.pid))) == []
+        assert told(lambda processes: processes.track(child.pid, start_time(child.pid))) == []
         child.kill()
 
 
@@ -76,7 +76,7 @@ def test_a_process_is_known_by_when_it_was_started() -> None:
 
         def look(processes: Processes) -> None:
             processes.track(child.pid)
-            assert processes.known(child.pid) == Process(child.pid, started(child.pid))
+            assert processes.known(child.pid) == Process(child.pid, start_time(child.pid))
             assert processes.known(1 << 22) == Process(1 << 22, 0)  # nobody's, or another's by now
 
         assert told(look) == []

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.broker.control.server import Desk
-from ovs_hotswap.broker.persist.autosave import Keeping
-from ovs_hotswap.broker.persist.predecessor import Passing
+from ovs_hotswap.broker.control.server import ControlServer
+from ovs_hotswap.broker.persist.autosave import StateSaver
+from ovs_hotswap.broker.persist.predecessor import Predecessor
 from ovs_hotswap.broker.qemu_connector import Reach
 from ovs_hotswap.broker.settings import Settings
 from ovs_hotswap.config import Config, load_config
@@ -41,10 +41,10 @@ def test_a_fault_of_what_is_done_before_does_not_end_it(config: Config) -> None:
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
-        desk, keeping = Desk(config, {}, None), Keeping(loop, {}, keeps=False)
+        desk, keeping = ControlServer(config, {}, None), StateSaver(loop, {}, keeps=False)
         assert desk.listener is not None
         with desk.listener:
-            passing = Passing(loop, config, None, {}, keeping, desk, lambda: None)
+            passing = Predecessor(loop, config, None, {}, keeping, desk, lambda: None)
             calling = loop.create_task(Reach(Settings(config), {}, keeping, passing).forever(first))
             async with asyncio.timeout(10):
                 while rounds < 2:

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import pytest
 
 from ovs_hotswap.broker.persist import recovery
-from ovs_hotswap.broker.persist.autosave import Keeping
+from ovs_hotswap.broker.persist.autosave import StateSaver
 from ovs_hotswap.broker.persist.snapshot import VmParts, Work
-from ovs_hotswap.broker.persist.state_slot import Kept, Vault
+from ovs_hotswap.broker.persist.state_slot import LoadedState, StateSlot
 from ovs_hotswap.broker.vm import Vm
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
@@ -123,7 +123,7 @@ def test_a_broker_that_fails_before_it_goes_on_keeps_what_is_due() -> None:
 Ends = tuple[socket.socket, socket.socket]
 
 
-class Breaks(Vault):
+class Breaks(StateSlot):
     """A vault in which nothing can be put for ``left`` times, for a reason that nobody has thought of."""
 
     left = 1
@@ -135,7 +135,7 @@ class Breaks(Vault):
         super().put(vm)
 
 
-class Full(Vault):
+class Full(StateSlot):
     """One that is full, or for which descriptors are short, at first."""
 
     left = 1
@@ -155,8 +155,8 @@ def ends() -> Iterator[Ends]:
 
 
 @contextlib.contextmanager
-def keeping(bed: Bed, vm: Vm, ends: Ends, made: type[Vault] = Vault) -> Iterator[Keeping]:
-    keeping = Keeping(bed.loop, {vm.name: made(ends[0].dup(), ends[1].dup())}, keeps=True)
+def keeping(bed: Bed, vm: Vm, ends: Ends, made: type[StateSlot] = StateSlot) -> Iterator[StateSaver]:
+    keeping = StateSaver(bed.loop, {vm.name: made(ends[0].dup(), ends[1].dup())}, keeps=True)
     keeping.add(vm)
     try:
         yield keeping
@@ -164,8 +164,8 @@ def keeping(bed: Bed, vm: Vm, ends: Ends, made: type[Vault] = Vault) -> Iterator
         keeping.remove(vm.name, forget=False)
 
 
-def taken(ends: Ends) -> Kept:
-    vault = Vault(ends[0].dup(), ends[1].dup())
+def taken(ends: Ends) -> LoadedState:
+    vault = StateSlot(ends[0].dup(), ends[1].dup())
     try:
         return vault.take()
     finally:

@@ -13,23 +13,23 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ovs_hotswap.errors import ProtocolError
 from ovs_hotswap.vhostuser import messages
-from ovs_hotswap.vhostuser.guest_state import GuestState, Offer, receive, ring_parts
+from ovs_hotswap.vhostuser.guest_state import GuestState, Offer, apply_message, ring_parts
 from ovs_hotswap.vhostuser.messages import Message, ProtocolFeature, Request, RingAddress
 from ovs_hotswap.vhostuser.reconcile import (
     PARKING,
     PARKING_SIZE,
     SCRATCH_SIZE,
     SCRATCH_USER_ADDRESS,
-    Out,
+    OutgoingMessage,
     Role,
-    Told,
-    moved,
+    SentState,
     place,
     places,
     reconcile,
     scratch_region,
     table,
     why_not_parked,
+    with_ring_addresses,
 )
 from tests.unit.vhost_frames import OFFER, FakeDescriptor, address, booted, fakes, guest_messages, told
 
@@ -62,7 +62,7 @@ class Model:
     log: int | None = None
     guest_addresses: int = 0
 
-    def take(self, out: Sequence[Out]) -> None:
+    def take(self, out: Sequence[OutgoingMessage]) -> None:
         for one in out:
             request, flags, size = messages.HEADER.unpack_from(one.data)
             assert len(one.data) == messages.HEADER.size + size
@@ -150,7 +150,7 @@ def check_view(model: Model, state: GuestState, role: Role, offer: Offer = OFFER
 
 def test_no_ring_is_kicked_before_all_are_complete() -> None:
     """DPDK 17.11 counts the rings that it has heard of when each of those has all it needs."""
-    out, _ = reconcile(Told(), booted(4, 1, 256), Role.PARKED, SCRATCH, OFFER, lambda index: BASE)
+    out, _ = reconcile(SentState(), booted(4, 1, 256), Role.PARKED, SCRATCH, OFFER, lambda index: BASE)
     requests = [Request(messages.HEADER.unpack_from(one.data)[0]) for one in out]
     first = requests.index(Request.SET_VRING_KICK)
     assert requests[first:].count(Request.SET_VRING_KICK) == 4
@@ -160,7 +160,7 @@ def test_no_ring_is_kicked_before_all_are_complete() -> None:
 
 def test_only_the_ring_that_may_differ_is_looked_at() -> None:
     before = booted(4)
-    _, heard = reconcile(Told(), before, Role.OWNER, SCRATCH, OFFER, lambda index: BASE)
+    _, heard = reconcile(SentState(), before, Role.OWNER, SCRATCH, OFFER, lambda index: BASE)
     state = before
     for index in (1, 2):
         state = state.with_ring(index, replace(state.ring(index), enabled=False))
@@ -178,7 +178,7 @@ class BackEnd(RuleBasedStateMachine):
         self.state = GuestState()
         self.role = Role.IDLE
         self.model = Model()
-        self.told = Told()
+        self.told = SentState()
 
     def settle(self, only: int | None = None) -> None:
         before = self.model.guest_addresses
@@ -193,7 +193,7 @@ class BackEnd(RuleBasedStateMachine):
     @rule(got=guest_messages())
     def guest(self, got: Message) -> None:
         try:
-            received = receive(self.state, got, OFFER)
+            received = apply_message(self.state, got, OFFER)
         except ProtocolError:
             return
         self.state = received.state
@@ -204,7 +204,7 @@ class BackEnd(RuleBasedStateMachine):
         """Several messages before this back end hears of any."""
         for one in got:
             try:
-                self.state = receive(self.state, one, OFFER).state
+                self.state = apply_message(self.state, one, OFFER).state
             except ProtocolError:
                 continue
         self.settle()
@@ -227,15 +227,15 @@ class BackEnd(RuleBasedStateMachine):
         before = self.model.guest_addresses
         for index in self.state.started:
             data = messages.build_ring_address(index, place(self.state.rings[index], role))
-            self.model.take([Out(data)])
+            self.model.take([OutgoingMessage(data)])
         assert role is Role.OWNER or self.model.guest_addresses == before
-        self.told = moved(self.told, places(self.state, role))
+        self.told = with_ring_addresses(self.told, places(self.state, role))
         self.role = role
         self.settle()
 
     @rule()
     def reconnect(self) -> None:
-        self.model, self.told = Model(), Told()
+        self.model, self.told = Model(), SentState()
         self.settle()
 
     @invariant()
@@ -263,7 +263,7 @@ TestBackEnd = BackEnd.TestCase
 # -- order -------------------------------------------------------------------------------------------------------------
 
 
-def requests(out: Sequence[Out]) -> list[Request]:
+def requests(out: Sequence[OutgoingMessage]) -> list[Request]:
     return [Request(messages.HEADER.unpack_from(one.data)[0]) for one in out]
 
 
@@ -276,7 +276,7 @@ _BEFORE_ENABLE = {
 @given(st.sampled_from([Role.PARKED, Role.OWNER]), st.integers(1, 8), st.integers(1, 8))
 def test_all_parameters_of_all_rings_come_before_any_enable(role: Role, rings: int, regions: int) -> None:
     """OVS counts the rings when DPDK calls ``new_device``, at the first enabled pair (``virtio_is_ready``)."""
-    out, _ = reconcile(Told(), booted(rings, regions), role, SCRATCH, OFFER, lambda index: 0)
+    out, _ = reconcile(SentState(), booted(rings, regions), role, SCRATCH, OFFER, lambda index: 0)
     order = requests(out)
     first = order.index(Request.SET_VRING_ENABLE)
     assert not _BEFORE_ENABLE & set(order[first:])
@@ -289,7 +289,7 @@ def test_all_parameters_of_all_rings_come_before_any_enable(role: Role, rings: i
         ]  # fmt: skip
 
 
-def ring_of(one: Out) -> int | None:
+def ring_of(one: OutgoingMessage) -> int | None:
     request = Request(messages.HEADER.unpack_from(one.data)[0])
     if request in _BEFORE_ENABLE or request is Request.SET_VRING_ENABLE:
         return int.from_bytes(one.data[12:16], "little") & 0xFF
@@ -298,7 +298,7 @@ def ring_of(one: Out) -> int | None:
 
 def test_status_comes_last() -> None:
     state = told(booted(2), messages.build_number(Request.SET_STATUS, 15)).state
-    out, _ = reconcile(Told(), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
+    out, _ = reconcile(SentState(), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
     assert requests(out)[-1] is Request.SET_STATUS
 
 
@@ -307,14 +307,14 @@ def test_status_comes_last() -> None:
 
 def test_owner_begins_where_it_is_told_to_and_a_parked_side_at_0() -> None:
     for role, base in ((Role.OWNER, 17), (Role.PARKED, 0)):
-        out, _ = reconcile(Told(), booted(2), role, SCRATCH, OFFER, lambda index: 17)
+        out, _ = reconcile(SentState(), booted(2), role, SCRATCH, OFFER, lambda index: 17)
         bases = [one.data for one in out if requests([one]) == [Request.SET_VRING_BASE]]
         assert bases == [messages.build_ring_value(Request.SET_VRING_BASE, index, base) for index in range(2)]
 
 
 def test_everything_of_a_ring_is_sent_again_after_it_was_stopped() -> None:
     state = booted(2)
-    _, heard = reconcile(Told(), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
+    _, heard = reconcile(SentState(), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
     stopped = told(state, messages.build_ring_value(Request.GET_VRING_BASE, 0, 0)).state
     out, heard = reconcile(heard, stopped, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
     assert requests(out) == [Request.GET_VRING_BASE]
@@ -329,14 +329,14 @@ def test_everything_of_a_ring_is_sent_again_after_it_was_stopped() -> None:
 
 def test_address_swap_of_a_parked_side_is_one_message_a_ring() -> None:
     state = booted(4)
-    _, heard = reconcile(Told(), state, Role.PARKED, SCRATCH, OFFER, lambda index: 0)
+    _, heard = reconcile(SentState(), state, Role.PARKED, SCRATCH, OFFER, lambda index: 0)
     out, _ = reconcile(heard, state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
     assert requests(out) == [Request.SET_VRING_ADDR] * 4
 
 
 def test_other_size_restarts_the_ring() -> None:
     state = booted(1)
-    _, heard = reconcile(Told(), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
+    _, heard = reconcile(SentState(), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
     smaller = told(state, messages.build_ring_value(Request.SET_VRING_NUM, 0, 64)).state
     out, _ = reconcile(heard, smaller, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
     assert requests(out)[:3] == [Request.GET_VRING_BASE, Request.SET_VRING_NUM, Request.SET_VRING_BASE]
@@ -358,7 +358,7 @@ def described_again(state: GuestState, request: Request) -> GuestState:
 def test_a_started_ring_that_is_described_again_is_stopped_first(role: Role, request_: Request) -> None:
     """Here a disabled one, with what was said before, as a front end does that never sends GET_VRING_BASE."""
     state = told(booted(2), messages.build_ring_value(Request.SET_VRING_ENABLE, 1, 0)).state
-    _, heard = reconcile(Told(), state, role, SCRATCH, OFFER, lambda index: 9)
+    _, heard = reconcile(SentState(), state, role, SCRATCH, OFFER, lambda index: 9)
     again = described_again(state, request_)
     out, heard = reconcile(heard, again, role, SCRATCH, OFFER, lambda index: 9)
     assert [ring_of(one) for one in out[1:]] == [1] * (len(out) - 1)
@@ -383,7 +383,7 @@ def test_a_base_that_was_said_holds_for_the_rest_of_the_description() -> None:
 def test_a_log_for_a_running_ring_does_not_stop_it() -> None:
     """QEMU says the addresses again with the log flag when a migration starts."""
     state = booted(2)
-    _, heard = reconcile(Told(), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
+    _, heard = reconcile(SentState(), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
     for data in (
         messages.build_number(Request.SET_FEATURES, OFFER.features ^ 1 << messages.Feature.LOG_ALL),
         messages.build_ring_address(0, replace(address(0), flags=1, log=64)),
@@ -396,7 +396,7 @@ def test_a_log_for_a_running_ring_does_not_stop_it() -> None:
 def test_other_features_stop_a_running_device_first() -> None:
     """DPDK refuses them otherwise, and hangs up (``vhost_user_set_features``)."""
     state = booted(2)
-    _, heard = reconcile(Told(), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
+    _, heard = reconcile(SentState(), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
     state = told(state, messages.build_number(Request.SET_FEATURES, OFFER.features & ~1)).state
     out, _ = reconcile(heard, state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
     assert requests(out)[:3] == [Request.GET_VRING_BASE, Request.GET_VRING_BASE, Request.SET_FEATURES]
@@ -415,8 +415,8 @@ def test_other_features_stop_a_running_device_first() -> None:
 def test_back_end_without_a_protocol_feature(bit: ProtocolFeature, request_: Request, data: bytes) -> None:
     state = told(booted(2), data).state
     less = Offer(OFFER.features, OFFER.protocol_features & ~(1 << bit), OFFER.queue_pairs)
-    with_it, _ = reconcile(Told(), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
-    without, _ = reconcile(Told(), state, Role.OWNER, SCRATCH, less, lambda index: 0)
+    with_it, _ = reconcile(SentState(), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
+    without, _ = reconcile(SentState(), state, Role.OWNER, SCRATCH, less, lambda index: 0)
     assert request_ in requests(with_it)
     assert request_ not in requests(without)
     acknowledged = [one.data for one in without if requests([one]) == [Request.SET_PROTOCOL_FEATURES]]
@@ -456,4 +456,4 @@ def test_guest_that_claims_the_scratch_addresses_is_not_parked(guest: int, user:
 
 def test_empty_record_yields_nothing() -> None:
     for role in Role:
-        assert reconcile(Told(), GuestState(), role, SCRATCH, OFFER, lambda index: 0)[0] == []
+        assert reconcile(SentState(), GuestState(), role, SCRATCH, OFFER, lambda index: 0)[0] == []

@@ -67,7 +67,7 @@ def test_without_a_manager_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     assert not sd_notify.supervised()
     assert not sd_notify.notify("READY=1")
-    assert not sd_notify.store("vm1", [0])
+    assert not sd_notify.fdstore_add("vm1", [0])
 
 
 def test_a_manager_that_is_gone_is_no_error(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +87,7 @@ def test_a_manager_that_does_not_read_hangs_nobody(manager: Manager, monkeypatch
 def test_stored_descriptors_arrive_in_messages_that_the_kernel_takes(manager: Manager) -> None:
     count = 300  # more than one message may carry
     with open(os.devnull) as null:
-        assert sd_notify.store("vm1", [null.fileno()] * count)
+        assert sd_notify.fdstore_add("vm1", [null.fileno()] * count)
         messages = manager.received()
         assert [lines for lines, _ in messages] == [["FDSTORE=1", "FDNAME=vm1", "FDPOLL=0"]] * 3
         descriptors = [descriptor for _, some in messages for descriptor in some]
@@ -95,16 +95,16 @@ def test_stored_descriptors_arrive_in_messages_that_the_kernel_takes(manager: Ma
         assert all(os.path.sameopenfile(null.fileno(), descriptor) for descriptor in descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
-    assert sd_notify.forget("vm1")
+    assert sd_notify.fdstore_remove("vm1")
     assert manager.lines() == [["FDSTOREREMOVE=1", "FDNAME=vm1"]]
 
 
 STORED = """
 import os, sys
 from ovs_hotswap.service import sd_notify
-found = sd_notify.stored()
+found = sd_notify.listen_fds()
 print({name: [os.read(fd, 9).decode() for fd in fds] for name, fds in found.items()})
-print([os.get_inheritable(fd) for fds in found.values() for fd in fds], sd_notify.stored())
+print([os.get_inheritable(fd) for fds in found.values() for fd in fds], sd_notify.listen_fds())
 """
 STARTER = """
 import os, sys
@@ -139,7 +139,7 @@ def test_what_was_stored_is_found_by_name_once() -> None:
 def test_what_was_stored_for_another_process_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LISTEN_PID", str(os.getppid()))
     monkeypatch.setenv("LISTEN_FDS", "1")
-    assert sd_notify.stored() == {}
+    assert sd_notify.listen_fds() == {}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ovs_hotswap.errors import ProtocolError
 from ovs_hotswap.vhostuser import messages
-from ovs_hotswap.vhostuser.guest_state import Answer, GuestState, Line, Offer, Ring, receive, ring_parts
+from ovs_hotswap.vhostuser.guest_state import GuestState, Offer, ReplyDue, Ring, VringFd, apply_message, ring_parts
 from ovs_hotswap.vhostuser.messages import Feature, Message, Request, RingAddress
 from tests.unit.vhost_frames import OFFER, USER, FakeDescriptor, address, booted, fakes, guest_messages, message, told
 
@@ -45,7 +45,7 @@ class Descriptors(RuleBasedStateMachine):
         self.all += brought
         before = self.state
         try:
-            received = receive(self.state, got, OFFER)
+            received = apply_message(self.state, got, OFFER)
         except ProtocolError:
             self.refused += [descriptor.serial for descriptor in brought]
             assert self.state is before
@@ -81,7 +81,7 @@ def test_features_that_were_not_offered_are_refused_by_name() -> None:
         told(GuestState(), messages.build_number(Request.SET_FEATURES, 1 << 34))
     narrow = Offer(1 << Feature.VERSION_1, 0, 1)
     with pytest.raises(ProtocolError, match="NET_MQ"):
-        receive(GuestState(), message(messages.build_number(Request.SET_FEATURES, 1 << Feature.NET_MQ)), narrow)
+        apply_message(GuestState(), message(messages.build_number(Request.SET_FEATURES, 1 << Feature.NET_MQ)), narrow)
 
 
 def test_protocol_features_of_an_earlier_back_end_are_ignored_and_named() -> None:
@@ -102,12 +102,14 @@ def test_protocol_features_that_cannot_be_ignored_are_refused_by_name() -> None:
     narrow = Offer(OFFER.features, 0, 1)
     log = message(messages.build_log(messages.DirtyLog(4096, 0, FakeDescriptor())), fakes(1))
     with pytest.raises(ProtocolError, match="LOG_SHMFD is not offered"):
-        receive(GuestState(), log, narrow)
+        apply_message(GuestState(), log, narrow)
 
 
 def test_dirty_logging_may_be_acknowledged_without_being_offered() -> None:
     narrow = Offer(0, 0, 1)
-    got = receive(GuestState(), message(messages.build_number(Request.SET_FEATURES, 1 << Feature.LOG_ALL)), narrow)
+    got = apply_message(
+        GuestState(), message(messages.build_number(Request.SET_FEATURES, 1 << Feature.LOG_ALL)), narrow
+    )
     assert got.state.features == 1 << Feature.LOG_ALL
 
 
@@ -122,7 +124,7 @@ def test_dirty_logging_may_be_acknowledged_without_being_offered() -> None:
 )
 def test_questions_are_answered_at_once(request_: Request, value: int) -> None:
     got = told(GuestState(), messages.build(request_))
-    assert (got.answer, got.value, got.state) == (Answer.NOW, value, GuestState())
+    assert (got.answer, got.value, got.state) == (ReplyDue.NOW, value, GuestState())
 
 
 def test_offers() -> None:
@@ -142,22 +144,22 @@ def test_offers() -> None:
     ],
 )
 def test_acknowledgement_asked_for_is_owed(data: bytes) -> None:
-    assert told(GuestState(), data).answer is Answer.SETTLED
+    assert told(GuestState(), data).answer is ReplyDue.SETTLED
 
 
 def test_question_that_also_asks_for_an_acknowledgement_has_one_answer() -> None:
     got = told(GuestState(), messages.build(Request.GET_FEATURES, flags=messages.VERSION | messages.NEED_REPLY))
-    assert got.answer is Answer.NOW
+    assert got.answer is ReplyDue.NOW
 
 
 def test_log_base_is_always_acknowledged() -> None:
     got = told(GuestState(), messages.build_log(messages.DirtyLog(1, 0, FakeDescriptor())), fakes(1))
-    assert got.answer is Answer.SETTLED
+    assert got.answer is ReplyDue.SETTLED
 
 
 def test_rarp_is_passed_on() -> None:
     got = told(GuestState(), messages.build_number(Request.SEND_RARP, 7))
-    assert (got.answer, got.value) == (Answer.RARP, 7)
+    assert (got.answer, got.value) == (ReplyDue.RARP, 7)
 
 
 # -- rings -------------------------------------------------------------------------------------------------------------
@@ -183,19 +185,19 @@ def test_ring_starts_with_its_kick_and_ends_with_get_base() -> None:
     assert state.started == (0, 1)
     got = told(state, messages.build_ring_value(Request.GET_VRING_BASE, 1, 0))
     assert got.state.started == (0,)
-    assert (got.answer, got.index, got.value) == (Answer.BASE, 1, 7)
+    assert (got.answer, got.index, got.value) == (ReplyDue.BASE, 1, 7)
     assert len(got.surplus) == 2
     assert got.state.rings[1] == Ring(base=None, enabled=True, life=1)
 
 
 def test_stopping_a_ring_that_never_was_answers_its_base() -> None:
     got = told(GuestState(), messages.build_ring_value(Request.GET_VRING_BASE, 3, 0))
-    assert (got.answer, got.index, got.value, got.surplus) == (Answer.BASE, 3, 0, ())
+    assert (got.answer, got.index, got.value, got.surplus) == (ReplyDue.BASE, 3, 0, ())
 
 
 def test_kick_without_a_descriptor_starts_the_ring_too() -> None:
     got = told(booted(1), messages.build_ring_descriptor(Request.SET_VRING_KICK, 0, present=False))
-    assert got.state.rings[0].kick == Line(True, None)
+    assert got.state.rings[0].kick == VringFd(True, None)
     assert got.state.started == (0,)
     assert len(got.surplus) == 1
 
@@ -243,7 +245,7 @@ def test_new_memory_table_replaces_the_old_one() -> None:
     state = booted(1, regions=3)
     old = list(state.memory)
     new = message(messages.build_memory_table([old[0]]), (FakeDescriptor(),))
-    got = receive(state, new, OFFER)
+    got = apply_message(state, new, OFFER)
     assert [descriptor.serial for descriptor in got.surplus] == [region.descriptor.serial for region in old]
     assert len(got.state.memory) == 1
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from ovs_hotswap.broker.persist.snapshot import LinkParts, Table, VmParts, decode, encode, format_of
 from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhostuser.guest_state import GuestState, Line, Offer, Ring
+from ovs_hotswap.vhostuser.guest_state import GuestState, Offer, Ring, VringFd
 from ovs_hotswap.vhostuser.messages import DirtyLog, Region, RingAddress
 from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
-from ovs_hotswap.vhostuser.reconcile import Role, Told, reconcile, scratch_region
+from ovs_hotswap.vhostuser.reconcile import Role, SentState, reconcile, scratch_region
 
 OFFER = Offer(0xFFFF, 0x1F, 4)
 OWNERSHIPS = [
@@ -46,7 +46,7 @@ class Handle:
 handles = st.builds(Handle, st.integers(1, 40))
 numbers = st.integers(0, (1 << 64) - 1)
 pids, ticks = st.integers(1, 1 << 22), st.integers(0, 1 << 40)
-lines = st.builds(Line, st.booleans(), st.none() | handles)
+lines = st.builds(VringFd, st.booleans(), st.none() | handles)
 addresses = st.builds(RingAddress, st.integers(0, 1), numbers, numbers, numbers, numbers)
 rings = st.builds(
     Ring, st.none() | st.sampled_from([256, 1024]), st.none() | addresses, st.integers(0, 65535), lines, lines,
@@ -61,8 +61,8 @@ states = st.builds(
 )  # fmt: skip
 
 
-def told_of(state: GuestState, role: Role) -> Told:
-    return reconcile(Told(), state, role, scratch_region(Handle(99)), OFFER, lambda _: 0)[1]
+def told_of(state: GuestState, role: Role) -> SentState:
+    return reconcile(SentState(), state, role, scratch_region(Handle(99)), OFFER, lambda _: 0)[1]
 
 
 @st.composite

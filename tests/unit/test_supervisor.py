@@ -24,7 +24,7 @@ BEGIN = """
 import os, signal, socket, sys, time
 from ovs_hotswap.service import sd_notify
 signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
-given = {name: [os.fstat(fd).st_ino for fd in fds] for name, fds in sorted(sd_notify.stored().items())}
+given = {name: [os.fstat(fd).st_ino for fd in fds] for name, fds in sorted(sd_notify.listen_fds().items())}
 def say(text):
     with open("said", "a") as out:
         print(os.getpid(), *sys.argv[1:], text, file=out)
@@ -84,8 +84,8 @@ def test_what_was_stored_is_given_to_the_next(service: Make) -> None:
 if not given:
     ends = socket.socketpair()
     third = open(os.devnull)
-    sd_notify.store("one", [end.fileno() for end in ends])
-    sd_notify.store("two", [third.fileno()])
+    sd_notify.fdstore_add("one", [end.fileno() for end in ends])
+    sd_notify.fdstore_add("two", [third.fileno()])
     given = {"one": [os.fstat(end.fileno()).st_ino for end in ends], "two": [os.fstat(third.fileno()).st_ino]}
 sd_notify.notify("READY=1")
 extra = sorted(int(fd) for fd in os.listdir("/proc/self/fd"))
@@ -107,16 +107,16 @@ def test_what_was_forgotten_is_closed(service: Make) -> None:
 if not given:
     ends = socket.socketpair()
     for name in ("one", "two"):
-        sd_notify.store(name, [ends[0].fileno()])
-    sd_notify.store("three", [0])
+        sd_notify.fdstore_add(name, [ends[0].fileno()])
+    sd_notify.fdstore_add("three", [0])
     ends[0].close()
-    sd_notify.forget("one")
+    sd_notify.fdstore_remove("one")
     ends[1].setblocking(False)
     try:
         say(ends[1].recv(1))
     except BlockingIOError:
         say("kept")
-    sd_notify.forget("two")
+    sd_notify.fdstore_remove("two")
     ends[1].setblocking(True)
     say(repr(ends[1].recv(1)))
     sd_notify.notify("READY=1")
@@ -138,7 +138,7 @@ def limit(soft):
     resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 if not given:
     ends = socket.socketpair()
-    sd_notify.store("one", [ends[0].fileno()])
+    sd_notify.fdstore_add("one", [ends[0].fileno()])
     sd_notify.notify("READY=1")
     time.sleep(0.2)
     limit(3)
@@ -217,7 +217,7 @@ def test_what_was_stored_is_put_in_order_by_the_next_if_there_is_none(service: M
     """Only the first one is stored for; the second one is started in order to be ended."""
     code = """
 if not given:
-    sd_notify.store("one", [0])
+    sd_notify.fdstore_add("one", [0])
 def end(*_):
     say("ends")
     sys.exit(0)
@@ -239,7 +239,7 @@ sd_notify.notify("READY=1")
 def test_one_that_fails_at_its_end_is_not_the_last(service: Make) -> None:
     code = """
 if not given:
-    sd_notify.store("one", [0])
+    sd_notify.fdstore_add("one", [0])
 signal.signal(signal.SIGINT, lambda *_: sys.exit(0 if given else 1))
 say(" ".join(["with", *given]))
 sd_notify.notify("READY=1")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ovs_hotswap.errors import BusyError, CommandError, HostError
-from ovs_hotswap.process_exit import started
+from ovs_hotswap.process_exit import start_time
 from ovs_hotswap.system import System, files, host_error, pid_text
 from tests.support.shortage import no_threads
 from tests.support.waiting import eventually
@@ -344,7 +344,7 @@ def sleeper() -> Iterator[int]:
 
 def test_a_pid_file_names_its_writer_alone(system: System, tmp_path: Path, sleeper: int) -> None:
     """Whatever has the pid by now, and whatever words are among its arguments."""
-    path, born = tmp_path / "x.pid", started(sleeper)
+    path, born = tmp_path / "x.pid", start_time(sleeper)
     assert born
     for text, word, found in (
         (pid_text(sleeper), "broker", sleeper),

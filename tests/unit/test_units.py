@@ -12,7 +12,7 @@ from ovs_hotswap.config import Config
 from ovs_hotswap.errors import HotswapError, ReleaseError, SwitchError
 from ovs_hotswap.model import Release, Side
 from ovs_hotswap.switch.instance import Instance, State
-from ovs_hotswap.switch.units import Fault, InstanceUnit, Order
+from ovs_hotswap.switch.units import InstanceUnit, StartFailure, StartRequest
 from ovs_hotswap.system import Completed
 from tests.unit.test_instance import HOST, FakeDb, FakeHost, FakeNamespaces, configuration
 
@@ -216,14 +216,14 @@ def test_without_an_order_there_is_nothing_to_carry_out(host: Booted, text: str 
 
 def test_an_order_carries_the_configuration(host: Booted) -> None:
     release = Release("new", "/srv/new", "3.5.0", "24.11.4")
-    order = Order(release=release, config=host.config)
-    assert Order.model_validate_json(order.model_dump_json()) == order
+    order = StartRequest(release=release, config=host.config)
+    assert StartRequest.model_validate_json(order.model_dump_json()) == order
 
 
 def test_a_fault_keeps_the_class_of_the_error() -> None:
     error = ReleaseError("the tree is gone", hint="add it again")
     error.add_note("and more")
-    again = Fault.model_validate_json(Fault.of(error).model_dump_json()).error
+    again = StartFailure.model_validate_json(StartFailure.of(error).model_dump_json()).error
     assert type(again) is ReleaseError
     assert (again.message, again.hint, again.__notes__) == ("the tree is gone", "add it again", ["and more"])
 

@@ -13,7 +13,7 @@ from ovs_hotswap.host import standby
 from ovs_hotswap.model import Release, Severity, Side
 from ovs_hotswap.plan.executor import Event
 from ovs_hotswap.plan.journal import Journals
-from ovs_hotswap.plan.records import Kind, Record, Shape
+from ovs_hotswap.plan.records import Kind, Record, StepNames
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.upgrade import collect
 from ovs_hotswap.upgrade.steps import upgrade_plan
@@ -44,7 +44,7 @@ def ended(bed: Bed, release: str, previous: str, *, committed: bool = True, **mo
     """An upgrade in the history."""
     bed.world.wall_now += 1.0
     parameters = {"old": "a", "new": "b", "release": release, "previous": previous, "keep_old": False, **more}
-    with Journals(bed.config.state_dir, bed.world).begin(KIND, Shape(()), parameters=parameters) as journal:
+    with Journals(bed.config.state_dir, bed.world).begin(KIND, StepNames(()), parameters=parameters) as journal:
         if committed:
             journal.append(Record(Kind.COMMIT))
         journal.append(Record(Kind.END))
@@ -59,14 +59,14 @@ def test_an_upgrade_to_what_runs_changes_nothing(bed: Bed) -> None:
 
 
 def test_it_is_not_taken_for_done_while_one_is_unfinished(bed: Bed) -> None:
-    with Journals(bed.config.state_dir, bed.world).begin(KIND, Shape(("move",))):
+    with Journals(bed.config.state_dir, bed.world).begin(KIND, StepNames(("move",))):
         pass
     with pytest.raises(BusyError, match="not finished"):
         Upgrader(bed.host).upgrade("host", nobody)
 
 
 def test_the_check_refuses_what_the_upgrade_does_while_one_is_unfinished(bed: Bed) -> None:
-    with Journals(bed.config.state_dir, bed.world).begin(KIND, Shape(("move",))):
+    with Journals(bed.config.state_dir, bed.world).begin(KIND, StepNames(("move",))):
         pass
     (finding,) = Upgrader(bed.host).check("trixie")
     assert (finding.severity, finding.text) == (Severity.ERROR, "an upgrade is not finished")
@@ -110,7 +110,7 @@ def test_the_check_says_what_the_upgrade_does_with_an_instance_that_runs_already
     assert any("ends it" in finding.text for finding in findings) is (state is State.RUNNING and not goes_on)
     if goes_on and recorded:
         return  # it is given the operator's values, on a switch that is not here
-    assert standby.yield_to_upgrade(bed.host, Side.A, Releases().get(release)) is goes_on
+    assert standby.release_for_upgrade(bed.host, Side.A, Releases().get(release)) is goes_on
     assert bed.world.done == ([] if goes_on or state is State.STOPPED else ["stop b"])
 
 
@@ -206,7 +206,7 @@ def test_an_unfinished_journal_with_odd_parameters_is_named(bed: Bed, parameters
 def test_an_earlier_journal_without_parameters_is_none_of_an_upgrade(bed: Bed, key: str) -> None:
     parameters = {"old": "a", "new": "b", "release": "trixie", "previous": "host"}
     del parameters[key]
-    with Journals(bed.config.state_dir, bed.world).begin(KIND, Shape(()), parameters=parameters) as journal:
+    with Journals(bed.config.state_dir, bed.world).begin(KIND, StepNames(()), parameters=parameters) as journal:
         journal.append(Record(Kind.END))
     upgrader = Upgrader(bed.host)
     assert upgrader.upgrade("host", nobody).before is None
@@ -217,7 +217,7 @@ def test_an_earlier_journal_without_parameters_is_none_of_an_upgrade(bed: Bed, k
 @pytest.mark.parametrize("facts", [{"moves": [1]}, {"moves": {"vm1": "soon"}}, {"moves": None}, {"warnings": 5}])
 def test_an_earlier_journal_with_odd_facts_is_none_of_an_upgrade(bed: Bed, facts: dict[str, Any]) -> None:
     parameters = {"old": "a", "new": "b", "release": "trixie", "previous": "host"}
-    with Journals(bed.config.state_dir, bed.world).begin(KIND, Shape(()), parameters=parameters) as journal:
+    with Journals(bed.config.state_dir, bed.world).begin(KIND, StepNames(()), parameters=parameters) as journal:
         journal.append(Record(Kind.FACTS, facts=facts))
         journal.append(Record(Kind.END))
     with pytest.raises(StateUnknown):

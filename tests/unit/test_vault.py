@@ -11,14 +11,14 @@ from dataclasses import replace
 import pytest
 
 from ovs_hotswap.broker.persist.snapshot import LinkParts, VmParts, Work
-from ovs_hotswap.broker.persist.state_slot import Kept, Vault
+from ovs_hotswap.broker.persist.state_slot import LoadedState, StateSlot
 from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.model import Side
 from ovs_hotswap.process_exit import Process
 from ovs_hotswap.vhostuser.channel import OwnedFd
-from ovs_hotswap.vhostuser.guest_state import GuestState, Line, Offer, Ring
+from ovs_hotswap.vhostuser.guest_state import GuestState, Offer, Ring, VringFd
 from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
-from ovs_hotswap.vhostuser.reconcile import Told
+from ovs_hotswap.vhostuser.reconcile import SentState
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -31,15 +31,15 @@ def pair() -> Iterator[Pair]:
 
 
 @pytest.fixture
-def vault(pair: Pair) -> Iterator[Vault]:
+def vault(pair: Pair) -> Iterator[StateSlot]:
     made = next_broker(pair)
     yield made
     made.close()
 
 
-def next_broker(pair: Pair) -> Vault:
+def next_broker(pair: Pair) -> StateSlot:
     """A vault as another process would have it."""
-    return Vault(pair[0].dup(), pair[1].dup())
+    return StateSlot(pair[0].dup(), pair[1].dup())
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def descriptor() -> Iterator[Callable[[], OwnedFd]]:
 
 
 def state(make: Callable[[], OwnedFd], rings: int = 2) -> VmParts:
-    lines = [Line(True, make()) for _ in range(rings)]
-    link = LinkParts(make(), 17, 5, Offer(1, 2, 3), Told())
+    lines = [VringFd(True, make()) for _ in range(rings)]
+    link = LinkParts(make(), 17, 5, Offer(1, 2, 3), SentState())
     return VmParts(
         name="vm0", home=Side.A, state=GuestState(rings=tuple(Ring(kick=line) for line in lines)),
         ownership=Ownership(Side.A, Certainty.OWNS), scratch=make(), qemu=None, offered=None, links={Side.A: link},
@@ -65,7 +65,7 @@ def state(make: Callable[[], OwnedFd], rings: int = 2) -> VmParts:
     )  # fmt: skip
 
 
-def taken(pair: Pair) -> Kept:
+def taken(pair: Pair) -> LoadedState:
     vault = next_broker(pair)
     try:
         return vault.take()
@@ -95,7 +95,7 @@ def references(of: OwnedFd) -> int:
 
 @pytest.mark.parametrize("rings", [2, 300])
 def test_a_state_comes_back_with_its_descriptors(
-    vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd], rings: int
+    vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd], rings: int
 ) -> None:
     before = state(descriptor, rings)
     vault.begin({Side.A: Process(17, 5)}, None)
@@ -110,19 +110,21 @@ def test_a_state_comes_back_with_its_descriptors(
     close(after)
 
 
-def test_work_under_way_is_told_with_the_processes(vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
+def test_work_under_way_is_told_with_the_processes(
+    vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
+) -> None:
     vault.put(state(descriptor))
     vault.begin({Side.A: Process(17, 5)}, None)
     vault.begin({Side.A: Process(17, 5), Side.B: Process(18)}, None)
     assert vault.busy
-    assert taken(pair) == Kept(None, {Side.A: Process(17, 5), Side.B: Process(18)})
+    assert taken(pair) == LoadedState(None, {Side.A: Process(17, 5), Side.B: Process(18)})
 
 
 def test_nothing_was_kept(pair: Pair) -> None:
-    assert taken(pair) == Kept(None, {})
+    assert taken(pair) == LoadedState(None, {})
 
 
-def test_an_outdated_state_holds_nothing_open(vault: Vault, descriptor: Callable[[], OwnedFd]) -> None:
+def test_an_outdated_state_holds_nothing_open(vault: StateSlot, descriptor: Callable[[], OwnedFd]) -> None:
     inlet, outlet = socket.socketpair()
     with outlet:
         scratch = OwnedFd(os.dup(inlet.fileno()))
@@ -138,7 +140,7 @@ def test_an_outdated_state_holds_nothing_open(vault: Vault, descriptor: Callable
         assert outlet.recv(1) == b""
 
 
-def test_many_states_leave_one(vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
+def test_many_states_leave_one(vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
     parts = state(descriptor)
     for number in range(200):
         vault.begin({Side.A: Process(number + 1, 5)}, None)
@@ -146,16 +148,16 @@ def test_many_states_leave_one(vault: Vault, pair: Pair, descriptor: Callable[[]
     found = taken(pair).state
     assert found is not None
     close(found)
-    assert taken(pair) == Kept(None, {})
+    assert taken(pair) == LoadedState(None, {})
     assert references(parts.scratch) == 1  # type: ignore[arg-type]
 
 
-def test_a_state_that_is_cut_short_is_none(vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
+def test_a_state_that_is_cut_short_is_none(vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
     """Killed between the messages of one state: what was before it is what counts."""
     vault.begin({Side.B: Process(18)}, None)
     given = [descriptor().fileno() for _ in range(3)]
     socket.send_fds(pair[0], [b"S" + (300).to_bytes(4, "big")], given)
-    assert taken(pair) == Kept(None, {Side.B: Process(18)})
+    assert taken(pair) == LoadedState(None, {Side.B: Process(18)})
 
 
 @pytest.mark.parametrize("head", [b"S", b"B123", b"S" + (1).to_bytes(4, "big")])
@@ -168,7 +170,7 @@ def test_what_cannot_be_read_is_refused(pair: Pair, descriptor: Callable[[], Own
 
 
 def test_of_a_state_of_another_version_only_qemus_connection_stays_open(
-    vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd], monkeypatch: pytest.MonkeyPatch
+    vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else no switch would ever see the earlier broker's connection end."""
     parts = replace(state(descriptor), qemu=descriptor())
@@ -183,7 +185,7 @@ def test_of_a_state_of_another_version_only_qemus_connection_stays_open(
 
 
 def test_qemus_connection_outlives_work_that_was_under_way(
-    vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]
+    vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
 ) -> None:
     parts, qemu = state(descriptor), descriptor()
     vault.put(replace(parts, qemu=qemu))
@@ -196,7 +198,7 @@ def test_qemus_connection_outlives_work_that_was_under_way(
 
 
 def test_a_connection_that_was_closed_meanwhile_is_let_go(
-    vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]
+    vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
 ) -> None:
     first, second = descriptor(), descriptor()
     vault.begin({Side.A: Process(17, 5)}, first)
@@ -213,7 +215,7 @@ WORK = Work(Side.B, None, frozenset(Side), frozenset({Side.B}))
 
 
 def test_work_with_the_switches_is_told_beside_the_state(
-    vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]
+    vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
 ) -> None:
     vault.put(state(descriptor))
     assert vault.add(replace(WORK, owner=Side.A))
@@ -226,7 +228,7 @@ def test_work_with_the_switches_is_told_beside_the_state(
 
 
 def test_work_with_an_owner_that_was_told_more_than_places_is_refused(
-    vault: Vault, descriptor: Callable[[], OwnedFd]
+    vault: StateSlot, descriptor: Callable[[], OwnedFd]
 ) -> None:
     """Whether it became the owner before that or after."""
     vault.put(state(descriptor))
@@ -236,7 +238,7 @@ def test_work_with_an_owner_that_was_told_more_than_places_is_refused(
 
 
 def test_that_nobody_has_the_rings_is_told_apart_from_that_they_change_hands(
-    vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]
+    vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
 ) -> None:
     free = replace(WORK, nobody=True)
     vault.put(state(descriptor))
@@ -249,7 +251,7 @@ def test_that_nobody_has_the_rings_is_told_apart_from_that_they_change_hands(
 
 
 def test_a_full_vault_tells_all_the_same_that_work_is_under_way(
-    vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]
+    vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
 ) -> None:
     vault.put(state(descriptor))
     owners = [Side.A, None]
@@ -264,7 +266,7 @@ def test_a_full_vault_tells_all_the_same_that_work_is_under_way(
     found.qemu.close()
 
 
-def test_a_new_state_makes_work_forgotten(vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
+def test_a_new_state_makes_work_forgotten(vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
     parts = state(descriptor)
     vault.put(parts)
     vault.add(WORK)
@@ -276,16 +278,16 @@ def test_a_new_state_makes_work_forgotten(vault: Vault, pair: Pair, descriptor: 
 
 
 def test_what_the_guest_says_then_makes_it_start_over(
-    vault: Vault, pair: Pair, descriptor: Callable[[], OwnedFd]
+    vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
 ) -> None:
     vault.put(state(descriptor))
     vault.add(WORK)
     vault.begin({Side.A: Process(17, 5)}, None)
     assert vault.add(WORK)  # says nothing new
-    assert taken(pair) == Kept(None, {Side.A: Process(17, 5)})
+    assert taken(pair) == LoadedState(None, {Side.A: Process(17, 5)})
 
 
-def test_more_work_than_a_socket_holds_is_refused(vault: Vault, descriptor: Callable[[], OwnedFd]) -> None:
+def test_more_work_than_a_socket_holds_is_refused(vault: StateSlot, descriptor: Callable[[], OwnedFd]) -> None:
     vault.put(state(descriptor))
     sides = [Side.A, Side.B]
     assert not all(vault.add(replace(WORK, owner=sides[number % 2])) for number in range(10_000))
@@ -293,4 +295,4 @@ def test_more_work_than_a_socket_holds_is_refused(vault: Vault, descriptor: Call
 
 def test_a_note_of_an_earlier_version_tells_no_start(pair: Pair) -> None:
     pair[0].send(struct.pack("!cii", b"B", 17, 0))
-    assert taken(pair) == Kept(None, {Side.A: Process(17)})
+    assert taken(pair) == LoadedState(None, {Side.A: Process(17)})

@@ -17,11 +17,11 @@ from ovs_hotswap.host.lifecycle import stop_for_good
 from ovs_hotswap.model import Release, Side
 from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.plan.journal import Journals
-from ovs_hotswap.plan.records import Shape
+from ovs_hotswap.plan.records import StepNames
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.watchdog import status_file
 from ovs_hotswap.watchdog.failover import Health, Task
-from ovs_hotswap.watchdog.probes import MainThread
+from ovs_hotswap.watchdog.probes import MainThreadProbe
 from tests.unit.watch_bed import RELEASE, Bed, FakeHost
 from tests.unit.watch_bed import config as config
 
@@ -114,7 +114,7 @@ def test_a_stopped_active_that_would_not_be_started_again_is_not_ended(config: C
 def test_a_dead_active_is_started_again_beside_an_upgrade_s_instance_without_vms(config: Config) -> None:
     bed = Bed(config, prepared=False)
     bed.world.parked = {name: set() for name in bed.world.owner}
-    with Journals(config.state_dir, bed.world).begin("upgrade", Shape(("park",))):
+    with Journals(config.state_dir, bed.world).begin("upgrade", StepNames(("park",))):
         pass
     bed.world.die(Side.A)
     assert turn(bed) == Task.RESTART
@@ -235,7 +235,7 @@ def test_an_answer_of_the_main_thread_that_nobody_understands_is_no_silence() ->
     def ask(*_: object) -> dict[int, int]:
         raise ValueError("pmd-perf-show: not what it was")
 
-    main = MainThread(lambda: 0.0, 1.0, ask)
+    main = MainThreadProbe(lambda: 0.0, 1.0, ask)
     main.watch(Path("/ctl"), 1)
     main.turn()
     assert main.seen() == (False, None)
@@ -465,7 +465,7 @@ def test_a_standby_that_took_over_meanwhile_is_not_ended(config: Config) -> None
     bed = Bed(config)
     bed.host.record_active(Side.B)
     with pytest.raises(HotswapError, match="taken over"):
-        standby.retire(bed.host, Side.B)
+        standby.end_standby(bed.host, Side.B)
     assert bed.world.done == []
 
 

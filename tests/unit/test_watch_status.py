@@ -18,7 +18,7 @@ from ovs_hotswap.cli.app import App
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.config import load_config
 from ovs_hotswap.config_changes import changes, values
-from ovs_hotswap.process_exit import started
+from ovs_hotswap.process_exit import start_time
 from ovs_hotswap.watchdog import status_file
 
 CONFIG = """
@@ -66,7 +66,7 @@ def watchdog() -> Iterator[int]:
 
 
 def test_what_changed_in_the_configuration_since_it_was_started_is_named(path: Path, watchdog: int) -> None:
-    write(path, pid=watchdog, born=started(watchdog), config=values(load_config(path)))
+    write(path, pid=watchdog, born=start_time(watchdog), config=values(load_config(path)))
     assert status(path)["differing"] == []
     path.write_text(path.read_text().replace("hang_ms = 500", "hang_ms = 700").replace('key = "1"', 'key = "2"'))
     assert status(path)["differing"] == [

@@ -17,14 +17,14 @@ from ovs_hotswap.host import standby
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Side
 from ovs_hotswap.plan.journal import Journals
-from ovs_hotswap.plan.records import Kind, Record, Shape
+from ovs_hotswap.plan.records import Kind, Record, StepNames
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.switch.rpc import NoAnswer
 from ovs_hotswap.system import System
 from ovs_hotswap.watchdog import status_file
 from ovs_hotswap.watchdog.daemon import Watchdog
 from ovs_hotswap.watchdog.failover import Answer, Health, Task
-from ovs_hotswap.watchdog.probes import Deaths, MainThread
+from ovs_hotswap.watchdog.probes import ExitPoller, MainThreadProbe
 from tests.unit.fake_system import FakeSystem
 from tests.unit.watch_bed import RELEASE, Bed, World
 from tests.unit.watch_bed import config as config
@@ -112,7 +112,7 @@ def unparked_in_upgrade(config: Config) -> Bed:
     """An upgrade has begun, its new instance is connected, and nothing is parked on it yet. The active hangs."""
     bed = Bed(config, prepared=False)
     bed.world.parked = {name: set() for name in bed.world.owner}
-    with Journals(config.state_dir, bed.world).begin("upgrade", Shape(("park",))):
+    with Journals(config.state_dir, bed.world).begin("upgrade", StepNames(("park",))):
         pass
     bed.world.stopped_pids = {1}
     return bed
@@ -155,7 +155,7 @@ def test_where_no_instance_is_left_of_an_unfinished_upgrade_the_active_is_starte
 
 def test_an_upgrade_that_has_retired_the_old_instance_leaves_it_to_the_keeper(config: Config) -> None:
     bed = Bed(config, prepared=False)
-    with Journals(config.state_dir, bed.world).begin("upgrade", Shape((), ("retire", "postcheck"))) as journal:
+    with Journals(config.state_dir, bed.world).begin("upgrade", StepNames((), ("retire", "postcheck"))) as journal:
         journal.append(Record(Kind.COMMIT))
         journal.append(Record(Kind.START, "retire"))
         bed.world.pid[Side.B], bed.world.state[Side.B] = None, State.STOPPED
@@ -312,10 +312,10 @@ def test_an_upgrade_to_something_else_ends_the_standby(config: Config, other: st
     bed = Bed(config)
     bed.world.outdated = other == "files"
     wanted = replace(RELEASE, ovs_version="9.9.9") if other == "release" else RELEASE
-    assert not standby.yield_to_upgrade(bed.host, Side.A, wanted)
+    assert not standby.release_for_upgrade(bed.host, Side.A, wanted)
     assert bed.world.done == ["stop b"]
     assert bed.world.parked == {"vm1": set(), "vm2": set()}
-    assert not standby.yield_to_upgrade(bed.host, Side.A, wanted)
+    assert not standby.release_for_upgrade(bed.host, Side.A, wanted)
 
 
 def test_off_does_nothing(config: Config) -> None:
@@ -335,7 +335,7 @@ def test_a_second_watchdog_is_refused(config: Config) -> None:
 
 
 def test_a_half_written_event_is_skipped(config: Config) -> None:
-    board = status_file.Board(config, World([]))
+    board = status_file.StatusFile(config, World([]))
     board.event("standby", side=Side.A)
     with status_file.events_path(config).open("a") as out:
         out.write('{"event": "fail')
@@ -344,7 +344,7 @@ def test_a_half_written_event_is_skipped(config: Config) -> None:
 
 
 def test_events_take_a_bounded_place(config: Config) -> None:
-    board = status_file.Board(config, World([]))
+    board = status_file.StatusFile(config, World([]))
     for number in range(12):
         board.event(f"{number}", text="x" * (status_file.MOST_EVENTS // 4))
     sizes = [path.stat().st_size for path in config.state_dir.glob("events*.jsonl")]
@@ -371,7 +371,7 @@ def test_the_main_thread_s_answer_and_silence_are_seen() -> None:
             raise reply
         return reply
 
-    main = MainThread(lambda: clock[0], 1.0, ask)
+    main = MainThreadProbe(lambda: clock[0], 1.0, ask)
     main.turn()
     assert main.seen() == (False, None)  # nobody to ask
     main.watch(Path("/ctl"), 1)
@@ -387,7 +387,7 @@ def test_the_main_thread_s_answer_and_silence_are_seen() -> None:
 
 
 def test_a_death_is_told_once(tmp_path: Path) -> None:
-    system, deaths = System(), Deaths()
+    system, deaths = System(), ExitPoller()
     pid = system.spawn(["sleep", "60"], log=tmp_path / "log")
     try:
         deaths.track({Side.A: pid, Side.B: None})

@@ -11,7 +11,7 @@ from ovs_hotswap.config import Config
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.overlay.tables import Kind, cookie
-from ovs_hotswap.plan.executor import Run
+from ovs_hotswap.plan.executor import StepContext
 from ovs_hotswap.upgrade import uplink_proof
 from ovs_hotswap.upgrade.situation import Upgrade
 from ovs_hotswap.upgrade.steps import SteerUplink
@@ -116,7 +116,7 @@ def test_what_was_over_before_the_steering_is_not_missed_after_it(
 ) -> None:
     """VMs send on, one way. Answers came for all of the time before the steering, or for most of it."""
     facts: dict[str, Any] = {}
-    run = Run(lambda: facts, facts.update, lambda _event: None)
+    run = StepContext(lambda: facts, facts.update, lambda _event: None)
     context = Upgrade(host, Side.A, Side.B, "host")
     host.flows.until = host.world.now + ends_after_s
     uplink_proof.begin(context, run)
@@ -133,7 +133,7 @@ def test_the_uplink_is_not_steered_to_an_instance_that_broke_while_traffic_was_c
 ) -> None:
     context = Upgrade(host, Side.A, Side.B, "host")
     facts: dict[str, Any] = {}
-    run = Run(lambda: facts, facts.update, lambda _event: None)
+    run = StepContext(lambda: facts, facts.update, lambda _event: None)
     uplink_proof.begin(context, run)
     if stopped:
         host.world.stopped_pids = {2}

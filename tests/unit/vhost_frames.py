@@ -7,7 +7,7 @@ import itertools
 from hypothesis import strategies as st
 
 from ovs_hotswap.vhostuser import messages
-from ovs_hotswap.vhostuser.guest_state import GuestState, Offer, Received, receive
+from ovs_hotswap.vhostuser.guest_state import GuestState, MessageEffect, Offer, apply_message
 from ovs_hotswap.vhostuser.messages import Message, Region, Request, RingAddress
 
 _serials = itertools.count(1)
@@ -122,8 +122,8 @@ def guest_messages() -> st.SearchStrategy[Message]:
     )  # fmt: skip
 
 
-def told(state: GuestState, data: bytes, descriptors: tuple[FakeDescriptor, ...] = ()) -> Received:
-    return receive(state, message(data, descriptors), OFFER)
+def told(state: GuestState, data: bytes, descriptors: tuple[FakeDescriptor, ...] = ()) -> MessageEffect:
+    return apply_message(state, message(data, descriptors), OFFER)
 
 
 def booted(ring_count: int = 4, regions: int = 1, size: int = 256) -> GuestState:

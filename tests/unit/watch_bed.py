@@ -30,7 +30,7 @@ from ovs_hotswap.uplink.proof import End
 from ovs_hotswap.watchdog import status_file
 from ovs_hotswap.watchdog.daemon import Guard
 from ovs_hotswap.watchdog.failover import Health
-from ovs_hotswap.watchdog.probes import MainThread
+from ovs_hotswap.watchdog.probes import MainThreadProbe
 from ovs_hotswap.watchdog.standby_keeper import Keeper
 from tests.unit.fake_system import FakeSystem
 
@@ -320,9 +320,9 @@ class Bed:
         if prepared:
             record = standby.StandbyRecord(side=Side.B, pid=2, log_level="info", scheduling=None, prepared=True)
             standby.record_path(config).write_text(record.model_dump_json())
-        self.board = status_file.Board(config, self.world)
+        self.board = status_file.StatusFile(config, self.world)
         self.keeper = Keeper(lambda: FakeHost(config, self.world), self.board)
-        self.main = MainThread(self.world.monotonic, 0.25, lambda _ctl, _timeout, _before: {0: 1})
+        self.main = MainThreadProbe(self.world.monotonic, 0.25, lambda _ctl, _timeout, _before: {0: 1})
         self.guard = Guard(self.host, self.board, self.keeper, self.main, self.follow)
 
     def follow(self, intent: Intent) -> FakeHost:

@@ -14,9 +14,9 @@ from typing import Any
 from ovs_hotswap.broker.control import client
 from ovs_hotswap.broker.control.documents import swap_document
 from ovs_hotswap.broker.control.server import Method
-from ovs_hotswap.broker.persist.autosave import Keeping
+from ovs_hotswap.broker.persist.autosave import StateSaver
 from ovs_hotswap.broker.settings import Settings
-from ovs_hotswap.broker.vm_slot import Seat
+from ovs_hotswap.broker.vm_slot import VmSlot
 from ovs_hotswap.errors import BrokerError, HotswapError
 from ovs_hotswap.model import MessageThread, Side
 from ovs_hotswap.priority import control_core
@@ -30,7 +30,7 @@ _TICK_S = 0.001
 class Moves:
     """``seat_of`` finds a VM by its name, or raises BrokerError."""
 
-    def __init__(self, seat_of: Callable[[object], Seat], keeping: Keeping, settings: Settings) -> None:
+    def __init__(self, seat_of: Callable[[object], VmSlot], keeping: StateSaver, settings: Settings) -> None:
         self._seat, self._keeping, self._settings = seat_of, keeping, settings
 
     @property
@@ -46,7 +46,7 @@ class Moves:
         await self._quiet(seat, to)
         return swap_document(seat.vm, seat.mover.swap_to(to, threads, control_core(self._settings.pmd_cores)))
 
-    async def _quiet(self, seat: Seat, to: Side) -> None:
+    async def _quiet(self, seat: VmSlot, to: Side) -> None:
         """Wait while messages are under way that keep a VM from being moved."""
         if seat.mover.under_way(to):
             seat.mover.settle()

@@ -34,7 +34,7 @@ _PAUSE_S = 1.0  # after a caller could not be taken in, for want of descriptors
 Method = Callable[..., Awaitable[Any]]
 
 
-class Desk:
+class ControlServer:
     """Serves ``methods``, whose parameters are those of the requests, by name, to root and to ``group``. One with a
     parameter ``descriptors`` gets those that came with the request, one with ``gone`` a function that tells whether the
     caller has hung up.
@@ -104,7 +104,7 @@ class Desk:
     async def _serve(self, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         # What a method raises is answered; these are of the connection, or of the broker's end.
-        with contextlib.suppress(OSError, ValueError, asyncio.CancelledError), _Caller(connection) as caller:
+        with contextlib.suppress(OSError, ValueError, asyncio.CancelledError), _ClientConnection(connection) as caller:
             pid, user, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
             while line := await caller.line():
                 descriptors = caller.taken()
@@ -151,7 +151,7 @@ class Desk:
             return client.error_document(error)
 
 
-class _Caller:
+class _ClientConnection:
     """A connection, which this object owns: lines, and the descriptors that come with them, which asyncio's streams
     would lose."""
 
@@ -161,7 +161,7 @@ class _Caller:
         self._received = bytearray()
         self._descriptors: list[OwnedFd] = []
 
-    def __enter__(self) -> _Caller:
+    def __enter__(self) -> _ClientConnection:
         return self
 
     def __exit__(self, *_: object) -> None:

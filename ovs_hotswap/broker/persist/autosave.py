@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ovs_hotswap.broker.persist.recovery import parts
 from ovs_hotswap.broker.persist.snapshot import VmParts, Work
-from ovs_hotswap.broker.persist.state_slot import Kept, Vault
+from ovs_hotswap.broker.persist.state_slot import LoadedState, StateSlot
 from ovs_hotswap.broker.vm import Vm
 from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.fd_closing import hang_up
@@ -27,7 +27,7 @@ _SAVE_S = 0.01  # after a change: what changes several times in a moment is save
 _HELD_S = 2.0  # a row of moves that takes longer is saved all the same
 _FLOOD_S = 0.5  # between two saves of a VM whose QEMU never stops: each costs the loop a millisecond or two
 _RETRY_S = 1.0  # after a state could not be kept, for want of memory or descriptors
-_NOTHING = Kept(None, {})
+_NOTHING = LoadedState(None, {})
 
 
 def _work(vm: Vm, told: Side | None, moving: bool) -> Work | None:
@@ -53,15 +53,15 @@ def _processes(state: VmParts) -> dict[Side, Process]:
 @dataclass
 class _Entry:
     vm: Vm
-    vault: Vault | None
+    vault: StateSlot | None
     qemu: OwnedFd | None  # the connection of an earlier broker's to the VM's QEMU, which is not to end yet
     saved_at: float = 0.0
 
 
-class Keeping:
+class StateSaver:
     """``vaults`` are an earlier broker's. Where nobody supervises this process, no state is kept."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, vaults: Mapping[str, Vault], *, keeps: bool) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, vaults: Mapping[str, StateSlot], *, keeps: bool) -> None:
         self._loop, self._keeps = loop, keeps
         self._earlier = dict(vaults)
         self._entries: dict[str, _Entry] = {}
@@ -85,7 +85,7 @@ class Keeping:
         """The VMs that an earlier broker kept and that were not added yet."""
         return frozenset(self._earlier)
 
-    def take(self, name: str) -> Kept:
+    def take(self, name: str) -> LoadedState:
         """What an earlier broker kept of a VM."""
         vault = self._earlier.get(name)
         if vault is None:
@@ -110,7 +110,7 @@ class Keeping:
         """Keep a VM's state from now on, and the connection ``qemu`` of an earlier broker's as long as must be."""
         name, vault = vm.name, None
         if self._keeps:
-            vault = self._earlier.pop(name, None) or Vault.make(name)
+            vault = self._earlier.pop(name, None) or StateSlot.make(name)
         self._entries[name] = _Entry(vm, vault, qemu)
         if qemu is not None:
             switches = " and ".join(f"{side} (process {pid})" for side, pid in sorted(vm.suspects.items())) or "none"

@@ -10,12 +10,12 @@ import socket
 from collections.abc import Callable, Mapping
 
 from ovs_hotswap.broker.control.moves_api import until
-from ovs_hotswap.broker.control.server import Desk
+from ovs_hotswap.broker.control.server import ControlServer
 from ovs_hotswap.broker.persist import takeover
-from ovs_hotswap.broker.persist.autosave import Keeping
+from ovs_hotswap.broker.persist.autosave import StateSaver
 from ovs_hotswap.broker.persist.recovery import StartsOver
 from ovs_hotswap.broker.vm import Vm
-from ovs_hotswap.broker.vm_slot import Seat
+from ovs_hotswap.broker.vm_slot import VmSlot
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, HotswapError
 from ovs_hotswap.vhostuser.channel import OwnedFd, listen
@@ -23,13 +23,13 @@ from ovs_hotswap.vhostuser.channel import OwnedFd, listen
 log = logging.getLogger(__name__)
 
 
-class Passing:
+class Predecessor:
     """Hands ``seats``, which may change meanwhile, to a broker that comes. ``under_way``: no QEMU is to be connected to
     now. ``succeeded``: this one is the broker no more, and ``done`` was called. ``listener`` is an earlier broker's."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, config: Config, listener: socket.socket | None,
-        seats: Mapping[str, Seat], keeping: Keeping, desk: Desk, done: Callable[[], None],
+        seats: Mapping[str, VmSlot], keeping: StateSaver, desk: ControlServer, done: Callable[[], None],
     ) -> None:  # fmt: skip
         self._loop, self._path, self._listener = loop, config.successor_socket, listener
         self._seats, self._keeping, self._desk, self._done = seats, keeping, desk, done
@@ -96,10 +96,10 @@ class Passing:
         with contextlib.suppress(BrokerError):
             await until(lambda: all(map(self._is_calm, self._seats.values())), takeover.TIMEOUT_S, "")
 
-    def _is_calm(self, seat: Seat) -> bool:
+    def _is_calm(self, seat: VmSlot) -> bool:
         return seat.settled and not self._keeping.holds_qemu(seat.vm.name)
 
-    def _passed(self, seat: Seat) -> Vm | StartsOver:
+    def _passed(self, seat: VmSlot) -> Vm | StartsOver:
         """A VM for another broker: as it is, or, if that cannot go on from there, to start over."""
         vm, held = seat.vm, self._keeping.held_qemu(seat.vm.name)
         if vm.settled and held is None:

@@ -1,9 +1,10 @@
 """A VM is gone on with where another broker left off, in whatever moment that was.
 
-A state says what each switch has heard and who has the rings. Where the other broker has worked with the switches since
-then (``Work``), or was still owed answers, each connection is brought to a known point first (``Link.resync``), and the
-places of all rings are told again: the owner's to the only side that may have them, and where the rings were changing
-hands the parking place to both. Their answers prove them off the rings, and the home side is given them.
+A state says what each switch was sent and which of them has the rings. If the other broker worked with the switches
+after it had stored the state (``Work``), or was still waiting for answers, each connection is first brought to a
+known point (``SwitchConnection.resync``). Then the addresses of all rings are sent again: the owner's to the only side
+that may have them, or, if the rings were changing hands, the parking address to both sides. Their answers prove that
+they are off the rings, and the home side is given them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ovs_hotswap.broker.persist.snapshot import LinkParts, VmParts, Work
 from ovs_hotswap.broker.vm import Vm
 from ovs_hotswap.model import Side
 from ovs_hotswap.process_exit import Process
-from ovs_hotswap.vhostuser.backend import Link
+from ovs_hotswap.vhostuser.backend import SwitchConnection
 from ovs_hotswap.vhostuser.channel import Channel, OwnedFd
 from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
 from ovs_hotswap.vhostuser.reconcile import unplaced
@@ -71,7 +72,7 @@ def restore(vm: Vm, given: VmParts, track: Callable[[int, int | None], None], wo
         vm.qemu = Channel(socket.socket(fileno=given.qemu.detach()))
         vm.qemu.resume(*given.half)
     for side, link in given.links.items():
-        made = Link(side, Channel(socket.socket(fileno=link.connection.detach())))
+        made = SwitchConnection(side, Channel(socket.socket(fileno=link.connection.detach())))
         made.pid, made.offer, made.told, made.inherited = link.pid, link.offer, link.told, link.due
         vm.links[side], vm.met[side] = made, link.pid
     if work is not None:
@@ -117,5 +118,5 @@ def take_up(vm: Vm) -> None:
     vm.assign()
 
 
-def _ask(vm: Vm, link: Link, *, let_go: bool) -> None:
+def _ask(vm: Vm, link: SwitchConnection, *, let_go: bool) -> None:
     vm.guarded(link, lambda: link.fence(lambda: vm.answered(link.side, let_go=let_go)))

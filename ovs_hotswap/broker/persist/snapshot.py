@@ -1,8 +1,8 @@
 """A VM's whole state in the broker as a JSON document, and back: what one broker hands to its successor. Pure.
 
-Descriptors travel beside the document and appear in it as indices (``Table``). What a switch has heard (``Told``) names
-descriptors by serial, and serials mean nothing in another process: they become indices too, or ``None`` for one that is
-gone, which no descriptor of the successor equals, so that the switch is told anew.
+Descriptors travel beside the document and appear in it as indices (``Table``). What a switch was sent (``SentState``)
+names descriptors by serial numbers, which mean nothing in another process. They become indices too, or ``None`` for a
+descriptor that is closed: no descriptor of the successor equals it, so the switch is sent the new one.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhostuser.guest_state import GuestState, Line, Offer, Ring
+from ovs_hotswap.vhostuser.guest_state import GuestState, Offer, Ring, VringFd
 from ovs_hotswap.vhostuser.messages import Descriptor, DirtyLog, Region, RingAddress
 from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
-from ovs_hotswap.vhostuser.reconcile import Told, ToldRing
+from ovs_hotswap.vhostuser.reconcile import SentRing, SentState
 
 FORMATS = (3, 4)  # that can be read; 4 is 3 with what is told in ``format_of``
 _GONE = -2  # a serial that no descriptor has; -1 means "none was sent"
@@ -52,7 +52,7 @@ class LinkParts:
     pid: int
     born: int | None
     offer: Offer
-    told: Told
+    told: SentState
     due: bool = False
 
 
@@ -205,7 +205,7 @@ def _read_address(fields: Sequence[int] | None) -> RingAddress | None:
 
 
 def _state(state: GuestState, table: Table) -> Document:
-    def line(of: Line) -> list[Any]:
+    def line(of: VringFd) -> list[Any]:
         return [of.said, None if of.descriptor is None else table.add(of.descriptor)]
 
     return {
@@ -236,9 +236,9 @@ def _state(state: GuestState, table: Table) -> Document:
 
 
 def _read_state(document: Document, pick: Callable[[int], Descriptor]) -> GuestState:
-    def line(fields: Sequence[Any]) -> Line:
+    def line(fields: Sequence[Any]) -> VringFd:
         said, index = fields
-        return Line(bool(said), None if index is None else pick(index))
+        return VringFd(bool(said), None if index is None else pick(index))
 
     log = document["log"]
     return GuestState(
@@ -265,7 +265,7 @@ def _read_state(document: Document, pick: Callable[[int], Descriptor]) -> GuestS
     )
 
 
-def _told(told: Told, table: Table) -> Document:
+def _told(told: SentState, table: Table) -> Document:
     return {
         "features": told.features,
         "protocol_features": told.protocol_features,
@@ -288,15 +288,15 @@ def _told(told: Told, table: Table) -> Document:
     }
 
 
-def _read_told(document: Document, serial: Callable[[int | None], int]) -> Told:
+def _read_told(document: Document, serial: Callable[[int | None], int]) -> SentState:
     log = document["log"]
-    return Told(
+    return SentState(
         features=document["features"],
         protocol_features=document["protocol_features"],
         owned=bool(document["owned"]),
         memory=tuple((*fields[:4], serial(fields[4])) for fields in document["memory"]),
         rings=tuple(
-            ToldRing(
+            SentRing(
                 ring["size"],
                 _read_address(ring["address"]),
                 (bool(ring["kick"][0]), serial(ring["kick"][1])),

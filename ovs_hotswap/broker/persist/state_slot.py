@@ -47,7 +47,7 @@ class Connection(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class LoadedState:
     """What a vault held: a ``state``, and the ``work`` that was done since then. Or no state, if there was work from
     which nobody can go on; then ``processes`` are the switches' and ``qemu`` is QEMU's connection, for the caller to
     close when no switch can be on the rings any more."""
@@ -58,7 +58,7 @@ class Kept:
     work: Work | None = None
 
 
-class Vault:
+class StateSlot:
     """One VM's place. ``inlet`` is written to, ``outlet`` read from; both are this object's."""
 
     def __init__(self, inlet: socket.socket, outlet: socket.socket) -> None:
@@ -72,18 +72,18 @@ class Vault:
         self._work: Work | None = None  # by the newest message, if that is beside a state
 
     @classmethod
-    def make(cls, name: str) -> Vault:
+    def make(cls, name: str) -> StateSlot:
         """A vault that the service manager keeps, for VM ``name``."""
         vault = cls(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-        sd_notify.store(f"{name}.in", [vault._inlet.fileno()])
-        sd_notify.store(f"{name}.out", [vault._outlet.fileno()])
+        sd_notify.fdstore_add(f"{name}.in", [vault._inlet.fileno()])
+        sd_notify.fdstore_add(f"{name}.out", [vault._outlet.fileno()])
         return vault
 
     @classmethod
-    def kept(cls) -> dict[str, Vault]:
+    def kept(cls) -> dict[str, StateSlot]:
         """The vaults of an earlier broker, by VM. Told once."""
         ends: dict[str, dict[str, socket.socket]] = {}
-        for key, descriptors in sd_notify.stored().items():
+        for key, descriptors in sd_notify.listen_fds().items():
             name, _, end = key.rpartition(".")
             for descriptor in descriptors:
                 ends.setdefault(name, {})[end] = socket.socket(fileno=descriptor)
@@ -167,7 +167,7 @@ class Vault:
         socket.send_fds(self._inlet, [head], list(descriptors))
         self._queued += 1
 
-    def take(self) -> Kept:
+    def take(self) -> LoadedState:
         """Empty it. Raises StateUnknown if what it held cannot be read."""
         state: list[OwnedFd] = []
         due, processes, busy, vm = 0, dict[Side, Process](), True, None
@@ -204,7 +204,7 @@ class Vault:
             self._queued, self.busy, self._said, self._work = 0, True, None, None
             if vm is None:  # what is not gone on with must not stay open
                 close_all([each for each in state if each is not qemu])
-        return Kept(vm, processes, qemu, work)
+        return LoadedState(vm, processes, qemu, work)
 
     def _receive(self) -> tuple[bytes, list[OwnedFd]] | None:
         try:
@@ -216,8 +216,8 @@ class Vault:
     def remove(self, name: str) -> None:
         """Let go of it everywhere, with all that is in it. As ever, before that is closed elsewhere."""
         self._drop(self._queued)
-        sd_notify.forget(f"{name}.in")
-        sd_notify.forget(f"{name}.out")
+        sd_notify.fdstore_remove(f"{name}.in")
+        sd_notify.fdstore_remove(f"{name}.out")
         self.close()
 
     def close(self) -> None:
