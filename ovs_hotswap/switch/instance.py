@@ -28,6 +28,7 @@ from ovs_hotswap.switch.netns import Namespaces
 from ovs_hotswap.switch.ovsdb import ROOT_TABLES, TABLES, SwitchDb
 from ovs_hotswap.switch.paths import InstancePaths, InstanceRecord, keep_log_of, read_record
 from ovs_hotswap.switch.release import programs
+from ovs_hotswap.switch.rpc import hangs
 from ovs_hotswap.switch.units import InstanceUnit
 from ovs_hotswap.switch.unixctl import appctl
 from ovs_hotswap.system import System, files
@@ -78,6 +79,7 @@ class Instance:
         memory: Callable[[], Reservation] | None = None,
         connect: Callable[[Path, float, Callable[[], bool], Sequence[str]], SwitchDb] = SwitchDb,
         control: Callable[..., str] = appctl,
+        hangs: Callable[[Path], bool] = hangs,
     ) -> None:
         self._config = config
         self._side = side
@@ -86,7 +88,7 @@ class Instance:
         self._namespaces = namespaces or Namespaces()
         self._memory = memory
         self._connect = connect
-        self._control = control
+        self._control, self._hangs = control, hangs
         self.paths = InstancePaths.of(config, side)
 
     @property
@@ -205,9 +207,11 @@ class Instance:
         return self.has_memory() and self.database_pid() is None
 
     def mend(self) -> None:
-        """Start its ovsdb-server again if it lacks that; ovs-vswitchd connects again by itself, within eight seconds
-        (lib/reconnect.h). Raises SwitchError."""
-        release, unit = self.release(), self.unit()
+        """Start its ovsdb-server again if it lacks one, or has one that hangs; ovs-vswitchd connects again by itself,
+        within eight seconds (lib/reconnect.h). Raises SwitchError."""
+        release, unit, database = self.release(), self.unit(), self.database_pid()
+        if database is not None and self.has_memory() and self._hangs(self.paths.db_socket):
+            self._system.end(database)
         if release is None or not self.lacks_database():
             return
         if unit is not None:

@@ -22,6 +22,7 @@ import ovs.timeval
 from ovs_hotswap.errors import SwitchError
 
 _ANSWER_MAX = 1 << 28
+_ECHO_S = 5.0
 
 
 class NoAnswer(SwitchError):
@@ -85,6 +86,17 @@ def quick_call(socket: Path, method: str, params: list[Any], *, timeout: float) 
     if not isinstance(answer, dict) or answer.get("error") is not None or "result" not in answer:
         raise SwitchError(f"{socket}: {method}: {answer.get('error') if isinstance(answer, dict) else answer}")
     return answer["result"]
+
+
+def hangs(socket: Path, timeout: float = _ECHO_S) -> bool:
+    """Whether a server listens at ``socket`` and does not answer an echo (RFC 7047, 4.1.11) in ``timeout`` seconds."""
+    try:
+        quick_call(socket, "echo", [], timeout=timeout)
+    except NoAnswer:
+        return True
+    except SwitchError:
+        return False
+    return False
 
 
 def transact(socket: Path, operations: list[dict[str, Any]], *, timeout: float, database: str = "Open_vSwitch") -> Any:

@@ -107,6 +107,8 @@ class _Row:
     def move(self, names: Sequence[str]) -> None:
         """Those that cannot be moved are passed over. Raises what is not the fault of single VMs."""
         left = list(names)
+        if left and not self._back:
+            _see_that_it_runs(self._host, self._to)
         while left:
             done, fault = self._host.road.move_many(left, self._to, self._threads)
             for each in done:
@@ -193,6 +195,8 @@ def _row(
     try:
         if names:
             _prefer(host, to)
+            if not back:
+                _see_that_it_runs(host, to)
             arm(host, names, to, None if back else to)
         with host.message_threads() as threads:
             row = _Row(host, to, run, total, threads, before, back=back)
@@ -253,6 +257,12 @@ def _served_there(host: Host, before: Mapping[Place, rings.RingSample]) -> list[
 def _broken(host: Host, side: Side) -> bool:
     pid = host.instances[side].pid()
     return pid is None or host.system.stopped(pid)
+
+
+def _see_that_it_runs(host: Host, side: Side) -> None:
+    """The uplink is turned to it already, so its deadlines are not waited for. Raises SwitchError."""
+    if _broken(host, side):
+        raise SwitchError(f"instance {side} died or is stopped", hint="its log is kept in the state directory")
 
 
 def _prefer(host: Host, to: Side) -> None:

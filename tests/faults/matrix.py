@@ -247,6 +247,9 @@ def _active_lost(fault: Fault, moment: str) -> Expectation:
             gap = {"gap_s": _LONG_S, "gap_why": "a command waits for its deadline before an instance is started"}
             return _expect(End.REFUSED, why=why, within_s=_LONG_S, **gap)
         return _expect(End.REFUSED, End.COMMITTED, why=why, within_s=_START_S, **_STARTED)
+    if moment == BEFORE[1]:
+        why = "it continues without the old one; or the warm standby, if it is not ended yet, takes the VMs and stays"
+        return _expect(End.COMMITTED, End.ROLLED_BACK, why=why, within_s=_START_S, **_STARTED)
     if not since(moment, "park"):
         why = "there is no way back: it goes on without the old one"
         gap = {"gap_s": _START_S, "gap_why": "the VMs are parked nowhere yet: they wait for the new one to be ready"}
@@ -275,9 +278,9 @@ def _standby_lost(fault: Fault, moment: str) -> Expectation:
         why = "a warm one that has died before the step looks is none: another is started; else all is put back"
         return _expect(End.ROLLED_BACK, End.COMMITTED, why=why)
     if moment == AFTER[-1] and fault is Fault.STOP:
-        why = "the old one is retired: the watchdog starts it again and ends the new one; resume finds no way on"
+        why = "the old one is retired: the watchdog ends the new one and starts an instance, and resume finishes"
         gap = {"gap_s": _DEADLINE_S, "gap_why": "a command waits for its deadline before an instance is started"}
-        return _expect(End.UNFINISHED, why=why, within_s=_DEADLINE_S, serves=Serves.OLD, **gap)
+        return _expect(End.UNFINISHED, why=why, within_s=_DEADLINE_S, serves=Serves.EITHER, **gap)
     if moment == AFTER[-1]:
         why = "the old one is retired: the watchdog starts the new one again, and resume finishes"
         return _expect(End.UNFINISHED, why=why, within_s=_START_S, **_STARTED)

@@ -93,9 +93,10 @@ class FakeHost(FakeSystem):
         self.initialized = True
         self.exits = True
         self.fails: str | None = None
+        self.hung: set[Path] = set()
         self.instance = Instance(
             config, Side.A, self, namespaces=self.namespaces, connect=lambda path, timeout, lives, tables: FakeDb(self),
-            control=self._control,
+            control=self._control, hangs=lambda path: path in self.hung,
         )  # fmt: skip
 
     def _run(self, argv: Sequence[str]) -> tuple[int, str]:
@@ -267,6 +268,16 @@ def test_a_database_server_that_ended_is_started_again(host: FakeHost) -> None:
     host.instance.stop()
     host.instance.mend()
     assert host.processes == {}
+
+
+def test_a_database_server_that_hangs_is_replaced(host: FakeHost) -> None:
+    host.instance.start(HOST)
+    before = host.instance.status()
+    host.hung.add(host.instance.paths.db_socket)
+    host.instance.mend()
+    after = host.instance.status()
+    assert after.ovsdb_pid not in (None, before.ovsdb_pid)
+    assert after.vswitchd_pid == before.vswitchd_pid
 
 
 def test_only_proven_processes_are_ended(host: FakeHost) -> None:

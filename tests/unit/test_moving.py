@@ -126,6 +126,23 @@ class Bed:
             raise SwitchError(otherwise())
 
 
+class Stopped(FakeSystem):
+    def __init__(self, pids: set[int]) -> None:
+        super().__init__()
+        self._pids = pids
+
+    def stopped(self, pid: int) -> bool:
+        return pid in self._pids
+
+
+def test_an_instance_that_stands_still_is_not_waited_for() -> None:
+    bed = Bed(2)
+    bed.system = bed.host.__dict__["system"] = Stopped({2})
+    with pytest.raises(SwitchError, match="instance b died or is stopped"):
+        move_all(bed.host, Side.B, bed.run)
+    assert bed.broker.calls == []
+
+
 @pytest.mark.parametrize(("count", "calls"), [(0, []), (1, [1]), (2, [1, 1]), (255, [1, 254])])
 def test_one_alone_then_many(count: int, calls: list[int]) -> None:
     bed = Bed(count)
@@ -288,7 +305,14 @@ def test_many_vms_that_cannot_be_moved_do_not_take_their_time_each() -> None:
 def test_where_an_instance_has_ended_it_is_not_a_vm_s_fault() -> None:
     bed = Bed(10)
     bed.broker.bad = {"vm4": 1}
-    bed.host.instances[Side.B].pid = lambda: None  # type: ignore[method-assign]
+    move_many = bed.broker.move_many
+
+    def dies(names: Sequence[str], *rest: Any) -> Any:
+        if len(names) > 1:
+            bed.host.instances[Side.B].pid = lambda: None  # type: ignore[method-assign]
+        return move_many(names, *rest)
+
+    bed.broker.move_many = dies  # type: ignore[assignment]
     with pytest.raises(BrokerError, match="vm4 cannot move"):
         move_all(bed.host, Side.B, bed.run)
     assert bed.broker.calls == [["vm0"], [f"vm{number}" for number in range(1, 10)]]

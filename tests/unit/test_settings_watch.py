@@ -22,7 +22,7 @@ from ovs_hotswap.host.lifecycle import start_instance, stop_for_good
 from ovs_hotswap.model import Release, Severity, Side
 from ovs_hotswap.switch.memory import Uplink
 from ovs_hotswap.switch.paths import InstancePaths
-from ovs_hotswap.switch.rpc import NoAnswer, quick_call, transact
+from ovs_hotswap.switch.rpc import NoAnswer, hangs, quick_call, transact
 from ovs_hotswap.watchdog.settings_follower import SettingsWatch
 from tests.unit.fake_system import FakeSystem
 from tests.unit.test_settings import NAMES, SCHEMA, Database
@@ -58,6 +58,8 @@ class Server:
     def _result(self, request: dict[str, Any]) -> Any:
         if request["method"] == "get_schema":
             return SCHEMA
+        if request["method"] == "echo":
+            return request["params"]
         operations = request["params"][1:]
         if any(each["op"] != "select" for each in operations):
             self.changes.append(operations)
@@ -321,3 +323,16 @@ def test_a_server_that_is_silent_is_no_answer(tmp_path: Path) -> None:
         listener.listen()
         with pytest.raises(NoAnswer, match="x: no answer"):
             quick_call(Path(directory) / "s", "x", [], timeout=0.05)
+
+
+def test_a_server_that_hangs_is_told_from_one_that_is_not_there() -> None:
+    directory = Path(tempfile.mkdtemp(prefix="ovsh-"))
+    assert not hangs(directory / "gone")
+    server = Server(directory / "well" / "db.sock", Database())
+    assert not hangs(directory / "well" / "db.sock")
+    server.close()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(directory / "hung"))
+        listener.listen()
+        assert hangs(directory / "hung", timeout=0.05)
+    shutil.rmtree(directory)
