@@ -2,11 +2,12 @@
 
 SHELL := /bin/sh
 BIN := .venv/bin
-ROAD ?= broker
+# What gives each VM two back ends: broker or qemu-dual. The earlier name of this variable is ROAD.
+BACKEND ?= $(or $(ROAD),broker)
 # Where `make packages` unpacks what it built, for what needs it without installing it.
 export OVS_HOTSWAP_PACKAGES ?= $(CURDIR)/build/packages/root/opt/ovs-hotswap
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test unit bench bench-failover bench-full bench-patched bench-roads soak faults guests packages-setup packages packages-qemu packages-check fuzz lint clean
+.PHONY: help setup venv demo test unit bench bench-failover bench-full bench-patched bench-modes bench-roads soak faults guests packages-setup packages packages-qemu packages-check fuzz lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -17,8 +18,8 @@ setup: ## install what is missing: Debian packages, .venv, huge pages (root)
 venv: ## make .venv with this program and its tools
 	@tools/setup.sh venv
 
-demo: setup $(if $(filter qemu-dual,$(ROAD)),packages-qemu) ## upgrade OVS 3.1 to 3.5 under four QEMU guests, and back; ROAD=qemu-dual: without a broker (root)
-	$(BIN)/ovs-hotswap lab demo --road $(ROAD) --report demo-report.json
+demo: setup $(if $(filter qemu-dual,$(BACKEND)),packages-qemu) ## upgrade OVS 3.1 to 3.5 under four QEMU guests, and back; BACKEND=qemu-dual: without a broker (root)
+	$(BIN)/ovs-hotswap lab demo --backend $(BACKEND) --report demo-report.json
 
 test: setup packages ## all tests: unit, then integration on the real OVS, DPDK and QEMU, stock and patched (root)
 	$(BIN)/pytest tests/unit
@@ -51,11 +52,13 @@ bench-patched: setup packages ## hand-overs with 64 and 255 VMs on the patched s
 		--from-directory "$$(ls -d $(OVS_HOTSWAP_PACKAGES)/ovs-* | tail -n 1)"
 	$(BIN)/python -m bench report
 
-bench-roads: setup packages-qemu ## moves with a broker and without one, side by side, and crashes (root)
-	$(BIN)/python -m bench roads --report roads-report.json
+bench-modes: setup packages-qemu ## moves with a broker and without one, side by side, and crashes (root)
+	$(BIN)/python -m bench modes --report modes-report.json
 
-guests: setup $(if $(filter qemu-dual,$(ROAD)),packages) ## every kind of guest through an upgrade, and its part of docs/guests.md; ROAD=qemu-dual: without a broker (root)
-	$(BIN)/python -m bench kinds --road $(ROAD) --page docs/guests.md
+bench-roads: bench-modes
+
+guests: setup $(if $(filter qemu-dual,$(BACKEND)),packages) ## every kind of guest through an upgrade, and its part of docs/guests.md; BACKEND=qemu-dual: without a broker (root)
+	$(BIN)/python -m bench kinds --backend $(BACKEND) --page docs/guests.md
 
 packages-setup:
 	@tools/setup.sh packages venv

@@ -129,7 +129,7 @@ class Forwarding:
                 self._measure(STANDBY, guests, number)
             with window(bed.host, "host") as run:
                 self._measure(TOGETHER, guests, number)
-                bed.host.road.move(bed.layout.guests[0].name, Side.B)
+                bed.host.backends.move(bed.layout.guests[0].name, Side.B)
                 self._measure(APART, guests, number)
                 move_all(bed.host, Side.A, run)
 

@@ -2,7 +2,7 @@
 
 Each kind has a lab of its own with real QEMU guests that ping each other and the remote host every 10 ms. *During* is
 between parking the VMs on the new instance and moving them there. What is lost is counted over a whole upgrade; where a
-guest does something of its own, over the other guest's pings of the remote host. On either road.
+guest does something of its own, over the other guest's pings of the remote host. In either back-end mode.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Runner:
         """Raises HotswapError, and what it has found until then is lost."""
         lab, kind = self._lab, self._kind
         host = Host(lab.config, self._system)
-        if lab.config.road is BackendMode.BROKER:
+        if lab.config.backend is BackendMode.BROKER:
             start_broker(lab.config, self._system, lab.config_path, _BROKER_S)
         start_instance(host, Side.A, host.releases.get("host"))
         self._flowing(lab.guests[0].name)
@@ -173,7 +173,7 @@ _HEAD = """# Guests
 Linux guests under QEMU (TCG), with Linux's virtio drivers, through a whole upgrade. The columns count pings of the
 guests among each other and of the remote host. Where a guest does something of its own, once before the upgrade, once
 between parking and moving, and once after it, they count the other guest's, and the guest itself must answer again each
-time. `make guests` and `make guests ROAD=qemu-dual` write a part each.
+time. `make guests` and `make guests BACKEND=qemu-dual` write a part each.
 
 The lab's uplink carries 1500 bytes (DPDK's af_packet driver): with an MTU of 9000 the guests ping one another with
 full frames, and the remote host with small ones.
@@ -219,16 +219,16 @@ def user_row(result: UserResult) -> str:
     return f"| {result.kind} | {rates} | {moves} us | {result.fault or 'works'} |\n"
 
 
-def section(road: BackendMode, results: Sequence[Result | UserResult], *, qemu: str, release: str) -> str:
-    """The part of the page on one road, without the marks of a heading."""
+def section(mode: BackendMode, results: Sequence[Result | UserResult], *, qemu: str, release: str) -> str:
+    """The part of the page about one back-end mode, without the marks of a heading."""
     guests = "".join(row(each) for each in results if isinstance(each, Result))
     users = "".join(user_row(each) for each in results if isinstance(each, UserResult))
-    about = _ABOUT[road].format(qemu=qemu, release=release)
-    return f"{_TITLES[road]}\n\n{about}\n{_COLUMNS}{guests}{_USERS + users if users else ''}"
+    about = _ABOUT[mode].format(qemu=qemu, release=release)
+    return f"{_TITLES[mode]}\n\n{about}\n{_COLUMNS}{guests}{_USERS + users if users else ''}"
 
 
 def page(before: str, part: str) -> str:
-    """The page with a section on one road that is new, and those of other roads as they were."""
+    """The page with a new section about one back-end mode, and the section of the other mode as it was."""
     title = part.partition("\n")[0]
     others = [each.strip("\n") for each in before.split("\n## ")[1:] if each.partition("\n")[0] != title]
     return _HEAD + "".join(f"\n## {each}\n" for each in sorted([*others, part.strip("\n")]))
@@ -237,16 +237,19 @@ def page(before: str, part: str) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     cases.add_arguments(parser, "kinds")
     parser.add_argument("--page", type=Path, help="write the table to its part of this Markdown file")
-    parser.add_argument("--road", type=BackendMode, choices=list(BackendMode), default=BackendMode.BROKER)
-    parser.add_argument("--qemu", help="QEMU's program; on the road qemu-dual the installed one with two back ends")
+    parser.add_argument(
+        "--backend", "--road", type=BackendMode, choices=list(BackendMode), default=BackendMode.BROKER,
+        help="the back-end mode; `--road` is the earlier name of this option",
+    )  # fmt: skip
+    parser.add_argument("--qemu", help="QEMU's program; with qemu-dual the installed one with two back ends")
 
 
 def run(arguments: argparse.Namespace, output: Output, system: System) -> int:
     """Exit status: 1 if a kind did not work, or lost something with a broker. Raises HotswapError."""
-    road: BackendMode = arguments.road
-    qemu = arguments.qemu or (dual_qemu() if road is BackendMode.QEMU_DUAL else GuestOptions().qemu)
-    kinds = [replace(kind, options=kind.options.model_copy(update={"road": road, "qemu": qemu})) for kind in KINDS]
-    users = USERS if road is BackendMode.BROKER else ()  # they are front ends themselves
+    mode: BackendMode = arguments.backend
+    qemu = arguments.qemu or (dual_qemu() if mode is BackendMode.QEMU_DUAL else GuestOptions().qemu)
+    kinds = [replace(kind, options=kind.options.model_copy(update={"backend": mode, "qemu": qemu})) for kind in KINDS]
+    users = USERS if mode is BackendMode.BROKER else ()  # they are front ends themselves
     chosen: tuple[Kind | User, ...] = (*kinds, *users)
 
     def measure(kind: Kind | User) -> Result | UserResult:
@@ -258,9 +261,9 @@ def run(arguments: argparse.Namespace, output: Output, system: System) -> int:
         needed()
     results = cases.each_case(chosen, arguments, output, measure, asdict)
     if arguments.page is not None:
-        part = section(road, results, qemu=_version(system, qemu), release=_version(system, "ovs-vsctl"))
+        part = section(mode, results, qemu=_version(system, qemu), release=_version(system, "ovs-vsctl"))
         arguments.page.write_text(page(arguments.page.read_text() if arguments.page.exists() else "", part))
-    lost = road is BackendMode.BROKER and any(each.lost for each in results if isinstance(each, Result))
+    lost = mode is BackendMode.BROKER and any(each.lost for each in results if isinstance(each, Result))
     return int(lost or any(each.fault for each in results))
 
 

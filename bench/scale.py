@@ -126,11 +126,11 @@ class Scale:
     def _rehearse(self) -> None:
         """As ``move_all``, but of the moves."""
         host = self._bed.host
-        names = [vm["name"] for vm in host.road.vms(read=False)]
-        for row in host.road.rows(names):
+        names = [vm["name"] for vm in host.backends.vms(read=False)]
+        for row in host.backends.rows(names):
             arm(host, row, Side.B, Side.B)
             drain_pmd_queues(host)
-            host.road.disarm(row)
+            host.backends.disarm(row)
 
     def _stats(self) -> Stats:
         return self._fleet.stop()
@@ -155,7 +155,7 @@ class Scale:
 
 def spread_ms(host: Host) -> float:
     """From the first VM's new owner to the last's."""
-    since = [float(vm["owner_since"]) for vm in host.road.vms(read=False)]
+    since = [float(vm["owner_since"]) for vm in host.backends.vms(read=False)]
     return (max(since) - min(since)) * 1e3
 
 

@@ -1,7 +1,7 @@
-"""What gives a VM two back ends, as plans see it: the *road*.
+"""What gives a VM two back ends, as plans see it: the *back-end mode*.
 
 ``broker``: a process between QEMU and the instances; both are stock. ``qemu-dual``: QEMU itself has a connection to
-either instance (``qemu-patches``), and is told by QMP. Plans, checks, journal, roll-back and reports are the same.
+either instance (``qemu-patches``), and is told by QMP. Plans, checks, journal, rollback and reports are the same.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class BackendMode(enum.StrEnum):
 
 
 class BackEnds(Protocol):
-    """The VMs' two back ends. Each method raises BrokerError if the road cannot be reached or refuses, and none of them
-    ever lets two back ends use one ring."""
+    """The VMs' two back ends. Each method raises BrokerError if what holds them cannot be reached or refuses, and
+    none of them ever lets two back ends use one ring."""
 
     def vms(self, *, read: bool = True) -> list[Document]:
         """Every VM. Without ``read`` the rings' indices may be missing, and it costs less."""
@@ -46,7 +46,7 @@ class BackEnds(Protocol):
 
     def arm(self, names: Sequence[str], to: Side) -> list[str]:
         """Have frames for VMs that are to be moved in a moment caught on the side ``to``; answers the VMs for which
-        that can be. None, where the road has nothing to catch them with."""
+        that can be. None, in a mode that has nothing to catch them with."""
 
     def disarm(self, names: Sequence[str]) -> None:
         """The VMs are not moved after all."""
@@ -59,7 +59,7 @@ class BackEnds(Protocol):
         self, names: Sequence[str], to: Side, threads: Mapping[Side, MessageThread] | None = None
     ) -> tuple[list[Document], HotswapError | None]:
         """``move`` VMs one by one, up to the first that cannot be; the answers of those before, and its error.
-        ``threads``: those that handle the switches' messages, for a road that can make use of them."""
+        ``threads``: those that handle the switches' messages, for a mode that can make use of them."""
 
     def unserved(self, names: Sequence[str]) -> list[str]:
         """Those of the VMs from which the switch has taken nothing since their move, though there is something."""

@@ -1,39 +1,30 @@
-"""The configuration: one TOML file, validated as a whole.
-
-``load_config`` reads it; every other module takes the frozen ``Config``. All paths are absolute. The same loader
-serves the overlay intent (``overlay/intent.py``), so that both report errors alike.
-"""
+"""The configuration: its keys and their values. All paths are absolute. ``config_file`` reads it; every other module
+takes the frozen ``Config``."""
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import hashlib
-import tomllib
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from ovs_hotswap import config_rules
 from ovs_hotswap.backends import BackendMode
-from ovs_hotswap.config_rules import SUN_PATH_MAX
-from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.model import RELEASE_NAME, Side
+from ovs_hotswap.toml_file import Strict
 from ovs_hotswap.vhostuser.messages import Feature
 
 DEFAULT_PATH = Path("/etc/ovs-hotswap/config.toml")
+SUN_PATH_MAX = 107  # bytes of a unix socket's path, without the final NUL (unix(7))
+_DEVICE_BYTES = 15  # IFNAMSIZ less the final NUL (include/uapi/linux/if.h)
 DEFAULT_RUN_DIR = Path("/run/ovs-hotswap")
 OWN_NAMES = (
     *Side, "vhost", "active", "peer.sock", "upgrade.lock", "broker.sock", "successor.sock", "broker.lock", "broker.pid",
@@ -41,12 +32,6 @@ OWN_NAMES = (
     *(f"{kind}-{side}.json" for kind in ("order", "fault") for side in Side),
 )  # fmt: skip
 """Names in ``run_dir`` that are ovs-hotswap's own."""
-
-
-class Strict(BaseModel):
-    """A table of the file: unknown keys are errors, values are never changed after loading."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 def _absolute(value: Path) -> Path:
@@ -69,8 +54,14 @@ Core = Annotated[int, Field(ge=0, le=1023)]
 
 
 def _device_name(value: str) -> str:
-    if fault := config_rules.device_name(value):
-        raise ValueError(fault)
+    """The name, if a network device can have it (net/core/dev.c, dev_valid_name; ip-link(8) takes what begins with a
+    dash for an option, and the kernel counts where % stands)."""
+    if value in ("", ".", "..") or len(value.encode()) > _DEVICE_BYTES:
+        raise ValueError(f"must be the name of a network device, of 1 to {_DEVICE_BYTES} bytes")
+    if value.startswith("-") or any(
+        letter in "/:%" or letter.isspace() or not letter.isprintable() for letter in value
+    ):
+        raise ValueError("must be the name of a network device: no leading dash, no /, :, %, no space")
     return value
 
 
@@ -133,13 +124,13 @@ class InstanceConfig(Strict):
     uplink_device: DeviceName | None = None
     dpdk_extra: str = "--no-pci"
     pmd_sleep_us: Annotated[int, Field(ge=0, le=10_000)] = 0
-    other_config: OtherConfig = {}
+    other_config: OtherConfig = Field(default_factory=dict)
 
 
 class InstancesConfig(Strict):
     """``other_config`` is of both; a key that an instance has as well is the instance's."""
 
-    other_config: OtherConfig = {}
+    other_config: OtherConfig = Field(default_factory=dict)
     a: InstanceConfig
     b: InstanceConfig
 
@@ -157,7 +148,7 @@ class BrokerConfig(Strict):
     group: Annotated[str, Field(min_length=1)] | None = None
     fence_ms: Annotated[int, Field(ge=10, le=10_000)] = 500
     capture_mb: Annotated[int, Field(ge=64, le=1 << 20)] = 512
-    withhold_features: list[str] = []
+    withhold_features: list[str] = Field(default_factory=list)
 
     @field_validator("withhold_features")
     @classmethod
@@ -179,7 +170,7 @@ class BrokerConfig(Strict):
 
 
 class QemuConfig(Strict):
-    """Of the road ``qemu-dual``, whose QEMUs have a connection to either instance.
+    """For the back-end mode ``qemu-dual``, in which each QEMU has a connection to either instance.
 
     ``monitor``: a VM's QMP socket, one that is for ovs-hotswap alone. ``socket``: where its QEMU listens for the switch
     of a side: that of the netdev's ``chardev`` for a, of its ``standby-chardev`` for b; below ``run_dir``, which is all
@@ -263,7 +254,7 @@ class Config(Strict):
     run_dir: AbsolutePath = DEFAULT_RUN_DIR
     state_dir: AbsolutePath = Path("/var/lib/ovs-hotswap")
     bridge: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,15}$")] = "br0"
-    road: Annotated[BackendMode, Field(strict=False)] = BackendMode.BROKER
+    backend: Annotated[BackendMode, Field(strict=False)] = BackendMode.BROKER
     broker: BrokerConfig = BrokerConfig()
     qemu: QemuConfig = QemuConfig()
     instances: InstancesConfig
@@ -286,7 +277,7 @@ class Config(Strict):
 
     @model_validator(mode="after")
     def _reachable(self) -> Self:
-        if self.road is BackendMode.QEMU_DUAL and not Path(self.qemu.socket).is_relative_to(self.run_dir):
+        if self.backend is BackendMode.QEMU_DUAL and not Path(self.qemu.socket).is_relative_to(self.run_dir):
             raise ValueError(
                 f"qemu.socket must be below run_dir ({self.run_dir}): instances see nothing else of the host"
             )
@@ -311,7 +302,7 @@ class Config(Strict):
 
     def vhost_socket(self, side: Side, vm: str) -> Path:
         """Where the broker, or a VM's QEMU that has no broker, listens for one instance's port of the VM."""
-        if self.road is BackendMode.QEMU_DUAL:
+        if self.backend is BackendMode.QEMU_DUAL:
             return Path(self.qemu.socket.replace("{vm}", vm).replace("{side}", side))
         return self.run_dir / "vhost" / side.value / f"{vm}.sock"
 
@@ -320,12 +311,12 @@ class Config(Strict):
         return Path(self.broker.qemu_socket.replace("{vm}", vm))
 
     def monitor_socket(self, vm: str) -> Path:
-        """Where the VM's QEMU answers QMP on the road ``qemu-dual``."""
+        """Where the VM's QEMU answers QMP in the back-end mode ``qemu-dual``."""
         return Path(self.qemu.monitor.replace("{vm}", vm))
 
     def front_end(self, vm: str) -> Path:
-        """Where to look for the VM's QEMU on the configured road."""
-        return self.monitor_socket(vm) if self.road is BackendMode.QEMU_DUAL else self.qemu_socket(vm)
+        """Where to look for the VM's QEMU in the configured back-end mode."""
+        return self.monitor_socket(vm) if self.backend is BackendMode.QEMU_DUAL else self.qemu_socket(vm)
 
     def sockets_of(self, vm: str) -> list[Path]:
         """Every socket that there is for a VM."""
@@ -358,109 +349,6 @@ class Config(Strict):
     @property
     def releases_dir(self) -> Path:
         return self.state_dir / "releases"
-
-
-_EXAMPLE = "ovs-hotswap config example"
-_SHOWN = 200  # characters of a value in a report
-_SHOWN_INT = 10**18
-
-Table = TypeVar("Table", bound=BaseModel)
-
-
-def load_toml(path: Path, kind: type[Table], example: str) -> Table:
-    """Read and validate a TOML file; ``example`` is the command that prints one. Raises ConfigError that lists every
-    fault with file and key, what is wrong and what is allowed."""
-    try:
-        data = path.read_bytes()
-        if data.startswith(codecs.BOM_UTF8):
-            raise ConfigError(f"{path}: begins with a byte order mark, which TOML does not allow",
-                              hint=f"LC_ALL=C sed -i '1s/^\\xEF\\xBB\\xBF//' {path}")  # fmt: skip
-        raw = tomllib.loads(data.decode())
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file", hint=f"write one from `{example}`") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: not TOML: nested too deeply") from error
-    except ValueError as error:  # not TOML, not UTF-8, or a number that Python refuses to read
-        raise ConfigError(f"{path}: not TOML: {error}") from error
-    refuse(path, _control_characters(raw), example)
-    try:
-        return kind.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_faults(path, error, kind)), hint=f"`{example}`") from error
-
-
-def _faults(path: Path, error: ValidationError, kind: type[BaseModel]) -> list[str]:
-    lines = []
-    for fault in error.errors(include_url=False):
-        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
-        text = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "extra_forbidden":
-            text = f"unknown key; allowed here: {', '.join(_allowed(kind, fault['loc']))}"
-        elif fault["type"] == "missing":
-            text = "missing"
-        elif fault["type"] == "tuple_type":
-            text = f"must be a row of tables, each with the heading [[{key}]]"
-        elif not isinstance(fault["input"], dict | list):
-            text = f"{text} (it is {_shown(fault['input'])})"
-        lines.append(f"{path}: {key + ': ' if key else ''}{text}")
-    return lines
-
-
-def _control_characters(raw: dict[str, object]) -> Iterator[tuple[str, str]]:
-    """Every text has a use in which they end it or cannot be: a path, an argument, a line of a protocol."""
-    left: list[tuple[str, object]] = [("", raw)]
-    while left:
-        key, value = left.pop()
-        if isinstance(value, dict):
-            left += [(f"{key}.{name}".lstrip("."), held) for name, held in value.items()]
-            left += [(f"{key}, the key", name) for name in value]
-        elif isinstance(value, list):
-            left += [(f"{key}[{number}]", held) for number, held in enumerate(value)]
-        elif isinstance(value, str):
-            wrong = next((each for each in value if unicodedata.category(each) == "Cc"), None)
-            if wrong is not None:
-                yield key, f"may not have control characters in it, such as {wrong!r} (it is {_shown(value)})"
-
-
-def _shown(value: object) -> str:
-    """A value as it is repeated in a report: Python refuses to write an integer of thousands of digits."""
-    if isinstance(value, int) and abs(value) > _SHOWN_INT:
-        return "a number of more than 18 digits"
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-def _allowed(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys that the table which holds the key at ``location`` knows."""
-    table: type[BaseModel] = kind
-    for part in location[:-1]:
-        if isinstance(part, int):
-            continue
-        annotation = next(field.annotation for name, field in table.model_fields.items() if part in (field.alias, name))
-        for candidate in (annotation, *getattr(annotation, "__args__", ())):
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                table = candidate
-    return sorted(field.alias or name for name, field in table.model_fields.items())
-
-
-def load_config(path: Path) -> Config:
-    """Read the configuration.
-
-    Raises ConfigError that lists every fault: first those of single values; if there are none, those of values that
-    cannot be together.
-    """
-    config = load_toml(path, Config, _EXAMPLE)
-    refuse(path, config_rules.faults(config), _EXAMPLE)
-    return config
-
-
-def refuse(path: Path, faults: Iterable[tuple[str, str]], example: str) -> None:
-    """Raise ConfigError for faults of a file, each a key and a text, if there are any."""
-    lines = [f"{path}: {key}: {text}" for key, text in faults]
-    if lines:
-        raise ConfigError("\n".join(lines), hint=f"`{example}`")
 
 
 class Active(Strict, extra="ignore"):

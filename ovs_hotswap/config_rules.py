@@ -8,23 +8,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ovs_hotswap.config import SUN_PATH_MAX, Config
 from ovs_hotswap.model import TAKEN_NAMES, Side
-
-if TYPE_CHECKING:
-    from ovs_hotswap.config import Config
 
 Fault = tuple[str, str]
 
-SUN_PATH_MAX = 107  # bytes of a unix socket's path, without the final NUL (unix(7))
 NEEDED_FEATURES = frozenset({"PROTOCOL_FEATURES", "VERSION_1"})
 _LOOKS = 3  # at the active instance, before a sign counts
 _VARIABLE = re.compile(r"\{[^{}]*\}|[{}]")
 # run_dir stands in arguments of DPDK devices and in names of sockets of Open vSwitch.
 _RUN_DIR = re.compile(r"[A-Za-z0-9/._+@~-]*")
 _OWN_DIRECTORIES = ("vhost", *Side)
-_DEVICE_BYTES = 15  # IFNAMSIZ less the final NUL (include/uapi/linux/if.h)
 _PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}:[0-9a-f]{2}\.[0-7])", re.IGNORECASE)
 # Arguments of DPDK's EAL, and what is to be done instead of giving them.
 _OWN_ARGUMENTS = {
@@ -34,18 +29,6 @@ _OWN_ARGUMENTS = {
     "--proc-type": "an instance is a primary process",
 }  # fmt: skip
 _ALLOW = ("-a", "--allow", "-w", "--pci-whitelist")  # the last two up to DPDK 20.11
-
-
-def device_name(value: str) -> str | None:
-    """Why no network device can have that name, if so (net/core/dev.c, dev_valid_name; ip-link(8) takes what begins
-    with a dash for an option, and the kernel counts where % stands)."""
-    if value in ("", ".", "..") or len(value.encode()) > _DEVICE_BYTES:
-        return f"must be the name of a network device, of 1 to {_DEVICE_BYTES} bytes"
-    if value.startswith("-") or any(
-        letter in "/:%" or letter.isspace() or not letter.isprintable() for letter in value
-    ):
-        return "must be the name of a network device: no leading dash, no /, :, %, no space"
-    return None
 
 
 def faults(config: Config) -> list[Fault]:

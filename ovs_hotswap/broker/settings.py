@@ -10,7 +10,7 @@ from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.model import Side
 
 _BROKER = {"fence_ms", "withhold_features", "capture_mb", "qemu_socket"}
-_PLACES = {"run_dir", "state_dir", "road"}  # besides those of [broker], what a broker goes by
+_PLACES = {"run_dir", "state_dir", "backend"}  # besides those of [broker], what a broker goes by
 
 
 class Settings:

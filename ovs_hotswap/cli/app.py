@@ -32,9 +32,9 @@ class App:
     @cached_property
     def config(self) -> Config:
         """Raises ConfigError."""
-        from ovs_hotswap.config import load_config
+        from ovs_hotswap.config_file import load_config
 
-        return load_config(self.config_path)
+        return load_config(self.config_path, self.output.warning)
 
     @cached_property
     def intent(self) -> Intent:

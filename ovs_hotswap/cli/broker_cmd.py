@@ -11,8 +11,8 @@ from ovs_hotswap.backends import kept_text, refuse_kept
 from ovs_hotswap.broker.control.client import BrokerClient
 from ovs_hotswap.cli import logs
 from ovs_hotswap.cli.app import App, Group, pass_app
-from ovs_hotswap.config import load_config
 from ovs_hotswap.config_changes import Change
+from ovs_hotswap.config_file import load_config
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.trust import own_directory
 

@@ -7,9 +7,9 @@ import click
 from ovs_hotswap.broker.run_directory import control_group
 from ovs_hotswap.cli.app import App, Group, pass_app
 from ovs_hotswap.cli.hidden import hidden_paths
-from ovs_hotswap.config import refuse
 from ovs_hotswap.model import Side
 from ovs_hotswap.service.systemctl import Unit
+from ovs_hotswap.toml_file import refuse
 
 EXAMPLE = """\
 # ovs-hotswap: configuration of one hypervisor. Lines that start with "#" show the default or an alternative.
@@ -29,7 +29,7 @@ overlay = "/etc/ovs-hotswap/overlay.toml"
 # bridge = "br0"
 
 # What gives each VM two back ends: "broker" (stock QEMU), or "qemu-dual" (a QEMU of the series in qemu-patches).
-# road = "broker"
+# backend = "broker"
 
 [broker]
 # Where a VM's QEMU listens (`-chardev socket,server=on,path=...`); {vm} is the VM's name. The broker's systemd unit
@@ -50,7 +50,7 @@ overlay = "/etc/ovs-hotswap/overlay.toml"
 # going back to the older one.
 # withhold_features = []
 
-# Only for road = "qemu-dual":
+# Only for backend = "qemu-dual":
 [qemu]
 # A VM's QMP socket, one that is for ovs-hotswap alone (`-qmp unix:...,server=on,wait=off`).
 # monitor = "/run/ovs-hotswap/vm/{vm}.qmp"
@@ -164,7 +164,9 @@ def check(app: App) -> None:
     control_group(loaded)
     units = [Unit(f"ovs-hotswap-{name}.service", app.system) for name in ("broker", "watch")]
     refuse(app.config_path, dict.fromkeys(hidden_paths(loaded, units)), "systemctl cat ovs-hotswap-broker")
-    app.output.document({"file": app.config_path, "valid": True, "config": loaded.model_dump(mode="json")})
+    values = loaded.model_dump(mode="json")
+    values["road"] = values["backend"]  # its earlier name, for who reads it by that
+    app.output.document({"file": app.config_path, "valid": True, "config": values})
     app.output.line(f"{app.config_path}: valid")
     rows: list[tuple[str, object]] = [
         ("overlay", loaded.overlay), ("run_dir", loaded.run_dir), ("state_dir", loaded.state_dir),

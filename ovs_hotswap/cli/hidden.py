@@ -29,7 +29,7 @@ def hidden_paths(config: Config, units: Collection[Unit]) -> Iterator[tuple[str,
 
 def _used_by(config: Config, unit: str) -> dict[str, str]:
     used = {"overlay": str(config.overlay)}
-    if config.road is BackendMode.QEMU_DUAL:
+    if config.backend is BackendMode.QEMU_DUAL:
         used |= {"qemu.monitor": config.qemu.monitor}
     elif unit == _BROKER:
         used |= {"broker.qemu_socket": config.broker.qemu_socket}

@@ -26,6 +26,7 @@ _directory = click.option(
     "--directory", type=click.Path(path_type=Path), default=DEFAULT_DIRECTORY, show_default=True,
     help="Everything of the lab is below it.",
 )  # fmt: skip
+_MODES = click.Choice([each.value for each in BackendMode])
 _vms = click.option("--vms", type=click.IntRange(1, 64), default=4, show_default=True, help="Number of guests.")
 
 
@@ -98,36 +99,44 @@ def status(app: App, directory: Path) -> None:
 @_directory
 @_vms
 @click.option(
-    "--road",
-    type=click.Choice([each.value for each in BackendMode]),
-    default=BackendMode.BROKER.value,
-    show_default=True,
-    help="What gives each guest two switches.",
+    "--backend",
+    type=_MODES,
+    show_default=BackendMode.BROKER.value,
+    help="The back-end mode: what gives each guest two switches.",
 )
-@click.option("--qemu", help="QEMU of --road qemu-dual.  [default: the installed one of `make packages`]")
+@click.option("--road", type=_MODES, hidden=True)
+@click.option("--qemu", help="QEMU of --backend qemu-dual.  [default: the installed one of `make packages`]")
 @click.option("--report", type=click.Path(path_type=Path), help="Write the JSON report to this file.")
 @pass_app
-def demo(app: App, directory: Path, vms: int, road: str, qemu: str | None, report: Path | None) -> None:
+def demo(
+    app: App,
+    directory: Path,
+    vms: int,
+    backend: str | None,
+    road: str | None,
+    qemu: str | None,
+    report: Path | None,
+) -> None:
     """Upgrade OVS 3.1 to 3.5 and back under running guests, then restart it plainly for comparison.
 
     The lab is made for it and removed afterwards. Exit code 9 if a packet was lost in the upgrade or on the way back.
     With --json: {"releases", "lossless", "phases": {name: {"seconds", "lost", "longest_gap_ms", "moves": {vm: us},
     "pings": [...]}}}, which is also what --report writes.
 
-    With --road qemu-dual the same is shown without a broker, by a QEMU that has two switches itself, then a crash of
+    With --backend qemu-dual the same is shown without a broker, by a QEMU that has two switches itself, then a crash of
     the active one, and after that all of the above under the same QEMU for comparison; with --json: {"qemu-dual":
-    {..., "failover_us": {vm: us}}, "broker": {...}}. What is lost on that road is shown and is no error.
+    {..., "failover_us": {vm: us}}, "broker": {...}}. What is lost in that back-end mode is shown and is no error.
 
     \b
     Example:
       ovs-hotswap lab demo --report demo-report.json
-      ovs-hotswap lab demo --road qemu-dual
+      ovs-hotswap lab demo --backend qemu-dual
     """
     options = GuestOptions()
     document: dict[str, Any] = {}
-    if road == BackendMode.QEMU_DUAL:
+    if back_end_mode(app, backend, road) is BackendMode.QEMU_DUAL:
         options = GuestOptions(qemu=qemu or dual_qemu())
-        dual_options = options.model_copy(update={"road": BackendMode.QEMU_DUAL})
+        dual_options = options.model_copy(update={"backend": BackendMode.QEMU_DUAL})
         with _made(app, directory, vms, dual_options) as running:
             dual = running.run_dual()
         document = {str(BackendMode.QEMU_DUAL): dual.document()}
@@ -143,6 +152,17 @@ def demo(app: App, directory: Path, vms: int, road: str, qemu: str | None, repor
         raise LabError(f"packets were lost: {found.upgrade.lost} in the upgrade, {found.rollback.lost} on the way back")
 
 
+def back_end_mode(app: App, backend: str | None, road: str | None) -> BackendMode:
+    """The back-end mode of the demo; ``road`` is the earlier name of the option. Raises UsageError."""
+    if road is not None:
+        app.output.warning(
+            "`--road`: the name of this option is `--backend`; the earlier name will not be read in the next release"
+        )
+        if backend not in (None, road):
+            raise click.UsageError(f"`--backend {backend}` and `--road {road}` are two values of one option: give one")
+    return BackendMode(backend or road or BackendMode.BROKER)
+
+
 @contextmanager
 def _made(app: App, directory: Path, vms: int, options: GuestOptions) -> Iterator[Demo]:
     """A demo in a lab of its own, which is removed afterwards."""
@@ -152,7 +172,7 @@ def _made(app: App, directory: Path, vms: int, options: GuestOptions) -> Iterato
     bed = Lab(directory.absolute(), vms, app.system, options)
     with ExitStack() as stack:
         stack.callback(bed.down)
-        app.output.line(f"booting {vms} guests, road {options.road}")
+        app.output.line(f"booting {vms} guests, back-end mode {options.backend}")
         bed.up(RELEASE_CACHE)
         yield Demo(bed, app.system, app.output.line, lambda: _shown(app))
 

@@ -230,7 +230,7 @@ def _pools(host: Host, side: Side) -> list[PacketPool]:
 
 
 def _vm_summary(host: Host) -> dict[str, Any]:
-    vms = host.road.vms()
+    vms = host.backends.vms()
     owners = {str(side): sum(vm["owner"] == side for vm in vms) for side in Side}
     return {"total": len(vms), "connected": sum(vm["qemu"] is not None for vm in vms), "owners": owners}
 

@@ -26,7 +26,7 @@ def list_(app: App) -> None:
     Example:
       ovs-hotswap vm list
     """
-    found = Host(app.config, app.system).road.vms()
+    found = Host(app.config, app.system).backends.vms()
     app.output.document({"vms": found})
     rows = [
         (each["name"], each["qemu"], each["owner"], each["certainty"], _parked(each),
@@ -51,7 +51,7 @@ def show(app: App, name: str) -> None:
     Example:
       ovs-hotswap vm show web1
     """
-    found = Host(app.config, app.system).road.vm(name)
+    found = Host(app.config, app.system).backends.vm(name)
     app.output.document(found)
     for label, value in _lines(found):
         app.output.line(f"{label:<12} {value}")
@@ -71,7 +71,7 @@ def show(app: App, name: str) -> None:
 def quarantine(app: App, name: str, reason: str) -> None:
     """Keep a VM from both switches until `vm release`: one that ends whatever serves it.
 
-    Its network is cut off, its QEMU stays connected. The broker keeps to it, and so does a next one; with road =
+    Its network is cut off, its QEMU stays connected. The broker keeps to it, and so does a next one; with backend =
     "qemu-dual" the switches have no port for it until then, or until the next boot. The watchdog does it by itself to a
     VM that instances end of.
     With --json: {"vm", "quarantine", "owner"}; `owner` is not null if a switch has not let go of it yet.
@@ -80,7 +80,7 @@ def quarantine(app: App, name: str, reason: str) -> None:
     Example:
       ovs-hotswap vm quarantine web1 --reason "see ticket 4711"
     """
-    found = Host(app.config, app.system).road.quarantine(name, reason)
+    found = Host(app.config, app.system).backends.quarantine(name, reason)
     app.output.done = True
     app.output.document({"vm": name, "quarantine": found["quarantine"], "owner": found["owner"]})
     still = f"; switch {found['owner']} has not let go of it yet" if found["owner"] else ""
@@ -99,7 +99,7 @@ def release(app: App, name: str) -> None:
     Example:
       ovs-hotswap vm release web1
     """
-    Host(app.config, app.system).road.release(name)
+    Host(app.config, app.system).backends.release(name)
     app.output.done = True
     app.output.document({"vm": name})
     app.output.line(f"VM {name} is in quarantine no more")

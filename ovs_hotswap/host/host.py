@@ -43,8 +43,8 @@ from ovs_hotswap.uplink import base
 from ovs_hotswap.uplink.base import make_uplink
 
 _POLL_S = 0.02
-_ROAD_S = 30.0
-_QUICK_ROAD_S = 2.0  # of who has to go on, answered or not
+_ANSWER_S = 30.0
+_QUICK_ANSWER_S = 2.0  # of who has to go on, answered or not
 _LOOK_S = 1.0
 TAGS = 8  # of the peer link's tag and one of the guest's (802.1ad)
 WATCHDOG_S = 60.0  # the longest task of the watchdog: to start an instance and park every VM
@@ -55,7 +55,7 @@ class Host:
     stays connected to the kernel, and VMs' back ends are not waited for. ``intent``: one that was read already."""
 
     def __init__(self, config: Config, system: System, *, quick: bool = False, intent: Intent | None = None) -> None:
-        self._quick, self._road_s = quick, _QUICK_ROAD_S if quick else _ROAD_S
+        self._quick, self._answer_s = quick, _QUICK_ANSWER_S if quick else _ANSWER_S
         if intent is not None:
             self.intent = intent
         self.config, self.system = config, system
@@ -80,15 +80,15 @@ class Host:
         return make_uplink(self.config, self.intent, quick=self._quick)
 
     @cached_property
-    def road(self) -> BackEnds:
-        """The VMs' two back ends, on the configured road."""
-        if self.config.road is BackendMode.QEMU_DUAL:
+    def backends(self) -> BackEnds:
+        """The VMs' two back ends, in the configured back-end mode."""
+        if self.config.backend is BackendMode.QEMU_DUAL:
             return self.dual
         return self.broker
 
     @cached_property
     def broker(self) -> BrokerClient:
-        return BrokerClient(self.config.broker_socket, timeout=self._road_s)
+        return BrokerClient(self.config.broker_socket, timeout=self._answer_s)
 
     @cached_property
     def held(self) -> Held:
@@ -97,7 +97,7 @@ class Host:
     @cached_property
     def dual(self) -> DualQemu:
         config = self.config
-        monitors = Monitors(config.monitor_socket, self._road_s)
+        monitors = Monitors(config.monitor_socket, self._answer_s)
         netdev = config.qemu.netdev
         return DualQemu(
             monitors,
@@ -111,8 +111,8 @@ class Host:
     def unconnected(self, side: Side) -> list[str]:
         """VMs for which the side's switch is not connected. A broker listens for each VM; without one nobody does for a
         VM whose QEMU does not run, and of one that does not answer it is not known. Raises BrokerError."""
-        broker = self.config.road is BackendMode.BROKER
-        vms = [vm for vm in self.road.vms(read=False) if broker or (vm["netdev"] and not vm.get("quarantine"))]
+        broker = self.config.backend is BackendMode.BROKER
+        vms = [vm for vm in self.backends.vms(read=False) if broker or (vm["netdev"] and not vm.get("quarantine"))]
         return [vm["name"] for vm in vms if not vm["switches"][side]["connected"]]
 
     @contextlib.contextmanager
@@ -197,7 +197,7 @@ class Host:
     def active(self) -> Side:
         """The side that serves the VMs. Raises StateUnknown where the record and the broker do not agree."""
         recorded = self.recorded_active()
-        owners = {vm["owner"] for vm in self.road.vms(read=False) if vm["owner"]}
+        owners = {vm["owner"] for vm in self.backends.vms(read=False) if vm["owner"]}
         if recorded is None or owners - {recorded}:
             by = ", ".join(sorted(owners)) or "none"
             raise StateUnknown(
@@ -273,7 +273,7 @@ class Host:
     def bridge_spec(self, side: Side) -> BridgeSpec:
         """The bridge without the peer link. Where no broker keeps a VM from the switches, they have no port for it."""
         instance, intent = self.config.instance(side), self.intent
-        held = self.held.reasons() if self.config.road is BackendMode.QEMU_DUAL else {}
+        held = self.held.reasons() if self.config.backend is BackendMode.QEMU_DUAL else {}
         vms = tuple(
             PortSpec(
                 vm.name,
@@ -441,7 +441,7 @@ class Host:
         order = sorted(sides, key=lambda side: side is active)
         if active in order and len(order) == 1 and not untried:
             self._refuse_untried(active)
-        refuse_kept(self.road.reload())  # also, it must listen before a port is added
+        refuse_kept(self.backends.reload())  # also, it must listen before a port is added
         for side in order:
             if side is active and len(order) > 1 and not untried:
                 self._refuse_untried(active)

@@ -12,11 +12,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ovs_hotswap.config import Config, Strict
+from ovs_hotswap.config import Config
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.ports import UPLINK
 from ovs_hotswap.switch.settings import INTERFACE, Settings, as_json, from_json
 from ovs_hotswap.system import System, files
+from ovs_hotswap.toml_file import Strict
 
 log = logging.getLogger(__name__)
 

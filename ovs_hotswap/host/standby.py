@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ovs_hotswap.config import Config, Strict
+from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, BusyError, SwitchError
 from ovs_hotswap.host import settings_transfer
 from ovs_hotswap.host.host import Host
@@ -29,6 +29,7 @@ from ovs_hotswap.priority import Rank
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.switch.ovsdb import PortSpec
 from ovs_hotswap.switch.settings import Settings
+from ovs_hotswap.toml_file import Strict
 from ovs_hotswap.wording import some
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def prepare(host: Host, side: Side) -> tuple[list[Document], dict[str, str]]:
     host.prefer_threads(side, Rank.TAKES)
     host.program_tunnels(side)
     host.program_flows(side, Form.FINAL)
-    vms = [vm for vm in host.road.vms(read=False) if parkable(vm, side)]
+    vms = [vm for vm in host.backends.vms(read=False) if parkable(vm, side)]
     refused = park_each(host, side, vms)
     _write(host, record.model_copy(update={"prepared": True, "pmd_sleep_us": own_sleep}))
     return vms, refused
@@ -157,8 +158,8 @@ def end_standby(host: Host, side: Side) -> None:
     """End a standby, dead or alive. The VMs it has parked stay where they are: with the other side. A broker that does
     not answer is not needed for it: it sees that the switch is gone."""
     with contextlib.suppress(BrokerError):
-        for vm in host.road.vms(read=False):
-            host.road.unpark(vm["name"], side)
+        for vm in host.backends.vms(read=False):
+            host.backends.unpark(vm["name"], side)
     if host.recorded_active() is side:
         raise BusyError(f"instance {side} has taken over meanwhile")
     host.instances[side].stop()
@@ -232,9 +233,9 @@ def park_each(
     refused, expected = {}, {}
     for number, vm in enumerate(vms, 1):
         try:
-            host.road.park(vm["name"], side)
+            host.backends.park(vm["name"], side)
         except BrokerError as error:
-            host.road.vms(read=False)  # else it is no fault of the VM's
+            host.backends.vms(read=False)  # else it is no fault of the VM's
             refused[vm["name"]] = error.message
             continue
         parked(number, vm["name"])

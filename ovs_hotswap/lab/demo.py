@@ -1,5 +1,5 @@
 """The main job shown on one machine: an upgrade under running guests, the way back, and a plain restart beside them;
-or, on the road ``qemu-dual``, a crash."""
+or, with the back-end mode ``qemu-dual``, a crash."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ class DemoReport:
 
 @dataclass(frozen=True, slots=True)
 class DualReport:
-    """The road ``qemu-dual``. ``crash``: SIGKILL of the active instance; ``failover_us``: how long each VM's rings had
-    no owner then, on QEMU's clock, which begins when it sees that the switch is gone."""
+    """The back-end mode ``qemu-dual``. ``crash``: SIGKILL of the active instance; ``failover_us``: how long each VM's
+    rings had no owner then, on QEMU's clock, which begins when it sees that the switch is gone."""
 
     releases: dict[str, str]
     quiet: Phase
@@ -154,14 +154,14 @@ class Demo:
         return DemoReport(releases, *phases, self.plain_restart())
 
     def run_dual(self) -> DualReport:
-        """As ``run``, on the road ``qemu-dual`` and with a crash at the end."""
+        """Like ``run``, in the back-end mode ``qemu-dual`` and with a crash at the end."""
         host = self.start()
         releases, phases = self._there_and_back()
         self._say("the active instance is killed, beside a warm standby")
         with watchdog(host, self._lab.config_path, self._lab.layout.directory / "watch.log"):
             crash = self.phase("crash", self.kill_active)
             wait_protected(host, Side.B)
-        return DualReport(releases, *phases, crash, {vm["name"]: vm["last_move_us"] for vm in host.road.vms()})
+        return DualReport(releases, *phases, crash, {vm["name"]: vm["last_move_us"] for vm in host.backends.vms()})
 
     def _there_and_back(self) -> tuple[dict[str, str], tuple[Phase, Phase, Phase]]:
         host, quiet = self._host, self.quiet()
@@ -194,7 +194,7 @@ class Demo:
             host.releases.add(suite, suite, self._say)
         wait_written(self._system, self._say)
         old = host.releases.get(HOST)
-        if host.config.road is BackendMode.BROKER:
+        if host.config.backend is BackendMode.BROKER:
             self._say("starting the broker")
             start_broker(host.config, self._system, self._lab.layout.config_file, BROKER_S)
         self._say(f"starting instance a: {old.label}")
@@ -264,7 +264,7 @@ class Demo:
         return seen
 
     def _gaps(self, first: Mark, last: Mark, moved: bool) -> list[GuestGaps]:
-        since = {vm["name"]: vm["owner_since"] for vm in self._host.road.vms(read=False)} if moved else {}
+        since = {vm["name"]: vm["owner_since"] for vm in self._host.backends.vms(read=False)} if moved else {}
         found = []
         for stream, gaps in self._lab.pings.gaps(first, last).items():
             most, when = longest(gaps), since.get(stream.guest)

@@ -63,9 +63,9 @@ def command_line(layout: Layout, guest: GuestLayout, kernel: Path) -> list[str]:
 
 
 def _network(layout: Layout, guest: GuestLayout) -> list[str]:
-    """Side a's socket is the netdev's ``chardev``; the monitor of the road ``qemu-dual`` is one of its own."""
+    """Side a's socket is the netdev's ``chardev``; the back-end mode ``qemu-dual`` has a monitor of its own."""
     backend = f"vhost-user,id=network,queues={layout.options.queues},chardev=side-a"
-    if layout.options.road is not BackendMode.QEMU_DUAL:
+    if layout.options.backend is not BackendMode.QEMU_DUAL:
         return [*_socket(layout, guest, Side.A), "-netdev", backend]
     return [
         *_socket(layout, guest, Side.A), *_socket(layout, guest, Side.B),

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from pyroute2 import netns
 
-from ovs_hotswap.config import Config, Strict, load_config
+from ovs_hotswap.config import Config
+from ovs_hotswap.config_file import load_config
 from ovs_hotswap.errors import HotswapError, LabError
 from ovs_hotswap.host.host import TAGS
 from ovs_hotswap.lab.guest import Guest, command_line
@@ -31,6 +32,7 @@ from ovs_hotswap.model import Side
 from ovs_hotswap.switch.instance import Instance
 from ovs_hotswap.switch.memory import DEFAULT_MTU, Demand, Reservation, reserve
 from ovs_hotswap.system import System
+from ovs_hotswap.toml_file import Strict
 from ovs_hotswap.watchdog.status_file import lock_path
 
 DEFAULT_DIRECTORY = Path("/run/ovs-hotswap-lab")

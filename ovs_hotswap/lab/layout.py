@@ -16,11 +16,11 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from ovs_hotswap.backends import BackendMode
-from ovs_hotswap.config import Strict
 from ovs_hotswap.model import Side
+from ovs_hotswap.toml_file import Strict
 
 VNI = 100
 UNDERLAY_PREFIX = 24
@@ -44,11 +44,14 @@ class GuestOptions(Strict):
 
     ``mtu``: of the guests; what they ping one another with is as long if it is more than the underlay carries.
     ``device`` are properties of virtio-net-pci, such as ``mrg_rxbuf=off``. ``memory_slots`` are for memory that is
-    plugged later. ``qemu`` is the program; ``road`` ``qemu-dual`` gives each guest a vhost-user socket for either side,
-    which only a QEMU of the series in qemu-patches has.
+    plugged later. ``qemu`` is the program; ``backend`` ``qemu-dual`` gives each guest a vhost-user socket for either
+    side, which only a QEMU of the series in qemu-patches has.
     """
 
-    road: Annotated[BackendMode, Field(strict=False)] = BackendMode.BROKER
+    # An earlier version's record of a lab says "road".
+    backend: Annotated[BackendMode, Field(strict=False, validation_alias=AliasChoices("backend", "road"))] = (
+        BackendMode.BROKER
+    )
     qemu: str = "qemu-system-x86_64"
 
     memory_mb: Annotated[int, Field(ge=96, le=4096)] = 96
@@ -168,7 +171,7 @@ class Layout:
 
     def vhost_file(self, guest: str, side: Side) -> Path:
         """Where a guest's QEMU listens for its switch; the same for both sides where a broker stands for them."""
-        if self.options.road is BackendMode.QEMU_DUAL:
+        if self.options.backend is BackendMode.QEMU_DUAL:
             return self.switch_dir / f"{guest}.{side}.sock"
         return self.guest_file(guest, "sock")
 
@@ -208,7 +211,7 @@ pmd_sleep_us = 100
 overlay = "{layout.overlay_file}"
 run_dir = "{layout.run_dir}"
 state_dir = "{layout.state_dir}"
-road = "{layout.options.road}"
+backend = "{layout.options.backend}"
 
 [broker]
 qemu_socket = "{layout.guest_dir}/{{vm}}.sock"

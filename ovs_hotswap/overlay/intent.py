@@ -18,8 +18,9 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ovs_hotswap import config_rules
-from ovs_hotswap.config import Config, Strict, load_toml, refuse
+from ovs_hotswap.config import Config
 from ovs_hotswap.overlay.ports import FIRST_VM_PORT, LAST_VM_PORT, RESERVED_NAMES
+from ovs_hotswap.toml_file import Strict, load_toml, refuse
 
 VNI_MAX = (1 << 24) - 1  # RFC 7348, section 5
 

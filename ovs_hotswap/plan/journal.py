@@ -21,10 +21,10 @@ from typing import Annotated
 
 from pydantic import Field, JsonValue, ValidationError
 
-from ovs_hotswap.config import Strict
 from ovs_hotswap.errors import BusyError, HostError, StateUnknown
 from ovs_hotswap.plan.records import Facts, Kind, PlanProgress, Record, StepNames, fold
 from ovs_hotswap.system import System, files, host_error
+from ovs_hotswap.toml_file import Strict
 
 FORMAT = 1
 KEPT = 20

@@ -1,4 +1,4 @@
-"""The road ``qemu-dual``: each VM's QEMU holds both instances' connections and swaps them itself (``qemu-patches``).
+"""The back-end mode ``qemu-dual``: each VM's QEMU holds both instances' connections and swaps them (``qemu-patches``).
 
 Side a is the netdev's ``chardev``, side b its ``standby-chardev``. QEMU parks whoever connects beside the active back
 end, gives a dead one's rings to the other by itself, and keeps two of them from one ring; nothing of that is decided

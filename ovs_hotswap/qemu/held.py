@@ -1,4 +1,4 @@
-"""VMs in quarantine on the road ``qemu-dual``: their names and why, in a directory that ends with the boot.
+"""VMs in quarantine in the back-end mode ``qemu-dual``: their names and why, in a directory that ends with the boot.
 
 Nothing stands between a QEMU and the switches there, so the VM is kept from them by their having no port for it.
 """

@@ -7,8 +7,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovs_hotswap.config import Config, Strict
+from ovs_hotswap.config import Config
 from ovs_hotswap.model import Device, Release, Side
+from ovs_hotswap.toml_file import Strict
 
 _LAST_WORDS = 1 << 14  # bytes
 

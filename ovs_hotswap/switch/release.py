@@ -17,11 +17,12 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ovs_hotswap.config import Config, Strict, read_kept
+from ovs_hotswap.config import Config, read_kept
 from ovs_hotswap.errors import CommandError, ReleaseError
 from ovs_hotswap.model import RELEASE_NAME, Release, Side
 from ovs_hotswap.switch.paths import InstancePaths, read_record
 from ovs_hotswap.system import System
+from ovs_hotswap.toml_file import Strict
 from ovs_hotswap.trust import along, strangers
 
 HOST = "host"

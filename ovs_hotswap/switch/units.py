@@ -15,13 +15,14 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from ovs_hotswap.config import DEFAULT_RUN_DIR, Config, Strict
+from ovs_hotswap.config import DEFAULT_RUN_DIR, Config
 from ovs_hotswap.errors import HotswapError, SwitchError, error_classes
 from ovs_hotswap.model import Release, Side
 from ovs_hotswap.service.sd_notify import BOOTED
 from ovs_hotswap.service.systemctl import Unit
 from ovs_hotswap.switch.netns import Namespaces
 from ovs_hotswap.system import System
+from ovs_hotswap.toml_file import Strict
 
 _MARGIN_S = 30.0  # for systemd itself and for undoing a start that failed
 

@@ -29,13 +29,13 @@ class Baseline:
 
 def look(host: Host) -> Baseline:
     """How the guests' rings stand. Takes a fraction of a second, and up to three where one looks unserved."""
-    vms = host.road.vms()
+    vms = host.backends.vms()
     first = rings.samples(vms)
     patience = Patience(first, _WEDGED_S)
     end = host.system.monotonic() + _LOOK_S
     while True:
         host.system.sleep(_SAMPLE_S)
-        last, now = rings.samples(host.road.vms()), host.system.monotonic()
+        last, now = rings.samples(host.backends.vms()), host.system.monotonic()
         wedged = patience.look(now, last)
         if len(wedged) == len(patience.waiting) or now >= end:
             return Baseline(patience.waiting, tuple(rings.unread(vms)), _liveliest(first, last))
@@ -52,7 +52,7 @@ def _liveliest(first: Iterable[RingSample], last: Iterable[RingSample]) -> str |
 
 def read(host: Host, names: Collection[str]) -> list[RingSample]:
     """The rings of these VMs as they are now."""
-    return rings.samples(host.road.vm(name) for name in names)
+    return rings.samples(host.backends.vm(name) for name in names)
 
 
 def known(run: StepContext) -> set[Place]:

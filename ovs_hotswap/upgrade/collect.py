@@ -155,10 +155,10 @@ def _active(host: Host, old: Side) -> list[Finding]:
 def _vms(host: Host, old: Side, new: Side, release: str, leave_out: Collection[str]) -> list[Finding]:
     found: list[Finding] = []
     offered = usable(host, new, host.releases.get(release))  # else what is connected is not what they will meet
-    if host.config.road is BackendMode.BROKER:
+    if host.config.backend is BackendMode.BROKER:
         status = host.broker.status()
         found += checks.broker(str(status["version"]), __version__, supervised=bool(status["supervised"]))
-    documents = host.road.vms()
+    documents = host.backends.vms()
     facts = [replace(vm_facts(vm), absent=_absent(host, vm)) for vm in documents]
     found += checks.known_vms([vm.name for vm in host.intent.vms], [vm.name for vm in facts])
     found += checks.vms_connected(facts, lambda name: str(host.config.front_end(name)))
@@ -166,7 +166,7 @@ def _vms(host: Host, old: Side, new: Side, release: str, leave_out: Collection[s
     moved = [vm for vm in facts if vm.name not in leave_out]
     found += checks.memory_regions(moved, lambda name: command_without(release, {*leave_out, name}))
     found += checks.queue_pairs(facts, {vm.name: vm.queues for vm in host.intent.vms})
-    if host.config.road is BackendMode.BROKER:
+    if host.config.backend is BackendMode.BROKER:
         found += checks.uncaught_rings(moved)
     for vm in documents:
         item, found_of = f"VM {vm['name']}", Severity.WARNING if vm["name"] in leave_out else Severity.ERROR
@@ -214,7 +214,7 @@ def _steered(host: Host, old: Side) -> list[Finding]:
 
 def _absent(host: Host, vm: dict[str, Any]) -> str | None:
     """Why a VM's QEMU is not connected, as far as the broker and this process can tell together."""
-    why = vm.get("absent")  # an earlier broker, and the other road, do not tell
+    why = vm.get("absent")  # an earlier broker, and the other back-end mode, do not tell
     if why is None:
         return None
     if why["cause"] != "no-socket":
@@ -249,7 +249,7 @@ def _rings_before(host: Host) -> list[Finding]:
 
 def ring_samples(host: Host) -> list[RingSample]:
     """The indices of every ring that is served, now."""
-    return rings.samples(to_serve(host.road.vms()))
+    return rings.samples(to_serve(host.backends.vms()))
 
 
 def postcheck(host: Host, new: Side, apart_s: float, end: LogEnd, known: Collection[Place]) -> list[Finding]:
@@ -263,7 +263,7 @@ def postcheck(host: Host, new: Side, apart_s: float, end: LogEnd, known: Collect
     with host.instances[new].database() as database:
         interfaces = database.interfaces()
     facts = [checks.PortFacts(name, status.link_state == "up", status.error) for name, status in interfaces.items()]
-    absent = [vm["name"] for vm in host.road.vms(read=False) if not any(ring["started"] for ring in vm["rings"])]
+    absent = [vm["name"] for vm in host.backends.vms(read=False) if not any(ring["started"] for ring in vm["rings"])]
     vms = [vm.name for vm in host.intent.vms]
     found += checks.ports([UPLINK, VXLAN, *vms], facts, absent, vms)
     found += checks.ports_polled(refused(ports_with_mtus(host.instances[new].paths), host.bridge_spec(new).ports), vms)

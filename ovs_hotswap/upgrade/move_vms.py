@@ -47,7 +47,7 @@ def move_all(
     where it was, when all others have been moved, StateUnknown if its owner is not known, and SwitchError if ``to``
     does not serve a VM which the other side serves.
     """
-    vms = [vm for vm in host.road.vms(read=False)
+    vms = [vm for vm in host.backends.vms(read=False)
            if not vm.get("quarantine") and (vm["owner"] != to or vm["certainty"] != "owns")]  # fmt: skip
     names = sorted((vm["name"] for vm in vms if vm["name"] not in without), key=lambda name: name != first)
 
@@ -77,11 +77,11 @@ def _rows(
     ``moves`` and ``left`` of all."""
     before: _Row | None = None
     left: dict[str, str] = {}
-    for part in host.road.rows(names):
+    for part in host.backends.rows(names):
         with _row(host, part, to, run, back=back, before=before, total=len(names)) as row:
             act(row, part)
             if row.left:
-                host.road.disarm(list(row.left))
+                host.backends.disarm(list(row.left))
         before, left = row, left | row.left
     return {} if before is None else before.moves, left
 
@@ -110,7 +110,7 @@ class _Row:
         if left and not self._back:
             _see_that_it_runs(self._host, self._to)
         while left:
-            done, fault = self._host.road.move_many(left, self._to, self._threads)
+            done, fault = self._host.backends.move_many(left, self._to, self._threads)
             for each in done:
                 self._note(each)
             if fault is not None:
@@ -142,7 +142,7 @@ class _Row:
             raise fault
         if not self._settles(name):
             raise fault
-        vm = host.road.vm(name)
+        vm = host.backends.vm(name)
         if vm.get("quarantine"):
             self._held.add(name)
             self._run.progress("is in quarantine", item=name)
@@ -161,7 +161,7 @@ class _Row:
     def _settles(self, name: str) -> bool:
         """Whether it is clear before long who serves the VM, if it has a guest."""
         end = self._host.system.monotonic() + SERVED_S
-        while (vm := self._host.road.vm(name))["certainty"] != "owns" and vm["qemu"] and not vm.get("quarantine"):
+        while (vm := self._host.backends.vm(name))["certainty"] != "owns" and vm["qemu"] and not vm.get("quarantine"):
             if self._back or self._host.system.monotonic() >= end:
                 return False
             self._host.system.sleep(_POLL_S)
@@ -173,7 +173,7 @@ class _Row:
         names = [name for name in names if name not in known | self._held]
 
         def unserved() -> list[str]:
-            return host.road.unserved(names)
+            return host.backends.unserved(names)
 
         with contextlib.suppress(SwitchError):
             host.wait(lambda: not unserved(), SERVED_S, str)
@@ -203,7 +203,7 @@ def _row(
             yield row
     except HotswapError:
         with contextlib.suppress(BrokerError):
-            host.road.disarm(names)  # those that were not moved
+            host.backends.disarm(names)  # those that were not moved
         raise
     finally:
         if row is not None and (moved := [name for name in names if name in row.moves]):
@@ -275,7 +275,7 @@ def _prefer(host: Host, to: Side) -> None:
 def arm(host: Host, names: Sequence[str], to: Side, needed: Side | None) -> None:
     """Have frames for VMs caught on ``to``; those that were not caught yet have reached the VM when this returns. As
     ``drain_pmd_queues`` for ``needed``."""
-    if host.road.arm(names, to):
+    if host.backends.arm(names, to):
         drain_pmd_queues(host, needed)
 
 
@@ -283,7 +283,7 @@ def _deliver(host: Host, side: Side, names: Sequence[str]) -> None:
     """What nobody delivered to VMs, many frames at a time: they wait in the broker's memory for seconds only."""
     waiting: list[tuple[bytes, str]] = []
     for name in names:
-        caught = host.road.undelivered(name)
+        caught = host.backends.undelivered(name)
         if caught and (port := host.ofport(name)) is not None:
             waiting += [(frame, f"output:{port}") for frame in caught]
         if sum(len(frame) for frame, _ in waiting) > _AT_ONCE:

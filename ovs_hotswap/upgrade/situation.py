@@ -34,7 +34,7 @@ class Upgrade:
 
     def vms(self) -> list[Document]:
         """The VMs to be moved: also not those that were put in quarantine since it began."""
-        vms = self.host.road.vms(read=False)
+        vms = self.host.backends.vms(read=False)
         return [vm for vm in vms if vm["name"] not in self.leave_out and not vm.get("quarantine")]
 
     def without(self, names: Iterable[str] = ("VM",)) -> str:
@@ -115,4 +115,4 @@ class Upgrade:
     @property
     def fled(self) -> bool:
         """Whether the old instance died in a roll-back and its VMs went to the new one, which must stay then."""
-        return bool(self.lost) and bool(owned(self.host.road.vms(read=False), self.new))
+        return bool(self.lost) and bool(owned(self.host.backends.vms(read=False), self.new))

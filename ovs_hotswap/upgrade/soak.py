@@ -130,10 +130,10 @@ class Strays:
             self._fled.add(name)
             self._run.warn(f"{lost}; it is moved again")
         try:
-            host.road.park(name, new)
-            host.road.move(name, new)
+            host.backends.park(name, new)
+            host.backends.move(name, new)
         except (BrokerError, StateUnknown) as error:
-            self._why[name] = baseline.why_not(host.road.vm(name), new) or error.message
+            self._why[name] = baseline.why_not(host.backends.vm(name), new) or error.message
 
 
 def _stray(vm: Document, context: Upgrade) -> bool:
@@ -172,18 +172,18 @@ def take_left_out(context: Upgrade, run: StepContext) -> None:
     if not context.leave_out:
         return
     host, new = context.host, context.new
-    host.road.reload()  # they belong to the side that is active
-    held = {vm["name"] for vm in host.road.vms(read=False) if vm.get("quarantine")}
+    host.backends.reload()  # they belong to the side that is active
+    held = {vm["name"] for vm in host.backends.vms(read=False) if vm.get("quarantine")}
     names = context.leave_out - held
 
     def dark() -> list[str]:
-        return [vm["name"] for vm in host.road.vms(read=False) if vm["name"] in names and _stray(vm, context)]
+        return [vm["name"] for vm in host.backends.vms(read=False) if vm["name"] in names and _stray(vm, context)]
 
     end = host.system.monotonic() + _SETTLE_S
     while dark() and host.system.monotonic() < end:
         host.system.sleep(_SAMPLE_S)
     for name in dark():
-        why = baseline.why_not(host.road.vm(name), new)
+        why = baseline.why_not(host.backends.vm(name), new)
         run.warn(f"VM {name} was left out and has no network: {why or f'instance {new} does not serve it'}")
     for name in sorted(names - set(dark())):
         run.warn(f"VM {name} was left out: it was without network until instance {context.old} had ended")

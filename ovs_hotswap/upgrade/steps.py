@@ -240,16 +240,16 @@ class Park(ReversibleStep[Upgrade]):
 
         refused = park_each(host, side, vms, parked)
         if refused:
-            whys = [f"VM {name} cannot be parked on {side}: {baseline.why_not(host.road.vm(name), side) or why}"
+            whys = [f"VM {name} cannot be parked on {side}: {baseline.why_not(host.backends.vm(name), side) or why}"
                     for name, why in refused.items()]  # fmt: skip
             raise SwitchError(some(whys, "; "), hint=context.without(refused))
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
         if context.gone:
             return
-        for vm in context.host.road.vms(read=False):
+        for vm in context.host.backends.vms(read=False):
             if vm["owner"] != context.new:
-                context.host.road.unpark(vm["name"], context.new)
+                context.host.backends.unpark(vm["name"], context.new)
 
 
 class SteerUplink(ReversibleStep[Upgrade]):
@@ -309,12 +309,12 @@ class RecordActive(ReversibleStep[Upgrade]):
 
     def do(self, context: Upgrade, run: StepContext) -> None:
         _record_at_least_now(context, run, context.new)
-        context.host.road.reload()  # VMs that come from now on belong there
+        context.host.backends.reload()  # VMs that come from now on belong there
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
         if not context.gone:
             _record_at_least_now(context, run, context.old)
-            context.host.road.reload()
+            context.host.backends.reload()
 
 
 def _record_at_least_now(context: Upgrade, run: StepContext, side: Side) -> None:
@@ -365,9 +365,9 @@ class Retire(Step[Upgrade]):
         see_served(context, run)
         if context.runs(context.old):
             see_uplink(host, context.new)
-        names = [vm["name"] for vm in host.road.vms(read=False)]
+        names = [vm["name"] for vm in host.backends.vms(read=False)]
         for name in names:
-            host.road.unpark(name, context.old)
+            host.backends.unpark(name, context.old)
         if context.keep_old:
             run.progress(f"instance {context.old} is kept running")
             return
@@ -375,7 +375,7 @@ class Retire(Step[Upgrade]):
         if fault := context.broken or (back and f"instance {context.old} serves VM {', '.join(back)} again"):
             for name in names:
                 with contextlib.suppress(BrokerError):  # one VM that is left behind is no reason to leave the others
-                    host.road.park(name, context.old)
+                    host.backends.park(name, context.old)
             raise SwitchError(fault)
         host.instances[context.old].stop()
         take_left_out(context, run)

@@ -46,7 +46,7 @@ def _hangs(context: Upgrade) -> bool:
     """Whether the new instance has not confirmed for a while that it has, or gave back, some VM's rings."""
     host = context.host
     end = host.system.monotonic() + _CONFIRM_S
-    while any(vm["owner"] == context.new and vm["certainty"] != "owns" for vm in host.road.vms(read=False)):
+    while any(vm["owner"] == context.new and vm["certainty"] != "owns" for vm in host.backends.vms(read=False)):
         if host.system.monotonic() >= end:
             return True
         host.system.sleep(_POLL_S)
@@ -56,7 +56,7 @@ def _hangs(context: Upgrade) -> bool:
 def _old_answers(context: Upgrade) -> bool:
     """Whether it is the VMs themselves that cannot be moved back: the old instance has taken others, or answers for
     one of these."""
-    vms = context.host.road.vms(read=False)
+    vms = context.host.backends.vms(read=False)
     return bool(owned(vms, context.old)) or any(_parks(context, vm) for vm in to_serve(vms))
 
 
@@ -64,7 +64,7 @@ def _parks(context: Upgrade, vm: Document) -> bool:
     if vm["switches"][context.old]["connected"] and baseline.why_not(vm, context.old):
         return True
     try:
-        context.host.road.park(vm["name"], context.old)
+        context.host.backends.park(vm["name"], context.old)
     except BrokerError:
         return False
     return True
@@ -73,12 +73,12 @@ def _parks(context: Upgrade, vm: Document) -> bool:
 def _bring_home(context: Upgrade) -> None:
     """Have VMs that nobody serves given to the old instance, those among them that cannot be parked."""
     host = context.host
-    for vm in to_serve(host.road.vms(read=False)):
+    for vm in to_serve(host.backends.vms(read=False)):
         if vm["owner"] != context.old and not baseline.why_not(vm, context.old):
             with contextlib.suppress(BrokerError):
-                host.road.park(vm["name"], context.old)
+                host.backends.park(vm["name"], context.old)
     with contextlib.suppress(HotswapError):
-        host.road.reload()
+        host.backends.reload()
 
 
 def _patiently(context: Upgrade, run: StepContext, lacks: str, well: Callable[[Document], bool]) -> None:
@@ -87,7 +87,7 @@ def _patiently(context: Upgrade, run: StepContext, lacks: str, well: Callable[[D
     host, old = context.host, context.old
     end = host.system.monotonic() + _RETURNED_S
     while True:
-        vms = to_serve(host.road.vms(read=False))
+        vms = to_serve(host.backends.vms(read=False))
         amiss = [vm for vm in vms if not well(vm)]
         if not amiss:
             return

@@ -1,4 +1,4 @@
-"""Finds the VM that ends whatever serves it (``inquest``), and has the road keep it from both switches."""
+"""Finds the VM that ends whatever serves it (``inquest``), and keeps it from both switches."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Poison:
         if self._first:
             self._let_go(host)
         if self._lived_s is not None:
-            names = [vm["name"] for vm in host.road.vms(read=False) if vm["qemu"] and _may_be_held(vm)]
+            names = [vm["name"] for vm in host.backends.vms(read=False) if vm["qemu"] and _may_be_held(vm)]
             if names:
                 self._inquest = culprit.begin(names, self._lived_s, self._clock())
                 self._tell("trial")
@@ -108,15 +108,15 @@ class Poison:
             reasons[name] = f"instances ended {found.deaths} times while they served it"
         if reasons == self._held:
             return
-        now = {vm["name"]: vm.get("quarantine") for vm in host.road.vms(read=False)}
+        now = {vm["name"]: vm.get("quarantine") for vm in host.backends.vms(read=False)}
         for name, reason in reasons.items():
             if name in now and now[name] != reason:
-                host.road.quarantine(name, reason)
+                host.backends.quarantine(name, reason)
             self._held[name] = reason
         released = [name for name in self._held if name not in reasons]
         for name in released:
             if now.get(name) == self._held[name]:  # else somebody else has decided about it
-                host.road.release(name)
+                host.backends.release(name)
             del self._held[name]
         if released and self._inquest is not None:
             self._inquest = culprit.resumed(found, self._clock())
@@ -133,9 +133,9 @@ class Poison:
 
     def _let_go(self, host: Host) -> None:
         """Serve what a watchdog that ended meanwhile had held back."""
-        for vm in host.road.vms(read=False):
+        for vm in host.backends.vms(read=False):
             if vm.get("quarantine") == ON_TRIAL:
-                host.road.release(vm["name"])
+                host.backends.release(vm["name"])
         self._first = False
 
 

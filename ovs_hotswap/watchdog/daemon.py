@@ -223,7 +223,7 @@ class Guard:
         QEMU with two back ends, move what is parked by themselves."""
         host, other = self._host, work.side.other
         try:
-            work.vms = host.road.vms(read=False)
+            work.vms = host.backends.vms(read=False)
         except HotswapError as error:
             log.warning("which VMs are moved is not known: %s", error.message)
             work.vms, work.blind = [], True
@@ -243,7 +243,7 @@ class Guard:
         if record is not None and record.side is side and record.prepared:
             return True
         try:
-            vms = self._host.road.vms(read=False)
+            vms = self._host.backends.vms(read=False)
             if any(vm["owner"] == side or vm["switches"][side]["parked"] for vm in vms):
                 return True
             return not self._host.unconnected(side) and self._upgrade_under_way()
@@ -299,7 +299,7 @@ class Guard:
 
     def _nudge(self, name: str, side: Side) -> None:
         try:
-            self._host.road.park(name, side)
+            self._host.backends.park(name, side)
         except HotswapError as error:  # of one VM, and the others wait
             log.warning("%s", error.message)
 
@@ -322,7 +322,7 @@ class Guard:
         self._try("event", lambda: self._tell(work))
         self._board.update(failover_problem=None)
         self._keeper.wake(work.wall)
-        self._try("reload", host.road.reload)  # VMs that come from now on belong there
+        self._try("reload", host.backends.reload)  # VMs that come from now on belong there
 
     def _tell(self, work: FailOver) -> None:
         other = work.side.other

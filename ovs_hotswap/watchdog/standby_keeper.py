@@ -230,7 +230,7 @@ class Keeper:
         if host.instances[side].pid() is None:
             return True
         try:
-            vms = host.road.vms(read=False)
+            vms = host.backends.vms(read=False)
         except BrokerError as error:
             self._fault = error
             return False
@@ -278,7 +278,7 @@ class Keeper:
 
     def _vms(self, host: Host) -> list[standby.Document]:
         try:
-            return host.road.vms(read=False)
+            return host.backends.vms(read=False)
         except BrokerError as error:  # to mend or replace an instance does not need it
             self._fault = error
             return []
@@ -331,10 +331,10 @@ class Keeper:
                 self._program(host, active)
             case Task.RETURN:
                 for name in house.strays:
-                    host.road.park(name, active)
-                    host.road.move(name, active)
+                    host.backends.park(name, active)
+                    host.backends.move(name, active)
             case Task.PARK:
-                wanted = [host.road.vm(name) for name in house.unparked]
+                wanted = [host.backends.vm(name) for name in house.unparked]
                 self._refusals.take(wanted, standby.park_each(host, side, wanted))
 
     def _start(self, host: Host, side: Side, release: Release) -> None:

@@ -216,7 +216,7 @@ class Bed:
         state = status_file.read_state(self.config) or {}
         if now is None or record is None or record.side is now or not record.prepared:
             return False
-        vms = self.host.road.vms()
+        vms = self.host.backends.vms()
         return (
             state.get("pid") == self.watchdog
             and state.get("keeping") == "ready"
@@ -269,7 +269,7 @@ class Bed:
         active, found = self.host.recorded_active(), []
         if active is None:
             return ["no side is recorded as active"]
-        for vm in self.host.road.vms():
+        for vm in self.host.backends.vms():
             if (vm["owner"], vm["certainty"]) != (active, "owns") or vm["switches"][active]["role"] != "owner":
                 found.append(f"{vm['name']} is owned by {vm['owner']} ({vm['certainty']}), active is {active}")
             if vm["switches"][active.other]["role"] not in {None, "idle", "parked"}:

@@ -1,5 +1,5 @@
-"""The road ``qemu-dual`` on the patched QEMU that ``make packages`` builds, with the real Open vSwitch: an upgrade and
-back without a broker, a crash, and what is refused."""
+"""The back-end mode ``qemu-dual`` on the patched QEMU that ``make packages`` builds, with the real Open vSwitch: an
+upgrade and back without a broker, a crash, and what is refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TREE_NAME = "trixie"
 def dual_lab(system: System, tree: Release, vms: int, first: str, *device: str) -> Iterator[Lab]:
     """A lab on whose instance a of the release ``first`` the guests run; ``device``: properties of theirs."""
     qemu = str(prefix("qemu-7.2") / "bin/qemu-system-x86_64")
-    options = GuestOptions(road=BackendMode.QEMU_DUAL, qemu=qemu, device=device)
+    options = GuestOptions(backend=BackendMode.QEMU_DUAL, qemu=qemu, device=device)
     lab = Lab(Path(tempfile.mkdtemp(prefix="ovsh-qd-")), vms, system, options)
     try:
         lab.up()
@@ -62,7 +62,7 @@ def host(bed: Lab, system: System) -> Host:
 
 
 def served_by(host: Host, side: Side) -> None:
-    vms = host.road.vms()
+    vms = host.backends.vms()
     assert [(vm["owner"], vm["certainty"]) for vm in vms] == [(side, "owns")] * 2
     assert host.active() is side
     assert host.uplink.owner() is side
@@ -100,7 +100,7 @@ def test_a_failure_puts_everything_back(bed: Lab, host: Host) -> None:
 def test_a_crash_is_survived_by_each_qemu_itself(bed: Lab, host: Host) -> None:
     active = host.active()
     with watchdog(host, bed.config_path, bed.layout.directory / "watch.log"):
-        before = {vm["name"]: vm["moves"] for vm in host.road.vms()}
+        before = {vm["name"]: vm["moves"] for vm in host.backends.vms()}
         pid = host.instances[active].pid()
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
@@ -108,7 +108,9 @@ def test_a_crash_is_survived_by_each_qemu_itself(bed: Lab, host: Host) -> None:
         wait_protected(host, active.other)
         bed.pings.wait_flowing(60.0)
         served_by(host, active.other)
-        assert {vm["name"]: vm["moves"] for vm in host.road.vms()} == {vm: count + 1 for vm, count in before.items()}
+        assert {vm["name"]: vm["moves"] for vm in host.backends.vms()} == {
+            vm: count + 1 for vm, count in before.items()
+        }
 
 
 def test_a_vm_in_quarantine_is_served_by_nobody_and_then_goes_on(bed: Lab, host: Host) -> None:
@@ -116,20 +118,20 @@ def test_a_vm_in_quarantine_is_served_by_nobody_and_then_goes_on(bed: Lab, host:
     active = host.active()
     with watchdog(host, bed.config_path, bed.layout.directory / "watch.log"):
         wait_protected(host, active)
-        found = host.road.quarantine("vm2", "by order")
+        found = host.backends.quarantine("vm2", "by order")
         assert (found["owner"], found["quarantine"]) == (None, "by order")
         pid = host.instances[active].pid()
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         host.wait(lambda: host.recorded_active() is active.other, 20.0, lambda: "no fail-over is recorded")
         wait_protected(host, active.other)
-        owners = {vm["name"]: vm["owner"] for vm in host.road.vms()}
+        owners = {vm["name"]: vm["owner"] for vm in host.backends.vms()}
         assert owners == {"vm1": active.other, "vm2": None}
         for side in Side:
             assert not host.has_port(side, "vm2")
-        host.road.release("vm2")
+        host.backends.release("vm2")
         wait_protected(host, active.other)
-        host.wait(lambda: host.road.vm("vm2")["owner"] is active.other, 20.0, lambda: "nobody serves vm2")
+        host.wait(lambda: host.backends.vm("vm2")["owner"] is active.other, 20.0, lambda: "nobody serves vm2")
         bed.pings.wait_flowing(60.0)
     served_by(host, active.other)
 
@@ -164,11 +166,11 @@ def test_events_tell_of_each_swap(bed: Lab, host: Host) -> None:
             stream.write(b'{"execute": "qmp_capabilities"}\n')
             stream.flush()
             stream.readline()
-            host.road.move("vm1", active.other)
+            host.backends.move("vm1", active.other)
             event = json.loads(stream.readline())
             while event.get("event") != "VHOST_USER_SWAPPED":
                 event = json.loads(stream.readline())
-            host.road.move("vm1", active)
+            host.backends.move("vm1", active)
     assert event["data"]["netdev"] == "network"
     assert event["data"]["reason"] == "command"
     assert (event["data"]["from"], event["data"]["to"]) == (f"side-{active}", f"side-{active.other}")
@@ -179,8 +181,8 @@ def test_a_vm_is_not_moved_to_a_side_that_is_not_there(host: Host) -> None:
     if host.running(other):
         host.instances[other].stop()
     with pytest.raises(BrokerError, match="vm vm1: vhost-user-swap: "):
-        host.road.move("vm1", other)
-    assert host.road.vm("vm1")["owner"] == host.active()
+        host.backends.move("vm1", other)
+    assert host.backends.vm("vm1")["owner"] == host.active()
 
 
 def test_a_stock_qemu_does_not_know_the_question(bed: Lab, system: System) -> None:
@@ -202,12 +204,12 @@ def test_a_feature_that_the_older_switch_lacks_keeps_a_vm_from_it(system: System
         host = Host(lab.config, system)
         with pytest.raises(RolledBack, match=r"step park failed.*bits 0;"):
             Upgrader(host).upgrade("host", lambda _event: None, force=True)
-        assert [vm["owner"] for vm in host.road.vms()] == [Side.A]
+        assert [vm["owner"] for vm in host.backends.vms()] == [Side.A]
 
 
 def test_a_feature_that_the_guest_was_not_offered_does_not(system: System, tree_release: Release) -> None:
     with dual_lab(system, tree_release, 1, TREE_NAME, "csum=off") as lab:
         host = Host(lab.config, system)
         Upgrader(host).upgrade("host", lambda _event: None, force=True)
-        assert [vm["owner"] for vm in host.road.vms()] == [Side.B]
+        assert [vm["owner"] for vm in host.backends.vms()] == [Side.B]
         lab.pings.wait_flowing(60.0)

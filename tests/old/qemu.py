@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.bed import WATCH
-from bench.roads import RoadBench
+from bench.modes import ModeBench
 from ovs_hotswap.backends import BackendMode
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.errors import HotswapError
@@ -35,15 +35,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Raises HotswapError."""
     os.environ["OVS_HOTSWAP_OLD_QEMU"] = str(arguments.qemu.resolve())
     system = System()
-    options = GuestOptions(road=BackendMode.QEMU_DUAL, qemu=str(_OPTIONS), queues=arguments.queues, memory_mb=128)
+    options = GuestOptions(backend=BackendMode.QEMU_DUAL, qemu=str(_OPTIONS), queues=arguments.queues, memory_mb=128)
     lab = Lab(_DIRECTORY, arguments.vms, system, options)
     with ExitStack() as stack:
         stack.callback(lab.down)
         lab.up()
         lab.config_path.write_text(lab.config_path.read_text() + WATCH)
-        bench = RoadBench(lab, system, Output(out=sys.stderr), suite=None)
+        bench = ModeBench(lab, system, Output(out=sys.stderr), suite=None)
         bench.run(arguments.moves, arguments.kills)
-        vms = Host(lab.config, system).road.vms()
+        vms = Host(lab.config, system).backends.vms()
         boots = [guest.boots() for guest in lab.guests]
     return {
         "moves_us": _figures(bench.times_us), "failover_us": _figures(bench.failover_us), "boots": boots,

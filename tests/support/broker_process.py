@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from ovs_hotswap.broker.control.client import BrokerClient
-from ovs_hotswap.config import Config, load_config
+from ovs_hotswap.config import Config
+from ovs_hotswap.config_file import load_config
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.model import Side
 
 _SERVE = (
-    "import logging, sys; from pathlib import Path; from ovs_hotswap.config import load_config;"
+    "import logging, sys; from pathlib import Path; from ovs_hotswap.config_file import load_config;"
     "from ovs_hotswap.system import System; from ovs_hotswap.broker.daemon import serve;"
     "logging.basicConfig(level=logging.INFO);"
     "load = lambda: load_config(Path(sys.argv[1]));"

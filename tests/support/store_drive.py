@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ovs_hotswap.broker.control.client import BrokerClient
-from ovs_hotswap.config import Config, load_config
+from ovs_hotswap.config import Config
+from ovs_hotswap.config_file import load_config
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.model import Side
 from tests.support.vhost_device import SwitchSpec

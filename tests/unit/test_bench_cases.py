@@ -51,7 +51,7 @@ def test_rows_of_the_page() -> None:
     assert kinds.row(broken) == "| legacy | | | | | | vm vm1 cannot be parked |\n"
 
 
-def test_each_road_has_a_part_of_the_page() -> None:
+def test_each_back_end_mode_has_a_part_of_the_page() -> None:
     works = [kinds.Result("legacy", sent=100, gap_ms=11.4, moves_us=[201.4])]
     users: list[kinds.Result | UserResult] = [*works, UserResult("virtio_user", rates=[1, 2, 3, 4])]
     dual = kinds.section(BackendMode.QEMU_DUAL, works, qemu="7.2.22", release="3.1.0")

@@ -34,7 +34,7 @@ def test_vms_move_within_the_time_between_the_first_and_the_last() -> None:
             assert not read
             return [{"owner_since": at} for at in (10.25, 10.0, 10.5)]
 
-    host = type("FakeHost", (), {"road": Broker()})()
+    host = type("FakeHost", (), {"backends": Broker()})()
     assert spread_ms(cast(Host, host)) == 500.0
 
 

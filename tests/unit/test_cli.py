@@ -19,9 +19,11 @@ import pytest
 from pyroute2.netlink.exceptions import NetlinkError
 
 from ovs_hotswap import __version__
+from ovs_hotswap.backends import BackendMode
 from ovs_hotswap.cli import main
 from ovs_hotswap.cli.app import App, Command
 from ovs_hotswap.cli.config_cmd import EXAMPLE
+from ovs_hotswap.cli.lab_cmd import back_end_mode
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.cli.overlay_cmd import EXAMPLE as OVERLAY_EXAMPLE
 from ovs_hotswap.errors import ConfigError, HostError, HotswapError, RolledBack
@@ -30,6 +32,8 @@ from ovs_hotswap.plan.executor import Event, EventKind
 from ovs_hotswap.process_exit import start_time
 from tests.support.shortage import fill_pipe
 from tests.unit.fake_system import FakeSystem
+
+OLD = "road"  # the earlier name of the back-end mode
 
 
 class Terminal(io.StringIO):
@@ -139,6 +143,39 @@ def test_exit_codes_are_unique() -> None:
 def test_version(shell: Shell, capsys: Any) -> None:
     assert shell("--version") == 0
     assert __version__ in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------------- earlier names
+
+
+def test_the_earlier_key_of_the_back_end_mode_is_read_with_a_warning(shell: Shell) -> None:
+    shell.config.write_text(f'{OLD} = "broker"\n{shell.config.read_text()}')
+    assert shell("--json", "config", "check") == 0
+    assert shell.err.getvalue().startswith(f"warning: {shell.config}: {OLD}: the name of this key is backend;")
+    found = json.loads(shell.out.getvalue())["config"]
+    assert found["backend"] == found[OLD] == "broker"
+
+
+def test_the_earlier_option_of_the_back_end_mode_is_read_with_a_warning() -> None:
+    warnings = io.StringIO()
+    app = App(Output(err=warnings))
+    assert back_end_mode(app, None, "qemu-dual") is BackendMode.QEMU_DUAL
+    assert back_end_mode(app, "qemu-dual", "qemu-dual") is BackendMode.QEMU_DUAL
+    assert warnings.getvalue().count(f"warning: `--{OLD}`: ") == 2
+    assert back_end_mode(App(), None, None) is BackendMode.BROKER
+    assert back_end_mode(App(), "qemu-dual", None) is BackendMode.QEMU_DUAL
+
+
+def test_two_names_of_the_option_with_two_values(shell: Shell) -> None:
+    assert shell("lab", "demo", f"--{OLD}", "qemu-dual", "--backend", "broker") == 2
+    assert f"`--backend broker` and `--{OLD} qemu-dual` are two values of one option" in shell.err.getvalue()
+
+
+def test_help_does_not_show_the_earlier_option(shell: Shell, capsys: Any) -> None:
+    assert shell("lab", "demo", "--help") == 0
+    text = capsys.readouterr().out
+    assert "--backend [broker|qemu-dual]" in text
+    assert OLD not in text
 
 
 # ------------------------------------------------------------------------------------------------------------ errors

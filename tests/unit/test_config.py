@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from ovs_hotswap.backends import BackendMode
 from ovs_hotswap.cli.config_cmd import EXAMPLE
-from ovs_hotswap.config import Config, load_config
-from ovs_hotswap.config_rules import SUN_PATH_MAX
+from ovs_hotswap.config import SUN_PATH_MAX, Config
+from ovs_hotswap.config_file import load_config
 from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.model import Side
 
@@ -37,6 +38,9 @@ dpdk_extra = "-a {b}"
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "config.toml"
+
+
+OLD = "road"  # the earlier name of the key `backend`
 
 
 def load(path: Path, text: str) -> Config:
@@ -130,7 +134,7 @@ def test_unknown_keys_say_what_is_allowed(path: Path) -> None:
         "upgrade.soak: unknown key; allowed here: keep_old, pmd_sleep_us, ready_s, soak_s"
     ]
     (top,) = faults(path, "colour = 'red'\n" + MINIMAL)
-    assert top.startswith("colour: unknown key; allowed here: bridge, broker, instances, overlay,")
+    assert top.startswith("colour: unknown key; allowed here: backend, bridge, broker, instances, overlay,")
     (nested,) = faults(path, MINIMAL + "cores = 2\n")
     assert nested == (
         "instances.b.cores: unknown key; allowed here: "
@@ -189,12 +193,37 @@ def test_two_run_directories_never_share_a_namespace(path: Path) -> None:
 
 
 def test_a_qemu_must_listen_where_every_instance_can_see_it(path: Path) -> None:
-    text = 'road = "qemu-dual"\n' + MINIMAL
+    text = 'backend = "qemu-dual"\n' + MINIMAL
     assert load(path, text).vhost_socket(Side.B, "web1") == Path("/run/ovs-hotswap/vm/web1.b.sock")
     assert load(path, text).front_end("web1") == Path("/run/ovs-hotswap/vm/web1.qmp")
     assert load(path, MINIMAL).front_end("web1") == Path("/run/ovs-hotswap/vm/web1.sock")
     (fault,) = faults(path, text + "[qemu]\nsocket = '/srv/{vm}.{side}.sock'\n")
     assert "qemu.socket must be below run_dir (/run/ovs-hotswap)" in fault
+
+
+@pytest.mark.parametrize("new", ["", 'backend = "qemu-dual"\n'])
+def test_the_earlier_name_of_a_key_is_read_with_a_warning(path: Path, new: str) -> None:
+    path.write_text(f'{OLD} = "qemu-dual"\n{new}{MINIMAL}')
+    warnings: list[str] = []
+    assert load_config(path, warnings.append).backend is BackendMode.QEMU_DUAL
+    assert warnings == [f"{path}: {OLD}: the name of this key is backend; {OLD} will not be read in the next release"]
+
+
+def test_a_key_with_its_name_of_today_brings_no_warning(path: Path) -> None:
+    path.write_text(f'backend = "qemu-dual"\n{MINIMAL}')
+    warnings: list[str] = []
+    assert load_config(path, warnings.append).backend is BackendMode.QEMU_DUAL
+    assert warnings == []
+
+
+def test_two_names_of_a_key_with_two_values(path: Path) -> None:
+    (fault,) = faults(path, f'{OLD} = "qemu-dual"\nbackend = "broker"\n{MINIMAL}')
+    assert fault == f"backend and {OLD}: are two names of one key, with 'broker' and 'qemu-dual': remove {OLD}"
+
+
+def test_a_value_under_the_earlier_name_is_checked(path: Path) -> None:
+    (fault,) = faults(path, f'{OLD} = "high"\n{MINIMAL}')
+    assert fault == "backend: Input should be 'broker' or 'qemu-dual' (it is 'high')"
 
 
 def test_keys_of_other_config_are_of_both_instances_or_of_one(path: Path) -> None:

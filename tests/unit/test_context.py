@@ -101,9 +101,9 @@ def test_a_broker_that_does_not_answer_is_no_reason_to_give_up(upgrade: Upgrade)
     assert upgrade.failed == ""
 
 
-@pytest.mark.parametrize(("road", "waited_for"), [(BackendMode.BROKER, ["vm1"]), (BackendMode.QEMU_DUAL, [])])
+@pytest.mark.parametrize(("mode", "waited_for"), [(BackendMode.BROKER, ["vm1"]), (BackendMode.QEMU_DUAL, [])])
 def test_without_a_broker_nobody_listens_for_a_vm_that_does_not_run(
-    upgrade: Upgrade, road: BackendMode, waited_for: list[str]
+    upgrade: Upgrade, mode: BackendMode, waited_for: list[str]
 ) -> None:
     switches = {"a": {"connected": False}, "b": {"connected": True}}
 
@@ -113,7 +113,7 @@ def test_without_a_broker_nobody_listens_for_a_vm_that_does_not_run(
             return [{"name": "vm1", "qemu": None, "netdev": None, "switches": switches},
                     {"name": "vm2", "qemu": 7, "netdev": "network", "switches": here}]  # fmt: skip
 
-    host = FakeHost(upgrade.host.config.model_copy(update={"road": road}), World([]))
+    host = FakeHost(upgrade.host.config.model_copy(update={"backend": mode}), World([]))
     host.__dict__.update(broker=Vms(), dual=Vms())
     assert host.unconnected(Side.A) == waited_for
     assert host.unconnected(Side.B) == []
@@ -125,7 +125,7 @@ def test_a_switch_that_does_not_come_to_a_qemu_that_runs_is_missed(upgrade: Upgr
             switches = {"a": {"connected": True}, "b": {"connected": False}}
             return [{"name": "vm1", "qemu": 7, "netdev": "network", "switches": switches}]
 
-    host = FakeHost(upgrade.host.config.model_copy(update={"road": BackendMode.QEMU_DUAL}), World([]))
+    host = FakeHost(upgrade.host.config.model_copy(update={"backend": BackendMode.QEMU_DUAL}), World([]))
     host.__dict__["dual"] = Alone()
     assert host.unconnected(Side.B) == ["vm1"]
 
@@ -140,7 +140,7 @@ def test_a_qemu_that_does_not_answer_keeps_no_standby_from_being_there(upgrade: 
             silence = Answer(None, BrokerError("QEMU does not answer"), 7)
             return {name: silence if name == "mute" else Answer([found], None, 8) for name in what}
 
-    host = FakeHost(upgrade.host.config.model_copy(update={"road": BackendMode.QEMU_DUAL}), World(["vm1"]))
+    host = FakeHost(upgrade.host.config.model_copy(update={"backend": BackendMode.QEMU_DUAL}), World(["vm1"]))
     host.__dict__["dual"] = dual = DualQemu(
         cast(Any, Mute()), lambda: ["vm1", "mute"], lambda _vm: None, 500, host.held, cast(Any, None)
     )

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from ovs_hotswap.broker.control.server import ControlServer
-from ovs_hotswap.config import Config, load_config
+from ovs_hotswap.config import Config
+from ovs_hotswap.config_file import load_config
 from ovs_hotswap.errors import BrokerError
 
 _INSTANCES = "".join(f'[instances.{x}]\npmd_cores = [0]\nuplink_devargs = "net_null_{x}"\n' for x in "ab")

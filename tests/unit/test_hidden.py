@@ -51,6 +51,8 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     assert hidden(tmp_path, config, SHIPPED) == ["broker.qemu_socket"]
 
 
-def test_on_the_road_without_a_broker_the_watchdog_looks_for_the_monitor(tmp_path: Path) -> None:
-    config = configuration(tmp_path, road="qemu-dual", qemu={"monitor": "/tmp/{vm}.qmp"}, overlay="/home/overlay.toml")
+def test_without_a_broker_the_watchdog_looks_for_the_monitor(tmp_path: Path) -> None:
+    config = configuration(
+        tmp_path, backend="qemu-dual", qemu={"monitor": "/tmp/{vm}.qmp"}, overlay="/home/overlay.toml"
+    )
     assert hidden(tmp_path, config, SHIPPED) == ["overlay", "qemu.monitor", "overlay", "qemu.monitor"]

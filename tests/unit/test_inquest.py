@@ -112,7 +112,7 @@ class Host:
 
 
 @pytest.mark.parametrize(
-    ("culprit", "road"),
+    ("culprit", "mode"),
     [
         ("vm1", BackendMode.BROKER),
         ("vm3", BackendMode.BROKER),
@@ -120,8 +120,8 @@ class Host:
         ("vm3", BackendMode.QEMU_DUAL),
     ],
 )
-def test_a_poison_guest_is_cut_off_and_the_others_go_on(config: Config, culprit: str, road: BackendMode) -> None:
-    host = Host(config.model_copy(update={"road": road}), {culprit})
+def test_a_poison_guest_is_cut_off_and_the_others_go_on(config: Config, culprit: str, mode: BackendMode) -> None:
+    host = Host(config.model_copy(update={"backend": mode}), {culprit})
     host.run(30)
     assert host.served == {"vm1", "vm2", "vm3", "vm4"} - {culprit}
     deaths = host.deaths

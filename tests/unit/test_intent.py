@@ -299,7 +299,7 @@ def test_broken_toml_is_reported(load: Load) -> None:
         (vm("broker"), {"broker": {"qemu_socket": "/run/ovs-hotswap/{vm}.sock"}},
          "vm[0].name: the path of a socket of VM broker is ovs-hotswap's own as well: /run/ovs-hotswap/broker.sock"),
         (vm("web.a") + vm("web", 11, "52:54:00:00:00:0b"),
-         {"road": "qemu-dual", "qemu": {"monitor": "/run/ovs-hotswap/vm/{vm}",
+         {"backend": "qemu-dual", "qemu": {"monitor": "/run/ovs-hotswap/vm/{vm}",
                                         "socket": "/run/ovs-hotswap/vm/{vm}.{side}"}},
          "vm[1].name: the path of a socket of VM web is VM web.a's as well: /run/ovs-hotswap/vm/web.a"),
         *((vm(name), {"broker": {"qemu_socket": f"/run/ovs-hotswap/{pattern}"}},

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovs_hotswap.config import load_config
+from ovs_hotswap.backends import BackendMode
+from ovs_hotswap.config_file import load_config
 from ovs_hotswap.errors import LabError
 from ovs_hotswap.lab import GuestOptions, Lab
 from ovs_hotswap.lab.guest import command_line
@@ -273,3 +274,7 @@ def test_mounts_innermost_first() -> None:
         for point in ("/", "/run", "/run/lab", "/run/lab/a", "/run/lab/a/b\\040c", "/run/lab2/x")
     )
     assert mounts_below(Path("/run/lab"), info) == ["/run/lab/a/b c", "/run/lab/a"]
+
+
+def test_the_record_of_an_earlier_version_is_read() -> None:
+    assert GuestOptions.model_validate({"road": "qemu-dual"}).backend is BackendMode.QEMU_DUAL

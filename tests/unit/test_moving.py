@@ -104,7 +104,7 @@ class Bed:
         openflow = SimpleNamespace(packet_outs=self.sent.extend)
         instances = {side: SimpleNamespace(pid=lambda pid=pid: pid) for pid, side in enumerate(Side, 1)}
         host = SimpleNamespace(
-            road=self.broker, openflow=lambda _side: openflow, ofport=lambda name: int(name[2:]), wait=self._wait,
+            backends=self.broker, openflow=lambda _side: openflow, ofport=lambda name: int(name[2:]), wait=self._wait,
             control=lambda side: Path(f"/nonexistent/{side}.ctl"), prefer_threads=self._prefer,
             message_threads=lambda: contextlib.nullcontext(THREADS), system=self.system, instances=instances,
         )  # fmt: skip

@@ -51,7 +51,7 @@ class Guests(World):
             self.gone = set()
 
 
-class Road(FakeBroker):
+class BackEnds(FakeBroker):
     world: Guests
 
     def vm(self, name: str) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class Road(FakeBroker):
         return []
 
 
-class InTurn(Road):
+class InTurn(BackEnds):
     """The guest of vm1 writes the indices of two rings as it likes: at any moment one of them looks unserved, and none
     does all the time."""
 
@@ -163,7 +163,7 @@ class GuestHost(FakeHost):
     def __init__(self, config: Config, world: Guests) -> None:
         super().__init__(config, world)
         self.instances = {side: Instance(config, world, side) for side in Side}  # type: ignore[misc]
-        self.__dict__["broker"] = Road(world)
+        self.__dict__["broker"] = BackEnds(world)
 
     def openflow(self, side: Side) -> Any:
         return Flows(self.world)
@@ -334,7 +334,7 @@ def test_rings_that_look_unserved_in_turn_do_not_keep_the_soak_from_ending(bed: 
     assert "VM vm1 ring" in bed.told
 
 
-class ComeAndGo(Road):
+class ComeAndGo(BackEnds):
     """The QEMUs of vm1 and vm2 come again in turn, so that at any moment one of them is not served."""
 
     def vm(self, name: str) -> dict[str, Any]:

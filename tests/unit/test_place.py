@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from ovs_hotswap.broker.run_directory import Place, control_group
-from ovs_hotswap.config import Config, load_config
+from ovs_hotswap.config import Config
+from ovs_hotswap.config_file import load_config
 from ovs_hotswap.errors import BrokerError, BusyError, ConfigError
 from ovs_hotswap.system import pid_text
 
@@ -20,7 +21,7 @@ _INSTANCES = "".join(f'[instances.{x}]\npmd_cores = [0]\nuplink_devargs = "net_n
 _HOLD = """
 import sys
 from pathlib import Path
-from ovs_hotswap.config import load_config
+from ovs_hotswap.config_file import load_config
 from ovs_hotswap.broker.run_directory import Place
 with Place(load_config(Path(sys.argv[1]))) as place:
     place.take()

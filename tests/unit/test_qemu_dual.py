@@ -1,5 +1,6 @@
-"""The road ``qemu-dual``: what QEMU says of its back ends as the document of a VM, and its commands over real QMP
-sockets. The other end is a script here; ``tests/integration/test_qemu_dual.py`` asks the same of the patched QEMU."""
+"""The back-end mode ``qemu-dual``: what QEMU says of its back ends as the document of a VM, and its commands over real
+QMP sockets. The other end is a script here; ``tests/integration/test_qemu_dual.py`` asks the same of the patched
+QEMU."""
 
 from __future__ import annotations
 
@@ -132,45 +133,45 @@ def switches() -> Switches:
 
 
 @pytest.fixture
-def road(tmp_path: Path, qemus: dict[str, Qemu], switches: Switches) -> DualQemu:
+def dual(tmp_path: Path, qemus: dict[str, Qemu], switches: Switches) -> DualQemu:
     monitors = Monitors(lambda vm: tmp_path / f"{vm}.qmp", 2.0)
     held = Held(tmp_path / "quarantine", System())
     return DualQemu(monitors, lambda: [*qemus, "absent"], lambda _vm: None, 500, held, switches.ports)
 
 
 def test_a_vm_in_quarantine_has_no_port_on_either_instance(
-    road: DualQemu, qemus: dict[str, Qemu], switches: Switches
+    dual: DualQemu, qemus: dict[str, Qemu], switches: Switches
 ) -> None:
     qemus["vm1"].answers["query-vhost-user-backends"][0] |= {"state": "unowned", "standby-state": "absent"}
-    found = road.quarantine("vm1", "by order")
+    found = dual.quarantine("vm1", "by order")
     assert switches.told == ["remove vm1 a", "remove vm1 b"], "else its QEMU gives the rings to the other"
     assert (found["owner"], found["quarantine"], found["unparkable"]) == (None, "by order", "in quarantine: by order")
-    assert [vm["quarantine"] for vm in road.vms()] == ["by order", None, None]
+    assert [vm["quarantine"] for vm in dual.vms()] == ["by order", None, None]
     with pytest.raises(BrokerError, match="vm vm1 is in quarantine: by order"):
-        road.park("vm1", Side.A)
-    moved, error = road.move_many(["vm1"], Side.A)
+        dual.park("vm1", Side.A)
+    moved, error = dual.move_many(["vm1"], Side.A)
     assert (moved, isinstance(error, BrokerError)) == ([], True)
-    assert culprit_search.quarantined(road.vms()) == {"vm1": "by order"}
+    assert culprit_search.quarantined(dual.vms()) == {"vm1": "by order"}
     switches.told.clear()
-    road.release("vm1")
+    dual.release("vm1")
     assert switches.told == ["add vm1 b", "add vm1 a"], "the first that its QEMU meets has the rings"
-    assert road.vm("vm1")["quarantine"] is None
-    road.release("vm1")
+    assert dual.vm("vm1")["quarantine"] is None
+    dual.release("vm1")
     assert len(switches.told) == 2
 
 
 def test_a_dead_instance_needs_no_port_removed_and_one_that_keeps_its_port_is_told(
-    road: DualQemu, qemus: dict[str, Qemu], switches: Switches
+    dual: DualQemu, qemus: dict[str, Qemu], switches: Switches
 ) -> None:
     qemus["vm1"].answers["query-vhost-user-backends"][0] |= {"state": "down", "standby-state": "absent"}
     switches.both[Side.B].fault = SwitchError("no answer")
     with pytest.raises(SwitchError):
-        road.quarantine("vm1", "by order")
-    assert road.vm("vm1")["quarantine"] is None
+        dual.quarantine("vm1", "by order")
+    assert dual.vm("vm1")["quarantine"] is None
     switches.both[Side.B].number = None
-    assert road.quarantine("vm1", "by order")["quarantine"] == "by order"
+    assert dual.quarantine("vm1", "by order")["quarantine"] == "by order"
     with pytest.raises(BrokerError, match="no vm 'vm9'"):
-        road.quarantine("vm9", "by order")
+        dual.quarantine("vm9", "by order")
 
 
 def swapped(**changes: Any) -> list[dict[str, Any]]:
@@ -178,8 +179,8 @@ def swapped(**changes: Any) -> list[dict[str, Any]]:
              "take-us": 81, **changes}]  # fmt: skip
 
 
-def test_the_vms(road: DualQemu) -> None:
-    vms = {vm["name"]: vm for vm in road.vms()}
+def test_the_vms(dual: DualQemu) -> None:
+    vms = {vm["name"]: vm for vm in dual.vms()}
     assert [vm["owner"] for vm in vms.values()] == [Side.A, Side.A, None]
     assert vms["vm1"]["qemu"]
     assert vms["absent"]["qemu"] is None
@@ -215,10 +216,10 @@ def test_which_netdev() -> None:
             chosen("vm1", netdevs, wanted)
 
 
-def test_moves_in_their_order_up_to_the_first_that_fails(road: DualQemu, qemus: dict[str, Qemu]) -> None:
+def test_moves_in_their_order_up_to_the_first_that_fails(dual: DualQemu, qemus: dict[str, Qemu]) -> None:
     qemus["vm1"].answers["vhost-user-swap"] = swapped()
     qemus["vm2"].answers["vhost-user-swap"] = ("GenericError", "net0: sw0 did not let go of its rings in time")
-    moved, error = road.move_many(["vm1", "absent", "vm2"], Side.B)
+    moved, error = dual.move_many(["vm1", "absent", "vm2"], Side.B)
     assert [(each["vm"], each["owner"], each["total_us"]) for each in moved] == [
         ("vm1", Side.B, 171.0), ("absent", None, 0.0),
     ]  # fmt: skip
@@ -227,44 +228,44 @@ def test_moves_in_their_order_up_to_the_first_that_fails(road: DualQemu, qemus: 
     assert qemus["vm1"].asked[-1] == ("vhost-user-swap", {"netdev": "net0", "to": "second", "timeout-ms": 500})
 
 
-def test_a_side_that_has_not_confirmed_is_an_open_end(road: DualQemu, qemus: dict[str, Qemu]) -> None:
+def test_a_side_that_has_not_confirmed_is_an_open_end(dual: DualQemu, qemus: dict[str, Qemu]) -> None:
     qemus["vm1"].answers["vhost-user-swap"] = swapped(outcome="unconfirmed")
     with pytest.raises(StateUnknown, match="vm vm1: switch b was given the rings and has not confirmed"):
-        road.move("vm1", Side.B)
+        dual.move("vm1", Side.B)
 
 
-def test_parking_waits_and_gives_reasons(road: DualQemu, qemus: dict[str, Qemu], monkeypatch: Any) -> None:
+def test_parking_waits_and_gives_reasons(dual: DualQemu, qemus: dict[str, Qemu], monkeypatch: Any) -> None:
     monkeypatch.setattr("ovs_hotswap.qemu.dual._PARKED_S", 0.1)
-    road.park("vm1", Side.B)
-    road.park("absent", Side.B)
+    dual.park("vm1", Side.B)
+    dual.park("absent", Side.B)
     for state, text in (("negotiating", "switch b is not parked yet"), ("absent", "switch b is not connected"),
                         ("refused", "cannot be parked on b: it lacks a ring")):  # fmt: skip
         netdev = {**NETDEV, "standby-state": state, "reason": "it lacks a ring"}
         qemus["vm1"].answers["query-vhost-user-backends"] = [netdev]
         with pytest.raises(BrokerError, match=text):
-            road.park("vm1", Side.B)
+            dual.park("vm1", Side.B)
 
 
-def test_a_guest_is_served_when_what_it_sends_is_taken(road: DualQemu, qemus: dict[str, Qemu]) -> None:
+def test_a_guest_is_served_when_what_it_sends_is_taken(dual: DualQemu, qemus: dict[str, Qemu]) -> None:
     def at(available: int, used: int) -> None:
         ring = {"index": 1, "enabled": True, "available": available, "used": used}
         qemus["vm1"].answers["query-vhost-user-backends"] = [{**NETDEV, "rings": [ring]}]
 
     qemus["vm1"].answers["vhost-user-swap"] = swapped()
     at(60, 52)
-    road.move("vm1", Side.B)
-    assert road.unserved(["vm1"]) == ["vm1"]
+    dual.move("vm1", Side.B)
+    assert dual.unserved(["vm1"]) == ["vm1"]
     at(61, 53)
-    assert road.unserved(["vm1"]) == []
+    assert dual.unserved(["vm1"]) == []
     at(52, 52)
-    assert road.unserved(["vm1"]) == []
+    assert dual.unserved(["vm1"]) == []
 
 
-def test_a_stock_qemu_is_told_from_one_that_fails(road: DualQemu, qemus: dict[str, Qemu]) -> None:
+def test_a_stock_qemu_is_told_from_one_that_fails(dual: DualQemu, qemus: dict[str, Qemu]) -> None:
     text = "The command query-vhost-user-backends has not been found"
     qemus["vm2"].answers["query-vhost-user-backends"] = ("CommandNotFound", text)
     with pytest.raises(BrokerError, match=f"vm vm2: .*{text}") as raised:
-        road.vm("vm2")
+        dual.vm("vm2")
     assert "qemu-patches" in (raised.value.hint or "")
 
 
@@ -277,10 +278,10 @@ GARBAGE: list[Any] = [
 
 @pytest.mark.parametrize("garbage", GARBAGE, ids=repr)
 def test_an_answer_of_the_wrong_shape_is_its_vms_fault_alone(
-    road: DualQemu, qemus: dict[str, Qemu], garbage: Any
+    dual: DualQemu, qemus: dict[str, Qemu], garbage: Any
 ) -> None:
     qemus["vm2"].answers["query-vhost-user-backends"] = garbage
-    vms = {vm["name"]: vm for vm in road.vms()}
+    vms = {vm["name"]: vm for vm in dual.vms()}
     assert vms["vm1"]["owner"] is Side.A
     bad = vms["vm2"]
     assert (bad["owner"], bad["certainty"], bad["rings"]) == (None, "unknown", [])
@@ -290,20 +291,20 @@ def test_an_answer_of_the_wrong_shape_is_its_vms_fault_alone(
     assert standby.unprotected(vms.values(), Side.B) == ["vm2"]
     assert standby.stranded(vms.values(), Side.A) == []
     with pytest.raises(BrokerError, match="vm vm2: "):
-        road.park("vm2", Side.B)
+        dual.park("vm2", Side.B)
     qemus["vm1"].answers["vhost-user-swap"] = swapped()
-    moved, error = road.move_many(["vm1", "vm2"], Side.B)
+    moved, error = dual.move_many(["vm1", "vm2"], Side.B)
     assert [each["vm"] for each in moved] == ["vm1"]
     assert isinstance(error, BrokerError)
 
 
 @pytest.mark.parametrize("garbage", [5, None, [], [{}], [{"outcome": "confirmed", "give-us": "1"}]], ids=repr)
 def test_a_swap_whose_answer_cannot_be_understood_is_an_open_end(
-    road: DualQemu, qemus: dict[str, Qemu], garbage: Any
+    dual: DualQemu, qemus: dict[str, Qemu], garbage: Any
 ) -> None:
     qemus["vm1"].answers["vhost-user-swap"] = garbage
     with pytest.raises(StateUnknown, match="vm vm1: QEMU's answer to vhost-user-swap"):
-        road.move("vm1", Side.B)
+        dual.move("vm1", Side.B)
 
 
 def test_one_monitor_that_is_mute_holds_up_no_other(
@@ -315,9 +316,9 @@ def test_one_monitor_that_is_mute_holds_up_no_other(
         mute.listen()
         monitors = Monitors(lambda vm: tmp_path / f"{vm}.qmp", 30.0)
         held = Held(tmp_path / "quarantine", System())
-        road = DualQemu(monitors, lambda: ["mute", "vm1"], lambda _vm: None, 500, held, Switches().ports)
+        dual = DualQemu(monitors, lambda: ["mute", "vm1"], lambda _vm: None, 500, held, Switches().ports)
         for _ in range(3):
-            vms = road.vms()
+            vms = dual.vms()
             assert [(vm["owner"], vm["certainty"]) for vm in vms] == [(None, "unknown"), (Side.A, "owns")]
             assert "did not answer query-vhost-user-backends" in vms[0]["last_error"]
 

@@ -15,7 +15,8 @@ from ovs_hotswap.broker.persist.autosave import StateSaver
 from ovs_hotswap.broker.persist.predecessor import Predecessor
 from ovs_hotswap.broker.qemu_connector import Reach
 from ovs_hotswap.broker.settings import Settings
-from ovs_hotswap.config import Config, load_config
+from ovs_hotswap.config import Config
+from ovs_hotswap.config_file import load_config
 from ovs_hotswap.model import Side
 from tests.support.front_end import BITS, Bench
 from tests.support.shortage import few_descriptors

@@ -16,8 +16,8 @@ import pytest
 from ovs_hotswap.cli import main
 from ovs_hotswap.cli.app import App
 from ovs_hotswap.cli.output import Output
-from ovs_hotswap.config import load_config
 from ovs_hotswap.config_changes import changes, values
+from ovs_hotswap.config_file import load_config
 from ovs_hotswap.process_exit import start_time
 from ovs_hotswap.watchdog import status_file
 

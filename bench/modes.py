@@ -1,4 +1,4 @@
-"""The two roads side by side: moves and crashes of QEMU guests on ``qemu-dual``, then moves of them on ``broker``.
+"""The back-end modes side by side: moves and crashes of QEMU guests in ``qemu-dual``, then moves in ``broker``.
 
 The same QEMU program serves both. Times of a move are from the first message to the old switch until the new one's
 answer, on the clock of QEMU and of the broker; what guests notice is in their pings.
@@ -27,11 +27,11 @@ from ovs_hotswap.switch.release import HOST
 from ovs_hotswap.system import System
 
 DIRECTORY = Path("/run/ovs-hotswap-bench")
-P99_US = 2000.0  # the bar for the road without a broker
+P99_US = 2000.0  # the bar for the mode without a broker
 
 
-class RoadBench:
-    """One road in a lab of its own. ``suite``: of the other switch, ``None`` for two of the host's.
+class ModeBench:
+    """One back-end mode in a lab of its own. ``suite``: of the other switch, ``None`` for two of the host's.
 
     ``times_us``: of each move; ``failover_us``: without an owner after each SIGKILL, on QEMU's clock, which begins when
     it sees that the switch is gone.
@@ -67,7 +67,7 @@ class RoadBench:
         active = self._host.active()
         self._demo.kill_active()
         wait_protected(self._host, active.other)
-        self.failover_us += [vm["last_move_us"] for vm in self._host.road.vms()]
+        self.failover_us += [vm["last_move_us"] for vm in self._host.backends.vms()]
         return {}
 
     def document(self) -> dict[str, Any]:
@@ -75,23 +75,23 @@ class RoadBench:
                 "phases": [phase.document() for phase in self.phases]}  # fmt: skip
 
 
-def show(output: Output, roads: dict[str, dict[str, Any]]) -> None:
+def show(output: Output, modes: dict[str, dict[str, Any]]) -> None:
     rows = [
-        (road, what, str(len(found[key])), *_figures(found[key]))
-        for road, found in roads.items()
+        (mode, what, str(len(found[key])), *_figures(found[key]))
+        for mode, found in modes.items()
         for what, key in (("moves", "times_us"), ("fail-over", "failover_us"))
         if found[key]
     ]
     output.line()
-    output.table(("road", "rings without an owner", "times", "p50 us", "p99 us", "max us"), rows)
+    output.table(("back end", "rings without an owner", "times", "p50 us", "p99 us", "max us"), rows)
     output.line()
     seen = [
-        (road, phase["name"], str(phase["sent"]), str(phase["lost"]), str(phase["duplicated"]),
+        (mode, phase["name"], str(phase["sent"]), str(phase["lost"]), str(phase["duplicated"]),
          f"{phase['longest_gap_ms']:.1f}")
-        for road, found in roads.items()
+        for mode, found in modes.items()
         for phase in found["phases"]
     ]  # fmt: skip
-    output.table(("road", "what the guests saw", "sent", "lost", "doubled", "longest gap ms"), seen)
+    output.table(("back end", "what the guests saw", "sent", "lost", "doubled", "longest gap ms"), seen)
 
 
 def _figures(values: Sequence[float]) -> tuple[str, ...]:
@@ -100,8 +100,8 @@ def _figures(values: Sequence[float]) -> tuple[str, ...]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--report", type=Path, default=Path("roads-report.json"))
-    parser.add_argument("--moves", type=int, default=100, help="on each road")
+    parser.add_argument("--report", type=Path, default=Path("modes-report.json"))
+    parser.add_argument("--moves", type=int, default=100, help="in each back-end mode")
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--vms", type=int, default=4)
     parser.add_argument("--qemu", help="the QEMU with two back ends; the installed one")
@@ -111,18 +111,18 @@ def run(arguments: argparse.Namespace, output: Output, system: System) -> int:
     """Exit status: 1 if the bar was missed. Raises HotswapError."""
     found: dict[str, dict[str, Any]] = {}
     qemu = arguments.qemu or dual_qemu()
-    for road, kills in ((BackendMode.QEMU_DUAL, arguments.kills), (BackendMode.BROKER, 0)):
-        output.line(f"road {road}")
+    for mode, kills in ((BackendMode.QEMU_DUAL, arguments.kills), (BackendMode.BROKER, 0)):
+        output.line(f"back-end mode {mode}")
         Lab.existing(DIRECTORY, system).down()
-        lab = Lab(DIRECTORY, arguments.vms, system, GuestOptions(road=road, qemu=qemu))
+        lab = Lab(DIRECTORY, arguments.vms, system, GuestOptions(backend=mode, qemu=qemu))
         with ExitStack() as stack:
             stack.callback(lab.down)
             lab.up(RELEASE_CACHE)
             lab.config_path.write_text(lab.config_path.read_text() + WATCH)
-            bench = RoadBench(lab, system, output)
+            bench = ModeBench(lab, system, output)
             bench.run(arguments.moves, kills)
-        found[str(road)] = bench.document()
-        arguments.report.write_text(json.dumps({"machine": machine(), "roads": found}, indent=2) + "\n")
+        found[str(mode)] = bench.document()
+        arguments.report.write_text(json.dumps({"machine": machine(), "modes": found}, indent=2) + "\n")
     show(output, found)
     p99 = quantile(sorted(found[str(BackendMode.QEMU_DUAL)]["times_us"]), 0.99)
     return int(p99 is None or p99 > P99_US)
