@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from ovs_hotswap.errors import BrokerError, HotswapError
@@ -19,6 +20,239 @@ Document = dict[str, Any]  # a VM, with the fields of `vm show` in docs/json.md
 class BackendMode(enum.StrEnum):
     BROKER = "broker"
     QEMU_DUAL = "qemu-dual"
+
+
+class OwnerCertainty(enum.StrEnum):
+    """What is known of a VM's owner. OWNS: the owner has confirmed that it took the rings. TAKING: the owner was given
+    the rings and has not confirmed. LETTING_GO: the owner was asked to release them and has not confirmed. CUT: the
+    owner's connection closed while its process lives. NOBODY: there is no owner. UNKNOWN: the back ends do not say, or
+    say something that only a newer version understands."""
+
+    NOBODY = "nobody"
+    OWNS = "owns"
+    TAKING = "taking"
+    LETTING_GO = "letting-go"
+    CUT = "cut"
+    UNKNOWN = "unknown"
+
+    @classmethod
+    def _missing_(cls, value: object) -> OwnerCertainty | None:
+        return cls.UNKNOWN if isinstance(value, str) else None
+
+
+class SwitchRole(enum.StrEnum):
+    """What a switch is for one VM. UNKNOWN: a role that only a newer version has."""
+
+    IDLE = "idle"
+    PARKED = "parked"
+    OWNER = "owner"
+    UNKNOWN = "unknown"
+
+    @classmethod
+    def _missing_(cls, value: object) -> SwitchRole | None:
+        return cls.UNKNOWN if isinstance(value, str) else None
+
+
+class AbsenceCause(enum.StrEnum):
+    """Why a QEMU is not connected. NO_SWITCH: no switch has connected that could answer it. NOBODY_LISTENS: the socket
+    is there and the process that made it is not. BUSY: QEMU accepts no connection. HUNG_UP: QEMU closed the connection.
+    HUNG_UP_ON: the broker closed it because of what QEMU sent. UNREACHABLE: another fault of the socket, or a cause
+    that only a newer version has."""
+
+    NO_SWITCH = "no-switch"
+    NO_SOCKET = "no-socket"
+    DENIED = "denied"
+    NOBODY_LISTENS = "nobody-listens"
+    BUSY = "busy"
+    UNREACHABLE = "unreachable"
+    HUNG_UP = "hung-up"
+    HUNG_UP_ON = "hung-up-on"
+    KEPT_AWAY = "kept-away"
+
+    @classmethod
+    def _missing_(cls, value: object) -> AbsenceCause | None:
+        return cls.UNREACHABLE if isinstance(value, str) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """Why a VM's QEMU is not connected, for programs and for people."""
+
+    cause: AbsenceCause
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchStatus:
+    """One side's switch, as far as one VM is concerned. ``parked``: one address swap makes it the owner. ``offers``:
+    the features that it offers, hexadecimal. ``missing``: features that the guest uses and that it does not offer."""
+
+    connected: bool
+    pid: int | None
+    role: SwitchRole | None
+    parked: bool
+    offers: str | None
+    missing: tuple[str, ...]
+
+    def document(self) -> dict[str, object]:
+        return {**_plain(self, _SWITCH_FIELDS), "missing": list(self.missing)}
+
+
+ABSENT_SWITCH = SwitchStatus(connected=False, pid=None, role=None, parked=False, offers=None, missing=())
+
+
+@dataclass(frozen=True, slots=True)
+class Switches:
+    """The switches of both sides: ``vm.switches[side]``."""
+
+    a: SwitchStatus
+    b: SwitchStatus
+
+    def __getitem__(self, side: Side) -> SwitchStatus:
+        return self.a if side is Side.A else self.b
+
+
+@dataclass(frozen=True, slots=True)
+class RingStatus:
+    """One ring of a VM. ``available`` and ``used`` are indices modulo 2**16, and ``None`` if guest memory cannot be
+    read or was not to be read."""
+
+    index: int
+    size: int | None
+    started: bool
+    enabled: bool
+    available: int | None
+    used: int | None
+
+    @property
+    def transmits(self) -> bool:
+        """Whether the guest sends on it. Of a net device's pair the odd ring does (virtio 1.2, 5.1.2)."""
+        return self.index % 2 == 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmStatus:
+    """A VM with the fields of ``vm show`` (docs/json.md).
+
+    The fields with a default were added after the first release, or exist in one back-end mode alone. ``unreported``
+    names those of them that the answering side does not have: ``document`` leaves them out, and their value is the
+    default.
+    """
+
+    name: str
+    qemu: int | None
+    absent: Absence | None = None
+    owner: Side | None
+    certainty: OwnerCertainty
+    owner_since: float | None = None
+    home: Side | None
+    features: str | None
+    feature_names: tuple[str, ...]
+    memory_bytes: int
+    memory_regions: int
+    unparkable: str | None
+    quarantine: str | None = None
+    switches: Switches
+    rings: tuple[RingStatus, ...]
+    capture_bytes: int = 0
+    moves: int
+    last_move_us: float | None
+    last_error: str | None
+    netdev: str | None = None
+    unreported: frozenset[str] = frozenset()
+
+    @property
+    def has_guest(self) -> bool:
+        return self.qemu is not None
+
+    @property
+    def to_serve(self) -> bool:
+        """Whether a switch is to serve it: it has a guest and is not in quarantine."""
+        return self.has_guest and not self.quarantine
+
+    @property
+    def can_be_quarantined(self) -> bool:
+        """Whether it is not in quarantine, and the broker is recent enough to put it there."""
+        return "quarantine" not in self.unreported and not self.quarantine
+
+    @property
+    def features_used(self) -> int:
+        """The features that the guest uses, as bits."""
+        return int(self.features, 16) if self.features else 0
+
+    def confirmed_on(self, side: Side) -> bool:
+        """Whether ``side`` is the owner, and has confirmed that it took the rings."""
+        return self.owner == side and self.certainty is OwnerCertainty.OWNS
+
+    def served_by(self, side: Side) -> bool:
+        """Whether it has a guest and ``side`` is its confirmed owner."""
+        return self.has_guest and self.confirmed_on(side)
+
+    def astray(self, side: Side) -> bool:
+        """Whether it has a guest and ``side`` is not its confirmed owner."""
+        return self.has_guest and not self.confirmed_on(side)
+
+    def parkable(self, side: Side) -> bool:
+        """Whether ``side`` can serve it, now or once its guest is there."""
+        return self.switches[side].connected and not self.switches[side].missing and not self.unparkable
+
+    def unparked(self, side: Side) -> bool:
+        """Whether it could be parked on ``side`` and is not."""
+        parked = self.switches[side].parked
+        return self.has_guest and self.owner == side.other and self.parkable(side) and not parked
+
+    def unprotected(self, side: Side) -> bool:
+        """Whether ``side`` is to serve it and could not take it over at this moment."""
+        return self.to_serve and not self.reachable(side)
+
+    def reachable(self, side: Side) -> bool:
+        """Whether ``side`` is its owner, or could be after one address swap."""
+        return self.owner == side or self.switches[side].parked
+
+    def stranded(self, side: Side) -> bool:
+        """Whether ``side`` could own it and does not."""
+        return self.astray(side) and self.parkable(side)
+
+    def newcomer(self, old: Side) -> bool:
+        """Whether it was started after all others were moved away from ``old``, and its QEMU met that side first."""
+        return self.served_by(old) and not self.moves
+
+    def document(self) -> dict[str, object]:
+        """The JSON object for programs. One broker answers for many thousands of rings, so this is written out."""
+        found = {name: getattr(self, name) for name in _VM_FIELDS if name not in self.unreported}
+        found["feature_names"] = list(self.feature_names)
+        found["switches"] = {side.value: self.switches[side].document() for side in Side}
+        found["rings"] = [_plain(ring, _RING_FIELDS) for ring in self.rings]
+        if self.absent is not None:
+            found["absent"] = {"cause": self.absent.cause, "text": self.absent.text}
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class MoveResult:
+    """A move that was made. Microseconds until the old side had released the rings, from then until the new side had
+    taken them, and both; 0 if there was nothing to move."""
+
+    vm: str
+    owner: Side | None
+    give_us: float
+    take_us: float
+    total_us: float
+
+    def document(self) -> dict[str, object]:
+        return _plain(self, _MOVE_FIELDS)
+
+
+def _names(kind: type[VmStatus | SwitchStatus | RingStatus | MoveResult]) -> tuple[str, ...]:
+    return tuple(each.name for each in fields(kind) if each.name != "unreported")
+
+
+_VM_FIELDS, _SWITCH_FIELDS, _RING_FIELDS = _names(VmStatus), _names(SwitchStatus), _names(RingStatus)
+_MOVE_FIELDS = _names(MoveResult)
+
+
+def _plain(value: SwitchStatus | RingStatus | MoveResult, names: Sequence[str]) -> dict[str, object]:
+    return {name: getattr(value, name) for name in names}
 
 
 class BackEnds(Protocol):

@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-import enum
 import errno
-from dataclasses import dataclass
 
+from ovs_hotswap.backends import Absence
+from ovs_hotswap.backends import AbsenceCause as Cause
 
-class Cause(enum.StrEnum):
-    """NO_SWITCH: nobody could answer it yet. NOBODY_LISTENS: the socket is there, and who made it is not. BUSY: QEMU
-    takes nobody in. HUNG_UP: QEMU did. HUNG_UP_ON: the broker did, because of what QEMU said."""
-
-    NO_SWITCH = "no-switch"
-    NO_SOCKET = "no-socket"
-    DENIED = "denied"
-    NOBODY_LISTENS = "nobody-listens"
-    BUSY = "busy"
-    UNREACHABLE = "unreachable"
-    HUNG_UP = "hung-up"
-    HUNG_UP_ON = "hung-up-on"
-    KEPT_AWAY = "kept-away"
-
-
-@dataclass(frozen=True, slots=True)
-class Absence:
-    cause: Cause
-    text: str
-
+__all__ = ["KEPT_AWAY", "NO_SWITCH", "Absence", "Cause", "broke", "unreachable"]
 
 NO_SWITCH = Absence(Cause.NO_SWITCH, "no switch has connected for it yet, so it was not called")
 KEPT_AWAY = Absence(Cause.KEPT_AWAY, "it is not called while a switch may still be on its rings, or the VM leaves")

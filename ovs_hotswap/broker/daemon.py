@@ -14,13 +14,13 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Set
-from dataclasses import asdict
-from typing import Any
 
 from ovs_hotswap import __version__
-from ovs_hotswap.broker.control.documents import capture_document, vm_document
+from ovs_hotswap.backends import VmStatus
+from ovs_hotswap.broker.control.documents import capture_status, vm_status
 from ovs_hotswap.broker.control.moves_api import Moves, side_of, until
 from ovs_hotswap.broker.control.server import ControlServer, Method
+from ovs_hotswap.broker.control.status import BrokerStatus
 from ovs_hotswap.broker.lifecycle import UNIT
 from ovs_hotswap.broker.mover import Mover
 from ovs_hotswap.broker.persist import recovery, takeover
@@ -386,44 +386,44 @@ class Broker:
             )
         return seat
 
-    async def _status(self) -> dict[str, Any]:
-        return {
-            "version": __version__,
-            "pid": os.getpid(),
-            "uptime_s": round(time.monotonic() - self._started, 3),
-            "vms": len(self._seats),
-            "supervised": sd_notify.supervisor_alive(),
-            "withdrawn": self._withdrawal.begun,
-            "unsaved": self._keeping.unsaved,
-            "unit": sd_notify.in_unit(),
-            "home": self._home,
-            "capture": capture_document(self._room, [self._port(name) for name in self._ports]),
-            "config_fault": self._settings.fault,
-            "differing": [asdict(each) for each in self._settings.differing],
-            "leaving": [str(seat) for _, seat in sorted(self._seats.items()) if seat.leaving],
-        }
+    async def _status(self) -> BrokerStatus:
+        return BrokerStatus(
+            version=__version__,
+            pid=os.getpid(),
+            uptime_s=round(time.monotonic() - self._started, 3),
+            vms=len(self._seats),
+            supervised=sd_notify.supervisor_alive(),
+            withdrawn=self._withdrawal.begun,
+            unsaved=self._keeping.unsaved,
+            unit=sd_notify.in_unit(),
+            home=self._home,
+            capture=capture_status(self._room, [self._port(name) for name in self._ports]),
+            config_fault=self._settings.fault,
+            differing=tuple(self._settings.differing),
+            leaving=tuple(str(seat) for _, seat in sorted(self._seats.items()) if seat.leaving),
+        )
 
-    async def _vms(self, read: bool = True) -> list[dict[str, Any]]:
-        return [vm_document(seat.vm, read=read) for _, seat in sorted(self._seats.items())]
+    async def _vms(self, read: bool = True) -> list[VmStatus]:
+        return [vm_status(seat.vm, read=read) for _, seat in sorted(self._seats.items())]
 
-    async def _vm(self, vm: str) -> dict[str, Any]:
-        return vm_document(self._seat(vm).vm)
+    async def _vm(self, vm: str) -> VmStatus:
+        return vm_status(self._seat(vm).vm)
 
-    async def _park(self, vm: str, side: str) -> dict[str, Any]:
+    async def _park(self, vm: str, side: str) -> VmStatus:
         """Keep ``side`` parked, and answer once its back end has taken everything."""
         seat, where = self._seat(vm), side_of(side)
         seat.vm.park(where)
         if seat.vm.qemu is not None and seat.vm.ownership.holder is not where:
             await until(lambda: seat.vm.is_parked(where), _PARK_TIMEOUT_S,
                         lambda: f"vm {vm}: {seat.vm.parking_fault(where)}")  # fmt: skip
-        return vm_document(seat.vm)
+        return vm_status(seat.vm)
 
-    async def _unpark(self, vm: str, side: str) -> dict[str, Any]:
+    async def _unpark(self, vm: str, side: str) -> VmStatus:
         seat = self._seat(vm)
         seat.vm.unpark(side_of(side))
-        return vm_document(seat.vm)
+        return vm_status(seat.vm)
 
-    async def _reload(self) -> dict[str, Any]:
+    async def _reload(self) -> BrokerStatus:
         there = self._seats.keys() | ()
         before = {name for name in there if self._seats[name].leaving}
         async with self._reading:

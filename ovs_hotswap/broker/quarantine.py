@@ -12,11 +12,11 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 
-from ovs_hotswap.broker.control.documents import vm_document
+from ovs_hotswap.backends import VmStatus
+from ovs_hotswap.broker.control.documents import vm_status
 from ovs_hotswap.broker.control.moves_api import until
 from ovs_hotswap.broker.control.server import Method
 from ovs_hotswap.broker.vm import Vm
@@ -55,7 +55,7 @@ class Quarantine:
         if vm.quarantine is not None and owner is not None and serves:
             vm.take_back(owner)
 
-    async def _hold(self, vm: str, reason: str) -> dict[str, Any]:
+    async def _hold(self, vm: str, reason: str) -> VmStatus:
         """Take the VM's rings back, and answer when no switch has them, or does not let go of them for a while: it is
         given them no more in any case. Raises BrokerError if the reason is no text, which the next broker could not
         read."""
@@ -72,16 +72,16 @@ class Quarantine:
             await until(lambda: seat.is_withdrawn, _PATIENCE_S, "")
         if held.quarantine is not None:
             held.sync_all()
-        return vm_document(held, read=False)
+        return vm_status(held, read=False)
 
-    async def _release(self, vm: str) -> dict[str, Any]:
+    async def _release(self, vm: str) -> VmStatus:
         """Serve the VM again, by whoever is there."""
         held = self._seat(vm).vm
         held.touched()
         self._set(held, None)
         held.assign()
         held.sync_all()
-        return vm_document(held, read=False)
+        return vm_status(held, read=False)
 
     def _set(self, vm: Vm, reason: str | None) -> None:
         vm.quarantine = reason

@@ -63,11 +63,12 @@ def run(config: Config, test: Callable[[Broker], Awaitable[None]], load: Callabl
 def test_the_bound_on_memory_for_frames_is_told(config: Config) -> None:
     async def test(broker: Broker) -> None:
         broker._begin()
-        found = (await broker._status())["capture"]
-        assert found["limit"] == 512 << 20
-        assert found["taken"] == 0
-        assert found["all"] == 3 * found["largest"]
-        assert 1 << 20 < found["largest"] < 2 << 20
+        found = (await broker._status()).capture
+        assert found is not None
+        assert found.limit == 512 << 20
+        assert found.taken == 0
+        assert found.all == 3 * found.largest
+        assert 1 << 20 < found.largest < 2 << 20
 
     run(config, test)
 
@@ -113,9 +114,10 @@ def test_a_reload_follows_the_configuration(config: Config, directory: Path) -> 
 
     async def test(broker: Broker) -> None:
         broker._begin()
-        document = await broker._reload()
-        assert document["differing"] == []
-        assert document["capture"]["limit"] == 64 << 20
+        status = await broker._reload()
+        assert status.differing == ()
+        assert status.capture is not None
+        assert status.capture.limit == 64 << 20
         assert broker._settings.pmd_cores == [0, 3]
         assert broker._config.qemu_socket("vm1") == directory / "other/vm1.sock"
         (directory / "overlay.toml").write_text(INTENT + _VM.format(3, 13))
@@ -142,8 +144,8 @@ def test_another_overlay_intent_is_followed(config: Config, directory: Path) -> 
 def test_what_waits_for_another_broker_is_named(config: Config, directory: Path) -> None:
     async def test(broker: Broker) -> None:
         broker._begin()
-        document = await broker._reload()
-        assert document["differing"] == [
+        status = await broker._reload()
+        assert status.document()["differing"] == [
             {"key": "broker.group", "in_use": None, "configured": "libvirt"},
             {"key": "run_dir", "in_use": str(config.run_dir), "configured": f"{directory}/elsewhere"},
         ]
@@ -160,8 +162,8 @@ def test_a_configuration_that_cannot_be_read_keeps_nobody_from_following_the_int
     async def test(broker: Broker) -> None:
         broker._begin()
         (directory / "overlay.toml").write_text(INTENT + _VM.format(3, 13))
-        document = await broker._reload()
-        assert (document["vms"], document["config_fault"]) == (4, "config.toml: not TOML")
+        status = await broker._reload()
+        assert (status.vms, status.config_fault) == (4, "config.toml: not TOML")
 
     run(config, test, load)
 

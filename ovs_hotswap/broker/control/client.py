@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_fixed
 
 from ovs_hotswap import errors
+from ovs_hotswap.backends import MoveResult, VmStatus
+from ovs_hotswap.broker.control.status import BrokerStatus
 from ovs_hotswap.errors import BrokerError, HotswapError
 from ovs_hotswap.model import MessageThread, Side
 
@@ -30,8 +32,15 @@ _RING_KEYS = {"index", "started", "enabled"}
 LINE_LIMIT = 16 << 20  # bytes; 255 VMs with 64 rings each are about 4 MiB
 
 
-def encode(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
+def encode(document: Mapping[str, object]) -> bytes:
+    """One line. Raises TypeError for what JSON does not have and is no status."""
+    return json.dumps(document, separators=(",", ":"), default=_plain).encode() + b"\n"
+
+
+def _plain(value: object) -> dict[str, object]:
+    if isinstance(value, VmStatus | MoveResult | BrokerStatus):
+        return value.document()
+    raise TypeError(f"{type(value).__name__} is no JSON")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +61,7 @@ def decode_request(line: bytes) -> ControlRequest:
     return ControlRequest(method, params)
 
 
-def error_document(error: HotswapError) -> dict[str, Any]:
+def error_document(error: HotswapError) -> dict[str, object]:
     return {"error": {"class": type(error).__name__, "message": error.message, "hint": error.hint}}
 
 

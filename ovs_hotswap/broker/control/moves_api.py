@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ovs_hotswap.backends import MoveResult
 from ovs_hotswap.broker.control import client
-from ovs_hotswap.broker.control.documents import swap_document
+from ovs_hotswap.broker.control.documents import move_result
 from ovs_hotswap.broker.control.server import Method
 from ovs_hotswap.broker.persist.autosave import StateSaver
 from ovs_hotswap.broker.settings import Settings
@@ -38,13 +39,13 @@ class Moves:
         return {"arm": self._arm, "disarm": self._disarm, "move": self._move, "move_many": self._move_many,
                 "unserved": self._unserved, "undelivered": self._undelivered}  # fmt: skip
 
-    async def _move(self, vm: str, to: str) -> dict[str, Any]:
+    async def _move(self, vm: str, to: str) -> MoveResult:
         return await self._swap(vm, side_of(to), {})
 
-    async def _swap(self, vm: str, to: Side, threads: Threads) -> dict[str, Any]:
+    async def _swap(self, vm: str, to: Side, threads: Threads) -> MoveResult:
         seat = self._seat(vm)
         await self._quiet(seat, to)
-        return swap_document(seat.vm, seat.mover.swap_to(to, threads, control_core(self._settings.pmd_cores)))
+        return move_result(seat.vm, seat.mover.swap_to(to, threads, control_core(self._settings.pmd_cores)))
 
     async def _quiet(self, seat: VmSlot, to: Side) -> None:
         """Wait while messages are under way that keep a VM from being moved."""
@@ -76,12 +77,12 @@ class Moves:
     async def _move_many(
         self, vms: list[str], to: str, threads: Mapping[str, Any] | None = None,
         descriptors: Sequence[Descriptor] = (), gone: Callable[[], bool] = lambda: False,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, object]:  # fmt: skip
         """Move VMs in this order, up to the first one that cannot be: ``moved`` tells of those before it. ``threads``
         are those that handle the switches' messages, by side: ``tid``, and ``pipe`` if its notify pipe is the next one
         of ``descriptors``. A caller who is ``gone`` has given up, and may be about to move VMs back: nothing more is
         moved for him."""
-        moved: list[dict[str, Any]] = []
+        moved: list[MoveResult] = []
         side = side_of(to)
         with contextlib.ExitStack() as stack:
             known = _message_threads(threads or {}, descriptors, stack)
@@ -101,7 +102,7 @@ class Moves:
         """VMs of which something that was to be sent at their last move still waits, and nothing was taken since."""
         return [vm for vm in vms if not self._seat(vm).mover.served]
 
-    async def _undelivered(self, vm: str) -> dict[str, Any]:
+    async def _undelivered(self, vm: str) -> dict[str, object]:
         """Frames that arrived during the VM's last move; late copies are not waited for any more."""
         caught = await self._seat(vm).mover.settled()
         return {
