@@ -22,8 +22,6 @@ ROOT = Path(__file__).parents[1]
 SOURCES = Path(os.environ.get("OVS_HOTSWAP_CACHE", "/var/cache/ovs-hotswap")) / "packages" / "sources"
 # Series for the releases of 2018. They repeat no upstream text around a change, and no tree takes them any more.
 WITHOUT_CONTEXT = frozenset({"ovs/2.9.0", "dpdk/17.11", "qemu/2.9.0"})
-# Series whose patches are still in the form of this project alone.
-PENDING = frozenset({"qemu/7.2", "qemu/2.9.0"})
 _SUBJECTS = {
     "ovs": re.compile(r"[a-z0-9, -]+: [A-Z].*\."),
     "dpdk": re.compile(r"[a-z/]+: [a-z].*[^.]"),
@@ -41,8 +39,7 @@ def faults(series: Series, known: Collection[str]) -> Iterator[str]:
         yield f"{series.name}: the series file does not list the patches of the directory, numbered from 0001"
     for patch in series.patches:
         where = f"{series.name}: {patch.name}"
-        if series.name not in PENDING:
-            yield from (f"{where}: {fault}" for fault in _form(series.name, patch, series.directory / patch.name))
+        yield from (f"{where}: {fault}" for fault in _form(series.name, patch, series.directory / patch.name))
         if not patch.status:
             yield f"{where}: no upstream status in the README"
         if missing := [test for test in patch.tests if test not in {*known, *series.before}]:
@@ -82,6 +79,10 @@ TOOLS = {
     "dpdk/22.11": Tool(
         "dpdk_*/dpdk_*.orig.tar.xz", ("devtools", "VERSION"), ("devtools/checkpatches.sh", "-q"),
         "what `make packages` fetches, gawk, and checkpatch.pl of linux-source-6.1, unpacked in /usr/src",
+    ),
+    "qemu/7.2": Tool(
+        "qemu_*/qemu_*.orig.tar.xz", ("scripts/checkpatch.pl",),
+        ("perl", "scripts/checkpatch.pl", "--no-tree", "--strict", "-q"),
     ),
 }  # fmt: skip
 

@@ -46,7 +46,6 @@ BANNED = {
 UNFINISHED = {
     "docs/guests.md",  # `make guests`
     "docs/performance.md",  # `make bench-full`
-    "qemu-patches/README.md",
 }
 
 # Words of the list, and docstrings that are fragments, that may still be there. Lower it as you remove some.
