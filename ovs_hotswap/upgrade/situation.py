@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from ovs_hotswap.host.lifecycle import start_instance
 from ovs_hotswap.host.standby import Document, lacks_uplink, owned
 from ovs_hotswap.model import Side
 from ovs_hotswap.switch.instance import State
+from ovs_hotswap.upgrade.outlook import Life, Outlook, Service, Situation
 
 _POLL_S = 0.02
 
@@ -45,74 +45,61 @@ class Upgrade:
         return self.host.instances[side].status().state is State.RUNNING
 
     def dead(self, side: Side) -> bool:
-        return self.host.instances[side].pid() is None
+        return self._life(side) is Life.DEAD
 
-    @property
-    def living(self) -> list[Side]:
-        """The instances to work on: the new one, and the old one unless it died."""
-        return [self.new] if self.lost else [self.new, self.old]
+    # -- one look
 
-    @property
-    def lost(self) -> str:
-        """Why the old instance is nothing to go back to: it died and the new one runs. Empty if it is."""
-        return f"instance {self.old} died" if self.dead(self.old) and not self.dead(self.new) else ""
+    def look(self, *, service: bool = False) -> Situation:
+        """What lives now; with ``service`` also who serves the VMs, and whether the new instance has its uplink. A step
+        looks once, and decides from that; one that waits looks again afterwards."""
+        lives = {side: self._life(side) for side in (self.old, self.new)}
+        asked = service and lives[self.old] is not Life.DEAD and lives[self.new] is Life.RUNS  # else it decides nothing
+        seen = self._service() if asked else None
+        return Situation(self.old, self.new, lives[self.old], lives[self.new], seen)
 
-    def lost_for_good(self) -> str:
-        """The same for whoever is about to go back. An old instance that stands still, or has hung up on a VM, may be
-        about to end, by itself or by the watchdog: that is waited for, for twice the time the watchdog needs."""
+    def _life(self, side: Side) -> Life:
+        pid = self.host.instances[side].pid()
+        if pid is None:
+            return Life.DEAD
+        return Life.STOPPED if self.host.system.stopped(pid) else Life.RUNS
+
+    def _service(self) -> Service:
+        uplink = lacks_uplink(self.host, self.new)
+        try:
+            vms = self.vms()
+        except BrokerError:
+            return Service(uplink=uplink)
+        return Service(tuple(owned(vms, self.old)), tuple(owned(vms, self.new)), True, uplink)
+
+    def look_after_waiting(self) -> Situation:
+        """For who is about to go back. An old instance that is stopped, or has hung up on a VM, may be about to end, by
+        itself or by the watchdog: that is waited for, for twice the time the watchdog needs."""
         system = self.host.system
         end = system.monotonic() + 2 * self.host.config.watch.hang_ms / 1e3
         while self._falters() and system.monotonic() < end:
             system.sleep(_POLL_S)
-        return self.lost
+        return self.look()
 
     def _falters(self) -> bool:
-        pid = self.host.instances[self.old].pid()
-        if pid is None or self.dead(self.new):
+        now = self.look()
+        if Life.DEAD in (now.old_life, now.new_life):
             return False
         try:
             connected = not self.host.unconnected(self.old)
         except BrokerError:
             connected = True
-        return self.host.system.stopped(pid) or not connected
+        return now.old_life is Life.STOPPED or not connected
 
-    @property
-    def broken(self) -> str:
-        """Why the new instance forwards nothing. Empty if it may."""
-        pid = self.host.instances[self.new].pid()
-        if pid is None:
-            return f"instance {self.new} died"
-        return f"instance {self.new} is stopped" if self.host.system.stopped(pid) else ""
-
-    @property
-    def failed(self) -> str:
-        """Why an upgrade is given up though it is committed: the old instance lives, and the new one is broken or has
-        lost the uplink, or all VMs have gone back. Empty if it is not."""
-        if self.dead(self.old):
-            return ""
-        if self.broken:
-            return self.broken
-        with contextlib.suppress(BrokerError):
-            vms = self.vms()
-            if owned(vms, self.old) and not owned(vms, self.new):
-                return f"instance {self.old} serves the VMs again"
-        return lacks_uplink(self.host, self.new)
-
-    @property
-    def gone(self) -> bool:
-        """Whether neither instance runs, as after a reboot: then nothing of the window is left to undo."""
-        return self.dead(self.old) and self.dead(self.new)
+    def fled(self, now: Situation) -> bool:
+        """Whether the old instance died in a rollback and its VMs went to the new one, which must stay then. Raises
+        BrokerError if that is not known."""
+        return now.old_lost and bool(owned(self.host.backends.vms(read=False), self.new))
 
     def revive(self) -> None:
         """Start the new instance again, where neither is left though the upgrade is committed: every VM waits for it.
         Raises ReleaseError, SwitchError, UplinkError."""
-        if self.gone:
+        if self.look().outlook is Outlook.NONE:
             host = self.host
             start_instance(host, self.new, host.releases.get(self.release))
             host.uplink.steer(self.new)
             host.record_active(self.new)
-
-    @property
-    def fled(self) -> bool:
-        """Whether the old instance died in a roll-back and its VMs went to the new one, which must stay then."""
-        return bool(self.lost) and bool(owned(self.host.backends.vms(read=False), self.new))

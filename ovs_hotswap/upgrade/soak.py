@@ -55,7 +55,7 @@ class Soak(Step[Upgrade]):
         goes_on = checks.polling(context.new, comes_round(host, context.new))
         answers = host.instances[context.new].status().dpdk_initialized is not None
         checks.verdict([*goes_on, *checks.database(context.new, answers)], SwitchError)
-        if not context.lost:  # this is the last moment at which there is a way back
+        if not context.look().old_lost:  # this is the last moment at which there is a way back
             active_record.rehearse(host.config, host.system)
 
 
@@ -109,8 +109,8 @@ class Strays:
     def look(self) -> None:
         """Raises SwitchError if the new instance is broken, or has lost a VM again that was moved to it again."""
         context = self._context
-        if context.broken:
-            raise SwitchError(context.broken, hint="its log is kept in the state directory")
+        if down := context.look().new_down:
+            raise SwitchError(down, hint="its log is kept in the state directory")
         vms = context.vms()
         new, there = newcomers(vms, context.old), owned(vms, context.old)
         for vm in vms if not context.dead(context.old) else []:

@@ -32,6 +32,7 @@ from ovs_hotswap.switch.pmd import set_vhost_log_level, vhost_log_level
 from ovs_hotswap.switch.settings import as_json, from_json
 from ovs_hotswap.upgrade import baseline, checks, collect, peer_link, peer_probe, uplink_proof
 from ovs_hotswap.upgrade.move_vms import move_all
+from ovs_hotswap.upgrade.outlook import Outlook
 from ovs_hotswap.upgrade.situation import Upgrade
 from ovs_hotswap.upgrade.soak import Soak, see_served, take_left_out
 from ovs_hotswap.upgrade.way_back import take_back
@@ -70,7 +71,7 @@ class StartStandby(ReversibleStep[Upgrade]):
                 context.host.instances[context.new].start(wanted)
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
-        if context.fled:
+        if context.fled(context.look()):
             _record_at_least_now(context, run, context.new)
             run.progress(f"instance {context.old} died: instance {context.new} serves its VMs and stays")
         elif not run.fact("was_running", bool) or context.host.instances[context.new].lacks_database():
@@ -88,7 +89,7 @@ class ProgramDatabase(Step[Upgrade]):
         with in_background(context.host, context.new):
             context.host.set_pmd_sleep(context.new, context.host.config.upgrade.pmd_sleep_us)
             context.host.program_database(context.new)
-        if not context.lost:
+        if not context.look().old_lost:
             _carry_settings(context, run)
 
     def state(self, context: Upgrade, run: StepContext) -> State:
@@ -131,11 +132,11 @@ class OpenWindow(ReversibleStep[Upgrade]):
     description = "let idle PMD threads sleep, lower the vhost log, prefer the threads that matter"
 
     def facts(self, context: Upgrade, run: StepContext) -> Facts:
-        host = context.host
-        model = context.living[-1]
+        host, now = context.host, context.look()
+        model = now.living[-1]
         return {
             "pmd_sleep_us": host.pmd_sleep(model),
-            "own_pmd_sleep_us": None if context.lost else host.own_pmd_sleep(model),
+            "own_pmd_sleep_us": None if now.old_lost else host.own_pmd_sleep(model),
             "log_level": vhost_log_level(host.control(model)),
             **_log_facts(collect.log_end(host, context.new)),
             "scheduling": {str(side): host.scheduling(side) for side in Side},
@@ -143,7 +144,7 @@ class OpenWindow(ReversibleStep[Upgrade]):
 
     def do(self, context: Upgrade, run: StepContext) -> None:
         host = context.host
-        for side in context.living:
+        for side in context.look().living:
             host.set_pmd_sleep(side, max(host.config.upgrade.pmd_sleep_us, run.fact("pmd_sleep_us", int)))
             set_vhost_log_level(host.control(side), "error")
             host.prefer_threads(side, Rank.GIVES)
@@ -168,19 +169,20 @@ class PeerLink(ReversibleStep[Upgrade]):
     description = "join the two instances by a memif"
 
     def do(self, context: Upgrade, run: StepContext) -> None:
-        if not context.lost:
+        if not context.look().old_lost:
             peer_link.join(context.host)
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
         """Not on a new instance that will be ended anyway: its database may be what failed."""
         if context.runs(context.old):
             peer_link.part(context.host, context.old)
-        if not context.runs(context.new) or not (run.fact("was_running", bool) or context.fled):
+        fled = context.fled(context.look())
+        if not context.runs(context.new) or not (run.fact("was_running", bool) or fled):
             return
         try:
             peer_link.part(context.host, context.new)
         except SwitchError:
-            if context.fled or not context.host.instances[context.new].lacks_database():
+            if fled or not context.host.instances[context.new].lacks_database():
                 raise
 
 
@@ -208,7 +210,7 @@ class FlowsActive(ReversibleStep[Upgrade]):
     look_at = "`ovs-hotswap overlay diff`"
 
     def do(self, context: Upgrade, run: StepContext) -> None:
-        if not context.lost:
+        if not context.look().old_lost:
             context.host.program_flows(context.old, Form.WINDOW)
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
@@ -222,7 +224,7 @@ class Prove(Step[Upgrade]):
 
     def do(self, context: Upgrade, run: StepContext) -> None:
         uplink_proof.prove_new(context, run)
-        for sender in () if context.lost else (context.old, context.new):
+        for sender in () if context.look().old_lost else (context.old, context.new):
             peer_probe.across_peer_link(context.host, sender)
 
 
@@ -245,7 +247,7 @@ class Park(ReversibleStep[Upgrade]):
             raise SwitchError(some(whys, "; "), hint=context.without(refused))
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
-        if context.gone:
+        if context.look().outlook is Outlook.NONE:
             return
         for vm in context.host.backends.vms(read=False):
             if vm["owner"] != context.new:
@@ -259,15 +261,17 @@ class SteerUplink(ReversibleStep[Upgrade]):
 
     def do(self, context: Upgrade, run: StepContext) -> None:
         uplink_proof.end(context, run)
-        if context.broken:  # what comes for the VMs would be lost until all is put back
-            raise SwitchError(context.broken, hint="its log is kept in the state directory")
-        if not context.lost:  # else there is no way back from here
+        now = context.look()
+        if now.new_down:  # what comes for the VMs would be lost until all is put back
+            raise SwitchError(now.new_down, hint="its log is kept in the state directory")
+        if not now.old_lost:  # else there is no way back from here
             active_record.rehearse(context.host.config, context.host.system)
         context.host.uplink.steer(context.new)
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
-        if not context.gone:
-            context.host.uplink.steer(context.new if context.fled else context.old)
+        now = context.look()
+        if now.outlook is not Outlook.NONE:
+            context.host.uplink.steer(context.new if context.fled(now) else context.old)
 
 
 class MoveVms(ReversibleStep[Upgrade]):
@@ -289,7 +293,8 @@ class MoveVms(ReversibleStep[Upgrade]):
         run.remember(moves={**(earlier if isinstance(earlier, dict) else {}), **moves})
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
-        if not context.gone and not context.fled:
+        now = context.look()
+        if now.outlook is not Outlook.NONE and not context.fled(now):
             take_back(context, run)
 
 
@@ -312,7 +317,7 @@ class RecordActive(ReversibleStep[Upgrade]):
         context.host.backends.reload()  # VMs that come from now on belong there
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
-        if not context.gone:
+        if context.look().outlook is not Outlook.NONE:
             _record_at_least_now(context, run, context.old)
             context.host.backends.reload()
 
@@ -372,7 +377,7 @@ class Retire(Step[Upgrade]):
             run.progress(f"instance {context.old} is kept running")
             return
         back = owned(context.vms(), context.old)
-        if fault := context.broken or (back and f"instance {context.old} serves VM {', '.join(back)} again"):
+        if fault := context.look().new_down or (back and f"instance {context.old} serves VM {', '.join(back)} again"):
             for name in names:
                 with contextlib.suppress(BrokerError):  # one VM that is left behind is no reason to leave the others
                     host.backends.park(name, context.old)
@@ -420,8 +425,8 @@ def upgrade_plan() -> Plan[Upgrade]:
         before=(Precheck(), StartStandby(), ProgramDatabase(), Ports(), OpenWindow(), PeerLink(), ProgramTunnels(),
                 FlowsStandby(), FlowsActive(), Prove(), Park(), SteerUplink(), MoveVms(), Soak()),
         after=(RecordActive(), FinalFlows(), CloseWindow(), Retire(), Postcheck()),
-        no_way_back=lambda context: context.lost_for_good(),
-        no_way_on=lambda context: context.failed,
+        no_way_back=lambda context: context.look_after_waiting().no_way_back,
+        no_way_on=lambda context: context.look(service=True).no_way_on,
         mend=lambda context: context.host.instances[context.old].mend(),
         revive=lambda context: context.revive(),
     )  # fmt: skip

@@ -109,7 +109,7 @@ def prove_new(context: Upgrade, run: StepContext) -> None:
         run.warn(f"instance {new}'s uplink is not proven: {error.message}")
         return
     compared = None
-    if not (found.out and found.into) and not context.lost:
+    if not (found.out and found.into) and not context.look().old_lost:
         with contextlib.suppress(HotswapError):  # the old one may be ailing: that is why it is replaced
             compared = prove(host, old)
     tell(run, uplink_checks.proof(new, found, compared))
@@ -117,7 +117,7 @@ def prove_new(context: Upgrade, run: StepContext) -> None:
 
 def begin(context: Upgrade, run: StepContext) -> None:
     """Begin to see what passes on the old instance, once."""
-    if not context.lost and "uplink_begun" not in run.facts:
+    if not context.look().old_lost and "uplink_begun" not in run.facts:
         with contextlib.suppress(HotswapError):
             run.remember(uplink_begun=asdict(counters(context.host, context.old)))
 
@@ -126,7 +126,7 @@ def end(context: Upgrade, run: StepContext) -> None:
     """Keep what has passed on the old instance: since ``begin``, or in the last second if that was slower, because what
     is over by now cannot be missed later."""
     begun: Any = run.facts.get("uplink_begun")
-    if context.lost or not isinstance(begun, dict) or "uplink_before" in run.facts:
+    if context.look().old_lost or not isinstance(begun, dict) or "uplink_before" in run.facts:
         return
     host, since = context.host, Counters(**begun)
     with contextlib.suppress(HotswapError):

@@ -23,17 +23,19 @@ def take_back(context: Upgrade, run: StepContext) -> None:
     it will be anyway: that gives them to the old one. A single VM that is not served then is named, and no error;
     raises BrokerError, StateUnknown or SwitchError if it is the old instance that cannot serve."""
     host, old, new = context.host, context.old, context.new
-    if context.lost_for_good():
+    now = context.look_after_waiting()
+    if now.old_lost:
         return  # the VMs went to the new one
-    if context.broken:
+    if now.new_down:
         host.instances[new].kill()  # it would let every VM wait for its deadline
     _patiently(context, run, "has no port for", lambda vm: bool(vm["switches"][old]["connected"]))
     try:
         move_all(host, old, run, back=True)
     except (BrokerError, StateUnknown) as error:
-        if context.lost_for_good():
-            return  # it died meanwhile, and the VMs went to the new one
-        if not context.broken:
+        now = context.look_after_waiting()
+        if now.old_lost:
+            return  # it died during the moves, and the VMs went to the new one
+        if not now.new_down:
             if not (_hangs(context) or _old_answers(context)):
                 raise
             run.progress(f"{error.message}; instance {new} is ended")

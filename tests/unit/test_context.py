@@ -15,6 +15,7 @@ from ovs_hotswap.host.standby import park_each
 from ovs_hotswap.model import Side
 from ovs_hotswap.qemu.dual import DualQemu
 from ovs_hotswap.qemu.monitor import Answer
+from ovs_hotswap.upgrade.outlook import Outlook
 from ovs_hotswap.upgrade.situation import Upgrade
 from tests.unit.watch_bed import FakeHost, World
 
@@ -86,10 +87,11 @@ def test_where_an_upgrade_can_go(
     upgrade: Upgrade, world: World, event: Callable[[World], None], lost: str, failed: str
 ) -> None:
     event(world)
-    assert (upgrade.lost, upgrade.failed) == (lost, failed)
-    assert upgrade.living == ([Side.B] if lost else [Side.B, Side.A])
-    assert upgrade.gone is (event is both_die)
-    assert upgrade.fled is (event is old_dies)
+    now = upgrade.look(service=True)
+    assert (now.no_way_back, now.no_way_on) == (lost, failed)
+    assert now.living == ((Side.B,) if lost else (Side.B, Side.A))
+    assert (now.outlook is Outlook.NONE) is (event is both_die)
+    assert upgrade.fled(now) is (event is old_dies)
 
 
 def test_a_broker_that_does_not_answer_is_no_reason_to_give_up(upgrade: Upgrade) -> None:
@@ -98,7 +100,7 @@ def test_a_broker_that_does_not_answer_is_no_reason_to_give_up(upgrade: Upgrade)
             raise BrokerError("no answer")
 
     upgrade.host.__dict__["broker"] = Silent()
-    assert upgrade.failed == ""
+    assert upgrade.look(service=True).no_way_on == ""
 
 
 @pytest.mark.parametrize(("mode", "waited_for"), [(BackendMode.BROKER, ["vm1"]), (BackendMode.QEMU_DUAL, [])])
@@ -163,17 +165,17 @@ def test_an_old_instance_that_stands_still_is_given_time_to_end(upgrade: Upgrade
     world = Dying(["vm1"])
     dying = Upgrade(FakeHost(upgrade.host.config, world), Side.A, Side.B, "host")
     world.now, world.stopped_pids = 0.0, {1}
-    assert dying.lost == ""
-    assert dying.lost_for_good() == "instance a died"
+    assert dying.look().no_way_back == ""
+    assert dying.look_after_waiting().no_way_back == "instance a died"
     assert world.now < 1.0
 
 
 def test_an_old_instance_that_stands_still_for_ever_is_not_waited_for_for_ever(upgrade: Upgrade, world: World) -> None:
     world.stopped_pids = {1}
-    assert upgrade.lost_for_good() == ""
+    assert upgrade.look_after_waiting().no_way_back == ""
 
 
 def test_an_old_instance_that_is_well_is_not_waited_for(upgrade: Upgrade, world: World) -> None:
     before = world.now
-    assert upgrade.lost_for_good() == ""
+    assert upgrade.look_after_waiting().no_way_back == ""
     assert world.now == before

@@ -69,7 +69,7 @@ def test_a_new_instance_that_dies_while_the_old_one_is_given_up_has_somewhere_to
         Retire().do(upgrade(bed), run())
     assert "stop a" not in bed.world.done
     assert set(bed.world.owner.values()) == {Side.A}
-    assert upgrade(bed).failed == "instance b died", "so the plan goes back"
+    assert upgrade(bed).look(service=True).no_way_on == "instance b died", "so the plan goes back"
 
 
 def test_no_vm_can_flee_to_an_instance_that_is_ending(bed: Bed) -> None:
@@ -230,7 +230,7 @@ def test_an_old_instance_is_not_given_up_for_one_that_has_lost_the_uplink(bed: B
         Retire().do(upgrade(bed), run())
     assert "stop a" not in bed.world.done
     assert all(Side.A in sides for sides in bed.world.parked.values())
-    assert upgrade(bed).failed, "so the plan goes back"
+    assert upgrade(bed).look(service=True).no_way_on, "so the plan goes back"
 
 
 @pytest.mark.parametrize("refused", [True, False])

@@ -44,6 +44,7 @@ PURE = {
     "ovs_hotswap.broker.absence", "ovs_hotswap.broker.persist.snapshot",
     "ovs_hotswap.plan.executor", "ovs_hotswap.plan.records",
     "ovs_hotswap.switch.memory", "ovs_hotswap.host.rings", "ovs_hotswap.host.memory_checks",
+    "ovs_hotswap.upgrade.outlook",
     "ovs_hotswap.upgrade.checks", "ovs_hotswap.upgrade.uplink_checks", "ovs_hotswap.watchdog.failover",
 }  # fmt: skip
 IO_MODULES = {

@@ -440,4 +440,4 @@ def test_a_vm_in_quarantine_that_was_left_out_stays_in_it(bed: Bed) -> None:
 
 
 def test_an_upgrade_is_not_given_up_because_the_old_instance_serves_a_vm_that_is_left_out(bed: Bed) -> None:
-    assert leaving_out(bed, "vm2").failed == ""
+    assert leaving_out(bed, "vm2").look(service=True).no_way_on == ""
