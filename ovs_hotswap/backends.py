@@ -25,8 +25,8 @@ class BackendMode(enum.StrEnum):
 class OwnerCertainty(enum.StrEnum):
     """What is known of a VM's owner. OWNS: the owner has confirmed that it took the rings. TAKING: the owner was given
     the rings and has not confirmed. LETTING_GO: the owner was asked to release them and has not confirmed. CUT: the
-    owner's connection closed while its process lives. NOBODY: there is no owner. UNKNOWN: the back ends do not say, or
-    say something that only a newer version understands."""
+    owner's connection closed while its process lives. NOBODY: there is no owner. UNKNOWN: the back ends do not say, say
+    something that only a newer version understands, or contradict the broker's record."""
 
     NOBODY = "nobody"
     OWNS = "owns"
@@ -80,6 +80,14 @@ class Absence:
 
     cause: AbsenceCause
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class LastProof:
+    """``side`` was proven off the VM's rings. ``proof``: by what, in the words of docs/architecture.md."""
+
+    side: Side
+    proof: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +153,7 @@ class VmStatus:
     owner: Side | None
     certainty: OwnerCertainty
     owner_since: float | None = None
+    last_proof: LastProof | None = None
     home: Side | None
     features: str | None
     feature_names: tuple[str, ...]
@@ -223,6 +232,8 @@ class VmStatus:
         found["feature_names"] = list(self.feature_names)
         found["switches"] = {side.value: self.switches[side].document() for side in Side}
         found["rings"] = [_plain(ring, _RING_FIELDS) for ring in self.rings]
+        if self.last_proof is not None:
+            found["last_proof"] = {"side": self.last_proof.side, "proof": self.last_proof.proof}
         if self.absent is not None:
             found["absent"] = {"cause": self.absent.cause, "text": self.absent.text}
         return found

@@ -107,6 +107,12 @@ class HostError(HotswapError):
     exit_code = 17
 
 
+class ProofRejected(HotswapError):
+    """A proof contradicts what is known about a VM's rings. No side is given them."""
+
+    exit_code = 18
+
+
 def error_classes() -> list[type[HotswapError]]:
     """Every class of the tree, by exit code."""
     found: list[type[HotswapError]] = []

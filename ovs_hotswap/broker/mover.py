@@ -343,7 +343,8 @@ class Mover:
         if old is not None and told_old is not None:
             old.told = told_old
             vm.park_wanted.add(old.side)
-            vm.ownership = vm.ownership.released(old.side, Proof.FENCE)
+            if not vm.proven(old.side, Proof.FENCE):
+                raise StateUnknown(f"vm {vm.name}: it is not known which switch has its rings")
         vm.ownership = vm.ownership.grant(new.side)
         new.told = told_new
         if result.outcome is Outcome.NEW_GONE:

@@ -11,11 +11,12 @@ from typing import Protocol
 from ovs_hotswap.broker.process_watch import Processes
 from ovs_hotswap.broker.time_budget import Hearing
 from ovs_hotswap.broker.vm_log import Notes
+from ovs_hotswap.errors import ProofRejected
 from ovs_hotswap.model import Side
 from ovs_hotswap.process_exit import Process
 from ovs_hotswap.vhostuser.backend import SwitchConnection
 from ovs_hotswap.vhostuser.channel import Channel
-from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
+from ovs_hotswap.vhostuser.ownership import Certainty, Ownership, Proof
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,46 @@ class Peers(abc.ABC):
     @abc.abstractmethod
     def drop_link(self, side: Side, reason: str) -> None:
         """Hang up on a switch."""
+
+    @abc.abstractmethod
+    def process_ended(self, pid: int) -> None:
+        """A switch's process is dead, which proves it off every ring."""
+
+    def proven(self, side: Side, proof: Proof) -> bool:
+        """Write down that ``side`` is off the rings; return whether ``proof`` proves that. If not, this broker's own
+        record is wrong: from then on it believes nothing of it (``doubt``)."""
+        before = self.ownership
+        try:
+            self.ownership = before.released(side, proof)
+        except ProofRejected as error:
+            log.error("vm %s: %s", self.name, error.message, stack_info=True)
+            self.doubt(error.message)
+            return False
+        if self.ownership is not before:
+            log.debug("vm %s: switch %s is off the rings: %s", self.name, side, proof)
+        return True
+
+    def doubt(self, reason: str) -> None:
+        """Hang up on every switch, and give the rings to no side before each switch has connected again or its process
+        has ended: both are seen without this record. QEMU stays connected, and is not read meanwhile."""
+        self.touched()
+        sides = frozenset(Side) & {*self.links, *self.ownership.suspects, self.ownership.holder}
+        known = {**self.met, **self.switch_pids}
+        self.suspects = {side: known.get(side, 0) for side in sides}
+        self.ownership = self.ownership.doubted(sides)
+        self.ignore_qemu()
+        for side in sorted(sides):
+            self.drop_link(side, "it may be on the rings, against what was known")
+        for pid in set(self.suspects.values()):
+            if pid and self._processes.ended(pid):
+                self.process_ended(pid)
+            else:
+                self._processes.doubt(pid)
+        self.note(f"no side is given the rings before every switch has connected again or ended: {reason}")
+
+    def owner(self) -> SwitchConnection | None:
+        """The connection of the side that holds the rings, if there is one."""
+        return self.links.get(self.ownership.holder) if self.ownership.holder else None
 
     def end(self, connection: SwitchConnection | Channel) -> None:
         """Hang up, if that is for this broker to do."""

@@ -116,7 +116,9 @@ class Vm(Peers):
             self.note(f"switch {side}: process {link.pid} refused: it cannot be watched: {error.strerror}")
             link.close()
             return
-        self.ownership = self.ownership.released(side, Proof.RECONNECTED)
+        if not self.proven(side, Proof.RECONNECTED):
+            link.close()
+            return
         self.links[side], self.met[side] = link, link.pid
         self.hear_qemu()
         self.touched()  # before this process is given anything
@@ -184,7 +186,8 @@ class Vm(Peers):
 
     def released(self, side: Side, proof: Proof) -> None:
         """A side is off the rings."""
-        self.ownership = self.ownership.released(side, proof)
+        if not self.proven(side, proof):
+            return
         self.assign()
         self.sync(side)  # it may be kept parked no longer
         self.hear_qemu()
@@ -426,10 +429,6 @@ class Vm(Peers):
         if owner is not None:
             self.guarded(owner, lambda: owner.channel.send(messages.build_number(Request.SEND_RARP, mac)))
 
-    def owner(self) -> SwitchConnection | None:
-        """The connection of the side that holds the rings, if there is one."""
-        return self.links.get(self.ownership.holder) if self.ownership.holder else None
-
     def drop_qemu(self, reason: str, why: absence.Absence | None = None) -> None:
         """The VM left, or broke the protocol. Its memory is let go everywhere: switches that know it are hung up on,
         as they would be by QEMU itself, and come back by themselves."""
@@ -446,7 +445,7 @@ class Vm(Peers):
             if link.told.features is not None or link.told.memory:
                 self.drop_link(side, "its guest is gone")
             else:
-                self.ownership = self.ownership.released(side, Proof.NEVER)
+                self.proven(side, Proof.NEVER)
         self.note(reason)  # last, so that it is what is shown
 
     # -- moving ------------------------------------------------------------------------------------------------

@@ -42,8 +42,9 @@ def list_(app: App) -> None:
 def show(app: App, name: str) -> None:
     """Show one VM: features, memory, its switches, each ring's indices.
 
-    With --json: {"name", "qemu", "absent": {"cause", "text"}, "owner", "certainty", "home", "features",
-    "feature_names", "memory_bytes", "memory_regions", "unparkable", "quarantine",
+    With --json: {"name", "qemu", "absent": {"cause", "text"}, "owner", "certainty", "home",
+    "last_proof": {"side", "proof"}, "features", "feature_names", "memory_bytes", "memory_regions", "unparkable",
+    "quarantine",
     "switches": {side: {"connected", "pid", "role", "parked", "offers", "missing"}},
     "rings": [{"index", "size", "started", "enabled", "available", "used"}], "moves", "last_move_us", "last_error"}.
 
@@ -123,6 +124,8 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, object]]:
         ("memory", f"{found['memory_bytes'] >> 20} MiB in {found['memory_regions']} regions"),
         ("moves", found["moves"]),
     ]
+    if last := found.get("last_proof"):  # an earlier broker does not tell
+        lines.append(("last proof", f"switch {last['side']} was off the rings: {last['proof']}"))
     for side, switch in found["switches"].items():
         state = switch["role"] if switch["connected"] else "not connected"
         lines.append((f"switch {side}", f"{state}, process {switch['pid']}" if switch["pid"] else state))

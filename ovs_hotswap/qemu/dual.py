@@ -250,6 +250,7 @@ def document(name: str, pid: int | None, found: Mapping[str, Any] | None, error:
         "owner": owner,
         "certainty": _CERTAINTY[found["state"]] if found is not None else "nobody" if pid is None else "unknown",
         "owner_since": None,
+        "last_proof": None,
         "home": owner,
         "features": None,
         "feature_names": [],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import select
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 
@@ -26,7 +28,8 @@ from ovs_hotswap.vhostuser.reconcile import is_parking_address, reconcile, scrat
 OFFER = Offer(1 << messages.Feature.PROTOCOL_FEATURES, 1 << messages.ProtocolFeature.MQ, 1)
 SIZE = 1 << 20
 PARKED = "SET_VRING_ADDR, parked"
-NUMBERS = {"GET_FEATURES": OFFER.features, "GET_PROTOCOL_FEATURES": OFFER.protocol_features}
+NUMBERS = {"GET_FEATURES": OFFER.features, "GET_PROTOCOL_FEATURES": OFFER.protocol_features,
+           "GET_QUEUE_NUM": 1}  # fmt: skip
 
 
 class Peer:
@@ -54,6 +57,22 @@ class Peer:
                     PARKED if is_parking_address(RingAddress(flags, descriptors, used, available, log)) else found[-1]
                 )
         return found
+
+    def hung_up(self) -> bool:
+        """Whether the broker has closed its end; what it sent before is taken."""
+        self.heard()
+        self.end.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            return self.end.recv(1) == b""
+        return False
+
+    def serve(self) -> None:
+        """Answer each message that is to be answered, until the broker hangs up."""
+        while select.select([self.end], [], [])[0]:
+            names = self.heard()
+            if not names:
+                return
+            self.answer(names)
 
     def answer(self, names: Iterable[str]) -> None:
         for name in names:

@@ -7,12 +7,28 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from ovs_hotswap.errors import StateUnknown
+from ovs_hotswap.errors import ProofRejected, StateUnknown
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhostuser.ownership import Certainty, Ownership, Proof
+from ovs_hotswap.vhostuser.ownership import ALLOWED, Certainty, Ownership, Proof, Released
 
 sides = st.sampled_from(Side)
 proofs = st.sampled_from(Proof)
+
+# What each proof needs: written here a second time, so that a change of ``ALLOWED`` is seen.
+FREES = {
+    Proof.FENCE: {Certainty.NOBODY, Certainty.LETTING_GO},
+    Proof.DEAD: {Certainty.NOBODY, Certainty.CUT, Certainty.UNKNOWN},
+    Proof.RECONNECTED: {Certainty.NOBODY, Certainty.CUT, Certainty.UNKNOWN},
+    Proof.NEVER: {Certainty.NOBODY, Certainty.TAKING, Certainty.OWNS, Certainty.LETTING_GO},
+}
+PAIRS = [(certainty, proof) for certainty in Certainty for proof in Proof]
+
+
+def on_the_rings(certainty: Certainty) -> Ownership:
+    """Side a is, with this certainty: as a suspect where there can be no holder."""
+    if certainty in (Certainty.NOBODY, Certainty.UNKNOWN):
+        return Ownership(None, certainty, frozenset({Side.A}))
+    return Ownership(Side.A, certainty)
 
 
 class Owners(RuleBasedStateMachine):
@@ -42,8 +58,24 @@ class Owners(RuleBasedStateMachine):
 
     @rule(side=sides, proof=proofs)
     def release(self, side: Side, proof: Proof) -> None:
-        self.ownership = self.ownership.released(side, proof)
+        before = self.ownership
+        try:
+            self.ownership = before.released(side, proof)
+        except ProofRejected:
+            assert side in self.may_touch
+            assert before.certainty not in FREES[proof]
+            return
+        if side in self.may_touch:
+            assert before.certainty in FREES[proof]
+            assert self.ownership.last_proof == Released(side, proof)
+        else:
+            assert self.ownership is before
         self.may_touch.discard(side)
+
+    @rule(more=st.frozensets(sides))
+    def doubt(self, more: frozenset[Side]) -> None:
+        self.may_touch |= more
+        self.ownership = self.ownership.doubted(frozenset(self.may_touch))
 
     @rule()
     def confirm(self) -> None:
@@ -65,7 +97,11 @@ class Owners(RuleBasedStateMachine):
 
     @invariant()
     def nobody_is_certain_of_nobody(self) -> None:
-        assert (self.ownership.holder is None) == (self.ownership.certainty is Certainty.NOBODY)
+        assert (self.ownership.holder is None) == (self.ownership.certainty in (Certainty.NOBODY, Certainty.UNKNOWN))
+
+    @invariant()
+    def unknown_only_while_a_side_may_be_on_the_rings(self) -> None:
+        assert self.ownership.certainty is not Certainty.UNKNOWN or self.may_touch
 
 
 Owners.TestCase.settings = settings(max_examples=200, stateful_step_count=40)
@@ -87,14 +123,65 @@ def test_way_from_one_side_to_the_other() -> None:
     ]
 
 
-@pytest.mark.parametrize("certainty", [c for c in Certainty if c is not Certainty.NOBODY])
+HELD = [each for each in Certainty if each not in (Certainty.NOBODY, Certainty.UNKNOWN)]
+
+
+@pytest.mark.parametrize(("certainty", "proof"), [pair for pair in PAIRS if pair[0] in FREES[pair[1]]])
+def test_a_proof_that_fits_frees_the_rings_and_is_remembered(certainty: Certainty, proof: Proof) -> None:
+    free = on_the_rings(certainty).released(Side.A, proof)
+    assert free == Ownership()
+    assert free.last_proof == Released(Side.A, proof)
+    there = free.grant(Side.B)
+    assert (there.holder, there.last_proof) == (Side.B, Released(Side.A, proof))
+    assert there.confirm().letting_go().cut(Side.B).last_proof == Released(Side.A, proof)
+
+
+@pytest.mark.parametrize(("certainty", "proof"), [pair for pair in PAIRS if pair[0] not in FREES[pair[1]]])
+def test_a_proof_that_contradicts_the_record_frees_nothing(certainty: Certainty, proof: Proof) -> None:
+    before = on_the_rings(certainty)
+    with pytest.raises(ProofRejected, match=f"^{proof} does not prove side a off the rings .{certainty}.$"):
+        before.released(Side.A, proof)
+    with pytest.raises(StateUnknown):
+        before.grant(Side.B)
+
+
+def test_the_table_is_complete() -> None:
+    assert {proof: {at for at in ALLOWED if proof in ALLOWED[at]} for proof in Proof} == FREES
+    assert set(ALLOWED) == set(Certainty)
+
+
+@pytest.mark.parametrize("proof", Proof)
+def test_a_proof_about_a_side_that_is_not_on_the_rings_changes_nothing(proof: Proof) -> None:
+    for before in (Ownership(), Ownership(Side.A, Certainty.OWNS), Ownership(suspects=frozenset({Side.A}))):
+        assert before.released(Side.B, proof) is before
+
+
+@pytest.mark.parametrize("proof", [Proof.DEAD, Proof.RECONNECTED])
+def test_after_a_contradiction_each_side_has_to_be_proven_off_by_its_process(proof: Proof) -> None:
+    both = frozenset(Side)
+    unknown = Ownership(Side.A, Certainty.OWNS).doubted(both)
+    assert unknown == Ownership(None, Certainty.UNKNOWN, both)
+    one = unknown.released(Side.A, proof)
+    assert one == Ownership(None, Certainty.UNKNOWN, frozenset({Side.B}))
+    with pytest.raises(StateUnknown):
+        one.grant(Side.A)
+    assert one.released(Side.B, proof).grant(Side.A) == Ownership(Side.A, Certainty.TAKING)
+
+
+@pytest.mark.parametrize("before", [Ownership(Side.A, Certainty.CUT), Ownership(suspects=frozenset({Side.A}))])
+def test_a_doubt_leaves_out_no_side_that_may_be_on_the_rings(before: Ownership) -> None:
+    with pytest.raises(ValueError, match="left out"):
+        before.doubted(frozenset({Side.B}))
+
+
+@pytest.mark.parametrize("certainty", HELD)
 def test_refusal_names_the_holder_and_what_mends_it(certainty: Certainty) -> None:
     with pytest.raises(StateUnknown, match=f"side a may still use the rings .{certainty}") as caught:
         Ownership(Side.A, certainty).grant(Side.B)
     assert caught.value.hint is not None
 
 
-@pytest.mark.parametrize("certainty", [c for c in Certainty if c is not Certainty.NOBODY])
+@pytest.mark.parametrize("certainty", HELD)
 def test_holder_may_be_granted_again(certainty: Certainty) -> None:
     assert Ownership(Side.A, certainty).grant(Side.A) == Ownership(Side.A, Certainty.TAKING)
 

@@ -13,6 +13,7 @@ from ovs_hotswap.backends import (
     ABSENT_SWITCH,
     Absence,
     AbsenceCause,
+    LastProof,
     MoveResult,
     OwnerCertainty,
     RingStatus,
@@ -28,7 +29,8 @@ from ovs_hotswap.vhostuser.ownership import Certainty
 from ovs_hotswap.vhostuser.reconcile import Role
 
 VM = VmStatus(
-    name="vm1", qemu=7, owner=Side.A, certainty=OwnerCertainty.OWNS, owner_since=1.5, home=Side.A,
+    name="vm1", qemu=7, owner=Side.A, certainty=OwnerCertainty.OWNS, owner_since=1.5,
+    last_proof=LastProof(Side.B, "fence"), home=Side.A,
     features="0x130000000", feature_names=("RING_EVENT_IDX", "VERSION_1"), memory_bytes=1 << 30, memory_regions=2,
     unparkable=None, switches=Switches(SwitchStatus(True, 11, SwitchRole.OWNER, False, "0x1", ("VERSION_1",)),
                                        ABSENT_SWITCH),
@@ -36,7 +38,8 @@ VM = VmStatus(
     last_error="a note", unreported=frozenset({"netdev"}),
 )  # fmt: skip
 DOCUMENT = {
-    "name": "vm1", "qemu": 7, "absent": None, "owner": "a", "certainty": "owns", "owner_since": 1.5, "home": "a",
+    "name": "vm1", "qemu": 7, "absent": None, "owner": "a", "certainty": "owns", "owner_since": 1.5,
+    "last_proof": {"side": "b", "proof": "fence"}, "home": "a",
     "features": "0x130000000", "feature_names": ["RING_EVENT_IDX", "VERSION_1"], "memory_bytes": 1 << 30,
     "memory_regions": 2, "unparkable": None, "quarantine": None,
     "switches": {

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from ovs_hotswap.backends import (
     ABSENT_SWITCH,
     Absence,
+    LastProof,
     MoveResult,
     OwnerCertainty,
     RingStatus,
@@ -38,6 +39,7 @@ def vm_status(vm: Vm, *, read: bool = True) -> VmStatus:
         owner=vm.ownership.holder,
         certainty=OwnerCertainty(vm.ownership.certainty.value),
         owner_since=vm.owner_since,
+        last_proof=_last_proof(vm),
         home=vm.home,
         features=None if features is None else f"{features:#x}",
         feature_names=() if features is None else tuple(messages.feature_names(features)),
@@ -53,6 +55,12 @@ def vm_status(vm: Vm, *, read: bool = True) -> VmStatus:
         last_error=vm.last_error,
         unreported=frozenset({"netdev"}),
     )
+
+
+def _last_proof(vm: Vm) -> LastProof | None:
+    """Why a side is known to be off the rings, if this broker has seen that."""
+    last = vm.ownership.last_proof
+    return None if last is None else LastProof(last.side, last.proof)
 
 
 def _absent(vm: Vm) -> Absence | None:
