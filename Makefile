@@ -25,8 +25,8 @@ test: setup packages ## all tests: unit, then integration on the real OVS, DPDK 
 	$(BIN)/pytest tests/unit
 	$(BIN)/pytest tests/integration
 
-unit: venv ## the unit tests alone
-	$(BIN)/pytest tests/unit
+unit: venv ## the unit tests alone, and which share of the lines they run
+	$(BIN)/pytest tests/unit --cov=ovs_hotswap --cov-report=term:skip-covered
 
 bench: setup ## measure the hand-over against a plain restart (root)
 	$(BIN)/python -m bench --report bench-report.json
