@@ -199,7 +199,7 @@ class Bench:
         self._fleet.forget()
         time.sleep(0.3 + self._random.random() * 0.5)
         instant = deaths.Instant.now()
-        os.kill(self._bed.host.broker.status()["pid"], signal.SIGKILL)
+        os.kill(self._bed.host.broker.status().pid, signal.SIGKILL)
         time.sleep(RESTART_SEC_S)
         self._bed.start_broker()
         self._bed.wait_protected()

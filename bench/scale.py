@@ -114,7 +114,7 @@ class Scale:
 
     @cached_property
     def _broker(self) -> int:
-        pid: int = self._bed.host.broker.status()["pid"]
+        pid: int = self._bed.host.broker.status().pid
         return pid
 
     def _floor(self) -> None:
@@ -126,7 +126,7 @@ class Scale:
     def _rehearse(self) -> None:
         """As ``move_all``, but of the moves."""
         host = self._bed.host
-        names = [vm["name"] for vm in host.backends.vms(read=False)]
+        names = [vm.name for vm in host.backends.vms(read=False)]
         for row in host.backends.rows(names):
             arm(host, row, Side.B, Side.B)
             drain_pmd_queues(host)
@@ -155,7 +155,7 @@ class Scale:
 
 def spread_ms(host: Host) -> float:
     """From the first VM's new owner to the last's."""
-    since = [float(vm["owner_since"]) for vm in host.backends.vms(read=False)]
+    since = [vm.owner_since for vm in host.backends.vms(read=False) if vm.owner_since is not None]
     return (max(since) - min(since)) * 1e3
 
 

@@ -111,7 +111,7 @@ class Soak:
                               f"{stats.total('doubled')} doubled")  # fmt: skip
 
     def _look(self, upgrades: int, watchdog: int) -> None:
-        broker = self._bed.host.broker.status()["pid"]
+        broker = self._bed.host.broker.status().pid
         for name, pid in (("broker", broker), ("watchdog", watchdog)):
             self.sizes[name].append(size(pid, upgrades))
 

@@ -84,7 +84,7 @@ def _there_and_back(bed: Bed, user: User, guests: Guests, result: UserResult) ->
 
     flows()
     for vm in bed.host.backends.vms():
-        names = set(vm["feature_names"])
+        names = set(vm.feature_names)
         if wrong := (user.acks - names) | (user.not_acks & names):
             result.fault = f"is another kind: {', '.join(sorted(wrong))}"
             return

@@ -9,12 +9,10 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Protocol
 
 from ovs_hotswap.errors import BrokerError, HotswapError
 from ovs_hotswap.model import MessageThread, Side
-
-Document = dict[str, Any]  # a VM, with the fields of `vm show` in docs/json.md
 
 
 class BackendMode(enum.StrEnum):
@@ -228,7 +226,7 @@ class VmStatus:
 
     def document(self) -> dict[str, object]:
         """The JSON object for programs. One broker answers for many thousands of rings, so this is written out."""
-        found = {name: getattr(self, name) for name in _VM_FIELDS if name not in self.unreported}
+        found = {name: getattr(self, name) for name in VM_FIELDS if name not in self.unreported}
         found["feature_names"] = list(self.feature_names)
         found["switches"] = {side.value: self.switches[side].document() for side in Side}
         found["rings"] = [_plain(ring, _RING_FIELDS) for ring in self.rings]
@@ -258,7 +256,7 @@ def _names(kind: type[VmStatus | SwitchStatus | RingStatus | MoveResult]) -> tup
     return tuple(each.name for each in fields(kind) if each.name != "unreported")
 
 
-_VM_FIELDS, _SWITCH_FIELDS, _RING_FIELDS = _names(VmStatus), _names(SwitchStatus), _names(RingStatus)
+VM_FIELDS, _SWITCH_FIELDS, _RING_FIELDS = _names(VmStatus), _names(SwitchStatus), _names(RingStatus)
 _MOVE_FIELDS = _names(MoveResult)
 
 
@@ -270,10 +268,10 @@ class BackEnds(Protocol):
     """The VMs' two back ends. Each method raises BrokerError if what holds them cannot be reached or refuses, and
     none of them ever lets two back ends use one ring."""
 
-    def vms(self, *, read: bool = True) -> list[Document]:
+    def vms(self, *, read: bool = True) -> list[VmStatus]:
         """Every VM. Without ``read`` the rings' indices may be missing, and it costs less."""
 
-    def vm(self, name: str) -> Document: ...
+    def vm(self, name: str) -> VmStatus: ...
 
     def park(self, name: str, side: Side) -> None:
         """Have the side's back end of a VM wait on an empty ring, ready for the guest's; return when it does."""
@@ -281,7 +279,7 @@ class BackEnds(Protocol):
     def unpark(self, name: str, side: Side) -> None:
         """The side is not kept parked any longer."""
 
-    def quarantine(self, name: str, reason: str) -> Document:
+    def quarantine(self, name: str, reason: str) -> VmStatus:
         """Have no switch serve a VM until ``release``; answers it as it is then."""
 
     def release(self, name: str) -> None: ...
@@ -296,13 +294,13 @@ class BackEnds(Protocol):
     def disarm(self, names: Sequence[str]) -> None:
         """The VMs are not moved after all."""
 
-    def move(self, name: str, to: Side) -> Document:
-        """Give a VM's rings to a side: ``vm``, ``owner``, and ``give_us``, ``take_us``, ``total_us`` on the clock of
-        whoever did it. Raises StateUnknown if the side has not confirmed that it took them."""
+    def move(self, name: str, to: Side) -> MoveResult:
+        """Give a VM's rings to a side. The times are on the clock of the broker, or of QEMU. Raises StateUnknown if the
+        side has not confirmed that it took them."""
 
     def move_many(
         self, names: Sequence[str], to: Side, threads: Mapping[Side, MessageThread] | None = None
-    ) -> tuple[list[Document], HotswapError | None]:
+    ) -> tuple[list[MoveResult], HotswapError | None]:
         """``move`` VMs one by one, up to the first that cannot be; the answers of those before, and its error.
         ``threads``: those that handle the switches' messages, for a mode that can make use of them."""
 

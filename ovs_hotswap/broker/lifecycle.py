@@ -6,9 +6,9 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from ovs_hotswap.broker.control.client import BrokerClient
+from ovs_hotswap.broker.control.status import BrokerStatus
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.service.systemctl import Unit
@@ -21,7 +21,7 @@ _ANSWER_S = 10.0  # for a broker that has waited for its switches
 UNIT = "ovs-hotswap-broker.service"
 
 
-def start_broker(config: Config, system: System, config_path: Path, timeout: float) -> dict[str, Any]:
+def start_broker(config: Config, system: System, config_path: Path, timeout: float) -> BrokerStatus:
     """Have a broker run and return its status. Raises BrokerError if none answers within ``timeout`` seconds."""
     unit = Unit(UNIT, system)
     if unit.serves(config):
@@ -48,7 +48,7 @@ def start_broker(config: Config, system: System, config_path: Path, timeout: flo
         system.sleep(_POLL_S)
 
 
-def replace_broker(config: Config, system: System, config_path: Path, timeout: float) -> dict[str, Any]:
+def replace_broker(config: Config, system: System, config_path: Path, timeout: float) -> BrokerStatus:
     """Have a new process succeed the broker that runs, and return its status. Raises BrokerError; the old one then goes
     on.
 
@@ -60,10 +60,10 @@ def replace_broker(config: Config, system: System, config_path: Path, timeout: f
         return _by_systemd(unit, config, timeout, "restart")
     with BrokerClient(config.broker_socket) as client:
         status = client.status()
-        if status.get("unit", status["supervised"]):  # a broker from before there was a supervisor
+        if status.kept_by_systemd:
             raise BrokerError("the broker is systemd's to replace: its descriptors are kept meanwhile",
                               hint="`systemctl restart ovs-hotswap-broker`")  # fmt: skip
-        before = status["pid"]
+        before = status.pid
     log = config.run_dir / "broker.log"
     pid = _supervise(config, system, config_path, "--take-over")
     end = system.monotonic() + timeout
@@ -71,7 +71,7 @@ def replace_broker(config: Config, system: System, config_path: Path, timeout: f
         try:
             with BrokerClient(config.broker_socket) as client:
                 status = client.status()
-                if status["pid"] != before and _supervisor(config, system) == pid:
+                if status.pid != before and _supervisor(config, system) == pid:
                     return status
         except BrokerError:
             pass
@@ -129,7 +129,7 @@ def _broker(config: Config, system: System) -> int | None:
     return system.read_writer(config.run_dir / "broker.pid", "broker")
 
 
-def _by_systemd(unit: Unit, config: Config, timeout: float, verb: str) -> dict[str, Any]:
+def _by_systemd(unit: Unit, config: Config, timeout: float, verb: str) -> BrokerStatus:
     complaint = unit.start(timeout, verb)
     if complaint is not None:
         raise BrokerError(f"{unit.name} did not {verb}: {complaint}", hint=unit.hint)

@@ -9,11 +9,10 @@ import click
 
 from ovs_hotswap.backends import kept_text, refuse_kept
 from ovs_hotswap.broker.control.client import BrokerClient
+from ovs_hotswap.broker.control.status import BrokerStatus
 from ovs_hotswap.cli import logs
 from ovs_hotswap.cli.app import App, Group, pass_app
-from ovs_hotswap.config_changes import Change
 from ovs_hotswap.config_file import load_config
-from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.trust import own_directory
 
 _START_S = 10.0
@@ -174,18 +173,16 @@ def reload_(app: App) -> None:
         _show(app, client.status())
 
 
-def _show(app: App, found: object) -> None:
-    if not isinstance(found, dict):
-        raise BrokerError("the broker's answer is no object")
-    app.output.document(found)
-    app.output.line(f"broker {found['version']}: process {found['pid']}, {found['vms']} VMs, "
-                    f"up {found['uptime_s']:.0f} s")  # fmt: skip
-    if (memory := found.get("capture")) is not None:
-        taken, limit, all_ = (f"{memory[key] / (1 << 20):.0f}" for key in ("taken", "limit", "all"))
+def _show(app: App, found: BrokerStatus) -> None:
+    app.output.document(found.document())
+    app.output.line(f"broker {found.version}: process {found.pid}, {found.vms} VMs, "
+                    f"up {found.uptime_s:.0f} s")  # fmt: skip
+    if (memory := found.capture) is not None:
+        taken, limit, all_ = (f"{size / (1 << 20):.0f}" for size in (memory.taken, memory.limit, memory.all))
         app.output.line(f"capture rings: {taken} of at most {limit} MiB; all VMs at once need {all_} MiB")
-    if fault := found.get("config_fault"):
-        app.output.line(f"the configuration cannot be read, the one before is in force: {fault}")
-    for each in found.get("differing", []):
-        app.output.line(f"{Change(**each)}: `ovs-hotswap broker take-over` has it followed")
-    for kept in found.get("leaving", []):
+    if found.config_fault:
+        app.output.line(f"the configuration cannot be read, the one before is in force: {found.config_fault}")
+    for each in found.differing:
+        app.output.line(f"{each}: `ovs-hotswap broker take-over` has it followed")
+    for kept in found.leaving:
         app.output.line(kept_text([kept]))

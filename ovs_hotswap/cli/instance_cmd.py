@@ -179,7 +179,7 @@ def mend(app: App, side: str) -> None:
 def _refuse_if_serving(host: Host, side: Side) -> None:
     hint = f"`ovs-hotswap instance stop {side} --force` cuts them off"
     try:
-        served = [vm["name"] for vm in host.backends.vms() if vm["qemu"] and vm["owner"] == side]
+        served = [vm.name for vm in host.backends.vms() if vm.has_guest and vm.owner == side]
     except HotswapError as error:
         if host.recorded_active() is not side:
             return

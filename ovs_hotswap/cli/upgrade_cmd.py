@@ -231,8 +231,8 @@ def _pools(host: Host, side: Side) -> list[PacketPool]:
 
 def _vm_summary(host: Host) -> dict[str, Any]:
     vms = host.backends.vms()
-    owners = {str(side): sum(vm["owner"] == side for vm in vms) for side in Side}
-    return {"total": len(vms), "connected": sum(vm["qemu"] is not None for vm in vms), "owners": owners}
+    owners = {str(side): sum(vm.owner == side for vm in vms) for side in Side}
+    return {"total": len(vms), "connected": sum(vm.has_guest for vm in vms), "owners": owners}
 
 
 def _unfinished(upgrader: Upgrader) -> dict[str, Any] | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
+from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.cli.app import App, Group, pass_app
 from ovs_hotswap.host.host import Host
+from ovs_hotswap.model import Side
 
 
 @click.group(cls=Group)
@@ -27,10 +27,10 @@ def list_(app: App) -> None:
       ovs-hotswap vm list
     """
     found = Host(app.config, app.system).backends.vms()
-    app.output.document({"vms": found})
+    app.output.document({"vms": [each.document() for each in found]})
     rows = [
-        (each["name"], each["qemu"], each["owner"], each["certainty"], _parked(each),
-         sum(ring["started"] for ring in each["rings"]), each["moves"], each["last_move_us"])
+        (each.name, each.qemu, each.owner, each.certainty, _parked(each),
+         sum(ring.started for ring in each.rings), each.moves, each.last_move_us)
         for each in found
     ]  # fmt: skip
     app.output.table(("VM", "QEMU", "owner", "certainty", "parked on", "rings", "moves", "last us"), rows)
@@ -53,13 +53,13 @@ def show(app: App, name: str) -> None:
       ovs-hotswap vm show web1
     """
     found = Host(app.config, app.system).backends.vm(name)
-    app.output.document(found)
+    app.output.document(found.document())
     for label, value in _lines(found):
         app.output.line(f"{label:<12} {value}")
     rings = [
-        (ring["index"], "transmit" if ring["index"] % 2 else "receive", ring["size"], ring["started"], ring["enabled"],
-         ring["available"], ring["used"])
-        for ring in found["rings"]
+        (ring.index, "transmit" if ring.transmits else "receive", ring.size, ring.started, ring.enabled,
+         ring.available, ring.used)
+        for ring in found.rings
     ]  # fmt: skip
     app.output.line()
     app.output.table(("ring", "guest", "size", "started", "enabled", "available", "used"), rings)
@@ -83,8 +83,8 @@ def quarantine(app: App, name: str, reason: str) -> None:
     """
     found = Host(app.config, app.system).backends.quarantine(name, reason)
     app.output.done = True
-    app.output.document({"vm": name, "quarantine": found["quarantine"], "owner": found["owner"]})
-    still = f"; switch {found['owner']} has not let go of it yet" if found["owner"] else ""
+    app.output.document({"vm": name, "quarantine": found.quarantine, "owner": found.owner})
+    still = f"; switch {found.owner} has not let go of it yet" if found.owner else ""
     app.output.line(f"VM {name} is in quarantine{still}; `ovs-hotswap vm release {name}` ends it")
 
 
@@ -106,31 +106,31 @@ def release(app: App, name: str) -> None:
     app.output.line(f"VM {name} is in quarantine no more")
 
 
-def _parked(found: dict[str, Any]) -> str | None:
-    return ", ".join(side for side, switch in found["switches"].items() if switch["parked"]) or None
+def _parked(found: VmStatus) -> str | None:
+    return ", ".join(side for side in Side if found.switches[side].parked) or None
 
 
-def _absent(found: dict[str, Any]) -> str:
-    why = found.get("absent")  # an earlier broker does not tell
-    return f"not connected: {why['text']}" if why else "not connected"
+def _absent(found: VmStatus) -> str:
+    return f"not connected: {found.absent.text}" if found.absent else "not connected"
 
 
-def _lines(found: dict[str, Any]) -> list[tuple[str, object]]:
+def _lines(found: VmStatus) -> list[tuple[str, object]]:
     lines: list[tuple[str, object]] = [
-        ("VM", found["name"]),
-        ("QEMU", f"process {found['qemu']}" if found["qemu"] else _absent(found)),
-        ("owner", f"{found['owner'] or 'nobody'} ({found['certainty']})"),
-        ("features", ", ".join(found["feature_names"]) or "none yet"),
-        ("memory", f"{found['memory_bytes'] >> 20} MiB in {found['memory_regions']} regions"),
-        ("moves", found["moves"]),
+        ("VM", found.name),
+        ("QEMU", f"process {found.qemu}" if found.has_guest else _absent(found)),
+        ("owner", f"{found.owner or 'nobody'} ({found.certainty})"),
+        ("features", ", ".join(found.feature_names) or "none yet"),
+        ("memory", f"{found.memory_bytes >> 20} MiB in {found.memory_regions} regions"),
+        ("moves", found.moves),
     ]
-    if last := found.get("last_proof"):  # an earlier broker does not tell
-        lines.append(("last proof", f"switch {last['side']} was off the rings: {last['proof']}"))
-    for side, switch in found["switches"].items():
-        state = switch["role"] if switch["connected"] else "not connected"
-        lines.append((f"switch {side}", f"{state}, process {switch['pid']}" if switch["pid"] else state))
-    if found["unparkable"]:
-        lines.append(("unparkable", found["unparkable"]))
-    if found["last_error"]:
-        lines.append(("last note", found["last_error"]))
+    if last := found.last_proof:
+        lines.append(("last proof", f"switch {last.side} was off the rings: {last.proof}"))
+    for side in Side:
+        switch = found.switches[side]
+        state = switch.role if switch.connected else "not connected"
+        lines.append((f"switch {side}", f"{state}, process {switch.pid}" if switch.pid else state))
+    if found.unparkable:
+        lines.append(("unparkable", found.unparkable))
+    if found.last_error:
+        lines.append(("last note", found.last_error))
     return lines

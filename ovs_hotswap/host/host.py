@@ -112,8 +112,8 @@ class Host:
         """VMs for which the side's switch is not connected. A broker listens for each VM; without one nobody does for a
         VM whose QEMU does not run, and of one that does not answer it is not known. Raises BrokerError."""
         broker = self.config.backend is BackendMode.BROKER
-        vms = [vm for vm in self.backends.vms(read=False) if broker or (vm["netdev"] and not vm.get("quarantine"))]
-        return [vm["name"] for vm in vms if not vm["switches"][side]["connected"]]
+        vms = [vm for vm in self.backends.vms(read=False) if broker or (vm.netdev and not vm.quarantine)]
+        return [vm.name for vm in vms if not vm.switches[side].connected]
 
     @contextlib.contextmanager
     def lock(self, patience_s: float = 0.0) -> Iterator[None]:
@@ -197,7 +197,7 @@ class Host:
     def active(self) -> Side:
         """The side that serves the VMs. Raises StateUnknown where the record and the broker do not agree."""
         recorded = self.recorded_active()
-        owners = {vm["owner"] for vm in self.backends.vms(read=False) if vm["owner"]}
+        owners = {vm.owner for vm in self.backends.vms(read=False) if vm.owner}
         if recorded is None or owners - {recorded}:
             by = ", ".join(sorted(owners)) or "none"
             raise StateUnknown(

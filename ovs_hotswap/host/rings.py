@@ -6,9 +6,10 @@ ring was served before, or is by the other switch: a ring is judged against that
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
+
+from ovs_hotswap.backends import VmStatus
 
 Place = tuple[str, int]
 """A VM and the index of one of its rings."""
@@ -45,19 +46,19 @@ class RingSample:
         return self.outstanding <= self.size
 
 
-def samples(vms: Iterable[Mapping[str, Any]]) -> list[RingSample]:
-    """The rings of VMs, as the broker describes them, that are started and can be read."""
+def samples(vms: Iterable[VmStatus]) -> list[RingSample]:
+    """The rings of VMs that are started and can be read."""
     return [
-        RingSample(vm["name"], ring["index"], bool(ring["enabled"]), ring["size"], ring["available"], ring["used"])
+        RingSample(vm.name, ring.index, ring.enabled, ring.size, ring.available, ring.used)
         for vm in vms
-        for ring in vm["rings"]
-        if ring["started"] and ring["available"] is not None and ring["used"] is not None
+        for ring in vm.rings
+        if ring.started and ring.size is not None and ring.available is not None and ring.used is not None
     ]
 
 
-def unread(vms: Iterable[Mapping[str, Any]]) -> list[str]:
+def unread(vms: Iterable[VmStatus]) -> list[str]:
     """VMs of which a started ring cannot be read. One whose indices never stand still is read: its used index is."""
-    return [vm["name"] for vm in vms if any(ring["started"] and ring["used"] is None for ring in vm["rings"])]
+    return [vm.name for vm in vms if any(ring.started and ring.used is None for ring in vm.rings)]
 
 
 def fault(then: RingSample | None, now: RingSample) -> str:

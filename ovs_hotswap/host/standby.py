@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, BusyError, SwitchError
 from ovs_hotswap.host import settings_transfer
@@ -43,7 +44,6 @@ _SLEEP_US = 2000
 _SLEEP_PER_QUEUE_US = 160  # a wake-up takes some 30 us and one more for each queue: 2 % of a core
 _SLEEP_MOST_US = 10_000  # Open vSwitch allows no more (vswitch.xml, pmd-sleep-max)
 
-Document = dict[str, Any]  # a VM as the broker describes it
 Parked = Callable[[int, str], None]
 
 
@@ -78,7 +78,7 @@ def forget(config: Config) -> None:
     record_path(config).unlink(missing_ok=True)
 
 
-def prepare(host: Host, side: Side) -> tuple[list[Document], dict[str, str]]:
+def prepare(host: Host, side: Side) -> tuple[list[VmStatus], dict[str, str]]:
     """Make a running instance the warm standby, and answer the VMs that were to be parked, and why some are not. May be
     repeated. Raises SwitchError or BrokerError."""
     queues = sum(vm.queues for vm in host.intent.vms)
@@ -95,7 +95,7 @@ def prepare(host: Host, side: Side) -> tuple[list[Document], dict[str, str]]:
     host.prefer_threads(side, Rank.TAKES)
     host.program_tunnels(side)
     host.program_flows(side, Form.FINAL)
-    vms = [vm for vm in host.backends.vms(read=False) if parkable(vm, side)]
+    vms = [vm for vm in host.backends.vms(read=False) if vm.parkable(side)]
     refused = park_each(host, side, vms)
     _write(host, record.model_copy(update={"prepared": True, "pmd_sleep_us": own_sleep}))
     return vms, refused
@@ -159,7 +159,7 @@ def end_standby(host: Host, side: Side) -> None:
     not answer is not needed for it: it sees that the switch is gone."""
     with contextlib.suppress(BrokerError):
         for vm in host.backends.vms(read=False):
-            host.backends.unpark(vm["name"], side)
+            host.backends.unpark(vm.name, side)
     if host.recorded_active() is side:
         raise BusyError(f"instance {side} has taken over meanwhile")
     host.instances[side].stop()
@@ -225,7 +225,7 @@ def lacks_uplink(host: Host, side: Side) -> str:
 
 
 def park_each(
-    host: Host, side: Side, vms: Iterable[Document], parked: Parked = lambda _number, _name: None
+    host: Host, side: Side, vms: Iterable[VmStatus], parked: Parked = lambda _number, _name: None
 ) -> dict[str, str]:
     """Park VMs on an instance as far as that is possible; answers why the others are not. A guest decides whether its
     VM can be parked, and must not decide about the others. Raises SwitchError for a fault of the instance, BrokerError
@@ -233,14 +233,14 @@ def park_each(
     refused, expected = {}, {}
     for number, vm in enumerate(vms, 1):
         try:
-            host.backends.park(vm["name"], side)
+            host.backends.park(vm.name, side)
         except BrokerError as error:
             host.backends.vms(read=False)  # else it is no fault of the VM's
-            refused[vm["name"]] = error.message
+            refused[vm.name] = error.message
             continue
-        parked(number, vm["name"])
-        if vm["qemu"]:
-            expected[vm["name"]] = _enabled_pairs(vm)
+        parked(number, vm.name)
+        if vm.has_guest:
+            expected[vm.name] = _enabled_pairs(vm)
     late = _await_polled(host, side, expected)
     return refused | {name: f"instance {side} does not poll its queues" for name in late}
 
@@ -264,53 +264,6 @@ def _await_polled(host: Host, side: Side, expected: Mapping[str, int]) -> list[s
     return late
 
 
-def _enabled_pairs(vm: Document) -> int:
-    """Queue pairs whose transmit ring (the odd one: virtio 1.2, 5.1.2) the guest has enabled."""
-    return sum(bool(ring["enabled"] and ring["started"]) for ring in vm["rings"][1::2])
-
-
-# -------------------------------------------------------------------------------------------- what the broker says
-
-
-def parkable(vm: Document, side: Side) -> bool:
-    """Whether ``side`` can serve the VM, now or when its guest has come."""
-    return bool(vm["switches"][side]["connected"] and not vm["switches"][side]["missing"] and not vm["unparkable"])
-
-
-def unparked(vms: Iterable[Document], side: Side) -> list[str]:
-    """VMs that could be parked on ``side`` and are not."""
-    return [
-        vm["name"]
-        for vm in vms
-        if vm["qemu"] and vm["owner"] == side.other and parkable(vm, side) and not vm["switches"][side]["parked"]
-    ]
-
-
-def unprotected(vms: Iterable[Document], side: Side) -> list[str]:
-    """VMs with a guest that ``side`` could not take over at this moment, but for those that nobody is to serve."""
-    return [vm["name"] for vm in to_serve(vms) if vm["owner"] != side and not vm["switches"][side]["parked"]]
-
-
-def to_serve(vms: Iterable[Document]) -> list[Document]:
-    """VMs with a guest that a switch is to serve: all but those in quarantine."""
-    return [vm for vm in vms if vm["qemu"] and not vm.get("quarantine")]
-
-
-def owned(vms: Iterable[Document], side: Side) -> list[str]:
-    return [vm["name"] for vm in vms if vm["qemu"] and vm["owner"] == side and vm["certainty"] == "owns"]
-
-
-def newcomers(vms: Iterable[Document], old: Side) -> list[str]:
-    """VMs that were started since all others were moved away from ``old``, and whose QEMU met that side first."""
-    return [
-        vm["name"] for vm in vms if vm["qemu"] and vm["owner"] == old and vm["certainty"] == "owns" and not vm["moves"]
-    ]
-
-
-def stranded(vms: Iterable[Document], side: Side) -> list[str]:
-    """VMs that ``side`` could own and does not."""
-    return [
-        vm["name"]
-        for vm in vms
-        if vm["qemu"] and parkable(vm, side) and not (vm["owner"] == side and vm["certainty"] == "owns")
-    ]
+def _enabled_pairs(vm: VmStatus) -> int:
+    """Queue pairs whose transmit ring the guest has enabled."""
+    return sum(ring.enabled and ring.started for ring in vm.rings if ring.transmits)

@@ -119,7 +119,7 @@ class DualReport:
     upgrade: Phase
     rollback: Phase
     crash: Phase
-    failover_us: dict[str, float]
+    failover_us: dict[str, float | None]
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -161,7 +161,7 @@ class Demo:
         with watchdog(host, self._lab.config_path, self._lab.layout.directory / "watch.log"):
             crash = self.phase("crash", self.kill_active)
             wait_protected(host, Side.B)
-        return DualReport(releases, *phases, crash, {vm["name"]: vm["last_move_us"] for vm in host.backends.vms()})
+        return DualReport(releases, *phases, crash, {vm.name: vm.last_move_us for vm in host.backends.vms()})
 
     def _there_and_back(self) -> tuple[dict[str, str], tuple[Phase, Phase, Phase]]:
         host, quiet = self._host, self.quiet()
@@ -264,7 +264,7 @@ class Demo:
         return seen
 
     def _gaps(self, first: Mark, last: Mark, moved: bool) -> list[GuestGaps]:
-        since = {vm["name"]: vm["owner_since"] for vm in self._host.backends.vms(read=False)} if moved else {}
+        since = {vm.name: vm.owner_since for vm in self._host.backends.vms(read=False)} if moved else {}
         found = []
         for stream, gaps in self._lab.pings.gaps(first, last).items():
             most, when = longest(gaps), since.get(stream.guest)

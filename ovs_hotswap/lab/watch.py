@@ -36,6 +36,6 @@ def wait_protected(host: Host, active: Side | None = None) -> None:
             return False
         if record is None or record.side is now or not record.prepared:
             return False
-        return not standby.unprotected(host.backends.vms(), now.other)
+        return not any(vm.unprotected(now.other) for vm in host.backends.vms())
 
     host.wait(protected, _READY_S, lambda: f"no standby: {status_file.read_state(host.config)}")

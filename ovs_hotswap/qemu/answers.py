@@ -3,18 +3,18 @@ what it says is looked at before it is believed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ovs_hotswap.errors import BrokerError
 
 Slot = Literal["first", "second"]
+Kind = TypeVar("Kind")
 
 
 class _Answer(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
 class _Ring(_Answer):
@@ -24,7 +24,9 @@ class _Ring(_Answer):
     used: int = Field(ge=0, lt=1 << 16)
 
 
-class _BackEnds(_Answer):
+class Netdev(_Answer):
+    """A netdev with two back ends."""
+
     netdev: str
     state: Literal["served", "unowned", "down"]
     active_slot: Slot = Field(alias="active-slot")
@@ -32,27 +34,27 @@ class _BackEnds(_Answer):
     standby_state: str = Field(alias="standby-state")
     standby_pid: int = Field(alias="standby-pid")
     swaps: int
-    last_swap_us: int | float | None = Field(None, alias="last-swap-us")
+    last_swap_us: float | None = Field(None, alias="last-swap-us")
     reason: str | None = None
     rings: list[_Ring]
 
 
-class _Swap(_Answer):
+class Swap(_Answer):
     outcome: str
-    give_us: int | float = Field(alias="give-us")
-    take_us: int | float = Field(alias="take-us")
-    time_us: int | float = Field(alias="time-us")
+    give_us: float = Field(alias="give-us")
+    take_us: float = Field(alias="take-us")
+    time_us: float = Field(alias="time-us")
 
 
-_BACK_ENDS, _SWAPS = TypeAdapter(list[_BackEnds]), TypeAdapter(list[_Swap])
+_BACK_ENDS, _SWAPS = TypeAdapter(list[Netdev]), TypeAdapter(list[Swap])
 
 
-def back_ends(vm: str, value: Any) -> Sequence[Mapping[str, Any]]:
+def back_ends(vm: str, value: object) -> list[Netdev]:
     """The answer to query-vhost-user-backends. Raises BrokerError if it is none."""
     return _proven(vm, value, _BACK_ENDS, "query-vhost-user-backends")
 
 
-def swap(vm: str, value: Any) -> Mapping[str, Any]:
+def swap(vm: str, value: object) -> Swap:
     """The answer to vhost-user-swap of one netdev. Raises BrokerError if it is none."""
     swaps = _proven(vm, value, _SWAPS, "vhost-user-swap")
     if not swaps:
@@ -60,13 +62,11 @@ def swap(vm: str, value: Any) -> Mapping[str, Any]:
     return swaps[0]
 
 
-def _proven(vm: str, value: Any, kind: TypeAdapter[Any], command: str) -> Sequence[Mapping[str, Any]]:
+def _proven(vm: str, value: object, kind: TypeAdapter[list[Kind]], command: str) -> list[Kind]:
     try:
-        kind.validate_python(value)
+        return kind.validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "it"
         raise BrokerError(f"vm {vm}: QEMU's answer to {command} cannot be understood: {where}: {first['msg']}",
                           hint="a patched QEMU of this version: qemu-patches, `make packages`") from error  # fmt: skip
-    found: Sequence[Mapping[str, Any]] = value
-    return found

@@ -10,22 +10,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from ovs_hotswap.backends import Document
+from ovs_hotswap.backends import (
+    ABSENT_SWITCH,
+    MoveResult,
+    OwnerCertainty,
+    RingStatus,
+    Switches,
+    SwitchRole,
+    SwitchStatus,
+    VmStatus,
+)  # fmt: skip
 from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown
 from ovs_hotswap.model import MessageThread, Side
 from ovs_hotswap.qemu import answers
-from ovs_hotswap.qemu.answers import back_ends
+from ovs_hotswap.qemu.answers import Netdev, back_ends
 from ovs_hotswap.qemu.held import Held, VmPorts
 from ovs_hotswap.qemu.monitor import Answer, Command, Monitors
 
 QUERY = Command("query-vhost-user-backends")
 _SLOTS = {Side.A: "first", Side.B: "second"}
 _SIDES = {slot: side for side, slot in _SLOTS.items()}
-_CERTAINTY = {"served": "owns", "unowned": "cut", "down": "nobody"}
+_CERTAINTY = {"served": OwnerCertainty.OWNS, "unowned": OwnerCertainty.CUT, "down": OwnerCertainty.NOBODY}
+_BROKER_ONLY = frozenset({"absent", "capture_bytes"})
 _PARKED_S = 5.0
 _GONE_S = 3.0
 _POLL_S = 0.01
@@ -52,39 +62,39 @@ class DualQemu:
     ) -> None:
         self._monitors, self._names, self._netdev_of, self._fence_ms = monitors, names, netdev_of, fence_ms
         self._held, self._ports = held, ports
-        self._taken: dict[str, dict[int, int]] = {}
+        self._taken: dict[str, dict[int, int | None]] = {}
 
     # ------------------------------------------------------------------------------------------------------ looking
 
-    def vms(self, *, read: bool = True) -> list[Document]:
+    def vms(self, *, read: bool = True) -> list[VmStatus]:
         del read  # QEMU reads its own memory
-        return self._documents(self._names())
+        return self._look(self._names())
 
-    def vm(self, name: str) -> Document:
+    def vm(self, name: str) -> VmStatus:
         if name not in self._names():
             raise BrokerError(f"no vm {name!r}", hint="`ovs-hotswap vm list`")
         answer = self._monitors.ask({name: QUERY})[name]
         if answer.error is not None and answer.pid is not None:
             raise answer.error
-        return self._document(name, answer, self._held.reasons().get(name))
+        return self._status(name, answer, self._held.reasons().get(name))
 
-    def _documents(self, names: Sequence[str]) -> list[Document]:
+    def _look(self, names: Sequence[str]) -> list[VmStatus]:
         answers, held = self._monitors.ask(dict.fromkeys(names, QUERY)), self._held.reasons()
-        return [self._document(name, answer, held.get(name)) for name, answer in answers.items()]
+        return [self._status(name, answer, held.get(name)) for name, answer in answers.items()]
 
-    def _document(self, name: str, answer: Answer, quarantine: str | None) -> Document:
+    def _status(self, name: str, answer: Answer, quarantine: str | None) -> VmStatus:
         return in_quarantine(self._alone(name, answer), quarantine)
 
-    def _alone(self, name: str, answer: Answer) -> Document:
+    def _alone(self, name: str, answer: Answer) -> VmStatus:
         """Of a VM whose QEMU does not run there is no guest. Of one that runs and does not answer, or not with what it
         should, nothing is known: it is neither owned nor parked, and that is this VM's affair alone."""
         if answer.error is not None:
-            return document(name, answer.pid, None, answer.error.message)
+            return vm_status(name, answer.pid, None, answer.error.message)
         try:
             found = chosen(name, back_ends(name, answer.value), self._netdev_of(name))
         except BrokerError as error:
-            return document(name, answer.pid, None, error.message)
-        return document(name, answer.pid, found, None)
+            return vm_status(name, answer.pid, None, error.message)
+        return vm_status(name, answer.pid, found, None)
 
     # ------------------------------------------------------------------------------------------------------ parking
 
@@ -95,17 +105,16 @@ class DualQemu:
             with attempt:
                 vm = self.vm(name)
                 _refuse(vm)
-                if vm["unparkable"]:
-                    raise BrokerError(f"vm {name} cannot be parked on {side}: {vm['unparkable']}")
-                if vm["qemu"] is not None and vm["owner"] != side and not vm["switches"][side]["parked"]:
-                    connected = vm["switches"][side]["connected"]
-                    why = "is not parked yet" if connected else "is not connected"
+                if vm.unparkable:
+                    raise BrokerError(f"vm {name} cannot be parked on {side}: {vm.unparkable}")
+                if vm.has_guest and not vm.reachable(side):
+                    why = "is not parked yet" if vm.switches[side].connected else "is not connected"
                     raise NotParked(f"vm {name}: switch {side} {why}")
 
     def unpark(self, name: str, side: Side) -> None:
         """A back end is parked as long as it is connected."""
 
-    def quarantine(self, name: str, reason: str) -> Document:
+    def quarantine(self, name: str, reason: str) -> VmStatus:
         """No instance that is started or programmed from now on has a port for it. Raises SwitchError if one that runs
         keeps its port, and then it is in quarantine only if it was before."""
         if name not in self._names():
@@ -120,10 +129,10 @@ class DualQemu:
             raise
         return self._gone(name)
 
-    def _gone(self, name: str) -> Document:
+    def _gone(self, name: str) -> VmStatus:
         """The VM when its QEMU has seen both connections end, or as it is after a while."""
         end = time.monotonic() + _GONE_S
-        while (vm := self._documents([name])[0])["owner"] is not None and time.monotonic() < end:
+        while (vm := self._look([name])[0]).owner is not None and time.monotonic() < end:
             time.sleep(_POLL_S)
         return vm
 
@@ -143,7 +152,7 @@ class DualQemu:
     def disarm(self, names: Sequence[str]) -> None:
         pass
 
-    def move(self, name: str, to: Side) -> Document:
+    def move(self, name: str, to: Side) -> MoveResult:
         moved, error = self.move_many([name], to)
         if error is not None:
             raise error
@@ -151,37 +160,36 @@ class DualQemu:
 
     def move_many(
         self, names: Sequence[str], to: Side, threads: Mapping[Side, MessageThread] | None = None
-    ) -> tuple[list[Document], HotswapError | None]:
+    ) -> tuple[list[MoveResult], HotswapError | None]:
         """One after the other, though each has a QEMU of its own: what they all wait for is a switch's one thread."""
         del threads
-        before = {vm["name"]: vm for vm in self._documents(names)}
-        moved: list[Document] = []
+        before = {vm.name: vm for vm in self._look(names)}
+        moved: list[MoveResult] = []
         for name, vm in before.items():
-            if vm["qemu"] is None:
-                moved.append({"vm": name, "owner": None, "give_us": 0.0, "take_us": 0.0, "total_us": 0.0})
+            if not vm.has_guest:
+                moved.append(MoveResult(name, None, 0.0, 0.0, 0.0))
                 continue
             try:
                 _refuse(vm)
             except BrokerError as error:
                 return moved, error
-            arguments = {"netdev": vm["netdev"], "to": _SLOTS[to], "timeout-ms": self._fence_ms}
+            arguments = {"netdev": vm.netdev, "to": _SLOTS[to], "timeout-ms": self._fence_ms}
             answer = self._monitors.ask({name: Command("vhost-user-swap", arguments, changes=True)})[name]
             if answer.error is not None:
                 return moved, answer.error
-            self._taken[name] = {ring["index"]: ring["used"] for ring in vm["rings"]}
+            self._taken[name] = {ring.index: ring.used for ring in vm.rings}
             try:
                 swap = answers.swap(name, answer.value)
             except BrokerError as error:
                 return moved, StateUnknown(error.message, hint=f"`ovs-hotswap vm show {name}`")
-            if swap["outcome"] == "unconfirmed":
+            if swap.outcome == "unconfirmed":
                 return moved, StateUnknown(f"vm {name}: switch {to} was given the rings and has not confirmed that",
                                            hint=f"`ovs-hotswap vm show {name}`")  # fmt: skip
-            moved.append({"vm": name, "owner": to, "give_us": float(swap["give-us"]),
-                          "take_us": float(swap["take-us"]), "total_us": float(swap["time-us"])})  # fmt: skip
+            moved.append(MoveResult(name, to, swap.give_us, swap.take_us, swap.time_us))
         return moved, None
 
     def unserved(self, names: Sequence[str]) -> list[str]:
-        return [vm["name"] for vm in self._documents(names) if _waits(vm, self._taken.get(vm["name"], {}))]
+        return [vm.name for vm in self._look(names) if _waits(vm, self._taken.get(vm.name, {}))]
 
     def undelivered(self, name: str) -> list[bytes]:
         del name
@@ -192,29 +200,26 @@ class DualQemu:
         return []
 
 
-def _refuse(vm: Document) -> None:
+def _refuse(vm: VmStatus) -> None:
     """Raises BrokerError for a VM in quarantine, and one of which nothing is known though its QEMU runs."""
-    if vm["quarantine"]:
-        raise BrokerError(
-            f"vm {vm['name']} is in quarantine: {vm['quarantine']}", hint=f"`ovs-hotswap vm release {vm['name']}`"
-        )
-    if vm["qemu"] is not None and vm["netdev"] is None:
-        raise BrokerError(vm["last_error"])
+    if vm.quarantine:
+        raise BrokerError(f"vm {vm.name} is in quarantine: {vm.quarantine}", hint=f"`ovs-hotswap vm release {vm.name}`")
+    if vm.has_guest and vm.netdev is None:
+        raise BrokerError(vm.last_error or f"vm {vm.name}: nothing is known of its back ends")
 
 
-def _waits(vm: Document, before: Mapping[int, int]) -> bool:
-    """Whether a transmit ring (odd: virtio 1.2, 5.1.2) holds what nobody has taken since its used index was such."""
+def _waits(vm: VmStatus, before: Mapping[int, int | None]) -> bool:
+    """Whether a transmit ring holds what no switch has taken since its used index was such."""
     return any(
-        ring["index"] % 2 == 1 and ring["available"] != ring["used"] and ring["used"] == before.get(ring["index"])
-        for ring in vm["rings"]
+        ring.transmits and ring.available != ring.used and ring.used == before.get(ring.index) for ring in vm.rings
     )
 
 
-def chosen(vm: str, netdevs: Sequence[Mapping[str, Any]], wanted: str | None) -> Mapping[str, Any]:
+def chosen(vm: str, netdevs: Sequence[Netdev], wanted: str | None) -> Netdev:
     """The netdev of a VM among those of its QEMU that have two back ends. Raises BrokerError."""
-    names = [str(each["netdev"]) for each in netdevs]
+    names = [each.netdev for each in netdevs]
     for each in netdevs:
-        if each["netdev"] == wanted or (wanted is None and len(netdevs) == 1):
+        if each.netdev == wanted or (wanted is None and len(netdevs) == 1):
             return each
     text = f"no netdev {wanted!r}" if wanted is not None else "several netdevs" if names else "no netdev"
     raise BrokerError(
@@ -223,58 +228,60 @@ def chosen(vm: str, netdevs: Sequence[Mapping[str, Any]], wanted: str | None) ->
     )
 
 
-def in_quarantine(vm: Document, why: str | None) -> Document:
-    """A VM that no switch is to have: one that QEMU last saw with its rings has them no more, unless it serves it."""
+def in_quarantine(vm: VmStatus, why: str | None) -> VmStatus:
+    """A VM that no switch is to have. A side that had the rings and does not serve it now has them no longer."""
     if why is None:
         return vm
-    nobody = {} if vm["certainty"] == "owns" else {"owner": None, "home": None}
-    return {**vm, **nobody, "quarantine": why, "unparkable": f"in quarantine: {why}"}
+    if vm.certainty is not OwnerCertainty.OWNS:
+        vm = replace(vm, owner=None, home=None)
+    return replace(vm, quarantine=why, unparkable=f"in quarantine: {why}")
 
 
-def document(name: str, pid: int | None, found: Mapping[str, Any] | None, error: str | None) -> Document:
-    """A VM as QEMU's VhostUserBackends describes it (qapi/net.json of the series), with the fields of `vm show`.
+def vm_status(name: str, pid: int | None, found: Netdev | None, error: str | None) -> VmStatus:
+    """A VM as QEMU's VhostUserBackends describes it (qapi/net.json of the series).
 
     Features, offers and memory are QEMU's own affair: it refuses a standby that lacks what the guest uses, with a
     reason. ``found`` is ``None`` where QEMU does not run, or (``pid`` is given then) nothing is known of it.
     """
-    owner = None if found is None or found["state"] == "down" else _SIDES[found["active-slot"]]
-    rings = [] if found is None else [
-        {"index": ring["index"], "size": _MOST_ENTRIES, "started": True, "enabled": bool(ring["enabled"]),
-         "available": ring["available"], "used": ring["used"]}
-        for ring in found["rings"]
-    ]  # fmt: skip
-    return {
-        "name": name,
-        "qemu": pid,
-        "netdev": None if found is None else found["netdev"],
-        "owner": owner,
-        "certainty": _CERTAINTY[found["state"]] if found is not None else "nobody" if pid is None else "unknown",
-        "owner_since": None,
-        "last_proof": None,
-        "home": owner,
-        "features": None,
-        "feature_names": [],
-        "memory_bytes": 0,
-        "memory_regions": 0,
-        "quarantine": None,
-        "unparkable": None if found is None or found["standby-state"] != "refused" else str(found.get("reason")),
-        "switches": {side.value: _switch(found, side) for side in Side},
-        "rings": rings,
-        "moves": 0 if found is None else found["swaps"],
-        "last_move_us": None if found is None or not found["swaps"] else float(found["last-swap-us"]),
-        "last_error": error,
-    }
+    owner = None if found is None or found.state == "down" else _SIDES[found.active_slot]
+    return VmStatus(
+        name=name,
+        qemu=pid,
+        netdev=None if found is None else found.netdev,
+        owner=owner,
+        certainty=_certainty(found, pid),
+        home=owner,
+        features=None,
+        feature_names=(),
+        memory_bytes=0,
+        memory_regions=0,
+        unparkable=None if found is None or found.standby_state != "refused" else str(found.reason),
+        switches=Switches(*(_switch(found, side) for side in Side)),
+        rings=() if found is None else tuple(
+            RingStatus(ring.index, _MOST_ENTRIES, True, ring.enabled, ring.available, ring.used)
+            for ring in found.rings
+        ),
+        moves=0 if found is None else found.swaps,
+        last_move_us=None if found is None or not found.swaps else found.last_swap_us,
+        last_error=error,
+        unreported=_BROKER_ONLY,
+    )  # fmt: skip
 
 
-def _switch(found: Mapping[str, Any] | None, side: Side) -> Document:
-    nothing: Document = {"connected": False, "pid": None, "role": None, "parked": False, "offers": None, "missing": []}
+def _certainty(found: Netdev | None, pid: int | None) -> OwnerCertainty:
+    if found is not None:
+        return _CERTAINTY[found.state]
+    return OwnerCertainty.NOBODY if pid is None else OwnerCertainty.UNKNOWN
+
+
+def _switch(found: Netdev | None, side: Side) -> SwitchStatus:
     if found is None:
-        return nothing
-    if _SIDES[found["active-slot"]] is side:
-        pid, role, connected = found["active-pid"], "owner", bool(found["active-pid"])
+        return ABSENT_SWITCH
+    if _SIDES[found.active_slot] is side:
+        pid, role, connected = found.active_pid, SwitchRole.OWNER, bool(found.active_pid)
     else:
-        pid, connected = found["standby-pid"], found["standby-state"] != "absent"
-        role = "parked" if found["standby-state"] == "parked" else "idle"
+        pid, connected = found.standby_pid, found.standby_state != "absent"
+        role = SwitchRole.PARKED if found.standby_state == "parked" else SwitchRole.IDLE
     if not connected:
-        return nothing
-    return {**nothing, "connected": True, "pid": pid or None, "role": role, "parked": role == "parked"}
+        return ABSENT_SWITCH
+    return replace(ABSENT_SWITCH, connected=True, pid=pid or None, role=role, parked=role is SwitchRole.PARKED)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.host import rings
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.rings import Patience, Place, RingSample
-from ovs_hotswap.host.standby import Document
 from ovs_hotswap.model import Side
 from ovs_hotswap.plan.executor import StepContext
 
@@ -72,11 +72,11 @@ def remember(run: StepContext, places: Collection[Place]) -> None:
         run.remember(not_judged=merged)
 
 
-def why_not(vm: Document, to: Side) -> str | None:
+def why_not(vm: VmStatus, to: Side) -> str | None:
     """Why a VM could not be moved to ``to`` even if nothing were under way."""
-    switch = vm["switches"][to]
-    if vm["unparkable"]:
-        return str(vm["unparkable"])
-    if switch["missing"]:
-        return f"it uses {', '.join(switch['missing'])}, which instance {to} does not offer"
-    return None if switch["connected"] else f"instance {to} is not connected"
+    switch = vm.switches[to]
+    if vm.unparkable:
+        return vm.unparkable
+    if switch.missing:
+        return f"it uses {', '.join(switch.missing)}, which instance {to} does not offer"
+    return None if switch.connected else f"instance {to} is not connected"

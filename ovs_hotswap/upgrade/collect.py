@@ -7,10 +7,10 @@ import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ovs_hotswap import __version__
-from ovs_hotswap.backends import BackendMode
+from ovs_hotswap.backends import AbsenceCause, BackendMode, VmStatus
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.host import memory_checks, rings, settings_transfer
 from ovs_hotswap.host import scheduling as beside_vms
@@ -19,7 +19,7 @@ from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.machine import cores, descriptor_limit, running_switches
 from ovs_hotswap.host.pmd_progress import comes_round
 from ovs_hotswap.host.rings import Place, RingSample
-from ovs_hotswap.host.standby import read_record, to_serve, usable
+from ovs_hotswap.host.standby import read_record, usable
 from ovs_hotswap.model import Finding, Release, Severity, Side
 from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.overlay.ports import UPLINK, VXLAN
@@ -157,9 +157,9 @@ def _vms(host: Host, old: Side, new: Side, release: str, leave_out: Collection[s
     offered = usable(host, new, host.releases.get(release))  # else what is connected is not what they will meet
     if host.config.backend is BackendMode.BROKER:
         status = host.broker.status()
-        found += checks.broker(str(status["version"]), __version__, supervised=bool(status["supervised"]))
-    documents = host.backends.vms()
-    facts = [replace(vm_facts(vm), absent=_absent(host, vm)) for vm in documents]
+        found += checks.broker(status.version, __version__, supervised=status.supervised)
+    vms = host.backends.vms()
+    facts = [replace(vm_facts(vm), absent=_absent(host, vm)) for vm in vms]
     found += checks.known_vms([vm.name for vm in host.intent.vms], [vm.name for vm in facts])
     found += checks.vms_connected(facts, lambda name: str(host.config.front_end(name)))
     found += checks.left_out(leave_out, [vm.name for vm in facts])
@@ -168,15 +168,15 @@ def _vms(host: Host, old: Side, new: Side, release: str, leave_out: Collection[s
     found += checks.queue_pairs(facts, {vm.name: vm.queues for vm in host.intent.vms})
     if host.config.backend is BackendMode.BROKER:
         found += checks.uncaught_rings(moved)
-    for vm in documents:
-        item, found_of = f"VM {vm['name']}", Severity.WARNING if vm["name"] in leave_out else Severity.ERROR
-        if vm.get("quarantine"):
+    for vm in vms:
+        item, found_of = f"VM {vm.name}", Severity.WARNING if vm.name in leave_out else Severity.ERROR
+        if vm.quarantine:
             found.append(quarantined(vm, item))
-        elif vm["qemu"] and (vm["owner"] != old or vm["certainty"] != "owns"):
-            text = f"{item} is owned by {vm['owner'] or 'nobody'} ({vm['certainty']}), not by {old}"
-            found.append(Finding("owner", found_of, text, f"`ovs-hotswap vm show {vm['name']}`", item))
-        if (missing := vm["switches"][new]["missing"]) and offered:
-            without = command_without(release, {*leave_out, vm["name"]})
+        elif vm.astray(old):
+            text = f"{item} is owned by {vm.owner or 'nobody'} ({vm.certainty}), not by {old}"
+            found.append(Finding("owner", found_of, text, f"`ovs-hotswap vm show {vm.name}`", item))
+        if (missing := vm.switches[new].missing) and offered:
+            without = command_without(release, {*leave_out, vm.name})
             found.append(Finding("features", found_of,
                                  f"{item} uses {', '.join(missing)}, which instance {new} does not offer",
                                  "upgrade to a release that offers it; or let it be without network until it is "
@@ -184,11 +184,11 @@ def _vms(host: Host, old: Side, new: Side, release: str, leave_out: Collection[s
     return found
 
 
-def quarantined(vm: dict[str, Any], item: str) -> Finding:
+def quarantined(vm: VmStatus, item: str) -> Finding:
     """Of a VM in quarantine, which an upgrade leaves out. One that the watchdog holds back for the moment would be
     without network until the end of the upgrade: the search does not go on during one."""
-    text, end = f"{item} is served by nobody: {vm['quarantine']}", f"`ovs-hotswap vm release {vm['name']}`"
-    if vm["quarantine"] == ON_TRIAL:
+    text, end = f"{item} is served by nobody: {vm.quarantine}", f"`ovs-hotswap vm release {vm.name}`"
+    if vm.quarantine == ON_TRIAL:
         hint = f"wait until it has found it: `ovs-hotswap watch status`; where no watchdog runs: {end}"
         return Finding("quarantine", Severity.ERROR, text, hint, item)
     return Finding("quarantine", Severity.WARNING, text, end, item)
@@ -212,20 +212,20 @@ def _steered(host: Host, old: Side) -> list[Finding]:
     return []
 
 
-def _absent(host: Host, vm: dict[str, Any]) -> str | None:
+def _absent(host: Host, vm: VmStatus) -> str | None:
     """Why a VM's QEMU is not connected, as far as the broker and this process can tell together."""
-    why = vm.get("absent")  # an earlier broker, and the other back-end mode, do not tell
+    why = vm.absent
     if why is None:
         return None
-    if why["cause"] != "no-socket":
-        return str(why["text"])
-    path = str(host.config.front_end(vm["name"]))
+    if why.cause is not AbsenceCause.NO_SOCKET:
+        return why.text
+    path = str(host.config.front_end(vm.name))
     if os.path.exists(path):
         return "its socket is there, but not for the broker: its unit does not see that directory (PrivateTmp=)"
     clients = [pid for pid in host.system.pids() if calls(host.system.cmdline(pid), path)]
     if clients:
         return "it is itself a client of its socket: start it with server=on"
-    return str(why["text"])
+    return why.text
 
 
 def calls(argv: Sequence[str], path: str) -> bool:
@@ -234,12 +234,10 @@ def calls(argv: Sequence[str], path: str) -> bool:
     return any(not {"server=on", "server"} & set(options) for options in chardevs)
 
 
-def vm_facts(vm: dict[str, Any]) -> checks.VmFacts:
-    acked = int(vm["features"], 16) if vm["features"] else 0
-    receiving = [ring for ring in vm["rings"] if ring["started"] and ring["index"] % 2 == 0]
-    uncaught = sum(not can_capture(ring["index"], ring["size"]) for ring in receiving)
-    connected, pairs = vm["qemu"] is not None, len(vm["rings"]) // 2
-    return checks.VmFacts(vm["name"], connected, acked, vm["memory_regions"], pairs, uncaught)
+def vm_facts(vm: VmStatus) -> checks.VmFacts:
+    receiving = [ring for ring in vm.rings if ring.started and not ring.transmits]
+    uncaught = sum(ring.size is None or not can_capture(ring.index, ring.size) for ring in receiving)
+    return checks.VmFacts(vm.name, vm.has_guest, vm.features_used, vm.memory_regions, len(vm.rings) // 2, uncaught)
 
 
 def _rings_before(host: Host) -> list[Finding]:
@@ -249,7 +247,7 @@ def _rings_before(host: Host) -> list[Finding]:
 
 def ring_samples(host: Host) -> list[RingSample]:
     """The indices of every ring that is served, now."""
-    return rings.samples(to_serve(host.backends.vms()))
+    return rings.samples(vm for vm in host.backends.vms() if vm.to_serve)
 
 
 def postcheck(host: Host, new: Side, apart_s: float, end: LogEnd, known: Collection[Place]) -> list[Finding]:
@@ -263,7 +261,7 @@ def postcheck(host: Host, new: Side, apart_s: float, end: LogEnd, known: Collect
     with host.instances[new].database() as database:
         interfaces = database.interfaces()
     facts = [checks.PortFacts(name, status.link_state == "up", status.error) for name, status in interfaces.items()]
-    absent = [vm["name"] for vm in host.backends.vms(read=False) if not any(ring["started"] for ring in vm["rings"])]
+    absent = [vm.name for vm in host.backends.vms(read=False) if not any(ring.started for ring in vm.rings)]
     vms = [vm.name for vm in host.intent.vms]
     found += checks.ports([UPLINK, VXLAN, *vms], facts, absent, vms)
     found += checks.ports_polled(refused(ports_with_mtus(host.instances[new].paths), host.bridge_spec(new).ports), vms)

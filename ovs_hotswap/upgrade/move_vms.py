@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+from ovs_hotswap.backends import MoveResult, OwnerCertainty
 from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown, SwitchError
 from ovs_hotswap.host import rings
 from ovs_hotswap.host.host import Host
@@ -48,8 +49,8 @@ def move_all(
     does not serve a VM which the other side serves.
     """
     vms = [vm for vm in host.backends.vms(read=False)
-           if not vm.get("quarantine") and (vm["owner"] != to or vm["certainty"] != "owns")]  # fmt: skip
-    names = sorted((vm["name"] for vm in vms if vm["name"] not in without), key=lambda name: name != first)
+           if not vm.quarantine and not vm.confirmed_on(to)]  # fmt: skip
+    names = sorted((vm.name for vm in vms if vm.name not in without), key=lambda name: name != first)
 
     def act(row: _Row, names: Sequence[str]) -> None:
         alone = 0 if row.moves else 1
@@ -127,14 +128,13 @@ class _Row:
             self.move(names)
             self.see_served([name for name in names if name not in self.left])
 
-    def _note(self, done: Mapping[str, object]) -> None:
-        name, took = str(done["vm"]), done["total_us"]
-        text = "is there" if done["owner"] == self._to else "has no guest to move"
-        if took and isinstance(took, float):
-            self.moves[name] = took
-            text = f"{took / 1000:.2f} ms"
+    def _note(self, done: MoveResult) -> None:
+        text = "is there" if done.owner == self._to else "has no guest to move"
+        if done.total_us:
+            self.moves[done.vm] = done.total_us
+            text = f"{done.total_us / 1000:.2f} ms"
         self._count += 1
-        self._run.progress(text, item=name, count=self._count, total=self._total)
+        self._run.progress(text, item=done.vm, count=self._count, total=self._total)
 
     def _pass_over(self, name: str, fault: HotswapError) -> None:
         host = self._host
@@ -143,7 +143,7 @@ class _Row:
         if not self._settles(name):
             raise fault
         vm = host.backends.vm(name)
-        if vm.get("quarantine"):
+        if vm.quarantine:
             self._held.add(name)
             self._run.progress("is in quarantine", item=name)
             return
@@ -161,7 +161,7 @@ class _Row:
     def _settles(self, name: str) -> bool:
         """Whether it is clear before long who serves the VM, if it has a guest."""
         end = self._host.system.monotonic() + SERVED_S
-        while (vm := self._host.backends.vm(name))["certainty"] != "owns" and vm["qemu"] and not vm.get("quarantine"):
+        while (vm := self._host.backends.vm(name)).to_serve and vm.certainty is not OwnerCertainty.OWNS:
             if self._back or self._host.system.monotonic() >= end:
                 return False
             self._host.system.sleep(_POLL_S)

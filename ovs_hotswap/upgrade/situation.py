@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.lifecycle import start_instance
-from ovs_hotswap.host.standby import Document, lacks_uplink, owned
+from ovs_hotswap.host.standby import lacks_uplink
 from ovs_hotswap.model import Side
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.upgrade.outlook import Life, Outlook, Service, Situation
@@ -32,10 +33,10 @@ class Upgrade:
     keep_old: bool = False
     leave_out: frozenset[str] = frozenset()
 
-    def vms(self) -> list[Document]:
+    def vms(self) -> list[VmStatus]:
         """The VMs to be moved: also not those that were put in quarantine since it began."""
         vms = self.host.backends.vms(read=False)
-        return [vm for vm in vms if vm["name"] not in self.leave_out and not vm.get("quarantine")]
+        return [vm for vm in vms if vm.name not in self.leave_out and not vm.quarantine]
 
     def without(self, names: Iterable[str] = ("VM",)) -> str:
         """The command that goes on without some VMs."""
@@ -69,7 +70,8 @@ class Upgrade:
             vms = self.vms()
         except BrokerError:
             return Service(uplink=uplink)
-        return Service(tuple(owned(vms, self.old)), tuple(owned(vms, self.new)), True, uplink)
+        on_old, on_new = (tuple(vm.name for vm in vms if vm.served_by(side)) for side in (self.old, self.new))
+        return Service(on_old, on_new, True, uplink)
 
     def look_after_waiting(self) -> Situation:
         """For who is about to go back. An old instance that is stopped, or has hung up on a VM, may be about to end, by
@@ -93,7 +95,7 @@ class Upgrade:
     def fled(self, now: Situation) -> bool:
         """Whether the old instance died in a rollback and its VMs went to the new one, which must stay then. Raises
         BrokerError if that is not known."""
-        return now.old_lost and bool(owned(self.host.backends.vms(read=False), self.new))
+        return now.old_lost and any(vm.served_by(self.new) for vm in self.host.backends.vms(read=False))
 
     def revive(self) -> None:
         """Start the new instance again, where neither is left though the upgrade is committed: every VM waits for it.

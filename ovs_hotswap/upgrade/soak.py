@@ -6,11 +6,11 @@ any moment.
 
 from __future__ import annotations
 
+from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.errors import BrokerError, StateUnknown, SwitchError
 from ovs_hotswap.host import active_record, rings
 from ovs_hotswap.host.pmd_progress import comes_round
 from ovs_hotswap.host.rings import Patience, Place, RingSample
-from ovs_hotswap.host.standby import Document, newcomers, owned
 from ovs_hotswap.plan.executor import Step, StepContext
 from ovs_hotswap.upgrade import baseline, checks, collect, uplink_proof
 from ovs_hotswap.upgrade.move_vms import SERVED_S, tell_apart
@@ -112,19 +112,18 @@ class Strays:
         if down := context.look().new_down:
             raise SwitchError(down, hint="its log is kept in the state directory")
         vms = context.vms()
-        new, there = newcomers(vms, context.old), owned(vms, context.old)
         for vm in vms if not context.dead(context.old) else []:
-            if vm["name"] in there:
-                self._take_in(vm, came=vm["name"] in new)
+            if vm.served_by(context.old):
+                self._take_in(vm, came=vm.newcomer(context.old))
         now = context.host.system.monotonic()
         vms = context.vms()
-        self._since = {vm["name"]: self._since.get(vm["name"], now) for vm in vms if _stray(vm, context)}
+        self._since = {vm.name: self._since.get(vm.name, now) for vm in vms if vm.astray(context.new)}
 
-    def _take_in(self, vm: Document, *, came: bool) -> None:
+    def _take_in(self, vm: VmStatus, *, came: bool) -> None:
         """``came``: it was started since the others were moved. One that was moved before has lost its switch."""
-        name, host, new = vm["name"], self._context.host, self._context.new
+        name, host, new = vm.name, self._context.host, self._context.new
         if not came and name not in self._since:
-            lost = f"VM {name} went back to instance {self._context.old}: {vm['last_error']}"
+            lost = f"VM {name} went back to instance {self._context.old}: {vm.last_error}"
             if name in self._fled:
                 raise SwitchError(f"{lost}; and it had been moved again", hint=self._context.without([name]))
             self._fled.add(name)
@@ -134,10 +133,6 @@ class Strays:
             host.backends.move(name, new)
         except (BrokerError, StateUnknown) as error:
             self._why[name] = baseline.why_not(host.backends.vm(name), new) or error.message
-
-
-def _stray(vm: Document, context: Upgrade) -> bool:
-    return bool(vm["qemu"] and (vm["owner"] != context.new or vm["certainty"] != "owns"))
 
 
 def _text(context: Upgrade, strays: dict[str, str]) -> str:
@@ -156,12 +151,12 @@ def see_served(context: Upgrade, run: StepContext) -> None:
         if late or not strays.waiting:
             break
         host.system.sleep(_SAMPLE_S)
-    vms = [vm for vm in context.vms() if vm["qemu"]]
-    missed = [vm for vm in vms if vm["name"] in late and _stray(vm, context)]
+    vms = [vm for vm in context.vms() if vm.has_guest]
+    missed = [vm for vm in vms if vm.name in late and vm.astray(context.new)]
     if not missed:
         return
-    text = _text(context, {vm["name"]: late[vm["name"]] for vm in missed})
-    if len(missed) == len(vms) or any(vm["owner"] == context.old for vm in missed):
+    text = _text(context, {vm.name: late[vm.name] for vm in missed})
+    if len(missed) == len(vms) or any(vm.owner == context.old for vm in missed):
         raise SwitchError(text)
     run.warn(text)
 
@@ -173,11 +168,11 @@ def take_left_out(context: Upgrade, run: StepContext) -> None:
         return
     host, new = context.host, context.new
     host.backends.reload()  # they belong to the side that is active
-    held = {vm["name"] for vm in host.backends.vms(read=False) if vm.get("quarantine")}
+    held = {vm.name for vm in host.backends.vms(read=False) if vm.quarantine}
     names = context.leave_out - held
 
     def dark() -> list[str]:
-        return [vm["name"] for vm in host.backends.vms(read=False) if vm["name"] in names and _stray(vm, context)]
+        return [vm.name for vm in host.backends.vms(read=False) if vm.name in names and vm.astray(context.new)]
 
     end = host.system.monotonic() + _SETTLE_S
     while dark() and host.system.monotonic() < end:

@@ -16,7 +16,6 @@ from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.scheduling import in_background
 from ovs_hotswap.host.standby import (
     await_ports,
-    owned,
     park_each,
     read_record,
     release_for_upgrade,
@@ -112,7 +111,7 @@ class Ports(Step[Upgrade]):
     def do(self, context: Upgrade, run: StepContext) -> None:
         host, side = context.host, context.new
         await_ports(host, side, without=context.leave_out)
-        lacking = {vm["name"]: vm["switches"][side]["missing"] for vm in context.vms()}
+        lacking = {vm.name: vm.switches[side].missing for vm in context.vms()}
         lacking = {name: bits for name, bits in lacking.items() if bits}
         if lacking:
             faults = some([f"VM {name} uses {', '.join(bits)}" for name, bits in lacking.items()], "; ")
@@ -250,8 +249,8 @@ class Park(ReversibleStep[Upgrade]):
         if context.look().outlook is Outlook.NONE:
             return
         for vm in context.host.backends.vms(read=False):
-            if vm["owner"] != context.new:
-                context.host.backends.unpark(vm["name"], context.new)
+            if vm.owner != context.new:
+                context.host.backends.unpark(vm.name, context.new)
 
 
 class SteerUplink(ReversibleStep[Upgrade]):
@@ -370,13 +369,13 @@ class Retire(Step[Upgrade]):
         see_served(context, run)
         if context.runs(context.old):
             see_uplink(host, context.new)
-        names = [vm["name"] for vm in host.backends.vms(read=False)]
+        names = [vm.name for vm in host.backends.vms(read=False)]
         for name in names:
             host.backends.unpark(name, context.old)
         if context.keep_old:
             run.progress(f"instance {context.old} is kept running")
             return
-        back = owned(context.vms(), context.old)
+        back = [vm.name for vm in context.vms() if vm.served_by(context.old)]
         if fault := context.look().new_down or (back and f"instance {context.old} serves VM {', '.join(back)} again"):
             for name in names:
                 with contextlib.suppress(BrokerError):  # one VM that is left behind is no reason to leave the others

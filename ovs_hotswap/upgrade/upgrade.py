@@ -88,7 +88,7 @@ class Upgrader:
 
     def _left_out(self, leave_out: Collection[str]) -> list[str]:
         """With those in quarantine."""
-        return sorted({*leave_out, *(vm["name"] for vm in self.host.backends.vms(read=False) if vm.get("quarantine"))})
+        return sorted({*leave_out, *(vm.name for vm in self.host.backends.vms(read=False) if vm.quarantine)})
 
     def upgrade(
         self,

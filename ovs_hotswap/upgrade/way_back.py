@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
+from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown, SwitchError
-from ovs_hotswap.host.standby import Document, owned, to_serve
 from ovs_hotswap.plan.executor import StepContext
 from ovs_hotswap.upgrade import baseline
 from ovs_hotswap.upgrade.move_vms import move_all
@@ -28,7 +28,7 @@ def take_back(context: Upgrade, run: StepContext) -> None:
         return  # the VMs went to the new one
     if now.new_down:
         host.instances[new].kill()  # it would let every VM wait for its deadline
-    _patiently(context, run, "has no port for", lambda vm: bool(vm["switches"][old]["connected"]))
+    _patiently(context, run, "has no port for", lambda vm: vm.switches[old].connected)
     try:
         move_all(host, old, run, back=True)
     except (BrokerError, StateUnknown) as error:
@@ -41,14 +41,14 @@ def take_back(context: Upgrade, run: StepContext) -> None:
             run.progress(f"{error.message}; instance {new} is ended")
             host.instances[new].kill()
         _bring_home(context)
-        _patiently(context, run, "does not serve", lambda vm: vm["owner"] == old and vm["certainty"] == "owns")
+        _patiently(context, run, "does not serve", lambda vm: vm.confirmed_on(old))
 
 
 def _hangs(context: Upgrade) -> bool:
     """Whether the new instance has not confirmed for a while that it has, or gave back, some VM's rings."""
     host = context.host
     end = host.system.monotonic() + _CONFIRM_S
-    while any(vm["owner"] == context.new and vm["certainty"] != "owns" for vm in host.backends.vms(read=False)):
+    while any(vm.owner == context.new and not vm.confirmed_on(context.new) for vm in host.backends.vms(read=False)):
         if host.system.monotonic() >= end:
             return True
         host.system.sleep(_POLL_S)
@@ -59,14 +59,15 @@ def _old_answers(context: Upgrade) -> bool:
     """Whether it is the VMs themselves that cannot be moved back: the old instance has taken others, or answers for
     one of these."""
     vms = context.host.backends.vms(read=False)
-    return bool(owned(vms, context.old)) or any(_parks(context, vm) for vm in to_serve(vms))
+    served = any(vm.served_by(context.old) for vm in vms)
+    return served or any(vm.to_serve and _parks(context, vm) for vm in vms)
 
 
-def _parks(context: Upgrade, vm: Document) -> bool:
-    if vm["switches"][context.old]["connected"] and baseline.why_not(vm, context.old):
+def _parks(context: Upgrade, vm: VmStatus) -> bool:
+    if vm.switches[context.old].connected and baseline.why_not(vm, context.old):
         return True
     try:
-        context.host.backends.park(vm["name"], context.old)
+        context.host.backends.park(vm.name, context.old)
     except BrokerError:
         return False
     return True
@@ -75,30 +76,30 @@ def _parks(context: Upgrade, vm: Document) -> bool:
 def _bring_home(context: Upgrade) -> None:
     """Have VMs that nobody serves given to the old instance, those among them that cannot be parked."""
     host = context.host
-    for vm in to_serve(host.backends.vms(read=False)):
-        if vm["owner"] != context.old and not baseline.why_not(vm, context.old):
+    for vm in host.backends.vms(read=False):
+        if vm.to_serve and vm.owner != context.old and not baseline.why_not(vm, context.old):
             with contextlib.suppress(BrokerError):
-                host.backends.park(vm["name"], context.old)
+                host.backends.park(vm.name, context.old)
     with contextlib.suppress(HotswapError):
         host.backends.reload()
 
 
-def _patiently(context: Upgrade, run: StepContext, lacks: str, well: Callable[[Document], bool]) -> None:
+def _patiently(context: Upgrade, run: StepContext, lacks: str, well: Callable[[VmStatus], bool]) -> None:
     """Wait until each VM is ``well``, and name those that are not after a while. Raises SwitchError if none is, or the
     old instance is broken: then it is that."""
     host, old = context.host, context.old
     end = host.system.monotonic() + _RETURNED_S
     while True:
-        vms = to_serve(host.backends.vms(read=False))
+        vms = [vm for vm in host.backends.vms(read=False) if vm.to_serve]
         amiss = [vm for vm in vms if not well(vm)]
         if not amiss:
             return
-        names = some([vm["name"] for vm in amiss])
+        names = some([vm.name for vm in amiss])
         if host.system.monotonic() >= end:
             break
         host.system.sleep(_POLL_S)
     pid = host.instances[old].pid()
     if len(amiss) == len(vms) or pid is None or host.system.stopped(pid):
         raise SwitchError(f"instance {old} {lacks} VM {names} after {_RETURNED_S:g} s")
-    why = some([f"VM {vm['name']}: {vm['last_error']}" for vm in amiss if vm.get("last_error")], "; ")
+    why = some([f"VM {vm.name}: {vm.last_error}" for vm in amiss if vm.last_error], "; ")
     run.warn(f"instance {old} {lacks} VM {names}{f' ({why})' if why else ''}")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
 
-from ovs_hotswap.backends import Document
+from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.host import culprit
 from ovs_hotswap.host.culprit import ON_TRIAL, Inquest
@@ -64,7 +63,7 @@ class Poison:
         if self._first:
             self._let_go(host)
         if self._lived_s is not None:
-            names = [vm["name"] for vm in host.backends.vms(read=False) if vm["qemu"] and _may_be_held(vm)]
+            names = [vm.name for vm in host.backends.vms(read=False) if vm.has_guest and vm.can_be_quarantined]
             if names:
                 self._inquest = culprit.begin(names, self._lived_s, self._clock())
                 self._tell("trial")
@@ -108,7 +107,7 @@ class Poison:
             reasons[name] = f"instances ended {found.deaths} times while they served it"
         if reasons == self._held:
             return
-        now = {vm["name"]: vm.get("quarantine") for vm in host.backends.vms(read=False)}
+        now = {vm.name: vm.quarantine for vm in host.backends.vms(read=False)}
         for name, reason in reasons.items():
             if name in now and now[name] != reason:
                 host.backends.quarantine(name, reason)
@@ -134,15 +133,11 @@ class Poison:
     def _let_go(self, host: Host) -> None:
         """Serve what a watchdog that ended meanwhile had held back."""
         for vm in host.backends.vms(read=False):
-            if vm.get("quarantine") == ON_TRIAL:
-                host.backends.release(vm["name"])
+            if vm.quarantine == ON_TRIAL:
+                host.backends.release(vm.name)
         self._first = False
 
 
-def _may_be_held(vm: Document) -> bool:
-    return "quarantine" in vm and not vm["quarantine"]
-
-
-def quarantined(vms: list[Document]) -> Mapping[str, Any] | None:
+def quarantined(vms: list[VmStatus]) -> Mapping[str, str] | None:
     """VMs that nobody serves by order, and why."""
-    return {vm["name"]: vm["quarantine"] for vm in vms if vm.get("quarantine")} or None
+    return {vm.name: vm.quarantine for vm in vms if vm.quarantine} or None

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
 
+from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.config import Config
 from ovs_hotswap.config_changes import values
 from ovs_hotswap.errors import BrokerError, BusyError, HotswapError, StateUnknown
@@ -62,7 +63,7 @@ class FailOver:
     begun: float
     wall: float
     at: dict[str, float] = field(default_factory=dict)
-    vms: list[standby.Document] = field(default_factory=list)
+    vms: list[VmStatus] = field(default_factory=list)
     steered: bool = False
     nudged: bool = False
     blind: bool = False  # nobody tells of the VMs
@@ -229,9 +230,9 @@ class Guard:
             work.vms, work.blind = [], True
             return 1
         work.blind = False
-        waiting = standby.stranded(work.vms, other)
+        waiting = [vm for vm in work.vms if vm.stranded(other)]
         if not waiting:
-            since = [vm["owner_since"] for vm in work.vms if vm.get("owner_since") and vm["owner"] == other]
+            since = [vm.owner_since for vm in work.vms if vm.owner_since and vm.owner == other]
             seen = host.system.monotonic() - work.begun  # a QEMU with two back ends does not tell when
             work.at.setdefault("owned", max(0.0, max(since) - work.wall) if since else seen)
         return len(waiting)
@@ -244,7 +245,7 @@ class Guard:
             return True
         try:
             vms = self._host.backends.vms(read=False)
-            if any(vm["owner"] == side or vm["switches"][side]["parked"] for vm in vms):
+            if any(vm.reachable(side) for vm in vms):
                 return True
             return not self._host.unconnected(side) and self._upgrade_under_way()
         except BrokerError as error:
@@ -292,8 +293,9 @@ class Guard:
                 host.system.sleep(_AWAIT_S)
                 if not work.nudged and not work.blind and host.system.monotonic() - work.begun >= _NUDGE_S:
                     work.nudged = True
-                    for name in standby.stranded(work.vms, other):  # a broker restarted meanwhile has forgotten them
-                        self._nudge(name, other)
+                    for vm in work.vms:
+                        if vm.stranded(other):  # a broker restarted meanwhile has forgotten it
+                            self._nudge(vm.name, other)
             case Act.RECORD:
                 self._record(work)
 
@@ -327,8 +329,8 @@ class Guard:
     def _tell(self, work: FailOver) -> None:
         other = work.side.other
         seen = {} if work.blind else {
-            "moved": len(standby.owned(work.vms, other)),
-            "left": [vm["name"] for vm in work.vms if vm["qemu"] and vm["owner"] != other],
+            "moved": sum(vm.served_by(other) for vm in work.vms),
+            "left": [vm.name for vm in work.vms if vm.has_guest and vm.owner != other],
         }  # fmt: skip
         self._board.event(
             "failover",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from ovs_hotswap.backends import Document
+from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.watchdog.failover import Backoff
 from ovs_hotswap.watchdog.status_file import StatusFile
 
@@ -20,9 +20,9 @@ class Refusals:
         self._why: dict[str, str] = {}
         self._tries: dict[str, Backoff] = {}
 
-    def take(self, vms: Iterable[Document], refused: Mapping[str, str]) -> None:
+    def take(self, vms: Iterable[VmStatus], refused: Mapping[str, str]) -> None:
         """What became of an attempt to park ``vms``."""
-        for name in (vm["name"] for vm in vms):
+        for name in (vm.name for vm in vms):
             before = self._tries.pop(name, Backoff(None, _WINDOW_S, _RETRY_S, most_s=_RETRY_MOST_S))
             if name not in refused:
                 self._why.pop(name, None)
@@ -33,9 +33,9 @@ class Refusals:
             self._why[name] = refused[name]
         self._board.update(not_parked=dict(self._why) or None)
 
-    def of(self, vms: Iterable[Document]) -> list[str]:
+    def of(self, vms: Iterable[VmStatus]) -> list[str]:
         """Those of ``vms`` that were refused."""
-        return [vm["name"] for vm in vms if vm["qemu"] and vm["name"] in self._why]
+        return [vm.name for vm in vms if vm.has_guest and vm.name in self._why]
 
     def due(self, names: Iterable[str]) -> list[str]:
         """Those of ``names`` that may be tried now, each once."""

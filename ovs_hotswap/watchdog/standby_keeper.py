@@ -15,6 +15,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.errors import BrokerError, BusyError, CommandError, HotswapError, StateUnknown, SwitchError
 from ovs_hotswap.host import active_record, standby
 from ovs_hotswap.host.host import Host
@@ -234,7 +235,7 @@ class Keeper:
         except BrokerError as error:
             self._fault = error
             return False
-        return not any(vm["owner"] == side or vm["switches"][side]["parked"] for vm in vms)
+        return not any(vm.reachable(side) for vm in vms)
 
     def _look(self, host: Host, active: Side) -> StandbyState:
         side = active.other
@@ -250,7 +251,7 @@ class Keeper:
             state, prepared = State.DEAD, False
         runs = state is State.RUNNING
         vms = self._vms(host) if runs else []
-        unsafe = sorted({*standby.unprotected(vms, side), *self._refusals.of(vms)})
+        unsafe = sorted({*(vm.name for vm in vms if vm.unprotected(side)), *self._refusals.of(vms)})
         self._board.update(active=active, standby=side if prepared else None, unprotected=unsafe if prepared else None,
                            keeping="looking for the VM that ends the instances" if self.poison.under_way
                            else "ready" if prepared else str(state))  # fmt: skip
@@ -265,8 +266,10 @@ class Keeper:
             right_release=not runs or host.instances[side].release() == self._wanted(host, active),
             prepared=prepared,
             outdated=self._programmed != self._stamp and host.system.monotonic() >= self._refused_until,
-            strays=tuple(name for name in standby.owned(vms, side) if self._fits(vms, name, active)),
-            unparked=tuple(self._refusals.due([*standby.unparked(vms, side), *self._refusals.of(vms)])),
+            strays=tuple(vm.name for vm in vms if vm.served_by(side) and vm.parkable(active)),
+            unparked=tuple(
+                self._refusals.due([*(vm.name for vm in vms if vm.unparked(side)), *self._refusals.of(vms)])
+            ),
             may_start=self._board.may_start() and state is not State.STARTING and not self.poison.under_way,
         )
 
@@ -276,7 +279,7 @@ class Keeper:
             return not house.may_restart and self._board.may_restart(PROOF_S)
         return not house.prepared and not house.may_start and self._board.may_start(PROOF_S)
 
-    def _vms(self, host: Host) -> list[standby.Document]:
+    def _vms(self, host: Host) -> list[VmStatus]:
         try:
             return host.backends.vms(read=False)
         except BrokerError as error:  # to mend or replace an instance does not need it
@@ -294,9 +297,6 @@ class Keeper:
         elif host.system.monotonic() - self._standing[1] >= host.config.watch.hang_ms / 1e3:
             return True
         return host.instances[side].database_pid() is None
-
-    def _fits(self, vms: list[standby.Document], name: str, side: Side) -> bool:
-        return any(vm["name"] == name and standby.parkable(vm, side) for vm in vms)
 
     def _wanted(self, host: Host, active: Side) -> Release:
         """What the standby shall run. Raises ReleaseError, SwitchError."""

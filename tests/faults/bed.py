@@ -220,8 +220,8 @@ class Bed:
         return (
             state.get("pid") == self.watchdog
             and state.get("keeping") == "ready"
-            and all(vm["qemu"] for vm in vms)
-            and not standby.unprotected(vms, now.other)
+            and all(vm.qemu for vm in vms)
+            and not any(vm.unprotected(now.other) for vm in vms)
         )
 
     # -- traffic
@@ -270,10 +270,10 @@ class Bed:
         if active is None:
             return ["no side is recorded as active"]
         for vm in self.host.backends.vms():
-            if (vm["owner"], vm["certainty"]) != (active, "owns") or vm["switches"][active]["role"] != "owner":
-                found.append(f"{vm['name']} is owned by {vm['owner']} ({vm['certainty']}), active is {active}")
-            if vm["switches"][active.other]["role"] not in {None, "idle", "parked"}:
-                found.append(f"{vm['name']}: side {active.other} is {vm['switches'][active.other]['role']} too")
+            if (vm.owner, vm.certainty) != (active, "owns") or vm.switches[active].role != "owner":
+                found.append(f"{vm.name} is owned by {vm.owner} ({vm.certainty}), active is {active}")
+            if vm.switches[active.other].role not in {None, "idle", "parked"}:
+                found.append(f"{vm.name}: side {active.other} is {vm.switches[active.other].role} too")
         return found
 
     def _steering(self) -> list[str]:

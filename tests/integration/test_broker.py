@@ -36,8 +36,8 @@ def test_guest_boots_through_the_broker(make_bed: MakeBed, pairs: int) -> None:
     assert vm.guest is not None
     assert sorted(vm.guest.received) == list(range(200))
     shown = bed.client.vm("vm0")
-    assert (shown["owner"], shown["certainty"], len(shown["rings"])) == ("a", "owns", 2 * pairs)
-    assert not int(shown["features"], 16) >> 34 & 1
+    assert (shown.owner, shown.certainty, len(shown.rings)) == ("a", "owns", 2 * pairs)
+    assert not shown.features_used >> 34 & 1
     bed.ends_well((0, vm))
 
 
@@ -52,8 +52,8 @@ def test_moves_there_and_back_under_traffic(make_bed: MakeBed) -> None:
         for turn in range(200):
             for name in ("vm0", "vm1"):
                 moved = bed.client.move(name, Side.B if turn % 2 == 0 else Side.A)
-                assert moved["total_us"] > 0
-    assert bed.client.vm("vm0")["moves"] == 200
+                assert moved.total_us > 0
+    assert bed.client.vm("vm0").moves == 200
     assert vms[0].next_packet > 200
     bed.ends_well((0, vms[0]), (1, vms[1]))
     for vm in vms:
@@ -171,10 +171,10 @@ def test_many_are_moved_by_one_request_up_to_a_fault(make_bed: MakeBed) -> None:
     with Traffic(vms, PACKETS // 3):
         for turn in range(50):
             moved, fault = bed.client.move_many(names, Side.B if turn % 2 == 0 else Side.A)
-            assert ([each["vm"] for each in moved], fault) == (names, None)
+            assert ([each.vm for each in moved], fault) == (names, None)
     bed.client.unpark("vm1", Side.B)
     moved, fault = bed.client.move_many(names, Side.B)
-    assert [each["vm"] for each in moved] == ["vm0"]
+    assert [each.vm for each in moved] == ["vm0"]
     assert isinstance(fault, BrokerError)
     assert "vm1 cannot move to b: switch b is not parked" in fault.message
     assert [bed.owner(name) for name in names] == [Side.B, Side.A, Side.A]
@@ -210,7 +210,7 @@ def test_a_vm_that_is_armed_and_not_moved_is_served_on(make_bed: MakeBed) -> Non
     assert bed.client.arm(["vm0"], Side.B) == ["vm0"]
     assert bed.client.arm(["vm0"], Side.A) == []
     vm.reboot()
-    bed.wait(lambda: bool(bed.client.vm("vm0")["switches"]["b"]["parked"]), "parked again")
+    bed.wait(lambda: bool(bed.client.vm("vm0").switches[Side.B].parked), "parked again")
     bed.client.move("vm0", Side.B)
     bed.ends_well((0, vm))
 
@@ -224,7 +224,7 @@ def test_of_a_vm_that_is_not_moved_after_all_nothing_is_kept(make_bed: MakeBed) 
     assert bed.client.arm(["vm0"], Side.B) == ["vm0"]
     b.deliver(0, bytes(40))
     bed.client.disarm(["vm0"])
-    bed.wait(lambda: bool(bed.client.vm("vm0")["switches"]["b"]["parked"]), "parked again")
+    bed.wait(lambda: bool(bed.client.vm("vm0").switches[Side.B].parked), "parked again")
     bed.client.move("vm0", Side.B)
     a.deliver(0, bytes(40))
     assert bed.client.undelivered("vm0") == []
@@ -306,7 +306,7 @@ def test_qemu_quits_and_comes_back(make_bed: MakeBed) -> None:
         vm.send(10)
         vm.drain()
         vm.quit()
-        bed.wait(lambda: bed.client.vm("vm0")["qemu"] is None, "broker sees QEMU leave")
+        bed.wait(lambda: bed.client.vm("vm0").qemu is None, "broker sees QEMU leave")
         vm.listen()
         vm.boot()
         bed.wait_owner(Side.B)
@@ -329,7 +329,7 @@ def test_guest_changes_its_number_of_queues(make_bed: MakeBed) -> None:
         vm.drain()
         vm.set_active_pairs(pairs)
         wanted = [k < 2 * pairs for k in range(8)]
-        bed.wait(lambda: [ring["enabled"] for ring in bed.client.vm("vm0")["rings"]] == wanted, f"{pairs} pairs")  # noqa: B023
+        bed.wait(lambda: [ring.enabled for ring in bed.client.vm("vm0").rings] == wanted, f"{pairs} pairs")  # noqa: B023
     vm.set_active_pairs(4)
     bed.ends_well((0, vm))
 
@@ -346,7 +346,7 @@ def test_memory_table_changes_and_eight_regions_leave_no_room_to_park(make_bed: 
         assert vm.send(20) == 20
         vm.drain()
     vm.change_memory(8)
-    assert "8 regions" in bed.client.vm("vm0")["unparkable"]
+    assert "8 regions" in str(bed.client.vm("vm0").unparkable)
     with pytest.raises(BrokerError, match="8 regions"):
         bed.client.park("vm0", Side.B)
     with pytest.raises(BrokerError, match="not parked"):
@@ -372,7 +372,7 @@ def test_a_vm_that_had_no_guest_starts_on_the_side_that_is_active_by_then(make_b
     bed.broker.config.active_file.write_text("b\n")
     other = bed.qemu("vm1")
     bed.wait_owner(Side.B, "vm1")
-    assert bed.client.vm("vm1")["home"] == "b"
+    assert bed.client.vm("vm1").home == "b"
     bed.ends_well((0, vm), (1, other), doubled=1)
 
 
@@ -389,5 +389,5 @@ def test_a_qemu_that_starts_again_is_offered_what_all_sides_have(make_bed: MakeB
         vm.listen()
         vm.boot()
         bed.wait_owner(Side.A)
-        assert "NET_CSUM" not in bed.client.vm("vm0")["feature_names"]
+        assert "NET_CSUM" not in bed.client.vm("vm0").feature_names
     bed.ends_well((0, vm))

@@ -68,8 +68,8 @@ def test_control_socket_serves_two_clients_at_once(make_bed: MakeBed) -> None:
         waiting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         waiting.connect(str(bed.broker.config.broker_socket))
         waiting.sendall(b'{"method": "stat')
-        assert other.status()["vms"] == 1
-        assert bed.client.status()["pid"] == bed.broker.pid
+        assert other.status().vms == 1
+        assert bed.client.status().pid == bed.broker.pid
         waiting.sendall(b'us"}\n')
         assert json.loads(waiting.makefile("rb").readline())["result"]["vms"] == 1
         waiting.close()
@@ -94,14 +94,14 @@ def test_nothing_is_moved_for_a_caller_who_has_given_up(make_bed: MakeBed) -> No
     bed.broker.signal(signal.SIGCONT)
     bed.wait(lambda: "move_many" in bed.broker.log.read_text(), "the request is read")
     assert bed.owner() is Side.A
-    assert bed.client.vm("vm0")["moves"] == 0
+    assert bed.client.vm("vm0").moves == 0
 
 
 def test_second_broker_is_refused(make_bed: MakeBed) -> None:
     bed = make_bed()
     with pytest.raises(BusyError, match=str(bed.broker.pid)):
         serve(bed.broker.config, System())
-    assert bed.client.status()["pid"] == bed.broker.pid
+    assert bed.client.status().pid == bed.broker.pid
     assert int((bed.broker.config.run_dir / "broker.pid").read_text().split()[0]) == bed.broker.pid
 
 
@@ -116,7 +116,7 @@ def test_vms_are_added_and_removed_by_reload(make_bed: MakeBed, how: str) -> Non
             bed.broker.signal(signal.SIGHUP)
 
     def names() -> list[str]:
-        return [vm["name"] for vm in bed.client.vms()]
+        return [vm.name for vm in bed.client.vms()]
 
     bed.switch(Side.A)
     kept, leaving = bed.qemu("vm0"), bed.qemu("vm1")
@@ -147,7 +147,7 @@ def test_vms_are_added_and_removed_by_reload(make_bed: MakeBed, how: str) -> Non
 def test_more_vms_than_the_soft_limit_of_descriptors_allows() -> None:
     """Three sockets a VM already need more than the 1024 descriptors that a daemon is started with."""
     with BrokerProcess([f"vm{k}" for k in range(600)], descriptor_limit=1024) as broker, broker.client() as client:
-        assert client.status()["vms"] == 600
+        assert client.status().vms == 600
 
 
 def test_client_error_when_no_broker_runs(make_bed: MakeBed) -> None:

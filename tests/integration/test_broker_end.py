@@ -42,13 +42,13 @@ def test_stop_is_refused_while_a_switch_does_not_let_go(host: Host, all_of_it: b
         stop_broker(host.config, host.system)
     assert "ovs-hotswap instance stop a --force" in str(refused.value.hint)
     assert not guest.vm.hung_up
-    assert guest.client.status()["pid"] == pid
+    assert guest.client.status().pid == pid
     assert guest.vm.send(16) == 16
     if all_of_it:
         active.go_on()
     else:
         active.deafen(deaf=False)
-    wait(lambda: guest.client.vm("vm0")["certainty"] == "owns")
+    wait(lambda: guest.client.vm("vm0").certainty == "owns")
     guest.ends_well()
     assert stop_broker(host.config, host.system)
     guest.untouched_since(hung_up_at(guest.vm))
@@ -61,7 +61,7 @@ def test_stop_goes_on_when_the_switch_was_ended(host: Host) -> None:
     with pytest.raises(BrokerError, match="vm0"):
         stop_broker(host.config, host.system)
     guest.switches[0].kill()
-    wait(lambda: guest.client.vm("vm0")["owner"] == "b")
+    wait(lambda: guest.client.vm("vm0").owner == "b")
     assert stop_broker(host.config, host.system)
     assert guest.vm.hung_up
     assert host.supervisor() is None
@@ -146,15 +146,15 @@ def test_a_vm_that_leaves_is_kept_until_its_switch_lets_go(make_bed: MakeBed) ->
         bed.broker.write(["vm1", "vm2"])
         with pytest.raises(BrokerError, match=rf"VM vm0: switch a .process {active.pid}"):
             HotswapHost(bed.broker.config, System()).follow_intent([Side.A], untried=True)  # before it asks an instance
-        assert [vm["name"] for vm in bed.client.vms()] == ["vm0", "vm1", "vm2"]
-        assert f"switch a (process {active.pid})" in bed.client.vm("vm0")["last_error"]
+        assert [vm.name for vm in bed.client.vms()] == ["vm0", "vm1", "vm2"]
+        assert f"switch a (process {active.pid})" in str(bed.client.vm("vm0").last_error)
         program = [sys.executable, "-m", "ovs_hotswap", "--config", str(bed.broker.config_path), "broker"]
         assert System().run([*program, "reload"], check=False).status == BrokerError.exit_code
         assert f"VM vm0: switch a (process {active.pid})" in System().run([*program, "status"]).stdout
         assert not leaving.hung_up
         active.deafen(deaf=False)
         instant = hung_up_at(leaving)
-    bed.wait(lambda: [vm["name"] for vm in bed.client.vms()] == ["vm1", "vm2"], "it has left")
+    bed.wait(lambda: [vm.name for vm in bed.client.vms()] == ["vm1", "vm2"], "it has left")
     assert not bed.broker.config.vhost_socket(Side.A, "vm0").exists()
     spans = [span for span in active.touches.spans() if span.vm == 0]
     assert max(span.end for span in spans) <= instant
@@ -208,7 +208,7 @@ def test_a_vm_leaves_while_a_successor_waits_for_it(make_bed: MakeBed) -> None:
         active.deafen(deaf=False)
         succeeded.result()
     leaving.wait_hung_up()
-    bed.wait(lambda: [vm["name"] for vm in bed.client.vms()] == ["vm1"], "it has left")
+    bed.wait(lambda: [vm.name for vm in bed.client.vms()] == ["vm1"], "it has left")
     bed.ends_well((1, staying))
 
 
@@ -217,13 +217,13 @@ def test_a_vm_that_was_removed_while_there_was_no_broker(make_bed: MakeBed, numb
     bed = make_bed(managed=True)
     vm = bed.running()
     active = bed.switches[0]
-    bed.wait(lambda: bed.client.status()["unsaved"] == 0, "kept")
+    bed.wait(lambda: bed.client.status().unsaved == 0, "kept")
     with Traffic([vm], PACKETS):
         bed.wait(lambda: any(active.touches.spans()), "served")
         active.deafen(deaf=True)
         bed.broker.write([])
         bed.broker.restart(number)
-        bed.wait(lambda: "switch a" in (bed.client.vm("vm0")["last_error"] or ""), "it is kept")
+        bed.wait(lambda: "switch a" in (bed.client.vm("vm0").last_error or ""), "it is kept")
         assert not vm.hung_up
         active.deafen(deaf=False)
         instant = hung_up_at(vm)

@@ -43,7 +43,7 @@ def test_standby_hangs_up_and_is_parked_again(make_bed: MakeBed) -> None:
     bed.client.park("vm0", Side.B)
     standby.hang_up(0)
     bed.wait(lambda: bed.broker.log.read_text().count("switch b connected") == 2, "hang-up")
-    bed.wait(lambda: bool(bed.client.vm("vm0")["switches"]["b"]["parked"]), "parked again")
+    bed.wait(lambda: bool(bed.client.vm("vm0").switches[Side.B].parked), "parked again")
     bed.client.move("vm0", Side.B)
     bed.ends_well((0, vm))
 
@@ -75,7 +75,7 @@ def test_killed_owner_without_a_standby_is_replaced_by_the_next_process(make_bed
     bed.wait_owner(Side.A)
     active.kill()
     vm.send(20)
-    bed.wait(lambda: bed.client.vm("vm0")["owner"] is None, "nobody owns it")
+    bed.wait(lambda: bed.client.vm("vm0").owner is None, "nobody owns it")
     bed.switch(Side.A)
     bed.wait_owner(Side.A)
     bed.ends_well((0, vm), doubled=32)
@@ -111,7 +111,7 @@ def test_old_side_that_hangs_before_the_move_stays_the_owner(make_bed: MakeBed) 
     for message in ("did not answer", "under way"):
         with pytest.raises(BrokerError, match=message):
             bed.client.move("vm0", Side.B)
-        assert (bed.client.vm("vm0")["owner"], bed.client.vm("vm0")["certainty"]) == ("a", "owns")
+        assert (bed.client.vm("vm0").owner, bed.client.vm("vm0").certainty) == ("a", "owns")
     active.go_on()
     bed.ends_well((0, vm))
     bed.client.move("vm0", Side.B)
@@ -127,7 +127,7 @@ def test_old_side_that_hangs_keeps_the_rings(make_bed: MakeBed) -> None:
     active.fail_at_fence(0, 1, signal.SIGSTOP)
     with pytest.raises(BrokerError, match="did not let go"):
         bed.client.move("vm0", Side.B)
-    assert bed.client.vm("vm0")["owner"] == "a"
+    assert bed.client.vm("vm0").owner == "a"
     with pytest.raises(BrokerError, match="not a confirmed owner"):
         bed.client.move("vm0", Side.B)
     vm.send(30)
@@ -191,7 +191,7 @@ def test_new_side_that_hangs_with_the_rings_is_asked_for_them_back(make_bed: Mak
     vm.send(30)
     time.sleep(0.05)
     assert not vm.drained()
-    assert bed.client.vm("vm0")["owner"] == "b"
+    assert bed.client.vm("vm0").owner == "b"
     with pytest.raises(BrokerError):
         bed.client.move("vm0", Side.A)
     standby.go_on()
@@ -260,9 +260,9 @@ def test_second_process_on_a_side_is_refused_and_harms_nobody(make_bed: MakeBed,
     if frozen:
         active.stop()
     intruder = bed.switch(Side.A, wait=False)
-    bed.wait(lambda: "refused" in (bed.client.vm("vm0")["last_error"] or ""), "refusal")
-    assert bed.client.vm("vm0")["switches"]["a"]["pid"] == active.pid
-    assert bed.client.vm("vm0")["owner"] == "a"
+    bed.wait(lambda: "refused" in (bed.client.vm("vm0").last_error or ""), "refusal")
+    assert bed.client.vm("vm0").switches[Side.A].pid == active.pid
+    assert bed.client.vm("vm0").owner == "a"
     if frozen:
         active.go_on()
     vm.send(200)
@@ -280,9 +280,9 @@ def test_process_that_was_cut_off_but_lives_keeps_others_out(make_bed: MakeBed) 
     vm = bed.qemu()
     bed.client.park("vm0", Side.B)
     active.hang_up(0)
-    bed.wait(lambda: bed.client.vm("vm0")["certainty"] == "cut", "cut off")
+    bed.wait(lambda: bed.client.vm("vm0").certainty == "cut", "cut off")
     intruder = bed.switch(Side.A, wait=False)
-    bed.wait(lambda: "refused" in (bed.client.vm("vm0")["last_error"] or ""), "refusal")
+    bed.wait(lambda: "refused" in (bed.client.vm("vm0").last_error or ""), "refusal")
     with pytest.raises(BrokerError, match="not a confirmed owner"):
         bed.client.move("vm0", Side.B)
     active.kill()
@@ -301,7 +301,7 @@ def test_standby_that_lacks_features_is_not_parked(make_bed: MakeBed) -> None:
         bed.client.park("vm0", Side.B)
     with pytest.raises(BrokerError, match="not parked"):
         bed.client.move("vm0", Side.B)
-    assert bed.client.vm("vm0")["switches"]["b"]["missing"] == ["NET_MRG_RXBUF", "RING_EVENT_IDX"]
+    assert bed.client.vm("vm0").switches[Side.B].missing == ("NET_MRG_RXBUF", "RING_EVENT_IDX")
     vm.drain()
     vm.reboot(features=1 << Feature.VERSION_1)
     bed.client.park("vm0", Side.B)

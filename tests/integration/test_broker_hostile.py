@@ -9,6 +9,7 @@ import threading
 
 import pytest
 
+from ovs_hotswap.backends import AbsenceCause
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhostuser import messages
 from ovs_hotswap.vhostuser.messages import Request
@@ -69,13 +70,13 @@ def test_malformed_message_from_qemu_ends_that_session_only(make_bed: MakeBed, k
         bed.client.park(name, Side.B)
     with Traffic([good], PACKETS // 2):
         misbehave(bed, bad, *MALFORMED[kind])
-        assert bed.client.vm("vm1")["last_error"] is not None
+        assert bed.client.vm("vm1").last_error is not None
         bad.quit()
         bad.listen()
         bad.boot()
         bed.client.move("vm0", Side.B)
     assert not good.hung_up
-    assert bed.client.vm("vm0")["last_error"] is None
+    assert bed.client.vm("vm0").last_error is None
     bed.ends_well((0, good), (1, bad))
 
 
@@ -101,11 +102,11 @@ def test_malformed_message_from_a_switch_ends_that_session_only(
     before = bed.broker.descriptors()
     with Traffic(vms, PACKETS // 2):
         switches[side].say(1, data, descriptors)
-        bed.wait(lambda: bed.client.vm("vm1")["last_error"] is not None, "fault noted")
+        bed.wait(lambda: bed.client.vm("vm1").last_error is not None, "fault noted")
         bed.wait_owner(Side.A, "vm1")
-        bed.wait(lambda: bool(bed.client.vm("vm1")["switches"]["b"]["parked"]), "parked again")
+        bed.wait(lambda: bool(bed.client.vm("vm1").switches[Side.B].parked), "parked again")
         bed.client.move("vm1", Side.B)
-    assert bed.client.vm("vm0")["last_error"] is None
+    assert bed.client.vm("vm0").last_error is None
     assert not any(vm.hung_up for vm in vms)
     assert bed.broker.descriptors() == before
     bed.ends_well((0, vms[0]), (1, vms[1]))
@@ -131,8 +132,8 @@ def test_descriptors_of_malformed_sessions_are_closed(make_bed: MakeBed) -> None
                 bad.quit()
             else:
                 misbehave(bed, bad, *faults[number % len(faults)])
-    bed.wait(lambda: all(vm["qemu"] is None for vm in bed.client.vms()[:-1] if vm["name"] != "vm50"), "sessions ended")
-    bed.wait(lambda: all(vm["switches"]["a"]["connected"] for vm in bed.client.vms()), "ports back")
+    bed.wait(lambda: all(vm.qemu is None for vm in bed.client.vms()[:-1] if vm.name != "vm50"), "sessions ended")
+    bed.wait(lambda: all(vm.switches[Side.A].connected for vm in bed.client.vms()), "ports back")
     bed.wait(lambda: bed.broker.descriptors() == before, f"{before} descriptors")
     assert not good.hung_up
     bed.ends_well((50, good))
@@ -149,7 +150,7 @@ def test_silent_and_slow_peers_disturb_nobody(make_bed: MakeBed) -> None:
         with contextlib.suppress(HungUp):
             for _ in range(20):
                 bad.say(messages.build(Request.GET_FEATURES) * 10_000)
-        bed.wait(lambda: bed.client.vm("vm1")["qemu"] is None, "the deaf QEMU is hung up on", 30)
+        bed.wait(lambda: bed.client.vm("vm1").qemu is None, "the deaf QEMU is hung up on", 30)
         bed.client.move("vm0", Side.B)
         bed.client.move("vm0", Side.A)
     bad.quit()
@@ -180,7 +181,8 @@ def test_a_qemu_has_no_more_rings_than_the_intent_gives_it(make_bed: MakeBed) ->
     said = "vm vm0: QEMU: SET_VRING_NUM: ring 4 of 2 queue pairs"
     eventually(lambda: said in bed.broker.log.read_text(), "it is logged, after QEMU has seen the end")
     vm.quit()
-    bed.wait(lambda: (bed.client.vm("vm0")["absent"] or {}).get("cause") == "no-socket", "why it is not there")
+    no_socket = AbsenceCause.NO_SOCKET
+    bed.wait(lambda: getattr(bed.client.vm("vm0").absent, "cause", None) is no_socket, "why it is not there")
 
 
 @pytest.mark.parametrize("request_", [Request.SET_VRING_ENABLE, Request.SET_VRING_BASE])

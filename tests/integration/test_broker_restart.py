@@ -41,7 +41,7 @@ def left_behind() -> Iterator[tuple[BrokerProcess, subprocess.Popen[bytes]]]:
 
 def wait_connected(broker: BrokerProcess) -> None:
     with broker.client() as client:
-        eventually(lambda: client.vm("vm0")["switches"]["a"]["connected"], "switch a is connected")
+        eventually(lambda: client.vm("vm0").switches[Side.A].connected, "switch a is connected")
 
 
 def test_nobody_is_given_rings_that_a_silent_switch_may_hold(
@@ -58,15 +58,15 @@ def test_nobody_is_given_rings_that_a_silent_switch_may_hold(
         qemu = stack.enter_context(FakeQemu(broker.qemu_path("vm0")))
         qemu.boot()
         vm = client.vm("vm0")
-        assert (vm["owner"], vm["certainty"]) == (None, "nobody")
+        assert (vm.owner, vm.certainty) == (None, "nobody")
         client.park("vm0", Side.A)
         with pytest.raises(BrokerError, match="vm0 cannot move to a: switch b may still use the rings"):
             client.move("vm0", Side.A)
         vm = client.vm("vm0")
-        assert (vm["owner"], vm["certainty"]) == (None, "nobody")
+        assert (vm.owner, vm.certainty) == (None, "nobody")
         silent.kill()
         silent.wait()
-        eventually(lambda: client.vm("vm0")["owner"] == "a", "switch a owns the VM")
+        eventually(lambda: client.vm("vm0").owner == "a", "switch a owns the VM")
         assert qemu.send(8) == 8
         qemu.drain()
         assert ledger.lost_and_doubled(0, qemu.next_packet) == (0, 0)
@@ -86,4 +86,4 @@ def test_a_vm_that_no_broker_served_before_waits_for_nobody(
         client = stack.enter_context(broker.client())
         wait_connected(broker)
         stack.enter_context(FakeQemu(broker.qemu_path("vm0"))).boot()
-        assert client.vm("vm0")["owner"] == "a"
+        assert client.vm("vm0").owner == "a"

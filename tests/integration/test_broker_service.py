@@ -34,7 +34,7 @@ def test_killed_again_and_again_no_vm_notices(host: Host) -> None:
             os.kill(pid, signal.SIGKILL)
             pid = host.wait_other(pid)
             guest.kept()
-            assert guest.client.vm("vm0")["owner"] == "a"
+            assert guest.client.vm("vm0").owner == "a"
     assert host.log.read_text().count("QEMU connected") == 1
     guest.ends_well()
 
@@ -61,7 +61,7 @@ def test_a_successor_comes_with_its_own_supervisor(host: Host) -> None:
     first = host.supervisor()
     guest = Guest(host)
     with Traffic([guest.vm], PACKETS):
-        new = int(replace_broker(host.config, host.system, host.path, 20.0)["pid"])
+        new = int(replace_broker(host.config, host.system, host.path, 20.0).pid)
         assert new != pid
         second = host.supervisor()
         assert second not in (None, first)
@@ -87,7 +87,7 @@ def test_its_log_is_made_anew_when_it_is_too_long_also_after_a_succession(host: 
         assert host.log.stat().st_size < LIMIT < older.stat().st_size
 
     made_anew(host.start())
-    made_anew(int(replace_broker(host.config, host.system, host.path, 20.0)["pid"]))
+    made_anew(int(replace_broker(host.config, host.system, host.path, 20.0).pid))
 
 
 def test_a_supervisor_that_dies_leaves_the_broker_at_work(host: Host) -> None:
@@ -97,10 +97,10 @@ def test_a_supervisor_that_dies_leaves_the_broker_at_work(host: Host) -> None:
     assert supervisor is not None
     os.kill(supervisor, signal.SIGKILL)
     wait(lambda: not host.system.alive(supervisor))
-    assert not guest.client.status()["supervised"]
+    assert not guest.client.status().supervised
     guest.client.move("vm0", Side.B)
     assert host.start() == pid
-    assert replace_broker(host.config, host.system, host.path, 20.0)["supervised"]
+    assert replace_broker(host.config, host.system, host.path, 20.0).supervised
     assert host.supervisor() is not None
     guest.ends_well()
 
@@ -121,7 +121,7 @@ def test_stopping_takes_the_rings_back_before_qemu_sees_it_go(host: Host) -> Non
     assert not host.config.broker_socket.exists()
     host.start()
     guest.vm.boot()
-    wait(lambda: guest.client.vm("vm0")["certainty"] == "owns")
+    wait(lambda: guest.client.vm("vm0").certainty == "owns")
     guest.ends_well(loses=True)
 
 

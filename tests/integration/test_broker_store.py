@@ -33,7 +33,7 @@ def running(bed: Bed) -> FakeQemu:
 
 def kept(bed: Bed) -> None:
     """Wait until the broker has nothing left to save."""
-    bed.wait(lambda: bed.client.status()["unsaved"] == 0, "kept")
+    bed.wait(lambda: bed.client.status().unsaved == 0, "kept")
 
 
 def connections(bed: Bed) -> tuple[int, int, int]:
@@ -51,7 +51,7 @@ def test_twenty_restarts_under_traffic_lose_nothing(make_bed: MakeBed, number: s
             bed.broker.restart(number)
             bed.wait_descriptors(usual)
             found = bed.client.vm("vm0")
-            assert (found["owner"], found["certainty"]) == ("a" if round_ % 2 == 0 else "b", "owns")
+            assert (found.owner, found.certainty) == ("a" if round_ % 2 == 0 else "b", "owns")
             bed.client.move("vm0", Side.B if round_ % 2 == 0 else Side.A)
             bed.client.undelivered("vm0")
             kept(bed)
@@ -66,7 +66,7 @@ def test_a_guest_reboots_after_a_restart(make_bed: MakeBed, number: signal.Signa
     vm = running(bed)
     bed.broker.restart(number)
     vm.reboot()
-    bed.wait(lambda: bool(bed.client.vm("vm0")["switches"]["b"]["parked"]), "parked again")
+    bed.wait(lambda: bool(bed.client.vm("vm0").switches[Side.B].parked), "parked again")
     bed.client.move("vm0", Side.B)
     bed.ends_well((0, vm))
 
@@ -81,7 +81,7 @@ def test_messages_that_come_meanwhile_wait(make_bed: MakeBed) -> None:
     b.hang_up(0)
     bed.broker.restart(signal.SIGKILL)
     bed.wait(lambda: bed.connected(Side.B), "side b is back")
-    bed.wait(lambda: bool(bed.client.vm("vm0")["switches"]["b"]["parked"]), "parked again")
+    bed.wait(lambda: bool(bed.client.vm("vm0").switches[Side.B].parked), "parked again")
     assert connections(bed) == (1, 1, 2)
     bed.ends_well((0, vm))
 
@@ -147,7 +147,7 @@ def test_killed_while_the_rings_change_hands(make_bed: MakeBed, side: Side, answ
     bed.broker.restart(signal.SIGKILL)
     moving.join()
     found = bed.client.vm("vm0")
-    assert (found["owner"], vm.hung_up) == (None, False)
+    assert (found.owner, vm.hung_up) == (None, False)
     struck.go_on()
     bed.wait(lambda: bed.owner() is not None, "an owner")
     assert connections(bed) == (1, 1, 1)

@@ -23,15 +23,15 @@ TIMES = 20
 def test_twenty_successions_lose_nothing(make_bed: MakeBed) -> None:
     bed = make_bed()
     vm = bed.running()
-    before = [bed.client.vm("vm0")["switches"][side]["pid"] for side in Side]
+    before = [bed.client.vm("vm0").switches[side].pid for side in Side]
     usual = bed.broker.descriptors()
     with Traffic([vm], PACKETS):
         for number in range(TIMES):
             bed.broker.succeed()
             bed.wait_descriptors(usual)
             found = bed.client.vm("vm0")
-            assert (found["owner"], found["certainty"]) == ("a" if number % 2 == 0 else "b", "owns")
-            assert [found["switches"][side]["pid"] for side in Side] == before
+            assert (found.owner, found.certainty) == ("a" if number % 2 == 0 else "b", "owns")
+            assert [found.switches[side].pid for side in Side] == before
             bed.client.move("vm0", Side.B if number % 2 == 0 else Side.A)
             bed.client.undelivered("vm0")
     bed.ends_well((0, vm))
@@ -52,7 +52,7 @@ def test_a_guest_reboots_after_a_succession(make_bed: MakeBed) -> None:
     vm = bed.running()
     bed.broker.succeed()
     vm.reboot()
-    bed.wait(lambda: bool(bed.client.vm("vm0")["switches"]["b"]["parked"]), "parked again")
+    bed.wait(lambda: bool(bed.client.vm("vm0").switches[Side.B].parked), "parked again")
     bed.client.move("vm0", Side.B)
     bed.ends_well((0, vm))
 
@@ -66,10 +66,10 @@ def test_the_successor_knows_who_must_not_be_trusted(make_bed: MakeBed) -> None:
     bed.wait_owner(Side.A)
     bed.client.park("vm0", Side.B)
     a.hang_up(0)
-    bed.wait(lambda: bed.client.vm("vm0")["certainty"] == "cut", "cut")
+    bed.wait(lambda: bed.client.vm("vm0").certainty == "cut", "cut")
     bed.broker.succeed()
     found = bed.client.vm("vm0")
-    assert (found["owner"], found["certainty"]) == ("a", "cut")
+    assert (found.owner, found.certainty) == ("a", "cut")
     a.kill()
     bed.wait_owner(Side.B)
     bed.ends_well((0, vm), doubled=1)
@@ -81,7 +81,7 @@ def test_a_successor_without_its_group_leaves_the_old_broker_at_work(make_bed: M
     pid = bed.broker.pid
     bed.broker.write(bed.broker.names, 'group = "no-such-group"\n')
     assert "no group 'no-such-group'" in bed.broker.try_to_succeed()
-    assert bed.client.status()["pid"] == pid == bed.broker.pid
+    assert bed.client.status().pid == pid == bed.broker.pid
     assert not vm.hung_up
     bed.broker.write(bed.broker.names)
     bed.broker.succeed()
@@ -92,7 +92,7 @@ def test_a_successor_without_its_group_leaves_the_old_broker_at_work(make_bed: M
 def test_kept_vms_are_served_whatever_has_become_of_the_group(make_bed: MakeBed) -> None:
     bed = make_bed(managed=True)
     vm = bed.running()
-    bed.wait(lambda: bed.client.status()["unsaved"] == 0, "kept")
+    bed.wait(lambda: bed.client.status().unsaved == 0, "kept")
     bed.broker.write(bed.broker.names, 'group = "no-such-group"\n')
     bed.broker.restart(signal.SIGKILL)
     assert not vm.hung_up
@@ -108,9 +108,9 @@ def test_a_pid_file_that_cannot_be_written_costs_no_vm_its_network(make_bed: Mak
     pid_file.unlink()
     pid_file.mkdir()
     (pid_file / "x").touch()
-    before = bed.client.status()["pid"]
+    before = bed.client.status().pid
     bed.broker.succeed()
-    assert bed.client.status()["pid"] != before
+    assert bed.client.status().pid != before
     assert not vm.hung_up
     shutil.rmtree(pid_file)
     bed.client.move("vm0", Side.B)
@@ -158,7 +158,7 @@ def test_a_vm_whose_qemu_waits_for_a_switch_starts_over_alone(make_bed: MakeBed)
     a.stop()
     request = Request.GET_VRING_BASE
     stuck.say(messages.build_ring_value(request, 0, 0))
-    bed.wait(lambda: not bed.client.vm("vm1")["rings"][0]["started"], "the question")
+    bed.wait(lambda: not bed.client.vm("vm1").rings[0].started, "the question")
     bed.broker.succeed()
     assert (good.hung_up, stuck.hung_up) == (False, False)  # a may be on its rings
     a.go_on()
@@ -195,7 +195,7 @@ def test_a_successor_that_fails_leaves_the_old_broker_at_work(
         connection.connect(str(bed.broker.config.successor_socket))
         act(connection)
         bed.wait(lambda: "could not take over" in bed.broker.log.read_text(), "refusal", 10.0)
-    assert bed.client.status()["pid"] == pid
+    assert bed.client.status().pid == pid
     bed.client.move("vm0", Side.B)
     bed.ends_well((0, vm))
 

@@ -63,7 +63,7 @@ def host(bed: Lab, system: System) -> Host:
 
 def served_by(host: Host, side: Side) -> None:
     vms = host.backends.vms()
-    assert [(vm["owner"], vm["certainty"]) for vm in vms] == [(side, "owns")] * 2
+    assert [(vm.owner, vm.certainty) for vm in vms] == [(side, "owns")] * 2
     assert host.active() is side
     assert host.uplink.owner() is side
 
@@ -100,7 +100,7 @@ def test_a_failure_puts_everything_back(bed: Lab, host: Host) -> None:
 def test_a_crash_is_survived_by_each_qemu_itself(bed: Lab, host: Host) -> None:
     active = host.active()
     with watchdog(host, bed.config_path, bed.layout.directory / "watch.log"):
-        before = {vm["name"]: vm["moves"] for vm in host.backends.vms()}
+        before = {vm.name: vm.moves for vm in host.backends.vms()}
         pid = host.instances[active].pid()
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
@@ -108,9 +108,7 @@ def test_a_crash_is_survived_by_each_qemu_itself(bed: Lab, host: Host) -> None:
         wait_protected(host, active.other)
         bed.pings.wait_flowing(60.0)
         served_by(host, active.other)
-        assert {vm["name"]: vm["moves"] for vm in host.backends.vms()} == {
-            vm: count + 1 for vm, count in before.items()
-        }
+        assert {vm.name: vm.moves for vm in host.backends.vms()} == {vm: count + 1 for vm, count in before.items()}
 
 
 def test_a_vm_in_quarantine_is_served_by_nobody_and_then_goes_on(bed: Lab, host: Host) -> None:
@@ -119,19 +117,19 @@ def test_a_vm_in_quarantine_is_served_by_nobody_and_then_goes_on(bed: Lab, host:
     with watchdog(host, bed.config_path, bed.layout.directory / "watch.log"):
         wait_protected(host, active)
         found = host.backends.quarantine("vm2", "by order")
-        assert (found["owner"], found["quarantine"]) == (None, "by order")
+        assert (found.owner, found.quarantine) == (None, "by order")
         pid = host.instances[active].pid()
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         host.wait(lambda: host.recorded_active() is active.other, 20.0, lambda: "no fail-over is recorded")
         wait_protected(host, active.other)
-        owners = {vm["name"]: vm["owner"] for vm in host.backends.vms()}
+        owners = {vm.name: vm.owner for vm in host.backends.vms()}
         assert owners == {"vm1": active.other, "vm2": None}
         for side in Side:
             assert not host.has_port(side, "vm2")
         host.backends.release("vm2")
         wait_protected(host, active.other)
-        host.wait(lambda: host.backends.vm("vm2")["owner"] is active.other, 20.0, lambda: "nobody serves vm2")
+        host.wait(lambda: host.backends.vm("vm2").owner is active.other, 20.0, lambda: "nobody serves vm2")
         bed.pings.wait_flowing(60.0)
     served_by(host, active.other)
 
@@ -182,7 +180,7 @@ def test_a_vm_is_not_moved_to_a_side_that_is_not_there(host: Host) -> None:
         host.instances[other].stop()
     with pytest.raises(BrokerError, match="vm vm1: vhost-user-swap: "):
         host.backends.move("vm1", other)
-    assert host.backends.vm("vm1")["owner"] == host.active()
+    assert host.backends.vm("vm1").owner == host.active()
 
 
 def test_a_stock_qemu_does_not_know_the_question(bed: Lab, system: System) -> None:
@@ -204,12 +202,12 @@ def test_a_feature_that_the_older_switch_lacks_keeps_a_vm_from_it(system: System
         host = Host(lab.config, system)
         with pytest.raises(RolledBack, match=r"step park failed.*bits 0;"):
             Upgrader(host).upgrade("host", lambda _event: None, force=True)
-        assert [vm["owner"] for vm in host.backends.vms()] == [Side.A]
+        assert [vm.owner for vm in host.backends.vms()] == [Side.A]
 
 
 def test_a_feature_that_the_guest_was_not_offered_does_not(system: System, tree_release: Release) -> None:
     with dual_lab(system, tree_release, 1, TREE_NAME, "csum=off") as lab:
         host = Host(lab.config, system)
         Upgrader(host).upgrade("host", lambda _event: None, force=True)
-        assert [vm["owner"] for vm in host.backends.vms()] == [Side.B]
+        assert [vm.owner for vm in host.backends.vms()] == [Side.B]
         lab.pings.wait_flowing(60.0)

@@ -26,8 +26,8 @@ def test_a_vm_in_quarantine_is_served_by_nobody_and_then_goes_on(make_bed: MakeB
     vm.send(20)
     vm.drain()
     found = bed.client.quarantine("vm0", "it ends whatever serves it")
-    assert (found["owner"], found["quarantine"]) == (None, "it ends whatever serves it")
-    assert "quarantine" in found["unparkable"]
+    assert (found.owner, found.quarantine) == (None, "it ends whatever serves it")
+    assert "quarantine" in str(found.unparkable)
     vm.send(5)
     for act in (lambda: bed.client.park("vm0", Side.B), lambda: bed.client.move("vm0", Side.B)):
         with pytest.raises(BrokerError, match="in quarantine"):
@@ -37,8 +37,8 @@ def test_a_vm_in_quarantine_is_served_by_nobody_and_then_goes_on(make_bed: MakeB
     other.send(5)
     other.drain()
     found = bed.client.vm("vm0")
-    assert (found["owner"], found["qemu"] is None) == (None, False)
-    assert not found["switches"]["b"]["parked"]
+    assert (found.owner, found.qemu is None) == (None, False)
+    assert not found.switches[Side.B].parked
     bed.client.release("vm0")
     bed.wait_owner(Side.B)
     vm.drain()
@@ -50,11 +50,11 @@ def test_a_qemu_that_comes_to_a_vm_in_quarantine_waits(make_bed: MakeBed) -> Non
     bed.switch(Side.A)
     bed.client.quarantine("vm0", "by order")
     vm = bed.qemu()
-    bed.wait(lambda: bed.client.vm("vm0")["qemu"] is not None, "QEMU is connected")
+    bed.wait(lambda: bed.client.vm("vm0").qemu is not None, "QEMU is connected")
     assert bed.owner() is None
     with pytest.raises(BrokerError, match="reason: not a text: 5"):
         bed.client.call("quarantine", vm="vm0", reason=5)
-    assert bed.client.vm("vm0")["quarantine"] == "by order"
+    assert bed.client.vm("vm0").quarantine == "by order"
     bed.client.release("vm0")
     bed.wait_owner(Side.A)
     vm.send(5)
@@ -74,9 +74,9 @@ def test_the_next_broker_keeps_to_it(host: Host, how: str) -> None:
         from ovs_hotswap.broker.lifecycle import replace_broker
 
         replace_broker(host.config, host.system, host.path, 20.0)
-    wait(lambda: guest.client.vm("vm0")["qemu"] is not None)
+    wait(lambda: guest.client.vm("vm0").qemu is not None)
     found = guest.client.vm("vm0")
-    assert (found["owner"], found["quarantine"]) == (None, "by order")
+    assert (found.owner, found.quarantine) == (None, "by order")
     guest.client.release("vm0")
-    wait(lambda: guest.client.vm("vm0")["certainty"] == "owns")
+    wait(lambda: guest.client.vm("vm0").certainty == "owns")
     guest.ends_well()

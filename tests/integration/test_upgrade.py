@@ -85,8 +85,8 @@ def host(bed: Lab, system: System) -> Iterator[Host]:
 def untouched(bed: Lab, host: Host) -> None:
     """The old instance serves every VM with its final tables, and nothing of the standby is left."""
     vms = host.backends.vms()
-    assert {vm["owner"] for vm in vms} == {"a"}
-    assert not any(vm["switches"]["b"]["connected"] for vm in vms)
+    assert {vm.owner for vm in vms} == {"a"}
+    assert not any(vm.switches[Side.B].connected for vm in vms)
     assert host.uplink.owner() is Side.A
     assert host.openflow(Side.A).diff(lines(render(host.intent, Form.FINAL))) == []
     assert host.instances[Side.B].status().state is State.STOPPED
@@ -346,7 +346,7 @@ def test_a_vm_whose_qemu_is_not_there_does_not_hinder(bed: Lab, host: Host) -> N
     finally:
         bed.start_guest("vm2")
     bed.pings.wait_flowing(60.0)
-    assert host.backends.vm("vm2")["owner"] == "b"
+    assert host.backends.vm("vm2").owner == "b"
 
 
 def test_a_guest_that_reboots_meanwhile_comes_back(bed: Lab, host: Host) -> None:
@@ -364,7 +364,7 @@ def test_a_qemu_that_leaves_and_comes_back_finds_its_network(bed: Lab, host: Hos
         bed.stop_guest("vm1")
         bed.start_guest("vm1")
         bed.pings.wait_flowing(60.0)
-    assert host.backends.vm("vm1")["owner"] == "a"
+    assert host.backends.vm("vm1").owner == "a"
 
 
 def test_status_names_an_unfinished_upgrade(bed: Lab, host: Host) -> None:
@@ -390,15 +390,15 @@ def test_a_changed_overlay_is_applied_under_running_vms(bed: Lab, host: Host) ->
         dry = json.loads(System().run([*program, "--dry-run"]).stdout)
         assert not dry["applied"]
         assert any("in_port=99" in line for line in dry["diff"]["a"])
-        assert "later" not in {vm["name"] for vm in host.backends.vms()}
+        assert "later" not in {vm.name for vm in host.backends.vms()}
         assert json.loads(System().run(program).stdout)["sides"] == ["a"]
         with host.instances[Side.A].database() as database:
             assert database.interfaces()["later"].ofport == 99
-        assert host.backends.vm("later")["qemu"] is None
+        assert host.backends.vm("later").qemu is None
     finally:
         bed.config.overlay.write_text(intent)
         System().run(program)
-    assert "later" not in {vm["name"] for vm in host.backends.vms()}
+    assert "later" not in {vm.name for vm in host.backends.vms()}
     time.sleep(0.5)
     assert sum(stats.lost for stats in bed.pings.between(before, bed.pings.mark())) == 0
     untouched(bed, host)
@@ -410,7 +410,7 @@ def test_no_vm_is_let_go_of_while_its_switch_stands_still(bed: Lab, host: Host, 
     head, vm1, rest = intent.partition('[[vm]]\nname = "vm1"\n')
     pid = host.instances[Side.A].pid()
     assert pid is not None
-    qemu = host.backends.vm("vm1")["qemu"]
+    qemu = host.backends.vm("vm1").qemu
     os.kill(pid, signal.SIGSTOP)
     try:
         with pytest.raises(BrokerError, match=f"the broker goes on: .* vm1: switch a .process {pid}."):
@@ -418,16 +418,16 @@ def test_no_vm_is_let_go_of_while_its_switch_stands_still(bed: Lab, host: Host, 
         overlay.write_text(head + rest[rest.index("[[") :])
         with pytest.raises(BrokerError, match=f"kept, .* VM vm1: switch a .process {pid}."):
             Host(bed.config, system).follow_intent([Side.A])
-        assert host.backends.vm("vm1")["qemu"] == qemu
+        assert host.backends.vm("vm1").qemu == qemu
     finally:
         os.kill(pid, signal.SIGCONT)
-    host.wait(lambda: "vm1" not in {vm["name"] for vm in host.backends.vms()}, 10.0, lambda: "vm1 has not left")
+    host.wait(lambda: "vm1" not in {vm.name for vm in host.backends.vms()}, 10.0, lambda: "vm1 has not left")
     Host(bed.config, system).follow_intent([Side.A])
     with host.instances[Side.A].database() as database:
         assert "vm1" not in database.interfaces()
     overlay.write_text(head + vm1 + rest)
     Host(bed.config, system).follow_intent([Side.A])
-    host.wait(lambda: host.backends.vm("vm1")["certainty"] == "owns", 10.0, lambda: "vm1 is not served again")
+    host.wait(lambda: host.backends.vm("vm1").certainty == "owns", 10.0, lambda: "vm1 is not served again")
     untouched(bed, host)
 
 

@@ -53,7 +53,7 @@ def host(bed: Lab, system: System) -> Iterator[Host]:
     """Instance a serves every VM before and after each test, alone."""
     host = Host(bed.config, system)
     yield host
-    assert {vm["owner"] for vm in host.backends.vms()} == {"a"}
+    assert {vm.owner for vm in host.backends.vms()} == {"a"}
     assert host.uplink.owner() is Side.A
     assert host.instances[Side.B].status().state is State.STOPPED
     bed.pings.wait_flowing(30.0)

@@ -80,9 +80,9 @@ def failovers(host: Host) -> list[dict[str, Any]]:
 def served_by(host: Host, side: Side) -> None:
     """Each VM's rings are ``side``'s and nobody else's, the uplink points there, and so does the record."""
     for vm in host.backends.vms():
-        assert (vm["owner"], vm["certainty"]) == (side, "owns")
-        assert vm["switches"][side]["role"] == "owner"
-        assert vm["switches"][side.other]["role"] in {None, "idle", "parked"}
+        assert (vm.owner, vm.certainty) == (side, "owns")
+        assert vm.switches[side].role == "owner"
+        assert vm.switches[side.other].role in {None, "idle", "parked"}
     assert host.uplink.owner() is side
     assert host.active() is side
 
@@ -135,11 +135,11 @@ def test_a_standby_that_dies_is_replaced(bed: Lab, host: Host, watched: int) -> 
 
 def test_a_vm_that_comes_later_is_parked(bed: Lab, host: Host, watched: int) -> None:
     bed.stop_guest("vm2")
-    eventually(lambda: host.backends.vm("vm2")["qemu"] is None, "QEMU is still there")
+    eventually(lambda: host.backends.vm("vm2").qemu is None, "QEMU is still there")
     bed.start_guest("vm2")
     bed.pings.wait_flowing(60.0)
     wait_protected(host)
-    eventually(lambda: host.backends.vm("vm2")["owner"] == host.active(), "vm2 is not on the active side")
+    eventually(lambda: host.backends.vm("vm2").owner == host.active(), "vm2 is not on the active side")
     served_by(host, host.active())
 
 
@@ -155,11 +155,11 @@ def test_a_change_of_the_overlay_reaches_both(bed: Lab, host: Host, watched: int
         return all(new.openflow(side).diff(wanted) == [] for side in Side)
 
     try:
-        eventually(lambda: "late" in [vm["name"] for vm in host.backends.vms()], "the broker has no VM late")
+        eventually(lambda: "late" in [vm.name for vm in host.backends.vms()], "the broker has no VM late")
         eventually(programmed, "the flow tables are the old ones")
     finally:
         file.write_text(before)
-    eventually(lambda: "late" not in [vm["name"] for vm in host.backends.vms()], "the broker still has VM late")
+    eventually(lambda: "late" not in [vm.name for vm in host.backends.vms()], "the broker still has VM late")
     eventually(programmed, "the flow tables are not the old ones again")
 
 

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         to = Side.B
         while len(times) < arguments.moves:
             for name in names:
-                times.append(client.move(name, to)["total_us"])
+                times.append(client.move(name, to).total_us)
                 time.sleep(arguments.pause)
             for switch in switches.values():
                 switch.check()
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def park_all(client: BrokerClient, names: list[str], side: Side) -> None:
     """Raises OldSwitchError if the ports of that side do not connect."""
     end = time.monotonic() + _READY_S
-    while not all(vm["switches"][side]["connected"] for vm in client.vms()):
+    while not all(vm.switches[side].connected for vm in client.vms()):
         if time.monotonic() > end:
             raise OldSwitchError(f"{side}: not connected after {_READY_S:g} s")
         time.sleep(_POLL_S)

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         boots = [guest.boots() for guest in lab.guests]
     return {
         "moves_us": _figures(bench.times_us), "failover_us": _figures(bench.failover_us), "boots": boots,
-        "vms": [{key: vm[key] for key in ("name", "owner", "certainty", "moves")} for vm in vms],
+        "vms": [{key: vm.document()[key] for key in ("name", "owner", "certainty", "moves")} for vm in vms],
         "phases": [
             {"name": phase.name, "sent": phase.sent, "lost": phase.lost, "doubled": phase.duplicated,
              "longest_gap_ms": phase.longest_gap_ms}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ovs_hotswap.backends import OwnerCertainty
 from ovs_hotswap.model import Side
 from ovs_hotswap.system import System
 from tests.support.broker_process import BrokerProcess
@@ -43,7 +44,7 @@ class Bed:
         made = self._stack.enter_context(SwitchProcess(spec, self.ledger))
         self.switches.append(made)
         if wait:
-            self.wait(lambda: all(vm["switches"][side]["connected"] for vm in self.client.vms()), f"switch {side}")
+            self.wait(lambda: all(vm.switches[side].connected for vm in self.client.vms()), f"switch {side}")
         return made
 
     def qemu(self, name: str = "vm0", boot: bool = True, **changes: int) -> FakeQemu:
@@ -66,7 +67,7 @@ class Bed:
 
     def owner(self, name: str = "vm0") -> Side | None:
         vm = self.client.vm(name)
-        return Side(vm["owner"]) if vm["owner"] and vm["certainty"] == "owns" else None
+        return vm.owner if vm.certainty is OwnerCertainty.OWNS else None
 
     def wait_owner(self, side: Side, name: str = "vm0") -> None:
         self.wait(lambda: self.owner(name) is side, f"{name} on side {side}")
@@ -80,7 +81,7 @@ class Bed:
         eventually(lambda: System().stopped(switch.pid), "a switch stands still")
 
     def connected(self, side: Side, name: str = "vm0") -> bool:
-        return bool(self.client.vm(name)["switches"][side]["connected"])
+        return self.client.vm(name).switches[side].connected
 
     def ends_well(self, *vms: tuple[int, FakeQemu], doubled: int = 0) -> None:
         """Each VM is served, every packet was taken once (``doubled`` may have been taken again after a crash), and no

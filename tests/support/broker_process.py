@@ -13,9 +13,9 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ovs_hotswap.broker.control.client import BrokerClient
+from ovs_hotswap.broker.control.status import BrokerStatus
 from ovs_hotswap.config import Config
 from ovs_hotswap.config_file import load_config
 from ovs_hotswap.errors import BrokerError
@@ -188,14 +188,14 @@ class BrokerProcess:
         """End it by a signal; its supervisor starts it again."""
         before = self.pid
         os.kill(before, number)
-        self._await(lambda status: status["pid"] != before)
+        self._await(lambda status: status.pid != before)
 
     def _await_child(self) -> None:
         child = self._child
         assert child is not None
-        self._await(lambda status: status["pid"] == child.pid)
+        self._await(lambda status: status.pid == child.pid)
 
-    def _await(self, true: Callable[[dict[str, Any]], bool]) -> None:
+    def _await(self, true: Callable[[BrokerStatus], bool]) -> None:
         assert self._child is not None
         end = time.monotonic() + 10
         while True:

@@ -34,7 +34,7 @@ class Host:
         stack.callback(stop_broker, self.config, self.system)
 
     def start(self) -> int:
-        return int(start_broker(self.config, self.system, self.path, 20.0)["pid"])
+        return int(start_broker(self.config, self.system, self.path, 20.0).pid)
 
     def supervisor(self) -> int | None:
         return self.system.read_pid(self.config.run_dir / "supervisor.pid")
@@ -44,7 +44,7 @@ class Host:
         end = time.monotonic() + 20.0
         while time.monotonic() < end:
             with contextlib.suppress(BrokerError), BrokerClient(self.config.broker_socket) as client:
-                if (pid := client.status()["pid"]) != before:
+                if (pid := client.status().pid) != before:
                     return int(pid)
             time.sleep(0.01)
         raise AssertionError(self.log.read_text())
@@ -73,7 +73,7 @@ class Guest:
         self.switches = [
             host.stack.enter_context(SwitchProcess(SwitchSpec(host.files.sockets(side)), self.ledger)) for side in Side
         ]
-        wait(lambda: all(self.client.vm("vm0")["switches"][side]["connected"] for side in Side))
+        wait(lambda: all(self.client.vm("vm0").switches[side].connected for side in Side))
         self.vm = host.stack.enter_context(FakeQemu(host.files.qemu_path("vm0")))
         self.vm.boot()
         self.client.park("vm0", Side.B)
@@ -81,7 +81,7 @@ class Guest:
 
     def kept(self) -> None:
         """Wait until the broker has nothing left to save."""
-        wait(lambda: self.client.status()["unsaved"] == 0)
+        wait(lambda: self.client.status().unsaved == 0)
 
     def served(self) -> None:
         """Wait until a switch has taken something."""

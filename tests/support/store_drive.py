@@ -44,7 +44,7 @@ def wait(true: Callable[[], Any], what: str) -> None:
 
 
 def another(client: BrokerClient, before: int) -> bool:
-    return bool(client.status()["pid"] != before)
+    return bool(client.status().pid != before)
 
 
 def systemctl(*arguments: str) -> str:
@@ -61,7 +61,7 @@ def main(restarts: int, kills: int) -> None:
             for side in Side
         ]
         client = stack.enter_context(BrokerClient(config.broker_socket))
-        wait(lambda: all(client.vm(VM)["switches"][side]["connected"] for side in Side), "both switches")
+        wait(lambda: all(client.vm(VM).switches[side].connected for side in Side), "both switches")
         vm = stack.enter_context(FakeQemu(config.qemu_socket(VM)))
         vm.boot()
         client.park(VM, Side.B)
@@ -71,7 +71,7 @@ def main(restarts: int, kills: int) -> None:
         lost, doubled = ledger.lost_and_doubled(0, vm.next_packet)
         touched = overlaps(switches[0].touches, switches[1].touches)
         found["stored"] = int(systemctl("show", "--property=NFileDescriptorStore", "--value"))
-        found["late_ns"] = stop(vm, switches[Side(client.vm(VM)["owner"]) is Side.B])
+        found["late_ns"] = stop(vm, switches[client.vm(VM).owner is Side.B])
         print(
             json.dumps({**found, "sent": vm.next_packet, "lost": lost, "doubled": doubled, "touched_by_two": touched})
         )
@@ -83,14 +83,15 @@ def drive(config: Config, client: BrokerClient, vm: FakeQemu, restarts: int, kil
         begun, first = time.monotonic(), vm.next_packet
         for number in range(restarts + kills):
             time.sleep(_KEPT_S)
-            before, at = client.status()["pid"], time.monotonic()
+            before, at = client.status().pid, time.monotonic()
             systemctl("restart") if number < restarts else systemctl("kill", "--signal=KILL", "--kill-who=main")
             wait(partial(another, client, before), "another broker")
             away.append(time.monotonic() - at)
-            descriptors.append(len(os.listdir(f"/proc/{client.status()['pid']}/fd")))
+            descriptors.append(len(os.listdir(f"/proc/{client.status().pid}/fd")))
             owner = client.vm(VM)
-            owners.append([owner["owner"], owner["certainty"]])
-            client.move(VM, Side(owner["owner"]).other)
+            owners.append([owner.owner, owner.certainty])
+            assert owner.owner is not None
+            client.move(VM, owner.owner.other)
             client.undelivered(VM)
         rate = (vm.next_packet - first) / (time.monotonic() - begun)
     return {"away_s": away, "descriptors": descriptors, "owners": owners, "rate": rate}

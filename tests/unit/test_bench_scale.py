@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
 from bench.guests import Events
 from bench.guests.plan import NOBODY, REMOTE
 from bench.scale import CASES, Case, gaps, spread_ms
+from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.host.host import Host
+from tests.support.fake_backends import vm_status
 
 MS = 1_000_000
 
@@ -30,9 +32,9 @@ def test_the_longest_gap_around_the_moves_counts() -> None:
 
 def test_vms_move_within_the_time_between_the_first_and_the_last() -> None:
     class Broker:
-        def vms(self, *, read: bool) -> list[dict[str, Any]]:
+        def vms(self, *, read: bool) -> list[VmStatus]:
             assert not read
-            return [{"owner_since": at} for at in (10.25, 10.0, 10.5)]
+            return [vm_status(owner_since=at) for at in (10.25, 10.0, 10.5)]
 
     host = type("FakeHost", (), {"backends": Broker()})()
     assert spread_ms(cast(Host, host)) == 500.0

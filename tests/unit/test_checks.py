@@ -13,6 +13,7 @@ from ovs_hotswap.upgrade import checks
 from ovs_hotswap.upgrade.checks import PortFacts, VmFacts
 from ovs_hotswap.upgrade.collect import vm_facts
 from ovs_hotswap.wording import summary
+from tests.support.fake_backends import ring_status, vm_status
 
 OK, WARNING, ERROR = Severity.OK, Severity.WARNING, Severity.ERROR
 
@@ -105,12 +106,9 @@ def test_vms() -> None:
 
 
 def test_rings_without_capture_are_named() -> None:
-    def rings(count: int, size: int) -> list[dict[str, object]]:
-        return [{"index": index, "size": size, "started": True} for index in range(count)]
-
-    document = {"name": "vm1", "qemu": 1, "features": None, "memory_regions": 1}
     few, many, large = (
-        vm_facts({**document, "rings": rings(count, size)}) for count, size in ((16, 256), (20, 256), (2, 8192))
+        vm_facts(vm_status(rings=tuple(ring_status(index, size=size) for index in range(count))))
+        for count, size in ((16, 256), (20, 256), (2, 8192))
     )
     assert (few.uncaught, many.uncaught, large.uncaught) == (0, 2, 1)
     assert severities(checks.uncaught_rings([few])) == [OK]

@@ -15,16 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovs_hotswap import errors
+from ovs_hotswap.backends import Absence, AbsenceCause, MoveResult, OwnerCertainty, SwitchRole, VmStatus
 from ovs_hotswap.broker.control.client import (
     BrokerClient,
     decode_request,
-    describes_vm,
     encode,
     error_document,
     reported,
 )
 from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown
 from ovs_hotswap.model import Side
+from tests.support.fake_backends import ring_status, vm_status
 
 # Few characters, but all kinds that JSON treats in their own way; hypothesis's whole Unicode takes half a minute.
 texts = st.text('ab"\\\n\u2028\x00é', max_size=8)
@@ -118,12 +119,12 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         assert not thread.is_alive()
 
 
-SWITCH = {"connected": True, "parked": True, "missing": []}
-RING = {"index": 0, "started": True, "enabled": True}
-VM: dict[str, Any] = {
-    "name": "vm1", "qemu": 5, "owner": "a", "certainty": "owns", "unparkable": None, "owner_since": 1.5,
-    "switches": {"a": SWITCH, "b": SWITCH}, "rings": [RING],
-}  # fmt: skip
+STATUS = vm_status(rings=(ring_status(0),), capture_bytes=4096, unreported=frozenset({"netdev"}), netdev=None)
+VM: dict[str, Any] = json.loads(json.dumps(STATUS.document()))
+SWITCH, RING = VM["switches"]["a"], VM["rings"][0]
+ADDED_LATER = {"absent", "owner_since", "last_proof", "quarantine", "capture_bytes"}
+MOVED = {"vm": "v", "owner": "b", "give_us": 1, "take_us": 2.5, "total_us": 3.5}
+BROKER = {"version": "1.0", "pid": 5, "uptime_s": 1, "vms": 3, "home": "a"}
 
 
 def answering(answer: Callable[[dict[str, object]], bytes]) -> Callable[[socket.socket], None]:
@@ -143,7 +144,7 @@ def test_calls_are_what_the_broker_understands(serve: Serve) -> None:
     with BrokerClient(serve(answering(echo)), timeout=5) as client:
         assert client.call("vms") == {"method": "vms", "params": {}}
         assert client.call("vm", vm="v") == {"method": "vm", "params": {"vm": "v"}}
-        assert client.move("v", Side.B) == {"method": "move", "params": {"vm": "v", "to": "b"}}
+        assert client.call("move", vm="v", to=Side.B) == {"method": "move", "params": {"vm": "v", "to": "b"}}
         client.park("v", Side.A)
         client.unpark("v", Side.A)
 
@@ -163,8 +164,10 @@ def test_rows_of_vms_fit_into_the_memory_for_frames(
 ) -> None:
     def answer(request: dict[str, object]) -> bytes:
         if request["method"] == "status":
-            return encode({"result": {} if limit is None else {"capture": {"limit": limit}}})
-        each = [{**VM, "name": f"vm{number}", **({} if size is None else {"capture_bytes": size})}
+            sizes_of_all = {"taken": 0, "largest": 0, "all": 0}
+            more = {} if limit is None else {"capture": {"limit": limit, **sizes_of_all}}
+            return encode({"result": {**BROKER, **more}})
+        each = [{**VM, "name": f"vm{number}", "capture_bytes": 0 if size is None else size}
                 for number, size in enumerate(sizes)]  # fmt: skip
         return encode({"result": each})
 
@@ -266,7 +269,7 @@ ODD: list[Any] = [
     *([{**VM, key: 5}] for key in ("name", "switches", "rings", "owner")),
     [{**VM, "owner_since": "x"}], [{**VM, "switches": {"a": SWITCH}}], [{**VM, "switches": {"a": SWITCH, "b": 1}}],
     [{**VM, "switches": {"a": SWITCH, "b": {"connected": True}}}], [{**VM, "rings": [5]}], [{**VM, "rings": [{}]}],
-    *([{name: value for name, value in VM.items() if name != key}] for key in VM if key != "owner_since"),
+    *([{name: value for name, value in VM.items() if name != key}] for key in VM if key not in ADDED_LATER),
 ]  # fmt: skip
 
 
@@ -274,18 +277,76 @@ ODD: list[Any] = [
 def test_an_answer_of_another_shape_is_the_broker_s_fault(serve: Serve, found: Any) -> None:
     """It may be another version's. Who fails over, or starts an instance again, goes on without what it tells."""
     with BrokerClient(serve(answering(lambda _: encode({"result": found}))), timeout=5) as client:
-        for ask in (client.vms, lambda: client.vm("vm1"), lambda: client.undelivered("vm1"),
-                    lambda: client.move_many(["vm1"], Side.B)):  # fmt: skip
-            with pytest.raises(BrokerError) as raised:
+        for ask in (client.vms, lambda: client.vm("vm1"), lambda: client.undelivered("vm1"), client.status,
+                    client.reload, lambda: client.move("vm1", Side.B), lambda: client.quarantine("vm1", "by order"),
+                    lambda: client.move_many(["vm1"], Side.B), lambda: client.arm(["vm1"], Side.B)):  # fmt: skip
+            with pytest.raises(BrokerError, match="it does not answer as this version expects: ") as raised:
                 ask()
             assert raised.value.hint == "`ovs-hotswap broker take-over` replaces it by one of this version"
 
 
-def test_an_answer_that_tells_enough_is_taken(serve: Serve) -> None:
-    for found in (VM, {key: value for key, value in VM.items() if key != "owner_since"}, {**VM, "more": 1}):
-        assert describes_vm(found)
-    with BrokerClient(serve(answering(lambda _: encode({"result": [VM]}))), timeout=5) as client:
-        assert client.vms() == [VM]
+def test_what_is_not_understood_is_named(serve: Serve) -> None:
+    found = [VM, {**VM, "rings": [RING, {**RING, "started": None}]}]
+    with BrokerClient(serve(answering(lambda _: encode({"result": found}))), timeout=5) as client:
+        with pytest.raises(BrokerError, match=r"vms: .*: 1\.rings\.1\.started: Input should be a valid boolean"):
+            client.vms()
+
+
+def ask_for_vms(serve: Serve, found: dict[str, Any]) -> VmStatus:
+    with BrokerClient(serve(answering(lambda _: encode({"result": [found]}))), timeout=5) as client:
+        return client.vms()[0]
+
+
+def test_the_status_of_a_vm_arrives_as_it_was_sent(serve: Serve) -> None:
+    found = ask_for_vms(serve, VM)
+    assert found == STATUS
+    assert found.document() == VM
+
+
+def test_a_newer_broker_tells_more(serve: Serve) -> None:
+    switches = {side: {**SWITCH, "role": "deputy", "more": 1} for side in Side}
+    newer = {**VM, "more": 1, "switches": switches, "rings": [{**RING, "more": 1}], "certainty": "hopes",
+             "absent": {"cause": "asleep", "text": "it sleeps", "more": 1}}  # fmt: skip
+    found = ask_for_vms(serve, newer)
+    assert (found.certainty, found.switches[Side.A].role) == (OwnerCertainty.UNKNOWN, SwitchRole.UNKNOWN)
+    assert found.absent == Absence(AbsenceCause.UNREACHABLE, "it sleeps")
+    assert "more" not in found.document()
+
+
+def test_an_older_broker_tells_less(serve: Serve) -> None:
+    older = {key: value for key, value in VM.items() if key not in ADDED_LATER}
+    found = ask_for_vms(serve, older)
+    assert found.document() == older, "what is not known is not printed as if it were"
+    assert (found.owner_since, found.absent, found.can_be_quarantined) == (None, None, False)
+
+
+def test_a_broker_cannot_say_what_it_does_not_report(serve: Serve) -> None:
+    assert ask_for_vms(serve, {**VM, "unreported": ["quarantine"]}) == STATUS
+
+
+def test_the_status_of_an_older_broker_and_of_a_newer_one(serve: Serve) -> None:
+    with BrokerClient(serve(answering(lambda _: encode({"result": {**BROKER, "more": 1}}))), timeout=5) as client:
+        found = client.status()
+        assert client.reload() == []
+    assert found.document() == BROKER
+    assert (found.capture, found.kept_by_systemd) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [({"supervised": True}, True), ({"supervised": True, "unit": False}, False), ({"unit": True}, True)],
+)
+def test_who_keeps_the_descriptors(serve: Serve, told: dict[str, bool], kept: bool) -> None:
+    with BrokerClient(serve(answering(lambda _: encode({"result": {**BROKER, **told}}))), timeout=5) as client:
+        assert client.status().kept_by_systemd is kept
+
+
+def test_moves_and_the_error_of_the_first_that_failed(serve: Serve) -> None:
+    fault = error_document(StateUnknown("open", hint="look"))
+    with BrokerClient(serve(answering(lambda _: encode({"result": {"moved": [MOVED], **fault}}))), timeout=5) as client:
+        moved, error = client.move_many(["v", "w"], Side.B)
+    assert moved == [MoveResult("v", Side.B, 1.0, 2.5, 3.5)]
+    assert isinstance(error, StateUnknown)
 
 
 @pytest.mark.parametrize("line", [b"5", b"[]", b"{}", b"null", b'{"error": 5}', b"[" * 20000])

@@ -20,7 +20,8 @@ from ovs_hotswap.upgrade import collect, peer_link, steps
 from ovs_hotswap.upgrade.collect import LogEnd
 from ovs_hotswap.upgrade.situation import Upgrade
 from ovs_hotswap.upgrade.steps import CloseWindow, PeerLink, RecordActive, Retire, StartStandby, SteerUplink
-from tests.unit.watch_bed import RELEASE, Bed, FakeBroker, FakeInstance
+from tests.support.fake_backends import FakeBackEnds
+from tests.unit.watch_bed import RELEASE, Bed, FakeInstance, World
 
 
 @pytest.fixture
@@ -54,13 +55,17 @@ def run(**facts: Any) -> StepContext:
     return StepContext(lambda: facts, lambda _facts: None, lambda _event: None)
 
 
-class BrokerOfADeath(FakeBroker):
+class BrokerOfADeath(FakeBackEnds):
     """The new instance dies when the last VM has been unparked."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self._world = world
 
     def unpark(self, name: str, side: Side) -> None:
         super().unpark(name, side)
-        if not any(side in sides for sides in self.world.parked.values()):
-            self.world.die(side.other)
+        if not any(side in sides for sides in self._world.parked.values()):
+            self._world.die(side.other)
 
 
 def test_a_new_instance_that_dies_while_the_old_one_is_given_up_has_somewhere_to_go_back_to(bed: Bed) -> None:

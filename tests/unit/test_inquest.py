@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from ovs_hotswap.backends import BackendMode
+from ovs_hotswap.backends import BackendMode, VmStatus
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, HotswapError
 from ovs_hotswap.host import culprit
@@ -17,7 +18,8 @@ from ovs_hotswap.switch.instance import State
 from ovs_hotswap.upgrade import collect
 from ovs_hotswap.watchdog import status_file
 from ovs_hotswap.watchdog.failover import Task
-from tests.unit.watch_bed import Bed, FakeBroker
+from tests.support.fake_backends import FakeBackEnds, vm_status
+from tests.unit.watch_bed import Bed
 from tests.unit.watch_bed import config as config
 
 VMS = [f"vm{number}" for number in range(1, 256)]
@@ -205,17 +207,17 @@ def alone(config: Config) -> Bed:
     return bed
 
 
-def test_an_earlier_broker_that_has_no_quarantine_keeps_nobody_from_being_served(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its documents do not tell of one, and no VM could be held back: nothing is looked for."""
-    of_now = FakeBroker.vm
+class Earlier(FakeBackEnds):
+    """A broker from before there was a quarantine."""
 
-    def earlier(self: FakeBroker, name: str) -> dict[str, Any]:
-        return {key: value for key, value in of_now(self, name).items() if key != "quarantine"}
+    def vm(self, name: str) -> VmStatus:
+        return replace(super().vm(name), quarantine=None, unreported=frozenset({"quarantine"}))
 
-    monkeypatch.setattr(FakeBroker, "vm", earlier)
+
+def test_an_earlier_broker_that_has_no_quarantine_keeps_nobody_from_being_served(config: Config) -> None:
+    """No VM could be held back: nothing is looked for."""
     bed = alone(config)
+    bed.host.__dict__["broker"] = Earlier(bed.world)
     for _ in range(2):  # an instance that ends soon, and the one after it
         bed.world.now += 10
         bed.world.die(Side.A)
@@ -248,7 +250,7 @@ def test_no_fault_of_the_search_keeps_the_active_from_being_started(
 )
 def test_no_upgrade_begins_while_vms_are_held_back_for_a_moment(reason: str, severity: Severity) -> None:
     """It would be left out, and nobody goes on with the search until the upgrade has ended."""
-    found = collect.quarantined({"name": "vm1", "quarantine": reason}, "VM vm1")
+    found = collect.quarantined(vm_status(quarantine=reason), "VM vm1")
     assert (found.severity, found.item) == (severity, "VM vm1")
     assert reason in found.text
     assert "vm release vm1" in (found.hint or "")

@@ -4,61 +4,63 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from ovs_hotswap.backends import MoveResult, OwnerCertainty, VmStatus
 from ovs_hotswap.errors import BrokerError, HotswapError, SwitchError
 from ovs_hotswap.host.host import Host
-from ovs_hotswap.host.standby import newcomers
 from ovs_hotswap.model import MessageThread, Side
 from ovs_hotswap.plan.executor import Event, StepContext
 from ovs_hotswap.priority import Rank
 from ovs_hotswap.upgrade import baseline
 from ovs_hotswap.upgrade.move_vms import move_all
+from tests.support.fake_backends import FakeBackEnds, VmStates, ring_status, vm_status
 from tests.unit.fake_system import FakeSystem
 
 THREADS = {Side.A: MessageThread(3, None), Side.B: MessageThread(4, 5)}
 
 
-class FakeBroker:
-    """VMs by name and owner. ``bad`` cannot be moved so many times more, ``deaf`` are not served by these sides,
-    ``empty`` has no guest, ``odd`` have eight regions of memory."""
+class Guests(VmStates):
+    """VMs on side a. ``bad`` cannot be moved so many times more, ``deaf`` are not served by these sides, ``odd`` have
+    eight regions of memory."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.owner = dict.fromkeys(names, Side.A)
+    def __init__(self, vms: Sequence[str]) -> None:
+        super().__init__(vms)
         self.bad: dict[str, int] = {}
         self.deaf: dict[str, set[Side]] = {}
         self.odd: set[str] = set()
-        self.empty = ""
+
+
+class RowsOfVms(FakeBackEnds):
+    """``room``: VMs that can be armed at once. ``most``: those that were, or whose frames had not been asked for."""
+
+    def __init__(self, states: Guests) -> None:
+        super().__init__(states)
+        self.guests = states
         self.calls: list[list[str]] = []
         self.asked: list[str] = []
         self.armed: list[str] = []
-        self.room = 1000  # VMs that can be armed at once
-        self.most = 0  # that were, or whose frames had not been asked for yet
+        self.room = 1000
+        self.most = 0
         self.moved: list[str] = []
 
-    def vms(self, *, read: bool = True) -> list[dict[str, Any]]:
-        return [self.vm(name) for name in self.owner]
-
-    def vm(self, name: str) -> dict[str, Any]:
-        owner = self.owner[name]
-        used = 9 if self._deaf(name) else 10
-        ring = {"index": 1, "size": 256, "started": True, "enabled": True, "available": 10, "used": used}
-        switches = {side: {"connected": True, "missing": []} for side in Side}
-        return {"name": name, "owner": owner, "certainty": "owns", "qemu": None if name == self.empty else 7,
-                "unparkable": "its memory has 8 regions" if name in self.odd else None,
-                "switches": switches, "rings": [ring]}  # fmt: skip
+    def vm(self, name: str) -> VmStatus:
+        rings = (ring_status(1, 10, 9 if self._deaf(name) else 10),)
+        return replace(super().vm(name), rings=rings,
+                       unparkable="its memory has 8 regions" if name in self.guests.odd else None)  # fmt: skip
 
     def _deaf(self, name: str) -> bool:
-        return self.owner[name] in self.deaf.get(name, ())
+        return self.guests.owner[name] in self.guests.deaf.get(name, ())
 
     def rows(self, names: Sequence[str]) -> list[list[str]]:
         return [list(names[start : start + self.room]) for start in range(0, len(names), self.room)]
 
-    def arm(self, names: Sequence[str], _to: Side) -> list[str]:
+    def arm(self, names: Sequence[str], to: Side) -> list[str]:
         self.armed += names
         self.most = max(self.most, len(self.armed) + len([name for name in self.moved if name not in self.asked]))
         return self.armed
@@ -67,22 +69,22 @@ class FakeBroker:
         self.armed = [name for name in self.armed if name not in names]
 
     def move_many(
-        self, names: Sequence[str], to: Side, threads: Mapping[Side, MessageThread]
-    ) -> tuple[list[dict[str, Any]], HotswapError | None]:
+        self, names: Sequence[str], to: Side, threads: Mapping[Side, MessageThread] | None = None
+    ) -> tuple[list[MoveResult], HotswapError | None]:
         assert threads is THREADS
         self.calls.append(list(names))
-        moved: list[dict[str, Any]] = []
-        for name in names:
-            if name in self.odd or self.bad.get(name, 0):
-                self.bad[name] = self.bad.get(name, 0) - 1
-                return moved, BrokerError(f"vm {name} cannot move")
-            if name in self.armed:
-                self.armed.remove(name)
-            self.owner[name] = to
-            empty = name == self.empty
-            self.moved += [] if empty else [name]
-            moved.append({"vm": name, "owner": None if empty else to, "total_us": 0.0 if empty else 100.0})
-        return moved, None
+        moved, error = super().move_many(names, to, threads)
+        done = [each.vm for each in moved]
+        self.armed = [name for name in self.armed if name not in done]
+        self.moved += [name for name in done if name not in self.guests.empty]
+        return moved, error
+
+    def why_not_moved(self, name: str, to: Side) -> str | None:
+        bad = self.guests.bad
+        if name not in self.guests.odd and not bad.get(name, 0):
+            return None
+        bad[name] = bad.get(name, 0) - 1
+        return f"vm {name} cannot move"
 
     def unserved(self, names: Sequence[str]) -> list[str]:
         return [name for name in names if self._deaf(name)]
@@ -94,7 +96,8 @@ class FakeBroker:
 
 class Bed:
     def __init__(self, count: int) -> None:
-        self.broker = FakeBroker([f"vm{number}" for number in range(count)])
+        self.guests = Guests([f"vm{number}" for number in range(count)])
+        self.broker = RowsOfVms(self.guests)
         self.sent: list[tuple[bytes, str]] = []
         self.events: list[Event] = []
         self.ranks: dict[Side, Rank] = {}
@@ -148,17 +151,17 @@ def test_one_alone_then_many(count: int, calls: list[int]) -> None:
     bed = Bed(count)
     moves = move_all(bed.host, Side.B, bed.run)
     assert [len(each) for each in bed.broker.calls] == calls
-    assert set(bed.broker.owner.values()) <= {Side.B}
-    assert list(moves) == bed.broker.asked == list(bed.broker.owner)
+    assert set(bed.guests.owner.values()) <= {Side.B}
+    assert list(moves) == bed.broker.asked == list(bed.guests.owner)
     assert [(event.item, event.count, event.total) for event in bed.events] == [
-        (name, number, count) for number, name in enumerate(bed.broker.owner, 1)
+        (name, number, count) for number, name in enumerate(bed.guests.owner, 1)
     ]
 
 
 @pytest.mark.parametrize("to", list(Side))
 def test_the_side_that_takes_the_rings_comes_first(to: Side) -> None:
     bed = Bed(1)
-    bed.broker.owner["vm0"] = to.other
+    bed.guests.owner["vm0"] = to.other
     move_all(bed.host, to, bed.run)
     assert bed.ranks == {to: Rank.TAKES, to.other: Rank.GIVES}
 
@@ -178,11 +181,11 @@ def test_frames_of_a_vm_that_is_in_the_intent_no_more_are_given_to_nobody() -> N
 
 def test_no_more_vms_are_between_two_instances_than_there_is_room_for() -> None:
     bed = Bed(7)
-    bed.broker.room, bed.broker.empty = 3, "vm1"
+    bed.broker.room, bed.guests.empty = 3, {"vm1"}
     moves = move_all(bed.host, Side.B, bed.run)
     assert bed.broker.calls == [["vm0"], ["vm1", "vm2"], ["vm3", "vm4", "vm5"], ["vm6"]]
     assert bed.broker.most == 3
-    assert set(bed.broker.owner.values()) == {Side.B}
+    assert [name for name, owner in bed.guests.owner.items() if owner is Side.A] == ["vm1"], "it has no rings"
     assert list(moves) == bed.broker.asked == [f"vm{number}" for number in (0, 2, 3, 4, 5, 6)]
     assert [event.count for event in bed.events] == list(range(1, 8))
 
@@ -190,11 +193,11 @@ def test_no_more_vms_are_between_two_instances_than_there_is_room_for() -> None:
 @pytest.mark.parametrize("back", [False, True])
 def test_a_vm_that_cannot_be_moved_takes_no_room_from_the_next_ones(back: bool) -> None:
     bed = Bed(6)
-    bed.broker.room, bed.broker.bad = 2, {"vm1": 1000}
+    bed.broker.room, bed.guests.bad = 2, {"vm1": 1000}
     with pytest.raises(BrokerError, match="vm1 cannot move"):
         move_all(bed.host, Side.B, bed.run, back=back)
     assert bed.broker.most == 2
-    assert [name for name, owner in bed.broker.owner.items() if owner is Side.A] == ["vm1"]
+    assert [name for name, owner in bed.guests.owner.items() if owner is Side.A] == ["vm1"]
 
 
 def test_many_frames_are_delivered_at_once() -> None:
@@ -209,14 +212,14 @@ def test_many_frames_are_delivered_at_once() -> None:
 
 def test_vms_that_are_there_already_stay() -> None:
     bed = Bed(3)
-    bed.broker.owner["vm1"] = Side.B
+    bed.guests.owner["vm1"] = Side.B
     assert list(move_all(bed.host, Side.B, bed.run)) == ["vm0", "vm2"]
     assert bed.broker.calls == [["vm0"], ["vm2"]]
 
 
 def test_a_vm_without_a_guest_is_counted_but_has_no_time() -> None:
     bed = Bed(3)
-    bed.broker.empty = "vm1"
+    bed.guests.empty = {"vm1"}
     assert list(move_all(bed.host, Side.B, bed.run)) == ["vm0", "vm2"]
     assert [event.count for event in bed.events] == [1, 2, 3]
 
@@ -229,19 +232,19 @@ def test_the_vm_that_goes_alone_is_chosen() -> None:
 
 def test_an_instance_that_serves_nobody_gets_one_vm() -> None:
     bed = Bed(10)
-    bed.broker.deaf = {name: {Side.B} for name in bed.broker.owner}
+    bed.guests.deaf = {name: {Side.B} for name in bed.guests.owner}
     with pytest.raises(SwitchError, match="instance b does not take what the guest sends of VM vm0, instance a does"):
         move_all(bed.host, Side.B, bed.run)
     assert bed.broker.calls == [["vm0"], ["vm0"]]
-    assert set(bed.broker.owner.values()) == {Side.A}
+    assert set(bed.guests.owner.values()) == {Side.A}
 
 
 @pytest.mark.parametrize("wedged", ["vm0", "vm7"])
 def test_a_vm_that_neither_side_serves_keeps_nobody_from_being_moved(wedged: str) -> None:
     bed = Bed(10)
-    bed.broker.deaf = {wedged: set(Side)}
+    bed.guests.deaf = {wedged: set(Side)}
     move_all(bed.host, Side.B, bed.run)
-    assert set(bed.broker.owner.values()) == {Side.B}
+    assert set(bed.guests.owner.values()) == {Side.B}
     assert baseline.known(bed.run) == {(wedged, 1)}
     assert bed.told == [
         f"VM {wedged} ring 1: stuck, 1 buffers outstanding at index 9, on either instance alike: not judged"
@@ -250,7 +253,7 @@ def test_a_vm_that_neither_side_serves_keeps_nobody_from_being_moved(wedged: str
 
 def test_a_vm_that_was_not_served_before_is_not_tried() -> None:
     bed = Bed(3)
-    bed.broker.deaf = {"vm1": set(Side)}
+    bed.guests.deaf = {"vm1": set(Side)}
     baseline.remember(bed.run, {("vm1", 1)})
     move_all(bed.host, Side.B, bed.run)
     assert bed.broker.calls == [["vm0"], ["vm1", "vm2"]]
@@ -259,37 +262,37 @@ def test_a_vm_that_was_not_served_before_is_not_tried() -> None:
 
 def test_on_the_way_back_a_vm_that_is_not_served_is_named_and_no_error() -> None:
     bed = Bed(3)
-    bed.broker.owner = dict.fromkeys(bed.broker.owner, Side.B)
-    bed.broker.deaf = {"vm1": set(Side)}
+    bed.guests.owner = dict.fromkeys(bed.guests.owner, Side.B)
+    bed.guests.deaf = {"vm1": set(Side)}
     move_all(bed.host, Side.A, bed.run, back=True)
-    assert set(bed.broker.owner.values()) == {Side.A}
+    assert set(bed.guests.owner.values()) == {Side.A}
     assert bed.told == ["instance a does not take what the guest sends of VM vm1"]
 
 
 def test_a_vm_that_cannot_be_moved_at_once_is_moved_last() -> None:
     bed = Bed(10)
-    bed.broker.bad = {"vm0": 1, "vm4": 3}
+    bed.guests.bad = {"vm0": 1, "vm4": 3}
     moves = move_all(bed.host, Side.B, bed.run)
     assert list(moves) == [f"vm{number}" for number in (1, 2, 3, 5, 6, 7, 8, 9, 0, 4)]
-    assert set(bed.broker.owner.values()) == {Side.B}
+    assert set(bed.guests.owner.values()) == {Side.B}
 
 
 def test_a_vm_that_cannot_be_moved_stays_alone_and_is_named() -> None:
     bed = Bed(10)
-    bed.broker.bad = {"vm4": 1000}
-    bed.broker.odd = {"vm6"}
+    bed.guests.bad = {"vm4": 1000}
+    bed.guests.odd = {"vm6"}
     with pytest.raises(BrokerError) as raised:
         move_all(bed.host, Side.B, bed.run)
     assert "vm4 cannot move" in raised.value.message
     assert "VM vm6 cannot be moved to b: its memory has 8 regions" in raised.value.message
-    assert [name for name, owner in bed.broker.owner.items() if owner is Side.A] == ["vm4", "vm6"]
+    assert [name for name, owner in bed.guests.owner.items() if owner is Side.A] == ["vm4", "vm6"]
     assert bed.broker.asked == ["vm0", "vm1", "vm2", "vm3", "vm5", "vm7", "vm8", "vm9"]
     assert bed.broker.armed == []
 
 
 def test_many_vms_that_cannot_be_moved_do_not_take_their_time_each() -> None:
     bed = Bed(200)
-    bed.broker.bad = dict.fromkeys(bed.broker.owner, 1000)
+    bed.guests.bad = dict.fromkeys(bed.guests.owner, 1000)
     moving = bed.broker.move_many
 
     def slow(*arguments: Any) -> Any:
@@ -304,7 +307,7 @@ def test_many_vms_that_cannot_be_moved_do_not_take_their_time_each() -> None:
 
 def test_where_an_instance_has_ended_it_is_not_a_vm_s_fault() -> None:
     bed = Bed(10)
-    bed.broker.bad = {"vm4": 1}
+    bed.guests.bad = {"vm4": 1}
     move_many = bed.broker.move_many
 
     def dies(names: Sequence[str], *rest: Any) -> Any:
@@ -319,12 +322,12 @@ def test_where_an_instance_has_ended_it_is_not_a_vm_s_fault() -> None:
 
 
 def test_a_vm_that_was_started_meanwhile_is_told_from_one_that_fled() -> None:
-    vm: dict[str, Any] = {"name": "vm1", "qemu": 7, "owner": Side.A, "certainty": "owns", "moves": 0}
-    assert newcomers([vm], Side.A) == ["vm1"]
+    vm = vm_status()
+    assert vm.newcomer(Side.A)
     others: list[dict[str, Any]] = [
         {"moves": 2},
         {"owner": Side.B},
-        {"certainty": "cut"},
+        {"certainty": OwnerCertainty.CUT},
         {"qemu": None, "owner": None},
     ]
-    assert newcomers([{**vm, **changed} for changed in others], Side.A) == []
+    assert not any(replace(vm, **changed).newcomer(Side.A) for changed in others)

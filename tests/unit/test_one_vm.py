@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ovs_hotswap.backends import OwnerCertainty, SwitchStatus, VmStatus
 from ovs_hotswap.config import Config
-from ovs_hotswap.errors import BrokerError, HostError, HotswapError, SwitchError
-from ovs_hotswap.model import MessageThread, Side
+from ovs_hotswap.errors import BrokerError, HostError, SwitchError
+from ovs_hotswap.model import Side
 from ovs_hotswap.plan.executor import Event, StepContext
 from ovs_hotswap.switch.pmd import RxQueue
 from ovs_hotswap.upgrade import baseline
@@ -21,7 +22,8 @@ from ovs_hotswap.upgrade.situation import Upgrade
 from ovs_hotswap.upgrade.soak import Soak, see_served
 from ovs_hotswap.upgrade.steps import MoveVms, Park, Retire
 from ovs_hotswap.upgrade.way_back import take_back
-from tests.unit.watch_bed import FakeBroker, FakeHost, FakeInstance, World
+from tests.support.fake_backends import FakeBackEnds, ring_status
+from tests.unit.watch_bed import FakeHost, FakeInstance, World
 
 
 class Guests(World):
@@ -51,22 +53,25 @@ class Guests(World):
             self.gone = set()
 
 
-class BackEnds(FakeBroker):
-    world: Guests
+class GuestBackEnds(FakeBackEnds):
+    def __init__(self, world: Guests) -> None:
+        super().__init__(world)
+        self.world = world
 
-    def vm(self, name: str) -> dict[str, Any]:
+    def vm(self, name: str) -> VmStatus:
         world = self.world
         world.sent += 1  # every guest sends all the time
-        stuck = name in world.wedged or (name in world.deaf and world.owner[name] is Side.B)
-        used = 9 if stuck else world.sent & 0xFFFF
-        ring = {"index": 1, "size": 256, "started": True, "enabled": True, "available": used + 1 & 0xFFFF, "used": used}
-        owner = None if name in world.gone else world.owner[name]
-        switches = super().vm(name)["switches"]
-        for side in Side:
-            switches[side]["connected"] &= world.cut.get(name) is not side
-        return {**super().vm(name), "owner": owner, "certainty": "nobody" if owner is None else "owns",
-                "rings": [ring], "moves": world.moves[name], "last_error": "it says why", "switches": switches,
-                "unparkable": "its memory has 8 regions" if name in world.odd else None}  # fmt: skip
+        used = 9 if self._stuck(name) else world.sent & 0xFFFF
+        found = replace(super().vm(name), rings=(ring_status(1, used + 1 & 0xFFFF, used),), last_error="it says why",
+                        unparkable="its memory has 8 regions" if name in world.odd else None)  # fmt: skip
+        return replace(found, owner=None, certainty=OwnerCertainty.NOBODY) if name in world.gone else found
+
+    def _stuck(self, name: str) -> bool:
+        return name in self.world.wedged or (name in self.world.deaf and self.world.owner[name] is Side.B)
+
+    def switch(self, name: str, side: Side) -> SwitchStatus:
+        found = super().switch(name, side)
+        return replace(found, connected=found.connected and self.world.cut.get(name) is not side)
 
     def park(self, name: str, side: Side) -> None:
         if name in self.world.odd:
@@ -75,28 +80,16 @@ class BackEnds(FakeBroker):
             raise BrokerError(f"vm {name}: switch a is not parked after 5 s")
         super().park(name, side)
 
-    def move(self, name: str, to: Side) -> None:
-        _, fault = self.move_many([name], to)
-        if fault is not None:
-            raise fault
-
-    def move_many(
-        self, names: Sequence[str], to: Side, threads: Mapping[Side, MessageThread] | None = None
-    ) -> tuple[list[dict[str, Any]], HotswapError | None]:
+    def why_not_moved(self, name: str, to: Side) -> str | None:
         world = self.world
-        moved: list[dict[str, Any]] = []
-        for name in names:
-            if name in world.fleeting:
-                world.quarantine[name] = "it ends whatever serves it"
-            if name in world.quarantine:
-                world.gone.add(name)
-                return moved, BrokerError(f"vm {name} is in quarantine")
-            if name in world.odd | world.under_way or (to is Side.A and world.refused_by_a):
-                return moved, BrokerError(f"vm {name} cannot move to {to}: messages are under way")
-            world.done.append(f"move {name} {to}")
-            world.owner[name] = to
-            moved.append({"vm": name, "owner": to, "total_us": 50.0})
-        return moved, None
+        if name in world.fleeting:
+            world.quarantine[name] = "it ends whatever serves it"
+        if name in world.quarantine:
+            world.gone.add(name)
+            return f"vm {name} is in quarantine"
+        if name in world.odd | world.under_way or (to is Side.A and world.refused_by_a):
+            return f"vm {name} cannot move to {to}: messages are under way"
+        return None
 
     def reload(self) -> list[str]:
         """VMs that nobody serves are given to the side that is active."""
@@ -106,25 +99,11 @@ class BackEnds(FakeBroker):
                 self.world.owner[name] = owner.other
         return []
 
-    def rows(self, names: Sequence[str]) -> list[list[str]]:
-        return [list(names)] if names else []
-
-    def arm(self, names: Sequence[str], to: Side) -> list[str]:
-        return list(names)
-
-    def disarm(self, names: Sequence[str]) -> None:
-        pass
-
     def unserved(self, names: Sequence[str]) -> list[str]:
-        world = self.world
-        return [name for name in names
-                if name in world.wedged or (name in world.deaf and world.owner[name] is Side.B)]  # fmt: skip
-
-    def undelivered(self, name: str) -> list[bytes]:
-        return []
+        return [name for name in names if self._stuck(name)]
 
 
-class InTurn(BackEnds):
+class InTurn(GuestBackEnds):
     """The guest of vm1 writes the indices of two rings as it likes: at any moment one of them looks unserved, and none
     does all the time."""
 
@@ -132,15 +111,15 @@ class InTurn(BackEnds):
         super().__init__(world)
         self.cycle, self.end = cycle, world.now + 600
 
-    def vm(self, name: str) -> dict[str, Any]:
+    def vm(self, name: str) -> VmStatus:
         found, at = super().vm(name), self.world.now / self.cycle % 1
         assert self.world.now < self.end, "no end"
         if name == "vm1":
             good = int(self.world.now * 100) & 0xFFFF
-            found["rings"] = [
-                {**found["rings"][0], "index": index, "used": 7 if bad else good, "available": 5000 if bad else good}
+            found = replace(found, rings=tuple(
+                ring_status(index, 5000 if bad else good, 7 if bad else good)
                 for index, bad in ((1, at < 0.7), (3, at >= 0.5 or at < 0.2))
-            ]
+            ))  # fmt: skip
         return found
 
 
@@ -163,7 +142,7 @@ class GuestHost(FakeHost):
     def __init__(self, config: Config, world: Guests) -> None:
         super().__init__(config, world)
         self.instances = {side: Instance(config, world, side) for side in Side}  # type: ignore[misc]
-        self.__dict__["broker"] = BackEnds(world)
+        self.__dict__["broker"] = GuestBackEnds(world)
 
     def openflow(self, side: Side) -> Any:
         return Flows(self.world)
@@ -334,13 +313,14 @@ def test_rings_that_look_unserved_in_turn_do_not_keep_the_soak_from_ending(bed: 
     assert "VM vm1 ring" in bed.told
 
 
-class ComeAndGo(BackEnds):
+class ComeAndGo(GuestBackEnds):
     """The QEMUs of vm1 and vm2 come again in turn, so that at any moment one of them is not served."""
 
-    def vm(self, name: str) -> dict[str, Any]:
+    def vm(self, name: str) -> VmStatus:
         found, first = super().vm(name), self.world.now % 6 < 3
         assert self.world.now < 2000, "no end"
-        return {**found, "owner": None, "certainty": "nobody"} if name == ("vm1" if first else "vm2") else found
+        gone = name == ("vm1" if first else "vm2")
+        return replace(found, owner=None, certainty=OwnerCertainty.NOBODY) if gone else found
 
 
 def test_vms_that_are_not_served_in_turn_do_not_keep_the_soak_from_ending(bed: Bed) -> None:

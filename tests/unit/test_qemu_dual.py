@@ -16,10 +16,11 @@ from typing import Any, cast
 
 import pytest
 
+from ovs_hotswap.backends import OwnerCertainty, SwitchRole, SwitchStatus
 from ovs_hotswap.errors import BrokerError, StateUnknown, SwitchError
-from ovs_hotswap.host import standby
 from ovs_hotswap.model import Side
-from ovs_hotswap.qemu.dual import DualQemu, chosen, document
+from ovs_hotswap.qemu.answers import Netdev
+from ovs_hotswap.qemu.dual import DualQemu, chosen, vm_status
 from ovs_hotswap.qemu.held import Held, VmPorts
 from ovs_hotswap.qemu.monitor import Command, Monitors
 from ovs_hotswap.switch.ovsdb import PortSpec
@@ -32,6 +33,10 @@ NETDEV: dict[str, Any] = {
     "rings": [{"index": 0, "enabled": True, "available": 256, "used": 40},
               {"index": 1, "enabled": True, "available": 52, "used": 52}],
 }  # fmt: skip
+
+
+def netdev(**changes: object) -> Netdev:
+    return Netdev.model_validate({**NETDEV, **changes})
 
 
 class Qemu(socketserver.ThreadingUnixStreamServer):
@@ -145,8 +150,8 @@ def test_a_vm_in_quarantine_has_no_port_on_either_instance(
     qemus["vm1"].answers["query-vhost-user-backends"][0] |= {"state": "unowned", "standby-state": "absent"}
     found = dual.quarantine("vm1", "by order")
     assert switches.told == ["remove vm1 a", "remove vm1 b"], "else its QEMU gives the rings to the other"
-    assert (found["owner"], found["quarantine"], found["unparkable"]) == (None, "by order", "in quarantine: by order")
-    assert [vm["quarantine"] for vm in dual.vms()] == ["by order", None, None]
+    assert (found.owner, found.quarantine, found.unparkable) == (None, "by order", "in quarantine: by order")
+    assert [vm.quarantine for vm in dual.vms()] == ["by order", None, None]
     with pytest.raises(BrokerError, match="vm vm1 is in quarantine: by order"):
         dual.park("vm1", Side.A)
     moved, error = dual.move_many(["vm1"], Side.A)
@@ -155,7 +160,7 @@ def test_a_vm_in_quarantine_has_no_port_on_either_instance(
     switches.told.clear()
     dual.release("vm1")
     assert switches.told == ["add vm1 b", "add vm1 a"], "the first that its QEMU meets has the rings"
-    assert dual.vm("vm1")["quarantine"] is None
+    assert dual.vm("vm1").quarantine is None
     dual.release("vm1")
     assert len(switches.told) == 2
 
@@ -167,9 +172,9 @@ def test_a_dead_instance_needs_no_port_removed_and_one_that_keeps_its_port_is_to
     switches.both[Side.B].fault = SwitchError("no answer")
     with pytest.raises(SwitchError):
         dual.quarantine("vm1", "by order")
-    assert dual.vm("vm1")["quarantine"] is None
+    assert dual.vm("vm1").quarantine is None
     switches.both[Side.B].number = None
-    assert dual.quarantine("vm1", "by order")["quarantine"] == "by order"
+    assert dual.quarantine("vm1", "by order").quarantine == "by order"
     with pytest.raises(BrokerError, match="no vm 'vm9'"):
         dual.quarantine("vm9", "by order")
 
@@ -180,35 +185,33 @@ def swapped(**changes: Any) -> list[dict[str, Any]]:
 
 
 def test_the_vms(dual: DualQemu) -> None:
-    vms = {vm["name"]: vm for vm in dual.vms()}
-    assert [vm["owner"] for vm in vms.values()] == [Side.A, Side.A, None]
-    assert vms["vm1"]["qemu"]
-    assert vms["absent"]["qemu"] is None
-    assert vms["vm1"]["switches"]["b"] == {
-        "connected": True, "pid": 1377, "role": "parked", "parked": True, "offers": None, "missing": [],
-    }  # fmt: skip
-    assert "No such file" in vms["absent"]["last_error"]
+    vms = {vm.name: vm for vm in dual.vms()}
+    assert [vm.owner for vm in vms.values()] == [Side.A, Side.A, None]
+    assert vms["vm1"].qemu
+    assert vms["absent"].qemu is None
+    assert vms["vm1"].switches[Side.B] == SwitchStatus(True, 1377, SwitchRole.PARKED, True, None, ())
+    assert "No such file" in str(vms["absent"].last_error)
 
 
 @pytest.mark.parametrize(("state", "owner", "certainty"), [
     ("served", Side.B, "owns"), ("unowned", Side.B, "cut"), ("down", None, "nobody"),
 ])  # fmt: skip
 def test_who_has_the_rings(state: str, owner: Side | None, certainty: str) -> None:
-    found = document("vm1", 7, {**NETDEV, "active-slot": "second", "state": state}, None)
-    assert (found["owner"], found["certainty"]) == (owner, certainty)
+    found = vm_status("vm1", 7, netdev(**{"active-slot": "second", "state": state}), None)
+    assert (found.owner, found.certainty) == (owner, certainty)
 
 
 def test_a_refused_standby_is_told_with_its_reason() -> None:
-    found = document("vm1", 7, {**NETDEV, "standby-state": "refused", "reason": "it lacks MRG_RXBUF"}, None)
-    assert found["unparkable"] == "it lacks MRG_RXBUF"
-    assert found["switches"]["b"]["connected"]
-    assert not found["switches"]["b"]["parked"]
+    found = vm_status("vm1", 7, netdev(**{"standby-state": "refused", "reason": "it lacks MRG_RXBUF"}), None)
+    assert found.unparkable == "it lacks MRG_RXBUF"
+    assert found.switches[Side.B].connected
+    assert not found.switches[Side.B].parked
 
 
 def test_which_netdev() -> None:
-    two = [NETDEV, {**NETDEV, "netdev": "net1"}]
-    assert chosen("vm1", [NETDEV], None)["netdev"] == "net0"
-    assert chosen("vm1", two, "net1")["netdev"] == "net1"
+    two = [netdev(), netdev(netdev="net1")]
+    assert chosen("vm1", [netdev()], None).netdev == "net0"
+    assert chosen("vm1", two, "net1").netdev == "net1"
     for netdevs, wanted, text in ((two, None, "several netdevs with two back ends: net0, net1"),
                                   ([], None, "no netdev with two back ends"),
                                   (two, "net2", "no netdev 'net2' with two back ends")):  # fmt: skip
@@ -220,7 +223,7 @@ def test_moves_in_their_order_up_to_the_first_that_fails(dual: DualQemu, qemus: 
     qemus["vm1"].answers["vhost-user-swap"] = swapped()
     qemus["vm2"].answers["vhost-user-swap"] = ("GenericError", "net0: sw0 did not let go of its rings in time")
     moved, error = dual.move_many(["vm1", "absent", "vm2"], Side.B)
-    assert [(each["vm"], each["owner"], each["total_us"]) for each in moved] == [
+    assert [(each.vm, each.owner, each.total_us) for each in moved] == [
         ("vm1", Side.B, 171.0), ("absent", None, 0.0),
     ]  # fmt: skip
     assert isinstance(error, BrokerError)
@@ -281,20 +284,20 @@ def test_an_answer_of_the_wrong_shape_is_its_vms_fault_alone(
     dual: DualQemu, qemus: dict[str, Qemu], garbage: Any
 ) -> None:
     qemus["vm2"].answers["query-vhost-user-backends"] = garbage
-    vms = {vm["name"]: vm for vm in dual.vms()}
-    assert vms["vm1"]["owner"] is Side.A
+    vms = {vm.name: vm for vm in dual.vms()}
+    assert vms["vm1"].owner is Side.A
     bad = vms["vm2"]
-    assert (bad["owner"], bad["certainty"], bad["rings"]) == (None, "unknown", [])
-    assert bad["qemu"] is not None, "it runs"
-    assert not any(bad["switches"][side]["connected"] or bad["switches"][side]["parked"] for side in Side)
-    assert bad["last_error"].startswith("vm vm2: ")
-    assert standby.unprotected(vms.values(), Side.B) == ["vm2"]
-    assert standby.stranded(vms.values(), Side.A) == []
+    assert (bad.owner, bad.certainty, bad.rings) == (None, OwnerCertainty.UNKNOWN, ())
+    assert bad.qemu is not None, "it runs"
+    assert not any(bad.switches[side].connected or bad.switches[side].parked for side in Side)
+    assert str(bad.last_error).startswith("vm vm2: ")
+    assert [vm.name for vm in vms.values() if vm.unprotected(Side.B)] == ["vm2"]
+    assert not any(vm.stranded(Side.A) for vm in vms.values())
     with pytest.raises(BrokerError, match="vm vm2: "):
         dual.park("vm2", Side.B)
     qemus["vm1"].answers["vhost-user-swap"] = swapped()
     moved, error = dual.move_many(["vm1", "vm2"], Side.B)
-    assert [each["vm"] for each in moved] == ["vm1"]
+    assert [each.vm for each in moved] == ["vm1"]
     assert isinstance(error, BrokerError)
 
 
@@ -319,8 +322,8 @@ def test_one_monitor_that_is_mute_holds_up_no_other(
         dual = DualQemu(monitors, lambda: ["mute", "vm1"], lambda _vm: None, 500, held, Switches().ports)
         for _ in range(3):
             vms = dual.vms()
-            assert [(vm["owner"], vm["certainty"]) for vm in vms] == [(None, "unknown"), (Side.A, "owns")]
-            assert "did not answer query-vhost-user-backends" in vms[0]["last_error"]
+            assert [(vm.owner, vm.certainty) for vm in vms] == [(None, "unknown"), (Side.A, "owns")]
+            assert "did not answer query-vhost-user-backends" in str(vms[0].last_error)
 
 
 def test_a_monitor_that_does_not_answer_holds_nobody_up(tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.host import rings
 from ovs_hotswap.host.rings import Patience, RingSample
+from tests.support import fake_backends
+from tests.support.fake_backends import vm_status
 
 
 def ring(avail: int, used: int, *, number: int = 1, vm: str = "vm1") -> RingSample:
@@ -48,13 +49,11 @@ def test_what_is_known_is_not_judged() -> None:
     assert patience.look(1.0, first) == {}
 
 
-def document(name: str, *indices: tuple[int | None, int | None]) -> dict[str, Any]:
-    found = [{"index": number, "size": 256, "started": True, "enabled": True, "available": available, "used": used}
-             for number, (available, used) in enumerate(indices)]  # fmt: skip
-    return {"name": name, "rings": found}
+def vm(name: str, available: int | None, used: int | None) -> VmStatus:
+    return vm_status(name, rings=(fake_backends.ring_status(0, available, used),))
 
 
 def test_a_vm_whose_rings_cannot_be_read_is_told_from_one_that_never_stands_still() -> None:
-    vms = [document("vm1", (7, 5)), document("vm2", (None, None)), document("vm3", (None, 9))]
+    vms = [vm("vm1", 7, 5), vm("vm2", None, None), vm("vm3", None, 9)]
     assert [sample.vm for sample in rings.samples(vms)] == ["vm1"]
     assert rings.unread(vms) == ["vm2"]

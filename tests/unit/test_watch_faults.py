@@ -22,6 +22,7 @@ from ovs_hotswap.switch.instance import State
 from ovs_hotswap.watchdog import status_file
 from ovs_hotswap.watchdog.failover import Health, Task
 from ovs_hotswap.watchdog.probes import MainThreadProbe
+from tests.support.fake_backends import ring_status
 from tests.unit.watch_bed import RELEASE, Bed, FakeHost
 from tests.unit.watch_bed import config as config
 
@@ -385,7 +386,7 @@ def test_a_vm_that_cannot_be_parked_is_named_and_the_standby_stays(config: Confi
 def test_a_vm_whose_queues_are_not_polled_is_named_too(config: Config) -> None:
     bed = Bed(config, prepared=False)
     bed.world.unpolled = {"vm1"}
-    bed.world.rings = 2 * [{"enabled": True, "started": True}]
+    bed.world.rings = ring_status(0), ring_status(1)
     assert turn(bed) == Task.PREPARE
     turn(bed)
     assert state(bed)["unprotected"] == ["vm1"]

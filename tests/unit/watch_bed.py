@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ovs_hotswap.config import Config
-from ovs_hotswap.errors import BrokerError, SwitchError, UplinkError
+from ovs_hotswap.errors import SwitchError, UplinkError
 from ovs_hotswap.host import standby
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Proof, Release, Side, Steered, Way
@@ -32,34 +32,29 @@ from ovs_hotswap.watchdog.daemon import Guard
 from ovs_hotswap.watchdog.failover import Health
 from ovs_hotswap.watchdog.probes import MainThreadProbe
 from ovs_hotswap.watchdog.standby_keeper import Keeper
+from tests.support.fake_backends import FakeBackEnds, VmStates
 from tests.unit.fake_system import FakeSystem
 
 RELEASE = Release("host", None, "3.1.0", "22.11")
 
 
-class World(FakeSystem):
+class World(VmStates, FakeSystem):
     """Two instances, a broker and an uplink. ``done`` is what was done to them, in order."""
 
     def __init__(self, vms: list[str]) -> None:
-        super().__init__()
-        self.done: list[str] = []
+        FakeSystem.__init__(self)
+        VmStates.__init__(self, vms)
         self.processes = {1: ["a"], 2: ["b"]}
         self.pid: dict[Side, int | None] = {Side.A: 1, Side.B: 2}
         self.state = {Side.A: State.RUNNING, Side.B: State.RUNNING}
-        self.owner: dict[str, Any] = dict.fromkeys(vms, Side.A)
-        self.parked = {name: {Side.B} for name in vms}
         self.stopped_pids: set[int] = set()
         self.no_database: set[Side] = set()
         self.uplink_owner: Side | None = Side.A
         self.proofs: dict[Side, Proof] = {}
         self.outdated = False
-        self.broker_fault: Exception | None = None  # that the broker answers everything with
-        self.refused: dict[str, str] = {}  # VMs that cannot be parked
         self.unpolled: set[str] = set()
         self.start_fault: Exception | None = None
         self.program_fault: Exception | None = None
-        self.rings: list[dict[str, Any]] = []  # of each VM
-        self.quarantine: dict[str, str] = {}
         self.full: set[str] = set()  # names of files that cannot be written, and why
         self.no_writing = errno.ENOSPC
         self.no_uplink: set[Side] = set()  # whose datapath has lost it
@@ -79,12 +74,8 @@ class World(FakeSystem):
     def stopped(self, pid: int) -> bool:
         return pid in self.stopped_pids
 
-    def serve(self) -> None:
-        """What the broker gives to the instances that live: VMs that nobody serves."""
-        living = [side for side in Side if self.pid[side] is not None]
-        for name, owner in self.owner.items():
-            if living and name not in self.quarantine and (owner is None or self.pid[owner] is None):
-                self.owner[name] = living[0]
+    def lives(self, side: Side) -> bool:
+        return self.pid[side] is not None
 
     def die(self, side: Side) -> None:
         """What the broker does about a death it does by itself."""
@@ -147,67 +138,6 @@ class FakeInstance:
         self.world.serve()
 
 
-class FakeBroker:
-    def __init__(self, world: World) -> None:
-        self.world = world
-
-    def vms(self, *, read: bool = True) -> list[dict[str, Any]]:
-        if self.world.broker_fault is not None:
-            raise self.world.broker_fault
-        return [self.vm(name) for name in self.world.owner]
-
-    def vm(self, name: str) -> dict[str, Any]:
-        if self.world.broker_fault is not None:
-            raise self.world.broker_fault
-        world = self.world
-        switches = {
-            side.value: {"connected": world.pid[side] is not None, "missing": [], "parked": side in world.parked[name]}
-            for side in Side
-        }
-        why = world.quarantine.get(name)
-        return {"name": name, "qemu": 9, "netdev": "network", "owner": world.owner[name], "certainty": "owns",
-                "owner_since": 5.0, "unparkable": why, "quarantine": why, "switches": switches,
-                "rings": world.rings}  # fmt: skip
-
-    def status(self) -> dict[str, Any]:
-        return {"version": "0", "supervised": True}
-
-    def quarantine(self, name: str, reason: str) -> dict[str, Any]:
-        self.world.done.append(f"hold {name}")
-        self.world.quarantine[name] = reason
-        self.world.owner[name] = None
-        return self.vm(name)
-
-    def release(self, name: str) -> None:
-        self.world.done.append(f"release {name}")
-        del self.world.quarantine[name]
-        self.world.serve()
-
-    def park(self, name: str, side: Side) -> None:
-        if self.world.broker_fault is not None:
-            raise self.world.broker_fault
-        self.world.done.append(f"park {name} {side}")
-        if name in self.world.refused:
-            raise BrokerError(self.world.refused[name])
-        self.world.parked[name].add(side)
-        owner = self.world.owner[name]
-        if owner is None or self.world.pid[owner] is None:
-            self.world.owner[name] = side
-
-    def unpark(self, name: str, side: Side) -> None:
-        self.world.parked[name].discard(side)
-
-    def move(self, name: str, to: Side) -> None:
-        self.world.done.append(f"move {name} {to}")
-        self.world.owner[name] = to
-
-    def reload(self) -> list[str]:
-        if self.world.broker_fault is not None:
-            raise self.world.broker_fault
-        self.world.done.append("reload")
-        return []
-
-
 class FakeUplink:
     def __init__(self, world: World) -> None:
         self.world, self.failures = world, 0
@@ -244,7 +174,7 @@ class FakeHost(Host):
         self.world = world
         self.fake_uplink = FakeUplink(world)
         self.instances = {side: FakeInstance(config, world, side) for side in Side}  # type: ignore[misc]
-        self.__dict__["broker"] = self.__dict__["dual"] = FakeBroker(world)
+        self.__dict__["broker"] = self.__dict__["dual"] = FakeBackEnds(world)
         self.__dict__["uplink"] = self.fake_uplink
 
     def program(self, side: Side) -> None:

@@ -10,25 +10,23 @@ from __future__ import annotations
 import json
 import select
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_fixed
 
 from ovs_hotswap import errors
 from ovs_hotswap.backends import MoveResult, VmStatus
+from ovs_hotswap.broker.control import answers
+from ovs_hotswap.broker.control.answers import Kind
 from ovs_hotswap.broker.control.status import BrokerStatus
 from ovs_hotswap.errors import BrokerError, HotswapError
 from ovs_hotswap.model import MessageThread, Side
 
-Kind = TypeVar("Kind")
 RESTART_S = 5.0  # a service manager has started a broker again by then, also on a busy machine
-_VM_KEYS = {"qemu", "owner", "certainty", "unparkable"}
-_SWITCH_KEYS = {"connected", "parked", "missing"}
-_RING_KEYS = {"index", "started", "enabled"}
 LINE_LIMIT = 16 << 20  # bytes; 255 VMs with 64 rings each are about 4 MiB
 
 
@@ -73,19 +71,6 @@ def reported(document: dict[str, Any]) -> HotswapError:
     return kind(str(document.get("message")), hint=document.get("hint"))
 
 
-def describes_vm(document: object) -> bool:
-    """Whether a VM's document has what a fail-over, a standby and an upgrade decide by."""
-    if not isinstance(document, dict) or not isinstance(document.get("name"), str):
-        return False
-    switches, rings = document.get("switches"), document.get("rings")
-    if not isinstance(switches, dict) or not isinstance(rings, list) or not document.keys() >= _VM_KEYS:
-        return False
-    sides = [switches.get(side) for side in Side]
-    return (document["owner"] in (None, *Side) and isinstance(document.get("owner_since"), int | float | None)
-            and all(isinstance(side, dict) and side.keys() >= _SWITCH_KEYS for side in sides)
-            and all(isinstance(ring, dict) and ring.keys() >= _RING_KEYS for ring in rings))  # fmt: skip
-
-
 class BrokerClient:
     """A connection to the broker, made anew when it was lost: a broker may be replaced, or die, at any time.
 
@@ -123,24 +108,16 @@ class BrokerClient:
             raise BrokerError(f"broker at {self._path}: {method}: {error or 'no answer'}") from error
         if isinstance(answer, dict) and isinstance(answer.get("error"), dict):
             raise reported(answer["error"])
-        if not isinstance(answer, dict) or "result" not in answer:
-            raise self._odd(method)
-        return answer["result"]
+        return self._read(method, answers.result, answer)
 
-    def _odd(self, method: str) -> BrokerError:
-        return BrokerError(f"broker at {self._path}: {method}: it does not answer as this version expects",
-                           hint="`ovs-hotswap broker take-over` replaces it by one of this version")  # fmt: skip
-
-    def _checked(self, method: str, value: Any, kind: type[Kind]) -> Kind:
-        if not isinstance(value, kind):
-            raise self._odd(method)
-        return value
-
-    def _documents(self, method: str, found: Any) -> list[dict[str, Any]]:
-        """VMs with all that decides about them. Raises BrokerError."""
-        if not isinstance(found, list) or not all(map(describes_vm, found)):
-            raise self._odd(method)
-        return found
+    def _read(self, method: str, read: Callable[[object], Kind], value: object) -> Kind:
+        try:
+            return read(value)
+        except ValueError as error:
+            raise BrokerError(
+                f"broker at {self._path}: {method}: it does not answer as this version expects: {error}",
+                hint="`ovs-hotswap broker take-over` replaces it by one of this version",
+            ) from error
 
     @retry(
         retry=retry_if_exception_type(ConnectionError),
@@ -196,20 +173,20 @@ class BrokerClient:
         line, _, self._received = self._received.partition(b"\n")
         return line
 
-    def status(self) -> dict[str, Any]:
-        return self._checked("status", self.call("status"), dict)
+    def status(self) -> BrokerStatus:
+        return self._read("status", answers.status, self.call("status"))
 
     def reload(self) -> list[str]:
-        """Have it read the overlay intent, and which side is active, again; answers the VMs that are in the intent no
-        more and are kept nevertheless."""
-        return self._checked("reload", self._checked("reload", self.call("reload"), dict).get("leaving"), list)
+        """Have it read the overlay intent, and which side is active, again. Returns the VMs that are no longer in the
+        intent and are kept nevertheless."""
+        return list(self._read("reload", answers.status, self.call("reload")).leaving)
 
-    def vms(self, *, read: bool = True) -> list[dict[str, Any]]:
+    def vms(self, *, read: bool = True) -> list[VmStatus]:
         """``read``: whether to look into guest memory for where the rings stand."""
-        return self._documents("vms", self.call("vms", read=read))
+        return self._read("vms", answers.vms, self.call("vms", read=read))
 
-    def vm(self, name: str) -> dict[str, Any]:
-        return self._documents("vm", [self.call("vm", vm=name)])[0]
+    def vm(self, name: str) -> VmStatus:
+        return self._read("vm", answers.vm, self.call("vm", vm=name))
 
     def park(self, name: str, side: Side) -> None:
         self.call("park", vm=name, side=side)
@@ -217,9 +194,9 @@ class BrokerClient:
     def unpark(self, name: str, side: Side) -> None:
         self.call("unpark", vm=name, side=side)
 
-    def quarantine(self, name: str, reason: str) -> dict[str, Any]:
+    def quarantine(self, name: str, reason: str) -> VmStatus:
         """Have no switch serve a VM until ``release``; answers it as it is then."""
-        return self._documents("quarantine", [self.call("quarantine", vm=name, reason=reason)])[0]
+        return self._read("quarantine", answers.vm, self.call("quarantine", vm=name, reason=reason))
 
     def release(self, name: str) -> None:
         self.call("release", vm=name)
@@ -227,12 +204,12 @@ class BrokerClient:
     def arm(self, names: Sequence[str], to: Side) -> list[str]:
         """Have frames for VMs that are to be moved in a moment caught on the side ``to`` from now on, so that none of
         which the other copy is late is lost; answers the VMs for which that can be."""
-        return self._checked("arm", self.call("arm", vms=list(names), to=to), list)
+        return self._read("arm", answers.names, self.call("arm", vms=list(names), to=to))
 
     def rows(self, names: Sequence[str]) -> list[list[str]]:
-        sizes = {vm["name"]: _bytes(vm.get("capture_bytes")) for vm in self.vms(read=False)}
-        capture = self.status().get("capture")
-        limit = _bytes(capture.get("limit")) if isinstance(capture, dict) else 0
+        sizes = {vm.name: vm.capture_bytes for vm in self.vms(read=False)}
+        capture = self.status().capture
+        limit = capture.limit if capture is not None else 0
         found: list[list[str]] = []
         left = 0
         for name in names:
@@ -248,13 +225,13 @@ class BrokerClient:
         """The VMs are not moved after all; those that were not armed, or have been moved, are left as they are."""
         self.call("disarm", vms=list(names))
 
-    def move(self, name: str, to: Side) -> dict[str, Any]:
-        """Hand a VM over; the answer has ``give_us``, ``take_us`` and ``total_us`` on the broker's clock."""
-        return self._checked("move", self.call("move", vm=name, to=to), dict)
+    def move(self, name: str, to: Side) -> MoveResult:
+        """Hand a VM over; the times are on the broker's clock."""
+        return self._read("move", answers.move, self.call("move", vm=name, to=to))
 
     def move_many(
         self, names: Sequence[str], to: Side, threads: Mapping[Side, MessageThread] | None = None
-    ) -> tuple[list[dict[str, Any]], HotswapError | None]:
+    ) -> tuple[list[MoveResult], HotswapError | None]:
         """Hand VMs over one by one, up to the first one that cannot be; what ``move`` answers for those before it, and
         its error. ``threads``: those of the switches, where they are known."""
         known = threads or {}
@@ -262,28 +239,18 @@ class BrokerClient:
         told = {side: {"tid": thread.tid, "pipe": thread.pipe is not None} for side, thread in known.items()}
         more = {"threads": told} if told else {}  # an older broker knows nothing of it
         answer = self.call("move_many", descriptors=pipes, vms=list(names), to=to, **more)
-        if not isinstance(answer, dict) or not isinstance(answer.get("moved"), list):
-            raise self._odd("move_many")
-        fault = answer.get("error")
-        return answer["moved"], None if fault is None else reported(self._checked("move_many", fault, dict))
+        moved = self._read("move_many", answers.moves, answer)
+        return moved.moved, None if moved.error is None else reported(moved.error)
 
     def unserved(self, names: Sequence[str]) -> list[str]:
         """Those of the VMs from which the switch has taken nothing since their move, though there is something."""
-        return self._checked("unserved", self.call("unserved", vms=list(names)), list)
+        return self._read("unserved", answers.names, self.call("unserved", vms=list(names)))
 
     def undelivered(self, name: str) -> list[bytes]:
         """Frames that arrived while the VM moved and that neither side delivered: the caller gives them to the guest
         through its new owner. They are told only once, and only for seconds. Ask when late copies of frames have
         come: a frame of which one side's copy comes later is lost."""
-        try:
-            return [bytes.fromhex(frame) for frame in self.call("undelivered", vm=name)["frames"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise self._odd("undelivered") from error
-
-
-def _bytes(value: object) -> int:
-    """What a broker says; an older one has no bound, and says nothing."""
-    return value if isinstance(value, int) else 0
+        return self._read("undelivered", answers.frames, self.call("undelivered", vm=name))
 
 
 def _hung_up(connection: socket.socket) -> bool:

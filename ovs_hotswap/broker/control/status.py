@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from ovs_hotswap.config_changes import Change
 from ovs_hotswap.model import Side
@@ -48,3 +48,6 @@ class BrokerStatus:
         """The JSON object for programs."""
         found = {name: value for name, value in asdict(self).items() if name not in {*self.unreported, "unreported"}}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+
+
+BROKER_FIELDS = tuple(each.name for each in fields(BrokerStatus) if each.name != "unreported")

@@ -1,0 +1,82 @@
+"""What a broker answers on its control socket, read into types. Each function raises ValueError, which names the field,
+for an answer of another shape. Fields that only a newer broker has are passed over; those that an older one does not
+have yet have their default, and are named in ``unreported``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from ovs_hotswap.backends import VM_FIELDS, MoveResult, VmStatus
+from ovs_hotswap.broker.control.status import BROKER_FIELDS, BrokerStatus
+
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """The VMs that were moved, and the error of the first one that could not be, as an object."""
+
+    moved: list[MoveResult]
+    error: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Undelivered:
+    frames: list[str]
+
+
+_VM, _VMS, _BROKER = TypeAdapter(VmStatus), TypeAdapter(list[VmStatus]), TypeAdapter(BrokerStatus)
+_MOVE, _MOVES, _NAMES = TypeAdapter(MoveResult), TypeAdapter(Moves), TypeAdapter(list[str])
+_UNDELIVERED = TypeAdapter(_Undelivered)
+
+
+def result(answer: object) -> Any:
+    if not isinstance(answer, dict) or "result" not in answer:
+        raise ValueError("no result")
+    return answer["result"]
+
+
+def status(value: object) -> BrokerStatus:
+    return _read(_BROKER, _with_unreported(value, BROKER_FIELDS))
+
+
+def vm(value: object) -> VmStatus:
+    return _read(_VM, _with_unreported(value, VM_FIELDS))
+
+
+def vms(value: object) -> list[VmStatus]:
+    return _read(_VMS, [_with_unreported(each, VM_FIELDS) for each in value] if isinstance(value, list) else value)
+
+
+def move(value: object) -> MoveResult:
+    return _read(_MOVE, value)
+
+
+def moves(value: object) -> Moves:
+    return _read(_MOVES, value)
+
+
+def names(value: object) -> list[str]:
+    return _read(_NAMES, value)
+
+
+def frames(value: object) -> list[bytes]:
+    return [bytes.fromhex(frame) for frame in _read(_UNDELIVERED, value).frames]
+
+
+def _with_unreported(value: object, fields: tuple[str, ...]) -> object:
+    if not isinstance(value, Mapping):
+        return value
+    return {**value, "unreported": frozenset(fields) - value.keys()}
+
+
+def _read(kind: TypeAdapter[Kind], value: object) -> Kind:
+    try:
+        return kind.validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'result'}: {first['msg']}") from error
