@@ -42,7 +42,7 @@ def start_broker(config: Config, system: System, config_path: Path, timeout: flo
                 return status
         except BrokerError as error:
             if not alive:
-                raise BrokerError(f"the broker ended: {_last_line(log)}", hint=f"see {log}") from error
+                raise ended("the broker", log) from error
         if system.monotonic() >= end:
             raise BrokerError(f"the broker does not answer after {timeout:g} s", hint=f"see {log}")
         system.sleep(_POLL_S)
@@ -80,7 +80,7 @@ def replace_broker(config: Config, system: System, config_path: Path, timeout: f
                 f"the new broker, below process {pid}, has not taken over after {timeout:g} s", hint=f"see {log}"
             )
         system.sleep(_POLL_S)
-    raise BrokerError(f"the new broker ended: {_last_line(log)}", hint=f"see {log}")
+    raise ended("the new broker", log)
 
 
 def stop_broker(config: Config, system: System) -> bool:
@@ -137,6 +137,10 @@ def _by_systemd(unit: Unit, config: Config, timeout: float, verb: str) -> Broker
         return client.status()
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it says nothing"
+def ended(which: str, log: Path) -> BrokerError:
+    """The error with which a broker ended, and its hint, as they are at the end of its log."""
+    lines, hint = log.read_text(errors="replace").strip().splitlines(), f"see {log}"
+    if len(lines) > 1 and lines[-1].startswith("hint: "):
+        hint = f"{lines.pop().removeprefix('hint: ')} ({hint})"
+    why = lines[-1].removeprefix("error: ") if lines else "it says nothing"
+    return BrokerError(f"{which} ended: {why}", hint=hint)
