@@ -55,7 +55,6 @@ from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.system import System, many_descriptors
 from ovs_hotswap.vhostuser.call_signals import signaller
 from ovs_hotswap.vhostuser.capture_memory import Room
-from ovs_hotswap.vhostuser.channel import OwnedFd
 from ovs_hotswap.vhostuser.guest_memory import has_pending_tx, make_scratch
 from ovs_hotswap.vhostuser.messages import Descriptor
 
@@ -322,7 +321,7 @@ class Broker:
                 self._config.broker.withheld, suspects, *self._port(name))  # fmt: skip
         return self._quarantine.enter(vm)
 
-    def _seat_vm(self, vm: Vm, listeners: dict[Side, socket.socket], qemu: OwnedFd | None = None) -> VmSlot:
+    def _seat_vm(self, vm: Vm, listeners: dict[Side, socket.socket], qemu: Descriptor | None = None) -> VmSlot:
         self._keeping.add(vm, qemu)
         vm.withdrawn = self._withdrawal.begun
         mover = Mover(vm, self._loop, self._delays, self._settings.fence_s, self._room)

@@ -10,7 +10,8 @@ import socket
 from collections.abc import Awaitable, Callable, Iterable
 
 from ovs_hotswap.broker.persist import recovery
-from ovs_hotswap.broker.persist.snapshot import Table, VmParts, Work, decode, encode
+from ovs_hotswap.broker.persist.snapshot import Table, VmParts, Work, encode
+from ovs_hotswap.broker.persist.snapshot_reader import Received, decode
 from ovs_hotswap.broker.process_watch import Processes
 from ovs_hotswap.broker.time_budget import Turns
 from ovs_hotswap.broker.timers import Delays
@@ -141,7 +142,7 @@ def kept(vm: Vm) -> VmParts:
     table = Table()
     with recovery.parts(vm) as given:
         document = encode(given, table)
-        return decode(document, [OwnedFd(os.dup(each.fileno())) for each in table.descriptors])
+        return decode(document, Received([OwnedFd(os.dup(each.fileno())) for each in table.descriptors]))
 
 
 def run(test: Callable[[Bed], Awaitable[None]]) -> None:

@@ -41,7 +41,7 @@ PURE = {
     "ovs_hotswap.backends",
     "ovs_hotswap.vhostuser.messages", "ovs_hotswap.vhostuser.unsupported", "ovs_hotswap.vhostuser.guest_state",
     "ovs_hotswap.vhostuser.reconcile", "ovs_hotswap.vhostuser.ownership",
-    "ovs_hotswap.broker.absence", "ovs_hotswap.broker.persist.snapshot",
+    "ovs_hotswap.broker.absence", "ovs_hotswap.broker.persist.snapshot", "ovs_hotswap.broker.persist.formats",
     "ovs_hotswap.plan.executor", "ovs_hotswap.plan.records",
     "ovs_hotswap.switch.memory", "ovs_hotswap.host.rings", "ovs_hotswap.host.memory_checks",
     "ovs_hotswap.upgrade.outlook",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from typing import Any
@@ -10,13 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovs_hotswap.broker.persist.snapshot import LinkParts, Table, VmParts, decode, encode, format_of
+from ovs_hotswap.broker.persist.formats import needed_format
+from ovs_hotswap.broker.persist.snapshot import LinkParts, Table, VmParts, encode
+from ovs_hotswap.broker.persist.snapshot_reader import Received, decode
 from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhostuser.guest_state import GuestState, Offer, Ring, VringFd
 from ovs_hotswap.vhostuser.messages import DirtyLog, Region, RingAddress
 from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
 from ovs_hotswap.vhostuser.reconcile import Role, SentState, reconcile, scratch_region
+from tests.unit.snapshot_sample import Handle
 
 OFFER = Offer(0xFFFF, 0x1F, 4)
 OWNERSHIPS = [
@@ -27,23 +31,8 @@ OWNERSHIPS = [
 ]
 
 
-class Handle:
-    """A descriptor that is only a number."""
-
-    def __init__(self, serial: int) -> None:
-        self.serial = serial
-
-    def fileno(self) -> int:
-        return self.serial
-
-    def detach(self) -> int:
-        return self.serial
-
-    def close(self) -> None:
-        pass
-
-
-handles = st.builds(Handle, st.integers(1, 40))
+_serials = itertools.count(100)
+handles = st.builds(lambda: Handle(next(_serials)))
 numbers = st.integers(0, (1 << 64) - 1)
 pids, ticks = st.integers(1, 1 << 22), st.integers(0, 1 << 40)
 lines = st.builds(VringFd, st.booleans(), st.none() | handles)
@@ -52,7 +41,9 @@ rings = st.builds(
     Ring, st.none() | st.sampled_from([256, 1024]), st.none() | addresses, st.integers(0, 65535), lines, lines,
     st.none() | st.booleans(),
 )  # fmt: skip
-regions = st.builds(Region, st.integers(0, 1 << 40), st.integers(1, 1 << 30), st.integers(0, 1 << 46), numbers, handles)
+regions = st.builds(
+    Region, st.integers(0, 1 << 40), st.integers(1, 1 << 30), st.integers(0, 1 << 46), st.integers(0, 1 << 46), handles
+)
 states = st.builds(
     GuestState, features=st.none() | numbers, protocol_features=st.none() | numbers, owned=st.booleans(),
     memory=st.lists(regions, max_size=3).map(tuple), rings=st.lists(rings, max_size=4).map(tuple),
@@ -95,7 +86,7 @@ def travelled(vm: VmParts) -> tuple[VmParts, dict[int, Handle]]:
     table = Table()
     document = json.loads(json.dumps(encode(vm, table)))
     arrived = [Handle(1000 + number) for number in range(len(table.descriptors))]
-    return decode(document, arrived), {
+    return decode(document, Received(arrived)), {
         new.serial: old for new, old in zip(arrived, table.descriptors, strict=True) if isinstance(old, Handle)
     }
 
@@ -133,18 +124,18 @@ def test_a_broken_document_is_refused(vm: VmParts, data: st.DataObject) -> None:
     key = data.draw(st.sampled_from(sorted(document.keys() - {"half"})))  # that is there only if there is one
     del document[key]
     with pytest.raises(StateUnknown):
-        decode(document, table.descriptors)
+        decode(document, Received(table.descriptors))
 
 
 def test_an_index_beyond_the_descriptors_is_refused() -> None:
     vm = VmParts("vm1", None, GuestState(), Ownership(), Handle(1), None, None, {}, frozenset(), {}, 0, 0)
     with pytest.raises(StateUnknown, match="no descriptor 0"):
-        decode(encode(vm, Table()), [])
+        decode(encode(vm, Table()), Received([]))
 
 
 def test_a_ring_that_begins_where_its_guest_left_it_needs_the_newer_format() -> None:
-    """Whoever knows only the older one takes the base for a number."""
+    """A broker that knows only the older format takes the base for a number."""
     vm = VmParts("vm1", None, GuestState(), Ownership(), Handle(1), None, None, {}, frozenset(), {}, 0, 0)
     for base, needed in ((0, 3), (None, 4)):
         given = replace(vm, state=GuestState(rings=(Ring(base=base),)))
-        assert format_of(encode(given, Table())) == needed
+        assert needed_format(encode(given, Table())) == needed

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -93,7 +95,7 @@ def references(of: OwnedFd) -> int:
     return count
 
 
-@pytest.mark.parametrize("rings", [2, 300])
+@pytest.mark.parametrize("rings", [2, 256])
 def test_a_state_comes_back_with_its_descriptors(
     vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd], rings: int
 ) -> None:
@@ -169,13 +171,34 @@ def test_what_cannot_be_read_is_refused(pair: Pair, descriptor: Callable[[], Own
     assert references(given) == 1
 
 
-def test_of_a_state_of_another_version_only_qemus_connection_stays_open(
-    vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd], monkeypatch: pytest.MonkeyPatch
+def another_version(text: int, change: Callable[[dict[str, Any]], None]) -> None:
+    """Make the document in the file ``text`` one that this version does not read."""
+    document = json.loads(os.pread(text, 1 << 20, 0))
+    change(document)
+    os.ftruncate(text, 0)
+    os.pwrite(text, json.dumps(document).encode(), 0)
+
+
+def newer(document: dict[str, Any]) -> None:
+    document["format"] = 999
+
+
+def broken(document: dict[str, Any]) -> None:
+    document["vm"]["moves"] = -1
+
+
+@pytest.mark.parametrize("change", [newer, broken])
+def test_of_a_state_that_cannot_be_read_only_qemus_connection_stays_open(
+    vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd], change: Callable[[dict[str, Any]], None]
 ) -> None:
-    """Else no switch would ever see the earlier broker's connection end."""
+    """Else no switch would ever see the earlier broker's connection end, and QEMU would take its rings too early."""
     parts = replace(state(descriptor), qemu=descriptor())
     vault.put(parts)
-    monkeypatch.setattr("ovs_hotswap.broker.persist.state_slot.FORMATS", (999,))
+    head, given, _, _ = socket.recv_fds(pair[1], 64, 253)
+    another_version(given[0], change)
+    socket.send_fds(pair[0], [head], given)
+    for each in given:
+        os.close(each)
     found = taken(pair)
     assert found.state is None
     assert references(parts.scratch) == 1  # type: ignore[arg-type]

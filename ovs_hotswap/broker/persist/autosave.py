@@ -18,7 +18,7 @@ from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.fd_closing import hang_up
 from ovs_hotswap.model import Side
 from ovs_hotswap.process_exit import Process
-from ovs_hotswap.vhostuser.channel import OwnedFd
+from ovs_hotswap.vhostuser.messages import Descriptor
 from ovs_hotswap.vhostuser.ownership import Certainty
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def _processes(state: VmParts) -> dict[Side, Process]:
 class _Entry:
     vm: Vm
     vault: StateSlot | None
-    qemu: OwnedFd | None  # the connection of an earlier broker's to the VM's QEMU, which is not to end yet
+    qemu: Descriptor | None  # the connection of an earlier broker's to the VM's QEMU, which is not to end yet
     saved_at: float = 0.0
 
 
@@ -106,7 +106,7 @@ class StateSaver:
         """VMs whose newest state is not kept yet."""
         return len(self._changed | self._failed)
 
-    def add(self, vm: Vm, qemu: OwnedFd | None = None) -> None:
+    def add(self, vm: Vm, qemu: Descriptor | None = None) -> None:
         """Keep a VM's state from now on, and the connection ``qemu`` of an earlier broker's as long as must be."""
         name, vault = vm.name, None
         if self._keeps:
@@ -153,7 +153,7 @@ class StateSaver:
         hang_up(socket.socket(fileno=qemu.detach()))
         return False
 
-    def held_qemu(self, name: str) -> OwnedFd | None:
+    def held_qemu(self, name: str) -> Descriptor | None:
         """The connection of which ``holds_qemu`` tells."""
         return self._entries[name].qemu if self.holds_qemu(name) else None
 

@@ -13,6 +13,7 @@ from ovs_hotswap.broker.control.moves_api import until
 from ovs_hotswap.broker.control.server import ControlServer
 from ovs_hotswap.broker.persist import takeover
 from ovs_hotswap.broker.persist.autosave import StateSaver
+from ovs_hotswap.broker.persist.formats import Reader, announced
 from ovs_hotswap.broker.persist.recovery import StartsOver
 from ovs_hotswap.broker.vm import Vm
 from ovs_hotswap.broker.vm_slot import VmSlot
@@ -49,16 +50,18 @@ class Predecessor:
 
     def _came(self, listener: socket.socket) -> None:
         try:
-            connection, _ = listener.accept()
+            connection, address = listener.accept()
         except OSError as error:
             log.warning("successor: accept: %s", error)
             return
         if self._task is not None and not self._task.done():
             connection.close()
             return
-        self._task = self._loop.create_task(self._hand_over(connection, listener))
+        self._task = self._loop.create_task(self._hand_over(connection, listener, announced(address)))
 
-    async def _hand_over(self, connection: socket.socket, listener: socket.socket) -> None:
+    async def _hand_over(
+        self, connection: socket.socket, listener: socket.socket, reader: Reader | None
+    ) -> None:  # fmt: skip
         """Give everything to a successor, or go on if it does not become ready."""
         with connection:
             try:
@@ -70,7 +73,7 @@ class Predecessor:
                 given = [(self._passed(seat), seat.listeners) for seat in seats]
                 if self._desk.listener is None:
                     raise BrokerError("this broker has no control socket to hand over")
-                takeover.hand_over(connection, self._desk.listener, listener, given)
+                takeover.hand_over(connection, self._desk.listener, listener, given, reader)
             except Exception as error:
                 log.error("a successor could not take over: %s", error,
                           exc_info=None if isinstance(error, HotswapError) else error)  # fmt: skip

@@ -20,6 +20,7 @@ from ovs_hotswap.model import Side
 from ovs_hotswap.process_exit import Process
 from ovs_hotswap.vhostuser.backend import SwitchConnection
 from ovs_hotswap.vhostuser.channel import Channel, OwnedFd
+from ovs_hotswap.vhostuser.messages import Descriptor
 from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
 from ovs_hotswap.vhostuser.reconcile import unplaced
 
@@ -31,7 +32,7 @@ class StartsOver:
 
     name: str
     processes: Mapping[Side, Process]
-    qemu: OwnedFd | None
+    qemu: Descriptor | None
 
 
 @contextmanager

@@ -1,4 +1,6 @@
-"""A VM's whole state in the broker as a JSON document, and back: what one broker hands to its successor. Pure.
+"""A VM's whole state in the broker, and that as a JSON document: what one broker hands to its successor. Pure.
+
+``snapshot_reader`` reads such documents, and ``formats`` says which there are.
 
 Descriptors travel beside the document and appear in it as indices (``Table``). What a switch was sent (``SentState``)
 names descriptors by serial numbers, which mean nothing in another process. They become indices too, or ``None`` for a
@@ -7,21 +9,18 @@ descriptor that is closed: no descriptor of the successor equals it, so the swit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ovs_hotswap.errors import StateUnknown
+from ovs_hotswap.broker.persist.formats import Document
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhostuser.guest_state import GuestState, Offer, Ring, VringFd
-from ovs_hotswap.vhostuser.messages import Descriptor, DirtyLog, Region, RingAddress
+from ovs_hotswap.vhostuser.guest_state import GuestState, Offer, VringFd
+from ovs_hotswap.vhostuser.messages import Descriptor, RingAddress
 from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
-from ovs_hotswap.vhostuser.reconcile import SentRing, SentState
+from ovs_hotswap.vhostuser.reconcile import SentState
 
-FORMATS = (3, 4)  # that can be read; 4 is 3 with what is told in ``format_of``
-_GONE = -2  # a serial that no descriptor has; -1 means "none was sent"
-
-Document = dict[str, Any]
+CLOSED = -2  # a serial that no descriptor has; -1 means "none was sent"
 
 
 class Table:
@@ -92,14 +91,6 @@ class Work:
     nobody: bool = False
 
 
-def format_of(document: Document) -> int:
-    """The format that whoever reads a VM's document must know: 4 with a half message of QEMU's, with answers that are
-    due from a switch, or with a ring of which QEMU has not said where it begins."""
-    due = any("due" in link for link in document["links"].values())
-    left_out = any(ring["base"] is None for ring in document["state"]["rings"])
-    return 4 if "half" in document or due or left_out else 3
-
-
 def encode(vm: VmParts, table: Table) -> Document:
     """``vm`` as a document; its descriptors are added to ``table``."""
     scratch = table.add(vm.scratch)
@@ -107,6 +98,9 @@ def encode(vm: VmParts, table: Table) -> Document:
         table.add(descriptor)
     data, descriptors = vm.half
     more: Document = {"half": [data.hex(), [table.add(each) for each in descriptors]]} if data else {}
+    certainty = vm.ownership.certainty
+    if certainty is Certainty.UNKNOWN:  # older readers know suspects, which are not connected, and no such certainty
+        certainty, more["doubted"] = Certainty.NOBODY, True
     if vm.born:
         more["born"] = {str(pid): born for pid, born in vm.born.items()}
     return more | {
@@ -114,7 +108,7 @@ def encode(vm: VmParts, table: Table) -> Document:
         "home": vm.home,
         "state": _state(vm.state, table),
         "holder": vm.ownership.holder,
-        "certainty": vm.ownership.certainty,
+        "certainty": certainty,
         "suspected": sorted(vm.ownership.suspects),
         "scratch": scratch,
         "qemu": None if vm.qemu is None else table.add(vm.qemu),
@@ -137,71 +131,12 @@ def encode(vm: VmParts, table: Table) -> Document:
     }
 
 
-def decode(document: Document, descriptors: Sequence[Descriptor]) -> VmParts:
-    """Raises StateUnknown if the document is not one that ``encode`` makes."""
-    try:
-        return _decode(document, descriptors)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise StateUnknown(f"the state of a VM cannot be read: {type(error).__name__}: {error}") from error
-
-
-def _decode(document: Document, descriptors: Sequence[Descriptor]) -> VmParts:
-    def pick(index: int) -> Descriptor:
-        if not 0 <= index < len(descriptors):
-            raise IndexError(f"no descriptor {index}")
-        return descriptors[index]
-
-    def serial(index: int | None) -> int:
-        return _GONE if index is None else -1 if index == -1 else pick(index).serial
-
-    offered = document["offered"]
-    half, with_it = document.get("half", ("", ()))
-    return VmParts(
-        name=str(document["name"]),
-        home=_side(document["home"]),
-        state=_read_state(document["state"], pick),
-        ownership=Ownership(
-            _side(document["holder"]),
-            Certainty(document["certainty"]),
-            frozenset(Side(side) for side in document["suspected"]),
-        ),
-        scratch=pick(document["scratch"]),
-        qemu=None if document["qemu"] is None else pick(document["qemu"]),
-        offered=None if offered is None else Offer(*offered),
-        links={
-            Side(side): LinkParts(
-                pick(link["connection"]),
-                int(link["pid"]),
-                None if link["born"] is None else int(link["born"]),
-                Offer(*link["offer"]),
-                _read_told(link["told"], serial),
-                bool(link.get("due")),
-            )
-            for side, link in document["links"].items()
-        },
-        park_wanted=frozenset(Side(side) for side in document["park_wanted"]),
-        suspects={Side(side): int(pid) for side, pid in document["suspects"].items()},
-        cut_pid=int(document["cut_pid"]),
-        moves=int(document["moves"]),
-        born={int(pid): born for pid, born in document.get("born", {}).items()},
-        half=(bytes.fromhex(half), tuple(pick(index) for index in with_it)),
-    )
-
-
-def _side(text: str | None) -> Side | None:
-    return None if text is None else Side(text)
-
-
 def _offer(offer: Offer | None) -> list[int] | None:
     return None if offer is None else [offer.features, offer.protocol_features, offer.queue_pairs]
 
 
 def _address(at: RingAddress | None) -> list[int] | None:
     return None if at is None else [at.flags, at.descriptors, at.used, at.available, at.log]
-
-
-def _read_address(fields: Sequence[int] | None) -> RingAddress | None:
-    return None if fields is None else RingAddress(*fields)
 
 
 def _state(state: GuestState, table: Table) -> Document:
@@ -235,36 +170,6 @@ def _state(state: GuestState, table: Table) -> Document:
     }
 
 
-def _read_state(document: Document, pick: Callable[[int], Descriptor]) -> GuestState:
-    def line(fields: Sequence[Any]) -> VringFd:
-        said, index = fields
-        return VringFd(bool(said), None if index is None else pick(index))
-
-    log = document["log"]
-    return GuestState(
-        features=document["features"],
-        protocol_features=document["protocol_features"],
-        owned=bool(document["owned"]),
-        memory=tuple(Region(at, size, user, offset, pick(fd)) for at, size, user, offset, fd in document["memory"]),
-        rings=tuple(
-            Ring(
-                ring["size"],
-                _read_address(ring["address"]),
-                ring["base"],
-                line(ring["kick"]),
-                line(ring["call"]),
-                ring["enabled"],
-                int(ring.get("life", 0)),
-                bool(ring.get("anew")),
-            )
-            for ring in document["rings"]
-        ),
-        status=document["status"],
-        mtu=document["mtu"],
-        log=None if log is None else DirtyLog(log[0], log[1], pick(log[2])),
-    )
-
-
 def _told(told: SentState, table: Table) -> Document:
     return {
         "features": told.features,
@@ -286,27 +191,3 @@ def _told(told: SentState, table: Table) -> Document:
         "mtu": told.mtu,
         "log": None if told.log is None else [*told.log[:2], table.find(told.log[2])],
     }
-
-
-def _read_told(document: Document, serial: Callable[[int | None], int]) -> SentState:
-    log = document["log"]
-    return SentState(
-        features=document["features"],
-        protocol_features=document["protocol_features"],
-        owned=bool(document["owned"]),
-        memory=tuple((*fields[:4], serial(fields[4])) for fields in document["memory"]),
-        rings=tuple(
-            SentRing(
-                ring["size"],
-                _read_address(ring["address"]),
-                (bool(ring["kick"][0]), serial(ring["kick"][1])),
-                (bool(ring["call"][0]), serial(ring["call"][1])),
-                ring["enabled"],
-                int(ring.get("life", 0)),
-            )
-            for ring in document["rings"]
-        ),
-        status=document["status"],
-        mtu=document["mtu"],
-        log=None if log is None else (log[0], log[1], serial(log[2])),
-    )

@@ -21,7 +21,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from ovs_hotswap.broker.persist.snapshot import FORMATS, Table, VmParts, Work, decode, encode, format_of
+from ovs_hotswap import __version__
+from ovs_hotswap.broker.persist.formats import needed_format
+from ovs_hotswap.broker.persist.snapshot import Table, VmParts, Work, encode
+from ovs_hotswap.broker.persist.snapshot_reader import Received, decode
 from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.model import Side
 from ovs_hotswap.process_exit import Process
@@ -147,7 +150,9 @@ class StateSlot:
         """Keep ``vm``, whose state it is until the next ``begin``. Raises OSError; then work stays under way."""
         table, older = Table(), self._queued
         entry = encode(vm, table)
-        document = json.dumps({"format": format_of(entry), "qemu": entry["qemu"], "vm": entry}).encode()
+        # Which version will read this is not known, so it has the oldest format that can say it.
+        about = {"format": needed_format(entry), "version": __version__, "qemu": entry["qemu"]}
+        document = json.dumps(about | {"vm": entry}).encode()
         with _memfd(document) as text:
             descriptors = [text, *(each.fileno() for each in table.descriptors)]
             for start in range(0, len(descriptors), FDS_PER_MESSAGE):
@@ -227,19 +232,24 @@ class StateSlot:
 
 
 def _decode(descriptors: list[OwnedFd]) -> tuple[VmParts | None, OwnedFd | None]:
-    """A state, or of one in another format QEMU's connection. Raises StateUnknown."""
+    """A state, or of one that this version does not read QEMU's connection. Raises StateUnknown."""
     text = descriptors.pop(0)
     try:
         size = os.fstat(text.fileno()).st_size
         document: Any = json.loads(os.pread(text.fileno(), size, 0))
-        if document["format"] in FORMATS:
-            return decode(document["vm"], descriptors), None
-        log.warning("an earlier broker kept format %s, this one knows %s", document["format"], FORMATS)
-        return None, None if document["qemu"] is None else descriptors[document["qemu"]]
+        received = Received(descriptors)
+        qemu = None if document["qemu"] is None else received.look(document["qemu"])
     except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
         raise StateUnknown(f"what an earlier broker kept cannot be read: {error}") from error
     finally:
         text.close()
+    try:
+        state = decode(document.get("vm"), received, document.get("format"), document.get("version"))
+    except StateUnknown as error:
+        log.warning("an earlier broker kept format %.20s, and its VM starts over: %s", document.get("format"), error)
+        return None, next((each for each in descriptors if each is qemu), None)
+    close_all(received.rest())
+    return state, None
 
 
 def _read_processes(head: bytes) -> dict[Side, Process]:

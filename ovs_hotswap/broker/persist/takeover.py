@@ -6,6 +6,9 @@ VM that is not ready for that by then is handed over too, to start over alone. T
 *ready*, and only after the old one's *go* does it touch a connection; the old one ends then without another act. Until
 *go* the old broker can take up its work again, and does if the successor goes silent. What peers send meanwhile waits
 in their sockets. So at no time do two brokers act, and at no time is a connection closed.
+
+The successor announces by its socket's address which formats it reads (``formats``), and gets the newest that both
+brokers know, or the reason why there is none.
 """
 
 from __future__ import annotations
@@ -18,21 +21,38 @@ import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, JsonValue, model_validator
+
+from ovs_hotswap import __version__
+from ovs_hotswap.broker.persist.formats import (
+    FORMATS,
+    NEWEST,
+    OLDEST,
+    Reader,
+    agree,
+    announcement,
+    needed_format,
+    newer_parts,
+    unknown_format,
+)
 from ovs_hotswap.broker.persist.recovery import StartsOver, parts
-from ovs_hotswap.broker.persist.snapshot import FORMATS, Table, VmParts, decode, encode, format_of
+from ovs_hotswap.broker.persist.snapshot import Table, VmParts, encode
+from ovs_hotswap.broker.persist.snapshot_reader import Born, Fd, Name, Part, Pid, Received, decode, validated
 from ovs_hotswap.broker.vm import Vm
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, StateUnknown
 from ovs_hotswap.model import Side
 from ovs_hotswap.process_exit import Process, readable
 from ovs_hotswap.vhostuser.channel import FDS_PER_MESSAGE, OwnedFd, adopt, close_all
+from ovs_hotswap.vhostuser.messages import Descriptor
 
 log = logging.getLogger(__name__)
 
 _LENGTH = struct.Struct("<QI")  # bytes of the document, number of descriptors
 _READY, _GO = b"R", b"G"
+_MAX_LENGTH = 1 << 28  # bytes of a document: a VM with 256 rings needs less than 200 kB
 TIMEOUT_S = 3.0
 
 
@@ -46,18 +66,58 @@ class Inherited:
     vms: dict[str, tuple[VmParts | StartsOver, dict[Side, socket.socket]]]
 
 
-def _socket(descriptor: OwnedFd) -> socket.socket:
+class _Over(Part):
+    """A VM that starts over (``StartsOver``): the switches' processes with when these were started."""
+
+    name: Name
+    processes: dict[Side, tuple[Pid, Born | None]]
+    qemu: Fd | None
+
+    def made(self) -> StartsOver:
+        processes = {side: Process(*each) for side, each in self.processes.items()}
+        return StartsOver(self.name, processes, self.qemu)
+
+
+class _Entry(Part):
+    vm: dict[str, Any] | None = None
+    over: _Over | None = None
+    listeners: dict[Side, Fd]
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> _Entry:
+        if (self.vm is None) is (self.over is None):
+            raise ValueError("neither a VM's state nor one that starts over, or both")
+        return self
+
+
+class _Handed(Part):
+    """What the old broker hands over."""
+
+    control: Fd
+    successors: Fd | None = None
+    vms: list[_Entry]
+
+
+class _Refusal(Part):
+    """Why the old broker hands nothing over."""
+
+    message: Annotated[str, Field(max_length=4096)]
+    hint: Annotated[str, Field(max_length=4096)] | None
+
+
+def _socket(descriptor: Descriptor) -> socket.socket:
     return socket.socket(fileno=descriptor.detach())
 
 
 def hand_over(
     connection: socket.socket, control: socket.socket, successors: socket.socket,
-    vms: Sequence[tuple[Vm | StartsOver, dict[Side, socket.socket]]],
+    vms: Sequence[tuple[Vm | StartsOver, dict[Side, socket.socket]]], reader: Reader | None = None,
 ) -> None:  # fmt: skip
-    """The old broker's part, with every VM paused, and settled unless it starts over. After it returns the old one must
-    not act again.
+    """The old broker's part, with every VM paused, and settled unless it starts over. ``reader``: what the successor
+    has announced. After it returns the old one must not act again.
 
-    Raises BrokerError if the successor did not become ready in time: the old broker is then still the broker.
+    Raises BrokerError if the successor cannot read the state or did not become ready in time: the old broker is then
+    still the broker.
     """
     table = Table()
     with contextlib.ExitStack() as stack:
@@ -68,20 +128,19 @@ def hand_over(
             return table.add(duplicate)
 
         try:
-            document: dict[str, Any] = {"format": FORMATS[0], "control": own(control), "successors": own(successors)}
-            document["vms"] = []
+            document: dict[str, Any] = {"version": __version__, "control": own(control), "successors": own(successors)}
+            document["vms"], needed, newer = [], OLDEST, list[str]()
             for vm, listeners in vms:
-                if isinstance(vm, StartsOver):
-                    if vm.qemu is not None:
-                        stack.callback(vm.qemu.close)
-                    entry, needed = {"over": _encode(vm, table)}, FORMATS[-1]
-                else:
-                    entry = {"vm": encode(stack.enter_context(parts(vm)), table)}
-                    needed = format_of(entry["vm"])
-                entry["listeners"] = {side: own(listener) for side, listener in listeners.items()}
-                document["vms"].append(entry)
-                document["format"] = max(document["format"], needed)
+                entry, number, why = _entry(vm, table, stack)
+                document["vms"].append(entry | {"listeners": {side: own(each) for side, each in listeners.items()}})
+                needed, newer = max(needed, number), newer + why
             connection.settimeout(TIMEOUT_S)
+            try:
+                document["format"] = agree(reader, needed, newer)
+            except BrokerError as error:
+                refusal = {"format": NEWEST, "refused": {"message": error.message, "hint": error.hint}}
+                _send(connection, refusal | {"version": __version__}, [])
+                raise
             _send(connection, document, [descriptor.fileno() for descriptor in table.descriptors])
             if connection.recv(1) != _READY:
                 raise BrokerError("the successor hung up before it was ready")
@@ -90,15 +149,16 @@ def hand_over(
             raise BrokerError(f"the successor did not become ready: {error or 'time-out'}") from error
 
 
-def _encode(vm: StartsOver, table: Table) -> dict[str, Any]:
+def _entry(vm: Vm | StartsOver, table: Table, stack: contextlib.ExitStack) -> tuple[dict[str, Any], int, list[str]]:
+    """A VM's part of the document, the oldest format that can say it, and why that is not the oldest of all."""
+    if not isinstance(vm, StartsOver):
+        document = encode(stack.enter_context(parts(vm)), table)
+        return {"vm": document}, needed_format(document), newer_parts(document)
+    if vm.qemu is not None:
+        stack.callback(vm.qemu.close)
     processes = {side: [process.pid, process.born] for side, process in vm.processes.items()}
-    return {"name": vm.name, "processes": processes, "qemu": None if vm.qemu is None else table.add(vm.qemu)}
-
-
-def _decode(entry: dict[str, Any], received: Sequence[OwnedFd]) -> StartsOver:
-    """Raises KeyError, IndexError, TypeError, ValueError."""
-    processes = {Side(side): Process(int(pid), born) for side, (pid, born) in entry["processes"].items()}
-    return StartsOver(str(entry["name"]), processes, None if entry["qemu"] is None else received[entry["qemu"]])
+    over = {"name": vm.name, "processes": processes, "qemu": None if vm.qemu is None else table.add(vm.qemu)}
+    return {"over": over}, NEWEST, [f"VM {vm.name}: it has to start over"]
 
 
 def _send(connection: socket.socket, document: dict[str, Any], fds: list[int]) -> None:
@@ -124,6 +184,7 @@ def meet(config: Config) -> Heir:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.settimeout(2 * TIMEOUT_S)
+        connection.bind(announcement(f"{os.getpid():x}{os.urandom(8).hex()}"))
         connection.connect(str(config.successor_socket))
         return Heir(connection, _watch(connection), _receive(connection))
     except OSError as error:
@@ -176,6 +237,8 @@ def _receive(connection: socket.socket) -> Inherited:
     received: list[OwnedFd] = []
     try:
         length, count = _LENGTH.unpack(_exactly(connection, _LENGTH.size))
+        if length > _MAX_LENGTH:
+            raise StateUnknown(f"the old broker's state cannot be read: {length} bytes, at most {_MAX_LENGTH}")
         while len(received) < count:
             _, ancillary, flags, _ = connection.recvmsg(1, socket.CMSG_SPACE(4 * 253), socket.MSG_CMSG_CLOEXEC)
             more = adopt(ancillary)
@@ -186,28 +249,37 @@ def _receive(connection: socket.socket) -> Inherited:
             document = json.loads(_exactly(connection, length))
         except (ValueError, RecursionError) as error:
             raise StateUnknown(f"the old broker's state cannot be read: {error}") from error
-        given = document.get("format") if isinstance(document, dict) else None
-        if given not in FORMATS:
-            raise StateUnknown(f"the old broker hands over format {given}, this one knows {FORMATS}")
         return _inherited(document, received)
     except BaseException:
         close_all(received)
         raise
 
 
-def _inherited(document: dict[str, Any], received: Sequence[OwnedFd]) -> Inherited:
-    try:
-        vms: dict[str, tuple[VmParts | StartsOver, dict[Side, socket.socket]]] = {}
-        for entry in document["vms"]:
-            given = decode(entry["vm"], received) if "vm" in entry else _decode(entry["over"], received)
-            listeners = {Side(side): _socket(received[index]) for side, index in entry["listeners"].items()}
-            vms[given.name] = (given, listeners)
-        successors = document.get("successors")
-        return Inherited(
-            _socket(received[document["control"]]), None if successors is None else _socket(received[successors]), vms
-        )
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise StateUnknown(f"the old broker's state cannot be read: {error}") from error
+def _inherited(document: JsonValue, descriptors: Sequence[OwnedFd]) -> Inherited:
+    """What the old broker hands over. Raises StateUnknown if it cannot be read, and BrokerError if the old broker has
+    refused; nothing becomes of the descriptors then."""
+    what = "the old broker's state"
+    if not isinstance(document, dict):
+        raise StateUnknown(f"{what} cannot be read: it is no object")
+    received, number, version = Received(descriptors), document.get("format"), document.get("version")
+    if "refused" in document:
+        refusal = validated(_Refusal, document["refused"], received, "the old broker's refusal")
+        raise BrokerError(refusal.message, hint=refusal.hint)
+    if type(number) is not int or number not in FORMATS:
+        raise unknown_format(number, version)
+    handed = validated(_Handed, document, received, what)
+    given = [
+        (decode(entry.vm, received, number, version) if entry.over is None else entry.over.made(), entry.listeners)
+        for entry in handed.vms
+    ]
+    if len({vm.name for vm, _ in given}) < len(given):
+        raise StateUnknown(f"{what} cannot be read: two VMs have one name")
+    close_all(received.rest())
+    return Inherited(
+        _socket(handed.control),
+        None if handed.successors is None else _socket(handed.successors),
+        {vm.name: (vm, {side: _socket(each) for side, each in listeners.items()}) for vm, listeners in given},
+    )
 
 
 def _exactly(connection: socket.socket, size: int) -> bytes:
