@@ -101,7 +101,8 @@ class SwitchStatus:
     missing: tuple[str, ...]
 
     def document(self) -> dict[str, object]:
-        return {**_plain(self, _SWITCH_FIELDS), "missing": list(self.missing)}
+        return {"connected": self.connected, "pid": self.pid, "role": self.role, "parked": self.parked,
+                "offers": self.offers, "missing": list(self.missing)}  # fmt: skip
 
 
 ABSENT_SWITCH = SwitchStatus(connected=False, pid=None, role=None, parked=False, offers=None, missing=())
@@ -134,6 +135,11 @@ class RingStatus:
     def transmits(self) -> bool:
         """Whether the guest sends on it. Of a net device's pair the odd ring does (virtio 1.2, 5.1.2)."""
         return self.index % 2 == 1
+
+    def document(self) -> dict[str, object]:
+        """The JSON object. A broker makes thousands of them at once, so this is written out."""
+        return {"index": self.index, "size": self.size, "started": self.started, "enabled": self.enabled,
+                "available": self.available, "used": self.used}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,11 +231,11 @@ class VmStatus:
         return self.served_by(old) and not self.moves
 
     def document(self) -> dict[str, object]:
-        """The JSON object for programs. One broker answers for many thousands of rings, so this is written out."""
+        """The JSON object for programs."""
         found = {name: getattr(self, name) for name in VM_FIELDS if name not in self.unreported}
         found["feature_names"] = list(self.feature_names)
         found["switches"] = {side.value: self.switches[side].document() for side in Side}
-        found["rings"] = [_plain(ring, _RING_FIELDS) for ring in self.rings]
+        found["rings"] = [ring.document() for ring in self.rings]
         if self.last_proof is not None:
             found["last_proof"] = {"side": self.last_proof.side, "proof": self.last_proof.proof}
         if self.absent is not None:
@@ -249,19 +255,11 @@ class MoveResult:
     total_us: float
 
     def document(self) -> dict[str, object]:
-        return _plain(self, _MOVE_FIELDS)
+        return {"vm": self.vm, "owner": self.owner, "give_us": self.give_us, "take_us": self.take_us,
+                "total_us": self.total_us}  # fmt: skip
 
 
-def _names(kind: type[VmStatus | SwitchStatus | RingStatus | MoveResult]) -> tuple[str, ...]:
-    return tuple(each.name for each in fields(kind) if each.name != "unreported")
-
-
-VM_FIELDS, _SWITCH_FIELDS, _RING_FIELDS = _names(VmStatus), _names(SwitchStatus), _names(RingStatus)
-_MOVE_FIELDS = _names(MoveResult)
-
-
-def _plain(value: SwitchStatus | RingStatus | MoveResult, names: Sequence[str]) -> dict[str, object]:
-    return {name: getattr(value, name) for name in names}
+VM_FIELDS = tuple(each.name for each in fields(VmStatus) if each.name != "unreported")
 
 
 class BackEnds(Protocol):

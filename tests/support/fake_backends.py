@@ -65,7 +65,7 @@ class VmStates:
         return True
 
     def serve(self) -> None:
-        """Give the VMs that nobody serves to an instance that lives."""
+        """Give the VMs without an owner to an instance that lives."""
         living = [side for side in Side if self.lives(side)]
         for name, owner in self.owner.items():
             if living and name not in self.quarantine and (owner is None or not self.lives(owner)):
