@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from ovs_hotswap.broker.timers import Delays
@@ -71,6 +71,36 @@ def _heard(old: SwitchConnection | None, new: SwitchConnection) -> tuple[SentSta
     return None if old is None else old.told, new.told
 
 
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """No move uses capture rings, or is about to."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Armed:
+    """A move is about to be made: the parked side was told to wait on the rings of ``catch``. ``ready`` is what the
+    move needs, once it is prepared."""
+
+    catch: CaptureRings
+    ready: Ready | None
+
+
+@dataclass(slots=True, eq=False)
+class Draining:
+    """A move was made, and both sides may still be on its capture rings: late copies may come. ``begun``: they were
+    told to leave these rings. ``frames`` is done when they have, or are not waited for any longer; then this state
+    ends."""
+
+    catch: CaptureRings
+    old: SwitchConnection
+    new: SwitchConnection
+    frames: asyncio.Future[list[CapturedFrame]]
+    begun: bool = False
+
+
+_IDLE = Idle()
+
+
 class Mover:
     """Moves ``vm``. Each wait for a switch ends after ``fence_s`` seconds. ``room`` is for capture rings."""
 
@@ -82,16 +112,14 @@ class Mover:
         self._loop = loop
         self._delays = delays
         self.fence_s = fence_s
-        self._settled: asyncio.Future[list[CapturedFrame]] | None = None
-        self._catch: CaptureRings | None = None
-        self._ready: Ready | None = None
-        self._settle: Callable[[], None] = lambda: None
+        self._state: Idle | Armed | Draining = _IDLE
+        self._frames: asyncio.Future[list[CapturedFrame]] | None = None  # of the last move, until they are fetched
         self._before: dict[int, int | None] = {}
 
     @property
     def busy(self) -> bool:
-        """Whether a move is about to be made or still settling, or its undelivered frames have not been fetched."""
-        return self._catch is not None or self._settled is not None
+        """Whether a move is about to be made or still draining, or its undelivered frames have not been fetched."""
+        return not isinstance(self._state, Idle) or self._frames is not None
 
     @property
     def served(self) -> bool:
@@ -110,7 +138,7 @@ class Mover:
             return f"it is in quarantine: {vm.quarantine}"
         if link is None or link.offer is None:
             return f"switch {to} is not connected"
-        if not link.quiet or vm.waiting or not (self._settled is None or self._settled.done()):
+        if not link.quiet or vm.waiting or isinstance(self._state, Draining):
             return _UNDER_WAY
         if vm.qemu is None:
             return None
@@ -151,7 +179,7 @@ class Mover:
             return Swap(Outcome.MOVED)
         old, new = vm.owner(), vm.links[to]
         try:  # all that can fail, before anything changes
-            ready = self._got_ready(old, new)
+            ready = self._ready(old, new)
         except OSError as error:
             raise BrokerError(f"vm {vm.name}: its move cannot be prepared: {error.strerror}") from error
         catch = ready.catch
@@ -161,7 +189,7 @@ class Mover:
             if catch is not None:
                 catch.roll()
             self._rouse(old, new, catch, waiter)
-            self._catch = self._ready = None
+            self._state = _IDLE
             self._before = taken(vm.state)
             vm.ownership = vm.ownership.grant(to) if old is None else vm.ownership.letting_go()
             result = handover.swap(ready.swap, self.fence_s, threads, one_core=bool(cores), waiter=waiter)
@@ -173,17 +201,18 @@ class Mover:
         finally:
             vm.talks()
             if catch is not None and old is not None:
-                self._settle_later(catch, old, new)
+                self._drain_later(catch, old, new)
         return result
 
-    def _got_ready(self, old: SwitchConnection | None, new: SwitchConnection) -> Ready:
-        """As ``arm`` has left it, if that is of use still, or anew. Raises as ``_armed`` does."""
-        if self._ready is not None and self._ready.fits(self._vm.state, old, new):
-            return self._ready
-        return Ready.of(self._vm, old, new, None if old is None else self._armed(old, new))
+    def _ready(self, old: SwitchConnection | None, new: SwitchConnection) -> Ready:
+        """What ``arm`` has prepared, if it still fits, or else a new preparation. Raises as ``_arm_now`` does."""
+        ready = self._state.ready if isinstance(self._state, Armed) else None
+        if ready is not None and ready.fits(self._vm.state, old, new):
+            return ready
+        return Ready.of(self._vm, old, new, None if old is None else self._arm_now(old, new))
 
     def arm(self, to: Side) -> bool:
-        """Tell ``to`` to wait on its capture rings, where there is something to move; ``armed`` says when it does.
+        """Tell ``to`` to wait on its capture rings, where there is something to move; ``is_armed`` says when it does.
         Raises BrokerError if it is not ready for it."""
         vm = self._vm
         if vm.qemu is None or vm.ownership == Ownership(to, Certainty.OWNS):
@@ -194,13 +223,15 @@ class Mover:
         if old is None:
             return False
         catch = self._made(old.side)
-        if not self._on(new, catch):
+        if (there := self._armed_on(new, catch)) is not None:
+            catch = there
+        else:
             vm.talks()
             messages = self._fill(new, catch)
-            self._catch = catch
+            self._state = Armed(catch, None)
             self._roll_later(catch, self._loop.time() + _ARMED_S)
             vm.guarded(new, lambda: new.send(messages, lambda: None))
-        self._ready = Ready.of(vm, old, new, self._catch)
+        self._state = Armed(catch, Ready.of(vm, old, new, catch))
         return True
 
     def _made(self, old: Side) -> CaptureRings:
@@ -208,15 +239,16 @@ class Mover:
         self._room.take(self, self._needs)
         return CaptureRings(self._vm.scratch, self._vm.state, old, self._vm.mtu)
 
-    def armed(self, to: Side) -> bool:
+    def is_armed(self, to: Side) -> bool:
         """Whether ``to`` waits on its capture rings, and has said so."""
-        link = self._vm.links.get(to)
-        return link is not None and link.quiet and self._catch is not None and self._on(link, self._catch)
+        link, state = self._vm.links.get(to), self._state
+        return link is not None and link.quiet and isinstance(state, Armed) and _waits_on(link, state.catch)
 
-    def _on(self, link: SwitchConnection, catch: CaptureRings) -> bool:
-        """Whether the side was told to wait on the rings of ``catch``, and they are minded."""
-        minded = self._catch is not None and self._catch.same(catch)
-        return minded and link.told.at(catch.places(link.side))
+    def _armed_on(self, link: SwitchConnection, catch: CaptureRings) -> CaptureRings | None:
+        """The capture rings that are armed, if they are the same as ``catch`` and the side was told to wait on them."""
+        state = self._state
+        fits = isinstance(state, Armed) and state.catch.same(catch) and _waits_on(link, catch)
+        return state.catch if isinstance(state, Armed) and fits else None
 
     def _fill(self, new: SwitchConnection, catch: CaptureRings) -> FencedMessages:
         """Prepare capture rings for ``new``, and what sends it there."""
@@ -229,7 +261,7 @@ class Mover:
         self._delays.call_later(_ROLL_S, lambda: self._roll(catch, end))
 
     def _roll(self, catch: CaptureRings, end: float) -> None:
-        if self._catch is not catch:
+        if not (isinstance(self._state, Armed) and self._state.catch is catch):
             return
         if self._loop.time() >= end:
             self.disarm()
@@ -239,10 +271,13 @@ class Mover:
 
     def disarm(self) -> None:
         """The move for which rings were armed is not made."""
-        vm, catch = self._vm, self._catch
-        self._catch = self._ready = None
-        if catch is None:
-            return
+        if isinstance(self._state, Armed):
+            catch, self._state = self._state.catch, _IDLE
+            self._leave(catch)
+
+    def _leave(self, catch: CaptureRings) -> None:
+        """Take the parked side off capture rings."""
+        vm = self._vm
         vm.talks()
         catch.rest()
         vm.repark(catch.old.other)
@@ -256,8 +291,7 @@ class Mover:
 
     def tidy(self) -> None:
         """Free the rings of a move of which no side has told that it is off them, once that is clear otherwise."""
-        under_way = self._catch is not None or not (self._settled is None or self._settled.done())
-        if not under_way and all(map(self._is_off, Side)):
+        if isinstance(self._state, Idle) and all(map(self._is_off, Side)):
             with contextlib.suppress(OSError):
                 self._freed()
 
@@ -271,18 +305,18 @@ class Mover:
     def close(self) -> None:
         """Let go of capture rings that are armed, and tell no switch: another broker may go on with the VM, and what is
         known of its switches is kept."""
-        catch, self._catch, self._ready = self._catch, None, None
-        if catch is not None:
-            catch.rest()
+        if isinstance(self._state, Armed):
+            self._state.catch.rest()
+            self._state = _IDLE
         self._room.give_back(self)
 
-    def _armed(self, old: SwitchConnection, new: SwitchConnection) -> CaptureRings:
+    def _arm_now(self, old: SwitchConnection, new: SwitchConnection) -> CaptureRings:
         """Capture rings that ``new`` waits on. Raises BrokerError if it does not answer: then nothing was begun, and it
         is on its way back to the empty ring."""
         vm = self._vm
         catch = self._made(old.side)
-        if self._catch is not None and self._on(new, catch):
-            return self._catch
+        if (there := self._armed_on(new, catch)) is not None:
+            return there
         vm.talks()
         messages = self._fill(new, catch)
         if not self._answers(new, messages):
@@ -306,8 +340,10 @@ class Mover:
                 if link is new and waiter is not None:
                     set_thread_rank(waiter, Rank.WAITS)
         except BrokerError:
-            self._catch = catch or self._catch
-            self.disarm()
+            armed = self._state.catch if isinstance(self._state, Armed) else None
+            self._state = _IDLE
+            if left := catch or armed:
+                self._leave(left)
             raise
 
     def _answers(self, link: SwitchConnection, messages: FencedMessages) -> bool:
@@ -357,53 +393,62 @@ class Mover:
         vm.moves += 1
         vm.confirmed(new.side)
 
-    def _settle_later(self, catch: CaptureRings, old: SwitchConnection, new: SwitchConnection) -> None:
-        """Leave both sides' capture rings as they are until ``settle``."""
-        vm = self._vm
-        settled = self._settled = self._loop.create_future()
+    def _drain_later(self, catch: CaptureRings, old: SwitchConnection, new: SwitchConnection) -> None:
+        """Leave both sides' capture rings as they are until ``drain``."""
+        self._state = draining = Draining(catch, old, new, self._loop.create_future())
+        self._frames = draining.frames
+        self._delays.call_later(_LATE_S, lambda: self._drain(draining))
 
-        def settle() -> None:
-            self._settle = lambda: None
-            vm.talks()
-            self._delays.call_later(self.fence_s + _STALE_S, lambda: self._forget(settled))
-            for link in (old, new):
-                vm.repark(link.side)
-            if vm.links.get(old.side) is not old or vm.links.get(new.side) is not new:
-                _conclude(settled)  # one hung up: what is in the rings is not known to be final
-                return
-            self._delays.call_later(self.fence_s, lambda: _conclude(settled))
-            vm.guarded(old, lambda: old.fence(lambda: vm.guarded(new, lambda: new.fence(collect))))
-
-        def collect() -> None:
-            if settled.done():
-                catch.free()
-            else:
-                settled.set_result(catch.undelivered())
-            self._room.give_back(self)
-
-        self._settle = settle
-        self._delays.call_later(_LATE_S, lambda: settle() if self._settle is settle else None)
-
-    def _forget(self, settled: asyncio.Future[list[CapturedFrame]]) -> None:
-        if self._settled is settled:
-            self._settled = None
-
-    def settle(self) -> None:
+    def drain(self) -> None:
         """Take both sides off the capture rings of the last move, if they are on them: no late copies come any more, or
         they are not waited for."""
-        self._settle()
+        if isinstance(self._state, Draining):
+            self._drain(self._state)
 
-    async def settled(self) -> list[CapturedFrame]:
-        """``settle``, and the frames for the guest that arrived during the last move and that no side delivered. Told
-        only once."""
-        self.settle()
-        settled = self._settled
-        if settled is None:
+    def _drain(self, draining: Draining) -> None:
+        if draining.begun:
+            return
+        draining.begun = True
+        vm, old, new = self._vm, draining.old, draining.new
+        vm.talks()
+        self._delays.call_later(self.fence_s + _STALE_S, lambda: self._forget(draining.frames))
+        for link in (old, new):
+            vm.repark(link.side)
+        if vm.links.get(old.side) is not old or vm.links.get(new.side) is not new:
+            self._drained(draining, [])  # one hung up: what is in the rings is not known to be final
+            return
+        self._delays.call_later(self.fence_s, lambda: self._drained(draining, []))
+        vm.guarded(old, lambda: old.fence(lambda: vm.guarded(new, lambda: new.fence(lambda: self._collect(draining)))))
+
+    def _collect(self, draining: Draining) -> None:
+        """Both sides are off the capture rings of a move."""
+        if draining.frames.done():
+            draining.catch.free()
+        else:
+            self._drained(draining, draining.catch.undelivered())
+        self._room.give_back(self)
+
+    def _drained(self, draining: Draining, frames: list[CapturedFrame]) -> None:
+        if not draining.frames.done():
+            draining.frames.set_result(frames)
+        if self._state is draining:
+            self._state = _IDLE
+
+    def _forget(self, frames: asyncio.Future[list[CapturedFrame]]) -> None:
+        if self._frames is frames:
+            self._frames = None
+
+    async def undelivered(self) -> list[CapturedFrame]:
+        """Drain, and fetch the frames for the guest that arrived during the last move and that no side delivered. They
+        are given to one caller only."""
+        self.drain()
+        frames = self._frames
+        if frames is None:
             return []
-        caught = await settled
-        if self._settled is not settled:
-            return []  # told to somebody else who waited
-        self._settled = None
+        caught = await frames
+        if self._frames is not frames:
+            return []  # another caller has waited, and has them
+        self._frames = None
         return caught
 
     def _retreat(self, link: SwitchConnection) -> None:
@@ -411,6 +456,11 @@ class Mover:
         vm = self._vm
         if vm.ownership == Ownership(link.side, Certainty.TAKING) and vm.links.get(link.side) is link:
             vm.take_back(link)
+
+
+def _waits_on(link: SwitchConnection, catch: CaptureRings) -> bool:
+    """Whether the side was told to wait on the rings of ``catch``."""
+    return link.told.at(catch.places(link.side))
 
 
 def _ranked(thread: MessageThread | None, pid: int) -> int | None:
@@ -428,8 +478,3 @@ def _back_in_rank(waiter: int | None) -> Iterator[None]:
     finally:
         if waiter is not None and has_rank(waiter):
             set_thread_rank(waiter, Rank.TAKES)
-
-
-def _conclude(settled: asyncio.Future[list[CapturedFrame]]) -> None:
-    if not settled.done():
-        settled.set_result([])

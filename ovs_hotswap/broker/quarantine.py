@@ -65,7 +65,7 @@ class Quarantine:
         held = seat.vm
         held.touched()
         seat.mover.disarm()
-        seat.mover.settle()
+        seat.mover.drain()
         self._set(held, reason)
         self.enforce(held)
         with contextlib.suppress(BrokerError):

@@ -42,7 +42,7 @@ class VmSlot:
         """Take the rings back from whoever has them, and give them to nobody any more."""
         self.vm.touched()
         self.mover.disarm()
-        self.mover.settle()
+        self.mover.drain()
         self.vm.withdrawn = True
         owner = self.vm.owner()
         if owner is not None and self.vm.ownership.certainty in (Certainty.OWNS, Certainty.TAKING):

@@ -39,6 +39,7 @@ class Peer:
     def __init__(self) -> None:
         self.broker, self.end = socket.socketpair()
         self.end.setblocking(False)
+        self._stop = socket.socketpair()
 
     def heard(self) -> list[str]:
         """The messages that have come since this was last asked."""
@@ -68,12 +69,19 @@ class Peer:
         return False
 
     def serve(self) -> None:
-        """Answer each message that is to be answered, until the broker hangs up."""
-        while select.select([self.end], [], [])[0]:
+        """Answer each message that is to be answered, until the broker hangs up, or ``stop``."""
+        while self._stop[0] not in select.select([self.end, self._stop[0]], [], [])[0]:
             names = self.heard()
             if not names:
                 return
             self.answer(names)
+
+    def stop(self) -> None:
+        self._stop[1].send(b"x")
+
+    def close(self) -> None:
+        for each in (self.end, *self._stop):
+            each.close()
 
     def answer(self, names: Iterable[str]) -> None:
         for name in names:
@@ -134,7 +142,7 @@ class Bed:
             vm.close()
         self.processes.close()
         for peer in (self.qemu, *self.switches.values()):
-            peer.end.close()
+            peer.close()
 
 
 def kept(vm: Vm) -> VmParts:

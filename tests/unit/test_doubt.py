@@ -84,7 +84,7 @@ def test_it_is_served_again_when_every_switch_has_connected_again() -> None:
         assert found.last_proof == LastProof(Side.B, "reconnected")
         assert "SET_VRING_ADDR" in first.heard()
         for peer in (first, second):
-            peer.end.close()
+            peer.close()
 
     run(test)
 
@@ -119,7 +119,7 @@ def test_a_second_connection_that_contradicts_the_record_is_refused() -> None:
         vm.ownership = Ownership(Side.A, Certainty.OWNS)  # as if it had not been written down
         peer = connect(vm, Side.A)
         assert in_doubt(bed, vm) if peer.hung_up() else pytest.fail("it was taken in")
-        peer.end.close()
+        peer.close()
 
     run(test)
 

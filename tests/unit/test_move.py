@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ import pytest
 
 from ovs_hotswap.broker.mover import Mover, Ready
 from ovs_hotswap.broker.timers import Delays
+from ovs_hotswap.broker.vm import Vm
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhostuser import capture, messages, reconcile
@@ -73,7 +75,7 @@ def test_a_broker_that_ends_tells_a_switch_that_was_armed_nothing_more() -> None
         assert mover.arm(Side.B)
         bed.switches[Side.B].answer(bed.switches[Side.B].heard())
         await turns()
-        assert mover.armed(Side.B)
+        assert mover.is_armed(Side.B)
         mover.close()
         assert not mover.busy
         assert bed.heard() == {Side.A: [], Side.B: []}
@@ -205,3 +207,75 @@ def test_what_an_earlier_broker_left_in_capture_rings_takes_room() -> None:
         assert room.taken == capture.written(vm.scratch) == 0
 
     two(test)
+
+
+async def moved(bed: Bed, vm: Vm, mover: Mover) -> None:
+    """Move it from side a to side b, with both switches answering."""
+    assert mover.arm(Side.B)
+    bed.switches[Side.B].answer(bed.switches[Side.B].heard())
+    await turns()
+    ends = [threading.Thread(target=peer.serve) for peer in bed.switches.values()]
+    for each in ends:
+        each.start()
+    mover.swap_to(Side.B, {})
+    for peer in bed.switches.values():
+        peer.stop()
+    for each in ends:
+        each.join()
+    assert vm.ownership == Ownership(Side.B, Certainty.OWNS)
+
+
+def test_the_states_of_a_move() -> None:
+    """Armed, draining and idle come one after the other, and none of them with another."""
+
+    async def test(bed: Bed) -> None:
+        vm = bed.served(Ownership(Side.A, Certainty.OWNS))
+        mover = Mover(vm, bed.loop, Delays(bed.loop), 5.0, ROOM)
+        vm.go_on()
+        assert not mover.busy
+        await moved(bed, vm, mover)
+        assert mover.busy
+        for act in (mover.arm, lambda side: mover.swap_to(side, {})):  # late copies may still come
+            with pytest.raises(BrokerError, match="messages are under way"):
+                act(Side.A)
+        mover.disarm()
+        assert mover.under_way(Side.A)
+        fetched = asyncio.ensure_future(mover.undelivered())
+        for _ in range(3):
+            await turns()
+            for peer in bed.switches.values():
+                peer.answer(peer.heard())
+        assert await asyncio.wait_for(fetched, 20) == []
+        assert not mover.busy
+        assert mover.arm(Side.A)
+        assert mover.busy
+
+    run(test)
+
+
+def test_a_move_that_is_drained_twice_is_drained_once() -> None:
+    async def test(bed: Bed) -> None:
+        vm = bed.served(Ownership(Side.A, Certainty.OWNS))
+        mover = Mover(vm, bed.loop, Delays(bed.loop), 5.0, ROOM)
+        vm.go_on()
+        await moved(bed, vm, mover)
+        mover.drain()
+        heard = bed.heard()
+        assert heard[Side.A].count("GET_FEATURES") == 1
+        mover.drain()
+        assert bed.heard() == {Side.A: [], Side.B: []}
+
+    run(test)
+
+
+def test_after_a_move_whose_switch_hangs_up_the_frames_are_not_waited_for() -> None:
+    async def test(bed: Bed) -> None:
+        vm = bed.served(Ownership(Side.A, Certainty.OWNS))
+        mover = Mover(vm, bed.loop, Delays(bed.loop), 60.0, ROOM)
+        vm.go_on()
+        await moved(bed, vm, mover)
+        vm.drop_link(Side.A, "it hung up")
+        assert await asyncio.wait_for(mover.undelivered(), 20) == []
+        assert not mover.busy
+
+    run(test)

@@ -85,7 +85,7 @@ def test_an_owner_whose_connection_is_not_known_may_connect_again() -> None:
         second.accept(Side.B, again.broker)
         assert Side.B in second.links
         assert again.heard() == ["GET_FEATURES"]
-        again.end.close()
+        again.close()
 
     run(test)
 

@@ -50,7 +50,7 @@ class Moves:
     async def _quiet(self, seat: VmSlot, to: Side) -> None:
         """Wait while messages are under way that keep a VM from being moved."""
         if seat.mover.under_way(to):
-            seat.mover.settle()
+            seat.mover.drain()
             with contextlib.suppress(BrokerError):
                 await until(lambda: not seat.mover.under_way(to), _TIMEOUT_S, "")
 
@@ -66,8 +66,8 @@ class Moves:
             except BrokerError:
                 break  # its move tells why, and is the last one
         with contextlib.suppress(BrokerError):  # the move of one that does not answer tells that
-            await until(lambda: all(self._seat(vm).mover.armed(side) for vm in told), self._settings.fence_s, "")
-        return [vm for vm in told if self._seat(vm).mover.armed(side)]
+            await until(lambda: all(self._seat(vm).mover.is_armed(side) for vm in told), self._settings.fence_s, "")
+        return [vm for vm in told if self._seat(vm).mover.is_armed(side)]
 
     async def _disarm(self, vms: list[str]) -> None:
         """VMs that were armed are not moved after all."""
@@ -104,7 +104,7 @@ class Moves:
 
     async def _undelivered(self, vm: str) -> dict[str, object]:
         """Frames that arrived during the VM's last move; late copies are not waited for any more."""
-        caught = await self._seat(vm).mover.settled()
+        caught = await self._seat(vm).mover.undelivered()
         return {
             "vm": vm,
             "frames": [each.frame.hex() for each in caught if not each.segments],

@@ -94,7 +94,7 @@ class Predecessor:
         self.under_way = True
         for seat in self._seats.values():
             seat.mover.disarm()
-            seat.mover.settle()
+            seat.mover.drain()
             seat.vm.ignore_qemu()
         with contextlib.suppress(BrokerError):
             await until(lambda: all(map(self._is_calm, self._seats.values())), takeover.TIMEOUT_S, "")
