@@ -4,80 +4,25 @@ QEMU."""
 
 from __future__ import annotations
 
-import json
 import socket
 import socketserver
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from ovs_hotswap.backends import OwnerCertainty, SwitchRole, SwitchStatus
 from ovs_hotswap.errors import BrokerError, StateUnknown, SwitchError
 from ovs_hotswap.model import Side
-from ovs_hotswap.qemu.answers import Netdev
 from ovs_hotswap.qemu.dual import DualQemu, chosen, vm_status
-from ovs_hotswap.qemu.held import Held, VmPorts
+from ovs_hotswap.qemu.held import Held
 from ovs_hotswap.qemu.monitor import Command, Monitors
-from ovs_hotswap.switch.ovsdb import PortSpec
 from ovs_hotswap.system import System
 from ovs_hotswap.watchdog import culprit_search
-
-NETDEV: dict[str, Any] = {
-    "netdev": "net0", "state": "served", "active": "sw0", "active-slot": "first", "active-pid": 1201,
-    "standby": "sw1", "standby-pid": 1377, "standby-state": "parked", "swaps": 0, "last-swap-us": 0, "ring-count": 2,
-    "rings": [{"index": 0, "enabled": True, "available": 256, "used": 40},
-              {"index": 1, "enabled": True, "available": 52, "used": 52}],
-}  # fmt: skip
-
-
-def netdev(**changes: object) -> Netdev:
-    return Netdev.model_validate({**NETDEV, **changes})
-
-
-class Qemu(socketserver.ThreadingUnixStreamServer):
-    """Answers QMP commands by ``answers``: what they return, or an error's class and text."""
-
-    daemon_threads = True
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path), Talk)
-        self.answers: dict[str, Any] = {"query-vhost-user-backends": [dict(NETDEV)]}
-        self.asked: list[tuple[str, dict[str, Any]]] = []
-
-
-class Talk(socketserver.StreamRequestHandler):
-    def handle(self) -> None:
-        assert isinstance(self.server, Qemu)
-        self._say({"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": ""},
-                           "capabilities": []}})  # fmt: skip
-        for request in self._requests():
-            name = request["execute"]
-            found: Any = {} if name == "qmp_capabilities" else self.server.answers.get(name)
-            if name != "qmp_capabilities":
-                self.server.asked.append((name, request.get("arguments", {})))
-            if isinstance(found, tuple):
-                self._say({"error": {"class": found[0], "desc": found[1]}, "id": request.get("id")})
-            else:
-                self._say({"return": found, "id": request.get("id")})
-
-    def _requests(self) -> Iterator[dict[str, Any]]:
-        """QMP messages are JSON objects, with or without anything between them."""
-        text = ""
-        while data := self.connection.recv(1 << 16):
-            text = (text + data.decode()).lstrip()
-            with suppress(json.JSONDecodeError):
-                while text:
-                    request, end = json.JSONDecoder().raw_decode(text)
-                    text = text[end:].lstrip()
-                    yield request
-
-    def _say(self, message: dict[str, Any]) -> None:
-        self.wfile.write(json.dumps(message).encode() + b"\n")
+from tests.support.dual_bed import NETDEV, Qemu, Switches, netdev, swapped
 
 
 @pytest.fixture
@@ -90,46 +35,6 @@ def qemus(tmp_path: Path) -> Iterator[dict[str, Qemu]]:
             threading.Thread(target=qemu.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
             made[name] = qemu
         yield made
-
-
-class Switch:
-    """An instance that runs. ``ports``: of VMs, by name; ``fault``: its database does not answer."""
-
-    def __init__(self, side: Side, told: list[str]) -> None:
-        self.side, self._told = side, told
-        self.ports = {"vm1", "vm2"}
-        self.fault: SwitchError | None = None
-        self.number: int | None = 7
-
-    def pid(self) -> int | None:
-        return self.number
-
-    @contextmanager
-    def database(self) -> Iterator[Switch]:
-        if self.fault is not None:
-            raise self.fault
-        yield self
-
-    def remove_port(self, _bridge: str, name: str) -> None:
-        self._told.append(f"remove {name} {self.side}")
-        self.ports.discard(name)
-
-    def add_port(self, _bridge: str, spec: PortSpec) -> None:
-        self._told.append(f"add {spec.name} {self.side}")
-        self.ports.add(spec.name)
-
-    def wait_ports(self, names: list[str], timeout: float) -> None: ...
-
-
-class Switches:
-    """Two of them, b being the active one."""
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-        self.both = {side: Switch(side, self.told) for side in Side}
-        config = SimpleNamespace(bridge="br0", upgrade=SimpleNamespace(ready_s=1.0))
-        specs = tuple(PortSpec(name, "dpdkvhostuserclient", 10) for name in ("vm1", "vm2"))
-        self.ports = VmPorts(cast(Any, config), cast(Any, self.both), lambda _side: specs, lambda: Side.B)
 
 
 @pytest.fixture
@@ -177,11 +82,6 @@ def test_a_dead_instance_needs_no_port_removed_and_one_that_keeps_its_port_is_to
     assert dual.quarantine("vm1", "by order").quarantine == "by order"
     with pytest.raises(BrokerError, match="no vm 'vm9'"):
         dual.quarantine("vm9", "by order")
-
-
-def swapped(**changes: Any) -> list[dict[str, Any]]:
-    return [{"netdev": "net0", "from": "sw0", "to": "sw1", "outcome": "swapped", "time-us": 171, "give-us": 90,
-             "take-us": 81, **changes}]  # fmt: skip
 
 
 def test_the_vms(dual: DualQemu) -> None:
