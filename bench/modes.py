@@ -67,7 +67,7 @@ class ModeBench:
         active = self._host.active()
         self._demo.kill_active()
         wait_protected(self._host, active.other)
-        self.failover_us += [vm.last_move_us or 0.0 for vm in self._host.backends.vms()]
+        self.failover_us += [vm.last_move_us for vm in self._host.backends.vms() if vm.last_move_us is not None]
         return {}
 
     def document(self) -> dict[str, Any]:

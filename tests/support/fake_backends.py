@@ -190,3 +190,14 @@ class FakeBackEnds:
         self._answer()
         self.states.done.append("reload")
         return []
+
+
+class GivenVms(FakeBackEnds):
+    """These VMs, as they are given."""
+
+    def __init__(self, *vms: VmStatus) -> None:
+        super().__init__(VmStates(vm.name for vm in vms))
+        self._vms = {vm.name: vm for vm in vms}
+
+    def vm(self, name: str) -> VmStatus:
+        return self._vms[name]

@@ -9,9 +9,8 @@ import numpy as np
 from bench.guests import Events
 from bench.guests.plan import NOBODY, REMOTE
 from bench.scale import CASES, Case, gaps, spread_ms
-from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.host.host import Host
-from tests.support.fake_backends import vm_status
+from tests.support.fake_backends import GivenVms, vm_status
 
 MS = 1_000_000
 
@@ -31,12 +30,8 @@ def test_the_longest_gap_around_the_moves_counts() -> None:
 
 
 def test_vms_move_within_the_time_between_the_first_and_the_last() -> None:
-    class Broker:
-        def vms(self, *, read: bool) -> list[VmStatus]:
-            assert not read
-            return [vm_status(owner_since=at) for at in (10.25, 10.0, 10.5)]
-
-    host = type("FakeHost", (), {"backends": Broker()})()
+    vms = GivenVms(*(vm_status(f"vm{number}", owner_since=at) for number, at in enumerate((10.25, 10.0, 10.5))))
+    host = type("FakeHost", (), {"backends": vms})()
     assert spread_ms(cast(Host, host)) == 500.0
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from ovs_hotswap.backends import ABSENT_SWITCH, BackendMode, Switches, VmStatus
+from ovs_hotswap.backends import ABSENT_SWITCH, BackendMode, Switches
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.host.standby import park_each
@@ -17,7 +17,7 @@ from ovs_hotswap.qemu.dual import DualQemu
 from ovs_hotswap.qemu.monitor import Answer
 from ovs_hotswap.upgrade.outlook import Outlook
 from ovs_hotswap.upgrade.situation import Upgrade
-from tests.support.fake_backends import CONNECTED, vm_status
+from tests.support.fake_backends import CONNECTED, FakeBackEnds, GivenVms, VmStates, vm_status
 from tests.unit.watch_bed import FakeHost, World
 
 
@@ -96,11 +96,9 @@ def test_where_an_upgrade_can_go(
 
 
 def test_a_broker_that_does_not_answer_is_no_reason_to_give_up(upgrade: Upgrade) -> None:
-    class Silent:
-        def vms(self, *, read: bool = True) -> list[VmStatus]:
-            raise BrokerError("no answer")
-
-    upgrade.host.__dict__["broker"] = Silent()
+    states = VmStates([])
+    states.broker_fault = BrokerError("no answer")
+    upgrade.host.__dict__["broker"] = FakeBackEnds(states)
     assert upgrade.look(service=True).no_way_on == ""
 
 
@@ -108,24 +106,17 @@ def test_a_broker_that_does_not_answer_is_no_reason_to_give_up(upgrade: Upgrade)
 def test_without_a_broker_nobody_listens_for_a_vm_that_does_not_run(
     upgrade: Upgrade, mode: BackendMode, waited_for: list[str]
 ) -> None:
-    class Vms:
-        def vms(self, *, read: bool = True) -> list[VmStatus]:
-            only_b = Switches(ABSENT_SWITCH, CONNECTED)
-            return [vm_status("vm1", qemu=None, netdev=None, switches=only_b), vm_status("vm2")]
-
+    only_b = Switches(ABSENT_SWITCH, CONNECTED)
+    vms = GivenVms(vm_status("vm1", qemu=None, netdev=None, switches=only_b), vm_status("vm2"))
     host = FakeHost(upgrade.host.config.model_copy(update={"backend": mode}), World([]))
-    host.__dict__.update(broker=Vms(), dual=Vms())
+    host.__dict__.update(broker=vms, dual=vms)
     assert host.unconnected(Side.A) == waited_for
     assert host.unconnected(Side.B) == []
 
 
 def test_a_switch_that_does_not_come_to_a_qemu_that_runs_is_missed(upgrade: Upgrade) -> None:
-    class Alone:
-        def vms(self, *, read: bool = True) -> list[VmStatus]:
-            return [vm_status(switches=Switches(CONNECTED, ABSENT_SWITCH))]
-
     host = FakeHost(upgrade.host.config.model_copy(update={"backend": BackendMode.QEMU_DUAL}), World([]))
-    host.__dict__["dual"] = Alone()
+    host.__dict__["dual"] = GivenVms(vm_status(switches=Switches(CONNECTED, ABSENT_SWITCH)))
     assert host.unconnected(Side.B) == ["vm1"]
 
 

@@ -6,6 +6,7 @@ import enum
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,7 @@ from ovs_hotswap.broker.control.status import BrokerStatus, CaptureStatus
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhostuser.ownership import Certainty
 from ovs_hotswap.vhostuser.reconcile import Role
+from tests.support.fake_backends import ring_status, vm_status
 
 VM = VmStatus(
     name="vm1", qemu=7, owner=Side.A, certainty=OwnerCertainty.OWNS, owner_since=1.5,
@@ -102,3 +104,54 @@ def test_a_state_that_a_newer_version_has(kind: Callable[[object], enum.StrEnum]
     assert kind("of-tomorrow") is fallback
     with pytest.raises(ValueError, match="5"):
         kind(5)
+
+
+CUT, TAKING = OwnerCertainty.CUT, OwnerCertainty.TAKING
+PARKED = SwitchStatus(True, 11, SwitchRole.PARKED, True, None, ())
+IDLE = replace(PARKED, role=SwitchRole.IDLE, parked=False)
+LACKS = replace(IDLE, missing=("VERSION_1",))
+# Side a serves it, and it could be parked on b and is not.
+USUAL = vm_status(switches=Switches(IDLE, IDLE))
+ASKED: dict[str, Callable[[VmStatus], bool]] = {
+    "served by a": lambda vm: vm.served_by(Side.A),
+    "astray from b": lambda vm: vm.astray(Side.B),
+    "parkable on b": lambda vm: vm.parkable(Side.B),
+    "unparked on b": lambda vm: vm.unparked(Side.B),
+    "unprotected by b": lambda vm: vm.unprotected(Side.B),
+    "stranded from b": lambda vm: vm.stranded(Side.B),
+    "newcomer on a": lambda vm: vm.newcomer(Side.A),
+    "to serve": lambda vm: vm.to_serve,
+    "may be held": lambda vm: vm.can_be_quarantined,
+}
+ALL = set(ASKED)
+CASES: list[tuple[dict[str, Any], set[str]]] = [
+    ({}, ALL),
+    ({"moves": 1}, ALL - {"newcomer on a"}),
+    ({"switches": Switches(IDLE, PARKED)}, ALL - {"unparked on b", "unprotected by b"}),
+    ({"switches": Switches(IDLE, ABSENT_SWITCH)}, ALL - {"parkable on b", "unparked on b", "stranded from b"}),
+    ({"switches": Switches(IDLE, LACKS)}, ALL - {"parkable on b", "unparked on b", "stranded from b"}),
+    ({"unparkable": "8 regions"}, ALL - {"parkable on b", "unparked on b", "stranded from b"}),
+    ({"certainty": CUT}, ALL - {"served by a", "newcomer on a"}),
+    ({"certainty": TAKING, "owner": Side.B},
+     {"astray from b", "parkable on b", "stranded from b", "to serve", "may be held"}),
+    ({"owner": Side.B}, {"parkable on b", "to serve", "may be held"}),
+    ({"owner": None, "certainty": OwnerCertainty.NOBODY},
+     ALL - {"served by a", "newcomer on a", "unparked on b"}),
+    ({"qemu": None, "owner": None, "certainty": OwnerCertainty.NOBODY}, {"parkable on b", "may be held"}),
+    ({"quarantine": "by order"}, ALL - {"unprotected by b", "to serve", "may be held"}),
+    ({"unreported": frozenset({"quarantine"})}, ALL - {"may be held"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "true"), CASES, ids=str)
+def test_what_can_be_said_of_a_vm(change: dict[str, Any], true: set[str]) -> None:
+    vm = replace(USUAL, **change)
+    assert {name for name, ask in ASKED.items() if ask(vm)} == true
+
+
+def test_the_features_that_a_guest_uses() -> None:
+    assert (replace(USUAL, features="0x130000000").features_used, USUAL.features_used) == (0x130000000, 0)
+
+
+def test_the_odd_rings_are_those_that_the_guest_sends_on() -> None:
+    assert [ring_status(index).transmits for index in range(4)] == [False, True, False, True]

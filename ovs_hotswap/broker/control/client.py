@@ -63,7 +63,7 @@ def error_document(error: HotswapError) -> dict[str, object]:
     return {"error": {"class": type(error).__name__, "message": error.message, "hint": error.hint}}
 
 
-def reported(document: dict[str, Any]) -> HotswapError:
+def reported(document: Mapping[str, Any]) -> HotswapError:
     """The error that a broker reported, as the class it had there."""
     kind = getattr(errors, str(document.get("class")), BrokerError)
     if not (isinstance(kind, type) and issubclass(kind, HotswapError)):

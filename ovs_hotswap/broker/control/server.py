@@ -120,7 +120,7 @@ class ControlServer:
                     return
                 await loop.sock_sendall(connection, client.encode(answer))
 
-    async def _answer(self, line: bytes, beside: Mapping[str, Any], who: str) -> dict[str, Any]:
+    async def _answer(self, line: bytes, beside: Mapping[str, Any], who: str) -> dict[str, object]:
         """``beside``: what a method may have that is not in the request."""
         try:
             request = client.decode_request(line)
