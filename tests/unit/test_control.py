@@ -332,6 +332,22 @@ def test_the_status_of_an_older_broker_and_of_a_newer_one(serve: Serve) -> None:
     assert (found.capture, found.kept_by_systemd) == (None, False)
 
 
+RECORDED = json.loads((Path(__file__).parent / "answers" / "before-quarantine.json").read_text())
+
+
+def test_the_recorded_answers_of_an_older_broker(serve: Serve) -> None:
+    """They are those of a broker at ca01131, between a front end and two switches written for tests."""
+    answer = answering(lambda request: encode({"result": RECORDED[str(request["method"])]}))
+    with BrokerClient(serve(answer), timeout=5) as client:
+        vms, status, moved = client.vms(), client.status(), client.move("vm0", Side.B)
+        (back,), error = client.move_many(["vm0"], Side.A)
+        assert client.reload() == []
+    assert [vm.document() for vm in vms] == RECORDED["vms"]
+    assert [vm.unreported for vm in vms] == 2 * [{"absent", "capture_bytes", "last_proof", "netdev", "quarantine"}]
+    assert (status.document(), moved.document()) == (RECORDED["status"], RECORDED["move"])
+    assert (back.owner, error) == (Side.A, None)
+
+
 @pytest.mark.parametrize(
     ("told", "kept"),
     [({"supervised": True}, True), ({"supervised": True, "unit": False}, False), ({"unit": True}, True)],
