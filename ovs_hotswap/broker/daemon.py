@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Set
 from ovs_hotswap import __version__
 from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.broker.control.documents import capture_status, vm_status
+from ovs_hotswap.broker.control.dump import dump_method
 from ovs_hotswap.broker.control.moves_api import Moves, side_of, until
 from ovs_hotswap.broker.control.server import ControlServer, Method
 from ovs_hotswap.broker.control.status import BrokerStatus
@@ -99,7 +100,7 @@ class Broker:
         self._quarantine = Quarantine(config.run_dir / "quarantine.json", system, self._seat)
         self._methods: dict[str, Method] = {
             "status": self._status, "vms": self._vms, "vm": self._vm, "park": self._park, "unpark": self._unpark,
-            "reload": self._reload, "withdraw": self._withdraw,
+            "reload": self._reload, "withdraw": self._withdraw, "dump": dump_method(self._seat),
             **Moves(self._seat, self._keeping, self._settings).methods, **self._quarantine.methods,
         }  # fmt: skip
         self._inherited = inherited

@@ -116,6 +116,9 @@ class Mover:
         self._frames: asyncio.Future[list[CapturedFrame]] | None = None  # of the last move, until they are fetched
         self._before: dict[int, int | None] = {}
 
+    def __repr__(self) -> str:
+        return f"<Mover of {self._vm!r}: {type(self._state).__name__.lower()}>"
+
     @property
     def busy(self) -> bool:
         """Whether a move is about to be made or still draining, or its undelivered frames have not been fetched."""
@@ -366,6 +369,11 @@ class Mover:
     def _after(self, result: Swap, ready: Ready) -> None:
         """Write down what a swap left behind."""
         vm, old, new = self._vm, ready.swap.old, ready.swap.new
+        for link, sent in ((old, ready.swap.park), (new, ready.swap.take)):
+            if link is not None and link.channel.trace is not None:
+                link.channel.trace.exchanged(sent.data)
+            if result.outcome in (Outcome.KEPT, Outcome.OLD_GONE):
+                break
         if result.outcome is Outcome.KEPT and old is not None:
             vm.ownership = vm.ownership.grant(old.side)
             old.expect(ready.swap.park, lambda: None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from ovs_hotswap.model import Side
 from ovs_hotswap.process_exit import Process
 from ovs_hotswap.vhostuser.backend import SwitchConnection
 from ovs_hotswap.vhostuser.channel import Channel
+from ovs_hotswap.vhostuser.message_trace import message_trace
 from ovs_hotswap.vhostuser.ownership import Certainty, Ownership, Proof
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,11 @@ class Peers(abc.ABC):
         # Another broker has the connections, or will: they do not end when they are closed here, and whatever falls due
         # here still, such as what was to be done when a switch had not answered, says and hears nothing on them.
         self.shared = False
+
+    def __repr__(self) -> str:
+        qemu = "no QEMU" if self.qemu is None else f"QEMU {self.qemu.peer_pid}"
+        switches = ", ".join(f"{side} {link.pid}" for side, link in sorted(self.links.items()))
+        return f"<Vm {self.name}: {self.ownership}, {qemu}, switches: {switches or 'none'}>"
 
     @property
     @abc.abstractmethod
@@ -104,6 +111,10 @@ class Peers(abc.ABC):
     def owner(self) -> SwitchConnection | None:
         """The connection of the side that holds the rings, if there is one."""
         return self.links.get(self.ownership.holder) if self.ownership.holder else None
+
+    def channel(self, connection: socket.socket, peer: str) -> Channel:
+        """The channel of a new connection to ``peer``, with a trace if the log shows one."""
+        return Channel(connection, message_trace(self.name, peer))
 
     def end(self, connection: SwitchConnection | Channel) -> None:
         """Hang up, if that is for this broker to do."""

@@ -24,7 +24,7 @@ from ovs_hotswap.model import Side
 from ovs_hotswap.process_exit import start_time
 from ovs_hotswap.vhostuser import handover, messages
 from ovs_hotswap.vhostuser.backend import SwitchConnection
-from ovs_hotswap.vhostuser.channel import Channel, PeerClosed, close_all
+from ovs_hotswap.vhostuser.channel import PeerClosed, close_all
 from ovs_hotswap.vhostuser.guest_memory import indices, make_safe
 from ovs_hotswap.vhostuser.guest_state import GuestState, MessageEffect, Offer, ReplyDue, apply_message, offer_to_guest
 from ovs_hotswap.vhostuser.handover import Swap
@@ -100,7 +100,7 @@ class Vm(Peers):
     def accept(self, side: Side, connection: socket.socket) -> None:
         """Take a switch's new connection, or refuse it while an older one, or its process, may still hold the rings."""
         self.touched()
-        link = SwitchConnection(side, Channel(connection))
+        link = SwitchConnection(side, self.channel(connection, f"switch {side}"))
         before = self.links.get(side)
         if before is not None and (self.ownership.holder is not side or before.channel.hung_up):
             self.drop_link(side, "the switch opened another connection")
@@ -342,7 +342,7 @@ class Vm(Peers):
 
     def connected(self, connection: socket.socket) -> None:
         """Take a fresh connection to the VM's QEMU."""
-        made = Channel(connection)
+        made = self.channel(connection, "QEMU")
         born = start_time(made.peer_pid)
         self.qemu, self.deaf = made, False
         self.touched()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -171,6 +172,24 @@ def reload_(app: App) -> None:
         refuse_kept(client.reload())
         app.output.done = True
         _show(app, client.status())
+
+
+@broker.command()
+@click.argument("vm")
+@pass_app
+def dump(app: App, vm: str) -> None:
+    """Print as JSON everything that the broker has on record of one VM, for a report of a fault.
+
+    The fields are those of the broker's code, and change with every version. Nothing is changed. With --json: the same.
+
+    \b
+    Example:
+      ovs-hotswap broker dump vm1
+    """
+    with BrokerClient(app.config.broker_socket) as client:
+        found = client.dump(vm)
+    app.output.document(found)
+    app.output.line(json.dumps(found, indent=2))
 
 
 def _show(app: App, found: BrokerStatus) -> None:

@@ -56,6 +56,10 @@ class SwitchConnection:
         self._due: deque[_Due] = deque()
         self._agreed: tuple[GuestState, Role, SentState] | None = None
 
+    def __repr__(self) -> str:
+        known = "not asked yet" if self.offer is None else f"{len(self._due)} answers due"
+        return f"<SwitchConnection {self.side}: process {self.pid}, {known}>"
+
     def agreed(self, state: GuestState, role: Role) -> None:
         """The back end has been told all of ``state`` that its ``role`` entitles it to."""
         self._agreed = state, role, self.told

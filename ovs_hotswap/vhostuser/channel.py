@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ovs_hotswap.errors import BrokerError, ProtocolError
 from ovs_hotswap.fd_closing import close, hang_up
+from ovs_hotswap.vhostuser.message_trace import MessageTrace
 from ovs_hotswap.vhostuser.messages import Descriptor, Frame, FrameReader
 
 _serials = itertools.count(1)
@@ -45,6 +46,9 @@ class OwnedFd:
         self._fd, self._own, self._sender = fd, own, sender
         self.serial = next(_serials)
 
+    def __repr__(self) -> str:
+        return f"<OwnedFd {self._fd}>" if self._fd >= 0 else "<OwnedFd, closed>"
+
     def fileno(self) -> int:
         """Raises ValueError after ``close``."""
         if self._fd < 0:
@@ -69,11 +73,12 @@ class OwnedFd:
 class Channel:
     """Frames in, frames out, over a connected stream socket that this object owns."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, trace: MessageTrace | None = None) -> None:
         connection.setblocking(False)
         # Else the kernel throws an urgent byte away and itself closes what came with it (af_unix.c, ``manage_oob``).
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._socket = connection
+        self.trace = trace
         self._reader = FrameReader()
         self._sought, self._found = b"", b""
         self._outbox: deque[tuple[bytes, list[OwnedFd]]] = deque()
@@ -81,6 +86,9 @@ class Channel:
         self._poll_in.register(connection, select.POLLIN)
         pid, _, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
         self.peer_pid: int = pid
+
+    def __repr__(self) -> str:
+        return f"<Channel to process {self.peer_pid}, descriptor {self._socket.fileno()}>"
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -115,6 +123,8 @@ class Channel:
                 data, self._sought, self._found = self._sought, b"", b""
             frame = self._reader.feed(data, descriptors)
             if frame is not None:
+                if self.trace is not None:
+                    self.trace.received(frame)
                 return frame
 
     def seek(self, header: bytes) -> None:
@@ -154,6 +164,11 @@ class Channel:
 
         Raises ProtocolError if the peer has left too much unread, OSError if it is gone.
         """
+        self._send(data, descriptors)
+        if self.trace is not None:
+            self.trace.sent(data, len(descriptors))
+
+    def _send(self, data: bytes, descriptors: Sequence[Descriptor]) -> None:
         if not self._outbox:
             sent = self._try(data, [descriptor.fileno() for descriptor in descriptors])
             if sent == len(data):

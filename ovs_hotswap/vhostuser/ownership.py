@@ -80,6 +80,10 @@ class Ownership:
     suspects: frozenset[Side] = frozenset()
     last_proof: Released | None = field(default=None, compare=False)
 
+    def __repr__(self) -> str:
+        suspects = f", suspects: {' and '.join(sorted(self.suspects))}" if self.suspects else ""
+        return f"<Ownership: {'' if self.holder is None else f'{self.holder} '}{self.certainty}{suspects}>"
+
     def free_for(self, side: Side) -> bool:
         """Whether ``side`` may be given the rings now."""
         return self.holder in (None, side) and self.suspects <= {side}

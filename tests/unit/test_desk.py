@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import os
+import re
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -118,3 +121,34 @@ def test_a_control_socket_that_cannot_be_made_is_made_when_it_can_be(config: Con
         desk.listener.close()
 
     asyncio.run(asyncio.wait_for(scenario(), 10))
+
+
+@pytest.mark.parametrize(("level", "traced"), [(logging.DEBUG, True), (logging.INFO, False)])
+def test_a_request_is_logged_with_its_duration_at_level_debug(
+    config: Config, caplog: pytest.LogCaptureFixture, level: int, traced: bool
+) -> None:
+    async def good() -> int:
+        return 1
+
+    async def scenario() -> None:
+        serving = desk.open()
+        client.setblocking(False)
+        client.connect(str(config.broker_socket))
+        loop = asyncio.get_running_loop()
+        for line in (b'{"method": "good"}\n', b'{"method": "bad"}\n'):
+            client.sendall(line)
+            await loop.sock_recv(client, 1 << 16)
+        serving.cancel()
+
+    with caplog.at_level(level, "ovs_hotswap.broker.control.server"):
+        desk = ControlServer(config, {"good": good}, None)
+        assert desk.listener is not None
+        with desk.listener, socket.socket(socket.AF_UNIX) as client:
+            asyncio.run(asyncio.wait_for(scenario(), 10))
+    who = rf"asked by user {os.getuid()}, process {os.getpid()}"
+    expected = [
+        rf'control: {{"method": "good"}} {who}: answered after \d+\.\d{{3}} ms',
+        rf'control: {{"method": "bad"}} {who}: refused \(BrokerError: no method .*\) after \d+\.\d{{3}} ms',
+    ]
+    assert len(caplog.messages) == (len(expected) if traced else 0)
+    assert all(re.fullmatch(text, found) for text, found in zip(expected, caplog.messages, strict=False))

@@ -188,6 +188,10 @@ class BrokerClient:
     def vm(self, name: str) -> VmStatus:
         return self._read("vm", answers.vm, self.call("vm", vm=name))
 
+    def dump(self, name: str) -> object:
+        """The broker's whole record of a VM, in the terms of its own version."""
+        return self.call("dump", vm=name)
+
     def park(self, name: str, side: Side) -> None:
         self.call("park", vm=name, side=side)
 

@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import struct
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ _READ = 1 << 16
 _DESCRIPTORS = 8  # with one request
 _ANCILLARY = socket.CMSG_SPACE(_DESCRIPTORS * array.array("i").itemsize)
 _BACKLOG = 100
+_TRACED = 400  # bytes of a request that are logged
 _PAUSE_S = 1.0  # after a caller could not be taken in, for want of descriptors
 
 Method = Callable[..., Awaitable[Any]]
@@ -50,6 +52,7 @@ class ControlServer:
         self._path, self._group = config.broker_socket, group
         self._methods = methods
         self._closed = False
+        self._traced = log.isEnabledFor(logging.DEBUG)
         self.listener = inherited
         if inherited is not None:
             inherited.setblocking(False)
@@ -107,7 +110,7 @@ class ControlServer:
         with contextlib.suppress(OSError, ValueError, asyncio.CancelledError), _ClientConnection(connection) as caller:
             pid, user, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
             while line := await caller.line():
-                descriptors = caller.taken()
+                descriptors, began = caller.taken(), time.monotonic()
                 if self._closed:
                     close_all(descriptors)
                     return
@@ -116,9 +119,18 @@ class ControlServer:
                     answer = await self._answer(line, {"descriptors": descriptors, "gone": caller.gone}, who)
                 finally:
                     close_all(descriptors)
+                if self._traced:
+                    self._trace(line, answer, who, time.monotonic() - began)
                 if self._closed:
                     return
                 await loop.sock_sendall(connection, client.encode(answer))
+
+    @staticmethod
+    def _trace(line: bytes, answer: Mapping[str, Any], who: str, seconds: float) -> None:
+        request = line[:_TRACED].decode(errors="replace").rstrip()
+        fault = answer.get("error")
+        how = "answered" if fault is None else f"refused ({fault['class']}: {fault['message']})"
+        log.debug("control: %s %s: %s after %.3f ms", request, who, how, seconds * 1e3)
 
     async def _answer(self, line: bytes, beside: Mapping[str, Any], who: str) -> dict[str, object]:
         """``beside``: what a method may have that is not in the request."""

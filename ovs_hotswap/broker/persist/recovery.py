@@ -70,10 +70,11 @@ def restore(vm: Vm, given: VmParts, track: Callable[[int, int | None], None], wo
     vm.park_wanted, vm.suspects = set(given.park_wanted), dict(given.suspects)
     vm.cut_pid, vm.moves = given.cut_pid, given.moves
     if given.qemu is not None:
-        vm.qemu = Channel(socket.socket(fileno=given.qemu.detach()))
+        vm.qemu = vm.channel(socket.socket(fileno=given.qemu.detach()), "QEMU")
         vm.qemu.resume(*given.half)
     for side, link in given.links.items():
-        made = SwitchConnection(side, Channel(socket.socket(fileno=link.connection.detach())))
+        channel = vm.channel(socket.socket(fileno=link.connection.detach()), f"switch {side}")
+        made = SwitchConnection(side, channel)
         made.pid, made.offer, made.told, made.inherited = link.pid, link.offer, link.told, link.due
         vm.links[side], vm.met[side] = made, link.pid
     if work is not None:
