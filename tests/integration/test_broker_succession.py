@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -11,6 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from ovs_hotswap.broker.persist import takeover
+from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhostuser import messages
 from ovs_hotswap.vhostuser.messages import Request
@@ -206,5 +208,19 @@ def test_a_silent_successor_is_not_waited_for_long(make_bed: MakeBed) -> None:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(bed.broker.config.successor_socket))
         bed.wait(lambda: "could not take over" in bed.broker.log.read_text(), "refusal", takeover.TIMEOUT_S + 10.0)
+    bed.client.move("vm0", Side.B)
+    bed.ends_well((0, vm))
+
+
+def test_a_successor_that_reads_no_format_of_the_old_broker_is_refused(make_bed: MakeBed) -> None:
+    """It is told both versions and the way out, and the old broker stays at work."""
+    bed = make_bed()
+    vm = bed.running()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.bind(b"\0ovs-hotswap-successor/9.0.0/8,9/" + os.urandom(8).hex().encode())
+        connection.connect(str(bed.broker.config.successor_socket))
+        with pytest.raises(BrokerError, match=r"broker 9\.0\.0 \(formats 8 and 9\): no format in common") as refused:
+            takeover._receive(connection)
+    assert "version between the two" in str(refused.value.hint)
     bed.client.move("vm0", Side.B)
     bed.ends_well((0, vm))

@@ -85,7 +85,7 @@ def test_one_that_hangs_up_and_lives_goes_on(scene: Scene) -> None:
     scene.old.close()
     scene.thread.join()
     assert scene.fault is not None
-    assert "it goes on" in scene.fault.message
+    assert "it continues" in scene.fault.message
 
 
 @pytest.mark.parametrize(

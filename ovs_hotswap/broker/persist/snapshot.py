@@ -79,10 +79,10 @@ class VmParts:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a broker has done with a VM's switches since it kept a state, which can be gone on from all the same: the
-    guest has said nothing. ``owner``: the only side that may be on the rings; ``None`` if they are changing hands, or
-    if none may, which is ``nobody``. ``parked``: ``park_wanted``. ``told``: sides that were told more than places of
-    rings, so that what they have heard is not known."""
+    """What a broker has done with a VM's switches since it kept a state. A next broker can continue from that state all
+    the same, because the guest has said nothing. ``owner``: the only side that may be on the rings; ``None`` if they
+    are changing hands, or if no side may, which is ``nobody``. ``parked``: ``park_wanted``. ``told``: sides that were
+    sent more than places of rings, so that what they have heard is not known."""
 
     home: Side | None
     owner: Side | None

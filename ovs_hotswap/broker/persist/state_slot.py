@@ -1,12 +1,13 @@
-"""Where a VM's state with its descriptors outlives a broker: messages in a socket pair that nobody reads.
+"""Where a VM's state with its descriptors outlives a broker: messages in a socket pair that no process reads.
 
 systemd's descriptor store holds both ends (``ovs-hotswap-broker.service``), so what was sent stays queued, descriptors
-included (unix(7), SCM_RIGHTS), when this process ends in whatever way. The newest messages tell: a state, which is all
-that a next broker needs; a state and work that was done with the switches since then (``Work``), such as a row of
-moves; or that the guest had said something since then, with the switches' processes and QEMU's connection. In the last
-case nobody can say how far that went: the VM starts over with its peers. So an outdated state keeps
-nothing from being closed. QEMU's connection is closed by the next broker, when no switch can be on the rings any more:
-a QEMU that sees its back end go takes the rings itself (hw/net/virtio-net.c, ``virtio_net_drop_tx_queue_data``).
+included (unix(7), SCM_RIGHTS), when this process ends in whatever way. The newest messages count. They are a state,
+which is all that a next broker needs; or a state and work that was done with the switches since then (``Work``), such
+as a row of moves; or the note that the guest has said something since then, with the switches' processes and QEMU's
+connection. With the note it is not known how far that work went: the VM starts over with its peers. So an outdated
+state keeps nothing from being closed. QEMU's connection is closed by the next broker, when no switch can be on the
+rings any more: a QEMU that sees its back end go takes the rings itself (hw/net/virtio-net.c,
+``virtio_net_drop_tx_queue_data``).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _STATE = struct.Struct("!ci")  # b"S" and the number of descriptors, in this mes
 _BUSY = struct.Struct("!ciiqq")  # b"B", side a's and side b's process, 0 for none, and when these were started
 _OLD_BUSY = struct.Struct("!cii")  # from a broker that did not keep that
 _WORK = struct.Struct("!cccBB")  # b"W", sides as letters or b"-": home, owner; as sets: parked, told (and _NOBODY)
-_NOBODY = 0x80  # without an owner: nor are the rings changing hands, as whoever does not know this bit takes it
+_NOBODY = 0x80  # no owner, and the rings do not change hands; a reader that does not know this bit believes they do
 _MORE = b"M"
 _UNKNOWN = -1  # when a process was started
 _ANCILLARY = socket.CMSG_SPACE(4 * 253)
@@ -51,9 +52,9 @@ class Connection(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoadedState:
-    """What a vault held: a ``state``, and the ``work`` that was done since then. Or no state, if there was work from
-    which nobody can go on; then ``processes`` are the switches' and ``qemu`` is QEMU's connection, for the caller to
-    close when no switch can be on the rings any more."""
+    """What a slot held: a ``state``, and the ``work`` that was done since then. Or no state, if there was work from
+    which no broker can continue; then ``processes`` are the switches' and ``qemu`` is QEMU's connection, which the
+    caller closes when no switch can be on the rings any more."""
 
     state: VmParts | None
     processes: Mapping[Side, Process]
@@ -76,7 +77,7 @@ class StateSlot:
 
     @classmethod
     def make(cls, name: str) -> StateSlot:
-        """A vault that the service manager keeps, for VM ``name``."""
+        """A slot that the service manager keeps, for VM ``name``."""
         vault = cls(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         sd_notify.fdstore_add(f"{name}.in", [vault._inlet.fileno()])
         sd_notify.fdstore_add(f"{name}.out", [vault._outlet.fileno()])
@@ -84,7 +85,7 @@ class StateSlot:
 
     @classmethod
     def kept(cls) -> dict[str, StateSlot]:
-        """The vaults of an earlier broker, by VM. Told once."""
+        """The slots of an earlier broker, by VM. They can be had once."""
         ends: dict[str, dict[str, socket.socket]] = {}
         for key, descriptors in sd_notify.listen_fds().items():
             name, _, end = key.rpartition(".")
@@ -100,7 +101,7 @@ class StateSlot:
         return found
 
     def begin(self, processes: Mapping[Side, Process], qemu: Connection | None) -> None:
-        """Before anything of the VM changes or is closed: what was kept is let go, but for ``qemu``."""
+        """Drop what was kept, except ``qemu``. To be called before anything of the VM changes or is closed."""
         if self._said is not None and self._said[0] == processes and self._said[1] is qemu:
             return
         older, self._said = self._queued, None
@@ -125,9 +126,10 @@ class StateSlot:
         return None
 
     def add(self, work: Work) -> bool:
-        """Before switches are told something though their guest has said nothing: what was kept stays good to go on
-        from, with this. Return whether it is known now, or there is nothing that it could belong to. It is not if the
-        owner was told what it is not known to have heard: that is nothing to go on from."""
+        """Note ``work`` beside the state, from which a next broker can then continue. To be called before switches are
+        sent something though their guest has said nothing. Return whether it is noted, or there is no state that it
+        could belong to. It is not noted if the owner was sent what it is not known to have heard: no broker can
+        continue from that."""
         if self.busy:
             return True
         if self._work is not None:
@@ -162,8 +164,8 @@ class StateSlot:
         self._drop(older)
 
     def _drop(self, older: int) -> None:
-        """Its descriptors are closed with a message, by the kernel and at once: whoever kept them here has them yet,
-        so that none is the last, which could wait (``closing``)."""
+        """Drop the ``older`` messages. The kernel closes the descriptors of a message with it, at once. The broker
+        still has each of them, so that none is the last one of its file, whose end could wait (``fd_closing``)."""
         for _ in range(older):
             self._outlet.recv(_BUSY.size)
         self._queued -= older
@@ -207,7 +209,7 @@ class StateSlot:
             raise StateUnknown(f"what an earlier broker kept cannot be read: {error}") from error
         finally:
             self._queued, self.busy, self._said, self._work = 0, True, None, None
-            if vm is None:  # what is not gone on with must not stay open
+            if vm is None:  # no broker continues with it, so it must not stay open
                 close_all([each for each in state if each is not qemu])
         return LoadedState(vm, processes, qemu, work)
 
@@ -219,7 +221,7 @@ class StateSlot:
         return head, adopt(ancillary)
 
     def remove(self, name: str) -> None:
-        """Let go of it everywhere, with all that is in it. As ever, before that is closed elsewhere."""
+        """Remove the slot and all that is in it, here and at the service manager, before that is closed elsewhere."""
         self._drop(self._queued)
         sd_notify.fdstore_remove(f"{name}.in")
         sd_notify.fdstore_remove(f"{name}.out")

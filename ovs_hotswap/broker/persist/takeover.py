@@ -1,11 +1,11 @@
 """One broker is replaced by another process, perhaps of another version, and no VM notices.
 
-The successor connects to ``successor.sock``. The old broker reads from no QEMU any more, waits until none waits for an
-answer, stops reading from anybody, and sends every VM's state with its descriptors, the listening sockets included. A
-VM that is not ready for that by then is handed over too, to start over alone. The successor builds everything, answers
-*ready*, and only after the old one's *go* does it touch a connection; the old one ends then without another act. Until
-*go* the old broker can take up its work again, and does if the successor goes silent. What peers send meanwhile waits
-in their sockets. So at no time do two brokers act, and at no time is a connection closed.
+The successor connects to ``successor.sock``. The old broker stops reading from QEMUs, waits until no QEMU waits for an
+answer, stops reading from all peers, and sends every VM's state with its descriptors and the listening sockets. A VM
+that is not ready for that in time is handed over as well, and starts over alone. The successor builds everything and
+answers *ready*. It touches no connection before the old broker's *go*, and the old broker ends after *go* without
+another act. Until *go* the old broker can continue its work, and it does if the successor goes silent. What peers send
+during the takeover waits in their sockets. So at no time do two brokers act, and at no time is a connection closed.
 
 The successor announces by its socket's address which formats it reads (``formats``), and gets the newest that both
 brokers know, or the reason why there is none.
@@ -179,7 +179,7 @@ class Heir:
 
 
 def meet(config: Config) -> Heir:
-    """The successor's part: receive everything. Raises BrokerError, StateUnknown; the old broker then goes on, as it
+    """The successor's part: receive everything. Raises BrokerError, StateUnknown; the old broker then continues, as it
     does when the connection is closed."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -197,8 +197,8 @@ def meet(config: Config) -> Heir:
 
 
 def take_over(heir: Heir) -> None:
-    """Return once this process is the broker and the old one has ended, however long that takes: nobody else has the
-    VMs then. Raises BrokerError if the old one goes on. Whatever can fail is to be done before."""
+    """Return once this process is the broker and the old broker has ended, however long that takes, because no other
+    process has the VMs then. Raises BrokerError if the old broker continues. What can fail is done before."""
     with heir.connection, heir.old:
         went = False
         with contextlib.suppress(OSError):  # it closes the connection, at the latest when it ends
@@ -206,9 +206,9 @@ def take_over(heir: Heir) -> None:
             heir.connection.sendall(_READY)
             went = heir.connection.recv(1) == _GO
         if not went and not heir.old.ended(TIMEOUT_S):
-            raise BrokerError("the old broker did not let go: it goes on")
+            raise BrokerError("the old broker gave no *go*: it continues")
         while not heir.old.ended(TIMEOUT_S):
-            log.warning("the old broker, process %d, has let go and not ended yet: it is waited for", heir.old.pid)
+            log.warning("the old broker, process %d, gave its *go* and has not ended yet: this one waits", heir.old.pid)
 
 
 class OldBroker:
