@@ -33,6 +33,7 @@ from ovs_hotswap.broker.persist.formats import (
 from ovs_hotswap.broker.persist.recovery import StartsOver
 from ovs_hotswap.broker.persist.snapshot import Table, VmParts, encode
 from ovs_hotswap.broker.persist.snapshot_reader import Received, decode
+from ovs_hotswap.broker.persist.state_slot import StateSlot
 from ovs_hotswap.errors import BrokerError, StateUnknown
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhostuser.channel import OwnedFd
@@ -370,3 +371,26 @@ def test_sides_are_read() -> None:
     assert (vm.home, vm.park_wanted) == (Side.A, frozenset({Side.B}))
     assert (dict(vm.suspects), dict(vm.born)) == ({Side.B: 4699}, {4699: 123400})
     assert vm.half[0] == bytes.fromhex("050000000100000048000000")
+
+
+@pytest.mark.parametrize("number", FORMATS)
+def test_a_recorded_state_is_found_where_a_broker_kept_it(number: int) -> None:
+    document = recorded(number)
+    with ExitStack() as stack:
+        inlet, outlet = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        given = [os.memfd_create("state"), *(os.eventfd(0) for _ in range(document["descriptors"]))]
+        for each in given:
+            stack.callback(os.close, each)
+        os.write(given[0], json.dumps(document | {"qemu": document["vm"]["qemu"]}).encode())
+        socket.send_fds(inlet, [b"S" + len(given).to_bytes(4, "big")], given)
+        slot = StateSlot(inlet, outlet)
+        stack.callback(slot.close)
+        found = slot.take().state
+        assert found is not None
+        assert (found.name, found.moves, len(found.state.rings)) == ("vm0", 3, 4)
+        places = [*found.state.descriptors(), *found.half[1], found.scratch, found.qemu,
+                  *(link.connection for link in found.links.values())]  # fmt: skip
+        assert len(places) == document["descriptors"]
+        for place in places:
+            assert place is not None
+            place.close()
