@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import errno
 
-from ovs_hotswap.backends import Absence
-from ovs_hotswap.backends import AbsenceCause as Cause
+from ovs_hotswap.backends import Absence, AbsenceCause
 
-__all__ = ["KEPT_AWAY", "NO_SWITCH", "Absence", "Cause", "broke", "unreachable"]
-
-NO_SWITCH = Absence(Cause.NO_SWITCH, "no switch has connected for it yet, so it was not called")
-KEPT_AWAY = Absence(Cause.KEPT_AWAY, "it is not called while a switch may still be on its rings, or the VM leaves")
+NO_SWITCH = Absence(AbsenceCause.NO_SWITCH, "no switch has connected for it yet, so it was not called")
+KEPT_AWAY = Absence(
+    AbsenceCause.KEPT_AWAY, "it is not called while a switch may still be on its rings, or the VM leaves"
+)
 _UNREACHABLE = {
-    errno.ENOENT: Absence(Cause.NO_SOCKET, "there is no socket for it: it does not run, or is itself a client"),
-    errno.ENOTDIR: Absence(Cause.NO_SOCKET, "there is no socket for it: a part of its path is no directory"),
-    errno.EACCES: Absence(Cause.DENIED, "permission to connect to its socket is denied"),
-    errno.EPERM: Absence(Cause.DENIED, "permission to connect to its socket is denied"),
-    errno.ECONNREFUSED: Absence(Cause.NOBODY_LISTENS, "nobody listens on its socket: who made it has ended"),
-    errno.EAGAIN: Absence(Cause.BUSY, "it takes nobody in: it hangs, or somebody else is connected to it"),
-    errno.EPROTOTYPE: Absence(Cause.UNREACHABLE, "its socket is not a stream socket"),
+    errno.ENOENT: Absence(AbsenceCause.NO_SOCKET, "there is no socket for it: it does not run, or is itself a client"),
+    errno.ENOTDIR: Absence(AbsenceCause.NO_SOCKET, "there is no socket for it: a part of its path is no directory"),
+    errno.EACCES: Absence(AbsenceCause.DENIED, "permission to connect to its socket is denied"),
+    errno.EPERM: Absence(AbsenceCause.DENIED, "permission to connect to its socket is denied"),
+    errno.ECONNREFUSED: Absence(AbsenceCause.NOBODY_LISTENS, "nobody listens on its socket: who made it has ended"),
+    errno.EAGAIN: Absence(AbsenceCause.BUSY, "it takes nobody in: it hangs, or somebody else is connected to it"),
+    errno.EPROTOTYPE: Absence(AbsenceCause.UNREACHABLE, "its socket is not a stream socket"),
 }
 
 
 def unreachable(error: OSError) -> Absence:
     """After an attempt to connect."""
     found = _UNREACHABLE.get(error.errno or 0)
-    return found or Absence(Cause.UNREACHABLE, f"its socket: {error.strerror or error}")
+    return found or Absence(AbsenceCause.UNREACHABLE, f"its socket: {error.strerror or error}")
+
+
+def hung_up(reason: str) -> Absence:
+    return Absence(AbsenceCause.HUNG_UP, reason)
 
 
 def broke(reason: str) -> Absence:
-    return Absence(Cause.HUNG_UP_ON, f"it was hung up on: {reason}")
+    return Absence(AbsenceCause.HUNG_UP_ON, f"it was hung up on: {reason}")

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 
+from ovs_hotswap.backends import Absence
 from ovs_hotswap.broker import absence
 from ovs_hotswap.broker.deferred_reply import DeferredReply
 from ovs_hotswap.broker.peers import Peers
@@ -91,7 +92,7 @@ class Vm(Peers):
         self._scratch = scratch_region(scratch)
         self.hearing = Hearing(loop, turns, lambda: self.touched(), self._read_qemu, budget)
         self.answers = DeferredReply(self, loop)
-        self.absence: absence.Absence | None = None  # why QEMU is not there, if it is known
+        self.absence: Absence | None = None  # why QEMU is not there, if it is known
         self.quarantine: str | None = None  # why its rings are given to nobody, though its switches and QEMU are there
         self.withdrawn = False  # its rings are given to nobody any more
 
@@ -367,7 +368,7 @@ class Vm(Peers):
             return frame is not None
         except PeerClosed:
             why = self._why_hung_up()
-            self.drop_qemu(why, absence.Absence(absence.Cause.HUNG_UP, why))
+            self.drop_qemu(why, absence.hung_up(why))
         except (OSError, ProtocolError) as error:
             self.drop_qemu(f"QEMU: {error}", absence.broke(str(error)))
         return False
@@ -429,7 +430,7 @@ class Vm(Peers):
         if owner is not None:
             self.guarded(owner, lambda: owner.channel.send(messages.build_number(Request.SEND_RARP, mac)))
 
-    def drop_qemu(self, reason: str, why: absence.Absence | None = None) -> None:
+    def drop_qemu(self, reason: str, why: Absence | None = None) -> None:
         """The VM left, or broke the protocol. Its memory is let go everywhere: switches that know it are hung up on,
         as they would be by QEMU itself, and come back by themselves."""
         if self.qemu is None:

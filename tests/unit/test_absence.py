@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.broker.absence import Cause, unreachable
+from ovs_hotswap.backends import AbsenceCause
+from ovs_hotswap.broker.absence import unreachable
 from ovs_hotswap.upgrade.collect import calls
 
 
@@ -24,19 +25,19 @@ def attempt(path: Path, kind: socket.SocketKind = socket.SOCK_STREAM) -> OSError
 
 def test_what_the_kernel_says_of_a_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # paths of sockets are short
-    assert unreachable(attempt(Path("none"))).cause is Cause.NO_SOCKET
+    assert unreachable(attempt(Path("none"))).cause is AbsenceCause.NO_SOCKET
     Path("file").touch()
-    assert unreachable(attempt(Path("file/vm"))).cause is Cause.NO_SOCKET
-    assert unreachable(attempt(Path("file"))).cause is Cause.NOBODY_LISTENS
+    assert unreachable(attempt(Path("file/vm"))).cause is AbsenceCause.NO_SOCKET
+    assert unreachable(attempt(Path("file"))).cause is AbsenceCause.NOBODY_LISTENS
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("vm")
-        assert unreachable(attempt(Path("vm"))).cause is Cause.NOBODY_LISTENS
-        assert unreachable(attempt(Path("vm"), socket.SOCK_SEQPACKET)).cause is Cause.UNREACHABLE
+        assert unreachable(attempt(Path("vm"))).cause is AbsenceCause.NOBODY_LISTENS
+        assert unreachable(attempt(Path("vm"), socket.SOCK_SEQPACKET)).cause is AbsenceCause.UNREACHABLE
         listener.listen(0)
         with socket.socket(socket.AF_UNIX) as first:
             first.connect("vm")
-            assert unreachable(attempt(Path("vm"))).cause is Cause.BUSY
-    assert unreachable(PermissionError(errno.EACCES, "")).cause is Cause.DENIED
+            assert unreachable(attempt(Path("vm"))).cause is AbsenceCause.BUSY
+    assert unreachable(PermissionError(errno.EACCES, "")).cause is AbsenceCause.DENIED
     assert unreachable(OSError(errno.ELOOP, "Too many links")).text == "its socket: Too many links"
 
 
