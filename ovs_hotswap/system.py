@@ -480,5 +480,5 @@ def _file_of(text: str) -> BinaryIO:
 
 def _not_run(program: str, error: OSError) -> CommandError:
     if isinstance(error, FileNotFoundError):
-        return CommandError(f"{program}: not installed", hint="run `make setup`")
+        return CommandError(f"{program}: not installed", hint=f"install the package that has `{Path(program).name}`")
     return CommandError(f"{program}: {error.strerror}")

@@ -126,7 +126,7 @@ class Output:
                 "error": {"class": kind, "message": message, "hint": hint, "exit_code": exit_code}
             }
             if self._progress is not None:
-                document["steps"] = self._progress.report()
+                document["steps"] = self._progress.report() if self._progress.begun else []
             self.document(document)
             return
         for label, text in (("error", message), ("hint", hint or "")):
@@ -135,7 +135,7 @@ class Output:
 
     def progress(self, steps: Sequence[tuple[str, str]]) -> Progress:
         """A context manager that shows a plan's events; ``steps`` are (name, description). In JSON mode it is silent,
-        and an error document then holds the steps so far as ``steps``."""
+        and an error document then holds the steps so far as ``steps``: none where the plan was refused as a whole."""
         from ovs_hotswap.cli.progress import Progress
 
         self._progress = Progress(self, steps)

@@ -76,6 +76,8 @@ class Progress:
         self._live: Live | None = None
         self._closing = ""
         self._line = ""  # the last one, which is not repeated
+        self.begun = False
+        """Whether the plan has done anything."""
 
     def __enter__(self) -> Progress:
         if self._output.terminal:
@@ -93,6 +95,7 @@ class Progress:
             self._live = None
 
     def observe(self, event: Event) -> None:
+        self.begun = True
         row = self._rows.get(event.step)
         if row is not None:
             row.apply(event)

@@ -246,7 +246,8 @@ class Releases:
     def _check(self, name: str, directory: Path | None, hint: str | None = None) -> Release:
         """Prove that the release in ``directory`` (``None``: the host) is complete and runs."""
         if directory is None:
-            hint = "apt-get install openvswitch-switch-dpdk and the librte-* packages of `make setup`"
+            debian = f"`apt-get install {' '.join(packages('bookworm'))}`"
+            hint = f"install Open vSwitch with DPDK, and DPDK's plug-ins; on Debian 12: {debian}"
         hint = hint or f"`ovs-hotswap release remove {name}` and add it again"
         prefix = str(directory) if directory is not None and _is_prefix(directory) else None
         root = None if directory is None or prefix is not None else str(directory)

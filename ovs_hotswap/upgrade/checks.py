@@ -208,7 +208,7 @@ def known_vms(intent: Collection[str], broker: Collection[str]) -> list[Finding]
         for vm in sorted(set(broker) - set(intent))
     ] + [
         _error(name, f"the overlay has VM {vm}, which the broker does not serve",
-               "`ovs-hotswap broker` reads the overlay when it starts: restart it, or take the VM out of the intent",
+               "`ovs-hotswap broker reload`, or take the VM out of the intent",
                f"VM {vm}")
         for vm in sorted(set(intent) - set(broker))
     ]  # fmt: skip

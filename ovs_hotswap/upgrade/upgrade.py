@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ovs_hotswap import __version__
-from ovs_hotswap.errors import BusyError, HostError, PrecheckFailed, StateUnknown
+from ovs_hotswap.errors import BrokerError, BusyError, HostError, PrecheckFailed, StateUnknown
 from ovs_hotswap.host.host import WATCHDOG_S, Host
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.plan.executor import Event, Executor
@@ -70,6 +70,18 @@ def _no_upgrade(header: Header) -> StateUnknown:
     )
 
 
+def _once(findings: Iterable[Finding]) -> list[Finding]:
+    """The findings, with an error that keeps several checks from being made only once."""
+    errors: set[str] = set()
+    kept = []
+    for each in findings:
+        if each.severity is not Severity.ERROR or each.text not in errors:
+            kept.append(each)
+        if each.severity is Severity.ERROR:
+            errors.add(each.text)
+    return kept
+
+
 class Upgrader:
     """Every public method that changes something takes the host's upgrade lock, or raises BusyError."""
 
@@ -78,12 +90,21 @@ class Upgrader:
         self.journals = Journals(host.config.state_dir, host.system)
 
     def check(self, release: str, leave_out: Collection[str] = (), *, keep_old: bool = False) -> list[Finding]:
-        """The precheck's findings for an upgrade to ``release``. Changes nothing. Raises StateUnknown if it is not
-        clear which side is active."""
+        """The precheck's findings for an upgrade to ``release``. Changes nothing. A broker that does not answer, and
+        an active side that is not clear, are findings, and what can be looked at without them is looked at. Raises
+        StateUnknown if the journal is damaged, HostError if what is recorded cannot be read."""
         if self.unfinished() is not None:
             return [Finding("journal", Severity.ERROR, *_UNFINISHED)]
-        old = self.host.active()
-        found = collect.precheck(self.host, old, old.other, release, self._left_out(leave_out))
+        found: list[Finding] = []
+        without = list(leave_out)
+        try:
+            self.host.active()
+            without = self._left_out(leave_out)
+        except (BrokerError, StateUnknown) as error:
+            found.append(Finding("active", Severity.ERROR, error.message, error.hint))
+        if (old := self.host.recorded_active()) is not None:
+            found += collect.precheck(self.host, old, old.other, release, without)
+        found = _once(found)
         return found + ([Finding("leave-out", Severity.ERROR, *_KEPT)] if leave_out and keep_old else [])
 
     def _left_out(self, leave_out: Collection[str]) -> list[str]:

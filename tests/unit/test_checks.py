@@ -120,6 +120,7 @@ def test_rings_without_capture_are_named() -> None:
     assert severities(missing) == [ERROR, ERROR]
     assert "VM vm3, which the overlay does not have" in missing[0].text
     assert "VM vm1, which the broker does not serve" in missing[1].text
+    assert str(missing[1].hint).startswith("`ovs-hotswap broker reload`"), "a restart would cut off every VM"
 
 
 def test_a_vm_that_is_left_out_must_be_there() -> None:

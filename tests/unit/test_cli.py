@@ -26,7 +26,7 @@ from ovs_hotswap.cli.config_cmd import EXAMPLE
 from ovs_hotswap.cli.lab_cmd import back_end_mode
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.cli.overlay_cmd import EXAMPLE as OVERLAY_EXAMPLE
-from ovs_hotswap.errors import ConfigError, HostError, HotswapError, RolledBack
+from ovs_hotswap.errors import ConfigError, HostError, HotswapError, PrecheckFailed, RolledBack
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.plan.executor import Event, EventKind
 from ovs_hotswap.process_exit import start_time
@@ -555,6 +555,20 @@ def test_progress_in_json_mode_is_part_of_the_error() -> None:
     ]  # fmt: skip
     assert steps[1]["items"] == {"web1": "moved in 212 us"}
     assert steps[1]["text"] == "no answer"
+
+
+def test_a_resume_with_nothing_to_resume_shows_no_steps(shell: Shell) -> None:
+    assert shell("--json", "resume") == PrecheckFailed.exit_code
+    assert shell.document["error"]["message"] == "there is no unfinished upgrade"
+    assert shell.document["steps"] == []
+
+
+@pytest.mark.parametrize("command", [["check"], ["upgrade", "--dry-run"]])
+def test_a_check_with_errors_has_the_exit_code_of_an_upgrade_that_it_refuses(shell: Shell, command: list[str]) -> None:
+    assert shell("--json", *command, "--release", "host") == PrecheckFailed.exit_code
+    assert shell.document["ready"] is False
+    assert "error" in [each["severity"] for each in shell.document["findings"]]
+    assert shell(*command, "--release", "host") == PrecheckFailed.exit_code
 
 
 def test_progress_on_a_terminal_is_live(monkeypatch: pytest.MonkeyPatch) -> None:

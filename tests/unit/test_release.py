@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import ovs_hotswap
 from ovs_hotswap.config import Active, Config
 from ovs_hotswap.errors import BusyError, ReleaseError
 from ovs_hotswap.model import Release, Side
@@ -370,3 +371,8 @@ def test_a_release_is_looked_for_among_the_releases_alone(config: Config, releas
         with pytest.raises(ReleaseError, match="cannot name a release"):
             use(name)
     assert elsewhere.exists()
+
+
+def test_no_hint_for_an_installed_host_names_a_target_of_the_source_tree() -> None:
+    sources = Path(ovs_hotswap.__file__).parent.rglob("*.py")
+    assert [path.name for path in sources if "make setup" in path.read_text()] == []

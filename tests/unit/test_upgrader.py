@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from ovs_hotswap.config import Config
-from ovs_hotswap.errors import BusyError, HostError, HotswapError, PrecheckFailed, StateUnknown
+from ovs_hotswap.errors import BrokerError, BusyError, HostError, HotswapError, PrecheckFailed, StateUnknown
 from ovs_hotswap.host import standby
-from ovs_hotswap.model import Release, Severity, Side
+from ovs_hotswap.model import Finding, Release, Severity, Side
 from ovs_hotswap.plan.executor import Event
 from ovs_hotswap.plan.journal import Journals
 from ovs_hotswap.plan.records import Kind, Record, StepNames
@@ -70,6 +70,30 @@ def test_the_check_refuses_what_the_upgrade_does_while_one_is_unfinished(bed: Be
         pass
     (finding,) = Upgrader(bed.host).check("trixie")
     assert (finding.severity, finding.text) == (Severity.ERROR, "an upgrade is not finished")
+
+
+def test_the_check_reports_what_it_can_while_the_broker_is_down(bed: Bed) -> None:
+    bed.world.broker_fault = BrokerError("the broker does not answer", hint="`ovs-hotswap broker start`")
+    findings = Upgrader(bed.host).check("trixie")
+    errors = [each for each in findings if each.severity is Severity.ERROR]
+    assert [(each.text, each.hint) for each in errors[:1]] == [
+        ("the broker does not answer", "`ovs-hotswap broker start`")
+    ]
+    assert [each.text for each in errors].count("the broker does not answer") == 1
+    assert ("release", Severity.OK) in [(each.check, each.severity) for each in findings]
+    assert "PMD cores" in [each.check for each in findings]
+
+
+def test_the_check_reports_an_active_side_that_is_not_clear(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = Finding("PMD cores", Severity.OK, "each instance has its own")
+    monkeypatch.setattr(collect, "precheck", lambda *_: [more])
+    bed.world.owner["vm1"] = Side.B
+    unclear, rest = Upgrader(bed.host).check("trixie")
+    assert unclear.text == "active side: recorded is a, VMs are owned by a, b"
+    assert rest == more
+    bed.host.forget_active()
+    (finding,) = Upgrader(bed.host).check("trixie")
+    assert "recorded is none" in finding.text
 
 
 @pytest.mark.parametrize("why", ["files", "force", "release"])

@@ -14,7 +14,7 @@ from ovs_hotswap.config import Config
 from ovs_hotswap.errors import SwitchError, UplinkError
 from ovs_hotswap.host import standby
 from ovs_hotswap.host.host import Host
-from ovs_hotswap.model import Proof, Release, Side, Steered, Way
+from ovs_hotswap.model import Finding, Proof, Release, Severity, Side, Steered, Way
 from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.overlay.ports import UPLINK
 from ovs_hotswap.overlay.tables import Form
@@ -100,6 +100,9 @@ class FakeInstance:
     def database(self, *_: object) -> Any:
         raise SwitchError("there is no database in this test")
 
+    def unit(self) -> None:
+        """It has no systemd unit."""
+
     def release(self) -> Release:
         return RELEASE
 
@@ -144,6 +147,9 @@ class FakeUplink:
 
     def owner(self) -> Side | None:
         return self.world.uplink_owner
+
+    def check(self) -> list[Finding]:
+        return [Finding("uplink", Severity.OK, f"steered to {self.world.uplink_owner}")]
 
     def clear(self) -> None:
         self.world.done.append("clear uplink")
