@@ -67,6 +67,11 @@ def _flag(name: str, callback: Callable[[click.Context, click.Parameter, bool], 
     return click.Option([name], is_flag=True, is_eager=True, expose_value=False, callback=callback, help=text)
 
 
+yes = click.option(
+    "--yes", is_flag=True, help="Do not ask. On no terminal, and with --json, nothing is asked in any case."
+)
+
+
 def output_options() -> list[click.Parameter]:
     """``--json`` and ``--debug``: understood before and after the name of a command."""
     return [

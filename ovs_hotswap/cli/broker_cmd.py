@@ -12,7 +12,7 @@ from ovs_hotswap.backends import kept_text, refuse_kept
 from ovs_hotswap.broker.control.client import BrokerClient
 from ovs_hotswap.broker.control.status import BrokerStatus
 from ovs_hotswap.cli import logs
-from ovs_hotswap.cli.app import App, Group, pass_app
+from ovs_hotswap.cli.app import App, Group, pass_app, yes
 from ovs_hotswap.config_file import load_config
 from ovs_hotswap.trust import own_directory
 
@@ -115,9 +115,12 @@ def take_over(app: App) -> None:
 
 
 @broker.command()
+@yes
 @pass_app
-def stop(app: App) -> None:
+def stop(app: App, yes: bool) -> None:
     """Stop the broker. Every VM that it serves loses its network until a broker runs again.
+
+    On a terminal it asks before it does so. A script or a unit is not asked.
 
     It takes each VM's rings back first: a QEMU that sees its back end go uses them itself. While a switch does not let
     go of one, such as one that hangs, it is refused, and the broker goes on. Only root may.
@@ -130,6 +133,8 @@ def stop(app: App) -> None:
     """
     from ovs_hotswap.broker.lifecycle import stop_broker
 
+    if not yes:
+        app.output.confirm("Every VM that the broker serves loses its network until a broker runs again. Stop it?")
     stopped = stop_broker(app.config, app.system)
     app.output.done = True
     app.output.document({"stopped": stopped})

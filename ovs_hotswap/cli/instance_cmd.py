@@ -6,7 +6,7 @@ from functools import partial
 
 import click
 
-from ovs_hotswap.cli.app import App, Group, pass_app
+from ovs_hotswap.cli.app import App, Group, pass_app, yes
 from ovs_hotswap.cli.upgrade_cmd import show_instances
 from ovs_hotswap.errors import BusyError, HotswapError
 from ovs_hotswap.host import settings_transfer
@@ -71,12 +71,14 @@ def start(app: App, side: str, release: str) -> None:
 @instance.command()
 @_side
 @click.option("--force", is_flag=True, help="Stop it even though it serves VMs.")
+@yes
 @pass_app
-def stop(app: App, side: str, force: bool) -> None:
+def stop(app: App, side: str, force: bool, yes: bool) -> None:
     """Stop an instance and undo all that its start did. It may be stopped already.
 
     One that serves VMs, or whose VMs cannot be asked for, is only stopped with --force. After the active one was
     stopped no side is active, and a watchdog has nothing to do until `ovs-hotswap instance start`.
+    On a terminal --force names what it would cut off, and asks. A script or a unit is not asked.
     With --json: {"side", "state"}.
 
     \b
@@ -85,6 +87,8 @@ def stop(app: App, side: str, force: bool) -> None:
     """
     host = Host(app.config, app.system)
     which = Side(side)
+    if force and not yes and app.output.asks:
+        confirm_stop(app, host, which)
     with host.lock(WATCHDOG_S):
         if not force and host.running(which):
             _refuse_if_serving(host, which)
@@ -174,6 +178,16 @@ def mend(app: App, side: str) -> None:
     InstanceUnit(which, app.system).carry_out(
         lambda order: Instance(order.config, which, app.system, namespaces=PreexistingNamespaces()).mend()
     )
+
+
+def confirm_stop(app: App, host: Host, side: Side) -> None:
+    """Ask where the stop would be refused without ``--force``. Raises click.Abort."""
+    if not host.running(side):
+        return
+    try:
+        _refuse_if_serving(host, side)
+    except BusyError as error:
+        app.output.confirm(f"{error.message}. Stop it, and cut its VMs off?")
 
 
 def _refuse_if_serving(host: Host, side: Side) -> None:

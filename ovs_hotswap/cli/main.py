@@ -47,7 +47,7 @@ def exit_codes() -> list[tuple[str, str]]:
     for kind in error_classes():
         summary = " ".join((kind.__doc__ or "").split())
         rows.setdefault(kind.exit_code, f"{kind.__name__}: {summary}")
-    rows[INTERRUPTED] = "Interrupted."
+    rows[INTERRUPTED] = "Interrupted, or a question was not answered with yes."
     return [(str(code), text) for code, text in sorted(rows.items())]
 
 

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
+import click
+
 from ovs_hotswap.cli.sink import Sink
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.model import Finding, Severity
@@ -29,10 +31,19 @@ STYLES = {"ok": "green", "WARN": "yellow", "FAIL": "bold red"}
 
 
 class Output:
-    """``json``: print one JSON document on ``out``. ``out`` and ``err`` are the process's own unless given."""
+    """``json``: print one JSON document on ``out``. ``out``, ``err`` and ``source``, from which answers to questions
+    are read, are the process's own unless given."""
 
-    def __init__(self, *, json: bool = False, out: TextIO | None = None, err: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        json: bool = False,
+        out: TextIO | None = None,
+        err: TextIO | None = None,
+        source: TextIO | None = None,
+    ) -> None:
         self.json = json
+        self._source = source
         self._given = out, err
         self._sinks: dict[int, tuple[TextIO | None, Sink]] = {}
         self.done = False
@@ -63,6 +74,21 @@ class Output:
     def terminal(self) -> bool:
         """Whether a person watches."""
         return not self.json and self.out.isatty()
+
+    @property
+    def asks(self) -> bool:
+        """Whether a person is there to be asked: not in a script, a unit, or for a program that reads JSON."""
+        source = self._source or sys.stdin  # None if it was closed
+        return not self.json and source is not None and source.isatty() and self.err.isatty()
+
+    def confirm(self, question: str) -> None:
+        """Ask the person who is there, if one is. Raises click.Abort unless the answer is yes."""
+        if not self.asks:
+            return
+        print(f"{question} [y/N] ", end="", file=self.err, flush=True)
+        answer = (self._source or sys.stdin).readline()
+        if answer.strip().lower() not in {"y", "yes"}:
+            raise click.Abort
 
     def console(self) -> Console:
         from rich.console import Console
