@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -81,22 +83,43 @@ def output_options() -> list[click.Parameter]:
 
 
 class Command(click.Command):
+    """A command with the common options. In its help, what ``--json`` prints is a paragraph of its own."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params.extend(output_options())
+        self.help = re.sub(r"\n(?=[ ]*With --json:)", "\n\n", self.help or "")
 
 
 class Group(click.Group):
+    """A group that names the command which a wrong name may stand for."""
+
     command_class = Command
     group_class = type
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-") and not ctx.resilient_parsing:
+            close = difflib.get_close_matches(name, self._visible(ctx))
+            meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+            ctx.fail(f"No such command {name!r}.{meant}")
+        return super().resolve_command(ctx, args)
+
+    def _visible(self, ctx: click.Context) -> list[str]:
+        found = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        return [name for name, command in found.items() if command is not None and not command.hidden]
 
 
 @dataclass(frozen=True, slots=True)
 class Lazy:
-    """A command that is imported when it is used: ``target`` is ``module:attribute``, ``help`` its one line."""
+    """A command that is imported when it is used: ``target`` is ``module:attribute``, ``help`` its one line, and
+    ``section`` the heading that the line is under."""
 
     target: str
     help: str
+    section: str = "Commands"
 
     def load(self) -> click.Command:
         module, _, attribute = self.target.partition(":")
@@ -121,5 +144,11 @@ class LazyGroup(Group):
         return lazy.load() if lazy else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, lazy.help) for name, lazy in self.lazy.items()])
+        spacing = max(map(len, self.lazy))  # one column for all sections
+        for section in dict.fromkeys(lazy.section for lazy in self.lazy.values()):
+            rows = [(name.ljust(spacing), lazy.help) for name, lazy in self.lazy.items() if lazy.section == section]
+            with formatter.section(section):
+                formatter.write_dl(rows)
+
+    def _visible(self, ctx: click.Context) -> list[str]:
+        return self.list_commands(ctx)  # without importing them

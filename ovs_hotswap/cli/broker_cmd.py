@@ -24,7 +24,7 @@ def broker() -> None:
     """Run the broker, which gives each VM's QEMU two switches to one connection."""
 
 
-@broker.command()
+@broker.command(short_help="Run the broker in the foreground until SIGTERM.")
 @logs.log_level
 @logs.log_file
 @click.option("--take-over", is_flag=True, help="Succeed the broker that runs; no VM notices.")
@@ -48,7 +48,7 @@ def run(app: App, log_level: str, log_file: Path | None, take_over: bool) -> Non
     serve(app.config, app.system, lambda: load_config(app.config_path), take_over=take_over)
 
 
-@broker.command()
+@broker.command(hidden=True)
 @logs.log_level
 @logs.log_file
 @click.option("--take-over", is_flag=True, help="Have it succeed the broker that runs; no VM notices.")
@@ -75,7 +75,7 @@ def supervise(app: App, log_level: str, log_file: Path | None, take_over: bool) 
     click.get_current_context().exit(status)
 
 
-@broker.command()
+@broker.command(short_help="Start the broker in the background.")
 @pass_app
 def start(app: App) -> None:
     """Start the broker in the background, if it does not run; its log is broker.log in run_dir, and broker.log.1 what
@@ -94,7 +94,7 @@ def start(app: App) -> None:
     _show(app, found)
 
 
-@broker.command(name="take-over")
+@broker.command(name="take-over", short_help="Replace the broker by a new process; no VM notices.")
 @pass_app
 def take_over(app: App) -> None:
     """Replace the running broker by a new process in the background, such as one of a newer version.
@@ -114,7 +114,7 @@ def take_over(app: App) -> None:
     _show(app, found)
 
 
-@broker.command()
+@broker.command(short_help="Stop the broker: VMs lose their network.")
 @yes
 @pass_app
 def stop(app: App, yes: bool) -> None:
@@ -141,7 +141,7 @@ def stop(app: App, yes: bool) -> None:
     app.output.line("the broker is stopped" if stopped else "no broker was running")
 
 
-@broker.command()
+@broker.command(short_help="Show whether the broker runs, and its VMs.")
 @pass_app
 def status(app: App) -> None:
     """Show whether the broker runs and how many VMs it serves. Exit code 7 if it does not answer.
@@ -156,7 +156,7 @@ def status(app: App) -> None:
         _show(app, client.status())
 
 
-@broker.command(name="reload")
+@broker.command(name="reload", short_help="Have it read the configuration and the intent again.")
 @pass_app
 def reload_(app: App) -> None:
     """Have the broker read the configuration and the overlay intent again: VMs are added and removed, the others are

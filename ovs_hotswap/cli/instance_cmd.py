@@ -68,7 +68,7 @@ def start(app: App, side: str, release: str) -> None:
     app.output.line(f"instance {side} runs {wanted.label}{' and is active' if active else ''}")
 
 
-@instance.command()
+@instance.command(short_help="Stop an instance and undo what its start did.")
 @_side
 @click.option("--force", is_flag=True, help="Stop it even though it serves VMs.")
 @yes
@@ -98,7 +98,7 @@ def stop(app: App, side: str, force: bool, yes: bool) -> None:
     app.output.line(f"instance {side} is stopped")
 
 
-@instance.command(name="restore")
+@instance.command(name="restore", short_help="After a boot, start what was active before it.")
 @pass_app
 def restore_(app: App) -> None:
     """After a boot, start and program the instance that was active before it, of the release it had.
@@ -118,7 +118,7 @@ def restore_(app: App) -> None:
     app.output.line(f"instance {done.side} runs release {done.release}" if done else "nothing to restore")
 
 
-@instance.command()
+@instance.command(short_help="Record the operator's settings for the next start.")
 @pass_app
 def keep(app: App) -> None:
     """Record the operator's settings on the active instance, for when it is started again.
@@ -138,7 +138,7 @@ def keep(app: App) -> None:
     app.output.line("no instance is active" if side is None else f"{len(found)} settings of instance {side} are kept")
 
 
-@instance.command(name="bring-up")
+@instance.command(name="bring-up", hidden=True)
 @_side
 @pass_app
 def bring_up(app: App, side: str) -> None:
@@ -162,7 +162,7 @@ def bring_up(app: App, side: str) -> None:
     unit.carry_out(act)
 
 
-@instance.command()
+@instance.command(hidden=True)
 @_side
 @pass_app
 def mend(app: App, side: str) -> None:

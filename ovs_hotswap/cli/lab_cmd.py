@@ -35,7 +35,7 @@ def lab() -> None:
     """Make a test bed on this machine, and show an upgrade in it."""
 
 
-@lab.command()
+@lab.command(short_help="Make the lab, and start its guests.")
 @_directory
 @_vms
 @pass_app
@@ -59,7 +59,7 @@ def up(app: App, directory: Path, vms: int) -> None:
         app.output.line(f"  ovs-hotswap --config {config} {command}")
 
 
-@lab.command()
+@lab.command(short_help="Remove the lab, also what a killed one left.")
 @_directory
 @pass_app
 def down(app: App, directory: Path) -> None:
@@ -95,7 +95,7 @@ def status(app: App, directory: Path) -> None:
     app.output.table(("guest", "process", "ready"), [(g.name, g.pid, g.ready) for g in found.guests])
 
 
-@lab.command()
+@lab.command(short_help="Upgrade under running guests, then restart plainly.")
 @_directory
 @_vms
 @click.option(

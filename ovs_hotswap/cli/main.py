@@ -20,30 +20,41 @@ from ovs_hotswap.errors import HostError, HotswapError, error_classes
 from ovs_hotswap.trust import restrict_umask
 
 PROGRAM = "ovs-hotswap"
+_CLI = "ovs_hotswap.cli"
+# A group without a command, which shows its help (click 8.2).
+_HELP: tuple[type[click.ClickException], ...] = tuple(
+    kind for kind in [getattr(click.exceptions, "NoArgsIsHelpError", None)] if kind is not None
+)
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
+_ONE = (
+    "Any other error. Of `overlay diff`: something differs, as diff(1) has it. Of `watch status`: no standby is ready, "
+    'and mode is "required".'
+)
+
 # The lines of `--help`, here so that it imports none of the modules.
+_UPGRADE, _HOST, _FILES, _DEVELOPERS = "Upgrades", "The host", "Configuration and releases", "For developers"
 COMMANDS = {
-    "check": Lazy("ovs_hotswap.cli.upgrade_cmd:check", "Run the prechecks of an upgrade; nothing is changed."),
-    "upgrade": Lazy("ovs_hotswap.cli.upgrade_cmd:upgrade", "Replace the active instance under the running VMs."),
-    "rollback": Lazy("ovs_hotswap.cli.upgrade_cmd:rollback", "Undo an upgrade, unfinished or finished."),
-    "resume": Lazy("ovs_hotswap.cli.upgrade_cmd:resume", "Finish an upgrade that was interrupted."),
-    "status": Lazy("ovs_hotswap.cli.upgrade_cmd:status", "Show what runs, what is active, who serves the VMs."),
-    "vm": Lazy("ovs_hotswap.cli.vm_cmd:vm", "Show the VMs: who serves each one, and its rings."),
-    "instance": Lazy("ovs_hotswap.cli.instance_cmd:instance", "Start, stop and list the instances."),
-    "broker": Lazy("ovs_hotswap.cli.broker_cmd:broker", "Run the broker between QEMU and the instances."),
-    "watch": Lazy("ovs_hotswap.cli.watch_cmd:watch", "Keep a standby that takes over when the active dies."),
-    "overlay": Lazy("ovs_hotswap.cli.overlay_cmd:overlay", "Check the overlay intent, show its flow tables."),
-    "release": Lazy("ovs_hotswap.cli.release_cmd:release", "Manage the releases that an instance can run."),
-    "patches": Lazy("ovs_hotswap.cli.patches_cmd:patches", "List, verify and apply the patch series."),
-    "config": Lazy("ovs_hotswap.cli.config_cmd:config", "Check the configuration, or print an example of it."),
-    "lab": Lazy("ovs_hotswap.cli.lab_cmd:lab", "Make a test bed on this machine, and show an upgrade in it."),
+    "check": Lazy(f"{_CLI}.upgrade_cmd:check", "Run the prechecks of an upgrade; nothing is changed.", _UPGRADE),
+    "upgrade": Lazy(f"{_CLI}.upgrade_cmd:upgrade", "Replace the active instance under the running VMs.", _UPGRADE),
+    "rollback": Lazy(f"{_CLI}.upgrade_cmd:rollback", "Undo an upgrade, unfinished or finished.", _UPGRADE),
+    "resume": Lazy(f"{_CLI}.upgrade_cmd:resume", "Finish an upgrade that was interrupted.", _UPGRADE),
+    "status": Lazy(f"{_CLI}.upgrade_cmd:status", "Show what runs, what is active, who serves the VMs.", _HOST),
+    "vm": Lazy(f"{_CLI}.vm_cmd:vm", "Show the VMs: who serves each one, and its rings.", _HOST),
+    "instance": Lazy(f"{_CLI}.instance_cmd:instance", "Start, stop and list the instances.", _HOST),
+    "broker": Lazy(f"{_CLI}.broker_cmd:broker", "Run the broker between QEMU and the instances.", _HOST),
+    "watch": Lazy(f"{_CLI}.watch_cmd:watch", "Keep a standby that takes over when the active dies.", _HOST),
+    "config": Lazy(f"{_CLI}.config_cmd:config", "Check the configuration, or print an example of it.", _FILES),
+    "overlay": Lazy(f"{_CLI}.overlay_cmd:overlay", "Check the overlay intent, show its flow tables.", _FILES),
+    "release": Lazy(f"{_CLI}.release_cmd:release", "Manage the releases that an instance can run.", _FILES),
+    "patches": Lazy(f"{_CLI}.patches_cmd:patches", "List, verify and apply the patch series.", _DEVELOPERS),
+    "lab": Lazy(f"{_CLI}.lab_cmd:lab", "Make a test bed on this machine, show an upgrade in it.", _DEVELOPERS),
 }
 
 
 def exit_codes() -> list[tuple[str, str]]:
     """Rows of the table in ``--help``: code and meaning."""
-    rows = {0: "Success.", 1: "Any other error.", 2: "The command line is wrong."}
+    rows = {0: "Success.", 1: _ONE, 2: "The command line is wrong."}
     for kind in error_classes():
         summary = " ".join((kind.__doc__ or "").split())
         rows.setdefault(kind.exit_code, f"{kind.__name__}: {summary}")
@@ -153,8 +164,12 @@ def _usage(error: click.ClickException, arguments: Sequence[str], app: App) -> i
     if "--json" in arguments:  # the option itself may not have been reached
         app.output.json = True
         app.output.fault("UsageError", error.format_message(), None, error.exit_code)
-    else:
+    elif isinstance(error, _HELP):
         error.show(cast("IO[str]", app.output.err))
+    else:
+        context = getattr(error, "ctx", None)
+        hint = None if context is None else f"`{context.command_path} --help`"
+        app.output.fault("UsageError", error.format_message(), hint, error.exit_code)
     return error.exit_code
 
 

@@ -120,7 +120,7 @@ def _refuse_devices(host: Host) -> list[str]:
     return [each.text for each in findings if each.severity is Severity.WARNING]
 
 
-@overlay.command()
+@overlay.command(short_help="Validate the overlay intent; nothing is changed.")
 @pass_app
 def check(app: App) -> None:
     """Validate the overlay intent that the configuration names, also against the uplink's devices; nothing is changed.
@@ -162,7 +162,7 @@ def example(app: App) -> None:
     app.output.line(EXAMPLE.rstrip())
 
 
-@overlay.command()
+@overlay.command(short_help="Print the flow tables that the intent stands for.")
 @_form
 @pass_app
 def show(app: App, form: str) -> None:
@@ -183,7 +183,7 @@ def show(app: App, form: str) -> None:
         app.output.line(text)
 
 
-@overlay.command()
+@overlay.command(short_help="Compare an instance's flows and tunnels with the intent.")
 @click.option(
     "--side", type=click.Choice([side.value for side in Side]), required=True, help="The instance to look at."
 )
@@ -209,7 +209,7 @@ def diff(app: App, context: click.Context, side: str, form: str) -> None:
     app.output.line(f"instance {side}: as the intent ({form} form)")
 
 
-@overlay.command()
+@overlay.command(short_help="Bring broker, instances and uplink to the intent.")
 @click.option("--dry-run", is_flag=True, help="Show what would change, change nothing.")
 @click.option("--untried", is_flag=True, help="Also where no other instance runs to try an MTU or port option on.")
 @pass_app

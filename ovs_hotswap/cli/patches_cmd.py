@@ -37,7 +37,7 @@ def _tree_argument(command: Decorated) -> Decorated:
     return click.argument("tree", type=click.Path(exists=True, file_okay=False, path_type=Path))(command)
 
 
-@patches.command(name="list")
+@patches.command(name="list", short_help="List the patches of each series, and their purpose.")
 @_series_option(required=False)
 @_patches_option
 @pass_app
@@ -108,7 +108,7 @@ def _patch_document(patch: Patch) -> dict[str, object]:
     }
 
 
-@patches.command()
+@patches.command(short_help="Check that every patch applies to TREE exactly.")
 @_tree_argument
 @_series_option(required=True)
 @_patches_option

@@ -20,7 +20,7 @@ def _document(found: Release) -> dict[str, object]:
     return {"name": found.name, "root": found.root, "ovs": found.ovs_version, "dpdk": found.dpdk_version}
 
 
-@release.command(name="list")
+@release.command(name="list", short_help="List the releases, and how each one was made.")
 @pass_app
 def list_releases(app: App) -> None:
     """List the releases: "host" is the installed package, every other one a directory of its own.

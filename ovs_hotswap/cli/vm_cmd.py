@@ -15,7 +15,7 @@ def vm() -> None:
     """Show the VMs: who serves each one, and its rings."""
 
 
-@vm.command(name="list")
+@vm.command(name="list", short_help="List the VMs: who owns each one, where it is parked.")
 @pass_app
 def list_(app: App) -> None:
     """List the VMs: who owns each one's rings, and whether it is parked on the other side.
@@ -36,7 +36,7 @@ def list_(app: App) -> None:
     app.output.table(("VM", "QEMU", "owner", "certainty", "parked on", "rings", "moves", "last us"), rows)
 
 
-@vm.command()
+@vm.command(short_help="Show one VM: features, memory, switches, rings.")
 @click.argument("name")
 @pass_app
 def show(app: App, name: str) -> None:
@@ -65,7 +65,7 @@ def show(app: App, name: str) -> None:
     app.output.table(("ring", "guest", "size", "started", "enabled", "available", "used"), rings)
 
 
-@vm.command()
+@vm.command(short_help="Keep a VM from both switches until `vm release`.")
 @click.argument("name")
 @click.option("--reason", default="by order", show_default=True, metavar="TEXT", help="What is shown for it.")
 @pass_app

@@ -109,6 +109,67 @@ def test_help_gives_each_command_one_line(shell: Shell, capsys: Any, monkeypatch
         assert re.search(rf"^  {name} +{re.escape(lazy.help)}$", text, re.MULTILINE), name
 
 
+@pytest.mark.parametrize("name", [name for name, lazy in main.COMMANDS.items() if isinstance(lazy.load(), click.Group)])
+def test_the_help_of_a_group_gives_each_command_one_whole_line(
+    name: str, shell: Shell, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert shell(name, "--help") == 0
+    lines = capsys.readouterr().out.partition("\nCommands:\n")[2].splitlines()
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r"  [a-z-]+ +[A-Z].*[^.]\.", line), line
+
+
+def test_what_is_not_for_people_is_not_listed_and_works(shell: Shell, capsys: Any) -> None:
+    for group, name in (("instance", "bring-up"), ("instance", "mend"), ("broker", "supervise")):
+        assert shell(group, "--help") == 0
+        assert f"\n  {name} " not in capsys.readouterr().out
+        assert shell(group, name, "--help") == 0
+        capsys.readouterr()
+
+
+def test_help_lists_commands_by_what_they_are_for(shell: Shell, capsys: Any) -> None:
+    assert shell("--help") == 0
+    text = capsys.readouterr().out
+    places = [
+        text.index(f"\n{section}:\n") for section in dict.fromkeys(each.section for each in main.COMMANDS.values())
+    ]
+    assert len(places) == 4
+    assert text.index("\n  upgrade ") < places[1] < text.index("\n  status ")
+    assert places[3] < text.index("\n  lab ")
+
+
+def test_help_keeps_what_json_prints_apart_from_the_text(shell: Shell, capsys: Any) -> None:
+    assert shell("overlay", "apply", "--help") == 0
+    assert "\n\n  With --json: {" in capsys.readouterr().out
+
+
+def test_help_says_everything_that_exit_code_1_stands_for(shell: Shell, capsys: Any) -> None:
+    assert shell("--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "1 Any other error. Of `overlay diff`: something differs" in text
+    assert "Of `watch status`: no standby is ready" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (("chekc",), "Did you mean 'check'?"),
+        (("vm", "shwo"), "Did you mean 'show'?"),
+        (("instance", "bringup"), None),  # not for people
+        (("xyzzy",), None),
+    ],
+)
+def test_a_wrong_command_names_what_may_be_meant(shell: Shell, arguments: tuple[str, ...], meant: str | None) -> None:
+    assert shell(*arguments) == 2
+    error, hint = shell.err.getvalue().splitlines()
+    assert error.startswith(f"error: No such command {arguments[-1]!r}.")
+    assert ("Did you mean" in error) is (meant is not None)
+    assert meant is None or meant in error
+    assert hint == f"hint: `{' '.join(['ovs-hotswap', *arguments[:-1]])} --help`"
+
+
 def errors_module_classes() -> list[type[HotswapError]]:
     return [kind for kind in HotswapError.__subclasses__() if kind.__module__ == "ovs_hotswap.errors"]
 
