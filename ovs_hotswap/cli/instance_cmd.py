@@ -7,7 +7,7 @@ from functools import partial
 import click
 
 from ovs_hotswap.cli.app import App, Group, pass_app, yes
-from ovs_hotswap.cli.upgrade_cmd import show_instances
+from ovs_hotswap.cli.status_cmd import show_instances
 from ovs_hotswap.errors import BusyError, HotswapError
 from ovs_hotswap.host import settings_transfer
 from ovs_hotswap.host.host import WATCHDOG_S, Host

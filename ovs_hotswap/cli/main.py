@@ -39,7 +39,7 @@ COMMANDS = {
     "upgrade": Lazy(f"{_CLI}.upgrade_cmd:upgrade", "Replace the active instance under the running VMs.", _UPGRADE),
     "rollback": Lazy(f"{_CLI}.upgrade_cmd:rollback", "Undo an upgrade, unfinished or finished.", _UPGRADE),
     "resume": Lazy(f"{_CLI}.upgrade_cmd:resume", "Finish an upgrade that was interrupted.", _UPGRADE),
-    "status": Lazy(f"{_CLI}.upgrade_cmd:status", "Show what runs, what is active, who serves the VMs.", _HOST),
+    "status": Lazy(f"{_CLI}.status_cmd:status", "Show the whole host: what runs, and what is wrong.", _HOST),
     "vm": Lazy(f"{_CLI}.vm_cmd:vm", "Show the VMs: who serves each one, and its rings.", _HOST),
     "instance": Lazy(f"{_CLI}.instance_cmd:instance", "Start, stop and list the instances.", _HOST),
     "broker": Lazy(f"{_CLI}.broker_cmd:broker", "Run the broker between QEMU and the instances.", _HOST),

@@ -119,10 +119,11 @@ class Output:
         """A line on standard error, in either mode."""
         print(f"warning: {text}", file=self.err, flush=True)
 
-    def document(self, value: object) -> None:
-        """The JSON document for programs. Dataclasses become objects, enumerations and paths strings."""
+    def document(self, value: object, *, indent: int | None = 2) -> None:
+        """The JSON document for programs. Dataclasses become objects, enumerations and paths strings. Without an
+        ``indent`` it is one line."""
         if self.json:
-            print(json.dumps(value, indent=2, default=_plain), file=self.out, flush=True)
+            print(json.dumps(value, indent=indent, default=_plain), file=self.out, flush=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
         """A table for people. ``None`` is shown as ``-``."""

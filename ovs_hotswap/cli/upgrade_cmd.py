@@ -1,18 +1,16 @@
-"""``ovs-hotswap check``, ``upgrade``, ``rollback``, ``resume`` and ``status``."""
+"""``ovs-hotswap check``, ``upgrade``, ``rollback`` and ``resume``."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from ovs_hotswap.cli.app import App, Command, pass_app
-from ovs_hotswap.errors import HotswapError, PrecheckFailed
+from ovs_hotswap.cli.overview import document_of
+from ovs_hotswap.errors import PrecheckFailed
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Finding, Severity, Side
-from ovs_hotswap.switch.memory import PacketPool
-from ovs_hotswap.system import host_error
 from ovs_hotswap.upgrade.checks import verdict
 from ovs_hotswap.upgrade.steps import upgrade_plan
 from ovs_hotswap.upgrade.upgrade import Report, Upgrader
@@ -139,7 +137,7 @@ def _execute(app: App, upgrader: Upgrader, act: Callable[[Callable[[Event], None
         report = act(progress.observe)
         app.output.done = True
     active = upgrader.host.recorded_active()
-    app.output.document({**_report(report), "active": active, "steps": progress.report()})
+    app.output.document({**document_of(report), "active": active, "steps": progress.report()})
     if report.moves:
         app.output.table(
             ("VM", "hand-over us"), [(name, f"{us:.0f}") for name, us in report.moves.items()]
@@ -164,14 +162,6 @@ def _outcome(host: Host, report: Report, active: Side | None) -> str:
     return f"instance {report.old} had ended, so nothing could be put back: {serves}"
 
 
-def _report(report: Report) -> dict[str, Any]:
-    return {
-        "old": report.old, "new": report.new, "release": report.release, "previous": report.previous,
-        "committed": report.committed, "moves": report.moves, "warnings": report.warnings,
-        "changed": report.changed,
-    }  # fmt: skip
-
-
 def _dry_run(app: App, findings: list[Finding]) -> None:
     plan = upgrade_plan()
     app.output.findings(findings)
@@ -183,102 +173,3 @@ def _dry_run(app: App, findings: list[Finding]) -> None:
     steps = [{"name": row[1], "description": row[2]} for row in rows]
     app.output.document({"findings": findings, "ready": _ready(findings), "steps": steps})
     _end(app, findings)
-
-
-@click.command(cls=Command)
-@pass_app
-def status(app: App) -> None:
-    """Show which instance is active, what each runs, who serves the VMs, and an unfinished upgrade.
-
-    What cannot be read is shown as unknown, with the reason; the exit code is 6 then.
-    With --json: {"active", "uplink", "instances": [...], "packet_pools": {side: [{"node", "buffers", "in_use",
-    "buffer_bytes"}]}, "vms": {"total", "connected", "owners": {side: n}},
-    "unfinished": {"kind", "phase", "parameters", "failure"} or null, "last": {...} or null, "unknown": [text]}.
-
-    \b
-    Example:
-      ovs-hotswap status
-    """
-    host = Host(app.config, app.system)
-    unknown: list[str] = []
-
-    def tried(act: Callable[[], Any]) -> Any:
-        try:
-            return act()
-        except (HotswapError, OSError) as fault:
-            unknown.append((host_error(fault) if isinstance(fault, OSError) else fault).message)
-            return None
-
-    document = {
-        "active": tried(host.recorded_active),
-        "uplink": tried(lambda: host.uplink.owner()),
-        "instances": [host.instances[side].status() for side in Side],
-        "packet_pools": {side: tried(partial(_pools, host, side)) for side in Side},
-        "vms": tried(lambda: _vm_summary(host)),
-        "unfinished": tried(lambda: _unfinished(Upgrader(host))),
-        "last": tried(lambda: _last(Upgrader(host))),
-        "unknown": unknown,
-    }
-    app.output.document(document)
-    _show_status(app, document)
-    if unknown:
-        click.get_current_context().exit(6)
-
-
-def _pools(host: Host, side: Side) -> list[PacketPool]:
-    return host.packet_pools(side) if host.instances[side].pid() is not None else []
-
-
-def _vm_summary(host: Host) -> dict[str, Any]:
-    vms = host.backends.vms()
-    owners = {str(side): sum(vm.owner == side for vm in vms) for side in Side}
-    return {"total": len(vms), "connected": sum(vm.has_guest for vm in vms), "owners": owners}
-
-
-def _unfinished(upgrader: Upgrader) -> dict[str, Any] | None:
-    contents = upgrader.unfinished()
-    if contents is None:
-        return None
-    standing = contents.standing
-    return {"kind": contents.header.kind, "phase": standing.phase, "parameters": contents.header.parameters,
-            "failure": standing.failure or None, "rebooted": upgrader.journals.rebooted(contents)}  # fmt: skip
-
-
-def _last(upgrader: Upgrader) -> dict[str, Any] | None:
-    report = upgrader.last()
-    return None if report is None else _report(report)
-
-
-def _show_status(app: App, document: dict[str, Any]) -> None:
-    out = app.output
-    out.line(f"active   {document['active'] or 'none'}")
-    out.line(f"uplink   {document['uplink'] or 'not steered by ovs-hotswap'}")
-    vms = document["vms"]
-    if vms is not None:
-        owners = ", ".join(f"{side}: {count}" for side, count in vms["owners"].items())
-        out.line(f"VMs      {vms['total']}, {vms['connected']} with a QEMU; owned by {owners}")
-    unfinished = document["unfinished"]
-    if unfinished is not None:
-        out.line(f"journal  an unfinished {unfinished['kind']} ({unfinished['phase']}); "
-                 "`ovs-hotswap resume` or `ovs-hotswap rollback`")  # fmt: skip
-    last = document["last"]
-    if last is not None:
-        end = "committed" if last["committed"] else "rolled back"
-        out.line(f"last     {last['previous']} on {last['old']} -> {last['release']} on {last['new']}: {end}")
-    for side, pools in document["packet_pools"].items():
-        for pool in pools or ():
-            out.line(f"memory   instance {side}, NUMA node {pool.node}: a pool of {pool.buffers} packet buffers "
-                     f"({pool.mib} MiB), {pool.in_use} in use")  # fmt: skip
-    for text in document["unknown"]:
-        out.line(f"unknown  {text}")
-    out.line()
-    show_instances(app, document["instances"])
-
-
-def show_instances(app: App, instances: list[Any]) -> None:
-    """The table of ``status`` and ``instance list``."""
-    rows = [
-        (each.side, each.state, each.release.label if each.release else None, each.vswitchd_pid, each.ovsdb_pid)
-        for each in instances
-    ]
-    app.output.table(("instance", "state", "release", "ovs-vswitchd", "ovsdb-server"), rows)

@@ -9,7 +9,6 @@ import click
 
 from ovs_hotswap.cli import logs
 from ovs_hotswap.cli.app import App, Group, pass_app
-from ovs_hotswap.config_changes import changes, values
 from ovs_hotswap.model import Severity
 
 
@@ -66,29 +65,14 @@ def status(app: App, events: int) -> None:
       ovs-hotswap watch status
       ovs-hotswap watch status --events 50 --json
     """
-    from ovs_hotswap.watchdog import status_file
+    from ovs_hotswap.watchdog import report, status_file
 
-    found = status_file.read_state(app.config) or {}
-    pid = found.get("pid")
-    running = pid is not None and "watch" in app.system.cmdline(pid) and app.system.is_still(pid, found.get("born"))
-    keys = ("active", "standby", "health", "reason", "keeping", "unprotected", "not_parked", "quarantined",
-            *status_file.PROBLEMS, "failures", "gave_up", "uplinks")  # fmt: skip
-    passes = _severity(found, found.get("standby")) != Severity.ERROR
-    ready = running and found.get("standby") is not None and not found.get("unprotected") and passes
     newest = status_file.last_events(app.config, events) if events else []
-    differing = changes(found.get("config") or {}, values(app.config)) if running else []
-    document = {"mode": app.config.watch.mode, "running": running, "ready": ready, "differing": differing,
-                **{key: found.get(key) if running else None for key in keys}, "events": newest}  # fmt: skip
+    document = {**report.read(app.config, app.system), "events": newest}
     app.output.document(document)
     _show(app, document)
-    if app.config.watch.mode == "required" and not ready:
+    if app.config.watch.mode == "required" and not document["ready"]:
         click.get_current_context().exit(1)
-
-
-def _severity(state: dict[str, Any], side: str | None) -> str | None:
-    """What was seen of a side's uplink last; ``None`` if nothing was."""
-    found = (state.get("uplinks") or {}).get(side) or {}
-    return found.get("severity")
 
 
 def _show(app: App, document: dict[str, Any]) -> None:
