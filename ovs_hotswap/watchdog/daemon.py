@@ -31,18 +31,8 @@ from ovs_hotswap.service import sd_notify
 from ovs_hotswap.system import System
 from ovs_hotswap.trust import own_directory
 from ovs_hotswap.watchdog import status_file
-from ovs_hotswap.watchdog.failover import (
-    Act,
-    FailoverState,
-    Health,
-    History,
-    Limits,
-    Sample,
-    Signal,
-    Verdict,
-    judge,
-    next_act,
-)
+from ovs_hotswap.watchdog.failover import Act, FailoverState, next_act
+from ovs_hotswap.watchdog.health import Health, History, Limits, Sample, Signal, Verdict, judge
 from ovs_hotswap.watchdog.probes import ExitPoller, MainThreadProbe
 from ovs_hotswap.watchdog.standby_keeper import Keeper
 
@@ -208,10 +198,10 @@ class Guard:
         )
         if not (target_ready and work.steered):
             useless = not target_ready and work.verdict.signal is Signal.STOPPED and self._starts_again(work.side)
-            return FailoverState(alive, True, target_ready, useless, work.steered)
+            return FailoverState(alive, target_ready, useless, work.steered)
         stranded = self._stranded(work)
         patience = host.system.monotonic() - work.begun < _PATIENCE_S
-        return FailoverState(alive, True, target_ready, steered=work.steered, stranded=stranded, patience=patience)
+        return FailoverState(alive, target_ready, steered=work.steered, stranded=stranded, patience=patience)
 
     def _loses(self, work: FailOver, *, alive: bool) -> bool:
         """Whether packets would be lost at the other side that pass now: one whose main thread alone is silent goes on

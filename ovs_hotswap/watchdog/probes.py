@@ -14,7 +14,7 @@ from ovs_hotswap.model import Side
 from ovs_hotswap.process_exit import ExitWatch
 from ovs_hotswap.switch.pmd import pmd_iterations, pmd_rxqs
 from ovs_hotswap.switch.rpc import NoAnswer
-from ovs_hotswap.watchdog.failover import Answer
+from ovs_hotswap.watchdog.health import Answer
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from ovs_hotswap.backends import VmStatus
-from ovs_hotswap.watchdog.failover import Backoff
+from ovs_hotswap.watchdog.backoff import Backoff
 from ovs_hotswap.watchdog.status_file import StatusFile
 
 _RETRY_S, _RETRY_MOST_S, _WINDOW_S = 10.0, 300.0, 3600.0

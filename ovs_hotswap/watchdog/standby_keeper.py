@@ -29,10 +29,10 @@ from ovs_hotswap.system import host_error
 from ovs_hotswap.upgrade import checks, collect
 from ovs_hotswap.upgrade.steps import Retire
 from ovs_hotswap.watchdog.culprit_search import Poison, quarantined
-from ovs_hotswap.watchdog.failover import StandbyState, Task, next_task
 from ovs_hotswap.watchdog.log_rotation import LogWatch
 from ovs_hotswap.watchdog.refusals import Refusals
 from ovs_hotswap.watchdog.settings_follower import SettingsWatch
+from ovs_hotswap.watchdog.standby_plan import StandbyState, Task, next_task
 from ovs_hotswap.watchdog.status_file import StatusFile
 from ovs_hotswap.watchdog.uplink_watch import PROOF_S, WireWatch
 

@@ -17,7 +17,7 @@ from ovs_hotswap.config import Config
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.service import sd_notify
 from ovs_hotswap.system import System
-from ovs_hotswap.watchdog.failover import Backoff
+from ovs_hotswap.watchdog.backoff import Backoff
 
 log = logging.getLogger(__name__)
 

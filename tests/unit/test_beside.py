@@ -9,7 +9,7 @@ from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.host import scheduling, standby
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.upgrade import checks
-from ovs_hotswap.watchdog.failover import Health
+from ovs_hotswap.watchdog.health import Health
 from tests.unit.watch_bed import Bed
 from tests.unit.watch_bed import config as config
 

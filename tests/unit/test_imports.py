@@ -45,7 +45,8 @@ PURE = {
     "ovs_hotswap.plan.executor", "ovs_hotswap.plan.records",
     "ovs_hotswap.switch.memory", "ovs_hotswap.host.rings", "ovs_hotswap.host.memory_checks",
     "ovs_hotswap.upgrade.outlook",
-    "ovs_hotswap.upgrade.checks", "ovs_hotswap.upgrade.uplink_checks", "ovs_hotswap.watchdog.failover",
+    "ovs_hotswap.upgrade.checks", "ovs_hotswap.upgrade.uplink_checks", "ovs_hotswap.watchdog.health",
+    "ovs_hotswap.watchdog.failover", "ovs_hotswap.watchdog.standby_plan", "ovs_hotswap.watchdog.backoff",
 }  # fmt: skip
 IO_MODULES = {
     "asyncio", "ctypes", "fcntl", "glob", "io", "logging", "mmap", "multiprocessing", "os", "pathlib", "pty",

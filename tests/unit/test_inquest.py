@@ -17,7 +17,7 @@ from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.upgrade import collect
 from ovs_hotswap.watchdog import status_file
-from ovs_hotswap.watchdog.failover import Task
+from ovs_hotswap.watchdog.standby_plan import Task
 from tests.support.fake_backends import FakeBackEnds, vm_status
 from tests.unit.watch_bed import Bed
 from tests.unit.watch_bed import config as config

@@ -22,8 +22,8 @@ from ovs_hotswap.plan.journal import Journals
 from ovs_hotswap.plan.records import StepNames
 from ovs_hotswap.switch.paths import InstancePaths, older
 from ovs_hotswap.watchdog import log_rotation
-from ovs_hotswap.watchdog.failover import Task
 from ovs_hotswap.watchdog.log_rotation import LogWatch
+from ovs_hotswap.watchdog.standby_plan import Task
 from tests.support.shortage import fill_pipe
 from tests.unit.watch_bed import Bed
 from tests.unit.watch_bed import config as config

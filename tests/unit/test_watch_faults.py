@@ -20,8 +20,9 @@ from ovs_hotswap.plan.journal import Journals
 from ovs_hotswap.plan.records import StepNames
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.watchdog import status_file
-from ovs_hotswap.watchdog.failover import Health, Task
+from ovs_hotswap.watchdog.health import Health
 from ovs_hotswap.watchdog.probes import MainThreadProbe
+from ovs_hotswap.watchdog.standby_plan import Task
 from tests.support.fake_backends import ring_status
 from tests.unit.watch_bed import RELEASE, Bed, FakeHost
 from tests.unit.watch_bed import config as config

@@ -23,8 +23,9 @@ from ovs_hotswap.switch.rpc import NoAnswer
 from ovs_hotswap.system import System
 from ovs_hotswap.watchdog import status_file
 from ovs_hotswap.watchdog.daemon import Watchdog
-from ovs_hotswap.watchdog.failover import Answer, Health, Task
+from ovs_hotswap.watchdog.health import Answer, Health
 from ovs_hotswap.watchdog.probes import ExitPoller, MainThreadProbe
+from ovs_hotswap.watchdog.standby_plan import Task
 from tests.unit.fake_system import FakeSystem
 from tests.unit.watch_bed import RELEASE, Bed, World
 from tests.unit.watch_bed import config as config

@@ -14,7 +14,7 @@ from ovs_hotswap.errors import UplinkError
 from ovs_hotswap.model import Proof, Side
 from ovs_hotswap.switch.rpc import NoAnswer
 from ovs_hotswap.watchdog import status_file
-from ovs_hotswap.watchdog.failover import Task
+from ovs_hotswap.watchdog.standby_plan import Task
 from ovs_hotswap.watchdog.uplink_watch import WireWatch
 from tests.unit.watch_bed import Bed
 

@@ -29,7 +29,7 @@ from ovs_hotswap.system import files
 from ovs_hotswap.uplink.proof import End
 from ovs_hotswap.watchdog import status_file
 from ovs_hotswap.watchdog.daemon import Guard
-from ovs_hotswap.watchdog.failover import Health
+from ovs_hotswap.watchdog.health import Health
 from ovs_hotswap.watchdog.probes import MainThreadProbe
 from ovs_hotswap.watchdog.standby_keeper import Keeper
 from tests.support.fake_backends import FakeBackEnds, VmStates

@@ -1,0 +1,36 @@
+"""How long to wait after a failure."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ovs_hotswap.watchdog.backoff import Backoff
+
+
+def test_each_failure_doubles_the_wait() -> None:
+    backoff = Backoff(limit=10, window_s=100.0)
+    assert backoff.may_start(0.0)
+    waits = []
+    for _ in range(4):
+        backoff = backoff.failed(10.0)
+        earliest = backoff.not_before()
+        assert earliest is not None
+        waits.append(earliest - 10.0)
+    assert waits == [1.0, 2.0, 4.0, 8.0]
+
+
+def test_old_failures_are_forgotten() -> None:
+    backoff = Backoff(limit=2, window_s=100.0).failed(0.0).failed(100.0)
+    assert not backoff.given_up
+    assert backoff.failures == (100.0,)
+
+
+@given(st.lists(st.floats(0, 50), min_size=3, max_size=10))
+def test_giving_up_is_final(gaps: list[float]) -> None:
+    backoff, now = Backoff(limit=3, window_s=1e9), 0.0
+    for gap in gaps:
+        now += gap
+        backoff = backoff.failed(now)
+    assert backoff.given_up
+    assert not backoff.may_start(now + 1e12)

@@ -1,0 +1,41 @@
+"""What the warm standby needs next."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ovs_hotswap.watchdog.standby_plan import StandbyState, Task, next_task
+
+
+@pytest.mark.parametrize(
+    ("house", "task"),
+    [
+        (StandbyState(active_runs=False, standby_runs=True, prepared=True), Task.NOTHING),
+        (StandbyState(active_runs=False, standby_runs=True), Task.RESTART),
+        (StandbyState(active_runs=False, standby_runs=False, may_restart=False), Task.NOTHING),
+        (StandbyState(active_runs=False, standby_runs=False, may_start=False), Task.RESTART),
+        (StandbyState(active_runs=True, standby_runs=False, standby_dead=True, settle=True), Task.SETTLE),
+        (StandbyState(active_runs=True, standby_runs=False, standby_dead=True, may_start=False), Task.CLEAN),
+        (StandbyState(active_runs=True, standby_runs=False), Task.START),
+        (StandbyState(active_runs=True, standby_runs=False, may_start=False), Task.NOTHING),
+        (StandbyState(active_runs=True, standby_runs=True, right_release=False, prepared=True), Task.REPLACE),
+        (StandbyState(active_runs=True, standby_runs=True), Task.PREPARE),
+        (StandbyState(active_runs=True, standby_runs=True, may_start=False), Task.NOTHING),
+        (StandbyState(active_runs=True, standby_runs=True, prepared=True, outdated=True), Task.PROGRAM),
+        (StandbyState(active_runs=True, standby_runs=True, prepared=True, strays=("a",), unparked=("b",)), Task.RETURN),
+        (StandbyState(active_runs=True, standby_runs=True, prepared=True, unparked=("b",)), Task.PARK),
+        (StandbyState(active_runs=True, standby_runs=True, prepared=True), Task.NOTHING),
+    ],
+)
+def test_one_task_at_a_time(house: StandbyState, task: Task) -> None:
+    assert next_task(house) is task
+
+
+def test_vms_return_from_a_standby_that_cannot_be_prepared_for_long() -> None:
+    """Given up on, or between two attempts: its uplink is not the one that is steered to."""
+    waits = StandbyState(active_runs=True, standby_runs=True, prepared=False, strays=("vm1",), may_start=False)
+    assert next_task(waits) is Task.RETURN
+    assert next_task(replace(waits, may_start=True)) is Task.PREPARE
+    assert next_task(replace(waits, strays=())) is Task.NOTHING
