@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ovs_hotswap.errors import ProtocolError
 from ovs_hotswap.vhostuser import messages
@@ -18,8 +18,34 @@ from ovs_hotswap.vhostuser.guest_memory import indices
 from ovs_hotswap.vhostuser.guest_state import GuestState, MessageEffect
 from ovs_hotswap.vhostuser.messages import Request
 
-if TYPE_CHECKING:
-    from ovs_hotswap.broker.vm import Vm
+
+class Reading(Protocol):
+    """How QEMU's messages are read."""
+
+    def hold(self) -> None:
+        """Do not read them until ``FrontEnd.read_qemu``."""
+
+
+class FrontEnd(Protocol):
+    """A VM that owes its QEMU answers: ``broker.vm.Vm``."""
+
+    state: GuestState
+
+    @property
+    def hearing(self) -> Reading: ...
+
+    @property
+    def qemu(self) -> object | None: ...
+
+    def owner(self) -> SwitchConnection | None: ...
+
+    def reply(self, request: Request, payload: bytes) -> None: ...
+
+    def guarded(self, link: SwitchConnection, act: Callable[[], None]) -> None: ...
+
+    def drop_qemu(self, reason: str) -> None: ...
+
+    def read_qemu(self) -> None: ...
 
 
 @dataclass(eq=False, slots=True)
@@ -35,7 +61,7 @@ class PendingReply:
 class DeferredReply:
     """What ``vm`` owes its QEMU: one answer at most, since QEMU is not read meanwhile."""
 
-    def __init__(self, vm: Vm, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, vm: FrontEnd, loop: asyncio.AbstractEventLoop) -> None:
         self._vm = vm
         self._loop = loop
         self.owed: PendingReply | None = None

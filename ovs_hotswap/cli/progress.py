@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ovs_hotswap.plan.executor import Event, EventKind
 
 if TYPE_CHECKING:
-    from rich.console import Group, RenderableType
+    from rich.console import Console, Group, RenderableType
     from rich.live import Live
-
-    from ovs_hotswap.cli.output import Output
 
 SHOWN_ITEMS = 5
 PENDING = "pending"
@@ -66,10 +64,21 @@ class Row:
             self.text = f"{event.count}/{event.total}"
 
 
+class Screen(Protocol):
+    """Where progress is shown: ``cli.output.Output``."""
+
+    @property
+    def terminal(self) -> bool: ...
+
+    def console(self) -> Console: ...
+
+    def note(self, text: str) -> None: ...
+
+
 class Progress:
     """Give ``observe`` to the executor, inside the context."""
 
-    def __init__(self, output: Output, steps: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, output: Screen, steps: Sequence[tuple[str, str]]) -> None:
         self._rows = {name: Row(name, description) for name, description in steps}
         self._numbers = {name: f"[{number}/{len(steps)}]" for number, (name, _) in enumerate(steps, 1)}
         self._output = output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -124,6 +124,36 @@ def test_every_layer_names_modules_that_exist() -> None:
 
 def test_every_module_has_a_layer_of_its_own() -> None:
     assert [name for name in SOURCES if layer(name) == 0 and name != "ovs_hotswap"] == []
+
+
+def cycles(arrows: Mapping[str, Collection[str]]) -> list[set[str]]:
+    """Sets of modules each of which imports all others of its set, directly or not."""
+    reached: dict[str, set[str]] = {}
+    for module in arrows:
+        seen: set[str] = set()
+        left = [module]
+        while left:
+            new = set(arrows[left.pop()]) - seen
+            seen |= new
+            left += new
+        reached[module] = seen
+    found = {frozenset(each for each in seen if module in reached[each]) for module, seen in reached.items()}
+    return sorted((set(cycle) for cycle in found if cycle), key=sorted)
+
+
+def test_there_are_no_import_cycles() -> None:
+    """Imports for types alone, and inside functions, count as well."""
+    modules = set(SOURCES)
+    arrows = {
+        module: {name for _, name in imports(ast.parse(path.read_text()), modules) if name in modules} - {module}
+        for module, path in SOURCES.items()
+    }
+    assert cycles(arrows) == []
+
+
+def test_the_test_sees_a_cycle() -> None:
+    assert cycles({"a": ["b"], "b": ["c"], "c": ["b"], "d": ["a"]}) == [{"b", "c"}]
+    assert cycles({"a": ["b"], "b": []}) == []
 
 
 @pytest.mark.parametrize(
