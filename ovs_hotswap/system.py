@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import operator
 import os
 import resource
 import signal
@@ -14,12 +15,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from ovs_hotswap import background
 from ovs_hotswap.errors import BusyError, CommandError, HostError
 from ovs_hotswap.process_exit import Process, has_memory, start_time
+from ovs_hotswap.waiting import wait_until
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,9 @@ class Completed:
     status: int
     stdout: str
     stderr: str
+
+
+_DIES_S = 5.0  # within which a process that was sent SIGKILL is dead
 
 
 class System:
@@ -189,17 +195,12 @@ class System:
 
         Raises CommandError if it is still there 5 s after SIGKILL.
         """
-        for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
+        for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, _DIES_S)):
             if patience <= 0:
                 continue
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-            end = self.monotonic() + patience
-            while self.alive(pid) and self.monotonic() < end:
-                self._reap(pid)
-                self.sleep(0.01)
-            if not self.alive(pid):
-                self._reap(pid)
+            if wait_until(partial(self._ended, pid), patience, self, poll_s=0.01):
                 return
         raise CommandError(f"process {pid} does not die")
 
@@ -237,11 +238,14 @@ class System:
         """
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        end = self.monotonic() + 5.0
-        while self.has_memory(pid):
-            if self.monotonic() >= end:
-                raise CommandError(f"process {pid} does not die")
-            self.sleep(0.001)
+        if wait_until(lambda: self.has_memory(pid), _DIES_S, self, done=operator.not_, poll_s=0.001):
+            raise CommandError(f"process {pid} does not die")
+
+    def _ended(self, pid: int) -> bool:
+        """Whether ``pid`` is dead; a child's exit status is taken."""
+        ended = not self.alive(pid)
+        self._reap(pid)
+        return ended
 
     @staticmethod
     def _reap(pid: int) -> None:

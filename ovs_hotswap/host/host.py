@@ -25,7 +25,7 @@ from ovs_hotswap.qemu.dual import DualQemu
 from ovs_hotswap.qemu.held import Held, VmPorts
 from ovs_hotswap.qemu.monitor import Monitors
 from ovs_hotswap.switch import threads
-from ovs_hotswap.switch.answering import see_answering
+from ovs_hotswap.switch.answering import see_answering, see_going
 from ovs_hotswap.switch.datapath import DatapathPort, await_ports, ports, ports_with_mtus, put_ports
 from ovs_hotswap.switch.instance import Instance, State
 from ovs_hotswap.switch.memory import DEFAULT_MTU, Demand, PacketPool, Reservation, Uplink, limited, reserve
@@ -41,8 +41,8 @@ from ovs_hotswap.switch.units import InstanceUnit
 from ovs_hotswap.system import System
 from ovs_hotswap.uplink import base
 from ovs_hotswap.uplink.base import make_uplink
+from ovs_hotswap.waiting import POLL_S, Deadline, wait_until
 
-_POLL_S = 0.02
 _ANSWER_S = 30.0
 _QUICK_ANSWER_S = 2.0  # of who has to go on, answered or not
 _LOOK_S = 1.0
@@ -122,7 +122,7 @@ class Host:
         ``patience_s``: how long to wait where that is the watchdog, whose tasks end by themselves.
         """
         path = self.config.run_dir / "upgrade.lock"
-        end = self.system.monotonic() + patience_s
+        deadline = Deadline.after(patience_s, self.system)
         with contextlib.ExitStack() as held:
             while True:
                 try:
@@ -130,9 +130,9 @@ class Host:
                     break
                 except BusyError:
                     watchdog = self.system.read_pid(self.config.run_dir / "watch.lock")
-                    if watchdog is None or watchdog != self.system.read_pid(path) or self.system.monotonic() >= end:
+                    if watchdog is None or watchdog != self.system.read_pid(path) or deadline.passed:
                         raise
-                self.system.sleep(_POLL_S)
+                self.system.sleep(POLL_S)
             yield
 
     def openflow(self, side: Side) -> OpenFlow:
@@ -483,15 +483,15 @@ class Host:
     ) -> None:
         """Poll until ``true``. Raises SwitchError with ``otherwise`` after ``seconds``, or if an instance ``on`` which
         it depends is dead or stopped."""
-        end = self.system.monotonic() + seconds
-        while not true():
-            for side in on:
-                pid = self.instances[side].pid()
-                if pid is None or self.system.stopped(pid):
-                    raise SwitchError(f"instance {side} {'has ended' if pid is None else 'is stopped'}")
-            if self.system.monotonic() >= end:
-                raise SwitchError(f"{otherwise()} after {seconds:g} s")
-            self.system.sleep(_POLL_S)
+
+        def look() -> bool:
+            found = true()
+            for side in () if found else on:
+                see_going(self.instances[side], self.system)
+            return found
+
+        if not wait_until(look, seconds, self.system):
+            raise SwitchError(f"{otherwise()} after {seconds:g} s")
 
     def link_up(self, side: Side, port: str) -> bool:
         with self.instances[side].database(tables=INTERFACE_TABLES) as database:

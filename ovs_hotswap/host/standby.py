@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,16 @@ from ovs_hotswap.model import Release, Side
 from ovs_hotswap.overlay.ports import UPLINK, UPLINK_PORT
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.priority import Rank
+from ovs_hotswap.switch.answering import see_going
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.switch.ovsdb import PortSpec
 from ovs_hotswap.switch.settings import Settings
 from ovs_hotswap.toml_file import Strict
+from ovs_hotswap.waiting import wait_until
 from ovs_hotswap.wording import some
 
 log = logging.getLogger(__name__)
 
-_POLL_S = 0.02
 _PORT_S = 15.0
 _POLLED_S = 20.0
 # Longest sleep of a PMD thread that has nothing to do but wait for a fail-over, in microseconds: it delays the first
@@ -253,15 +255,12 @@ def _await_polled(host: Host, side: Side, expected: Mapping[str, int]) -> list[s
         return [name for name, pairs in expected.items()
                 if sum(queue.enabled for queue in polled.get(name, ())) < pairs]  # fmt: skip
 
-    late = unpolled() if expected else []
-    end = host.system.monotonic() + _POLLED_S
-    while late and host.system.monotonic() < end:
-        pid = host.instances[side].pid()
-        if pid is None or host.system.stopped(pid):
-            raise SwitchError(f"instance {side} {'has ended' if pid is None else 'is stopped'}")
-        host.system.sleep(_POLL_S)
-        late = unpolled()
-    return late
+    def look() -> list[str]:
+        if late := unpolled():
+            see_going(host.instances[side], host.system)
+        return late
+
+    return wait_until(look, _POLLED_S, host.system, done=operator.not_) if expected else []
 
 
 def _enabled_pairs(vm: VmStatus) -> int:

@@ -7,6 +7,7 @@ instances. Switches and the broker are started by whoever uses the lab, with its
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import shutil
 import tomllib
@@ -33,6 +34,7 @@ from ovs_hotswap.switch.instance import Instance
 from ovs_hotswap.switch.memory import DEFAULT_MTU, Demand, Reservation, reserve
 from ovs_hotswap.system import System
 from ovs_hotswap.toml_file import Strict
+from ovs_hotswap.waiting import wait_until
 from ovs_hotswap.watchdog.status_file import lock_path
 
 DEFAULT_DIRECTORY = Path("/run/ovs-hotswap-lab")
@@ -176,14 +178,16 @@ class Lab:
             argv = command_line(self.layout, guest.layout, find_kernel().image)
             pid = self._system.spawn(argv, log=self.layout.guest_file(name, "err"))
             guest.pid_file.write_text(f"{pid}\n")
-        end = self._system.monotonic() + _LISTEN_S
-        while not all(path.exists() for path in guest.sockets):
-            if not self._system.alive(pid):
+
+        def listens() -> bool:
+            found = all(path.exists() for path in guest.sockets)
+            if not found and not self._system.alive(pid):
                 tail = self.layout.guest_file(name, "err").read_text(errors="replace").strip().splitlines()
                 raise LabError(f"{name}: QEMU ended: {tail[-1] if tail else 'no message'}")
-            if self._system.monotonic() >= end:
-                raise LabError(f"{name}: QEMU does not listen on {guest.sockets[0]} within {_LISTEN_S:g} s")
-            self._system.sleep(_POLL_S)
+            return found
+
+        if not wait_until(listens, _LISTEN_S, self._system, poll_s=_POLL_S):
+            raise LabError(f"{name}: QEMU does not listen on {guest.sockets[0]} within {_LISTEN_S:g} s")
 
     def stop_guest(self, name: str) -> None:
         """End the guest's QEMU if it runs."""
@@ -197,13 +201,13 @@ class Lab:
 
         QEMU runs a guest only once a switch or broker has connected to it: connect one first.
         """
-        end = self._system.monotonic() + timeout_s
-        while waiting := [guest.name for guest in self.guests if guest.boots() < boots]:
-            if self._system.monotonic() >= end:
-                raise LabError(
-                    f"not up within {timeout_s:g} s: {', '.join(waiting)}", hint=f"logs: {self.layout.guest_dir}"
-                )
-            self._system.sleep(_POLL_S)
+
+        def missing() -> list[str]:
+            return [guest.name for guest in self.guests if guest.boots() < boots]
+
+        if waiting := wait_until(missing, timeout_s, self._system, done=operator.not_, poll_s=_POLL_S):
+            hint = f"logs: {self.layout.guest_dir}"
+            raise LabError(f"not up within {timeout_s:g} s: {', '.join(waiting)}", hint=hint)
 
     def _make(self, record: Record, releases: Path | None) -> None:
         layout = self.layout

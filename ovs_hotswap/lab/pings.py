@@ -8,6 +8,7 @@ requests made up to 0.1 s before a mark may be counted after it.
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from ovs_hotswap.errors import LabError
 from ovs_hotswap.lab.timeline import Gap, gaps, sent_times
 from ovs_hotswap.system import System
+from ovs_hotswap.waiting import wait_until
 
 TAIL = 1 << 16  # bytes before a mark that are read for the last report in them
 POLL_S = 0.1
@@ -236,18 +238,16 @@ class Pings:
     def wait_flowing(self, timeout_s: float, replies_each: int = 10) -> None:
         """Return when every stream had ``replies_each`` answers from now on. Raises LabError naming those without."""
         begun = self.mark()
-        end = self._system.monotonic() + timeout_s
-        while True:
-            quiet = [
+
+        def silent() -> list[str]:
+            return [
                 f"{stream.guest} -> {stream.target}"
                 for stream, length in zip(self._streams, begun.lengths, strict=True)
                 if len(parse(_read(stream.path, length), Progress())[0]) < replies_each
             ]
-            if not quiet:
-                return
-            if self._system.monotonic() >= end:
-                raise LabError(f"no answers to the pings of {', '.join(quiet)} within {timeout_s:g} s")
-            self._system.sleep(POLL_S)
+
+        if quiet := wait_until(silent, timeout_s, self._system, done=operator.not_, poll_s=POLL_S):
+            raise LabError(f"no answers to the pings of {', '.join(quiet)} within {timeout_s:g} s")
 
     def _settle(self, stream: Stream, low: int, high: int, end: float) -> PingStats:
         tail = max(0, low - TAIL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import re
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ovs_hotswap.system import System
+from ovs_hotswap.waiting import wait_until
 
 ENOUGH_KIB = 4096  # a machine that does nothing has some hundred
 PATIENCE_S = 60.0
@@ -37,12 +39,9 @@ def wait_written(
     amount = unwritten()
     if amount > ENOUGH_KIB:
         say(f"waiting until what was installed is on the disk: {amount >> 10} MiB")
-    end = system.monotonic() + PATIENCE_S
     thread = threading.Thread(target=sync, name="sync", daemon=True)  # it may take longer
     thread.start()
-    while thread.is_alive():
-        if system.monotonic() >= end:
-            say(f"{unwritten() >> 10} MiB are still not on the disk: the guests may notice that")
-            return False
-        system.sleep(_POLL_S)
+    if wait_until(thread.is_alive, PATIENCE_S, system, done=operator.not_, poll_s=_POLL_S):
+        say(f"{unwritten() >> 10} MiB are still not on the disk: the guests may notice that")
+        return False
     return True

@@ -8,11 +8,8 @@ A VM in quarantine is kept from both by their having no port for it (``held``).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from ovs_hotswap.backends import (
     ABSENT_SWITCH,
@@ -30,6 +27,7 @@ from ovs_hotswap.qemu import answers
 from ovs_hotswap.qemu.answers import Netdev, back_ends
 from ovs_hotswap.qemu.held import Held, VmPorts
 from ovs_hotswap.qemu.monitor import Answer, Command, Monitors
+from ovs_hotswap.waiting import wait_until
 
 QUERY = Command("query-vhost-user-backends")
 _SLOTS = {Side.A: "first", Side.B: "second"}
@@ -41,10 +39,6 @@ _GONE_S = 3.0
 _POLL_S = 0.01
 # virtio 1.2, 2.7: no ring has more entries. QEMU does not tell the size.
 _MOST_ENTRIES = 32768
-
-
-class NotParked(BrokerError):
-    """The side is on its way to be parked."""
 
 
 class DualQemu:
@@ -100,16 +94,21 @@ class DualQemu:
 
     def park(self, name: str, side: Side) -> None:
         """QEMU parks by itself; this waits for it."""
-        for attempt in Retrying(retry=retry_if_exception_type(NotParked), wait=wait_fixed(_POLL_S),
-                                stop=stop_after_delay(_PARKED_S), reraise=True):  # fmt: skip
-            with attempt:
-                vm = self.vm(name)
-                _refuse(vm)
-                if vm.unparkable:
-                    raise BrokerError(f"vm {name} cannot be parked on {side}: {vm.unparkable}")
-                if vm.has_guest and not vm.reachable(side):
-                    why = "is not parked yet" if vm.switches[side].connected else "is not connected"
-                    raise NotParked(f"vm {name}: switch {side} {why}")
+
+        def look() -> VmStatus:
+            vm = self.vm(name)
+            _refuse(vm)
+            if vm.unparkable:
+                raise BrokerError(f"vm {name} cannot be parked on {side}: {vm.unparkable}")
+            return vm
+
+        def parked(vm: VmStatus) -> bool:
+            return not vm.has_guest or vm.reachable(side)
+
+        vm = wait_until(look, _PARKED_S, done=parked, poll_s=_POLL_S)
+        if not parked(vm):
+            why = "is not parked yet" if vm.switches[side].connected else "is not connected"
+            raise BrokerError(f"vm {name}: switch {side} {why}")
 
     def unpark(self, name: str, side: Side) -> None:
         """A back end is parked as long as it is connected."""
@@ -131,10 +130,7 @@ class DualQemu:
 
     def _gone(self, name: str) -> VmStatus:
         """The VM when its QEMU has seen both connections end, or as it is after a while."""
-        end = time.monotonic() + _GONE_S
-        while (vm := self._look([name])[0]).owner is not None and time.monotonic() < end:
-            time.sleep(_POLL_S)
-        return vm
+        return wait_until(lambda: self._look([name])[0], _GONE_S, done=lambda vm: vm.owner is None, poll_s=_POLL_S)
 
     def release(self, name: str) -> None:
         if self._held.take(name):

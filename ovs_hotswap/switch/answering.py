@@ -19,3 +19,10 @@ def see_answering(instance: Instance, system: System) -> None:
         raise SwitchError(f"instance {instance.side} is stopped", hint=f"see what stopped it, then `kill -CONT {pid}`")
     if instance.lacks_database():
         raise SwitchError(f"instance {instance.side} has lost its ovsdb-server", hint=_HINT)
+
+
+def see_going(instance: Instance, system: System) -> None:
+    """Raises SwitchError for an instance that has ended or is stopped."""
+    pid = instance.pid()
+    if pid is None or system.stopped(pid):
+        raise SwitchError(f"instance {instance.side} {'has ended' if pid is None else 'is stopped'}")

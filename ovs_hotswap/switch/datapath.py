@@ -8,8 +8,8 @@ A port that is missing here passes nothing.
 from __future__ import annotations
 
 import contextlib
+import operator
 import re
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.switch.rpc import transact
 from ovs_hotswap.switch.settings import decode
 from ovs_hotswap.switch.unixctl import appctl
+from ovs_hotswap.waiting import wait_until
 
 USERSPACE = "netdev@ovs-netdev"  # the one datapath of all bridges of type netdev
 POLLED_TYPES = frozenset({"dpdk", "dpdkvhostuserclient"})
@@ -152,12 +153,9 @@ def await_ports(
 ) -> None:
     """Wait until the datapath has the ports. Raises SwitchError that names each it does not have."""
     wanted = list(wanted)
-    end = time.monotonic() + settle_s
-    while faults := refused(look(), wanted):
-        if time.monotonic() >= end:
-            texts = [": ".join([f"port {name}: {fault}", *why(name)[:2]]) for name, fault in faults.items()]
-            raise SwitchError("; ".join(texts), hint="the log of ovs-vswitchd says more")
-        time.sleep(_POLL_S)
+    if faults := wait_until(lambda: refused(look(), wanted), settle_s, done=operator.not_, poll_s=_POLL_S):
+        texts = [": ".join([f"port {name}: {fault}", *why(name)[:2]]) for name, fault in faults.items()]
+        raise SwitchError("; ".join(texts), hint="the log of ovs-vswitchd says more")
 
 
 def _undo(database: Database, look: Look, spec: BridgeSpec, before: Mapping[str, Shape], timeout: float) -> str:

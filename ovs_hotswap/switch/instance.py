@@ -32,6 +32,7 @@ from ovs_hotswap.switch.rpc import hangs
 from ovs_hotswap.switch.units import InstanceUnit
 from ovs_hotswap.switch.unixctl import appctl
 from ovs_hotswap.system import System, files
+from ovs_hotswap.waiting import wait_until
 
 _EXIT_S = 2.0  # for the reply to `exit`: a main thread that is not blocked answers within milliseconds
 _END_S = 20.0  # from the reply to the end of the process: about 20 ms for each vhost-user port
@@ -396,9 +397,7 @@ class Instance:
         if owned:
             with contextlib.suppress(SwitchError):
                 self._control(ctl, "exit", timeout=_EXIT_S)
-                end = self._system.monotonic() + _END_S
-                while any(map(self._system.alive, owned)) and self._system.monotonic() < end:
-                    self._system.sleep(_POLL_S)
+                wait_until(lambda: not any(map(self._system.alive, owned)), _END_S, self._system)
         for pid in owned:
             if self._system.alive(pid) and self._is_ours(pid, pid_file):
                 self._system.kill(pid, grace=1.0)

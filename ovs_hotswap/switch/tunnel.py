@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +16,9 @@ from pathlib import Path
 from ovs_hotswap.switch.netns import Namespaces
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.switch.unixctl import appctl
+from ovs_hotswap.waiting import wait_until
 
 _LEARNT_S = 3.0
-_POLL_S = 0.02
 _ROUTE = re.compile(
     r"^(?P<kind>User|Cached): (?P<destination>\S+)(?: MARK \d+)? dev (?P<device>\S+)"
     r"(?: GW (?P<gateway>\S+))?(?: SRC (?P<source>\S+))?(?P<local> local)?"
@@ -134,9 +133,7 @@ class Tunnels:
 
     def _await_address(self, address: str) -> None:
         """Open vSwitch adds no route before it has learnt the address from the kernel, a turn of its loop later."""
-        end = time.monotonic() + _LEARNT_S
-        while not any(route.destination == f"{address}/32" for route in self.routes()) and time.monotonic() < end:
-            time.sleep(_POLL_S)
+        wait_until(lambda: any(route.destination == f"{address}/32" for route in self.routes()), _LEARNT_S)
 
     def remove_route(self, destination: str) -> None:
         """Nothing happens if there is no such route."""

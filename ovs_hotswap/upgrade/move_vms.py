@@ -22,6 +22,7 @@ from ovs_hotswap.plan.executor import StepContext
 from ovs_hotswap.priority import Rank
 from ovs_hotswap.upgrade import baseline
 from ovs_hotswap.upgrade.baseline import read
+from ovs_hotswap.waiting import wait_until
 from ovs_hotswap.wording import some
 
 SERVED_S = 2.0  # until a ring that nobody takes from counts as one
@@ -160,12 +161,12 @@ class _Row:
 
     def _settles(self, name: str) -> bool:
         """Whether it is clear before long who serves the VM, if it has a guest."""
-        end = self._host.system.monotonic() + SERVED_S
-        while (vm := self._host.backends.vm(name)).to_serve and vm.certainty is not OwnerCertainty.OWNS:
-            if self._back or self._host.system.monotonic() >= end:
-                return False
-            self._host.system.sleep(_POLL_S)
-        return True
+
+        def clear() -> bool:
+            vm = self._host.backends.vm(name)
+            return not vm.to_serve or vm.certainty is OwnerCertainty.OWNS
+
+        return wait_until(clear, 0.0 if self._back else SERVED_S, self._host.system, poll_s=_POLL_S)
 
     def see_served(self, names: Sequence[str]) -> None:
         """What guests have to send must be taken: an address that does not translate is not reported otherwise."""

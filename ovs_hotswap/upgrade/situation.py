@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -13,8 +14,7 @@ from ovs_hotswap.host.standby import lacks_uplink
 from ovs_hotswap.model import Side
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.upgrade.outlook import Life, Outlook, Service, Situation
-
-_POLL_S = 0.02
+from ovs_hotswap.waiting import wait_until
 
 
 def command_without(release: str, names: Iterable[str]) -> str:
@@ -76,10 +76,8 @@ class Upgrade:
     def look_after_waiting(self) -> Situation:
         """For who is about to go back. An old instance that is stopped, or has hung up on a VM, may be about to end, by
         itself or by the watchdog: that is waited for, for twice the time the watchdog needs."""
-        system = self.host.system
-        end = system.monotonic() + 2 * self.host.config.watch.hang_ms / 1e3
-        while self._falters() and system.monotonic() < end:
-            system.sleep(_POLL_S)
+        patience_s = 2 * self.host.config.watch.hang_ms / 1e3
+        wait_until(self._falters, patience_s, self.host.system, done=operator.not_)
         return self.look()
 
     def _falters(self) -> bool:

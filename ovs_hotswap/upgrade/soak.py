@@ -6,6 +6,8 @@ any moment.
 
 from __future__ import annotations
 
+import operator
+
 from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.errors import BrokerError, StateUnknown, SwitchError
 from ovs_hotswap.host import active_record, rings
@@ -15,6 +17,7 @@ from ovs_hotswap.plan.executor import Step, StepContext
 from ovs_hotswap.upgrade import baseline, checks, collect, uplink_proof
 from ovs_hotswap.upgrade.move_vms import SERVED_S, tell_apart
 from ovs_hotswap.upgrade.situation import Upgrade
+from ovs_hotswap.waiting import Deadline, wait_until
 from ovs_hotswap.wording import some
 
 _SAMPLE_S = 0.2
@@ -144,10 +147,10 @@ def see_served(context: Upgrade, run: StepContext) -> None:
     """See the new instance serve the VMs: that of which one may restart is waited for, and then named. Raises
     SwitchError if the instance is broken or serves none, or a VM is still on the old one."""
     host, strays = context.host, Strays(context, run)
-    end = host.system.monotonic() + _STRAYS_S
+    deadline = Deadline.after(_STRAYS_S, host.system)
     while True:
         strays.look()
-        late = strays.waiting if host.system.monotonic() >= end else strays.overdue
+        late = strays.waiting if deadline.passed else strays.overdue
         if late or not strays.waiting:
             break
         host.system.sleep(_SAMPLE_S)
@@ -174,10 +177,7 @@ def take_left_out(context: Upgrade, run: StepContext) -> None:
     def dark() -> list[str]:
         return [vm.name for vm in host.backends.vms(read=False) if vm.name in names and vm.astray(context.new)]
 
-    end = host.system.monotonic() + _SETTLE_S
-    while dark() and host.system.monotonic() < end:
-        host.system.sleep(_SAMPLE_S)
-    for name in dark():
+    for name in wait_until(dark, _SETTLE_S, host.system, done=operator.not_, poll_s=_SAMPLE_S):
         why = baseline.why_not(host.backends.vm(name), new)
         run.warn(f"VM {name} was left out and has no network: {why or f'instance {new} does not serve it'}")
     for name in sorted(names - set(dark())):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable
 
 from ovs_hotswap.backends import VmStatus
@@ -11,10 +12,10 @@ from ovs_hotswap.plan.executor import StepContext
 from ovs_hotswap.upgrade import baseline
 from ovs_hotswap.upgrade.move_vms import move_all
 from ovs_hotswap.upgrade.situation import Upgrade
+from ovs_hotswap.waiting import POLL_S, Deadline, wait_until
 from ovs_hotswap.wording import some
 
 _CONFIRM_S = 1.0  # for a switch that is slow, not hung
-_POLL_S = 0.02
 _RETURNED_S = 5.0  # for the VMs of an instance that was ended to be served by the other
 
 
@@ -46,13 +47,12 @@ def take_back(context: Upgrade, run: StepContext) -> None:
 
 def _hangs(context: Upgrade) -> bool:
     """Whether the new instance has not confirmed for a while that it has, or gave back, some VM's rings."""
-    host = context.host
-    end = host.system.monotonic() + _CONFIRM_S
-    while any(vm.owner == context.new and not vm.confirmed_on(context.new) for vm in host.backends.vms(read=False)):
-        if host.system.monotonic() >= end:
-            return True
-        host.system.sleep(_POLL_S)
-    return False
+    host, new = context.host, context.new
+
+    def unconfirmed() -> bool:
+        return any(vm.owner == new and not vm.confirmed_on(new) for vm in host.backends.vms(read=False))
+
+    return wait_until(unconfirmed, _CONFIRM_S, host.system, done=operator.not_)
 
 
 def _old_answers(context: Upgrade) -> bool:
@@ -88,16 +88,16 @@ def _patiently(context: Upgrade, run: StepContext, lacks: str, well: Callable[[V
     """Wait until each VM is ``well``, and name those that are not after a while. Raises SwitchError if none is, or the
     old instance is broken: then it is that."""
     host, old = context.host, context.old
-    end = host.system.monotonic() + _RETURNED_S
+    deadline = Deadline.after(_RETURNED_S, host.system)
     while True:
         vms = [vm for vm in host.backends.vms(read=False) if vm.to_serve]
         amiss = [vm for vm in vms if not well(vm)]
         if not amiss:
             return
         names = some([vm.name for vm in amiss])
-        if host.system.monotonic() >= end:
+        if deadline.passed:
             break
-        host.system.sleep(_POLL_S)
+        host.system.sleep(POLL_S)
     pid = host.instances[old].pid()
     if len(amiss) == len(vms) or pid is None or host.system.stopped(pid):
         raise SwitchError(f"instance {old} {lacks} VM {names} after {_RETURNED_S:g} s")

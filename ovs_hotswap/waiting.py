@@ -1,0 +1,68 @@
+"""Waiting for what another process does: until something is so, or a time is over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+POLL_S = 0.02
+
+Seen = TypeVar("Seen")
+
+
+class Clock(Protocol):
+    """``system.System`` is one, and the tests have one that does not wait."""
+
+    def monotonic(self) -> float: ...
+
+    def sleep(self, seconds: float) -> None: ...
+
+
+class RealClock:
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """A time on ``clock``."""
+
+    clock: Clock
+    end: float
+
+    @classmethod
+    def after(cls, seconds: float, clock: Clock) -> Deadline:
+        return cls(clock, clock.monotonic() + seconds)
+
+    @property
+    def passed(self) -> bool:
+        return self.clock.monotonic() >= self.end
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until then; 0 if it has passed."""
+        return max(0.0, self.end - self.clock.monotonic())
+
+
+def wait_until(
+    look: Callable[[], Seen],
+    seconds: float,
+    clock: Clock | None = None,
+    *,
+    done: Callable[[Seen], object] = bool,
+    poll_s: float = POLL_S,
+) -> Seen:
+    """Look until what is seen is ``done`` or the time is over, at least once, and answer what was seen last. What
+    ``look`` raises ends the waiting. ``clock``: the real one, if it is not given."""
+    clock = clock or RealClock()
+    deadline = Deadline.after(seconds, clock)
+    while True:
+        seen = look()
+        if done(seen) or deadline.passed:
+            return seen
+        clock.sleep(poll_s)
