@@ -32,6 +32,8 @@ OWN_NAMES = (
     *(f"{kind}-{side}.json" for kind in ("order", "fault") for side in Side),
 )  # fmt: skip
 """Names in ``run_dir`` that are ovs-hotswap's own."""
+RENAMED = {"road": "backend"}
+"""Keys by their earlier names, which are read for one release."""
 
 
 def _absolute(value: Path) -> Path:
@@ -261,6 +263,14 @@ class Config(Strict):
     uplink: UplinkConfig = UplinkConfig()
     upgrade: UpgradeConfig = UpgradeConfig()
     watch: WatchConfig = WatchConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_names(cls, data: object) -> object:
+        """Also what a process of an earlier version hands on to this one, such as an order to start an instance."""
+        if not isinstance(data, dict):
+            return data
+        return {RENAMED.get(key, key): value for key, value in data.items()}
 
     @field_validator("overlay", "run_dir", "state_dir")
     @classmethod

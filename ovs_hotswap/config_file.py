@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ovs_hotswap import config_rules
-from ovs_hotswap.config import Config
+from ovs_hotswap.config import RENAMED, Config
 from ovs_hotswap.toml_file import Warn, load_toml, refuse, warn_in_log
 
 _EXAMPLE = "ovs-hotswap config example"
-_RENAMED = {"road": "backend"}  # keys by their earlier names, which are read for one release
 
 
 def load_config(path: Path, warn: Warn = warn_in_log) -> Config:
@@ -18,6 +17,6 @@ def load_config(path: Path, warn: Warn = warn_in_log) -> Config:
     Raises ConfigError that lists every fault: first those of single values; if there are none, those of values that
     cannot be together.
     """
-    config = load_toml(path, Config, _EXAMPLE, _RENAMED, warn)
+    config = load_toml(path, Config, _EXAMPLE, RENAMED, warn)
     refuse(path, config_rules.faults(config), _EXAMPLE)
     return config

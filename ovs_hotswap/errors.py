@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class HotswapError(Exception):
     """Root of all errors that this program raises on purpose.
@@ -122,3 +124,25 @@ def error_classes() -> list[type[HotswapError]]:
         found.append(kind)
         waiting.extend(kind.__subclasses__())
     return sorted(found, key=lambda kind: kind.exit_code)
+
+
+def to_document(error: HotswapError) -> dict[str, object]:
+    """An error for another process, as JSON. Notes that were added to it are in ``notes``, if there are any."""
+    document: dict[str, object] = {
+        "class": type(error).__name__, "message": error.message, "hint": error.hint, "exit_code": error.exit_code,
+    }  # fmt: skip
+    notes = [str(note) for note in getattr(error, "__notes__", ())]
+    return document | ({"notes": notes} if notes else {})
+
+
+def from_document(document: Mapping[str, object], default: type[HotswapError] = HotswapError) -> HotswapError:
+    """The error that another process wrote with ``to_document``: of the class that it had there, else of the class with
+    its exit code, else ``default``. An older version writes fewer fields."""
+    kinds = error_classes()
+    name, code, hint, notes = (document.get(key) for key in ("class", "exit_code", "hint", "notes"))
+    kind = next((kind for kind in kinds if kind.__name__ == name), None)
+    kind = kind or next((kind for kind in kinds if kind.exit_code == code), default)
+    error = kind(str(document.get("message")), hint=None if hint is None else str(hint))
+    for note in notes if isinstance(notes, list) else ():
+        error.add_note(str(note))
+    return error

@@ -8,7 +8,6 @@ import contextlib
 import logging
 import os
 import socket
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +16,11 @@ from typing import Any
 from qemu.qmp import ConnectError, ExecuteError, QMPClient, QMPError
 
 from ovs_hotswap.errors import BrokerError
+from ovs_hotswap.peer import credentials
 
 _QUESTION_S = 2.0
 _MUTE_S = 0.25
 _LEAVE_S = 1.0
-_PEER = struct.Struct("3i")  # struct ucred: unix(7), SO_PEERCRED
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ class Monitors:
         try:
             async with asyncio.timeout(patience):
                 connection = _connect(path)
-                pid = _peer(connection)
+                pid = credentials(connection).pid
                 await client.connect(connection)
                 value = await client.execute(command.name, dict(command.arguments))
         except Exception as error:  # noqa: BLE001 - whatever one QEMU says, the library may stumble over it
@@ -94,12 +93,6 @@ def _connect(path: Path) -> socket.socket:
         connection.close()
         raise
     return connection
-
-
-def _peer(connection: socket.socket) -> int:
-    """The process that listened."""
-    pid: int = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
-    return pid
 
 
 async def _leave(client: QMPClient) -> None:

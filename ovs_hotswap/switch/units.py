@@ -12,11 +12,12 @@ outlives the processes, so that the uplink's device can be taken out of it.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 from ovs_hotswap.config import DEFAULT_RUN_DIR, Config
-from ovs_hotswap.errors import HotswapError, SwitchError, error_classes
+from ovs_hotswap.errors import HotswapError, SwitchError, from_document, to_document
 from ovs_hotswap.model import Release, Side
 from ovs_hotswap.service.sd_notify import BOOTED
 from ovs_hotswap.service.systemctl import Unit
@@ -32,28 +33,6 @@ class StartRequest(Strict):
 
     release: Release
     config: Config
-
-
-class StartFailure(Strict):
-    """Why an order was not carried out: a HotswapError, by its exit code, and what was noted on it."""
-
-    exit_code: int
-    message: str
-    hint: str | None
-    notes: list[str]
-
-    @classmethod
-    def of(cls, error: HotswapError) -> StartFailure:
-        notes = list(getattr(error, "__notes__", ()))
-        return cls(exit_code=error.exit_code, message=error.message, hint=error.hint, notes=notes)
-
-    @property
-    def error(self) -> HotswapError:
-        kind = next((kind for kind in error_classes() if kind.exit_code == self.exit_code), HotswapError)
-        error = kind(self.message, hint=self.hint)
-        for note in self.notes:
-            error.add_note(note)
-        return error
 
 
 class PreexistingNamespaces(Namespaces):
@@ -139,13 +118,14 @@ class InstanceUnit:
         try:
             act(order)
         except HotswapError as error:
-            self._system.write_atomic(self._fault, StartFailure.of(error).model_dump_json())
+            self._system.write_atomic(self._fault, json.dumps(to_document(error)))
             raise
 
     def _failure(self, complaint: str, verb: str) -> HotswapError:
         with contextlib.suppress(OSError, ValueError):
-            fault = StartFailure.model_validate_json(self._fault.read_text())
+            fault = json.loads(self._fault.read_text())
             self._fault.unlink()
-            return fault.error
+            if isinstance(fault, dict) and "message" in fault:
+                return from_document(fault)
         unit = self._processes
         return SwitchError(f"instance {self._side}: {unit.name} did not {verb}: {complaint}", hint=unit.hint)

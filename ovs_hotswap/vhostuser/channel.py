@@ -11,7 +11,6 @@ import itertools
 import os
 import select
 import socket
-import struct
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -19,13 +18,13 @@ from pathlib import Path
 
 from ovs_hotswap.errors import BrokerError, ProtocolError
 from ovs_hotswap.fd_closing import close, hang_up
+from ovs_hotswap.peer import credentials
 from ovs_hotswap.vhostuser.message_trace import MessageTrace
 from ovs_hotswap.vhostuser.messages import Descriptor, Frame, FrameReader
 
 _serials = itertools.count(1)
 # As many as the kernel allows (SCM_MAX_FD): what there is no space for it closes itself, however long that takes.
 _ANCILLARY = socket.CMSG_SPACE(253 * array.array("i").itemsize)
-_PEER = struct.Struct("3i")
 FDS_PER_MESSAGE = 128  # in bulk; the kernel allows 253 (SCM_MAX_FD)
 _SPIN_S = 0.0001  # an answer that comes in this time is not waited for asleep: to be woken takes a third of it
 _OUTBOX_LIMIT = 4096  # messages a peer may leave unread: more than 256 rings need
@@ -84,8 +83,7 @@ class Channel:
         self._outbox: deque[tuple[bytes, list[OwnedFd]]] = deque()
         self._poll_in = select.poll()
         self._poll_in.register(connection, select.POLLIN)
-        pid, _, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-        self.peer_pid: int = pid
+        self.peer_pid = credentials(connection).pid
 
     def __repr__(self) -> str:
         return f"<Channel to process {self.peer_pid}, descriptor {self._socket.fileno()}>"

@@ -18,7 +18,7 @@ LAYERS = (
     ("ovs_hotswap.errors", "ovs_hotswap.model", "ovs_hotswap.wording"),
     ("ovs_hotswap.backends",),
     ("ovs_hotswap.fd_closing", "ovs_hotswap.process_exit", "ovs_hotswap.background", "ovs_hotswap.priority",
-     "ovs_hotswap.trust", "ovs_hotswap.waiting", "ovs_hotswap.system"),
+     "ovs_hotswap.trust", "ovs_hotswap.waiting", "ovs_hotswap.peer", "ovs_hotswap.system"),
     ("ovs_hotswap.vhostuser",),
     ("ovs_hotswap.toml_file", "ovs_hotswap.config", "ovs_hotswap.config_rules", "ovs_hotswap.config_file",
      "ovs_hotswap.config_changes"),

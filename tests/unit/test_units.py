@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from ovs_hotswap.config import Config
-from ovs_hotswap.errors import HotswapError, ReleaseError, SwitchError
+from ovs_hotswap.errors import HotswapError, ReleaseError, SwitchError, from_document, to_document
 from ovs_hotswap.model import Release, Side
 from ovs_hotswap.switch.instance import Instance, State
-from ovs_hotswap.switch.units import InstanceUnit, StartFailure, StartRequest
+from ovs_hotswap.switch.units import InstanceUnit, StartRequest
 from ovs_hotswap.system import Completed
 from tests.unit.test_instance import HOST, FakeDb, FakeHost, FakeNamespaces, configuration
 
@@ -223,9 +224,23 @@ def test_an_order_carries_the_configuration(host: Booted) -> None:
 def test_a_fault_keeps_the_class_of_the_error() -> None:
     error = ReleaseError("the tree is gone", hint="add it again")
     error.add_note("and more")
-    again = StartFailure.model_validate_json(StartFailure.of(error).model_dump_json()).error
+    again = from_document(json.loads(json.dumps(to_document(error))))
     assert type(again) is ReleaseError
     assert (again.message, again.hint, again.__notes__) == ("the tree is gone", "add it again", ["and more"])
+
+
+def test_a_fault_of_an_earlier_version_keeps_the_class_of_the_error() -> None:
+    earlier = {"exit_code": ReleaseError.exit_code, "message": "the tree is gone", "hint": None, "notes": []}
+    again = from_document(earlier)
+    assert (type(again), again.message, again.hint) == (ReleaseError, "the tree is gone", None)
+
+
+def test_an_order_of_an_earlier_version_is_carried_out(host: Booted) -> None:
+    """A watchdog that was started before this version was installed says `road` for the back-end mode."""
+    release = Release("new", "/srv/new", "3.5.0", "24.11.4")
+    order = json.loads(StartRequest(release=release, config=host.config).model_dump_json())
+    order["config"]["road"] = order["config"].pop("backend")
+    assert StartRequest.model_validate_json(json.dumps(order)).config == host.config
 
 
 def test_a_vfio_device_needs_its_group_and_its_container() -> None:

@@ -18,12 +18,11 @@ from typing import Any
 
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_fixed
 
-from ovs_hotswap import errors
 from ovs_hotswap.backends import MoveResult, VmStatus
 from ovs_hotswap.broker.control import answers
 from ovs_hotswap.broker.control.answers import Kind
 from ovs_hotswap.broker.control.status import BrokerStatus
-from ovs_hotswap.errors import BrokerError, HotswapError
+from ovs_hotswap.errors import BrokerError, HotswapError, from_document, to_document
 from ovs_hotswap.model import MessageThread, Side
 
 RESTART_S = 5.0  # a service manager has started a broker again by then, also on a busy machine
@@ -60,15 +59,12 @@ def decode_request(line: bytes) -> ControlRequest:
 
 
 def error_document(error: HotswapError) -> dict[str, object]:
-    return {"error": {"class": type(error).__name__, "message": error.message, "hint": error.hint}}
+    return {"error": to_document(error)}
 
 
-def reported(document: Mapping[str, Any]) -> HotswapError:
+def reported(document: Mapping[str, object]) -> HotswapError:
     """The error that a broker reported, as the class it had there."""
-    kind = getattr(errors, str(document.get("class")), BrokerError)
-    if not (isinstance(kind, type) and issubclass(kind, HotswapError)):
-        kind = BrokerError
-    return kind(str(document.get("message")), hint=document.get("hint"))
+    return from_document(document, BrokerError)
 
 
 class BrokerClient:

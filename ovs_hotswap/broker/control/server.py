@@ -11,7 +11,6 @@ import logging
 import os
 import select
 import socket
-import struct
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -19,13 +18,13 @@ from typing import Any
 from ovs_hotswap.broker.control import client
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, HotswapError
+from ovs_hotswap.peer import credentials
 from ovs_hotswap.vhostuser.channel import OwnedFd, adopt, close_all, listen
 
 log = logging.getLogger(__name__)
 
 # Logged with who asked.
 _CHANGES = {"park", "unpark", "arm", "disarm", "move", "move_many", "reload", "withdraw", "quarantine", "release"}
-_PEER = struct.Struct("3i")  # struct ucred: unix(7), SO_PEERCRED
 _READ = 1 << 16
 _DESCRIPTORS = 8  # with one request
 _ANCILLARY = socket.CMSG_SPACE(_DESCRIPTORS * array.array("i").itemsize)
@@ -108,7 +107,7 @@ class ControlServer:
         loop = asyncio.get_running_loop()
         # What a method raises is answered; these are of the connection, or of the broker's end.
         with contextlib.suppress(OSError, ValueError, asyncio.CancelledError), _ClientConnection(connection) as caller:
-            pid, user, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+            pid, user, _ = credentials(connection)
             while line := await caller.line():
                 descriptors, began = caller.taken(), time.monotonic()
                 if self._closed:

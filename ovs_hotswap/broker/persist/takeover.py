@@ -44,6 +44,7 @@ from ovs_hotswap.broker.vm import Vm
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, StateUnknown
 from ovs_hotswap.model import Side
+from ovs_hotswap.peer import credentials
 from ovs_hotswap.process_exit import Process, readable
 from ovs_hotswap.vhostuser.channel import FDS_PER_MESSAGE, OwnedFd, adopt, close_all
 from ovs_hotswap.vhostuser.messages import Descriptor
@@ -229,8 +230,7 @@ class OldBroker:
 
 
 def _watch(connection: socket.socket) -> OldBroker:
-    pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return OldBroker(pid)
+    return OldBroker(credentials(connection).pid)
 
 
 def _receive(connection: socket.socket) -> Inherited:
