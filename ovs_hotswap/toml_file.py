@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -22,6 +22,23 @@ _SHOWN_INT = 10**18
 
 Table = TypeVar("Table", bound=BaseModel)
 Warn = Callable[[str], None]
+
+
+class Stamp(NamedTuple):
+    """What differs when a file was written again, or another one is in its place."""
+
+    modified_ns: int
+    size: int
+    inode: int
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """``None`` if the file cannot be looked at."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return Stamp(found.st_mtime_ns, found.st_size, found.st_ino)
 
 
 def warn_in_log(text: str) -> None:

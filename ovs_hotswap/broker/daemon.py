@@ -54,6 +54,7 @@ from ovs_hotswap.service.supervisor import SUCCEEDED
 from ovs_hotswap.service.systemctl import Unit
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.system import System, many_descriptors
+from ovs_hotswap.toml_file import Stamp, stamp_of
 from ovs_hotswap.vhostuser.call_signals import signaller
 from ovs_hotswap.vhostuser.capture_memory import Room
 from ovs_hotswap.vhostuser.guest_memory import has_pending_tx, make_scratch
@@ -90,7 +91,7 @@ class Broker:
         self._processes = Processes(loop, self._process_ended, pid_files)
         self._keeping = StateSaver(loop, StateSlot.kept(), keeps=sd_notify.supervised())
         self._withdrawal = Withdrawal(self._seats, self._processes, self._keeping)
-        self._intent: tuple[tuple[int, int, int], frozenset[str]] = (0, 0, 0), frozenset()
+        self._intent: tuple[Stamp | None, frozenset[str]] = None, frozenset()
         self._ports: Mapping[str, Port] = {}  # of each VM in it
         self._room = Room(config.broker.capture_mb << 20)
         self._turns = Turns(loop)
@@ -245,10 +246,9 @@ class Broker:
     def _read_intent(self) -> frozenset[str]:
         """Names of the intent's VMs. One with 100 000 remote MACs takes seconds to read: it is read when it changed."""
         path = self._config.overlay
-        with contextlib.suppress(OSError):  # that it cannot be read is told below
-            found = path.stat()
-            if (stamp := (found.st_ino, found.st_mtime_ns, found.st_size)) == self._intent[0]:
-                return self._intent[1]
+        stamp = stamp_of(path)
+        if stamp is not None and stamp == self._intent[0]:
+            return self._intent[1]
         vms = load_intent(path, self._config).vms
         names = frozenset(vm.name for vm in vms)
         self._intent, self._ports = (stamp, names), {vm.name: vm for vm in vms}

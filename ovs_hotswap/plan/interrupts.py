@@ -12,6 +12,17 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP)
 
 
+def ended_as_child(process: int, number: int) -> bool:
+    """For a signal handler of ``process``: whether it runs in a child that a library forked, which has the handler,
+    too. Then the signal ends the child as it would without a handler: pyroute2 forks to enter a namespace, and ends
+    its child by SIGTERM."""
+    if os.getpid() == process:
+        return False
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    return True
+
+
 class Interrupted(KeyboardInterrupt):
     """The operator, the system's shutdown or the loss of the terminal asked to stop."""
 
@@ -56,14 +67,9 @@ class Interrupts:
             self._raise(self._pending)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if os.getpid() != self._process:
-            # A library forked (pyroute2 does, to enter a namespace) and ends its child by SIGTERM: the copy of this
-            # upgrade in that child must never act. What a terminal sends to the whole group is not for the child: an
-            # undo may depend on it.
-            if number in _FROM_TERMINAL:
-                return
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        # The copy of this upgrade in a child that a library forked must never act. What a terminal sends to the whole
+        # group is not for the child: an undo may depend on it.
+        if (os.getpid() != self._process and number in _FROM_TERMINAL) or ended_as_child(self._process, number):
             return
         name = signal.Signals(number).name
         if self._depth:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from ovs_hotswap.host import scheduling, standby
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import Intent
+from ovs_hotswap.plan.interrupts import ended_as_child
 from ovs_hotswap.plan.journal import Journals
 from ovs_hotswap.plan.records import Phase
 from ovs_hotswap.priority import raise_priority
@@ -349,11 +349,8 @@ class Watchdog:
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
         """A handler for SIGTERM and SIGINT."""
-        if os.getpid() != self._process:  # a child that pyroute2 forked to enter a namespace, and ends by signal
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
-        self.stop()
+        if not ended_as_child(self._process, number):
+            self.stop()
 
     def run(self) -> None:
         """Watch. The standby and what is parked on it stay when this ends.

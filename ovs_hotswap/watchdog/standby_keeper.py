@@ -26,6 +26,7 @@ from ovs_hotswap.plan.journal import Journals
 from ovs_hotswap.plan.records import StepMark
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.system import host_error
+from ovs_hotswap.toml_file import Stamp, stamp_of
 from ovs_hotswap.upgrade import checks, collect
 from ovs_hotswap.upgrade.steps import Retire
 from ovs_hotswap.watchdog.culprit_search import Poison, quarantined
@@ -45,8 +46,6 @@ _SERVED_S = 0.2
 _NEIGHBOURS_S = 300.0
 # Before an intent that could not be programmed is tried again: each time the standby's ports are configured anew.
 _REFUSED_S, _REFUSED_MOST_S = 5.0, 300.0
-
-Stamp = tuple[int, int, int]
 
 
 class Keeper:
@@ -449,11 +448,7 @@ class Keeper:
         return self._host
 
     def _intent_stamp(self) -> Stamp | None:
-        try:
-            found = self._host.config.overlay.stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
+        return stamp_of(self._host.config.overlay)
 
 
 def _cause(error: Exception) -> str:

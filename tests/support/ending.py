@@ -6,14 +6,14 @@ import os
 import signal
 from types import FrameType
 
+from ovs_hotswap.plan.interrupts import ended_as_child
+
 
 def end_on_sigterm() -> None:
     process, told = os.getpid(), False
 
     def end(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != process:  # a child that pyroute2 forked to enter a namespace, and ends by signal
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        if ended_as_child(process, number):
             return
         nonlocal told
         if told:

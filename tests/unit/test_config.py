@@ -12,6 +12,7 @@ from ovs_hotswap.config import SUN_PATH_MAX, Config
 from ovs_hotswap.config_file import load_config
 from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.model import Side
+from ovs_hotswap.toml_file import stamp_of
 
 MINIMAL = """\
 overlay = "/etc/overlay.toml"
@@ -419,3 +420,13 @@ def test_a_byte_order_mark_is_named(path: Path) -> None:
     load_config(path)
     path.write_bytes(MINIMAL.replace("\n", "\r\n").encode())
     load_config(path)
+
+
+def test_the_stamp_of_a_file_differs_when_it_was_written_again(path: Path) -> None:
+    path.write_text("a")
+    before = stamp_of(path)
+    assert before == stamp_of(path)
+    path.write_text("ab")
+    assert stamp_of(path) not in (None, before)
+    path.unlink()
+    assert stamp_of(path) is None
