@@ -7,7 +7,7 @@ BACKEND ?= $(or $(ROAD),broker)
 # Where `make packages` unpacks what it built, for what needs it without installing it.
 export OVS_HOTSWAP_PACKAGES ?= $(CURDIR)/build/packages/root/opt/ovs-hotswap
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test unit bench bench-failover bench-full bench-patched bench-modes bench-roads soak faults guests packages-setup packages packages-qemu packages-check fuzz lint clean
+.PHONY: help setup venv demo test unit bench bench-failover bench-full bench-patched bench-modes bench-roads soak faults guests packages-setup packages packages-qemu packages-check man fuzz lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -71,6 +71,9 @@ packages-qemu: packages-setup
 
 packages-check: packages-setup ## build them twice, and compare the bytes (root)
 	$(BIN)/python -m tools.packages --check $(ONLY)
+
+man: venv ## the manual page ovs-hotswap(8), in build/man
+	$(BIN)/python -m tools.manpage build/man/ovs-hotswap.8
 
 fuzz: venv ## a million inputs for everything that reads what a QEMU says, and 2 000 lives of a random front end
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action ignore -e '.[fuzz]'
