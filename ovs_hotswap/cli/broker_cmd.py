@@ -32,7 +32,7 @@ def broker() -> None:
 def run(app: App, log_level: str, log_file: Path | None, take_over: bool) -> None:
     """Run the broker in the foreground until SIGTERM; SIGHUP reads the configuration and the overlay intent again.
 
-    Nobody keeps its connections when it is killed: see `broker supervise`.
+    If this process is killed, its connections are lost. `broker start` and systemd's unit keep them.
 
     It listens on the control socket `broker.sock` in run_dir (mode 0660).
     With --json: nothing is printed.
@@ -54,10 +54,11 @@ def run(app: App, log_level: str, log_file: Path | None, take_over: bool) -> Non
 @click.option("--take-over", is_flag=True, help="Have it succeed the broker that runs; no VM notices.")
 @pass_app
 def supervise(app: App, log_level: str, log_file: Path | None, take_over: bool) -> None:
-    """Run the broker in the foreground, start it again if it ends, and keep its connections meanwhile.
+    """Run the broker in the foreground, start it again if it ends, and keep its connections in the meantime.
 
-    What systemd does for the broker's unit, where there is no systemd: a broker that is killed costs no packet; only
-    one that hangs is not ended. `broker start` starts this in the background. With --json: nothing is printed.
+    This does on a host without systemd what systemd does for the broker's unit: a broker that is killed costs no
+    packet. A broker that hangs is not ended. `broker start` starts this command in the background.
+    With --json: nothing is printed.
 
     \b
     Example:
@@ -78,10 +79,10 @@ def supervise(app: App, log_level: str, log_file: Path | None, take_over: bool) 
 @broker.command(short_help="Start the broker in the background.")
 @pass_app
 def start(app: App) -> None:
-    """Start the broker in the background, if it does not run; its log is broker.log in run_dir, and broker.log.1 what
-    was in it before.
+    """Start the broker in the background, if it does not run.
 
-    With --json: what docs/json.md says of a broker.
+    Its log is broker.log in run_dir; broker.log.1 is the log before that.
+    With --json: the status of the broker, as docs/json.md describes it.
 
     \b
     Example:
@@ -100,8 +101,8 @@ def take_over(app: App) -> None:
     """Replace the running broker by a new process in the background, such as one of a newer version.
 
     Every connection is handed over as it is: no VM notices, and no packet waits. If the new broker does not become
-    ready, the old one goes on.
-    With --json: what docs/json.md says of a broker.
+    ready, the old one continues.
+    With --json: the status of the broker, as docs/json.md describes it.
 
     \b
     Example:
@@ -120,12 +121,13 @@ def take_over(app: App) -> None:
 def stop(app: App, yes: bool) -> None:
     """Stop the broker. Every VM that it serves loses its network until a broker runs again.
 
-    On a terminal it asks before it does so. A script or a unit is not asked.
+    On a terminal it asks first. A script or a unit is not asked. Only root may stop the broker.
 
-    It takes each VM's rings back first: a QEMU that sees its back end go uses them itself. While a switch does not let
-    go of one, such as one that hangs, it is refused, and the broker goes on. Only root may.
+    The broker first takes each VM's rings back from the switch, because QEMU uses them itself as soon as its back end
+    is gone. If a switch does not release its rings, for example because it hangs, the stop is refused and the broker
+    keeps running.
 
-    With --json: {"stopped"}: whether there was one.
+    With --json: {"stopped"}: whether a broker was running.
 
     \b
     Example:
@@ -144,9 +146,9 @@ def stop(app: App, yes: bool) -> None:
 @broker.command(short_help="Show whether the broker runs, and its VMs.")
 @pass_app
 def status(app: App) -> None:
-    """Show whether the broker runs and how many VMs it serves. Exit code 7 if it does not answer.
+    """Show whether the broker runs and how many VMs it serves. The exit code is 7 if it does not answer.
 
-    With --json: what docs/json.md says of a broker.
+    With --json: the status of the broker, as docs/json.md describes it.
 
     \b
     Example:
@@ -159,20 +161,21 @@ def status(app: App) -> None:
 @broker.command(name="reload", short_help="Have it read the configuration and the intent again.")
 @pass_app
 def reload_(app: App) -> None:
-    """Have the broker read the configuration and the overlay intent again: VMs are added and removed, the others are
+    """Have the broker read the configuration and the overlay intent again. VMs are added and removed; the others are
     not touched.
 
-    Of the configuration it follows overlay, qemu_socket, fence_ms, capture_mb, withhold_features and pmd_cores; what it
-    cannot follow is printed.
+    The broker follows the keys overlay, qemu_socket, fence_ms, capture_mb, withhold_features and pmd_cores of the
+    configuration. It prints what it cannot follow.
 
-    A VM that is in it no more is let go of once its switch cannot use its rings; exit code 7 tells of one that is kept.
-    With --json: what docs/json.md says of a broker.
+    A VM that was removed from the intent is released once no switch can use its rings. Exit code 7: at least one VM
+    could not be released yet.
+    With --json: the status of the broker, as docs/json.md describes it.
 
     \b
     Example:
       ovs-hotswap broker reload
     """
-    _ = app.intent  # a fault is better told here than by the broker
+    _ = app.intent  # a fault of the file is shown by this command, and not by the broker
     with BrokerClient(app.config.broker_socket) as client:
         refuse_kept(client.reload())
         app.output.done = True

@@ -76,9 +76,10 @@ def start(app: App, side: str, release: str) -> None:
 def stop(app: App, side: str, force: bool, yes: bool) -> None:
     """Stop an instance and undo all that its start did. It may be stopped already.
 
-    One that serves VMs, or whose VMs cannot be asked for, is only stopped with --force. After the active one was
-    stopped no side is active, and a watchdog has nothing to do until `ovs-hotswap instance start`.
-    On a terminal --force names what it would cut off, and asks. A script or a unit is not asked.
+    An instance that serves VMs is stopped only with --force, and so is the active instance while the broker does not
+    answer. After the active instance was stopped, no side is active, and the watchdog does nothing until `ovs-hotswap
+    instance start`. On a terminal, --force names the VMs that lose their network, and asks. A script or a unit is not
+    asked.
     With --json: {"side", "state"}.
 
     \b
@@ -101,10 +102,10 @@ def stop(app: App, side: str, force: bool, yes: bool) -> None:
 @instance.command(name="restore", short_help="After a boot, start what was active before it.")
 @pass_app
 def restore_(app: App) -> None:
-    """After a boot, start and program the instance that was active before it, of the release it had.
+    """After a boot, start and program the instance that was active before it, with the release that it had.
 
-    Does nothing where an instance is active already, where none ever was, or where the last one was stopped on purpose.
-    With --json: {"side", "release"}: null where nothing was done.
+    Nothing is done if an instance is active already, if none ever was, or if the last one was stopped by command.
+    With --json: {"side", "release"}: null if nothing was done.
 
     \b
     Example:
@@ -123,9 +124,9 @@ def restore_(app: App) -> None:
 def keep(app: App) -> None:
     """Record the operator's settings on the active instance, for when it is started again.
 
-    An instance's database is made anew when it is started. What others set there is recorded by the watchdog within
-    seconds, by an upgrade, by `instance stop`, and by ovs-hotswap-restore.service when the host goes down.
-    With --json: {"side", "settings"}: how many there are; null and 0 where no instance is active.
+    Each start makes a new database. What the operator has set there is recorded by the watchdog within seconds, by an
+    upgrade, by `instance stop`, and by ovs-hotswap-restore.service when the host goes down.
+    With --json: {"side", "settings"}: how many there are; null and 0 if no instance is active.
 
     \b
     Example:
@@ -166,7 +167,7 @@ def bring_up(app: App, side: str) -> None:
 @_side
 @pass_app
 def mend(app: App, side: str) -> None:
-    """Start an instance's ovsdb-server again if that ended, under an order: as `bring-up`, not for people.
+    """Start an instance's ovsdb-server again, under an order. Like `bring-up`, this is not for people.
 
     The watchdog does it by itself. With --json: nothing is printed.
 

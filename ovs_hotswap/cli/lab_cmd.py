@@ -42,7 +42,8 @@ def lab() -> None:
 def up(app: App, directory: Path, vms: int) -> None:
     """Make the namespaces, start the guests' QEMUs, write config.toml and overlay.toml.
 
-    It starts no switch, and QEMU boots a guest only when its switch has connected: go on with the commands it prints.
+    No switch is started, and QEMU boots a guest only when its switch has connected: continue with the commands that
+    are printed.
     With --json: {"directory", "config", "guests": [name]}.
 
     \b
@@ -54,7 +55,7 @@ def up(app: App, directory: Path, vms: int) -> None:
     config = bed.layout.config_file
     app.output.done = True
     app.output.document({"directory": directory, "config": config, "guests": [g.name for g in bed.layout.guests]})
-    app.output.line(f"{vms} guests wait for their switch; go on with:")
+    app.output.line(f"{vms} guests wait for their switch; continue with:")
     for command in ("broker start", "instance start a", "status"):
         app.output.line(f"  ovs-hotswap --config {config} {command}")
 

@@ -193,7 +193,8 @@ def show(app: App, form: str) -> None:
 def diff(app: App, context: click.Context, side: str, form: str) -> None:
     """Compare the flows installed on an instance, and its tunnels' addresses and routes, with the intent's.
 
-    Lines with "-" are only installed, lines with "+" only in the intent. Exit code 1 if there are any.
+    A line with "-" is only installed, a line with "+" is only in the intent. As with diff(1), the exit code is 1 if
+    there are any.
     With --json: {"side", "form", "identical", "diff": [line]}.
 
     \b
@@ -216,8 +217,9 @@ def diff(app: App, context: click.Context, side: str, form: str) -> None:
 def apply(app: App, dry_run: bool, untried: bool) -> None:
     """Bring the broker, every running instance and the uplink to the overlay intent: VMs, ports, tunnels, flows.
 
-    Flow tables are replaced in one bundle; VMs that stay are not touched. Refused while an upgrade is unfinished.
-    The active instance comes last. A port that refuses its MTU has its earlier one again, and nothing goes further.
+    Flow tables are replaced in one bundle; VMs that stay are not touched. The command is
+    refused while an upgrade is unfinished. The active instance comes last. If a port refuses its MTU, it gets its
+    earlier one again, and the command ends there.
     With --json: {"applied", "sides": [side], "diff": {side: [line]}}, the lines as `overlay diff` prints them.
 
     \b

@@ -53,7 +53,7 @@ def list_releases(app: App) -> None:
 @click.option("--package", "packages", multiple=True, help="A further Debian package, such as a driver. Repeatable.")
 @pass_app
 def add(app: App, name: str, suite: str | None, from_directory: Path | None, packages: tuple[str, ...]) -> None:
-    """Add release NAME, from a Debian suite or a directory. One that is there and alike is checked and kept.
+    """Add release NAME, from a Debian suite or a directory. An existing identical release is verified and reused.
 
     With --json: {"name", "root", "ovs", "dpdk"}.
 
@@ -76,7 +76,7 @@ def add(app: App, name: str, suite: str | None, from_directory: Path | None, pac
 @click.argument("name")
 @pass_app
 def remove(app: App, name: str) -> None:
-    """Remove release NAME; of an adopted directory only the entry. One that an instance runs is not removed.
+    """Remove release NAME; of an adopted directory only the entry. A release that an instance runs is not removed.
 
     With --json: {"removed"}.
 

@@ -40,8 +40,8 @@ _leave_out = click.option(
 def check(app: App, release: str, leave_out: tuple[str, ...]) -> None:
     """Run the prechecks of an upgrade; nothing is changed. Exit code 4 if one fails.
 
-    With --json: {"findings": [{"check", "severity", "text", "hint", "item"}], "ready"}, with every
-    single one; as text what was found of many VMs or flows is a line.
+    With --json: {"findings": [{"check", "severity", "text", "hint", "item"}], "ready"}, with
+    every single finding. As text, the same finding about many VMs or flows is one line.
 
     \b
     Example:
@@ -75,12 +75,13 @@ def _end(app: App, findings: Iterable[Finding]) -> None:
 def upgrade(app: App, release: str, keep_old: bool, leave_out: tuple[str, ...], force: bool, dry_run: bool) -> None:
     """Replace the active instance by one that runs another release, under the running VMs.
 
-    A VM that cannot be moved makes the upgrade go back, and is named. --leave-out goes on without it: the VM stays on
-    the old instance until that ends, and meets the new one as after a restart of the switch.
+    If a VM cannot be moved, the upgrade is rolled back, and the error names the VM. With --leave-out VM the upgrade
+    continues without that VM: it stays on the old instance until that instance ends, and then meets the new one as
+    after a restart of the switch.
 
-    Where it runs that release already, from files that were not replaced since, nothing is changed.
-    Whatever fails before the commit is undone and the command exits with code 5; the old instance then serves every
-    VM as before. Interrupt it (Ctrl-C, SIGTERM) for an orderly roll-back.
+    If the active instance already runs that release, from files that were not replaced since, nothing is changed.
+    Whatever fails before the commit is undone, and the exit code is 5: the old instance serves every VM as before.
+    Ctrl-C or SIGTERM starts an orderly rollback.
     With --json: {"changed", "active", "old", "new", "release", "previous", "committed", "moves": {vm: us},
     "warnings": [text], "steps": [{"name", "description", "state", "seconds", "text", "items"}]}.
 
@@ -105,7 +106,7 @@ def upgrade(app: App, release: str, keep_old: bool, leave_out: tuple[str, ...], 
 def rollback(app: App) -> None:
     """Undo an unfinished upgrade, or go back to the release that ran before the last one.
 
-    A finished upgrade is gone back on by another upgrade, with the same checks and the same care.
+    Rolling back a finished upgrade is itself an upgrade, to the previous release, with the same checks.
     With --json: as upgrade.
 
     \b
@@ -119,7 +120,7 @@ def rollback(app: App) -> None:
 @click.command(cls=Command)
 @pass_app
 def resume(app: App) -> None:
-    """Finish an upgrade (or its roll-back) that was interrupted, in the direction it was going.
+    """Finish an upgrade, or its rollback, that was interrupted, in the direction in which it was going.
 
     With --json: as upgrade.
 

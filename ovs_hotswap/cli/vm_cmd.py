@@ -70,12 +70,12 @@ def show(app: App, name: str) -> None:
 @click.option("--reason", default="by order", show_default=True, metavar="TEXT", help="What is shown for it.")
 @pass_app
 def quarantine(app: App, name: str, reason: str) -> None:
-    """Keep a VM from both switches until `vm release`: one that ends whatever serves it.
+    """Keep a VM that ends every instance which serves it from both switches, until `vm release`.
 
-    Its network is cut off, its QEMU stays connected. The broker keeps to it, and so does a next one; with backend =
-    "qemu-dual" the switches have no port for it until then, or until the next boot. The watchdog does it by itself to a
-    VM that instances end of.
-    With --json: {"vm", "quarantine", "owner"}; `owner` is not null if a switch has not let go of it yet.
+    The VM has no network then; its QEMU stays connected. A quarantine survives a restart of the broker. With backend =
+    "qemu-dual" the switches have no port for the VM, and the quarantine ends at the next boot. The watchdog puts a VM
+    into quarantine by itself when it finds that instances end because of it.
+    With --json: {"vm", "quarantine", "owner"}; `owner` is not null if a switch has not released its rings yet.
 
     \b
     Example:

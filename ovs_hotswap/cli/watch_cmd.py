@@ -23,9 +23,10 @@ def watch() -> None:
 def run(app: App, log_level: str) -> None:
     """Run the watchdog in the foreground until SIGTERM; the standby stays when it ends.
 
-    It keeps the instance that is not active running, programmed and with every VM parked on it. An upgrade moves the
-    VMs to that one if it runs the wanted release, else ends it first; the watchdog makes a new one when it is over.
-    With mode = "off" in [watch] it ends at once. With --json: nothing is printed.
+    The watchdog keeps a standby: the instance that is not active runs, is programmed, and has every VM parked on it. An
+    upgrade uses that standby if it runs the wanted release, and otherwise ends it; after the upgrade the watchdog makes
+    a new one. With mode = "off" in [watch] the command ends at once.
+    With --json: nothing is printed.
 
     \b
     Example:
@@ -55,7 +56,7 @@ def run(app: App, log_level: str) -> None:
 def status(app: App, events: int) -> None:
     """Show whether the watchdog runs, whether a standby is ready, and what happened last.
 
-    Exit code 1 with mode = "required" if no standby is ready.
+    The exit code is 1 if mode is "required" and no standby is ready.
     With --json: {"mode", "running", "ready", "active", "standby", "health", "reason", "keeping", "unprotected",
     "not_parked", "quarantined", "differing", "problem", "failover_problem", "events_problem", "failures", "gave_up",
     "events": [{"time", "event", ...}]}.
@@ -92,7 +93,7 @@ def _show(app: App, document: dict[str, Any]) -> None:
             out.line(f"in quarantine: VM {name}: {cause}; `ovs-hotswap vm release {name}` ends it")
         if document["gave_up"]:
             out.line(f"gave up after {document['failures']} failures: no standby is started any more; "
-                     "mend the cause, then start the watchdog again; if it is a VM, "
+                     "repair the cause, then start the watchdog again; if it is a VM, "
                      "`ovs-hotswap vm quarantine VM` cuts that one off")  # fmt: skip
         for seen in (document["uplinks"] or {}).values():
             if seen["severity"] != Severity.OK:
