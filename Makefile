@@ -7,7 +7,7 @@ BACKEND ?= $(or $(ROAD),broker)
 # Where `make packages` unpacks what it built, for what needs it without installing it.
 export OVS_HOTSWAP_PACKAGES ?= $(CURDIR)/build/packages/root/opt/ovs-hotswap
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test unit bench bench-failover bench-full bench-patched bench-modes bench-roads soak faults guests packages-setup packages packages-qemu packages-check man fuzz lint clean
+.PHONY: help setup venv demo test unit mutants bench bench-failover bench-full bench-patched bench-modes bench-roads soak faults guests packages-setup packages packages-qemu packages-check man fuzz lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -27,6 +27,10 @@ test: setup packages ## all tests: unit, then integration on the real OVS, DPDK 
 
 unit: venv ## the unit tests alone, and which share of the lines they run
 	$(BIN)/pytest tests/unit --cov=ovs_hotswap --cov-report=term:skip-covered
+
+mutants: venv ## how many small faults in the pure core the unit tests notice; stop and resume as you like; MUTANTS="plan/records.py": one module
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action ignore -e '.[mutants]'
+	$(BIN)/python -m tools.mutants $(MUTANTS)
 
 bench: setup ## measure the hand-over against a plain restart (root)
 	$(BIN)/python -m bench --report bench-report.json

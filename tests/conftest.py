@@ -5,11 +5,15 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 # No test depends on how fast the machine is.
 # The same inputs in each run of the tests, so that one that fails has failed before; `make fuzz` tries others.
 settings.register_profile("ovs-hotswap", deadline=None, derandomize="OVS_HOTSWAP_EXAMPLES" not in os.environ)
+# What `make mutants` needs to know is whether a test fails, not the smallest input with which it does.
+settings.register_profile(
+    "mutants", deadline=None, derandomize=True, max_examples=20, phases=[Phase.explicit, Phase.generate]
+)
 settings.load_profile("ovs-hotswap")
 
 # Nor on how it was started: a shell has what runs in the background ignore SIGINT, nohup SIGHUP, and what is ignored

@@ -52,3 +52,25 @@ def test_the_vms_have_returned_if_the_new_instance_has_none_left() -> None:
     assert after(("vm1",), ()) is Outlook.VMS_RETURNED
     assert after(("vm1",), ("vm2",)) is Outlook.BOTH
     assert after((), ()) is Outlook.BOTH
+
+
+def test_a_lost_uplink_is_the_reason_to_give_up_only_while_the_old_instance_has_no_vm_back() -> None:
+    def seen(by_old: tuple[str, ...], by_new: tuple[str, ...]) -> Situation:
+        service = Service(by_old, by_new, known=True, uplink="the port has no link")
+        return Situation(Side.A, Side.B, Life.RUNS, Life.RUNS, service)
+
+    assert seen((), ("vm1",)).outlook is Outlook.UPLINK_LOST
+    assert seen((), ("vm1",)).no_way_on == "the port has no link"
+    assert seen(("vm1",), ()).no_way_on == "instance a serves the VMs again"
+
+
+@pytest.mark.parametrize(
+    ("life", "reason"),
+    [(Life.RUNS, ""), (Life.STOPPED, "instance b is stopped"), (Life.DEAD, "instance b died")],
+)
+def test_a_new_instance_that_forwards_nothing_is_named_with_what_became_of_it(life: Life, reason: str) -> None:
+    assert Situation(Side.A, Side.B, Life.RUNS, life).new_down == reason
+
+
+def test_the_vms_are_not_known_unless_the_broker_answered() -> None:
+    assert Situation(Side.A, Side.B, Life.RUNS, Life.RUNS, Service(by_old=("vm1",))).outlook is Outlook.BOTH

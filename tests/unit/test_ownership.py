@@ -202,3 +202,24 @@ def test_what_happens_to_the_other_side_changes_nothing() -> None:
 
 def test_nobody_stays_nobody() -> None:
     assert Ownership().confirm() == Ownership().letting_go() == Ownership().cut(Side.A) == Ownership()
+
+
+def test_a_suspect_beside_a_holder_is_proven_off_by_its_answer_and_the_holder_stays() -> None:
+    """A snapshot may have both. What is known of the holder does not decide which proof frees the other side."""
+    owner = Ownership(Side.A, Certainty.OWNS, frozenset({Side.B}))
+    assert owner.released(Side.B, Proof.FENCE) == Ownership(Side.A, Certainty.OWNS)
+
+
+def test_the_end_of_the_holder_says_nothing_about_a_suspect() -> None:
+    both = Ownership(Side.A, Certainty.CUT, frozenset({Side.B}))
+    assert both.released(Side.A, Proof.DEAD) == Ownership(suspects=frozenset({Side.B}))
+
+
+def test_a_doubt_keeps_the_last_proof_for_the_log() -> None:
+    moved = Ownership().grant(Side.A).released(Side.A, Proof.NEVER).grant(Side.B)
+    assert moved.doubted(frozenset(Side)).last_proof == Released(Side.A, Proof.NEVER)
+
+
+def test_documents_of_other_versions_name_proofs_and_certainties_as_this_one_does() -> None:
+    assert [str(proof) for proof in Proof] == ["fence", "dead", "reconnected", "never"]
+    assert [str(each) for each in Certainty] == ["nobody", "owns", "taking", "letting-go", "cut", "unknown"]
