@@ -5,7 +5,7 @@ at any time, and ended without a record of what was before, because that policy 
 with autogroups (sched(7)) shares the cores among sessions first and looks at threads only then, so a daemon's session
 gets the nice value 19 as well.
 
-Threads have the priority of whoever creates them. So a process is gone through until none of its threads is low.
+A thread has the priority of the thread that creates it. So a process is gone through until none of its threads is low.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Background:
     ``spared`` names: what shares a core with a thread that never sleeps would stand still.
 
     All of it ends at the end of the block, and before it after ``patience_s``, as low priority on a busy machine may
-    mean no progress; when the process ``serving`` ends, as VMs wait then; or when somebody has ended it for one.
+    mean no progress; when the process ``serving`` ends, as VMs wait then; or when another process has ended it for one.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Background:
 
     @property
     def active(self) -> bool:
-        """Whether it goes on."""
+        """Whether it has not ended yet."""
         return self._thread.is_alive()
 
     def __exit__(self, *_error: object) -> None:

@@ -81,7 +81,7 @@ OWN_KEYS: Mapping[str, str] = {
     "pmd-maxsleep": "set pmd_sleep_us",
     "pmd-sleep-max": "set pmd_sleep_us",
     "vlan-limit": "the flow tables need 1",
-    "flow-restore-wait": "an instance would wait for ever before it forwards",
+    "flow-restore-wait": "an instance would wait indefinitely before it forwards",
 }
 """Keys of Open_vSwitch.other_config that ovs-hotswap writes, and what to do instead of setting one."""
 
@@ -140,7 +140,7 @@ class InstancesConfig(Strict):
 class BrokerConfig(Strict):
     """``qemu_socket``: path of a VM's vhost-user socket, on which its QEMU listens; ``{vm}`` is the VM's name.
 
-    ``fence_ms``: how long a switch may take to confirm that it let go of, or took, a VM's rings.
+    ``fence_ms``: how long a switch may take to confirm that it has released, or taken, a VM's rings.
     ``capture_mb``: MiB of memory, at the most, for frames that arrive for VMs while those are moved.
     ``withhold_features``: virtio features that no VM which starts from now on is offered, such as ``NET_CSUM``. A guest
     that uses a feature of a newer release only cannot go back to the older one.
@@ -267,7 +267,7 @@ class Config(Strict):
     @model_validator(mode="before")
     @classmethod
     def _earlier_names(cls, data: object) -> object:
-        """Also what a process of an earlier version hands on to this one, such as an order to start an instance."""
+        """Read what a process of an earlier version hands to this one, too, such as an order to start an instance."""
         if not isinstance(data, dict):
             return data
         return {RENAMED.get(key, key): value for key, value in data.items()}

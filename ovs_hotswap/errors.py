@@ -8,7 +8,7 @@ from collections.abc import Mapping
 class HotswapError(Exception):
     """Root of all errors that this program raises on purpose.
 
-    ``message`` names the thing and the cause; ``hint`` names the command or change that mends it.
+    ``message`` names the thing and the cause; ``hint`` names the command or change that repairs it.
     """
 
     exit_code = 1

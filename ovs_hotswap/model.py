@@ -40,7 +40,7 @@ class MessageThread:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One result of a check. ``hint`` names the mending command or change. ``item``: the part of ``text`` that says
+    """One result of a check. ``hint`` names the command or change that helps. ``item``: the part of ``text`` that says
     what it was found of, such as a VM or a flow, where the same may be found of many."""
 
     check: str
@@ -84,8 +84,8 @@ class Way(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Of an instance's uplink. ``out``: what the instance sends reaches other hosts; ``into``: what is given to it
-    comes in. ``None``: there was nothing to tell it by."""
+    """What was seen of an instance's uplink. ``out``: what the instance sends reaches other hosts; ``into``: what is
+    given to it comes in. ``None``: there was nothing to tell it by."""
 
     out: bool | None = None
     into: bool | None = None

@@ -12,7 +12,7 @@ _NICE = -15  # as PMD threads are given while two instances live (``switch.threa
 
 
 class Rank(enum.IntEnum):
-    """Real-time priorities (SCHED_FIFO) of those who share a core in a hand-over.
+    """Real-time priorities (SCHED_FIFO) of those who share a core in a handover.
 
     The broker waits asleep for either answer and is to be run at once when it comes: the thread that gave it would look
     through all its connections once more before. For that reason too the side that takes the rings comes before the one
@@ -32,7 +32,7 @@ _PARAMETERS = {rank: os.sched_param(rank) for rank in Rank}
 
 
 def raise_priority() -> None:
-    """Of a daemon that sleeps until something has to happen at once."""
+    """Raise the priority of a daemon that sleeps until something has to happen at once, if that is permitted."""
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, _NICE)
 
@@ -44,12 +44,12 @@ def control_core(pmd_cores: Collection[int]) -> frozenset[int]:
 
 
 def set_own_rank(rank: Rank) -> None:
-    """Of this thread, where it is permitted."""
+    """Set this thread's real-time priority, if that is permitted."""
     set_thread_rank(0, rank)
 
 
 def set_thread_rank(thread: int, rank: Rank) -> None:
-    """Of another process's thread, where that is permitted and it lives."""
+    """Set the real-time priority of another process's thread, if that is permitted and the thread lives."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(thread, os.SCHED_FIFO, _PARAMETERS[rank])
 

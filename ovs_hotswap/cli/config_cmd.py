@@ -39,7 +39,7 @@ overlay = "/etc/ovs-hotswap/overlay.toml"
 # Group that may use the broker's control socket besides root.
 # group = "libvirt"
 
-# Longest wait, in ms, for a switch to confirm that it let go of, or took, a VM's rings.
+# Longest wait, in ms, for a switch to confirm that it has released, or taken, a VM's rings.
 # fence_ms = 500
 
 # The most memory, in MiB, for frames that arrive for VMs while those are moved. Where all VMs together would need more,
@@ -128,8 +128,8 @@ representor_b = "eno1_1"
 # has queues stand still.
 # hang_ms = 500
 
-# How long, in ms, its main thread may be silent. Packets are forwarded meanwhile, and it is busy for half a second
-# when a VM of a new kind connects.
+# How long, in ms, its main thread may be silent. Packets are forwarded in that time, and the main thread is busy
+# for half a second when a VM of a new kind connects.
 # main_ms = 10000
 
 # The release that the standby runs, where it shall not be the active one's. One that runs another is replaced.
@@ -165,7 +165,7 @@ def check(app: App) -> None:
     units = [Unit(f"ovs-hotswap-{name}.service", app.system) for name in ("broker", "watch")]
     refuse(app.config_path, dict.fromkeys(hidden_paths(loaded, units)), "systemctl cat ovs-hotswap-broker")
     values = loaded.model_dump(mode="json")
-    values["road"] = values["backend"]  # its earlier name, for who reads it by that
+    values["road"] = values["backend"]  # its earlier name, for a reader that knows that one
     app.output.document({"file": app.config_path, "valid": True, "config": values})
     app.output.line(f"{app.config_path}: valid")
     rows: list[tuple[str, object]] = [

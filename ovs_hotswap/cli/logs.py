@@ -17,7 +17,7 @@ from ovs_hotswap.cli.sink import ATOMIC, writable
 from ovs_hotswap.system import files
 
 LIMIT = 16 << 20  # bytes, after which a log is renamed; so it takes about twice that
-HELD = 1 << 18  # bytes that wait for somebody to read
+HELD = 1 << 18  # bytes that wait for a reader
 
 log_level = click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
@@ -33,7 +33,7 @@ log_file = click.option(
 
 class PatientLog(logging.Handler):
     """Logs to ``descriptor`` and never waits for who reads there: a journal, a pipe or a terminal that stands still
-    must not hold a fail-over up. What cannot be written at once comes before what is logged next; beyond ``HELD`` bytes
+    must not hold a failover up. What cannot be written at once comes before what is logged next; beyond ``HELD`` bytes
     of it messages are left out, and counted."""
 
     def __init__(self, descriptor: int) -> None:
@@ -52,7 +52,7 @@ class PatientLog(logging.Handler):
             self._left_out += 1
             return
         if self._left_out:
-            text = f"{self._left_out} messages were left out, because nobody read\n{text}"
+            text = f"{self._left_out} messages were left out, because they were not read\n{text}"
             self._left_out = 0
         self._held += f"{text}\n".encode(errors="backslashreplace")
         self.flush()
@@ -62,7 +62,7 @@ class PatientLog(logging.Handler):
         try:
             while self._held and writable(self._descriptor):
                 del self._held[: os.write(self._descriptor, self._held[:ATOMIC])]
-        except OSError:  # whoever read has gone, or the disk is full
+        except OSError:  # the reader has gone, or the disk is full
             self._held.clear()
 
 
@@ -82,7 +82,7 @@ class FileLog(logging.StreamHandler[TextIO]):
             self._renew()
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):  # it goes on where it is, and this is tried again
+        with contextlib.suppress(OSError):  # the log stays where it is, and this is tried again
             self._renew()
         super().emit(record)
 

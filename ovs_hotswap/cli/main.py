@@ -105,7 +105,7 @@ def cli() -> None:
 def run(arguments: Sequence[str], app: App, root: click.Group = cli) -> int:
     """Execute one command line; return the exit code. Prints every error."""
     status = _executed(arguments, app, root)
-    with contextlib.suppress(KeyboardInterrupt):  # nobody wants to read on
+    with contextlib.suppress(KeyboardInterrupt):  # the user does not want to read the rest
         app.output.catch_up()
     return _printed(app, status)
 
@@ -154,7 +154,7 @@ def _printed(app: App, status: int) -> int:
     fault = app.output.unprinted
     if fault is None or status != 0:
         return status
-    if fault.errno != errno.EPIPE:  # else whoever read has seen enough
+    if fault.errno != errno.EPIPE:  # else the reader has seen enough
         done = "; what was asked for is done" if app.output.done else ""
         app.output.warning(f"standard output cannot be written: {fault.strerror}{done}")
     return 0 if app.output.done else 1
@@ -181,7 +181,7 @@ def _traceback(app: App) -> None:
 def main() -> None:
     """The console script."""
     restrict_umask()
-    # Whoever starts this may have it ignored: the kernel forgets then how a child ended, and all have succeeded.
+    # The caller may have it ignored: then the kernel forgets how a child ended, and every child seems to succeed.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in range(3):
         try:

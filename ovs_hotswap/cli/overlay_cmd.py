@@ -23,7 +23,7 @@ EXAMPLE = """\
 #
 # What it cannot say: a VM has one MAC address, and what it sends from another (VRRP, nested bridges, allowed address
 # pairs) is dropped as spoofed; a frame to a MAC that is not in this file is dropped, not flooded; the underlay is IPv4;
-# whoever can send to this VTEP over the underlay can send into a virtual network, whatever his own address is.
+# every host that can send to this VTEP over the underlay can send into a virtual network, from any address.
 
 # This host's end of the VXLAN tunnels: its address with the prefix of the underlay network, and the MAC of the
 # uplink's physical function.

@@ -141,7 +141,7 @@ def _execute(app: App, upgrader: Upgrader, act: Callable[[Callable[[Event], None
     app.output.document({**document_of(report), "active": active, "steps": progress.report()})
     if report.moves:
         app.output.table(
-            ("VM", "hand-over us"), [(name, f"{us:.0f}") for name, us in report.moves.items()]
+            ("VM", "handover us"), [(name, f"{us:.0f}") for name, us in report.moves.items()]
         )  # fmt: skip
     for text in report.warnings:
         app.output.line(f"warning: {text}")
@@ -149,7 +149,7 @@ def _execute(app: App, upgrader: Upgrader, act: Callable[[Callable[[Event], None
 
 
 def _outcome(host: Host, report: Report, active: Side | None) -> str:
-    """What the operator has now: a roll-back may have had to leave the new instance where it is."""
+    """What the operator has now: a rollback may have had to leave the new instance where it is."""
     release = None if active is None else host.instances[active].release()
     serves = f"instance {active} is active and runs {release.name if release else 'an unknown release'}"
     if not report.changed:

@@ -84,7 +84,7 @@ def quarantine(app: App, name: str, reason: str) -> None:
     found = Host(app.config, app.system).backends.quarantine(name, reason)
     app.output.done = True
     app.output.document({"vm": name, "quarantine": found.quarantine, "owner": found.owner})
-    still = f"; switch {found.owner} has not let go of it yet" if found.owner else ""
+    still = f"; switch {found.owner} has not released its rings yet" if found.owner else ""
     app.output.line(f"VM {name} is in quarantine{still}; `ovs-hotswap vm release {name}` ends it")
 
 
@@ -103,7 +103,7 @@ def release(app: App, name: str) -> None:
     Host(app.config, app.system).backends.release(name)
     app.output.done = True
     app.output.document({"vm": name})
-    app.output.line(f"VM {name} is in quarantine no more")
+    app.output.line(f"VM {name} is no longer in quarantine")
 
 
 def _parked(found: VmStatus) -> str | None:

@@ -45,7 +45,7 @@ class Poison:
         return self._inquest is not None or self._lived_s is not None
 
     def step(self, host: Host, *, alive: bool) -> None:
-        """Go on. ``alive``: the active instance serves who may be served."""
+        """Take the next step of the search. ``alive``: the active instance serves the VMs that may be served."""
         try:
             self._step(host, alive)
             self._fault = None
@@ -53,7 +53,7 @@ class Poison:
             if error.message != self._fault:  # it is tried again each second
                 log.warning("which VM ends the instances: %s", error.message)
             self._fault = error.message
-        except Exception as error:  # that nobody has thought of
+        except Exception as error:  # an unforeseen fault must not end the watchdog
             if str(error) != self._fault:
                 log.exception("which VM ends the instances")
             self._fault = str(error)
@@ -114,7 +114,7 @@ class Poison:
             self._held[name] = reason
         released = [name for name in self._held if name not in reasons]
         for name in released:
-            if now.get(name) == self._held[name]:  # else somebody else has decided about it
+            if now.get(name) == self._held[name]:  # else an operator has decided about it
                 host.backends.release(name)
             del self._held[name]
         if released and self._inquest is not None:
@@ -131,7 +131,7 @@ class Poison:
         self._inquest, self._held = None, {}
 
     def _let_go(self, host: Host) -> None:
-        """Serve what a watchdog that ended meanwhile had held back."""
+        """Release the VMs that an earlier watchdog, which has ended, had held back."""
         for vm in host.backends.vms(read=False):
             if vm.quarantine == ON_TRIAL:
                 host.backends.release(vm.name)
@@ -139,5 +139,5 @@ class Poison:
 
 
 def quarantined(vms: list[VmStatus]) -> Mapping[str, str] | None:
-    """VMs that nobody serves by order, and why."""
+    """VMs in quarantine, and why."""
     return {vm.name: vm.quarantine for vm in vms if vm.quarantine} or None

@@ -1,8 +1,9 @@
 """The watchdog: notices that the active instance died or hangs, and moves every VM to the standby.
 
 The broker gives a dead instance's VMs to the standby by itself; here a hung one is ended first, the uplink is steered,
-and the new active side is recorded. That needs no lock: a dead instance is nobody's to work with, so it is done during
-an upgrade too, where its other instance has the VMs parked. What takes longer is the ``Keeper``'s.
+and the new active side is recorded. That needs no lock, since no other work
+can be done on a dead instance. So it is also done during an upgrade whose other instance has the VMs parked. What takes
+longer is the work of the ``Keeper``.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _AGAIN_S = 0.5
 
 @dataclass
 class FailOver:
-    """One fail-over. ``at``: seconds since it was detected, by stage. ``vms``: as the broker described them last."""
+    """One failover. ``at``: seconds since it was detected, by stage. ``vms``: as the broker described them last."""
 
     side: Side
     verdict: Verdict
@@ -56,14 +57,14 @@ class FailOver:
     vms: list[VmStatus] = field(default_factory=list)
     steered: bool = False
     nudged: bool = False
-    blind: bool = False  # nobody tells of the VMs
+    blind: bool = False  # the broker does not tell about the VMs
 
 
 class Guard:
     """Looks at the active instance and fails over. All methods are the watchdog's own thread's.
 
-    A fail-over to a prepared standby needs the two processes and the uplink, and nothing else: what an unreadable
-    journal, a mute broker or a full disk keeps it from knowing or writing down holds nothing up.
+    A failover to a prepared standby needs the two processes and the uplink, and nothing else. An unreadable journal, a
+    silent broker or a full disk does not hold it up.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Guard:
         main: MainThreadProbe,
         follow: Callable[[Intent], Host],
     ) -> None:
-        """``follow`` makes the host anew with another overlay intent."""
+        """``follow`` makes a new host with another overlay intent."""
         watch = host.config.watch
         self._follow = follow
         self._host, self._board, self._keeper, self._main = host, board, keeper, main
@@ -103,7 +104,7 @@ class Guard:
             self._act(active, verdict, dead)
         except HotswapError as error:
             self._failed(error.message)
-        except Exception as error:  # a fault of the host that nobody has thought of
+        except Exception as error:  # an unforeseen fault of the host
             if self._failed(f"{type(error).__name__}: {error}"):
                 log.exception("looking at the instances")
         return verdict
@@ -127,7 +128,7 @@ class Guard:
             self._follow_uplink(active, active.other)
         self._uplink_back = None
         if verdict.health is Health.HEALTHY:
-            scheduling.serve(self._host, active)  # whoever started it may have been killed before
+            scheduling.serve(self._host, active)  # what started it may have been killed before that
             self._problem = None
             self._board.update(failover_problem=None)
 
@@ -153,11 +154,11 @@ class Guard:
 
     @staticmethod
     def _try(what: str, act: Callable[[], object]) -> None:
-        """Of what comes after the record: the fail-over is done, and nothing of this can undo it."""
+        """Do something after the active side was recorded: the failover is done, and no fault can undo it."""
         try:
             act()
         except Exception:
-            log.exception("after the fail-over: %s", what)
+            log.exception("after the failover: %s", what)
 
     def _follow_uplink(self, active: Side, dead: Side) -> None:
         """In an upgrade the uplink may point to the side that died while the recorded one still lives: the broker
@@ -167,7 +168,7 @@ class Guard:
             self._host.uplink.steer(active)
             self._board.event("uplink-back", dead=dead, to=active)
 
-    # -- fail-over
+    # -- failover
 
     def _fail_over(self, side: Side, verdict: Verdict) -> None:
         host, system = self._host, self._host.system
@@ -204,14 +205,14 @@ class Guard:
         return FailoverState(alive, target_ready, steered=work.steered, stranded=stranded, patience=patience)
 
     def _loses(self, work: FailOver, *, alive: bool) -> bool:
-        """Whether packets would be lost at the other side that pass now: one whose main thread alone is silent goes on
-        forwarding."""
+        """Whether packets that pass now would be lost at the other side: an instance of which only the main thread is
+        silent still forwards."""
         silent = alive and work.verdict.signal is Signal.MAIN_THREAD
         return silent and self._keeper.wires.worse(work.side.other)
 
     def _stranded(self, work: FailOver) -> int:
-        """How many VMs the other side could own and does not. Where nobody tells, there may be one: the broker, and a
-        QEMU with two back ends, move what is parked by themselves."""
+        """How many VMs the other side could own and does not. If the broker does not tell, there may be one: a broker,
+        and a QEMU with two back ends, move parked VMs by themselves."""
         host, other = self._host, work.side.other
         try:
             work.vms = host.backends.vms(read=False)
@@ -229,7 +230,7 @@ class Guard:
 
     def _takes(self, side: Side) -> bool:
         """Whether VMs can move to ``side``: it is the warm standby, or an upgrade has parked VMs on it, or is about to:
-        it goes on without the failed one then."""
+        then the upgrade continues without the failed instance."""
         record = standby.read_record(self._host)
         if record is not None and record.side is side and record.prepared:
             return True
@@ -243,14 +244,14 @@ class Guard:
             return False
 
     def _upgrade_under_way(self) -> bool:
-        """Whether somebody carries an upgrade on. Whose journal cannot be read goes no further."""
+        """Whether an upgrade runs. An upgrade whose journal cannot be read does not continue."""
         host = self._host
         try:
             contents = Journals(host.config.state_dir, host.system).read()
             if contents is None or contents.standing.phase is not Phase.FORWARD:
                 return False
             with host.lock():
-                return False  # nobody carries it on
+                return False  # no process carries it on
         except BusyError:
             return True
         except (OSError, StateUnknown):
@@ -284,7 +285,7 @@ class Guard:
                 if not work.nudged and not work.blind and host.system.monotonic() - work.begun >= _NUDGE_S:
                     work.nudged = True
                     for vm in work.vms:
-                        if vm.stranded(other):  # a broker restarted meanwhile has forgotten it
+                        if vm.stranded(other):  # a broker that was restarted in the meantime has forgotten it
                             self._nudge(vm.name, other)
             case Act.RECORD:
                 self._record(work)

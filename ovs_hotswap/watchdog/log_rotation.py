@@ -25,8 +25,8 @@ def _reopen(control: Path) -> None:
 
 
 class LogWatch:
-    """``look`` is called in every turn of the keeper. ``reopen`` has the daemon of a control socket make its log
-    anew."""
+    """``look`` is called in every turn of the keeper. ``reopen`` has the daemon of a control socket open a new
+    log."""
 
     def __init__(self, reopen: Callable[[Path], None] = _reopen) -> None:
         self._reopen = reopen
@@ -58,17 +58,17 @@ class LogWatch:
             pass  # looked at again
         except (OSError, HotswapError) as error:
             if path not in self._told:
-                log.warning("%s is not made anew: %s", path, error)
+                log.warning("%s is not begun again: %s", path, error)
             self._told.add(path)
 
     def _rotate(self, path: Path, control: Path) -> None:
         if path.exists():
             path.rename(older(path))
-        self._reopen(control)  # until it has, the daemon goes on in the file that has been renamed
+        self._reopen(control)  # until it has, the daemon writes to the file that was renamed
 
 
 def _due(path: Path) -> bool:
-    """Whether it is too long, or its daemon has not made it anew when it was told to."""
+    """Whether the log is too long, or its daemon has not opened a new one when it was asked to."""
     try:
         return path.stat().st_size > LIMIT
     except FileNotFoundError:

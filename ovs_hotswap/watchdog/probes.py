@@ -30,8 +30,8 @@ class ExitPoller:
         self._exits: dict[Side, ExitWatch] = {}
 
     def track(self, pids: Mapping[Side, int | None]) -> None:
-        """Watch these processes from now on. One that is gone is told by the next ``wait``; ``None`` changes
-        nothing."""
+        """Watch these processes from now on. The next ``wait`` reports a process that is gone; ``None``
+        changes nothing."""
         for side, pid in pids.items():
             before = self._exits.get(side)
             if pid is None or (before is not None and before.pid == pid):
@@ -81,8 +81,8 @@ def ask_main_thread(ctl: Path, timeout: float, before: Iterations) -> Iterations
 
 
 class MainThreadProbe:
-    """Asks an ovs-vswitchd's main thread again and again, in a thread of its own: a question that is not answered must
-    not keep anybody from noticing something else meanwhile."""
+    """Asks an ovs-vswitchd's main thread again and again, in a thread of its own: while a question is not
+    answered, the watchdog must notice everything else."""
 
     def __init__(self, clock: Callable[[], float], every_s: float, ask: Ask = ask_main_thread) -> None:
         self._clock, self._every_s, self._ask = clock, every_s, ask
@@ -119,7 +119,7 @@ class MainThreadProbe:
             self.turn()
 
     def turn(self) -> None:
-        """Ask one question, if there is somebody to ask."""
+        """Ask one question, if there is an instance to ask."""
         with self._lock:
             target = self._target
             if target is None:
@@ -133,7 +133,7 @@ class MainThreadProbe:
             failed = True
         except HotswapError:
             pass  # it answered, with an error, or has no socket (yet): that says nothing against it
-        except Exception:  # nor does an answer of a shape that nobody has thought of, or a want of descriptors
+        except Exception:  # nor does an answer of an unforeseen shape, or a want of descriptors
             log.exception("asking the main thread")
         with self._lock:
             if self._target == target:

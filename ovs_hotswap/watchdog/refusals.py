@@ -12,8 +12,8 @@ _RETRY_S, _RETRY_MOST_S, _WINDOW_S = 10.0, 300.0, 3600.0
 
 
 class Refusals:
-    """VMs that the standby cannot take, one by one, and why. Each is tried again, less and less often: it holds up the
-    others, and nobody but the guest may be able to mend it."""
+    """VMs that the standby cannot take, one by one, and why. Each is tried again, less and less often: an attempt
+    holds up the others, and perhaps only the guest can repair the cause."""
 
     def __init__(self, board: StatusFile, clock: Callable[[], float]) -> None:
         self._board, self._clock = board, clock
@@ -34,10 +34,10 @@ class Refusals:
         self._board.update(not_parked=dict(self._why) or None)
 
     def of(self, vms: Iterable[VmStatus]) -> list[str]:
-        """Those of ``vms`` that were refused."""
+        """Select the VMs of ``vms`` that were refused."""
         return [vm.name for vm in vms if vm.has_guest and vm.name in self._why]
 
     def due(self, names: Iterable[str]) -> list[str]:
-        """Those of ``names`` that may be tried now, each once."""
+        """Select the VMs of ``names`` that may be tried now, each once."""
         now = self._clock()
         return [name for name in dict.fromkeys(names) if name not in self._tries or self._tries[name].may_start(now)]

@@ -44,12 +44,12 @@ _TRIAL_S = 0.1  # while it matters how long an instance lives
 _SERVED_S = 0.2
 # Open vSwitch forgets a neighbour that is not used for 15 minutes (lib/tnl-neigh-cache.c): a standby's never is.
 _NEIGHBOURS_S = 300.0
-# Before an intent that could not be programmed is tried again: each time the standby's ports are configured anew.
+# Before an intent that could not be programmed is tried again: each time the standby's ports are configured again.
 _REFUSED_S, _REFUSED_MOST_S = 5.0, 300.0
 
 
 class Keeper:
-    """``make_host`` makes the host anew when the overlay intent has changed: a Host reads it once."""
+    """``make_host`` makes a new host when the overlay intent has changed: a Host reads it once."""
 
     def __init__(self, make_host: Callable[[], Host], board: StatusFile) -> None:
         self._make_host, self._board = make_host, board
@@ -61,17 +61,17 @@ class Keeper:
         self.wires = WireWatch(board)
         self._refusal: str | None = None
         self._refused_until, self._refused_s = float("-inf"), _REFUSED_S
-        self._fault: HotswapError | None = None  # what the last turn went on without
+        self._fault: HotswapError | None = None  # what the last turn did without
         self._told: str | None = None
         self._refusals = Refusals(board, self._host.system.monotonic)
         self.poison = Poison(board, self._host.system.monotonic)
         self.followed: Intent | None = None
-        """The overlay intent that the instances were last programmed with; the fail-over is to steer by it."""
+        """The overlay intent that the instances were last programmed with; the failover steers by it."""
         self._neighbours_at = float("-inf")
         self._settings = SettingsWatch()
         self._logs = LogWatch()
         self._failover: float | None = None
-        self._unseen = False  # whether the rings have advanced since a fail-over
+        self._unseen = False  # whether the rings have advanced since a failover
         self._standing: tuple[int, float] | None = None
         self._woken = threading.Event()
         self._ended = threading.Event()
@@ -196,7 +196,7 @@ class Keeper:
                 host.record_active(active)
 
     def _see_served(self, host: Host) -> None:
-        """After a fail-over every ring with something to send must advance."""
+        """After a failover every ring with something to send must advance."""
         try:
             before = collect.ring_samples(host)
             host.system.sleep(_SERVED_S)
@@ -281,7 +281,7 @@ class Keeper:
     def _vms(self, host: Host) -> list[VmStatus]:
         try:
             return host.backends.vms(read=False)
-        except BrokerError as error:  # to mend or replace an instance does not need it
+        except BrokerError as error:  # repairing or replacing an instance does not need it
             self._fault = error
             return []
 
@@ -350,7 +350,7 @@ class Keeper:
             raise
 
     def _prepare(self, host: Host, side: Side) -> None:
-        """One that ends meanwhile is counted. Else the next attempt waits: what is in the way may be the uplink, the
+        """A standby that ends during this is counted. Else the next attempt waits: the cause may be the uplink, the
         broker or the configuration, and only in the first case does a new instance help."""
         try:
             vms, refused = standby.prepare(host, side)
@@ -372,7 +372,7 @@ class Keeper:
         self._board.event("standby", side=side, release=release.name if release else None, **since)
 
     def _clean(self, host: Host, side: Side) -> None:
-        """What is left of an instance that died. The fail-over has counted it if it was the active one."""
+        """What is left of an instance that died. The failover has counted it if it was the active one."""
         if self._failover is None:
             self._board.event("standby-died", side=side)
             self._board.failure()
@@ -381,7 +381,7 @@ class Keeper:
     def _mend(self, host: Host, active: Side) -> None:
         instance = host.instances[active]
         instance.mend()
-        if instance.database_pid() is not None:  # else the instance has ended meanwhile
+        if instance.database_pid() is not None:  # else the instance has ended in the meantime
             self._board.event("database", side=active)
 
     def _restart(self, host: Host, active: Side) -> None:

@@ -1,7 +1,7 @@
-"""The watchdog's look at both instances' uplinks: a standby whose uplink passes nothing is no refuge for packets, and a
-fail-over to one is not healthy.
+"""The watchdog's look at both instances' uplinks: packets would be lost at a standby whose uplink passes nothing, so
+a failover to it is not healthy.
 
-What neighbours answered once is remembered: after a fail-over there is no other instance to compare with.
+What neighbours answered once is remembered: after a failover there is no other instance to compare with.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class WireWatch:
         return bool(self._left)
 
     def look(self, host: Host, active: Side) -> None:
-        """Prove the uplinks of both instances if it is time, or go on with it. Never raises for a fault of the host."""
+        """Prove the uplinks of both instances if it is time, or continue to. Never raises for a fault of the host."""
         if active is not self._active:
             self._active, self._left, self._traffic = active, [], None
             self._failover = active if self._failover is active else None

@@ -125,7 +125,7 @@ def test_a_daemon_that_did_not_hear_is_told_again_and_the_failure_logged_once(
     for _ in range(3):
         look(bed, watch)
     assert len(daemons.told) == 3
-    assert [each.getMessage() for each in caplog.records] == [f"{log} is not made anew: no answer within 1 s"]
+    assert [each.getMessage() for each in caplog.records] == [f"{log} is not begun again: no answer within 1 s"]
     assert older(log).stat().st_size == log_rotation.LIMIT + 1, "where it goes on"
     daemons.fault = None
     look(bed, watch)
@@ -251,7 +251,7 @@ def test_who_does_not_read_a_log_holds_nobody_up() -> None:
     lines = text.decode().splitlines()
     assert lines[0] == "first"
     assert lines[1:4] == [long] * 3
-    assert lines[4:] == ["2 messages were left out, because nobody read", "last"]
+    assert lines[4:] == ["2 messages were left out, because they were not read", "last"]
     os.close(reader)
     logged(log, "to nobody")
     os.close(writer)
