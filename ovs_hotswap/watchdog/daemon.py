@@ -179,7 +179,7 @@ class Guard:
             return
         self._not_before = system.monotonic() + _AGAIN_S
         while True:
-            act = next_act(self._scene(work))
+            act = next_act(self._state_of(work))
             if host.recorded_active() is not side:
                 return  # `instance stop` wants no active instance
             if act is Act.NO_TARGET:
@@ -191,7 +191,7 @@ class Guard:
             if act is Act.RECORD:
                 return
 
-    def _scene(self, work: FailOver) -> FailoverState:
+    def _state_of(self, work: FailOver) -> FailoverState:
         host, other = self._host, work.side.other
         alive = host.instances[work.side].has_memory()
         target_ready = (

@@ -33,15 +33,15 @@ class FailoverState:
     patience: bool = True
 
 
-def next_act(scene: FailoverState) -> Act:
+def next_act(state: FailoverState) -> Act:
     """The acts come in this order, so that no other instance is given rings, traffic or the record while the active
     instance may still use the rings."""
-    if scene.alive and (scene.target_ready or scene.useless):
+    if state.alive and (state.target_ready or state.useless):
         return Act.FENCE
-    if not scene.target_ready:
+    if not state.target_ready:
         return Act.NO_TARGET  # a dead active instance is started again
-    if not scene.steered:
+    if not state.steered:
         return Act.STEER
-    if scene.stranded and scene.patience:
+    if state.stranded and state.patience:
         return Act.AWAIT
     return Act.RECORD

@@ -169,10 +169,10 @@ class Keeper:
                 return Task.NOTHING
         if host.instances[active].pid() is not None:
             self.poison.step(host, alive=True)
-        house = self._look(host, active)
-        if next_task(house) is Task.NOTHING:
+        state = self._look(host, active)
+        if next_task(state) is Task.NOTHING:
             self._keep_neighbours(host, active)
-            if not unfinished and not self._starts_soon(house):
+            if not unfinished and not self._starts_soon(state):
                 self.wires.look(host, active)
             self._settings.look(host, active)
             self._record_for_boot(host, active)
@@ -180,10 +180,10 @@ class Keeper:
         with host.lock():
             if host.recorded_active() is not active or self._unfinished(host) is not unfinished:
                 return Task.NOTHING
-            house = self._look(host, active)
-            task = next_task(house)
+            state = self._look(host, active)
+            task = next_task(state)
             self._board.update(keeping=str(task))
-            self._carry_out(host, active, task, house)
+            self._carry_out(host, active, task, state)
         return task
 
     def _record_for_boot(self, host: Host, active: Side) -> None:
@@ -272,11 +272,11 @@ class Keeper:
             may_start=self._board.may_start() and state is not State.STARTING and not self.poison.under_way,
         )
 
-    def _starts_soon(self, house: StandbyState) -> bool:
+    def _starts_soon(self, state: StandbyState) -> bool:
         """Whether an instance is to be started, or prepared, before a proof of an uplink would be over."""
-        if not house.active_runs:
-            return not house.may_restart and self._board.may_restart(PROOF_S)
-        return not house.prepared and not house.may_start and self._board.may_start(PROOF_S)
+        if not state.active_runs:
+            return not state.may_restart and self._board.may_restart(PROOF_S)
+        return not state.prepared and not state.may_start and self._board.may_start(PROOF_S)
 
     def _vms(self, host: Host) -> list[VmStatus]:
         try:
@@ -308,7 +308,7 @@ class Keeper:
 
     # -- tasks
 
-    def _carry_out(self, host: Host, active: Side, task: Task, house: StandbyState) -> None:
+    def _carry_out(self, host: Host, active: Side, task: Task, state: StandbyState) -> None:
         side = active.other
         log.info("%s", task)
         match task:
@@ -329,11 +329,11 @@ class Keeper:
             case Task.PROGRAM:
                 self._program(host, active)
             case Task.RETURN:
-                for name in house.strays:
+                for name in state.strays:
                     host.backends.park(name, active)
                     host.backends.move(name, active)
             case Task.PARK:
-                wanted = [host.backends.vm(name) for name in house.unparked]
+                wanted = [host.backends.vm(name) for name in state.unparked]
                 self._refusals.take(wanted, standby.park_each(host, side, wanted))
 
     def _start(self, host: Host, side: Side, release: Release) -> None:

@@ -44,28 +44,28 @@ class StandbyState:
     may_restart: bool = True
 
 
-def next_task(house: StandbyState) -> Task:
+def next_task(state: StandbyState) -> Task:
     """One task at a time: the watchdog looks at the host again after each."""
-    if not house.active_runs:
-        if house.standby_runs and house.prepared:
+    if not state.active_runs:
+        if state.standby_runs and state.prepared:
             return Task.NOTHING  # which the failover sees to
-        return Task.RESTART if house.may_restart else Task.NOTHING
-    if house.broken:
+        return Task.RESTART if state.may_restart else Task.NOTHING
+    if state.broken:
         return Task.MEND
-    if house.settle:
+    if state.settle:
         return Task.SETTLE
-    if house.standby_dead:
+    if state.standby_dead:
         return Task.CLEAN
-    if not house.standby_runs:
-        return Task.START if house.may_start else Task.NOTHING
-    if not house.right_release:
+    if not state.standby_runs:
+        return Task.START if state.may_start else Task.NOTHING
+    if not state.right_release:
         return Task.REPLACE
-    if not house.prepared:
-        if house.may_start:
+    if not state.prepared:
+        if state.may_start:
             return Task.PREPARE
-        return Task.RETURN if house.strays else Task.NOTHING  # which may be its state for long
-    if house.outdated:
+        return Task.RETURN if state.strays else Task.NOTHING  # it may stay unprepared for long
+    if state.outdated:
         return Task.PROGRAM
-    if house.strays:
+    if state.strays:
         return Task.RETURN
-    return Task.PARK if house.unparked else Task.NOTHING
+    return Task.PARK if state.unparked else Task.NOTHING

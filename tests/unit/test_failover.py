@@ -7,20 +7,20 @@ from hypothesis import strategies as st
 
 from ovs_hotswap.watchdog.failover import Act, FailoverState, next_act
 
-scenes = st.builds(
+states = st.builds(
     FailoverState, alive=st.booleans(), target_ready=st.booleans(), useless=st.booleans(),
     steered=st.booleans(), stranded=st.integers(0, 3), patience=st.booleans(),
 )  # fmt: skip
 
 
-@given(scenes)
-def test_nothing_is_given_away_while_the_active_lives(scene: FailoverState) -> None:
-    act = next_act(scene)
-    if scene.alive:
+@given(states)
+def test_nothing_is_given_away_while_the_active_lives(state: FailoverState) -> None:
+    act = next_act(state)
+    if state.alive:
         assert act in {Act.NO_TARGET, Act.FENCE}
     if act is Act.FENCE:
-        assert scene.target_ready or scene.useless
-    if not scene.target_ready:
+        assert state.target_ready or state.useless
+    if not state.target_ready:
         assert act in {Act.NO_TARGET, Act.FENCE}
 
 

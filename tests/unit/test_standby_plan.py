@@ -10,7 +10,7 @@ from ovs_hotswap.watchdog.standby_plan import StandbyState, Task, next_task
 
 
 @pytest.mark.parametrize(
-    ("house", "task"),
+    ("state", "task"),
     [
         (StandbyState(active_runs=False, standby_runs=True, prepared=True), Task.NOTHING),
         (StandbyState(active_runs=False, standby_runs=True), Task.RESTART),
@@ -29,8 +29,8 @@ from ovs_hotswap.watchdog.standby_plan import StandbyState, Task, next_task
         (StandbyState(active_runs=True, standby_runs=True, prepared=True), Task.NOTHING),
     ],
 )
-def test_one_task_at_a_time(house: StandbyState, task: Task) -> None:
-    assert next_task(house) is task
+def test_one_task_at_a_time(state: StandbyState, task: Task) -> None:
+    assert next_task(state) is task
 
 
 def test_vms_return_from_a_standby_that_cannot_be_prepared_for_long() -> None:
