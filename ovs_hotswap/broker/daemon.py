@@ -282,9 +282,7 @@ class Broker:
             return
         self._home = self._followed = active
         for seat in self._seats.values():
-            if seat.vm.qemu is None and seat.vm.ownership.holder is None and seat.vm.home is not active:
-                seat.vm.home = active
-                seat.vm.talks()
+            seat.waits_for(active)
 
     def _each_round(self) -> None:
         """Before QEMUs are looked for."""
@@ -324,7 +322,7 @@ class Broker:
 
     def _seat_vm(self, vm: Vm, listeners: dict[Side, socket.socket], qemu: Descriptor | None = None) -> VmSlot:
         self._keeping.add(vm, qemu)
-        vm.withdrawn = self._withdrawal.begun
+        vm.commit(vm.record._replace(withdrawn=self._withdrawal.begun))
         mover = Mover(vm, self._loop, self._delays, self._settings.fence_s, self._room)
         paths = {side: self._config.vhost_socket(side, vm.name) for side in Side}
         seat = self._seats[vm.name] = VmSlot(vm, mover, listeners, paths)

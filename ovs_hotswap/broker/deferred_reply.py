@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from ovs_hotswap.broker.vm_record import VmRecord
 from ovs_hotswap.errors import ProtocolError
 from ovs_hotswap.vhostuser import messages
 from ovs_hotswap.vhostuser.backend import SwitchConnection
@@ -29,7 +30,10 @@ class Reading(Protocol):
 class FrontEnd(Protocol):
     """A VM that owes its QEMU answers: ``broker.vm.Vm``."""
 
-    state: GuestState
+    @property
+    def record(self) -> VmRecord: ...
+
+    def commit(self, record: VmRecord) -> None: ...
 
     @property
     def hearing(self) -> Reading: ...
@@ -73,9 +77,11 @@ class DeferredReply:
 
         def pay(base: int | None) -> None:
             if base is None:
-                base = indices(vm.state.memory, before.ring(index)).used
+                base = indices(vm.record.state.memory, before.ring(index)).used
             base = got.value if base is None else base
-            vm.state = vm.state.with_ring(index, replace(vm.state.ring(index), base=base))
+            state = vm.record.state
+            state = state.with_ring(index, replace(state.ring(index), base=base))
+            vm.commit(vm.record._replace(state=state))
             vm.reply(Request.GET_VRING_BASE, messages.VRING_STATE.pack(index, base))
 
         owed = self._owe(PendingReply(pay, owner, index))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from ovs_hotswap.broker.timers import Delays
 from ovs_hotswap.broker.vm import Vm
+from ovs_hotswap.broker.vm_record import Note
 from ovs_hotswap.errors import BrokerError, ProtocolError, StateUnknown
 from ovs_hotswap.model import MessageThread, Side
 from ovs_hotswap.priority import Rank, has_rank, realtime_priority, set_thread_rank
@@ -177,15 +178,15 @@ class Mover:
         if reason := self.why_not(to):
             raise BrokerError(f"vm {vm.name} cannot move to {to}: {reason}")
         if vm.qemu is None:
-            vm.home = to  # no guest: nothing to move, but the next one goes there
-            vm.talks()
+            vm.commit(vm.record._replace(home=to), Note.CONTINUE)  # no guest: nothing to move, but the next goes there
             return Swap(Outcome.MOVED)
         old, new = vm.owner(), vm.links[to]
         try:  # all that can fail, before anything changes
             ready = self._ready(old, new)
         except OSError as error:
             raise BrokerError(f"vm {vm.name}: its move cannot be prepared: {error.strerror}") from error
-        catch = ready.catch
+        catch, ownership = ready.catch, vm.ownership.grant(to) if old is None else vm.ownership.letting_go()
+        changes = vm.record._replace(ownership=ownership)
         waiter = _ranked(threads.get(to), new.pid) if old is not None and cores else None
         vm.talks(moving=True)
         with realtime_priority(cores, Rank.MOVES if cores else Rank.AFTER), _back_in_rank(waiter):
@@ -194,7 +195,7 @@ class Mover:
             self._rouse(old, new, catch, waiter)
             self._state = _IDLE
             self._before = taken(vm.state)
-            vm.ownership = vm.ownership.grant(to) if old is None else vm.ownership.letting_go()
+            vm.commit(changes, Note.COVERED)
             result = handover.swap(ready.swap, self.fence_s, threads, one_core=bool(cores), waiter=waiter)
         vm.last_swap = result
         if catch is not None:
@@ -375,7 +376,7 @@ class Mover:
             if result.outcome in (Outcome.KEPT, Outcome.OLD_GONE):
                 break
         if result.outcome is Outcome.KEPT and old is not None:
-            vm.ownership = vm.ownership.grant(old.side)
+            vm.commit(vm.record._replace(ownership=vm.ownership.grant(old.side)), Note.COVERED)
             old.expect(ready.swap.park, lambda: None)
             old.expect(ready.swap.keep, lambda: vm.confirmed(old.side))
             raise BrokerError(f"vm {vm.name}: switch {old.side} did not let go within {self.fence_s * 1e3:g} ms; "
@@ -386,10 +387,12 @@ class Mover:
         told_old, told_new = ready.hears
         if old is not None and told_old is not None:
             old.told = told_old
-            vm.park_wanted.add(old.side)
-            if not vm.proven(old.side, Proof.FENCE):
+            if not vm.proven(old.side, Proof.FENCE, Note.COVERED):
                 raise StateUnknown(f"vm {vm.name}: it is not known which switch has its rings")
-        vm.ownership = vm.ownership.grant(new.side)
+        parked = vm.park_wanted if old is None else vm.park_wanted | {old.side}
+        moves = vm.moves + (result.outcome is Outcome.MOVED)
+        there = vm.ownership.grant(new.side)
+        vm.commit(vm.record._replace(ownership=there, park_wanted=parked, moves=moves), Note.COVERED)
         new.told = told_new
         if result.outcome is Outcome.NEW_GONE:
             vm.drop_link(new.side, "hung up while it was given the rings")
@@ -398,7 +401,6 @@ class Mover:
             new.expect(ready.swap.take, lambda: vm.confirmed(new.side))
             self._delays.call_later(self.fence_s, lambda: self._retreat(new))
             raise StateUnknown(f"vm {vm.name}: switch {new.side} did not confirm within {self.fence_s * 1e3:g} ms")
-        vm.moves += 1
         vm.confirmed(new.side)
 
     def _drain_later(self, catch: CaptureRings, old: SwitchConnection, new: SwitchConnection) -> None:

@@ -6,53 +6,32 @@ import abc
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Mapping
-from typing import Protocol
 
 from ovs_hotswap.broker.process_watch import Processes
 from ovs_hotswap.broker.time_budget import Hearing
 from ovs_hotswap.broker.vm_log import Notes
+from ovs_hotswap.broker.vm_record import Note, Recorded, VmRecord
 from ovs_hotswap.errors import ProofRejected
 from ovs_hotswap.model import Side
-from ovs_hotswap.process_exit import Process
 from ovs_hotswap.vhostuser.backend import SwitchConnection
 from ovs_hotswap.vhostuser.channel import Channel
 from ovs_hotswap.vhostuser.message_trace import message_trace
-from ovs_hotswap.vhostuser.ownership import Certainty, Ownership, Proof
+from ovs_hotswap.vhostuser.ownership import Proof
 
 log = logging.getLogger(__name__)
 
 
-class Talks(Protocol):
-    """Called before switches are told something that does not come from the guest. ``told``: the side that is told more
-    than places of rings; ``moving``: the rings change hands."""
-
-    def __call__(self, told: Side | None = None, moving: bool = False) -> None: ...
-
-
-class Peers(abc.ABC):
-    """A VM's QEMU and switches. ``suspects`` are the processes of switches that may be on the rings from the time of an
-    earlier broker; ``cut_pid`` is the process that held the rings when its connection closed; ``met`` are the
-    processes that connected last; ``hearing`` reads QEMU's connection."""
+class Peers(Recorded, abc.ABC):
+    """A VM's QEMU and switches. ``hearing`` reads QEMU's connection."""
 
     hearing: Hearing
 
-    def __init__(
-        self, name: str, loop: asyncio.AbstractEventLoop, processes: Processes, suspects: Mapping[Side, int]
-    ) -> None:
+    def __init__(self, name: str, loop: asyncio.AbstractEventLoop, processes: Processes, record: VmRecord) -> None:
+        super().__init__(record, processes)
         self.name = name
-        self.suspects = dict(suspects)
-        self.ownership = Ownership(suspects=frozenset(self.suspects))
-        self.links: dict[Side, SwitchConnection] = {}
-        self.qemu: Channel | None = None
-        self.cut_pid = 0
-        self.met = dict(suspects)
         self.last_error: str | None = None
-        self.touched: Callable[[], None] = lambda: None  # called before anything changes
-        self.talks: Talks = lambda told=None, moving=False: None  # the same of what does not come from the guest
         self._notes = Notes(name)
         self._loop = loop
-        self._processes = processes
         self.deaf = False  # QEMU is not read from
         # Another broker has the connections, or will: they do not end when they are closed here, and whatever falls due
         # here still, such as what was to be done when a switch had not answered, says and hears nothing on them.
@@ -76,28 +55,28 @@ class Peers(abc.ABC):
     def process_ended(self, pid: int) -> None:
         """A switch's process is dead, which proves it off every ring."""
 
-    def proven(self, side: Side, proof: Proof) -> bool:
+    def proven(self, side: Side, proof: Proof, note: Note = Note.START_OVER) -> bool:
         """Write down that ``side`` is off the rings; return whether ``proof`` proves that. If not, this broker's own
         record is wrong: from then on it believes nothing of it (``doubt``)."""
         before = self.ownership
         try:
-            self.ownership = before.released(side, proof)
+            ownership = before.released(side, proof)
         except ProofRejected as error:
             log.error("vm %s: %s", self.name, error.message, stack_info=True)
             self.doubt(error.message)
             return False
-        if self.ownership is not before:
+        if ownership is not before:
+            self.commit(self.record._replace(ownership=ownership), note)
             log.debug("vm %s: switch %s is off the rings: %s", self.name, side, proof)
         return True
 
     def doubt(self, reason: str) -> None:
         """Hang up on every switch, and give the rings to no side before each switch has connected again or its process
         has ended: both are seen without this record. QEMU stays connected, and is not read meanwhile."""
-        self.touched()
         sides = frozenset(Side) & {*self.links, *self.ownership.suspects, self.ownership.holder}
         known = {**self.met, **self.switch_pids}
-        self.suspects = {side: known.get(side, 0) for side in sides}
-        self.ownership = self.ownership.doubted(sides)
+        suspects = {side: known.get(side, 0) for side in sides}
+        self.commit(self.record._replace(suspects=suspects, ownership=self.ownership.doubted(sides)))
         self.ignore_qemu()
         for side in sorted(sides):
             self.drop_link(side, "it may be on the rings, against what was known")
@@ -128,14 +107,6 @@ class Peers(abc.ABC):
         """A switch has said something, or hung up."""
 
     @property
-    def switch_pids(self) -> dict[Side, int]:
-        """The processes that may be on the VM's rings, or be given them."""
-        found = {side: pid for side, pid in self.suspects.items() if side in self.ownership.suspects}
-        if self.ownership.holder is not None and self.ownership.certainty is Certainty.CUT:
-            found[self.ownership.holder] = self.cut_pid
-        return {**found, **{side: link.pid for side, link in self.links.items()}}
-
-    @property
     def expected(self) -> list[Side]:
         """Sides that have not said what they offer, and will: their processes have served the VM before, and live."""
         quiet = [side for side, pid in self.met.items() if not self._processes.ended(pid)]
@@ -145,11 +116,6 @@ class Peers(abc.ABC):
         """Whether the process that was last there for a side has ended, if one was."""
         pid = self.met.get(side)
         return pid is None or self._processes.ended(pid)
-
-    @property
-    def processes(self) -> dict[Side, Process]:
-        """The same, to be recognised by another broker."""
-        return {side: self._processes.known(pid) for side, pid in self.switch_pids.items()}
 
     def born(self) -> dict[int, int | None]:
         """When the processes of ``suspects`` and ``cut_pid`` were started."""

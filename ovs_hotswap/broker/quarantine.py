@@ -44,7 +44,7 @@ class Quarantine:
 
     def enter(self, vm: Vm) -> Vm:
         """A VM that has just been made."""
-        vm.quarantine = self._reasons.get(vm.name)
+        vm.commit(vm.record._replace(quarantine=self._reasons.get(vm.name)))
         return vm
 
     @staticmethod
@@ -63,7 +63,6 @@ class Quarantine:
             raise BrokerError(f"quarantine: reason: not a text: {reason!r}")
         seat = self._seat(vm)
         held = seat.vm
-        held.touched()
         seat.mover.disarm()
         seat.mover.drain()
         self._set(held, reason)
@@ -77,14 +76,13 @@ class Quarantine:
     async def _release(self, vm: str) -> VmStatus:
         """Serve the VM again, by whoever is there."""
         held = self._seat(vm).vm
-        held.touched()
         self._set(held, None)
         held.assign()
         held.sync_all()
         return vm_status(held, read=False)
 
     def _set(self, vm: Vm, reason: str | None) -> None:
-        vm.quarantine = reason
+        vm.commit(vm.record._replace(quarantine=reason))
         if reason is None:
             self._reasons.pop(vm.name, None)
         else:

@@ -19,6 +19,7 @@ from ovs_hotswap.broker.peers import Peers
 from ovs_hotswap.broker.process_watch import Processes
 from ovs_hotswap.broker.time_budget import Budget, Hearing, Turns
 from ovs_hotswap.broker.timers import Delays
+from ovs_hotswap.broker.vm_record import Note, VmRecord
 from ovs_hotswap.errors import BrokerError, ProtocolError
 from ovs_hotswap.fd_closing import burdens
 from ovs_hotswap.model import Side
@@ -27,7 +28,7 @@ from ovs_hotswap.vhostuser import handover, messages
 from ovs_hotswap.vhostuser.backend import SwitchConnection
 from ovs_hotswap.vhostuser.channel import PeerClosed, close_all
 from ovs_hotswap.vhostuser.guest_memory import indices, make_safe
-from ovs_hotswap.vhostuser.guest_state import GuestState, MessageEffect, Offer, ReplyDue, apply_message, offer_to_guest
+from ovs_hotswap.vhostuser.guest_state import GuestState, MessageEffect, ReplyDue, apply_message, offer_to_guest
 from ovs_hotswap.vhostuser.handover import Swap
 from ovs_hotswap.vhostuser.messages import Descriptor, Request
 from ovs_hotswap.vhostuser.ownership import Certainty, Ownership, Proof
@@ -74,12 +75,9 @@ class Vm(Peers):
         mtu: int | None = None,
         budget: Budget | None = None,
     ) -> None:
-        super().__init__(name, loop, processes, suspects or {})
-        self.home = home
-        self.state = GuestState()
-        self.park_wanted: set[Side] = set()
-        self.offered: Offer | None = None
-        self.moves = 0
+        old = dict(suspects or {})
+        record = VmRecord(home, suspects=old, met=old, ownership=Ownership(suspects=frozenset(old)))
+        super().__init__(name, loop, processes, record)
         self.last_swap: Swap | None = None
         self.owner_since: float | None = None  # seconds since the epoch
         self.queues, self.mtu = queues, mtu
@@ -90,17 +88,14 @@ class Vm(Peers):
         self._delays = delays
         self.scratch = scratch
         self._scratch = scratch_region(scratch)
-        self.hearing = Hearing(loop, turns, lambda: self.touched(), self._read_qemu, budget)
+        self.hearing = Hearing(loop, turns, self.starts_over, self._read_qemu, budget)
         self.answers = DeferredReply(self, loop)
         self.absence: Absence | None = None  # why QEMU is not there, if it is known
-        self.quarantine: str | None = None  # why its rings are given to nobody, though its switches and QEMU are there
-        self.withdrawn = False  # its rings are given to nobody any more
 
     # -- switches ----------------------------------------------------------------------------------------------
 
     def accept(self, side: Side, connection: socket.socket) -> None:
         """Take a switch's new connection, or refuse it while an older one, or its process, may still hold the rings."""
-        self.touched()
         link = SwitchConnection(side, self.channel(connection, f"switch {side}"))
         before = self.links.get(side)
         if before is not None and (self.ownership.holder is not side or before.channel.hung_up):
@@ -120,9 +115,9 @@ class Vm(Peers):
         if not self.proven(side, Proof.RECONNECTED):
             link.close()
             return
-        self.links[side], self.met[side] = link, link.pid
+        links, met = {**self.links, side: link}, {**self.met, side: link.pid}
+        self.commit(self.record._replace(links=links, met=met))
         self.hear_qemu()
-        self.touched()  # before this process is given anything
         self._loop.add_reader(link.channel.fileno(), self._read_link, link)
         self.guarded(link, lambda: link.probe(lambda offer: self._probed(link)))
 
@@ -157,24 +152,22 @@ class Vm(Peers):
         link = self.links.get(side)
         if link is None:
             return
-        self.touched()  # with its process
-        del self.links[side]
+        held = self.ownership.holder is side
+        links = {at: other for at, other in self.links.items() if at is not side}
+        cut_pid = link.pid if held else self.cut_pid
+        self.commit(self.record._replace(links=links, ownership=self.ownership.cut(side), cut_pid=cut_pid))
         self._loop.remove_reader(link.channel.fileno())
         self._loop.remove_writer(link.channel.fileno())
         self.end(link)
         self.note(f"switch {side}: {reason}")
         self.answers.dropped(link)
-        if self.ownership.holder is side:
-            self.ownership = self.ownership.cut(side)
-            self.cut_pid = link.pid
+        if held:
             if self._processes.ended(link.pid):
                 self.process_ended(link.pid)
             self._processes.doubt(link.pid)
 
     def process_ended(self, pid: int) -> None:
         """A switch's process is dead, which proves it off every ring."""
-        if pid in self.switch_pids.values():
-            self.touched()
         for side, link in list(self.links.items()):
             if link.pid == pid:
                 self.drop_link(side, f"process {pid} ended")
@@ -240,18 +233,15 @@ class Vm(Peers):
                 return
 
     def _grant(self, side: Side) -> None:
-        self.touched()
         link = self.links[side]
-        self.ownership = self.ownership.grant(side)
+        self.commit(self.record._replace(ownership=self.ownership.grant(side)))
         self.sync(side)
         self.guarded(link, lambda: link.fence(lambda: self.confirmed(side)))
 
     def confirmed(self, side: Side) -> None:
         if self.ownership == Ownership(side, Certainty.TAKING):
-            self.ownership = self.ownership.confirm()
             self.owner_since = time.time()
-            self.home = side
-            self.talks()
+            self.commit(self.record._replace(ownership=self.ownership.confirm(), home=side), Note.CONTINUE)
             self._wake_guest()
 
     def is_parked(self, side: Side) -> bool:
@@ -345,13 +335,13 @@ class Vm(Peers):
         """Take a fresh connection to the VM's QEMU."""
         made = self.channel(connection, "QEMU")
         born = start_time(made.peer_pid)
-        self.qemu, self.deaf = made, False
-        self.touched()
         offers = [link.offer for link in self.links.values() if link.offer is not None]
-        runs = self._lacking == (self.qemu.peer_pid, born)
-        self.offered = offer_to_guest(offers, 0 if runs else self.withheld, self.queues)
+        runs = self._lacking == (made.peer_pid, born)
+        offered = offer_to_guest(offers, 0 if runs else self.withheld, self.queues)
+        self.commit(self.record._replace(qemu=made, offered=offered))
+        self.deaf = False
         self.read_qemu()
-        log.info("vm %s: QEMU connected, process %d", self.name, self.qemu.peer_pid)
+        log.info("vm %s: QEMU connected, process %d", self.name, made.peer_pid)
         self.assign()
 
     def _read_qemu(self) -> bool:
@@ -389,7 +379,8 @@ class Vm(Peers):
         except BaseException:
             close_all(frame.descriptors)
             raise
-        before, self.state = self.state, got.state
+        before = self.state
+        self.commit(self.record._replace(state=got.state))
         if got.remark is not None and not (self.last_error or "").endswith(got.remark):
             self.note(f"QEMU: {got.remark}")
         try:
@@ -437,11 +428,12 @@ class Vm(Peers):
             return
         self.absence = why or absence.broke(reason)
         self.hearing.close()
-        qemu, self.qemu, self.offered, self.answers.owed = self.qemu, None, None, None
-        self.touched()  # a duplicate that is kept goes first: what QEMU left unread is closed with the last
+        qemu, state, self.answers.owed = self.qemu, self.state, None
+        # A stored duplicate of the connection goes first: what QEMU left unread is closed with the last one.
+        self.commit(self.record._replace(qemu=None, offered=None, state=GuestState()))
         self.end(qemu)
-        close_all(self.state.descriptors())
-        self.state, self.deaf = GuestState(), False
+        close_all(state.descriptors())
+        self.deaf = False
         for side, link in list(self.links.items()):
             if link.told.features is not None or link.told.memory:
                 self.drop_link(side, "its guest is gone")
@@ -460,19 +452,16 @@ class Vm(Peers):
             raise BrokerError(f"vm {self.name} cannot be parked: {reason}")
         if missing := ", ".join(messages.feature_names(self.missing(side))):
             raise BrokerError(f"vm {self.name} uses features that switch {side} does not offer: {missing}")
-        self.park_wanted.add(side)
-        self.talks()
+        self.commit(self.record._replace(park_wanted=self.park_wanted | {side}), Note.CONTINUE)
         self.sync(side)
         self.assign()
 
     def unpark(self, side: Side) -> None:
-        self.park_wanted.discard(side)
-        self.talks()
+        self.commit(self.record._replace(park_wanted=self.park_wanted - {side}), Note.CONTINUE)
         self.sync(side)
 
     def take_back(self, link: SwitchConnection) -> None:
-        self.touched()
-        self.ownership = self.ownership.letting_go()
+        self.commit(self.record._replace(ownership=self.ownership.letting_go()))
         self.sync(link.side)
         self.guarded(link, lambda: link.fence(lambda: self._let_go(link.side)))
 
@@ -491,8 +480,9 @@ class Vm(Peers):
 
     def close(self) -> None:
         """Hang up on everybody, or let go of what another broker has."""
-        while self.links:
-            _, link = self.links.popitem()
+        links = self.links.values()
+        self.commit(self.record._replace(links={}))
+        for link in links:
             self._loop.remove_reader(link.channel.fileno())
             self._loop.remove_writer(link.channel.fileno())
             self.end(link)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ovs_hotswap.broker.mover import Mover
 from ovs_hotswap.broker.vm import Vm
+from ovs_hotswap.broker.vm_record import Note
 from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhostuser.channel import listen
@@ -40,10 +41,9 @@ class VmSlot:
 
     def withdraw(self) -> None:
         """Take the rings back from whoever has them, and give them to nobody any more."""
-        self.vm.touched()
+        self.vm.commit(self.vm.record._replace(withdrawn=True))
         self.mover.disarm()
         self.mover.drain()
-        self.vm.withdrawn = True
         owner = self.vm.owner()
         if owner is not None and self.vm.ownership.certainty in (Certainty.OWNS, Certainty.TAKING):
             self.vm.take_back(owner)
@@ -55,17 +55,22 @@ class VmSlot:
 
     def serve_again(self) -> None:
         """After ``withdraw``. A switch that has not answered yet is given the rings when it does."""
-        self.vm.touched()
-        self.vm.withdrawn = self.leaving = False
+        self.vm.commit(self.vm.record._replace(withdrawn=False))
+        self.leaving = False
         self.vm.assign()
+
+    def waits_for(self, side: Side) -> None:
+        """Have a VM without a guest, whose rings no side holds, served by ``side`` when its guest comes."""
+        vm = self.vm
+        if vm.qemu is None and vm.ownership.holder is None and vm.home is not side:
+            vm.commit(vm.record._replace(home=side), Note.CONTINUE)
 
     def belongs_to(self, side: Side | None) -> None:
         """Have a VM whose rings nobody holds served by ``side``, now or when its guest comes. Whoever has them keeps
         them."""
         vm = self.vm
         if side is not None and side is not vm.home and vm.ownership.holder is None:
-            vm.touched()
-            vm.home = side
+            vm.commit(vm.record._replace(home=side))
             vm.assign()
 
     @property

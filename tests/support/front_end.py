@@ -168,8 +168,8 @@ class Bench:
         owner = self.vm.owner()
         if owner is None or self.vm.ownership.certainty is not Certainty.OWNS:
             return
-        self.vm.home = owner.side.other
-        self.vm.park_wanted.add(owner.side)
+        parked = self.vm.park_wanted | {owner.side}
+        self.vm.commit(self.vm.record._replace(home=owner.side.other, park_wanted=parked))
         self.vm.take_back(owner)
         self.settle()
 

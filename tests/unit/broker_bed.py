@@ -7,7 +7,8 @@ import contextlib
 import os
 import select
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from ovs_hotswap.broker.persist import recovery
 from ovs_hotswap.broker.persist.snapshot import Table, VmParts, Work, encode
@@ -16,7 +17,9 @@ from ovs_hotswap.broker.process_watch import Processes
 from ovs_hotswap.broker.time_budget import Turns
 from ovs_hotswap.broker.timers import Delays
 from ovs_hotswap.broker.vm import Vm
+from ovs_hotswap.broker.vm_record import Journal, NoJournal
 from ovs_hotswap.model import Side
+from ovs_hotswap.process_exit import Process
 from ovs_hotswap.vhostuser import messages
 from ovs_hotswap.vhostuser.backend import SwitchConnection
 from ovs_hotswap.vhostuser.channel import Channel, OwnedFd
@@ -113,11 +116,12 @@ class Bed:
         ring = Ring(
             256, RingAddress(0, 0, 0x8000, 0x4000, 0), 0, VringFd(True, OwnedFd(os.eventfd(0))), VringFd(), True
         )
-        vm.state = GuestState(OFFER.features, OFFER.protocol_features, True, (Region(0, SIZE, 0, 0, memory),), (ring,))
-        vm.qemu, vm.offered, vm.home = Channel(self.qemu.broker), OFFER, Side.A
-        vm.ownership, vm.park_wanted = ownership, set(parked)
-        for side, peer in self.switches.items():
-            link = vm.links[side] = SwitchConnection(side, Channel(peer.broker))
+        state = GuestState(OFFER.features, OFFER.protocol_features, True, (Region(0, SIZE, 0, 0, memory),), (ring,))
+        links = {side: SwitchConnection(side, Channel(peer.broker)) for side, peer in self.switches.items()}
+        qemu = Channel(self.qemu.broker)
+        vm.commit(vm.record._replace(home=Side.A, state=state, ownership=ownership, qemu=qemu, links=links))
+        vm.commit(vm.record._replace(offered=OFFER, park_wanted=frozenset(parked)))
+        for side, link in links.items():
             self.processes.track(link.pid)
             link.offer = OFFER
             _, link.told = reconcile(link.told, vm.state, vm.role(side), scratch_region(vm.scratch), OFFER, lambda _: 0)
@@ -130,7 +134,7 @@ class Bed:
         made = self.vm()
         made.scratch.close()
         made.scratch, made._scratch = given.scratch, scratch_region(given.scratch)
-        made.quarantine = vm.quarantine
+        made.commit(made.record._replace(quarantine=vm.quarantine))
         recovery.restore(made, given, self.processes.track, work)
         return made
 
@@ -143,6 +147,22 @@ class Bed:
         self.processes.close()
         for peer in (self.qemu, *self.switches.values()):
             peer.close()
+
+
+@dataclass
+class Listening:
+    """A journal that calls ``act`` for each note, before it passes the note to ``journal``."""
+
+    act: Callable[[], None]
+    journal: Journal = field(default_factory=NoJournal)
+
+    def start_over(self, processes: Mapping[Side, Process], qemu: Channel | None) -> None:
+        self.act()
+        self.journal.start_over(processes, qemu)
+
+    def continues(self, told: Side | None, moving: bool) -> None:
+        self.act()
+        self.journal.continues(told, moving)
 
 
 def kept(vm: Vm) -> VmParts:

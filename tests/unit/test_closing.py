@@ -25,6 +25,7 @@ from ovs_hotswap.model import Side
 from ovs_hotswap.vhostuser.channel import Channel, OwnedFd
 from tests.support.front_end import BITS, Bench
 from tests.support.waiting import eventually
+from tests.unit.broker_bed import Listening
 
 LINGER_S = 20
 
@@ -294,15 +295,14 @@ def keeping(bench: Bench) -> StateSaver:
 def kept_longer(bench: Bench, peer: socket.socket) -> list[bool]:
     """For each time that the vault is told of a change, whether ``peer`` had seen the end of its connection before:
     then the vault's may have been the last duplicate."""
-    found, begin = list[bool](), bench.vm.touched
+    found = list[bool]()
 
-    def touched() -> None:
+    def look() -> None:
         poller = select.poll()
         poller.register(peer, select.POLLRDHUP)
         found.append(bool(poller.poll(0)))
-        begin()
 
-    bench.vm.touched = touched
+    bench.vm.journal = Listening(look, bench.vm.journal)
     return found
 
 

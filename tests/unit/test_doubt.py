@@ -116,7 +116,7 @@ def test_a_second_connection_that_contradicts_the_record_is_refused() -> None:
         vm = bed.served(Ownership(Side.A, Certainty.OWNS))
         vm.go_on()
         vm.drop_link(Side.A, "it hung up")
-        vm.ownership = Ownership(Side.A, Certainty.OWNS)  # as if it had not been written down
+        vm.commit(vm.record._replace(ownership=Ownership(Side.A, Certainty.OWNS)))  # as if it had not been noticed
         peer = connect(vm, Side.A)
         assert in_doubt(bed, vm) if peer.hung_up() else pytest.fail("it was taken in")
         peer.close()
@@ -148,7 +148,7 @@ class Meddling(Mapping[Side, MessageThread]):
 
     def __getitem__(self, side: Side) -> MessageThread:
         if self._vm.ownership.certainty is Certainty.LETTING_GO:
-            self._vm.ownership = Ownership(Side.A, Certainty.OWNS)
+            self._vm.commit(self._vm.record._replace(ownership=Ownership(Side.A, Certainty.OWNS)))
         raise KeyError(side)
 
     def __iter__(self) -> Iterator[Side]:

@@ -24,7 +24,7 @@ from ovs_hotswap.vhostuser.guest_state import GuestState
 from ovs_hotswap.vhostuser.handover import prepare
 from ovs_hotswap.vhostuser.messages import Request
 from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
-from tests.unit.broker_bed import Bed, run, turns
+from tests.unit.broker_bed import Bed, Listening, run, turns
 
 ROOM = Room(64 << 20)
 
@@ -91,7 +91,8 @@ def test_a_broker_that_is_succeeded_asks_no_silent_owner_for_its_rings_back() ->
         vm = bed.served(Ownership(Side.A, Certainty.TAKING))
         mover = Mover(vm, bed.loop, Delays(bed.loop), 0.05, ROOM)
         vm.pause()
-        vm.shared = vm.withdrawn = True
+        vm.commit(vm.record._replace(withdrawn=True))
+        vm.shared = True
         bed.qemu.end.send(messages.build(Request.GET_FEATURES))
         mover._retreat(vm.links[Side.A])
         vm.take_back(vm.links[Side.B])
@@ -111,7 +112,7 @@ def test_a_move_without_arming_is_told_of_before_a_switch_is() -> None:
     async def test(bed: Bed) -> None:
         vm = bed.served(Ownership(Side.A, Certainty.OWNS))
         heard: list[list[str]] = []
-        vm.talks = lambda told=None, moving=False: heard.append(bed.switches[Side.B].heard())
+        vm.journal = Listening(lambda: heard.append(bed.switches[Side.B].heard()))
         with pytest.raises(BrokerError, match="did not answer"):
             Mover(vm, bed.loop, Delays(bed.loop), 0.01, ROOM).swap_to(Side.B, {})
         assert heard[0] == []
@@ -183,7 +184,7 @@ def test_the_room_of_a_vm_whose_switch_hung_up_is_free_when_that_has_ended() -> 
         assert first.arm(Side.B)
         await made.answer()
         os.pwrite(vm.scratch.fileno(), b"frame", reconcile.CAPTURE_OFFSET + 0x20000)
-        vm.met[Side.B] = vm.links[Side.B].pid
+        vm.commit(vm.record._replace(met={**vm.met, Side.B: vm.links[Side.B].pid}))
         vm.drop_link(Side.B, "it hung up")
         first.disarm()
         assert second.under_way(Side.B)

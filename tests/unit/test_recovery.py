@@ -27,7 +27,7 @@ def test_where_a_connection_stands_is_found_out_before_another_broker_goes_on() 
 
     async def test(bed: Bed) -> None:
         first = bed.served(Ownership(Side.A, Certainty.OWNS))
-        first.home = Side.B
+        first.commit(first.record._replace(home=Side.B))
         first.links[Side.A].fence(lambda: None)  # not answered yet
         assert first.settled
         second = bed.next(first)
@@ -193,10 +193,9 @@ def test_a_vm_in_quarantine_is_told_to_nobody_by_the_next_broker_either(ends: En
 
     async def test(bed: Bed) -> None:
         first = bed.served(Ownership(), parked=[])
-        first.quarantine = "ends its switches"
+        first.commit(first.record._replace(quarantine="ends its switches"))
         with keeping(bed, first, ends) as keeps:
             assert keeps.save()
-            first.park_wanted.add(Side.B)
             first.unpark(Side.B)
             found = taken(ends)
         assert found.state is not None
@@ -230,7 +229,7 @@ def test_what_could_not_be_kept_once_is_kept_after_the_next_change(ends: Ends) -
         vm = bed.served(Ownership(Side.A, Certainty.OWNS))
         with keeping(bed, vm, ends, Breaks) as keeps:
             await asyncio.wait_for(raised.wait(), 20)
-            vm.touched()
+            vm.starts_over()
             async with asyncio.timeout(20):
                 while keeps.unsaved:
                     await asyncio.sleep(0.001)

@@ -14,10 +14,12 @@ from ovs_hotswap.broker.persist.recovery import parts
 from ovs_hotswap.broker.persist.snapshot import VmParts, Work
 from ovs_hotswap.broker.persist.state_slot import LoadedState, StateSlot
 from ovs_hotswap.broker.vm import Vm
+from ovs_hotswap.broker.vm_record import NoJournal
 from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.fd_closing import hang_up
 from ovs_hotswap.model import Side
 from ovs_hotswap.process_exit import Process
+from ovs_hotswap.vhostuser.channel import Channel
 from ovs_hotswap.vhostuser.messages import Descriptor
 from ovs_hotswap.vhostuser.ownership import Certainty
 
@@ -56,6 +58,20 @@ class _Entry:
     vault: StateSlot | None
     qemu: Descriptor | None  # the connection of an earlier broker's to the VM's QEMU, which is not to end yet
     saved_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class _VmJournal:
+    """Stores the notes of one VM."""
+
+    saver: StateSaver
+    name: str
+
+    def start_over(self, processes: Mapping[Side, Process], qemu: Channel | None) -> None:
+        self.saver.start_over(self.name, processes, qemu)
+
+    def continues(self, told: Side | None, moving: bool) -> None:
+        self.saver.continues(self.name, told, moving)
 
 
 class StateSaver:
@@ -117,9 +133,8 @@ class StateSaver:
             log.warning("vm %s: its QEMU is kept waiting until no switch can be on the rings: %s", name, switches)
         if vault is None:
             return
-        vm.touched = lambda: self._touched(name)
-        vm.talks = lambda told=None, moving=False: self._talks(name, told, moving)
-        vm.touched()
+        vm.journal = _VmJournal(self, name)
+        vm.starts_over()
 
     def remove(self, name: str, *, forget: bool) -> None:
         """Keep it no more. Unless it is to be forgotten, what was kept last stays for the next broker."""
@@ -128,8 +143,7 @@ class StateSaver:
         self._failed.discard(name)
         if entry is None:
             return
-        entry.vm.touched = lambda: None
-        entry.vm.talks = lambda told=None, moving=False: None
+        entry.vm.journal = NoJournal()
         if entry.vault is not None and forget:
             entry.vault.remove(name)
         elif entry.vault is not None:
@@ -149,7 +163,7 @@ class StateSaver:
         if entry.vm.ownership.suspects:
             return True
         qemu, entry.qemu = entry.qemu, None
-        entry.vm.touched()  # the vault's duplicate goes first: what QEMU left unread is closed with the last
+        entry.vm.starts_over()  # the vault's duplicate goes first: what QEMU left unread is closed with the last
         hang_up(socket.socket(fileno=qemu.detach()))
         return False
 
@@ -157,18 +171,20 @@ class StateSaver:
         """The connection of which ``holds_qemu`` tells."""
         return self._entries[name].qemu if self.holds_qemu(name) else None
 
-    def _touched(self, name: str) -> None:
+    def start_over(self, name: str, processes: Mapping[Side, Process], qemu: Channel | None) -> None:
+        """Note that work is under way with a VM, and that what is kept of it is no longer good."""
         entry = self._entries[name]
         assert entry.vault is not None
-        entry.vault.begin(entry.vm.processes, entry.vm.qemu or entry.qemu)
+        entry.vault.begin(processes, qemu or entry.qemu)
         self._save_soon(name)
 
-    def _talks(self, name: str, told: Side | None, moving: bool) -> None:
+    def continues(self, name: str, told: Side | None, moving: bool) -> None:
+        """Note what is being done with a VM's switches, beside what is kept, if a next broker can continue so."""
         entry = self._entries[name]
         work = _work(entry.vm, told, moving)
         assert entry.vault is not None
         if work is None or not entry.vault.add(work):
-            self._touched(name)
+            entry.vm.starts_over()
         self._save_soon(name)
 
     def _save_soon(self, name: str) -> None:

@@ -16,6 +16,7 @@ from ovs_hotswap.broker.persist.autosave import StateSaver
 from ovs_hotswap.broker.persist.formats import Reader, announced
 from ovs_hotswap.broker.persist.recovery import StartsOver
 from ovs_hotswap.broker.vm import Vm
+from ovs_hotswap.broker.vm_record import Note
 from ovs_hotswap.broker.vm_slot import VmSlot
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, HotswapError
@@ -84,7 +85,8 @@ class Predecessor:
         self.succeeded = True
         self._desk.close()
         for seat in seats:
-            seat.vm.withdrawn = True  # no move that has waited goes on here
+            # No move that has waited goes on here. The successor has the state: nothing is noted any longer.
+            seat.vm.commit(seat.vm.record._replace(withdrawn=True), Note.COVERED)
             seat.vm.shared = True
         self._done()
 

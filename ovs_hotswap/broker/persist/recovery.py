@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from ovs_hotswap.broker.persist.snapshot import LinkParts, VmParts, Work
 from ovs_hotswap.broker.vm import Vm
+from ovs_hotswap.broker.vm_record import VmRecord
 from ovs_hotswap.model import Side
 from ovs_hotswap.process_exit import Process
 from ovs_hotswap.vhostuser.backend import SwitchConnection
@@ -66,44 +67,46 @@ def restore(vm: Vm, given: VmParts, track: Callable[[int, int | None], None], wo
 
     ``track`` is called with each process whose end matters to it, and when that was started, if it is known.
     """
-    vm.home, vm.state, vm.ownership, vm.offered = given.home, given.state, given.ownership, given.offered
-    vm.park_wanted, vm.suspects = set(given.park_wanted), dict(given.suspects)
-    vm.cut_pid, vm.moves = given.cut_pid, given.moves
+    qemu, links = None, {}
     if given.qemu is not None:
-        vm.qemu = vm.channel(socket.socket(fileno=given.qemu.detach()), "QEMU")
-        vm.qemu.resume(*given.half)
+        qemu = vm.channel(socket.socket(fileno=given.qemu.detach()), "QEMU")
+        qemu.resume(*given.half)
     for side, link in given.links.items():
         channel = vm.channel(socket.socket(fileno=link.connection.detach()), f"switch {side}")
-        made = SwitchConnection(side, channel)
+        made = links[side] = SwitchConnection(side, channel)
         made.pid, made.offer, made.told, made.inherited = link.pid, link.offer, link.told, link.due
-        vm.links[side], vm.met[side] = made, link.pid
-    if work is not None:
-        _redo(vm, given, work)
+    record = vm.record._replace(
+        home=given.home, state=given.state, ownership=given.ownership, offered=given.offered,
+        qemu=qemu, links=links, park_wanted=given.park_wanted, suspects=dict(given.suspects),
+        cut_pid=given.cut_pid, met={**vm.met, **{side: link.pid for side, link in links.items()}},
+        moves=given.moves,
+    )  # fmt: skip
+    vm.commit(record if work is None else _redone(record, work))
+    for side, made in links.items():
+        if side not in vm.links:  # what it has heard is not known: it connects again
+            made.close()
     born = {**given.born, **{link.pid: link.born for link in given.links.values()}}
     for pid in {*vm.switch_pids.values(), *vm.suspects.values()}:
         track(pid, born.get(pid))
 
 
-def _redo(vm: Vm, given: VmParts, work: Work) -> None:
-    """What was done since the state was kept."""
-    vm.home, vm.park_wanted = work.home, set(work.parked)
-    before = given.ownership.holder
-    if before is not None and before is not work.owner:
-        vm.park_wanted.add(before)
-    if vm.qemu is None or work.nobody:
-        vm.ownership = Ownership()
-    elif work.owner is not None:
-        vm.ownership = Ownership(work.owner, Certainty.TAKING)
-        if work.owner in work.told and work.owner in vm.links:  # by an earlier version: its connection is closed below
-            vm.ownership, vm.cut_pid = vm.ownership.cut(work.owner), vm.links[work.owner].pid
-    else:
-        vm.suspects = {side: link.pid for side, link in vm.links.items()}
-        vm.ownership = Ownership(suspects=frozenset(vm.suspects))
-    for side in work.told:  # what it has heard is not known: it connects anew
-        if (unknown := vm.links.pop(side, None)) is not None:
-            unknown.close()
-    for link in vm.links.values():
+def _redone(record: VmRecord, work: Work) -> VmRecord:
+    """A record with what was done since it was kept."""
+    links = {side: link for side, link in record.links.items() if side not in work.told}
+    for link in links.values():
         link.told, link.inherited = unplaced(link.told), True
+    before = record.ownership.holder
+    more = frozenset() if before is None or before is work.owner else frozenset({before})
+    redone = record._replace(home=work.home, park_wanted=work.parked | more, links=links)
+    if record.qemu is None or work.nobody:
+        return redone._replace(ownership=Ownership())
+    if work.owner is None:
+        suspects = {side: link.pid for side, link in record.links.items()}
+        return redone._replace(suspects=suspects, ownership=Ownership(suspects=frozenset(suspects)))
+    ownership = Ownership(work.owner, Certainty.TAKING)
+    if work.owner in work.told and work.owner in record.links:  # by an earlier version: its connection is closed
+        return redone._replace(ownership=ownership.cut(work.owner), cut_pid=record.links[work.owner].pid)
+    return redone._replace(ownership=ownership)
 
 
 def take_up(vm: Vm) -> None:
