@@ -182,13 +182,14 @@ def reload_(app: App) -> None:
         _show(app, client.status())
 
 
-@broker.command()
+@broker.command(short_help="Print everything that the broker has of one VM.")
 @click.argument("vm")
 @pass_app
 def dump(app: App, vm: str) -> None:
     """Print as JSON everything that the broker has on record of one VM, for a report of a fault.
 
-    The fields are those of the broker's code, and change with every version. Nothing is changed. With --json: the same.
+    The fields are those of the broker's code, and change with every version. Nothing is changed.
+    With --json: the same.
 
     \b
     Example:
