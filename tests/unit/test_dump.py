@@ -27,14 +27,14 @@ def test_a_dump_has_the_whole_record_and_is_json() -> None:
     async def test(bed: Bed) -> None:
         slot = slot_of(bed)
         found = json.loads(json.dumps(dump(slot)))
-        vm = found["vm"]
+        vm = found["vm"]["record"]
         assert (vm["ownership"]["holder"], vm["ownership"]["certainty"]) == ("a", "owns")
         assert vm["state"]["rings"][0]["size"] == 256
         assert vm["state"]["rings"][0]["address"]["used"] == "0x8000"
         assert "memfd:guest" in vm["state"]["memory"][0]["descriptor"]
         assert vm["qemu"]["peer_pid"] == os.getpid()
         assert vm["links"]["b"]["told"]["rings"][0]["address"] != vm["links"]["a"]["told"]["rings"][0]["address"]
-        assert (vm["park_wanted"], vm["home"], vm["name"]) == (["a", "b"], "a", "vm0")
+        assert (vm["park_wanted"], vm["home"], found["vm"]["name"]) == (["a", "b"], "a", "vm0")
         assert found["slot"]["paths"] == {"a": "/run/a", "b": "/run/b"}
         assert found["mover"]["fence_s"] == 0.3
         assert found["summary"] == repr(slot.mover)

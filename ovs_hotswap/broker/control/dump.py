@@ -13,6 +13,7 @@ from typing import Any
 from ovs_hotswap.broker.control.server import Method
 from ovs_hotswap.broker.deferred_reply import DeferredReply
 from ovs_hotswap.broker.time_budget import Hearing
+from ovs_hotswap.broker.vm_record import VmRecord
 from ovs_hotswap.broker.vm_slot import VmSlot
 from ovs_hotswap.vhostuser.backend import SwitchConnection
 from ovs_hotswap.vhostuser.channel import Channel, OwnedFd
@@ -69,6 +70,8 @@ def _plain(value: object, name: str = "") -> Any:
 
 
 def _composed(value: object) -> Any:
+    if isinstance(value, VmRecord):
+        value = value._asdict()
     if is_dataclass(value) and not isinstance(value, type):
         found = {
             field.name: _plain(getattr(value, field.name), field.name)
@@ -76,7 +79,7 @@ def _composed(value: object) -> Any:
             if field.name not in _REPEATED
         }
     elif isinstance(value, Mapping):
-        found = {str(key): _plain(each) for key, each in value.items()}
+        found = {str(key): _plain(each, str(key)) for key, each in value.items()}
     elif isinstance(value, Set):
         return sorted((each for each in map(_plain, value) if each is not _LEFT_OUT), key=str)
     elif isinstance(value, Sequence):
