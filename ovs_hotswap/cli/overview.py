@@ -61,8 +61,12 @@ def look(host: Host) -> Document:
         "unfinished": tried("unfinished", partial(_unfinished, upgrader)),
         "last": tried("last", partial(_last, upgrader)),
         "watch": watch,
-        "broker": tried("broker", lambda: host.broker.status().document()) if broker else None,
+        "broker": None,
     }
+    if broker and "vms" in unknown:
+        unknown["broker"] = unknown["vms"]  # it is not asked twice: each question may take its whole time
+    elif broker:
+        document["broker"] = tried("broker", lambda: host.broker.status().document())
     document["unknown"] = list(dict.fromkeys(unknown.values()))
     document["unknown_fields"] = list(unknown)
     document["problems"] = [asdict(each) for each in problems(document, steered=host.config.uplink.driver != "none")]

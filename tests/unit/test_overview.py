@@ -139,7 +139,7 @@ def test_a_look_at_a_host(config: Config, monkeypatch: pytest.MonkeyPatch) -> No
     bed.world.broker_fault = BrokerError("the broker does not answer")
     document = look(bed.host)
     assert document["unknown"] == ["there is no network device pf0", "the broker does not answer"]
-    assert document["unknown_fields"] == ["uplink", "vms"]
+    assert document["unknown_fields"] == ["uplink", "vms", "broker"]
     assert texts(document | {"broker": None}, "uplink") == ["unknown"]
 
 
