@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from ovs_hotswap.upgrade.steps import upgrade_plan
+
 ROOT = Path(__file__).parents[2]
 
 # A pattern, and what to write instead. docs/glossary.md has the words that have one name only.
@@ -147,6 +149,14 @@ def test_a_page_leaves_the_list_when_it_is_finished(page: str) -> None:
 @pytest.mark.parametrize("page", pages())
 def test_the_modules_that_a_page_names_exist(page: str) -> None:
     assert missing_files((ROOT / page).read_text()) == []
+
+
+def test_the_page_of_the_architecture_has_the_steps_of_an_upgrade() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    table = text.partition("## The plan")[2].partition("The rules of the engine")[0]
+    cells = (line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
+    shape = upgrade_plan().shape
+    assert [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)] == [*shape.before, *shape.after]
 
 
 @pytest.mark.parametrize("directory", LEFT)
