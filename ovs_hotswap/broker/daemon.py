@@ -17,9 +17,10 @@ from collections.abc import Callable, Mapping, Set
 
 from ovs_hotswap import __version__
 from ovs_hotswap.backends import VmStatus
+from ovs_hotswap.broker.changes import Changes
 from ovs_hotswap.broker.control.documents import capture_status, vm_status
 from ovs_hotswap.broker.control.dump import dump_method
-from ovs_hotswap.broker.control.moves_api import Moves, side_of, until
+from ovs_hotswap.broker.control.moves_api import Moves, side_of
 from ovs_hotswap.broker.control.server import ControlServer, Method
 from ovs_hotswap.broker.control.status import BrokerStatus
 from ovs_hotswap.broker.lifecycle import UNIT
@@ -79,9 +80,8 @@ class Broker:
         inherited: Inherited | None = None, load: Callable[[], Config] | None = None,
     ) -> None:  # fmt: skip
         self._settings = Settings(config, load)
-        self._system = system
+        self._system, self._loop = system, loop
         self._serving = self._for_good = False
-        self._loop = loop
         self._delays = Delays(loop)
         self._home = home
         self._listen_at = 0.0
@@ -90,19 +90,19 @@ class Broker:
         pid_files = [InstancePaths.of(config, side).vswitchd_pid for side in Side]
         self._processes = Processes(loop, self._process_ended, pid_files)
         self._keeping = StateSaver(loop, StateSlot.kept(), keeps=sd_notify.supervised())
-        self._withdrawal = Withdrawal(self._seats, self._processes, self._keeping)
+        self._changes = Changes()
+        self._withdrawal = Withdrawal(self._seats, self._processes, self._keeping, self._changes)
         self._intent: tuple[Stamp | None, frozenset[str]] = None, frozenset()
         self._ports: Mapping[str, Port] = {}  # of each VM in it
         self._room = Room(config.broker.capture_mb << 20)
         self._turns = Turns(loop)
-        self._reading = asyncio.Lock()
-        self._stopping = asyncio.Event()
+        self._reading, self._stopping = asyncio.Lock(), asyncio.Event()
         self._started = time.monotonic()
         self._quarantine = Quarantine(config.run_dir / "quarantine.json", system, self._seat)
         self._methods: dict[str, Method] = {
             "status": self._status, "vms": self._vms, "vm": self._vm, "park": self._park, "unpark": self._unpark,
             "reload": self._reload, "withdraw": self._withdraw, "dump": dump_method(self._seat),
-            **Moves(self._seat, self._keeping, self._settings).methods, **self._quarantine.methods,
+            **Moves(self._seat, self._keeping, self._settings, self._changes).methods, **self._quarantine.methods,
         }  # fmt: skip
         self._inherited = inherited
         goes_on = bool(self._keeping.earlier)
@@ -110,7 +110,8 @@ class Broker:
         control = None if inherited is None else inherited.control
         self._desk = ControlServer(config, self._methods, control, self._group(goes_on), needed=not goes_on)
         successors = None if inherited is None else inherited.successors
-        self._passing = Predecessor(loop, config, successors, self._seats, self._keeping, self._desk, self._passed_on)
+        self._passing = Predecessor(loop, config, successors, self._seats, self._keeping, self._desk, self._changes,
+                                    self._passed_on)  # fmt: skip
         if inherited is not None:
             for given, listeners in inherited.vms.values():
                 if isinstance(given, StartsOver):
@@ -214,7 +215,7 @@ class Broker:
                 await self._withdrawal.enforce(max(self._settings.fence_s, _PATIENCE_S))
             if not self._passing.succeeded:
                 with contextlib.suppress(BrokerError):
-                    await until(self._keeping.save, takeover.TIMEOUT_S, "VMs are not settled")
+                    await self._changes.until(self._keeping.save, takeover.TIMEOUT_S, "VMs are not settled")
         finally:
             for task in (desk, *tasks):
                 task.cancel()
@@ -317,7 +318,7 @@ class Broker:
 
     def _new_vm(self, name: str, scratch: Descriptor, suspects: Mapping[Side, int] | None = None) -> Vm:
         vm = Vm(name, self._loop, self._delays, self._turns, self._processes, scratch, self._home,
-                self._config.broker.withheld, suspects, *self._port(name))  # fmt: skip
+                self._config.broker.withheld, suspects, *self._port(name), changes=self._changes)  # fmt: skip
         return self._quarantine.enter(vm)
 
     def _seat_vm(self, vm: Vm, listeners: dict[Side, socket.socket], qemu: Descriptor | None = None) -> VmSlot:
@@ -373,6 +374,7 @@ class Broker:
         with realtime_priority():
             for seat in sorted(self._seats.values(), key=lambda seat: not has_pending_tx(seat.vm.state)):
                 seat.vm.process_ended(pid)
+        self._changes.notify()
 
     # -- control -----------------------------------------------------------------------------------------------
 
@@ -412,8 +414,8 @@ class Broker:
         seat, where = self._seat(vm), side_of(side)
         seat.vm.park(where)
         if seat.vm.qemu is not None and seat.vm.ownership.holder is not where:
-            await until(lambda: seat.vm.is_parked(where), _PARK_TIMEOUT_S,
-                        lambda: f"vm {vm}: {seat.vm.parking_fault(where)}")  # fmt: skip
+            await self._changes.until(lambda: seat.vm.is_parked(where), _PARK_TIMEOUT_S,
+                                      lambda: f"vm {vm}: {seat.vm.parking_fault(where)}")  # fmt: skip
         return vm_status(seat.vm)
 
     async def _unpark(self, vm: str, side: str) -> VmStatus:
@@ -440,7 +442,7 @@ class Broker:
             return all(self._seats.get(seat.vm.name) is not seat or not seat.leaving for seat in leaving)
 
         with contextlib.suppress(BrokerError):
-            await until(left, _PATIENCE_S, "")
+            await self._changes.until(left, _PATIENCE_S)
         for seat in self._seats.values():
             if seat.leaving:
                 seat.vm.note(f"it is in the overlay intent no more, and kept as long as one may use its rings: {seat}")

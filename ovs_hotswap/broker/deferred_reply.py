@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from ovs_hotswap.broker.changes import Changes
 from ovs_hotswap.broker.vm_record import VmRecord
 from ovs_hotswap.errors import ProtocolError
 from ovs_hotswap.vhostuser import messages
@@ -34,6 +35,9 @@ class FrontEnd(Protocol):
     def record(self) -> VmRecord: ...
 
     def commit(self, record: VmRecord) -> None: ...
+
+    @property
+    def changes(self) -> Changes: ...
 
     @property
     def hearing(self) -> Reading: ...
@@ -133,6 +137,7 @@ class DeferredReply:
         if self.owed is not owed or vm.qemu is None:
             return
         self.owed = None
+        vm.changes.notify()
         try:
             owed.pay(base)
         except (OSError, ProtocolError) as error:

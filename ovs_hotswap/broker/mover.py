@@ -278,6 +278,7 @@ class Mover:
         if isinstance(self._state, Armed):
             catch, self._state = self._state.catch, _IDLE
             self._leave(catch)
+            self._vm.changes.notify()
 
     def _leave(self, catch: CaptureRings) -> None:
         """Take the parked side off capture rings."""
@@ -443,10 +444,12 @@ class Mover:
             draining.frames.set_result(frames)
         if self._state is draining:
             self._state = _IDLE
+        self._vm.changes.notify()
 
     def _forget(self, frames: asyncio.Future[list[CapturedFrame]]) -> None:
         if self._frames is frames:
             self._frames = None
+            self._vm.changes.notify()
 
     async def undelivered(self) -> list[CapturedFrame]:
         """Drain, and fetch the frames for the guest that arrived during the last move and that no side delivered. They
@@ -459,6 +462,7 @@ class Mover:
         if self._frames is not frames:
             return []  # another caller has waited, and has them
         self._frames = None
+        self._vm.changes.notify()
         return caught
 
     def _retreat(self, link: SwitchConnection) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import socket
 
+from ovs_hotswap.broker.changes import Changes
 from ovs_hotswap.broker.process_watch import Processes
 from ovs_hotswap.broker.time_budget import Hearing
 from ovs_hotswap.broker.vm_log import Notes
@@ -26,8 +27,10 @@ class Peers(Recorded, abc.ABC):
 
     hearing: Hearing
 
-    def __init__(self, name: str, loop: asyncio.AbstractEventLoop, processes: Processes, record: VmRecord) -> None:
-        super().__init__(record, processes)
+    def __init__(
+        self, name: str, loop: asyncio.AbstractEventLoop, processes: Processes, record: VmRecord, changes: Changes
+    ) -> None:
+        super().__init__(record, processes, changes)
         self.name = name
         self.last_error: str | None = None
         self._notes = Notes(name)

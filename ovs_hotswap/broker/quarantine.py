@@ -17,7 +17,6 @@ from pydantic import TypeAdapter
 
 from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.broker.control.documents import vm_status
-from ovs_hotswap.broker.control.moves_api import until
 from ovs_hotswap.broker.control.server import Method
 from ovs_hotswap.broker.vm import Vm
 from ovs_hotswap.broker.vm_slot import VmSlot
@@ -68,7 +67,7 @@ class Quarantine:
         self._set(held, reason)
         self.enforce(held)
         with contextlib.suppress(BrokerError):
-            await until(lambda: seat.is_withdrawn, _PATIENCE_S, "")
+            await held.changes.until(lambda: seat.is_withdrawn, _PATIENCE_S)
         if held.quarantine is not None:
             held.sync_all()
         return vm_status(held, read=False)

@@ -6,12 +6,11 @@ switch that does not answer may do so too, then or when it wakes up: it has the 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping
 
-from ovs_hotswap.broker.control.moves_api import until
+from ovs_hotswap.broker.changes import Changes
 from ovs_hotswap.broker.persist.autosave import StateSaver
 from ovs_hotswap.broker.process_watch import Processes
 from ovs_hotswap.broker.vm_slot import VmSlot
@@ -19,14 +18,14 @@ from ovs_hotswap.errors import BrokerError
 
 log = logging.getLogger(__name__)
 
-_TICK_S = 0.001
-
 
 class Withdrawal:
     """Of all ``seats``, which may change meanwhile. ``begun``: nobody is given rings any more."""
 
-    def __init__(self, seats: Mapping[str, VmSlot], processes: Processes, keeping: StateSaver) -> None:
-        self._seats, self._processes, self._keeping = seats, processes, keeping
+    def __init__(
+        self, seats: Mapping[str, VmSlot], processes: Processes, keeping: StateSaver, changes: Changes
+    ) -> None:  # fmt: skip
+        self._seats, self._processes, self._keeping, self._changes = seats, processes, keeping, changes
         self.begun = self._enforced = False
 
     async def ask(self, patience: float) -> None:
@@ -56,8 +55,7 @@ class Withdrawal:
             names = ", ".join(seat.vm.name for seat in stuck if pid in seat.on_rings.values())
             log.error("switch of process %d does not let go of the rings of VM %s: it is ended", pid, names)
             self._processes.kill(pid)
-        while self._stuck():
-            await asyncio.sleep(_TICK_S)
+        await self._changes.until(lambda: not self._stuck())
         self._drop_qemus()
 
     async def _take_back(self, patience: float) -> list[VmSlot]:
@@ -66,7 +64,7 @@ class Withdrawal:
         for seat in self._seats.values():
             seat.withdraw()
         with contextlib.suppress(BrokerError):
-            await until(lambda: not self._stuck(), patience, "")
+            await self._changes.until(lambda: not self._stuck(), patience)
         return self._stuck()
 
     def _stuck(self) -> list[VmSlot]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 
 from ovs_hotswap.backends import Absence
 from ovs_hotswap.broker import absence
+from ovs_hotswap.broker.changes import Changes
 from ovs_hotswap.broker.deferred_reply import DeferredReply
 from ovs_hotswap.broker.peers import Peers
 from ovs_hotswap.broker.process_watch import Processes
@@ -74,10 +75,11 @@ class Vm(Peers):
         queues: int | None = None,
         mtu: int | None = None,
         budget: Budget | None = None,
+        changes: Changes | None = None,
     ) -> None:
         old = dict(suspects or {})
         record = VmRecord(home, suspects=old, met=old, ownership=Ownership(suspects=frozenset(old)))
-        super().__init__(name, loop, processes, record)
+        super().__init__(name, loop, processes, record, changes or Changes())
         self.last_swap: Swap | None = None
         self.owner_since: float | None = None  # seconds since the epoch
         self.queues, self.mtu = queues, mtu
@@ -130,6 +132,12 @@ class Vm(Peers):
 
     def _read_link(self, link: SwitchConnection) -> None:
         self.talks()
+        try:
+            self._take_answers(link)
+        finally:
+            self.changes.notify()
+
+    def _take_answers(self, link: SwitchConnection) -> None:
         for _ in range(_FRAMES_PER_TURN):
             try:
                 frame = link.channel.receive()
@@ -311,6 +319,7 @@ class Vm(Peers):
         self.talks()
         self._loop.remove_writer(link.channel.fileno())
         self.guarded(link, link.channel.flush)
+        self.changes.notify()
 
     # -- QEMU --------------------------------------------------------------------------------------------------
 

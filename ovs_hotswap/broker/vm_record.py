@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
+from ovs_hotswap.broker.changes import Changes
 from ovs_hotswap.broker.process_watch import Processes
 from ovs_hotswap.model import Side
 from ovs_hotswap.process_exit import Process
@@ -86,9 +87,10 @@ class NoJournal:
 class Recorded:
     """A VM's record, which everybody may read and ``commit`` alone replaces."""
 
-    def __init__(self, record: VmRecord, processes: Processes) -> None:
+    def __init__(self, record: VmRecord, processes: Processes, changes: Changes) -> None:
         self._record = record
         self._processes = processes
+        self.changes = changes
         self.journal: Journal = NoJournal()
 
     def commit(self, record: VmRecord, note: Note = Note.START_OVER) -> None:
@@ -101,6 +103,7 @@ class Recorded:
         self._record = record
         if note is Note.CONTINUE:
             self.journal.continues(None, moving=False)
+        self.changes.notify()
 
     def starts_over(self) -> None:
         """To be called before something is read from QEMU: what is kept is no longer good."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ovs_hotswap.broker.changes import Changes
 from ovs_hotswap.broker.control.server import ControlServer
 from ovs_hotswap.broker.persist.autosave import StateSaver
 from ovs_hotswap.broker.persist.predecessor import Predecessor
@@ -45,7 +46,7 @@ def test_a_fault_of_what_is_done_before_does_not_end_it(config: Config) -> None:
         desk, keeping = ControlServer(config, {}, None), StateSaver(loop, {}, keeps=False)
         assert desk.listener is not None
         with desk.listener:
-            passing = Predecessor(loop, config, None, {}, keeping, desk, lambda: None)
+            passing = Predecessor(loop, config, None, {}, keeping, desk, Changes(), lambda: None)
             calling = loop.create_task(Reach(Settings(config), {}, keeping, passing).forever(first))
             async with asyncio.timeout(10):
                 while rounds < 2:

@@ -7,11 +7,11 @@ import contextlib
 import fcntl
 import os
 import stat
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ovs_hotswap.backends import MoveResult
+from ovs_hotswap.broker.changes import Changes
 from ovs_hotswap.broker.control import client
 from ovs_hotswap.broker.control.documents import move_result
 from ovs_hotswap.broker.control.server import Method
@@ -25,14 +25,15 @@ from ovs_hotswap.vhostuser.handover import Threads
 from ovs_hotswap.vhostuser.messages import Descriptor
 
 _TIMEOUT_S = 2.0
-_TICK_S = 0.001
 
 
 class Moves:
     """``seat_of`` finds a VM by its name, or raises BrokerError."""
 
-    def __init__(self, seat_of: Callable[[object], VmSlot], keeping: StateSaver, settings: Settings) -> None:
-        self._seat, self._keeping, self._settings = seat_of, keeping, settings
+    def __init__(
+        self, seat_of: Callable[[object], VmSlot], keeping: StateSaver, settings: Settings, changes: Changes
+    ) -> None:  # fmt: skip
+        self._seat, self._keeping, self._settings, self._changes = seat_of, keeping, settings, changes
 
     @property
     def methods(self) -> Mapping[str, Method]:
@@ -52,7 +53,7 @@ class Moves:
         if seat.mover.under_way(to):
             seat.mover.drain()
             with contextlib.suppress(BrokerError):
-                await until(lambda: not seat.mover.under_way(to), _TIMEOUT_S, "")
+                await self._changes.until(lambda: not seat.mover.under_way(to), _TIMEOUT_S)
 
     async def _arm(self, vms: list[str], to: str) -> list[str]:
         """Have frames for VMs that are about to be moved caught from now on; answers those for which that can be."""
@@ -66,7 +67,8 @@ class Moves:
             except BrokerError:
                 break  # its move tells why, and is the last one
         with contextlib.suppress(BrokerError):  # the move of one that does not answer tells that
-            await until(lambda: all(self._seat(vm).mover.is_armed(side) for vm in told), self._settings.fence_s, "")
+            armed = lambda: all(self._seat(vm).mover.is_armed(side) for vm in told)  # noqa: E731
+            await self._changes.until(armed, self._settings.fence_s)
         return [vm for vm in told if self._seat(vm).mover.is_armed(side)]
 
     async def _disarm(self, vms: list[str]) -> None:
@@ -110,16 +112,6 @@ class Moves:
             "frames": [each.frame.hex() for each in caught if not each.segments],
             "undeliverable": sum(each.segments for each in caught),
         }
-
-
-async def until(true: Callable[[], bool], timeout: float, otherwise: str | Callable[[], str]) -> None:
-    """Wait. Raises BrokerError with ``otherwise``, as it is then, after ``timeout`` seconds."""
-    end = time.monotonic() + timeout
-    while not true():
-        if time.monotonic() >= end:
-            text = otherwise if isinstance(otherwise, str) else otherwise()
-            raise BrokerError(f"{text} after {timeout:g} s")
-        await asyncio.sleep(_TICK_S)
 
 
 def _message_threads(

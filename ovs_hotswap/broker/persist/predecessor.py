@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 
-from ovs_hotswap.broker.control.moves_api import until
+from ovs_hotswap.broker.changes import Changes
 from ovs_hotswap.broker.control.server import ControlServer
 from ovs_hotswap.broker.persist import takeover
 from ovs_hotswap.broker.persist.autosave import StateSaver
@@ -31,10 +31,12 @@ class Predecessor:
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, config: Config, listener: socket.socket | None,
-        seats: Mapping[str, VmSlot], keeping: StateSaver, desk: ControlServer, done: Callable[[], None],
+        seats: Mapping[str, VmSlot], keeping: StateSaver, desk: ControlServer, changes: Changes,
+        done: Callable[[], None],
     ) -> None:  # fmt: skip
         self._loop, self._path, self._listener = loop, config.successor_socket, listener
         self._seats, self._keeping, self._desk, self._done = seats, keeping, desk, done
+        self._changes = changes
         self._task: asyncio.Task[None] | None = None
         self.under_way = self.succeeded = False
 
@@ -99,7 +101,7 @@ class Predecessor:
             seat.mover.drain()
             seat.vm.ignore_qemu()
         with contextlib.suppress(BrokerError):
-            await until(lambda: all(map(self._is_calm, self._seats.values())), takeover.TIMEOUT_S, "")
+            await self._changes.until(lambda: all(map(self._is_calm, self._seats.values())), takeover.TIMEOUT_S)
 
     def _is_calm(self, seat: VmSlot) -> bool:
         return seat.settled and not self._keeping.holds_qemu(seat.vm.name)
