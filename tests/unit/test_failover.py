@@ -36,3 +36,13 @@ def test_the_acts_of_a_failover_come_in_order() -> None:
     assert next_act(FailoverState(False, True, steered=True, stranded=1)) is Act.AWAIT
     assert next_act(FailoverState(False, True, steered=True, stranded=1, patience=False)) is Act.RECORD
     assert next_act(FailoverState(False, True, steered=True)) is Act.RECORD
+
+
+def test_a_failover_waits_for_vms_only_where_its_caller_says_that_there_are_some() -> None:
+    assert next_act(FailoverState(alive=True, target_ready=False)) is Act.NO_TARGET
+    assert next_act(FailoverState(alive=False, target_ready=True)) is Act.STEER
+    assert next_act(FailoverState(alive=False, target_ready=True, steered=True, stranded=2)) is Act.AWAIT
+
+
+def test_the_log_names_the_acts_so() -> None:
+    assert [str(act) for act in Act] == ["no-target", "fence", "steer", "await", "record"]

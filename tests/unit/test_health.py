@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -141,3 +143,66 @@ def test_a_good_instance_never_fails(steps: list[float]) -> None:
         time += step
         samples.append(Sample(time, alive=True, answer=Answer(time, {0: number})))
     assert {verdict.health for verdict in judged(samples)} == {Health.HEALTHY}
+
+
+def test_each_signal_has_its_own_time() -> None:
+    times = [LIMITS.of(signal) for signal in Signal]
+    assert times == [0.0, LIMITS.hang_s / 3, LIMITS.hang_s, LIMITS.main_s]
+
+
+def test_a_watcher_that_looks_seldom_is_not_taken_for_one_that_did_not_run() -> None:
+    assert Limits(check_s=0.05, hang_s=0.6, main_s=10.0).stall_s == 0.6
+    assert Limits(check_s=1.0, hang_s=0.6, main_s=10.0).stall_s == 4.0
+    as_late_as_allowed = [Sample(time, alive=True, stopped=True) for time in (0.0, 0.6)]
+    assert first_failure(as_late_as_allowed) == 0.6
+
+
+@pytest.mark.parametrize(
+    ("sample", "suspect", "failed"),
+    [
+        (Sample(0.0, alive=True, stopped=True), "its process is stopped", "its process is stopped for 10.00 s"),
+        (
+            Sample(0.0, alive=True, silent=True),
+            "its main thread does not answer",
+            "its main thread does not answer for 10.00 s",
+        ),
+    ],
+)
+def test_a_verdict_names_the_signal_and_how_long_it_has_been_bad(sample: Sample, suspect: str, failed: str) -> None:
+    """The second sample is exactly as late as the limit allows, and the second is enough."""
+    signal = Signal.STOPPED if sample.stopped else Signal.MAIN_THREAD
+    assert judged([sample, replace(sample, time=10.0)], Limits(check_s=5.0, hang_s=30.0, main_s=10.0)) == [
+        Verdict(Health.SUSPECT, signal, suspect),
+        Verdict(Health.FAILED, signal, failed),
+    ]
+
+
+def test_one_bad_sample_is_not_enough_whatever_the_limit() -> None:
+    none = Limits(check_s=0.05, hang_s=0.6, main_s=0.0)
+    verdicts = judged([Sample(time, alive=True, silent=True) for time in (0.0, 0.05)], none)
+    assert [verdict.health for verdict in verdicts] == [Health.SUSPECT, Health.FAILED]
+
+
+def test_all_pmd_threads_that_stand_still_are_named() -> None:
+    samples = [Sample(time, alive=True, answer=Answer(time, {2: 7, 1: 7, 0: int(10 * time)})) for time in (0.0, 0.5)]
+    assert judged(samples)[-1] == Verdict(Health.SUSPECT, Signal.PMD, "its PMD thread on core 1, 2 does not advance")
+
+
+def test_what_is_remembered_of_a_signal_is_when_it_became_bad_and_in_how_many_samples() -> None:
+    history = History()
+    for time in (1.0, 1.1, 1.2):
+        history, _ = judge(history, Sample(time, alive=True, silent=True), LIMITS)
+    trouble = history.troubles[Signal.MAIN_THREAD]
+    assert (history.time, trouble.since, trouble.count) == (1.2, 1.0, 3)
+    dead, _ = judge(history, Sample(1.3, alive=False), LIMITS)
+    assert dead == replace(history, time=1.3)
+
+
+def test_the_status_file_names_health_and_signals_so() -> None:
+    assert [str(health) for health in Health] == ["healthy", "suspect", "failed"]
+    assert [str(signal) for signal in Signal] == ["process", "stopped", "pmd", "main-thread"]
+
+
+def test_a_healthy_instance_is_suspected_of_nothing() -> None:
+    (verdict,) = judged([Sample(0.0, alive=True)])
+    assert (verdict.health, verdict.signal, verdict.reason) == (Health.HEALTHY, None, "")

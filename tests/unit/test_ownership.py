@@ -223,3 +223,16 @@ def test_a_doubt_keeps_the_last_proof_for_the_log() -> None:
 def test_documents_of_other_versions_name_proofs_and_certainties_as_this_one_does() -> None:
     assert [str(proof) for proof in Proof] == ["fence", "dead", "reconnected", "never"]
     assert [str(each) for each in Certainty] == ["nobody", "owns", "taking", "letting-go", "cut", "unknown"]
+
+
+@pytest.mark.parametrize(
+    ("ownership", "text"),
+    [
+        (Ownership(), f"<Ownership: {Certainty.NOBODY}>"),
+        (Ownership(Side.A, Certainty.OWNS), "<Ownership: a owns>"),
+        (Ownership(suspects=frozenset(Side)), f"<Ownership: {Certainty.NOBODY}, suspects: a and b>"),
+        (Ownership(Side.A, Certainty.CUT, frozenset({Side.B})), "<Ownership: a cut, suspects: b>"),
+    ],
+)
+def test_the_log_shows_holder_certainty_and_suspects(ownership: Ownership, text: str) -> None:
+    assert repr(ownership) == text

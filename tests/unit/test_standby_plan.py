@@ -39,3 +39,23 @@ def test_vms_return_from_a_standby_that_cannot_be_prepared_for_long() -> None:
     assert next_task(waits) is Task.RETURN
     assert next_task(replace(waits, may_start=True)) is Task.PREPARE
     assert next_task(replace(waits, strays=())) is Task.NOTHING
+
+
+def test_a_lost_database_server_comes_before_everything_that_needs_it() -> None:
+    house = StandbyState(active_runs=True, standby_runs=False, broken=True, standby_dead=True, settle=True)
+    assert next_task(house) is Task.MEND
+    assert next_task(replace(house, broken=False)) is Task.SETTLE
+    assert next_task(replace(house, broken=False, settle=False)) is Task.CLEAN
+    assert next_task(replace(house, active_runs=False)) is Task.RESTART
+
+
+def test_a_standby_that_was_never_prepared_is_nowhere_to_go() -> None:
+    lost = StandbyState(active_runs=False, standby_runs=False, prepared=True)
+    assert next_task(lost) is Task.RESTART
+    assert next_task(replace(lost, standby_runs=True)) is Task.NOTHING
+
+
+def test_the_log_names_the_tasks_so() -> None:
+    assert [str(task) for task in Task] == [
+        "nothing", "mend", "settle", "restart", "clean", "replace", "start", "prepare", "program", "return", "park",
+    ]  # fmt: skip
