@@ -407,7 +407,9 @@ def run_module(module: str, names: Sequence[str], results: Results, deadline: fl
         return time.monotonic() < deadline
 
     def bodies() -> int:
-        return run_tests(files, Forked(name, [mutant for mutant in todo if mutant.inside], baseline, note))
+        # What ran when the tests were collected must run again, so such a mutant has to be imported.
+        functions = [mutant for mutant in todo if mutant.inside and str(mutant.statement) in baseline.by_line]
+        return run_tests(files, Forked(name, functions, baseline, note))
 
     in_child(resource.RLIM_INFINITY, bodies)
     results.read()
