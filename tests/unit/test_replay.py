@@ -18,6 +18,7 @@ from ovs_hotswap.vhostuser.messages import Message, ProtocolFeature, Request, Ri
 from ovs_hotswap.vhostuser.reconcile import (
     PARKING,
     PARKING_SIZE,
+    SCRATCH_GUEST_ADDRESS,
     SCRATCH_SIZE,
     SCRATCH_USER_ADDRESS,
     OutgoingMessage,
@@ -457,3 +458,18 @@ def test_guest_that_claims_the_scratch_addresses_is_not_parked(guest: int, user:
 def test_empty_record_yields_nothing() -> None:
     for role in Role:
         assert reconcile(SentState(), GuestState(), role, SCRATCH, OFFER, lambda index: 0)[0] == []
+
+
+def test_a_back_end_is_at_its_places_only_if_every_ring_is() -> None:
+    state = booted(2)
+    _, heard = reconcile(SentState(), state, Role.PARKED, SCRATCH, OFFER, lambda index: 0)
+    assert heard.at({0: PARKING, 1: PARKING})
+    assert not heard.at({0: PARKING, 1: address(1)})
+    assert not heard.at({0: PARKING, 7: PARKING})
+
+
+def test_the_scratch_region_lies_where_the_parking_place_is_looked_for() -> None:
+    descriptor = FakeDescriptor()
+    assert scratch_region(descriptor) == messages.Region(
+        SCRATCH_GUEST_ADDRESS, SCRATCH_SIZE, SCRATCH_USER_ADDRESS, 0, descriptor
+    )
