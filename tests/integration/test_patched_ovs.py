@@ -260,19 +260,6 @@ def being_given_up(bed: PatchedBed, pool: Executor, name: str) -> Iterator[None]
     given_up.result()
 
 
-def test_other_commands_are_served_while_a_guest_is_given_up(bed: PatchedBed) -> None:
-    bed.vm("vm1")
-    if not switchable(bed):
-        return
-    with ThreadPoolExecutor() as pool, being_given_up(bed, pool, "vm1"):
-        assert main_thread_turns(bed, 3)
-        assert states(bed) == {"vm1": "yielding"}
-        for command in ("vhost-yield", "vhost-claim"):
-            with pytest.raises(SwitchError, match="vm1: is being yielded"):
-                bed.appctl(f"netdev-dpdk/{command}", "vm1")
-    assert states(bed) == {"vm1": "yielded"}
-
-
 def test_a_guest_that_goes_is_not_unmapped_under_a_thread(bed: PatchedBed) -> None:
     vm = bed.vm("vm1")
     if not switchable(bed):

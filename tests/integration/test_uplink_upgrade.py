@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from ovs_hotswap.system import System
 from ovs_hotswap.upgrade import collect
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from ovs_hotswap.upgrade.uplink_checks import PROGRAMS
+from ovs_hotswap.upgrade.uplink_proof import SAMPLE_S
 from tests.integration.bpf import program
 
 
@@ -99,6 +101,7 @@ def test_an_uplink_that_fails_later_is_found_before_the_commit(bed: Lab, host: H
 
 def test_what_takes_packets_before_the_filters_is_an_error(bed: Lab, host: Host) -> None:
     with program("tcx-pass", bed.layout.host_namespace, "pf0"):
+        time.sleep(SAMPLE_S)  # what came before is in the counters only then
         with pytest.raises(PrecheckFailed, match=r"pf0: 1 tcx programs on ingress .* none came to the instance"):
             again(host)
     with program("tcx-next", bed.layout.host_namespace, "pf0"):
