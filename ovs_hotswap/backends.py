@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Protocol, Self
 
 from ovs_hotswap.errors import BrokerError, HotswapError
 from ovs_hotswap.model import MessageThread, Side
@@ -20,7 +20,15 @@ class BackendMode(enum.StrEnum):
     QEMU_DUAL = "qemu-dual"
 
 
-class OwnerCertainty(enum.StrEnum):
+class _OrUnknown(enum.StrEnum):
+    """With a member UNKNOWN, which a text stands for that only a newer version knows."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        return cls["UNKNOWN"] if isinstance(value, str) else None
+
+
+class OwnerCertainty(_OrUnknown):
     """What is known of a VM's owner. OWNS: the owner has confirmed that it took the rings. TAKING: the owner was given
     the rings and has not confirmed. LETTING_GO: the owner was asked to release them and has not confirmed. CUT: the
     owner's connection closed while its process lives. NOBODY: there is no owner. UNKNOWN: the back ends do not say, say
@@ -33,22 +41,14 @@ class OwnerCertainty(enum.StrEnum):
     CUT = "cut"
     UNKNOWN = "unknown"
 
-    @classmethod
-    def _missing_(cls, value: object) -> OwnerCertainty | None:
-        return cls.UNKNOWN if isinstance(value, str) else None
 
-
-class SwitchRole(enum.StrEnum):
+class SwitchRole(_OrUnknown):
     """What a switch is for one VM. UNKNOWN: a role that only a newer version has."""
 
     IDLE = "idle"
     PARKED = "parked"
     OWNER = "owner"
     UNKNOWN = "unknown"
-
-    @classmethod
-    def _missing_(cls, value: object) -> SwitchRole | None:
-        return cls.UNKNOWN if isinstance(value, str) else None
 
 
 class AbsenceCause(enum.StrEnum):
