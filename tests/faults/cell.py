@@ -264,8 +264,10 @@ class Runner:
         self._continue()
         if struck.database and not self._bed.system.alive(struck.pid):
             side = self._active if self._cell.victim is Victim.ACTIVE_DB else self._active.other
-            paths = self._bed.host.instances[side].paths
-            if paths.db_file.exists():  # else it was retired; it may be, and be started again, at this moment
+            instance = self._bed.host.instances[side]
+            paths = instance.paths
+            # Else it was retired, or the watchdog has started another; either may happen at this moment.
+            if paths.db_file.exists() and instance.database_pid() is None:
                 self._bed.system.run(struck.database, env=launch.environment(paths.run_dir), check=False)
 
     def _mend(self) -> None:
