@@ -64,6 +64,18 @@ def test_any_change_of_the_sources_is_another_revision(tmp_path: Path) -> None:
     assert len(seen | {revision(tmp_path)}) == 3
 
 
+def test_a_change_of_comments_and_docstrings_is_the_same_revision(tmp_path: Path) -> None:
+    source = tmp_path / "ovs_hotswap" / "model.py"
+    source.parent.mkdir()
+    seen = set()
+    for text in ('"""A."""\ndef f():\n    """B."""\n    return 1\n', "# c\ndef f():\n    return (1)\n"):
+        source.write_text(text)
+        seen.add(revision(tmp_path))
+    source.write_text(text.replace("1", '"""B."""'))
+    assert len(seen) == 1
+    assert revision(tmp_path) not in seen
+
+
 def test_a_cell_that_needs_another_bed_is_left_for_it() -> None:
     clock = Cell(Fault.BACK, Victim.CLOCK, IDLE)
     todo = Todo([GOOD, clock], 60.0)
