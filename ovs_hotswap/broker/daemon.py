@@ -59,7 +59,7 @@ from ovs_hotswap.toml_file import Stamp, stamp_of
 from ovs_hotswap.vhostuser.call_signals import signaller
 from ovs_hotswap.vhostuser.capture_memory import Room
 from ovs_hotswap.vhostuser.guest_memory import has_pending_tx, make_scratch
-from ovs_hotswap.vhostuser.messages import Descriptor
+from ovs_hotswap.vhostuser.messages import Descriptor, Request
 
 log = logging.getLogger(__name__)
 
@@ -174,10 +174,13 @@ class Broker:
             more = f" (and of {len(faults) - 1} VMs more)" if len(faults) > 1 else ""
             raise BrokerError(f"{faults[0]}{more}")
 
-    def _restore(self, given: VmParts, listeners: dict[Side, socket.socket], work: Work | None = None) -> None:
-        """A VM as another broker left it. It is not acted on before ``_take_up``."""
+    def _restore(
+        self, given: VmParts, listeners: dict[Side, socket.socket], work: Work | None = None, *, first: bool = False
+    ) -> None:
+        """A VM as another broker left it, not acted on before ``_take_up``. ``first`` is ``LoadedState.first``."""
         vm = self._new_vm(given.name, given.scratch)
-        recovery.restore(vm, given, self._processes.mind, work)
+        resync_with = Request.GET_QUEUE_NUM if first else Request.GET_PROTOCOL_FEATURES
+        recovery.restore(vm, given, self._processes.mind, work, resync_with)
         self._seat_vm(vm, listeners).restored = True
 
     def _start_over(self, given: StartsOver, listeners: dict[Side, socket.socket]) -> None:
@@ -306,7 +309,7 @@ class Broker:
         found = self._suspects(name)
         kept = self._keeping.take(name)
         if kept.state is not None:
-            self._restore(kept.state, {}, kept.work)
+            self._restore(kept.state, {}, kept.work, first=kept.first)
         else:
             self._start_over(StartsOver(name, {**found, **kept.processes}, kept.qemu), {})
         self._seats[name].listen_again(self._loop)
@@ -323,7 +326,8 @@ class Broker:
 
     def _seat_vm(self, vm: Vm, listeners: dict[Side, socket.socket], qemu: Descriptor | None = None) -> VmSlot:
         self._keeping.add(vm, qemu)
-        vm.commit(vm.record._replace(withdrawn=self._withdrawal.begun))
+        if self._withdrawal.begun:
+            vm.commit(vm.record._replace(withdrawn=True))
         mover = Mover(vm, self._loop, self._delays, self._settings.fence_s, self._room)
         paths = {side: self._config.vhost_socket(side, vm.name) for side in Side}
         seat = self._seats[vm.name] = VmSlot(vm, mover, listeners, paths)

@@ -125,18 +125,25 @@ class Peers(Recorded, abc.ABC):
         return {pid: self._processes.known(pid).born for pid in {*self.suspects.values(), self.cut_pid} if pid}
 
     @property
+    def transferable(self) -> dict[Side, SwitchConnection]:
+        """The connections that another broker can continue with: the switch has said what it can do, and nothing is
+        half written. What is half read is handed on, and so is that answers are due, except for the answer with which
+        this broker itself continues: another would take it for the answer to its own question."""
+        return {
+            side: link
+            for side, link in self.links.items()
+            if link.offer is not None and not link.channel.backlog and not link.channel.seeking
+        }
+
+    @property
     def settled(self) -> bool:
-        """Whether another broker can go on from here: QEMU waits for nothing, every switch has said what it can do, and
-        nothing is half written. What is half read is handed on, and so is that answers of switches are due, but for
-        the one with which this broker itself goes on: another would take it for the answer to its own question."""
-        written = self.qemu is None or not self.qemu.backlog
-        return (
-            written
-            and not self.waiting
-            and all(
-                link.offer and not link.channel.backlog and not link.channel.seeking for link in self.links.values()
-            )
-        )
+        """Whether another broker can continue from here: QEMU waits for nothing, and the connection of each switch that
+        may be on the rings can be handed on. Another switch, such as a standby that hangs, may have to connect again:
+        it must not keep the VM's state from being stored."""
+        if self.waiting or (self.qemu is not None and self.qemu.backlog):
+            return False
+        left_out = self.links.keys() - self.transferable.keys()
+        return self.ownership.holder not in left_out and not left_out & self.ownership.suspects
 
     def ignore_qemu(self) -> None:
         """Take nothing more from QEMU, until ``go_on``."""

@@ -52,6 +52,7 @@ class SwitchConnection:
         self.pid = channel.peer_pid
         self.told = SentState()
         self.offer: Offer | None = None
+        self.resync_with = Request.GET_PROTOCOL_FEATURES
         self.inherited = False  # from another process, with what that was told or not, and ``resync`` is to come
         self._due: deque[_Due] = deque()
         self._agreed: tuple[GuestState, Role, SentState] | None = None
@@ -109,12 +110,13 @@ class SwitchConnection:
 
     def resync(self) -> None:
         """Go on where another process may have asked what it did not hear the answer of, or has read half an answer:
-        what comes before the answer to this is thrown away. Nobody else asks it later than ``probe`` but another
-        process that goes on likewise, and that hands nothing on before it has the answer (``Channel.seeking``). Raises
-        ProtocolError if it cannot be asked."""
+        what comes before the answer to ``resync_with`` is thrown away. Apart from ``probe``, only another process that
+        continued likewise asks it, and that process hands nothing on before it has the answer (``Channel.seeking``). A
+        process that continues from the same state as one before it asks another question than that one did: an answer
+        to that one's may still come. Raises ProtocolError if it cannot be asked."""
         if self.offer is None or not self.offer.features >> messages.Feature.PROTOCOL_FEATURES & 1:
             raise ProtocolError("nobody can say which answers are due")
-        request = Request.GET_PROTOCOL_FEATURES
+        request = self.resync_with
         self.channel.seek(messages.HEADER.pack(request, messages.VERSION | messages.REPLY, messages.U64.size))
         self.request(request)
 

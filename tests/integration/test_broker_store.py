@@ -106,6 +106,31 @@ def test_killed_while_a_switch_owes_an_answer(make_bed: MakeBed) -> None:
     bed.ends_well((0, vm))
 
 
+@pytest.mark.parametrize("pause", [0.0, 0.003, 0.03, 0.3])
+def test_killed_again_while_a_standby_hangs(make_bed: MakeBed, pause: float) -> None:
+    """Before the broker that continues has stored a state of its own, and while it waits for side b."""
+    bed = make_bed(managed=True)
+    vm = running(bed)
+    b = bed.switches[1]
+    b.stop()
+    bed.client.unpark("vm0", Side.B)
+    for _ in range(2):
+        time.sleep(pause)
+        bed.broker.restart(signal.SIGKILL)
+    for _ in range(2):
+        bed.wait_owner(Side.A)
+        assert vm.send(16) == 16
+        vm.drain()
+        bed.wait(lambda: bed.client.status().unsaved == 0, "stored while side b hangs")
+        bed.broker.restart(signal.SIGKILL)
+    assert not vm.hung_up
+    b.go_on()
+    bed.client.park("vm0", Side.B)
+    bed.client.move("vm0", Side.B)
+    assert connections(bed)[0] == 1
+    bed.ends_well((0, vm))
+
+
 def test_killed_after_a_row_of_moves(make_bed: MakeBed) -> None:
     """The side that gave the rings away has not said yet that it left its capture rings."""
     bed = make_bed(managed=True)

@@ -127,7 +127,10 @@ class Bed:
             _, link.told = reconcile(link.told, vm.state, vm.role(side), scratch_region(vm.scratch), OFFER, lambda _: 0)
         return vm
 
-    def next(self, vm: Vm, work: Work | None = None, given: VmParts | None = None) -> Vm:
+    def next(
+        self, vm: Vm, work: Work | None = None, given: VmParts | None = None,
+        resync_with: Request = Request.GET_PROTOCOL_FEATURES,
+    ) -> Vm:  # fmt: skip
         """The next broker's, which does not act on it yet; the one before does no more."""
         given = given or kept(vm)
         vm.pause()
@@ -135,7 +138,7 @@ class Bed:
         made.scratch.close()
         made.scratch, made._scratch = given.scratch, scratch_region(given.scratch)
         made.commit(made.record._replace(quarantine=vm.quarantine))
-        recovery.restore(made, given, self.processes.track, work)
+        recovery.restore(made, given, self.processes.track, work, resync_with)
         return made
 
     def heard(self) -> dict[Side, list[str]]:

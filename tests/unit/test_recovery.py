@@ -17,6 +17,7 @@ from ovs_hotswap.broker.persist.snapshot import VmParts, Work
 from ovs_hotswap.broker.persist.state_slot import LoadedState, StateSlot
 from ovs_hotswap.broker.vm import Vm
 from ovs_hotswap.model import Side
+from ovs_hotswap.vhostuser.messages import Request
 from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
 from tests.support.shortage import few_descriptors
 from tests.unit.broker_bed import PARKED, Bed, Peer, kept, run, turns
@@ -182,6 +183,118 @@ def test_while_it_is_found_out_where_a_connection_stands_no_state_is_kept(ends: 
             assert not keeps.save()
             found = taken(ends)
             assert (found.state, set(found.processes)) == (None, set(Side))
+            assert found.qemu is not None
+            found.qemu.close()
+
+    run(test)
+
+
+def test_a_state_serves_a_second_broker_and_no_third(ends: Ends) -> None:
+    """Each of them ends as soon as it has asked the switches where they are. The third starts over."""
+
+    async def test(bed: Bed) -> None:
+        vm, found = bed.served(Ownership(Side.A, Certainty.OWNS)), []
+        with keeping(bed, vm, ends) as keeps:
+            assert keeps.save()
+        for _ in range(3):
+            slot = StateSlot(ends[0].dup(), ends[1].dup())
+            keeps = StateSaver(bed.loop, {"vm0": slot}, keeps=True)
+            loaded = keeps.take("vm0")
+            found.append((loaded.state is not None, loaded.first))
+            if loaded.state is None:
+                assert loaded.qemu is not None
+                loaded.qemu.close()
+                assert loaded.processes.keys() == set(Side)
+            else:
+                vm = bed.next(vm, loaded.work, loaded.state)
+                keeps.add(vm)
+                recovery.take_up(vm)
+            keeps.remove("vm0", forget=False)
+            slot.close()
+        assert found == [(True, True), (True, False), (False, False)]
+
+    run(test)
+
+
+def test_a_broker_that_continues_from_the_same_state_does_not_take_the_answers_of_the_one_before(ends: Ends) -> None:
+    async def test(bed: Bed) -> None:
+        first = bed.served(Ownership(Side.A, Certainty.OWNS))
+        first.links[Side.A].fence(lambda: None)
+        again = kept(first)
+        second = bed.next(first, resync_with=Request.GET_QUEUE_NUM)
+        recovery.take_up(second)
+        asked = bed.switches[Side.A].heard()
+        assert "GET_QUEUE_NUM" in asked
+        third = bed.next(second, given=again)
+        recovery.take_up(third)
+        third.take_back(third.links[Side.A])
+        bed.switches[Side.A].answer(asked)
+        await turns()
+        assert third.ownership == Ownership(Side.A, Certainty.LETTING_GO)
+        bed.switches[Side.A].answer(bed.switches[Side.A].heard())
+        await turns()
+        assert third.ownership.holder is not Side.A or third.ownership.certainty is Certainty.TAKING
+
+    run(test)
+
+
+def test_a_standby_that_hangs_does_not_keep_a_state_from_being_stored(ends: Ends) -> None:
+    """A broker that ends again would otherwise leave nothing to continue from for as long as the standby hangs. The
+    state lacks the standby's connection, so no broker may continue from it when the rings change hands."""
+
+    async def test(bed: Bed) -> None:
+        first = bed.served(Ownership(Side.A, Certainty.OWNS))
+        for link in first.links.values():
+            link.fence(lambda: None)
+        second = bed.next(first)
+        recovery.take_up(second)
+        bed.switches[Side.A].answer(bed.switches[Side.A].heard())
+        await turns()
+        assert second.settled
+        with keeping(bed, second, ends) as keeps:
+            assert keeps.save()
+            found = taken(ends)
+            assert found.state is not None
+            assert found.state.links.keys() == {Side.A}
+            second.talks(moving=True)
+            found = taken(ends)
+            assert (found.state, set(found.processes)) == (None, set(Side))
+            assert found.qemu is not None
+            found.qemu.close()
+
+    run(test)
+
+
+def test_a_standby_comes_and_goes_without_the_state(ends: Ends) -> None:
+    """The guest does not notice it. But rings that go to a new connection are not what a next broker finds."""
+
+    async def test(bed: Bed) -> None:
+        vm = bed.served(Ownership(Side.A, Certainty.OWNS))
+        again = Peer()
+        with keeping(bed, vm, ends) as keeps:
+            assert keeps.save()
+            vm.drop_link(Side.B, "it hung up")
+            assert taken(ends).state is not None
+            vm.accept(Side.B, again.broker)
+            assert taken(ends).state is not None
+            vm.talks(moving=True)
+            found = taken(ends)
+            assert found.state is None
+            assert found.qemu is not None
+            found.qemu.close()
+        again.close()
+
+    run(test)
+
+
+def test_an_owner_that_hangs_up_is_noted_at_once(ends: Ends) -> None:
+    async def test(bed: Bed) -> None:
+        vm = bed.served(Ownership(Side.A, Certainty.OWNS))
+        with keeping(bed, vm, ends) as keeps:
+            assert keeps.save()
+            vm.drop_link(Side.A, "it hung up")
+            found = taken(ends)
+            assert (found.state, Side.A in found.processes) == (None, True)
             assert found.qemu is not None
             found.qemu.close()
 

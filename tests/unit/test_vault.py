@@ -150,8 +150,42 @@ def test_many_states_leave_one(vault: StateSlot, pair: Pair, descriptor: Callabl
     found = taken(pair).state
     assert found is not None
     close(found)
+    vault.begin({}, None)
     assert taken(pair) == LoadedState(None, {})
     assert references(parts.scratch) == 1  # type: ignore[arg-type]
+
+
+def test_what_is_read_stays_and_says_that_it_was_read(
+    vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
+) -> None:
+    vault.put(state(descriptor, 256))
+    work = Work(Side.A, Side.A, frozenset(Side), frozenset({Side.B}))
+    assert vault.add(work)
+    for expected in (True, True, False):
+        later = next_broker(pair)
+        found = later.take()
+        assert found.state is not None
+        close(found.state)
+        assert (found.work, found.first, later.busy) == (work, expected, False)
+        if not expected:
+            later.begin({}, None)
+        elif later.mark_read():  # read twice before anything is noted
+            break
+        later.close()
+    vault.put(state(descriptor))
+    newest = taken(pair)
+    assert newest.state is not None
+    assert newest.first
+    close(newest.state)
+
+
+def test_a_version_that_does_not_know_the_mark_of_a_state_that_was_read_finds_the_state(pair: Pair) -> None:
+    """To it the mark is a part of the state that has no descriptors: only the first byte decides."""
+    inlet, outlet = pair
+    vault = StateSlot(inlet.dup(), outlet.dup())
+    assert vault.mark_read()
+    vault.close()
+    assert outlet.recv(1) == b"M"
 
 
 def test_a_state_that_is_cut_short_is_none(vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:

@@ -8,7 +8,7 @@ import logging
 import math
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from ovs_hotswap.broker.persist.recovery import parts
 from ovs_hotswap.broker.persist.snapshot import VmParts, Work
@@ -19,6 +19,8 @@ from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.fd_closing import hang_up
 from ovs_hotswap.model import Side
 from ovs_hotswap.process_exit import Process
+from ovs_hotswap.vhostuser import messages
+from ovs_hotswap.vhostuser.backend import SwitchConnection
 from ovs_hotswap.vhostuser.channel import Channel
 from ovs_hotswap.vhostuser.messages import Descriptor
 from ovs_hotswap.vhostuser.ownership import Certainty
@@ -37,10 +39,23 @@ def _work(vm: Vm, told: Side | None, moving: bool) -> Work | None:
     owner = None if moving else vm.ownership.holder
     nobody = owner is None and not moving
     between = vm.ownership.certainty in (Certainty.LETTING_GO, Certainty.CUT)
+    if vm.ownership.suspects and told is None and _all_connected(vm):
+        return Work(vm.home, None, frozenset(vm.park_wanted), frozenset())
     if vm.ownership.suspects or between or (told is not None and told is owner):
         return None
     heard = frozenset() if told is None else frozenset({told})
     return Work(vm.home, owner, frozenset(vm.park_wanted), heard, nobody)
+
+
+def _all_connected(vm: Vm) -> bool:
+    """Whether every process that may be on the rings can be asked for them, as if they were changing hands."""
+    suspects = vm.ownership.suspects
+    return all(side in vm.links and vm.links[side].pid == vm.suspects.get(side) for side in suspects)
+
+
+def _can_be_resynced_twice(state: VmParts) -> bool:
+    offers = [link.offer for link in state.links.values()]
+    return all(offer.protocol_features >> messages.ProtocolFeature.MQ & 1 for offer in offers)
 
 
 def _processes(state: VmParts) -> dict[Side, Process]:
@@ -58,6 +73,15 @@ class _Entry:
     vault: StateSlot | None
     qemu: Descriptor | None  # the connection of an earlier broker's to the VM's QEMU, which is not to end yet
     saved_at: float = 0.0
+    links: Mapping[Side, SwitchConnection] = field(default_factory=dict)  # which are stored
+
+
+def _names(work: Work, entry: _Entry) -> bool:
+    """Whether the stored state has the connection of each side that may be on the rings after ``work``."""
+    if work.nobody:
+        return True
+    links = entry.vm.links
+    return all(entry.links.get(side) is links.get(side) for side in (links if work.owner is None else [work.owner]))
 
 
 @dataclass(frozen=True)
@@ -102,7 +126,8 @@ class StateSaver:
         return frozenset(self._earlier)
 
     def take(self, name: str) -> LoadedState:
-        """What an earlier broker kept of a VM."""
+        """What an earlier broker kept of a VM. A state stays stored for one more broker, if this one ends before it has
+        stored its own; a broker that ends again and again does not have every successor begin with the same state."""
         vault = self._earlier.get(name)
         if vault is None:
             return _NOTHING
@@ -113,8 +138,9 @@ class StateSaver:
             return _NOTHING
         if kept.state is None:
             vault.begin(kept.processes, kept.qemu)
-        else:  # nobody goes on from there a second time
+        elif not (kept.first and _can_be_resynced_twice(kept.state) and vault.mark_read()):
             vault.begin(_processes(kept.state), kept.state.qemu)
+            return replace(kept, first=False)
         return kept
 
     @property
@@ -134,7 +160,11 @@ class StateSaver:
         if vault is None:
             return
         vm.journal = _VmJournal(self, name)
-        vm.starts_over()
+        if vault.busy:
+            vm.starts_over()
+        else:
+            self._entries[name].links = dict(vm.links)
+            self._save_soon(name)
 
     def remove(self, name: str, *, forget: bool) -> None:
         """Keep it no more. Unless it is to be forgotten, what was kept last stays for the next broker."""
@@ -183,7 +213,7 @@ class StateSaver:
         entry = self._entries[name]
         work = _work(entry.vm, told, moving)
         assert entry.vault is not None
-        if work is None or not entry.vault.add(work):
+        if work is None or not (entry.vault.busy or _names(work, entry)) or not entry.vault.add(work):
             entry.vm.starts_over()
         self._save_soon(name)
 
@@ -225,6 +255,7 @@ class StateSaver:
                 assert entry.vault is not None
                 with parts(vm) as state:
                     entry.vault.put(state)
+                    entry.links = vm.transferable
             except OSError as error:
                 vm.note(f"its state cannot be kept yet: {error.strerror}")
                 if not self._failed:

@@ -21,7 +21,7 @@ from ovs_hotswap.model import Side
 from ovs_hotswap.process_exit import Process
 from ovs_hotswap.vhostuser.backend import SwitchConnection
 from ovs_hotswap.vhostuser.channel import Channel, OwnedFd
-from ovs_hotswap.vhostuser.messages import Descriptor
+from ovs_hotswap.vhostuser.messages import Descriptor, Request
 from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
 from ovs_hotswap.vhostuser.reconcile import unplaced
 
@@ -47,7 +47,7 @@ def parts(vm: Vm) -> Iterator[VmParts]:
             return made
 
         links = {}
-        for side, link in vm.links.items():
+        for side, link in vm.transferable.items():
             assert link.offer is not None
             links[side] = LinkParts(
                 duplicate(link.channel), link.pid, vm.processes[side].born, link.offer, link.told,
@@ -61,9 +61,15 @@ def parts(vm: Vm) -> Iterator[VmParts]:
         )  # fmt: skip
 
 
-def restore(vm: Vm, given: VmParts, track: Callable[[int, int | None], None], work: Work | None = None) -> None:
-    """Make a fresh ``vm`` what ``given`` says, and ``work`` that was done since, without touching a connection. It owns
-    the descriptors from then on.
+def restore(
+    vm: Vm,
+    given: VmParts,
+    track: Callable[[int, int | None], None],
+    work: Work | None = None,
+    resync_with: Request = Request.GET_PROTOCOL_FEATURES,
+) -> None:
+    """Make a fresh ``vm`` what ``given`` says, and ``work`` that was done since, without sending anything. It owns the
+    descriptors from then on. ``resync_with`` is explained in ``SwitchConnection.resync``.
 
     ``track`` is called with each process whose end matters to it, and when that was started, if it is known.
     """
@@ -75,6 +81,7 @@ def restore(vm: Vm, given: VmParts, track: Callable[[int, int | None], None], wo
         channel = vm.channel(socket.socket(fileno=link.connection.detach()), f"switch {side}")
         made = links[side] = SwitchConnection(side, channel)
         made.pid, made.offer, made.told, made.inherited = link.pid, link.offer, link.told, link.due
+        made.resync_with = resync_with
     record = vm.record._replace(
         home=given.home, state=given.state, ownership=given.ownership, offered=given.offered,
         qemu=qemu, links=links, park_wanted=given.park_wanted, suspects=dict(given.suspects),
@@ -84,7 +91,7 @@ def restore(vm: Vm, given: VmParts, track: Callable[[int, int | None], None], wo
     vm.commit(record if work is None else _redone(record, work))
     for side, made in links.items():
         if side not in vm.links:  # what it has heard is not known: it connects again
-            made.close()
+            made.hang_up()
     born = {**given.born, **{link.pid: link.born for link in given.links.values()}}
     for pid in {*vm.switch_pids.values(), *vm.suspects.values()}:
         track(pid, born.get(pid))

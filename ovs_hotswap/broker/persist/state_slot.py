@@ -40,8 +40,13 @@ _OLD_BUSY = struct.Struct("!cii")  # from a broker that did not keep that
 _WORK = struct.Struct("!cccBB")  # b"W", sides as letters or b"-": home, owner; as sets: parked, told (and _NOBODY)
 _NOBODY = 0x80  # no owner, and the rings do not change hands; a reader that does not know this bit believes they do
 _MORE = b"M"
+_READ = (
+    b"MR"  # a broker continues from this state; a version that does not know the message takes it for no descriptors
+)
 _UNKNOWN = -1  # when a process was started
 _ANCILLARY = socket.CMSG_SPACE(4 * 253)
+_PEEK_OFFSET = 42  # SO_PEEK_OFF (socket(7)): each MSG_PEEK looks behind what the one before has seen
+_PEEK = socket.MSG_CMSG_CLOEXEC | socket.MSG_PEEK
 
 
 class Connection(Protocol):
@@ -52,14 +57,16 @@ class Connection(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoadedState:
-    """What a slot held: a ``state``, and the ``work`` that was done since then. Or no state, if there was work from
+    """What a slot holds: a ``state``, and the ``work`` that was done since then. Or no state, if there was work from
     which no broker can continue; then ``processes`` are the switches' and ``qemu`` is QEMU's connection, which the
-    caller closes when no switch can be on the rings any more."""
+    caller closes when no switch can be on the rings any more. ``first``: no broker has continued from this state yet,
+    so another one still can if this one ends before it stores its own."""
 
     state: VmParts | None
     processes: Mapping[Side, Process]
     qemu: OwnedFd | None = None
     work: Work | None = None
+    first: bool = False
 
 
 class StateSlot:
@@ -174,20 +181,35 @@ class StateSlot:
         socket.send_fds(self._inlet, [head], list(descriptors))
         self._queued += 1
 
+    def mark_read(self) -> bool:
+        """Note that a broker continues from the state, which stays. Return whether that is noted."""
+        try:
+            self._send(_READ, ())
+        except OSError:
+            return False
+        return True
+
     def take(self) -> LoadedState:
-        """Empty it. Raises StateUnknown if what it held cannot be read."""
+        """Read what it holds, which stays until ``begin`` or ``put``: whenever this process ends, the next one finds
+        it. The caller has descriptors of its own. Raises StateUnknown if what it holds cannot be read."""
         state: list[OwnedFd] = []
-        due, processes, busy, vm = 0, dict[Side, Process](), True, None
+        due, processes, busy, vm, first = 0, dict[Side, Process](), True, None, True
         work: Work | None = None
         qemu: OwnedFd | None = None  # of the newest note
         try:
+            self._queued = 0
+            self._outlet.setsockopt(socket.SOL_SOCKET, _PEEK_OFFSET, 0)
             while (message := self._receive()) is not None:
                 head, descriptors = message
+                self._queued += 1
+                if head == _READ:
+                    first = False
+                    continue
                 if head[:1] == b"W":
                     work = _read_work(head)
                     continue
                 if head[:1] != _MORE:  # the newest counts
-                    work = None
+                    work, first = None, True
                     close_all(state)
                     state.clear()
                 if head[:1] == b"B":
@@ -208,14 +230,15 @@ class StateSlot:
             close_all([qemu] if qemu else [])
             raise StateUnknown(f"what an earlier broker kept cannot be read: {error}") from error
         finally:
-            self._queued, self.busy, self._said, self._work = 0, True, None, None
+            self._outlet.setsockopt(socket.SOL_SOCKET, _PEEK_OFFSET, -1)
+            self.busy, self._said, self._work = vm is None, None, work
             if vm is None:  # no broker continues with it, so it must not stay open
                 close_all([each for each in state if each is not qemu])
-        return LoadedState(vm, processes, qemu, work)
+        return LoadedState(vm, processes, qemu, work, vm is not None and first)
 
     def _receive(self) -> tuple[bytes, list[OwnedFd]] | None:
         try:
-            head, ancillary, _, _ = self._outlet.recvmsg(_BUSY.size, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+            head, ancillary, _, _ = self._outlet.recvmsg(_BUSY.size, _ANCILLARY, _PEEK)
         except BlockingIOError:
             return None
         return head, adopt(ancillary)
