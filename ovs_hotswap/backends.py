@@ -7,7 +7,7 @@ either instance (``qemu-patches``), and is told by QMP. Plans, checks, journal, 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol, Self
 
@@ -259,6 +259,15 @@ class MoveResult:
                 "total_us": self.total_us}  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Undelivered:
+    """Frames that arrived while a VM moved and that neither side delivered; ``error``: why they cannot be told."""
+
+    vm: str
+    frames: list[bytes]
+    error: HotswapError | None = None
+
+
 VM_FIELDS = tuple(each.name for each in fields(VmStatus) if each.name != "unreported")
 
 
@@ -273,6 +282,10 @@ class BackEnds(Protocol):
 
     def park(self, name: str, side: Side) -> None:
         """Have the side's back end of a VM wait on an empty ring, ready for the guest's; return when it does."""
+
+    def park_many(self, names: Sequence[str], side: Side) -> dict[str, HotswapError]:
+        """``park`` VMs, which do not wait for each other; answers the error of each one that is not parked. Raises
+        BrokerError only for what is no single VM's fault."""
 
     def unpark(self, name: str, side: Side) -> None:
         """The side is not kept parked any longer."""
@@ -305,8 +318,9 @@ class BackEnds(Protocol):
     def unserved(self, names: Sequence[str]) -> list[str]:
         """Those of the VMs from which the switch has taken nothing since their move, though there is something."""
 
-    def undelivered(self, name: str) -> list[bytes]:
-        """Frames that arrived while the VM moved and that neither side delivered, once."""
+    def undelivered_many(self, names: Sequence[str]) -> Iterator[Undelivered]:
+        """Frames that arrived while these VMs moved and that neither side delivered, once. Raises BrokerError only for
+        what is no single VM's fault."""
 
     def reload(self) -> list[str]:
         """The overlay intent or the active side has changed. Answers the VMs that are in the intent no more and are

@@ -20,7 +20,8 @@ from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.broker.changes import Changes
 from ovs_hotswap.broker.control.documents import capture_status, vm_status
 from ovs_hotswap.broker.control.dump import dump_method
-from ovs_hotswap.broker.control.moves_api import Moves, side_of
+from ovs_hotswap.broker.control.moves_api import Moves
+from ovs_hotswap.broker.control.parking_api import Parking
 from ovs_hotswap.broker.control.server import ControlServer, Method
 from ovs_hotswap.broker.control.status import BrokerStatus
 from ovs_hotswap.broker.lifecycle import UNIT
@@ -63,7 +64,6 @@ from ovs_hotswap.vhostuser.messages import Descriptor, Request
 
 log = logging.getLogger(__name__)
 
-_PARK_TIMEOUT_S = 10.0  # a first use creates mempools under the device lock: half a second was measured
 _LISTEN_S = 1.0  # between two attempts to make a socket, or to take in a switch
 _PATIENCE_S = 3.0  # a switch that lost its connection has made another one after a second
 
@@ -100,8 +100,8 @@ class Broker:
         self._started = time.monotonic()
         self._quarantine = Quarantine(config.run_dir / "quarantine.json", system, self._seat)
         self._methods: dict[str, Method] = {
-            "status": self._status, "vms": self._vms, "vm": self._vm, "park": self._park, "unpark": self._unpark,
-            "reload": self._reload, "withdraw": self._withdraw, "dump": dump_method(self._seat),
+            "status": self._status, "vms": self._vms, "vm": self._vm, "reload": self._reload,
+            "withdraw": self._withdraw, "dump": dump_method(self._seat), **Parking(self._seat, self._changes).methods,
             **Moves(self._seat, self._keeping, self._settings, self._changes).methods, **self._quarantine.methods,
         }  # fmt: skip
         self._inherited = inherited
@@ -412,20 +412,6 @@ class Broker:
 
     async def _vm(self, vm: str) -> VmStatus:
         return vm_status(self._seat(vm).vm)
-
-    async def _park(self, vm: str, side: str) -> VmStatus:
-        """Keep ``side`` parked, and answer once its back end has taken everything."""
-        seat, where = self._seat(vm), side_of(side)
-        seat.vm.park(where)
-        if seat.vm.qemu is not None and seat.vm.ownership.holder is not where:
-            await self._changes.until(lambda: seat.vm.is_parked(where), _PARK_TIMEOUT_S,
-                                      lambda: f"vm {vm}: {seat.vm.parking_fault(where)}")  # fmt: skip
-        return vm_status(seat.vm)
-
-    async def _unpark(self, vm: str, side: str) -> VmStatus:
-        seat = self._seat(vm)
-        seat.vm.unpark(side_of(side))
-        return vm_status(seat.vm)
 
     async def _reload(self) -> BrokerStatus:
         there = self._seats.keys() | ()

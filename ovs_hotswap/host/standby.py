@@ -38,6 +38,8 @@ from ovs_hotswap.wording import some
 
 log = logging.getLogger(__name__)
 
+_AT_ONCE = 32  # VMs that are parked before progress is shown
+
 _PORT_S = 15.0
 _POLLED_S = 20.0
 # Longest sleep of a PMD thread that has nothing to do but wait for a fail-over, in microseconds: it delays the first
@@ -232,17 +234,18 @@ def park_each(
     """Park VMs on an instance as far as that is possible; answers why the others are not. A guest decides whether its
     VM can be parked, and must not decide about the others. Raises SwitchError for a fault of the instance, BrokerError
     if nobody answers."""
-    refused, expected = {}, {}
-    for number, vm in enumerate(vms, 1):
-        try:
-            host.backends.park(vm.name, side)
-        except BrokerError as error:
-            host.backends.vms(read=False)  # else it is no fault of the VM's
-            refused[vm.name] = error.message
-            continue
-        parked(number, vm.name)
-        if vm.has_guest:
-            expected[vm.name] = _enabled_pairs(vm)
+    refused: dict[str, str] = {}
+    expected: dict[str, int] = {}
+    every = list(vms)
+    for start in range(0, len(every), _AT_ONCE):
+        batch = every[start : start + _AT_ONCE]
+        errors = host.backends.park_many([vm.name for vm in batch], side)
+        refused |= {name: error.message for name, error in errors.items()}
+        for number, vm in enumerate(batch, start + 1):
+            if vm.name not in errors:
+                parked(number, vm.name)
+            if vm.name not in errors and vm.has_guest:
+                expected[vm.name] = _enabled_pairs(vm)
     late = _await_polled(host, side, expected)
     return refused | {name: f"instance {side} does not poll its queues" for name in late}
 

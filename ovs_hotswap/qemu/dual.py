@@ -8,7 +8,7 @@ A VM in quarantine is kept from both by their having no port for it (``held``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ovs_hotswap.backends import (
@@ -19,6 +19,7 @@ from ovs_hotswap.backends import (
     Switches,
     SwitchRole,
     SwitchStatus,
+    Undelivered,
     VmStatus,
 )  # fmt: skip
 from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown
@@ -66,7 +67,7 @@ class DualQemu:
 
     def vm(self, name: str) -> VmStatus:
         if name not in self._names():
-            raise BrokerError(f"no vm {name!r}", hint="`ovs-hotswap vm list`")
+            raise _unknown(name)
         answer = self._monitors.ask({name: QUERY})[name]
         if answer.error is not None and answer.pid is not None:
             raise answer.error
@@ -93,22 +94,29 @@ class DualQemu:
     # ------------------------------------------------------------------------------------------------------ parking
 
     def park(self, name: str, side: Side) -> None:
-        """QEMU parks by itself; this waits for it."""
+        error = self.park_many([name], side).get(name)
+        if error is not None:
+            raise error
 
-        def look() -> VmStatus:
-            vm = self.vm(name)
-            _refuse(vm)
-            if vm.unparkable:
-                raise BrokerError(f"vm {name} cannot be parked on {side}: {vm.unparkable}")
-            return vm
+    def park_many(self, names: Sequence[str], side: Side) -> dict[str, HotswapError]:
+        """QEMUs park by themselves; this waits for them."""
+        known = set(self._names())
+        errors: dict[str, HotswapError] = {name: _unknown(name) for name in names if name not in known}
+        late = {name: _late(name, side, "is not parked yet") for name in names if name in known}
 
-        def parked(vm: VmStatus) -> bool:
-            return not vm.has_guest or vm.reachable(side)
+        def none_is_late() -> bool:
+            vms = self._look(list(late))
+            late.clear()
+            for vm in vms:
+                if (error := _unparkable(vm, side)) is not None:
+                    errors[vm.name] = error
+                elif vm.has_guest and not vm.reachable(side):
+                    why = "is not parked yet" if vm.switches[side].connected else "is not connected"
+                    late[vm.name] = _late(vm.name, side, why)
+            return not late
 
-        vm = wait_until(look, _PARKED_S, done=parked, poll_s=_POLL_S)
-        if not parked(vm):
-            why = "is not parked yet" if vm.switches[side].connected else "is not connected"
-            raise BrokerError(f"vm {name}: switch {side} {why}")
+        wait_until(none_is_late, _PARKED_S, poll_s=_POLL_S)
+        return {**errors, **late}
 
     def unpark(self, name: str, side: Side) -> None:
         """A back end is parked as long as it is connected."""
@@ -117,7 +125,7 @@ class DualQemu:
         """No instance that is started or programmed from now on has a port for it. Raises SwitchError if one that runs
         keeps its port, and then it is in quarantine only if it was before."""
         if name not in self._names():
-            raise BrokerError(f"no vm {name!r}", hint="`ovs-hotswap vm list`")
+            raise _unknown(name)
         before = self._held.reasons().get(name)
         self._held.put(name, reason)
         try:
@@ -187,13 +195,29 @@ class DualQemu:
     def unserved(self, names: Sequence[str]) -> list[str]:
         return [vm.name for vm in self._look(names) if _waits(vm, self._taken.get(vm.name, {}))]
 
-    def undelivered(self, name: str) -> list[bytes]:
-        del name
-        return []
+    def undelivered_many(self, names: Sequence[str]) -> Iterator[Undelivered]:
+        return (Undelivered(name, []) for name in names)
 
     def reload(self) -> list[str]:
         """Each QEMU knows itself who is active; the intent is read by whoever asks for the VMs."""
         return []
+
+
+def _unknown(name: str) -> BrokerError:
+    return BrokerError(f"no vm {name!r}", hint="`ovs-hotswap vm list`")
+
+
+def _unparkable(vm: VmStatus, side: Side) -> BrokerError | None:
+    """Why waiting for a VM to be parked is of no use."""
+    try:
+        _refuse(vm)
+    except BrokerError as error:
+        return error
+    return BrokerError(f"vm {vm.name} cannot be parked on {side}: {vm.unparkable}") if vm.unparkable else None
+
+
+def _late(name: str, side: Side, why: str) -> BrokerError:
+    return BrokerError(f"vm {name}: switch {side} {why}")
 
 
 def _refuse(vm: VmStatus) -> None:

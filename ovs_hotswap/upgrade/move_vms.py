@@ -209,7 +209,7 @@ def _row(
     finally:
         if row is not None and (moved := [name for name in names if name in row.moves]):
             drain_pmd_queues(host)
-            _deliver(host, to, moved)
+            _deliver(host, to, moved, run)
 
 
 def tell_apart(host: Host, to: Side, run: StepContext, suspects: Collection[Place]) -> None:
@@ -222,7 +222,7 @@ def tell_apart(host: Host, to: Side, run: StepContext, suspects: Collection[Plac
     if not names:
         return
     drain_pmd_queues(host)
-    _deliver(host, to, names)  # of the moves before
+    _deliver(host, to, names, run)  # of the moves before
     _, left = _rows(host, names, to.other, run, _Row.move, back=True)
     served = _served_there(host, before) if not left else []
     if left or served:
@@ -280,13 +280,14 @@ def arm(host: Host, names: Sequence[str], to: Side, needed: Side | None) -> None
         drain_pmd_queues(host, needed)
 
 
-def _deliver(host: Host, side: Side, names: Sequence[str]) -> None:
+def _deliver(host: Host, side: Side, names: Sequence[str], run: StepContext) -> None:
     """What nobody delivered to VMs, many frames at a time: they wait in the broker's memory for seconds only."""
     waiting: list[tuple[bytes, str]] = []
-    for name in names:
-        caught = host.backends.undelivered(name)
-        if caught and (port := host.ofport(name)) is not None:
-            waiting += [(frame, f"output:{port}") for frame in caught]
+    for caught in host.backends.undelivered_many(names):
+        if caught.error is not None:
+            run.warn(f"VM {caught.vm}: frames that arrived during its move are not known: {caught.error.message}")
+        elif caught.frames and (port := host.ofport(caught.vm)) is not None:
+            waiting += [(frame, f"output:{port}") for frame in caught.frames]
         if sum(len(frame) for frame, _ in waiting) > _AT_ONCE:
             host.openflow(side).packet_outs(waiting)
             waiting = []

@@ -377,9 +377,8 @@ class Retire(Step[Upgrade]):
             return
         back = [vm.name for vm in context.vms() if vm.served_by(context.old)]
         if fault := context.look().new_down or (back and f"instance {context.old} serves VM {', '.join(back)} again"):
-            for name in names:
-                with contextlib.suppress(BrokerError):  # one VM that is left behind is no reason to leave the others
-                    host.backends.park(name, context.old)
+            with contextlib.suppress(BrokerError):
+                host.backends.park_many(names, context.old)
             raise SwitchError(fault)
         host.instances[context.old].stop()
         take_left_out(context, run)

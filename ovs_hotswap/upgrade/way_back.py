@@ -76,10 +76,10 @@ def _parks(context: Upgrade, vm: VmStatus) -> bool:
 def _bring_home(context: Upgrade) -> None:
     """Have VMs that nobody serves given to the old instance, those among them that cannot be parked."""
     host = context.host
-    for vm in host.backends.vms(read=False):
-        if vm.to_serve and vm.owner != context.old and not baseline.why_not(vm, context.old):
-            with contextlib.suppress(BrokerError):
-                host.backends.park(vm.name, context.old)
+    names = [vm.name for vm in host.backends.vms(read=False)
+             if vm.to_serve and vm.owner != context.old and not baseline.why_not(vm, context.old)]  # fmt: skip
+    with contextlib.suppress(BrokerError):
+        host.backends.park_many(names, context.old)
     with contextlib.suppress(HotswapError):
         host.backends.reload()
 

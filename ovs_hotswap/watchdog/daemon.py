@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -284,16 +284,18 @@ class Guard:
                 host.system.sleep(_AWAIT_S)
                 if not work.nudged and not work.blind and host.system.monotonic() - work.begun >= _NUDGE_S:
                     work.nudged = True
-                    for vm in work.vms:
-                        if vm.stranded(other):  # a broker that was restarted in the meantime has forgotten it
-                            self._nudge(vm.name, other)
+                    # A broker that was restarted in the meantime has forgotten them.
+                    self._nudge([vm.name for vm in work.vms if vm.stranded(other)], other)
             case Act.RECORD:
                 self._record(work)
 
-    def _nudge(self, name: str, side: Side) -> None:
+    def _nudge(self, names: Sequence[str], side: Side) -> None:
+        errors: list[HotswapError] = []
         try:
-            self._host.backends.park(name, side)
-        except HotswapError as error:  # of one VM, and the others wait
+            errors += self._host.backends.park_many(names, side).values()
+        except HotswapError as unanswered:  # the broker may do it nevertheless, and the fail-over waits for that
+            errors.append(unanswered)
+        for error in errors:
             log.warning("%s", error.message)
 
     def _record(self, work: FailOver) -> None:

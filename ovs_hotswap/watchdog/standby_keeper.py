@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.errors import BrokerError, BusyError, CommandError, HotswapError, StateUnknown, SwitchError
@@ -329,12 +329,22 @@ class Keeper:
             case Task.PROGRAM:
                 self._program(host, active)
             case Task.RETURN:
-                for name in state.strays:
-                    host.backends.park(name, active)
-                    host.backends.move(name, active)
+                self._return(host, state.strays, active)
             case Task.PARK:
                 wanted = [host.backends.vm(name) for name in state.unparked]
                 self._refusals.take(wanted, standby.park_each(host, side, wanted))
+
+    def _return(self, host: Host, names: Sequence[str], active: Side) -> None:
+        """Give VMs back to the active side. One that cannot be does not keep the others; its error is raised then."""
+        errors = dict(host.backends.park_many(names, active))
+        for name in names:
+            if name not in errors:
+                try:
+                    host.backends.move(name, active)
+                except HotswapError as error:
+                    errors[name] = error
+        if errors:
+            raise next(iter(errors.values()))
 
     def _start(self, host: Host, side: Side, release: Release) -> None:
         """An instance that does not start is counted. A fault of the configuration is none of an instance."""

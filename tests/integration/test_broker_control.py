@@ -48,6 +48,9 @@ def raw(bed: Bed, data: bytes) -> list[dict[str, object]]:
         (b'{"method": "vm", "params": {"vm": {"a": [1]}}}\n', "no VM"),
         (b'{"method": "move", "params": {"vm": "vm0", "to": "c"}}\n', "no side 'c'"),
         (b'{"method": "park", "params": {"vm": "vm0", "side": ["a"]}}\n', "no side"),
+        (b'{"method": "park_many", "params": {"vms": "vm0", "side": "b"}}\n', "not a list of names"),
+        (b'{"method": "park_many", "params": {"vms": ["vm0"], "side": "c"}}\n', "no side 'c'"),
+        (b'{"method": "undelivered_many", "params": {"vms": [["vm0"]]}}\n', "not a list of names"),
         (b'{"method": "move", "params": {"vm": "vm0", "to": "b"}}\n', "switch b is not connected"),
     ],
 )
@@ -60,6 +63,23 @@ def test_control_socket_answers_bad_requests(make_bed: MakeBed, line: bytes, mes
     assert message in str(error["message"])
     assert len(answers) == 2
     assert "result" in answers[1]
+
+
+def test_a_request_for_many_vms_answers_for_each(make_bed: MakeBed) -> None:
+    bed = make_bed(vms=3)
+    bed.running()
+    names = ["vm0", "vm9", "vm1", "vm0"]
+    found = bed.client.call("park_many", vms=names, side=Side.B)
+    assert (found["parked"], list(found["errors"]), found["late"]) == (["vm0", "vm1"], ["vm9"], {})
+    assert list(bed.client.park_many(names, Side.B)) == ["vm9"]
+    assert [each.vm for each in bed.client.undelivered_many(names) if each.error is not None] == ["vm9"]
+    bed.switches[1].stop()
+    bed.client.unpark("vm0", Side.B)
+    late = bed.client.call("park_many", vms=["vm0", "vm1"], side=Side.B)
+    assert (late["parked"], late["errors"]) == (["vm1"], {})
+    assert "it has not answered yet after 5 s" in late["late"]["vm0"]["message"]
+    bed.switches[1].go_on()
+    assert bed.client.park_many(["vm0"], Side.B) == {}
 
 
 def test_control_socket_serves_two_clients_at_once(make_bed: MakeBed) -> None:

@@ -6,7 +6,7 @@ is a subclass.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from ovs_hotswap.backends import (
     Switches,
     SwitchRole,
     SwitchStatus,
+    Undelivered,
     VmStatus,
 )  # fmt: skip
 from ovs_hotswap.broker.control.status import BrokerStatus
@@ -117,6 +118,16 @@ class FakeBackEnds:
         if owner is None or not self.states.lives(owner):
             self.states.owner[name] = side
 
+    def park_many(self, names: Sequence[str], side: Side) -> dict[str, HotswapError]:
+        self._answer()
+        errors: dict[str, HotswapError] = {}
+        for name in names:
+            try:
+                self.park(name, side)
+            except BrokerError as error:
+                errors[name] = error
+        return errors
+
     @staticmethod
     def _refuse(vm: VmStatus) -> None:
         if vm.quarantine:
@@ -183,8 +194,8 @@ class FakeBackEnds:
     def unserved(self, names: Sequence[str]) -> list[str]:
         return []
 
-    def undelivered(self, name: str) -> list[bytes]:
-        return []
+    def undelivered_many(self, names: Sequence[str]) -> Iterator[Undelivered]:
+        return (Undelivered(name, []) for name in names)
 
     def reload(self) -> list[str]:
         self._answer()

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ovs_hotswap.backends import VM_FIELDS, BackEnds, MoveResult, OwnerCertainty, VmStatus
+from ovs_hotswap.backends import VM_FIELDS, BackEnds, MoveResult, OwnerCertainty, Undelivered, VmStatus
 from ovs_hotswap.broker.control.status import BROKER_FIELDS
 from ovs_hotswap.cli import main
 from ovs_hotswap.cli.app import App
@@ -183,7 +183,17 @@ def test_what_surrounds_a_move(backends: BackEnds) -> None:
     backends.disarm(["vm0"])
     backends.move("vm0", Side.B)
     assert set(backends.unserved(NAMES)) <= {"vm0"}
-    assert backends.undelivered("vm0") == []
+    assert list(backends.undelivered_many(["vm0", "vm1"])) == [Undelivered("vm0", []), Undelivered("vm1", [])]
+
+
+def test_a_vm_that_cannot_be_parked_keeps_no_other_from_it(backends: BackEnds) -> None:
+    backends.quarantine("vm1", "by order")
+    errors = backends.park_many(["vm1", "vm0"], Side.B)
+    assert list(errors) == ["vm1"]
+    assert "quarantine: by order" in errors["vm1"].message
+    assert backends.vm("vm0").switches[Side.B].parked
+    assert backends.park_many([], Side.B) == {}
+    assert list(backends.park_many(["vm9", "vm0"], Side.B)) == ["vm9"]
 
 
 def test_the_intent_is_read_again(backends: BackEnds) -> None:

@@ -175,6 +175,111 @@ def test_rows_of_vms_fit_into_the_memory_for_frames(
         assert client.rows([f"vm{number}" for number in range(len(sizes))]) == rows
 
 
+class Asked:
+    """A broker of which ``answers`` has the results by method. It does not have other methods."""
+
+    def __init__(self, **answers: Callable[[dict[str, Any]], object]) -> None:
+        self.answers = answers
+        self.requests: list[tuple[str, object]] = []
+
+    def __call__(self, request: dict[str, Any]) -> bytes:
+        method, params = request["method"], request["params"]
+        self.requests.append((method, params.get("vms", params.get("vm"))))
+        if method not in self.answers:
+            return encode(error_document(BrokerError(f"no method {method!r}; there are {', '.join(self.answers)}")))
+        try:
+            return encode({"result": self.answers[method](params)})
+        except HotswapError as error:
+            return encode(error_document(error))
+
+
+FAULT = {"class": "BrokerError", "message": "vm1 cannot", "hint": None, "exit_code": 7}
+
+
+def refuse_vm1(params: dict[str, Any]) -> object:
+    if params["vm"] == "vm1":
+        raise BrokerError("vm1 cannot")
+    return {"frames": [b"frame".hex()]}
+
+
+def test_many_vms_are_parked_by_one_request(serve: Serve) -> None:
+    broker = Asked(park_many=lambda _: {"parked": ["vm0"], "errors": {"vm1": FAULT}, "late": {}})
+    with BrokerClient(serve(answering(broker)), timeout=5) as client:
+        errors = client.park_many(["vm0", "vm1"], Side.B)
+    assert {name: (type(error), error.message) for name, error in errors.items()} == {
+        "vm1": (BrokerError, "vm1 cannot")
+    }
+    assert broker.requests == [("park_many", ["vm0", "vm1"])]
+
+
+def test_more_vms_than_one_request_is_for(serve: Serve) -> None:
+    broker = Asked(park_many=lambda _: {"parked": [], "errors": {}, "late": {}})
+    names = [f"vm{number}" for number in range(70)]
+    with BrokerClient(serve(answering(broker)), timeout=5) as client:
+        assert client.park_many(names, Side.B) == {}
+    assert [vms for _, vms in broker.requests] == [names[:32], names[32:64], names[64:]]
+
+
+def test_vms_that_are_late_are_waited_for_as_long_as_others_become_parked(serve: Serve) -> None:
+    asked: list[list[str]] = []
+
+    def park(params: dict[str, Any]) -> object:
+        asked.append(params["vms"])
+        late = params["vms"] if len(asked) > 2 else params["vms"][1:]
+        return {"parked": [], "errors": {}, "late": {vm: {**FAULT, "message": f"{vm} is late"} for vm in late}}
+
+    with BrokerClient(serve(answering(Asked(park_many=park))), timeout=5) as client:
+        errors = client.park_many(["vm0", "vm1", "vm2", "vm3"], Side.B)
+    assert [str(error) for error in errors.values()] == ["vm2 is late", "vm3 is late"]
+    assert [len(vms) for vms in asked] == [4, 3, 2, 2]
+
+
+def test_an_older_broker_is_asked_for_each_vm(serve: Serve) -> None:
+    broker = Asked(park=refuse_vm1, undelivered=refuse_vm1)
+    with BrokerClient(serve(answering(broker)), timeout=5) as client:
+        errors = client.park_many(["vm0", "vm1", "vm2"], Side.B)
+        found = list(client.undelivered_many(["vm0", "vm1", "vm2"]))
+    assert [(name, error.message) for name, error in errors.items()] == [("vm1", "vm1 cannot")]
+    assert [(each.vm, each.frames, each.error is None) for each in found] == [
+        ("vm0", [b"frame"], True), ("vm1", [], False), ("vm2", [b"frame"], True),
+    ]  # fmt: skip
+    assert [vms for method, vms in broker.requests if method == "park"] == ["vm0", "vm1", "vm2"]
+
+
+def test_frames_that_do_not_fit_into_one_answer_are_asked_for_again(serve: Serve) -> None:
+    def undelivered(params: dict[str, Any]) -> object:
+        first, *others = params["vms"]
+        errors = {"vm1": FAULT} if "vm1" in others else {}
+        return {"vms": [{"vm": first, "frames": [first.encode().hex()], "undeliverable": 0}], "errors": errors}
+
+    broker = Asked(undelivered_many=undelivered)
+    with BrokerClient(serve(answering(broker)), timeout=5) as client:
+        found = {each.vm: each for each in client.undelivered_many(["vm0", "vm1", "vm2", "vm3"])}
+    assert {name: each.frames for name, each in found.items()} == {
+        "vm0": [b"vm0"], "vm1": [], "vm2": [b"vm2"], "vm3": [b"vm3"],
+    }  # fmt: skip
+    assert [name for name, each in found.items() if each.error] == ["vm1"]
+    assert [vms for _, vms in broker.requests] == [["vm0", "vm1", "vm2", "vm3"], ["vm2", "vm3"], ["vm3"]]
+
+
+def test_a_vm_that_the_broker_does_not_answer_for_is_not_asked_for_again(serve: Serve) -> None:
+    broker = Asked(undelivered_many=lambda _: {"vms": [], "errors": {}})
+    with BrokerClient(serve(answering(broker)), timeout=5) as client, pytest.raises(BrokerError, match="for VM vm0"):
+        list(client.undelivered_many(["vm0"]))
+
+
+def test_a_fault_of_the_broker_is_no_fault_of_a_vm(serve: Serve) -> None:
+    def fails(_: object) -> object:
+        raise StateUnknown("it is ending")
+
+    broker = Asked(park_many=fails, undelivered_many=fails)
+    with BrokerClient(serve(answering(broker)), timeout=5) as client:
+        with pytest.raises(StateUnknown, match="it is ending"):
+            client.park_many(["vm0"], Side.B)
+        with pytest.raises(StateUnknown, match="it is ending"):
+            list(client.undelivered_many(["vm0"]))
+
+
 def test_answers_larger_than_one_read(serve: Serve) -> None:
     with BrokerClient(serve(answering(lambda _: encode({"result": "x" * 500_000}))), timeout=5) as client:
         assert len(client.call("vms")) == 500_000
@@ -278,6 +383,7 @@ def test_an_answer_of_another_shape_is_the_broker_s_fault(serve: Serve, found: A
     """It may be another version's. Who fails over, or starts an instance again, goes on without what it tells."""
     with BrokerClient(serve(answering(lambda _: encode({"result": found}))), timeout=5) as client:
         for ask in (client.vms, lambda: client.vm("vm1"), lambda: client.undelivered("vm1"), client.status,
+                    lambda: client.park_many(["vm1"], Side.B), lambda: list(client.undelivered_many(["vm1"])),
                     client.reload, lambda: client.move("vm1", Side.B), lambda: client.quarantine("vm1", "by order"),
                     lambda: client.move_many(["vm1"], Side.B), lambda: client.arm(["vm1"], Side.B)):  # fmt: skip
             with pytest.raises(BrokerError, match="it does not answer as this version expects: ") as raised:

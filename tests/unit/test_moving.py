@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from ovs_hotswap.backends import MoveResult, OwnerCertainty, VmStatus
+from ovs_hotswap.backends import MoveResult, OwnerCertainty, Undelivered, VmStatus
 from ovs_hotswap.errors import BrokerError, HotswapError, SwitchError
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import MessageThread, Side
@@ -44,6 +44,7 @@ class RowsOfVms(FakeBackEnds):
         self.guests = states
         self.calls: list[list[str]] = []
         self.asked: list[str] = []
+        self.untold: set[str] = set()
         self.armed: list[str] = []
         self.room = 1000
         self.most = 0
@@ -89,9 +90,11 @@ class RowsOfVms(FakeBackEnds):
     def unserved(self, names: Sequence[str]) -> list[str]:
         return [name for name in names if self._deaf(name)]
 
-    def undelivered(self, name: str) -> list[bytes]:
-        self.asked.append(name)
-        return [name.encode()]
+    def undelivered_many(self, names: Sequence[str]) -> Iterator[Undelivered]:
+        self.asked += names
+        for name in names:
+            fault = BrokerError("it is gone") if name in self.untold else None
+            yield Undelivered(name, [] if fault else [name.encode()], fault)
 
 
 class Bed:
@@ -203,11 +206,21 @@ def test_a_vm_that_cannot_be_moved_takes_no_room_from_the_next_ones(back: bool) 
 def test_many_frames_are_delivered_at_once() -> None:
     bed = Bed(5)
     batches: list[int] = []
-    bed.broker.undelivered = lambda name: [bytes(9000)] * 50  # type: ignore[method-assign]
+    frames = [bytes(9000)] * 50
+    bed.broker.undelivered_many = lambda names: (  # type: ignore[method-assign]
+        Undelivered(name, frames) for name in names)  # fmt: skip
     bed.host.openflow = lambda _side: SimpleNamespace(  # type: ignore[assignment,method-assign,return-value]
         packet_outs=lambda frames: batches.append(len(frames)))  # fmt: skip
     move_all(bed.host, Side.B, bed.run)
     assert batches == [150, 100]
+
+
+def test_a_vm_whose_frames_are_not_known_costs_no_other_vm_its_frames() -> None:
+    bed = Bed(3)
+    bed.broker.untold = {"vm1"}
+    move_all(bed.host, Side.B, bed.run)
+    assert bed.sent == [(b"vm0", "output:0"), (b"vm2", "output:2")]
+    assert bed.told == ["VM vm1: frames that arrived during its move are not known: it is gone"]
 
 
 def test_vms_that_are_there_already_stay() -> None:

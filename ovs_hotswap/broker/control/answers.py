@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from ovs_hotswap.backends import VM_FIELDS, MoveResult, VmStatus
+from ovs_hotswap.backends import VM_FIELDS, MoveResult, Undelivered, VmStatus
 from ovs_hotswap.broker.control.status import BROKER_FIELDS, BrokerStatus
+from ovs_hotswap.errors import BrokerError, from_document
 
 Kind = TypeVar("Kind")
 
@@ -25,13 +26,32 @@ class Moves:
 
 
 @dataclass(frozen=True, slots=True)
+class Parked:
+    """By VM: the error of one that cannot be parked, and of one that is not parked yet, as objects."""
+
+    errors: dict[str, dict[str, Any]]
+    late: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
 class _Undelivered:
     frames: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class _UndeliveredOf(_Undelivered):
+    vm: str
+
+
+@dataclass(frozen=True, slots=True)
+class _UndeliveredMany:
+    vms: list[_UndeliveredOf]
+    errors: dict[str, dict[str, Any]]
+
+
 _VM, _VMS, _BROKER = TypeAdapter(VmStatus), TypeAdapter(list[VmStatus]), TypeAdapter(BrokerStatus)
 _MOVE, _MOVES, _NAMES = TypeAdapter(MoveResult), TypeAdapter(Moves), TypeAdapter(list[str])
-_UNDELIVERED = TypeAdapter(_Undelivered)
+_PARKED, _UNDELIVERED, _UNDELIVERED_MANY = TypeAdapter(Parked), TypeAdapter(_Undelivered), TypeAdapter(_UndeliveredMany)
 
 
 def result(answer: object) -> Any:
@@ -64,8 +84,22 @@ def names(value: object) -> list[str]:
     return _read(_NAMES, value)
 
 
+def parked(value: object) -> Parked:
+    return _read(_PARKED, value)
+
+
 def frames(value: object) -> list[bytes]:
-    return [bytes.fromhex(frame) for frame in _read(_UNDELIVERED, value).frames]
+    return _frames(_read(_UNDELIVERED, value))
+
+
+def frames_of_many(value: object) -> list[Undelivered]:
+    found = _read(_UNDELIVERED_MANY, value)
+    faults = [Undelivered(vm, [], from_document(error, BrokerError)) for vm, error in found.errors.items()]
+    return faults + [Undelivered(each.vm, _frames(each)) for each in found.vms]
+
+
+def _frames(found: _Undelivered) -> list[bytes]:
+    return [bytes.fromhex(frame) for frame in found.frames]
 
 
 def _with_unreported(value: object, fields: tuple[str, ...]) -> object:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import select
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ from typing import Any
 
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_fixed
 
-from ovs_hotswap.backends import MoveResult, VmStatus
+from ovs_hotswap.backends import MoveResult, Undelivered, VmStatus
 from ovs_hotswap.broker.control import answers
 from ovs_hotswap.broker.control.answers import Kind
 from ovs_hotswap.broker.control.status import BrokerStatus
@@ -26,6 +26,8 @@ from ovs_hotswap.errors import BrokerError, HotswapError, from_document, to_docu
 from ovs_hotswap.model import MessageThread, Side
 
 RESTART_S = 5.0  # a service manager has started a broker again by then, also on a busy machine
+_BATCH = 32  # VMs in one request
+_LATE_ROUNDS = 2  # answers in which no VM has become parked before all that are late are given up
 LINE_LIMIT = 16 << 20  # bytes; 255 VMs with 64 rings each are about 4 MiB
 
 
@@ -97,14 +99,21 @@ class BrokerClient:
         self._socket, self._received = None, b""
 
     def call(self, method: str, *, descriptors: Sequence[int] = (), **params: object) -> Any:
+        answer, error = self._try(method, descriptors, **params)
+        if error is not None:
+            raise error
+        return answer
+
+    def _try(self, method: str, descriptors: Sequence[int] = (), **params: object) -> tuple[Any, HotswapError | None]:
+        """The result, or the error that the broker reports. Raises BrokerError if the broker does not answer."""
         try:
             answer = self._ask(encode({"method": method, "params": params}), descriptors)
         except (OSError, ValueError, RecursionError) as error:
             self.close()
             raise BrokerError(f"broker at {self._path}: {method}: {error or 'no answer'}") from error
         if isinstance(answer, dict) and isinstance(answer.get("error"), dict):
-            raise reported(answer["error"])
-        return self._read(method, answers.result, answer)
+            return None, reported(answer["error"])
+        return self._read(method, answers.result, answer), None
 
     def _read(self, method: str, read: Callable[[object], Kind], value: object) -> Kind:
         try:
@@ -191,6 +200,32 @@ class BrokerClient:
     def park(self, name: str, side: Side) -> None:
         self.call("park", vm=name, side=side)
 
+    def park_many(self, names: Sequence[str], side: Side) -> dict[str, HotswapError]:
+        """Park VMs, none of which waits for another, and answer the error of each VM that is not parked. A VM that is
+        late is waited for as long as others of its request become parked."""
+        errors: dict[str, HotswapError] = {}
+        for batch in _batches(names):
+            left, patience = batch, _LATE_ROUNDS
+            while left:
+                answer, error = self._try("park_many", vms=left, side=side)
+                if error is not None and not _is_unknown(error, "park_many"):
+                    raise error
+                if error is not None:
+                    errors |= self._park_each(left, side)
+                    break
+                found = self._read("park_many", answers.parked, answer)
+                patience -= len(found.late) == len(left)
+                errors |= {vm: reported(each) for vm, each in {**found.errors, **found.late}.items()}
+                left = list(found.late) if patience else []
+                for vm in left:
+                    del errors[vm]
+        return errors
+
+    def _park_each(self, names: Sequence[str], side: Side) -> dict[str, HotswapError]:
+        """Ask a broker of an earlier version."""
+        answered = ((name, self._try("park", vm=name, side=side)) for name in names)
+        return {name: error for name, (_, error) in answered if error is not None}
+
     def unpark(self, name: str, side: Side) -> None:
         self.call("unpark", vm=name, side=side)
 
@@ -251,6 +286,40 @@ class BrokerClient:
         through its new owner. They are told only once, and only for seconds. Ask when late copies of frames have
         come: a frame of which one side's copy comes later is lost."""
         return self._read("undelivered", answers.frames, self.call("undelivered", vm=name))
+
+    def undelivered_many(self, names: Sequence[str]) -> Iterator[Undelivered]:
+        """Fetch the ``undelivered`` frames of many VMs, none of which waits for another; each VM is answered once."""
+        for batch in _batches(names):
+            found: list[Undelivered] = []
+            left = batch
+            while left:
+                answer, error = self._try("undelivered_many", vms=left)
+                if error is not None and not _is_unknown(error, "undelivered_many"):
+                    raise error
+                if error is not None:
+                    found += map(self._undelivered, left)
+                    break
+                found += self._read("undelivered_many", answers.frames_of_many, answer)
+                known = {each.vm for each in found}
+                left, before = [name for name in left if name not in known], left
+                if len(left) == len(before):
+                    raise BrokerError(f"broker at {self._path}: undelivered_many: no answer for VM {', '.join(left)}")
+            yield from found  # all of the batch: the broker keeps what it has been asked for a second
+
+    def _undelivered(self, name: str) -> Undelivered:
+        """Ask a broker of an earlier version."""
+        answer, error = self._try("undelivered", vm=name)
+        return Undelivered(name, [] if error else self._read("undelivered", answers.frames, answer), error)
+
+
+def _is_unknown(error: HotswapError, method: str) -> bool:
+    """Whether a broker of an earlier version does not have the method."""
+    return error.message.startswith(f"no method {method!r}")
+
+
+def _batches(names: Sequence[str]) -> list[list[str]]:
+    """VMs for one request each: none is answered before all of its request are."""
+    return [list(names[start : start + _BATCH]) for start in range(0, len(names), _BATCH)]
 
 
 def _hung_up(connection: socket.socket) -> bool:

@@ -14,6 +14,7 @@ from ovs_hotswap.backends import MoveResult
 from ovs_hotswap.broker.changes import Changes
 from ovs_hotswap.broker.control import client
 from ovs_hotswap.broker.control.documents import move_result
+from ovs_hotswap.broker.control.each_vm import Faults, names_of
 from ovs_hotswap.broker.control.server import Method
 from ovs_hotswap.broker.persist.autosave import StateSaver
 from ovs_hotswap.broker.settings import Settings
@@ -25,6 +26,7 @@ from ovs_hotswap.vhostuser.handover import Threads
 from ovs_hotswap.vhostuser.messages import Descriptor
 
 _TIMEOUT_S = 2.0
+_ANSWER_LENGTH = 2 << 20  # hexadecimal digits of frames
 
 
 class Moves:
@@ -38,7 +40,8 @@ class Moves:
     @property
     def methods(self) -> Mapping[str, Method]:
         return {"arm": self._arm, "disarm": self._disarm, "move": self._move, "move_many": self._move_many,
-                "unserved": self._unserved, "undelivered": self._undelivered}  # fmt: skip
+                "unserved": self._unserved, "undelivered": self._undelivered,
+                "undelivered_many": self._undelivered_many}  # fmt: skip
 
     async def _move(self, vm: str, to: str) -> MoveResult:
         return await self._swap(vm, side_of(to), {})
@@ -104,7 +107,7 @@ class Moves:
         """VMs of which something that was to be sent at their last move still waits, and nothing was taken since."""
         return [vm for vm in vms if not self._seat(vm).mover.served]
 
-    async def _undelivered(self, vm: str) -> dict[str, object]:
+    async def _undelivered(self, vm: str) -> dict[str, Any]:
         """Frames that arrived during the VM's last move; late copies are not waited for any more."""
         caught = await self._seat(vm).mover.undelivered()
         return {
@@ -112,6 +115,21 @@ class Moves:
             "frames": [each.frame.hex() for each in caught if not each.segments],
             "undeliverable": sum(each.segments for each in caught),
         }
+
+    async def _undelivered_many(self, vms: list[str]) -> dict[str, object]:
+        """Answer for many VMs: ``vms`` is a list of what ``undelivered`` answers, and ``errors`` has the others. The
+        answer ends early after some bytes of frames: a client asks again for the VMs that are in neither."""
+        faults, found, size = Faults("undelivered_many"), [], 0
+        for vm in (names := names_of(vms)):  # none waits for the switches until all of them have been asked
+            with faults.of(vm):
+                self._seat(vm).mover.drain()
+        for vm in (vm for vm in names if vm not in faults.errors):
+            with faults.of(vm):
+                found.append(answer := await self._undelivered(vm))
+                size += sum(map(len, answer["frames"]))
+            if size >= _ANSWER_LENGTH:
+                break
+        return {"vms": found, "errors": faults.errors}
 
 
 def _message_threads(

@@ -24,7 +24,9 @@ from ovs_hotswap.vhostuser.channel import OwnedFd, adopt, close_all, listen
 log = logging.getLogger(__name__)
 
 # Logged with who asked.
-_CHANGES = {"park", "unpark", "arm", "disarm", "move", "move_many", "reload", "withdraw", "quarantine", "release"}
+_CHANGES = {
+    "park", "park_many", "unpark", "arm", "disarm", "move", "move_many", "reload", "withdraw", "quarantine", "release",
+}  # fmt: skip
 _READ = 1 << 16
 _DESCRIPTORS = 8  # with one request
 _ANCILLARY = socket.CMSG_SPACE(_DESCRIPTORS * array.array("i").itemsize)
