@@ -3,6 +3,7 @@ background. Either keeps the broker's connections when it ends, and starts it ag
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.service.systemctl import Unit
 from ovs_hotswap.system import System
 from ovs_hotswap.trust import own_directory
+from ovs_hotswap.waiting import wait_until
 
 _POLL_S = 0.05
 _GRACE_S = 15.0  # for a supervisor whose broker ends
@@ -32,20 +34,21 @@ def start_broker(config: Config, system: System, config_path: Path, timeout: flo
     begun = pid is None
     if pid is None:
         pid = _supervise(config, system, config_path)
-    end = system.monotonic() + timeout
-    while True:
+
+    def answer() -> BrokerStatus | None:
         alive = system.alive(pid)
         try:
-            with BrokerClient(config.broker_socket) as client:
-                status = client.status()
-            if not begun or not alive or _supervisor(config, system) is not None:
-                return status
+            status = _status(config)
         except BrokerError as error:
             if not alive:
                 raise ended("the broker", log) from error
-        if system.monotonic() >= end:
-            raise BrokerError(f"the broker does not answer after {timeout:g} s", hint=f"see {log}")
-        system.sleep(_POLL_S)
+            return None
+        return status if not begun or not alive or _supervisor(config, system) is not None else None
+
+    status = wait_until(answer, timeout, system, poll_s=_POLL_S)
+    if status is None:
+        raise BrokerError(f"the broker does not answer after {timeout:g} s", hint=f"see {log}")
+    return status
 
 
 def replace_broker(config: Config, system: System, config_path: Path, timeout: float) -> BrokerStatus:
@@ -58,29 +61,27 @@ def replace_broker(config: Config, system: System, config_path: Path, timeout: f
     unit = Unit(UNIT, system)
     if unit.serves(config):
         return _by_systemd(unit, config, timeout, "restart")
-    with BrokerClient(config.broker_socket) as client:
-        status = client.status()
-        if status.kept_by_systemd:
-            raise BrokerError("the broker is systemd's to replace: its descriptors are kept meanwhile",
-                              hint="`systemctl restart ovs-hotswap-broker`")  # fmt: skip
-        before = status.pid
+    before = _status(config)
+    if before.kept_by_systemd:
+        raise BrokerError("the broker is systemd's to replace: its descriptors are kept meanwhile",
+                          hint="`systemctl restart ovs-hotswap-broker`")  # fmt: skip
     log = config.run_dir / "broker.log"
     pid = _supervise(config, system, config_path, "--take-over")
-    end = system.monotonic() + timeout
-    while system.alive(pid):
-        try:
-            with BrokerClient(config.broker_socket) as client:
-                status = client.status()
-                if status.pid != before and _supervisor(config, system) == pid:
-                    return status
-        except BrokerError:
-            pass
-        if system.monotonic() >= end:
-            raise BrokerError(
-                f"the new broker, below process {pid}, has not taken over after {timeout:g} s", hint=f"see {log}"
-            )
-        system.sleep(_POLL_S)
-    raise ended("the new broker", log)
+
+    def successor() -> BrokerStatus | None:
+        if not system.alive(pid):
+            raise ended("the new broker", log)
+        with contextlib.suppress(BrokerError):
+            status = _status(config)
+            if status.pid != before.pid and _supervisor(config, system) == pid:
+                return status
+        return None
+
+    status = wait_until(successor, timeout, system, poll_s=_POLL_S)
+    if status is None:
+        raise BrokerError(f"the new broker, below process {pid}, has not taken over after {timeout:g} s",
+                          hint=f"see {log}")  # fmt: skip
+    return status
 
 
 def stop_broker(config: Config, system: System) -> bool:
@@ -133,6 +134,10 @@ def _by_systemd(unit: Unit, config: Config, timeout: float, verb: str) -> Broker
     complaint = unit.start(timeout, verb)
     if complaint is not None:
         raise BrokerError(f"{unit.name} did not {verb}: {complaint}", hint=unit.hint)
+    return _status(config)
+
+
+def _status(config: Config) -> BrokerStatus:
     with BrokerClient(config.broker_socket) as client:
         return client.status()
 

@@ -48,7 +48,7 @@ class Reach:
                         self._connect(seat, now)
                     except OSError as error:  # descriptors are short; the other VMs are tried all the same
                         seat.vm.note(f"connection to QEMU: {error.strerror or error}")
-            await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(RETRY_S)  # a QEMU gives no sign when it begins to listen
 
     def _expects(self, seat: VmSlot, now: float) -> bool:
         """Whether a side is about to say what it offers. A QEMU chooses once, from what all sides have in common: one

@@ -229,6 +229,7 @@ class Channel:
                 if not _wait(sock, select.POLLOUT, deadline):
                     raise ProtocolError("the peer does not read") from None
         filled, rest = 0, memoryview(answer)
+        # This spins on purpose, and blocks the event loop: between the halves of a swap no switch serves the guest.
         clock, poll = time.monotonic, self._poll_in.poll
         spin = 0.0 if asleep else clock() + _SPIN_S
         while filled < len(answer):
