@@ -7,7 +7,7 @@ BACKEND ?= $(or $(ROAD),broker)
 # Where `make packages` unpacks what it built, for what needs it without installing it.
 export OVS_HOTSWAP_PACKAGES ?= $(CURDIR)/build/packages/root/opt/ovs-hotswap
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test unit mutants bench bench-failover bench-full bench-patched bench-modes bench-roads soak faults guests packages-setup packages packages-qemu packages-check man fuzz lint clean
+.PHONY: help setup venv demo test unit mutants bench bench-failover bench-full bench-patched bench-modes bench-roads bench-takeover soak faults guests packages-setup packages packages-qemu packages-check man fuzz lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -60,6 +60,9 @@ bench-modes: setup packages-qemu ## moves with a broker and without one, side by
 	$(BIN)/python -m bench modes --report modes-report.json
 
 bench-roads: bench-modes
+
+bench-takeover: setup ## this version's broker takes over from another version's under QEMU guests, and the way back; OTHER=/path/of/its/.venv/bin/python (root)
+	$(BIN)/python -m bench takeover $(OTHER) --report takeover-report.json
 
 guests: setup $(if $(filter qemu-dual,$(BACKEND)),packages) ## every kind of guest through an upgrade, and its part of docs/guests.md; BACKEND=qemu-dual: without a broker (root)
 	$(BIN)/python -m bench kinds --backend $(BACKEND) --page docs/guests.md
