@@ -22,12 +22,11 @@ from typing import NoReturn
 
 from ovs_hotswap.service.sd_notify import SD_LISTEN_FDS_START
 from ovs_hotswap.system import many_descriptors, pid_text
-from ovs_hotswap.vhostuser.channel import OwnedFd, adopt, close_all
+from ovs_hotswap.vhostuser.channel import ANCILLARY, OwnedFd, adopt, close_all
 
 log = logging.getLogger(__name__)
 
 _MESSAGE = 4096  # bytes
-_ANCILLARY = socket.CMSG_SPACE(4 * 253)  # SCM_MAX_FD
 _DELAY_S, _DELAY_MAX_S = 0.1, 5.0  # before a service is started again that was not ready when it ended
 _BURST, _BURST_S = 20, 60.0  # or that was started more often than that within so many seconds
 _LOOK_S = 0.5  # between two looks for the end of a service for which there was no descriptor
@@ -253,7 +252,7 @@ class Supervisor:
     def _receive(self) -> bool:
         """Take one message; return whether there was one."""
         try:
-            data, ancillary, _, _ = self._socket.recvmsg(_MESSAGE, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, _, _ = self._socket.recvmsg(_MESSAGE, ANCILLARY, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return False
         lines = data.decode(errors="replace").split("\n")

@@ -23,8 +23,9 @@ from ovs_hotswap.vhostuser.message_trace import MessageTrace
 from ovs_hotswap.vhostuser.messages import Descriptor, Frame, FrameReader
 
 _serials = itertools.count(1)
-# As many as the kernel allows (SCM_MAX_FD): what there is no space for it closes itself, however long that takes.
-_ANCILLARY = socket.CMSG_SPACE(253 * array.array("i").itemsize)
+# Space for as many descriptors as the kernel allows (SCM_MAX_FD): it closes those for which there is no space itself,
+# however long that takes.
+ANCILLARY = socket.CMSG_SPACE(253 * array.array("i").itemsize)
 FDS_PER_MESSAGE = 128  # in bulk; the kernel allows 253 (SCM_MAX_FD)
 _SPIN_S = 0.0001  # an answer that comes in this time is not waited for asleep: to be woken takes a third of it
 _OUTBOX_LIMIT = 4096  # messages a peer may leave unread: more than 256 rings need
@@ -103,7 +104,7 @@ class Channel:
         while True:
             wanted = len(self._sought) - len(self._found) or self._reader.wanted
             try:
-                data, ancillary, flags, _ = self._socket.recvmsg(wanted, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+                data, ancillary, flags, _ = self._socket.recvmsg(wanted, ANCILLARY, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return None
             descriptors = adopt(ancillary, self.peer_pid)

@@ -16,15 +16,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_fixed
-
 from ovs_hotswap.backends import MoveResult, Undelivered, VmStatus
 from ovs_hotswap.broker.control import answers
 from ovs_hotswap.broker.control.answers import Kind
 from ovs_hotswap.broker.control.status import BrokerStatus
 from ovs_hotswap.errors import BrokerError, HotswapError, from_document, to_document
 from ovs_hotswap.model import MessageThread, Side
+from ovs_hotswap.waiting import try_again
 
+_ATTEMPTS = 3  # and no more: the request may be what costs every broker its life
+_DIES_S = 0.05  # a broker that dies closes what it listens on last
+_STARTS_S = 0.01  # between two attempts to connect with a broker that restarts
 RESTART_S = 5.0  # a service manager has started a broker again by then, also on a busy machine
 _BATCH = 32  # VMs in one request
 _LATE_ROUNDS = 2  # answers in which no VM has become parked before all that are late are given up
@@ -124,13 +126,13 @@ class BrokerClient:
                 hint="`ovs-hotswap broker take-over` replaces it by one of this version",
             ) from error
 
-    @retry(
-        retry=retry_if_exception_type(ConnectionError),
-        stop=stop_after_attempt(3),  # not for ever: it may be what is asked that costs every broker its life
-        wait=wait_fixed(0.05),  # one that dies closes what it listens on last
-        reraise=True,
-    )
     def _ask(self, request: bytes, descriptors: Sequence[int]) -> Any:
+        def ask() -> Any:
+            return self._ask_once(request, descriptors)
+
+        return try_again(ask, ConnectionError, attempts=_ATTEMPTS, poll_s=_DIES_S)
+
+    def _ask_once(self, request: bytes, descriptors: Sequence[int]) -> Any:
         connection = self._connected()
         try:
             sent = socket.send_fds(connection, [request], descriptors) if descriptors else 0
@@ -146,20 +148,15 @@ class BrokerClient:
             self.close()
         if self._socket is None:
             try:
-                self._socket = self._connect()
+                self._socket = try_again(self._connect, ConnectionRefusedError, seconds=RESTART_S, poll_s=_STARTS_S)
             except OSError as error:
                 raise BrokerError(
                     f"broker at {self._path}: {error.strerror or error}", hint="start it: `ovs-hotswap broker start`"
                 ) from error
         return self._socket
 
-    @retry(
-        retry=retry_if_exception_type(ConnectionRefusedError),  # a socket that nobody listens on: a broker restarts
-        stop=stop_after_delay(RESTART_S),
-        wait=wait_fixed(0.01),
-        reraise=True,
-    )
     def _connect(self) -> socket.socket:
+        """Raises ConnectionRefusedError while a broker restarts: its socket is there, and no process listens on it."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(self._timeout)
         try:

@@ -30,7 +30,7 @@ from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.model import Side
 from ovs_hotswap.process_exit import Process
 from ovs_hotswap.service import sd_notify
-from ovs_hotswap.vhostuser.channel import FDS_PER_MESSAGE, OwnedFd, adopt, close_all
+from ovs_hotswap.vhostuser.channel import ANCILLARY, FDS_PER_MESSAGE, OwnedFd, adopt, close_all
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,6 @@ _READ = (
     b"MR"  # a broker continues from this state; a version that does not know the message takes it for no descriptors
 )
 _UNKNOWN = -1  # when a process was started
-_ANCILLARY = socket.CMSG_SPACE(4 * 253)
 _PEEK_OFFSET = 42  # SO_PEEK_OFF (socket(7)): each MSG_PEEK looks behind what the one before has seen
 _PEEK = socket.MSG_CMSG_CLOEXEC | socket.MSG_PEEK
 
@@ -238,7 +237,7 @@ class StateSlot:
 
     def _receive(self) -> tuple[bytes, list[OwnedFd]] | None:
         try:
-            head, ancillary, _, _ = self._outlet.recvmsg(_BUSY.size, _ANCILLARY, _PEEK)
+            head, ancillary, _, _ = self._outlet.recvmsg(_BUSY.size, ANCILLARY, _PEEK)
         except BlockingIOError:
             return None
         return head, adopt(ancillary)

@@ -46,7 +46,7 @@ from ovs_hotswap.errors import BrokerError, StateUnknown
 from ovs_hotswap.model import Side
 from ovs_hotswap.peer import credentials
 from ovs_hotswap.process_exit import Process, readable
-from ovs_hotswap.vhostuser.channel import FDS_PER_MESSAGE, OwnedFd, adopt, close_all
+from ovs_hotswap.vhostuser.channel import ANCILLARY, FDS_PER_MESSAGE, OwnedFd, adopt, close_all
 from ovs_hotswap.vhostuser.messages import Descriptor
 
 log = logging.getLogger(__name__)
@@ -240,7 +240,7 @@ def _receive(connection: socket.socket) -> Inherited:
         if length > _MAX_LENGTH:
             raise StateUnknown(f"the old broker's state cannot be read: {length} bytes, at most {_MAX_LENGTH}")
         while len(received) < count:
-            _, ancillary, flags, _ = connection.recvmsg(1, socket.CMSG_SPACE(4 * 253), socket.MSG_CMSG_CLOEXEC)
+            _, ancillary, flags, _ = connection.recvmsg(1, ANCILLARY, socket.MSG_CMSG_CLOEXEC)
             more = adopt(ancillary)
             received += more
             if flags & socket.MSG_CTRUNC or not more:
