@@ -1,4 +1,4 @@
-"""How long others wait for the broker while QEMUs never stop talking: a request about another VM, and that VM's QEMU.
+"""How long others wait for the broker while QEMUs do not stop talking: a request about another VM, and that VM's QEMU.
 
 Quiet and flooded times alternate in one run; the broker's processor time shows that it is flooded. Each flooding QEMU
 is a process of its own that gets what time the other processes leave, because on a host it has cores of its own. The
@@ -60,7 +60,7 @@ class Flood:
         os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
 
-    def go(self) -> None:
+    def resume(self) -> None:
         os.kill(self._pid, signal.SIGCONT)
 
     def stop(self) -> None:
@@ -74,10 +74,10 @@ def _timed(act: Callable[[], object]) -> float:
 
 
 def measure(bed: Bed, other: FakeQemu, floods: Sequence[Flood], count: int) -> Samples:
-    """``count`` samples of each kind, in milliseconds, while ``floods`` go on, and the broker's processor time then, in
+    """``count`` samples of each kind, in milliseconds, during ``floods``, and the broker's processor time then, in
     percent of one processor."""
     for flood in floods:
-        flood.go()
+        flood.resume()
     time.sleep(_SETTLES_S)
     found: Samples = {key: [] for key in (*ASKED.values(), _BUSY)}
     begun, used = time.monotonic(), cpu_seconds(bed.broker.pid)
