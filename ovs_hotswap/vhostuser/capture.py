@@ -49,8 +49,8 @@ _PAGE = 4 << 10
 _GRAIN = 2 << 10  # bytes: a buffer for an MTU of 1500 is half a page
 _AROUND = 34  # bytes around an IP packet: two VLAN tags, the Ethernet header and the one of virtio
 _MOST_SPANNED = (64 << 10) // _GRAIN + 1
-_HEADER = struct.Struct("<BBHHHHH")  # virtio_net_hdr with num_buffers
-_SHORT_HEADER = 10  # without num_buffers: legacy devices without mergeable buffers
+_HEADER = struct.Struct("<BBHHHH")  # virtio_net_hdr of a legacy device without mergeable buffers
+_SPAN = struct.Struct("<H")  # num_buffers, which all others have behind it
 _NEEDS_CSUM = 1
 _GSO_NONE = 0
 
@@ -183,7 +183,7 @@ def is_place(address: RingAddress | None) -> bool:
 
 def can_capture(index: int, size: int) -> bool:
     """Whether there is a capture ring for ring ``index``: receive rings (even) of the first pairs have one."""
-    return index % 2 == 0 and index // 2 < PAIRS and size <= MAX_RING and size.bit_count() == 1
+    return index % 2 == 0 and index < 2 * PAIRS and size <= MAX_RING and size.bit_count() == 1
 
 
 def _start(side: Side, index: int) -> int:
@@ -243,7 +243,7 @@ def parse_frames(filled: Sequence[bytes], features: int) -> list[CapturedFrame]:
     first of all may be the rest of a frame: whatever comes out of it, the other side has not caught the same."""
     merged = bool(features >> Feature.NET_MRG_RXBUF & 1)
     long_header = merged or bool(features >> Feature.VERSION_1 & 1)
-    header_size = _HEADER.size if long_header else _SHORT_HEADER
+    header_size = _HEADER.size + (_SPAN.size if long_header else 0)
     found: list[CapturedFrame] = []
     position = 0
     while position < len(filled):
@@ -251,8 +251,8 @@ def parse_frames(filled: Sequence[bytes], features: int) -> list[CapturedFrame]:
         if len(first) < header_size:
             position += 1
             continue
-        header = _HEADER.unpack(first[: _HEADER.size].ljust(_HEADER.size, b"\0"))
-        span = min(max(1, header[6]), _MOST_SPANNED) if merged else 1
+        header = _HEADER.unpack_from(first)
+        span = min(max(1, *_SPAN.unpack_from(first, _HEADER.size)), _MOST_SPANNED) if merged else 1
         frame = first[header_size:] + b"".join(filled[position + 1 : position + span])
         found.append(CapturedFrame(_finished(frame, header), segments=header[1] != _GSO_NONE))
         position += span
@@ -261,7 +261,7 @@ def parse_frames(filled: Sequence[bytes], features: int) -> list[CapturedFrame]:
 
 def _finished(frame: bytes, header: tuple[int, ...]) -> bytes:
     """``frame`` with the checksum that a switch left to the guest's device (VIRTIO_NET_HDR_F_NEEDS_CSUM)."""
-    flags, _, _, _, start, offset, _ = header
+    flags, _, _, _, start, offset = header
     if not flags & _NEEDS_CSUM or start + offset + 2 > len(frame):
         return frame
     checksum = ~_sum(frame[start:]) & 0xFFFF

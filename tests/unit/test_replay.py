@@ -16,6 +16,7 @@ from ovs_hotswap.vhostuser import messages
 from ovs_hotswap.vhostuser.guest_state import GuestState, Offer, apply_message, ring_parts
 from ovs_hotswap.vhostuser.messages import Message, ProtocolFeature, Request, RingAddress
 from ovs_hotswap.vhostuser.reconcile import (
+    CAPTURE_OFFSET,
     PARKING,
     PARKING_SIZE,
     SCRATCH_GUEST_ADDRESS,
@@ -24,13 +25,17 @@ from ovs_hotswap.vhostuser.reconcile import (
     OutgoingMessage,
     Role,
     SentState,
+    is_parking_address,
+    only_places,
     place,
     places,
     reconcile,
     scratch_region,
     table,
+    unplaced,
     why_not_parked,
     with_ring_addresses,
+    without_capture_rings,
 )
 from tests.unit.vhost_frames import OFFER, FakeDescriptor, address, booted, fakes, guest_messages, told
 
@@ -106,6 +111,8 @@ class Model:
             else:
                 ring.call = line
         elif request is Request.GET_VRING_BASE:
+            assert isinstance(body, messages.RingValue)
+            assert body.value == 0, "the index is what the back end says"
             self.rings[body.index] = ModelRing(enabled=ring.enabled)
         elif request is Request.SET_VRING_ENABLE:
             ring.enabled = bool(body.value)
@@ -169,6 +176,39 @@ def test_only_the_ring_that_may_differ_is_looked_at() -> None:
     assert [one.data for one in out] == [messages.build_ring_value(Request.SET_VRING_ENABLE, 2, 0)]
     out, _ = reconcile(heard, state, Role.OWNER, SCRATCH, OFFER, lambda index: BASE)
     assert [one.data for one in out] == [messages.build_ring_value(Request.SET_VRING_ENABLE, 1, 0)]
+
+
+def about(out: Sequence[OutgoingMessage]) -> set[int]:
+    """The rings that these messages, of which each is about one, are about."""
+    return {int.from_bytes(one.data[12:16], "little") & 0xFF for one in out}
+
+
+@pytest.mark.parametrize("only", range(4))
+def test_only_the_ring_that_may_differ_is_stopped_and_begun_again(only: int) -> None:
+    """Though all others have been described again as well."""
+    state = booted(4)
+    _, heard = reconcile(SentState(), state, Role.OWNER, SCRATCH, OFFER, lambda index: BASE)
+    for index in range(4):
+        state = state.with_ring(index, state.ring(index).again)
+    out, after = reconcile(heard, state, Role.OWNER, SCRATCH, OFFER, lambda index: BASE, only)
+    assert requests(out) == [
+        Request.GET_VRING_BASE, Request.SET_VRING_NUM, Request.SET_VRING_BASE, Request.SET_VRING_ADDR,
+        Request.SET_VRING_CALL, Request.SET_VRING_KICK,
+    ]  # fmt: skip
+    assert about(out) == {only}
+    out, _ = reconcile(after, state, Role.IDLE, SCRATCH, OFFER, lambda index: BASE, only)
+    assert requests(out) == [Request.GET_VRING_BASE]
+    assert about(out) == {only}
+
+
+@given(st.permutations(range(5)), st.sampled_from([Role.PARKED, Role.OWNER]))
+def test_what_a_back_end_has_heard_does_not_depend_on_the_order(order: list[int], role: Role) -> None:
+    state = booted(5)
+    _, at_once = reconcile(SentState(), state, role, SCRATCH, OFFER, lambda index: BASE)
+    heard = SentState()
+    for index in order:
+        _, heard = reconcile(heard, state, role, SCRATCH, OFFER, lambda index: BASE, index)
+    assert heard == at_once
 
 
 class BackEnd(RuleBasedStateMachine):
@@ -307,10 +347,12 @@ def test_status_comes_last() -> None:
 
 
 def test_owner_begins_where_it_is_told_to_and_a_parked_side_at_0() -> None:
-    for role, base in ((Role.OWNER, 17), (Role.PARKED, 0)):
-        out, _ = reconcile(SentState(), booted(2), role, SCRATCH, OFFER, lambda index: 17)
+    for role, places_ in ((Role.OWNER, (17, 18)), (Role.PARKED, (0, 0))):
+        out, _ = reconcile(SentState(), booted(2), role, SCRATCH, OFFER, lambda index: 17 + index)
         bases = [one.data for one in out if requests([one]) == [Request.SET_VRING_BASE]]
-        assert bases == [messages.build_ring_value(Request.SET_VRING_BASE, index, base) for index in range(2)]
+        assert bases == [
+            messages.build_ring_value(Request.SET_VRING_BASE, index, base) for index, base in enumerate(places_)
+        ]
 
 
 def test_everything_of_a_ring_is_sent_again_after_it_was_stopped() -> None:
@@ -424,6 +466,25 @@ def test_back_end_without_a_protocol_feature(bit: ProtocolFeature, request_: Req
     assert acknowledged == [messages.build_number(Request.SET_PROTOCOL_FEATURES, less.protocol_features)]
 
 
+def test_protocol_features_that_qemu_did_not_acknowledge_are_not_told() -> None:
+    state = told(GuestState(), messages.build_number(Request.SET_FEATURES, OFFER.features)).state
+    out, heard = reconcile(SentState(), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
+    assert requests(out) == [Request.SET_FEATURES]
+    assert heard.protocol_features is None
+
+
+def test_protocol_features_of_an_earlier_driver_are_taken_back() -> None:
+    """The firmware's driver acknowledged some, the guest's on the same connection none."""
+    _, heard = reconcile(SentState(), booted(1), Role.OWNER, SCRATCH, OFFER, lambda index: 0)
+    assert heard.protocol_features
+    nothing = GuestState()
+    assert reconcile(heard, nothing, Role.PARKED, SCRATCH, OFFER, lambda index: 0, only=3)[0] == []
+    state = told(nothing, messages.build_number(Request.SET_FEATURES, OFFER.features)).state
+    out, heard = reconcile(heard, state, Role.OWNER, SCRATCH, OFFER, lambda index: 0, only=3)
+    assert [one.data for one in out] == [messages.build_number(Request.SET_PROTOCOL_FEATURES, 0)]
+    assert heard.protocol_features == 0
+
+
 # -- parking place -----------------------------------------------------------------------------------------------------
 
 
@@ -452,7 +513,18 @@ def test_scratch_region_needs_one_of_eight(regions: int, parkable: bool) -> None
 )
 def test_guest_that_claims_the_scratch_addresses_is_not_parked(guest: int, user: int) -> None:
     state = GuestState(memory=(messages.Region(guest, 4096, user, 0, FakeDescriptor()),))
-    assert "no machine has" in (why_not_parked(state) or "")
+    assert why_not_parked(state) == "its memory table uses addresses that no machine has"
+
+
+def test_a_guest_whose_memory_ends_where_the_scratch_addresses_begin_is_parked() -> None:
+    size = 4096
+    below = messages.Region(SCRATCH_GUEST_ADDRESS - size, size, SCRATCH_USER_ADDRESS - size, 0, FakeDescriptor())
+    assert why_not_parked(GuestState(memory=(below,))) is None
+
+
+def test_too_many_regions_are_counted_for_the_operator() -> None:
+    why = why_not_parked(booted(1, 8))
+    assert why == "its memory has 8 regions; vhost-user allows 8 and parking needs one of them"
 
 
 def test_empty_record_yields_nothing() -> None:
@@ -473,3 +545,64 @@ def test_the_scratch_region_lies_where_the_parking_place_is_looked_for() -> None
     assert scratch_region(descriptor) == messages.Region(
         SCRATCH_GUEST_ADDRESS, SCRATCH_SIZE, SCRATCH_USER_ADDRESS, 0, descriptor
     )
+
+
+# -- capture rings -----------------------------------------------------------------------------------------------------
+
+_FIRST = SCRATCH_USER_ADDRESS + CAPTURE_OFFSET
+CAPTURE = RingAddress(flags=0, descriptors=_FIRST, used=_FIRST + 0x14000, available=_FIRST + 0x10000, log=0)
+
+
+def parked_on(*at: RingAddress) -> tuple[GuestState, SentState]:
+    """A guest with a ring for each place, and a parked back end that was told these places."""
+    state = booted(len(at))
+    _, heard = reconcile(SentState(), state, Role.PARKED, SCRATCH, OFFER, lambda index: 0)
+    return state, with_ring_addresses(heard, dict(enumerate(at)))
+
+
+def test_which_places_are_parking_places() -> None:
+    assert is_parking_address(PARKING)
+    assert is_parking_address(CAPTURE)
+    assert not is_parking_address(address(0))
+    assert not is_parking_address(replace(PARKING, descriptors=SCRATCH_USER_ADDRESS - 1))
+    assert not is_parking_address(None)
+
+
+def test_a_parked_back_end_stays_on_its_capture_rings_until_they_are_taken_from_it() -> None:
+    state, heard = parked_on(CAPTURE, PARKING, CAPTURE)
+    assert heard.at({0: CAPTURE, 1: PARKING, 2: CAPTURE})
+    assert reconcile(heard, state, Role.PARKED, SCRATCH, OFFER, lambda index: 0) == ([], heard)
+    without = without_capture_rings(heard)
+    out, after = reconcile(without, state, Role.PARKED, SCRATCH, OFFER, lambda index: 0)
+    assert [one.data for one in out] == [messages.build_ring_address(index, PARKING) for index in (0, 2)]
+    assert after == with_ring_addresses(heard, {0: PARKING, 2: PARKING})
+
+
+def test_a_back_end_without_capture_rings_keeps_its_places() -> None:
+    for role in (Role.PARKED, Role.OWNER):
+        _, heard = reconcile(SentState(), booted(2), role, SCRATCH, OFFER, lambda index: 0)
+        assert without_capture_rings(heard) is heard
+
+
+def test_where_no_place_is_known_all_are_told() -> None:
+    state, heard = parked_on(PARKING, CAPTURE)
+    out, after = reconcile(unplaced(heard), state, Role.OWNER, SCRATCH, OFFER, lambda index: 0)
+    assert [one.data for one in out] == [messages.build_ring_address(index, address(index)) for index in range(2)]
+    assert after == with_ring_addresses(heard, places(state, Role.OWNER))
+
+
+def test_places_of_some_rings_leave_all_else_as_it_was_heard() -> None:
+    _, heard = parked_on(PARKING, PARKING)
+    moved = with_ring_addresses(heard, {1: CAPTURE})
+    assert moved.rings == (heard.rings[0], replace(heard.rings[1], address=CAPTURE))
+    assert replace(moved, rings=heard.rings) == heard
+
+
+def test_a_move_is_nothing_but_places_and_everything_else_is_more() -> None:
+    state, heard = parked_on(PARKING, CAPTURE)
+    assert only_places(heard, with_ring_addresses(heard, places(state, Role.OWNER)))
+    assert only_places(heard, heard)
+    disabled = replace(heard, rings=(heard.rings[0], replace(heard.rings[1], enabled=False)))
+    for other in (disabled, replace(heard, features=1), replace(heard, rings=heard.rings[:1])):
+        assert not only_places(heard, other)
+        assert not only_places(other, heard)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ovs_hotswap.errors import ProtocolError
@@ -40,6 +40,7 @@ def test_number_round_trip(value: int) -> None:
 
 
 @given(ring_index, st.integers(0, 15))
+@example(255, 15)
 def test_ring_value_round_trip(index: int, power: int) -> None:
     got = message(
         messages.build_ring_value(Request.SET_VRING_NUM, index, 1 << power, messages.VERSION | messages.NEED_REPLY)
@@ -100,6 +101,14 @@ def test_layout_of_a_message_is_that_of_the_specification() -> None:
     """Bytes written out by hand: header of request, flags and size, then QEMU's ``vhost_vring_addr``."""
     data = messages.build_ring_address(5, RingAddress(1, 0x1000, 0x2000, 0x3000, 0x4000))
     words = "09000000 01000000 28000000 05000000 01000000"
+    quads = "0010000000000000 0020000000000000 0030000000000000 0040000000000000"
+    assert data == bytes.fromhex(words + quads)
+
+
+def test_layout_of_a_memory_table_is_that_of_the_specification() -> None:
+    """Number of regions and padding, then of each region its guest address, size, user address and offset."""
+    data = messages.build_memory_table([Region(0x1000, 0x2000, 0x3000, 0x4000, FakeDescriptor())])
+    words = "05000000 01000000 28000000 01000000 00000000"
     quads = "0010000000000000 0020000000000000 0030000000000000 0040000000000000"
     assert data == bytes.fromhex(words + quads)
 
@@ -255,17 +264,23 @@ def cut(reader: FrameReader, stream: bytes, steps: list[int]) -> list[messages.F
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 0xFFFFFFFF), st.binary(max_size=300)), max_size=6),
+    st.lists(
+        st.tuples(
+            st.integers(0, 0xFFFFFFFF), st.integers(0, 63).map(lambda bits: bits << 2 | 1), st.binary(max_size=300)
+        ),
+        max_size=6,
+    ),
     st.lists(st.integers(1, 400), min_size=1),
 )
+@example([(1, 1, bytes(messages.MAX_PAYLOAD)), (2, 9, b"")], [messages.MAX_PAYLOAD])
 def test_frames_come_out_as_they_went_in_however_the_stream_is_cut(
-    sent: list[tuple[int, bytes]], steps: list[int]
+    sent: list[tuple[int, int, bytes]], steps: list[int]
 ) -> None:
-    stream = b"".join(messages.HEADER.pack(request, 1, len(payload)) + payload for request, payload in sent)
+    stream = b"".join(messages.HEADER.pack(request, flags, len(payload)) + payload for request, flags, payload in sent)
     for pieces in (steps, [1]):
         reader = FrameReader()
         got = cut(reader, stream, pieces)
-        assert [(f.request, f.payload) for f in got] == sent
+        assert [(f.request, f.flags, f.payload) for f in got] == sent
         assert not reader.half[0]
         assert reader.wanted == messages.HEADER.size
 
