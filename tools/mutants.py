@@ -94,6 +94,7 @@ def _changes(node: Any) -> Iterator[Any]:
 
 _UNCHANGED = (libcst.Annotation, libcst.Decorator, libcst.Assert, libcst.Raise, libcst.ImportFrom)
 _ALIAS = matchers.Annotation(annotation=matchers.Name("TypeAlias"))
+_TYPE_VARIABLE = matchers.Assign(value=matchers.Call(func=matchers.Name("TypeVar")))
 
 
 def _places(place: Place) -> Iterator[Place]:
@@ -112,6 +113,8 @@ def _places(place: Place) -> Iterator[Place]:
     if isinstance(node, libcst.ClassDef) and any(libcst.Module([]).code_for_node(b) == "enum.Enum" for b in node.bases):
         return
     if isinstance(node, libcst.AnnAssign) and matchers.matches(node.annotation, _ALIAS):
+        return
+    if matchers.matches(node, _TYPE_VARIABLE):
         return
     if isinstance(node, libcst.SimpleStatementLine | libcst.BaseCompoundStatement):
         place = replace(place, statement=node)
@@ -256,22 +259,23 @@ NOT_IN_PLACE = 77
 def put_in_place(module: ModuleType, source: str) -> bool:
     """Give the one function of ``module`` that is otherwise in ``source`` the code that it has there."""
     assert module.__file__ is not None
-    codes = dict(_codes(compile(source, module.__file__, "exec", dont_inherit=True)))
-    differing = [function for function in _functions(module) if codes.get(_name(function)) != function.__code__]
-    if len(differing) != 1 or _name(differing[0]) not in codes:
+    codes = list(_codes(compile(source, module.__file__, "exec", dont_inherit=True)))
+    functions = list(_functions(module))
+    differing = [function for function in functions if function.__code__ not in codes]
+    if len(differing) != 1:
         return False
-    differing[0].__code__ = codes[_name(differing[0])]
+    known, name = [function.__code__ for function in functions], differing[0].__code__.co_qualname
+    found = [code for code in codes if code.co_qualname == name and code not in known]  # lambdas share one name
+    if len(found) != 1:
+        return False
+    differing[0].__code__ = found[0]
     return True
 
 
-def _name(function: FunctionType) -> str:
-    return function.__code__.co_qualname
-
-
-def _codes(code: CodeType) -> Iterator[tuple[str, CodeType]]:
+def _codes(code: CodeType) -> Iterator[CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield constant.co_qualname, constant
+            yield constant
             yield from _codes(constant)
 
 

@@ -95,7 +95,7 @@ def test_each_frame_counts_whichever_rings_the_sides_chose_for_it(scratch: Owned
 
 
 def test_rings_that_were_never_armed_have_caught_nothing(scratch: OwnedFd) -> None:
-    """Not even what an earlier move has left in their memory."""
+    """What an earlier move has left in their memory does not count."""
     earlier = CaptureRings(scratch, guest(256, 256), Side.A)
     earlier.arm()
     for side in Side:
@@ -303,7 +303,7 @@ def test_a_header_that_claims_more_buffers_than_a_frame_can_have_takes_no_other_
 
 
 def ones_sum(data: bytes) -> int:
-    """Of RFC 1071, as a remainder: 0 and 0xffff are one."""
+    """The sum of RFC 1071 as a remainder, in which 0 and 0xffff are the same."""
     return sum(byte << (0 if at % 2 else 8) for at, byte in enumerate(data)) % 0xFFFF
 
 

@@ -113,6 +113,18 @@ def test_layout_of_a_memory_table_is_that_of_the_specification() -> None:
     assert data == bytes.fromhex(words + quads)
 
 
+def test_requests_have_the_numbers_of_the_specification() -> None:
+    assert [int(request) for request in Request] == [*range(1, 22), 32, 39, 40]
+    named = {7: "SET_LOG_FD", 14: "SET_VRING_ERR", 21: "SET_BACKEND_REQ_FD", 32: "SET_INFLIGHT_FD", 39: "SET_STATUS"}
+    assert {number: Request(number).name for number in named} == named
+
+
+def test_feature_bits_are_those_of_the_specification() -> None:
+    """Virtio 1.2, 5.1.3 and 6; the protocol features are those of vhost-user. Both travel to back ends as numbers."""
+    assert messages.CARRIED_FEATURES == 0x9_7DFF_FFEF
+    assert messages.CARRIED_PROTOCOL_FEATURES == 0x1_001F
+
+
 def test_feature_names() -> None:
     assert messages.feature_names(1 << 15 | 1 << 34 | 1 << 32) == ["NET_MRG_RXBUF", "VERSION_1", "bit 34"]
     assert messages.feature_names(0) == []
