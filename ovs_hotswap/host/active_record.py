@@ -11,8 +11,8 @@ from ovs_hotswap.system import System, files
 
 
 def record(config: Config, system: System, side: Side, release: str | None) -> None:
-    """What is recorded for the next boot already is not written again. Raises HostError; in this boot ``side`` is the
-    active one as soon as the first of the files says it."""
+    """Record ``side`` as the active one; the record for the next boot is only written if it changes. Raises HostError.
+    In this boot ``side`` is the active one as soon as the first of the two files says it."""
     with files():
         config.run_dir.mkdir(parents=True, exist_ok=True)
     system.write_short(config.active_file, f"{side}\n")
@@ -28,7 +28,7 @@ def record(config: Config, system: System, side: Side, release: str | None) -> N
 
 
 def recorded(config: Config, side: Side, release: str) -> bool:
-    """Whether the next boot will start this. Not, if what is recorded for it cannot be read."""
+    """Whether the next boot will start ``side`` with ``release``. It is False if the record cannot be read."""
     try:
         return last(config) == Active(side=side, release=release)
     except StateUnknown:
@@ -36,13 +36,13 @@ def recorded(config: Config, side: Side, release: str) -> bool:
 
 
 def rehearse(config: Config, system: System) -> None:
-    """See that ``record`` will be able to write, before something is done that has to be recorded. Raises HostError."""
+    """Check that ``record`` can write, before something is done that has to be recorded. Raises HostError."""
     for path in (config.active_file, config.restore_file):
         system.see_writable(path)
 
 
 def forget(config: Config, system: System) -> None:
-    """No side is active, now and after the next boot. Raises HostError, and has forgotten nothing then."""
+    """Record that no side is active, now and after the next boot. If it raises HostError, the record is unchanged."""
     path = config.restore_file
     with files():
         kept = path.read_text(errors="replace") if path.exists() else None

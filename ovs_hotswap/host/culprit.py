@@ -1,9 +1,9 @@
-"""Which VM ends whatever serves it. Pure.
+"""Find the VM that ends every instance that serves it. Pure.
 
-All VMs move together, so one whose guest can end a switch takes every instance with it, one after the other. They are
-served group by group, and the others are held back: an instance that ends while it serves a group, and lives without
-it, was ended by a VM of it. The group is halved until one VM is left. A VM is found guilty only if an instance has been
-seen to live with others, or with nobody: else it is not the VMs that end the instances.
+All VMs move together, so a VM whose guest can end a switch ends one instance after the other. During the search, the
+VMs are served group by group and the others are held back. If an instance ends while it serves a group, and lives
+without that group, a VM of the group ended it. The group is halved until one VM is left. A VM is found guilty only if
+an instance has lived with other VMs, or with no VM at all; otherwise the cause is not a VM.
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-SUSPICIOUS_S = 60.0  # an active instance that lives no longer has ended of what it serves, perhaps
-SHORT_LIVES = 2  # so many in a row, after a first death: to hold VMs back needs more than a coincidence
+SUSPICIOUS_S = 60.0  # if an active instance ends within this time, the cause may be a VM that it serves
+SHORT_LIVES = 2  # this many in a row, after a first death: VMs are not held back because of a coincidence
 _MOST_S = 30.0
 
 ON_TRIAL = "the watchdog looks for the VM that ends the instances"
-"""Why a VM is in quarantine that is held back for the moment: whoever comes next may release it."""
+"""The reason that a VM in quarantine has while the search lasts. A later watchdog, or an upgrade, may release it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inquest:
-    """``trial``: the group that is served now, beside the VMs that are ``cleared``; nobody, where ``accused`` is to be
-    confirmed. ``suspects``: a group that an instance ended with. ``waiting``: VMs set aside, of which nothing is known.
-    ``window_s``: for how long a group must be served to be cleared. ``since``: seconds, monotonic."""
+    """The state of the search. ``trial``: the group that is served now, together with the ``cleared`` VMs; it is empty
+    while ``accused`` is being confirmed. ``suspects``: a group that an instance ended with. ``waiting``: VMs set aside,
+    about which nothing is known. ``window_s``: how long a group must be served to be cleared. ``since``: the start of
+    the present trial, in monotonic seconds. ``deaths``: instances that have ended so far."""
 
     window_s: float
     since: float
@@ -36,11 +37,11 @@ class Inquest:
     deaths: int = 0
     closed: bool = False
     explained: bool = True
-    """Whether the VMs are what the instances ended of, once it is ``closed``."""
+    """Once the search is ``closed``: whether a VM was the cause of the deaths."""
 
     @property
     def held(self) -> frozenset[str]:
-        """VMs that are to be served by nobody."""
+        """The VMs that no instance is to serve."""
         if self.closed:
             return frozenset(self.guilty)
         accused = () if self.accused is None else (self.accused,)
@@ -48,8 +49,8 @@ class Inquest:
 
 
 def begin(vms: Iterable[str], lived_s: float, now: float) -> Inquest:
-    """``vms`` were served by instances that ended, ``SHORT_LIVES`` of them within ``lived_s`` after they were given
-    them."""
+    """Start a search among ``vms``. The instances that served them ended, ``SHORT_LIVES`` of these within ``lived_s``
+    seconds after they were given the VMs."""
     return _next(Inquest(_window(lived_s), now, suspects=tuple(vms), deaths=1 + SHORT_LIVES), now)
 
 
@@ -58,10 +59,10 @@ def _window(lived_s: float) -> float:
 
 
 def died(inquest: Inquest, now: float) -> Inquest:
-    """The instance has ended during the trial; so the next ones need not be longer than for that."""
+    """The instance has ended during the trial. The time that this took limits the length of the next trials."""
     window = min(inquest.window_s, _window(now - inquest.since))
     found = replace(inquest, deaths=inquest.deaths + 1, window_s=window)
-    if found.accused is not None:  # with nobody on trial
+    if found.accused is not None:  # no VM was on trial
         return replace(found, closed=True, explained=False, guilty=(), accused=None, trial=())
     if not found.suspects:
         return _next(replace(found, suspects=found.waiting, waiting=()), now)
@@ -90,7 +91,7 @@ def survived(inquest: Inquest, now: float) -> Inquest:
 
 
 def resumed(inquest: Inquest, now: float) -> Inquest:
-    """The group is served from ``now`` on."""
+    """The trial starts again at ``now``, when the group begins to be served."""
     return replace(inquest, since=now)
 
 

@@ -1,4 +1,4 @@
-"""One host as the orchestrator sees it: two instances, the VMs, an uplink, an overlay. Programs an instance."""
+"""One host as the orchestrator sees it: two instances, the VMs, an uplink, an overlay. It programs the instances."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ from ovs_hotswap.uplink.base import make_uplink
 from ovs_hotswap.waiting import POLL_S, Deadline, wait_until
 
 _ANSWER_S = 30.0
-_QUICK_ANSWER_S = 2.0  # of who has to go on, answered or not
+_QUICK_ANSWER_S = 2.0  # for a caller that has to continue with or without an answer
 _LOOK_S = 1.0
 TAGS = 8  # of the peer link's tag and one of the guest's (802.1ad)
 WATCHDOG_S = 60.0  # the longest task of the watchdog: to start an instance and park every VM
 
 
 class Host:
-    """Adapters of one configuration, made when first used. Nothing is changed by making them. ``quick``: the uplink
-    stays connected to the kernel, and VMs' back ends are not waited for. ``intent``: one that was read already."""
+    """The adapters of one configuration, made at their first use, which changes nothing. ``quick``: keep the uplink
+    connected to the kernel, and wait for the VMs' back ends only briefly. ``intent``: one that was read already."""
 
     def __init__(self, config: Config, system: System, *, quick: bool = False, intent: Intent | None = None) -> None:
         self._quick, self._answer_s = quick, _QUICK_ANSWER_S if quick else _ANSWER_S
@@ -109,17 +109,17 @@ class Host:
         )
 
     def unconnected(self, side: Side) -> list[str]:
-        """VMs for which the side's switch is not connected. A broker listens for each VM; without one nobody does for a
-        VM whose QEMU does not run, and of one that does not answer it is not known. Raises BrokerError."""
+        """The VMs for which the side's switch is not connected. Without a broker, a VM whose QEMU does not run, or does
+        not answer, does not count: nothing listens for it, or it is not known. Raises BrokerError."""
         broker = self.config.backend is BackendMode.BROKER
         vms = [vm for vm in self.backends.vms(read=False) if broker or (vm.netdev and not vm.quarantine)]
         return [vm.name for vm in vms if not vm.switches[side].connected]
 
     @contextlib.contextmanager
     def lock(self, patience_s: float = 0.0) -> Iterator[None]:
-        """For whoever starts, stops or programs instances. Raises BusyError if somebody does.
+        """Hold the lock that is needed to start, stop or program instances. Raises BusyError if another process has it.
 
-        ``patience_s``: how long to wait where that is the watchdog, whose tasks end by themselves.
+        ``patience_s``: how long to wait if that process is the watchdog, whose tasks end by themselves.
         """
         path = self.config.run_dir / "upgrade.lock"
         deadline = Deadline.after(patience_s, self.system)
@@ -136,7 +136,7 @@ class Host:
             yield
 
     def openflow(self, side: Side) -> OpenFlow:
-        """Raises SwitchError where nobody would answer."""
+        """The side's bridge. Raises SwitchError if no process would answer."""
         see_answering(self.instances[side], self.system)
         return OpenFlow(self.system, self.instances[side].paths.bridge_mgmt)
 
@@ -144,21 +144,21 @@ class Host:
         return Tunnels(self.instances[side].paths, self.config.bridge)
 
     def control(self, side: Side) -> Path:
-        """Control socket of the side's ovs-vswitchd."""
+        """The control socket of the side's ovs-vswitchd."""
         return self.instances[side].paths.vswitchd_ctl
 
     def running(self, side: Side) -> bool:
         return self.instances[side].status().state is State.RUNNING
 
     def software(self, side: Side) -> Release | None:
-        """What a side was started with, running or dead. Where its own record is gone, that for the next boot tells of
-        the active one. Raises ReleaseError, StateUnknown."""
+        """The release with which a side was started, whether it runs or is dead. If its own record is gone, the record
+        for the next boot is used for the active side. Raises ReleaseError, StateUnknown."""
         found = self.instances[side].release()
         last = None if found is not None else self.last_active()
         return self.releases.get(last.release) if last is not None and last.side is side else found
 
     def version(self, side: Side) -> str:
-        """OVS version of a side that runs. Raises SwitchError."""
+        """The OVS version of a running side. Raises SwitchError."""
         release = self.software(side)
         if release is None:
             raise SwitchError(f"instance {side} does not run", hint=f"`ovs-hotswap instance start {side}`")
@@ -170,14 +170,15 @@ class Host:
         return read_active(self.config)
 
     def record_active(self, side: Side) -> None:
-        """Raises HostError. In this boot ``side`` is the active one as soon as the first of the files says it."""
+        """Record ``side`` as the active one, for this boot and the next, and give it normal priority. Raises HostError;
+        in this boot ``side`` is the active one as soon as the first of the two files says it."""
         scheduling.serve(self, side)
         release = self.instances[side].release()
         active_record.record(self.config, self.system, side, None if release is None else release.name)
 
     def record_now(self, side: Side) -> str:
-        """``record_active`` for whoever goes on though it cannot be recorded for the next boot. Answers why, in words;
-        empty if it is. Raises HostError if it is not even recorded for this one."""
+        """Like ``record_active``, but a failure to record ``side`` for the next boot is returned in words and not
+        raised; empty if there is none. Raises HostError if ``side`` is not recorded for this boot either."""
         try:
             self.record_active(side)
         except HostError as error:
@@ -187,15 +188,15 @@ class Host:
         return ""
 
     def forget_active(self) -> None:
-        """No side is active, now and after the next boot. Raises HostError, and has forgotten nothing then."""
+        """Record that no side is active, now and after the next boot. If it raises HostError, nothing has changed."""
         active_record.forget(self.config, self.system)
 
     def last_active(self) -> Active | None:
-        """As ``activeside.last``."""
+        """The side that was active last, as ``active_record.last`` gives it. Raises StateUnknown."""
         return active_record.last(self.config)
 
     def active(self) -> Side:
-        """The side that serves the VMs. Raises StateUnknown where the record and the broker do not agree."""
+        """The side that serves the VMs. Raises StateUnknown if the record and the back ends disagree."""
         recorded = self.recorded_active()
         owners = {vm.owner for vm in self.backends.vms(read=False) if vm.owner}
         if recorded is None or owners - {recorded}:
@@ -209,7 +210,7 @@ class Host:
     # -- memory ------------------------------------------------------------------------------------------------
 
     def demand(self, side: Side) -> Demand:
-        """What an instance is to have memory for. Raises ConfigError."""
+        """What an instance needs memory for. Raises ConfigError."""
         intent = self.intent
         mtus = (intent.vtep.mtu, self.peer_spec(side).mtu, *(vm.mtu for vm in intent.vms))
         return Demand(
@@ -220,7 +221,8 @@ class Host:
         )
 
     def _uplink_queues(self) -> Uplink:
-        """As the running instances have them, and one that is started will be given them again."""
+        """The uplink's queues that need the most buffers: of a running instance's, and of those that were recorded for
+        the next boot. An instance that is started is given the same ones."""
         found = [Uplink(), Uplink.of(saved_settings.uplink_options(self.config))]
         for instance in self.instances.values():
             with contextlib.suppress(HotswapError), instance.database(_LOOK_S, INTERFACE_TABLES) as database:
@@ -229,8 +231,8 @@ class Host:
         return max(found, key=lambda each: each.rx_queues * each.rx_ring + each.tx_ring)
 
     def reservation(self, side: Side) -> Reservation:
-        """The huge pages that the side's instance takes when it is started. Where the intent cannot be read it is all
-        that the configuration allows: to start an instance again after a death does not depend on the intent."""
+        """The huge pages that the side's instance takes when it is started. If the intent cannot be read, these are all
+        that the configuration allows: after a death, an instance can be started without the intent."""
         limit = self.config.instance(side).memory_mb
         if self.pool_for_each_port(side):
             return Reservation(limit, 0)
@@ -241,17 +243,17 @@ class Host:
         return limited(reserve(demand, page_mib()), limit, demand)
 
     def packet_pools(self, side: Side) -> list[PacketPool]:
-        """Of a side that runs; none where each port has its own, which the ports' errors tell of. Raises
-        SwitchError."""
+        """The shared packet pools of a running side. There are none if each port has its own pool, and then the ports'
+        errors show a lack of memory. Raises SwitchError."""
         return [] if self.pool_for_each_port(side) else packet_pools(self.control(side))
 
     def pool_for_each_port(self, side: Side) -> bool:
-        """Whether the ports share no pool of packets, as the configuration may have it: then only Open vSwitch knows
-        what it needs, and gets all that it may have."""
+        """Whether the configuration gives each port a packet pool of its own. Then only Open vSwitch knows how much it
+        needs, so the instance gets all the memory that it may have."""
         return self.config.other_config(side).get("per-port-memory") == "true"
 
     def polled(self, side: Side) -> dict[str, tuple[RxQueue, ...]]:
-        """The receive queues that its PMD threads have, by port. Raises SwitchError."""
+        """The receive queues that the side's PMD threads poll, by port. Raises SwitchError."""
         return pmd_rxqs(self.control(side))
 
     def log_level(self, side: Side) -> str:
@@ -263,15 +265,15 @@ class Host:
     # -- programming -------------------------------------------------------------------------------------------
 
     def ofport(self, vm: str) -> int | None:
-        """The OpenFlow port of a VM; ``None`` if it is in the overlay intent no more."""
+        """The OpenFlow port of a VM; ``None`` if the VM is no longer in the intent."""
         return next((each.ofport for each in self.intent.vms if each.name == vm), None)
 
     def switch_socket(self, side: Side, vm: str) -> Path:
-        """The socket that the side's port of a VM connects to."""
+        """The socket to which the side's port of a VM connects."""
         return self.config.vhost_socket(side, vm)
 
     def bridge_spec(self, side: Side) -> BridgeSpec:
-        """The bridge without the peer link. Where no broker keeps a VM from the switches, they have no port for it."""
+        """The bridge without the peer link. If no broker keeps the switches from a VM in quarantine, it has no port."""
         instance, intent = self.config.instance(side), self.intent
         held = self.held.reasons() if self.config.backend is BackendMode.QEMU_DUAL else {}
         vms = tuple(
@@ -295,12 +297,12 @@ class Host:
 
     @property
     def peer_socket(self) -> Path:
-        """Where the peer link's ends meet."""
+        """The socket at which the two ends of the peer link meet."""
         return self.config.run_dir / "peer.sock"
 
     def peer_spec(self, side: Side) -> PortSpec:
-        """The peer link's end. A memif's receive queues must equal the other end's transmit queues, which OVS makes
-        one more than its PMD threads."""
+        """The side's end of the peer link. A memif has as many receive queues as the other end has transmit queues, and
+        OVS makes one more of these than it has PMD threads."""
         role = "server" if side is Side.A else "client"
         devargs = f"net_memif_peer,role={role},id=0,socket-abstract=no,socket={self.peer_socket}"
         queues = len(set(self.config.instance(side.other).pmd_cores)) + 1
@@ -308,8 +310,8 @@ class Host:
         return PortSpec(PEER, "dpdk", PEER_PORT, options, mtu=self.intent.mtu + TAGS)
 
     def program_database(self, side: Side) -> None:
-        """Bridge and ports as the intent says. Raises SwitchError, also if a port cannot be made, or refuses its new
-        configuration: it has the earlier one again then."""
+        """Make the bridge and the ports as the intent says. Raises SwitchError, also if a port cannot be made or
+        refuses its new configuration; such a port has its earlier configuration again."""
         spec, instance = self.bridge_spec(side), self.instances[side]
         with instance.database() as database:
             database.set_other_config(REQUIRED_OTHER_CONFIG)
@@ -317,7 +319,7 @@ class Host:
             put_ports(database, look, spec, self.config.upgrade.ready_s, instance.paths.log)
 
     def reshaped(self, side: Side) -> list[str]:
-        """Ports of a running side that ``program_database`` would configure anew while packets pass through them."""
+        """The ports of a running side that ``program_database`` would reconfigure while packets pass through them."""
         with self.instances[side].database() as database:
             shapes = database.shapes(self.bridge_spec(side))
         found = self.datapath_ports(side) if shapes else {}
@@ -333,12 +335,12 @@ class Host:
         )
 
     def programmed_tunnels(self, side: Side) -> TunnelConfig | None:
-        """What ``program_tunnels`` gave the running side last; ``None`` if that is not known."""
+        """What ``program_tunnels`` last gave the running side; ``None`` if that is not known."""
         with self.instances[side].database(tables=ROOT_TABLES) as database:
             return TunnelConfig.of_note(database.external_ids().get(PROGRAMMED_TUNNELS))
 
     def program_tunnels(self, side: Side) -> None:
-        """The VTEP's address, the routes and the neighbours. Those that left the intent are removed."""
+        """Give the side the intent's VTEP address, routes and neighbours, and remove those that have left it."""
         wanted = self.tunnel_config
         self.tunnels(side).put(wanted, self.programmed_tunnels(side))
         with self.instances[side].database(tables=ROOT_TABLES) as database:
@@ -348,7 +350,7 @@ class Host:
         self.openflow(side).replace(lines(render(self.intent, form)))
 
     def set_pmd_sleep(self, side: Side, microseconds: int) -> None:
-        """For a while: ``settle_pmd_sleep`` ends it."""
+        """Set the longest sleep of the side's idle PMD threads until ``settle_pmd_sleep`` is called."""
         with self.instances[side].database(tables=ROOT_TABLES) as database:
             database.set_other_config({pmd_sleep_key(self.version(side)): str(microseconds)})
 
@@ -362,23 +364,23 @@ class Host:
                                       {CONFIGURED_SLEEP: str(configured)})  # fmt: skip
 
     def follow_pmd_sleep(self, side: Side) -> None:
-        """Give the side the configured PMD sleep if the configuration has changed since it was last given. What the
-        operator set in the database meanwhile stays otherwise."""
+        """Give the side the configured PMD sleep if the configuration has changed since the sleep was last given.
+        Otherwise the value that the operator set in the database stays."""
         with self.instances[side].database(tables=ROOT_TABLES) as database:
             given = database.external_ids().get(CONFIGURED_SLEEP)
         if given is not None and given != str(self.config.instance(side).pmd_sleep_us):
             self.settle_pmd_sleep(side)
 
     def own_pmd_sleep(self, side: Side) -> int | None:
-        """The PMD sleep that the operator set in the side's database; ``None`` if it is the configured one. Not to be
-        asked for while ``set_pmd_sleep`` holds."""
+        """The PMD sleep that the operator set in the side's database, in microseconds; ``None`` if it is the configured
+        one. The answer is wrong between ``set_pmd_sleep`` and ``settle_pmd_sleep``."""
         with self.instances[side].database(tables=ROOT_TABLES) as database:
             given = database.external_ids().get(CONFIGURED_SLEEP, str(self.config.instance(side).pmd_sleep_us))
             value = self._pmd_sleep(side, database)
         return None if given == str(value) else value
 
     def pmd_sleep(self, side: Side) -> int:
-        """Longest sleep of the side's idle PMD threads, in microseconds."""
+        """The longest sleep of the side's idle PMD threads, in microseconds."""
         with self.instances[side].database(tables=ROOT_TABLES) as database:
             return self._pmd_sleep(side, database)
 
@@ -393,7 +395,7 @@ class Host:
         return None if found is None else {**dataclasses.asdict(found), "cores": list(found.cores)}
 
     def prefer_threads(self, side: Side, rank: Rank) -> None:
-        """For hand-overs in which the side has ``rank``. Raises SwitchError."""
+        """Schedule the side's threads for handovers in which the side has ``rank``. Raises SwitchError."""
         scheduling.serve(self, side)
         pid = self.instances[side].pid()
         if pid is not None:
@@ -402,7 +404,7 @@ class Host:
 
     @contextlib.contextmanager
     def message_threads(self) -> Iterator[dict[Side, MessageThread]]:
-        """Of each instance that has one. Their pipes are closed after the block."""
+        """The vhost-user message thread of each instance that has one. The pipes are closed after the block."""
         found: dict[Side, MessageThread] = {}
         try:
             for side, instance in self.instances.items():
@@ -422,19 +424,19 @@ class Host:
             threads.schedule(pid, threads.Scheduling(**{**before, "cores": tuple(before["cores"])}))
 
     def program(self, side: Side) -> None:
-        """Everything for an instance that runs alone. First the PMD sleep: adding ports beside a PMD that never sleeps
-        takes seconds where the main thread has to share its core."""
+        """Give a side everything that an instance needs to run alone. The PMD sleep comes first: beside a PMD thread
+        that never sleeps, adding ports takes seconds if the main thread shares its core."""
         self.settle_pmd_sleep(side)
         self.program_database(side)
         self.program_tunnels(side)
         self.program_flows(side, Form.FINAL)
 
     def follow_intent(self, sides: Iterable[Side], *, untried: bool = False) -> None:
-        """Bring the broker, running instances and the uplink to the intent as it is now, the active instance last: a
-        configuration that its ports would refuse is refused by the other's first, and goes no further.
+        """Bring the broker, the running instances and the uplink to the present intent. The active instance comes last:
+        a configuration that its ports would refuse is then refused by the other instance's ports first.
 
-        ``untried``: also where no other instance runs to try it on. Raises BrokerError if a VM cannot leave:
-        it is asked for first, because a port that is removed takes with it the means to know that a switch let go.
+        ``untried``: do so even if no other instance runs on which to try it. Raises BrokerError if a VM cannot leave;
+        the broker is asked first, because without its port a switch cannot be shown to have released the VM's rings.
         Raises SwitchError and UplinkError.
         """
         active = self.recorded_active()
@@ -452,18 +454,18 @@ class Host:
                 self.uplink.steer(side)  # the VTEP's address may be another one
 
     def _refuse_untried(self, active: Side) -> None:
-        """Raises SwitchError if a port in use would be configured anew that the other side's datapath does not have so
-        already. That of a VM is tried there only where the VM is parked: without a guest it has no MTU yet."""
+        """Raises SwitchError if a port in use would be reconfigured in a way in which the other side's datapath does
+        not have it yet. The port of a VM can be tried there only if the VM is parked: without a guest it has no MTU."""
         names = self.reshaped(active)
         tried = {name: port.mtu for name, port in self.datapath_ports(active.other).items()}
         mtus = {port.name: port.mtu for port in self.bridge_spec(active).ports}
         untried = [name for name in names if tried.get(name) != (mtus[name] or ETHERNET_MTU)]
         if untried:
             raise SwitchError(
-                f"instance {active} would have to configure port {', '.join(untried)} anew under traffic, and "
-                f"instance {active.other} has not tried it: if it is refused, nothing passes there until it is undone",
-                hint=f"`ovs-hotswap watch run`, or `instance start {active.other}`, has the uplink's tried there "
-                "first, a standby also those of VMs; `overlay apply --untried` does without",
+                f"instance {active} would have to reconfigure port {', '.join(untried)} under traffic, and instance "
+                f"{active.other} has not tried this: if it is refused, nothing passes there until it is undone",
+                hint=f"`ovs-hotswap watch run`, or `instance start {active.other}`, tries the uplink there first, and "
+                "a standby also tries the VMs' ports; `overlay apply --untried` skips this",
             )
 
     def await_ports(self, side: Side, wanted: Iterable[PortSpec]) -> None:
@@ -471,7 +473,7 @@ class Host:
         await_ports(partial(ports_with_mtus, self.instances[side].paths), wanted)
 
     def has_port(self, side: Side, name: str) -> bool:
-        return name in ports(self.control(side))  # the datapath's, of a side that runs
+        return name in ports(self.control(side))  # what the datapath of a running side has
 
     def datapath_ports(self, side: Side) -> dict[str, DatapathPort]:
         """The ports that the side's datapath has, with their MTUs; none if it does not run. Raises SwitchError."""
@@ -481,8 +483,8 @@ class Host:
     def wait(
         self, true: Callable[[], bool], seconds: float, otherwise: Callable[[], str], *, on: Iterable[Side] = ()
     ) -> None:
-        """Poll until ``true``. Raises SwitchError with ``otherwise`` after ``seconds``, or if an instance ``on`` which
-        it depends is dead or stopped."""
+        """Poll until ``true``. Raises SwitchError with ``otherwise`` after ``seconds``, or if one of the instances
+        ``on`` which the answer depends is dead or stopped."""
 
         def look() -> bool:
             found = true()

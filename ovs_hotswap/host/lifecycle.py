@@ -1,4 +1,4 @@
-"""Instances as the operator starts and stops them: beside a watchdog, and over a boot. The caller holds the lock."""
+"""How the operator, and a boot, start and stop instances, also beside a watchdog. The caller holds the lock."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _KEEP_S = 1.0
 
 
 def stop_for_good(host: Host, side: Side) -> None:
-    """Stop an instance on purpose. That it is the active one no more is recorded before it ends, or a watchdog would
-    take its end for a death; one that is in the middle of a fail-over may have turned the uplink already, and then it
-    stays. The caller holds the lock."""
+    """Stop an instance on purpose. Before the active instance ends, the record says that no side is active: otherwise a
+    watchdog would take its end for a death. A watchdog that is in the middle of a failover may have steered the uplink
+    to the other side already; then the uplink stays there. The caller holds the lock."""
     was_active = host.recorded_active() is side
     if was_active:
-        with contextlib.suppress(HotswapError):  # one that is dead or hangs; then those stay that were kept before
+        with contextlib.suppress(HotswapError):  # it is dead or hangs; then the settings that were kept before stay
             settings_transfer.keep(host, side, _KEEP_S)
         host.forget_active()
     try:
@@ -35,7 +35,7 @@ def stop_for_good(host: Host, side: Side) -> None:
         raise
     if was_active:
         _clear_uplink(host, side)
-    elif host.recorded_active() is None:  # an earlier attempt may have come no further, or it was a boot that ended it
+    elif host.recorded_active() is None:  # an earlier attempt may have stopped here, or a boot ended the instance
         with contextlib.suppress(HotswapError):
             last = host.last_active()
             if last is not None and last.side is side:
@@ -49,10 +49,10 @@ def _clear_uplink(host: Host, side: Side) -> None:
 
 
 def start_instance(host: Host, side: Side, release: Release) -> bool:
-    """Start an instance and program it, or undo all of that, also when a signal asks for an end. The first one of a
-    host becomes the active one, with what the operator had set on the last one. Returns whether it is active. The
-    caller holds the lock."""
-    _ = host.intent  # a fault in it is told before anything is changed
+    """Start an instance and program it. If this fails, or a signal asks for an end, all of it is undone. The first
+    instance of a host becomes the active one and gets the settings that the operator had made on the last active one.
+    Returns whether the instance is active. The caller holds the lock."""
+    _ = host.intent  # a fault in it is reported before anything is changed
     first = host.recorded_active() is None
     with Interrupts() as interrupts:
         with in_background(host, side):
@@ -72,7 +72,8 @@ def start_instance(host: Host, side: Side, release: Release) -> bool:
 
 
 def _deactivate(host: Host, side: Side) -> None:
-    """Undo what ``activate_first`` may have done, as far as that is possible: the cause is told."""
+    """Undo what ``activate_first`` may have done, as far as that is possible. Never raises: the caller reports the
+    cause."""
     with contextlib.suppress(HotswapError):
         if host.recorded_active() is side:
             host.forget_active()
@@ -81,10 +82,10 @@ def _deactivate(host: Host, side: Side) -> None:
 
 
 def restore(host: Host) -> Active | None:
-    """After a boot: start what was active before it, of the release it had, and return what was started.
+    """Start the side that was active before a boot, with the release that it had, and return the two.
 
-    Nothing is done where an instance is active already, or none was. The caller holds the lock. Raises ReleaseError,
-    SwitchError, StateUnknown.
+    If an instance is active already, or none was, nothing is done and ``None`` is returned. The caller holds the lock.
+    Raises ReleaseError, SwitchError, StateUnknown.
     """
     last = host.last_active()
     if last is None or host.recorded_active() is not None:
@@ -94,8 +95,8 @@ def restore(host: Host) -> Active | None:
 
 
 def activate_first(host: Host, side: Side) -> bool:
-    """Make a programmed instance the active one if no side is. Returns whether it did. A state directory that cannot be
-    written, which is for the next boot, keeps no VM from being served."""
+    """Make a programmed instance the active one if no side is active. Returns whether it did so. If the state directory
+    cannot be written, only the next boot is affected, so a warning is logged and the VMs are served."""
     if host.recorded_active() is not None:
         return False
     host.uplink.steer(side)

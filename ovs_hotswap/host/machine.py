@@ -1,7 +1,7 @@
-"""What the machine has and runs, whoever asks: not what the asking process may use of it.
+"""What the machine has and runs, and not only what the calling process may use of it.
 
-A caller's affinity is narrower than the machine where cores are kept for PMD threads (isolcpus=, CPUAffinity=), its
-limit of descriptors is not the instance's, and a process is not what its command line says.
+The caller's affinity is narrower than the machine if cores are kept for PMD threads (isolcpus=, CPUAffinity=). The
+caller's limit of descriptors is not that of an instance. A command line alone does not say what a process runs.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _RUNTIME_FILE = re.compile(
 
 
 def cores(unit_group: str | None, sys: Path = _SYS, proc: Path = _PROC) -> frozenset[int]:
-    """The cores on which PMD threads may run: they choose their own affinity, whatever was inherited, within the cpuset
-    of their control group. ``unit_group``: the group of the instance's unit, there or to be; without a unit an instance
-    stays in the caller's."""
+    """The cores on which PMD threads may run. They set their own affinity, so only the cpuset of their control group
+    limits them. ``unit_group``: the group of the instance's unit, whether it exists yet or not; without a unit an
+    instance stays in the caller's group."""
     online = _listed(_text(sys / "devices/system/cpu/online"))
     allowed = _cpuset(sys / "fs/cgroup", unit_group, _text(proc / "self/cgroup"))
     return (online & allowed if allowed else online) or frozenset(os.sched_getaffinity(0))
 
 
 def _cpuset(root: Path, unit_group: str | None, own: str) -> frozenset[int]:
-    """The cpuset of a control group; empty if it has none. ``own``: /proc/self/cgroup. A group for which the controller
-    is not turned on has the cpuset of the next group above (Documentation/admin-guide/cgroup-v2.rst). Of version 1
-    the units have none, which systemd does not set there."""
+    """The cpuset of a control group; empty if it has none. ``own``: the text of /proc/self/cgroup. A group for which
+    the controller is not turned on has the cpuset of the next group above (Documentation/admin-guide/cgroup-v2.rst).
+    With version 1 of control groups a unit has no cpuset, because systemd does not set one there."""
     groups = {name: path for _, name, path in (line.split(":", 2) for line in own.splitlines() if line.count(":") > 1)}
     first = next((path for names, path in groups.items() if "cpuset" in names.split(",")), None)
     if first is not None:
@@ -54,7 +54,7 @@ def _cpuset(root: Path, unit_group: str | None, own: str) -> frozenset[int]:
 
 
 def _listed(text: str) -> frozenset[int]:
-    """``0-2,5`` as numbers."""
+    """The numbers of a list such as ``0-2,5``."""
     found: set[int] = set()
     for part in text.strip().split(","):
         first, _, last = part.partition("-")
@@ -64,11 +64,11 @@ def _listed(text: str) -> frozenset[int]:
 
 
 def descriptor_limit(host: Host, side: Side) -> int:
-    """How many descriptors the side's ovs-vswitchd may have, or will when it is started (``switch.launch``)."""
+    """How many descriptors the side's ovs-vswitchd may have, or may have once ``switch.launch`` has started it."""
     instance = host.instances[side]
     pid = instance.pid()
     if pid is not None:
-        with contextlib.suppress(OSError):  # it ended meanwhile
+        with contextlib.suppress(OSError):  # it has just ended
             return resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
     text = _text(_PROC / "sys/fs/nr_open").strip()
     most = int(text) if text.isdecimal() else DESCRIPTORS
@@ -79,8 +79,8 @@ def descriptor_limit(host: Host, side: Side) -> int:
 
 
 def launched_limit(hard: int, status: str, most: int) -> int:
-    """What becomes of the caller's hard limit when it starts an instance. ``status``: /proc/self/status. ``most``: what
-    the kernel allows anybody (fs.nr_open)."""
+    """The limit of descriptors of an instance that a caller with the limit ``hard`` starts. ``status``: the text of the
+    caller's /proc/self/status. ``most``: the kernel's limit for any process (fs.nr_open)."""
     if hard == resource.RLIM_INFINITY or hard < 0:
         return 1 << 30
     capable = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
@@ -89,8 +89,8 @@ def launched_limit(hard: int, status: str, most: int) -> int:
 
 
 def running_switches(system: System, proc: Path = _PROC) -> list[SwitchProcess]:
-    """Every ovs-vswitchd on the machine, ours included. Debian's with DPDK has the plain one's name in its command
-    line."""
+    """Every ovs-vswitchd on the machine, ours included. The executable counts as well as the command line: Debian's
+    ovs-vswitchd with DPDK has the name of the plain one in its command line."""
     found = []
     for pid in system.pids():
         argv = system.cmdline(pid)
@@ -117,7 +117,7 @@ def _threads(process: Path) -> Iterator[str]:
 
 
 def _text(path: Path) -> str:
-    """A file of the kernel's; empty where it is not, or no more."""
+    """The text of a file of the kernel; empty if there is no such file, or it has just gone."""
     try:
         return path.read_text(errors="replace")
     except OSError:

@@ -11,9 +11,9 @@ HUGE_PAGES, POOL = "huge pages", "packet pool"
 
 
 def huge_pages(pools: Iterable[HugePages], needed_mib: int, nodes: Iterable[int]) -> list[Finding]:
-    """Whether ``needed_mib`` MiB fit into the free huge pages of one size on each of the NUMA ``nodes``, and whether
-    the other nodes have any. A VM whose memory is there gets its packets from a pool there, and the peer link's driver
-    keeps a table on node 0, wherever the PMD threads are (DPDK drivers/net/memif/memif_socket.c).
+    """Check that ``needed_mib`` MiB fit into the free huge pages of one size on each of the NUMA ``nodes``, and that
+    the other nodes have at least one free page. A VM gets its packets from a pool on the node of its memory, and the
+    peer link's driver keeps a table on node 0, wherever the PMD threads are (DPDK drivers/net/memif/memif_socket.c).
     """
     pools, nodes = list(pools), set(nodes)
     found = [_on_node([pool for pool in pools if pool.node == node], needed_mib, node) for node in sorted(nodes)]
@@ -46,7 +46,7 @@ def _more(pool: HugePages, needed_mib: int) -> str:
 
 
 def allowed(side: Side, demand: Demand, wanted: Reservation, limit_mib: int) -> list[Finding]:
-    """Whether the configuration lets an instance take the memory that it needs."""
+    """Check that the configuration lets an instance take the memory that it needs."""
     if wanted.mib <= limit_mib:
         text = (
             f"instance {side}: {wanted.buffers} buffers, of which its ports can fill {demand.buffers}; {wanted.mib} MiB"
@@ -58,7 +58,8 @@ def allowed(side: Side, demand: Demand, wanted: Reservation, limit_mib: int) -> 
 
 
 def in_use(active: Side, pools: Iterable[PacketPool], wanted: Reservation) -> list[Finding]:
-    """Whether the active instance holds more packets right now than the standby's pool will have room for."""
+    """Check that the standby's pool will have room for as many packets as the active instance holds now. Returns a
+    finding only if it has not."""
     used = max((pool.in_use for pool in pools), default=0)
     if used <= wanted.buffers:
         return []

@@ -1,4 +1,4 @@
-"""How far the PMD threads of both instances have come: by that is known what they have done with a frame."""
+"""The progress of both instances' PMD threads, which shows when a frame that was under way has arrived."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from ovs_hotswap.switch.rpc import NoAnswer
 
 Counts = Mapping[int, int] | None
 _TURNS = 2048 // 32 + 2
-_PASSED_S = 1.0  # a thread that has not come round by then hangs, and what it holds is lost: asleep it needs 0.7 s
-_NEEDED_S = 5.0  # the same of the side that is to serve the VMs: it may be slow, nothing depends on it yet
+# A thread that has not completed its rounds by then hangs, and what it holds is lost. One that sleeps needs 0.7 s.
+_PASSED_S = 1.0
+_NEEDED_S = 5.0  # for the side that is to serve the VMs: it may be slow, because nothing depends on it yet
 
 
 def drain_pmd_queues(host: Host, needed: Side | None = None) -> None:
-    """Return when every frame that either side had taken in before, and its copy, has come where it goes.
+    """Wait until every frame that either side has taken in, and every copy of it, has arrived.
 
-    From a receive queue it goes to a VM or the peer link in an iteration of a PMD thread, from the peer link to the VM
-    in one of the other side's; each takes 32 packets of a queue (OVS, NETDEV_MAX_BURST), which may hold 2048. A thread
-    that shares its core may need a tenth of a second for that. What a side that hangs has taken in is lost; raises
-    SwitchError if that is the one that is ``needed``.
+    One iteration of a PMD thread passes a frame from a receive queue to a VM or to the peer link; one iteration on the
+    other side passes it from the peer link to the VM. An iteration takes 32 packets of a queue (OVS, NETDEV_MAX_BURST),
+    and a queue may hold 2048. A thread that shares its core may need a tenth of a second for all of them. Frames in a
+    side that hangs are lost. Raises SwitchError if the side that hangs is the one that is ``needed``.
     """
     patience = {side: _NEEDED_S if side is needed else _PASSED_S for side in Side}
     alive = {side: _polling(host, side, patience[side]) for side in Side}
@@ -36,12 +37,12 @@ def drain_pmd_queues(host: Host, needed: Side | None = None) -> None:
             if _come_round(host, side, alive[side], count, patience[side])
         }
         if needed is not None and needed not in alive:
-            raise SwitchError(f"the PMD threads of instance {needed} do not come round: it hangs, or has no core")
+            raise SwitchError(f"the PMD threads of instance {needed} do not progress: it hangs, or has no core")
 
 
 def _come_round(host: Host, side: Side, cores: Set[int] | None, before: Counts, patience: float) -> bool:
-    """Wait until the side's threads, which had done ``before``, have each emptied a queue; the iteration under way does
-    not count."""
+    """Wait until each of the side's threads has made enough iterations since ``before`` to empty a queue. The iteration
+    that was under way does not count. Returns whether they have."""
 
     def passed() -> bool:
         now = _iterations(host, side, cores, patience)
@@ -57,15 +58,15 @@ def _come_round(host: Host, side: Side, cores: Set[int] | None, before: Counts, 
 
 
 def comes_round(host: Host, side: Side) -> bool:
-    """Whether each PMD thread of the side that has queues to poll goes on: nothing that a guest does decides that."""
+    """Whether every PMD thread of the side that has queues to poll makes progress. No guest can influence this."""
     cores = _polling(host, side, _NEEDED_S)
     before = None if cores is None else _iterations(host, side, cores, _NEEDED_S)
     return _come_round(host, side, cores, before, _NEEDED_S)
 
 
 def _polling(host: Host, side: Side, patience: float) -> Set[int] | None:
-    """Cores of the side's threads that have queues to poll; none of a side that does not run, ``None`` if it does not
-    answer."""
+    """The cores of the side's threads that have queues to poll; empty if the side does not run, and ``None`` if it does
+    not answer."""
     try:
         queues = pmd_rxqs(host.control(side), timeout=patience / 2)
         return {queue.core for port in queues.values() for queue in port if queue.enabled}
@@ -76,7 +77,7 @@ def _polling(host: Host, side: Side, patience: float) -> Set[int] | None:
 
 
 def _iterations(host: Host, side: Side, cores: Set[int] | None, patience: float) -> Counts:
-    """What the threads on these cores have done, by core; as ``_polling``."""
+    """How many iterations the threads on these cores have made, by core; empty and ``None`` as in ``_polling``."""
     try:
         counts = pmd_iterations(host.control(side), timeout=patience / 2) if cores else {}
         return {core: count for core, count in counts.items() if cores and core in cores}

@@ -1,7 +1,7 @@
-"""What the indices of guests' rings tell of whether they are served. Pure.
+"""What the indices of guests' rings say about whether a switch serves them. Pure.
 
-A guest can write whatever it likes into its rings, so what is read there tells of a switch only as long as the same
-ring was served before, or is by the other switch: a ring is judged against that, never by itself.
+A guest can write anything into its rings. So a ring says something about a switch only if the same ring was served
+before, or is served by the other switch: a ring is compared with that, and never judged by itself.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class RingSample:
 
     @property
     def transmits(self) -> bool:
-        """Whether the guest sends on it. Of a net device's pair the odd ring does (virtio 1.2, 5.1.2)."""
+        """Whether the guest sends on this ring: it is the odd one of a pair (virtio 1.2, 5.1.2)."""
         return self.ring % 2 == 1
 
     @property
@@ -47,7 +47,7 @@ class RingSample:
 
 
 def samples(vms: Iterable[VmStatus]) -> list[RingSample]:
-    """The rings of VMs that are started and can be read."""
+    """Samples of the VMs' rings that are started and can be read."""
     return [
         RingSample(vm.name, ring.index, ring.enabled, ring.size, ring.available, ring.used)
         for vm in vms
@@ -57,13 +57,15 @@ def samples(vms: Iterable[VmStatus]) -> list[RingSample]:
 
 
 def unread(vms: Iterable[VmStatus]) -> list[str]:
-    """VMs of which a started ring cannot be read. One whose indices never stand still is read: its used index is."""
+    """The VMs that have a started ring that cannot be read. A ring whose indices never stand still counts as read, as
+    its used index is."""
     return [vm.name for vm in vms if any(ring.started and ring.used is None for ring in vm.rings)]
 
 
 def fault(then: RingSample | None, now: RingSample) -> str:
-    """How a ring looks that nobody serves, and empty for one that may be served: it has advanced since ``then``, or has
-    nothing to be taken. A receive ring holds free buffers and may be idle, so of it only sanity can be asked."""
+    """Why a ring looks as if no switch serves it; empty if the ring may be served, because it has advanced since
+    ``then`` or holds nothing to take. A receive ring holds free buffers and may be idle, so only the sanity of its
+    indices is checked."""
     if not now.enabled:
         return ""
     if not now.fits:
@@ -80,7 +82,7 @@ def text(place: Place, why: str) -> str:
 
 
 class Patience:
-    """Rings that look unserved for ``seconds`` without a break. ``known`` are those that are not judged."""
+    """Finds the rings that look unserved for ``seconds`` without a break. Rings in ``known`` are not judged."""
 
     def __init__(self, first: Iterable[RingSample], seconds: float, known: Collection[Place] = ()) -> None:
         self._last = {sample.place: sample for sample in first}
@@ -91,11 +93,12 @@ class Patience:
 
     @property
     def waiting(self) -> dict[Place, str]:
-        """The rings that look unserved, and how."""
+        """The rings that look unserved now, and why."""
         return {place: self._faults[place] for place in self._since}
 
     def look(self, now: float, found: Iterable[RingSample]) -> dict[Place, str]:
-        """The rings for which it ends, with how each looks. Samples are a good deal farther apart than a PMD sleeps."""
+        """Take new samples, and return the rings that have looked unserved for too long, with the reason for each. The
+        time between two samples must be much longer than a PMD thread sleeps."""
         latest = {sample.place: sample for sample in found}
         self._faults = faults = {
             place: why
@@ -107,6 +110,6 @@ class Patience:
         return {place: faults[place] for place, since in self._since.items() if now - since >= self._seconds}
 
     def forgo(self, places: Iterable[Place]) -> None:
-        """These are not judged any more."""
+        """Stop judging these rings."""
         self._known.update(places)
         self._since = {place: since for place, since in self._since.items() if place not in self._known}

@@ -1,7 +1,7 @@
-"""The operator's settings on the active instance, as they are given to it after the next boot.
+"""The operator's settings on the active instance, kept for the next boot.
 
-An instance's database is in the run directory, and made anew whenever the instance is started. What is kept here is of
-the host and not of a side, and written by whoever reads the active instance's settings anyway.
+An instance's database is in the run directory and is created again whenever the instance is started. The settings that
+are kept here belong to the host and not to a side. They are written whenever the active instance's settings are read.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ _MOST_BYTES = 1 << 24
 
 
 class Kept(Strict, extra="ignore"):
-    """``side``: whose they were, by whose cores affinities are. ``settings``: as ``as_json`` gives them.
-    ``pmd_sleep_us``: the one that the operator set. What a newer version writes in addition is passed over."""
+    """The content of the file. ``side``: the side that had the settings; affinities name its cores. ``settings``: as
+    ``as_json`` gives them. ``pmd_sleep_us``: the PMD sleep that the operator set, in microseconds. Fields that a newer
+    version writes in addition are ignored."""
 
     side: Side
     settings: list[list[Any]]
@@ -42,7 +43,7 @@ def path_of(config: Config) -> Path:
 
 
 def read(config: Config) -> Kept | None:
-    """``None`` if none were kept, or what is there cannot be read."""
+    """The settings that were kept; ``None`` if there are none, or the file cannot be read, which is logged."""
     path = path_of(config)
     try:
         with path.open() as file:
@@ -55,7 +56,7 @@ def read(config: Config) -> Kept | None:
 
 
 def write(config: Config, system: System, side: Side, found: Settings, pmd_sleep_us: int | None) -> bool:
-    """Keep them; return whether they were others before. Raises HostError."""
+    """Keep the settings, and return whether the file has changed. Raises HostError."""
     kept = Kept(side=side, settings=as_json(found), pmd_sleep_us=pmd_sleep_us)
     before = read(config)
     if before == kept or (before is None and not found and pmd_sleep_us is None):
@@ -67,7 +68,8 @@ def write(config: Config, system: System, side: Side, found: Settings, pmd_sleep
 
 
 def set_aside(config: Config) -> Path | None:
-    """Keep what could not be given to an instance from being written over; where it is now."""
+    """Rename the file, so that settings that could not be given to an instance are not overwritten. Returns its new
+    path; ``None`` if it cannot be renamed, which is logged."""
     path = path_of(config)
     aside = path.with_suffix(".not-given.json")
     try:
@@ -79,7 +81,8 @@ def set_aside(config: Config) -> Path | None:
 
 
 def uplink_options(config: Config) -> dict[str, str]:
-    """Those that the uplink's interface will be given: the instance needs memory for its rings."""
+    """The options that the uplink's interface will be given. An instance needs memory for the rings that they ask
+    for."""
     kept = read(config)
     found = {} if kept is None else kept.found
     return {key.key: str(value) for key, value in found.items() if key[:3] == (INTERFACE, UPLINK, "options")}

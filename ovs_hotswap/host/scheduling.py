@@ -1,8 +1,8 @@
-"""An instance that is started beside one that serves VMs takes no core of theirs, and one that serves has its own.
+"""The priority of instances: one that is started beside a serving one does not take its cores from it.
 
-Low priority lasts as long as ``in_background``, within one step: what comes after it finds normal priority. If whoever
-holds it is killed meanwhile, it stays; so all that makes ready to forward, and all that makes an instance the active
-one, calls ``serve``, and the watchdog looks at the active one again and again.
+Low priority lasts as long as the block of ``in_background``, which is within one step; the next step finds normal
+priority. If the process that runs the block is killed, low priority stays. So all code that prepares an instance to
+forward packets, or makes it the active one, calls ``serve``, and the watchdog checks the active instance repeatedly.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ovs_hotswap.system import System
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_S = 2.0  # where the machine is busy low priority means no progress, and an upgrade is to get on
+_PATIENCE_S = 2.0  # on a busy machine, low priority means no progress, and an upgrade must not stop for it
 
 
 class Processes(Protocol):
-    """The processes of an instance; ``None`` for one that does not run."""
+    """The processes of an instance: their pids, or ``None`` for a process that does not run."""
 
     def pid(self) -> int | None: ...
 
@@ -44,8 +44,8 @@ class Instances(Protocol):
 
 @contextlib.contextmanager
 def in_background(host: Instances, side: Side) -> Iterator[None]:
-    """Keep an instance, as soon as it is there, at low priority while something is done to it, if the other one serves
-    the VMs. Where none does they wait for this one, and nothing is low."""
+    """Keep an instance at low priority, as soon as it runs, for as long as the block lasts and if the other instance
+    serves the VMs. If none does, the VMs wait for this instance, so its priority is normal."""
     serving = host.instances[side.other].pid()
     if serving is None or host.recorded_active() is not side.other:
         yield
@@ -60,13 +60,13 @@ def _pids(host: Instances, side: Side) -> list[int]:
 
 
 def low(host: Instances, side: Side) -> list[int]:
-    """Processes of an instance that are at low priority."""
+    """The pids of an instance's processes that are at low priority."""
     return [pid for pid in _pids(host, side) if host.system.is_low(pid)]
 
 
 def serve(host: Instances, side: Side) -> bool:
-    """Give an instance that is to forward normal priority, and return whether it has it. Never raises: one that serves
-    VMs does so anyway."""
+    """Give normal priority to an instance that is to forward packets, and return whether it has it. Never raises: an
+    instance that serves VMs serves them at any priority."""
     done = True
     for pid in _pids(host, side):
         if not host.system.raise_priority(pid):
@@ -76,9 +76,9 @@ def serve(host: Instances, side: Side) -> bool:
 
 
 def make_ready(host: Instances, side: Side) -> None:
-    """``serve``, before VMs are given to an instance. Raises SwitchError if it has not."""
+    """Call ``serve`` before VMs are given to an instance. Raises SwitchError if it does not get normal priority."""
     if not serve(host, side):
         raise SwitchError(
-            f"instance {side}: threads of it stay at low priority",
-            hint="whoever starts instances needs CAP_SYS_NICE; see `ps -L -o tid,cls,comm`",
+            f"instance {side}: some of its threads stay at low priority",
+            hint="a program that starts instances needs CAP_SYS_NICE; see `ps -L -o tid,cls,comm`",
         )

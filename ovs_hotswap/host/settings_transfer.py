@@ -1,4 +1,4 @@
-"""The operator's settings, from the database of one instance to the other's: what is carried, and what is told."""
+"""Carry the operator's settings from the database of one instance to the other's, and report what is carried."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _SHOWN = 8  # settings named in one line of a report
 
 
 def read(host: Host, side: Side, timeout: float = _ANSWER_S) -> Snapshot:
-    """The side's database as it is now. Raises SwitchError."""
+    """The present content of the side's database. Raises SwitchError."""
     socket = host.instances[side].paths.db_socket
     schema = quick_call(socket, "get_schema", [SCHEMA], timeout=timeout)
     try:
@@ -50,20 +50,20 @@ def read(host: Host, side: Side, timeout: float = _ANSWER_S) -> Snapshot:
 
 
 def own(host: Host, found: Snapshot) -> Settings:
-    """The operator's settings in a database of ours."""
+    """The operator's settings in a database of an instance, without our own values."""
     ports = [UPLINK, VXLAN, *(vm.name for vm in host.intent.vms)]
     read = settings(found, host.config.bridge, ports)
     return {key: value for key, value in read.items() if key.table not in (PORT, INTERFACE) or key.row != PEER}
 
 
 def bring(host: Host, source: Side, target: Side, timeout: float = _ANSWER_S) -> Carry:
-    """Give the side ``target`` the operator's settings on ``source``; where it has them already, nothing is changed.
-    Raises SwitchError, also if a port of the target cannot be made with them."""
+    """Give the side ``target`` the operator's settings on ``source``. If it has them already, nothing is changed.
+    Raises SwitchError, also if a port of the target cannot be made with the settings."""
     return put(host, own(host, read(host, source, timeout)), source, target, timeout)
 
 
 def put(host: Host, wanted: Settings, source: Side, target: Side, timeout: float = _ANSWER_S) -> Carry:
-    """``bring`` what was read on ``source`` before."""
+    """Like ``bring``, for the settings ``wanted`` that were read on ``source`` before. Raises SwitchError."""
     there = read(host, target, timeout)
     change = settings_plan.carry(wanted, _receiver(host, there, source, target))
     operations = settings_plan.operations(change, there, host.config.bridge)
@@ -76,7 +76,7 @@ def put(host: Host, wanted: Settings, source: Side, target: Side, timeout: float
 
 
 def keep(host: Host, side: Side, timeout: float = _ANSWER_S) -> Settings:
-    """Record the operator's settings on the active instance for the next boot, and answer them. Raises SwitchError and
+    """Record the operator's settings on the active instance for the next boot, and return them. Raises SwitchError and
     HostError."""
     found = read(host, side, timeout)
     wanted = own(host, found)
@@ -85,8 +85,8 @@ def keep(host: Host, side: Side, timeout: float = _ANSWER_S) -> Settings:
 
 
 def give_kept(host: Host, side: Side) -> None:
-    """Give an instance that was started and programmed what the operator had set on the active one. It forwards without
-    that, so what fails is told and no more."""
+    """Give the operator's settings on the last active instance to one that was started and programmed. The instance
+    forwards packets without them, so a failure is only logged."""
     found = saved_settings.read(host.config)
     if found is None:
         return
@@ -94,7 +94,7 @@ def give_kept(host: Host, side: Side) -> None:
         if found.pmd_sleep_us is not None:
             host.settle_pmd_sleep(side, found.pmd_sleep_us)
         change = put(host, found.found, found.side, side)
-    except Exception as error:  # noqa: BLE001 - also what an edited file has an instance asked for
+    except Exception as error:  # noqa: BLE001 - an edited file may ask an instance for anything
         aside, why = (
             saved_settings.set_aside(host.config),
             error.message if isinstance(error, HotswapError) else repr(error),
@@ -108,7 +108,7 @@ def give_kept(host: Host, side: Side) -> None:
 
 
 def own_sleep(host: Host, found: Snapshot, side: Side) -> int | None:
-    """``Host.own_pmd_sleep`` from what was read. Raises SwitchError."""
+    """Like ``Host.own_pmd_sleep``, from a database that was read before. Raises SwitchError."""
     value = found.root.get("other_config", {}).get(pmd_sleep_key(host.version(side)), "0")
     configured = str(host.config.instance(side).pmd_sleep_us)
     given = found.root.get("external_ids", {}).get(CONFIGURED_SLEEP, configured)
@@ -135,12 +135,12 @@ def _cores(host: Host, source: Side, target: Side) -> tuple[list[int], list[int]
     return host.config.instance(source).pmd_cores, host.config.instance(target).pmd_cores
 
 
-# -------------------------------------------------------------------------------------------------------- what is told
+# --------------------------------------------------------------------------------------------------- what is reported
 
 
 def check(host: Host, old: Side, new: Side, release: str, *, goes_on: bool) -> list[Finding]:
-    """What an upgrade will do with the operator's settings on the active instance. ``goes_on``: with the instance that
-    runs on the side ``new``. Raises SwitchError, ReleaseError."""
+    """Report what an upgrade will do with the operator's settings on the active instance. ``goes_on``: the upgrade
+    keeps the instance that runs on the side ``new``. Raises SwitchError, ReleaseError."""
     found = read(host, old)
     wanted = own(host, found)
     if goes_on:
@@ -160,7 +160,7 @@ def _kept(host: Host) -> Settings:
 
 
 def unkept(wanted: Settings, recorded: Settings) -> list[Finding]:
-    """What would not come back if the host went down without notice."""
+    """Report the settings that would be lost if the host went down without notice."""
     lacking = [str(key) for key, value in wanted.items() if recorded.get(key) != value]
     if not lacking:
         return []
@@ -169,7 +169,7 @@ def unkept(wanted: Settings, recorded: Settings) -> list[Finding]:
 
 
 def compared(host: Host, wanted: Settings, side: Side) -> list[Finding]:
-    """Whether the side has ``wanted``, which was carried over to it. Raises SwitchError."""
+    """Check that the side has ``wanted``, which was carried over to it. Raises SwitchError."""
     if not wanted:
         return []
     there = read(host, side)
@@ -188,7 +188,7 @@ def compared(host: Host, wanted: Settings, side: Side) -> list[Finding]:
 
 
 def told(change: Carry, old: Side, new: Side) -> list[Finding]:
-    """One finding for each reason, and one for all that is carried over."""
+    """One finding for each reason why settings are lost, and one for all settings that are carried over."""
     name = "settings"
     reasons: dict[str, list[str]] = {}
     for key, reason in change.lost:
@@ -212,8 +212,8 @@ def _some(names: Iterable[str]) -> str:
 
 
 def taken_numbers(wanted: Settings, vms: dict[int, str]) -> list[Finding]:
-    """Ports of the operator's that ask for an OpenFlow number that one of ours has to have. One that has it by chance
-    gives it up (vswitchd/bridge.c, bridge_delete_or_reconfigure_ports)."""
+    """Report the operator's ports that ask for an OpenFlow number that one of our ports needs. A port that has such a
+    number without asking for it gives it up (vswitchd/bridge.c, bridge_delete_or_reconfigure_ports)."""
     ours = {UPLINK_PORT: UPLINK, VXLAN_PORT: VXLAN, PEER_PORT: "the peer link", **vms}
     findings = []
     for name in foreign_ports(wanted):
@@ -227,7 +227,7 @@ def taken_numbers(wanted: Settings, vms: dict[int, str]) -> list[Finding]:
 
 
 def unlike_features(old: Side, new: Side, active: Any, standby: Any) -> list[Finding]:
-    """Whether the two instances were started with what makes them offer VMs other features."""
+    """Check that the two instances have the same values of the keys that decide which features they offer VMs."""
     unlike = [
         f"{key} is {active.get(key, 'false')} on instance {old} and {standby.get(key, 'false')} on instance {new}"
         for key in sorted(FEATURE_KEYS)
@@ -235,9 +235,7 @@ def unlike_features(old: Side, new: Side, active: Any, standby: Any) -> list[Fin
     ]
     if not unlike:
         return []
-    text = (
-        f"{'; '.join(unlike)}: they offer VMs different features, and a VM that uses one cannot move to where it lacks"
-    )
+    text = f"{'; '.join(unlike)}: they offer VMs different features, and a VM cannot move to where it would lose one"
     return [Finding("features", Severity.WARNING, text, "set it alike in [instances.other_config]")]
 
 

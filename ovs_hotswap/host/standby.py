@@ -1,11 +1,11 @@
 """The warm standby: an instance beside the active one that is programmed and has every VM parked on it.
 
-Nothing of the active instance is changed for it. Both have the final form of the flow tables and no peer link: when the
-active dies all VMs move at once, so there is never traffic between a VM here and one there, and no packet of normal
-operation is copied. Only a planned upgrade, which moves one VM after another, opens the window.
+The active instance is not changed for it. Both have the final form of the flow tables and no peer link. When the active
+instance dies, all VMs move at once, so there is never traffic between VMs on different sides, and in normal operation
+no packet is copied. Only a planned upgrade, which moves one VM after another, opens the window.
 
-What was set on the standby alone (a long PMD sleep, a quiet log, preferred threads) is in a record below run_dir, so
-that whoever comes later can put it back: another watchdog, or an upgrade.
+Some values are set on the standby alone: a long PMD sleep, a quiet log, preferred threads. A record in the run
+directory has the earlier values, so that another watchdog, or an upgrade, can restore them.
 """
 
 from __future__ import annotations
@@ -42,19 +42,20 @@ _AT_ONCE = 32  # VMs that are parked before progress is shown
 
 _PORT_S = 15.0
 _POLLED_S = 20.0
-# Longest sleep of a PMD thread that has nothing to do but wait for a fail-over, in microseconds: it delays the first
-# packets after one by as much. Each time it wakes it looks at every queue, so it sleeps longer where there are many.
+# The longest sleep of a PMD thread that only waits for a failover, in microseconds; the first packets after a failover
+# are delayed by as much. At each wake-up the thread looks at every queue, so it sleeps longer if there are many.
 _SLEEP_US = 2000
 _SLEEP_PER_QUEUE_US = 160  # a wake-up takes some 30 us and one more for each queue: 2 % of a core
-_SLEEP_MOST_US = 10_000  # Open vSwitch allows no more (vswitch.xml, pmd-sleep-max)
+_SLEEP_MOST_US = 10_000  # the most that Open vSwitch allows (vswitch.xml, pmd-sleep-max)
 
 Parked = Callable[[int, str], None]
 
 
 class StandbyRecord(Strict, extra="ignore"):
-    """``pid``: the ovs-vswitchd that the values were read from. ``prepared``: it was programmed and parked on.
-    ``pmd_sleep_us``: the PMD sleep that the operator set on the active instance, if it is not the configured one. What
-    a newer version of this program writes in addition is passed over.
+    """The values that the standby had before it was prepared. ``pid``: the ovs-vswitchd from which they were read.
+    ``prepared``: the standby is programmed and the VMs were parked on it. ``pmd_sleep_us``: the PMD sleep that the
+    operator set on the active instance, in microseconds, if it is not the configured one. Fields that a newer version
+    of this program writes in addition are ignored.
     """
 
     side: Side
@@ -70,7 +71,7 @@ def record_path(config: Config) -> Path:
 
 
 def read_record(host: Host) -> StandbyRecord | None:
-    """The record of a standby whose process still runs, perhaps as the active instance by now; else ``None``."""
+    """The record of a standby whose process still runs, perhaps as the active instance by now; otherwise ``None``."""
     try:
         record = StandbyRecord.model_validate_json(record_path(host.config).read_text())
     except (OSError, ValueError):
@@ -83,8 +84,8 @@ def forget(config: Config) -> None:
 
 
 def prepare(host: Host, side: Side) -> tuple[list[VmStatus], dict[str, str]]:
-    """Make a running instance the warm standby, and answer the VMs that were to be parked, and why some are not. May be
-    repeated. Raises SwitchError or BrokerError."""
+    """Make a running instance the warm standby. Returns the VMs that were to be parked, and for each that was not the
+    reason. May be repeated. Raises SwitchError or BrokerError."""
     queues = sum(vm.queues for vm in host.intent.vms)
     with in_background(host, side):
         host.set_pmd_sleep(side, max(idle_sleep_us(queues), host.config.upgrade.pmd_sleep_us))
@@ -106,8 +107,8 @@ def prepare(host: Host, side: Side) -> tuple[list[VmStatus], dict[str, str]]:
 
 
 def _carry_settings(host: Host, side: Side) -> int | None:
-    """Give the standby the operator's settings on the active instance; return the PMD sleep that was set there. A
-    standby without them is better than none."""
+    """Give the standby the operator's settings on the active instance, and return the PMD sleep that was set there. A
+    failure is only logged: a standby without the settings is better than none."""
     try:
         found = settings_transfer.read(host, side.other)
         settings_transfer.put(host, settings_transfer.own(host, found), side.other, side)
@@ -118,7 +119,7 @@ def _carry_settings(host: Host, side: Side) -> int | None:
 
 
 def follow_settings(host: Host, side: Side, wanted: Settings, own_sleep: int | None) -> None:
-    """Give a prepared standby the settings that the active instance has by now. Raises SwitchError."""
+    """Give a prepared standby the settings that the active instance has now. Raises SwitchError."""
     settings_transfer.put(host, wanted, side.other, side)
     record = read_record(host)
     if record is not None and record.side is side:
@@ -126,7 +127,7 @@ def follow_settings(host: Host, side: Side, wanted: Settings, own_sleep: int | N
 
 
 def idle_sleep_us(queues: int) -> int:
-    """How long the standby's PMD threads sleep at most, with so many queue pairs of VMs parked."""
+    """The longest sleep of the standby's PMD threads, in microseconds, with ``queues`` queue pairs of VMs parked."""
     return min(max(_SLEEP_US, _SLEEP_PER_QUEUE_US * queues), _SLEEP_MOST_US)
 
 
@@ -142,7 +143,7 @@ def _write(host: Host, record: StandbyRecord) -> None:
 
 
 def restore_operator_settings(host: Host, record: StandbyRecord) -> None:
-    """Give a standby that has become the active instance, or will, the operator's values."""
+    """Give the operator's values to a standby that has become, or will become, the active instance."""
     side = record.side
     host.settle_pmd_sleep(side, record.pmd_sleep_us)
     host.set_log_level(side, record.log_level)
@@ -152,38 +153,38 @@ def restore_operator_settings(host: Host, record: StandbyRecord) -> None:
 
 
 def settle_active(host: Host) -> None:
-    """``restore_operator_settings`` the standby that the record tells of, if there is one."""
+    """Call ``restore_operator_settings`` for the standby of the record, if there is one."""
     record = read_record(host)
     if record is not None:
         restore_operator_settings(host, record)
 
 
 def end_standby(host: Host, side: Side) -> None:
-    """End a standby, dead or alive. The VMs it has parked stay where they are: with the other side. A broker that does
-    not answer is not needed for it: it sees that the switch is gone."""
+    """End a standby, dead or alive. The VMs that are parked on it stay with the other side. A broker that does not
+    answer is not needed: it sees later that the switch is gone. Raises BusyError if the side is active by now."""
     with contextlib.suppress(BrokerError):
         for vm in host.backends.vms(read=False):
             host.backends.unpark(vm.name, side)
     if host.recorded_active() is side:
-        raise BusyError(f"instance {side} has taken over meanwhile")
+        raise BusyError(f"instance {side} has just become the active one")
     host.instances[side].stop()
     forget(host.config)
 
 
 def usable(host: Host, side: Side, release: Release) -> bool:
-    """Whether an upgrade to ``release`` can go on with what runs on a side that is not active."""
+    """Whether an upgrade to ``release`` can use the instance that runs on a side that is not active."""
     instance = host.instances[side]
     return host.running(side) and instance.release() == release and not instance.outdated()
 
 
 def release_for_upgrade(host: Host, active: Side, release: Release) -> bool:
-    """Give over to an upgrade to ``release`` whatever runs beside the active instance: with the operator's values if it
-    runs just that, else ended, as no VM is served by it. Returns whether it goes on."""
+    """Prepare the instance beside the active one for an upgrade to ``release``. If it runs just this release, it keeps
+    running with the operator's values; otherwise it is ended, as it serves no VM. Returns whether it keeps running."""
     record, side = read_record(host), active.other
     if record is not None and record.side is active:
         restore_operator_settings(host, record)
     if host.instances[side].status().state not in (State.RUNNING, State.STARTING):
-        return False  # what is left of one that died is removed by whoever starts another
+        return False  # the remains of one that died are removed when the next instance is started
     if not usable(host, side, release):
         end_standby(host, side)
         return False
@@ -196,9 +197,9 @@ def release_for_upgrade(host: Host, active: Side, release: Release) -> bool:
 
 
 def await_ports(host: Host, side: Side, *, without: Collection[str] = ()) -> None:
-    """Wait for an instance's uplink and its connections to the VMs, except those it is to be ``without``, and see that
-    none of its threads is at low priority and that its packet pool is large enough: where memory is short Open vSwitch
-    makes a smaller one without a word. Raises SwitchError."""
+    """Wait for an instance's uplink and its connections to the VMs, except those ``without`` which it is to run. Check
+    that none of its threads is at low priority and that its packet pool is large enough: if memory is short, Open
+    vSwitch makes a smaller pool and reports nothing. Raises SwitchError."""
     make_ready(host, side)
     host.wait(lambda: host.link_up(side, UPLINK), _PORT_S, lambda: f"instance {side}: the uplink is down",
               on=[side])  # fmt: skip
@@ -216,14 +217,14 @@ def await_ports(host: Host, side: Side, *, without: Collection[str] = ()) -> Non
 
 
 def see_uplink(host: Host, side: Side) -> None:
-    """See that the datapath has the uplink, whatever its MTU. Raises SwitchError."""
+    """Check that the datapath has the uplink, with any MTU. Raises SwitchError."""
     host.await_ports(side, [PortSpec(UPLINK, "dpdk", UPLINK_PORT)])
 
 
 def lacks_uplink(host: Host, side: Side) -> str:
-    """Whether the datapath of an instance has lost the uplink, in words. Empty if it has it, or does not tell."""
+    """Says in words that the datapath of an instance has lost the uplink. Empty if it has it, or does not answer."""
     with contextlib.suppress(SwitchError):
-        if not host.has_port(side, UPLINK):  # Open vSwitch 3.5 does not tell its MTU
+        if not host.has_port(side, UPLINK):  # Open vSwitch 3.5 does not report its MTU
             return f"the datapath of instance {side} does not have the uplink"
     return ""
 
@@ -231,9 +232,9 @@ def lacks_uplink(host: Host, side: Side) -> str:
 def park_each(
     host: Host, side: Side, vms: Iterable[VmStatus], parked: Parked = lambda _number, _name: None
 ) -> dict[str, str]:
-    """Park VMs on an instance as far as that is possible; answers why the others are not. A guest decides whether its
-    VM can be parked, and must not decide about the others. Raises SwitchError for a fault of the instance, BrokerError
-    if nobody answers."""
+    """Park VMs on an instance as far as possible, and return for each VM that is not parked the reason. A guest decides
+    whether its own VM can be parked, and must not decide this for others. Raises SwitchError for a fault of the
+    instance, BrokerError if the back ends do not answer."""
     refused: dict[str, str] = {}
     expected: dict[str, int] = {}
     every = list(vms)
@@ -251,7 +252,7 @@ def park_each(
 
 
 def _await_polled(host: Host, side: Side, expected: Mapping[str, int]) -> list[str]:
-    """Wait until an instance polls as many queues of each VM as ``expected``; answers those of which it does not."""
+    """Wait until an instance polls as many queues of each VM as ``expected``. Returns the VMs for which it does not."""
 
     def unpolled() -> list[str]:
         polled = host.polled(side)
@@ -267,5 +268,5 @@ def _await_polled(host: Host, side: Side, expected: Mapping[str, int]) -> list[s
 
 
 def _enabled_pairs(vm: VmStatus) -> int:
-    """Queue pairs whose transmit ring the guest has enabled."""
+    """The number of queue pairs whose transmit ring the guest has enabled."""
     return sum(ring.enabled and ring.started for ring in vm.rings if ring.transmits)

@@ -1,5 +1,8 @@
-"""What a service says to systemd, or to `supervisor`, and gets from it: readiness, watchdog pings, stored descriptors.
-sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3). Where neither started this process every call does nothing."""
+"""A service's side of the protocol with systemd, or with ``supervisor``: readiness, watchdog pings, stored descriptors.
+
+The protocol is in sd_notify(3), sd_listen_fds(3) and sd_watchdog_enabled(3). If neither of the two started this
+process, the calls do nothing.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,18 @@ from pathlib import Path
 
 SD_LISTEN_FDS_START = 3  # SD_LISTEN_FDS_START
 _PER_MESSAGE = 128  # descriptors; the kernel allows 253 (SCM_MAX_FD)
-_SEND_S = 1.0  # a service manager that does not read fills the socket's queue (unix(7)); nobody may hang on it
+_SEND_S = 1.0  # if the service manager does not read, the socket's queue fills (unix(7)), and no caller may hang then
 BOOTED = Path("/run/systemd/system")  # sd_booted(3)
 
 
 def tell(line: str) -> None:
-    """Send an assignment that the next one replaces, such as ``STATUS=``, unless it would have to be waited for."""
+    """Send an assignment that the next one replaces, such as ``STATUS=``. It is dropped rather than waited for."""
     notify(line, patience_s=0.0)
 
 
 def notify(*lines: str, descriptors: Sequence[int] = (), patience_s: float = _SEND_S) -> bool:
-    """Send assignments such as ``READY=1``; return whether there was anybody to tell. A service manager that does not
-    listen is no error: nothing here may stop a service."""
+    """Send assignments such as ``READY=1``, with descriptors if there are any; return whether they were sent. A missing
+    service manager, or one that does not listen for ``patience_s``, is not an error: it must not stop the service."""
     out = _connected(patience_s)
     if out is None:
         return False
@@ -36,7 +39,7 @@ def notify(*lines: str, descriptors: Sequence[int] = (), patience_s: float = _SE
 
 
 def _connected(patience_s: float = _SEND_S) -> socket.socket | None:
-    """A socket to whoever listens at ``$NOTIFY_SOCKET``; ``None`` if nobody does."""
+    """A socket to the service manager at ``$NOTIFY_SOCKET``; ``None`` if none listens there."""
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return None
@@ -53,18 +56,20 @@ def _connected(patience_s: float = _SEND_S) -> socket.socket | None:
 def fdstore_add(name: str, descriptors: Sequence[int]) -> bool:
     """Have the service manager keep duplicates for this service's next process (``FileDescriptorStoreMax=``).
 
-    ``name``: no colon or control character. They are not polled, so that they stay until ``fdstore_remove``.
+    ``name`` has no colon and no control character. The service manager does not poll the descriptors, so it keeps them
+    until ``fdstore_remove``. Returns whether the request was sent.
     """
     return notify("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", descriptors=descriptors)
 
 
 def fdstore_remove(name: str) -> bool:
-    """Have the descriptors stored under ``name`` closed."""
+    """Have the service manager close the descriptors stored under ``name``. Returns whether the request was sent."""
     return notify("FDSTOREREMOVE=1", f"FDNAME={name}")
 
 
 def listen_fds() -> dict[str, list[int]]:
-    """The descriptors that the service manager passed to this process, by name. Told once; they are close-on-exec."""
+    """The descriptors that the service manager passed to this process, by name. Only the first call returns them. They
+    are close-on-exec."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return {}
     count = int(os.environ.get("LISTEN_FDS", "0"))
@@ -79,7 +84,7 @@ def listen_fds() -> dict[str, list[int]]:
 
 
 class Heartbeat:
-    """``WATCHDOG=1`` from the loop that is to be proven alive: it calls ``beat`` each time round."""
+    """Sends ``WATCHDOG=1`` when it is due. The loop that is to be proven alive calls ``beat`` in each iteration."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock, self._every, self._due = clock, ping_interval(), float("-inf")
@@ -92,12 +97,12 @@ class Heartbeat:
 
 
 def supervised() -> bool:
-    """Whether a service manager, or what stands in for it, started this process and wants to hear of it."""
+    """Whether systemd, or ``supervisor``, started this process and takes its notifications."""
     return bool(os.environ.get("NOTIFY_SOCKET"))
 
 
 def supervisor_alive() -> bool:
-    """Whether whoever supervises this process is there: nobody may be, if that was killed."""
+    """Whether the supervisor of this process still listens; it does not if it was killed."""
     out = _connected()
     if out is None:
         return False
@@ -106,12 +111,12 @@ def supervisor_alive() -> bool:
 
 
 def in_unit() -> bool:
-    """Whether systemd itself started this process, as a unit's (systemd.exec(5), ``$SYSTEMD_EXEC_PID``)."""
+    """Whether systemd itself started this process as part of a unit (systemd.exec(5), ``$SYSTEMD_EXEC_PID``)."""
     return os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
 
 
 def ping_interval() -> float | None:
-    """Seconds between two ``WATCHDOG=1``: half of what the unit allows; ``None`` if it does not watch."""
+    """The seconds between two ``WATCHDOG=1``: half of what the unit allows; ``None`` if it expects none."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     microseconds = int(os.environ.get("WATCHDOG_USEC", "0"))

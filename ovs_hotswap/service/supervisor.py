@@ -1,8 +1,8 @@
-"""Keeps one service running, and the descriptors that it stores, where there is no systemd to do that.
+"""Keeps one service running, and keeps the descriptors that it stores, on a host without systemd.
 
-The service says what it would say to systemd, in the same words (sd_notify(3): READY, FDSTORE, FDSTOREREMOVE, FDNAME),
-and is started again with what it stored (sd_listen_fds(3)). So it has one way to outlive itself, wherever it runs.
-A connection whose descriptor is here does not end when the service does, in whatever way that ends.
+The service sends the same messages as to systemd (sd_notify(3): READY, FDSTORE, FDSTOREREMOVE, FDNAME), and is started
+again with the descriptors that it stored (sd_listen_fds(3)). So its connections outlive it in the same way with and
+without systemd: a connection whose descriptor is stored here stays open, in whatever way the service ends.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from ovs_hotswap.vhostuser.channel import ANCILLARY, OwnedFd, adopt, close_all
 log = logging.getLogger(__name__)
 
 _MESSAGE = 4096  # bytes
-_DELAY_S, _DELAY_MAX_S = 0.1, 5.0  # before a service is started again that was not ready when it ended
-_BURST, _BURST_S = 20, 60.0  # or that was started more often than that within so many seconds
-_LOOK_S = 0.5  # between two looks for the end of a service for which there was no descriptor
+_DELAY_S, _DELAY_MAX_S = 0.1, 5.0  # before a service is started again that was not ready when it ended,
+_BURST, _BURST_S = 20, 60.0  # or that was started more than _BURST times within _BURST_S seconds
+_LOOK_S = 0.5  # between two looks for the end of a service, if its pidfd could not be opened
 _STOP_S = 10.0  # for the service to end by itself
-SUCCEEDED = "X_SUCCEEDED=1"  # said by a service that another process has replaced, which is not to be started again
+SUCCEEDED = "X_SUCCEEDED=1"  # sent by a service that another process has replaced, so it is not started again
 
 
 class Store:
@@ -49,7 +49,7 @@ class Store:
         return [descriptor.fileno() for _, descriptor in self._kept]
 
     def take(self, said: Mapping[str, str], descriptors: Sequence[OwnedFd]) -> None:
-        """What a message with ``descriptors`` asks for; those that are not to be kept are closed."""
+        """Carry out what a message with ``descriptors`` asks for, and close the descriptors that are not kept."""
         name = said.get("FDNAME", "stored")
         if said.get("FDSTORE") == "1":
             self._kept += [(name, descriptor) for descriptor in descriptors]
@@ -72,15 +72,15 @@ def _pidfd(pid: int) -> int | None:
 
 
 class BackOff:
-    """How long a service is not started again after it ended: not at all where it was ready, longer each time where it
-    was not, and also where it is ready again and again and ends again and again."""
+    """The delay before a service that has ended is started again. There is none if the service was ready. The delay
+    grows each time if the service was not ready, or if it becomes ready and ends too often."""
 
     def __init__(self) -> None:
         self._ends: deque[float] = deque(maxlen=_BURST)
         self._delay = 0.0
 
     def after(self, *, ready: bool, now: float) -> float:
-        """``now``: when it ended. All in seconds."""
+        """The delay in seconds after an end at ``now``, in monotonic seconds."""
         hasty = len(self._ends) == _BURST and now - self._ends[0] < _BURST_S
         self._ends.append(now)
         self._delay = 0.0 if ready and not hasty else min(max(2 * self._delay, _DELAY_S), _DELAY_MAX_S)
@@ -88,9 +88,10 @@ class BackOff:
 
 
 class Supervisor:
-    """Runs ``argv`` until it is told to end. ``directory``: for its socket and its pid file, ``NAME.pid``.
+    """Runs ``argv`` until a signal asks for its end. ``directory`` has the supervisor's socket and its pid file,
+    ``NAME.pid``.
 
-    ``once`` are arguments for the first start alone.
+    ``once`` are additional arguments for the first start only.
     """
 
     def __init__(self, name: str, argv: Sequence[str], directory: Path, once: Sequence[str] = ()) -> None:
@@ -100,18 +101,19 @@ class Supervisor:
         self._store = Store()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         self._child: int | None = None
-        self._pidfd: int | None = None  # of the child, unless there was none to be had
+        self._pidfd: int | None = None  # the child's; None if it could not be opened
         self._due, self._back_off = 0.0, BackOff()
         self._ready = self._ever_ready = self._succeeded = False
         self._signals: list[int] = []
 
     def run(self) -> int:
-        """Return 0 after SIGTERM or SIGINT, or once the service was succeeded; a service's own exit status if it ended
-        before it was ever ready. SIGHUP is passed on. Raises OSError if the directory cannot be written."""
+        """Run the service. Returns 0 after SIGTERM or SIGINT, or once another process has replaced the service; returns
+        the service's own exit status if it ended before it was ever ready. SIGHUP is passed on to the service. Raises
+        OSError if the directory cannot be written."""
         many_descriptors()
         with contextlib.ExitStack() as stack:
             stack.callback(self._socket.close)
-            self._path.unlink(missing_ok=True)  # of one that was killed and had the same pid
+            self._path.unlink(missing_ok=True)  # left by a killed supervisor that had the same pid
             self._socket.bind(str(self._path))
             stack.callback(self._path.unlink, missing_ok=True)
             self._path.chmod(0o600)
@@ -147,7 +149,7 @@ class Supervisor:
 
     def _told_to_end(self) -> bool:
         taken, self._signals = self._signals, []
-        if signal.SIGHUP in taken and self._ready:  # before it has a handler that would end it
+        if signal.SIGHUP in taken and self._ready:  # an earlier SIGHUP would end it: it has no handler yet
             self._pass_on(signal.SIGHUP)
         return bool({signal.SIGTERM, signal.SIGINT} & set(taken))
 
@@ -157,7 +159,7 @@ class Supervisor:
         self._ready = False
         try:
             pid = os.fork()
-        except OSError as error:  # what is stored must outlive a shortage
+        except OSError as error:  # the stored descriptors must outlive a shortage
             self._later(f"the service cannot be started: {error}")
             return
         if pid == 0:
@@ -165,7 +167,7 @@ class Supervisor:
         self._child, self._pidfd = pid, _pidfd(pid)
 
     def _become(self, argv: list[str]) -> NoReturn:
-        """The new process: everything stored from descriptor 3 on, and nothing else."""
+        """Become the service in the new process. It has the stored descriptors from descriptor 3 on, and no others."""
         try:
             signal.set_wakeup_fd(-1)
             given = self._store.descriptors
@@ -175,12 +177,12 @@ class Supervisor:
             for place, descriptor in enumerate(apart, SD_LISTEN_FDS_START):
                 os.dup2(descriptor, place)
             os.execve(argv[0], argv, environment)
-        except BaseException:  # nothing of the parent's may run on here
+        except BaseException:  # no code of the parent may continue in the child
             log.exception("%s cannot be started", argv[0])
             os._exit(127)
 
     def _reap(self) -> int | None:
-        """The exit status of the service if it has ended just now, negative for a signal."""
+        """The exit status of the service if it has just ended, negative for a signal; otherwise ``None``."""
         if self._child is None:
             return None
         pid, status = os.waitpid(self._child, os.WNOHANG)
@@ -189,7 +191,7 @@ class Supervisor:
         if self._pidfd is not None:
             os.close(self._pidfd)
         self._child = None
-        self._receive_all()  # what it said last
+        self._receive_all()  # its last messages
         return os.waitstatus_to_exitcode(status)
 
     def _pass_on(self, number: signal.Signals) -> None:
@@ -197,8 +199,8 @@ class Supervisor:
             os.kill(self._child, number)
 
     def _end(self) -> None:
-        """For good. Only a service that ends by itself has put in order what it stored: where there is none, or it was
-        killed, the next one has to."""
+        """End the service for good. Only a service that ends by itself has cleaned up what it stored. If none runs, or
+        it was killed, another one is started to do so."""
         while self._child is not None or (self._store.names and not self._succeeded):
             if self._child is None:
                 time.sleep(max(0.0, self._due - time.monotonic()))
@@ -206,11 +208,12 @@ class Supervisor:
             ended = self._end_service()
             if ended == 0:
                 return
-            self._ready = False  # it is not to be tried without a pause
-            self._later(f"the service ended with status {ended}, and has left something to be put in order")
+            self._ready = False  # so that there is a delay before the next attempt
+            self._later(f"the service ended with status {ended}, and has not cleaned up what it stored")
 
     def _end_service(self) -> int | None:
-        """SIGTERM would tell the service that another one goes on from what it leaves. Return its exit status."""
+        """End the service by SIGINT, and by SIGKILL if it does not end in time; return its exit status. SIGTERM would
+        mean that another process continues with what the service leaves."""
         ended = self._await_service(lambda: self._ready)  # before that it has no handler
         for number in (signal.SIGINT, signal.SIGKILL):
             if self._child is not None:
@@ -219,7 +222,8 @@ class Supervisor:
         return ended
 
     def _await_service(self, true: Callable[[], bool]) -> int | None:
-        """Until the service ends, which is told by its exit status, until ``true``, or for so long."""
+        """Wait until the service ends, until ``true``, or for ``_STOP_S`` seconds. Returns the exit status if the
+        service has ended."""
         end, ended = time.monotonic() + _STOP_S, None
         while self._child is not None and not true() and time.monotonic() < end:
             self._select(None, end - time.monotonic())
@@ -235,8 +239,8 @@ class Supervisor:
             wakeup.recv(4096)
 
     def _select(self, wakeup: socket.socket | None, seconds: float | None) -> None:
-        """Wait until something comes in, for at most so long. No descriptor is needed for that, and where there was
-        none for the end of the child, it is looked for now and then."""
+        """Wait until a message or a signal comes in, or the child ends, for at most ``seconds``. This needs no new
+        descriptor. If the child has no pidfd, its end is looked for from time to time."""
         poller = select.poll()
         for each in (self._socket, wakeup, None if self._child is None else self._pidfd):
             if each is not None:
@@ -270,14 +274,14 @@ class Supervisor:
 
     def _remove_pid_file(self) -> None:
         if self._succeeded:
-            return  # it is, or will be, another's
+            return  # the file belongs, or will belong, to another supervisor
         with contextlib.suppress(OSError):
             if self._pid_file.read_text() == pid_text(os.getpid()):
                 self._pid_file.unlink()
 
     @contextlib.contextmanager
     def _signalled(self) -> Iterator[socket.socket]:
-        """A socket that is readable when a signal has come, which is in ``_signals`` then."""
+        """A socket that becomes readable when a signal has arrived; the signal is then in ``_signals``."""
         inside, outside = socket.socketpair()
         before = {}
         with inside, outside:

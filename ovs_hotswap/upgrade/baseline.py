@@ -1,4 +1,4 @@
-"""What of the VMs was amiss before they were moved: nothing of an instance is concluded from it."""
+"""What was wrong with the VMs before they were moved. An instance is not blamed for it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ovs_hotswap.model import Side
 from ovs_hotswap.plan.executor import StepContext
 
 _SAMPLE_S = 0.2
-_WEDGED_S = 1.0  # a switch that is slow has taken something by then
-_LOOK_S = 3 * _WEDGED_S  # a guest can have its rings look unserved in turn, for ever
+_WEDGED_S = 1.0  # a slow switch has taken something by then
+_LOOK_S = 3 * _WEDGED_S  # a guest can make its rings look unserved in turn, without an end
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """``wedged``: rings that nobody seems to serve, and how they look. ``unread``: VMs whose rings cannot be read.
-    ``liveliest``: the VM whose guest sent most, if one did."""
+    """The state of the guests' rings before a move. ``wedged``: the rings that look unserved, each with the reason.
+    ``unread``: VMs whose rings cannot be read. ``liveliest``: the VM whose guest sent most, if any guest sent."""
 
     wedged: Mapping[Place, str]
     unread: tuple[str, ...]
@@ -28,7 +28,7 @@ class Baseline:
 
 
 def look(host: Host) -> Baseline:
-    """How the guests' rings stand. Takes a fraction of a second, and up to three where one looks unserved."""
+    """Read the guests' rings. This takes a fraction of a second, or up to three seconds if a ring looks unserved."""
     vms = host.backends.vms()
     first = rings.samples(vms)
     patience = Patience(first, _WEDGED_S)
@@ -51,12 +51,12 @@ def _liveliest(first: Iterable[RingSample], last: Iterable[RingSample]) -> str |
 
 
 def read(host: Host, names: Collection[str]) -> list[RingSample]:
-    """The rings of these VMs as they are now."""
+    """The present samples of these VMs' rings."""
     return rings.samples(host.backends.vm(name) for name in names)
 
 
 def known(run: StepContext) -> set[Place]:
-    """The rings that are not judged."""
+    """The rings that the upgrade does not judge, as ``remember`` recorded them."""
     facts = run.facts.get("not_judged")
     found = facts if isinstance(facts, Mapping) else {}
     return {(vm, index) for vm, indices in found.items() if isinstance(indices, Iterable)
@@ -64,7 +64,7 @@ def known(run: StepContext) -> set[Place]:
 
 
 def remember(run: StepContext, places: Collection[Place]) -> None:
-    """These rings are not judged from now on."""
+    """Record in the journal that these rings are not judged from now on."""
     merged: dict[str, list[int]] = {}
     for vm, index in sorted({*known(run), *places}):
         merged.setdefault(vm, []).append(index)
@@ -73,7 +73,7 @@ def remember(run: StepContext, places: Collection[Place]) -> None:
 
 
 def why_not(vm: VmStatus, to: Side) -> str | None:
-    """Why a VM could not be moved to ``to`` even if nothing were under way."""
+    """Why a VM cannot be moved to ``to``, whatever else is under way; ``None`` if there is no such reason."""
     switch = vm.switches[to]
     if vm.unparkable:
         return vm.unparkable

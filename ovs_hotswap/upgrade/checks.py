@@ -1,4 +1,4 @@
-"""Prechecks and postchecks: pure functions from facts to findings. Whoever calls them gathers the facts."""
+"""Prechecks and postchecks: pure functions from facts to findings. ``collect`` gathers the facts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SWITCH_DESCRIPTORS = 128  # what an ovs-vswitchd with DPDK holds before its firs
 
 
 def verdict(findings: Iterable[Finding], failure: type[HotswapError] = PrecheckFailed) -> list[Finding]:
-    """The findings, for display. Raises ``failure`` with the errors, if there is one: those of many VMs or flows as
-    one."""
+    """Return the findings for display. Raises ``failure`` if there are errors; its message summarizes errors that many
+    VMs or flows share."""
     findings = list(findings)
     errors = summary([finding for finding in findings if finding.severity is Severity.ERROR])
     if errors:
@@ -45,8 +45,8 @@ def _error(check: str, text: str, hint: str | None = None, item: str | None = No
 
 
 def cpu_set(present: Collection[int], cores: Mapping[Side, Collection[int]]) -> list[Finding]:
-    """Whether the PMD cores exist, whether the two instances have cores of their own, and whether one is left for what
-    hands VMs over."""
+    """Check that the PMD cores exist, that the two instances do not share any, and that one core is left without PMD
+    threads for the threads that move VMs."""
     name = "PMD cores"
     findings = [
         _error(name, f"instance {side}: no core {', '.join(map(str, sorted(absent)))} on this host",
@@ -62,14 +62,14 @@ def cpu_set(present: Collection[int], cores: Mapping[Side, Collection[int]]) -> 
         )  # fmt: skip
     if set(present) <= set(cores[Side.A]) | set(cores[Side.B]):
         findings.append(
-            _warning(name, "there are PMD threads on every core: hand-overs take longer, with a long tail",
-                     "leave a core without")
+            _warning(name, "there are PMD threads on every core: handovers take longer, with a long tail",
+                     "leave one core without PMD threads")
         )  # fmt: skip
     return findings or _ok(name, "each instance has its own")
 
 
 def _ranges(numbers: Collection[int]) -> str:
-    """``{0, 1, 2, 5}`` as ``0-2,5``."""
+    """Write numbers as ranges: ``{0, 1, 2, 5}`` becomes ``0-2,5``."""
     parts: list[list[int]] = []
     for number in sorted(numbers):
         if parts and parts[-1][-1] == number - 1:
@@ -82,7 +82,7 @@ def _ranges(numbers: Collection[int]) -> str:
 def conflicting_processes(
     running: Iterable[SwitchProcess], own_pids: Collection[int], run_dir: str, file_prefix: str
 ) -> list[Finding]:
-    """Whether an ovs-vswitchd other than our ``own_pids`` has the standby's run directory or DPDK file prefix."""
+    """Check that no ovs-vswitchd other than our ``own_pids`` has the standby's run directory or DPDK file prefix."""
     name = "other switches"
     findings = []
     for process in running:
@@ -101,9 +101,11 @@ def conflicting_processes(
 
 
 def descriptors(soft_limit: int, regions_and_queues: Iterable[tuple[int, int]]) -> list[Finding]:
-    """Whether an ovs-vswitchd may open what its VMs need, given each VM's memory regions and queue pairs.
+    """Check that an ovs-vswitchd may open as many descriptors as its VMs need. ``regions_and_queues`` has each VM's
+    numbers of memory regions and queue pairs.
 
-    Per VM: its socket, one descriptor per region and one for the scratch rings, kick and call of two rings per pair.
+    A VM needs its socket, one descriptor for each region, one for the scratch rings, and for each queue pair the kick
+    and the call of two rings.
     """
     name = "descriptor limit"
     vms = list(regions_and_queues)
@@ -121,9 +123,9 @@ def descriptors(soft_limit: int, regions_and_queues: Iterable[tuple[int, int]]) 
 
 @dataclass(frozen=True, slots=True)
 class VmFacts:
-    """What the broker knows of a VM. ``acked``: feature bits its guest acknowledged. ``regions``: of its memory.
-    ``uncaught``: receive rings for which nothing catches what comes while the VM is moved. ``absent``: why it is not
-    connected."""
+    """What the broker knows of a VM. ``acked``: the feature bits that its guest acknowledged. ``regions``: the number
+    of its memory regions. ``uncaught``: the number of receive rings without a capture ring, on which frames that arrive
+    during the move may be lost. ``absent``: why its QEMU is not connected."""
 
     name: str
     connected: bool
@@ -135,7 +137,8 @@ class VmFacts:
 
 
 def vms_connected(vms: Iterable[VmFacts], qemu_socket: Callable[[str], str]) -> list[Finding]:
-    """Whether each VM's QEMU is connected to the broker. One that is not has nothing to move: a warning."""
+    """Check that each VM's QEMU is connected to the broker. A missing one is only a warning: there is nothing to
+    move."""
     name = "QEMU"
     vms = list(vms)
     findings = [
@@ -149,8 +152,8 @@ def vms_connected(vms: Iterable[VmFacts], qemu_socket: Callable[[str], str]) -> 
 
 
 def queue_pairs(vms: Iterable[VmFacts], intended: Mapping[str, int]) -> list[Finding]:
-    """Whether a VM has more queue pairs than the overlay intent gives it, as one that has run since before it was so:
-    it is served on, and refused when its QEMU connects again."""
+    """Check that no VM has more queue pairs than the overlay intent gives it, which may have changed since the VM was
+    started. Such a VM is still served, but it is refused when its QEMU connects again."""
     return [
         _warning("queue pairs", f"VM {vm.name} has {vm.queue_pairs}, and the overlay intent gives it {most}: "
                  "it is refused when its QEMU starts again", "correct its `queues` in the overlay", f"VM {vm.name}")
@@ -162,12 +165,12 @@ def queue_pairs(vms: Iterable[VmFacts], intended: Mapping[str, int]) -> list[Fin
 def memory_regions(
     vms: Iterable[VmFacts], without: Callable[[str], str] = "ovs-hotswap upgrade ... --leave-out {}".format
 ) -> list[Finding]:
-    """Whether each VM's memory table has room for the one region more that holds the scratch rings. ``without``: the
-    command that leaves a VM out."""
+    """Check that each VM's memory table has room for one more region, which holds the scratch rings. ``without`` makes
+    the command that leaves a VM out."""
     name = "memory regions"
     findings = [
         _error(name, f"VM {vm.name} has {vm.regions} memory regions of at most {MAX_REGIONS}: none is left for parking",
-               f"take a memory device from the VM; or go on without it: `{without(vm.name)}`", f"VM {vm.name}")
+               f"take a memory device from the VM; or leave the VM out: `{without(vm.name)}`", f"VM {vm.name}")
         for vm in vms
         if vm.connected and vm.regions >= MAX_REGIONS
     ]  # fmt: skip
@@ -175,7 +178,7 @@ def memory_regions(
 
 
 def uncaught_rings(vms: Iterable[VmFacts]) -> list[Finding]:
-    """Whether each receive ring has a capture ring (``vhost.capture``), so that a move loses nothing."""
+    """Check that each receive ring has a capture ring (``vhostuser.capture``), so that a move loses no frames."""
     name = "capture rings"
     findings = [
         _warning(name, f"VM {vm.name}: a frame that comes while it is moved may be lost on {vm.uncaught} of its "
@@ -189,7 +192,7 @@ def uncaught_rings(vms: Iterable[VmFacts]) -> list[Finding]:
 
 
 def left_out(names: Collection[str], known: Collection[str]) -> list[Finding]:
-    """What becomes of VMs that are not moved."""
+    """Report what happens to VMs that are not moved, and names that are not VMs."""
     name = "left out"
     return [
         _warning(name, f"VM {vm} is not moved: it is without network from the end of the window until the old instance "
@@ -200,7 +203,7 @@ def left_out(names: Collection[str], known: Collection[str]) -> list[Finding]:
 
 
 def known_vms(intent: Collection[str], broker: Collection[str]) -> list[Finding]:
-    """Whether the overlay and the broker know the same VMs."""
+    """Check that the overlay intent and the broker have the same VMs."""
     name = "VMs"
     findings = [
         _error(name, f"the broker serves VM {vm}, which the overlay does not have: it would lose its port",
@@ -216,19 +219,20 @@ def known_vms(intent: Collection[str], broker: Collection[str]) -> list[Finding]
 
 
 def broker(version: str, own_version: str, *, supervised: bool) -> list[Finding]:
-    """Whether the broker is of this program's version, and somebody keeps its connections if it dies."""
+    """Check that the broker has this program's version, and that a supervisor keeps its connections if it dies."""
     name = "broker"
     if version != own_version:
         return [_error(name, f"version {version} is running, this program is {own_version}",
                        "`ovs-hotswap broker take-over`")]  # fmt: skip
     if not supervised:
-        return [_warning(name, "nobody keeps its connections: if it is killed, every VM loses its network for seconds",
-                         "`ovs-hotswap broker take-over`")]  # fmt: skip
+        return [_warning(name, "no supervisor keeps its connections: if it is killed, every VM loses its network for "
+                         "seconds", "`ovs-hotswap broker take-over`")]  # fmt: skip
     return _ok(name, f"answers, version {version}")
 
 
 def database(side: Side, answers: bool) -> list[Finding]:
-    """Whether an instance's ovsdb-server answers: without it the instance forwards, but nobody can program it."""
+    """Check that an instance's ovsdb-server answers. Without it the instance forwards packets, but cannot be
+    programmed."""
     name = "database"
     if answers:
         return _ok(name, f"instance {side}'s answers")
@@ -236,17 +240,18 @@ def database(side: Side, answers: bool) -> list[Finding]:
 
 
 def priority(side: Side, low: Collection[int]) -> list[Finding]:
-    """Whether threads of an instance that serves VMs are at ``low`` priority, as while it is started beside another."""
+    """Check that an instance that serves VMs has no processes at ``low`` priority, which it has while it is started
+    beside another instance."""
     name = "priority"
     if not low:
         return _ok(name, f"instance {side}'s threads have normal priority")
     text = f"instance {side} serves VMs at low priority: process {', '.join(map(str, sorted(low)))}"
-    return [_error(name, text, "the watchdog gives it back; without one: `ovs-hotswap resume`")]
+    return [_error(name, text, "the watchdog restores it; without a watchdog: `ovs-hotswap resume`")]
 
 
 def window_flows(incapable: Sequence[str]) -> list[Finding]:
-    """``incapable``: ``FLOW: REASON; WAY OUT`` of the active instance's flows that cannot work on two instances at
-    once."""
+    """Check that all flows work on two instances at once. ``incapable``: for each flow of the active instance that does
+    not, a text ``FLOW: REASON; WAY OUT``."""
     name = "flows"
     findings = []
     for text in incapable:
@@ -264,8 +269,8 @@ def window_flows(incapable: Sequence[str]) -> list[Finding]:
 def ring_progress(
     before: Iterable[RingSample], after: Iterable[RingSample], known: Collection[Place] = ()
 ) -> list[Finding]:
-    """Whether every ring was served between two samples, a good deal longer apart than a PMD sleeps. Those that are
-    ``known`` not to be are not judged."""
+    """Check that every ring was served between two samples; the time between these must be much longer than a PMD
+    thread sleeps. The rings in ``known`` are not judged."""
     name = "rings"
     earlier = {sample.place: sample for sample in before}
     findings, advanced, idle = [], 0, 0
@@ -285,15 +290,16 @@ def ring_progress(
 
 
 def rings_before(wedged: Mapping[Place, str], unread: Collection[str]) -> list[Finding]:
-    """``wedged``: rings that nobody serves already. ``unread``: VMs whose rings cannot be read."""
+    """Report the rings that cannot be judged. ``wedged``: rings that already look unserved, each with the reason.
+    ``unread``: VMs whose rings cannot be read."""
     name = "rings"
     findings = [
-        _warning(name, f"{rings.text(place, why)}: it stands still already, so it is not judged whether it is served",
+        _warning(name, f"{rings.text(place, why)}: it stands still already, so whether it is served is not judged",
                  f"`ovs-hotswap vm show {place[0]}`; restart the VM's network device", rings.text(place, why))
         for place, why in wedged.items()
     ] + [
-        _warning(name, f"VM {vm}: its rings cannot be read, so it is not judged whether it is served",
-                 f"`ovs-hotswap vm show {vm}`; memory-backend-memfd and files on huge pages or a local disk can be",
+        _warning(name, f"VM {vm}: its rings cannot be read, so whether it is served is not judged",
+                 f"`ovs-hotswap vm show {vm}`; memory-backend-memfd, huge pages and a local disk can be read",
                  f"VM {vm}")
         for vm in unread
     ]  # fmt: skip
@@ -301,7 +307,7 @@ def rings_before(wedged: Mapping[Place, str], unread: Collection[str]) -> list[F
 
 
 def as_warnings(findings: Iterable[Finding]) -> list[Finding]:
-    """The same findings where errors are no reason to give up."""
+    """Turn errors into warnings, for findings that are no reason to give up."""
     return [
         replace(finding, severity=Severity.WARNING) if finding.severity is Severity.ERROR else finding
         for finding in findings
@@ -309,17 +315,17 @@ def as_warnings(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def polling(side: Side, goes_on: bool) -> list[Finding]:
-    """Whether an instance's PMD threads go on."""
+    """Check that an instance's PMD threads make progress."""
     name = "PMD threads"
     if goes_on:
-        return _ok(name, f"instance {side}'s go on")
+        return _ok(name, f"instance {side}'s make progress")
     return [_error(name, f"a PMD thread of instance {side} that has queues to poll stands still",
                    "see the instance's ovs-vswitchd.log")]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class PortFacts:
-    """A port as the switch reports it: columns ``error`` and ``link_state`` of OVSDB's Interface table."""
+    """A port as the columns ``error`` and ``link_state`` of OVSDB's Interface table report it."""
 
     name: str
     link_up: bool
@@ -329,8 +335,8 @@ class PortFacts:
 def ports(
     wanted: Collection[str], found: Iterable[PortFacts], may_be_down: Collection[str] = (), vms: Collection[str] = ()
 ) -> list[Finding]:
-    """Whether each wanted port is there, without error and up; ``may_be_down``: ports of VMs without a QEMU. Of those
-    of other ``vms`` the link is down as long as their guest likes, which is no error."""
+    """Check that each wanted port exists, has no error and is up. ``may_be_down``: the ports of VMs without a QEMU. The
+    guests of the other ``vms`` may take their links down, so for these a link that is down is only a warning."""
     name = "ports"
     present = {port.name: port for port in found}
     findings = []
@@ -347,8 +353,9 @@ def ports(
 
 
 def ports_polled(refused: Mapping[str, str], vms: Collection[str]) -> list[Finding]:
-    """``refused``: ports that the datapath does not have as they are wanted, and the cause. Whatever the database says
-    of such a port, nothing passes through it. One of ``vms`` is that VM's own affair."""
+    """Check that the datapath has every port. ``refused``: the ports that it does not have as wanted, each with the
+    cause; no packet passes through such a port, whatever the database says. For a port of one of ``vms`` this is only a
+    warning, as only that VM is affected."""
     hint = "`ovs-hotswap overlay apply`; see the instance's ovs-vswitchd.log"
     findings = [
         (_warning if name in vms else _error)("datapath", f"port {name}: {cause}", hint)
@@ -358,11 +365,11 @@ def ports_polled(refused: Mapping[str, str], vms: Collection[str]) -> list[Findi
 
 
 MTU = "mtu"
-"""Name of the findings about MTUs."""
+"""The name of the findings about MTUs."""
 
 
 def oversized(vms: Sequence[str], tunnel_mtu: int) -> list[Finding]:
-    """``vms``: those without an MTU of their own whose full packets no tunnel carries."""
+    """Report the ``vms`` that have no MTU of their own, if their longest packets do not fit into the tunnels."""
     if not vms:
         return []
     text = (
@@ -373,10 +380,12 @@ def oversized(vms: Sequence[str], tunnel_mtu: int) -> list[Finding]:
 
 
 def too_long(mtus: Mapping[str, int], tunnel_mtu: int) -> list[Finding]:
-    """``mtus``: those that were given to VMs and that no tunnel carries."""
-    hint = f"an mtu up to {tunnel_mtu}; or a larger [vtep] mtu; or local_jumbo = true if what is longer stays here"
+    """Report the VMs of ``mtus``, by name, whose configured MTU does not fit into their tunnels."""
+    hint = f"an mtu up to {tunnel_mtu}; or a larger [vtep] mtu; or local_jumbo = true if longer packets stay here"
     return [
-        _error(MTU, f"VM {name} has MTU {mtu}, its tunnels carry {tunnel_mtu}: the underlay's less its headers", hint)
+        _error(
+            MTU, f"VM {name} has MTU {mtu}, its tunnels carry {tunnel_mtu}: the underlay's MTU less the headers", hint
+        )
         for name, mtu in mtus.items()
     ]
 
@@ -386,7 +395,7 @@ def _examples(names: Sequence[str]) -> str:
 
 
 def tables(diff: Sequence[str]) -> list[Finding]:
-    """``diff``: lines by which the installed flows differ from the intended."""
+    """Check the flow tables. ``diff``: the lines in which the installed flows differ from the intended ones."""
     name = "flow tables"
     if not diff:
         return _ok(name, "as intended")
@@ -398,8 +407,8 @@ def tables(diff: Sequence[str]) -> list[Finding]:
 _LOG_LINE = re.compile(r"^[^|]*\|\d+\|(?P<module>[^|]+)\|(?P<level>[A-Z]+)\|(?P<message>.*)$")
 HARMLESS = (
     re.compile(r"mismatches.*maybe resent"),  # twice per ring and move: the index comes from used->idx
-    # A broker that died, or that hung up because a guest ended; what became of the VMs is looked at itself (DPDK
-    # lib/vhost/socket.c, vhost_user.c).
+    # The broker died, or hung up because a guest ended; other checks look at the VMs (DPDK lib/vhost/socket.c,
+    # vhost_user.c).
     re.compile(
         r"(recvmsg failed|sendmsg error) on fd \d+ \((Connection reset by peer|Broken pipe)\)"
         r"|vhost read message failed"
@@ -408,13 +417,13 @@ HARMLESS = (
 
 
 _CANNOT = re.compile(r"not supported|flow control|no available \(non-isolated\) pmd thread", re.IGNORECASE)
-"""What a healthy card, or a machine with several NUMA nodes, has written about it."""
+"""Messages that a healthy card, or a machine with several NUMA nodes, causes."""
 
 
 def log_errors(text: str, ports: Collection[str] = (), harmless: Sequence[re.Pattern[str]] = HARMLESS) -> list[Finding]:
-    """``text``: what ovs-vswitchd logged since before the upgrade. Each different error in it is a finding. An error is
-    what ends the process, and what is said of one of our own ``ports``; anything else may be of a guest's making, or of
-    the machine's, and what matters of it is looked at itself."""
+    """Report each different error in ``text``, which ovs-vswitchd has logged since before the upgrade. A message is an
+    error if it ends the process or names one of our own ``ports``. Other messages are warnings: a guest or the machine
+    may have caused them, and other checks look at what matters."""
     name = "log"
     ours = re.compile(rf"\b(?:{'|'.join(map(re.escape, ports))})\b") if ports else None
     counts: dict[tuple[Callable[..., Finding], str], int] = {}

@@ -1,4 +1,4 @@
-"""Gathers from the host the facts that ``checks`` decides on."""
+"""Gathers from the host the facts from which ``checks`` makes findings."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from ovs_hotswap.vhostuser.capture import can_capture
 
 
 def precheck(host: Host, old: Side, new: Side, release: str, leave_out: Collection[str] = ()) -> list[Finding]:
-    """Everything that can be known before anything is changed. Never raises for a fault of the host: that is a
-    finding. What keeps a VM of ``leave_out`` from being moved is a warning."""
+    """Check everything that can be known before anything is changed. A fault of the host is a finding and never raises.
+    A reason why a VM of ``leave_out`` cannot be moved is only a warning."""
     found: list[Finding] = []
     begun = None
     with contextlib.suppress(HotswapError):
@@ -71,25 +71,26 @@ def _release(host: Host, old: Side, name: str) -> list[Finding]:
     wanted = host.releases.get(name)
     found = [Finding("release", Severity.OK, wanted.label)]
     if up_to_date(host, old, wanted):
-        text = f"instance {old} runs it already, from the files that are there: `upgrade` changes nothing"
-        found.append(Finding("release", Severity.OK, text, "`--force` has it done again"))
+        text = f"instance {old} already runs it, from the present files: `upgrade` changes nothing"
+        found.append(Finding("release", Severity.OK, text, "`--force` upgrades again"))
     return found
 
 
 def up_to_date(host: Host, active: Side, wanted: Release) -> bool:
-    """Whether the active instance runs just that release, from files that were not replaced since."""
+    """Whether the active instance runs just this release, from files that have not been replaced since it started."""
     instance = host.instances[active]
     return instance.release() == wanted and not instance.outdated()
 
 
 def beside(host: Host, new: Side, wanted: str) -> list[Finding]:
-    """What becomes of an instance that runs beside the active one: as ``standby.yield_to_upgrade`` has it."""
+    """Report what an upgrade will do with an instance that runs beside the active one. It must say what
+    ``standby.release_for_upgrade`` does."""
     name, found = "standby", host.instances[new].release() if host.running(new) else None
     if found is None:
         return []
     if usable(host, new, host.releases.get(wanted)):
         return [
-            Finding(name, Severity.OK, f"instance {new} runs release {wanted} already: the upgrade goes on with it")
+            Finding(name, Severity.OK, f"instance {new} runs release {wanted} already: the upgrade continues with it")
         ]
     files = ", from files that were replaced since" if host.instances[new].outdated() else ""
     text = f"instance {new} runs release {found.label}{files}: the upgrade ends it and starts its own"
@@ -114,8 +115,9 @@ def _machine(host: Host, new: Side) -> list[Finding]:
 
 
 def _memory(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
-    """Of one that the upgrade goes on with the pool is looked at, of one that will be started what is free. One that is
-    ended for it gives back what it takes: it was made for the same VMs."""
+    """Check the memory of the new instance. If the upgrade continues with one that runs, its packet pool is checked; if
+    it will start one, the free huge pages. An instance that is ended first frees enough of them: it was started for the
+    same VMs."""
     limit = host.config.instance(new).memory_mb
     if host.pool_for_each_port(new):
         nodes = numa_nodes(host.config.instance(new).pmd_cores)
@@ -154,7 +156,7 @@ def _active(host: Host, old: Side) -> list[Finding]:
 
 def _vms(host: Host, old: Side, new: Side, release: str, leave_out: Collection[str]) -> list[Finding]:
     found: list[Finding] = []
-    offered = usable(host, new, host.releases.get(release))  # else what is connected is not what they will meet
+    offered = usable(host, new, host.releases.get(release))  # otherwise another instance will serve the VMs
     if host.config.backend is BackendMode.BROKER:
         status = host.broker.status()
         found += checks.broker(status.version, __version__, supervised=status.supervised)
@@ -173,29 +175,29 @@ def _vms(host: Host, old: Side, new: Side, release: str, leave_out: Collection[s
         if vm.quarantine:
             found.append(quarantined(vm, item))
         elif vm.astray(old):
-            text = f"{item} is owned by {vm.owner or 'nobody'} ({vm.certainty}), not by {old}"
+            text = f"{item} is owned by {vm.owner or 'neither side'} ({vm.certainty}), not by {old}"
             found.append(Finding("owner", found_of, text, f"`ovs-hotswap vm show {vm.name}`", item))
         if (missing := vm.switches[new].missing) and offered:
             without = command_without(release, {*leave_out, vm.name})
             found.append(Finding("features", found_of,
                                  f"{item} uses {', '.join(missing)}, which instance {new} does not offer",
-                                 "upgrade to a release that offers it; or let it be without network until it is "
+                                 "upgrade to a release that offers it; or leave the VM without network until it is "
                                  f"restarted: `{without}`", item))  # fmt: skip
     return found
 
 
 def quarantined(vm: VmStatus, item: str) -> Finding:
-    """Of a VM in quarantine, which an upgrade leaves out. One that the watchdog holds back for the moment would be
-    without network until the end of the upgrade: the search does not go on during one."""
-    text, end = f"{item} is served by nobody: {vm.quarantine}", f"`ovs-hotswap vm release {vm.name}`"
+    """The finding for a VM in quarantine, which an upgrade leaves out. It is an error if the watchdog only holds the VM
+    back during a search: an upgrade interrupts the search, so the VM would have no network until the upgrade ends."""
+    text, end = f"{item} is served by no instance: {vm.quarantine}", f"`ovs-hotswap vm release {vm.name}`"
     if vm.quarantine == ON_TRIAL:
-        hint = f"wait until it has found it: `ovs-hotswap watch status`; where no watchdog runs: {end}"
+        hint = f"wait until the search has ended: `ovs-hotswap watch status`; if no watchdog runs: {end}"
         return Finding("quarantine", Severity.ERROR, text, hint, item)
     return Finding("quarantine", Severity.WARNING, text, end, item)
 
 
 def mtus(host: Host) -> list[Finding]:
-    """Of the intent and of the uplink's devices."""
+    """Check the MTUs of the intent and of the uplink's devices."""
     devices = [each for each in host.uplink.check() if each.check == checks.MTU]
     return _intent_mtus(host.intent) + devices
 
@@ -213,7 +215,8 @@ def _steered(host: Host, old: Side) -> list[Finding]:
 
 
 def _absent(host: Host, vm: VmStatus) -> str | None:
-    """Why a VM's QEMU is not connected, as far as the broker and this process can tell together."""
+    """Why a VM's QEMU is not connected, as far as the broker and this process can find out together. ``None`` if it is
+    connected."""
     why = vm.absent
     if why is None:
         return None
@@ -224,12 +227,12 @@ def _absent(host: Host, vm: VmStatus) -> str | None:
         return "its socket is there, but not for the broker: its unit does not see that directory (PrivateTmp=)"
     clients = [pid for pid in host.system.pids() if calls(host.system.cmdline(pid), path)]
     if clients:
-        return "it is itself a client of its socket: start it with server=on"
+        return "its QEMU connects to the socket and does not listen on it: start it with server=on"
     return why.text
 
 
 def calls(argv: Sequence[str], path: str) -> bool:
-    """Whether a QEMU with this command line connects to a socket of that path and does not listen on it."""
+    """Whether a QEMU with the command line ``argv`` connects to the socket ``path`` and does not listen on it."""
     chardevs = [each.split(",") for each in argv if f"path={path}" in each.split(",")]
     return any(not {"server=on", "server"} & set(options) for options in chardevs)
 
@@ -246,14 +249,14 @@ def _rings_before(host: Host) -> list[Finding]:
 
 
 def ring_samples(host: Host) -> list[RingSample]:
-    """The indices of every ring that is served, now."""
+    """The present indices of every ring of the VMs that are to be served."""
     return rings.samples(vm for vm in host.backends.vms() if vm.to_serve)
 
 
 def postcheck(host: Host, new: Side, apart_s: float, end: LogEnd, known: Collection[Place]) -> list[Finding]:
-    """``apart_s``: seconds between the two samples of the rings. ``end``: where the log ended before.
-    ``known``: rings that are not judged. A ring of the others that stands still now is its guest's affair as long as
-    the instance's threads go on: it was served in the soak, or had nothing to send."""
+    """Check the new instance after the commit. ``apart_s``: seconds between the two samples of the rings. ``end``:
+    where the log ended before. ``known``: rings that are not judged. Any other ring that stands still now is only a
+    warning, as long as the instance's threads make progress: it was served in the soak, or had nothing to send."""
     before = ring_samples(host)
     host.system.sleep(apart_s)
     found = checks.as_warnings(checks.ring_progress(before, ring_samples(host), known))
@@ -270,14 +273,15 @@ def postcheck(host: Host, new: Side, apart_s: float, end: LogEnd, known: Collect
 
 
 class LogEnd(NamedTuple):
-    """How long a log is, and which file (its inode number; 0: not known): it is renamed when it has become too long."""
+    """The end of a log: its length in bytes, and the inode number of its file (0: not known). The file is renamed when
+    it has become too long."""
 
     offset: int = 0
     file: int = 0
 
 
 def log_end(host: Host, side: Side) -> LogEnd:
-    """``LogEnd()`` where there is none. Raises HostError."""
+    """Where the side's log ends now; ``LogEnd()`` if there is no log. Raises HostError."""
     path = log_in_use(host.instances[side].paths.log)
     with files(path):
         try:
@@ -288,15 +292,15 @@ def log_end(host: Host, side: Side) -> LogEnd:
 
 
 def log_since(host: Host, side: Side, end: LogEnd) -> str:
-    """Also what is in a file that has been renamed since. From the beginning of one that has been cut meanwhile, or
-    made anew; nothing where there is none. Raises HostError."""
+    """The side's log since ``end``, with the part that is in a file that has been renamed since. A file that has been
+    cut or replaced since is read from its beginning; if there is none, the text is empty. Raises HostError."""
     log = host.instances[side].paths.log
     text, same = _log_from(log, end)
     return text if same or not end.file else _log_from(older(log), end)[0] + text
 
 
 def _log_from(path: Path, end: LogEnd) -> tuple[str, bool]:
-    """With whether it is the file of ``end``."""
+    """The text of the file ``path`` since ``end``, and whether it is the file of ``end``."""
     with files(path):
         try:
             with path.open("rb") as log:

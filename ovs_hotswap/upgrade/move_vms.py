@@ -1,9 +1,9 @@
-"""Handing VMs over to an instance: one alone, so that a fault of the instance costs one VM its network and not many,
-then all others; after each every guest is seen served.
+"""Move VMs to an instance: first one VM alone, so that a fault of the instance costs only one VM its network, then all
+others. After each of the two, the guests are checked to be served.
 
-A VM that cannot be moved is no reason not to move the others. One that is not served may have itself to blame: what
-its rings look like is the guest's affair. So it is given back for a moment, and the instance that served it before is
-the measure of the other.
+A VM that cannot be moved does not keep the others from being moved. If a VM looks unserved, its guest may be the cause,
+because the guest writes the rings. So the VM is given back for a moment: the instance that served it before shows
+whether the new one is at fault.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from ovs_hotswap.upgrade.baseline import read
 from ovs_hotswap.waiting import wait_until
 from ovs_hotswap.wording import some
 
-SERVED_S = 2.0  # until a ring that nobody takes from counts as one
-_AGAIN_S = 5.0  # for VMs that cannot be moved at once, such as one that restarts just then
-_BACK_S = 2.0  # the same on the way back, where ending the new instance is a way too
+SERVED_S = 2.0  # a ring from which no switch takes anything for this long counts as unserved
+_AGAIN_S = 5.0  # for VMs that cannot be moved at once, such as one that is restarting
+_BACK_S = 2.0  # for such VMs on the way back, where the new instance can be ended instead
 _POLL_S = 0.1
 _AT_ONCE = 1 << 20  # bytes of frames
 
@@ -41,13 +41,13 @@ def move_all(
     first: str | None = None,
     without: Collection[str] = (),
 ) -> dict[str, float]:
-    """Hand every VM to ``to`` that is not in quarantine, one alone and then all others, and see each served there.
-    Returns microseconds by VM. ``first``: which one; ``without``: those that stay. ``back``: to where they were served
-    before, and whatever that is like, nothing keeps them from it.
+    """Move every VM that is not in quarantine to ``to``, one alone and then all others, and check that each is served
+    there. Returns the microseconds of each move by VM. ``first``: the VM that is moved alone. ``without``: VMs that
+    stay. ``back``: return the VMs to the side that served them before, in whatever state that side is.
 
-    Frames that arrived during a move are delivered by the new owner afterwards. Raises BrokerError if a VM stayed
-    where it was, when all others have been moved, StateUnknown if its owner is not known, and SwitchError if ``to``
-    does not serve a VM which the other side serves.
+    The new owner delivers the frames that arrived during a move. Raises BrokerError if a VM has stayed where it was,
+    after all others have been moved; StateUnknown if a VM's owner is not known; and SwitchError if ``to`` does not
+    serve a VM which the other side serves.
     """
     vms = [vm for vm in host.backends.vms(read=False)
            if not vm.quarantine and not vm.confirmed_on(to)]  # fmt: skip
@@ -75,8 +75,8 @@ def _rows(
     *,
     back: bool,
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """``act`` on one row of VMs after the other: no more are between two instances than all frames can be caught for.
-    ``moves`` and ``left`` of all."""
+    """Call ``act`` for one row of VMs after the other. The VMs of a row are as many as all frames can be captured for.
+    Returns ``moves`` and ``left`` of all rows."""
     before: _Row | None = None
     left: dict[str, str] = {}
     for part in host.backends.rows(names):
@@ -89,8 +89,8 @@ def _rows(
 
 
 class _Row:
-    """VMs on their way to ``to``. ``moves``: microseconds of those that were moved, those of the row ``before`` it
-    included; ``left``: why others were not."""
+    """VMs that are moved to ``to``. ``moves``: the microseconds of each move by VM, with those of the row ``before``.
+    ``left``: the VMs that were not moved, each with the reason."""
 
     def __init__(
         self, host: Host, to: Side, run: StepContext, total: int, threads: Mapping[Side, MessageThread],
@@ -104,10 +104,10 @@ class _Row:
         self._end: float | None = None
         self._repeats = False
         self._count: int = 0 if before is None else before._count
-        self._held: set[str] = set()  # put in quarantine meanwhile
+        self._held: set[str] = set()  # VMs that have been put in quarantine since
 
     def move(self, names: Sequence[str]) -> None:
-        """Those that cannot be moved are passed over. Raises what is not the fault of single VMs."""
+        """Move the VMs, and pass over those that cannot be moved. Raises faults that do not concern a single VM."""
         left = list(names)
         if left and not self._back:
             _see_that_it_runs(self._host, self._to)
@@ -120,7 +120,7 @@ class _Row:
             left = left[len(done) + 1 :]
 
     def again(self) -> None:
-        """Those that were passed over, until they are moved or patience ends."""
+        """Try the VMs that were passed over again, until they are moved or the patience ends."""
         self._repeats = True
         while self.left and not self._late():
             self._host.system.sleep(_POLL_S)
@@ -150,7 +150,7 @@ class _Row:
             return
         why = baseline.why_not(vm, self._to)
         self.left[name] = f"VM {name} cannot be moved to {self._to}: {why}" if why else fault.message
-        if self._late() and not self._repeats:  # it may be the instance after all, and each VM would take as long
+        if self._late() and not self._repeats:  # the instance may be at fault, and every VM would take as long
             raise BrokerError(some(list(self.left.values()), "; ")) from fault
         if self._end is None:
             self._end = host.system.monotonic() + self._patience
@@ -160,7 +160,7 @@ class _Row:
         return self._end is not None and self._host.system.monotonic() >= self._end
 
     def _settles(self, name: str) -> bool:
-        """Whether it is clear before long who serves the VM, if it has a guest."""
+        """Whether it becomes clear soon which side owns the VM. A VM without a guest needs no owner."""
 
         def clear() -> bool:
             vm = self._host.backends.vm(name)
@@ -169,7 +169,8 @@ class _Row:
         return wait_until(clear, 0.0 if self._back else SERVED_S, self._host.system, poll_s=_POLL_S)
 
     def see_served(self, names: Sequence[str]) -> None:
-        """What guests have to send must be taken: an address that does not translate is not reported otherwise."""
+        """Check that the switch takes what the guests send. An address that does not translate shows in no other
+        way."""
         host, to, known = self._host, self._to, {vm for vm, _ in baseline.known(self._run)}
         names = [name for name in names if name not in known | self._held]
 
@@ -191,7 +192,8 @@ class _Row:
 def _row(
     host: Host, names: Sequence[str], to: Side, run: StepContext, *, back: bool, before: _Row | None, total: int
 ) -> Iterator[_Row]:
-    """What surrounds moves: frames that come meanwhile are caught before, and delivered after."""
+    """Surround the moves of a row: capture rings catch the frames that arrive during the moves, and what neither side
+    has delivered is delivered afterwards."""
     row: _Row | None = None
     try:
         if names:
@@ -204,7 +206,7 @@ def _row(
             yield row
     except HotswapError:
         with contextlib.suppress(BrokerError):
-            host.backends.disarm(names)  # those that were not moved
+            host.backends.disarm(names)  # which concerns those that were not moved
         raise
     finally:
         if row is not None and (moved := [name for name in names if name in row.moves]):
@@ -213,16 +215,17 @@ def _row(
 
 
 def tell_apart(host: Host, to: Side, run: StepContext, suspects: Collection[Place]) -> None:
-    """Of rings from which ``to`` takes nothing: the other side is given their VMs for a moment.
+    """Find out whether ``to`` or the guests are the cause of ``suspects``, the rings from which ``to`` takes nothing:
+    move their VMs to the other side for a moment.
 
-    Raises SwitchError if that takes something, and leaves the VMs there. Else the guests have it so, and the VMs return
-    to ``to`` and are not judged. Raises also what keeps a VM from being moved."""
+    If the other side takes something, raises SwitchError and leaves the VMs there. Otherwise the guests are the cause:
+    the VMs return to ``to``, and these rings are no longer judged. Also raises what keeps a VM from being moved."""
     before = {sample.place: sample for sample in read(host, {vm for vm, _ in suspects}) if sample.place in suspects}
     names = sorted({vm for vm, _ in before})
     if not names:
         return
     drain_pmd_queues(host)
-    _deliver(host, to, names, run)  # of the moves before
+    _deliver(host, to, names, run)  # frames of the moves before
     _, left = _rows(host, names, to.other, run, _Row.move, back=True)
     served = _served_there(host, before) if not left else []
     if left or served:
@@ -230,7 +233,7 @@ def tell_apart(host: Host, to: Side, run: StepContext, suspects: Collection[Plac
         raise SwitchError("; ".join([f"{fault}, instance {to.other} does" if served else fault, *left.values()]))
     faults = {place: rings.fault(sample, sample) for place, sample in before.items()}
     for place, why in faults.items():
-        run.warn(f"{rings.text(place, why)}, on either instance alike: not judged")
+        run.warn(f"{rings.text(place, why)}, on both instances: not judged")
     baseline.remember(run, faults)
 
     def return_them(row: _Row, names: Sequence[str]) -> None:
@@ -243,7 +246,7 @@ def tell_apart(host: Host, to: Side, run: StepContext, suspects: Collection[Plac
 
 
 def _served_there(host: Host, before: Mapping[Place, rings.RingSample]) -> list[str]:
-    """VMs of which a ring is served now that was not ``before``."""
+    """The VMs that have a ring that is served now and was not served ``before``."""
 
     def served() -> list[str]:
         now = {sample.place: sample for sample in read(host, {vm for vm, _ in before})}
@@ -261,27 +264,29 @@ def _broken(host: Host, side: Side) -> bool:
 
 
 def _see_that_it_runs(host: Host, side: Side) -> None:
-    """The uplink is turned to it already, so its deadlines are not waited for. Raises SwitchError."""
+    """Check that the instance runs, as the uplink is steered to it already: waiting for the deadlines of an instance
+    that does not would take too long. Raises SwitchError."""
     if _broken(host, side):
         raise SwitchError(f"instance {side} died or is stopped", hint="its log is kept in the state directory")
 
 
 def _prefer(host: Host, to: Side) -> None:
-    """Whoever is to run first in these moves. They are made without it too."""
+    """Prefer the threads that must run first in these moves. A failure does not stop the moves."""
     for side, rank in ((to, Rank.TAKES), (to.other, Rank.GIVES)):
         with contextlib.suppress(SwitchError):
             host.prefer_threads(side, rank)
 
 
 def arm(host: Host, names: Sequence[str], to: Side, needed: Side | None) -> None:
-    """Have frames for VMs caught on ``to``; those that were not caught yet have reached the VM when this returns. As
-    ``drain_pmd_queues`` for ``needed``."""
+    """Catch frames for the VMs on ``to``. Frames that were under way before have reached their VM when this returns.
+    ``needed`` and the errors are those of ``drain_pmd_queues``; also raises what the back ends raise."""
     if host.backends.arm(names, to):
         drain_pmd_queues(host, needed)
 
 
 def _deliver(host: Host, side: Side, names: Sequence[str], run: StepContext) -> None:
-    """What nobody delivered to VMs, many frames at a time: they wait in the broker's memory for seconds only."""
+    """Give the VMs the frames that neither side has delivered, many at a time, because the broker's memory holds them
+    only for seconds."""
     waiting: list[tuple[bytes, str]] = []
     for caught in host.backends.undelivered_many(names):
         if caught.error is not None:

@@ -1,7 +1,8 @@
-"""Which way an upgrade goes, decided from one look at its two instances. Pure.
+"""The direction of an upgrade, decided from one look at its two instances. Pure.
 
-``Situation`` is what was seen, ``outlook`` what follows from it. The old instance keeps all it needs until it is
-retired, so losing the new one leads back, also after the commit; losing the old one leaves only the way forward.
+``Situation`` is what was seen, and its ``outlook`` what follows. The old instance keeps all it needs until it is
+retired. So if the new instance is lost, the upgrade goes back, even after the commit; if the old one is lost, it can
+only go forward.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from ovs_hotswap.model import Side
 
 
 class Life(enum.Enum):
-    """What the ovs-vswitchd of an instance does. A stopped one forwards nothing, but may be continued."""
+    """What the ovs-vswitchd of an instance does. A stopped process forwards nothing, but may be continued."""
 
     RUNS = "runs"
     STOPPED = "is stopped"
@@ -23,9 +24,10 @@ class Life(enum.Enum):
 class Outlook(enum.Enum):
     """What an upgrade can still do.
 
-    BOTH: either instance can serve the VMs. OLD_LOST: the old one died, so there is nothing to go back to. NEW_DOWN:
-    the new one forwards nothing, and the old one lives. VMS_RETURNED: the old one serves the VMs again, though they had
-    moved. UPLINK_LOST: the new one has lost its uplink. NONE: neither instance lives, as after a reboot.
+    BOTH: either instance can serve the VMs. OLD_LOST: the old instance died, so there is nothing to go back to.
+    NEW_DOWN: the new instance forwards nothing, and the old one lives. VMS_RETURNED: the VMs had moved, and the old
+    instance serves them again. UPLINK_LOST: the new instance has lost its uplink. NONE: neither instance lives, for
+    example after a reboot.
     """
 
     BOTH = "both"
@@ -38,8 +40,8 @@ class Outlook(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What was seen of the VMs and the uplink. ``by_old`` and ``by_new``: VMs that the instance serves. ``known``:
-    whether the broker answered. ``uplink``: why the new instance's datapath lacks its uplink, empty if it does not."""
+    """What was seen of the VMs and the uplink. ``by_old`` and ``by_new``: the VMs that each instance serves. ``known``:
+    whether the broker answered. ``uplink``: says that the new instance's datapath lacks its uplink; empty if not."""
 
     by_old: tuple[str, ...] = ()
     by_new: tuple[str, ...] = ()
@@ -49,7 +51,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """One look. ``service`` is ``None`` where the caller asked for the processes alone."""
+    """What one look has found. ``service`` is ``None`` if only the processes were looked at."""
 
     old: Side
     new: Side
@@ -71,7 +73,7 @@ class Situation:
 
     @property
     def old_lost(self) -> bool:
-        """Whether there is only the way forward."""
+        """Whether the upgrade can only go forward."""
         return self.outlook is Outlook.OLD_LOST
 
     @property
@@ -81,17 +83,17 @@ class Situation:
 
     @property
     def no_way_back(self) -> str:
-        """Why going back makes no sense before the commit; empty if it does."""
+        """Why an upgrade cannot be undone before the commit; empty if it can."""
         return f"instance {self.old} died" if self.old_lost else ""
 
     @property
     def new_down(self) -> str:
-        """Why the new instance forwards nothing, whatever became of the old one; empty if it may forward."""
+        """Why the new instance forwards nothing, whatever the state of the old one; empty if it may forward."""
         return "" if self.new_life is Life.RUNS else f"instance {self.new} {self.new_life.value}"
 
     @property
     def no_way_on(self) -> str:
-        """Why a committed upgrade is given up; empty if it is not. Needs ``service``."""
+        """Why a committed upgrade is given up; empty if it is not. The look must include ``service``."""
         match self.outlook:
             case Outlook.NEW_DOWN:
                 return self.new_down

@@ -14,14 +14,15 @@ _CONNECTED = "03"  # SS_CONNECTED, include/uapi/linux/net.h
 
 
 def join(host: Host) -> None:
-    """Have the link up. Raises SwitchError.
+    """Bring the link up. Raises SwitchError.
 
-    A memif client connects when its port is made and not again (DPDK drivers/net/memif, memif_dev_start): one that
-    finds no server fails, and one whose server was made anew never comes back. So both ends are made anew unless the
-    link is up, the server's (side a) first.
+    A memif client connects only when its port is made (DPDK drivers/net/memif, memif_dev_start): a client that finds no
+    server fails, and a client whose server is made again never reconnects. So unless the link is up, both ends are made
+    again, the server's (side a) first.
 
-    The database says that a link is up as much as five seconds later (lib/netdev-dpdk.c, DPDK_PORT_WATCHDOG_INTERVAL).
-    So the connection of the two ends is looked at itself; that frames pass is proven when there are flows for it.
+    The database reports a link as up to five seconds late (lib/netdev-dpdk.c, DPDK_PORT_WATCHDOG_INTERVAL). So the
+    connection of the two ends is looked at directly. A later step proves that frames pass, when there are flows for
+    them.
     """
     with ExitStack() as stack:  # with hundreds of ports it takes a second to connect
         databases = {side: stack.enter_context(host.instances[side].database()) for side in Side}
@@ -35,8 +36,8 @@ def join(host: Host) -> None:
             return
         for database in databases.values():
             if database.remove_port(host.config.bridge, PEER):
-                database.wait_ports([], host.config.upgrade.ready_s)  # else the new port might pass for the old one
-        host.peer_socket.unlink(missing_ok=True)  # a server that was killed left it, and the next one would refuse it
+                database.wait_ports([], host.config.upgrade.ready_s)  # so that the new port is not taken for the old
+        host.peer_socket.unlink(missing_ok=True)  # a killed server leaves it behind, and the next one would refuse it
         for side, database in databases.items():
             database.add_port(host.config.bridge, host.peer_spec(side))
             database.wait_ports([PEER], host.config.upgrade.ready_s)
@@ -44,8 +45,9 @@ def join(host: Host) -> None:
 
 
 def connected(host: Host) -> bool:
-    """Whether the client's end (side b) is connected to the server's, which listens on ``Host.peer_socket``. The socket
-    that the server accepts belongs to the client's network namespace (net/unix/af_unix.c, unix_stream_connect)."""
+    """Whether the client (side b) is connected to the server, which listens on ``Host.peer_socket``. The table of the
+    client's network namespace has the connection: the socket that the server accepts belongs to this namespace
+    (net/unix/af_unix.c, unix_stream_connect)."""
     pid = host.instances[Side.B].pid()
     try:
         table = "" if pid is None else Path(f"/proc/{pid}/net/unix").read_text()
@@ -55,13 +57,13 @@ def connected(host: Host) -> bool:
 
 
 def has_connection(table: str, path: str) -> bool:
-    """Whether a server's end of a connection through the socket ``path`` is in ``table``, which is /proc/net/unix: an
-    accepted socket has the path of the one that listens."""
+    """Whether ``table``, the text of /proc/net/unix, has the server's end of a connection through the socket ``path``:
+    an accepted socket has the path of the listening one."""
     rows = (line.split(maxsplit=7) for line in table.splitlines()[1:])
     return any(len(row) == 8 and row[7] == path and row[5] == _CONNECTED for row in rows)
 
 
 def part(host: Host, side: Side) -> None:
-    """Take the side's end off; its switch does it soon. Raises SwitchError."""
+    """Remove the side's end of the link from the database; its switch follows soon. Raises SwitchError."""
     with host.instances[side].database() as database:
         database.remove_port(host.config.bridge, PEER)

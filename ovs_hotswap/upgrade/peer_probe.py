@@ -17,8 +17,9 @@ _AGAIN_S = 0.1
 
 
 def across_peer_link(host: Host, sender: Side) -> None:
-    """Raises SwitchError if no frame from ``sender``, as long as the longest of a VM, is counted by the other instance.
-    A link that has just come up may lose the first ones, so it is sent again and again."""
+    """Send a frame as long as a VM's longest one from ``sender``, and wait until the other instance counts it. A link
+    that has just come up may lose the first frames, so the frame is sent repeatedly. Raises SwitchError if none is
+    counted."""
     receiver = sender.other
     frame = _HEADER + bytes(_GUEST_TAG + host.intent.mtu)
     before = _unknown_tags(host, receiver)

@@ -1,4 +1,4 @@
-"""What an upgrade works on, and which of its two instances can still serve."""
+"""What an upgrade works on, and which of its two instances can still serve the VMs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def command_without(release: str, names: Iterable[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Upgrade:
-    """``old`` serves the VMs when it begins, ``new`` shall run ``release``. VMs in ``leave_out`` stay on ``old``
-    until it ends; only then ``new`` is given them."""
+    """One upgrade. ``old`` serves the VMs when it begins, and ``new`` is to run ``release``. The VMs in ``leave_out``
+    stay on ``old`` until it ends, and only then pass to ``new``. ``keep_old``: ``old`` is not ended."""
 
     host: Host
     old: Side
@@ -34,13 +34,13 @@ class Upgrade:
     leave_out: frozenset[str] = frozenset()
 
     def vms(self) -> list[VmStatus]:
-        """The VMs to be moved: also not those that were put in quarantine since it began."""
+        """The VMs to be moved. VMs that were put in quarantine since the upgrade began are not among them."""
         vms = self.host.backends.vms(read=False)
         return [vm for vm in vms if vm.name not in self.leave_out and not vm.quarantine]
 
     def without(self, names: Iterable[str] = ("VM",)) -> str:
-        """The command that goes on without some VMs."""
-        return f"mend that, or go on without: `{command_without(self.release, [*self.leave_out, *names])}`"
+        """A hint with the command that leaves out these VMs as well."""
+        return f"fix that, or leave it out: `{command_without(self.release, [*self.leave_out, *names])}`"
 
     def runs(self, side: Side) -> bool:
         return self.host.instances[side].status().state is State.RUNNING
@@ -51,10 +51,11 @@ class Upgrade:
     # -- one look
 
     def look(self, *, service: bool = False) -> Situation:
-        """What lives now; with ``service`` also who serves the VMs, and whether the new instance has its uplink. A step
-        looks once, and decides from that; one that waits looks again afterwards."""
+        """Look at the two processes; with ``service`` also at which instance serves the VMs, and at the new instance's
+        uplink. A step looks once and decides from that; a step that waits looks again afterwards."""
         lives = {side: self._life(side) for side in (self.old, self.new)}
-        asked = service and lives[self.old] is not Life.DEAD and lives[self.new] is Life.RUNS  # else it decides nothing
+        # Otherwise the service does not influence the outlook.
+        asked = service and lives[self.old] is not Life.DEAD and lives[self.new] is Life.RUNS
         seen = self._service() if asked else None
         return Situation(self.old, self.new, lives[self.old], lives[self.new], seen)
 
@@ -74,8 +75,9 @@ class Upgrade:
         return Service(on_old, on_new, True, uplink)
 
     def look_after_waiting(self) -> Situation:
-        """For who is about to go back. An old instance that is stopped, or has hung up on a VM, may be about to end, by
-        itself or by the watchdog: that is waited for, for twice the time the watchdog needs."""
+        """Look before the upgrade goes back. An old instance that is stopped, or has hung up on a VM, may be about to
+        end, by itself or by the watchdog. So this waits first, for at most twice ``watch.hang_ms``, until one of the
+        instances has ended or the old one recovers."""
         patience_s = 2 * self.host.config.watch.hang_ms / 1e3
         wait_until(self._falters, patience_s, self.host.system, done=operator.not_)
         return self.look()
@@ -91,13 +93,13 @@ class Upgrade:
         return now.old_life is Life.STOPPED or not connected
 
     def fled(self, now: Situation) -> bool:
-        """Whether the old instance died in a rollback and its VMs went to the new one, which must stay then. Raises
-        BrokerError if that is not known."""
+        """Whether the old instance died during a rollback and its VMs went to the new one, which then must stay. Raises
+        BrokerError if this cannot be found out."""
         return now.old_lost and any(vm.served_by(self.new) for vm in self.host.backends.vms(read=False))
 
     def revive(self) -> None:
-        """Start the new instance again, where neither is left though the upgrade is committed: every VM waits for it.
-        Raises ReleaseError, SwitchError, UplinkError."""
+        """If neither instance is left after the commit, start the new one again, as every VM waits for it. Raises
+        ReleaseError, SwitchError, UplinkError."""
         if self.look().outlook is Outlook.NONE:
             host = self.host
             start_instance(host, self.new, host.releases.get(self.release))

@@ -1,7 +1,7 @@
-"""Watching the VMs on the new instance before the old one is given up.
+"""Watch the VMs on the new instance before the old one is given up.
 
-What is amiss with one VM is judged by itself, and only after a while: a guest may restart, or its QEMU come again, at
-any moment.
+A fault of one VM is judged by itself, and only after a while: its guest may restart, or its QEMU may reconnect, at any
+time.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from ovs_hotswap.waiting import Deadline, wait_until
 from ovs_hotswap.wording import some
 
 _SAMPLE_S = 0.2
-_SETTLE_S = 5.0  # for a VM that is on its way: its QEMU has come again, or its switch has
-# For all of them, or their rings, one after the other: guests can be amiss in turn, for ever.
+_SETTLE_S = 5.0  # for one VM whose QEMU or whose switch has just reconnected
+# For all such VMs, or their rings, one after the other: guests can cause faults in turn, without an end.
 _STRAYS_S = 3 * _SETTLE_S
 _RINGS_S = 3 * SERVED_S
 
@@ -58,7 +58,7 @@ class Soak(Step[Upgrade]):
         goes_on = checks.polling(context.new, comes_round(host, context.new))
         answers = host.instances[context.new].status().dpdk_initialized is not None
         checks.verdict([*goes_on, *checks.database(context.new, answers)], SwitchError)
-        if not context.look().old_lost:  # this is the last moment at which there is a way back
+        if not context.look().old_lost:  # this is the last moment at which the upgrade can go back
             active_record.rehearse(host.config, host.system)
 
 
@@ -67,7 +67,8 @@ def _rings(context: Upgrade) -> list[RingSample]:
 
 
 def judge(context: Upgrade, run: StepContext, unserved: dict[Place, str]) -> None:
-    """Of rings from which the new instance has taken nothing for a while. Raises SwitchError if that is its fault."""
+    """Judge rings from which the new instance has taken nothing for a while. Raises SwitchError if the instance is at
+    fault."""
     host, new = context.host, context.new
     checks.verdict(checks.polling(new, comes_round(host, new)), SwitchError)
     if not context.dead(context.old):
@@ -77,7 +78,7 @@ def judge(context: Upgrade, run: StepContext, unserved: dict[Place, str]) -> Non
 
 
 def _let_be(run: StepContext, patience: Patience) -> None:
-    """What looks unserved now is not waited for: it is named, and not judged."""
+    """Stop waiting for the rings that look unserved now: warn about them, and do not judge them."""
     unserved = patience.waiting
     _name(run, unserved)
     patience.forgo(unserved)
@@ -90,7 +91,8 @@ def _name(run: StepContext, unserved: dict[Place, str]) -> None:
 
 
 class Strays:
-    """VMs with a guest that the new instance does not serve. They are moved there, if the old one has them."""
+    """The VMs that have a guest and that the new instance does not serve. If the old instance serves one, it is
+    moved."""
 
     def __init__(self, context: Upgrade, run: StepContext) -> None:
         self._context, self._run = context, run
@@ -100,17 +102,18 @@ class Strays:
 
     @property
     def waiting(self) -> dict[str, str]:
-        """Those there are, and what is known of the reason."""
+        """The strays, each with the reason as far as it is known."""
         return {name: self._why.get(name, "") for name in self._since}
 
     @property
     def overdue(self) -> dict[str, str]:
-        """Those of them that have been strays for long."""
+        """The strays that have been strays for too long, each with the reason."""
         now = self._context.host.system.monotonic()
         return {name: why for name, why in self.waiting.items() if now - self._since[name] >= _SETTLE_S}
 
     def look(self) -> None:
-        """Raises SwitchError if the new instance is broken, or has lost a VM again that was moved to it again."""
+        """Look for strays, and move those that the old instance serves. Raises SwitchError if the new instance is
+        broken, or has lost a VM a second time."""
         context = self._context
         if down := context.look().new_down:
             raise SwitchError(down, hint="its log is kept in the state directory")
@@ -123,7 +126,8 @@ class Strays:
         self._since = {vm.name: self._since.get(vm.name, now) for vm in vms if vm.astray(context.new)}
 
     def _take_in(self, vm: VmStatus, *, came: bool) -> None:
-        """``came``: it was started since the others were moved. One that was moved before has lost its switch."""
+        """Move a VM to the new instance. ``came``: the VM was started after the others were moved; otherwise it was
+        moved before, and has lost its connection to the new instance."""
         name, host, new = vm.name, self._context.host, self._context.new
         if not came and name not in self._since:
             lost = f"VM {name} went back to instance {self._context.old}: {vm.last_error}"
@@ -144,8 +148,9 @@ def _text(context: Upgrade, strays: dict[str, str]) -> str:
 
 
 def see_served(context: Upgrade, run: StepContext) -> None:
-    """See the new instance serve the VMs: that of which one may restart is waited for, and then named. Raises
-    SwitchError if the instance is broken or serves none, or a VM is still on the old one."""
+    """Check that the new instance serves the VMs. A VM that is not served may be restarting, so this waits a while for
+    it and then warns. Raises SwitchError if the instance is broken or serves no VM, or if the old instance still owns
+    one."""
     host, strays = context.host, Strays(context, run)
     deadline = Deadline.after(_STRAYS_S, host.system)
     while True:
@@ -165,12 +170,12 @@ def see_served(context: Upgrade, run: StepContext) -> None:
 
 
 def take_left_out(context: Upgrade, run: StepContext) -> None:
-    """Have the new instance given the VMs that were left out, now that the old one has ended. They meet it as they
-    would after a restart of the switch; one that it cannot serve is named."""
+    """Give the VMs that were left out to the new instance, now that the old one has ended. For these VMs this is like a
+    restart of the switch. A VM that the new instance cannot serve is reported as a warning."""
     if not context.leave_out:
         return
     host, new = context.host, context.new
-    host.backends.reload()  # they belong to the side that is active
+    host.backends.reload()  # the VMs belong to the active side
     held = {vm.name for vm in host.backends.vms(read=False) if vm.quarantine}
     names = context.leave_out - held
 

@@ -1,9 +1,9 @@
 """The steps of an upgrade, in order. Each is small; what they do to an instance is in ``host``.
 
-Until it is retired, the last but one of them, the old instance keeps everything it needs to serve every VM: its ports,
-flows, tunnels and its parked or owned back ends. If it dies the new one takes its VMs, so there is no way back: what
-the steps do to the old one is left out. If the new one dies the old one takes them, even after the commit, so there is
-no way on. Undoing a step on an instance that has died finds nothing to undo.
+Until the step ``retire``, the last but one, the old instance keeps everything it needs to serve every VM: its ports,
+flows, tunnels and its parked or owned back ends. If it dies, the new instance takes its VMs; then the upgrade cannot go
+back, and the steps skip what they would do to the old instance. If the new instance dies, the old one takes the VMs,
+even after the commit; then the upgrade cannot go forward. On an instance that has died there is nothing to undo.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class ProgramDatabase(Step[Upgrade]):
             _carry_settings(context, run)
 
     def state(self, context: Upgrade, run: StepContext) -> State:
-        """Doing it again would take the peer link off, which it does not know."""
+        """Whether every port is there. The step is not simply repeated, because it would remove the peer link."""
         host, side = context.host, context.new
         with host.instances[side].database() as database:
             present = {name for name, status in database.interfaces().items() if (status.ofport or 0) > 0}
@@ -123,9 +123,9 @@ class Ports(Step[Upgrade]):
 
 
 class OpenWindow(ReversibleStep[Upgrade]):
-    """Two busy PMDs on one core alternate in slices of milliseconds; the thread that serves vhost-user messages writes
-    several log lines for each, and waits for a core among them: while two instances live, idle PMDs sleep, that log is
-    lowered and these threads are preferred. All of it is put back."""
+    """While two instances live, idle PMD threads sleep, the vhost log is lowered, and the threads that serve vhost-user
+    messages are preferred. Two busy PMD threads on one core alternate in slices of milliseconds, and the message thread
+    would wait for a core among them and write several log lines for each message. The undo restores all of this."""
 
     name = "window"
     description = "let idle PMD threads sleep, lower the vhost log, prefer the threads that matter"
@@ -154,7 +154,7 @@ class OpenWindow(ReversibleStep[Upgrade]):
 
 
 def close_window(host: Host, side: Side, run: StepContext) -> None:
-    """Give ``side`` the operator's values."""
+    """Restore the operator's values on ``side``. Raises SwitchError."""
     own = run.facts.get("own_pmd_sleep_us")
     host.settle_pmd_sleep(side, own if isinstance(own, int) else None)
     set_vhost_log_level(host.control(side), run.fact("log_level", str))
@@ -172,7 +172,7 @@ class PeerLink(ReversibleStep[Upgrade]):
             peer_link.join(context.host)
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
-        """Not on a new instance that will be ended anyway: its database may be what failed."""
+        """Remove both ends of the link. A new instance that will be ended keeps its end: its database may fail."""
         if context.runs(context.old):
             peer_link.part(context.host, context.old)
         fled = context.fled(context.look())
@@ -202,7 +202,7 @@ class FlowsStandby(Step[Upgrade]):
 
 
 class FlowsActive(ReversibleStep[Upgrade]):
-    """The precheck saw that the active instance has the final form, so that is what the undo puts back."""
+    """The precheck has seen the final form on the active instance, so the undo installs the final form again."""
 
     name = "flows-active"
     description = "install the window form of the flow tables on the active instance"
@@ -261,9 +261,9 @@ class SteerUplink(ReversibleStep[Upgrade]):
     def do(self, context: Upgrade, run: StepContext) -> None:
         uplink_proof.end(context, run)
         now = context.look()
-        if now.new_down:  # what comes for the VMs would be lost until all is put back
+        if now.new_down:  # packets for the VMs would be lost until the steer is undone
             raise SwitchError(now.new_down, hint="its log is kept in the state directory")
-        if not now.old_lost:  # else there is no way back from here
+        if not now.old_lost:  # otherwise the upgrade can only go forward
             active_record.rehearse(context.host.config, context.host.system)
         context.host.uplink.steer(context.new)
 
@@ -275,7 +275,7 @@ class SteerUplink(ReversibleStep[Upgrade]):
 
 class MoveVms(ReversibleStep[Upgrade]):
     name = "move"
-    description = "hand each VM's rings over"
+    description = "move each VM to the standby"
     look_at = "`ovs-hotswap vm list`"
 
     def do(self, context: Upgrade, run: StepContext) -> None:
@@ -306,14 +306,14 @@ class FinalFlows(Step[Upgrade]):
 
 
 class RecordActive(ReversibleStep[Upgrade]):
-    """The first step after the commit: from here on it is the new instance that the watchdog looks at."""
+    """The first step after the commit. From here on the watchdog guards the new instance."""
 
     name = "record"
     description = "record which side is active"
 
     def do(self, context: Upgrade, run: StepContext) -> None:
         _record_at_least_now(context, run, context.new)
-        context.host.backends.reload()  # VMs that come from now on belong there
+        context.host.backends.reload()  # VMs that start from now on belong to the new instance
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
         if context.look().outlook is not Outlook.NONE:
@@ -322,8 +322,8 @@ class RecordActive(ReversibleStep[Upgrade]):
 
 
 def _record_at_least_now(context: Upgrade, run: StepContext, side: Side) -> None:
-    """After the commit, and on a way back: neither ends because the state directory cannot be written. That is for the
-    next boot, and the watchdog makes up for it."""
+    """Record the active side, and only warn if it cannot be recorded for the next boot: neither a committed upgrade nor
+    a rollback stops because the state directory cannot be written. The watchdog repeats the record later."""
     if lag := context.host.record_now(side):
         run.warn(lag)
 
@@ -337,13 +337,13 @@ def _keep_settings(host: Host, side: Side, run: StepContext) -> None:
 
 class CloseWindow(Step[Upgrade]):
     name = "close-window"
-    description = "take the peer link off, put PMD sleep and log level back"
+    description = "remove the peer link, restore PMD sleep and log level"
 
     def do(self, context: Upgrade, run: StepContext) -> None:
         host = context.host
         if context.runs(context.old):
             try:
-                _carry_settings(context, run)  # what was set meanwhile
+                _carry_settings(context, run)  # for settings that were made during the upgrade
             except SwitchError as error:
                 run.warn(f"settings of instance {context.old} were not looked at again: {error.message}")
             see_uplink(host, context.new)  # it may have refused them
@@ -361,10 +361,12 @@ class Retire(Step[Upgrade]):
     description = "give the old instance up"
 
     def do(self, context: Upgrade, run: StepContext) -> None:
-        """First the new one is seen to have the uplink: it refuses a setting some time after it was carried over. Then
-        no VM can flee to the old instance any more, then the new one is seen alive, and only then the old one
-        is ended: a new one that died before that has somewhere to go back to, and after it no VM is given to an
-        instance that is ending."""
+        """Give up the old instance in an order that never leaves a VM without an instance.
+
+        First, the new instance is checked to have the uplink, because it may refuse a setting some time after this was
+        carried over. Then the VMs are unparked from the old instance, so that none is given to an instance that is
+        ending. Then the new instance is checked to live, and only then the old one is ended: if the new one dies before
+        that, the VMs go back."""
         host = context.host
         see_served(context, run)
         if context.runs(context.old):
@@ -384,7 +386,8 @@ class Retire(Step[Upgrade]):
         take_left_out(context, run)
 
     def state(self, context: Upgrade, run: StepContext) -> State:
-        """The watchdog may have made the old side its standby since: it does not wait for the look at the end."""
+        """Whether the old instance has been retired. If it runs, the watchdog may have made its side the standby since,
+        because the watchdog does not wait for the postcheck."""
         record = read_record(context.host)
         return _done(not context.runs(context.old) or (record is not None and record.side is context.old))
 
@@ -398,7 +401,7 @@ class Postcheck(Step[Upgrade]):
         host, seen = context.host, collect.log_end(context.host, context.new)
         findings = collect.postcheck(host, context.new, _SAMPLE_S, _log_end(run), baseline.known(run))
         findings += settings_transfer.compared(host, from_json(run.facts.get("settings")), context.new)
-        run.remember(**_log_facts(seen), settings=[])  # whoever resumes has been told of what is in them
+        run.remember(**_log_facts(seen), settings=[])  # a resumed upgrade does not report them again
         for finding in checks.verdict(findings, SwitchError):
             if finding.severity is Severity.WARNING:
                 run.warn(f"{finding.check}: {finding.text}")

@@ -1,4 +1,4 @@
-"""Upgrade, roll-back and resume of one host: the plan, its journal, the lock, and who is active."""
+"""Upgrade, rollback and resume of one host, with the plan, its journal, the lock and the active side."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from ovs_hotswap.upgrade.steps import upgrade_plan
 KIND = "upgrade"
 _UNFINISHED = "an upgrade is not finished", "`ovs-hotswap resume` or `ovs-hotswap rollback`"
 _KEPT = (
-    "a VM that is left out goes to the new instance when the old one ends, so that cannot be kept",
-    "without --keep-old, and keep_old in the configuration",
+    "a VM that is left out goes to the new instance when the old one ends, so the old one cannot be kept",
+    "leave out --keep-old, and keep_old in the configuration",
 )
 Observe = Callable[[Event], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What an ended upgrade did. ``moves``: microseconds of each VM's hand-over, on the broker's clock. ``warnings``:
-    what the operator should know though it ended well. ``before``: the release that a roll-back would have gone to when
-    it began, if one is known. ``changed``: whether anything was to be done."""
+    """What an ended upgrade did. ``moves``: the microseconds of each VM's handover, on the broker's clock.
+    ``warnings``: what the operator should know although the upgrade ended well. ``before``: the release to which a
+    rollback would have gone when the upgrade began, if one is known. ``changed``: whether there was anything to do."""
 
     old: Side
     new: Side
@@ -45,12 +45,12 @@ class Report:
 
     @property
     def back_to(self) -> str | None:
-        """The release to roll back to after it."""
+        """The release to which a rollback after this upgrade goes; ``None`` if there is none."""
         return self.previous if self.committed and self.previous != self.release else self.before
 
     @classmethod
     def of(cls, header: Header, committed: bool, facts: Facts) -> Report:
-        """Raises StateUnknown if the journal is none of an upgrade."""
+        """Read the report from a journal. Raises StateUnknown if it is not the journal of an upgrade."""
         parameters: dict[str, Any] = header.parameters
         moves: Any = facts.get("moves", {})
         warnings: Any = facts.get("warnings", ())
@@ -71,7 +71,7 @@ def _no_upgrade(header: Header) -> StateUnknown:
 
 
 def _once(findings: Iterable[Finding]) -> list[Finding]:
-    """The findings, with an error that keeps several checks from being made only once."""
+    """The findings without repeated errors: one fault may keep several checks from being made."""
     errors: set[str] = set()
     kept = []
     for each in findings:
@@ -83,16 +83,17 @@ def _once(findings: Iterable[Finding]) -> list[Finding]:
 
 
 class Upgrader:
-    """Every public method that changes something takes the host's upgrade lock, or raises BusyError."""
+    """Upgrades one host. Every public method that changes something takes the host's upgrade lock, or raises
+    BusyError."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
         self.journals = Journals(host.config.state_dir, host.system)
 
     def check(self, release: str, leave_out: Collection[str] = (), *, keep_old: bool = False) -> list[Finding]:
-        """The precheck's findings for an upgrade to ``release``. Changes nothing. A broker that does not answer, and
-        an active side that is not clear, are findings, and what can be looked at without them is looked at. Raises
-        StateUnknown if the journal is damaged, HostError if what is recorded cannot be read."""
+        """The precheck's findings for an upgrade to ``release``. Nothing is changed. A broker that does not answer, and
+        an active side that is not clear, are findings, and the checks that do not need them are made. Raises
+        StateUnknown if the journal is damaged, HostError if a record cannot be read."""
         if self.unfinished() is not None:
             return [Finding("journal", Severity.ERROR, *_UNFINISHED)]
         found: list[Finding] = []
@@ -108,7 +109,7 @@ class Upgrader:
         return found + ([Finding("leave-out", Severity.ERROR, *_KEPT)] if leave_out and keep_old else [])
 
     def _left_out(self, leave_out: Collection[str]) -> list[str]:
-        """With those in quarantine."""
+        """The VMs of ``leave_out`` and those in quarantine, sorted."""
         return sorted({*leave_out, *(vm.name for vm in self.host.backends.vms(read=False) if vm.quarantine)})
 
     def upgrade(
@@ -120,13 +121,13 @@ class Upgrader:
         force: bool = False,
         leave_out: Collection[str] = (),
     ) -> Report:
-        """Replace the active instance by one of ``release``: the watchdog's warm standby, if it runs just that. Nothing
-        is done where the active one runs that release from the files that are there, unless by ``force``. VMs to
-        ``leave_out`` are not moved: the new instance is given them when the old one has ended. VMs in quarantine are
-        left out, too, and stay in it.
+        """Replace the active instance by one of ``release``: by the watchdog's warm standby, if this runs just that
+        release. If the active instance already runs the release from the present files, nothing is done unless
+        ``force`` is set. VMs in ``leave_out`` are not moved: they pass to the new instance when the old one has ended.
+        VMs in quarantine are left out, too, and stay in quarantine.
 
-        Raises PrecheckFailed with nothing changed, RolledBack with everything put back, PostcheckFailed if something
-        failed after the commit, StateUnknown if it cannot be told.
+        Raises PrecheckFailed if nothing was changed, RolledBack if everything was undone, PostcheckFailed if something
+        failed after the commit, and StateUnknown if the outcome is not known.
         """
         with self.host.lock(WATCHDOG_S):
             wanted = self.host.releases.get(release)
@@ -151,12 +152,13 @@ class Upgrader:
             return self._execute(journal, observe, forward=True)
 
     def resume(self, observe: Observe) -> Report:
-        """Finish what was interrupted, in the direction it was going. Raises as ``upgrade``."""
+        """Finish an interrupted upgrade in the direction in which it was going. Raises what ``upgrade`` raises."""
         with self.host.lock(WATCHDOG_S):
             return self._execute(self._reopen(), observe, forward=True)
 
     def rollback(self, observe: Observe) -> Report:
-        """Undo an unfinished upgrade, or upgrade back to the release that ran before the last one."""
+        """Undo an unfinished upgrade; after a finished one, upgrade back to the release that ran before it. Raises what
+        ``upgrade`` raises."""
         with self.host.lock(WATCHDOG_S):
             contents = self.journals.read()
             if contents is not None:
@@ -166,19 +168,19 @@ class Upgrader:
             last = self.last()
             if last is None or wanted is None:
                 raise PrecheckFailed("there is no upgrade to roll back", hint="`ovs-hotswap status`")
-            if not last.committed:  # whoever asks may mean that one
+            if not last.committed:  # the operator may mean that upgrade
                 hint = f"to the release that ran before: `ovs-hotswap upgrade --release {wanted}`"
                 raise PrecheckFailed("the last upgrade was rolled back already", hint=hint)
         return self.upgrade(wanted, observe)
 
     def release_before(self, running: str | None) -> str | None:
-        """The release that ran before ``running``, as the newest upgrade that knows of another one has it. Raises
-        HostError or StateUnknown if a journal on the way there cannot be read."""
+        """The release that ran before ``running``, according to the newest upgrade that names another release. Raises
+        HostError or StateUnknown if a journal cannot be read before one is found."""
         return next((found for report in self._ended() if (found := report.back_to) not in (None, running)), None)
 
     def _before(self, running: str) -> str | None:
-        """``release_before`` as far as it is known: it is only told, so an earlier upgrade's journal that is damaged is
-        no reason against the next."""
+        """Like ``release_before``, but ``None`` if a journal cannot be read. The release is only reported, so a damaged
+        journal of an earlier upgrade does not prevent the next one."""
         try:
             return self.release_before(running)
         except (HostError, StateUnknown):
@@ -195,11 +197,11 @@ class Upgrader:
         return self.journals.read()
 
     def last(self) -> Report | None:
-        """The newest ended upgrade."""
+        """The report of the newest ended upgrade; ``None`` if there is none."""
         return next(self._ended(), None)
 
     def _ended(self) -> Iterator[Report]:
-        """Ended upgrades, the newest first."""
+        """The reports of ended upgrades, the newest first."""
         for contents in self.journals.ended():
             if contents.header.kind == KIND:
                 standing = contents.standing

@@ -1,8 +1,8 @@
-"""Whether an instance's uplink passes packets, judged by frames that were sent for it and by the VMs' traffic. Pure.
+"""Whether an instance's uplink passes packets, judged by frames that are sent as a proof and by the VMs' traffic. Pure.
 
 A link that is up proves nothing: a virtual function may be mute (spoof checking, a wrong VLAN, a port that is not
-trusted) or deaf, and something in front of the steering may take the packets. What cannot be judged is said to be not
-proven: never taken for good, and never for bad, because a host may be silent.
+trusted) or deaf, and a program in front of the steering may take the packets. What cannot be judged is reported as not
+proven. It counts neither as good nor as bad, because a host may be silent.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from ovs_hotswap.model import Finding, Proof, Severity, Side
 
 NAME = "uplink"
 PROGRAMS = "uplink programs"
-"""Name of the findings about programs that see packets before the steering does."""
-ENOUGH = 20  # packets: fewer may all be lost, or come to an end, by chance
+"""The name of the findings about programs that see packets before the steering does."""
+ENOUGH = 20  # packets: fewer may all be lost, or stop, by chance
 _HINT = "spoof checking, trust, VLAN and MAC of its virtual function (ip link show); `tc -s filter show`"
 
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """Packets of the overlay in ``seconds``: ``sent`` by the instance's uplink and ``received`` from other hosts, as
-    its flows count them; ``given`` to it and ``taken`` from it by the steering, ``None`` where that is not known."""
+    """The overlay's packets in ``seconds``. The instance's flows count those ``sent`` by its uplink and those
+    ``received`` from other hosts. The steering counts those ``given`` to the uplink and ``taken`` from it, which are
+    ``None`` if not known."""
 
     seconds: float
     sent: int
@@ -32,7 +33,8 @@ class Passed:
 
 
 def proof(side: Side, of: Proof, compared: Proof | None = None) -> list[Finding]:
-    """``compared``: of the other instance, or of an earlier time: what it could prove can be proven on this host."""
+    """Judge the proof ``of`` an uplink. ``compared``: the proof of the other instance, or of an earlier time. What it
+    has proven can be proven on this host, so only then is a missing proof an error."""
     other = compared or Proof()
     ways = (
         (of.out, other.out, "it is mute: other hosts do not answer it, though they did answer on this host",
@@ -52,9 +54,10 @@ def proof(side: Side, of: Proof, compared: Proof | None = None) -> list[Finding]
 
 
 def traffic(side: Side, after: Passed, before: Passed | None) -> list[Finding]:
-    """``after`` the traffic was turned to ``side``, ``before`` on the other instance, if it was seen there.
+    """Judge the VMs' traffic ``after`` it was steered to ``side``. ``before``: the traffic on the other instance, if it
+    was seen there.
 
-    That nothing comes in where it came before is an error only while VMs go on asking: they may have finished."""
+    If nothing comes in any longer, that is an error only while VMs keep sending: they may have finished."""
     expected = before.received / before.seconds * after.seconds if before and before.seconds > 0 else 0.0
     if after.received == 0 and (after.given or 0) >= ENOUGH:
         text = f"{after.given} packets were steered to instance {side}, none came in"
@@ -79,8 +82,8 @@ def _judged(side: Side, after: Passed) -> Finding:
 
 
 def steering(found: Sequence[Finding], active: Passed) -> list[Finding]:
-    """``found``: of the steering's rules. Programs in front of them may let packets pass or take them: while packets
-    come in they do not, else it is an error until somebody has seen to it."""
+    """Judge the findings about the steering's rules. A program in front of the rules may pass packets or take them. If
+    packets come in on the ``active`` instance it passes them; otherwise the finding is an error."""
     if active.received or active.given:
         return list(found)
     return [

@@ -1,4 +1,4 @@
-"""The uplink of an instance, proven by frames and watched by the VMs' traffic."""
+"""Prove the uplink of an instance with frames, and watch it with the VMs' traffic."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ovs_hotswap.upgrade.uplink_checks import Passed
 
 # Open vSwitch adds packets of its caches to the flows' counters every half second (ofproto-dpif-upcall.c).
 SAMPLE_S = 1.0
-_SURE_S = 4.0  # before nothing is taken for nothing: the threads that add them up may have to wait for a core
+_SURE_S = 4.0  # until a count of 0 is believed: the threads that add the packets may have to wait for a core
 _AGAIN_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What was counted by a time, in seconds of the monotonic clock."""
+    """The counters at the time ``at``, in seconds of the monotonic clock. ``Passed`` explains the fields."""
 
     at: float
     sent: int
@@ -47,7 +47,7 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class SwitchEnd:
-    """The instance's end of its uplink (``uplink.proof.End``)."""
+    """The instance's end of its uplink, as ``uplink.proof.End`` needs it."""
 
     host: Host
     side: Side
@@ -60,13 +60,13 @@ class SwitchEnd:
 
 
 def prove(host: Host, side: Side, way: Way | None = None) -> Proof:
-    """Raises SwitchError and UplinkError."""
+    """Prove the side's uplink with frames, in one ``way`` or both. Raises SwitchError and UplinkError."""
     see_answering(host.instances[side], host.system)
     return host.uplink.prove(side, SwitchEnd(host, side), way)
 
 
 def counters(host: Host, side: Side) -> Counters:
-    """Raises SwitchError and UplinkError."""
+    """Read the counters of a side. Raises SwitchError and UplinkError."""
     flows, steered = host.openflow(side), host.uplink.steered(side)
     return Counters(
         host.system.monotonic(), flows.packets(cookie(Kind.TO_UPLINK)),
@@ -76,12 +76,12 @@ def counters(host: Host, side: Side) -> Counters:
 
 
 def check(host: Host, active: Side, begun: Counters | None) -> list[Finding]:
-    """The uplink of an instance that has the traffic: devices and rules, frames both ways, what passed since ``begun``.
-    Raises SwitchError and UplinkError."""
+    """Check the uplink of the instance that has the traffic: its devices and rules, frames in both directions, and what
+    has passed since ``begun``. Raises SwitchError and UplinkError."""
     found = host.uplink.check()
     if any(each.severity is Severity.ERROR for each in found):
         return found
-    if host.uplink.owner() is None:  # somebody else steers it, or nobody yet
+    if host.uplink.owner() is None:  # another program steers it, or it is not steered yet
         return found
     if begun is not None and any(each.check == uplink_checks.PROGRAMS for each in found):
         found = uplink_checks.steering(found, _something(host, active, begun))
@@ -89,7 +89,7 @@ def check(host: Host, active: Side, begun: Counters | None) -> list[Finding]:
 
 
 def _something(host: Host, side: Side, begun: Counters) -> Passed:
-    """What has passed since ``begun``, as soon as anything has come in or it is sure that nothing does."""
+    """What has passed since ``begun``. Returns as soon as anything has come in, or it is certain that nothing does."""
     while True:
         now = begun.until(counters(host, side))
         if now.received or now.given or now.seconds >= _SURE_S:
@@ -101,7 +101,8 @@ def _something(host: Host, side: Side, begun: Counters) -> Passed:
 
 
 def prove_new(context: Upgrade, run: StepContext) -> None:
-    """Before any VM depends on it. Raises SwitchError if the new instance's uplink passes less than the old one's."""
+    """Prove the new instance's uplink before any VM depends on it. Raises SwitchError if it passes less than the old
+    one's."""
     host, new, old = context.host, context.new, context.old
     try:
         found = prove(host, new)
@@ -110,21 +111,21 @@ def prove_new(context: Upgrade, run: StepContext) -> None:
         return
     compared = None
     if not (found.out and found.into) and not context.look().old_lost:
-        with contextlib.suppress(HotswapError):  # the old one may be ailing: that is why it is replaced
+        with contextlib.suppress(HotswapError):  # the old one may be faulty, which may be why it is replaced
             compared = prove(host, old)
     tell(run, uplink_checks.proof(new, found, compared))
 
 
 def begin(context: Upgrade, run: StepContext) -> None:
-    """Begin to see what passes on the old instance, once."""
+    """Record the old instance's counters in the journal, unless this was done before."""
     if not context.look().old_lost and "uplink_begun" not in run.facts:
         with contextlib.suppress(HotswapError):
             run.remember(uplink_begun=asdict(counters(context.host, context.old)))
 
 
 def end(context: Upgrade, run: StepContext) -> None:
-    """Keep what has passed on the old instance: since ``begin``, or in the last second if that was slower, because what
-    is over by now cannot be missed later."""
+    """Record what has passed on the old instance: since ``begin``, or in the last second if that was slower, because
+    traffic that is over by now is not expected on the new instance."""
     begun: Any = run.facts.get("uplink_begun")
     if context.look().old_lost or not isinstance(begun, dict) or "uplink_before" in run.facts:
         return
@@ -134,13 +135,13 @@ def end(context: Upgrade, run: StepContext) -> None:
         host.system.sleep(SAMPLE_S)
         last = late.until(counters(host, context.old))
         before = since.until(late)
-        if before.seconds > 0 and last.seconds > 0:  # a resumed upgrade has another clock, perhaps
+        if before.seconds > 0 and last.seconds > 0:  # a resumed upgrade may have another clock
             run.remember(uplink_before=asdict(min(before, last, key=lambda each: each.received / each.seconds)))
 
 
 class Traffic:
-    """What passes on a side after the traffic was turned to it, from the first ``look``. Counters that cannot be read
-    are no reason to go back: whether the instance lives is judged elsewhere."""
+    """What passes on a side after the traffic was steered to it, counted from the first ``look``. Counters that cannot
+    be read are only a warning: other checks judge whether the instance lives."""
 
     def __init__(self, host: Host, side: Side, before: Passed | None = None) -> None:
         self._host, self._side, self._before = host, side, before
@@ -153,7 +154,8 @@ class Traffic:
         return Traffic(context.host, context.new, Passed(**before) if isinstance(before, dict) else None)
 
     def look(self) -> None:
-        """Before a long soak is over, once: VMs that are cut off are not to wait for its end. Raises SwitchError."""
+        """Judge the traffic once, before a long soak is over, so that VMs that are cut off do not wait for its end.
+        Raises SwitchError."""
         if self._begun is None:
             with contextlib.suppress(HotswapError):
                 self._begun = counters(self._host, self._side)
@@ -162,7 +164,8 @@ class Traffic:
             checks.verdict(self._now(), SwitchError)
 
     def findings(self) -> list[Finding]:
-        """At the end, after a wait: long enough to be sure where packets seem to be missing."""
+        """The findings at the end of a soak. Waits until they are certain, if packets seem to be missing. Raises
+        SwitchError."""
         self.look()
         self._host.system.sleep(max(0.0, SAMPLE_S - self._elapsed))
         while (found := self.settled()) is None:
@@ -191,7 +194,7 @@ class Traffic:
 
 
 def tell(run: StepContext, findings: Iterable[Finding]) -> None:
-    """Raises SwitchError for an error; a warning is told."""
+    """Report the findings that are warnings. Raises SwitchError if one is an error."""
     for each in checks.verdict(findings, SwitchError):
         if each.severity is Severity.WARNING:
             run.warn(each.text)

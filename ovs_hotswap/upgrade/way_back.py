@@ -1,4 +1,4 @@
-"""The way back of an upgrade: the old instance serves the VMs again, and no guest can keep that from ending."""
+"""The way back of an upgrade: the old instance serves the VMs again. No guest can keep the way back from ending."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ovs_hotswap.upgrade.situation import Upgrade
 from ovs_hotswap.waiting import POLL_S, Deadline, wait_until
 from ovs_hotswap.wording import some
 
-_CONFIRM_S = 1.0  # for a switch that is slow, not hung
-_RETURNED_S = 5.0  # for the VMs of an instance that was ended to be served by the other
+_CONFIRM_S = 1.0  # a switch that is slow and does not hang has confirmed by then
+_RETURNED_S = 5.0  # until the VMs of an instance that was ended are served by the other
 
 
 def take_back(context: Upgrade, run: StepContext) -> None:
-    """Have the old instance serve every VM again that is not in quarantine. A new one that keeps some is ended, as
-    it will be anyway: that gives them to the old one. A single VM that is not served then is named, and no error;
-    raises BrokerError, StateUnknown or SwitchError if it is the old instance that cannot serve."""
+    """Have the old instance serve every VM again that is not in quarantine. If the new instance keeps some, it is ended
+    now and not later, which gives them to the old one. A single VM that is not served then is a warning. Raises
+    BrokerError, StateUnknown or SwitchError if the old instance cannot serve VMs."""
     host, old, new = context.host, context.old, context.new
     now = context.look_after_waiting()
     if now.old_lost:
         return  # the VMs went to the new one
     if now.new_down:
-        host.instances[new].kill()  # it would let every VM wait for its deadline
+        host.instances[new].kill()  # otherwise every VM would have to wait for a deadline
     _patiently(context, run, "has no port for", lambda vm: vm.switches[old].connected)
     try:
         move_all(host, old, run, back=True)
@@ -46,7 +46,8 @@ def take_back(context: Upgrade, run: StepContext) -> None:
 
 
 def _hangs(context: Upgrade) -> bool:
-    """Whether the new instance has not confirmed for a while that it has, or gave back, some VM's rings."""
+    """Whether there is a VM for which the new instance has not confirmed for a while that it has taken or released the
+    rings."""
     host, new = context.host, context.new
 
     def unconfirmed() -> bool:
@@ -56,7 +57,7 @@ def _hangs(context: Upgrade) -> bool:
 
 
 def _old_answers(context: Upgrade) -> bool:
-    """Whether it is the VMs themselves that cannot be moved back: the old instance has taken others, or answers for
+    """Whether the VMs themselves are why they cannot be moved back: the old instance serves other VMs, or answers for
     one of these."""
     vms = context.host.backends.vms(read=False)
     served = any(vm.served_by(context.old) for vm in vms)
@@ -74,7 +75,7 @@ def _parks(context: Upgrade, vm: VmStatus) -> bool:
 
 
 def _bring_home(context: Upgrade) -> None:
-    """Have VMs that nobody serves given to the old instance, those among them that cannot be parked."""
+    """Give the old instance the VMs that no instance serves, also those that cannot be parked."""
     host = context.host
     names = [vm.name for vm in host.backends.vms(read=False)
              if vm.to_serve and vm.owner != context.old and not baseline.why_not(vm, context.old)]  # fmt: skip
@@ -85,8 +86,8 @@ def _bring_home(context: Upgrade) -> None:
 
 
 def _patiently(context: Upgrade, run: StepContext, lacks: str, well: Callable[[VmStatus], bool]) -> None:
-    """Wait until each VM is ``well``, and name those that are not after a while. Raises SwitchError if none is, or the
-    old instance is broken: then it is that."""
+    """Wait until each VM is ``well``, and warn about those that are not after a while. Raises SwitchError if no VM is
+    well or the old instance is broken, because then the instance is at fault."""
     host, old = context.host, context.old
     deadline = Deadline.after(_RETURNED_S, host.system)
     while True:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Failures, oldest first, in seconds on any one clock.
+    """The delay before the next start. ``failures``: the times of past failures, oldest first, in seconds on one clock.
 
-    After each the next start waits twice as long, ``most_s`` at most. ``limit`` of them within ``window_s`` and nothing
-    is started any more: that state stays until the watchdog itself is started again. Without a limit there is always a
-    next start.
+    The delay is ``first_s`` after one failure and doubles with each further one, up to ``most_s``. After ``limit``
+    failures within ``window_s``, nothing is started until the watchdog itself is started again. Without a limit there
+    is always a next start.
     """
 
     limit: int | None
@@ -27,7 +27,7 @@ class Backoff:
         return replace(self, failures=recent, given_up=given_up)
 
     def not_before(self) -> float | None:
-        """When the next start is allowed: at any time (minus infinity), or ``None``: never."""
+        """The earliest time of the next start: minus infinity if it may be now, ``None`` if there is none."""
         if self.given_up:
             return None
         if not self.failures:

@@ -1,4 +1,4 @@
-"""Finds the VM that ends whatever serves it (``inquest``), and keeps it from both switches."""
+"""Finds the VM that ends every instance that serves it (``host.culprit``), and keeps it from both switches."""
 
 from __future__ import annotations
 
@@ -17,31 +17,33 @@ log = logging.getLogger(__name__)
 
 
 class Poison:
-    """``died`` and ``serves`` are any thread's, the rest is the keeper's. ``step`` never raises: to start an instance
-    again does not depend on it. An earlier broker has no quarantine, so nothing is looked for with it."""
+    """The search for the VM that ends the instances. Any thread may call ``died`` and ``serves``; only the keeper calls
+    the rest. ``step`` never raises, because instances are started again without the search. A broker of an earlier
+    version has no quarantine, so with such a broker there is no search."""
 
     def __init__(self, board: StatusFile, clock: Callable[[], float]) -> None:
         self._board, self._clock = board, clock
         self._told: deque[tuple[str, float]] = deque()
         self._serves_since: float | None = None
-        self._lives: list[float] = []  # of the instances that ended too soon, one after the other
-        self._lived_s: float | None = None  # the longest of enough of them; with it an inquest is to begin
+        self._lives: list[float] = []  # how long the last instances lived that ended too soon in a row
+        self._lived_s: float | None = None  # the longest of enough such lives: a search is to begin
         self._inquest: Inquest | None = None
-        self._held: dict[str, str] = {}  # by us, and why
+        self._held: dict[str, str] = {}  # the VMs that we have put in quarantine, and why
         self._first = True
         self._fault: str | None = None
 
     def died(self, at: float) -> None:
-        """The active instance has ended."""
+        """Note that the active instance ended ``at`` a time, in monotonic seconds."""
         self._told.append(("died", at))
 
     def serves(self, since: float) -> None:
-        """The active instance, another one than before, has the VMs."""
+        """Note that an active instance, which is a new one, has the VMs ``since`` a time, in monotonic seconds."""
         self._told.append(("serves", since))
 
     @property
     def under_way(self) -> bool:
-        """Whether it is being looked for; instances end on purpose then, and no standby is to end with them."""
+        """Whether a search is under way or about to begin. Instances are then expected to end, and no standby is
+        started that would end with them."""
         return self._inquest is not None or self._lived_s is not None
 
     def step(self, host: Host, *, alive: bool) -> None:
@@ -50,7 +52,7 @@ class Poison:
             self._step(host, alive)
             self._fault = None
         except HotswapError as error:
-            if error.message != self._fault:  # it is tried again each second
+            if error.message != self._fault:  # the step is tried again each second
                 log.warning("which VM ends the instances: %s", error.message)
             self._fault = error.message
         except Exception as error:  # an unforeseen fault must not end the watchdog
@@ -114,7 +116,7 @@ class Poison:
             self._held[name] = reason
         released = [name for name in self._held if name not in reasons]
         for name in released:
-            if now.get(name) == self._held[name]:  # else an operator has decided about it
+            if now.get(name) == self._held[name]:  # otherwise an operator has decided about the VM
                 host.backends.release(name)
             del self._held[name]
         if released and self._inquest is not None:
@@ -122,16 +124,16 @@ class Poison:
 
     def _close(self, found: Inquest) -> None:
         for name in found.guilty:
-            log.error("VM %s ends whatever serves it: it is in quarantine", name)
+            log.error("VM %s ends every instance that serves it: it is in quarantine", name)
             self._board.event("quarantine", vm=name, deaths=found.deaths, end=f"`ovs-hotswap vm release {name}`")
         if found.guilty:
             self._board.explained()
         else:
-            self._board.event("trial-ended", cause="no VM was found that the instances ended of")
+            self._board.event("trial-ended", cause="no VM was found to end the instances")
         self._inquest, self._held = None, {}
 
     def _let_go(self, host: Host) -> None:
-        """Release the VMs that an earlier watchdog, which has ended, had held back."""
+        """Release the VMs that an earlier watchdog held back and left behind when it ended."""
         for vm in host.backends.vms(read=False):
             if vm.quarantine == ON_TRIAL:
                 host.backends.release(vm.name)
@@ -139,5 +141,5 @@ class Poison:
 
 
 def quarantined(vms: list[VmStatus]) -> Mapping[str, str] | None:
-    """VMs in quarantine, and why."""
+    """The VMs in quarantine, each with the reason; ``None`` if there are none."""
     return {vm.name: vm.quarantine for vm in vms if vm.quarantine} or None

@@ -1,9 +1,8 @@
 """The watchdog: notices that the active instance died or hangs, and moves every VM to the standby.
 
-The broker gives a dead instance's VMs to the standby by itself; here a hung one is ended first, the uplink is steered,
-and the new active side is recorded. That needs no lock, since no other work
-can be done on a dead instance. So it is also done during an upgrade whose other instance has the VMs parked. What takes
-longer is the work of the ``Keeper``.
+The broker gives a dead instance's VMs to the standby by itself. The watchdog ends an instance that hangs, steers the
+uplink and records the new active side. This needs no lock, since no other work can be done on a dead instance; so it is
+also done during an upgrade whose other instance has the VMs parked. Longer tasks are left to the ``Keeper``.
 """
 
 from __future__ import annotations
@@ -39,15 +38,16 @@ from ovs_hotswap.watchdog.standby_keeper import Keeper
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_S = 5.0  # for the broker to have every VM owned
-_NUDGE_S = 0.1  # by then the broker has moved what was parked
-_AWAIT_S = 0.02  # to describe every VM keeps the broker from its work
+_PATIENCE_S = 5.0  # until the broker has given every VM an owner
+_NUDGE_S = 0.1  # by then the broker has moved the VMs that were parked
+_AWAIT_S = 0.02  # between two questions: describing every VM keeps the broker from its work
 _AGAIN_S = 0.5
 
 
 @dataclass
 class FailOver:
-    """One failover. ``at``: seconds since it was detected, by stage. ``vms``: as the broker described them last."""
+    """One failover. ``begun``: when it was detected, in monotonic seconds; ``wall``: the same in seconds since the
+    epoch. ``at``: seconds from then to the end of each stage. ``vms``: the broker's last description of the VMs."""
 
     side: Side
     verdict: Verdict
@@ -57,11 +57,11 @@ class FailOver:
     vms: list[VmStatus] = field(default_factory=list)
     steered: bool = False
     nudged: bool = False
-    blind: bool = False  # the broker does not tell about the VMs
+    blind: bool = False  # the broker does not answer
 
 
 class Guard:
-    """Looks at the active instance and fails over. All methods are the watchdog's own thread's.
+    """Looks at the active instance and fails over. Only the watchdog's own thread calls the methods.
 
     A failover to a prepared standby needs the two processes and the uplink, and nothing else. An unreadable journal, a
     silent broker or a full disk does not hold it up.
@@ -85,13 +85,14 @@ class Guard:
         self._under_way: FailOver | None = None
         self._not_before = float("-inf")
         self._uplink_back: Side | None = None
-        self._intent: Intent | None = None  # of the keeper's
+        self._intent: Intent | None = None  # the last one taken from the keeper
         self._problem: str | None = None
 
     def look(self, dead: set[Side], pids: dict[Side, int | None]) -> Verdict | None:
-        """One look: ``pids`` lived before it, and sides ``dead`` have ended since. Act on what is seen.
+        """Look at the active instance once, act on what is seen, and return the verdict; ``None`` if there is none.
+        ``pids``: the processes that lived before this look. ``dead``: the sides whose processes have ended since.
 
-        Never raises for a fault of the host: it is looked at again.
+        Never raises for a fault of the host: the next look follows soon.
         """
         verdict: Verdict | None = None
         try:
@@ -113,7 +114,7 @@ class Guard:
         """Steer by the overlay intent that the keeper has programmed: a Host reads it once."""
         intent = self._keeper.followed
         if intent is not None and intent is not self._intent and self._under_way is None:
-            self._host = self._follow(intent)  # if that fails it is tried again
+            self._host = self._follow(intent)  # if this raises, the next look tries it again
             self._intent = intent
 
     def _act(self, active: Side, verdict: Verdict, dead: set[Side]) -> None:
@@ -128,12 +129,12 @@ class Guard:
             self._follow_uplink(active, active.other)
         self._uplink_back = None
         if verdict.health is Health.HEALTHY:
-            scheduling.serve(self._host, active)  # what started it may have been killed before that
+            scheduling.serve(self._host, active)  # the process that started it may have been killed too early
             self._problem = None
             self._board.update(failover_problem=None)
 
     def _failed(self, problem: str) -> bool:
-        """Tell of it; once, though it comes with each look. Returns whether it is new."""
+        """Log a problem, only once even if every look meets it. Returns whether it is new."""
         new, self._problem = problem != self._problem, problem
         if new:
             log.warning("%s", problem)
@@ -154,15 +155,15 @@ class Guard:
 
     @staticmethod
     def _try(what: str, act: Callable[[], object]) -> None:
-        """Do something after the active side was recorded: the failover is done, and no fault can undo it."""
+        """Do something after the active side was recorded. A fault is only logged: the failover is done."""
         try:
             act()
         except Exception:
             log.exception("after the failover: %s", what)
 
     def _follow_uplink(self, active: Side, dead: Side) -> None:
-        """In an upgrade the uplink may point to the side that died while the recorded one still lives: the broker
-        takes the VMs back there."""
+        """Steer the uplink back to the active side. During an upgrade it may be steered to the other side; if this one
+        dies, the broker gives the VMs back to the active side."""
         self._keeper.wake()
         if self._host.uplink.owner() is dead:
             self._host.uplink.steer(active)
@@ -205,14 +206,14 @@ class Guard:
         return FailoverState(alive, target_ready, steered=work.steered, stranded=stranded, patience=patience)
 
     def _loses(self, work: FailOver, *, alive: bool) -> bool:
-        """Whether packets that pass now would be lost at the other side: an instance of which only the main thread is
-        silent still forwards."""
+        """Whether a failover would lose packets that pass now: an instance still forwards if only its main thread is
+        silent, and the other side's uplink passes nothing."""
         silent = alive and work.verdict.signal is Signal.MAIN_THREAD
         return silent and self._keeper.wires.worse(work.side.other)
 
     def _stranded(self, work: FailOver) -> int:
-        """How many VMs the other side could own and does not. If the broker does not tell, there may be one: a broker,
-        and a QEMU with two back ends, move parked VMs by themselves."""
+        """The number of VMs that the other side could own and does not own. It is 1 if the back ends do not answer:
+        there may be such a VM, and a broker, or a QEMU with two back ends, moves parked VMs by itself."""
         host, other = self._host, work.side.other
         try:
             work.vms = host.backends.vms(read=False)
@@ -224,13 +225,13 @@ class Guard:
         waiting = [vm for vm in work.vms if vm.stranded(other)]
         if not waiting:
             since = [vm.owner_since for vm in work.vms if vm.owner_since and vm.owner == other]
-            seen = host.system.monotonic() - work.begun  # a QEMU with two back ends does not tell when
+            seen = host.system.monotonic() - work.begun  # a QEMU with two back ends does not report the time
             work.at.setdefault("owned", max(0.0, max(since) - work.wall) if since else seen)
         return len(waiting)
 
     def _takes(self, side: Side) -> bool:
-        """Whether VMs can move to ``side``: it is the warm standby, or an upgrade has parked VMs on it, or is about to:
-        then the upgrade continues without the failed instance."""
+        """Whether VMs can move to ``side``: it is the warm standby, or an upgrade has parked VMs on it or is about to.
+        In these two cases the upgrade continues without the failed instance."""
         record = standby.read_record(self._host)
         if record is not None and record.side is side and record.prepared:
             return True
@@ -244,22 +245,22 @@ class Guard:
             return False
 
     def _upgrade_under_way(self) -> bool:
-        """Whether an upgrade runs. An upgrade whose journal cannot be read does not continue."""
+        """Whether an upgrade runs before its commit. An upgrade whose journal cannot be read does not continue."""
         host = self._host
         try:
             contents = Journals(host.config.state_dir, host.system).read()
             if contents is None or contents.standing.phase is not Phase.FORWARD:
                 return False
             with host.lock():
-                return False  # no process carries it on
+                return False  # no process executes it
         except BusyError:
             return True
         except (OSError, StateUnknown):
             return False
 
     def _starts_again(self, active: Side) -> bool:
-        """Whether the keeper would start an active instance that has ended and has nowhere to go. Where an upgrade
-        waits to be resumed, or may do so, only if no instance is left."""
+        """Whether the keeper would start the active instance again if it ended now, with no target for a failover.
+        While an upgrade waits to be resumed, or may do so, the keeper does this only if no instance is left."""
         host = self._host
         if host.instances[active.other].pid() is None:
             return True
@@ -284,7 +285,7 @@ class Guard:
                 host.system.sleep(_AWAIT_S)
                 if not work.nudged and not work.blind and host.system.monotonic() - work.begun >= _NUDGE_S:
                     work.nudged = True
-                    # A broker that was restarted in the meantime has forgotten them.
+                    # A broker that was restarted has forgotten that these VMs were parked.
                     self._nudge([vm.name for vm in work.vms if vm.stranded(other)], other)
             case Act.RECORD:
                 self._record(work)
@@ -293,13 +294,13 @@ class Guard:
         errors: list[HotswapError] = []
         try:
             errors += self._host.backends.park_many(names, side).values()
-        except HotswapError as unanswered:  # the broker may do it nevertheless, and the fail-over waits for that
+        except HotswapError as unanswered:  # the broker may park them nevertheless, and the failover waits for that
             errors.append(unanswered)
         for error in errors:
             log.warning("%s", error.message)
 
     def _record(self, work: FailOver) -> None:
-        """The point of no return. What comes after it is done as far as that is possible."""
+        """Record the new active side, which ends the failover. What follows is done as far as possible."""
         host, other = self._host, work.side.other
         self._keeper.expect(work.wall)
         try:
@@ -317,7 +318,7 @@ class Guard:
         self._try("event", lambda: self._tell(work))
         self._board.update(failover_problem=None)
         self._keeper.wake(work.wall)
-        self._try("reload", host.backends.reload)  # VMs that come from now on belong there
+        self._try("reload", host.backends.reload)  # VMs that start from now on belong to the new active side
 
     def _tell(self, work: FailOver) -> None:
         other = work.side.other
@@ -340,7 +341,7 @@ class Guard:
 
 
 class Watchdog:
-    """The daemon. ``run`` returns when ``stop`` was called, by a signal or another thread."""
+    """The daemon. ``run`` returns after a signal handler or another thread has called ``stop``."""
 
     def __init__(self, config: Config, system: System) -> None:
         self._config, self._system = config, system
@@ -351,15 +352,15 @@ class Watchdog:
         self._stop.set()
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
-        """A handler for SIGTERM and SIGINT."""
+        """Handle SIGTERM and SIGINT: stop the daemon."""
         if not ended_as_child(self._process, number):
             self.stop()
 
     def run(self) -> None:
-        """Watch. The standby and what is parked on it stay when this ends.
+        """Watch until ``stop`` is called. The standby stays afterwards, with the VMs parked on it.
 
-        Raises BusyError if a watchdog runs already, and, in mode ``required``, what keeps a standby from being there.
-        Does nothing in mode ``off``.
+        Raises BusyError if a watchdog runs already. In mode ``required``, also raises what keeps a standby from being
+        prepared. Does nothing in mode ``off``.
         """
         if self._config.watch.mode == "off":
             return
@@ -377,7 +378,7 @@ class Watchdog:
     def _watch(self, board: status_file.StatusFile, keeper: Keeper) -> None:
         def quick(intent: Intent | None = None) -> Host:
             host = Host(self._config, self._system, quick=True, intent=intent)
-            host.uplink.owner()  # connects it
+            host.uplink.owner()  # which opens the connection to the kernel
             return host
 
         host = quick()
@@ -386,7 +387,7 @@ class Watchdog:
         guard = Guard(host, board, keeper, main, quick)
         main.start()
         keeper.start()
-        raise_priority()  # of this thread alone: what the keeper starts is not to have it
+        raise_priority()  # of this thread alone: processes that the keeper starts must not have it
         heart = sd_notify.Heartbeat(self._system.monotonic)
         sd_notify.notify("READY=1")
         try:
@@ -396,7 +397,7 @@ class Watchdog:
                     pids = {side: deaths.pid(side) or host.instances[side].pid() for side in Side}
                     deaths.track(pids)
                     dead = deaths.wait(self._config.watch.check_ms / 1e3)
-                except (OSError, HotswapError) as error:  # out of descriptors, say: a look needs them again
+                except (OSError, HotswapError) as error:  # for example, there are no descriptors left
                     log.error("the instances cannot be looked at: %s", error)
                     board.update(failover_problem=f"the instances cannot be looked at: {error}")
                     self._stop.wait(self._config.watch.check_ms / 1e3)

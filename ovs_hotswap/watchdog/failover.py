@@ -1,4 +1,4 @@
-"""What to do about an active instance that has failed. Pure: the watchdog does what is decided here."""
+"""What to do about an active instance that has failed. Pure: the watchdog carries out the decisions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 
 class Act(enum.StrEnum):
-    """The next act of a failover. NO_TARGET: there is nowhere to go, so nothing is taken from an active instance that
-    may still forward something."""
+    """The next act of a failover. NO_TARGET: no instance can take the VMs, so the active one, which may still forward
+    packets, keeps them. FENCE: end the active instance. STEER: steer the uplink. AWAIT: wait until the VMs have
+    moved. RECORD: record the new active side."""
 
     NO_TARGET = "no-target"
     FENCE = "fence"
@@ -19,11 +20,11 @@ class Act(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FailoverState:
-    """``alive``: whether the active instance, which has failed, still has its process. ``useless``: that process is
-    stopped, so it forwards nothing, and would be started again if it ended. ``target_ready``: the other instance lives
-    and has VMs parked on it, or owns them. ``steered``: the uplink points there. ``stranded``: how many VMs it could
-    own and does not own yet; a VM counts if the broker does not tell. ``patience``: whether they may still be waited
-    for."""
+    """The state of a failover. ``alive``: the failed active instance still has its process. ``useless``: this process
+    is stopped, so it forwards nothing, and the instance would be started again if it ended. ``target_ready``: the other
+    instance lives and has VMs parked on it, or owns them. ``steered``: the uplink is steered to it. ``stranded``: the
+    number of VMs that it could own and does not own yet; 1 if the back ends do not answer. ``patience``: there is
+    still time to wait for these VMs."""
 
     alive: bool
     target_ready: bool
@@ -34,8 +35,8 @@ class FailoverState:
 
 
 def next_act(state: FailoverState) -> Act:
-    """The acts come in this order, so that no other instance is given rings, traffic or the record while the active
-    instance may still use the rings."""
+    """Choose the next act. Fencing comes first, so that the other instance is given neither rings nor traffic nor the
+    record while the active one may still use the rings."""
     if state.alive and (state.target_ready or state.useless):
         return Act.FENCE
     if not state.target_ready:

@@ -1,7 +1,7 @@
-"""When an instance has failed. Pure: the watchdog samples, and judges by this module.
+"""Decides whether an instance has failed. Pure: the watchdog takes the samples.
 
-Each signal has its own deadline and must be seen bad in several samples on end; one good sample clears it. A watcher
-that did not run itself for a while (a suspended or overloaded machine) has seen nothing, so it forgets what it saw.
+Each signal has its own deadline and must be bad in several samples in a row; one good sample clears it. If the watchdog
+itself did not run for a while (a suspended or overloaded machine), it has seen nothing, so it forgets earlier samples.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 
 
 class Signal(enum.StrEnum):
-    """What an instance is judged by.
+    """What shows that an instance has failed.
 
-    PROCESS: it is dead. STOPPED: all its threads are stopped (SIGSTOP, a debugger), so nothing is forwarded.
-    PMD: a thread that polls queues completes no iteration. MAIN_THREAD: it does not answer its control socket; the PMD
-    threads may well forward in that time, and it is busy for half a second when a VM of a new size connects, so it is
-    given far more time than the others.
+    PROCESS: its process is dead. STOPPED: all its threads are stopped (SIGSTOP, a debugger), so nothing is forwarded.
+    PMD: a thread that polls queues completes no iteration. MAIN_THREAD: the main thread does not answer on the control
+    socket. The PMD threads may forward in that time, and the main thread is busy for half a second when a VM of a new
+    size connects, so this signal has a far longer deadline than the others.
     """
 
     PROCESS = "process"
@@ -34,7 +34,8 @@ class Health(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``signal`` is what it was suspected or found to have failed by, ``reason`` the same for people."""
+    """The judgement of an instance. ``signal``: the signal that is bad, if one is. ``reason``: a text about it for
+    people."""
 
     health: Health
     signal: Signal | None = None
@@ -43,7 +44,8 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the main thread told at ``time``: iterations so far of each PMD thread that polls queues, by core."""
+    """The main thread's answer at ``time``: how many iterations each PMD thread that polls queues has completed, by
+    core."""
 
     time: float
     iterations: Mapping[int, int]
@@ -51,8 +53,9 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One look. ``time``: seconds, monotonic. ``silent``: the newest question to the main thread waits for its answer
-    for longer than one answer takes, or failed. ``answer``: the newest answer, perhaps known from earlier samples."""
+    """What one look has found. ``time``: monotonic seconds. ``silent``: the newest question to the main thread has
+    waited longer than an answer takes, or has failed. ``answer``: the newest answer, which earlier samples may have had
+    already."""
 
     time: float
     alive: bool
@@ -63,8 +66,8 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds for which a signal may be bad. A third of ``hang_s`` for a stopped process leaves the rest
-    for noticing it, ending it and moving the VMs. ``check_s``: the time between two samples."""
+    """The seconds for which a signal may be bad. A stopped process may be so for a third of ``hang_s``, which leaves
+    the rest for noticing it, ending it and moving the VMs. ``check_s``: the time between two samples."""
 
     check_s: float
     hang_s: float
@@ -77,16 +80,16 @@ class Limits:
 
     @property
     def stall_s(self) -> float:
-        """A longer time between two samples means that the watcher did not run."""
+        """The longest time between two samples, in seconds; after a longer one, the watchdog did not run."""
         return max(self.hang_s, 4 * self.check_s)
 
 
-BAD_SAMPLES = 2  # at least this many on end before a living instance is found to have failed
+BAD_SAMPLES = 2  # at least this many in a row before a living instance is found to have failed
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """A signal that is bad ``since`` a time, in ``count`` samples."""
+    """A signal that has been bad ``since`` a time, in ``count`` samples."""
 
     since: float
     count: int
@@ -95,7 +98,7 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What has to be remembered of earlier samples."""
+    """What is remembered of earlier samples."""
 
     time: float | None = None
     answer: Answer | None = None
@@ -103,7 +106,8 @@ class History:
 
 
 def judge(history: History, sample: Sample, limits: Limits) -> tuple[History, Verdict]:
-    """Take in one more sample of one process. Begin with ``History()``, also for another process."""
+    """Judge one more sample of a process; return the new history and the verdict. The first sample of each process is
+    judged with ``History()``."""
     if not sample.alive:
         return replace(history, time=sample.time), Verdict(Health.FAILED, Signal.PROCESS, "its process is dead")
     if history.time is not None and sample.time - history.time > limits.stall_s:
@@ -127,7 +131,8 @@ def _worse(before: Trouble | None, since: float, text: str) -> Trouble:
 
 
 def _pmd(history: History, sample: Sample) -> Trouble | None:
-    """Counters of one answer say nothing; a main thread that was silent may have held the PMD threads up itself."""
+    """Compare the counters of two answers. There is no verdict without two of them. Answers from before a silence of
+    the main thread do not count, because the main thread may have held up the PMD threads itself."""
     before, now, trouble = history.answer, sample.answer, history.troubles.get(Signal.PMD)
     if before is None or now is None or now.time <= before.time:
         return trouble

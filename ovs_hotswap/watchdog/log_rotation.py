@@ -1,4 +1,4 @@
-"""The watchdog's part in Open vSwitch's logs: they are in ``run_dir``, which is memory, and are not to fill it."""
+"""Rotates Open vSwitch's logs: they are in ``run_dir``, which is in memory, and must not fill it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ovs_hotswap.switch.unixctl import appctl
 
 log = logging.getLogger(__name__)
 
-LIMIT = 16 << 20  # bytes, after which a log is renamed; so it takes about twice that
+LIMIT = 16 << 20  # bytes, after which a log is renamed; so the two files take about twice as much
 _EVERY_S = 60.0
 _ANSWER_S = 1.0
 
@@ -25,8 +25,8 @@ def _reopen(control: Path) -> None:
 
 
 class LogWatch:
-    """``look`` is called in every turn of the keeper. ``reopen`` has the daemon of a control socket open a new
-    log."""
+    """Rotates the logs. The keeper calls ``look`` in every turn. ``reopen`` makes the daemon of a control socket open a
+    new log."""
 
     def __init__(self, reopen: Callable[[Path], None] = _reopen) -> None:
         self._reopen = reopen
@@ -34,9 +34,9 @@ class LogWatch:
         self._told: set[Path] = set()
 
     def look(self, host: Host) -> None:
-        """Rename the logs that are too long, if it is time. Not while an upgrade is under way or waits to be resumed:
-        it looks at the end for what was logged since its beginning. Never raises for a fault of
-        the host."""
+        """Rename the logs that are too long, if it is time. While an upgrade is under way or waits to be resumed, no
+        log is renamed: at its end the upgrade looks for what was logged since it began. Never raises for a fault of the
+        host."""
         now = host.system.monotonic()
         if now - self._at < _EVERY_S:
             return
@@ -55,20 +55,20 @@ class LogWatch:
                         self._rotate(path, control)
             self._told.discard(path)
         except BusyError:
-            pass  # looked at again
+            pass  # the next look tries it again
         except (OSError, HotswapError) as error:
             if path not in self._told:
-                log.warning("%s is not begun again: %s", path, error)
+                log.warning("%s is not rotated: %s", path, error)
             self._told.add(path)
 
     def _rotate(self, path: Path, control: Path) -> None:
         if path.exists():
             path.rename(older(path))
-        self._reopen(control)  # until it has, the daemon writes to the file that was renamed
+        self._reopen(control)  # until then, the daemon writes to the file that was renamed
 
 
 def _due(path: Path) -> bool:
-    """Whether the log is too long, or its daemon has not opened a new one when it was asked to."""
+    """Whether the log is too long, or its daemon was asked to open a new one and has not done so."""
     try:
         return path.stat().st_size > LIMIT
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Looks at instances' processes: their deaths as they happen, and whether the main thread answers."""
+"""Watches the instances' processes: notices their ends at once, and asks whether the main thread answers."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from ovs_hotswap.watchdog.health import Answer
 
 log = logging.getLogger(__name__)
 
-_ANSWER_S = 1.0  # for one question; the main thread's deadline spans several
+_ANSWER_S = 1.0  # for one question; the main thread's deadline is long enough for several
 _PROMPT_S = 0.1  # an answer that takes longer makes the main thread suspect
 
 
 class ExitPoller:
-    """Waits for the end of processes (``ExitWatch``). ``pid_files``: what they may hold a lock on."""
+    """Waits for the end of processes (``ExitWatch``). ``pid_files``: the files on which they may hold a lock."""
 
     def __init__(self, pid_files: Sequence[Path] = ()) -> None:
         self._pid_files = pid_files
         self._exits: dict[Side, ExitWatch] = {}
 
     def track(self, pids: Mapping[Side, int | None]) -> None:
-        """Watch these processes from now on. The next ``wait`` reports a process that is gone; ``None``
-        changes nothing."""
+        """Watch these processes from now on. The next ``wait`` reports a process that has ended. For a side with
+        ``None``, nothing changes."""
         for side, pid in pids.items():
             before = self._exits.get(side)
             if pid is None or (before is not None and before.pid == pid):
@@ -41,12 +41,12 @@ class ExitPoller:
                 self._exits[side] = ExitWatch(pid, self._pid_files)
 
     def pid(self, side: Side) -> int | None:
-        """The process of ``side`` that is watched, and had not ended when ``wait`` looked last."""
+        """The watched process of ``side``, if it had not ended at the last ``wait``."""
         found = self._exits.get(side)
         return None if found is None else found.pid
 
     def wait(self, seconds: float) -> set[Side]:
-        """Sides whose process ended, each told once; waits no longer than ``seconds`` for the first."""
+        """The sides whose process has ended, each reported once. Waits at most ``seconds`` for the first."""
         poller = select.poll()
         sides = {each.fileno(): side for side, each in self._exits.items()}
         for descriptor in sides:
@@ -71,7 +71,8 @@ Ask = Callable[[Path, float, Iterations], Iterations]
 
 
 def ask_main_thread(ctl: Path, timeout: float, before: Iterations) -> Iterations:
-    """Iterations of the PMD threads, by core, without those that stand still because they have no queues."""
+    """Ask for the iterations of the PMD threads, by core. Threads that stand still because they have no queues are left
+    out. ``before``: an earlier answer. Raises NoAnswer, SwitchError."""
     now = pmd_iterations(ctl, timeout=timeout)
     if all(before.get(core) != count for core, count in now.items()):
         return now
@@ -81,8 +82,8 @@ def ask_main_thread(ctl: Path, timeout: float, before: Iterations) -> Iterations
 
 
 class MainThreadProbe:
-    """Asks an ovs-vswitchd's main thread again and again, in a thread of its own: while a question is not
-    answered, the watchdog must notice everything else."""
+    """Asks an ovs-vswitchd's main thread repeatedly, in a thread of its own: while a question is not answered, the
+    watchdog must notice everything else."""
 
     def __init__(self, clock: Callable[[], float], every_s: float, ask: Ask = ask_main_thread) -> None:
         self._clock, self._every_s, self._ask = clock, every_s, ask
@@ -98,13 +99,13 @@ class MainThreadProbe:
         self._thread.start()
 
     def watch(self, ctl: Path, pid: int) -> None:
-        """Ask process ``pid`` at its control socket from now on; what another one answered is forgotten."""
+        """Ask process ``pid`` at its control socket ``ctl`` from now on. Answers of another process are forgotten."""
         with self._lock:
             if self._target != (ctl, pid):
                 self._target, self._asked, self._failed, self._answer = (ctl, pid), None, False, None
 
     def seen(self) -> tuple[bool, Answer | None]:
-        """Whether it is silent, and its newest answer."""
+        """Whether the main thread is silent, and its newest answer."""
         with self._lock:
             waits = self._asked is not None and self._clock() - self._asked > _PROMPT_S
             return self._failed or waits, self._answer
@@ -132,8 +133,8 @@ class MainThreadProbe:
         except NoAnswer:
             failed = True
         except HotswapError:
-            pass  # it answered, with an error, or has no socket (yet): that says nothing against it
-        except Exception:  # nor does an answer of an unforeseen shape, or a want of descriptors
+            pass  # an answered error, or no socket (yet), does not show that the main thread is silent
+        except Exception:  # nor does an answer of an unforeseen shape, or a lack of descriptors
             log.exception("asking the main thread")
         with self._lock:
             if self._target == target:

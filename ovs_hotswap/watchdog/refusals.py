@@ -1,4 +1,4 @@
-"""VMs that the standby cannot take: which, why, and when each is tried again."""
+"""The VMs that the standby cannot take, the reasons, and when each is tried again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _RETRY_S, _RETRY_MOST_S, _WINDOW_S = 10.0, 300.0, 3600.0
 
 
 class Refusals:
-    """VMs that the standby cannot take, one by one, and why. Each is tried again, less and less often: an attempt
+    """The VMs that the standby cannot take, each with the reason. Each is tried again, less and less often: an attempt
     holds up the others, and perhaps only the guest can repair the cause."""
 
     def __init__(self, board: StatusFile, clock: Callable[[], float]) -> None:
@@ -21,7 +21,7 @@ class Refusals:
         self._tries: dict[str, Backoff] = {}
 
     def take(self, vms: Iterable[VmStatus], refused: Mapping[str, str]) -> None:
-        """What became of an attempt to park ``vms``."""
+        """Take the result of an attempt to park ``vms``. ``refused``: the VMs that were not parked, and why."""
         for name in (vm.name for vm in vms):
             before = self._tries.pop(name, Backoff(None, _WINDOW_S, _RETRY_S, most_s=_RETRY_MOST_S))
             if name not in refused:

@@ -1,4 +1,4 @@
-"""What the watchdog that runs, if one does, has last written of itself: the document of `watch status`."""
+"""The document of `watch status`: what a running watchdog has last written about itself."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read(config: Config, system: System) -> dict[str, Any]:
 
 
 def _severity(state: Mapping[str, Any], side: str | None) -> str | None:
-    """What was seen of a side's uplink last; ``None`` if nothing was."""
+    """The severity of the last finding about a side's uplink; ``None`` if there is none."""
     found = (state.get("uplinks") or {}).get(side) or {}
     severity = found.get("severity")
     return None if severity is None else str(severity)

@@ -1,7 +1,6 @@
-"""The watchdog's part in the operator's settings.
+"""Carries the operator's settings from the active instance to the standby, and keeps them.
 
-The standby follows those of the active instance, and an active instance that is started again gets back what it had,
-also after a boot.
+An active instance that is started again, also after a boot, gets back the settings that it had.
 """
 
 from __future__ import annotations
@@ -19,21 +18,22 @@ log = logging.getLogger(__name__)
 _EVERY_S = 5.0
 _ANSWER_S = 1.0
 
-Seen = tuple[Settings, int | None]  # with the PMD sleep that the operator set
+Seen = tuple[Settings, int | None]  # the settings, and the PMD sleep that the operator set
 
 
 class SettingsWatch:
-    """Never raises because a database does not answer: it is asked again."""
+    """Follows the operator's settings. A database that does not answer is asked again later, and nothing is raised."""
 
     def __init__(self) -> None:
         self._at = float("-inf")
         self._seen: tuple[Side, Seen] | None = None
         self._kept: tuple[Side, Seen] | None = None
         self._told = ""
-        self._given: tuple[int, Seen] | None = None  # to which process
+        self._given: tuple[int, Seen] | None = None  # the process, and what it was given
 
     def look(self, host: Host, active: Side) -> None:
-        """Have the standby follow, if it is time. Raises BusyError if something is to be changed and may not be now."""
+        """Keep the settings and give them to the standby, if it is time and they have changed. Raises BusyError if the
+        standby must not be changed now."""
         now = host.system.monotonic()
         if now - self._at < _EVERY_S:
             return
@@ -54,7 +54,7 @@ class SettingsWatch:
             log.warning("settings of instance %s: %s", active, error.message)
 
     def _keep(self, host: Host, active: Side, seen: Seen) -> None:
-        """For the next boot. What cannot be written is written later, and told once."""
+        """Keep the settings for the next boot. If they cannot be written, this is logged once and tried again later."""
         try:
             saved_settings.write(host.config, host.system, active, *seen)
         except HostError as error:
@@ -65,7 +65,7 @@ class SettingsWatch:
         self._kept, self._told = (active, seen), ""
 
     def put_back(self, host: Host, active: Side) -> None:
-        """Give an active instance that was started again what it had when it was last looked at."""
+        """Give the settings of the last look to an active instance that was started again."""
         if self._seen is None or self._seen[0] is not active:
             return
         settings, own_sleep = self._seen[1]

@@ -1,11 +1,12 @@
 """Keeps a warm standby: starts it, programs it, follows VMs and overlay, cleans up after a death.
 
-It works in a thread beside the watchdog's own, because its tasks take seconds. It changes things only under the upgrade
-lock, and not at all while an upgrade is under way. Of one that waits to be resumed, or may do so as its journal cannot
-be read, it only starts the active instance again, where the other one is gone or has no VM.
+The keeper works in a thread beside the watchdog's own, because its tasks take seconds. It changes things only under the
+upgrade lock, and nothing while an upgrade is under way. If an upgrade waits to be resumed, or its journal cannot be
+read, the keeper acts only when the active instance has ended and the other one is gone or has no VM: it starts the
+active one again.
 
-To start the active instance again needs neither the broker nor a valid overlay intent of now: a fault of these is told
-when nothing else is to be done.
+Starting the active instance again needs neither the broker nor a valid overlay intent: a fault of these is reported
+once nothing else is to be done.
 """
 
 from __future__ import annotations
@@ -40,28 +41,29 @@ from ovs_hotswap.watchdog.uplink_watch import PROOF_S, WireWatch
 log = logging.getLogger(__name__)
 
 _TURN_S = 1.0
-_TRIAL_S = 0.1  # while it matters how long an instance lives
+_TRIAL_S = 0.1  # during a search, in which it matters how long an instance lives
 _SERVED_S = 0.2
-# Open vSwitch forgets a neighbour that is not used for 15 minutes (lib/tnl-neigh-cache.c): a standby's never is.
+# Open vSwitch forgets a neighbour that is not used for 15 minutes (lib/tnl-neigh-cache.c); a standby uses none.
 _NEIGHBOURS_S = 300.0
-# Before an intent that could not be programmed is tried again: each time the standby's ports are configured again.
+# Before an intent that could not be programmed is tried again, because each try configures the standby's ports again.
 _REFUSED_S, _REFUSED_MOST_S = 5.0, 300.0
 
 
 class Keeper:
-    """``make_host`` makes a new host when the overlay intent has changed: a Host reads it once."""
+    """Keeps the standby. ``make_host`` makes a new host when the overlay intent has changed, because a Host reads the
+    intent once."""
 
     def __init__(self, make_host: Callable[[], Host], board: StatusFile) -> None:
         self._make_host, self._board = make_host, board
         self._host = make_host()
         self._stamp = self._intent_stamp()
-        with contextlib.suppress(HotswapError):  # told later; one that is valid is known from now on
+        with contextlib.suppress(HotswapError):  # a fault is reported later; a valid intent is remembered from now on
             _ = self._host.intent
         self._programmed: Stamp | None = None
         self.wires = WireWatch(board)
         self._refusal: str | None = None
         self._refused_until, self._refused_s = float("-inf"), _REFUSED_S
-        self._fault: HotswapError | None = None  # what the last turn did without
+        self._fault: HotswapError | None = None  # the fault in spite of which the last turn was made
         self._told: str | None = None
         self._refusals = Refusals(board, self._host.system.monotonic)
         self.poison = Poison(board, self._host.system.monotonic)
@@ -83,17 +85,20 @@ class Keeper:
         self._thread.start()
 
     def expect(self, failover: float) -> None:
-        """The instance that is not active any more in a moment has died, and is counted: at ``failover``."""
+        """Note a failover, detected at ``failover``, before the new active side is recorded: the old one has died, and
+        the failover counts its death."""
         self._failover = failover
 
     def wake(self, failover: float | None = None) -> None:
-        """Look again at once. ``failover``: when the one was detected after which a standby is to be there again."""
+        """Start the next turn at once. ``failover``: when the failover was detected after which a new standby is
+        needed, in seconds since the epoch."""
         if failover is not None:
             self._failover, self._unseen = failover, True
         self._woken.set()
 
     def close(self, patience_s: float = 10.0) -> None:
-        """End after the task in hand. One that takes longer is left half done, for the next watchdog to take up."""
+        """End after the present task. A task that takes longer than ``patience_s`` is left half done, and the next
+        watchdog continues it."""
         self._ended.set()
         self._woken.set()
         if self._thread.is_alive():
@@ -106,14 +111,15 @@ class Keeper:
                 self._woken.clear()
 
     def round(self) -> Task:
-        """``turn``, and tell of what went wrong: the standby is not worth the watchdog's end."""
+        """Make a turn, and report what went wrong instead of raising it: a fault of the standby must not end the
+        watchdog."""
         try:
             done = self.turn()
         except BusyError:
             self._board.update(keeping="an upgrade is under way")
         except HotswapError as error:
             self._tell(error.message)
-        except OSError as error:  # out of descriptors, say
+        except OSError as error:  # for example, there are no descriptors left
             self._tell(host_error(error).message, error)
         except Exception as error:  # noqa: BLE001 - see above
             self._tell("internal error: see the watchdog's log", error)
@@ -124,14 +130,14 @@ class Keeper:
         return Task.NOTHING
 
     def _tell(self, problem: str, error: Exception | None = None) -> None:
-        """Log a problem once, though it comes with each turn. ``error``: with where that came up."""
+        """Log a problem, only once even if every turn meets it. ``error``: log its traceback, too."""
         if self._told != (told := f"{problem} {error!r}"):
             log.warning("%s", problem, exc_info=error)
         self._told = told
         self._board.update(problem=problem)
 
     def bring_up(self) -> None:
-        """Have a standby before anything else. Raises what keeps it from being there."""
+        """Bring up a standby before anything else. Raises what prevents it."""
         while self.turn() is not Task.NOTHING:
             pass
         active = self._host.recorded_active()
@@ -143,12 +149,12 @@ class Keeper:
     # -- one turn
 
     def turn(self) -> Task:
-        """Do what is to be done next. Raises BusyError while an upgrade is under way, and whatever went wrong."""
+        """Do the next task and return it. Raises BusyError while an upgrade is under way, and any fault of the task."""
         self._fault = None
         host = self._refreshed()
         try:
             task = self._turn(host)
-        finally:  # a fault that stays is logged again and again
+        finally:  # also after a fault: one that stays fills the logs
             self._logs.look(host)
         if task is Task.NOTHING and self._fault is not None:
             raise self._fault
@@ -163,7 +169,7 @@ class Keeper:
             return Task.NOTHING
         unfinished = self._unfinished(host)
         if unfinished:
-            self._programmed = None  # whatever becomes of it
+            self._programmed = None  # the upgrade may program either intent
             self._board.update(active=active, keeping="an upgrade is not finished")
             if not self._nowhere_to_go(host, active):
                 return Task.NOTHING
@@ -187,7 +193,8 @@ class Keeper:
         return task
 
     def _record_for_boot(self, host: Host, active: Side) -> None:
-        """Make up for what could not be written when the side became the active one. Raises BusyError, HostError."""
+        """Record the active side for the next boot, if this failed when it became the active one. Raises BusyError,
+        HostError."""
         release = host.instances[active].release()
         if release is None or active_record.recorded(host.config, active, release.name):
             return
@@ -196,13 +203,13 @@ class Keeper:
                 host.record_active(active)
 
     def _see_served(self, host: Host) -> None:
-        """After a failover every ring with something to send must advance."""
+        """Check after a failover that every ring with something to send advances, and report those that do not."""
         try:
             before = collect.ring_samples(host)
             host.system.sleep(_SERVED_S)
             found = checks.ring_progress(before, collect.ring_samples(host))
         except BrokerError as error:
-            self._fault = error  # looked at again
+            self._fault = error  # the next turn tries it again
             return
         self._unseen = False
         self._board.event("rings", stuck=[each.text for each in found if each.severity is Severity.ERROR])
@@ -211,8 +218,8 @@ class Keeper:
             self.wires.after_failover(active)
 
     def _unfinished(self, host: Host) -> bool:
-        """Whether an upgrade has the instances, or may. Once it has retired the old one, only a look at the new one is
-        left."""
+        """Whether an upgrade works with the instances, or may do so. After it has retired the old one it only looks at
+        the new one."""
         try:
             contents = Journals(host.config.state_dir, host.system).read()
             return contents is not None and contents.standing.marks.get(Retire.name) is not StepMark.DONE
@@ -223,7 +230,7 @@ class Keeper:
         return True
 
     def _nowhere_to_go(self, host: Host, active: Side) -> bool:
-        """Whether the active instance has ended and the other one is gone too, or has no VM and will be given none."""
+        """Whether the active instance has ended, and the other one is gone too or has no VM and will be given none."""
         if host.instances[active].pid() is not None:
             return False
         side = active.other
@@ -273,7 +280,7 @@ class Keeper:
         )
 
     def _starts_soon(self, state: StandbyState) -> bool:
-        """Whether an instance is to be started, or prepared, before a proof of an uplink would be over."""
+        """Whether an instance may be started, or prepared, before a proof of an uplink would be over."""
         if not state.active_runs:
             return not state.may_restart and self._board.may_restart(PROOF_S)
         return not state.prepared and not state.may_start and self._board.may_start(PROOF_S)
@@ -286,8 +293,8 @@ class Keeper:
             return []
 
     def _useless(self, host: Host, side: Side) -> bool:
-        """Whether a standby that lives could not serve: it stands still for as long as an active one may, or nobody
-        could program it, because its database server ended."""
+        """Whether a standby lives and could not serve VMs: it has been stopped for as long as an active instance may
+        be, or its database server has ended, so that it cannot be programmed."""
         pid = host.instances[side].pid()
         if pid is None or not host.system.stopped(pid):
             self._standing = None
@@ -298,7 +305,7 @@ class Keeper:
         return host.instances[side].database_pid() is None
 
     def _wanted(self, host: Host, active: Side) -> Release:
-        """What the standby shall run. Raises ReleaseError, SwitchError."""
+        """The release that the standby is to run. Raises ReleaseError, SwitchError."""
         if host.config.watch.release is not None:
             return host.releases.get(host.config.watch.release)
         release = host.software(active)
@@ -347,7 +354,8 @@ class Keeper:
             raise next(iter(errors.values()))
 
     def _start(self, host: Host, side: Side, release: Release) -> None:
-        """An instance that does not start is counted. A fault of the configuration is none of an instance."""
+        """Start a standby. An instance that does not start is counted as a failure; a fault of the configuration is
+        not."""
         try:
             with in_background(host, side):
                 host.instances[side].start(release)
@@ -360,8 +368,9 @@ class Keeper:
             raise
 
     def _prepare(self, host: Host, side: Side) -> None:
-        """A standby that ends during this is counted. Else the next attempt waits: the cause may be the uplink, the
-        broker or the configuration, and only in the first case does a new instance help."""
+        """Prepare a standby. One that ends during this is counted as a failure. Otherwise only the next attempt is
+        delayed: the cause may be the uplink, the broker or the configuration. Only after a fault of the instance or its
+        uplink is the standby ended, because only then a new one helps."""
         try:
             vms, refused = standby.prepare(host, side)
         except Exception as error:
@@ -370,7 +379,7 @@ class Keeper:
                 self._board.failure()
             else:
                 self._board.pause()
-            if isinstance(error, SwitchError) and host.recorded_active() is not side:  # else it has taken over
+            if isinstance(error, SwitchError) and host.recorded_active() is not side:  # no failover went to it
                 standby.end_standby(host, side)
             raise
         self._board.prepared()
@@ -382,7 +391,7 @@ class Keeper:
         self._board.event("standby", side=side, release=release.name if release else None, **since)
 
     def _clean(self, host: Host, side: Side) -> None:
-        """What is left of an instance that died. The failover has counted it if it was the active one."""
+        """Remove the remains of an instance that died. If it was the active one, the failover has counted its death."""
         if self._failover is None:
             self._board.event("standby-died", side=side)
             self._board.failure()
@@ -391,25 +400,25 @@ class Keeper:
     def _mend(self, host: Host, active: Side) -> None:
         instance = host.instances[active]
         instance.mend()
-        if instance.database_pid() is not None:  # else the instance has ended in the meantime
+        if instance.database_pid() is not None:  # otherwise the instance has just ended
             self._board.event("database", side=active)
 
     def _restart(self, host: Host, active: Side) -> None:
-        """There is nowhere to go, so every VM waits for this."""
-        release = host.software(active)  # if it was stopped, its own record went with it
+        """Start the active instance again. Every VM waits for this, as no other instance can take them."""
+        release = host.software(active)  # if it was stopped, it has no record of its own any longer
         if release is None:
             raise SwitchError(f"what instance {active} ran is not known", hint=f"`ovs-hotswap instance start {active}`")
         self._board.event("restart", side=active, release=release.name)
         self._board.failure()
         self._board.restarted()
         self.poison.died(host.system.monotonic())
-        self.poison.step(host, alive=False)  # who is held back is so before there is a switch
+        self.poison.step(host, alive=False)  # VMs must be held back before there is a switch
         host.instances[active].start(release)
         try:
             host.program(active)
             host.uplink.steer(active)
         except BaseException:
-            host.instances[active].stop(keep_log=True)  # half programmed it would count as running
+            host.instances[active].stop(keep_log=True)  # otherwise it would count as running while half programmed
             raise
         self.poison.serves(host.system.monotonic())
         self.followed = host.intent
@@ -420,7 +429,7 @@ class Keeper:
         host.follow_pmd_sleep(active)
         try:
             host.follow_intent(Side)
-        except Exception as error:  # the standby has refused it, and the active was not touched, or has undone it
+        except Exception as error:  # the standby refused it and the active one was not touched, or it was undone there
             self._refusal = f"the overlay intent is not programmed: {_cause(error)}"
             self._refused_until = host.system.monotonic() + self._refused_s
             self._refused_s = min(2 * self._refused_s, _REFUSED_MOST_S)
@@ -444,7 +453,7 @@ class Keeper:
     # -- overlay intent
 
     def _refreshed(self) -> Host:
-        """The host with the overlay intent of now, or the one before while that is faulty."""
+        """The host with the present overlay intent, or with the one before while the present one is faulty."""
         stamp = self._intent_stamp()
         if stamp != self._stamp:
             host = self._make_host()
@@ -462,6 +471,6 @@ class Keeper:
 
 
 def _cause(error: Exception) -> str:
-    """What went wrong, for people."""
+    """A text for people about what went wrong."""
     known = host_error(error) if isinstance(error, OSError) else error
     return known.message if isinstance(known, HotswapError) else f"{type(error).__name__}: {error}"

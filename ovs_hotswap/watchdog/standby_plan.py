@@ -1,4 +1,4 @@
-"""What the warm standby needs next. Pure: the watchdog's keeper looks, and does what is decided here."""
+"""What the warm standby needs next. Pure: the watchdog's keeper looks, and carries out the decisions."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from dataclasses import dataclass
 
 
 class Task(enum.StrEnum):
-    """What the standby needs next. MEND: the active has lost its database server. SETTLE: the active was a standby,
-    give it the operator's values. RESTART: start the active again, as there is nowhere to go. RETURN: VMs that the
-    standby took while the active was away."""
+    """What the standby, or the active instance, needs next."""
 
     NOTHING = "nothing"
-    MEND = "mend"
-    SETTLE = "settle"
-    RESTART = "restart"
-    CLEAN = "clean"
-    REPLACE = "replace"
+    MEND = "mend"  # start the active instance's database server again
+    SETTLE = "settle"  # give the active instance, a former standby, the operator's values
+    RESTART = "restart"  # start the active instance again, as no other one can take the VMs
+    CLEAN = "clean"  # remove the remains of a standby that died
+    REPLACE = "replace"  # end a standby of the wrong release
     START = "start"
     PREPARE = "prepare"
-    PROGRAM = "program"
-    RETURN = "return"
+    PROGRAM = "program"  # bring both instances to the present intent
+    RETURN = "return"  # give VMs back that the standby took alone
     PARK = "park"
 
 
 @dataclass(frozen=True, slots=True)
 class StandbyState:
-    """``dead``: it was started and is gone. ``prepared``: programmed and, once, parked on. ``broken``: the active lacks
-    its database server. ``outdated``: the overlay intent is not the one that was programmed. ``may_start``: the
-    back-off of starting and preparing a standby allows it; ``may_restart``: that of starting the active again."""
+    """What the keeper has seen. ``broken``: the active instance lacks its database server. ``standby_dead``: the
+    standby was started and has ended. ``settle``: the active instance is a former standby and still has a standby's
+    values. ``prepared``: the standby was programmed and the VMs were parked on it once. ``outdated``: the present
+    overlay intent has not been programmed. ``strays``: VMs to be given back to the active instance. ``unparked``: VMs
+    to be parked. ``may_start``: the back-off allows to start and prepare a standby. ``may_restart``: the back-off
+    allows to start the active instance again."""
 
     active_runs: bool
     standby_runs: bool
@@ -45,10 +46,10 @@ class StandbyState:
 
 
 def next_task(state: StandbyState) -> Task:
-    """One task at a time: the watchdog looks at the host again after each."""
+    """Choose one task. The watchdog looks at the host again after each."""
     if not state.active_runs:
         if state.standby_runs and state.prepared:
-            return Task.NOTHING  # which the failover sees to
+            return Task.NOTHING  # the failover will act
         return Task.RESTART if state.may_restart else Task.NOTHING
     if state.broken:
         return Task.MEND
@@ -63,7 +64,7 @@ def next_task(state: StandbyState) -> Task:
     if not state.prepared:
         if state.may_start:
             return Task.PREPARE
-        return Task.RETURN if state.strays else Task.NOTHING  # it may stay unprepared for long
+        return Task.RETURN if state.strays else Task.NOTHING  # the standby may stay unprepared for long
     if state.outdated:
         return Task.PROGRAM
     if state.strays:

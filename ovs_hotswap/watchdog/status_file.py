@@ -1,5 +1,5 @@
-"""What the watchdog leaves for others to read: its state (``watch.json`` in run_dir) and its events, one JSON object a
-line (``events.jsonl`` in state_dir). Times are seconds since the epoch."""
+"""What the watchdog writes for others to read: its state (``watch.json`` in run_dir) and its events, one JSON object in
+each line (``events.jsonl`` in state_dir). Times are seconds since the epoch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ovs_hotswap.watchdog.backoff import Backoff
 log = logging.getLogger(__name__)
 
 _TAIL = 1 << 16  # bytes of the events that are read for the newest ones
-MOST_EVENTS = 1 << 20  # bytes of a file of them; the one before is kept
+MOST_EVENTS = 1 << 20  # bytes of one file of events; the file before it is kept
 _RESTART_MOST_S = 60.0
 _PAUSE_MOST_S, _PAUSE_WINDOW_S = 300.0, 3600.0
 
@@ -47,16 +47,16 @@ _KINDS: Mapping[str, type] = {
     "pid": int, "born": int, "failures": int, "gave_up": bool, "unprotected": list, "not_parked": dict,
     "quarantined": dict, "uplinks": dict, "written": float, "config": dict,
 }  # fmt: skip
-PROBLEMS = ("failover_problem", "problem", "events_problem")  # of the state: texts for people
+PROBLEMS = ("failover_problem", "problem", "events_problem")  # fields of the state that are texts for people
 
 
 class StatusFile:
-    """State and events of the one watchdog that runs; its threads share it.
+    """The state and the events of the one watchdog that runs. Its threads share this object.
 
-    They are for people, and nothing that is done for the VMs waits for them: what cannot be written is logged, and
-    nothing is raised. Of failures there are three kinds. Instances that die or do not start are counted, and too many
-    of them end the starting of standbys. To start the active again, where there is nowhere to go, is never given up,
-    only tried less often; and so it is with a standby that could not be prepared for another reason.
+    State and events are for people, so nothing that is done for the VMs waits for them: a fault of writing is logged
+    and not raised. There are three kinds of failures. Instances that die or do not start are counted; after too many of
+    them no standby is started. Starting the active instance again when no other one can take the VMs is never given up,
+    only tried less often. The same is true of a standby that could not be prepared for another reason.
     """
 
     def __init__(self, config: Config, system: System) -> None:
@@ -70,7 +70,7 @@ class StatusFile:
         self._unwritten = self._torn = False
 
     def update(self, **fields: object) -> None:
-        """Change the state; it is written when that makes a difference."""
+        """Change fields of the state, and write the state if it has changed."""
         with self._lock:
             after = {**self._state, **fields}
             if after == self._state and not self._unwritten:
@@ -88,11 +88,11 @@ class StatusFile:
                 self._unwritten = False
 
     def event(self, kind: str, **fields: object) -> None:
-        """Add an event and have it on the disk, or in the log if that cannot be."""
+        """Write an event to the disk, or to the log if it cannot be written."""
         line = json.dumps({"time": round(self._system.wall(), 6), "event": kind, **fields}, default=str)
         with self._lock:
             path = events_path(self._config)
-            with contextlib.suppress(OSError):  # none yet; or it grows on
+            with contextlib.suppress(OSError):  # there is no file yet; or it stays and grows
                 if path.stat().st_size > MOST_EVENTS:
                     path.replace(older_events_path(self._config))
             try:
@@ -119,19 +119,20 @@ class StatusFile:
             self.update(failures=len(self._standbys.failures), gave_up=self._standbys.given_up)
 
     def explained(self) -> None:
-        """What the instances ended of is found, and cut off."""
+        """Forget the failures, as their cause has been found and removed."""
         with self._lock:
             self._standbys = replace(self._standbys, failures=(), given_up=False)
             self._restarts = replace(self._restarts, failures=())
             self.update(failures=0, gave_up=False)
 
     def restarted(self) -> None:
-        """The active instance is about to be started again."""
+        """Note that the active instance is about to be started again, which delays the next restart."""
         with self._lock:
             self._restarts = self._restarts.failed(self._system.monotonic())
 
     def pause(self) -> None:
-        """A standby could not be prepared, for a reason that is no fault of an instance."""
+        """Note that a standby could not be prepared for a reason other than a fault of an instance, which delays the
+        next attempt."""
         with self._lock:
             self._pauses = self._pauses.failed(self._system.monotonic())
 
@@ -162,8 +163,8 @@ def status_line(state: Mapping[str, Any]) -> str:
 
 
 def read_state(config: Config) -> dict[str, Any] | None:
-    """The state that the last watchdog wrote, running or not; ``None`` if there was none since the last boot. Values of
-    another kind than expected, such as another version's, are left out."""
+    """The state that the last watchdog wrote, whether it runs or not; ``None`` if none has run since the last boot.
+    Values of an unexpected type, for example from another version, are left out."""
     try:
         found = json.loads(state_path(config).read_text())
     except (OSError, ValueError, RecursionError):
@@ -179,7 +180,7 @@ def read_state(config: Config) -> dict[str, Any] | None:
 
 
 def last_events(config: Config, count: int) -> list[dict[str, Any]]:
-    """The newest events, oldest first. A line that a crash left half written is skipped."""
+    """The newest ``count`` events, oldest first. A line that a crash left half written is skipped."""
     lines = [line for path in (older_events_path(config), events_path(config)) for line in _tail(path)]
     found = []
     for line in lines:

@@ -1,7 +1,7 @@
-"""The watchdog's look at both instances' uplinks: packets would be lost at a standby whose uplink passes nothing, so
-a failover to it is not healthy.
+"""Proves the uplinks of both instances again and again: if the standby's uplink passes nothing, a failover loses
+packets.
 
-What neighbours answered once is remembered: after a failover there is no other instance to compare with.
+The proofs that once succeeded are remembered, because after a failover there is no other instance to compare with.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from ovs_hotswap.watchdog.status_file import StatusFile
 
 log = logging.getLogger(__name__)
 
-_GOOD_S, _BAD_S = 60.0, 15.0  # until it is proven again
-_MORE_S = 0.3  # what is proven sooner is followed by more in the same turn
+_GOOD_S, _BAD_S = 60.0, 15.0  # until the next proof
+_MORE_S = 0.3  # after a proof that took less, the next one follows in the same turn
 PROOF_S = _MORE_S + 2.5
-"""What ``look`` takes at most, about."""
+"""About how long ``look`` takes at most, in seconds."""
 
 
 class WireWatch:
-    """``look`` is called in every turn of the keeper in which there is nothing else to do, and keeps it for about two
-    and a half seconds at most: a proof of an uplink that passes nothing is spread over turns."""
+    """Proves the uplinks. The keeper calls ``look`` in every turn in which it has nothing else to do. A call takes at
+    most about ``PROOF_S``: the proofs of uplinks that pass nothing are spread over several turns."""
 
     def __init__(self, board: StatusFile) -> None:
         self._board = board
@@ -32,18 +32,19 @@ class WireWatch:
         self._once = Proof()
         self._found: dict[Side, Finding] = {}
         self._active: Side | None = None
-        self._left: list[tuple[Side, Way]] = []  # to be proven in this round
-        self._proof = Proof()  # of the side in hand, as far as it is proven
-        self._failover: Side | None = None  # where to, if that is still to be told
-        self._traffic: uplink_proof.Traffic | None = None  # since its uplink was proven
+        self._left: list[tuple[Side, Way]] = []  # still to be proven in this round
+        self._proof = Proof()  # what is proven so far of the present side
+        self._failover: Side | None = None  # the target of a failover that is still to be reported
+        self._traffic: uplink_proof.Traffic | None = None  # the target's traffic since its uplink was proven
 
     @property
     def under_way(self) -> bool:
-        """Whether a round is begun and not at its end."""
+        """Whether a round of proofs has begun and not ended."""
         return bool(self._left)
 
     def look(self, host: Host, active: Side) -> None:
-        """Prove the uplinks of both instances if it is time, or continue to. Never raises for a fault of the host."""
+        """Prove the uplinks of both instances if it is time, or continue a round. Never raises for a fault of the
+        host."""
         if active is not self._active:
             self._active, self._left, self._traffic = active, [], None
             self._failover = active if self._failover is active else None
@@ -56,7 +57,7 @@ class WireWatch:
         self._tell_failover()
 
     def after_failover(self, active: Side) -> None:
-        """Have the next looks say in the events whether packets pass where the VMs are now."""
+        """Make the next looks report in the events whether packets pass on the side where the VMs are now."""
         self._failover, self._left, self._traffic, self._not_before = active, [], None, float("-inf")
 
     def _step(self, host: Host, active: Side) -> None:
@@ -73,7 +74,7 @@ class WireWatch:
                 self._tell(side, uplink_checks.proof(side, self._proof, self._once))
             else:
                 self._forget(side)
-        except HotswapError:  # it has ended, or does not answer: what follows is the keeper's
+        except HotswapError:  # it has ended, or does not answer: the keeper acts on that
             pass
         self._left = [each for each in self._left if each[0] is not side]
         self._proof = Proof()
@@ -98,13 +99,14 @@ class WireWatch:
             self._board.event("failover-uplink", side=side, severity=found.severity, text=found.text)
 
     def require(self, side: Side) -> None:
-        """Raises UplinkError if the side's uplink was seen to pass nothing."""
+        """Raises UplinkError if the last proof of the side's uplink has failed."""
         found = self._found.get(side)
         if found is not None and found.severity is Severity.ERROR:
             raise UplinkError(found.text, hint=found.hint)
 
     def worse(self, side: Side) -> bool:
-        """Whether the side's uplink was seen to pass nothing, and the other one's was not. Any thread's."""
+        """Whether the last proof of the side's uplink has failed, and that of the other one has not. Any thread may
+        call this."""
         found, other = self._found.get(side), self._found.get(side.other)
         lost = found is not None and found.severity is Severity.ERROR
         return lost and not (other is not None and other.severity is Severity.ERROR)

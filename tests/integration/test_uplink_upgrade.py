@@ -171,7 +171,7 @@ def test_an_mtu_that_a_port_of_a_newer_release_cannot_have_is_undone(
 def refuses_jumbo(bed: Lab, system: System, port: str) -> None:
     with overlay(bed, *JUMBO[port]):
         changed = Host(bed.config, system)
-        with pytest.raises(SwitchError, match=rf"port {port} anew under traffic, and instance b has not tried it"):
+        with pytest.raises(SwitchError, match=rf"port {port} under traffic, and instance b has not tried this"):
             changed.follow_intent([Side.A])
         bed.pings.wait_flowing(10.0)
         with pytest.raises(SwitchError, match=rf"port {port}: the datapath does not have it.* was put back"):

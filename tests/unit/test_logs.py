@@ -125,7 +125,7 @@ def test_a_daemon_that_did_not_hear_is_told_again_and_the_failure_logged_once(
     for _ in range(3):
         look(bed, watch)
     assert len(daemons.told) == 3
-    assert [each.getMessage() for each in caplog.records] == [f"{log} is not begun again: no answer within 1 s"]
+    assert [each.getMessage() for each in caplog.records] == [f"{log} is not rotated: no answer within 1 s"]
     assert older(log).stat().st_size == log_rotation.LIMIT + 1, "where it goes on"
     daemons.fault = None
     look(bed, watch)

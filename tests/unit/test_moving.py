@@ -259,9 +259,7 @@ def test_a_vm_that_neither_side_serves_keeps_nobody_from_being_moved(wedged: str
     move_all(bed.host, Side.B, bed.run)
     assert set(bed.guests.owner.values()) == {Side.B}
     assert baseline.known(bed.run) == {(wedged, 1)}
-    assert bed.told == [
-        f"VM {wedged} ring 1: stuck, 1 buffers outstanding at index 9, on either instance alike: not judged"
-    ]
+    assert bed.told == [f"VM {wedged} ring 1: stuck, 1 buffers outstanding at index 9, on both instances: not judged"]
 
 
 def test_a_vm_that_was_not_served_before_is_not_tried() -> None:

@@ -247,7 +247,7 @@ def test_a_ring_that_is_wedged_in_the_soak_is_tried_on_the_old_instance_once(bed
     bed.world.wedged = {"vm2"}
     Soak().do(bed.context, bed.run)
     assert bed.world.done == ["move vm2 a", "move vm2 b"]
-    assert "VM vm2 ring 1: stuck, 1 buffers outstanding at index 9, on either instance alike: not judged" in bed.told
+    assert "VM vm2 ring 1: stuck, 1 buffers outstanding at index 9, on both instances: not judged" in bed.told
     assert baseline.known(bed.run) == {("vm2", 1)}
     Soak().do(bed.context, bed.run)
     assert bed.world.done == ["move vm2 a", "move vm2 b"]

@@ -130,7 +130,7 @@ def test_the_check_says_what_the_upgrade_does_with_an_instance_that_runs_already
         standby.forget(bed.config)
     findings = collect.beside(bed.host, Side.B, release)
     assert not any(finding.severity is Severity.ERROR for finding in findings)
-    assert any("goes on with it" in finding.text for finding in findings) is goes_on
+    assert any("continues with it" in finding.text for finding in findings) is goes_on
     assert any("ends it" in finding.text for finding in findings) is (state is State.RUNNING and not goes_on)
     if goes_on and recorded:
         return  # it is given the operator's values, on a switch that is not here

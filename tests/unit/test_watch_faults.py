@@ -466,7 +466,7 @@ def test_an_active_that_cannot_be_stopped_stays_the_active_one(config: Config) -
 def test_a_standby_that_took_over_meanwhile_is_not_ended(config: Config) -> None:
     bed = Bed(config)
     bed.host.record_active(Side.B)
-    with pytest.raises(HotswapError, match="taken over"):
+    with pytest.raises(HotswapError, match="become the active one"):
         standby.end_standby(bed.host, Side.B)
     assert bed.world.done == []
 
