@@ -1,5 +1,7 @@
-"""What QEMU's two commands answer (qapi/net.json of the series), as far as it is used. A QEMU is its guest's neighbour:
-what it says is looked at before it is believed."""
+"""The answers of QEMU's two commands (qapi/net.json of the series), as far as they are used.
+
+A guest may have taken over its QEMU, so every answer is validated before it is used.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ class _Ring(_Answer):
 
 
 class Netdev(_Answer):
-    """A netdev with two back ends."""
+    """One netdev that has two back ends, as QEMU describes it."""
 
     netdev: str
     state: Literal["served", "unowned", "down"]
@@ -50,12 +52,12 @@ _BACK_ENDS, _SWAPS = TypeAdapter(list[Netdev]), TypeAdapter(list[Swap])
 
 
 def back_ends(vm: str, value: object) -> list[Netdev]:
-    """The answer to query-vhost-user-backends. Raises BrokerError if it is none."""
+    """Return the answer to query-vhost-user-backends. Raises BrokerError if ``value`` is no such answer."""
     return _proven(vm, value, _BACK_ENDS, "query-vhost-user-backends")
 
 
 def swap(vm: str, value: object) -> Swap:
-    """The answer to vhost-user-swap of one netdev. Raises BrokerError if it is none."""
+    """Return the answer to vhost-user-swap of one netdev. Raises BrokerError if ``value`` is no such answer."""
     swaps = _proven(vm, value, _SWAPS, "vhost-user-swap")
     if not swaps:
         raise BrokerError(f"vm {vm}: QEMU's answer to vhost-user-swap names no netdev")

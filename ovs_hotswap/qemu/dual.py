@@ -1,9 +1,9 @@
 """The back-end mode ``qemu-dual``: each VM's QEMU holds both instances' connections and swaps them (``qemu-patches``).
 
-Side a is the netdev's ``chardev``, side b its ``standby-chardev``. QEMU parks whoever connects beside the active back
-end, gives a dead one's rings to the other by itself, and keeps two of them from one ring; nothing of that is decided
-here. There are no capture rings: what arrives for a VM while it is swapped is lost, as much as comes in that time.
-A VM in quarantine is kept from both by their having no port for it (``held``).
+Side a is the netdev's ``chardev``, side b its ``standby-chardev``. QEMU parks the back end that connects beside the
+active one, gives the rings of a dead back end to the other by itself, and keeps two back ends from using one ring;
+nothing of that is decided here. There are no capture rings: frames that arrive for a VM during its swap are lost. A VM
+in quarantine is kept from both switches by having no port on them (``held``).
 """
 
 from __future__ import annotations
@@ -38,13 +38,16 @@ _BROKER_ONLY = frozenset({"absent", "capture_bytes"})
 _PARKED_S = 5.0
 _GONE_S = 3.0
 _POLL_S = 0.01
-# virtio 1.2, 2.7: no ring has more entries. QEMU does not tell the size.
+# virtio 1.2, 2.7: no ring has more entries. QEMU does not report the size.
 _MOST_ENTRIES = 32768
 
 
 class DualQemu:
-    """``names`` tells the VMs there are. ``netdev_of`` is the id of a VM's netdev, ``None`` where it has but one.
-    ``fence_ms``: how long a switch may take to let go of, or take, a VM's rings."""
+    """The back ends of all VMs, by asking each VM's QEMU.
+
+    ``names`` returns the VMs that exist. ``netdev_of`` returns the id of a VM's netdev, or ``None`` if it has only one.
+    ``fence_ms`` is how long, in milliseconds, a switch may take to release a VM's rings, and to take them.
+    """
 
     def __init__(
         self,
@@ -81,8 +84,11 @@ class DualQemu:
         return in_quarantine(self._alone(name, answer), quarantine)
 
     def _alone(self, name: str, answer: Answer) -> VmStatus:
-        """Of a VM whose QEMU does not run there is no guest. Of one that runs and does not answer, or not with what it
-        should, nothing is known: it is neither owned nor parked, and that is this VM's affair alone."""
+        """Return the status of a VM without regard to quarantine.
+
+        If its QEMU does not run, there is no guest. If its QEMU runs and gives no valid answer, nothing is known: the
+        VM then counts as neither owned nor parked, and no other VM is affected.
+        """
         if answer.error is not None:
             return vm_status(name, answer.pid, None, answer.error.message)
         try:
@@ -99,7 +105,7 @@ class DualQemu:
             raise error
 
     def park_many(self, names: Sequence[str], side: Side) -> dict[str, HotswapError]:
-        """QEMUs park by themselves; this waits for them."""
+        """Wait until the QEMUs have parked the back ends, which they do by themselves."""
         known = set(self._names())
         errors: dict[str, HotswapError] = {name: _unknown(name) for name in names if name not in known}
         late = {name: _late(name, side, "is not parked yet") for name in names if name in known}
@@ -119,11 +125,13 @@ class DualQemu:
         return {**errors, **late}
 
     def unpark(self, name: str, side: Side) -> None:
-        """A back end is parked as long as it is connected."""
+        """Do nothing: a back end stays parked as long as it is connected."""
 
     def quarantine(self, name: str, reason: str) -> VmStatus:
-        """No instance that is started or programmed from now on has a port for it. Raises SwitchError if one that runs
-        keeps its port, and then it is in quarantine only if it was before."""
+        """Put a VM in quarantine: no instance that is started or programmed from now on has a port for it.
+
+        Raises SwitchError if an instance that runs keeps its port; the VM is then in quarantine only if it was before.
+        """
         if name not in self._names():
             raise _unknown(name)
         before = self._held.reasons().get(name)
@@ -137,7 +145,7 @@ class DualQemu:
         return self._gone(name)
 
     def _gone(self, name: str) -> VmStatus:
-        """The VM when its QEMU has seen both connections end, or as it is after a while."""
+        """Return the VM after its QEMU has seen both connections end, or as it is after ``_GONE_S`` seconds."""
         return wait_until(lambda: self._look([name])[0], _GONE_S, done=lambda vm: vm.owner is None, poll_s=_POLL_S)
 
     def release(self, name: str) -> None:
@@ -165,7 +173,7 @@ class DualQemu:
     def move_many(
         self, names: Sequence[str], to: Side, threads: Mapping[Side, MessageThread] | None = None
     ) -> tuple[list[MoveResult], HotswapError | None]:
-        """One after the other, though each has a QEMU of its own: what they all wait for is a switch's one thread."""
+        """Move the VMs one after the other. All of them wait for a switch's single message thread anyway."""
         del threads
         before = {vm.name: vm for vm in self._look(names)}
         moved: list[MoveResult] = []
@@ -199,7 +207,7 @@ class DualQemu:
         return (Undelivered(name, []) for name in names)
 
     def reload(self) -> list[str]:
-        """Each QEMU knows itself who is active; the intent is read by whoever asks for the VMs."""
+        """Do nothing: each QEMU knows its active side, and the intent is read whenever the VMs are asked for."""
         return []
 
 
@@ -208,7 +216,7 @@ def _unknown(name: str) -> BrokerError:
 
 
 def _unparkable(vm: VmStatus, side: Side) -> BrokerError | None:
-    """Why waiting for a VM to be parked is of no use."""
+    """Return why a VM will not be parked however long one waits, or ``None``."""
     try:
         _refuse(vm)
     except BrokerError as error:
@@ -221,7 +229,7 @@ def _late(name: str, side: Side, why: str) -> BrokerError:
 
 
 def _refuse(vm: VmStatus) -> None:
-    """Raises BrokerError for a VM in quarantine, and one of which nothing is known though its QEMU runs."""
+    """Raise BrokerError for a VM in quarantine, and for one whose QEMU runs but of which nothing is known."""
     if vm.quarantine:
         raise BrokerError(f"vm {vm.name} is in quarantine: {vm.quarantine}", hint=f"`ovs-hotswap vm release {vm.name}`")
     if vm.has_guest and vm.netdev is None:
@@ -229,14 +237,14 @@ def _refuse(vm: VmStatus) -> None:
 
 
 def _waits(vm: VmStatus, before: Mapping[int, int | None]) -> bool:
-    """Whether a transmit ring holds what no switch has taken since its used index was such."""
+    """Whether a transmit ring has pending entries and its used index is still the one in ``before``."""
     return any(
         ring.transmits and ring.available != ring.used and ring.used == before.get(ring.index) for ring in vm.rings
     )
 
 
 def chosen(vm: str, netdevs: Sequence[Netdev], wanted: str | None) -> Netdev:
-    """The netdev of a VM among those of its QEMU that have two back ends. Raises BrokerError."""
+    """Return the netdev of a VM: the one called ``wanted``, or the only one. Raises BrokerError if there is none."""
     names = [each.netdev for each in netdevs]
     for each in netdevs:
         if each.netdev == wanted or (wanted is None and len(netdevs) == 1):
@@ -249,7 +257,10 @@ def chosen(vm: str, netdevs: Sequence[Netdev], wanted: str | None) -> Netdev:
 
 
 def in_quarantine(vm: VmStatus, why: str | None) -> VmStatus:
-    """A VM that no switch is to have. A side that had the rings and does not serve it now has them no longer."""
+    """Return the status with the reason for the quarantine, unless ``why`` is ``None``.
+
+    A side that is still the owner stays so; a side that had the rings and does not serve the VM any longer is left out.
+    """
     if why is None:
         return vm
     if vm.certainty is not OwnerCertainty.OWNS:
@@ -258,10 +269,10 @@ def in_quarantine(vm: VmStatus, why: str | None) -> VmStatus:
 
 
 def vm_status(name: str, pid: int | None, found: Netdev | None, error: str | None) -> VmStatus:
-    """A VM as QEMU's VhostUserBackends describes it (qapi/net.json of the series).
+    """Return a VM's status from QEMU's VhostUserBackends (qapi/net.json of the series).
 
-    Features, offers and memory are QEMU's own affair: it refuses a standby that lacks what the guest uses, with a
-    reason. ``found`` is ``None`` where QEMU does not run, or (``pid`` is given then) nothing is known of it.
+    Features, offers and memory are left to QEMU, which refuses a standby that lacks what the guest uses, with a reason.
+    ``found`` is ``None`` if QEMU does not run, or if nothing is known about its back ends (``pid`` is given then).
     """
     owner = None if found is None or found.state == "down" else _SIDES[found.active_slot]
     return VmStatus(

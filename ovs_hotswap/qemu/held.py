@@ -1,6 +1,6 @@
-"""VMs in quarantine in the back-end mode ``qemu-dual``: their names and why, in a directory that ends with the boot.
+"""The VMs in quarantine in the back-end mode ``qemu-dual``, with reasons, in a directory that a reboot empties.
 
-Nothing stands between a QEMU and the switches there, so the VM is kept from them by their having no port for it.
+In this mode nothing stands between a QEMU and the switches, so the switches get no port for a VM in quarantine.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ _TAKEN_UP_S = 2.0
 
 
 class Held:
-    """One file a VM, with the reason in it: who puts one in quarantine and who releases another need no lock."""
+    """Keeps a file for each VM in quarantine, with the reason in it, so that changes to different VMs need no lock."""
 
     def __init__(self, directory: Path, system: System) -> None:
         self._directory, self._system = directory, system
 
     def reasons(self) -> dict[str, str]:
-        """By VM. Raises HostError."""
+        """Return the reasons by VM. Raises HostError."""
         with files(self._directory):
             paths = sorted(self._directory.glob("[!.]*")) if self._directory.is_dir() else []
             return {path.name: path.read_text() for path in paths}
 
     def put(self, name: str, reason: str) -> None:
-        """Raises HostError."""
+        """Record that VM ``name`` is in quarantine for ``reason``. Raises HostError."""
         with files(self._directory):
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._system.write_atomic(self._directory / name, reason)
 
     def take(self, name: str) -> bool:
-        """Whether it was there. Raises HostError."""
+        """Take VM ``name`` out of quarantine; return whether it was in it. Raises HostError."""
         path = self._directory / name
         with files(path):
             there = path.exists()
@@ -47,7 +47,7 @@ class Held:
 
 
 class VmPorts:
-    """The ports of single VMs on the instances that run. ``specs`` tells those that an instance is to have now."""
+    """Adds and removes single VMs' ports on running instances. ``specs`` returns the ports that a side is to have."""
 
     def __init__(
         self, config: Config, instances: Mapping[Side, Instance], specs: Callable[[Side], tuple[PortSpec, ...]],
@@ -56,15 +56,21 @@ class VmPorts:
         self._config, self._instances, self._specs, self._active = config, instances, specs, active
 
     def remove(self, name: str) -> None:
-        """The active instance comes last, or QEMU would give the rings to the other first. Raises SwitchError."""
+        """Remove a VM's port from each running instance. Raises SwitchError.
+
+        The active instance comes last: otherwise QEMU would give the rings to the other instance in between.
+        """
         for side in sorted(self._running(), key=lambda side: side is self._active()):
             with self._instances[side].database() as database:
                 database.remove_port(self._config.bridge, name)
-                with contextlib.suppress(SwitchError):  # a switch that hangs holds up nobody
+                with contextlib.suppress(SwitchError):  # a switch that hangs delays nothing else
                     database.wait_ports([], _TAKEN_UP_S)
 
     def add(self, name: str) -> None:
-        """The active instance comes first: the first that QEMU meets is given the rings. Raises SwitchError."""
+        """Add a VM's port to each running instance. Raises SwitchError.
+
+        The active instance comes first, because QEMU gives the rings to the first back end that connects.
+        """
         for side in sorted(self._running(), key=lambda side: side is not self._active()):
             spec = next((port for port in self._specs(side) if port.name == name), None)
             if spec is None:

@@ -1,5 +1,8 @@
-"""QMP commands for many QEMUs at once (qemu.qmp). A connection lasts as long as its commands: a QMP socket has room for
-one client, and others of ours, such as the watchdog, come to the same."""
+"""QMP commands for many QEMUs at once (qemu.qmp).
+
+A connection lasts only as long as its command: a QMP socket serves one client at a time, and other processes of this
+program, such as the watchdog, use the same sockets.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,10 @@ _LEAVE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One QMP command. The keys of ``arguments`` are those of QEMU's schema. ``changes``: it may take its time, a
-    question is answered at once or not at all."""
+    """One QMP command. The keys of ``arguments`` are those of QEMU's schema.
+
+    ``changes``: the command changes something and may take its time. A query is answered at once or not at all.
+    """
 
     name: str
     arguments: Mapping[str, object] = field(default_factory=dict)
@@ -35,8 +40,11 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``value``: what the command returned. ``error``: why it did not. ``pid``: QEMU's process, ``None`` if nobody
-    listens on its monitor."""
+    """The result of a command.
+
+    ``value`` is what the command returned, ``error`` why it failed. ``pid`` is QEMU's process, or ``None`` if no
+    process listens on the monitor.
+    """
 
     value: Any
     error: BrokerError | None
@@ -44,8 +52,11 @@ class Answer:
 
 
 class Monitors:
-    """``path_of`` finds a VM's QMP socket. Each command ends after ``timeout_s`` seconds, a question sooner, and sooner
-    still to a QEMU that was mute when it was asked last: everybody waits for the slowest."""
+    """Sends commands to the QEMUs of many VMs. ``path_of`` returns the path of a VM's QMP socket.
+
+    Each command ends after ``timeout_s`` seconds. A query ends sooner, and sooner still if the QEMU did not answer the
+    last one, because all VMs wait for the slowest.
+    """
 
     def __init__(self, path_of: Callable[[str], Path], timeout_s: float) -> None:
         self._path_of, self._timeout_s = path_of, timeout_s
@@ -54,7 +65,7 @@ class Monitors:
         logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
     def ask(self, commands: Mapping[str, Command]) -> dict[str, Answer]:
-        """One command for each VM, all at once. An answer that did not come is an error of its VM alone."""
+        """Send each VM's command, all at the same time. A missing answer is an error of that VM alone."""
         return asyncio.run(self._ask(commands))
 
     async def _ask(self, commands: Mapping[str, Command]) -> dict[str, Answer]:
@@ -70,7 +81,7 @@ class Monitors:
                 pid = credentials(connection).pid
                 await client.connect(connection)
                 value = await client.execute(command.name, dict(command.arguments))
-        except Exception as error:  # noqa: BLE001 - whatever one QEMU says, the library may stumble over it
+        except Exception as error:  # noqa: BLE001 - the library may raise anything over what a QEMU sends
             if isinstance(error, TimeoutError):
                 self._mute.add(vm)
             return Answer(None, _fault(vm, path, command, error, patience), pid)
@@ -96,7 +107,7 @@ def _connect(path: Path) -> socket.socket:
 
 
 async def _leave(client: QMPClient) -> None:
-    with contextlib.suppress(Exception):  # it had ended already: the command's own error tells that
+    with contextlib.suppress(Exception):  # the connection had ended already: the command's own error says so
         async with asyncio.timeout(_LEAVE_S):
             await client.disconnect()
 

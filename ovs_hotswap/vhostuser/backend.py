@@ -1,4 +1,4 @@
-"""One switch's connection for one VM, seen from the broker: it is the front end there."""
+"""The broker's connection to one switch for one VM. On this connection the broker is the vhost-user front end."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ Then = Callable[[int | None], None]
 
 @dataclass(frozen=True, slots=True)
 class FencedMessages:
-    """``count`` messages of which the last is answered with a number: then the back end has handled all of them.
-    ``request`` is what the answer names."""
+    """``count`` messages in ``data``, of which the back end answers the last with a number.
+
+    When that answer has come, the back end has handled all of them. ``request`` is the request that the answer names.
+    """
 
     data: bytes
     request: Request
@@ -41,9 +43,9 @@ class _Due:
 
 
 class SwitchConnection:
-    """Requests to one back end and, in order, what is to be done with its answers.
+    """Sends requests to one back end and keeps, in order, what is to be done with each answer.
 
-    ``told`` is what it has heard. ``offer`` is ``None`` until ``probe`` has asked for it.
+    ``told`` is what the back end has been sent. ``offer`` is ``None`` until ``probe`` has asked for it.
     """
 
     def __init__(self, side: Side, channel: Channel) -> None:
@@ -53,7 +55,7 @@ class SwitchConnection:
         self.told = SentState()
         self.offer: Offer | None = None
         self.resync_with = Request.GET_PROTOCOL_FEATURES
-        self.inherited = False  # from another process, with what that was told or not, and ``resync`` is to come
+        self.inherited = False  # from another process that may not have read every answer: ``resync`` is to come
         self._due: deque[_Due] = deque()
         self._agreed: tuple[GuestState, Role, SentState] | None = None
 
@@ -62,11 +64,11 @@ class SwitchConnection:
         return f"<SwitchConnection {self.side}: process {self.pid}, {known}>"
 
     def agreed(self, state: GuestState, role: Role) -> None:
-        """The back end has been told all of ``state`` that its ``role`` entitles it to."""
+        """Remember that the back end has been sent all of ``state`` that its ``role`` entitles it to."""
         self._agreed = state, role, self.told
 
     def agrees(self, state: GuestState, role: Role) -> bool:
-        """Whether it was told all of just that state, and nothing since."""
+        """Whether the back end was sent all of exactly this state for this role, and nothing since."""
         if self._agreed is None:
             return False
         known, was, told = self._agreed
@@ -74,12 +76,15 @@ class SwitchConnection:
 
     @property
     def quiet(self) -> bool:
-        """Whether every answer has come: the back end has taken all it was told."""
+        """Whether every answer has come, so that the back end has handled everything it was sent."""
         return not self._due and self.channel.quiet
 
     def probe(self, done: Callable[[Offer], None]) -> None:
-        """Ask the back end what it can do. The connection must not be dropped before SET_FEATURES: OVS 3.2 and later
-        then offer less on the next one (``destroy_connection`` in netdev-dpdk.c)."""
+        """Ask the back end what it can do, and call ``done`` with its offer.
+
+        The connection must not be dropped before SET_FEATURES: OVS 3.2 and later would offer less on the next
+        connection (``destroy_connection`` in netdev-dpdk.c).
+        """
         found: dict[Request, int] = {}
 
         def features(value: int | None) -> None:
@@ -104,18 +109,21 @@ class SwitchConnection:
         self.request(Request.GET_FEATURES, features)
 
     def request(self, request: Request, then: Then | None = None) -> None:
-        """Ask for a number."""
+        """Send a request that is answered with a number; ``then`` is called with the number."""
         self._due.append(_Due(request, then))
         self.channel.send(messages.build(request))
 
     def resync(self) -> None:
-        """Go on where another process may have asked what it did not hear the answer of, or has read half an answer:
-        what comes before the answer to ``resync_with`` is thrown away. Apart from ``probe``, only another process that
-        continued likewise asks it, and that process hands nothing on before it has the answer (``Channel.seeking``). A
-        process that continues from the same state as one before it asks another question than that one did: an answer
-        to that one's may still come. Raises ProtocolError if it cannot be asked."""
+        """Continue a connection on which another process may have left answers unread, or read half of one.
+
+        This sends ``resync_with`` and throws away what comes before its answer. After ``probe``, only a process that
+        continues a connection sends this request, and that process does not hand the connection on before the answer
+        has come (``Channel.seeking``). A process that continues from the same state as one before it sends another
+        request than that process did, because an answer to the earlier request may still come. Raises ProtocolError if
+        the back end cannot be asked, because it did not offer PROTOCOL_FEATURES.
+        """
         if self.offer is None or not self.offer.features >> messages.Feature.PROTOCOL_FEATURES & 1:
-            raise ProtocolError("nobody can say which answers are due")
+            raise ProtocolError("it is not known which answers are due")
         request = self.resync_with
         self.channel.seek(messages.HEADER.pack(request, messages.VERSION | messages.REPLY, messages.U64.size))
         self.request(request)
@@ -126,15 +134,16 @@ class SwitchConnection:
 
     @property
     def acknowledges(self) -> bool:
-        """Whether the back end was told that it shall answer where that is asked for."""
+        """Whether REPLY_ACK was agreed with the back end: it answers a message that has NEED_REPLY set."""
         return bool((self.told.protocol_features or 0) >> messages.ProtocolFeature.REPLY_ACK & 1)
 
     def placed(self, places: Mapping[int, RingAddress]) -> FencedMessages:
-        """SET_VRING_ADDR for each ring, and a fence.
+        """Return SET_VRING_ADDR for each ring of ``places``, and a fence behind them.
 
-        A back end that was told REPLY_ACK answers the last of them (DPDK's ``vhost_user_msg_handler``, when it has
-        handled it), which is one message less; else the fence is a question behind them. Neither says that the
-        addresses translate, because DPDK answers OK either way: a ring that cannot be used shows in what is not taken.
+        If REPLY_ACK was agreed, the back end answers the last SET_VRING_ADDR itself, after handling it (DPDK's
+        ``vhost_user_msg_handler``), which saves a message. Otherwise GET_FEATURES follows as the fence. Neither answer
+        says that the addresses can be translated, because DPDK answers OK either way: a ring that cannot be used shows
+        only by the switch taking nothing from it.
         """
         if not places or not self.acknowledges:
             addresses = b"".join(messages.build_ring_address(index, at) for index, at in places.items())
@@ -150,11 +159,14 @@ class SwitchConnection:
         self.channel.send(fenced.data)
 
     def expect(self, fenced: FencedMessages, then: Callable[[], None]) -> None:
-        """Have ``then`` called when messages that the hand-over sent, and that are not answered yet, are."""
+        """Have ``then`` called when the back end answers ``fenced``, which a handover has sent already."""
         self._due.append(_Due(fenced.request, lambda _: then()))
 
     def apply(self, script: Sequence[OutgoingMessage], told: SentState, stopped: Callable[[int, int], None]) -> None:
-        """Send what ``reconcile`` found; ``stopped(index, base)`` is called for each ring that it stops."""
+        """Send the messages that ``reconcile`` returned; ``told`` is what the back end has been sent after them.
+
+        ``stopped(index, base)`` is called for each ring that the messages stop, when the back end has answered.
+        """
         for out in script:
             if out.expects is not None:
                 then: Then | None = None
@@ -166,8 +178,11 @@ class SwitchConnection:
         self.told = told
 
     def answered(self, frame: messages.Frame) -> None:
-        """Take a frame from the back end. Raises ProtocolError if no answer was due or it does not fit; the frame's
-        descriptors, which no answer has, are the caller's to close."""
+        """Take a frame from the back end as the answer that is due next.
+
+        Raises ProtocolError if no answer was due, or if the frame is not that answer. No answer carries descriptors;
+        if the frame has any, the caller closes them.
+        """
         if not self._due:
             raise ProtocolError(f"request {frame.request} from the switch, which was asked nothing")
         value = messages.parse_reply(frame, self._due[0].request)
@@ -176,11 +191,11 @@ class SwitchConnection:
             due.then(value)
 
     def hang_up(self) -> None:
-        """Answers that were due never come."""
+        """Close the connection, also for other processes that have it; answers that are due are given up."""
         self._due.clear()
         self.channel.hang_up()
 
     def close(self) -> None:
-        """The same, but for another process that may have the connection: it does not end for that one."""
+        """Close this process's end, and give up the answers that are due. A process that has a duplicate keeps it."""
         self._due.clear()
         self.channel.close()

@@ -1,11 +1,11 @@
-"""Signalling call eventfds without ever waiting for one.
+"""Signalling call eventfds without ever blocking on one.
 
-The VM's QEMU shares the open file of each: it can take O_NONBLOCK off and fill the counter at any time, also between a
-question whether a write would block and the write. No flag of a single write helps (``eventfd_write`` in the kernel
-knows no RWF_NOWAIT), and an eventfd cannot be opened a second time. So they are signalled as the kernel's own drivers
-do it, with ``eventfd_signal``, which adds what there is room for and goes on: an asynchronous read that is over at once
-(nothing, of /dev/null) names the eventfd that is to hear of it (fs/aio.c, IOCB_FLAG_RESFD). That is also one system
-call for all rings of a VM.
+The VM's QEMU shares the open file of each eventfd: it can clear O_NONBLOCK and fill the counter at any time, even
+between a check whether a write would block and the write. No flag of a single write helps (``eventfd_write`` in the
+kernel ignores RWF_NOWAIT), and an eventfd cannot be opened a second time. The eventfds are therefore signalled as the
+kernel's own drivers signal them, with ``eventfd_signal``, which adds what there is room for and returns: an
+asynchronous read that completes at once (of zero bytes, from /dev/null) names the eventfd to signal on completion
+(fs/aio.c, IOCB_FLAG_RESFD). One system call signals all rings of a VM.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 log = logging.getLogger(__name__)
 
 _SETUP, _GETEVENTS, _SUBMIT = 206, 208, 209  # x86-64
-_MOST = 256  # at a time: the rings of a VM (``wire.MAX_RINGS``)
+_MOST = 256  # at a time: the rings of a VM (``messages.MAX_RINGS``)
 _EVENT_SIZE = 32
 _IOCB = struct.Struct("<QIIHhIQQqQII")  # struct iocb of linux/aio_abi.h
 _READ = 0  # IOCB_CMD_PREAD
@@ -34,11 +34,11 @@ _libc = ctypes.PyDLL(None, use_errno=True)  # keeps the interpreter's lock: noth
 
 
 class Signaller:
-    """A kernel's context for asynchronous reads: one in a process.
+    """The kernel's context for asynchronous reads. A process needs only one.
 
-    The kernel may have none to give: fs.aio-max-nr bounds what all processes have, and any of them may take it. It is
-    asked again each time; until then threads write, which a VM may hold up, ``threads`` of them at most.
-    ``room``: for how many reads to ask.
+    The kernel may refuse it: fs.aio-max-nr limits what all processes have together, and any process may use it up. The
+    kernel is asked again at each signal; until it agrees, threads write to the eventfds. A VM can block such a thread,
+    so there are at most ``threads`` of them. ``room`` is the number of reads that the context is to hold.
     """
 
     def __init__(self, threads: int = 32, room: int = _MOST) -> None:
@@ -51,7 +51,7 @@ class Signaller:
         self._told = False
 
     def ready(self) -> bool:
-        """Whether there is a context, got now if need be."""
+        """Whether there is a context; if there is none, the kernel is asked for it now."""
         if self._context.value:
             return True
         failed = bool(_libc.syscall(_SETUP, ctypes.c_long(self._room), ctypes.byref(self._context)))
@@ -62,17 +62,20 @@ class Signaller:
         return not failed
 
     def calls(self, descriptors: Sequence[int]) -> Calls:
-        """A signal for each of these eventfds, prepared."""
+        """Prepare a signal for each of these eventfds."""
         return Calls(self, self._nothing, descriptors)
 
     def submit(self, count: int, places: ctypes.c_void_p) -> int:
-        """How many of these reads were made; -1 if the first cannot be. What they leave is thrown away."""
+        """Submit the first ``count`` reads at ``places`` and return how many were made; -1 if not even the first was.
+
+        The completion events are discarded.
+        """
         made: int = _libc.syscall(_SUBMIT, self._context, ctypes.c_long(count), places)
         _libc.syscall(_GETEVENTS, self._context, ctypes.c_long(0), ctypes.c_long(_MOST), self._events, self._at_once)
         return made
 
     def write_aside(self, descriptors: Sequence[int]) -> None:
-        """Write in a thread, unless too many are held up already."""
+        """Write to the eventfds in a thread, unless too many such threads are blocked already."""
         if not self._free.acquire(blocking=False):
             return
         own: list[int] = []
@@ -94,7 +97,7 @@ class Signaller:
 
 
 class Calls:
-    """Eventfds that are to be signalled. All is built here; ``signal`` is system calls only."""
+    """Eventfds that are to be signalled. The constructor builds every buffer, so ``signal`` is system calls only."""
 
     def __init__(self, signaller: Signaller, nothing: int, descriptors: Sequence[int]) -> None:
         self._signaller = signaller
@@ -108,7 +111,7 @@ class Calls:
         self._first = ctypes.addressof(self._places)
 
     def signal(self) -> None:
-        """Add one to each counter that has room for it. What is no eventfd is passed over."""
+        """Add one to each counter that has room for it. A descriptor that is no eventfd is skipped."""
         if not self._count:
             return
         if not self._signaller.ready():
@@ -127,5 +130,5 @@ def _close(descriptors: Sequence[int]) -> None:
 
 @functools.cache
 def signaller() -> Signaller:
-    """This process's."""
+    """Return the signaller of this process."""
     return Signaller()

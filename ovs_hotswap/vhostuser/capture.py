@@ -1,16 +1,19 @@
-"""Frames for a guest that arrive while its rings change hands are caught, so that none is lost.
+"""Capture rings: frames for a guest that arrive while its rings change hands are captured, so that none is lost.
 
-While a VM moves, both switches output every frame for it (the copy goes over the peer link), and only the owner's is
-delivered. A frame that the old side handles after it let go, and the new side before it took, would be delivered by
-neither. So around that moment the receive rings of both back ends are parked not on the empty ring but on *capture
-rings* with buffers of the broker's. A frame that both have caught is one that nobody delivered: it is given to the
-guest afterwards, through the new owner. A frame that only one of them caught was delivered by the other.
+While a VM is moved, both switches output every frame for it (the copy goes over the peer link), and only the owner's is
+delivered. A frame that the old side handles after it released the rings, and the new side before it got them, would be
+delivered by neither. Around that moment the receive rings of both back ends are therefore parked not on the empty ring
+but on *capture rings*, whose buffers belong to the broker. A frame that both sides captured was delivered by neither:
+it is given to the guest afterwards, through the new owner. A frame that only one side captured was delivered by the
+other.
 
-What the new side caught must go back as far as a copy may lag behind, so it is put on its rings early, and buffers that
-are full are offered again: its rings hold the latest frames. The old side's hold the first ones after it let go.
+The frames that the new side captured must reach back as far as a copy may lag behind. So the new side is put on its
+capture rings early, and buffers that are full are offered to it again: its rings hold the latest frames. The old side's
+capture rings hold the first frames after it released the guest's rings.
 
-A VM's rings take no more memory than their buffers have, and a buffer is as long as the VM's MTU needs it. What all VMs
-take at once is bounded by ``room.Room``: a VM that finds no room is not moved yet, and its frames go on to its guest.
+A VM's capture rings take no more memory than their buffers, and a buffer is as long as the VM's MTU requires. What all
+VMs take at once is limited by ``capture_memory.Room``: a VM that finds no room there is not moved yet, and its guest
+receives its frames as before.
 
 The ring layouts are virtio 1.2, 2.7; the header before each frame is 5.1.6.
 """
@@ -57,14 +60,17 @@ _GSO_NONE = 0
 
 @dataclass(frozen=True, slots=True)
 class CapturedFrame:
-    """A frame that nobody delivered. ``segments``: it stands for several (GSO) and can only be counted."""
+    """A frame from a capture ring. ``segments``: it stands for several frames (GSO) and can only be counted."""
 
     frame: bytes
     segments: bool = False
 
 
 class CaptureRings:
-    """The capture rings of one VM for one move from ``old`` to the other side. ``mtu``: the VM's, if it is known."""
+    """The capture rings of one VM for one move from side ``old`` to the other.
+
+    ``scratch`` is the VM's scratch memory, ``mtu`` its MTU in bytes, or ``None`` if it is not known.
+    """
 
     def __init__(self, scratch: Descriptor, state: GuestState, old: Side, mtu: int | None = None) -> None:
         self._scratch = scratch
@@ -76,19 +82,22 @@ class CaptureRings:
         self._words: memoryview | None = None
 
     def _indices(self) -> memoryview:
-        """The capture rings as 16-bit words. Mapped, because all VMs' rings are rolled while others are moved; the
-        scratch memory is sealed, so nobody can cut it off under this process."""
+        """Return the capture rings as 16-bit words.
+
+        They are mapped, because the rings of all VMs are rolled while others are moved. The scratch memory is sealed
+        against shrinking, so reading the mapping cannot fail.
+        """
         if self._words is None:
             rings = mmap.mmap(self._scratch.fileno(), CAPTURE_SIZE, offset=CAPTURE_OFFSET)
             self._words = memoryview(rings).cast("H")
         return self._words
 
     def rest(self) -> None:
-        """Nothing is rolled any more for now: let go of the mapping, and of the descriptor that it takes."""
+        """Release the mapping, and the descriptor that it holds, while no rings are rolled."""
         self._words = None
 
     def arm(self) -> None:
-        """Fill the rings of both sides. Their back ends must not be on them. Raises OSError."""
+        """Fill the capture rings of both sides with empty buffers. No back end may be on them. Raises OSError."""
         self._indices()
         for side, index in self._counts:
             arm(self._scratch, side, index, self._sizes[index], self._buffer)
@@ -98,7 +107,7 @@ class CaptureRings:
         return {index: address(side, index) for index in self._sizes}
 
     def roll(self) -> None:
-        """Offer the buffers that the new side has filled once more."""
+        """Offer the new side again the buffers that it has filled."""
         side, words = self.old.other, self._indices()
         for index, size in self._sizes.items():
             before = self._counts[side, index]
@@ -107,7 +116,7 @@ class CaptureRings:
                 words[_word(side, index, _AVAILABLE)] = (count + min(BUFFERS, size)) % (1 << 16)
 
     def _count(self, side: Side, index: int) -> int:
-        """Buffers that a side has filled since the ring was armed, some of them several times."""
+        """Return how many buffers a side has filled since the ring was armed; a buffer counts each time."""
         before, used = self._counts[side, index], self._indices()[_word(side, index, _USED)]
         self._counts[side, index] = before + (used - before) % (1 << 16)
         return self._counts[side, index]
@@ -118,9 +127,10 @@ class CaptureRings:
             other.old, other._features, other._sizes, other._buffer)  # fmt: skip
 
     def undelivered(self) -> list[CapturedFrame]:
-        """Frames that neither side delivered; the buffers are freed. Both sides must be off the rings.
+        """Return the frames that neither side delivered, and free the buffers. Both sides must be off the rings.
 
-        The sides may have put a frame on different rings: each chooses by the thread that carries it.
+        The two sides may have put a frame on different rings, because each chooses the ring by the thread that carries
+        the frame. Frames are therefore compared over all rings of a side.
         """
         caught: dict[Side, list[CapturedFrame]] = {side: [] for side in Side}
         for side in Side:
@@ -131,43 +141,43 @@ class CaptureRings:
         return undelivered(caught[self.old], caught[self.old.other])
 
     def free(self) -> None:
-        """Give the memory of the buffers back. Both sides must be off the rings."""
+        """Return the memory of the buffers to the kernel. Both sides must be off the rings."""
         self.rest()
         free(self._scratch)
 
 
 def _sizes(state: GuestState) -> dict[int, int]:
-    """The rings that have capture rings, with their sizes."""
+    """Return the size, in entries, of each started ring that has a capture ring."""
     sizes = {index: state.rings[index].size for index in state.started}
     return {index: size for index, size in sizes.items() if size is not None and can_capture(index, size)}
 
 
 def buffer_size(mtu: int | None) -> int:
-    """Bytes of a buffer that holds a frame of this MTU; of one that is not known, the longest there is."""
+    """Return the bytes of a buffer that holds a frame of this MTU. An unknown MTU (``None``) counts as LONGEST_MTU."""
     needed = (LONGEST_MTU if mtu is None else mtu) + _AROUND
     return -(-needed // _GRAIN) * _GRAIN
 
 
 def needed(sizes: Iterable[int], mtu: int | None) -> int:
-    """The most bytes of memory that the capture rings of both sides take for receive rings of these sizes."""
+    """Return the most bytes of memory that the capture rings of both sides take for receive rings of these sizes."""
     return 2 * sum(
         3 * _PAGE + _DESCRIPTOR.size * size + -(-min(BUFFERS, size) * buffer_size(mtu) // _PAGE) * _PAGE
         for size in sizes)  # fmt: skip
 
 
 def needed_by(state: GuestState, mtu: int | None) -> int:
-    """The same for a guest as it is now."""
+    """Return the most bytes of memory that the capture rings of both sides take for this guest's started rings."""
     return needed(_sizes(state).values(), mtu)
 
 
 def free(scratch: Descriptor) -> None:
-    """Give the memory of all capture rings back. Nobody must be on them."""
+    """Return the memory of all capture rings to the kernel. No back end may be on them."""
     with mmap.mmap(scratch.fileno(), CAPTURE_SIZE, offset=CAPTURE_OFFSET) as rings:
         rings.madvise(mmap.MADV_REMOVE)
 
 
 def written(scratch: Descriptor) -> int:
-    """Bytes of memory that the capture rings have now, of whatever broker they were."""
+    """Return the bytes of memory that capture rings take now, including those that an earlier broker armed."""
     try:
         os.lseek(scratch.fileno(), CAPTURE_OFFSET, os.SEEK_DATA)
     except OSError:  # there are none behind it (lseek(2), ENXIO)
@@ -176,7 +186,7 @@ def written(scratch: Descriptor) -> int:
 
 
 def is_place(address: RingAddress | None) -> bool:
-    """Whether a back end that was told this address waits on a capture ring."""
+    """Whether a ring address lies in the capture rings, so that a back end that has it is on a capture ring."""
     first = SCRATCH_USER_ADDRESS + CAPTURE_OFFSET
     return address is not None and first <= address.descriptors < first + CAPTURE_SIZE
 
@@ -187,19 +197,19 @@ def can_capture(index: int, size: int) -> bool:
 
 
 def _start(side: Side, index: int) -> int:
-    """Offset in the scratch memory of a side's capture ring for receive ring ``index``."""
+    """Return the offset, in the scratch memory, of a side's capture ring for receive ring ``index``."""
     number = index // 2 + (PAIRS if side is Side.B else 0)
     return CAPTURE_OFFSET + number * STRIDE
 
 
 def address(side: Side, index: int) -> RingAddress:
-    """Where the capture ring lies for the back end of ``side``."""
+    """Return where the capture ring for ring ``index`` lies for the back end of ``side``."""
     start = SCRATCH_USER_ADDRESS + _start(side, index)
     return RingAddress(flags=0, descriptors=start, used=start + _USED, available=start + _AVAILABLE, log=0)
 
 
 def arm(scratch: Descriptor, side: Side, index: int, size: int, buffer: int) -> None:
-    """Fill a capture ring of ``size`` entries with empty buffers, of ``buffer`` bytes. No back end may be on it."""
+    """Fill a capture ring of ``size`` entries with empty buffers of ``buffer`` bytes each. No back end may be on it."""
     fd, start = scratch.fileno(), _start(side, index)
     table, available = _empty(start, size, buffer)
     os.pwrite(fd, table, start)
@@ -207,9 +217,9 @@ def arm(scratch: Descriptor, side: Side, index: int, size: int, buffer: int) -> 
     os.pwrite(fd, available, start + _AVAILABLE)
 
 
-@functools.cache  # of few arguments, and half of the time that a move takes beside its swap
+@functools.cache  # there are few different arguments, and this is half of the time that a move takes beside its swap
 def _empty(start: int, size: int, buffer: int) -> tuple[bytes, bytes]:
-    """Descriptor table and available ring of an empty ring that starts at this offset."""
+    """Return descriptor table and available ring of an empty capture ring that starts at offset ``start``."""
     count = min(BUFFERS, size)
     first = SCRATCH_GUEST_ADDRESS + start + _BUFFERS
     table = b"".join(_DESCRIPTOR.pack(first + n * buffer, buffer, _WRITE, 0) for n in range(count))
@@ -220,15 +230,18 @@ def _empty(start: int, size: int, buffer: int) -> tuple[bytes, bytes]:
 
 @functools.cache
 def _word(side: Side, index: int, part: int) -> int:
-    """Where the index of a ring's part (``_AVAILABLE``, ``_USED``) is among the 16-bit words of all capture rings."""
+    """Return where a ring's index (``part`` is ``_AVAILABLE`` or ``_USED``) is among the 16-bit words of all rings."""
     return (_start(side, index) - CAPTURE_OFFSET + part) // 2 + 1
 
 
 def collect(
     scratch: Descriptor, side: Side, index: int, size: int, count: int, features: int, buffer: int
 ) -> list[CapturedFrame]:
-    """The last frames in a capture ring, in the order in which the back end put them there. It must be off the ring;
-    ``count`` buffers have been filled since it was armed, of which the last ones are still there."""
+    """Return the last frames in a capture ring, in the order in which the back end put them there.
+
+    The back end must be off the ring. ``count`` buffers have been filled since the ring was armed, of which the last
+    ones are still there. ``buffer`` is the size of a buffer in bytes, ``features`` are the guest's.
+    """
     fd, start = scratch.fileno(), _start(side, index)
     elements = os.pread(fd, _USED_ELEMENT.size * size, start + _USED + 4)
     filled = []
@@ -239,8 +252,11 @@ def collect(
 
 
 def parse_frames(filled: Sequence[bytes], features: int) -> list[CapturedFrame]:
-    """Frames from filled buffers. With mergeable buffers a frame may span several; its first one says how many. The
-    first of all may be the rest of a frame: whatever comes out of it, the other side has not caught the same."""
+    """Return the frames that are in filled buffers.
+
+    With mergeable buffers a frame may span several buffers; the header in the first says how many. The very first
+    buffer may be the rest of a frame: what is parsed from that equals no frame of the other side, so it does no harm.
+    """
     merged = bool(features >> Feature.NET_MRG_RXBUF & 1)
     long_header = merged or bool(features >> Feature.VERSION_1 & 1)
     header_size = _HEADER.size + (_SPAN.size if long_header else 0)
@@ -260,7 +276,7 @@ def parse_frames(filled: Sequence[bytes], features: int) -> list[CapturedFrame]:
 
 
 def _finished(frame: bytes, header: tuple[int, ...]) -> bytes:
-    """``frame`` with the checksum that a switch left to the guest's device (VIRTIO_NET_HDR_F_NEEDS_CSUM)."""
+    """Return ``frame`` with the checksum that a switch left to the guest's device (VIRTIO_NET_HDR_F_NEEDS_CSUM)."""
     flags, _, _, _, start, offset = header
     if not flags & _NEEDS_CSUM or start + offset + 2 > len(frame):
         return frame
@@ -269,7 +285,7 @@ def _finished(frame: bytes, header: tuple[int, ...]) -> bytes:
 
 
 def _sum(data: bytes) -> int:
-    """The ones' complement sum of RFC 1071."""
+    """Return the ones' complement sum of RFC 1071."""
     total: int = sum(struct.unpack(f">{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2)))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
@@ -277,7 +293,10 @@ def _sum(data: bytes) -> int:
 
 
 def undelivered(old: Iterable[CapturedFrame], new: Iterable[CapturedFrame]) -> list[CapturedFrame]:
-    """Frames that both sides caught, in the new side's order. Equal frames count as often as both have them."""
+    """Return the frames that both sides captured, in the new side's order.
+
+    Of several equal frames, as many are returned as both sides have.
+    """
     left = Counter(each.frame for each in old)
     found = []
     for each in new:

@@ -1,6 +1,6 @@
-"""One unix socket that carries vhost-user frames, and the descriptors that come with them. Never blocks.
+"""One Unix socket that carries vhost-user frames and the descriptors that come with them. It never blocks.
 
-``Channel.exchange`` is the exception, and the hand-over's only way to wait: it has a deadline.
+The exception is ``Channel.exchange``, with which a handover waits for an answer; it has a deadline.
 """
 
 from __future__ import annotations
@@ -23,22 +23,24 @@ from ovs_hotswap.vhostuser.message_trace import MessageTrace
 from ovs_hotswap.vhostuser.messages import Descriptor, Frame, FrameReader
 
 _serials = itertools.count(1)
-# Space for as many descriptors as the kernel allows (SCM_MAX_FD): it closes those for which there is no space itself,
-# however long that takes.
+# Space for as many descriptors as the kernel allows (SCM_MAX_FD). The kernel itself would close those for which there
+# is no space, however long that takes.
 ANCILLARY = socket.CMSG_SPACE(253 * array.array("i").itemsize)
-FDS_PER_MESSAGE = 128  # in bulk; the kernel allows 253 (SCM_MAX_FD)
-_SPIN_S = 0.0001  # an answer that comes in this time is not waited for asleep: to be woken takes a third of it
-_OUTBOX_LIMIT = 4096  # messages a peer may leave unread: more than 256 rings need
+FDS_PER_MESSAGE = 128  # when many are sent; the kernel allows 253 (SCM_MAX_FD)
+_SPIN_S = 0.0001  # for this time an answer is awaited by polling: waking up from sleep takes a third of it
+_OUTBOX_LIMIT = 4096  # messages that a peer may leave unread: more than 256 rings need
 
 
 class PeerClosed(Exception):
-    """The other end hung up."""
+    """The peer closed its end of the connection."""
 
 
 class OwnedFd:
-    """A file descriptor that is closed exactly once, and by nobody who would have to wait for it. ``own``: it is of a
-    socket of ours, and not the last of it: its closing waits for nothing, and so for no descriptor of others either.
-    ``sender``: the process that has sent it, where that is known."""
+    """A file descriptor that is closed exactly once. A close that may block is left to another thread (``fd_closing``).
+
+    ``own``: the descriptor belongs to a socket of this process and is not the last one of it, so that closing it cannot
+    block. ``sender`` is the process that sent the descriptor, or 0 if that is not known.
+    """
 
     __slots__ = ("_fd", "_own", "_sender", "serial")
 
@@ -50,13 +52,13 @@ class OwnedFd:
         return f"<OwnedFd {self._fd}>" if self._fd >= 0 else "<OwnedFd, closed>"
 
     def fileno(self) -> int:
-        """Raises ValueError after ``close``."""
+        """Return the number of the descriptor. Raises ValueError after ``close``."""
         if self._fd < 0:
             raise ValueError("descriptor is closed")
         return self._fd
 
     def detach(self) -> int:
-        """The number, which is the caller's to close from then on. Raises ValueError after ``close``."""
+        """Return the number, which the caller has to close from then on. Raises ValueError after ``close``."""
         number = self.fileno()
         self._fd = -1
         return number
@@ -71,11 +73,11 @@ class OwnedFd:
 
 
 class Channel:
-    """Frames in, frames out, over a connected stream socket that this object owns."""
+    """Receives and sends frames over a connected stream socket that this object owns."""
 
     def __init__(self, connection: socket.socket, trace: MessageTrace | None = None) -> None:
         connection.setblocking(False)
-        # Else the kernel throws an urgent byte away and itself closes what came with it (af_unix.c, ``manage_oob``).
+        # Otherwise the kernel drops an urgent byte and itself closes what came with it (af_unix.c, ``manage_oob``).
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._socket = connection
         self.trace = trace
@@ -93,13 +95,13 @@ class Channel:
         return self._socket.fileno()
 
     def duplicate(self) -> OwnedFd:
-        """Another descriptor of the same connection."""
+        """Return another descriptor of the same connection."""
         return OwnedFd(os.dup(self._socket.fileno()), own=True)
 
     def receive(self) -> Frame | None:
-        """The next frame, or ``None`` if it is not whole yet. Its descriptors are the caller's.
+        """Return the next frame, or ``None`` if it is not complete yet. The caller owns the frame's descriptors.
 
-        Raises ProtocolError for a broken frame, PeerClosed at the end of the stream, OSError.
+        Raises ProtocolError for a broken frame, PeerClosed at the end of the stream, and OSError.
         """
         while True:
             wanted = len(self._sought) - len(self._found) or self._reader.wanted
@@ -111,7 +113,7 @@ class Channel:
             if flags & socket.MSG_CTRUNC:
                 close_all(descriptors)
                 # there is space for all that a message can have
-                raise ProtocolError("descriptors were lost: this process may open no more, or may not have one of them")
+                raise ProtocolError("descriptors were lost: this process is at its limit, or may not have one of them")
             if not data:
                 close_all(descriptors)
                 raise PeerClosed
@@ -127,17 +129,19 @@ class Channel:
                 return frame
 
     def seek(self, header: bytes) -> None:
-        """Throw away what comes before ``header``, which begins the next frame: where the stream stands is not known,
-        since another process has read from it."""
+        """Throw away what comes before ``header``, with which the next frame begins.
+
+        This finds the start of a frame in a stream from which another process has read, up to an unknown place.
+        """
         self._sought = header
 
     @property
     def seeking(self) -> bool:
-        """Whether what was sought has not come yet."""
+        """Whether the header given to ``seek`` has not come yet."""
         return bool(self._sought)
 
     def _seen(self, data: bytes) -> bool:
-        """Whether ``data`` ends what is sought; never more is read than may be its rest."""
+        """Whether ``data`` completes the header that is sought. The caller never reads more than its missing bytes."""
         found = self._found + data
         while not self._sought.startswith(found):
             found = found[1:]
@@ -146,12 +150,14 @@ class Channel:
 
     @property
     def half(self) -> tuple[bytes, tuple[Descriptor, ...]]:
-        """What was received of a message that is not whole; its descriptors stay this object's."""
+        """The bytes and descriptors received of a message that is not complete. This object still owns them."""
         return self._reader.half
 
     def resume(self, data: bytes, descriptors: Sequence[Descriptor]) -> None:
-        """Go on from what another process had received of a message; the descriptors are this object's from then on.
-        Raises ProtocolError if that is whole, or is none."""
+        """Continue with the part of a message that another process received; this object then owns the descriptors.
+
+        Raises ProtocolError if that part is a complete message or is no message.
+        """
         while data:
             now, data = data[: self._reader.wanted], data[self._reader.wanted :]
             if self._reader.feed(now, descriptors) is not None:
@@ -161,7 +167,7 @@ class Channel:
     def send(self, data: bytes, descriptors: Sequence[Descriptor] = ()) -> None:
         """Send a frame now, or keep it (with duplicates of its descriptors) until ``flush``.
 
-        Raises ProtocolError if the peer has left too much unread, OSError if it is gone.
+        Raises ProtocolError if the peer has left too many messages unread, and OSError if the peer has closed its end.
         """
         self._send(data, descriptors)
         if self.trace is not None:
@@ -179,18 +185,18 @@ class Channel:
 
     @property
     def hung_up(self) -> bool:
-        """Whether the peer has closed its end, even if something it sent before is still unread."""
+        """Whether the peer has closed its end, even if something that it sent before is still unread."""
         poller = select.poll()
         poller.register(self._socket, select.POLLRDHUP)
         return bool(poller.poll(0))
 
     @property
     def backlog(self) -> bool:
-        """Whether something waits for ``flush``."""
+        """Whether ``flush`` has something to send."""
         return bool(self._outbox)
 
     def flush(self) -> None:
-        """Send what waits, as far as the peer reads it. Raises OSError if it is gone."""
+        """Send what was kept, as far as the peer reads it. Raises OSError if the peer has closed its end."""
         while self._outbox:
             data, descriptors = self._outbox[0]
             sent = self._try(data, [descriptor.fileno() for descriptor in descriptors])
@@ -215,11 +221,12 @@ class Channel:
         return not self._outbox and not self._reader.half[0]
 
     def exchange(self, data: bytes, answer: bytearray, deadline: float, *, asleep: bool = False) -> bool:
-        """Send ``data`` and wait until ``answer`` is filled or ``time.monotonic()`` reaches ``deadline``. ``asleep``:
-        from the first moment, as one must who has priority on the core where the peer runs.
+        """Send ``data`` and wait until ``answer`` is filled or ``time.monotonic()`` reaches ``deadline``.
 
-        Returns whether the answer came whole; after ``False`` its bytes are still due on this channel. For prepared
-        buffers on a quiet channel. Raises PeerClosed and OSError.
+        Returns whether the answer came; after ``False`` its bytes are still due on this channel. ``asleep``: sleep from
+        the beginning instead of polling, as a thread must that has priority on the core where the peer runs. The
+        channel must be ``quiet``. Raises ProtocolError if the peer does not read or sends half an answer, PeerClosed
+        and OSError.
         """
         sock = self._socket
         view = memoryview(data)
@@ -249,7 +256,7 @@ class Channel:
         return True
 
     def hang_up(self) -> None:
-        """``close``, and have the peer see the end whoever has a duplicate."""
+        """Close, and have the peer see the end of the stream even if another process has a duplicate."""
         hang_up(self._socket, self.peer_pid)
         self.close()
 
@@ -263,8 +270,10 @@ class Channel:
 
 
 def listen(path: Path, mode: int = 0o600) -> socket.socket:
-    """A listening socket at ``path``, in the place of one that a dead process left: there is one at any time. Raises
-    BrokerError."""
+    """Return a listening socket at ``path``. It replaces the socket that a dead process left, without a gap.
+
+    ``mode`` is the mode of the socket's file. Raises BrokerError.
+    """
     made = path.with_name(f".{os.getpid()}")
     try:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -293,7 +302,7 @@ def _wait(sock: socket.socket, event: int, deadline: float) -> bool:
 
 
 def adopt(ancillary: list[tuple[int, int, bytes]], sender: int = 0) -> list[OwnedFd]:
-    """Own every received descriptor before anything else can fail."""
+    """Return an owner for every received descriptor, before anything else can fail. ``sender`` is as in OwnedFd."""
     descriptors = []
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

@@ -1,7 +1,7 @@
-"""Guest memory as far as the broker looks into it: two 16-bit indices of each ring, and its own scratch memory.
+"""Guest memory, of which the broker reads two 16-bit indices of each ring, and the broker's own scratch memory.
 
-Reading is done with pread(2), never through a mapping: a guest's QEMU can truncate the file at any time, and a load
-from a truncated mapping would kill the broker (SIGBUS).
+Guest memory is read with pread(2), never through a mapping: the guest's QEMU can truncate the file at any time, and a
+load from a truncated mapping would kill the broker (SIGBUS).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _INDEX_OFFSET = 2  # behind the flags, in both rings (virtio 1.2, 2.7.6 and 2.7.
 class Indices:
     """A ring's two indices, modulo 2**16: what the guest has offered and what the back end has given back.
 
-    ``None``: the memory cannot be read.
+    An index is ``None`` if the memory cannot be read, or if no consistent pair could be read (``indices``).
     """
 
     available: int | None
@@ -37,8 +37,11 @@ class Indices:
 
 
 def indices(regions: Sequence[Region], ring: Ring) -> Indices:
-    """Both as of one moment. Of a ring that never stands still for as long as that takes only the used index is told:
-    two that do not belong together look as if two back ends wrote to it."""
+    """Return both indices as they were at one moment.
+
+    If the used index changes during each of several attempts, only the used index is returned: two indices from
+    different moments would look as if two back ends wrote to the ring.
+    """
     if ring.address is None:
         return Indices(None, None)
     for _ in range(_LOOKS):
@@ -56,12 +59,12 @@ def has_pending_tx(state: GuestState) -> bool:
 
 
 def transmit(state: GuestState) -> dict[int, Indices]:
-    """Where the transmit rings stand that the guest has enabled."""
+    """Return the indices of the started and enabled transmit rings, by ring."""
     return {index: indices(state.memory, ring) for index, ring in _transmit(state)}
 
 
 def taken(state: GuestState) -> dict[int, int | None]:
-    """The used indices of the same rings."""
+    """Return the used indices of the started and enabled transmit rings, by ring."""
     return {index: _index(state.memory, ring.address.used) for index, ring in _transmit(state) if ring.address}
 
 
@@ -81,9 +84,12 @@ def _index(regions: Sequence[Region], start: int) -> int | None:
 
 
 def _read(fd: int, offset: int) -> int | None:
-    """A 16-bit word of a file. Never blocks: only shared memory and huge pages have seals (mm/memfd.c), and of another
-    file, such as one on a disk, what is in memory is read. Raises OSError if that has to be waited for, or if the
-    file's kind promises nothing (FUSE, NFS)."""
+    """Return the 16-bit word at ``offset`` of a file, or ``None`` behind its end. This never blocks.
+
+    Shared memory and huge pages can be read without waiting; only they have seals (mm/memfd.c). Another regular file,
+    such as one on a disk, is read with RWF_NOWAIT, which reads what is in memory. Raises OSError if the read would have
+    to wait, and for a kind of file that does not support the flag (FUSE, NFS).
+    """
     try:
         fcntl.fcntl(fd, fcntl.F_GET_SEALS)
         flags = 0
@@ -97,7 +103,7 @@ def _read(fd: int, offset: int) -> int | None:
 
 
 def make_scratch() -> OwnedFd:
-    """Zeroed shared memory of SCRATCH_SIZE bytes. Sealed against shrinking: it is mapped by two switches."""
+    """Return zeroed shared memory of SCRATCH_SIZE bytes, sealed against shrinking because two switches map it."""
     fd = OwnedFd(os.memfd_create("ovs-hotswap-scratch", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
     try:
         os.ftruncate(fd.fileno(), SCRATCH_SIZE)
@@ -109,10 +115,12 @@ def make_scratch() -> OwnedFd:
 
 
 def make_safe(message: messages.Message) -> None:
-    """A call or kick must be an eventfd, and writing to it must not block, whatever the guest's QEMU made of it:
-    writing to anything else, such as a full pipe, could block or do harm. Memory must be what a switch can map: a
-    socket could not be handed to a next broker if others are under way in it (unix(7), ETOOMANYREFS). Raises
-    ProtocolError."""
+    """Check the descriptors of a message from QEMU, and set O_NONBLOCK on a call or kick.
+
+    A call or kick must be an eventfd: writing to anything else, such as a full pipe, could block or do harm. Memory
+    must be something that a switch can map: a socket could not be passed to the next broker while other descriptors
+    are in flight in it (unix(7), ETOOMANYREFS). Raises ProtocolError.
+    """
     body, name = message.body, message.request.name
     if isinstance(body, messages.MemoryTable):
         for number, region in enumerate(body.regions):

@@ -1,7 +1,8 @@
-"""What a VM's QEMU asked for. Pure.
+"""The record of what a VM's QEMU has asked for. This module is pure.
 
-``GuestState`` is the record of one VM: everything its QEMU said that a new back end has to hear. ``apply_message``
-takes one message into it and says which reply QEMU is due. ``reconcile`` makes a back end agree with the record.
+``GuestState`` is the record of one VM: everything from its QEMU that a new back end has to be sent. ``apply_message``
+applies one message to the record and says which reply is due to QEMU. ``reconcile`` makes a back end agree with the
+record.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from ovs_hotswap.vhostuser.unsupported import CHANGES_MESSAGES, protocol_feature
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a back end can do: virtio features, protocol features, queue pairs."""
+    """What a back end can do: virtio feature bits, protocol feature bits, number of queue pairs."""
 
     features: int
     protocol_features: int
     queue_pairs: int
 
     def masked(self) -> Offer:
-        """The part of it that the broker can carry."""
+        """Return the part of the offer that the broker can carry."""
         return Offer(
             self.features & messages.CARRIED_FEATURES,
             self.protocol_features & messages.CARRIED_PROTOCOL_FEATURES,
@@ -42,7 +43,10 @@ class Offer:
 
 
 def offer_to_guest(offers: Iterable[Offer], withheld: int, queues: int | None) -> Offer:
-    """What all of at least one back end can do, without some feature bits and no more than ``queues`` queue pairs."""
+    """Return what all the back ends (one at least) can do.
+
+    The feature bits in ``withheld`` are left out. ``queues`` limits the number of queue pairs, unless it is ``None``.
+    """
     common = reduce(Offer.common, offers)
     pairs = common.queue_pairs if queues is None else min(common.queue_pairs, queues)
     return Offer(common.features & ~withheld, common.protocol_features, pairs)
@@ -50,25 +54,25 @@ def offer_to_guest(offers: Iterable[Offer], withheld: int, queues: int | None) -
 
 @dataclass(frozen=True, slots=True)
 class VringFd:
-    """A kick or call: said or not, and the descriptor, if there is one."""
+    """A kick or call of a ring: whether QEMU has sent the message (``said``), and the descriptor, if it had one."""
 
     said: bool = False
     descriptor: Descriptor | None = None
 
     @property
     def key(self) -> tuple[bool, int]:
-        """Tells two of them apart without looking into the descriptor."""
+        """A value that differs between two descriptors, so that nothing has to look into them."""
         return self.said, -1 if self.descriptor is None else self.descriptor.serial
 
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """One ring as QEMU described it. ``kick`` said means started (spec, *Ring states*).
+    """One ring as QEMU described it. A ring whose ``kick`` was sent is started (spec, *Ring states*).
 
-    ``base`` is where a back end is to begin, ``None``: where the used index in the guest's memory is. ``life`` counts
-    how often the ring was stopped, by GET_VRING_BASE or because it was described anew while it was started; a back end
-    that serves an earlier life stops the ring and begins anew. ``anew``: it was described anew, and neither kicked,
-    enabled nor disabled since.
+    ``base`` is the index at which a back end is to begin; ``None`` stands for the used index in the guest's memory.
+    ``life`` counts how often the ring was stopped, by GET_VRING_BASE or because QEMU described it again while it was
+    started. A back end that serves an earlier life has to stop the ring and start it again. ``anew``: QEMU described
+    the ring again while it was started, and has neither kicked, enabled nor disabled it since.
     """
 
     size: int | None = None
@@ -86,22 +90,27 @@ class Ring:
 
     @property
     def stopped(self) -> Ring:
-        """The ring after its front end has stopped it."""
+        """Return the ring after its front end has stopped it."""
         return Ring(base=None, enabled=self.enabled, life=self.life + 1)
 
     @property
     def again(self) -> Ring:
-        """The ring begun anew: where its front end has said, if that has just described it, else where it stands."""
+        """Return the ring started again, as a new life.
+
+        It begins at the base that its front end gave, if the front end has just described it; otherwise at the used
+        index in the guest's memory.
+        """
         return replace(self, base=self.base if self.anew else None, life=self.life + 1)
 
     def described(
         self, *, size: int | None = None, address: RingAddress | None = None, base: int | None = None
     ) -> Ring:
-        """The ring with a part of its description.
+        """Return the ring with a new part of its description: ``size`` in entries, ``address`` or ``base``.
 
-        A started ring need not be stopped with GET_VRING_BASE before it is described again (Cloud Hypervisor resets a
-        device without it): whoever serves it has to stop, or goes on at an index that the new ring does not have. Only
-        another place or log of the ring is no new life: QEMU sends that while the ring runs, when a migration starts.
+        A front end may describe a started ring again without stopping it by GET_VRING_BASE (Cloud Hypervisor resets a
+        device so). Then this is a new life: the back end has to stop the ring, or would continue at an index that the
+        new ring does not have. Only a changed address is no new life: QEMU sends another place or log of a ring while
+        it runs, when a migration starts.
         """
         elsewhere = address is not None and address != self.address
         ring = self if not self.started or elsewhere else replace(self.again, anew=True)
@@ -109,15 +118,18 @@ class Ring:
                        base=ring.base if base is None else base)  # fmt: skip
 
     def kicked(self, kick: VringFd, *, runs: bool) -> Ring:
-        """The ring with its kick. One that is started and does not run, because it is disabled or the device was reset,
-        begins anew with it."""
+        """Return the ring with its kick.
+
+        ``runs`` is false if the ring is disabled or the device was reset. A started ring that does not run begins a new
+        life with the kick.
+        """
         ring = self.again if self.started and not self.anew and not runs else self
         return replace(ring, kick=kick, anew=False)
 
 
 @dataclass(frozen=True)
 class GuestState:
-    """The record of one VM. ``None``: QEMU has not said it."""
+    """The record of one VM. ``None`` in a field: QEMU has not sent it."""
 
     features: int | None = None
     protocol_features: int | None = None
@@ -130,15 +142,18 @@ class GuestState:
 
     @cached_property
     def started(self) -> tuple[int, ...]:
-        """Indices of the rings that a back end serves."""
+        """The indices of the rings that are started, and therefore served by a back end."""
         return tuple(index for index, ring in enumerate(self.rings) if ring.started)
 
     def ring(self, index: int) -> Ring:
         return self.rings[index] if index < len(self.rings) else Ring()
 
     def enabled(self, index: int) -> bool:
-        """Whether a back end processes the ring once it is started. Without PROTOCOL_FEATURES there is no message for
-        it, and a ring is enabled from its start (spec, *Ring states*)."""
+        """Whether a back end processes the ring once it is started.
+
+        Without PROTOCOL_FEATURES there is no message that enables a ring, and each is enabled from its start (spec,
+        *Ring states*).
+        """
         said = self.ring(index).enabled
         return not (self.features or 0) >> messages.Feature.PROTOCOL_FEATURES & 1 if said is None else said
 
@@ -148,7 +163,7 @@ class GuestState:
         return replace(self, rings=tuple(rings))
 
     def descriptors(self) -> Iterator[Descriptor]:
-        """All descriptors that the record owns."""
+        """Yield all descriptors that the record owns."""
         for region in self.memory:
             yield region.descriptor
         for ring in self.rings:
@@ -160,8 +175,12 @@ class GuestState:
 
 
 class ReplyDue(enum.Enum):
-    """What QEMU is owed for a message. NOW: ``value`` at once. BASE: ring ``index``'s base, once the owner has stopped
-    it. SETTLED: an acknowledgement once the back ends have taken the change. RARP: pass on to the owner."""
+    """The reply that is due to QEMU for a message.
+
+    NOTHING: no reply. NOW: ``value``, at once. BASE: the base of ring ``index``, after the owner has stopped it.
+    SETTLED: an acknowledgement, after the back ends have applied the change. RARP: no reply; the broker passes the
+    message on to the owner.
+    """
 
     NOTHING = enum.auto()
     NOW = enum.auto()
@@ -172,8 +191,11 @@ class ReplyDue(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class MessageEffect:
-    """What came of one message. ``surplus``: descriptors nobody needs any more, to be closed. ``remark``: what to tell
-    the operator about it."""
+    """The effect of one message: the record after it, and the reply that is due.
+
+    ``surplus``: descriptors that are no longer needed, for the caller to close. ``remark``: what the operator should
+    know about the message.
+    """
 
     state: GuestState
     answer: ReplyDue = ReplyDue.NOTHING
@@ -184,11 +206,11 @@ class MessageEffect:
 
 
 def apply_message(state: GuestState, message: messages.Message, offer: Offer) -> MessageEffect:
-    """Take one message from QEMU into the record.
+    """Apply one message from QEMU to the record.
 
-    ``offer`` is what QEMU was or will be offered. Raises ProtocolError if QEMU acknowledges what was not offered, names
-    a ring beyond the queue pairs offered (each can hold two descriptors of the broker's) or memory that it did not
-    share; the record is then as before, and the message's descriptors are the caller's.
+    ``offer`` is what QEMU was or will be offered. Raises ProtocolError if QEMU acknowledges what was not offered, or
+    names memory that it did not share, or a ring beyond the queue pairs offered (each ring can hold two of the broker's
+    descriptors). The record is then as before, and the caller owns the message's descriptors.
     """
     if (ring := message.ring) is not None and ring >= 2 * offer.queue_pairs:
         raise ProtocolError(f"{message.request.name}: ring {ring} of {offer.queue_pairs} queue pairs")
@@ -232,13 +254,13 @@ def _features(state: GuestState, message: messages.Message, offer: Offer) -> Mes
         raise ProtocolError(f"SET_FEATURES: not offered: {', '.join(messages.feature_names(extra))}")
     rings = state.rings
     if ((state.features or 0) ^ value) & ~(1 << messages.Feature.LOG_ALL):
-        # A running device takes no other features (DPDK's ``vhost_user_set_features``): its rings begin anew.
+        # A running device accepts no other features (DPDK's ``vhost_user_set_features``): its rings are started again.
         rings = tuple(ring.again if ring.started else ring for ring in rings)
     return MessageEffect(replace(state, features=value, rings=rings))
 
 
 def _protocol_features(state: GuestState, message: messages.Message, offer: Offer) -> MessageEffect:
-    """Features that were not offered are left out, and are not missed before they are used."""
+    """Leave out features that were not offered: that matters only if the front end uses them, which is then refused."""
     value = _number(message)
     extra = value & ~offer.protocol_features
     names = f"SET_PROTOCOL_FEATURES: not offered: {protocol_feature_names(extra)} ({extra:#x})"
@@ -253,7 +275,7 @@ def _owner(state: GuestState, _: messages.Message, offer: Offer) -> MessageEffec
 
 
 def _reset_owner(state: GuestState, _: messages.Message, offer: Offer) -> MessageEffect:
-    """Deprecated (spec, RESET_OWNER): stops and disables every ring."""
+    """Stop and disable every ring. The request is deprecated (spec, RESET_OWNER)."""
     lines = [line for ring in state.rings for line in (ring.kick, ring.call)]
     surplus = tuple(line.descriptor for line in lines if line.descriptor is not None)
     rings = tuple(replace(ring.stopped, enabled=None if ring.enabled is None else False) for ring in state.rings)
@@ -289,7 +311,10 @@ def _ring_enable(state: GuestState, message: messages.Message, offer: Offer) -> 
 
 
 def ring_parts(size: int) -> tuple[int, int, int]:
-    """Bytes of a split ring's descriptor table, available ring and used ring with event index (virtio 1.2, 2.7)."""
+    """Return the bytes of a split ring's descriptor table, available ring and used ring (virtio 1.2, 2.7).
+
+    ``size`` is the number of entries. Both rings are counted with the event index.
+    """
     return 16 * size, 6 + 2 * size, 6 + 8 * size
 
 
@@ -297,7 +322,7 @@ def _ring_address(state: GuestState, message: messages.Message, offer: Offer) ->
     assert isinstance(message.body, messages.RingPlace)
     index, at = message.body.index, message.body.address
     ring = state.ring(index)
-    # A back end answers OK for addresses it cannot translate and then never serves the ring: look here.
+    # A back end answers OK for addresses that it cannot translate, and then never serves the ring: so they are checked.
     for part, start, length in zip(
         ("descriptor table", "available ring", "used ring"),
         (at.descriptors, at.available, at.used),
@@ -329,7 +354,7 @@ def _ring_call(state: GuestState, message: messages.Message, offer: Offer) -> Me
 
 
 def _ring_error(state: GuestState, message: messages.Message, offer: Offer) -> MessageEffect:
-    """Not kept: DPDK closes the descriptor unused (``vhost_user_set_vring_err``)."""
+    """Do not keep the descriptor: DPDK closes it unused (``vhost_user_set_vring_err``)."""
     assert isinstance(message.body, messages.RingDescriptor)
     return MessageEffect(state, surplus=() if message.body.descriptor is None else (message.body.descriptor,))
 
@@ -361,16 +386,19 @@ def _mtu(state: GuestState, message: messages.Message, offer: Offer) -> MessageE
 def _log_base(state: GuestState, message: messages.Message, offer: Offer) -> MessageEffect:
     assert isinstance(message.body, messages.DirtyLog)
     if not offer.protocol_features >> messages.ProtocolFeature.LOG_SHMFD & 1:
-        # Nobody would write the log, and the migration for which it is would lose what the guest received.
+        # No back end would write the log, and the migration that uses it would lose what the guest received.
         raise ProtocolError("SET_LOG_BASE: protocol feature LOG_SHMFD is not offered")
     surplus = () if state.log is None else (state.log.descriptor,)
     return MessageEffect(replace(state, log=message.body), ReplyDue.SETTLED, surplus=surplus)
 
 
 def _unused_descriptor(state: GuestState, message: messages.Message, offer: Offer) -> MessageEffect:
-    """Not kept. DPDK closes that of SET_LOG_FD unused (``vhost_user_set_log_fd``). The channel for a back end's
-    requests is for what nobody sends, and the buffer for inflight descriptors is not needed: DPDK finds its place in a
-    split ring by the used index."""
+    """Do not keep the descriptor.
+
+    DPDK closes the descriptor of SET_LOG_FD unused (``vhost_user_set_log_fd``). The channel of SET_BACKEND_REQ_FD is
+    for requests that no back end sends here. The buffer of SET_INFLIGHT_FD is not needed: DPDK finds its place in a
+    split ring by the used index.
+    """
     assert isinstance(message.body, messages.OneDescriptor)
     return MessageEffect(state, surplus=(message.body.descriptor,))
 

@@ -1,6 +1,6 @@
-"""The hand-over: one VM's rings pass from one back end to the other.
+"""The handover: one VM's rings pass from one back end to the other.
 
-All buffers are built by ``prepare``; ``swap`` is system calls only. Between the first and the last of them the guest
+``prepare`` builds all buffers; ``swap`` is system calls only. Between the first and the last of these calls the guest
 has no back end, so nothing is allocated, logged or decided there that can be done before or after.
 """
 
@@ -22,17 +22,18 @@ from ovs_hotswap.vhostuser.call_signals import Calls, signaller
 from ovs_hotswap.vhostuser.channel import PeerClosed
 from ovs_hotswap.vhostuser.messages import Request, RingAddress
 
-TURN = 16  # bytes of a notify pipe that a turn of DPDK's thread takes (lib/vhost/fd_man.c, ``fdset_pipe_read_cb``)
+TURN = 16  # bytes of a notify pipe that a turn of DPDK's thread reads (lib/vhost/fd_man.c, ``fdset_pipe_read_cb``)
 
-Threads = Mapping[Side, MessageThread]  # those that are known
+Threads = Mapping[Side, MessageThread]  # without a side whose thread is not known
 
 
 class Outcome(enum.Enum):
     """How a swap ended.
 
-    MOVED: both fences answered. KEPT: the old side did not confirm in time; it was given its rings back and is still
-    the only one that may use them. OLD_GONE: the old side hung up; whether it is off the rings is not known.
-    UNPROVEN: the new side has been given the rings and did not confirm in time. NEW_GONE: it hung up.
+    MOVED: both fences were answered. KEPT: the old side did not confirm in time; it was given its rings back and is
+    still the only side that may use them. OLD_GONE: the old side hung up; whether it is off the rings is not known.
+    UNPROVEN: the new side was given the rings and did not confirm in time. NEW_GONE: the new side was given the rings
+    and hung up.
     """
 
     MOVED = enum.auto()
@@ -44,8 +45,11 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """Outcome and the broker's clock: ``give_us`` until the old side was off the rings, ``take_us`` from there until
-    the new side had them. ``give_us`` is 0 where there was no old side."""
+    """The outcome of a swap and how long it took by the broker's clock, in microseconds.
+
+    ``give_us`` is the time until the old side was off the rings, or 0 if there was no old side; ``take_us`` is the time
+    from then until the new side had the rings.
+    """
 
     outcome: Outcome
     give_us: float = 0.0
@@ -58,7 +62,11 @@ class Swap:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A hand-over ready to run. ``old`` is ``None`` where nobody holds the rings; ``keep`` gives them back to it."""
+    """A handover that is ready to run.
+
+    ``old`` is ``None`` if no side holds the rings. ``park`` takes the rings from ``old``, ``keep`` gives them back to
+    it, and ``take`` gives them to ``new``.
+    """
 
     old: SwitchConnection | None
     new: SwitchConnection
@@ -76,8 +84,12 @@ def prepare(
     take: Mapping[int, RingAddress],
     calls: Sequence[int],
 ) -> Prepared:
-    """Build every buffer. ``park`` and ``take`` are the places of the same rings: where the old side is to wait, and
-    where the guest has them. Both links must be quiet, and ``new`` must have the rings started."""
+    """Build every buffer of a handover.
+
+    ``park`` and ``take`` are addresses of the same rings: where the old side is to be parked, and where the guest has
+    them. ``calls`` are the call eventfds to signal afterwards. Both connections must be quiet, and the rings must be
+    started on ``new``.
+    """
     taken, answer, signals = new.placed(take), bytearray(FENCE_ANSWER_SIZE), signaller().calls(calls)
     if old is None:
         return Prepared(None, new, taken, taken, taken, signals, answer)
@@ -88,12 +100,13 @@ def prepare(
 def swap(
     ready: Prepared, timeout: float, threads: Threads, *, one_core: bool = False, waiter: int | None = None
 ) -> Swap:
-    """Run a prepared hand-over; each of its two waits ends after ``timeout`` seconds. ``one_core``: this thread and
-    both sides' are on one core, ranked as ``priority.Rank`` has it; ``waiter``: the new side's, if that has
-    ``Rank.WAITS``.
+    """Run a prepared handover. Each of its two waits ends after ``timeout`` seconds.
 
-    The order is the safety: the new side is sent the guest's addresses only after the old side's fence has been
-    answered. On KEPT two fences of the old side are unanswered, on UNPROVEN one of the new side.
+    ``one_core``: this thread and the message threads of both sides run on one core, with the priorities of
+    ``priority.Rank``. ``waiter`` is the message thread of the new side, if it has ``Rank.WAITS``.
+
+    The order makes this safe: the new side is sent the guest's addresses only after the old side has answered its
+    fence. After KEPT, two fences of the old side are unanswered; after UNPROVEN, one of the new side is.
     """
     clock = time.monotonic
     if ready.old is not None:
@@ -102,7 +115,7 @@ def swap(
     if ready.old is not None:
         try:
             if not fenced(ready.old, ready.park, ready.answer, start + timeout, asleep=one_core):
-                # Sent behind the parking addresses on the same stream: whatever happens, the guest's come last.
+                # Sent behind the parking addresses on the same stream, so the guest's addresses always come last.
                 ready.old.channel.send(ready.keep.data)
                 return Swap(Outcome.KEPT, give_us=(clock() - start) * 1e6)
         except (OSError, PeerClosed, ProtocolError):
@@ -116,7 +129,7 @@ def swap(
     except (OSError, PeerClosed, ProtocolError):
         return Swap(Outcome.NEW_GONE, give_us=(middle - start) * 1e6)
     end = clock()
-    if one_core and confirmed:  # a thread that has not answered may spin, and would never let this one run
+    if one_core and confirmed:  # a thread that has not answered may spin, and would keep this one from running
         set_own_rank(Rank.AFTER)
     ready.calls.signal()  # see ``notify``
     outcome = Outcome.MOVED if confirmed else Outcome.UNPROVEN
@@ -124,18 +137,23 @@ def swap(
 
 
 def _prime_notify_pipe(thread: MessageThread | None, fence: FencedMessages, one_core: bool) -> None:
-    """Shorten the turns that a switch's thread is about to make for these messages; on another core also the one in
-    which it may find that they have not come yet."""
+    """Shorten the turns that a switch's message thread is about to make for these messages.
+
+    On another core this includes the turn in which the thread may find that the messages have not come yet.
+    """
     if thread is not None and thread.pipe is not None:
-        with contextlib.suppress(OSError):  # full: it has what it needs; broken: nobody is there
+        with contextlib.suppress(OSError):  # full: it has what it needs; broken: the switch has ended
             os.write(thread.pipe, bytes(TURN * (fence.count + (not one_core))))
 
 
 def fenced(
     link: SwitchConnection, fence: FencedMessages, answer: bytearray, deadline: float, *, asleep: bool = False
 ) -> bool:
-    """Whether the messages were answered in time; ``asleep`` as in ``Channel.exchange``. Raises what that does, and
-    ProtocolError if something else than the answer came: then nothing is proven."""
+    """Send ``fence`` and return whether it was answered in time.
+
+    ``deadline``, ``asleep`` and the errors are those of ``Channel.exchange``. Also raises ProtocolError if something
+    other than the answer came: then nothing is proven.
+    """
     if not link.channel.exchange(fence.data, answer, deadline, asleep=asleep):
         return False
     if not answer.startswith(fence.answer_header):
@@ -146,9 +164,9 @@ def fenced(
 
 
 def notify(calls: Sequence[int]) -> None:
-    """Signal each call eventfd, as if the back end had: a guest looks at its rings and finds what there is.
+    """Signal each call eventfd, as if the back end had: the guest looks at its rings and finds what is there.
 
-    DPDK remembers across an address swap up to which index it has signalled (``signalled_used``), and may skip an
-    interrupt that the guest waits for; a signal too many does no harm.
+    DPDK remembers across a change of addresses up to which index it has signalled (``signalled_used``), and may skip an
+    interrupt for which the guest waits. One signal too many does no harm.
     """
     signaller().calls(calls).signal()

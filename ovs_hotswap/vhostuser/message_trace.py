@@ -1,4 +1,4 @@
-"""Every vhost-user message of one connection in the log, at level debug.
+"""Writes every vhost-user message of one connection to the log, at level debug.
 
 A connection has a trace only if the log shows that level when the connection is made, so that without it each message
 costs the test of one attribute. Messages of a handover itself pass by another way (``Channel.exchange``), which has no
@@ -15,26 +15,26 @@ from ovs_hotswap.vhostuser.messages import HEADER, REPLY, U64, VRING_INDEX_MASK,
 log = logging.getLogger(__name__)
 
 _NAMES = {int(request): request.name for request in Request}
-# The first number of their payload is a ring, or a ring in its lowest byte.
+# Requests whose payload begins with the index of a ring, and requests that have the index in its lowest byte.
 _BY_INDEX = {Request.SET_VRING_NUM, Request.SET_VRING_ADDR, Request.SET_VRING_BASE, Request.GET_VRING_BASE,
              Request.SET_VRING_ENABLE}  # fmt: skip
 _BY_BYTE = {Request.SET_VRING_KICK, Request.SET_VRING_CALL, Request.SET_VRING_ERR}
 
 
 class MessageTrace:
-    """Writes the messages of one connection of VM ``vm``. ``peer``: who is at the other end."""
+    """Writes the messages of one connection of VM ``vm``. ``peer`` names the other end."""
 
     def __init__(self, vm: str, peer: str) -> None:
         self._vm, self._peer = vm, peer
 
     def sent(self, data: bytes, descriptors: int) -> None:
-        """``data`` may be several messages; the descriptors go with the first."""
+        """Write the messages in ``data``. The number of descriptors is written with the first of them."""
         for text in _described(data):
             log.debug("vm %s: to %s: %s, descriptors: %d", self._vm, self._peer, text, descriptors)
             descriptors = 0
 
     def exchanged(self, data: bytes) -> None:
-        """``data`` was sent by a handover that is over, and its answer was awaited there."""
+        """Write the messages in ``data``, which a finished handover sent, awaiting the answer itself."""
         for text in _described(data):
             log.debug("vm %s: to %s in the handover: %s", self._vm, self._peer, text)
 
@@ -44,7 +44,7 @@ class MessageTrace:
 
 
 def message_trace(vm: str, peer: str) -> MessageTrace | None:
-    """The trace of a new connection, or ``None`` if the log does not show it."""
+    """Return the trace for a new connection, or ``None`` if the log does not show level debug."""
     return MessageTrace(vm, peer) if log.isEnabledFor(logging.DEBUG) else None
 
 

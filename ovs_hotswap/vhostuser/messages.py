@@ -1,11 +1,11 @@
 """The vhost-user wire format, without I/O.
 
-Source of every number: QEMU ``docs/interop/vhost-user.rst`` and ``lib/vhost/vhost_user.h`` of DPDK. Integers are in the
-host's byte order, which is little endian on every machine this program supports.
+The sources of all numbers are QEMU's ``docs/interop/vhost-user.rst`` and DPDK's ``lib/vhost/vhost_user.h``. Integers
+are in the host's byte order, which is little endian on every machine that this program supports.
 
 ``FrameReader`` cuts a byte stream into frames; ``parse`` turns a frame into a typed ``Message``; the functions below
-it build frames. Descriptors travel beside the bytes as objects with a ``serial`` (``Descriptor``): this module never
-looks into them.
+``parse`` build frames. Descriptors travel beside the bytes as objects with a ``serial`` (``Descriptor``); this module
+never looks into them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VERSION_MASK = 0x3
 REPLY = 0x4
 NEED_REPLY = 0x8
 
-MAX_PAYLOAD = 4096  # the largest message carried here is a memory table: 264 bytes
+MAX_PAYLOAD = 4096  # bytes; the largest message carried here is a memory table: 264 bytes
 MAX_REGIONS = 8  # VHOST_MEMORY_BASELINE_NREGIONS (QEMU), VHOST_MEMORY_MAX_NREGIONS (DPDK)
 MAX_RINGS = 256  # VHOST_MAX_VRING (DPDK): 128 queue pairs
 MAX_RING_SIZE = 32768  # virtio 1.2, 2.7
@@ -42,7 +42,7 @@ VRING_NO_FD = 0x100
 
 
 class Descriptor(Protocol):
-    """A received file descriptor, owned by whoever holds the object. ``serial`` never repeats within a process."""
+    """A received file descriptor, owned by the holder of the object. ``serial`` never repeats within a process."""
 
     @property
     def serial(self) -> int: ...
@@ -52,7 +52,7 @@ class Descriptor(Protocol):
 
 
 class Request(enum.IntEnum):
-    """Front end to back end."""
+    """The requests that a front end sends to a back end, as far as the broker carries them."""
 
     GET_FEATURES = 1
     SET_FEATURES = 2
@@ -139,14 +139,14 @@ CARRIED_PROTOCOL_FEATURES = sum(1 << bit for bit in ProtocolFeature)
 
 
 def feature_names(bits: int) -> list[str]:
-    """Names of the set bits, lowest first; ``bit 34`` for one without a name here."""
+    """Return the names of the set bits, lowest first; a bit without a name here is called ``bit 34``."""
     known = {int(bit): bit.name for bit in Feature}
     return [known.get(bit, f"bit {bit}") for bit in range(64) if bits >> bit & 1]
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One memory region: guest physical address, size, address in QEMU, offset in the descriptor; all in bytes."""
+    """One memory region: guest physical address, size, address in QEMU and offset in the descriptor, in bytes."""
 
     guest_address: int
     size: int
@@ -163,7 +163,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class RingAddress:
-    """Where a split ring lies, in QEMU's address space. ``flags`` bit 0: log writes to the used ring at ``log``."""
+    """Where a split ring lies in QEMU's address space. Bit 0 of ``flags``: log writes to the used ring at ``log``."""
 
     flags: int
     descriptors: int
@@ -198,7 +198,7 @@ class RingPlace:
 
 @dataclass(frozen=True, slots=True)
 class RingDescriptor:
-    """``descriptor`` is ``None`` where the front end sent none on purpose (poll instead of kick, no call)."""
+    """A kick, call or error eventfd of a ring. ``None``: the front end sent none on purpose (poll instead of kick)."""
 
     index: int
     descriptor: Descriptor | None
@@ -211,7 +211,7 @@ class MemoryTable:
 
 @dataclass(frozen=True, slots=True)
 class DirtyLog:
-    """Shared memory in which a back end marks the pages it wrote: bytes, offset in ``descriptor``."""
+    """Shared memory in which a back end marks the pages that it wrote; size and offset in ``descriptor`` in bytes."""
 
     size: int
     offset: int
@@ -228,7 +228,7 @@ Body = Empty | Number | RingValue | RingPlace | RingDescriptor | MemoryTable | D
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A message before its body is understood."""
+    """A message whose payload has not been parsed yet."""
 
     request: int
     flags: int
@@ -244,15 +244,15 @@ class Message:
 
     @property
     def ring(self) -> int | None:
-        """The ring that it is about, if it is about one."""
+        """The index of the ring that the message is about, or ``None`` if it is about none."""
         return self.body.index if isinstance(self.body, RingValue | RingPlace | RingDescriptor) else None
 
 
 class FrameReader:
     """Cuts a byte stream into frames.
 
-    The kernel delivers descriptors with the first byte of the message they were sent with and never merges bytes
-    beyond it (unix(7)), so whoever feeds this must read at most ``wanted`` bytes at a time.
+    The kernel delivers descriptors with the first byte of the message with which they were sent, and never merges
+    bytes beyond it (unix(7)). The caller must therefore read at most ``wanted`` bytes at a time.
     """
 
     def __init__(self) -> None:
@@ -268,15 +268,15 @@ class FrameReader:
 
     @property
     def half(self) -> tuple[bytes, tuple[Descriptor, ...]]:
-        """What was fed of a message that is not whole: nothing between two messages."""
+        """The bytes and descriptors of a message that is not complete; between two messages there are none."""
         head = b"" if self._header is None else HEADER.pack(*self._header)
         return head + bytes(self._buffer), tuple(self._descriptors)
 
     def feed(self, data: bytes, descriptors: Sequence[Descriptor]) -> Frame | None:
-        """Take what was read, at most ``wanted`` bytes; return a frame when it is whole.
+        """Take what was read, at most ``wanted`` bytes, and return a frame when it is complete, else ``None``.
 
-        Raises ProtocolError for a wrong version, an oversized payload or too many descriptors. The descriptors fed so
-        far then belong to this object until ``close``.
+        Raises ProtocolError for a wrong version, an oversized payload or too many descriptors. The descriptors of the
+        incomplete message belong to this object until ``close``.
         """
         self._buffer += data
         self._descriptors += descriptors
@@ -302,7 +302,7 @@ class FrameReader:
         return frame
 
     def close(self) -> None:
-        """Close the descriptors of a message that never became whole."""
+        """Close the descriptors of a message that was never completed."""
         for descriptor in self._descriptors:
             descriptor.close()
         self._descriptors = []
@@ -435,10 +435,10 @@ _WITH_DESCRIPTORS = {
 
 
 def parse(frame: Frame) -> Message:
-    """Understand a frame that came from a front end.
+    """Return the message in a frame that came from a front end.
 
-    Raises ProtocolError for a request the broker does not carry, a wrong size, a wrong number of descriptors or a
-    value out of range. The frame's descriptors stay the caller's in every case.
+    Raises ProtocolError for a request that the broker does not carry, a wrong size, a wrong number of descriptors or a
+    value out of range. The caller owns the frame's descriptors in every case.
     """
     try:
         request = Request(frame.request)
@@ -486,9 +486,9 @@ def reply(request: Request, payload: bytes = b"") -> bytes:
 
 
 def parse_reply(frame: Frame, expected: Request) -> int | None:
-    """The number in a back end's reply; ``None`` where the reply is empty (SET_LOG_BASE).
+    """Return the number in a back end's reply, or ``None`` if the reply is empty (SET_LOG_BASE).
 
-    GET_VRING_BASE yields the base. Raises ProtocolError if it is no reply or not to ``expected``.
+    For GET_VRING_BASE that is the base. Raises ProtocolError if the frame is no reply to ``expected``.
     """
     if not frame.flags & REPLY or frame.request != expected or frame.descriptors:
         raise ProtocolError(f"answer to {expected.name} expected, got request {frame.request} flags {frame.flags:#x}")

@@ -1,8 +1,8 @@
-"""Who may touch a VM's rings. Pure; the one place where that is decided.
+"""Decides which side may touch a VM's rings. This module is pure, and nothing else decides that.
 
 ``holder`` is the only side whose back end may have the guest's ring addresses. It passes from one side to the other
-only through ``None``, and to ``None`` only with a proof that the holder's back end no longer touches the rings. Two
-holders cannot be written down. ``suspects`` are sides that may still be on the rings from the time of an earlier
+only through ``None``, and it becomes ``None`` only with a proof that the holder's back end no longer touches the rings.
+The data has room for one holder only. ``suspects`` are sides that may still be on the rings from the time of an earlier
 broker, or because a proof contradicted what was known: no side is given the rings before each suspect is proven off.
 """
 
@@ -19,12 +19,12 @@ from ovs_hotswap.model import Side
 class Proof(enum.StrEnum):
     """Why a side is known to be off the rings.
 
-    FENCE: it answered a request sent after its new addresses; DPDK takes each ring's access lock to handle the
-    address message (``vhost_user_msg_handler``), so no PMD is inside the ring when the answer comes.
+    FENCE: the side answered a request that was sent after its new addresses. DPDK takes each ring's access lock to
+    handle the address message (``vhost_user_msg_handler``), so no PMD is inside the ring when the answer comes.
     DEAD: its process has ended (pidfd). A closed connection alone is no proof: DPDK closes the socket *before* it
     destroys the device (``vhost_user_read_cb``, ``rte_vhost_driver_unregister``).
-    RECONNECTED: the same process opened a new connection, which DPDK does after the old device is destroyed.
-    NEVER: it was never given the addresses.
+    RECONNECTED: the same process opened a new connection, which DPDK does after it has destroyed the old device.
+    NEVER: the side was never given the addresses.
     """
 
     FENCE = "fence"
@@ -34,9 +34,13 @@ class Proof(enum.StrEnum):
 
 
 class Certainty(enum.StrEnum):
-    """What is known of the holder. OWNS: confirmed. TAKING: sent, not confirmed. LETTING_GO: asked to, not confirmed.
-    CUT: its connection closed while its process lives. UNKNOWN: a proof contradicted the record, so any side that has
-    been connected may be on the rings; all of them are suspects."""
+    """What is known about the holder.
+
+    ``NOBODY``: there is no holder. ``OWNS``: it has confirmed that it has the addresses. ``TAKING``: it was sent them
+    and has not confirmed. ``LETTING_GO``: it was asked to leave the rings and has not confirmed. ``CUT``: its
+    connection closed while its process lives. ``UNKNOWN``: a proof contradicted the record, so any side that has been
+    connected may be on the rings; all of these are suspects.
+    """
 
     NOBODY = "nobody"
     OWNS = "owns"
@@ -48,10 +52,10 @@ class Certainty(enum.StrEnum):
 
 _BY_THE_PROCESS = frozenset({Proof.DEAD, Proof.RECONNECTED})
 
-# The proofs that free the rings, by what is known of the side before. An answer proves something only of a side that
-# was told to leave the rings before it was asked; the ends of process and connection are seen only after the connection
-# has been dropped; a side that took the rings while the guest had not said anything was given nothing. The first
-# row is about suspects of an earlier broker's time, which are sent the parking addresses before they are asked.
+# The proofs that free the rings, by what is known about the side before. An answer proves something only if the side
+# was sent other addresses before the request. The end of a process or a new connection is seen only after the old
+# connection has been dropped. A side that became the holder before the guest had described its rings was given nothing.
+# The first row is about suspects of an earlier broker's time, which are sent the parking addresses before the request.
 ALLOWED: Mapping[Certainty, Set[Proof]] = {
     Certainty.NOBODY: frozenset(Proof),
     Certainty.TAKING: frozenset({Proof.NEVER}),
@@ -64,7 +68,7 @@ ALLOWED: Mapping[Certainty, Set[Proof]] = {
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """``side`` was proven off the rings by ``proof``."""
+    """The record that ``side`` was proven off the rings by ``proof``."""
 
     side: Side
     proof: Proof
@@ -72,8 +76,11 @@ class Released:
 
 @dataclass(frozen=True, slots=True)
 class Ownership:
-    """``last_proof`` is the proof by which the rings, or a suspect, became free last. It decides nothing, and does not
-    count in comparisons."""
+    """The record of who may touch one VM's rings.
+
+    ``last_proof`` is the latest proof by which the rings, or a suspect, became free. It decides nothing, and
+    comparisons ignore it.
+    """
 
     holder: Side | None = None
     certainty: Certainty = Certainty.NOBODY
@@ -89,7 +96,10 @@ class Ownership:
         return self.holder in (None, side) and self.suspects <= {side}
 
     def grant(self, side: Side) -> Ownership:
-        """About to send the guest's addresses to ``side``. Raises StateUnknown while the other side may have them."""
+        """Return the record to keep before the guest's addresses are sent to ``side``.
+
+        Raises StateUnknown while the other side may have the rings.
+        """
         if not self.free_for(side):
             other = side.other
             raise StateUnknown(
@@ -99,19 +109,22 @@ class Ownership:
         return Ownership(side, Certainty.TAKING, last_proof=self.last_proof)
 
     def confirm(self) -> Ownership:
-        """The holder answered behind the addresses."""
+        """Return the record after the holder has answered its fence behind the addresses."""
         return replace(self, certainty=Certainty.OWNS) if self.holder else self
 
     def letting_go(self) -> Ownership:
         return replace(self, certainty=Certainty.LETTING_GO) if self.holder else self
 
     def cut(self, side: Side) -> Ownership:
-        """The connection to ``side`` closed."""
+        """Return the record after the connection to ``side`` has closed."""
         return replace(self, certainty=Certainty.CUT) if self.holder is side else self
 
     def released(self, side: Side, proof: Proof) -> Ownership:
-        """``side`` is off the rings, and ``proof`` says why. Nothing changes if ``side`` was not on them by this
-        record. Raises ProofRejected if the proof proves nothing in this state (``ALLOWED``)."""
+        """Return the record after ``proof`` has shown that ``side`` is off the rings.
+
+        Nothing changes if ``side`` was not on them according to this record. Raises ProofRejected if the proof proves
+        nothing in this state (``ALLOWED``).
+        """
         if side is not self.holder and side not in self.suspects:
             return self
         known = self.certainty if side is self.holder or self.certainty is Certainty.UNKNOWN else Certainty.NOBODY
@@ -123,9 +136,12 @@ class Ownership:
         return replace(self, suspects=suspects, last_proof=last)
 
     def doubted(self, sides: frozenset[Side]) -> Ownership:
-        """After a proof that was rejected: no side holds the rings, and each of ``sides``, which are all that have been
-        connected, may be on them until its process proves the contrary. Raises ValueError if a side that may be on the
-        rings by this record is left out."""
+        """Return the record after a proof was rejected.
+
+        No side holds the rings, and each of ``sides`` may be on them until its process proves the contrary. ``sides``
+        are all that have been connected. Raises ValueError if they leave out a side that may be on the rings according
+        to this record.
+        """
         if not self.suspects | ({self.holder} - {None}) <= sides:
             raise ValueError(f"left out of {sorted(sides)}: {self}")
         return Ownership(None, Certainty.UNKNOWN if sides else Certainty.NOBODY, sides, self.last_proof)

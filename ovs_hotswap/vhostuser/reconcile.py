@@ -1,12 +1,12 @@
-"""How to make a back end agree with the record of a VM. Pure.
+"""How to make a back end agree with the record of a VM. This module is pure.
 
-``SentState`` is what one back end has heard on its connection. ``reconcile`` compares it with what the back end's role
-entitles it to and yields the messages that close the gap, in an order DPDK accepts. Parking, following a reboot,
-replaying to a switch that came back and forwarding a single message are all the same comparison.
+``SentState`` is what one back end has been sent on its connection. ``reconcile`` compares it with what the back end's
+role entitles it to and returns the messages that close the gap, in an order that DPDK accepts. Parking, following a
+reboot, replaying to a switch that came back and forwarding a single message are all this one comparison.
 
 A *parked* back end sees the guest as it is, with two exceptions: every ring address points into the scratch region,
-and the memory table carries that region as one more. It is live in every other respect, so making it the owner takes
-one SET_VRING_ADDR per ring.
+and the memory table carries that region as an additional one. The back end is live in every other respect, so making it
+the owner takes one SET_VRING_ADDR per ring.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ovs_hotswap.vhostuser.messages import Descriptor, Region, Request, RingAddr
 
 
 class Role(enum.StrEnum):
-    """What a back end is for one VM. IDLE: connected, told nothing that names the guest."""
+    """What a back end is for one VM. IDLE: connected, and sent nothing that names the guest."""
 
     IDLE = "idle"
     PARKED = "parked"
@@ -32,7 +32,7 @@ class Role(enum.StrEnum):
 # 0, and write notification hints beside it. Its parts lie at fixed offsets that suit the largest ring, so that rings of
 # different sizes never take one part for another.
 PARKING_SIZE = 1 << 20
-CAPTURE_OFFSET = PARKING_SIZE  # behind it lie the capture rings (``capture``)
+CAPTURE_OFFSET = PARKING_SIZE  # the capture rings lie behind the parking place (``capture``)
 CAPTURE_SIZE = 64 << 20  # sparse
 SCRATCH_SIZE = PARKING_SIZE + CAPTURE_SIZE
 _SCRATCH_AVAILABLE = 0x90000
@@ -50,13 +50,13 @@ PARKING = RingAddress(
 
 
 def scratch_region(descriptor: Descriptor) -> Region:
-    """The region that every memory table carries besides the guest's; ``descriptor`` holds SCRATCH_SIZE zero bytes."""
+    """Return the region that memory tables carry besides the guest's; ``descriptor`` has SCRATCH_SIZE zero bytes."""
     return Region(SCRATCH_GUEST_ADDRESS, SCRATCH_SIZE, SCRATCH_USER_ADDRESS, 0, descriptor)
 
 
 @dataclass(frozen=True, slots=True)
 class SentRing:
-    """``life``: of the ring in the record, when the back end was told of its start."""
+    """What one back end has been sent about one ring. ``life`` is the life in which the ring was started there."""
 
     size: int | None = None
     address: RingAddress | None = None
@@ -72,7 +72,7 @@ class SentRing:
 
 @dataclass(frozen=True, slots=True)
 class SentState:
-    """What one back end has heard on its present connection. Descriptors appear as serials: they are not held."""
+    """What one back end has been sent on its present connection. Descriptors appear as serials: they are not held."""
 
     features: int | None = None
     protocol_features: int | None = None
@@ -87,13 +87,13 @@ class SentState:
         return self.rings[index] if index < len(self.rings) else SentRing()
 
     def at(self, places: Mapping[int, RingAddress]) -> bool:
-        """Whether the back end has these rings there."""
+        """Whether the back end has each of these rings at the given address."""
         return all(self.ring(index).address == place for index, place in places.items())
 
 
 @dataclass(frozen=True, slots=True)
 class OutgoingMessage:
-    """One message to a back end. ``expects``: the request whose reply follows."""
+    """One message to a back end. ``expects`` is the request whose reply follows; ``stops`` is the ring it stops."""
 
     data: bytes
     descriptors: tuple[Descriptor, ...] = ()
@@ -103,7 +103,7 @@ class OutgoingMessage:
 
 @dataclass(slots=True)
 class _Script:
-    """Messages so far and what the back end will have heard after them."""
+    """The messages so far, and what the back end will have been sent after them."""
 
     told: SentState
     out: list[OutgoingMessage] = field(default_factory=list)
@@ -117,7 +117,7 @@ class _Script:
 
 
 def table(state: GuestState, scratch: Region) -> tuple[Region, ...]:
-    """The memory table a back end gets: the guest's and, if there is room for one more, the scratch region."""
+    """Return the memory table for a back end: the guest's and, if there is room for one region more, the scratch."""
     if len(state.memory) >= messages.MAX_REGIONS or not state.memory:
         return state.memory
     return (*state.memory, scratch)
@@ -145,14 +145,14 @@ def reconcile(
     base: Callable[[int], int],
     only: int | None = None,
 ) -> tuple[list[OutgoingMessage], SentState]:
-    """Messages that bring a back end from ``told`` to what its role entitles it to, and what it has heard after them.
+    """Return the messages that bring a back end from ``told`` to what its role entitles it to, and ``told`` after them.
 
-    ``only``: the one ring that may differ, if it is known; what a message costs does not grow with the others then.
-    ``base(index)`` is where the back end is to begin with a ring of the guest's that starts now. A ring that QEMU has
-    stopped, or described anew, is stopped. Stops come first; all of a ring's parameters come before its enable, since
-    DPDK calls ``new_device`` at the first enabled pair (``virtio_is_ready``) and OVS counts the rings at that moment.
-    Everything else of all rings comes before the first kick: to DPDK 17.11 a device is ready when those rings are that
-    it has heard of, enabled or not.
+    ``only`` is the one ring that may differ, if that is known; the cost of a message then does not grow with the number
+    of rings. ``base(index)`` is the index at which an owner is to begin with a ring that starts now. A ring that QEMU
+    has stopped, or described again, is stopped. Stops come first. All parameters of a ring come before its enable,
+    because DPDK calls ``new_device`` at the first enabled pair (``virtio_is_ready``) and OVS counts the rings at that
+    moment. Addresses and calls of all rings come before the first kick: to DPDK 17.11 a device is ready as soon as
+    those rings are ready of which it has been sent something, enabled or not.
     """
     script = _Script(told)
     heard = range(len(told.rings)) if only is None else range(only, only + 1)
@@ -199,7 +199,7 @@ def _stop(script: _Script, index: int) -> None:
 def _device(script: _Script, state: GuestState, offer: Offer) -> None:
     told = script.told
     if state.protocol_features is not None or (state.features is not None and told.protocol_features):
-        # It may have heard those of a QEMU that left before its guest's driver came, on this connection.
+        # On this connection it may have been sent those of a QEMU that left before its guest's driver started.
         bits = (state.protocol_features or 0) & offer.protocol_features
         if bits != told.protocol_features:
             script.out.append(OutgoingMessage(messages.build_number(Request.SET_PROTOCOL_FEATURES, bits)))
@@ -258,18 +258,18 @@ def _kick(script: _Script, index: int, ring: Ring) -> None:
 
 
 def place(ring: Ring, role: Role) -> RingAddress:
-    """Where a back end of this role finds a started ring."""
+    """Return the address at which a back end of this role has a started ring."""
     assert ring.address is not None
     return ring.address if role is Role.OWNER else PARKING
 
 
 def is_parking_address(address: RingAddress | None) -> bool:
-    """Whether a back end that has a ring there is parked: on the empty ring or a capture ring."""
+    """Whether a back end that has a ring at ``address`` is parked: on the empty ring or on a capture ring."""
     return address is not None and address.descriptors >= SCRATCH_USER_ADDRESS
 
 
 def places(state: GuestState, role: Role) -> dict[int, RingAddress]:
-    """The place of every started ring for a role."""
+    """Return the address of every started ring for a role, by ring."""
     return {index: place(state.rings[index], role) for index in state.started}
 
 
@@ -279,7 +279,7 @@ def _line(request: Request, index: int, line: VringFd) -> OutgoingMessage:
 
 
 def without_capture_rings(told: SentState) -> SentState:
-    """``told`` without the capture rings, so that ``reconcile`` puts the back end on the empty ring."""
+    """Return ``told`` without the capture rings, so that ``reconcile`` puts the back end on the empty ring."""
     captures = [
         index for index, ring in enumerate(told.rings) if is_parking_address(ring.address) and ring.address != PARKING
     ]
@@ -288,17 +288,20 @@ def without_capture_rings(told: SentState) -> SentState:
 
 
 def unplaced(told: SentState) -> SentState:
-    """``told`` where nobody can say which place of each ring was told last, so that ``reconcile`` tells it anew."""
+    """Return ``told`` without ring addresses, so that ``reconcile`` sends all of them again.
+
+    This is for a back end of which it is not known which addresses it was sent last.
+    """
     return replace(told, rings=tuple(replace(ring, address=None) for ring in told.rings))
 
 
 def only_places(before: SentState, after: SentState) -> bool:
-    """Whether what a back end hears from ``before`` to ``after`` is nothing but places of its rings."""
+    """Whether ``before`` and ``after`` differ in nothing but the addresses of rings."""
     return unplaced(before) == unplaced(after)
 
 
 def with_ring_addresses(told: SentState, places: Mapping[int, RingAddress]) -> SentState:
-    """What a back end has heard after the hand-over sent it the places of these rings."""
+    """Return ``told`` after a handover has sent the back end these ring addresses."""
     rings = list(told.rings)
     for index, at in places.items():
         ring = rings[index]

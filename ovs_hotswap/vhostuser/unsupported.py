@@ -1,14 +1,15 @@
-"""What vhost-user has and the broker does not carry, by name: for messages about a front end that uses it all the same.
+"""Names for what vhost-user has and the broker does not carry, for messages about a front end that uses it anyway.
 
-A front end that goes on from a saved state names the protocol features of its earlier back end, without asking for
-those of this one. Most of them only allow a message, so that nothing is wrong as long as that is not sent.
+A front end that continues from a saved state names the protocol features of its earlier back end, without asking which
+ones this back end has. Most of these features only permit a message, so nothing is wrong as long as that message is not
+sent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Spec, *Protocol features*, with those that the broker carries.
+# Spec, *Protocol features*. Those that the broker carries are in the list, too.
 _PROTOCOL_FEATURES = (
     "MQ", "LOG_SHMFD", "RARP", "REPLY_ACK", "MTU", "BACKEND_REQ", "CROSS_ENDIAN", "CRYPTO_SESSION", "PAGEFAULT",
     "CONFIG", "BACKEND_SEND_FD", "HOST_NOTIFIER", "INFLIGHT_SHMFD", "RESET_DEVICE", "INBAND_NOTIFICATIONS",
@@ -30,7 +31,7 @@ _REQUESTS = {
 
 
 def protocol_feature_names(bits: int) -> str:
-    """Names of the set bits, lowest first; ``bit 40`` for one without a name here."""
+    """Return the names of the set bits, lowest first; a bit without a name here is called ``bit 40``."""
     return ", ".join(
         _PROTOCOL_FEATURES[bit] if bit < len(_PROTOCOL_FEATURES) else f"bit {bit}"
         for bit in range(64)
@@ -39,17 +40,19 @@ def protocol_feature_names(bits: int) -> str:
 
 
 def not_carried(request: int) -> str:
-    """Why a request is refused."""
+    """Return why the broker refuses a request."""
     name, feature = _REQUESTS.get(request, (None, None))
     called = f"request {request}" if name is None else f"{name} (request {request})"
     return f"{called} is not carried" + ("" if feature is None else f": protocol feature {feature} is not offered")
 
 
 def turned_away(withheld: Sequence[str], queue_pairs: int) -> str:
-    """Of a QEMU that hung up when it had heard what is offered, and had taken nothing. It does not say why: one with a
-    running guest does so, and tries again for ever, where the guest uses a feature that is not offered, or more queue
-    pairs (net/vhost-user.c, ``vhost_user_start``). What is withheld, which is only from VMs that start, is offered when
-    it comes again."""
+    """Return the message about a QEMU that hung up after it was sent the offer, without acknowledging any of it.
+
+    Such a QEMU does not say why. A QEMU whose guest runs does so, and connects again and again, if the guest uses a
+    feature that is not offered, or more queue pairs (net/vhost-user.c, ``vhost_user_start``). Features are withheld
+    only from VMs that start; they are offered when the QEMU connects again.
+    """
     lacks = ["packed rings", *([f"{', '.join(withheld)} (withheld; offered if it comes again)"] if withheld else [])]
     return (f"QEMU hung up when it had seen what is offered: a guest that runs may use {', '.join(lacks)} or more than "
             f"{queue_pairs} queue pairs, which are not; end its QEMU and start it again")  # fmt: skip

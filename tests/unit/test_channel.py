@@ -318,5 +318,5 @@ def test_that_descriptors_are_short_is_told(pair: Pair) -> None:
     """It is not the peer that has sent too many."""
     channel, peer = pair
     send_with(peer, messages.build(Request.SET_OWNER), 2)
-    with few_descriptors(1), pytest.raises(ProtocolError, match="may open no more"):
+    with few_descriptors(1), pytest.raises(ProtocolError, match="at its limit"):
         channel.receive()
