@@ -1,4 +1,4 @@
-"""``python -m ovs_hotswap``: the same as the console script."""
+"""Runs the console script, for ``python -m ovs_hotswap``."""
 
 from ovs_hotswap.cli.main import main
 

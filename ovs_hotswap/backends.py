@@ -1,7 +1,8 @@
-"""What gives a VM two back ends, as plans see it: the *back-end mode*.
+"""What gives a VM two back ends (the *back-end mode*), as plans see it.
 
-``broker``: a process between QEMU and the instances; both are stock. ``qemu-dual``: QEMU itself has a connection to
-either instance (``qemu-patches``), and is told by QMP. Plans, checks, journal, rollback and reports are the same.
+In the mode ``broker`` a process stands between QEMU and the instances, and neither is patched. In the mode
+``qemu-dual`` QEMU itself has a connection to each instance (``qemu-patches``) and is controlled over QMP. Plans,
+checks, journal, rollback and reports are the same in both.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class BackendMode(enum.StrEnum):
 
 
 class _OrUnknown(enum.StrEnum):
-    """With a member UNKNOWN, which a text stands for that only a newer version knows."""
+    """An enum with a member UNKNOWN, to which a text is mapped that only a newer version knows."""
 
     @classmethod
     def _missing_(cls, value: object) -> Self | None:
@@ -29,10 +30,13 @@ class _OrUnknown(enum.StrEnum):
 
 
 class OwnerCertainty(_OrUnknown):
-    """What is known of a VM's owner. OWNS: the owner has confirmed that it took the rings. TAKING: the owner was given
-    the rings and has not confirmed. LETTING_GO: the owner was asked to release them and has not confirmed. CUT: the
-    owner's connection closed while its process lives. NOBODY: there is no owner. UNKNOWN: the back ends do not say, say
-    something that only a newer version understands, or contradict the broker's record."""
+    """What is known about a VM's owner.
+
+    ``OWNS``: the owner has confirmed that it took the rings. ``TAKING``: the owner was given the rings and has not
+    confirmed. ``LETTING_GO``: the owner was asked to release them and has not confirmed. ``CUT``: the owner's
+    connection closed while its process lives. ``NOBODY``: there is no owner. ``UNKNOWN``: the back ends do not say, say
+    something that only a newer version understands, or contradict the broker's record.
+    """
 
     NOBODY = "nobody"
     OWNS = "owns"
@@ -52,10 +56,13 @@ class SwitchRole(_OrUnknown):
 
 
 class AbsenceCause(enum.StrEnum):
-    """Why a QEMU is not connected. NO_SWITCH: no switch has connected that could answer it. NOBODY_LISTENS: the socket
-    is there and the process that made it is not. BUSY: QEMU accepts no connection. HUNG_UP: QEMU closed the connection.
-    HUNG_UP_ON: the broker closed it because of what QEMU sent. UNREACHABLE: another fault of the socket, or a cause
-    that only a newer version has."""
+    """Why a QEMU is not connected.
+
+    NO_SWITCH: no switch has connected whose offer could be passed on. NOBODY_LISTENS: the socket exists, but the
+    process that made it does not. BUSY: QEMU accepts no connection. HUNG_UP: QEMU closed the connection. HUNG_UP_ON:
+    the broker closed it because of what QEMU sent. UNREACHABLE: another fault of the socket, or a cause that only a
+    newer version knows.
+    """
 
     NO_SWITCH = "no-switch"
     NO_SOCKET = "no-socket"
@@ -82,7 +89,7 @@ class Absence:
 
 @dataclass(frozen=True, slots=True)
 class LastProof:
-    """``side`` was proven off the VM's rings. ``proof``: by what, in the words of docs/architecture.md."""
+    """The record that ``side`` was proven off the VM's rings. ``proof`` is a word of docs/architecture.md."""
 
     side: Side
     proof: str
@@ -90,8 +97,11 @@ class LastProof:
 
 @dataclass(frozen=True, slots=True)
 class SwitchStatus:
-    """One side's switch, as far as one VM is concerned. ``parked``: one address swap makes it the owner. ``offers``:
-    the features that it offers, hexadecimal. ``missing``: features that the guest uses and that it does not offer."""
+    """One side's switch, as far as one VM is concerned.
+
+    ``parked``: one change of ring addresses makes it the owner. ``offers``: the features that it offers, hexadecimal.
+    ``missing``: the features that the guest uses and that the switch does not offer.
+    """
 
     connected: bool
     pid: int | None
@@ -133,18 +143,18 @@ class RingStatus:
 
     @property
     def transmits(self) -> bool:
-        """Whether the guest sends on it. Of a net device's pair the odd ring does (virtio 1.2, 5.1.2)."""
+        """Whether the guest sends on this ring: in each pair of a net device it is the odd one (virtio 1.2, 5.1.2)."""
         return self.index % 2 == 1
 
     def document(self) -> dict[str, object]:
-        """The JSON object. A broker makes thousands of them at once, so this is written out."""
+        """Return the JSON object. Its keys are written out because a broker makes thousands of them at once."""
         return {"index": self.index, "size": self.size, "started": self.started, "enabled": self.enabled,
                 "available": self.available, "used": self.used}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmStatus:
-    """A VM with the fields of ``vm show`` (docs/json.md).
+    """The status of a VM, with the fields of ``vm show`` (docs/json.md).
 
     The fields with a default were added after the first release, or exist in one back-end mode alone. ``unreported``
     names those of them that the answering side does not have: ``document`` leaves them out, and their value is the
@@ -180,12 +190,12 @@ class VmStatus:
 
     @property
     def to_serve(self) -> bool:
-        """Whether a switch is to serve it: it has a guest and is not in quarantine."""
+        """Whether a switch is to serve the VM: it has a guest and is not in quarantine."""
         return self.has_guest and not self.quarantine
 
     @property
     def can_be_quarantined(self) -> bool:
-        """Whether it is not in quarantine, and the broker is recent enough to put it there."""
+        """Whether the VM is not in quarantine, and the broker is recent enough to put it in quarantine."""
         return "quarantine" not in self.unreported and not self.quarantine
 
     @property
@@ -198,40 +208,40 @@ class VmStatus:
         return self.owner == side and self.certainty is OwnerCertainty.OWNS
 
     def served_by(self, side: Side) -> bool:
-        """Whether it has a guest and ``side`` is its confirmed owner."""
+        """Whether the VM has a guest and ``side`` is its confirmed owner."""
         return self.has_guest and self.confirmed_on(side)
 
     def astray(self, side: Side) -> bool:
-        """Whether it has a guest and ``side`` is not its confirmed owner."""
+        """Whether the VM has a guest and ``side`` is not its confirmed owner."""
         return self.has_guest and not self.confirmed_on(side)
 
     def parkable(self, side: Side) -> bool:
-        """Whether ``side`` can serve it, now or once its guest is there."""
+        """Whether ``side`` can serve the VM, now or once its guest is there."""
         return self.switches[side].connected and not self.switches[side].missing and not self.unparkable
 
     def unparked(self, side: Side) -> bool:
-        """Whether it could be parked on ``side`` and is not."""
+        """Whether the VM could be parked on ``side`` and is not."""
         parked = self.switches[side].parked
         return self.has_guest and self.owner == side.other and self.parkable(side) and not parked
 
     def unprotected(self, side: Side) -> bool:
-        """Whether ``side`` is to serve it and could not take it over at this moment."""
+        """Whether the VM is to be served and ``side`` could not take it over at this moment."""
         return self.to_serve and not self.reachable(side)
 
     def reachable(self, side: Side) -> bool:
-        """Whether ``side`` is its owner, or could be after one address swap."""
+        """Whether ``side`` is the VM's owner, or would be after one change of ring addresses."""
         return self.owner == side or self.switches[side].parked
 
     def stranded(self, side: Side) -> bool:
-        """Whether ``side`` could own it and does not."""
+        """Whether ``side`` could own the VM and does not."""
         return self.astray(side) and self.parkable(side)
 
     def newcomer(self, old: Side) -> bool:
-        """Whether it was started after all others were moved away from ``old``, and its QEMU met that side first."""
+        """Whether the VM was started when the others had been moved away from ``old``, and ``old`` was given it."""
         return self.served_by(old) and not self.moves
 
     def document(self) -> dict[str, object]:
-        """The JSON object for programs."""
+        """Return the JSON object for programs."""
         found = {name: getattr(self, name) for name in VM_FIELDS if name not in self.unreported}
         found["feature_names"] = list(self.feature_names)
         found["switches"] = {side.value: self.switches[side].document() for side in Side}
@@ -245,8 +255,11 @@ class VmStatus:
 
 @dataclass(frozen=True, slots=True)
 class MoveResult:
-    """A move that was made. Microseconds until the old side had released the rings, from then until the new side had
-    taken them, and both; 0 if there was nothing to move."""
+    """A move that was made, with its duration in microseconds.
+
+    ``give_us`` is the time until the old side had released the rings, ``take_us`` the time from then until the new side
+    had taken them, ``total_us`` the sum of both. All are 0 if there was nothing to move.
+    """
 
     vm: str
     owner: Side | None
@@ -272,68 +285,83 @@ VM_FIELDS = tuple(each.name for each in fields(VmStatus) if each.name != "unrepo
 
 
 class BackEnds(Protocol):
-    """The VMs' two back ends. Each method raises BrokerError if what holds them cannot be reached or refuses, and
-    none of them ever lets two back ends use one ring."""
+    """What controls the two back ends of all VMs: the broker, or the QEMUs.
+
+    Each method raises BrokerError if the broker or QEMU cannot be reached or refuses. No method ever lets two back ends
+    use one ring.
+    """
 
     def vms(self, *, read: bool = True) -> list[VmStatus]:
-        """Every VM. Without ``read`` the rings' indices may be missing, and it costs less."""
+        """Return every VM. Without ``read`` the indices of rings may be missing, and the call costs less."""
 
     def vm(self, name: str) -> VmStatus: ...
 
     def park(self, name: str, side: Side) -> None:
-        """Have the side's back end of a VM wait on an empty ring, ready for the guest's; return when it does."""
+        """Park a VM's back end on ``side``, and return when it is parked."""
 
     def park_many(self, names: Sequence[str], side: Side) -> dict[str, HotswapError]:
         """``park`` VMs, which do not wait for each other; answers the error of each one that is not parked. Raises
         BrokerError only for what is no single VM's fault."""
 
     def unpark(self, name: str, side: Side) -> None:
-        """The side is not kept parked any longer."""
+        """No longer keep a VM's back end on ``side`` parked."""
 
     def quarantine(self, name: str, reason: str) -> VmStatus:
-        """Have no switch serve a VM until ``release``; answers it as it is then."""
+        """Have no switch serve a VM until ``release``, and return the VM's status after that."""
 
     def release(self, name: str) -> None: ...
 
     def rows(self, names: Sequence[str]) -> list[list[str]]:
-        """Split VMs into rows, each of which can be armed at once, and is to be delivered to before the next one is."""
+        """Split VMs into rows. The VMs of a row can be armed together; each row is finished before the next begins."""
 
     def arm(self, names: Sequence[str], to: Side) -> list[str]:
-        """Have frames for VMs that are to be moved in a moment caught on the side ``to``; answers the VMs for which
-        that can be. None, in a mode that has nothing to catch them with."""
+        """Have side ``to`` capture frames for VMs that are about to be moved; return the VMs for which it does.
+
+        A mode that has no capture rings returns no VM.
+        """
 
     def disarm(self, names: Sequence[str]) -> None:
-        """The VMs are not moved after all."""
+        """End the capture that ``arm`` began, because the VMs are not moved after all."""
 
     def move(self, name: str, to: Side) -> MoveResult:
-        """Give a VM's rings to a side. The times are on the clock of the broker, or of QEMU. Raises StateUnknown if the
-        side has not confirmed that it took them."""
+        """Give a VM's rings to side ``to``. The times are by the clock of the broker, or of QEMU.
+
+        Raises StateUnknown if the side has not confirmed that it took the rings.
+        """
 
     def move_many(
         self, names: Sequence[str], to: Side, threads: Mapping[Side, MessageThread] | None = None
     ) -> tuple[list[MoveResult], HotswapError | None]:
-        """``move`` VMs one by one, up to the first that cannot be; the answers of those before, and its error.
-        ``threads``: those that handle the switches' messages, for a mode that can make use of them."""
+        """``move`` VMs one by one, up to the first that cannot be moved.
+
+        Returns the results of the VMs before it, and its error or ``None``. ``threads`` are the message threads of the
+        switches, for a mode that can make use of them.
+        """
 
     def unserved(self, names: Sequence[str]) -> list[str]:
-        """Those of the VMs from which the switch has taken nothing since their move, though there is something."""
+        """Return the VMs that have frames to send of which no switch has taken any since the VM was moved."""
 
     def undelivered_many(self, names: Sequence[str]) -> Iterator[Undelivered]:
-        """Frames that arrived while these VMs moved and that neither side delivered, once. Raises BrokerError only for
-        what is no single VM's fault."""
+        """Yield, once, the frames that arrived while each VM was moved and that neither side delivered.
+
+        Raises BrokerError only for a fault that does not belong to a single VM.
+        """
 
     def reload(self) -> list[str]:
-        """The overlay intent or the active side has changed. Answers the VMs that are in the intent no more and are
-        kept nevertheless, each with the switches that may use its rings: they leave when those cannot."""
+        """Read the overlay intent and the active side again.
+
+        Returns the VMs that are no longer in the intent and are kept nevertheless, each with the switches that may use
+        its rings. Such a VM is removed when these switches cannot use its rings any longer.
+        """
 
 
 def kept_text(kept: Sequence[str]) -> str:
-    """What to say of VMs that had to be kept."""
-    return f"in the overlay intent no more, but kept, as a switch does not let go of its rings: VM {', '.join(kept)}"
+    """Return the message about VMs that had to be kept."""
+    return f"no longer in the overlay intent, but kept because a switch may use its rings: VM {', '.join(kept)}"
 
 
 def refuse_kept(kept: Sequence[str]) -> None:
-    """Raises BrokerError if VMs had to be kept."""
+    """Raise BrokerError if VMs had to be kept."""
     if kept:
         raise BrokerError(
             kept_text(kept),

@@ -1,11 +1,12 @@
-"""Low priority for what runs beside switches that serve VMs, so that it takes no core of theirs.
+"""Low priority for processes that run beside switches that serve VMs, so that they take no time from these switches.
 
-A thread at low priority has the policy SCHED_IDLE, which nothing else gives to a switch: it can be seen of any process
-at any time, and ended without a record of what was before, because that policy leaves the nice value as it is. A kernel
-with autogroups (sched(7)) shares the cores among sessions first and looks at threads only then, so a daemon's session
-gets the nice value 19 as well.
+A thread at low priority has the policy SCHED_IDLE, which nothing else gives to a switch. So it can be seen of any
+process at any time, and it can be ended without a record of the earlier state, because that policy leaves the nice
+value as it is. A kernel with autogroups (sched(7)) shares the cores among sessions before it looks at threads, so the
+session of a daemon gets the nice value 19 as well.
 
-A thread has the priority of the thread that creates it. So a process is gone through until none of its threads is low.
+A new thread has the priority of the thread that creates it. To end low priority, all threads of a process are therefore
+visited repeatedly until none of them is low.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ _POLL_S = 0.02
 
 
 def threads_of(pid: int) -> Iterator[tuple[int, str]]:
-    """Thread ids and names of a process; none if it is gone."""
+    """Yield the id and name of each thread of a process; nothing if it has ended."""
     for task in Path(f"/proc/{pid}/task").glob("*"):
         with contextlib.suppress(OSError):
             yield int(task.name), (task / "comm").read_text().strip()
 
 
 def low_threads(pid: int) -> list[int]:
-    """The threads of a process that are at low priority: all of them if its session is."""
+    """Return the threads of a process that are at low priority: all of them if its session is."""
     try:
         threads = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
     except OSError:
@@ -42,7 +43,7 @@ def low_threads(pid: int) -> list[int]:
 
 
 def serve(pid: int) -> bool:
-    """End the low priority of a process, all its threads. Returns whether none is left; it is not permitted else."""
+    """End the low priority of all threads of a process. Return whether none is left; if not, it is not permitted."""
     if _session(pid) == _LOW_SESSION:
         _set_session(pid, _SESSION)
     for _ in range(_ROUNDS):
@@ -55,11 +56,14 @@ def serve(pid: int) -> bool:
 
 
 class Background:
-    """While entered, the processes ``pids`` are at low priority, as soon as they are there. Not their threads that
-    ``spared`` names: what shares a core with a thread that never sleeps would stand still.
+    """Keeps processes at low priority during a block.
 
-    All of it ends at the end of the block, and before it after ``patience_s``, as low priority on a busy machine may
-    mean no progress; when the process ``serving`` ends, as VMs wait then; or when another process has ended it for one.
+    ``pids`` returns the processes; each is lowered as soon as it exists. Threads whose name is ``spared`` keep their
+    priority: beside a thread that never sleeps, a low one on the same core would not run at all.
+
+    Low priority ends at the end of the block. It ends earlier after ``patience_s`` seconds, because on a busy machine
+    it may mean no progress; when the process ``serving`` ends, because VMs then wait; and when another process has
+    ended it for one of the processes.
     """
 
     def __init__(
@@ -77,7 +81,7 @@ class Background:
 
     @property
     def active(self) -> bool:
-        """Whether it has not ended yet."""
+        """Whether low priority has not ended yet."""
         return self._thread.is_alive()
 
     def __exit__(self, *_error: object) -> None:
@@ -114,7 +118,7 @@ class Background:
 
 @contextlib.contextmanager
 def _process(pid: int) -> Iterator[Callable[[], bool]]:
-    """Whether the process that has this number now has ended. Raises OSError if there is none."""
+    """Yield a function that says whether the process has ended which has this pid now. Raises OSError if none has."""
     descriptor = os.pidfd_open(pid)
     try:
         yield lambda: readable(descriptor)
@@ -138,7 +142,7 @@ def _raise(thread: int) -> None:
 
 
 def _session(pid: int) -> str:
-    """The nice value of the autogroup of a process that leads its session; empty where there is none."""
+    """Return the nice value of the autogroup of a process that leads its session, or an empty text if it has none."""
     with contextlib.suppress(OSError):
         if os.getsid(pid) == pid:
             return Path(f"/proc/{pid}/autogroup").read_text().rpartition("nice ")[2].strip()

@@ -1,5 +1,7 @@
-"""The configuration: its keys and their values. All paths are absolute. ``config_file`` reads it; every other module
-takes the frozen ``Config``."""
+"""The configuration: its keys and the values that each may have. All paths are absolute.
+
+``config_file`` reads it; every other module takes the frozen ``Config``.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ from ovs_hotswap.toml_file import Strict
 from ovs_hotswap.vhostuser.messages import Feature
 
 DEFAULT_PATH = Path("/etc/ovs-hotswap/config.toml")
-SUN_PATH_MAX = 107  # bytes of a unix socket's path, without the final NUL (unix(7))
+SUN_PATH_MAX = 107  # bytes of a Unix socket's path, without the final NUL (unix(7))
 _DEVICE_BYTES = 15  # IFNAMSIZ less the final NUL (include/uapi/linux/if.h)
 DEFAULT_RUN_DIR = Path("/run/ovs-hotswap")
 OWN_NAMES = (
@@ -31,9 +33,9 @@ OWN_NAMES = (
     "broker.log", "supervisor.pid", "quarantine.json", "standby.json", "watch.json", "watch.lock",
     *(f"{kind}-{side}.json" for kind in ("order", "fault") for side in Side),
 )  # fmt: skip
-"""Names in ``run_dir`` that are ovs-hotswap's own."""
+"""Names in ``run_dir`` that ovs-hotswap itself uses."""
 RENAMED = {"road": "backend"}
-"""Keys by their earlier names, which are read for one release."""
+"""The present name of each key by its earlier name, which is read for one release."""
 
 
 def _absolute(value: Path) -> Path:
@@ -56,8 +58,11 @@ Core = Annotated[int, Field(ge=0, le=1023)]
 
 
 def _device_name(value: str) -> str:
-    """The name, if a network device can have it (net/core/dev.c, dev_valid_name; ip-link(8) takes what begins with a
-    dash for an option, and the kernel counts where % stands)."""
+    """Return ``value`` if a network device can have this name; else raise ValueError.
+
+    The kernel's rules are in net/core/dev.c (``dev_valid_name``); it replaces ``%d`` by a number. ip-link(8) takes a
+    name with a leading dash for an option.
+    """
     if value in ("", ".", "..") or len(value.encode()) > _DEVICE_BYTES:
         raise ValueError(f"must be the name of a network device, of 1 to {_DEVICE_BYTES} bytes")
     if value.startswith("-") or any(
@@ -75,7 +80,7 @@ OWN_KEYS: Mapping[str, str] = {
     "dpdk-socket-mem": "set memory_mb",
     "dpdk-socket-limit": "set memory_mb",
     "dpdk-alloc-mem": "set memory_mb",
-    "shared-mempool-config": "memory_mb is reckoned with it",
+    "shared-mempool-config": "memory_mb is computed with it",
     "dpdk-extra": "set dpdk_extra",
     "pmd-cpu-mask": "set pmd_cores",
     "pmd-maxsleep": "set pmd_sleep_us",
@@ -87,7 +92,7 @@ OWN_KEYS: Mapping[str, str] = {
 
 
 def _settings(value: object) -> object:
-    """Values as the database has them, all of them text: ``true`` and ``4`` may be written without quotes."""
+    """Return values as text, as the database has them: ``true`` and ``4`` may be written without quotes."""
     if not isinstance(value, dict):
         return value
     ours = [f"{key} is written by ovs-hotswap itself: {OWN_KEYS[key]}" for key in value if key in OWN_KEYS]
@@ -110,14 +115,14 @@ OtherConfig = Annotated[dict[str, str], BeforeValidator(_settings)]
 
 
 class InstanceConfig(Strict):
-    """One of the two instances.
+    """The settings of one of the two instances.
 
-    ``pmd_cores``: cores of its PMD threads. ``memory_mb``: the most huge page memory, in MiB, that it may take on a
-    NUMA node, packet pool included; it takes what ``switch.memory.reserve`` says it needs. ``uplink_devargs``: DPDK
-    device of its VF (``0000:03:02.0`` or ``eth_af_packet0,iface=vf-a``). ``uplink_device``: a kernel network device
-    that is moved into the instance's namespace before its start and back after its end; not given where DPDK drives the
-    VF. ``pmd_sleep_us``: longest sleep of an idle PMD thread in normal operation; 0 polls without a pause.
-    ``other_config``: more keys of Open_vSwitch.other_config, set before its ovs-vswitchd starts.
+    ``pmd_cores``: the cores of its PMD threads. ``memory_mb``: the most huge page memory, in MiB, that it may take on a
+    NUMA node, packet pool included; it takes what ``switch.memory.reserve`` says that it needs. ``uplink_devargs``: the
+    DPDK device of its VF (``0000:03:02.0`` or ``eth_af_packet0,iface=vf-a``). ``uplink_device``: a kernel network
+    device that is moved into the instance's namespace before its start and back after its end; not given if DPDK drives
+    the VF. ``pmd_sleep_us``: the longest sleep, in microseconds, of an idle PMD thread in normal operation; 0 polls
+    without a pause. ``other_config``: more keys of Open_vSwitch.other_config, set before its ovs-vswitchd starts.
     """
 
     pmd_cores: Annotated[list[Core], Field(min_length=1), AfterValidator(_once)]
@@ -130,7 +135,7 @@ class InstanceConfig(Strict):
 
 
 class InstancesConfig(Strict):
-    """``other_config`` is of both; a key that an instance has as well is the instance's."""
+    """The settings of both instances. ``other_config`` applies to both, unless an instance has the same key itself."""
 
     other_config: OtherConfig = Field(default_factory=dict)
     a: InstanceConfig
@@ -138,12 +143,13 @@ class InstancesConfig(Strict):
 
 
 class BrokerConfig(Strict):
-    """``qemu_socket``: path of a VM's vhost-user socket, on which its QEMU listens; ``{vm}`` is the VM's name.
+    """The settings of the broker.
 
-    ``fence_ms``: how long a switch may take to confirm that it has released, or taken, a VM's rings.
-    ``capture_mb``: MiB of memory, at the most, for frames that arrive for VMs while those are moved.
-    ``withhold_features``: virtio features that no VM which starts from now on is offered, such as ``NET_CSUM``. A guest
-    that uses a feature of a newer release only cannot go back to the older one.
+    ``qemu_socket``: the path of a VM's vhost-user socket, on which its QEMU listens; ``{vm}`` is the VM's name.
+    ``fence_ms``: how long, in milliseconds, a switch may take to confirm that it has released, or taken, a VM's rings.
+    ``capture_mb``: the most memory, in MiB, for frames that arrive for VMs while these are moved.
+    ``withhold_features``: virtio features, such as ``NET_CSUM``, that are not offered to VMs that start from now on. A
+    guest that uses a feature which only a newer release has cannot return to the older release.
     """
 
     qemu_socket: str = "/run/ovs-hotswap/vm/{vm}.sock"
@@ -172,12 +178,12 @@ class BrokerConfig(Strict):
 
 
 class QemuConfig(Strict):
-    """For the back-end mode ``qemu-dual``, in which each QEMU has a connection to either instance.
+    """The settings for the back-end mode ``qemu-dual``, in which each QEMU has a connection to each instance.
 
-    ``monitor``: a VM's QMP socket, one that is for ovs-hotswap alone. ``socket``: where its QEMU listens for the switch
-    of a side: that of the netdev's ``chardev`` for a, of its ``standby-chardev`` for b; below ``run_dir``, which is all
-    of the host that an instance of another release sees. ``netdev``: the netdev's id, to be given where a QEMU has
-    several. ``{vm}`` is the VM's name, ``{side}`` is ``a`` or ``b``.
+    ``monitor``: a VM's QMP socket, which only ovs-hotswap uses. ``socket``: where its QEMU listens for the switch of a
+    side, with the netdev's ``chardev`` for side a and its ``standby-chardev`` for side b; the path is below
+    ``run_dir``, because an instance of another release sees nothing else of the host. ``netdev``: the netdev's id, to
+    be given if a QEMU has several. ``{vm}`` is the VM's name, ``{side}`` is ``a`` or ``b``.
     """
 
     monitor: str = "/run/ovs-hotswap/vm/{vm}.qmp"
@@ -199,8 +205,8 @@ class UplinkConfig(Strict):
     """How overlay traffic reaches the active instance.
 
     ``tc``: UDP to port 4789 of the VTEP, arriving on ``device``, is redirected to the representor of the active
-    instance's VF (``representor_a`` / ``representor_b``). ``none``: something else steers it.
-    ``namespace``: the network namespace of ``device``, where it is not the host's own.
+    instance's VF (``representor_a`` / ``representor_b``). ``none``: something else steers the traffic.
+    ``namespace``: the network namespace of ``device``, if it is not the host's own.
     """
 
     driver: Literal["tc", "none"] = "none"
@@ -221,8 +227,12 @@ class UplinkConfig(Strict):
 
 
 class UpgradeConfig(Strict):
-    """``pmd_sleep_us``: longest sleep of an idle PMD while two instances share the machine. ``soak_s``: how long the
-    moved VMs are watched before the old instance is given up. ``keep_old``: leave the old instance running after."""
+    """The settings of an upgrade.
+
+    ``pmd_sleep_us``: the longest sleep, in microseconds, of an idle PMD thread while two instances share the machine.
+    ``soak_s``: how many seconds the moved VMs are watched before the commit. ``keep_old``: leave the old instance
+    running after the upgrade.
+    """
 
     pmd_sleep_us: Annotated[int, Field(ge=0, le=10_000)] = 100
     soak_s: Annotated[float, Field(ge=0, le=86_400)] = 5.0
@@ -231,13 +241,14 @@ class UpgradeConfig(Strict):
 
 
 class WatchConfig(Strict):
-    """What `ovs-hotswap watch` does.
+    """The settings of `ovs-hotswap watch`.
 
-    ``mode``: ``off``, ``automatic`` (keep a standby where that is possible), or ``required`` (a host without one is in
-    error). ``check_ms``: time between two looks at the active instance. ``hang_ms``: within it a stopped active
-    instance is replaced, and for that long a PMD thread may stand still. ``main_ms``: how long its main thread may be
-    silent, during which packets are forwarded. ``release``: what the standby runs, if not what the active one does.
-    ``crash_limit`` failures of instances within ``crash_window_s`` end the starting of new ones.
+    ``mode``: ``off``, ``automatic`` (keep a standby if that is possible), or ``required`` (a host without a standby is
+    in error). ``check_ms``: the time between two looks at the active instance. ``hang_ms``: the time within which a
+    stopped active instance is replaced, and for which a PMD thread may stand still. ``main_ms``: how long the main
+    thread may be silent; packets are still forwarded then. ``release``: the release of the standby, if it is not that
+    of the active instance. ``crash_limit``: after so many failures of instances within ``crash_window_s`` seconds, no
+    standby is started any longer.
     """
 
     mode: Literal["required", "automatic", "off"] = "automatic"
@@ -250,7 +261,7 @@ class WatchConfig(Strict):
 
 
 class Config(Strict):
-    """The whole file. ``overlay`` is the path of the overlay intent."""
+    """The whole configuration file. ``overlay`` is the path of the overlay intent."""
 
     overlay: AbsolutePath
     run_dir: AbsolutePath = DEFAULT_RUN_DIR
@@ -267,7 +278,7 @@ class Config(Strict):
     @model_validator(mode="before")
     @classmethod
     def _earlier_names(cls, data: object) -> object:
-        """Read what a process of an earlier version hands to this one, too, such as an order to start an instance."""
+        """Accept keys by their earlier names also from another process, such as in an order to start an instance."""
         if not isinstance(data, dict):
             return data
         return {RENAMED.get(key, key): value for key, value in data.items()}
@@ -297,44 +308,44 @@ class Config(Strict):
         return self.instances.a if side is Side.A else self.instances.b
 
     def other_config(self, side: Side) -> dict[str, str]:
-        """What an instance has in Open_vSwitch.other_config besides what ovs-hotswap writes there."""
+        """Return what an instance has in Open_vSwitch.other_config besides what ovs-hotswap writes there."""
         return {**self.instances.other_config, **self.instance(side).other_config}
 
     def side_dir(self, side: Side) -> Path:
-        """Run directory of one instance."""
+        """Return the run directory of one instance."""
         return self.run_dir / side.value
 
     def namespace(self, side: Side) -> str:
-        """Network namespace of one instance; two configurations with different run directories never share one."""
+        """Return the network namespace of one instance. Configurations with different run directories share none."""
         if self.run_dir == DEFAULT_RUN_DIR:
             return f"ovsh-{side}"
         return f"ovsh-{hashlib.sha1(bytes(self.run_dir)).hexdigest()[:8]}-{side}"
 
     def vhost_socket(self, side: Side, vm: str) -> Path:
-        """Where the broker, or a VM's QEMU that has no broker, listens for one instance's port of the VM."""
+        """Return where the broker, or without a broker the VM's QEMU, listens for one instance's port of the VM."""
         if self.backend is BackendMode.QEMU_DUAL:
             return Path(self.qemu.socket.replace("{vm}", vm).replace("{side}", side))
         return self.run_dir / "vhost" / side.value / f"{vm}.sock"
 
     def qemu_socket(self, vm: str) -> Path:
-        """Where the VM's QEMU listens for its switch."""
+        """Return where the VM's QEMU listens for its switch, which is the broker."""
         return Path(self.broker.qemu_socket.replace("{vm}", vm))
 
     def monitor_socket(self, vm: str) -> Path:
-        """Where the VM's QEMU answers QMP in the back-end mode ``qemu-dual``."""
+        """Return where the VM's QEMU answers QMP in the back-end mode ``qemu-dual``."""
         return Path(self.qemu.monitor.replace("{vm}", vm))
 
     def front_end(self, vm: str) -> Path:
-        """Where to look for the VM's QEMU in the configured back-end mode."""
+        """Return the socket of the VM's QEMU that exists in the configured back-end mode."""
         return self.monitor_socket(vm) if self.backend is BackendMode.QEMU_DUAL else self.qemu_socket(vm)
 
     def sockets_of(self, vm: str) -> list[Path]:
-        """Every socket that there is for a VM."""
+        """Return the path of every socket that exists for a VM."""
         return [self.front_end(vm), *(self.vhost_socket(side, vm) for side in Side)]
 
     @property
     def own_paths(self) -> list[Path]:
-        """What ovs-hotswap has in ``run_dir`` itself, where no VM's socket may be."""
+        """The paths directly in ``run_dir`` that ovs-hotswap itself uses, where no VM's socket may be."""
         return [self.run_dir / name for name in OWN_NAMES]
 
     @property
@@ -343,17 +354,17 @@ class Config(Strict):
 
     @property
     def successor_socket(self) -> Path:
-        """Where a running broker waits for its successor (mode 0600)."""
+        """The socket on which a running broker waits for its successor (mode 0600)."""
         return self.run_dir / "successor.sock"
 
     @property
     def active_file(self) -> Path:
-        """Holds the name of the side that is active; written when an upgrade commits."""
+        """The file with the name of the active side, for this boot. An upgrade writes it when it commits."""
         return self.run_dir / "active"
 
     @property
     def restore_file(self) -> Path:
-        """The active side and its release, for the next boot: all of ``run_dir`` is gone then."""
+        """The file with the active side and its release, for the next boot, after which ``run_dir`` is empty."""
         return self.state_dir / "active.json"
 
     @property
@@ -362,15 +373,17 @@ class Config(Strict):
 
 
 class Active(Strict, extra="ignore"):
-    """What is started after the next boot: the side that was active last, and the name of its release."""
+    """What is started after the next boot: the side that was active last, with the name of its release."""
 
     side: Side
     release: str
 
 
 def read_active(config: Config) -> Side | None:
-    """The side that was active when that was last recorded; ``None`` if it was not. Where the record of this boot is
-    damaged, what is kept for the next one tells. Raises OSError."""
+    """Return the side that is recorded as active, or ``None`` if there is no record. Raises OSError.
+
+    If the record of this boot is damaged, the record for the next boot is read instead.
+    """
     try:
         return Side(config.active_file.read_text().strip())
     except FileNotFoundError:
@@ -381,7 +394,7 @@ def read_active(config: Config) -> Side | None:
 
 
 def read_kept(config: Config) -> Active | None:
-    """What is started after the next boot; ``None`` if nothing is, or it cannot be read."""
+    """Return what is started after the next boot, or ``None`` if nothing is recorded or it cannot be read."""
     with contextlib.suppress(OSError, ValueError):
         return Active.model_validate_json(config.restore_file.read_text())
     return None

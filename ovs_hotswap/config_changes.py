@@ -1,4 +1,4 @@
-"""What differs between a configuration that is in use and the one in the file."""
+"""Finds what differs between a configuration that is in use and the configuration in the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """``key``: as in the file, such as ``broker.fence_ms``."""
+    """A key that has different values. ``key`` has the names of its tables before it, such as ``broker.fence_ms``."""
 
     key: str
     in_use: Any
@@ -24,7 +24,7 @@ class Change:
 
 
 def values(config: Config) -> dict[str, Any]:
-    """Every value by its key, as plain JSON."""
+    """Return every value by its key, as plain JSON."""
     return dict(_values(config.model_dump(mode="json"), ""))
 
 
@@ -37,6 +37,6 @@ def _values(table: Values, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def changes(in_use: Values, configured: Values) -> list[Change]:
-    """By ``values`` of both; of keys that only one version of this program knows nothing is said."""
+    """Compare the ``values`` of two configurations. Keys that only one version of this program knows are ignored."""
     both = sorted(in_use.keys() & configured.keys())
     return [Change(key, in_use[key], configured[key]) for key in both if in_use[key] != configured[key]]

@@ -12,10 +12,10 @@ _EXAMPLE = "ovs-hotswap config example"
 
 
 def load_config(path: Path, warn: Warn = warn_in_log) -> Config:
-    """Read the configuration. ``warn`` is called with a text for each key that has an earlier name.
+    """Read the configuration. ``warn`` is called with a text for each key that is written with its earlier name.
 
-    Raises ConfigError that lists every fault: first those of single values; if there are none, those of values that
-    cannot be together.
+    Raises ConfigError, which lists every fault: those of single values, or if there are none, those of values that
+    contradict each other.
     """
     config = load_toml(path, Config, _EXAMPLE, RENAMED, warn)
     refuse(path, config_rules.faults(config), _EXAMPLE)

@@ -1,6 +1,6 @@
-"""What values of the configuration that are each right for themselves may not be together. Pure.
+"""Rules about values of the configuration that are valid by themselves and contradict each other. This module is pure.
 
-Each rule yields faults as the key, or the keys, and what is wrong with them.
+Each rule yields faults: the key, or the keys, and what is wrong with them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from ovs_hotswap.model import TAKEN_NAMES, Side
 Fault = tuple[str, str]
 
 NEEDED_FEATURES = frozenset({"PROTOCOL_FEATURES", "VERSION_1"})
-_LOOKS = 3  # at the active instance, before a sign counts
+_LOOKS = 3  # how often the active instance is looked at before a sign counts
 _VARIABLE = re.compile(r"\{[^{}]*\}|[{}]")
-# run_dir stands in arguments of DPDK devices and in names of sockets of Open vSwitch.
+# run_dir occurs in arguments of DPDK devices and in names of sockets of Open vSwitch.
 _RUN_DIR = re.compile(r"[A-Za-z0-9/._+@~-]*")
 _OWN_DIRECTORIES = ("vhost", *Side)
 _PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}:[0-9a-f]{2}\.[0-7])", re.IGNORECASE)
-# Arguments of DPDK's EAL, and what is to be done instead of giving them.
+# Arguments of DPDK's EAL that may not be given, and why.
 _OWN_ARGUMENTS = {
     "--file-prefix": "each instance has its own already",
     "--socket-mem": "set memory_mb", "--socket-limit": "set memory_mb", "-m": "set memory_mb",
@@ -32,7 +32,7 @@ _ALLOW = ("-a", "--allow", "-w", "--pci-whitelist")  # the last two up to DPDK 2
 
 
 def faults(config: Config) -> list[Fault]:
-    """Everything in the configuration that cannot be."""
+    """Return the faults that the rules find in the configuration."""
     return [fault for rule in _RULES for fault in rule(config)]
 
 
@@ -128,7 +128,7 @@ def _instance(config: Config, side: Side) -> Iterator[Fault]:
 
 
 def _dpdk_extra(key: str, extra: str, devargs: str) -> Iterator[Fault]:
-    """What is asked of DPDK against what the rest of the table says."""
+    """Yield the arguments for DPDK that contradict the rest of the instance's table."""
     words = extra.split()
     for word in words:
         name = "-m" if re.fullmatch(r"-m\d+", word) else word.partition("=")[0]
@@ -149,20 +149,23 @@ def _dpdk_extra(key: str, extra: str, devargs: str) -> Iterator[Fault]:
 
 
 def _interface(devargs: str) -> str | None:
-    """The network device that a DPDK device opens, or makes."""
+    """Return the network device that a DPDK device opens or makes, or ``None``."""
     found = re.search(r"(?:^|,)iface=([^,]+)", devargs)
     return found[1] if found else None
 
 
 def _pci(devargs: str) -> str | None:
-    """The PCI address that DPDK arguments begin with, as the kernel writes it."""
+    """Return the PCI address with which DPDK arguments begin, as the kernel writes it, or ``None``."""
     found = _PCI.fullmatch(devargs.strip().partition(",")[0].removeprefix("pci:"))
     return f"{(found[1] or '0000')}:{found[2]}".lower() if found else None
 
 
 def _device(devargs: str) -> str:
-    """What of a DPDK device only one process can have: a network device, a PCI address, or a representor of one. Names
-    of virtual devices are a process's own, so of one without a network device all its arguments count."""
+    """Return the part of a DPDK device that only one process can have: a network device, PCI address or representor.
+
+    The names of virtual devices belong to a process. For a virtual device without a network device, all arguments are
+    returned.
+    """
     if found := _interface(devargs):
         return f"iface={found}"
     address = _pci(devargs)
@@ -210,7 +213,7 @@ _RULES = (_bridge, _paths, _sockets, _instances, _uplink, _features, _watch)
 
 
 def sockets(config: Config, vms: list[str]) -> list[tuple[int, str]]:
-    """What of the VMs' names does not fit the configuration: the number of each such VM, and why."""
+    """Return the number of each VM whose name does not fit the configuration, and why it does not."""
     found: list[tuple[int, str]] = []
     owners = {path: "ovs-hotswap's own" for path in config.own_paths}
     for number, name in enumerate(vms):

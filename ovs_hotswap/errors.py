@@ -116,7 +116,7 @@ class ProofRejected(HotswapError):
 
 
 def error_classes() -> list[type[HotswapError]]:
-    """Every class of the tree, by exit code."""
+    """Return every class of the tree, sorted by exit code."""
     found: list[type[HotswapError]] = []
     waiting = [HotswapError]
     while waiting:
@@ -127,7 +127,7 @@ def error_classes() -> list[type[HotswapError]]:
 
 
 def to_document(error: HotswapError) -> dict[str, object]:
-    """An error for another process, as JSON. Notes that were added to it are in ``notes``, if there are any."""
+    """Return an error as JSON for another process. Notes that were added to the error are in ``notes``."""
     document: dict[str, object] = {
         "class": type(error).__name__, "message": error.message, "hint": error.hint, "exit_code": error.exit_code,
     }  # fmt: skip
@@ -136,8 +136,11 @@ def to_document(error: HotswapError) -> dict[str, object]:
 
 
 def from_document(document: Mapping[str, object], default: type[HotswapError] = HotswapError) -> HotswapError:
-    """The error that another process wrote with ``to_document``: of the class that it had there, else of the class with
-    its exit code, else ``default``. An older version writes fewer fields."""
+    """Return the error that another process wrote with ``to_document``.
+
+    It has the class that it had there; if that is not known, the class with the same exit code; if there is none,
+    ``default``. An older version writes fewer fields.
+    """
     kinds = error_classes()
     name, code, hint, notes = (document.get(key) for key in ("class", "exit_code", "hint", "notes"))
     kind = next((kind for kind in kinds if kind.__name__ == name), None)

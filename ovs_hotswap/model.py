@@ -1,4 +1,4 @@
-"""Values that several parts share. Frozen, without I/O."""
+"""Values that several parts of the program share. They are frozen and do no I/O."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import enum
 from dataclasses import dataclass
 
 TAKEN_NAMES = frozenset({"uplink", "vxlan", "peer", "ovs-netdev", "ovs-system", "lo"})
-"""Ports of every bridge (``overlay.ports``), and devices that there are beside it: no bridge and no VM has such a
-name."""
+"""Names of the ports of every bridge (``overlay.ports``) and of other devices: no bridge or VM may have such a name."""
 
 RELEASE_NAME = r"^[a-z0-9][a-z0-9._-]{0,31}$"
 
 
 class Side(enum.StrEnum):
-    """One of the two instances a host can run. Which of them is active is a matter of state, not of name."""
+    """The name of one of the two instances that a host can run. It does not say which of them is active."""
 
     A = "a"
     B = "b"
@@ -31,8 +30,11 @@ class Severity(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MessageThread:
-    """The thread of a switch that handles vhost-user messages: its id, and a descriptor that writes into its notify
-    pipe (``switch.fdset``); ``None`` where it has none."""
+    """The thread of a switch that handles vhost-user messages.
+
+    ``tid`` is its thread id. ``pipe`` is a descriptor that writes to its notify pipe (``switch.notify_pipe``), or
+    ``None`` if there is no such pipe.
+    """
 
     tid: int
     pipe: int | None
@@ -40,8 +42,11 @@ class MessageThread:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One result of a check. ``hint`` names the command or change that helps. ``item``: the part of ``text`` that says
-    what it was found of, such as a VM or a flow, where the same may be found of many."""
+    """One result of a check.
+
+    ``hint`` names the command or change that helps. ``item`` is the part of ``text`` that names the VM, flow or other
+    thing concerned, if the same may be found for many of them.
+    """
 
     check: str
     severity: Severity
@@ -52,8 +57,11 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The software an instance runs. ``root``: the tree to chroot to; ``None`` where it runs on the host's libraries.
-    Then ``prefix`` is what it was installed under; ``None`` for the host's installed package."""
+    """The software that an instance runs.
+
+    ``root`` is the tree to chroot to, or ``None`` if the software uses the host's libraries. In that case ``prefix`` is
+    the directory under which it was installed, or ``None`` for the host's package.
+    """
 
     name: str
     root: str | None
@@ -68,7 +76,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A kernel network device, the namespace it is in (``None``: this process's own) and whether it is up."""
+    """A kernel network device, the namespace that it is in (``None``: this process's own) and whether it is up."""
 
     name: str
     namespace: str | None
@@ -76,7 +84,7 @@ class Device:
 
 
 class Way(enum.Enum):
-    """In which packets pass an instance's uplink."""
+    """The direction in which packets pass an instance's uplink."""
 
     OUT = enum.auto()
     INTO = enum.auto()
@@ -84,8 +92,11 @@ class Way(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What was seen of an instance's uplink. ``out``: what the instance sends reaches other hosts; ``into``: what is
-    given to it comes in. ``None``: there was nothing to tell it by."""
+    """What was observed of an instance's uplink.
+
+    ``out``: frames from the instance reach other hosts. ``into``: frames for the instance reach it. ``None``: nothing
+    could be observed.
+    """
 
     out: bool | None = None
     into: bool | None = None
@@ -93,7 +104,7 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class Steered:
-    """Packets that the steering has handled since its rules were made. ``given`` to the instance, ``taken`` from it."""
+    """Packets that the steering has handled since its rules were made: ``given`` to an instance, ``taken`` from it."""
 
     given: int
     taken: int
@@ -101,7 +112,7 @@ class Steered:
 
 @dataclass(frozen=True, slots=True)
 class SwitchProcess:
-    """A running ovs-vswitchd. ``dpdk``: it has initialised DPDK. ``file_prefix`` is DPDK's (``rte`` by default)."""
+    """A running ovs-vswitchd. ``dpdk``: it has initialised DPDK. ``file_prefix`` is that of DPDK (default: ``rte``)."""
 
     pid: int
     run_dir: str

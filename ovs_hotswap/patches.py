@@ -1,4 +1,4 @@
-"""The patch series that the project carries for QEMU, DPDK and Open vSwitch, and their application to a source tree.
+"""Reads the patch series that the project carries for QEMU, DPDK and Open vSwitch, and applies them to a source tree.
 
 A series is a directory with these files:
 
@@ -55,7 +55,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """``added`` counts the patch's own lines, ``upstream_lines`` the context and removed lines."""
+    """One patch of a series. ``added`` counts the patch's own lines, ``upstream_lines`` context and removed lines."""
 
     name: str
     purpose: str
@@ -67,8 +67,11 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """``before``: the SHA-256 of each touched file, ``None`` if it is absent. ``after``: the beginning of the name that
-    git gives to the file's content once the series is applied, zeros if it is gone. ``digest`` identifies the patches.
+    """A patch series, with what it expects of a tree and what it makes of it.
+
+    ``before`` is the SHA-256 of each touched file, ``None`` if the file is absent. ``after`` is the beginning of the
+    name that git gives to the file's content once the series is applied, or zeros if the file is removed. ``digest``
+    identifies the patches.
     """
 
     name: str
@@ -82,14 +85,17 @@ class Series:
 
 
 def default_root() -> Path:
-    """The directory with ``patches/`` and ``qemu-patches/``: the checkout that this package runs from, or
-    ``share/ovs-hotswap`` where it is installed (``data_files`` in setup.cfg)."""
+    """Return the directory with ``patches/`` and ``qemu-patches/``.
+
+    It is the checkout that this package runs from, or ``share/ovs-hotswap`` if the package is installed (``data_files``
+    in setup.cfg).
+    """
     checkout = Path(__file__).parents[1]
     return checkout if (checkout / "setup.cfg").is_file() else Path(sys.prefix) / "share" / "ovs-hotswap"
 
 
 def directories(root: Path) -> dict[str, Path]:
-    """The directory of each series below ``root``, by its name (``COMPONENT/VERSION``), sorted."""
+    """Return the directory of each series below ``root`` by the series' name (``COMPONENT/VERSION``), sorted."""
     found = {f"{path.parents[1].name}/{path.parent.name}": path.parent for path in root.glob("patches/*/*/series")}
     found |= {f"qemu/{path.parent.name}": path.parent for path in root.glob("qemu-patches/*/series")}
     return dict(sorted(found.items()))
@@ -224,7 +230,10 @@ def _apply_to_copies(tree: Path, series: Series, scratch: Path, system: System, 
 
 
 def _read(tree: Path, path: str) -> bytes | None:
-    """A file of the tree, ``None`` if it is absent. What a link leads to may lie outside of the tree."""
+    """Return a file of the tree, or ``None`` if it is absent. Raises PatchError if a link leads to it.
+
+    The target of a link may lie outside of the tree.
+    """
     file = tree / path
     if file.resolve() != file:
         raise PatchError(f"{file} is not a file of the tree, or a link leads to it", hint="unpack the tree again")
@@ -236,5 +245,5 @@ def _sha256(content: bytes | None) -> str | None:
 
 
 def _blob(content: bytes | None) -> str:
-    """The name of the content in git (git-hash-object(1)), zeros if there is none."""
+    """Return the name of the content in git (git-hash-object(1)), or zeros if there is none."""
     return "0" * 40 if content is None else hashlib.sha1(b"blob %d\0%b" % (len(content), content)).hexdigest()

@@ -1,4 +1,4 @@
-"""Who is at the other end of a unix socket."""
+"""Finds out which process is at the other end of a Unix socket."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _UCRED = struct.Struct("3i")  # struct ucred: unix(7), SO_PEERCRED
 
 
 class Credentials(NamedTuple):
-    """A process that connected, or that listened when this one connected."""
+    """A process that connected to this one, or that listened when this one connected."""
 
     pid: int
     user: int
@@ -18,5 +18,5 @@ class Credentials(NamedTuple):
 
 
 def credentials(connection: socket.socket) -> Credentials:
-    """Raises OSError."""
+    """Return the credentials of the process at the other end of a connection. Raises OSError."""
     return Credentials(*_UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))

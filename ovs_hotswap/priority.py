@@ -1,5 +1,7 @@
-"""Priority of this process, where it is permitted: beside PMD threads that spin, milliseconds of waiting for a core are
-what an outage consists of."""
+"""Raises the priority of this process, if that is permitted.
+
+Beside PMD threads that spin, an outage consists of milliseconds in which this process waits for a core.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,18 @@ import enum
 import os
 from collections.abc import Collection, Iterator
 
-_NICE = -15  # as PMD threads are given while two instances live (``switch.threads``)
+_NICE = -15  # PMD threads get the same while two instances live (``switch.threads``)
 
 
 class Rank(enum.IntEnum):
-    """Real-time priorities (SCHED_FIFO) of those who share a core in a handover.
+    """Real-time priorities (SCHED_FIFO) of the threads that share a core in a handover.
 
-    The broker waits asleep for either answer and is to be run at once when it comes: the thread that gave it would look
-    through all its connections once more before. For that reason too the side that takes the rings comes before the one
-    that gives them. Until then it comes after it, if the broker knows its thread: that has begun to handle a message
-    and waits for the core, not for the next message, so it need not be woken. Once the new side has answered, the
-    broker comes last: that thread holds the rings' locks until it has run on.
+    The broker (``MOVES``) sleeps until a switch answers, and must then run at once: the thread that answered would
+    first look through all its connections once more. For the same reason the side that takes the rings (``TAKES``)
+    comes before the side that gives them (``GIVES``). Until the rings are given, the taking side's thread comes after
+    it, if the broker knows that thread (``WAITS``): the thread has then begun to handle a message and waits for the
+    core, not for the next message, so it need not be woken. After the new side has answered, the broker comes last
+    (``AFTER``), because that thread holds the rings' locks until it runs again.
     """
 
     AFTER = 1
@@ -38,8 +41,11 @@ def raise_priority() -> None:
 
 
 def control_core(pmd_cores: Collection[int]) -> frozenset[int]:
-    """The core, if there is one without a PMD thread, where the broker hands rings over and both switches answer: to
-    wake a thread on another core takes longer than to handle a message."""
+    """Return the core on which the broker hands rings over and both switches answer.
+
+    They share one, because waking a thread on another core takes longer than handling a message. It is a core without a
+    PMD thread; the set is empty if there is none.
+    """
     return frozenset(sorted(os.sched_getaffinity(0) - set(pmd_cores))[:1])
 
 
@@ -64,11 +70,14 @@ def has_rank(thread: int) -> bool:
 
 @contextlib.contextmanager
 def realtime_priority(cores: Collection[int] = (), rank: Rank = Rank.AFTER) -> Iterator[None]:
-    """Real-time priority for this thread, for a moment in which guests have no switch. ``cores``: where to be run."""
+    """Give this thread real-time priority in the block, for a moment in which guests have no switch.
+
+    The thread runs on ``cores`` only, unless they are empty. Without permission nothing changes.
+    """
     normal, allowed = (os.sched_getscheduler(0), os.sched_getparam(0)), os.sched_getaffinity(0)
     set_own_rank(rank)
     if cores:
-        with contextlib.suppress(OSError):  # they are not allowed any more
+        with contextlib.suppress(OSError):  # these cores are no longer allowed
             os.sched_setaffinity(0, cores)
     try:
         yield

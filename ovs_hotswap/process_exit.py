@@ -1,10 +1,11 @@
-"""Notices the end of a process as soon as it cannot touch memory any more.
+"""Notices the end of a process as soon as the process cannot touch memory any longer.
 
-A process that is killed loses its memory first and its descriptors next, and only when all of those are released is it
-dead for ``waitpid`` and pidfds (kernel/exit.c, ``do_exit``). For an ovs-vswitchd that takes 30 to 50 ms where it has
-packet sockets and taps, and longer for a device that is reset. What matters for its guests' rings is the memory. There
-is no event for that, but one right after it: POSIX locks end when the last thread lets go of the descriptor table
-(fs/locks.c, ``locks_remove_posix``), before the slow releases, and Open vSwitch holds one on its pid file.
+A process that is killed loses its memory first and its descriptors next. Only when all descriptors are released is it
+dead for ``waitpid`` and pidfds (kernel/exit.c, ``do_exit``). For an ovs-vswitchd that takes 30 to 50 ms if it has
+packet sockets and taps, and longer for a device that is reset. What matters for its guests' rings is the memory. The
+loss of the memory has no event of its own, but an event follows right after it: POSIX locks end when the last thread
+releases the descriptor table (fs/locks.c, ``locks_remove_posix``), before the slow releases, and Open vSwitch holds
+such a lock on its pid file.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ _FLOCK = struct.Struct("hhqqi")  # struct flock of 64-bit Linux: type, whence, s
 def has_memory(pid: int, proc: Path = PROC) -> bool:
     """Whether any thread of ``pid`` can still read or write memory; false for a process that is gone.
 
-    A thread gives its address space up on its way out (``exit_mm``) and never gets one again, and nobody but a thread
-    with one can start another. Its ``statm`` is zero from then on (fs/proc/array.c, ``proc_pid_statm``). What ``proc``
-    does not show proves nothing: it may be mounted with ``hidepid``, or there may be no descriptor to look with.
+    A thread gives up its address space on its way out (``exit_mm``) and never gets one again, and only a thread that
+    has an address space can start another thread. Its ``statm`` is zero from then on (fs/proc/array.c,
+    ``proc_pid_statm``). What ``proc`` does not show proves nothing: it may be mounted with ``hidepid``, or this process
+    may have no descriptor left with which to look.
     """
     try:
         for thread in os.listdir(proc / str(pid) / "task"):
@@ -42,8 +44,11 @@ def has_memory(pid: int, proc: Path = PROC) -> bool:
 
 
 def start_time(pid: int, proc: Path = PROC) -> int | None:
-    """When ``pid`` was started, in clock ticks since the boot (field 22 of proc_pid_stat(5)); 0 if it is gone, ``None``
-    if it lives and ``proc`` does not show it. Two processes that have had the same pid differ in it."""
+    """Return when ``pid`` was started, in clock ticks since the boot (field 22 of proc_pid_stat(5)).
+
+    Returns 0 if the process is gone, and ``None`` if it lives and ``proc`` does not show it. Two processes that have
+    had the same pid have different start times.
+    """
     try:
         return int((proc / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[19])
     except OSError:
@@ -51,7 +56,7 @@ def start_time(pid: int, proc: Path = PROC) -> int | None:
 
 
 def _lives(pid: int) -> bool:
-    """Whether a process has not ended; what cannot be found out is taken for life."""
+    """Whether a process has not ended. If that cannot be found out, it counts as alive."""
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -65,7 +70,7 @@ def _lives(pid: int) -> bool:
 
 
 def readable(fd: int, timeout_s: float = 0.0) -> bool:
-    """Whether a descriptor is, or becomes within that time, readable: of a pidfd, whether its process has ended."""
+    """Whether a descriptor is readable or becomes so in ``timeout_s``. A pidfd is readable if its process has ended."""
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     return bool(poller.poll(int(timeout_s * 1000)))
@@ -73,18 +78,21 @@ def readable(fd: int, timeout_s: float = 0.0) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process that a later reader can recognise. ``born`` is its ``start_time``. ``None`` means that it is not known:
-    then any process with that pid is taken for it."""
+    """A process that a later reader can recognise.
+
+    ``born`` is its ``start_time``. If that is not known (``None``), any process with that pid is taken for this one.
+    """
 
     pid: int
     born: int | None = None
 
 
 class ExitWatch:
-    """The end of process ``pid``, which lives. ``locks``: files on one of which it may hold a POSIX lock.
+    """Watches for the end of process ``pid``. ``locks`` are files on one of which it may hold a POSIX lock.
 
-    ``born`` is when it was started, if ``proc`` shows that. ``fileno`` becomes readable when it may have ended,
-    ``ended`` tells. Raises ProcessLookupError if it has, OSError if it cannot be watched.
+    ``born`` is when the process was started, if ``proc`` shows that. ``fileno`` becomes readable when the process may
+    have ended; ``ended`` says whether it has. Raises ProcessLookupError if it has ended already, and OSError if it
+    cannot be watched.
     """
 
     def __init__(self, pid: int, locks: Iterable[Path] = (), proc: Path = PROC) -> None:
@@ -106,7 +114,7 @@ class ExitWatch:
         return self._either.fileno()
 
     def ended(self) -> bool:
-        """Whether it cannot touch memory any more."""
+        """Whether the process cannot touch memory any longer."""
         for descriptor, _ in self._either.poll(0):
             if descriptor == self._pidfd:
                 return True
@@ -114,7 +122,7 @@ class ExitWatch:
         return not has_memory(self.pid, self._proc)
 
     def kill(self) -> None:
-        """End it: SIGKILL."""
+        """Send SIGKILL to the process."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
@@ -122,8 +130,10 @@ class ExitWatch:
         self._open.close()
 
     def _await_unlocked(self, path: Path) -> None:
-        """There is no way to poll for a lock: a thread waits, for as long as the process lives. Where there can be no
-        thread, the end of the process is noticed all the same, a little later."""
+        """Start a thread that waits for the end of the process's lock, because a lock cannot be polled.
+
+        If no thread can be started, the end of the process is noticed by its pidfd, a little later.
+        """
         with contextlib.suppress(OSError, RuntimeError), contextlib.ExitStack() as stack:
             file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             stack.callback(os.close, file)

@@ -1,4 +1,4 @@
-"""The seam to the machine: processes, clock, files. Everything else asks it, so that tests can stand in its place."""
+"""The seam to the machine: processes, clock, files. All other modules use it, so that tests can replace it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ovs_hotswap.waiting import wait_until
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """What a finished command left: ``status`` is its exit status, texts are decoded with replacement."""
+    """A finished command. ``status`` is its exit status; bytes that cannot be decoded are replaced in the texts."""
 
     argv: tuple[str, ...]
     status: int
@@ -35,18 +35,18 @@ class Completed:
     stderr: str
 
 
-_DIES_S = 5.0  # within which a process that was sent SIGKILL is dead
+_DIES_S = 5.0  # a process that was sent SIGKILL is dead within this time
 
 
 class System:
     """The real machine."""
 
     def monotonic(self) -> float:
-        """Seconds on a clock that never steps."""
+        """Return seconds on a clock that never steps."""
         return time.monotonic()
 
     def wall(self) -> float:
-        """Seconds since the epoch."""
+        """Return seconds since the epoch."""
         return time.time()
 
     def sleep(self, seconds: float) -> None:
@@ -63,12 +63,12 @@ class System:
     ) -> Completed:
         """Run ``argv`` to its end; ``env`` is added to the environment.
 
-        It is in a process group of its own, so that a Ctrl-C at the terminal is for this process alone: what a
-        roll-back runs must not end by it. ``stdin`` is there as a whole from the beginning: if this process is killed
-        meanwhile, the command goes on, and half of what it was to read is worse than nothing (an empty table of flows).
+        The command has a process group of its own, so that a Ctrl-C at the terminal reaches this process alone: it must
+        not end the commands of a rollback. ``stdin`` is complete from the beginning: if this process is killed, the
+        command still runs, and half of its input would be worse than none (an empty table of flows).
 
-        Raises CommandError if it is not installed, takes longer than ``timeout`` seconds (its group is killed, as it is
-        when an exception comes in between), or, with ``check``, exits with a status other than 0.
+        Raises CommandError if the command is not installed, takes longer than ``timeout`` seconds, or, with ``check``,
+        exits with a status other than 0. After the timeout, or another exception here, its process group is killed.
         """
         for _ in range(_TRIES):
             done = self._run_once(argv, timeout, stdin, env)
@@ -104,10 +104,10 @@ class System:
         timeout: float,
         env: Mapping[str, str] | None = None,
     ) -> int:
-        """Run ``argv`` to its end and give ``on_line`` each line it prints as it comes; return its exit status.
+        """Run ``argv`` to its end, call ``on_line`` with each line that it prints, and return its exit status.
 
-        Raises CommandError if it is not installed or takes longer than ``timeout`` seconds. Then, and when ``on_line``
-        raises or the user interrupts, its process group, which is its own, is killed.
+        Raises CommandError if it is not installed or takes longer than ``timeout`` seconds. Then, and if ``on_line``
+        raises or the user interrupts, its process group, which it has to itself, is killed.
         """
         end, printed = self.monotonic() + timeout, False
 
@@ -150,9 +150,9 @@ class System:
                 timer.cancel()
 
     def spawn(self, argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> int:
-        """Start ``argv`` as a daemon of its own session, output appended to ``log``; return its pid.
+        """Start ``argv`` as a daemon in a session of its own, and return its pid. Its output is appended to ``log``.
 
-        The child outlives this process; whoever needs its exit status must wait for it with a pidfd.
+        The child outlives this process; a caller that needs to know its end must wait for it with a pidfd.
         """
         with files(log), log.open("ab") as out:
             try:
@@ -166,22 +166,25 @@ class System:
         return child.pid
 
     def alive(self, pid: int) -> bool:
-        """Whether ``pid`` runs. A zombie counts as dead: its address space and descriptors are gone. One whose first
-        thread alone has ended looks like a zombie, but has other threads."""
+        """Whether ``pid`` runs. A zombie counts as dead: its address space and descriptors are gone. A process of which
+        only the first thread has ended looks like a zombie, but has other threads and counts as alive."""
         return _state(pid) not in {"", "Z", "X"} or _threads(pid) > 1
 
     def is_still(self, pid: int, born: int | None) -> bool:
-        """Whether ``pid`` is alive, and the process that was started when ``born`` says (``start_time``; ``None``:
-        not known), not another one that has got its number since."""
+        """Whether ``pid`` is alive and still the process whose ``start_time`` was ``born``. If that is not known
+        (``None``), any process with this number is accepted."""
         return self.alive(pid) and (born is None or start_time(pid) == born)
 
     def stopped(self, pid: int) -> bool:
-        """Whether all of ``pid`` stands still: it is stopped by a signal or a debugger (proc_pid_stat(5): T and t), or
-        crashed and writes a core file (proc_pid_status(5): CoreDumping), which takes seconds where much is mapped."""
+        """Whether no thread of ``pid`` runs.
+
+        It was stopped by a signal or a debugger (proc_pid_stat(5): T and t), or it crashed and writes a core file
+        (proc_pid_status(5): CoreDumping), which takes seconds if much memory is mapped.
+        """
         return _state(pid) in {"T", "t"} or _dumps_core(pid)
 
     def cmdline(self, pid: int) -> list[str]:
-        """The arguments of ``pid``; empty if it is gone."""
+        """Return the arguments of ``pid``; the list is empty if it is gone."""
         try:
             return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
         except (FileNotFoundError, ProcessLookupError):
@@ -191,9 +194,9 @@ class System:
         return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
 
     def kill(self, pid: int, *, grace: float = 5.0) -> None:
-        """End ``pid``: SIGTERM, after ``grace`` seconds SIGKILL, and return once it is dead.
+        """End ``pid`` by SIGTERM, and after ``grace`` seconds by SIGKILL; return when it is dead.
 
-        Raises CommandError if it is still there 5 s after SIGKILL.
+        Raises CommandError if it is still alive 5 s after SIGKILL.
         """
         for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, _DIES_S)):
             if patience <= 0:
@@ -205,7 +208,7 @@ class System:
         raise CommandError(f"process {pid} does not die")
 
     def runs_deleted_files(self, pid: int) -> bool:
-        """Whether code of ``pid`` comes from files that are there no more; false if it is gone."""
+        """Whether ``pid`` runs code from files that have been deleted; false if ``pid`` is gone."""
         try:
             lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
         except (FileNotFoundError, ProcessLookupError):
@@ -213,13 +216,13 @@ class System:
         return any("x" in line.split()[1] and line.endswith(" (deleted)") for line in lines)
 
     def has_memory(self, pid: int) -> bool:
-        """Whether any thread of ``pid`` can still touch memory (``exits.has_memory``)."""
+        """Whether any thread of ``pid`` can still touch memory (``process_exit.has_memory``)."""
         return has_memory(pid)
 
     def background(
         self, pids: Callable[[], Iterable[int]], spared: Callable[[str], bool], serving: int, patience_s: float
     ) -> contextlib.AbstractContextManager[object]:
-        """Keep processes at low priority (``background.Background``)."""
+        """Keep processes at low priority during a block (``background.Background``)."""
         return background.Background(pids, spared, serving, patience_s)
 
     def is_low(self, pid: int) -> bool:
@@ -227,12 +230,12 @@ class System:
         return bool(background.low_threads(pid))
 
     def raise_priority(self, pid: int) -> bool:
-        """End the low priority of ``pid``; false if that is not permitted. The look whether there is anything to do
-        costs microseconds."""
+        """End the low priority of ``pid``; return false if that is not permitted. If ``pid`` has none, this takes
+        microseconds."""
         return background.serve(pid)
 
     def end(self, pid: int) -> None:
-        """SIGKILL ``pid`` and return once it cannot touch memory any more, which is before it is dead.
+        """Send SIGKILL to ``pid`` and return when it cannot touch memory any longer, which is before it is dead.
 
         Raises CommandError if that takes more than 5 s.
         """
@@ -242,7 +245,7 @@ class System:
             raise CommandError(f"process {pid} does not die")
 
     def _ended(self, pid: int) -> bool:
-        """Whether ``pid`` is dead; a child's exit status is taken."""
+        """Whether ``pid`` is dead. The exit status of a child is collected."""
         ended = not self.alive(pid)
         self._reap(pid)
         return ended
@@ -253,13 +256,13 @@ class System:
             os.waitpid(pid, os.WNOHANG)
 
     def read_pid(self, path: Path) -> int | None:
-        """The pid in a pid file if that process is alive, else ``None``."""
+        """Return the pid in a pid file if that process is alive, else ``None``."""
         found = _written(path)
         return found.pid if found is not None and self.alive(found.pid) else None
 
     def read_writer(self, path: Path, word: str) -> int | None:
-        """The pid in a pid file of ``pid_text``, if the process that wrote it is alive. One of an earlier version says
-        the pid alone: then ``word`` must be among the process's arguments."""
+        """Return the pid in a pid file with a ``pid_text``, if the process that wrote it is alive, else ``None``. A
+        file of an earlier version has the pid alone; then ``word`` must be among the process's arguments."""
         found = _written(path)
         if found is None or not self.alive(found.pid):
             return None
@@ -268,8 +271,8 @@ class System:
         return found.pid if self.is_still(found.pid, found.born) else None
 
     def write_atomic(self, path: Path, text: str) -> None:
-        """Replace ``path`` so that readers, also after a power cut, see the old text or the new. What a writer that was
-        killed has left is removed. Raises HostError; the old text is there then."""
+        """Replace ``path`` so that readers see the old text or the new one, even after a power cut. Files that a killed
+        writer left are removed. Raises HostError; the old text is then unchanged."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         with files(path):
             try:
@@ -288,8 +291,8 @@ class System:
             _sync(path.parent)
 
     def write_short(self, path: Path, text: str) -> None:
-        """``write_atomic`` for a text that fits into one block of the disk. Where there is no room for a second file it
-        is written over the old one, which takes none. Raises HostError."""
+        """Replace ``path`` as ``write_atomic`` does, for a text that fits into one block of the disk. If there is no
+        room for a second file, the text is written over the old one. Raises HostError."""
         try:
             self.write_atomic(path, text)
         except HostError as error:
@@ -302,7 +305,7 @@ class System:
                 os.fsync(file.fileno())
 
     def see_writable(self, path: Path) -> None:
-        """Raises HostError if ``write_short`` could not write ``path``."""
+        """Raise HostError if ``write_short`` could not write ``path``."""
         try:
             with files(path), tempfile.TemporaryFile(dir=path.parent):
                 pass
@@ -312,9 +315,11 @@ class System:
 
     @contextlib.contextmanager
     def lock(self, path: Path, what: str) -> Iterator[None]:
-        """Hold ``path`` as a lock that the kernel drops when this process dies. Its text, the holder's pid, is for
-        people: a disk that is full or read-only keeps nobody from a lock file that is there. Raises BusyError if it is
-        held, HostError if it cannot be made."""
+        """Hold ``path`` as a lock that the kernel releases when this process dies.
+
+        Its text, the holder's pid, is for people: an existing lock file can be used on a full or read-only disk.
+        Raises BusyError, which says that ``what`` is under way, if the lock is held; HostError if it cannot be made.
+        """
         with files(path):
             descriptor = _lock_file(path)
         try:
@@ -337,7 +342,7 @@ class System:
 
 @contextlib.contextmanager
 def files(path: Path | None = None) -> Iterator[None]:
-    """Turns an OSError of the body into a HostError that names ``path``, or else the file that the error names."""
+    """Turn an OSError of the block into a HostError that names ``path``, or else the file that the error names."""
     try:
         yield
     except OSError as error:
@@ -345,7 +350,7 @@ def files(path: Path | None = None) -> Iterator[None]:
 
 
 def host_error(error: OSError, path: Path | None = None) -> HostError:
-    """What the machine refused, for people: the file, the cause, and what mends it."""
+    """Return an OSError as a HostError for people, with the file, the cause, and what repairs it."""
     name = path or error.filename2 or error.filename
     text = error.strerror or str(error) or type(error).__name__
     found = HostError(f"{os.fsdecode(name)}: {text}" if isinstance(name, str | bytes | os.PathLike) else text,
@@ -354,9 +359,9 @@ def host_error(error: OSError, path: Path | None = None) -> HostError:
     return found
 
 
-# A command is in this process's group until it has been given its own, which is before its program is executed
-# (CPython Modules/_posixsubprocess.c, child_exec): what a terminal sends just then ends it before it has begun. Later
-# nothing that a terminal sends reaches it.
+# A command is in this process's group until it gets its own, just before its program is executed (CPython
+# Modules/_posixsubprocess.c, child_exec). A signal from the terminal at that moment ends it before it has begun. No
+# later signal from the terminal reaches it.
 _BEFORE_EXEC = {-signal.SIGINT, -signal.SIGHUP, -signal.SIGQUIT}
 _TRIES = 5
 
@@ -382,7 +387,7 @@ def _number(error: HostError) -> int | None:
 
 
 def _lock_file(path: Path) -> int:
-    """Open a lock file, for reading alone where its file system is read-only: flock(2) asks for no more."""
+    """Open a lock file; on a read-only file system, open it for reading, which is enough for flock(2)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -396,7 +401,7 @@ def _lock_file(path: Path) -> int:
 
 
 def _sign(descriptor: int) -> None:
-    """Write this process's pid over the last holder's; if there is no room, nothing stands there."""
+    """Write this process's pid over the last holder's; if there is no room, leave the file empty."""
     text = f"{os.getpid()}\n".encode()
     with contextlib.suppress(OSError):
         try:
@@ -415,7 +420,7 @@ def _sync(directory: Path) -> None:
 
 
 def _kill_group(child: subprocess.Popen[str]) -> None:
-    """SIGKILL for a command and what it started, unless it has been waited for: the number may be another's then."""
+    """Send SIGKILL to a command and its children, unless it was waited for: its number may be reused then."""
     if child.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
@@ -431,14 +436,16 @@ def _killed_on_error(child: subprocess.Popen[str]) -> Iterator[None]:
 
 
 def many_descriptors() -> None:
-    """Allow this process as many descriptors as it may have: the usual soft limit of 1024 is meant for users of
-    select(2), and a broker has some ten a VM and two more a ring."""
+    """Raise this process's limit of descriptors to its hard limit.
+
+    The usual soft limit of 1024 is meant for users of select(2); a broker has about ten per VM and two per ring.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _state(pid: int) -> str:
-    """The letter of a process's state; empty if it is gone."""
+    """Return the letter of a process's state, or an empty text if it is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -455,7 +462,7 @@ def _dumps_core(pid: int) -> bool:
 
 
 def pid_text(pid: int) -> str:
-    """What stands in a pid file of ours: the pid, and when its process was started (``start_time``)."""
+    """Return the content of a pid file of this program: the pid, and when the process was started (``start_time``)."""
     return f"{pid}\n{start_time(pid) or ''}\n"
 
 
@@ -475,7 +482,7 @@ def _threads(pid: int) -> int:
 
 
 def _file_of(text: str) -> BinaryIO:
-    """Memory with ``text`` in it, to be read from its beginning."""
+    """Return a file in memory that has ``text`` in it and is read from its beginning."""
     file = open(os.memfd_create("stdin", os.MFD_CLOEXEC), "w+b")  # noqa: SIM115
     file.write(text.encode())
     file.seek(0)

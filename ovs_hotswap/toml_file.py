@@ -1,4 +1,4 @@
-"""TOML files that are validated as a whole: every fault is reported at once, with file and key."""
+"""Reads TOML files that are validated as a whole: every fault is reported at once, with file and key."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Warn = Callable[[str], None]
 
 
 class Stamp(NamedTuple):
-    """What differs when a file was written again, or another one is in its place."""
+    """Attributes of a file that differ after it was written again or replaced by another file."""
 
     modified_ns: int
     size: int
@@ -33,7 +33,7 @@ class Stamp(NamedTuple):
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """``None`` if the file cannot be looked at."""
+    """Return the stamp of a file, or ``None`` if it cannot be read."""
     try:
         found = path.stat()
     except OSError:
@@ -52,9 +52,12 @@ def load_toml(
     renamed: Mapping[str, str] = MappingProxyType({}),
     warn: Warn = warn_in_log,
 ) -> Table:
-    """Read and validate a TOML file; ``example`` is the command that prints one. ``renamed``: keys by their earlier
-    names, each of which is read with a warning. Raises ConfigError that lists every fault with file and key, what is
-    wrong and what is allowed."""
+    """Read and validate a TOML file.
+
+    ``example`` is the command that prints an example. ``renamed`` has keys by their earlier names; each of these is
+    read, and ``warn`` is called. Raises ConfigError, which lists every fault with file and key, what is wrong and what
+    is allowed.
+    """
     try:
         data = path.read_bytes()
         if data.startswith(codecs.BOM_UTF8):
@@ -104,7 +107,10 @@ def _contradictions(raw: Mapping[str, object], renamed: Mapping[str, str]) -> It
 
 
 def _control_characters(raw: dict[str, object]) -> Iterator[tuple[str, str]]:
-    """Every text has a use in which they end it or cannot be: a path, an argument, a line of a protocol."""
+    """Yield a fault for each text with control characters.
+
+    Each text is used where such characters end it or are not allowed: as a path, an argument or a line of a protocol.
+    """
     left: list[tuple[str, object]] = [("", raw)]
     while left:
         key, value = left.pop()
@@ -120,7 +126,7 @@ def _control_characters(raw: dict[str, object]) -> Iterator[tuple[str, str]]:
 
 
 def _shown(value: object) -> str:
-    """A value as it is repeated in a report: Python refuses to write an integer of thousands of digits."""
+    """Return a value as it is repeated in a report. Python refuses to write an integer of thousands of digits."""
     if isinstance(value, int) and abs(value) > _SHOWN_INT:
         return "a number of more than 18 digits"
     text = repr(value)
@@ -128,7 +134,7 @@ def _shown(value: object) -> str:
 
 
 def _allowed(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys that the table which holds the key at ``location`` knows."""
+    """Return the keys that are allowed in the table that has the key at ``location``."""
     table: type[BaseModel] = kind
     for part in location[:-1]:
         if isinstance(part, int):
@@ -147,7 +153,7 @@ class Strict(BaseModel):
 
 
 def refuse(path: Path, faults: Iterable[tuple[str, str]], example: str) -> None:
-    """Raise ConfigError for faults of a file, each a key and a text, if there are any."""
+    """Raise ConfigError if there are any ``faults`` of the file, each of which is a key and a text."""
     lines = [f"{path}: {key}: {text}" for key, text in faults]
     if lines:
         raise ConfigError("\n".join(lines), hint=f"`{example}`")

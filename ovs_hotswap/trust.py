@@ -1,4 +1,4 @@
-"""Who else could write to what this program, as root, runs, reads and listens on: modes, owners and links."""
+"""Checks who else could write to files that this program, as root, runs, reads or listens on: modes, owners, links."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ovs_hotswap.errors import ConfigError
 
-# Below it are users and groups of the system, such as Debian's polkitd and staff, who own some of its directories
+# Smaller ids are users and groups of the system, such as Debian's polkitd and staff, who own some of its directories
 # (login.defs(5): SYS_UID_MAX, SYS_GID_MAX).
 SYSTEM_IDS = 1000
 _SHOWN = 3
@@ -19,13 +19,16 @@ _CODE = {"bin", "etc", "lib", "lib32", "lib64", "libx32", "opt", "sbin", "usr"} 
 
 
 def restrict_umask() -> None:
-    """Whatever this process and its children make, others cannot write to: some init systems start with no umask."""
+    """Set the umask so that others cannot write to files of this process: some init systems start with no umask."""
     os.umask(os.umask(0o022) | 0o022)
 
 
 def own_directory(path: Path) -> None:
-    """Make a directory of ours where it is missing. Raises ConfigError if somebody else could replace what is in it, or
-    the directory itself: sockets that QEMUs and switches connect to, records that are believed."""
+    """Create a directory of this program if it is missing.
+
+    Raises ConfigError if another user could replace the directory or files in it: it has sockets to which QEMUs and
+    switches connect, and records that this program trusts.
+    """
     path.mkdir(parents=True, exist_ok=True, mode=0o755)
     found = path.stat()
     if found.st_uid not in (0, os.geteuid()):
@@ -35,17 +38,17 @@ def own_directory(path: Path) -> None:
         raise ConfigError(f"{path} has mode {stat.S_IMODE(found.st_mode):04o}: others could replace what is in it",
                           hint=f"chmod 755 {path}")  # fmt: skip
     for fault in _along(path):
-        raise ConfigError(f"{fault}, so somebody else could replace {path}",
+        raise ConfigError(f"{fault}, so another user could replace {path}",
                           hint="chown root: and chmod go-w what it names, or take another directory")  # fmt: skip
 
 
 def along(path: Path) -> list[str]:
-    """What of a file, or on the way to it, others than root and this user could change, at most three of it."""
+    """Return faults, at most three: what users other than root and this one could change of a file or on its path."""
     return list(islice(_along(path), _SHOWN))
 
 
 def _along(path: Path) -> Iterator[str]:
-    """Links on the way are looked at as well: who owns one says where it leads."""
+    """Yield the faults of a path. Links on the way count as well: the owner of a link decides where it leads."""
     path = Path(os.path.abspath(path))
     links = [place for place in (*reversed(path.parents), path) if place.is_symlink()]
     real = path.resolve()
@@ -56,9 +59,11 @@ def _along(path: Path) -> Iterator[str]:
 
 
 def strangers(tree: Path, *, directories_alone: bool = False) -> list[str]:
-    """What of a tree's code, or above it, others than root and this user could change, at most three of it. Directories
-    in which nobody can replace what is not his own (sticky, like /tmp) are none of it; what a system of its own has
-    below /var and /run is no code, and users of its own have some of that."""
+    """Return faults, at most three: what users other than root and this one could change of a tree's code or above it.
+
+    Directories in which a user can replace only the user's own files (sticky, like /tmp) are no fault. In a tree that
+    is a complete system, the files below /var and /run are no code, and some belong to users of that system.
+    """
     tree = tree.resolve()
     paths = _code(tree, directories_alone)
     return list(islice((fault for path in paths if (fault := _stranger(path))), _SHOWN))

@@ -1,4 +1,4 @@
-"""Waiting for what another process does: until something is so, or a time is over."""
+"""Waiting for another process: until a condition holds, or until a time is over."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Made = TypeVar("Made")
 
 
 class Clock(Protocol):
-    """``system.System`` is one, and the tests have one that does not wait."""
+    """A clock. ``system.System`` is one, and the tests have one that does not wait."""
 
     def monotonic(self) -> float: ...
 
@@ -32,7 +32,7 @@ class RealClock:
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """A time on ``clock``."""
+    """A point in time on ``clock``, in seconds."""
 
     clock: Clock
     end: float
@@ -47,7 +47,7 @@ class Deadline:
 
     @property
     def left_s(self) -> float:
-        """Seconds until then; 0 if it has passed."""
+        """The seconds until the deadline; 0 if it has passed."""
         return max(0.0, self.end - self.clock.monotonic())
 
 
@@ -59,8 +59,10 @@ def wait_until(
     done: Callable[[Seen], object] = bool,
     poll_s: float = POLL_S,
 ) -> Seen:
-    """Look until what is seen is ``done`` or the time is over, at least once, and answer what was seen last. What
-    ``look`` raises ends the waiting. ``clock``: the real one, if it is not given."""
+    """Call ``look`` until its result is ``done`` or ``seconds`` are over, at least once; return the last result.
+
+    An error of ``look`` ends the waiting. Without ``clock`` the real clock is used.
+    """
     clock = clock or RealClock()
     deadline = Deadline.after(seconds, clock)
     while True:

@@ -1,4 +1,4 @@
-"""Many things told in a line. Pure."""
+"""Short texts about many things. This module is pure."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from ovs_hotswap.model import Finding, Severity
 
-SHOWN = 3  # examples of what many have in common
+SHOWN = 3  # how many examples are shown
 _LONGEST = 120  # characters of an example
-_ALIKE = 8  # findings of one check that have nothing in common but the check
+_ALIKE = 8  # how many findings of one check are shown that differ in more than the item
 
 
 def some(items: Sequence[str], apart: str = ", ") -> str:
-    """The items, or a few of them and how many more there are."""
+    """Return the items as one text, or a few of them and how many more there are."""
     if len(items) <= SHOWN + 1:
         return apart.join(items)
     return f"{apart.join(items[:SHOWN])} and {len(items) - SHOWN} more"
@@ -24,8 +24,10 @@ def short(text: str) -> str:
 
 
 def summary(findings: Sequence[Finding]) -> list[Finding]:
-    """Findings as people can read them, where they were found: those that say the same of many things as one, with how
-    many and some examples."""
+    """Return findings as people can read them, in the order in which they were found.
+
+    Findings that say the same about many things become one finding, with the number and some examples.
+    """
     groups: dict[tuple[str, Severity, str], list[Finding]] = {}
     for finding in findings:
         same = finding.text.replace(finding.item, "\0") if finding.item else finding.text

@@ -73,7 +73,7 @@ def above(tmp_path: Path) -> Path:
 def test_who_can_write_above_a_directory_can_replace_it(above: Path, mode: int, fault: bool) -> None:
     above.chmod(mode)
     if fault:
-        with pytest.raises(ConfigError, match=f"{above} can be written by everybody, so somebody else could replace"):
+        with pytest.raises(ConfigError, match=f"{above} can be written by everybody, so another user could replace"):
             own_directory(above / "run")
     else:
         own_directory(above / "run")
