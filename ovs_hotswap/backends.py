@@ -274,7 +274,10 @@ class MoveResult:
 
 @dataclass(frozen=True, slots=True)
 class Undelivered:
-    """Frames that arrived while a VM moved and that neither side delivered; ``error``: why they cannot be told."""
+    """The frames that arrived while a VM was moved and that neither side delivered.
+
+    ``error`` is why they cannot be fetched, or ``None``.
+    """
 
     vm: str
     frames: list[bytes]
@@ -300,8 +303,10 @@ class BackEnds(Protocol):
         """Park a VM's back end on ``side``, and return when it is parked."""
 
     def park_many(self, names: Sequence[str], side: Side) -> dict[str, HotswapError]:
-        """``park`` VMs, which do not wait for each other; answers the error of each one that is not parked. Raises
-        BrokerError only for what is no single VM's fault."""
+        """``park`` VMs, which do not wait for each other; return the error of each VM that is not parked.
+
+        Raises BrokerError only for a fault that does not belong to a single VM.
+        """
 
     def unpark(self, name: str, side: Side) -> None:
         """No longer keep a VM's back end on ``side`` parked."""

@@ -1,15 +1,16 @@
-"""Plans: steps with undo, split by a point of no return, executed over a journal that is written before each act.
+"""Plans: steps with undo, divided by a commit, and executed with a journal that is written before each act.
 
-A failure before the commit undoes every started step in reverse, the failed one included (it may be half done). Where
-what the undo would go back to is lost, the plan goes on instead: its steps are repeated as after an interruption. After
-the commit nothing goes back: a failure is reported and a later run finishes forward; but where what the plan went to is
-lost and what it came from is still there, it is gone back to even then. What was interrupted, SIGKILL included, is
-taken up from the journal's records: ``Executor.run`` goes on, ``Executor.rollback`` undoes.
+A failure before the commit undoes every started step in reverse order, including the failed one, which may be half
+done. If the state to which the undo would return is lost, the plan continues instead: its steps are repeated as after
+an interruption. After the commit nothing is undone: a failure is reported, and a later run finishes the plan. The
+exception is a plan whose target is lost while its origin still exists: it is undone even after the commit. A plan that
+was interrupted, even by SIGKILL, is continued from the journal's records: ``Executor.run`` finishes it,
+``Executor.rollback`` undoes it.
 
-Without a journal nothing goes forward. Going back does, because a host that is left half way is worse than one whose
-journal lags: it says less than was undone, and every undo may be repeated.
+No step is begun if the journal cannot be written. A step is undone nevertheless, because a host that is left half way
+is worse than a journal that lags behind: such a journal says less than was undone, and every undo may be repeated.
 
-No I/O here: the journal, the clock and the observer are given. What the records mean is in ``records``.
+This module does no I/O: it is given the journal, the clock and the observer. ``records`` defines what the records mean.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ T = TypeVar("T")
 
 
 class State(enum.StrEnum):
-    """What a look at the world says about a step."""
+    """Whether the effect of a step is there, as far as can be seen."""
 
     DONE = "done"
     NOT_DONE = "not done"
@@ -38,19 +39,20 @@ class State(enum.StrEnum):
 
 
 class Step(ABC, Generic[C]):
-    """A step with nothing to undo: it only looks, or it comes after the commit.
+    """A step that has nothing to undo, because it only looks or comes after the commit.
 
-    ``name`` is the key in the journal, ``description`` the line an operator reads. ``do`` must be idempotent: it is
-    repeated if it was interrupted, and on resume if ``state`` does not say DONE.
+    ``name`` is the key in the journal, ``description`` the line that an operator reads. ``do`` must be idempotent: it
+    is repeated if it was interrupted, and on resume if ``state`` does not return DONE.
     """
 
     name: str
     description: str
 
     def facts(self, context: C, run: StepContext) -> Facts:
-        """What later steps or the undo need to know of the world before this step changes it.
+        """Return what later steps or the undo need to know about the state before this step changes it.
 
-        Written to the journal with the record of the step's start; read only once, never when the step is repeated.
+        The facts are written to the journal with the record of the step's start. They are collected once: this is not
+        called again if the step is repeated.
         """
         return {}
 
@@ -58,26 +60,29 @@ class Step(ABC, Generic[C]):
     def do(self, context: C, run: StepContext) -> None: ...
 
     def state(self, context: C, run: StepContext) -> State:
-        """Whether the step's effect is there now. Asked on resume for steps that the journal says are done."""
+        """Return whether the step's effect is there now. On resume this is asked for each step that was done."""
         return State.UNKNOWN
 
 
 class ReversibleStep(Step[C]):
-    """A step with an undo. ``look_at`` tells the operator what to inspect should the undo fail."""
+    """A step that has an undo. ``look_at`` says what the operator should inspect if the undo fails."""
 
     look_at: str = "`ovs-hotswap status`"
 
     @abstractmethod
     def undo(self, context: C, run: StepContext) -> None:
-        """Put back what ``do`` changed, whole or half done or already put back."""
+        """Put back what ``do`` changed, whether ``do`` was completed, was half done, or was already put back."""
 
 
 @dataclass(frozen=True)
 class Plan(Generic[C]):
-    """Steps ``before`` and ``after`` the commit. Names are unique. ``no_way_back``: why going back before the commit
-    makes no sense, empty if it does. ``no_way_on``: why only going back makes sense after it, else empty. ``mend``:
-    starts again what going back needs, if that is what broke. ``revive``: starts again what a committed plan that is
-    taken up needs, if nothing is left of it."""
+    """The steps ``before`` and ``after`` the commit. Their names are unique.
+
+    ``no_way_back`` returns why undoing the plan before the commit makes no sense, or an empty text if it does.
+    ``no_way_on`` returns why, after the commit, only undoing makes sense, or an empty text. ``mend`` starts again what
+    the undo needs, if that is what broke. ``revive`` starts again what a committed plan needs that is continued after
+    an interruption, if nothing of it is left.
+    """
 
     kind: str
     before: tuple[Step[C], ...]
@@ -113,8 +118,11 @@ class EventKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Progress for an observer. ``step`` is empty where the whole plan is meant. ``seconds`` is the time a done, failed
-    or undone step took. ``item`` names the part a PROGRESS event is about, such as a VM; ``count`` of ``total``."""
+    """A report of progress for an observer.
+
+    ``step`` is empty if the event is about the whole plan. ``seconds`` is how long a done, failed or undone step took.
+    ``item`` names the part that a PROGRESS event is about, such as a VM, and it is number ``count`` of ``total``.
+    """
 
     kind: EventKind
     step: str = ""
@@ -127,11 +135,11 @@ class Event:
 
 class JournalWriter(Protocol):
     def append(self, record: Record) -> None:
-        """Return once ``record`` is on the disk. Raises HostError if it cannot be written; then it is not there."""
+        """Write ``record`` and return when it is on the disk. Raises HostError if that fails; it is not there then."""
 
 
 class StepContext:
-    """What a step is given besides its context: the journalled facts, and a way to report progress."""
+    """What a step is given besides its context: the facts in the journal, and a way to report progress."""
 
     def __init__(
         self, facts: Callable[[], Facts], remember: Callable[[Facts], None], emit: Callable[[Event], None]
@@ -140,22 +148,22 @@ class StepContext:
 
     @property
     def facts(self) -> Facts:
-        """All facts recorded so far, by any step."""
+        """All facts that any step has recorded so far."""
         return MappingProxyType(dict(self._facts()))
 
     def fact(self, name: str, kind: type[T]) -> T:
-        """The fact ``name``. Raises StateUnknown if it was not recorded or is not of ``kind``."""
+        """Return the fact ``name``. Raises StateUnknown if it was not recorded or is not of ``kind``."""
         value = self._facts().get(name)
         if not isinstance(value, kind):
             raise StateUnknown(f"the journal holds no {kind.__name__} {name!r}", hint="`ovs-hotswap status`")
         return value
 
     def remember(self, **facts: Json) -> None:
-        """Write facts to the journal; they are on the disk when this returns, so act on them afterwards."""
+        """Write facts to the journal. They are on the disk when this returns; only then may a step act on them."""
         self._remember(facts)
 
     def warn(self, text: str) -> None:
-        """Tell something that the operator should know when all is over, and report it as progress."""
+        """Record a warning that the operator is to see at the end of the plan, and report it as progress."""
         earlier = self._facts().get("warnings")
         told = list(earlier) if isinstance(earlier, list | tuple) else []
         if text not in told:
@@ -169,11 +177,11 @@ class StepContext:
 
 
 class Executor(Generic[C]):
-    """Executes ``plan`` from where ``records`` (of an earlier, interrupted execution) left off.
+    """Executes ``plan`` from where the ``records`` of an earlier, interrupted execution end.
 
-    ``clock``: seconds, monotonic. ``shield``: a context in which no signal turns into an exception; used around
-    journal records and roll-backs. ``observe`` is told each event; one that raises is told nothing more, because an
-    upgrade must not fail with the terminal that watches it.
+    ``clock`` returns monotonic seconds. ``shield`` returns a context in which no signal becomes an exception; it is
+    used around journal records and rollbacks. ``observe`` is called with each event, but no longer after it has raised:
+    an upgrade must not fail because the terminal that shows it fails.
     """
 
     def __init__(
@@ -194,15 +202,15 @@ class Executor(Generic[C]):
         self._step = ""
         self._begun = clock()
         self._went_on = False
-        self._saving = False  # what serves the VMs: a journal that cannot be written does not stop that
-        self._unkept = ""  # why the journal lags behind
+        self._saving = False  # a rollback, or the only way left: a journal that cannot be written does not stop it
+        self._unkept = ""  # why the journal could not be written
 
     def run(self) -> None:
-        """Begin the plan, or resume it in the direction it was going, to its end.
+        """Begin the plan, or resume it in the direction in which it was going, and execute it to its end.
 
-        Raises RolledBack if a step before the commit failed or was interrupted and everything was put back (the
-        step's own error if nothing had been changed), or the journal could not be written; PostcheckFailed if one after
-        the commit failed; StateUnknown if an undo failed.
+        Raises RolledBack if a step before the commit failed, was interrupted or could not be journalled, and everything
+        was put back. If nothing had been changed, the step's own error is raised instead. Raises PostcheckFailed if a
+        step after the commit failed, and StateUnknown if an undo failed.
         """
         self._turn_back_if_lost()
         if self.standing.phase is Phase.BACK:
@@ -218,8 +226,11 @@ class Executor(Generic[C]):
             self.run()
 
     def rollback(self) -> None:
-        """Undo all that was started. May be repeated. Raises PrecheckFailed after the commit, unless there is no way
-        on, and where there is no way back; StateUnknown if an undo fails."""
+        """Undo all steps that were started. This may be repeated.
+
+        Raises PrecheckFailed after the commit, unless ``no_way_on`` applies, and before the commit if ``no_way_back``
+        applies. Raises StateUnknown if an undo fails.
+        """
         self._turn_back_if_lost()
         if self.standing.phase in {Phase.COMMITTED, Phase.FINISHED}:
             raise PrecheckFailed(f"the {self.plan.kind} is committed: it cannot be undone step by step",
@@ -231,7 +242,7 @@ class Executor(Generic[C]):
                 self._go_back()
 
     def _turn_back_if_lost(self) -> None:
-        """Of a committed plan that was interrupted."""
+        """Turn a committed plan that was interrupted back to its origin, if ``no_way_on`` applies."""
         if self.standing.phase is Phase.COMMITTED and (lost := self.plan.no_way_on(self._context)):
             self._saving = True
             self._record(Kind.RETURN, text=lost)
@@ -267,20 +278,20 @@ class Executor(Generic[C]):
         self._emit(EventKind.DONE, timed=True)
 
     def _goes_on(self, cause: BaseException) -> bool:
-        """Whether to repeat what failed, because there is no way back. Once: the cause was that what is gone."""
+        """Whether to repeat what failed because there is no way back. This is done once: its cause was the loss."""
         if self._went_on or self.standing.phase is not Phase.FORWARD:
             return False
         lost = self.plan.no_way_back(self._context)
         if not lost:
             return False
         self._went_on = self._saving = True
-        text = f"{describe(cause)}; going on, because there is no way back: {lost}"
+        text = f"{describe(cause)}; the plan continues, because there is no way back: {lost}"
         self._record(Kind.ONWARD, text=text)
         self._emit(EventKind.PROGRESS, text=text)
         return True
 
     def _stopped(self, cause: BaseException) -> None:
-        """Journal a failure and do what the phase asks for. Returns if the plan had ended or nothing was changed."""
+        """Record a failure and do what the phase requires. Returns if the plan had ended or nothing was changed."""
         if self.standing.ended:
             return
         self._saving = True
@@ -295,19 +306,19 @@ class Executor(Generic[C]):
                 text = f"step {name} failed after the commit: {text}; {lost}; everything was put back"
                 raise RolledBack(self._put_back(text), hint=hint) from cause
             raise PostcheckFailed(f"committed, but step {name} failed: {text}",
-                                  hint=hint or "mend the cause, then `ovs-hotswap resume`") from cause  # fmt: skip
+                                  hint=hint or "repair the cause, then `ovs-hotswap resume`") from cause  # fmt: skip
         changed = self._go_back()
         if changed or not isinstance(cause, HotswapError):
             text = self._put_back(f"step {name} failed: {text}; everything was put back")
             raise RolledBack(text, hint=hint) from cause
 
     def _put_back(self, text: str) -> str:
-        return f"{text}; of that the journal does not tell: {self._unkept}" if self._unkept else text
+        return f"{text}; the journal does not record all of this: {self._unkept}" if self._unkept else text
 
     def _go_back(self) -> bool:
-        """Undo in reverse what was started; return whether there was anything to undo."""
+        """Undo the started steps in reverse order; return whether there was anything to undo."""
         self._saving = True
-        with contextlib.suppress(Exception):  # then the undo that needs it tells
+        with contextlib.suppress(Exception):  # the undo that needs it will fail and say why
             self.plan.mend(self._context)
         changed = False
         for step in reversed((*self.plan.before, *self.plan.after)):
@@ -347,7 +358,7 @@ class Executor(Generic[C]):
     def _record(self, kind: Kind, *, facts: Facts | None = None, text: str = "") -> None:
         record = Record(kind, self._step, facts or {}, text)
         after = advance(self.standing, record)
-        with self._shield():  # a signal between the two would leave memory behind the disk
+        with self._shield():  # a signal between the two would leave ``standing`` behind the journal
             try:
                 self._journal.append(record)
             except HostError as error:
@@ -359,7 +370,7 @@ class Executor(Generic[C]):
     def _without_journal(self, error: HostError) -> None:
         told, self._unkept = self._unkept, error.message
         if not told:
-            self._emit(EventKind.PROGRESS, text=f"{error.message}; it goes on without the journal")
+            self._emit(EventKind.PROGRESS, text=f"{error.message}; the plan continues without the journal")
 
     def _emit(self, kind: EventKind, *, text: str = "", timed: bool = False) -> None:
         self._tell(Event(kind, self._step, self._clock() - self._begun if timed else None, text))
@@ -367,12 +378,12 @@ class Executor(Generic[C]):
     def _tell(self, event: Event) -> None:
         try:
             self._observe(event)
-        except Exception:  # noqa: BLE001 - see the class: whatever the observer's fault is
+        except Exception:  # noqa: BLE001 - see the class: no fault of the observer may end the plan
             self._observe = lambda _event: None
 
 
 def describe(error: BaseException) -> str:
-    """One text for any error: its own for ours, with the class's name for others."""
+    """Return a text for any error: a HotswapError's own message; for other errors, the class's name before it."""
     if isinstance(error, HotswapError):
         return error.message
     if isinstance(error, KeyboardInterrupt):
@@ -382,5 +393,5 @@ def describe(error: BaseException) -> str:
 
 def _finished_back(standing: PlanProgress) -> str:
     if not standing.failure:
-        return "a roll-back was under way and is now finished: everything was put back"
+        return "a rollback was under way and is now finished: everything was put back"
     return f"step {standing.failed_step or 'commit'} had failed: {standing.failure}; everything was put back"

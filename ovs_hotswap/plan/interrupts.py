@@ -1,4 +1,4 @@
-"""Signals that ask an upgrade to stop, turned into one orderly exception."""
+"""Turns the signals that ask an upgrade to stop into one orderly exception."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ _FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP)
 
 
 def ended_as_child(process: int, number: int) -> bool:
-    """For a signal handler of ``process``: whether it runs in a child that a library forked, which has the handler,
-    too. Then the signal ends the child as it would without a handler: pyroute2 forks to enter a namespace, and ends
-    its child by SIGTERM."""
+    """Whether a signal handler of ``process`` runs in a child that a library forked, which inherits the handler.
+
+    If so, the signal ends the child as it would without a handler: pyroute2 forks to enter a namespace, and ends its
+    child by SIGTERM.
+    """
     if os.getpid() == process:
         return False
     signal.signal(number, signal.SIG_DFL)
@@ -24,15 +26,15 @@ def ended_as_child(process: int, number: int) -> bool:
 
 
 class Interrupted(KeyboardInterrupt):
-    """The operator, the system's shutdown or the loss of the terminal asked to stop."""
+    """The operator, the shutdown of the system or the loss of the terminal asked the upgrade to stop."""
 
 
 class Interrupts:
-    """While entered, the first of SIGINT, SIGTERM and SIGHUP raises Interrupted; later ones do nothing, because the
-    stop is already under way. Inside ``shield`` it is held back until the end of the shield. A signal that was ignored
-    stays so: nohup(1), and a shell that starts a command with ``&`` in a script, ask for that.
+    """Raises Interrupted in the block at the first of SIGINT, SIGTERM and SIGHUP.
 
-    Only for the main thread (signal(2) handlers of Python run there).
+    Later signals do nothing, because the stop is already under way. Inside ``shield`` the exception is held back until
+    the end of the shield. A signal that was ignored stays ignored: nohup(1), and a shell that starts a command with
+    ``&`` in a script, ask for that. Use this in the main thread only, where Python runs signal handlers.
     """
 
     def __init__(self) -> None:
@@ -57,7 +59,10 @@ class Interrupts:
 
     @contextlib.contextmanager
     def shield(self) -> Iterator[None]:
-        """Hold signals back. May be nested. If the body raises, what came in the meantime is not raised on top."""
+        """Hold signals back in the block. Shields may be nested.
+
+        If the block raises, a signal that came in the meantime is not raised on top of that.
+        """
         self._depth += 1
         try:
             yield
@@ -67,8 +72,8 @@ class Interrupts:
             self._raise(self._pending)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        # The copy of this upgrade in a child that a library forked must never act. What a terminal sends to the whole
-        # group is not for the child: an undo may depend on it.
+        # A child that a library forked has a copy of this upgrade, which must never act. A signal that a terminal sends
+        # to the whole group must not end the child, because an undo may depend on it.
         if (os.getpid() != self._process and number in _FROM_TERMINAL) or ended_as_child(self._process, number):
             return
         name = signal.Signals(number).name

@@ -1,8 +1,8 @@
-"""The journal of a plan: an append-only file of JSON lines, each on the disk before the act it announces.
+"""The journal of a plan: an append-only file of JSON lines, each of which is on the disk before the act it announces.
 
-``<state_dir>/journal/current.jsonl`` is the plan under way; ended ones are kept beside it. The first line is the
-``Header``. A last line that a power cut tore is ignored: what it announced was not begun, because ``append`` returns,
-and the act starts, only once the line is on the disk.
+``<state_dir>/journal/current.jsonl`` is the journal of the plan under way; journals of ended plans are kept beside it.
+The first line is the ``Header``. A last line that a power cut tore is ignored: its act was not begun, because
+``append`` returns, and the act begins, only when the line is on the disk.
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Documentation/admin-guide/s
 
 
 class Header(Strict):
-    """First line. ``parameters``: what the plan was asked to do; ``versions``: of this program and of the releases.
-    ``started``: seconds since the epoch. ``before`` and ``after``: the step names on either side of the commit."""
+    """The first line of a journal.
+
+    ``parameters`` is what the plan was asked to do, ``versions`` has those of this program and of the releases.
+    ``started`` is in seconds since the epoch. ``before`` and ``after`` are the step names on either side of the commit.
+    """
 
     version: int = FORMAT
     kind: str
@@ -66,8 +69,11 @@ class _Version(Strict, extra="ignore"):
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """A parsed journal. ``times`` are the records' in seconds since the epoch; ``size`` is the length in bytes of
-    what was understood: a torn line begins there."""
+    """A parsed journal.
+
+    ``times`` are those of the records, in seconds since the epoch. ``size`` is the length, in bytes, of the complete
+    lines; a torn line begins there.
+    """
 
     header: Header
     records: tuple[Record, ...]
@@ -76,21 +82,21 @@ class Contents:
 
     @property
     def standing(self) -> PlanProgress:
-        """Raises StateUnknown if the records make no sense."""
+        """Where the plan stands according to the records. Raises StateUnknown if they make no sense."""
         return fold(self.header.shape, self.records)
 
     @property
     def boot_id(self) -> str:
-        """Boot id of the host when the plan was last worked on."""
+        """The boot id of the host when the plan was last worked on."""
         resumes = [record.text for record in self.records if record.kind is Kind.RESUME]
         return resumes[-1] if resumes else self.header.boot_id
 
 
 def parse(data: bytes, name: str) -> Contents | None:
-    """Understand a journal's bytes; ``name`` stands for it in errors. ``None``: not even the header was finished, so
-    nothing was ever begun.
+    """Parse the bytes of a journal, which is called ``name`` in errors.
 
-    Raises StateUnknown naming the line if anything but a torn last line is wrong.
+    Returns ``None`` if not even the header is complete: nothing was begun then. Raises StateUnknown, which names the
+    line, if anything but a torn last line is wrong.
     """
     lines = _whole_lines(data)
     if not lines:
@@ -106,7 +112,10 @@ def parse(data: bytes, name: str) -> Contents | None:
 
 
 def _whole_lines(data: bytes) -> list[bytes]:
-    """The lines without a torn last one: no newline at its end, or NUL where blocks never reached the disk."""
+    """Return the lines without a torn last one.
+
+    A torn line has no newline at its end, or NUL in it where blocks never reached the disk.
+    """
     *lines, _torn = data.split(b"\n")
     if lines and b"\0" in lines[-1]:
         lines.pop()
@@ -141,10 +150,10 @@ def _corrupt(name: str, number: int) -> StateUnknown:
 
 
 class Journal:
-    """An open journal. A context manager: at the end it is closed and, if its plan has ended, put into the history.
+    """An open journal. At the end of its context it is closed and, if its plan has ended, moved into the history.
 
-    It can be opened, and read, where nothing can be written: who goes back needs no more. ``ended``: its plan has, even
-    if there was no room to write that.
+    A journal can be opened and read even if it cannot be written, because a rollback does not have to write it.
+    ``ended``: the plan has ended, even if there was no room to write that.
     """
 
     def __init__(self, path: Path, contents: Contents, system: System, *, rebooted: bool, owner: Journals) -> None:
@@ -152,18 +161,18 @@ class Journal:
         self.header = contents.header
         self.records: Sequence[Record] = contents.records
         self.rebooted = rebooted
-        """Whether the host was restarted since the plan was last worked on: no process of then is left."""
+        """Whether the host was restarted since the plan was last worked on, so that no process of that time is left."""
         self._system, self._owner = system, owner
         self._size = contents.size
         self.ended = contents.standing.ended
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
             os.ftruncate(self._descriptor, self._size)
-        except OSError:  # whoever appends is told
+        except OSError:  # ``append`` will raise
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def append(self, record: Record) -> None:
-        """Return once ``record`` is on the disk. Raises HostError if it cannot be written; then it is not there."""
+        """Write ``record`` and return when it is on the disk. Raises HostError if that fails; it is not there then."""
         line = _Line(
             record=record.kind, step=record.step, facts=_plain(record.facts), text=record.text,
             time=self._system.wall(),
@@ -179,7 +188,7 @@ class Journal:
                 os.ftruncate(self._descriptor, self._size)
             raise HostError(
                 f"{self.path}: cannot be written: {error.strerror}",
-                hint=f"{host_error(error).hint or 'mend that'}; `ovs-hotswap status` tells what is left to do",
+                hint=f"{host_error(error).hint or 'repair that'}; `ovs-hotswap status` says what is left to do",
             ) from error
         self._size += len(data)
         self.ended = self.ended or record.kind is Kind.END
@@ -197,7 +206,7 @@ class Journal:
 
 
 class Journals:
-    """The journals of one host. Whoever writes holds the upgrade lock."""
+    """The journals of one host. A process must hold the upgrade lock to write one."""
 
     def __init__(self, state_dir: Path, system: System, *, boot_id: Path = BOOT_ID) -> None:
         self.directory = state_dir / "journal"
@@ -208,11 +217,14 @@ class Journals:
     def begin(
         self, kind: str, shape: StepNames, *, parameters: Facts | None = None, versions: dict[str, str] | None = None
     ) -> Journal:
-        """Create the journal of a new plan. Raises BusyError if one is under way, StateUnknown if it is damaged,
-        HostError if it cannot be written."""
+        """Create the journal of a new plan.
+
+        Raises BusyError if a plan is under way, StateUnknown if its journal is damaged, and HostError if the journal
+        cannot be written.
+        """
         last = self._parse()
         if last is not None and last.standing.ended:
-            self.archive(last.header)  # its writer died between its end and this
+            self.archive(last.header)  # its writer died after the plan's end and before archiving it
         elif last is not None:
             raise BusyError(
                 f"an {last.header.kind} begun {_stamp(last.header.started)} is not finished",
@@ -228,13 +240,15 @@ class Journals:
         return self._open(header)
 
     def read(self) -> Contents | None:
-        """The unfinished plan, or ``None``. Changes nothing. Raises StateUnknown if the journal is damaged."""
+        """Return the unfinished plan, or ``None``, without changing anything. Raises StateUnknown if it is damaged."""
         contents = self._parse()
         return None if contents is None or contents.standing.ended else contents
 
     def reopen(self) -> Journal | None:
-        """The unfinished plan's journal, to go on with it. Raises StateUnknown if it is damaged. That it cannot be
-        written is told by the next record: a roll-back goes on without it."""
+        """Return the journal of the unfinished plan, to continue it, or ``None``. Raises StateUnknown if it is damaged.
+
+        A journal that cannot be written raises only at the next record, because a rollback does not need to write it.
+        """
         contents = self.read()
         if contents is None:
             return None
@@ -248,13 +262,18 @@ class Journals:
         return contents.boot_id != self._this_boot()
 
     def history(self) -> list[Path]:
-        """Journals of ended plans, newest first. What else lies there, such as a damaged journal that was moved away,
-        is none."""
+        """Return the journals of ended plans, newest first.
+
+        Other files there, such as a damaged journal that was moved away, are left out.
+        """
         return sorted((path for path in self.directory.glob("*.jsonl") if _ENDED.match(path.name)), reverse=True)
 
     def ended(self) -> Iterator[Contents]:
-        """Ended plans, newest first: also one whose journal is still the current one because it could not be renamed.
-        Raises HostError, and StateUnknown for one that is damaged."""
+        """Yield the ended plans, newest first.
+
+        That includes a plan whose journal is still the current one because it could not be renamed. Raises HostError,
+        and StateUnknown for a damaged journal.
+        """
         current = self._parse()
         if current is not None and current.standing.ended:
             yield current
@@ -266,10 +285,10 @@ class Journals:
                 yield contents
 
     def archive(self, header: Header) -> None:
-        """Put the current journal into the history and drop what is beyond the last 20. Raises HostError."""
+        """Move the current journal into the history, and remove all but the latest 20 from it. Raises HostError."""
         stamp = datetime.fromtimestamp(header.started, UTC)
         for newest in self.history()[:1]:  # the clock may have been set back since: the order is what counts
-            with contextlib.suppress(ValueError, OverflowError):  # it is named like one, and is none
+            with contextlib.suppress(ValueError, OverflowError):  # it is named like a journal, and is none
                 stamp = max(stamp, _time_of(newest) + timedelta(microseconds=1))
         with files(self._current):
             self._current.rename(self.directory / f"{stamp.strftime(_STAMP)}-{header.kind}.jsonl")
@@ -297,7 +316,7 @@ class Journals:
 
 
 def _plain(facts: Facts) -> dict[str, JsonValue]:
-    """``facts`` as plain JSON values: tuples become lists, mappings dictionaries."""
+    """Return ``facts`` as plain JSON values: tuples become lists, mappings become dictionaries."""
     return {key: _plain_value(value) for key, value in facts.items()}
 
 

@@ -1,4 +1,4 @@
-"""The records of a plan's journal and what they mean. Pure."""
+"""The records of a plan's journal and what they mean. This module is pure."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Facts: TypeAlias = Mapping[str, Json]
 
 @dataclass(frozen=True, slots=True)
 class StepNames:
-    """The step names of a plan: all that the meaning of a journal depends on."""
+    """The step names of a plan, on which alone the meaning of a journal depends."""
 
     before: tuple[str, ...]
     after: tuple[str, ...] = ()
 
 
 class Kind(enum.StrEnum):
-    """Kinds of journal records. ``START`` and ``UNDO`` are on the disk before the act they announce."""
+    """The kinds of journal records. ``START`` and ``UNDO`` are on the disk before the act that they announce."""
 
     START = "start"
     FACTS = "facts"
@@ -40,8 +40,11 @@ class Kind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record; ``text`` is the cause of a failure (with ONWARD one that there was no way back from, with RETURN one
-    after the commit that there was no way on from), or the boot id of a resume."""
+    """One record of a journal.
+
+    ``text`` is the cause of a failure, or the boot id of a resume. With ONWARD it is a failure before the commit after
+    which there was no way back; with RETURN, a failure after the commit after which there was only the way back.
+    """
 
     kind: Kind
     step: str = ""
@@ -50,7 +53,7 @@ class Record:
 
 
 class StepMark(enum.StrEnum):
-    """Where the journal says a step stands."""
+    """Where a step stands according to the journal."""
 
     PENDING = "pending"
     STARTED = "started"
@@ -60,7 +63,7 @@ class StepMark(enum.StrEnum):
 
 
 class Phase(enum.StrEnum):
-    """Where the journal says the plan stands. ``BACK``: a roll-back was begun and must be finished."""
+    """Where the plan stands according to the journal. ``BACK``: a rollback was begun and must be finished."""
 
     FORWARD = "forward"
     BACK = "back"
@@ -71,7 +74,7 @@ class Phase(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PlanProgress:
-    """The meaning of a journal's records."""
+    """The progress of a plan that a journal's records describe."""
 
     shape: StepNames
     marks: Mapping[str, StepMark]
@@ -93,10 +96,10 @@ class PlanProgress:
 
 
 def fold(shape: StepNames, records: Iterable[Record]) -> PlanProgress:
-    """What ``records`` mean for a plan of ``shape``.
+    """Return the progress that ``records`` describe of a plan of ``shape``.
 
-    Raises StateUnknown, naming the record (1 is the first after the header), if they cannot have been written by a
-    plan of this shape.
+    Raises StateUnknown, which names the record (1 is the first after the header), if a plan of this shape cannot have
+    written them.
     """
     standing = PlanProgress.new(shape)
     for number, record in enumerate(records, 1):
@@ -111,7 +114,7 @@ def fold(shape: StepNames, records: Iterable[Record]) -> PlanProgress:
 
 
 def advance(standing: PlanProgress, record: Record) -> PlanProgress:
-    """``standing`` after one more record. Raises ValueError if the record is not possible there."""
+    """Return ``standing`` after one more record. Raises ValueError if the record is not possible there."""
     if standing.ended:
         raise ValueError("the plan has ended")
     if record.step and record.step not in standing.marks:
@@ -173,7 +176,7 @@ def _must_be_done(standing: PlanProgress, steps: Sequence[str], phase: Phase) ->
 
 
 def _must_be_next(standing: PlanProgress, step: str) -> None:
-    """A step starts in its section's phase once all before it in the section are done."""
+    """Raise ValueError unless ``step`` may start: in its section's phase, after all earlier steps of the section."""
     section, phase = standing.shape.before, Phase.FORWARD
     if step not in section:
         section, phase = standing.shape.after, Phase.COMMITTED

@@ -390,9 +390,9 @@ def test_without_a_journal_it_goes_back_and_never_forward(bench: Bench, room: in
     if expected is RolledBack:
         assert bench.world.effects == {}
         assert executor.standing.phase is Phase.ROLLED_BACK
-        assert "of that the journal does not tell: no space left" in raised.value.message
+        assert "the journal does not record all of this: no space left" in raised.value.message
     if room > 1:
-        assert any("goes on without the journal" in event.text for event in told)
+        assert any("continues without the journal" in event.text for event in told)
 
 
 @pytest.mark.parametrize("room", range(6))
