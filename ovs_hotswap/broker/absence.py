@@ -1,4 +1,4 @@
-"""Why a VM's QEMU is not connected to the broker. Pure."""
+"""Says why a VM's QEMU is not connected to the broker. This module is pure."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _UNREACHABLE = {
     errno.ENOTDIR: Absence(AbsenceCause.NO_SOCKET, "there is no socket for it: a part of its path is no directory"),
     errno.EACCES: Absence(AbsenceCause.DENIED, "permission to connect to its socket is denied"),
     errno.EPERM: Absence(AbsenceCause.DENIED, "permission to connect to its socket is denied"),
-    errno.ECONNREFUSED: Absence(AbsenceCause.NOBODY_LISTENS, "nobody listens on its socket: who made it has ended"),
-    errno.EAGAIN: Absence(AbsenceCause.BUSY, "it takes nobody in: it hangs, or somebody else is connected to it"),
+    errno.ECONNREFUSED: Absence(AbsenceCause.NOBODY_LISTENS, "no process listens on its socket: its maker has ended"),
+    errno.EAGAIN: Absence(AbsenceCause.BUSY, "it accepts no connection: it hangs, or is connected to another process"),
     errno.EPROTOTYPE: Absence(AbsenceCause.UNREACHABLE, "its socket is not a stream socket"),
 }
 
 
 def unreachable(error: OSError) -> Absence:
-    """After an attempt to connect."""
+    """Return why QEMU is not connected after an attempt to connect raised ``error``."""
     found = _UNREACHABLE.get(error.errno or 0)
     return found or Absence(AbsenceCause.UNREACHABLE, f"its socket: {error.strerror or error}")
 

@@ -1,4 +1,4 @@
-"""Waiting, in the event loop, for a state of the VMs: a waiter looks again when something has changed."""
+"""Waiting in the event loop for a state of the VMs: a waiter looks again whenever something has changed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ _LOOK_S = 0.1  # for what changes without an event of a VM
 
 
 class Changes:
-    """``notify`` is called after each change that a waiter may wait for; it costs nothing while none does. A waiter
-    also looks every ``look_s`` seconds."""
+    """Wakes the waiters after each change.
+
+    ``notify`` is to be called after each change for which a waiter may wait; it costs nothing while there is no waiter.
+    A waiter also looks every ``look_s`` seconds.
+    """
 
     def __init__(self, look_s: float = _LOOK_S) -> None:
         self._look_s = look_s
@@ -26,8 +29,10 @@ class Changes:
     async def until(
         self, true: Callable[[], bool], timeout: float = math.inf, otherwise: str | Callable[[], str] = ""
     ) -> None:  # fmt: skip
-        """Wait until ``true`` holds. Raises BrokerError with the text ``otherwise``, as it is at that time, after
-        ``timeout`` seconds."""
+        """Wait until ``true`` returns true.
+
+        Raises BrokerError after ``timeout`` seconds, with the text ``otherwise``, which is evaluated then.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout
         while not true():

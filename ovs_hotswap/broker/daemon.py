@@ -1,6 +1,6 @@
 """The broker daemon: listens for switches, connects to QEMUs, answers the control socket.
 
-One event loop, one thread. Packets never pass here; between control messages the process sleeps.
+The daemon has one event loop in one thread. Packets never pass here; between control messages the process sleeps.
 """
 
 from __future__ import annotations
@@ -64,15 +64,15 @@ from ovs_hotswap.vhostuser.messages import Descriptor, Request
 
 log = logging.getLogger(__name__)
 
-_LISTEN_S = 1.0  # between two attempts to make a socket, or to take in a switch
+_LISTEN_S = 1.0  # between two attempts to make a socket, or to accept a switch's connection
 _PATIENCE_S = 3.0  # a switch that lost its connection has made another one after a second
 
 
 class Broker:
-    """The VMs of one host. ``run`` serves until ``stop``.
+    """Serves the VMs of one host. ``run`` serves until a signal or a successor ends it.
 
-    With ``inherited`` it is made with all VMs of another broker and all that it needs of this host, and acts on nothing
-    before ``run``: whatever fails until then leaves the other one at work. Raises ConfigError, BrokerError, OSError.
+    With ``inherited`` it is constructed with all VMs of another broker and all that it needs of this host, and does not
+    act before ``run``: after a failure until then the other broker continues. Raises ConfigError, BrokerError, OSError.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Broker:
         self._delays = Delays(loop)
         self._home = home
         self._listen_at = 0.0
-        self._followed: Side | None = None  # whose side VMs without a guest were given
+        self._followed: Side | None = None  # the active side when it was last made the home of VMs without a guest
         self._seats: dict[str, VmSlot] = {}
         pid_files = [InstancePaths.of(config, side).vswitchd_pid for side in Side]
         self._processes = Processes(loop, self._process_ended, pid_files)
@@ -93,7 +93,7 @@ class Broker:
         self._changes = Changes()
         self._withdrawal = Withdrawal(self._seats, self._processes, self._keeping, self._changes)
         self._intent: tuple[Stamp | None, frozenset[str]] = None, frozenset()
-        self._ports: Mapping[str, Port] = {}  # of each VM in it
+        self._ports: Mapping[str, Port] = {}  # of each VM in the intent
         self._room = Room(config.broker.capture_mb << 20)
         self._turns = Turns(loop)
         self._reading, self._stopping = asyncio.Lock(), asyncio.Event()
@@ -106,7 +106,7 @@ class Broker:
         }  # fmt: skip
         self._inherited = inherited
         goes_on = bool(self._keeping.earlier)
-        signaller().ready()  # made while something may fail, and what it lacks is told
+        signaller().ready()  # made while a failure does no harm; what it lacks is logged
         control = None if inherited is None else inherited.control
         self._desk = ControlServer(config, self._methods, control, self._group(goes_on), needed=not goes_on)
         successors = None if inherited is None else inherited.successors
@@ -124,8 +124,8 @@ class Broker:
         return self._settings.config
 
     async def run(self) -> bool:
-        """Serve, and return whether a successor does now. Raises ConfigError if the overlay intent cannot
-        be read, BrokerError if a socket cannot be made, where there is nothing to go on from."""
+        """Serve until the end, and return whether a successor serves now. If there is no earlier broker's state, raises
+        ConfigError if the overlay intent cannot be read, and BrokerError if a socket cannot be made."""
         try:
             if self._inherited is None:
                 self._begin()
@@ -140,7 +140,7 @@ class Broker:
             self.close()
 
     def _group(self, goes_on: bool) -> int | None:
-        """The group of the control socket. VMs that an earlier broker kept are served whatever that is."""
+        """Return the group of the control socket. VMs that an earlier broker kept are served even if it is unknown."""
         try:
             return control_group(self._config)
         except ConfigError as error:
@@ -150,15 +150,15 @@ class Broker:
             return None
 
     def _begin(self) -> None:
-        """Anew, or with the VMs that an earlier broker kept, whatever has become of the intent meanwhile: those that
-        are in it no more leave as always."""
+        """Make the VMs of the intent and those that an earlier broker kept, even if the intent cannot be read now. VMs
+        that are no longer in the intent leave as after a reload."""
         earlier = self._keeping.earlier
         try:
             names = self._read_intent()
         except ConfigError as error:
             if not earlier:
                 raise
-            log.error("the VMs of the earlier broker are served on: %s", error.message)
+            log.error("the VMs of the earlier broker are still served: %s", error.message)
             names = earlier
         self._make(names | earlier)
         if not earlier:
@@ -167,7 +167,7 @@ class Broker:
             self._reload_soon()
 
     def _refuse_unheard(self, names: Set[str]) -> None:
-        """Raises BrokerError if a socket of one of these VMs cannot be made."""
+        """Raise BrokerError if a socket of one of these VMs cannot be made."""
         seats = [seat for name, seat in sorted(self._seats.items()) if name in names]
         faults = [fault for seat in seats if (fault := seat.listen_again(self._loop)) is not None]
         if faults:
@@ -177,27 +177,27 @@ class Broker:
     def _restore(
         self, given: VmParts, listeners: dict[Side, socket.socket], work: Work | None = None, *, first: bool = False
     ) -> None:
-        """A VM as another broker left it, not acted on before ``_take_up``. ``first`` is ``LoadedState.first``."""
+        """Make a VM as another broker left it; ``_take_up`` is to continue it. ``first`` is ``LoadedState.first``."""
         vm = self._new_vm(given.name, given.scratch)
         resync_with = Request.GET_QUEUE_NUM if first else Request.GET_PROTOCOL_FEATURES
         recovery.restore(vm, given, self._processes.mind, work, resync_with)
         self._seat_vm(vm, listeners).restored = True
 
     def _start_over(self, given: StartsOver, listeners: dict[Side, socket.socket]) -> None:
-        """A VM of which nobody can say how far another broker's work with it went."""
+        """Make a VM of which it is not known how far another broker's work with it went."""
         for process in given.processes.values():
             self._processes.mind(process.pid, process.born)
         suspects = {side: process.pid for side, process in given.processes.items()}
         self._seat_vm(self._new_vm(given.name, make_scratch(), suspects), listeners, given.qemu)
 
     def _take_up(self, seat: VmSlot) -> None:
-        """Go on with a VM where another broker left off. A fault of one VM is that VM's."""
+        """Continue a VM where another broker stopped. A fault of one VM does not affect the others."""
         seat.restored = False
         try:
             recovery.take_up(seat.vm)
             self._quarantine.enforce(seat.vm)
         except Exception:
-            log.exception("vm %s: it cannot be gone on with", seat.vm.name)
+            log.exception("vm %s: it cannot be continued", seat.vm.name)
 
     async def _run(self, desk: asyncio.Task[None]) -> None:
         self._serving = True
@@ -223,22 +223,22 @@ class Broker:
             for task in (desk, *tasks):
                 task.cancel()
             if not self._passing.succeeded:
-                if self._withdrawal.begun:  # else clients wait for the next broker
+                if self._withdrawal.begun:  # otherwise clients wait for the next broker
                     remove_socket(self._config.broker_socket)
                 remove_socket(self._config.successor_socket)
 
     def _stop(self, number: signal.Signals) -> None:
-        """SIGINT is for good, and so is SIGTERM if there is nobody who keeps something to go on from."""
+        """Stop serving: for good after SIGINT, and after SIGTERM if no supervisor keeps what a next broker needs."""
         self._for_good |= number is signal.SIGINT or not sd_notify.supervisor_alive() or self._withdrawal.begun
         self._stopping.set()
 
     def _passed_on(self) -> None:
-        """A successor is the broker."""
+        """Stop, because a successor is the broker now."""
         sd_notify.notify(SUCCEEDED)
         self._stopping.set()
 
     def _unit_stops(self) -> bool:
-        """Whether systemd ends this process for good, which is not told by the signal."""
+        """Whether systemd ends this process for good, which the signal does not say."""
         if not sd_notify.in_unit():
             return False
         try:
@@ -248,7 +248,8 @@ class Broker:
             return False
 
     def _read_intent(self) -> frozenset[str]:
-        """Names of the intent's VMs. One with 100 000 remote MACs takes seconds to read: it is read when it changed."""
+        """Return the names of the intent's VMs. An intent with 100 000 remote MACs takes seconds to read, so it is only
+        read if the file has changed."""
         path = self._config.overlay
         stamp = stamp_of(path)
         if stamp is not None and stamp == self._intent[0]:
@@ -259,12 +260,12 @@ class Broker:
         return names
 
     def _make(self, names: Set[str]) -> None:
-        """Make the VMs ``names``; new ones belong to the side that is active now. Others begin to leave."""
+        """Make the VMs ``names``; new ones get the side that is active now as home. Other VMs begin to leave."""
         self._follow_active()
         for name in sorted(names - self._seats.keys()):
             try:
                 self._add(name)
-            except OSError as error:  # memory or descriptors are short; the other VMs are served all the same
+            except OSError as error:  # memory or descriptors are short; the other VMs are served nevertheless
                 log.error("vm %s: it is not served before the next reload: %s", name, error.strerror)
         for name, seat in self._seats.items():
             seat.vm.queues, seat.vm.mtu = self._port(name)
@@ -277,8 +278,8 @@ class Broker:
         self._let_leave()
 
     def _follow_active(self) -> None:
-        """VMs without a guest belong to the side that is active now: nobody else will have it in mind when they start,
-        and the broker may not have been told."""
+        """Make the active side the home of VMs without a guest: nothing else decides the side on which they start, and
+        the active side may have changed without a reload of the broker."""
         active = None
         with contextlib.suppress(OSError):
             active = read_active(self._config)
@@ -289,7 +290,7 @@ class Broker:
             seat.waits_for(active)
 
     def _each_round(self) -> None:
-        """Before QEMUs are looked for."""
+        """Do what is due before each round of attempts to connect to QEMUs."""
         self._let_leave()
         self._follow_active()
         now = time.monotonic()
@@ -299,7 +300,7 @@ class Broker:
                 seat.listen_again(self._loop)
 
     def _let_leave(self) -> None:
-        """Let go of VMs that are in the intent no more, once no switch can be on their rings."""
+        """Remove VMs that are no longer in the intent, when no switch can be on their rings."""
         for name, seat in list(self._seats.items()):
             if seat.leaving and seat.is_withdrawn and not self._passing.succeeded:
                 self._keeping.remove(name, forget=True)
@@ -315,7 +316,7 @@ class Broker:
         self._seats[name].listen_again(self._loop)
 
     def _port(self, name: str) -> tuple[int | None, int | None]:
-        """A VM's queue pairs and MTU by the intent."""
+        """Return a VM's queue pairs and MTU according to the intent; ``None`` for what it does not say."""
         found = self._ports.get(name)
         return (None, None) if found is None else (found.queues, found.effective_mtu)
 
@@ -335,13 +336,13 @@ class Broker:
         return seat
 
     def _suspects(self, name: str) -> dict[Side, Process]:
-        """Switches that an earlier broker may have given the VM's rings: their processes live, and that broker left
-        its sockets. They connect again, or die, before another side is given the rings."""
+        """Return the switches to which an earlier broker may have given the VM's rings: their processes live, and that
+        broker left its sockets. Each must connect again, or end, before another side is given the rings."""
         found = {}
         for side in Side:
             paths = InstancePaths.of(self._config, side)
             pid = self._system.read_pid(paths.vswitchd_pid)
-            born = 0 if pid is None else start_time(pid)  # before it is looked at: a later one with its pid is another
+            born = 0 if pid is None else start_time(pid)  # read first, so that a reused pid has another start time
             if pid is None or f"--pidfile={paths.vswitchd_pid}" not in self._system.cmdline(pid):
                 continue
             if self._config.vhost_socket(side, name).exists():
@@ -349,7 +350,7 @@ class Broker:
         return found
 
     def _remove(self, name: str, *, forget: bool = True) -> None:
-        """Hang up on a VM's peers. Unless it is to be forgotten, its sockets stay for the next broker to find."""
+        """Hang up on a VM's peers. Unless ``forget``, its listening sockets' files stay for the next broker to find."""
         seat = self._seats.pop(name)
         seat.mover.close()
         for side, listener in seat.listeners.items():
@@ -374,7 +375,7 @@ class Broker:
             self._loop.add_reader(seat.listeners[side].fileno(), self._accept, seat, side)
 
     def _process_ended(self, pid: int) -> None:
-        """Whoever served VMs died: those whose guests wait for a switch are given another one first."""
+        """Act on the death of a switch. VMs whose guests have something to send get another switch first."""
         with realtime_priority():
             for seat in sorted(self._seats.values(), key=lambda seat: not has_pending_tx(seat.vm.state)):
                 seat.vm.process_ended(pid)
@@ -419,9 +420,9 @@ class Broker:
         async with self._reading:
             await asyncio.to_thread(self._settings.read)
             self._room.limit = self._config.broker.capture_mb << 20
-            names = await asyncio.to_thread(self._read_intent)  # switches and QEMUs are served meanwhile
+            names = await asyncio.to_thread(self._read_intent)  # switches and QEMUs are served in the meantime
             if self._passing.succeeded:
-                raise BrokerError("another broker has taken over meanwhile")
+                raise BrokerError("another broker has taken over in the meantime")
             self._make(names)
         for seat in self._seats.values():
             seat.belongs_to(self._home)
@@ -435,7 +436,7 @@ class Broker:
             await self._changes.until(left, _PATIENCE_S)
         for seat in self._seats.values():
             if seat.leaving:
-                seat.vm.note(f"it is in the overlay intent no more, and kept as long as one may use its rings: {seat}")
+                seat.vm.note(f"it has left the overlay intent, and is kept while a switch may use its rings: {seat}")
         self._refuse_unheard(self._seats.keys() - there)
         return await self._status()
 
@@ -454,7 +455,7 @@ class Broker:
         await self._withdrawal.ask(self._settings.fence_s)
 
     def close(self) -> None:
-        """Hang up on everybody, or only let go of what a successor has too or what is kept for the next broker."""
+        """Hang up on all peers; only close this process's ends of what a successor has or the next broker is to get."""
         if not self._passing.succeeded:
             self._keeping.save()
         for name in list(self._seats):
@@ -464,10 +465,10 @@ class Broker:
 
 
 def serve(config: Config, system: System, load: Callable[[], Config] | None = None, *, take_over: bool = False) -> None:
-    """Run a broker in this process until it is told to stop, or succeeded. ``load`` reads the configuration anew.
+    """Run a broker in this process until a signal or a successor ends it. ``load`` reads the configuration again.
 
-    With ``take_over`` it succeeds the one that runs. Raises BusyError if one runs already, BrokerError, ConfigError or
-    StateUnknown if it could not be succeeded; that one then goes on.
+    With ``take_over`` it takes over from the running broker. Raises BusyError if a broker runs already, and
+    BrokerError, ConfigError or StateUnknown if the takeover failed; the running broker then continues.
     """
     many_descriptors()
     raise_priority()

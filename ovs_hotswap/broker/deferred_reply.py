@@ -1,7 +1,7 @@
-"""The one answer that a VM's QEMU waits for, and who has to make it possible.
+"""The one answer for which a VM's QEMU waits, and the back end that has to make it possible.
 
-QEMU waits in its main loop, with its guest: so an answer is given as soon as nothing need be waited for any more,
-whatever becomes meanwhile of the back end that was asked.
+QEMU waits in its main loop, and its guest waits with it. So the answer is given as soon as nothing has to be awaited
+any longer, even if the back end that was asked is lost before it answers.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from ovs_hotswap.vhostuser.messages import Request
 
 
 class Reading(Protocol):
-    """How QEMU's messages are read."""
+    """What reads QEMU's messages."""
 
     def hold(self) -> None:
-        """Do not read them until ``FrontEnd.read_qemu``."""
+        """Read no messages until ``FrontEnd.read_qemu`` is called."""
 
 
 class FrontEnd(Protocol):
@@ -58,8 +58,11 @@ class FrontEnd(Protocol):
 
 @dataclass(eq=False, slots=True)
 class PendingReply:
-    """``pay`` sends the answer, and is given the base where a back end has told it. ``link``: the back end that has to
-    answer before. ``ring``: whose base it is."""
+    """An answer that is due to QEMU.
+
+    ``pay`` sends the answer; it is called with the base if a back end has reported one. ``link`` is the back end that
+    has to answer first. ``ring`` is the index of the ring whose base is asked for.
+    """
 
     pay: Callable[[int | None], None]
     link: SwitchConnection | None = None
@@ -67,7 +70,7 @@ class PendingReply:
 
 
 class DeferredReply:
-    """What ``vm`` owes its QEMU: one answer at most, since QEMU is not read meanwhile."""
+    """The answer that ``vm`` owes its QEMU. There is one at most, because QEMU's messages are not read until then."""
 
     def __init__(self, vm: FrontEnd, loop: asyncio.AbstractEventLoop) -> None:
         self._vm = vm
@@ -75,8 +78,11 @@ class DeferredReply:
         self.owed: PendingReply | None = None
 
     def base(self, got: MessageEffect, before: GuestState) -> None:
-        """Owe a ring's base: what the owner says when it stops the ring, or what guest memory says then, if it does not
-        run the ring or did not have it where the guest has it. Called before the owner is told."""
+        """Owe QEMU a ring's base. This is to be called before the owner is sent the stop of the ring.
+
+        The base is what the owner reports when it stops the ring. If the owner does not run the ring, or did not have
+        it at the guest's address, the base is read from guest memory at that time.
+        """
         vm, index, owner = self._vm, got.index, self._vm.owner()
 
         def pay(base: int | None) -> None:
@@ -91,11 +97,11 @@ class DeferredReply:
         owed = self._owe(PendingReply(pay, owner, index))
         if owner is None or (owner.quiet and not owner.told.ring(index).started):
             self.pay(owed)
-        elif not owner.told.ring(index).started:  # told to stop it before, perhaps, and still to do so
+        elif not owner.told.ring(index).started:  # it may have been sent the stop before, and not have stopped yet
             self._pay_behind(owner, owed)
 
     def settled(self, message: messages.Message) -> None:
-        """Owe an acknowledgement, given once the owner has taken what it is told in this turn."""
+        """Owe QEMU an acknowledgement, which is given when the owner has handled what it is sent in this turn."""
         payload = b"" if message.request is Request.SET_LOG_BASE else messages.U64.pack(0)
         owed = self._owe(PendingReply(lambda _: self._vm.reply(message.request, payload)))
         self._loop.call_soon(self._settle, owed)
@@ -118,12 +124,13 @@ class DeferredReply:
         return owed
 
     def dropped(self, link: SwitchConnection) -> None:
-        """A back end is gone, and answers nothing more."""
+        """Give the answer for which back end ``link`` was asked, because it is gone and will not answer."""
         if self.owed is not None and self.owed.link is link:
             self.pay(self.owed)
 
     def let_go(self, link: SwitchConnection | None) -> None:
-        """A back end is off the rings: what it has not said by now, guest memory says."""
+        """Stop waiting for ``link``, which is off the rings: a base is read from guest memory, and an acknowledgement
+        depends on the present owner, if there is one."""
         if link is None or self.owed is None or self.owed.link is not link:
             return
         if self.owed.ring is None:
@@ -132,7 +139,7 @@ class DeferredReply:
             self.pay(self.owed)
 
     def pay(self, owed: PendingReply, base: int | None = None) -> None:
-        """Give an answer, unless it was given: what makes it possible may come twice."""
+        """Give an answer unless it was given before, because what makes it possible may happen twice."""
         vm = self._vm
         if self.owed is not owed or vm.qemu is None:
             return
