@@ -42,6 +42,7 @@ from ovs_hotswap.broker.shutdown import Withdrawal
 from ovs_hotswap.broker.time_budget import Turns
 from ovs_hotswap.broker.timers import Delays
 from ovs_hotswap.broker.vm import Vm
+from ovs_hotswap.broker.vm_log import alone
 from ovs_hotswap.broker.vm_slot import VmSlot
 from ovs_hotswap.broker.watchdog_ping import ping_forever
 from ovs_hotswap.config import Config, read_active
@@ -193,11 +194,9 @@ class Broker:
     def _take_up(self, seat: VmSlot) -> None:
         """Continue a VM where another broker stopped. A fault of one VM does not affect the others."""
         seat.restored = False
-        try:
+        with alone(seat.vm.name, "it cannot be continued"):
             recovery.take_up(seat.vm)
             self._quarantine.enforce(seat.vm)
-        except Exception:
-            log.exception("vm %s: it cannot be continued", seat.vm.name)
 
     async def _run(self, desk: asyncio.Task[None]) -> None:
         self._serving = True
@@ -378,7 +377,8 @@ class Broker:
         """Act on the death of a switch. VMs whose guests have something to send get another switch first."""
         with realtime_priority():
             for seat in sorted(self._seats.values(), key=lambda seat: not has_pending_tx(seat.vm.state)):
-                seat.vm.process_ended(pid)
+                with alone(seat.vm.name, f"the end of process {pid} is not taken up"):
+                    seat.vm.process_ended(pid)
         self._changes.notify()
 
     # -- control -----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from ovs_hotswap.broker.absence import unreachable
 from ovs_hotswap.broker.persist.autosave import StateSaver
 from ovs_hotswap.broker.persist.predecessor import Predecessor
 from ovs_hotswap.broker.settings import Settings
+from ovs_hotswap.broker.vm_log import alone
 from ovs_hotswap.broker.vm_slot import RETRY_S, VmSlot
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class Reach:
 
     async def forever(self, first: Callable[[], None]) -> None:
         """``first`` is called before each round."""
-        told = ""
+        told, known = "", dict[str, str]()
         while True:
             try:
                 first()
@@ -41,14 +42,18 @@ class Reach:
             for seat in self._seats.values():
                 if self._passing.under_way:
                     break
-                if self._keeping.holds_qemu(seat.vm.name) or not seat.vm.wants_qemu:
-                    seat.wanted_since = now
-                elif now >= seat.retry_at and not self._expects(seat, now):
-                    try:
-                        self._connect(seat, now)
-                    except OSError as error:  # descriptors are short; the other VMs are tried all the same
-                        seat.vm.note(f"connection to QEMU: {error.strerror or error}")
+                with alone(seat.vm.name, "its QEMU is not called", known):
+                    self._call(seat, now)
             await asyncio.sleep(RETRY_S)  # a QEMU gives no sign when it begins to listen
+
+    def _call(self, seat: VmSlot, now: float) -> None:
+        if self._keeping.holds_qemu(seat.vm.name) or not seat.vm.wants_qemu:
+            seat.wanted_since = now
+        elif now >= seat.retry_at and not self._expects(seat, now):
+            try:
+                self._connect(seat, now)
+            except OSError as error:  # descriptors are short; the other VMs are tried all the same
+                seat.vm.note(f"connection to QEMU: {error.strerror or error}")
 
     def _expects(self, seat: VmSlot, now: float) -> bool:
         """Whether a side is about to say what it offers. A QEMU chooses once, from what all sides have in common: one

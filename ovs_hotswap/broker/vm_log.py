@@ -1,16 +1,31 @@
-"""What is logged of a VM: whoever makes the same thing happen again and again does not fill the log with it."""
+"""What is logged of a VM: the same event again and again does not fill the log, and a fault of one VM is no more than a
+line of the log for the others."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 log = logging.getLogger(__name__)
 
 AGAIN_S = 60.0
 MOST = 120  # lines of a VM in that time, however different they are
 _KINDS = 32  # different texts that are remembered
+
+
+@contextlib.contextmanager
+def alone(vm: str, what: str, known: dict[str, str] | None = None) -> Iterator[None]:
+    """Log whatever the block raises as a fault of ``vm``, so that the caller continues with the next VM. ``known``: the
+    fault of each VM that was logged last, which is not logged again."""
+    known = {} if known is None else known
+    try:
+        yield
+    except Exception as error:
+        before, known[vm] = known.get(vm), repr(error)
+        if before != known[vm]:
+            log.exception("vm %s: %s", vm, what)
 
 
 class Notes:

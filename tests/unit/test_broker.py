@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -19,6 +19,7 @@ from ovs_hotswap.broker.qemu_connector import Reach
 from ovs_hotswap.broker.settings import Settings
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, ConfigError
+from ovs_hotswap.model import Side
 from ovs_hotswap.system import System
 from ovs_hotswap.vhostuser.channel import listen
 from ovs_hotswap.vhostuser.messages import Feature
@@ -89,6 +90,26 @@ def test_what_fails_before_a_round_keeps_no_qemu_from_being_tried(config: Config
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(main())
     assert len(rounds) == 2
+
+
+def test_a_fault_of_one_vm_keeps_no_other_from_being_given_a_switch(
+    config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A VM whose changes cannot be told cannot take up that a switch has died. The others can."""
+
+    async def test(broker: Broker) -> None:
+        broker._begin()
+        vms = [seat.vm for _, seat in sorted(broker._seats.items())]
+        for vm in vms:
+            doubted = vm.ownership.doubted(frozenset({Side.A}))
+            vm.commit(vm.record._replace(suspects={Side.A: 77}, ownership=doubted))
+        changes, vms[0].changes = vms[0].changes, cast(Any, None)
+        broker._process_ended(77)
+        vms[0].changes = changes
+        assert [vm.ownership.suspects for vm in vms[1:]] == [frozenset(), frozenset()]
+
+    run(config, test)
+    assert "vm vm0: the end of process 77 is not taken up" in caplog.text
 
 
 @pytest.mark.parametrize("where", ["file/deeper/vm.sock", "directory"])

@@ -7,15 +7,18 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from ovs_hotswap.broker.changes import Changes
 from ovs_hotswap.broker.control.server import ControlServer
+from ovs_hotswap.broker.mover import Mover
 from ovs_hotswap.broker.persist.autosave import StateSaver
 from ovs_hotswap.broker.persist.predecessor import Predecessor
 from ovs_hotswap.broker.qemu_connector import Reach
 from ovs_hotswap.broker.settings import Settings
+from ovs_hotswap.broker.vm_slot import VmSlot
 from ovs_hotswap.config import Config
 from ovs_hotswap.config_file import load_config
 from ovs_hotswap.model import Side
@@ -54,6 +57,34 @@ def test_a_fault_of_what_is_done_before_does_not_end_it(config: Config) -> None:
             calling.cancel()
 
     asyncio.run(scenario())
+
+
+def test_a_fault_of_one_vm_keeps_no_other_qemu_from_being_called(config: Config) -> None:
+    """The time at which the first VM's QEMU is to be called is none."""
+    called: list[str] = []
+    benches = [Bench(), Bench()]
+    for bench in benches:
+        bench.connect(Side.A)
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        slots = {name: VmSlot(bench.vm, cast(Mover, None), {}, {}) for name, bench in zip("ab", benches, strict=True)}
+        slots["a"].retry_at = cast(Any, None)
+        desk, keeping = ControlServer(config, {}, None), StateSaver(loop, {}, keeps=False)
+        assert desk.listener is not None
+        with desk.listener:
+            passing = Predecessor(loop, config, None, slots, keeping, desk, Changes(), lambda: None)
+            calling = loop.create_task(Reach(Settings(config), slots, keeping, passing).forever(lambda: None))
+            async with asyncio.timeout(10):
+                while slots["b"].vm.absence is None:
+                    await asyncio.sleep(0.01)
+            called.extend(name for name, slot in slots.items() if slot.vm.absence is not None)
+            calling.cancel()
+
+    asyncio.run(scenario())
+    for bench in benches:
+        bench.close()
+    assert called == ["b"]
 
 
 def test_a_qemu_is_heard_though_descriptors_are_short_when_it_comes() -> None:
