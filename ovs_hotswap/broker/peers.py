@@ -145,6 +145,12 @@ class Peers(Recorded, abc.ABC):
         left_out = self.links.keys() - self.transferable.keys()
         return self.ownership.holder not in left_out and not left_out & self.ownership.suspects
 
+    def note_of_link(self, side: Side) -> Note:
+        """What is stored when a switch connects or hangs up. What is stored already stays good for a switch that is not
+        on the rings: a next broker has no connection to it, or finds that the one it has ended."""
+        on_rings = side is self.ownership.holder or side in self.ownership.suspects
+        return Note.START_OVER if on_rings else Note.CONTINUE
+
     def ignore_qemu(self) -> None:
         """Take nothing more from QEMU, until ``go_on``."""
         self.deaf = self.qemu is not None

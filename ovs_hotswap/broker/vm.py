@@ -118,7 +118,7 @@ class Vm(Peers):
             link.close()
             return
         links, met = {**self.links, side: link}, {**self.met, side: link.pid}
-        self.commit(self.record._replace(links=links, met=met), self._note_of_link(side))
+        self.commit(self.record._replace(links=links, met=met), self.note_of_link(side))
         self.hear_qemu()
         self._loop.add_reader(link.channel.fileno(), self._read_link, link)
         self.guarded(link, lambda: link.probe(lambda offer: self._probed(link)))
@@ -164,7 +164,7 @@ class Vm(Peers):
         links = {at: other for at, other in self.links.items() if at is not side}
         cut_pid = link.pid if held else self.cut_pid
         record = self.record._replace(links=links, ownership=self.ownership.cut(side), cut_pid=cut_pid)
-        self.commit(record, self._note_of_link(side))
+        self.commit(record, self.note_of_link(side))
         self._loop.remove_reader(link.channel.fileno())
         self._loop.remove_writer(link.channel.fileno())
         self.end(link)
@@ -174,12 +174,6 @@ class Vm(Peers):
             if self._processes.ended(link.pid):
                 self.process_ended(link.pid)
             self._processes.doubt(link.pid)
-
-    def _note_of_link(self, side: Side) -> Note:
-        """What is stored when a switch connects or hangs up. What is stored already stays good for a switch that is not
-        on the rings: a next broker has no connection to it, or finds that the one it has ended."""
-        on_rings = side is self.ownership.holder or side in self.ownership.suspects
-        return Note.START_OVER if on_rings else Note.CONTINUE
 
     def process_ended(self, pid: int) -> None:
         """A switch's process is dead, which proves it off every ring."""

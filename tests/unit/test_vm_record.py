@@ -103,7 +103,6 @@ def test_what_a_note_says_and_when_it_is_made() -> None:
 
 
 ACTS: dict[str, Callable[[Bed, Vm], object]] = {
-    "a switch is dropped": lambda bed, vm: vm.drop_link(Side.B, "test"),
     "the owner is dropped": lambda bed, vm: vm.drop_link(Side.A, "test"),
     "QEMU is dropped": lambda bed, vm: vm.drop_qemu("test"),
     "the rings are taken back": lambda bed, vm: vm.take_back(vm.links[Side.A]),
@@ -150,6 +149,25 @@ def saved(bed: Bed, vm: Vm) -> Iterator[Callable[[], LoadedState]]:
             yield found
         finally:
             keeping.remove(vm.name, forget=False)
+
+
+def test_after_a_standby_is_dropped_a_next_broker_continues() -> None:
+    """No ring is that side's, and a next broker finds that the stored connection has ended."""
+
+    async def test(bed: Bed) -> None:
+        vm = bed.served(OWNED)
+        vm.go_on()
+        with saved(bed, vm) as found:
+            vm.drop_link(Side.B, "test")
+            kept = found()
+            assert kept.state is not None
+            assert kept.state.ownership == OWNED
+            links = (link.connection for link in kept.state.links.values())
+            for each in (kept.state.scratch, kept.state.qemu, *kept.state.state.descriptors(), *links):
+                if each is not None:
+                    each.close()
+
+    run(test)
 
 
 @pytest.mark.parametrize("act", ACTS.values(), ids=ACTS)
