@@ -1,5 +1,8 @@
-"""Starting and stopping the broker: by systemd where its unit is installed, else below a supervisor of our own, in the
-background. Either keeps the broker's connections when it ends, and starts it again."""
+"""Starting and stopping the broker.
+
+If its unit is installed, systemd runs the broker; otherwise a supervisor of this program does, in the background. Both
+keep the broker's connections when it ends, and start it again.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ UNIT = "ovs-hotswap-broker.service"
 
 
 def start_broker(config: Config, system: System, config_path: Path, timeout: float) -> BrokerStatus:
-    """Have a broker run and return its status. Raises BrokerError if none answers within ``timeout`` seconds."""
+    """Start a broker unless one runs, and return its status.
+
+    Raises BrokerError if none answers within ``timeout`` seconds.
+    """
     unit = Unit(UNIT, system)
     if unit.serves(config):
         return _by_systemd(unit, config, timeout, "start")
@@ -52,18 +58,17 @@ def start_broker(config: Config, system: System, config_path: Path, timeout: flo
 
 
 def replace_broker(config: Config, system: System, config_path: Path, timeout: float) -> BrokerStatus:
-    """Have a new process succeed the broker that runs, and return its status. Raises BrokerError; the old one then goes
-    on.
+    """Have a new process take over from the running broker, and return the status of the new one.
 
-    Under systemd the unit is restarted, with what its descriptor store holds: a successor that is not in the unit would
-    end with this session, and the unit would start a third broker.
+    Under systemd the unit is restarted, and gets what its descriptor store holds: a successor outside of the unit would
+    end with this session, and the unit would start a third broker. Raises BrokerError; the old broker then continues.
     """
     unit = Unit(UNIT, system)
     if unit.serves(config):
         return _by_systemd(unit, config, timeout, "restart")
     before = _status(config)
     if before.kept_by_systemd:
-        raise BrokerError("the broker is systemd's to replace: its descriptors are kept meanwhile",
+        raise BrokerError("only systemd can replace this broker, because it keeps the broker's descriptors",
                           hint="`systemctl restart ovs-hotswap-broker`")  # fmt: skip
     log = config.run_dir / "broker.log"
     pid = _supervise(config, system, config_path, "--take-over")
@@ -85,8 +90,11 @@ def replace_broker(config: Config, system: System, config_path: Path, timeout: f
 
 
 def stop_broker(config: Config, system: System) -> bool:
-    """End the broker, once no switch is on any VM's rings; return whether there was one. Raises BrokerError if that is
-    not this user's to do or cannot be, and the broker goes on; CommandError if it does not die."""
+    """End the broker after all switches have released all rings; return whether there was a broker.
+
+    Raises BrokerError if the user is not root, or if a switch does not release its rings: the broker then continues.
+    Raises CommandError if the broker does not die.
+    """
     if os.geteuid() != 0:
         raise BrokerError("only root may stop the broker: every VM loses its network", hint="run it with `sudo`")
     unit = Unit(UNIT, system)
@@ -105,14 +113,14 @@ def stop_broker(config: Config, system: System) -> bool:
 
 
 def _withdraw(config: Config, system: System) -> None:
-    """Have the broker take all rings back, and let go of the QEMUs."""
+    """Have the broker take all rings back, and close its connections to the QEMUs."""
     try:
         with BrokerClient(config.broker_socket, config.broker.fence_ms / 1e3 + _ANSWER_S) as client:
             client.call("withdraw")
     except BrokerError as error:
         pid = _broker(config, system)
-        hangs = f"if it hangs: `kill -KILL {pid}`; whoever supervises it starts another one, which goes on from there"
-        raise BrokerError(f"the broker goes on: {error.message}", hint=error.hint or hangs) from error
+        hangs = f"if it hangs: `kill -KILL {pid}`; its supervisor then starts another, which continues from there"
+        raise BrokerError(f"the broker keeps running: {error.message}", hint=error.hint or hangs) from error
 
 
 def _supervise(config: Config, system: System, config_path: Path, *more: str) -> int:
@@ -122,7 +130,7 @@ def _supervise(config: Config, system: System, config_path: Path, *more: str) ->
 
 
 def _supervisor(config: Config, system: System) -> int | None:
-    """The process that keeps the broker running, if there is one."""
+    """Return the process that keeps the broker running, or ``None``."""
     return system.read_writer(config.run_dir / "supervisor.pid", "supervise")
 
 
@@ -143,7 +151,7 @@ def _status(config: Config) -> BrokerStatus:
 
 
 def ended(which: str, log: Path) -> BrokerError:
-    """The error with which a broker ended, and its hint, as they are at the end of its log."""
+    """Return the error with which a broker ended, and its hint, from the end of its log. ``which`` names the broker."""
     lines, hint = log.read_text(errors="replace").strip().splitlines(), f"see {log}"
     if len(lines) > 1 and lines[-1].startswith("hint: "):
         hint = f"{lines.pop().removeprefix('hint: ')} ({hint})"

@@ -1,8 +1,8 @@
-"""Moving one VM's rings from one switch to the other: what surrounds the hand-over itself.
+"""Moving one VM's rings from one switch to the other: what is done before and after the handover itself.
 
-Before it, the parked side is put on its capture rings (``capture``); after it, the outcome is written down, and the
-capture rings are emptied. Whoever asks for moves arms them well before and has them emptied well after: how late copies
-of frames may be is seen in the switches' own progress, and a time that is always long enough does not exist.
+Before it, the parked side is put on its capture rings (``capture``); after it, the outcome is recorded, and the capture
+rings are emptied. The caller arms the capture rings well before the move and has them emptied well after it: how late
+copies of frames may be follows from the switches' own progress, and no fixed time is always long enough.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from ovs_hotswap.vhostuser.ownership import Certainty, Ownership, Proof
 from ovs_hotswap.vhostuser.reconcile import Role, SentState, places, with_ring_addresses
 
 _UNDER_WAY = "messages are under way"
-_NO_ROOM = "the memory for frames that arrive meanwhile is in use for other VMs"
-_ARMED_S = 30.0  # a move for which capture rings were armed is not waited for any longer
-_LATE_S = 10.0  # capture rings are emptied by then though nobody has asked
-_STALE_S = 1.0  # for what was found in them to be fetched
+_NO_ROOM = "the memory for frames that arrive during a move is in use for other VMs"
+_ARMED_S = 30.0  # capture rings are disarmed if their move does not come in this time
+_LATE_S = 10.0  # capture rings are emptied after this time even without a request
+_STALE_S = 1.0  # how long the captured frames can be fetched
 _ROLL_S = 0.020  # between two looks at capture rings: their buffers hold 12 800 frames a second
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """All that a move needs, as long as the guest's state and what both back ends have heard are what they were.
+    """All that a move needs. It is valid while the guest's state and what both back ends were sent do not change.
 
-    ``heard`` is what they have heard before it, ``hears`` what after it: the old side, if there is one, and the new
-    one. ``catch`` is ``None`` where nobody holds the rings.
+    ``heard`` is what the old side (``None`` if there is none) and the new side were sent until the move, ``hears`` what
+    they were sent after it. ``catch`` is ``None`` if no side holds the rings.
     """
 
     state: GuestState
@@ -74,13 +74,13 @@ def _heard(old: SwitchConnection | None, new: SwitchConnection) -> tuple[SentSta
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """No move uses capture rings, or is about to."""
+    """No move uses capture rings, and none is about to."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Armed:
-    """A move is about to be made: the parked side was told to wait on the rings of ``catch``. ``ready`` is what the
-    move needs, once it is prepared."""
+    """A move is about to be made: the parked side was put on the rings of ``catch``. ``ready`` is what the move needs,
+    once it is prepared."""
 
     catch: CaptureRings
     ready: Ready | None
@@ -88,9 +88,9 @@ class Armed:
 
 @dataclass(slots=True, eq=False)
 class Draining:
-    """A move was made, and both sides may still be on its capture rings: late copies may come. ``begun``: they were
-    told to leave these rings. ``frames`` is done when they have, or are not waited for any longer; then this state
-    ends."""
+    """A move was made, and both sides may still be on its capture rings, because late copies may come. ``begun``: they
+    were sent other addresses. ``frames`` is done when they have left the rings, or are not awaited any longer; then
+    this state ends."""
 
     catch: CaptureRings
     old: SwitchConnection
@@ -103,12 +103,12 @@ _IDLE = Idle()
 
 
 class Mover:
-    """Moves ``vm``. Each wait for a switch ends after ``fence_s`` seconds. ``room`` is for capture rings."""
+    """Moves ``vm``. Each wait for a switch ends after ``fence_s`` seconds. ``room`` limits the capture rings."""
 
     def __init__(self, vm: Vm, loop: asyncio.AbstractEventLoop, delays: Delays, fence_s: float, room: Room) -> None:
         self._vm = vm
         self._room = room
-        if earlier := capture.written(vm.scratch):  # by another broker: the switches may be on them
+        if earlier := capture.written(vm.scratch):  # by another broker, whose capture rings the switches may be on
             room.take(self, earlier)
         self._loop = loop
         self._delays = delays
@@ -127,13 +127,13 @@ class Mover:
 
     @property
     def served(self) -> bool:
-        """Whether the guest's transmit rings have advanced since its last move, or have nothing to be taken."""
+        """Whether each of the guest's transmit rings has advanced since its last move, or has nothing pending."""
         now = transmit(self._vm.state)
         return all(at.available == at.used or at.used != before
                    for index, before in self._before.items() if (at := now.get(index)) is not None)  # fmt: skip
 
     def why_not(self, to: Side) -> str | None:
-        """Why the VM cannot be moved at this moment, or ``None``."""
+        """Return why the VM cannot be moved to side ``to`` at this moment, or ``None`` if it can."""
         vm = self._vm
         link = vm.links.get(to)
         if vm.withdrawn:
@@ -159,26 +159,26 @@ class Mover:
 
     @property
     def _needs(self) -> int:
-        """Bytes of memory that the VM's capture rings may take."""
+        """The bytes of memory that the VM's capture rings may take."""
         return capture.needed_by(self._vm.state, self._vm.mtu)
 
     def under_way(self, to: Side) -> bool:
-        """Whether the VM cannot be moved, but in a moment, when answers have come that are due."""
+        """Whether the VM cannot be moved now, but probably can soon, when answers that are due have come."""
         owner, certainty = self._vm.owner(), self._vm.ownership.certainty
         between = certainty in (Certainty.TAKING, Certainty.LETTING_GO) and owner is not None and not owner.quiet
         return between or self.why_not(to) in (_UNDER_WAY, _NO_ROOM)
 
     def swap_to(self, to: Side, threads: Threads, cores: Collection[int] = ()) -> Swap:
-        """Hand the rings to ``to``. ``cores``: where both sides' message threads run, and this is to run too, if there
-        is such a core. Raises BrokerError if a side is not ready for it or the rings stayed where they were,
-        StateUnknown if the end is open."""
+        """Hand the rings to ``to``. ``cores``: the core on which both sides' message threads run, and this thread is to
+        run, if there is such a core. Raises BrokerError if a side is not ready or the rings stayed where they were, and
+        StateUnknown if the outcome is not known."""
         vm = self._vm
         if vm.ownership == Ownership(to, Certainty.OWNS):
             return Swap(Outcome.MOVED)
         if reason := self.why_not(to):
             raise BrokerError(f"vm {vm.name} cannot move to {to}: {reason}")
         if vm.qemu is None:
-            vm.commit(vm.record._replace(home=to), Note.CONTINUE)  # no guest: nothing to move, but the next goes there
+            vm.commit(vm.record._replace(home=to), Note.CONTINUE)  # there is no guest to move; the next starts there
             return Swap(Outcome.MOVED)
         old, new = vm.owner(), vm.links[to]
         try:  # all that can fail, before anything changes
@@ -209,15 +209,15 @@ class Mover:
         return result
 
     def _ready(self, old: SwitchConnection | None, new: SwitchConnection) -> Ready:
-        """What ``arm`` has prepared, if it still fits, or else a new preparation. Raises as ``_arm_now`` does."""
+        """Return what ``arm`` has prepared, if it is still valid, or prepare it now. Raises as ``_arm_now`` does."""
         ready = self._state.ready if isinstance(self._state, Armed) else None
         if ready is not None and ready.fits(self._vm.state, old, new):
             return ready
         return Ready.of(self._vm, old, new, None if old is None else self._arm_now(old, new))
 
     def arm(self, to: Side) -> bool:
-        """Tell ``to`` to wait on its capture rings, where there is something to move; ``is_armed`` says when it does.
-        Raises BrokerError if it is not ready for it."""
+        """Put ``to`` on its capture rings, and return whether there is something to move. ``is_armed`` says when ``to``
+        is on them. Raises BrokerError if it is not ready for that."""
         vm = self._vm
         if vm.qemu is None or vm.ownership == Ownership(to, Certainty.OWNS):
             return False
@@ -239,23 +239,23 @@ class Mover:
         return True
 
     def _made(self, old: Side) -> CaptureRings:
-        """Capture rings, for which there is room."""
+        """Return capture rings, after reserving the room for them."""
         self._room.take(self, self._needs)
         return CaptureRings(self._vm.scratch, self._vm.state, old, self._vm.mtu)
 
     def is_armed(self, to: Side) -> bool:
-        """Whether ``to`` waits on its capture rings, and has said so."""
+        """Whether ``to`` is on its capture rings, and has confirmed that."""
         link, state = self._vm.links.get(to), self._state
         return link is not None and link.quiet and isinstance(state, Armed) and _waits_on(link, state.catch)
 
     def _armed_on(self, link: SwitchConnection, catch: CaptureRings) -> CaptureRings | None:
-        """The capture rings that are armed, if they are the same as ``catch`` and the side was told to wait on them."""
+        """Return the armed capture rings if they equal ``catch`` and ``link`` was put on them, else ``None``."""
         state = self._state
         fits = isinstance(state, Armed) and state.catch.same(catch) and _waits_on(link, catch)
         return state.catch if isinstance(state, Armed) and fits else None
 
     def _fill(self, new: SwitchConnection, catch: CaptureRings) -> FencedMessages:
-        """Prepare capture rings for ``new``, and what sends it there."""
+        """Arm the capture rings for ``new``, and return the messages that put it on them."""
         there = catch.places(new.side)
         catch.arm()
         new.told = with_ring_addresses(new.told, there)
@@ -274,7 +274,7 @@ class Mover:
         catch.roll()
 
     def disarm(self) -> None:
-        """The move for which rings were armed is not made."""
+        """Take back what ``arm`` did, because the move is not made."""
         if isinstance(self._state, Armed):
             catch, self._state = self._state.catch, _IDLE
             self._leave(catch)
@@ -290,34 +290,34 @@ class Mover:
             vm.guarded(link, lambda: link.fence(self._freed))
 
     def _freed(self) -> None:
-        """Both sides are off the capture rings."""
+        """Free the capture rings, which both sides have left."""
         capture.free(self._vm.scratch)
         self._room.give_back(self)
 
     def tidy(self) -> None:
-        """Free the rings of a move of which no side has told that it is off them, once that is clear otherwise."""
+        """Free capture rings that no side has confirmed to have left, if it is known otherwise that both have."""
         if isinstance(self._state, Idle) and all(map(self._is_off, Side)):
             with contextlib.suppress(OSError):
                 self._freed()
 
     def _is_off(self, side: Side) -> bool:
-        """Whether a side cannot be on capture rings: it was told other places, and has said so, or has ended."""
+        """Whether a side cannot be on capture rings: it has confirmed other addresses, or has ended."""
         link = self._vm.links.get(side)
         if link is None:
             return self._vm.gone(side)
         return link.quiet and not any(capture.is_place(ring.address) for ring in link.told.rings)
 
     def close(self) -> None:
-        """Let go of capture rings that are armed, and tell no switch: another broker may go on with the VM, and what is
-        known of its switches is kept."""
+        """Release capture rings that are armed, and send the switches nothing: another broker may continue with the VM
+        from what is known of its switches."""
         if isinstance(self._state, Armed):
             self._state.catch.rest()
             self._state = _IDLE
         self._room.give_back(self)
 
     def _arm_now(self, old: SwitchConnection, new: SwitchConnection) -> CaptureRings:
-        """Capture rings that ``new`` waits on. Raises BrokerError if it does not answer: then nothing was begun, and it
-        is on its way back to the empty ring."""
+        """Put ``new`` on capture rings, wait for it, and return them. Raises BrokerError if it does not answer: nothing
+        was begun then, and it is sent back to the empty ring."""
         vm = self._vm
         catch = self._made(old.side)
         if (there := self._armed_on(new, catch)) is not None:
@@ -326,17 +326,18 @@ class Mover:
         messages = self._fill(new, catch)
         if not self._answers(new, messages):
             vm.repark(new.side)
-            vm.guarded(new, lambda: new.fence(self._freed))  # not quiet, so not armed again, while it may be there
+            vm.guarded(new, lambda: new.fence(self._freed))  # until then it is not quiet, and so not armed again
             raise self._silent(new)
         return catch
 
     def _rouse(
         self, old: SwitchConnection | None, new: SwitchConnection, catch: CaptureRings | None, waiter: int | None
     ) -> None:
-        """See that the sides answer before one of them lets go. Raises BrokerError if one does not: nothing was begun.
+        """Check that both sides answer before the rings are taken from one. Raises BrokerError; nothing was begun then.
 
-        What the swap needs is in the caches then. Neither side need be woken for its next message: the old one goes on
-        to look for it; so does ``waiter``, the new one's thread, which comes after the old one's from its answer on.
+        What the swap needs is in the caches afterwards. Neither side has to be woken for its next message: the old side
+        still looks for it, and so does ``waiter``, the new side's thread, which runs after the old side's thread from
+        its answer on.
         """
         try:
             for link in (new, old):
@@ -352,14 +353,14 @@ class Mover:
             raise
 
     def _answers(self, link: SwitchConnection, messages: FencedMessages) -> bool:
-        """Send messages and tell whether the side answers them in time; if not, that is still due. Raises BrokerError
-        if it hangs up."""
+        """Send messages and return whether the side answers them in time; if not, the answer is still due. Raises
+        BrokerError if the side hangs up."""
         vm, deadline = self._vm, time.monotonic() + self.fence_s
         try:
             if handover.fenced(link, messages, bytearray(FENCE_ANSWER_SIZE), deadline, asleep=True):
                 return True
         except (OSError, PeerClosed, ProtocolError) as error:
-            vm.drop_link(link.side, "hung up before a hand-over")
+            vm.drop_link(link.side, "hung up before a handover")
             raise BrokerError(f"vm {vm.name}: switch {link.side} hung up") from error
         link.expect(messages, lambda: None)
         return False
@@ -369,7 +370,7 @@ class Mover:
         return BrokerError(f"vm {self._vm.name}: switch {link.side} did not answer within {within}")
 
     def _after(self, result: Swap, ready: Ready) -> None:
-        """Write down what a swap left behind."""
+        """Record the outcome of a swap. Raises BrokerError or StateUnknown if the VM was not moved."""
         vm, old, new = self._vm, ready.swap.old, ready.swap.new
         for link, sent in ((old, ready.swap.park), (new, ready.swap.take)):
             if link is not None and link.channel.trace is not None:
@@ -380,11 +381,11 @@ class Mover:
             vm.commit(vm.record._replace(ownership=vm.ownership.grant(old.side)), Note.COVERED)
             old.expect(ready.swap.park, lambda: None)
             old.expect(ready.swap.keep, lambda: vm.confirmed(old.side))
-            raise BrokerError(f"vm {vm.name}: switch {old.side} did not let go within {self.fence_s * 1e3:g} ms; "
-                              "it was given its rings back")  # fmt: skip
+            raise BrokerError(f"vm {vm.name}: switch {old.side} did not release its rings within "
+                              f"{self.fence_s * 1e3:g} ms; it was given them back")  # fmt: skip
         if result.outcome is Outcome.OLD_GONE and old is not None:
-            vm.drop_link(old.side, "hung up while it was asked to let go")
-            raise StateUnknown(f"vm {vm.name}: switch {old.side} hung up during the hand-over")
+            vm.drop_link(old.side, "hung up while it was to release the rings")
+            raise StateUnknown(f"vm {vm.name}: switch {old.side} hung up during the handover")
         told_old, told_new = ready.hears
         if old is not None and told_old is not None:
             old.told = told_old
@@ -397,7 +398,7 @@ class Mover:
         new.told = told_new
         if result.outcome is Outcome.NEW_GONE:
             vm.drop_link(new.side, "hung up while it was given the rings")
-            raise StateUnknown(f"vm {vm.name}: switch {new.side} hung up during the hand-over")
+            raise StateUnknown(f"vm {vm.name}: switch {new.side} hung up during the handover")
         if result.outcome is Outcome.UNPROVEN:
             new.expect(ready.swap.take, lambda: vm.confirmed(new.side))
             self._delays.call_later(self.fence_s, lambda: self._retreat(new))
@@ -405,14 +406,14 @@ class Mover:
         vm.confirmed(new.side)
 
     def _drain_later(self, catch: CaptureRings, old: SwitchConnection, new: SwitchConnection) -> None:
-        """Leave both sides' capture rings as they are until ``drain``."""
+        """Leave both sides on their capture rings until ``drain``, or for ``_LATE_S``."""
         self._state = draining = Draining(catch, old, new, self._loop.create_future())
         self._frames = draining.frames
         self._delays.call_later(_LATE_S, lambda: self._drain(draining))
 
     def drain(self) -> None:
-        """Take both sides off the capture rings of the last move, if they are on them: no late copies come any more, or
-        they are not waited for."""
+        """Take both sides off the capture rings of the last move, if they are on them. The caller knows that no late
+        copies come any longer, or does not wait for them."""
         if isinstance(self._state, Draining):
             self._drain(self._state)
 
@@ -426,13 +427,13 @@ class Mover:
         for link in (old, new):
             vm.repark(link.side)
         if vm.links.get(old.side) is not old or vm.links.get(new.side) is not new:
-            self._drained(draining, [])  # one hung up: what is in the rings is not known to be final
+            self._drained(draining, [])  # a side hung up, and may still write to its capture rings
             return
         self._delays.call_later(self.fence_s, lambda: self._drained(draining, []))
         vm.guarded(old, lambda: old.fence(lambda: vm.guarded(new, lambda: new.fence(lambda: self._collect(draining)))))
 
     def _collect(self, draining: Draining) -> None:
-        """Both sides are off the capture rings of a move."""
+        """Collect the frames of a move, whose capture rings both sides have left."""
         if draining.frames.done():
             draining.catch.free()
         else:
@@ -452,8 +453,8 @@ class Mover:
             self._vm.changes.notify()
 
     async def undelivered(self) -> list[CapturedFrame]:
-        """Drain, and fetch the frames for the guest that arrived during the last move and that no side delivered. They
-        are given to one caller only."""
+        """Drain, and return the frames for the guest that arrived during the last move and that no side delivered. Only
+        one caller gets them."""
         self.drain()
         frames = self._frames
         if frames is None:
@@ -466,19 +467,19 @@ class Mover:
         return caught
 
     def _retreat(self, link: SwitchConnection) -> None:
-        """A side that was given the rings and stays silent is asked for them back; if it dies instead, that does."""
+        """Ask a side for the rings back that was given them and does not answer. Its death would free them as well."""
         vm = self._vm
         if vm.ownership == Ownership(link.side, Certainty.TAKING) and vm.links.get(link.side) is link:
             vm.take_back(link)
 
 
 def _waits_on(link: SwitchConnection, catch: CaptureRings) -> bool:
-    """Whether the side was told to wait on the rings of ``catch``."""
+    """Whether the side was put on the rings of ``catch``."""
     return link.told.at(catch.places(link.side))
 
 
 def _ranked(thread: MessageThread | None, pid: int) -> int | None:
-    """The id of a thread that is one of process ``pid`` and has real-time priority."""
+    """Return the id of ``thread`` if it belongs to process ``pid`` and has real-time priority, else ``None``."""
     if thread is None or not os.path.exists(f"/proc/{pid}/task/{thread.tid}") or not has_rank(thread.tid):
         return None
     return thread.tid
@@ -486,7 +487,7 @@ def _ranked(thread: MessageThread | None, pid: int) -> int | None:
 
 @contextlib.contextmanager
 def _back_in_rank(waiter: int | None) -> Iterator[None]:
-    """A thread that was told to wait in the block does not afterwards, whatever came of it."""
+    """Give ``waiter`` the rank TAKES back at the end of the block, in which it may have been given WAITS."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Whom a VM is connected to, whom it is listening to, and the processes behind the connections."""
+"""A VM's connections to its QEMU and its switches, and the processes behind them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Peers(Recorded, abc.ABC):
-    """A VM's QEMU and switches. ``hearing`` reads QEMU's connection."""
+    """The QEMU and the switches of a VM. ``hearing`` reads QEMU's connection."""
 
     hearing: Hearing
 
@@ -36,8 +36,8 @@ class Peers(Recorded, abc.ABC):
         self._notes = Notes(name)
         self._loop = loop
         self.deaf = False  # QEMU is not read from
-        # Another broker has the connections, or will: they do not end when they are closed here, and whatever falls due
-        # here still, such as what was to be done when a switch had not answered, says and hears nothing on them.
+        # Another broker has the connections, or will have them: they do not end when they are closed here, and what is
+        # still due here, such as an act for the case that a switch does not answer, neither sends nor receives on them.
         self.shared = False
 
     def __repr__(self) -> str:
@@ -56,11 +56,11 @@ class Peers(Recorded, abc.ABC):
 
     @abc.abstractmethod
     def process_ended(self, pid: int) -> None:
-        """A switch's process is dead, which proves it off every ring."""
+        """Act on the death of a switch's process, which proves the switch off every ring."""
 
     def proven(self, side: Side, proof: Proof, note: Note = Note.START_OVER) -> bool:
-        """Write down that ``side`` is off the rings; return whether ``proof`` proves that. If not, this broker's own
-        record is wrong: from then on it believes nothing of it (``doubt``)."""
+        """Record that ``side`` is off the rings, and return whether ``proof`` proves that. If it does not, the broker's
+        own record is wrong, and the broker no longer relies on it (``doubt``)."""
         before = self.ownership
         try:
             ownership = before.released(side, proof)
@@ -75,7 +75,7 @@ class Peers(Recorded, abc.ABC):
 
     def doubt(self, reason: str) -> None:
         """Hang up on every switch, and give the rings to no side before each switch has connected again or its process
-        has ended: both are seen without this record. QEMU stays connected, and is not read meanwhile."""
+        has ended: both can be seen without this record. QEMU stays connected, and is not read until then."""
         sides = frozenset(Side) & {*self.links, *self.ownership.suspects, self.ownership.holder}
         known = {**self.met, **self.switch_pids}
         suspects = {side: known.get(side, 0) for side in sides}
@@ -91,15 +91,15 @@ class Peers(Recorded, abc.ABC):
         self.note(f"no side is given the rings before every switch has connected again or ended: {reason}")
 
     def owner(self) -> SwitchConnection | None:
-        """The connection of the side that holds the rings, if there is one."""
+        """Return the connection of the side that holds the rings, or ``None``."""
         return self.links.get(self.ownership.holder) if self.ownership.holder else None
 
     def channel(self, connection: socket.socket, peer: str) -> Channel:
-        """The channel of a new connection to ``peer``, with a trace if the log shows one."""
+        """Return the channel of a new connection to ``peer``, with a trace if the log shows one."""
         return Channel(connection, message_trace(self.name, peer))
 
     def end(self, connection: SwitchConnection | Channel) -> None:
-        """Hang up, if that is for this broker to do."""
+        """Hang up; if another broker has the connection, only close this process's end of it."""
         if self.shared:
             connection.close()
         else:
@@ -107,28 +107,28 @@ class Peers(Recorded, abc.ABC):
 
     @abc.abstractmethod
     def _read_link(self, link: SwitchConnection) -> None:
-        """A switch has said something, or hung up."""
+        """Read from a switch that has sent something or hung up."""
 
     @property
     def expected(self) -> list[Side]:
-        """Sides that have not said what they offer, and will: their processes have served the VM before, and live."""
+        """The sides whose offer is still to come: their processes have served the VM before, and live."""
         quiet = [side for side, pid in self.met.items() if not self._processes.ended(pid)]
         return [side for side in quiet if side not in self.links or self.links[side].offer is None]
 
     def gone(self, side: Side) -> bool:
-        """Whether the process that was last there for a side has ended, if one was."""
+        """Whether the process that connected last for a side has ended, or no process has connected."""
         pid = self.met.get(side)
         return pid is None or self._processes.ended(pid)
 
     def born(self) -> dict[int, int | None]:
-        """When the processes of ``suspects`` and ``cut_pid`` were started."""
+        """Return when the processes of ``suspects`` and ``cut_pid`` were started, by pid."""
         return {pid: self._processes.known(pid).born for pid in {*self.suspects.values(), self.cut_pid} if pid}
 
     @property
     def transferable(self) -> dict[Side, SwitchConnection]:
-        """The connections that another broker can continue with: the switch has said what it can do, and nothing is
-        half written. What is half read is handed on, and so is that answers are due, except for the answer with which
-        this broker itself continues: another would take it for the answer to its own question."""
+        """The connections with which another broker can continue: the switch's offer is known, and no message is half
+        written. A half read message is handed on, and so is the fact that answers are due. Only an answer with which
+        this broker itself continues must not be due: another broker would take it for the answer to its own request."""
         return {
             side: link
             for side, link in self.links.items()
@@ -138,8 +138,8 @@ class Peers(Recorded, abc.ABC):
     @property
     def settled(self) -> bool:
         """Whether another broker can continue from here: QEMU waits for nothing, and the connection of each switch that
-        may be on the rings can be handed on. Another switch, such as a standby that hangs, may have to connect again:
-        it must not keep the VM's state from being stored."""
+        may be on the rings can be handed on. Other switches, such as a standby that hangs, may have to connect again;
+        they must not keep the VM's state from being stored."""
         if self.waiting or (self.qemu is not None and self.qemu.backlog):
             return False
         left_out = self.links.keys() - self.transferable.keys()
@@ -152,34 +152,34 @@ class Peers(Recorded, abc.ABC):
         return Note.START_OVER if on_rings else Note.CONTINUE
 
     def ignore_qemu(self) -> None:
-        """Take nothing more from QEMU, until ``go_on``."""
+        """Read nothing more from QEMU until ``go_on`` is called."""
         self.deaf = self.qemu is not None
         self.hearing.hold()
 
     def pause(self) -> None:
-        """Take nothing more from anybody, until ``go_on``."""
+        """Read nothing more from any peer until ``go_on`` is called."""
         self.ignore_qemu()
         for side, link in list(self.links.items()):
             self._loop.remove_reader(link.channel.fileno())
-            if link.offer is None:  # it was told nothing, and connects again
+            if link.offer is None:  # it was sent nothing about the guest, and connects again
                 self.drop_link(side, "another broker asks it what it can do")
 
     def go_on(self) -> None:
-        """Take from everybody (again)."""
+        """Read from all peers (again)."""
         for link in self.links.values():
             self._loop.add_reader(link.channel.fileno(), self._read_link, link)
         self.deaf = True
         self.hear_qemu()
 
     def hear_qemu(self) -> None:
-        """Read from QEMU again, unless a switch may be on the rings: QEMU would be told that none is."""
+        """Read from QEMU again, unless a suspect may be on the rings: an answer would tell QEMU that none is."""
         if not self.deaf or self.ownership.suspects:
             return
         self.deaf = False
         self.read_qemu()
 
     def read_qemu(self) -> None:
-        """Take what QEMU sends (again), unless it waits for an answer or is not to be heard."""
+        """Read from QEMU (again), unless QEMU waits for an answer or is not to be read."""
         if self.qemu is not None and not self.waiting and not self.deaf and not self.shared:
             self.hearing.open(self.qemu.fileno())
 

@@ -1,4 +1,4 @@
-"""Which of the switches' processes have ended: the one proof that a silent switch is off the rings."""
+"""Finds out which of the switches' processes have ended: the only proof that a silent switch is off the rings."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _AGAIN_S = 1.0
 class Processes:
     """Watches processes by pidfd (``ExitWatch``), which never mistakes a recycled pid for the original process.
 
-    ``ended_callback(pid)`` is called in the event loop once no thread of a tracked process can touch memory any more.
-    ``pid_files``: what a switch may hold a lock on.
+    ``ended_callback(pid)`` is called in the event loop when no thread of a tracked process can touch memory any longer.
+    ``pid_files``: the files on which a switch may hold a lock.
     """
 
     def __init__(
@@ -28,13 +28,15 @@ class Processes:
         self._callback = ended_callback
         self._pid_files = pid_files
         self._exits: dict[int, ExitWatch] = {}
-        self._later: dict[int, int | None] = {}  # cannot be watched yet: when they were started
+        self._later: dict[int, int | None] = {}  # start times of processes that cannot be watched yet
         self._doubted: set[int] = set()
 
     def track(self, pid: int, born: int | None = None) -> None:
-        """Watch ``pid`` from now on; called while its connection is open, so that the pid is still its own. Where that
-        cannot be said, ``born`` is when the process that is meant was started. Raises OSError if it cannot be
-        watched."""
+        """Watch ``pid`` from now on. Raises OSError if it cannot be watched.
+
+        The caller has a connection to the process that is open, so that the pid is still its own. If that is not
+        certain, ``born`` is when the process was started.
+        """
         if pid in self._exits:
             return
         try:
@@ -55,13 +57,15 @@ class Processes:
         self._loop.call_soon(self._callback, pid)
 
     def mind(self, pid: int, born: int | None) -> None:
-        """``track`` a process of an earlier broker's time; where that cannot be, for want of descriptors, it is tried
-        again, and the process is taken to live until then."""
+        """``track`` a process of an earlier broker's time.
+
+        If this process has too few descriptors for that, it is tried again, and the process counts as alive until then.
+        """
         try:
             self.track(pid, born)
         except OSError as error:
             if pid not in self._later:
-                log.error("process %d cannot be watched yet, and is taken to live: %s", pid, error.strerror)
+                log.error("process %d cannot be watched yet, and counts as alive: %s", pid, error.strerror)
             self._later[pid] = born
             self._loop.call_later(_AGAIN_S, self._mind_again, pid)
 
@@ -70,22 +74,24 @@ class Processes:
             self.mind(pid, self._later[pid])
 
     def known(self, pid: int) -> Process:
-        """A process that is tracked, with when it was started. One that is not has ended: whoever has its pid now is
-        another one."""
+        """Return a tracked process with its start time.
+
+        A process that is not tracked has ended. Its start time is 0, so that another one with its pid differs from it.
+        """
         return Process(pid, self._exits[pid].born if pid in self._exits else self._later.get(pid, 0))
 
     def doubt(self, pid: int) -> None:
-        """One of its connections closed: look soon whether it has ended."""
+        """Check soon whether a process has ended, because one of its connections closed."""
         if pid in self._exits and pid not in self._doubted:
             self._doubted.add(pid)
             self._loop.call_soon(self._look, pid)
 
     def ended(self, pid: int) -> bool:
-        """Whether a process that was tracked is dead."""
+        """Whether a process that was tracked has ended."""
         return pid not in self._exits and pid not in self._later
 
     def kill(self, pid: int) -> None:
-        """End a process that is tracked; that it has ended is told as always."""
+        """Send SIGKILL to a tracked process; ``ended_callback`` is called as for any end."""
         if (found := self._exits.get(pid)) is not None:
             found.kill()
 

@@ -1,4 +1,4 @@
-"""Connecting to the VMs' QEMUs, which listen for their switch."""
+"""Connects to the VMs' QEMUs, each of which listens for its switch."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ovs_hotswap.broker.vm_slot import RETRY_S, VmSlot
 log = logging.getLogger(__name__)
 
 _RETRY_MAX_S = 5.0
-_HOME_S, _OTHER_S = 5.0, 2.0  # for a side that served the VM and lives: a switch connects again after a second
+_HOME_S, _OTHER_S = 5.0, 2.0  # how long a living side that served the VM is awaited: switches reconnect after a second
 
 
 class Reach:
-    """Tries the QEMUs of all ``seats``, which may change meanwhile, as long as they are wanted."""
+    """Connects to the QEMUs of all ``seats`` that want one. The seats may change at any time."""
 
     def __init__(
         self, settings: Settings, seats: Mapping[str, VmSlot], keeping: StateSaver, passing: Predecessor
@@ -30,12 +30,12 @@ class Reach:
         self._settings, self._seats, self._keeping, self._passing = settings, seats, keeping, passing
 
     async def forever(self, first: Callable[[], None]) -> None:
-        """``first`` is called before each round."""
+        """Try all QEMUs again and again. ``first`` is called before each round."""
         told, known = "", dict[str, str]()
         while True:
             try:
                 first()
-            except Exception as error:  # QEMUs are called whatever it is
+            except Exception as error:  # QEMUs are called whatever fails here
                 if told != (told := repr(error)):
                     log.exception("before QEMUs are called")
             now = time.monotonic()
@@ -52,19 +52,22 @@ class Reach:
         elif now >= seat.retry_at and not self._expects(seat, now):
             try:
                 self._connect(seat, now)
-            except OSError as error:  # descriptors are short; the other VMs are tried all the same
+            except OSError as error:  # descriptors are short; the other VMs are tried nevertheless
                 seat.vm.note(f"connection to QEMU: {error.strerror or error}")
 
     def _expects(self, seat: VmSlot, now: float) -> bool:
-        """Whether a side is about to say what it offers. A QEMU chooses once, from what all sides have in common: one
-        that was offered what only a standby has could never be served by the side that is active."""
+        """Whether the offer of a side is still to come.
+
+        A QEMU chooses once, from what all sides have in common. If it were offered features that only the standby has,
+        the active side could never serve it.
+        """
         for side in seat.vm.expected:
             if now - seat.wanted_since < (_HOME_S if side is seat.vm.home else _OTHER_S):
                 return True
         return False
 
     def _connect(self, seat: VmSlot, now: float) -> None:
-        """Try a VM's QEMU; one that keeps breaking the protocol is tried less and less often."""
+        """Try to connect to a VM's QEMU. A QEMU that keeps breaking the protocol is tried less and less often."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             connection.connect(str(self._settings.config.qemu_socket(seat.vm.name)))

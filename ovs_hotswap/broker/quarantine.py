@@ -1,8 +1,8 @@
-"""VMs that no switch serves, by order: each is suspected, or known, to end whatever serves it.
+"""VMs that no switch serves, by order, because each is suspected or known to end any switch that serves it.
 
-A VM in quarantine keeps its QEMU's connection, and its rings are given to nobody and parked nowhere. It is kept in
-``quarantine.json`` in run_dir, so that a next broker knows of it; what cannot be written there is in force until this
-one ends.
+A VM in quarantine keeps its QEMU's connection, and its rings are given to no side and parked nowhere. It is recorded in
+``quarantine.json`` in run_dir, so that the next broker knows of it. If that file cannot be written, the quarantine
+lasts until this broker ends.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _REASONS = TypeAdapter(dict[str, str])
 
 
 class Quarantine:
-    """``seat_of`` finds a VM by its name, or raises BrokerError."""
+    """The quarantine of all VMs. ``seat_of`` returns a VM by its name, or raises BrokerError."""
 
     def __init__(self, path: Path, system: System, seat_of: Callable[[object], VmSlot]) -> None:
         self._path, self._system, self._seat = path, system, seat_of
@@ -42,22 +42,24 @@ class Quarantine:
         return {"quarantine": self._hold, "release": self._release}
 
     def enter(self, vm: Vm) -> Vm:
-        """A VM that has just been made."""
+        """Put a VM that has just been made in quarantine if it is recorded, and return it."""
         vm.commit(vm.record._replace(quarantine=self._reasons.get(vm.name)))
         return vm
 
     @staticmethod
     def enforce(vm: Vm) -> None:
-        """Take a VM's rings back, if it is in quarantine and some switch has them."""
+        """Take a VM's rings back, if it is in quarantine and a switch has them."""
         owner = vm.owner()
         serves = vm.ownership.certainty in (Certainty.OWNS, Certainty.TAKING)
         if vm.quarantine is not None and owner is not None and serves:
             vm.take_back(owner)
 
     async def _hold(self, vm: str, reason: str) -> VmStatus:
-        """Take the VM's rings back, and answer when no switch has them, or does not let go of them for a while: it is
-        given them no more in any case. Raises BrokerError if the reason is no text, which the next broker could not
-        read."""
+        """Put the VM in quarantine, and return its status when no switch has its rings, or after a while.
+
+        A switch that does not release them in that time is not given them again either. Raises BrokerError if the
+        reason is no text, which the next broker could not read.
+        """
         if not isinstance(reason, str):
             raise BrokerError(f"quarantine: reason: not a text: {reason!r}")
         seat = self._seat(vm)
@@ -73,7 +75,7 @@ class Quarantine:
         return vm_status(held, read=False)
 
     async def _release(self, vm: str) -> VmStatus:
-        """Serve the VM again, by whoever is there."""
+        """Have the VM served again, by any switch that is connected."""
         held = self._seat(vm).vm
         self._set(held, None)
         held.assign()

@@ -1,7 +1,7 @@
-"""What makes a process the one broker of a run directory: a lock, its pid file, and who may use its control socket.
+"""What makes a process the only broker of a run directory: a lock, a pid file, and the group of its control socket.
 
-All that can fail is done by ``Place`` and its ``prepare``, before a broker that is succeeded is told to let go. What is
-left for afterwards only fails if another broker was quicker, or is logged.
+``Place`` and its ``prepare`` do all that can fail, before the old broker of a takeover is asked to stop. What is left
+for afterwards fails only if another broker was quicker; other faults of it are logged.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ log = logging.getLogger(__name__)
 
 
 def control_group(config: Config) -> int | None:
-    """The id of the group that may use the control socket. Raises ConfigError if this host has no such group."""
+    """Return the id of the group that may use the control socket, or ``None`` if none may.
+
+    Raises ConfigError if this host has no such group.
+    """
     if config.broker.group is None:
         return None
     try:
@@ -36,7 +39,7 @@ def control_group(config: Config) -> int | None:
 
 
 def remove_socket(path: Path) -> None:
-    """Remove a socket. One that stays, because the disk is read-only, is replaced by who listens there next."""
+    """Remove a socket. If it stays, because the disk is read-only, the next process that listens there replaces it."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -44,7 +47,7 @@ def remove_socket(path: Path) -> None:
 
 
 class Place:
-    """The place of the broker in ``config.run_dir``. Context manager: it is given back in the end.
+    """The place of the broker in ``config.run_dir``, which is given back at the end of the context.
 
     Raises BrokerError if the run directory cannot be written.
     """
@@ -60,7 +63,7 @@ class Place:
             raise BrokerError(f"{self._lock_path}: {error.strerror}") from error
 
     def prepare(self) -> None:
-        """Write the pid file, beside the one that is in use. Raises BrokerError if there is no room for it."""
+        """Write the pid file under a temporary name. Raises BrokerError if there is no room for it."""
         try:
             self._prepared.write_text(pid_text(os.getpid()))
             self._prepared.chmod(0o644)
@@ -70,12 +73,12 @@ class Place:
             raise BrokerError(f"{self._pid_path}: {error.strerror}") from error
 
     def take(self) -> None:
-        """Be the broker. Raises BusyError if another process is; a fault of the disk is logged, and no more."""
+        """Become the broker. Raises BusyError if another process is the broker. A fault of the disk is only logged."""
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = os.pread(self._lock, 32, 0).decode(errors="replace").strip() or "unknown"
-            sd_notify.notify(SUCCEEDED)  # whoever keeps starting this one need not
+            sd_notify.notify(SUCCEEDED)  # so that the supervisor does not start this process again
             raise BusyError(f"a broker is already under way (process {holder})",
                             hint="wait for it: `ovs-hotswap status`") from error  # fmt: skip
         self._taken = True
@@ -89,7 +92,7 @@ class Place:
             log.error("%s: %s: it does not name this broker, process %d", self._pid_path, error.strerror, os.getpid())
 
     def pass_on(self) -> None:
-        """Leave the pid file to a successor, which replaces it: at no time does it look as if there were no broker."""
+        """Leave the pid file to a successor, which replaces it, so that there is a pid file at any time."""
         self._taken = False
 
     def __enter__(self) -> Place:

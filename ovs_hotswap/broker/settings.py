@@ -1,4 +1,4 @@
-"""The broker's configuration: what a reload follows, and what only another broker does."""
+"""The broker's configuration: which values a reload applies, and which wait for another broker."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.model import Side
 
 _BROKER = {"fence_ms", "withhold_features", "capture_mb", "qemu_socket"}
-_PLACES = {"run_dir", "state_dir", "backend"}  # besides those of [broker], what a broker goes by
+_PLACES = {"run_dir", "state_dir", "backend"}  # what a broker depends on, besides [broker]
 
 
 class Settings:
-    """``load`` reads the file again; without it nothing is followed. ``differing``: what of the file waits for another
-    broker; ``fault``: why it could not be read, while the one before is in force."""
+    """The configuration that is in use. ``load`` reads the file again; without it no change is applied.
+
+    ``differing``: the changes in the file that wait for another broker. ``fault``: why the file could not be read;
+    until it can be, the configuration read before is in force.
+    """
 
     def __init__(self, config: Config, load: Callable[[], Config] | None = None) -> None:
         self.config, self._load = config, load
@@ -23,7 +26,7 @@ class Settings:
         self.fault: str | None = None
 
     def read(self) -> None:
-        """Follow the file."""
+        """Read the file again, and apply what a running broker can apply of it."""
         if self._load is None:
             return
         try:
@@ -42,12 +45,12 @@ class Settings:
 
     @property
     def pmd_cores(self) -> list[int]:
-        """Of both instances."""
+        """Return the cores of the PMD threads of both instances."""
         return [core for side in Side for core in self.config.instance(side).pmd_cores]
 
 
 def followed(config: Config, found: Config) -> Config:
-    """``config`` with what a running broker can take of ``found``."""
+    """Return ``config`` with those values of ``found`` that a running broker can apply."""
     broker = config.broker.model_copy(update={name: getattr(found.broker, name) for name in _BROKER})
     sides = {side.value: config.instance(side).model_copy(update={"pmd_cores": found.instance(side).pmd_cores})
              for side in Side}  # fmt: skip

@@ -1,7 +1,8 @@
-"""The broker ends for good: every VM's rings are taken back from its switch before its QEMU sees that.
+"""The end of the broker for good: every VM's rings are taken back from its switch before its QEMU is hung up on.
 
 A QEMU whose back end is gone works on the rings itself (hw/net/virtio-net.c, ``virtio_net_drop_tx_queue_data``). A
-switch that does not answer may do so too, then or when it wakes up: it has the guest's memory for as long as it lives.
+switch that does not answer may work on them as well, at that time or when it wakes up: it has the guest's memory for as
+long as it lives.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ log = logging.getLogger(__name__)
 
 
 class Withdrawal:
-    """Of all ``seats``, which may change meanwhile. ``begun``: nobody is given rings any more."""
+    """Takes back the rings of all ``seats``, which may change at any time. ``begun``: no side is given rings any
+    longer."""
 
     def __init__(
         self, seats: Mapping[str, VmSlot], processes: Processes, keeping: StateSaver, changes: Changes
@@ -29,37 +31,43 @@ class Withdrawal:
         self.begun = self._enforced = False
 
     async def ask(self, patience: float) -> None:
-        """Let go of every VM. Raises BrokerError, and has all of them served on, if after ``patience`` seconds a switch
-        may still be on the rings of one."""
+        """Take back all rings and hang up on all QEMUs.
+
+        Raises BrokerError if after ``patience`` seconds a switch may still be on the rings of a VM. All VMs are then
+        served again.
+        """
         stuck = await self._take_back(patience)
         if not stuck:
             self._drop_qemus()
             return
         sides = sorted({side for seat in stuck for side in seat.on_rings})
         ends = " and ".join(f"`ovs-hotswap instance stop {side} --force`" for side in sides)
-        refusal = f"a switch does not let go of the rings of VM {', '.join(map(str, stuck))}"
+        refusal = f"a switch does not release the rings of VM {', '.join(map(str, stuck))}"
         if not self._enforced:
             self.begun = False
             for seat in self._seats.values():
                 if not seat.leaving:
                     seat.serve_again()
-        log.warning("%s: all VMs are served on", refusal)
+        log.warning("%s: all VMs are still served", refusal)
         raise BrokerError(refusal, hint=f"{ends} ends it; then try again")
 
     async def enforce(self, patience: float) -> None:
-        """The same where nobody can be refused: after ``patience`` seconds such a switch is ended. One that does not
-        die holds this up, until somebody ends this process."""
+        """Take back all rings and hang up on all QEMUs, when that cannot be refused.
+
+        After ``patience`` seconds a switch that may still be on rings is killed. If it does not die, this waits until
+        this process is killed.
+        """
         self._enforced = True
         stuck = await self._take_back(patience)
         for pid in {pid for seat in stuck for pid in seat.on_rings.values()}:
             names = ", ".join(seat.vm.name for seat in stuck if pid in seat.on_rings.values())
-            log.error("switch of process %d does not let go of the rings of VM %s: it is ended", pid, names)
+            log.error("switch of process %d does not release the rings of VM %s: it is killed", pid, names)
             self._processes.kill(pid)
         await self._changes.until(lambda: not self._stuck())
         self._drop_qemus()
 
     async def _take_back(self, patience: float) -> list[VmSlot]:
-        """Take all rings back; the VMs of which that failed."""
+        """Take back all rings, and return the VMs for which that failed within ``patience`` seconds."""
         self.begun = True
         for seat in self._seats.values():
             seat.withdraw()
@@ -68,7 +76,7 @@ class Withdrawal:
         return self._stuck()
 
     def _stuck(self) -> list[VmSlot]:
-        """VMs whose QEMU must not see its back end go yet."""
+        """Return the VMs whose QEMU must not lose its back end yet."""
         seats = [seat for _, seat in sorted(self._seats.items()) if not seat.is_withdrawn]
         return [seat for seat in seats if seat.vm.qemu is not None or self._keeping.holds_qemu(seat.vm.name)]
 

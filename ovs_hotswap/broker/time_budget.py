@@ -1,9 +1,9 @@
-"""The event loop's time, shared among the QEMUs that talk.
+"""Shares the event loop's time among the QEMUs that send messages.
 
-One thread serves all VMs, and whatever a QEMU says takes of its time. So each VM has a *budget*: what a guest with many
-queues needs to start, and a little more with every second. In one turn of the loop it is heard for a moment only. Those
-that have used their budgets up are heard one after the other, and all of them together get a fifth of the time until
-they say less: the others hardly notice, whatever is said, and everybody is heard in the end.
+One thread serves all VMs, and each message of a QEMU takes some of its time. So each VM has a *budget*: what a guest
+with many queues needs to start, and a little more with every second. In one turn of the loop a QEMU is read for a
+moment only. QEMUs that have used up their budgets are read one after the other, and all of these together get a fifth
+of the time until they send less. So the other QEMUs hardly notice, and every QEMU is read in the end.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 BUDGET_S = 0.1  # a guest with 32 queue pairs needs about half of it to start
-REFILL = 0.002  # seconds a second
+REFILL = 0.002  # seconds per second
 TURN_S = 0.0001  # in one turn of the loop: a message or two
-PAUSE = 4  # times as long as the last of them took, those without budget wait for the next
+PAUSE = 4  # after a turn without budget, the next such turn waits this many times as long as the turn took
 
 Clock = Callable[[], float]
 
 
 class Turns:
-    """Those without budget, in the order in which they come."""
+    """The turns of the connections without budget, in the order in which they ask for one."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock = time.thread_time) -> None:
         self._loop, self._clock = loop, clock
         self._waiting: deque[Callable[[], None]] = deque()
-        self._after = 0.0  # nobody's turn comes before this time of the loop's
+        self._after = 0.0  # no turn comes before this time of the loop
         self._planned = False
 
     def wait(self, act: Callable[[], None]) -> None:
@@ -52,7 +52,7 @@ class Turns:
 
 
 class Budget:
-    """``clock`` tells this thread's processor time, ``now`` the time that passes; both in seconds."""
+    """The budget of one connection. ``clock`` returns this thread's processor time, ``now`` the time, in seconds."""
 
     def __init__(self, clock: Clock = time.thread_time, now: Clock = time.monotonic) -> None:
         self._clock, self._now = clock, now
@@ -60,7 +60,10 @@ class Budget:
 
     @contextlib.contextmanager
     def spent(self) -> Iterator[Callable[[], bool]]:
-        """On what is done in the block, which asks what it is given whether that is enough for one turn."""
+        """Charge the budget with the time that the block takes.
+
+        Yields a function that says whether the block has taken enough time for one turn.
+        """
         start = self._clock()
         try:
             yield lambda: self._clock() - start >= TURN_S
@@ -71,14 +74,14 @@ class Budget:
 
     @property
     def exhausted(self) -> bool:
-        """Whether nothing was left of it at the end of the last turn."""
+        """Whether nothing was left of the budget at the end of the last turn."""
         return self._left == 0.0
 
 
 class Hearing:
-    """When a connection is read: if there is something, within the budget, and not while it is held.
+    """Decides when a connection is read: if something has come, within the budget, and not while it is held.
 
-    ``take`` takes one message and tells whether there may be more; ``begin`` is called before those of a turn.
+    ``take`` takes one message and returns whether there may be more; ``begin`` is called before the messages of a turn.
     """
 
     def __init__(
@@ -96,18 +99,18 @@ class Hearing:
         return self._budget.exhausted
 
     def open(self, fd: int) -> None:
-        """Hear it (again)."""
+        """Read descriptor ``fd`` (again)."""
         self._fd, self._held = fd, False
         self._settle()
 
     def close(self) -> None:
-        """To be called before the descriptor is closed."""
+        """Stop reading for good. This is to be called before the descriptor is closed."""
         self._held = True
         self._settle()
         self._fd = None
 
     def hold(self) -> None:
-        """Hear nothing until it is opened again."""
+        """Read nothing until ``open`` is called again."""
         self._held = True
         self._settle()
 

@@ -1,7 +1,7 @@
-"""Calls after a delay, for hundreds of VMs: one timer of the event loop for each length of delay.
+"""Calls after a delay, for hundreds of VMs, with one timer of the event loop for each length of delay.
 
-What is asked for with the same delay falls due in the order in which it was asked for. So a queue does the work of the
-loop's heap of timers, which compares its entries in Python and was a tenth of what a row of moves took of the broker.
+Calls with the same delay fall due in the order in which they were requested. So a queue can replace the loop's heap of
+timers, which compares its entries in Python and took a tenth of the broker's time in a row of moves.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ class Delays:
         self._queues: dict[float, deque[tuple[float, Call]]] = {}
 
     def call_later(self, delay: float, call: Call) -> None:
-        """As the loop's own, without a way to cancel it. There are to be few different delays (seconds)."""
+        """Call ``call`` after ``delay`` seconds, as the loop's ``call_later`` does; the call cannot be cancelled.
+
+        There are to be few different delays.
+        """
         queue = self._queues.setdefault(delay, deque())
         queue.append((self._loop.time() + delay, call))
         if len(queue) == 1:
@@ -31,6 +34,6 @@ class Delays:
     def _fall_due(self, queue: deque[tuple[float, Call]]) -> None:
         now = self._loop.time()
         while queue and queue[0][0] <= now:
-            self._loop.call_soon(queue.popleft()[1])  # each on its own: what one raises keeps no other from being made
+            self._loop.call_soon(queue.popleft()[1])  # each by itself, so that an error of one does not affect others
         if queue:
             self._wait(queue)

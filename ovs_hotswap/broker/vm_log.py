@@ -1,5 +1,7 @@
-"""What is logged of a VM: the same event again and again does not fill the log, and a fault of one VM is no more than a
-line of the log for the others."""
+"""Limits what is logged about a VM, so that a VM that causes the same line again and again does not fill the log.
+
+A fault of one VM is a line of the log for the others, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from collections.abc import Callable, Iterator
 log = logging.getLogger(__name__)
 
 AGAIN_S = 60.0
-MOST = 120  # lines of a VM in that time, however different they are
+MOST = 120  # lines about a VM in that time, however different they are
 _KINDS = 32  # different texts that are remembered
 
 
@@ -31,19 +33,21 @@ def alone(vm: str, what: str, known: dict[str, str] | None = None) -> Iterator[N
 class Notes:
     def __init__(self, vm: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._vm, self._clock = vm, clock
-        self._said: dict[str, tuple[float, int]] = {}  # when, and how often it was left out since
+        self._said: dict[str, tuple[float, int]] = {}  # when a text was logged, and how often it was left out since
         self._since, self._lines = clock(), 0
 
     def say(self, text: str) -> None:
-        """Log it, unless that was done within the last minute: then it is counted, and the count told with the next.
-        Of a VM of which there is always something else to tell, no more than so many lines are."""
+        """Log ``text``, unless the same text, or MOST lines of any text, were logged in the last AGAIN_S seconds.
+
+        Repetitions are counted, and the next line with this text says how many there were.
+        """
         now = self._clock()
         at, left_out = self._said.pop(text, (now - AGAIN_S, 0))
         if now - at < AGAIN_S:
             self._said[text] = at, left_out + 1
             return
         if self._has_room(now):
-            often = f" (and {left_out} times since it was last told)" if left_out else ""
+            often = f" (and {left_out} times since this was last logged)" if left_out else ""
             log.warning("vm %s: %s%s", self._vm, text, often)
         self._said[text] = now, 0
         if len(self._said) > _KINDS:
@@ -56,5 +60,5 @@ class Notes:
             self._since, self._lines = now, 0
         self._lines += 1
         if self._lines == MOST + 1:
-            log.warning("vm %s: nothing more is told of it for up to a minute", self._vm)
+            log.warning("vm %s: nothing more is logged about it for up to a minute", self._vm)
         return self._lines <= MOST

@@ -1,4 +1,4 @@
-"""The broker's sign of life for systemd."""
+"""Sends the broker's sign of life to systemd."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from ovs_hotswap.service import sd_notify
 
 
 async def ping_forever() -> None:
-    """Send ``WATCHDOG=1`` from the event loop as often as the unit wants it, which proves that the loop turns; return
-    at once if nobody wants it."""
+    """Send ``WATCHDOG=1`` from the event loop as often as the unit asks for it, which proves that the loop runs.
+
+    Return at once if the unit does not ask for it.
+    """
     interval = sd_notify.ping_interval()
     while interval is not None:
         sd_notify.tell("WATCHDOG=1")

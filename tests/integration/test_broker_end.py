@@ -71,7 +71,7 @@ def test_stop_is_refused_while_the_broker_does_not_answer(host: Host) -> None:
     pid = host.start()
     guest = Guest(host)
     os.kill(pid, signal.SIGSTOP)
-    with pytest.raises(BrokerError, match="the broker goes on") as refused:
+    with pytest.raises(BrokerError, match="the broker keeps running") as refused:
         stop_broker(host.config, host.system)
     assert f"kill -KILL {pid}" in str(refused.value.hint)
     assert not guest.vm.hung_up

@@ -125,7 +125,7 @@ def test_old_side_that_hangs_keeps_the_rings(make_bed: MakeBed) -> None:
     vm = bed.qemu()
     bed.client.park("vm0", Side.B)
     active.fail_at_fence(0, 1, signal.SIGSTOP)
-    with pytest.raises(BrokerError, match="did not let go"):
+    with pytest.raises(BrokerError, match="did not release"):
         bed.client.move("vm0", Side.B)
     assert bed.client.vm("vm0").owner == "a"
     with pytest.raises(BrokerError, match="not a confirmed owner"):
@@ -140,7 +140,7 @@ def test_old_side_that_hangs_keeps_the_rings(make_bed: MakeBed) -> None:
     bed.ends_well((0, vm))
 
 
-@pytest.mark.parametrize(("answered", "message"), [(0, "did not answer"), (1, "did not let go")])
+@pytest.mark.parametrize(("answered", "message"), [(0, "did not answer"), (1, "did not release")])
 def test_old_side_that_hangs_and_dies_is_replaced(make_bed: MakeBed, answered: int, message: str) -> None:
     bed = make_bed()
     active = bed.switch(Side.A)

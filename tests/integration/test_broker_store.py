@@ -251,7 +251,7 @@ def test_qemu_that_breaks_the_protocol_is_hung_up_on_at_once(make_bed: MakeBed) 
 
 def test_it_is_not_succeeded_behind_its_manager(make_bed: MakeBed) -> None:
     bed = make_bed(unit=True)
-    with pytest.raises(BrokerError, match="systemd's to replace"):
+    with pytest.raises(BrokerError, match="only systemd can replace"):
         replace_broker(bed.broker.config, System(), bed.broker.config_path, 10.0)
 
 

@@ -17,7 +17,7 @@ def test_what_happens_every_second_is_told_once_a_minute(caplog: pytest.LogCaptu
     told = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
     assert told == [
         "vm vm1: switch a: process 7 refused",
-        *["vm vm1: switch a: process 7 refused (and 59 times since it was last told)"] * 2,
+        *["vm vm1: switch a: process 7 refused (and 59 times since this was last logged)"] * 2,
     ]
     assert len(caplog.records) == 6
 
