@@ -1,7 +1,7 @@
-"""One VM in the broker: its QEMU on one side, up to two switches on the other, and who of them owns its rings.
+"""One VM in the broker: the connections to its QEMU and to up to two switches, and which switch owns its rings.
 
-Everything here runs in the event loop's thread, to its end, between two events. The decisions are taken in
-``session``, ``replay`` and ``ownership``; this module moves frames and descriptors between them and the sockets.
+Everything here runs in the event loop's thread, to its end, between two events. ``guest_state``, ``reconcile`` and
+``ownership`` take the decisions; this module moves frames and descriptors between them and the sockets.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ from ovs_hotswap.vhostuser.unsupported import turned_away
 
 log = logging.getLogger(__name__)
 
-# A guest that misses an interrupt at the moment of a move is woken by one of these (seconds after it); see
-# ``handover.notify``. The last is past any window in which the old side's PMD could still delay the new one's.
+# A guest that misses an interrupt at the moment of a move is woken by one of these, in seconds after it (see
+# ``handover.notify``). The last comes after any time in which the old side's PMD could still delay the new one's.
 _REPEATS = (0.001, 0.010, 0.100)
 _FRAMES_PER_TURN = 64
 
 
 class Vm(Peers):
-    """``home`` is the side that served the VM last: it is preferred while nobody holds the rings.
+    """A VM with its QEMU and its switches. ``home`` is the side that served it last, or is to serve it first.
 
-    ``scratch`` is memory of the VM's own (``memory.make_scratch``), which this object closes in the end. ``withheld``
-    are feature bits that QEMU is not offered though the switches have them. ``suspects`` are the processes of switches
-    that may be on the rings from the time of an earlier broker. ``queues``: no QEMU is offered more queue pairs.
-    ``mtu``: of its frames.
+    ``scratch`` is the VM's scratch memory (``guest_memory.make_scratch``), which this object closes. ``withheld`` are
+    feature bits that QEMU is not offered though the switches have them. ``suspects`` are the processes of switches that
+    may be on the rings from an earlier broker's time. QEMU is offered at most ``queues`` queue pairs. ``mtu`` is that
+    of the VM's port, in bytes.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Vm(Peers):
         self.owner_since: float | None = None  # seconds since the epoch
         self.queues, self.mtu = queues, mtu
         self.withheld = withheld
-        # Pid and start of a QEMU that found that what is offered is not enough; of one whose things cannot be closed.
+        # Pid and start time of a QEMU that rejected the offer, and of one whose descriptors cannot be closed yet.
         self._lacking: tuple[int, int | None] = (0, 0)
         self._burden: tuple[int, int | None] = (0, 0)
         self._delays = delays
@@ -92,12 +92,12 @@ class Vm(Peers):
         self._scratch = scratch_region(scratch)
         self.hearing = Hearing(loop, turns, self.starts_over, self._read_qemu, budget)
         self.answers = DeferredReply(self, loop)
-        self.absence: Absence | None = None  # why QEMU is not there, if it is known
+        self.absence: Absence | None = None  # why QEMU is not connected, if that is known
 
     # -- switches ----------------------------------------------------------------------------------------------
 
     def accept(self, side: Side, connection: socket.socket) -> None:
-        """Take a switch's new connection, or refuse it while an older one, or its process, may still hold the rings."""
+        """Take a switch's new connection, or refuse it while an older one or its process may still hold the rings."""
         link = SwitchConnection(side, self.channel(connection, f"switch {side}"))
         before = self.links.get(side)
         if before is not None and (self.ownership.holder is not side or before.channel.hung_up):
@@ -176,7 +176,7 @@ class Vm(Peers):
             self._processes.doubt(link.pid)
 
     def process_ended(self, pid: int) -> None:
-        """A switch's process is dead, which proves it off every ring."""
+        """Act on the death of a switch's process, which proves the switch off every ring."""
         for side, link in list(self.links.items()):
             if link.pid == pid:
                 self.drop_link(side, f"process {pid} ended")
@@ -188,16 +188,16 @@ class Vm(Peers):
             self.released(holder, Proof.DEAD)
 
     def released(self, side: Side, proof: Proof) -> None:
-        """A side is off the rings."""
+        """Act on a proof that ``side`` is off the rings."""
         if not self.proven(side, proof):
             return
         self.assign()
-        self.sync(side)  # it may be kept parked no longer
+        self.sync(side)  # it may not have to be parked any longer
         self.hear_qemu()
 
     def answered(self, side: Side, *, let_go: bool) -> None:
-        """A side has handled all that it was told when this was asked, by this broker and by the one before it.
-        ``let_go``: it had been asked for the rings by then."""
+        """Act on a side's answer to a fence: it has handled all that this broker and the earlier one sent before.
+        ``let_go``: that included the request to release the rings."""
         self.confirmed(side)
         if side in self.ownership.suspects:
             self.released(side, Proof.FENCE)
@@ -205,7 +205,7 @@ class Vm(Peers):
             self._let_go(side)
 
     def missing(self, side: Side, unless_chosen: int = 0) -> int:
-        """Feature bits that the guest uses and this side's back end does not offer."""
+        """Return the feature bits that the guest uses (or else ``unless_chosen``) and this side does not offer."""
         link = self.links.get(side)
         if link is None or link.offer is None:
             return 0
@@ -213,11 +213,11 @@ class Vm(Peers):
         return used & ~(link.offer.features | 1 << messages.Feature.LOG_ALL)
 
     def _lacks(self, side: Side) -> int:
-        """The same, where QEMU has not chosen yet, of what it may choose."""
+        """Return the feature bits that the guest uses, or may choose, and this side's back end does not offer."""
         return self.missing(side, self.offered.features if self.offered else 0)
 
     def role(self, side: Side) -> Role:
-        """What ``side`` is entitled to be."""
+        """Return the role to which ``side`` is entitled."""
         if self.qemu is None or self.missing(side):
             return Role.IDLE
         if self.ownership.holder is side and self.ownership.certainty in (Certainty.OWNS, Certainty.TAKING):
@@ -227,8 +227,8 @@ class Vm(Peers):
         return Role.PARKED if parks and why_not_parked(self.state) is None else Role.IDLE
 
     def assign(self) -> None:
-        """Give rings that nobody holds to a back end that can serve them: the home side's, one that is to be kept
-        parked, or any if the home side's is there and cannot. To be called whenever one of these may have changed."""
+        """Give rings that no side holds to a back end that can serve them: the home side's, one that is to be kept
+        parked, or any if the home side's cannot. This is to be called whenever one of these may have changed."""
         if self.ownership.holder is not None or self.qemu is None or self.withdrawn or self.quarantine is not None:
             return
         home = self.home
@@ -236,7 +236,7 @@ class Vm(Peers):
             if side is None or side not in self.links or self.links[side].offer is None:
                 continue
             if self._lacks(side) or not self.ownership.free_for(side) or side in self.ownership.suspects:
-                continue  # a suspect that is connected has been asked, and is to answer first
+                continue  # a suspect that is connected has been sent a fence, and has to answer first
             if home is None or side is home or side in self.park_wanted or self._lacks(home):
                 self._grant(side)
                 return
@@ -254,11 +254,11 @@ class Vm(Peers):
             self._wake_guest()
 
     def is_parked(self, side: Side) -> bool:
-        """Whether the back end is where one address swap makes it the owner."""
+        """Whether the back end is parked, so that one change of addresses makes it the owner."""
         return self.parking_fault(side) is None
 
     def parking_fault(self, side: Side) -> str | None:
-        """Why it is not, or ``None``."""
+        """Return why the back end is not parked, or ``None`` if it is."""
         link = self.links.get(side)
         if link is None:
             return f"switch {side} is not connected"
@@ -270,8 +270,8 @@ class Vm(Peers):
         return f"switch {side} is not parked" + (f": {why}" if why else "")
 
     def sync(self, side: Side, before: GuestState | None = None, ring: int | None = None) -> None:
-        """Tell a back end what it has not heard yet. ``ring``: all in which the guest's state differs from
-        ``before``; a back end that had heard everything until then is told of nothing else."""
+        """Send a back end what it was not sent yet. ``ring`` is the only ring in which the guest's state differs from
+        ``before``; only that ring is looked at for a back end that had been sent everything until then."""
         link, role = self.links.get(side), self.role(side)
         if link is None or link.offer is None:
             return
@@ -300,7 +300,7 @@ class Vm(Peers):
             self.sync(side)
 
     def repark(self, side: Side) -> None:
-        """Have a parked back end wait on the empty ring alone."""
+        """Move a parked back end from capture rings to the empty ring."""
         if link := self.links.get(side):
             link.told = without_capture_rings(link.told)
             self.sync(side)
@@ -331,18 +331,18 @@ class Vm(Peers):
 
     @property
     def wants_qemu(self) -> bool:
-        """Whether there is a switch to answer for, and no QEMU yet."""
+        """Whether QEMU is to be connected: there is a switch whose offer can be passed on, and no QEMU yet."""
         offered = any(link.offer for link in self.links.values())
         return self.qemu is None and not self.withdrawn and offered and not self.burdened
 
     @property
     def burdened(self) -> bool:
-        """Whether QEMU has sent what cannot be closed yet, and is still that process."""
+        """Whether the QEMU process that sent descriptors which cannot be closed yet still runs."""
         pid, born = self._burden
         return burdens(pid) and start_time(pid) == born
 
     def connected(self, connection: socket.socket) -> None:
-        """Take a fresh connection to the VM's QEMU."""
+        """Take a new connection to the VM's QEMU."""
         made = self.channel(connection, "QEMU")
         born = start_time(made.peer_pid)
         offers = [link.offer for link in self.links.values() if link.offer is not None]
@@ -355,7 +355,7 @@ class Vm(Peers):
         self.assign()
 
     def _read_qemu(self) -> bool:
-        """Take one message; whether there may be more."""
+        """Take one message from QEMU; return whether there may be more."""
         if self.qemu is None:
             return False
         try:
@@ -402,7 +402,7 @@ class Vm(Peers):
         self._reconsider()
 
     def _reconsider(self) -> None:
-        """After a change of what the guest uses: its owner may be unable to serve it now, or another side able."""
+        """Check the owner after a change of what the guest uses: it may be unable to serve the VM now."""
         owner = self.owner()
         if owner is not None and self.ownership.certainty is Certainty.OWNS and self.missing(owner.side):
             self.take_back(owner)
@@ -432,14 +432,14 @@ class Vm(Peers):
             self.guarded(owner, lambda: owner.channel.send(messages.build_number(Request.SEND_RARP, mac)))
 
     def drop_qemu(self, reason: str, why: Absence | None = None) -> None:
-        """The VM left, or broke the protocol. Its memory is let go everywhere: switches that know it are hung up on,
-        as they would be by QEMU itself, and come back by themselves."""
+        """Hang up on QEMU, which left or broke the protocol, and release its memory everywhere. Switches that know it
+        are hung up on, as QEMU itself would do, and connect again by themselves."""
         if self.qemu is None:
             return
         self.absence = why or absence.broke(reason)
         self.hearing.close()
         qemu, state, self.answers.owed = self.qemu, self.state, None
-        # A stored duplicate of the connection goes first: what QEMU left unread is closed with the last one.
+        # A stored duplicate is closed first: the last one to be closed also closes what was left unread.
         self.commit(self.record._replace(qemu=None, offered=None, state=GuestState()))
         self.end(qemu)
         close_all(state.descriptors())
@@ -449,12 +449,12 @@ class Vm(Peers):
                 self.drop_link(side, "its guest is gone")
             else:
                 self.proven(side, Proof.NEVER)
-        self.note(reason)  # last, so that it is what is shown
+        self.note(reason)  # last, so that it is the reason that is shown
 
     # -- moving ------------------------------------------------------------------------------------------------
 
     def park(self, side: Side) -> None:
-        """Keep ``side`` parked from now on. Raises BrokerError if that cannot be."""
+        """Keep ``side`` parked from now on. Raises BrokerError if that is not possible."""
         if self.quarantine is not None:
             hint = f"`ovs-hotswap vm release {self.name}`"
             raise BrokerError(f"vm {self.name} is in quarantine: {self.quarantine}", hint=hint)
@@ -489,7 +489,7 @@ class Vm(Peers):
             self._delays.call_later(delay, lambda: handover.notify(self.calls()))
 
     def close(self) -> None:
-        """Hang up on everybody, or let go of what another broker has."""
+        """Hang up on all peers, or close this process's ends of connections that another broker has."""
         links = self.links.values()
         self.commit(self.record._replace(links={}))
         for link in links:

@@ -1,7 +1,7 @@
-"""What the broker knows of one VM, as one value that is only ever replaced as a whole, and by one method.
+"""What the broker knows about one VM, as one value that is replaced only as a whole, and by one method.
 
-A next broker may have to continue from what this one has stored. So before a peer notices a change, a note of the
-change is stored (``broker/persist/autosave.py``). ``Recorded.commit`` is the only place that replaces a record and
+A next broker may have to continue from what this one has stored. So a note of each change is stored before a peer can
+notice the change (``broker/persist/autosave.py``). ``Recorded.commit`` is the only place that replaces a record and
 makes the note, so that the note cannot be forgotten: a caller commits first, and then sends, closes or answers.
 """
 
@@ -23,11 +23,11 @@ from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
 
 
 class Note(enum.Enum):
-    """What is stored of a change before its record counts.
+    """What is stored about a change before its record counts.
 
-    START_OVER: what is kept of the VM is no longer good; a next broker starts over with its peers. CONTINUE: what is
-    kept stays good, together with the new home, owner and parked sides. COVERED: a note that was made before in the
-    same turn, such as that of a move, covers the change.
+    START_OVER: the stored state of the VM is no longer valid; a next broker starts over with its peers. CONTINUE: the
+    stored state stays valid, together with the new home, owner and parked sides. COVERED: a note that was made before
+    in the same turn, such as that of a move, covers the change.
     """
 
     START_OVER = enum.auto()
@@ -36,11 +36,14 @@ class Note(enum.Enum):
 
 
 class VmRecord(NamedTuple):
-    """``home`` is the side that served the VM last. ``offered`` is what QEMU was offered. ``park_wanted`` are the sides
+    """The record of one VM.
+
+    ``home`` is the side that served the VM last. ``offered`` is what QEMU was offered. ``park_wanted`` are the sides
     that are kept parked. ``suspects`` are the processes of switches that may be on the rings from the time of an
     earlier broker, or since a doubt; ``cut_pid`` is the process that held the rings when its connection closed; ``met``
     are the processes that connected last. ``withdrawn``: its rings are given to no side any longer. ``quarantine``: why
-    no side is given its rings, though its switches and QEMU are there."""
+    no side is given its rings, though its switches and QEMU are there.
+    """
 
     home: Side | None = None
     state: GuestState = GuestState()
@@ -58,7 +61,7 @@ class VmRecord(NamedTuple):
 
     @property
     def switch_pids(self) -> dict[Side, int]:
-        """The processes that may be on the VM's rings, or be given them."""
+        """The processes that may be on the VM's rings, or be given them, by side."""
         found = {side: pid for side, pid in self.suspects.items() if side in self.ownership.suspects}
         if self.ownership.holder is not None and self.ownership.certainty is Certainty.CUT:
             found[self.ownership.holder] = self.cut_pid
@@ -66,18 +69,18 @@ class VmRecord(NamedTuple):
 
 
 class Journal(Protocol):
-    """Where notes are stored. What cannot be stored is logged, and nothing is raised."""
+    """Stores notes. A note that cannot be stored is logged, and nothing is raised."""
 
     def start_over(self, processes: Mapping[Side, Process], qemu: Channel | None) -> None:
-        """Work is under way with these switches' processes; ``qemu`` is the connection to keep open."""
+        """Note that work is under way with these switches' processes. ``qemu`` is the connection to keep open."""
 
     def continues(self, told: Side | None, moving: bool) -> None:
-        """Work is under way with the switches alone. ``told``: the side that is told more than places of rings;
-        ``moving``: the rings change hands."""
+        """Note that work is under way with the switches alone. ``told`` is the side that is sent more than ring
+        addresses; ``moving``: the rings change hands."""
 
 
 class NoJournal:
-    """Of a VM whose state no broker keeps."""
+    """The journal of a VM whose state is not stored: it does nothing."""
 
     def start_over(self, processes: Mapping[Side, Process], qemu: Channel | None) -> None: ...
 
@@ -85,7 +88,7 @@ class NoJournal:
 
 
 class Recorded:
-    """A VM's record, which everybody may read and ``commit`` alone replaces."""
+    """Holds a VM's record, which any caller may read and only ``commit`` replaces."""
 
     def __init__(self, record: VmRecord, processes: Processes, changes: Changes) -> None:
         self._record = record
@@ -94,9 +97,12 @@ class Recorded:
         self.journal: Journal = NoJournal()
 
     def commit(self, record: VmRecord, note: Note = Note.START_OVER) -> None:
-        """Note a change, and make it. The note names the switches' processes of before and after, because a connection
-        that is about to be closed is still open, and QEMU's connection of after, because a stored duplicate of the
-        connection must be closed first."""
+        """Store ``note`` of a change, and then make the change.
+
+        The note names the switches' processes of the old and of the new record, because a connection that is about to
+        be closed is still open. It has QEMU's connection of the new record only, because a stored duplicate of a
+        connection must be closed before the connection.
+        """
         if note is Note.START_OVER:
             both = {**self._record.switch_pids, **record.switch_pids}
             self.journal.start_over(self._known(both), record.qemu)
@@ -106,12 +112,12 @@ class Recorded:
         self.changes.notify()
 
     def starts_over(self) -> None:
-        """To be called before something is read from QEMU: what is kept is no longer good."""
+        """Note that the stored state is no longer valid. This is to be called before something is read from QEMU."""
         self.journal.start_over(self.processes, self.qemu)
 
     def talks(self, told: Side | None = None, *, moving: bool = False) -> None:
-        """To be called before switches are told something that does not come from the guest. ``told`` and ``moving``
-        are explained in ``Journal.continues``."""
+        """Note work with the switches alone. This is to be called before switches are sent something that does not come
+        from the guest. ``told`` and ``moving`` are explained in ``Journal.continues``."""
         self.journal.continues(told, moving)
 
     @property
@@ -177,7 +183,7 @@ class Recorded:
 
     @property
     def processes(self) -> dict[Side, Process]:
-        """The same, in a form in which another broker recognises them."""
+        """The processes of ``switch_pids``, in a form in which another broker recognises them."""
         return self._known(self.switch_pids)
 
     def _known(self, pids: Mapping[Side, int]) -> dict[Side, Process]:

@@ -1,4 +1,4 @@
-"""What the broker has of one VM."""
+"""All that the broker has for one VM."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RETRY_S = 0.2
 
 
 class VmSlot:
-    """A VM, the sockets on which its switches connect, at ``paths``, and when its QEMU is to be tried again."""
+    """A VM, the sockets at ``paths`` on which its switches connect, and when its QEMU is to be tried again."""
 
     def __init__(
         self, vm: Vm, mover: Mover, listeners: dict[Side, socket.socket], paths: Mapping[Side, Path]
@@ -32,15 +32,15 @@ class VmSlot:
         self.wanted_since = 0.0  # QEMU's connection
         self.delay = RETRY_S
         self._accept: Callable[[VmSlot, Side], None]
-        self.restored = False  # by another broker, and not taken up yet
-        self.leaving = False  # it is in the overlay intent no more
+        self.restored = False  # made from another broker's state, and not continued yet
+        self.leaving = False  # no longer in the overlay intent
 
     @property
     def settled(self) -> bool:
         return self.vm.settled and not self.mover.busy
 
     def withdraw(self) -> None:
-        """Take the rings back from whoever has them, and give them to nobody any more."""
+        """Take the rings back from the side that has them, and give them to no side any longer."""
         self.vm.commit(self.vm.record._replace(withdrawn=True))
         self.mover.disarm()
         self.mover.drain()
@@ -54,20 +54,22 @@ class VmSlot:
         return self.vm.ownership.holder is None and not self.vm.ownership.suspects
 
     def serve_again(self) -> None:
-        """After ``withdraw``. A switch that has not answered yet is given the rings when it does."""
+        """Undo ``withdraw``. A switch that has not answered yet is given the rings when it does."""
         self.vm.commit(self.vm.record._replace(withdrawn=False))
         self.leaving = False
         self.vm.assign()
 
     def waits_for(self, side: Side) -> None:
-        """Have a VM without a guest, whose rings no side holds, served by ``side`` when its guest comes."""
+        """Have a VM without a guest, whose rings no side holds, served by ``side`` when its guest starts."""
         vm = self.vm
         if vm.qemu is None and vm.ownership.holder is None and vm.home is not side:
             vm.commit(vm.record._replace(home=side), Note.CONTINUE)
 
     def belongs_to(self, side: Side | None) -> None:
-        """Have a VM whose rings nobody holds served by ``side``, now or when its guest comes. Whoever has them keeps
-        them."""
+        """Have a VM whose rings no side holds served by ``side``, now or when its guest starts.
+
+        A side that holds the rings keeps them.
+        """
         vm = self.vm
         if side is not None and side is not vm.home and vm.ownership.holder is None:
             vm.commit(vm.record._replace(home=side))
@@ -75,18 +77,18 @@ class VmSlot:
 
     @property
     def on_rings(self) -> dict[Side, int]:
-        """The switches' processes that may be on the rings."""
+        """The switches' processes that may be on the rings, by side."""
         ownership = self.vm.ownership
         return {side: pid for side, pid in self.vm.switch_pids.items()
                 if side is ownership.holder or side in ownership.suspects}  # fmt: skip
 
     def __str__(self) -> str:
-        """The VM and who may be on its rings, for messages."""
+        """Return the VM and the switches that may be on its rings, for messages."""
         switches = " and ".join(f"switch {side} (process {pid})" for side, pid in sorted(self.on_rings.items()))
         return f"{self.vm.name}: {switches}"
 
     def pause(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take nothing more from anybody."""
+        """Read nothing more from any peer, and accept no connection."""
         for listener in self.listeners.values():
             loop.remove_reader(listener.fileno())
         self.vm.pause()
@@ -98,8 +100,10 @@ class VmSlot:
             loop.add_reader(listener.fileno(), accept, self, side)
 
     def listen_again(self, loop: asyncio.AbstractEventLoop) -> str | None:
-        """Make the sockets that could not be made before, or say why they cannot yet. Whoever is connected is served
-        without them."""
+        """Make the sockets that could not be made before; return why one cannot be made yet, or ``None``.
+
+        Switches that are connected are served without these sockets.
+        """
         fault = None
         for side in sorted(self._paths.keys() - self.listeners.keys()):
             try:
@@ -113,6 +117,6 @@ class VmSlot:
         return fault
 
     def go_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        """After ``pause``."""
+        """Undo ``pause``."""
         self.listen(loop, self._accept)
         self.vm.go_on()

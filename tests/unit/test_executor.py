@@ -260,7 +260,7 @@ def test_what_the_journal_lacks_is_told_once_and_in_the_end(bench: Bench) -> Non
         bench.execute()
     assert raised.value.message == (
         "step move failed: no answer; everything was put back; "
-        "of that the journal does not tell: no space for end"
+        "the journal does not record all of this: no space for end"
     )  # fmt: skip
     texts = [event.text for event in bench.events if event.kind is EventKind.PROGRESS]
     assert len(texts) == 1
@@ -399,7 +399,7 @@ def test_a_committed_plan_that_was_interrupted_is_put_back_without_a_way_on_or_a
         bench.execute(plan)
     assert raised.value.message == (
         "step commit had failed: the new one died; everything was put back; "
-        "of that the journal does not tell: no space for end"
+        "the journal does not record all of this: no space for end"
     )  # fmt: skip
 
 
