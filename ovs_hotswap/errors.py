@@ -32,7 +32,7 @@ class PrecheckFailed(HotswapError):
 
 
 class RolledBack(HotswapError):
-    """The upgrade failed and everything was put back: the old instance owns every VM."""
+    """The upgrade failed and everything was put back: the old instance owns every VM, unless it died in that time."""
 
     exit_code = 5
 
@@ -62,7 +62,7 @@ class LabError(HotswapError):
 
 
 class BusyError(HotswapError):
-    """Another upgrade holds the lock."""
+    """Another upgrade, or work on an instance, holds the lock, or an upgrade is unfinished."""
 
     exit_code = 10
 
@@ -92,7 +92,7 @@ class CommandError(HotswapError):
 
 
 class PostcheckFailed(HotswapError):
-    """The upgrade was committed, but a postcheck found something to look at."""
+    """The upgrade was committed: the new instance serves the VMs, but something after that failed."""
 
     exit_code = 15
 

@@ -21,7 +21,17 @@ _START_S = 10.0
 
 @click.group(cls=Group)
 def broker() -> None:
-    """Run the broker, which gives each VM's QEMU two switches to one connection."""
+    """Run the broker, which gives each VM's QEMU two switches to one connection.
+
+    Packets do not pass through it. What VMs notice of these commands:
+
+    \b
+      `start`      No VM notices. Nothing is done if a broker runs.
+      `reload`     Only VMs that were added to the intent or removed from it.
+      `take-over`  Packets pass; a VM that boots waits. Under systemd the unit
+                   is restarted, with the same result.
+      `stop`       Every VM loses its network until a broker runs again.
+    """
 
 
 @broker.command(short_help="Run the broker in the foreground until SIGTERM.")
@@ -32,7 +42,8 @@ def broker() -> None:
 def run(app: App, log_level: str, log_file: Path | None, take_over: bool) -> None:
     """Run the broker in the foreground until SIGTERM; SIGHUP reads the configuration and the overlay intent again.
 
-    If this process is killed, its connections are lost. `broker start` and systemd's unit keep them.
+    If this process is killed, its connections are lost, and every VM loses its network. `broker start` and systemd's
+    unit keep them.
 
     It listens on the control socket `broker.sock` in run_dir (mode 0660).
     With --json: nothing is printed.
@@ -81,7 +92,11 @@ def supervise(app: App, log_level: str, log_file: Path | None, take_over: bool) 
 def start(app: App) -> None:
     """Start the broker in the background, if it does not run.
 
-    Its log is broker.log in run_dir; broker.log.1 is the log before that.
+    Under systemd this starts the unit ovs-hotswap-broker. Without systemd it starts a supervisor, which keeps the
+    broker's connections and starts it again when it ends; the log is then broker.log in run_dir, and broker.log.1 is
+    the log before that.
+
+    A broker that runs is not touched, whatever its version: `broker take-over` replaces it.
     With --json: the status of the broker, as docs/json.md describes it.
 
     \b
@@ -98,10 +113,14 @@ def start(app: App) -> None:
 @broker.command(name="take-over", short_help="Replace the broker by a new process; no VM notices.")
 @pass_app
 def take_over(app: App) -> None:
-    """Replace the running broker by a new process in the background, such as one of a newer version.
+    """Replace the running broker by a new process in the background, of this program's version.
 
-    Every connection is handed over as it is: no VM notices, and no packet waits. If the new broker does not become
-    ready, the old one continues.
+    Use it after an update of ovs-hotswap, after a change of the configuration that `broker reload` does not follow, and
+    to give a broker a supervisor again. Every connection is handed over as it is: no VM notices, and no packet waits.
+    If the new broker does not become ready, the old one continues.
+
+    Under systemd it is the same as `systemctl restart ovs-hotswap-broker`: the old process ends first, systemd keeps
+    its connections, and starts the new one.
     With --json: the status of the broker, as docs/json.md describes it.
 
     \b
@@ -119,7 +138,8 @@ def take_over(app: App) -> None:
 @yes
 @pass_app
 def stop(app: App, yes: bool) -> None:
-    """Stop the broker. Every VM that it serves loses its network until a broker runs again.
+    """Stop the broker. Every VM that it serves loses its network until a broker runs again. To replace a broker, use
+    `broker take-over`.
 
     On a terminal it asks first. A script or a unit is not asked. Only root may stop the broker.
 

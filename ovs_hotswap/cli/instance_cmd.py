@@ -51,6 +51,9 @@ def start(app: App, side: str, release: str) -> None:
 
     The first instance of a host becomes the active one: the uplink is steered to it. A later one is a standby until
     `ovs-hotswap upgrade` moves the VMs to it. If any part fails, all of it is undone.
+
+    Its database is new; the operator's settings of the last active instance are given to the one that becomes active.
+    Use it also to start a dead active instance again where no watchdog runs: VMs have no network until it has ended.
     With --json: {"side", "release", "active"}.
 
     \b

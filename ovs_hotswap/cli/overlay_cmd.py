@@ -220,6 +220,9 @@ def apply(app: App, dry_run: bool, untried: bool) -> None:
     Flow tables are replaced in one bundle; VMs that stay are not touched. The command is
     refused while an upgrade is unfinished. The active instance comes last. If a port refuses its MTU, it gets its
     earlier one again, and the command ends there.
+
+    A VM that was removed from the intent loses its network, and its port is removed. If its switch does not release its
+    rings, the command ends with exit code 7 before any instance is changed.
     With --json: {"applied", "sides": [side], "diff": {side: [line]}}, the lines as `overlay diff` prints them.
 
     \b

@@ -28,8 +28,9 @@ _release = click.option(
 
 _leave_out = click.option(
     "--leave-out", "leave_out", metavar="VM", multiple=True,
-    help="Do not move this VM: it is without network from the end of the window until the old instance has ended. "
-         "May be given several times.",
+    help="Do not move this VM. It keeps its network until the commit, is without network from the step flows-final "
+         "until the old instance has ended, and then meets the new one as after a restart of the switch. Not together "
+         "with --keep-old. May be given several times.",
 )  # fmt: skip
 
 
@@ -67,21 +68,35 @@ def _end(app: App, findings: Iterable[Finding]) -> None:
 
 @click.command(cls=Command)
 @_release
-@click.option("--keep-old", is_flag=True, help="Leave the old instance running when the upgrade is done.")
+@click.option(
+    "--keep-old",
+    is_flag=True,
+    help="Leave the old instance running when the upgrade is done, so that `rollback` need not start it again.",
+)
 @_leave_out
-@click.option("--force", is_flag=True, help="Do it also if the active instance runs just this release.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Do it also if the active instance runs just this release, for example to have it take new settings.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the prechecks and the steps, change nothing.")
 @pass_app
 def upgrade(app: App, release: str, keep_old: bool, leave_out: tuple[str, ...], force: bool, dry_run: bool) -> None:
     """Replace the active instance by one that runs another release, under the running VMs.
 
-    If a VM cannot be moved, the upgrade is rolled back, and the error names the VM. With --leave-out VM the upgrade
-    continues without that VM: it stays on the old instance until that instance ends, and then meets the new one as
-    after a restart of the switch.
+    If a VM cannot be moved, the upgrade is rolled back, and the error names the VM; --leave-out VM upgrades without it.
 
     If the active instance already runs that release, from files that were not replaced since, nothing is changed.
-    Whatever fails before the commit is undone, and the exit code is 5: the old instance serves every VM as before.
-    Ctrl-C or SIGTERM starts an orderly rollback.
+
+    Whatever fails before the commit is undone, and the exit code is 5: the old instance serves every VM as before. If
+    the old instance itself dies, the upgrade goes forward instead. Ctrl-C or SIGTERM before the commit starts an
+    orderly rollback. After the commit a failure or an interruption ends with exit code 15: the new instance serves the
+    VMs, and `ovs-hotswap resume` does what is left.
+
+    One upgrade runs at a time, and `instance start` and `instance stop` are refused while it runs. Until it is
+    finished, `overlay apply` is refused and the watchdog keeps no standby. docs/operations.md has the steps, and what a
+    VM notices.
+
     With --json: {"changed", "active", "old", "new", "release", "previous", "committed", "moves": {vm: us},
     "warnings": [text], "steps": [{"name", "description", "state", "seconds", "text", "items"}]}.
 
@@ -107,6 +122,11 @@ def rollback(app: App) -> None:
     """Undo an unfinished upgrade, or go back to the release that ran before the last one.
 
     Rolling back a finished upgrade is itself an upgrade, to the previous release, with the same checks.
+
+    The rollback of an unfinished upgrade gives each VM back to the old instance. It is refused (exit code 4) after the
+    commit, and if the old instance has died: `ovs-hotswap resume` is the way then. Exit code 6: a step could not be
+    undone; remove the cause that the message names, and repeat the command.
+
     With --json: as upgrade.
 
     \b
@@ -121,6 +141,11 @@ def rollback(app: App) -> None:
 @pass_app
 def resume(app: App) -> None:
     """Finish an upgrade, or its rollback, that was interrupted, in the direction in which it was going.
+
+    Before the commit it continues the upgrade; `ovs-hotswap rollback` is the other choice. After the commit it does
+    what is left, such as ending the old instance. If the upgrade was being undone, it undoes the rest, and ends with
+    exit code 5.
+    `ovs-hotswap status` shows which of them it is (`phase`). It may be repeated.
 
     With --json: as upgrade.
 

@@ -20,6 +20,10 @@ def vm() -> None:
 def list_(app: App) -> None:
     """List the VMs: who owns each one's rings, and whether it is parked on the other side.
 
+    A VM has its network if its owner is the active side and the certainty is "owns". It survives the end of that
+    instance if it is parked on the other side. RINGS: how many are in use. MOVES, LAST US: handovers, and the
+    microseconds of the last one. docs/runbook.md says what to do about any other owner or certainty.
+
     With --json: {"vms": [...]}, each as `vm show` prints it.
 
     \b
@@ -41,6 +45,9 @@ def list_(app: App) -> None:
 @pass_app
 def show(app: App, name: str) -> None:
     """Show one VM: features, memory, its switches, each ring's indices.
+
+    Look twice while the guest sends: where `available` of a transmit ring grows and `used` does not, the switch does
+    not serve that ring. docs/runbook.md has the steps for a VM without a network.
 
     With --json: {"name", "qemu", "absent": {"cause", "text"}, "owner", "certainty", "home",
     "last_proof": {"side", "proof"}, "features", "feature_names", "memory_bytes", "memory_regions", "unparkable",

@@ -26,6 +26,11 @@ def run(app: App, log_level: str) -> None:
     The watchdog keeps a standby: the instance that is not active runs, is programmed, and has every VM parked on it. An
     upgrade uses that standby if it runs the wanted release, and otherwise ends it; after the upgrade the watchdog makes
     a new one. With mode = "off" in [watch] the command ends at once.
+
+    When the active instance dies, or hangs, every VM moves to the standby, which becomes the active one. Without a
+    ready standby, an active instance that died is started again, and the VMs have no network until it is programmed;
+    one that hangs is left alone, because it may still forward. VMs keep their network while the watchdog itself is
+    restarted.
     With --json: nothing is printed.
 
     \b
