@@ -30,12 +30,12 @@ C = TypeVar("C")
 T = TypeVar("T")
 
 
-class State(enum.StrEnum):
+class State(enum.Enum):
     """Whether the effect of a step is there, as far as can be seen."""
 
-    DONE = "done"
-    NOT_DONE = "not done"
-    UNKNOWN = "unknown"
+    DONE = enum.auto()
+    NOT_DONE = enum.auto()
+    UNKNOWN = enum.auto()
 
 
 class Step(ABC, Generic[C]):

@@ -524,6 +524,10 @@ def test_an_observer_that_fails_is_told_nothing_more(bench: Bench) -> None:
     assert bench.phase() is Phase.FINISHED
 
 
+def test_an_event_is_of_the_whole_plan_unless_it_names_a_step() -> None:
+    assert Event(EventKind.COMMITTED).step == ""
+
+
 def test_a_plan_may_be_run_unobserved_and_unshielded(bench: Bench) -> None:
     executor = Executor(a_plan(), bench.world, bench.journal, clock=lambda: 0.0)
     assert executor.standing.marks == dict.fromkeys(["check", "start", "move", "retire"], StepMark.PENDING)

@@ -501,6 +501,14 @@ def test_parking_place_holds_the_largest_ring_without_overlap() -> None:
     assert SCRATCH.size == SCRATCH_SIZE
 
 
+def test_what_a_broker_of_another_release_reads_is_as_it_was() -> None:
+    """A broker that takes over finds back ends parked by its predecessor, and status documents name the roles."""
+    at = 1 << 63
+    assert RingAddress(flags=0, descriptors=at, used=at + 0xB0000, available=at + 0x90000, log=0) == PARKING
+    assert (PARKING_SIZE, CAPTURE_OFFSET, SCRATCH_SIZE) == (1 << 20, 1 << 20, 65 << 20)
+    assert [role.value for role in Role] == ["idle", "parked", "owner"]
+
+
 @pytest.mark.parametrize(("regions", "parkable"), [(1, True), (7, True), (8, False)])
 def test_scratch_region_needs_one_of_eight(regions: int, parkable: bool) -> None:
     state = booted(1, regions)
@@ -556,6 +564,7 @@ CAPTURE = RingAddress(flags=0, descriptors=_FIRST, used=_FIRST + 0x14000, availa
 def parked_on(*at: RingAddress) -> tuple[GuestState, SentState]:
     """A guest with a ring for each place, and a parked back end that was told these places."""
     state = booted(len(at))
+    state = replace(state, rings=tuple(ring.again for ring in state.rings))
     _, heard = reconcile(SentState(), state, Role.PARKED, SCRATCH, OFFER, lambda index: 0)
     return state, with_ring_addresses(heard, dict(enumerate(at)))
 
