@@ -35,7 +35,7 @@ real.
 
 GAPS = """
 The longest gap that each guest saw in the second around its move, in milliseconds. Rehearsed: all that surrounds the
-moves was done, and none was made. The guests share their core with the orchestrator, the broker and both switches'
+moves was done, and none was made. The guests share their core with the upgrade, the broker and both switches'
 message threads.
 
 """

@@ -2,7 +2,7 @@
 
 The noise floor is the same traffic in the same window with nothing moved. A rehearsal is all that surrounds the moves,
 without them: capture rings armed, every PMD thread seen to come round, capture rings given up. What guests notice of it
-is what the work of the orchestrator, broker and switches takes from guests on the same cores. A guest's gap is the
+is what the work of upgrade, broker and switches takes from guests on the same cores. A guest's gap is the
 longest between two of its frames in the second around its move; what of it is the traffic's own spacing is in the floor
 too.
 """

@@ -1,4 +1,4 @@
-"""One host as the orchestrator sees it: two instances, the VMs, an uplink, an overlay. It programs the instances."""
+"""One host as plans and watchdog see it: two instances, the VMs, an uplink, an overlay. It programs the instances."""
 
 from __future__ import annotations
 
