@@ -1,6 +1,8 @@
-"""What a broker answers on its control socket, read into types. Each function raises ValueError, which names the field,
-for an answer of another shape. Fields that only a newer broker has are passed over; those that an older one does not
-have yet have their default, and are named in ``unreported``."""
+"""Reads a broker's answers on its control socket into types.
+
+Each function raises ValueError, which names the field, for an answer of another shape. Fields that only a newer broker
+has are ignored. Fields that an older broker does not have get their default, and are named in ``unreported``.
+"""
 
 from __future__ import annotations
 

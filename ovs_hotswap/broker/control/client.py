@@ -1,4 +1,4 @@
-"""The broker's control socket: one JSON object a line in each direction.
+"""The client of the broker's control socket, which carries one JSON object per line in each direction.
 
 A request is ``{"method": "move", "params": {"vm": "vm1", "to": "b"}}``; the answer ``{"result": ...}`` or
 ``{"error": {"class": ..., "message": ..., "hint": ...}}``. Connections may carry any number of requests, answered in
@@ -30,11 +30,11 @@ _STARTS_S = 0.01  # between two attempts to connect with a broker that restarts
 RESTART_S = 5.0  # a service manager has started a broker again by then, also on a busy machine
 _BATCH = 32  # VMs in one request
 _LATE_ROUNDS = 2  # answers in which no VM has become parked before all that are late are given up
-LINE_LIMIT = 16 << 20  # bytes; 255 VMs with 64 rings each are about 4 MiB
+LINE_LIMIT = 16 << 20  # bytes; the status of 255 VMs with 64 rings each is about 4 MiB
 
 
 def encode(document: Mapping[str, object]) -> bytes:
-    """One line. Raises TypeError for what JSON does not have and is no status."""
+    """Return a document as one line. Raises TypeError for a value that is neither JSON nor a status."""
     return json.dumps(document, separators=(",", ":"), default=_plain).encode() + b"\n"
 
 
@@ -51,7 +51,7 @@ class ControlRequest:
 
 
 def decode_request(line: bytes) -> ControlRequest:
-    """Raises BrokerError if the line is no request."""
+    """Return the request in a line. Raises BrokerError if the line is none."""
     try:
         document = json.loads(line)
         method, params = document["method"], document.get("params", {})
@@ -67,18 +67,18 @@ def error_document(error: HotswapError) -> dict[str, object]:
 
 
 def reported(document: Mapping[str, object]) -> HotswapError:
-    """The error that a broker reported, as the class it had there."""
+    """Return the error that a broker reported, with the class that it had there."""
     return from_document(document, BrokerError)
 
 
 class BrokerClient:
-    """A connection to the broker, made anew when it was lost: a broker may be replaced, or die, at any time.
+    """A connection to the broker. It is made again when it is lost: a broker may be replaced, or die, at any time.
 
-    What was asked of one that died is asked again of the next: whatever of it was done then needs no doing (a VM that
-    has moved stays where it is). Only frames that it had caught and not told (``undelivered``) are gone, and it is not
-    known then whether what a VM had sent before is taken (``unserved``). Every call raises BrokerError if the broker
-    cannot be reached or does not answer within ``timeout`` seconds (what was asked for may have been done
-    nevertheless), and whatever HotswapError the broker reports.
+    A request to a broker that died is repeated to the next broker, which does only what is still to be done (a VM that
+    was moved stays where it is). Only frames that the dead broker had captured and not reported are lost
+    (``undelivered``), and it is then not known whether the frames that a VM had to send have been taken (``unserved``).
+    Every call raises BrokerError if the broker cannot be reached or does not answer within ``timeout`` seconds (the
+    request may have been carried out nevertheless), and any HotswapError that the broker reports.
     """
 
     def __init__(self, path: Path, timeout: float = 10.0) -> None:
@@ -107,7 +107,7 @@ class BrokerClient:
         return answer
 
     def _try(self, method: str, descriptors: Sequence[int] = (), **params: object) -> tuple[Any, HotswapError | None]:
-        """The result, or the error that the broker reports. Raises BrokerError if the broker does not answer."""
+        """Return the result, or the error that the broker reports. Raises BrokerError if the broker does not answer."""
         try:
             answer = self._ask(encode({"method": method, "params": params}), descriptors)
         except (OSError, ValueError, RecursionError) as error:
@@ -138,7 +138,7 @@ class BrokerClient:
             sent = socket.send_fds(connection, [request], descriptors) if descriptors else 0
             connection.sendall(request[sent:])
             answer = json.loads(self._line(connection))
-        except ConnectionError as error:  # found out while sending (EPIPE) or while reading: the same thing to a caller
+        except ConnectionError as error:  # while sending (EPIPE) or while reading: a caller need not tell them apart
             self.close()
             raise ConnectionResetError("it hung up") from error
         return answer
@@ -156,7 +156,8 @@ class BrokerClient:
         return self._socket
 
     def _connect(self) -> socket.socket:
-        """Raises ConnectionRefusedError while a broker restarts: its socket is there, and no process listens on it."""
+        """Return a new connection. Raises OSError, which is ConnectionRefusedError while a broker restarts: its socket
+        exists then, and no process listens on it."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(self._timeout)
         try:
@@ -179,27 +180,27 @@ class BrokerClient:
         return self._read("status", answers.status, self.call("status"))
 
     def reload(self) -> list[str]:
-        """Have it read the overlay intent, and which side is active, again. Returns the VMs that are no longer in the
+        """Have the broker read the overlay intent and the active side again. Returns the VMs that are no longer in the
         intent and are kept nevertheless."""
         return list(self._read("reload", answers.status, self.call("reload")).leaving)
 
     def vms(self, *, read: bool = True) -> list[VmStatus]:
-        """``read``: whether to look into guest memory for where the rings stand."""
+        """Return the status of every VM. Without ``read`` the rings' indices are not read from guest memory."""
         return self._read("vms", answers.vms, self.call("vms", read=read))
 
     def vm(self, name: str) -> VmStatus:
         return self._read("vm", answers.vm, self.call("vm", vm=name))
 
     def dump(self, name: str) -> object:
-        """The broker's whole record of a VM, in the terms of its own version."""
+        """Return the broker's whole record of a VM, in the terms of its version."""
         return self.call("dump", vm=name)
 
     def park(self, name: str, side: Side) -> None:
         self.call("park", vm=name, side=side)
 
     def park_many(self, names: Sequence[str], side: Side) -> dict[str, HotswapError]:
-        """Park VMs, none of which waits for another, and answer the error of each VM that is not parked. A VM that is
-        late is waited for as long as others of its request become parked."""
+        """Park VMs, none of which waits for another, and return the error of each VM that is not parked. A VM that is
+        late is awaited for as long as others of its request become parked."""
         errors: dict[str, HotswapError] = {}
         for batch in _batches(names):
             left, patience = batch, _LATE_ROUNDS
@@ -219,7 +220,7 @@ class BrokerClient:
         return errors
 
     def _park_each(self, names: Sequence[str], side: Side) -> dict[str, HotswapError]:
-        """Ask a broker of an earlier version."""
+        """Park VMs one by one, for a broker of an earlier version."""
         answered = ((name, self._try("park", vm=name, side=side)) for name in names)
         return {name: error for name, (_, error) in answered if error is not None}
 
@@ -227,15 +228,15 @@ class BrokerClient:
         self.call("unpark", vm=name, side=side)
 
     def quarantine(self, name: str, reason: str) -> VmStatus:
-        """Have no switch serve a VM until ``release``; answers it as it is then."""
+        """Have no switch serve a VM until ``release``, and return the VM's status after that."""
         return self._read("quarantine", answers.vm, self.call("quarantine", vm=name, reason=reason))
 
     def release(self, name: str) -> None:
         self.call("release", vm=name)
 
     def arm(self, names: Sequence[str], to: Side) -> list[str]:
-        """Have frames for VMs that are to be moved in a moment caught on the side ``to`` from now on, so that none of
-        which the other copy is late is lost; answers the VMs for which that can be."""
+        """Have side ``to`` capture frames from now on for VMs that are about to be moved; return the VMs for which it
+        does. So a frame is not lost if its copy for the other side is late."""
         return self._read("arm", answers.names, self.call("arm", vms=list(names), to=to))
 
     def rows(self, names: Sequence[str]) -> list[list[str]]:
@@ -254,18 +255,18 @@ class BrokerClient:
         return found
 
     def disarm(self, names: Sequence[str]) -> None:
-        """The VMs are not moved after all; those that were not armed, or have been moved, are left as they are."""
+        """End the capture that ``arm`` began. VMs that were not armed, or have been moved, are left as they are."""
         self.call("disarm", vms=list(names))
 
     def move(self, name: str, to: Side) -> MoveResult:
-        """Hand a VM over; the times are on the broker's clock."""
+        """Move a VM to side ``to``. The times are by the broker's clock."""
         return self._read("move", answers.move, self.call("move", vm=name, to=to))
 
     def move_many(
         self, names: Sequence[str], to: Side, threads: Mapping[Side, MessageThread] | None = None
     ) -> tuple[list[MoveResult], HotswapError | None]:
-        """Hand VMs over one by one, up to the first one that cannot be; what ``move`` answers for those before it, and
-        its error. ``threads``: those of the switches, where they are known."""
+        """Move VMs one by one, up to the first that cannot be moved. Returns the results of the VMs before it, and its
+        error or ``None``. ``threads`` are the message threads of the switches, as far as they are known."""
         known = threads or {}
         pipes = [thread.pipe for thread in known.values() if thread.pipe is not None]
         told = {side: {"tid": thread.tid, "pipe": thread.pipe is not None} for side, thread in known.items()}
@@ -275,7 +276,7 @@ class BrokerClient:
         return moved.moved, None if moved.error is None else reported(moved.error)
 
     def unserved(self, names: Sequence[str]) -> list[str]:
-        """Those of the VMs from which the switch has taken nothing since their move, though there is something."""
+        """Return the VMs that have frames to send of which no switch has taken any since the VM was moved."""
         return self._read("unserved", answers.names, self.call("unserved", vms=list(names)))
 
     def undelivered(self, name: str) -> list[bytes]:
@@ -304,7 +305,7 @@ class BrokerClient:
             yield from found  # all of the batch: the broker keeps what it has been asked for a second
 
     def _undelivered(self, name: str) -> Undelivered:
-        """Ask a broker of an earlier version."""
+        """Fetch frames VM by VM, for a broker of an earlier version."""
         answer, error = self._try("undelivered", vm=name)
         return Undelivered(name, [] if error else self._read("undelivered", answers.frames, answer), error)
 
@@ -320,7 +321,7 @@ def _batches(names: Sequence[str]) -> list[list[str]]:
 
 
 def _hung_up(connection: socket.socket) -> bool:
-    """Whether the other end is gone. Between two calls nothing else can be there to read."""
+    """Whether the other end has closed the connection. Between two calls there is nothing else to read."""
     poller = select.poll()
     poller.register(connection, select.POLLIN)
     return bool(poller.poll(0))

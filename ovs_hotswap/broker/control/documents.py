@@ -1,4 +1,4 @@
-"""The status of a VM in the broker, as the control socket and ``ovs-hotswap vm`` report it."""
+"""Makes the status of a VM in the broker, as the control socket and ``ovs-hotswap vm`` report it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ovs_hotswap.vhostuser.reconcile import why_not_parked
 
 
 def vm_status(vm: Vm, *, read: bool = True) -> VmStatus:
-    """Without ``read`` no indices are read from guest memory, which is most of the work."""
+    """Return the status of a VM. Without ``read`` no indices are read from guest memory, which is most of the work."""
     features = vm.state.features
     swap = vm.last_swap
     return VmStatus(
@@ -58,13 +58,13 @@ def vm_status(vm: Vm, *, read: bool = True) -> VmStatus:
 
 
 def _last_proof(vm: Vm) -> LastProof | None:
-    """Why a side is known to be off the rings, if this broker has seen that."""
+    """Return the latest proof that a side is off the rings, or ``None`` if this broker has seen none."""
     last = vm.ownership.last_proof
     return None if last is None else LastProof(last.side, last.proof)
 
 
 def _absent(vm: Vm) -> Absence | None:
-    """Why QEMU is not there, if it is not and that is known."""
+    """Return why QEMU is not connected, or ``None`` if it is connected or that is not known."""
     if vm.qemu is not None:
         return None
     if not any(link.offer for link in vm.links.values()):
@@ -73,13 +73,13 @@ def _absent(vm: Vm) -> Absence | None:
 
 
 def capture_status(room: Room, ports: Iterable[tuple[int | None, int | None]]) -> CaptureStatus:
-    """``ports``: queue pairs and MTU of the VMs in the overlay intent."""
+    """Return the use of the memory for capture rings. ``ports``: queue pairs and MTU of each VM in the intent."""
     each = [needed([BUFFERS] * min(queues or PAIRS, PAIRS), mtu) for queues, mtu in ports]
     return CaptureStatus(room.limit, room.taken, max(each, default=0), sum(each))
 
 
 def move_result(vm: Vm, swap: Swap) -> MoveResult:
-    """A move that has just been made."""
+    """Return the result of a move that has just been made."""
     times = (round(each, 1) for each in (swap.give_us, swap.take_us, swap.total_us))
     return MoveResult(vm.name, vm.ownership.holder, *times)
 

@@ -1,5 +1,7 @@
-"""Everything that the broker has on record of one VM, for ``ovs-hotswap broker dump``: for reading by people who look
-for a fault. Its fields are those of the code and change with it."""
+"""Everything that the broker has on record about one VM, for ``ovs-hotswap broker dump``.
+
+People who look for a fault read it. Its fields are those of the code, and change with the code.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +21,17 @@ from ovs_hotswap.vhostuser.backend import SwitchConnection
 from ovs_hotswap.vhostuser.channel import Channel, OwnedFd
 from ovs_hotswap.vhostuser.messages import FrameReader
 
-# Addresses and feature bits: in the log and in the tools of Open vSwitch and QEMU these are hexadecimal.
+# Addresses and feature bits, which are hexadecimal in the log and in the tools of Open vSwitch and QEMU.
 _HEXADECIMAL = {
     "features", "protocol_features", "withheld", "guest_address", "user_address", "descriptors", "used", "available",
 }  # fmt: skip
-_SHOWN = SwitchConnection | Channel | DeferredReply | FrameReader | Hearing  # with all that they hold
+_SHOWN = SwitchConnection | Channel | DeferredReply | FrameReader | Hearing  # shown with all their attributes
 _REPEATED = {"_agreed", "ready", "old", "new"}  # copies of what is shown elsewhere
-_LEFT_OUT = object()  # what is no data
+_LEFT_OUT = object()  # stands for a value that is no data
 
 
 def dump(slot: VmSlot) -> dict[str, Any]:
-    """The slot, its VM and its mover as a document."""
+    """Return the slot, its VM and its mover as a document."""
     return {
         "slot": _attributes(slot),
         "vm": _attributes(slot.vm),
@@ -39,7 +41,7 @@ def dump(slot: VmSlot) -> dict[str, Any]:
 
 
 def dump_method(slot_of: Callable[[object], VmSlot]) -> Method:
-    """The control socket's ``dump``. ``slot_of`` finds a VM by its name, or raises BrokerError."""
+    """Return the control socket's method ``dump``. ``slot_of`` returns a VM by its name, or raises BrokerError."""
 
     async def method(vm: str) -> dict[str, Any]:
         return dump(slot_of(vm))
@@ -53,7 +55,7 @@ def _attributes(of: object) -> dict[str, Any]:
 
 
 def _plain(value: object, name: str = "") -> Any:
-    """``value`` as JSON, or ``_LEFT_OUT``."""
+    """Return ``value`` as JSON, or ``_LEFT_OUT``."""
     if isinstance(value, enum.Enum):
         return value.value if isinstance(value, str) else value.name
     if isinstance(value, int) and not isinstance(value, bool) and name in _HEXADECIMAL:

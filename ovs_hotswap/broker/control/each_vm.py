@@ -1,4 +1,4 @@
-"""A request for many VMs: the fault of one VM is answered for that VM alone, and the others are served."""
+"""Requests for many VMs: the fault of one VM is reported for that VM alone, and does not affect the others."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ log = logging.getLogger(__name__)
 
 
 def names_of(vms: object) -> list[str]:
-    """The names in a request, each once. Raises BrokerError if it is no list of them."""
+    """Return the names in a request, each once. Raises BrokerError if ``vms`` is no list of names."""
     if not isinstance(vms, list) or not all(isinstance(vm, str) for vm in vms):
         raise BrokerError(f"vms: not a list of names: {vms!r}")
     return list(dict.fromkeys(vms))
 
 
 class Faults:
-    """``errors``: an error as an object, by the name of the VM whose fault it is."""
+    """Collects the errors of single VMs in ``errors``, as objects, by the name of the VM."""
 
     def __init__(self, method: str) -> None:
         self._method = method
@@ -28,7 +28,7 @@ class Faults:
 
     @contextlib.contextmanager
     def of(self, vm: str) -> Iterator[None]:
-        """What the block raises is the fault of ``vm``, and is not raised."""
+        """Record an error of the block as that of ``vm``, and do not raise it."""
         try:
             yield
         except HotswapError as error:

@@ -1,4 +1,4 @@
-"""What the broker's control socket offers for moving VMs: capture rings armed before, moves, and what they left."""
+"""The methods of the broker's control socket for moving VMs: arming, moves, and fetching undelivered frames."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ANSWER_LENGTH = 2 << 20  # hexadecimal digits of frames
 
 
 class Moves:
-    """``seat_of`` finds a VM by its name, or raises BrokerError."""
+    """The methods for moving VMs. ``seat_of`` returns a VM by its name, or raises BrokerError."""
 
     def __init__(
         self, seat_of: Callable[[object], VmSlot], keeping: StateSaver, settings: Settings, changes: Changes
@@ -52,14 +52,14 @@ class Moves:
         return move_result(seat.vm, seat.mover.swap_to(to, threads, control_core(self._settings.pmd_cores)))
 
     async def _quiet(self, seat: VmSlot, to: Side) -> None:
-        """Wait while messages are under way that keep a VM from being moved."""
+        """Wait, for a limited time, until no messages are under way that keep a VM from being moved."""
         if seat.mover.under_way(to):
             seat.mover.drain()
             with contextlib.suppress(BrokerError):
                 await self._changes.until(lambda: not seat.mover.under_way(to), _TIMEOUT_S)
 
     async def _arm(self, vms: list[str], to: str) -> list[str]:
-        """Have frames for VMs that are about to be moved caught from now on; answers those for which that can be."""
+        """Capture frames for VMs that are about to be moved from now on; return the VMs for which that is done."""
         side, told = side_of(to), []
         for vm in vms:
             seat = self._seat(vm)
@@ -68,14 +68,14 @@ class Moves:
                 if seat.mover.arm(side):
                     told.append(vm)
             except BrokerError:
-                break  # its move tells why, and is the last one
-        with contextlib.suppress(BrokerError):  # the move of one that does not answer tells that
+                break  # its move will say why, and is the last one
+        with contextlib.suppress(BrokerError):  # if a switch does not answer, the move will say so
             armed = lambda: all(self._seat(vm).mover.is_armed(side) for vm in told)  # noqa: E731
             await self._changes.until(armed, self._settings.fence_s)
         return [vm for vm in told if self._seat(vm).mover.is_armed(side)]
 
     async def _disarm(self, vms: list[str]) -> None:
-        """VMs that were armed are not moved after all."""
+        """End the capture for VMs that were armed and are not moved after all."""
         for vm in vms:
             self._seat(vm).mover.disarm()
 
@@ -83,10 +83,12 @@ class Moves:
         self, vms: list[str], to: str, threads: Mapping[str, Any] | None = None,
         descriptors: Sequence[Descriptor] = (), gone: Callable[[], bool] = lambda: False,
     ) -> dict[str, object]:  # fmt: skip
-        """Move VMs in this order, up to the first one that cannot be: ``moved`` tells of those before it. ``threads``
-        are those that handle the switches' messages, by side: ``tid``, and ``pipe`` if its notify pipe is the next one
-        of ``descriptors``. A caller who is ``gone`` has given up, and may be about to move VMs back: nothing more is
-        moved for him."""
+        """Move VMs in this order, up to the first that cannot be moved; ``moved`` in the answer has those before it.
+
+        ``threads`` are the switches' message threads by side: each has its ``tid``, and ``pipe`` if its notify pipe is
+        the next of ``descriptors``. A caller that is ``gone`` has given up, and may be about to move VMs back: no
+        further VM is moved for it.
+        """
         moved: list[MoveResult] = []
         side = side_of(to)
         with contextlib.ExitStack() as stack:
@@ -95,20 +97,20 @@ class Moves:
             for vm in vms:
                 if gone():
                     await self._disarm(vms[len(moved) :])
-                    raise BrokerError(f"whoever asked has hung up: {len(moved)} of {len(vms)} VMs were moved")
+                    raise BrokerError(f"the caller has hung up: {len(moved)} of {len(vms)} VMs were moved")
                 try:
                     moved.append(await self._swap(vm, side, known))
                 except HotswapError as error:
                     return {"moved": moved, **client.error_document(error)}
-                await asyncio.sleep(0)  # answers of those before have come meanwhile
+                await asyncio.sleep(0)  # lets the loop read answers for the VMs before
         return {"moved": moved, "error": None}
 
     async def _unserved(self, vms: list[str]) -> list[str]:
-        """VMs of which something that was to be sent at their last move still waits, and nothing was taken since."""
+        """Return the VMs that had frames to send at their last move, of which no switch has taken any since."""
         return [vm for vm in vms if not self._seat(vm).mover.served]
 
     async def _undelivered(self, vm: str) -> dict[str, Any]:
-        """Frames that arrived during the VM's last move; late copies are not waited for any more."""
+        """Return the frames that arrived during the VM's last move. Late copies are not awaited any longer."""
         caught = await self._seat(vm).mover.undelivered()
         return {
             "vm": vm,
@@ -117,8 +119,8 @@ class Moves:
         }
 
     async def _undelivered_many(self, vms: list[str]) -> dict[str, object]:
-        """Answer for many VMs: ``vms`` is a list of what ``undelivered`` answers, and ``errors`` has the others. The
-        answer ends early after some bytes of frames: a client asks again for the VMs that are in neither."""
+        """Return the frames of many VMs: ``vms`` is a list of what ``undelivered`` returns, ``errors`` has the others.
+        The answer ends early after some bytes of frames: a client asks again for the VMs that are in neither."""
         faults, found, size = Faults("undelivered_many"), [], 0
         for vm in (names := names_of(vms)):  # none waits for the switches until all of them have been asked
             with faults.of(vm):
@@ -135,8 +137,10 @@ class Moves:
 def _message_threads(
     given: Mapping[str, Any], descriptors: Sequence[Descriptor], stack: contextlib.ExitStack
 ) -> Threads:
-    """Raises BrokerError if the request is not as it must be, or a descriptor is no pipe. What is opened is left to
-    ``stack``."""
+    """Return the message threads in a request. ``stack`` closes what is opened here.
+
+    Raises BrokerError if the request is malformed, or a descriptor is no pipe.
+    """
     left = list(descriptors)
     try:
         threads = {}
@@ -151,8 +155,10 @@ def _message_threads(
 
 
 def _pipe(side: str, given: Descriptor, stack: contextlib.ExitStack) -> int | None:
-    """The same pipe opened once more: O_NONBLOCK belongs to the open file, which the caller has too. ``None`` if nobody
-    reads it any more."""
+    """Return a new descriptor of a notify pipe, or ``None`` if no process reads from the pipe any longer.
+
+    The pipe is opened again because O_NONBLOCK belongs to the open file, which the caller has as well.
+    """
     descriptor = given.fileno()
     writes = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
     if not (writes and stat.S_ISFIFO(os.fstat(descriptor).st_mode)):

@@ -1,4 +1,4 @@
-"""What the broker's control socket offers for parking VMs, one at a time or many at once."""
+"""The methods of the broker's control socket for parking VMs, one at a time or many at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MANY_S = 5.0  # shorter than a client waits for an answer; it asks again for th
 
 
 class Parking:
-    """``seat_of`` finds a VM by its name, or raises BrokerError."""
+    """The methods for parking VMs. ``seat_of`` returns a VM by its name, or raises BrokerError."""
 
     def __init__(self, seat_of: Callable[[object], VmSlot], changes: Changes) -> None:
         self._seat, self._changes = seat_of, changes
@@ -31,7 +31,7 @@ class Parking:
         return {"park": self._park, "park_many": self._park_many, "unpark": self._unpark}
 
     async def _park(self, vm: str, side: str) -> VmStatus:
-        """Keep ``side`` parked, and answer once its back end has taken everything."""
+        """Keep ``side`` parked, and return the VM's status when its back end has handled everything."""
         seat, where = self._seat(vm), side_of(side)
         seat.vm.park(where)
         await self._changes.until(lambda: _is_there(seat, where), _TIMEOUT_S, lambda: _why_late(seat, where))
@@ -39,7 +39,7 @@ class Parking:
 
     async def _park_many(self, vms: list[str], side: str) -> dict[str, object]:
         """Park many VMs, none of which waits for another. The answer names each VM once: in ``parked``, in ``errors``
-        with its error, or in ``late`` with its error if its back end has not taken everything after some seconds."""
+        with its error, or in ``late`` with its error if its back end has not handled everything after some seconds."""
         where, faults, asked = side_of(side), Faults("park_many"), dict[str, VmSlot]()
         for vm in names_of(vms):
             with faults.of(vm):

@@ -1,4 +1,4 @@
-"""The broker's end of its control socket (``control``): who may ask, what is logged, how a request finds its method."""
+"""The server of the broker's control socket: who may use it, what is logged, and how a request finds its method."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ovs_hotswap.vhostuser.channel import OwnedFd, adopt, close_all, listen
 
 log = logging.getLogger(__name__)
 
-# Logged with who asked.
+# Methods that change something. They are logged with the caller.
 _CHANGES = {
     "park", "park_many", "unpark", "arm", "disarm", "move", "move_many", "reload", "withdraw", "quarantine", "release",
 }  # fmt: skip
@@ -32,18 +32,17 @@ _DESCRIPTORS = 8  # with one request
 _ANCILLARY = socket.CMSG_SPACE(_DESCRIPTORS * array.array("i").itemsize)
 _BACKLOG = 100
 _TRACED = 400  # bytes of a request that are logged
-_PAUSE_S = 1.0  # after a caller could not be taken in, for want of descriptors
+_PAUSE_S = 1.0  # after a connection could not be accepted because descriptors are short
 
 Method = Callable[..., Awaitable[Any]]
 
 
 class ControlServer:
-    """Serves ``methods``, whose parameters are those of the requests, by name, to root and to ``group``. One with a
-    parameter ``descriptors`` gets those that came with the request, one with ``gone`` a function that tells whether the
-    caller has hung up.
+    """Serves ``methods`` to root and to ``group``. Their parameters are those of the requests, by name.
 
-    ``inherited``: the listening socket of a broker that is succeeded. Raises BrokerError if there can be none, unless
-    it is not ``needed``: then it is made when it can be.
+    A method with a parameter ``descriptors`` gets those that came with the request. A method with a parameter ``gone``
+    gets a function that returns whether the caller has hung up. ``inherited`` is the listening socket of the broker in
+    a takeover. Raises BrokerError if no socket can be made; if it is not ``needed``, it is made as soon as it can be.
     """
 
     def __init__(
@@ -66,12 +65,14 @@ class ControlServer:
             log.error("no command reaches this broker until its socket can be made: %s", error.message)
 
     def open(self) -> asyncio.Task[None]:
-        """Begin to serve; cancel the task to take in no more callers."""
+        """Begin to serve. Cancel the task that this returns to accept no further connection."""
         return asyncio.get_running_loop().create_task(self._accept())
 
     async def _opened(self) -> socket.socket:
-        """The listening socket, when there is one. That its group cannot be set is logged: root is served all the
-        same."""
+        """Wait until there is a listening socket, and return it.
+
+        If its group cannot be set, that is logged, and only root is served.
+        """
         while self.listener is None:
             await asyncio.sleep(_PAUSE_S)
             with contextlib.suppress(BrokerError):
@@ -85,14 +86,14 @@ class ControlServer:
         return self.listener
 
     def close(self) -> None:
-        """Answer nobody any more: another broker does. Who has asked is hung up on, and asks that one."""
+        """Answer no further request, because another broker does. Callers are hung up on, and ask that broker."""
         self._closed = True
 
     async def _accept(self) -> None:
         loop, callers = asyncio.get_running_loop(), set[asyncio.Task[None]]()
         listener = await self._opened()
         while True:
-            try:  # not the loop's ``sock_accept``, which loses a caller who comes while it is cancelled
+            try:  # not the loop's ``sock_accept``, which loses a connection that comes while it is cancelled
                 await _readable(listener)
                 connection, _ = listener.accept()
             except BlockingIOError:
@@ -107,7 +108,7 @@ class ControlServer:
 
     async def _serve(self, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        # What a method raises is answered; these are of the connection, or of the broker's end.
+        # An error of a method is answered; these errors are of the connection, or of the broker's end.
         with contextlib.suppress(OSError, ValueError, asyncio.CancelledError), _ClientConnection(connection) as caller:
             pid, user, _ = credentials(connection)
             while line := await caller.line():
@@ -134,7 +135,7 @@ class ControlServer:
         log.debug("control: %s %s: %s after %.3f ms", request, who, how, seconds * 1e3)
 
     async def _answer(self, line: bytes, beside: Mapping[str, Any], who: str) -> dict[str, object]:
-        """``beside``: what a method may have that is not in the request."""
+        """Return the answer to a request. ``beside``: arguments of methods that are not in the request."""
         try:
             request = client.decode_request(line)
             method = self._methods.get(request.method)
@@ -165,8 +166,10 @@ class ControlServer:
 
 
 class _ClientConnection:
-    """A connection, which this object owns: lines, and the descriptors that come with them, which asyncio's streams
-    would lose."""
+    """A connection, which this object owns. It reads lines and the descriptors that come with them.
+
+    asyncio's streams would lose the descriptors.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
@@ -182,8 +185,10 @@ class _ClientConnection:
         close_all(self._descriptors)
 
     async def line(self) -> bytes:
-        """The next line, or nothing at the end. Raises ValueError if it is too long, or too many descriptors come with
-        it, OSError."""
+        """Return the next line, which is empty at the end of the stream.
+
+        Raises ValueError if the line is too long, or too many descriptors come with it, and OSError.
+        """
         searched = 0
         while (end := self._received.find(b"\n", searched)) < 0:
             searched = len(self._received)
@@ -202,13 +207,13 @@ class _ClientConnection:
         return line
 
     def gone(self) -> bool:
-        """Whether nobody waits for an answer any more. One who has only said all he wants to say still does."""
+        """Whether the caller no longer waits for an answer. A caller that has only shut down its sending side does."""
         poller = select.poll()
-        poller.register(self._connection, 0)  # hang-up is told without being asked for
+        poller.register(self._connection, 0)  # POLLHUP is reported without being requested
         return bool(poller.poll(0))
 
     def taken(self) -> list[OwnedFd]:
-        """The descriptors that came with the last line; a caller sends the next request after the answer."""
+        """Return the descriptors that came with the last line. A caller sends its next request after the answer."""
         taken, self._descriptors = self._descriptors, []
         return taken
 

@@ -10,8 +10,8 @@ from ovs_hotswap.model import Side
 
 @dataclass(frozen=True, slots=True)
 class CaptureStatus:
-    """Bytes of memory for capture rings: the limit, what is taken now, what the largest VM of the overlay intent needs,
-    and what all of them need at once."""
+    """The memory for capture rings, in bytes: the limit, what is taken now, what the largest VM of the overlay intent
+    needs, and what all VMs of the intent need at once."""
 
     limit: int
     taken: int
@@ -21,8 +21,11 @@ class CaptureStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerStatus:
-    """The fields of ``broker status`` (docs/json.md). Those with a default were added after the first release, and
-    ``unreported`` names the ones that an older broker does not have: ``document`` leaves them out."""
+    """The fields of ``broker status`` (docs/json.md).
+
+    Fields with a default were added after the first release. ``unreported`` names those that an older broker does not
+    have: ``document`` leaves them out.
+    """
 
     version: str
     pid: int
@@ -41,11 +44,11 @@ class BrokerStatus:
 
     @property
     def kept_by_systemd(self) -> bool:
-        """Whether systemd keeps its descriptors. A broker without ``unit`` is from before there was a supervisor."""
+        """Whether systemd keeps the broker's descriptors. A broker without ``unit`` predates the own supervisor."""
         return self.supervised if "unit" in self.unreported else self.unit
 
     def document(self) -> dict[str, object]:
-        """The JSON object for programs."""
+        """Return the JSON object for programs."""
         found = {name: value for name, value in asdict(self).items() if name not in {*self.unreported, "unreported"}}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 

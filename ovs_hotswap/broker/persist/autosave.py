@@ -27,15 +27,15 @@ from ovs_hotswap.vhostuser.ownership import Certainty
 
 log = logging.getLogger(__name__)
 
-_SAVE_S = 0.01  # after a change: what changes several times in a moment is saved once
-_HELD_S = 2.0  # a row of moves that takes longer is saved all the same
+_SAVE_S = 0.01  # after a change: several changes within this time are saved once
+_HELD_S = 2.0  # states are saved after this time even in a row of moves
 _FLOOD_S = 0.5  # between two saves of a VM whose QEMU never stops: each costs the loop a millisecond or two
-_RETRY_S = 1.0  # after a state could not be kept, for want of memory or descriptors
+_RETRY_S = 1.0  # after a state could not be stored, because memory or descriptors are short
 _NOTHING = LoadedState(None, {})
 
 
 def _work(vm: Vm, told: Side | None, moving: bool) -> Work | None:
-    """What is about to be done with a VM's switches; ``None`` if nobody could go on from what is kept, with that."""
+    """Return what is about to be done with a VM's switches, or ``None`` if no broker could continue after that."""
     owner = None if moving else vm.ownership.holder
     nobody = owner is None and not moving
     between = vm.ownership.certainty in (Certainty.LETTING_GO, Certainty.CUT)
@@ -99,7 +99,10 @@ class _VmJournal:
 
 
 class StateSaver:
-    """``vaults`` are an earlier broker's. Where nobody supervises this process, no state is kept."""
+    """Stores the states of all VMs. ``vaults`` are the slots of an earlier broker.
+
+    ``keeps`` is whether a supervisor keeps the slots for a next broker; if not, nothing is stored.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, vaults: Mapping[str, StateSlot], *, keeps: bool) -> None:
         self._loop, self._keeps = loop, keeps
@@ -112,7 +115,7 @@ class StateSaver:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Save nothing meanwhile, for a while: a row of moves is not to be held up."""
+        """Store nothing in the block, for a limited time, so that a row of moves is not delayed."""
         self._held += 1
         self._held_until = self._loop.time() + _HELD_S
         try:
@@ -122,12 +125,13 @@ class StateSaver:
 
     @property
     def earlier(self) -> frozenset[str]:
-        """The VMs that an earlier broker kept and that were not added yet."""
+        """The VMs whose state an earlier broker stored and that were not added yet."""
         return frozenset(self._earlier)
 
     def take(self, name: str) -> LoadedState:
-        """What an earlier broker kept of a VM. A state stays stored for one more broker, if this one ends before it has
-        stored its own; a broker that ends again and again does not have every successor begin with the same state."""
+        """Return what an earlier broker stored of a VM. The state stays stored for one more broker, in case this broker
+        ends before it has stored its own. So a fault that ends each broker does not recur from the same state forever.
+        """
         vault = self._earlier.get(name)
         if vault is None:
             return _NOTHING
@@ -145,11 +149,11 @@ class StateSaver:
 
     @property
     def unsaved(self) -> int:
-        """VMs whose newest state is not kept yet."""
+        """The number of VMs whose newest state is not stored yet."""
         return len(self._changed | self._failed)
 
     def add(self, vm: Vm, qemu: Descriptor | None = None) -> None:
-        """Keep a VM's state from now on, and the connection ``qemu`` of an earlier broker's as long as must be."""
+        """Store a VM's state from now on. ``qemu`` is an earlier broker's connection that is to stay open for now."""
         name, vault = vm.name, None
         if self._keeps:
             vault = self._earlier.pop(name, None) or StateSlot.make(name)
@@ -167,7 +171,7 @@ class StateSaver:
             self._save_soon(name)
 
     def remove(self, name: str, *, forget: bool) -> None:
-        """Keep it no more. Unless it is to be forgotten, what was kept last stays for the next broker."""
+        """Stop storing a VM's state. Unless ``forget``, what was stored last stays for the next broker."""
         entry = self._entries.pop(name, None)
         self._changed.discard(name)
         self._failed.discard(name)
@@ -185,8 +189,8 @@ class StateSaver:
             entry.qemu.close()
 
     def holds_qemu(self, name: str) -> bool:
-        """Whether the VM's QEMU must not see its back end go yet: a switch may be on the rings, and QEMU would take
-        them. To be asked now and then: its connection is closed when that is over."""
+        """Whether the connection to the VM's QEMU must stay open, because a switch may be on the rings: QEMU would take
+        them if its back end went away. When that is over, this closes the connection, so it is to be called often."""
         entry = self._entries.get(name)
         if entry is None or entry.qemu is None:
             return False
@@ -198,18 +202,18 @@ class StateSaver:
         return False
 
     def held_qemu(self, name: str) -> Descriptor | None:
-        """The connection of which ``holds_qemu`` tells."""
+        """Return the connection for which ``holds_qemu`` is true, or ``None``."""
         return self._entries[name].qemu if self.holds_qemu(name) else None
 
     def start_over(self, name: str, processes: Mapping[Side, Process], qemu: Channel | None) -> None:
-        """Note that work is under way with a VM, and that what is kept of it is no longer good."""
+        """Note that work is under way with a VM, and that its stored state is no longer valid."""
         entry = self._entries[name]
         assert entry.vault is not None
         entry.vault.begin(processes, qemu or entry.qemu)
         self._save_soon(name)
 
     def continues(self, name: str, told: Side | None, moving: bool) -> None:
-        """Note what is being done with a VM's switches, beside what is kept, if a next broker can continue so."""
+        """Note what is being done with a VM's switches beside its stored state, if a next broker can continue so."""
         entry = self._entries[name]
         work = _work(entry.vm, told, moving)
         assert entry.vault is not None
@@ -223,7 +227,7 @@ class StateSaver:
             self._timer = self._loop.call_later(_SAVE_S, self._on_time)
 
     def _on_time(self) -> None:
-        self._timer = None  # first: whatever is raised here, the next change is saved
+        self._timer = None  # first, so that the next change is saved even after an error here
         now = self._loop.time()
         waits = self._held and now < self._held_until
         if not waits:
@@ -241,8 +245,8 @@ class StateSaver:
         return [self._entries[name].vm for name in sorted(self._changed)]
 
     def save(self, before: float = math.inf) -> bool:
-        """Keep what is settled of what has changed; the others are touched again when they settle. VMs whose QEMU
-        floods are saved only if they were not after ``before``, by the loop's time. Return whether nothing is left."""
+        """Store the states of the changed VMs that are settled; return whether none is left. VMs whose QEMU floods are
+        stored only if they were not stored after ``before``, by the loop's time."""
         for vm in self._unsaved():
             name, entry = vm.name, self._entries[vm.name]
             if not vm.settled or (vm.hearing.in_turns and entry.saved_at > before):
@@ -250,14 +254,14 @@ class StateSaver:
             entry.saved_at = self._loop.time()
             self._changed.discard(name)
             if entry.qemu is not None:
-                continue  # the note of work under way keeps that connection; ``holds_qemu`` goes on
+                continue  # the note of work under way keeps that connection; ``holds_qemu`` will close it
             try:
                 assert entry.vault is not None
                 with parts(vm) as state:
                     entry.vault.put(state)
                     entry.links = vm.transferable
             except OSError as error:
-                vm.note(f"its state cannot be kept yet: {error.strerror}")
+                vm.note(f"its state cannot be stored yet: {error.strerror}")
                 if not self._failed:
                     self._loop.call_later(_RETRY_S, self._again)
                 self._failed.add(name)

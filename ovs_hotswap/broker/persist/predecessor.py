@@ -1,4 +1,4 @@
-"""The old broker's part in being succeeded (``succession``): when and how each VM is handed over."""
+"""The old broker's part in a takeover (``takeover``): when and how each VM is handed over."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ log = logging.getLogger(__name__)
 
 
 class Predecessor:
-    """Hands ``seats``, which may change meanwhile, to a broker that comes. ``under_way``: no QEMU is to be connected to
-    now. ``succeeded``: this one is the broker no more, and ``done`` was called. ``listener`` is an earlier broker's."""
+    """Hands all ``seats``, which may change at any time, to a successor.
+
+    ``under_way``: a takeover has begun, and no QEMU is to be connected now. ``succeeded``: a successor is the broker,
+    and ``done`` was called. ``listener`` is the socket for successors of an earlier broker, if there was one.
+    """
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, config: Config, listener: socket.socket | None,
@@ -41,7 +44,7 @@ class Predecessor:
         self.under_way = self.succeeded = False
 
     def open(self) -> None:
-        """Wait for successors. Without their socket VMs are served all the same."""
+        """Wait for successors. If their socket cannot be made, VMs are served nevertheless."""
         try:
             if self._listener is None:
                 self._listener = listen(self._path)
@@ -65,11 +68,11 @@ class Predecessor:
     async def _hand_over(
         self, connection: socket.socket, listener: socket.socket, reader: Reader | None
     ) -> None:  # fmt: skip
-        """Give everything to a successor, or go on if it does not become ready."""
+        """Hand everything to a successor, or continue if it does not become ready."""
         with connection:
             try:
                 await self._calm_down()
-                seats = [seat for _, seat in sorted(self._seats.items())]  # others may have left meanwhile
+                seats = [seat for _, seat in sorted(self._seats.items())]  # others may have left in the meantime
                 for seat in seats:
                     seat.pause(self._loop)
                 connection.setblocking(True)
@@ -87,14 +90,13 @@ class Predecessor:
         self.succeeded = True
         self._desk.close()
         for seat in seats:
-            # No move that has waited goes on here. The successor has the state: nothing is noted any longer.
+            # No move that was waiting continues here. The successor has the state, so nothing is noted any longer.
             seat.vm.commit(seat.vm.record._replace(withdrawn=True), Note.COVERED)
             seat.vm.shared = True
         self._done()
 
     async def _calm_down(self) -> None:
-        """Bring every VM to a good moment to be handed over. A VM that does not come to one holds up no other for
-        longer than that."""
+        """Wait, for a limited time, until every VM is in a state in which it can be handed over."""
         self.under_way = True
         for seat in self._seats.values():
             seat.mover.disarm()
@@ -107,7 +109,7 @@ class Predecessor:
         return seat.settled and not self._keeping.holds_qemu(seat.vm.name)
 
     def _passed(self, seat: VmSlot) -> Vm | StartsOver:
-        """A VM for another broker: as it is, or, if that cannot go on from there, to start over."""
+        """Return a VM for the successor: as it is, or, if no broker can continue from there, to start over."""
         vm, held = seat.vm, self._keeping.held_qemu(seat.vm.name)
         if vm.settled and held is None:
             return vm

@@ -1,4 +1,4 @@
-"""A VM is gone on with where another broker left off, in whatever moment that was.
+"""Continues a VM where another broker stopped, at whatever moment that was.
 
 A state says what each switch was sent and which of them has the rings. If the other broker worked with the switches
 after it had stored the state (``Work``), or was still waiting for answers, each connection is first brought to a
@@ -28,8 +28,10 @@ from ovs_hotswap.vhostuser.reconcile import unplaced
 
 @dataclass(frozen=True)
 class StartsOver:
-    """A VM that cannot be gone on with: its switches' ``processes`` may be on its rings, and QEMU's connection is to be
-    closed when none of them can be any more."""
+    """A VM that cannot be continued.
+
+    Its switches' ``processes`` may be on its rings, and QEMU's connection is to be closed when none can be any longer.
+    """
 
     name: str
     processes: Mapping[Side, Process]
@@ -38,7 +40,7 @@ class StartsOver:
 
 @contextmanager
 def parts(vm: Vm) -> Iterator[VmParts]:
-    """The state of a VM that is settled. Connections are duplicates, closed in the end."""
+    """Yield the state of a VM that is settled. Its connections are duplicates, which are closed after the block."""
     with ExitStack() as stack:
 
         def duplicate(channel: Channel) -> OwnedFd:
@@ -68,10 +70,10 @@ def restore(
     work: Work | None = None,
     resync_with: Request = Request.GET_PROTOCOL_FEATURES,
 ) -> None:
-    """Make a fresh ``vm`` what ``given`` says, and ``work`` that was done since, without sending anything. It owns the
-    descriptors from then on. ``resync_with`` is explained in ``SwitchConnection.resync``.
+    """Give a new ``vm`` the state ``given``, changed by the ``work`` that was done since, without sending anything.
 
-    ``track`` is called with each process whose end matters to it, and when that was started, if it is known.
+    The VM owns the descriptors from then on. ``track`` is called with each process whose end matters to the VM, and the
+    process's start time, if that is known. ``resync_with`` is explained in ``SwitchConnection.resync``.
     """
     qemu, links = None, {}
     if given.qemu is not None:
@@ -90,7 +92,7 @@ def restore(
     )  # fmt: skip
     vm.commit(record if work is None else _redone(record, work))
     for side, made in links.items():
-        if side not in vm.links:  # what it has heard is not known: it connects again
+        if side not in vm.links:  # what it was sent is not known: it connects again
             made.hang_up()
     born = {**given.born, **{link.pid: link.born for link in given.links.values()}}
     for pid in {*vm.switch_pids.values(), *vm.suspects.values()}:
@@ -98,7 +100,7 @@ def restore(
 
 
 def _redone(record: VmRecord, work: Work) -> VmRecord:
-    """A record with what was done since it was kept."""
+    """Return ``record`` with what was done since it was stored."""
     links = {side: link for side, link in record.links.items() if side not in work.told}
     for link in links.values():
         link.told, link.inherited = unplaced(link.told), True
@@ -117,14 +119,14 @@ def _redone(record: VmRecord, work: Work) -> VmRecord:
 
 
 def take_up(vm: Vm) -> None:
-    """Go on with a VM that was restored."""
+    """Continue a VM that was restored."""
     inherited = [link for link in vm.links.values() if link.inherited]
     for link in inherited:
         vm.guarded(link, link.resync)
         link.inherited = False
     vm.go_on()
     for side in Side:
-        vm.repark(side)  # nobody minds capture rings that the other broker had armed
+        vm.repark(side)  # away from capture rings that the other broker had armed
     for link in inherited:
         _ask(vm, link, let_go=vm.ownership == Ownership(link.side, Certainty.LETTING_GO))
     vm.assign()

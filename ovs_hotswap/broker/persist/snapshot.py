@@ -1,6 +1,6 @@
-"""A VM's whole state in the broker, and that as a JSON document: what one broker hands to its successor. Pure.
+"""A VM's whole state in the broker, and its JSON document, which one broker hands to the next. This module is pure.
 
-``snapshot_reader`` reads such documents, and ``formats`` says which there are.
+``snapshot_reader`` reads such documents, and ``formats`` says which formats there are.
 
 Descriptors travel beside the document and appear in it as indices (``Table``). What a switch was sent (``SentState``)
 names descriptors by serial numbers, which mean nothing in another process. They become indices too, or ``None`` for a
@@ -37,15 +37,17 @@ class Table:
         return index
 
     def find(self, serial: int) -> int | None:
-        """The index of a descriptor that was added; -1 for none, ``None`` for one that is gone."""
+        """Return the index of a descriptor that was added; -1 for none, ``None`` for a descriptor that is closed."""
         return -1 if serial == -1 else self._indices.get(serial)
 
 
 @dataclass(frozen=True, slots=True)
 class LinkParts:
-    """A switch's connection. ``connection`` is its socket. ``born``: when its process was started
-    (``exits.started``), if that is known: while no broker ran, the pid may have become another process's. ``due``:
-    answers of it may be under way."""
+    """A switch's connection.
+
+    ``connection`` is its socket. ``born`` is the start time of its process (``process_exit.start_time``), if that is
+    known: while no broker ran, the pid may have become another process's. ``due``: answers of it may be under way.
+    """
 
     connection: Descriptor
     pid: int
@@ -57,9 +59,12 @@ class LinkParts:
 
 @dataclass(frozen=True, slots=True)
 class VmParts:
-    """Everything of a VM that outlives a broker. ``cut_pid``: the process that held the rings when its connection
-    closed; ``suspects``: processes by side that may be on the rings from an earlier broker's time; ``born``: when these
-    were started, by pid. ``half``: what has come of a message of QEMU's."""
+    """Everything of a VM that outlives a broker.
+
+    ``cut_pid`` is the process that held the rings when its connection closed. ``suspects`` are the processes, by side,
+    that may be on the rings from an earlier broker's time. ``born`` has the start times of these, by pid. ``half`` is
+    what has come of an incomplete message from QEMU.
+    """
 
     name: str
     home: Side | None
@@ -79,10 +84,13 @@ class VmParts:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a broker has done with a VM's switches since it kept a state. A next broker can continue from that state all
-    the same, because the guest has said nothing. ``owner``: the only side that may be on the rings; ``None`` if they
-    are changing hands, or if no side may, which is ``nobody``. ``parked``: ``park_wanted``. ``told``: sides that were
-    sent more than places of rings, so that what they have heard is not known."""
+    """What a broker has done with a VM's switches since it stored a state.
+
+    A next broker can still continue from that state, because the guest has sent nothing. ``owner`` is the only side
+    that may be on the rings; it is ``None`` if they are changing hands, or if no side may be on them, which ``nobody``
+    says. ``parked`` is ``park_wanted``. ``told`` are the sides that were sent more than ring addresses, so that what
+    they were sent is not known.
+    """
 
     home: Side | None
     owner: Side | None
@@ -92,7 +100,7 @@ class Work:
 
 
 def encode(vm: VmParts, table: Table) -> Document:
-    """``vm`` as a document; its descriptors are added to ``table``."""
+    """Return ``vm`` as a document; its descriptors are added to ``table``."""
     scratch = table.add(vm.scratch)
     for descriptor in vm.state.descriptors():
         table.add(descriptor)

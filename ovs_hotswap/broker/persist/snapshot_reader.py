@@ -1,4 +1,4 @@
-"""Reads what ``snapshot.encode`` wrote, in this version or an older one.
+"""Reads documents that ``snapshot.encode`` wrote, in this version or an older one.
 
 A document is checked as if QEMU or a switch had sent it: every number has its range, every list its length, and every
 descriptor one place.
@@ -41,20 +41,20 @@ from ovs_hotswap.vhostuser.reconcile import SentRing, SentState
 
 
 class Received:
-    """The descriptors that came beside a document. Each belongs to the one place in it that names it."""
+    """The descriptors that came beside a document. Each belongs to the only place in the document that names it."""
 
     def __init__(self, descriptors: Sequence[Descriptor]) -> None:
         self._descriptors = descriptors
         self._named: set[int] = set()
 
     def look(self, index: object) -> Descriptor:
-        """Raises ValueError if there is none."""
+        """Return the descriptor with an index. Raises ValueError if there is none."""
         if type(index) is not int or not 0 <= index < len(self._descriptors):
             raise ValueError(f"no descriptor {index!r:.40}")
         return self._descriptors[index]
 
     def take(self, index: object) -> Descriptor:
-        """Raises ValueError if there is none, or another place has it."""
+        """Take the descriptor with an index for one place. Raises ValueError if there is none, or it is taken."""
         found = self.look(index)
         assert isinstance(index, int)
         if index in self._named:
@@ -72,7 +72,7 @@ def _take(index: object, info: ValidationInfo) -> Descriptor:
 
 
 def _serial(index: object, info: ValidationInfo) -> int:
-    """The serial number of a descriptor that a switch was sent, and that has a place elsewhere, or has been closed."""
+    """Return the serial number of a descriptor that a switch was sent, which is named elsewhere or has been closed."""
     if index is None:
         return CLOSED
     return -1 if type(index) is int and index == -1 else cast(Received, info.context).look(index).serial
@@ -230,8 +230,10 @@ def _address(fields: _Address | None) -> RingAddress | None:
 
 
 def decode(document: object, received: Received, number: object = NEWEST, version: object = None) -> VmParts:
-    """A VM's state from its document of format ``number``, which broker ``version`` wrote. Raises StateUnknown if this
-    version does not read that format or the document is none."""
+    """Return a VM's state from its document of format ``number``, which broker ``version`` wrote.
+
+    Raises StateUnknown if this version does not read that format, or the document is not valid.
+    """
     if type(number) is not int or number not in FORMATS:
         raise unknown_format(number, version)
     what = "the state of a VM"
@@ -248,7 +250,7 @@ PartT = TypeVar("PartT", bound=Part)
 
 
 def validated(model: type[PartT], document: Any, received: Received, what: str) -> PartT:
-    """``document`` as ``model``. Raises StateUnknown, which names the first place in it that is wrong."""
+    """Return ``document`` as ``model``. Raises StateUnknown, which names the first place in it that is wrong."""
     try:
         return model.model_validate(document, context=received)
     except ValidationError as error:

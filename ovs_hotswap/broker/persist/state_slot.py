@@ -1,13 +1,12 @@
-"""Where a VM's state with its descriptors outlives a broker: messages in a socket pair that no process reads.
+"""The place where a VM's state outlives a broker, with its descriptors: messages in a socket pair that are not read.
 
-systemd's descriptor store holds both ends (``ovs-hotswap-broker.service``), so what was sent stays queued, descriptors
-included (unix(7), SCM_RIGHTS), when this process ends in whatever way. The newest messages count. They are a state,
-which is all that a next broker needs; or a state and work that was done with the switches since then (``Work``), such
-as a row of moves; or the note that the guest has said something since then, with the switches' processes and QEMU's
-connection. With the note it is not known how far that work went: the VM starts over with its peers. So an outdated
-state keeps nothing from being closed. QEMU's connection is closed by the next broker, when no switch can be on the
-rings any more: a QEMU that sees its back end go takes the rings itself (hw/net/virtio-net.c,
-``virtio_net_drop_tx_queue_data``).
+systemd's descriptor store holds both ends (``ovs-hotswap-broker.service``). So what was sent stays queued, with its
+descriptors (unix(7), SCM_RIGHTS), no matter how this process ends. The newest messages count. They are a state, which
+is all that a next broker needs; or a state and the work that was done with the switches since then (``Work``), such as
+a row of moves; or the note that the guest has sent something since then, with the switches' processes and QEMU's
+connection. After such a note it is not known how far the work went, and the VM starts over with its peers. So an
+outdated state keeps no descriptor open. The next broker closes QEMU's connection when no switch can be on the rings any
+longer: a QEMU that loses its back end takes the rings itself (hw/net/virtio-net.c, ``virtio_net_drop_tx_queue_data``).
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from ovs_hotswap.vhostuser.channel import ANCILLARY, FDS_PER_MESSAGE, OwnedFd, a
 
 log = logging.getLogger(__name__)
 
-_STATE = struct.Struct("!ci")  # b"S" and the number of descriptors, in this message and those that continue it
+_STATE = struct.Struct("!ci")  # b"S" and the number of descriptors in this message and those that continue it
 _BUSY = struct.Struct("!ciiqq")  # b"B", side a's and side b's process, 0 for none, and when these were started
 _OLD_BUSY = struct.Struct("!cii")  # from a broker that did not keep that
 _WORK = struct.Struct("!cccBB")  # b"W", sides as letters or b"-": home, owner; as sets: parked, told (and _NOBODY)
@@ -49,17 +48,19 @@ _PEEK = socket.MSG_CMSG_CLOEXEC | socket.MSG_PEEK
 
 
 class Connection(Protocol):
-    """What has a descriptor, for as long as it is the same object."""
+    """An object that has the same descriptor as long as it exists."""
 
     def fileno(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedState:
-    """What a slot holds: a ``state``, and the ``work`` that was done since then. Or no state, if there was work from
-    which no broker can continue; then ``processes`` are the switches' and ``qemu`` is QEMU's connection, which the
-    caller closes when no switch can be on the rings any more. ``first``: no broker has continued from this state yet,
-    so another one still can if this one ends before it stores its own."""
+    """What a slot holds: a ``state``, and the ``work`` that was done since then.
+
+    There is no state if there was work from which no broker can continue. Then ``processes`` are those of the switches,
+    and ``qemu`` is QEMU's connection, which the caller closes when no switch can be on the rings any longer. ``first``:
+    no broker has continued from this state yet, so another one still can if this one ends before it stores its own.
+    """
 
     state: VmParts | None
     processes: Mapping[Side, Process]
@@ -69,7 +70,7 @@ class LoadedState:
 
 
 class StateSlot:
-    """One VM's place. ``inlet`` is written to, ``outlet`` read from; both are this object's."""
+    """The slot of one VM. This object owns ``inlet``, which is written to, and ``outlet``, which is read from."""
 
     def __init__(self, inlet: socket.socket, outlet: socket.socket) -> None:
         for end in (inlet, outlet):
@@ -77,13 +78,13 @@ class StateSlot:
         self._inlet, self._outlet = inlet, outlet
         self._queued = 0
         self.busy = True
-        # By the newest message, if that says that work is under way.
+        # What the newest message says, if it says that work is under way.
         self._said: tuple[Mapping[Side, Process], Connection | None] | None = None
-        self._work: Work | None = None  # by the newest message, if that is beside a state
+        self._work: Work | None = None  # what the newest message says, if it is beside a state
 
     @classmethod
     def make(cls, name: str) -> StateSlot:
-        """A slot that the service manager keeps, for VM ``name``."""
+        """Return a new slot for VM ``name``, which the service manager keeps."""
         vault = cls(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         sd_notify.fdstore_add(f"{name}.in", [vault._inlet.fileno()])
         sd_notify.fdstore_add(f"{name}.out", [vault._outlet.fileno()])
@@ -91,7 +92,7 @@ class StateSlot:
 
     @classmethod
     def kept(cls) -> dict[str, StateSlot]:
-        """The slots of an earlier broker, by VM. They can be had once."""
+        """Return the slots of an earlier broker, by VM. This can be called once."""
         ends: dict[str, dict[str, socket.socket]] = {}
         for key, descriptors in sd_notify.listen_fds().items():
             name, _, end = key.rpartition(".")
@@ -107,20 +108,20 @@ class StateSlot:
         return found
 
     def begin(self, processes: Mapping[Side, Process], qemu: Connection | None) -> None:
-        """Drop what was kept, except ``qemu``. To be called before anything of the VM changes or is closed."""
+        """Drop the stored state, except ``qemu``. To be called before anything of the VM changes or is closed."""
         if self._said is not None and self._said[0] == processes and self._said[1] is qemu:
             return
         older, self._said = self._queued, None
         noted = self._note(processes, qemu)
         self.busy = True
         self._drop(older)
-        if noted is not None:  # it may have been full
+        if noted is not None:  # the slot may have been full
             noted = self._note(processes, qemu)
-        if noted is not None:  # an empty vault says as much, but for the pids, which pid files tell too
+        if noted is not None:  # an empty slot says the same, except for the pids, which are in pid files as well
             log.warning("cannot keep that work is under way: %s", noted)
 
     def _note(self, processes: Mapping[Side, Process], qemu: Connection | None) -> OSError | None:
-        """Add that work is under way, or return why that cannot be."""
+        """Store the note that work is under way; return the error if that fails, else ``None``."""
         found = [processes.get(side, Process(0)) for side in Side]
         born = [_UNKNOWN if each.born is None else each.born for each in found]
         try:
@@ -132,10 +133,12 @@ class StateSlot:
         return None
 
     def add(self, work: Work) -> bool:
-        """Note ``work`` beside the state, from which a next broker can then continue. To be called before switches are
-        sent something though their guest has said nothing. Return whether it is noted, or there is no state that it
-        could belong to. It is not noted if the owner was sent what it is not known to have heard: no broker can
-        continue from that."""
+        """Note ``work`` beside the state, from which a next broker can then continue.
+
+        This is to be called before switches are sent something that does not come from their guest. Returns whether the
+        work is noted, or there is no state to which it could belong. It is not noted if the owner was sent more than
+        ring addresses: no broker can continue from that.
+        """
         if self.busy:
             return True
         if self._work is not None:
@@ -149,16 +152,16 @@ class StateSlot:
         letters = ((each or "-").encode() for each in (work.home, work.owner))
         try:
             self._send(_WORK.pack(b"W", *letters, parked, told), ())
-        except OSError:  # more of them than a socket holds
+        except OSError:  # there are more notes than a socket holds
             return False
         self._work = work
         return True
 
     def put(self, vm: VmParts) -> None:
-        """Keep ``vm``, whose state it is until the next ``begin``. Raises OSError; then work stays under way."""
+        """Store the state ``vm``, which is valid until the next ``begin``. Raises OSError; the note stays then."""
         table, older = Table(), self._queued
         entry = encode(vm, table)
-        # Which version will read this is not known, so it has the oldest format that can say it.
+        # Which version will read this is not known, so it is written in the oldest format that can express it.
         about = {"format": needed_format(entry), "version": __version__, "qemu": entry["qemu"]}
         document = json.dumps(about | {"vm": entry}).encode()
         with _memfd(document) as text:
@@ -171,7 +174,7 @@ class StateSlot:
 
     def _drop(self, older: int) -> None:
         """Drop the ``older`` messages. The kernel closes the descriptors of a message with it, at once. The broker
-        still has each of them, so that none is the last one of its file, whose end could wait (``fd_closing``)."""
+        still has each of them, so none is the last one of its file, whose closing could block (``fd_closing``)."""
         for _ in range(older):
             self._outlet.recv(_BUSY.size)
         self._queued -= older
