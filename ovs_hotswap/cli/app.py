@@ -1,4 +1,4 @@
-"""What every command is given, and the click classes that all commands are made of."""
+"""The object that every command is given, and the click classes of all commands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONFIG_PATH = "/etc/ovs-hotswap/config.toml"
 
 @dataclass
 class App:
-    """The global options and what follows from them, loaded when first asked for."""
+    """The global options, and what follows from them, which is loaded at its first use."""
 
     output: Output = field(default_factory=Output)
     config_path: Path = Path(CONFIG_PATH)
@@ -33,14 +33,14 @@ class App:
 
     @cached_property
     def config(self) -> Config:
-        """Raises ConfigError."""
+        """The configuration. Raises ConfigError."""
         from ovs_hotswap.config_file import load_config
 
         return load_config(self.config_path, self.output.warning)
 
     @cached_property
     def intent(self) -> Intent:
-        """Raises ConfigError."""
+        """The overlay intent. Raises ConfigError."""
         from ovs_hotswap.overlay.intent import load_intent
 
         return load_intent(self.config.overlay, self.config)
@@ -70,12 +70,12 @@ def _flag(name: str, callback: Callable[[click.Context, click.Parameter, bool], 
 
 
 yes = click.option(
-    "--yes", is_flag=True, help="Do not ask. On no terminal, and with --json, nothing is asked in any case."
+    "--yes", is_flag=True, help="Do not ask. Without a terminal, and with --json, nothing is asked in any case."
 )
 
 
 def output_options() -> list[click.Parameter]:
-    """``--json`` and ``--debug``: understood before and after the name of a command."""
+    """The options ``--json`` and ``--debug``, which may stand before and after the name of a command."""
     return [
         _flag("--json", set_json, "Print one JSON document on standard output instead of text."),
         _flag("--debug", set_debug, "Show the traceback of an error."),
@@ -92,7 +92,7 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group that names the command which a wrong name may stand for."""
+    """A group that suggests a command when it is given a wrong name."""
 
     command_class = Command
     group_class = type
@@ -114,8 +114,8 @@ class Group(click.Group):
 
 @dataclass(frozen=True, slots=True)
 class Lazy:
-    """A command that is imported when it is used: ``target`` is ``module:attribute``, ``help`` its one line, and
-    ``section`` the heading that the line is under."""
+    """A command that is imported when it is used. ``target`` is ``module:attribute``, ``help`` the command's line in
+    the group's help, and ``section`` the heading above that line."""
 
     target: str
     help: str

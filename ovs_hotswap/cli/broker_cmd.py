@@ -21,7 +21,7 @@ _START_S = 10.0
 
 @click.group(cls=Group)
 def broker() -> None:
-    """Run the broker, which gives each VM's QEMU two switches to one connection.
+    """Run the broker, which joins the one connection of each VM's QEMU to two switches.
 
     Packets do not pass through it. What VMs notice of these commands:
 
@@ -178,7 +178,7 @@ def status(app: App) -> None:
         _show(app, client.status())
 
 
-@broker.command(name="reload", short_help="Have it read the configuration and the intent again.")
+@broker.command(name="reload", short_help="Have the broker read configuration and intent again.")
 @pass_app
 def reload_(app: App) -> None:
     """Have the broker read the configuration and the overlay intent again. VMs are added and removed; the others are
@@ -231,6 +231,6 @@ def _show(app: App, found: BrokerStatus) -> None:
     if found.config_fault:
         app.output.line(f"the configuration cannot be read, the one before is in force: {found.config_fault}")
     for each in found.differing:
-        app.output.line(f"{each}: `ovs-hotswap broker take-over` has it followed")
+        app.output.line(f"{each}: `ovs-hotswap broker take-over`, so that the broker follows this")
     for kept in found.leaving:
         app.output.line(kept_text([kept]))

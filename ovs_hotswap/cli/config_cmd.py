@@ -42,12 +42,12 @@ overlay = "/etc/ovs-hotswap/overlay.toml"
 # Longest wait, in ms, for a switch to confirm that it has released, or taken, a VM's rings.
 # fence_ms = 500
 
-# The most memory, in MiB, for frames that arrive for VMs while those are moved. Where all VMs together would need more,
+# The most memory, in MiB, for frames that arrive for VMs while those are moved. If all VMs together would need more,
 # they are moved in several rows.
 # capture_mb = 512
 
-# Virtio features that VMs which start from now on are not offered: what only a newer release has would keep them from
-# going back to the older one.
+# Virtio features that VMs which start from now on are not offered. A VM that uses a feature which only a newer release
+# has cannot go back to the older release.
 # withhold_features = []
 
 # Only for backend = "qemu-dual":
@@ -57,26 +57,27 @@ overlay = "/etc/ovs-hotswap/overlay.toml"
 # Where a VM's QEMU listens for a side's switch: the netdev's `chardev` for side a, its `standby-chardev` for side b.
 # Below run_dir: an instance of another release sees nothing else of the host.
 # socket = "/run/ovs-hotswap/vm/{vm}.{side}.sock"
-# The id of the VM's netdev; to be given where a QEMU has several with two back ends.
+# The id of the VM's netdev. It is needed if a QEMU has several netdevs with two back ends.
 # netdev = "{vm}"
 
 # The two instances. One is active, the other is the standby of an upgrade; the names say nothing about which.
 [instances]
 # More keys of Open_vSwitch.other_config for both, set before ovs-vswitchd starts, such as
-# { userspace-tso-enable = true, emc-insert-inv-prob = 0 }. What decides which features a VM is offered must be alike
-# on both sides. What ovs-hotswap writes itself (DPDK's memory and arguments, PMD cores and sleep) has other keys here.
+# { userspace-tso-enable = true, emc-insert-inv-prob = 0 }. Keys that decide which features a VM is offered must have
+# the same values on both sides. What ovs-hotswap writes itself (DPDK's memory and arguments, PMD cores and sleep) has
+# keys of its own in this file.
 # other_config = {}
 
 [instances.a]
-# Cores of its PMD threads. With cores of their own the two do not slow each other down; VMs are handed over fastest
-# where a core is left without any.
+# Cores of its PMD threads. If the two instances have different cores, they do not slow each other down. Handovers are
+# fastest if one core is left without PMD threads.
 pmd_cores = [2]
 # The most huge page memory, in MiB, that it may take on a NUMA node, its packet pool included. It takes what its ports,
-# queues and MTUs need, which `ovs-hotswap check` tells: 66 MiB with 4 VMs, 310 with 255 VMs of 4 queues.
+# queues and MTUs need, which `ovs-hotswap check` shows: 66 MiB with 4 VMs, 310 with 255 VMs of 4 queues.
 # memory_mb = 512
 # Longest sleep, in us, of an idle PMD in normal operation; 0 polls without a pause.
 # pmd_sleep_us = 0
-# The same for this instance alone.
+# More keys of Open_vSwitch.other_config for this instance only.
 # other_config = {}
 # The DPDK device of its virtual function (VF): a PCI address bound to vfio-pci ...
 uplink_devargs = "0000:03:02.0"
@@ -121,21 +122,21 @@ representor_b = "eno1_1"
 # "automatic": keep a standby where that is possible; "required": a host without one is in error; "off".
 # mode = "automatic"
 
-# Time, in ms, between two looks at the active instance. That its process died is noticed at once.
+# Time, in ms, between two looks at the active instance. The death of its process is noticed at once.
 # check_ms = 50
 
-# Within this time, in ms, a stopped active instance is ended and its VMs are moved; and so long may a PMD thread that
-# has queues stand still.
+# Within this time, in ms, a stopped active instance is ended and its VMs are moved. A PMD thread that has queues may
+# stand still for this time.
 # hang_ms = 500
 
 # How long, in ms, its main thread may be silent. Packets are forwarded in that time, and the main thread is busy
 # for half a second when a VM of a new kind connects.
 # main_ms = 10000
 
-# The release that the standby runs, where it shall not be the active one's. One that runs another is replaced.
+# The release that the standby runs, if it is not to be the active one's. A standby of another release is replaced.
 # release = "host"
 
-# So many deaths and failed starts of instances within so many seconds, and no instance is started any more.
+# After so many deaths and failed starts of instances within so many seconds, no standby is started any longer.
 # crash_limit = 5
 # crash_window_s = 600
 """
@@ -165,7 +166,7 @@ def check(app: App) -> None:
     units = [Unit(f"ovs-hotswap-{name}.service", app.system) for name in ("broker", "watch")]
     refuse(app.config_path, dict.fromkeys(hidden_paths(loaded, units)), "systemctl cat ovs-hotswap-broker")
     values = loaded.model_dump(mode="json")
-    values["road"] = values["backend"]  # its earlier name, for a reader that knows that one
+    values["road"] = values["backend"]  # the key's earlier name, for programs that read that name
     app.output.document({"file": app.config_path, "valid": True, "config": values})
     app.output.line(f"{app.config_path}: valid")
     rows: list[tuple[str, object]] = [

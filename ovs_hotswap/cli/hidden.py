@@ -19,7 +19,7 @@ def hidden_paths(config: Config, units: Collection[Unit]) -> Iterator[tuple[str,
             continue
         hidden = unit.hidden_directories()
         for key, value in _used_by(config, unit.name).items():
-            fixed = value.partition("{")[0]  # what is the same for every VM
+            fixed = value.partition("{")[0]  # the part that is the same for every VM
             place = os.path.realpath(fixed if fixed.endswith("/") else os.path.dirname(fixed))
             for directory, setting in hidden.items():
                 if _below(value, directory) or _below(place, directory):

@@ -185,7 +185,7 @@ def mend(app: App, side: str) -> None:
 
 
 def confirm_stop(app: App, host: Host, side: Side) -> None:
-    """Ask where the stop would be refused without ``--force``. Raises click.Abort."""
+    """Ask, if the stop would be refused without ``--force``. Raises click.Abort."""
     if not host.running(side):
         return
     try:

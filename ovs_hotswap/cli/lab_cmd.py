@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _directory = click.option(
     "--directory", type=click.Path(path_type=Path), default=DEFAULT_DIRECTORY, show_default=True,
-    help="Everything of the lab is below it.",
+    help="The directory of all files of the lab.",
 )  # fmt: skip
 _MODES = click.Choice([each.value for each in BackendMode])
 _vms = click.option("--vms", type=click.IntRange(1, 64), default=4, show_default=True, help="Number of guests.")
@@ -60,11 +60,11 @@ def up(app: App, directory: Path, vms: int) -> None:
         app.output.line(f"  ovs-hotswap --config {config} {command}")
 
 
-@lab.command(short_help="Remove the lab, also what a killed one left.")
+@lab.command(short_help="Remove the lab, also what a killed lab left.")
 @_directory
 @pass_app
 def down(app: App, directory: Path) -> None:
-    """Remove the lab: guests, instances, broker, namespaces, files. Also what a killed one left.
+    """Remove the lab: guests, instances, broker, namespaces, files. Also removes what a killed lab left behind.
 
     With --json: {"directory", "removed"}: what there was.
 
@@ -82,7 +82,7 @@ def down(app: App, directory: Path) -> None:
 @_directory
 @pass_app
 def status(app: App, directory: Path) -> None:
-    """Show what of the lab is there.
+    """Show which parts of the lab exist.
 
     With --json: {"directory", "up", "guests": [{"name", "pid", "ready"}], "namespaces": [name]}.
 
@@ -120,13 +120,14 @@ def demo(
 ) -> None:
     """Upgrade OVS 3.1 to 3.5 and back under running guests, then restart it plainly for comparison.
 
-    The lab is made for it and removed afterwards. Exit code 9 if a packet was lost in the upgrade or on the way back.
+    A lab is made for the demo and removed afterwards. Exit code 9: a packet was lost in the upgrade or on the way back.
     With --json: {"releases", "lossless", "phases": {name: {"seconds", "lost", "longest_gap_ms", "moves": {vm: us},
     "pings": [...]}}}, which is also what --report writes.
 
-    With --backend qemu-dual the same is shown without a broker, by a QEMU that has two switches itself, then a crash of
-    the active one, and after that all of the above under the same QEMU for comparison; with --json: {"qemu-dual":
-    {..., "failover_us": {vm: us}}, "broker": {...}}. What is lost in that back-end mode is shown and is no error.
+    With --backend qemu-dual the upgrades are first shown without a broker, under a QEMU that has two switches itself,
+    followed by a crash of the active instance; then all of the above under the same QEMU with a broker, for comparison.
+    With --json: {"qemu-dual": {..., "failover_us": {vm: us}}, "broker": {...}}. Packets that are lost without a broker
+    are shown and are not an error.
 
     \b
     Example:
@@ -154,13 +155,13 @@ def demo(
 
 
 def back_end_mode(app: App, backend: str | None, road: str | None) -> BackendMode:
-    """The back-end mode of the demo; ``road`` is the earlier name of the option. Raises UsageError."""
+    """The back-end mode of the demo. The last argument is the value of the option's earlier name. Raises UsageError."""
     if road is not None:
         app.output.warning(
             "`--road`: the name of this option is `--backend`; the earlier name will not be read in the next release"
         )
         if backend not in (None, road):
-            raise click.UsageError(f"`--backend {backend}` and `--road {road}` are two values of one option: give one")
+            raise click.UsageError("`--road` is the earlier name of `--backend`, and their values differ: give one")
     return BackendMode(backend or road or BackendMode.BROKER)
 
 
@@ -201,7 +202,7 @@ def _print_dual(app: App, report: DualReport) -> None:
         _vm_table(app, phase, report.quiet)
     _phase_table(app, report.phases)
     times = ", ".join(f"{vm} {us:.0f}" for vm, us in report.failover_us.items())
-    app.output.line(f"in the crash the VMs' rings had no owner, by QEMU's clock, for so many us: {times}")
+    app.output.line(f"microseconds in the crash in which the VMs' rings had no owner, by QEMU's clock: {times}")
     app.output.line()
 
 
@@ -218,8 +219,8 @@ def _phase_table(app: App, phases: Sequence[Phase]) -> None:
 
 
 def _vm_table(app: App, phase: Phase, quiet: Phase) -> None:
-    """For each guest: the gap around its handover, the longest of the phase and the step that ran then, and the longest
-    with nothing done, the noise of this machine."""
+    """Print for each guest the gap around its handover, the longest gap of the phase with the step that ran then, and
+    the longest gap while nothing was done, which is the noise of this machine."""
     gaps = {(each.guest, each.target): each for each in phase.gaps}
     floor = {(each.guest, each.target): each.longest_gap_ms for each in quiet.pings}
     rows = []

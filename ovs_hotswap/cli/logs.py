@@ -1,4 +1,4 @@
-"""What a command that runs in the foreground as a daemon logs, and where."""
+"""The log of a command that runs as a daemon in the foreground."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import click
 from ovs_hotswap.cli.sink import ATOMIC, writable
 from ovs_hotswap.system import files
 
-LIMIT = 16 << 20  # bytes, after which a log is renamed; so it takes about twice that
+LIMIT = 16 << 20  # bytes, after which a log is renamed; so the two files take about twice as much
 HELD = 1 << 18  # bytes that wait for a reader
 
 log_level = click.option(
@@ -32,9 +32,9 @@ log_file = click.option(
 
 
 class PatientLog(logging.Handler):
-    """Logs to ``descriptor`` and never waits for who reads there: a journal, a pipe or a terminal that stands still
-    must not hold a failover up. What cannot be written at once comes before what is logged next; beyond ``HELD`` bytes
-    of it messages are left out, and counted."""
+    """Logs to ``descriptor`` and never waits for its reader: a journal, a pipe or a terminal that stands still must not
+    hold up a failover. Text that cannot be written at once is written before the next message. While more than ``HELD``
+    bytes wait, messages are left out and counted."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class PatientLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text = self.format(record)
-        except Exception as error:  # noqa: BLE001 - of who logs, and what tells of it may wait
+        except Exception as error:  # noqa: BLE001 - a fault of the caller; `handleError` might wait for a reader
             text = f"{record.msg!r} cannot be logged: {error}"
         self.flush()
         if len(self._held) >= HELD:
@@ -58,7 +58,7 @@ class PatientLog(logging.Handler):
         self.flush()
 
     def flush(self) -> None:
-        """Write as much as there is room for."""
+        """Write as much as can be written without waiting."""
         try:
             while self._held and writable(self._descriptor):
                 del self._held[: os.write(self._descriptor, self._held[:ATOMIC])]
@@ -67,27 +67,27 @@ class PatientLog(logging.Handler):
 
 
 class FileLog(logging.StreamHandler[TextIO]):
-    """Logs to the end of ``path`` by way of ``streams``, which have it open: what a process says when it crashes is in
-    it as well, and what a process says that it starts.
+    """Logs to the end of ``path`` through ``streams``, which have the file open. So the file also has the last output
+    of a process that crashes, and the output of the processes that it starts.
 
-    Processes may share the file. Whichever sees it longer than ``limit`` bytes renames it, and each opens the new one
-    before it logs the next time; until then it writes to the end of the renamed one. So nothing is lost.
+    Processes may share the file. A process that finds it longer than ``limit`` bytes renames it. Each process opens the
+    new file before its next message, and until then writes to the end of the renamed one. So no message is lost.
     """
 
     def __init__(self, path: Path, streams: Sequence[TextIO], limit: int = LIMIT) -> None:
-        """Raises HostError."""
+        """Open the file. Raises HostError."""
         super().__init__(streams[0])
         self._path, self._streams, self._limit = path, streams, limit
         with files(path):
             self._renew()
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):  # the log stays where it is, and this is tried again
+        with contextlib.suppress(OSError):  # the log stays where it is, and the next message tries it again
             self._renew()
         super().emit(record)
 
     def _renew(self) -> None:
-        """Have the file open, and not too long. Raises OSError."""
+        """Open the file if the streams do not have it open, and rename it before if it is too long. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
             found = self._path.stat()
             if found.st_size > self._limit:
@@ -100,8 +100,8 @@ class FileLog(logging.StreamHandler[TextIO]):
                 os.dup2(log.fileno(), stream.fileno())
 
     def _rename(self) -> None:
-        """Unless another process does, or has just done so."""
-        with self._path.open("rb") as log:  # not the one that others have inherited, who would have the lock as well
+        """Rename the file, unless another process does so or has just done so."""
+        with self._path.open("rb") as log:  # child processes inherit the streams, and would hold a lock on these, too
             try:
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -112,7 +112,7 @@ class FileLog(logging.StreamHandler[TextIO]):
 
 
 def start_log(level: str, file: Path | None = None) -> None:
-    """Log to ``file``, or else to the standard error, from ``level`` on. Raises HostError."""
+    """Log messages of ``level`` and above to ``file``, or to standard error without one. Raises HostError."""
     streams = [_open(sys.stderr, 2), _open(sys.stdout, 1)]
     handler = PatientLog(streams[0].fileno()) if file is None else FileLog(file, streams)
     logging.basicConfig(
@@ -121,5 +121,5 @@ def start_log(level: str, file: Path | None = None) -> None:
 
 
 def _open(stream: TextIO | None, descriptor: int) -> TextIO:
-    """A standard stream; if it was closed before this program began, there is a descriptor in its place by now."""
+    """A standard stream. If it was closed before this program began, ``main`` has opened another file in its place."""
     return stream or open(descriptor, "w", closefd=False)

@@ -21,18 +21,18 @@ from ovs_hotswap.trust import restrict_umask
 
 PROGRAM = "ovs-hotswap"
 _CLI = "ovs_hotswap.cli"
-# A group without a command, which shows its help (click 8.2).
+# What click 8.2 raises for a group without a command, to show its help.
 _HELP: tuple[type[click.ClickException], ...] = tuple(
     kind for kind in [getattr(click.exceptions, "NoArgsIsHelpError", None)] if kind is not None
 )
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 _ONE = (
-    "Any other error. Of `overlay diff`: something differs, as diff(1) has it. Of `watch status`: no standby is ready, "
-    'and mode is "required".'
+    "Any other error. `overlay diff`: something differs, as with diff(1). `watch status`: no standby is ready, and the "
+    'mode is "required".'
 )
 
-# The lines of `--help`, here so that it imports none of the modules.
+# The lines of `--help`. They are here so that `--help` imports none of the modules.
 _UPGRADE, _HOST, _FILES, _DEVELOPERS = "Upgrades", "The host", "Configuration and releases", "For developers"
 COMMANDS = {
     "check": Lazy(f"{_CLI}.upgrade_cmd:check", "Run the prechecks of an upgrade; nothing is changed.", _UPGRADE),
@@ -53,7 +53,7 @@ COMMANDS = {
 
 
 def exit_codes() -> list[tuple[str, str]]:
-    """Rows of the table in ``--help``: code and meaning."""
+    """The rows of the table in ``--help``, each with an exit code and its meaning."""
     rows = {0: "Success.", 1: _ONE, 2: "The command line is wrong."}
     for kind in error_classes():
         summary = " ".join((kind.__doc__ or "").split())
@@ -103,7 +103,7 @@ def cli() -> None:
 
 
 def run(arguments: Sequence[str], app: App, root: click.Group = cli) -> int:
-    """Execute one command line; return the exit code. Prints every error."""
+    """Execute one command line, print its error if there is one, and return the exit code."""
     status = _executed(arguments, app, root)
     with contextlib.suppress(KeyboardInterrupt):  # the user does not want to read the rest
         app.output.catch_up()
@@ -122,8 +122,8 @@ def _executed(arguments: Sequence[str], app: App, root: click.Group) -> int:
 
 
 def _told(error: BaseException, app: App) -> int:
-    """Print an error; the exit code. One that comes when all is done, and only to be told of, is none of the
-    command."""
+    """Print an error, and return the exit code. An error after the command has done everything, such as one of
+    printing the result, does not make the command fail."""
     kind, hint, code = "InternalError", "repeat it with --debug and report what it prints", 1
     text = f"internal error: {type(error).__name__}: {error}"
     known = error if isinstance(error, HotswapError) else _refused(error)
@@ -138,7 +138,7 @@ def _told(error: BaseException, app: App) -> int:
 
 
 def _refused(error: BaseException) -> HostError | None:
-    """What the machine refused, if that is what the error tells; it is no fault of this program."""
+    """The error as a HostError if the machine refused something; ``None`` for a fault of this program."""
     from pyroute2.netlink.exceptions import NetlinkError
 
     from ovs_hotswap.system import host_error
@@ -149,12 +149,12 @@ def _refused(error: BaseException) -> HostError | None:
 
 
 def _printed(app: App, status: int) -> int:
-    """A command that only shows something has failed where that could not be written; one that has done something has
-    not."""
+    """The exit code, given whether the output could be written. If it could not, a command that only shows something
+    has failed, and a command that has done something has not."""
     fault = app.output.unprinted
     if fault is None or status != 0:
         return status
-    if fault.errno != errno.EPIPE:  # else the reader has seen enough
+    if fault.errno != errno.EPIPE:  # otherwise the reader has seen enough
         done = "; what was asked for is done" if app.output.done else ""
         app.output.warning(f"standard output cannot be written: {fault.strerror}{done}")
     return 0 if app.output.done else 1
@@ -179,13 +179,13 @@ def _traceback(app: App) -> None:
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     restrict_umask()
-    # The caller may have it ignored: then the kernel forgets how a child ended, and every child seems to succeed.
+    # The caller may ignore SIGCHLD: then the kernel forgets how a child ended, and every child seems to succeed.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # closed: a file that is opened would become what a child takes for its own
+        except OSError:  # it is closed: a file that is opened later would become a standard stream of a child
             os.open(os.devnull, os.O_RDWR)
     sys.exit(run(sys.argv[1:], App()))

@@ -1,8 +1,8 @@
-"""What commands print: for people with rich on a terminal and as plain lines elsewhere, or one JSON document.
+"""What commands print: text for people, with rich on a terminal and as plain lines elsewhere, or one JSON document.
 
 A command calls ``table``, ``line`` and ``findings`` for people and ``document`` for programs; each does nothing in the
-other mode. Errors go to standard error as ``error:`` and ``hint:`` lines; in JSON mode to standard output as
-``{"error": {"class", "message", "hint", "exit_code"}}``.
+other mode. Errors are printed to standard error as ``error:`` and ``hint:`` lines; in JSON mode they are printed to
+standard output as ``{"error": {"class", "message", "hint", "exit_code"}}``.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ STYLES = {"ok": "green", "WARN": "yellow", "FAIL": "bold red"}
 
 
 class Output:
-    """``json``: print one JSON document on ``out``. ``out``, ``err`` and ``source``, from which answers to questions
-    are read, are the process's own unless given."""
+    """The output of one command. ``json``: print one JSON document on ``out``. ``source``: where answers to questions
+    are read. ``out``, ``err`` and ``source`` are the process's standard streams unless given."""
 
     def __init__(
         self,
@@ -47,7 +47,8 @@ class Output:
         self._given = out, err
         self._sinks: dict[int, tuple[TextIO | None, Sink]] = {}
         self.done = False
-        """Whether the command has done what it was asked for: then it does not fail because that cannot be printed."""
+        """Whether the command has done what it was asked for. Then it does not fail because the result cannot be
+        printed."""
         self._progress: Progress | None = None
         self._held: list[str] = []
 
@@ -61,7 +62,7 @@ class Output:
 
     @property
     def unprinted(self) -> OSError | None:
-        """Why not all of it could be printed."""
+        """The error because of which not all of the output could be printed; ``None`` if there is none."""
         return self.out.fault
 
     def _sink(self, number: int, default: TextIO | None) -> Sink:
@@ -72,17 +73,17 @@ class Output:
 
     @property
     def terminal(self) -> bool:
-        """Whether a person watches."""
+        """Whether the text is printed on a terminal."""
         return not self.json and self.out.isatty()
 
     @property
     def asks(self) -> bool:
-        """Whether a person is there to be asked: not in a script, a unit, or for a program that reads JSON."""
+        """Whether a person can be asked. In a script or a unit, and in JSON mode, there is none."""
         source = self._source or sys.stdin  # None if it was closed
         return not self.json and source is not None and source.isatty() and self.err.isatty()
 
     def confirm(self, question: str) -> None:
-        """Ask the person who is there, if one is. Raises click.Abort unless the answer is yes."""
+        """Ask a question, if a person can be asked. Raises click.Abort unless the answer is yes."""
         if not self.asks:
             return
         print(f"{question} [y/N] ", end="", file=self.err, flush=True)
@@ -96,14 +97,14 @@ class Output:
         return Console(file=cast(TextIO, self.out), highlight=False)
 
     def line(self, text: str = "") -> None:
-        """A line for people."""
+        """Print a line for people."""
         if not self.json:
             self.catch_up()
             print(text, file=self.out, flush=True)
 
     def note(self, text: str) -> None:
-        """A line for people about what is under way: that does not wait for who reads. What cannot be written at once
-        comes with a later one, or in the end."""
+        """Print a line for people about work that is under way, which must not wait for a reader. A line that cannot be
+        written at once is printed with a later one, or at the end."""
         if self.json:
             return
         self._held.append(text)
@@ -111,22 +112,22 @@ class Output:
             print(self._held.pop(0), file=self.out, flush=True)
 
     def catch_up(self) -> None:
-        """Print what no ``note`` could."""
+        """Print the lines that ``note`` could not print at once."""
         while self._held:
             print(self._held.pop(0), file=self.out, flush=True)
 
     def warning(self, text: str) -> None:
-        """A line on standard error, in either mode."""
+        """Print a line on standard error, in both modes."""
         print(f"warning: {text}", file=self.err, flush=True)
 
     def document(self, value: object, *, indent: int | None = 2) -> None:
-        """The JSON document for programs. Dataclasses become objects, enumerations and paths strings. Without an
-        ``indent`` it is one line."""
+        """Print the JSON document for programs. Dataclasses become objects; enumerations and paths become strings. With
+        ``indent`` ``None`` it is one line."""
         if self.json:
             print(json.dumps(value, indent=indent, default=_plain), file=self.out, flush=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
-        """A table for people. ``None`` is shown as ``-``."""
+        """Print a table for people. ``None`` is shown as ``-``."""
         if self.json:
             return
         cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
@@ -139,7 +140,7 @@ class Output:
             self.line(text)
 
     def findings(self, findings: Iterable[Finding]) -> None:
-        """The results of checks, for people: what is found of many VMs or flows in one line."""
+        """Print the results of checks for people. A finding about many VMs or flows is one line."""
         rows = [(MARKS[each.severity], each.check, each.text, each.hint or "") for each in summary(list(findings))]
         self.table(("result", "check", "finding", "hint"), rows)
 
@@ -161,8 +162,9 @@ class Output:
                 print(f"{label}: {part}", file=self.err, flush=True)
 
     def progress(self, steps: Sequence[tuple[str, str]]) -> Progress:
-        """A context manager that shows a plan's events; ``steps`` are (name, description). In JSON mode it is silent,
-        and an error document then holds the steps so far as ``steps``: none where the plan was refused as a whole."""
+        """A context manager that shows a plan's events. ``steps``: the name and the description of each step. In JSON
+        mode nothing is shown, and an error document has the steps so far as ``steps``, which are none if the plan was
+        refused as a whole."""
         from ovs_hotswap.cli.progress import Progress
 
         self._progress = Progress(self, steps)
@@ -181,7 +183,7 @@ class Output:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines with each column as wide as its widest cell."""
+    """The rows as lines, in which each column is as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

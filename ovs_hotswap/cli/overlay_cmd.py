@@ -32,7 +32,7 @@ address = "172.31.0.1/24"
 mac = "52:54:00:1f:00:01"
 # MTU of the underlay, and so of the uplink's devices.
 # mtu = 1500
-# VMs may have an MTU that no tunnel carries, for what they send to one another on this host.
+# VMs may have an MTU that does not fit into the tunnels, for packets between VMs on this host.
 # local_jumbo = false
 
 # A VM's port. name: at most 15 characters; ofport: OpenFlow port, 10 to 4000; vni: its virtual network.
@@ -41,7 +41,7 @@ name = "web1"
 ofport = 11
 mac = "52:54:00:00:00:01"
 vni = 100
-# MTU: its guest must have the same. Tunnels carry packets of 50 bytes less than the underlay does.
+# MTU: its guest must have the same. Tunnels carry packets that are 50 bytes shorter than those of the underlay.
 mtu = 1450
 # Queue pairs of its network device.
 # queues = 1
@@ -110,7 +110,7 @@ def _differences(host: Host, side: Side, form: Form) -> list[str]:
 
 
 def _refuse_devices(host: Host) -> list[str]:
-    """Warnings about the MTUs of the intent and of the uplink's devices. Raises ConfigError for what cannot work."""
+    """The warnings about the MTUs of the intent and of the uplink's devices. Raises ConfigError if one cannot work."""
     from ovs_hotswap.upgrade import collect
 
     findings = collect.mtus(host)
@@ -212,14 +212,14 @@ def diff(app: App, context: click.Context, side: str, form: str) -> None:
 
 @overlay.command(short_help="Bring broker, instances and uplink to the intent.")
 @click.option("--dry-run", is_flag=True, help="Show what would change, change nothing.")
-@click.option("--untried", is_flag=True, help="Also where no other instance runs to try an MTU or port option on.")
+@click.option("--untried", is_flag=True, help="Do so even if no other instance runs to try an MTU or port option on.")
 @pass_app
 def apply(app: App, dry_run: bool, untried: bool) -> None:
     """Bring the broker, every running instance and the uplink to the overlay intent: VMs, ports, tunnels, flows.
 
-    Flow tables are replaced in one bundle; VMs that stay are not touched. The command is
-    refused while an upgrade is unfinished. The active instance comes last. If a port refuses its MTU, it gets its
-    earlier one again, and the command ends there.
+    Flow tables are replaced in one bundle; VMs that stay are not touched. The command is refused while an upgrade is
+    unfinished. The active instance comes last. If a port refuses its MTU, it gets its earlier MTU again, and the
+    command ends there.
 
     A VM that was removed from the intent loses its network, and its port is removed. If its switch does not release its
     rings, the command ends with exit code 7 before any instance is changed.

@@ -1,6 +1,6 @@
-"""One look at the whole host, what of it needs a person, and how it is shown: what `status` prints.
+"""What `status` prints: one look at the whole host, and the problems that a person has to solve.
 
-A document that ``look`` makes is the one of `status` in docs/json.md. ``problems`` and ``lines`` are pure.
+``look`` makes the document of `status` in docs/json.md. ``problems`` and ``lines`` are pure.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ MEMORY = "memory"  # the label of lines that differ from one look to the next
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that a person has to look at. ``about``: the part of the host, such as ``uplink``; ``hint``: the
-    command that shows more or helps."""
+    """A problem that a person has to solve. ``about``: the part of the host, such as ``uplink``. ``hint``: the command
+    that shows more or helps."""
 
     about: str
     text: str
@@ -38,8 +38,8 @@ class Problem:
 
 
 def look(host: Host) -> Document:
-    """What can be read of the host. What cannot be read is null, its name is in ``unknown_fields``, and the reason in
-    ``unknown``."""
+    """Read the state of the host. A field that cannot be read is null; its name is in ``unknown_fields``, and the
+    reason is in ``unknown``."""
     unknown: dict[str, str] = {}
 
     def tried(field: str, act: Callable[[], Any]) -> Any:
@@ -64,7 +64,7 @@ def look(host: Host) -> Document:
         "broker": None,
     }
     if broker and "vms" in unknown:
-        unknown["broker"] = unknown["vms"]  # it is not asked twice: each question may take its whole time
+        unknown["broker"] = unknown["vms"]  # the broker is not asked twice: each question may take its whole time
     elif broker:
         document["broker"] = tried("broker", lambda: host.broker.status().document())
     document["unknown"] = list(dict.fromkeys(unknown.values()))
@@ -100,7 +100,7 @@ def _last(upgrader: Upgrader) -> Document | None:
 
 
 def document_of(found: Report) -> Document:
-    """An ended upgrade."""
+    """The JSON document of an ended upgrade."""
     return {
         "old": found.old, "new": found.new, "release": found.release, "previous": found.previous,
         "committed": found.committed, "moves": found.moves, "warnings": found.warnings,
@@ -112,7 +112,7 @@ def document_of(found: Report) -> Document:
 
 
 def problems(document: Document, *, steered: bool) -> list[Problem]:
-    """What needs a person. ``steered``: whether ovs-hotswap steers the uplink."""
+    """The problems that a document shows. ``steered``: whether ovs-hotswap steers the uplink."""
     found = [*_of_instances(document), *(_of_uplink(document) if steered else ()), *_of_vms(document)]
     found += [*_of_upgrade(document), *_of_watch(document), *_of_broker(document)]
     return found
@@ -200,7 +200,7 @@ def _of_broker(document: Document) -> Iterator[Problem]:
 
 
 def lines(document: Document) -> list[Line]:
-    """For people, without the table of the instances."""
+    """The lines for people, without the table of the instances."""
     unknown = set(document["unknown_fields"])
     found = [("active", "unknown" if "active" in unknown else str(document["active"] or "none"))]
     steered = document["uplink"] or "not steered by ovs-hotswap"
@@ -241,7 +241,7 @@ def _watch_lines(watch: Mapping[str, Any]) -> list[Line]:
 
 
 def differences(before: list[Line], after: list[Line]) -> list[str]:
-    """What has changed between two looks, a text for each change."""
+    """What has changed between two looks, with one text for each change."""
     old, new = ([line for line in each if line[0] != MEMORY] for each in (before, after))
     added = [line for line in new if line not in old]
     changed = {label for label, _ in added} - {"problem", "unknown"}

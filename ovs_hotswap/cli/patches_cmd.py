@@ -44,8 +44,8 @@ def _tree_argument(command: Decorated) -> Decorated:
 def list_series(app: App, name: str | None, root: Path | None) -> None:
     """List the patches of each series, with their purpose, upstream status and test.
 
-    "own" counts the lines that a patch adds, "upstream" those that it repeats of the upstream's text: context and
-    removed lines.
+    "own" counts the lines that a patch adds. "upstream" counts the lines of upstream text that it repeats, which are
+    context and removed lines.
 
     With --json: {"series": [{"series", "component", "version", "upstream", "unpacked_by", "files", "added",
     "upstream_lines", "patches": [{"name", "purpose", "status", "tests", "added", "upstream_lines"}]}]}.
@@ -119,8 +119,8 @@ def verify(app: App, tree: Path, name: str, root: Path | None) -> None:
     Each file of the series' manifest is compared, then the patches are applied to copies. If the series is applied
     already, each file is compared with what the series makes of it.
 
-    With --json: {"series", "tree", "state", "files"}; "state" is "pristine" or "applied", "files" are the ones that the
-    series changes.
+    With --json: {"series", "tree", "state", "files"}; "state" is "pristine" or "applied", "files" are the files that
+    the series changes.
 
     \b
     Example:

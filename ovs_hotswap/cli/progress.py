@@ -1,4 +1,4 @@
-"""The progress of a plan: its events folded into rows, and the rows shown live, as plain lines, or not at all."""
+"""The progress of a plan: its events are folded into rows, which are shown live, as plain lines, or not at all."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ WHOLE = {
 
 @dataclass
 class Row:
-    """A step. ``text``: its last progress or its fault; ``items``: the last text about each part, such as a VM."""
+    """A step. ``text``: its last progress or its fault. ``items``: the last text about each part, such as a VM."""
 
     name: str
     description: str
@@ -65,7 +65,7 @@ class Row:
 
 
 class Screen(Protocol):
-    """Where progress is shown: ``cli.output.Output``."""
+    """What shows the progress; ``cli.output.Output`` is one."""
 
     @property
     def terminal(self) -> bool: ...
@@ -76,7 +76,7 @@ class Screen(Protocol):
 
 
 class Progress:
-    """Give ``observe`` to the executor, inside the context."""
+    """Shows a plan's events while it is entered as a context. The executor calls ``observe``."""
 
     def __init__(self, output: Screen, steps: Sequence[tuple[str, str]]) -> None:
         self._rows = {name: Row(name, description) for name, description in steps}
@@ -84,7 +84,7 @@ class Progress:
         self._output = output
         self._live: Live | None = None
         self._closing = ""
-        self._line = ""  # the last one, which is not repeated
+        self._line = ""  # the last line, which is not repeated
         self.begun = False
         """Whether the plan has done anything."""
 

@@ -25,8 +25,8 @@ def _document(found: Release) -> dict[str, object]:
 def list_releases(app: App) -> None:
     """List the releases: "host" is the installed package, every other one a directory of its own.
 
-    With --json: {"releases": [{"name", "root", "ovs", "dpdk", "source", "error"}]}; "root", "ovs" and "dpdk" are null
-    and "error" says why where a release cannot be used.
+    With --json: {"releases": [{"name", "root", "ovs", "dpdk", "source", "error"}]}. If a release cannot be used,
+    "root", "ovs" and "dpdk" are null and "error" says why.
 
     \b
     Example:
@@ -76,7 +76,8 @@ def add(app: App, name: str, suite: str | None, from_directory: Path | None, pac
 @click.argument("name")
 @pass_app
 def remove(app: App, name: str) -> None:
-    """Remove release NAME; of an adopted directory only the entry. A release that an instance runs is not removed.
+    """Remove release NAME. If it is an adopted directory, only the entry is removed. A release that an instance runs is
+    not removed.
 
     With --json: {"removed"}.
 

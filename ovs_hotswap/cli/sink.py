@@ -1,4 +1,4 @@
-"""A stream to print on that never fails: what a command has done does not depend on who reads of it."""
+"""A stream to print on that never fails: what a command does must not depend on the reader of its output."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import os
 import select
 from typing import TextIO
 
-ATOMIC = select.PIPE_BUF  # bytes for which there is room where poll(2) says that there is any (pipe(7))
+ATOMIC = select.PIPE_BUF  # bytes for which a pipe has room if poll(2) reports any room (pipe(7))
 
 
 def writable(descriptor: int) -> bool:
-    """Whether ``ATOMIC`` bytes can be written without waiting for who reads, or fail at once."""
+    """Whether writing ``ATOMIC`` bytes succeeds or fails at once, without waiting for a reader."""
     poller = select.poll()
     poller.register(descriptor, select.POLLOUT)
     return bool(poller.poll(0))
 
 
 class Sink(io.TextIOBase):
-    """``stream`` (``None``: it was closed before the program began), in any encoding: a character that it does not know
-    is written as its code. After the first OSError, which is kept as ``fault``, nothing more is written."""
+    """Writes to ``stream``, which may be ``None`` if it was closed before the program began. A character that the
+    stream's encoding lacks is written as its code. After the first OSError, which is kept as ``fault``, nothing more is
+    written."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
@@ -43,12 +44,12 @@ class Sink(io.TextIOBase):
         return self._stream.fileno()
 
     def takes(self, text: str) -> bool:
-        """Whether it can be written without waiting for who reads."""
+        """Whether ``text`` can be written without waiting for a reader."""
         if self._stream is None or self.fault is not None:
             return True
         try:
             return 4 * len(text) <= ATOMIC and writable(self.fileno())
-        except (OSError, ValueError):  # it is no file
+        except (OSError, ValueError):  # the stream is not a file
             return True
 
     def write(self, text: str, /) -> int:
@@ -70,8 +71,8 @@ class Sink(io.TextIOBase):
                 self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        """What waits to be written goes nowhere: else the interpreter fails with it at its exit, with a status of its
-        own."""
+        """Discard buffered output. Otherwise the interpreter would fail to write it at its exit, and end with a status
+        of its own."""
         self.fault = error
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)

@@ -28,12 +28,13 @@ _UNKNOWN = 6  # errors.StateUnknown
 )  # fmt: skip
 @pass_app
 def status(app: App, watch: bool, interval: float) -> None:
-    """Show the whole host: what is active, the standby, who serves the VMs, an unfinished upgrade, and every problem.
+    """Show the whole host: the active instance, the standby, which instance serves the VMs, an unfinished upgrade, and
+    every problem.
 
-    What cannot be read is shown as unknown, with the reason; the exit code is 6 then.
+    What cannot be read is shown as unknown, with the reason; then the exit code is 6.
 
-    With --watch a terminal shows it all the time; anywhere else each change is a line with its time, and with --json a
-    document on one line. The exit code is 0 when it is ended by Ctrl-C.
+    With --watch a terminal always shows the present state. Elsewhere, each change is a line with its time; with --json
+    each change is a document on one line. Ctrl-C ends it with exit code 0.
 
     With --json: {"active", "uplink", "instances": [...], "packet_pools": {side: [{"node", "buffers", "in_use",
     "buffer_bytes"}]}, "vms": {"total", "connected", "owners": {side: n}, "quarantined": {vm: text},
@@ -121,5 +122,5 @@ def _rows(instances: Iterable[InstanceStatus]) -> list[tuple[object, ...]]:
 
 
 def show_instances(app: App, instances: Iterable[InstanceStatus]) -> None:
-    """The table of ``status`` and ``instance list``."""
+    """Print the table of ``status`` and ``instance list``."""
     app.output.table(_COLUMNS, _rows(instances))

@@ -41,8 +41,8 @@ _leave_out = click.option(
 def check(app: App, release: str, leave_out: tuple[str, ...]) -> None:
     """Run the prechecks of an upgrade; nothing is changed. Exit code 4 if one fails.
 
-    With --json: {"findings": [{"check", "severity", "text", "hint", "item"}], "ready"}, with
-    every single finding. As text, the same finding about many VMs or flows is one line.
+    With --json: {"findings": [{"check", "severity", "text", "hint", "item"}], "ready"}, with every single finding. As
+    text, the same finding about many VMs or flows is one line.
 
     \b
     Example:
@@ -60,7 +60,7 @@ def _ready(findings: Iterable[Finding]) -> bool:
 
 
 def _end(app: App, findings: Iterable[Finding]) -> None:
-    """With the exit code of an upgrade that these findings refuse; a JSON document has been printed before."""
+    """End with the exit code of a refused upgrade if a finding is an error. A JSON document has been printed before."""
     if app.output.json and not _ready(findings):
         click.get_current_context().exit(PrecheckFailed.exit_code)
     verdict(findings)
@@ -77,7 +77,7 @@ def _end(app: App, findings: Iterable[Finding]) -> None:
 @click.option(
     "--force",
     is_flag=True,
-    help="Do it also if the active instance runs just this release, for example to have it take new settings.",
+    help="Upgrade even if the active instance already runs just this release, for example to apply new settings.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the prechecks and the steps, change nothing.")
 @pass_app
@@ -174,11 +174,12 @@ def _execute(app: App, upgrader: Upgrader, act: Callable[[Callable[[Event], None
 
 
 def _outcome(host: Host, report: Report, active: Side | None) -> str:
-    """What the operator has now: a rollback may have had to leave the new instance where it is."""
+    """A text about the outcome. After a rollback the new instance may still be the active one, if the old one had
+    ended."""
     release = None if active is None else host.instances[active].release()
     serves = f"instance {active} is active and runs {release.name if release else 'an unknown release'}"
     if not report.changed:
-        return f"{serves} already, from the files that are there: nothing was changed (--force has it done again)"
+        return f"{serves} already, from the present files: nothing was changed (--force upgrades again)"
     if active is None:
         return "everything was put back; no instance is active"
     if report.committed:
@@ -193,7 +194,7 @@ def _dry_run(app: App, findings: list[Finding]) -> None:
     app.output.findings(findings)
     app.output.line()
     rows = [(number, step.name, step.description) for number, step in enumerate(plan.before, 1)]
-    rows.append((len(rows) + 1, "commit", "from here on nothing goes back"))
+    rows.append((len(rows) + 1, "commit", "from here on, no step is undone"))
     rows += [(len(rows) + number, step.name, step.description) for number, step in enumerate(plan.after, 1)]
     app.output.table(("step", "name", "what it does"), rows)
     steps = [{"name": row[1], "description": row[2]} for row in rows]

@@ -125,7 +125,7 @@ def _lines(found: VmStatus) -> list[tuple[str, object]]:
     lines: list[tuple[str, object]] = [
         ("VM", found.name),
         ("QEMU", f"process {found.qemu}" if found.has_guest else _absent(found)),
-        ("owner", f"{found.owner or 'nobody'} ({found.certainty})"),
+        ("owner", f"{found.owner or 'none'} ({found.certainty})"),
         ("features", ", ".join(found.feature_names) or "none yet"),
         ("memory", f"{found.memory_bytes >> 20} MiB in {found.memory_regions} regions"),
         ("moves", found.moves),

@@ -44,12 +44,12 @@ def run(app: App, log_level: str) -> None:
 
     logs.start_log(log_level)
     if app.config.watch.mode == "off":
-        sd_notify.notify("READY=1")  # that it ends now is no failure of its unit
+        sd_notify.notify("READY=1")  # so that its end is not a failure of its unit
         app.output.line('the watchdog is off: watch.mode = "off"')
         return
     watchdog = Watchdog(app.config, app.system)
     for number in (signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell leaves SIGINT for what a script starts with `&`
+        if signal.getsignal(number) is not signal.SIG_IGN:  # a shell's script ignores SIGINT in what it starts with `&`
             signal.signal(number, watchdog.on_signal)
     watchdog.run()
 
@@ -97,9 +97,9 @@ def _show(app: App, document: dict[str, Any]) -> None:
         for name, cause in (document["quarantined"] or {}).items():
             out.line(f"in quarantine: VM {name}: {cause}; `ovs-hotswap vm release {name}` ends it")
         if document["gave_up"]:
-            out.line(f"gave up after {document['failures']} failures: no standby is started any more; "
-                     "repair the cause, then start the watchdog again; if it is a VM, "
-                     "`ovs-hotswap vm quarantine VM` cuts that one off")  # fmt: skip
+            out.line(f"gave up after {document['failures']} failures: no standby is started any longer; "
+                     "repair the cause, then start the watchdog again; if the cause is a VM, "
+                     "`ovs-hotswap vm quarantine VM` cuts it off")  # fmt: skip
         for seen in (document["uplinks"] or {}).values():
             if seen["severity"] != Severity.OK:
                 out.line(f"uplink    {seen['text']}")
@@ -107,7 +107,7 @@ def _show(app: App, document: dict[str, Any]) -> None:
             if document[key]:
                 out.line(f"problem   {document[key]}")
     for each in document["differing"]:
-        out.line(f"{each}: start the watchdog again to have it followed")
+        out.line(f"{each}: start the watchdog again, so that it follows this")
     for event in document["events"]:
         rest = ", ".join(f"{key} {value}" for key, value in event.items() if key not in {"time", "event"})
         out.line(f"{_when(event.get('time'))}  {event.get('event')}  {rest}")
@@ -116,5 +116,5 @@ def _show(app: App, document: dict[str, Any]) -> None:
 def _when(seconds: object) -> str:
     try:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(str(seconds))))
-    except (ValueError, OverflowError, OSError):  # not of this program
+    except (ValueError, OverflowError, OSError):  # another program wrote the time
         return "at an unknown time"

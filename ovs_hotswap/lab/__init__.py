@@ -1,4 +1,4 @@
-"""The test bed that the demo and the integration tests use."""
+"""The lab, a test bed on one machine, which the demo and the integration tests use."""
 
 from ovs_hotswap.lab.guest import Guest
 from ovs_hotswap.lab.lab import DEFAULT_DIRECTORY, RELEASE_CACHE, GuestStatus, Lab, LabStatus

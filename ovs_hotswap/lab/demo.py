@@ -1,5 +1,7 @@
-"""The main job shown on one machine: an upgrade under running guests, the way back, and a plain restart beside them;
-or, with the back-end mode ``qemu-dual``, a crash."""
+"""Shows the main task on one machine: an upgrade under running guests, the way back, and a plain restart to compare.
+
+With the back-end mode ``qemu-dual``, a crash is shown instead of the plain restart.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +43,9 @@ Shown = Callable[[], AbstractContextManager[Callable[[Event], None]]]
 
 @dataclass(frozen=True, slots=True)
 class GuestGaps:
-    """Of one guest's answers from one target, in ms: ``handover``, the longest gap around its handover, and
-    ``longest``, the longest of all, with the ``step`` that ran meanwhile. ``None``: there was none, or it is not
-    known."""
+    """The gaps between one guest's answers from one target, in ms. ``handover``: the longest gap around the guest's
+    handover. ``longest``: the longest of all gaps, with the ``step`` that ran for most of it. ``None``: there was none,
+    or it is not known."""
 
     guest: str
     target: str
@@ -54,8 +56,8 @@ class GuestGaps:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What the guests noticed while something was done to the switch. ``seconds`` is how long it took; ``moves`` are
-    the hand-overs in microseconds on the broker's clock, by VM; ``gaps`` says when the guests' longest gaps were."""
+    """What the guests noticed while something was done to the switch. ``seconds``: how long this took. ``moves``: the
+    microseconds of each handover on the broker's clock, by VM. ``gaps``: when the guests' longest gaps were."""
 
     name: str
     seconds: float
@@ -77,7 +79,7 @@ class Phase:
 
     @property
     def longest_gap_ms(self) -> float:
-        """Infinite if some guest got no answer at all."""
+        """The longest gap of all guests, in ms; infinite if a guest got no answer at all."""
         return max((stats.longest_gap_ms if stats.longest_gap_ms is not None else float("inf") for stats in self.pings),
                    default=0.0)  # fmt: skip
 
@@ -88,7 +90,8 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class DemoReport:
-    """``quiet``: the same traffic with nothing done, the noise floor of this machine."""
+    """The phases of the demo. ``quiet``: the same traffic while nothing is done, which shows the noise of this
+    machine."""
 
     releases: dict[str, str]
     quiet: Phase
@@ -111,8 +114,9 @@ class DemoReport:
 
 @dataclass(frozen=True, slots=True)
 class DualReport:
-    """The back-end mode ``qemu-dual``. ``crash``: SIGKILL of the active instance; ``failover_us``: how long each VM's
-    rings had no owner then, on QEMU's clock, which begins when it sees that the switch is gone."""
+    """The phases of the demo in the back-end mode ``qemu-dual``. ``crash``: SIGKILL of the active instance.
+    ``failover_us``: the microseconds for which each VM's rings then had no owner, on QEMU's clock, from the moment at
+    which QEMU sees that the switch is gone."""
 
     releases: dict[str, str]
     quiet: Phase
@@ -131,15 +135,15 @@ class DualReport:
 
 
 class DirectHost(Host):
-    """The same host without a broker: each port connects straight to its VM's QEMU, as on a host of today."""
+    """A host without a broker: each port connects directly to its VM's QEMU, as is usual without ovs-hotswap."""
 
     def switch_socket(self, side: Side, vm: str) -> Path:
         return self.config.qemu_socket(vm)
 
 
 class Demo:
-    """Runs the phases in a lab that is up. ``say`` gets a line per stage; ``shown`` makes a context for each upgrade,
-    whose value gets the upgrade's events."""
+    """Runs the phases in a lab that is up. ``say`` is called with a line for each stage. ``shown`` makes a context for
+    each upgrade, and the context's value is called with the upgrade's events."""
 
     def __init__(self, lab: Lab, system: System, say: Say, shown: Shown) -> None:
         self._lab, self._system, self._say, self._shown = lab, system, say, shown
@@ -147,7 +151,7 @@ class Demo:
         self._stages: list[Stage] = []
 
     def run(self) -> DemoReport:
-        """Raises LabError if the guests' pings do not flow, and whatever an upgrade raises."""
+        """Run all phases. Raises LabError if the guests' pings do not flow, and what an upgrade raises."""
         self.start()
         releases, phases = self._there_and_back()
         self._say("for comparison: the same guests and switch without a broker, ovs-vswitchd restarted")
@@ -176,19 +180,19 @@ class Demo:
         return {"old": old.label, "new": new.label}, (quiet, upgrade, rollback)
 
     def kill_active(self) -> dict[str, float]:
-        """SIGKILL the active instance; return when the watchdog has recorded the fail-over and pings flow."""
+        """End the active instance by SIGKILL; return when the watchdog has recorded the failover and pings flow."""
         host, active = self._host, self._host.active()
         pid = host.instances[active].pid()
         if pid is None:
             raise LabError(f"instance {active} does not run")
         os.kill(pid, signal.SIGKILL)
-        host.wait(lambda: host.recorded_active() is active.other, FLOW_S, lambda: "no fail-over is recorded")
+        host.wait(lambda: host.recorded_active() is active.other, FLOW_S, lambda: "no failover is recorded")
         self._lab.pings.wait_flowing(FLOW_S)
         return {}
 
     def start(self, suite: str | None = SUITE) -> Host:
-        """Have the other release if there is one, the broker if there is one and an active instance, and the guests'
-        pings flowing."""
+        """Make the other release if ``suite`` is given, start the broker if the back-end mode has one, start the active
+        instance, and wait until the guests' pings flow."""
         host = self._host
         if suite is not None:
             host.releases.add(suite, suite, self._say)
@@ -204,7 +208,7 @@ class Demo:
         return host
 
     def quiet(self) -> Phase:
-        """The same traffic with nothing done."""
+        """Watch the traffic while nothing is done."""
 
         def nothing() -> dict[str, float]:
             self._system.sleep(QUIET_S)
@@ -213,8 +217,8 @@ class Demo:
         return self.phase("quiet", nothing)
 
     def plain_restart(self) -> Phase:
-        """Boot the guests anew, straight on the active instance, then restart its ovs-vswitchd as a service manager
-        would: it exits, starts with its database, and gets its flows back."""
+        """Boot the guests again, directly connected to the active instance, then restart its ovs-vswitchd as a service
+        manager would: it exits, starts with its database, and gets its flows back."""
         active = self._host.active()
         direct = DirectHost(self._lab.config, self._system)
         release = direct.instances[active].status().release
@@ -233,14 +237,14 @@ class Demo:
             direct.instances[active].restart()
             direct.program_tunnels(active)
             direct.program_flows(active, Form.FINAL)
-            with contextlib.suppress(LabError):  # a guest that does not come back is what the figures then show
+            with contextlib.suppress(LabError):  # the figures show a guest that does not come back
                 self._lab.pings.wait_flowing(FLOW_S)
             return {}
 
         return self.phase("restart", restart)
 
     def phase(self, name: str, act: Callable[[], dict[str, float]]) -> Phase:
-        """What the guests noticed while ``act``, which returns its hand-overs, ran."""
+        """Run ``act``, which returns its handovers, and return what the guests noticed."""
         self._stages = []
         begun, first = self._system.monotonic(), self._lab.pings.mark()
         moves = act()
@@ -250,7 +254,7 @@ class Demo:
         return Phase(name, took, self._lab.pings.between(first, last), moves, self._gaps(first, last, bool(moves)))
 
     def _timed(self, observe: Callable[[Event], None]) -> Callable[[Event], None]:
-        """``observe``, and when each step ran."""
+        """An observer that calls ``observe``, and records when each step ran."""
         begun: dict[str, float] = {}
 
         def seen(event: Event) -> None:

@@ -1,4 +1,4 @@
-"""One guest: QEMU's command line, and the ways to talk to a running one (QMP, its console, its log)."""
+"""One guest: QEMU's command line, and the ways to communicate with a running guest (QMP, its console, its log)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _STATUS = re.compile(rb"<status> (\d+)\r?\n")
 
 
 def command_line(layout: Layout, guest: GuestLayout, kernel: Path) -> list[str]:
-    """QEMU for one guest.
+    """QEMU's command line for one guest.
 
-    ``vectors=0``: QEMU 7.2 under TCG ends with a segmentation fault if MSI-X meets vhost-user.
-    ``server=on,wait=off``: QEMU listens for its switch, again after each disconnect; but at its start it waits for the
-    first one before it runs the guest or answers QMP (net/vhost-user.c, net_vhost_user_init).
-    The reports' ports have numbers from 1; 0 is the console's.
+    ``vectors=0``: QEMU 7.2 under TCG ends with a segmentation fault if MSI-X is used with vhost-user.
+    ``server=on,wait=off``: QEMU listens for its switch, and does so again after each disconnect. At its start it waits
+    for the first switch before it runs the guest or answers QMP (net/vhost-user.c, net_vhost_user_init).
+    Port 0 is the console's; the reports have the ports from 1 on.
     """
     options = layout.options
     pages = "hugetlb=on,hugetlbsize=2M" if options.hugepages else "hugetlb=off"
@@ -63,7 +63,8 @@ def command_line(layout: Layout, guest: GuestLayout, kernel: Path) -> list[str]:
 
 
 def _network(layout: Layout, guest: GuestLayout) -> list[str]:
-    """Side a's socket is the netdev's ``chardev``; the back-end mode ``qemu-dual`` has a monitor of its own."""
+    """The options of a guest's network device. Side a's socket is the netdev's ``chardev``. The back-end mode
+    ``qemu-dual`` needs a monitor of its own."""
     backend = f"vhost-user,id=network,queues={layout.options.queues},chardev=side-a"
     if layout.options.backend is not BackendMode.QEMU_DUAL:
         return [*_socket(layout, guest, Side.A), "-netdev", backend]
@@ -79,7 +80,7 @@ def _socket(layout: Layout, guest: GuestLayout, side: Side) -> list[str]:
 
 
 def dual_qemu() -> str:
-    """The installed QEMU with two back ends, the newest. Raises LabError."""
+    """The path of the newest installed QEMU with two back ends. Raises LabError."""
     base = Path(os.environ.get("OVS_HOTSWAP_PACKAGES", "/opt/ovs-hotswap"))
     found = sorted(base.glob("qemu-*/bin/qemu-system-x86_64"))
     if not found:
@@ -88,13 +89,14 @@ def dual_qemu() -> str:
 
 
 def _payload(target: Target, mtu: int) -> int:
-    """Bytes of a ping behind the headers of IP and ICMP: those of ping(8), or all that fit in a jumbo frame, which the
-    underlay does not carry (DPDK's af_packet driver takes 1514 bytes)."""
+    """The number of bytes in a ping after the headers of IP and ICMP. It is that of ping(8), or all that fit into a
+    jumbo frame, except to the remote host: the underlay carries no jumbo frames (DPDK's af_packet driver takes 1514
+    bytes)."""
     return mtu - 28 if mtu > GUEST_MTU and target.name != REMOTE else 56
 
 
 class Guest:
-    """A guest of a lab that is up. Methods raise LabError."""
+    """A guest of a lab that is up. All methods raise LabError."""
 
     def __init__(self, layout: Layout, guest: GuestLayout, system: System) -> None:
         self.layout = guest
@@ -108,7 +110,7 @@ class Guest:
 
     @property
     def pid(self) -> int | None:
-        """QEMU's process, ``None`` if it does not run."""
+        """The pid of QEMU; ``None`` if it does not run."""
         pid = self._system.read_pid(self.pid_file)
         return pid if pid is not None and str(self._qmp) in " ".join(self._system.cmdline(pid)) else None
 
@@ -120,7 +122,8 @@ class Guest:
             return 0
 
     def run(self, command: str, timeout: float = 10.0) -> str:
-        """Run a shell command in the guest; return what it printed. A status other than 0 is a LabError."""
+        """Run a shell command in the guest, and return what it printed. Raises LabError for a status other than 0, or
+        after ``timeout`` seconds."""
         with self._connect(self._console, timeout) as console:
             try:
                 console.sendall(command.encode() + b"\n")
@@ -138,7 +141,7 @@ class Guest:
         return printed
 
     def qmp(self, command: str, timeout: float = 5.0, **arguments: object) -> object:
-        """Execute a QMP command and return its result. QEMU does not answer until its first switch has come."""
+        """Execute a QMP command, and return its result. QEMU does not answer until its first switch has connected."""
         with self._connect(self._qmp, timeout) as link, link.makefile("rwb") as stream:
             try:
                 stream.readline()  # greeting

@@ -1,4 +1,4 @@
-"""Huge pages of 2 MiB: enough for what is to start, and given back afterwards."""
+"""Huge pages of 2 MiB: makes enough available for what is to start, and gives them back afterwards."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ class Pool:
 
 
 def wanted_total(pool: Pool, megabytes: int) -> int:
-    """How large the pool must be so that ``megabytes`` are available; never smaller than it is."""
+    """The number of pages that the pool must have so that ``megabytes`` MiB are available; never less than it has."""
     pages = -(-megabytes // PAGE_MB)
     return pool.total + max(0, pages - pool.available)
 
 
 def restored_total(pool: Pool, before: int) -> int:
-    """How large the pool may become again: as ``before``, but no page in use is asked for and it never grows."""
+    """The number of pages to which the pool may shrink: ``before``, but not below the pages in use. It never grows."""
     return min(pool.total, max(before, pool.used))
 
 
 def read_pool(directory: Path = _POOL) -> Pool:
-    """The pool as it is. Raises LabError on a kernel without huge pages of 2 MiB."""
+    """Read the present pool. Raises LabError on a kernel without huge pages of 2 MiB."""
     try:
         values = [int((directory / name).read_text()) for name in ("nr_hugepages", "free_hugepages", "resv_hugepages")]
     except FileNotFoundError as error:
@@ -52,10 +52,10 @@ def read_pool(directory: Path = _POOL) -> Pool:
 
 
 def ensure_hugepages(megabytes: int, system: System, directory: Path = _POOL) -> int | None:
-    """Make ``megabytes`` of huge pages available, and the hugetlbfs at /dev/hugepages.
+    """Make ``megabytes`` MiB of huge pages available, and mount the hugetlbfs at /dev/hugepages.
 
-    Returns how many pages the pool had if it was enlarged, for ``restore_hugepages``. Raises LabError if memory is too
-    fragmented or too small.
+    If the pool was enlarged, returns how many pages it had before, for ``restore_hugepages``; otherwise ``None``.
+    Raises LabError if memory is too fragmented or too small.
     """
     if not MOUNT.is_mount():
         MOUNT.mkdir(parents=True, exist_ok=True)
@@ -76,6 +76,6 @@ def ensure_hugepages(megabytes: int, system: System, directory: Path = _POOL) ->
 
 
 def restore_hugepages(before: int, directory: Path = _POOL) -> None:
-    """Shrink the pool to ``before`` pages, or to what is in use."""
+    """Shrink the pool to ``before`` pages, or to the pages in use if these are more."""
     pool = read_pool(directory)
     (directory / "nr_hugepages").write_text(str(restored_total(pool, before)))

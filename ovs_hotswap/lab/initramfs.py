@@ -1,4 +1,4 @@
-"""The guests' initramfs: busybox, perl's binary, ethtool, virtio modules of the installed cloud kernel, our scripts."""
+"""Builds the guests' initramfs: busybox, perl's binary, ethtool, our scripts, and the cloud kernel's virtio modules."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class Kernel:
 
 
 def find_kernel(boot: Path = Path("/boot"), modules: Path = Path("/lib/modules")) -> Kernel:
-    """The cloud kernel whose modules are there too, the last by name. Raises LabError if there is none."""
+    """The installed cloud kernel that has its modules; of several, the last by name. Raises LabError if there is
+    none."""
     for image in sorted(boot.glob("vmlinuz-*-cloud-amd64"), reverse=True):
         directory = modules / image.name.removeprefix("vmlinuz-")
         if (directory / "modules.dep").exists():
@@ -47,10 +48,10 @@ def find_kernel(boot: Path = Path("/boot"), modules: Path = Path("/lib/modules")
 
 
 def load_order(dependencies: Mapping[str, Iterable[str]], wanted: Iterable[str]) -> list[str]:
-    """Paths of the modules and of what they need, each after what it needs.
+    """The paths of the modules and of all modules that they need, each after the modules that it needs.
 
-    ``dependencies`` is modules.dep (modules.dep(5)): path to the paths it needs. Raises LabError for a module that
-    it does not list.
+    ``dependencies`` has the content of modules.dep (modules.dep(5)), which maps a path to the paths that it needs.
+    Raises LabError for a module that it does not list.
     """
     by_name = {Path(path).name.partition(".")[0].replace("-", "_"): path for path in dependencies}
     order: list[str] = []
@@ -69,13 +70,13 @@ def load_order(dependencies: Mapping[str, Iterable[str]], wanted: Iterable[str])
 
 
 def parse_dependencies(text: str) -> dict[str, list[str]]:
-    """The contents of a modules.dep."""
+    """Parse the text of a modules.dep: the paths that each path needs."""
     lines = (line.partition(":") for line in text.splitlines())
     return {path: needed.split() for path, _, needed in lines}
 
 
 def archive(entries: Iterable[Entry]) -> bytes:
-    """A cpio archive in the "newc" form (Linux Documentation/driver-api/early-userspace/buffer-format.rst)."""
+    """Make a cpio archive in the "newc" format (Linux Documentation/driver-api/early-userspace/buffer-format.rst)."""
     out = bytearray()
     for number, entry in enumerate((*entries, Entry("TRAILER!!!", 0)), 1):
         name = entry.name.encode() + b"\0"
@@ -88,12 +89,12 @@ def archive(entries: Iterable[Entry]) -> bytes:
 
 
 def parse_libraries(text: str) -> list[Path]:
-    """The files that ldd(1) lists; the kernel's own vdso is none."""
+    """The files that the output ``text`` of ldd(1) lists. The kernel's vdso is not a file."""
     return [Path(path) for path in re.findall(r"(?:=> |^\s*)(/\S+) \(0x", text, re.MULTILINE)]
 
 
 def build(kernel: Kernel, system: System) -> bytes:
-    """The compressed initramfs. Raises LabError if a part is not installed."""
+    """Build the compressed initramfs. Raises LabError if a part is not installed."""
     try:
         dependencies = parse_dependencies((kernel.modules / "modules.dep").read_text())
         order = load_order(dependencies, MODULES)

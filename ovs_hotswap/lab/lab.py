@@ -1,7 +1,7 @@
 """The test bed: a network, QEMU guests and a configuration, all below one directory.
 
-``up`` makes what is missing, ``down`` removes everything, also what a killed process left and what runs in the lab's
-instances. Switches and the broker are started by whoever uses the lab, with its ``config.toml``.
+``up`` makes what is missing. ``down`` removes everything, also what a killed process left behind and what runs in the
+lab's instances. The user of the lab starts the switches and the broker with the lab's ``config.toml``.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from ovs_hotswap.waiting import wait_until
 from ovs_hotswap.watchdog.status_file import lock_path
 
 DEFAULT_DIRECTORY = Path("/run/ovs-hotswap-lab")
-RELEASE_CACHE = Path("/var/cache/ovs-hotswap/releases")  # release trees that outlive a lab: one takes a minute to make
-INSTANCE_MB = 256  # what an instance of the lab may take; four guests take a quarter
+RELEASE_CACHE = Path("/var/cache/ovs-hotswap/releases")  # release trees outlive a lab: making one takes a minute
+INSTANCE_MB = 256  # MiB that an instance of the lab may take; four guests take a quarter of it
 _POLL_S = 0.05
 _LISTEN_S = 20.0
 
 
 class Record(Strict):
-    """What a lab was made with. ``hugepages_before``: size of the pool if it was enlarged."""
+    """The parameters of a lab. ``hugepages_before``: the pages that the pool had, if the lab has enlarged it."""
 
     vms: int
     options: GuestOptions
@@ -54,7 +54,8 @@ class Record(Strict):
 
 @dataclass(frozen=True, slots=True)
 class GuestStatus:
-    """``pid``: QEMU's. ``ready``: it has come up; it cannot while QEMU waits for its first switch."""
+    """The state of a guest. ``pid``: the pid of its QEMU. ``ready``: the guest has booted, which it cannot do while
+    QEMU waits for its first switch."""
 
     name: str
     pid: int | None
@@ -63,7 +64,8 @@ class GuestStatus:
 
 @dataclass(frozen=True, slots=True)
 class LabStatus:
-    """``up``: the network is complete and every guest's QEMU runs. ``namespaces``: those of the lab that exist."""
+    """The state of a lab. ``up``: the network is complete and every guest's QEMU runs. ``namespaces``: the lab's
+    network namespaces that exist."""
 
     directory: Path
     up: bool
@@ -72,9 +74,9 @@ class LabStatus:
 
 
 class Lab:
-    """A lab of ``vms`` guests below ``directory``. Methods raise LabError.
+    """A lab of ``vms`` guests below ``directory``. All methods raise LabError.
 
-    A bed with other guests is a subclass with its own ``_make_guests``; ``most``: how many it may have.
+    A test bed with other guests is a subclass with its own ``_make_guests``. ``most``: how many guests it may have.
     """
 
     most = MAX_GUESTS
@@ -89,7 +91,8 @@ class Lab:
 
     @classmethod
     def existing(cls, directory: Path, system: System) -> Lab:
-        """The lab in ``directory``, perhaps brought up by another process; one without guests if there is none."""
+        """The lab in ``directory``, which another process may have brought up. If there is none, the result has no
+        guests."""
         record = read_record(directory / RECORD)
         return cls(directory, record.vms, system, record.options) if record else cls(directory, 0, system)
 
@@ -99,7 +102,7 @@ class Lab:
 
     @cached_property
     def config(self) -> Config:
-        """The lab's configuration; it is there once the lab is up."""
+        """The lab's configuration, which exists once the lab is up."""
         return load_config(self.layout.config_file)
 
     @cached_property
@@ -121,8 +124,9 @@ class Lab:
     def up(self, releases: Path | None = None) -> None:
         """Make what is missing of the lab; return when every QEMU listens for its switch.
 
-        ``releases``: a directory of release trees to use instead of one of the lab's own. A lab of other size or
-        options in the directory is a LabError. If making it fails, everything is removed again.
+        ``releases``: a directory of release trees to use instead of one of the lab's own. Raises LabError if the
+        directory has a lab of another size or with other options. If making a new lab fails, everything is removed
+        again.
         """
         directory = self.layout.directory
         if not 1 <= self.layout.count <= self.most:
@@ -145,7 +149,7 @@ class Lab:
                 raise
 
     def down(self) -> bool:
-        """End and remove everything of the lab; tell whether there was anything.
+        """End and remove everything of the lab; return whether there was anything to remove.
 
         Raises the first failure after everything else has been tried.
         """
@@ -158,7 +162,7 @@ class Lab:
             return self._remove()
 
     def status(self) -> LabStatus:
-        """What there is of the lab."""
+        """The present state of the lab."""
         guests = tuple(GuestStatus(guest.name, guest.pid, guest.boots() > 0) for guest in self.guests)
         running = bool(guests) and all(guest.pid is not None for guest in guests)
         return LabStatus(
@@ -197,9 +201,9 @@ class Lab:
         guest.pid_file.unlink(missing_ok=True)
 
     def wait_guests(self, timeout_s: float, boots: int = 1) -> None:
-        """Return when every guest has come up ``boots`` times; its network need not work.
+        """Wait until every guest has booted ``boots`` times. Its network need not work.
 
-        QEMU runs a guest only once a switch or broker has connected to it: connect one first.
+        QEMU runs a guest only after a switch or a broker has connected to it, so connect one first.
         """
 
         def missing() -> list[str]:
@@ -235,11 +239,11 @@ class Lab:
 
     def _config_text(self) -> str:
         last = (os.cpu_count() or 1) - 1
-        cores = min(1, last), min(2, last)  # the first one is left for everything else where there are two
+        cores = min(1, last), min(2, last)  # with two cores or more, the first one is left for everything else
         return config_text(self.layout, memory_mb=self._instance_mb(), cores=cores)
 
     def _reservation(self) -> Reservation:
-        """Huge pages of one instance."""
+        """The huge pages of one instance."""
         options = self.layout.options
         mtus = (DEFAULT_MTU, options.mtu + TAGS)  # the underlay's and the peer link's
         return reserve(Demand((options.queues,) * self.layout.count, mtus, pmds=1))
@@ -249,11 +253,11 @@ class Lab:
 
     @cached_property
     def _written(self) -> Config:
-        """The configuration as ``up`` writes it: ``down`` does not depend on what became of the file."""
+        """The configuration that ``up`` writes. ``down`` uses this one, because the file may have changed."""
         return Config.model_validate(tomllib.loads(self._config_text()))
 
     def megabytes(self) -> int:
-        """Of huge pages: for two instances, and for guests whose memory is there."""
+        """The MiB of huge pages for two instances, and for the guests if they have their memory on huge pages."""
         options = self.layout.options
         return 2 * self._reservation().mib + (self.layout.count * options.memory_mb if options.hugepages else 0)
 
@@ -272,8 +276,8 @@ class Lab:
             error.add_note(f"and undoing it failed: {second.message}")
 
     def _remove(self) -> bool:
-        """First the watchdog, which would start an instance that is stopped; then the instances, in their own order;
-        then every process, namespace, mount and file that is left."""
+        """Remove first the watchdog, which would start a stopped instance again; then the instances; then every
+        process, namespace, mount and file that is left. Returns whether there was anything to remove."""
         record = read_record(self.layout.record_file)
         failures: list[HotswapError] = []
         found = self.layout.directory.exists() or bool(self._namespaces()) or bool(self._processes())
@@ -306,19 +310,19 @@ class Lab:
             Instance(self._written, side, self._system).stop()
 
     def _kill_processes(self) -> None:
-        for _ in range(5):  # one that is being started may be missed once
+        for _ in range(5):  # a process that is being started may be missed once
             pids = self._processes()
             if not pids:
                 return
             for pid in pids:
                 self._system.kill(pid, grace=1.0)
-        raise LabError(f"processes of {self.layout.directory} come again: {pids}")
+        raise LabError(f"processes of {self.layout.directory} start again: {pids}")
 
     def _processes(self) -> list[int]:
         return lab_processes(self.layout.directory, self._system)
 
     def _namespaces(self) -> list[str]:
-        """The lab's network namespaces that exist, those of its instances too."""
+        """The lab's network namespaces that exist, those of its instances included."""
         own = {self.layout.host_namespace, self.layout.remote_namespace, *map(self._written.namespace, Side)}
         return sorted(own & set(netns.listnetns()))
 
@@ -330,13 +334,14 @@ class Lab:
                 raise LabError(f"network namespace {name} cannot be removed: {error}") from error
 
     def _unmount(self) -> None:
-        """Files below a mount point are not the lab's: nothing is removed while one is there."""
+        """Unmount everything below the directory: files below a mount point are not the lab's, so nothing is removed
+        while there is one."""
         for point in mounts_below(self.layout.directory, Path("/proc/self/mountinfo").read_text()):
             self._system.run(["umount", point])
 
 
 def read_record(path: Path) -> Record | None:
-    """The record of a lab, ``None`` if there is none. Raises LabError if it cannot be read."""
+    """The record of a lab; ``None`` if there is none. Raises LabError if it cannot be read."""
     try:
         return Record.model_validate_json(path.read_text())
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""What a lab consists of: names, addresses and files, all derived from its directory and its number of guests.
+"""The parts of a lab: names, addresses and files, all derived from its directory and its number of guests. Pure.
 
-Pure: two labs in different directories share no name, so that several can run at once.
+Two labs in different directories have no name in common, so that several labs can run at once.
 
     remote namespace            host namespace                     instances' namespaces
     vxlan100 -- net0 ======== pf0   rep-a ====== vf-a ........ moved to instance a
@@ -40,15 +40,15 @@ AF_PACKET_OPTIONS = "blocksz=65536,framesz=2048,framecnt=4096,qdisc_bypass=1"
 
 
 class GuestOptions(Strict):
-    """How the guests are made. 96 MiB is what Debian's cloud kernel needs; each queue pair gets its vCPU.
+    """How the guests are made. Debian's cloud kernel needs 96 MiB; each queue pair gets a vCPU of its own.
 
-    ``mtu``: of the guests; what they ping one another with is as long if it is more than the underlay carries.
-    ``device`` are properties of virtio-net-pci, such as ``mrg_rxbuf=off``. ``memory_slots`` are for memory that is
-    plugged later. ``qemu`` is the program; ``backend`` ``qemu-dual`` gives each guest a vhost-user socket for either
-    side, which only a QEMU of the series in qemu-patches has.
+    ``mtu``: the MTU of the guests; if it is more than the underlay carries, their pings to one another are as long.
+    ``device``: properties of virtio-net-pci, such as ``mrg_rxbuf=off``. ``memory_slots``: slots for memory that is
+    plugged later. ``qemu``: the program. With the ``backend`` ``qemu-dual`` each guest has a vhost-user socket for each
+    side, which only a QEMU of the series in qemu-patches supports.
     """
 
-    # An earlier version's record of a lab says "road".
+    # The lab's record of an earlier version has `road`.
     backend: Annotated[BackendMode, Field(strict=False, validation_alias=AliasChoices("backend", "road"))] = (
         BackendMode.BROKER
     )
@@ -65,7 +65,7 @@ class GuestOptions(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a guest pings: the name of a guest, or ``remote``."""
+    """A host that a guest pings. ``name``: the name of a guest, or ``remote``."""
 
     name: str
     address: str
@@ -104,10 +104,10 @@ def guest_address(number: int) -> str:
 
 
 def partner(number: int, count: int) -> int | None:
-    """The guest that guest ``number`` of ``count`` pings: the one half the guests away.
+    """The number of the guest that guest ``number`` of ``count`` pings, which is half of ``count`` away.
 
-    Moved in order, the two of a pair are on different instances for half of the window. The last of an odd number has
-    no other left and pings guest 1; a single guest has no partner.
+    If the guests are moved in order, the two of a pair are on different instances for half of the window. With an odd
+    ``count``, the last guest pings guest 1. A single guest has no partner.
     """
     half = count // 2
     if count < 2:
@@ -166,22 +166,24 @@ class Layout:
         return self.directory / "vm"
 
     def guest_file(self, guest: str, suffix: str) -> Path:
-        """A file or socket of one guest, such as ``vm1.qmp``."""
+        """The path of a file or socket of one guest, such as ``vm1.qmp``."""
         return self.guest_dir / f"{guest}.{suffix}"
 
     def vhost_file(self, guest: str, side: Side) -> Path:
-        """Where a guest's QEMU listens for its switch; the same for both sides where a broker stands for them."""
+        """The socket on which a guest's QEMU listens for a side's switch. With a broker, it is the same for both
+        sides."""
         if self.options.backend is BackendMode.QEMU_DUAL:
             return self.switch_dir / f"{guest}.{side}.sock"
         return self.guest_file(guest, "sock")
 
     @property
     def switch_dir(self) -> Path:
-        """Sockets that switches of any release connect to: of the host they see the run directory alone."""
+        """The directory of sockets to which switches of any release connect. It is below the run directory, because
+        that is all that these switches see of the host."""
         return self.run_dir / "qemu"
 
     def report_file(self, guest: str, target: str) -> Path:
-        """Where the guest's ping of ``target`` writes."""
+        """The file to which the guest's ping of ``target`` writes its reports."""
         return self.guest_dir / f"{guest}-{target}.pings"
 
     @property

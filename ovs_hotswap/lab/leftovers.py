@@ -1,4 +1,4 @@
-"""Processes and mounts that belong to a lab, found without trusting that anything was written down."""
+"""Finds the processes and mounts that belong to a lab, without relying on any record."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 from ovs_hotswap.system import System
 
-# What a lab starts. Others may name its directory too: an editor, a test runner, the shell that runs `lab down`.
+# The programs that a lab starts. Others may name its directory, too: an editor, a test runner, a shell with `lab down`.
 PROGRAMS = ("qemu-system-", "ovs-vswitchd", "ovsdb-server", "ovsdb-tool")
 OWN_PROGRAM = "ovs-hotswap"
 OWN_PACKAGE = "ovs_hotswap"
 
 
 def names_directory(words: Iterable[str], directory: str) -> bool:
-    """Whether a word is the directory or has a path below it: ``/run/lab`` is not in ``/run/lab2/x``."""
+    """Whether a word contains the directory or a path below it; ``/run/lab2/x`` does not contain ``/run/lab``."""
     for word in words:
         start = word.find(directory)
         while start >= 0:
@@ -28,7 +28,7 @@ def names_directory(words: Iterable[str], directory: str) -> bool:
 
 
 def is_lab_program(cmdline: Sequence[str]) -> bool:
-    """Whether a command line is of a program that a lab consists of, or of this program itself."""
+    """Whether a command line runs a program that a lab starts, or this program itself."""
     if not cmdline:
         return False
     if Path(cmdline[0]).name.startswith(PROGRAMS):
@@ -38,9 +38,9 @@ def is_lab_program(cmdline: Sequence[str]) -> bool:
 
 
 def lab_processes(directory: Path, system: System) -> list[int]:
-    """Processes of the lab in ``directory``, named there in their command line or environment.
+    """The pids of the lab's processes, which have ``directory`` in their command line or environment.
 
-    Not this process and its ancestors: `ovs-hotswap lab down` names the directory as well.
+    This process and its ancestors are left out, because `ovs-hotswap lab down` names the directory, too.
     """
     spared = ancestors(os.getpid())
     return [
@@ -54,7 +54,7 @@ def lab_processes(directory: Path, system: System) -> list[int]:
 
 
 def ancestors(pid: int) -> set[int]:
-    """``pid``, its parent, and so on to the first process."""
+    """The pids of a process and all its ancestors."""
     found = set()
     while pid > 0 and pid not in found:
         found.add(pid)
@@ -66,7 +66,7 @@ def ancestors(pid: int) -> set[int]:
 
 
 def mounts_below(directory: Path, mountinfo: str) -> list[str]:
-    """Mount points below ``directory``, the innermost first (proc_pid_mountinfo(5))."""
+    """The mount points below ``directory``, the innermost first (proc_pid_mountinfo(5))."""
     points = [line.split()[4].replace("\\040", " ") for line in mountinfo.splitlines()]
     return sorted((point for point in points if point.startswith(f"{directory}/")), key=len, reverse=True)
 

@@ -1,6 +1,7 @@
 """The lab's network: a host namespace with a NIC and two VFs, and a remote namespace with the other VTEP.
 
-All pairs are veths without offloads: DPDK's af_packet sees the checksums as they are, and a partial one is wrong.
+All devices are pairs of veths without offloads: DPDK's af_packet takes checksums as they are, and a partial checksum
+would be wrong.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from ovs_hotswap.lab.layout import (
 from ovs_hotswap.system import System
 
 OFFLOADS = ("rx", "tx", "tso", "gso", "gro")
-FLOOD = "00:00:00:00:00:00"  # the entry for MACs without one of their own (bridge(8))
+FLOOD = "00:00:00:00:00:00"  # the entry for MACs that have no entry of their own (bridge(8))
 
 
 class Network:
-    """The namespaces of one lab. Methods raise LabError."""
+    """The network namespaces of one lab. All methods raise LabError."""
 
     def __init__(self, layout: Layout, system: System) -> None:
         self._layout = layout
@@ -44,7 +45,7 @@ class Network:
         self._host, self._remote = layout.host_namespace, layout.remote_namespace
 
     def up(self) -> None:
-        """Make the network; nothing happens if all of it is there. What is left of half a network is made anew."""
+        """Make the network, unless it is complete. An incomplete network is removed first."""
         if self.complete():
             return
         self.down()
@@ -60,7 +61,7 @@ class Network:
             raise LabError(f"the lab's network cannot be made: {error}") from error
 
     def down(self) -> None:
-        """Remove the namespaces; the devices in them end with them. Done already is no error."""
+        """Remove the namespaces and, with them, their devices. It is not an error if there are none."""
         for name in (self._host, self._remote):
             if name in netns.listnetns():
                 try:
@@ -69,13 +70,13 @@ class Network:
                     raise LabError(f"network namespace {name} cannot be removed: {error}") from error
 
     def complete(self) -> bool:
-        """Whether everything is there. The VFs are not looked for: a running instance has its one."""
+        """Whether the network is complete. The VFs do not count: a running instance has taken its own."""
         if not {self._host, self._remote} <= set(netns.listnetns()):
             return False
         with self._links(self._host) as host, self._links(self._remote) as remote:
             devices = all(host.link_lookup(ifname=name) for name in (PF, "rep-a", "rep-b"))
             index = next(iter(remote.link_lookup(ifname=VXLAN_DEVICE)), None)
-            # the inner address is the last thing that is made
+            # The inner address is made last.
             return devices and index is not None and bool(list(remote.get_addr(index=index)))
 
     def _make_host(self, host: Any) -> None:
@@ -122,7 +123,7 @@ class Network:
             yield route
 
 
-# Without IPv6 nothing but what the tests send is on the wires.
+# Without IPv6, only the frames of the tests are on the wires.
 _NO_IPV6 = "for file in /proc/sys/net/ipv6/conf/*/disable_ipv6; do [ ! -e $file ] || echo 1 >$file; done"
 
 

@@ -1,9 +1,9 @@
 """Loss, duplicates, gaps and round-trip times of the guests' pings, between any two marks.
 
-Every guest pings its targets all the time, and QEMU appends what guest-ping.pl reports to one file per guest and
-target. Nothing runs on the host meanwhile, and any process can ask later: a ``Mark`` remembers how long each file was.
-Sequence numbers tell exactly what was sent, lost and doubled between two marks. A report is written every 0.1 s, so
-requests made up to 0.1 s before a mark may be counted after it.
+Every guest pings its targets all the time, and QEMU appends the reports of guest-ping.pl to one file for each guest and
+target. No other process is needed on the host, and any process can read the files later: a ``Mark`` has the length of
+each file. Sequence numbers show exactly what was sent, lost and duplicated between two marks. A report is written every
+0.1 s, so requests made up to 0.1 s before a mark may be counted after it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ovs_hotswap.lab.timeline import Gap, gaps, sent_times
 from ovs_hotswap.system import System
 from ovs_hotswap.waiting import wait_until
 
-TAIL = 1 << 16  # bytes before a mark that are read for the last report in them
+TAIL = 1 << 16  # bytes before a mark in which the last report is looked for
 POLL_S = 0.1
 
 _LINE = re.compile(rb"(?P<run>run)|sent (?P<sent>\d+) (?P<time>\d+)|(?P<sequence>\d+) (?P<rtt>\d+)")
@@ -29,7 +29,7 @@ _LAST_SENT = re.compile(rb".*^sent \d+ \d+\n", re.DOTALL | re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer to request ``sequence`` of the ``run``-th time that the pings began."""
+    """An answer to request ``sequence`` of run number ``run``. A run begins each time that the pings begin."""
 
     run: int
     sequence: int
@@ -38,7 +38,8 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """``sequence`` is the last request that a run had made at ``time_ms`` (``None``: it had only begun)."""
+    """The progress of a run. ``sequence``: the last request that the run had made at ``time_ms``, which is ``None`` if
+    it had only begun."""
 
     run: int = 0
     sequence: int = 0
@@ -49,11 +50,11 @@ class Progress:
 class PingStats:
     """One guest's pings of one target in an interval.
 
-    ``sent``: requests made in it. ``received``: those of them that were answered, whenever the answer came;
-    ``lost`` = sent - received. ``duplicated``: answers beyond the first. ``interval_ms``: mean time between requests.
-    ``longest_gap_ms``: the longest time between two consecutive answers, where the answer to request n counts as having
-    come at n x ``interval_ms`` + its round-trip time. So a request that is lost or late shows whole, a guest that is
-    slow to send does not, and an undisturbed stream has a gap of a little over the interval. The first gap begins at
+    ``sent``: the requests made in the interval. ``received``: the requests of these that were answered at any time;
+    ``lost`` = sent - received. ``duplicated``: answers after the first one. ``interval_ms``: the mean time between
+    requests. ``longest_gap_ms``: the longest time between two consecutive answers, where the answer to request n counts
+    at the time n x ``interval_ms`` + its round-trip time. So a lost or late request shows in full, a guest that sends
+    slowly does not show, and an undisturbed stream has a gap of a little over the interval. The first gap begins at
     the last answer before the interval; unanswered requests at the end count until the last of them was made.
     ``None`` if nothing was answered.
     """
@@ -73,7 +74,7 @@ class PingStats:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One guest's pings of one target, and the file with the reports."""
+    """One guest's pings of one target, with the file of the reports."""
 
     guest: str
     target: str
@@ -82,17 +83,17 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A moment: how many bytes of whole reports each stream's file had, in the collector's order. ``offsets``: the
-    host's clock less each guest's, in seconds, no less than it is; ``None`` before the first report."""
+    """A moment. ``lengths``: the bytes of whole reports that each stream's file had, in the order of the streams.
+    ``offsets``: an upper bound of the host's clock less each guest's, in seconds; ``None`` before the first report."""
 
     lengths: tuple[int, ...]
     offsets: tuple[float | None, ...] = ()
 
 
 def parse(text: bytes, start: Progress) -> tuple[list[Reply], list[Progress]]:
-    """The answers in ``text``, which continues at ``start``, and how far each run in it came; the last is the latest.
+    """The answers in ``text``, which continues at ``start``, and the progress of each run in it, the latest run last.
 
-    Anything that is no report is passed over.
+    Lines that are not reports are ignored.
     """
     found: list[Reply] = []
     progress = [start]
@@ -111,7 +112,7 @@ def parse(text: bytes, start: Progress) -> tuple[list[Reply], list[Progress]]:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Requests ``first`` to ``last`` of a run; none if ``first`` is the greater."""
+    """The requests ``first`` to ``last`` of a run; there are none if ``first`` is the greater number."""
 
     run: int
     first: int
@@ -125,18 +126,18 @@ class Span:
 
 
 def spans(start: Progress, progress: Iterable[Progress]) -> list[Span]:
-    """The requests made from ``start`` on. What a run sent after its last report is not known and not counted."""
+    """The requests made from ``start`` on. Requests after the last report of a run are not known and not counted."""
     return [Span(each.run, start.sequence + 1 if each.run == start.run else 1, each.sequence) for each in progress]
 
 
 def missing(wanted: Sequence[Span], found: Iterable[Reply]) -> int:
-    """How many requests of the spans have no answer."""
+    """The number of requests in the spans that have no answer."""
     seen = {(reply.run, reply.sequence) for reply in found if any(reply in span for span in wanted)}
     return sum(len(span) for span in wanted) - len(seen)
 
 
 def mean_interval(start: Progress, stop: Progress) -> float | None:
-    """Milliseconds between two requests; ``None`` where a new run began or fewer than ten were made."""
+    """The mean time between two requests, in ms; ``None`` if a new run began or fewer than ten requests were made."""
     requests = stop.sequence - start.sequence
     if start.run != stop.run or start.time_ms is None or stop.time_ms is None or requests < 10:
         return None
@@ -146,8 +147,8 @@ def mean_interval(start: Progress, stop: Progress) -> float | None:
 def statistics(
     stream: Stream, wanted: Sequence[Span], before: Sequence[Reply], found: Sequence[Reply], interval_ms: float
 ) -> PingStats:
-    """The figures of the requests in ``wanted``. ``found`` are all answers that came after the first mark, ``before``
-    the last ones that came before it: a gap may begin there."""
+    """The figures of the requests in ``wanted``. ``found``: all answers that came after the first mark. ``before``: the
+    last answers that came before it, because a gap may begin there."""
     inside = [reply for reply in found if any(reply in span for span in wanted)]
     firsts: dict[tuple[int, int], Reply] = {}
     for reply in inside:
@@ -171,7 +172,7 @@ def statistics(
 
 
 def _longest_gap(span: Span, found: Iterable[Reply], interval_ms: float) -> float | None:
-    """The longest gap that ends within the span; ``None`` if nothing of its run was answered."""
+    """The longest gap that ends within the span, in ms; ``None`` if no request of its run was answered."""
     arrivals = sorted(
         (reply.sequence * interval_ms + reply.rtt_ms, reply in span) for reply in found if reply.run == span.run
     )
@@ -190,9 +191,10 @@ def quantile(ordered: Sequence[float], share: float) -> float | None:
 
 
 class Pings:
-    """Reads the files of a lab that this or another process brought up. ``interval_ms`` is what the pings aim at.
+    """Reads the files of a lab that this or another process has brought up. ``interval_ms``: the intended time between
+    two requests.
 
-    Methods raise LabError if a file is shorter than at a mark.
+    All methods raise LabError if a file is shorter than at a mark.
     """
 
     def __init__(self, streams: Sequence[Stream], interval_ms: float, system: System) -> None:
@@ -201,15 +203,14 @@ class Pings:
         self._system = system
 
     def mark(self) -> Mark:
-        """This moment, for ``between``. Cheap."""
+        """Mark this moment, for ``between``. This takes little time."""
         paths = [stream.path for stream in self._streams]
         return Mark(tuple(map(_reported, paths)), tuple(map(_offset, paths)))
 
     def between(self, first: Mark, second: Mark, patience_s: float = 2.0) -> list[PingStats]:
         """The figures of every guest and target, for the requests made between the marks.
 
-        Answers that are late are waited for, up to ``patience_s`` seconds from now; with none missing it returns at
-        once.
+        Waits for late answers, up to ``patience_s`` seconds from now; returns at once if no answer is missing.
         """
         end = self._system.monotonic() + patience_s
         each = zip(self._streams, first.lengths, second.lengths, strict=True)
@@ -236,7 +237,8 @@ class Pings:
         return found
 
     def wait_flowing(self, timeout_s: float, replies_each: int = 10) -> None:
-        """Return when every stream had ``replies_each`` answers from now on. Raises LabError naming those without."""
+        """Wait until every stream has had ``replies_each`` more answers. Raises LabError with the streams that have
+        not."""
         begun = self.mark()
 
         def silent() -> list[str]:
@@ -264,7 +266,7 @@ class Pings:
 
 
 def _reported(path: Path) -> int:
-    """Length of the file up to the end of its last report."""
+    """The length of the file up to the end of its last report, in bytes."""
     try:
         with path.open("rb") as file:
             length = file.seek(0, 2)
@@ -276,7 +278,7 @@ def _reported(path: Path) -> int:
 
 
 def _offset(path: Path) -> float | None:
-    """The host's time of the last report less the guest's in it."""
+    """The host's time of the last report less the guest's time in it, in seconds; ``None`` if there is no report."""
     length = _reported(path)
     if not length:
         return None
@@ -287,11 +289,11 @@ def _offset(path: Path) -> float | None:
 
 
 def _read(path: Path, offset: int) -> bytes:
-    """The whole lines of the file from ``offset`` on."""
+    """The whole lines of the file from ``offset`` on. Raises LabError if the file is shorter."""
     try:
         with path.open("rb") as file:
             if file.seek(0, 2) < offset:
-                raise LabError(f"{path} is shorter than at the mark: the lab was brought up anew in between")
+                raise LabError(f"{path} is shorter than at the mark: the lab was brought up again in between")
             file.seek(offset)
             text = file.read()
     except FileNotFoundError:

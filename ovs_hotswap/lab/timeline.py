@@ -1,8 +1,8 @@
 """When the guests' gaps were, on the host's clock: in which step of an upgrade, and around which handover.
 
-A guest stamps its reports with its own clock, and the file that they are appended to has the host's time of the last
-one. The difference is the same at any moment but for the time that a report takes, so the smallest one that was seen is
-the best; what is left of it, a few milliseconds, is how exactly a gap is placed.
+A guest stamps its reports with its own clock, and the file to which they are appended has the host's time of the last
+report. The difference is always the same plus the time that a report takes, so the smallest difference seen is the
+best. The error that remains, a few milliseconds, is the precision with which a gap is placed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ AROUND_S = 0.05  # a gap that ends this soon after a handover, or begins this sh
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Between two answers in a row, ``ms`` apart; ``begin`` and ``end`` in seconds since the epoch."""
+    """The time between two consecutive answers, which are ``ms`` milliseconds apart. ``begin`` and ``end`` are in
+    seconds since the epoch."""
 
     begin: float
     end: float
@@ -28,7 +29,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A step of a plan, done or undone, from ``begin`` to ``end`` (seconds since the epoch)."""
+    """A step of a plan that was done or undone from ``begin`` to ``end``, in seconds since the epoch."""
 
     name: str
     begin: float
@@ -36,7 +37,7 @@ class Stage:
 
 
 def sent_times(text: bytes) -> list[tuple[int, float]]:
-    """Sequence number and guest's time, in seconds, of each report of the last run in ``text``."""
+    """The sequence number and the guest's time, in seconds, of each report of the last run in ``text``."""
     found: list[tuple[int, float]] = []
     for match in _SENT.finditer(text):
         if match["run"]:
@@ -47,7 +48,7 @@ def sent_times(text: bytes) -> list[tuple[int, float]]:
 
 
 def guest_time(reports: Sequence[tuple[int, float]], sequence: int) -> float | None:
-    """When the guest made a request: between two reports evenly; ``None`` outside of them."""
+    """The guest's time of a request, in seconds, interpolated between two reports; ``None`` outside the reports."""
     place = bisect.bisect_left(reports, (sequence, float("-inf")))
     if place == len(reports) or (place == 0 and reports[0][0] != sequence):
         return None
@@ -61,8 +62,8 @@ def guest_time(reports: Sequence[tuple[int, float]], sequence: int) -> float | N
 def gaps(
     answers: Iterable[tuple[int, float]], reports: Sequence[tuple[int, float]], interval_ms: float, offset_s: float
 ) -> list[Gap]:
-    """The gaps between the answers, each a request's sequence number and its round trip in ms, as ``PingStats`` counts
-    them. ``offset_s``: the host's clock less the guest's."""
+    """The gaps between the answers, as ``PingStats`` counts them. Each answer is a request's sequence number and its
+    round-trip time in ms. ``offset_s``: the host's clock less the guest's, in seconds."""
     arrivals = []
     for sequence, rtt_ms in answers:
         sent = guest_time(reports, sequence)
@@ -77,7 +78,7 @@ def longest(found: Iterable[Gap]) -> Gap | None:
 
 
 def around(found: Iterable[Gap], moment: float) -> Gap | None:
-    """The longest gap around a moment."""
+    """The longest gap around a moment, which is in seconds since the epoch; ``None`` if there is none."""
     return longest(gap for gap in found if gap.begin - AROUND_S <= moment <= gap.end + AROUND_S)
 
 

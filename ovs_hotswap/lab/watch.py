@@ -1,4 +1,4 @@
-"""A watchdog in a lab, with its standby."""
+"""Runs a watchdog with its standby in a lab."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _READY_S = 90.0
 
 @contextlib.contextmanager
 def watchdog(host: Host, config_file: Path, log: Path) -> Iterator[int]:
-    """A watchdog with a standby that is ready; its pid. Raises SwitchError."""
+    """Run a watchdog, with a ready standby, as long as the block lasts; the value is its pid. Raises SwitchError."""
     argv = [sys.executable, "-m", "ovs_hotswap", "--config", str(config_file), "watch", "run"]
     pid = host.system.spawn(argv, log=log)
     try:
@@ -28,7 +28,7 @@ def watchdog(host: Host, config_file: Path, log: Path) -> Iterator[int]:
 
 
 def wait_protected(host: Host, active: Side | None = None) -> None:
-    """Return when there is a standby on which every VM is parked, beside ``active`` if given. Raises SwitchError."""
+    """Wait until there is a standby with every VM parked on it, beside ``active`` if given. Raises SwitchError."""
 
     def protected() -> bool:
         now, record = host.recorded_active(), standby.read_record(host)

@@ -1,4 +1,4 @@
-"""What was just installed is written back now, not while guests are looked at."""
+"""Writes files that were just installed to the disk now, so that this does not happen while guests are measured."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 from ovs_hotswap.system import System
 from ovs_hotswap.waiting import wait_until
 
-ENOUGH_KIB = 4096  # a machine that does nothing has some hundred
+ENOUGH_KIB = 4096  # an idle machine has some hundred KiB
 PATIENCE_S = 60.0
 _POLL_S = 0.2
 _LINE = re.compile(r"^(?:Dirty|Writeback): +(\d+) kB$", re.MULTILINE)
 
 
 def unwritten_kib(meminfo: str) -> int:
-    """What of files is in memory and not on the disk (proc_meminfo(5))."""
+    """The KiB of files that are in memory and not on the disk, from the text of /proc/meminfo (proc_meminfo(5))."""
     return sum(map(int, _LINE.findall(meminfo)))
 
 
@@ -34,8 +34,8 @@ def wait_written(
     unwritten: Callable[[], int] = _now,
     sync: Callable[[], None] = os.sync,
 ) -> bool:
-    """Have all files written and wait for it, a minute at most. Returns whether it is done. What others write meanwhile
-    is not waited for."""
+    """Start to write all files to the disk, and wait for that, at most ``PATIENCE_S``. Returns whether it is done.
+    Files that other programs write in the meantime do not count."""
     amount = unwritten()
     if amount > ENOUGH_KIB:
         say(f"waiting until what was installed is on the disk: {amount >> 10} MiB")

@@ -1,7 +1,7 @@
 """The overlay intent: which VMs, remote hosts, neighbours and routes the single bridge serves.
 
-``load_intent`` reads it from TOML and checks it as a whole; every later step may rely on what is checked here. All
-checks are linear in the size of the file.
+``load_intent`` reads the intent from TOML and checks it as a whole, and later code relies on these checks. The time of
+all checks is linear in the size of the file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FLOOD_BYTES = 65_000
 FLOOD_BYTES_PER_VTEP = 88
 FLOOD_BYTES_PER_VM = 32
 
-ETHERNET_MTU = 1500  # what a switch gives a port without an MTU of its own
+ETHERNET_MTU = 1500  # the MTU that a switch gives to a port that has none of its own
 TUNNEL_BYTES = 50  # of VXLAN over IPv4: Ethernet 14, VXLAN 8, UDP 8, IPv4 20 (RFC 7348, figure 1)
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
@@ -104,8 +104,8 @@ VmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$"), Aft
 class Vtep(Strict):
     """This host's end of the tunnels. ``mac`` is the MAC of the bridge, and so of the uplink's physical function.
 
-    ``mtu``: the underlay's, in bytes; ``None`` leaves it to the switch (1500). ``local_jumbo``: VMs may have an MTU
-    that no tunnel carries, for what they send to one another on this host.
+    ``mtu``: the MTU of the underlay, in bytes; ``None`` leaves it to the switch (1500). ``local_jumbo``: VMs may have
+    an MTU that does not fit into the tunnels, for packets between VMs on this host.
     """
 
     interface: Annotated[str, AfterValidator(_interface)] = Field(alias="address")
@@ -137,8 +137,8 @@ class Vtep(Strict):
 class Vm(Strict):
     """A VM's one port. ``queues`` counts queue pairs; ``ofport`` is its OpenFlow port and its tag on the peer link.
 
-    ``mtu``: the longest IP packet, in bytes; ``None`` leaves it to the switch (1500). What the capture rings hold
-    (``vhost.capture``) bounds it.
+    ``mtu``: the longest IP packet, in bytes; ``None`` leaves it to the switch (1500). The size of the capture rings'
+    buffers (``vhostuser.capture``) limits it.
     """
 
     name: VmName
@@ -176,7 +176,7 @@ class Route(Strict):
 
 
 class Intent(Strict):
-    """The whole file. The tables are singular in it (``[[vm]]``), the attributes plural (``vms``)."""
+    """The whole file. Its tables have singular names (``[[vm]]``), these attributes have plural ones (``vms``)."""
 
     vtep: Vtep
     vms: Annotated[tuple[Vm, ...], Field(alias="vm", strict=False)] = ()
@@ -186,19 +186,19 @@ class Intent(Strict):
 
     @property
     def mtu(self) -> int:
-        """The largest that a VM has."""
+        """The largest MTU of a VM, in bytes."""
         return max((vm.effective_mtu for vm in self.vms), default=ETHERNET_MTU)
 
     @property
     def oversized(self) -> tuple[str, ...]:
-        """VMs without an MTU of their own whose full packets no tunnel carries, though they have somebody to send them
-        to on another host: true of the default MTUs of both."""
+        """The VMs without an MTU of their own whose longest packets do not fit into the tunnels, and that have a remote
+        MAC to send them to. With the default MTUs of VMs and underlay, this is every VM with a remote MAC."""
         return tuple(vm.name for vm in self._too_long() if vm.mtu is None)
 
     @property
     def too_long(self) -> dict[str, int]:
-        """The same of VMs with an MTU of their own, and which. No fault of the file: an instance that runs, or is to
-        run after a boot, does not depend on it."""
+        """The configured MTUs, by VM, that do not fit into the tunnels, if the VM has a remote MAC to send to. They are
+        not a fault of the file: an instance that runs, or that a boot starts, does not depend on them."""
         return {vm.name: vm.mtu for vm in self._too_long() if vm.mtu is not None}
 
     def _too_long(self) -> list[Vm]:
@@ -218,8 +218,8 @@ class Intent(Strict):
 def load_intent(path: Path, config: Config | None = None) -> Intent:
     """Read the overlay intent.
 
-    Raises ConfigError that lists every fault: first those of single values; if there are none, those of values that
-    do not fit together, each naming both; then those of VMs that do not fit ``config``.
+    Raises ConfigError with a list of faults: the faults of single values; if there are none, the values that do not fit
+    together, each with both of them; and if there are none, the VMs that do not fit ``config``.
     """
     example = "ovs-hotswap overlay example"
     intent = load_toml(path, Intent, example)
@@ -244,7 +244,8 @@ def _repeated(
     value: Callable[[Entry], Hashable],
     say: Callable[[Entry, Entry], str],
 ) -> Iterator[InitErrorDetails]:
-    """A fault for each entry whose ``value`` an earlier one has; ``say`` gets the earlier and the later."""
+    """A fault for each entry whose ``value`` an earlier entry has. ``say`` makes the text from the earlier and the
+    later entry."""
     first: dict[Hashable, Entry] = {}
     for index, entry in enumerate(entries):
         earlier = first.setdefault(value(entry), entry)
@@ -333,7 +334,7 @@ def _route_faults(intent: Intent) -> Iterator[InitErrorDetails]:
 
 
 def _reach_faults(intent: Intent) -> Iterator[InitErrorDetails]:
-    """Every remote VTEP must have a next hop with a known MAC, or its tunnel carries nothing."""
+    """Check that every remote VTEP has a next hop with a known MAC. Otherwise its tunnel carries nothing."""
     own, network = intent.vtep.address, intent.vtep.network
     known = {neighbour.address for neighbour in intent.neighbours}
     destinations = [IPv4Network(route.destination) for route in intent.routes]

@@ -1,4 +1,4 @@
-"""Names and OpenFlow numbers of the ports that every single bridge has; the same on both instances."""
+"""The names and OpenFlow numbers of the ports that every bridge has. They are the same on both instances."""
 
 from __future__ import annotations
 

@@ -3,21 +3,21 @@
 One bridge carries the underlay (uplink, LOCAL), the tunnel (vxlan) and the VMs. A packet passes
 
 ====  ========  ==========================================================================================
-  0   classify  by the port it came from; what may go on carries its VNI as ``metadata``
-  1   local     known destination MACs on this host; multicast goes to flood, packets from VMs on to remote
+  0   classify  by the port of arrival; packets that pass get their VNI as ``metadata``
+  1   local     known destination MACs on this host; multicast goes to flood, other packets from VMs go to remote
   2   remote    known destination MACs behind other VTEPs; only packets from VMs come here: split horizon
   3   flood     multicast and broadcast: each VM of the VNI, from a VM also each remote VTEP of the VNI
   4   deliver   to the one VM whose port is in ``reg0``, except to the VM the packet came from
 ====  ========  ==========================================================================================
 
-The two forms differ in tables 0 and 4 alone. In the *window* form, while two instances run, deliver outputs to the
-VM's port and, tagged with the port (802.1ad, VLAN ID = ofport), to the peer link; what comes from the peer link goes
-to the port its tag names and nowhere else. Exactly one of the instances owns a VM's rings, so the packet is delivered
-by one of them whoever it is. The *final* form has no trace of the peer link.
+The two forms differ only in tables 0 and 4. The *window* form is for the time while two instances run: deliver outputs
+a packet to the VM's port and, tagged with the port (802.1ad, VLAN ID = ofport), to the peer link; a packet from the
+peer link goes only to the port that its tag names. Exactly one of the instances owns a VM's rings, and this one
+delivers the packet. The *final* form has no flows for the peer link.
 
-Everything is stateless (no learning, no connection tracking), so both instances can run the same tables, and linear
-in the size of the intent: the VMs of a VNI share its flood flows, and deliver alone keeps a broadcast from its sender,
-on the peer link as well, where OpenFlow's own rule (no output to the port of arrival) would not reach.
+All tables are stateless (no learning, no connection tracking), so both instances can run the same ones. Their size is
+linear in the size of the intent: the VMs of a VNI share its flood flows. Only deliver keeps a broadcast from its
+sender, also over the peer link, to which OpenFlow's own rule (no output to the port of arrival) does not apply.
 
 A flow's cookie says what it does, so that its packet counter can be named: 0x6873 (16 bits), kind (8 bits), VNI
 (24 bits, 0 if none), ofport (16 bits, 0 if none). Kinds from 0x80 on are drops.
@@ -35,11 +35,11 @@ from ovs_hotswap.overlay.ports import PEER_PORT, UPLINK_PORT, VXLAN_PORT
 CLASSIFY, LOCAL, REMOTE, FLOOD, DELIVER = range(5)
 
 REQUIRED_OTHER_CONFIG: Mapping[str, str] = {"vlan-limit": "1"}
-"""What the tables need in ``other_config`` of the table Open_vSwitch.
+"""The keys that the tables need in ``other_config`` of the table Open_vSwitch.
 
-OVS tracks two VLAN headers at most (flow.h, FLOW_MAX_VLAN_HEADERS). With ``vlan-limit`` 1, its default, it leaves a
-guest's inner tags alone as payload, and the peer link's tag is the second. With 2 it tracks both tags of a guest's
-QinQ frame, and pushing a third loses the innermost: measured on OVS 3.1.
+OVS tracks at most two VLAN headers (flow.h, FLOW_MAX_VLAN_HEADERS). With ``vlan-limit`` 1, its default, it treats a
+guest's inner tags as payload, and the peer link's tag is the second header. With 2 it tracks both tags of a guest's
+QinQ frame, and pushing a third one loses the innermost (measured on OVS 3.1).
 """
 
 VXLAN_UDP_PORT = 4789  # RFC 7348, section 5
@@ -57,7 +57,7 @@ class Form(enum.StrEnum):
 
 
 class Kind(enum.IntEnum):
-    """What a flow does: the kind in its cookie. The values are stable."""
+    """The kind in a flow's cookie, which says what the flow does. The values never change."""
 
     FROM_UPLINK = 0x01
     TO_UPLINK = 0x02
@@ -126,7 +126,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """What one VNI holds. ``macs`` maps a remote MAC to its VTEP."""
+    """The VMs and the remote MACs of one VNI. ``macs`` maps a remote MAC to its VTEP."""
 
     vni: int
     vms: list[Vm]
@@ -138,7 +138,7 @@ def cookie(kind: Kind, *, vni: int = 0, ofport: int = 0) -> int:
 
 
 KIND_MASK = 0xFFFFFF << 40
-"""The bits of a cookie that say that it is ours, and its kind."""
+"""The bits of a cookie that mark it as ours and hold its kind."""
 
 
 def cookie_kind(value: int) -> Kind | None:
@@ -152,7 +152,7 @@ def cookie_kind(value: int) -> Kind | None:
 
 
 def cookie_name(value: int, vms: Mapping[int, str] | None = None) -> str:
-    """What the flows with this cookie count, in words. ``vms`` maps ofports to names, where they are known."""
+    """Say in words what the flows with this cookie count. ``vms`` maps ofports to names, as far as they are known."""
     kind = cookie_kind(value)
     if kind is None:
         return f"cookie {value:#x}"
@@ -164,7 +164,7 @@ def cookie_name(value: int, vms: Mapping[int, str] | None = None) -> str:
 
 
 def render(intent: Intent, form: Form) -> tuple[Table, ...]:
-    """The five tables. A VNI that has no VM on this host has no flows: nothing here could use it."""
+    """Render the five tables. A VNI without a VM on this host has no flows, as nothing here could use it."""
     segments = _segments(intent)
     return (
         Table(CLASSIFY, "classify", "By port of arrival: underlay, peer link, tunnel, VMs (source MAC checked)",
@@ -182,12 +182,12 @@ def render(intent: Intent, form: Form) -> tuple[Table, ...]:
 
 
 def lines(tables: Iterable[Table]) -> list[str]:
-    """The flows as ovs-ofctl reads them, one a line."""
+    """The flows as ovs-ofctl reads them, one in each line."""
     return [_line(table, flow) for table in tables for flow in table.flows]
 
 
 def annotated(tables: Iterable[Table]) -> list[str]:
-    """The flows with a comment line before each table and each flow; ovs-ofctl reads this as well."""
+    """The flows with a comment line before each table and each flow. ovs-ofctl can read this, too."""
     text = []
     for table in tables:
         text += ["", f"# Table {table.number}, {table.name}. {table.comment}."]

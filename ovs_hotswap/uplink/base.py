@@ -1,4 +1,4 @@
-"""The uplink: what brings the overlay's traffic from the NIC to the active instance, and the choice of its driver."""
+"""The uplink, which brings the overlay's traffic from the NIC to the active instance, and the choice of its driver."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ class Uplink(Protocol):
     """One NIC's steering. All methods but ``check`` raise UplinkError."""
 
     def owner(self) -> Side | None:
-        """The instance that gets the overlay's traffic now, read back from the kernel; ``None``: neither.
+        """The side that gets the overlay's traffic now, as the kernel reports it; ``None`` if neither does.
 
-        What it finds makes the next ``steer`` by this object turn the traffic sooner.
+        A ``quick`` uplink remembers what this finds, so that the next ``steer`` is faster.
         """
 
     def steer(self, side: Side) -> None:
-        """Give the traffic to ``side``, without losing a packet where the driver can, and prove it by reading back.
-
-        Doing it again changes nothing.
+        """Give the traffic to ``side``, without losing a packet if the driver can do so, and read the result back to
+        check it. A repeated call changes nothing.
         """
 
     def prove(self, side: Side, end: End, way: Way | None = None) -> Proof:
-        """Whether packets pass between ``side``'s instance and the wire, whoever has the traffic; none is turned, and
-        what is sent tells VMs and other hosts nothing new. Takes up to seconds, or, of
-        one ``way`` alone, up to about two. Raises SwitchError as well."""
+        """Whether packets pass between ``side``'s instance and the wire, whichever side has the traffic. No traffic is
+        steered, and the frames that are sent change nothing on VMs and other hosts. Takes up to some seconds, or, for
+        one ``way`` only, up to about two. Also raises SwitchError."""
 
     def steered(self, side: Side) -> Steered | None:
-        """What the steering has handled for ``side``; ``None`` where that is not counted, or it has not the traffic."""
+        """The packets that the steering has handled for ``side``; ``None`` if it does not count them, or ``side`` does
+        not have the traffic."""
 
     def clear(self) -> None:
-        """Remove what ``steer`` made and nothing else. Doing it again changes nothing."""
+        """Remove what ``steer`` made, and nothing else. A repeated call changes nothing."""
 
     def check(self) -> list[Finding]:
-        """What is right and wrong with the devices and rules; changes nothing."""
+        """Check the devices and rules. Nothing is changed."""
 
 
 def make_uplink(config: Config, intent: Intent, *, quick: bool = False) -> Uplink:
-    """The driver that the configuration names. Raises ConfigError if it lacks a device.
+    """Make the driver that the configuration names. Raises ConfigError if the configuration lacks a device.
 
-    ``quick``: for who turns traffic away from a dead instance: it stays connected to the kernel between uses, and turns
-    the traffic before it looks.
+    ``quick``: for failovers, which steer traffic away from a dead instance. The driver stays connected to the kernel
+    between uses, and steers before it looks at the devices.
     """
     uplink = config.uplink
     if uplink.driver == "none":

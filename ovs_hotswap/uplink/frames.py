@@ -1,12 +1,13 @@
-"""Frames that prove an uplink, and sockets that send and see them on kernel devices.
+"""Frames that prove an uplink, and the sockets that send and see them on kernel devices.
 
-Out: an ordinary ARP request that the instance sends is answered by a neighbour; the answer goes to the VTEP's MAC, so
-the kernel's device sees it, whoever the overlay's traffic goes to. It says of the VTEP what is true whichever side
-sends, and goes to the neighbour alone: no ARP probe (RFC 5227, 2.1.1), which a host that is about to take the address
-would have to take for a conflict. The host's kernel and the other instance may ask the same: our frames have a mark.
+Out: the instance sends an ordinary ARP request, and a neighbour answers it. The answer goes to the VTEP's MAC, so the
+kernel's device sees it, whichever side has the overlay's traffic. What the request says about the VTEP is true for both
+sides. It goes only to the neighbour, and it is not an ARP probe (RFC 5227, 2.1.1), which a host that is about to take
+the address would have to treat as a conflict. The host's kernel and the other instance may send the same question, so
+our frames carry a mark.
 
-In: a VXLAN packet of network 0, which no VM has, is put into the representor of the instance's VF. It takes the way of
-every VXLAN packet from there, and the instance counts it as one of an unknown network.
+In: a VXLAN packet of network 0, which no VM has, is put into the representor of the instance's VF. From there it takes
+the way of every VXLAN packet, and the instance counts it as a packet of an unknown network.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from typing import Protocol, TypeVar
 from ovs_hotswap.errors import UplinkError
 
 ETH_P_ALL, ETH_P_ARP, ETH_P_IP = 0x0003, 0x0806, 0x0800
-PROBE_VNI = 0  # RFC 7348 allows it; the intent's begin at 1
+PROBE_VNI = 0  # RFC 7348 allows it; the VNIs of an intent begin at 1
 VXLAN_UDP_PORT = 4789
 _ARP_REQUEST, _ARP_REPLY = 1, 2
-MARK_BYTES = 18  # of padding, up to the shortest Ethernet frame without its checksum (IEEE 802.3): 60
-# What the inner frame is: a local experimental ethertype (IEEE 802, 9.2.3) between locally administered addresses.
+MARK_BYTES = 18  # the padding of ARP up to the shortest Ethernet frame without its checksum, 60 bytes (IEEE 802.3)
+# The inner frame: a local experimental ethertype (IEEE 802, 9.2.3) between locally administered addresses.
 _INNER = bytes.fromhex("02000000000f02000000000e88b5")
 _CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 _SO_ATTACH_FILTER = 26  # include/uapi/asm-generic/socket.h
@@ -43,7 +44,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A host on the underlay: IPv4 address and MAC."""
+    """A host on the underlay, with its IPv4 address and its MAC."""
 
     address: str
     mac: str
@@ -54,8 +55,8 @@ def _mac(text: str) -> bytes:
 
 
 def arp_request(asker: Host, target: Host, mark: bytes) -> bytes:
-    """A request by ``asker`` for the address of ``target``, to whom alone it goes (RFC 826; RFC 1122, 2.3.2.1).
-    ``mark``: the padding, by which it is told from others' requests."""
+    """An ARP request by ``asker`` for the address of ``target``, sent only to ``target`` (RFC 826; RFC 1122, 2.3.2.1).
+    ``mark``: the padding, which distinguishes it from the requests of others."""
     header = _mac(target.mac) + _mac(asker.mac) + struct.pack("!H", ETH_P_ARP)
     body = struct.pack("!HHBBH", 1, ETH_P_IP, 6, 4, _ARP_REQUEST)
     body += _mac(asker.mac) + IPv4Address(asker.address).packed + bytes(6) + IPv4Address(target.address).packed
@@ -63,7 +64,7 @@ def arp_request(asker: Host, target: Host, mark: bytes) -> bytes:
 
 
 def asks(frame: bytes, asker: Host, target: Host, mark: bytes) -> bool:
-    """Whether ``frame`` asks the same as ``arp_request(asker, target, mark)``, and is another one."""
+    """Whether ``frame`` asks the same as ``arp_request(asker, target, mark)`` but has another mark."""
     return (_is_arp(frame, _ARP_REQUEST) and frame[42 : 42 + len(mark)] != mark
             and frame[28:32] == IPv4Address(asker.address).packed
             and frame[38:42] == IPv4Address(target.address).packed)  # fmt: skip
@@ -81,8 +82,8 @@ def _is_arp(frame: bytes, operation: int) -> bool:
 
 
 def vxlan_probe(source: Host, vtep: Host, mtu: int) -> bytes:
-    """A VXLAN packet of network 0 and ``mtu`` bytes from ``source`` to ``vtep`` (RFC 7348, section 5), its UDP checksum
-    0: as long as the underlay carries, because a device may pass short ones alone."""
+    """A VXLAN packet of network 0 from ``source`` to ``vtep`` with the UDP checksum 0 (RFC 7348, section 5). Its IP
+    packet has ``mtu`` bytes, the most that the underlay carries, because a device may pass only shorter packets."""
     vxlan = struct.pack("!II", 0x08000000, PROBE_VNI << 8) + _INNER.ljust(mtu - 36, b"\0")
     udp = struct.pack("!HHHH", 49152, VXLAN_UDP_PORT, 8 + len(vxlan), 0) + vxlan
     words = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0x4000, 64, socket.IPPROTO_UDP, 0)
@@ -96,8 +97,8 @@ def vxlan_probe(source: Host, vtep: Host, mtu: int) -> bytes:
 
 class Ear(Protocol):
     def heard(self, seconds: float) -> list[bytes]:
-        """ARP frames that the device has passed since, either way; waits up to ``seconds`` for one. Raises
-        UplinkError."""
+        """The ARP frames that the device has passed since the last call, in both directions. Waits up to ``seconds``
+        for one. Raises UplinkError."""
 
 
 class Sockets(Protocol):
@@ -109,8 +110,8 @@ class Sockets(Protocol):
 
 
 def in_namespace(namespace: str | None, act: Callable[[], Result]) -> Result:
-    """Do ``act`` in a thread of its own within the network namespace; sockets that it makes stay there. Raises
-    UplinkError for an OSError."""
+    """Call ``act`` in a thread of its own within the network namespace; sockets that ``act`` makes stay in it. Returns
+    the result of ``act``. Raises UplinkError for an OSError."""
     result: list[Result] = []
     faults: list[OSError] = []
 
@@ -141,7 +142,7 @@ def _enter(namespace: str) -> None:
 
 
 class PacketSockets:
-    """The real ones (packet(7)), in ``namespace``; ``None``: this process's own."""
+    """Packet sockets (packet(7)) in ``namespace``; ``None`` is this process's own namespace."""
 
     def __init__(self, namespace: str | None) -> None:
         self._namespace = namespace
@@ -161,8 +162,9 @@ class PacketSockets:
 
 
 def _arp_socket(device: str) -> socket.socket:
-    """Bound last, with its filter on, so that it never sees anything else. ETH_P_ALL: a bridge or bond above the device
-    takes frames before sockets of one protocol see them (net/core/dev.c, __netif_receive_skb_core)."""
+    """A socket that sees only the device's ARP frames: it is bound last, when its filter is on. It is bound to
+    ETH_P_ALL because a bridge or bond above the device takes frames before sockets of one protocol see them
+    (net/core/dev.c, __netif_receive_skb_core)."""
     found = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     try:
         program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in _ONLY_ARP))

@@ -1,4 +1,4 @@
-"""The uplink that something else steers: a bond that shows traffic to both VFs, an SDN controller, an operator."""
+"""An uplink that something else steers: a bond that shows traffic to both VFs, an SDN controller, or an operator."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from ovs_hotswap.uplink.proof import End
 
 
 class NoUplink:
-    """Steers nothing. It knows no owner, so ``owner`` is always ``None``."""
+    """Steers nothing. It knows of no owner, so ``owner`` is always ``None``."""
 
     def owner(self) -> Side | None:
         return None
 
     def steer(self, side: Side) -> None:
-        """Nothing to do."""
+        """Does nothing."""
 
     def prove(self, side: Side, end: End, way: Way | None = None) -> Proof:
-        """There is no device of the host to see frames on."""
+        """Proves nothing: the host has no device on which the frames could be seen."""
         return Proof()
 
     def steered(self, side: Side) -> Steered | None:
         return None
 
     def clear(self) -> None:
-        """Nothing to do."""
+        """Does nothing."""
 
     def check(self) -> list[Finding]:
         return [Finding("uplink", Severity.OK, 'driver "none": the uplink is steered by something else')]

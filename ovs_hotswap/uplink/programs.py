@@ -1,7 +1,7 @@
-"""BPF programs on a device that see packets before tc filters do: rtnetlink's list of filters does not have them.
+"""BPF programs on a device that see packets before tc filters do. rtnetlink's list of filters does not contain them.
 
-tcx (kernel 6.6 and later) runs before every filter of clsact, and a verdict other than TCX_NEXT ends the way
-(net/core/dev.c, sch_handle_ingress); XDP runs before both.
+tcx (kernel 6.6 and later) runs before every filter of clsact; after a verdict other than TCX_NEXT no filter sees the
+packet (net/core/dev.c, sch_handle_ingress). XDP runs before both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _ATTR_BYTES = 64
 
 
 def tcx_counts(namespace: str | None, index: int) -> dict[str, int]:
-    """How many tcx programs are on the device, by direction; none on a kernel that has no tcx. Raises UplinkError."""
+    """The number of tcx programs on the device, by direction, without directions that have none. On a kernel without
+    tcx it is empty. Raises UplinkError."""
 
     def count() -> dict[str, int]:
         return {way: query(index, kind) for way, kind in (("ingress", TCX_INGRESS), ("egress", TCX_EGRESS))}
@@ -30,14 +31,14 @@ def tcx_counts(namespace: str | None, index: int) -> dict[str, int]:
 
 
 def query(index: int, attach_type: int) -> int:
-    """The number of programs at one place of a device of this thread's namespace. Raises OSError."""
+    """The number of programs at one attach point of a device in this thread's namespace. Raises OSError."""
     number = _SYSCALLS.get(platform.machine())
     if number is None:
         return 0
     attr = ctypes.create_string_buffer(struct.pack("=II", index, attach_type), _ATTR_BYTES)
     if ctypes.CDLL(None, use_errno=True).syscall(number, _PROG_QUERY, attr, _ATTR_BYTES) < 0:
         code = ctypes.get_errno()
-        if code in (errno.EINVAL, errno.ENOSYS, errno.ENOENT):  # no such place in this kernel, or nothing there
+        if code in (errno.EINVAL, errno.ENOSYS, errno.ENOENT):  # this kernel has no such point, or no program is there
             return 0
         raise OSError(code, "BPF_PROG_QUERY")
     return int(struct.unpack_from("=I", attr.raw, _COUNT)[0])

@@ -1,4 +1,4 @@
-"""Whether packets pass between an instance and the wire, both ways, without traffic of VMs and without turning any."""
+"""Proves that packets pass between an instance and the wire in both directions, without VMs' traffic or steering it."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from typing import Protocol
 from ovs_hotswap.model import Proof, Way
 from ovs_hotswap.uplink.frames import MARK_BYTES, Ear, Host, Sockets, answers, arp_request, asks, vxlan_probe
 
-_ASKED = 6  # neighbours at most: one answer is enough
+_ASKED = 6  # the most neighbours that are asked: one answer is enough
 _TRIES = 3
 _ANSWER_S = 0.5  # for each try
 _PAUSE_S = 0.1  # between two questions: switches that inspect ARP take 15 a second from a port
-_LATE_S = 1.0  # an answer may be so late; a switch answers when it has nothing else to do
+_LATE_S = 1.0  # an answer may be this late, because a switch answers when it has nothing else to do
 _COUNTED_S = 3.0  # the switch adds packets of a known flow to its counters every half second
-_COUNTED_ALONE_S = 2.0  # who has one way proven alone has other things to do, and asks again
+_COUNTED_ALONE_S = 2.0  # for a proof of one way only: its caller has other things to do, and tries again later
 
 
 class End(Protocol):
-    """An instance's end of its uplink. Methods raise SwitchError."""
+    """An instance's end of its uplink. All methods raise SwitchError."""
 
     def send(self, frame: bytes) -> None:
-        """Have the instance send the frame by its uplink."""
+        """Make the instance send the frame on its uplink."""
 
     def probes(self) -> int:
-        """VXLAN packets of a network without a VM that it has counted."""
+        """The number of VXLAN packets that the instance has counted for networks without a VM."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prover:
-    """Proofs over kernel devices: ``device`` is where answers arrive, ``vtep`` whom they are for,
-    ``mtu`` the underlay's."""
+    """Makes proofs with kernel devices. Answers arrive on ``device`` and are addressed to ``vtep``. ``mtu``: the MTU of
+    the underlay, in bytes."""
 
     sockets: Sockets
     device: str
@@ -42,10 +42,10 @@ class Prover:
     mtu: int
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
-    _unanswered: dict[Host, float] = field(default_factory=dict, init=False, compare=False)  # when it was asked last
+    _unanswered: dict[Host, float] = field(default_factory=dict, init=False, compare=False)  # when each was last asked
 
     def prove(self, representor: str, end: End, way: Way | None = None) -> Proof:
-        """Of one ``way`` alone, or of both. Raises UplinkError and SwitchError."""
+        """Prove one ``way`` only, or both. Raises UplinkError and SwitchError."""
         match way:
             case Way.OUT:
                 return Proof(out=self._out(end))
@@ -57,7 +57,7 @@ class Prover:
         asked = self.neighbours[:_ASKED]
         if not asked:
             return None
-        # An answer does not say whose question it is for: one to an earlier proof's, of the other instance perhaps.
+        # An answer does not say which question it answers: perhaps one of an earlier proof, of the other instance.
         late = max((self._unanswered.pop(each, float("-inf")) for each in asked), default=float("-inf")) + _LATE_S
         if late > self.clock():
             self.sleep(late - self.clock())
@@ -77,8 +77,8 @@ class Prover:
         return False
 
     def _answered(self, ear: Ear, neighbours: Sequence[Host], mark: bytes, doubtful: set[Host]) -> Host | None:
-        """Who has answered, of those that were asked. ``doubtful``: whose answers may be for somebody else's question,
-        which was seen on the device."""
+        """The neighbour that has answered one of our questions. ``doubtful``: neighbours whose answers do not count,
+        because the question of another host to them was seen on the device."""
         until = self.clock() + max(_PAUSE_S, _ANSWER_S / len(neighbours))
         while (left := until - self.clock()) > 0:
             for frame in ear.heard(left):

@@ -1,4 +1,4 @@
-"""Devices and u32 filters of a network namespace through rtnetlink (pyroute2): what ``tc.TcUplink`` works on."""
+"""The devices and u32 filters of a network namespace, through rtnetlink (pyroute2). ``tc.TcUplink`` works on them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ovs_hotswap.uplink.programs import tcx_counts
 from ovs_hotswap.uplink.tc import ANY, NODE, Kernel, Key, Link, Rule
 
 INGRESS = 0xFFFFFFF2  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)
-# Not pyroute2's "get": it asks for an acknowledgement behind the answer too, and keeps each of them (0.9).
+# This is not pyroute2's "get", which also asks for an acknowledgement after the answer and keeps each of them (0.9).
 _GET_LINK = RTM_GETLINK, NLM_F_REQUEST
 TCA_INGRESS_BLOCK = 13  # include/uapi/linux/rtnetlink.h
 EGRESS_REDIRECT = 1  # TCA_EGRESS_REDIR, include/uapi/linux/tc_act/tc_mirred.h
 
 
 class RtnlTrafficControl:
-    """The real kernel, through rtnetlink, in ``namespace`` (``None``: this process's own).
+    """The kernel's state of ``namespace`` through rtnetlink; ``None`` is this process's own namespace.
 
-    With ``keep`` the socket stays open between uses, until an error: to enter a namespace takes 40 ms. It is then for
-    one thread.
+    With ``keep`` the socket stays open between uses, until an error, because entering a namespace takes 40 ms. Then
+    only one thread may use the object.
     """
 
     def __init__(self, namespace: str | None, *, keep: bool = False) -> None:
@@ -41,7 +41,7 @@ class RtnlTrafficControl:
         route = self._kept
         try:
             if route is None:
-                # flags=0: never make the namespace
+                # flags=0: the namespace is never created
                 route = IPRoute(netns=self._namespace, flags=0) if self._namespace else IPRoute()
             self._kept = None
             try:
@@ -56,7 +56,8 @@ class RtnlTrafficControl:
 
 
 class RtnlKernel:
-    """One rtnetlink socket's view. pyroute2's and the system's errors pass through it to ``open``."""
+    """The kernel's state as one rtnetlink socket sees it. Errors of pyroute2 and of the system pass through to
+    ``open``."""
 
     def __init__(self, route: Any, namespace: str | None = None) -> None:
         self._route = route
@@ -81,7 +82,8 @@ class RtnlKernel:
         return (*(["an XDP program"] if attached else []), *found)
 
     def block(self, link: Link) -> int | None:
-        """Read from the bytes: pyroute2 0.9 does not know the attribute."""
+        """The number of the shared block of ingress filters, read from the bytes: pyroute2 0.9 does not know the
+        attribute."""
         for message in self._route.get_qdiscs(index=link.index):
             for name, held in message["attrs"]:
                 if name == "UNKNOWN" and held["header"]["type"] == TCA_INGRESS_BLOCK:
@@ -116,12 +118,12 @@ class RtnlKernel:
 
 
 def _text(key: Key) -> str:
-    """The key as pyroute2 takes it: a mask's leading zero bytes count, but a mask of nothing has one digit."""
+    """The key as pyroute2 takes it: leading zero bytes of a mask count, but an empty mask has one digit."""
     return f"{key.value:#010x}/{key.mask:#010x}+{key.offset}" if key.mask else f"0x0/0x0+{key.offset}"
 
 
 def _rule(message: Any) -> Rule | None:
-    """The filter in an rtnetlink message; ``None`` for the priority's head and hash table, which match nothing."""
+    """The filter in an rtnetlink message; ``None`` for a priority's head and hash table, which match nothing."""
     options = message.get_attr("TCA_OPTIONS")
     kind = message.get_attr("TCA_KIND")
     selector = options.get_attr("TCA_U32_SEL") if kind == "u32" and options is not None else None
@@ -134,10 +136,11 @@ def _rule(message: Any) -> Rule | None:
 
 
 def _keys(selector: Any) -> tuple[Key, ...]:
-    """The keys of a ``struct tc_u32_sel`` (include/uapi/linux/pkt_cls.h), merged to one per word.
+    """The keys of a ``struct tc_u32_sel`` (include/uapi/linux/pkt_cls.h), merged to one key for each word.
 
-    Read from the bytes: pyroute2 0.9 decodes them four bytes early. They begin after the attribute's header (4) and
-    the structure's own fields (16); each is mask, value (network order), offset, offset mask (host order).
+    They are read from the bytes, because pyroute2 0.9 decodes them four bytes too early. They begin after the
+    attribute's header (4 bytes) and the structure's own fields (16 bytes). Each has mask and value in network order,
+    and offset and offset mask in host order.
     """
     start = selector.offset + 4 + 16
     raw = bytes(selector.data[start : start + 16 * selector["nkeys"]])
@@ -145,7 +148,7 @@ def _keys(selector: Any) -> tuple[Key, ...]:
     for at in range(0, len(raw), 16):
         mask, value = struct.unpack_from("!II", raw, at)
         (offset,) = struct.unpack_from("=i", raw, at + 8)
-        for byte in range(4):  # a key may begin anywhere; ours are compared word by word
+        for byte in range(4):  # a key may begin at any byte, and our keys are compared word by word
             shift = 8 * (3 - byte)
             word, place = divmod(offset + byte, 4)
             old_value, old_mask = words.get(4 * word, (0, 0))
@@ -156,7 +159,8 @@ def _keys(selector: Any) -> tuple[Key, ...]:
 
 
 def _packets(options: Any) -> int:
-    """Of the filter's first action (include/uapi/linux/gen_stats.h), whether software or the card carried it out."""
+    """The packets of the filter's first action (include/uapi/linux/gen_stats.h), whether software or the card has
+    carried it out."""
     actions = options.get_attr("TCA_U32_ACT")
     statistics = actions["attrs"][0][1].get_attr("TCA_ACT_STATS") if actions is not None and actions["attrs"] else None
     basic = None if statistics is None else statistics.get_attr("TCA_STATS_BASIC")
@@ -164,7 +168,7 @@ def _packets(options: Any) -> int:
 
 
 def _target(options: Any) -> int | None:
-    """The device that the filter's only action redirects to."""
+    """The index of the device to which the filter redirects; ``None`` if it has another action, or several."""
     actions = options.get_attr("TCA_U32_ACT")
     if actions is None or len(actions["attrs"]) != 1:
         return None

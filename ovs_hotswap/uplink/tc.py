@@ -3,12 +3,12 @@
 - ingress of the device: UDP to port 4789 of the VTEP goes to the representor of the active instance's VF;
 - ingress of either representor (what the VF sends): everything goes out of the device.
 
-Everything else that arrives on the device stays with the kernel. The first filter is moved from one VF to the other
-by ``replace`` on the same handle: the kernel swaps the action in one step, so no packet is lost, and keeps the keys
-of the old filter (net/sched/cls_u32.c, u32_change), so a filter with other keys is made anew instead.
+Everything else that arrives on the device stays with the kernel. A ``replace`` on the same handle moves the first
+filter from one VF to the other: the kernel swaps the action in one step, so no packet is lost. It keeps the keys of the
+old filter (net/sched/cls_u32.c, u32_change), so a filter with other keys is removed and made again.
 
-Filters are told apart by priority, handle and keys. An empty ``clsact`` is left behind: who made it is not recorded
-anywhere, and it costs nothing.
+Priority, handle and keys identify our filters. An empty ``clsact`` is left behind: there is no record of the program
+that made it, and it costs nothing.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from ovs_hotswap.model import Finding, Proof, Severity, Side, Steered, Way
 from ovs_hotswap.uplink.frames import ETH_P_ALL, ETH_P_IP, VXLAN_UDP_PORT, Host, Sockets
 from ovs_hotswap.uplink.proof import End, Prover
 
-PRIORITY = 4789  # of all our filters; lower numbers are looked at first
+PRIORITY = 4789  # the priority of all our filters; the kernel tries filters with lower numbers first
 NODE = 1  # our filters' number within the hash table that the kernel makes for the priority
 NODE_MASK = 0xFFF  # of a handle, include/uapi/linux/pkt_cls.h TC_U32_NODE
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """The 32 bits at ``offset`` bytes from the network header, and with ``mask``, are ``value``."""
+    """A condition: the 32 bits at ``offset`` bytes from the network header, masked with ``mask``, equal ``value``."""
 
     value: int
     mask: int
@@ -44,10 +44,10 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One u32 filter. ``target`` is the index of the device it redirects to, ``None`` if it does something else.
+    """One u32 filter. ``target`` is the index of the device to which it redirects, ``None`` if it has another action.
 
     ``handle`` is 0 for a rule that is not installed yet. ``keys`` is empty for a filter of another kind. ``packets``:
-    those it has redirected since its action was made.
+    the packets that it has redirected since its action was made.
     """
 
     priority: int
@@ -60,7 +60,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """``mtu``: in bytes."""
+    """A network device. ``mtu`` is in bytes."""
 
     index: int
     up: bool
@@ -72,27 +72,28 @@ class Kernel(Protocol):
     """The devices and filters of one network namespace. All methods raise UplinkError."""
 
     def link(self, name: str) -> Link | None:
-        """The device as it is, ``None`` if there is none."""
+        """The present state of the device; ``None`` if there is no such device."""
 
     def rules(self, link: Link) -> list[Rule]:
-        """All filters on the device's ingress, in no order."""
+        """All filters on the device's ingress, in no particular order."""
 
     def programs(self, link: Link) -> tuple[str, ...]:
-        """BPF programs on the device that see packets before filters do, in words."""
+        """The BPF programs on the device that see packets before filters do, in words."""
 
     def block(self, link: Link) -> int | None:
-        """The number of the block that holds the device's ingress filters, if it is one that devices can share: the
-        kernel puts no filter on such a device alone (net/sched/cls_api.c, __tcf_block_find)."""
+        """The number of the block that holds the device's ingress filters, if devices can share this block; otherwise
+        ``None``. The kernel puts no filter on such a device alone (net/sched/cls_api.c, __tcf_block_find)."""
 
     def replace(self, link: Link, rule: Rule) -> None:
-        """Make ``rule`` as node NODE of its priority (handle 0), or change the action of the one with its handle."""
+        """Install ``rule`` as node NODE of its priority if its handle is 0; otherwise change the action of the filter
+        with this handle."""
 
     def delete(self, link: Link, rule: Rule, *, whole_priority: bool) -> None:
-        """Remove the filter, or all of its priority: only that frees the priority's hash table too."""
+        """Remove the filter, or all filters of its priority: only the latter frees the priority's hash table, too."""
 
 
 class TrafficControl(Protocol):
-    """The way to a network namespace's kernel state; ``open`` raises UplinkError."""
+    """Opens the kernel's state of a network namespace. ``open`` raises UplinkError."""
 
     def open(self) -> AbstractContextManager[Kernel]: ...
 
@@ -103,7 +104,7 @@ def vxlan_keys(vtep: str) -> tuple[Key, ...]:
     RFC 7348 section 4.3 forbids fragmenting between VTEPs.
     """
     return (
-        Key(0x45000000, 0xFF000000, 0),  # version 4, five words of header: the offsets below depend on it
+        Key(0x45000000, 0xFF000000, 0),  # version 4, a header of five words: the offsets below depend on its length
         Key(0x00000000, 0x00001FFF, 4),  # fragment offset 0
         Key(0x00110000, 0x00FF0000, 8),  # UDP
         Key(int(IPv4Address(vtep)), 0xFFFFFFFF, 16),  # destination address
@@ -115,7 +116,7 @@ ANY = (Key(0, 0, 0),)
 
 
 def shaped(keys: tuple[Key, ...], like: tuple[Key, ...]) -> bool:
-    """Whether ``keys`` are ``like`` but for the address: ours, perhaps of another VTEP."""
+    """Whether ``keys`` equal ``like`` except for the address: then they are ours, perhaps for another VTEP."""
     return len(keys) == len(like) and all(
         (a.mask, a.offset) == (b.mask, b.offset) and (a.value == b.value or a.mask == 0xFFFFFFFF)
         for a, b in zip(keys, like, strict=True)
@@ -124,7 +125,8 @@ def shaped(keys: tuple[Key, ...], like: tuple[Key, ...]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The filters of one device, sorted: ours (one at most), others at our priority, and those looked at before."""
+    """The filters of one device: ours (at most one), others at our priority (``intruders``), and those that the kernel
+    tries before ours (``earlier``)."""
 
     ours: Rule | None
     intruders: tuple[Rule, ...]
@@ -132,7 +134,7 @@ class Found:
 
 
 def sort(rules: list[Rule], protocol: int, keys: tuple[Key, ...]) -> Found:
-    """Tell our filter from those of others."""
+    """Separate our filter, which has ``protocol`` and ``keys``, from the filters of others."""
     mine = [
         rule
         for rule in rules
@@ -150,7 +152,8 @@ def sort(rules: list[Rule], protocol: int, keys: tuple[Key, ...]) -> Found:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What was found at the last look. Indices of devices are not used again, so it cannot mean another device."""
+    """What the last look has found. The kernel does not reuse indices of devices, so an index here cannot mean another
+    device."""
 
     device: Link
     rule: Rule
@@ -159,10 +162,11 @@ class _Known:
 
 class TcUplink:
     """The driver. ``vtep`` is the VTEP's address, ``mac`` the MAC that the bridge, and so the device, must have,
-    ``mtu`` the underlay's, which every device on the way must carry. ``neighbours``: on-link hosts that can be asked.
+    ``mtu`` the MTU of the underlay, which every device on the way must carry. ``neighbours``: on-link hosts that a
+    proof can ask.
 
-    ``quick``: begin to steer with the one act that turns the traffic, as things were found last, and look afterwards; a
-    fault that is found then is raised with the traffic turned.
+    ``quick``: ``steer`` begins with the one act that steers the traffic, based on the last look, and looks afterwards.
+    If it then finds a fault, this is raised with the traffic steered.
     """
 
     def __init__(
@@ -190,8 +194,8 @@ class TcUplink:
         self._known: _Known | None = None
 
     def owner(self) -> Side | None:
-        """The side whose representor the VTEP's filter redirects to; ``None`` if there is no filter, or it is for
-        another address or goes elsewhere."""
+        """The side to whose representor the VTEP's filter redirects; ``None`` if there is no filter, or it is for
+        another address or another device."""
         with self._control.open() as kernel:
             return self._owner(kernel)
 
@@ -210,15 +214,15 @@ class TcUplink:
         if owner is not side:
             raise UplinkError(
                 f"{self._device}: the filter for {self._vtep} was put to instance {side}, but reads back as "
-                f"{f'instance {owner}' if owner else 'nobody'}'s",
+                f"{f'instance {owner}' if owner else 'neither instance'}'s",
                 hint=f"tc filter show dev {self._device} ingress",
             )
 
     def _steer_as_known(self, kernel: Kernel, side: Side) -> None:
-        """The one act that turns the traffic first (1 ms); all the looking comes after it (10 ms)."""
+        """Steer the traffic with one act, based on the last look (1 ms). The caller looks afterwards (10 ms)."""
         known, self._known = self._known, None
         if known is not None and side in known.links and known.rule.target != known.links[side].index:
-            with contextlib.suppress(NetlinkError, UplinkError):  # the world has changed: it is looked at next
+            with contextlib.suppress(NetlinkError, UplinkError):  # the devices have changed: the caller looks next
                 kernel.replace(known.device, replace(known.rule, target=known.links[side].index))
 
     def clear(self) -> None:
@@ -315,12 +319,12 @@ def _shared(kernel: Kernel, name: str, link: Link) -> UplinkError | None:
         return None
     return UplinkError(
         f"{name}: its ingress filters are those of block {block}, and no filter can be put on it alone",
-        hint=f"make its clsact anew, without ingress_block: tc qdisc show dev {name}",
+        hint=f"replace its clsact by one without ingress_block: tc qdisc show dev {name}",
     )
 
 
 def _put(kernel: Kernel, name: str, link: Link, rule: Rule) -> None:
-    """Make our filter on the device as ``rule`` says; nothing happens if it is so."""
+    """Install our filter on the device as ``rule`` says, unless it is so already. Raises UplinkError."""
     found = sort(kernel.rules(link), rule.protocol, rule.keys)
     if found.intruders:
         raise UplinkError(
@@ -333,7 +337,7 @@ def _put(kernel: Kernel, name: str, link: Link, rule: Rule) -> None:
             return
         if found.ours.keys == rule.keys:
             handle = found.ours.handle
-        else:  # of another VTEP address, which gets no traffic any more
+        else:  # the filter is for another VTEP address, which gets no traffic any longer
             kernel.delete(link, found.ours, whole_priority=True)
     try:
         kernel.replace(link, replace(rule, handle=handle))

@@ -104,7 +104,7 @@ def test_a_crash_is_survived_by_each_qemu_itself(bed: Lab, host: Host) -> None:
         pid = host.instances[active].pid()
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        host.wait(lambda: host.recorded_active() is active.other, 20.0, lambda: "no fail-over is recorded")
+        host.wait(lambda: host.recorded_active() is active.other, 20.0, lambda: "no failover is recorded")
         wait_protected(host, active.other)
         bed.pings.wait_flowing(60.0)
         served_by(host, active.other)
@@ -121,7 +121,7 @@ def test_a_vm_in_quarantine_is_served_by_nobody_and_then_goes_on(bed: Lab, host:
         pid = host.instances[active].pid()
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        host.wait(lambda: host.recorded_active() is active.other, 20.0, lambda: "no fail-over is recorded")
+        host.wait(lambda: host.recorded_active() is active.other, 20.0, lambda: "no failover is recorded")
         wait_protected(host, active.other)
         owners = {vm.name: vm.owner for vm in host.backends.vms()}
         assert owners == {"vm1": active.other, "vm2": None}

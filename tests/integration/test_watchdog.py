@@ -98,7 +98,7 @@ def test_every_vm_moves_when_the_active_dies_or_hangs(
     assert pid is not None
     known, before = len(failovers(host)), bed.pings.mark()
     os.kill(pid, number)
-    eventually(lambda: host.recorded_active() is old.other, "no fail-over")
+    eventually(lambda: host.recorded_active() is old.other, "no failover")
     assert not System().has_memory(pid)
     served_by(host, old.other)
     bed.pings.wait_flowing(30.0)
@@ -199,7 +199,7 @@ def test_an_active_that_dies_in_an_upgrade_is_failed_over(bed: Lab, host: Host, 
             pid = host.instances[active].pid()
             assert pid is not None
             os.kill(pid, signal.SIGKILL)
-            eventually(lambda: host.recorded_active() is active.other, "no fail-over")
+            eventually(lambda: host.recorded_active() is active.other, "no failover")
             found.append(host.uplink.owner())
 
     assert Upgrader(host).upgrade("host", kill, force=True).committed

@@ -233,7 +233,7 @@ def test_a_file_that_was_begun_anew_is_an_error(path: Path) -> None:
     append(path, report([1, 2], 2))
     first = pings.mark()
     path.write_bytes(report([], 1))
-    with pytest.raises(LabError, match="brought up anew"):
+    with pytest.raises(LabError, match="brought up again"):
         pings.between(first, first)
 
 
