@@ -163,8 +163,7 @@ def end_standby(host: Host, side: Side) -> None:
     """End a standby, dead or alive. The VMs that are parked on it stay with the other side. A broker that does not
     answer is not needed: it sees later that the switch is gone. Raises BusyError if the side is active by now."""
     with contextlib.suppress(BrokerError):
-        for vm in host.backends.vms(read=False):
-            host.backends.unpark(vm.name, side)
+        unpark_each(host, side, [vm.name for vm in host.backends.vms(read=False)])
     if host.recorded_active() is side:
         raise BusyError(f"instance {side} has just become the active one")
     host.instances[side].stop()
@@ -249,6 +248,17 @@ def park_each(
                 expected[vm.name] = _enabled_pairs(vm)
     late = _await_polled(host, side, expected)
     return refused | {name: f"instance {side} does not poll its queues" for name in late}
+
+
+def unpark_each(host: Host, side: Side, names: Iterable[str]) -> None:
+    """Keep VMs parked on a side no longer. A VM that cannot be unparked has left the overlay intent in the meantime,
+    and does not keep the others. Raises BrokerError if the broker does not answer."""
+    for name in names:
+        try:
+            host.backends.unpark(name, side)
+        except BrokerError as error:
+            host.backends.vms(read=False)  # raises what is not the fault of this VM
+            log.warning("VM %s stays parked on %s: %s", name, side, error.message)
 
 
 def _await_polled(host: Host, side: Side, expected: Mapping[str, int]) -> list[str]:

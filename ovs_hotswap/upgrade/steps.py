@@ -20,6 +20,7 @@ from ovs_hotswap.host.standby import (
     read_record,
     release_for_upgrade,
     see_uplink,
+    unpark_each,
     usable,
 )
 from ovs_hotswap.model import Severity, Side
@@ -248,9 +249,8 @@ class Park(ReversibleStep[Upgrade]):
     def undo(self, context: Upgrade, run: StepContext) -> None:
         if context.look().outlook is Outlook.NONE:
             return
-        for vm in context.host.backends.vms(read=False):
-            if vm.owner != context.new:
-                context.host.backends.unpark(vm.name, context.new)
+        vms = context.host.backends.vms(read=False)
+        unpark_each(context.host, context.new, [vm.name for vm in vms if vm.owner != context.new])
 
 
 class SteerUplink(ReversibleStep[Upgrade]):
@@ -372,8 +372,7 @@ class Retire(Step[Upgrade]):
         if context.runs(context.old):
             see_uplink(host, context.new)
         names = [vm.name for vm in host.backends.vms(read=False)]
-        for name in names:
-            host.backends.unpark(name, context.old)
+        unpark_each(host, context.old, names)
         if context.keep_old:
             run.progress(f"instance {context.old} is kept running")
             return

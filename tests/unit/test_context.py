@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from ovs_hotswap.backends import ABSENT_SWITCH, BackendMode, Switches
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError
-from ovs_hotswap.host.standby import park_each
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.host.standby import park_each, unpark_each
 from ovs_hotswap.model import Side
 from ovs_hotswap.qemu.dual import DualQemu
 from ovs_hotswap.qemu.monitor import Answer
@@ -136,6 +138,28 @@ def test_a_qemu_that_does_not_answer_keeps_no_standby_from_being_there(upgrade: 
     )
     assert host.unconnected(Side.B) == []
     assert park_each(host, Side.B, dual.vms()) == {"mute": "QEMU does not answer"}
+
+
+class Left(FakeBackEnds):
+    """``vm1`` leaves the overlay intent as soon as the VMs have been listed."""
+
+    def unpark(self, name: str, side: Side) -> None:
+        if name == "vm1":
+            self._answer()
+            raise BrokerError("no VM 'vm1'")
+        super().unpark(name, side)
+
+
+def test_a_vm_that_has_left_keeps_no_other_parked() -> None:
+    states = VmStates(["vm0", "vm1", "vm2"])
+    for parked in states.parked.values():
+        parked.add(Side.B)
+    host = cast(Host, SimpleNamespace(backends=Left(states)))
+    unpark_each(host, Side.B, list(states.owner))
+    assert states.parked == {"vm0": set(), "vm1": {Side.B}, "vm2": set()}
+    states.broker_fault = BrokerError("it does not answer")
+    with pytest.raises(BrokerError, match="it does not answer"):
+        unpark_each(host, Side.B, ["vm1"])
 
 
 class Dying(World):
