@@ -217,13 +217,16 @@ class LineTests:
 
 
 class Chosen:
-    """A pytest plugin that runs these tests, in this order."""
+    """A pytest plugin that runs these tests, in this order; and all others, too, if the mutant has renamed some, whose
+    parameters it has made."""
 
     def __init__(self, tests: Sequence[str]) -> None:
         self.order = {test: number for number, test in enumerate(tests)}
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = sorted((item for item in items if item.nodeid in self.order), key=lambda i: self.order[i.nodeid])
+        renamed = not self.order.keys() <= {item.nodeid for item in items}
+        chosen = [item for item in items if renamed or item.nodeid in self.order]
+        items[:] = sorted(chosen, key=lambda item: self.order.get(item.nodeid, len(self.order)))
 
 
 class Forked:

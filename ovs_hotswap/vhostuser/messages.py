@@ -14,7 +14,7 @@ import enum
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from ovs_hotswap.errors import ProtocolError
 from ovs_hotswap.vhostuser.unsupported import not_carried
@@ -223,7 +223,7 @@ class OneDescriptor:
     descriptor: Descriptor
 
 
-Body = Empty | Number | RingValue | RingPlace | RingDescriptor | MemoryTable | DirtyLog | OneDescriptor
+Body: TypeAlias = Empty | Number | RingValue | RingPlace | RingDescriptor | MemoryTable | DirtyLog | OneDescriptor
 
 
 @dataclass(frozen=True, slots=True)

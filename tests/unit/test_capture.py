@@ -233,8 +233,9 @@ def test_rings_take_no_more_memory_than_is_needed_for_an_mtu(
     assert capture.written(scratch) == 0
 
 
-def test_a_buffer_for_the_usual_mtu_is_half_a_page() -> None:
-    assert capture.buffer_size(1500) == 2048
+@pytest.mark.parametrize(("mtu", "pages"), [(68, 0.5), (1500, 0.5), (2014, 0.5), (2015, 1), (9000, 2.5), (None, 2.5)])
+def test_a_buffer_is_as_many_half_pages_as_a_frame_of_the_mtu_needs(mtu: int | None, pages: float) -> None:
+    assert capture.buffer_size(mtu) == pages * 4096
 
 
 def test_a_ring_smaller_than_the_buffers(scratch: OwnedFd) -> None:

@@ -232,6 +232,9 @@ offers = st.builds(Offer, st.integers(0, 255), st.integers(0, 255), st.integers(
 
 
 @given(st.lists(offers, min_size=1, max_size=3), st.integers(0, 255), st.none() | st.integers(1, 256))
+@example([Offer(1, 1, 4), Offer(3, 3, 8)], 2, 2)
+@example([Offer(1, 1, 4), Offer(3, 3, 8)], 2, 6)
+@example([Offer(1, 1, 4), Offer(3, 3, 8)], 2, None)
 def test_a_guest_is_offered_what_every_back_end_can_do_and_nothing_else(
     of: list[Offer], withheld: int, queues: int | None
 ) -> None:
@@ -365,6 +368,7 @@ def test_a_kick_or_an_enable_ends_the_description_of_a_ring() -> None:
     assert told(described, DISABLE).state.rings[0] == replace(described.rings[0], enabled=False, anew=False)
     kicked = told(booted(1), KICK).state
     again = told(told(kicked, SIZE).state, KICK).state.rings[0]
+    assert again.anew is False
     assert again == replace(kicked.rings[0], life=1, base=None)
 
 
@@ -381,8 +385,11 @@ def test_kick_without_a_descriptor_starts_the_ring_too() -> None:
 
 
 def test_kick_before_size_and_address_is_refused() -> None:
-    with pytest.raises(ProtocolError, match="ring 0 has no size or address"):
-        told(GuestState(), messages.build_ring_descriptor(Request.SET_VRING_KICK, 0, present=False))
+    ring = booted(1).rings[0]
+    for known in (Ring(), Ring(size=ring.size), Ring(address=ring.address)):
+        with pytest.raises(ProtocolError, match="ring 0 has no size or address"):
+            told(GuestState(rings=(known,)), KICK)
+    assert told(GuestState(rings=(Ring(size=ring.size, address=ring.address),)), KICK).state.started == (0,)
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,22 @@ def test_layout_of_a_message_is_that_of_the_specification() -> None:
     assert data == bytes.fromhex(words + quads)
 
 
+def test_a_message_without_a_payload_is_its_header() -> None:
+    assert messages.build(Request.GET_FEATURES) == bytes.fromhex("01000000 01000000 00000000")
+    assert messages.reply(Request.SET_LOG_BASE) == bytes.fromhex("06000000 05000000 00000000")
+
+
+def test_each_message_can_ask_for_an_acknowledgement() -> None:
+    flags = messages.VERSION | messages.NEED_REPLY
+    for data in (
+        messages.build(Request.SET_OWNER, flags=flags),
+        messages.build_number(Request.SET_FEATURES, 0, flags),
+        messages.build_ring_value(Request.SET_VRING_ENABLE, 0, 1, flags),
+        messages.build_ring_address(0, RingAddress(0, 0, 0, 0, 0), flags),
+    ):
+        assert message(data).need_reply
+
+
 def test_layout_of_a_memory_table_is_that_of_the_specification() -> None:
     """Number of regions and padding, then of each region its guest address, size, user address and offset."""
     data = messages.build_memory_table([Region(0x1000, 0x2000, 0x3000, 0x4000, FakeDescriptor())])
