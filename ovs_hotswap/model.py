@@ -22,6 +22,14 @@ class Side(enum.StrEnum):
         return Side.B if self is Side.A else Side.A
 
 
+class Life(enum.Enum):
+    """What the ovs-vswitchd of an instance does. A stopped process forwards nothing, but may be continued."""
+
+    RUNS = "runs"
+    STOPPED = "is stopped"
+    DEAD = "died"
+
+
 class Severity(enum.StrEnum):
     OK = "ok"
     WARNING = "warning"

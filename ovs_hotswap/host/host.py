@@ -137,7 +137,7 @@ class Host:
 
     def openflow(self, side: Side) -> OpenFlow:
         """The side's bridge. Raises SwitchError if no process would answer."""
-        see_answering(self.instances[side], self.system)
+        see_answering(self.instances[side])
         return OpenFlow(self.system, self.instances[side].paths.bridge_mgmt)
 
     def tunnels(self, side: Side) -> Tunnels:
@@ -489,7 +489,7 @@ class Host:
         def look() -> bool:
             found = true()
             for side in () if found else on:
-                see_going(self.instances[side], self.system)
+                see_going(self.instances[side])
             return found
 
         if not wait_until(look, seconds, self.system):

@@ -271,7 +271,7 @@ def _await_polled(host: Host, side: Side, expected: Mapping[str, int]) -> list[s
 
     def look() -> list[str]:
         if late := unpolled():
-            see_going(host.instances[side], host.system)
+            see_going(host.instances[side])
         return late
 
     return wait_until(look, _POLLED_S, host.system, done=operator.not_) if expected else []

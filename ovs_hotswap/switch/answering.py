@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.model import Life
 from ovs_hotswap.switch.instance import Instance
-from ovs_hotswap.system import System
 
 _HINT = "see whether the instance runs: `ovs-hotswap instance list`"
 
 
-def see_answering(instance: Instance, system: System) -> None:
+def see_answering(instance: Instance) -> None:
     """Raises SwitchError for an instance that has ended, stands still, or serves no OpenFlow because it lacks its
     ovsdb-server (``Instance.lacks_database``)."""
-    pid = instance.pid()
-    if pid is None:
+    life = instance.life()
+    if life is Life.DEAD:
         raise SwitchError(f"instance {instance.side} does not run", hint=_HINT)
-    if system.stopped(pid):
-        raise SwitchError(f"instance {instance.side} is stopped", hint=f"see what stopped it, then `kill -CONT {pid}`")
+    if life is Life.STOPPED:
+        hint = f"see what stopped it, then `kill -CONT {instance.pid()}`"
+        raise SwitchError(f"instance {instance.side} is stopped", hint=hint)
     if instance.lacks_database():
         raise SwitchError(f"instance {instance.side} has lost its ovsdb-server", hint=_HINT)
 
 
-def see_going(instance: Instance, system: System) -> None:
+def see_going(instance: Instance) -> None:
     """Raises SwitchError for an instance that has ended or is stopped."""
-    pid = instance.pid()
-    if pid is None or system.stopped(pid):
-        raise SwitchError(f"instance {instance.side} {'has ended' if pid is None else 'is stopped'}")
+    life = instance.life()
+    if life is not Life.RUNS:
+        raise SwitchError(f"instance {instance.side} {life.value}")

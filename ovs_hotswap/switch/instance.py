@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ovs_hotswap.config import Config, InstanceConfig
 from ovs_hotswap.errors import CommandError, HotswapError, SwitchError
-from ovs_hotswap.model import Device, Release, Side
+from ovs_hotswap.model import Device, Life, Release, Side
 from ovs_hotswap.process_exit import start_time
 from ovs_hotswap.switch import launch
 from ovs_hotswap.switch.logscan import fatal, telling_cause
@@ -99,12 +99,14 @@ class Instance:
     def database(self, timeout: float = 5.0, tables: Sequence[str] = TABLES) -> SwitchDb:
         """A connection to its database, to be used as a context manager. With hundreds of ports it takes a second to
         read all ``tables``: who asks for less names those."""
-        return self._connect(self.paths.db_socket, timeout, self._goes_on, tables)
+        return self._connect(self.paths.db_socket, timeout, lambda: self.life() is Life.RUNS, tables)
 
-    def _goes_on(self) -> bool:
+    def life(self) -> Life:
         """Whether its ovs-vswitchd may still do what it is asked for."""
         pid = self.pid()
-        return pid is not None and not self._system.stopped(pid)
+        if pid is None:
+            return Life.DEAD
+        return Life.STOPPED if self._system.stopped(pid) else Life.RUNS
 
     def status(self) -> InstanceStatus:
         """What there is of the instance. Never raises because a part is missing or does not answer."""

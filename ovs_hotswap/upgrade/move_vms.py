@@ -17,7 +17,7 @@ from ovs_hotswap.host import rings
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.pmd_progress import drain_pmd_queues
 from ovs_hotswap.host.rings import Place
-from ovs_hotswap.model import MessageThread, Side
+from ovs_hotswap.model import Life, MessageThread, Side
 from ovs_hotswap.plan.executor import StepContext
 from ovs_hotswap.priority import Rank
 from ovs_hotswap.upgrade import baseline
@@ -139,7 +139,8 @@ class _Row:
 
     def _pass_over(self, name: str, fault: HotswapError) -> None:
         host = self._host
-        if not isinstance(fault, BrokerError | StateUnknown) or any(_broken(host, side) for side in Side):
+        both_run = all(host.instances[side].life() is Life.RUNS for side in Side)
+        if not isinstance(fault, BrokerError | StateUnknown) or not both_run:
             raise fault
         if not self._settles(name):
             raise fault
@@ -258,16 +259,12 @@ def _served_there(host: Host, before: Mapping[Place, rings.RingSample]) -> list[
     return served()
 
 
-def _broken(host: Host, side: Side) -> bool:
-    pid = host.instances[side].pid()
-    return pid is None or host.system.stopped(pid)
-
-
 def _see_that_it_runs(host: Host, side: Side) -> None:
     """Check that the instance runs, as the uplink is steered to it already: waiting for the deadlines of an instance
     that does not would take too long. Raises SwitchError."""
-    if _broken(host, side):
-        raise SwitchError(f"instance {side} died or is stopped", hint="its log is kept in the state directory")
+    life = host.instances[side].life()
+    if life is not Life.RUNS:
+        raise SwitchError(f"instance {side} {life.value}", hint="its log is kept in the state directory")
 
 
 def _prefer(host: Host, to: Side) -> None:

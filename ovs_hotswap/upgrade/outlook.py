@@ -10,15 +10,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from ovs_hotswap.model import Side
-
-
-class Life(enum.Enum):
-    """What the ovs-vswitchd of an instance does. A stopped process forwards nothing, but may be continued."""
-
-    RUNS = "runs"
-    STOPPED = "is stopped"
-    DEAD = "died"
+from ovs_hotswap.model import Life, Side
 
 
 class Outlook(enum.Enum):

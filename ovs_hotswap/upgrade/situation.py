@@ -11,9 +11,9 @@ from ovs_hotswap.errors import BrokerError
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.lifecycle import start_instance
 from ovs_hotswap.host.standby import lacks_uplink
-from ovs_hotswap.model import Side
+from ovs_hotswap.model import Life, Side
 from ovs_hotswap.switch.instance import State
-from ovs_hotswap.upgrade.outlook import Life, Outlook, Service, Situation
+from ovs_hotswap.upgrade.outlook import Outlook, Service, Situation
 from ovs_hotswap.waiting import wait_until
 
 
@@ -46,24 +46,18 @@ class Upgrade:
         return self.host.instances[side].status().state is State.RUNNING
 
     def dead(self, side: Side) -> bool:
-        return self._life(side) is Life.DEAD
+        return self.host.instances[side].life() is Life.DEAD
 
     # -- one look
 
     def look(self, *, service: bool = False) -> Situation:
         """Look at the two processes; with ``service`` also at which instance serves the VMs, and at the new instance's
         uplink. A step looks once and decides from that; a step that waits looks again afterwards."""
-        lives = {side: self._life(side) for side in (self.old, self.new)}
+        lives = {side: self.host.instances[side].life() for side in (self.old, self.new)}
         # Otherwise the service does not influence the outlook.
         asked = service and lives[self.old] is not Life.DEAD and lives[self.new] is Life.RUNS
         seen = self._service() if asked else None
         return Situation(self.old, self.new, lives[self.old], lives[self.new], seen)
-
-    def _life(self, side: Side) -> Life:
-        pid = self.host.instances[side].pid()
-        if pid is None:
-            return Life.DEAD
-        return Life.STOPPED if self.host.system.stopped(pid) else Life.RUNS
 
     def _service(self) -> Service:
         uplink = lacks_uplink(self.host, self.new)

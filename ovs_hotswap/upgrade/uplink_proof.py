@@ -61,7 +61,7 @@ class SwitchEnd:
 
 def prove(host: Host, side: Side, way: Way | None = None) -> Proof:
     """Prove the side's uplink with frames, in one ``way`` or both. Raises SwitchError and UplinkError."""
-    see_answering(host.instances[side], host.system)
+    see_answering(host.instances[side])
     return host.uplink.prove(side, SwitchEnd(host, side), way)
 
 

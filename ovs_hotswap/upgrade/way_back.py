@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown, SwitchError
+from ovs_hotswap.model import Life
 from ovs_hotswap.plan.executor import StepContext
 from ovs_hotswap.upgrade import baseline
 from ovs_hotswap.upgrade.move_vms import move_all
@@ -99,8 +100,7 @@ def _patiently(context: Upgrade, run: StepContext, lacks: str, well: Callable[[V
         if deadline.passed:
             break
         host.system.sleep(POLL_S)
-    pid = host.instances[old].pid()
-    if len(amiss) == len(vms) or pid is None or host.system.stopped(pid):
+    if len(amiss) == len(vms) or host.instances[old].life() is not Life.RUNS:
         raise SwitchError(f"instance {old} {lacks} VM {names} after {_RETURNED_S:g} s")
     why = some([f"VM {vm.name}: {vm.last_error}" for vm in amiss if vm.last_error], "; ")
     run.warn(f"instance {old} {lacks} VM {names}{f' ({why})' if why else ''}")

@@ -14,7 +14,7 @@ import pytest
 from ovs_hotswap.backends import MoveResult, OwnerCertainty, Undelivered, VmStatus
 from ovs_hotswap.errors import BrokerError, HotswapError, SwitchError
 from ovs_hotswap.host.host import Host
-from ovs_hotswap.model import MessageThread, Side
+from ovs_hotswap.model import Life, MessageThread, Side
 from ovs_hotswap.plan.executor import Event, StepContext
 from ovs_hotswap.priority import Rank
 from ovs_hotswap.upgrade import baseline
@@ -108,7 +108,7 @@ class Bed:
         self.system = FakeSystem()
         self.system.processes = {1: ["a"], 2: ["b"]}
         openflow = SimpleNamespace(packet_outs=self.sent.extend)
-        instances = {side: SimpleNamespace(pid=lambda pid=pid: pid) for pid, side in enumerate(Side, 1)}
+        instances = {side: SimpleNamespace(life=lambda: Life.RUNS) for side in Side}
         host = SimpleNamespace(
             backends=self.broker, openflow=lambda _side: openflow, ofport=lambda name: int(name[2:]), wait=self._wait,
             control=lambda side: Path(f"/nonexistent/{side}.ctl"), prefer_threads=self._prefer,
@@ -132,19 +132,10 @@ class Bed:
             raise SwitchError(otherwise())
 
 
-class Stopped(FakeSystem):
-    def __init__(self, pids: set[int]) -> None:
-        super().__init__()
-        self._pids = pids
-
-    def stopped(self, pid: int) -> bool:
-        return pid in self._pids
-
-
 def test_an_instance_that_stands_still_is_not_waited_for() -> None:
     bed = Bed(2)
-    bed.system = bed.host.__dict__["system"] = Stopped({2})
-    with pytest.raises(SwitchError, match="instance b died or is stopped"):
+    bed.host.instances[Side.B].life = lambda: Life.STOPPED  # type: ignore[method-assign]
+    with pytest.raises(SwitchError, match="instance b is stopped"):
         move_all(bed.host, Side.B, bed.run)
     assert bed.broker.calls == []
 
@@ -323,7 +314,7 @@ def test_where_an_instance_has_ended_it_is_not_a_vm_s_fault() -> None:
 
     def dies(names: Sequence[str], *rest: Any) -> Any:
         if len(names) > 1:
-            bed.host.instances[Side.B].pid = lambda: None  # type: ignore[method-assign]
+            bed.host.instances[Side.B].life = lambda: Life.DEAD  # type: ignore[method-assign]
         return move_many(names, *rest)
 
     bed.broker.move_many = dies  # type: ignore[assignment]

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from ovs_hotswap.model import Side
-from ovs_hotswap.upgrade.outlook import Life, Outlook, Service, Situation
+from ovs_hotswap.model import Life, Side
+from ovs_hotswap.upgrade.outlook import Outlook, Service, Situation
 
 SERVICES = [
     None,

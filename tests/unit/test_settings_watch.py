@@ -19,7 +19,7 @@ from ovs_hotswap.errors import BusyError, SwitchError
 from ovs_hotswap.host import saved_settings, settings_transfer, standby
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.lifecycle import start_instance, stop_for_good
-from ovs_hotswap.model import Release, Severity, Side
+from ovs_hotswap.model import Life, Release, Severity, Side
 from ovs_hotswap.switch.memory import Uplink
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.switch.rpc import NoAnswer, hangs, quick_call, transact
@@ -92,6 +92,9 @@ class FakeInstance:
 
     def pid(self) -> int:
         return self._pid
+
+    def life(self) -> Life:
+        return Life.RUNS
 
     def database_pid(self) -> int | None:
         return None

@@ -14,7 +14,7 @@ from ovs_hotswap.config import Config
 from ovs_hotswap.errors import SwitchError, UplinkError
 from ovs_hotswap.host import standby
 from ovs_hotswap.host.host import Host
-from ovs_hotswap.model import Finding, Proof, Release, Severity, Side, Steered, Way
+from ovs_hotswap.model import Finding, Life, Proof, Release, Severity, Side, Steered, Way
 from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.overlay.ports import UPLINK
 from ovs_hotswap.overlay.tables import Form
@@ -93,6 +93,12 @@ class FakeInstance:
 
     def pid(self) -> int | None:
         return self.world.pid[self.side]
+
+    def life(self) -> Life:
+        pid = self.pid()
+        if pid is None:
+            return Life.DEAD
+        return Life.STOPPED if pid in self.world.stopped_pids else Life.RUNS
 
     def database_pid(self) -> int | None:
         return None if self.side in self.world.no_database else 7
