@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.errors import BrokerError
+from ovs_hotswap.host import active_record
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.lifecycle import start_instance
 from ovs_hotswap.host.standby import lacks_uplink
@@ -90,6 +91,12 @@ class Upgrade:
         """Whether the old instance died during a rollback and its VMs went to the new one, which then must stay. Raises
         BrokerError if this cannot be found out."""
         return now.old_lost and any(vm.served_by(self.new) for vm in self.host.backends.vms(read=False))
+
+    def rehearse_record(self, now: Situation) -> None:
+        """Check that the new instance can be recorded as the active one, while the upgrade can still go back. An
+        upgrade that can only go forward is not kept from it. Raises HostError."""
+        if not now.old_lost:
+            active_record.rehearse(self.host.config, self.host.system)
 
     def revive(self) -> None:
         """If neither instance is left after the commit, start the new one again, as every VM waits for it. Raises

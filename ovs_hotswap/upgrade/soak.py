@@ -10,7 +10,7 @@ import operator
 
 from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.errors import BrokerError, StateUnknown, SwitchError
-from ovs_hotswap.host import active_record, rings
+from ovs_hotswap.host import rings
 from ovs_hotswap.host.pmd_progress import comes_round
 from ovs_hotswap.host.rings import Patience, Place, RingSample
 from ovs_hotswap.plan.executor import Step, StepContext
@@ -58,8 +58,7 @@ class Soak(Step[Upgrade]):
         goes_on = checks.polling(context.new, comes_round(host, context.new))
         answers = host.instances[context.new].status().dpdk_initialized is not None
         checks.verdict([*goes_on, *checks.database(context.new, answers)], SwitchError)
-        if not context.look().old_lost:  # this is the last moment at which the upgrade can go back
-            active_record.rehearse(host.config, host.system)
+        context.rehearse_record(context.look())  # this is the last moment at which the upgrade can go back
 
 
 def _rings(context: Upgrade) -> list[RingSample]:

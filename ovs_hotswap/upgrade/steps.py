@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 
 from ovs_hotswap.errors import BrokerError, HotswapError, SwitchError
-from ovs_hotswap.host import active_record, settings_transfer
+from ovs_hotswap.host import settings_transfer
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.scheduling import in_background
 from ovs_hotswap.host.standby import (
@@ -263,8 +263,7 @@ class SteerUplink(ReversibleStep[Upgrade]):
         now = context.look()
         if now.new_down:  # packets for the VMs would be lost until the steer is undone
             raise SwitchError(now.new_down, hint="its log is kept in the state directory")
-        if not now.old_lost:  # otherwise the upgrade can only go forward
-            active_record.rehearse(context.host.config, context.host.system)
+        context.rehearse_record(now)
         context.host.uplink.steer(context.new)
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
