@@ -7,7 +7,7 @@ descriptor one place.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Generic, TypeVar, cast
 
 from pydantic import (
     BaseModel,
@@ -99,20 +99,29 @@ _Rings = Field(max_length=MAX_RINGS)
 _Regions = Field(max_length=MAX_REGIONS)
 
 
+LineT = TypeVar("LineT")
+RingT = TypeVar("RingT")
+
+
 class Part(BaseModel):
     """A part of a document. Keys that it does not have are ignored: a newer version may add some."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class _Ring(Part):
+class _RingOf(Part, Generic[LineT]):
+    """What the guest and a switch both have of a ring; they name its kick and call in different ways."""
+
     size: _RingSize | None
     address: _Address | None
-    base: _U16 | None
-    kick: tuple[StrictBool, Fd | None]
-    call: tuple[StrictBool, Fd | None]
+    kick: tuple[StrictBool, LineT]
+    call: tuple[StrictBool, LineT]
     enabled: StrictBool | None
     life: _Count
+
+
+class _Ring(_RingOf[Fd | None]):
+    base: _U16 | None
     anew: StrictBool
 
     def made(self) -> Ring:
@@ -122,16 +131,25 @@ class _Ring(Part):
         )  # fmt: skip
 
 
-class _State(Part):
+class _SentRing(_RingOf[_Serial]):
+    def made(self) -> SentRing:
+        return SentRing(self.size, _address(self.address), self.kick, self.call, self.enabled, self.life)
+
+
+class _StateOf(Part, Generic[LineT, RingT]):
+    """The state of a guest, or what a switch was sent of it. ``LineT`` is a descriptor, or the serial number of one."""
+
     features: _U64 | None
     protocol_features: _U64 | None
     owned: StrictBool
-    memory: Annotated[list[tuple[_U64, _U64, _U64, _U64, Fd]], _Regions]
-    rings: Annotated[list[_Ring], _Rings]
+    memory: Annotated[list[tuple[_U64, _U64, _U64, _U64, LineT]], _Regions]
+    rings: Annotated[list[RingT], _Rings]
     status: _U8 | None
     mtu: _Mtu | None
-    log: tuple[_U64, _U64, Fd] | None
+    log: tuple[_U64, _U64, LineT] | None
 
+
+class _State(_StateOf[Fd, _Ring]):
     @model_validator(mode="after")
     def _memory_is_memory(self) -> _State:
         if any(max(at, user, offset) + size >= 1 << 64 or not size for at, size, user, offset, _ in self.memory):
@@ -146,28 +164,7 @@ class _State(Part):
         )  # fmt: skip
 
 
-class _SentRing(Part):
-    size: _RingSize | None
-    address: _Address | None
-    kick: tuple[StrictBool, _Serial]
-    call: tuple[StrictBool, _Serial]
-    enabled: StrictBool | None
-    life: _Count
-
-    def made(self) -> SentRing:
-        return SentRing(self.size, _address(self.address), self.kick, self.call, self.enabled, self.life)
-
-
-class _Sent(Part):
-    features: _U64 | None
-    protocol_features: _U64 | None
-    owned: StrictBool
-    memory: Annotated[list[tuple[_U64, _U64, _U64, _U64, _Serial]], _Regions]
-    rings: Annotated[list[_SentRing], _Rings]
-    status: _U8 | None
-    mtu: _Mtu | None
-    log: tuple[_U64, _U64, _Serial] | None
-
+class _Sent(_StateOf[_Serial, _SentRing]):
     def made(self) -> SentState:
         return SentState(
             features=self.features, protocol_features=self.protocol_features, owned=self.owned,
