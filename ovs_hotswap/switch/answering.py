@@ -1,4 +1,4 @@
-"""Whether an instance can answer at all, so that nobody waits for a deadline to learn that it cannot."""
+"""Checks whether an instance can answer at all, so that no caller waits for a deadline to learn that it cannot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _HINT = "see whether the instance runs: `ovs-hotswap instance list`"
 
 
 def see_answering(instance: Instance) -> None:
-    """Raises SwitchError for an instance that has ended, stands still, or serves no OpenFlow because it lacks its
+    """Raise SwitchError for an instance that has ended, is stopped, or serves no OpenFlow because it lacks its
     ovsdb-server (``Instance.lacks_database``)."""
     life = instance.life()
     if life is Life.DEAD:
@@ -23,7 +23,7 @@ def see_answering(instance: Instance) -> None:
 
 
 def see_going(instance: Instance) -> None:
-    """Raises SwitchError for an instance that has ended or is stopped."""
+    """Raise SwitchError for an instance that has ended or is stopped."""
     life = instance.life()
     if life is not Life.RUNS:
         raise SwitchError(f"instance {instance.side} {life.value}")

@@ -1,8 +1,8 @@
-"""The ports that the datapath of an instance really has, and their configuration in the database with a way back.
+"""The ports that the datapath of an instance really has, and a change of their configuration that can be undone.
 
-ovs-vswitchd takes a port whose new configuration fails out of its datapath (lib/dpif-netdev.c, reconfigure_datapath)
-and says so in its log alone: ``Interface.error`` stays empty, ``ofport`` stays, and so may ``link_state`` and ``mtu``.
-A port that is missing here passes nothing.
+If a port's new configuration fails, ovs-vswitchd removes the port from its datapath (lib/dpif-netdev.c,
+reconfigure_datapath) and says so only in its log: ``Interface.error`` stays empty, ``ofport`` stays, and so may
+``link_state`` and ``mtu``. A port that the datapath does not have passes nothing.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from ovs_hotswap.waiting import wait_until
 
 USERSPACE = "netdev@ovs-netdev"  # the one datapath of all bridges of type netdev
 POLLED_TYPES = frozenset({"dpdk", "dpdkvhostuserclient"})
-"""Types of ports that the datapath has under the port's own name, and that have an MTU."""
+"""The types of ports that the datapath has under the port's own name, and that have an MTU."""
 _PORT = re.compile(r"^\s+port \d+: (?P<name>\S+) \((?P<type>[\w-]+)(?:: (?P<config>[^)]*))?\)")
 _MTU = re.compile(r"\bmtu=(\d+)")
 _LOG_LINE = re.compile(r"^[^|]*\|\d+\|(?:netdev_dpdk|dpif_netdev|dpdk)[^|]*\|(?:ERR|WARN)\|(?P<text>.*)$")
-# The datapath takes a new configuration up in a turn of the main loop after the one that confirmed it to the database.
+# The main loop confirms a new configuration to the database, and applies it to the datapath in a later turn.
 _SETTLE_S = 3.0
 _POLL_S = 0.05
 _OPTIONAL = {"key": "integer", "min": 0, "max": 1}  # the type of Interface.mtu (vswitchd.ovsschema)
@@ -40,7 +40,7 @@ Look = Callable[[], Mapping[str, "DatapathPort"]]
 
 @dataclass(frozen=True, slots=True)
 class DatapathPort:
-    """``mtu``: in bytes, ``None`` where the type has none, or no guest has come yet to a vhost-user port."""
+    """A port of the datapath. ``mtu`` is in bytes; it is ``None`` if the type has none, or a VM's port has no guest."""
 
     name: str
     type: str
@@ -48,13 +48,16 @@ class DatapathPort:
 
     @property
     def in_use(self) -> bool:
-        """Whether packets may pass through it: of a VM only with a guest, of a device always."""
+        """Whether packets may pass through the port: a VM's port needs a guest for that, a device's does not."""
         return self.type == "dpdk" or self.mtu is not None
 
 
 def parse_ports(text: str) -> dict[str, DatapathPort]:
-    """The ports by name, from ``dpctl/show`` (lib/dpctl.c, show_dpif). In brackets it prints what netdev_get_config
-    tells of a port, where OVS 3.1 has the MTU among it and OVS 3.5 has not (lib/netdev-dpdk.c)."""
+    """Return the ports by name, from the output of ``dpctl/show`` (lib/dpctl.c, show_dpif).
+
+    In brackets it prints the result of netdev_get_config, which has the MTU in OVS 3.1 and does not have it in OVS 3.5
+    (lib/netdev-dpdk.c).
+    """
     found = {}
     for line in text.splitlines():
         if row := _PORT.match(line):
@@ -64,12 +67,12 @@ def parse_ports(text: str) -> dict[str, DatapathPort]:
 
 
 def ports(ctl: Path, *, timeout: float = 5.0) -> dict[str, DatapathPort]:
-    """As ``dpctl/show`` tells of them: without MTUs where it does not know any. Raises SwitchError."""
+    """Return the ports that ``dpctl/show`` prints, without MTUs if it prints none. Raises SwitchError."""
     return parse_ports(appctl(ctl, "dpctl/show", USERSPACE, timeout=timeout))
 
 
 def ports_with_mtus(paths: InstancePaths, *, timeout: float = 5.0) -> dict[str, DatapathPort]:
-    """With the MTUs from ``Interface.mtu`` where ``dpctl/show`` tells none. Raises SwitchError."""
+    """Return the ports with MTUs, from ``Interface.mtu`` if ``dpctl/show`` prints none. Raises SwitchError."""
     found = ports(paths.vswitchd_ctl, timeout=timeout)
     if all(port.mtu is not None for port in found.values() if port.type in POLLED_TYPES):
         return found
@@ -79,9 +82,12 @@ def ports_with_mtus(paths: InstancePaths, *, timeout: float = 5.0) -> dict[str, 
 
 
 def completed(found: Mapping[str, DatapathPort], told: Mapping[str, Any]) -> dict[str, DatapathPort]:
-    """``told``: ``Interface.mtu`` by name, as RFC 7047, 5.1 writes it. ovs-vswitchd copies it from the port's device a
-    moment after that took a new one; it is empty or 0 for a port that the datapath has lost, and for a guest's before
-    that has come. For a port in the datapath it is thus the one that is in force, or was until now."""
+    """Return ``found`` with MTUs. ``told`` is ``Interface.mtu`` by name, as RFC 7047, 5.1 writes it.
+
+    ovs-vswitchd copies that column from the port's device a moment after the device took a new MTU. It is empty or 0
+    for a port that the datapath has lost, and for a VM's port before its guest has come. For a port in the datapath it
+    is therefore the MTU that is in force, or was until now.
+    """
     return {
         name: port if port.mtu is not None or port.type not in POLLED_TYPES
         else replace(port, mtu=next(iter(decode(told.get(name, 0), _OPTIONAL)), 0) or None)
@@ -90,7 +96,7 @@ def completed(found: Mapping[str, DatapathPort], told: Mapping[str, Any]) -> dic
 
 
 def refused(found: Mapping[str, DatapathPort], wanted: Iterable[PortSpec]) -> dict[str, str]:
-    """Those of ``wanted`` that the datapath does not have, or not with the MTU that was asked for, and the cause."""
+    """Return each port of ``wanted`` that the datapath lacks, or has with another MTU than requested, and the fault."""
     faults = {}
     for spec in wanted:
         if spec.type not in POLLED_TYPES:
@@ -105,14 +111,14 @@ def refused(found: Mapping[str, DatapathPort], wanted: Iterable[PortSpec]) -> di
 
 
 def reasons(log: str, name: str) -> list[str]:
-    """What the switch logged of a port that it could not configure."""
+    """Return what the switch logged about a port that it could not configure."""
     named = re.compile(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])")
     lines = (found["text"] for line in log.splitlines() if (found := _LOG_LINE.match(line)))
     return list(dict.fromkeys(text for text in lines if named.search(text)))
 
 
 class Database(Protocol):
-    """What is needed of a ``SwitchDb``."""
+    """The part of a ``SwitchDb`` that this module needs."""
 
     def shapes(self, spec: BridgeSpec) -> dict[str, Shape]: ...
     def apply(self, spec: BridgeSpec) -> bool: ...
@@ -128,11 +134,11 @@ def put_ports(
     log: Path | None = None,
     settle_s: float = _SETTLE_S,
 ) -> None:
-    """Bring the bridge to ``spec`` and see that its datapath has the ports. A port that was there before and is refused
-    its new configuration is given the earlier one again. ``look`` asks for the datapath's ports, ``timeout`` is in
-    seconds, for ovs-vswitchd to take it up, and ``log`` is the switch's, for the reason.
+    """Bring the bridge to ``spec`` and check that its datapath has the ports.
 
-    Raises SwitchError that names each port, with its reason.
+    An existing port whose new configuration fails gets its earlier one again. ``look`` returns the datapath's ports,
+    ``timeout`` is how long, in seconds, ovs-vswitchd may take, and ``log`` is its log, from which the reason is read.
+    Raises SwitchError, which names each port with its reason.
     """
     names = [port.name for port in spec.ports]
     before = database.shapes(spec)
@@ -151,7 +157,7 @@ def put_ports(
 def await_ports(
     look: Look, wanted: Iterable[PortSpec], why: Reasons = lambda _name: [], *, settle_s: float = _SETTLE_S
 ) -> None:
-    """Wait until the datapath has the ports. Raises SwitchError that names each it does not have."""
+    """Wait until the datapath has the ports. Raises SwitchError, which names each port that it does not have."""
     wanted = list(wanted)
     if faults := wait_until(lambda: refused(look(), wanted), settle_s, done=operator.not_, poll_s=_POLL_S):
         texts = [": ".join([f"port {name}: {fault}", *why(name)[:2]]) for name, fault in faults.items()]
@@ -159,7 +165,7 @@ def await_ports(
 
 
 def _undo(database: Database, look: Look, spec: BridgeSpec, before: Mapping[str, Shape], timeout: float) -> str:
-    """Give ports their earlier configuration again; what became of it, in words."""
+    """Give ports their earlier configuration again, and return a text that says whether that succeeded."""
     earlier = [PortSpec(port.name, port.type, port.ofport) for port in spec.ports if port.name in before]
     try:
         database.put_back(before)

@@ -1,8 +1,8 @@
 """One instance: a private ovsdb-server and ovs-vswitchd (DPDK) in a network namespace and run directory of their own.
 
-Where systemd runs the host, the processes live in a unit of their own (``units``). ``start`` and ``stop`` are each
-other's undo. ``start`` records what it is about to do before it does it, and ``stop`` undoes whatever part was done,
-also for an instance that was killed or half started, or by another process.
+If systemd runs the host, the processes live in a unit of their own (``units``). ``start`` and ``stop`` undo each other.
+``start`` records what it is about to do before it does it. ``stop`` undoes the part that was done, even if the instance
+was killed, only half started, or started by another process.
 One process at a time may start or stop a side: the caller holds the lock.
 """
 
@@ -34,7 +34,7 @@ from ovs_hotswap.switch.unixctl import appctl
 from ovs_hotswap.system import System, files
 from ovs_hotswap.waiting import wait_until
 
-_EXIT_S = 2.0  # for the reply to `exit`: a main thread that is not blocked answers within milliseconds
+_EXIT_S = 2.0  # for the answer to `exit`: a main thread that is not blocked answers within milliseconds
 _END_S = 20.0  # from the reply to the end of the process: about 20 ms for each vhost-user port
 _POLL_S = 0.02
 _STATUS_S = 1.0
@@ -43,7 +43,7 @@ _LOG_TAIL = 1 << 18  # bytes of the log that are searched for a cause
 
 
 class State(enum.StrEnum):
-    """``DEAD``: it was started, its ovs-vswitchd is gone and nobody has stopped it."""
+    """The state of an instance. ``DEAD``: its ovs-vswitchd has ended, and ``stop`` was not called yet."""
 
     STOPPED = "stopped"
     STARTING = "starting"
@@ -53,7 +53,7 @@ class State(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class InstanceStatus:
-    """``started``: seconds since the epoch. ``dpdk_initialized``: ``None`` where the database does not answer."""
+    """A status. ``started``: in seconds since the epoch. ``dpdk_initialized``: ``None`` if the database is silent."""
 
     side: Side
     state: State
@@ -65,9 +65,9 @@ class InstanceStatus:
 
 
 class Instance:
-    """One side of the host. ``paths`` says where its files, sockets and namespace are, running or not. ``unit``: where
-    its processes are to live if that unit serves ``config``; else they are the caller's. ``memory``: says how much huge
-    page memory it takes when it is started; without it all that the configuration allows."""
+    """The instance of one side. ``paths`` has its files, sockets and namespace, whether it runs or not. Its processes
+    live in ``unit`` if that unit serves ``config``; else they are the caller's. ``memory`` returns how much huge page
+    memory it takes when it is started; without it, it takes all that the configuration allows."""
 
     def __init__(
         self,
@@ -97,19 +97,19 @@ class Instance:
         return self._side
 
     def database(self, timeout: float = 5.0, tables: Sequence[str] = TABLES) -> SwitchDb:
-        """A connection to its database, to be used as a context manager. With hundreds of ports it takes a second to
-        read all ``tables``: who asks for less names those."""
+        """Return a connection to the database, as a context manager. Reading all tables takes a second with hundreds of
+        ports: pass only the ``tables`` that you need."""
         return self._connect(self.paths.db_socket, timeout, lambda: self.life() is Life.RUNS, tables)
 
     def life(self) -> Life:
-        """Whether its ovs-vswitchd may still do what it is asked for."""
+        """Return whether ovs-vswitchd runs, is stopped, or has ended."""
         pid = self.pid()
         if pid is None:
             return Life.DEAD
         return Life.STOPPED if self._system.stopped(pid) else Life.RUNS
 
     def status(self) -> InstanceStatus:
-        """What there is of the instance. Never raises because a part is missing or does not answer."""
+        """Return the status of the instance. A part that is missing or does not answer is no error."""
         record = read_record(self.paths.record)
         vswitchd, ovsdb = self.pid(), self.database_pid()
         initialized = None
@@ -127,23 +127,23 @@ class Instance:
         )
 
     def pid(self) -> int | None:
-        """Its ovs-vswitchd, if that is alive: what ``status`` says of it, without asking the database."""
+        """Return the pid of ovs-vswitchd, or ``None`` if it is not alive. The database is not asked."""
         return self._pid(self.paths.vswitchd_pid)
 
     def database_pid(self) -> int | None:
-        """Its ovsdb-server, if that is alive."""
+        """Return the pid of ovsdb-server, or ``None`` if it is not alive."""
         return self._pid(self.paths.ovsdb_pid)
 
     def release(self) -> Release | None:
-        """What it was started with, running or dead; ``None`` if it was not or has been stopped."""
+        """Return the release of a running or dead instance; ``None`` if it was not started or has been stopped."""
         record = read_record(self.paths.record)
         return record.software if record else None
 
     def start(self, release: Release) -> None:
-        """Start ``release`` and return once DPDK is initialized; bridge and ports are the caller's to add.
+        """Start ``release`` and return when DPDK is initialized. The caller then adds the bridge and the ports.
 
-        Raises SwitchError if the side runs already, or if it is not ready within ``upgrade.ready_s``: with the line
-        of the log that tells why, after everything has been undone. Its log is then kept in the state directory.
+        Raises SwitchError if the side runs already, or if it is not ready within ``upgrade.ready_s``: then with the
+        line of the log that says why, after undoing everything. The log is kept in the state directory.
         """
         state = self.status().state
         if state in (State.RUNNING, State.STARTING):
@@ -162,7 +162,7 @@ class Instance:
             raise
 
     def bring_up(self, release: Release) -> None:
-        """``start`` for the unit's own command, which runs in the unit: the side is known to be stopped."""
+        """Start a side that is known to be stopped. This is for the unit's own command, which runs in the unit."""
         try:
             self._bring_up(release)
         except BaseException as error:
@@ -170,34 +170,34 @@ class Instance:
             raise
 
     def stop(self, *, keep_log: bool = False) -> None:
-        """End both processes and undo all that ``start`` did; done already is no error.
+        """End both processes and undo all that ``start`` did. It is no error if that was done already.
 
-        With ``keep_log``, or if it had ended by itself, ovs-vswitchd's log is kept as ``paths.saved_log``. A part that
-        cannot be undone does not keep the others from being undone; the first such failure is raised (SwitchError or
-        CommandError), and ``stop`` can be tried again.
+        With ``keep_log``, or if ovs-vswitchd had ended by itself, its log is kept as ``paths.saved_log``. If a part
+        cannot be undone, the others are undone nevertheless; then the first failure is raised (SwitchError or
+        CommandError), and ``stop`` can be called again.
         """
         record = read_record(self.paths.record)
         crashed = record is not None and not self._owned(self.paths.vswitchd_pid)
         unit = self.unit()
-        if unit is not None and unit.starting():  # whoever ordered that was killed
+        if unit is not None and unit.starting():  # the process that ordered the start was killed
             unit.end()
         self._take_down(record, unit, keep_log=keep_log or crashed)
         if unit is not None:
             unit.clear()
 
     def outdated(self) -> bool:
-        """Whether a file that its ovs-vswitchd runs from was replaced or removed since it started, as a package's
-        upgrade does: an executable mapping of it is then a deleted file's (proc_pid_maps(5))."""
+        """Whether a file from which ovs-vswitchd runs was replaced or removed since its start, as the upgrade of a
+        package does: an executable mapping then belongs to a deleted file (proc_pid_maps(5))."""
         pid = self.pid()
         return pid is not None and self._system.runs_deleted_files(pid)
 
     def has_memory(self) -> bool:
-        """Whether its ovs-vswitchd could still touch a guest's rings; one that is ending soon cannot."""
+        """Whether ovs-vswitchd could still touch a guest's rings. While it is ending, it soon cannot."""
         pid = self.pid()
         return pid is not None and self._system.has_memory(pid)
 
     def kill(self) -> None:
-        """End ovs-vswitchd at once and return when it has no memory, as fail-over must before it gives rings away.
+        """Kill ovs-vswitchd and return when it has no memory, as a failover must before it gives rings away.
 
         Everything else stays for ``stop``. Raises CommandError if it does not end.
         """
@@ -205,13 +205,13 @@ class Instance:
             self._system.end(pid)
 
     def lacks_database(self) -> bool:
-        """Whether its ovs-vswitchd lives without its ovsdb-server: it forwards, but takes no flows (vswitchd/bridge.c,
-        bridge_run, returns before it serves OpenFlow) and no ports."""
+        """Whether ovs-vswitchd lives without its ovsdb-server: it then forwards, but accepts no flows
+        (vswitchd/bridge.c: bridge_run returns before it serves OpenFlow) and no ports."""
         return self.has_memory() and self.database_pid() is None
 
     def mend(self) -> None:
-        """Start its ovsdb-server again if it lacks one, or has one that hangs; ovs-vswitchd connects again by itself,
-        within eight seconds (lib/reconnect.h). Raises SwitchError."""
+        """Start ovsdb-server again if it is missing or hangs. ovs-vswitchd connects again by itself, within eight
+        seconds (lib/reconnect.h). Raises SwitchError."""
         release, unit, database = self.release(), self.unit(), self.database_pid()
         if database is not None and self.has_memory() and self._hangs(self.paths.db_socket):
             self._system.end(database)
@@ -223,10 +223,10 @@ class Instance:
             self._start_database(release, self._system.monotonic() + self._config.upgrade.ready_s)
 
     def restart(self) -> None:
-        """Restart ovs-vswitchd the plain way: it exits and starts again with its database, without flows and tunnels.
+        """Restart ovs-vswitchd without a handover: it starts again with its database, without flows and tunnels.
 
-        Every VM that it serves is cut off. Raises SwitchError if it does not run or does not start again, or is a unit
-        of systemd, which ends with its ovs-vswitchd.
+        Every VM that it serves is cut off. Raises SwitchError if it does not run or does not start again, or if it is a
+        unit of systemd, which ends with its ovs-vswitchd.
         """
         release = self.status().release
         if release is None:
@@ -265,7 +265,7 @@ class Instance:
         self._run(release, [server, str(paths.db_file), f"--remote=punix:{paths.db_socket}", *arguments], end)
 
     def _start_vswitchd(self, release: Release, database: SwitchDb, end: float) -> None:
-        """The program returns to its caller when the daemon has read its configuration and started DPDK, or aborted."""
+        """Start ovs-vswitchd: its command returns when the daemon has read its configuration, or has aborted."""
         arguments = _daemon(self.paths.vswitchd_ctl, self.paths.vswitchd_pid, self.paths.log)
         self._run(release, [programs(release).vswitchd, f"unix:{self.paths.db_socket}", *arguments], end)
         self._wait_ready(release, database, end)
@@ -300,8 +300,8 @@ class Instance:
         self._namespaces.move_in(device, self.paths.netns)
 
     def _other_config(self) -> dict[str, str]:
-        """Settings that ovs-vswitchd reads once, when it starts DPDK, and the configured ones; ovs-vswitchd.conf.db(5)
-        describes them.
+        """Return the settings that ovs-vswitchd reads only when it starts DPDK, and the configured settings. They are
+        described in ovs-vswitchd.conf.db(5).
 
         ``--in-memory`` (DPDK, Linux EAL parameters) keeps no file in hugetlbfs: a killed process's huge pages are free
         at once. Without ``dpdk-lcore-mask`` the main thread keeps all cores (lib/dpdk.c, dpdk_init__).
@@ -385,7 +385,7 @@ class Instance:
                 step()
             except HotswapError as error:
                 failures.append(error)
-        if failures:  # a process or a device is still in the namespace: keep the record, so that stop can go on
+        if failures:  # a process or device is still in the namespace: keep the record, for another call of ``stop``
             raise failures[0]
         if unit is not None:
             unit.end()
@@ -394,7 +394,7 @@ class Instance:
         self._remove_files(keep_log=keep_log)
 
     def _end(self, pid_file: Path, ctl: Path) -> None:
-        """End the daemon of this pid file: `exit` if it answers, then signals."""
+        """End the daemon of this pid file by the command `exit`, and if it does not answer, by signals."""
         owned = self._owned(pid_file)
         if owned:
             with contextlib.suppress(SwitchError):
@@ -412,7 +412,7 @@ class Instance:
             self._namespaces.move_back(device, self.paths.netns)
 
     def _remove_files(self, *, keep_log: bool) -> None:
-        """A log that cannot be kept does not keep the instance from being started again."""
+        """Remove the files. If the log cannot be kept, the instance can be started again nevertheless."""
         if keep_log:
             try:
                 keep_log_of(self.paths)
@@ -424,8 +424,8 @@ class Instance:
     # -- looking
 
     def unit(self) -> InstanceUnit | None:
-        """The unit, where that is who starts the processes. Looked at each time: it may be installed meanwhile. Raises
-        CommandError."""
+        """Return the unit if it starts the processes, else ``None``. It is looked up each time, because it may be
+        installed at any time. Raises CommandError."""
         return self._own_unit if self._own_unit is not None and self._own_unit.serves(self._config) else None
 
     @property
@@ -442,48 +442,48 @@ class Instance:
         return State.STARTING if starting else State.DEAD
 
     def _pid(self, pid_file: Path) -> int | None:
-        """The daemon of this pid file, if it is alive and ours."""
+        """Return the pid of this pid file's daemon, or ``None`` if it is not alive."""
         pid = self._system.read_pid(pid_file)
         return pid if pid is not None and _names(self._system.cmdline(pid), pid_file) else None
 
     def _owned(self, pid_file: Path) -> list[int]:
-        """The daemon of this pid file, also where the file is missing or stale."""
+        """Return the pids of this pid file's daemon, even if the file is missing or stale."""
         return [pid for pid in self._system.pids() if self._is_ours(pid, pid_file) and self._system.alive(pid)]
 
     def _is_ours(self, pid: int, pid_file: Path) -> bool:
         """Whether ``pid`` is proven to be the daemon of this pid file: its command line names the file, and the file
-        names it or it lives in our namespace. A pid that was used again, or a namesake in a container, is neither."""
+        names it or it lives in the instance's namespace. A reused pid, or a namesake in a container, fails that."""
         if not _names(self._system.cmdline(pid), pid_file):
             return False
         return self._system.read_pid(pid_file) == pid or self._namespaces.holds(self.paths.netns, pid)
 
 
 def cpu_mask(cores: Iterable[int]) -> str:
-    """``[0, 2]`` -> ``0x5``."""
+    """Return cores as a mask: ``[0, 2]`` becomes ``0x5``."""
     return hex(sum(1 << core for core in set(cores)))
 
 
 def socket_mem(memory_mb: int, nodes: Iterable[int]) -> str:
-    """Value of ``dpdk-socket-mem``: ``memory_mb`` on each NUMA node of ``nodes``, 0 on those before."""
+    """Return the value of ``dpdk-socket-mem``: ``memory_mb`` on each NUMA node of ``nodes``, 0 on the nodes between."""
     chosen = set(nodes) or {0}
     return ",".join(str(memory_mb if node in chosen else 0) for node in range(max(chosen) + 1))
 
 
 def socket_limit(memory_mb: int, nodes: Iterable[int]) -> str:
-    """Value of ``dpdk-socket-limit``: ``memory_mb`` on every node up to the last. A VM whose memory is on a node
-    without PMD threads gets its packet pool there, and 0 would be no limit."""
+    """Return the value of ``dpdk-socket-limit``: ``memory_mb`` on every node up to the last. A VM whose memory is on a
+    node without PMD threads gets its packet pool there, and 0 would mean no limit."""
     return ",".join([str(memory_mb)] * (max(nodes, default=0) + 1))
 
 
 def numa_nodes(cores: Iterable[int] | None = None) -> set[int]:
-    """NUMA nodes of the cores, or all (Documentation/ABI/stable/sysfs-devices-node); node 0 on a kernel without."""
+    """Return the NUMA nodes of ``cores``, or all (Documentation/ABI/stable/sysfs-devices-node); without NUMA, 0."""
     places = ["node"] if cores is None else [f"cpu/cpu{core}" for core in cores]
     links = (link for place in places for link in Path("/sys/devices/system", place).glob("node[0-9]*"))
     return {int(link.name.removeprefix("node")) for link in links} or {0}
 
 
 def _daemon(ctl: Path, pid_file: Path, log: Path) -> list[str]:
-    """Arguments that both daemons share. Not ``--monitor``: whether to start again is the watchdog's decision."""
+    """Return the arguments of both daemons. ``--monitor`` is left out: the watchdog decides about a restart."""
     return [
         f"--unixctl={ctl}",
         f"--pidfile={pid_file}",

@@ -1,4 +1,4 @@
-"""How a program of a release is started: its namespace, its root, its environment and limits. The only place."""
+"""How a program of a release is started: its namespace, root, environment and limits. Nothing else starts one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from ovs_hotswap.switch.netns import DIRECTORY
 
 DESCRIPTORS = 524288  # as LimitNOFILE= of the unit
 
-# A vhost-user port takes about seven descriptors per VM; the usual soft limit of 1024 ends at about 140 VMs. Root may
-# usually raise the hard limit too (CAP_SYS_RESOURCE), so that it does not matter who starts an instance.
+# A vhost-user port takes about seven descriptors per VM, so the usual soft limit of 1024 suffices for about 140 VMs.
+# Root may usually raise the hard limit as well (CAP_SYS_RESOURCE), so the limit does not depend on the caller's.
 _LIMIT_SCRIPT = f"""
 hard=$(ulimit -H -n) most=$(cat /proc/sys/fs/nr_open 2>/dev/null || echo {DESCRIPTORS})
 if [ "$most" -gt {DESCRIPTORS} ]; then most={DESCRIPTORS}; fi
@@ -18,8 +18,8 @@ if [ "$hard" != unlimited ] && [ "$hard" -lt "$most" ]; then ulimit -n "$most" 2
 ulimit -S -n "$(ulimit -H -n)"
 """
 
-# The mounts live in a mount namespace of the program's own: they vanish with its last process, and the tree stays as
-# it was. The run directory has the same path inside and outside, so that sockets have one name.
+# The mounts live in the program's own mount namespace: they vanish with its last process, and the tree stays as it was.
+# The run directory has the same path inside and outside, so that each socket has one name.
 _TREE_SCRIPT = f"""
 set -e
 tree=$1 run_dir=$2
@@ -42,10 +42,11 @@ exec "$@"
 
 
 def command(release: Release, netns: str, run_dir: Path, argv: list[str]) -> list[str]:
-    """The command line that runs ``argv`` of ``release`` in the network namespace ``netns``.
+    """Return the command line that runs ``argv`` of ``release`` in the network namespace ``netns``.
 
     All steps replace their process (exec), so the pid that is started is the program's own. ``run_dir`` is the
-    configuration's run directory. In a tree outside /run and /tmp its mount point stays as an empty directory.
+    configuration's run directory. If it is outside /run and /tmp, its mount point stays in the tree, as an empty
+    directory.
     """
     inside = ["nsenter", f"--net={DIRECTORY}/{netns}", "--"]
     if release.root is None:
@@ -55,10 +56,10 @@ def command(release: Release, netns: str, run_dir: Path, argv: list[str]) -> lis
 
 
 def environment(run_dir: Path) -> dict[str, str]:
-    """Environment of an instance whose own directory is ``run_dir``.
+    """Return the environment of an instance whose own directory is ``run_dir``.
 
-    ``OVS_*`` are read by lib/dirs.c of Open vSwitch; ``RUNTIME_DIRECTORY`` is where DPDK's
-    lib/eal/linux (eal_create_runtime_dir) puts its telemetry socket, which otherwise stays behind in /run/dpdk.
+    lib/dirs.c of Open vSwitch reads ``OVS_*``. DPDK (lib/eal/linux, eal_create_runtime_dir) puts its telemetry socket
+    into ``RUNTIME_DIRECTORY``; without it the socket would stay behind in /run/dpdk.
     """
     own = str(run_dir)
     return {"OVS_RUNDIR": own, "OVS_DBDIR": own, "OVS_LOGDIR": own, "RUNTIME_DIRECTORY": own}

@@ -1,4 +1,4 @@
-"""Finding the line of a log that tells why ovs-vswitchd did not start. Pure."""
+"""Finds the line of a log that says why ovs-vswitchd did not start. This module is pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """A telling line, without time and number, and what mends it."""
+    """The line that says why, without time and number, and what repairs the cause."""
 
     text: str
     hint: str
@@ -36,9 +36,10 @@ _LOOK_AT_LOG = "the log of ovs-vswitchd says more"
 
 
 def telling_cause(log: str, output: str, otherwise: str) -> Cause:
-    """The cause of a failed start from the log's text and what the program printed.
+    """Return the cause of a failed start, from the log's text and the output of the program.
 
-    Known messages come first; without one it is ``otherwise`` with the last line logged as EMER or ERR, or printed.
+    Known messages come first. Without a known message it is ``otherwise``, with the last line that was logged as EMER
+    or ERR, or printed.
     """
     entries = [found for line in log.splitlines() if (found := _PREFIX.match(line)) and found["module"] not in _NOISE]
     serious = [found["text"] for found in entries if found["level"] in {"EMER", "ERR", "WARN"}]
@@ -53,5 +54,5 @@ def telling_cause(log: str, output: str, otherwise: str) -> Cause:
 
 
 def fatal(log: str) -> bool:
-    """Whether the log says that DPDK will never be ready, though the process lives on."""
+    """Whether the log says that DPDK will never be ready, though the process still runs."""
     return "|EMER|" in log or "DPDK not supported in this copy" in log

@@ -1,11 +1,11 @@
-"""How much huge page memory an instance needs: its pool of packet buffers, and what DPDK keeps for each VM. Pure.
+"""How much huge page memory an instance needs: its pool of packet buffers, and what DPDK keeps for each VM.
 
-Open vSwitch makes one pool for all ports whose frames fit in the same buffer size. It asks for 262 144 buffers, and
-halves that for as long as the memory is not to be had, down to 16 384 (lib/netdev-dpdk.c, ``dpdk_calculate_mbufs`` and
-``dpdk_mp_create``); that the pool became smaller is in its log alone. ``dpdk-socket-mem`` is no limit, so without
-``dpdk-socket-limit`` an instance takes 750 MiB for buffers of which it uses a few per cent. ``reserve`` finds the
-smallest of those pools that can hold every packet the ports may hold at once, and a limit under which Open vSwitch
-arrives at just that one.
+This module is pure. Open vSwitch makes one pool for all ports whose frames fit in the same buffer size. It requests
+262 144 buffers, and halves that as long as the memory is not available, down to 16 384 (lib/netdev-dpdk.c,
+``dpdk_calculate_mbufs`` and ``dpdk_mp_create``); only its log says that the pool became smaller. ``dpdk-socket-mem`` is
+no limit, so without ``dpdk-socket-limit`` an instance takes 750 MiB for buffers of which it uses a few per cent.
+``reserve`` finds the smallest of these pools that can hold every packet which the ports may hold at once, and a limit
+under which Open vSwitch makes exactly that pool.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MIB = 1 << 20
 
 # Buffers. A network device's ring is full of them: NIC_PORT_DEFAULT_RXQ_SIZE and ..._TXQ_SIZE (lib/netdev-dpdk.c).
 RING = 2048
-_CACHE = 768  # that a thread keeps for itself: RTE_MEMPOOL_CACHE_MAX_SIZE, flushed at one and a half times that
+_CACHE = 768  # kept by each thread: RTE_MEMPOOL_CACHE_MAX_SIZE, flushed at one and a half times that
 _BURST = 32  # NETDEV_MAX_BURST
 
 # Bytes. A buffer is a struct dp_packet with headroom, a data room in steps of 1024 bytes for the largest frame
@@ -27,20 +27,20 @@ _BURST = 32  # NETDEV_MAX_BURST
 _PACKET = 704 + 128
 _OBJECT = 64 + 64
 _FRAME = 26  # Ethernet header and checksum, two VLAN tags (MTU_TO_MAX_FRAME_LEN)
-_RING_SLOT = 16  # of the pool's own ring, which has twice as many slots at most
+_RING_SLOT = 16  # per buffer, for the pool's own ring, which has at most twice as many slots as buffers
 # What DPDK keeps for a device of vhost-user, as measured with 4 to 255 of them (OVS 3.1): some 75 KiB, and for each
 # ring 2 KiB and 40 bytes an entry (shadow_used_split and batch_copy_elems, lib/vhost/vhost_user.c). A ring has 1024
 # entries at most in QEMU (VIRTIO_NET_RX_QUEUE_MAX_SIZE).
 _DEVICE = 75 << 10
 _VIRTQUEUE = (2 << 10) + 40 * 1024
 _START = 1 * _MIB  # an instance without ports
-_BASE = 5 * _MIB  # what it keeps for threads, and for devices without a NIC
-_DRIVER = 12 * _MIB  # rings and tables of a NIC's driver
+_BASE = 5 * _MIB  # for threads, and for devices without a NIC
+_DRIVER = 12 * _MIB  # for rings and tables of a NIC's driver
 
 
 @dataclass(frozen=True, slots=True)
 class Uplink:
-    """Queues and descriptors of the uplink's device, as Open vSwitch has them where nobody set ``options``."""
+    """The queues and descriptors of the uplink's device; the defaults are those of Open vSwitch without ``options``."""
 
     rx_queues: int = 1
     rx_ring: int = RING
@@ -48,15 +48,18 @@ class Uplink:
 
     @classmethod
     def of(cls, options: Mapping[str, str]) -> Uplink:
-        """With the interface's ``options`` (ovs-vswitchd.conf.db(5)); one that is no number is as if not given."""
+        """Return the uplink of an interface with ``options`` (ovs-vswitchd.conf.db(5)), of which only numbers count."""
         values = {key: int(value) for key, value in options.items() if value.isdecimal() and len(value) < 7}
         return cls(values.get("n_rxq", 1), values.get("n_rxq_desc", RING), values.get("n_txq_desc", RING))
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What an instance is to serve. ``vms``: queue pairs of each VM. ``mtus``: of all ports, in bytes. ``pmds``: its
-    PMD threads, which have a transmit queue each at every port, and the main thread one more."""
+    """What an instance is to serve.
+
+    ``vms`` has the queue pairs of each VM, ``mtus`` the MTUs of all ports, in bytes. ``pmds`` is the number of PMD
+    threads. Each of them, and the main thread, has a transmit queue at every port.
+    """
 
     vms: tuple[int, ...]
     mtus: tuple[int, ...]
@@ -65,23 +68,26 @@ class Demand:
 
     @property
     def buffers(self) -> int:
-        """The most packets that its ports and threads hold at once: full rings of the uplink, each thread's cache, and
-        a burst of broadcasts on its way to every port."""
+        """The most packets that ports and threads hold at once: full rings of the uplink, each thread's cache, and a
+        burst of broadcasts on its way to every port."""
         threads = self.pmds + 1
         rings = self.uplink.rx_queues * self.uplink.rx_ring + threads * self.uplink.tx_ring
         return rings + threads * _CACHE + self.pmds * _BURST * (len(self.vms) + 3)
 
     @property
     def device_bytes(self) -> int:
-        """What DPDK keeps for the VMs besides packets."""
+        """The bytes that DPDK keeps for the VMs besides packets."""
         return sum(_DEVICE + 2 * pairs * _VIRTQUEUE for pairs in self.vms)
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Memory of an instance on each NUMA node on which it has PMD threads. ``buffers``: how many its pool gets.
-    ``mib``: what it takes, and may take at most. ``shared_mtu``: the one size of buffers for all ports, where they
-    would make pools of several (``other_config:shared-mempool-config``)."""
+    """The memory of an instance on each NUMA node on which it has PMD threads.
+
+    ``mib`` is what the instance takes, and may take at most. ``buffers`` is the number of buffers in its pool.
+    ``shared_mtu`` is the MTU that fixes one buffer size for all ports, if they would otherwise make several pools
+    (``other_config:shared-mempool-config``).
+    """
 
     mib: int
     buffers: int
@@ -100,8 +106,8 @@ class HugePages:
 
 @dataclass(frozen=True, slots=True)
 class PacketPool:
-    """A pool on a NUMA ``node``: its size in packet ``buffers``, how many are ``in_use`` (in the rings of devices and
-    on their way; not those that threads keep at hand), and the bytes of each."""
+    """A pool on a NUMA ``node``: its number of packet ``buffers``, how many of them are ``in_use`` (in the rings of
+    devices and on their way, without those in the caches of threads), and the bytes of each."""
 
     node: int
     buffers: int
@@ -114,28 +120,30 @@ class PacketPool:
 
 
 def buffer_bytes(mtu: int) -> int:
-    """Size of a packet buffer for frames of ``mtu``, in bytes, with all that the pool adds."""
+    """Return the size, in bytes, of a packet buffer for frames of ``mtu``, with all that the pool adds."""
     return _OBJECT + _PACKET + data_room(mtu)
 
 
 def data_room(mtu: int) -> int:
-    """Bytes for a frame, in Open vSwitch's steps: ports with the same value share a pool."""
+    """Return the bytes for a frame, rounded as Open vSwitch does it: ports with the same value share a pool."""
     return -(-(mtu + _FRAME) // 1024) * 1024
 
 
 def pool_bytes(buffers: int, mtu: int) -> int:
-    """Size of a whole pool."""
+    """Return the size of a whole pool, in bytes."""
     return buffers * (buffer_bytes(mtu) + _RING_SLOT)
 
 
 def shared_mtu(mtus: Iterable[int]) -> int | None:
-    """The MTU whose buffers all ports shall share; ``None`` where they do so by themselves."""
+    """Return the MTU whose buffers all ports are to share, or ``None`` if they share a pool by themselves."""
     mtus = list(mtus)
     return max(mtus) if len({data_room(mtu) for mtu in mtus}) > 1 else None
 
 
 def reserve(demand: Demand, page_mib: int = 2) -> Reservation:
-    """The least memory with which the instance gets a pool that is large enough. ``page_mib``: size of a huge page.
+    """Return the least memory with which the instance gets a pool that is large enough.
+
+    ``page_mib`` is the size of a huge page, in MiB.
 
     Open vSwitch takes the largest pool that fits below the limit, before the VMs connect. So the limit must leave room
     for the VMs beside that pool and none for one of twice the size.
@@ -150,14 +158,14 @@ def reserve(demand: Demand, page_mib: int = 2) -> Reservation:
 
 
 def fits(mib: int, mtu: int) -> int:
-    """How many buffers Open vSwitch's pool gets under a limit of ``mib``; 0 if not even its smallest fits."""
+    """Return how many buffers Open vSwitch's pool gets under a limit of ``mib``; 0 if not even the smallest fits."""
     room = mib * _MIB - _START
     return max((size for size in POOL_SIZES if size * buffer_bytes(mtu) <= room), default=0)
 
 
 def limited(wanted: Reservation, limit_mib: int, demand: Demand) -> Reservation:
-    """What an instance gets that may take ``limit_mib`` at most: ``wanted`` if that is within it, else what fits, which
-    may be too little."""
+    """Return what an instance gets that may take at most ``limit_mib``: ``wanted`` if that is within the limit,
+    otherwise what fits, which may be too little."""
     if wanted.mib <= limit_mib:
         return wanted
     mtu = max(demand.mtus, default=DEFAULT_MTU)

@@ -19,7 +19,7 @@ LOOPBACK_INDEX = 1  # the same in every namespace (drivers/net/loopback.c)
 
 
 class Namespaces:
-    """The kernel's namespaces. Every method raises SwitchError that names the namespace or device."""
+    """The kernel's network namespaces. Every method raises SwitchError, which names the namespace or device."""
 
     def exists(self, name: str) -> bool:
         return name in netns.listnetns()
@@ -32,7 +32,7 @@ class Namespaces:
             return False
 
     def create(self, name: str) -> None:
-        """Make the namespace, its loopback up."""
+        """Make the namespace, and set its loopback up."""
         try:
             netns.create(name)
         except OSError as error:
@@ -47,7 +47,7 @@ class Namespaces:
             raise SwitchError(f"network namespace {name}: its loopback cannot be set up: {error}") from error
 
     def remove(self, name: str) -> None:
-        """Remove the namespace if it is there; virtual devices in it end with it."""
+        """Remove the namespace if it exists; virtual devices in it are removed with it."""
         if not self.exists(name):
             return
         try:
@@ -56,7 +56,7 @@ class Namespaces:
             raise SwitchError(f"network namespace {name} cannot be removed: {error}") from error
 
     def look(self, name: str, namespace: str | None) -> Device | None:
-        """The device as it is in ``namespace``; ``None`` if it is not there."""
+        """Return the device as it is in ``namespace``, or ``None`` if it is not there."""
         with self._links(namespace) as route:
             index = _index(route, name)
             return None if index is None else Device(name, namespace, route.get_links(index)[0]["state"] == "up")
@@ -70,10 +70,10 @@ class Namespaces:
             raise SwitchError(f"network device {device.name} cannot be moved to {namespace}: {error}") from error
 
     def move_back(self, device: Device, namespace: str) -> None:
-        """Undo ``move_in``. Nothing happens where the device has left ``namespace`` or either namespace is gone.
+        """Undo ``move_in``. Nothing happens if the device has left ``namespace`` or either namespace is gone.
 
-        Without the namespace it came from, the kernel gives a physical device to the initial one and ends a virtual
-        one as soon as ``namespace`` is removed.
+        If the namespace from which the device came is gone, the kernel gives a physical device to the initial namespace
+        and removes a virtual one, as soon as ``namespace`` is removed.
         """
         if not self.exists(namespace) or self.look(device.name, namespace) is None:
             return
@@ -112,7 +112,7 @@ class Namespaces:
                     raise SwitchError(f"{device} in {namespace}: address {address}/{prefix}: {error}") from error
 
     def addresses(self, device: str, namespace: str) -> set[str]:
-        """The device's addresses as ``address/prefix``; empty if there is no such device."""
+        """Return the device's addresses as ``address/prefix``; the set is empty if there is no such device."""
         with self._links(namespace) as route:
             index = _index(route, device)
             found = route.get_addr(index=index) if index is not None else ()
@@ -120,7 +120,7 @@ class Namespaces:
 
     @contextlib.contextmanager
     def _links(self, namespace: str | None) -> Iterator[Any]:
-        """rtnetlink in ``namespace``, which is never made by this."""
+        """Yield rtnetlink in ``namespace``, which must exist: this never makes it. Raises SwitchError."""
         if namespace is not None and not self.exists(namespace):
             raise SwitchError(f"there is no network namespace {namespace}")
         with IPRoute(netns=namespace, flags=0) if namespace else IPRoute() as route:

@@ -1,4 +1,4 @@
-"""The flow tables of one instance's bridge, through ovs-ofctl; and what flows the hand-over window cannot carry."""
+"""The flow tables of one instance's bridge, through ovs-ofctl, and which flows cannot be used in the window."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DIFFERENT = 2  # exit status of `ovs-ofctl diff-flows` where there is a differe
 
 @dataclass(frozen=True, slots=True)
 class DropCounter:
-    """Packets that the flows with one cookie dropped since they were installed."""
+    """The number of packets that the flows with one cookie have dropped since they were installed."""
 
     cookie: int
     name: str
@@ -25,11 +25,11 @@ class DropCounter:
 
 
 class OpenFlow:
-    """``bridge_mgmt`` is the bridge's management socket, ``<run dir>/<bridge>.mgmt``; ``timeout`` is in seconds, and
-    grows by one for each thousand flows that are sent.
+    """The flows of one bridge. ``bridge_mgmt`` is its management socket, ``<run dir>/<bridge>.mgmt``.
 
-    Every method raises SwitchError if ovs-ofctl is missing, fails or takes longer: a switch that stands still must not
-    keep anybody for long, who may hold a lock.
+    ``timeout`` is in seconds, and grows by one second for each thousand flows that are sent. Every method raises
+    SwitchError if ovs-ofctl is missing, fails or takes longer: a switch that is stopped must not delay a caller for
+    long, which may hold a lock.
     """
 
     def __init__(self, system: System, bridge_mgmt: Path, *, timeout: float = 10.0) -> None:
@@ -45,26 +45,26 @@ class OpenFlow:
         self._run("replace-flows", "-", options=("--bundle",), stdin=_text(lines))
 
     def dump(self) -> list[str]:
-        """The installed flows without statistics, by table, then priority (highest first), then text."""
+        """Return the installed flows without statistics, by table, then priority (highest first), then text."""
         done = self._run("dump-flows", options=("--no-stats", "--no-names"))
         return sorted((line.strip() for line in done.stdout.splitlines() if "actions=" in line), key=_order)
 
     def diff(self, lines: Sequence[str]) -> list[str]:
-        """What separates the installed flows from ``lines``: ``-`` installed only, ``+`` in ``lines`` only.
+        """Return the differences between the installed flows and ``lines``: ``-`` installed only, ``+`` lines only.
 
-        Empty if they are equal; how a flow is written does not matter.
+        The list is empty if they are equal; how a flow is written does not matter.
         """
-        # ovs-ofctl takes a name without a slash for a bridge: `-` would not do.
+        # ovs-ofctl takes a name without a slash for a bridge, so `-` does not work.
         done = self._run("diff-flows", "/dev/stdin", stdin=_text(lines), good=(0, _DIFFERENT))
         return done.stdout.splitlines()
 
     def drops(self, vms: Mapping[int, str] | None = None) -> tuple[DropCounter, ...]:
-        """The drop counters of our tables, also those at 0. ``vms`` maps ofports to names."""
+        """Return the drop counters of the overlay's tables, including those at 0. ``vms`` maps ofports to names."""
         done = self._run("dump-flows", options=("--no-names",))
         return drop_counters(done.stdout.splitlines(), vms)
 
     def packets(self, cookie: int, mask: int = COOKIE_MASK) -> int:
-        """Packets that the flows with this cookie have counted, in the bits of ``mask``."""
+        """Return the packets that flows with this cookie, in the bits of ``mask``, have counted."""
         done = self._run("dump-flows", f"cookie={cookie:#x}/{mask:#x}", options=("--no-names",))
         return sum(int(found[1]) for found in re.finditer(r"\bn_packets=(\d+)", done.stdout))
 
@@ -73,7 +73,7 @@ class OpenFlow:
         self._run("packet-out", f"in_port=CONTROLLER,packet={frame.hex()},actions={actions}")
 
     def packet_outs(self, frames: Iterable[tuple[bytes, str]]) -> None:
-        """The same of many, each with its actions, in this order."""
+        """Have the switch carry out actions on many frames in this order; each frame comes with its actions."""
         lines = [f"packet-out in_port=controller,packet={frame.hex()},actions={actions}" for frame, actions in frames]
         self._run("bundle", "-", stdin=_text(lines))
 
@@ -112,7 +112,7 @@ def _order(line: str) -> tuple[int, int, str]:
 
 
 def drop_counters(dump: Sequence[str], vms: Mapping[int, str] | None = None) -> tuple[DropCounter, ...]:
-    """The drop counters in the lines of ``ovs-ofctl dump-flows``, in the order of their cookies."""
+    """Return the drop counters in the lines of ``ovs-ofctl dump-flows``, in the order of their cookies."""
     packets: dict[int, int] = {}
     for line in dump:
         found = re.match(r"\s*cookie=(0x[0-9a-f]+),.*?\bn_packets=(\d+)", line)
@@ -133,7 +133,7 @@ class _Rule:
 
 
 def _port(name: str) -> str:
-    """A reserved port as an action: alone or after ``output:``."""
+    """Return a pattern for a reserved port as an action: alone or after ``output:``."""
     return rf"(?:^|[,(])(?:output:)?{name}(?=[,)]|$)"
 
 
@@ -154,7 +154,7 @@ _ACTION_RULES = (
           "name the ports of the flood"),
     _rule(_port("in_port"), "IN_PORT sends a packet back to a VM that may be on the other instance",
           "name the port, with a flow for each port of arrival"),
-    # Which port a packet came from decides where it may not go back to: who writes that sends it back as IN_PORT does.
+    # The port from which a packet came is where it may not go back: a flow that rewrites it sends back as IN_PORT does.
     _rule(r"(?:->|pop:)(?:NXM_OF_IN_PORT|OXM_OF_IN_PORT|in_port(?:_oxm)?)\b",
           "rewrites in_port, so that packets can go back to a VM that may be on the other instance",
           "name the port, with a flow for each port of arrival"),
@@ -181,7 +181,7 @@ _ACTION_RULES = (
 
 
 def window_incapable(flow_lines: Sequence[str]) -> list[str]:
-    """Why these flows cannot run on two instances at once: a text ``FLOW: REASON; WAY OUT`` for each reason. Pure.
+    """Return why these flows cannot run on two instances at once: a text ``FLOW: REASON; WAY OUT`` for each reason.
 
     In the window each output to a VM becomes an output to the VM and to the peer link, on both instances. That needs
     outputs to fixed ports, and nothing that one instance remembers and the other does not.

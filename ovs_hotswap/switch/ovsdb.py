@@ -1,7 +1,7 @@
 """The configuration database of one instance, over ovsdbapp.
 
-Transactions go to ovsdb-server only: nothing here waits for ovs-vswitchd unless asked (``wait_ports``), because its
-main thread may be blocked. Every call has a deadline.
+Transactions go to ovsdb-server only: apart from ``wait_ports``, nothing here waits for ovs-vswitchd, because its main
+thread may be blocked. Every call has a deadline.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ovs_hotswap.switch import owned
 from ovs_hotswap.switch.rpc import NoAnswer, call, transact
 
 SCHEMA = "Open_vSwitch"
-ROOT_TABLES = ("Open_vSwitch",)  # what ``SwitchDb.state`` and the methods for other_config look at
-INTERFACE_TABLES = (*ROOT_TABLES, "Interface")  # what ``SwitchDb.interfaces`` looks at
+ROOT_TABLES = ("Open_vSwitch",)  # enough for ``SwitchDb.state`` and the methods for other_config
+INTERFACE_TABLES = (*ROOT_TABLES, "Interface")  # enough for ``SwitchDb.interfaces``
 TABLES = (*ROOT_TABLES, "Bridge", "Port", "Interface")
 FAILED_OFPORT = -1  # ovs-vswitchd.conf.db(5), Interface.ofport: the port could not be created
 _POLL_S = 0.01
-_LOOK_S = 1.0  # until a count is seen here, and ovs-vswitchd, which was idle, has looked
+_LOOK_S = 1.0  # until a new count is visible here, and an idle ovs-vswitchd has looked at its configuration
 
 # Failures are raised as SwitchError; without a handler Python would print ovsdbapp's own records of them as well.
 logging.getLogger("ovsdbapp").addHandler(logging.NullHandler())
@@ -37,7 +37,7 @@ logging.getLogger("ovsdbapp").addHandler(logging.NullHandler())
 
 @dataclass(frozen=True, slots=True)
 class PortSpec:
-    """A port with its one interface. ``mtu``: the MTU to request in bytes; ``None`` leaves it to the switch."""
+    """A port with its only interface. ``mtu``: the MTU to request in bytes; ``None`` leaves it to the switch."""
 
     name: str
     type: str
@@ -49,10 +49,10 @@ class PortSpec:
 
 @dataclass(frozen=True, slots=True)
 class BridgeSpec:
-    """A bridge and all its ports, without the local one, which every bridge has.
+    """A bridge and all its ports, without the local port, which every bridge has.
 
-    ``hwaddr``: MAC address of the bridge's local port. ``sockets``: the directory in which nobody else makes sockets of
-    VMs.
+    ``hwaddr`` is the MAC address of the local port. ``sockets`` is the directory in which only ovs-hotswap makes
+    sockets of VMs.
     """
 
     name: str
@@ -66,7 +66,7 @@ class BridgeSpec:
 
 @dataclass(frozen=True, slots=True)
 class InterfaceStatus:
-    """What ovs-vswitchd reports of an interface; ``None`` where it has reported nothing yet."""
+    """What ovs-vswitchd reports about an interface. A field is ``None`` if it has reported nothing yet."""
 
     ofport: int | None
     error: str | None
@@ -80,13 +80,13 @@ class InterfaceStatus:
 
     @property
     def misnumbered(self) -> bool:
-        """Whether it has another OpenFlow number than it asked for."""
+        """Whether the interface has another OpenFlow number than was requested for it."""
         return self.ofport_request is not None and (self.ofport or 0) > 0 and self.ofport != self.ofport_request
 
 
 @dataclass(frozen=True, slots=True)
 class SwitchState:
-    """What ovs-vswitchd reports of itself. ``pending``: it has not taken up the newest configuration yet."""
+    """What ovs-vswitchd reports about itself. ``pending``: it has not applied the newest configuration yet."""
 
     dpdk_initialized: bool
     dpdk_version: str | None
@@ -94,14 +94,14 @@ class SwitchState:
 
 
 Shape = Mapping[str, Any]
-"""Columns of an interface by which ovs-vswitchd configures it, as they are in the database."""
+"""The columns of an interface from which ovs-vswitchd configures it, as they are in the database."""
 SHAPE_COLUMNS = ("type", "options", "mtu_request")
 
 
 class _Api(ovs_idl.Backend):  # type: ignore[misc]  # ovsdbapp has no types
-    """ovsdbapp's back end with a connection per object; its own keeps one per class, which two instances would share.
+    """ovsdbapp's back end with a connection per object. ovsdbapp has one per class, which two instances would share.
 
-    It makes plain transactions: those of ovsdbapp's ``open_vswitch`` API wait for ovs-vswitchd.
+    Its transactions do not wait for ovs-vswitchd, as those of ovsdbapp's ``open_vswitch`` API do.
     """
 
     schema = SCHEMA
@@ -110,8 +110,8 @@ class _Api(ovs_idl.Backend):  # type: ignore[misc]  # ovsdbapp has no types
 
 
 class _Command(command.BaseCommand):  # type: ignore[misc]
-    """A change of rows. ``edit`` returns whether it changed anything; then ``next_cfg`` counts on, from which
-    ``wait_ports`` knows whether ovs-vswitchd has seen it."""
+    """A change of rows. ``edit`` returns whether it changed anything; if so, ``next_cfg`` is incremented, by which
+    ``wait_ports`` knows whether ovs-vswitchd has seen the change."""
 
     def edit(self, txn: Any, root: Any) -> bool:
         raise NotImplementedError
@@ -124,7 +124,7 @@ class _Command(command.BaseCommand):  # type: ignore[misc]
             root.increment("next_cfg")
 
     def insert(self, txn: Any, table: str, **columns: Any) -> Any:
-        """A new row. The IDL cannot read a column of it before one was set."""
+        """Return a new row. The IDL cannot read a column of it before one was set."""
         row = txn.insert(self.api.tables[table])
         for column, value in columns.items():
             setattr(row, column, value)
@@ -134,7 +134,7 @@ class _Command(command.BaseCommand):  # type: ignore[misc]
         return next((bridge for bridge in root.bridges if bridge.name == name), None)
 
     def put_port(self, txn: Any, known: Mapping[str, Any], spec: PortSpec) -> tuple[Any, bool]:
-        """Make the port row, or bring the one of this name to ``spec``; return it and whether anything changed."""
+        """Make the port's row, or bring the row of this name to ``spec``; return it and whether anything changed."""
         port, changed = known.get(spec.name), False
         if port is None:
             interface = self.insert(txn, "Interface", name=spec.name)
@@ -224,7 +224,7 @@ class _SetOtherConfig(_Command):
 
 
 def _wanted(spec: PortSpec) -> dict[str, Any]:
-    """What is ours of a port's interface."""
+    """Return the columns that ovs-hotswap writes to a port's interface."""
     return {
         "type": spec.type,
         "ofport_request": [spec.ofport] if spec.ofport else None,
@@ -235,7 +235,7 @@ def _wanted(spec: PortSpec) -> dict[str, Any]:
 
 
 def _bring(row: Any, wanted: Mapping[str, Any]) -> bool:
-    """Bring what is ours of a row to ``wanted``, and leave the rest as it is; whether anything changed."""
+    """Bring what ovs-hotswap wrote to a row to ``wanted``, and keep the rest; return whether anything changed."""
     current = {column: getattr(row, column, {}) for column in (*wanted, "external_ids")}
     return _assign(row, owned.merged(current, wanted))
 
@@ -249,7 +249,7 @@ def _is_ours(port: Any, sockets: str) -> bool:
 
 
 def _assign(row: Any, columns: Mapping[str, Any]) -> bool:
-    """Set those columns that differ; whether any did."""
+    """Set the columns that differ; return whether any did."""
     changed = False
     for column, value in columns.items():
         if getattr(row, column, None) != value:
@@ -261,9 +261,9 @@ def _assign(row: Any, columns: Mapping[str, Any]) -> bool:
 class SwitchDb:
     """A connection to one instance's ovsdb-server, to be used as a context manager.
 
-    ``timeout`` (seconds) bounds connecting, each transaction and each reading. All methods raise SwitchError, and
-    NoAnswer where the deadline passed, so that the outcome of a change is unknown: then read again over a new
-    connection. ``lives``: whether the ovs-vswitchd that reads the database can; nobody waits for a dead one.
+    ``timeout`` (seconds) limits connecting, each transaction and each reading. All methods raise SwitchError, and after
+    the deadline NoAnswer: the outcome of a change is then unknown, and the caller reads again over a new connection.
+    ``lives`` returns whether ovs-vswitchd can act on a change, so that ``wait_ports`` does not wait in vain.
     """
 
     def __init__(
@@ -298,16 +298,16 @@ class SwitchDb:
         self._connection.stop(0 if self._stuck else self._timeout)
 
     def apply(self, spec: BridgeSpec) -> bool:
-        """Bring the bridge and its ports to ``spec`` in one transaction; ports of ours that are not in it are removed.
+        """Bring the bridge and its ports to ``spec`` in one transaction; other ports of ovs-hotswap are removed.
 
-        What we did not write (``owned``) stays: settings of these ports, ports of the operator's. Returns whether
-        anything changed; where nothing did, no transaction is made. Does not wait for ovs-vswitchd.
+        What ovs-hotswap did not write (``owned``) stays: settings of these ports, and the operator's ports. Returns
+        whether anything changed; if not, no transaction is made. This does not wait for ovs-vswitchd.
         """
         return bool(self._commit(_PutBridge(self._api, spec)))
 
     def shapes(self, spec: BridgeSpec) -> dict[str, Shape]:
-        """The interfaces of ``spec`` that are there and would be configured anew by ``apply``: as they are now, for
-        ``put_back``."""
+        """Return the present configuration, for ``put_back``, of those existing interfaces of ``spec`` that ``apply``
+        would change."""
         found: dict[str, Shape] = {}
         with self._reading() as tables:
             rows = {row.name: row for row in tables["Interface"].rows.values()}
@@ -326,7 +326,7 @@ class SwitchDb:
         return bool(self._commit(_PutBack(self._api, shapes)))
 
     def add_port(self, bridge: str, spec: PortSpec) -> bool:
-        """Add a port, or bring the one of this name to ``spec``; returns whether anything changed."""
+        """Add a port, or bring the port of this name to ``spec``; returns whether anything changed."""
         return bool(self._commit(_PutPort(self._api, bridge, spec)))
 
     def remove_port(self, bridge: str, name: str) -> bool:
@@ -339,13 +339,13 @@ class SwitchDb:
         return bool(self._commit(_SetOtherConfig(self._api, values, notes or {})))
 
     def external_ids(self) -> dict[str, str]:
-        """Open_vSwitch.external_ids, what we keep there (``owned``) included."""
+        """Return Open_vSwitch.external_ids, including what ovs-hotswap keeps there (``owned``)."""
         with self._reading() as tables:
             root = _root(tables)
             return dict(root.external_ids) if root else {}
 
     def other_config(self) -> dict[str, str]:
-        """Open_vSwitch.other_config as the database has it; empty in a database that was just made."""
+        """Return Open_vSwitch.other_config as the database has it; it is empty in a database that was just made."""
         with self._reading() as tables:
             root = _root(tables)
             return dict(root.other_config) if root else {}
@@ -362,19 +362,19 @@ class SwitchDb:
             )
 
     def interfaces(self) -> dict[str, InterfaceStatus]:
-        """All interfaces by name, the bridges' local ones included."""
+        """Return all interfaces by name, including the local ones of the bridges."""
         with self._reading() as tables:
             return {row.name: _interface(row) for row in tables["Interface"].rows.values()}
 
     def wait_ports(self, names: Collection[str], timeout: float) -> None:
-        """Wait until ovs-vswitchd has taken up the newest configuration and made every port of ``names``.
+        """Wait until ovs-vswitchd has applied the newest configuration and made every port of ``names``.
 
-        Raises SwitchError that names each port it could not make, with its reason, as soon as that is certain, or that
-        tells that it has ended or is stopped, and NoAnswer when ``timeout`` (seconds) passes before.
+        Raises SwitchError if it cannot make a port (as soon as that is certain; the error names each such port with the
+        reason), or if it has ended or is stopped. Raises NoAnswer after ``timeout`` seconds.
 
-        A new port whose OpenFlow number another has gets one at random first. The next time that ovs-vswitchd looks at
-        its configuration it takes the number from a port that did not ask for it (vswitchd/bridge.c,
-        bridge_delete_or_reconfigure_ports), so it is made to look again.
+        A new port whose OpenFlow number another port has gets an arbitrary number first. The next time that
+        ovs-vswitchd looks at its configuration, it takes the number from a port that did not request it
+        (vswitchd/bridge.c, bridge_delete_or_reconfigure_ports). So it is made to look again.
         """
         deadline, looked_again = time.monotonic() + timeout, 0.0
         while True:
@@ -424,12 +424,13 @@ class SwitchDb:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Any]:
-        """The tables of the local replica, held still. The thread that feeds it holds the same lock in a commit."""
+        """Yield the tables of the local replica, which do not change in the block. The thread that updates them holds
+        the same lock in a commit."""
         if not self._connection.lock.acquire(timeout=self._timeout):
             raise NoAnswer(f"{self._socket}: no answer within {self._timeout:g} s")
         try:
             idl = self._connection.idl
-            # ``state`` alone still says "monitoring" after the server has gone, until it is back.
+            # ``state`` alone says "monitoring" even while the server is gone.
             if idl.state != idl.IDL_S_MONITORING or not idl._session.is_connected():
                 raise SwitchError(f"{self._socket}: the connection to ovsdb-server is lost")
             yield idl.tables
@@ -438,7 +439,7 @@ class SwitchDb:
 
 
 def faults(interfaces: Mapping[str, InterfaceStatus], names: Collection[str]) -> dict[str, str]:
-    """Those of ``names`` that the switch could not make, with its reason."""
+    """Return each port of ``names`` that the switch could not make, with the switch's reason."""
     found = {}
     for name in names:
         status = interfaces.get(name)

@@ -1,8 +1,8 @@
-"""What of a row in an instance's database is ours, and what is the operator's. Pure.
+"""Which values of a row in an instance's database ovs-hotswap wrote ("ours"), and which the operator did.
 
-The operator may set anything in the database of an instance that runs: options of a port, policing, a mirror, a port of
-his own. So nothing is assigned as a whole. A row of ours has a *mark* in ``external_ids`` that names what we wrote into
-it; what the mark does not name is not ours, and stays.
+This module is pure. The operator may set anything in the database of a running instance: options of a port, policing, a
+mirror, a new port. So no row is assigned as a whole. A row of ours has a *mark* in ``external_ids`` that names what we
+wrote into it; what the mark does not name is not ours, and stays.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ def is_marked(external_ids: Mapping[str, str]) -> bool:
 
 
 def made_here(interface: Mapping[str, Any], sockets: str) -> bool:
-    """Whether an interface is ours: by its mark, or, of an earlier version of ours that made none, because it is a VM's
-    port for a socket in ``sockets``, the directory of ours where they are. ``interface``: its columns."""
+    """Whether an interface, given by its columns, is ours.
+
+    It has our mark; or it was made by an earlier version, which made no marks: then it is a VM's port for a socket in
+    ``sockets``, the directory in which only ovs-hotswap makes them.
+    """
     if is_marked(interface["external_ids"]):
         return True
     path = interface["options"].get("vhost-server-path", "")
@@ -38,15 +41,16 @@ def made_here(interface: Mapping[str, Any], sockets: str) -> bool:
 
 
 def marked(external_ids: Mapping[str, str]) -> set[str]:
-    """The names of what is ours: ``mtu_request``, or ``options:n_rxq`` for a key of a column."""
+    """Return the names of what is ours: ``mtu_request``, or ``options:n_rxq`` for a key of a column."""
     return set(external_ids.get(MARK, "").split())
 
 
 def merged(current: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of a row of ours as they are to be, ``external_ids`` with the mark among them.
+    """Return the columns of a row of ours as they are to be, including ``external_ids`` with the mark.
 
-    ``current``: the row's columns, empty for a new row. ``wanted``: what we want of it. A mapping stands for its keys
-    alone, and ``None`` for a column that we do not want any more. What we wrote before and do not want now is removed.
+    ``current`` has the row's columns, and is empty for a new row. ``wanted`` is what we want in it: a mapping stands
+    for its keys only, and ``None`` for a column that we no longer want. What we wrote before and do not want now is
+    removed.
     """
     external_ids = dict(current.get("external_ids", {}))
     before = marked(external_ids)
@@ -67,7 +71,7 @@ def merged(current: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, A
 
 
 def written(external_ids: Mapping[str, str]) -> dict[str, str]:
-    """The keys of Open_vSwitch.other_config that we wrote, with the values they had then."""
+    """Return the keys of Open_vSwitch.other_config that we wrote, with the values that they had then."""
     try:
         found = json.loads(external_ids.get(MARK, "{}"))
     except ValueError:
@@ -76,6 +80,6 @@ def written(external_ids: Mapping[str, str]) -> dict[str, str]:
 
 
 def remember(external_ids: Mapping[str, str], values: Mapping[str, str | None]) -> dict[str, str]:
-    """``external_ids`` of Open_vSwitch after ``values`` were written to its ``other_config``."""
+    """Return ``external_ids`` of Open_vSwitch after ``values`` were written to its ``other_config``."""
     now = {key: value for key, value in {**written(external_ids), **values}.items() if value is not None}
     return {**external_ids, MARK: json.dumps(now, sort_keys=True)}

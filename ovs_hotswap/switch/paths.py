@@ -16,9 +16,9 @@ _LAST_WORDS = 1 << 14  # bytes
 
 @dataclass(frozen=True, slots=True)
 class InstancePaths:
-    """Files and sockets of one instance. They have the same paths inside a release tree. ``netns`` is a name.
+    """The files and sockets of one instance. They have the same paths inside a release tree.
 
-    All of ``run_dir`` ends with the instance; ``saved_log`` outlives it.
+    ``netns`` is the name of a network namespace. ``run_dir`` is removed with the instance; ``saved_log`` outlives it.
     """
 
     run_dir: Path
@@ -56,13 +56,13 @@ class InstancePaths:
 
 
 class InstanceRecord(Strict, extra="ignore"):
-    """What an instance was started with; written before anything is made, so that ``stop`` can undo any part of it.
+    """The record of what an instance was started with.
 
-    ``started`` is in seconds since the epoch, ``root`` and ``prefix`` are the release's, ``starter`` is the pid of the
-    process that starts the instance, ``starter_born`` when that was started (``exits.started``) and ``ready`` whether
-    it has finished, ``uplink`` the network device as it was before.
-
-    What a newer version of this program writes in addition is passed over.
+    It is written before anything is made, so that ``stop`` can undo any part of it. ``started`` is in seconds since the
+    epoch. ``root`` and ``prefix`` are those of the release. ``starter`` is the pid of the process that starts the
+    instance, ``starter_born`` its start time (``process_exit.start_time``), and ``ready`` whether it has finished.
+    ``uplink`` is the network device as it was before. Keys that only a newer version of this program writes are
+    ignored.
     """
 
     release: str
@@ -82,7 +82,7 @@ class InstanceRecord(Strict, extra="ignore"):
 
 
 def read_record(path: Path) -> InstanceRecord | None:
-    """The record, or ``None`` where there is none that can be read."""
+    """Return the record, or ``None`` if there is none that can be read."""
     try:
         return InstanceRecord.model_validate_json(path.read_text())
     except (OSError, ValueError):
@@ -90,18 +90,20 @@ def read_record(path: Path) -> InstanceRecord | None:
 
 
 def older(log: Path) -> Path:
-    """What a log that has become too long is renamed to."""
+    """Return the name to which a log that has become too long is renamed."""
     return log.with_name(f"{log.name}.1")
 
 
 def log_in_use(log: Path) -> Path:
-    """The file that a daemon logs to, which is the renamed one until it has made ``log`` anew."""
+    """Return the file to which a daemon logs: the renamed one until the daemon has made ``log`` again."""
     return log if log.exists() or not older(log).exists() else older(log)
 
 
 def keep_log_of(paths: InstancePaths) -> None:
-    """Move the log, if there is one, or as much of its end as a full disk has room for, to where it outlives the
-    instance. Raises OSError."""
+    """Move the log, if there is one, to where it outlives the instance. Raises OSError.
+
+    If the disk is full, only as much of its end is kept as there is room for.
+    """
     log = log_in_use(paths.log)
     if not log.exists():
         return

@@ -1,4 +1,4 @@
-"""What the poll mode driver (PMD) threads of an instance do, and the DPDK log levels of its vhost library."""
+"""What the poll mode driver (PMD) threads of an instance do, and the DPDK log level of its vhost library."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _LOG_TYPE = re.compile(r"^id \d+: (?P<type>\S+), level is (?P<level>\S+)$", re.M
 class RxQueue:
     """One receive queue that a PMD thread on ``core`` has in its poll list.
 
-    ``enabled`` is false where a guest disabled the ring. A vhost port that no guest has connected to yet has one
-    queue, and it is enabled: count the queues as well.
+    ``enabled`` is false if a guest disabled the ring. A vhost port to which no guest has connected yet has one queue,
+    and that queue is enabled: a caller has to count the queues as well.
     """
 
     queue: int
@@ -31,7 +31,7 @@ class RxQueue:
 
 
 def parse_pmd_rxqs(text: str) -> dict[str, tuple[RxQueue, ...]]:
-    """The queues of each port, ordered by number, from ``dpif-netdev/pmd-rxq-show``.
+    """Return the queues of each port, ordered by number, from ``dpif-netdev/pmd-rxq-show``.
 
     OVS 3.1 to 3.5 print the same lines (lib/dpif-netdev.c, pmd_info_show_rxq); what later versions add is skipped.
     """
@@ -47,12 +47,12 @@ def parse_pmd_rxqs(text: str) -> dict[str, tuple[RxQueue, ...]]:
 
 
 def pmd_rxqs(ctl: Path, *, timeout: float = 5.0) -> dict[str, tuple[RxQueue, ...]]:
-    """The queues that PMD threads poll, by port. A port that is missing is polled by none. Raises SwitchError."""
+    """Return the queues that PMD threads poll, by port. No thread polls a port that is missing. Raises SwitchError."""
     return parse_pmd_rxqs(appctl(ctl, "dpif-netdev/pmd-rxq-show", timeout=timeout))
 
 
 def parse_pmd_iterations(text: str) -> dict[int, int]:
-    """Iterations of each PMD thread, by core, from ``dpif-netdev/pmd-perf-show`` (lib/dpif-netdev-perf.c,
+    """Return the iterations of each PMD thread, by core, from ``dpif-netdev/pmd-perf-show`` (lib/dpif-netdev-perf.c,
     pmd_perf_format_overall_stats: OVS 3.1 to 3.5 print the same lines)."""
     found: dict[int, int] = {}
     core = -1
@@ -67,12 +67,12 @@ def parse_pmd_iterations(text: str) -> dict[int, int]:
 
 
 def pmd_iterations(ctl: Path, *, timeout: float = 5.0) -> dict[int, int]:
-    """Iterations so far of each PMD thread, by core. One without queues does none. Raises SwitchError."""
+    """Return the iterations so far of each PMD thread, by core; none without queues. Raises SwitchError."""
     return parse_pmd_iterations(appctl(ctl, "dpif-netdev/pmd-perf-show", "-nh", timeout=timeout))
 
 
 def pmd_sleep_key(ovs_version: str) -> str:
-    """The ``other_config`` key for the longest sleep (us) of an idle PMD: renamed in OVS 3.2 (its NEWS file)."""
+    """Return the ``other_config`` key for the longest sleep (us) of an idle PMD: renamed in OVS 3.2 (its NEWS file)."""
     numbers = re.match(r"(\d+)\.(\d+)", ovs_version)
     if numbers is None:
         raise SwitchError(f"{ovs_version!r} is not a version of Open vSwitch")
@@ -80,7 +80,7 @@ def pmd_sleep_key(ovs_version: str) -> str:
 
 
 def vhost_log_level(ctl: Path, *, timeout: float = 5.0) -> str:
-    """The level at which the vhost library logs now, as ``set_vhost_log_level`` takes it. Raises SwitchError."""
+    """Return the present log level of the vhost library, as ``set_vhost_log_level`` takes it. Raises SwitchError."""
     listing = appctl(ctl, "dpdk/log-list", timeout=timeout)
     for found in _LOG_TYPE.finditer(listing):
         if found["type"] == VHOST_LOG_TYPE:

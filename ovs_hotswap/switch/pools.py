@@ -14,8 +14,11 @@ _FIELD = re.compile(r"^\s*(?P<name>socket_id|populated_size|total_obj_size|total
 
 
 def huge_page_pools(system: Path = Path("/sys")) -> list[HugePages]:
-    """Of every node and size. On a machine of one node those that are promised to a mapping do not count as free; the
-    kernel does not say on which of several nodes they are."""
+    """Return the huge pages of every node and size.
+
+    On a machine with one node, pages that are promised to a mapping do not count as free. With several nodes they do,
+    because the kernel does not say on which node they are.
+    """
     nodes = sorted(system.glob("devices/system/node/node[0-9]*"))
     places = {int(node.name.removeprefix("node")): node / "hugepages" for node in nodes}
     found = []
@@ -33,13 +36,15 @@ def _number(file: Path) -> int:
 
 
 def page_mib() -> int:
-    """Size in MiB of the smallest huge pages that this machine has; 2 where it has none yet."""
+    """Return the size, in MiB, of the smallest huge pages that this machine has; 2 if it has none yet."""
     return min((pool.size_kib >> 10 for pool in huge_page_pools() if pool.total), default=2)
 
 
 def parse_pools(text: str) -> list[PacketPool]:
-    """Open vSwitch's own pools in what ``netdev-dpdk/get-mempool-info`` prints (rte_mempool_dump); those of DPDK's
-    drivers are left out."""
+    """Return Open vSwitch's own pools, from the output of ``netdev-dpdk/get-mempool-info`` (rte_mempool_dump).
+
+    The pools of DPDK's drivers are left out.
+    """
     found = []
     for block in re.split(r"^(?=mempool <)", text, flags=re.MULTILINE):
         if not _POOL.match(block):
@@ -52,6 +57,8 @@ def parse_pools(text: str) -> list[PacketPool]:
 
 
 def packet_pools(ctl: Path, *, timeout: float = 5.0) -> list[PacketPool]:
-    """The packet pools of the instance with this control socket. It has none before its first port. Raises
-    SwitchError."""
+    """Return the packet pools of the instance with this control socket. It has none before its first port.
+
+    Raises SwitchError.
+    """
     return parse_pools(appctl(ctl, "netdev-dpdk/get-mempool-info", timeout=timeout))

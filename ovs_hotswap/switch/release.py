@@ -1,9 +1,9 @@
 """Releases: the software that an instance runs, side by side in several versions.
 
-``host`` is the installed package. Every other release is a directory: a tree with its own libraries, made from a Debian
-suite with debootstrap or there already and adopted; or a prefix that was installed under, side by side with the host's
-package and on the host's libraries, and is adopted. A tree counts as a release from the moment it is renamed into
-place, after its programs have run in it.
+``host`` is the installed package. Every other release is a directory. It is a tree with its own libraries, made from a
+Debian suite with debootstrap, or adopted if it exists already. Or it is an adopted install prefix, side by side with
+the host's package, which uses the host's libraries. A new tree becomes a release when it is renamed into place, after
+its programs have run in it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """Paths, as the program that is started sees them, of what an instance runs."""
+    """The paths of an instance's programs, as the program that is started sees them."""
 
     vswitchd: str
     ovsdb_server: str
@@ -83,7 +83,7 @@ class Manifest(Strict):
 
 @dataclass(frozen=True, slots=True)
 class ReleaseEntry:
-    """A line of the list: ``release`` is ``None`` where it cannot be used, ``error`` says why."""
+    """An entry of the list. ``release`` is ``None`` if it cannot be used; ``error`` says why."""
 
     name: str
     release: Release | None
@@ -92,14 +92,14 @@ class ReleaseEntry:
 
 
 def packages(suite: str) -> tuple[str, ...]:
-    """The Debian packages a release of ``suite`` consists of. Raises ReleaseError if the suite is not known."""
+    """Return the Debian packages of a release of ``suite``. Raises ReleaseError if the suite is not known."""
     if suite not in ABI:
         raise ReleaseError(f"suite {suite!r} is not known", hint=f"known are: {', '.join(ABI)}")
     return ("openvswitch-switch-dpdk", *(f"librte-{plugin}{ABI[suite]}" for plugin in PLUGINS))
 
 
 def programs(release: Release) -> Programs:
-    """The release's programs. Under a prefix they are where Open vSwitch's ``make install`` puts them."""
+    """Return the release's programs. Under a prefix they are where Open vSwitch's ``make install`` puts them."""
     prefix = release.prefix
     if prefix is None:
         return _DEBIAN
@@ -112,7 +112,7 @@ def programs(release: Release) -> Programs:
 
 
 def parse_versions(text: str) -> tuple[str, str] | None:
-    """Versions of Open vSwitch and DPDK from ``ovs-vswitchd --version``; ``None`` if it is built without DPDK."""
+    """Return the versions of Open vSwitch and DPDK from ``ovs-vswitchd --version``; ``None`` without DPDK."""
     found = _VERSIONS.search(text)
     return (found["ovs"], found["dpdk"]) if found else None
 
@@ -127,13 +127,13 @@ class Releases:
         self._keyring = keyring
 
     def get(self, name: str) -> Release:
-        """The release, checked: its programs are there and run. Raises ReleaseError."""
+        """Return the release, after checking that its programs exist and run. Raises ReleaseError."""
         if name == HOST:
             return self._check(name, None)
         return self._check(name, self._tree(name, self._manifest(name)))
 
     def list(self) -> tuple[ReleaseEntry, ...]:
-        """All releases, ``host`` first, those that cannot be used included."""
+        """Return all releases, ``host`` first, including those that cannot be used."""
         names = sorted(path.parent.name for path in self._directory.glob(f"[!.]*/{_MANIFEST}"))
         return tuple(self._entry(name) for name in (HOST, *names))
 
@@ -146,10 +146,11 @@ class Releases:
         from_directory: Path | None = None,
         extra_packages: tuple[str, ...] = (),
     ) -> Release:
-        """Make a release from a Debian suite (``extra_packages``: further drivers), or adopt a tree that is there.
+        """Make a release from a Debian suite (``extra_packages``: further drivers), or adopt an existing tree.
 
-        A release of this name and recipe that is there already is checked and kept; ``progress`` is told so, and
-        otherwise gets a line for each package. Raises ReleaseError; then, and when interrupted, nothing stays behind.
+        An existing release with this name and recipe is checked and kept; ``progress`` is called with a line that says
+        so, and otherwise with a line for each package. Raises ReleaseError; then, and when interrupted, nothing is left
+        behind.
         """
         wanted = self._recipe(name, suite, from_directory, extra_packages)
         with self._system.lock(self._directory / ".lock", "adding or removing a release"):
@@ -176,7 +177,7 @@ class Releases:
         return release if from_directory is not None else replace(release, root=str(self._tree(name, made)))
 
     def remove(self, name: str) -> None:
-        """Remove a release; of an adopted one only the entry. Raises ReleaseError if an instance uses it."""
+        """Remove a release, or the entry of an adopted one. Raises ReleaseError if an instance uses it."""
         if name == HOST:
             raise ReleaseError("the host's package is not removed here", hint="use apt")
         with self._system.lock(self._directory / ".lock", "adding or removing a release"):
@@ -216,8 +217,10 @@ class Releases:
         return release
 
     def _debootstrap(self, suite: str, include: tuple[str, ...], tree: Path, progress: Progress) -> None:
-        """In namespaces of its own, ended with this process: mounts and processes vanish with it, however it ends.
-        Whatever it installs is run as root, so its signature is required."""
+        """Run debootstrap in its own namespaces, which end with this process: mounts and processes vanish with them.
+
+        What is installed will run as root, so a valid signature is required.
+        """
         if not self._keyring.is_file():
             raise ReleaseError(f"{self._keyring} is missing, so nothing that is installed could be trusted",
                                hint="apt-get install debian-archive-keyring")  # fmt: skip
@@ -229,7 +232,7 @@ class Releases:
             progress(text.removeprefix("I: "))
 
         alone = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--"]
-        signed = ["--force-check-gpg", f"--keyring={self._keyring}"]  # without a keyring it would go on unsigned
+        signed = ["--force-check-gpg", f"--keyring={self._keyring}"]  # it checks nothing without a keyring
         make = ["debootstrap", *signed, "--variant=minbase", f"--include={','.join(include)}", suite, str(tree)]
         argv = ["setpriv", "--pdeathsig", "KILL", "--", *alone, *make]
         environment = {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
@@ -244,7 +247,7 @@ class Releases:
             )
 
     def _check(self, name: str, directory: Path | None, hint: str | None = None) -> Release:
-        """Prove that the release in ``directory`` (``None``: the host) is complete and runs."""
+        """Check that the release in ``directory`` (``None``: the host) is complete and runs. Raises ReleaseError."""
         if directory is None:
             debian = f"`apt-get install {' '.join(packages('bookworm'))}`"
             hint = f"install Open vSwitch with DPDK, and DPDK's plug-ins; on Debian 12: {debian}"
@@ -268,7 +271,7 @@ class Releases:
         return replace(found, ovs_version=versions[0], dpdk_version=versions[1])
 
     def _output(self, release: Release, program: str, hint: str) -> str:
-        """What ``program --version`` prints. Raises ReleaseError if it does not run."""
+        """Return what ``program --version`` prints. Raises ReleaseError if it does not run."""
         inside = [] if release.root is None else ["chroot", release.root]
         done = self._system.run([*inside, program, "--version"], timeout=_RUN_S, check=False)
         if done.status != 0:
@@ -277,7 +280,8 @@ class Releases:
         return done.stdout
 
     def _missing_plugins(self, release: Release) -> tuple[str, ...]:
-        """DPDK looks for them beside its own libraries (meson.build, eal_pmd_path); linked in, it needs none."""
+        """Return the missing drivers. DPDK looks for them beside its libraries (meson.build, eal_pmd_path); a DPDK that
+        is linked in needs none."""
         pattern = "usr/lib/*/dpdk"
         place = Path(release.root or "/")
         if release.prefix is not None:
@@ -333,21 +337,21 @@ class Releases:
             raise ReleaseError(f"release {name} is in use by process {users[0]}", hint="end that process")
 
     def _sweep(self) -> None:
-        """Delete what a killed ``add`` or ``remove`` left; the lock is held, so none is under way."""
+        """Delete what a killed ``add`` or ``remove`` left. The caller holds the lock, so none is under way."""
         for pattern in (".build-*", ".remove-*"):
             for path in self._directory.glob(pattern):
                 _delete(path)
 
 
 def _refuse_strangers(name: str, path: Path) -> None:
-    """Raises ReleaseError if others could replace a file that is believed, or run as root."""
+    """Raise ReleaseError if others could replace a file that root trusts or runs."""
     if faults := along(path):
         raise ReleaseError(f"release {name}: {path} is run or believed by root, and {'; '.join(faults)}",
                            hint="chown root: and chmod go-w what it names")  # fmt: skip
 
 
 def _is_prefix(directory: Path) -> bool:
-    """Whether software was installed under ``directory``; a tree has a directory ``usr``."""
+    """Whether ``directory`` is an install prefix; a tree has a directory ``usr``."""
     return (directory / "sbin/ovs-vswitchd").is_file() and not (directory / "usr").exists()
 
 
@@ -379,7 +383,7 @@ def _mounted_below(directory: Path) -> Iterator[str]:
 
 
 def _delete(directory: Path) -> None:
-    """Delete a tree that is not in use. Never through a mount: /dev or /proc may be mounted in a tree by hand."""
+    """Delete a tree that is not in use, unless something is mounted in it: /dev or /proc may be mounted by hand."""
     for point in _mounted_below(directory.resolve()):
         raise ReleaseError(f"{point} is mounted", hint=f"`umount {point}`")
     with contextlib.suppress(FileNotFoundError):

@@ -1,6 +1,6 @@
-"""One JSON-RPC request over a unix socket with a deadline.
+"""One JSON-RPC request over a Unix socket with a deadline.
 
-``ovs.unixctl.client`` and ``ovsdbapp``'s schema query wait for ever when the server's main thread is blocked. Both
+``ovs.unixctl.client`` and ``ovsdbapp``'s schema query wait indefinitely if the server's main thread is blocked. Both
 protocols are JSON-RPC 1.0 (RFC 7047, section 4; ovs-appctl(8)), so one call with a deadline serves both.
 """
 
@@ -32,9 +32,9 @@ class NoAnswer(SwitchError):
 def call(socket: Path, method: str, params: list[Any], *, timeout: float) -> Any:
     """Send one request to ``socket`` and return the result of the reply.
 
-    ``timeout`` (seconds) covers connecting, sending and the reply together. Raises NoAnswer when it passes and
-    SwitchError when nothing listens, the connection breaks or the server answers with an error; each message names
-    the socket and the method.
+    ``timeout`` (seconds) covers connecting, sending and the reply together. Raises NoAnswer after it, and SwitchError
+    if nothing listens, the connection breaks or the server answers with an error. Each message names the socket and
+    the method.
     """
     deadline = ovs.timeval.msec() + int(timeout * 1000)
     error, stream = ovs.stream.Stream.open_block(ovs.stream.Stream.open(f"unix:{socket}"), int(timeout * 1000))
@@ -68,8 +68,8 @@ def call(socket: Path, method: str, params: list[Any], *, timeout: float) -> Any
 
 
 def quick_call(socket: Path, method: str, params: list[Any], *, timeout: float) -> Any:
-    """``call`` for answers of hundreds of rows: the JSON parser of the ``ovs`` package takes fifty times as long as
-    Python's own. Raises SwitchError and NoAnswer."""
+    """Do what ``call`` does, for answers with hundreds of rows: the JSON parser of the ``ovs`` package takes fifty
+    times as long as Python's own. Raises SwitchError and NoAnswer."""
     deadline = time.monotonic() + timeout
     try:
         with sockets.socket(sockets.AF_UNIX) as connection:
@@ -100,8 +100,10 @@ def hangs(socket: Path, timeout: float = _ECHO_S) -> bool:
 
 
 def transact(socket: Path, operations: list[dict[str, Any]], *, timeout: float, database: str = "Open_vSwitch") -> Any:
-    """Have ovsdb-server carry the operations of one transaction out (RFC 7047, 4.1.3); return what each brought. Raises
-    SwitchError, also if the transaction fails, and NoAnswer."""
+    """Have ovsdb-server carry out the operations of one transaction (RFC 7047, 4.1.3); return the result of each.
+
+    Raises SwitchError, even if only the transaction fails, and NoAnswer.
+    """
     results = quick_call(socket, "transact", [database, *operations], timeout=timeout)
     if not isinstance(results, list):
         raise SwitchError(f"{socket}: transact: {results}")
@@ -112,7 +114,7 @@ def transact(socket: Path, operations: list[dict[str, Any]], *, timeout: float, 
 
 
 def _receive(connection: sockets.socket, deadline: float) -> Any:
-    """The next JSON text. Nothing marks its end but that it is complete. Raises OSError, ValueError."""
+    """Return the next JSON text. Nothing marks its end except that it is complete. Raises OSError and ValueError."""
     received = bytearray()
     while True:
         connection.settimeout(max(deadline - time.monotonic(), 1e-3))
@@ -129,7 +131,7 @@ def _receive(connection: sockets.socket, deadline: float) -> Any:
 
 
 def _wait(connection: Any, deadline: int) -> int:
-    """Sleep until the connection can go on; 0, or ETIMEDOUT when ``deadline`` (ms) has passed."""
+    """Sleep until the connection is ready; return 0, or ETIMEDOUT after ``deadline`` (ms)."""
     if ovs.timeval.msec() >= deadline:
         return errno.ETIMEDOUT
     connection.run()

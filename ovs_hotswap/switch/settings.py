@@ -1,8 +1,9 @@
-"""What the operator set in an instance's database: read, and compared with another instance's. Pure.
+"""Reads what the operator set in an instance's database, so that it can be compared with another instance's.
 
-A *setting* is a value that we did not write (``owned``) and that is not the column's default: a key of a map such as
-``other_config``, another column, or a port of the operator's own. Rows that a column refers to (a mirror, a QoS with
-its queues) are the column's value, with ports in them by name, so that settings of two databases can be compared.
+This module is pure. A *setting* is a value that ovs-hotswap did not write (``owned``) and that is not the column's
+default: a key of a map such as ``other_config``, another column, or a port that the operator added. Rows to which a
+column refers (a mirror, a QoS with its queues) are the column's value, with ports in them by name, so that settings of
+two databases can be compared.
 """
 
 from __future__ import annotations
@@ -26,18 +27,20 @@ _NOT_SET_BY_ANYBODY = {
     INTERFACE: {"name", "ofport", "error", "cfm_flap_count"},
     "Datapath": {"datapath_version", "capabilities"},
 }  # fmt: skip
-# Of a row that an earlier version of ours made, without a mark.
+# What ovs-hotswap wrote into a row that an earlier version of it made, without a mark.
 _UNMARKED = {
     BRIDGE: {"datapath_type", "fail_mode", "other_config:hwaddr"},
     INTERFACE: {"type", "ofport_request", "options:dpdk-devargs", "options:vhost-server-path", "options:key",
                 "options:remote_ip", "options:local_ip"},
 }  # fmt: skip
-SLEEP_KEYS = frozenset({"pmd-maxsleep", "pmd-sleep-max"})  # ``Host.own_pmd_sleep`` knows whose value it is
+SLEEP_KEYS = frozenset({"pmd-maxsleep", "pmd-sleep-max"})  # ``Host.own_pmd_sleep`` says who set the value
 
 
 class Key(NamedTuple):
-    """``row``: a name, empty in Open_vSwitch. ``key``: of a map, else empty. ``Key("Port", name, "", "")`` stands for a
-    port of the operator's itself, ``Key("Bridge", name, "", "")`` for a bridge."""
+    """The place of a setting. ``row`` is a name, empty in Open_vSwitch; ``key`` is that of a map, else empty.
+
+    ``Key("Port", name, "", "")`` stands for a whole port of the operator, ``Key("Bridge", name, "", "")`` for a bridge.
+    """
 
     table: str
     row: str
@@ -69,7 +72,7 @@ class Snapshot:
         return next(iter(self.rows[ROOT].values()), {})
 
     def named(self, table: str, name: str) -> str | None:
-        """The UUID of a row."""
+        """Return the UUID of the row ``name``, or ``None``."""
         return next((uuid for uuid, row in self.rows[table].items() if row["name"] == name), None)
 
 
@@ -77,14 +80,14 @@ class Snapshot:
 
 
 def columns(schema: Mapping[str, Any], table: str) -> dict[str, Any]:
-    """The types of the columns of a table that say how the switch is to be, and of those that make the tree of rows."""
+    """Return the types of a table's columns that configure the switch, and of those that make the tree of rows."""
     found = schema["tables"].get(table, {"columns": {}})["columns"]
     skip = _NOT_SET_BY_ANYBODY.get(table, set()) - {"name", "bridges", "ports", "interfaces"}
     return {name: column["type"] for name, column in found.items() if not column.get("ephemeral") and name not in skip}
 
 
 def selects(schema: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The operations (RFC 7047, 5.2.2) that read all of it."""
+    """Return the operations (RFC 7047, 5.2.2) that read the whole database."""
     return [
         {"op": "select", "table": table, "where": [], "columns": ["_uuid", *columns(schema, table)]}
         for table in schema["tables"]
@@ -92,7 +95,7 @@ def selects(schema: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def snapshot(schema: Mapping[str, Any], answers: Collection[Mapping[str, Any]]) -> Snapshot:
-    """``answers``: what ``selects`` brought."""
+    """Return the database from ``answers``, the results of ``selects``."""
     rows = {
         table: {row["_uuid"][1]: {name: decode(row[name], kind) for name, kind in columns(schema, table).items()}
                 for row in answer["rows"]}
@@ -102,8 +105,8 @@ def snapshot(schema: Mapping[str, Any], answers: Collection[Mapping[str, Any]]) 
 
 
 def decode(value: Any, kind: Any) -> Any:
-    """A value as RFC 7047, 5.1 writes it: a dictionary for a map, a list for a set or an optional value. A reference to
-    a row is its UUID."""
+    """Return a value that is written as in RFC 7047, 5.1: a dictionary for a map, a list for a set or an optional
+    value. A reference to a row becomes its UUID."""
     if isinstance(value, list) and value and value[0] == "map":
         return {_atom(key): _atom(held) for key, held in value[1]}
     several = isinstance(kind, dict) and (kind.get("min", 1), kind.get("max", 1)) != (1, 1)
@@ -116,7 +119,7 @@ def _atom(value: Any) -> Any:
 
 
 def refers_to(kind: Any) -> str | None:
-    """The table that the values of a column of this type are rows of."""
+    """Return the table to whose rows a column of this type refers, or ``None``."""
     if not isinstance(kind, dict):
         return None
     base = kind.get("value", kind.get("key"))
@@ -124,7 +127,7 @@ def refers_to(kind: Any) -> str | None:
 
 
 def is_plain_map(kind: Any) -> bool:
-    """Whether it is a map of strings, in which each key is a setting of its own."""
+    """Whether a type is a map of strings, in which each key is a setting of its own."""
     return isinstance(kind, dict) and _base(kind.get("key")) == _base(kind.get("value")) == "string"
 
 
@@ -136,12 +139,12 @@ def _base(kind: Any) -> Any:
 
 
 def settings(found: Snapshot, bridge: str, ports: Collection[str]) -> Settings:
-    """The settings in a database. ``ports``: the names of our ports, ``bridge`` being that of our bridge."""
+    """Return the settings in a database. ``bridge`` and ``ports`` are the names of ovs-hotswap's bridge and ports."""
     return dict(_Reader(found, bridge, frozenset(ports) | {bridge}).settings())
 
 
 def foreign_ports(found: Settings) -> list[str]:
-    """The ports that are the operator's."""
+    """Return the ports that the operator added."""
     return [key.row for key in found if key.table == PORT and not key.column]
 
 
@@ -168,7 +171,7 @@ class _Reader:
         root = self._found.root
         notes = root.get("external_ids", {})
         ours = owned.written(notes)
-        # An earlier version of ours kept no note of what it gave the instance when it started it.
+        # An earlier version of ovs-hotswap did not note what it gave the instance at its start.
         never = SLEEP_KEYS if "dpdk-init" in ours else OWN_KEYS.keys() | SLEEP_KEYS
         for key, value in self._row(ROOT, "", root):
             if key.column == "other_config" and (ours.get(key.key) == value or key.key in never):
@@ -193,7 +196,7 @@ class _Reader:
     def _row(
         self, table: str, name: str, row: Mapping[str, Any], ours: set[str] | None = None
     ) -> Iterator[tuple[Key, Any]]:
-        """The settings in a row, without what is ours of it."""
+        """Yield the settings in a row, without what ovs-hotswap wrote to it."""
         marks = row.get("external_ids", {})
         if ours is None:
             ours = owned.marked(marks) if owned.is_marked(marks) else _UNMARKED.get(table, set())
@@ -209,7 +212,7 @@ class _Reader:
                 yield Key(table, name, column, ""), self._value(value, kind)
 
     def _value(self, value: Any, kind: Any) -> Any:
-        """With rows instead of references to them, and ports by name."""
+        """Return ``value`` with rows instead of references to them, and with ports by name."""
         table = refers_to(kind)
         if table is None:
             return value
@@ -234,7 +237,7 @@ class _Reader:
 
 
 def unknown_columns(value: Any, kind: Any, schema: Mapping[str, Any]) -> set[str]:
-    """What of the nested rows of a column the tables of another ``schema`` do not have."""
+    """Return the columns in the nested rows of a column that the tables of another ``schema`` do not have."""
     table, found = refers_to(kind), set()
     for row in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         if table is None or table == PORT:
@@ -247,7 +250,7 @@ def unknown_columns(value: Any, kind: Any, schema: Mapping[str, Any]) -> set[str
 
 
 def ports_named(value: Any, schema: Mapping[str, Any], table: str) -> set[str]:
-    """The ports that a nested row of ``table`` refers to."""
+    """Return the ports to which a nested row of ``table`` refers."""
     found: set[str] = set()
     for column, kind in columns(schema, table).items():
         if isinstance(value, dict) and column in value and refers_to(kind) == PORT:
@@ -260,7 +263,7 @@ def as_json(found: Settings) -> list[list[Any]]:
 
 
 def from_json(rows: Any) -> Settings:
-    """What ``as_json`` gave; empty if it is anything else."""
+    """Return the settings that ``as_json`` wrote; they are empty if ``rows`` is anything else."""
     if not isinstance(rows, list) or not all(
         isinstance(row, list) and len(row) == len(Key._fields) + 1 for row in rows
     ):

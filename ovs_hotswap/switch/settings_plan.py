@@ -1,4 +1,4 @@
-"""What of one instance's settings the other one gets, what stays behind and why, and the transaction. Pure."""
+"""Decides which settings of one instance the other one gets, and which it does not get and why. This module is pure."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ START_KEYS = frozenset({
     "per-port-memory", "userspace-tso-enable", "hw-offload", "hw-offload-ct-size",
     "n-offload-threads", "doca-init",
 })  # fmt: skip
-"""Keys that ovs-vswitchd reads once, when it starts (ovs-vswitchd.conf.db(5))."""
+"""Keys that ovs-vswitchd reads only when it starts (ovs-vswitchd.conf.db(5))."""
 
 FEATURE_KEYS = frozenset({"userspace-tso-enable", "vhost-iommu-support", "vhost-postcopy-support"})
 """Those of them that decide which virtio features a VM is offered."""
 
-# Ports that are no more than a row: the others are a device, a socket or another bridge's, which one process has.
+# Types of ports that consist only of a row. Others have a device or a socket, or belong to another bridge, and only one
+# process can have them.
 _PORTABLE = frozenset({"internal", "vxlan", "geneve", "gre", "ip6gre", "erspan", "ip6erspan", "gtpu", "bareudp", "srv6",
                        "stt", "lisp"})  # fmt: skip
 _AFFINITY = "pmd-rxq-affinity"
@@ -46,8 +47,12 @@ _AFFINITY = "pmd-rxq-affinity"
 
 @dataclass(frozen=True, slots=True)
 class Carry:
-    """``values``: to be set. ``gone``: to be taken away, because where they came from they are no more. ``lost``: what
-    the other instance will not have, with the reason. ``carried``: all that the other has from this one then."""
+    """The changes that carry settings over to the other instance.
+
+    ``values`` are to be set. ``gone`` are to be removed, because they no longer exist in the instance from which they
+    came. ``lost`` is what the other instance will not have, with the reason. ``carried`` is all that the other instance
+    then has from this one.
+    """
 
     values: Settings = field(default_factory=dict)
     gone: tuple[Key, ...] = ()
@@ -57,10 +62,13 @@ class Carry:
 
 @dataclass(frozen=True, slots=True)
 class Receiver:
-    """The instance that shall have the settings: its ``schema``, what it has, the ports there are, the keys that were
-    carried to it before, and the PMD cores of both, by which affinities are translated. ``other_config``: all that it
-    has in that column of Open_vSwitch, whoever wrote it. ``alone``: the instance that had the settings does not run, so
-    what only one can have, this one can."""
+    """The instance that is to get the settings.
+
+    It is described by its ``schema``, the settings that it has, the ports that exist, the keys that were carried to it
+    before, and the PMD cores of both instances, by which affinities are translated. ``other_config`` is everything that
+    it has in that column of Open_vSwitch, no matter who wrote it. ``alone``: the instance that had the settings does
+    not run, so this one can have what only one instance can have.
+    """
 
     schema: Mapping[str, Any]
     has: Settings
@@ -77,7 +85,7 @@ class Receiver:
 
 
 def carry(source: Settings, to: Receiver) -> Carry:
-    """What is to be done so that ``to`` has the settings ``source``."""
+    """Return what is to be done so that ``to`` has the settings ``source``."""
     held = [] if to.alone else foreign_ports(source)
     stays = {name: reason for name in held if (reason := _port_stays(source, name))}
     interfaces = {each for name in stays for each in source[Key(PORT, name, "", "")]}
@@ -117,7 +125,7 @@ def _port_stays(source: Settings, name: str) -> str:
 def _stays(
     key: Key, value: Any, translated: Any, to: Receiver, ports: Collection[str], interfaces: Collection[str]
 ) -> str:
-    """Why the setting cannot be carried over; empty if it can."""
+    """Return why the setting cannot be carried over, or an empty text if it can be."""
     if key.table == BRIDGE and not key.column:
         return "of the bridges only ours is carried over"
     if (key.table == PORT and key.row not in ports) or (key.table == INTERFACE and key.row not in interfaces):
@@ -149,9 +157,11 @@ def _unknown(key: Key, value: Any, schema: Mapping[str, Any]) -> str:
 
 
 def _translated(key: Key, value: Any, cores: tuple[Sequence[int], Sequence[int]]) -> Any:
-    """An affinity ``queue:core,...`` with the cores of the other instance that are in the same place among its PMD
-    cores; ``None`` where there is none. A queue on a core without a PMD thread would not be polled at all
-    (lib/dpif-netdev.c, rxq_scheduling)."""
+    """Return an affinity ``queue:core,...`` with the cores that have the same place among the other's PMD cores.
+
+    Returns ``None`` if there is no such core: a queue on a core without a PMD thread would not be polled at all
+    (lib/dpif-netdev.c, rxq_scheduling). Other values are returned as they are.
+    """
     if key.table != INTERFACE or key.key != _AFFINITY:
         return value
     ours, theirs = (sorted(set(each)) for each in cores)
@@ -166,7 +176,7 @@ def _translated(key: Key, value: Any, cores: tuple[Sequence[int], Sequence[int]]
 
 
 def before(external_ids: Mapping[str, str]) -> list[Key]:
-    """What was carried to a database before, as its Open_vSwitch row says."""
+    """Return the keys that were carried to a database before, according to its Open_vSwitch row."""
     try:
         return list(from_json(json.loads(external_ids.get(owned.CARRIED, "[]"))))
     except ValueError:
@@ -174,7 +184,7 @@ def before(external_ids: Mapping[str, str]) -> list[Key]:
 
 
 def operations(change: Carry, target: Snapshot, bridge: str) -> list[dict[str, Any]]:
-    """The operations (RFC 7047, 5.2) that carry ``change`` out in ``target``; none if there is nothing to change."""
+    """Return the operations (RFC 7047, 5.2) that carry out ``change`` in ``target``; none if nothing is to change."""
     return _Writer(target, bridge).operations(change)
 
 
@@ -241,7 +251,7 @@ class _Writer:
         self._made.append({"op": "update", "table": key.table, "where": where, "row": {key.column: value}})
 
     def _forget(self, key: Key) -> None:
-        """QoS and Queue rows stay when nothing refers to them any more: take those away that only this port has."""
+        """Remove QoS and Queue rows that only this port has: they would stay after the last reference is removed."""
         if key.table != PORT or key.column != "qos":
             return
         ports = self._target.rows[PORT].values()
@@ -256,7 +266,7 @@ class _Writer:
     # -- rows
 
     def _where(self, key: Key) -> list[Any]:
-        """The row is found by its name, which also one made in this transaction has."""
+        """Return the condition for the key's row: its name, by which a row made in this transaction is found, too."""
         return [] if key.table == ROOT else [["name", "==", key.row]]
 
     def _make_port(self, name: str, interfaces: Sequence[str]) -> None:
@@ -305,7 +315,7 @@ def _is_number(kind: Any) -> bool:
 
 
 def _default(kind: Any) -> Any:
-    """The value of a column that nobody has set (RFC 7047, 5.2.1)."""
+    """Return the value of a column that was never set (RFC 7047, 5.2.1)."""
     if isinstance(kind, dict) and (kind.get("min", 1), kind.get("max", 1)) != (1, 1):
         return ["map", []] if "value" in kind else ["set", []]
     base = kind["key"] if isinstance(kind, dict) else kind

@@ -1,10 +1,10 @@
-"""Threads of an ovs-vswitchd on which a hand-over depends, and when they get a core.
+"""The threads of an ovs-vswitchd on which a handover depends, and when they get a core.
 
-A hand-over waits for the thread that handles vhost-user messages, on either side; that thread spins for locks which PMD
-threads hold (DPDK, ``access_lock``). Where they share cores with other work, the one waits for milliseconds to be run,
-and so does a PMD thread that was interrupted while it held the lock. In the window the former therefore gets real-time
-priority, on a core where no PMD thread runs (``priority.control_core``), at least none of its own, since it must never
-keep from running what it waits for; and PMD threads get a better nice value.
+On each side a handover waits for the thread that handles vhost-user messages. That thread spins for locks which PMD
+threads hold (DPDK, ``access_lock``). If these threads share cores with other work, the message thread waits for a core
+for milliseconds, and so does a PMD thread that was interrupted while it held the lock. In the window the message thread
+therefore gets real-time priority, on a core where no PMD thread runs (``priority.control_core``), or at least none of
+its own process: it must never keep a thread from running for which it waits. PMD threads get a better nice value.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _PMD_NICE = -15
 
 @dataclass(frozen=True, slots=True)
 class Scheduling:
-    """How the threads of a process were scheduled: policy and priority (sched_setscheduler(2)) and cores of its
-    vhost-user message thread, nice value of its PMD threads."""
+    """How the threads of a process are scheduled: policy, priority (sched_setscheduler(2)) and cores of its vhost-user
+    message thread, and the nice value of its PMD threads."""
 
     policy: int
     priority: int
@@ -34,12 +34,12 @@ class Scheduling:
 
 
 def is_pmd(name: str) -> bool:
-    """Whether a thread of that name polls ports."""
+    """Whether a thread of that name is a PMD thread."""
     return name.startswith("pmd-c")
 
 
 def vhost_thread(pid: int) -> int | None:
-    """The thread that handles vhost-user messages; there is none before the first vhost-user port."""
+    """Return the id of the thread that handles vhost-user messages; there is none before the first such port."""
     return next((thread for thread, name in threads_of(pid) if name in VHOST_THREADS), None)
 
 
@@ -48,8 +48,10 @@ def _pmd_threads(pid: int) -> list[int]:
 
 
 def scheduling(pid: int) -> Scheduling | None:
-    """How ovs-vswitchd ``pid`` is scheduled, for a while low priority or not; ``None`` if it has no vhost-user thread.
-    Raises SwitchError if it ends meanwhile."""
+    """Return how ovs-vswitchd ``pid`` is scheduled, without regard to a temporary low priority.
+
+    Returns ``None`` if it has no vhost-user thread. Raises SwitchError if it ends during this.
+    """
     thread = vhost_thread(pid)
     if thread is None:
         return None
@@ -66,10 +68,10 @@ def scheduling(pid: int) -> Scheduling | None:
 
 
 def prefer(pid: int, own: Collection[int], others: Collection[int], rank: Rank) -> bool:
-    """Prefer the threads that a hand-over waits for; the message thread gets ``rank``. ``own``: cores of the process's
-    PMD threads; ``others``: of the other instance's.
+    """Prefer the threads for which a handover waits; the message thread gets ``rank``.
 
-    Returns ``False``, with nothing changed, where there is no core to run on. Raises SwitchError.
+    ``own`` are the cores of the process's PMD threads, ``others`` those of the other instance. Returns ``False``, with
+    nothing changed, if there is no core for the message thread. Raises SwitchError.
     """
     wide = os.sched_getaffinity(0) - set(own)
     for cores in (control_core([*own, *others]), wide):

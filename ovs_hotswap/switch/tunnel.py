@@ -1,7 +1,7 @@
-"""What tunnels of an instance need besides flows: the VTEP's address, routes and neighbours in user space.
+"""What tunnels of an instance need besides flows: the VTEP's address, and routes and neighbours in user space.
 
-Open vSwitch looks the tunnel's next hop up in tables of its own (lib/ovs-router.c, lib/tnl-neigh-cache.c), not in
-the kernel's. Neighbours age out after 15 minutes without use: set them again before that.
+Open vSwitch looks up a tunnel's next hop in its own tables (lib/ovs-router.c, lib/tnl-neigh-cache.c), not in the
+kernel's. Neighbours age out after 15 minutes without use, and have to be set again before that.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NEIGHBOUR = re.compile(r"^(?P<address>\S+)\s+(?P<mac>[0-9a-f]{2}(?::[0-9a-f]{2}
 
 @dataclass(frozen=True, slots=True)
 class TunnelRoute:
-    """A route as Open vSwitch has it; ``user``: it was added by command, not learnt from the kernel."""
+    """A route of Open vSwitch. ``user``: it was added by command, not learnt from the kernel."""
 
     destination: str
     device: str
@@ -45,7 +45,7 @@ class TunnelNeighbour:
 
 
 def parse_routes(text: str) -> tuple[TunnelRoute, ...]:
-    """Routes from ``ovs/route/show`` (lib/ovs-router.c, ovs_router_show)."""
+    """Return the routes from ``ovs/route/show`` (lib/ovs-router.c, ovs_router_show)."""
     found = (_ROUTE.match(line) for line in text.splitlines())
     return tuple(
         TunnelRoute(row["destination"], row["device"], row["gateway"], row["source"], row["kind"] == "User")
@@ -55,15 +55,18 @@ def parse_routes(text: str) -> tuple[TunnelRoute, ...]:
 
 
 def parse_neighbours(text: str) -> tuple[TunnelNeighbour, ...]:
-    """Entries from ``tnl/neigh/show`` (lib/tnl-neigh-cache.c, tnl_neigh_cache_show)."""
+    """Return the entries from ``tnl/neigh/show`` (lib/tnl-neigh-cache.c, tnl_neigh_cache_show)."""
     found = (_NEIGHBOUR.match(line) for line in text.splitlines())
     return tuple(TunnelNeighbour(row["address"], row["mac"], row["device"]) for row in found if row)
 
 
 @dataclass(frozen=True, slots=True)
 class TunnelConfig:
-    """``address`` of the VTEP with its prefix, ``routes`` from destination to gateway, ``neighbours`` from address to
-    MAC. It is noted in the instance's database what was programmed: what somebody else added is not ours to remove."""
+    """What tunnels need: ``address`` of the VTEP with its prefix, ``routes`` from destination to gateway, and
+    ``neighbours`` from address to MAC.
+
+    What was programmed is noted in the instance's database, so that entries which others added are never removed.
+    """
 
     address: str
     routes: Mapping[str, str] = field(default_factory=dict)
@@ -74,7 +77,7 @@ class TunnelConfig:
 
     @staticmethod
     def of_note(text: str | None) -> TunnelConfig | None:
-        """What was programmed; ``None`` where nothing is known of it."""
+        """Return what was programmed according to a note, or ``None`` if nothing is known."""
         try:
             found = json.loads(text or "")
             return TunnelConfig(str(found["address"]), dict(found["routes"]), dict(found["neighbours"]))
@@ -90,7 +93,7 @@ class TunnelConfig:
 
 
 def tunnel_diff(programmed: TunnelConfig | None, wanted: TunnelConfig) -> list[str]:
-    """By what they differ, as ``overlay diff`` prints it; nothing where it is not known what was programmed."""
+    """Return the differences as ``overlay diff`` prints them; none if it is not known what was programmed."""
     if programmed is None:
         return []
     before, after = programmed.lines(), wanted.lines()
@@ -98,7 +101,7 @@ def tunnel_diff(programmed: TunnelConfig | None, wanted: TunnelConfig) -> list[s
 
 
 class Tunnels:
-    """Tunnel tables of one running instance. Methods raise SwitchError, and NoAnswer after ``timeout`` seconds."""
+    """The tunnel tables of a running instance. Methods raise SwitchError, and NoAnswer after ``timeout`` seconds."""
 
     def __init__(
         self, paths: InstancePaths, bridge: str, *, namespaces: Namespaces | None = None, timeout: float = 5.0
@@ -110,10 +113,10 @@ class Tunnels:
         self._timeout = timeout
 
     def put(self, wanted: TunnelConfig, before: TunnelConfig | None) -> None:
-        """Program ``wanted``, and remove what of ``before`` is not in it any more.
+        """Program ``wanted``, and remove what is in ``before`` and not in ``wanted``.
 
-        A neighbour stays until it ages out, because Open vSwitch can only forget all of them at once; no route leads
-        to it.
+        A neighbour stays until it ages out, because Open vSwitch can only remove all neighbours at once. No route leads
+        to it any longer.
         """
         address, _, prefix = wanted.address.partition("/")
         if before is not None:
@@ -121,7 +124,7 @@ class Tunnels:
                 if wanted.routes.get(destination) != gateway:
                     self.remove_route(destination)
             if before.address != wanted.address:
-                # First: a new one in the same network would be secondary, and go with it (ip-address(8)).
+                # First: a new address in the same network would be secondary, and be removed with it (ip-address(8)).
                 gone, _, length = before.address.partition("/")
                 self._namespaces.remove_address(self._bridge, gone, int(length), self._netns)
         self.set_address(address, int(prefix))
@@ -132,11 +135,11 @@ class Tunnels:
             self.set_neighbour(host, mac)
 
     def _await_address(self, address: str) -> None:
-        """Open vSwitch adds no route before it has learnt the address from the kernel, a turn of its loop later."""
+        """Wait until Open vSwitch has learnt the address from the kernel: it adds no route before that."""
         wait_until(lambda: any(route.destination == f"{address}/32" for route in self.routes()), _LEARNT_S)
 
     def remove_route(self, destination: str) -> None:
-        """Nothing happens if there is no such route."""
+        """Remove a route, if it exists."""
         if any(route.user and route.destination == destination for route in self.routes()):
             self._appctl("ovs/route/del", destination)
 
@@ -145,7 +148,7 @@ class Tunnels:
         self._namespaces.put_address(self._bridge, address, prefix, self._netns)
 
     def add_route(self, destination: str, gateway: str | None = None) -> None:
-        """Route ``destination`` (``net/prefix``) over the bridge. The bridge's device needs an address before."""
+        """Route ``destination`` (``net/prefix``) over the bridge, whose device must have an address already."""
         self._appctl("ovs/route/add", destination, self._bridge, *([gateway] if gateway else []))
 
     def set_neighbour(self, address: str, mac: str) -> None:

@@ -1,12 +1,12 @@
-"""The systemd unit that an instance lives in, where systemd runs the host.
+"""The systemd unit in which an instance lives, if systemd runs the host.
 
-A process belongs to the control group of whoever started it, and ends with it: with the SSH session, or when the
-watchdog's service is restarted. So where the template unit is installed, systemd starts the instance. What it is to
-start is an *order*, a file that the unit's command carries out; a *fault*, another one, brings the error back to
-whoever gave the order.
+A process belongs to the control group of the process that started it, and ends with that group: with the SSH session,
+or when the watchdog's service is restarted. So if the template unit is installed, systemd starts the instance. An
+*order* is a file that says what to start, and that the unit's command carries out; a *fault* is a file that returns the
+error to the process that gave the order.
 
-The network namespace is another unit's: it is made and removed in the host's mount namespace, where all see it, and it
-outlives the processes, so that the uplink's device can be taken out of it.
+The network namespace belongs to another unit: it is made and removed in the host's mount namespace, where all processes
+see it, and it outlives the instance's processes, so that the uplink's device can be taken out of it.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _MARGIN_S = 30.0  # for systemd itself and for undoing a start that failed
 
 
 class StartRequest(Strict):
-    """Start ``release`` as ``config`` says: the configuration of whoever orders it, which may have changed since."""
+    """An order to start ``release`` with ``config``, the configuration of the process that gives the order."""
 
     release: Release
     config: Config
 
 
 class PreexistingNamespaces(Namespaces):
-    """For the unit's own command: the instance's namespace is there before it, and stays."""
+    """Namespaces for the unit's own command: the instance's namespace exists before the command, and stays after it."""
 
     def create(self, name: str) -> None:
         self.set_loopback_up(name)
@@ -46,8 +46,10 @@ class PreexistingNamespaces(Namespaces):
 
 
 class InstanceUnit:
-    """``ovs-hotswap-instance@SIDE.service``, and the unit of its namespace. ``run_dir``: the run directory that the
-    installed units are made for."""
+    """``ovs-hotswap-instance@SIDE.service``, and the unit of its namespace.
+
+    ``run_dir`` is the run directory for which the installed units are made.
+    """
 
     def __init__(self, side: Side, system: System, *, booted: Path = BOOTED, run_dir: Path = DEFAULT_RUN_DIR) -> None:
         self._side, self._system = side, system
@@ -60,11 +62,11 @@ class InstanceUnit:
         self.name = self._processes.name
 
     def serves(self, config: Config) -> bool:
-        """Whether instances of this configuration are started by systemd."""
+        """Whether systemd starts instances of this configuration."""
         return self._processes.serves(config)
 
     def descriptors(self) -> int:
-        """``LimitNOFILE=``, which a drop-in may have changed."""
+        """Return ``LimitNOFILE=`` of the unit, which a drop-in may have changed."""
         return self._processes.descriptors()
 
     def control_group(self) -> str:
@@ -74,11 +76,11 @@ class InstanceUnit:
         return self._processes.active() == "activating"
 
     def start(self, release: Release, config: Config) -> None:
-        """Have the order carried out. Raises what carrying it out raised, or SwitchError. The caller undoes."""
+        """Have the unit start the instance. Raises the error of the start, or SwitchError; the caller undoes it."""
         self._have_done("start", release, config)
 
     def mend(self, release: Release, config: Config) -> None:
-        """Have what ended of it started again. Raises as ``start``."""
+        """Have the unit start those processes again that ended. Raises as ``start`` does."""
         self._have_done("reload", release, config)
 
     def _have_done(self, verb: str, release: Release, config: Config) -> None:
@@ -93,21 +95,24 @@ class InstanceUnit:
             raise self._failure(complaint, verb)
 
     def end(self) -> None:
-        """End the processes, and a start under way. Raises CommandError."""
+        """End the processes, and a start that is under way. Raises CommandError."""
         self._processes.stop()
 
     def remove_namespace(self) -> None:
-        """Raises CommandError."""
+        """Have the unit of the namespace remove it. Raises CommandError."""
         self._namespace.stop()
 
     def clear(self) -> None:
-        """Have systemd forget how they ended."""
+        """Have systemd forget how the units ended."""
         self._processes.clear()
         self._namespace.clear()
 
     def carry_out(self, act: Callable[[StartRequest], None]) -> None:
-        """For the unit's own command: ``act`` on the order. Raises SwitchError if there is none, and what ``act``
-        raises, which the one who gave the order gets too."""
+        """Carry out the order with ``act``, in the unit's own command.
+
+        Raises SwitchError if there is no order, and what ``act`` raises, which the process that gave the order gets,
+        too.
+        """
         try:
             order = StartRequest.model_validate_json(self._order.read_text())
         except (OSError, ValueError) as error:

@@ -24,7 +24,7 @@ from ovs_hotswap.errors import BrokerError, HotswapError, from_document, to_docu
 from ovs_hotswap.model import MessageThread, Side
 from ovs_hotswap.waiting import try_again
 
-_ATTEMPTS = 3  # and no more: the request may be what costs every broker its life
+_ATTEMPTS = 3  # not more often: the request itself may be what ends each broker
 _DIES_S = 0.05  # a broker that dies closes what it listens on last
 _STARTS_S = 0.01  # between two attempts to connect with a broker that restarts
 RESTART_S = 5.0  # a service manager has started a broker again by then, also on a busy machine
@@ -280,9 +280,11 @@ class BrokerClient:
         return self._read("unserved", answers.names, self.call("unserved", vms=list(names)))
 
     def undelivered(self, name: str) -> list[bytes]:
-        """Frames that arrived while the VM moved and that neither side delivered: the caller gives them to the guest
-        through its new owner. They are told only once, and only for seconds. Ask when late copies of frames have
-        come: a frame of which one side's copy comes later is lost."""
+        """Return the frames that arrived while the VM was moved and that neither side delivered.
+
+        The caller gives them to the guest through its new owner. The broker returns them once, and keeps them for
+        seconds only. Ask when late copies of frames have come: a frame of which one side's copy comes later is lost.
+        """
         return self._read("undelivered", answers.frames, self.call("undelivered", vm=name))
 
     def undelivered_many(self, names: Sequence[str]) -> Iterator[Undelivered]:
@@ -305,7 +307,7 @@ class BrokerClient:
             yield from found  # all of the batch: the broker keeps what it has been asked for a second
 
     def _undelivered(self, name: str) -> Undelivered:
-        """Fetch frames VM by VM, for a broker of an earlier version."""
+        """Fetch the frames of one VM, from a broker of an earlier version."""
         answer, error = self._try("undelivered", vm=name)
         return Undelivered(name, [] if error else self._read("undelivered", answers.frames, answer), error)
 
