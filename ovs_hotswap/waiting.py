@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Protocol, TypeVar
 POLL_S = 0.02
 
 Seen = TypeVar("Seen")
-Made = TypeVar("Made")
 
 
 class Clock(Protocol):
@@ -69,28 +67,4 @@ def wait_until(
         seen = look()
         if done(seen) or deadline.passed:
             return seen
-        clock.sleep(poll_s)
-
-
-def try_again(
-    act: Callable[[], Made],
-    fault: type[Exception],
-    *,
-    seconds: float = math.inf,
-    attempts: float = math.inf,
-    clock: Clock | None = None,
-    poll_s: float = POLL_S,
-) -> Made:
-    """Act again as long as ``act`` raises ``fault``, until the time is over or so many attempts have been made, and
-    answer what it answers. The last ``fault`` is raised, and so is whatever else ``act`` raises."""
-    clock = clock or RealClock()
-    deadline = Deadline.after(seconds, clock)
-    attempt = 1
-    while True:
-        try:
-            return act()
-        except fault:
-            if attempt >= attempts or deadline.passed:
-                raise
-        attempt += 1
         clock.sleep(poll_s)

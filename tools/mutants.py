@@ -42,7 +42,7 @@ RESULTS = ROOT / "build" / "mutants.json"
 LISTS = ROOT / "tools" / "mutants.toml"  # which modules and tests, and which mutants change nothing
 BAR = 90  # per cent of a module's mutants that must be killed
 # What every mutant would import again.
-PRELOADED = ("hypothesis.stateful", "pydantic", "click", "rich.console")
+PRELOADED = ("hypothesis.stateful", "pydantic", "click", "rich.console", "tenacity")
 
 
 @dataclass(frozen=True, slots=True)

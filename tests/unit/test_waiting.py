@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 
 import pytest
 
-from ovs_hotswap.waiting import Deadline, try_again, wait_until
+from ovs_hotswap.waiting import Deadline, wait_until
 
 
 class Clock:
@@ -63,37 +62,3 @@ def test_what_is_raised_ends_the_waiting() -> None:
 
 def test_without_a_clock_it_is_the_real_one() -> None:
     assert not wait_until(lambda: False, 0.02, poll_s=0.01)
-
-
-def fails(times: int) -> Callable[[], str]:
-    left = iter(range(times))
-
-    def act() -> str:
-        if (number := next(left, None)) is not None:
-            raise ConnectionError(f"fault {number}")
-        return "done"
-
-    return act
-
-
-def test_what_fails_is_tried_again() -> None:
-    clock = Clock()
-    assert try_again(fails(3), ConnectionError, clock=clock, poll_s=0.5) == "done"
-    assert clock.now == 11.5
-
-
-def test_attempts_and_time_end_and_the_last_fault_is_raised() -> None:
-    clock = Clock()
-    with pytest.raises(ConnectionError, match="fault 2"):
-        try_again(fails(9), ConnectionError, attempts=3, clock=clock, poll_s=0.5)
-    assert clock.now == 11.0
-    with pytest.raises(ConnectionError, match="fault 4"):
-        try_again(fails(9), ConnectionError, seconds=2.0, clock=clock, poll_s=0.5)
-    assert clock.now == 13.0
-
-
-def test_another_fault_is_not_tried_again() -> None:
-    clock = Clock()
-    with pytest.raises(ConnectionError):
-        try_again(fails(1), ValueError, clock=clock)
-    assert clock.now == 10.0

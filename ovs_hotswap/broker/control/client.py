@@ -16,13 +16,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_fixed
+
 from ovs_hotswap.backends import MoveResult, Undelivered, VmStatus
 from ovs_hotswap.broker.control import answers
 from ovs_hotswap.broker.control.answers import Kind
 from ovs_hotswap.broker.control.status import BrokerStatus
 from ovs_hotswap.errors import BrokerError, HotswapError, from_document, to_document
 from ovs_hotswap.model import MessageThread, Side
-from ovs_hotswap.waiting import try_again
 
 _ATTEMPTS = 3  # not more often: the request itself may be what ends each broker
 _DIES_S = 0.05  # a broker that dies closes what it listens on last
@@ -126,13 +127,13 @@ class BrokerClient:
                 hint="`ovs-hotswap broker take-over` replaces it by one of this version",
             ) from error
 
+    @retry(
+        retry=retry_if_exception_type(ConnectionError),
+        stop=stop_after_attempt(_ATTEMPTS),
+        wait=wait_fixed(_DIES_S),
+        reraise=True,
+    )
     def _ask(self, request: bytes, descriptors: Sequence[int]) -> Any:
-        def ask() -> Any:
-            return self._ask_once(request, descriptors)
-
-        return try_again(ask, ConnectionError, attempts=_ATTEMPTS, poll_s=_DIES_S)
-
-    def _ask_once(self, request: bytes, descriptors: Sequence[int]) -> Any:
         connection = self._connected()
         try:
             sent = socket.send_fds(connection, [request], descriptors) if descriptors else 0
@@ -148,13 +149,19 @@ class BrokerClient:
             self.close()
         if self._socket is None:
             try:
-                self._socket = try_again(self._connect, ConnectionRefusedError, seconds=RESTART_S, poll_s=_STARTS_S)
+                self._socket = self._connect()
             except OSError as error:
                 raise BrokerError(
                     f"broker at {self._path}: {error.strerror or error}", hint="start it: `ovs-hotswap broker start`"
                 ) from error
         return self._socket
 
+    @retry(
+        retry=retry_if_exception_type(ConnectionRefusedError),
+        stop=stop_after_delay(RESTART_S),
+        wait=wait_fixed(_STARTS_S),
+        reraise=True,
+    )
     def _connect(self) -> socket.socket:
         """Return a new connection. Raises OSError, which is ConnectionRefusedError while a broker restarts: its socket
         exists then, and no process listens on it."""
