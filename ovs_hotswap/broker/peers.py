@@ -146,8 +146,8 @@ class Peers(Recorded, abc.ABC):
         return self.ownership.holder not in left_out and not left_out & self.ownership.suspects
 
     def note_of_link(self, side: Side) -> Note:
-        """What is stored when a switch connects or hangs up. What is stored already stays good for a switch that is not
-        on the rings: a next broker has no connection to it, or finds that the one it has ended."""
+        """Return what is stored when a switch connects or hangs up. A stored state stays valid for a switch that is not
+        on the rings: a next broker has no connection to it, or finds that the connection has ended."""
         on_rings = side is self.ownership.holder or side in self.ownership.suspects
         return Note.START_OVER if on_rings else Note.CONTINUE
 

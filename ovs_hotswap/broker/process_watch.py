@@ -57,7 +57,7 @@ class Processes:
         self._loop.call_soon(self._callback, pid)
 
     def mind(self, pid: int, born: int | None) -> None:
-        """``track`` a process of an earlier broker's time.
+        """Watch a process of an earlier broker's time, as ``track`` does.
 
         If this process has too few descriptors for that, it is tried again, and the process counts as alive until then.
         """

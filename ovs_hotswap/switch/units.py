@@ -46,7 +46,7 @@ class PreexistingNamespaces(Namespaces):
 
 
 class InstanceUnit:
-    """``ovs-hotswap-instance@SIDE.service``, and the unit of its namespace.
+    """The unit ``ovs-hotswap-instance@SIDE.service``, and the unit of its namespace.
 
     ``run_dir`` is the run directory for which the installed units are made.
     """

@@ -22,7 +22,7 @@ Then = Callable[[int | None], None]
 
 @dataclass(frozen=True, slots=True)
 class FencedMessages:
-    """``count`` messages in ``data``, of which the back end answers the last with a number.
+    """A number of messages (``count``) in ``data``, of which the back end answers the last with a number.
 
     When that answer has come, the back end has handled all of them. ``request`` is the request that the answer names.
     """

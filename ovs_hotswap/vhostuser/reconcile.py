@@ -124,7 +124,7 @@ def table(state: GuestState, scratch: Region) -> tuple[Region, ...]:
 
 
 def why_not_parked(state: GuestState) -> str | None:
-    """Why no back end can be parked for this VM, or ``None`` if one can."""
+    """Return why no back end can be parked for this VM, or ``None`` if one can be."""
     if len(state.memory) >= messages.MAX_REGIONS:
         return f"its memory has {len(state.memory)} regions; vhost-user allows 8 and parking needs one of them"
     for region in state.memory:

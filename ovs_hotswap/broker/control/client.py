@@ -325,7 +325,7 @@ def _is_unknown(error: HotswapError, method: str) -> bool:
 
 
 def _batches(names: Sequence[str]) -> list[list[str]]:
-    """VMs for one request each: none is answered before all of its request are."""
+    """Yield the VMs in batches, one for each request: a request is answered when it is done for all of its VMs."""
     return [list(names[start : start + _BATCH]) for start in range(0, len(names), _BATCH)]
 
 

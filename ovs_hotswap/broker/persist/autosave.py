@@ -59,7 +59,7 @@ def _can_be_resynced_twice(state: VmParts) -> bool:
 
 
 def _processes(state: VmParts) -> dict[Side, Process]:
-    """The processes that may be on the rings by a state, or be given them."""
+    """Return the processes that, according to a state, may be on the rings, or be given them."""
     pids = {side: pid for side, pid in state.suspects.items() if side in state.ownership.suspects}
     if state.ownership.holder is not None and state.ownership.certainty is Certainty.CUT:
         pids[state.ownership.holder] = state.cut_pid

@@ -1,8 +1,8 @@
-"""Formats of the state that one broker gives to the next: what this version reads, and what it writes for whom. Pure.
+"""Formats of the state that one broker gives to the next: which ones this version reads, and when it writes each. Pure.
 
-A new format is needed if a reader of the older one would misunderstand a document. A key that a reader may ignore is
-no new format. For format N this module states what of a document needs it (``_NEW_IN``) and how a document of format
-N-1 becomes one of format N (``_RAISE``), and tests/unit/snapshots has a document of it.
+A new format is needed if a reader of the older one would misunderstand a document. A key that a reader may ignore needs
+no new format. For format N this module states which parts of a document need it (``_NEW_IN``) and how a document of
+format N-1 becomes one of format N (``_RAISE``); tests/unit/snapshots has a document of each format.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Reader:
 
 
 def announcement(unique: str) -> bytes:
-    """The address of a successor of this version. ``unique``: hexadecimal digits that no other process uses."""
+    """Return the address of a successor of this version. ``unique``: hexadecimal digits that no other process uses."""
     formats = ",".join(map(str, FORMATS))
     return f"\0ovs-hotswap-successor/{__version__}/{formats}/{unique}".encode()
 
 
 def announced(address: object) -> Reader | None:
-    """What a successor with this address reads; ``None`` if it is of a version that announces nothing."""
+    """Return what a successor with this address reads, or ``None`` if it is of a version that announces nothing."""
     found = _ANNOUNCEMENT.fullmatch(address) if isinstance(address, bytes) else None
     if found is None:
         return None
@@ -50,18 +50,19 @@ def announced(address: object) -> Reader | None:
 
 
 def newer_parts(vm: Document) -> list[str]:
-    """What of a VM's document cannot be said in the oldest format, for an operator."""
+    """Return the parts of a VM's document that the oldest format cannot express, in words for an operator."""
     return [part for new_in in _NEW_IN.values() for part in new_in(vm)]
 
 
 def needed_format(vm: Document) -> int:
-    """The oldest format that can say what a VM's document says."""
+    """Return the oldest format that can express a VM's document."""
     return max((number for number, new_in in _NEW_IN.items() if new_in(vm)), default=OLDEST)
 
 
 def agree(reader: Reader | None, needed: int, parts: Sequence[str] = ()) -> int:
-    """The format to hand over in: the newest that both brokers know. A successor that has announced nothing gets the
-    oldest that serves, as it always did.
+    """Return the format in which to hand over: the newest that both brokers know.
+
+    A successor that has announced nothing gets the oldest format that suffices, as it always did.
 
     Raises BrokerError if ``reader`` cannot take over a state that needs format ``needed`` because of ``parts``.
     """
@@ -80,7 +81,7 @@ def agree(reader: Reader | None, needed: int, parts: Sequence[str] = ()) -> int:
 
 
 def unknown_format(number: object, version: object) -> StateUnknown:
-    """The refusal of a state that another broker wrote in a format that this version does not read."""
+    """Return the error for a state that another broker wrote in a format that this version does not read."""
     writer = f"broker {version:.32}" if isinstance(version, str) else "an earlier broker"
     return StateUnknown(
         f"{writer} wrote the state in format {number!r:.40}; broker {__version__} reads formats {_list(FORMATS)}",
@@ -89,8 +90,10 @@ def unknown_format(number: object, version: object) -> StateUnknown:
 
 
 def raised(vm: Document, number: int) -> Document:
-    """A VM's document of format ``number``, which is one of ``FORMATS``, as one of the newest format. Raises
-    LookupError, TypeError or AttributeError if it is no such document."""
+    """Return a VM's document of format ``number``, which is one of ``FORMATS``, in the newest format.
+
+    Raises LookupError, TypeError or AttributeError if it is no such document.
+    """
     for step in range(number, NEWEST):
         vm = _RAISE[step](vm)
     return vm
@@ -107,8 +110,8 @@ def _list(formats: Sequence[int]) -> str:
 
 
 def _new_in_4(vm: Document) -> list[str]:
-    """Older readers know no part of a message, throw no answers away, and take a ring's base and the start of a process
-    for numbers."""
+    """Return the parts of a document that need format 4. Older readers do not know a part of a message, throw no
+    answers away, and expect numbers for a ring's base and the start of a process."""
     parts = ["a part of a message of its QEMU has come"] if "half" in vm else []
     for side, link in sorted(vm["links"].items()):
         parts += [f"switch {side} owes an answer"] if "due" in link else []
@@ -119,7 +122,8 @@ def _new_in_4(vm: Document) -> list[str]:
 
 
 def _raise_3(vm: Document) -> Document:
-    """Format 3 did not say how often a ring was stopped, nor whether it was described again."""
+    """Return a document of format 3 in format 4. Format 3 did not say how often a ring was stopped, nor whether it was
+    described again."""
     rings = [{"life": 0, "anew": False} | ring for ring in vm["state"]["rings"]]
     links = {}
     for side, link in vm["links"].items():

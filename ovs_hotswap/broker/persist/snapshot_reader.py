@@ -63,7 +63,7 @@ class Received:
         return found
 
     def rest(self) -> list[Descriptor]:
-        """The descriptors that no place has named."""
+        """Return the descriptors that no place has named."""
         return [each for index, each in enumerate(self._descriptors) if index not in self._named]
 
 

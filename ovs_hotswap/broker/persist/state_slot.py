@@ -192,8 +192,8 @@ class StateSlot:
         return True
 
     def take(self) -> LoadedState:
-        """Read what it holds, which stays until ``begin`` or ``put``: whenever this process ends, the next one finds
-        it. The caller has descriptors of its own. Raises StateUnknown if what it holds cannot be read."""
+        """Return what the slot holds. It stays there until ``begin`` or ``put``, so that the next broker finds it if
+        this process ends. The caller owns the descriptors in it, which are duplicates. Raises StateUnknown."""
         state: list[OwnedFd] = []
         due, processes, busy, vm, first = 0, dict[Side, Process](), True, None, True
         work: Work | None = None
@@ -259,7 +259,7 @@ class StateSlot:
 
 
 def _decode(descriptors: list[OwnedFd]) -> tuple[VmParts | None, OwnedFd | None]:
-    """A state, or of one that this version does not read QEMU's connection. Raises StateUnknown."""
+    """Return a state; if this version does not read its format, QEMU's connection instead. Raises StateUnknown."""
     text = descriptors.pop(0)
     try:
         size = os.fstat(text.fileno()).st_size
@@ -280,7 +280,7 @@ def _decode(descriptors: list[OwnedFd]) -> tuple[VmParts | None, OwnedFd | None]
 
 
 def _read_processes(head: bytes) -> dict[Side, Process]:
-    """Raises struct.error."""
+    """Return the processes in a note that work is under way. Raises struct.error."""
     if len(head) == _OLD_BUSY.size:
         pids, born = _OLD_BUSY.unpack(head)[1:], (_UNKNOWN, _UNKNOWN)
     else:
@@ -291,7 +291,7 @@ def _read_processes(head: bytes) -> dict[Side, Process]:
 
 
 def _read_work(head: bytes) -> Work:
-    """Raises struct.error, ValueError."""
+    """Return the work in a note beside a state. Raises struct.error and ValueError."""
     _, home, owner, parked, told = _WORK.unpack(head)
     sides = [None if each == b"-" else Side(each.decode()) for each in (home, owner)]
     sets = [frozenset(side for k, side in enumerate(Side) if bits >> k & 1) for bits in (parked, told)]

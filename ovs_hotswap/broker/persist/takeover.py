@@ -60,7 +60,9 @@ TIMEOUT_S = 3.0
 @dataclass(frozen=True)
 class Inherited:
     """What a successor takes over: the control socket's listener and, for each VM, its state and its listeners.
-    ``successors``: where the next successor connects; ``None`` from a broker that did not hand that over."""
+
+    ``successors`` is where the next successor connects; it is ``None`` if the old broker did not hand that over.
+    """
 
     control: socket.socket
     successors: socket.socket | None
@@ -114,8 +116,9 @@ def hand_over(
     connection: socket.socket, control: socket.socket, successors: socket.socket,
     vms: Sequence[tuple[Vm | StartsOver, dict[Side, socket.socket]]], reader: Reader | None = None,
 ) -> None:  # fmt: skip
-    """The old broker's part, with every VM paused, and settled unless it starts over. ``reader``: what the successor
-    has announced. After it returns the old one must not act again.
+    """Do the old broker's part. Every VM is paused, and settled unless it starts over.
+
+    ``reader`` is what the successor has announced. After this returns, the old broker must not act again.
 
     Raises BrokerError if the successor cannot read the state or did not become ready in time: the old broker is then
     still the broker.
@@ -151,7 +154,7 @@ def hand_over(
 
 
 def _entry(vm: Vm | StartsOver, table: Table, stack: contextlib.ExitStack) -> tuple[dict[str, Any], int, list[str]]:
-    """A VM's part of the document, the oldest format that can say it, and why that is not the oldest of all."""
+    """Return a VM's part of the document, the oldest format that can express it, and why no older format can."""
     if not isinstance(vm, StartsOver):
         document = encode(stack.enter_context(parts(vm)), table)
         return {"vm": document}, needed_format(document), newer_parts(document)
@@ -180,8 +183,10 @@ class Heir:
 
 
 def meet(config: Config) -> Heir:
-    """The successor's part: receive everything. Raises BrokerError, StateUnknown; the old broker then continues, as it
-    does when the connection is closed."""
+    """Do the first part of the successor: receive everything.
+
+    Raises BrokerError and StateUnknown; the old broker then continues, as it does if the connection is closed.
+    """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.settimeout(2 * TIMEOUT_S)
@@ -198,8 +203,8 @@ def meet(config: Config) -> Heir:
 
 
 def take_over(heir: Heir) -> None:
-    """Return once this process is the broker and the old broker has ended, however long that takes, because no other
-    process has the VMs then. Raises BrokerError if the old broker continues. What can fail is done before."""
+    """Make this process the broker, and return when the old broker has ended, however long that takes, because no
+    other process has the VMs then. Raises BrokerError if the old broker continues. All that can fail is done before."""
     with heir.connection, heir.old:
         went = False
         with contextlib.suppress(OSError):  # it closes the connection, at the latest when it ends
@@ -256,8 +261,11 @@ def _receive(connection: socket.socket) -> Inherited:
 
 
 def _inherited(document: JsonValue, descriptors: Sequence[OwnedFd]) -> Inherited:
-    """What the old broker hands over. Raises StateUnknown if it cannot be read, and BrokerError if the old broker has
-    refused; nothing becomes of the descriptors then."""
+    """Return what the old broker hands over.
+
+    Raises StateUnknown if it cannot be read, and BrokerError if the old broker has refused. The descriptors are then
+    still the caller's.
+    """
     what = "the old broker's state"
     if not isinstance(document, dict):
         raise StateUnknown(f"{what} cannot be read: it is no object")
