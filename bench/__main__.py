@@ -1,4 +1,4 @@
-"""The benchmarks: ``python -m bench [NAME]``; without a name the hand-over under QEMU guests (``make bench``)."""
+"""The benchmarks: ``python -m bench [NAME]``; without a name the handover under QEMU guests (``make bench``)."""
 
 from __future__ import annotations
 

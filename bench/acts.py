@@ -1,4 +1,4 @@
-"""What a guest, or whoever runs it, may do while its switch is replaced. Each is done to one guest of a lab."""
+"""What a guest, or the operator of its VM, may do while its switch is replaced. Each is done to one guest of a lab."""
 
 from __future__ import annotations
 
@@ -112,9 +112,10 @@ class Pause(Act):
 
 
 class Migrate(Act):
-    """To a QEMU at another port of the same host, as to another host: its MAC is the other port's then.
+    """Migrates the guest to a QEMU at another port of the same host, as to another host. Its MAC then belongs to the
+    other port.
 
-    The third guest of the lab is the other place, and stays empty meanwhile. Its memory is copied until ``finish``.
+    The other place is the third guest of the lab, which stays empty during this. The memory is copied until ``finish``.
     """
 
     name = "is live-migrated (dirty log)"

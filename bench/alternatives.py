@@ -5,7 +5,7 @@ Each VM is a front end with a connection to either switch, as a QEMU with two ba
 rings are stopped (GET_VRING_BASE) and started at the other switch, which knows the device already. *Enable toggle*: the
 other switch has the rings, disabled and parked; they are disabled and enabled, with the addresses that go with it.
 *Address swap*: only the addresses change, one message for each ring. *Memory swap*: the addresses stay, and the memory
-behind them changes, one message for all rings. A hand-over ends when the new switch has answered its last message.
+behind them changes, one message for all rings. A handover ends when the new switch has answered its last message.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ def run_case(case: Case, say: Callable[[str], None], system: System) -> list[Res
 
 
 def measure(way: Way, guests: Sequence[Guest], rounds: int) -> list[float]:
-    """Microseconds of each hand-over: all VMs there and back, ``rounds`` times."""
+    """The microseconds of each handover; all VMs are moved there and back ``rounds`` times."""
     times: list[float] = []
     for guest in guests:
         connect(guest.ends[Side.A])
@@ -299,4 +299,4 @@ def show(output: Output, results: Sequence[Result]) -> None:
         rows.append((str(result.case), result.way, str(len(ordered)), f"{p50:.0f}", f"{p99:.0f}", f"{ordered[-1]:.0f}",
                      f"{ratio:.1f}"))  # fmt: skip
     columns = ("VMs x queues", "way", "times", "p50 us", "p99 us", "max us", "x address swap")
-    output.table(columns, rows, title="hand-over of one VM's rings, front end's clock")
+    output.table(columns, rows, title="handover of one VM's rings, front end's clock")

@@ -55,12 +55,12 @@ class Bed(Lab):
         return FleetSpec(**{"vms": vms, "pairs": self.layout.options.queues, "remote": remote, **changes})
 
     def start(self) -> None:
-        """The broker, and instance a as the active one."""
+        """Start the broker, and instance a as the active one."""
         self.start_broker()
         start_instance(self.host, Side.A, self.release)
 
     def start_broker(self) -> None:
-        """As whoever keeps it running does; nothing is kept for it."""
+        """Start the broker as a service manager does. Nothing keeps its descriptors."""
         start_broker(self.config, self._system, self.layout.config_file, _BROKER_S)
 
     def go_direct(self) -> DirectHost:

@@ -67,7 +67,7 @@ class Outage:
         return None not in self.sending.values() and None not in self.receiving.values()
 
     def values(self, direction: str) -> list[float]:
-        """Of all VMs; one that did not come back counts as infinite."""
+        """The figures of all VMs; a VM that did not come back counts as infinite."""
         found = self.sending if direction == "sending" else self.receiving
         return [float("inf") if value is None else value for value in found.values()]
 
@@ -105,7 +105,7 @@ def stop(pid: int) -> Death:
 
 
 def outage(spec: FleetSpec, events: Events, instant: Instant) -> Outage:
-    """What ``events`` say of the VMs that have somebody to send to."""
+    """What ``events`` say about the VMs that have a target to send to."""
 
     def after(found: int | None) -> float | None:
         return None if found is None else instant.since(found)
@@ -155,7 +155,7 @@ def join(one: Events, other: Events) -> Events:
 
 
 def floor(fleet: Fleet, instants: int, pause_s: float) -> list[Outage]:
-    """The same figures for instants at which nothing is done: what of them is not the fail-over's."""
+    """The figures for instants at which nothing is done: the part of them that a failover does not cause."""
     fleet.forget()
     taken = []
     for _ in range(instants):

@@ -1,8 +1,8 @@
-"""Crash fail-over: from SIGKILL of the active instance to each guest's next packet, beside a plain restart.
+"""Crash failover: from SIGKILL of the active instance to each guest's next packet, beside a plain restart.
 
-For each number of VMs one bed: the noise floor, fail-overs by the watchdog from a death and from a hang (SIGSTOP), the
-loss of a broker that nobody kept descriptors for, then the same guests on a switch without a broker that is killed and
-started again, as systemd does with Restart=always.
+There is one bed for each number of VMs. It measures the noise floor, failovers by the watchdog from a death and from a
+hang (SIGSTOP), and the loss of a broker whose descriptors no supervisor kept. Then the same guests run without a broker
+on a switch that is killed and started again, as systemd does with Restart=always.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class Bench:
             self.result.floor = deaths.floor(self._fleet, 20, 0.1)
             self.result.standby_percent = self._standby_percent()
             for number in range(case.kills):
-                self._say(f"{case.vms} VMs: fail-over {number + 1} of {case.kills}")
+                self._say(f"{case.vms} VMs: failover {number + 1} of {case.kills}")
                 self.result.failovers.append(self._fail_over(signal.SIGKILL))
             for number in range(case.hangs):
                 self._say(f"{case.vms} VMs: hang {number + 1} of {case.hangs}")
@@ -213,7 +213,7 @@ class Bench:
         known = len(self._failovers())
         death = self._kill(side) if number == signal.SIGKILL else self._stop(side)
         outage = deaths.wait_back(self._fleet, death.instant, _BACK_S)
-        self._bed.host.wait(lambda: len(self._failovers()) > known, _BACK_S, lambda: "no fail-over is recorded")
+        self._bed.host.wait(lambda: len(self._failovers()) > known, _BACK_S, lambda: "no failover is recorded")
         event = self._failovers()[-1]
         self._bed.wait_protected(side.other)
         begun = death.instant.since_wall(event["detected"])
@@ -283,7 +283,7 @@ def show(output: Output, results: Sequence[Result]) -> None:
         if stats is not None:
             output.line(
                 f"looks of the guests: every {stats.tick_us['p50']:.0f} us (p99 {stats.tick_us['p99']:.0f}, "
-                f"max {stats.tick_us['max']:.0f}); over all fail-overs and hangs {stats.total('sent')} frames sent, "
+                f"max {stats.tick_us['max']:.0f}); over all failovers and hangs {stats.total('sent')} frames sent, "
                 f"{stats.total('lost')} lost, {stats.total('doubled')} doubled, {stats.broken} broken"
             )
 
@@ -323,7 +323,7 @@ def missed(results: Sequence[Result]) -> list[str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     cases.add_arguments(parser, "failover")
-    parser.add_argument("--kills", type=int, help="fail-overs in each case")
+    parser.add_argument("--kills", type=int, help="failovers in each case")
     parser.add_argument("--hugepages", action="store_true", help="guest memory in huge pages")
 
 

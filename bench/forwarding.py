@@ -1,14 +1,14 @@
 """Frames a second between two guests, with and without the broker between, beside a standby and in the window.
 
 Both guests are one DPDK (``dpdk-testpmd`` on two ``virtio_user`` ports, a front end that is not QEMU's) that sends back
-what it receives: 64 frames go round for ever, so their rate tells the latency too.
+what it receives: 64 frames circulate without end, so their rate shows the latency, too.
 
 *Paired*: one switch serves two such pairs of guests, one through the broker and one with ports that connect straight
 to it. They run in turn, one at a time, so that both have the same switch at the same time. Two pairs differ without
-any broker too, as each process has its memory where it happens to be: *direct* is therefore also compared to
-*direct*, guests are started anew in each round, now these first and now those, and for the second half the pairs
-change places. The other ways are compared to the broker alone. A ratio is the geometric mean over rounds, and stands
-with its 95 % confidence interval (bootstrap).
+any broker too, as each process has its memory at a random place: *direct* is therefore also compared to *direct*, the
+guests are started again in each round, in alternating order, and for the second half the pairs change places. The other
+ways are only compared to the broker. A ratio is the geometric mean over rounds, and is given with its 95 % confidence
+interval (bootstrap).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class StraightHost(Host):
         return self.guest_socket(vm) if vm in self.straight else super().switch_socket(side, vm)
 
     def guest_socket(self, vm: str) -> Path:
-        """Where the VM's guest listens: the broker finds nobody where those of ``straight`` would be."""
+        """The socket on which the VM's guest listens. The broker finds no socket of the VMs in ``straight``."""
         socket = self.config.qemu_socket(vm)
         return socket.with_suffix(".straight") if vm in self.straight else socket
 

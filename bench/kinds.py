@@ -80,7 +80,8 @@ KINDS = (
 
 @dataclass(slots=True)
 class Result:
-    """``fault``: why it did not work, else ``None``. ``moves_us``: the hand-overs, on the broker's clock or QEMU's."""
+    """The result of one kind. ``fault``: why it did not work, otherwise ``None``. ``moves_us``: the microseconds of the
+    handovers, on the broker's clock or QEMU's."""
 
     kind: str
     sent: int = 0
@@ -183,7 +184,7 @@ vhost-user); `in_order` in QEMU (7.2 has no such property).
 """
 
 _COLUMNS = """
-| guest | pings | lost | doubled | longest gap | hand-over | |
+| guest | pings | lost | doubled | longest gap | handover | |
 |---|---|---|---|---|---|---|
 """
 
@@ -200,7 +201,7 @@ _USERS = """
 The guests of other people's front end, DPDK's `virtio_user`, through an upgrade and back. Frames go round between two
 of them; a second's frames before it, with the VMs parked on the standby, after it, and after the way back:
 
-| guest | before | parked | after | back | hand-over | |
+| guest | before | parked | after | back | handover | |
 |---|---|---|---|---|---|---|
 """
 

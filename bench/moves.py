@@ -1,4 +1,4 @@
-"""``make bench``: hand-over times on the broker's clock, and what guests notice, beside a plain restart.
+"""``make bench``: handover times on the broker's clock, and what guests notice, beside a plain restart.
 
 One lab, one run: the noise floor (same traffic, nothing done), the moves, the restart. Writes a JSON report.
 """
@@ -70,7 +70,7 @@ def show(output: Output, document: dict[str, Any]) -> None:
     figures = document["hand_over"]
     rows = [(key, f"{figures[key]:.0f}") for key in ("moves", "p50_us", "p90_us", "p99_us", "max_us")]
     output.line()
-    output.table(("hand-over, broker's clock", "value"), rows)
+    output.table(("handover, broker's clock", "value"), rows)
     output.line()
     seen = [
         (name, str(phase["sent"]), str(phase["lost"]), str(phase["duplicated"]), f"{phase['longest_gap_ms']:.1f}")
@@ -79,7 +79,7 @@ def show(output: Output, document: dict[str, Any]) -> None:
     output.table(("what the guests saw (ping every 10 ms)", "sent", "lost", "doubled", "longest gap ms"), seen)
     output.line()
     output.line(f"a plain restart cut the guests off {document['restart_over_hand_over']:.0f} times as long "
-                "as the median hand-over")  # fmt: skip
+                "as the median handover")  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

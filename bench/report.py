@@ -108,7 +108,7 @@ def scale(document: Json) -> Section:
     def distributions(axes: Any) -> None:
         for each in cases:
             ecdf(axes, each["moves_us"], _named(each["case"]))
-        axes.set(xlabel="hand-over, microseconds", ylabel="share of the moves", xscale="log")
+        axes.set(xlabel="handover, microseconds", ylabel="share of the moves", xscale="log")
         axes.legend(title="VMs x queues")
 
     def growth(axes: Any) -> None:
@@ -118,10 +118,10 @@ def scale(document: Json) -> Section:
             for share, style in ((0.5, "o-"), (0.99, "o--")):
                 values = [quantile(sorted(each["moves_us"]), share) for each in chosen]
                 axes.plot(vms, values, style, label=f"p{share * 100:.0f}, {queues} queues")
-        axes.set(xlabel="VMs on the host", ylabel="hand-over, microseconds", xscale="log", yscale="log")
+        axes.set(xlabel="VMs on the host", ylabel="handover, microseconds", xscale="log", yscale="log")
         axes.legend()
 
-    text = "## Hand-over\n\nOne VM's rings from switch to switch, on the broker's clock; all VMs: first to last.\n\n"
+    text = "## Handover\n\nOne VM's rings from switch to switch, on the broker's clock; all VMs: first to last.\n\n"
     text += _moves(cases)
     text += "\nThe broker: memory, descriptors, % of a core while idle, ms of processor time to move all VMs.\n\n"
     text += table(("VMs x queues", "kB", "descriptors", "idle %", "all moved ms"), broker)
@@ -133,7 +133,7 @@ def scale(document: Json) -> Section:
 
 
 def patched(document: Json) -> Section:
-    text = "## Hand-over with the patched switch\n\nAs above, with the switch of `make packages`.\n\n"
+    text = "## Handover with the patched switch\n\nAs above, with the switch of `make packages`.\n\n"
     return Section(text + _moves(document["cases"]) + "\n" + _frames(document["cases"]), {})
 
 
@@ -148,7 +148,7 @@ def alternatives(document: Json) -> Section:
         for each in results:
             if (each["case"]["vms"], each["case"]["queues"]) == chosen:
                 ecdf(axes, each["times_us"], each["way"])
-        axes.set(xlabel="microseconds", ylabel="share of the hand-overs", xscale="log",
+        axes.set(xlabel="microseconds", ylabel="share of the handovers", xscale="log",
                  title=f"{chosen[0]} VMs x {chosen[1]} queues")  # fmt: skip
         axes.legend()
 
@@ -176,7 +176,7 @@ def failover(document: Json) -> Section:
         axes.set(xlabel="from the SIGKILL to a guest's next packet, ms", ylabel="share of the guests", xscale="log")
         axes.legend()
 
-    text = "## Crash fail-over\n\nMilliseconds from the signal to a guest's next packet; broker lost: longest gap.\n\n"
+    text = "## Crash failover\n\nMilliseconds from the signal to a guest's next packet; broker lost: longest gap.\n\n"
     text += table(("VMs", "what", "guests", "p50", "p99", "max"), rows)
     text += "\n" + table(("VMs", "idle standby, % of a core"), idle)
     return Section(text, {"failover": outages})
@@ -213,7 +213,7 @@ def forwarding(document: Json) -> Section:
 
 {IN_FLIGHT} frames of 64 bytes that go round between two guests (DPDK's `testpmd`). One switch serves two such pairs of
 guests, one through the broker and one without, in turn; and two that are both without, which shows what two pairs
-differ by anyway. Guests are started anew for each round.
+differ by anyway. Guests are started again for each round.
 
 """
     for each in pairs:

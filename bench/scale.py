@@ -1,10 +1,10 @@
-"""Hand-over times and what guests notice, by number of VMs and queues: all VMs moved there and back, again and again.
+"""Handover times and what guests notice, by number of VMs and queues: all VMs are moved there and back repeatedly.
 
-The noise floor is the same traffic in the same window with nothing moved. A rehearsal is all that surrounds the moves,
-without them: capture rings armed, every PMD thread seen to come round, capture rings given up. What guests notice of it
-is what the work of upgrade, broker and switches takes from guests on the same cores. A guest's gap is the
-longest between two of its frames in the second around its move; what of it is the traffic's own spacing is in the floor
-too.
+The noise floor is the same traffic in the same window while no VM is moved. A rehearsal is everything that surrounds
+the moves, without the moves: capture rings are armed, every PMD thread is seen to progress, capture rings are given up.
+What guests notice of it is what the work of upgrade, broker and switches takes from guests on the same cores. A guest's
+gap is the longest time between two of its frames in the second around its move; the part of the gap that is the
+traffic's own spacing is in the floor, too.
 """
 
 from __future__ import annotations
@@ -66,9 +66,10 @@ CASES = tuple(Case(vms, queues, rounds) for vms, rounds in ((1, 40), (16, 12), (
 
 @dataclass(slots=True)
 class Result:
-    """``moves_us``: of each hand-over, on the broker's clock. ``all_ms``: from the first VM's new owner to the last's.
-    ``gaps_ms``, ``rehearsed_ms``, ``floor_ms``: by direction. ``frames``: by kind of stream. ``broker_percent``: of a
-    core, with nothing to do. ``broker_ms``: processor time of the broker for each round of moves."""
+    """The figures of a case. ``moves_us``: the time of each handover, on the broker's clock. ``all_ms``: the time from
+    the first VM's new owner to the last VM's. ``gaps_ms``, ``rehearsed_ms``, ``floor_ms``: gaps by direction.
+    ``frames``: by kind of stream. ``broker_percent``: the share of a core that an idle broker takes. ``broker_ms``:
+    the broker's processor time for each round of moves."""
 
     case: Case
     moves_us: list[float] = field(default_factory=list)
@@ -124,7 +125,7 @@ class Scale:
         self.result.broker_percent = 100.0 * (cpu_seconds(self._broker) - used) / (time.monotonic() - begin)
 
     def _rehearse(self) -> None:
-        """As ``move_all``, but of the moves."""
+        """Do what ``move_all`` does, except the moves."""
         host = self._bed.host
         names = [vm.name for vm in host.backends.vms(read=False)]
         for row in host.backends.rows(names):
@@ -202,7 +203,7 @@ def run_case(case: Case, say: Callable[[str], None], system: System, software: P
 
 def show(output: Output, results: Sequence[Result]) -> None:
     columns = ("VMs x queues", "moves", "p50 us", "p90 us", "p99 us", "max us", "all VMs, ms", "broker kB")
-    output.table(columns, [_hand_over(result) for result in results], title="hand-over, broker's clock")
+    output.table(columns, [_hand_over(result) for result in results], title="handover, broker's clock")
     for result in results:
         output.line(f"{result.case}: the broker uses {result.broker_percent:.2f} % of a core with nothing to do, and "
                     f"{quantile(sorted(result.broker_ms), 0.5) or 0:.0f} ms to move all")  # fmt: skip

@@ -39,7 +39,8 @@ class SoakBed(Bed):
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Of a process after so many upgrades. ``memory_kb``: its own (``RssAnon`` of proc_pid_status(5))."""
+    """The size of a process after so many upgrades. ``memory_kb``: its own memory (``RssAnon`` of
+    proc_pid_status(5))."""
 
     upgrades: int
     memory_kb: int
@@ -116,7 +117,7 @@ class Soak:
             self.sizes[name].append(size(pid, upgrades))
 
     def events(self) -> dict[str, int]:
-        """How often each event of the watchdog came; a fail-over has no business in a soak."""
+        """How often each event of the watchdog occurred; there must be no failover in a soak."""
         kinds = [event["event"] for event in status_file.last_events(self._bed.config, 10_000)]
         return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
@@ -162,7 +163,7 @@ def show(output: Output, soak: Soak, found: dict[str, Tally], document: dict[str
     ordered, moves = sorted(soak.seconds), sorted(soak.moves)
     output.line()
     output.line(f"{len(ordered)} upgrades, 0 failed: p50 {quantile(ordered, 0.5):.1f} s, longest {ordered[-1]:.1f} s; "
-                f"{len(moves)} hand-overs: p50 {quantile(moves, 0.5):.0f} us, p99 {quantile(moves, 0.99):.0f} us, "
+                f"{len(moves)} handovers: p50 {quantile(moves, 0.5):.0f} us, p99 {quantile(moves, 0.99):.0f} us, "
                 f"longest {moves[-1]:.0f} us")  # fmt: skip
     rows = [(kind, str(t.sent), str(t.lost), str(t.doubled), str(t.reordered)) for kind, t in found.items()]
     output.table(("frames", "sent", "lost", "doubled", "reordered"), rows)

@@ -1,5 +1,5 @@
 """Guests that are not QEMU's: DPDK's ``virtio_user`` ports (a vhost-user front end of its own) in one ``dpdk-testpmd``
-that sends back what it receives, so that frames go round between them for ever."""
+that sends back what it receives, so that frames circulate between them without end."""
 
 from __future__ import annotations
 

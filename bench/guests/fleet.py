@@ -43,9 +43,10 @@ class StreamStats:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """``broken``: frames with a wrong checksum. ``stray``: come to a wrong VM. ``foreign``: somebody else's frames.
-    ``faults``: rings on which the switch gave back what it had not. ``tick_us``: times between two looks of the
-    drivers, ``blind`` those above 1 ms (CLOCK_MONOTONIC, ns). ``cpu_s``: processor time of the drivers so far."""
+    """The drivers' figures. ``broken``: frames with a wrong checksum. ``stray``: frames that came to a wrong VM.
+    ``foreign``: frames of other senders. ``faults``: rings on which the switch returned a buffer that it did not have.
+    ``tick_us``: times between two looks of the drivers; ``blind``: those above 1 ms (CLOCK_MONOTONIC, ns). ``cpu_s``:
+    the drivers' processor time so far."""
 
     streams: tuple[StreamStats, ...]
     broken: int
@@ -128,19 +129,20 @@ class Fleet:
             raise FleetError(f"not served within {timeout:g} s: {names or 'none'}; {'; '.join(faults)}")
 
     def boots(self) -> tuple[int, ...]:
-        """How often each VM's rings have been given to somebody."""
+        """How often each VM's rings have been given to a back end."""
         return tuple(self._ask("boots"))
 
     def set_active_pairs(self, vm: int, pairs: int) -> None:
-        """Have a guest use ``pairs`` of its queue pairs, as ``ethtool -L`` does; the drivers go on sending on all."""
+        """Make a guest use ``pairs`` of its queue pairs, as ``ethtool -L`` does; the drivers still send on all."""
         self._ask("pairs", vm, pairs)
 
     def start(self, rate: float) -> None:
-        """Have each VM, and the remote host to each of its VMs, send ``rate`` frames a second."""
+        """Make each VM, and the remote host to each of its VMs, send ``rate`` frames a second."""
         self._ask("start", rate)
 
     def stop(self, patience_s: float = 2.0) -> Stats:
-        """Stop sending, wait until everything has been taken and no more comes (for so long at most), and tell."""
+        """Stop sending, wait at most ``patience_s`` until all frames have been taken and none arrives, and return the
+        figures."""
         self._ask("stop")
         end, before = time.monotonic() + patience_s, None
         while True:

@@ -57,7 +57,7 @@ class Writer:
 
 
 def read(frame: memoryview) -> Stamp | None:
-    """The stamp in a frame; ``None`` if the frame is somebody else's. Raises Broken."""
+    """The stamp in a frame; ``None`` if the frame is not one of ours. Raises Broken."""
     if len(frame) < SHORTEST or _TYPE.unpack_from(frame, 12) != (0x0800,) or _TYPE.unpack_from(frame, 36) != (_PORT,):
         return None
     end = len(frame) - _CRC.size

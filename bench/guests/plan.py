@@ -1,4 +1,4 @@
-"""What the drivers' process is told when it is started."""
+"""What the drivers' process is given when it is started."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ REMOTE = -2
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the drivers do. ``memory`` are the memfds, ``targets`` whom each VM sends to: a VM's number, ``REMOTE`` or
-    ``NOBODY``. ``remote``: an AF_PACKET socket at the remote host, whose MAC is ``remote_mac``. ``frame``: bytes of a
-    frame, ``header`` those of the virtio header before it."""
+    """What the drivers do. ``memory``: the memfds. ``targets``: the target of each VM, which is a VM's number,
+    ``REMOTE`` or -1 for none. ``remote``: an AF_PACKET socket at the remote host, whose MAC is ``remote_mac``.
+    ``frame``: the bytes of a frame; ``header``: the bytes of the virtio header before it."""
 
     shape: Shape
     memory: tuple[int, ...]

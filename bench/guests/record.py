@@ -35,7 +35,7 @@ class Received:
             self.doubled += 1
 
     def lost(self, sent: int) -> int:
-        """Of ``sent`` frames; those still under way count."""
+        """How many of ``sent`` frames are lost; frames that are still under way count."""
         return len(self.missing) + max(0, sent - self.next)
 
 

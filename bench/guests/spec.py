@@ -31,10 +31,10 @@ class RemoteHost:
 
 @dataclass(frozen=True, slots=True)
 class FleetSpec:
-    """``remote_vms``: so many VMs, the first ones, exchange frames with the remote host; the others do in pairs, each
-    with the one half of them away, and a last one without a partner with nobody. ``pairs``: queue pairs of each VM.
-    ``frame``: bytes of a frame without its checksum. ``pause_us``: how long the drivers sleep between two looks, 0:
-    not at all. ``nice``: their nice value.
+    """The VMs and their traffic. The first ``remote_vms`` VMs exchange frames with the remote host. The others do so in
+    pairs, each with the VM that is half of them away; a last one without a partner has no traffic. ``pairs``: the queue
+    pairs of each VM. ``frame``: the bytes of a frame without its checksum. ``pause_us``: how long the drivers sleep
+    between two looks; 0 is not at all. ``nice``: the drivers' nice value.
     """
 
     vms: tuple[VmSpec, ...]

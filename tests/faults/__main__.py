@@ -2,10 +2,11 @@
 was not run.
 
 A line is printed for each cell as it ends: the upgrade's end, the longest time that a VM which was not struck was
-without an answer, and the seconds that the cell took, with what was started and mended in them.
+without an answer, and the seconds that the cell took, with what was started and repaired in them.
 
-It can be run in pieces: with ``--resume`` cells that were as expected on just these sources are not run again, and the
-report and the table have them all. With ``--jobs`` several beds are up at once, and each takes the next cell.
+The matrix can be run in pieces: with ``--resume`` cells that were as expected on exactly these sources are not run
+again, and the report and the table have all cells. With ``--jobs`` several beds are up at once, and each takes the next
+cell.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _START_LOCK = Path("/run/lock/ovs-hotswap-faults")
 
 
 def execute(bed: Bed, cell: Cell) -> Result:
-    """Run a cell; again if its moment was over before it could be struck. Raises as ``Runner.run``."""
+    """Run a cell, and repeat it if its moment was over before it could be struck. Raises what ``Runner.run`` raises."""
     begun, why = time.monotonic(), ""
     for _ in range(_TRIES):
         try:
@@ -54,19 +55,19 @@ def execute(bed: Bed, cell: Cell) -> Result:
 
 
 class Todo:
-    """Cells to run, shared by those that run them."""
+    """The cells to run, shared by the processes that run them."""
 
     def __init__(self, wanted: Sequence[Cell], seconds: float) -> None:
         self._cells, self._end = list(wanted), time.monotonic() + seconds
         self._next = multiprocessing.Value("i", 0)
 
     def peek(self) -> Cell | None:
-        """What is next; ``None`` if nothing is, or time is up."""
+        """The next cell; ``None`` if there is none, or time is up."""
         place = self._next.value
         return self._cells[place] if place < len(self._cells) and time.monotonic() < self._end else None
 
     def take(self, *, clocked: bool) -> Cell | None:
-        """``None`` also where the next one needs another bed."""
+        """Take the next cell; ``None`` if there is none, or it needs another kind of bed."""
         with self._next.get_lock():
             cell = self.peek()
             if cell is None or (cell.victim is Victim.CLOCK) != clocked:
@@ -76,8 +77,8 @@ class Todo:
 
 
 def run(todo: Todo, done: SimpleQueue[Result | None], options: argparse.Namespace) -> None:
-    """Run cells on one bed after the other: on a new one after a cell that left it in ruins. Ctrl-C is for who waits
-    for it, and tells it."""
+    """Run cells on one bed after the other; after a cell that leaves a bed in ruins, on a new one. Ctrl-C is ignored
+    here: the parent process, which waits for this one, ends it."""
     signal.signal(signal.SIGINT, lambda _number, _frame: None)  # not ignored: that would be inherited
     end_on_sigterm()
     try:
@@ -107,7 +108,7 @@ def _on_a_bed(todo: Todo, done: SimpleQueue[Result | None], options: argparse.Na
 
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """What a lab finds free of the huge pages it takes as it is brought up."""
+    """Bring up one lab at a time, because each takes the huge pages that it finds free."""
     with _START_LOCK.open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -115,7 +116,7 @@ def _one_at_a_time() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _huge_pages(jobs: int) -> Iterator[None]:
-    """For all beds at once, so that none of them changes the pool below another."""
+    """Make huge pages available for all beds at once, so that no bed changes the pool while another uses it."""
     before = ensure_hugepages(jobs * hugepages_mb(System()), System())
     try:
         yield
@@ -125,7 +126,7 @@ def _huge_pages(jobs: int) -> Iterator[None]:
 
 
 def run_all(wanted: Sequence[Cell], report: Report, options: argparse.Namespace) -> None:
-    """``report`` grows as cells end."""
+    """Run the wanted cells, and add each to ``report`` as it ends."""
     done: SimpleQueue[Result | None] = multiprocessing.SimpleQueue()
     todo = Todo(wanted, options.seconds)
     with _huge_pages(options.jobs):

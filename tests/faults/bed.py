@@ -1,7 +1,7 @@
 """The real bed of the fault matrix: a lab with guests that ping, a broker, two instances, a watchdog, and upgrades.
 
-It plays the service manager of the host (what of broker, watchdog, ovsdb-server or QEMU was ended is started again)
-and, where an upgrade is left unfinished, the operator. Nothing of the product is stubbed.
+It plays the service manager of the host, which starts broker, watchdog, ovsdb-server and QEMU again after their end,
+and, if an upgrade is left unfinished, the operator. Nothing of the product is stubbed.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class Failed(Exception):
 
 
 class Bed:
-    """Everything that runs. Made by ``running``. ``warm``: an upgrade is to the release that runs already, so the VMs
-    move to the watchdog's standby; else the upgrade ends that and starts its own."""
+    """Everything that runs; ``running`` makes it. ``warm``: an upgrade goes to the release that runs already, so the
+    VMs move to the watchdog's standby; otherwise the upgrade ends this standby and starts its own."""
 
     def __init__(self, lab: Lab, system: System | Clocked, requests: Requests, *, warm: bool) -> None:
         self.lab, self.system, self.requests, self._warm = lab, system, requests, warm
@@ -87,7 +87,7 @@ class Bed:
         self.program = [sys.executable, "-m", "ovs_hotswap", "--config", str(lab.config_path)]
 
     def wanted_release(self) -> str:
-        """What the next upgrade is to."""
+        """The release to which the next upgrade goes."""
         running = self.host.instances[self.host.active()].release()
         name = HOST if running is None else running.name
         return name if self._warm else TWIN if name == HOST else HOST
@@ -102,7 +102,7 @@ class Bed:
         self.watchdog = self.system.spawn([*self.program, "watch", "run"], log=log)
 
     def revive(self) -> list[str]:
-        """Start again what a service manager starts again; tell what it was."""
+        """Start again what a service manager starts again; return the names."""
         started = []
         if self.system.read_pid(self.config.run_dir / "broker.pid") is None:
             self.start_broker()
@@ -119,7 +119,7 @@ class Bed:
     # -- processes
 
     def pid(self, victim: Victim, active: Side) -> int | None:
-        """The process of ``victim``, ``None`` if there is none; the orchestrator is its owner's to know."""
+        """The pid of ``victim``; ``None`` if there is none, and for the orchestrator, which only its parent knows."""
         match victim:
             case Victim.ACTIVE | Victim.STANDBY:
                 side = active if victim is Victim.ACTIVE else active.other
@@ -136,7 +136,7 @@ class Bed:
         return None
 
     def end_cleanly(self, victim: Victim, active: Side, pid: int) -> None:
-        """Have a process end as it is meant to end."""
+        """Make a process end in the intended way."""
         side = active if victim in (Victim.ACTIVE, Victim.ACTIVE_DB) else active.other
         paths = self.host.instances[side].paths
         if victim in (Victim.ACTIVE, Victim.STANDBY):
@@ -148,14 +148,14 @@ class Bed:
 
     @staticmethod
     def _exit(ctl: Path) -> None:
-        """Ask for it and do not wait: who is asked may stand still, or end before it answers."""
+        """Ask for the exit without waiting for the answer: the process may stand still, or end before it answers."""
 
         def ask() -> None:
             with contextlib.suppress(HotswapError):
                 appctl(ctl, "exit", timeout=_READY_S)
 
         end = time.monotonic() + _LISTENS_S
-        while not ctl.exists() and time.monotonic() < end:  # it has just been started
+        while not ctl.exists() and time.monotonic() < end:  # the process has just been started
             time.sleep(_ASKED_S)
         threading.Thread(target=ask, daemon=True).start()
         time.sleep(_ASKED_S)
@@ -164,7 +164,7 @@ class Bed:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of this program, where somebody else than ``system`` starts it."""
+        """The environment for this program if it is not ``system`` that starts it."""
         return {**os.environ, **(self.system.environment if isinstance(self.system, Clocked) else {})}
 
     def strike(self, fault: Fault, victim: Victim) -> None:
@@ -182,17 +182,17 @@ class Bed:
                 self.system.set_clock(fault)
 
     def mend(self) -> None:
-        """What an operator does about disks and the clock."""
+        """Do what an operator does about disks and the clock."""
         repair(self.config, self.system)
         if isinstance(self.system, Clocked):
             self.system.set_clock(None)
 
     def put_journal_away(self) -> None:
-        """What an operator does about a damaged one."""
+        """Do what an operator does about a damaged journal."""
         put_away(self.config.state_dir / "journal")
 
     def database_command(self, pid: int, side: Side) -> list[str]:
-        """What starts a database server again that runs now as ``pid``."""
+        """The command that starts the database server again that now runs as ``pid``."""
         return ["nsenter", f"--net=/run/netns/{self.host.instances[side].paths.netns}", "--", *self.system.cmdline(pid)]
 
     # -- waiting
@@ -208,7 +208,7 @@ class Bed:
             time.sleep(_POLL_S)
 
     def wait_standby(self) -> None:
-        """The watchdog's standby is ready: programmed, and every VM with a guest parked on it."""
+        """Wait until the watchdog's standby is ready: it is programmed, and every VM with a guest is parked on it."""
         self.wait(self._standby_ready, lambda: f"no standby: {status_file.read_state(self.config)}")
 
     def _standby_ready(self) -> bool:
@@ -227,8 +227,8 @@ class Bed:
     # -- traffic
 
     def forwarding(self, spared: frozenset[str], seconds: float) -> list[str]:
-        """Wait until all pings but those of and to ``spared`` guests are answered. Returns those that are silent after
-        ``seconds``."""
+        """Wait until all pings except those from and to ``spared`` guests are answered. Returns the pings that are not
+        answered after ``seconds``."""
         pings, end = self.lab.pings, time.monotonic() + seconds
         begun = pings.mark()
         while True:
@@ -245,18 +245,18 @@ class Bed:
         return stats.guest not in spared and stats.target not in spared
 
     def outages(self, first: Mark, spared: frozenset[str]) -> dict[str, float | None]:
-        """Longest gap in milliseconds by stream, of those that are not spared."""
+        """The longest gap of each stream that is not spared, in milliseconds."""
         seen = self.lab.pings.between(first, self.lab.pings.mark(), patience_s=0.3)
         return {f"{each.guest}-{each.target}": each.longest_gap_ms for each in seen if self.counts(each, spared)}
 
     def copies(self, first: Mark) -> int:
-        """Answers that a guest got twice."""
+        """The number of answers that a guest got twice."""
         return sum(each.duplicated for each in self.lab.pings.between(first, self.lab.pings.mark(), patience_s=0.0))
 
     # -- what must be true of a host at rest
 
     def faults(self) -> list[str]:
-        """Everything that is not as it must be where nothing is under way. Empty if all is well."""
+        """Everything that is not as it must be while nothing is under way. Empty if all is well."""
         found: list[str] = []
         for look in (self._ownership, self._steering, self._instances, self._journal, self._left_behind, self._rings):
             try:
@@ -299,7 +299,7 @@ class Bed:
         return [] if contents is None else [f"the journal is not finished: {contents.standing.phase}"]
 
     def _left_behind(self) -> list[str]:
-        """Processes beyond those that belong here, stopped ones, and files that a writer did not finish."""
+        """Processes that do not belong to the bed, stopped processes, and files that a writer did not finish."""
         end = time.monotonic() + _FORKED_S
         programs = self._programs()
         while _counts(programs) != PROGRAMS and time.monotonic() < end:  # pyroute2 forks for a moment
@@ -312,7 +312,7 @@ class Bed:
         return found
 
     def _programs(self) -> dict[str, list[int]]:
-        """The lab's processes by what they are."""
+        """The pids of the lab's processes, by program."""
         programs: dict[str, list[int]] = {}
         for pid in lab_processes(self.lab.layout.directory, self.system):
             words = self.system.cmdline(pid)
@@ -331,12 +331,12 @@ class Bed:
         return [finding.text for finding in findings if finding.severity is Severity.ERROR]
 
     def status(self) -> dict[str, object]:
-        """What `ovs-hotswap status` says."""
+        """The document of `ovs-hotswap status`."""
         found = json.loads(self.system.run([*self.program, "--json", "status"], timeout=90.0, check=False).stdout)
         return found if isinstance(found, dict) else {}
 
     def recover(self) -> None:
-        """Come to rest again after a moment that was missed."""
+        """Bring the bed to rest again after a moment that was missed."""
         self.mend()
         self.revive()
         for command in ("rollback", "resume"):
@@ -346,7 +346,7 @@ class Bed:
         self.wait_standby()
 
     def save_logs(self, where: Path) -> None:
-        """Keep what was written so far, for people."""
+        """Keep the logs that were written so far, for people."""
         where.mkdir(parents=True, exist_ok=True)
         wanted = ["run/*.log", "run/?/*.log", "*.log", "state/*.log", "state/events.jsonl", "state/journal/*.jsonl"]
         for pattern in wanted:
@@ -365,7 +365,8 @@ def _counts(programs: Mapping[str, Sequence[int]]) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _twin(system: System) -> Iterator[Path]:
-    """The host's installed package once more, as a release tree: the root file system, read-only, in another place."""
+    """A second copy of the host's installed package as a release tree: the root file system, mounted read-only at
+    another place."""
     tree = Path(tempfile.mkdtemp(prefix="ovsh-twin-"))
     try:
         system.run(["mount", "--bind", "/", str(tree)])
@@ -382,8 +383,8 @@ def _twin(system: System) -> Iterator[Path]:
 def running(
     system: System, say: Callable[[str], None] = lambda _line: None, *, warm: bool = False, clocked: bool = False
 ) -> Iterator[Bed]:
-    """A bed at rest: every VM forwards, the watchdog's standby is ready. Everything is removed afterwards.
-    ``clocked``: with a clock that can be struck."""
+    """Make a bed at rest: every VM forwards, and the watchdog's standby is ready. Everything is removed afterwards.
+    ``clocked``: the bed has a clock that can be struck."""
     lab = _lab(Path(tempfile.mkdtemp(prefix="ovsh-fm-")), system)
     with contextlib.ExitStack() as stack:
         tree = stack.enter_context(_twin(system))
@@ -409,12 +410,12 @@ def _lab(directory: Path, system: System) -> Lab:
 
 
 def hugepages_mb(system: System) -> int:
-    """What a bed takes of them."""
+    """The MiB of huge pages that a bed takes."""
     return _lab(Path("/run/none"), system).megabytes()
 
 
 def _continue_all(lab: Lab, system: System) -> None:
-    """A stopped process answers nobody who wants to end it in order."""
+    """Continue every stopped process of the lab: a stopped process does not answer when it is asked to end."""
     for pid in lab_processes(lab.layout.directory, system):
         if system.stopped(pid):
             with contextlib.suppress(ProcessLookupError):

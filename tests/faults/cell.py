@@ -1,4 +1,4 @@
-"""Runs one cell of the matrix on the bed: strikes, watches, mends, and leaves a bed at rest."""
+"""Runs one cell of the matrix on the bed: strikes, watches, repairs, and leaves a bed at rest."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ HOLD_S = 1.0  # how long a stopped orchestrator, broker, watchdog or QEMU stands
 RESTART_S = 0.1  # after which a service manager starts a service again (systemd.service(5), RestartSec)
 _FENCED_S = 8.0
 _LOOK_S = 0.05
-_ARMED_S = 0.003  # for the new switch to be put on its capture rings
-_PASSED_S = 0.3  # for the orchestrator to see the PMD threads come round and ask for the move, before it is told more
+_ARMED_S = 0.003  # until the new switch is put on its capture rings
+_PASSED_S = 0.3  # until the orchestrator sees the PMD threads progress and asks for the move, without further answers
 _ASKED_S = 10.0
-_LETS_GO_S = 0.005  # for the old switch to answer its fence
+_LETS_GO_S = 0.005  # until the old switch answers its fence
 _BETWEEN = "between steps"
 _STEP_S = 60.0
 _SWAP_S = 0.5  # from the request to the swap
@@ -39,7 +39,7 @@ _EXITS = {0: End.COMMITTED, 5: End.ROLLED_BACK, 6: End.UNKNOWN, 15: End.UNFINISH
 
 @dataclass
 class Struck:
-    """What was hit. ``database``: the command that starts it again, if it was a database server."""
+    """What was struck, and when. ``database``: the command that starts it again, if it was a database server."""
 
     pid: int
     moment: str
@@ -56,10 +56,11 @@ class Runner:
         self._active = bed.host.active()
         self._trail = Trail(bed.config.state_dir / "journal" / "current.jsonl")
         self._seen = Seen()
-        self._standing: int | None = None  # a process that was stopped and is to be continued in the end
+        self._standing: int | None = None  # a process that was stopped and is to be continued at the end
 
     def run(self) -> Seen:
-        """Raises Failed if the bed does not come to rest again, Missed if the moment could not be struck."""
+        """Run the cell, and return what was seen. Raises Failed if the bed does not come to rest again, Missed if the
+        moment could not be struck."""
         bed, seen = self._bed, self._seen
         seen.old, mark = self._active, bed.lab.pings.mark()
         bed.requests.begin()
@@ -89,7 +90,7 @@ class Runner:
     # -- striking
 
     def _pid(self) -> int:
-        """Of the victim; 0 if it is no process. Raises Missed if there is none now."""
+        """The pid of the victim; 0 if it is not a process. Raises Missed if the process does not run now."""
         if not self._cell.victim.process:
             return 0
         pid = self._bed.pid(self._cell.victim, self._active)
@@ -115,7 +116,7 @@ class Runner:
         return struck
 
     def _hold(self, struck: Struck) -> None:
-        """Let a process that somebody will continue stand still for a while; see the VMs forward meanwhile."""
+        """Let a process that will be continued stand still for a while, and check that the VMs forward during that."""
         if not self._cell.victim.process:
             return
         if self._cell.fault is not Fault.STOP:
@@ -192,7 +193,7 @@ class Runner:
                 return self._hit(self._pid(), self._still(wanted))
 
     def _still(self, wanted: str) -> str:
-        """The step, while the orchestrator stands still. Raises Missed if it has gone on meanwhile."""
+        """The step in which the orchestrator stands still. Raises Missed if it is not the wanted one any longer."""
         if self._trail.step() != wanted:
             raise Missed
         return wanted
@@ -225,7 +226,7 @@ class Runner:
 
     @contextlib.contextmanager
     def _asked(self, child: subprocess.Popen[bytes], broker: int, end: float) -> Iterator[None]:
-        """The broker stands still, and the request for a move waits for it. Raises Missed if that does not come."""
+        """Hold the broker still while the request for a move waits for it. Raises Missed if there is no request."""
         system = self._bed.system
         while child.poll() is None and time.monotonic() < end:
             time.sleep(_ARMED_S)
@@ -238,10 +239,10 @@ class Runner:
                     time.sleep(_LOOK_S)
         raise Missed
 
-    # -- looking and mending
+    # -- looking and repairing
 
     def _look(self) -> None:
-        """What the journal says now that the orchestrator has ended."""
+        """Note what the journal says after the end of the orchestrator."""
         upgrader, seen = Upgrader(self._bed.host), self._seen
         seen.recorded = self._bed.host.recorded_active()
         try:
@@ -254,7 +255,7 @@ class Runner:
                 raise
 
     def _let_go(self, struck: Struck) -> None:
-        """Continue what stands, make room, start a database server again."""
+        """Continue a process that stands still, make room on disks, start a database server again."""
         self._bed.mend()
         if self._expected.ended:  # by the upgrade, or by the watchdog when that is over
             end = time.monotonic() + _FENCED_S
@@ -266,12 +267,12 @@ class Runner:
             side = self._active if self._cell.victim is Victim.ACTIVE_DB else self._active.other
             instance = self._bed.host.instances[side]
             paths = instance.paths
-            # Else it was retired, or the watchdog has started another; either may happen at this moment.
+            # Otherwise it was retired, or the watchdog has started another one; either may happen at this moment.
             if paths.db_file.exists() and instance.database_pid() is None:
                 self._bed.system.run(struck.database, env=launch.environment(paths.run_dir), check=False)
 
     def _mend(self) -> None:
-        """What an operator does about an unfinished journal, as the status tells."""
+        """Do what an operator does about an unfinished journal, as `status` says."""
         seen = self._seen
         for _ in range(_TRIES):
             try:
@@ -279,11 +280,11 @@ class Runner:
                     return
             except StateUnknown as error:
                 if error.message not in str(self._bed.status().get("unknown")):
-                    seen.problems.append("`status` does not tell of the damaged journal")
+                    seen.problems.append("`status` does not show the damaged journal")
                 self._bed.put_journal_away()
                 return
             if self._bed.status().get("unfinished") is None:
-                seen.problems.append("`status` does not tell of the unfinished upgrade")
+                seen.problems.append("`status` does not show the unfinished upgrade")
             command = str(Mend.RESUME if seen.phase == Phase.COMMITTED else self._expected.mend)
             with self._orchestrator(command) as (child, output):
                 end = self._ended(child)

@@ -1,8 +1,8 @@
-"""The fault matrix: which process, or what else of the host, is struck how and when, and what must then be true. Pure.
+"""The fault matrix: which process, or other part of the host, is struck how and when, and what must then be true. Pure.
 
-``cells`` lists the matrix, ``expectation`` what is expected of a cell, ``judge`` compares that with what was seen.
-The *active* instance is the one that is active when the cell begins, the *standby* the other one: the watchdog's warm
-standby where nothing is under way, the new instance in an upgrade.
+``cells`` lists the matrix, ``expectation`` says what is expected of a cell, and ``judge`` compares this with what was
+seen. The *active* instance is the one that is active when the cell begins. The *standby* is the other one: the
+watchdog's warm standby while nothing is under way, the new instance in an upgrade.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ MOMENTS = (IDLE, *BEFORE[:_MOVED], HAND_OVER, *BEFORE[_MOVED:], *AFTER)
 
 
 class Fault(enum.StrEnum):
-    """Of processes: EXIT is the clean end, `exit` on the control socket of a switch or its database, SIGTERM to all
-    others. FULL: the disk of a directory takes nothing more. READ_ONLY: nobody opens a file for writing there, as after
-    an error of the disk. The newest journal is overwritten: with half of itself
-    (TRUNCATE), with what is not JSON (GARBLE), with JSON that is no journal (MISSHAPE). The host's clock goes an hour
-    AHEAD or BACK at once. All but a damaged journal lasts until the upgrade has ended and somebody mends it."""
+    """How something is struck. EXIT: a process is asked to end, by `exit` on the control socket of a switch or its
+    database, by SIGTERM otherwise. FULL: the disk of a directory has no room left. READ_ONLY: no file there can be
+    opened for writing, as after an error of the disk. The newest journal is overwritten with half of itself (TRUNCATE),
+    with a text that is not JSON (GARBLE), or with JSON that is not a journal (MISSHAPE). The host's clock jumps an hour
+    AHEAD or BACK. Every fault except a damaged journal lasts until the upgrade has ended and the fault is repaired."""
 
     KILL = "kill"
     STOP = "stop"
@@ -57,7 +57,7 @@ class Victim(enum.StrEnum):
 
     @property
     def faults(self) -> tuple[Fault, ...]:
-        """What can befall it."""
+        """The faults that this victim can have."""
         return _FAULTS.get(self, (Fault.KILL, Fault.STOP, Fault.EXIT))
 
     @property
@@ -84,15 +84,15 @@ class Cell:
 
 
 def possible(cell: Cell) -> bool:
-    """Whether there is such a process at that moment, and that can befall it. A hand-over writes nothing and asks for
-    no time of day: disks, journal and clock are struck in the step around it."""
+    """Whether the victim exists at that moment and can have that fault. A handover writes nothing and does not read
+    the time of day, so disks, journal and clock are struck in the step around it."""
     if cell.fault not in cell.victim.faults or (cell.moment == HAND_OVER and not cell.victim.process):
         return False
     match cell.victim:
         case Victim.ORCHESTRATOR:
             return cell.moment != IDLE
         case Victim.STANDBY | Victim.STANDBY_DB:
-            return cell.moment != BEFORE[0]  # the watchdog's was ended, the new one is not started
+            return cell.moment != BEFORE[0]  # the watchdog's standby was ended, the new instance is not started
         case Victim.ACTIVE | Victim.ACTIVE_DB:
             return cell.moment != AFTER[-1]  # it has been retired
     return True
@@ -101,7 +101,7 @@ def possible(cell: Cell) -> bool:
 def cells(
     faults: Iterable[Fault] = Fault, victims: Iterable[Victim] = Victim, moments: Iterable[str] = MOMENTS
 ) -> list[Cell]:
-    """All cells of these, by victim, fault and moment."""
+    """All possible cells of these faults, victims and moments, ordered by victim, fault and moment."""
     faults, moments = list(faults), list(moments)
     every = [Cell(fault, victim, moment) for victim in victims for fault in faults for moment in moments]
     return [cell for cell in every if possible(cell)]
@@ -111,7 +111,8 @@ def cells(
 
 
 class End(enum.StrEnum):
-    """How the orchestrator ended. REFUSED: with an error and nothing changed. UNFINISHED: committed, then an error."""
+    """How the orchestrator ended. REFUSED: with an error, and nothing was changed. UNFINISHED: with an error after the
+    commit."""
 
     NONE = "none"
     COMMITTED = "committed"
@@ -131,7 +132,7 @@ class Mend(enum.StrEnum):
 
 
 class Serves(enum.StrEnum):
-    """Who is active in the end."""
+    """The instance that is active at the end."""
 
     OLD = "the old instance"
     NEW = "the new instance"
@@ -152,14 +153,14 @@ GAP_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """``ends``: how the orchestrator may end. ``mend``: what an operator does if the journal is not finished then.
-    ``within_s``: every VM but ``spared`` forwards again in that time after the end of the upgrade, before anybody does
-    anything. ``gap_s``: no gap of such a VM was longer, and ``gap_why`` why one may be longer than half a second.
-    ``why``: the reason, for people. ``copies``: answers that a guest may
-    receive twice (a copy over the peer link that arrives late, see architecture.md): none where no VM was moved alone.
-    ``while_stopped``: they forward also while the process stands still. ``ended``: a process that stands still is ended
-    before somebody could continue it. ``serves``: which instance is active in the end, where that does not follow from
-    how the upgrade ended. ``journalled``: what the journal says is how the orchestrator ended."""
+    """What is expected of a cell. ``ends``: how the orchestrator may end. `mend`: what an operator does if the journal
+    is not finished then. ``within_s``: the seconds after the end of the upgrade within which every VM except ``spared``
+    forwards again, without an operator. ``gap_s``: the longest gap of such a VM in seconds; ``gap_why`` says why it may
+    be more than half a second. ``why``: the reason, for people. ``copies``: how many answers a guest may receive twice
+    (a copy over the peer link that arrives late, see architecture.md); none if no VM was moved alone.
+    ``while_stopped``: the VMs forward also while the process stands still. ``ended``: a process that stands still is
+    ended before it could be continued. ``serves``: which instance is active at the end, if this does not follow from
+    the end of the upgrade. ``journalled``: the journal says how the orchestrator ended."""
 
     ends: frozenset[End]
     why: str
@@ -177,21 +178,21 @@ class Expectation:
 
 STRUCK_VM = "vm1"
 _START_S = 15.0  # an instance is started and programmed
-_HANG_S = 3.0  # what stands still counts as failed, is ended, and its VMs are moved, on two busy cores
+_HANG_S = 3.0  # until an instance that stands still counts as failed, is ended, and its VMs are moved, on 2 busy cores
 _STARTED = {"gap_s": _START_S, "gap_why": "there is no other instance: one is started and programmed"}
 _HUNG = {"gap_s": _HANG_S, "gap_why": "what stands still counts as failed after a third of hang_ms, 1.5 s here"}
-_CONFIRM_S = 5.0  # what confirms nothing is given time, and ended
+_CONFIRM_S = 5.0  # an instance that confirms nothing is given time, and ended
 _LONG_S = 60.0  # a command waits for its deadline first
 _DEADLINE_S = 40.0
 _COPIES = 3
-_TALKS = ("park", "move", HAND_OVER)  # the broker and a switch, of a VM
+_TALKS = ("park", "move", HAND_OVER)  # when the broker and a switch exchange messages about a VM
 
 
 @dataclass
 class Seen:
-    """What was seen of a cell. ``silent``: pings without an answer after ``within_s``. ``doubled``: requests that came
-    to the remote end more than once, by sender. ``ended``: the process was dead before it could be continued.
-    ``faults``: what was not as it must be in the end."""
+    """What was seen of a cell. ``silent``: pings without an answer after ``within_s``. ``doubled``: the number of
+    requests that arrived at the remote end more than once, by sender. ``ended``: the process was dead before it could
+    be continued. ``faults``: what was not as it must be at the end."""
 
     old: Side | None = None
     struck: str = ""
@@ -213,7 +214,7 @@ class Seen:
     faults: list[str] = field(default_factory=list)
 
     def outage(self) -> float:
-        """The longest gap in milliseconds; infinite where nothing was answered."""
+        """The longest gap in milliseconds; infinite if a stream had no answer."""
         gaps = self.outage_ms.values()
         return max((float("inf") if gap is None else gap for gap in gaps), default=0.0)
 
@@ -251,15 +252,15 @@ def _active_lost(fault: Fault, moment: str) -> Expectation:
         why = "it continues without the old one; or the warm standby, if it is not ended yet, takes the VMs and stays"
         return _expect(End.COMMITTED, End.ROLLED_BACK, why=why, within_s=_START_S, **_STARTED)
     if not since(moment, "park"):
-        why = "there is no way back: it goes on without the old one"
+        why = "there is no way back: it continues without the old one"
         gap = {"gap_s": _START_S, "gap_why": "the VMs are parked nowhere yet: they wait for the new one to be ready"}
         return _expect(End.COMMITTED, why=why, within_s=_START_S, **gap)
-    why = "the VMs are parked on the new one; it goes on without the old one"
+    why = "the VMs are parked on the new one; it continues without the old one"
     return _expect(End.COMMITTED, why=why, **_slow(fault, moment))
 
 
 def _slow(fault: Fault, moment: str) -> dict[str, Any]:
-    """How long the gap may be where the instance that serves the VMs is struck, and another one is ready."""
+    """How long the gap may be if the instance that serves the VMs is struck and another one is ready."""
     if fault is Fault.STOP:
         return _HUNG
     if moment == "park":
@@ -317,17 +318,17 @@ def _standby_db(_fault: Fault, moment: str) -> Expectation:
 
 def _broker(fault: Fault, moment: str) -> Expectation:
     if moment == IDLE:
-        return _expect(End.NONE, why="the connections are kept, the next one goes on")
+        return _expect(End.NONE, why="the connections are kept, and the next broker continues")
     if fault is Fault.STOP:
         if moment == HAND_OVER:
-            why = "what has come meanwhile confirms the swap; if it is too late, back to the old one"
-            gap = {"gap_s": _HANG_S, "gap_why": "the rings are nobody's while the broker stands still for a second"}
+            why = "what has arrived in that time confirms the swap; if it is too late, back to the old one"
+            gap = {"gap_s": _HANG_S, "gap_why": "the rings have no owner while the broker stands still for a second"}
             return _expect(End.COMMITTED, End.ROLLED_BACK, why=why, while_stopped=False, **gap)
         return _expect(End.COMMITTED, why="calls wait for it")
     if moment in _TALKS:
-        why = "the next one goes on, but starts over with a VM that it was talking of: that one cannot be moved yet"
+        why = "the next broker continues, but starts over with a VM in the middle of a message: it cannot be moved yet"
         return _expect(End.COMMITTED, End.ROLLED_BACK, why=why)
-    return _expect(End.COMMITTED, why="the connections are kept, the next one goes on and is asked again")
+    return _expect(End.COMMITTED, why="the connections are kept, the next broker continues and is asked again")
 
 
 def _orchestrator(fault: Fault, moment: str) -> Expectation:
@@ -350,8 +351,9 @@ def _qemu(_fault: Fault, moment: str) -> Expectation:
 
 
 def _fails_over(why: str, **more: Any) -> Expectation:
-    """At rest the active instance is killed, too: what the host has lost is not what a fail-over needs."""
-    return _expect(End.NONE, why=f"{why}: a fail-over does not wait for that", serves=Serves.NEW, **more)
+    """The expectation at rest, where the active instance is killed, too: a failover needs nothing that the host has
+    lost."""
+    return _expect(End.NONE, why=f"{why}: a failover does not wait for that", serves=Serves.NEW, **more)
 
 
 def _no_disk(_fault: Fault, moment: str) -> Expectation:
@@ -366,8 +368,8 @@ def _no_disk(_fault: Fault, moment: str) -> Expectation:
 
 def _journal(_fault: Fault, moment: str) -> Expectation:
     if moment == IDLE:
-        return _fails_over("nobody knows whether an upgrade is unfinished", journalled=False)
-    return _undisturbed(moment, "who carries it on remembers what it has written", journalled=False)
+        return _fails_over("it is not known whether an upgrade is unfinished", journalled=False)
+    return _undisturbed(moment, "the orchestrator remembers what it has written", journalled=False)
 
 
 def _clock(_fault: Fault, moment: str) -> Expectation:
@@ -393,7 +395,7 @@ _RULES: Mapping[Victim, Callable[[Fault, str], Expectation]] = {
 
 
 def judge(expected: Expectation, cell: Cell, seen: Seen) -> list[str]:
-    """What of ``seen`` is not as ``expected``."""
+    """The differences between ``seen`` and ``expected``."""
     found = [*seen.problems, *seen.faults]
     if seen.struck != cell.moment:
         found.append(f"struck {seen.struck}")
@@ -420,7 +422,7 @@ def judge(expected: Expectation, cell: Cell, seen: Seen) -> list[str]:
 
 
 def _wrong_side(expected: Expectation, seen: Seen) -> list[str]:
-    """Where another instance is active than the one the upgrade ended, or was mended, with."""
+    """The fault that another instance is active than the end of the upgrade, or its repair, implies."""
     mended = Serves.NEW if expected.mend is Mend.RESUME else Serves.OLD
     follows = {
         End.NONE: Serves.OLD,
@@ -436,7 +438,7 @@ def _wrong_side(expected: Expectation, seen: Seen) -> list[str]:
 
 
 def _untruths(seen: Seen) -> list[str]:
-    """Where the journal does not say what the orchestrator's end was."""
+    """The fault that the journal does not say how the orchestrator ended."""
     wanted: Mapping[End, bool] = {
         End.COMMITTED: seen.phase is None and seen.last_committed is True,
         End.REFUSED: seen.phase is None,

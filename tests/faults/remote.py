@@ -1,8 +1,8 @@
-"""What arrives at the far end of the overlay, request by request: the guests' echo requests on the remote VXLAN device.
+"""Counts the guests' echo requests as they arrive at the remote VXLAN device, the far end of the overlay.
 
-A ring that two switches served would send a request twice. The guests themselves cannot tell that from an answer that
-reached them twice, so it is counted here. Each request carries its number and the time it was made (guest-ping.pl),
-which no other request shares, also not after the guest has been started again.
+A ring that two switches served would send a request twice. The guests themselves cannot distinguish this from an answer
+that reached them twice, so it is counted here. Each request carries its number and the time at which it was made
+(guest-ping.pl). No other request has the same two, even after the guest has been started again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _REMOTE = socket.inet_aton(REMOTE_INNER)
 
 
 class Count:
-    """``requests``: different ones. ``doubled``: those beyond the first of each, by the sender's address."""
+    """``requests``: the number of different requests. ``doubled``: the number of repeated requests, by the sender's
+    address."""
 
     def __init__(self) -> None:
         self.requests = 0
@@ -66,12 +67,12 @@ class Requests:
         self._socket.close()
 
     def begin(self) -> None:
-        """Count anew from now on."""
+        """Start to count from zero."""
         self._count = Count()
 
     @property
     def count(self) -> Count:
-        """What came since ``begin``."""
+        """What has arrived since ``begin``."""
         return self._count
 
     def _run(self) -> None:
@@ -83,7 +84,7 @@ class Requests:
 
 
 def _listen(namespace: str) -> socket.socket:
-    """A packet socket in another namespace: made in a thread that ends there, for a thread cannot come back."""
+    """A packet socket in another namespace. A thread that ends makes it, so that no thread has to change back."""
     opened: list[socket.socket] = []
 
     def enter() -> None:

@@ -1,4 +1,4 @@
-"""Results of cells: as a line, in a report that runs in pieces add to, and as a table."""
+"""The results of cells: as a line, in a report to which several runs can add, and as a table."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _MARKS = {True: "[green]✓[/]", False: "[bold red]✗[/]", None: "[dim]·[/]"}
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """``faults``: what was not as expected; empty if all was. ``seconds``: of the whole cell, until all was at rest.
-    ``seen``: ``None`` of one that was read from a report."""
+    """The result of a cell. ``faults``: what was not as expected; empty if all was. ``seconds``: the time of the whole
+    cell, until all was at rest. ``seen`` is ``None`` if the result was read from a report."""
 
     cell: Cell
     faults: list[str]
@@ -37,7 +37,7 @@ class Result:
 
 
 class Report:
-    """The file with the newest result of each cell. ``results``: those that count, by cell."""
+    """The file with the newest result of each cell. ``results``: the results that count, by cell."""
 
     def __init__(self, path: Path, *, warm: bool, revision: str, resume: bool) -> None:
         self._path, self._head = path, {"revision": revision, "warm": warm}
@@ -49,14 +49,14 @@ class Report:
     def _read(self) -> None:
         found = json.loads(self._path.read_text())
         if {key: found[key] for key in self._head} != self._head:
-            return  # of other sources: nothing of it counts
+            return  # the report is about other sources, so nothing of it counts
         for each in found["cells"]:
             cell = Cell(Fault(each["fault"]), Victim(each["victim"]), each["moment"])
             self._documents[cell] = each
             self.results[cell] = Result(cell, each["faults"], None, each["seconds"])
 
     def left(self, wanted: Iterable[Cell]) -> list[Cell]:
-        """Cells that are not known to be as expected."""
+        """The wanted cells that are not known to be as expected."""
         return [cell for cell in wanted if cell not in self.results or self.results[cell].faults]
 
     def add(self, result: Result) -> None:
@@ -70,8 +70,8 @@ class Report:
 
 
 def revision(root: Path) -> str:
-    """What was tested: a hash of what all sources of the program and of the matrix do, committed or not. A change of a
-    comment, a docstring or the layout of a line is not another revision."""
+    """A hash of the code of the program and of the matrix, committed or not, which identifies what was tested. A change
+    of a comment, a docstring or the layout of a line does not change it."""
     digest = hashlib.sha256()
     for directory in _SOURCES:
         for path in sorted((root / directory).rglob("*.py")):
@@ -89,8 +89,8 @@ class _Undocumented(ast.NodeTransformer):
 
 
 def show(results: Sequence[Result], missing: int, console: Console) -> None:
-    """A row for each moment, in it a mark for each fault of each victim, in their order, and how many cells there were
-    in all. ``missing``: cells of the selection that have not been run."""
+    """Print a row for each moment, with a mark for each fault of each victim in their order, and the number of cells.
+    ``missing``: the number of selected cells that have not been run."""
     table = Table(title="each fault of each victim at each moment", caption="· there is none, or not run")
     table.add_column("when")
     for victim in Victim:

@@ -1,16 +1,16 @@
-"""Hits a process at a moment: while nothing is under way, in a step of an upgrade, or in the middle of a hand-over.
+"""Strikes a process at a moment: while nothing is under way, in a step of an upgrade, or in the middle of a handover.
 
-The journal is on the disk before a step acts, so a step has begun when it says so. The orchestrator is stopped for the
-instant in which the other process is struck, and the journal is read again while it stands: so it is known in which
-step it was.
+The journal is on the disk before a step acts, so a step has begun when the journal says so. The orchestrator is stopped
+for the moment in which the other process is struck, and the journal is read again during that time: so it is known in
+which step it was.
 
-A hand-over takes less than a millisecond. To strike within it, the broker is stopped when it has put the new switch on
-its capture rings (``vhost.move``), as its log tells, until the request for the move waits for it, unread. As long as
-there is none it is let run for a few milliseconds now and then: it may owe the answer to what was asked before. Then
-the old switch is stopped and the broker continued, which waits for the old one's answer. That it does is visible from
-outside, because it gives itself real-time priority for the length of a swap, and otherwise only when a switch has died.
-Then the new switch is stopped and the old one continued: it lets go, and until the new one is continued the guest's
-rings are nobody's, or the new one's without its confirmation.
+A handover takes less than a millisecond. To strike within it, the broker is stopped when its log says that it has put
+the new switch on its capture rings (``broker.mover``), until the request for the move waits for it, unread. As long as
+there is no request, the broker runs for a few milliseconds from time to time, because it may owe an earlier answer.
+Then the old switch is stopped and the broker is continued, which waits for the old switch's answer. This is visible
+from outside, because the broker gives itself real-time priority for the length of a swap, and otherwise only when a
+switch has died. Then the new switch is stopped and the old one is continued, which releases the rings. Until the new
+switch is continued, the guest's rings have no owner, or belong to the new switch without its confirmation.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Trail:
         self._step: str | None = None
 
     def step(self) -> str | None:
-        """The step that the journal says was begun last and has not ended; ``None`` between two or without a plan.
+        """The step that has begun and not ended, as the journal says; ``None`` between two steps or without a plan.
 
-        Cheap while nothing was written.
+        The journal is only read if it has changed.
         """
         try:
             status = self._current.stat()
@@ -75,7 +75,7 @@ class Trail:
 
 
 def halt(pid: int, system: System) -> None:
-    """Have all threads of ``pid`` stand still."""
+    """Stop all threads of ``pid``."""
     os.kill(pid, signal.SIGSTOP)
     end = time.monotonic() + 1.0
     while not system.stopped(pid) and system.alive(pid) and time.monotonic() < end:
@@ -83,14 +83,14 @@ def halt(pid: int, system: System) -> None:
 
 
 def go_on(pid: int) -> None:
-    """Continue ``pid``, if it is still there."""
+    """Continue ``pid``, if it still exists."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGCONT)
 
 
 @contextlib.contextmanager
 def stopped(pid: int, system: System) -> Iterator[None]:
-    """``pid`` stands still."""
+    """Keep ``pid`` stopped during the block."""
     halt(pid, system)
     try:
         yield
@@ -100,7 +100,7 @@ def stopped(pid: int, system: System) -> Iterator[None]:
 
 @contextlib.contextmanager
 def attentive() -> Iterator[None]:
-    """Real-time priority: a step may take no longer than a slice of somebody else's processor time."""
+    """Run with real-time priority during the block: a step may be shorter than a time slice of another process."""
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(Rank.MOVES + 1))
     try:
         yield
@@ -109,7 +109,7 @@ def attentive() -> Iterator[None]:
 
 
 def until(true: Callable[[], bool], child: subprocess.Popen[bytes], seconds: float) -> None:
-    """Look again and again. Raises Missed if ``child`` ends before, or after ``seconds``."""
+    """Poll until ``true``. Raises Missed if ``child`` ends before, or after ``seconds``."""
     end = time.monotonic() + seconds
     while not true():
         if child.poll() is not None or time.monotonic() >= end:
@@ -118,7 +118,7 @@ def until(true: Callable[[], bool], child: subprocess.Popen[bytes], seconds: flo
 
 
 class Log:
-    """What is written to a log from now on."""
+    """The text that is written to a log from now on."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
@@ -144,7 +144,7 @@ def asked(by: int, of: int, system: System) -> bool:
 
 
 def _sockets(pid: int) -> set[str]:
-    """Inode numbers."""
+    """The inode numbers of a process's sockets."""
     found = set()
     with contextlib.suppress(FileNotFoundError):
         for path in Path(f"/proc/{pid}/fd").iterdir():
@@ -156,7 +156,7 @@ def _sockets(pid: int) -> set[str]:
 
 
 def in_swap(broker: int) -> bool:
-    """Whether the broker is between the two ends of a hand-over."""
+    """Whether the broker is in the middle of a handover."""
     try:
         return os.sched_getscheduler(broker) == os.SCHED_FIFO
     except ProcessLookupError:

@@ -1,12 +1,12 @@
-"""What of the host is struck that is no process: the disks of two directories, the newest journal, the clock.
+"""Strikes the parts of the host that are not processes: the disks of two directories, the newest journal, the clock.
 
-The disks are small file systems of the lab's own. The clock cannot be set for one lab without setting the machine's, so
-on a bed with a clock of its own all processes of this program read the time of day with an offset that is in a file
-(``clock/sitecustomize.py``); a unit test sees that they read it in that way alone. Their monotonic clock stays the
-machine's, as it does when CLOCK_REALTIME is set (clock_settime(2)). Preloading libfaketime(1) was tried: under its
-version 0.9.10 the sleeps of Python 3.11 fail (EINVAL of clock_nanosleep), whatever it is told of the monotonic clock.
-The switches go on with the machine's time of day: they stamp their logs with it, and do all else by the monotonic clock
-(OVS, lib/timeval.c).
+The disks are small file systems of the lab's own. The clock of one lab cannot be set without setting the machine's. So
+on a bed with a clock of its own, all processes of this program read the time of day with an offset from a file
+(``clock/sitecustomize.py``); a unit test checks that they read it in no other way. Their monotonic clock is the
+machine's, which also does not change when CLOCK_REALTIME is set (clock_settime(2)). Preloading libfaketime(1) does not
+work: with its version 0.9.10 the sleeps of Python 3.11 fail (EINVAL of clock_nanosleep) with every setting for the
+monotonic clock. The switches keep the machine's time of day: they stamp their logs with it, and use the monotonic clock
+for everything else (OVS, lib/timeval.c).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _DISK = "64m"
 _FILLER, _CLOCK = "filler", "clock"
 _BLOCKS = (1 << 20, 4096, 1)
 _OFFSETS = {Fault.AHEAD: b"+3600\n", Fault.BACK: b"-3600\n"}
-_NO_OFFSET = b"+0000\n"  # as long as the others: it is overwritten at one stroke
+_NO_OFFSET = b"+0000\n"  # as long as the others, so that one write replaces all of it
 
 
 class DiskLab(Lab):
-    """A lab with a file system of its own for each of state_dir and run_dir."""
+    """A lab that has one file system for state_dir and one for run_dir."""
 
     def _make_guests(self) -> None:
         for directory in (self.layout.run_dir, self.layout.state_dir):
@@ -40,7 +40,7 @@ class DiskLab(Lab):
 
 
 class Clocked(System):
-    """Gives what it starts an environment in which the time of day can be set."""
+    """Gives the processes that it starts an environment in which the time of day can be set."""
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / _CLOCK
@@ -68,7 +68,7 @@ class Clocked(System):
 
 
 def fill(directory: Path) -> None:
-    """Leave no byte on the file system of ``directory``, which is its own."""
+    """Leave no byte free on the file system of ``directory``, which no other directory uses."""
     assert directory.is_mount(), directory
     with (directory / _FILLER).open("wb", buffering=0) as filler:
         for size in _BLOCKS:
@@ -78,8 +78,8 @@ def fill(directory: Path) -> None:
 
 
 def forbid_writing(directory: Path, system: System) -> None:
-    """Nothing below ``directory`` is opened for writing any more. The file system itself cannot be made read-only while
-    the journal is open (mount(2), EBUSY), so what is open already stays writable."""
+    """Prevent that files below ``directory`` are opened for writing. The file system itself cannot be made read-only
+    while the journal is open (mount(2), EBUSY), so files that are open already stay writable."""
     system.run(["mount", "--bind", str(directory), str(directory)])
     system.run(["mount", "-o", "remount,bind,ro", str(directory)])
 
@@ -88,17 +88,17 @@ def repair(config: Config, system: System) -> None:
     """Make room, and permit writing."""
     for directory in (config.state_dir, config.run_dir):
         if os.statvfs(directory).f_flag & os.ST_RDONLY:
-            system.run(["umount", "--lazy", str(directory)])  # somebody reads a file of it, perhaps
+            system.run(["umount", "--lazy", str(directory)])  # a process may have a file of it open
         (directory / _FILLER).unlink(missing_ok=True)
 
 
 def damage(journals: Path, fault: Fault) -> None:
-    """Overwrite the newest journal; where none is under way, there is one afterwards: a damaged copy of the last."""
+    """Overwrite the present journal. If there is none, make one that is a damaged copy of the last journal."""
     current = journals / "current.jsonl"
     newest = current if current.exists() else max(journals.glob("*.jsonl"), default=current)
     text = newest.read_bytes() if newest.exists() else b'{"version": 1}\n'
     if newest is not current:
-        text = text[: text.index(b"\n") + 1]  # of an upgrade that is only just begun
+        text = text[: text.index(b"\n") + 1]  # the journal of an upgrade that has just begun
     match fault:
         case Fault.TRUNCATE:
             text = text[: len(text) // 2]

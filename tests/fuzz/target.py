@@ -64,7 +64,7 @@ def one_input(data: bytes) -> None:
 
 
 def _message(frame: messages.Frame, state: GuestState, told: SentState) -> tuple[GuestState, SentState]:
-    """As ``Vm._take`` does it: on an error the frame's descriptors are closed, else those that are surplus."""
+    """Take a frame like ``Vm._take``: on an error close the frame's descriptors, otherwise those that are surplus."""
     try:
         got = apply_message(state, messages.parse(frame), OFFER)
     except ProtocolError:

@@ -18,7 +18,7 @@ from tests.integration.conftest import MakeConfig, RunInstance
 from tests.support.broker_bed import Bed, MakeBed
 
 NOBODY = 65534
-GROUP = "daemon"  # on every Debian, and nobody is a member
+GROUP = "daemon"  # it exists on every Debian, and has no members
 
 _ASK = """
 import json, socket, sys

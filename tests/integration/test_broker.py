@@ -182,8 +182,8 @@ def test_many_are_moved_by_one_request_up_to_a_fault(make_bed: MakeBed) -> None:
 
 
 def test_a_frame_is_rescued_if_a_copy_comes_at_the_wrong_moment(make_bed: MakeBed) -> None:
-    """Of frames of which the new side has its copy before a move, the old side delivers what it has in time, and what
-    it has after it, nobody: however late that is."""
+    """The new side has its copies of some frames before a move. The old side delivers those that it has in time; those
+    that it has after the move are not delivered, however late it is."""
     bed = make_bed()
     a, b = bed.switch(Side.A), bed.switch(Side.B)
     vm = bed.qemu()

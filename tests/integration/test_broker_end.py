@@ -81,7 +81,7 @@ def test_stop_is_refused_while_the_broker_does_not_answer(host: Host) -> None:
 
 
 def test_a_signal_ends_the_switch_that_does_not_let_go(host: Host) -> None:
-    """Nobody can be refused then."""
+    """At that time no caller can be refused."""
     host.start()
     guest = Guest(host)
     active, other = guest.switches

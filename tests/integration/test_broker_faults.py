@@ -75,7 +75,7 @@ def test_killed_owner_without_a_standby_is_replaced_by_the_next_process(make_bed
     bed.wait_owner(Side.A)
     active.kill()
     vm.send(20)
-    bed.wait(lambda: bed.client.vm("vm0").owner is None, "nobody owns it")
+    bed.wait(lambda: bed.client.vm("vm0").owner is None, "no side owns it")
     bed.switch(Side.A)
     bed.wait_owner(Side.A)
     bed.ends_well((0, vm), doubled=32)
@@ -208,7 +208,7 @@ def test_new_side_that_hangs_with_the_rings_for_a_moment_keeps_them(make_bed: Ma
 
 
 def test_move_back_waits_for_a_new_side_that_comes_to(make_bed: MakeBed) -> None:
-    """As a roll-back does: what is not known passes when the side answers."""
+    """Move back like a rollback: the uncertainty ends when the side answers."""
     bed = make_bed(fence_ms=200)
     standby, vm = hangs_with_the_rings(bed)
     later = threading.Timer(0.8, standby.go_on)  # long after the fence, and before the move back gives up
@@ -232,8 +232,8 @@ def test_new_side_that_hangs_with_the_rings_and_dies_gives_them_back(make_bed: M
     [(Side.A, 0, Side.B), (Side.A, 1, Side.B), (Side.B, 0, Side.A), (Side.B, 1, Side.A), (Side.B, 2, Side.A)],
 )
 def test_side_that_dies_within_a_move(make_bed: MakeBed, dying: Side, answered: int, survivor: Side) -> None:
-    """At the old side's first fence, when nothing has begun, and its last, when it is to let go; at the new side's
-    first two, when nothing has begun, and its last, when it has the rings."""
+    """Strike at the old side's first fence, when nothing has begun, and at its last, when it is to release the rings;
+    at the new side's first two, when nothing has begun, and at its last, when it has the rings."""
     bed = make_bed()
     switches = {side: bed.switch(side) for side in Side}
     vm = bed.qemu(pairs=2)
@@ -286,7 +286,7 @@ def test_process_that_was_cut_off_but_lives_keeps_others_out(make_bed: MakeBed) 
     with pytest.raises(BrokerError, match="not a confirmed owner"):
         bed.client.move("vm0", Side.B)
     active.kill()
-    bed.wait(lambda: bed.owner() is not None, "somebody owns it")
+    bed.wait(lambda: bed.owner() is not None, "a side owns it")
     bed.ends_well((0, vm), doubled=32)
     assert intruder.pid != active.pid
 

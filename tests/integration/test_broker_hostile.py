@@ -1,4 +1,4 @@
-"""Peers that break the protocol: their session ends, the broker and every other VM go on."""
+"""Peers that break the protocol: their session ends, the broker and every other VM continue."""
 
 from __future__ import annotations
 

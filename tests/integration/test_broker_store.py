@@ -102,7 +102,7 @@ def test_killed_while_a_switch_owes_an_answer(make_bed: MakeBed) -> None:
     b.go_on()
     bed.client.park("vm0", Side.B)
     bed.client.move("vm0", Side.B)
-    assert connections(bed) in ((1, 1, 1), (1, 1, 2))  # killed before that was kept, b connects anew
+    assert connections(bed) in ((1, 1, 1), (1, 1, 2))  # if killed before that was kept, b connects again
     bed.ends_well((0, vm))
 
 
@@ -160,8 +160,8 @@ def undelivered(bed: Bed) -> None:
 
 @pytest.mark.parametrize(("side", "answered"), [(Side.A, 1), (Side.B, 2)], ids=["letting go", "taking"])
 def test_killed_while_the_rings_change_hands(make_bed: MakeBed, side: Side, answered: int) -> None:
-    """One side stands still in the middle of the hand-over. Who has the rings is not known: each is asked to let go,
-    nobody is given them, and QEMU is not heard, until both have answered."""
+    """One side stands still in the middle of the handover, so the owner of the rings is not known. Until both sides
+    have answered, each is asked to release the rings, neither is given them, and QEMU is not heard."""
     bed = make_bed(managed=True, fence_ms=5000)
     vm = running(bed)
     struck = bed.switches[side is Side.B]
@@ -256,7 +256,7 @@ def test_it_is_not_succeeded_behind_its_manager(make_bed: MakeBed) -> None:
 
 
 def test_vms_are_served_on_though_no_socket_can_be_made(make_bed: MakeBed) -> None:
-    """There is no inode left in run_dir when a broker goes on with the VMs of one that was killed."""
+    """There is no inode left in run_dir when a broker continues with the VMs of one that was killed."""
     bed = make_bed(managed=True)
     vm = running(bed)
     config, log, before = bed.broker.config, bed.broker.log, bed.broker.pid

@@ -60,7 +60,8 @@ def test_a_guest_reboots_after_a_succession(make_bed: MakeBed) -> None:
 
 
 def test_the_successor_knows_who_must_not_be_trusted(make_bed: MakeBed) -> None:
-    """The owner's connection closed while its process lives: the successor gives the rings to nobody else either."""
+    """The owner's connection closed while its process lives: the next broker does not give the rings to the other side
+    either."""
     bed = make_bed()
     a = bed.switch(Side.A, reconnect_s=3600)
     bed.switch(Side.B)
@@ -103,7 +104,7 @@ def test_kept_vms_are_served_whatever_has_become_of_the_group(make_bed: MakeBed)
 
 
 def test_a_pid_file_that_cannot_be_written_costs_no_vm_its_network(make_bed: MakeBed) -> None:
-    """What cannot be done once the old broker has let go is said, and the VMs are served on."""
+    """What cannot be done after the old broker has given up its VMs is reported, and the VMs are still served."""
     bed = make_bed()
     vm = bed.running()
     pid_file = bed.broker.config.run_dir / "broker.pid"
@@ -213,7 +214,7 @@ def test_a_silent_successor_is_not_waited_for_long(make_bed: MakeBed) -> None:
 
 
 def test_a_successor_that_reads_no_format_of_the_old_broker_is_refused(make_bed: MakeBed) -> None:
-    """It is told both versions and the way out, and the old broker stays at work."""
+    """The error names both versions and the way out, and the old broker keeps working."""
     bed = make_bed()
     vm = bed.running()
     with socket.socket(socket.AF_UNIX) as connection:

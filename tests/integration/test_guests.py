@@ -63,7 +63,7 @@ def test_each_frame_arrives_once(bed: Bed, changes: dict[str, object]) -> None:
 
 
 def test_a_switch_that_dies_is_followed_by_the_next(bed: Bed) -> None:
-    """As under a QEMU with ``reconnect``: each ring goes on where the dead switch left it."""
+    """Each ring continues where the dead switch left it, as under a QEMU with ``reconnect``."""
     active = bed.host.instances[Side.A]
     with Fleet(bed.fleet_spec(remote_vms=REMOTE_VMS)) as fleet:
         bed.go_direct()

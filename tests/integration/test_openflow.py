@@ -148,7 +148,7 @@ class Pair:
     def receivers(self, side: Side, port: str, frame: bytes) -> dict[tuple[Side, str], list[bytes]]:
         """What each VM's port and each uplink sent because of one frame.
 
-        The peer link keeps the order, so once a last frame has come through it in both directions, no more can come.
+        The peer link keeps the order, so after a last frame has come through it in both directions, none is left.
         """
         self._drain()
         self.switches[side].inject(port, frame)

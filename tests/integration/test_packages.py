@@ -20,7 +20,7 @@ CACHE = Path(os.environ.get("OVS_HOTSWAP_TEST_CACHE", "/var/cache/ovs-hotswap"))
 PACKAGES = {recipe.name: recipe for recipe in RECIPES if recipe.summary}
 
 # Arguments: the prefix. A switch with DPDK, without huge pages, and the ports that a hypervisor has. Open vSwitch adds
-# --in-memory unless it is told --legacy-mem, which alone goes with --no-huge (lib/dpdk.c, dpdk_init__).
+# --in-memory without the option --legacy-mem, and only the latter works with --no-huge (lib/dpdk.c, dpdk_init__).
 SWITCH = r"""
 set -eu
 PATH=$1/bin:$1/sbin:$PATH

@@ -22,7 +22,7 @@ _READ = re.compile(r"\((?P<socket>\S+)\) read message VHOST_USER_SET_VRING_ADDR"
 
 
 def test_messages_that_wait_are_handled_in_one_turn(bed: PatchedBed) -> None:
-    """Two front ends have each sent a hand-over's messages when the switch comes to look at the first."""
+    """Two front ends have each sent a handover's messages before the switch looks at the first of them."""
     vms = [bed.vm(f"vm{number}", pairs=4) for number in range(2)]
     said = {vm: b"".join(messages.build_ring_address(ring, vm.address(ring)) for ring in range(8)) for vm in vms}
     assert turns(bed, said, 16) == ([8, 8] if bed.is_patched else [1] * 16)
@@ -143,7 +143,7 @@ def watched(pid: int) -> int:
     """File descriptors in the epoll sets of process ``pid`` (proc_pid_fdinfo(5))."""
     total = 0
     for path in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+        with contextlib.suppress(FileNotFoundError):  # it has just been closed
             if "eventpoll" in str(path.readlink()):
                 text = Path(f"/proc/{pid}/fdinfo/{path.name}").read_text()
                 total += sum(line.startswith("tfd:") for line in text.splitlines())

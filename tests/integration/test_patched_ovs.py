@@ -138,8 +138,8 @@ def test_a_guest_is_given_up_and_claimed(bed: PatchedBed) -> None:
 
 
 def serve_again(vm: FakeQemu) -> None:
-    """A back end connects and goes on where the last one left the rings. A connection that it made and closed again
-    before anybody accepted it is passed by."""
+    """A back end connects and continues where the last one left the rings. A connection that it made and closed again
+    before it was accepted is ignored."""
     vm.drop()
     vm.accept()
     while vm.hung_up:
@@ -228,8 +228,8 @@ def two_wait(bed: PatchedBed) -> bool:
 
 @contextlib.contextmanager
 def pmd_held(bed: PatchedBed) -> Iterator[None]:
-    """In the block the PMD thread stands still, and nobody had to wait for it when that began: a reconfiguration of the
-    datapath does, and it may follow the start of a guest by a turn of the main thread."""
+    """Keep the PMD thread stopped during the block. When this begins, no thread waits for it: a reconfiguration of the
+    datapath would wait, and it may follow the start of a guest by a turn of the main thread."""
     (pmd,) = (tid for tid, called in thread_names(bed.pid).items() if called.startswith("pmd"))
     for _ in range(5):
         assert main_thread_turns(bed, 20)  # whatever is under way: each time that it waits is another hold
@@ -305,7 +305,7 @@ def test_a_queue_that_is_enabled_again_is_polled_promptly(bed: PatchedBed) -> No
 
 
 def iterations_until_polled(bed: PatchedBed, vm: FakeQemu) -> int:
-    """Of the PMD thread, from the message that enables the TX ring to the first packet that it takes from it."""
+    """The time from the message that enables the TX ring to the first packet that the PMD thread takes from it."""
     vm.say(messages.build_ring_value(Request.SET_VRING_ENABLE, 1, 0))
     vm.number(Request.GET_FEATURES)
     bed.wait_iterations(LOOK + PROMPT)

@@ -112,7 +112,7 @@ def test_a_crash_is_survived_by_each_qemu_itself(bed: Lab, host: Host) -> None:
 
 
 def test_a_vm_in_quarantine_is_served_by_nobody_and_then_goes_on(bed: Lab, host: Host) -> None:
-    """Also by an instance that is started, and by one that takes over."""
+    """An instance that is started, and one that takes over, do not serve it either."""
     active = host.active()
     with watchdog(host, bed.config_path, bed.layout.directory / "watch.log"):
         wait_protected(host, active)
@@ -129,13 +129,13 @@ def test_a_vm_in_quarantine_is_served_by_nobody_and_then_goes_on(bed: Lab, host:
             assert not host.has_port(side, "vm2")
         host.backends.release("vm2")
         wait_protected(host, active.other)
-        host.wait(lambda: host.backends.vm("vm2").owner is active.other, 20.0, lambda: "nobody serves vm2")
+        host.wait(lambda: host.backends.vm("vm2").owner is active.other, 20.0, lambda: "no instance serves vm2")
         bed.pings.wait_flowing(60.0)
     served_by(host, active.other)
 
 
 def test_a_vm_that_is_started_during_an_upgrade_is_moved_too(bed: Lab, system: System) -> None:
-    """Whichever instance its QEMU meets first. Until then nobody listens for it, and nothing waits for that."""
+    """Its QEMU may meet either instance first. Until then no socket listens for it, and nothing waits for that."""
     soak = bed.config.upgrade.model_copy(update={"soak_s": 4.0})
     host = Host(bed.config.model_copy(update={"upgrade": soak}), system)
     active = host.active()
@@ -153,7 +153,7 @@ def test_a_vm_that_is_started_during_an_upgrade_is_moved_too(bed: Lab, system: S
 
 
 def test_events_tell_of_each_swap(bed: Lab, host: Host) -> None:
-    """As QEMU writes them on every monitor, a management tool's too."""
+    """QEMU writes its events on every monitor, also on that of a management tool."""
     active = host.active()
     with watchdog(host, bed.config_path, bed.layout.directory / "watch.log"):
         with socket.socket(socket.AF_UNIX) as monitor:

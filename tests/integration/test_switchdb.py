@@ -222,7 +222,7 @@ def test_a_database_that_goes_away_is_told(instance: Instance) -> None:
                 return True
             return False
 
-        eventually(lost, "the loss is told")
+        eventually(lost, "the loss is reported")
 
 
 def test_a_database_that_hangs_is_told(instance: Instance) -> None:

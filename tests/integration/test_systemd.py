@@ -249,7 +249,7 @@ def test_a_killed_instance_is_failed_over_and_not_restarted_by_systemd(machine: 
 
 
 def test_a_boot_brings_back_what_was_active(machine: Machine) -> None:
-    """With what the operator has set on it, which nobody but the unit of this kind has seen."""
+    """The instance starts with the operator's settings, which only this kind of unit has seen."""
     vsctl = ["ovs-vsctl", "--timeout=10", "--db=unix:/run/ovs-hotswap/b/db.sock"]
     machine.run(["systemctl", "stop", WATCH])
     machine.run([*vsctl, "set", "Open_vSwitch", ".", "other_config:max-idle=30000"])

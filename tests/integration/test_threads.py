@@ -135,7 +135,7 @@ def test_what_somebody_else_has_raised_is_not_lowered_again(switch: tuple[int, d
     with Background(lambda: [pid], threads.is_pmd, os.getpid(), LONG) as background:
         eventually(lambda: _policies(pid)[VHOST] == os.SCHED_IDLE, "not lowered")
         assert serve(pid)
-        eventually(lambda: not background.active, "it goes on")
+        eventually(lambda: not background.active, "it continues")
         assert _normal(pid)
 
 

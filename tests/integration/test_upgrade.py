@@ -405,7 +405,7 @@ def test_a_changed_overlay_is_applied_under_running_vms(bed: Lab, host: Host) ->
 
 
 def test_no_vm_is_let_go_of_while_its_switch_stands_still(bed: Lab, host: Host, system: System) -> None:
-    """Neither by a broker that is to be stopped nor because it is in the intent no more."""
+    """The VM is kept when the broker is to be stopped, and when the VM is no longer in the intent."""
     overlay, intent = bed.config.overlay, bed.config.overlay.read_text()
     head, vm1, rest = intent.partition('[[vm]]\nname = "vm1"\n')
     pid = host.instances[Side.A].pid()

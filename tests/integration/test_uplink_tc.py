@@ -219,7 +219,7 @@ def test_foreign_filter_at_our_priority_is_kept_and_reported(uplink: TcUplink) -
 
 @pytest.mark.parametrize("name", ["pf0", "rep-b"])
 def test_a_device_whose_filters_are_a_block_s_is_refused(uplink: TcUplink, name: str) -> None:
-    """As drivers' scripts set bonds and representors up."""
+    """Give the device a shared block, as drivers' scripts do for bonds and representors."""
     subprocess.run(
         ["ip", "netns", "exec", HOST, "tc", "qdisc", "add", "dev", name, "ingress_block", "7", "clsact"], check=True
     )
@@ -303,7 +303,7 @@ def test_what_was_steered_is_counted(uplink: TcUplink, sender: socket.socket) ->
 
 
 class End:
-    """A switch behind a virtual function that forwards what it is told to, and counts what comes in."""
+    """A switch behind a virtual function, which sends the frames that the test gives it and counts what comes in."""
 
     def __init__(self, device: str) -> None:
         self._tap = Tap(device)

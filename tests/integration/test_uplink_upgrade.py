@@ -127,7 +127,7 @@ def overlay(bed: Lab, *changes: tuple[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def active_release(bed: Lab, system: System, name: str) -> Iterator[None]:
-    """Instance a runs another release meanwhile."""
+    """Instance a runs another release during the block."""
     host = Host(bed.config, system)
     stop_for_good(host, Side.A)
     start_instance(host, Side.A, host.releases.get(name))

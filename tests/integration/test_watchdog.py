@@ -51,7 +51,7 @@ def bed(system: System) -> Iterator[Lab]:
 
 
 def log(bed: Lab) -> Path:
-    """Of every watchdog of the bed."""
+    """The log of every watchdog of the bed."""
     return bed.layout.directory / "watch.log"
 
 
@@ -78,7 +78,7 @@ def failovers(host: Host) -> list[dict[str, Any]]:
 
 
 def served_by(host: Host, side: Side) -> None:
-    """Each VM's rings are ``side``'s and nobody else's, the uplink points there, and so does the record."""
+    """Check that ``side`` alone owns each VM's rings, that the uplink is steered to it, and that it is recorded."""
     for vm in host.backends.vms():
         assert (vm.owner, vm.certainty) == (side, "owns")
         assert vm.switches[side].role == "owner"
@@ -262,7 +262,7 @@ def test_a_database_server_of_the_active_that_ended_is_started_again(bed: Lab, h
     eventually(lambda: served(host, flows), "flows are taken again")
     seen = bed.pings.between(before, bed.pings.mark())
     assert sum(each.lost for each in seen) == 0
-    eventually(lambda: "database" in [event["event"] for event in status_file.last_events(bed.config, 3)], "it is told")
+    eventually(lambda: "database" in [event["event"] for event in status_file.last_events(bed.config, 3)], "the event")
 
 
 def served(host: Host, flows: list[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Hand-overs between two instances of Open vSwitch 2.9.0 with DPDK 17.11, under traffic, through the real broker.
+"""Handovers between two instances of Open vSwitch 2.9.0 with DPDK 17.11, under traffic, through the real broker.
 
 Every VM sends frames to itself: both instances give back what a VM sends, so that each VM can be moved alone. Prints a
 JSON document; the exit status is 1 if an instance ended, a ring broke, a frame came twice or a VM is not served at the

@@ -77,7 +77,7 @@ def memory_is_changed(vm: FakeQemu) -> None:
 
 
 def memory_is_lost(vm: FakeQemu) -> None:
-    """Patch 3: a memory table that cannot be mapped does no harm, nor does a kick, and the next one mends it."""
+    """Patch 3: a memory table that cannot be mapped does no harm, nor does a kick, and the next table repairs it."""
     vm.say(messages.build(Request.SET_MEM_TABLE, vm.memory_table()), [vm.kicks[_TX]] * vm.regions)
     fence(vm)
     vm.say(messages.build_ring_descriptor(Request.SET_VRING_KICK, _TX, present=True), [vm.kicks[_TX]])

@@ -73,8 +73,8 @@ class Bed:
         self.wait(lambda: self.owner(name) is side, f"{name} on side {side}")
 
     def wait_descriptors(self, usual: int) -> None:
-        """The broker has as many as always, but for one. A new one first takes in callers that have given up meanwhile,
-        and then sees that they are gone."""
+        """Wait until the broker has its usual number of descriptors, within one. A new broker first accepts callers
+        that have given up since, and then sees that they are gone."""
         self.wait(lambda: abs(self.broker.descriptors() - usual) <= 1, f"{usual} descriptors")
 
     def wait_stopped(self, switch: SwitchProcess) -> None:

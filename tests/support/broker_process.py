@@ -113,7 +113,7 @@ class BrokerProcess:
         assert self._child is not None
         links = []
         for each in Path(f"/proc/{self._child.pid}/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # closed meanwhile: what it polls with is made anew each time
+            with contextlib.suppress(FileNotFoundError):  # closed since: its polling descriptor is a new one each time
                 links.append(os.readlink(each))
         return links
 

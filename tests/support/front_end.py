@@ -3,7 +3,7 @@
 ``Bench`` puts a ``Vm`` of the broker between it and two back ends (``vhost_device``), in one thread: what is said is
 handled to its end by ``settle``, unless a back end was made ``silent``. The front end's messages wait in a queue while
 it waits for an answer, as QEMU does. ``check`` compares both back ends, the rings in guest memory and what was taken
-from them with the model, which knows no more than what the front end said.
+from them with the model, which knows only what the front end said.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ BITS = FEATURES & messages.CARRIED_FEATURES & ~PF
 
 @dataclass
 class Ring:
-    """What the front end knows of a ring. ``index``: where a back end goes on, if it was told of the ring
-    (``known``)."""
+    """What the front end knows of a ring. ``index``: where a back end continues, if the front end has described the
+    ring to it (``known``)."""
 
     number: int
     layouts: tuple[Layout, ...]
@@ -164,7 +164,7 @@ class Bench:
         self.settle()
 
     def move(self) -> None:
-        """Have the other side own the rings, as an owner that can serve the guest no more has to let go of them."""
+        """Give the rings to the other side, because an owner that can no longer serve the guest has to release them."""
         owner = self.vm.owner()
         if owner is None or self.vm.ownership.certainty is not Certainty.OWNS:
             return
@@ -238,7 +238,7 @@ class Bench:
         return Step(messages.build_ring_descriptor(request, ring.number, present=True), (fd,))
 
     def zero(self, ring: Ring, place: int) -> Callable[[], None]:
-        """The guest's driver sets the ring up anew, there. No back end may work on it at that moment."""
+        """The guest's driver sets the ring up again at that place. No back end may work on it at that moment."""
 
         def act() -> None:
             ring.driver.close()
@@ -296,8 +296,8 @@ class Bench:
         else:
             raise AssertionError("messages are exchanged without an end")
         if not self.silent:
-            assert not self.waits, "the front end waits for ever"
-            assert self.vm.settled, "something is under way for ever"
+            assert not self.waits, "the front end never stops waiting"
+            assert self.vm.settled, "something never ends"
 
     def _turn(self) -> bool:
         self.loop.call_soon(self.loop.stop)
@@ -397,7 +397,7 @@ class Bench:
             if ring.number % 2:
                 assert got == expected.get(ring.number, 0), f"ring {ring.number}: {got} packets taken"
             if got and ring.number % 2:
-                assert os.eventfd_read(ring.call), f"ring {ring.number}: nobody was called"
+                assert os.eventfd_read(ring.call), f"ring {ring.number}: the guest was not called"
         assert self.ledger.lost_and_doubled(0, self.sent) == (0, 0)
 
 

@@ -1,4 +1,4 @@
-"""As much of JSON Schema (draft 2020-12) as the schemas in ``docs/json`` have."""
+"""Checks the part of JSON Schema (draft 2020-12) that the schemas in ``docs/json`` use."""
 
 from __future__ import annotations
 

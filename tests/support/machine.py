@@ -177,7 +177,7 @@ class Machine:
         return {int(pid): name for pid, name in zip(pids, names.splitlines(), strict=True)}
 
     def reboot(self) -> None:
-        """Boot it anew: /run is empty, the disk is as it was."""
+        """Boot the machine again: /run is empty, the disk is as it was."""
         before = self.pid()
         self.run(["systemctl", "reboot"], check=False)
         end = time.monotonic() + BOOT_S

@@ -94,7 +94,7 @@ class Guest:
         assert max(span.end for span in spans) <= instant
 
     def ends_well(self, *, loses: bool = False) -> None:
-        """``loses``: what was sent while nobody served the VM is lost, as QEMU takes it."""
+        """Check the end of a test. ``loses``: frames sent while no switch served the VM are lost, as QEMU took them."""
         self.vm.drain()
         lost, doubled = self.ledger.lost_and_doubled(0, self.vm.next_packet)
         assert doubled == 0

@@ -1,6 +1,6 @@
 """One vhost-user back end for tests: what OVS's ``dpdkvhostuserclient`` port does, in Python.
 
-It keeps what it is told with DPDK 22.11's semantics (``lib/vhost/vhost_user.c``), moves packets and records which guest
+It takes messages with DPDK 22.11's semantics (``lib/vhost/vhost_user.c``), moves packets and records which guest
 rings it touched when. ``vhost_switch`` runs any number of them.
 """
 
@@ -113,7 +113,8 @@ class Port:
         return True
 
     def hang_up(self) -> None:
-        """As ``vhost_user_read_cb``: the socket first, then the device; the next connection only after both."""
+        """End a connection like ``vhost_user_read_cb``: close the socket first, then the device. The next connection
+        is taken only after both."""
         if self.socket is not None:
             self.socket.close()
             self.socket = None
@@ -222,7 +223,8 @@ class Port:
         self.rarps += 1
 
     def _on_set_mem_table(self, body: messages.MemoryTable, kept: set[int]) -> None:
-        """As ``vhost_user_set_mem_table``: a table like the one before is not mapped, and nothing translated again."""
+        """Take a memory table like ``vhost_user_set_mem_table``: a table that equals the one before is not mapped, and
+        no address is translated again."""
         layouts = [[(region.guest_address, region.size, region.user_address) for region in regions]
                    for regions in (body.regions, [mapped.region for mapped in self.memory])]  # fmt: skip
         if layouts[0] == layouts[1]:
@@ -298,7 +300,7 @@ class Port:
         return None
 
     def _translate(self, ring: _Ring) -> None:
-        """As ``translate_ring_addresses``: silent where it fails, and the used index in memory wins."""
+        """Translate like ``translate_ring_addresses``: a failure is silent, and the used index in memory wins."""
         if ring.view is not None or ring.place is None or not ring.size:
             return
         parts = [
@@ -345,7 +347,7 @@ class Port:
         )  # fmt: skip
 
     def _touch(self, index: int) -> int | None:
-        """Begin or go on with the record of a guest's ring; ``None`` for one that is no guest's."""
+        """Begin or continue the record of a guest's ring; ``None`` for a ring that is not a guest's."""
         ring = self.rings[index]
         assert ring.place is not None
         if ring.place.descriptors >> 63:  # no guest has such an address: the parking place

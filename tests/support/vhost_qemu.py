@@ -64,7 +64,7 @@ class Guest:
         return sent
 
     def turn(self) -> None:
-        """Take back sent buffers, take in received ones and offer those anew."""
+        """Take back sent buffers, take received ones and offer these again."""
         for index, ring in enumerate(self.rings):
             values = ring.collect()
             if index % 2 == 0:
@@ -143,12 +143,12 @@ class FrontEnd:
         self._socket = self._listener = None
 
     def filenos(self) -> tuple[int, int | None]:
-        """The listening socket, and the connection if there is one: for whoever waits for events on them."""
+        """The listening socket, and the connection if there is one, for a caller that waits for events on them."""
         assert self._listener is not None
         return self._listener.fileno(), None if self._socket is None else self._socket.fileno()
 
     def drop(self) -> None:
-        """Close the connection after the peer has, and go on listening."""
+        """Close the connection after the peer has closed it, and continue to listen."""
         if self._socket is not None:
             self._socket.close()
         self._socket = None
@@ -246,7 +246,7 @@ class FrontEnd:
 
     def start_rings(self, bases: Sequence[int]) -> None:
         """The guest's driver has set up its rings and says DRIVER_OK: ``vhost_net_start``. ``bases``: where the back
-        end goes on in each ring."""
+        end continues in each ring."""
         self._enable(1)
         for pair in range(self.pairs):
             if pair < self.active_pairs:
@@ -282,7 +282,7 @@ class FrontEnd:
         )
 
     def used_indices(self) -> list[int]:
-        """How far the back end has come in each ring: where QEMU goes on after a back end that died."""
+        """The used index of each ring, at which QEMU continues after a back end has died."""
         return [self.memory.view[at.used + 2 : at.used + 4].cast("H")[0] for at in self.layouts]
 
     def memory_table(self) -> bytes:
@@ -326,7 +326,7 @@ class FrontEnd:
 class FakeQemu(FrontEnd):
     """One VM whose guest numbers its packets. Context manager.
 
-    ``next_packet`` goes on over reboots, so that the ledger of the switches has one line for every packet ever sent.
+    ``next_packet`` continues over reboots, so that the ledger of the switches has one line for every packet ever sent.
     """
 
     def __init__(
@@ -341,7 +341,7 @@ class FakeQemu(FrontEnd):
         self.next_packet = 0
         self.guest: Guest | None = None
         self.running = False
-        self.lock = threading.Lock()  # between the traffic thread and whoever resets the guest
+        self.lock = threading.Lock()  # between the traffic thread and a thread that resets the guest
 
     def __enter__(self) -> FakeQemu:
         self.listen()
@@ -360,8 +360,8 @@ class FakeQemu(FrontEnd):
         self.start_driver()
 
     def start_driver(self, bases: Sequence[int] | None = None) -> None:
-        """The guest's driver starts. ``bases`` given: QEMU goes on with the rings as they are (stop and cont), else
-        they are new and empty."""
+        """Start the guest's driver. If ``bases`` are given, QEMU continues with the rings as they are (stop and cont);
+        otherwise they are new and empty."""
         if bases is None:
             with self.lock:
                 if self.guest is not None:

@@ -161,7 +161,7 @@ class Span:
 class Touches(Shared):
     """A switch's own record of the guest rings it touched; outlives the switch's process.
 
-    A touch is stamped before and after; a process that is stopped within one stamps the end when it goes on.
+    A touch is stamped before and after. A process that is stopped within a touch stamps its end when it is continued.
     """
 
     _FIELDS = 5

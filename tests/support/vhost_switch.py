@@ -112,7 +112,7 @@ class SwitchProcess:
         self._order(vm=vm, do="deliver", data=(bytes(HEADER_SIZE) + frame).hex())
 
     def deafen(self, *, deaf: bool) -> None:
-        """Its thread for messages is stuck, or goes on; packets are served all the same."""
+        """Make its message thread stuck, or continue it; packets are served in either case."""
         self._order(vm=0, do="deafen", deaf=deaf)
 
     def fail_at_fence(self, vm: int, answered: int, number: signal.Signals) -> None:

@@ -131,7 +131,7 @@ class Bed:
         self, vm: Vm, work: Work | None = None, given: VmParts | None = None,
         resync_with: Request = Request.GET_PROTOCOL_FEATURES,
     ) -> Vm:  # fmt: skip
-        """The next broker's, which does not act on it yet; the one before does no more."""
+        """The VM in the next broker, which does not act on it yet; the broker before no longer does."""
         given = given or kept(vm)
         vm.pause()
         made = self.vm()
@@ -188,6 +188,6 @@ def run(test: Callable[[Bed], Awaitable[None]]) -> None:
 
 
 async def turns(of: int = 5) -> None:
-    """Of the event loop: what has come is read."""
+    """Let the event loop turn, so that what has arrived is read."""
     for _ in range(of):
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""What the fail-over benchmark makes of what the guests logged."""
+"""The figures that the failover benchmark makes from the guests' logs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_guest_is_back_with_a_frame_that_the_dead_switch_cannot_have_moved() -
 
 
 def test_the_longest_gap_may_begin_after_the_instant() -> None:
-    """Of VM 0: its offers are taken until 5 ms after it, and again from 1205 ms on; it receives from 3 to 1100 ms."""
+    """VM 0's offers are taken until 5 ms after the crash, and again from 1205 ms on; it receives at 3 and 1100 ms."""
     seen = events((1, -1, -1), (1, 5, 5), (1, 1205, 6), (1, 1206, 7), (0, 3, 3), (0, 1100, 1100), (3, 1, 1), (2, 1, 1))
     found = deaths.longest(SPEC, seen, KILL)
     assert found.sending[0] == 1200.0

@@ -55,7 +55,7 @@ def test_a_page_has_the_sections_there_are_reports_of(tmp_path: Path, monkeypatc
     page = (tmp_path / "performance.md").read_text()
     assert "Machine: 2 CPUs, a processor, Linux 6.1." in page
     assert "## Soak" in page
-    assert "## Hand-over" not in page
+    assert "## Handover" not in page
     assert drawn == [tmp_path / "performance" / "soak.svg"]
     assert "](performance/soak.svg)" in page
 

@@ -38,7 +38,7 @@ def eventfd() -> Iterator[Callable[[int], int]]:
     for fd in made:
         os.set_blocking(fd, False)
         with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(fd)  # whoever waits for it goes on
+            os.eventfd_read(fd)  # a thread that waits for it continues
         os.close(fd)
 
 

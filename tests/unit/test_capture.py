@@ -1,4 +1,4 @@
-"""Frames that arrive while a VM's rings change hands: which were delivered by nobody, and what they hold."""
+"""Frames that arrive while a VM's rings change hands: which of them neither side has delivered, and what they hold."""
 
 from __future__ import annotations
 

@@ -460,7 +460,7 @@ def test_what_the_machine_refuses_is_no_internal_error(error: Exception, text: s
     assert "internal error" not in err
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -1,4 +1,4 @@
-"""A descriptor whose closing waits holds nobody up."""
+"""A descriptor whose closing waits holds up no other work."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_others_are_closed_aside() -> None:
 
 
 def test_much_memory_is_freed_by_a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch, stuck: Closer) -> None:
-    """A guest's, of which nobody else has a descriptor any more."""
+    """The descriptor is a guest's, and no other process has it any longer."""
     freeing = Closer(threads=0)
     fd = os.memfd_create("memory")
     os.posix_fallocate(fd, 0, 4 << 20)
@@ -95,7 +95,7 @@ def test_much_memory_is_freed_by_a_thread_of_its_own(monkeypatch: pytest.MonkeyP
         patch.setattr("ovs_hotswap.fd_closing._freeing", freeing)
         close(fd)
         assert is_open(fd)
-    close(fd)  # others wait meanwhile
+    close(fd)  # others wait during this
     eventually(lambda: not is_open(fd), "it is freed")
 
 
@@ -114,7 +114,7 @@ def test_no_more_threads_than_allowed(stuck: int) -> None:
             eventually(lambda: not any(map(is_open, plain)), "the others are closed")
         else:
             time.sleep(0.1)
-            assert all(map(is_open, plain))  # they wait, and nobody with them
+            assert all(map(is_open, plain))  # they wait, and no caller waits with them
     finally:
         for _, reader, listener in held:
             reader.close()  # a reset ends the lingering
@@ -122,7 +122,7 @@ def test_no_more_threads_than_allowed(stuck: int) -> None:
     eventually(lambda: not any(map(is_open, plain)), "all are closed")
 
 
-# -- what is ours, while all threads wait for what somebody has sent ---------------------------------------------------
+# -- our own descriptors, while all threads wait for those that others have sent ---------------------------------------
 
 
 @pytest.fixture
@@ -199,14 +199,14 @@ def test_a_successor_has_one_descriptor_of_each_connection(bench: Bench, stuck: 
 
 
 class Watched:
-    """A descriptor of others; ``is_closed`` tells whether nobody has it any more."""
+    """A descriptor of others; ``is_closed`` says whether no process has it any longer."""
 
     def __init__(self) -> None:
         self.given, self._end = socket.socketpair()
         self._end.setblocking(False)
 
     def send(self, to: socket.socket, flags: int = 0) -> None:
-        """Have nobody but its receiver have it."""
+        """Leave it to its receiver alone."""
         rights = array.array("i", [self.given.fileno()])  # ``socket.send_fds`` forgets the flags
         to.sendmsg([b"y"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], flags)
         self.given.close()
@@ -253,11 +253,11 @@ def test_a_connection_in_which_nothing_is_left_is_closed_at_once(stuck: Closer) 
     with theirs, other:
         hang_up(ours)
         assert not stuck._waiting
-        assert theirs.recv(1) == b""  # whoever has a duplicate
+        assert theirs.recv(1) == b""  # whether or not a process has a duplicate
 
 
 def test_what_comes_with_an_urgent_byte_is_closed_by_a_thread(stuck: Closer, watched: Watched) -> None:
-    """The kernel would close it itself when it passes the byte over, and whoever reads would wait for that."""
+    """The kernel would close it itself when it passes the byte over, and the reader would wait for that."""
     ours, theirs = socket.socketpair()
     channel = Channel(ours)
     with theirs:
@@ -293,8 +293,8 @@ def keeping(bench: Bench) -> StateSaver:
 
 
 def kept_longer(bench: Bench, peer: socket.socket) -> list[bool]:
-    """For each time that the vault is told of a change, whether ``peer`` had seen the end of its connection before:
-    then the vault's may have been the last duplicate."""
+    """For each change that the state slot is given, whether ``peer`` had seen the end of its connection before: then
+    the slot's may have been the last duplicate."""
     found = list[bool]()
 
     def look() -> None:
@@ -334,7 +334,7 @@ def test_what_a_qemu_left_unread_is_closed_by_a_thread(
 def test_so_it_is_with_an_earlier_brokers_connection(
     bench: Bench, keeping: StateSaver, stuck: Closer, watched: Watched, left: bool
 ) -> None:
-    """``left``: the VM is let go before its QEMU may see the end."""
+    """``left``: the VM is released before its QEMU may see the end."""
     bench.hang_up()
     ours, theirs = socket.socketpair()
     with theirs:

@@ -380,7 +380,7 @@ ODD: list[Any] = [
 
 @pytest.mark.parametrize("found", ODD, ids=str)
 def test_an_answer_of_another_shape_is_the_broker_s_fault(serve: Serve, found: Any) -> None:
-    """It may be another version's. Who fails over, or starts an instance again, goes on without what it tells."""
+    """The answer may be another version's. A failover, or the start of an instance, continues without it."""
     with BrokerClient(serve(answering(lambda _: encode({"result": found}))), timeout=5) as client:
         for ask in (client.vms, lambda: client.vm("vm1"), lambda: client.undelivered("vm1"), client.status,
                     lambda: client.park_many(["vm1"], Side.B), lambda: list(client.undelivered_many(["vm1"])),

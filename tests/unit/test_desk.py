@@ -32,7 +32,7 @@ def config() -> Iterator[Config]:
 
 
 def test_a_caller_who_comes_at_its_end_is_left_to_the_next_broker(config: Config) -> None:
-    """The listening socket outlives the process; whoever has not been taken in waits there."""
+    """The listening socket outlives the process; callers that have not been accepted wait there."""
     desk = ControlServer(config, {}, None)
 
     async def scenario(client: socket.socket) -> list[object]:
@@ -103,7 +103,7 @@ def test_what_comes_beside_a_request_cannot_be_in_it(config: Config, given: str)
 
 
 def test_a_control_socket_that_cannot_be_made_is_made_when_it_can_be(config: Config) -> None:
-    """The disk of run_dir has no room for it, when a broker goes on with the VMs of one that was killed."""
+    """The disk of run_dir has no room for the socket when a broker continues with the VMs of one that was killed."""
     config.broker_socket.mkdir()  # in its place
     with pytest.raises(BrokerError, match="directory"):
         ControlServer(config, {}, None)

@@ -33,7 +33,7 @@ vni = 1
 
 
 class Ports(FakeHost):
-    """Sides in ``refusing`` refuse what the intent wants of their ports; ``anew`` would be configured anew."""
+    """Sides in ``refusing`` refuse what the intent wants of their ports; the other list has those to reconfigure."""
 
     def __init__(self, config: Config, world: World) -> None:
         super().__init__(config, world)
@@ -143,7 +143,7 @@ def test_the_keeper_does_not_try_a_refused_intent_again_at_once(config: Config) 
     assert bed.world.done.count("ports b") == 1
     for _ in range(3):
         bed.keeper.turn()
-    assert bed.world.done.count("ports b") == 1, "each time the standby's uplink is configured anew"
+    assert bed.world.done.count("ports b") == 1, "each time the standby's uplink is configured again"
     assert "ports a" not in bed.world.done
     bed.world.now += 6
     with pytest.raises(SwitchError):

@@ -104,7 +104,7 @@ class FrontEnd(RuleBasedStateMachine):
     @precondition(lambda self: idle(self) and self.ready)
     @rule(number=NUMBERS, order=st.sampled_from(ORDERS), new=st.booleans())
     def go_on(self, number: int, order: list[Request], new: bool) -> None:
-        """A ring that is stopped goes on where it was, or is new."""
+        """A ring that is stopped continues where it was, or is new."""
         ring = self.bench.rings[number]
         if not ring.started:
             if new:
@@ -120,7 +120,7 @@ class FrontEnd(RuleBasedStateMachine):
         ack=st.booleans(),
     )
     def reset(self, parts: list[Request], lines: bool, memory: bool, features: bool, ack: bool) -> None:
-        """The device is reset as Cloud Hypervisor does it: rings are disabled, not stopped, and described anew."""
+        """The device is reset as Cloud Hypervisor does it: rings are disabled, not stopped, and described again."""
         bench, started = self.bench, [ring for ring in self.bench.rings if ring.started]
         bench.say(*(bench.enable(ring, on=False) for ring in started))
         if bench.waits or bench.silent:
@@ -145,7 +145,7 @@ class FrontEnd(RuleBasedStateMachine):
     @precondition(lambda self: idle(self) and self.ready)
     @rule(number=NUMBERS, part=st.sampled_from([_NUM, _BASE, _ADDR, _KICK, _CALL]))
     def repeat(self, number: int, part: Request) -> None:
-        """A part of a ring that goes on is said again."""
+        """A part of a ring that continues is said again."""
         ring = self.bench.rings[number]
         if ring.started:
             lines = {"kick": part is _KICK, "call": part is _CALL}

@@ -151,7 +151,7 @@ def test_a_log_that_is_not_there_has_no_length_and_says_nothing(bed: Bed) -> Non
     assert collect.log_since(bed.host, Side.A, LogEnd(100)) == ""
     log = bed.host.instances[Side.A].paths.log
     log.parent.mkdir(parents=True)
-    log.write_text("new\n")  # somebody cut it
+    log.write_text("new\n")  # an operator has cut it
     assert collect.log_since(bed.host, Side.A, LogEnd(100)) == "new\n"
     assert collect.log_since(bed.host, Side.A, LogEnd(100, log.stat().st_ino)) == "new\n"
     bed.host.instances[Side.A].paths = replace(bed.host.instances[Side.A].paths, log=log / "below")

@@ -1,4 +1,4 @@
-"""The hand-over over real sockets: every way in which either side can fail, and what was sent to whom by then."""
+"""The handover over real sockets: every way in which either side can fail, and what was sent to each by then."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A guest that ends whatever serves it is found, and nobody else is blamed."""
+"""A guest that ends every instance that serves it is found, and no other guest is blamed."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def test_no_fault_of_the_search_keeps_the_active_from_being_started(
     [(ON_TRIAL, Severity.ERROR), ("instances ended 3 times while they served it", Severity.WARNING)],
 )
 def test_no_upgrade_begins_while_vms_are_held_back_for_a_moment(reason: str, severity: Severity) -> None:
-    """It would be left out, and nobody goes on with the search until the upgrade has ended."""
+    """The VM would be left out, and the search would not continue until the upgrade has ended."""
     found = collect.quarantined(vm_status(quarantine=reason), "VM vm1")
     assert (found.severity, found.item) == (severity, "VM vm1")
     assert reason in found.text

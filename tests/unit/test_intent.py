@@ -130,7 +130,7 @@ def test_the_largest_mtu_is_the_hosts(load: Load) -> None:
      (8950, "mtu = 9000", True), (9000, "local_jumbo = true", True)],
 )  # fmt: skip
 def test_an_mtu_that_the_tunnels_do_not_carry(load: Load, mtu: int, underlay: str, fits: bool) -> None:
-    """It is told, and keeps no instance from starting."""
+    """The fault is reported, and keeps no instance from starting."""
     text = GOOD.replace("ofport = 11", f"ofport = 11\nmtu = {mtu}").replace("[vtep]", f"[vtep]\n{underlay}")
     assert load(text).too_long == ({} if fits else {"vm2": mtu})
 

@@ -126,7 +126,7 @@ def test_a_daemon_that_did_not_hear_is_told_again_and_the_failure_logged_once(
         look(bed, watch)
     assert len(daemons.told) == 3
     assert [each.getMessage() for each in caplog.records] == [f"{log} is not rotated: no answer within 1 s"]
-    assert older(log).stat().st_size == log_rotation.LIMIT + 1, "where it goes on"
+    assert older(log).stat().st_size == log_rotation.LIMIT + 1, "where the log continues"
     daemons.fault = None
     look(bed, watch)
     assert log.exists()
@@ -166,7 +166,7 @@ def record(text: str) -> logging.LogRecord:
 
 @pytest.fixture
 def streams(tmp_path: Path) -> Iterator[list[TextIO]]:
-    """Of two processes; that of the second was inherited from the first."""
+    """Two processes share a log; the second has inherited it from the first."""
     with ExitStack() as stack:
         first = stack.enter_context((tmp_path / "log").open("a"))
         second = stack.enter_context(os.fdopen(os.dup(first.fileno()), "a"))
@@ -223,7 +223,7 @@ def test_a_service_that_ends_before_it_logs_does_so_to_a_log_of_limited_length(t
     assert older(path).stat().st_size < 1000
 
 
-# ------------------------------------------------------------------------------------------------ nobody reads
+# ------------------------------------------------------------------------------------------------ without a reader
 
 
 def logged(log: PatientLog, text: str) -> None:

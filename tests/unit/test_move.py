@@ -1,4 +1,4 @@
-"""Moves: what was got ready for one is used only for what it was got ready for, and what is kept is told first."""
+"""Moves: what was prepared for one is used only for that, and the state slot is written before the broker acts."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_a_vm_that_finds_no_room_for_frames_is_not_moved_until_there_is_some() -
                 act(Side.B)
         assert second.under_way(Side.B)
         assert made.vms[1].ownership == Ownership(Side.A, Certainty.OWNS)
-        assert made.beds[1].heard() == {Side.A: [], Side.B: []}  # its frames go on to its guest
+        assert made.beds[1].heard() == {Side.A: [], Side.B: []}  # its frames still reach its guest
         assert made.room.taken <= made.room.limit
         await made.answer()
         first.disarm()
@@ -189,7 +189,7 @@ def test_the_room_of_a_vm_whose_switch_hung_up_is_free_when_that_has_ended() -> 
         first.disarm()
         assert second.under_way(Side.B)
         assert capture.written(vm.scratch) > 0
-        bed.processes.close()  # nobody is watched any more: all have ended
+        bed.processes.close()  # no process is watched any longer: all have ended
         assert not second.under_way(Side.B)
         assert capture.written(vm.scratch) == 0
         assert second.arm(Side.B)

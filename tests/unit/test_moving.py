@@ -124,7 +124,7 @@ class Bed:
     def _prefer(self, side: Side, rank: Rank) -> None:
         self.ranks[side] = rank
         if side is Side.B:
-            raise SwitchError("instance b ended")  # what is preferred matters to nobody then
+            raise SwitchError("instance b ended")  # then it does not matter which threads are preferred
 
     def _wait(self, true: Any, seconds: float, otherwise: Any) -> None:
         if not true():

@@ -92,7 +92,7 @@ class GuestBackEnds(FakeBackEnds):
         return None
 
     def reload(self) -> list[str]:
-        """VMs that nobody serves are given to the side that is active."""
+        """VMs that no instance serves are given to the active side."""
         super().reload()
         for name, owner in self.world.owner.items():
             if self.world.pid[owner] is None:

@@ -59,7 +59,7 @@ def test_what_we_wrote_is_put_back_and_taken_away_again() -> None:
 
 
 def test_a_row_without_a_mark_loses_nothing() -> None:
-    """As an earlier version left it, or an operator made it."""
+    """An earlier version has left the interface so, or an operator has made it."""
     row = bring({"type": "dpdk", "options": {"dpdk-devargs": "x", "n_rxq": "2"}, "mtu_request": [2000]})
     assert row["options"] == {"dpdk-devargs": "0000:03:02.0", "n_rxq": "2"}
     assert row["mtu_request"] == [2000]

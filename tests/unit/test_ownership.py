@@ -91,7 +91,7 @@ class Owners(RuleBasedStateMachine):
 
     @invariant()
     def never_two(self) -> None:
-        """Two only from before this broker's time, and then nobody is given the rings."""
+        """There are two only from before this broker's time, and then neither side is given the rings."""
         assert len(self.may_touch) <= 1 or self.ownership.holder is None
         assert ({self.ownership.holder} - {None}) | self.ownership.suspects == self.may_touch
 

@@ -48,7 +48,7 @@ NOTHING = "0" * 10
 
 
 def name(text: str) -> str:
-    """As git-hash-object(1) names a file with this text."""
+    """The name that git-hash-object(1) gives a file with this text."""
     return hashlib.sha1(f"blob {len(text)}\0{text}".encode()).hexdigest()[:10]
 
 

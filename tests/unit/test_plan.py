@@ -103,7 +103,7 @@ def fail_at(point: str, error: BaseException) -> Callable[[str], None]:
 
 
 class Bench:
-    """A world and a journal on the disk, which is opened anew for each execution, as after a crash."""
+    """A world and a journal on the disk, which is opened again for each execution, as after a crash."""
 
     def __init__(self, directory: Path) -> None:
         self.world = World()
@@ -282,7 +282,7 @@ def test_any_row_of_power_cuts_ends_whole_or_put_back(
 def test_resume_repeats_what_the_world_has_lost(bench: Bench) -> None:
     with pytest.raises(PowerCut):
         bench.execute(trap=fail_at("before move", PowerCut()))
-    del bench.world.effects["start"]  # the standby died meanwhile
+    del bench.world.effects["start"]  # the standby has died since
     bench.world.acts.clear()
     bench.events.clear()
     bench.execute()
@@ -397,7 +397,7 @@ def test_without_a_journal_it_goes_back_and_never_forward(bench: Bench, room: in
 
 @pytest.mark.parametrize("room", range(6))
 def test_a_roll_back_is_never_stopped_by_the_journal(bench: Bench, room: int) -> None:
-    """``room``: records of the roll-back that there is room for."""
+    """``room``: the number of the rollback's records for which there is room."""
     full = Full(RECORDS)
 
     def fills_up(event: Event) -> None:

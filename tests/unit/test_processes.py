@@ -57,7 +57,7 @@ def test_a_process_that_is_killed_is_told() -> None:
     with subprocess.Popen(["sleep", "60"]) as child:
 
         def kill(processes: Processes) -> None:
-            processes.kill(child.pid)  # not tracked: it is nobody's to kill
+            processes.kill(child.pid)  # it is not tracked, so it is not killed
             assert child.poll() is None
             processes.track(child.pid)
             processes.kill(child.pid)
@@ -77,7 +77,7 @@ def test_a_process_is_known_by_when_it_was_started() -> None:
         def look(processes: Processes) -> None:
             processes.track(child.pid)
             assert processes.known(child.pid) == Process(child.pid, start_time(child.pid))
-            assert processes.known(1 << 22) == Process(1 << 22, 0)  # nobody's, or another's by now
+            assert processes.known(1 << 22) == Process(1 << 22, 0)  # the number is free or was reused
 
         assert told(look) == []
         child.kill()

@@ -1,4 +1,4 @@
-"""Progress as lines, where nobody watches a terminal."""
+"""Progress as lines, without a terminal."""
 
 from __future__ import annotations
 

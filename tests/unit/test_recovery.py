@@ -1,4 +1,4 @@
-"""One broker goes on with a VM where another left off."""
+"""One broker continues with a VM where another left off."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.unit.broker_bed import PARKED, Bed, Peer, kept, run, turns
 
 
 def test_where_a_connection_stands_is_found_out_before_another_broker_goes_on() -> None:
-    """It would take the answers to this one's questions for its own, and the rings for let go."""
+    """It would take the answers to this broker's questions for answers to its own, and the rings for released."""
 
     async def test(bed: Bed) -> None:
         first = bed.served(Ownership(Side.A, Certainty.OWNS))
@@ -74,7 +74,7 @@ def test_a_third_broker_believes_only_answers_to_its_own_question() -> None:
 
 
 def test_an_owner_whose_connection_is_not_known_may_connect_again() -> None:
-    """By a note of an earlier version, which told of such work as if one could go on from there."""
+    """A note of an earlier version described such work as if a broker could continue from there."""
 
     async def test(bed: Bed) -> None:
         first = bed.served(Ownership(Side.A, Certainty.OWNS), parked=[])
@@ -125,7 +125,7 @@ Ends = tuple[socket.socket, socket.socket]
 
 
 class Breaks(StateSlot):
-    """A vault in which nothing can be put for ``left`` times, for a reason that nobody has thought of."""
+    """A state slot that takes nothing for ``left`` times, for an unforeseen reason."""
 
     left = 1
 
@@ -351,7 +351,7 @@ def test_what_could_not_be_kept_once_is_kept_after_the_next_change(ends: Ends) -
 
 
 def test_what_could_not_be_kept_for_want_of_something_is_kept_later(ends: Ends) -> None:
-    """Nothing changes meanwhile."""
+    """Nothing changes during this."""
 
     async def test(bed: Bed) -> None:
         vm = bed.served(Ownership(Side.A, Certainty.OWNS))

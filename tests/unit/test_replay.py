@@ -212,7 +212,7 @@ def test_what_a_back_end_has_heard_does_not_depend_on_the_order(order: list[int]
 
 
 class BackEnd(RuleBasedStateMachine):
-    """Guest messages, role changes, hand-overs and reconnects in any order, with the comparison after each."""
+    """Guest messages, role changes, handovers and reconnects in any order, with the comparison after each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -262,7 +262,7 @@ class BackEnd(RuleBasedStateMachine):
 
     @rule(role=st.sampled_from([Role.PARKED, Role.OWNER]))
     def swap(self, role: Role) -> None:
-        """What the hand-over does, beside ``reconcile``."""
+        """Do what the handover does besides ``reconcile``."""
         if self.role is Role.IDLE:
             return
         before = self.model.guest_addresses

@@ -226,7 +226,7 @@ def test_records_of_a_newer_version_are_read(host: Machine) -> None:
 def test_a_start_that_a_signal_ends_is_undone_whatever_comes_meanwhile(
     host: Machine, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    """As when the connection to a remote terminal is lost."""
+    """Such a signal comes when the connection to a remote terminal is lost."""
 
     def ended(_side: Side) -> None:
         os.kill(os.getpid(), number)

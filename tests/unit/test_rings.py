@@ -32,7 +32,7 @@ def test_a_ring_that_goes_on_begins_anew() -> None:
 
 
 def test_indices_that_do_not_fit_are_looked_at_twice() -> None:
-    """Those of a ring that is written meanwhile may not belong together."""
+    """The indices of a ring that is written during the read may not belong together."""
     patience = Patience([ring(5, 5)], 0.5)
     assert patience.look(0.0, [ring(5000, 5)]) == {}
     assert patience.look(0.2, [ring(6, 6)]) == {}

@@ -164,7 +164,7 @@ def test_features_that_were_not_offered_are_refused_by_name() -> None:
 
 
 def test_protocol_features_of_an_earlier_back_end_are_ignored_and_named() -> None:
-    """As a front end says them that was restored, without asking first."""
+    """A front end that was restored sends them without asking first."""
     got = told(GuestState(), messages.build_number(Request.SET_PROTOCOL_FEATURES, 0x100F | 1 << 40))
     assert got.state.protocol_features == 0xF
     assert "INFLIGHT_SHMFD, bit 40 (0x10000001000)" in (got.remark or "")

@@ -170,7 +170,7 @@ def test_what_cannot_be_kept_for_the_next_boot_is_kept_later_and_told_once(
     bed: Bed, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = saved_settings.path_of(bed.host.config)
-    path.mkdir(parents=True)  # so that nobody can write it
+    path.mkdir(parents=True)  # so that the file cannot be written
     (path / "inner").touch()
     bed.set(ingress_policing_rate=368000)
     bed.look()

@@ -59,7 +59,7 @@ def test_who_was_told_to_go_on_waits_for_the_end_of_the_old_one(scene: Scene) ->
 
 
 def test_a_word_that_comes_late_counts(scene: Scene) -> None:
-    """However long the old one is not scheduled between the two words: it has let go, or it has not."""
+    """The old broker may stand still for any time between the two words: it has given up its VMs, or it has not."""
     scene.ready()
     scene.thread.join(0.2)
     assert scene.thread.is_alive()

@@ -125,7 +125,7 @@ def test_write_atomic_replaces_and_leaves_nothing_else(system: System, tmp_path:
     path.write_text("old")
     with path.open() as reader:
         system.write_atomic(path, "new")
-        assert reader.read() == "old", "whoever reads the old file is not disturbed"
+        assert reader.read() == "old", "a reader of the old file is not disturbed"
     assert path.read_text() == "new"
     assert os.listdir(tmp_path) == ["file"]
 
@@ -209,7 +209,7 @@ def test_a_full_disk_keeps_nobody_from_a_lock(system: System, tmp_path: Path) ->
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
         with system.lock(path, "an upgrade"):
-            assert path.read_text() == "", "nobody is taken for the holder"
+            assert path.read_text() == "", "no process is taken for the holder"
             with pytest.raises(BusyError, match="process unknown"), system.lock(path, "an upgrade"):
                 pytest.fail("two hold the lock")
     finally:

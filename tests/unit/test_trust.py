@@ -145,7 +145,7 @@ def test_a_tree_that_others_can_write_to_is_no_release(config: Config, tree: Pat
 
 
 def test_what_others_can_write_to_is_no_release_any_more(config: Config, tree: Path) -> None:
-    """Whoever could write an entry would say what root runs."""
+    """A user who could write an entry would decide what root runs."""
     entry = config.releases_dir / "x"
     entry.mkdir(parents=True)
     (entry / "release.json").write_text(Manifest(adopted=str(tree)).model_dump_json())

@@ -21,7 +21,7 @@ UNIT, NETNS = "ovs-hotswap-instance@a.service", "ovs-hotswap-netns@a.service"
 
 
 class FakeGivenNamespaces(FakeNamespaces):
-    """The same table, of namespaces that others make and remove."""
+    """A table of namespaces that others make and remove."""
 
     def create(self, name: str) -> None:
         assert name in self.devices

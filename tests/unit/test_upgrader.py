@@ -1,4 +1,4 @@
-"""An upgrade asked for again, and what a roll-back goes back to."""
+"""An upgrade that is asked for again, and the release to which a rollback goes back."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_the_check_reports_an_active_side_that_is_not_clear(bed: Bed, monkeypatc
 @pytest.mark.parametrize("why", ["files", "force", "release"])
 def test_it_is_done_where_files_were_replaced_or_by_force(bed: Bed, why: str) -> None:
     bed.world.outdated = why == "files"
-    with pytest.raises(HotswapError):  # it goes on to look at a host that is not there
+    with pytest.raises(HotswapError):  # it continues, and looks at a host that does not exist
         Upgrader(bed.host).upgrade("trixie" if why == "release" else "host", nobody, force=why == "force")
     assert Upgrader(bed.host).last() is not None
 
@@ -178,7 +178,7 @@ def test_where_nothing_else_ever_ran_there_is_nothing_to_roll_back(bed: Bed) -> 
 
 @pytest.mark.parametrize("damaged", [True, False])
 def test_an_earlier_journal_that_cannot_be_read_keeps_nobody_from_the_next_upgrade(bed: Bed, damaged: bool) -> None:
-    """What it tells of is only told here; a roll-back would go by it."""
+    """The earlier release is only reported here; a rollback would use it."""
     ended(bed, "host", "older")
     (path,) = Journals(bed.config.state_dir, bed.world).history()
     if damaged:

@@ -169,7 +169,7 @@ def test_owner_without_filters(kernel: FakeTrafficControl) -> None:
 
 def test_owner_of_a_filter_that_goes_elsewhere(kernel: FakeTrafficControl) -> None:
     uplink(kernel).steer(Side.A)
-    kernel.links["rep-a"] = replace(REP_A, index=33)  # made anew: the filter points to a device that is gone
+    kernel.links["rep-a"] = replace(REP_A, index=33)  # made again: the filter points to a device that is gone
     assert uplink(kernel).owner() is None
 
 

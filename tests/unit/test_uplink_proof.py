@@ -246,7 +246,7 @@ class Slow(Network):
             self.due.append(self.now + self.late)
 
     def advance(self, seconds: float) -> None:
-        """What comes while nobody listens is heard by nobody."""
+        """Frames that arrive without a listener are lost."""
         self.now += seconds
         self.due = [at for at in self.due if at > self.now]
 

@@ -95,7 +95,7 @@ def test_a_journal_that_cannot_be_read_keeps_nobody_from_starting_the_active_aga
 
 
 def test_what_may_be_an_upgrade_s_is_left_alone(config: Config) -> None:
-    """With an unreadable journal a standby is neither started nor ended, and the journal is told of."""
+    """With an unreadable journal a standby is neither started nor ended, and the journal is reported."""
     bed = Bed(config)
     journal(bed, JOURNALS["damaged"])
     bed.world.die(Side.B)
@@ -123,7 +123,7 @@ def test_a_dead_active_is_started_again_beside_an_upgrade_s_instance_without_vms
     bed.world.die(Side.A)
     bed.world.parked["vm1"] = {Side.B}
     bed.world.now += 100
-    assert turn(bed) == Task.NOTHING  # the fail-over's affair
+    assert turn(bed) == Task.NOTHING  # the failover will act
 
 
 # ------------------------------------------------------------------------------------------------ disks that are full
@@ -132,7 +132,7 @@ def test_a_dead_active_is_started_again_beside_an_upgrade_s_instance_without_vms
 def fill(bed: Bed, *names: str) -> None:
     bed.world.full = set(names)
     if "events.jsonl" in names:
-        status_file.events_path(bed.config).mkdir(parents=True)  # nobody can open it for writing
+        status_file.events_path(bed.config).mkdir(parents=True)  # it cannot be opened for writing
 
 
 def test_events_that_cannot_be_kept_are_logged(config: Config, caplog: pytest.LogCaptureFixture) -> None:
@@ -319,7 +319,7 @@ def test_a_standby_that_cannot_be_prepared_is_tried_again_for_ever(config: Confi
 def test_an_intent_that_cannot_be_programmed_for_any_reason_is_tried_less_and_less(
     config: Config, fault: Exception
 ) -> None:
-    """Each time the standby's ports are configured anew."""
+    """Each time, the standby's ports are configured again."""
     bed = Bed(config)
     bed.world.program_fault = fault
     assert 2 < attempts(bed, fault) < 15

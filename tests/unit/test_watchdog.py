@@ -204,7 +204,7 @@ def test_a_standby_that_dies_changes_nothing_for_the_vms(config: Config) -> None
 
 
 def test_an_instance_that_a_fail_over_counts_is_not_counted_once_more(config: Config) -> None:
-    """The keeper may look between the record of the new active instance and the end of the fail-over."""
+    """The keeper may look between the record of the new active instance and the end of the failover."""
     bed = Bed(config)
     bed.keeper.expect(bed.world.now)
     bed.world.die(Side.B)
@@ -374,7 +374,7 @@ def test_the_main_thread_s_answer_and_silence_are_seen() -> None:
 
     main = MainThreadProbe(lambda: clock[0], 1.0, ask)
     main.turn()
-    assert main.seen() == (False, None)  # nobody to ask
+    assert main.seen() == (False, None)  # there is no process to ask
     main.watch(Path("/ctl"), 1)
     main.turn()
     assert main.seen() == (False, Answer(0.0, {0: 5}))

@@ -71,7 +71,7 @@ def test_where_nobody_answers_nothing_is_proven(config: Config) -> None:
 
 
 def test_a_failover_to_a_mute_standby_is_not_healthy(config: Config) -> None:
-    """There is nobody left to compare with: what was answered before the fail-over counts."""
+    """There is no other instance to compare with: the answers before the failover count."""
     bed = Bed(config)
     watch = WireWatch(bed.board)
     watch.look(bed.host, Side.A)
@@ -90,7 +90,7 @@ def test_a_failover_to_a_standby_that_passes_is_told_when_traffic_was_seen(confi
     bed.world.die(Side.A)
     watch.after_failover(Side.B)
     proven(watch, bed, Side.B)
-    assert bed.events() == [], "nobody waits for traffic"
+    assert bed.events() == [], "traffic is not waited for"
     bed.world.now += 5
     watch.look(bed.host, Side.B)
     watch.look(bed.host, Side.B)

@@ -19,7 +19,7 @@ def test_dirty_pages_and_those_on_their_way_count() -> None:
 
 @pytest.mark.parametrize(("amount", "lines"), [(500, 0), (90_000, 1)])
 def test_it_waits_for_what_was_there_and_says_so_if_that_is_much(amount: int, lines: int) -> None:
-    """However much others write meanwhile."""
+    """It does not matter how much others write during this."""
     told: list[str] = []
     synced: list[bool] = []
     assert wait_written(System(), told.append, unwritten=lambda: amount, sync=lambda: synced.append(True))

@@ -170,7 +170,7 @@ class FakeUplink:
 
     def prove(self, side: Side, end: End, way: Way | None = None) -> Proof:
         if self.world.pid[side] is None:
-            raise UplinkError("nobody is there")
+            raise UplinkError("no instance runs")
         proof = self.world.proofs.get(side, Proof(True, True))
         passes = {Way.OUT: proof.out, Way.INTO: proof.into}
         self.world.now += sum(2.0 for each in Way if way in (each, None) and not passes[each])

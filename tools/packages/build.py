@@ -82,7 +82,7 @@ class Builder:
         self._tree = BuildTree(output / "tree", self._tools, self._apt.mirror, system)
 
     def build(self, recipe: Recipe, *, anew: bool = False) -> Product:
-        """The product, and what it needs; from the cache unless ``anew``."""
+        """Build the product, and what it needs. With ``anew``, products in the cache are not used."""
         inputs = self.inputs(recipe)
         entry = self._cache / f"{recipe.name}-{inputs.key[:16]}"
         if not anew and (known := self._cached(inputs, entry)):
@@ -123,7 +123,7 @@ class Builder:
             return None
         path = entry / record["file"]
         if not path.is_file() or _sha256(path) != record["sha256"]:
-            self._say(f"{inputs.recipe.name}: {path} is damaged: built anew")
+            self._say(f"{inputs.recipe.name}: {path} is damaged: it is built again")
             return None
         return Product(inputs, path, record["sha256"], record["cpu_s"])
 
@@ -305,6 +305,6 @@ def _sums(directory: Path) -> list[str]:
 
 
 def _cpu_s() -> float:
-    """Of this process and its children that have ended."""
+    """The processor time of this process and of its children that have ended, in seconds."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)

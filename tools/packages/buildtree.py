@@ -30,8 +30,8 @@ _ENTER = 'mount -t proc proc "$1/proc" && exec chroot "$@"'
 
 
 class BuildTree:
-    """``path`` is made when it is first needed, and anew when ``packages`` (name and version) or the way to make it are
-    others."""
+    """A file system in which packages are built. ``path`` is made when it is first needed, and again when ``packages``
+    (name and version) or the way to make it have changed."""
 
     def __init__(self, path: Path, packages: Mapping[str, str], mirror: str, system: System) -> None:
         self.path = path

@@ -62,7 +62,7 @@ class Apt:
 
     @property
     def mirror(self) -> str:
-        """Of Debian 12 itself, for debootstrap."""
+        """The address of Debian 12 itself, for debootstrap."""
         return next(archive.uri for archive in self.archives if archive.suite == SUITE)
 
     def update(self) -> None:

@@ -1,6 +1,6 @@
-"""On a bed with a clock of its own: the time of day that this program's processes read (``tests.faults.things``).
+"""Changes the time of day that processes read on a bed with a clock of its own (``tests.faults.things``).
 
-A file says how many seconds the clock is off. It is imported at the start of every Python process there (site(1)).
+A file has the offset of the clock in seconds. Every Python process of the bed imports this module at its start.
 """
 
 from __future__ import annotations
