@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Annotated
 
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
 from ovs_hotswap.errors import BusyError, HostError, StateUnknown
 from ovs_hotswap.plan.records import Facts, Kind, PlanProgress, Record, StepNames, fold
@@ -31,7 +31,13 @@ KEPT = 20
 _YEAR_9999 = 253_370_764_800.0
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
 _ENDED = re.compile(r"\d{8}T\d{6}\.\d{6}Z-")
+FORMER_STEPS = {
+    "standby": "start-standby", "window": "open-window", "peer": "join-peer-link", "record": "record-active",
+}  # fmt: skip
+"""The names of steps in the journals of earlier versions, which are read as the names that the steps have now."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Documentation/admin-guide/sysctl/kernel.rst: "random"
+
+StepName = Annotated[str, AfterValidator(lambda name: FORMER_STEPS.get(name, name))]
 
 
 class Header(Strict):
@@ -45,8 +51,8 @@ class Header(Strict):
     kind: str
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
-    before: tuple[str, ...]
-    after: tuple[str, ...]
+    before: tuple[StepName, ...]
+    after: tuple[StepName, ...]
     started: Annotated[float, Field(ge=0, lt=_YEAR_9999, allow_inf_nan=False)]
     boot_id: str
 
@@ -57,7 +63,7 @@ class Header(Strict):
 
 class _Line(Strict):
     record: Kind
-    step: str = ""
+    step: StepName = ""
     facts: dict[str, JsonValue] = Field(default_factory=dict)
     text: str = ""
     time: float

@@ -57,7 +57,7 @@ class Precheck(Step[Upgrade]):
 
 
 class StartStandby(ReversibleStep[Upgrade]):
-    name = "standby"
+    name = "start-standby"
     description = "start the standby instance"
     look_at = "`ovs-hotswap instance list`"
 
@@ -128,7 +128,7 @@ class OpenWindow(ReversibleStep[Upgrade]):
     messages are preferred. Two busy PMD threads on one core alternate in slices of milliseconds, and the message thread
     would wait for a core among them and write several log lines for each message. The undo restores all of this."""
 
-    name = "window"
+    name = "open-window"
     description = "let idle PMD threads sleep, lower the vhost log, prefer the threads that matter"
 
     def facts(self, context: Upgrade, run: StepContext) -> Facts:
@@ -165,7 +165,7 @@ def close_window(host: Host, side: Side, run: StepContext) -> None:
 
 
 class PeerLink(ReversibleStep[Upgrade]):
-    name = "peer"
+    name = "join-peer-link"
     description = "join the two instances by a memif"
 
     def do(self, context: Upgrade, run: StepContext) -> None:
@@ -307,7 +307,7 @@ class FinalFlows(Step[Upgrade]):
 class RecordActive(ReversibleStep[Upgrade]):
     """The first step after the commit. From here on the watchdog guards the new instance."""
 
-    name = "record"
+    name = "record-active"
     description = "record which side is active"
 
     def do(self, context: Upgrade, run: StepContext) -> None:

@@ -180,7 +180,9 @@ def test_a_warm_old_instance_can_be_kept(bed: Lab, host: Host) -> None:
     assert host.active() is Side.A
 
 
-@pytest.mark.parametrize("step", ["standby", "ports", "peer", "flows-active", "park", "steer", "move", "soak"])
+@pytest.mark.parametrize(
+    "step", ["start-standby", "ports", "join-peer-link", "flows-active", "park", "steer", "move", "soak"]
+)
 def test_a_failure_before_the_commit_puts_everything_back(bed: Lab, host: Host, step: str) -> None:
     def interrupt(event: Event) -> None:
         if event.step == step and event.kind is EventKind.STARTED:
@@ -209,7 +211,7 @@ Upgrader(Host(load_config(Path({str(bed.config_path)!r})), System())).upgrade({T
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-@pytest.mark.parametrize("step", ["database", "peer", "park", "move", "soak"])
+@pytest.mark.parametrize("step", ["database", "join-peer-link", "park", "move", "soak"])
 def test_a_killed_upgrade_is_rolled_back(bed: Lab, host: Host, step: str) -> None:
     killed_at(bed, step)
     assert Upgrader(host).unfinished() is not None

@@ -48,11 +48,11 @@ class Change(ReversibleStep[World]):
 PLAN: Plan[World] = Plan(
     "upgrade",
     (Change("start"), Change("move")),
-    (Change("record"), Change("retire")),
+    (Change("record-active"), Change("retire")),
     no_way_back=lambda world: world.old_lost,
     no_way_on=lambda world: world.new_lost,
 )
-WHOLE = ["start", "move", "record", "retire"]
+WHOLE = ["start", "move", "record-active", "retire"]
 
 
 class Bench:
@@ -94,7 +94,7 @@ def test_what_cannot_go_back_is_not_rolled_back(bench: Bench) -> None:
     assert bench.world.effects == WHOLE
 
 
-@pytest.mark.parametrize("step", ["record", "retire"])
+@pytest.mark.parametrize("step", ["record-active", "retire"])
 def test_what_cannot_go_on_goes_back_even_after_the_commit(bench: Bench, step: str) -> None:
     bench.world.failing, bench.world.new_lost = {step}, "the new one died"
     with pytest.raises(RolledBack, match=f"{step} failed after the commit: {step} does not answer; the new one died"):
@@ -104,7 +104,7 @@ def test_what_cannot_go_on_goes_back_even_after_the_commit(bench: Bench, step: s
 
 
 @pytest.mark.parametrize("action", ["run", "rollback"])
-@pytest.mark.parametrize("step", ["record", "retire"])
+@pytest.mark.parametrize("step", ["record-active", "retire"])
 def test_a_committed_plan_that_was_cut_goes_back_too(bench: Bench, step: str, action: str) -> None:
     bench.world.cut = step
     with pytest.raises(Cut):
@@ -129,9 +129,9 @@ def test_a_roll_back_after_the_commit_that_is_cut_is_finished(bench: Bench) -> N
                 raise Cut
             super().undo(context, run)
 
-    torn = Plan("upgrade", (Torn("start"), Torn("move")), (Torn("record"), Torn("retire")),
+    torn = Plan("upgrade", (Torn("start"), Torn("move")), (Torn("record-active"), Torn("retire")),
                 no_way_on=lambda world: world.new_lost)  # fmt: skip
-    bench.world.failing, bench.world.new_lost, bench.world.cut = {"retire"}, "the new one died", "undo record"
+    bench.world.failing, bench.world.new_lost, bench.world.cut = {"retire"}, "the new one died", "undo record-active"
     with bench.journals.begin("upgrade", torn.shape) as journal, pytest.raises(Cut):
         Executor(torn, bench.world, journal, clock=lambda: 0.0).run()
     assert bench.phase is Phase.BACK
