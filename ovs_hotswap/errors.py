@@ -32,7 +32,7 @@ class PrecheckFailed(HotswapError):
 
 
 class RolledBack(HotswapError):
-    """The upgrade failed and everything was put back: the old instance owns every VM, unless it died in that time."""
+    """The upgrade failed and was undone: the old instance serves the VMs, or, if it died during that, the new one."""
 
     exit_code = 5
 
@@ -62,7 +62,7 @@ class LabError(HotswapError):
 
 
 class BusyError(HotswapError):
-    """Another upgrade, or work on an instance, holds the lock, or an upgrade is unfinished."""
+    """Another upgrade holds the lock."""
 
     exit_code = 10
 
@@ -92,7 +92,7 @@ class CommandError(HotswapError):
 
 
 class PostcheckFailed(HotswapError):
-    """The upgrade was committed: the new instance serves the VMs, but something after that failed."""
+    """The upgrade was committed, but a postcheck found something to look at."""
 
     exit_code = 15
 
