@@ -6,6 +6,7 @@ With the back-end mode ``qemu-dual``, a crash is shown instead of the plain rest
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -79,13 +80,14 @@ class Phase:
 
     @property
     def longest_gap_ms(self) -> float:
-        """The longest gap of all guests, in ms; infinite if a guest got no answer at all."""
+        """The longest gap in ms; infinite if a guest got no answer at all, for which the document has ``None``."""
         return max((stats.longest_gap_ms if stats.longest_gap_ms is not None else float("inf") for stats in self.pings),
                    default=0.0)  # fmt: skip
 
     def document(self) -> dict[str, Any]:
         sums = {"sent": self.sent, "lost": self.lost, "duplicated": self.duplicated}
-        return {**asdict(self), **sums, "longest_gap_ms": self.longest_gap_ms}
+        longest = self.longest_gap_ms
+        return {**asdict(self), **sums, "longest_gap_ms": longest if math.isfinite(longest) else None}
 
 
 @dataclass(frozen=True, slots=True)
