@@ -61,7 +61,7 @@ def add(app: App, name: str, suite: str | None, from_directory: Path | None, pac
     Example:
       ovs-hotswap release add trixie --suite trixie
       ovs-hotswap release add custom --from-directory /srv/ovs-3.6
-      ovs-hotswap release add patched --from-directory /opt/ovs-hotswap/ovs-3.1.0+hotswap1
+      ovs-hotswap release add patched --from-directory /opt/ovs-hotswap/ovs-3.1.0+hotswap2
     """
     if (suite is None) == (from_directory is None):
         raise click.UsageError("give either --suite or --from-directory")

@@ -37,15 +37,15 @@ def test_every_input_is_part_of_the_key(change: dict[str, object]) -> None:
 
 
 def test_names() -> None:
-    assert (OVS.series, OVS.directory) == ("ovs/3.1.0", "ovs-3.1.0+hotswap1")
-    assert OVS.prefix == "/opt/ovs-hotswap/ovs-3.1.0+hotswap1"
+    assert (OVS.series, OVS.directory) == ("ovs/3.1.0", "ovs-3.1.0+hotswap2")
+    assert OVS.prefix == "/opt/ovs-hotswap/ovs-3.1.0+hotswap2"
     assert (INPUTS.package_version, INPUTS.file_name) == (
-        "3.1.0-2+deb12u1+hotswap1",
-        "ovs-hotswap-ovs-3.1.0+hotswap1_3.1.0-2+deb12u1+hotswap1_amd64.deb",
+        "3.1.0-2+deb12u1+hotswap2",
+        "ovs-hotswap-ovs-3.1.0+hotswap2_3.1.0-2+deb12u1+hotswap2_amd64.deb",
     )
     qemu = replace(INPUTS, recipe=QEMU, source_version="1:7.2+dfsg-7")
-    assert qemu.package_version == "1:7.2+dfsg-7+hotswap1"
-    assert qemu.file_name == "ovs-hotswap-qemu-7.2+hotswap1_7.2+dfsg-7+hotswap1_amd64.deb"
+    assert qemu.package_version == "1:7.2+dfsg-7+hotswap2"
+    assert qemu.file_name == "ovs-hotswap-qemu-7.2+hotswap2_7.2+dfsg-7+hotswap2_amd64.deb"
 
 
 def test_the_control_file() -> None:
@@ -53,8 +53,8 @@ def test_the_control_file() -> None:
         replace(INPUTS, recipe=replace(OVS, depends=("seabios",))), "libc6 (>= 2.34), libssl3", "dpdk (= 1)", 9
     )
     assert text.splitlines()[:7] == [
-        "Package: ovs-hotswap-ovs-3.1.0+hotswap1",
-        "Version: 3.1.0-2+deb12u1+hotswap1",
+        "Package: ovs-hotswap-ovs-3.1.0+hotswap2",
+        "Version: 3.1.0-2+deb12u1+hotswap2",
         "Architecture: amd64",
         "Maintainer: ovs-hotswap maintainers <maintainers@ovs-hotswap.invalid>",
         "Installed-Size: 9",

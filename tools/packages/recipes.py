@@ -57,7 +57,7 @@ RECIPES = (
     Recipe("dpdk", "22.11", "dpdk"),
     Recipe(
         "ovs", "3.1.0", "openvswitch", "openvswitch-source", "usr/src/openvswitch/openvswitch.tar.gz", ("dpdk",),
-        summary="Open vSwitch with DPDK, with the patches of ovs-hotswap",
+        revision=2, summary="Open vSwitch with DPDK, with the patches of ovs-hotswap",
         text=(
             "ovs-vswitchd with DPDK linked in, ovsdb-server and their tools, patched so",
             "that the switch can be replaced under running VMs. It is installed beside",
@@ -66,7 +66,7 @@ RECIPES = (
     ),
     Recipe(
         "qemu", "7.2", "qemu", depends=("ipxe-qemu", "qemu-system-data", "seabios"),
-        summary="QEMU with a standby vhost-user back end, with the patches of ovs-hotswap",
+        revision=2, summary="QEMU with a standby vhost-user back end, with the patches of ovs-hotswap",
         text=(
             "qemu-system-x86_64 with KVM, TCG and vhost-user, patched so that a network",
             "device has a second switch to go to. It is installed beside Debian's own and",
