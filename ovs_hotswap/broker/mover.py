@@ -191,7 +191,7 @@ class Mover:
         vm.talks(moving=True)
         with realtime_priority(cores, Rank.MOVES if cores else Rank.AFTER), _back_in_rank(waiter):
             if catch is not None:
-                catch.roll()
+                catch.recycle()
             self._rouse(old, new, catch, waiter)
             self._state = _IDLE
             self._before = taken(vm.state)
@@ -199,7 +199,7 @@ class Mover:
             result = handover.swap(ready.swap, self.fence_s, threads, one_core=bool(cores), waiter=waiter)
         vm.last_swap = result
         if catch is not None:
-            catch.rest()
+            catch.unmap()
         try:
             self._after(result, ready)
         finally:
@@ -271,7 +271,7 @@ class Mover:
             self.disarm()
             return
         self._roll_later(catch, end)
-        catch.roll()
+        catch.recycle()
 
     def disarm(self) -> None:
         """Take back what ``arm`` did, because the move is not made."""
@@ -284,7 +284,7 @@ class Mover:
         """Take the parked side off capture rings."""
         vm = self._vm
         vm.talks()
-        catch.rest()
+        catch.unmap()
         vm.repark(catch.old.other)
         if link := vm.links.get(catch.old.other):
             vm.guarded(link, lambda: link.fence(self._freed))
@@ -311,7 +311,7 @@ class Mover:
         """Release capture rings that are armed, and send the switches nothing: another broker may continue with the VM
         from what is known of its switches."""
         if isinstance(self._state, Armed):
-            self._state.catch.rest()
+            self._state.catch.unmap()
             self._state = _IDLE
         self._room.give_back(self)
 

@@ -180,7 +180,7 @@ def mend(app: App, side: str) -> None:
     """
     which = Side(side)
     InstanceUnit(which, app.system).carry_out(
-        lambda order: Instance(order.config, which, app.system, namespaces=PreexistingNamespaces()).mend()
+        lambda order: Instance(order.config, which, app.system, namespaces=PreexistingNamespaces()).restart_ovsdb()
     )
 
 

@@ -209,7 +209,7 @@ class Instance:
         (vswitchd/bridge.c: bridge_run returns before it serves OpenFlow) and no ports."""
         return self.has_memory() and self.database_pid() is None
 
-    def mend(self) -> None:
+    def restart_ovsdb(self) -> None:
         """Start ovsdb-server again if it is missing or hangs. ovs-vswitchd connects again by itself, within eight
         seconds (lib/reconnect.h). Raises SwitchError."""
         release, unit, database = self.release(), self.unit(), self.database_pid()
@@ -218,7 +218,7 @@ class Instance:
         if release is None or not self.lacks_database():
             return
         if unit is not None:
-            unit.mend(release, self._config)
+            unit.restart_ovsdb(release, self._config)
         else:
             self._start_database(release, self._system.monotonic() + self._config.upgrade.ready_s)
 

@@ -79,7 +79,7 @@ class InstanceUnit:
         """Have the unit start the instance. Raises the error of the start, or SwitchError; the caller undoes it."""
         self._have_done("start", release, config)
 
-    def mend(self, release: Release, config: Config) -> None:
+    def restart_ovsdb(self, release: Release, config: Config) -> None:
         """Have the unit start those processes again that ended. Raises as ``start`` does."""
         self._have_done("reload", release, config)
 

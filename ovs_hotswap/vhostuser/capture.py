@@ -92,8 +92,8 @@ class CaptureRings:
             self._words = memoryview(rings).cast("H")
         return self._words
 
-    def rest(self) -> None:
-        """Release the mapping, and the descriptor that it holds, while no rings are rolled."""
+    def unmap(self) -> None:
+        """Release the mapping, and the descriptor that it holds, while no buffers are recycled."""
         self._words = None
 
     def arm(self) -> None:
@@ -106,7 +106,7 @@ class CaptureRings:
     def places(self, side: Side) -> dict[int, RingAddress]:
         return {index: address(side, index) for index in self._sizes}
 
-    def roll(self) -> None:
+    def recycle(self) -> None:
         """Offer the new side again the buffers that it has filled."""
         side, words = self.old.other, self._indices()
         for index, size in self._sizes.items():
@@ -142,7 +142,7 @@ class CaptureRings:
 
     def free(self) -> None:
         """Return the memory of the buffers to the kernel. Both sides must be off the rings."""
-        self.rest()
+        self.unmap()
         free(self._scratch)
 
 

@@ -399,7 +399,7 @@ class Keeper:
 
     def _mend(self, host: Host, active: Side) -> None:
         instance = host.instances[active]
-        instance.mend()
+        instance.restart_ovsdb()
         if instance.database_pid() is not None:  # otherwise the instance has just ended
             self._board.event("database", side=active)
 

@@ -110,8 +110,8 @@ def test_rings_that_rested_are_rolled_again(scratch: OwnedFd) -> None:
     catch.arm()
     frames = [bytes(12) + n.to_bytes(2, "big") * 10 for n in range(2 * capture.BUFFERS)]
     deliver(scratch, Side.B, 0, 256, frames)
-    catch.rest()
-    catch.roll()
+    catch.unmap()
+    catch.recycle()
     deliver(scratch, Side.B, 0, 256, frames[capture.BUFFERS :])
     deliver(scratch, Side.A, 0, 256, frames[capture.BUFFERS :])
     assert [each.frame for each in catch.undelivered()] == [each[12:] for each in frames[capture.BUFFERS :]]
@@ -196,7 +196,7 @@ def test_the_new_sides_rings_hold_the_latest_frames(scratch: OwnedFd, turns: int
     for _ in range(turns):
         latest = [bytes(12) + next(numbers).to_bytes(4, "big") * 5 for _ in range(200)]
         deliver(scratch, Side.B, 0, 512, latest)
-        catch.roll()
+        catch.recycle()
     deliver(scratch, Side.A, 0, 512, [bytes(12) + bytes(20), *latest])
     assert [each.frame for each in catch.undelivered()] == [each[12:] for each in latest]
 
@@ -224,7 +224,7 @@ def test_rings_take_no_more_memory_than_is_needed_for_an_mtu(
         for side in Side:
             for index in catch.places(side):
                 deliver(scratch, side, index, sizes[index], [bytes([1]) * longest] * 256)
-        catch.roll()
+        catch.recycle()
     needed = capture.needed_by(guest(*sizes), mtu)
     assert 0 < capture.written(scratch) <= needed
     if sizes[0] <= capture.BUFFERS:  # nearly all of it: no VM waits for room that none takes

@@ -256,17 +256,17 @@ def test_a_log_that_cannot_be_kept_does_not_keep_a_dead_instance_from_being_star
 
 def test_a_database_server_that_ended_is_started_again(host: FakeHost) -> None:
     host.instance.start(HOST)
-    host.instance.mend()
+    host.instance.restart_ovsdb()
     status = host.instance.status()
     assert status.ovsdb_pid is not None
     assert not host.instance.lacks_database()
     del host.processes[status.ovsdb_pid]
     assert host.instance.lacks_database()
-    host.instance.mend()
+    host.instance.restart_ovsdb()
     assert not host.instance.lacks_database()
     assert host.instance.status().vswitchd_pid == status.vswitchd_pid
     host.instance.stop()
-    host.instance.mend()
+    host.instance.restart_ovsdb()
     assert host.processes == {}
 
 
@@ -274,7 +274,7 @@ def test_a_database_server_that_hangs_is_replaced(host: FakeHost) -> None:
     host.instance.start(HOST)
     before = host.instance.status()
     host.hung.add(host.instance.paths.db_socket)
-    host.instance.mend()
+    host.instance.restart_ovsdb()
     after = host.instance.status()
     assert after.ovsdb_pid not in (None, before.ovsdb_pid)
     assert after.vswitchd_pid == before.vswitchd_pid

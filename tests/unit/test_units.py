@@ -74,7 +74,7 @@ class Booted(FakeHost):
         if verb == "start":
             return self._start(argv)
         if verb == "reload":
-            self.unit.carry_out(lambda _order: self.inside.mend())
+            self.unit.carry_out(lambda _order: self.inside.restart_ovsdb())
             return Completed(tuple(argv), 0, "", "")
         if (verb, units) == ("reset-failed", [UNIT]) or (units == [UNIT] and self.active != "failed"):
             self.active = "inactive"
@@ -201,7 +201,7 @@ def test_systemd_starts_a_database_server_that_ended(host: Booted) -> None:
     lost = host.instance.database_pid()
     assert lost is not None
     del host.processes[lost]
-    host.instance.mend()
+    host.instance.restart_ovsdb()
     assert host.asked[-1] == f"reload {UNIT}"
     assert not host.instance.lacks_database()
 

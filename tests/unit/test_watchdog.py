@@ -243,7 +243,7 @@ def test_an_active_without_its_database_is_given_one(config: Config) -> None:
     bed = Bed(config)
     bed.world.no_database = {Side.A}
     assert bed.keeper.turn() is Task.MEND
-    assert bed.world.done == ["mend a"]
+    assert bed.world.done == ["restart_ovsdb a"]
     assert not bed.host.instances[Side.A].lacks_database()
     assert [event["event"] for event in bed.events()] == ["database"]
 

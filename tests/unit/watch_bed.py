@@ -115,8 +115,8 @@ class FakeInstance:
     def lacks_database(self) -> bool:
         return self.pid() is not None and self.database_pid() is None
 
-    def mend(self) -> None:
-        self.world.done.append(f"mend {self.side}")
+    def restart_ovsdb(self) -> None:
+        self.world.done.append(f"restart_ovsdb {self.side}")
         self.world.no_database.discard(self.side)
 
     def status(self) -> InstanceStatus:
