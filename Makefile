@@ -32,7 +32,7 @@ mutants: venv ## how many small faults in the pure core the unit tests notice; s
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action ignore -e '.[mutants]'
 	$(BIN)/python -m tools.mutants $(MUTANTS)
 
-bench: setup ## measure the hand-over against a plain restart (root)
+bench: setup ## measure the handover against a plain restart (root)
 	$(BIN)/python -m bench --report bench-report.json
 
 soak: setup ## 300 upgrades back and forth under traffic (root)
@@ -42,7 +42,7 @@ faults: setup ## strike each process at each moment, with and without an upgrade
 	$(BIN)/python -m tests.faults $(FAULTS) --report faults-report.json; cold=$$?; \
 	$(BIN)/python -m tests.faults $(FAULTS) --warm --report faults-warm-report.json && exit $$cold
 
-bench-failover: setup ## measure a crash's fail-over of 1, 16, 64 and 255 VMs against a plain restart (root)
+bench-failover: setup ## measure a crash's failover of 1, 16, 64 and 255 VMs against a plain restart (root)
 	$(BIN)/python -m bench failover --report failover-report.json
 
 bench-full: setup ## all benchmarks but the soak, and docs/performance.md from them (root)
@@ -50,7 +50,7 @@ bench-full: setup ## all benchmarks but the soak, and docs/performance.md from t
 	for name in scale alternatives phases failover; do $(BIN)/python -m bench $$name || status=1; done; \
 	$(BIN)/python -m bench report && exit $$status
 
-bench-patched: setup packages ## hand-overs with 64 and 255 VMs on the patched switch; after bench-full also its page (root)
+bench-patched: setup packages ## handovers with 64 and 255 VMs on the patched switch; after bench-full also its page (root)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action ignore -e '.[bench]'
 	$(BIN)/python -m bench scale --cases 64 255 --report patched-report.json \
 		--from-directory "$$(ls -d $(OVS_HOTSWAP_PACKAGES)/ovs-* | tail -n 1)"

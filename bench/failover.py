@@ -260,7 +260,13 @@ def _cell(value: float | None) -> str:
 
 def show(output: Output, results: Sequence[Result]) -> None:
     rows = [
-        (str(result.case.vms), phase, direction, str(len(result.phases()[phase])), *map(_cell, figures.values()))
+        (
+            str(result.case.vms),
+            phase.replace("fail-over", "failover"),
+            direction,
+            str(len(result.phases()[phase])),
+            *map(_cell, figures.values()),
+        )
         for result in results
         for phase, directions in result.figures().items()
         for direction, figures in directions.items()
@@ -272,7 +278,7 @@ def show(output: Output, results: Sequence[Result]) -> None:
         title="from the signal (floor: from any instant; broker lost: longest gap) to each guest's next packet",
     )
     for result in results:
-        for name, crashes in (("fail-over", result.failovers), ("hang", result.hangs), ("restart", result.restarts)):
+        for name, crashes in (("failover", result.failovers), ("hang", result.hangs), ("restart", result.restarts)):
             if not crashes:
                 continue
             output.line()

@@ -79,7 +79,7 @@ def show(output: Output, modes: dict[str, dict[str, Any]]) -> None:
     rows = [
         (mode, what, str(len(found[key])), *_figures(found[key]))
         for mode, found in modes.items()
-        for what, key in (("moves", "times_us"), ("fail-over", "failover_us"))
+        for what, key in (("moves", "times_us"), ("failover", "failover_us"))
         if found[key]
     ]
     output.line()

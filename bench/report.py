@@ -1,8 +1,7 @@
 """Writes docs/performance.md and its plots from the reports of the other benchmarks.
 
 Each section is there if its report is: scale, patched (scale with the patched switch), alternatives, failover, phases,
-forwarding, soak. Nothing is written that
-is not in a report.
+forwarding, soak. Nothing is written that is not in a report.
 """
 
 from __future__ import annotations
@@ -18,11 +17,12 @@ from bench import forwarding as forwarded
 from bench.testpmd import IN_FLIGHT
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.lab.pings import quantile
+from ovs_hotswap.plan.journal import FORMER_STEPS
 from ovs_hotswap.system import System
 
 Json = dict[str, Any]
 DIRECTIONS = ("sending", "receiving")
-_PHASES = ("floor", "fail-over", "hang", "broker lost", "restart")
+_PHASES = ("floor", "fail-over", "hang", "broker lost", "restart")  # keys of the failover benchmark's report
 
 INTRODUCTION = """\
 # Performance
@@ -129,7 +129,7 @@ def scale(document: Json) -> Section:
     text += table(("VMs x queues", "guests", "floor p50", "floor p99", "rehearsed p50", "rehearsed p99", "moved p50",
                    "moved p99"), gaps)  # fmt: skip
     text += "\n" + _frames(cases)
-    return Section(text, {"hand-over": distributions, "hand-over-growth": growth})
+    return Section(text, {"handover": distributions, "handover-growth": growth})
 
 
 def patched(document: Json) -> Section:
@@ -165,11 +165,18 @@ def failover(document: Json) -> Section:
         for phase in _PHASES:
             for direction in DIRECTIONS:
                 figures = each["ms"].get(phase, {}).get(direction, {})
-                rows.append((vms, phase, direction, *(tenths(figures.get(name)) for name in ("p50", "p99", "max"))))
+                rows.append(
+                    (
+                        vms,
+                        phase.replace("fail-over", "failover"),
+                        direction,
+                        *(tenths(figures.get(name)) for name in ("p50", "p99", "max")),
+                    )
+                )
 
     def outages(axes: Any) -> None:
         for each in document["cases"]:
-            for name, style in (("failovers", "fail-over"), ("restarts", "restart")):
+            for name, style in (("failovers", "failover"), ("restarts", "restart")):
                 values = [ms for crash in each[name] for ms in crash["outage"]["sending"].values() if ms is not None]
                 if values:
                     ecdf(axes, values, f"{each['case']['vms']} VMs, {style}")
@@ -184,14 +191,15 @@ def failover(document: Json) -> Section:
 
 def phases(document: Json) -> Section:
     cases = document["cases"]
-    steps = list(dict.fromkeys(step for each in cases for step in each["seconds"]))
+    seconds = [{FORMER_STEPS.get(step, step): took for step, took in each["seconds"].items()} for each in cases]
+    steps = list(dict.fromkeys(step for each in seconds for step in each))
     names = [f"{_named(each['case'])}, {each['flows']} flows" for each in cases]
-    rows = [(step, *(f"{each['seconds'].get(step, 0.0):.2f}" for each in cases)) for step in steps]
+    rows = [(step, *(f"{each.get(step, 0.0):.2f}" for each in seconds)) for step in steps]
 
     def bars(axes: Any) -> None:
         left = [0.0] * len(cases)
         for step in steps[:-1]:
-            width = [each["seconds"].get(step, 0.0) for each in cases]
+            width = [each.get(step, 0.0) for each in seconds]
             axes.barh(names, width, left=left, label=step)
             left = [one + other for one, other in zip(left, width, strict=True)]
         axes.set(xlabel="seconds")

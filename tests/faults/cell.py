@@ -17,7 +17,7 @@ from ovs_hotswap.plan.records import Phase
 from ovs_hotswap.switch import launch
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from tests.faults.bed import Bed
-from tests.faults.matrix import HAND_OVER, IDLE, Cell, End, Fault, Mend, Seen, Victim, expectation
+from tests.faults.matrix import HANDOVER, IDLE, Cell, End, Fault, Mend, Seen, Victim, expectation
 from tests.faults.strike import Log, Missed, Trail, asked, attentive, go_on, halt, in_swap, stopped, until
 
 HOLD_S = 1.0  # how long a stopped orchestrator, broker, watchdog or QEMU stands still
@@ -138,7 +138,7 @@ class Runner:
 
     def _in_upgrade(self) -> Struck:
         with self._orchestrator("upgrade", "--force", "--release", self._bed.wanted_release()) as (child, output):
-            strike = self._in_hand_over if self._cell.moment == HAND_OVER else self._in_step
+            strike = self._in_handover if self._cell.moment == HANDOVER else self._in_step
             try:
                 struck = strike(child)
             except Missed as error:
@@ -198,7 +198,7 @@ class Runner:
             raise Missed
         return wanted
 
-    def _in_hand_over(self, child: subprocess.Popen[bytes]) -> Struck:
+    def _in_handover(self, child: subprocess.Popen[bytes]) -> Struck:
         bed = self._bed
         broker = bed.pid(Victim.BROKER, self._active)
         assert broker is not None
@@ -219,7 +219,7 @@ class Runner:
                 time.sleep(_LETS_GO_S)
                 if not in_swap(broker):
                     raise Missed
-                return self._hit(child.pid if self._cell.victim is Victim.ORCHESTRATOR else self._pid(), HAND_OVER)
+                return self._hit(child.pid if self._cell.victim is Victim.ORCHESTRATOR else self._pid(), HANDOVER)
             finally:
                 if self._standing != new:
                     go_on(new)

@@ -16,10 +16,10 @@ from ovs_hotswap.model import Side
 from ovs_hotswap.upgrade.steps import upgrade_plan
 
 _SHAPE = upgrade_plan().shape
-IDLE, HAND_OVER = "idle", "hand-over"
+IDLE, HANDOVER = "idle", "handover"
 BEFORE, AFTER = _SHAPE.before, _SHAPE.after
 _MOVED = BEFORE.index("move") + 1
-MOMENTS = (IDLE, *BEFORE[:_MOVED], HAND_OVER, *BEFORE[_MOVED:], *AFTER)
+MOMENTS = (IDLE, *BEFORE[:_MOVED], HANDOVER, *BEFORE[_MOVED:], *AFTER)
 
 
 class Fault(enum.StrEnum):
@@ -86,7 +86,7 @@ class Cell:
 def possible(cell: Cell) -> bool:
     """Whether the victim exists at that moment and can have that fault. A handover writes nothing and does not read
     the time of day, so disks, journal and clock are struck in the step around it."""
-    if cell.fault not in cell.victim.faults or (cell.moment == HAND_OVER and not cell.victim.process):
+    if cell.fault not in cell.victim.faults or (cell.moment == HANDOVER and not cell.victim.process):
         return False
     match cell.victim:
         case Victim.ORCHESTRATOR:
@@ -185,7 +185,7 @@ _CONFIRM_S = 5.0  # an instance that confirms nothing is given time, and ended
 _LONG_S = 60.0  # a command waits for its deadline first
 _DEADLINE_S = 40.0
 _COPIES = 3
-_TALKS = ("park", "move", HAND_OVER)  # when the broker and a switch exchange messages about a VM
+_TALKS = ("park", "move", HANDOVER)  # when the broker and a switch exchange messages about a VM
 
 
 @dataclass
@@ -290,11 +290,11 @@ def _standby_lost(fault: Fault, moment: str) -> Expectation:
         return _expect(
             End.ROLLED_BACK, End.UNFINISHED, why=why, within_s=_START_S, serves=Serves.EITHER, **_STARTED
         )  # fmt: skip
-    if since(moment, HAND_OVER):
+    if since(moment, HANDOVER):
         why = "the old one still serves every VM: all go back to it, even after the commit"
         gap = {"gap_s": _CONFIRM_S, "gap_why": "what confirms nothing is given time, and ended"}
         return _expect(
-            End.ROLLED_BACK, why=why, within_s=_CONFIRM_S, **(gap if fault is Fault.STOP or moment == HAND_OVER else {})
+            End.ROLLED_BACK, why=why, within_s=_CONFIRM_S, **(gap if fault is Fault.STOP or moment == HANDOVER else {})
         )  # fmt: skip
     return _expect(End.ROLLED_BACK, why="the old one keeps everything until the new one has proven itself")
 
@@ -320,7 +320,7 @@ def _broker(fault: Fault, moment: str) -> Expectation:
     if moment == IDLE:
         return _expect(End.NONE, why="the connections are kept, and the next broker continues")
     if fault is Fault.STOP:
-        if moment == HAND_OVER:
+        if moment == HANDOVER:
             why = "what has arrived in that time confirms the swap; if it is too late, back to the old one"
             gap = {"gap_s": _HANG_S, "gap_why": "the rings have no owner while the broker stands still for a second"}
             return _expect(End.COMMITTED, End.ROLLED_BACK, why=why, while_stopped=False, **gap)

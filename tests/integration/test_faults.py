@@ -9,7 +9,7 @@ import pytest
 from ovs_hotswap.system import System
 from tests.faults.__main__ import execute
 from tests.faults.bed import Bed, running
-from tests.faults.matrix import HAND_OVER, IDLE, Cell, Fault, Victim, possible
+from tests.faults.matrix import HANDOVER, IDLE, Cell, Fault, Victim, possible
 
 CELLS = [
     Cell(Fault.KILL, Victim.ACTIVE, IDLE),
@@ -17,10 +17,10 @@ CELLS = [
     Cell(Fault.KILL, Victim.BROKER, IDLE),
     Cell(Fault.KILL, Victim.ORCHESTRATOR, "flows-active"),
     Cell(Fault.STOP, Victim.ACTIVE, "park"),
-    Cell(Fault.KILL, Victim.ACTIVE, HAND_OVER),
-    Cell(Fault.STOP, Victim.STANDBY, HAND_OVER),
+    Cell(Fault.KILL, Victim.ACTIVE, HANDOVER),
+    Cell(Fault.STOP, Victim.STANDBY, HANDOVER),
     Cell(Fault.KILL, Victim.STANDBY, "flows-final"),
-    Cell(Fault.KILL, Victim.QEMU, HAND_OVER),
+    Cell(Fault.KILL, Victim.QEMU, HANDOVER),
 ]
 
 

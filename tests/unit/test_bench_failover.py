@@ -100,5 +100,5 @@ def test_the_report_and_the_table() -> None:
     text = io.StringIO()
     failover.show(Output(out=text), [made])
     rows = [line.split() for line in text.getvalue().splitlines()]
-    assert ["1", "fail-over", "sending", "3", "12.5", "not", "back", "not", "back"] in rows
+    assert ["1", "failover", "sending", "3", "12.5", "not", "back", "not", "back"] in rows
     assert ["process", "dead", "1.0", "1.0"] in rows

@@ -14,7 +14,7 @@ from ovs_hotswap.plan.records import Kind, Record, StepNames
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.steps import upgrade_plan
 from tests.faults.matrix import (
-    HAND_OVER,
+    HANDOVER,
     IDLE,
     MOMENTS,
     Cell,
@@ -36,8 +36,8 @@ _MENDED = (End.DIED, End.UNFINISHED)
 
 def test_it_has_every_step_of_an_upgrade() -> None:
     shape = upgrade_plan().shape
-    assert [moment for moment in MOMENTS if moment not in (IDLE, HAND_OVER)] == [*shape.before, *shape.after]
-    assert MOMENTS.index(HAND_OVER) == MOMENTS.index("move") + 1
+    assert [moment for moment in MOMENTS if moment not in (IDLE, HANDOVER)] == [*shape.before, *shape.after]
+    assert MOMENTS.index(HANDOVER) == MOMENTS.index("move") + 1
 
 
 def test_only_what_cannot_be_is_left_out() -> None:
@@ -45,7 +45,7 @@ def test_only_what_cannot_be_is_left_out() -> None:
     every -= {cell for cell in every if cell.fault not in cell.victim.faults}
     left_out = {(cell.victim, cell.moment) for cell in every - set(cells())}
     assert left_out == {
-        *((victim, HAND_OVER) for victim in Victim if not victim.process),
+        *((victim, HANDOVER) for victim in Victim if not victim.process),
         (Victim.ORCHESTRATOR, IDLE), (Victim.STANDBY, "precheck"), (Victim.STANDBY_DB, "precheck"),
         (Victim.ACTIVE, "postcheck"), (Victim.ACTIVE_DB, "postcheck"),
     }  # fmt: skip
@@ -70,7 +70,7 @@ def test_a_gap_of_more_than_half_a_second_is_a_failure_unless_it_is_said_why_not
     quick = {victim for victim in Victim if not victim.process}
     quick |= {Victim.BROKER, Victim.WATCHDOG, Victim.QEMU, Victim.ORCHESTRATOR, Victim.STANDBY_DB, Victim.ACTIVE_DB}
     slow = {str(cell) for cell in cells() if cell.victim in quick and expectation(cell).gap_s > 0.5}
-    assert slow == {"stop broker hand-over"}
+    assert slow == {"stop broker handover"}
 
 
 def test_each_cell_can_pass_and_has_a_reason() -> None:
