@@ -23,7 +23,7 @@ INPUTS = Inputs(OVS, "3.1.0-2+deb12u1", "patches", {"ovs.sh": "1"}, {"gcc-12": "
 @pytest.mark.parametrize(
     "change",
     [
-        {"recipe": replace(OVS, revision=2)},
+        {"recipe": replace(OVS, revision=OVS.revision + 1)},
         {"source_version": "3.1.0-2+deb12u2"},
         {"patches": "others"},
         {"scripts": {"ovs.sh": "2"}},
