@@ -38,7 +38,7 @@ from ovs_hotswap.broker.qemu_connector import Reach
 from ovs_hotswap.broker.quarantine import Quarantine
 from ovs_hotswap.broker.run_directory import Place, control_group, remove_socket
 from ovs_hotswap.broker.settings import Settings
-from ovs_hotswap.broker.shutdown import Withdrawal
+from ovs_hotswap.broker.shutdown import ShutdownFence
 from ovs_hotswap.broker.time_budget import Turns
 from ovs_hotswap.broker.timers import Delays
 from ovs_hotswap.broker.vm import Vm
@@ -92,7 +92,7 @@ class Broker:
         self._processes = Processes(loop, self._process_ended, pid_files)
         self._keeping = StateSaver(loop, StateSlot.kept(), keeps=sd_notify.supervised())
         self._changes = Changes()
-        self._withdrawal = Withdrawal(self._seats, self._processes, self._keeping, self._changes)
+        self._withdrawal = ShutdownFence(self._seats, self._processes, self._keeping, self._changes)
         self._intent: tuple[Stamp | None, frozenset[str]] = None, frozenset()
         self._ports: Mapping[str, Port] = {}  # of each VM in the intent
         self._room = Room(config.broker.capture_mb << 20)
@@ -214,7 +214,7 @@ class Broker:
             await self._stopping.wait()
             sd_notify.notify("STOPPING=1")
             if not self._passing.succeeded and (self._for_good or await asyncio.to_thread(self._unit_stops)):
-                await self._withdrawal.enforce(max(self._settings.fence_s, _PATIENCE_S))
+                await self._withdrawal.force_release(max(self._settings.fence_s, _PATIENCE_S))
             if not self._passing.succeeded:
                 with contextlib.suppress(BrokerError):
                     await self._changes.until(self._keeping.save, takeover.TIMEOUT_S, "VMs are not settled")
@@ -452,7 +452,7 @@ class Broker:
         self._reloading = self._loop.create_task(self._reload_logged())
 
     async def _withdraw(self) -> None:
-        await self._withdrawal.ask(self._settings.fence_s)
+        await self._withdrawal.try_release(self._settings.fence_s)
 
     def close(self) -> None:
         """Hang up on all peers; only close this process's ends of what a successor has or the next broker is to get."""

@@ -185,7 +185,7 @@ class Mover:
             ready = self._ready(old, new)
         except OSError as error:
             raise BrokerError(f"vm {vm.name}: its move cannot be prepared: {error.strerror}") from error
-        catch, ownership = ready.catch, vm.ownership.grant(to) if old is None else vm.ownership.letting_go()
+        catch, ownership = ready.catch, vm.ownership.grant(to) if old is None else vm.ownership.releasing()
         changes = vm.record._replace(ownership=ownership)
         waiter = _ranked(threads.get(to), new.pid) if old is not None and cores else None
         vm.talks(moving=True)
@@ -375,9 +375,9 @@ class Mover:
         for link, sent in ((old, ready.swap.park), (new, ready.swap.take)):
             if link is not None and link.channel.trace is not None:
                 link.channel.trace.exchanged(sent.data)
-            if result.outcome in (Outcome.KEPT, Outcome.OLD_GONE):
+            if result.outcome in (Outcome.REFUSED_BY_OLD, Outcome.OLD_GONE):
                 break
-        if result.outcome is Outcome.KEPT and old is not None:
+        if result.outcome is Outcome.REFUSED_BY_OLD and old is not None:
             vm.commit(vm.record._replace(ownership=vm.ownership.grant(old.side)), Note.COVERED)
             old.expect(ready.swap.park, lambda: None)
             old.expect(ready.swap.keep, lambda: vm.confirmed(old.side))

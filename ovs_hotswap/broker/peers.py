@@ -152,19 +152,19 @@ class Peers(Recorded, abc.ABC):
         return Note.START_OVER if on_rings else Note.CONTINUE
 
     def ignore_qemu(self) -> None:
-        """Read nothing more from QEMU until ``go_on`` is called."""
+        """Read nothing more from QEMU until ``resume_reading`` is called."""
         self.deaf = self.qemu is not None
         self.hearing.hold()
 
-    def pause(self) -> None:
-        """Read nothing more from any peer until ``go_on`` is called."""
+    def pause_reading(self) -> None:
+        """Read nothing more from any peer until ``resume_reading`` is called."""
         self.ignore_qemu()
         for side, link in list(self.links.items()):
             self._loop.remove_reader(link.channel.fileno())
             if link.offer is None:  # it was sent nothing about the guest, and connects again
                 self.drop_link(side, "another broker asks it what it can do")
 
-    def go_on(self) -> None:
+    def resume_reading(self) -> None:
         """Read from all peers (again)."""
         for link in self.links.values():
             self._loop.add_reader(link.channel.fileno(), self._read_link, link)

@@ -47,7 +47,7 @@ class Reach:
             await asyncio.sleep(RETRY_S)  # a QEMU gives no sign when it begins to listen
 
     def _call(self, seat: VmSlot, now: float) -> None:
-        if self._keeping.holds_qemu(seat.vm.name) or not seat.vm.wants_qemu:
+        if self._keeping.defers_qemu_close(seat.vm.name) or not seat.vm.wants_qemu:
             seat.wanted_since = now
         elif now >= seat.retry_at and not self._expects(seat, now):
             try:

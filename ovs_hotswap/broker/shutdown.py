@@ -20,7 +20,7 @@ from ovs_hotswap.errors import BrokerError
 log = logging.getLogger(__name__)
 
 
-class Withdrawal:
+class ShutdownFence:
     """Takes back the rings of all ``seats``, which may change at any time. ``begun``: no side is given rings any
     longer."""
 
@@ -30,7 +30,7 @@ class Withdrawal:
         self._seats, self._processes, self._keeping, self._changes = seats, processes, keeping, changes
         self.begun = self._enforced = False
 
-    async def ask(self, patience: float) -> None:
+    async def try_release(self, patience: float) -> None:
         """Take back all rings and hang up on all QEMUs.
 
         Raises BrokerError if after ``patience`` seconds a switch may still be on the rings of a VM. All VMs are then
@@ -51,7 +51,7 @@ class Withdrawal:
         log.warning("%s: all VMs are still served", refusal)
         raise BrokerError(refusal, hint=f"{ends} ends it; then try again")
 
-    async def enforce(self, patience: float) -> None:
+    async def force_release(self, patience: float) -> None:
         """Take back all rings and hang up on all QEMUs, when that cannot be refused.
 
         After ``patience`` seconds a switch that may still be on rings is killed. If it does not die, this waits until
@@ -78,7 +78,7 @@ class Withdrawal:
     def _stuck(self) -> list[VmSlot]:
         """Return the VMs whose QEMU must not lose its back end yet."""
         seats = [seat for _, seat in sorted(self._seats.items()) if not seat.is_withdrawn]
-        return [seat for seat in seats if seat.vm.qemu is not None or self._keeping.holds_qemu(seat.vm.name)]
+        return [seat for seat in seats if seat.vm.qemu is not None or self._keeping.defers_qemu_close(seat.vm.name)]
 
     def _drop_qemus(self) -> None:
         for seat in self._seats.values():

@@ -163,7 +163,7 @@ class Vm(Peers):
         held = self.ownership.holder is side
         links = {at: other for at, other in self.links.items() if at is not side}
         cut_pid = link.pid if held else self.cut_pid
-        record = self.record._replace(links=links, ownership=self.ownership.cut(side), cut_pid=cut_pid)
+        record = self.record._replace(links=links, ownership=self.ownership.disconnected(side), cut_pid=cut_pid)
         self.commit(record, self.note_of_link(side))
         self._loop.remove_reader(link.channel.fileno())
         self._loop.remove_writer(link.channel.fileno())
@@ -471,7 +471,7 @@ class Vm(Peers):
         self.sync(side)
 
     def take_back(self, link: SwitchConnection) -> None:
-        self.commit(self.record._replace(ownership=self.ownership.letting_go()))
+        self.commit(self.record._replace(ownership=self.ownership.releasing()))
         self.sync(link.side)
         self.guarded(link, lambda: link.fence(lambda: self._let_go(link.side)))
 

@@ -87,11 +87,11 @@ class VmSlot:
         switches = " and ".join(f"switch {side} (process {pid})" for side, pid in sorted(self.on_rings.items()))
         return f"{self.vm.name}: {switches}"
 
-    def pause(self, loop: asyncio.AbstractEventLoop) -> None:
+    def pause_reading(self, loop: asyncio.AbstractEventLoop) -> None:
         """Read nothing more from any peer, and accept no connection."""
         for listener in self.listeners.values():
             loop.remove_reader(listener.fileno())
-        self.vm.pause()
+        self.vm.pause_reading()
 
     def listen(self, loop: asyncio.AbstractEventLoop, accept: Callable[[VmSlot, Side], None]) -> None:
         """Have ``accept`` called for each switch that connects."""
@@ -116,7 +116,7 @@ class VmSlot:
             self.vm.note(f"switches cannot connect: {fault}")
         return fault
 
-    def go_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Undo ``pause``."""
+    def resume_reading(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Undo ``pause_reading``."""
         self.listen(loop, self._accept)
-        self.vm.go_on()
+        self.vm.resume_reading()

@@ -34,13 +34,13 @@ def drain_pmd_queues(host: Host, needed: Side | None = None) -> None:
         alive = {
             side: alive[side]
             for side, count in before.items()
-            if _come_round(host, side, alive[side], count, patience[side])
+            if _pmd_iterations_passed(host, side, alive[side], count, patience[side])
         }
         if needed is not None and needed not in alive:
             raise SwitchError(f"the PMD threads of instance {needed} do not progress: it hangs, or has no core")
 
 
-def _come_round(host: Host, side: Side, cores: Set[int] | None, before: Counts, patience: float) -> bool:
+def _pmd_iterations_passed(host: Host, side: Side, cores: Set[int] | None, before: Counts, patience: float) -> bool:
     """Wait until each of the side's threads has made enough iterations since ``before`` to empty a queue. The iteration
     that was under way does not count. Returns whether they have."""
 
@@ -61,7 +61,7 @@ def comes_round(host: Host, side: Side) -> bool:
     """Whether every PMD thread of the side that has queues to poll makes progress. No guest can influence this."""
     cores = _polling(host, side, _NEEDED_S)
     before = None if cores is None else _iterations(host, side, cores, _NEEDED_S)
-    return _come_round(host, side, cores, before, _NEEDED_S)
+    return _pmd_iterations_passed(host, side, cores, before, _NEEDED_S)
 
 
 def _polling(host: Host, side: Side, patience: float) -> Set[int] | None:

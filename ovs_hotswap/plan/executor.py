@@ -245,7 +245,7 @@ class Executor(Generic[C]):
         """Turn a committed plan that was interrupted back to its origin, if ``no_way_on`` applies."""
         if self.standing.phase is Phase.COMMITTED and (lost := self.plan.no_way_on(self._context)):
             self._saving = True
-            self._record(Kind.RETURN, text=lost)
+            self._record(Kind.TURNED_BACK, text=lost)
 
     def _go_forward(self) -> None:
         if self.standing.phase is Phase.COMMITTED:
@@ -286,7 +286,7 @@ class Executor(Generic[C]):
             return False
         self._went_on = self._saving = True
         text = f"{describe(cause)}; the plan continues, because there is no way back: {lost}"
-        self._record(Kind.ONWARD, text=text)
+        self._record(Kind.FORWARD_ANYWAY, text=text)
         self._emit(EventKind.PROGRESS, text=text)
         return True
 
@@ -301,7 +301,7 @@ class Executor(Generic[C]):
         self._emit(EventKind.FAILED, text=text, timed=True)
         if self.standing.phase is Phase.COMMITTED:
             if lost := self.plan.no_way_on(self._context):
-                self._record(Kind.RETURN, text=f"{text}; {lost}")
+                self._record(Kind.TURNED_BACK, text=f"{text}; {lost}")
                 self._go_back()
                 text = f"step {name} failed after the commit: {text}; {lost}; everything was put back"
                 raise RolledBack(self._put_back(text), hint=hint) from cause

@@ -33,8 +33,8 @@ class Kind(enum.StrEnum):
     UNDONE = "undone"
     UNDO_FAILED = "undo-failed"
     RESUME = "resume"
-    ONWARD = "onward"
-    RETURN = "return"
+    FORWARD_ANYWAY = "onward"
+    TURNED_BACK = "return"
     END = "end"
 
 
@@ -42,8 +42,9 @@ class Kind(enum.StrEnum):
 class Record:
     """One record of a journal.
 
-    ``text`` is the cause of a failure, or the boot id of a resume. With ONWARD it is a failure before the commit after
-    which there was no way back; with RETURN, a failure after the commit after which there was only the way back.
+    ``text`` is the cause of a failure, or the boot id of a resume. With FORWARD_ANYWAY it is a failure before the
+    commit after which there was no way back; with TURNED_BACK, a failure after the commit after which there was only
+    the way back.
     """
 
     kind: Kind
@@ -129,7 +130,7 @@ def advance(standing: PlanProgress, record: Record) -> PlanProgress:
         case Kind.COMMIT:
             _must_be_done(standing, standing.shape.before, Phase.FORWARD)
             return replace(standing, phase=Phase.COMMITTED)
-        case Kind.RETURN:
+        case Kind.TURNED_BACK:
             if standing.phase is not Phase.COMMITTED:
                 raise ValueError(f"the plan goes {standing.phase}")
             step = record.step or standing.failed_step
@@ -139,7 +140,7 @@ def advance(standing: PlanProgress, record: Record) -> PlanProgress:
             return replace(standing, phase=Phase.FINISHED)
         case Kind.END:
             return replace(standing, phase=Phase.ROLLED_BACK)
-        case Kind.FACTS | Kind.UNDO_FAILED | Kind.RESUME | Kind.ONWARD:
+        case Kind.FACTS | Kind.UNDO_FAILED | Kind.RESUME | Kind.FORWARD_ANYWAY:
             return standing
 
 

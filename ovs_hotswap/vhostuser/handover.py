@@ -30,14 +30,15 @@ Threads = Mapping[Side, MessageThread]  # without a side whose thread is not kno
 class Outcome(enum.Enum):
     """How a swap ended.
 
-    MOVED: both fences were answered. KEPT: the old side did not confirm in time; it was given its rings back and is
-    still the only side that may use them. OLD_GONE: the old side hung up; whether it is off the rings is not known.
+    MOVED: both fences were answered. REFUSED_BY_OLD: the old side did not confirm in time; it was given its rings
+    back and is still the only side that may use them. OLD_GONE: the old side hung up; whether it is off the rings is
+    not known.
     UNPROVEN: the new side was given the rings and did not confirm in time. NEW_GONE: the new side was given the rings
     and hung up.
     """
 
     MOVED = enum.auto()
-    KEPT = enum.auto()
+    REFUSED_BY_OLD = enum.auto()
     OLD_GONE = enum.auto()
     UNPROVEN = enum.auto()
     NEW_GONE = enum.auto()
@@ -106,7 +107,7 @@ def swap(
     ``priority.Rank``. ``waiter`` is the message thread of the new side, if it has ``Rank.WAITS``.
 
     The order makes this safe: the new side is sent the guest's addresses only after the old side has answered its
-    fence. After KEPT, two fences of the old side are unanswered; after UNPROVEN, one of the new side is.
+    fence. After REFUSED_BY_OLD, two fences of the old side are unanswered; after UNPROVEN, one of the new side is.
     """
     clock = time.monotonic
     if ready.old is not None:
@@ -117,7 +118,7 @@ def swap(
             if not fenced(ready.old, ready.park, ready.answer, start + timeout, asleep=one_core):
                 # Sent behind the parking addresses on the same stream, so the guest's addresses always come last.
                 ready.old.channel.send(ready.keep.data)
-                return Swap(Outcome.KEPT, give_us=(clock() - start) * 1e6)
+                return Swap(Outcome.REFUSED_BY_OLD, give_us=(clock() - start) * 1e6)
         except (OSError, PeerClosed, ProtocolError):
             return Swap(Outcome.OLD_GONE)
     middle = clock()

@@ -112,10 +112,10 @@ class Ownership:
         """Return the record after the holder has answered its fence behind the addresses."""
         return replace(self, certainty=Certainty.OWNS) if self.holder else self
 
-    def letting_go(self) -> Ownership:
+    def releasing(self) -> Ownership:
         return replace(self, certainty=Certainty.LETTING_GO) if self.holder else self
 
-    def cut(self, side: Side) -> Ownership:
+    def disconnected(self, side: Side) -> Ownership:
         """Return the record after the connection to ``side`` has closed."""
         return replace(self, certainty=Certainty.CUT) if self.holder is side else self
 

@@ -133,7 +133,7 @@ class Bed:
     ) -> Vm:  # fmt: skip
         """The VM in the next broker, which does not act on it yet; the broker before no longer does."""
         given = given or kept(vm)
-        vm.pause()
+        vm.pause_reading()
         made = self.vm()
         made.scratch.close()
         made.scratch, made._scratch = given.scratch, scratch_region(given.scratch)

@@ -130,7 +130,7 @@ async def answered(bed: Bed, rounds: int = 3) -> None:
 def test_rings_that_are_taken_back() -> None:
     async def test(bed: Bed) -> None:
         vm = bed.served(OWNED)
-        vm.go_on()
+        vm.resume_reading()
         vm.commit(vm.record._replace(withdrawn=True))
         vm.take_back(vm.links[Side.A])
         waiter = Waiter(vm, lambda: vm.ownership.holder is None)
@@ -144,7 +144,7 @@ def test_rings_that_are_taken_back() -> None:
 def test_a_side_that_is_parked() -> None:
     async def test(bed: Bed) -> None:
         vm = bed.served(OWNED, parked=[])
-        vm.go_on()
+        vm.resume_reading()
         vm.park(Side.B)
         vm.links[Side.B].fence(lambda: None)
         waiter = Waiter(vm, lambda: vm.is_parked(Side.B))
@@ -159,7 +159,7 @@ def test_a_side_that_is_armed_and_one_that_is_not_to_be_moved() -> None:
     async def test(bed: Bed) -> None:
         vm = bed.served(OWNED)
         mover = Mover(vm, bed.loop, Delays(bed.loop), 5.0, Room(64 << 20))
-        vm.go_on()
+        vm.resume_reading()
         assert mover.arm(Side.B)
         waiter = Waiter(vm, lambda: mover.is_armed(Side.B))
         assert await waiter.waits()
@@ -181,7 +181,7 @@ def test_room_that_another_vm_gives_back() -> None:
             waiting.changes = vm.changes  # of one broker
             room = Room(capture.needed([256], None) * 3 // 2)
             first, second = (Mover(each, bed.loop, Delays(bed.loop), 5.0, room) for each in (vm, waiting))
-            vm.go_on()
+            vm.resume_reading()
             assert first.arm(Side.B)
             await answered(bed)
             waiter = Waiter(waiting, lambda: not second.under_way(Side.B))
@@ -198,7 +198,7 @@ def test_room_that_another_vm_gives_back() -> None:
 def test_an_answer_that_qemu_waits_for() -> None:
     async def test(bed: Bed) -> None:
         vm = bed.served(OWNED)
-        vm.go_on()
+        vm.resume_reading()
         bed.qemu.end.send(messages.build(Request.GET_VRING_BASE, messages.VRING_STATE.pack(0, 0)))
         waiter = Waiter(vm, lambda: vm.settled and vm.state.started == ())
         assert await waiter.waits()
@@ -216,7 +216,7 @@ def test_an_answer_that_qemu_waits_for() -> None:
 def test_a_process_that_ends() -> None:
     async def test(bed: Bed) -> None:
         vm = bed.served(OWNED)
-        vm.go_on()
+        vm.resume_reading()
         pid = vm.links[Side.A].pid
         waiter = Waiter(vm, lambda: not vm.links)
         assert await waiter.waits()
@@ -230,7 +230,7 @@ def test_a_move_whose_frames_are_fetched() -> None:
     async def test(bed: Bed) -> None:
         vm = bed.served(OWNED)
         mover = Mover(vm, bed.loop, Delays(bed.loop), 5.0, Room(64 << 20))
-        vm.go_on()
+        vm.resume_reading()
         await moved(bed, vm, mover)
         mover.drain()
         waiter = Waiter(vm, lambda: not mover.under_way(Side.A))
@@ -249,7 +249,7 @@ def test_a_move_whose_frames_no_switch_and_no_caller_asks_for() -> None:
     async def test(bed: Bed) -> None:
         vm = bed.served(OWNED)
         mover = Mover(vm, bed.loop, Delays(bed.loop), 0.01, Room(64 << 20))
-        vm.go_on()
+        vm.resume_reading()
         vm.changes._look_s = NEVER
         mover.fence_s = 5.0
         await moved(bed, vm, mover)
@@ -279,7 +279,7 @@ def test_an_acknowledgement_that_no_switch_holds_up() -> None:
 def test_what_a_switch_had_no_room_for() -> None:
     async def test(bed: Bed) -> None:
         vm = bed.served(OWNED)
-        vm.go_on()
+        vm.resume_reading()
         link = vm.links[Side.B]
         while not link.channel.backlog:
             vm.guarded(link, lambda: link.fence(lambda: None))

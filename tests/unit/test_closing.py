@@ -344,7 +344,7 @@ def test_so_it_is_with_an_earlier_brokers_connection(
             keeping.remove("vm0", forget=True)
         else:
             longer = kept_longer(bench, theirs)
-            assert not keeping.holds_qemu("vm0")
+            assert not keeping.defers_qemu_close("vm0")
             assert longer == [False]
         assert theirs.recv(1) == b""
         assert not watched.is_closed

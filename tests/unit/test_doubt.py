@@ -53,7 +53,7 @@ def test_no_side_is_given_rings_about_which_the_record_is_wrong(
 ) -> None:
     async def test(bed: Bed) -> None:
         vm = bed.served(Ownership(Side.A, certainty))
-        vm.go_on()
+        vm.resume_reading()
         act(vm)
         assert in_doubt(bed, vm)
         vm.assign()
@@ -67,7 +67,7 @@ def test_no_side_is_given_rings_about_which_the_record_is_wrong(
 def test_it_is_served_again_when_every_switch_has_connected_again() -> None:
     async def test(bed: Bed) -> None:
         vm = bed.served(Ownership(Side.A, Certainty.OWNS))
-        vm.go_on()
+        vm.resume_reading()
         vm.released(Side.A, Proof.FENCE)
         assert in_doubt(bed, vm)
         first = connect(vm, Side.A)
@@ -92,7 +92,7 @@ def test_it_is_served_again_when_every_switch_has_connected_again() -> None:
 def test_the_ends_of_the_switches_processes_end_the_doubt_too() -> None:
     async def test(bed: Bed) -> None:
         vm = bed.served(Ownership(Side.A, Certainty.OWNS))
-        vm.go_on()
+        vm.resume_reading()
         vm.released(Side.A, Proof.FENCE)
         vm.process_ended(vm.suspects[Side.A])  # both are this process
         assert vm.ownership == Ownership()
@@ -114,7 +114,7 @@ def test_a_process_that_had_ended_by_then_is_not_waited_for() -> None:
 def test_a_second_connection_that_contradicts_the_record_is_refused() -> None:
     async def test(bed: Bed) -> None:
         vm = bed.served(Ownership(Side.A, Certainty.OWNS))
-        vm.go_on()
+        vm.resume_reading()
         vm.drop_link(Side.A, "it hung up")
         vm.commit(vm.record._replace(ownership=Ownership(Side.A, Certainty.OWNS)))  # as if it had not been noticed
         peer = connect(vm, Side.A)
@@ -132,7 +132,7 @@ def test_the_next_broker_gives_the_rings_to_no_side_either() -> None:
         second = bed.next(first, given=given)
         assert second.ownership == Ownership(None, Certainty.UNKNOWN, BOTH)
         assert second.suspects == first.suspects
-        second.go_on()
+        second.resume_reading()
         second.assign()
         assert second.deaf
         assert second.ownership.holder is None
@@ -161,7 +161,7 @@ class Meddling(Mapping[Side, MessageThread]):
 def test_a_move_whose_proof_contradicts_the_record_ends_with_no_owner() -> None:
     async def test(bed: Bed) -> None:
         vm = bed.served(Ownership(Side.A, Certainty.OWNS))
-        vm.go_on()
+        vm.resume_reading()
         mover = Mover(vm, bed.loop, Delays(bed.loop), 2.0, Room(64 << 20))
         ends = [threading.Thread(target=peer.serve) for peer in bed.switches.values()]
         for each in ends:

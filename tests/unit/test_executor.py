@@ -339,7 +339,7 @@ def test_without_a_way_back_a_plan_goes_on_once(bench: Bench) -> None:
     bench.fail(move=SwitchError("no answer"))
     with pytest.raises(RolledBack):
         bench.execute(plan)
-    (text,) = [record.text for record in bench.journal.records if record.kind is Kind.ONWARD]
+    (text,) = [record.text for record in bench.journal.records if record.kind is Kind.FORWARD_ANYWAY]
     assert text.startswith("no answer; ")
     assert text.endswith("there is no way back: the old one died")
     assert ("progress", "move", None, text) in bench.said
@@ -380,7 +380,7 @@ def test_without_a_way_on_even_what_was_committed_is_put_back(bench: Bench) -> N
         "step retire failed after the commit: no answer; the new one died; everything was put back", "wake it"
     )  # fmt: skip
     assert isinstance(raised.value.__cause__, SwitchError)
-    (turn,) = [record for record in bench.journal.records if record.kind is Kind.RETURN]
+    (turn,) = [record for record in bench.journal.records if record.kind is Kind.TURNED_BACK]
     assert turn.text == "no answer; the new one died"
     assert bench.world.acts[-3:] == ["undo retire", "undo move", "undo start"]
 

@@ -385,7 +385,7 @@ def test_a_recorded_state_is_found_where_a_broker_kept_it(number: int) -> None:
         socket.send_fds(inlet, [b"S" + len(given).to_bytes(4, "big")], given)
         slot = StateSlot(inlet, outlet)
         stack.callback(slot.close)
-        found = slot.take().state
+        found = slot.load().state
         assert found is not None
         assert (found.name, found.moves, len(found.state.rings)) == ("vm0", 3, 4)
         places = [*found.state.descriptors(), *found.half[1], found.scratch, found.qemu,

@@ -189,7 +189,7 @@ def test_nobody_to_take_them_from(peers: MakePeer) -> None:
 
 def test_silent_old_side_gets_its_rings_back_and_the_new_one_hears_nothing(peers: MakePeer) -> None:
     old, new = peers(is_silent), peers(answers)
-    assert run(old, new, [], timeout=0.05) is Outcome.KEPT
+    assert run(old, new, [], timeout=0.05) is Outcome.REFUSED_BY_OLD
     old.end()
     assert old.heard == [*PARK.items(), *TAKE.items()]
     assert new.heard == []

@@ -71,7 +71,7 @@ def test_a_broker_that_ends_tells_a_switch_that_was_armed_nothing_more() -> None
     async def test(bed: Bed) -> None:
         vm = bed.served(Ownership(Side.A, Certainty.OWNS))
         mover = Mover(vm, bed.loop, Delays(bed.loop), 0.05, ROOM)
-        vm.go_on()
+        vm.resume_reading()
         assert mover.arm(Side.B)
         bed.switches[Side.B].answer(bed.switches[Side.B].heard())
         await turns()
@@ -90,7 +90,7 @@ def test_a_broker_that_is_succeeded_asks_no_silent_owner_for_its_rings_back() ->
     async def test(bed: Bed) -> None:
         vm = bed.served(Ownership(Side.A, Certainty.TAKING))
         mover = Mover(vm, bed.loop, Delays(bed.loop), 0.05, ROOM)
-        vm.pause()
+        vm.pause_reading()
         vm.commit(vm.record._replace(withdrawn=True))
         vm.shared = True
         bed.qemu.end.send(messages.build(Request.GET_FEATURES))
@@ -132,7 +132,7 @@ class Two:
             Mover(vm, bed.loop, Delays(bed.loop), 0.05, self.room) for vm, bed in zip(self.vms, self.beds, strict=True)
         ]
         for vm in self.vms:
-            vm.go_on()
+            vm.resume_reading()
 
     async def answer(self) -> None:
         for bed in self.beds:
@@ -232,7 +232,7 @@ def test_the_states_of_a_move() -> None:
     async def test(bed: Bed) -> None:
         vm = bed.served(Ownership(Side.A, Certainty.OWNS))
         mover = Mover(vm, bed.loop, Delays(bed.loop), 5.0, ROOM)
-        vm.go_on()
+        vm.resume_reading()
         assert not mover.busy
         await moved(bed, vm, mover)
         assert mover.busy
@@ -258,7 +258,7 @@ def test_a_move_that_is_drained_twice_is_drained_once() -> None:
     async def test(bed: Bed) -> None:
         vm = bed.served(Ownership(Side.A, Certainty.OWNS))
         mover = Mover(vm, bed.loop, Delays(bed.loop), 5.0, ROOM)
-        vm.go_on()
+        vm.resume_reading()
         await moved(bed, vm, mover)
         mover.drain()
         heard = bed.heard()
@@ -273,7 +273,7 @@ def test_after_a_move_whose_switch_hangs_up_the_frames_are_not_waited_for() -> N
     async def test(bed: Bed) -> None:
         vm = bed.served(Ownership(Side.A, Certainty.OWNS))
         mover = Mover(vm, bed.loop, Delays(bed.loop), 60.0, ROOM)
-        vm.go_on()
+        vm.resume_reading()
         await moved(bed, vm, mover)
         vm.drop_link(Side.A, "it hung up")
         assert await asyncio.wait_for(mover.undelivered(), 20) == []

@@ -83,11 +83,11 @@ class Owners(RuleBasedStateMachine):
 
     @rule()
     def letting_go(self) -> None:
-        self.ownership = self.ownership.letting_go()
+        self.ownership = self.ownership.releasing()
 
     @rule(side=sides)
     def cut(self, side: Side) -> None:
-        self.ownership = self.ownership.cut(side)
+        self.ownership = self.ownership.disconnected(side)
 
     @invariant()
     def never_two(self) -> None:
@@ -111,7 +111,7 @@ TestOwners = Owners.TestCase
 def test_way_from_one_side_to_the_other() -> None:
     steps = [Ownership().grant(Side.A)]
     steps.append(steps[-1].confirm())
-    steps.append(steps[-1].letting_go())
+    steps.append(steps[-1].releasing())
     steps.append(steps[-1].released(Side.A, Proof.FENCE))
     steps.append(steps[-1].grant(Side.B))
     assert steps == [
@@ -133,7 +133,7 @@ def test_a_proof_that_fits_frees_the_rings_and_is_remembered(certainty: Certaint
     assert free.last_proof == Released(Side.A, proof)
     there = free.grant(Side.B)
     assert (there.holder, there.last_proof) == (Side.B, Released(Side.A, proof))
-    assert there.confirm().letting_go().cut(Side.B).last_proof == Released(Side.A, proof)
+    assert there.confirm().releasing().disconnected(Side.B).last_proof == Released(Side.A, proof)
 
 
 @pytest.mark.parametrize(("certainty", "proof"), [pair for pair in PAIRS if pair[0] not in FREES[pair[1]]])
@@ -187,7 +187,7 @@ def test_holder_may_be_granted_again(certainty: Certainty) -> None:
 
 
 def test_closed_connection_is_no_proof() -> None:
-    owner = Ownership(Side.A, Certainty.OWNS).cut(Side.A)
+    owner = Ownership(Side.A, Certainty.OWNS).disconnected(Side.A)
     assert owner == Ownership(Side.A, Certainty.CUT)
     with pytest.raises(StateUnknown):
         owner.grant(Side.B)
@@ -196,12 +196,12 @@ def test_closed_connection_is_no_proof() -> None:
 
 def test_what_happens_to_the_other_side_changes_nothing() -> None:
     owner = Ownership(Side.A, Certainty.OWNS)
-    assert owner.cut(Side.B) == owner
+    assert owner.disconnected(Side.B) == owner
     assert owner.released(Side.B, Proof.DEAD) == owner
 
 
 def test_nobody_stays_nobody() -> None:
-    assert Ownership().confirm() == Ownership().letting_go() == Ownership().cut(Side.A) == Ownership()
+    assert Ownership().confirm() == Ownership().releasing() == Ownership().disconnected(Side.A) == Ownership()
 
 
 def test_a_suspect_beside_a_holder_is_proven_off_by_its_answer_and_the_holder_stays() -> None:

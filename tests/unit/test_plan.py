@@ -473,7 +473,7 @@ def test_two_steps_of_one_name_are_refused() -> None:
         ([Record(Kind.COMMIT)], "not done"),
         ([Record(Kind.UNDO, "start")], "never started"),
         ([Record(Kind.UNDONE, "start")], "pending, not undoing"),
-        ([Record(Kind.RETURN)], "goes forward"),
+        ([Record(Kind.TURNED_BACK)], "goes forward"),
         ([Record(Kind.END), Record(Kind.START, "check")], "has ended"),
         ([Record(Kind.FAILED, "check"), Record(Kind.START, "check")], "goes back"),
     ],

@@ -80,7 +80,7 @@ def test_what_cannot_go_back_goes_on(bench: Bench) -> None:
     bench.world.failing, bench.world.old_lost = {"move"}, "the old one died"
     bench.execute()
     assert bench.world.effects == WHOLE
-    assert f'"record":"{Kind.ONWARD}"' in bench.journals.history()[0].read_text()
+    assert f'"record":"{Kind.FORWARD_ANYWAY}"' in bench.journals.history()[0].read_text()
 
 
 def test_what_cannot_go_back_is_not_rolled_back(bench: Bench) -> None:

@@ -63,9 +63,9 @@ def test_a_failure_after_the_commit_or_on_the_way_back_changes_no_direction() ->
 
 def test_a_return_after_the_commit_names_its_step_or_else_the_one_that_failed() -> None:
     failed = [*COMMITTED, Record(Kind.START, "record"), Record(Kind.FAILED, "record", text="full")]
-    named = fold(SHAPE, [*failed, Record(Kind.RETURN, "retire", text="instance b died")])
+    named = fold(SHAPE, [*failed, Record(Kind.TURNED_BACK, "retire", text="instance b died")])
     assert (named.phase, named.failed_step, named.failure) == (Phase.BACK, "retire", "instance b died")
-    unnamed = fold(SHAPE, [*failed, Record(Kind.RETURN, text="instance b died")])
+    unnamed = fold(SHAPE, [*failed, Record(Kind.TURNED_BACK, text="instance b died")])
     assert (unnamed.phase, unnamed.failed_step, unnamed.failure) == (Phase.BACK, "record", "instance b died")
 
 
@@ -81,7 +81,7 @@ def test_facts_of_all_records_are_kept_and_a_later_value_wins() -> None:
     assert progress.facts == {"port": 2, "sleep": {"a": 50}}
 
 
-@pytest.mark.parametrize("kind", [Kind.FACTS, Kind.UNDO_FAILED, Kind.RESUME, Kind.ONWARD])
+@pytest.mark.parametrize("kind", [Kind.FACTS, Kind.UNDO_FAILED, Kind.RESUME, Kind.FORWARD_ANYWAY])
 def test_a_remark_changes_neither_the_marks_nor_the_direction(kind: Kind) -> None:
     before = fold(SHAPE, COMMITTED)
     assert advance(before, Record(kind, "check", text="why")) == before
@@ -110,7 +110,7 @@ def test_a_step_that_is_done_or_undone_may_be_started_again() -> None:
         ([Record(Kind.COMMIT)], "check, start not done"),
         ([*COMMITTED, Record(Kind.COMMIT)], "the plan goes committed"),
         ([*CHECKED, Record(Kind.UNDO, "check"), Record(Kind.COMMIT)], "the plan goes back"),
-        ([*READY, Record(Kind.RETURN)], "the plan goes forward"),
+        ([*READY, Record(Kind.TURNED_BACK)], "the plan goes forward"),
         ([*RECORDED, Record(Kind.END)], "retire not done"),
         ([Record(Kind.END), Record(Kind.RESUME)], "record 2 .*the plan has ended"),
         ([*RETIRED, Record(Kind.END), Record(Kind.FACTS)], "the plan has ended"),

@@ -129,11 +129,11 @@ class Breaks(StateSlot):
 
     left = 1
 
-    def put(self, vm: VmParts) -> None:
+    def store(self, vm: VmParts) -> None:
         self.left -= 1
         if self.left >= 0:
             raise RuntimeError("it breaks")
-        super().put(vm)
+        super().store(vm)
 
 
 class Full(StateSlot):
@@ -141,11 +141,11 @@ class Full(StateSlot):
 
     left = 1
 
-    def put(self, vm: VmParts) -> None:
+    def store(self, vm: VmParts) -> None:
         self.left -= 1
         if self.left >= 0:
             raise OSError(errno.ENOSPC, "full")
-        super().put(vm)
+        super().store(vm)
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def keeping(bed: Bed, vm: Vm, ends: Ends, made: type[StateSlot] = StateSlot) -> 
 def taken(ends: Ends) -> LoadedState:
     vault = StateSlot(ends[0].dup(), ends[1].dup())
     try:
-        return vault.take()
+        return vault.load()
     finally:
         vault.close()
 

@@ -70,7 +70,7 @@ def state(make: Callable[[], OwnedFd], rings: int = 2) -> VmParts:
 def taken(pair: Pair) -> LoadedState:
     vault = next_broker(pair)
     try:
-        return vault.take()
+        return vault.load()
     finally:
         vault.close()
 
@@ -100,8 +100,8 @@ def test_a_state_comes_back_with_its_descriptors(
     vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd], rings: int
 ) -> None:
     before = state(descriptor, rings)
-    vault.begin({Side.A: Process(17, 5)}, None)
-    vault.put(before)
+    vault.mark_dirty({Side.A: Process(17, 5)}, None)
+    vault.store(before)
     assert not vault.busy
     after = taken(pair).state
     assert after is not None
@@ -115,9 +115,9 @@ def test_a_state_comes_back_with_its_descriptors(
 def test_work_under_way_is_told_with_the_processes(
     vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
 ) -> None:
-    vault.put(state(descriptor))
-    vault.begin({Side.A: Process(17, 5)}, None)
-    vault.begin({Side.A: Process(17, 5), Side.B: Process(18)}, None)
+    vault.store(state(descriptor))
+    vault.mark_dirty({Side.A: Process(17, 5)}, None)
+    vault.mark_dirty({Side.A: Process(17, 5), Side.B: Process(18)}, None)
     assert vault.busy
     assert taken(pair) == LoadedState(None, {Side.A: Process(17, 5), Side.B: Process(18)})
 
@@ -131,13 +131,13 @@ def test_an_outdated_state_holds_nothing_open(vault: StateSlot, descriptor: Call
     with outlet:
         scratch = OwnedFd(os.dup(inlet.fileno()))
         parts = state(descriptor)
-        vault.put(VmParts(**{**{name: getattr(parts, name) for name in VmParts.__slots__}, "scratch": scratch}))
+        vault.store(VmParts(**{**{name: getattr(parts, name) for name in VmParts.__slots__}, "scratch": scratch}))
         inlet.close()
         scratch.close()
         outlet.setblocking(False)
         with pytest.raises(BlockingIOError):
             outlet.recv(1)  # the vault keeps the other end
-        vault.begin({}, None)
+        vault.mark_dirty({}, None)
         outlet.settimeout(20)  # a socket is closed by a thread
         assert outlet.recv(1) == b""
 
@@ -145,12 +145,12 @@ def test_an_outdated_state_holds_nothing_open(vault: StateSlot, descriptor: Call
 def test_many_states_leave_one(vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
     parts = state(descriptor)
     for number in range(200):
-        vault.begin({Side.A: Process(number + 1, 5)}, None)
-        vault.put(parts)
+        vault.mark_dirty({Side.A: Process(number + 1, 5)}, None)
+        vault.store(parts)
     found = taken(pair).state
     assert found is not None
     close(found)
-    vault.begin({}, None)
+    vault.mark_dirty({}, None)
     assert taken(pair) == LoadedState(None, {})
     assert references(parts.scratch) == 1  # type: ignore[arg-type]
 
@@ -158,21 +158,21 @@ def test_many_states_leave_one(vault: StateSlot, pair: Pair, descriptor: Callabl
 def test_what_is_read_stays_and_says_that_it_was_read(
     vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
 ) -> None:
-    vault.put(state(descriptor, 256))
+    vault.store(state(descriptor, 256))
     work = Work(Side.A, Side.A, frozenset(Side), frozenset({Side.B}))
     assert vault.add(work)
     for expected in (True, True, False):
         later = next_broker(pair)
-        found = later.take()
+        found = later.load()
         assert found.state is not None
         close(found.state)
         assert (found.work, found.first, later.busy) == (work, expected, False)
         if not expected:
-            later.begin({}, None)
+            later.mark_dirty({}, None)
         elif later.mark_read():  # read twice before anything is noted
             break
         later.close()
-    vault.put(state(descriptor))
+    vault.store(state(descriptor))
     newest = taken(pair)
     assert newest.state is not None
     assert newest.first
@@ -190,7 +190,7 @@ def test_a_version_that_does_not_know_the_mark_of_a_state_that_was_read_finds_th
 
 def test_a_state_that_is_cut_short_is_none(vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
     """Killed between the messages of one state: what was before it is what counts."""
-    vault.begin({Side.B: Process(18)}, None)
+    vault.mark_dirty({Side.B: Process(18)}, None)
     given = [descriptor().fileno() for _ in range(3)]
     socket.send_fds(pair[0], [b"S" + (300).to_bytes(4, "big")], given)
     assert taken(pair) == LoadedState(None, {Side.B: Process(18)})
@@ -227,7 +227,7 @@ def test_of_a_state_that_cannot_be_read_only_qemus_connection_stays_open(
 ) -> None:
     """Else no switch would ever see the earlier broker's connection end, and QEMU would take its rings too early."""
     parts = replace(state(descriptor), qemu=descriptor())
-    vault.put(parts)
+    vault.store(parts)
     head, given, _, _ = socket.recv_fds(pair[1], 64, 253)
     another_version(given[0], change)
     socket.send_fds(pair[0], [head], given)
@@ -245,8 +245,8 @@ def test_qemus_connection_outlives_work_that_was_under_way(
     vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
 ) -> None:
     parts, qemu = state(descriptor), descriptor()
-    vault.put(replace(parts, qemu=qemu))
-    vault.begin({Side.A: Process(17, 5)}, qemu)
+    vault.store(replace(parts, qemu=qemu))
+    vault.mark_dirty({Side.A: Process(17, 5)}, qemu)
     assert references(parts.scratch) == 1  # type: ignore[arg-type]
     found = taken(pair)
     assert found.qemu is not None
@@ -258,10 +258,10 @@ def test_a_connection_that_was_closed_meanwhile_is_let_go(
     vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
 ) -> None:
     first, second = descriptor(), descriptor()
-    vault.begin({Side.A: Process(17, 5)}, first)
-    vault.begin({Side.A: Process(17, 5)}, None)
+    vault.mark_dirty({Side.A: Process(17, 5)}, first)
+    vault.mark_dirty({Side.A: Process(17, 5)}, None)
     assert references(first) == 1
-    vault.begin({Side.A: Process(17, 5)}, second)
+    vault.mark_dirty({Side.A: Process(17, 5)}, second)
     found = taken(pair)
     assert found.qemu is not None
     assert inode(found.qemu) == inode(second)
@@ -274,7 +274,7 @@ WORK = Work(Side.B, None, frozenset(Side), frozenset({Side.B}))
 def test_work_with_the_switches_is_told_beside_the_state(
     vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
 ) -> None:
-    vault.put(state(descriptor))
+    vault.store(state(descriptor))
     assert vault.add(replace(WORK, owner=Side.A))
     assert vault.add(replace(WORK, told=frozenset()))  # what was told before stays told
     assert not vault.busy
@@ -288,7 +288,7 @@ def test_work_with_an_owner_that_was_told_more_than_places_is_refused(
     vault: StateSlot, descriptor: Callable[[], OwnedFd]
 ) -> None:
     """Whether it became the owner before that or after."""
-    vault.put(state(descriptor))
+    vault.store(state(descriptor))
     assert not vault.add(replace(WORK, owner=Side.B))
     assert vault.add(WORK)
     assert not vault.add(replace(WORK, owner=Side.B, told=frozenset()))
@@ -298,7 +298,7 @@ def test_that_nobody_has_the_rings_is_told_apart_from_that_they_change_hands(
     vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
 ) -> None:
     free = replace(WORK, nobody=True)
-    vault.put(state(descriptor))
+    vault.store(state(descriptor))
     assert vault.add(WORK)
     assert vault.add(free)
     found = taken(pair)
@@ -310,12 +310,12 @@ def test_that_nobody_has_the_rings_is_told_apart_from_that_they_change_hands(
 def test_a_full_vault_tells_all_the_same_that_work_is_under_way(
     vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
 ) -> None:
-    vault.put(state(descriptor))
+    vault.store(state(descriptor))
     owners = [Side.A, None]
     while vault.add(replace(WORK, owner=owners[0], told=frozenset())):
         owners.reverse()
     qemu = descriptor()
-    vault.begin({Side.A: Process(17, 5)}, qemu)
+    vault.mark_dirty({Side.A: Process(17, 5)}, qemu)
     found = taken(pair)
     assert (found.state, found.processes) == (None, {Side.A: Process(17, 5)})
     assert found.qemu is not None
@@ -325,9 +325,9 @@ def test_a_full_vault_tells_all_the_same_that_work_is_under_way(
 
 def test_a_new_state_makes_work_forgotten(vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
     parts = state(descriptor)
-    vault.put(parts)
+    vault.store(parts)
     vault.add(WORK)
-    vault.put(parts)
+    vault.store(parts)
     found = taken(pair)
     assert found.work is None
     assert found.state is not None
@@ -337,15 +337,15 @@ def test_a_new_state_makes_work_forgotten(vault: StateSlot, pair: Pair, descript
 def test_what_the_guest_says_then_makes_it_start_over(
     vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
 ) -> None:
-    vault.put(state(descriptor))
+    vault.store(state(descriptor))
     vault.add(WORK)
-    vault.begin({Side.A: Process(17, 5)}, None)
+    vault.mark_dirty({Side.A: Process(17, 5)}, None)
     assert vault.add(WORK)  # says nothing new
     assert taken(pair) == LoadedState(None, {Side.A: Process(17, 5)})
 
 
 def test_more_work_than_a_socket_holds_is_refused(vault: StateSlot, descriptor: Callable[[], OwnedFd]) -> None:
-    vault.put(state(descriptor))
+    vault.store(state(descriptor))
     sides = [Side.A, Side.B]
     assert not all(vault.add(replace(WORK, owner=sides[number % 2])) for number in range(10_000))
 

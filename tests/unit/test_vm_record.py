@@ -64,7 +64,7 @@ def test_a_note_is_left_out_only_where_an_earlier_one_covers_the_change() -> Non
 
 def test_notes_without_a_change_are_made_only_before_reading_and_by_what_stores_them() -> None:
     """A change of the record has its note from ``commit``."""
-    assert functions_with(names("starts_over")) == {"vm.__init__", "autosave.add", "autosave.holds_qemu",
+    assert functions_with(names("starts_over")) == {"vm.__init__", "autosave.add", "autosave.defers_qemu_close",
                                                     "autosave.continues"}  # fmt: skip
 
 
@@ -115,7 +115,7 @@ ACTS: dict[str, Callable[[Bed, Vm], object]] = {
 def test_no_peer_sees_anything_before_the_note(act: Callable[[Bed, Vm], object]) -> None:
     async def test(bed: Bed) -> None:
         vm = bed.served(OWNED)
-        vm.go_on()
+        vm.resume_reading()
         peers = [bed.qemu, *bed.switches.values()]
         noticed: list[bool] = []
         vm.journal = Listening(lambda: noticed.append(any(peer.heard() or peer.hung_up() for peer in peers)))
@@ -141,7 +141,7 @@ def saved(bed: Bed, vm: Vm) -> Iterator[Callable[[], LoadedState]]:
         def found() -> LoadedState:
             slot = StateSlot(inlet.dup(), outlet.dup())
             try:
-                return slot.take()
+                return slot.load()
             finally:
                 slot.close()
 
@@ -156,7 +156,7 @@ def test_after_a_standby_is_dropped_a_next_broker_continues() -> None:
 
     async def test(bed: Bed) -> None:
         vm = bed.served(OWNED)
-        vm.go_on()
+        vm.resume_reading()
         with saved(bed, vm) as found:
             vm.drop_link(Side.B, "test")
             kept = found()
@@ -174,7 +174,7 @@ def test_after_a_standby_is_dropped_a_next_broker_continues() -> None:
 def test_after_such_an_act_a_next_broker_starts_over(act: Callable[[Bed, Vm], object]) -> None:
     async def test(bed: Bed) -> None:
         vm = bed.served(OWNED)
-        vm.go_on()
+        vm.resume_reading()
         with saved(bed, vm) as found:
             act(bed, vm)
             kept = found()

@@ -93,7 +93,7 @@ class Moves:
         side = side_of(to)
         with contextlib.ExitStack() as stack:
             known = _message_threads(threads or {}, descriptors, stack)
-            stack.enter_context(self._keeping.held())
+            stack.enter_context(self._keeping.paused())
             for vm in vms:
                 if gone():
                     await self._disarm(vms[len(moved) :])

@@ -114,7 +114,7 @@ class StateSaver:
         self._held, self._held_until = 0, 0.0
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Store nothing in the block, for a limited time, so that a row of moves is not delayed."""
         self._held += 1
         self._held_until = self._loop.time() + _HELD_S
@@ -136,14 +136,14 @@ class StateSaver:
         if vault is None:
             return _NOTHING
         try:
-            kept = vault.take()
+            kept = vault.load()
         except StateUnknown as error:
             log.warning("vm %s: %s", name, error.message)
             return _NOTHING
         if kept.state is None:
-            vault.begin(kept.processes, kept.qemu)
+            vault.mark_dirty(kept.processes, kept.qemu)
         elif not (kept.first and _can_be_resynced_twice(kept.state) and vault.mark_read()):
-            vault.begin(_processes(kept.state), kept.state.qemu)
+            vault.mark_dirty(_processes(kept.state), kept.state.qemu)
             return replace(kept, first=False)
         return kept
 
@@ -188,7 +188,7 @@ class StateSaver:
         elif entry.qemu is not None:
             entry.qemu.close()
 
-    def holds_qemu(self, name: str) -> bool:
+    def defers_qemu_close(self, name: str) -> bool:
         """Whether the connection to the VM's QEMU must stay open, because a switch may be on the rings: QEMU would take
         them if its back end went away. When that is over, this closes the connection, so it is to be called often."""
         entry = self._entries.get(name)
@@ -202,14 +202,14 @@ class StateSaver:
         return False
 
     def held_qemu(self, name: str) -> Descriptor | None:
-        """Return the connection for which ``holds_qemu`` is true, or ``None``."""
-        return self._entries[name].qemu if self.holds_qemu(name) else None
+        """Return the connection for which ``defers_qemu_close`` is true, or ``None``."""
+        return self._entries[name].qemu if self.defers_qemu_close(name) else None
 
     def start_over(self, name: str, processes: Mapping[Side, Process], qemu: Channel | None) -> None:
         """Note that work is under way with a VM, and that its stored state is no longer valid."""
         entry = self._entries[name]
         assert entry.vault is not None
-        entry.vault.begin(processes, qemu or entry.qemu)
+        entry.vault.mark_dirty(processes, qemu or entry.qemu)
         self._save_soon(name)
 
     def continues(self, name: str, told: Side | None, moving: bool) -> None:
@@ -254,11 +254,11 @@ class StateSaver:
             entry.saved_at = self._loop.time()
             self._changed.discard(name)
             if entry.qemu is not None:
-                continue  # the note of work under way keeps that connection; ``holds_qemu`` will close it
+                continue  # the note of work under way keeps that connection; ``defers_qemu_close`` will close it
             try:
                 assert entry.vault is not None
                 with parts(vm) as state:
-                    entry.vault.put(state)
+                    entry.vault.store(state)
                     entry.links = vm.transferable
             except OSError as error:
                 vm.note(f"its state cannot be stored yet: {error.strerror}")

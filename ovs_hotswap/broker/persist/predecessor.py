@@ -74,7 +74,7 @@ class Predecessor:
                 await self._calm_down()
                 seats = [seat for _, seat in sorted(self._seats.items())]  # others may have left in the meantime
                 for seat in seats:
-                    seat.pause(self._loop)
+                    seat.pause_reading(self._loop)
                 connection.setblocking(True)
                 given = [(self._passed(seat), seat.listeners) for seat in seats]
                 if self._desk.listener is None:
@@ -85,7 +85,7 @@ class Predecessor:
                           exc_info=None if isinstance(error, HotswapError) else error)  # fmt: skip
                 self.under_way = False
                 for seat in self._seats.values():
-                    seat.go_on(self._loop)
+                    seat.resume_reading(self._loop)
                 return
         self.succeeded = True
         self._desk.close()
@@ -106,7 +106,7 @@ class Predecessor:
             await self._changes.until(lambda: all(map(self._is_calm, self._seats.values())), takeover.TIMEOUT_S)
 
     def _is_calm(self, seat: VmSlot) -> bool:
-        return seat.settled and not self._keeping.holds_qemu(seat.vm.name)
+        return seat.settled and not self._keeping.defers_qemu_close(seat.vm.name)
 
     def _passed(self, seat: VmSlot) -> Vm | StartsOver:
         """Return a VM for the successor: as it is, or, if no broker can continue from there, to start over."""

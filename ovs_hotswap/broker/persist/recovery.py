@@ -114,7 +114,7 @@ def _redone(record: VmRecord, work: Work) -> VmRecord:
         return redone._replace(suspects=suspects, ownership=Ownership(suspects=frozenset(suspects)))
     ownership = Ownership(work.owner, Certainty.TAKING)
     if work.owner in work.told and work.owner in record.links:  # by an earlier version: its connection is closed
-        return redone._replace(ownership=ownership.cut(work.owner), cut_pid=record.links[work.owner].pid)
+        return redone._replace(ownership=ownership.disconnected(work.owner), cut_pid=record.links[work.owner].pid)
     return redone._replace(ownership=ownership)
 
 
@@ -124,7 +124,7 @@ def take_up(vm: Vm) -> None:
     for link in inherited:
         vm.guarded(link, link.resync)
         link.inherited = False
-    vm.go_on()
+    vm.resume_reading()
     for side in Side:
         vm.repark(side)  # away from capture rings that the other broker had armed
     for link in inherited:

@@ -107,7 +107,7 @@ class StateSlot:
                     alone.close()
         return found
 
-    def begin(self, processes: Mapping[Side, Process], qemu: Connection | None) -> None:
+    def mark_dirty(self, processes: Mapping[Side, Process], qemu: Connection | None) -> None:
         """Drop the stored state, except ``qemu``. To be called before anything of the VM changes or is closed."""
         if self._said is not None and self._said[0] == processes and self._said[1] is qemu:
             return
@@ -157,8 +157,8 @@ class StateSlot:
         self._work = work
         return True
 
-    def put(self, vm: VmParts) -> None:
-        """Store the state ``vm``, which is valid until the next ``begin``. Raises OSError; the note stays then."""
+    def store(self, vm: VmParts) -> None:
+        """Store the state ``vm``, which is valid until the next ``mark_dirty``. Raises OSError; the note stays then."""
         table, older = Table(), self._queued
         entry = encode(vm, table)
         # Which version will read this is not known, so it is written in the oldest format that can express it.
@@ -191,9 +191,9 @@ class StateSlot:
             return False
         return True
 
-    def take(self) -> LoadedState:
-        """Return what the slot holds. It stays there until ``begin`` or ``put``, so that the next broker finds it if
-        this process ends. The caller owns the descriptors in it, which are duplicates. Raises StateUnknown."""
+    def load(self) -> LoadedState:
+        """Return what the slot holds. It stays there until ``mark_dirty`` or ``store``, so that the next broker finds it
+        if if this process ends. The caller owns the descriptors in it, which are duplicates. Raises StateUnknown."""
         state: list[OwnedFd] = []
         due, processes, busy, vm, first = 0, dict[Side, Process](), True, None, True
         work: Work | None = None
