@@ -192,8 +192,8 @@ class StateSlot:
         return True
 
     def load(self) -> LoadedState:
-        """Return what the slot holds. It stays there until ``mark_dirty`` or ``store``, so that the next broker finds it
-        if if this process ends. The caller owns the descriptors in it, which are duplicates. Raises StateUnknown."""
+        """Return what the slot holds. It stays there until ``mark_dirty`` or ``store``, so that the next broker finds
+        it if this process ends. The caller owns the descriptors in it, which are duplicates. Raises StateUnknown."""
         state: list[OwnedFd] = []
         due, processes, busy, vm, first = 0, dict[Side, Process](), True, None, True
         work: Work | None = None
