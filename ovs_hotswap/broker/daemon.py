@@ -87,32 +87,32 @@ class Broker:
         self._home = home
         self._listen_at = 0.0
         self._followed: Side | None = None  # the active side when it was last made the home of VMs without a guest
-        self._seats: dict[str, VmSlot] = {}
+        self._slots: dict[str, VmSlot] = {}
         pid_files = [InstancePaths.of(config, side).vswitchd_pid for side in Side]
         self._processes = Processes(loop, self._process_ended, pid_files)
-        self._keeping = StateSaver(loop, StateSlot.kept(), keeps=sd_notify.supervised())
+        self._saver = StateSaver(loop, StateSlot.kept(), keeps=sd_notify.supervised())
         self._changes = Changes()
-        self._withdrawal = ShutdownFence(self._seats, self._processes, self._keeping, self._changes)
+        self._shutdown_fence = ShutdownFence(self._slots, self._processes, self._saver, self._changes)
         self._intent: tuple[Stamp | None, frozenset[str]] = None, frozenset()
         self._ports: Mapping[str, Port] = {}  # of each VM in the intent
         self._room = Room(config.broker.capture_mb << 20)
         self._turns = Turns(loop)
         self._reading, self._stopping = asyncio.Lock(), asyncio.Event()
         self._started = time.monotonic()
-        self._quarantine = Quarantine(config.run_dir / "quarantine.json", system, self._seat)
+        self._quarantine = Quarantine(config.run_dir / "quarantine.json", system, self._slot)
         self._methods: dict[str, Method] = {
             "status": self._status, "vms": self._vms, "vm": self._vm, "reload": self._reload,
-            "withdraw": self._withdraw, "dump": dump_method(self._seat), **Parking(self._seat, self._changes).methods,
-            **Moves(self._seat, self._keeping, self._settings, self._changes).methods, **self._quarantine.methods,
+            "withdraw": self._withdraw, "dump": dump_method(self._slot), **Parking(self._slot, self._changes).methods,
+            **Moves(self._slot, self._saver, self._settings, self._changes).methods, **self._quarantine.methods,
         }  # fmt: skip
         self._inherited = inherited
-        goes_on = bool(self._keeping.earlier)
+        goes_on = bool(self._saver.earlier)
         signaller().ready()  # made while a failure does no harm; what it lacks is logged
         control = None if inherited is None else inherited.control
-        self._desk = ControlServer(config, self._methods, control, self._group(goes_on), needed=not goes_on)
+        self._control_server = ControlServer(config, self._methods, control, self._group(goes_on), needed=not goes_on)
         successors = None if inherited is None else inherited.successors
-        self._passing = Predecessor(loop, config, successors, self._seats, self._keeping, self._desk, self._changes,
-                                    self._passed_on)  # fmt: skip
+        self._predecessor = Predecessor(loop, config, successors, self._slots, self._saver, self._control_server,
+                                        self._changes, self._passed_on)  # fmt: skip
         if inherited is not None:
             for given, listeners in inherited.vms.values():
                 if isinstance(given, StartsOver):
@@ -130,13 +130,13 @@ class Broker:
         try:
             if self._inherited is None:
                 self._begin()
-            for seat in self._seats.values():
-                if seat.restored:
-                    self._take_up(seat)
+            for slot in self._slots.values():
+                if slot.restored:
+                    self._take_up(slot)
             if self._inherited is not None:
                 self._reload_soon()
-            await self._run(self._desk.open())
-            return self._passing.succeeded
+            await self._run(self._control_server.open())
+            return self._predecessor.succeeded
         finally:
             self.close()
 
@@ -153,7 +153,7 @@ class Broker:
     def _begin(self) -> None:
         """Make the VMs of the intent and those that an earlier broker kept, even if the intent cannot be read now. VMs
         that are no longer in the intent leave as after a reload."""
-        earlier = self._keeping.earlier
+        earlier = self._saver.earlier
         try:
             names = self._read_intent()
         except ConfigError as error:
@@ -169,8 +169,8 @@ class Broker:
 
     def _refuse_unheard(self, names: Set[str]) -> None:
         """Raise BrokerError if a socket of one of these VMs cannot be made."""
-        seats = [seat for name, seat in sorted(self._seats.items()) if name in names]
-        faults = [fault for seat in seats if (fault := seat.listen_again(self._loop)) is not None]
+        slots = [slot for name, slot in sorted(self._slots.items()) if name in names]
+        faults = [fault for slot in slots if (fault := slot.listen_again(self._loop)) is not None]
         if faults:
             more = f" (and of {len(faults) - 1} VMs more)" if len(faults) > 1 else ""
             raise BrokerError(f"{faults[0]}{more}")
@@ -182,53 +182,53 @@ class Broker:
         vm = self._new_vm(given.name, given.scratch)
         resync_with = Request.GET_QUEUE_NUM if first else Request.GET_PROTOCOL_FEATURES
         recovery.restore(vm, given, self._processes.mind, work, resync_with)
-        self._seat_vm(vm, listeners).restored = True
+        self._add_slot(vm, listeners).restored = True
 
     def _start_over(self, given: StartsOver, listeners: dict[Side, socket.socket]) -> None:
         """Make a VM of which it is not known how far another broker's work with it went."""
         for process in given.processes.values():
             self._processes.mind(process.pid, process.born)
         suspects = {side: process.pid for side, process in given.processes.items()}
-        self._seat_vm(self._new_vm(given.name, make_scratch(), suspects), listeners, given.qemu)
+        self._add_slot(self._new_vm(given.name, make_scratch(), suspects), listeners, given.qemu)
 
-    def _take_up(self, seat: VmSlot) -> None:
+    def _take_up(self, slot: VmSlot) -> None:
         """Continue a VM where another broker stopped. A fault of one VM does not affect the others."""
-        seat.restored = False
-        with alone(seat.vm.name, "it cannot be continued"):
-            recovery.take_up(seat.vm)
-            self._quarantine.enforce(seat.vm)
+        slot.restored = False
+        with alone(slot.vm.name, "it cannot be continued"):
+            recovery.take_up(slot.vm)
+            self._quarantine.enforce(slot.vm)
 
-    async def _run(self, desk: asyncio.Task[None]) -> None:
+    async def _run(self, control_server: asyncio.Task[None]) -> None:
         self._serving = True
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop, number)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
         gc.collect()
         gc.freeze()
-        sd_notify.notify("READY=1", f"STATUS=serves {len(self._seats)} VMs")
-        log.info("broker %s serves %d VMs on %s", __version__, len(self._seats), self._config.broker_socket)
-        reach = Reach(self._settings, self._seats, self._keeping, self._passing)
+        sd_notify.notify("READY=1", f"STATUS=serves {len(self._slots)} VMs")
+        log.info("broker %s serves %d VMs on %s", __version__, len(self._slots), self._config.broker_socket)
+        reach = Reach(self._settings, self._slots, self._saver, self._predecessor)
         tasks = [self._loop.create_task(each) for each in (reach.forever(self._each_round), ping_forever())]
-        self._passing.open()
+        self._predecessor.open()
         try:
             await self._stopping.wait()
             sd_notify.notify("STOPPING=1")
-            if not self._passing.succeeded and (self._for_good or await asyncio.to_thread(self._unit_stops)):
-                await self._withdrawal.force_release(max(self._settings.fence_s, _PATIENCE_S))
-            if not self._passing.succeeded:
+            if not self._predecessor.succeeded and (self._for_good or await asyncio.to_thread(self._unit_stops)):
+                await self._shutdown_fence.force_release(max(self._settings.fence_s, _PATIENCE_S))
+            if not self._predecessor.succeeded:
                 with contextlib.suppress(BrokerError):
-                    await self._changes.until(self._keeping.save, takeover.TIMEOUT_S, "VMs are not settled")
+                    await self._changes.until(self._saver.save, takeover.TIMEOUT_S, "VMs are not settled")
         finally:
-            for task in (desk, *tasks):
+            for task in (control_server, *tasks):
                 task.cancel()
-            if not self._passing.succeeded:
-                if self._withdrawal.begun:  # otherwise clients wait for the next broker
+            if not self._predecessor.succeeded:
+                if self._shutdown_fence.begun:  # otherwise clients wait for the next broker
                     remove_socket(self._config.broker_socket)
                 remove_socket(self._config.successor_socket)
 
     def _stop(self, number: signal.Signals) -> None:
         """Stop serving: for good after SIGINT, and after SIGTERM if no supervisor keeps what a next broker needs."""
-        self._for_good |= number is signal.SIGINT or not sd_notify.supervisor_alive() or self._withdrawal.begun
+        self._for_good |= number is signal.SIGINT or not sd_notify.supervisor_alive() or self._shutdown_fence.begun
         self._stopping.set()
 
     def _passed_on(self) -> None:
@@ -261,19 +261,19 @@ class Broker:
     def _make(self, names: Set[str]) -> None:
         """Make the VMs ``names``; new ones get the side that is active now as home. Other VMs begin to leave."""
         self._follow_active()
-        for name in sorted(names - self._seats.keys()):
+        for name in sorted(names - self._slots.keys()):
             try:
                 self._add(name)
             except OSError as error:  # memory or descriptors are short; the other VMs are served nevertheless
                 log.error("vm %s: it is not served before the next reload: %s", name, error.strerror)
-        for name, seat in self._seats.items():
-            seat.vm.queues, seat.vm.mtu = self._port(name)
-            seat.vm.withheld, seat.mover.fence_s = self._config.broker.withheld, self._settings.fence_s
+        for name, slot in self._slots.items():
+            slot.vm.queues, slot.vm.mtu = self._port(name)
+            slot.vm.withheld, slot.mover.fence_s = self._config.broker.withheld, self._settings.fence_s
             if name not in names:
-                seat.leaving = True
-                seat.withdraw()
-            elif seat.leaving and not self._withdrawal.begun:
-                seat.serve_again()
+                slot.leaving = True
+                slot.withdraw()
+            elif slot.leaving and not self._shutdown_fence.begun:
+                slot.serve_again()
         self._let_leave()
 
     def _follow_active(self) -> None:
@@ -285,34 +285,34 @@ class Broker:
         if active is None or active is self._followed:
             return
         self._home = self._followed = active
-        for seat in self._seats.values():
-            seat.waits_for(active)
+        for slot in self._slots.values():
+            slot.waits_for(active)
 
     def _each_round(self) -> None:
         """Do what is due before each round of attempts to connect to QEMUs."""
         self._let_leave()
         self._follow_active()
         now = time.monotonic()
-        if now >= self._listen_at and not self._passing.under_way:
+        if now >= self._listen_at and not self._predecessor.under_way:
             self._listen_at = now + _LISTEN_S
-            for seat in self._seats.values():
-                seat.listen_again(self._loop)
+            for slot in self._slots.values():
+                slot.listen_again(self._loop)
 
     def _let_leave(self) -> None:
         """Remove VMs that are no longer in the intent, when no switch can be on their rings."""
-        for name, seat in list(self._seats.items()):
-            if seat.leaving and seat.is_withdrawn and not self._passing.succeeded:
-                self._keeping.remove(name, forget=True)
+        for name, slot in list(self._slots.items()):
+            if slot.leaving and slot.is_withdrawn and not self._predecessor.succeeded:
+                self._saver.remove(name, forget=True)
                 self._remove(name)
 
     def _add(self, name: str) -> None:
         found = self._suspects(name)
-        kept = self._keeping.take(name)
+        kept = self._saver.take(name)
         if kept.state is not None:
             self._restore(kept.state, {}, kept.work, first=kept.first)
         else:
             self._start_over(StartsOver(name, {**found, **kept.processes}, kept.qemu), {})
-        self._seats[name].listen_again(self._loop)
+        self._slots[name].listen_again(self._loop)
 
     def _port(self, name: str) -> tuple[int | None, int | None]:
         """Return a VM's queue pairs and MTU according to the intent; ``None`` for what it does not say."""
@@ -324,15 +324,15 @@ class Broker:
                 self._config.broker.withheld, suspects, *self._port(name), changes=self._changes)  # fmt: skip
         return self._quarantine.enter(vm)
 
-    def _seat_vm(self, vm: Vm, listeners: dict[Side, socket.socket], qemu: Descriptor | None = None) -> VmSlot:
-        self._keeping.add(vm, qemu)
-        if self._withdrawal.begun:
+    def _add_slot(self, vm: Vm, listeners: dict[Side, socket.socket], qemu: Descriptor | None = None) -> VmSlot:
+        self._saver.add(vm, qemu)
+        if self._shutdown_fence.begun:
             vm.commit(vm.record._replace(withdrawn=True))
         mover = Mover(vm, self._loop, self._delays, self._settings.fence_s, self._room)
         paths = {side: self._config.vhost_socket(side, vm.name) for side in Side}
-        seat = self._seats[vm.name] = VmSlot(vm, mover, listeners, paths)
-        seat.listen(self._loop, self._accept)
-        return seat
+        slot = self._slots[vm.name] = VmSlot(vm, mover, listeners, paths)
+        slot.listen(self._loop, self._accept)
+        return slot
 
     def _suspects(self, name: str) -> dict[Side, Process]:
         """Return the switches to which an earlier broker may have given the VM's rings: their processes live, and that
@@ -350,94 +350,94 @@ class Broker:
 
     def _remove(self, name: str, *, forget: bool = True) -> None:
         """Hang up on a VM's peers. Unless ``forget``, its listening sockets' files stay for the next broker to find."""
-        seat = self._seats.pop(name)
-        seat.mover.close()
-        for side, listener in seat.listeners.items():
+        slot = self._slots.pop(name)
+        slot.mover.close()
+        for side, listener in slot.listeners.items():
             self._loop.remove_reader(listener.fileno())
             listener.close()
             if forget:
                 remove_socket(self._config.vhost_socket(side, name))
-        seat.vm.close()
+        slot.vm.close()
 
-    def _accept(self, seat: VmSlot, side: Side) -> None:
+    def _accept(self, slot: VmSlot, side: Side) -> None:
         try:
-            connection, _ = seat.listeners[side].accept()
+            connection, _ = slot.listeners[side].accept()
         except OSError as error:
-            seat.vm.note(f"switch {side}: accept: {error.strerror}")
-            self._loop.remove_reader(seat.listeners[side].fileno())  # it stays readable while descriptors are short
-            self._loop.call_later(_LISTEN_S, self._accept_again, seat, side)
+            slot.vm.note(f"switch {side}: accept: {error.strerror}")
+            self._loop.remove_reader(slot.listeners[side].fileno())  # it stays readable while descriptors are short
+            self._loop.call_later(_LISTEN_S, self._accept_again, slot, side)
             return
-        seat.vm.accept(side, connection)
+        slot.vm.accept(side, connection)
 
-    def _accept_again(self, seat: VmSlot, side: Side) -> None:
-        if self._seats.get(seat.vm.name) is seat:
-            self._loop.add_reader(seat.listeners[side].fileno(), self._accept, seat, side)
+    def _accept_again(self, slot: VmSlot, side: Side) -> None:
+        if self._slots.get(slot.vm.name) is slot:
+            self._loop.add_reader(slot.listeners[side].fileno(), self._accept, slot, side)
 
     def _process_ended(self, pid: int) -> None:
         """Act on the death of a switch. VMs whose guests have something to send get another switch first."""
         with realtime_priority():
-            for seat in sorted(self._seats.values(), key=lambda seat: not has_pending_tx(seat.vm.state)):
-                with alone(seat.vm.name, f"the end of process {pid} is not taken up"):
-                    seat.vm.process_ended(pid)
+            for slot in sorted(self._slots.values(), key=lambda slot: not has_pending_tx(slot.vm.state)):
+                with alone(slot.vm.name, f"the end of process {pid} is not taken up"):
+                    slot.vm.process_ended(pid)
         self._changes.notify()
 
     # -- control -----------------------------------------------------------------------------------------------
 
-    def _seat(self, name: object) -> VmSlot:
-        seat = self._seats.get(str(name))
-        if seat is None:
+    def _slot(self, name: object) -> VmSlot:
+        slot = self._slots.get(str(name))
+        if slot is None:
             raise BrokerError(
                 f"no VM {name!r}", hint="`ovs-hotswap broker reload` after a change of the overlay intent"
             )
-        return seat
+        return slot
 
     async def _status(self) -> BrokerStatus:
         return BrokerStatus(
             version=__version__,
             pid=os.getpid(),
             uptime_s=round(time.monotonic() - self._started, 3),
-            vms=len(self._seats),
+            vms=len(self._slots),
             supervised=sd_notify.supervisor_alive(),
-            withdrawn=self._withdrawal.begun,
-            unsaved=self._keeping.unsaved,
+            withdrawn=self._shutdown_fence.begun,
+            unsaved=self._saver.unsaved,
             unit=sd_notify.in_unit(),
             home=self._home,
             capture=capture_status(self._room, [self._port(name) for name in self._ports]),
             config_fault=self._settings.fault,
             differing=tuple(self._settings.differing),
-            leaving=tuple(str(seat) for _, seat in sorted(self._seats.items()) if seat.leaving),
+            leaving=tuple(str(slot) for _, slot in sorted(self._slots.items()) if slot.leaving),
         )
 
     async def _vms(self, read: bool = True) -> list[VmStatus]:
-        return [vm_status(seat.vm, read=read) for _, seat in sorted(self._seats.items())]
+        return [vm_status(slot.vm, read=read) for _, slot in sorted(self._slots.items())]
 
     async def _vm(self, vm: str) -> VmStatus:
-        return vm_status(self._seat(vm).vm)
+        return vm_status(self._slot(vm).vm)
 
     async def _reload(self) -> BrokerStatus:
-        there = self._seats.keys() | ()
-        before = {name for name in there if self._seats[name].leaving}
+        there = self._slots.keys() | ()
+        before = {name for name in there if self._slots[name].leaving}
         async with self._reading:
             await asyncio.to_thread(self._settings.read)
             self._room.limit = self._config.broker.capture_mb << 20
             names = await asyncio.to_thread(self._read_intent)  # switches and QEMUs are served in the meantime
-            if self._passing.succeeded:
+            if self._predecessor.succeeded:
                 raise BrokerError("another broker has taken over in the meantime")
             self._make(names)
-        for seat in self._seats.values():
-            seat.belongs_to(self._home)
-        leaving = [seat for name, seat in self._seats.items() if seat.leaving and name not in before]
+        for slot in self._slots.values():
+            slot.belongs_to(self._home)
+        leaving = [slot for name, slot in self._slots.items() if slot.leaving and name not in before]
 
         def left() -> bool:
             self._let_leave()
-            return all(self._seats.get(seat.vm.name) is not seat or not seat.leaving for seat in leaving)
+            return all(self._slots.get(slot.vm.name) is not slot or not slot.leaving for slot in leaving)
 
         with contextlib.suppress(BrokerError):
             await self._changes.until(left, _PATIENCE_S)
-        for seat in self._seats.values():
-            if seat.leaving:
-                seat.vm.note(f"it has left the overlay intent, and is kept while a switch may use its rings: {seat}")
-        self._refuse_unheard(self._seats.keys() - there)
+        for slot in self._slots.values():
+            if slot.leaving:
+                slot.vm.note(f"it has left the overlay intent, and is kept while a switch may use its rings: {slot}")
+        self._refuse_unheard(self._slots.keys() - there)
         return await self._status()
 
     async def _reload_logged(self) -> None:
@@ -452,14 +452,14 @@ class Broker:
         self._reloading = self._loop.create_task(self._reload_logged())
 
     async def _withdraw(self) -> None:
-        await self._withdrawal.try_release(self._settings.fence_s)
+        await self._shutdown_fence.try_release(self._settings.fence_s)
 
     def close(self) -> None:
         """Hang up on all peers; only close this process's ends of what a successor has or the next broker is to get."""
-        if not self._passing.succeeded:
-            self._keeping.save()
-        for name in list(self._seats):
-            self._keeping.remove(name, forget=False)
+        if not self._predecessor.succeeded:
+            self._saver.save()
+        for name in list(self._slots):
+            self._saver.remove(name, forget=False)
             self._remove(name, forget=not self._serving)
         self._processes.close()
 

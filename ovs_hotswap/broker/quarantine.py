@@ -34,7 +34,7 @@ class Quarantine:
     """The quarantine of all VMs. ``seat_of`` returns a VM by its name, or raises BrokerError."""
 
     def __init__(self, path: Path, system: System, seat_of: Callable[[object], VmSlot]) -> None:
-        self._path, self._system, self._seat = path, system, seat_of
+        self._path, self._system, self._slot = path, system, seat_of
         self._reasons = _read(path)
 
     @property
@@ -62,21 +62,21 @@ class Quarantine:
         """
         if not isinstance(reason, str):
             raise BrokerError(f"quarantine: reason: not a text: {reason!r}")
-        seat = self._seat(vm)
-        held = seat.vm
-        seat.mover.disarm()
-        seat.mover.drain()
+        slot = self._slot(vm)
+        held = slot.vm
+        slot.mover.disarm()
+        slot.mover.drain()
         self._set(held, reason)
         self.enforce(held)
         with contextlib.suppress(BrokerError):
-            await held.changes.until(lambda: seat.is_withdrawn, _PATIENCE_S)
+            await held.changes.until(lambda: slot.is_withdrawn, _PATIENCE_S)
         if held.quarantine is not None:
             held.sync_all()
         return vm_status(held, read=False)
 
     async def _release(self, vm: str) -> VmStatus:
         """Have the VM served again, by any switch that is connected."""
-        held = self._seat(vm).vm
+        held = self._slot(vm).vm
         self._set(held, None)
         held.assign()
         held.sync_all()

@@ -25,9 +25,9 @@ class ShutdownFence:
     longer."""
 
     def __init__(
-        self, seats: Mapping[str, VmSlot], processes: Processes, keeping: StateSaver, changes: Changes
+        self, slots: Mapping[str, VmSlot], processes: Processes, saver: StateSaver, changes: Changes
     ) -> None:  # fmt: skip
-        self._seats, self._processes, self._keeping, self._changes = seats, processes, keeping, changes
+        self._slots, self._processes, self._saver, self._changes = slots, processes, saver, changes
         self.begun = self._enforced = False
 
     async def try_release(self, patience: float) -> None:
@@ -40,14 +40,14 @@ class ShutdownFence:
         if not stuck:
             self._drop_qemus()
             return
-        sides = sorted({side for seat in stuck for side in seat.on_rings})
+        sides = sorted({side for slot in stuck for side in slot.on_rings})
         ends = " and ".join(f"`ovs-hotswap instance stop {side} --force`" for side in sides)
         refusal = f"a switch does not release the rings of VM {', '.join(map(str, stuck))}"
         if not self._enforced:
             self.begun = False
-            for seat in self._seats.values():
-                if not seat.leaving:
-                    seat.serve_again()
+            for slot in self._slots.values():
+                if not slot.leaving:
+                    slot.serve_again()
         log.warning("%s: all VMs are still served", refusal)
         raise BrokerError(refusal, hint=f"{ends} ends it; then try again")
 
@@ -59,8 +59,8 @@ class ShutdownFence:
         """
         self._enforced = True
         stuck = await self._take_back(patience)
-        for pid in {pid for seat in stuck for pid in seat.on_rings.values()}:
-            names = ", ".join(seat.vm.name for seat in stuck if pid in seat.on_rings.values())
+        for pid in {pid for slot in stuck for pid in slot.on_rings.values()}:
+            names = ", ".join(slot.vm.name for slot in stuck if pid in slot.on_rings.values())
             log.error("switch of process %d does not release the rings of VM %s: it is killed", pid, names)
             self._processes.kill(pid)
         await self._changes.until(lambda: not self._stuck())
@@ -69,17 +69,17 @@ class ShutdownFence:
     async def _take_back(self, patience: float) -> list[VmSlot]:
         """Take back all rings, and return the VMs for which that failed within ``patience`` seconds."""
         self.begun = True
-        for seat in self._seats.values():
-            seat.withdraw()
+        for slot in self._slots.values():
+            slot.withdraw()
         with contextlib.suppress(BrokerError):
             await self._changes.until(lambda: not self._stuck(), patience)
         return self._stuck()
 
     def _stuck(self) -> list[VmSlot]:
         """Return the VMs whose QEMU must not lose its back end yet."""
-        seats = [seat for _, seat in sorted(self._seats.items()) if not seat.is_withdrawn]
-        return [seat for seat in seats if seat.vm.qemu is not None or self._keeping.defers_qemu_close(seat.vm.name)]
+        slots = [slot for _, slot in sorted(self._slots.items()) if not slot.is_withdrawn]
+        return [slot for slot in slots if slot.vm.qemu is not None or self._saver.defers_qemu_close(slot.vm.name)]
 
     def _drop_qemus(self) -> None:
-        for seat in self._seats.values():
-            seat.vm.drop_qemu("the broker ends")
+        for slot in self._slots.values():
+            slot.vm.drop_qemu("the broker ends")

@@ -228,4 +228,4 @@ def test_a_vm_that_was_removed_while_there_was_no_broker(make_bed: MakeBed, numb
         active.deafen(deaf=False)
         instant = hung_up_at(vm)
     assert untouched_since(bed, instant)
-    bed.wait(lambda: bed.broker.stored() == 0, "its vault is gone")
+    bed.wait(lambda: bed.broker.stored() == 0, "its slot is gone")

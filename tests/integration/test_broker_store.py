@@ -222,7 +222,7 @@ def test_a_vm_that_was_removed_meanwhile_is_hung_up_on(make_bed: MakeBed) -> Non
     bed.broker.write(["vm0"])
     bed.broker.restart(signal.SIGKILL)
     vms[1].wait_hung_up()
-    bed.wait(lambda: bed.broker.stored() == 2, "its vault is gone")
+    bed.wait(lambda: bed.broker.stored() == 2, "its slot is gone")
     bed.ends_well((0, vms[0]))
 
 

@@ -55,8 +55,8 @@ def run(config: Config, test: Callable[[Broker], Awaitable[None]], load: Callabl
             await test(broker)
         finally:
             broker.close()
-            if broker._desk.listener is not None:
-                broker._desk.listener.close()
+            if broker._control_server.listener is not None:
+                broker._control_server.listener.close()
 
     asyncio.run(main())
 
@@ -99,7 +99,7 @@ def test_a_fault_of_one_vm_keeps_no_other_from_being_given_a_switch(
 
     async def test(broker: Broker) -> None:
         broker._begin()
-        vms = [seat.vm for _, seat in sorted(broker._seats.items())]
+        vms = [slot.vm for _, slot in sorted(broker._slots.items())]
         for vm in vms:
             doubted = vm.ownership.doubted(frozenset({Side.A}))
             vm.commit(vm.record._replace(suspects={Side.A: 77}, ownership=doubted))
@@ -143,10 +143,10 @@ def test_a_reload_follows_the_configuration(config: Config, directory: Path) -> 
         assert broker._config.qemu_socket("vm1") == directory / "other/vm1.sock"
         (directory / "overlay.toml").write_text(INTENT + _VM.format(3, 13))
         await broker._reload()
-        assert sorted(broker._seats) == ["vm0", "vm1", "vm2", "vm3"]
-        for seat in broker._seats.values():
-            assert seat.mover.fence_s == 0.9
-            assert seat.vm.withheld == 1 << Feature.NET_CSUM
+        assert sorted(broker._slots) == ["vm0", "vm1", "vm2", "vm3"]
+        for slot in broker._slots.values():
+            assert slot.mover.fence_s == 0.9
+            assert slot.vm.withheld == 1 << Feature.NET_CSUM
 
     run(config, test, lambda: found)
 
@@ -157,7 +157,7 @@ def test_another_overlay_intent_is_followed(config: Config, directory: Path) -> 
     async def test(broker: Broker) -> None:
         broker._begin()
         await broker._reload()
-        assert sorted(broker._seats) == ["new", "vm0", "vm1"]
+        assert sorted(broker._slots) == ["new", "vm0", "vm1"]
 
     run(config, test, lambda: config.model_copy(update={"overlay": directory / "new.toml"}))
 
@@ -197,7 +197,7 @@ def test_a_reload_that_ends_when_another_broker_has_taken_over_makes_nothing(con
         (directory / "overlay.toml").write_text(INTENT + _VM.format(3, 13))
         reload = asyncio.create_task(broker._reload())
         await asyncio.sleep(0)
-        broker._passing.succeeded = True
+        broker._predecessor.succeeded = True
         with pytest.raises(BrokerError, match="taken over"):
             await reload
         assert not (config.run_dir / "vhost/a/vm3.sock").exists()

@@ -288,8 +288,8 @@ def test_descriptors_beyond_what_is_read_of_a_message_are_closed_by_a_thread(stu
 
 @pytest.fixture
 def keeping(bench: Bench) -> StateSaver:
-    vault = StateSlot(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-    return StateSaver(bench.loop, {"vm0": vault}, keeps=True)
+    slot = StateSlot(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    return StateSaver(bench.loop, {"vm0": slot}, keeps=True)
 
 
 def kept_longer(bench: Bench, peer: socket.socket) -> list[bool]:
@@ -310,7 +310,7 @@ def kept_longer(bench: Bench, peer: socket.socket) -> list[bool]:
 def test_what_a_qemu_left_unread_is_closed_by_a_thread(
     bench: Bench, keeping: StateSaver, stuck: Closer, watched: Watched, saved: bool
 ) -> None:
-    """The vault has a duplicate of its connection."""
+    """The slot has a duplicate of its connection."""
     keeping.add(bench.vm)
     if saved:
         assert keeping.save()

@@ -46,10 +46,10 @@ def test_a_fault_of_what_is_done_before_does_not_end_it(config: Config) -> None:
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
-        desk, keeping = ControlServer(config, {}, None), StateSaver(loop, {}, keeps=False)
-        assert desk.listener is not None
-        with desk.listener:
-            passing = Predecessor(loop, config, None, {}, keeping, desk, Changes(), lambda: None)
+        control_server, keeping = ControlServer(config, {}, None), StateSaver(loop, {}, keeps=False)
+        assert control_server.listener is not None
+        with control_server.listener:
+            passing = Predecessor(loop, config, None, {}, keeping, control_server, Changes(), lambda: None)
             calling = loop.create_task(Reach(Settings(config), {}, keeping, passing).forever(first))
             async with asyncio.timeout(10):
                 while rounds < 2:
@@ -70,10 +70,10 @@ def test_a_fault_of_one_vm_keeps_no_other_qemu_from_being_called(config: Config)
         loop = asyncio.get_running_loop()
         slots = {name: VmSlot(bench.vm, cast(Mover, None), {}, {}) for name, bench in zip("ab", benches, strict=True)}
         slots["a"].retry_at = cast(Any, None)
-        desk, keeping = ControlServer(config, {}, None), StateSaver(loop, {}, keeps=False)
-        assert desk.listener is not None
-        with desk.listener:
-            passing = Predecessor(loop, config, None, slots, keeping, desk, Changes(), lambda: None)
+        control_server, keeping = ControlServer(config, {}, None), StateSaver(loop, {}, keeps=False)
+        assert control_server.listener is not None
+        with control_server.listener:
+            passing = Predecessor(loop, config, None, slots, keeping, control_server, Changes(), lambda: None)
             calling = loop.create_task(Reach(Settings(config), slots, keeping, passing).forever(lambda: None))
             async with asyncio.timeout(10):
                 while slots["b"].vm.absence is None:

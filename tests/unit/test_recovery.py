@@ -166,11 +166,11 @@ def keeping(bed: Bed, vm: Vm, ends: Ends, made: type[StateSlot] = StateSlot) -> 
 
 
 def taken(ends: Ends) -> LoadedState:
-    vault = StateSlot(ends[0].dup(), ends[1].dup())
+    slot = StateSlot(ends[0].dup(), ends[1].dup())
     try:
-        return vault.load()
+        return slot.load()
     finally:
-        vault.close()
+        slot.close()
 
 
 def test_while_it_is_found_out_where_a_connection_stands_no_state_is_kept(ends: Ends) -> None:

@@ -33,9 +33,9 @@ class Moves:
     """The methods for moving VMs. ``seat_of`` returns a VM by its name, or raises BrokerError."""
 
     def __init__(
-        self, seat_of: Callable[[object], VmSlot], keeping: StateSaver, settings: Settings, changes: Changes
+        self, seat_of: Callable[[object], VmSlot], saver: StateSaver, settings: Settings, changes: Changes
     ) -> None:  # fmt: skip
-        self._seat, self._keeping, self._settings, self._changes = seat_of, keeping, settings, changes
+        self._slot, self._saver, self._settings, self._changes = seat_of, saver, settings, changes
 
     @property
     def methods(self) -> Mapping[str, Method]:
@@ -47,37 +47,37 @@ class Moves:
         return await self._swap(vm, side_of(to), {})
 
     async def _swap(self, vm: str, to: Side, threads: Threads) -> MoveResult:
-        seat = self._seat(vm)
-        await self._quiet(seat, to)
-        return move_result(seat.vm, seat.mover.swap_to(to, threads, control_core(self._settings.pmd_cores)))
+        slot = self._slot(vm)
+        await self._quiet(slot, to)
+        return move_result(slot.vm, slot.mover.swap_to(to, threads, control_core(self._settings.pmd_cores)))
 
-    async def _quiet(self, seat: VmSlot, to: Side) -> None:
+    async def _quiet(self, slot: VmSlot, to: Side) -> None:
         """Wait, for a limited time, until no messages are under way that keep a VM from being moved."""
-        if seat.mover.under_way(to):
-            seat.mover.drain()
+        if slot.mover.under_way(to):
+            slot.mover.drain()
             with contextlib.suppress(BrokerError):
-                await self._changes.until(lambda: not seat.mover.under_way(to), _TIMEOUT_S)
+                await self._changes.until(lambda: not slot.mover.under_way(to), _TIMEOUT_S)
 
     async def _arm(self, vms: list[str], to: str) -> list[str]:
         """Capture frames for VMs that are about to be moved from now on; return the VMs for which that is done."""
         side, told = side_of(to), []
         for vm in vms:
-            seat = self._seat(vm)
-            await self._quiet(seat, side)
+            slot = self._slot(vm)
+            await self._quiet(slot, side)
             try:
-                if seat.mover.arm(side):
+                if slot.mover.arm(side):
                     told.append(vm)
             except BrokerError:
                 break  # its move will say why, and is the last one
         with contextlib.suppress(BrokerError):  # if a switch does not answer, the move will say so
-            armed = lambda: all(self._seat(vm).mover.is_armed(side) for vm in told)  # noqa: E731
+            armed = lambda: all(self._slot(vm).mover.is_armed(side) for vm in told)  # noqa: E731
             await self._changes.until(armed, self._settings.fence_s)
-        return [vm for vm in told if self._seat(vm).mover.is_armed(side)]
+        return [vm for vm in told if self._slot(vm).mover.is_armed(side)]
 
     async def _disarm(self, vms: list[str]) -> None:
         """End the capture for VMs that were armed and are not moved after all."""
         for vm in vms:
-            self._seat(vm).mover.disarm()
+            self._slot(vm).mover.disarm()
 
     async def _move_many(
         self, vms: list[str], to: str, threads: Mapping[str, Any] | None = None,
@@ -93,7 +93,7 @@ class Moves:
         side = side_of(to)
         with contextlib.ExitStack() as stack:
             known = _message_threads(threads or {}, descriptors, stack)
-            stack.enter_context(self._keeping.paused())
+            stack.enter_context(self._saver.paused())
             for vm in vms:
                 if gone():
                     await self._disarm(vms[len(moved) :])
@@ -107,11 +107,11 @@ class Moves:
 
     async def _unserved(self, vms: list[str]) -> list[str]:
         """Return the VMs that had frames to send at their last move, of which no switch has taken any since."""
-        return [vm for vm in vms if not self._seat(vm).mover.served]
+        return [vm for vm in vms if not self._slot(vm).mover.served]
 
     async def _undelivered(self, vm: str) -> dict[str, Any]:
         """Return the frames that arrived during the VM's last move. Late copies are not awaited any longer."""
-        caught = await self._seat(vm).mover.undelivered()
+        caught = await self._slot(vm).mover.undelivered()
         return {
             "vm": vm,
             "frames": [each.frame.hex() for each in caught if not each.segments],
@@ -124,7 +124,7 @@ class Moves:
         faults, found, size = Faults("undelivered_many"), [], 0
         for vm in (names := names_of(vms)):  # none waits for the switches until all of them have been asked
             with faults.of(vm):
-                self._seat(vm).mover.drain()
+                self._slot(vm).mover.drain()
         for vm in (vm for vm in names if vm not in faults.errors):
             with faults.of(vm):
                 found.append(answer := await self._undelivered(vm))

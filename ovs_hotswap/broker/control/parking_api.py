@@ -24,7 +24,7 @@ class Parking:
     """The methods for parking VMs. ``seat_of`` returns a VM by its name, or raises BrokerError."""
 
     def __init__(self, seat_of: Callable[[object], VmSlot], changes: Changes) -> None:
-        self._seat, self._changes = seat_of, changes
+        self._slot, self._changes = seat_of, changes
 
     @property
     def methods(self) -> Mapping[str, Method]:
@@ -32,10 +32,10 @@ class Parking:
 
     async def _park(self, vm: str, side: str) -> VmStatus:
         """Keep ``side`` parked, and return the VM's status when its back end has handled everything."""
-        seat, where = self._seat(vm), side_of(side)
-        seat.vm.park(where)
-        await self._changes.until(lambda: _is_there(seat, where), _TIMEOUT_S, lambda: _why_late(seat, where))
-        return vm_status(seat.vm)
+        slot, where = self._slot(vm), side_of(side)
+        slot.vm.park(where)
+        await self._changes.until(lambda: _is_there(slot, where), _TIMEOUT_S, lambda: _why_late(slot, where))
+        return vm_status(slot.vm)
 
     async def _park_many(self, vms: list[str], side: str) -> dict[str, object]:
         """Park many VMs, none of which waits for another. The answer names each VM once: in ``parked``, in ``errors``
@@ -43,29 +43,29 @@ class Parking:
         where, faults, asked = side_of(side), Faults("park_many"), dict[str, VmSlot]()
         for vm in names_of(vms):
             with faults.of(vm):
-                seat = self._seat(vm)
-                seat.vm.park(where)
-                asked[vm] = seat
+                slot = self._slot(vm)
+                slot.vm.park(where)
+                asked[vm] = slot
             await asyncio.sleep(0)  # QEMUs and switches are served between two VMs
         with contextlib.suppress(BrokerError):
-            await self._changes.until(lambda: all(_is_there(seat, where) for seat in asked.values()), _MANY_S)
+            await self._changes.until(lambda: all(_is_there(slot, where) for slot in asked.values()), _MANY_S)
         late = Faults("park_many")
-        for vm, seat in asked.items():
-            if not _is_there(seat, where):
+        for vm, slot in asked.items():
+            if not _is_there(slot, where):
                 with late.of(vm):
-                    raise BrokerError(f"{_why_late(seat, where)} after {_MANY_S:g} s")
+                    raise BrokerError(f"{_why_late(slot, where)} after {_MANY_S:g} s")
         return {"parked": [vm for vm in asked if vm not in late.errors], "errors": faults.errors, "late": late.errors}
 
     async def _unpark(self, vm: str, side: str) -> VmStatus:
-        seat = self._seat(vm)
-        seat.vm.unpark(side_of(side))
-        return vm_status(seat.vm)
+        slot = self._slot(vm)
+        slot.vm.unpark(side_of(side))
+        return vm_status(slot.vm)
 
 
-def _is_there(seat: VmSlot, side: Side) -> bool:
+def _is_there(slot: VmSlot, side: Side) -> bool:
     """Whether there is nothing to wait for: the side is parked or has the rings, or the VM has no guest."""
-    return seat.vm.qemu is None or seat.vm.ownership.holder is side or seat.vm.is_parked(side)
+    return slot.vm.qemu is None or slot.vm.ownership.holder is side or slot.vm.is_parked(side)
 
 
-def _why_late(seat: VmSlot, side: Side) -> str:
-    return f"vm {seat.vm.name}: {seat.vm.parking_fault(side)}"
+def _why_late(slot: VmSlot, side: Side) -> str:
+    return f"vm {slot.vm.name}: {slot.vm.parking_fault(side)}"

@@ -1,4 +1,4 @@
-"""Keeps every VM's state where a next broker finds it (``vault``), for a broker that is supervised."""
+"""Keeps every VM's state where a next broker finds it (``StateSlot``), for a broker that is supervised."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _processes(state: VmParts) -> dict[Side, Process]:
 @dataclass
 class _Entry:
     vm: Vm
-    vault: StateSlot | None
+    slot: StateSlot | None
     qemu: Descriptor | None  # the connection of an earlier broker's to the VM's QEMU, which is not to end yet
     saved_at: float = 0.0
     links: Mapping[Side, SwitchConnection] = field(default_factory=dict)  # which are stored
@@ -99,14 +99,14 @@ class _VmJournal:
 
 
 class StateSaver:
-    """Stores the states of all VMs. ``vaults`` are the slots of an earlier broker.
+    """Stores the states of all VMs. ``slots`` are the slots of an earlier broker.
 
     ``keeps`` is whether a supervisor keeps the slots for a next broker; if not, nothing is stored.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, vaults: Mapping[str, StateSlot], *, keeps: bool) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, slots: Mapping[str, StateSlot], *, keeps: bool) -> None:
         self._loop, self._keeps = loop, keeps
-        self._earlier = dict(vaults)
+        self._earlier = dict(slots)
         self._entries: dict[str, _Entry] = {}
         self._changed: set[str] = set()
         self._failed: set[str] = set()
@@ -132,18 +132,18 @@ class StateSaver:
         """Return what an earlier broker stored of a VM. The state stays stored for one more broker, in case this broker
         ends before it has stored its own. So a fault that ends each broker does not recur from the same state forever.
         """
-        vault = self._earlier.get(name)
-        if vault is None:
+        slot = self._earlier.get(name)
+        if slot is None:
             return _NOTHING
         try:
-            kept = vault.load()
+            kept = slot.load()
         except StateUnknown as error:
             log.warning("vm %s: %s", name, error.message)
             return _NOTHING
         if kept.state is None:
-            vault.mark_dirty(kept.processes, kept.qemu)
-        elif not (kept.first and _can_be_resynced_twice(kept.state) and vault.mark_read()):
-            vault.mark_dirty(_processes(kept.state), kept.state.qemu)
+            slot.mark_dirty(kept.processes, kept.qemu)
+        elif not (kept.first and _can_be_resynced_twice(kept.state) and slot.mark_read()):
+            slot.mark_dirty(_processes(kept.state), kept.state.qemu)
             return replace(kept, first=False)
         return kept
 
@@ -154,17 +154,17 @@ class StateSaver:
 
     def add(self, vm: Vm, qemu: Descriptor | None = None) -> None:
         """Store a VM's state from now on. ``qemu`` is an earlier broker's connection that is to stay open for now."""
-        name, vault = vm.name, None
+        name, slot = vm.name, None
         if self._keeps:
-            vault = self._earlier.pop(name, None) or StateSlot.make(name)
-        self._entries[name] = _Entry(vm, vault, qemu)
+            slot = self._earlier.pop(name, None) or StateSlot.make(name)
+        self._entries[name] = _Entry(vm, slot, qemu)
         if qemu is not None:
             switches = " and ".join(f"{side} (process {pid})" for side, pid in sorted(vm.suspects.items())) or "none"
             log.warning("vm %s: its QEMU is kept waiting until no switch can be on the rings: %s", name, switches)
-        if vault is None:
+        if slot is None:
             return
         vm.journal = _VmJournal(self, name)
-        if vault.busy:
+        if slot.busy:
             vm.starts_over()
         else:
             self._entries[name].links = dict(vm.links)
@@ -178,11 +178,11 @@ class StateSaver:
         if entry is None:
             return
         entry.vm.journal = NoJournal()
-        if entry.vault is not None and forget:
-            entry.vault.remove(name)
-        elif entry.vault is not None:
+        if entry.slot is not None and forget:
+            entry.slot.remove(name)
+        elif entry.slot is not None:
             entry.vm.shared = True
-            entry.vault.close()
+            entry.slot.close()
         if entry.qemu is not None and forget:
             hang_up(socket.socket(fileno=entry.qemu.detach()))
         elif entry.qemu is not None:
@@ -197,7 +197,7 @@ class StateSaver:
         if entry.vm.ownership.suspects:
             return True
         qemu, entry.qemu = entry.qemu, None
-        entry.vm.starts_over()  # the vault's duplicate goes first: what QEMU left unread is closed with the last
+        entry.vm.starts_over()  # the slot's duplicate goes first: what QEMU left unread is closed with the last
         hang_up(socket.socket(fileno=qemu.detach()))
         return False
 
@@ -208,16 +208,16 @@ class StateSaver:
     def start_over(self, name: str, processes: Mapping[Side, Process], qemu: Channel | None) -> None:
         """Note that work is under way with a VM, and that its stored state is no longer valid."""
         entry = self._entries[name]
-        assert entry.vault is not None
-        entry.vault.mark_dirty(processes, qemu or entry.qemu)
+        assert entry.slot is not None
+        entry.slot.mark_dirty(processes, qemu or entry.qemu)
         self._save_soon(name)
 
     def continues(self, name: str, told: Side | None, moving: bool) -> None:
         """Note what is being done with a VM's switches beside its stored state, if a next broker can continue so."""
         entry = self._entries[name]
         work = _work(entry.vm, told, moving)
-        assert entry.vault is not None
-        if work is None or not (entry.vault.busy or _names(work, entry)) or not entry.vault.add(work):
+        assert entry.slot is not None
+        if work is None or not (entry.slot.busy or _names(work, entry)) or not entry.slot.add(work):
             entry.vm.starts_over()
         self._save_soon(name)
 
@@ -256,9 +256,9 @@ class StateSaver:
             if entry.qemu is not None:
                 continue  # the note of work under way keeps that connection; ``defers_qemu_close`` will close it
             try:
-                assert entry.vault is not None
+                assert entry.slot is not None
                 with parts(vm) as state:
-                    entry.vault.store(state)
+                    entry.slot.store(state)
                     entry.links = vm.transferable
             except OSError as error:
                 vm.note(f"its state cannot be stored yet: {error.strerror}")

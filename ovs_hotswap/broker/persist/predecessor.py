@@ -34,11 +34,11 @@ class Predecessor:
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, config: Config, listener: socket.socket | None,
-        seats: Mapping[str, VmSlot], keeping: StateSaver, desk: ControlServer, changes: Changes,
+        slots: Mapping[str, VmSlot], saver: StateSaver, control_server: ControlServer, changes: Changes,
         done: Callable[[], None],
     ) -> None:  # fmt: skip
         self._loop, self._path, self._listener = loop, config.successor_socket, listener
-        self._seats, self._keeping, self._desk, self._done = seats, keeping, desk, done
+        self._slots, self._saver, self._control_server, self._done = slots, saver, control_server, done
         self._changes = changes
         self._task: asyncio.Task[None] | None = None
         self.under_way = self.succeeded = False
@@ -72,45 +72,45 @@ class Predecessor:
         with connection:
             try:
                 await self._calm_down()
-                seats = [seat for _, seat in sorted(self._seats.items())]  # others may have left in the meantime
-                for seat in seats:
-                    seat.pause_reading(self._loop)
+                slots = [slot for _, slot in sorted(self._slots.items())]  # others may have left in the meantime
+                for slot in slots:
+                    slot.pause_reading(self._loop)
                 connection.setblocking(True)
-                given = [(self._passed(seat), seat.listeners) for seat in seats]
-                if self._desk.listener is None:
+                given = [(self._passed(slot), slot.listeners) for slot in slots]
+                if self._control_server.listener is None:
                     raise BrokerError("this broker has no control socket to hand over")
-                takeover.hand_over(connection, self._desk.listener, listener, given, reader)
+                takeover.hand_over(connection, self._control_server.listener, listener, given, reader)
             except Exception as error:
                 log.error("a successor could not take over: %s", error,
                           exc_info=None if isinstance(error, HotswapError) else error)  # fmt: skip
                 self.under_way = False
-                for seat in self._seats.values():
-                    seat.resume_reading(self._loop)
+                for slot in self._slots.values():
+                    slot.resume_reading(self._loop)
                 return
         self.succeeded = True
-        self._desk.close()
-        for seat in seats:
+        self._control_server.close()
+        for slot in slots:
             # No move that was waiting continues here. The successor has the state, so nothing is noted any longer.
-            seat.vm.commit(seat.vm.record._replace(withdrawn=True), Note.COVERED)
-            seat.vm.shared = True
+            slot.vm.commit(slot.vm.record._replace(withdrawn=True), Note.COVERED)
+            slot.vm.shared = True
         self._done()
 
     async def _calm_down(self) -> None:
         """Wait, for a limited time, until every VM is in a state in which it can be handed over."""
         self.under_way = True
-        for seat in self._seats.values():
-            seat.mover.disarm()
-            seat.mover.drain()
-            seat.vm.ignore_qemu()
+        for slot in self._slots.values():
+            slot.mover.disarm()
+            slot.mover.drain()
+            slot.vm.ignore_qemu()
         with contextlib.suppress(BrokerError):
-            await self._changes.until(lambda: all(map(self._is_calm, self._seats.values())), takeover.TIMEOUT_S)
+            await self._changes.until(lambda: all(map(self._is_calm, self._slots.values())), takeover.TIMEOUT_S)
 
-    def _is_calm(self, seat: VmSlot) -> bool:
-        return seat.settled and not self._keeping.defers_qemu_close(seat.vm.name)
+    def _is_calm(self, slot: VmSlot) -> bool:
+        return slot.settled and not self._saver.defers_qemu_close(slot.vm.name)
 
-    def _passed(self, seat: VmSlot) -> Vm | StartsOver:
+    def _passed(self, slot: VmSlot) -> Vm | StartsOver:
         """Return a VM for the successor: as it is, or, if no broker can continue from there, to start over."""
-        vm, held = seat.vm, self._keeping.held_qemu(seat.vm.name)
+        vm, held = slot.vm, self._saver.held_qemu(slot.vm.name)
         if vm.settled and held is None:
             return vm
         log.warning("vm %s: messages are under way with it: it starts over with the next broker", vm.name)

@@ -85,10 +85,10 @@ class StateSlot:
     @classmethod
     def make(cls, name: str) -> StateSlot:
         """Return a new slot for VM ``name``, which the service manager keeps."""
-        vault = cls(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-        sd_notify.fdstore_add(f"{name}.in", [vault._inlet.fileno()])
-        sd_notify.fdstore_add(f"{name}.out", [vault._outlet.fileno()])
-        return vault
+        slot = cls(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        sd_notify.fdstore_add(f"{name}.in", [slot._inlet.fileno()])
+        sd_notify.fdstore_add(f"{name}.out", [slot._outlet.fileno()])
+        return slot
 
     @classmethod
     def kept(cls) -> dict[str, StateSlot]:

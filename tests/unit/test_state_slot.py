@@ -33,14 +33,14 @@ def pair() -> Iterator[Pair]:
 
 
 @pytest.fixture
-def vault(pair: Pair) -> Iterator[StateSlot]:
+def slot(pair: Pair) -> Iterator[StateSlot]:
     made = next_broker(pair)
     yield made
     made.close()
 
 
 def next_broker(pair: Pair) -> StateSlot:
-    """A vault as another process would have it."""
+    """A slot as another process would have it."""
     return StateSlot(pair[0].dup(), pair[1].dup())
 
 
@@ -68,11 +68,11 @@ def state(make: Callable[[], OwnedFd], rings: int = 2) -> VmParts:
 
 
 def taken(pair: Pair) -> LoadedState:
-    vault = next_broker(pair)
+    slot = next_broker(pair)
     try:
-        return vault.load()
+        return slot.load()
     finally:
-        vault.close()
+        slot.close()
 
 
 def inode(descriptor: OwnedFd) -> int:
@@ -97,12 +97,12 @@ def references(of: OwnedFd) -> int:
 
 @pytest.mark.parametrize("rings", [2, 256])
 def test_a_state_comes_back_with_its_descriptors(
-    vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd], rings: int
+    slot: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd], rings: int
 ) -> None:
     before = state(descriptor, rings)
-    vault.mark_dirty({Side.A: Process(17, 5)}, None)
-    vault.store(before)
-    assert not vault.busy
+    slot.mark_dirty({Side.A: Process(17, 5)}, None)
+    slot.store(before)
+    assert not slot.busy
     after = taken(pair).state
     assert after is not None
     assert (after.name, after.ownership, after.moves) == ("vm0", before.ownership, 3)
@@ -113,12 +113,12 @@ def test_a_state_comes_back_with_its_descriptors(
 
 
 def test_work_under_way_is_told_with_the_processes(
-    vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
+    slot: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
 ) -> None:
-    vault.store(state(descriptor))
-    vault.mark_dirty({Side.A: Process(17, 5)}, None)
-    vault.mark_dirty({Side.A: Process(17, 5), Side.B: Process(18)}, None)
-    assert vault.busy
+    slot.store(state(descriptor))
+    slot.mark_dirty({Side.A: Process(17, 5)}, None)
+    slot.mark_dirty({Side.A: Process(17, 5), Side.B: Process(18)}, None)
+    assert slot.busy
     assert taken(pair) == LoadedState(None, {Side.A: Process(17, 5), Side.B: Process(18)})
 
 
@@ -126,41 +126,41 @@ def test_nothing_was_kept(pair: Pair) -> None:
     assert taken(pair) == LoadedState(None, {})
 
 
-def test_an_outdated_state_holds_nothing_open(vault: StateSlot, descriptor: Callable[[], OwnedFd]) -> None:
+def test_an_outdated_state_holds_nothing_open(slot: StateSlot, descriptor: Callable[[], OwnedFd]) -> None:
     inlet, outlet = socket.socketpair()
     with outlet:
         scratch = OwnedFd(os.dup(inlet.fileno()))
         parts = state(descriptor)
-        vault.store(VmParts(**{**{name: getattr(parts, name) for name in VmParts.__slots__}, "scratch": scratch}))
+        slot.store(VmParts(**{**{name: getattr(parts, name) for name in VmParts.__slots__}, "scratch": scratch}))
         inlet.close()
         scratch.close()
         outlet.setblocking(False)
         with pytest.raises(BlockingIOError):
-            outlet.recv(1)  # the vault keeps the other end
-        vault.mark_dirty({}, None)
+            outlet.recv(1)  # the slot keeps the other end
+        slot.mark_dirty({}, None)
         outlet.settimeout(20)  # a socket is closed by a thread
         assert outlet.recv(1) == b""
 
 
-def test_many_states_leave_one(vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
+def test_many_states_leave_one(slot: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
     parts = state(descriptor)
     for number in range(200):
-        vault.mark_dirty({Side.A: Process(number + 1, 5)}, None)
-        vault.store(parts)
+        slot.mark_dirty({Side.A: Process(number + 1, 5)}, None)
+        slot.store(parts)
     found = taken(pair).state
     assert found is not None
     close(found)
-    vault.mark_dirty({}, None)
+    slot.mark_dirty({}, None)
     assert taken(pair) == LoadedState(None, {})
     assert references(parts.scratch) == 1  # type: ignore[arg-type]
 
 
 def test_what_is_read_stays_and_says_that_it_was_read(
-    vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
+    slot: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
 ) -> None:
-    vault.store(state(descriptor, 256))
+    slot.store(state(descriptor, 256))
     work = Work(Side.A, Side.A, frozenset(Side), frozenset({Side.B}))
-    assert vault.add(work)
+    assert slot.add(work)
     for expected in (True, True, False):
         later = next_broker(pair)
         found = later.load()
@@ -172,7 +172,7 @@ def test_what_is_read_stays_and_says_that_it_was_read(
         elif later.mark_read():  # read twice before anything is noted
             break
         later.close()
-    vault.store(state(descriptor))
+    slot.store(state(descriptor))
     newest = taken(pair)
     assert newest.state is not None
     assert newest.first
@@ -182,15 +182,15 @@ def test_what_is_read_stays_and_says_that_it_was_read(
 def test_a_version_that_does_not_know_the_mark_of_a_state_that_was_read_finds_the_state(pair: Pair) -> None:
     """To it the mark is a part of the state that has no descriptors: only the first byte decides."""
     inlet, outlet = pair
-    vault = StateSlot(inlet.dup(), outlet.dup())
-    assert vault.mark_read()
-    vault.close()
+    slot = StateSlot(inlet.dup(), outlet.dup())
+    assert slot.mark_read()
+    slot.close()
     assert outlet.recv(1) == b"M"
 
 
-def test_a_state_that_is_cut_short_is_none(vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
+def test_a_state_that_is_cut_short_is_none(slot: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
     """Killed between the messages of one state: what was before it is what counts."""
-    vault.mark_dirty({Side.B: Process(18)}, None)
+    slot.mark_dirty({Side.B: Process(18)}, None)
     given = [descriptor().fileno() for _ in range(3)]
     socket.send_fds(pair[0], [b"S" + (300).to_bytes(4, "big")], given)
     assert taken(pair) == LoadedState(None, {Side.B: Process(18)})
@@ -223,11 +223,11 @@ def broken(document: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("change", [newer, broken])
 def test_of_a_state_that_cannot_be_read_only_qemus_connection_stays_open(
-    vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd], change: Callable[[dict[str, Any]], None]
+    slot: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd], change: Callable[[dict[str, Any]], None]
 ) -> None:
     """Else no switch would ever see the earlier broker's connection end, and QEMU would take its rings too early."""
     parts = replace(state(descriptor), qemu=descriptor())
-    vault.store(parts)
+    slot.store(parts)
     head, given, _, _ = socket.recv_fds(pair[1], 64, 253)
     another_version(given[0], change)
     socket.send_fds(pair[0], [head], given)
@@ -242,11 +242,11 @@ def test_of_a_state_that_cannot_be_read_only_qemus_connection_stays_open(
 
 
 def test_qemus_connection_outlives_work_that_was_under_way(
-    vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
+    slot: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
 ) -> None:
     parts, qemu = state(descriptor), descriptor()
-    vault.store(replace(parts, qemu=qemu))
-    vault.mark_dirty({Side.A: Process(17, 5)}, qemu)
+    slot.store(replace(parts, qemu=qemu))
+    slot.mark_dirty({Side.A: Process(17, 5)}, qemu)
     assert references(parts.scratch) == 1  # type: ignore[arg-type]
     found = taken(pair)
     assert found.qemu is not None
@@ -255,13 +255,13 @@ def test_qemus_connection_outlives_work_that_was_under_way(
 
 
 def test_a_connection_that_was_closed_meanwhile_is_let_go(
-    vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
+    slot: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
 ) -> None:
     first, second = descriptor(), descriptor()
-    vault.mark_dirty({Side.A: Process(17, 5)}, first)
-    vault.mark_dirty({Side.A: Process(17, 5)}, None)
+    slot.mark_dirty({Side.A: Process(17, 5)}, first)
+    slot.mark_dirty({Side.A: Process(17, 5)}, None)
     assert references(first) == 1
-    vault.mark_dirty({Side.A: Process(17, 5)}, second)
+    slot.mark_dirty({Side.A: Process(17, 5)}, second)
     found = taken(pair)
     assert found.qemu is not None
     assert inode(found.qemu) == inode(second)
@@ -272,12 +272,12 @@ WORK = Work(Side.B, None, frozenset(Side), frozenset({Side.B}))
 
 
 def test_work_with_the_switches_is_told_beside_the_state(
-    vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
+    slot: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
 ) -> None:
-    vault.store(state(descriptor))
-    assert vault.add(replace(WORK, owner=Side.A))
-    assert vault.add(replace(WORK, told=frozenset()))  # what was told before stays told
-    assert not vault.busy
+    slot.store(state(descriptor))
+    assert slot.add(replace(WORK, owner=Side.A))
+    assert slot.add(replace(WORK, told=frozenset()))  # what was told before stays told
+    assert not slot.busy
     found = taken(pair)
     assert found.work == WORK
     assert found.state is not None
@@ -285,37 +285,37 @@ def test_work_with_the_switches_is_told_beside_the_state(
 
 
 def test_work_with_an_owner_that_was_told_more_than_places_is_refused(
-    vault: StateSlot, descriptor: Callable[[], OwnedFd]
+    slot: StateSlot, descriptor: Callable[[], OwnedFd]
 ) -> None:
     """Whether it became the owner before that or after."""
-    vault.store(state(descriptor))
-    assert not vault.add(replace(WORK, owner=Side.B))
-    assert vault.add(WORK)
-    assert not vault.add(replace(WORK, owner=Side.B, told=frozenset()))
+    slot.store(state(descriptor))
+    assert not slot.add(replace(WORK, owner=Side.B))
+    assert slot.add(WORK)
+    assert not slot.add(replace(WORK, owner=Side.B, told=frozenset()))
 
 
 def test_that_nobody_has_the_rings_is_told_apart_from_that_they_change_hands(
-    vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
+    slot: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
 ) -> None:
     free = replace(WORK, nobody=True)
-    vault.store(state(descriptor))
-    assert vault.add(WORK)
-    assert vault.add(free)
+    slot.store(state(descriptor))
+    assert slot.add(WORK)
+    assert slot.add(free)
     found = taken(pair)
     assert found.work == free
     assert found.state is not None
     close(found.state)
 
 
-def test_a_full_vault_tells_all_the_same_that_work_is_under_way(
-    vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
+def test_a_full_slot_tells_all_the_same_that_work_is_under_way(
+    slot: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
 ) -> None:
-    vault.store(state(descriptor))
+    slot.store(state(descriptor))
     owners = [Side.A, None]
-    while vault.add(replace(WORK, owner=owners[0], told=frozenset())):
+    while slot.add(replace(WORK, owner=owners[0], told=frozenset())):
         owners.reverse()
     qemu = descriptor()
-    vault.mark_dirty({Side.A: Process(17, 5)}, qemu)
+    slot.mark_dirty({Side.A: Process(17, 5)}, qemu)
     found = taken(pair)
     assert (found.state, found.processes) == (None, {Side.A: Process(17, 5)})
     assert found.qemu is not None
@@ -323,11 +323,11 @@ def test_a_full_vault_tells_all_the_same_that_work_is_under_way(
     found.qemu.close()
 
 
-def test_a_new_state_makes_work_forgotten(vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
+def test_a_new_state_makes_work_forgotten(slot: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]) -> None:
     parts = state(descriptor)
-    vault.store(parts)
-    vault.add(WORK)
-    vault.store(parts)
+    slot.store(parts)
+    slot.add(WORK)
+    slot.store(parts)
     found = taken(pair)
     assert found.work is None
     assert found.state is not None
@@ -335,19 +335,19 @@ def test_a_new_state_makes_work_forgotten(vault: StateSlot, pair: Pair, descript
 
 
 def test_what_the_guest_says_then_makes_it_start_over(
-    vault: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
+    slot: StateSlot, pair: Pair, descriptor: Callable[[], OwnedFd]
 ) -> None:
-    vault.store(state(descriptor))
-    vault.add(WORK)
-    vault.mark_dirty({Side.A: Process(17, 5)}, None)
-    assert vault.add(WORK)  # says nothing new
+    slot.store(state(descriptor))
+    slot.add(WORK)
+    slot.mark_dirty({Side.A: Process(17, 5)}, None)
+    assert slot.add(WORK)  # says nothing new
     assert taken(pair) == LoadedState(None, {Side.A: Process(17, 5)})
 
 
-def test_more_work_than_a_socket_holds_is_refused(vault: StateSlot, descriptor: Callable[[], OwnedFd]) -> None:
-    vault.store(state(descriptor))
+def test_more_work_than_a_socket_holds_is_refused(slot: StateSlot, descriptor: Callable[[], OwnedFd]) -> None:
+    slot.store(state(descriptor))
     sides = [Side.A, Side.B]
-    assert not all(vault.add(replace(WORK, owner=sides[number % 2])) for number in range(10_000))
+    assert not all(slot.add(replace(WORK, owner=sides[number % 2])) for number in range(10_000))
 
 
 def test_a_note_of_an_earlier_version_tells_no_start(pair: Pair) -> None:

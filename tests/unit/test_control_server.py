@@ -33,12 +33,12 @@ def config() -> Iterator[Config]:
 
 def test_a_caller_who_comes_at_its_end_is_left_to_the_next_broker(config: Config) -> None:
     """The listening socket outlives the process; callers that have not been accepted wait there."""
-    desk = ControlServer(config, {}, None)
+    control_server = ControlServer(config, {}, None)
 
     async def scenario(client: socket.socket) -> list[object]:
         loop, raised = asyncio.get_running_loop(), list[object]()
         loop.set_exception_handler(lambda _, context: raised.append(context))
-        serving = desk.open()
+        serving = control_server.open()
         await asyncio.sleep(0)
         client.connect(str(config.broker_socket))
         loop.call_soon(serving.cancel)  # before the loop has seen the caller
@@ -47,10 +47,10 @@ def test_a_caller_who_comes_at_its_end_is_left_to_the_next_broker(config: Config
         assert serving.cancelled()
         return raised
 
-    assert desk.listener is not None
-    with desk.listener, socket.socket(socket.AF_UNIX) as client:
+    assert control_server.listener is not None
+    with control_server.listener, socket.socket(socket.AF_UNIX) as client:
         assert asyncio.run(scenario(client)) == []
-        connection, _ = desk.listener.accept()
+        connection, _ = control_server.listener.accept()
         connection.close()
 
 
@@ -66,7 +66,7 @@ def test_a_method_can_see_that_its_caller_has_hung_up(config: Config) -> None:
         seen.append(gone())
 
     async def scenario() -> None:
-        serving = desk.open()
+        serving = control_server.open()
         client.setblocking(False)
         client.connect(str(config.broker_socket))
         client.sendall(b'{"method": "ask"}\n')
@@ -74,9 +74,9 @@ def test_a_method_can_see_that_its_caller_has_hung_up(config: Config) -> None:
             await asyncio.sleep(0)
         serving.cancel()
 
-    desk = ControlServer(config, {"ask": ask}, None)
-    assert desk.listener is not None
-    with desk.listener, socket.socket(socket.AF_UNIX) as client:
+    control_server = ControlServer(config, {"ask": ask}, None)
+    assert control_server.listener is not None
+    with control_server.listener, socket.socket(socket.AF_UNIX) as client:
         asyncio.run(asyncio.wait_for(scenario(), 10))
     assert seen == [False, False, True]
 
@@ -87,7 +87,7 @@ def test_what_comes_beside_a_request_cannot_be_in_it(config: Config, given: str)
         raise AssertionError("called")
 
     async def scenario() -> bytes:
-        serving = desk.open()
+        serving = control_server.open()
         reader, writer = await asyncio.open_unix_connection(str(config.broker_socket))
         writer.write(json.dumps({"method": "ask", "params": {given: []}}).encode() + b"\n")
         answer = await reader.readline()
@@ -95,9 +95,9 @@ def test_what_comes_beside_a_request_cannot_be_in_it(config: Config, given: str)
         serving.cancel()
         return answer
 
-    desk = ControlServer(config, {"ask": ask}, None)
-    assert desk.listener is not None
-    with desk.listener:
+    control_server = ControlServer(config, {"ask": ask}, None)
+    assert control_server.listener is not None
+    with control_server.listener:
         answer = json.loads(asyncio.run(asyncio.wait_for(scenario(), 10)))
     assert answer["error"]["message"] == f"{given}: not a parameter of a request"
 
@@ -107,18 +107,18 @@ def test_a_control_socket_that_cannot_be_made_is_made_when_it_can_be(config: Con
     config.broker_socket.mkdir()  # in its place
     with pytest.raises(BrokerError, match="directory"):
         ControlServer(config, {}, None)
-    desk = ControlServer(config, {}, None, needed=False)
+    control_server = ControlServer(config, {}, None, needed=False)
 
     async def scenario() -> None:
-        serving = desk.open()
+        serving = control_server.open()
         await asyncio.sleep(0)
         config.broker_socket.rmdir()
-        while desk.listener is None:
+        while control_server.listener is None:
             await asyncio.sleep(0.01)
         _, writer = await asyncio.open_unix_connection(str(config.broker_socket))
         writer.close()
         serving.cancel()
-        desk.listener.close()
+        control_server.listener.close()
 
     asyncio.run(asyncio.wait_for(scenario(), 10))
 
@@ -131,7 +131,7 @@ def test_a_request_is_logged_with_its_duration_at_level_debug(
         return 1
 
     async def scenario() -> None:
-        serving = desk.open()
+        serving = control_server.open()
         client.setblocking(False)
         client.connect(str(config.broker_socket))
         loop = asyncio.get_running_loop()
@@ -141,9 +141,9 @@ def test_a_request_is_logged_with_its_duration_at_level_debug(
         serving.cancel()
 
     with caplog.at_level(level, "ovs_hotswap.broker.control.server"):
-        desk = ControlServer(config, {"good": good}, None)
-        assert desk.listener is not None
-        with desk.listener, socket.socket(socket.AF_UNIX) as client:
+        control_server = ControlServer(config, {"good": good}, None)
+        assert control_server.listener is not None
+        with control_server.listener, socket.socket(socket.AF_UNIX) as client:
             asyncio.run(asyncio.wait_for(scenario(), 10))
     who = rf"asked by user {os.getuid()}, process {os.getpid()}"
     expected = [
