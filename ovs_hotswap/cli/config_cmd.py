@@ -43,7 +43,7 @@ overlay = "/etc/ovs-hotswap/overlay.toml"
 # fence_ms = 500
 
 # The most memory, in MiB, for frames that arrive for VMs while those are moved. If all VMs together would need more,
-# they are moved in several rows.
+# they are moved in several batches, one after the other.
 # capture_mb = 512
 
 # Virtio features that VMs which start from now on are not offered. A VM that uses a feature which only a newer release
@@ -69,8 +69,8 @@ overlay = "/etc/ovs-hotswap/overlay.toml"
 # other_config = {}
 
 [instances.a]
-# Cores of its PMD threads. If the two instances have different cores, they do not slow each other down. Handovers are
-# fastest if one core is left without PMD threads.
+# Cores of its PMD threads, each of which polls queues in an endless loop. If the two instances have different cores,
+# they do not slow each other down. Handovers are fastest if one core is left without PMD threads.
 pmd_cores = [2]
 # The most huge page memory, in MiB, that it may take on a NUMA node, its packet pool included. It takes what its ports,
 # queues and MTUs need, which `ovs-hotswap check` shows: 66 MiB with 4 VMs, 310 with 255 VMs of 4 queues.

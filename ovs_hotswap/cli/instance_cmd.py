@@ -80,9 +80,10 @@ def stop(app: App, side: str, force: bool, yes: bool) -> None:
     """Stop an instance and undo all that its start did. It may be stopped already.
 
     An instance that serves VMs is stopped only with --force, and so is the active instance while the broker does not
-    answer. After the active instance was stopped, no side is active, and the watchdog does nothing until `ovs-hotswap
-    instance start`. On a terminal, --force names the VMs that lose their network, and asks. A script or a unit is not
-    asked.
+    answer. After the active instance was stopped, no side is active, the uplink is steered to neither, and the watchdog
+    does nothing until `ovs-hotswap instance start`: every VM is without network, also one that the other instance has
+    taken. On a terminal, --force names the VMs that lose their network, and asks. A script or a unit is not asked.
+
     With --json: {"side", "state"}.
 
     \b
