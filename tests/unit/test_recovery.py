@@ -287,6 +287,26 @@ def test_a_standby_comes_and_goes_without_the_state(ends: Ends) -> None:
     run(test)
 
 
+def test_while_no_state_is_stored_a_switch_that_connects_is_noted(ends: Ends) -> None:
+    """It can be given the rings before a state is stored, and would otherwise be no suspect of a next broker's."""
+
+    async def test(bed: Bed) -> None:
+        vm = bed.served(Ownership(Side.A, Certainty.OWNS))
+        again = Peer()
+        vm.drop_link(Side.B, "it hung up")
+        with keeping(bed, vm, ends):
+            found = [taken(ends)]
+            vm.accept(Side.B, again.broker)
+            found.append(taken(ends))
+            assert [(each.state, set(each.processes)) for each in found] == [(None, {Side.A}), (None, set(Side))]
+            for each in found:
+                assert each.qemu is not None
+                each.qemu.close()
+        again.close()
+
+    run(test)
+
+
 def test_an_owner_that_hangs_up_is_noted_at_once(ends: Ends) -> None:
     async def test(bed: Bed) -> None:
         vm = bed.served(Ownership(Side.A, Certainty.OWNS))

@@ -217,7 +217,8 @@ class StateSaver:
         entry = self._entries[name]
         work = _work(entry.vm, told, moving)
         assert entry.slot is not None
-        if work is None or not (entry.slot.busy or _names(work, entry)) or not entry.slot.add(work):
+        # While no state is stored, the note must name a process that has connected since: it may be given the rings.
+        if entry.slot.busy or work is None or not _names(work, entry) or not entry.slot.add(work):
             entry.vm.starts_over()
         self._save_soon(name)
 
