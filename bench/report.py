@@ -40,6 +40,16 @@ message threads.
 
 """
 
+CRASHES = """
+Milliseconds from an instant to each guest's next packet. Floor: from any instant while nothing is done. Failover: from
+SIGKILL of the active instance. Hang: from SIGSTOP of the active instance, all of whose threads stand still then.
+Restart: from SIGKILL of the only instance, without a broker and a watchdog.
+
+Broker lost is another measure and does not compare with the floor: the longest gap between two packets of a guest while
+the broker is killed and started again. It contains the guest's own spacing of packets.
+
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Section:
@@ -183,7 +193,7 @@ def failover(document: Json) -> Section:
         axes.set(xlabel="from the SIGKILL to a guest's next packet, ms", ylabel="share of the guests", xscale="log")
         axes.legend()
 
-    text = "## Crash failover\n\nMilliseconds from the signal to a guest's next packet; broker lost: longest gap.\n\n"
+    text = f"## Crash failover\n{CRASHES}"
     text += table(("VMs", "what", "guests", "p50", "p99", "max"), rows)
     text += "\n" + table(("VMs", "idle standby, % of a core"), idle)
     return Section(text, {"failover": outages})

@@ -28,8 +28,7 @@ def broker() -> None:
     \b
       `start`      No VM notices. Nothing is done if a broker runs.
       `reload`     Only VMs that were added to the intent or removed from it.
-      `take-over`  Packets pass; a VM that boots waits. Under systemd the unit
-                   is restarted, with the same result.
+      `take-over`  Packets pass. A VM that boots, or that is to be moved, waits.
       `stop`       Every VM loses its network until a broker runs again.
     """
 
@@ -94,7 +93,8 @@ def start(app: App) -> None:
 
     Under systemd this starts the unit ovs-hotswap-broker. Without systemd it starts a supervisor, which keeps the
     broker's connections and starts it again when it ends; the log is then broker.log in run_dir, and broker.log.1 is
-    the log before that.
+    the log before that. The supervisor is the command `broker supervise`, which is not in the list of commands:
+    `ovs-hotswap broker supervise --help` describes it and its options.
 
     A broker that runs is not touched, whatever its version: `broker take-over` replaces it.
     With --json: the status of the broker, as docs/json.md describes it.
@@ -116,11 +116,13 @@ def take_over(app: App) -> None:
     """Replace the running broker by a new process in the background, of this program's version.
 
     Use it after an update of ovs-hotswap, after a change of the configuration that `broker reload` does not follow, and
-    to give a broker a supervisor again. Every connection is handed over as it is: no VM notices, and no packet waits.
-    If the new broker does not become ready, the old one continues.
+    to give a broker a supervisor again. Every connection is handed over as it is. Packets pass in that time; a VM that
+    boots, or that is to be moved, waits. If the new broker does not become ready, the old one continues.
 
-    Under systemd it is the same as `systemctl restart ovs-hotswap-broker`: the old process ends first, systemd keeps
-    its connections, and starts the new one.
+    Under systemd the command restarts the unit, as `systemctl restart ovs-hotswap-broker` does: the old process ends
+    first, systemd keeps its connections, and starts the new one. The two brokers cannot agree on a format of the state
+    then: if the new one cannot read the state of a VM, that VM is without network until its switch has connected again,
+    usually for a second. docs/operations.md has the details.
     With --json: the status of the broker, as docs/json.md describes it.
 
     \b

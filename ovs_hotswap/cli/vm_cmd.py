@@ -49,11 +49,12 @@ def show(app: App, name: str) -> None:
     Look twice while the guest sends: where `available` of a transmit ring grows and `used` does not, the switch does
     not serve that ring. docs/runbook.md has the steps for a VM without a network.
 
-    With --json: {"name", "qemu", "absent": {"cause", "text"}, "owner", "certainty", "home",
+    With --json: {"name", "qemu", "absent": {"cause", "text"}, "owner", "certainty", "owner_since", "home",
     "last_proof": {"side", "proof"}, "features", "feature_names", "memory_bytes", "memory_regions", "unparkable",
     "quarantine",
     "switches": {side: {"connected", "pid", "role", "parked", "offers", "missing"}},
-    "rings": [{"index", "size", "started", "enabled", "available", "used"}], "moves", "last_move_us", "last_error"}.
+    "rings": [{"index", "size", "started", "enabled", "available", "used"}], "capture_bytes", "moves", "last_move_us",
+    "last_error", "netdev"}.
 
     \b
     Example:
@@ -79,9 +80,9 @@ def show(app: App, name: str) -> None:
 def quarantine(app: App, name: str, reason: str) -> None:
     """Keep a VM that ends every instance which serves it from both switches, until `vm release`.
 
-    The VM has no network then; its QEMU stays connected. A quarantine survives a restart of the broker. With backend =
-    "qemu-dual" the switches have no port for the VM, and the quarantine ends at the next boot. The watchdog puts a VM
-    into quarantine by itself when it finds that instances end because of it.
+    The VM has no network then; its QEMU stays connected. A quarantine survives a restart of the broker, and ends at the
+    next boot of the host. With backend = "qemu-dual" the switches have no port for the VM. The watchdog puts a VM into
+    quarantine by itself when it finds that instances end because of it.
     With --json: {"vm", "quarantine", "owner"}; `owner` is not null if a switch has not released its rings yet.
 
     \b

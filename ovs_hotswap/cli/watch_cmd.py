@@ -64,7 +64,7 @@ def status(app: App, events: int) -> None:
     The exit code is 1 if mode is "required" and no standby is ready.
     With --json: {"mode", "running", "ready", "active", "standby", "health", "reason", "keeping", "unprotected",
     "not_parked", "quarantined", "differing", "problem", "failover_problem", "events_problem", "failures", "gave_up",
-    "events": [{"time", "event", ...}]}.
+    "uplinks": {side: {"severity", "text"}}, "events": [{"time", "event", ...}]}.
 
     \b
     Example:
