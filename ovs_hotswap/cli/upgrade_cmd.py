@@ -90,8 +90,9 @@ def upgrade(app: App, release: str, keep_old: bool, leave_out: tuple[str, ...], 
 
     Whatever fails before the commit is undone, and the exit code is 5: the old instance serves every VM as before. If
     the old instance itself dies, the upgrade goes forward instead. Ctrl-C or SIGTERM before the commit starts an
-    orderly rollback. After the commit a failure or an interruption ends with exit code 15: the new instance serves the
-    VMs, and `ovs-hotswap resume` does what is left.
+    orderly rollback. After the commit a failure or an interruption ends with exit code 15, and `ovs-hotswap resume`
+    does what is left. The new instance then serves the VMs, unless it has ended itself (`ovs-hotswap vm list`); a VM
+    that was left out waits for the end of the old instance.
 
     One upgrade runs at a time, and `instance start` and `instance stop` are refused while it runs. Until it is
     finished, `overlay apply` is refused and the watchdog keeps no standby. docs/operations.md has the steps, and what a
@@ -124,8 +125,8 @@ def rollback(app: App) -> None:
     Rolling back a finished upgrade is itself an upgrade, to the previous release, with the same checks.
 
     The rollback of an unfinished upgrade gives each VM back to the old instance. It is refused (exit code 4) after the
-    commit, and if the old instance has died: `ovs-hotswap resume` is the way then. Exit code 6: a step could not be
-    undone; remove the cause that the message names, and repeat the command.
+    commit, and if the old instance has died and the new one lives: `ovs-hotswap resume` is the way then. Exit code 6: a
+    step could not be undone; remove the cause that the message names, and repeat the command.
 
     With --json: as upgrade.
 
