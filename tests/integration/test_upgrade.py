@@ -418,7 +418,7 @@ def test_no_vm_is_let_go_of_while_its_switch_stands_still(bed: Lab, host: Host, 
         with pytest.raises(BrokerError, match=f"the broker keeps running: .* vm1: switch a .process {pid}."):
             stop_broker(bed.config, system)
         overlay.write_text(head + rest[rest.index("[[") :])
-        with pytest.raises(BrokerError, match=f"kept, .* VM vm1: switch a .process {pid}."):
+        with pytest.raises(BrokerError, match=f"kept .* VM vm1: switch a .process {pid}."):
             Host(bed.config, system).follow_intent([Side.A])
         assert host.backends.vm("vm1").qemu == qemu
     finally:
