@@ -276,12 +276,14 @@ class MoveResult:
 class Undelivered:
     """The frames that arrived while a VM was moved and that neither side delivered.
 
+    ``undeliverable`` is how many more there were, each of which stands for several segments (GSO) and is lost.
     ``error`` is why they cannot be fetched, or ``None``.
     """
 
     vm: str
     frames: list[bytes]
     error: HotswapError | None = None
+    undeliverable: int = 0
 
 
 VM_FIELDS = tuple(each.name for each in fields(VmStatus) if each.name != "unreported")

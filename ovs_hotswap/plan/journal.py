@@ -26,7 +26,8 @@ from ovs_hotswap.plan.records import Facts, Kind, PlanProgress, Record, StepName
 from ovs_hotswap.system import System, files, host_error
 from ovs_hotswap.toml_file import Strict
 
-FORMAT = 1
+FORMAT = 2
+_OLDER = frozenset({1})  # its steps have former names, and it is otherwise the same
 KEPT = 20
 _YEAR_9999 = 253_370_764_800.0
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
@@ -131,7 +132,7 @@ def _whole_lines(data: bytes) -> list[bytes]:
 def _header(line: bytes, name: str) -> Header:
     try:
         version = _Version.model_validate_json(line).version
-        if version == FORMAT:
+        if version == FORMAT or version in _OLDER:
             return Header.model_validate_json(line)
     except ValidationError as error:
         raise _corrupt(name, 1) from error

@@ -28,7 +28,7 @@ from ovs_hotswap.switch.netns import Namespaces
 from ovs_hotswap.switch.ovsdb import ROOT_TABLES, TABLES, SwitchDb
 from ovs_hotswap.switch.paths import InstancePaths, InstanceRecord, keep_log_of, read_record
 from ovs_hotswap.switch.release import programs
-from ovs_hotswap.switch.rpc import hangs
+from ovs_hotswap.switch.rpc import hangs, listens
 from ovs_hotswap.switch.units import InstanceUnit
 from ovs_hotswap.switch.unixctl import appctl
 from ovs_hotswap.system import System, files
@@ -108,6 +108,10 @@ class Instance:
             return Life.DEAD
         return Life.STOPPED if self._system.stopped(pid) else Life.RUNS
 
+    def listens(self) -> bool:
+        """Return whether ovs-vswitchd takes commands. One that ends in order takes none in its last milliseconds."""
+        return listens(self.paths.vswitchd_ctl)
+
     def status(self) -> InstanceStatus:
         """Return the status of the instance. A part that is missing or does not answer is no error."""
         record = read_record(self.paths.record)
@@ -116,15 +120,10 @@ class Instance:
         if ovsdb is not None:
             with contextlib.suppress(HotswapError), self.database(_STATUS_S, ROOT_TABLES) as database:
                 initialized = database.state().dpdk_initialized
-        return InstanceStatus(
-            side=self._side,
-            state=self._state(record, vswitchd, initialized),
-            vswitchd_pid=vswitchd,
-            ovsdb_pid=ovsdb,
-            release=record.software if record else None,
-            dpdk_initialized=initialized,
-            started=record.started if record else None,
-        )
+        release, started = (record.software, record.started) if record else (None, None)
+        state = self._state(record, vswitchd, initialized)
+        return InstanceStatus(side=self._side, state=state, vswitchd_pid=vswitchd, ovsdb_pid=ovsdb, release=release,
+                              dpdk_initialized=initialized, started=started)  # fmt: skip
 
     def pid(self) -> int | None:
         """Return the pid of ovs-vswitchd, or ``None`` if it is not alive. The database is not asked."""

@@ -29,6 +29,19 @@ class NoAnswer(SwitchError):
     """The server did not answer within the deadline. Whether it has carried out the request is unknown."""
 
 
+def listens(socket: Path) -> bool:
+    """Whether a process listens on ``socket``, which need not answer."""
+    with sockets.socket(sockets.AF_UNIX) as connection:
+        connection.setblocking(False)
+        try:
+            connection.connect(str(socket))
+        except BlockingIOError:  # too many others wait to be accepted (unix(7))
+            return True
+        except OSError:
+            return False
+        return True
+
+
 def call(socket: Path, method: str, params: list[Any], *, timeout: float) -> Any:
     """Send one request to ``socket`` and return the result of the reply.
 

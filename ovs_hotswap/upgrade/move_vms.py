@@ -288,7 +288,12 @@ def _deliver(host: Host, side: Side, names: Sequence[str], run: StepContext) -> 
     for caught in host.backends.undelivered_many(names):
         if caught.error is not None:
             run.warn(f"VM {caught.vm}: frames that arrived during its move are not known: {caught.error.message}")
-        elif caught.frames and (port := host.ofport(caught.vm)) is not None:
+        if caught.undeliverable:
+            frames = "a large frame" if caught.undeliverable == 1 else f"{caught.undeliverable} large frames"
+            run.warn(
+                f"VM {caught.vm}: {frames} of several segments (GSO) arrived during its move and cannot be delivered"
+            )
+        if caught.frames and (port := host.ofport(caught.vm)) is not None:
             waiting += [(frame, f"output:{port}") for frame in caught.frames]
         if sum(len(frame) for frame, _ in waiting) > _AT_ONCE:
             host.openflow(side).packet_outs(waiting)

@@ -70,9 +70,9 @@ class Upgrade:
         return Service(on_old, on_new, True, uplink)
 
     def look_after_waiting(self) -> Situation:
-        """Look before the upgrade goes back. An old instance that is stopped, or has hung up on a VM, may be about to
-        end, by itself or by the watchdog. So this waits first, for at most twice ``watch.hang_ms``, until one of the
-        instances has ended or the old one recovers."""
+        """Look before the upgrade goes back. An old instance that is stopped, takes no commands, or has hung up on a VM
+        may be about to end, by itself or by the watchdog. So this waits first, for at most twice ``watch.hang_ms``,
+        until one of the instances has ended or the old one recovers."""
         patience_s = 2 * self.host.config.watch.hang_ms / 1e3
         wait_until(self._falters, patience_s, self.host.system, done=operator.not_)
         return self.look()
@@ -81,11 +81,12 @@ class Upgrade:
         now = self.look()
         if Life.DEAD in (now.old_life, now.new_life):
             return False
+        if now.old_life is Life.STOPPED or not self.host.instances[self.old].listens():
+            return True
         try:
-            connected = not self.host.unconnected(self.old)
+            return bool(self.host.unconnected(self.old))
         except BrokerError:
-            connected = True
-        return now.old_life is Life.STOPPED or not connected
+            return False
 
     def fled(self, now: Situation) -> bool:
         """Whether the old instance died during a rollback and its VMs went to the new one, which then must stay. Raises

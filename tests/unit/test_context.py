@@ -182,6 +182,14 @@ def test_an_old_instance_that_stands_still_is_given_time_to_end(upgrade: Upgrade
     assert world.now < 1.0
 
 
+def test_an_old_instance_that_takes_no_commands_is_given_time_to_end(upgrade: Upgrade) -> None:
+    world = Dying(["vm1"])
+    dying = Upgrade(FakeHost(upgrade.host.config, world), Side.A, Side.B, "host")
+    world.now, world.deaf_sides = 0.0, {Side.A}
+    assert dying.look_after_waiting().no_way_back == "instance a died"
+    assert world.now < 1.0
+
+
 def test_an_old_instance_that_stands_still_for_ever_is_not_waited_for_for_ever(upgrade: Upgrade, world: World) -> None:
     world.stopped_pids = {1}
     assert upgrade.look_after_waiting().no_way_back == ""

@@ -250,7 +250,7 @@ def test_frames_that_do_not_fit_into_one_answer_are_asked_for_again(serve: Serve
     def undelivered(params: dict[str, Any]) -> object:
         first, *others = params["vms"]
         errors = {"vm1": FAULT} if "vm1" in others else {}
-        return {"vms": [{"vm": first, "frames": [first.encode().hex()], "undeliverable": 0}], "errors": errors}
+        return {"vms": [{"vm": first, "frames": [first.encode().hex()], "undeliverable": 2}], "errors": errors}
 
     broker = Asked(undelivered_many=undelivered)
     with BrokerClient(serve(answering(broker)), timeout=5) as client:
@@ -259,6 +259,7 @@ def test_frames_that_do_not_fit_into_one_answer_are_asked_for_again(serve: Serve
         "vm0": [b"vm0"], "vm1": [], "vm2": [b"vm2"], "vm3": [b"vm3"],
     }  # fmt: skip
     assert [name for name, each in found.items() if each.error] == ["vm1"]
+    assert [name for name, each in found.items() if each.undeliverable == 2] == ["vm0", "vm2", "vm3"]
     assert [vms for _, vms in broker.requests] == [["vm0", "vm1", "vm2", "vm3"], ["vm2", "vm3"], ["vm3"]]
 
 

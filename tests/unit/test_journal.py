@@ -128,8 +128,8 @@ def test_a_missing_record_is_noticed(journals: Journals) -> None:
 
 def test_another_format_is_refused(journals: Journals) -> None:
     journals.directory.mkdir(parents=True)
-    current(journals).write_text('{"version": 2, "something": "new"}\n')
-    with pytest.raises(StateUnknown, match="format 2, this program knows 1"):
+    current(journals).write_text('{"version": 3, "something": "new"}\n')
+    with pytest.raises(StateUnknown, match="format 3, this program knows 2"):
         journals.read()
 
 

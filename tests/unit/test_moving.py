@@ -214,6 +214,17 @@ def test_a_vm_whose_frames_are_not_known_costs_no_other_vm_its_frames() -> None:
     assert bed.told == ["VM vm1: frames that arrived during its move are not known: it is gone"]
 
 
+def test_frames_that_cannot_be_delivered_are_told_and_the_others_are_delivered() -> None:
+    bed = Bed(2)
+    bed.broker.undelivered_many = lambda names: (  # type: ignore[method-assign]
+        Undelivered(name, [name.encode()], undeliverable=int(name[-1])) for name in names)  # fmt: skip
+    move_all(bed.host, Side.B, bed.run)
+    assert bed.sent == [(b"vm0", "output:0"), (b"vm1", "output:1")]
+    assert bed.told == [
+        "VM vm1: a large frame of several segments (GSO) arrived during its move and cannot be delivered"
+    ]
+
+
 def test_vms_that_are_there_already_stay() -> None:
     bed = Bed(3)
     bed.guests.owner["vm1"] = Side.B

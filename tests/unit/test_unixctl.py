@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ovs_hotswap.errors import SwitchError
-from ovs_hotswap.switch.rpc import NoAnswer
+from ovs_hotswap.switch.rpc import NoAnswer, listens
 from ovs_hotswap.switch.unixctl import appctl
 
 Serve = Callable[[Callable[[socket.socket], None]], Path]
@@ -110,3 +110,20 @@ def test_nothing_listens(tmp_path: Path) -> None:
     with pytest.raises(SwitchError, match=r"none: version: cannot connect: No such file or directory") as caught:
         appctl(tmp_path / "none", "version")
     assert caught.value.hint
+
+
+def test_whether_a_process_listens_does_not_depend_on_its_answers(tmp_path: Path) -> None:
+    path = tmp_path / "ctl"
+    assert not listens(path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        assert not listens(path)
+        listener.listen(0)
+        waiting = [socket.socket(socket.AF_UNIX) for _ in range(4)]
+        for each in waiting:  # nothing is accepted: the queue is full after some of them
+            each.setblocking(False)
+            each.connect_ex(str(path))
+        assert listens(path)
+        for each in waiting:
+            each.close()
+    assert not listens(path)

@@ -49,6 +49,7 @@ class World(VmStates, FakeSystem):
         self.state = {Side.A: State.RUNNING, Side.B: State.RUNNING}
         self.stopped_pids: set[int] = set()
         self.no_database: set[Side] = set()
+        self.deaf_sides: set[Side] = set()  # whose ovs-vswitchd takes no commands
         self.uplink_owner: Side | None = Side.A
         self.proofs: dict[Side, Proof] = {}
         self.outdated = False
@@ -93,6 +94,9 @@ class FakeInstance:
 
     def pid(self) -> int | None:
         return self.world.pid[self.side]
+
+    def listens(self) -> bool:
+        return self.side not in self.world.deaf_sides
 
     def life(self) -> Life:
         pid = self.pid()

@@ -43,6 +43,7 @@ class _Undelivered:
 @dataclass(frozen=True, slots=True)
 class _UndeliveredOf(_Undelivered):
     vm: str
+    undeliverable: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def frames(value: object) -> list[bytes]:
 def frames_of_many(value: object) -> list[Undelivered]:
     found = _read(_UNDELIVERED_MANY, value)
     faults = [Undelivered(vm, [], from_document(error, BrokerError)) for vm, error in found.errors.items()]
-    return faults + [Undelivered(each.vm, _frames(each)) for each in found.vms]
+    return faults + [Undelivered(each.vm, _frames(each), undeliverable=each.undeliverable) for each in found.vms]
 
 
 def _frames(found: _Undelivered) -> list[bytes]:
