@@ -62,7 +62,7 @@ class LabError(HotswapError):
 
 
 class BusyError(HotswapError):
-    """Another upgrade holds the lock."""
+    """An upgrade, or other work on an instance, is under way or unfinished."""
 
     exit_code = 10
 
@@ -92,7 +92,7 @@ class CommandError(HotswapError):
 
 
 class PostcheckFailed(HotswapError):
-    """The upgrade was committed, but a postcheck found something to look at."""
+    """The upgrade was committed, but a later step failed or was interrupted, or the postcheck found something."""
 
     exit_code = 15
 

@@ -36,7 +36,7 @@ def broker() -> None:
 @broker.command(short_help="Run the broker in the foreground until SIGTERM.")
 @logs.log_level
 @logs.log_file
-@click.option("--take-over", is_flag=True, help="Succeed the broker that runs; no VM notices.")
+@click.option("--take-over", is_flag=True, help="Succeed the broker that runs; VMs keep their network.")
 @pass_app
 def run(app: App, log_level: str, log_file: Path | None, take_over: bool) -> None:
     """Run the broker in the foreground until SIGTERM; SIGHUP reads the configuration and the overlay intent again.
@@ -61,7 +61,7 @@ def run(app: App, log_level: str, log_file: Path | None, take_over: bool) -> Non
 @broker.command(hidden=True)
 @logs.log_level
 @logs.log_file
-@click.option("--take-over", is_flag=True, help="Have it succeed the broker that runs; no VM notices.")
+@click.option("--take-over", is_flag=True, help="Have it succeed the broker that runs; VMs keep their network.")
 @pass_app
 def supervise(app: App, log_level: str, log_file: Path | None, take_over: bool) -> None:
     """Run the broker in the foreground, start it again if it ends, and keep its connections in the meantime.
@@ -110,7 +110,7 @@ def start(app: App) -> None:
     _show(app, found)
 
 
-@broker.command(name="take-over", short_help="Replace the broker by a new process; no VM notices.")
+@broker.command(name="take-over", short_help="Replace the broker by a new process; VMs keep their network.")
 @pass_app
 def take_over(app: App) -> None:
     """Replace the running broker by a new process in the background, of this program's version.

@@ -38,6 +38,11 @@ def list_(app: App) -> None:
         for each in found
     ]  # fmt: skip
     app.output.table(("VM", "QEMU", "owner", "certainty", "parked on", "rings", "moves", "last us"), rows)
+    for each in found:
+        if each.quarantine:
+            app.output.line(
+                f"VM {each.name} is in quarantine: {each.quarantine} (`ovs-hotswap vm release {each.name}`)"
+            )
 
 
 @vm.command(short_help="Show one VM: features, memory, switches, rings.")

@@ -216,3 +216,12 @@ def test_what_the_command_line_prints_is_as_the_schemas_say() -> None:
     assert [each["name"] for each in listed] == NAMES
     assert faults(BROKER, status) == []
     assert status.keys() == set(BROKER_FIELDS)
+
+
+def test_the_list_of_vms_names_those_in_quarantine() -> None:
+    with broker_bed() as bed:
+        bed.client.quarantine("vm1", "by order")
+        out = io.StringIO()
+        assert main.run(["--config", str(bed.broker.config_path), "vm", "list"], App(Output(out=out))) == 0
+    assert "VM vm1 is in quarantine: by order (`ovs-hotswap vm release vm1`)" in out.getvalue()
+    assert "VM vm0 is in" not in out.getvalue()
