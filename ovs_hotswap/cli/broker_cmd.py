@@ -28,7 +28,8 @@ def broker() -> None:
     \b
       `start`      No VM notices. Nothing is done if a broker runs.
       `reload`     Only VMs that were added to the intent or removed from it.
-      `take-over`  Packets pass. A VM that boots, or that is to be moved, waits.
+      `take-over`  Packets pass. A VM that boots, or that is to be moved, waits. A VM
+                   may start over, without network for about a second: see its help.
       `stop`       Every VM loses its network until a broker runs again.
     """
 
@@ -66,8 +67,9 @@ def run(app: App, log_level: str, log_file: Path | None, take_over: bool) -> Non
 def supervise(app: App, log_level: str, log_file: Path | None, take_over: bool) -> None:
     """Run the broker in the foreground, start it again if it ends, and keep its connections in the meantime.
 
-    This does on a host without systemd what systemd does for the broker's unit: a broker that is killed costs no
-    packet. A broker that hangs is not ended. `broker start` starts this command in the background.
+    This does on a host without systemd what systemd does for the broker's unit. While a broker that was killed is
+    started again, packets pass. A VM on whose message it worked starts over, and is without network for about a second.
+    A broker that hangs is not ended. `broker start` starts this command in the background.
     With --json: nothing is printed.
 
     \b
@@ -117,7 +119,8 @@ def take_over(app: App) -> None:
 
     Use it after an update of ovs-hotswap, after a change of the configuration that `broker reload` does not follow, and
     to give a broker a supervisor again. Every connection is handed over as it is. Packets pass in that time; a VM that
-    boots, or that is to be moved, waits. If the new broker does not become ready, the old one continues.
+    boots, or that is to be moved, waits. A VM whose QEMU waits for a switch that does not answer starts over, and is
+    without network for about a second. If the new broker does not become ready, the old one continues.
 
     Under systemd the command restarts the unit, as `systemctl restart ovs-hotswap-broker` does: the old process ends
     first, systemd keeps its connections, and starts the new one. The two brokers cannot agree on a format of the state

@@ -89,10 +89,15 @@ def upgrade(app: App, release: str, keep_old: bool, leave_out: tuple[str, ...], 
     If the active instance already runs that release, from files that were not replaced since, nothing is changed.
 
     Whatever fails before the commit is undone, and the exit code is 5: the old instance serves every VM as before. If
-    the old instance itself dies, the upgrade goes forward instead. Ctrl-C or SIGTERM before the commit starts an
-    orderly rollback. After the commit a failure or an interruption ends with exit code 15, and `ovs-hotswap resume`
-    does what is left. The new instance then serves the VMs, unless it has ended itself (`ovs-hotswap vm list`); a VM
-    that was left out waits for the end of the old instance.
+    it dies before the commit, the upgrade goes forward instead; if it dies while the upgrade is being undone, the exit
+    code is 5 and the new instance serves the VMs (`ovs-hotswap status`). Ctrl-C or SIGTERM before the commit starts an
+    orderly rollback.
+
+    After the commit a failure or an interruption ends with exit code 15, and `ovs-hotswap resume` does what is left.
+    The new instance then serves the VMs; a VM that was left out waits for the end of the old instance. If a step fails
+    because the new instance has died, is stopped or has lost its uplink, or if the old one serves all VMs again, and if
+    the old one still lives, everything is put back even after the commit, with exit code 5. If neither lives, the exit
+    code is 15 and no VM has a network.
 
     One upgrade runs at a time, and `instance start` and `instance stop` are refused while it runs. Until it is
     finished, `overlay apply` is refused and the watchdog keeps no standby. docs/operations.md has the steps, and what a
@@ -124,9 +129,10 @@ def rollback(app: App) -> None:
 
     Rolling back a finished upgrade is itself an upgrade, to the previous release, with the same checks.
 
-    The rollback of an unfinished upgrade gives each VM back to the old instance. It is refused (exit code 4) after the
-    commit, and if the old instance has died and the new one lives: `ovs-hotswap resume` is the way then. Exit code 6: a
-    step could not be undone; remove the cause that the message names, and repeat the command.
+    The rollback of an unfinished upgrade gives each VM back to the old instance. It is refused (exit code 4) if the old
+    instance has died and the new one lives, and after the commit as long as the new one serves: `ovs-hotswap resume` is
+    the way then. Exit code 6: a step could not be undone; remove the cause that the message names, and repeat the
+    command.
 
     With --json: as upgrade.
 
@@ -144,8 +150,9 @@ def resume(app: App) -> None:
     """Finish an upgrade, or its rollback, that was interrupted, in the direction in which it was going.
 
     Before the commit it continues the upgrade; `ovs-hotswap rollback` is the other choice. After the commit it does
-    what is left, such as ending the old instance. If the upgrade was being undone, it undoes the rest, and ends with
-    exit code 5.
+    what is left, such as ending the old instance; if the new instance is lost and the old one lives, it puts everything
+    back instead, and ends with exit code 5. If the upgrade was being undone, it undoes the rest, and ends with exit
+    code 5.
     `ovs-hotswap status` shows which of them it is (`phase`). It may be repeated.
 
     With --json: as upgrade.

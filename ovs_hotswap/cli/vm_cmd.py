@@ -20,9 +20,10 @@ def vm() -> None:
 def list_(app: App) -> None:
     """List the VMs: who owns each one's rings, and whether it is parked on the other side.
 
-    A VM has its network if its owner is the active side and the certainty is "owns". It survives the end of that
-    instance if it is parked on the other side. RINGS: how many are in use. MOVES, LAST US: handovers, and the
-    microseconds of the last one. docs/runbook.md says what to do about any other owner or certainty.
+    A VM is served if the certainty is "owns". Outside an upgrade its owner is then the active side. It survives the end
+    of that instance if it is parked on the other side. RINGS: how many are in use. MOVES, LAST US: handovers, and the
+    microseconds of the last one. docs/runbook.md says what to do about any other owner or certainty, and how to see
+    whether the uplink leads to the owner.
 
     With --json: {"vms": [...]}, each as `vm show` prints it.
 
