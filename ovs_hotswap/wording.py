@@ -59,7 +59,7 @@ def _capped(findings: Sequence[Finding]) -> list[Finding]:
         if counts[key] <= _ALIKE:
             found.append(finding)
     return found + [
-        Finding(check, severity, f"and {count - _ALIKE} more", "`ovs-hotswap --json check` lists all")
+        Finding(check, severity, f"and {count - _ALIKE} more", "`ovs-hotswap --json check --release NAME` lists all")
         for (check, severity), count in counts.items()
         if count > _ALIKE
     ]

@@ -73,7 +73,7 @@ overlay = "/etc/ovs-hotswap/overlay.toml"
 # they do not slow each other down. Handovers are fastest if one core is left without PMD threads.
 pmd_cores = [2]
 # The most huge page memory, in MiB, that it may take on a NUMA node, its packet pool included. It takes what its ports,
-# queues and MTUs need, which `ovs-hotswap check` shows: 66 MiB with 4 VMs, 310 with 255 VMs of 4 queues.
+# queues and MTUs need, which `ovs-hotswap check --release NAME` shows: 66 MiB with 4 VMs, 310 with 255 VMs of 4 queues.
 # memory_mb = 512
 # Longest sleep, in us, of an idle PMD in normal operation; 0 polls without a pause.
 # pmd_sleep_us = 0

@@ -93,7 +93,7 @@ def conflicting_processes(
                                    "`ovs-hotswap status`; end it if nothing uses it"))  # fmt: skip
         elif process.dpdk and process.file_prefix == file_prefix:
             findings.append(_error(name, f"process {process.pid} ({process.run_dir}) has file prefix {file_prefix}",
-                                   "give it another --file-prefix, or end it"))  # fmt: skip
+                                   "give that process another --file-prefix (`other_config:dpdk-extra`), or end it"))  # fmt: skip
         elif process.dpdk:
             findings.append(_warning(name, f"process {process.pid} ({process.run_dir}) is another ovs-vswitchd with "
                                      "DPDK on this host: it shares cores and huge pages"))  # fmt: skip
@@ -394,13 +394,13 @@ def _examples(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
 
 
-def tables(diff: Sequence[str]) -> list[Finding]:
-    """Check the flow tables. ``diff``: the lines in which the installed flows differ from the intended ones."""
+def tables(side: Side, diff: Sequence[str]) -> list[Finding]:
+    """Check a side's flow tables. ``diff``: the lines in which the installed flows differ from the intended ones."""
     name = "flow tables"
     if not diff:
         return _ok(name, "as intended")
     shown = "; ".join(diff[:3]) + (f"; and {len(diff) - 3} more" if len(diff) > 3 else "")
-    return [_error(name, f"{len(diff)} lines differ: {shown}", "`ovs-hotswap overlay diff`")]
+    return [_error(name, f"{len(diff)} lines differ: {shown}", f"`ovs-hotswap overlay diff --side {side}`")]
 
 
 # vlog(7): TIME|SEQUENCE|MODULE(THREAD)|LEVEL|MESSAGE

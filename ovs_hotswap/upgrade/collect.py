@@ -151,7 +151,7 @@ def _active(host: Host, old: Side) -> list[Finding]:
     found += _intent_mtus(intent)
     flows = host.openflow(old)
     found += checks.window_flows(window_incapable(flows.dump()))
-    return found + checks.tables(flows.diff(lines(render(host.intent, Form.FINAL))))
+    return found + checks.tables(old, flows.diff(lines(render(host.intent, Form.FINAL))))
 
 
 def _vms(host: Host, old: Side, new: Side, release: str, leave_out: Collection[str]) -> list[Finding]:
@@ -268,7 +268,7 @@ def postcheck(host: Host, new: Side, apart_s: float, end: LogEnd, known: Collect
     vms = [vm.name for vm in host.intent.vms]
     found += checks.ports([UPLINK, VXLAN, *vms], facts, absent, vms)
     found += checks.ports_polled(refused(ports_with_mtus(host.instances[new].paths), host.bridge_spec(new).ports), vms)
-    found += checks.tables(host.openflow(new).diff(lines(render(host.intent, Form.FINAL))))
+    found += checks.tables(new, host.openflow(new).diff(lines(render(host.intent, Form.FINAL))))
     return found + checks.log_errors(log_since(host, new, end), [UPLINK, VXLAN])
 
 

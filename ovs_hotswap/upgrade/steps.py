@@ -207,7 +207,7 @@ class FlowsActive(ReversibleStep[Upgrade]):
 
     name = "flows-active"
     description = "install the window form of the flow tables on the active instance"
-    look_at = "`ovs-hotswap overlay diff`"
+    look_at = "`ovs-hotswap overlay diff --side SIDE`"
 
     def do(self, context: Upgrade, run: StepContext) -> None:
         if not context.look().old_lost:

@@ -203,8 +203,8 @@ def test_ports() -> None:
 
 
 def test_tables() -> None:
-    assert severities(checks.tables([])) == [OK]
-    (finding,) = checks.tables(["-a", "+b", "+c", "+d", "+e"])
+    assert severities(checks.tables(Side.A, [])) == [OK]
+    (finding,) = checks.tables(Side.A, ["-a", "+b", "+c", "+d", "+e"])
     assert finding.severity is ERROR
     assert finding.text == "5 lines differ: -a; +b; +c; and 2 more"
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import errno
 import io
 import json
@@ -99,6 +100,59 @@ def test_every_command_has_the_common_options_and_documents_its_json(name: str) 
     for path, command in leaves(name).items():
         assert isinstance(command, Command), path
         assert "With --json" in (command.help or ""), path
+
+
+def spoken(path: Path) -> Iterator[str]:
+    """The commands in the messages and hints of a module; what is filled in is ``x``."""
+    tree = ast.parse(path.read_text())
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings name commands only
+    parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(tree):
+        text = ""
+        if isinstance(node, ast.JoinedStr):
+            text = "".join(str(each.value) if isinstance(each, ast.Constant) else "x" for each in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and not {id(node)} & (prose | parts):
+            text = node.value
+        yield from re.findall("`(ovs-hotswap [^`]*)`", text)
+
+
+def wrong(words: list[str]) -> str:
+    """Why a command line is wrong; empty if it is not. A placeholder may stand for a value."""
+    name, *rest = [word for word in words if word != "--json"]
+    if name == "--help":
+        return ""
+    if name not in main.COMMANDS:
+        return f"no command {name}"
+    command = main.COMMANDS[name].load()
+    while isinstance(command, click.Group) and rest:
+        inner = command.get_command(click.Context(command), rest.pop(0))
+        if inner is None:
+            return f"no such command: {words}"
+        command = inner
+    try:
+        if not isinstance(command, click.Group) and "--help" not in rest:
+            command.make_context("", list(rest))
+    except (click.MissingParameter, click.NoSuchOption) as error:
+        return error.format_message()
+    except click.UsageError:
+        return ""  # a value that a placeholder stands for
+    return ""
+
+
+def test_commands_in_messages_and_hints_are_complete() -> None:
+    """A command that the reader cannot type as it is sends a person who is paged to the manual."""
+    found = {
+        f"{path.name}: {command}: {fault}"
+        for path in Path(main.__file__).parents[1].rglob("*.py")
+        for command in spoken(path)
+        if (fault := wrong(command.split()[1:]))
+    }
+    assert found == set()
+
+
+@pytest.mark.parametrize("command", ["check", "overlay diff", "vm shows x", "nothing", "upgrade --relaese x"])
+def test_a_command_that_is_not_complete_is_seen(command: str) -> None:
+    assert wrong(command.split())
 
 
 def test_help_gives_each_command_one_line(shell: Shell, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
