@@ -212,7 +212,9 @@ def await_ports(host: Host, side: Side, *, without: Collection[str] = ()) -> Non
               lambda: f"instance {side} did not connect for VM {some(missing())}", on=[side])  # fmt: skip
     fault = too_small(host.packet_pools(side), host.demand(side).buffers)
     if fault:
-        raise SwitchError(f"instance {side}: {fault}", hint="`ovs-hotswap check --release NAME` says how many huge pages it needs")
+        raise SwitchError(
+            f"instance {side}: {fault}", hint="`ovs-hotswap check --release NAME` says how many huge pages it needs"
+        )
 
 
 def see_uplink(host: Host, side: Side) -> None:

@@ -93,7 +93,7 @@ def conflicting_processes(
                                    "`ovs-hotswap status`; end it if nothing uses it"))  # fmt: skip
         elif process.dpdk and process.file_prefix == file_prefix:
             findings.append(_error(name, f"process {process.pid} ({process.run_dir}) has file prefix {file_prefix}",
-                                   "give that process another --file-prefix (`other_config:dpdk-extra`), or end it"))  # fmt: skip
+                                   "give that process another --file-prefix, or end it"))  # fmt: skip
         elif process.dpdk:
             findings.append(_warning(name, f"process {process.pid} ({process.run_dir}) is another ovs-vswitchd with "
                                      "DPDK on this host: it shares cores and huge pages"))  # fmt: skip
