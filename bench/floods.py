@@ -35,7 +35,9 @@ _BUSY = "broker_percent"
 _PAIRS = 8  # of a flooding QEMU: each message may change any of sixteen rings
 _EACH_S = 0.005
 _SETTLES_S = 0.5  # for a flood to use its budget up
-_DRAINS_S = 5.0  # for what is left in the sockets to be heard
+_DRAINS_S = 120.0  # for what is left in the sockets to be heard
+_LOOK_S = 0.5
+_IDLE_S = 0.02  # processor time of a broker that hears nothing, in that time: two ticks of its clock
 
 Samples = dict[str, list[float]]
 
@@ -89,9 +91,19 @@ def measure(bed: Bed, other: FakeQemu, floods: Sequence[Flood], count: int) -> S
     found[_BUSY].append(100 * used / (time.monotonic() - begun))
     for flood in floods:
         flood.stop()
-    if floods:
-        time.sleep(_DRAINS_S)
+    _drain(bed.broker.pid)
     return found
+
+
+def _drain(broker: int) -> None:
+    """Wait until the broker has heard what the floods left in its sockets. Raises LabError."""
+    end = time.monotonic() + _DRAINS_S
+    while time.monotonic() < end:
+        before = cpu_seconds(broker)
+        time.sleep(_LOOK_S)
+        if cpu_seconds(broker) - before <= _IDLE_S:
+            return
+    raise LabError(f"the broker was still busy {_DRAINS_S:g} s after the floods")
 
 
 @contextlib.contextmanager
@@ -120,7 +132,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, output: Output, _system: System) -> int:
-    """Exit status. Raises LabError if too little is asked for."""
+    """Exit status. Raises LabError if too little is asked for, or the broker does not come to rest."""
     if arguments.rounds < 1 or arguments.samples < 1:
         raise LabError("--rounds and --samples must be at least 1")
     all_samples: dict[int, Samples] = {count: {key: [] for key in (*ASKED.values(), _BUSY)} for count in FLOODS}
