@@ -8,15 +8,21 @@ from hypothesis import strategies as st
 from ovs_hotswap.watchdog.backoff import Backoff
 
 
-def test_each_failure_doubles_the_wait() -> None:
-    backoff = Backoff(limit=10, window_s=100.0)
-    assert backoff.may_start(0.0)
+def waits_of_four(backoff: Backoff) -> tuple[Backoff, list[float]]:
+    """The seconds to wait after each of four failures, and what they leave."""
     waits = []
     for _ in range(4):
         backoff = backoff.failed(10.0)
         earliest = backoff.not_before()
         assert earliest is not None
         waits.append(earliest - 10.0)
+    return backoff, waits
+
+
+def test_each_failure_doubles_the_wait() -> None:
+    backoff = Backoff(limit=10, window_s=100.0)
+    assert backoff.may_start(0.0)
+    backoff, waits = waits_of_four(backoff)
     assert waits == [1.0, 2.0, 4.0, 8.0]
 
 
@@ -50,12 +56,7 @@ def test_failures_within_the_window_count_whatever_the_clock_shows() -> None:
 
 def test_a_wait_is_never_longer_than_the_most() -> None:
     backoff = Backoff(limit=None, window_s=1e9, first_s=2.0, most_s=5.0)
-    waits = []
-    for _ in range(4):
-        backoff = backoff.failed(10.0)
-        earliest = backoff.not_before()
-        assert earliest is not None
-        waits.append(earliest - 10.0)
+    backoff, waits = waits_of_four(backoff)
     assert waits == [2.0, 4.0, 5.0, 5.0]
     assert not backoff.given_up
 

@@ -53,25 +53,28 @@ def test_what_was_seen_of_something_else_does_not_count(path: Path, change: dict
     assert other.results == {}
 
 
-def test_any_change_of_the_sources_is_another_revision(tmp_path: Path) -> None:
-    source = tmp_path / "ovs_hotswap" / "model.py"
+def revisions(root: Path, *texts: str) -> tuple[Path, set[str]]:
+    """A source below ``root``, which has the last of ``texts``, and the revisions that it was with each of them."""
+    source = root / "ovs_hotswap" / "model.py"
     source.parent.mkdir()
     seen = set()
-    for text in ("a", "b"):
+    for text in texts:
         source.write_text(text)
-        seen.add(revision(tmp_path))
+        seen.add(revision(root))
+    return source, seen
+
+
+def test_any_change_of_the_sources_is_another_revision(tmp_path: Path) -> None:
+    source, seen = revisions(tmp_path, "a", "b")
     source.rename(source.with_name("other.py"))
     assert len(seen | {revision(tmp_path)}) == 3
 
 
 def test_a_change_of_comments_and_docstrings_is_the_same_revision(tmp_path: Path) -> None:
-    source = tmp_path / "ovs_hotswap" / "model.py"
-    source.parent.mkdir()
-    seen = set()
-    for text in ('"""A."""\ndef f():\n    """B."""\n    return 1\n', "# c\ndef f():\n    return (1)\n"):
-        source.write_text(text)
-        seen.add(revision(tmp_path))
-    source.write_text(text.replace("1", '"""B."""'))
+    source, seen = revisions(
+        tmp_path, '"""A."""\ndef f():\n    """B."""\n    return 1\n', "# c\ndef f():\n    return (1)\n"
+    )
+    source.write_text(source.read_text().replace("1", '"""B."""'))
     assert len(seen) == 1
     assert revision(tmp_path) not in seen
 

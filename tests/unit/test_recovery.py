@@ -173,6 +173,14 @@ def taken(ends: Ends) -> LoadedState:
         slot.close()
 
 
+def starts_over(ends: Ends, sides: set[Side]) -> None:
+    """A next broker would find no state, but QEMU's connection and the switches of ``sides``."""
+    found = taken(ends)
+    assert (found.state, set(found.processes)) == (None, sides)
+    assert found.qemu is not None
+    found.qemu.close()
+
+
 def test_while_it_is_found_out_where_a_connection_stands_no_state_is_kept(ends: Ends) -> None:
     async def test(bed: Bed) -> None:
         first = bed.served(Ownership(Side.A, Certainty.OWNS))
@@ -181,10 +189,7 @@ def test_while_it_is_found_out_where_a_connection_stands_no_state_is_kept(ends: 
         with keeping(bed, second, ends) as keeps:
             recovery.take_up(second)
             assert not keeps.save()
-            found = taken(ends)
-            assert (found.state, set(found.processes)) == (None, set(Side))
-            assert found.qemu is not None
-            found.qemu.close()
+            starts_over(ends, set(Side))
 
     run(test)
 
@@ -257,10 +262,7 @@ def test_a_standby_that_hangs_does_not_keep_a_state_from_being_stored(ends: Ends
             assert found.state is not None
             assert found.state.links.keys() == {Side.A}
             second.talks(moving=True)
-            found = taken(ends)
-            assert (found.state, set(found.processes)) == (None, set(Side))
-            assert found.qemu is not None
-            found.qemu.close()
+            starts_over(ends, set(Side))
 
     run(test)
 

@@ -39,9 +39,7 @@ _OLD_BUSY = struct.Struct("!cii")  # from a broker that did not keep that
 _WORK = struct.Struct("!cccBB")  # b"W", sides as letters or b"-": home, owner; as sets: parked, told (and _NOBODY)
 _NOBODY = 0x80  # no owner, and the rings do not change hands; a reader that does not know this bit believes they do
 _MORE = b"M"
-_READ = (
-    b"MR"  # a broker continues from this state; a version that does not know the message takes it for no descriptors
-)
+_READ = b"MR"  # a broker continues from this state; an older version takes it for a part without descriptors
 _UNKNOWN = -1  # when a process was started
 _PEEK_OFFSET = 42  # SO_PEEK_OFF (socket(7)): each MSG_PEEK looks behind what the one before has seen
 _PEEK = socket.MSG_CMSG_CLOEXEC | socket.MSG_PEEK
