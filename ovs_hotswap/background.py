@@ -24,6 +24,7 @@ _NORMAL = os.sched_param(0)
 _LOW_SESSION, _SESSION = "19", "0"
 _ROUNDS = 20
 _POLL_S = 0.02
+_CLONE_S = 0.001
 
 
 def threads_of(pid: int) -> Iterator[tuple[int, str]]:
@@ -46,12 +47,16 @@ def serve(pid: int) -> bool:
     """End the low priority of all threads of a process. Return whether none is left; if not, it is not permitted."""
     if _session(pid) == _LOW_SESSION:
         _set_session(pid, _SESSION)
+    raised = False
     for _ in range(_ROUNDS):
         left = low_threads(pid)
-        if not left:
+        if not left and not raised:
             return True
         for thread in left:
             _raise(thread)
+        if not left:  # a thread that was low may be making another, which cannot be seen yet
+            time.sleep(_CLONE_S)
+        raised = bool(left)
     return False
 
 

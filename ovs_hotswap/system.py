@@ -225,9 +225,10 @@ class System:
         """Keep processes at low priority during a block (``background.Background``)."""
         return background.Background(pids, spared, serving, patience_s)
 
-    def is_low(self, pid: int) -> bool:
-        """Whether ``pid``, or a thread of it, is at low priority; false if it is gone."""
-        return bool(background.low_threads(pid))
+    def low_threads(self, pid: int) -> list[str]:
+        """The names of the threads of ``pid`` that are at low priority; none if it is gone."""
+        low = set(background.low_threads(pid))
+        return sorted({name for thread, name in background.threads_of(pid) if thread in low}) if low else []
 
     def raise_priority(self, pid: int) -> bool:
         """End the low priority of ``pid``; return false if that is not permitted. If ``pid`` has none, this takes

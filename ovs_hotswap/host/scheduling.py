@@ -59,9 +59,10 @@ def _pids(host: Instances, side: Side) -> list[int]:
     return [pid for pid in (instance.pid(), instance.database_pid()) if pid is not None]
 
 
-def low(host: Instances, side: Side) -> list[int]:
-    """The pids of an instance's processes that are at low priority."""
-    return [pid for pid in _pids(host, side) if host.system.is_low(pid)]
+def low(host: Instances, side: Side) -> dict[int, list[str]]:
+    """The names of an instance's threads that are at low priority, by process; without processes that have none."""
+    found = {pid: host.system.low_threads(pid) for pid in _pids(host, side)}
+    return {pid: names for pid, names in found.items() if names}
 
 
 def serve(host: Instances, side: Side) -> bool:

@@ -79,6 +79,12 @@ def read_record(host: Host) -> StandbyRecord | None:
     return record if host.instances[record.side].pid() == record.pid else None
 
 
+def warm(host: Host, side: Side) -> StandbyRecord | None:
+    """Return the record of ``side`` if it is the warm standby: it runs and is prepared."""
+    record = read_record(host)
+    return record if record is not None and record.side is side and record.prepared else None
+
+
 def forget(config: Config) -> None:
     record_path(config).unlink(missing_ok=True)
 

@@ -31,10 +31,8 @@ def wait_protected(host: Host, active: Side | None = None) -> None:
     """Wait until there is a standby with every VM parked on it, beside ``active`` if given. Raises SwitchError."""
 
     def protected() -> bool:
-        now, record = host.recorded_active(), standby.read_record(host)
-        if now is None or (active is not None and now is not active):
-            return False
-        if record is None or record.side is now or not record.prepared:
+        now = host.recorded_active()
+        if now is None or (active is not None and now is not active) or standby.warm(host, now.other) is None:
             return False
         return not any(vm.unprotected(now.other) for vm in host.backends.vms())
 

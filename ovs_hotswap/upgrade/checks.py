@@ -239,14 +239,15 @@ def database(side: Side, answers: bool) -> list[Finding]:
     return [_error(name, f"the ovsdb-server of instance {side} does not answer", "start it, or continue it")]
 
 
-def priority(side: Side, low: Collection[int]) -> list[Finding]:
-    """Check that an instance that serves VMs has no processes at ``low`` priority, which it has while it is started
-    beside another instance."""
+def priority(side: Side, low: Mapping[int, Collection[str]]) -> list[Finding]:
+    """Check that an instance that serves VMs has no threads at ``low`` priority, which are named by process. It has
+    them while it is started beside another instance. Only a warning: the watchdog ends it, and so does an upgrade."""
     name = "priority"
     if not low:
         return _ok(name, f"instance {side}'s threads have normal priority")
-    text = f"instance {side} serves VMs at low priority: process {', '.join(map(str, sorted(low)))}"
-    return [_error(name, text, "the watchdog restores it; without a watchdog: `ovs-hotswap resume`")]
+    threads = [f"process {pid} ({', '.join(names)})" for pid, names in sorted(low.items())]
+    text = f"instance {side} serves VMs at low priority: {', '.join(threads)}"
+    return [_warning(name, text, "start the watchdog, which ends this: `ovs-hotswap watch run`")]
 
 
 def window_flows(incapable: Sequence[str]) -> list[Finding]:

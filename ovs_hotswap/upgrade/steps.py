@@ -47,6 +47,8 @@ class Precheck(Step[Upgrade]):
 
     def do(self, context: Upgrade, run: StepContext) -> None:
         uplink_proof.begin(context, run)
+        for finding in collect.restore_priority(context.host, context.old):
+            run.progress(f"{finding.check}: {finding.text}")
         found = collect.precheck(context.host, context.old, context.new, context.release, context.leave_out)
         for finding in checks.verdict(found):
             if finding.severity is Severity.WARNING:

@@ -232,8 +232,7 @@ class Guard:
     def _takes(self, side: Side) -> bool:
         """Whether VMs can move to ``side``: it is the warm standby, or an upgrade has parked VMs on it or is about to.
         In these two cases the upgrade continues without the failed instance."""
-        record = standby.read_record(self._host)
-        if record is not None and record.side is side and record.prepared:
+        if standby.warm(self._host, side) is not None:
             return True
         try:
             vms = self._host.backends.vms(read=False)

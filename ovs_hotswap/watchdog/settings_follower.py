@@ -44,8 +44,8 @@ class SettingsWatch:
             self._seen = active, seen
             if self._kept != self._seen:
                 self._keep(host, active, seen)
-            record = standby.read_record(host)
-            if record is None or record.side is active or not record.prepared or self._given == (record.pid, seen):
+            record = standby.warm(host, active.other)
+            if record is None or self._given == (record.pid, seen):
                 return
             with host.lock():
                 standby.follow_settings(host, record.side, *seen)

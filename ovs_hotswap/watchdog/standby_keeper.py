@@ -170,7 +170,10 @@ class Keeper:
         unfinished = self._unfinished(host)
         if unfinished:
             self._programmed = None  # the upgrade may program either intent
-            self._board.update(active=active, keeping="an upgrade is not finished")
+            # The upgrade may have ended the standby, or made it the active side.
+            warm = standby.warm(host, active.other)
+            self._board.update(active=active, standby=None if warm is None else warm.side,
+                               keeping="an upgrade is not finished")  # fmt: skip
             if not self._nowhere_to_go(host, active):
                 return Task.NOTHING
         if host.instances[active].pid() is not None:
@@ -251,7 +254,7 @@ class Keeper:
             self._board.update(active=active, standby=None)
             return StandbyState(False, there, prepared=record is not None and record.prepared,
                              may_restart=self.poison.under_way or self._board.may_restart())  # fmt: skip
-        prepared = record is not None and record.side is side and record.prepared
+        prepared = standby.warm(host, side) is not None
         state = State.RUNNING if prepared else host.instances[side].status().state  # status() asks the database
         if prepared and self._useless(host, side):
             state, prepared = State.DEAD, False

@@ -81,8 +81,8 @@ class FakeSystem(System):
         self.held_low.append(serving)
         return contextlib.nullcontext()
 
-    def is_low(self, pid: int) -> bool:
-        return pid in self.low
+    def low_threads(self, pid: int) -> list[str]:
+        return ["ovs-vswitchd"] if pid in self.low else []
 
     def raise_priority(self, pid: int) -> bool:
         self.low.discard(pid)

@@ -154,6 +154,21 @@ def test_where_no_instance_is_left_of_an_unfinished_upgrade_the_active_is_starte
     assert bed.world.done == ["start a host", "program a", "steer a"]
 
 
+def test_the_standby_that_an_upgrade_made_the_active_instance_is_no_longer_called_the_standby(config: Config) -> None:
+    bed = Bed(config)
+    while bed.keeper.turn() is not Task.NOTHING:
+        pass
+    assert (status_file.read_state(config) or {})["standby"] == Side.B
+    with Journals(config.state_dir, bed.world).begin("upgrade", StepNames((), ("retire",))) as journal:
+        assert bed.keeper.turn() is Task.NOTHING
+        assert (status_file.read_state(config) or {})["standby"] == Side.B
+        journal.append(Record(Kind.COMMIT))
+        bed.host.record_active(Side.B)
+        assert bed.keeper.turn() is Task.NOTHING
+        told = status_file.read_state(config) or {}
+    assert (told["active"], told["standby"], told["keeping"]) == (Side.B, None, "an upgrade is not finished")
+
+
 def test_an_upgrade_that_has_retired_the_old_instance_leaves_it_to_the_keeper(config: Config) -> None:
     bed = Bed(config, prepared=False)
     with Journals(config.state_dir, bed.world).begin("upgrade", StepNames((), ("retire", "postcheck"))) as journal:
