@@ -31,6 +31,7 @@ DEFAULT_RUN_DIR = Path("/run/ovs-hotswap")
 OWN_NAMES = (
     *Side, "vhost", "active", "peer.sock", "upgrade.lock", "broker.sock", "successor.sock", "broker.lock", "broker.pid",
     "broker.log", "supervisor.pid", "quarantine.json", "standby.json", "watch.json", "watch.lock",
+    "jobs",
     *(f"{kind}-{side}.json" for kind in ("order", "fault") for side in Side),
 )  # fmt: skip
 """Names in ``run_dir`` that ovs-hotswap itself uses."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
@@ -82,11 +82,25 @@ def output_options() -> list[click.Parameter]:
     ]
 
 
-class Command(click.Command):
-    """A command with the common options. In its help, what ``--json`` prints is a paragraph of its own."""
+Changes: TypeAlias = "bool | Callable[[Mapping[str, Any]], bool]"
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+
+def unless_dry_run(given: Mapping[str, Any]) -> bool:
+    """Whether a command that has the option ``--dry-run`` changes anything, given its options."""
+    return not given.get("dry_run")
+
+
+class Command(click.Command):
+    """A command with the common options. In its help, what ``--json`` prints is a paragraph of its own.
+
+    ``changes``: whether it changes anything on the host, or how to tell from the options that are given. A command that
+    changes something runs on another host as a job, which a lost connection does not end. Each command says which of
+    the two it is; one that does not counts as changing something.
+    """
+
+    def __init__(self, *args: Any, changes: Changes | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.changes = changes
         self.params.extend(output_options())
         self.help = re.sub(r"\n(?=[ ]*With --json:)", "\n\n", self.help or "")
 
@@ -152,3 +166,27 @@ class LazyGroup(Group):
 
     def _visible(self, ctx: click.Context) -> list[str]:
         return self.list_commands(ctx)  # without importing them
+
+
+def changes_something(root: click.Group, arguments: Sequence[str]) -> bool:
+    """Whether a command line changes anything on the host. One that only shows help, or that is wrong, does not."""
+    command: click.Command = root
+    context: click.Context | None = None
+    left = list(arguments)
+    while True:
+        context = click.Context(command, parent=context, **command.context_settings)
+        try:
+            given, left, _ = command.make_parser(context).parse_args(args=left)
+        except click.UsageError:
+            return False
+        shows = command.get_help_option(context)
+        if given.get("version") or (shows is not None and given.get(shows.name)):
+            return False
+        if not isinstance(command, click.Group):
+            break
+        inner = command.get_command(context, left[0]) if left else None
+        if inner is None:
+            return False
+        command, left = inner, left[1:]
+    changes = getattr(command, "changes", None)
+    return changes(given) if callable(changes) else changes is not False

@@ -34,7 +34,7 @@ def broker() -> None:
     """
 
 
-@broker.command(short_help="Run the broker in the foreground until SIGTERM.")
+@broker.command(short_help="Run the broker in the foreground until SIGTERM.", changes=True)
 @logs.log_level
 @logs.log_file
 @click.option("--take-over", is_flag=True, help="Succeed the broker that runs; VMs keep their network.")
@@ -59,7 +59,7 @@ def run(app: App, log_level: str, log_file: Path | None, take_over: bool) -> Non
     serve(app.config, app.system, lambda: load_config(app.config_path), take_over=take_over)
 
 
-@broker.command(hidden=True)
+@broker.command(hidden=True, changes=True)
 @logs.log_level
 @logs.log_file
 @click.option("--take-over", is_flag=True, help="Have it succeed the broker that runs; VMs keep their network.")
@@ -88,7 +88,7 @@ def supervise(app: App, log_level: str, log_file: Path | None, take_over: bool) 
     click.get_current_context().exit(status)
 
 
-@broker.command(short_help="Start the broker in the background.")
+@broker.command(short_help="Start the broker in the background.", changes=True)
 @pass_app
 def start(app: App) -> None:
     """Start the broker in the background, if it does not run.
@@ -112,7 +112,9 @@ def start(app: App) -> None:
     _show(app, found)
 
 
-@broker.command(name="take-over", short_help="Replace the broker by a new process; VMs keep their network.")
+@broker.command(
+    name="take-over", short_help="Replace the broker by a new process; VMs keep their network.", changes=True
+)
 @pass_app
 def take_over(app: App) -> None:
     """Replace the running broker by a new process in the background, of this program's version.
@@ -139,7 +141,7 @@ def take_over(app: App) -> None:
     _show(app, found)
 
 
-@broker.command(short_help="Stop the broker: VMs lose their network.")
+@broker.command(short_help="Stop the broker: VMs lose their network.", changes=True)
 @yes
 @pass_app
 def stop(app: App, yes: bool) -> None:
@@ -168,7 +170,7 @@ def stop(app: App, yes: bool) -> None:
     app.output.line("the broker is stopped" if stopped else "no broker was running")
 
 
-@broker.command(short_help="Show whether the broker runs, and its VMs.")
+@broker.command(short_help="Show whether the broker runs, and its VMs.", changes=False)
 @pass_app
 def status(app: App) -> None:
     """Show whether the broker runs and how many VMs it serves. The exit code is 7 if it does not answer.
@@ -183,7 +185,7 @@ def status(app: App) -> None:
         _show(app, client.status())
 
 
-@broker.command(name="reload", short_help="Have the broker read configuration and intent again.")
+@broker.command(name="reload", short_help="Have the broker read configuration and intent again.", changes=True)
 @pass_app
 def reload_(app: App) -> None:
     """Have the broker read the configuration and the overlay intent again. VMs are added and removed; the others are
@@ -207,7 +209,7 @@ def reload_(app: App) -> None:
         _show(app, client.status())
 
 
-@broker.command(short_help="Print everything that the broker has of one VM.")
+@broker.command(short_help="Print everything that the broker has of one VM.", changes=False)
 @click.argument("vm")
 @pass_app
 def dump(app: App, vm: str) -> None:

@@ -147,7 +147,7 @@ def config() -> None:
     """Check the configuration, or print an example of it."""
 
 
-@config.command(short_help="Validate the configuration; nothing is changed.")
+@config.command(short_help="Validate the configuration; nothing is changed.", changes=False)
 @pass_app
 def check(app: App) -> None:
     """Validate the configuration file as a whole, and that this host has its `broker.group`; nothing is changed.
@@ -182,7 +182,7 @@ def check(app: App) -> None:
     app.output.table(("key", "value"), rows)
 
 
-@config.command(short_help="Print a configuration with a comment for every key.")
+@config.command(short_help="Print a configuration with a comment for every key.", changes=False)
 @pass_app
 def example(app: App) -> None:
     """Print a complete configuration with a comment for every key.

@@ -24,7 +24,7 @@ def instance() -> None:
     """Start, stop and list the instances."""
 
 
-@instance.command(name="list")
+@instance.command(name="list", changes=False)
 @pass_app
 def list_(app: App) -> None:
     """List both instances and what they run.
@@ -42,7 +42,7 @@ def list_(app: App) -> None:
     show_instances(app, found)
 
 
-@instance.command()
+@instance.command(changes=True)
 @_side
 @click.option("--release", default="host", show_default=True, metavar="NAME", help="What it runs.")
 @pass_app
@@ -71,7 +71,7 @@ def start(app: App, side: str, release: str) -> None:
     app.output.line(f"instance {side} runs {wanted.label}{' and is active' if active else ''}")
 
 
-@instance.command(short_help="Stop an instance and undo what its start did.")
+@instance.command(short_help="Stop an instance and undo what its start did.", changes=True)
 @_side
 @click.option("--force", is_flag=True, help="Stop it even though it serves VMs.")
 @yes
@@ -103,7 +103,7 @@ def stop(app: App, side: str, force: bool, yes: bool) -> None:
     app.output.line(f"instance {side} is stopped")
 
 
-@instance.command(name="restore", short_help="After a boot, start what was active before it.")
+@instance.command(name="restore", short_help="After a boot, start what was active before it.", changes=True)
 @pass_app
 def restore_(app: App) -> None:
     """After a boot, start and program the instance that was active before it, with the release that it had.
@@ -123,7 +123,7 @@ def restore_(app: App) -> None:
     app.output.line(f"instance {done.side} runs release {done.release}" if done else "nothing to restore")
 
 
-@instance.command(short_help="Record the operator's settings for the next start.")
+@instance.command(short_help="Record the operator's settings for the next start.", changes=True)
 @pass_app
 def keep(app: App) -> None:
     """Record the operator's settings on the active instance, for when it is started again.
@@ -143,7 +143,7 @@ def keep(app: App) -> None:
     app.output.line("no instance is active" if side is None else f"{len(found)} settings of instance {side} are kept")
 
 
-@instance.command(name="bring-up", hidden=True)
+@instance.command(name="bring-up", hidden=True, changes=True)
 @_side
 @pass_app
 def bring_up(app: App, side: str) -> None:
@@ -167,7 +167,7 @@ def bring_up(app: App, side: str) -> None:
     unit.carry_out(act)
 
 
-@instance.command(hidden=True)
+@instance.command(hidden=True, changes=True)
 @_side
 @pass_app
 def mend(app: App, side: str) -> None:

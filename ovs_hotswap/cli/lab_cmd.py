@@ -35,7 +35,7 @@ def lab() -> None:
     """Make a test bed on this machine, and show an upgrade in it."""
 
 
-@lab.command(short_help="Make the lab, and start its guests.")
+@lab.command(short_help="Make the lab, and start its guests.", changes=True)
 @_directory
 @_vms
 @pass_app
@@ -60,7 +60,7 @@ def up(app: App, directory: Path, vms: int) -> None:
         app.output.line(f"  ovs-hotswap --config {config} {command}")
 
 
-@lab.command(short_help="Remove the lab, also what a killed lab left.")
+@lab.command(short_help="Remove the lab, also what a killed lab left.", changes=True)
 @_directory
 @pass_app
 def down(app: App, directory: Path) -> None:
@@ -78,7 +78,7 @@ def down(app: App, directory: Path) -> None:
     app.output.line(f"the lab at {directory} is removed" if removed else f"there was no lab at {directory}")
 
 
-@lab.command()
+@lab.command(changes=False)
 @_directory
 @pass_app
 def status(app: App, directory: Path) -> None:
@@ -96,7 +96,7 @@ def status(app: App, directory: Path) -> None:
     app.output.table(("guest", "process", "ready"), [(g.name, g.pid, g.ready) for g in found.guests])
 
 
-@lab.command(short_help="Upgrade under running guests, then restart plainly.")
+@lab.command(short_help="Upgrade under running guests, then restart plainly.", changes=True)
 @_directory
 @_vms
 @click.option(

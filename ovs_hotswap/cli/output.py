@@ -124,7 +124,7 @@ class Output:
         """Print the JSON document for programs. Dataclasses become objects; enumerations and paths become strings. With
         ``indent`` ``None`` it is one line."""
         if self.json:
-            print(json.dumps(value, indent=indent, default=_plain), file=self.out, flush=True)
+            print(json.dumps(value, indent=indent, default=plain), file=self.out, flush=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
         """Print a table for people. ``None`` is shown as ``-``."""
@@ -188,7 +188,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """What ``json.dumps`` cannot write itself, as something that it can. Raises TypeError."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if isinstance(value, Path):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ovs_hotswap.cli.app import App, Group, pass_app
+from ovs_hotswap.cli.app import App, Group, pass_app, unless_dry_run
 from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.overlay.tables import Form, Table, annotated, lines, render
@@ -120,7 +120,7 @@ def _refuse_devices(host: Host) -> list[str]:
     return [each.text for each in findings if each.severity is Severity.WARNING]
 
 
-@overlay.command(short_help="Validate the overlay intent; nothing is changed.")
+@overlay.command(short_help="Validate the overlay intent; nothing is changed.", changes=False)
 @pass_app
 def check(app: App) -> None:
     """Validate the overlay intent that the configuration names, also against the uplink's devices; nothing is changed.
@@ -147,7 +147,7 @@ def check(app: App) -> None:
     app.output.line(f"{path}: valid: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
 
 
-@overlay.command()
+@overlay.command(changes=False)
 @pass_app
 def example(app: App) -> None:
     """Print a complete overlay intent with comments.
@@ -162,7 +162,7 @@ def example(app: App) -> None:
     app.output.line(EXAMPLE.rstrip())
 
 
-@overlay.command(short_help="Print the flow tables that the intent stands for.")
+@overlay.command(short_help="Print the flow tables that the intent stands for.", changes=False)
 @_form
 @pass_app
 def show(app: App, form: str) -> None:
@@ -183,7 +183,7 @@ def show(app: App, form: str) -> None:
         app.output.line(text)
 
 
-@overlay.command(short_help="Compare an instance's flows and tunnels with the intent.")
+@overlay.command(short_help="Compare an instance's flows and tunnels with the intent.", changes=False)
 @click.option(
     "--side", type=click.Choice([side.value for side in Side]), required=True, help="The instance to look at."
 )
@@ -210,7 +210,7 @@ def diff(app: App, context: click.Context, side: str, form: str) -> None:
     app.output.line(f"instance {side}: as the intent ({form} form)")
 
 
-@overlay.command(short_help="Bring broker, instances and uplink to the intent.")
+@overlay.command(short_help="Bring broker, instances and uplink to the intent.", changes=unless_dry_run)
 @click.option("--dry-run", is_flag=True, help="Show what would change, change nothing.")
 @click.option("--untried", is_flag=True, help="Do so even if no other instance runs to try an MTU or port option on.")
 @pass_app

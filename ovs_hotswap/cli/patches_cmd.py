@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ovs_hotswap import patches as series_of_patches
-from ovs_hotswap.cli.app import App, Group, pass_app
+from ovs_hotswap.cli.app import App, Group, pass_app, unless_dry_run
 from ovs_hotswap.errors import PatchError
 from ovs_hotswap.patches import Patch, Series, State, default_root, directories, load
 
@@ -37,7 +37,7 @@ def _tree_argument(command: Decorated) -> Decorated:
     return click.argument("tree", type=click.Path(exists=True, file_okay=False, path_type=Path))(command)
 
 
-@patches.command(name="list", short_help="List the patches of each series, and their purpose.")
+@patches.command(name="list", short_help="List the patches of each series, and their purpose.", changes=False)
 @_series_option(required=False)
 @_patches_option
 @pass_app
@@ -108,7 +108,7 @@ def _patch_document(patch: Patch) -> dict[str, object]:
     }
 
 
-@patches.command(short_help="Check that every patch applies to TREE exactly.")
+@patches.command(short_help="Check that every patch applies to TREE exactly.", changes=False)
 @_tree_argument
 @_series_option(required=True)
 @_patches_option
@@ -131,7 +131,7 @@ def verify(app: App, tree: Path, name: str, root: Path | None) -> None:
     app.output.document(_outcome(state, series, tree))
 
 
-@patches.command()
+@patches.command(changes=unless_dry_run)
 @_tree_argument
 @_series_option(required=True)
 @_patches_option

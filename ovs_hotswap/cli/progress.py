@@ -87,6 +87,8 @@ class Progress:
         self._line = ""  # the last line, which is not repeated
         self.begun = False
         """Whether the plan has done anything."""
+        self.quiet = False
+        """Whether events are taken in without a line for each."""
 
     def __enter__(self) -> Progress:
         if self._output.terminal:
@@ -110,7 +112,7 @@ class Progress:
             row.apply(event)
         else:
             self._closing = WHOLE.get(event.kind, event.text)
-        if self._live is None and (line := self._plain(event, row)) != self._line:
+        if self._live is None and not self.quiet and (line := self._plain(event, row)) != self._line:
             self._line = line
             self._output.note(line)
 

@@ -20,7 +20,7 @@ def _document(found: Release) -> dict[str, object]:
     return {"name": found.name, "root": found.root, "ovs": found.ovs_version, "dpdk": found.dpdk_version}
 
 
-@release.command(name="list", short_help="List the releases, and how each one was made.")
+@release.command(name="list", short_help="List the releases, and how each one was made.", changes=False)
 @pass_app
 def list_releases(app: App) -> None:
     """List the releases: "host" is the installed package, every other one a directory of its own.
@@ -43,7 +43,7 @@ def list_releases(app: App) -> None:
     app.output.table(("name", "OVS", "DPDK", "made from", "state"), rows)
 
 
-@release.command()
+@release.command(changes=True)
 @click.argument("name")
 @click.option("--suite", type=click.Choice(sorted(ABI)), help="Make it from this Debian suite with debootstrap.")
 @click.option(
@@ -72,7 +72,7 @@ def add(app: App, name: str, suite: str | None, from_directory: Path | None, pac
     app.output.document(_document(added))
 
 
-@release.command()
+@release.command(changes=True)
 @click.argument("name")
 @pass_app
 def remove(app: App, name: str) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _UNKNOWN = 6  # errors.StateUnknown
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, changes=False)
 @click.option("--watch", "-w", is_flag=True, help="Follow it until Ctrl-C.")
 @click.option(
     "--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, metavar="SECONDS",

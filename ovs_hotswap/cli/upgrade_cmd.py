@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ovs_hotswap.cli.app import App, Command, pass_app
+from ovs_hotswap.cli.app import App, Command, pass_app, unless_dry_run
 from ovs_hotswap.cli.overview import document_of
 from ovs_hotswap.errors import PrecheckFailed
 from ovs_hotswap.host.host import Host
@@ -34,7 +34,7 @@ _leave_out = click.option(
 )  # fmt: skip
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, changes=False)
 @_release
 @_leave_out
 @pass_app
@@ -66,7 +66,7 @@ def _end(app: App, findings: Iterable[Finding]) -> None:
     verdict(findings)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, changes=unless_dry_run)
 @_release
 @click.option(
     "--keep-old",
@@ -122,7 +122,7 @@ def upgrade(app: App, release: str, keep_old: bool, leave_out: tuple[str, ...], 
     )  # fmt: skip
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, changes=True)
 @pass_app
 def rollback(app: App) -> None:
     """Undo an unfinished upgrade, or go back to the release that ran before the last one.
@@ -144,7 +144,7 @@ def rollback(app: App) -> None:
     _execute(app, upgrader, upgrader.rollback)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, changes=True)
 @pass_app
 def resume(app: App) -> None:
     """Finish an upgrade, or its rollback, that was interrupted, in the direction in which it was going.

@@ -15,7 +15,7 @@ def vm() -> None:
     """Show the VMs: who serves each one, and its rings."""
 
 
-@vm.command(name="list", short_help="List the VMs: who owns each one, where it is parked.")
+@vm.command(name="list", short_help="List the VMs: who owns each one, where it is parked.", changes=False)
 @pass_app
 def list_(app: App) -> None:
     """List the VMs: who owns each one's rings, and whether it is parked on the other side.
@@ -46,7 +46,7 @@ def list_(app: App) -> None:
             )
 
 
-@vm.command(short_help="Show one VM: features, memory, switches, rings.")
+@vm.command(short_help="Show one VM: features, memory, switches, rings.", changes=False)
 @click.argument("name")
 @pass_app
 def show(app: App, name: str) -> None:
@@ -79,7 +79,7 @@ def show(app: App, name: str) -> None:
     app.output.table(("ring", "guest", "size", "started", "enabled", "available", "used"), rings)
 
 
-@vm.command(short_help="Keep a VM from both switches until `vm release`.")
+@vm.command(short_help="Keep a VM from both switches until `vm release`.", changes=True)
 @click.argument("name")
 @click.option("--reason", default="by order", show_default=True, metavar="TEXT", help="What is shown for it.")
 @pass_app
@@ -102,7 +102,7 @@ def quarantine(app: App, name: str, reason: str) -> None:
     app.output.line(f"VM {name} is in quarantine{still}; `ovs-hotswap vm release {name}` ends it")
 
 
-@vm.command()
+@vm.command(changes=True)
 @click.argument("name")
 @pass_app
 def release(app: App, name: str) -> None:

@@ -17,7 +17,7 @@ def watch() -> None:
     """Keep a warm standby, and move every VM to it when the active instance dies or hangs."""
 
 
-@watch.command(short_help="Run the watchdog in the foreground until SIGTERM.")
+@watch.command(short_help="Run the watchdog in the foreground until SIGTERM.", changes=True)
 @logs.log_level
 @pass_app
 def run(app: App, log_level: str) -> None:
@@ -54,7 +54,7 @@ def run(app: App, log_level: str) -> None:
     watchdog.run()
 
 
-@watch.command(short_help="Show the watchdog, the standby and what happened.")
+@watch.command(short_help="Show the watchdog, the standby and what happened.", changes=False)
 @click.option("--events", metavar="N", type=click.IntRange(0, 1000), default=5, show_default=True,
               help="Show the N newest events.")  # fmt: skip
 @pass_app

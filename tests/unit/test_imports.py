@@ -33,6 +33,7 @@ LAYERS = (
     ("ovs_hotswap.upgrade",),
     ("ovs_hotswap.watchdog",),
     ("ovs_hotswap.lab",),
+    ("ovs_hotswap.remote",),
     ("ovs_hotswap.cli", "ovs_hotswap.__main__"),
 )  # fmt: skip
 # Decisions and formats: no I/O, and imports of one another alone.
@@ -47,6 +48,7 @@ PURE = {
     "ovs_hotswap.upgrade.outlook",
     "ovs_hotswap.upgrade.checks", "ovs_hotswap.upgrade.uplink_checks", "ovs_hotswap.watchdog.health",
     "ovs_hotswap.watchdog.failover", "ovs_hotswap.watchdog.standby_plan", "ovs_hotswap.watchdog.backoff",
+    "ovs_hotswap.remote.jobs",
 }  # fmt: skip
 IO_MODULES = {
     "asyncio", "ctypes", "fcntl", "glob", "io", "logging", "mmap", "multiprocessing", "os", "pathlib", "pty",
