@@ -134,7 +134,7 @@ def _dpdk_extra(key: str, extra: str, devargs: str) -> Iterator[Fault]:
         name = "-m" if re.fullmatch(r"-m\d+", word) else word.partition("=")[0]
         if name in _OWN_ARGUMENTS:
             yield key, f"{name} is not for this: {_OWN_ARGUMENTS[name]}"
-    address = _pci(devargs)
+    address = pci_address(devargs)
     if address is None:
         return
     if "--no-pci" in words:
@@ -144,7 +144,7 @@ def _dpdk_extra(key: str, extra: str, devargs: str) -> Iterator[Fault]:
         for word, following in zip(words, [*words[1:], ""], strict=True)
         if word.partition("=")[0] in _ALLOW
     ]
-    if allowed and address not in [_pci(each) for each in allowed]:
+    if allowed and address not in [pci_address(each) for each in allowed]:
         yield key, f"allows {', '.join(allowed)} alone, and not what uplink_devargs name ({devargs})"
 
 
@@ -154,7 +154,7 @@ def _interface(devargs: str) -> str | None:
     return found[1] if found else None
 
 
-def _pci(devargs: str) -> str | None:
+def pci_address(devargs: str) -> str | None:
     """Return the PCI address with which DPDK arguments begin, as the kernel writes it, or ``None``."""
     found = _PCI.fullmatch(devargs.strip().partition(",")[0].removeprefix("pci:"))
     return f"{(found[1] or '0000')}:{found[2]}".lower() if found else None
@@ -168,7 +168,7 @@ def _device(devargs: str) -> str:
     """
     if found := _interface(devargs):
         return f"iface={found}"
-    address = _pci(devargs)
+    address = pci_address(devargs)
     return devargs if address is None or "representor=" in devargs else address
 
 

@@ -31,9 +31,12 @@ class Life(enum.Enum):
 
 
 class Severity(enum.StrEnum):
+    """How bad a finding is. ``UNKNOWN``: what was to be checked could not be seen."""
+
     OK = "ok"
     WARNING = "warning"
     ERROR = "error"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)

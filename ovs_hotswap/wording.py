@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ovs_hotswap.model import Finding, Severity
@@ -21,6 +21,27 @@ def some(items: Sequence[str], apart: str = ", ") -> str:
 
 def short(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Return numbers as the kernel writes them: ``{0, 1, 2, 5}`` becomes ``0-2,5``."""
+    parts: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ",".join("-".join(map(str, part)) for part in parts)
+
+
+def listed(text: str) -> frozenset[int]:
+    """Return the numbers of a list such as ``0-2,5``."""
+    found: set[int] = set()
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        if first.isdecimal() and (last or first).isdecimal():
+            found |= set(range(int(first), int(last or first) + 1))
+    return frozenset(found)
 
 
 def summary(findings: Sequence[Finding]) -> list[Finding]:

@@ -6,8 +6,8 @@ import click
 
 from ovs_hotswap.broker.run_directory import control_group
 from ovs_hotswap.cli.app import App, Group, pass_app
-from ovs_hotswap.cli.hidden import hidden_paths
 from ovs_hotswap.model import Side
+from ovs_hotswap.service.hidden_paths import hidden_paths
 from ovs_hotswap.service.systemctl import Unit
 from ovs_hotswap.toml_file import refuse
 

@@ -40,6 +40,7 @@ COMMANDS = {
     "rollback": Lazy(f"{_CLI}.upgrade_cmd:rollback", "Undo an upgrade, unfinished or finished.", _UPGRADE),
     "resume": Lazy(f"{_CLI}.upgrade_cmd:resume", "Finish an upgrade that was interrupted.", _UPGRADE),
     "status": Lazy(f"{_CLI}.status_cmd:status", "Show the whole host: what runs, and what is wrong.", _HOST),
+    "doctor": Lazy(f"{_CLI}.doctor_cmd:doctor", "Check the host from top to bottom; each finding has its fix.", _HOST),
     "vm": Lazy(f"{_CLI}.vm_cmd:vm", "Show the VMs: who serves each one, and its rings.", _HOST),
     "instance": Lazy(f"{_CLI}.instance_cmd:instance", "Start, stop and list the instances.", _HOST),
     "broker": Lazy(f"{_CLI}.broker_cmd:broker", "Run the broker between QEMU and the instances.", _HOST),

@@ -26,8 +26,8 @@ if TYPE_CHECKING:  # rich takes longer to import than `--help` may take
 
     from ovs_hotswap.cli.progress import Progress
 
-MARKS = {Severity.OK: "ok", Severity.WARNING: "WARN", Severity.ERROR: "FAIL"}
-STYLES = {"ok": "green", "WARN": "yellow", "FAIL": "bold red"}
+MARKS = {Severity.OK: "ok", Severity.WARNING: "WARN", Severity.ERROR: "FAIL", Severity.UNKNOWN: "?"}
+STYLES = {"ok": "green", "WARN": "yellow", "FAIL": "bold red", "?": "magenta"}
 
 
 class Output:
@@ -84,12 +84,13 @@ class Output:
 
     def confirm(self, question: str) -> None:
         """Ask a question, if a person can be asked. Raises click.Abort unless the answer is yes."""
-        if not self.asks:
-            return
-        print(f"{question} [y/N] ", end="", file=self.err, flush=True)
-        answer = (self._source or sys.stdin).readline()
-        if answer.strip().lower() not in {"y", "yes"}:
+        if self.asks and not self.ask(question):
             raise click.Abort
+
+    def ask(self, question: str) -> bool:
+        """Ask a person a question, and return whether the answer is yes."""
+        print(f"{question} [y/N] ", end="", file=self.err, flush=True)
+        return (self._source or sys.stdin).readline().strip().lower() in {"y", "yes"}
 
     def console(self) -> Console:
         from rich.console import Console

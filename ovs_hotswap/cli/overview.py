@@ -40,6 +40,11 @@ class Problem:
 def look(host: Host) -> Document:
     """Read the state of the host. A field that cannot be read is null; its name is in ``unknown_fields``, and the
     reason is in ``unknown``."""
+    return look_with_reasons(host)[0]
+
+
+def look_with_reasons(host: Host) -> tuple[Document, dict[str, str]]:
+    """Read the state of the host. Returns it with the reason for each field that cannot be read."""
     unknown: dict[str, str] = {}
 
     def tried(field: str, act: Callable[[], Any]) -> Any:
@@ -70,7 +75,7 @@ def look(host: Host) -> Document:
     document["unknown"] = list(dict.fromkeys(unknown.values()))
     document["unknown_fields"] = list(unknown)
     document["problems"] = [asdict(each) for each in problems(document, steered=host.config.uplink.driver != "none")]
-    return document
+    return document, unknown
 
 
 def _pools(host: Host, side: Side) -> list[PacketPool]:

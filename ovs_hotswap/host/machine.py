@@ -17,6 +17,7 @@ from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Side, SwitchProcess
 from ovs_hotswap.switch.launch import DESCRIPTORS
 from ovs_hotswap.system import System
+from ovs_hotswap.wording import listed
 
 _PROC, _SYS = Path("/proc"), Path("/sys")
 _SWITCH = "ovs-vswitchd"
@@ -33,7 +34,7 @@ def cores(unit_group: str | None, sys: Path = _SYS, proc: Path = _PROC) -> froze
     """The cores on which PMD threads may run. They set their own affinity, so only the cpuset of their control group
     limits them. ``unit_group``: the group of the instance's unit, whether it exists yet or not; without a unit an
     instance stays in the caller's group."""
-    online = _listed(_text(sys / "devices/system/cpu/online"))
+    online = listed(_text(sys / "devices/system/cpu/online"))
     allowed = _cpuset(sys / "fs/cgroup", unit_group, _text(proc / "self/cgroup"))
     return (online & allowed if allowed else online) or frozenset(os.sched_getaffinity(0))
 
@@ -45,22 +46,12 @@ def _cpuset(root: Path, unit_group: str | None, own: str) -> frozenset[int]:
     groups = {name: path for _, name, path in (line.split(":", 2) for line in own.splitlines() if line.count(":") > 1)}
     first = next((path for names, path in groups.items() if "cpuset" in names.split(",")), None)
     if first is not None:
-        return frozenset() if unit_group else _listed(_text(root / "cpuset" / first.lstrip("/") / "cpuset.cpus"))
+        return frozenset() if unit_group else listed(_text(root / "cpuset" / first.lstrip("/") / "cpuset.cpus"))
     group = Path((unit_group or groups.get("", "")).lstrip("/"))
     for place in (group, *group.parents):
-        if found := _listed(_text(root / place / "cpuset.cpus.effective")):
+        if found := listed(_text(root / place / "cpuset.cpus.effective")):
             return found
     return frozenset()
-
-
-def _listed(text: str) -> frozenset[int]:
-    """The numbers of a list such as ``0-2,5``."""
-    found: set[int] = set()
-    for part in text.strip().split(","):
-        first, _, last = part.partition("-")
-        if first.isdecimal() and (last or first).isdecimal():
-            found |= set(range(int(first), int(last or first) + 1))
-    return frozenset(found)
 
 
 def descriptor_limit(host: Host, side: Side) -> int:

@@ -10,32 +10,35 @@ from ovs_hotswap.switch.memory import Demand, HugePages, PacketPool, Reservation
 HUGE_PAGES, POOL = "huge pages", "packet pool"
 
 
-def huge_pages(pools: Iterable[HugePages], needed_mib: int, nodes: Iterable[int]) -> list[Finding]:
+def huge_pages(
+    pools: Iterable[HugePages], needed_mib: int, nodes: Iterable[int], whom: str = "the standby needs"
+) -> list[Finding]:
     """Check that ``needed_mib`` MiB fit into the free huge pages of one size on each of the NUMA ``nodes``, and that
     the other nodes have at least one free page. A VM gets its packets from a pool on the node of its memory, and the
     peer link's driver keeps a table on node 0, wherever the PMD threads are (DPDK drivers/net/memif/memif_socket.c).
+    ``whom``: the words for who needs the memory.
     """
     pools, nodes = list(pools), set(nodes)
-    found = [_on_node([pool for pool in pools if pool.node == node], needed_mib, node) for node in sorted(nodes)]
+    found = [_on_node([pool for pool in pools if pool.node == node], needed_mib, node, whom) for node in sorted(nodes)]
     for node in sorted({pool.node for pool in pools} - nodes):
         if any(pool.free for pool in pools if pool.node == node):
             continue
-        severity, whom = Severity.WARNING, "a VM whose memory is there cannot be connected to the standby"
+        severity, why = Severity.WARNING, "a VM whose memory is there cannot be connected to the standby"
         if node == 0:
-            severity, whom = Severity.ERROR, "the peer link needs one there, whichever cores have PMD threads"
-        text = f"NUMA node {node} has none free: {whom}"
+            severity, why = Severity.ERROR, "the peer link needs one there, whichever cores have PMD threads"
+        text = f"NUMA node {node} has none free: {why}"
         found.append(Finding(HUGE_PAGES, severity, text, _more(HugePages(2048, 0, 0, node), needed_mib)))
     return found
 
 
-def _on_node(pools: Sequence[HugePages], needed_mib: int, node: int) -> Finding:
+def _on_node(pools: Sequence[HugePages], needed_mib: int, node: int, whom: str) -> Finding:
     for pool in pools:
         if pool.free * pool.size_kib >= needed_mib * 1024:
             text = f"NUMA node {node}: {pool.free} of {pool.size_kib} KiB free, {needed_mib} MiB needed"
             return Finding(HUGE_PAGES, Severity.OK, text)
     best = max(pools, key=lambda pool: pool.free * pool.size_kib, default=HugePages(2048, 0, 0, node))
     free = best.free * best.size_kib // 1024
-    text = f"NUMA node {node}: the standby needs {needed_mib} MiB, {free} MiB are free"
+    text = f"NUMA node {node}: {whom} {needed_mib} MiB, {free} MiB are free"
     return Finding(HUGE_PAGES, Severity.ERROR, text, _more(best, needed_mib))
 
 

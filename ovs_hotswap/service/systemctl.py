@@ -30,6 +30,10 @@ class Unit:
         """The unit's ``ActiveState``: active, activating, inactive, failed and others (org.freedesktop.systemd1(5))."""
         return self._show("ActiveState")
 
+    def stale(self) -> bool:
+        """Whether systemd has not read the unit's files since they were changed (``NeedDaemonReload``)."""
+        return self._show("NeedDaemonReload") == "yes"
+
     def descriptors(self) -> int:
         """The hard limit of descriptors of the unit's processes (systemd.exec(5), ``LimitNOFILE=``)."""
         found = self._show("LimitNOFILE")

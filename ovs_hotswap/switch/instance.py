@@ -474,10 +474,10 @@ def socket_limit(memory_mb: int, nodes: Iterable[int]) -> str:
     return ",".join([str(memory_mb)] * (max(nodes, default=0) + 1))
 
 
-def numa_nodes(cores: Iterable[int] | None = None) -> set[int]:
+def numa_nodes(cores: Iterable[int] | None = None, sys: Path = Path("/sys")) -> set[int]:
     """Return the NUMA nodes of ``cores``, or all (Documentation/ABI/stable/sysfs-devices-node); without NUMA, 0."""
     places = ["node"] if cores is None else [f"cpu/cpu{core}" for core in cores]
-    links = (link for place in places for link in Path("/sys/devices/system", place).glob("node[0-9]*"))
+    links = (link for place in places for link in (sys / "devices/system" / place).glob("node[0-9]*"))
     return {int(link.name.removeprefix("node")) for link in links} or {0}
 
 

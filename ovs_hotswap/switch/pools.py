@@ -35,9 +35,9 @@ def _number(file: Path) -> int:
     return int(file.read_text())
 
 
-def page_mib() -> int:
+def page_mib(system: Path = Path("/sys")) -> int:
     """Return the size, in MiB, of the smallest huge pages that this machine has; 2 if it has none yet."""
-    return min((pool.size_kib >> 10 for pool in huge_page_pools() if pool.total), default=2)
+    return min((pool.size_kib >> 10 for pool in huge_page_pools(system) if pool.total), default=2)
 
 
 def parse_pools(text: str) -> list[PacketPool]:

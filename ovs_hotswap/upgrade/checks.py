@@ -10,7 +10,7 @@ from ovs_hotswap.errors import HotswapError, PrecheckFailed
 from ovs_hotswap.host import rings
 from ovs_hotswap.host.rings import Place, RingSample
 from ovs_hotswap.model import Finding, Severity, Side, SwitchProcess
-from ovs_hotswap.wording import summary
+from ovs_hotswap.wording import ranges, summary
 
 MAX_REGIONS = 8  # VHOST_MEMORY_MAX_NREGIONS, DPDK lib/vhost/rte_vhost.h
 MAX_VHOST_DEVICES = 1024  # RTE_MAX_VHOST_DEVICE, DPDK lib/vhost/vhost.h
@@ -50,7 +50,7 @@ def cpu_set(present: Collection[int], cores: Mapping[Side, Collection[int]]) -> 
     name = "PMD cores"
     findings = [
         _error(name, f"instance {side}: no core {', '.join(map(str, sorted(absent)))} on this host",
-               f"correct instances.{side}.pmd_cores; this host has {_ranges(present)}")
+               f"correct instances.{side}.pmd_cores; this host has {ranges(present)}")
         for side, wanted in cores.items()
         if (absent := set(wanted) - set(present))
     ]  # fmt: skip
@@ -66,17 +66,6 @@ def cpu_set(present: Collection[int], cores: Mapping[Side, Collection[int]]) -> 
                      "leave one core without PMD threads")
         )  # fmt: skip
     return findings or _ok(name, "each instance has its own")
-
-
-def _ranges(numbers: Collection[int]) -> str:
-    """Write numbers as ranges: ``{0, 1, 2, 5}`` becomes ``0-2,5``."""
-    parts: list[list[int]] = []
-    for number in sorted(numbers):
-        if parts and parts[-1][-1] == number - 1:
-            parts[-1][1:] = [number]
-        else:
-            parts.append([number])
-    return ",".join("-".join(map(str, part)) for part in parts)
 
 
 def conflicting_processes(

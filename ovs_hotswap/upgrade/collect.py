@@ -26,7 +26,7 @@ from ovs_hotswap.overlay.ports import UPLINK, VXLAN
 from ovs_hotswap.overlay.tables import Form, lines, render
 from ovs_hotswap.switch.datapath import ports_with_mtus, refused
 from ovs_hotswap.switch.instance import numa_nodes
-from ovs_hotswap.switch.memory import reserve
+from ovs_hotswap.switch.memory import Reservation, reserve
 from ovs_hotswap.switch.openflow import window_incapable
 from ovs_hotswap.switch.paths import log_in_use, older
 from ovs_hotswap.switch.pools import huge_page_pools, page_mib
@@ -48,9 +48,10 @@ def precheck(host: Host, old: Side, new: Side, release: str, leave_out: Collecti
         lambda: beside(host, new, release),
         lambda: _machine(host, new),
         lambda: _memory(host, old, new, release),
-        lambda: _active(host, old),
-        lambda: _vms(host, old, new, release, leave_out),
-        lambda: _rings_before(host),
+        lambda: active(host, old),
+        lambda: broker(host),
+        lambda: vms(host, old, new, release, leave_out),
+        lambda: rings_before(host),
         lambda: settings_transfer.check(host, old, new, release, goes_on=usable(host, new, host.releases.get(release))),
         lambda: uplink_proof.check(host, old, begun),
         lambda: _steered(host, old),
@@ -135,10 +136,16 @@ def _memory(host: Host, old: Side, new: Side, release: str) -> list[Finding]:
         fault = memory_checks.too_small(host.packet_pools(new), demand.buffers)
         hint = f"`ovs-hotswap instance stop {new}`: the upgrade starts its own"
         found = [Finding(memory_checks.POOL, Severity.ERROR, f"instance {new}: {fault}", hint)] if fault else []
-    return found + (memory_checks.in_use(old, host.packet_pools(old), wanted) if host.running(old) else [])
+    return found + (pool_in_use(host, old, wanted) if host.running(old) else [])
 
 
-def _active(host: Host, old: Side) -> list[Finding]:
+def pool_in_use(host: Host, active: Side, wanted: Reservation) -> list[Finding]:
+    """Check that an instance with the memory ``wanted`` has room for what the active one holds. Raises SwitchError."""
+    return memory_checks.in_use(active, host.packet_pools(active), wanted)
+
+
+def active(host: Host, old: Side) -> list[Finding]:
+    """Check the instance that is active: its database, threads, ports and flows. Raises SwitchError."""
     if not host.running(old):
         return [Finding("active", Severity.ERROR, f"instance {old}, which is active, does not run",
                         f"`ovs-hotswap instance start {old}`")]  # fmt: skip
@@ -148,18 +155,24 @@ def _active(host: Host, old: Side) -> list[Finding]:
     found += checks.ports_polled(
         refused(ports_with_mtus(host.instances[old].paths), host.bridge_spec(old).ports), [vm.name for vm in intent.vms]
     )
-    found += _intent_mtus(intent)
+    found += intent_mtus(intent)
     flows = host.openflow(old)
     found += checks.window_flows(window_incapable(flows.dump()))
     return found + checks.tables(old, flows.diff(lines(render(host.intent, Form.FINAL))))
 
 
-def _vms(host: Host, old: Side, new: Side, release: str, leave_out: Collection[str]) -> list[Finding]:
+def broker(host: Host) -> list[Finding]:
+    """Check the broker, if there is one in the configured back-end mode. Raises BrokerError."""
+    if host.config.backend is not BackendMode.BROKER:
+        return []
+    status = host.broker.status()
+    return checks.broker(status.version, __version__, supervised=status.supervised)
+
+
+def vms(host: Host, old: Side, new: Side, release: str, leave_out: Collection[str] = ()) -> list[Finding]:
+    """Check the VMs that ``old`` serves, for an upgrade to ``release`` on ``new``. Raises BrokerError, ReleaseError."""
     found: list[Finding] = []
     offered = usable(host, new, host.releases.get(release))  # otherwise another instance will serve the VMs
-    if host.config.backend is BackendMode.BROKER:
-        status = host.broker.status()
-        found += checks.broker(status.version, __version__, supervised=status.supervised)
     vms = host.backends.vms()
     facts = [replace(vm_facts(vm), absent=_absent(host, vm)) for vm in vms]
     found += checks.known_vms([vm.name for vm in host.intent.vms], [vm.name for vm in facts])
@@ -199,10 +212,11 @@ def quarantined(vm: VmStatus, item: str) -> Finding:
 def mtus(host: Host) -> list[Finding]:
     """Check the MTUs of the intent and of the uplink's devices."""
     devices = [each for each in host.uplink.check() if each.check == checks.MTU]
-    return _intent_mtus(host.intent) + devices
+    return intent_mtus(host.intent) + devices
 
 
-def _intent_mtus(intent: Intent) -> list[Finding]:
+def intent_mtus(intent: Intent) -> list[Finding]:
+    """Check the MTUs that the intent gives to VMs."""
     limit = intent.vtep.tunnel_mtu
     return checks.too_long(intent.too_long, limit) + checks.oversized(intent.oversized, limit)
 
@@ -243,7 +257,8 @@ def vm_facts(vm: VmStatus) -> checks.VmFacts:
     return checks.VmFacts(vm.name, vm.has_guest, vm.features_used, vm.memory_regions, len(vm.rings) // 2, uncaught)
 
 
-def _rings_before(host: Host) -> list[Finding]:
+def rings_before(host: Host) -> list[Finding]:
+    """Check the guests' rings. Raises BrokerError."""
     found = baseline.look(host)
     return checks.rings_before(found.wedged, found.unread)
 

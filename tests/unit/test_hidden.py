@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ovs_hotswap.cli.hidden import hidden_paths
 from ovs_hotswap.config import Config
+from ovs_hotswap.service.hidden_paths import hidden_paths
 from ovs_hotswap.service.systemctl import Unit
 from tests.unit.fake_system import FakeSystem
 

@@ -32,6 +32,7 @@ LAYERS = (
     ("ovs_hotswap.host",),
     ("ovs_hotswap.upgrade",),
     ("ovs_hotswap.watchdog",),
+    ("ovs_hotswap.doctor",),
     ("ovs_hotswap.lab",),
     ("ovs_hotswap.remote",),
     ("ovs_hotswap.cli", "ovs_hotswap.__main__"),
@@ -49,6 +50,7 @@ PURE = {
     "ovs_hotswap.upgrade.checks", "ovs_hotswap.upgrade.uplink_checks", "ovs_hotswap.watchdog.health",
     "ovs_hotswap.watchdog.failover", "ovs_hotswap.watchdog.standby_plan", "ovs_hotswap.watchdog.backoff",
     "ovs_hotswap.remote.jobs",
+    "ovs_hotswap.doctor.report",
 }  # fmt: skip
 IO_MODULES = {
     "asyncio", "ctypes", "fcntl", "glob", "io", "logging", "mmap", "multiprocessing", "os", "pathlib", "pty",
@@ -59,7 +61,8 @@ IO_CALLS = {"open", "print", "input", "exec", "eval"}
 # Libraries that only these layers may use.
 LIBRARIES = {
     "click": {"cli"}, "rich": {"cli"},
-    "ovs": {"switch"}, "ovsdbapp": {"switch"}, "qemu": {"qemu"}, "pyroute2": {"switch", "uplink", "lab", "cli"},
+    "ovs": {"switch"}, "ovsdbapp": {"switch"}, "qemu": {"qemu"},
+    "pyroute2": {"switch", "uplink", "doctor", "lab", "cli"},
 }  # fmt: skip
 
 

@@ -37,6 +37,7 @@ CHANGING = {
     "instance restore", "instance keep", "instance bring-up", "instance mend", "broker run", "broker supervise",
     "broker start", "broker take-over", "broker stop", "broker reload", "watch run", "overlay apply", "release add",
     "release remove", "patches apply", "lab up", "lab down", "lab demo", "job interrupt", "job execute",
+    "doctor",
 }  # fmt: skip
 
 
@@ -64,6 +65,10 @@ def test_the_list_of_changing_commands_names_commands() -> None:
         ("overlay apply --dry-run --json", False),
         ("vm quarantine x --reason --help", True),  # the option's value
         ("status", False),
+        ("doctor", False),
+        ("doctor --fix --dry-run", False),
+        ("doctor --fix", True),
+        ("doctor --undo --yes", True),
         ("upgrade --help", False),
         ("-h upgrade --release x", False),
         ("--version", False),

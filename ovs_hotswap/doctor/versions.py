@@ -1,0 +1,69 @@
+"""Versions of what runs and of what is installed, and whether newer files wait to be used."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ovs_hotswap import __version__
+from ovs_hotswap.doctor.facts import Root
+from ovs_hotswap.doctor.report import Found, Kind, Section, ok
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.model import Severity, Side
+from ovs_hotswap.watchdog.status_file import lock_path
+
+_HERE = Section.VERSIONS
+OUTDATED = Kind(_HERE, "newer files", Severity.WARNING)
+PROGRAM = Kind(_HERE, "newer program", Severity.WARNING)
+_SHOWN = ("openvswitch-switch-dpdk", "openvswitch-switch", "qemu-system-x86", "libvirt-daemon", "python3")
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """``outdated``: the label of the release of each side that runs from files which were replaced since its start.
+    ``active``: the side that serves. ``programs``: our processes of which the same is true, by name."""
+
+    outdated: Mapping[Side, str]
+    active: Side | None
+    programs: Mapping[str, int]
+
+
+def packages(root: Root) -> dict[str, str]:
+    """Return the versions of the installed packages that matter here (dpkg's status file)."""
+    found: dict[str, str] = {}
+    for block in (root.text("var/lib/dpkg/status") or "").split("\n\n"):
+        fields = dict(re.findall(r"^(Package|Status|Version): (.*)$", block, re.MULTILINE))
+        if fields.get("Package") in _SHOWN and fields.get("Status", "").endswith(" installed"):
+            found[fields["Package"]] = fields.get("Version", "")
+    return found
+
+
+def read(host: Host) -> Running:
+    sides = [side for side in Side if host.instances[side].outdated()]
+    labels = {side: release.name for side in sides if (release := host.instances[side].release()) is not None}
+    run_dir = host.config.run_dir
+    pids = {"broker": host.system.read_pid(run_dir / "broker.pid"),
+            "watchdog": host.system.read_pid(lock_path(host.config))}  # fmt: skip
+    programs = {name: pid for name, pid in pids.items() if pid is not None and host.system.runs_deleted_files(pid)}
+    return Running(labels, host.recorded_active(), programs)
+
+
+def installed(found: Mapping[str, str]) -> Iterator[Found]:
+    for name, number in {"ovs-hotswap": __version__, "python": platform.python_version(), **found}.items():
+        yield ok(_HERE, "installed", f"{name} {number}")
+
+
+_AGAIN = {"broker": "`ovs-hotswap broker take-over`", "watchdog": "systemctl restart ovs-hotswap-watch"}
+
+
+def judge(facts: Running) -> Iterator[Found]:
+    for side, release in facts.outdated.items():
+        command = f"`ovs-hotswap upgrade --release {release}`"
+        if facts.active is not side:
+            command = f"`ovs-hotswap instance stop {side}`"
+        yield OUTDATED(f"instance {side} runs files of release {release} that were replaced since it was started",
+                       command, f"instance {side}")  # fmt: skip
+    for name, pid in facts.programs.items():
+        yield PROGRAM(f"the {name} (process {pid}) runs files that were replaced since it was started", _AGAIN[name])
