@@ -114,7 +114,8 @@ def upgrade(app: App, release: str, keep_old: bool, leave_out: tuple[str, ...], 
     upgrader = Upgrader(Host(app.config, app.system))
     keep = keep_old or app.config.upgrade.keep_old
     if dry_run:
-        _dry_run(app, upgrader.check(release, leave_out, keep_old=keep))
+        findings = upgrader.check(release, leave_out, keep_old=keep)
+        _dry_run(app, findings, changed=(force or upgrader.due(release)) if _ready(findings) else None)
         return
     _execute(
         app, upgrader,
@@ -197,14 +198,19 @@ def _outcome(host: Host, report: Report, active: Side | None) -> str:
     return f"instance {report.old} had ended, so nothing could be put back: {serves}"
 
 
-def _dry_run(app: App, findings: list[Finding]) -> None:
+def _dry_run(app: App, findings: list[Finding], *, changed: bool | None) -> None:
+    """Show what an upgrade would do. ``changed``: whether there is anything to do; ``None`` if it would not start."""
     plan = upgrade_plan()
     app.output.findings(findings)
     app.output.line()
+    if changed is False:
+        app.output.line(
+            "the active instance runs this release already, from the present files: nothing would be changed"
+        )
     rows = [(number, step.name, step.description) for number, step in enumerate(plan.before, 1)]
     rows.append((len(rows) + 1, "commit", "from here on, no step is undone"))
     rows += [(len(rows) + number, step.name, step.description) for number, step in enumerate(plan.after, 1)]
     app.output.table(("step", "name", "what it does"), rows)
     steps = [{"name": row[1], "description": row[2]} for row in rows]
-    app.output.document({"findings": findings, "ready": _ready(findings), "steps": steps})
+    app.output.document({"findings": findings, "ready": _ready(findings), "changed": changed, "steps": steps})
     _end(app, findings)

@@ -108,6 +108,10 @@ class Upgrader:
         found = _once(found)
         return found + ([Finding("leave-out", Severity.ERROR, *_KEPT)] if leave_out and keep_old else [])
 
+    def due(self, release: str) -> bool:
+        """Whether an upgrade to ``release`` has anything to do. Raises ReleaseError, StateUnknown or SwitchError."""
+        return not collect.up_to_date(self.host, self.host.active(), self.host.releases.get(release))
+
     def _left_out(self, leave_out: Collection[str]) -> list[str]:
         """The VMs of ``leave_out`` and those in quarantine, sorted."""
         return sorted({*leave_out, *(vm.name for vm in self.host.backends.vms(read=False) if vm.quarantine)})

@@ -682,6 +682,7 @@ def test_a_resume_with_nothing_to_resume_shows_no_steps(shell: Shell) -> None:
 def test_a_check_with_errors_has_the_exit_code_of_an_upgrade_that_it_refuses(shell: Shell, command: list[str]) -> None:
     assert shell("--json", *command, "--release", "host") == PrecheckFailed.exit_code
     assert shell.document["ready"] is False
+    assert shell.document.get("changed") is None
     assert "error" in [each["severity"] for each in shell.document["findings"]]
     assert shell(*command, "--release", "host") == PrecheckFailed.exit_code
 

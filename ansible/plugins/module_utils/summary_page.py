@@ -34,7 +34,7 @@ _OPEN = 30  # a list of up to so many hosts is open from the start
 
 _PROGRESS = ("upgraded", "unchanged", "skipped", *PROBLEMS, "running", "waiting")  # from what is done to what is left
 
-# A state is told by its sign and by its word, and by the shape of its cell; the colour comes on top.
+# Its sign, its word and the shape of its cell tell a state; the colour comes on top.
 SIGNS = {
     "failed": "✕", "rolled_back": "↩", "unreachable": "?", "unknown": "!", "running": "▸", "waiting": "·",
     "skipped": "–", "unchanged": "=", "upgraded": "✓",

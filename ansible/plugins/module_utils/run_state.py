@@ -1,0 +1,213 @@
+# Copyright: The authors of ovs-hotswap
+# SPDX-License-Identifier: Apache-2.0
+"""The state of a run over a fleet: files in a directory on the control node, and the decisions that follow from them.
+
+``run.json`` is the run, and ``hosts/NAME.json`` what became of a host. Each file is written by one task at the moment
+at which something is known, so that a control node that is killed loses nothing. The decisions are pure.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import tempfile
+
+from ansible_collections.ovs_hotswap.ovs_hotswap.plugins.module_utils import summary
+
+UPGRADED, UNCHANGED, ROLLED_BACK, FAILED = "upgraded", "unchanged", "rolled_back", "failed"
+UNREACHABLE, SKIPPED, RUNNING = "unreachable", "skipped", "running"
+STATES = (UPGRADED, UNCHANGED, ROLLED_BACK, FAILED, UNREACHABLE, SKIPPED, RUNNING)
+DONE = (UPGRADED, UNCHANGED)
+LEFT_OUT = (ROLLED_BACK, FAILED, UNREACHABLE)
+CANARY = "canary"
+FIELDS = ("host", "wave", "state", "started", "ended", "reason", "report", "check", "watch", "baseline", "job")
+
+POLICY = {
+    "max_failed_hosts": 0,
+    "max_failed_percent": 100,
+    "max_unhealthy_hosts": 0,
+    "max_gap_us": None,
+    "max_lost": 0,
+    "max_check_errors": 0,
+    "min_canaries": 1,
+}
+"""The thresholds of a run with their defaults. ``None``: not looked at."""
+
+
+def now():
+    """The time in UTC, with milliseconds."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+# --------------------------------------------------------------------------------------------------------- the files
+
+
+def run_file(directory):
+    return os.path.join(directory, "run.json")
+
+
+def host_file(directory, host):
+    """The file of a host. A name of the inventory may have a slash or begin with a dot; a file must not."""
+    name = host.replace("%", "%25").replace("/", "%2F")
+    return os.path.join(directory, "hosts", ("%2E" + name[1:] if name.startswith(".") else name) + ".json")
+
+
+def read(path):
+    """The document of a file; ``None`` if there is no file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return None
+
+
+def write(path, document):
+    """Replace the file in one act, and have it on the disk when this returns."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(document, file, indent=2, sort_keys=True)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def read_hosts(directory):
+    """What became of each host, by its name."""
+    place = os.path.join(directory, "hosts")
+    names = sorted(os.listdir(place)) if os.path.isdir(place) else []
+    found = [read(os.path.join(place, name)) for name in names if name.endswith(".json") and not name.startswith(".")]
+    return {each["host"]: each for each in found if each}
+
+
+def open_runs(directory, release):
+    """The directories below ``directory`` of runs to a release that have not ended, the newest last."""
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    runs = [(read(run_file(os.path.join(directory, name))), os.path.join(directory, name)) for name in sorted(names)]
+    mine = [(run["started"], path) for run, path in runs if run and run["release"] == release and not run.get("ended")]
+    return [path for _started, path in sorted(mine)]
+
+
+# -------------------------------------------------------------------------------------------------------- the decisions
+
+
+def classify(result, unreachable=False):
+    """State and reason of a host whose task failed with this result."""
+    if unreachable or result.get("unreachable"):
+        return UNREACHABLE, result.get("msg") or "the host cannot be reached"
+    state = ROLLED_BACK if result.get("outcome") == "rolled_back" else FAILED
+    return state, result.get("msg") or "the task failed"
+
+
+def outcome_since(baseline, status):
+    """What the journal of a host says about an upgrade of which only the beginning is known.
+
+    ``baseline``: the newest ended upgrade (``last``) before it began; ``status``: the document of `status` now. Returns
+    state, reason and report; the state is ``None`` if the upgrade never began."""
+    last = status["last"]
+    if status["unfinished"]:
+        phase, failure = status["unfinished"]["phase"], status["unfinished"]["failure"]
+        why = f"an upgrade is under way or was interrupted (phase {phase}{': ' + failure if failure else ''})"
+        return (
+            FAILED,
+            why + "; `ovs-hotswap status` shows it, `ovs-hotswap resume` or `ovs-hotswap rollback` ends it",
+            None,
+        )
+    if last == baseline or last is None:
+        return None, None, None
+    report = dict(last, active=status["active"], steps=[])
+    if last["committed"]:
+        return UPGRADED, None, report
+    return ROLLED_BACK, "the upgrade was put back while nothing followed it; the host's log has the cause", report
+
+
+def gap_us(record):
+    """The longest handover of a VM of this host, in microseconds; 0 if none was moved."""
+    moves = (record.get("report") or {}).get("moves") or {}
+    return max(moves.values()) if moves else 0
+
+
+def lost(record):
+    """How many frames the host reports as lost. A VM of which that is not known counts as one."""
+    host = summary.host(record, "")
+    return host.lost + len(host.lost_unknown)
+
+
+def check_errors(record):
+    return [each for each in (record.get("check") or {}).get("findings") or [] if each.get("severity") == "error"]
+
+
+def unhealthy(record, policy):
+    """Why an upgraded host is not as it must be; empty if it is."""
+    found = [record["reason"]] if record.get("reason") else []
+    limit = policy["max_gap_us"]
+    if limit is not None and gap_us(record) > limit:
+        found.append(f"a VM was without a switch for {gap_us(record):.0f} us, and at most {limit} are allowed")
+    if lost(record) > policy["max_lost"]:
+        found.append("frames were lost: {}, and at most {} may be".format(lost(record), policy["max_lost"]))
+    errors = check_errors(record)
+    if len(errors) > policy["max_check_errors"]:
+        found.append("; ".join(each["text"] for each in errors))
+    return found
+
+
+def next_wave(hosts, batch):
+    """The number of the wave that these hosts are: that of an interrupted wave if one of them is in it, else a new
+    one."""
+    waves = {name: record["wave"] for name, record in hosts.items() if isinstance(record.get("wave"), int)}
+    again = [waves[name] for name in batch if name in waves]
+    return max(again) if again else max(waves.values(), default=0) + 1
+
+
+def _named(hosts, names):
+    return "; ".join("{}: {}".format(name, hosts[name].get("reason") or hosts[name]["state"]) for name in names)
+
+
+def judge(hosts, policy, waves_begin=False):
+    """Why the run must stop, given what became of its hosts so far; an empty list if it may continue.
+
+    ``waves_begin``: whether a wave is about to begin, for which enough canaries are needed."""
+    found = []
+    begun = [name for name in hosts if hosts[name]["state"] not in (SKIPPED, RUNNING)]
+    bad = [name for name in begun if hosts[name]["state"] in LEFT_OUT]
+    if len(bad) > policy["max_failed_hosts"]:
+        found.append(
+            "{} failed, and at most {} may ({})".format(_hosts(bad), policy["max_failed_hosts"], _named(hosts, bad))
+        )
+    elif begun and 100.0 * len(bad) / len(begun) > policy["max_failed_percent"]:
+        found.append(
+            "{} of {} failed, which is more than {} % ({})".format(
+                len(bad), _hosts(begun), policy["max_failed_percent"], _named(hosts, bad)
+            )
+        )
+    ill = {name: why for name in begun if hosts[name]["state"] in DONE and (why := unhealthy(hosts[name], policy))}
+    if len(ill) > policy["max_unhealthy_hosts"]:
+        texts = "; ".join("{}: {}".format(name, ", ".join(why)) for name, why in ill.items())
+        found.append(
+            "{} upgraded and not healthy, and at most {} may be ({})".format(
+                _are(ill), policy["max_unhealthy_hosts"], texts
+            )
+        )
+    canaries = [name for name in hosts if hosts[name]["wave"] == CANARY and hosts[name]["state"] in DONE]
+    if waves_begin and len(canaries) < policy["min_canaries"]:
+        found.append(
+            "{} upgraded in this run, and at least {} must be before the waves begin".format(
+                _are(canaries, "canary", "canaries"), policy["min_canaries"]
+            )
+        )
+    return found
+
+
+def _hosts(names):
+    return "1 host" if len(names) == 1 else f"{len(names)} hosts"
+
+
+def _are(names, one="host", many="hosts"):
+    return f"1 {one} is" if len(names) == 1 else f"{len(names)} {many} are"

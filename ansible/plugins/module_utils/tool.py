@@ -1,0 +1,134 @@
+# Copyright: The authors of ovs-hotswap
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the program ``ovs-hotswap --json`` and reads the document that it prints."""
+
+from __future__ import annotations
+
+import json
+
+TOOL_ARGUMENTS = {
+    "program": {"type": "str", "default": "ovs-hotswap"},
+}
+FILE_ARGUMENTS = {
+    "config_file": {"type": "path"},
+}
+
+PRECHECK_FAILED, ROLLED_BACK, STATE_UNKNOWN, BUSY, UNFINISHED = 4, 5, 6, 10, 15
+OUTCOMES = {
+    PRECHECK_FAILED: "precheck_failed",
+    ROLLED_BACK: "rolled_back",
+    STATE_UNKNOWN: "unknown",
+    BUSY: "busy",
+    UNFINISHED: "unfinished",
+}
+"""What an exit code says about the host. Any other one is ``failed``."""
+MEANINGS = {
+    PRECHECK_FAILED: "a precheck refuses, and nothing was changed",
+    ROLLED_BACK: "the upgrade failed and was put back",
+    STATE_UNKNOWN: "a state could not be proven",
+    BUSY: "other work on the instances is under way or unfinished",
+    UNFINISHED: "the upgrade was committed, but a later step failed",
+}
+HINTS = {
+    PRECHECK_FAILED: "`ovs-hotswap check --release NAME` shows all findings",
+    ROLLED_BACK: "remove the cause, then upgrade again",
+    STATE_UNKNOWN: "`ovs-hotswap status` and `ovs-hotswap vm list` show what is known",
+    BUSY: "`ovs-hotswap status`; wait, or `ovs-hotswap resume` or `ovs-hotswap rollback`",
+    UNFINISHED: "remove the cause, then `ovs-hotswap resume`",
+}
+
+
+def message(code, document, text=""):
+    """One line about a failed command: what its exit code means, the program's own words, and the command that helps.
+
+    ``text`` is what the program printed if that was no document."""
+    error = document.get("error") or {}
+    words = error.get("message") or refused(document) or text.strip() or f"exit code {code}"
+    hint = error.get("hint") or HINTS.get(code)
+    meaning = MEANINGS.get(code)
+    line = f"{meaning}: {words}" if meaning else words
+    return f"{line} ({hint})" if hint else line
+
+
+def refused(document):
+    """The errors among the findings of a check, each with its hint; empty if there is none."""
+    errors = [each for each in document.get("findings") or [] if each.get("severity") == "error"]
+    return "; ".join(
+        "{}: {}".format(each["text"], each["hint"]) if each.get("hint") else each["text"] for each in errors
+    )
+
+
+class Tool:
+    """The program on this host, for one module."""
+
+    def __init__(self, module):
+        self.module = module
+        wanted = module.params["program"]
+        self._program = module.get_bin_path(wanted)
+        if self._program is None:
+            module.fail_json(
+                msg=f"{wanted} is not installed on this host (the role ovs_hotswap.ovs_hotswap.host installs it)",
+                outcome="failed",
+            )
+
+    def ask(self, *words, **options):
+        """Run a command and return its document. ``codes``: exit codes with which it prints its own document; with any
+        other one, or with a document of an error, the module fails. ``config``: a configuration file in place of the
+        module's."""
+        codes = options.get("codes", (0,))
+        code, document, text = self.run(*words, config=options.get("config"))
+        if code not in codes or "error" in document:
+            self.fail(words, code, document, text)
+        return document
+
+    def run(self, *words, **options):
+        """Run a command. Returns its exit code, its document (empty if it printed none), and what it printed."""
+        argv = [self._program]
+        config = options.get("config") or self.module.params.get("config_file")
+        if config:
+            argv += ["--config", config]
+        code, out, err = self.module.run_command([*argv, "--json", *list(words)])
+        try:
+            document = json.loads(out)
+        except ValueError:
+            document = {}
+        if not isinstance(document, dict):
+            document = {}
+        if code == 0 and not document:
+            self.module.fail_json(
+                msg="`{}` printed no JSON document: {}".format(" ".join(words), (out + err).strip()[:1000]), rc=code
+            )
+        return code, document, err or out
+
+    def fail(self, words, code, document, text=""):
+        """End the module with what the program has said."""
+        error = document.get("error") or {}
+        self.module.fail_json(
+            msg=message(code, document, text),
+            rc=code,
+            outcome=OUTCOMES.get(code, "failed"),
+            error=error,
+            hint=error.get("hint") or HINTS.get(code),
+            document=document,
+            command=" ".join(words),
+        )
+
+    def status(self):
+        """The document of `status`, also if something on the host is unknown."""
+        return self.ask("status", codes=(0, STATE_UNKNOWN))
+
+
+def running_release(status):
+    """The name of the release that the active instance runs; ``None`` if that is not known."""
+    for each in status["instances"]:
+        if each["side"] == status["active"] and each.get("release"):
+            return each["release"]["name"]
+    return None
+
+
+def difference(before, after):
+    """What ``--diff`` shows of an upgrade: the active instance and its release, before and after."""
+    return {
+        "before": "active instance {}, release {}\n".format(*before),
+        "after": "active instance {}, release {}\n".format(*after),
+    }
