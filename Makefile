@@ -7,7 +7,7 @@ BACKEND ?= $(or $(ROAD),broker)
 # Where `make packages` unpacks what it built, for what needs it without installing it.
 export OVS_HOTSWAP_PACKAGES ?= $(CURDIR)/build/packages/root/opt/ovs-hotswap
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test unit mutants bench bench-failover bench-full bench-patched bench-modes bench-roads bench-takeover soak faults guests packages-setup packages packages-qemu packages-check man fuzz lint clean
+.PHONY: help setup venv demo test unit mutants bench bench-failover bench-full bench-patched bench-modes bench-roads bench-takeover soak faults guests packages-setup packages packages-qemu packages-check lock man fuzz lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -70,7 +70,7 @@ guests: setup $(if $(filter qemu-dual,$(BACKEND)),packages) ## every kind of gue
 packages-setup:
 	@tools/setup.sh packages venv
 
-packages: packages-setup ## build patched QEMU and Open vSwitch as Debian packages, in build/packages (root)
+packages: packages-setup ## build ovs-hotswap, patched QEMU and Open vSwitch as Debian packages, in build/packages; ONLY=hotswap: one of them (root)
 	$(BIN)/python -m tools.packages $(ONLY)
 
 packages-qemu: packages-setup
@@ -78,6 +78,10 @@ packages-qemu: packages-setup
 
 packages-check: packages-setup ## build them twice, and compare the bytes (root)
 	$(BIN)/python -m tools.packages --check $(ONLY)
+
+lock: venv ## what the package of ovs-hotswap has of other Python packages, from setup.cfg: newest versions, and their SHA-256
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action ignore -e '.[lock]'
+	$(BIN)/python -m tools.packages.lock
 
 man: venv ## the manual page ovs-hotswap(8), in build/man
 	$(BIN)/python -m tools.manpage build/man/ovs-hotswap.8

@@ -1,3 +1,3 @@
 """Replace a hypervisor's OVS-DPDK process under running VMs."""
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"

@@ -28,6 +28,7 @@ from ovs_hotswap.broker.lifecycle import UNIT
 from ovs_hotswap.broker.mover import Mover
 from ovs_hotswap.broker.persist import recovery, takeover
 from ovs_hotswap.broker.persist.autosave import StateSaver
+from ovs_hotswap.broker.persist.formats import FORMATS
 from ovs_hotswap.broker.persist.predecessor import Predecessor
 from ovs_hotswap.broker.persist.recovery import StartsOver
 from ovs_hotswap.broker.persist.snapshot import VmParts, Work
@@ -401,6 +402,7 @@ class Broker:
             withdrawn=self._shutdown_fence.begun,
             unsaved=self._saver.unsaved,
             unit=sd_notify.in_unit(),
+            formats=FORMATS,
             home=self._home,
             capture=capture_status(self._room, [self._port(name) for name in self._ports]),
             config_fault=self._settings.fault,

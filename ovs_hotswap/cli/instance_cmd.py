@@ -143,6 +143,29 @@ def keep(app: App) -> None:
     app.output.line("no instance is active" if side is None else f"{len(found)} settings of instance {side} are kept")
 
 
+@instance.command(name="rotate-logs", short_help="Rename the logs of the instances that are too long.", changes=True)
+@pass_app
+def rotate_logs(app: App) -> None:
+    """Rename each log of an instance that is longer than 16 MiB to NAME.log.1, and have its daemon begin a new one.
+
+    The watchdog does so by itself, and under systemd ovs-hotswap-logs.timer does. The logs are in run_dir, which is in
+    memory: on a host without either, run this command from cron. While an upgrade is under way or unfinished, nothing
+    is renamed.
+    With --json: {"renamed"}: the paths of the logs that were renamed.
+
+    \b
+    Example:
+      ovs-hotswap instance rotate-logs
+    """
+    from ovs_hotswap.watchdog.log_rotation import LogWatch
+
+    renamed = LogWatch().rotate(Host(app.config, app.system))
+    app.output.done = True
+    app.output.document({"renamed": [str(path) for path in renamed]})
+    for path in renamed:
+        app.output.line(f"{path} is now {path.name}.1")
+
+
 @instance.command(name="bring-up", hidden=True, changes=True)
 @_side
 @pass_app

@@ -50,6 +50,7 @@ COMMANDS = {
     "config": Lazy(f"{_CLI}.config_cmd:config", "Check the configuration, or print an example of it.", _FILES),
     "overlay": Lazy(f"{_CLI}.overlay_cmd:overlay", "Check the overlay intent, show its flow tables.", _FILES),
     "release": Lazy(f"{_CLI}.release_cmd:release", "Manage the releases that an instance can run.", _FILES),
+    "package": Lazy(f"{_CLI}.package_cmd:package", "Do what the scripts of the Debian package do.", _FILES),
     "patches": Lazy(f"{_CLI}.patches_cmd:patches", "List, verify and apply the patch series.", _DEVELOPERS),
     "lab": Lazy(f"{_CLI}.lab_cmd:lab", "Make a test bed on this machine, show an upgrade in it.", _DEVELOPERS),
 }

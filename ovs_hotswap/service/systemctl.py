@@ -74,6 +74,10 @@ class Unit:
             return None
         return next(iter(done.stderr.strip().splitlines()), "systemctl says nothing")
 
+    def order(self, verb: str) -> None:
+        """Give the order to ``start`` or ``restart`` the unit, and do not wait for it. Raises CommandError."""
+        self._system.run(["systemctl", "--no-block", verb, self.name], timeout=_ASK_S)
+
     def stop(self) -> None:
         """Stop the unit, also while it is starting. Raises CommandError."""
         self._system.run(["systemctl", "stop", self.name], timeout=_STOP_S)

@@ -26,33 +26,47 @@ def _reopen(control: Path) -> None:
 
 class LogWatch:
     """Rotates the logs. The keeper calls ``look`` in every turn. ``reopen`` makes the daemon of a control socket open a
-    new log."""
+    new log; ``journals`` finds the journal of an upgrade."""
 
-    def __init__(self, reopen: Callable[[Path], None] = _reopen) -> None:
+    def __init__(self, reopen: Callable[[Path], None] = _reopen, journals: type[Journals] = Journals) -> None:
         self._reopen = reopen
+        self._journals = journals
         self._at = float("-inf")
         self._told: set[Path] = set()
 
     def look(self, host: Host) -> None:
-        """Rename the logs that are too long, if it is time. While an upgrade is under way or waits to be resumed, no
-        log is renamed: at its end the upgrade looks for what was logged since it began. Never raises for a fault of the
-        host."""
+        """Rotate the logs if it is time. Never raises for a fault of the host."""
         now = host.system.monotonic()
         if now - self._at < _EVERY_S:
             return
         self._at = now
+        self.rotate(host)
+
+    def rotate(self, host: Host) -> list[Path]:
+        """Rename the logs that are too long, and return which. While an upgrade is under way or waits to be resumed, no
+        log is renamed: at its end the upgrade looks for what was logged since it began. Never raises for a fault of the
+        host."""
+        renamed = []
         for side in Side:
             instance = host.instances[side]
             paths = instance.paths
-            self._look(host, instance.pid, paths.log, paths.vswitchd_ctl)
-            self._look(host, instance.database_pid, paths.ovsdb_log, paths.ovsdb_ctl)
+            for pid, path, control in (
+                (instance.pid, paths.log, paths.vswitchd_ctl),
+                (instance.database_pid, paths.ovsdb_log, paths.ovsdb_ctl),
+            ):
+                if self._look(host, pid, path, control):
+                    renamed.append(path)
+        return renamed
 
-    def _look(self, host: Host, pid: Callable[[], int | None], path: Path, control: Path) -> None:
+    def _look(self, host: Host, pid: Callable[[], int | None], path: Path, control: Path) -> bool:
+        renamed = False
         try:
             if _due(path) and pid() is not None:
                 with host.lock():
-                    if Journals(host.config.state_dir, host.system).read() is None:
+                    # Another process may have renamed the log since: the watchdog and a command both look at it.
+                    if self._journals(host.config.state_dir, host.system).read() is None and _due(path):
                         self._rotate(path, control)
+                        renamed = True
             self._told.discard(path)
         except BusyError:
             pass  # the next look tries it again
@@ -60,6 +74,7 @@ class LogWatch:
             if path not in self._told:
                 log.warning("%s is not rotated: %s", path, error)
             self._told.add(path)
+        return renamed
 
     def _rotate(self, path: Path, control: Path) -> None:
         if path.exists():

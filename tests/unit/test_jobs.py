@@ -37,7 +37,7 @@ CHANGING = {
     "instance restore", "instance keep", "instance bring-up", "instance mend", "broker run", "broker supervise",
     "broker start", "broker take-over", "broker stop", "broker reload", "watch run", "overlay apply", "release add",
     "release remove", "patches apply", "lab up", "lab down", "lab demo", "job interrupt", "job execute",
-    "doctor",
+    "doctor", "instance rotate-logs", "package replace-daemons",
 }  # fmt: skip
 
 

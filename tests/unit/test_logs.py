@@ -111,6 +111,30 @@ def test_no_log_is_renamed_while_an_upgrade_is_under_way_or_waits(bed: Bed, daem
     assert daemons.told == []
 
 
+def test_a_command_renames_at_once_and_says_which(bed: Bed, daemons: Daemons) -> None:
+    watch, log = LogWatch(daemons.reopen), paths(bed).log
+    fill(log)
+    assert watch.rotate(bed.host) == [log]
+    assert watch.rotate(bed.host) == []
+
+
+def test_a_log_that_another_process_has_just_renamed_is_left_alone(bed: Bed, daemons: Daemons) -> None:
+    log = paths(bed).log
+    fill(log)
+
+    class Overtaken(Journals):
+        """Another process renames the log while this one waits for the lock."""
+
+        def read(self) -> None:
+            older(log).write_text("")
+            log.rename(older(log))
+            log.touch()
+
+    overtaken = LogWatch(daemons.reopen, Overtaken)
+    assert overtaken.rotate(bed.host) == []
+    assert (older(log).stat().st_size, daemons.told) == (log_rotation.LIMIT + 1, [])
+
+
 def test_the_lock_is_not_asked_for_while_no_log_is_too_long(bed: Bed, daemons: Daemons) -> None:
     look(bed, LogWatch(daemons.reopen))
     assert not (bed.config.run_dir / "upgrade.lock").exists()

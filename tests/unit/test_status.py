@@ -78,8 +78,8 @@ def test_the_document_of_a_move() -> None:
 def test_the_document_of_a_broker() -> None:
     assert as_json(BROKER) == {
         "version": "1.0", "pid": 5, "uptime_s": 2.5, "vms": 1, "supervised": False, "withdrawn": False, "unsaved": 0,
-        "unit": False, "home": "b", "capture": {"limit": 4, "taken": 3, "largest": 2, "all": 1}, "config_fault": None,
-        "differing": [], "leaving": [],
+        "unit": False, "formats": [], "home": "b", "capture": {"limit": 4, "taken": 3, "largest": 2, "all": 1},
+        "config_fault": None, "differing": [], "leaving": [],
     }  # fmt: skip
 
 

@@ -35,6 +35,7 @@ class BrokerStatus:
     withdrawn: bool = False
     unsaved: int = 0
     unit: bool = False
+    formats: tuple[int, ...] = ()
     home: Side | None
     capture: CaptureStatus | None = None
     config_fault: str | None = None
