@@ -87,6 +87,8 @@ def test_waves_are_numbered_in_order_and_an_interrupted_one_keeps_its_number() -
 
 def test_what_failed_is_classified_by_what_the_module_says() -> None:
     assert run_state.classify({"outcome": "rolled_back", "msg": "put back"}) == ("rolled_back", "put back")
+    said = {"outcome": "rolled_back", "msg": "put back: died (look)", "error": {"message": "died", "hint": "look"}}
+    assert run_state.classify(said) == ("rolled_back", "died")
     assert run_state.classify({"outcome": "precheck_failed", "msg": "refused"}) == ("failed", "refused")
     assert run_state.classify({"unreachable": True, "msg": "no route"}) == ("unreachable", "no route")
     assert run_state.classify({}, unreachable=True)[0] == "unreachable"
@@ -191,6 +193,8 @@ def test_a_host_that_failed_is_left_out_with_its_reason_and_its_document(collect
     found = run_module(collections, "run_host", directory=str(tmp_path), host="h1", wave="canary", result=result)
     assert found["left_out"]
     assert found["record"]["report"] == result["document"]
+    later = run_module(collections, "run_host", directory=str(tmp_path), host="h1", result={"msg": "left out"})
+    assert later["record"] == found["record"]
 
 
 def test_the_gate_reads_the_files_of_the_run(collections: Path, tmp_path: Path) -> None:

@@ -103,7 +103,8 @@ def classify(result, unreachable=False):
     if unreachable or result.get("unreachable"):
         return UNREACHABLE, result.get("msg") or "the host cannot be reached"
     state = ROLLED_BACK if result.get("outcome") == "rolled_back" else FAILED
-    return state, result.get("msg") or "the task failed"
+    said = (result.get("error") or {}).get("message")  # without the hint, which has a place of its own in the document
+    return state, said or result.get("msg") or "the task failed"
 
 
 def outcome_since(baseline, status):

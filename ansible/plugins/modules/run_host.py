@@ -124,6 +124,8 @@ def changes(params, before):
         state, fields["reason"] = run_state.classify(result, params["unreachable"])
         if result.get("watch"):
             fields["watch"] = result["watch"]
+        if before.get("state") in run_state.LEFT_OUT:  # how the upgrade ended is known already
+            return {}
         if before.get("state") not in run_state.DONE:  # else the upgrade is done, and something after it failed
             fields["state"] = state
             fields["report"] = result.get("document")
