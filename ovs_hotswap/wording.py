@@ -44,8 +44,11 @@ def listed(text: str) -> frozenset[int]:
     return frozenset(found)
 
 
-def summary(findings: Sequence[Finding]) -> list[Finding]:
-    """Return findings as people can read them, in the order in which they were found.
+def summary(
+    findings: Sequence[Finding], everything: str = "`ovs-hotswap --json check --release NAME`"
+) -> list[Finding]:
+    """Return findings as people can read them, in the order in which they were found. ``everything``: the command that
+    lists them all.
 
     Findings that say the same about many things become one finding, with the number and some examples.
     """
@@ -56,7 +59,7 @@ def summary(findings: Sequence[Finding]) -> list[Finding]:
     found: list[Finding] = []
     for group in groups.values():
         found += [_one(group)] if len(group) > SHOWN else [_cut(each) for each in group]
-    return _capped(found)
+    return _capped(found, everything)
 
 
 def _cut(finding: Finding) -> Finding:
@@ -71,7 +74,7 @@ def _one(group: Sequence[Finding]) -> Finding:
     return replace(first, text=f"{len(group)} times: {first.text}; also of {others}")
 
 
-def _capped(findings: Sequence[Finding]) -> list[Finding]:
+def _capped(findings: Sequence[Finding], everything: str) -> list[Finding]:
     counts: dict[tuple[str, Severity], int] = {}
     found = []
     for finding in findings:
@@ -80,7 +83,7 @@ def _capped(findings: Sequence[Finding]) -> list[Finding]:
         if counts[key] <= _ALIKE:
             found.append(finding)
     return found + [
-        Finding(check, severity, f"and {count - _ALIKE} more", "`ovs-hotswap --json check --release NAME` lists all")
+        Finding(check, severity, f"and {count - _ALIKE} more", f"{everything} lists all")
         for (check, severity), count in counts.items()
         if count > _ALIKE
     ]

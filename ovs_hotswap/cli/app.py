@@ -25,11 +25,13 @@ CONFIG_PATH = "/etc/ovs-hotswap/config.toml"
 
 @dataclass
 class App:
-    """The global options, and what follows from them, which is loaded at its first use."""
+    """The global options, and what follows from them, which is loaded at its first use. ``root``: where `doctor` finds
+    the files of the host."""
 
     output: Output = field(default_factory=Output)
     config_path: Path = Path(CONFIG_PATH)
     debug: bool = False
+    root: Path = Path("/")
 
     @cached_property
     def config(self) -> Config:

@@ -91,7 +91,7 @@ def _examined(app: App, sections: Sequence[Section]) -> list[Found]:
     from ovs_hotswap.doctor.runner import Brief
 
     with _shown(app) as observe:
-        return examine(app.config_path, look_with_reasons, sections, observe, Brief())
+        return examine(app.root, app.config_path, look_with_reasons, sections, observe, Brief())
 
 
 @contextlib.contextmanager
@@ -116,7 +116,7 @@ def _fixer(app: App) -> Fixer:
         state_dir = app.config.state_dir
     except ConfigError:
         state_dir = Path(Config.model_fields["state_dir"].default)
-    return Fixer(Root(), state_dir, app.system)
+    return Fixer(Root(app.root), state_dir, app.system)
 
 
 def _fix(app: App, found: Iterable[Found], *, dry_run: bool, yes: bool) -> list[str]:
@@ -175,7 +175,8 @@ def lines(report: Report, *, verbose: bool) -> Iterator[tuple[str, str]]:
         mark = MARKS[worst] if worst is not None else "-"
         yield mark, f"{mark:<5} {section}" + ("" if found else ": nothing to look at on this host")
         safe = {each.hint for each in found if each.safe}
-        for finding in summary([each.finding for each in found if verbose or each.severity is not Severity.OK]):
+        shown = [each.finding for each in found if verbose or each.severity is not Severity.OK]
+        for finding in summary(shown, "`ovs-hotswap --json doctor`"):
             mark = MARKS[finding.severity]
             yield mark, f"      {mark:<5} {finding.check}: {finding.text}"
             if finding.hint:

@@ -24,6 +24,7 @@ Document = dict[str, Any]
 Line = tuple[str, str]
 """A label and a text."""
 
+_START_AGAIN = "systemctl restart ovs-hotswap-watch"
 MEMORY = "memory"  # the label of lines that differ from one look to the next
 
 
@@ -180,13 +181,17 @@ def _of_watch(document: Document) -> Iterator[Problem]:
         yield Problem("standby", f"none is ready: {watch['keeping'] or 'not looked at yet'}")
     if watch["gave_up"]:
         yield Problem("standby", f"none is started any longer, after {watch['failures']} failures of instances",
-                      "repair the cause, then start the watchdog again")  # fmt: skip
+                      f"repair the cause, then start the watchdog again: {_START_AGAIN}")  # fmt: skip
     yield from (Problem("watchdog", watch[key]) for key in status_file.PROBLEMS if watch[key])
     for seen in (watch["uplinks"] or {}).values():
         if seen["severity"] != Severity.OK:
             yield Problem("uplink", seen["text"])
     for each in watch["differing"]:
-        yield Problem("configuration", f"{each}", "start the watchdog again, so that it follows it")
+        yield Problem(
+            "configuration",
+            f"{each}",
+            f"start the watchdog again, so that it follows it: {_START_AGAIN}",
+        )
 
 
 def _of_broker(document: Document) -> Iterator[Problem]:

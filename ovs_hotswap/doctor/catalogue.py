@@ -23,22 +23,23 @@ from ovs_hotswap.doctor.report import Adopter, Kind, Section
 from ovs_hotswap.model import Severity
 
 _W, _E = Severity.WARNING, Severity.ERROR
+_CONFIG, _OVERLAY = "then `ovs-hotswap config check`", "then `ovs-hotswap overlay apply`"
 # Of upgrade.checks, upgrade.collect, host.memory_checks and uplink.tc.
 ADOPTED = (
-    Kind(Section.CPU, "PMD cores", _E),
-    Kind(Section.CPU, "PMD cores", _W),
+    Kind(Section.CPU, "PMD cores", _E, _CONFIG),
+    Kind(Section.CPU, "PMD cores", _W, _CONFIG),
     Kind(Section.MEMORY, "huge pages", _E, safe=True),
     Kind(Section.MEMORY, "huge pages", _W, safe=True),
     Kind(Section.MEMORY, "packet pool", _E),
     Kind(Section.UNITS, "other switches", _E),
     Kind(Section.UNITS, "other switches", _W, "systemctl disable --now openvswitch-switch"),
     Kind(Section.UNITS, "descriptor limit", _E, "`ovs-hotswap vm list`"),
-    Kind(Section.OVERLAY, "mtu", _E),
-    Kind(Section.OVERLAY, "mtu", _W),
+    Kind(Section.OVERLAY, "mtu", _E, _OVERLAY),
+    Kind(Section.OVERLAY, "mtu", _W, _OVERLAY),
     Kind(Section.BROKER, "broker", _E),
     Kind(Section.BROKER, "broker", _W),
     Kind(Section.INSTANCES, "active", _E),
-    Kind(Section.INSTANCES, "database", _E),
+    Kind(Section.INSTANCES, "database", _E, "the watchdog does both: `ovs-hotswap watch run`"),
     Kind(Section.INSTANCES, "priority", _W),
     Kind(Section.INSTANCES, "datapath", _E),
     Kind(Section.INSTANCES, "datapath", _W),
@@ -49,10 +50,10 @@ ADOPTED = (
     Kind(Section.UPLINK, "uplink programs", _W),
     Kind(Section.UPLINK, "mtu", _E),
     Kind(Section.VMS, "VMs", _E),
-    Kind(Section.VMS, "QEMU", _W),
+    Kind(Section.VMS, "QEMU", _W, "`ovs-hotswap vm list`"),
     Kind(Section.VMS, "memory regions", _E),
-    Kind(Section.VMS, "queue pairs", _W),
-    Kind(Section.VMS, "capture rings", _W),
+    Kind(Section.VMS, "queue pairs", _W, _OVERLAY),
+    Kind(Section.VMS, "capture rings", _W, _OVERLAY),
     Kind(Section.VMS, "quarantine", _E),
     Kind(Section.VMS, "quarantine", _W),
     Kind(Section.VMS, "owner", _E),

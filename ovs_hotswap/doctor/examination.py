@@ -272,8 +272,8 @@ def _look_at_vms(look: Look) -> Iterator[Found]:
 
 
 def examine(
-    config_path: Path, status: Status, sections: Iterable[Section], observe: Observe, system: System
+    root: Path, config_path: Path, status: Status, sections: Iterable[Section], observe: Observe, system: System
 ) -> list[Found]:
-    """Examine this host."""
-    examination = Examination(Root(), config_path, system, status)
+    """Examine the host whose files are below ``root``."""
+    examination = Examination(Root(root), config_path, system, status)
     return examination.run(Runner(system, observe), sections)

@@ -53,8 +53,8 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One finding that doctor can report. ``hint``: the command for adopted findings that bring none. ``safe`` is as in
-    ``Found``."""
+    """One finding that doctor can report. ``hint``: the command of an adopted finding, which brings none or only says
+    what to change. ``safe`` is as in ``Found``."""
 
     section: Section
     check: str
@@ -86,7 +86,7 @@ class Adopter:
         safe, whatever its kind says."""
         for each in findings:
             kind = self._kinds.get((section, each.check, each.severity))
-            hint = each.hint or (kind.hint if kind is not None else None)
+            hint = "; ".join(filter(None, (each.hint, kind.hint if kind is not None else None))) or None
             may = safe and kind is not None and kind.safe
             yield Found(section, each.check, each.severity, each.text, hint, each.item, may)
 

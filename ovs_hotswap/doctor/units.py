@@ -29,7 +29,8 @@ HIDDEN = Kind(_HERE, "hidden paths", Severity.ERROR)
 
 BROKER, RESTORE, WATCH = (f"ovs-hotswap-{what}.service" for what in ("broker", "restore", "watch"))
 INSTANCE, NETNS = "ovs-hotswap-instance@.service", "ovs-hotswap-netns@.service"
-UNITS = (BROKER, INSTANCE, NETNS, RESTORE, WATCH)
+LOGS = ("ovs-hotswap-logs.service", "ovs-hotswap-logs.timer")
+UNITS = (BROKER, INSTANCE, NETNS, RESTORE, WATCH, *LOGS)
 _NEEDRESTART = "needrestart.conf"
 # In the order in which systemd prefers them (systemd.unit(5)).
 _PLACES = ("etc/systemd/system", "run/systemd/system", "usr/local/lib/systemd/system", "usr/lib/systemd/system",
@@ -92,14 +93,15 @@ class UnitFile:
 @dataclass(frozen=True, slots=True)
 class Units:
     """``used``: systemd runs the host, and the units are for this configuration. ``needrestart``: the program is there
-    without the file that keeps it from our units."""
+    without the file that keeps it from our units. ``watching``: the configuration wants a watchdog. ``packaged``: the
+    units belong to an installed package."""
 
     used: bool
     files: tuple[UnitFile, ...]
     needrestart: bool
     state_dir: Path
     watching: bool
-    """Whether the configuration wants a watchdog."""
+    packaged: bool = False
 
 
 def shipped_directory() -> Path | None:
@@ -118,7 +120,8 @@ def read(root: Root, config: Config, shipped: Path | None, system: System) -> Un
     used = uses_units(root, config)
     files = tuple(_file(root, name, shipped, system) for name in UNITS) if used else ()
     installed = root.exists("etc/needrestart") and not root.exists("etc/needrestart/conf.d/ovs-hotswap.conf")
-    return Units(used, files, installed, config.state_dir, config.watch.mode != "off")
+    packaged = root.exists("var/lib/dpkg/info/ovs-hotswap.list")
+    return Units(used, files, installed, config.state_dir, config.watch.mode != "off", packaged)
 
 
 def _file(root: Root, name: str, shipped: Path | None, system: System) -> UnitFile:
@@ -158,10 +161,10 @@ def judge(facts: Units) -> Iterator[Found]:
         return
     missing = [each.name for each in facts.files if each.text is None]
     for name in missing:
-        yield MISSING(f"{name} is not installed", _install(name), name)
+        yield MISSING(f"{name} is not installed", _install(name, facts.packaged), name)
     if len(missing) == len(facts.files):
         return
-    yield from healthy(_as_shipped(facts.files), _HERE, DIFFERS.check, "all units")
+    yield from healthy(_as_shipped(facts), _HERE, DIFFERS.check, "all units")
     yield from healthy(_contradictions(facts.files), _HERE, CONTRADICTS.check, "none contradicts a unit")
     yield from healthy(_running(facts), _HERE, NOT_ACTIVE.check, "the broker's and the watchdog's unit")
     if facts.state_dir != _DEFAULT_STATE_DIR:
@@ -172,21 +175,26 @@ def judge(facts: Units) -> Iterator[Found]:
                         "/etc/needrestart/conf.d/ovs-hotswap.conf")  # fmt: skip
 
 
-def _install(name: str) -> str:
+def _install(name: str, packaged: bool) -> str:
+    if packaged:
+        return "apt-get install --reinstall ovs-hotswap"
     source = shipped_directory() or Path("systemd")
     return f"install -m 644 {source}/{name} /etc/systemd/system/ && systemctl daemon-reload"
 
 
-def _as_shipped(files: Iterable[UnitFile]) -> Iterator[Found]:
-    for each in files:
+def _as_shipped(facts: Units) -> Iterator[Found]:
+    for each in facts.files:
         if each.text is None:
             continue
         if each.shipped is None:
             yield NOT_COMPARED(f"{each.name}: the file that was shipped is not there to compare with",
                                f"systemctl cat {each.name}", each.name)  # fmt: skip
         elif each.text != each.shipped:
-            yield DIFFERS(f"{each.path} is not the file that belongs to this version; put changes into a drop-in",
-                          _install(each.name), each.path)  # fmt: skip
+            hint = _install(each.name, facts.packaged)
+            if facts.packaged and str(each.path).startswith("/etc/"):  # it takes the place of the package's
+                hint = f"rm {each.path} && systemctl daemon-reload"
+            text = f"{each.path} is not the file that belongs to this version; put changes into a drop-in"
+            yield DIFFERS(text, hint, each.path)
 
 
 def settings(text: str) -> Iterator[tuple[str, str]]:

@@ -57,7 +57,14 @@ def allowed(side: Side, demand: Demand, wanted: Reservation, limit_mib: int) -> 
         return [Finding(POOL, Severity.OK, text)]
     text = (f"instance {side} needs {wanted.mib} MiB for {wanted.buffers} packet buffers and {len(demand.vms)} VMs, "
             f"and may take {limit_mib} MiB")  # fmt: skip
-    return [Finding(POOL, Severity.ERROR, text, f"set instances.{side}.memory_mb to {wanted.mib} or more")]
+    return [
+        Finding(
+            POOL,
+            Severity.ERROR,
+            text,
+            f"set instances.{side}.memory_mb to {wanted.mib} or more, then `ovs-hotswap config check`",
+        )
+    ]
 
 
 def in_use(active: Side, pools: Iterable[PacketPool], wanted: Reservation) -> list[Finding]:

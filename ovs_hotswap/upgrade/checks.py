@@ -81,8 +81,9 @@ def conflicting_processes(
             findings.append(_error(name, f"process {process.pid} already runs in {run_dir}",
                                    "`ovs-hotswap status`; end it if nothing uses it"))  # fmt: skip
         elif process.dpdk and process.file_prefix == file_prefix:
-            findings.append(_error(name, f"process {process.pid} ({process.run_dir}) has file prefix {file_prefix}",
-                                   "give that process another --file-prefix, or end it"))  # fmt: skip
+            hint = "give that process another --file-prefix, or end it: `ps -fC ovs-vswitchd`"
+            text = f"process {process.pid} ({process.run_dir}) has file prefix {file_prefix}"
+            findings.append(_error(name, text, hint))
         elif process.dpdk:
             findings.append(_warning(name, f"process {process.pid} ({process.run_dir}) is another ovs-vswitchd with "
                                      "DPDK on this host: it shares cores and huge pages"))  # fmt: skip
@@ -196,7 +197,7 @@ def known_vms(intent: Collection[str], broker: Collection[str]) -> list[Finding]
     name = "VMs"
     findings = [
         _error(name, f"the broker serves VM {vm}, which the overlay does not have: it would lose its port",
-               "add it to the overlay intent", f"VM {vm}")
+               "add it to the overlay intent, then `ovs-hotswap overlay apply`", f"VM {vm}")
         for vm in sorted(set(broker) - set(intent))
     ] + [
         _error(name, f"the overlay has VM {vm}, which the broker does not serve",

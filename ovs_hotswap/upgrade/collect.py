@@ -147,8 +147,7 @@ def pool_in_use(host: Host, active: Side, wanted: Reservation) -> list[Finding]:
 def active(host: Host, old: Side) -> list[Finding]:
     """Check the instance that is active: its database, threads, ports and flows. Raises SwitchError."""
     if not host.running(old):
-        return [Finding("active", Severity.ERROR, f"instance {old}, which is active, does not run",
-                        f"`ovs-hotswap instance start {old}`")]  # fmt: skip
+        return [not_running(old)]
     found = checks.database(old, host.instances[old].status().dpdk_initialized is not None)
     found += checks.priority(old, beside_vms.low(host, old))
     intent = host.intent
@@ -159,6 +158,11 @@ def active(host: Host, old: Side) -> list[Finding]:
     flows = host.openflow(old)
     found += checks.window_flows(window_incapable(flows.dump()))
     return found + checks.tables(old, flows.diff(lines(render(host.intent, Form.FINAL))))
+
+
+def not_running(side: Side) -> Finding:
+    text = f"instance {side}, which is active, does not run"
+    return Finding("active", Severity.ERROR, text, f"`ovs-hotswap instance start {side}`")
 
 
 def broker(host: Host) -> list[Finding]:
@@ -188,15 +192,26 @@ def vms(host: Host, old: Side, new: Side, release: str, leave_out: Collection[st
         if vm.quarantine:
             found.append(quarantined(vm, item))
         elif vm.astray(old):
-            text = f"{item} is owned by {vm.owner or 'neither side'} ({vm.certainty}), not by {old}"
-            found.append(Finding("owner", found_of, text, f"`ovs-hotswap vm show {vm.name}`", item))
+            found.append(astray(vm, old, found_of))
         if (missing := vm.switches[new].missing) and offered:
             without = command_without(release, {*leave_out, vm.name})
-            found.append(Finding("features", found_of,
-                                 f"{item} uses {', '.join(missing)}, which instance {new} does not offer",
-                                 "upgrade to a release that offers it; or leave the VM without network until it is "
-                                 f"restarted: `{without}`", item))  # fmt: skip
+            found.append(not_offered(item, missing, new, f"`{without}`", found_of))
     return found
+
+
+def astray(vm: VmStatus, active: Side, severity: Severity) -> Finding:
+    """The finding for a VM that another side than the active one owns."""
+    item = f"VM {vm.name}"
+    text = f"{item} is owned by {vm.owner or 'neither side'} ({vm.certainty}), not by {active}"
+    return Finding("owner", severity, text, f"`ovs-hotswap vm show {vm.name}`", item)
+
+
+def not_offered(item: str, missing: Iterable[str], new: Side, without: str, severity: Severity) -> Finding:
+    """The finding for a VM that uses features which the new instance does not offer. ``without``: the command that
+    leaves the VM out."""
+    text = f"{item} uses {', '.join(missing)}, which instance {new} does not offer"
+    hint = f"upgrade to a release that offers it; or leave the VM without network until it is restarted: {without}"
+    return Finding("features", severity, text, hint, item)
 
 
 def quarantined(vm: VmStatus, item: str) -> Finding:

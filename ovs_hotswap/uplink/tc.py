@@ -275,7 +275,8 @@ class TcUplink:
     def _check_place(self, kernel: Kernel, name: str, protocol: int, keys: tuple[Key, ...]) -> Iterator[Finding]:
         link = kernel.link(name)
         if link is None:
-            yield Finding("uplink", Severity.ERROR, f"there is no network device {name}", "see [uplink]")
+            yield Finding("uplink", Severity.ERROR, f"there is no network device {name}",
+                          "correct [uplink] in the configuration: `ip -br link`")  # fmt: skip
             return
         if not link.up:
             yield Finding("uplink", Severity.ERROR, f"network device {name} is down", f"ip link set {name} up")
@@ -283,7 +284,7 @@ class TcUplink:
             yield Finding(
                 "uplink", Severity.ERROR,
                 f"{name} has MAC {link.mac}, the VTEP {self._mac}: packets for the one are not taken by the other",
-                f'set [vtep] mac = "{link.mac}" in the overlay file',
+                f'set [vtep] mac = "{link.mac}" in the overlay file, then `ovs-hotswap overlay apply`',
             )  # fmt: skip
         if link.mtu < self._mtu:
             yield Finding(
@@ -350,5 +351,7 @@ def _put(kernel: Kernel, name: str, link: Link, rule: Rule) -> None:
 def _need(kernel: Kernel, name: str) -> Link:
     link = kernel.link(name)
     if link is None:
-        raise UplinkError(f"there is no network device {name}", hint="see [uplink] in the configuration")
+        raise UplinkError(
+            f"there is no network device {name}", hint="correct [uplink] in the configuration: `ip -br link`"
+        )
     return link

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ovs_hotswap.cli.config_cmd import EXAMPLE
 from ovs_hotswap.cli.overlay_cmd import EXAMPLE as OVERLAY_EXAMPLE
+from ovs_hotswap.cli.overview import problems
 from ovs_hotswap.config import Config
 from ovs_hotswap.config_file import load_config
 from ovs_hotswap.doctor.devices import VfSettings
@@ -119,7 +121,7 @@ class Bed:
         self.root.path("run/systemd/system").mkdir(parents=True)
         for name in UNITS:
             self.write(f"etc/systemd/system/{name}", (SHIPPED / name).read_text())
-            if "@" not in name:
+            if "@" not in name and "logs" not in name:
                 self.link(f"etc/systemd/system/multi-user.target.wants/{name}", f"/etc/systemd/system/{name}")
 
     def _systemctl(self, argv: Sequence[str]) -> tuple[int, str]:
@@ -135,18 +137,25 @@ class Bed:
         path.write_text(f"{text}\n" if text else "")
         return path
 
-    def link(self, name: str, target: str) -> None:
+    def link(self, name: str, target: str) -> Path:
         path = self.root.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         path.symlink_to(target)
+        return path
 
-    def remove(self, name: str) -> None:
+    def directory_at(self, name: str) -> Path:
+        path = self.root.path(name)
+        path.mkdir(parents=True)
+        return path
+
+    def remove(self, name: str) -> Path:
         path = self.root.path(name)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
+        return path
 
     def configure(self, old: str, new: str) -> None:
         text = self.config.read_text()
@@ -163,9 +172,14 @@ class Bed:
 
     # -- looking
 
+    def look(self) -> dict[str, Any]:
+        """The document of `status`, with its own problems."""
+        found = {**self.status, "unknown_fields": list(self.unknown)}
+        return found | {"problems": [asdict(each) for each in problems(found, steered=True)]}
+
     def examine(self, *sections: Section, runner: Runner | None = None) -> list[Found]:
         kernel = Kernel(lambda: self.synchronised, lambda name: self.firmware, lambda name, number: self.settings)
-        examination = Examination(self.root, self.config, self.system, lambda host: (self.status, self.unknown), kernel)
+        examination = Examination(self.root, self.config, self.system, lambda host: (self.look(), self.unknown), kernel)
         return examination.run(runner or Runner(self.system), sections or tuple(Section))
 
 

@@ -89,7 +89,8 @@ def test_a_limit_below_the_need_is_kept_to_and_told() -> None:
     assert limited(reserve(demand), 32, demand).buffers == 0
     (finding,) = memory_checks.allowed(Side.B, demand, reserve(demand), 64)
     assert finding.severity is Severity.ERROR
-    assert finding.hint == f"set instances.b.memory_mb to {reserve(demand).mib} or more"
+    hint = f"set instances.b.memory_mb to {reserve(demand).mib} or more, then `ovs-hotswap config check`"
+    assert finding.hint == hint
     assert memory_checks.allowed(Side.B, demand, reserve(demand), 66)[0].severity is Severity.OK
 
 

@@ -1,0 +1,502 @@
+"""Every finding of doctor is planted once on a healthy host and found, with a command that fixes it.
+
+``PLANTED`` and ``ADOPTED_PLANTS`` have one entry for each. A finding of the code that has none fails a test, so that a
+new finding comes with its planting.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import FunctionType
+
+import pytest
+
+from ovs_hotswap.config import RENAMED
+from ovs_hotswap.config_changes import Change
+from ovs_hotswap.doctor import (
+    access,
+    catalogue,
+    clock,
+    cpu,
+    devices,
+    disk,
+    files,
+    kernel,
+    memory,
+    releases,
+    runner,
+    running,
+    units,
+    versions,
+)
+from ovs_hotswap.doctor.catalogue import ADOPTED, adopt
+from ovs_hotswap.doctor.devices import VfSettings
+from ovs_hotswap.doctor.report import Found, Kind, Section
+from ovs_hotswap.doctor.runner import Part, Runner
+from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.host import memory_checks
+from ovs_hotswap.host.culprit import ON_TRIAL
+from ovs_hotswap.model import Finding, Release, Severity, Side, SwitchProcess
+from ovs_hotswap.switch.instance import InstanceStatus, State
+from ovs_hotswap.switch.memory import Demand, HugePages, PacketPool, Reservation
+from ovs_hotswap.switch.release import HOST, ReleaseEntry
+from ovs_hotswap.upgrade import checks, collect
+from ovs_hotswap.upgrade.checks import VmFacts
+from ovs_hotswap.uplink.tc import Link, Rule, TcUplink
+from tests.support.fake_backends import vm_status
+from tests.unit.doctor_bed import CPU, INTERRUPTS, NODE, PCI, PF, VF_A, VF_B, Bed, bad
+from tests.unit.fake_system import FakeSystem
+from tests.unit.test_overview import UPGRADE, healthy
+from tests.unit.test_uplink import FakeTrafficControl, uplink
+
+Plant = Callable[[Bed], object]
+Key = tuple[Section, str, Severity]
+
+
+@pytest.fixture
+def bed(tmp_path: Path) -> Bed:
+    return Bed(tmp_path)
+
+
+def drop_in(unit: str, text: str) -> Plant:
+    def plant(bed: Bed) -> None:
+        bed.install_units()
+        bed.write(f"etc/systemd/system/{unit}.d/own.conf", f"[Service]\n{text}")
+
+    return plant
+
+
+def with_units(plant: Plant) -> Plant:
+    def act(bed: Bed) -> None:
+        bed.install_units()
+        plant(bed)
+
+    return act
+
+
+def status(**changes: object) -> Plant:
+    def plant(bed: Bed) -> None:
+        bed.status = healthy(**changes)
+
+    return plant
+
+
+def unknown(field: str) -> Plant:
+    def plant(bed: Bed) -> None:
+        bed.unknown[field] = "it does not answer"
+        if field in bed.status:
+            bed.status[field] = None
+
+    return plant
+
+
+def required(**changes: object) -> Plant:
+    def plant(bed: Bed) -> None:
+        bed.configure("[watch]", '[watch]\nmode = "required"')
+        bed.status = healthy(watch__mode="required", **changes)
+
+    return plant
+
+
+def no_pages(bed: Bed) -> None:
+    for place in (f"{NODE}/node0/hugepages", "sys/kernel/mm/hugepages"):
+        bed.pages(place, 0, 1024)
+
+
+def unready_group(bed: Bed) -> bool:
+    bed.configure('# group = "libvirt"', 'group = "qemus"')
+    return True
+
+
+def vf(**changes: object) -> Plant:
+    def plant(bed: Bed) -> None:
+        values: dict[str, object] = {"mac": "02:00:00:00:00:99", "spoof_checking": False, "trusted": True, **changes}
+        bed.settings = VfSettings(**values)  # type: ignore[arg-type]
+
+    return plant
+
+
+def control_socket(mode: int, *, group: str | None = None) -> Plant:
+    def plant(bed: Bed) -> None:
+        if group is not None:
+            bed.configure('# group = "libvirt"', f'group = "{group}"')
+        path = bed.root.path(bed.loaded().broker_socket)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        path.chmod(mode)
+
+    return plant
+
+
+def mode_of(name: Callable[[Bed], Path], mode: int) -> Plant:
+    def plant(bed: Bed) -> None:
+        path = name(bed)
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(mode)
+
+    return plant
+
+
+def bind(address: str, driver: str) -> Plant:
+    return lambda bed: bed.link(f"{PCI}/{address}/driver", f"/sys/bus/pci/drivers/{driver}")
+
+
+def hide(bed: Bed) -> None:
+    bed.install_units()
+    bed.configure('# qemu_socket = "/run/ovs-hotswap/vm/{vm}.sock"', 'qemu_socket = "/home/vm/{vm}.sock"')
+    bed.systemd["ProtectHome"] = "yes"
+
+
+BALANCED = "echo 0 > /proc/sys/kernel/numa_balancing"
+# The planting of each finding of doctor's own, by the kind that makes it.
+PLANTED: list[tuple[Kind, Plant]] = [
+    (cpu.ISOLATION, lambda bed: bed.write(f"{CPU}/isolated", "2")),
+    (cpu.TICKS, lambda bed: bed.write(f"{CPU}/nohz_full", "3")),
+    (cpu.INTERRUPT, lambda bed: (bed.write("proc/interrupts", INTERRUPTS.format(counted=7)),
+                                 bed.write("proc/irq/24/effective_affinity_list", "2"))),
+    (cpu.SIBLING, lambda bed: bed.write(f"{CPU}/cpu2/topology/thread_siblings_list", "0,2")),
+    (cpu.GOVERNOR, lambda bed: bed.write(f"{CPU}/cpu3/cpufreq/scaling_governor", "powersave")),
+    (memory.MOUNT, lambda bed: bed.write("proc/mounts", "proc /proc proc rw 0 0")),
+    (memory.AT_BOOT, lambda bed: bed.remove("etc/sysctl.d/80-huge-pages.conf")),
+    (devices.ABSENT, lambda bed: bed.remove(f"{PCI}/{VF_B}")),
+    (devices.NO_IOMMU, lambda bed: bed.remove("sys/kernel/iommu_groups")),
+    (devices.UNSAFE, lambda bed: (bed.remove("sys/kernel/iommu_groups"),
+                                  bed.write("sys/module/vfio/parameters/enable_unsafe_noiommu_mode", "Y"))),
+    (devices.NO_VFIO, lambda bed: bed.remove("sys/module/vfio_pci")),
+    (devices.DRIVER, bind(VF_A, "iavf")),
+    (devices.GROUP, lambda bed: (bed.write(f"{PCI}/{VF_A}/iommu_group/devices/0000:04:00.0", ""),
+                                 bed.link(f"{PCI}/0000:04:00.0/driver", "/sys/bus/pci/drivers/nvme"))),
+    (devices.FAR, lambda bed: bed.write(f"{PCI}/{VF_A}/numa_node", "1")),
+    (devices.SPOOF, vf(spoof_checking=True)),
+    (devices.TRUST, vf(trusted=False)),
+    (devices.LINK, vf(disabled=True)),
+    (devices.SHORT, lambda bed: (bed.write("sys/class/net/eno1/mtu", "1400"))),
+    (devices.UNSEEN, lambda bed: setattr(bed, "settings", None)),
+    (devices.NO_FIRMWARE, lambda bed: setattr(bed, "firmware", None)),
+    (kernel.TOO_OLD, lambda bed: (bed.write("proc/sys/kernel/osrelease", "4.19.0-21-amd64"),
+                                  bed.remove("lib/modules"))),
+    (kernel.REBOOT, lambda bed: (bed.write("boot/vmlinuz-6.1.0-28-amd64", ""),
+                                 bed.directory_at("lib/modules/6.1.0-28-amd64"))),
+    (kernel.PENDING, lambda bed: bed.write("etc/default/grub", 'GRUB_CMDLINE_LINUX="intel_iommu=on"')),
+    (kernel.BALANCING, lambda bed: bed.root.path(f"{NODE}/node1").mkdir()),
+    (units.MISSING, with_units(lambda bed: bed.remove("etc/systemd/system/ovs-hotswap-netns@.service"))),
+    (units.DIFFERS, with_units(lambda bed: bed.write("etc/systemd/system/ovs-hotswap-watch.service", "[Service]"))),
+    (units.CONTRADICTS, drop_in("ovs-hotswap-instance@a.service", "Restart=always")),
+    (units.NOT_ENABLED, with_units(
+        lambda bed: bed.remove("etc/systemd/system/multi-user.target.wants/ovs-hotswap-broker.service"))),
+    (units.NOT_ACTIVE, with_units(lambda bed: bed.systemd.update(ActiveState="failed"))),
+    (units.NOT_READ, with_units(lambda bed: bed.systemd.update(NeedDaemonReload="yes"))),
+    (units.RESTARTED, with_units(lambda bed: bed.write("etc/needrestart/needrestart.conf", ""))),
+    (units.CANNOT_WRITE, with_units(lambda bed: bed.configure("# state_dir =", "state_dir = '/srv/hotswap' #"))),
+    (units.HIDDEN, hide),
+    (access.SOCKET_MODE, control_socket(0o666)),
+    (access.SOCKET_GROUP, control_socket(0o660, group="ovs")),
+    (access.NO_GROUP, unready_group),
+    (access.NO_MEMBERS, lambda bed: (unready_group(bed), bed.write("etc/group", "qemus:x:991:"))),
+    (access.RUN_DIR, mode_of(lambda bed: bed.root.path(bed.loaded().run_dir), 0o775)),
+    (access.STRANGER, mode_of(lambda bed: bed.root.path(bed.loaded().state_dir), 0o777)),
+    (access.NO_PLACE, lambda bed: bed.remove("run/ovs-hotswap/vm")),
+    (access.OPEN_PLACE, mode_of(lambda bed: bed.root.path("run/ovs-hotswap/vm"), 0o777)),
+    (clock.UNSYNCHRONISED, lambda bed: setattr(bed, "synchronised", False)),
+    (clock.UNSEEN, lambda bed: setattr(bed, "synchronised", None)),
+    (files.MISSING, lambda bed: bed.config.unlink()),
+    (files.FAULTY, lambda bed: bed.configure("pmd_cores = [2]", "pmd_cores = []")),
+    (files.EARLIER, lambda bed: bed.configure('# backend = "broker"', f'{next(iter(RENAMED))} = "broker"')),
+    (files.NO_INTENT, lambda bed: bed.overlay.unlink()),
+    (files.WRONG_INTENT, lambda bed: bed.intend("vni = 100", "vni = 0")),
+    (running.SILENT, unknown("broker")),
+    (running.NEVER_STARTED, status(active=None, uplink=None,
+                                   instances=[InstanceStatus(side, State.STOPPED) for side in Side])),
+    *[(kind, unknown(f"{field}.a" if field == "packet_pools" else field)) for field, kind in running.UNSEEN.items()],
+    (running.PROBLEMS["instance"], status(instances=[InstanceStatus(Side.A, State.DEAD)])),
+    (running.PROBLEMS["active"], status(active=None)),
+    (running.PROBLEMS["health"], status(watch__health="failed")),
+    (running.PROBLEMS["journal"], status(unfinished=UPGRADE)),
+    (running.PROBLEMS["uplink"], status(uplink=Side.B)),
+    (running.PROBLEMS["VMs"], status(vms__unprotected=["vm1"])),
+    (running.PROBLEMS["watchdog"], status(watch__running=False)),
+    (running.PROBLEMS["standby"], status(watch__standby=None)),
+    (running.PROBLEMS["configuration"], status(watch__differing=[Change("watch.hang_ms", 500, 700)])),
+    (running.PROBLEMS["broker"], status(broker__config_fault="not TOML")),
+    (running.REQUIRED["watchdog"], required(watch__running=False)),
+    (running.REQUIRED["standby"], required(watch__standby=None)),
+]  # fmt: skip
+
+
+def key(kind: Kind | Found) -> Key:
+    return kind.section, kind.check, kind.severity
+
+
+def about_the_test(each: Found) -> bool:
+    """Whether a finding is about who runs the test."""
+    return each.check == "caller" and os.geteuid() != 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "plant"), PLANTED, ids=[f"{kind.section}-{kind.check}-{kind.severity}" for kind, _ in PLANTED]
+)
+def test_a_planted_fault_is_found_alone(bed: Bed, kind: Kind, plant: Plant) -> None:
+    plant(bed)
+    found = [each for each in bad(bed.examine(kind.section)) if not about_the_test(each)]
+    assert key(kind) in {key(each) for each in found}
+    assert all(named(each.hint) for each in found)
+    besides = {key(each) for each in found} - {key(kind)} - BESIDES.get(key(kind), set())
+    assert besides == set(), "one fault is one finding"
+
+
+# What a fault brings with it: a broker that does not answer cannot be asked for its VMs, and so on.
+BESIDES: dict[Key, set[Key]] = {
+    key(files.MISSING): {key(runner.NOT_SEEN[Section.CONFIGURATION])},
+    key(files.FAULTY): {key(runner.NOT_SEEN[Section.CONFIGURATION])},
+    key(devices.ABSENT): set(),
+    key(access.STRANGER): {key(access.STRANGER)},
+}
+_PROGRAMS = (
+    r"apt-get|bpftool|cat|chgrp|chmod|chown|df|dpdk-devbind.py|du|echo|ethtool|groupadd|install|ip|lspci|mkdir|modprobe"
+    r'|mount|ps|rm|sed|systemctl|tc|timedatectl|truncate|ulimit|update-grub|usermod|"\$\{EDITOR'
+)
+
+
+def named(hint: str | None) -> bool:
+    """Whether a hint has a command: ours in backquotes, or one of the system's."""
+    return re.search(rf"`ov|(?:^|[:`;,] ?|or )(?:{_PROGRAMS})\b", hint or "") is not None
+
+
+# -------------------------------------------------------------------------- what needs facts that no file can stand for
+
+
+def volume(**changes: object) -> disk.Volume:
+    values: dict[str, object] = {"key": "state_dir", "path": Path("/srv"), "free": 1 << 40, "inodes": 1 << 20,
+                                 "read_only": False, **changes}  # fmt: skip
+    return disk.Volume(**values)  # type: ignore[arg-type]
+
+
+def stock(*entries: ReleaseEntry, needed: dict[str, str] | None = None, left: tuple[str, ...] = ()) -> list[Found]:
+    return list(releases.judge(releases.Stock(entries, needed or {}, left)))
+
+
+GOOD = ReleaseEntry(HOST, Release(HOST, None, "3.1.0", "22.11"), "installed package")
+BROKEN = ReleaseEntry("trixie", None, "Debian trixie", "its ovs-vswitchd is missing")
+RUNNING = versions.Running({}, Side.A, {})
+FACTS: list[tuple[Kind, Callable[[], Iterable[Found]]]] = [
+    (disk.FULL, lambda: disk.judge([volume(free=0)])),
+    (disk.LOW, lambda: disk.judge([volume(free=100 << 20)])),
+    (disk.NO_INODES, lambda: disk.judge([volume(inodes=0)])),
+    (disk.READ_ONLY, lambda: disk.judge([volume(read_only=True)])),
+    (disk.LONG_LOG, lambda: disk.judge([], [disk.Log(Path("/run/x/a/ovs-vswitchd.log"), 1 << 30)])),
+    (releases.NEEDED, lambda: stock(GOOD, needed={"trixie": releases.AT_BOOT})),
+    (releases.ABSENT, lambda: stock(GOOD, BROKEN, needed={"trixie": releases.TO_GO_BACK})),
+    (releases.UNUSABLE, lambda: stock(GOOD, BROKEN)),
+    (releases.NONE, lambda: stock(ReleaseEntry(HOST, None, "installed package", "not installed"))),
+    (releases.LEFT, lambda: stock(GOOD, left=("/var/lib/ovs-hotswap/releases/.build-x",))),
+    (versions.OUTDATED, lambda: versions.judge(versions.Running({Side.A: "host"}, Side.A, {}))),
+    (versions.PROGRAM, lambda: versions.judge(versions.Running({}, Side.A, {"broker": 7}))),
+    (units.NOT_COMPARED, lambda: units.judge(units.Units(
+        True, (units.UnitFile(units.NETNS, "/etc/x", "[Service]"),), False, Path("/var/lib/ovs-hotswap"), True))),
+    (access.NOT_ROOT, lambda: access.judge(access.Access(False, None, None, {}, None, {}), files.DEFAULTS)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "judge"), FACTS, ids=[f"{kind.section}-{kind.check}-{kind.severity}" for kind, _ in FACTS]
+)
+def test_a_fault_in_the_facts_is_found(kind: Kind, judge: Callable[[], Iterable[Found]]) -> None:
+    found = [each for each in judge() if key(each) == key(kind)]
+    assert len(found) == 1
+    assert named(found[0].hint)
+
+
+def test_the_same_facts_without_the_fault_have_no_finding() -> None:
+    assert bad([*disk.judge([volume()]), *stock(GOOD), *versions.judge(RUNNING)]) == []
+
+
+@pytest.mark.parametrize("section", Section)
+def test_what_cannot_be_seen_is_unknown(section: Section) -> None:
+    def fails() -> Iterator[Found]:
+        raise SwitchError("it does not answer", hint="`ovs-hotswap status`")
+        yield
+
+    (found,) = Runner(FakeSystem()).run(Part("part", (section,), fails))
+    assert key(found) == key(runner.NOT_SEEN[section])
+    assert (found.text, found.hint) == ("part: it does not answer", "`ovs-hotswap status`")
+
+
+# ----------------------------------------------------------------------------- findings that other commands report, too
+
+
+def vm(**changes: object) -> VmFacts:
+    values: dict[str, object] = {
+        "name": "vm1",
+        "connected": True,
+        "acked": 0,
+        "regions": 2,
+        "queue_pairs": 1,
+        **changes,
+    }
+    return VmFacts(**values)  # type: ignore[arg-type]
+
+
+OTHER = SwitchProcess(7, "/run/x", "ovsh-b", True)
+DEMAND, WANTED = Demand((1,), (1500,), 1), Reservation(66, 16_384)
+
+
+def steering(link: Link | None = None, *, bpf: bool = False, rules: list[Rule] | None = None) -> list[Finding]:
+    control = FakeTrafficControl()
+    if link is not None:
+        control.links["pf0"] = link
+    control.bpf = {2: ("an XDP program",)} if bpf else {}
+    control.installed = {2: rules or []}
+    found: TcUplink = uplink(control)
+    return found.check()
+
+
+HEAD = Link(2, True, "52:54:00:1f:00:01")
+ADOPTED_PLANTS: dict[Key, Callable[[], Iterable[Finding]]] = {
+    (Section.CPU, "PMD cores", Severity.ERROR): lambda: checks.cpu_set({0, 1}, {Side.A: [0], Side.B: [9]}),
+    (Section.CPU, "PMD cores", Severity.WARNING): lambda: checks.cpu_set({0, 1}, {Side.A: [0], Side.B: [0]}),
+    (Section.MEMORY, "huge pages", Severity.ERROR): lambda: memory_checks.huge_pages([HugePages(2048, 0, 9)], 66, [0]),
+    (Section.MEMORY, "huge pages", Severity.WARNING): lambda: memory_checks.huge_pages(
+        [HugePages(2048, 99, 99), HugePages(2048, 0, 0, 1)], 66, [0]),
+    (Section.MEMORY, "packet pool", Severity.ERROR): lambda: [
+        *memory_checks.allowed(Side.A, DEMAND, WANTED, 64),
+        *memory_checks.in_use(Side.A, [PacketPool(0, 65_536, 20_000, 3008)], WANTED)],
+    (Section.UNITS, "other switches", Severity.ERROR): lambda: [
+        *checks.conflicting_processes([OTHER], [], "/run/y", "ovsh-b"),
+        *checks.conflicting_processes([OTHER], [], "/run/x", "z")],
+    (Section.UNITS, "other switches", Severity.WARNING): lambda: checks.conflicting_processes(
+        [OTHER], [], "/run/y", "z"),
+    (Section.UNITS, "descriptor limit", Severity.ERROR): lambda: checks.descriptors(64, [(2, 1)]),
+    (Section.OVERLAY, "mtu", Severity.ERROR): lambda: checks.too_long({"vm1": 9000}, 1450),
+    (Section.OVERLAY, "mtu", Severity.WARNING): lambda: checks.oversized(["vm1"], 1450),
+    (Section.BROKER, "broker", Severity.ERROR): lambda: checks.broker("0.1", "0.2", supervised=True),
+    (Section.BROKER, "broker", Severity.WARNING): lambda: checks.broker("0.2", "0.2", supervised=False),
+    (Section.INSTANCES, "active", Severity.ERROR): lambda: [collect.not_running(Side.A)],
+    (Section.INSTANCES, "database", Severity.ERROR): lambda: checks.database(Side.A, answers=False),
+    (Section.INSTANCES, "priority", Severity.WARNING): lambda: checks.priority(Side.A, {7: ["pmd"]}),
+    (Section.INSTANCES, "datapath", Severity.ERROR): lambda: checks.ports_polled({"uplink": "no memory"}, ["vm1"]),
+    (Section.INSTANCES, "datapath", Severity.WARNING): lambda: checks.ports_polled({"vm1": "no memory"}, ["vm1"]),
+    (Section.INSTANCES, "flows", Severity.ERROR): lambda: checks.window_flows(["table=0 actions=NORMAL: learns; "]),
+    (Section.INSTANCES, "flow tables", Severity.ERROR): lambda: checks.tables(Side.A, ["-table=0"]),
+    (Section.UPLINK, "uplink", Severity.ERROR): lambda: [
+        *steering(Link(2, False, HEAD.mac)), *steering(Link(2, True, "02:00:00:00:00:99"))],
+    (Section.UPLINK, "uplink", Severity.WARNING): lambda: steering(rules=[Rule(1, 8, 1, (), None)]),
+    (Section.UPLINK, "uplink programs", Severity.WARNING): lambda: steering(bpf=True),
+    (Section.UPLINK, "mtu", Severity.ERROR): lambda: steering(Link(2, True, HEAD.mac, 1400)),
+    (Section.VMS, "VMs", Severity.ERROR): lambda: checks.known_vms(["vm1"], ["vm2"]),
+    (Section.VMS, "QEMU", Severity.WARNING): lambda: checks.vms_connected([vm(connected=False)], "/run/{}".format),
+    (Section.VMS, "memory regions", Severity.ERROR): lambda: checks.memory_regions([vm(regions=8)]),
+    (Section.VMS, "queue pairs", Severity.WARNING): lambda: checks.queue_pairs([vm(queue_pairs=4)], {"vm1": 1}),
+    (Section.VMS, "capture rings", Severity.WARNING): lambda: checks.uncaught_rings([vm(uncaught=1)]),
+    (Section.VMS, "quarantine", Severity.ERROR): lambda: [
+        collect.quarantined(vm_status(quarantine=ON_TRIAL), "VM vm1")],
+    (Section.VMS, "quarantine", Severity.WARNING): lambda: [
+        collect.quarantined(vm_status(quarantine="by order"), "VM vm1")],
+    (Section.VMS, "owner", Severity.ERROR): lambda: [collect.astray(vm_status(owner=Side.B), Side.A, Severity.ERROR)],
+    (Section.VMS, "features", Severity.ERROR): lambda: [
+        collect.not_offered("VM vm1", ["NET_CSUM"], Side.B, "`ovs-hotswap upgrade --release x`", Severity.ERROR)],
+    (Section.VMS, "rings", Severity.WARNING): lambda: checks.rings_before({}, ["vm1"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ADOPTED_PLANTS, ids=lambda place: "-".join(map(str, place)))
+def test_a_planted_fault_of_another_command_is_found_in_its_section(place: Key) -> None:
+    found = bad(list(adopt(place[0], ADOPTED_PLANTS[place]())))
+    assert {key(each) for each in found} == {place}
+    assert all(named(each.hint) for each in found), [each.hint for each in found]
+
+
+# ------------------------------------------------------------------------------------------- nothing is left unplanted
+
+
+def test_every_finding_of_doctor_is_planted() -> None:
+    planted = {key(kind) for kind, _ in PLANTED} | {key(kind) for kind, _ in FACTS}
+    planted |= {key(kind) for kind in runner.NOT_SEEN.values()}
+    assert {name: key(kind) for name, kind in catalogue.own().items() if key(kind) not in planted} == {}
+
+
+def test_every_adopted_finding_is_planted() -> None:
+    assert {key(kind) for kind in ADOPTED} == set(ADOPTED_PLANTS)
+
+
+def test_findings_are_made_by_kinds_alone() -> None:
+    """Otherwise the list of them would not be complete."""
+    made = {}
+    for path in Path(catalogue.__file__).parent.glob("*.py"):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        names = [node.func.id for node in calls if isinstance(node.func, ast.Name)]
+        if path.name != "report.py" and {"Found", "Finding"} & set(names):
+            made[path.name] = names
+    assert made == {}
+
+
+# The functions whose findings doctor adopts.
+SOURCES: list[Callable[..., object]] = [
+    checks.cpu_set, checks.conflicting_processes, checks.descriptors, checks.too_long, checks.oversized, checks.broker,
+    checks.database, checks.priority, checks.ports_polled, checks.window_flows, checks.tables, checks.known_vms,
+    checks.vms_connected, checks.memory_regions, checks.queue_pairs, checks.uncaught_rings, checks.rings_before,
+    memory_checks.huge_pages, memory_checks._on_node, memory_checks.allowed, memory_checks.in_use,
+    collect.not_running, collect.quarantined, collect.astray, collect.not_offered, TcUplink.check,
+    TcUplink._check_place,
+]  # fmt: skip
+
+
+def produced(function: Callable[..., object]) -> set[tuple[str, Severity]]:
+    """The names and severities of the findings that the code of a function makes, except those that are ok."""
+    assert isinstance(function, FunctionType)
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    local = {node.targets[0].id: node.value for node in ast.walk(tree)
+             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)}  # fmt: skip
+    found: set[tuple[str, Severity]] = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or not node.args:
+            continue
+        words = {each.id for each in ast.walk(node.func) if isinstance(each, ast.Name)}
+        severities = {Severity[word[1:].upper()] for word in words & {"_warning", "_error"}}
+        if "judged" in words:
+            severities = {Severity.WARNING, Severity.ERROR}
+        if words == {"Finding"}:
+            inside = {each.attr for each in ast.walk(node.args[1]) if isinstance(each, ast.Attribute)}
+            severities = {Severity[name] for name in inside} or _anywhere(tree)
+        name = node.args[0]
+        value = local.get(name.id, name) if isinstance(name, ast.Name) else name
+        text = value.value if isinstance(value, ast.Constant) else function.__globals__.get(ast.unparse(name))
+        found |= {(str(text), each) for each in severities - {Severity.OK}}
+    return found
+
+
+def _anywhere(tree: ast.AST) -> set[Severity]:
+    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return {Severity[name] for name in names & set(Severity.__members__)} or {Severity.ERROR}
+
+
+@pytest.mark.parametrize("function", SOURCES, ids=lambda function: function.__qualname__)
+def test_every_finding_of_an_adopted_check_has_a_kind(function: Callable[..., object]) -> None:
+    known = {(kind.check, kind.severity) for kind in ADOPTED}
+    assert produced(function) <= known
+    assert produced(function) or function in (collect.astray, collect.not_offered)
+
+
+def test_the_test_sees_what_a_check_makes() -> None:
+    assert produced(checks.broker) == {("broker", Severity.ERROR), ("broker", Severity.WARNING)}
+    assert produced(checks.ports_polled) == {("datapath", Severity.ERROR), ("datapath", Severity.WARNING)}
+    assert produced(checks.too_long) == {("mtu", Severity.ERROR)}
+
+
+def test_every_problem_of_status_has_a_kind() -> None:
+    source = Path(inspect.getfile(healthy)).parents[2] / "ovs_hotswap/cli/overview.py"
+    calls = [node for node in ast.walk(ast.parse(source.read_text()))
+             if isinstance(node, ast.Call) and ast.unparse(node.func) == "Problem"]  # fmt: skip
+    about = [call.args[0].values[0] if isinstance(call.args[0], ast.JoinedStr) else call.args[0] for call in calls]
+    names = {str(each.value).split()[0] for each in about if isinstance(each, ast.Constant)}
+    assert names - {"VM"} == running.PROBLEMS.keys()
+    assert len(about) == len(calls)
+
+
+def test_the_vfs_of_the_bed_are_those_of_its_nic(bed: Bed) -> None:
+    assert bed.root.names(f"{PCI}/{PF}") == ["net", "virtfn0", "virtfn1"]
