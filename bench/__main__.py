@@ -5,7 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import alternatives, failover, floods, forwarding, kinds, modes, moves, phases, report, scale, soak, takeover
+from bench import (
+    alternatives,
+    failover,
+    fleet,
+    floods,
+    forwarding,
+    kinds,
+    modes,
+    moves,
+    phases,
+    report,
+    scale,
+    soak,
+    takeover,
+)
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.system import System
@@ -13,7 +27,8 @@ from tests.support.ending import end_on_sigterm
 
 BENCHMARKS = {
     "moves": moves, "failover": failover, "scale": scale, "soak": soak, "alternatives": alternatives, "phases": phases,
-    "forwarding": forwarding, "floods": floods, "kinds": kinds, "modes": modes, "takeover": takeover, "report": report,
+    "forwarding": forwarding, "floods": floods, "kinds": kinds, "modes": modes, "takeover": takeover, "fleet": fleet,
+    "report": report,
 }  # fmt: skip
 
 

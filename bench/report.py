@@ -296,6 +296,7 @@ def draw(path: Path, paint: Callable[[Any], None]) -> None:
     import matplotlib as mpl
 
     mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = path.name  # the same figures make the same file
     from matplotlib import pyplot
 
     path.parent.mkdir(parents=True, exist_ok=True)
