@@ -34,9 +34,9 @@ class Policy:
 
     ``canaries`` are upgraded first, in a play of their own in which any failure is fatal, and watched for ``soak_h``
     hours. Then come the waves of ``serial``, the last entry over and over. ``forks`` hosts are worked on at a time.
-    The run is stopped after a wave of which more than ``wave_percent`` of the hosts failed, or once more than
-    ``max_failed`` hosts failed over the whole run; ``early``: no host of a wave is begun once that is so. Otherwise the
-    wave is finished first, which is what Ansible does by itself. Between waves the run waits for ``pause_h`` hours.
+    The run is stopped if more than ``max_failed`` hosts failed in all waves together, or more than ``percent`` of those
+    that were begun. That is decided between the waves, as Ansible can; ``early``: before each host as well. After each
+    wave the run waits for ``pause_h`` hours.
     """
 
     name: str
@@ -44,8 +44,8 @@ class Policy:
     canaries: int = 0
     soak_h: float = 0.0
     forks: int = 50
-    wave_percent: float = 100.0
-    max_failed: int | str = 0
+    max_failed: int = 0
+    percent: float = 100.0
     pause_h: float = 0.0
     early: bool = False
 
@@ -66,7 +66,7 @@ class Assumed:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Hosts of one play. ``fatal``: any failure ends the run."""
+    """Hosts that are begun together. A failure of a canary ends the run."""
 
     size: int
     canary: bool
@@ -92,11 +92,6 @@ def amount(size: int | str, hosts: int) -> int:
     """Hosts that a size stands for, as Ansible counts them: rounded down, and at least one."""
     found = int(float(size.removesuffix("%")) / 100 * hosts) if isinstance(size, str) else size
     return max(1, found)
-
-
-def limit(size: int | str, hosts: int) -> int:
-    """Failures that are allowed over a run; unlike a wave it may be none."""
-    return int(float(size.removesuffix("%")) / 100 * hosts) if isinstance(size, str) else size
 
 
 def batches(policy: Policy, hosts: int) -> Iterator[Batch]:

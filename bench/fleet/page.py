@@ -63,15 +63,21 @@ def _sizes(policy: Policy) -> str:
     return "[" + ", ".join(f'"{size}"' if isinstance(size, str) else str(size) for size in policy.serial) + "]"
 
 
+def _time(value: float) -> str:
+    if not value:
+        return "none"
+    return f"{value * 60:.0f} min" if value < 1 else f"{value:g} h"
+
+
 def _settings(policy: Policy) -> tuple[str, ...]:
     return (
-        f"{policy.canaries}, {policy.soak_h:g} h" if policy.canaries else "none", f"`{_sizes(policy)}`",
-        str(policy.forks), f"{policy.pause_h:g} h" if policy.pause_h else "none", f"{policy.wave_percent:g} %",
-        str(policy.max_failed), "yes" if policy.early else "no",
+        f"{policy.canaries}, {_time(policy.soak_h)}" if policy.canaries else "none", f"`{_sizes(policy)}`",
+        str(policy.forks), _time(policy.pause_h), str(policy.max_failed),
+        f"{policy.percent:g} %" if policy.percent < 100 else "-",
     )  # fmt: skip
 
 
-SETTINGS = ("canaries, soak", "waves", "at a time", "pause", "failures in a wave", "over the run", "early")
+SETTINGS = ("canaries, soak", "waves", "at a time", "pause", "failures", "in percent")
 
 
 def policy_table(judged: Sequence[Judged], title: str) -> str:

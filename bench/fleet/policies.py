@@ -5,26 +5,25 @@ from __future__ import annotations
 from bench.fleet.model import Fault, Moment, Policy
 
 LARGE = 10_000
-# The percentage of a wave and the limit over the run are the same in all of them but the collection's default, so that
-# they differ in the shape of their waves alone.
+# All but the collection's defaults have the same limit, so that they differ in the shape of their waves alone.
 COMPARED = (
-    Policy("all at once", ("100%",), wave_percent=2, max_failed="0.5%"),
-    Policy("tenths", ("10%",), wave_percent=2, max_failed="0.5%"),
-    Policy("tenths, early", ("10%",), wave_percent=2, max_failed="0.5%", early=True),
-    Policy("default", (1, 5, "10%"), canaries=1, soak_h=1, wave_percent=0, max_failed=0),
-    Policy("ramp", (10, 50, "2%"), canaries=20, soak_h=24, wave_percent=2, max_failed="0.5%"),
-    Policy("slow ramp", (10, 50, "2%"), canaries=20, soak_h=48, wave_percent=2, max_failed="0.5%", pause_h=4),
-    Policy("one by one", (1,), forks=1, wave_percent=100, max_failed="0.5%"),
+    Policy("all at once", ("100%",), max_failed=50),
+    Policy("tenths", ("10%",), max_failed=50),
+    Policy("tenths, early", ("10%",), max_failed=50, early=True),
+    Policy("default", (1, 5, "10%"), canaries=1, soak_h=1 / 6),
+    Policy("ramp", (10, 50, "2%"), canaries=50, soak_h=24, max_failed=50),
+    Policy("slow ramp", (10, 50, "2%"), canaries=50, soak_h=48, max_failed=50, pause_h=4),
+    Policy("one by one", (1,), forks=1, max_failed=50),
 )
 
 # For fleets of up to so many hosts.
 RECOMMENDED = (
-    (10, Policy("up to 10", (1,), canaries=1, soak_h=24, forks=1, wave_percent=0, max_failed=0)),
-    (100, Policy("up to 100", (1, 5, "10%"), canaries=5, soak_h=24, forks=10, wave_percent=20, max_failed=1)),
-    (1_000, Policy("up to 1 000", (5, 20, "5%"), canaries=20, soak_h=24, forks=25, wave_percent=5, max_failed=5,
-                   pause_h=0.5, early=True)),
-    (10_000, Policy("up to 10 000", (10, 50, "1%", "2%"), canaries=50, soak_h=48, forks=50, wave_percent=2,
-                    max_failed=25, pause_h=1, early=True)),
+    (10, Policy("up to 10", (1,), canaries=1, soak_h=24, forks=1)),
+    (100, Policy("up to 100", (1, 5, "10%"), canaries=5, soak_h=24, forks=10, max_failed=1)),
+    (1_000, Policy("up to 1 000", (5, 20, "5%"), canaries=20, soak_h=24, forks=25, max_failed=5, percent=2,
+                   pause_h=0.5)),
+    (10_000, Policy("up to 10 000", (10, 50, "1%", "2%"), canaries=50, soak_h=48, forks=50, max_failed=25, percent=1,
+                    pause_h=1)),
 )  # fmt: skip
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bench.fleet.measured import Durations, at
-from bench.fleet.model import HOUR, Assumed, Batch, Fault, Moment, Outcome, Policy, batches, limit
+from bench.fleet.model import HOUR, Assumed, Batch, Fault, Moment, Outcome, Policy, batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,42 +75,38 @@ def simulate(
     low, high = assumed.vms
     cache = {vms: at(points, vms) for vms in range(low, high + 1)}
     tally, now, stopped, begun = _Tally(), 0.0, False, 0
-    allowed = limit(policy.max_failed, hosts)
     plan = list(batches(policy, hosts))
     for number, batch in enumerate(plan, 1):
         begun = number
-        before = tally.failed(now)
-        ceiling = min(allowed, before + _of_wave(policy, batch))
-        now, cut = _work(batch, ceiling, policy, now, tally, lambda: host(rng, cache.__getitem__, fault, assumed))
+        now, stopped = _work(batch, policy, now, tally, lambda: host(rng, cache.__getitem__, fault, assumed))
         now += assumed.gate_s
-        if cut or tally.failed(now) > ceiling:
-            stopped = True
-            break
-        if number < len(plan):
+        stopped = stopped or _over(policy, batch, tally, now)
+        if not stopped and number < len(plan):
             now += HOUR * (policy.soak_h if batch.canary else policy.pause_h)
-            if tally.failed(now) > allowed or (batch.canary and tally.failed(now) > before):
-                stopped = True
-                break
+            stopped = _over(policy, batch, tally, now)
+        if stopped:
+            break
     return Outcome(
         stopped, now / HOUR, tally.touched, tally.exposed, tally.running, tally.vms, tally.failed(now), begun
     )
 
 
-def _of_wave(policy: Policy, batch: Batch) -> int:
-    """Failures that a wave may have: Ansible's percentage must be exceeded."""
-    return 0 if batch.canary else int(batch.size * policy.wave_percent / 100)
+def _over(policy: Policy, batch: Batch, tally: _Tally, now: float) -> bool:
+    """Whether a limit is exceeded by what is known now."""
+    failed = tally.failed(now)
+    if batch.canary:
+        return failed > 0
+    return failed > policy.max_failed or 100 * failed > policy.percent * tally.touched
 
 
-def _work(
-    batch: Batch, ceiling: int, policy: Policy, now: float, tally: _Tally, draw: Callable[[], Worked]
-) -> tuple[float, bool]:
+def _work(batch: Batch, policy: Policy, now: float, tally: _Tally, draw: Callable[[], Worked]) -> tuple[float, bool]:
     """Work on the hosts of a batch, ``forks`` at a time. Return when the last one ended, and whether hosts were left
-    because the limit was exceeded."""
+    because a limit was exceeded."""
     free = [now] * min(policy.forks, batch.size)  # a heap: when each worker is free
     last = now
     for _ in range(batch.size):
         begin = free[0]
-        if policy.early and tally.failed(begin) > ceiling:
+        if policy.early and _over(policy, batch, tally, begin):
             return max(last, begin), True
         worked = draw()
         tally.add(begin, worked)

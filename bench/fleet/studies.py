@@ -123,7 +123,7 @@ def false_stops(lab: Laboratory) -> dict[int, list[float]]:
     release is stopped."""
 
     def stopped(allowed: int, rate: float) -> float:
-        policy = Policy("x", ("5%",), wave_percent=100, max_failed=allowed, early=True)
+        policy = Policy("x", ("5%",), max_failed=allowed, early=True)
         return lab.many(policy, LARGE, None, replace(lab.assumed, ordinary=rate)).share(lambda o: o.stopped)
 
     return {allowed: [stopped(allowed, rate) for rate in RATES] for allowed in LIMITS}

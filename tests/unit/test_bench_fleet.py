@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bench.fleet import closed, page, policies
 from bench.fleet.measured import PAGE, Durations, at, durations
-from bench.fleet.model import HOUR, Assumed, Fault, Moment, Outcome, Policy, amount, batches, limit
+from bench.fleet.model import HOUR, Assumed, Fault, Moment, Outcome, Policy, amount, batches
 from bench.fleet.policies import RECOMMENDED
 from bench.fleet.simulate import simulate
 from bench.fleet.studies import Laboratory, Many
@@ -79,10 +79,6 @@ def test_sizes_of_waves_are_counted_as_ansible_does(size: int | str, hosts: int,
     assert amount(size, hosts) == expected
 
 
-def test_a_limit_of_a_run_may_be_none() -> None:
-    assert (limit("1%", 50), limit("1%", 250), limit(3, 50)) == (0, 2, 3)
-
-
 def test_the_last_size_is_repeated() -> None:
     policy = Policy("x", (1, 5, "10%"), canaries=2)
     assert [batch.size for batch in batches(policy, 52)] == [2, 1, 5, *[5] * 8, 4]
@@ -96,8 +92,8 @@ POLICIES = st.builds(
     canaries=st.integers(0, 10),
     soak_h=st.floats(0, 48),
     forks=st.integers(1, 50),
-    wave_percent=st.floats(0, 100),
-    max_failed=st.one_of(st.integers(0, 20), st.sampled_from(["0%", "1%", "10%", "100%"])),
+    max_failed=st.integers(0, 20),
+    percent=st.floats(0, 100),
     pause_h=st.floats(0, 24),
     early=st.booleans(),
 )
@@ -161,7 +157,7 @@ def test_more_forks_never_take_longer(policy: Policy, hosts: int, seed: int) -> 
 
 @given(st.integers(1, 10), st.integers(1, 5), SEEDS)
 def test_a_fault_that_every_canary_shows_ends_with_the_canaries(canaries: int, size: int, seed: int) -> None:
-    policy = Policy("x", (size,), canaries=canaries, soak_h=24, max_failed="100%")
+    policy = Policy("x", (size,), canaries=canaries, soak_h=24, max_failed=100)
     for fault in (Fault(Moment.SOAK, 1.0), Fault(Moment.LATER, 1.0, hours=10)):
         found = simulate(policy, 100, fault, NEVER, POINTS, seed)
         assert (found.stopped, found.touched, found.waves) == (True, canaries, 1)
@@ -171,6 +167,13 @@ def test_a_fault_that_shows_after_the_soak_is_not_seen_by_the_canaries() -> None
     policy = Policy("x", ("100%",), canaries=5, soak_h=4)
     found = simulate(policy, 100, Fault(Moment.LATER, 1.0, hours=10), NEVER, POINTS, 1)
     assert (found.touched, found.running) == (100, 100)
+
+
+def test_a_share_of_the_hosts_that_were_begun_may_fail() -> None:
+    policy = Policy("x", (10,), max_failed=100, percent=50)
+    assert not simulate(policy, 100, Fault(Moment.MOVES, 0.25), NEVER, POINTS, 1).stopped
+    found = simulate(policy, 100, Fault(Moment.MOVES, 1.0), NEVER, POINTS, 1)
+    assert (found.stopped, found.touched) == (True, 10)
 
 
 def test_the_time_of_one_host_at_a_time_is_the_sum_of_the_hosts() -> None:
@@ -203,7 +206,7 @@ def test_hosts_touched_one_by_one_in_a_large_fleet_is_the_negative_binomial() ->
 
 @pytest.mark.parametrize("share", [0.3, 0.05, 0.01])
 def test_hosts_touched_in_waves(share: float) -> None:
-    policy = Policy("x", (1, 5, "10%"), wave_percent=0)
+    policy = Policy("x", (1, 5, "10%"))
     sizes = [batch.size for batch in batches(policy, 200)]
     found = [
         float(simulate(policy, 200, Fault(Moment.SOAK, share), NEVER, POINTS, seed).touched) for seed in range(400)
@@ -223,7 +226,7 @@ def test_false_stops(ordinary: float, allowed: int) -> None:
 
 @pytest.mark.parametrize("share", [0.02, 0.3])
 def test_canaries_see_a_fault(share: float) -> None:
-    policy = Policy("x", ("100%",), canaries=10, max_failed="100%")
+    policy = Policy("x", ("100%",), canaries=10, max_failed=50)
     found = [
         float(simulate(policy, 50, Fault(Moment.MOVES, share), NEVER, POINTS, seed).stopped) for seed in range(400)
     ]
@@ -261,6 +264,17 @@ def test_the_page_recommends_what_was_simulated() -> None:
     for hosts, policy in RECOMMENDED:
         start = f"| up to {page.number(hosts)} | " + " | ".join(page._settings(policy))
         assert sum(line.startswith(start) for line in text.splitlines()) == 1
+
+
+def test_the_variables_on_the_page_are_those_of_the_last_row() -> None:
+    text = (ROOT / "docs/fleet.md").read_text()
+    _hosts, policy = RECOMMENDED[-1]
+    assert f"upgrade_canary_soak: {policy.soak_h * HOUR:.0f}\n" in text
+    assert f"upgrade_wave_soak: {policy.pause_h * HOUR:.0f}\n" in text
+    assert f"upgrade_waves: {page._sizes(policy)}\n" in text
+    limits = f"max_failed_hosts: {policy.max_failed}, max_failed_percent: {policy.percent:g}"
+    assert f"upgrade_policy: {{min_canaries: {policy.canaries}, {limits}}}\n" in text
+    assert f"--forks {policy.forks} " in text
 
 
 def test_parts_replace_what_was_between_their_marks() -> None:
