@@ -11,7 +11,7 @@ from ovs_hotswap.cli.status_cmd import show_instances
 from ovs_hotswap.errors import BusyError, HotswapError
 from ovs_hotswap.host import settings_transfer
 from ovs_hotswap.host.host import WATCHDOG_S, Host
-from ovs_hotswap.host.lifecycle import restore, start_instance, stop_for_good
+from ovs_hotswap.host.lifecycle import adopt, restore, start_instance, stop_for_good
 from ovs_hotswap.model import Side
 from ovs_hotswap.switch.instance import Instance
 from ovs_hotswap.switch.units import InstanceUnit, PreexistingNamespaces, StartRequest
@@ -53,6 +53,7 @@ def start(app: App, side: str, release: str) -> None:
     `ovs-hotswap upgrade` moves the VMs to it. If any part fails, all of it is undone.
 
     Its database is new; the operator's settings of the last active instance are given to the one that becomes active.
+    If no side is active and the instance runs already, it becomes the active one, and its VMs do not notice.
     Use it also to start a dead active instance again where no watchdog runs: VMs have no network until it has ended.
     With --json: {"side", "release", "active"}.
 
@@ -64,11 +65,14 @@ def start(app: App, side: str, release: str) -> None:
     host = Host(app.config, app.system)
     which = Side(side)
     with host.lock(WATCHDOG_S):
-        wanted = host.releases.get(release)
-        active = start_instance(host, which, wanted)
+        runs = host.releases.get(release)
+        if active := adopt(host, which):
+            runs = host.instances[which].release() or runs
+        else:
+            active = start_instance(host, which, runs)
     app.output.done = True
-    app.output.document({"side": side, "release": wanted, "active": active})
-    app.output.line(f"instance {side} runs {wanted.label}{' and is active' if active else ''}")
+    app.output.document({"side": side, "release": runs, "active": active})
+    app.output.line(f"instance {side} runs {runs.label}{' and is active' if active else ''}")
 
 
 @instance.command(short_help="Stop an instance and undo what its start did.", changes=True)

@@ -131,7 +131,11 @@ def _of_instances(document: Document) -> Iterator[Problem]:
             hint = f"the watchdog starts it again; without one: `ovs-hotswap instance start {each.side}`"
             yield Problem(f"instance {each.side}", "it has ended by itself", hint)
     if active is None and "active" not in document["unknown_fields"]:
-        yield Problem("active", "no instance is active: no VM has a network", "`ovs-hotswap instance start a`")
+        owners = {} if document["vms"] is None else document["vms"]["owners"]
+        serving = [side for side, count in owners.items() if count]
+        text = f"none is recorded, though {' and '.join(serving)} owns VMs: nothing takes over if it fails"
+        yield Problem("active", text if serving else "no instance is active: no VM has a network",
+                      f"`ovs-hotswap instance start {serving[0] if serving else Side.A}`")  # fmt: skip
 
 
 def _of_uplink(document: Document) -> Iterator[Problem]:

@@ -6,12 +6,13 @@ import contextlib
 import logging
 
 from ovs_hotswap.config import Active
-from ovs_hotswap.errors import HotswapError
-from ovs_hotswap.host import settings_transfer
+from ovs_hotswap.errors import BusyError, HotswapError
+from ovs_hotswap.host import settings_transfer, standby
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.scheduling import in_background
 from ovs_hotswap.model import Release, Side
 from ovs_hotswap.plan.interrupts import Interrupts
+from ovs_hotswap.wording import some
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,25 @@ def start_instance(host: Host, side: Side, release: Release) -> bool:
                     _deactivate(host, side)
                 host.instances[side].stop()
             raise
+
+
+def adopt(host: Host, side: Side) -> bool:
+    """Make an instance that runs the active one if no side is recorded as active, as after the loss of the record.
+    Returns whether it did so. The instance keeps its VMs and their traffic; if it was the warm standby, it gets the
+    operator's settings back. The caller holds the lock.
+
+    Raises BrokerError if it is not known which instance serves the VMs, BusyError if the other one serves some.
+    """
+    if host.recorded_active() is not None or not host.running(side):
+        return False
+    owned = [vm.name for vm in host.backends.vms(read=False) if vm.owner == side.other]
+    if owned:
+        raise BusyError(
+            f"instance {side} does not become the active one: instance {side.other} owns the rings of VM {some(owned)}",
+            hint=f"`ovs-hotswap instance start {side.other}`",
+        )
+    standby.settle_active(host)
+    return activate_first(host, side)
 
 
 def _deactivate(host: Host, side: Side) -> None:

@@ -268,6 +268,9 @@ def _slow(fault: Fault, moment: str) -> dict[str, Any]:
     return {}
 
 
+_REPLACED = "the watchdog's standby is replaced if it is struck before the step looks at it; else all is put back"
+
+
 def _standby(fault: Fault, moment: str) -> Expectation:
     return replace(_standby_lost(fault, moment), ended=True)
 
@@ -276,8 +279,7 @@ def _standby_lost(fault: Fault, moment: str) -> Expectation:
     if moment == IDLE:
         return _expect(End.NONE, why="the VMs do not notice; the watchdog starts another")
     if moment == BEFORE[1]:
-        why = "a warm one that has died before the step looks is none: another is started; else all is put back"
-        return _expect(End.ROLLED_BACK, End.COMMITTED, why=why)
+        return _expect(End.ROLLED_BACK, End.COMMITTED, why=_REPLACED)
     if moment == AFTER[-1] and fault is Fault.STOP:
         why = "the old one is retired: the watchdog ends the new one and starts an instance, and resume finishes"
         gap = {"gap_s": _DEADLINE_S, "gap_why": "a command waits for its deadline before an instance is started"}
@@ -311,6 +313,8 @@ def _active_db(_fault: Fault, moment: str) -> Expectation:
 def _standby_db(_fault: Fault, moment: str) -> Expectation:
     if moment == IDLE:
         return _expect(End.NONE, why="packets do not pass there")
+    if moment == BEFORE[1]:
+        return _expect(End.ROLLED_BACK, End.COMMITTED, why=_REPLACED)
     if committed(moment):
         return _expect(End.UNFINISHED, End.COMMITTED, why="the new one serves every VM; resume finishes what needs it")
     return _expect(End.ROLLED_BACK, why="the new one cannot be programmed")

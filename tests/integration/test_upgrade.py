@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from ovs_hotswap.broker.lifecycle import start_broker, stop_broker
+from ovs_hotswap.config import Active
 from ovs_hotswap.errors import (
     BrokerError,
     CommandError,
@@ -27,7 +28,7 @@ from ovs_hotswap.errors import (
 )
 from ovs_hotswap.host import settings_transfer
 from ovs_hotswap.host.host import Host
-from ovs_hotswap.host.lifecycle import restore, start_instance
+from ovs_hotswap.host.lifecycle import adopt, restore, start_instance
 from ovs_hotswap.host.standby import await_ports
 from ovs_hotswap.lab import Lab
 from ovs_hotswap.lab.hugepages import read_pool
@@ -369,6 +370,17 @@ def test_a_qemu_that_leaves_and_comes_back_finds_its_network(bed: Lab, host: Hos
         bed.start_guest("vm1")
         bed.pings.wait_flowing(60.0)
     assert host.backends.vm("vm1").owner == "a"
+
+
+def test_an_instance_whose_record_was_lost_becomes_the_active_one_again(bed: Lab, host: Host) -> None:
+    before, pid = bed.pings.mark(), host.instances[Side.A].pid()
+    host.config.active_file.unlink()
+    host.config.restore_file.unlink()
+    assert adopt(host, Side.A)
+    assert host.last_active() == Active(side=Side.A, release="host")
+    assert host.instances[Side.A].pid() == pid
+    assert Upgrader(host).upgrade(TREE_NAME, nobody).committed
+    assert sum(stats.lost for stats in bed.pings.between(before, bed.pings.mark())) == 0
 
 
 def test_status_names_an_unfinished_upgrade(bed: Lab, host: Host) -> None:

@@ -61,7 +61,8 @@ UPGRADE = {"kind": "upgrade", "phase": "forward", "parameters": {}, "failure": "
 @pytest.mark.parametrize(
     ("changes", "about", "part"),
     [
-        ({"active": None}, "active", "no instance is active"),
+        ({"active": None, "vms__owners": {"a": 0, "b": 0}}, "active", "no instance is active"),
+        ({"active": None}, "active", "none is recorded, though a owns VMs"),
         ({"instances": [InstanceStatus(Side.A, State.DEAD)]}, "instance a", "ended by itself"),
         ({"uplink": Side.B}, "uplink", "steered to b, not to the active instance a"),
         ({"uplink": None}, "uplink", "steered nowhere"),

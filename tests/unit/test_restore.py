@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from ovs_hotswap.config import Active, Config
-from ovs_hotswap.errors import HostError, StateUnknown, SwitchError
+from ovs_hotswap.errors import BusyError, HostError, StateUnknown, SwitchError
 from ovs_hotswap.host import saved_settings, standby
-from ovs_hotswap.host.lifecycle import restore, start_instance, stop_for_good
+from ovs_hotswap.host.lifecycle import adopt, restore, start_instance, stop_for_good
 from ovs_hotswap.model import Release, Side
 from ovs_hotswap.plan.interrupts import Interrupted
 from ovs_hotswap.switch.paths import read_record
@@ -269,3 +269,20 @@ def test_kept_settings_that_cannot_be_given_for_any_reason_keep_nobody_from_bein
     assert restore(host) is not None
     assert "does not get back its settings" in caplog.text
     assert saved_settings.path_of(host.config).with_suffix(".not-given.json").exists()
+
+
+def test_an_instance_that_serves_without_a_record_becomes_the_active_one_untouched(host: Machine) -> None:
+    host.world.done.clear()
+    assert adopt(host, Side.B)
+    assert host.recorded_active() is Side.B
+    assert host.world.done == ["steer b"]
+    assert not adopt(host, Side.A)  # a side is active now
+
+
+def test_an_instance_does_not_become_the_active_one_while_the_other_owns_a_vm(host: Machine) -> None:
+    host.world.owner["vm1"] = Side.A
+    host.world.parked["vm1"] = set()
+    with pytest.raises(BusyError, match="instance a owns the rings of VM vm1") as failure:
+        adopt(host, Side.B)
+    assert failure.value.hint == "`ovs-hotswap instance start a`"
+    assert host.recorded_active() is None
