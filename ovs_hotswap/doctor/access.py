@@ -15,7 +15,11 @@ from ovs_hotswap.model import Severity
 from ovs_hotswap.trust import along
 
 _HERE = Section.ACCESS
-NOT_ROOT = Kind(_HERE, "caller", Severity.UNKNOWN)
+NOT_ROOT = {
+    section: Kind(section, "caller", Severity.UNKNOWN)
+    for section in (Section.ACCESS, Section.UNITS, Section.VERSIONS, Section.RELEASES)
+}
+"""The sections that only root can see as a whole."""
 SOCKET_MODE = Kind(_HERE, "control socket", Severity.ERROR, safe=True)
 SOCKET_GROUP = Kind(_HERE, "control socket", Severity.WARNING)
 NO_GROUP = Kind(_HERE, "group", Severity.ERROR)
@@ -49,10 +53,15 @@ def place_of(config: Config) -> Path:
     return Path(fixed if fixed.endswith("/") else os.path.dirname(fixed))
 
 
-def read(root: Root, config: Config, config_path: Path) -> Access:
+def unseen(section: Section) -> Found:
+    text = "doctor does not run as root, so it cannot see everything here"
+    return NOT_ROOT[section](text, "as root: `ovs-hotswap doctor`")
+
+
+def read(root: Root, config: Config, config_path: Path, privileged: bool) -> Access:
     trusted = [config_path, config.overlay, config.run_dir, config.state_dir]
     return Access(
-        os.geteuid() == 0,
+        privileged,
         root.mode(config.broker_socket),
         root.mode(config.run_dir),
         dict(_groups(root.text("etc/group") or "", root.text("etc/passwd") or "")),
@@ -73,8 +82,7 @@ def _groups(text: str, users: str) -> Iterator[tuple[str, tuple[int, tuple[str, 
 
 def judge(facts: Access, config: Config) -> Iterator[Found]:
     if not facts.root:
-        yield NOT_ROOT("doctor does not run as root, so it cannot see processes, kernel settings and sockets of others",
-                       "as root: `ovs-hotswap doctor`")  # fmt: skip
+        yield unseen(_HERE)
     if config.backend is BackendMode.BROKER:
         yield from _control(facts, config)
     if facts.run_dir is not None and facts.run_dir.bits & _OTHERS:

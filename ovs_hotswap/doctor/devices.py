@@ -259,7 +259,18 @@ def judge_nic(nic: Nic, mtu: int) -> Iterator[Found]:
         yield ok(_HERE, NO_FIRMWARE.check, f"{nic.name}: {nic.driver}, {firmware}, MTU {nic.mtu}")
 
 
-def judge_without(config: Config) -> Iterator[Found]:
-    """Say that neither instance has a PCI device."""
-    names = ", ".join(config.instance(side).uplink_devargs.partition(",")[0] for side in Side)
-    yield ok(_HERE, ABSENT.check, f"no PCI device is configured: {names}")
+def judge_kernel_devices(root: Root, config: Config, sides: Iterable[Side], mtu: int) -> Iterator[Found]:
+    """Judge the kernel's devices that the instances of ``sides`` will take. A running instance has its device in a
+    network namespace of its own."""
+    for side in sides:
+        name = config.instance(side).uplink_device
+        if name is None:
+            continue
+        if not root.exists(f"sys/class/net/{name}"):
+            yield ABSENT(f"instance {side}'s device {name} does not exist", "ip -br link", f"device {name}")
+            continue
+        nic = read_nic(root, name, lambda name: "")
+        if nic.mtu < mtu:
+            yield from judge_nic(nic, mtu)
+        else:
+            yield ok(_HERE, ABSENT.check, f"instance {side}'s device {name}, MTU {nic.mtu}")

@@ -50,11 +50,12 @@ Status = Callable[[Host], tuple[Mapping[str, Any], Mapping[str, str]]]
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """What the kernel is asked because no file has it: whether the clock is synchronised, which firmware a network
-    device has, and the settings of a VF."""
+    device has, and the settings of a VF. ``root``: it answers root, to whom it says everything."""
 
     synchronised: Callable[[], bool | None] = clock.synchronised
     firmware: devices.Ask = devices.firmware
     settings: Callable[[str, int], devices.VfSettings | None] = devices.settings
+    root: bool = field(default_factory=lambda: os.geteuid() == 0)
 
 
 @dataclass
@@ -93,8 +94,7 @@ class Examination:
         yield self._with_config("devices", _look_at_devices, Section.DEVICES)
         yield Part("kernel", (Section.KERNEL,), lambda: kernel.judge(kernel.read(root)))
         yield Part("packages", (Section.VERSIONS,), lambda: versions.installed(versions.packages(root)))
-        yield self._with_config("running versions", lambda look: versions.judge(versions.read(look.host)),
-                                Section.VERSIONS)  # fmt: skip
+        yield self._with_config("running versions", _look_at_versions, Section.VERSIONS)
         yield self._with_paths("units", _look_at_units, Section.UNITS)
         yield self._with_config("other switches", _look_at_switches, Section.UNITS)
         yield self._with_paths("permissions", _look_at_access, Section.ACCESS)
@@ -201,8 +201,15 @@ def _look_at_devices(look: Look) -> Iterator[Found]:
     name = config.uplink.device
     if name is not None and config.uplink.namespace is None and root.exists(f"sys/class/net/{name}"):
         yield from devices.judge_nic(devices.read_nic(root, name, ask), mtu)
-    if not found:
-        yield from devices.judge_without(config)
+    idle = [side for side in Side if look.host.instances[side].pid() is None]
+    if config.uplink.namespace is None:
+        yield from devices.judge_kernel_devices(root, config, idle, mtu)
+
+
+def _look_at_versions(look: Look) -> Iterator[Found]:
+    if not look.kernel.root:
+        yield access.unseen(Section.VERSIONS)
+    yield from versions.judge(versions.read(look.host))
 
 
 def _look_at_units(look: Look) -> Iterator[Found]:
@@ -218,6 +225,8 @@ def _look_at_switches(look: Look) -> Iterator[Found]:
     host, config = look.host, look.config
     own = [pid for side in Side if (pid := host.instances[side].pid()) is not None]
     switches = running_switches(look.system)
+    if not look.kernel.root:
+        yield access.unseen(Section.UNITS)
     for side in Side:
         if not host.running(side):
             run_dir = os.path.realpath(config.side_dir(side))
@@ -228,10 +237,12 @@ def _look_at_switches(look: Look) -> Iterator[Found]:
 
 
 def _look_at_access(look: Look) -> Iterator[Found]:
-    return access.judge(access.read(look.root, look.config, look.config_path), look.config)
+    return access.judge(access.read(look.root, look.config, look.config_path, look.kernel.root), look.config)
 
 
-def _look_at_releases(look: Look) -> Iterator[Found]:
+def _look_at_releases(look: Look) -> Iterable[Found]:
+    if not look.kernel.root:  # the programs of a tree are asked for their versions in that tree (chroot(2))
+        return [access.unseen(Section.RELEASES)]
     upgrader = Upgrader(look.host)
     before = None
     active = look.active

@@ -56,6 +56,7 @@ class Bed:
         self.firmware: str | None = "8.30 0x8000a4ae 1.2926.0"
         self.settings: VfSettings | None = VfSettings(MAC, False, True)
         self.synchronised: bool | None = True
+        self.privileged = True
         self._cores()
         self._memory()
         self._devices()
@@ -178,7 +179,9 @@ class Bed:
         return found | {"problems": [asdict(each) for each in problems(found, steered=True)]}
 
     def examine(self, *sections: Section, runner: Runner | None = None) -> list[Found]:
-        kernel = Kernel(lambda: self.synchronised, lambda name: self.firmware, lambda name, number: self.settings)
+        kernel = Kernel(
+            lambda: self.synchronised, lambda name: self.firmware, lambda name, number: self.settings, self.privileged
+        )
         examination = Examination(self.root, self.config, self.system, lambda host: (self.look(), self.unknown), kernel)
         return examination.run(runner or Runner(self.system), sections or tuple(Section))
 
