@@ -73,40 +73,41 @@ class Examination:
     def run(self, runner: Runner, sections: Iterable[Section] = tuple(Section)) -> list[Found]:
         """Return the findings of these sections, in their order."""
         wanted = tuple(section for section in Section if section in set(sections))
-        found = [each for part in (*self._first(), *self._parts()) if set(part.sections) & set(wanted)
-                 or part.name == _CONFIGURATION for each in runner.run(part)]  # fmt: skip
+        first, *others = self._parts()
+        found = runner.run(first)  # the others depend on the configuration
+        for part in others:
+            if set(part.sections) & set(wanted):
+                found += runner.run(part)
         return [each for section in by_section(found, wanted).values() for each in section]
-
-    def _first(self) -> tuple[Part, ...]:
-        """The configuration comes first, because the other parts depend on it."""
-        return (Part(_CONFIGURATION, (Section.CONFIGURATION,), self._read),)
 
     def _read(self) -> list[Found]:
         self.config, found = files.read(self.config_path)
         return found
 
-    def _parts(self) -> Iterator[Part]:
-        """Every part but the first. It is a generator, so that the configuration has been read before it begins."""
-        root = self.root
-        yield self._with_config("cores", _look_at_cores, Section.CPU)
-        yield Part("memory", (Section.MEMORY,), lambda: memory.judge(memory.read(root), (), adopt))
-        yield self._with_config("huge pages", _look_at_memory, Section.MEMORY)
-        yield self._with_config("devices", _look_at_devices, Section.DEVICES)
-        yield Part("kernel", (Section.KERNEL,), lambda: kernel.judge(kernel.read(root)))
-        yield Part("packages", (Section.VERSIONS,), lambda: versions.installed(versions.packages(root)))
-        yield self._with_config("running versions", _look_at_versions, Section.VERSIONS)
-        yield self._with_paths("units", _look_at_units, Section.UNITS)
-        yield self._with_config("other switches", _look_at_switches, Section.UNITS)
-        yield self._with_paths("permissions", _look_at_access, Section.ACCESS)
-        yield Part("clock", (Section.CLOCK,), lambda: [clock.judge(clock.read(root, self.kernel.synchronised()))])
-        yield self._with_paths("disks", lambda look: disk.judge(*disk.read(root, look.config)), Section.DISK)
-        yield self._with_paths("releases", _look_at_releases, Section.RELEASES)
-        yield self._with_config("overlay", _look_at_overlay, Section.OVERLAY)
-        yield self._with_config("status", self._look_at_status, *running.SECTIONS)
-        yield self._with_config("broker", _look_at_broker, Section.BROKER)
-        yield self._with_config("active instance", _look_at_active, Section.INSTANCES)
-        yield self._with_config("uplink", _look_at_uplink, Section.UPLINK)
-        yield self._with_config("VMs", _look_at_vms, Section.VMS)
+    def _parts(self) -> list[Part]:
+        root, kernel_says = self.root, self.kernel
+        return [
+            Part("configuration", (Section.CONFIGURATION,), self._read),
+            self._with_config("cores", _look_at_cores, Section.CPU),
+            Part("memory", (Section.MEMORY,), lambda: memory.judge(memory.read(root), (), adopt)),
+            self._with_config("huge pages", _look_at_memory, Section.MEMORY),
+            self._with_config("devices", _look_at_devices, Section.DEVICES),
+            Part("kernel", (Section.KERNEL,), lambda: kernel.judge(kernel.read(root))),
+            Part("packages", (Section.VERSIONS,), lambda: versions.installed(versions.packages(root))),
+            self._with_config("running versions", _look_at_versions, Section.VERSIONS),
+            self._with_paths("units", _look_at_units, Section.UNITS),
+            self._with_config("other switches", _look_at_switches, Section.UNITS),
+            self._with_paths("permissions", _look_at_access, Section.ACCESS),
+            Part("clock", (Section.CLOCK,), lambda: [clock.judge(clock.read(root, kernel_says.synchronised()))]),
+            self._with_paths("disks", lambda look: disk.judge(*disk.read(root, look.config)), Section.DISK),
+            self._with_paths("releases", _look_at_releases, Section.RELEASES),
+            self._with_config("overlay", _look_at_overlay, Section.OVERLAY),
+            self._with_config("status", self._look_at_status, *running.SECTIONS),
+            self._with_config("broker", _look_at_broker, Section.BROKER),
+            self._with_config("active instance", _look_at_active, Section.INSTANCES),
+            self._with_config("uplink", _look_at_uplink, Section.UPLINK),
+            self._with_config("VMs", _look_at_vms, Section.VMS),
+        ]
 
     def _with_config(self, name: str, act: Callable[[Look], Iterable[Found]], *sections: Section) -> Part:
         return Part(name, sections, partial(self._acted, act, sections))
@@ -129,9 +130,6 @@ class Examination:
 
     def _look_at_status(self, look: Look) -> Iterator[Found]:
         return running.judge(*self.status(look.host), look.config)
-
-
-_CONFIGURATION = "configuration"
 
 
 @dataclass

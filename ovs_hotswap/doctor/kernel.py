@@ -36,6 +36,7 @@ class Kernel:
 def read(root: Root) -> Kernel:
     configured = re.findall(r"^GRUB_CMDLINE_LINUX(?:_DEFAULT)?=[\"']?([^\"'\n]*)", root.text("etc/default/grub") or "",
                             re.MULTILINE)  # fmt: skip
+    configured.append(root.text("etc/kernel/cmdline") or "")  # kernel-install(8)
     return Kernel(
         root.text("proc/sys/kernel/osrelease") or "",
         tuple(name for name in root.names("lib/modules") if root.exists(f"boot/vmlinuz-{name}")),

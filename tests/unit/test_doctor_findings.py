@@ -16,6 +16,7 @@ from types import FunctionType
 
 import pytest
 
+from ovs_hotswap.cli import overview
 from ovs_hotswap.config import RENAMED
 from ovs_hotswap.config_changes import Change
 from ovs_hotswap.doctor import (
@@ -49,11 +50,12 @@ from ovs_hotswap.upgrade import checks, collect
 from ovs_hotswap.upgrade.checks import VmFacts
 from ovs_hotswap.uplink.tc import Link, Rule, TcUplink
 from tests.support.fake_backends import vm_status
-from tests.unit.doctor_bed import CPU, INTERRUPTS, NODE, PCI, PF, VF_A, VF_B, Bed, bad
+from tests.unit.doctor_bed import CPU, INTERRUPTS, NODE, PCI, PF, SHIPPED, VF_A, VF_B, Bed, bad
 from tests.unit.fake_system import FakeSystem
 from tests.unit.test_overview import UPGRADE, healthy
 from tests.unit.test_uplink import FakeTrafficControl, uplink
 
+OVERVIEW = Path(overview.__file__)
 Plant = Callable[[Bed], object]
 Key = tuple[Section, str, Severity]
 
@@ -487,13 +489,38 @@ def test_the_test_sees_what_a_check_makes() -> None:
 
 
 def test_every_problem_of_status_has_a_kind() -> None:
-    source = Path(inspect.getfile(healthy)).parents[2] / "ovs_hotswap/cli/overview.py"
-    calls = [node for node in ast.walk(ast.parse(source.read_text()))
+    calls = [node for node in ast.walk(ast.parse(OVERVIEW.read_text()))
              if isinstance(node, ast.Call) and ast.unparse(node.func) == "Problem"]  # fmt: skip
     about = [call.args[0].values[0] if isinstance(call.args[0], ast.JoinedStr) else call.args[0] for call in calls]
     names = {str(each.value).split()[0] for each in about if isinstance(each, ast.Constant)}
     assert names - {"VM"} == running.PROBLEMS.keys()
     assert len(about) == len(calls)
+
+
+def test_every_field_of_status_that_may_be_unknown_has_a_kind() -> None:
+    tree = ast.parse(OVERVIEW.read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "tried"]
+    fields = {"".join(re.findall(r"\w+", ast.unparse(call.args[0]))[:1]) for call in calls}
+    fields = {field if field != "f" else "packet_pools" for field in fields}
+    assert fields - {"broker"} == running.UNSEEN.keys()
+
+
+@pytest.mark.parametrize("rule", units.CONTRADICTIONS, ids=lambda rule: f"{rule.unit}-{rule.key}")
+def test_no_shipped_unit_has_a_setting_that_a_drop_in_may_not_have(rule: units.Contradiction) -> None:
+    values = dict(units.settings((SHIPPED / rule.unit).read_text()))
+    assert rule.key not in values or not rule.wrong.match(values[rule.key]), values[rule.key]
+
+
+WRONG = {"Restart": "on-abort", "FileDescriptorStoreMax": "512", "LimitNOFILE": "1024", "LimitMEMLOCK": "64K",
+         "OOMPolicy": "kill", "RuntimeDirectoryPreserve": "no", "ProtectSystem": "full"}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", units.CONTRADICTIONS, ids=lambda rule: f"{rule.unit}-{rule.key}")
+def test_a_drop_in_that_contradicts_a_unit_is_found_with_the_reason(bed: Bed, rule: units.Contradiction) -> None:
+    value = "no" if (rule.unit, rule.key) == (units.WATCH, "Restart") else WRONG.get(rule.key, "yes")
+    drop_in(rule.unit, f"# {rule.key}=\n{rule.key} = {value}")(bed)
+    (found,) = bad(bed.examine(Section.UNITS))
+    assert found.text.endswith(f"/own.conf sets {rule.key}={value}: {rule.why}")
 
 
 def test_the_vfs_of_the_bed_are_those_of_its_nic(bed: Bed) -> None:
