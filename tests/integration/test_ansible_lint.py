@@ -58,6 +58,15 @@ def test_ansible_test_sanity_finds_nothing(tree: Path, tmp_path: Path) -> None:
     run(tree, tmp_path, "ansible-test", "sanity", "--python", f"{sys.version_info.major}.{sys.version_info.minor}")
 
 
+def test_the_types_are_right(tree: Path, tmp_path: Path) -> None:
+    """mypy finds the collection by its own name only in a tree as Ansible has it."""
+    options = ["--config-file=/dev/null", f"--cache-dir={tmp_path}/cache", "--strict", "--ignore-missing-imports",
+               "--namespace-packages", "--explicit-package-bases", "--allow-subclassing-any",
+               "--allow-untyped-calls", "--no-warn-return-any"]  # fmt: skip
+    package = "ansible_collections.ovs_hotswap.ovs_hotswap.plugins"
+    run(tree, tmp_path, "env", f"MYPYPATH={tree.parents[2]}", "mypy", *options, "-p", package)
+
+
 def test_the_changelog_is_well_formed(tree: Path, tmp_path: Path) -> None:
     """It asks git which files there are."""
     subprocess.run(["git", "init", "--quiet", str(tree)], check=True)

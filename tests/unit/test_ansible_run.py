@@ -66,7 +66,9 @@ def test_an_upgraded_host_may_be_unhealthy(fields: dict[str, Any], limits: dict[
 
 
 def test_a_gap_is_not_looked_at_without_a_limit() -> None:
-    assert run_state.judge({"h1": record("upgraded", report={"moves": {"vm1": 1e6}})}, policy()) == []
+    hosts = {"h1": record("upgraded", report={"moves": {"vm1": 1e6}})}
+    assert run_state.judge(hosts, policy(max_gap_us=None)) == []
+    assert "1000000 us" in run_state.judge(hosts, policy())[0]
 
 
 def test_the_waves_need_a_canary() -> None:

@@ -12,9 +12,12 @@ import datetime
 import json
 import os
 import tempfile
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Dict
 
 from ansible_collections.ovs_hotswap.ovs_hotswap.plugins.module_utils import summary
 
+Json = Dict[str, Any]
 UPGRADED, UNCHANGED, ROLLED_BACK, FAILED = "upgraded", "unchanged", "rolled_back", "failed"
 UNREACHABLE, SKIPPED, RUNNING = "unreachable", "skipped", "running"
 STATES = (UPGRADED, UNCHANGED, ROLLED_BACK, FAILED, UNREACHABLE, SKIPPED, RUNNING)
@@ -27,7 +30,7 @@ POLICY = {
     "max_failed_hosts": 0,
     "max_failed_percent": 100,
     "max_unhealthy_hosts": 0,
-    "max_gap_us": None,
+    "max_gap_us": 10_000,
     "max_lost": 0,
     "max_check_errors": 0,
     "min_canaries": 1,
@@ -35,7 +38,7 @@ POLICY = {
 """The thresholds of a run with their defaults. ``None``: not looked at."""
 
 
-def now():
+def now() -> str:
     """The time in UTC, with milliseconds."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -43,17 +46,17 @@ def now():
 # --------------------------------------------------------------------------------------------------------- the files
 
 
-def run_file(directory):
+def run_file(directory: str) -> str:
     return os.path.join(directory, "run.json")
 
 
-def host_file(directory, host):
+def host_file(directory: str, host: str) -> str:
     """The file of a host. A name of the inventory may have a slash or begin with a dot; a file must not."""
     name = host.replace("%", "%25").replace("/", "%2F")
     return os.path.join(directory, "hosts", ("%2E" + name[1:] if name.startswith(".") else name) + ".json")
 
 
-def read(path):
+def read(path: str) -> Json | None:
     """The document of a file; ``None`` if there is no file."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -62,7 +65,7 @@ def read(path):
         return None
 
 
-def write(path, document):
+def write(path: str, document: Json) -> None:
     """Replace the file in one act, and have it on the disk when this returns."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".")
@@ -79,7 +82,7 @@ def write(path, document):
         raise
 
 
-def read_hosts(directory):
+def read_hosts(directory: str) -> dict[str, Json]:
     """What became of each host, by its name."""
     place = os.path.join(directory, "hosts")
     names = sorted(os.listdir(place)) if os.path.isdir(place) else []
@@ -87,7 +90,7 @@ def read_hosts(directory):
     return {each["host"]: each for each in found if each}
 
 
-def open_runs(directory, release):
+def open_runs(directory: str, release: str) -> list[str]:
     """The directories below ``directory`` of runs to a release that have not ended, the newest last."""
     names = os.listdir(directory) if os.path.isdir(directory) else []
     runs = [(read(run_file(os.path.join(directory, name))), os.path.join(directory, name)) for name in sorted(names)]
@@ -98,7 +101,7 @@ def open_runs(directory, release):
 # -------------------------------------------------------------------------------------------------------- the decisions
 
 
-def classify(result, unreachable=False):
+def classify(result: Json, unreachable: bool = False) -> tuple[str, str]:
     """State and reason of a host whose task failed with this result."""
     if unreachable or result.get("unreachable"):
         return UNREACHABLE, result.get("msg") or "the host cannot be reached"
@@ -107,7 +110,7 @@ def classify(result, unreachable=False):
     return state, said or result.get("msg") or "the task failed"
 
 
-def outcome_since(baseline, status):
+def outcome_since(baseline: Json | None, status: Json) -> tuple[str | None, str | None, Json | None]:
     """What the journal of a host says about an upgrade of which only the beginning is known.
 
     ``baseline``: the newest ended upgrade (``last``) before it began; ``status``: the document of `status` now. Returns
@@ -129,23 +132,23 @@ def outcome_since(baseline, status):
     return ROLLED_BACK, "the upgrade was put back while nothing followed it; the host's log has the cause", report
 
 
-def gap_us(record):
+def gap_us(record: Json) -> float:
     """The longest handover of a VM of this host, in microseconds; 0 if none was moved."""
     moves = (record.get("report") or {}).get("moves") or {}
     return max(moves.values()) if moves else 0
 
 
-def lost(record):
+def lost(record: Json) -> int:
     """How many frames the host reports as lost. A VM of which that is not known counts as one."""
     host = summary.host(record, "")
     return host.lost + len(host.lost_unknown)
 
 
-def check_errors(record):
+def check_errors(record: Json) -> list[Json]:
     return [each for each in (record.get("check") or {}).get("findings") or [] if each.get("severity") == "error"]
 
 
-def unhealthy(record, policy):
+def unhealthy(record: Json, policy: Json) -> list[str]:
     """Why an upgraded host is not as it must be; empty if it is."""
     found = [record["reason"]] if record.get("reason") else []
     limit = policy["max_gap_us"]
@@ -159,7 +162,7 @@ def unhealthy(record, policy):
     return found
 
 
-def next_wave(hosts, batch):
+def next_wave(hosts: Mapping[str, Json], batch: Iterable[str]) -> int:
     """The number of the wave that these hosts are: that of an interrupted wave if one of them is in it, else a new
     one."""
     waves = {name: record["wave"] for name, record in hosts.items() if isinstance(record.get("wave"), int)}
@@ -167,11 +170,11 @@ def next_wave(hosts, batch):
     return max(again) if again else max(waves.values(), default=0) + 1
 
 
-def _named(hosts, names):
+def _named(hosts: Mapping[str, Json], names: Iterable[str]) -> str:
     return "; ".join("{}: {}".format(name, hosts[name].get("reason") or hosts[name]["state"]) for name in names)
 
 
-def judge(hosts, policy, waves_begin=False):
+def judge(hosts: Mapping[str, Json], policy: Json, waves_begin: bool = False) -> list[str]:
     """Why the run must stop, given what became of its hosts so far; an empty list if it may continue.
 
     ``waves_begin``: whether a wave is about to begin, for which enough canaries are needed."""
@@ -206,9 +209,9 @@ def judge(hosts, policy, waves_begin=False):
     return found
 
 
-def _hosts(names):
+def _hosts(names: Collection[str]) -> str:
     return "1 host" if len(names) == 1 else f"{len(names)} hosts"
 
 
-def _are(names, one="host", many="hosts"):
+def _are(names: Collection[str], one: str = "host", many: str = "hosts") -> str:
     return f"1 {one} is" if len(names) == 1 else f"{len(names)} {many} are"

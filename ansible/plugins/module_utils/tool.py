@@ -5,6 +5,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
 
 TOOL_ARGUMENTS = {
     "program": {"type": "str", "default": "ovs-hotswap"},
@@ -38,7 +43,7 @@ HINTS = {
 }
 
 
-def message(code, document, text=""):
+def message(code: int, document: Mapping[str, Any], text: str = "") -> str:
     """One line about a failed command: what its exit code means, the program's own words, and the command that helps.
 
     ``text`` is what the program printed if that was no document."""
@@ -50,7 +55,7 @@ def message(code, document, text=""):
     return f"{line} ({hint})" if hint else line
 
 
-def refused(document):
+def refused(document: Mapping[str, Any]) -> str:
     """The errors among the findings of a check, each with its hint; empty if there is none."""
     errors = [each for each in document.get("findings") or [] if each.get("severity") == "error"]
     return "; ".join(
@@ -61,7 +66,7 @@ def refused(document):
 class Tool:
     """The program on this host, for one module."""
 
-    def __init__(self, module):
+    def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         wanted = module.params["program"]
         self._program = module.get_bin_path(wanted)
@@ -71,22 +76,21 @@ class Tool:
                 outcome="failed",
             )
 
-    def ask(self, *words, **options):
+    def ask(self, *words: str, codes: Collection[int] = (0,), config: str | None = None) -> dict[str, Any]:
         """Run a command and return its document. ``codes``: exit codes with which it prints its own document; with any
         other one, or with a document of an error, the module fails. ``config``: a configuration file in place of the
         module's."""
-        codes = options.get("codes", (0,))
-        code, document, text = self.run(*words, config=options.get("config"))
+        code, document, text = self.run(*words, config=config)
         if code not in codes or "error" in document:
             self.fail(words, code, document, text)
         return document
 
-    def run(self, *words, **options):
+    def run(self, *words: str, config: str | None = None) -> tuple[int, dict[str, Any], str]:
         """Run a command. Returns its exit code, its document (empty if it printed none), and what it printed."""
         argv = [self._program]
-        config = options.get("config") or self.module.params.get("config_file")
-        if config:
-            argv += ["--config", config]
+        file = config or self.module.params.get("config_file")
+        if file:
+            argv += ["--config", file]
         code, out, err = self.module.run_command([*argv, "--json", *list(words)])
         try:
             document = json.loads(out)
@@ -100,8 +104,8 @@ class Tool:
             )
         return code, document, err or out
 
-    def fail(self, words, code, document, text=""):
-        """End the module with what the program has said."""
+    def fail(self, words: Sequence[str], code: int, document: Mapping[str, Any], text: str = "") -> None:
+        """End the module with what the program has said. It does not return."""
         error = document.get("error") or {}
         self.module.fail_json(
             msg=message(code, document, text),
@@ -113,12 +117,12 @@ class Tool:
             command=" ".join(words),
         )
 
-    def status(self):
+    def status(self) -> dict[str, Any]:
         """The document of `status`, also if something on the host is unknown."""
         return self.ask("status", codes=(0, STATE_UNKNOWN))
 
 
-def running_release(status):
+def running_release(status: Mapping[str, Any]) -> str | None:
     """The name of the release that the active instance runs; ``None`` if that is not known."""
     for each in status["instances"]:
         if each["side"] == status["active"] and each.get("release"):
@@ -126,7 +130,7 @@ def running_release(status):
     return None
 
 
-def difference(before, after):
+def difference(before: tuple[str | None, str | None], after: tuple[str | None, str | None]) -> dict[str, str]:
     """What ``--diff`` shows of an upgrade: the active instance and its release, before and after."""
     return {
         "before": "active instance {}, release {}\n".format(*before),

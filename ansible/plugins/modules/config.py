@@ -107,6 +107,7 @@ hint:
 import os
 import re
 import tempfile
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ovs_hotswap.ovs_hotswap.plugins.module_utils.tool import (
@@ -117,7 +118,7 @@ from ansible_collections.ovs_hotswap.ovs_hotswap.plugins.module_utils.tool impor
 OVERLAY_KEY = re.compile(r"^overlay\s*=.*$", re.MULTILINE)
 
 
-def read(path):
+def read(path: str) -> str | None:
     """The text of a file; ``None`` if there is none."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -126,7 +127,7 @@ def read(path):
         return None
 
 
-def write(path, text):
+def write(path: str, text: str) -> str:
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
     return path
@@ -135,13 +136,14 @@ def write(path, text):
 class Files:
     """The two files as they are and as they shall be, with copies of the latter to check."""
 
-    def __init__(self, module, tool):
+    def __init__(self, module: AnsibleModule, tool: Tool) -> None:
         self.module, self.tool = module, tool
         self.path = module.params["config_file"]
         self.before = read(self.path)
-        self.after = module.params["content"] if module.params["content"] is not None else self.before
-        if self.after is None:
+        texts = [text for text in (module.params["content"], self.before) if text is not None]
+        if not texts:
             module.fail_json(msg=f"{self.path} does not exist, so `content` is needed", outcome="failed")
+        self.after = texts[0]
         self.scratch = tempfile.mkdtemp(dir=module.tmpdir)
         candidate = write(os.path.join(self.scratch, "config.toml"), self.after)
         self.config = tool.ask("config", "check", config=candidate)["config"]
@@ -152,27 +154,27 @@ class Files:
         self.candidate = candidate
         self.overlay = None
         if self.overlay_after is not None:
-            self.candidate = self._beside()
+            self.candidate = self._beside(self.overlay_after)
             self.overlay = tool.ask("overlay", "check", config=self.candidate)
 
-    def _beside(self):
+    def _beside(self, intent: str) -> str:
         """A copy of the configuration that names a copy of the overlay intent."""
-        overlay = write(os.path.join(self.scratch, "overlay.toml"), self.overlay_after)
+        overlay = write(os.path.join(self.scratch, "overlay.toml"), intent)
         text, count = OVERLAY_KEY.subn(lambda _match: f'overlay = "{overlay}"', self.after, count=1)
         if not count:
             self.module.fail_json(msg="the configuration has no line `overlay = ...` of its own", outcome="failed")
         return write(os.path.join(self.scratch, "both.toml"), text)
 
     @property
-    def changes(self):
+    def changes(self) -> list[tuple[str, str | None, str]]:
         """Path, text before and text after of each file that is replaced; the one that the other names comes first."""
         both = [
             (self.overlay_path, self.overlay_before, self.overlay_after),
             (self.path, self.before, self.after),
         ]
-        return [each for each in both if each[1] != each[2]]
+        return [(path, before, after) for path, before, after in both if after is not None and before != after]
 
-    def replace(self):
+    def replace(self) -> bool:
         """Write what has changed, and set the attributes of both. Returns whether anything was, or in check mode would
         be, changed."""
         for path, _before, after in () if self.module.check_mode else self.changes:
@@ -185,7 +187,7 @@ class Files:
         return changed
 
 
-def main():
+def main() -> None:
     module = AnsibleModule(
         argument_spec=dict(
             TOOL_ARGUMENTS,
@@ -218,7 +220,7 @@ def main():
     module.exit_json(changed=changed, diff=diff, **result)
 
 
-def differing(status):
+def differing(status: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {"broker": (status["broker"] or {}).get("differing", []), "watch": status["watch"]["differing"]}
 
 

@@ -88,6 +88,8 @@ config:
   type: dict
 """
 
+from typing import Any
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ovs_hotswap.ovs_hotswap.plugins.module_utils.tool import (
     FILE_ARGUMENTS,
@@ -98,7 +100,7 @@ from ansible_collections.ovs_hotswap.ovs_hotswap.plugins.module_utils.tool impor
 )
 
 
-def main():
+def main() -> None:
     module = AnsibleModule(
         argument_spec=dict(
             TOOL_ARGUMENTS,
@@ -115,7 +117,7 @@ def main():
     if "check" in gather and not module.params["release"]:
         module.fail_json(msg="gather has `check`, so `release` is needed")
     tool = Tool(module)
-    result = {}
+    result: dict[str, Any] = {}
     if "status" in gather:
         result["status"] = tool.status()
         result["release"] = running_release(result["status"])

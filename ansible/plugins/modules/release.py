@@ -82,6 +82,8 @@ release:
   sample: {"name": "trixie", "root": "/var/lib/ovs-hotswap/releases/trixie/tree", "ovs": "3.5.0", "dpdk": "24.11.2"}
 """
 
+from collections.abc import Iterable
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ovs_hotswap.ovs_hotswap.plugins.module_utils.tool import (
     FILE_ARGUMENTS,
@@ -90,11 +92,11 @@ from ansible_collections.ovs_hotswap.ovs_hotswap.plugins.module_utils.tool impor
 )
 
 
-def listed(releases):
+def listed(releases: Iterable[str]) -> str:
     return "".join(f"{name}\n" for name in sorted(releases))
 
 
-def main():
+def main() -> None:
     module = AnsibleModule(
         argument_spec=dict(
             TOOL_ARGUMENTS,

@@ -75,6 +75,8 @@ hint:
   type: str
 """
 
+from typing import Any
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ovs_hotswap.ovs_hotswap.plugins.module_utils.tool import (
     FILE_ARGUMENTS,
@@ -88,12 +90,12 @@ from ansible_collections.ovs_hotswap.ovs_hotswap.plugins.module_utils.tool impor
 SAME = ("old", "new", "release", "previous", "moves")
 
 
-def is_last(report, last):
+def is_last(report: dict[str, Any], last: dict[str, Any] | None) -> bool:
     """Whether the newest ended upgrade of the host is the one of the report."""
     return last is not None and all(report.get(key) == last.get(key) for key in SAME)
 
 
-def main():
+def main() -> None:
     module = AnsibleModule(
         argument_spec=dict(
             TOOL_ARGUMENTS,
@@ -115,16 +117,16 @@ def main():
             "(`ovs-hotswap status` shows the newest one as `last`)",
             outcome="failed",
         )
-    result = {"changed": True, "report": None}
+    result: dict[str, Any] = {"changed": True, "report": None}
     if not module.check_mode:
         result["report"] = tool.ask("rollback")
         result["diff"] = difference(
             (before["active"], running), (result["report"]["active"], running_release(tool.status()))
         )
     elif not unfinished:
-        previous = last["previous"] if last else None
-        if previous is None:
+        if last is None:
             module.fail_json(msg="there is no upgrade to roll back (`ovs-hotswap status`)", outcome="precheck_failed")
+        previous = last["previous"]
         check = tool.ask("check", "--release", previous, codes=(0, PRECHECK_FAILED))
         if not check["ready"]:
             tool.fail(["check", "--release", previous], PRECHECK_FAILED, check)

@@ -112,6 +112,7 @@ states:
 
 import os
 import re
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ovs_hotswap.ovs_hotswap.plugins.module_utils import run_state
@@ -119,7 +120,7 @@ from ansible_collections.ovs_hotswap.ovs_hotswap.plugins.module_utils import run
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
-def place(params):
+def place(params: dict[str, Any]) -> str:
     """The directory of the run."""
     runs = os.path.abspath(params["runs"])
     if params["id"]:
@@ -129,7 +130,7 @@ def place(params):
     return found[-1] if found else os.path.join(runs, "{}-{}".format(stamp, params["release"]))
 
 
-def set_aside(directory):
+def set_aside(directory: str) -> None:
     """Move what became of the hosts that failed to ``attempts/N``, so that they are tried again and do not count."""
     attempts = os.path.join(directory, "attempts")
     number = len(os.listdir(attempts)) + 1 if os.path.isdir(attempts) else 1
@@ -141,7 +142,7 @@ def set_aside(directory):
             os.replace(path, os.path.join(into, os.path.basename(path)))
 
 
-def main():
+def main() -> None:
     module = AnsibleModule(
         argument_spec=dict(
             runs=dict(type="path", required=True),
@@ -183,7 +184,7 @@ def main():
         run.update(ended=run_state.now(), stopped="; ".join(params["reasons"]) or None)
     if not module.check_mode and run != before:
         run_state.write(run_state.run_file(directory), run)
-    states = {}
+    states: dict[str, int] = {}
     for record in run_state.read_hosts(directory).values():
         states[record["state"]] = states.get(record["state"], 0) + 1
     module.exit_json(

@@ -26,9 +26,9 @@ options:
   policy:
     description:
       - The thresholds. C(max_failed_hosts) and C(max_failed_percent) of the hosts that were begun.
-        C(max_unhealthy_hosts). C(max_gap_us), the microseconds that a VM may be without a switch, or null for any.
-        C(max_lost), the frames that one host may report as lost. C(max_check_errors) of one host. C(min_canaries)
-        that must be upgraded before the waves.
+        C(max_unhealthy_hosts). C(max_gap_us), the microseconds that a VM may be without a switch (V(10000)), or null
+        for any. C(max_lost), the frames that one host may report as lost. C(max_check_errors) of one host.
+        C(min_canaries) that must be upgraded before the waves.
       - If it is not given, the policy that C(run.json) has is in force.
     type: dict
   batch:
@@ -87,7 +87,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ovs_hotswap.ovs_hotswap.plugins.module_utils import run_state
 
 
-def main():
+def main() -> None:
     module = AnsibleModule(
         argument_spec=dict(
             directory=dict(type="path", required=True),

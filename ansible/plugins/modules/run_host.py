@@ -108,13 +108,15 @@ left_out:
   type: bool
 """
 
+from typing import Any
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ovs_hotswap.ovs_hotswap.plugins.module_utils import run_state
 
 GIVEN = ("wave", "state", "reason", "report", "check", "watch", "baseline", "job")
 
 
-def changes(params, before):
+def changes(params: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """The fields that are to be recorded."""
     fields = {name: params[name] for name in GIVEN if params[name] is not None}
     if isinstance(fields.get("wave"), str) and fields["wave"].isdigit():
@@ -130,13 +132,13 @@ def changes(params, before):
             fields["state"] = state
             fields["report"] = result.get("document")
     elif params["status"] is not None:
-        state, reason, report = run_state.outcome_since(before.get("baseline"), params["status"])
-        if state is not None:
-            fields.update(state=state, reason=reason, report=report)
+        ended, reason, report = run_state.outcome_since(before.get("baseline"), params["status"])
+        if ended is not None:
+            fields.update(state=ended, reason=reason, report=report)
     return fields
 
 
-def merged(before, fields, host):
+def merged(before: dict[str, Any], fields: dict[str, Any], host: str) -> dict[str, Any]:
     record = dict.fromkeys(run_state.FIELDS)
     record.update(before)
     record["host"] = host
@@ -150,7 +152,7 @@ def merged(before, fields, host):
     return record
 
 
-def main():
+def main() -> None:
     module = AnsibleModule(
         argument_spec=dict(
             directory=dict(type="path", required=True),
@@ -175,7 +177,7 @@ def main():
     before = run_state.read(path)
     fields = changes(params, before or {})
     record = merged(before or {}, fields, params["host"]) if fields else before
-    if record != before and not module.check_mode:
+    if record is not None and record != before and not module.check_mode:
         run_state.write(path, record)
     state = (record or {}).get("state")
     module.exit_json(

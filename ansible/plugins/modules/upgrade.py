@@ -112,6 +112,8 @@ hint:
   type: str
 """
 
+from typing import Any
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ovs_hotswap.ovs_hotswap.plugins.module_utils.tool import (
     FILE_ARGUMENTS,
@@ -124,7 +126,7 @@ from ansible_collections.ovs_hotswap.ovs_hotswap.plugins.module_utils.tool impor
 )
 
 
-def arguments(params):
+def arguments(params: dict[str, Any]) -> list[str]:
     words = ["--release", params["release"]]
     for option in ("keep_old", "force"):
         if params[option]:
@@ -134,7 +136,7 @@ def arguments(params):
     return words
 
 
-def finish(tool, act):
+def finish(tool: Tool, act: str) -> dict[str, Any]:
     """Finish an interrupted upgrade. One that was being undone ends with the exit code of a rollback."""
     code, document, text = tool.run(act)
     if code not in (0, ROLLED_BACK):
@@ -142,7 +144,7 @@ def finish(tool, act):
     return document
 
 
-def main():
+def main() -> None:
     module = AnsibleModule(
         argument_spec=dict(
             TOOL_ARGUMENTS,
@@ -159,7 +161,7 @@ def main():
     words = arguments(params)
     before = tool.status()
     from_ = (before["active"], running_release(before))
-    result = {}
+    result: dict[str, Any] = {}
     if before["unfinished"] and params["unfinished"] != "fail":
         if module.check_mode:
             module.exit_json(changed=True, report=None, msg="the interrupted upgrade would be finished first")

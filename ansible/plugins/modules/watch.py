@@ -81,6 +81,8 @@ problem:
 """
 
 import time
+from collections.abc import Callable
+from typing import Any, Dict
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ovs_hotswap.ovs_hotswap.plugins.module_utils.tool import (
@@ -89,11 +91,12 @@ from ansible_collections.ovs_hotswap.ovs_hotswap.plugins.module_utils.tool impor
     Tool,
 )
 
+Look = Callable[[], Dict[str, Any]]
 CRASHES = ("failover", "standby-died", "restart", "start-failed", "gave-up", "trial", "quarantine")
 """Events that tell of an instance that died or did not start."""
 
 
-def illness(watch, since):
+def illness(watch: dict[str, Any], since: float) -> str:
     """Why the host is not healthy; empty if it is. ``since``: events before this time (seconds since the epoch) do not
     count."""
     if watch["mode"] == "off":
@@ -108,7 +111,7 @@ def illness(watch, since):
     return ""
 
 
-def unready(watch):
+def unready(watch: dict[str, Any]) -> str:
     """Why there is no standby on which every VM is parked."""
     why = watch.get("problem") or watch.get("keeping") or "the watchdog does not run"
     if watch.get("unprotected"):
@@ -116,7 +119,7 @@ def unready(watch):
     return f"no standby is ready: {why} (`ovs-hotswap watch status`)"
 
 
-def main():
+def main() -> None:
     module = AnsibleModule(
         argument_spec=dict(
             TOOL_ARGUMENTS,
@@ -130,7 +133,7 @@ def main():
     )
     tool, params = Tool(module), module.params
 
-    def look():
+    def look() -> dict[str, Any]:
         # Exit code 1: no standby is ready, and the mode is "required".
         return tool.ask("watch", "status", "--events", str(params["events"]), codes=(0, 1))
 
@@ -140,11 +143,11 @@ def main():
     module.exit_json(changed=False, watch=watch, waited=round(waited, 1))
 
 
-def fail(module, problem, watch):
+def fail(module: AnsibleModule, problem: str, watch: dict[str, Any]) -> None:
     module.fail_json(msg=problem, problem=problem, watch=watch)
 
 
-def wait_ready(module, look):
+def wait_ready(module: AnsibleModule, look: Look) -> tuple[dict[str, Any], float]:
     """Wait for the standby. Returns the last document and the seconds that it took."""
     patience, begun = module.params["wait"], time.monotonic()
     watch = look()
@@ -156,7 +159,7 @@ def wait_ready(module, look):
     return watch, time.monotonic() - begun
 
 
-def soak(module, look):
+def soak(module: AnsibleModule, look: Look) -> dict[str, Any]:
     """Look until the time is over. A standby may be away for as long as ``wait``: a VM that starts is parked a moment
     later."""
     patience, since = module.params["wait"], time.time()
