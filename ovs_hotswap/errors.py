@@ -115,6 +115,18 @@ class ProofRejected(HotswapError):
     exit_code = 18
 
 
+class RemoteError(HotswapError):
+    """A host cannot be reached by SSH, is not the one that is known, or lacks a fitting ovs-hotswap. Nothing began."""
+
+    exit_code = 19
+
+
+class ConnectionLost(HotswapError):
+    """The connection to a host was lost while a command ran there. What changes something continues there as a job."""
+
+    exit_code = 20
+
+
 def error_classes() -> list[type[HotswapError]]:
     """Return every class of the tree, sorted by exit code."""
     found: list[type[HotswapError]] = []

@@ -4,7 +4,8 @@
 # packages  installs what apt-packages.txt lists and is missing (root). Nothing else is upgraded on purpose. While it
 #           installs Open vSwitch for the first time, a policy-rc.d file keeps the package from starting its own
 #           switch; it is enabled for the next boot as the package wants it. A switch that is already installed is
-#           left alone: neither stopped nor disabled.
+#           left alone: neither stopped nor disabled. The same file keeps OpenSSH's server from being started when it is
+#           installed for the first time, and then its service is disabled as well.
 # venv      makes .venv with this package (editable) and its tools, anew when setup.cfg changed.
 # pages     raises vm.nr_hugepages if fewer than 256 pages of 2 MiB are free, and mounts /dev/hugepages if
 #           it is not (root). tools/clean.sh puts both back.
@@ -50,17 +51,22 @@ packages() {
     say "installing" $missing
     export DEBIAN_FRONTEND=noninteractive
     apt-get -q -o DPkg::Lock::Timeout=300 update
-    if [ ! -e "$POLICY" ] && [ ! -e /usr/sbin/ovs-vswitchd ]; then
+    no_sshd=
+    [ -e /usr/sbin/sshd ] || no_sshd=yes
+    if [ ! -e "$POLICY" ] && { [ ! -e /usr/sbin/ovs-vswitchd ] || [ -n "$no_sshd" ]; }; then
         trap remove_policy EXIT
         trap 'exit 130' HUP INT TERM
         # invoke-rc.d(8): 101 means "not allowed"; the first argument is the service.
-        printf '#!/bin/sh\n%s\ncase "$1" in openvswitch*|ovs-*|ovsdb-*) exit 101 ;; esac\nexit 0\n' "$POLICY_MARK" \
+        printf '#!/bin/sh\n%s\ncase "$1" in openvswitch*|ovs-*|ovsdb-*|ssh*) exit 101 ;; esac\nexit 0\n' "$POLICY_MARK" \
             >"$POLICY"
         chmod 755 "$POLICY"
     fi
     # shellcheck disable=SC2086
     apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install -y --no-install-recommends $missing 9>&-
     remove_policy
+    if [ -n "$no_sshd" ] && [ -e /usr/sbin/sshd ]; then # the tests need the program; nobody asked for the service
+        systemctl --quiet disable ssh.service ssh.socket 2>/dev/null || true
+    fi
     installed=yes
 }
 

@@ -24,6 +24,22 @@ CONFIG_PATH = "/etc/ovs-hotswap/config.toml"
 
 
 @dataclass
+class Remote:
+    """Where a command is to run, if not here. ``config``: the configuration file there, if it is named."""
+
+    hosts: list[str] = field(default_factory=list)
+    hosts_file: Path | None = None
+    parallel: int = 10
+    sudo: bool = False
+    program: str = "ovs-hotswap"
+    config: str | None = None
+
+    @property
+    def wanted(self) -> bool:
+        return bool(self.hosts) or self.hosts_file is not None
+
+
+@dataclass
 class App:
     """The global options, and what follows from them, which is loaded at its first use. ``root``: where `doctor` finds
     the files of the host."""
@@ -32,6 +48,7 @@ class App:
     config_path: Path = Path(CONFIG_PATH)
     debug: bool = False
     root: Path = Path("/")
+    remote: Remote = field(default_factory=Remote)
 
     @cached_property
     def config(self) -> Config:
@@ -148,15 +165,17 @@ class Lazy:
 class LazyGroup(Group):
     """A group whose commands' modules are imported only when one is used, so that ``--help`` is quick."""
 
-    def __init__(self, *args: Any, lazy: Mapping[str, Lazy], **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, lazy: Mapping[str, Lazy], unlisted: Mapping[str, Lazy] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.lazy = lazy
+        self.lazy, self.unlisted = lazy, unlisted or {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.lazy)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        lazy = self.lazy.get(cmd_name)
+        lazy = self.lazy.get(cmd_name) or self.unlisted.get(cmd_name)
         return lazy.load() if lazy else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

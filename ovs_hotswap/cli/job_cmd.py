@@ -129,6 +129,22 @@ def start(app: App, arguments: tuple[str, ...], follows: bool) -> None:
     app.output.line(f"job {started.id} runs; `ovs-hotswap attach {started.id}` follows it")
 
 
+@job.command(name="follow", hidden=True, changes=False)
+@click.argument("job", metavar="JOB")
+@pass_app
+def follow_(app: App, job: str) -> None:
+    """Follow a job as the command that it is: the first Ctrl-C interrupts it. This is for --host, and not for people.
+
+    With --json: what the command of the job prints.
+
+    \b
+    Example:
+      ovs-hotswap job follow 20261129-081500-upgrade
+    """
+    found = jobs_of(app)
+    follow(app, found, found.look(job).job)
+
+
 @job.command(short_help="Ask a job to stop, as Ctrl-C does.", changes=True)
 @click.argument("job", metavar="JOB")
 @pass_app
@@ -162,20 +178,22 @@ def execute(app: App, job: str) -> None:
     Example:
       ovs-hotswap job execute 20261129-081500-upgrade
     """
-    from ovs_hotswap.cli.main import run
+    from ovs_hotswap.cli.main import INTERRUPTED, run
 
     found = jobs_of(app)
     wanted = found.look(job).job
     recorder = found.recorder(job)
     output = RecordedOutput(recorder.write, recorder.ask, by_person=wanted.asks)
-    recorder.begin()
     status = 1
     try:
         with contextlib.redirect_stdout(output.raw_out), contextlib.redirect_stderr(output.raw_err), _stoppable():
+            recorder.begin()
             _import_all()
             with contextlib.suppress(OSError):
                 os.chdir(wanted.directory)
             status = run(wanted.arguments, App(output))
+    except KeyboardInterrupt:  # before the command began
+        status = INTERRUPTED
     finally:
         recorder.end(status)
     click.get_current_context().exit(status)
@@ -184,7 +202,8 @@ def execute(app: App, job: str) -> None:
 def start_job(app: App, jobs: Jobs, arguments: tuple[str, ...], *, asks: bool) -> Job:
     """Start a job with the configuration of this command, unless ``arguments`` begin with another one."""
     path = Path(app.config_path)
-    return launch.start(jobs, ["--config", str(path), *arguments], path, app.system, asks=asks)
+    words = arguments if arguments[:1] == ("--config",) else ("--config", str(path), *arguments)
+    return launch.start(jobs, words, path, app.system, asks=asks)
 
 
 def follow(app: App, jobs: Jobs, job: Job, *, from_end: bool = False, interrupts: bool = True) -> None:
@@ -256,12 +275,15 @@ def _answer(app: App, jobs: Jobs, job: Job, number: int, text: str) -> None:
     if not app.output.asks:
         app.output.warning(f"job {job.id} waits for an answer: {text} (`ovs-hotswap attach {job.id}` on a terminal)")
         return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C is an answer
     try:
         app.output.confirm(text)
     except (click.Abort, KeyboardInterrupt):
         jobs.answer(job.id, number, "no")
     else:
         jobs.answer(job.id, number, "yes")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

@@ -114,12 +114,27 @@ class FileLog(logging.StreamHandler[TextIO]):
 def start_log(level: str, file: Path | None = None) -> None:
     """Log messages of ``level`` and above to ``file``, or to standard error without one. Raises HostError."""
     streams = [_open(sys.stderr, 2), _open(sys.stdout, 1)]
-    handler = PatientLog(streams[0].fileno()) if file is None else FileLog(file, streams)
+    handler: logging.Handler
+    if file is not None:
+        handler = FileLog(file, streams)
+    elif sys.stderr is not None and not _is_file(sys.stderr):  # that of a job, which never waits
+        handler = logging.StreamHandler(sys.stderr)
+    else:
+        handler = PatientLog(streams[0].fileno())
     logging.basicConfig(
         level=level.upper(), handlers=[handler], format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
 
 
 def _open(stream: TextIO | None, descriptor: int) -> TextIO:
-    """A standard stream. If it was closed before this program began, ``main`` has opened another file in its place."""
-    return stream or open(descriptor, "w", closefd=False)
+    """A standard stream that is a file. If it was closed before this program began, ``main`` has opened another file in
+    its place; that of a job is none."""
+    return stream if stream is not None and _is_file(stream) else open(descriptor, "w", closefd=False)
+
+
+def _is_file(stream: TextIO) -> bool:
+    try:
+        stream.fileno()
+    except (OSError, ValueError):
+        return False
+    return True

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, cast
 
 import click
+from click.core import ParameterSource
 
 from ovs_hotswap import __version__
 from ovs_hotswap.cli.app import CONFIG_PATH, App, Lazy, LazyGroup, output_options
@@ -25,6 +26,7 @@ _CLI = "ovs_hotswap.cli"
 _HELP: tuple[type[click.ClickException], ...] = tuple(
     kind for kind in [getattr(click.exceptions, "NoArgsIsHelpError", None)] if kind is not None
 )
+_REST, _CONFIG = (f"{__name__}.{key}" for key in ("rest", "config"))
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 _ONE = (
@@ -54,6 +56,11 @@ COMMANDS = {
     "patches": Lazy(f"{_CLI}.patches_cmd:patches", "List, verify and apply the patch series.", _DEVELOPERS),
     "lab": Lazy(f"{_CLI}.lab_cmd:lab", "Make a test bed on this machine, show an upgrade in it.", _DEVELOPERS),
 }
+# What --host runs on a host; the list of commands does not have it.
+UNLISTED = {
+    "host-end": Lazy(f"{_CLI}.host_cmd:host_end", "Be the host's end of --host."),
+    "host-command": Lazy(f"{_CLI}.host_cmd:host_command", "Run a command for --host."),
+}
 
 
 def exit_codes() -> list[tuple[str, str]]:
@@ -67,6 +74,23 @@ def exit_codes() -> list[tuple[str, str]]:
 
 
 class Root(LazyGroup):
+    """The root group. With --host, what follows its own options is not taken apart here, but runs there."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        _, rest, _ = self.make_parser(ctx).parse_args(args=list(args))
+        ctx.meta[_REST] = rest
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> object:
+        app = ctx.ensure_object(App)
+        if not app.remote.wanted:
+            return super().invoke(ctx)
+        from ovs_hotswap.cli.remote_cmd import run_there
+
+        if ctx.get_parameter_source("config") is ParameterSource.COMMANDLINE:
+            app.remote.config = ctx.meta[_CONFIG]
+        return run_there(app, self, ctx.meta[_REST])
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Exit codes"):
             formatter.write_dl(exit_codes())
@@ -74,19 +98,53 @@ class Root(LazyGroup):
 
 
 def _set_config(context: click.Context, _option: click.Parameter, value: str) -> None:
+    context.meta[_CONFIG] = value
     context.ensure_object(App).config_path = Path(value).absolute()
+
+
+def _set_remote(context: click.Context, option: click.Parameter, value: object) -> None:
+    setattr(context.ensure_object(App).remote, str(option.name), list(value) if isinstance(value, tuple) else value)
+
+
+def _remote_options() -> list[click.Parameter]:
+    """The options that have a command run on other hosts."""
+    return [
+        click.Option(
+            ["--host", "hosts"], metavar="[USER@]HOST[:PORT]", multiple=True, expose_value=False, callback=_set_remote,
+            help="Run the command on this host, over SSH. May be given several times.",
+        ),
+        click.Option(
+            ["--hosts-file"], metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            expose_value=False, callback=_set_remote, help="Run it on each host in FILE, which has one on a line.",
+        ),
+        click.Option(
+            ["--parallel"], metavar="N", type=click.IntRange(1, 100), default=10, show_default=True,
+            expose_value=False, callback=_set_remote, help="On at most N hosts at a time.",
+        ),
+        click.Option(
+            ["--sudo"], is_flag=True, expose_value=False, callback=_set_remote,
+            help="Become root there by sudo, which must not ask for a password.",
+        ),
+        click.Option(
+            ["--host-program", "program"], metavar="PATH", default=PROGRAM, show_default=True, expose_value=False,
+            callback=_set_remote, help="The program there.",
+        ),
+    ]  # fmt: skip
 
 
 @click.group(
     cls=Root,
     name=PROGRAM,
     lazy=COMMANDS,
+    unlisted=UNLISTED,
     context_settings={"help_option_names": ["-h", "--help"]},
     params=[
         click.Option(
             ["--config"], metavar="FILE", default=CONFIG_PATH, show_default=True, envvar="OVS_HOTSWAP_CONFIG",
-            expose_value=False, callback=_set_config, help="The configuration file.", show_envvar=True,
+            expose_value=False, callback=_set_config, help="The configuration file; with --host, the one there.",
+            show_envvar=True,
         ),
+        *_remote_options(),
         *output_options(),
     ],
 )  # fmt: skip
@@ -99,6 +157,7 @@ def cli() -> None:
       ovs-hotswap config example > /etc/ovs-hotswap/config.toml
       ovs-hotswap config check
       ovs-hotswap --json release list
+      ovs-hotswap --host root@hv12 status
 
     \b
     Completion in bash (zsh_source and fish_source for those shells):

@@ -63,6 +63,19 @@ class Sink(io.TextIOBase):
                 self._give_up(error)
         return len(text)
 
+    def write_bytes(self, data: bytes) -> None:
+        """Write and flush bytes that another process has encoded."""
+        below = getattr(self._stream, "buffer", None)
+        if below is None:  # the stream takes text alone
+            self.write(data.decode(self.encoding, "replace"))
+        elif self.fault is None:
+            self.flush()
+            try:
+                below.write(data)
+                below.flush()
+            except OSError as error:
+                self._give_up(error)
+
     def flush(self) -> None:
         if self.fault is None and self._stream is not None:
             try:

@@ -118,6 +118,8 @@ def spoken(path: Path) -> Iterator[str]:
 
 def wrong(words: list[str]) -> str:
     """Why a command line is wrong; empty if it is not. A placeholder may stand for a value."""
+    if words[0] == "--host":
+        words = words[2:]
     name, *rest = [word for word in words if word != "--json"]
     if name == "--help":
         return ""

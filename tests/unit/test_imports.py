@@ -49,7 +49,7 @@ PURE = {
     "ovs_hotswap.upgrade.outlook",
     "ovs_hotswap.upgrade.checks", "ovs_hotswap.upgrade.uplink_checks", "ovs_hotswap.watchdog.health",
     "ovs_hotswap.watchdog.failover", "ovs_hotswap.watchdog.standby_plan", "ovs_hotswap.watchdog.backoff",
-    "ovs_hotswap.remote.jobs",
+    "ovs_hotswap.remote.jobs", "ovs_hotswap.remote.frames", "ovs_hotswap.remote.versions", "ovs_hotswap.remote.hosts",
     "ovs_hotswap.doctor.report",
 }  # fmt: skip
 IO_MODULES = {
@@ -60,7 +60,7 @@ IO_MODULES = {
 IO_CALLS = {"open", "print", "input", "exec", "eval"}
 # Libraries that only these layers may use.
 LIBRARIES = {
-    "click": {"cli"}, "rich": {"cli"},
+    "click": {"cli"}, "rich": {"cli"}, "paramiko": {"remote"},
     "ovs": {"switch"}, "ovsdbapp": {"switch"}, "qemu": {"qemu"},
     "pyroute2": {"switch", "uplink", "doctor", "lab", "cli"},
 }  # fmt: skip

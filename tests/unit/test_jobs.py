@@ -42,7 +42,8 @@ CHANGING = {
 
 
 def every_command() -> dict[str, click.Command]:
-    return {" ".join(path): command for name in main.COMMANDS for path, command in leaves(name).items()}
+    listed = {" ".join(path): command for name in main.COMMANDS for path, command in leaves(name).items()}
+    return listed | {name: lazy.load() for name, lazy in main.UNLISTED.items()}
 
 
 @pytest.mark.parametrize("name", every_command())
