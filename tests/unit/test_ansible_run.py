@@ -71,9 +71,18 @@ def test_a_gap_is_not_looked_at_without_a_limit() -> None:
     assert "1000000 us" in run_state.judge(hosts, policy())[0]
 
 
+def test_a_canary_that_fails_stops_the_run_whatever_hosts_may() -> None:
+    wide = policy(max_failed_hosts=9, max_unhealthy_hosts=9)
+    for fields in ({"state": "rolled_back", "reason": "died"}, {"state": "upgraded", "reason": "no standby"}):
+        hosts = {"h1": record("upgraded", "canary"), "h2": record(wave="canary", **fields)}
+        [reason] = run_state.judge(hosts, wide, waves_begin=True)
+        assert reason == f"1 canary failed, and at most 0 may (h2: {fields['reason']})"
+        assert run_state.judge(hosts, {**wide, "max_failed_canaries": 1}, waves_begin=True) == []
+
+
 def test_the_waves_need_a_canary() -> None:
     hosts = {"h1": record("failed", "canary")}
-    wide = policy(max_failed_hosts=9)
+    wide = policy(max_failed_hosts=9, max_failed_canaries=9)
     assert run_state.judge(hosts, wide) == []
     [reason] = run_state.judge(hosts, wide, waves_begin=True)
     assert reason == "0 canaries are upgraded in this run, and at least 1 must be before the waves begin"

@@ -27,6 +27,7 @@ CANARY = "canary"
 FIELDS = ("host", "wave", "state", "started", "ended", "reason", "report", "check", "watch", "baseline", "job")
 
 POLICY = {
+    "max_failed_canaries": 0,
     "max_failed_hosts": 0,
     "max_failed_percent": 100,
     "max_unhealthy_hosts": 0,
@@ -199,6 +200,11 @@ def judge(hosts: Mapping[str, Json], policy: Json, waves_begin: bool = False) ->
                 _are(ill), policy["max_unhealthy_hosts"], texts
             )
         )
+    failed = [name for name in begun if hosts[name]["wave"] == CANARY and (name in bad or name in ill)]
+    if not found and len(failed) > policy["max_failed_canaries"]:
+        count = "1 canary" if len(failed) == 1 else f"{len(failed)} canaries"
+        text = _named(hosts, failed)
+        found.append(f"{count} failed, and at most {policy['max_failed_canaries']} may ({text})")
     canaries = [name for name in hosts if hosts[name]["wave"] == CANARY and hosts[name]["state"] in DONE]
     if waves_begin and len(canaries) < policy["min_canaries"]:
         found.append(

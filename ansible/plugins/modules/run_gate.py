@@ -25,7 +25,8 @@ options:
     required: true
   policy:
     description:
-      - The thresholds. C(max_failed_hosts) and C(max_failed_percent) of the hosts that were begun.
+      - The thresholds. C(max_failed_canaries), which holds for canaries that are unhealthy as well.
+        C(max_failed_hosts) and C(max_failed_percent) of the hosts that were begun.
         C(max_unhealthy_hosts). C(max_gap_us), the microseconds that a VM may be without a switch (V(10000)), or null
         for any. C(max_lost), the frames that one host may report as lost. C(max_check_errors) of one host.
         C(min_canaries) that must be upgraded before the waves.
