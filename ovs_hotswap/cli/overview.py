@@ -62,6 +62,7 @@ def look_with_reasons(host: Host) -> tuple[Document, dict[str, str]]:
         "active": tried("active", host.recorded_active),
         "uplink": tried("uplink", lambda: host.uplink.owner()),
         "instances": [host.instances[side].status() for side in Side],
+        "replaced": {side: tried(f"replaced.{side}", host.instances[side].outdated) for side in Side},
         "packet_pools": {side: tried(f"packet_pools.{side}", partial(_pools, host, side)) for side in Side},
         "vms": tried("vms", partial(_vms, host, watch["unprotected"])),
         "unfinished": tried("unfinished", partial(_unfinished, upgrader)),
@@ -130,12 +131,23 @@ def _of_instances(document: Document) -> Iterator[Problem]:
         if each.state is State.DEAD:
             hint = f"the watchdog starts it again; without one: `ovs-hotswap instance start {each.side}`"
             yield Problem(f"instance {each.side}", "it has ended by itself", hint)
+        elif each.release is not None and document["replaced"].get(each.side):
+            yield _of_replaced_files(each.side, each.release.name, each.side == active)
     if active is None and "active" not in document["unknown_fields"]:
         owners = {} if document["vms"] is None else document["vms"]["owners"]
         serving = [side for side, count in owners.items() if count]
         text = f"none is recorded, though {' and '.join(serving)} owns VMs: nothing takes over if it fails"
         yield Problem("active", text if serving else "no instance is active: no VM has a network",
                       f"`ovs-hotswap instance start {serving[0] if serving else Side.A}`")  # fmt: skip
+
+
+def _of_replaced_files(side: Side, release: str, active: bool) -> Problem:
+    """An instance keeps running the files with which it was started."""
+    if active:
+        return Problem("release", f"newer files of {release} are installed than those that instance {side} runs",
+                       f"`ovs-hotswap upgrade --release {release}` upgrades to them")  # fmt: skip
+    return Problem("release", f"instance {side} runs files of {release} that were replaced since",
+                   f"the watchdog replaces it; without one `ovs-hotswap instance stop {side}`")  # fmt: skip
 
 
 def _of_uplink(document: Document) -> Iterator[Problem]:

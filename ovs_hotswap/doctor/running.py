@@ -16,6 +16,7 @@ NEVER_STARTED = Kind(Section.INSTANCES, "active", Severity.WARNING)
 UNSEEN = {
     "active": Kind(Section.INSTANCES, "active", Severity.UNKNOWN),
     "uplink": Kind(Section.UPLINK, "uplink", Severity.UNKNOWN),
+    "replaced": Kind(Section.INSTANCES, "release", Severity.UNKNOWN),
     "packet_pools": Kind(Section.INSTANCES, "packet pool", Severity.UNKNOWN),
     "vms": Kind(Section.VMS, "VMs", Severity.UNKNOWN),
     "unfinished": Kind(Section.INSTANCES, "journal", Severity.UNKNOWN),
@@ -26,6 +27,7 @@ _WATCH = "`ovs-hotswap watch status --events 50`"
 PROBLEMS = {
     "instance": Kind(Section.INSTANCES, "instance", Severity.ERROR, "`ovs-hotswap status`"),
     "active": Kind(Section.INSTANCES, "active", Severity.ERROR, "`ovs-hotswap instance start a`"),
+    "release": Kind(Section.INSTANCES, "release", Severity.WARNING, "`ovs-hotswap release list`"),
     "health": Kind(Section.INSTANCES, "health", Severity.ERROR, _WATCH),
     "journal": Kind(Section.INSTANCES, "journal", Severity.WARNING, "`ovs-hotswap status`"),
     "uplink": Kind(Section.UPLINK, "uplink", Severity.ERROR, _WATCH),

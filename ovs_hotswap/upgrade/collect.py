@@ -74,6 +74,9 @@ def _release(host: Host, old: Side, name: str) -> list[Finding]:
     if up_to_date(host, old, wanted):
         text = f"instance {old} already runs it, from the present files: `upgrade` changes nothing"
         found.append(Finding("release", Severity.OK, text, "`--force` upgrades again"))
+    elif name == getattr(host.instances[old].release(), "name", None) and host.instances[old].outdated():
+        text = f"instance {old} runs files of it that were replaced since: the upgrade goes to the newer ones"
+        found.append(Finding("release", Severity.OK, text))
     return found
 
 

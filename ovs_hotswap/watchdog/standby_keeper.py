@@ -31,6 +31,7 @@ from ovs_hotswap.toml_file import Stamp, stamp_of
 from ovs_hotswap.upgrade import checks, collect
 from ovs_hotswap.upgrade.steps import Retire
 from ovs_hotswap.watchdog.culprit_search import Poison, quarantined
+from ovs_hotswap.watchdog.installed_files import InstalledFiles, present, same_place
 from ovs_hotswap.watchdog.log_rotation import LogWatch
 from ovs_hotswap.watchdog.refusals import Refusals
 from ovs_hotswap.watchdog.settings_follower import SettingsWatch
@@ -72,6 +73,7 @@ class Keeper:
         self._neighbours_at = float("-inf")
         self._settings = SettingsWatch()
         self._logs = LogWatch()
+        self.files = InstalledFiles()
         self._failover: float | None = None
         self._unseen = False  # whether the rings have advanced since a failover
         self._standing: tuple[int, float] | None = None
@@ -272,7 +274,7 @@ class Keeper:
             standby_runs=runs,
             standby_dead=state is State.DEAD,
             settle=record is not None and record.side is active,
-            right_release=not runs or host.instances[side].release() == self._wanted(host, active),
+            right_release=not runs or self._runs_right_files(host, active),
             prepared=prepared,
             outdated=self._programmed != self._stamp and host.system.monotonic() >= self._refused_until,
             strays=tuple(vm.name for vm in vms if vm.served_by(side) and vm.parkable(active)),
@@ -281,6 +283,11 @@ class Keeper:
             ),
             may_start=self._board.may_start() and state is not State.STARTING and not self.poison.under_way,
         )
+
+    def _runs_right_files(self, host: Host, active: Side) -> bool:
+        side = active.other
+        right = same_place(host.instances[side].release(), self._wanted(host, active))
+        return right and not self.files.replaced(host, side)
 
     def _starts_soon(self, state: StandbyState) -> bool:
         """Whether an instance may be started, or prepared, before a proof of an uplink would be over."""
@@ -333,7 +340,7 @@ class Keeper:
             case Task.REPLACE:
                 standby.end_standby(host, side)
             case Task.START:
-                self._start(host, side, self._wanted(host, active))
+                self._start(host, side, present(host, self._wanted(host, active)))
             case Task.PREPARE:
                 self._prepare(host, side)
             case Task.PROGRAM:
@@ -364,7 +371,10 @@ class Keeper:
                 host.instances[side].start(release)
         except (SwitchError, CommandError) as error:
             self._board.event("start-failed", cause=error.message)
-            self._board.failure()
+            if self.files.busy():  # its files may be of several versions now
+                self._board.pause()
+            else:
+                self._board.failure()
             raise
         except Exception:
             self._board.pause()
@@ -411,6 +421,7 @@ class Keeper:
         release = host.software(active)  # if it was stopped, it has no record of its own any longer
         if release is None:
             raise SwitchError(f"what instance {active} ran is not known", hint=f"`ovs-hotswap instance start {active}`")
+        release = present(host, release)
         self._board.event("restart", side=active, release=release.name)
         self._board.failure()
         self._board.restarted()

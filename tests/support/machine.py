@@ -1,5 +1,7 @@
-"""A booted machine: a real systemd as the first process of a container whose root is this machine's, so that Open
-vSwitch, DPDK, QEMU and this package are there without being installed. What it writes stays in memory.
+"""A booted machine: a real systemd as the first process of a container. What it writes stays in memory.
+
+The root of a ``Machine`` is this machine's, so that Open vSwitch, DPDK, QEMU and this package are there without being
+installed. The root of a ``CleanMachine`` is a tree of a distribution, in which this package is not installed.
 
 All of it hangs on one shell, ``_KEEPER``, that waits for the end of its standard input: it ends the container and
 removes its control groups when ``Machine.close`` is called, and as well when the tests are killed. The mounts are in a
@@ -16,24 +18,31 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from ovs_hotswap.system import System
 
 PREFIX = "/opt/ovs-hotswap"  # where the units look for the package
 PYTHON = f"{PREFIX}/bin/python"
 BOOT_S = 60.0
-_INIT = "/usr/lib/systemd/systemd"
+_INIT = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")  # the latter after `systemctl daemon-reexec`
 
 _REPOSITORY = Path(__file__).parents[2]
 _NUMBERS = itertools.count()
 
-# Arguments: name, repository, libraries, then the control groups to be made. Prints the pid of
-# the process whose child is systemd-nspawn.
+# Arguments: name, root, whether the whole cgroup v2 is wanted, the number of options, these options of systemd-nspawn,
+# then the control groups to be made. Prints the pid of the process whose child is systemd-nspawn.
 # `--keep-unit` needs no systemd around the container; `--console=pipe` no terminal.
 _KEEPER = r"""
 set -e
-name=$1 repository=$2 libraries=$3
-shift 3
+name=$1 lower=$2 unified=$3 count=$4
+shift 4
+options=
+while [ "$count" -gt 0 ]; do
+    options="$options $1" # without blanks
+    shift
+    count=$((count - 1))
+done
 end() {
     for group in "$@"; do
         for _ in 1 2 3 4 5 6 7 8 9 10; do
@@ -47,14 +56,13 @@ trap 'end "$@"' EXIT
 for group in "$@"; do mkdir "$group"; done
 mount -t tmpfs tmpfs /media
 mkdir /media/upper /media/work /media/root
-mount -t overlay -o lowerdir=/,upperdir=/media/upper,workdir=/media/work overlay /media/root
+mount -t overlay -o lowerdir=$lower,upperdir=/media/upper,workdir=/media/work overlay /media/root
 root=/media/root
 rm -rf "$root/etc/ovs-hotswap" "$root/var/lib/ovs-hotswap" "$root/opt/ovs-hotswap" \
     "$root"/etc/rc?.d "$root"/etc/systemd/system/*.wants "$root/lib/systemd/system/multi-user.target.wants"
-mkdir -p "$root/etc/ovs-hotswap" "$root/opt/ovs-hotswap/src" "$root/opt/ovs-hotswap/libraries"
 tr -d - </proc/sys/kernel/random/uuid >"$root/etc/machine-id"
 # systemd-nspawn shows a part of sysfs, without the directory in which DPDK looks for vfio (rte_eal_check_module).
-mkdir "$root/etc/systemd/system/sysinit.target.wants"
+mkdir -p "$root/etc/systemd/system/sysinit.target.wants"
 ln -s ../sys-module.service "$root/etc/systemd/system/sysinit.target.wants/"
 cat >"$root/etc/systemd/system/sys-module.service" <<UNIT
 [Unit]
@@ -70,10 +78,9 @@ UNIT
     status=133 # of a container that wants to be booted again
     while [ $status = 133 ]; do
         status=0
-        systemd-nspawn --quiet --directory="$root" --machine="$name" --boot --keep-unit --register=no \
-            --private-network --capability=all --console=pipe --resolv-conf=off --timezone=off --link-journal=no \
-            --bind=/dev/hugepages --bind-ro="$repository:/opt/ovs-hotswap/src" \
-            --bind-ro="$libraries:/opt/ovs-hotswap/libraries" \
+        SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=$unified systemd-nspawn --quiet --directory="$root" --machine="$name" --boot \
+            --keep-unit --register=no --private-network --capability=all --console=pipe --resolv-conf=off \
+            --timezone=off --link-journal=no --bind=/dev/hugepages $options \
             -- systemd.unit=multi-user.target </dev/null >&2 || status=$?
     done
 ) &
@@ -98,15 +105,23 @@ ln -s {PREFIX}/bin/ovs-hotswap /usr/local/bin/ovs-hotswap
 """
 
 
-class Machine:
-    """``Machine()`` boots one, to multi-user.target, which wants nothing yet; ``close`` ends it."""
+_PATHS = """\
+find / -xdev -path /tmp -prune -o -path /root -prune -o -path /var/log -prune -o -print
+find /run -path /run/systemd -prune -o -path /run/udev -prune -o -path /run/user -prune -o -print
+"""
 
-    def __init__(self) -> None:
+
+class Machine:
+    """``Machine()`` boots one, to multi-user.target, which wants nothing yet; ``close`` ends it. ``root``: the tree to
+    boot; ``unified``: whether its systemd wants the control groups of version 2 alone."""
+
+    def __init__(self, root: Path = Path("/"), *, unified: bool = False) -> None:
         name = f"ovsh-machine-{os.getpid()}-{next(_NUMBERS)}"
-        libraries = next(path for path in sys.path if path.endswith("site-packages"))
         self.groups = [str(group / name) for group in _own_groups()]
         own_mounts = ["unshare", "--mount", "--propagation", "private", "--"]
-        argv = [*own_mounts, "sh", "-c", _KEEPER, "sh", name, str(_REPOSITORY), libraries, *self.groups]
+        options = self.binds()
+        argv = [*own_mounts, "sh", "-c", _KEEPER, "sh", name, str(root), str(int(unified)), str(len(options)), *options,
+                *self.groups]  # fmt: skip
         self._console = os.fdopen(os.memfd_create("console"), "w+", errors="replace")
         self._keeper = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._console, text=True, start_new_session=True
@@ -115,12 +130,21 @@ class Machine:
             assert self._keeper.stdout is not None
             self._container = int(self._keeper.stdout.readline() or "0")
             self._wait_booted()
-            self.run(["sh", "-c", _PYVENV, "sh", f"python3.{sys.version_info.minor}"])
+            self.equip()
         except BaseException:
             self.close()
             raise
 
-    def __enter__(self) -> Machine:
+    def binds(self) -> list[str]:
+        """Options of systemd-nspawn for what is seen of this machine."""
+        libraries = next(path for path in sys.path if path.endswith("site-packages"))
+        return [f"--bind-ro={_REPOSITORY}:{PREFIX}/src", f"--bind-ro={libraries}:{PREFIX}/libraries"]
+
+    def equip(self) -> None:
+        """Do what is needed once after the boot."""
+        self.run(["sh", "-c", _PYVENV, "sh", f"python3.{sys.version_info.minor}"])
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -136,7 +160,7 @@ class Machine:
     def pid(self) -> int:
         """Its first process, as this machine numbers it; another one after a reboot. 0: there is none."""
         first = [pid for nspawn in _children(self._container) for pid in _children(nspawn)]
-        return next((pid for pid in first if System().cmdline(pid)[:1] == [_INIT]), 0)
+        return next((pid for pid in first if "".join(System().cmdline(pid)[:1]) in _INIT), 0)
 
     def run(
         self, argv: Sequence[str], *, check: bool = True, timeout: float = 60.0, stdin: str = ""
@@ -196,6 +220,28 @@ class Machine:
             if state in {"running", "degraded"}:
                 return
             time.sleep(0.1)
+
+
+class CleanMachine(Machine):
+    """A machine whose root is a tree of a distribution. It has the kernel of this machine's guests in ``/boot``, the
+    tests in ``/srv/bed/tests``, and ``shared`` in ``/srv/shared``. ``baseline``: every path that it had after its boot,
+    but what the kernel and a running systemd make."""
+
+    def __init__(self, root: Path, shared: Path, *, unified: bool) -> None:
+        self._shared = shared
+        super().__init__(root, unified=unified)
+        self.baseline = self.paths()
+
+    def binds(self) -> list[str]:
+        return ["--bind-ro=/boot", "--bind-ro=/lib/modules", f"--bind-ro={_REPOSITORY}/tests:/srv/bed/tests",
+                f"--bind-ro={self._shared}:/srv/shared"]  # fmt: skip
+
+    def equip(self) -> None:
+        pass
+
+    def paths(self) -> set[str]:
+        """Every path on its disk and in ``/run``."""
+        return set(self.run(["sh", "-c", _PATHS]).stdout.splitlines())
 
 
 def _children(pid: int) -> list[int]:

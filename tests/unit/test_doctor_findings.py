@@ -54,6 +54,7 @@ from tests.unit.doctor_bed import CPU, INTERRUPTS, NODE, PCI, PF, SHIPPED, VF_A,
 from tests.unit.fake_system import FakeSystem
 from tests.unit.test_overview import UPGRADE, healthy
 from tests.unit.test_uplink import FakeTrafficControl, uplink
+from tests.unit.watch_bed import RELEASE
 
 OVERVIEW = Path(overview.__file__)
 Plant = Callable[[Bed], object]
@@ -219,9 +220,12 @@ PLANTED: list[tuple[Kind, Plant]] = [
     (running.SILENT, unknown("broker")),
     (running.NEVER_STARTED, status(active=None, uplink=None,
                                    instances=[InstanceStatus(side, State.STOPPED) for side in Side])),
-    *[(kind, unknown(f"{field}.a" if field == "packet_pools" else field)) for field, kind in running.UNSEEN.items()],
+    *[(kind, unknown(f"{field}.a" if field in ("packet_pools", "replaced") else field))
+      for field, kind in running.UNSEEN.items()],
     (running.PROBLEMS["instance"], status(instances=[InstanceStatus(Side.A, State.DEAD)])),
     (running.PROBLEMS["active"], status(active=None)),
+    (running.PROBLEMS["release"], status(
+        replaced={Side.A: True}, instances=[InstanceStatus(Side.A, State.RUNNING, release=RELEASE)])),
     (running.PROBLEMS["health"], status(watch__health="failed")),
     (running.PROBLEMS["journal"], status(unfinished=UPGRADE)),
     (running.PROBLEMS["uplink"], status(uplink=Side.B)),

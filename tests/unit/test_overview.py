@@ -33,7 +33,7 @@ def healthy(**changes: Any) -> Document:
     }  # fmt: skip
     document: Document = {
         "active": Side.A, "uplink": Side.A, "instances": [InstanceStatus(side, State.RUNNING) for side in Side],
-        "packet_pools": {Side.A: [], Side.B: []},
+        "replaced": {Side.A: False, Side.B: False}, "packet_pools": {Side.A: [], Side.B: []},
         "vms": {"total": 2, "connected": 2, "owners": {"a": 2, "b": 0}, "quarantined": {}, "unprotected": []},
         "unfinished": None, "last": None, "watch": watch, "broker": {"version": "1", "pid": 9},
         "unknown": [], "unknown_fields": [], "problems": [],

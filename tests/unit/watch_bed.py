@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ovs_hotswap.config import Config
-from ovs_hotswap.errors import SwitchError, UplinkError
+from ovs_hotswap.errors import ReleaseError, SwitchError, UplinkError
 from ovs_hotswap.host import standby
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Finding, Life, Proof, Release, Severity, Side, Steered, Way
@@ -53,6 +53,7 @@ class World(VmStates, FakeSystem):
         self.uplink_owner: Side | None = Side.A
         self.proofs: dict[Side, Proof] = {}
         self.outdated = False
+        self.installed: Release | None = RELEASE  # None: its programs do not run
         self.unpolled: set[str] = set()
         self.start_fault: Exception | None = None
         self.program_fault: Exception | None = None
@@ -151,6 +152,16 @@ class FakeInstance:
         self.world.serve()
 
 
+class FakeReleases:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def get(self, name: str) -> Release:
+        if name != RELEASE.name or self.world.installed is None:
+            raise ReleaseError(f"release {name} does not run")
+        return self.world.installed
+
+
 class FakeUplink:
     def __init__(self, world: World) -> None:
         self.world, self.failures = world, 0
@@ -192,6 +203,7 @@ class FakeHost(Host):
         self.instances = {side: FakeInstance(config, world, side) for side in Side}  # type: ignore[misc]
         self.__dict__["broker"] = self.__dict__["dual"] = FakeBackEnds(world)
         self.__dict__["uplink"] = self.fake_uplink
+        self.__dict__["releases"] = FakeReleases(world)
 
     def program(self, side: Side) -> None:
         self.world.done.append(f"program {side}")

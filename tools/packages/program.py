@@ -127,9 +127,12 @@ def sources(root: Path) -> dict[str, str]:
 
 
 class Program:
-    """Builds the package. ``version``: another one than the program's, for tests. Methods raise HotswapError."""
+    """Builds the package. ``version``: another one than the program's, for tests. ``tree``: where the build tree is.
+    Methods raise HotswapError."""
 
-    def __init__(self, system: System, say: Say, output: Path, cache: Path, version: str | None = None) -> None:
+    def __init__(
+        self, system: System, say: Say, output: Path, cache: Path, version: str | None = None, tree: Path | None = None
+    ) -> None:
         self._system, self._say, self._output, self._cache = system, say, output, cache
         self._apt = Apt(cache / "apt", system)
         try:
@@ -137,7 +140,7 @@ class Program:
         except CommandError as error:
             say(f"Debian's lists are those of the last time: {error.message}")
         tools = self._apt.versions(listed((HERE / "packages.txt").read_text()))
-        self._tree = BuildTree(output / "program-tree", tools, self._apt.mirror, system)
+        self._tree = BuildTree(tree or output / "program-tree", tools, self._apt.mirror, system)
         released, changed = newest_release((ROOT / "CHANGELOG.md").read_text())
         if version is None and released != __version__:
             raise ReleaseError(f"the newest release in CHANGELOG.md is {released}, and the program is {__version__}")
