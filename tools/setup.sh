@@ -88,7 +88,7 @@ venv() {
     python=$(find_python)
     say "making .venv with $python"
     "$python" -m venv --clear .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --root-user-action ignore -e '.[dev,ansible]'
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --root-user-action ignore -e '.[dev,ansible,browser]'
     echo "$stamp" >.venv/stamp
     installed=yes
 }

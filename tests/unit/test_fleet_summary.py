@@ -56,6 +56,7 @@ def test_lost_frames_are_those_that_an_upgrade_warns_of() -> None:
     found = totals([fleet_run.host("hv1", 1, "upgraded", report=fleet_run.report({"web1": 80.0}, warnings))])
     assert (found.lost, found.lost_unknown, found.verdict) == (4, 1, "attention")
     assert words.losses(found) == "4 frames reported lost; not known of 1 VM"
+    assert words.why(found.problems[0]) == "4 frames reported lost; losses not known of 1 VM"
     assert "web4: something else" in words.text(found)
 
 
@@ -88,6 +89,37 @@ def test_the_standby_is_what_watch_status_says(watch: Any, expected: tuple[str, 
     assert summary.standby(watch) == expected
     found = totals([fleet_run.upgraded("hv1", 1, 2, watch=watch)])
     assert found.verdict == ("attention" if expected[0] in ("missing", "unknown") else "complete")
+
+
+def test_a_host_that_runs_the_release_and_is_not_as_it_must_be_needs_a_person() -> None:
+    check = {"findings": [{"severity": "error", "text": "the flows differ", "hint": None}], "ready": False}
+    watch = {"mode": "required", "running": False, "ready": False}
+    found = totals(
+        [
+            fleet_run.upgraded("hv1", 1, 2, reason="soak: the active instance is suspect", check=check),
+            fleet_run.upgraded("hv2", 1, 2, watch=watch),
+            fleet_run.upgraded("hv3", 1, 2),
+            fleet_run.failures()[1]("hv4", 1, 0.0),
+        ]
+    )
+    assert [host.name for host in found.problems] == ["hv4", "hv1", "hv2"]
+    assert words.why(found.problems[1]) == "soak: the active instance is suspect; the flows differ"
+    assert words.why(found.problems[2]) == "no standby: the watchdog does not run"
+    assert found.problems[2].look == "ovs-hotswap --host hv2 status"
+    assert (found.done, found.verdict) == (3, "incomplete")
+    assert pages.page(found).count(" ill") > pages.page(totals([fleet_run.upgraded("hv3", 1, 2)])).count(" ill")
+
+
+def test_a_run_that_takes_another_one_back_does_not_claim_its_release() -> None:
+    found = totals([fleet_run.upgraded("hv1", 1, 2), fleet_run.failures()[1]("hv2", 1, 0.0)], id="rollback")
+    assert words.headline(found) == ("Not complete", "1 of 2 hosts are back from trixie")
+    assert "are back from trixie" in pages.page(found)
+
+
+def test_a_sentence_that_names_a_thousand_hosts_is_cut() -> None:
+    found = totals([], stopped="1 000 hosts failed: " + "; ".join(f"hv{number}" for number in range(1000)))
+    assert len(words.stop_line(found.stop)) < 500
+    assert len(words.document(found)["stop"]["text"]) > 5000
 
 
 def test_a_host_that_was_not_worked_on_has_no_standby_to_look_at() -> None:

@@ -1,6 +1,5 @@
-# Copyright: the ovs-hotswap project
-# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
-
+# Copyright: The authors of ovs-hotswap
+# SPDX-License-Identifier: Apache-2.0
 """What became of a run over a fleet: the documents of its hosts in, frozen totals out.
 
 Nothing here reads a file, asks a host or looks at a clock, so the same documents always give the same summary. A figure
@@ -26,6 +25,7 @@ PROBLEMS = ("failed", "rolled_back", "unreachable", "unknown")
 DONE = ("upgraded", "unchanged")  # the host runs the release that was asked for
 ENDED = (*DONE, *PROBLEMS, "skipped")
 CANARY = "canary"
+UNDO = "rollback"  # the name of a run of the playbook `rollback`, whose release is the one that is taken back
 UTC = datetime.timezone(datetime.timedelta(0))
 _MOST = 1e11  # the year 5138, in seconds
 _SERVED = (*DONE, "rolled_back", "failed")  # an instance of the host was worked on, so it has a standby to look at
@@ -39,7 +39,8 @@ _NOT_KNOWN = re.compile(r"VM (?P<vm>.+?): frames that arrived during its move ar
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """A host of the run. ``moves``: microseconds of the handover of each VM that was moved and stayed so."""
+    """A host of the run. ``moves``: microseconds of the handover of each VM that was moved and stayed so.
+    ``concerns``: what is wrong with a host although it runs the release."""
 
     name: str
     wave: str
@@ -53,12 +54,18 @@ class Host:
     lost: int = 0
     lost_unknown: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    concerns: tuple[str, ...] = ()
     standby: str | None = None
     standby_reason: str | None = None
 
     @property
     def seconds(self) -> float | None:
         return None if self.started is None or self.ended is None else max(0.0, self.ended - self.started)
+
+    @property
+    def needs_a_person(self) -> bool:
+        wrong = self.concerns or self.lost or self.lost_unknown or self.standby == "missing"
+        return self.state in PROBLEMS or bool(wrong)
 
     @property
     def worst(self) -> tuple[str, float] | None:
@@ -103,11 +110,13 @@ class Stop:
 
 @dataclasses.dataclass(frozen=True)
 class Totals:
-    """``lost``: frames that a host reports as lost; ``lost_unknown``: VMs of which a host cannot say it. ``p50_us`` and
+    """``undo``: the run takes back what another one has done, so that ``upgraded`` hosts no longer run the release.
+    ``lost``: frames that a host reports as lost; ``lost_unknown``: VMs of which a host cannot say it. ``p50_us`` and
     ``p99_us`` are over all moves of all hosts."""
 
     run: str
     release: str
+    undo: bool
     final: bool
     started: float | None
     ended: float | None
@@ -128,7 +137,9 @@ class Totals:
 
     @property
     def problems(self) -> tuple[Host, ...]:
-        return tuple(host for host in self.hosts if host.state in PROBLEMS)
+        """Hosts that need a person: those that failed first, then those that are done and not as they must be."""
+        found = [host for host in self.hosts if host.needs_a_person]
+        return tuple(sorted(found, key=lambda host: STATES.index(host.state)))
 
     @property
     def without_standby(self) -> tuple[Host, ...]:
@@ -148,7 +159,8 @@ class Totals:
             return "running"
         if self.done + self.states.get("skipped", 0) < len(self.hosts) or not self.hosts:
             return "incomplete"
-        return "attention" if self.lost or self.lost_unknown or self.without_standby else "complete"
+        look = self.lost or self.lost_unknown or self.without_standby or self.problems
+        return "attention" if look else "complete"
 
 
 # ------------------------------------------------------------------------------------------------- reading documents
@@ -200,13 +212,11 @@ def standby(watch: Any) -> tuple[str, str | None]:
     return "missing", next((reason for reason in reasons if reason), None)
 
 
-def command(name: str, state: str, exit_code: Any, release: str) -> str | None:
+def command(name: str, state: str, exit_code: Any, release: str) -> str:
     """What shows more about a host that needs a person."""
     quoted = shlex.quote(name)
     if state == "unreachable":
         return f"ansible {quoted} -m ansible.builtin.ping"
-    if state not in PROBLEMS:
-        return None
     if exit_code == 4:  # PrecheckFailed
         return f"ovs-hotswap --host {quoted} check --release {shlex.quote(release)}"
     return f"ovs-hotswap --host {quoted} status"
@@ -214,13 +224,23 @@ def command(name: str, state: str, exit_code: Any, release: str) -> str | None:
 
 def _reason(state: str, document: Mapping[str, Any], error: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """Why a host is in its state, in one line, and the hint that the host itself gave."""
-    findings = [_map(each) for each in _list(_map(document.get("check")).get("findings"))]
-    refused = next((each for each in findings if each.get("severity") == "error"), {})
+    refused = next(iter(_errors(document)), {})
     given, message = _text(document.get("reason")), _text(error.get("message"))
     reason = f"{given}: {message}" if given and message and message not in given else given or message
     if reason is None and state in (*PROBLEMS, "skipped"):
         reason = _text(refused.get("text")) or ("no reason is recorded" if state in PROBLEMS else None)
     return reason, _text(error.get("hint")) or (_text(refused.get("hint")) if state in PROBLEMS else None)
+
+
+def _errors(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    findings = [_map(each) for each in _list(_map(document.get("check")).get("findings"))]
+    return [each for each in findings if each.get("severity") == "error"]
+
+
+def _concerns(document: Mapping[str, Any], reason: str | None) -> tuple[str, ...]:
+    """A reason that is recorded of a host that is done, and the errors that its check found afterwards."""
+    errors = [text for each in _errors(document) if (text := _text(each.get("text")))]
+    return tuple(([reason] if reason else []) + errors)
 
 
 def _frames(text: str) -> int:
@@ -242,8 +262,9 @@ def host(document: Mapping[str, Any], release: str, name: str | None = None) -> 
     if state == "unknown" and document.get("state") != "unknown":
         reason = f"its state is {document.get('state')!r}, which this version does not know"
     kept, why = standby(document.get("watch")) if state in _SERVED else (None, None)
+    concerns = _concerns(document, reason) if state in DONE else ()
     moves = _map(report.get("moves")) if report.get("committed") is True else {}
-    return Host(
+    found = Host(
         name=called,
         wave=wave_name(document.get("wave")),
         state=str(state),
@@ -251,14 +272,17 @@ def host(document: Mapping[str, Any], release: str, name: str | None = None) -> 
         ended=instant(document.get("ended")) if state in ENDED else None,
         reason=reason,
         hint=hint,
-        look=command(called, str(state), error.get("exit_code"), release),
         moves={str(vm): us for vm, us in moves.items() if _number(us) is not None},
         lost=sum(_frames(found["frames"]) for each in warnings if (found := _LOST.match(each))),
         lost_unknown=tuple(found["vm"] for each in warnings if (found := _NOT_KNOWN.match(each))),
         warnings=warnings,
+        concerns=concerns,
         standby=kept,
         standby_reason=why,
     )
+    if not found.needs_a_person:
+        return found
+    return dataclasses.replace(found, look=command(called, found.state, error.get("exit_code"), release))
 
 
 def unreadable(name: str, cause: str) -> Host:
@@ -337,6 +361,7 @@ def totals(run: Mapping[str, Any], hosts: Iterable[Host], final: bool) -> Totals
     return Totals(
         run=str(run.get("id") or "?"),
         release=str(run.get("release") or "?"),
+        undo=run.get("id") == UNDO,
         final=final,
         started=instant(run.get("started")),
         ended=max(ends, default=None),

@@ -1,6 +1,5 @@
-# Copyright: the ovs-hotswap project
-# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
-
+# Copyright: The authors of ovs-hotswap
+# SPDX-License-Identifier: Apache-2.0
 """The totals of a run over a fleet as one HTML page that loads nothing and lets nothing but its own script run."""
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ _TEMPLATE = """<!doctype html>
 <style>{{ style }}</style>
 </head>
 <body>
-{% macro mark(state) %}<span class="mark {{ state }}" aria-hidden="true">{{ signs[state] }}</span>{% endmacro %}
+{% macro mark(it) %}<span class="mark {{ it.state }}{{ it.ill }}" aria-hidden="true">{{ it.sign }}</span>{% endmacro %}
 {% macro table(hosts) %}
 <div class="scroll"><table>
 <thead><tr>
@@ -97,11 +96,11 @@ _TEMPLATE = """<!doctype html>
 <tr id="h{{ host.number }}" data-state="{{ host.state }}">
 <th scope="row" data-key="{{ host.name }}">{{ host.name }}</th>
 <td data-key="{{ host.wave }}">{{ host.wave }}</td>
-<td class="state" data-key="{{ host.rank }}">{{ mark(host.state) }} {{ host.word }}</td>
+<td class="state" data-key="{{ host.rank }}">{{ mark(host) }} {{ host.word }}</td>
 <td class="why" data-key="{{ host.reason }}">{{ host.reason }}
-{%- if host.hint %}<br><span class="quiet">hint: {{ host.hint }}</span>{% endif %}
-{%- if host.look %}<br><code>{{ host.look }}</code>{% endif %}
-{%- for warning in host.warnings %}<br><span class="quiet">warning: {{ warning }}</span>{% endfor %}</td>
+{% if host.hint %}<div class="quiet">hint: {{ host.hint }}</div>{% endif %}
+{% for warning in host.warnings %}<div class="quiet">warning: {{ warning }}</div>{% endfor %}
+{% if host.look %}<div><code>{{ host.look }}</code></div>{% endif %}</td>
 <td class="figure" data-key="{{ host.vms }}">{{ host.vms or '' }}</td>
 <td class="figure" data-key="{{ host.worst_us }}">{{ host.worst }}</td>
 <td data-key="{{ host.standby }}">{{ host.standby }}
@@ -129,7 +128,7 @@ _TEMPLATE = """<!doctype html>
 </div>
 <ul class="legend">
 {% for each in states %}
-<li>{{ mark(each.state) }} <strong>{{ each.number }}</strong> {{ each.word }}</li>
+<li>{{ mark(each) }} <strong>{{ each.number }}</strong> {{ each.word }}</li>
 {% endfor %}
 </ul>
 </section>
@@ -158,8 +157,9 @@ _TEMPLATE = """<!doctype html>
 {% for wave in waves %}
 <div class="wave"><h3>{{ wave.title }}</h3><div class="hosts">
 {% for host in wave.members %}
-<a href="#h{{ host.number }}" class="{{ host.state }}" title="{{ host.title }}" aria-label="{{ host.title }}">
-{{- signs[host.state] }}{% if chips %} <b>{{ host.name }}</b><i>{{ host.word }}</i>{% endif %}</a>
+<a href="#h{{ host.number }}" class="{{ host.state }}{{ host.ill }}"
+ title="{{ host.title }}" aria-label="{{ host.title }}">
+{{- host.sign }}{% if chips %} <b>{{ host.name }}</b><i>{{ host.word }}</i>{% endif %}</a>
 {% endfor %}
 </div></div>
 {% endfor %}
@@ -202,11 +202,14 @@ COLUMNS = ("Host", "Wave", "State", "Why, and where to look", "VMs", "Worst gap"
 
 def _row(number: int, host: Host) -> dict[str, Any]:
     worst = host.worst
-    state = words.word(host.state)
-    parts = [host.name, words.wave_title(host.wave), state, host.reason]
+    ill = host.needs_a_person and host.state not in PROBLEMS
+    state = words.word(host.state) + (", to look at" if ill else "")
+    why = words.why(host)
+    parts = [host.name, words.wave_title(host.wave), state, why]
     return {
         "number": number, "name": host.name, "wave": host.wave, "state": host.state, "word": state,
-        "rank": STATES.index(host.state), "reason": host.reason or "", "hint": host.hint, "look": host.look,
+        "rank": STATES.index(host.state), "ill": " ill" if ill else "",
+        "sign": "!" if ill else SIGNS[host.state], "reason": why, "hint": host.hint, "look": host.look,
         "warnings": host.warnings, "vms": len(host.moves), "worst_us": worst[1] if worst else 0,
         "worst": words.milliseconds(worst[1]) if worst else "", "standby": host.standby or "",
         "standby_reason": host.standby_reason, "seconds": host.seconds or 0,
@@ -225,7 +228,7 @@ def _bar(wave: Wave, begin: float, end: float) -> tuple[float, float] | None:
 
 
 def _lane(wave: Wave, members: list[dict[str, Any]], totals: Totals, begin: float, end: float) -> dict[str, Any]:
-    bad = any(wave.states.get(state) for state in PROBLEMS)
+    bad = any(row["look"] for row in members)
     over = wave.finished == wave.hosts
     left = "not begun" if wave.started is None else "under way" if totals.verdict == "running" else "not finished"
     took = words.duration(wave.seconds) if over else left
@@ -243,19 +246,32 @@ def _lane(wave: Wave, members: list[dict[str, Any]], totals: Totals, begin: floa
 def _cards(totals: Totals) -> list[tuple[str, str, str, str]]:
     """Label, value, note and severity."""
     losses, missing = totals.lost or totals.lost_unknown, totals.without_standby
+    reporting = sum(bool(host.lost or host.lost_unknown) for host in totals.hosts)
+    unknown = f", and not known of {words.several(totals.lost_unknown, 'VM')}" if totals.lost_unknown else ""
+    where_lost = f"on {words.several(reporting, 'host')}{unknown}" if losses else words.losses(totals)
     where = f"VM {totals.worst_vm} on {totals.worst_host}; " if totals.worst_vm is not None else ""
     spread = f"p50 {words.milliseconds(totals.p50_us)}, p99 {words.milliseconds(totals.p99_us)}"
     kept = words.number(totals.standby.get("restored", 0))
     return [
-        ("Run the release", f"{words.number(totals.done)} of {words.number(len(totals.hosts))}",
-         f"hosts; {totals.release}", ""),
+        ("Are back" if totals.undo else "Run the release",
+         words.number(totals.done),
+         f"of {words.several(len(totals.hosts), 'host')}; {'from ' if totals.undo else ''}{totals.release}", ""),
         ("VMs moved", words.number(totals.moves), "without a restart", ""),
         ("Worst gap of a VM", words.milliseconds(totals.worst_us), where + spread if totals.moves else "", ""),
-        ("Frames reported lost", words.number(totals.lost), words.losses(totals), "look" if losses else ""),
-        ("Standby restored", f"{kept} of {words.number(sum(totals.standby.values()))}", words.standby_line(totals),
+        ("Frames reported lost", words.number(totals.lost), where_lost, "look" if losses else ""),
+        ("Standby restored", kept, words.standby_line(totals),
          "look" if missing else ""),
         ("Time", words.duration(words.elapsed(totals)),
          f"{words.clock(totals.started)} to {words.clock(totals.ended)}", ""),
+    ]  # fmt: skip
+
+
+def _legend(totals: Totals) -> list[dict[str, Any]]:
+    found = [(state, totals.states[state]) for state in _PROGRESS if totals.states.get(state)]
+    return [
+        {"state": state, "ill": "", "sign": SIGNS[state], "word": words.word(state), "count": count,
+         "number": words.number(count)}
+        for state, count in found
     ]  # fmt: skip
 
 
@@ -265,23 +281,23 @@ def page(totals: Totals) -> str:
     verdict, about = words.headline(totals)
     begin = totals.started if totals.started is not None else min((w.started or 0 for w in totals.waves), default=0)
     end = totals.ended if totals.ended is not None else begin
-    problems = sorted((row for row in rows if row["state"] in PROBLEMS), key=lambda row: int(row["rank"]))
-    others = [row for row in rows if row["state"] not in PROBLEMS]
+    ill = {host.name for host in totals.problems}
+    problems = sorted((row for row in rows if row["name"] in ill), key=lambda row: int(row["rank"]))
+    others = [row for row in rows if row["name"] not in ill]
     script_hash = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.from_string(_TEMPLATE).render(
-        totals=totals, verdict=verdict, about=about, verdict_sign=VERDICT_SIGNS[totals.verdict], signs=SIGNS,
+        totals=totals, verdict=verdict, about=about, verdict_sign=VERDICT_SIGNS[totals.verdict],
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script_hash}'; "
         "base-uri 'none'; form-action 'none'",
         style=markupsafe.Markup(STYLE), script=markupsafe.Markup(SCRIPT),
         stop=None if totals.stop is None else words.stop_line(totals.stop),
-        states=[{"state": state, "word": words.word(state), "count": count, "number": words.number(count)}
-                for state in _PROGRESS if (count := totals.states.get(state))],
+        states=_legend(totals),
         cards=_cards(totals), columns=COLUMNS, problems=problems, others=others,
         others_count=words.number(len(others)), chips=len(rows) <= CHIPS, open=len(others) <= _OPEN,
-        others_summary=words.counted({s: n for s, n in totals.states.items() if s not in PROBLEMS}),
+        others_summary=words.counted({state: sum(row["state"] == state for row in others) for state in STATES}),
         waves=[_lane(wave, [row for row in rows if row["wave"] == wave.name], totals, begin, end)
                for wave in totals.waves],
         axis=(words.clock(totals.started), words.clock(totals.ended)),

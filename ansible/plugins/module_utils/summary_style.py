@@ -1,6 +1,5 @@
-# Copyright: the ovs-hotswap project
-# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
-
+# Copyright: The authors of ovs-hotswap
+# SPDX-License-Identifier: Apache-2.0
 """The style sheet of the summary's page: light, dark and printed."""
 
 from __future__ import annotations
@@ -8,7 +7,7 @@ from __future__ import annotations
 STYLE = """
 :root { color-scheme: light dark;
   --paper: #fff; --ink: #1b1f24; --quiet: #57606a; --line: #d0d7de; --soft: #f5f7f9;
-  --good: #1a7f4b; --good-soft: #cdebd8; --same: #4d7f95; --same-soft: #d5e6ee; --bad: #b3261e; --bad-soft: #f9d9d6;
+  --good: #0f6839; --good-soft: #cdebd8; --same: #2f6278; --same-soft: #d5e6ee; --bad: #b3261e; --bad-soft: #f9d9d6;
   --back: #8a4b00; --back-soft: #ffdfb0; --gone: #6e3fa3; --gone-soft: #e8dbf6; --open: #0b5cad; --open-soft: #d3e5f8; }
 @media (prefers-color-scheme: dark) { :root {
   --paper: #14181d; --ink: #e6eaef; --quiet: #9aa5b1; --line: #39424d; --soft: #1c2229;
@@ -61,7 +60,8 @@ header .quiet { color: inherit; opacity: 0.75; font-size: 0.85rem; }
 .map .hosts { display: flex; flex-wrap: wrap; gap: 3px; } .map a:hover, .map a:focus { outline: 2px solid var(--ink); }
 .cells .upgraded, .cells .unchanged { font-size: 8px; border-color: transparent; }
 .cells .failed, .cells .rolled_back, .cells .unreachable, .cells .unknown { box-shadow: 0 0 0 1.5px var(--tone); }
-.chips .hosts { gap: 6px; }
+.mark.ill, .cells .ill { background: var(--paper); color: var(--back); border: 2px solid var(--back); font-size: 11px; }
+.chips .hosts { gap: 6px; } .chips .ill { border: 3px solid var(--back); }
 .chips a { display: inline-flex; gap: 0.4rem; align-items: baseline; padding: 0.25rem 0.6rem; border-radius: 6px;
   border: 1.5px solid var(--tone); background: var(--tone-soft); color: var(--ink); text-decoration: none; }
 .chips a b { font-weight: 600; overflow-wrap: anywhere; } .chips a i { font-style: normal; font-size: 0.85rem; }

@@ -1,6 +1,5 @@
-# Copyright: the ovs-hotswap project
-# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
-
+# Copyright: The authors of ovs-hotswap
+# SPDX-License-Identifier: Apache-2.0
 """The totals of a run over a fleet in words: as a text for a terminal, and as a JSON document."""
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from ansible_collections.ovs_hotswap.ovs_hotswap.plugins.module_utils.summary im
 
 _WIDTH = 110
 _LABEL = 10
+_LONG = 400  # a sentence that names every host of a large wave says no more than its beginning
 
 
 def number(value: float) -> str:
@@ -65,13 +65,25 @@ def counted(states: Mapping[str, int], order: Sequence[str] = tuple(reversed(STA
     return ", ".join(f"{number(states[state])} {word(state)}" for state in order if states.get(state))
 
 
+def why(host: Host) -> str:
+    """What is wrong with a host, or why it is in its state."""
+    parts = [*host.concerns] if host.concerns else [host.reason] if host.reason else []
+    if host.lost:
+        parts.append(f"{several(host.lost, 'frame')} reported lost")
+    if host.lost_unknown:
+        parts.append(f"losses not known of {several(len(host.lost_unknown), 'VM')}")
+    if host.standby == "missing":
+        parts.append(f"no standby: {host.standby_reason}" if host.standby_reason else "no standby")
+    return "; ".join(dict.fromkeys(parts))
+
+
 def wave_title(name: str) -> str:
-    return f"wave {name}" if name.isdigit() else name
+    return f"wave {name}" if name.isdigit() else "no wave yet" if name == "?" else name
 
 
 def stop_line(stop: Stop) -> str:
     if stop.text:
-        return stop.text
+        return stop.text if len(stop.text) <= _LONG else stop.text[:_LONG] + " ..."
     measured = "" if stop.value is None else f" is {number(stop.value)}"
     allowed = "" if stop.limit is None else f"{' and' if measured else ''} may be {number(stop.limit)} at most"
     return f"{stop.threshold}{measured}{allowed}" if measured or allowed else f"{stop.threshold} was exceeded"
@@ -79,7 +91,8 @@ def stop_line(stop: Stop) -> str:
 
 def headline(totals: Totals) -> tuple[str, str]:
     """The verdict in two or three words, and what it is about."""
-    run = f"{number(totals.done)} of {several(len(totals.hosts), 'host')} run {totals.release}"
+    does = f"are back from {totals.release}" if totals.undo else f"run {totals.release}"
+    run = f"{number(totals.done)} of {several(len(totals.hosts), 'host')} {does}"
     if totals.stop is not None:
         return f"Stopped{'' if totals.stop.wave is None else ' in ' + wave_title(totals.stop.wave)}", run
     if totals.verdict == "running":
@@ -87,7 +100,7 @@ def headline(totals: Totals) -> tuple[str, str]:
     if totals.verdict == "incomplete":
         return "Not complete", run
     skipped = totals.states.get("skipped", 0)
-    every = f"all {several(len(totals.hosts), 'host')} run {totals.release}" if not skipped else run
+    every = run if skipped else f"all {several(len(totals.hosts), 'host')} {does}"
     return ("Complete, with something to look at" if totals.verdict == "attention" else "Complete"), every
 
 
@@ -148,7 +161,7 @@ def _wave_line(wave: Wave) -> str:
 
 
 def _problem_lines(host: Host) -> Iterator[str]:
-    yield f"  {host.name} ({wave_title(host.wave)}), {word(host.state)}: {host.reason}"
+    yield f"  {host.name} ({wave_title(host.wave)}), {word(host.state)}: {why(host)}"
     if host.hint:
         yield f"      hint: {host.hint}"
     if host.look:
@@ -166,9 +179,6 @@ def text(totals: Totals) -> str:
     if totals.problems:
         lines += ["", f"hosts to look at ({number(len(totals.problems))})"]
         lines += [line for host in totals.problems for line in _problem_lines(host)]
-    if totals.without_standby:
-        lines += ["", f"hosts without a standby, as far as is known ({number(len(totals.without_standby))})"]
-        lines += [f"  {host.name}: {host.standby_reason or host.standby}" for host in totals.without_standby]
     warned = [(host, warning) for host in totals.hosts for warning in host.warnings]
     if warned:
         lines += [

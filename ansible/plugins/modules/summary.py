@@ -1,13 +1,15 @@
 #!/usr/bin/python
-# Copyright: the ovs-hotswap project
-# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+# Copyright: The authors of ovs-hotswap
+# SPDX-License-Identifier: Apache-2.0
+"""Sums up a run over a fleet."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
+---
 module: summary
 short_description: Sum up a run over a fleet as text, JSON and HTML
-version_added: "1.0.0"
+version_added: 1.0.0
 description:
   - Reads the record of a run and the documents of its hosts from a directory, and writes C(summary.txt),
     C(summary.json) and C(summary.html) to it. A file is written only if its content changes.
@@ -15,7 +17,7 @@ description:
   - The module runs on the control node, where the directory is. It asks no host.
   - A figure that no document holds is absent from the summary. Lost frames are those that the hosts' own reports name.
 author:
-  - The ovs-hotswap project (@ovs-hotswap)
+  - The authors of ovs-hotswap (@ovs-hotswap)
 options:
   directory:
     description:
@@ -95,6 +97,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import unquote
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.ovs_hotswap.ovs_hotswap.plugins.module_utils import summary, summary_page, summary_text
@@ -120,7 +123,7 @@ def read_hosts(directory: str, release: str) -> Iterator[summary.Host]:
         try:
             yield summary.host(read_json(os.path.join(folder, entry)), release, name)
         except (OSError, ValueError) as error:
-            yield summary.unreadable(name, str(error))
+            yield summary.unreadable(unquote(name), str(error))
 
 
 def contents(totals: summary.Totals) -> dict[str, str]:
