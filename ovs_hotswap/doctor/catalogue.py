@@ -32,7 +32,7 @@ ADOPTED = (
     Kind(Section.MEMORY, "huge pages", _W, safe=True),
     Kind(Section.MEMORY, "packet pool", _E),
     Kind(Section.UNITS, "other switches", _E),
-    Kind(Section.UNITS, "other switches", _W, "systemctl disable --now openvswitch-switch"),
+    Kind(Section.UNITS, "other switches", _W, "give it other cores and devices, or end it: `ps -fC ovs-vswitchd`"),
     Kind(Section.UNITS, "descriptor limit", _E, "`ovs-hotswap vm list`"),
     Kind(Section.OVERLAY, "mtu", _E, _OVERLAY),
     Kind(Section.OVERLAY, "mtu", _W, _OVERLAY),

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from ovs_hotswap.doctor.facts import Root
 from ovs_hotswap.doctor.report import Found, Kind, Section, healthy
 from ovs_hotswap.model import Severity
-from ovs_hotswap.wording import ranges
+from ovs_hotswap.wording import listed, ranges
 
 _HERE, _CPU = Section.CPU, "sys/devices/system/cpu"
+ONLINE = f"{_CPU}/online"
 ISOLATION = Kind(_HERE, "isolation", Severity.WARNING)
 TICKS = Kind(_HERE, "timer ticks", Severity.WARNING)
 INTERRUPT = Kind(_HERE, "interrupts", Severity.WARNING, safe=True)
@@ -50,9 +51,10 @@ def read(root: Root, polling: Iterable[int]) -> Cores:
     partition = root.numbers("sys/fs/cgroup/cpuset.cpus.isolated")
     return Cores(
         cores,
-        root.numbers(f"{_CPU}/online"),
-        root.numbers(f"{_CPU}/isolated") | partition,
-        root.numbers(f"{_CPU}/nohz_full"),
+        listed(root.need(ONLINE)),
+        listed(root.need(f"{_CPU}/isolated")) | partition,
+        # A kernel without CONFIG_NO_HZ_FULL has no such file, and cannot be told otherwise.
+        root.numbers(f"{_CPU}/nohz_full") if root.exists(f"{_CPU}/nohz_full") else cores,
         {core: root.numbers(f"{_CPU}/cpu{core}/topology/thread_siblings_list") - {core} for core in cores},
         {core: text for core, text in governors.items() if text},
         tuple(_interrupts(root, cores)),
@@ -60,7 +62,7 @@ def read(root: Root, polling: Iterable[int]) -> Cores:
 
 
 def _interrupts(root: Root, polling: frozenset[int]) -> Iterator[Interrupt]:
-    lines = (root.text("proc/interrupts") or "").splitlines()
+    lines = root.need("proc/interrupts").splitlines()
     columns = [int(word.removeprefix("CPU")) for word in lines[0].split()] if lines else []
     for line in lines[1:]:
         label, _, rest = line.partition(":")

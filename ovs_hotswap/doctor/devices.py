@@ -111,7 +111,7 @@ def read_bus(root: Root, config: Config) -> Bus:
 def read(root: Root, side: Side, address: str, ask: Ask) -> Device:
     """Read a device. ``ask`` says which firmware a network device has. The settings of a VF are not read, because the
     kernel has to be asked for them (``settings``)."""
-    place = f"{_PCI}/{address}"
+    place = f"{root.need_directory(_PCI).relative_to(root.directory)}/{address}"
     if not root.exists(place):
         return Device(side, address, present=False)
     members = root.names(f"{place}/iommu_group/devices")

@@ -89,8 +89,7 @@ class Examination:
         return [
             Part("configuration", (Section.CONFIGURATION,), self._read),
             self._with_config("cores", _look_at_cores, Section.CPU),
-            Part("memory", (Section.MEMORY,), lambda: memory.judge(memory.read(root), (), adopt)),
-            self._with_config("huge pages", _look_at_memory, Section.MEMORY),
+            Part("memory", (Section.MEMORY,), self._look_at_memory),
             self._with_config("devices", _look_at_devices, Section.DEVICES),
             Part("kernel", (Section.KERNEL,), lambda: kernel.judge(kernel.read(root))),
             Part("packages", (Section.VERSIONS,), lambda: versions.installed(versions.packages(root))),
@@ -128,6 +127,12 @@ class Examination:
             return act(Look(self.root, files.DEFAULTS, self.config_path, self.system, self.kernel))
         return self._acted(act, (section,))
 
+    def _look_at_memory(self) -> Iterator[Found]:
+        """Look at the huge pages of the host also if it is not known who needs them."""
+        if self.config is None:
+            yield from memory.judge(memory.read(self.root), (), adopt)
+        yield from self._acted(_look_at_memory, (Section.MEMORY,))
+
     def _look_at_status(self, look: Look) -> Iterator[Found]:
         return running.judge(*self.status(look.host), look.config)
 
@@ -161,6 +166,7 @@ class Look:
 
 def _look_at_cores(look: Look) -> Iterator[Found]:
     wanted = {side: look.config.instance(side).pmd_cores for side in Side}
+    look.root.need(cpu.ONLINE)  # without it the cores of the caller would be taken for those of the host
     allowed = cores(look.control_group(Side.A), look.root.sys, look.root.proc)
     yield from adopt(Section.CPU, checks.cpu_set(allowed, wanted))
     yield from cpu.judge(cpu.read(look.root, {core for side in Side for core in wanted[side]}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -38,6 +39,18 @@ class Root:
             if isinstance(error, PermissionError):
                 raise
             return None
+
+    def need(self, name: str | Path) -> str:
+        """Return the text of a file without which nothing can be said. Raises OSError if there is none."""
+        text = self.text(name)
+        if text is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path(name)))
+        return text
+
+    def need_directory(self, name: str | Path) -> Path:
+        """Return the path of a directory without which nothing can be said. Raises OSError if there is none."""
+        os.listdir(self.path(name))
+        return self.path(name)
 
     def numbers(self, name: str | Path) -> frozenset[int]:
         return listed(self.text(name) or "")

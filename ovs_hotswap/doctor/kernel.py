@@ -38,9 +38,9 @@ def read(root: Root) -> Kernel:
                             re.MULTILINE)  # fmt: skip
     configured.append(root.text("etc/kernel/cmdline") or "")  # kernel-install(8)
     return Kernel(
-        root.text("proc/sys/kernel/osrelease") or "",
+        root.need("proc/sys/kernel/osrelease"),
         tuple(name for name in root.names("lib/modules") if root.exists(f"boot/vmlinuz-{name}")),
-        frozenset((root.text("proc/cmdline") or "").split()),
+        frozenset(root.need("proc/cmdline").split()),
         frozenset(word for line in configured for word in line.split()),
         len([name for name in root.names("sys/devices/system/node") if re.fullmatch(r"node\d+", name)]),
         root.text("proc/sys/kernel/numa_balancing") not in (None, "0"),

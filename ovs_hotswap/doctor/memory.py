@@ -51,10 +51,11 @@ class Need:
 
 
 def read(root: Root) -> Memory:
-    values = dict(re.findall(r"^(\w+):\s+(\d+) kB$", root.text("proc/meminfo") or "", re.MULTILINE))
-    mounts = [line.split() for line in (root.text("proc/mounts") or "").splitlines()]
+    """Read the facts. Raises OSError if /proc or /sys is not there."""
+    values = dict(re.findall(r"^(\w+):\s+(\d+) kB$", root.need("proc/meminfo"), re.MULTILINE))
+    mounts = [line.split() for line in root.need("proc/mounts").splitlines()]
     return Memory(
-        tuple(huge_page_pools(root.sys)),
+        tuple(huge_page_pools(root.need_directory("sys/kernel/mm").parents[1])),
         any(len(words) > 2 and words[2] == "hugetlbfs" for words in mounts),
         _kept(root),
         int(values.get("MemAvailable", 0)) >> 10,

@@ -46,19 +46,28 @@ def judge(facts: Stock) -> Iterator[Found]:
         if each.name in usable:
             yield ok(_HERE, UNUSABLE.check, f"{usable[each.name].label}, {each.source}")
         elif each.name not in facts.needed and (each.name != HOST or usable):
-            yield UNUSABLE(f"release {each.name} cannot be used: {each.error}", _again(each.name), each.name)
+            yield UNUSABLE(
+                f"release {each.name} cannot be used: {each.error}", _again(each.name, each.source), each.name
+            )
     for name, why in facts.needed.items():
         if name not in usable:
-            error = next((each.error for each in facts.entries if each.name == name), "there is none of that name")
+            there = next((each for each in facts.entries if each.name == name), None)
+            error, source = (there.error, there.source) if there else ("there is none of that name", "")
             kind = ABSENT if why == TO_GO_BACK else NEEDED
-            yield kind(f"release {name} is needed {why}, and cannot be used: {error}", _again(name), name)
+            yield kind(f"release {name} is needed {why}, and cannot be used: {error}", _again(name, source), name)
     if not usable and not facts.needed:
         yield NONE("no release can be used, so no instance can be started", _again(HOST))
     for path in facts.left:
         yield LEFT(f"{path} was left by a command that was killed", f"rm -rf --one-file-system {path}", path)
 
 
-def _again(name: str) -> str:
+def _again(name: str, source: str = "") -> str:
+    """Return the commands that make a release again from its source (``Manifest.text``)."""
     if name == HOST:
         return "apt-get install openvswitch-switch-dpdk"
-    return f"`ovs-hotswap release remove {name}`, then `ovs-hotswap release add {name} --suite trixie`"
+    remove = f"`ovs-hotswap release remove {name}`, then "
+    if suite := source.removeprefix("Debian ") if source.startswith("Debian ") else "":
+        return f"{remove}`ovs-hotswap release add {name} --suite {suite}`"
+    if directory := source.removeprefix("the directory ") if source.startswith("the directory ") else "":
+        return f"{remove}`ovs-hotswap release add {name} --from-directory {directory}`"
+    return f"`ovs-hotswap release add {name} --suite trixie`, or another suite or directory"

@@ -132,7 +132,7 @@ def _file(root: Root, name: str, shipped: Path | None, system: System) -> UnitFi
         name,
         None if path is None else f"/{path}",
         None if path is None else root.text(path),
-        None if shipped is None else (shipped / name).read_text().strip(),
+        Root(shipped).text(name) if shipped is not None else None,
         dict(_drop_ins(root, name)),
         any(root.path(f"etc/systemd/system/{wants}/{name}").is_symlink() for wants in root.names("etc/systemd/system")
             if wants.endswith((".wants", ".requires"))),

@@ -140,6 +140,19 @@ def test_on_a_machine_without_any_of_the_files_nothing_is_reported_as_well_that_
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "section"),
+    [("proc/interrupts", Section.CPU), (f"{CPU}/online", Section.CPU), ("proc/meminfo", Section.MEMORY),
+     ("proc/mounts", Section.MEMORY), ("sys/kernel/mm", Section.MEMORY), ("sys/bus/pci", Section.DEVICES),
+     ("proc/cmdline", Section.KERNEL)],
+)  # fmt: skip
+def test_what_a_container_hides_is_unknown(bed: Bed, name: str, section: Section) -> None:
+    bed.remove(name)
+    (found,) = bad(bed.examine(section))
+    assert (found.severity, found.check) == (Severity.UNKNOWN, "look")
+    assert f"{bed.root.path(name)}" in found.text
+
+
 def test_a_file_that_may_not_be_read_is_unknown() -> None:
     def refused() -> Iterator[Found]:
         raise PermissionError(13, "Permission denied", "/proc/7/maps")

@@ -286,6 +286,13 @@ def stock(*entries: ReleaseEntry, needed: dict[str, str] | None = None, left: tu
     return list(releases.judge(releases.Stock(entries, needed or {}, left)))
 
 
+def test_a_release_is_made_again_from_its_source() -> None:
+    sources = {"Debian trixie": "--suite trixie", "the directory /srv/ovs": "--from-directory /srv/ovs"}
+    for source, option in sources.items():
+        (found,) = bad(stock(GOOD, ReleaseEntry("new", None, source, "broken")))
+        assert found.hint == f"`ovs-hotswap release remove new`, then `ovs-hotswap release add new {option}`"
+
+
 GOOD = ReleaseEntry(HOST, Release(HOST, None, "3.1.0", "22.11"), "installed package")
 BROKEN = ReleaseEntry("trixie", None, "Debian trixie", "its ovs-vswitchd is missing")
 RUNNING = versions.Running({}, Side.A, {})
