@@ -25,7 +25,7 @@ _ENABLE = re.compile(r"systemctl enable (\S+\.service)")
 _SYSTEMCTL_S = 10.0
 
 
-class Change(Strict):
+class Change(Strict, extra="ignore"):
     """A change of one value, from ``before`` to ``after``. ``target`` is a file, or a unit. ``time``: seconds since the
     epoch."""
 
