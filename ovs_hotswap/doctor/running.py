@@ -90,7 +90,7 @@ def _well(document: Mapping[str, Any], unknown: Mapping[str, str]) -> Iterator[F
         yield ok(Section.UPLINK, "uplink", f"steered to {steered}" if steered else "steered by something else")
     if watch["mode"] == "off":
         yield ok(Section.STANDBY, "watchdog", 'mode "off": no standby is kept')
-    elif not wrong & {"watchdog", "standby"}:
+    elif watch["standby"] is not None and not wrong & {"watchdog", "standby"}:
         yield ok(Section.STANDBY, "standby", f"instance {watch['standby']}, {watch['keeping']}")
     if vms is not None and "VMs" not in wrong:
         owners = ", ".join(f"{side}: {vms['owners'].get(side, 0)}" for side in Side)
