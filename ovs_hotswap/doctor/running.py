@@ -16,7 +16,7 @@ NEVER_STARTED = Kind(Section.INSTANCES, "active", Severity.WARNING)
 UNSEEN = {
     "active": Kind(Section.INSTANCES, "active", Severity.UNKNOWN),
     "uplink": Kind(Section.UPLINK, "uplink", Severity.UNKNOWN),
-    "replaced": Kind(Section.INSTANCES, "release", Severity.UNKNOWN),
+    "replaced": Kind(Section.VERSIONS, "release", Severity.UNKNOWN),
     "packet_pools": Kind(Section.INSTANCES, "packet pool", Severity.UNKNOWN),
     "vms": Kind(Section.VMS, "VMs", Severity.UNKNOWN),
     "unfinished": Kind(Section.INSTANCES, "journal", Severity.UNKNOWN),
@@ -27,7 +27,7 @@ _WATCH = "`ovs-hotswap watch status --events 50`"
 PROBLEMS = {
     "instance": Kind(Section.INSTANCES, "instance", Severity.ERROR, "`ovs-hotswap status`"),
     "active": Kind(Section.INSTANCES, "active", Severity.ERROR, "`ovs-hotswap instance start a`"),
-    "release": Kind(Section.INSTANCES, "release", Severity.WARNING, "`ovs-hotswap release list`"),
+    "release": Kind(Section.VERSIONS, "release", Severity.WARNING, "`ovs-hotswap release list`"),
     "health": Kind(Section.INSTANCES, "health", Severity.ERROR, _WATCH),
     "journal": Kind(Section.INSTANCES, "journal", Severity.WARNING, "`ovs-hotswap status`"),
     "uplink": Kind(Section.UPLINK, "uplink", Severity.ERROR, _WATCH),
@@ -41,7 +41,15 @@ REQUIRED = {
     about: Kind(Section.STANDBY, about, Severity.ERROR, PROBLEMS[about].hint) for about in ("watchdog", "standby")
 }
 """The same problems if the configuration has ``mode = "required"``."""
-SECTIONS = (Section.BROKER, Section.INSTANCES, Section.STANDBY, Section.UPLINK, Section.VMS, Section.CONFIGURATION)
+SECTIONS = (
+    Section.VERSIONS,
+    Section.BROKER,
+    Section.INSTANCES,
+    Section.STANDBY,
+    Section.UPLINK,
+    Section.VMS,
+    Section.CONFIGURATION,
+)
 
 
 def judge(document: Mapping[str, Any], unknown: Mapping[str, str], config: Config) -> Iterator[Found]:

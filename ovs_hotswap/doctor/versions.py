@@ -5,29 +5,17 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from ovs_hotswap import __version__
 from ovs_hotswap.doctor.facts import Root
 from ovs_hotswap.doctor.report import Found, Kind, Section, ok
 from ovs_hotswap.host.host import Host
-from ovs_hotswap.model import Severity, Side
+from ovs_hotswap.model import Severity
 from ovs_hotswap.watchdog.status_file import lock_path
 
 _HERE = Section.VERSIONS
-OUTDATED = Kind(_HERE, "newer files", Severity.WARNING)
 PROGRAM = Kind(_HERE, "newer program", Severity.WARNING)
 _SHOWN = ("openvswitch-switch-dpdk", "openvswitch-switch", "qemu-system-x86", "libvirt-daemon", "python3")
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """``outdated``: the label of the release of each side that runs from files which were replaced since its start.
-    ``active``: the side that serves. ``programs``: our processes of which the same is true, by name."""
-
-    outdated: Mapping[Side, str]
-    active: Side | None
-    programs: Mapping[str, int]
 
 
 def packages(root: Root) -> dict[str, str]:
@@ -40,14 +28,13 @@ def packages(root: Root) -> dict[str, str]:
     return found
 
 
-def read(host: Host) -> Running:
-    sides = [side for side in Side if host.instances[side].outdated()]
-    labels = {side: release.name for side in sides if (release := host.instances[side].release()) is not None}
+def read(host: Host) -> dict[str, int]:
+    """Return the pids of our daemons that run files which were replaced since their start, by name. `status` says the
+    same of the instances."""
     run_dir = host.config.run_dir
     pids = {"broker": host.system.read_pid(run_dir / "broker.pid"),
             "watchdog": host.system.read_pid(lock_path(host.config))}  # fmt: skip
-    programs = {name: pid for name, pid in pids.items() if pid is not None and host.system.runs_deleted_files(pid)}
-    return Running(labels, host.recorded_active(), programs)
+    return {name: pid for name, pid in pids.items() if pid is not None and host.system.runs_deleted_files(pid)}
 
 
 def installed(found: Mapping[str, str]) -> Iterator[Found]:
@@ -58,12 +45,6 @@ def installed(found: Mapping[str, str]) -> Iterator[Found]:
 _AGAIN = {"broker": "`ovs-hotswap broker take-over`", "watchdog": "systemctl restart ovs-hotswap-watch"}
 
 
-def judge(facts: Running) -> Iterator[Found]:
-    for side, release in facts.outdated.items():
-        command = f"`ovs-hotswap upgrade --release {release}`"
-        if facts.active is not side:
-            command = f"`ovs-hotswap instance stop {side}`"
-        yield OUTDATED(f"instance {side} runs files of release {release} that were replaced since it was started",
-                       command, f"instance {side}")  # fmt: skip
-    for name, pid in facts.programs.items():
+def judge(outdated: Mapping[str, int]) -> Iterator[Found]:
+    for name, pid in outdated.items():
         yield PROGRAM(f"the {name} (process {pid}) runs files that were replaced since it was started", _AGAIN[name])
