@@ -11,6 +11,7 @@ import pytest
 from tests.support.collection import install, module, run_module
 
 run_state = module("plugins.module_utils.run_state")
+tool = module("plugins.module_utils.tool")
 LAST = {"old": "a", "new": "b", "release": "trixie", "previous": "host", "committed": True, "moves": {"vm1": 90.0},
         "warnings": [], "changed": True}  # fmt: skip
 
@@ -103,6 +104,31 @@ def test_what_failed_is_classified_by_what_the_module_says() -> None:
     assert run_state.classify({"outcome": "precheck_failed", "msg": "refused"}) == ("failed", "refused")
     assert run_state.classify({"unreachable": True, "msg": "no route"}) == ("unreachable", "no route")
     assert run_state.classify({}, unreachable=True)[0] == "unreachable"
+
+
+@pytest.mark.parametrize(
+    ("code", "document", "text", "said"),
+    [
+        (5, {"error": {"message": "b died", "hint": "look"}}, "", "the upgrade failed and was put back: b died (look)"),
+        (4, {"findings": [{"severity": "error", "text": "no room", "hint": "make some"},
+                          {"severity": "warning", "text": "x"}]}, "",
+         "a precheck refuses, and nothing was changed: no room: make some "
+         "(`ovs-hotswap check --release NAME` shows all findings)"),
+        (15, {"error": {"message": "no end", "hint": None}}, "",
+         "the upgrade was committed, but a later step failed: no end (remove the cause, then `ovs-hotswap resume`)"),
+        (2, {}, "usage\n", "usage"),
+        (1, {}, "", "exit code 1"),
+    ],
+)  # fmt: skip
+def test_a_failure_is_one_line_with_the_command_that_helps(
+    code: int, document: dict[str, Any], text: str, said: str
+) -> None:
+    assert tool.message(code, document, text) == said
+
+
+def test_a_program_that_was_killed_is_not_taken_for_one_that_has_ended() -> None:
+    said = tool.message(-9, {}, "")
+    assert said.startswith("the program was killed by signal 9 (`ovs-hotswap status`")
 
 
 def status(**fields: Any) -> dict[str, Any]:

@@ -42,14 +42,17 @@ HINTS = {
     UNFINISHED: "remove the cause, then `ovs-hotswap resume`",
 }
 
+KILLED = "`ovs-hotswap status` shows an unfinished upgrade, `ovs-hotswap resume` or `ovs-hotswap rollback` ends it"
+
 
 def message(code: int, document: Mapping[str, Any], text: str = "") -> str:
     """One line about a failed command: what its exit code means, the program's own words, and the command that helps.
 
     ``text`` is what the program printed if that was no document."""
     error = document.get("error") or {}
-    words = error.get("message") or refused(document) or text.strip() or f"exit code {code}"
-    hint = error.get("hint") or HINTS.get(code)
+    ended = f"exit code {code}" if code >= 0 else f"the program was killed by signal {-code}"
+    words = error.get("message") or refused(document) or text.strip() or ended
+    hint = error.get("hint") or HINTS.get(code) or (KILLED if code < 0 else None)
     meaning = MEANINGS.get(code)
     line = f"{meaning}: {words}" if meaning else words
     return f"{line} ({hint})" if hint else line
