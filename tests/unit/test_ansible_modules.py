@@ -105,13 +105,14 @@ def test_config_applies_an_overlay_where_nothing_runs(host: Host) -> None:
 
 def test_host_info_shows_what_is_known(host: Host) -> None:
     host.write()
-    seen = host("host_info", gather=["status", "releases", "check", "config"], release="host", check=True)
+    seen = host("host_info", gather=["status", "releases", "check", "config", "doctor"], release="host", check=True)
     assert not seen["changed"]
     assert seen["status"]["active"] is None
     assert seen["release"] is None
     assert "host" in [each["name"] for each in seen["releases"]]
     assert not seen["check"]["ready"]
     assert seen["config"]["bridge"] == "br0"
+    assert "broker" in {each["section"] for each in seen["doctor"]["findings"] if each["severity"] == "error"}
     assert "`release` is needed" in host("host_info", gather=["check"])["msg"]
 
 

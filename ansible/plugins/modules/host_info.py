@@ -11,15 +11,17 @@ module: host_info
 short_description: Show the state of an ovs-hotswap host
 version_added: 1.0.0
 description:
-  - Returns what C(ovs-hotswap status), C(release list), C(check) and C(config check) report. Nothing is changed.
+  - Returns what C(ovs-hotswap status), C(release list), C(check), C(config check) and C(doctor) report. Nothing is
+    changed.
 options:
   gather:
     description:
       - What to return. V(status) is the state of the host with its problems; V(releases) the releases that an instance
-        can run; V(check) whether an upgrade to O(release) would start; V(config) the configuration with its defaults.
+        can run; V(check) whether an upgrade to O(release) would start; V(config) the configuration with its defaults;
+        V(doctor) what is wrong with the host from its cores to its VMs, with the command that fixes each finding.
     type: list
     elements: str
-    choices: [status, releases, check, config]
+    choices: [status, releases, check, config, doctor]
     default: [status]
   release:
     description:
@@ -86,6 +88,10 @@ config:
   description: Every setting of the configuration with its value.
   returned: if V(config) is in O(gather)
   type: dict
+doctor:
+  description: The document of C(ovs-hotswap --json doctor), with C(findings), C(counts) and C(ready).
+  returned: if V(doctor) is in O(gather)
+  type: dict
 """
 
 from typing import Any
@@ -94,6 +100,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ovs_hotswap.ovs_hotswap.plugins.module_utils.tool import (
     FILE_ARGUMENTS,
     PRECHECK_FAILED,
+    STATE_UNKNOWN,
     TOOL_ARGUMENTS,
     Tool,
     running_release,
@@ -105,7 +112,10 @@ def main() -> None:
         argument_spec=dict(
             TOOL_ARGUMENTS,
             gather=dict(
-                type="list", elements="str", choices=["status", "releases", "check", "config"], default=["status"]
+                type="list",
+                elements="str",
+                choices=["status", "releases", "check", "config", "doctor"],
+                default=["status"],
             ),
             release=dict(type="str"),
             leave_out=dict(type="list", elements="str", default=[]),
@@ -130,6 +140,8 @@ def main() -> None:
         result["check"] = tool.ask(*words, codes=(0, PRECHECK_FAILED))
     if "config" in gather:
         result["config"] = tool.ask("config", "check")["config"]
+    if "doctor" in gather:
+        result["doctor"] = tool.ask("doctor", codes=(0, PRECHECK_FAILED, STATE_UNKNOWN))
     module.exit_json(changed=False, **result)
 
 
