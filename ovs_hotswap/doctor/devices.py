@@ -7,7 +7,7 @@ import errno
 import fcntl
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,7 +179,9 @@ def _flag(attribute: Any, name: str) -> bool | None:
 # ------------------------------------------------------------------------------------------------------------ judging
 
 
-def judge_bus(bus: Bus, devices: Iterable[Device]) -> Iterator[Found]:
+def judge_bus(bus: Bus, devices: Collection[Device]) -> Iterator[Found]:
+    if not devices:
+        yield ok(_HERE, NO_IOMMU.check, "not needed: no PCI device is configured")
     vfio = [each for each in devices if each.present and each.driver not in _BIFURCATED]
     if not vfio:
         return
