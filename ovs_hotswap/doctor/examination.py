@@ -48,7 +48,7 @@ Status = Callable[[Host], tuple[Mapping[str, Any], Mapping[str, str]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
+class Queries:
     """What the kernel is asked because no file has it: whether the clock is synchronised, which firmware a network
     device has, and the settings of a VF. ``root``: it answers root, to whom it says everything."""
 
@@ -67,7 +67,7 @@ class Examination:
     config_path: Path
     system: System
     status: Status
-    kernel: Kernel = field(default_factory=Kernel)
+    queries: Queries = field(default_factory=Queries)
     config: Config | None = None
 
     def run(self, runner: Runner, sections: Iterable[Section] = tuple(Section)) -> list[Found]:
@@ -85,7 +85,7 @@ class Examination:
         return found
 
     def _parts(self) -> list[Part]:
-        root, kernel_says = self.root, self.kernel
+        root, queries = self.root, self.queries
         return [
             Part("configuration", (Section.CONFIGURATION,), self._read),
             self._with_config("cores", _look_at_cores, Section.CPU),
@@ -97,7 +97,7 @@ class Examination:
             self._with_paths("units", _look_at_units, Section.UNITS),
             self._with_config("other switches", _look_at_switches, Section.UNITS),
             self._with_paths("permissions", _look_at_access, Section.ACCESS),
-            Part("clock", (Section.CLOCK,), lambda: [clock.judge(clock.read(root, kernel_says.synchronised()))]),
+            Part("clock", (Section.CLOCK,), lambda: [clock.judge(clock.read(root, queries.synchronised()))]),
             self._with_paths("disks", lambda look: disk.judge(*disk.read(root, look.config)), Section.DISK),
             self._with_paths("releases", _look_at_releases, Section.RELEASES),
             self._with_config("overlay", _look_at_overlay, Section.OVERLAY),
@@ -113,7 +113,7 @@ class Examination:
 
     def _acted(self, act: Callable[[Look], Iterable[Found]], sections: Iterable[Section]) -> Iterable[Found]:
         if self.config is not None:
-            return act(Look(self.root, self.config, self.config_path, self.system, self.kernel))
+            return act(Look(self.root, self.config, self.config_path, self.system, self.queries))
         text = "not everything was looked at, because the configuration cannot be read"
         return [NOT_SEEN[section](text, "`ovs-hotswap config check`") for section in sections]
 
@@ -124,7 +124,7 @@ class Examination:
 
     def _acted_with_paths(self, act: Callable[[Look], Iterable[Found]], section: Section) -> Iterable[Found]:
         if self.config is None and not self.config_path.exists():
-            return act(Look(self.root, files.DEFAULTS, self.config_path, self.system, self.kernel))
+            return act(Look(self.root, files.DEFAULTS, self.config_path, self.system, self.queries))
         return self._acted(act, (section,))
 
     def _look_at_memory(self) -> Iterator[Found]:
@@ -146,7 +146,7 @@ class Look:
     config: Config
     config_path: Path
     system: System
-    kernel: Kernel
+    queries: Queries
 
     @cached_property
     def host(self) -> Host:
@@ -191,7 +191,7 @@ def _need(look: Look, side: Side) -> memory.Need:
 
 
 def _look_at_devices(look: Look) -> Iterator[Found]:
-    root, config, ask = look.root, look.config, look.kernel.firmware
+    root, config, ask = look.root, look.config, look.queries.firmware
     found = [devices.read(root, side, address, ask) for side, address in devices.addresses(config).items()]
     bus = devices.read_bus(root, config)
     mac, mtu = None, ETHERNET_MTU
@@ -200,7 +200,7 @@ def _look_at_devices(look: Look) -> Iterator[Found]:
     yield from devices.judge_bus(bus, found)
     for each in found:
         if each.parent is not None and each.number is not None:
-            each = replace(each, settings=look.kernel.settings(each.parent.name, each.number))
+            each = replace(each, settings=look.queries.settings(each.parent.name, each.number))
         yield from devices.judge(bus, each, mac, mtu)
     name = config.uplink.device
     if name is not None and config.uplink.namespace is None and root.exists(f"sys/class/net/{name}"):
@@ -211,7 +211,7 @@ def _look_at_devices(look: Look) -> Iterator[Found]:
 
 
 def _look_at_versions(look: Look) -> Iterator[Found]:
-    if not look.kernel.root:
+    if not look.queries.root:
         yield access.unseen(Section.VERSIONS)
     yield from versions.judge(versions.read(look.host))
 
@@ -229,7 +229,7 @@ def _look_at_switches(look: Look) -> Iterator[Found]:
     host, config = look.host, look.config
     own = [pid for side in Side if (pid := host.instances[side].pid()) is not None]
     switches = running_switches(look.system)
-    if not look.kernel.root:
+    if not look.queries.root:
         yield access.unseen(Section.UNITS)
     for side in Side:
         if not host.running(side):
@@ -241,11 +241,11 @@ def _look_at_switches(look: Look) -> Iterator[Found]:
 
 
 def _look_at_access(look: Look) -> Iterator[Found]:
-    return access.judge(access.read(look.root, look.config, look.config_path, look.kernel.root), look.config)
+    return access.judge(access.read(look.root, look.config, look.config_path, look.queries.root), look.config)
 
 
 def _look_at_releases(look: Look) -> Iterable[Found]:
-    if not look.kernel.root:  # the programs of a tree are asked for their versions in that tree (chroot(2))
+    if not look.queries.root:  # the programs of a tree are asked for their versions in that tree (chroot(2))
         return [access.unseen(Section.RELEASES)]
     upgrader = Upgrader(look.host)
     before = None

@@ -14,7 +14,7 @@ from ovs_hotswap.cli.overview import problems
 from ovs_hotswap.config import Config
 from ovs_hotswap.config_file import load_config
 from ovs_hotswap.doctor.devices import VfSettings
-from ovs_hotswap.doctor.examination import Examination, Kernel
+from ovs_hotswap.doctor.examination import Examination, Queries
 from ovs_hotswap.doctor.facts import Root
 from ovs_hotswap.doctor.report import Found, Section
 from ovs_hotswap.doctor.runner import Runner
@@ -179,10 +179,12 @@ class Bed:
         return found | {"problems": [asdict(each) for each in problems(found, steered=True)]}
 
     def examine(self, *sections: Section, runner: Runner | None = None) -> list[Found]:
-        kernel = Kernel(
+        queries = Queries(
             lambda: self.synchronised, lambda name: self.firmware, lambda name, number: self.settings, self.privileged
         )
-        examination = Examination(self.root, self.config, self.system, lambda host: (self.look(), self.unknown), kernel)
+        examination = Examination(
+            self.root, self.config, self.system, lambda host: (self.look(), self.unknown), queries
+        )
         return examination.run(runner or Runner(self.system), sections or tuple(Section))
 
 

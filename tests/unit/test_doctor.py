@@ -73,6 +73,15 @@ def test_a_healthy_host_has_no_finding(bed: Bed) -> None:
     assert {each.section for each in found} == set(SECTIONS)
 
 
+def test_a_healthy_host_without_a_broker_has_no_finding(bed: Bed) -> None:
+    bed.configure('# backend = "broker"', 'backend = "qemu-dual"')
+    bed.configure('# socket = "/run/ovs-hotswap/vm/', f'socket = "{bed.directory}/run/')
+    bed.status = {**bed.status, "broker": None}
+    found = bed.examine(*SECTIONS)
+    assert bad(found) == []
+    assert Section.BROKER not in {each.section for each in found}
+
+
 def test_a_healthy_host_with_units_has_no_finding(bed: Bed) -> None:
     bed.install_units()
     assert bad(bed.examine(Section.UNITS)) == []

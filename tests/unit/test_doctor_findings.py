@@ -57,6 +57,7 @@ from tests.unit.test_uplink import FakeTrafficControl, uplink
 from tests.unit.watch_bed import RELEASE
 
 OVERVIEW = Path(overview.__file__)
+PAGE = Path(__file__).parents[2] / "docs/json.md"
 Plant = Callable[[Bed], object]
 Key = tuple[Section, str, Severity]
 
@@ -427,6 +428,14 @@ def test_every_finding_of_doctor_is_planted() -> None:
     planted = {key(kind) for kind, _ in PLANTED} | {key(kind) for kind, _ in FACTS}
     planted |= {key(kind) for kind in runner.NOT_SEEN.values()}
     assert {name: key(kind) for name, kind in catalogue.own().items() if key(kind) not in planted} == {}
+
+
+@pytest.mark.parametrize("section", Section)
+def test_the_page_has_the_name_of_every_finding(section: Section) -> None:
+    page = PAGE.read_text().partition("\n## doctor\n")[2].partition("\n## ")[0]
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| `{section}` | ")]
+    kinds = [kind for kind in (*catalogue.own().values(), *ADOPTED) if kind.section is section]
+    assert re.findall("`([^`]+)`", row)[1:] == sorted({kind.check for kind in kinds} - {"look"})
 
 
 def test_every_adopted_finding_is_planted() -> None:
