@@ -48,6 +48,11 @@ class Report:
         """The release to which a rollback after this upgrade goes; ``None`` if there is none."""
         return self.previous if self.committed and self.previous != self.release else self.before
 
+    @property
+    def outcome(self) -> str:
+        """The release that this upgrade left active."""
+        return self.release if self.committed else self.previous
+
     @classmethod
     def of(cls, header: Header, committed: bool, facts: Facts) -> Report:
         """Read the report from a journal. Raises StateUnknown if it is not the journal of an upgrade."""
@@ -167,19 +172,32 @@ class Upgrader:
             contents = self.journals.read()
             if contents is not None:
                 return self._execute(self._reopen(), observe, forward=False)
-            running = self.host.software(self.host.active())
+            active = self.host.active()
+            running = self.host.software(active)
             wanted = self.release_before(None if running is None else running.name)
             last = self.last()
             if last is None or wanted is None:
                 raise PrecheckFailed("there is no upgrade to roll back", hint="`ovs-hotswap status`")
+            if running is not None and last.committed and last.outcome != running.name == last.back_to:
+                # A failover, or a start by hand, did it. The operator may not know, and not mean the way forward.
+                hint = f"to go to {last.outcome} nevertheless: `ovs-hotswap upgrade --release {last.outcome}`"
+                text = f"instance {active} runs {running.name} already, which ran before the last upgrade"
+                raise PrecheckFailed(text, hint=hint)
             if not last.committed:  # the operator may mean that upgrade
                 hint = f"to the release that ran before: `ovs-hotswap upgrade --release {wanted}`"
                 raise PrecheckFailed("the last upgrade was rolled back already", hint=hint)
         return self.upgrade(wanted, observe)
 
     def release_before(self, running: str | None) -> str | None:
-        """The release that ran before ``running``, according to the newest upgrade that names another release. Raises
-        HostError or StateUnknown if a journal cannot be read before one is found."""
+        """The release that ran before ``running``.
+
+        If ``running`` is not what the newest upgrade left active, a failover or a start by hand has changed it since,
+        and what that upgrade left is the release before. Otherwise the newest upgrade that names another release has
+        it. Raises HostError or StateUnknown if a journal cannot be read before one is found.
+        """
+        last = self.last()
+        if last is not None and running is not None and last.outcome != running:
+            return last.outcome
         return next((found for report in self._ended() if (found := report.back_to) not in (None, running)), None)
 
     def _before(self, running: str) -> str | None:

@@ -365,6 +365,23 @@ def test_a_program_that_is_not_ours(bed: SshBed, tmp_path: Path, script: str, sa
     assert said in done.err
 
 
+def test_a_key_that_is_for_nothing_else(bed: SshBed) -> None:
+    """docs/security.md: a forced command takes the place of the one that is asked for."""
+    key = (bed.home / ".ssh/id_ed25519.pub").read_text()
+    allowed = bed.directory / "authorized_keys"
+    allowed.write_text(f'restrict,command="{bed.program} host-end" {key}')
+    try:
+        assert bed.with_program(Path("/nowhere/program"), "release", "list") == bed.here("release", "list")
+    finally:
+        allowed.write_text(key)
+
+
+def test_a_hosts_end_that_is_started_by_hand(bed: SshBed) -> None:
+    """It waits for a request, and ends with its input."""
+    done = bed.finished([str(bed.program), "host-end"])
+    assert (done.status, done.out.startswith("ovs-hotswap\0")) == (0, True)
+
+
 # -- connections that are lost
 
 

@@ -40,6 +40,7 @@ class SshBed:
     port: int
     addresses: Sequence[str]
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    other_config: Path | None = None
 
     @property
     def home(self) -> Path:
@@ -51,7 +52,7 @@ class SshBed:
 
     @property
     def config(self) -> Path:
-        return self.directory / "config.toml"
+        return self.other_config or self.directory / "config.toml"
 
     @property
     def known_hosts(self) -> Path:

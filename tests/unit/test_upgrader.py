@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from ovs_hotswap.config import Config
-from ovs_hotswap.errors import BrokerError, BusyError, HostError, HotswapError, PrecheckFailed, StateUnknown
+from ovs_hotswap.errors import (
+    BrokerError,
+    BusyError,
+    HostError,
+    HotswapError,
+    PrecheckFailed,
+    ReleaseError,
+    StateUnknown,
+)
 from ovs_hotswap.host import standby
 from ovs_hotswap.model import Finding, Release, Severity, Side
 from ovs_hotswap.plan.executor import Event
@@ -168,6 +176,50 @@ def test_after_an_upgrade_that_was_rolled_back_the_one_before_is_not_rolled_back
     with pytest.raises(PrecheckFailed, match="was rolled back already") as raised:
         Upgrader(bed.host).rollback(nobody)
     assert "--release older" in str(raised.value.hint)
+
+
+class Gone:
+    """Releases that are not there any longer."""
+
+    def get(self, name: str) -> Release:
+        raise ReleaseError(f"release {name} is wanted")
+
+
+@pytest.mark.parametrize(
+    ("history", "wanted"),
+    [
+        ([("host", "trixie")], "trixie"),
+        ([("trixie", "older"), ("newer", "trixie")], "newer"),  # host was started by hand since
+        ([("trixie", "older"), ("newer", "trixie"), ("trixie", "newer")], "trixie"),
+        ([("host", "trixie"), ("host", "host")], "trixie"),
+    ],
+)
+def test_a_rollback_goes_to_what_really_ran_before(bed: Bed, history: list[tuple[str, str]], wanted: str) -> None:
+    for release, previous in history:
+        ended(bed, release, previous, before=Upgrader(bed.host).release_before(previous))
+    assert Upgrader(bed.host).release_before("host") == wanted
+    bed.host.__dict__["releases"] = Gone()
+    with pytest.raises(ReleaseError, match=f"release {wanted} is wanted"):
+        Upgrader(bed.host).rollback(nobody)
+
+
+def test_a_failover_to_the_release_before_is_not_rolled_back_to_the_one_that_failed(bed: Bed) -> None:
+    """With ``watch.release`` the standby keeps the release from before the upgrade."""
+    ended(bed, "host", "older")
+    ended(bed, "trixie", "host", before="older")
+    assert Upgrader(bed.host).release_before("host") == "trixie"
+    with pytest.raises(PrecheckFailed, match="instance a runs host already, which ran before the last") as raised:
+        Upgrader(bed.host).rollback(nobody)
+    assert "`ovs-hotswap upgrade --release trixie`" in str(raised.value.hint)
+    assert bed.world.done == []
+
+
+def test_a_rollback_whose_old_instance_had_died_left_the_new_one(bed: Bed) -> None:
+    ended(bed, "host", "trixie", committed=False, before="older")
+    assert Upgrader(bed.host).release_before("host") == "trixie"
+    with pytest.raises(PrecheckFailed, match="was rolled back already") as raised:
+        Upgrader(bed.host).rollback(nobody)
+    assert "--release trixie" in str(raised.value.hint)
 
 
 def test_where_nothing_else_ever_ran_there_is_nothing_to_roll_back(bed: Bed) -> None:

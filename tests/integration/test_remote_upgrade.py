@@ -1,0 +1,92 @@
+"""The connection is cut at each step of an upgrade of a real lab. The upgrade finishes by itself, and is reported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.lab import Lab
+from ovs_hotswap.model import Release
+from ovs_hotswap.plan.journal import Journals
+from ovs_hotswap.plan.records import Kind
+from ovs_hotswap.remote.jobs import JobState
+from ovs_hotswap.remote.store import Jobs
+from ovs_hotswap.switch.release import Releases
+from ovs_hotswap.system import System
+from ovs_hotswap.upgrade.steps import upgrade_plan
+from tests.integration.test_upgrade import GUESTS, TREE_NAME, bring_up
+from tests.support.ssh_bed import SSHD, SshBed, ssh_bed
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.skipif(SSHD is None, reason="openssh-server is not installed")
+SHAPE = upgrade_plan().shape
+STEPS = [*SHAPE.before, *SHAPE.after]
+
+
+@pytest.fixture(scope="module")
+def lab(system: System, tree_release: Release) -> Iterator[Lab]:
+    made = Lab(Path(tempfile.mkdtemp(prefix="cut-")), GUESTS, system)
+    try:
+        made.up()
+        made.config_path.write_text(f"{made.config_path.read_text()}\n[upgrade]\nsoak_s = 0.3\n")
+        Releases(made.config, system).add(TREE_NAME, from_directory=Path(str(tree_release.root)))
+        bring_up(made, system)
+        yield made
+    finally:
+        made.down()
+
+
+@pytest.fixture(scope="module")
+def bed(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshBed]:
+    with ssh_bed(tmp_path_factory.mktemp("ssh"), 1) as made:
+        made.other_config = lab.config_path
+        yield made
+
+
+def begun(lab: Lab, step: str) -> bool:
+    """Whether a step of the upgrade under way has begun."""
+    contents = Journals(lab.config.state_dir, System()).read()
+    return contents is not None and any(
+        record.kind is Kind.START and record.step == step for record in contents.records
+    )
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_connection_is_cut(lab: Lab, bed: SshBed, step: str, system: System) -> None:
+    host = Host(lab.config, system)
+    before = host.active()
+    running = host.software(before)
+    assert running is not None
+    wanted = "host" if running.name == TREE_NAME else TREE_NAME
+    known = set(Jobs(lab.config.run_dir, system).ids())
+    since = lab.pings.mark()
+    client = subprocess.Popen(
+        bed.command("upgrade", "--release", wanted), env=bed.environment(), stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    eventually(lambda: begun(lab, step) or client.poll() is not None, f"step {step}", 120, poll_s=0.001)
+    bed.cut()
+    out, err = client.communicate(timeout=120)
+    (job,) = set(Jobs(lab.config.run_dir, system).ids()) - known
+    if step != STEPS[-1]:  # after the last step the upgrade may have ended before the cut
+        assert client.returncode == 20, (out, err)
+        assert f"attach {job}" in err
+
+    done = bed.there("attach", job)
+    assert (done.status, done.err) == (0, "")
+    for name in STEPS:
+        assert f"{name}: done" in done.out
+    assert f"is active and runs {wanted}" in done.out
+    document = json.loads(bed.there("--json", "attach", job).out)
+    assert (document["committed"], document["release"], sorted(document["moves"])) == (True, wanted, ["vm1", "vm2"])
+    assert Jobs(lab.config.run_dir, system).look(job).state is JobState.ENDED
+    assert host.active() is before.other
+    assert Journals(lab.config.state_dir, system).read() is None
+    lab.pings.wait_flowing(30.0)
+    assert sum(stats.lost for stats in lab.pings.between(since, lab.pings.mark())) == 0
