@@ -209,17 +209,19 @@ def start_job(app: App, jobs: Jobs, arguments: tuple[str, ...], *, asks: bool) -
 def follow(app: App, jobs: Jobs, job: Job, *, from_end: bool = False, interrupts: bool = True) -> None:
     """Show a job until it ends, and end with its exit code. ``interrupts``: the first Ctrl-C interrupts the job and the
     second leaves it; otherwise the first one leaves it. Raises StateUnknown if the job was killed."""
-    with Replay(app.output, lambda number, text: _answer(app, jobs, job, number, text)) as replay:
+    with (
+        _Keys(app.output, jobs, job, interrupts) as keys,
+        Replay(app.output, lambda number, text: _answer(app, jobs, job, keys, number, text)) as replay,
+    ):
         replay.quiet = from_end
-        with _Keys(app.output, jobs, job, interrupts) as keys:
 
-            def idle() -> None:
-                replay.quiet = False
-                keys.act()
+        def idle() -> None:
+            replay.quiet = False
+            keys.act()
 
-            for event in jobs.follow(job.id, idle=idle):
-                replay.show(event)
-                keys.act()
+        for event in jobs.follow(job.id, idle=idle):
+            replay.show(event)
+            keys.act()
     look = jobs.look(job.id)
     if look.exit_code is None:
         raise StateUnknown(
@@ -245,6 +247,10 @@ class _Keys:
     def __exit__(self, *_error: object) -> None:
         signal.signal(signal.SIGINT, self._before)  # type: ignore[arg-type]  # what signal() itself returned
 
+    def press(self) -> None:
+        """Take note of a Ctrl-C."""
+        self._pressed += 1
+
     def act(self) -> None:
         """Do what the keys since the last call ask for. Raises KeyboardInterrupt to leave the job."""
         while self._pressed:
@@ -257,7 +263,7 @@ class _Keys:
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if not ended_as_child(self._process, number):
-            self._pressed += 1
+            self.press()
 
 
 def _interrupt(look: Look) -> bool:
@@ -268,20 +274,18 @@ def _interrupt(look: Look) -> bool:
     return True
 
 
-def _answer(app: App, jobs: Jobs, job: Job, number: int, text: str) -> None:
+def _answer(app: App, jobs: Jobs, job: Job, keys: _Keys, number: int, text: str) -> None:
     """Put a question of a job to the person here, if there is one and it is not answered yet."""
     if jobs.answered(job.id, number) or jobs.look(job.id).state is JobState.ENDED:
         return
     if not app.output.asks:
         app.output.warning(f"job {job.id} waits for an answer: {text} (`ovs-hotswap attach {job.id}` on a terminal)")
         return
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C is an answer
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends the question
     try:
-        app.output.confirm(text)
-    except (click.Abort, KeyboardInterrupt):
-        jobs.answer(job.id, number, "no")
-    else:
-        jobs.answer(job.id, number, "yes")
+        jobs.answer(job.id, number, "yes" if app.output.ask(text) else "no")
+    except KeyboardInterrupt:
+        keys.press()
     finally:
         signal.signal(signal.SIGINT, before)
 

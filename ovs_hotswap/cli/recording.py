@@ -12,8 +12,6 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import click
-
 from ovs_hotswap.cli.output import Output, plain
 from ovs_hotswap.cli.progress import Progress
 from ovs_hotswap.plan.executor import Event, EventKind
@@ -48,9 +46,8 @@ class RecordedOutput(Output):
     def asks(self) -> bool:
         return self._by_person and not self.json
 
-    def confirm(self, question: str) -> None:
-        if self.asks and (self._ask(question) or "").lower() not in {"y", "yes"}:
-            raise click.Abort
+    def ask(self, question: str) -> bool:
+        return (self._ask(question) or "").lower() in {"y", "yes"}
 
     def line(self, text: str = "") -> None:
         self._event("line", text=text)

@@ -87,6 +87,7 @@ class Terminal:
     def __init__(self, output: Output) -> None:
         self._output = output
         self._interrupts = 0
+        self._begun = False
         self._before: object = None
         self._attributes: list[object] | None = None
         self.job_id: str | None = None
@@ -102,6 +103,8 @@ class Terminal:
             termios.tcsetattr(0, termios.TCSADRAIN, self._attributes)  # type: ignore[arg-type]
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        if not self._begun:
+            raise KeyboardInterrupt
         self._interrupts += 1
 
     def show(self, kind: Kind, data: bytes) -> None:
@@ -118,6 +121,7 @@ class Terminal:
 
     def keyboard(self) -> int | None:
         """From the first call on, which is when the command begins, keys are not interpreted here."""
+        self._begun = True
         if not self.terminals[0]:
             return None
         if self._attributes is None:

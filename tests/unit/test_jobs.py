@@ -414,6 +414,33 @@ def test_a_question_of_a_job_is_answered_by_who_follows_it(
     assert ("no broker was running" in out.getvalue()) == (status == 0)
 
 
+def test_ctrl_c_at_a_question_leaves_it_to_the_next_who_follows(shell: Shell, working: Jobs) -> None:
+    class Interrupted(Terminal):
+        def readline(self, size: int | None = -1, /) -> str:  # type: ignore[override]
+            raise KeyboardInterrupt
+
+    job = launched(working, shell, "broker", "stop", asks=True)
+    statuses = []
+    for source in (Interrupted(), Terminal("y\n")):
+        app = App(Output(out=io.StringIO(), err=Terminal(), source=source))
+        statuses.append(main.run(["--config", str(shell.config), "attach", job.id], app))
+    assert statuses == [130, 0]
+
+
+def test_a_question_is_asked_again_and_again() -> None:
+    """``doctor --fix`` asks one for each change."""
+    asked: list[str] = []
+    answers = iter(["yes", "no", None])
+
+    def ask(question: str) -> str | None:
+        asked.append(question)
+        return next(answers)
+
+    output = RecordedOutput(lambda _event: None, ask, by_person=True)
+    assert [output.ask(f"change {number}?") for number in range(3)] == [True, False, False]
+    assert asked == ["change 0?", "change 1?", "change 2?"]
+
+
 def test_the_arguments_of_a_job_are_not_in_the_list_of_processes(shell: Shell, working: Jobs) -> None:
     job = launched(working, shell, "status", "--watch", "--interval", "3599.25")
     pid = process_of(working, job)
