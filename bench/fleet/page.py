@@ -9,9 +9,9 @@ from typing import Any
 
 from bench.fleet import plots, studies
 from bench.fleet.measured import PAGE, Durations
-from bench.fleet.model import Assumed, Outcome, Policy
-from bench.fleet.policies import FAULTS, LARGE
-from bench.fleet.studies import Judged, Laboratory, Many
+from bench.fleet.model import Outcome, Policy
+from bench.fleet.policies import FAULTS, LARGE, RANGES, RARE
+from bench.fleet.studies import Judged, Laboratory, Many, Spread, Varied
 from bench.report import table
 
 _BEGIN, _END = "<!-- make bench-fleet: {} -->", "<!-- end -->"
@@ -54,13 +54,16 @@ def percent(share: float) -> str:
     return f"{share * 100:.0f} %"
 
 
-def both(many: Many, figure: Callable[[Outcome], float]) -> str:
-    found = many.spread(figure)
+def spread(found: Spread) -> str:
     return number(found.p50) if found.p50 == found.p95 else f"{number(found.p50)} / {number(found.p95)}"
 
 
 def _sizes(policy: Policy) -> str:
     return "[" + ", ".join(f'"{size}"' if isinstance(size, str) else str(size) for size in policy.serial) + "]"
+
+
+def both(many: Many, figure: Callable[[Outcome], float]) -> str:
+    return spread(many.spread(figure))
 
 
 def _time(value: float) -> str:
@@ -118,22 +121,14 @@ def measured_table(points: Sequence[Durations]) -> str:
     )  # fmt: skip
 
 
-def assumptions_table(assumed: Assumed) -> str:
-    low, high = assumed.overhead_s
-    return table(
-        ("assumption", "value", "plausible", "what it changes"),
-        [
-            ("hosts that fail with any release", f"{assumed.ordinary:.1%}", "0.01 to 1 %",
-             "how often a good release is stopped: [the plot](#failures-that-are-not-the-releases-fault)"),
-            ("what Ansible, SSH, installing and reading reports add to a host", f"{low:g} to {high:g} s, evenly",
-             "5 to 300 s", "the time of a run, in proportion; not what a bad release reaches at once"),
-            ("putting a host back", f"{assumed.undo:g} times what it undoes", "0.5 to 2 times",
-             "the time of failed hosts alone"),
-            ("a gate between two waves", f"{assumed.gate_s:g} s", "5 to 60 s", "the time of many small waves"),
-            ("VMs of a host", f"{assumed.vms[0]} to {assumed.vms[1]}, evenly", "1 to 255",
-             "a host's upgrade by seconds, and the VMs in the blast radius in proportion"),
-        ],
-    )  # fmt: skip
+def assumptions_table(found: Sequence[Varied]) -> str:
+    standard = {name: value for name, value, _ends in RANGES}
+    rows = [
+        (each.assumption, standard.get(each.assumption, ""), each.value, hours(each.hours), percent(each.false_stop),
+         spread(each.left))
+        for each in found
+    ]  # fmt: skip
+    return table(("assumption", "assumed", "if it were", "takes", "stopped in vain", "left on the bad release"), rows)
 
 
 def make(lab: Laboratory) -> Made:
@@ -150,8 +145,9 @@ def make(lab: Laboratory) -> Made:
         "compared-left": faults_table(policies, lambda outcome: outcome.running),
         "compared-vms": faults_table(policies, lambda outcome: outcome.vms),
         "measured": measured_table(lab.points),
-        "assumed": assumptions_table(lab.assumed),
-        "runs": f"Each figure is made of {lab.runs} simulated runs, {PAGE} is where the durations are read.",
+        "assumed": assumptions_table(studies.varied(lab, RARE)),
+        "runs": f"Each figure is made of {lab.runs} simulated runs, and of {lab.thorough().runs} for the recommended "
+        f"policies. The durations are read from `{PAGE}`.",
     }
     title = f"{number(LARGE)} hosts; {FAULTS[fault][0]}"
     return Made(

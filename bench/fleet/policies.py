@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bench.fleet.model import Fault, Moment, Policy
+from dataclasses import replace
+
+from bench.fleet.model import Assumed, Fault, Moment, Policy
 
 LARGE = 10_000
 # All but the collection's defaults have the same limit, so that they differ in the shape of their waves alone.
@@ -42,3 +44,19 @@ FAULTS = (
     ("fails 12 hours later on 1 host in 10", Fault(Moment.LATER, 0.1, 12)),
     ("fails 12 hours later on 1 host in 100", Fault(Moment.LATER, 0.01, 12)),
 )
+RARE = Fault(Moment.MOVES, 0.01)
+
+STANDARD = Assumed()
+# What is assumed, and how far from it a fleet may plausibly be: in words, and as values.
+RANGES = (
+    ("hosts that fail with any release", "0.1 %", (
+        ("0.01 %", replace(STANDARD, ordinary=0.0001)), ("1 %", replace(STANDARD, ordinary=0.01)))),
+    ("what connecting, installing and reading reports add to a host", "10 to 60 s, evenly", (
+        ("5 s", replace(STANDARD, overhead_s=(5.0, 5.0))), ("300 s", replace(STANDARD, overhead_s=(300.0, 300.0))))),
+    ("putting a host back", "as long as what it undoes", (
+        ("half as long", replace(STANDARD, undo=0.5)), ("twice as long", replace(STANDARD, undo=2.0)))),
+    ("a gate between two waves", "15 s", (
+        ("5 s", replace(STANDARD, gate_s=5.0)), ("60 s", replace(STANDARD, gate_s=60.0)))),
+    ("VMs of a host", "20 to 60, evenly", (
+        ("1", replace(STANDARD, vms=(1, 1))), ("255", replace(STANDARD, vms=(255, 255))))),
+)  # fmt: skip

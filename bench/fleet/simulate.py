@@ -50,7 +50,8 @@ class _Tally:
 def host(rng: random.Random, table: Callable[[int], Durations], fault: Fault | None, assumed: Assumed) -> Worked:
     """The draws are the same whatever the fault is, so runs with one seed differ by what is compared alone."""
     ordinary, shows, spread, overhead = rng.random(), rng.random(), rng.random(), rng.uniform(*assumed.overhead_s)
-    vms = rng.randint(*assumed.vms)
+    fewest, most = assumed.vms
+    vms = fewest + int(rng.random() * (most - fewest + 1))
     took = table(vms)
     if ordinary < assumed.ordinary:
         end = overhead + took.precheck

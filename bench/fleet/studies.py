@@ -9,8 +9,22 @@ from statistics import fmean
 
 from bench.fleet.measured import Durations
 from bench.fleet.model import Assumed, Fault, Moment, Outcome, Policy
-from bench.fleet.policies import COMPARED, FAULTS, FORKS, HOURS, LARGE, LIMITS, PARALLEL, RATES, RECOMMENDED, SHARES
+from bench.fleet.policies import (
+    COMPARED,
+    FAULTS,
+    FORKS,
+    HOURS,
+    LARGE,
+    LIMITS,
+    PARALLEL,
+    RANGES,
+    RATES,
+    RECOMMENDED,
+    SHARES,
+)
 from bench.fleet.simulate import simulate
+
+MORE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +52,8 @@ class Many:
 
 @dataclass(frozen=True, slots=True)
 class Laboratory:
-    """What all studies share. ``runs``: how many runs each figure is made of."""
+    """What all studies share. ``runs``: how many runs each figure is made of; of the recommended policies, ``MORE`` as
+    many."""
 
     points: Sequence[Durations]
     assumed: Assumed
@@ -47,6 +62,9 @@ class Laboratory:
     def many(self, policy: Policy, hosts: int, fault: Fault | None, assumed: Assumed | None = None) -> Many:
         chosen = assumed or self.assumed
         return Many(tuple(simulate(policy, hosts, fault, chosen, self.points, seed) for seed in range(self.runs)))
+
+    def thorough(self) -> Laboratory:
+        return replace(self, runs=MORE * self.runs)
 
     def undisturbed(self, policy: Policy, hosts: int) -> Many:
         """A good release, and no host that fails: how long the policy takes. A few runs will do, as hosts differ
@@ -78,11 +96,40 @@ def judge(lab: Laboratory, policy: Policy, hosts: int) -> Judged:
 
 
 def recommended(lab: Laboratory) -> list[Judged]:
-    return [judge(lab, policy, hosts) for hosts, policy in RECOMMENDED]
+    return [judge(lab.thorough(), policy, hosts) for hosts, policy in RECOMMENDED]
 
 
 def compared(lab: Laboratory) -> list[Judged]:
     return [judge(lab, policy, LARGE) for policy in COMPARED]
+
+
+@dataclass(frozen=True, slots=True)
+class Varied:
+    """One assumption with another value, under the policy that is recommended for the largest fleet."""
+
+    assumption: str
+    value: str
+    hours: float
+    false_stop: float
+    left: Spread
+
+
+def varied(lab: Laboratory, fault: Fault) -> list[Varied]:
+    """The standard values first, then each of ``RANGES`` with its two ends."""
+    hosts, policy = RECOMMENDED[-1]
+
+    def one(name: str, value: str, assumed: Assumed) -> Varied:
+        changed = replace(lab.thorough(), assumed=assumed)
+        return Varied(
+            name,
+            value,
+            changed.undisturbed(policy, hosts).spread(lambda o: o.hours).p50,
+            changed.many(policy, hosts, None).share(lambda o: o.stopped),
+            changed.many(policy, hosts, fault).spread(lambda o: o.running),
+        )
+
+    ends = [one(name, value, assumed) for name, _standard, both in RANGES for value, assumed in both]
+    return [one("as assumed", "", lab.assumed), *ends]
 
 
 def touched(lab: Laboratory) -> dict[str, list[Spread]]:

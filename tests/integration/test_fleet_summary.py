@@ -130,7 +130,7 @@ def test_the_map_has_a_cell_for_each_host_and_problems_stand_out(page: Page, hos
 
 
 def test_nothing_is_wider_than_the_window(page: Page) -> None:
-    for width in (WIDTH, 1920, 700):
+    for width in (WIDTH, 1920, 700, 400):
         page.set_viewport_size({"width": width, "height": HEIGHT})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
@@ -194,6 +194,10 @@ def test_a_printed_page_keeps_the_colours_and_has_no_controls(page: Page, hosts:
     assert page.locator("h1").is_visible()
     assert page.locator("#map a").first.evaluate("e => getComputedStyle(e).printColorAdjust") == "exact"
     assert page.pdf().startswith(b"%PDF")
+    page.set_viewport_size({"width": 794, "height": 1123})  # A4 at 96 dots per inch
+    wide = "e => e.scrollWidth > document.documentElement.clientWidth"
+    assert not any(table.evaluate(wide) for table in page.locator("table").all())
+    assert page.locator("#problems td.figure").first.is_visible()
 
 
 def test_a_hostile_name_is_text(browser: Browser, tmp_path: Path) -> None:

@@ -256,7 +256,8 @@ def test_the_page_has_a_mark_for_each_part_and_shows_each_plot(made: page.Made) 
 def test_the_page_says_what_is_measured_and_assumed_now(made: page.Made) -> None:
     text = (ROOT / "docs/fleet.md").read_text()
     assert made.parts["measured"] in text
-    assert made.parts["assumed"] in text
+    for name, assumed, _ends in policies.RANGES:
+        assert text.count(f"| {name} | {assumed} |") == 2
 
 
 def test_the_page_recommends_what_was_simulated() -> None:
@@ -273,7 +274,7 @@ def test_the_variables_on_the_page_are_those_of_the_last_row() -> None:
     assert f"upgrade_wave_soak: {policy.pause_h * HOUR:.0f}\n" in text
     assert f"upgrade_waves: {page._sizes(policy)}\n" in text
     limits = f"max_failed_hosts: {policy.max_failed}, max_failed_percent: {policy.percent:g}"
-    assert f"upgrade_policy: {{min_canaries: {policy.canaries}, {limits}}}\n" in text
+    assert f"upgrade_policy: {{{limits}}}\n" in text
     assert f"--forks {policy.forks} " in text
 
 
@@ -294,6 +295,22 @@ def test_spreads_are_ranks_of_the_runs() -> None:
     outcomes = [Outcome(False, float(n), n, n, n, n, 0, 1) for n in range(1, 21)]
     found = Many(tuple(outcomes)).spread(lambda outcome: outcome.touched)
     assert (found.p50, found.p95) == (10, 19)
+
+
+def test_what_is_assumed_is_named_by_its_value() -> None:
+    standard = policies.STANDARD
+    assert [assumed for _name, assumed, _ends in policies.RANGES] == [
+        f"{standard.ordinary * 100:g} %",
+        f"{standard.overhead_s[0]:g} to {standard.overhead_s[1]:g} s, evenly",
+        "as long as what it undoes",
+        f"{standard.gate_s:g} s",
+        f"{standard.vms[0]} to {standard.vms[1]}, evenly",
+    ]
+    assert standard.undo == 1
+    assert Assumed() == standard
+    changed = [assumed for _name, _assumed, ends in policies.RANGES for _value, assumed in ends]
+    assert len(set(changed)) == len(changed) == 10
+    assert standard not in changed
 
 
 def test_every_fault_is_named_by_what_it_is() -> None:

@@ -95,8 +95,15 @@ summary { cursor: pointer; padding: 0.3rem 0; } .policy { display: flex; flex-wr
 .policy div { display: flex; gap: 0.4rem; } .policy dt { color: var(--quiet); }
 footer { margin-top: 1.75rem; font-size: 0.85rem; } [hidden] { display: none !important; }
 @media (max-width: 60rem) { .lane { grid-template-columns: 5.5rem 1fr; } .lane p { grid-column: 2; } }
-@media print { body { max-width: none; padding: 0; font-size: 11px; } .tools { display: none !important; }
-  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } thead th { position: static; }
+@media (max-width: 45rem) { thead, td.figure { display: none; }
+  tbody tr { display: block; padding: 0.4rem 0; border-bottom: 1px solid var(--line); }
+  tbody th, tbody td { display: inline-block; border: 0; padding: 0 0.5rem 0 0; } tbody td.why { display: block; } }
+@media print { :root { font-size: 9.5px; } body { max-width: none; padding: 0; font-size: 1rem; }
+  .tools { display: none !important; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  thead { display: table-header-group; } tbody tr { display: table-row; } td.figure { display: table-cell; }
+  tbody th, tbody td, tbody td.why { display: table-cell; padding: 0.35rem 0.6rem; }
+  .mark, .cells a { width: 13px; height: 13px; font-size: 9px; }
+  thead th { position: static; } .scroll { overflow: visible; } .why { min-width: 0; }
   section, tr, .facts > div { break-inside: avoid; } #hosts, #map { break-inside: auto; }
-  .lane { grid-template-columns: 4rem 1fr 20rem; } }
+  .lane { grid-template-columns: 5.5rem 1fr 24rem; } .lane p { grid-column: auto; } }
 """
