@@ -7,7 +7,7 @@ BACKEND ?= $(or $(ROAD),broker)
 # Where `make packages` unpacks what it built, for what needs it without installing it.
 export OVS_HOTSWAP_PACKAGES ?= $(CURDIR)/build/packages/root/opt/ovs-hotswap
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test unit mutants bench bench-failover bench-full bench-patched bench-modes bench-roads bench-takeover bench-fleet soak faults guests packages-setup packages packages-qemu packages-check lock man fuzz lint clean
+.PHONY: help setup test-setup venv test-venv demo test unit mutants bench bench-failover bench-full bench-patched bench-modes bench-roads bench-takeover bench-fleet soak faults guests packages-setup packages packages-qemu packages-check lock man fuzz lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -15,20 +15,26 @@ help: ## list the targets
 setup: ## install what is missing: Debian packages, .venv, huge pages (root)
 	@tools/setup.sh packages venv pages
 
+test-setup: ## install what the tests need besides: a browser, Ansible, sshd (root)
+	@tools/setup.sh test-packages test-venv
+
+test-venv:
+	@tools/setup.sh test-venv
+
 venv: ## make .venv with this program and its tools
 	@tools/setup.sh venv
 
 demo: setup $(if $(filter qemu-dual,$(BACKEND)),packages-qemu) ## upgrade OVS 3.1 to 3.5 under four QEMU guests, and back; BACKEND=qemu-dual: without a broker (root)
 	$(BIN)/ovs-hotswap lab demo --backend $(BACKEND) --report demo-report.json
 
-test: setup packages ## all tests: unit, then integration on the real OVS, DPDK and QEMU, stock and patched (root)
+test: setup test-setup packages ## all tests: unit, then integration on the real OVS, DPDK and QEMU, stock and patched (root)
 	$(BIN)/pytest tests/unit
 	$(BIN)/pytest tests/integration
 
-unit: venv ## the unit tests alone, and which share of the lines they run
+unit: test-venv ## the unit tests alone, and which share of the lines they run
 	$(BIN)/pytest tests/unit --cov=ovs_hotswap --cov-report=term:skip-covered
 
-mutants: venv ## how many small faults in the pure core the unit tests notice; stop and resume as you like; MUTANTS="plan/records.py": one module
+mutants: test-venv ## how many small faults in the pure core the unit tests notice; stop and resume as you like; MUTANTS="plan/records.py": one module
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action ignore -e '.[mutants]'
 	$(BIN)/python -m tools.mutants $(MUTANTS)
 

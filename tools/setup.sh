@@ -4,9 +4,11 @@
 # packages  installs what apt-packages.txt lists and is missing (root). Nothing else is upgraded on purpose. While it
 #           installs Open vSwitch for the first time, a policy-rc.d file keeps the package from starting its own
 #           switch; it is enabled for the next boot as the package wants it. A switch that is already installed is
-#           left alone: neither stopped nor disabled. The same file keeps OpenSSH's server from being started when it is
-#           installed for the first time, and then its service is disabled as well.
+#           left alone: neither stopped nor disabled. The same file keeps OpenSSH's server, which is for tests, from
+#           being started when it is installed for the first time, and then its service is disabled as well.
 # venv      makes .venv with this package (editable) and its tools, anew when setup.cfg changed.
+# test-packages, test-venv  add what the tests need besides: test-packages.txt, and Ansible and a browser's driver in
+#           .venv.
 # pages     raises vm.nr_hugepages if fewer than 256 pages of 2 MiB are free, and mounts /dev/hugepages if
 #           it is not (root). tools/clean.sh puts both back.
 #
@@ -28,8 +30,9 @@ fail() { echo "setup: error: $*" >&2; exit 1; }
 boot_id() { cat /proc/sys/kernel/random/boot_id; }
 need_root() { [ "$(id -u)" = 0 ] || fail "$1 needs root: run it with sudo"; }
 
+# missing_packages FILE
 missing_packages() {
-    listed=$(sed -e 's/#.*//' apt-packages.txt)
+    listed=$(sed -e 's/#.*//' "$1")
     # shellcheck disable=SC2086  # a list of words
     present=$(dpkg-query -W -f='${db:Status-Abbrev} ${Package}\n' $listed 2>/dev/null | sed -n 's/^.i  *//p')
     for package in $listed; do
@@ -41,10 +44,13 @@ remove_policy() {
     if [ -f "$POLICY" ] && grep -qxF "$POLICY_MARK" "$POLICY"; then rm -f "$POLICY"; fi
 }
 
-packages() {
+packages() { install_packages apt-packages.txt; }
+
+# install_packages FILE
+install_packages() {
     command -v dpkg-query >/dev/null || fail "this needs Debian 12 (no dpkg-query here)"
     remove_policy # of a run that was killed
-    missing=$(missing_packages)
+    missing=$(missing_packages "$1")
     [ -n "$missing" ] || return 0
     need_root "installing $(echo "$missing" | tr '\n' ' ')"
     # shellcheck disable=SC2086
@@ -88,8 +94,18 @@ venv() {
     python=$(find_python)
     say "making .venv with $python"
     "$python" -m venv --clear .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --root-user-action ignore -e '.[dev,ansible,browser]'
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --root-user-action ignore -e '.[dev]'
     echo "$stamp" >.venv/stamp
+    installed=yes
+}
+
+test_venv() {
+    venv
+    stamp=$(cat .venv/stamp)
+    [ "$(cat .venv/tests-stamp 2>/dev/null)" != "$stamp" ] || return 0
+    say "adding what the tests need to .venv"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --root-user-action ignore -e '.[ansible,browser]'
+    echo "$stamp" >.venv/tests-stamp
     installed=yes
 }
 
@@ -147,7 +163,9 @@ flock 9
 for part in "$@"; do
     case "$part" in
         packages | venv | pages) "$part" ;;
-        *) fail "unknown part: $part (packages, venv, pages)" ;;
+        test-packages) install_packages test-packages.txt ;;
+        test-venv) test_venv ;;
+        *) fail "unknown part: $part (packages, venv, pages, test-packages, test-venv)" ;;
     esac
 done
 [ -z "$installed" ] || wait_written
