@@ -77,13 +77,14 @@ class _Session:
         self._stderr = b""
         self._greeted = False
         self._job: str | None = None
+        self._changes = False
         self._interrupts = 0
         self._size = Size()
         self._heard = self._said = time.monotonic()
 
     def run(self, request: Request, changes: bool) -> int:
         self._judge(self._hello(), request.arguments, changes)
-        self._size = request.size
+        self._size, self._changes = request.size, changes
         self._send(request.frame())
         while True:
             for frame in self._turn():
@@ -202,11 +203,19 @@ class _Session:
             raise self._lost(str(error)) from error
 
     def _lost(self, cause: str) -> ConnectionLost:
-        text = f"the connection to {self._host} was lost: {cause or 'it was closed'}"
-        if self._job is None:
-            return ConnectionLost(f"{text}; nothing was being changed there", hint="repeat the command")
-        return ConnectionLost(f"{text}; job {self._job} continues there",
-                              hint=f"`ovs-hotswap --host {self._host} attach {self._job}`")  # fmt: skip
+        return lost(self._host, cause, job=self._job, changes=self._changes)
+
+
+def lost(host: str, cause: str, *, job: str | None, changes: bool) -> ConnectionLost:
+    """The error for a connection that ended before the command did. ``changes``: whether a command was asked for that
+    changes something; ``job``: the job that does the work, if the host has said it."""
+    text = f"the connection to {host} was lost: {cause or 'it was closed'}"
+    if job is not None:
+        return ConnectionLost(f"{text}; job {job} continues there", hint=f"`ovs-hotswap --host {host} attach {job}`")
+    if changes:
+        return ConnectionLost(f"{text}; whether the command has begun there is not known",
+                              hint=f"`ovs-hotswap --host {host} job list`")  # fmt: skip
+    return ConnectionLost(f"{text}; nothing was being changed there", hint="repeat the command")
 
 
 def why_no_answer(host: str, way: Way, status: int | None, said: str, raw: bytes) -> RemoteError:

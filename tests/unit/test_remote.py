@@ -26,7 +26,7 @@ from ovs_hotswap.remote.far_end import arguments_of
 from ovs_hotswap.remote.fleet import Fleet, HostScreen, Stage
 from ovs_hotswap.remote.frames import MAGIC, PASSED_ON, PROTOCOL, Decoder, Frame, Kind, Request, Size, in_pieces
 from ovs_hotswap.remote.hosts import URGENT, Destination, listed, remote_command, worst
-from ovs_hotswap.remote.session import Way, why_no_answer
+from ovs_hotswap.remote.session import Way, lost, why_no_answer
 from ovs_hotswap.remote.ssh_settings import SshFiles
 from ovs_hotswap.remote.versions import Fit, Hello, judge
 from tests.unit.test_cli import Terminal
@@ -146,6 +146,21 @@ def test_why_a_host_does_not_answer(status: int | None, said: str, raw: bytes, s
     error = why_no_answer("hv", Way("ovs-hotswap", sudo, SshFiles()), status, said, raw)
     assert text in error.message
     assert error.hint
+
+
+@pytest.mark.parametrize(
+    ("job", "changes", "text", "hint"),
+    [
+        ("20261129-081500-upgrade", True, "job 20261129-081500-upgrade continues there", "--host hv attach 20261129"),
+        (None, True, "whether the command has begun there is not known", "--host hv job list"),
+        (None, False, "nothing was being changed there", "repeat the command"),
+    ],
+)
+def test_what_a_lost_connection_means(job: str | None, changes: bool, text: str, hint: str) -> None:
+    error = lost("hv", "it was closed", job=job, changes=changes)
+    assert text in error.message
+    assert hint in (error.hint or "")
+    assert error.exit_code == 20
 
 
 # -- hosts
