@@ -125,7 +125,7 @@ def _withdraw(config: Config, system: System) -> None:
 
 def _supervise(config: Config, system: System, config_path: Path, *more: str) -> int:
     log = config.run_dir / "broker.log"
-    program = [sys.executable, "-m", "ovs_hotswap", "--config", str(config_path)]
+    program = [sys.executable, "-P", "-m", "ovs_hotswap", "--config", str(config_path)]
     return system.spawn([*program, "broker", "supervise", "--log-file", str(log), *more], log=log)
 
 

@@ -80,7 +80,7 @@ def supervise(app: App, log_level: str, log_file: Path | None, take_over: bool) 
 
     own_directory(app.config.run_dir)
     logs.start_log(log_level, log_file)
-    program = [sys.executable, "-m", "ovs_hotswap", "--config", str(app.config_path)]
+    program = [sys.executable, "-P", "-m", "ovs_hotswap", "--config", str(app.config_path)]
     argv = [*program, "broker", "run", "--log-level", log_level]
     if log_file is not None:
         argv += ["--log-file", str(log_file)]

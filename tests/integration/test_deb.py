@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ovs_hotswap.model import Release
 from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.system import System
 from tests.integration.conftest import config_in
+from tests.support.dist_upgrade import CARRY_OUT, fetch
 from tests.support.machine import CleanMachine
 from tests.support.waiting import eventually
 from tools.packages.build import CACHE as PACKAGE_CACHE
@@ -52,7 +54,9 @@ ovs-hotswap upgrade --release host --force &
 until grep -qs '"step": *"soak"' "$1"; do sleep 0.1; done
 kill -KILL $!
 """
-_LAB = ("/var/lib/lab", "/run/netns", "/run/dpdk", "/run/needrestart", "/srv", "/var/cache/debconf", "/var/lib/dpkg")
+# The lab's files, those of the kernel and of dpkg, and what libuuid keeps for all programs that make an UUID.
+_LAB = ("/var/lib/lab", "/run/netns", "/run/dpdk", "/run/needrestart", "/srv", "/var/cache/debconf", "/var/lib/dpkg",
+        "/var/lib/libuuid")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,10 @@ def packages(system: System, tmp_path_factory: pytest.TempPathFactory) -> Packag
             partial.rename(kept)
         (file,) = kept.iterdir()
         (directory / f"{name}.deb").write_bytes(file.read_bytes())
+    tree = clean("bookworm", system).root
+    assert tree is not None
+    kept = fetch(Path(tree), apt.mirror, system, CACHE / "dist-upgrade")
+    subprocess.run(["cp", "-r", "--reflink=auto", str(kept), str(directory / "dist-upgrade")], check=True)
     return Packages(directory, *names)
 
 
@@ -156,7 +164,22 @@ def host(suite: str, packages: Packages, system: System) -> Iterator[Host]:
     root = clean(suite, system).root
     assert root is not None
     with CleanMachine(Path(root), packages.directory, unified=suite == "trixie") as machine:
-        yield Host(machine, suite)
+        made = Host(machine, suite)
+        if suite == "bookworm":  # they are installed again later, which leaves links that a tree does not have
+            made.dpkg("--install", *(f"/srv/shared/{name}.deb" for name in (*SWITCH, *LIBRARIES)))
+            machine.run(["systemctl", "stop", "openvswitch-switch.service"])
+            machine.baseline = machine.paths()
+        yield made
+
+
+def serve(host: Host) -> None:
+    """Configure the host for a lab of VMs, and start everything."""
+    host.drive("up")
+    host.machine.run(["systemctl", "enable", "--now", BROKER, RESTORE])
+    host.ask("instance", "start", "a")
+    host.drive("flowing")
+    host.machine.run(["systemctl", "enable", "--now", WATCH])
+    host.wait_protected()
 
 
 def test_it_installs_without_a_network_and_starts_nothing(host: Host, packages: Packages) -> None:
@@ -188,14 +211,18 @@ def test_shells_complete_its_commands(host: Host) -> None:
 
 
 def test_it_is_configured_and_serves_vms(host: Host) -> None:
-    host.drive("up")
-    host.machine.run(["systemctl", "enable", "--now", BROKER, RESTORE])
-    host.ask("instance", "start", "a")
-    host.drive("flowing")
-    host.machine.run(["systemctl", "enable", "--now", WATCH])
-    host.wait_protected()
+    serve(host)
     assert host.machine.show("ovs-hotswap-logs.timer", "ActiveState") == "active", "the instances' units want it"
     host.machine.run(["systemctl", "start", "ovs-hotswap-logs.service"])
+
+
+def test_doctor_finds_what_is_installed_and_runs_in_order(host: Host) -> None:
+    """What it says of the container's cores, devices and kernel is not the package's doing."""
+    found = host.ask("doctor", check=False)["findings"]
+    wrong = [each for each in found if each["severity"] not in ("ok", "unknown")]
+    print(*wrong, sep="\n")
+    places = ("units", "configuration", "overlay", "broker", "instances", "standby", "uplink", "vms")
+    assert [each for each in wrong if each["severity"] == "error" and each["section"] in places] == []
 
 
 def test_the_switch_is_upgraded(host: Host) -> None:
@@ -323,3 +350,28 @@ def test_purged_it_leaves_nothing(host: Host) -> None:
     assert host.machine.run(["getent", "group", "ovs-hotswap"], check=False).stdout == ""
     assert "ovs-hotswap" not in host.machine.run(["systemctl", "list-units", "--all"]).stdout
     assert "ovs-hotswap" not in host.machine.run(["dpkg-query", "--show", "--showformat=${Package}\n"]).stdout
+
+
+def test_a_dist_upgrade_leaves_vms_and_daemons_alone(packages: Packages, system: System) -> None:
+    """Debian 12 becomes Debian 13 under the VMs: libc, Python, systemd, Open vSwitch and DPDK are replaced, needrestart
+    restarts what it may, and Debian 12's Python is purged. Then both daemons are restarted, and the VMs move to the new
+    switch."""
+    root = clean("bookworm", system).root
+    assert root is not None
+    with CleanMachine(Path(root), packages.directory, unified=True) as machine:
+        host = Host(machine, "bookworm to trixie")
+        host.dpkg("--install", f"/srv/shared/{packages.present}")
+        serve(host)
+        with host.without_loss(stay="a"):
+            machine.run(["sh", "-c", CARRY_OUT], timeout=1500)
+        assert machine.run(["cat", "/etc/debian_version"]).stdout.startswith("13.")
+        assert machine.run(["ls", "/usr/bin/python3.11"], check=False).returncode != 0
+        with host.without_loss(stay="a"):
+            machine.run(["systemctl", "restart", BROKER, WATCH])
+            assert host.ask("broker", "status")["vms"] == 2
+        (problem,) = (each for each in host.ask("status")["problems"] if "newer files" in each["text"])
+        assert problem["text"].endswith("instance a runs")
+        with host.without_loss(stay=""):
+            assert host.ask("upgrade", "--release", "host")["committed"]
+        runs = {each["side"]: each["release"]["ovs_version"] for each in host.ask("instance", "list")["instances"]}
+        assert set(runs.values()) == {clean("trixie", system).ovs_version}

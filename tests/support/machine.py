@@ -237,7 +237,7 @@ class CleanMachine(Machine):
                 f"--bind-ro={self._shared}:/srv/shared"]  # fmt: skip
 
     def equip(self) -> None:
-        pass
+        self.run(["mkdir", "-p", "/etc/systemd/system/multi-user.target.wants"])  # it was emptied before the boot
 
     def paths(self) -> set[str]:
         """Every path on its disk and in ``/run``."""
