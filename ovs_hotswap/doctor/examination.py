@@ -29,7 +29,7 @@ from ovs_hotswap.doctor.catalogue import adopt
 from ovs_hotswap.doctor.facts import Root
 from ovs_hotswap.doctor.report import Found, Section, by_section
 from ovs_hotswap.doctor.runner import NOT_SEEN, Observe, Part, Runner
-from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.errors import HotswapError, SwitchError
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.machine import cores, descriptor_limit, running_switches
 from ovs_hotswap.model import Side
@@ -269,7 +269,11 @@ def _look_at_broker(look: Look) -> Iterator[Found]:
 
 def _look_at_active(look: Look) -> Iterator[Found]:
     if look.active is not None:
-        found = collect.active(look.host, look.active[0])
+        try:
+            found = collect.active(look.host, look.active[0])
+        except SwitchError as error:
+            yield running.hangs(error)
+            return
         yield from adopt(Section.INSTANCES, (each for each in found if each.check != checks.MTU))  # the overlay's
 
 

@@ -12,9 +12,9 @@ from ovs_hotswap.model import Severity
 from ovs_hotswap.system import Completed, System, host_error
 from ovs_hotswap.waiting import Deadline
 
-PART_S = 8.0  # longer than a command may take, so that no command outlives doctor
+PART_S = 12.0  # longer than a command may take, so that no command outlives doctor
 COMMAND_S = 5.0
-WHOLE_S = 20.0
+WHOLE_S = 16.0
 NOT_SEEN = {section: Kind(section, "look", Severity.UNKNOWN) for section in Section}
 _AGAIN = "`ovs-hotswap doctor --section {}`"
 

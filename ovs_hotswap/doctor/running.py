@@ -8,10 +8,12 @@ from typing import Any
 from ovs_hotswap.backends import BackendMode
 from ovs_hotswap.config import Config
 from ovs_hotswap.doctor.report import Found, Kind, Section, ok
+from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.switch.instance import State
 
 SILENT = Kind(Section.BROKER, "answers", Severity.ERROR)
+HANGS = Kind(Section.INSTANCES, "answers", Severity.ERROR)
 NEVER_STARTED = Kind(Section.INSTANCES, "active", Severity.WARNING)
 UNSEEN = {
     "active": Kind(Section.INSTANCES, "active", Severity.UNKNOWN),
@@ -62,6 +64,11 @@ def judge(document: Mapping[str, Any], unknown: Mapping[str, str], config: Confi
             yield kind(f"{field} cannot be read: {reason}", "`ovs-hotswap status`", field)
     yield from _problems(document, config)
     yield from _well(document, unknown)
+
+
+def hangs(error: SwitchError) -> Found:
+    """Return the finding about an active instance that does not answer."""
+    return HANGS(error.message, error.hint or "`ovs-hotswap watch status`")
 
 
 def _broker(document: Mapping[str, Any], unknown: Mapping[str, str]) -> Iterator[Found]:
