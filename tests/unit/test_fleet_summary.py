@@ -326,6 +326,15 @@ def test_each_cell_says_its_state_in_words_and_by_a_sign() -> None:
     assert len(set(pages.SIGNS.values())) == len(summary.STATES) == len(pages.SIGNS)
 
 
+def test_a_row_of_the_map_has_many_waves_if_there_are_many() -> None:
+    documents = [fleet_run.upgraded(f"hv{number}", number, 1) for number in range(1, 301)]
+    page = pages.page(totals(documents))
+    assert 5 <= page.count('<div class="wave">') < 10
+    assert "<h3>1 to 50</h3>" in page
+    assert len(re.findall(r'<a href="#h\d+"', page)) == 300
+    assert page.count('<div class="lane">') == 301
+
+
 def test_a_page_of_a_small_fleet_names_the_hosts_and_of_a_large_one_has_cells() -> None:
     assert 'class="map chips"' in pages.page(totals([fleet_run.upgraded("hv1", 1, 1)]))
     many = [fleet_run.upgraded(f"hv{number}", 1, 1) for number in range(pages.CHIPS + 1)]

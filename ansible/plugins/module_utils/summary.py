@@ -353,7 +353,9 @@ def totals(run: Mapping[str, Any], hosts: Iterable[Host], final: bool) -> Totals
     planned = _map(run.get("hosts"))
     waiting = {str(name): Host(str(name), wave_name(wave), "waiting") for name, wave in planned.items()}
     every = sorted({**waiting, **known}.values(), key=lambda each: (wave_order(each.wave), _natural(each.name)))
-    names = list(dict.fromkeys(each.wave for each in every))
+    by_wave: dict[str, list[Host]] = {}
+    for each in every:
+        by_wave.setdefault(each.wave, []).append(each)
     moved = [(us, vm, each.name) for each in every for vm, us in each.moves.items()]
     worst = max(moved, default=None)
     times = [us for us, _vm, _host in moved]
@@ -366,7 +368,7 @@ def totals(run: Mapping[str, Any], hosts: Iterable[Host], final: bool) -> Totals
         started=instant(run.get("started")),
         ended=max(ends, default=None),
         hosts=tuple(every),
-        waves=tuple(_wave(name, [each for each in every if each.wave == name]) for name in names),
+        waves=tuple(_wave(name, members) for name, members in by_wave.items()),
         policy=dict(_map(run.get("policy"))),
         stop=stop(run.get("stopped")),
         states=_count((each.state for each in every), STATES),

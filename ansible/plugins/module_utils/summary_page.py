@@ -29,6 +29,8 @@ except ImportError:  # ansible-core brings it; a host on which a module runs may
     HAS_JINJA2, JINJA2_ERROR = False, traceback.format_exc()
 
 CHIPS = 60  # up to so many hosts are shown by name, more as cells
+LANES = 40  # up to so many waves have a row of their own in the map
+_ROW = 50  # the least hosts of a row that is made of many waves
 _OPEN = 30  # a list of up to so many hosts is open from the start
 
 _PROGRESS = ("upgraded", "unchanged", "skipped", *PROBLEMS, "running", "waiting")  # from what is done to what is left
@@ -154,7 +156,7 @@ _TEMPLATE = """<!doctype html>
 {% endif %}
 <section id="map"><h2>Map of hosts</h2>
 <div class="map {{ 'chips' if chips else 'cells' }}">
-{% for wave in waves %}
+{% for wave in map %}
 <div class="wave"><h3>{{ wave.title }}</h3><div class="hosts">
 {% for host in wave.members %}
 <a href="#h{{ host.number }}" class="{{ host.state }}{{ host.ill }}"
@@ -235,12 +237,27 @@ def _lane(wave: Wave, members: list[dict[str, Any]], totals: Totals, begin: floa
     rest = words.counted({state: count for state, count in wave.states.items() if state not in DONE})
     gap = "" if wave.worst_us is None else f", worst gap {words.milliseconds(wave.worst_us)}"
     return {
-        "title": words.wave_title(wave.name), "members": members, "bar": _bar(wave, begin, end),
+        "name": wave.name, "title": words.wave_title(wave.name), "members": members, "bar": _bar(wave, begin, end),
         "look": "bad" if bad else "good" if over else "open",
         "span": f"{words.clock(wave.started)} to {words.clock(wave.ended)}",
         "progress": f"{words.number(wave.finished)} of {words.number(wave.hosts)}",
         "note": f"{took}{gap}{'; ' if rest else ''}{rest}",
     }  # fmt: skip
+
+
+def _map(lanes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the map: waves, or many small ones together if there are many."""
+    if len(lanes) <= LANES:
+        return lanes
+    rows: list[dict[str, Any]] = []
+    for lane in lanes:
+        if rows and len(rows[-1]["members"]) < _ROW:
+            first = rows[-1]["first"]
+            rows[-1] = {"first": first, "title": f"{first} to {lane['name']}",
+                        "members": rows[-1]["members"] + lane["members"]}  # fmt: skip
+        else:
+            rows.append({"first": lane["name"], "title": lane["title"], "members": lane["members"]})
+    return rows
 
 
 def _cards(totals: Totals) -> list[tuple[str, str, str, str]]:
@@ -284,6 +301,10 @@ def page(totals: Totals) -> str:
     ill = {host.name for host in totals.problems}
     problems = sorted((row for row in rows if row["name"] in ill), key=lambda row: int(row["rank"]))
     others = [row for row in rows if row["name"] not in ill]
+    members: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        members.setdefault(row["wave"], []).append(row)
+    lanes = [_lane(wave, members[wave.name], totals, begin, end) for wave in totals.waves]
     script_hash = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -298,8 +319,7 @@ def page(totals: Totals) -> str:
         cards=_cards(totals), columns=COLUMNS, problems=problems, others=others,
         others_count=words.number(len(others)), chips=len(rows) <= CHIPS, open=len(others) <= _OPEN,
         others_summary=words.counted({state: sum(row["state"] == state for row in others) for state in STATES}),
-        waves=[_lane(wave, [row for row in rows if row["wave"] == wave.name], totals, begin, end)
-               for wave in totals.waves],
+        waves=lanes, map=_map(lanes),
         axis=(words.clock(totals.started), words.clock(totals.ended)),
         settings=[(str(key), str(value)) for key, value in totals.policy.items()],
     )  # fmt: skip
