@@ -147,7 +147,7 @@ def _of_replaced_files(side: Side, release: str, active: bool) -> Problem:
         return Problem("release", f"newer files of {release} are installed than those that instance {side} runs",
                        f"`ovs-hotswap upgrade --release {release}` upgrades to them")  # fmt: skip
     return Problem("release", f"instance {side} runs files of {release} that were replaced since",
-                   f"the watchdog replaces it; without one `ovs-hotswap instance stop {side}`")  # fmt: skip
+                   "the watchdog replaces it if the versions are the same, otherwise the upgrade does")  # fmt: skip
 
 
 def _of_uplink(document: Document) -> Iterator[Problem]:

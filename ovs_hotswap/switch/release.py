@@ -53,7 +53,7 @@ PLUGINS = ("bus-pci", "bus-vdev", "mempool-ring", "net-af-packet", "net-memif", 
 _NAME = re.compile(RELEASE_NAME)
 _NAMES = f"up to 32 lower case letters, digits, '.', '_', '-', and not {HOST!r}"
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
-_EAL = re.compile(r"librte_eal\.so\S* => (?P<path>/\S+)")
+_EAL = re.compile(r"librte_eal\.so\.?(?P<abi>[0-9]*)\S* => (?P<path>/\S+)")
 _VERSIONS = re.compile(r"\(Open vSwitch\) (?P<ovs>\S+)\s+DPDK (?P<dpdk>\S+)")
 _MANIFEST = "release.json"
 _TREE = "tree"
@@ -260,8 +260,10 @@ class Releases:
             _refuse_strangers(name, place / path.lstrip("/"))
             if not (place / path.lstrip("/")).is_file():
                 raise ReleaseError(f"release {name}: {place / path.lstrip('/')} is missing", hint=hint)
-        missing = self._missing_plugins(found)
+        missing, abi = self._missing_plugins(found)
         if missing:
+            if directory is None and abi:  # a dist-upgrade brings the libraries of another DPDK, and no driver
+                hint = f"`apt-get install {' '.join(f'librte-{plugin}{abi}' for plugin in missing)}`"
             raise ReleaseError(f"release {name}: DPDK's drivers {', '.join(missing)} are missing", hint=hint)
         versions = None
         for program in (software.ovsdb_server, software.vswitchd):
@@ -279,18 +281,22 @@ class Releases:
             raise ReleaseError(f"release {release.name}: {program} does not run: {text}", hint=hint)
         return done.stdout
 
-    def _missing_plugins(self, release: Release) -> tuple[str, ...]:
-        """Return the missing drivers. DPDK looks for them beside its libraries (meson.build, eal_pmd_path); a DPDK that
-        is linked in needs none."""
-        pattern = "usr/lib/*/dpdk"
+    def _missing_plugins(self, release: Release) -> tuple[tuple[str, ...], str]:
+        """Return the missing drivers, and the version of the DPDK that ovs-vswitchd of the host or of a prefix loads.
+        DPDK looks for drivers of its own version beside its libraries (meson.build, eal_pmd_path); a DPDK that is
+        linked in needs none."""
+        pattern, abi = "usr/lib/*/dpdk", ""
         place = Path(release.root or "/")
-        if release.prefix is not None:
+        if release.root is None:
             loaded = self._system.run(["ldd", programs(release).vswitchd], timeout=_RUN_S, check=False).stdout
             eal = _EAL.search(loaded)
-            if eal is None:
-                return ()
-            place, pattern = Path(eal["path"]).parent, "dpdk"
-        return tuple(plugin for plugin in PLUGINS if not _has_plugin(place, pattern, plugin))
+            if eal is None and release.prefix is not None:
+                return (), ""
+            if eal is not None:
+                abi = eal["abi"]
+                if release.prefix is not None:
+                    place, pattern = Path(eal["path"]).parent, "dpdk"
+        return tuple(plugin for plugin in PLUGINS if not _has_plugin(place, pattern, plugin, abi)), abi
 
     def _entry(self, name: str) -> ReleaseEntry:
         source = "installed package"
@@ -355,9 +361,9 @@ def _is_prefix(directory: Path) -> bool:
     return (directory / "sbin/ovs-vswitchd").is_file() and not (directory / "usr").exists()
 
 
-def _has_plugin(place: Path, pattern: str, plugin: str) -> bool:
-    library = f"librte_{plugin.replace('-', '_')}.so.*"
-    return any(place.glob(f"{pattern}/pmds-*/{library}"))
+def _has_plugin(place: Path, pattern: str, plugin: str, abi: str) -> bool:
+    library = f"librte_{plugin.replace('-', '_')}.so.{abi}*"
+    return any(place.glob(f"{pattern}/pmds-{abi}*/{library}"))
 
 
 def _runs_from(pid: int, directory: Path) -> bool:

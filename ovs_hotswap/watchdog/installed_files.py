@@ -1,7 +1,9 @@
 """A standby runs the files of its release that are installed, also after the package manager has replaced them.
 
 The active instance keeps running the files with which it was started: to change what serves VMs is an operator's
-decision (`ovs-hotswap upgrade`). A standby serves none, and is to be what an upgrade or a failover goes to.
+decision (`ovs-hotswap upgrade`). A standby serves none, and is to be what an upgrade or a failover goes to. A standby
+of another version than the installed one is kept, too: otherwise a failover would change the version, and the drivers
+that it needs may not be there.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ class InstalledFiles:
         self._seen: tuple[int | None, bool] = None, False
 
     def replaced(self, host: Host, side: Side) -> bool:
-        """Whether the standby runs files that were replaced, and the present ones are complete and run. The answer is
-        kept for a while."""
+        """Whether the standby runs files that were replaced by files of the same versions, which are complete and run.
+        The answer is kept for a while."""
         pid, now = host.instances[side].pid(), host.system.monotonic()
         if pid != self._seen[0] or now - self._at >= _EVERY_S:
             self._at, self._seen = now, (pid, self._look(host, side))
@@ -43,11 +45,10 @@ class InstalledFiles:
         if release is None or not instance.outdated() or self.busy():
             return False
         try:
-            host.releases.get(release.name)
+            return host.releases.get(release.name) == release
         except HotswapError as error:
             log.warning("instance %s keeps its files, which were replaced: %s", side, error.message)
             return False
-        return True
 
 
 def same_place(one: Release | None, other: Release) -> bool:

@@ -55,8 +55,10 @@ until grep -qs '"step": *"soak"' "$1"; do sleep 0.1; done
 kill -KILL $!
 """
 # The lab's files, those of the kernel and of dpkg, and what libuuid keeps for all programs that make an UUID.
-_LAB = ("/var/lib/lab", "/run/netns", "/run/dpdk", "/run/needrestart", "/srv", "/var/cache/debconf", "/var/lib/dpkg",
-        "/var/lib/libuuid")  # fmt: skip
+_LAB = (
+    "/var/lib/lab", "/run/netns", "/run/dpdk", "/run/needrestart", "/run/openvswitch", "/srv", "/var/cache/debconf",
+    "/var/lib/dpkg", "/var/lib/libuuid",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -259,6 +261,8 @@ def test_an_unfinished_upgrade_of_the_switch_refuses_another_version(host: Host,
     assert host.machine.run(
         ["dpkg-query", "--show", "--showformat=${Status} ${Version}", "ovs-hotswap"]
     ).stdout.startswith(f"install ok installed {NEXT}-")
+    forced = ["env", "OVS_HOTSWAP_PACKAGE=force", "dpkg", "--install", f"/srv/shared/{packages.later}"]
+    assert "has taken over 2 VMs" in host.machine.run(forced, timeout=300).stdout
     host.ask("rollback")
     host.wait_protected()
 
@@ -294,8 +298,10 @@ def test_the_distributions_packages_leave_the_switches_alone(host: Host, own: st
     active = str(host.ask("status")["active"])
     with host.without_loss(stay=active):
         host.dpkg("--install", *(f"/srv/shared/{name}.deb" for name in (*SWITCH, *LIBRARIES)))
+        standby = "b" if active == "a" else "a"
         eventually(
-            lambda: host.ask("status")["replaced"] == {side: side == active for side in "ab"},
+            lambda: None not in host.switches()[standby]
+            and host.ask("status")["replaced"] == {side: side == active for side in "ab"},
             lambda: f"a standby that runs the new files\n{host.machine.log(WATCH)[-3000:]}", 60.0, poll_s=0.5,
         )  # fmt: skip
     if own == "masked":
@@ -366,6 +372,12 @@ def test_a_dist_upgrade_leaves_vms_and_daemons_alone(packages: Packages, system:
             machine.run(["sh", "-c", CARRY_OUT], timeout=1500)
         assert machine.run(["cat", "/etc/debian_version"]).stdout.startswith("13.")
         assert machine.run(["ls", "/usr/bin/python3.11"], check=False).returncode != 0
+        (fault,) = (each for each in host.ask("check", "--release", "host", check=False)["findings"]
+                    if "drivers" in each["text"])  # fmt: skip
+        assert (fault["severity"], "librte-net-vhost25" in fault["hint"]) == ("error", True)
+        drivers = re.findall(r"librte-\S+25", fault["hint"])
+        with host.without_loss():
+            machine.run(["apt-get", "-q", "-y", "--no-download", "install", *drivers], timeout=300)
         with host.without_loss(stay="a"):
             machine.run(["systemctl", "restart", BROKER, WATCH])
             assert host.ask("broker", "status")["vms"] == 2

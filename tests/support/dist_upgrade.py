@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from ovs_hotswap.switch.release import packages
 from ovs_hotswap.system import System
 
-# Arguments: the tree of Debian 12, the mirror, and the directory to which ``archives`` and ``lists`` are copied.
+# Arguments: the tree of Debian 12, the mirror, the directory to which ``archives`` and ``lists`` are copied, and more
+# packages.
 _FETCH = r"""
 set -e
 mount -t tmpfs tmpfs /media
@@ -18,7 +20,8 @@ echo "deb $2 trixie main" >/media/root/etc/apt/sources.list
 mount -t proc proc /media/root/proc
 chroot /media/root env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive sh -ec '
     apt-get -q update
-    apt-get -q -y --download-only --no-install-recommends dist-upgrade'
+    apt-get -q -y --download-only --no-install-recommends dist-upgrade
+    apt-get -q -y --download-only --no-install-recommends install '"$4"
 cp -r /media/root/var/cache/apt/archives /media/root/var/lib/apt/lists "$3"
 """
 # In the machine: needrestart restarts by itself what it may.
@@ -42,7 +45,8 @@ def fetch(tree: Path, mirror: str, system: System, kept: Path) -> Path:
         partial.mkdir(parents=True)
         own_mounts = ["unshare", "--mount", "--propagation", "private", "--"]
         said: list[str] = []
-        argv = [*own_mounts, "sh", "-c", _FETCH, "sh", str(tree), mirror, str(partial)]
+        argv = [*own_mounts, "sh", "-c", _FETCH, "sh", str(tree), mirror, str(partial),
+                " ".join(packages("trixie"))]  # fmt: skip
         assert system.run_lines(argv, said.append, timeout=600) == 0, "\n".join(said[-20:])
         (partial / "sources.list").write_text(f"deb {mirror} trixie main\n")
         partial.rename(kept)

@@ -30,7 +30,6 @@ NEWER = replace(RELEASE, ovs_version="3.5.0", dpdk_version="24.11")
 @pytest.fixture
 def bed(config: Config) -> Bed:
     made = Bed(config)
-    made.world.installed = NEWER
     made.keeper._programmed = made.keeper._stamp
     made.keeper.files = InstalledFiles(busy=lambda: False)
     return made
@@ -63,6 +62,15 @@ def test_it_is_kept_while_the_new_files_do_not_run(bed: Bed) -> None:
     assert not InstalledFiles(busy=lambda: False).replaced(bed.host, Side.B)
 
 
+def test_it_is_kept_if_another_version_is_installed(bed: Bed) -> None:
+    """A failover is not to change the version; and a dist-upgrade brings a DPDK without its drivers."""
+    bed.world.outdated = True
+    bed.world.installed = NEWER
+    bed.keeper.files = InstalledFiles(busy=lambda: False)
+    assert not bed.keeper.files.replaced(bed.host, Side.B)
+    assert bed.keeper.turn() is Task.NOTHING
+
+
 def test_a_start_that_fails_while_packages_are_replaced_is_not_counted(bed: Bed) -> None:
     busy = True
     bed.keeper.files = InstalledFiles(busy=lambda: busy)
@@ -79,6 +87,7 @@ def test_a_start_that_fails_while_packages_are_replaced_is_not_counted(bed: Bed)
 
 
 def test_an_instance_is_started_with_the_versions_that_are_installed(bed: Bed) -> None:
+    bed.world.installed = NEWER
     assert present(bed.host, RELEASE) == NEWER
     tree = Release("trixie", "/srv/trixie", "3.5.0", "24.11")
     assert present(bed.host, tree) == tree

@@ -22,6 +22,7 @@ from ovs_hotswap.switch.release import (
     VSWITCHD,
     Manifest,
     Releases,
+    _has_plugin,
     packages,
     parse_versions,
     programs,
@@ -273,6 +274,15 @@ def test_the_drivers_of_a_prefix_are_beside_its_dpdk(
     for plugin in PLUGINS:
         (dpdk / f"dpdk/pmds-23.0/librte_{plugin.replace('-', '_')}.so.23").touch()
     assert releases.add("mine", from_directory=tmp_path / "ovs").prefix == str(tmp_path / "ovs")
+
+
+@pytest.mark.parametrize(("abi", "there"), [("23", True), ("25", False), ("", True)])
+def test_drivers_of_another_dpdk_do_not_count(tmp_path: Path, abi: str, there: bool) -> None:
+    """After a dist-upgrade those of the older one are still installed."""
+    drivers = tmp_path / "usr/lib/x86_64-linux-gnu/dpdk/pmds-23.0"
+    drivers.mkdir(parents=True)
+    (drivers / "librte_net_vhost.so.23.0").touch()
+    assert _has_plugin(tmp_path, "usr/lib/*/dpdk", "net-vhost", abi) is there
 
 
 @pytest.mark.parametrize("path", [VSWITCHD, OVSDB_TOOL, SCHEMA])
