@@ -142,14 +142,17 @@ class Host:
         return {each["side"]: (each["vswitchd_pid"], each["ovsdb_pid"]) for each in found}
 
     def protected(self) -> bool:
-        return bool(self.ask("watch", "status", check=False)["ready"])
+        """Whether both instances run and the standby is ready."""
+        pids = [pid for pair in self.switches().values() for pid in pair]
+        return None not in pids and bool(self.ask("watch", "status", check=False)["ready"])
 
     def wait_protected(self) -> None:
-        eventually(self.protected, lambda: f"a standby\n{self.machine.log(WATCH)[-3000:]}", 90.0, poll_s=0.2)
+        eventually(self.protected, lambda: f"a standby\n{self.machine.log(WATCH)[-3000:]}", 180.0, poll_s=0.5)
 
     @contextmanager
     def without_loss(self, *, stay: str = "ab") -> Iterator[None]:
         """VMs lose nothing during the block. ``stay``: the sides whose processes are the same after it."""
+        self.wait_protected()
         switches, mark = self.switches(), json.dumps(self.drive("mark"))
         yield
         self.wait_protected()
@@ -302,7 +305,7 @@ def test_the_distributions_packages_leave_the_switches_alone(host: Host, own: st
         eventually(
             lambda: None not in host.switches()[standby]
             and host.ask("status")["replaced"] == {side: side == active for side in "ab"},
-            lambda: f"a standby that runs the new files\n{host.machine.log(WATCH)[-3000:]}", 60.0, poll_s=0.5,
+            lambda: f"a standby that runs the new files\n{host.machine.log(WATCH)[-3000:]}", 180.0, poll_s=0.5,
         )  # fmt: skip
     if own == "masked":
         host.machine.run(["systemctl", "unmask", unit])
