@@ -34,7 +34,8 @@ def is_lab_program(cmdline: Sequence[str]) -> bool:
     if Path(cmdline[0]).name.startswith(PROGRAMS):
         return True
     runs = [Path(word).name for word in cmdline[:3]]
-    return OWN_PROGRAM in runs or any(word.partition(".")[0] == OWN_PACKAGE for word in cmdline[1:3])
+    begin = [word for word in cmdline[:4] if word != "-P"]  # what this program starts of itself has the option
+    return OWN_PROGRAM in runs or any(word.partition(".")[0] == OWN_PACKAGE for word in begin[1:3])
 
 
 def lab_processes(directory: Path, system: System) -> list[int]:

@@ -246,6 +246,7 @@ def test_directory_in_a_word(word: str, named: bool) -> None:
 @pytest.mark.parametrize(
     ("cmdline", "ours"),
     [
+        (["/usr/bin/python3", "-P", "-m", "ovs_hotswap", "--config", "/d/c", "broker", "supervise"], True),
         (["qemu-system-x86_64", "-name", "vm1"], True),
         (["/usr/sbin/ovs-vswitchd", "unix:/run/lab/run/a/db.sock"], True),
         (["/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk"], True),
