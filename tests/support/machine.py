@@ -93,6 +93,7 @@ cat
 # the libraries must be made. Argument: its name.
 _PYVENV = f"""\
 set -e
+mkdir -p /etc/ovs-hotswap
 cd {PREFIX}
 mkdir bin
 ln -s "/usr/bin/$1" bin/python
