@@ -179,7 +179,7 @@ def test_a_dry_run_on_a_finished_host_has_nothing_to_do(bed: FleetBed) -> None:
 
 
 def test_a_rollback_undoes_just_what_the_run_did(bed: FleetBed) -> None:
-    """Of two hosts, because of the time: one that the run has upgraded, and one that it found upgraded."""
+    """It is limited to two hosts, to save time: one that the run has upgraded, and one that it found upgraded."""
     before = bed.hosts[CANARY].identity()
     options: dict[str, Any] = {
         "rollback_run": bed.newest().name,
