@@ -64,9 +64,11 @@ def test_what_a_job_has_started_outlives_it(machine: Machine) -> None:
     machine.run(["ovs-hotswap", "--config", OTHER, "job", "start", "--follow", "--", "broker", "start"])
     (job,) = json.loads(machine.run(["ovs-hotswap", "--config", OTHER, "--json", "job", "list"]).stdout)["jobs"]
     assert (job["state"], job["exit_code"]) == ("ended", 0)
-    eventually(lambda: unit_is_gone(machine, f"{UNIT}{job['id']}.service"), "the unit has ended")
+    unit = f"{UNIT}{job['id']}.service"
+    eventually(lambda: machine.show(unit, "ActiveState") == "inactive", "the unit has ended")
     machine.run(["ovs-hotswap", "--config", OTHER, "broker", "status"])
     machine.run(["ovs-hotswap", "--config", OTHER, "broker", "stop"])
+    eventually(lambda: unit_is_gone(machine, unit), "nothing is left of the unit")
 
 
 def test_a_unit_that_is_stopped_ends_its_job_in_order(machine: Machine) -> None:

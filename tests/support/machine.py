@@ -75,11 +75,14 @@ ExecStart=sh -c 'mount -o remount,rw /sys && mkdir -p /sys/module && mount -o re
 UNIT
 (
     for group in "$@"; do echo 0 >"$group/cgroup.procs"; done
+    # Unset, systemd-nspawn looks at the tree and at this machine. "0" would be version 1 alone, in which a container's
+    # systemd is not told that a control group is empty: a stop of a unit with two processes would not end.
+    [ "$unified" = 0 ] || export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
     status=133 # of a container that wants to be booted again
     while [ $status = 133 ]; do
         status=0
-        SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=$unified systemd-nspawn --quiet --directory="$root" --machine="$name" --boot \
-            --keep-unit --register=no --private-network --capability=all --console=pipe --resolv-conf=off \
+        systemd-nspawn --quiet --directory="$root" --machine="$name" --boot --keep-unit \
+            --register=no --private-network --capability=all --console=pipe --resolv-conf=off \
             --timezone=off --link-journal=no --bind=/dev/hugepages $options \
             -- systemd.unit=multi-user.target </dev/null >&2 || status=$?
     done
