@@ -212,9 +212,9 @@ class Bed:
         self.wait(self._standby_ready, lambda: f"no standby: {status_file.read_state(self.config)}")
 
     def _standby_ready(self) -> bool:
-        now, record = self.host.recorded_active(), standby.read_record(self.host)
+        now = self.host.recorded_active()
         state = status_file.read_state(self.config) or {}
-        if now is None or record is None or record.side is now or not record.prepared:
+        if now is None or standby.warm(self.host, now.other) is None:
             return False
         vms = self.host.backends.vms()
         return (
