@@ -87,7 +87,7 @@ def adopt(host: Host, side: Side) -> bool:
             f"instance {side} does not become the active one: instance {side.other} owns the rings of VM {some(owned)}",
             hint=f"`ovs-hotswap instance start {side.other}`",
         )
-    standby.settle_active(host)
+    standby.settle(host, side)
     return activate_first(host, side)
 
 

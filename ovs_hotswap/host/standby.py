@@ -65,6 +65,10 @@ class StandbyRecord(Strict, extra="ignore"):
     prepared: bool = False
     pmd_sleep_us: int | None = None
 
+    def is_warm(self, side: Side) -> bool:
+        """Whether ``side`` is the warm standby."""
+        return self.side is side and self.prepared
+
 
 def record_path(config: Config) -> Path:
     return config.run_dir / "standby.json"
@@ -82,7 +86,7 @@ def read_record(host: Host) -> StandbyRecord | None:
 def warm(host: Host, side: Side) -> StandbyRecord | None:
     """Return the record of ``side`` if it is the warm standby: it runs and is prepared."""
     record = read_record(host)
-    return record if record is not None and record.side is side and record.prepared else None
+    return record if record is not None and record.is_warm(side) else None
 
 
 def forget(config: Config) -> None:
@@ -158,10 +162,10 @@ def restore_operator_settings(host: Host, record: StandbyRecord) -> None:
     forget(host.config)
 
 
-def settle_active(host: Host) -> None:
-    """Call ``restore_operator_settings`` for the standby of the record, if there is one."""
+def settle(host: Host, side: Side) -> None:
+    """Call ``restore_operator_settings`` if the record is that of ``side``."""
     record = read_record(host)
-    if record is not None:
+    if record is not None and record.side is side:
         restore_operator_settings(host, record)
 
 
@@ -185,16 +189,14 @@ def usable(host: Host, side: Side, release: Release) -> bool:
 def release_for_upgrade(host: Host, active: Side, release: Release) -> bool:
     """Prepare the instance beside the active one for an upgrade to ``release``. If it runs just this release, it keeps
     running with the operator's values; otherwise it is ended, as it serves no VM. Returns whether it keeps running."""
-    record, side = read_record(host), active.other
-    if record is not None and record.side is active:
-        restore_operator_settings(host, record)
+    side = active.other
+    settle(host, active)
     if host.instances[side].status().state not in (State.RUNNING, State.STARTING):
         return False  # the remains of one that died are removed when the next instance is started
     if not usable(host, side, release):
         end_standby(host, side)
         return False
-    if record is not None and record.side is side:
-        restore_operator_settings(host, record)
+    settle(host, side)
     return True
 
 

@@ -281,15 +281,6 @@ def rings_before(host: Host) -> list[Finding]:
     return checks.rings_before(found.wedged, found.unread)
 
 
-def restore_priority(host: Host, old: Side) -> list[Finding]:
-    """Give the old instance normal priority, and return a finding that says what had low priority. Raises SwitchError
-    if it does not get normal priority."""
-    low = beside_vms.low(host, old)
-    if low:
-        beside_vms.make_ready(host, old)
-    return checks.priority(old, low) if low else []
-
-
 def ring_samples(host: Host) -> list[RingSample]:
     """The present indices of every ring of the VMs that are to be served."""
     return rings.samples(vm for vm in host.backends.vms() if vm.to_serve)

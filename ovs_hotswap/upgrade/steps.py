@@ -13,7 +13,7 @@ import contextlib
 from ovs_hotswap.errors import BrokerError, HotswapError, SwitchError
 from ovs_hotswap.host import settings_transfer
 from ovs_hotswap.host.host import Host
-from ovs_hotswap.host.scheduling import in_background
+from ovs_hotswap.host.scheduling import in_background, low, make_ready
 from ovs_hotswap.host.standby import (
     await_ports,
     park_each,
@@ -23,7 +23,7 @@ from ovs_hotswap.host.standby import (
     unpark_each,
     usable,
 )
-from ovs_hotswap.model import Severity, Side
+from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.plan.executor import Plan, ReversibleStep, State, Step, StepContext
 from ovs_hotswap.plan.records import Facts
@@ -41,13 +41,22 @@ from ovs_hotswap.wording import some
 _SAMPLE_S = 0.2
 
 
+def restore_priority(host: Host, old: Side) -> list[Finding]:
+    """Give the old instance normal priority, and return a finding that says what had low priority. Raises SwitchError
+    if it does not get normal priority."""
+    if not (found := low(host, old)):
+        return []
+    make_ready(host, old)
+    return checks.priority(old, found)
+
+
 class Precheck(Step[Upgrade]):
     name = "precheck"
     description = "look for reasons not to start"
 
     def do(self, context: Upgrade, run: StepContext) -> None:
         uplink_proof.begin(context, run)
-        for finding in collect.restore_priority(context.host, context.old):
+        for finding in restore_priority(context.host, context.old):
             run.progress(f"{finding.check}: {finding.text}")
         found = collect.precheck(context.host, context.old, context.new, context.release, context.leave_out)
         for finding in checks.verdict(found):

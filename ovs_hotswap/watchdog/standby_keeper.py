@@ -256,7 +256,7 @@ class Keeper:
             self._board.update(active=active, standby=None)
             return StandbyState(False, there, prepared=record is not None and record.prepared,
                              may_restart=self.poison.under_way or self._board.may_restart())  # fmt: skip
-        prepared = standby.warm(host, side) is not None
+        prepared = record is not None and record.is_warm(side)
         state = State.RUNNING if prepared else host.instances[side].status().state  # status() asks the database
         if prepared and self._useless(host, side):
             state, prepared = State.DEAD, False
@@ -332,7 +332,7 @@ class Keeper:
             case Task.MEND:
                 self._mend(host, active)
             case Task.SETTLE:
-                standby.settle_active(host)
+                standby.settle(host, active)
             case Task.RESTART:
                 self._restart(host, active)
             case Task.CLEAN:

@@ -8,7 +8,7 @@ from ovs_hotswap.config import Config
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.host import scheduling, standby
 from ovs_hotswap.model import Severity, Side
-from ovs_hotswap.upgrade import checks, collect
+from ovs_hotswap.upgrade import checks, steps
 from ovs_hotswap.watchdog.health import Health
 from tests.unit.watch_bed import Bed
 from tests.unit.watch_bed import config as config
@@ -77,7 +77,7 @@ def test_the_check_names_what_serves_at_low_priority(bed: Bed) -> None:
 
 def test_an_upgrade_ends_the_low_priority_of_the_instance_that_serves_and_says_so(bed: Bed) -> None:
     bed.world.low = {1}
-    (finding,) = collect.restore_priority(bed.host, Side.A)
+    (finding,) = steps.restore_priority(bed.host, Side.A)
     assert "instance a serves VMs at low priority" in finding.text
     assert bed.world.low == set()
-    assert collect.restore_priority(bed.host, Side.A) == []
+    assert steps.restore_priority(bed.host, Side.A) == []

@@ -286,3 +286,11 @@ def test_an_instance_does_not_become_the_active_one_while_the_other_owns_a_vm(ho
         adopt(host, Side.B)
     assert failure.value.hint == "`ovs-hotswap instance start a`"
     assert host.recorded_active() is None
+
+
+def test_the_other_side_stays_the_warm_standby_of_an_instance_that_becomes_the_active_one(host: Machine) -> None:
+    record = standby.StandbyRecord(side=Side.B, pid=2, log_level="info", scheduling=None, prepared=True)
+    host.config.run_dir.mkdir()
+    host.world.write_atomic(standby.record_path(host.config), record.model_dump_json())
+    assert adopt(host, Side.A)
+    assert standby.warm(host, Side.B) == record
