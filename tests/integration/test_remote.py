@@ -119,25 +119,19 @@ class OnTerminal:
 
 # -- the same as on the host
 
+# Each is of another kind: what is printed, what is asked for, and what fails. Programs start slowly, so there are few.
 COMMANDS = [
     ["status"],
-    ["--json", "status"],
-    ["release", "list"],
     ["instance", "list", "--json"],
     ["check", "--release", "host"],
     ["upgrade", "--release", "nowhere"],
     ["upgrade", "--release", "nowhere", "--json"],
     ["upgrade", "--release", "host", "--dry-run"],
-    ["vm", "list"],
-    ["broker", "status", "--json"],
     ["broker", "stop"],
-    ["instance", "keep"],
-    ["rollback"],
     ["overlay", "show"],
     ["vm", "quarantine", "a b'c\"$(id)\n\\ü", "--reason", ""],
     ["upgrade", "--help"],
     ["nonsense"],
-    ["upgrade"],
     ["--debug", "config", "check"],
 ]
 
@@ -148,9 +142,10 @@ def test_a_command_prints_and_ends_as_on_the_host(bed: SshBed, arguments: list[s
     assert there == here
 
 
-@pytest.mark.parametrize("arguments", [["release", "list"], ["status"], ["upgrade", "--release", "nowhere"]],
-                         ids=" ".join)  # fmt: skip
-@pytest.mark.parametrize("size", [(80, 24), (40, 60)])
+@pytest.mark.parametrize(
+    ("arguments", "size"),
+    [(["release", "list"], (40, 60)), (["status"], (80, 24)), (["upgrade", "--release", "nowhere"], (40, 60))],
+)
 def test_a_terminal_is_one_there(bed: SshBed, arguments: list[str], size: tuple[int, int]) -> None:
     here = OnTerminal([str(bed.program), "--config", str(bed.config), *arguments], bed.environment(), size)
     there = OnTerminal(bed.command(*arguments), bed.environment(), size)
@@ -232,7 +227,7 @@ def test_a_revoked_key_is_refused(bed: SshBed) -> None:
 
 def test_a_jump_host_is_verified_and_used(bed: SshBed) -> None:
     """And two of them, one of which is also reached through the first by its own settings."""
-    for jump in ("hv1", f"hv1,root@127.0.0.2:{bed.port}", f"ssh://root@127.0.0.1:{bed.port}"):
+    for jump in (f"hv1,root@127.0.0.2:{bed.port}", f"ssh://root@127.0.0.1:{bed.port}"):
         bed.ssh_config("Host hv3", f"ProxyJump {jump}")
         bed.know()
         assert bed.there("release", "list", hosts=["hv3"]).status == 0
@@ -326,10 +321,9 @@ def test_the_program_is_missing(bed: SshBed) -> None:
     assert "--host-program /opt/ovs-hotswap/bin/ovs-hotswap" in done.err
 
 
-@pytest.mark.parametrize("version", ["9.9.9", "0.0.1"])
-def test_another_version_only_reads(bed: SshBed, tmp_path: Path, version: str) -> None:
+def test_another_version_only_reads(bed: SshBed, tmp_path: Path) -> None:
+    version = "9.9.9"
     program = other_version(tmp_path, version)
-
     known = jobs(bed).ids()
     done = bed.with_program(program, "release", "list")
     assert (done.status, done.out) == (0, bed.here("release", "list").out)
@@ -487,9 +481,9 @@ def test_six_hosts_of_which_one_does_not_answer(bed: SshBed) -> None:
     lost = found["127.0.0.99"]
     assert (lost["exit_code"], lost["document"], lost["error"]["class"]) == (19, None, "RemoteError")
 
-    done = bed.there("release", "list", hosts=[*names, "127.0.0.99"])
+    done = bed.there("release", "list", hosts=["hv1", "127.0.0.99"])
     assert done.status == 19
-    assert done.out.count(bed.here("release", "list").out) == 5
+    assert bed.here("release", "list").out in done.out
     assert "hv1: connecting" in done.out
     assert "127.0.0.99: failed, exit code 19" in done.out
     assert "Connection refused" in done.err

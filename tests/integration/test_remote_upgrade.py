@@ -1,8 +1,15 @@
-"""The connection is cut at each step of an upgrade of a real lab. The upgrade finishes by itself, and is reported."""
+"""The connection is cut during an upgrade of a real lab. The upgrade finishes by itself, and is reported.
+
+`make test` cuts one upgrade three times: before its commit, in the handovers, and after the commit. With
+``OVS_HOTSWAP_CUTS=each`` (`make soak-cuts`) there is an upgrade for each step, and it is cut there.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -27,6 +34,9 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.skipif(SSHD is None, reason="openssh-server is not installed")
 SHAPE = upgrade_plan().shape
 STEPS = [*SHAPE.before, *SHAPE.after]
+HANDOVER = ("park", "steer", "move")
+FEW = ("start-standby", "move", "close-window")
+CUTS = [(step,) for step in STEPS] if os.environ.get("OVS_HOTSWAP_CUTS") == "each" else [FEW]
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +67,43 @@ def begun(lab: Lab, step: str) -> bool:
     )
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_the_connection_is_cut(lab: Lab, bed: SshBed, step: str, system: System) -> None:
+def started(bed: SshBed, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(bed.command(*arguments), env=bed.environment(), stdin=subprocess.DEVNULL,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+
+
+def followed_again(lab: Lab, bed: SshBed, job: str, step: str) -> subprocess.Popen[str]:
+    """Attach to the job, which stands still until it is followed, so that the next cut is one of this connection.
+    ``step``: where the last one was cut. A handover is not made to stand still: the VMs would notice."""
+    if step in HANDOVER:
+        eventually(lambda: begun(lab, SHAPE.after[0]), "the VMs have moved", 120)
+    pid = Jobs(lab.config.run_dir, System()).look(job).pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        client = started(bed, "attach", job)
+        assert client.stdout is not None
+        assert client.stdout.readline(), "it is followed from its beginning"
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    return client
+
+
+def cut_at(lab: Lab, bed: SshBed, client: subprocess.Popen[str], step: str, known: set[str]) -> str:
+    """Cut the connection of ``client`` when a step begins; return the job that its error names, which is none of those
+    that were ``known`` before."""
+    eventually(lambda: begun(lab, step) or client.poll() is not None, f"step {step}", 120, poll_s=0.001)
+    bed.cut()
+    out, err = client.communicate(timeout=120)
+    (job,) = set(Jobs(lab.config.run_dir, System()).ids()) - known
+    if step != STEPS[-1]:  # after the last step the upgrade may have ended before the cut
+        assert client.returncode == 20, (out, err)
+        assert f"attach {job}" in err
+    return job
+
+
+@pytest.mark.parametrize("cuts", CUTS, ids=" ".join)
+def test_the_connection_is_cut(lab: Lab, bed: SshBed, cuts: tuple[str, ...], system: System) -> None:
     host = Host(lab.config, system)
     before = host.active()
     running = host.software(before)
@@ -66,17 +111,10 @@ def test_the_connection_is_cut(lab: Lab, bed: SshBed, step: str, system: System)
     wanted = "host" if running.name == TREE_NAME else TREE_NAME
     known = set(Jobs(lab.config.run_dir, system).ids())
     since = lab.pings.mark()
-    client = subprocess.Popen(
-        bed.command("upgrade", "--release", wanted), env=bed.environment(), stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    eventually(lambda: begun(lab, step) or client.poll() is not None, f"step {step}", 120, poll_s=0.001)
-    bed.cut()
-    out, err = client.communicate(timeout=120)
-    (job,) = set(Jobs(lab.config.run_dir, system).ids()) - known
-    if step != STEPS[-1]:  # after the last step the upgrade may have ended before the cut
-        assert client.returncode == 20, (out, err)
-        assert f"attach {job}" in err
+    client = started(bed, "upgrade", "--release", wanted)
+    job = cut_at(lab, bed, client, cuts[0], known)
+    for last, step in itertools.pairwise(cuts):
+        assert cut_at(lab, bed, followed_again(lab, bed, job, last), step, known) == job
 
     done = bed.there("attach", job)
     assert (done.status, done.err) == (0, "")
