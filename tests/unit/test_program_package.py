@@ -52,6 +52,7 @@ def test_the_control_file() -> None:
     text = program.control("0.4.0-1", ["openssl (= 3)", "expat (= 2)", "openssl (= 3)"], 9)
     assert "Version: 0.4.0-1\n" in text
     assert "Built-Using: expat (= 2), openssl (= 3)\n" in text
+    assert "openvswitch" not in text.partition("Suggests: ")[0], "apt would restart a switch that serves VMs"
     described = text.partition("Description: ")[2].splitlines()
     assert all(line.startswith(" ") for line in described[1:])
     assert text.endswith("\n")

@@ -34,9 +34,10 @@ RUNTIME = (
     "libpython3.11-stdlib", "libsqlite3-0", "libssl3", "libuuid1", "python3.11-minimal", "zlib1g",
 )  # fmt: skip
 """Binary packages of Debian 12 whose files become part of this package."""
-DEPENDS = ("iproute2", "libc6 (>= 2.36)", "procps")
-RECOMMENDS = ("openvswitch-switch-dpdk",)
-SUGGESTS = ("debian-archive-keyring", "debootstrap", "needrestart")
+DEPENDS = ("iproute2", "libc6 (>= 2.36)", "passwd", "procps")
+SUGGESTS = ("debian-archive-keyring", "debootstrap", "needrestart", "openvswitch-switch-dpdk")
+"""Open vSwitch is not recommended, because apt installs what is: it would need a network, and restart a switch that
+serves VMs to upgrade it."""
 SCRIPTS = ("preinst", "postinst", "prerm", "postrm")
 TEXT = (
     "A broker between QEMU and the switch gives each VM two switches to its one",
@@ -112,7 +113,7 @@ def control(version: str, built_using: Iterable[str], installed_kib: int) -> str
     fields = {
         "Package": PACKAGE, "Version": version, "Architecture": "amd64",
         "Maintainer": "ovs-hotswap maintainers <maintainers@ovs-hotswap.invalid>",
-        "Installed-Size": str(installed_kib), "Depends": ", ".join(DEPENDS), "Recommends": ", ".join(RECOMMENDS),
+        "Installed-Size": str(installed_kib), "Depends": ", ".join(DEPENDS),
         "Suggests": ", ".join(SUGGESTS), "Built-Using": ", ".join(sorted(set(built_using))), "Section": "net",
         "Priority": "optional", "Description": "Replace a hypervisor's OVS-DPDK process under its running VMs",
     }  # fmt: skip
@@ -241,9 +242,10 @@ class Program:
         size = sum(-(-path.stat().st_size // 1024) for path in files)
         debs = sorted((work / "in/debs").iterdir())
         (about / "control").write_text(control(self.inputs.package_version, map(self._source_of, debs), size))
-        conffiles = [f"/{path.relative_to(stage)}\n" for path in files if path.is_relative_to(stage / "etc")]
-        (about / "conffiles").write_text("".join(conffiles))
-        sums = [f"{hashlib.md5(path.read_bytes()).hexdigest()}  {path.relative_to(stage)}\n" for path in files]
+        conffiles = [path for path in files if path.is_relative_to(stage / "etc")]
+        (about / "conffiles").write_text("".join(f"/{path.relative_to(stage)}\n" for path in conffiles))
+        sums = [f"{hashlib.md5(path.read_bytes()).hexdigest()}  {path.relative_to(stage)}\n"
+                for path in files if path not in conffiles]  # fmt: skip
         (about / "md5sums").write_text("".join(sums))
         for path in (stage, about, *everything, *about.iterdir()):
             if not path.is_symlink():
