@@ -42,12 +42,20 @@ def see_replaceable(host: Host) -> None:
             f"an upgrade of the switch is unfinished ({unfinished.standing.phase}), and the version that began it is "
             "to finish it", hint="`ovs-hotswap status`, then `ovs-hotswap resume` or `ovs-hotswap rollback`",
         )  # fmt: skip
+    _see_idle(host)
+
+
+def _see_idle(host: Host) -> None:
+    """Raise BusyError if a command works on the instances. A task of the watchdog is waited for. The lock is not kept:
+    without it the watchdog could not start an instance again."""
     with host.lock(WATCHDOG_S):
         pass
 
 
 def see_removable(host: Host, unit: Unit | None = None) -> None:
-    """Raise BusyError if VMs may depend on the program: an instance runs, or a watchdog that would start one."""
+    """Raise BusyError if VMs may depend on the program: an instance runs or is being started, or a watchdog runs that
+    would start one."""
+    _see_idle(host)
     active = host.recorded_active()
     running = sorted((side for side in Side if host.instances[side].pid() is not None), key=lambda side: side is active)
     if running:
@@ -70,6 +78,13 @@ def unreadable(found: BrokerStatus, own: Sequence[int] = FORMATS) -> str | None:
     return None
 
 
+def see_own_version(found: BrokerStatus) -> None:
+    """Raise BrokerError if the broker that was started is not of this version: a unit in /etc may run another one."""
+    if found.version != __version__:
+        raise BrokerError(f"broker {found.version} was started, and not {__version__}",
+                          hint="`systemctl cat ovs-hotswap-broker` shows which program its unit runs")  # fmt: skip
+
+
 def replace_running_broker(config: Config, system: System, config_path: Path, say: Say) -> None:
     """Replace the broker if one runs. Raises HotswapError; then the broker from before runs, or systemd tries to start
     this one and keeps its connections."""
@@ -78,11 +93,16 @@ def replace_running_broker(config: Config, system: System, config_path: Path, sa
     try:
         with BrokerClient(config.broker_socket) as client:
             before = client.status()
-    except BrokerError:
-        return  # none runs; a unit that fails is started again with this program by systemd
+    except BrokerError as error:
+        pid = system.read_writer(config.run_dir / "broker.pid", "broker")
+        if pid is None:
+            return  # a unit that fails is started again with this program by systemd
+        raise BrokerError(f"the broker from before (process {pid}) runs, and what it may leave is not known: "
+                          f"{error.message}", hint="`ovs-hotswap broker take-over` replaces it") from error  # fmt: skip
     if before.kept_by_systemd and (reason := unreadable(before)) is not None:
         raise BrokerError(reason, hint="install a version between the two first; its package replaces the broker")
     after = replace_broker(config, system, config_path, _BROKER_S)
+    see_own_version(after)
     say(f"broker {after.version}, process {after.pid}, has taken over {after.vms} VMs from broker {before.version}")
 
 
@@ -107,8 +127,14 @@ def restart_running_watchdog(config: Config, system: System, say: Say, unit: Uni
 
 
 def replace_daemons(config: Config, system: System, config_path: Path, say: Say) -> list[HotswapError]:
-    """Replace what runs, the broker first, and return the faults."""
-    faults = []
+    """Replace what runs, the broker first, and return the faults. Nothing is replaced while a command works on the
+    instances, such as an upgrade of the switch that has begun since the files were replaced."""
+    faults: list[HotswapError] = []
+    try:
+        _see_idle(Host(config, system))
+    except BusyError as error:
+        return [BusyError(f"broker and watchdog run the version from before: {error.message}",
+                          hint="when it has ended: `ovs-hotswap package replace-daemons`")]  # fmt: skip
     for act in (
         partial(replace_running_broker, config, system, config_path, say),
         partial(restart_running_watchdog, config, system, say),

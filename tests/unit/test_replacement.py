@@ -13,7 +13,7 @@ from ovs_hotswap import __version__
 from ovs_hotswap.broker.control.status import BrokerStatus
 from ovs_hotswap.broker.persist.formats import FORMATS
 from ovs_hotswap.config import Config
-from ovs_hotswap.errors import BusyError, StateUnknown
+from ovs_hotswap.errors import BrokerError, BusyError, StateUnknown
 from ovs_hotswap.model import Side
 from ovs_hotswap.plan.journal import Journals
 from ovs_hotswap.plan.records import StepNames
@@ -89,6 +89,41 @@ def test_the_program_may_be_removed_when_no_instance_runs(bed: Bed) -> None:
     bed.world.die(Side.A)
     bed.world.die(Side.B)
     replacement.see_removable(bed.host, Unit("x", bed.world, booted=Path("/nonexistent")))
+
+
+def test_the_program_stays_while_an_instance_is_being_started(bed: Bed) -> None:
+    bed.world.die(Side.A)
+    bed.world.die(Side.B)
+    with bed.host.lock(), pytest.raises(BusyError, match="under way"):
+        replacement.see_removable(bed.host, Unit("x", bed.world, booted=Path("/nonexistent")))
+
+
+def test_a_broker_that_runs_and_does_not_answer_is_reported(bed: Bed, tmp_path: Path) -> None:
+    system = FakeSystem()
+    bed.config.run_dir.mkdir(parents=True, exist_ok=True)
+    (bed.config.run_dir / "broker.pid").write_text("77\n")
+    replacement.replace_running_broker(bed.config, system, tmp_path, print)  # process 77 has ended
+    system.processes = {77: ["ovs-hotswap", "broker", "run"]}
+    with pytest.raises(BrokerError, match=r"broker from before \(process 77\) runs") as caught:
+        replacement.replace_running_broker(bed.config, system, tmp_path, print)
+    assert "broker take-over" in str(caught.value.hint)
+
+
+def test_a_broker_of_another_version_is_not_taken_for_the_new_one() -> None:
+    replacement.see_own_version(replace(BROKER, version=__version__))
+    with pytest.raises(BrokerError, match=r"broker 0\.5\.0 was started"):
+        replacement.see_own_version(BROKER)
+
+
+def test_no_daemon_is_replaced_under_an_upgrade_that_began_after_the_files_were_replaced(
+    bed: Bed, tmp_path: Path
+) -> None:
+    system = Systemd(bed.config)
+    with bed.host.lock():
+        (fault,) = replacement.replace_daemons(bed.config, system, tmp_path / "config.toml", print)
+    assert isinstance(fault, BusyError)
+    assert "`ovs-hotswap package replace-daemons`" in str(fault.hint)
+    assert not system.ran
 
 
 def test_a_broker_whose_state_cannot_be_read_is_not_ended(bed: Bed) -> None:
