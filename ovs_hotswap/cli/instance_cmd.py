@@ -153,8 +153,8 @@ def rotate_logs(app: App) -> None:
     """Rename each log of an instance that is longer than 16 MiB to NAME.log.1, and have its daemon begin a new one.
 
     The watchdog does so by itself, and under systemd ovs-hotswap-logs.timer does. The logs are in run_dir, which is in
-    memory: on a host without either, run this command from cron. While an upgrade is under way or unfinished, nothing
-    is renamed.
+    memory: on a host without either, run this command from cron. While an upgrade is under way, nothing is renamed;
+    while one is unfinished, only a log that is longer than 64 MiB.
     With --json: {"renamed"}: the paths of the logs that were renamed.
 
     \b

@@ -21,6 +21,8 @@ from ovs_hotswap.switch.release import HOST
 log = logging.getLogger(__name__)
 
 _EVERY_S = 10.0  # reading what a switch has mapped takes a millisecond
+# Running the installed programs takes longer, and what they say mostly stays so until an operator acts.
+_PROGRAMS_S = 300.0
 
 
 class InstalledFiles:
@@ -28,27 +30,33 @@ class InstalledFiles:
 
     def __init__(self, busy: Callable[[], bool] = at_work) -> None:
         self.busy = busy
-        self._at = float("-inf")
+        self._at = self._again = float("-inf")
         self._seen: tuple[int | None, bool] = None, False
+        self._told: str | None = None
 
     def replaced(self, host: Host, side: Side) -> bool:
         """Whether the standby runs files that were replaced by files of the same versions, which are complete and run.
         The answer is kept for a while."""
         pid, now = host.instances[side].pid(), host.system.monotonic()
-        if pid != self._seen[0] or now - self._at >= _EVERY_S:
-            self._at, self._seen = now, (pid, self._look(host, side))
+        if pid != self._seen[0]:
+            self._at = self._again = float("-inf")
+        if now - self._at >= _EVERY_S:
+            self._at, self._seen = now, (pid, self._look(host, side, now))
         return self._seen[1]
 
-    def _look(self, host: Host, side: Side) -> bool:
+    def _look(self, host: Host, side: Side, now: float) -> bool:
         instance = host.instances[side]
         release = instance.release()
-        if release is None or not instance.outdated() or self.busy():
+        if release is None or now < self._again or not instance.outdated() or self.busy():
             return False
         try:
-            return host.releases.get(release.name) == release
+            same = host.releases.get(release.name) == release
         except HotswapError as error:
-            log.warning("instance %s keeps its files, which were replaced: %s", side, error.message)
-            return False
+            if error.message != self._told:
+                log.warning("instance %s keeps its files, which were replaced: %s", side, error.message)
+            self._told, same = error.message, False
+        self._again = now if same else now + _PROGRAMS_S
+        return same
 
 
 def same_place(one: Release | None, other: Release) -> bool:

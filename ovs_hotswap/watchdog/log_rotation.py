@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from ovs_hotswap.errors import BusyError, HotswapError
+from ovs_hotswap.errors import BusyError, HotswapError, StateUnknown
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Side
 from ovs_hotswap.plan.journal import Journals
@@ -16,6 +16,7 @@ from ovs_hotswap.switch.unixctl import appctl
 log = logging.getLogger(__name__)
 
 LIMIT = 16 << 20  # bytes, after which a log is renamed; so the two files take about twice as much
+MOST = 4 * LIMIT  # bytes, after which it is renamed also while an upgrade waits to be resumed
 _EVERY_S = 60.0
 _ANSWER_S = 1.0
 
@@ -43,9 +44,9 @@ class LogWatch:
         self.rotate(host)
 
     def rotate(self, host: Host) -> list[Path]:
-        """Rename the logs that are too long, and return which. While an upgrade is under way or waits to be resumed, no
-        log is renamed: at its end the upgrade looks for what was logged since it began. Never raises for a fault of the
-        host."""
+        """Rename the logs that are too long, and return which. While an upgrade is under way, no log is renamed; while
+        one waits to be resumed, only a log of ``MOST``: at its end the upgrade looks for what was logged since it
+        began. Never raises for a fault of the host."""
         renamed = []
         for side in Side:
             instance = host.instances[side]
@@ -64,7 +65,7 @@ class LogWatch:
             if _due(path) and pid() is not None:
                 with host.lock():
                     # Another process may have renamed the log since: the watchdog and a command both look at it.
-                    if self._journals(host.config.state_dir, host.system).read() is None and _due(path):
+                    if _due(path, LIMIT if self._finished(host) else MOST):
                         self._rotate(path, control)
                         renamed = True
             self._told.discard(path)
@@ -76,15 +77,22 @@ class LogWatch:
             self._told.add(path)
         return renamed
 
+    def _finished(self, host: Host) -> bool:
+        """Whether no upgrade waits to be resumed. One whose journal cannot be read may do so."""
+        try:
+            return self._journals(host.config.state_dir, host.system).read() is None
+        except (OSError, StateUnknown):
+            return False
+
     def _rotate(self, path: Path, control: Path) -> None:
         if path.exists():
             path.rename(older(path))
         self._reopen(control)  # until then, the daemon writes to the file that was renamed
 
 
-def _due(path: Path) -> bool:
+def _due(path: Path, limit: int = LIMIT) -> bool:
     """Whether the log is too long, or its daemon was asked to open a new one and has not done so."""
     try:
-        return path.stat().st_size > LIMIT
+        return path.stat().st_size > limit
     except FileNotFoundError:
         return older(path).exists()

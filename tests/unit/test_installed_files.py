@@ -62,6 +62,30 @@ def test_it_is_kept_while_the_new_files_do_not_run(bed: Bed) -> None:
     assert not InstalledFiles(busy=lambda: False).replaced(bed.host, Side.B)
 
 
+def test_programs_that_do_not_run_are_not_run_in_each_look_and_reported_once(
+    bed: Bed, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a dist-upgrade drivers may be missing for weeks."""
+    files, asked = bed.keeper.files, 0
+    bed.world.outdated, bed.world.installed = True, None
+    get = bed.host.releases.get
+
+    def counted(name: str) -> Release:
+        nonlocal asked
+        asked += 1
+        return get(name)
+
+    bed.host.releases.get = counted  # type: ignore[method-assign]
+    for _ in range(60):
+        assert not files.replaced(bed.host, Side.B)
+        bed.world.now += 10.0
+    assert asked == 2
+    assert len(caplog.records) == 1
+    bed.world.installed = RELEASE
+    bed.world.now += 300.0
+    assert files.replaced(bed.host, Side.B)
+
+
 def test_it_is_kept_if_another_version_is_installed(bed: Bed) -> None:
     """A failover is not to change the version; and a dist-upgrade brings a DPDK without its drivers."""
     bed.world.outdated = True

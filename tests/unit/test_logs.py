@@ -111,6 +111,21 @@ def test_no_log_is_renamed_while_an_upgrade_is_under_way_or_waits(bed: Bed, daem
     assert daemons.told == []
 
 
+@pytest.mark.parametrize("journal", ["unfinished", "damaged"])
+def test_an_upgrade_that_waits_for_long_does_not_let_logs_fill_the_memory(
+    bed: Bed, daemons: Daemons, journal: str
+) -> None:
+    with Journals(bed.config.state_dir, bed.world).begin("upgrade", StepNames(("park",))):
+        pass
+    if journal == "damaged":
+        (path,) = bed.config.state_dir.glob("journal/*.jsonl")
+        path.write_text("{}\n{}\n")
+    os.truncate(paths(bed).log, log_rotation.MOST + 1)
+    look(bed, LogWatch(daemons.reopen))
+    assert older(paths(bed).log).stat().st_size == log_rotation.MOST + 1
+    assert paths(bed).log.stat().st_size == 0
+
+
 def test_a_command_renames_at_once_and_says_which(bed: Bed, daemons: Daemons) -> None:
     watch, log = LogWatch(daemons.reopen), paths(bed).log
     fill(log)
