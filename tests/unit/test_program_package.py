@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import configparser
+import json
 import re
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -92,6 +94,21 @@ def test_the_sources_are_those_of_the_repository() -> None:
     for path in ("ovs_hotswap/cli/main.py", "systemd/ovs-hotswap-broker.service", "tools/packages/program/postinst"):
         assert path in found
     assert not any("__pycache__" in path or path.startswith("tests/") for path in found)
+
+
+def test_a_package_of_other_sources_or_another_version_is_not_taken_for_the_present_one(tmp_path: Path) -> None:
+    present = {"file": "x.deb", "version": __version__, "sources": program._digest(program.sources(ROOT))}
+    stamp = tmp_path / "ovs-hotswap.json"
+    for wrong in ({}, {**present, "version": "0"}, {**present, "sources": "0"}, present):
+        stamp.write_text(json.dumps(wrong))
+        with pytest.raises(ReleaseError, match="no package of these sources") as caught:
+            program.built(tmp_path)
+        assert caught.value.hint == "`make packages ONLY=hotswap`"
+    (tmp_path / "x.deb").touch()
+    assert program.built(tmp_path) == tmp_path / "x.deb"
+    stamp.write_text("{")
+    with pytest.raises(ReleaseError):
+        program.built(tmp_path)
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, "stage.sh"])

@@ -127,13 +127,25 @@ def sources(root: Path) -> dict[str, str]:
     return {name: _sha256(root / name) for name in kept}
 
 
-class Program:
-    """Builds the package. ``version``: another one than the program's, for tests. ``tree``: where the build tree is.
-    Methods raise HotswapError."""
+def built(output: Path) -> Path:
+    """The package that was built last in ``output``. Raises ReleaseError if there is none, or if it has another version
+    than the program, or was built from other sources. Debian's packages may have newer versions by now."""
+    try:
+        known = json.loads((output / _STAMP).read_text())
+        found = output / str(known["file"])
+        own = (known["version"], known["sources"]) == (__version__, _digest(sources(ROOT)))
+    except (OSError, ValueError, KeyError):
+        own = False
+    if not own or not found.is_file():
+        raise ReleaseError(f"{output} has no package of these sources", hint="`make packages ONLY=hotswap`")
+    return found
 
-    def __init__(
-        self, system: System, say: Say, output: Path, cache: Path, version: str | None = None, tree: Path | None = None
-    ) -> None:
+
+class Program:
+    """Builds the package. ``version``: another one than the program's, to try an upgrade with. Methods raise
+    HotswapError."""
+
+    def __init__(self, system: System, say: Say, output: Path, cache: Path, version: str | None = None) -> None:
         self._system, self._say, self._output, self._cache = system, say, output, cache
         self._apt = Apt(cache / "apt", system)
         try:
@@ -141,7 +153,7 @@ class Program:
         except CommandError as error:
             say(f"Debian's lists are those of the last time: {error.message}")
         tools = self._apt.versions(listed((HERE / "packages.txt").read_text()))
-        self._tree = BuildTree(tree or output / "program-tree", tools, self._apt.mirror, system)
+        self._tree = BuildTree(output / "program-tree", tools, self._apt.mirror, system)
         released, changed = newest_release((ROOT / "CHANGELOG.md").read_text())
         if version is None and released != __version__:
             raise ReleaseError(f"the newest release in CHANGELOG.md is {released}, and the program is {__version__}")
@@ -161,7 +173,9 @@ class Program:
             old.unlink()
         shutil.copyfile(made, target)
         sha256 = _sha256(target)
-        self._system.write_atomic(stamp, json.dumps({"key": self.inputs.key, "sha256": sha256}))
+        known = {"key": self.inputs.key, "sha256": sha256, "file": target.name, "version": self.inputs.version,
+                 "sources": _digest(self.inputs.sources)}  # fmt: skip
+        self._system.write_atomic(stamp, json.dumps(known))
         shutil.rmtree(self._tree.path / "build")
         return target, sha256
 
@@ -271,6 +285,10 @@ class Program:
         status = self._tree.run(argv, keep, environment)
         if status != 0:
             raise ReleaseError(f"{NAME}: {' '.join(argv)}: exit {status}: {last}", hint=f"see {log}")
+
+
+def _digest(sums: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
