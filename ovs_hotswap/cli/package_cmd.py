@@ -40,7 +40,8 @@ def replace_daemons(app: App) -> None:
     """Have this version take over from the broker that runs, and restart the watchdog if it runs. VMs keep their
     network, both instances stay, and what does not run is not started.
 
-    A broker that this version cannot succeed keeps running. Every fault is printed; the exit code is that of the first.
+    A broker that this version cannot succeed keeps running, and nothing is replaced while an upgrade of the switch is
+    under way. Every fault is printed; the exit code is that of the first.
     With --json: {"done": [text], "faults": [text]}.
 
     \b
@@ -66,7 +67,8 @@ def replace_daemons(app: App) -> None:
 def may_remove(app: App) -> None:
     """Say whether this program may be removed. Nothing is changed.
 
-    The exit code is 10 if an instance runs, which may serve VMs. The hint has the commands that stop it.
+    The exit code is 10 if an instance runs or is being started, which may serve VMs. The hint has the commands that
+    stop it.
     With --json: {"removable"}: true.
 
     \b

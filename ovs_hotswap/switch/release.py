@@ -132,6 +132,11 @@ class Releases:
             return self._check(name, None)
         return self._check(name, self._tree(name, self._manifest(name)))
 
+    def installed(self) -> Release:
+        """Return the release of the host as it is installed now, also if drivers are missing. Raises ReleaseError if it
+        does not run."""
+        return self._with_versions(Release(HOST, None, "", ""), "`ovs-hotswap release list`")
+
     def list(self) -> tuple[ReleaseEntry, ...]:
         """Return all releases, ``host`` first, including those that cannot be used."""
         names = sorted(path.parent.name for path in self._directory.glob(f"[!.]*/{_MANIFEST}"))
@@ -265,12 +270,16 @@ class Releases:
             if directory is None and abi:  # a dist-upgrade brings the libraries of another DPDK, and no driver
                 hint = f"`apt-get install {' '.join(f'librte-{plugin}{abi}' for plugin in missing)}`"
             raise ReleaseError(f"release {name}: DPDK's drivers {', '.join(missing)} are missing", hint=hint)
-        versions = None
+        return self._with_versions(found, hint)
+
+    def _with_versions(self, release: Release, hint: str) -> Release:
+        """The release with the versions that its programs print. Raises ReleaseError if they do not run."""
+        versions, software = None, programs(release)
         for program in (software.ovsdb_server, software.vswitchd):
-            versions = parse_versions(self._output(found, program, hint))
+            versions = parse_versions(self._output(release, program, hint))
         if versions is None:
-            raise ReleaseError(f"release {name}: {software.vswitchd} is built without DPDK", hint=hint)
-        return replace(found, ovs_version=versions[0], dpdk_version=versions[1])
+            raise ReleaseError(f"release {release.name}: {software.vswitchd} is built without DPDK", hint=hint)
+        return replace(release, ovs_version=versions[0], dpdk_version=versions[1])
 
     def _output(self, release: Release, program: str, hint: str) -> str:
         """Return what ``program --version`` prints. Raises ReleaseError if it does not run."""

@@ -76,7 +76,7 @@ def _release(host: Host, old: Side, name: str) -> list[Finding]:
         found.append(Finding("release", Severity.OK, text, "`--force` upgrades again"))
     elif name == getattr(host.instances[old].release(), "name", None) and host.instances[old].outdated():
         text = f"instance {old} runs files of it that were replaced since: the upgrade goes to the newer ones"
-        found.append(Finding("release", Severity.OK, text))
+        found.append(Finding("release", Severity.OK, text, f"`ovs-hotswap upgrade --release {name}`"))
     return found
 
 

@@ -47,7 +47,12 @@ class InstalledFiles:
     def _look(self, host: Host, side: Side, now: float) -> bool:
         instance = host.instances[side]
         release = instance.release()
-        if release is None or now < self._again or not instance.outdated() or self.busy():
+        if release is None or not instance.outdated():
+            return False
+        if self.busy():
+            self._again = now  # what is installed then is looked at as soon as it is complete
+            return False
+        if now < self._again:
             return False
         try:
             same = host.releases.get(release.name) == release
@@ -69,5 +74,5 @@ def present(host: Host, release: Release) -> Release:
     a record are from the last start. If they cannot be read, the release is the given one, and its start says why."""
     if release.name == HOST:
         with contextlib.suppress(HotswapError):
-            return host.releases.get(release.name)
+            return host.releases.installed()
     return release

@@ -50,6 +50,9 @@ class FakeReleases:
     def get(self, _name: str) -> Release:
         return RELEASE
 
+    def installed(self) -> Release:
+        return RELEASE
+
 
 def run(**facts: Any) -> StepContext:
     return StepContext(lambda: facts, lambda _facts: None, lambda _event: None)

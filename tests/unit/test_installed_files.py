@@ -81,8 +81,11 @@ def test_programs_that_do_not_run_are_not_run_in_each_look_and_reported_once(
         bed.world.now += 10.0
     assert asked == 2
     assert len(caplog.records) == 1
-    bed.world.installed = RELEASE
-    bed.world.now += 300.0
+    bed.world.installed = RELEASE  # by another run of dpkg
+    files.busy = lambda: True
+    assert not files.replaced(bed.host, Side.B)
+    files.busy = lambda: False
+    bed.world.now += 10.0
     assert files.replaced(bed.host, Side.B)
 
 
@@ -153,3 +156,4 @@ def test_the_check_says_that_the_upgrade_goes_to_the_newer_files(bed: Bed) -> No
     bed.world.outdated = True
     (_, found) = collect._release(bed.host, Side.A, "host")
     assert found.text == "instance a runs files of it that were replaced since: the upgrade goes to the newer ones"
+    assert found.hint == "`ovs-hotswap upgrade --release host`"

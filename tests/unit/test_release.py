@@ -285,6 +285,16 @@ def test_drivers_of_another_dpdk_do_not_count(tmp_path: Path, abi: str, there: b
     assert _has_plugin(tmp_path, "usr/lib/*/dpdk", "net-vhost", abi) is there
 
 
+def test_the_versions_that_are_installed_are_known_although_drivers_are_missing(
+    system: Builder, releases: Releases
+) -> None:
+    """After a dist-upgrade, an instance that is started has the new version, and must not be programmed as the old."""
+    assert releases.installed() == Release("host", None, "3.5.0", "24.11.4")
+    system.version = (127, "error while loading shared libraries: librte_eal.so.25")
+    with pytest.raises(ReleaseError, match="does not run"):
+        releases.installed()
+
+
 @pytest.mark.parametrize("path", [VSWITCHD, OVSDB_TOOL, SCHEMA])
 def test_an_incomplete_tree_names_what_is_missing(releases: Releases, tmp_path: Path, path: str) -> None:
     make_tree(tmp_path / "mine")

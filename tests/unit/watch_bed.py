@@ -161,6 +161,9 @@ class FakeReleases:
             raise ReleaseError(f"release {name} does not run")
         return self.world.installed
 
+    def installed(self) -> Release:
+        return self.get(RELEASE.name)
+
 
 class FakeUplink:
     def __init__(self, world: World) -> None:
