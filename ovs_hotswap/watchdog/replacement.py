@@ -119,7 +119,8 @@ def restart_running_watchdog(config: Config, system: System, say: Say, unit: Uni
 
     def successor() -> bool:
         pid = (status_file.read_state(config) or {}).get("pid")
-        return pid != before and bool(report.read(config, system)["running"])
+        ready = config.watch.mode == "required" or unit.active() == "active"
+        return ready and pid != before and bool(report.read(config, system)["running"])
 
     if not wait_until(successor, _WATCH_S, system, poll_s=_POLL_S):
         raise StateUnknown(f"{WATCH} does not run {_WATCH_S:g} s after its restart", hint=unit.hint)

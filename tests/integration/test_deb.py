@@ -81,6 +81,14 @@ def test_shells_complete_its_commands(host: Host) -> None:
         assert "_OVS_HOTSWAP_COMPLETE" in host.machine.run(["cat", f"/usr/share/{path}"]).stdout
 
 
+def test_doctor_says_how_to_configure_the_host(host: Host) -> None:
+    found = host.ask("doctor", check=False)["findings"]
+    errors = {(each["section"], each["check"]): each["hint"] for each in found if each["severity"] == "error"}
+    hint = "`ovs-hotswap config example` > /etc/ovs-hotswap/config.toml"
+    assert errors["configuration", "file"] == hint
+    assert ("units", "installed") not in errors, "the package has brought them"
+
+
 def test_it_is_configured_and_serves_vms(host: Host) -> None:
     host.serve()
     assert host.machine.show("ovs-hotswap-logs.timer", "ActiveState") == "active", "the instances' units want it"

@@ -142,6 +142,13 @@ def test_the_watchdog_of_the_unit_is_restarted_without_waiting_for_a_standby(bed
     assert said == ["the watchdog runs this version"]
 
 
+def test_a_watchdog_that_begins_and_does_not_become_ready_is_reported(bed: Bed, tmp_path: Path) -> None:
+    system, said = Systemd(bed.config, active="activating"), list[str]()
+    with pytest.raises(StateUnknown, match="does not run 30 s after its restart"):
+        replacement.restart_running_watchdog(bed.config, system, said.append, unit(system, bed.config, tmp_path))
+    assert said == []
+
+
 def test_a_watchdog_that_does_not_begin_is_reported(bed: Bed, tmp_path: Path) -> None:
     system = Systemd(bed.config, restarts=False)
     with pytest.raises(StateUnknown, match="does not run 30 s after its restart") as caught:

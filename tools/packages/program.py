@@ -21,6 +21,7 @@ from pathlib import Path
 from ovs_hotswap import __version__
 from ovs_hotswap.errors import CommandError, ReleaseError
 from ovs_hotswap.system import System
+from tools.packages.build import listed
 from tools.packages.buildtree import BuildTree
 from tools.packages.debian import Apt
 
@@ -86,11 +87,6 @@ class Inputs:
     @property
     def file_name(self) -> str:
         return f"{PACKAGE}_{self.package_version}_amd64.deb"
-
-
-def listed(text: str) -> list[str]:
-    """The package names of a list, one a line, with comments."""
-    return [word for line in text.splitlines() if (word := line.partition("#")[0].strip())]
 
 
 def newest_release(changelog: str) -> tuple[str, int]:
