@@ -41,29 +41,7 @@ def packages(system: System, tmp_path_factory: pytest.TempPathFactory) -> Packag
     return collect_packages(system, tmp_path_factory.mktemp("packages"))
 
 
-@pytest.fixture(scope="module", params=SUITES)
-def host(request: pytest.FixtureRequest, packages: Packages, system: System) -> Iterator[Host]:
-    with booted(str(request.param), packages, system) as made:
-        made.dpkg("--install", f"{SHARED}/{packages.present}")
-        made.serve()
-        yield made
-
-
-def test_the_package_is_upgraded_and_downgraded_again_and_again(host: Host, packages: Packages) -> None:
-    for number in range(ROUNDS):
-        print(f"round {number + 1} of {ROUNDS}")
-        host.replace_program(packages.later, NEXT)
-        host.replace_program(packages.present, __version__)
-
-
-@pytest.mark.parametrize("own", ["inactive", "active", "masked"])
-def test_the_distributions_packages_leave_the_switches_alone(host: Host, own: str) -> None:
-    if host.suite != "bookworm":
-        pytest.skip("the packages are those of Debian 12")
-    for _ in range(ROUNDS):
-        host.replace_switch(own)
-
-
+# The first test, because the machines of the others run until the last one has ended.
 def test_a_dist_upgrade_leaves_vms_and_daemons_alone(packages: Packages, system: System) -> None:
     """Debian 12 becomes Debian 13 under the VMs: libc, Python, systemd, Open vSwitch and DPDK are replaced, needrestart
     restarts what it may, and Debian 12's Python is purged. Then both daemons are restarted, and the VMs move to the new
@@ -94,3 +72,26 @@ def test_a_dist_upgrade_leaves_vms_and_daemons_alone(packages: Packages, system:
             assert host.ask("upgrade", "--release", "host")["committed"]
         runs = {each["side"]: each["release"]["ovs_version"] for each in host.ask("instance", "list")["instances"]}
         assert set(runs.values()) == {clean("trixie", system).ovs_version}
+
+
+@pytest.fixture(scope="module", params=SUITES)
+def host(request: pytest.FixtureRequest, packages: Packages, system: System) -> Iterator[Host]:
+    with booted(str(request.param), packages, system) as made:
+        made.dpkg("--install", f"{SHARED}/{packages.present}")
+        made.serve()
+        yield made
+
+
+def test_the_package_is_upgraded_and_downgraded_again_and_again(host: Host, packages: Packages) -> None:
+    for number in range(ROUNDS):
+        print(f"round {number + 1} of {ROUNDS}")
+        host.replace_program(packages.later, NEXT)
+        host.replace_program(packages.present, __version__)
+
+
+@pytest.mark.parametrize("own", ["inactive", "active", "masked"])
+def test_the_distributions_packages_leave_the_switches_alone(host: Host, own: str) -> None:
+    if host.suite != "bookworm":
+        pytest.skip("the packages are those of Debian 12")
+    for _ in range(ROUNDS):
+        host.replace_switch(own)

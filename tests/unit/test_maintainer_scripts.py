@@ -195,7 +195,8 @@ def test_a_chroot_without_systemd_is_configured(root: Root) -> None:
 
 @pytest.mark.parametrize("call", ["systemctl daemon-reload", "systemd-sysusers ovs-hotswap.conf"])
 def test_a_fault_of_systemd_is_reported_and_the_package_configured(root: Root, call: str) -> None:
-    root.answer(*call.split(), "exit 1")
+    command, first = call.split()
+    root.answer(command, first, "exit 1")
     assert root.run("postinst", "configure", "0.3.0-1") == 0
     assert "ovs-hotswap: " in root.said
     assert root.calls[-1] == "ovs-hotswap package replace-daemons"
