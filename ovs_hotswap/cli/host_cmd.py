@@ -36,7 +36,8 @@ def _task(app: App, request: Request) -> Task:
     config = Path(options.get("config", app.config_path)).absolute()
     here = App(config_path=config)
     started = start_job(here, jobs_of(here), request.arguments, asks=request.asks)
-    return Task(["--config", str(config), "job", "follow", started.id], started.id)
+    json = ["--json"] if "--json" in request.arguments else []  # for an error of `follow` itself
+    return Task(["--config", str(config), *json, "job", "follow", started.id], started.id)
 
 
 @click.command(name="host-command", cls=Command, hidden=True, changes=False)

@@ -20,7 +20,7 @@ from ovs_hotswap.cli.app import App, Command, Group, pass_app
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.cli.recording import RecordedOutput, Replay
 from ovs_hotswap.config import DEFAULT_RUN_DIR
-from ovs_hotswap.errors import HotswapError, PrecheckFailed, StateUnknown
+from ovs_hotswap.errors import CommandError, HotswapError, PrecheckFailed, StateUnknown
 from ovs_hotswap.plan.interrupts import ended_as_child
 from ovs_hotswap.remote import launch
 from ovs_hotswap.remote.jobs import Job, JobState
@@ -51,7 +51,7 @@ def attach(app: App, job: str | None, begin: str) -> None:
     is the newest one that runs, or else the newest one. Ctrl-C ends this command, and not the job: `ovs-hotswap job
     interrupt JOB` does that.
 
-    The exit code is 6 if the job was killed and left none.
+    The exit code is 6 if the job was killed and left none, and 14 if it did not begin within a minute.
 
     With --json: what the command of the job prints with --json.
 
@@ -80,7 +80,8 @@ def list_(app: App) -> None:
     """List the jobs that run, and the newest 50 that have ended.
 
     With --json: {"jobs": [{"id", "arguments", "started", "directory", "asks", "by", "state", "exit_code", "pid"}]}. The
-    state is starting, running, ended or lost; lost means that the job was killed and left no exit code.
+    state is starting, running, ended or lost; lost means that the job was killed and left no exit code, or did not
+    begin within a minute.
 
     \b
     Example:
@@ -181,7 +182,10 @@ def execute(app: App, job: str) -> None:
     from ovs_hotswap.cli.main import INTERRUPTED, run
 
     found = jobs_of(app)
-    wanted = found.look(job).job
+    look = found.look(job)
+    if look.state is not JobState.STARTING or not found.claim(job):
+        raise PrecheckFailed(f"job {job} is not to be begun: it is {look.state}", hint=f"`ovs-hotswap attach {job}`")
+    wanted = look.job
     recorder = found.recorder(job)
     output = RecordedOutput(recorder.write, recorder.ask, by_person=wanted.asks)
     status = 1
@@ -208,7 +212,8 @@ def start_job(app: App, jobs: Jobs, arguments: tuple[str, ...], *, asks: bool) -
 
 def follow(app: App, jobs: Jobs, job: Job, *, from_end: bool = False, interrupts: bool = True) -> None:
     """Show a job until it ends, and end with its exit code. ``interrupts``: the first Ctrl-C interrupts the job and the
-    second leaves it; otherwise the first one leaves it. Raises StateUnknown if the job was killed."""
+    second leaves it; otherwise the first one leaves it. Raises StateUnknown if the job was killed, CommandError if it
+    did not begin."""
     with (
         _Keys(app.output, jobs, job, interrupts) as keys,
         Replay(app.output, lambda number, text: _answer(app, jobs, job, keys, number, text)) as replay,
@@ -224,6 +229,8 @@ def follow(app: App, jobs: Jobs, job: Job, *, from_end: bool = False, interrupts
             keys.act()
     look = jobs.look(job.id)
     if look.exit_code is None:
+        if jobs.claim(job.id):
+            raise CommandError(f"job {job.id} did not begin, and will not", hint="repeat the command")
         raise StateUnknown(
             f"job {job.id} was killed: it left no exit code", hint="`ovs-hotswap status` says what is left to do"
         )
@@ -254,12 +261,15 @@ class _Keys:
     def act(self) -> None:
         """Do what the keys since the last call ask for. Raises KeyboardInterrupt to leave the job."""
         while self._pressed:
+            look = self._jobs.look(self._job.id)
+            if self._pressed <= self._left and look.state is JobState.STARTING:
+                return  # it is interrupted as soon as it can be
             self._pressed -= 1
             if self._left == 0:
                 self._output.warning(f"job {self._job.id} continues; `ovs-hotswap attach {self._job.id}` follows it")
                 raise KeyboardInterrupt
             self._left -= 1
-            _interrupt(self._jobs.look(self._job.id))
+            _interrupt(look)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if not ended_as_child(self._process, number):
@@ -276,7 +286,7 @@ def _interrupt(look: Look) -> bool:
 
 def _answer(app: App, jobs: Jobs, job: Job, keys: _Keys, number: int, text: str) -> None:
     """Put a question of a job to the person here, if there is one and it is not answered yet."""
-    if jobs.answered(job.id, number) or jobs.look(job.id).state is JobState.ENDED:
+    if jobs.answered(job.id, number) or jobs.look(job.id).state in {JobState.ENDED, JobState.LOST}:
         return
     if not app.output.asks:
         app.output.warning(f"job {job.id} waits for an answer: {text} (`ovs-hotswap attach {job.id}` on a terminal)")

@@ -16,8 +16,8 @@ KEPT = 50
 """How many ended jobs are kept."""
 EVENTS_MAX = 4 << 20
 """Bytes of events that are kept of one job. What it prints after that is left out; its exit code is kept."""
-BEGINS_S = 30.0
-"""Within this time a job that was started has recorded its process."""
+BEGINS_S = 60.0
+"""A job that has not recorded its process within this time does not begin any more."""
 _ID = re.compile(r"\d{8}-\d{6}-[a-z-]+(\.\d+)?")
 
 
@@ -50,7 +50,7 @@ class Job:
 
 
 class JobState(enum.StrEnum):
-    """Where a job stands. ``LOST``: its process ended without an exit code, because it was killed."""
+    """Where a job stands. ``LOST``: it did not begin in time, or its process was killed and left no exit code."""
 
     STARTING = "starting"
     RUNNING = "running"

@@ -14,7 +14,7 @@ from ovs_hotswap.service.sd_notify import BOOTED
 from ovs_hotswap.system import System
 
 UNIT = "ovs-hotswap-job-"
-_START_S = 30.0
+_START_S = 20.0  # within SILENCE_S of the connection that waits for it
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "OVS_HOTSWAP_CONFIG")
 # systemd.kill(5), systemd.service(5). KillMode=process: an instance or a broker that the job started as its child is
 # not ended with the job. A stop of the unit, which happens when the host goes down, is SIGTERM: an upgrade undoes what
@@ -34,8 +34,9 @@ def start(jobs: Jobs, arguments: Iterable[str], config: Path, system: System, *,
             system.run(transient_unit(job.id, program), timeout=_START_S)
         else:
             system.spawn(program, log=jobs.directory / job.id / "log")
-    except CommandError as error:
-        jobs.launched(job.id, error)
+    except CommandError:
+        if jobs.give_up(job.id):
+            raise
     return job
 
 

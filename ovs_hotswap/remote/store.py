@@ -26,6 +26,7 @@ _POLL_S = 0.05
 _LOOK_S = 0.5  # between two looks whether the process of a job lives
 _ANSWER_S = 600.0
 _PLACEHOLDER = "-\n"
+_UNCLAIMED = "unclaimed"
 _LEFT_OUT = "the rest of what the job prints is left out"
 Event = dict[str, Any]
 
@@ -54,7 +55,8 @@ class Jobs:
         """Record a new job, and remove the records of old ones. Raises ConfigError, HostError."""
         with files():
             own_directory(self._run_dir)
-            self.directory.mkdir(mode=0o700, exist_ok=True)
+            self.directory.mkdir(exist_ok=True)
+            self.directory.chmod(0o700)  # also one that somebody has made with more rights
         self._remove_old()
         now = self._system.wall()
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
@@ -64,9 +66,15 @@ class Jobs:
             with files(), contextlib.suppress(FileExistsError):
                 (self.directory / name).mkdir(mode=0o700)
                 break
-        # The exit code is written over this, also when the file system is full by then.
-        self._system.write_atomic(self.directory / name / "end", _PLACEHOLDER)
-        self._system.write_atomic(self.directory / name / "job.json", json.dumps(job.document()) + "\n")
+        try:
+            # The process and its exit code are written over these, also when the file system is full by then.
+            for file in ("pid", "end"):
+                self._system.write_atomic(self.directory / name / file, _PLACEHOLDER)
+            self._system.write_atomic(self.directory / name / _UNCLAIMED, "")
+            self._system.write_atomic(self.directory / name / "job.json", json.dumps(job.document()) + "\n")
+        except HotswapError:
+            shutil.rmtree(self.directory / name, ignore_errors=True)
+            raise
         return job
 
     def ids(self) -> list[str]:
@@ -88,7 +96,10 @@ class Jobs:
         pid = self._system.read_writer(file, "execute")
         code = self._exit_code(name)  # after the process: it writes the code before it ends
         age_s = max(0.0, self._system.wall() - job.started)
-        state = jobs.state_of(age_s=age_s, begun=file.exists(), alive=pid is not None, exit_code=code)
+        begun = False
+        with contextlib.suppress(OSError):
+            begun = file.read_text() != _PLACEHOLDER
+        state = jobs.state_of(age_s=age_s, begun=begun, alive=pid is not None, exit_code=code)
         return Look(job, state, code, pid if state is JobState.RUNNING else None)
 
     def looks(self) -> list[Look]:
@@ -140,10 +151,22 @@ class Jobs:
     def answered(self, name: str, number: int) -> bool:
         return (self.directory / name / f"answer-{number}").exists()
 
-    def launched(self, name: str, error: HotswapError) -> None:
-        """Remove the record of a job that could not be started because of ``error``, and raise it."""
+    def claim(self, name: str) -> bool:
+        """Decide what becomes of a job that has not begun. The one who claims it first, which is the process that is to
+        work on it or who gives it up, is told so; no job begins that was given up, and none begins twice. Raises
+        HostError."""
+        file = self.directory / name / _UNCLAIMED
+        with files(file), contextlib.suppress(FileNotFoundError):
+            file.unlink()
+            return True
+        return False
+
+    def give_up(self, name: str) -> bool:
+        """Remove the record of a job that could not be started. False: it has begun all the same."""
+        if not self.claim(name):
+            return False
         shutil.rmtree(self.directory / name, ignore_errors=True)
-        raise error
+        return True
 
     def _exit_code(self, name: str) -> int | None:
         with contextlib.suppress(OSError, ValueError):
@@ -171,7 +194,7 @@ class Recorder:
     def begin(self) -> None:
         """Record this process as the one that works on the job."""
         with contextlib.suppress(HotswapError):
-            self._system.write_atomic(self._directory / "pid", pid_text(os.getpid()))
+            self._system.write_short(self._directory / "pid", pid_text(os.getpid()))
 
     def write(self, event: Event) -> None:
         data = json.dumps(event).encode() + b"\n"

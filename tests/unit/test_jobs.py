@@ -1,4 +1,4 @@
-"""Jobs: their records, what is kept of them, and that following one shows what its command prints."""
+"""Jobs: their records, what is kept of them, and what ends them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import io
 import json
 import os
 import signal
+import stat
+import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,7 @@ from hypothesis import strategies as st
 from ovs_hotswap.cli import main
 from ovs_hotswap.cli.app import App, changes_something
 from ovs_hotswap.cli.output import Output
-from ovs_hotswap.cli.recording import RecordedOutput, Replay
-from ovs_hotswap.errors import CommandError, StateUnknown
-from ovs_hotswap.plan.executor import Event, EventKind
+from ovs_hotswap.errors import CommandError, HostError, StateUnknown
 from ovs_hotswap.remote import jobs, launch
 from ovs_hotswap.remote.jobs import Job, JobState
 from ovs_hotswap.remote.store import Jobs, Recorder
@@ -191,13 +190,16 @@ def test_a_killed_job_is_lost(tmp_path: Path) -> None:
     assert found.look(name).state is JobState.LOST
 
 
-def test_the_exit_code_is_recorded_on_a_full_disk(tmp_path: Path) -> None:
+def test_process_and_exit_code_are_recorded_on_a_full_disk(tmp_path: Path) -> None:
     class Full(System):
         def write_atomic(self, path: Path, text: str) -> None:
             raise host_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path)
 
     found, name = created(tmp_path)
-    Recorder(found.directory / name, Full()).end(15)
+    recorder = Recorder(found.directory / name, Full())
+    recorder.begin()
+    assert (found.look(name).state, found.look(name).pid) == (JobState.RUNNING, os.getpid())
+    recorder.end(15)
     assert found.look(name).exit_code == 15
 
 
@@ -230,6 +232,58 @@ def test_a_job_whose_start_fails_leaves_no_record(tmp_path: Path) -> None:
     assert found.ids() == []
 
 
+def test_a_job_that_began_although_its_start_seemed_to_fail_is_a_job(tmp_path: Path) -> None:
+    """systemd-run(1) is killed after its time, and the unit may have begun by then."""
+    found = Jobs(tmp_path, FakeSystem())
+
+    def begin_and_refuse(_argv: Any) -> tuple[int, str]:
+        assert found.claim(found.ids()[0])
+        raise CommandError("systemd-run: no end after 20 s; killed")
+
+    job = launch.start(found, ["status"], Path("/x"), FakeSystem(begin_and_refuse), booted=tmp_path)
+    assert found.ids() == [job.id]
+
+
+def test_a_job_is_begun_or_given_up_once(shell: Shell, tmp_path: Path) -> None:
+    found = Jobs(tmp_path / "run", System())
+    begun, given_up = (found.create(["status"], asks=False, by="").id for _ in range(2))
+    assert found.claim(begun)
+    assert not found.give_up(begun)
+    assert shell("job", "execute", begun) == 4
+    assert f"job {begun} is not to be begun" in shell.err.getvalue()
+    assert found.give_up(given_up)
+    assert found.ids() == [begun]
+    assert shell("job", "execute", given_up) == 6
+
+
+def test_a_job_that_did_not_begin_in_time_never_begins(shell: Shell, tmp_path: Path) -> None:
+    found = Jobs(tmp_path / "run", FakeSystem())  # long ago
+    name = found.create(["status"], asks=False, by="").id
+    assert Jobs(tmp_path / "run", System()).look(name).state is JobState.LOST
+    assert shell("attach", name) == 14
+    assert "did not begin, and will not" in shell.err.getvalue()
+    assert not found.claim(name)
+
+
+@pytest.mark.parametrize("file", ["pid", "end", "unclaimed", "job.json"])
+def test_a_job_that_cannot_be_recorded_leaves_nothing(tmp_path: Path, file: str) -> None:
+    class Full(System):
+        def write_atomic(self, path: Path, text: str) -> None:
+            if path.name == file:
+                raise host_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path)
+            super().write_atomic(path, text)
+
+    with pytest.raises(HostError):
+        created(tmp_path, system=Full())
+    assert list((tmp_path / "jobs").iterdir()) == []
+
+
+def test_jobs_are_for_root_alone(tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir(mode=0o755)
+    found, name = created(tmp_path)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (found.directory, found.directory / name)] == [0o700] * 2
+
+
 def test_under_systemd_a_job_is_a_unit_that_keeps_its_children_when_it_ends(tmp_path: Path) -> None:
     system = FakeSystem()
     job = launch.start(Jobs(tmp_path, system), ["upgrade", "--release", "secret"], Path("/c"), system, booted=tmp_path)
@@ -240,100 +294,6 @@ def test_under_systemd_a_job_is_a_unit_that_keeps_its_children_when_it_ends(tmp_
     assert "--scope" not in argv
     assert argv[argv.index("--") + 1 :][-3:] == ("job", "execute", job.id)
     assert not [word for word in argv if "secret" in word], "the arguments of the command are not in ps"
-
-
-# -- recording and replay
-
-text = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
-cell = st.none() | st.integers() | text
-steps = st.lists(st.tuples(st.sampled_from(["prove", "park", "move"]), text), min_size=1, max_size=3,
-                 unique_by=lambda step: step[0])  # fmt: skip
-events = st.builds(
-    Event, st.sampled_from(EventKind), st.sampled_from(["", "prove", "move"]), st.none() | st.floats(0, 10), text,
-    st.none() | text, st.none() | st.integers(0, 9), st.none() | st.integers(0, 9),
-)  # fmt: skip
-Call = Callable[[Output], None]
-calls: st.SearchStrategy[Call] = st.one_of(
-    st.builds(lambda words: lambda out: out.line(words), text),
-    st.builds(lambda words: lambda out: out.note(words), text),
-    st.builds(lambda words: lambda out: out.warning(words), text),
-    st.builds(lambda words: lambda out: out.document({"a": words, "b": [1.5, None], "side": Path(words)}), text),
-    st.builds(lambda rows: lambda out: out.table(("one", "two"), rows, title="t"), st.lists(st.tuples(cell, cell))),
-    st.builds(lambda words, code: lambda out: out.fault("SwitchError", words, "`x`", code), text, st.integers(1, 20)),
-    st.builds(lambda words: lambda out: print(words, file=out.err), text),
-    st.builds(lambda given, seen: lambda out: _plan(out, given, seen), steps, st.lists(events, max_size=6)),
-)
-
-
-def _plan(output: Output, given_steps: list[tuple[str, str]], seen: list[Event]) -> None:
-    with output.progress(given_steps) as progress:
-        for event in seen:
-            progress.observe(event)
-    output.document({"steps": progress.report()})
-
-
-def printed(output_of: Callable[[io.StringIO, io.StringIO], Output], run: Callable[[Output], None]) -> tuple[str, str]:
-    out, err = io.StringIO(), io.StringIO()
-    output = output_of(out, err)
-    run(output)
-    output.catch_up()
-    return out.getvalue(), err.getvalue()
-
-
-@pytest.mark.parametrize("in_json", [False, True])
-@given(given_calls=st.lists(calls, max_size=8))
-def test_a_replay_prints_the_same_bytes(in_json: bool, given_calls: list[Call]) -> None:
-    recorded: list[dict[str, Any]] = []
-
-    def work(output: Output) -> None:
-        output.json = in_json
-        for call in given_calls:
-            call(output)
-
-    def replay(output: Output) -> None:
-        with Replay(output, lambda _number, _text: None) as shown:
-            for event in json.loads(json.dumps(recorded)):
-                shown.show(event)
-
-    work(RecordedOutput(recorded.append, lambda _text: None, by_person=False))
-    assert printed(lambda out, err: Output(out=out, err=err), replay) == printed(
-        lambda out, err: Output(out=out, err=err), work
-    )
-
-
-def test_a_job_is_shown_as_json_afterwards() -> None:
-    recorded: list[dict[str, Any]] = []
-    output = RecordedOutput(recorded.append, lambda _text: None, by_person=False)
-    output.line("text")
-    output.document({"ready": False})
-    output.fault("PrecheckFailed", "no", None, 4)
-    out = io.StringIO()
-    with Replay(Output(json=True, out=out, err=io.StringIO()), lambda _number, _text: None) as replay:
-        for event in recorded:
-            replay.show(event)
-    assert json.loads(out.getvalue()) == {"ready": False}, "one document, as with --json"
-
-
-def test_from_the_end_only_what_is_new_is_printed() -> None:
-    out = io.StringIO()
-    with Replay(Output(out=out, err=io.StringIO()), lambda _number, _text: None) as replay:
-        replay.quiet = True
-        replay.show({"kind": "line", "text": "old"})
-        replay.show({"kind": "progress", "steps": [["park", "park the VMs"]]})
-        replay.show({"kind": "step", "event": {"kind": "started", "step": "park"}})
-        replay.quiet = False
-        replay.show({"kind": "step", "event": {"kind": "done", "step": "park", "seconds": 1.0, "later": "field"}})
-        replay.show({"kind": "a kind of a newer version"})
-    assert out.getvalue() == "[1/1] park: done (1.00 s)\n"
-
-
-def test_on_a_terminal_the_progress_is_a_picture() -> None:
-    out = Terminal()
-    with Replay(Output(out=out, err=io.StringIO()), lambda _number, _text: None) as replay:
-        replay.show({"kind": "progress", "steps": [["park", "park the VMs"]]})
-        replay.show({"kind": "step", "event": {"kind": "done", "step": "park", "seconds": 1.0}})
-    assert "✓" in out.getvalue()
-    assert "[1/1]" not in out.getvalue()
 
 
 # -- a job of this machine
@@ -401,6 +361,32 @@ def test_ctrl_c_leaves_an_attached_job_alone(shell: Shell, working: Jobs) -> Non
     assert working.look(name).state is JobState.RUNNING
 
 
+def test_ctrl_c_before_a_job_has_begun_interrupts_it_when_it_has(shell: Shell, working: Jobs) -> None:
+    name = working.create(["upgrade"], asks=False, by="").id
+    child = subprocess.Popen(["sleep", "100"])
+
+    class Slow(System):
+        """Ctrl-C comes at the first look, and the job begins at the third."""
+
+        looks = 0
+
+        def sleep(self, seconds: float) -> None:
+            self.looks += 1
+            if self.looks == 1:
+                signal.raise_signal(signal.SIGINT)
+            elif self.looks == 3:
+                assert working.claim(name)
+                (working.directory / name / "pid").write_text(pid_text(child.pid))
+            elif self.looks > 20:
+                child.kill()
+            super().sleep(seconds)
+
+    app = App(Output(out=io.StringIO(), err=io.StringIO()))
+    app.__dict__["system"] = Slow()
+    assert main.run(["--config", str(shell.config), "job", "follow", name], app) == 6
+    assert child.wait() == -signal.SIGINT
+
+
 @pytest.mark.parametrize(("answer", "status"), [("yes\n", 0), ("\n", 130)])
 def test_a_question_of_a_job_is_answered_by_who_follows_it(
     shell: Shell, working: Jobs, answer: str, status: int
@@ -425,20 +411,6 @@ def test_ctrl_c_at_a_question_leaves_it_to_the_next_who_follows(shell: Shell, wo
         app = App(Output(out=io.StringIO(), err=Terminal(), source=source))
         statuses.append(main.run(["--config", str(shell.config), "attach", job.id], app))
     assert statuses == [130, 0]
-
-
-def test_a_question_is_asked_again_and_again() -> None:
-    """``doctor --fix`` asks one for each change."""
-    asked: list[str] = []
-    answers = iter(["yes", "no", None])
-
-    def ask(question: str) -> str | None:
-        asked.append(question)
-        return next(answers)
-
-    output = RecordedOutput(lambda _event: None, ask, by_person=True)
-    assert [output.ask(f"change {number}?") for number in range(3)] == [True, False, False]
-    assert asked == ["change 0?", "change 1?", "change 2?"]
 
 
 def test_the_arguments_of_a_job_are_not_in_the_list_of_processes(shell: Shell, working: Jobs) -> None:
