@@ -36,7 +36,7 @@ def run_there(app: App, root: click.Group, arguments: Sequence[str]) -> int:
     for host in hosts:
         Destination.parse(host)
     connection.silence(debug=app.debug)
-    way = session.Way(app.remote.program, app.remote.sudo, SshFiles())
+    way = session.Way(app.remote.program, app.remote.sudo, SshFiles(), app.remote.config)
     changes = changes_something(root, arguments)
     words = (*global_options(app), *arguments)
     if len(hosts) == 1:
@@ -62,7 +62,7 @@ def _environment() -> dict[str, str]:
 
 
 def _run_on_one(app: App, host: str, words: tuple[str, ...], way: session.Way, changes: bool) -> int:
-    with Terminal(app.output) as screen:
+    with Terminal(app.output, changes) as screen:
         request = Request(words, __version__, screen.terminals, screen.size(), _environment())
         try:
             code = session.run(host, request, way, screen, changes=changes)
@@ -70,8 +70,7 @@ def _run_on_one(app: App, host: str, words: tuple[str, ...], way: session.Way, c
             return 0  # the caller makes of it what it makes of a command here whose output is not read
         except KeyboardInterrupt:
             if screen.job_id is not None:
-                screen.say(f"job {screen.job_id} continues there; "
-                           f"`ovs-hotswap --host {host} attach {screen.job_id}` follows it")  # fmt: skip
+                screen.say(way.continues(host, screen.job_id))
             raise
     app.output.done = code == 0
     return code
@@ -82,23 +81,29 @@ class _Unread(Exception):
 
 
 class Terminal:
-    """The standard streams as the screen of a session. While it is entered, keys are passed on as they are pressed."""
+    """The standard streams as the screen of a session. While it is entered, keys are passed on as they are pressed.
 
-    def __init__(self, output: Output) -> None:
-        self._output = output
+    ``changes``: whether the command changes something. One that only reads asks nothing, so the keys are left to the
+    program that its output goes to, such as a pager.
+    """
+
+    def __init__(self, output: Output, changes: bool) -> None:
+        self._output, self._changes = output, changes
         self._interrupts = 0
         self._begun = False
-        self._before: object = None
+        self._before: list[tuple[int, object]] = []
         self._attributes: list[object] | None = None
         self.job_id: str | None = None
         self.terminals = (_is_terminal(sys.stdin), output.out.isatty(), output.err.isatty())
 
     def __enter__(self) -> Terminal:
-        self._before = signal.signal(signal.SIGINT, self._on_signal)
+        for number, handler in ((signal.SIGINT, self._on_signal), (signal.SIGTERM, _end)):
+            self._before.append((number, signal.signal(number, handler)))
         return self
 
     def __exit__(self, *_error: object) -> None:
-        signal.signal(signal.SIGINT, self._before)  # type: ignore[arg-type]  # what signal() itself returned
+        for number, handler in self._before:
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() itself returned
         if self._attributes is not None:
             termios.tcsetattr(0, termios.TCSADRAIN, self._attributes)  # type: ignore[arg-type]
 
@@ -122,11 +127,16 @@ class Terminal:
     def keyboard(self) -> int | None:
         """From the first call on, which is when the command begins, keys are not interpreted here."""
         self._begun = True
-        if not self.terminals[0]:
+        on_terminal, out, err = self.terminals
+        if not on_terminal or not (out or self._changes):
             return None
         if self._attributes is None:
             self._attributes = termios.tcgetattr(0)
             tty.setraw(0, termios.TCSADRAIN)
+            if not (out and err):  # the ends of lines that come by a pipe, as of `| tee`, are those of a pipe
+                raw = termios.tcgetattr(0)
+                raw[tty.OFLAG] |= termios.OPOST
+                termios.tcsetattr(0, termios.TCSADRAIN, raw)
         return 0
 
     def typed(self) -> bytes:
@@ -141,6 +151,11 @@ class Terminal:
 
     def interrupts(self) -> int:
         return self._interrupts
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    """End at SIGTERM, and not before the terminal is as it was."""
+    sys.exit(128 + number)
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

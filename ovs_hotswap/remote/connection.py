@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import itertools
 import logging
+import os
+import select
 import shlex
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from paramiko import Agent, Channel, PasswordRequiredException, PKey, ProxyCommand, SSHConfig, SSHException, Transport
 from paramiko.auth_strategy import AuthFailure, AuthSource, AuthStrategy, InMemoryPrivateKey, OnDiskPrivateKey
+from paramiko.pkey import PublicBlob, UnknownKeyType
 from paramiko.ssh_exception import AuthenticationException, BadAuthenticationType
 
 from ovs_hotswap.errors import RemoteError
@@ -22,6 +25,7 @@ from ovs_hotswap.remote.hosts import Destination
 from ovs_hotswap.remote.ssh_settings import Settings, SshFiles, keys_of
 
 _JUMPS_MAX = 8
+_SAID = 1 << 12
 _BUSY = (OSError, EOFError, SSHException)
 
 
@@ -36,22 +40,26 @@ class Keys(AuthStrategy):
         self.tried = 0
 
     def get_sources(self) -> Iterator[AuthSource]:
+        """Yield the keys in the order of ssh(1): of the agent first those that are configured, because a host allows
+        few attempts."""
         wanted = {blob for file in self._settings.key_files if (blob := _public_blob(file)) is not None}
-        held = set()
-        for key in _agent_keys():
+        tried = set()
+        for key in sorted(_agent_keys(), key=lambda key: key.asbytes() not in wanted):
             if not self._settings.keys_alone or key.asbytes() in wanted:
-                held.add(key.asbytes())
+                tried.add(key.asbytes())
                 self.tried += 1
                 yield InMemoryPrivateKey(self._settings.user, key)
         for file in keys_of(self._settings.key_files):
             try:
                 loaded = PKey.from_path(file)
             except (PasswordRequiredException, TypeError):
-                if _public_blob(file) not in held:
+                if _public_blob(file) not in tried:
                     self.locked.append(file)
-            except (SSHException, ValueError, OSError):
+            except (SSHException, ValueError, OSError, UnknownKeyType, UnsupportedAlgorithm):
                 continue
             else:
+                if loaded.public_blob is None and loaded.asbytes() in tried:
+                    continue
                 self.tried += 1
                 yield OnDiskPrivateKey(self._settings.user, "ssh-config", file, loaded)
 
@@ -59,17 +67,53 @@ class Keys(AuthStrategy):
 def _agent_keys() -> list[PKey]:
     try:
         return list(Agent().get_keys())
-    except SSHException:
+    except (SSHException, OSError):
         return []
 
 
 def _public_blob(file: Path) -> bytes | None:
-    """What a key file's public half is on the wire."""
-    try:
-        words = file.with_name(f"{file.name}.pub").read_text().split()
-        return base64.b64decode(words[1])
-    except (OSError, ValueError, IndexError):
-        return None
+    """What a key file's public half is on the wire. The file may itself be that half, of a key that an agent holds."""
+    for each in (file.with_name(f"{file.name}.pub"), file):
+        with contextlib.suppress(OSError, ValueError):
+            return bytes(PublicBlob.from_file(str(each)).key_blob)
+    return None
+
+
+class Proxy(ProxyCommand):
+    """A ProxyCommand as ssh(1) runs it: by a shell. It is in our process group, but Ctrl-C is not for it."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__(shlex.join(["sh", "-c", f"trap '' INT; exec {command}"]))
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self._out, self._err = self.process.stdout.fileno(), self.process.stderr.fileno()
+        self._sources = [self._out, self._err]
+        self._said = b""
+
+    def recv(self, size: int) -> bytes:
+        """What came; nothing at the end of the command, which paramiko's own class does not notice. Raises
+        TimeoutError."""
+        while ready := select.select(self._sources, [], [], self.timeout)[0]:
+            if self._out in ready:
+                return os.read(self._out, size)
+            self._listen()
+        raise TimeoutError
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            super().close()
+
+    def last_words(self) -> str:
+        """The last line that the command printed on standard error."""
+        while self._err in select.select(self._sources, [], [], 0)[0]:
+            self._listen()
+        return "".join(self._said.decode(errors="replace").split("\n")[-2:]).strip()
+
+    def _listen(self) -> None:
+        data = os.read(self._err, _SAID)
+        self._said = (self._said + data)[-_SAID:]
+        if not data:
+            self._sources.remove(self._err)
 
 
 class Connection:
@@ -135,11 +179,7 @@ def _same(one: Settings, other: Settings) -> bool:
 
 def _socket(settings: Settings) -> Any:
     if settings.proxy_command is not None:
-        try:
-            return ProxyCommand(settings.proxy_command)
-        except OSError as error:
-            program = shlex.split(settings.proxy_command)[0]
-            raise RemoteError(f"{settings}: ProxyCommand cannot be run: {program}: {_text(error)}") from error
+        return Proxy(settings.proxy_command)
     try:
         return socket.create_connection((settings.host, settings.port), settings.timeout_s)
     except OSError as error:
@@ -177,8 +217,11 @@ def _open(settings: Settings, sock: Any) -> Transport:
             transport.start_client(timeout=settings.timeout_s)
             key = transport.get_remote_server_key()
         except _BUSY as error:
-            raise RemoteError(f"{settings} does not speak SSH: {_text(error)}") from error
-        known_hosts.verify(str(settings), settings.known_as, key, known, settings.known_hosts)
+            said = sock.last_words() if isinstance(sock, Proxy) else ""
+            cause = f"ProxyCommand says: {said}" if said else _text(error)
+            raise RemoteError(f"{settings} does not speak SSH: {cause}") from error
+        accept = None if settings.direct else f"ssh {shlex.quote(settings.name)} true"
+        known_hosts.verify(str(settings), settings.known_as, key, known, settings.known_hosts, accept=accept)
         _log_in(settings, transport)
         undo.pop_all()
     return transport
@@ -198,7 +241,9 @@ def _log_in(settings: Settings, transport: Transport) -> None:
     if keys.locked:
         hint = f"`ssh-add {shlex.quote(str(keys.locked[0]))}`: its key has a passphrase, which an agent is to hold"
     else:
-        hint = f"`ssh-copy-id {settings.user}@{settings.host}`, or name a key: IdentityFile in ssh_config"
+        port = [] if settings.port == known_hosts.SSH_PORT else ["-p", str(settings.port)]
+        copy = shlex.join(["ssh-copy-id", *port, f"{settings.user}@{settings.host}"])
+        hint = f"`{copy}`, or name a key: IdentityFile in ssh_config"
     raise RemoteError(f"{settings} does not let user {settings.user} in: {cause}", hint=hint)
 
 

@@ -52,10 +52,10 @@ class Task:
 
 def serve(prepare: Callable[[Request], Task]) -> None:
     """Speak with the other end over standard input and output until its command has ended, or the connection has."""
-    link = _Link(0, 1)
+    link = Link(0, 1)
     try:
-        request = link.greet()
         try:
+            request = link.greet()
             task = prepare(request)
         except HotswapError as error:
             link.send(documented(Kind.FAULT, to_document(error)))
@@ -64,15 +64,15 @@ def serve(prepare: Callable[[Request], Task]) -> None:
         if task.job is not None:
             link.send(Frame(Kind.JOB, task.job.encode()))
         _Work(link, request, task.arguments).run()
-    except _Lost:
+    except Lost:
         return
 
 
-class _Lost(Exception):
+class Lost(Exception):
     """The connection was lost."""
 
 
-class _Link:
+class Link:
     """The frames on two descriptors. What is sent waits in memory until the connection takes it."""
 
     def __init__(self, source: int, target: int) -> None:
@@ -98,49 +98,54 @@ class _Link:
         self.flush()
 
     def flush(self) -> None:
-        """Write what the connection takes. Raises _Lost."""
+        """Write what the connection takes. Raises Lost."""
         while self._held:
             try:
                 del self._held[: os.write(self.target, self._held)]
             except BlockingIOError:
                 return
             except OSError as error:
-                raise _Lost from error
+                raise Lost from error
 
     def flush_at_end(self) -> None:
         while self._held:
-            self.turn([], 1.0)
+            self.hold()
+
+    def hold(self) -> None:
+        """Wait a moment for the connection to take what waits. What comes is of no interest any longer. Raises Lost."""
+        if self.source in self.turn([], 1.0):
+            self.receive()
 
     def receive(self) -> list[Frame]:
-        """The frames that have come. Raises _Lost if there will be none any longer."""
+        """The frames that have come. Raises Lost if there will be none any longer."""
         try:
             data = os.read(self.source, _READ)
         except BlockingIOError:
             return []
         except OSError as error:
-            raise _Lost from error
+            raise Lost from error
         if not data:
-            raise _Lost
+            raise Lost
         self._heard = time.monotonic()
         try:
             return list(self._decoder.feed(data))
         except RemoteError as error:
-            raise _Lost from error
+            raise Lost from error
 
     def turn(self, sources: Sequence[int], seconds: float) -> set[int]:
-        """Wait until a source, or this connection, can be read; write what waits. Raises _Lost after a long silence."""
-        now = time.monotonic()
-        if now - self._heard > SILENCE_S:
-            raise _Lost
-        if now - self._said > PING_S:
+        """Wait until a source, or this connection, can be read; write what waits. Raises Lost after a long silence."""
+        if time.monotonic() - self._said > PING_S:
             self.send(Frame(Kind.PING))
         ready, writable, _ = select.select([self.source, *sources], [self.target] if self._held else [], [], seconds)
         if writable:
             self.flush()
+        # Not before: this process may have stood still, and much may have come since.
+        if self.source not in ready and time.monotonic() - self._heard > SILENCE_S:
+            raise Lost
         return set(ready)
 
     def greet(self) -> Request:
-        """Wait for the request. Raises _Lost, RemoteError."""
+        """Wait for the request. Raises Lost, RemoteError."""
         while True:
             if self.source in self.turn([], 1.0):
                 for frame in self.receive():
@@ -151,7 +156,7 @@ class _Link:
 class _Work:
     """A command that runs in a session of its own, with a terminal if the request has one."""
 
-    def __init__(self, link: _Link, request: Request, arguments: Sequence[str]) -> None:
+    def __init__(self, link: Link, request: Request, arguments: Sequence[str]) -> None:
         self._link, self._request = link, request
         self._outputs: dict[int, Kind] = {}  # our ends of what the command prints on
         self._terminal: int | None = None
@@ -160,7 +165,7 @@ class _Work:
         self._pidfd = os.pidfd_open(self._pid)
 
     def run(self) -> None:
-        """Pass everything on until the command has ended. Raises _Lost."""
+        """Pass everything on until the command has ended. Raises Lost."""
         try:
             while not self._turn():
                 pass
@@ -220,7 +225,7 @@ class _Work:
         for descriptor in list(self._outputs):
             while self._pass_on(descriptor):
                 while self._link.full:
-                    self._link.turn([], 1.0)
+                    self._link.hold()
 
     def _close(self, descriptor: int) -> None:
         del self._outputs[descriptor]

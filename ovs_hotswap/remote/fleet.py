@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import queue
+import re
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from ovs_hotswap.errors import HotswapError, RemoteError
-from ovs_hotswap.remote.frames import Kind, Size
+from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.remote.frames import Kind, Size, harmless
 
 INTERRUPTED = 130
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
+_LEAVES_S = 2.0  # after the second Ctrl-C, for the hosts at work to be left in order
 _TEXT_MAX = 4 << 20  # bytes that are kept of one host's output
 
 
@@ -42,9 +47,10 @@ class HostRun:
     def text(self) -> str:
         """What is to be seen of the host at a glance: its error, or the last line that it printed."""
         if self.error is not None:
-            return self.error.message
+            return harmless(self.error.message)
         lines = (bytes(self.err[-2000:]) + b"\n" + bytes(self.out[-2000:])).decode(errors="replace").splitlines()
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return _COLOUR.sub("", harmless(last))
 
 
 class HostScreen:
@@ -57,6 +63,8 @@ class HostScreen:
     def show(self, kind: Kind, data: bytes) -> None:
         self._run.stage = Stage.RUNNING
         kept = self._run.out if kind is Kind.OUT else self._run.err
+        if len(kept) < _TEXT_MAX < len(kept) + len(data):
+            self.say(f"what it prints after {_TEXT_MAX >> 20} MiB is left out")
         kept += data[: max(0, _TEXT_MAX - len(kept))]
 
     def say(self, text: str) -> None:
@@ -77,28 +85,51 @@ class HostScreen:
 
 
 class Fleet:
-    """Runs ``on_host`` for each host, at most ``parallel`` at a time, in threads."""
+    """Runs ``on_host`` for each host, at most ``parallel`` at a time, in threads. ``left``: the words about a job that
+    is left to itself. A thread that waits for a host which does not answer keeps this process from nothing."""
 
-    def __init__(self, hosts: Sequence[str], on_host: Callable[[str, HostScreen], int], parallel: int) -> None:
+    def __init__(
+        self, hosts: Sequence[str], on_host: Callable[[str, HostScreen], int], parallel: int,
+        left: Callable[[str, str], str],
+    ) -> None:  # fmt: skip
         self.runs: Mapping[str, HostRun] = {host: HostRun(host) for host in hosts}
-        self._on_host = on_host
-        self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="host")
-        self._interrupts = 0
+        self._on_host, self._left_to_itself = on_host, left
+        self._parallel = parallel
+        self._waiting: queue.SimpleQueue[HostRun] = queue.SimpleQueue()
+        self._interrupts, self._leaves = 0, 0.0
         self._left = len(hosts)
         self._end = threading.Condition()
 
     def start(self) -> None:
         for run in self.runs.values():
-            self._pool.submit(self._work, run)
+            self._waiting.put(run)
+        for _ in range(min(self._parallel, len(self.runs))):
+            threading.Thread(target=self._work_off, name="host", daemon=True).start()
 
     def interrupt(self) -> None:
         """Ask every command to stop, as Ctrl-C does; at the second call, leave them."""
         self._interrupts += 1
+        if self._interrupts == 2:
+            self._leaves = time.monotonic() + _LEAVES_S
 
     def wait(self, seconds: float) -> bool:
-        """Whether all hosts have ended, after at most so many seconds."""
+        """Whether all hosts have ended, or are left, after at most so many seconds."""
         with self._end:
-            return self._end.wait_for(lambda: self._left == 0, seconds)
+            return self._end.wait_for(lambda: self._left == 0 or self._abandoned(), seconds)
+
+    def _abandoned(self) -> bool:
+        """Whether it is time to leave the hosts that do not even connect."""
+        if self._interrupts < 2 or time.monotonic() < self._leaves:
+            return False
+        for run in self.runs.values():
+            if run.exit_code is None:
+                run.stage, run.exit_code = Stage.LEFT_OUT, INTERRUPTED
+        return True
+
+    def _work_off(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._work(self._waiting.get_nowait())
 
     def _work(self, run: HostRun) -> None:
         try:
@@ -107,8 +138,10 @@ class Fleet:
             run.error, run.exit_code = error, error.exit_code
         except KeyboardInterrupt:
             run.exit_code = INTERRUPTED
+            if run.job is not None:
+                run.err += f"warning: {self._left_to_itself(run.host, run.job)}\n".encode()
         except Exception as error:  # noqa: BLE001 - the outermost frame of a thread
-            run.error, run.exit_code = RemoteError(f"{run.host}: {type(error).__name__}: {error}"), 1
+            run.error, run.exit_code = HotswapError(f"{run.host}: {type(error).__name__}: {error}"), 1
         finally:
             if run.stage is not Stage.LEFT_OUT:
                 run.stage = Stage.DONE if run.exit_code == 0 else Stage.FAILED

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import enum
 import json
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ovs_hotswap.errors import RemoteError
+from ovs_hotswap.errors import HotswapError, RemoteError, from_document
 
 PROTOCOL = 1
 MAGIC = b"ovs-hotswap\0"
@@ -58,7 +59,7 @@ class Frame:
         """The payload as JSON. Raises RemoteError."""
         try:
             return json.loads(self.payload)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RemoteError(f"a {self.kind.name} frame is not JSON") from error
 
 
@@ -103,6 +104,24 @@ def not_ours(data: bytes) -> RemoteError:
         hint="a login shell that prints something, or a forced command of authorized_keys, does this: see what "
         "`ssh HOST true` prints",
     )
+
+
+def fault_in(frame: Frame) -> HotswapError:
+    """The error in a FAULT frame."""
+    found = frame.document
+    if not isinstance(found, dict):
+        return RemoteError("the host refuses the command, and does not say why")
+    shown = {key: harmless(value) if isinstance(value, str) else value for key, value in found.items()}
+    return from_document(shown, RemoteError)
+
+
+_CONTROL = re.compile(r"(\x1b\[[\d;]*m)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def harmless(text: str) -> str:
+    """A text from a host, without what could do more to a terminal than change colours: what one host prints must not
+    pass for what another one has printed."""
+    return _CONTROL.sub(lambda found: found[1] or "\N{REPLACEMENT CHARACTER}", text)
 
 
 def in_pieces(kind: Kind, data: bytes) -> Iterator[Frame]:

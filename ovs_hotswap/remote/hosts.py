@@ -9,8 +9,11 @@ from dataclasses import dataclass
 
 from ovs_hotswap.errors import RemoteError
 
+PROGRAM = "ovs-hotswap"
 _DESTINATION = re.compile(r"(?:(?P<user>[^@]+)@)?(?:\[(?P<six>[^@\]]+)\]|(?P<host>[^:@\[\]]+))(?::(?P<port>\d{1,5}))?")
 _BARE_SIX = re.compile(r"(?:(?P<user>[^@]+)@)?(?P<host>[0-9A-Fa-f:]*:[0-9A-Fa-f:]*:[0-9A-Fa-f.:]*(?:%\S+)?)")
+# What a ProxyCommand, which a shell takes apart, must not be given as a name (OpenSSH: ssh.c, valid_hostname).
+_UNFIT = re.compile(r"""(?:^|@)-|[\s\x00-\x1f\x7f'"`$\\;&<>|(){}]""")
 URGENT = (6, 15, 20, 130, 5)
 """The exit codes that say most urgently that a host wants to be looked at, the most urgent first."""
 
@@ -29,13 +32,21 @@ class Destination:
         Raises RemoteError."""
         plain = text.removeprefix("ssh://").rstrip("/") if text.startswith("ssh://") else text
         found = _BARE_SIX.fullmatch(plain) or _DESTINATION.fullmatch(plain)
-        if found is None or plain.startswith("-") or re.search(r"\s", plain):
+        if found is None or _UNFIT.search(plain):
             raise RemoteError(f"{text!r} is not a host", hint="write it as [user@]host[:port]")
         parts = found.groupdict()
         port = int(parts["port"]) if parts.get("port") else None
         if port is not None and not 0 < port < 1 << 16:
             raise RemoteError(f"{text!r}: there is no port {port}", hint="a port is a number from 1 to 65535")
         return cls(parts.get("six") or parts["host"], parts["user"], port)
+
+    @property
+    def for_ssh(self) -> str:
+        """The host as ssh(1) takes it."""
+        user = "" if self.user is None else f"{self.user}@"
+        if self.port is None:
+            return f"{user}{self.name}"
+        return f"ssh://{user}{f'[{self.name}]' if ':' in self.name else self.name}:{self.port}"
 
 
 def listed(text: str) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ovs_hotswap.remote.frames import PROTOCOL
 
+_PLAIN = re.compile(r"[\w.+~-]{1,40}", re.ASCII)
 _VERSION = re.compile(r"(\d+)\.(\d+)(?:\.|$)")
 
 
@@ -30,7 +31,7 @@ class Hello:
     def parse(cls, document: object) -> Hello:
         """What a HELLO says; a missing part is one that fits nothing."""
         match document:
-            case {"version": str(version), "protocol": int(protocol)}:
+            case {"version": str(version), "protocol": int(protocol)} if _PLAIN.fullmatch(version):
                 return cls(version, protocol)
         return cls("unknown", 0)
 

@@ -8,6 +8,8 @@ import json
 import os
 import re
 import select
+import shlex
+import shutil
 import signal
 import struct
 import subprocess
@@ -161,6 +163,39 @@ def test_only_what_is_a_terminal_here_is_one_there(bed: SshBed) -> None:
     os.close(slave)
     os.close(master)
     assert done.stdout.decode() == bed.here("release", "list").out
+
+
+def test_lines_that_come_by_a_pipe_begin_at_the_left(bed: SshBed) -> None:
+    """``ovs-hotswap broker stop | tee log``: the keys are read raw, and the lines are those of tee(1)."""
+    command = shlex.join(bed.command("broker", "stop", "--yes"))
+    there = OnTerminal(["sh", "-c", f"{command} | cat; echo end"], bed.environment())
+    there.end()
+    assert b"no broker was running\r\n" in there.seen
+
+
+def takes_lines(there: OnTerminal) -> bool:
+    """Whether a terminal is as it was, and not raw."""
+    return bool(termios.tcgetattr(there.master)[3] & termios.ICANON)
+
+
+def test_a_pager_has_the_keys_of_a_command_that_only_reads(bed: SshBed) -> None:
+    command = shlex.join(bed.command("status", "--watch", "--interval", "3598"))
+    there = OnTerminal(["sh", "-c", f"{command} | cat"], bed.environment())
+    there.until("instance")
+    assert takes_lines(there)
+    there.type(b"\x03")
+    there.end()
+    eventually(lambda: not ends_there(), lambda: str(ends_there()))
+
+
+def test_sigterm_leaves_the_terminal_as_it_was(bed: SshBed) -> None:
+    there = OnTerminal(bed.command("status", "--watch", "--interval", "3598"), bed.environment())
+    there.until("instance")
+    assert not takes_lines(there)
+    there.process.terminate()
+    assert there.process.wait(60) == 143
+    assert takes_lines(there)
+    os.close(there.master)
 
 
 def test_a_terminal_that_is_resized(bed: SshBed) -> None:
@@ -359,6 +394,25 @@ def test_a_program_that_is_not_ours(bed: SshBed, tmp_path: Path, script: str, sa
     assert said in done.err
 
 
+@pytest.mark.skipif(shutil.which("sudo") is None, reason="sudo is not installed")
+def test_sudo_passes_everything_on_and_ends_with_the_connection(bed: SshBed) -> None:
+    def by_sudo(*arguments: str) -> list[str]:
+        words = bed.command(*arguments)
+        words.insert(words.index("--host-program"), "--sudo")
+        return words
+
+    for arguments in (["release", "list"], ["upgrade", "--release", "nowhere"]):
+        assert bed.finished(by_sudo(*arguments)) == bed.here(*arguments)
+    client = subprocess.Popen(by_sudo("status", "--watch", "--interval", "3598"), env=bed.environment(),
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    assert client.stdout is not None
+    assert client.stdout.readline()
+    bed.cut()
+    client.communicate(timeout=60)
+    assert client.returncode == 20
+    eventually(lambda: not ends_there(), lambda: str(ends_there()))
+
+
 def test_a_key_that_is_for_nothing_else(bed: SshBed) -> None:
     """docs/security.md: a forced command takes the place of the one that is asked for."""
     key = (bed.home / ".ssh/id_ed25519.pub").read_text()
@@ -392,7 +446,8 @@ def test_a_change_continues_without_its_connection(bed: SshBed) -> None:
     _, err = client.communicate(timeout=60)
     assert client.returncode == 20
     assert f"job {name} continues there" in err
-    assert f"`ovs-hotswap --host hv1 attach {name}`" in err
+    (again,) = re.findall(r"hint: `(ovs-hotswap --host hv1 .* attach \S+)`", err)
+    assert shlex.split(again)[-2:] == ["attach", name]
     assert jobs(bed).look(name).state is JobState.RUNNING
     listed = json.loads(bed.there("--json", "job", "list").out)["jobs"]
     assert [each["state"] for each in listed if each["id"] == name] == ["running"]

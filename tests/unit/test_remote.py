@@ -1,10 +1,11 @@
-"""``ovs-hotswap --host``: the frames, the versions, the hosts and their settings, and several hosts side by side."""
+"""``ovs-hotswap --host``: the frames, the versions, the names of hosts, and several hosts side by side."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import threading
@@ -14,21 +15,31 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paramiko import ECDSAKey, HostKeys
+from rich.console import Console
 
 from ovs_hotswap import __version__
-from ovs_hotswap.cli import main
+from ovs_hotswap.cli import fleet_cmd, main
 from ovs_hotswap.cli.app import App
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.errors import RemoteError, error_classes
-from ovs_hotswap.remote import known_hosts
 from ovs_hotswap.remote.far_end import arguments_of
-from ovs_hotswap.remote.fleet import Fleet, HostScreen, Stage
-from ovs_hotswap.remote.frames import MAGIC, PASSED_ON, PROTOCOL, Decoder, Frame, Kind, Request, Size, in_pieces
-from ovs_hotswap.remote.hosts import URGENT, Destination, listed, remote_command, worst
+from ovs_hotswap.remote.fleet import Fleet, HostRun, HostScreen, Stage
+from ovs_hotswap.remote.frames import (
+    MAGIC,
+    PASSED_ON,
+    PROTOCOL,
+    Decoder,
+    Frame,
+    Kind,
+    Request,
+    Size,
+    in_pieces,
+)
+from ovs_hotswap.remote.hosts import PROGRAM, URGENT, Destination, listed, remote_command, worst
 from ovs_hotswap.remote.session import Way, lost, why_no_answer
 from ovs_hotswap.remote.ssh_settings import SshFiles
 from ovs_hotswap.remote.versions import Fit, Hello, judge
+from tests.support.waiting import eventually
 from tests.unit.test_cli import Terminal
 
 # An argument is any bytes but NUL (execve(2)); Python has them as text with surrogates.
@@ -138,6 +149,9 @@ def test_a_hello_that_says_nothing_fits_nothing(document: object) -> None:
         (1, "Sorry, user ann is not allowed to execute 'x' as root on hv.", b"", True, "hv: sudo does not run"),
         (2, "error: No such command 'host-end'.", b"", False, "hv has an ovs-hotswap that does not know --host"),
         (0, "", b"This account is not available", False, "says: 'This account is not available'"),
+        (1, "sudo: Ein Passwort ist notwendig", b"", True, "hv: sudo does not run ovs-hotswap without asking"),
+        (1, "error: no", b"", True, "hv: ovs-hotswap ended with exit code 1: error: no"),
+        (1, "ovs-hotswap: Command not found.", b"", False, "hv: ovs-hotswap is not installed there"),
         (None, "", b"", False, "hv: ovs-hotswap ended without an exit code: it printed nothing"),
         (1, "Traceback\nImportError: no", b"", False, "hv: ovs-hotswap ended with exit code 1: ImportError: no"),
     ],
@@ -157,10 +171,20 @@ def test_why_a_host_does_not_answer(status: int | None, said: str, raw: bytes, s
     ],
 )
 def test_what_a_lost_connection_means(job: str | None, changes: bool, text: str, hint: str) -> None:
-    error = lost("hv", "it was closed", job=job, changes=changes)
+    error = lost("hv", "it was closed", Way(PROGRAM, False, SshFiles()), job=job, changes=changes)
     assert text in error.message
     assert hint in (error.hint or "")
     assert error.exit_code == 20
+
+
+def test_the_way_to_follow_a_job_is_the_way_that_was_taken() -> None:
+    """Without --sudo, for example, the jobs of root could not be read."""
+    way = Way("/opt/x y/ovs-hotswap", True, SshFiles(), "/etc/other.toml")
+    (command,) = re.findall("`(.*)`", way.continues("ann@hv", "20261129-081500-upgrade"))
+    assert shlex.split(command) == [
+        "ovs-hotswap", "--host", "ann@hv", "--sudo", "--host-program", "/opt/x y/ovs-hotswap", "--config",
+        "/etc/other.toml", "attach", "20261129-081500-upgrade",
+    ]  # fmt: skip
 
 
 # -- hosts
@@ -183,11 +207,38 @@ def test_a_host_is_parsed(text: str, parsed: Destination) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "@hv", "hv:", "hv:0", "hv:99999", "-oProxyCommand=x", "a b", "hv:x", "[::1", "a@b@c"]
+    "text",
+    [
+        "",
+        "@hv",
+        "hv:",
+        "hv:0",
+        "hv:99999",
+        "-oProxyCommand=x",
+        "a b",
+        "hv:x",
+        "[::1",
+        "a@b@c",
+        "root@-x",
+        "hv;id",
+        "$(id)",
+        "`id`@hv",
+        "hv|id",
+        "hv'",
+        "hv\x1b[2J",
+    ],
 )
 def test_what_is_no_host_is_refused(text: str) -> None:
     with pytest.raises(RemoteError):
         Destination.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "given_to_ssh"),
+    [("ann@hv", "ann@hv"), ("hv:2222", "ssh://hv:2222"), ("ann@[::1]:2222", "ssh://ann@[::1]:2222"), ("[::1]", "::1")],
+)
+def test_a_host_is_named_as_ssh_takes_it(text: str, given_to_ssh: str) -> None:
+    assert Destination.parse(text).for_ssh == given_to_ssh
 
 
 def test_a_file_of_hosts() -> None:
@@ -202,112 +253,11 @@ def test_the_worst_exit_code() -> None:
     assert set(URGENT) - {130} <= {kind.exit_code for kind in error_classes()}
 
 
-def written(tmp_path: Path, config: str, machine: str = "") -> SshFiles:
-    files = SshFiles(tmp_path / "home/.ssh", tmp_path / "etc")
-    files.user.mkdir(parents=True)
-    files.machine.mkdir()
-    (files.user / "config").write_text(config)
-    (files.machine / "ssh_config").write_text(machine)
-    return files
-
-
-def test_the_settings_of_a_host(tmp_path: Path) -> None:
-    host = f"HostName %h.example\nUser ann\nPort 2200\nIdentityFile {tmp_path}/fleet\nIdentitiesOnly yes\n"
-    more = "ConnectTimeout 7\nProxyJump root@gate:22,inner\n"
-    files = written(tmp_path, f"Host hv*\n{host}{more}", "User machine\n")
-    found = files.settings(Destination("hv1"))
-    assert (found.host, found.port, found.user, found.known_as) == ("hv1.example", 2200, "ann", "[hv1.example]:2200")
-    assert found.key_files == (tmp_path / "fleet",)
-    assert (found.keys_alone, found.timeout_s, found.proxy_command) == (True, 7, None)
-    assert found.jumps == (Destination("gate", "root", 22), Destination("inner"))
-    assert found.known_hosts == (
-        tmp_path / "home/.ssh/known_hosts", tmp_path / "home/.ssh/known_hosts2", tmp_path / "etc/ssh_known_hosts",
-        tmp_path / "etc/ssh_known_hosts2",
-    )  # fmt: skip
-    named = files.settings(Destination("hv1", "root", 22))
-    assert (named.user, named.port, named.known_as) == ("root", 22, "hv1.example")
-    assert files.settings(Destination("other")).user == "machine", "a Host of the user's file ends with the file"
-
-
-def test_settings_in_other_files(tmp_path: Path) -> None:
-    files = written(tmp_path, "Include parts/*.conf\nHost hv1\nProxyCommand none\nProxyJump none\n"
-                    "UserKnownHostsFile /k1 %d/k2\nHostKeyAlias fleet\n", "Include ssh_config.d/*.conf\n")  # fmt: skip
-    (files.user / "parts").mkdir()
-    (files.user / "parts/a.conf").write_text("Host hv1\nPort 2201\nInclude deeper\n")
-    (files.user / "deeper").write_text("User deep\n")
-    (files.machine / "ssh_config.d").mkdir()
-    (files.machine / "ssh_config.d/x.conf").write_text("Host *\nPort 9\nConnectTimeout 3\n")
-    found = files.settings(Destination("hv1"))
-    assert (found.port, found.user, found.timeout_s, found.known_as) == (2201, "deep", 3, "fleet")
-    assert (found.jumps, found.proxy_command) == ((), None)
-    assert found.known_hosts[:2] == (Path("/k1"), tmp_path / "home/k2")
-    (files.user / "deeper").write_text("Include deeper\n")
-    with pytest.raises(RemoteError, match="include one another"):
-        files.settings(Destination("hv1"))
-
-
-def test_a_faulty_number_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(RemoteError, match="'many' is not a number"):
-        written(tmp_path, "Port many\n").settings(Destination("hv1"))
-
-
-# -- keys of hosts
-
-KEY, OTHER = ECDSAKey.generate(), ECDSAKey.generate()
-
-
-def line(name: str, key: ECDSAKey = KEY) -> str:
-    return f"{name} {key.get_name()} {key.get_base64()} comment\n"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        line("hv1"),
-        line("10.0.0.1,hv1"),
-        line(HostKeys.hash_host("hv1")),
-        line("hv1", OTHER) + line("hv1"),
-        line("*"),
-        line("hv?"),
-        "# a comment\n\nhv1 ssh-dss AAAA\n@cert-authority * ssh-rsa AAAA\nhv1\n" + line("hv1"),
-        line("hv1") + "@revoked " + line("*", OTHER),
-    ],
-)
-def test_a_known_key_is_accepted(tmp_path: Path, text: str) -> None:
-    (tmp_path / "known").write_text(text)
-    files = [tmp_path / "missing", tmp_path / "known"]
-    known_hosts.verify("ann@hv1", "hv1", KEY, known_hosts.known_keys("hv1", files), files)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("", "the key of ann@hv1 is not known: ecdsa-sha2-nistp256 SHA256:"),
-        (line("hv2"), "is not known"),
-        (line("[hv1]:2222"), "is not known"),
-        (line("hv1x"), "is not known"),
-        ("@cert-authority " + line("hv1"), "is not known"),
-        (line("hv2") + line("hv1", OTHER), "known, line 2: it is ecdsa-sha2-nistp256 SHA256:"),
-        (line("hv1") + "@revoked " + line("*"), "has a key that is revoked"),
-    ],
-)
-def test_another_key_is_refused(tmp_path: Path, text: str, said: str) -> None:
-    files = [tmp_path / "known"]
-    files[0].write_text(text)
-    with pytest.raises(RemoteError) as error:
-        known_hosts.verify("ann@hv1", "hv1", KEY, known_hosts.known_keys("hv1", files), files)
-    assert said in error.value.message
-    assert str(files[0]) in f"{error.value.message}{error.value.hint}"
-
-
-def test_the_types_of_known_keys_are_asked_for_first(tmp_path: Path) -> None:
-    (tmp_path / "known").write_text(line("hv1"))
-    known = known_hosts.known_keys("hv1", [tmp_path / "known"])
-    offered = ["ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512"]
-    assert known_hosts.key_types(known, offered) == ["ecdsa-sha2-nistp256", "ssh-ed25519", "rsa-sha2-512"]
-
-
 # -- several hosts
+
+
+def left(host: str, job: str) -> str:
+    return f"job {job} continues on {host}"
 
 
 def test_at_most_so_many_at_a_time() -> None:
@@ -323,7 +273,7 @@ def test_at_most_so_many_at_a_time() -> None:
             now -= 1
         return 0
 
-    fleet = Fleet([f"hv{number}" for number in range(20)], on_host, 3)
+    fleet = Fleet([f"hv{number}" for number in range(20)], on_host, 3, left)
     fleet.start()
     assert fleet.wait(60)
     assert most <= 3
@@ -342,7 +292,7 @@ def test_a_host_that_fails_does_not_end_the_others() -> None:
                 raise KeyboardInterrupt
         return 4 if host == "unready" else 0
 
-    fleet = Fleet(["away", "odd", "left", "unready", "well"], on_host, 5)
+    fleet = Fleet(["away", "odd", "left", "unready", "well"], on_host, 5, left)
     fleet.start()
     assert fleet.wait(60)
     assert {host: run.exit_code for host, run in fleet.runs.items()} == {
@@ -359,12 +309,54 @@ def test_after_ctrl_c_no_other_host_is_begun() -> None:
         interrupted.wait(60)
         return screen.interrupts()
 
-    fleet = Fleet(["one", "two"], on_host, 1)
+    fleet = Fleet(["one", "two"], on_host, 1, left)
     fleet.start()
     fleet.interrupt()
     interrupted.set()
     assert fleet.wait(60)
     assert (fleet.runs["one"].exit_code, fleet.runs["two"].stage) in [(1, Stage.LEFT_OUT), (130, Stage.LEFT_OUT)]
+
+
+def test_a_second_ctrl_c_leaves_jobs_and_hosts_that_do_not_answer() -> None:
+    answers = threading.Event()
+    begun = threading.Barrier(3)
+
+    def on_host(host: str, screen: HostScreen) -> int:
+        if host != "waits":
+            begun.wait(60)
+        if host == "at work":
+            screen.job("20261129-081500-upgrade")
+            raise KeyboardInterrupt
+        answers.wait(60)
+        return 0
+
+    fleet = Fleet(["at work", "away", "waits"], on_host, 2, left)
+    fleet.start()
+    begun.wait(60)
+    fleet.interrupt()
+    fleet.interrupt()
+    eventually(lambda: fleet.wait(0.1), "it goes on")
+    assert {host: (run.exit_code, run.stage) for host, run in fleet.runs.items()} == {
+        "at work": (130, Stage.FAILED), "away": (130, Stage.LEFT_OUT), "waits": (130, Stage.LEFT_OUT),
+    }  # fmt: skip
+    assert fleet.runs["at work"].text == "warning: job 20261129-081500-upgrade continues on at work"
+    answers.set()
+
+
+def test_a_line_of_one_host_does_not_reach_those_of_others() -> None:
+    run = HostRun("hv1", out=bytearray(b"first\n\x1b[32mwell\x1b[0m \x1b[1Ahv2 done\n"))
+    assert run.text == "well \ufffd[1Ahv2 done"
+
+
+def test_the_live_table_shows_first_what_one_wants_to_know() -> None:
+    fleet = Fleet([f"hv{number}" for number in range(9)], lambda _host, _screen: 0, 1, left)
+    for run in fleet.runs.values():
+        run.stage = Stage.DONE
+    fleet.runs["hv7"].stage, fleet.runs["hv8"].stage = Stage.WAITING, Stage.FAILED
+    console = Console(file=io.StringIO(), width=80)
+    with console.capture() as shown:
+        console.print(fleet_cmd._table(fleet, 3))
+    assert re.findall(r"hv\d|and \d+ \w+", shown.get()) == ["hv8", "hv7", "hv0", "and 6 done"]
 
 
 # -- the command line
