@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import forwarding as forwarded
+from bench.drawing import draw
 from bench.testpmd import IN_FLIGHT
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.lab.pings import quantile
@@ -290,21 +291,6 @@ def write(reports: Path, target: Path) -> list[str]:
             draw(images / f"{plot}.svg", paint)
     target.write_text("\n".join(parts))
     return list(documents)
-
-
-def draw(path: Path, paint: Callable[[Any], None]) -> None:
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = path.name  # the same figures make the same file
-    from matplotlib import pyplot
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    paint(axes)
-    axes.grid(visible=True, alpha=0.3)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
 
 
 # ------------------------------------------------------------------------------------------------------------ command

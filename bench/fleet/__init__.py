@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench import report
+from bench.drawing import draw
 from bench.fleet import measured, page
 from bench.fleet.model import Assumed
 from bench.fleet.studies import Laboratory
@@ -29,6 +29,6 @@ def run(arguments: argparse.Namespace, output: Output, _system: System) -> int:
     target: Path = arguments.target
     target.write_text(page.replaced(target.read_text(), made.parts))
     for name, paint in made.plots.items():
-        report.draw(target.with_suffix("") / f"{name}.svg", paint)
+        draw(target.with_suffix("") / f"{name}.svg", paint)
     output.line(f"{target}: {', '.join(made.parts)}; {', '.join(made.plots)}")
     return 0

@@ -91,7 +91,7 @@ def parallel(axes: Any, found: dict[str, list[float]]) -> None:
 
 def false_stops(axes: Any, found: dict[int, list[float]]) -> None:
     """Lines: the formula. Points: simulated runs."""
-    fine = [RATES[0] * (RATES[-1] / RATES[0]) ** (step / 100) for step in range(101)]
+    fine = [RATES[0] * (RATES[-1] / RATES[0]) ** (step / 24) for step in range(25)]
     for number, (allowed, simulated) in enumerate(found.items()):
         formula = [closed.stops(LARGE, rate, allowed) for rate in fine]
         axes.plot(fine, formula, label=f"{allowed} ({allowed / LARGE:.2%})", **look(number))
@@ -103,7 +103,7 @@ def false_stops(axes: Any, found: dict[int, list[float]]) -> None:
 
 
 def canaries(axes: Any) -> None:
-    shares = [0.001 * 1000 ** (step / 100) for step in range(101)]
+    shares = [0.001 * 1000 ** (step / 24) for step in range(25)]
     for number, count in enumerate(CANARIES):
         axes.plot(shares, [closed.seen(count, share) for share in shares], label=str(count), **look(number))
     axes.set(xscale="log", xlabel="share of the hosts that show the fault",

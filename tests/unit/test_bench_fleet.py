@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
@@ -251,6 +252,16 @@ def test_the_page_has_a_mark_for_each_part_and_shows_each_plot(made: page.Made) 
     assert sorted(page.names(text)) == sorted(made.parts)
     assert sorted(made.plots) == sorted(path.stem for path in (ROOT / "docs/fleet").glob("*.svg"))
     assert all(f"(fleet/{name}.svg)" in text for name in made.plots)
+
+
+def test_the_plots_are_small_and_suit_a_light_and_a_dark_page() -> None:
+    for path in (ROOT / "docs/fleet").glob("*.svg"):
+        text = path.read_text()
+        assert len(text) < 8_000, path
+        assert len(text.splitlines()) < 100, path
+        assert "prefers-color-scheme:dark" in text
+        root = ElementTree.fromstring(text)
+        assert len(root.findall("{*}text")) > 10, "text is text"
 
 
 def test_the_page_says_what_is_measured_and_assumed_now(made: page.Made) -> None:
