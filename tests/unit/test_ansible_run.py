@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.collection import install, module, run_module
+from tests.support.collection import ROOT, install, module, run_module
 
 run_state = module("plugins.module_utils.run_state")
 tool = module("plugins.module_utils.tool")
@@ -22,6 +25,88 @@ def record(state: str, wave: object = 1, **fields: Any) -> dict[str, Any]:
 
 def policy(**changes: Any) -> dict[str, Any]:
     return {**run_state.POLICY, **changes}
+
+
+KNOWN: dict[str, Any] = {"report": LAST, "watch": {"ready": True}, "check": {"findings": [], "ready": True}}
+
+
+def test_a_wave_ends_only_when_all_is_known_of_its_hosts() -> None:
+    """A report that is missing is not a good one."""
+    hosts = {"h1": record("upgraded", **KNOWN), "h2": record("unchanged", **{**KNOWN, "report": None}),
+             "h3": record("skipped", reason="in repair")}  # fmt: skip
+    assert run_state.judge(hosts, policy(), ended=list(hosts)) == []
+    [reason] = run_state.judge(hosts, policy(), ended=[*hosts, "h4"])
+    assert reason == "what became of 1 host is not known, and must be (h4: no record)"
+    for bad in (
+        record("running"),
+        record("upgraded", **{**KNOWN, "watch": None}),
+        record("upgraded", **{**KNOWN, "check": None}),
+        record("upgraded", **{**KNOWN, "report": None}),
+        record("unchanged", **{**KNOWN, "check": None}),
+    ):
+        assert "h1" in run_state.judge({**hosts, "h1": bad}, policy(), ended=list(hosts))[0]
+
+
+def test_a_wave_begins_only_when_all_is_known_of_the_waves_before() -> None:
+    """But a run that is continued comes to its unfinished waves again."""
+    hosts = {"h1": record("upgraded", "canary", **KNOWN), "h2": record("running", 2), "h3": record("upgraded", 3)}
+    assert run_state.judge(hosts, policy(), begins=2, batch=["h2"]) == []
+    assert run_state.judge(hosts, policy(), begins=1, batch=["h0"]) == []
+    [reason] = run_state.judge(hosts, policy(), begins=3, batch=["h3"])
+    assert "1 host is not known, and must be (h2: running)" in reason
+    hosts["h1"] = record("running", "canary")
+    assert "h1: running" in run_state.judge(hosts, policy(), begins=1, batch=["h0"])[0]
+
+
+def test_a_reason_names_a_few_hosts_and_counts_the_others() -> None:
+    hosts = {f"h{number:03}": record("failed", reason="bad") for number in range(400)}
+    [reason] = run_state.judge(hosts, policy())
+    assert reason.startswith("400 hosts failed")
+    assert reason.endswith("h004: bad; and 395 more)")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"max_failed": 1}, "the policy has no max_failed;"),
+        ({"max_lost": "many"}, "max_lost of the policy is 'many'"),
+        ({"max_lost": None}, "max_lost of the policy is None"),
+        ({"max_failed_hosts": -1}, "not negative"),
+        ({"max_failed_hosts": float("nan")}, "not negative"),
+        ({"max_failed_hosts": True}, "must be a number"),
+        ({"max_failed_hosts": [1]}, "must be a number"),
+    ],
+)
+def test_a_threshold_is_a_number(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match="policy") as raised:
+        run_state.limits(given)
+    assert said in str(raised.value)
+
+
+def test_thresholds_that_a_command_line_made_texts_are_numbers() -> None:
+    found = run_state.limits({"max_failed_hosts": "3", "max_failed_percent": "0.5", "max_gap_us": None})
+    assert (found["max_failed_hosts"], found["max_failed_percent"], found["max_gap_us"]) == (3, 0.5, None)
+    assert found["max_lost"] == 0
+
+
+def test_a_host_that_was_lost_in_its_upgrade_is_asked_again_and_one_that_failed_is_tried_again() -> None:
+    lost = record("unreachable", 2, job="j1", baseline=LAST, begun=True, ended="x", **{**KNOWN, "reason": "no route"})
+    again = run_state.reopened(lost)
+    assert (again["state"], again["job"], again["baseline"]) == ("running", "j1", LAST)
+    assert (again["reason"], again["watch"], again["begun"], again["ended"]) == (None, None, None, None)
+    assert run_state.reopened(record("unreachable", 2)) is None
+    assert run_state.reopened(record("rolled_back", 2)) is None
+    assert run_state.reopened(record("running", 2)) == record("running", 2)
+
+
+def test_an_upgrade_that_was_done_stays_one_when_its_host_is_looked_at_again() -> None:
+    """Otherwise the host would be `unchanged` then, and a rollback of the run would leave it out."""
+    ill = record("upgraded", 2, soaked="x", **{**KNOWN, "reason": "no standby"})
+    again = run_state.reopened(ill)
+    assert (again["state"], again["report"]) == ("upgraded", LAST)
+    assert (again["reason"], again["watch"], again["check"], again["soaked"]) == (None, None, None, None)
+    well = record("upgraded", 2, **KNOWN)
+    assert run_state.reopened(well) == well
 
 
 def test_a_healthy_run_continues() -> None:
@@ -132,7 +217,7 @@ def test_a_program_that_was_killed_is_not_taken_for_one_that_has_ended() -> None
 
 
 def status(**fields: Any) -> dict[str, Any]:
-    return {"active": "b", "last": None, "unfinished": None, **fields}
+    return {"active": "b", "last": None, "unfinished": None, "unknown_fields": [], **fields}
 
 
 @pytest.mark.parametrize(
@@ -144,12 +229,16 @@ def status(**fields: Any) -> dict[str, Any]:
         (LAST, status(last={**LAST, "moves": {"vm1": 91.0}}), "upgraded"),
         (None, status(last={**LAST, "committed": False}), "rolled_back"),
         (LAST, status(last=LAST, unfinished={"phase": "forward", "failure": None}), "failed"),
+        (None, status(last={**LAST, "release": "custom"}), "failed"),
+        (LAST, status(unknown_fields=["last"]), "failed"),
+        (LAST, status(unknown_fields=["unfinished"]), "failed"),
     ],
 )
 def test_the_journal_tells_what_became_of_an_upgrade_that_nothing_followed(
     baseline: Any, now: dict[str, Any], state: str | None
 ) -> None:
-    assert run_state.outcome_since(baseline, now)[0] == state
+    """An upgrade of another run is not taken for it, nor a journal that cannot be read for one in which nothing is."""
+    assert run_state.outcome_since(baseline, now, "trixie")[0] == state
 
 
 # ------------------------------------------------------------------------------------------------------------- modules
@@ -204,6 +293,75 @@ def test_a_run_that_ended_is_continued_by_its_name_and_tries_again_what_failed(
     assert [path.name for path in Path(directory, "attempts", "1").iterdir()] == ["h2.json"]
 
 
+def test_a_run_that_nobody_has_ended_is_not_taken_up_a_week_later(collections: Path, tmp_path: Path) -> None:
+    """What it says of its hosts need not be so any longer, least of all of a release `host`."""
+    runs: dict[str, Any] = {"runs": str(tmp_path / "runs"), "release": "host"}
+    begun = run_module(collections, "run", **runs)
+    record = Path(begun["directory"], "run.json")
+    record.write_text(json.dumps({**json.loads(record.read_text()), "started": "2026-01-01T00:00:00Z"}))
+    refused = run_module(collections, "run", **runs)
+    assert refused["failed"]
+    assert f"the run {begun['id']} has not ended" in refused["msg"]
+    assert run_module(collections, "run", **runs, id=begun["id"])["continued"]
+    assert run_module(collections, "run", **runs)["continued"], "something was recorded just now"
+
+
+def test_a_run_has_one_control_node(collections: Path, tmp_path: Path) -> None:
+    runs: dict[str, Any] = {"runs": str(tmp_path / "runs"), "release": "trixie", "id": "r1"}
+    record = Path(run_module(collections, "run", **runs)["directory"], "run.json")
+    control_node = module("plugins.module_utils.control_node")
+    alive = control_node._identity(os.getpid())
+    record.write_text(json.dumps({**json.loads(record.read_text()), "process": alive}))
+    refused = run_module(collections, "run", **runs)
+    assert refused["failed"]
+    assert f"the process id {os.getpid()} works on the run" in refused["msg"]
+    for other in ({**alive, "start": alive["start"] + 1}, {**alive, "boot": "another"}):
+        record.write_text(json.dumps({**json.loads(record.read_text()), "process": other}))
+        assert run_module(collections, "run", **runs)["continued"]
+
+
+def test_the_control_node_is_the_outermost_playbook_above_a_process(tmp_path: Path) -> None:
+    control_node = module("plugins.module_utils.control_node")
+    assert control_node.process() is None
+    program = tmp_path / "ansible-playbook"
+    code = f"import sys; sys.path[:0] = {[str(ROOT.parent)]!r}; from tests.support.collection import module; "
+    code += "print(module('plugins.module_utils.control_node').process()['pid'])"
+    program.write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}], check=True)")
+    child = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True)
+    assert child.communicate(timeout=60)[0].strip() == str(child.pid)
+
+
+def test_a_run_with_a_host_of_which_nothing_is_known_does_not_end(collections: Path, tmp_path: Path) -> None:
+    runs: dict[str, Any] = {"runs": str(tmp_path / "runs"), "release": "trixie", "id": "r1"}
+    directory = run_module(collections, "run", **runs)["directory"]
+    run_module(collections, "run_host", directory=directory, host="h1", wave="1", state="running")
+    run_module(collections, "run", **runs, state="ended")
+    assert json.loads(Path(directory, "run.json").read_text())["ended"] is None
+    run_module(collections, "run", **runs, state="ended", reasons=["bad"])
+    assert json.loads(Path(directory, "run.json").read_text())["ended"]
+
+
+def test_what_is_not_a_record_is_named_and_stops_the_run(collections: Path, tmp_path: Path) -> None:
+    runs: dict[str, Any] = {"runs": str(tmp_path / "runs"), "release": "trixie", "id": "r1"}
+    assert "has no run.json" in run_module(collections, "run_gate", directory=str(tmp_path))["msg"]
+    directory = run_module(collections, "run", **runs)["directory"]
+    (tmp_path / "runs" / "notes.txt").write_text("not a run")
+    assert run_module(collections, "run", runs=runs["runs"], release="trixie")["id"] == "r1"
+    file = Path(directory, "hosts", "h1.json")
+    file.parent.mkdir()
+    file.write_text('{"host": "h1", "sta')
+    for name, options in (("run_gate", {}), ("run_host", {"host": "h1"})):
+        found = run_module(collections, name, directory=directory, **options)
+        assert found["failed"]
+        assert f"{file} cannot be read" in found["msg"]
+
+
+@pytest.mark.parametrize("names", [{"id": "../x"}, {"id": ".x"}, {"release": "../x"}])
+def test_a_run_is_not_named_out_of_its_directory(collections: Path, tmp_path: Path, names: dict[str, str]) -> None:
+    options: dict[str, Any] = {"runs": str(tmp_path / "runs"), "release": "trixie", **names}
+    assert "cannot name a run" in run_module(collections, "run", **options)["msg"]
+
+
 def test_a_host_s_file_has_what_is_known_at_each_moment(collections: Path, tmp_path: Path) -> None:
     place: dict[str, Any] = {"directory": str(tmp_path), "host": "hv/1"}
     assert run_module(collections, "run_host", **place)["record"] is None
@@ -218,7 +376,10 @@ def test_a_host_s_file_has_what_is_known_at_each_moment(collections: Path, tmp_p
     assert late["done"], "the upgrade itself is not undone by what is found afterwards"
     assert late["record"]["reason"] == "no standby"
     assert late["record"]["report"] == LAST
+    soaked = run_module(collections, "run_host", **place, soaked=True)["record"]
+    assert soaked["soaked"]
     again = run_module(collections, "run_host", **place, wave="2", state="running")["record"]
+    assert again["soaked"] is None
     assert (again["report"], again["reason"], again["baseline"], again["job"]) == (None, None, None, None)
 
 
@@ -234,6 +395,15 @@ def test_a_host_that_failed_is_left_out_with_its_reason_and_its_document(collect
     assert later["record"] == found["record"]
 
 
+def test_a_host_that_is_lost_is_marked_if_its_upgrade_was_begun(collections: Path, tmp_path: Path) -> None:
+    place: dict[str, Any] = {"directory": str(tmp_path), "host": "h1"}
+    lost: dict[str, Any] = {"result": {"msg": "no route"}, "unreachable": True}
+    assert run_module(collections, "run_host", **place, **lost)["record"]["begun"] is None
+    run_module(collections, "run_host", **place, wave="2", state="running")
+    found = run_module(collections, "run_host", **place, **lost)["record"]
+    assert (found["state"], found["begun"]) == ("unreachable", True)
+
+
 def test_the_gate_reads_the_files_of_the_run(collections: Path, tmp_path: Path) -> None:
     runs: dict[str, Any] = {"runs": str(tmp_path / "runs"), "release": "trixie", "id": "r1"}
     directory = run_module(collections, "run", **runs)["directory"]
@@ -244,3 +414,6 @@ def test_the_gate_reads_the_files_of_the_run(collections: Path, tmp_path: Path) 
     second = run_module(collections, "run_gate", directory=directory, batch=["h2"])
     assert (second["stop"], second["paused"], second["wave"]) == (True, True, 1)
     assert len(second["reasons"]) == 2
+    third = run_module(collections, "run_gate", directory=directory, ended=["h1", "h2"])
+    assert "h2: no record" in third["reasons"][-1]
+    assert len(run_module(collections, "run_gate", directory=directory, ended=["h2"], check=True)["reasons"]) == 1

@@ -34,9 +34,17 @@ options:
     type: dict
   batch:
     description:
-      - The hosts of the wave that is about to begin. If it is given, enough canaries must have been upgraded.
+      - The hosts of the wave that is about to begin. If it is given, enough canaries must have been upgraded, and it
+        must be known what became of every host of the waves before.
     type: list
     elements: str
+  ended:
+    description:
+      - The hosts of the wave that has ended. It must be known what became of each of them, and how those are that run
+        the release.
+    type: list
+    elements: str
+    default: []
 attributes:
   check_mode:
     description: Nothing is ever changed.
@@ -94,17 +102,33 @@ def main() -> None:
             directory=dict(type="path", required=True),
             policy=dict(type="dict"),
             batch=dict(type="list", elements="str"),
+            ended=dict(type="list", elements="str", default=[]),
         ),
         supports_check_mode=True,
     )
     directory, batch = module.params["directory"], module.params["batch"]
-    run = run_state.read(run_state.run_file(directory)) or {}
-    policy = dict(run_state.POLICY, **(module.params["policy"] or run.get("policy", {})))
-    hosts = run_state.read_hosts(directory)
-    reasons = run_state.judge(hosts, policy, waves_begin=batch is not None and not module.check_mode)
+    try:
+        run = run_state.read(run_state.run_file(directory))
+        if run is None and not module.check_mode:
+            raise ValueError(f"{directory} has no run.json")
+        run = run or {}
+        policy = run_state.limits(module.params["policy"] or run.get("policy", {}))
+        hosts = run_state.read_hosts(directory)
+    except (OSError, ValueError) as error:
+        module.fail_json(msg=f"the run cannot be judged, so it must not continue: {error}")
+    wave = None if batch is None else run_state.next_wave(hosts, batch)
+    act = not module.check_mode  # in check mode no host leaves a record
+    reasons = run_state.judge(
+        hosts,
+        policy,
+        waves_begin=act and batch is not None,
+        ended=module.params["ended"] if act else (),
+        begins=wave if act else None,
+        batch=batch or (),
+    )
     result = {"stop": bool(reasons), "reasons": reasons, "paused": os.path.exists(os.path.join(directory, "pause"))}
     if batch is not None:
-        result["wave"] = run_state.next_wave(hosts, batch)
+        result["wave"] = wave
     module.exit_json(changed=False, **result)
 
 

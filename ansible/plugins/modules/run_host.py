@@ -44,9 +44,14 @@ options:
     default: false
   status:
     description:
-      - The document of C(status) of a host in the state V(running), whose task was lost. What became of its upgrade
-        follows from its journal.
+      - The document of C(status) of a host in the state V(running), whose task was lost. What became of its upgrade to
+        O(release) follows from its journal.
     type: dict
+  release:
+    description:
+      - The release to which the host was to go, with O(status). If it is given, an upgrade to another release is not
+        taken for the one of this run.
+    type: str
   reason:
     description:
       - Why the host failed, or what is wrong with it although it was upgraded.
@@ -63,6 +68,11 @@ options:
     description:
       - The document of C(watch status) afterwards.
     type: dict
+  soaked:
+    description:
+      - Record that the soak of the host has ended now, so that a run that is continued does not repeat it.
+    type: bool
+    default: false
   baseline:
     description:
       - The newest ended upgrade of the host before this one began.
@@ -102,6 +112,10 @@ done:
   description: Whether the host was upgraded in this run, or needed no upgrade.
   returned: always
   type: bool
+settled:
+  description: Whether all is known that a run must know of the host, or the host is left out.
+  returned: always
+  type: bool
 left_out:
   description: Whether the host failed, so that the rest of the run leaves it out.
   returned: always
@@ -131,10 +145,16 @@ def changes(params: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
         if before.get("state") not in run_state.DONE:  # else the upgrade is done, and something after it failed
             fields["state"] = state
             fields["report"] = result.get("document")
+            if before.get("state") == run_state.RUNNING and state == run_state.UNREACHABLE:
+                fields["begun"] = True
     elif params["status"] is not None:
-        ended, reason, report = run_state.outcome_since(before.get("baseline"), params["status"])
+        ended, reason, report = run_state.outcome_since(before.get("baseline"), params["status"], params["release"])
         if ended is not None:
             fields.update(state=ended, reason=reason, report=report)
+            if params["status"]["unfinished"]:
+                fields["begun"] = True
+    if params["soaked"]:
+        fields["soaked"] = run_state.now()
     return fields
 
 
@@ -166,22 +186,31 @@ def main() -> None:
             report=dict(type="dict"),
             check=dict(type="dict"),
             watch=dict(type="dict"),
+            soaked=dict(type="bool", default=False),
             baseline=dict(type="dict"),
             job=dict(type="str"),
+            release=dict(type="str"),
         ),
         mutually_exclusive=[("state", "result", "status")],
         supports_check_mode=True,
     )
     params = module.params
     path = run_state.host_file(params["directory"], params["host"])
-    before = run_state.read(path)
-    fields = changes(params, before or {})
-    record = merged(before or {}, fields, params["host"]) if fields else before
-    if record is not None and record != before and not module.check_mode:
-        run_state.write(path, record)
+    try:
+        before = run_state.read(path)
+        fields = changes(params, before or {})
+        record = merged(before or {}, fields, params["host"]) if fields else before
+        if record is not None and record != before and not module.check_mode:
+            run_state.write(path, record)
+    except (OSError, ValueError) as error:
+        module.fail_json(msg=f"the record of the host cannot be read or written: {error}")
     state = (record or {}).get("state")
     module.exit_json(
-        changed=record != before, record=record, done=state in run_state.DONE, left_out=state in run_state.LEFT_OUT
+        changed=record != before,
+        record=record,
+        done=state in run_state.DONE,
+        left_out=state in run_state.LEFT_OUT,
+        settled=run_state.settled(record),
     )
 
 
