@@ -162,6 +162,22 @@ def test_rollback_without_an_upgrade_changes_nothing(host: Host) -> None:
     assert (done["changed"], done["report"]) == (False, None)
 
 
+def test_rollback_does_not_take_what_is_unknown_for_nothing_to_undo(host: Host) -> None:
+    host.write()
+    journal = host.state / "journal" / "current.jsonl"
+    journal.parent.mkdir()
+    journal.write_text("this is no journal\n")
+    failed = host("rollback", release="trixie")
+    assert (failed["failed"], failed["outcome"]) == (True, "unknown")
+    assert "it cannot be known whether this host runs trixie" in failed["msg"]
+
+
+def test_a_configuration_that_is_not_valid_can_be_replaced(host: Host) -> None:
+    host.write()
+    host.config.write_text("broken")
+    assert host("config", content=host.text)["changed"]
+
+
 def test_watch_tells_that_nothing_watches(host: Host) -> None:
     host.write()
     assert host("watch")["watch"]["running"] is False
@@ -186,6 +202,12 @@ def test_an_interrupted_upgrade_is_not_touched(host: Host) -> None:
         pass
     seen = host("host_info")["status"]["unfinished"]
     assert seen["parameters"]["release"] == "trixie"
+    for wanted in ({"content": host.text + "# new\n"}, {"overlay": OVERLAY + "# new\n"}):
+        for check in (True, False):
+            refused = host("config", check=check, **wanted)
+            assert refused["outcome"] == "busy", "no file is replaced under an upgrade"
+    assert not host("config", content=host.text)["changed"]
+    assert (host.config.read_text(), host.overlay.read_text()) == (host.text, OVERLAY)
     tried = host("upgrade", release="trixie", unfinished="rollback", check=True)
     assert tried["changed"]
     assert host("rollback", release="trixie", check=True)["changed"]

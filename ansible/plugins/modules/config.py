@@ -14,6 +14,8 @@ description:
   - Checks both files with C(ovs-hotswap config check) and C(ovs-hotswap overlay check) before anything is replaced. A
     file that is not valid changes nothing, and the module fails with every fault and its key.
   - A file is replaced in one act, so a watchdog that follows the overlay intent never reads half of it.
+  - Nothing is replaced while an upgrade of the host is under way or unfinished, and C(state_dir) and C(run_dir) are not
+    changed while an instance runs, because the program would no longer find it.
 options:
   config_file:
     description:
@@ -111,6 +113,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ovs_hotswap.ovs_hotswap.plugins.module_utils.tool import (
+    STATE_UNKNOWN,
     TOOL_ARGUMENTS,
     Tool,
 )
@@ -157,6 +160,30 @@ class Files:
             self.candidate = self._beside(self.overlay_after)
             self.overlay = tool.ask("overlay", "check", config=self.candidate)
 
+    def refuse_if_in_use(self) -> None:
+        """Fail if the files must not be replaced now. A configuration that is not valid can be replaced at any time."""
+        if self.before is None or not self.changes:
+            return
+        code, status, _text = self.tool.run("status")
+        if code not in (0, STATE_UNKNOWN):
+            return
+        if status["unfinished"] or "unfinished" in status["unknown_fields"]:
+            self.module.fail_json(
+                msg="an upgrade is under way or unfinished on this host, so nothing was changed: wait for it, or "
+                "finish it with `ovs-hotswap resume` or `ovs-hotswap rollback`",
+                outcome="busy",
+            )
+        old = self.tool.ask("config", "check")["config"]
+        moved = [key for key in ("state_dir", "run_dir") if old[key] != self.config[key]]
+        running = [each["side"] for each in status["instances"] if each["state"] != "stopped"]
+        if moved and running:
+            self.module.fail_json(
+                msg="{} cannot be changed while instance {} runs; nothing was changed (`ovs-hotswap status`)".format(
+                    " and ".join(moved), " and ".join(running)
+                ),
+                outcome="busy",
+            )
+
     def _beside(self, intent: str) -> str:
         """A copy of the configuration that names a copy of the overlay intent."""
         overlay = write(os.path.join(self.scratch, "overlay.toml"), intent)
@@ -201,6 +228,7 @@ def main() -> None:
     )
     tool = Tool(module)
     files = Files(module, tool)
+    files.refuse_if_in_use()
     diff = [
         {"before": before or "", "after": after, "before_header": path, "after_header": path}
         for path, before, after in files.changes

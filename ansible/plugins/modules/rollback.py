@@ -13,7 +13,8 @@ version_added: 1.0.0
 description:
   - Runs C(ovs-hotswap rollback). It undoes an upgrade that was interrupted, or goes back to the release that ran before
     the last one, which is another upgrade with the same checks.
-  - The module changes nothing if the active instance does not run O(release) and no upgrade to it is unfinished.
+  - The module changes nothing if the active instance does not run O(release) and no upgrade to it is unfinished. It
+    fails if that cannot be known.
   - Run it with C(async) and C(poll), as M(ovs_hotswap.ovs_hotswap.upgrade).
 options:
   release:
@@ -25,6 +26,10 @@ options:
     description:
       - Undo just this upgrade, of which this is the report that M(ovs_hotswap.ovs_hotswap.upgrade) returned. The module
         fails if another upgrade has ended since, and the active instance runs O(release) nevertheless.
+    type: dict
+  baseline:
+    description:
+      - Undo only what has ended since this one, which was the newest ended upgrade of the host at that time.
     type: dict
 extends_documentation_fragment:
   - ovs_hotswap.ovs_hotswap.tool
@@ -101,6 +106,7 @@ def main() -> None:
             TOOL_ARGUMENTS,
             release=dict(type="str", required=True),
             report=dict(type="dict"),
+            baseline=dict(type="dict"),
             **FILE_ARGUMENTS,
         ),
         supports_check_mode=True,
@@ -108,8 +114,17 @@ def main() -> None:
     tool, leave = Tool(module), module.params["release"]
     before = tool.status()
     running, unfinished, last = running_release(before), before["unfinished"], before["last"]
+    unknown = {"active", "unfinished", "last"} & set(before["unknown_fields"])
+    if unknown or (before["active"] is not None and running is None and not unfinished):
+        module.fail_json(
+            msg="it cannot be known whether this host runs {}; nothing was changed (`ovs-hotswap status`): {}".format(
+                leave, "; ".join(before["unknown"]) or "instance {} does not run".format(before["active"])
+            ),
+            outcome="unknown",
+        )
     ours = bool(unfinished) and unfinished["parameters"].get("release") == leave
-    if running != leave and not ours:
+    since = module.params["baseline"]
+    if (running != leave and not ours) or (since is not None and since == last and not unfinished):
         module.exit_json(changed=False, report=None)
     if module.params["report"] is not None and not unfinished and not is_last(module.params["report"], last):
         module.fail_json(

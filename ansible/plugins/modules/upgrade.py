@@ -79,7 +79,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 report:
-  description: The document of C(ovs-hotswap --json upgrade), or of C(upgrade --dry-run) in check mode.
+  description:
+    - The document of C(ovs-hotswap --json upgrade), or of C(upgrade --dry-run) in check mode. If an interrupted upgrade
+      that was resumed has brought the host to O(release), it is the document of that.
   returned: success
   type: dict
   sample: {"changed": true, "active": "b", "release": "trixie", "previous": "host", "moves": {"web1": 118.2}}
@@ -176,7 +178,10 @@ def main() -> None:
     else:
         report = tool.ask("upgrade", *words)
         changed = report["changed"]
-        to = (report["active"], report["release"]) if changed else from_
+        first = result.get("first") or {}
+        if not changed and first.get("committed") and first["release"] == report["release"]:
+            report = first  # it has brought the host to the release, so what it did to the VMs is what counts
+        to = (report["active"], report["release"]) if report["changed"] else from_
     result.update(changed=bool(changed or "first" in result), report=report, diff=difference(from_, to))
     module.exit_json(**result)
 
