@@ -350,7 +350,8 @@ def test_what_is_not_a_record_is_named_and_stops_the_run(collections: Path, tmp_
     file = Path(directory, "hosts", "h1.json")
     file.parent.mkdir()
     file.write_text('{"host": "h1", "sta')
-    for name, options in (("run_gate", {}), ("run_host", {"host": "h1"})):
+    cases: dict[str, dict[str, Any]] = {"run_gate": {}, "run_host": {"host": "h1"}}
+    for name, options in cases.items():
         found = run_module(collections, name, directory=directory, **options)
         assert found["failed"]
         assert f"{file} cannot be read" in found["msg"]
