@@ -21,13 +21,14 @@ def huge_pages(
     pools, nodes = list(pools), set(nodes)
     found = [_on_node([pool for pool in pools if pool.node == node], needed_mib, node, whom) for node in sorted(nodes)]
     for node in sorted({pool.node for pool in pools} - nodes):
-        if any(pool.free for pool in pools if pool.node == node):
+        there = [pool for pool in pools if pool.node == node]
+        if any(pool.free for pool in there):
             continue
         severity, why = Severity.WARNING, "a VM whose memory is there cannot be connected to the standby"
         if node == 0:
             severity, why = Severity.ERROR, "the peer link needs one there, whichever cores have PMD threads"
         text = f"NUMA node {node} has none free: {why}"
-        found.append(Finding(HUGE_PAGES, severity, text, _more(HugePages(2048, 0, 0, node), needed_mib)))
+        found.append(Finding(HUGE_PAGES, severity, text, _more(_extended(there, node), needed_mib)))
     return found
 
 
@@ -36,10 +37,17 @@ def _on_node(pools: Sequence[HugePages], needed_mib: int, node: int, whom: str) 
         if pool.free * pool.size_kib >= needed_mib * 1024:
             text = f"NUMA node {node}: {pool.free} of {pool.size_kib} KiB free, {needed_mib} MiB needed"
             return Finding(HUGE_PAGES, Severity.OK, text)
-    best = max(pools, key=lambda pool: pool.free * pool.size_kib, default=HugePages(2048, 0, 0, node))
+    best = _extended(pools, node)
     free = best.free * best.size_kib // 1024
     text = f"NUMA node {node}: {whom} {needed_mib} MiB, {free} MiB are free"
     return Finding(HUGE_PAGES, Severity.ERROR, text, _more(best, needed_mib))
+
+
+def _extended(pools: Sequence[HugePages], node: int) -> HugePages:
+    """The pages of a node to which more are added: those of which the most are free, or else there. Where there are
+    none, the small ones: memory for large ones can hardly be found on a machine that has run for a while."""
+    return max(pools, key=lambda pool: (pool.free * pool.size_kib, pool.total * pool.size_kib, -pool.size_kib),
+               default=HugePages(2048, 0, 0, node))  # fmt: skip
 
 
 def _more(pool: HugePages, needed_mib: int) -> str:

@@ -124,6 +124,23 @@ def test_the_hint_is_the_command_that_suffices() -> None:
     assert finding.hint == "echo 556 > /sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages"
 
 
+@pytest.mark.parametrize(
+    ("pools", "hint"),
+    [
+        # VMs have all that there are: the command must not take any away from them.
+        ([HugePages(2048, 0, 700, node=1)], "echo 956 > {}-2048kB/nr_hugepages"),
+        ([HugePages(1 << 20, 0, 0, node=1), HugePages(2048, 0, 700, node=1)], "echo 956 > {}-2048kB/nr_hugepages"),
+        ([HugePages(1 << 20, 0, 0, node=1), HugePages(2048, 0, 0, node=1)], "echo 256 > {}-2048kB/nr_hugepages"),
+        ([HugePages(1 << 20, 0, 90, node=1), HugePages(2048, 0, 0, node=1)], "echo 91 > {}-1048576kB/nr_hugepages"),
+    ],
+)
+def test_the_hint_adds_to_what_a_node_has(pools: list[HugePages], hint: str) -> None:
+    place = "/sys/devices/system/node/node1/hugepages/hugepages"
+    (needing,) = memory_checks.huge_pages(pools, 512, [1])
+    _, beside = memory_checks.huge_pages([HugePages(2048, 256, 256), *pools], 512, [0])
+    assert (needing.hint, beside.hint) == (hint.format(place), hint.format(place))
+
+
 def test_a_pool_that_became_smaller_is_seen() -> None:
     pools = [PacketPool(0, 32_768, 100, 3008), PacketPool(1, 16_384, 0, 3008)]
     assert memory_checks.too_small(pools, 16_384) is None
