@@ -392,7 +392,7 @@ def test_a_unit_is_enabled_and_disabled(bed: Bed) -> None:
 
     def systemctl(argv: Any) -> tuple[int, str]:
         if argv[1] == "is-enabled":
-            return 0, "enabled" if enabled else "disabled"
+            return 0, ("enabled" if enabled else "disabled") if argv[2] != "masked.service" else "masked"
         enabled[:] = [argv[2]] if argv[1] == "enable" else []
         return 0, ""
 
@@ -403,12 +403,89 @@ def test_a_unit_is_enabled_and_disabled(bed: Bed) -> None:
     assert enabled == ["ovs-hotswap-broker.service"]
     fixer.undo(fixer.changes()[0])
     assert enabled == []
+    with pytest.raises(HostError, match="is masked, which could not be put back"):
+        fixer.plan("systemctl enable masked.service")
 
 
 @pytest.mark.parametrize("command", ["rm -rf /x", "echo 1 > /etc/passwd", "echo 1 > /sys/x; reboot", "",
                                      "chmod u+s /bin/sh", "systemctl enable x.service; reboot"])  # fmt: skip
 def test_other_commands_are_not_run(bed: Bed, command: str) -> None:
     assert Fixer(bed.root, bed.loaded().state_dir, System()).plan(command) is None
+
+
+def test_a_change_that_a_boot_has_ended_is_not_put_back(bed: Bed, doctor: Shell) -> None:
+    """After it the same number may be another interrupt, and the value from before somebody's who does not know it."""
+    bed.write(GOVERNOR, "powersave")
+    state, place = bed.loaded().state_dir, bed.root.path("srv")
+    place.mkdir(mode=0o777)
+    place.chmod(0o777)
+    assert doctor("--section", "cpu", "--fix", "--yes") == 0
+    fixer = Fixer(bed.root, state, System())
+    change = fixer.plan("chmod 755 /srv")
+    assert change is not None
+    fixer.make(change)
+    bed.write("proc/sys/kernel/random/boot_id", "another")
+    assert [each.target for each in fixer.changes()] == ["/srv"], "a mode on a disk stays"
+    assert doctor("--section", "cpu", "--undo", "--yes") == 0
+    assert (governor(bed), place.stat().st_mode & 0o777) == ("performance", 0o777)
+
+
+@pytest.mark.parametrize(("now", "after"), [("540", "512"), ("578", "512"), ("600", "600"), ("512", "512")])
+def test_a_change_that_doctor_was_killed_in_can_be_undone(bed: Bed, now: str, after: str) -> None:
+    """The kernel may have given a part of the huge pages that it was asked for."""
+    pages = f"/{NODE}/node0/hugepages/hugepages-2048kB/nr_hugepages"
+    bed.write(pages, "512")
+    fixer = Fixer(bed.root, bed.loaded().state_dir, System())
+    change = fixer.plan(f"echo 578 > {pages}")
+    assert change is not None
+    fixer._keep((change.model_copy(update={"made": False}),))  # which is the last that a killed doctor has done
+    bed.write(pages, now)
+    fixer.undo(fixer.changes()[0])
+    assert bed.root.text(pages) == after
+    assert fixer.changes() == ()
+
+
+def test_huge_pages_are_never_taken_away_by_a_fix(bed: Bed) -> None:
+    pages = f"/{NODE}/node0/hugepages/hugepages-2048kB/nr_hugepages"
+    assert Fixer(bed.root, bed.loaded().state_dir, System()).plan(f"echo 66 > {pages}") is None, "another has added some"
+
+
+def test_a_thing_that_is_gone_needs_no_undo(bed: Bed, doctor: Shell) -> None:
+    bed.write(GOVERNOR, "powersave")
+    doctor("--section", "cpu", "--fix", "--yes")
+    bed.remove(GOVERNOR)
+    assert doctor("--section", "cpu", "--undo", "--yes") == 0
+    assert "was left as it is: it is not there any longer" in doctor.err.getvalue()
+    assert Fixer(bed.root, bed.loaded().state_dir, System()).changes() == ()
+
+
+def test_two_doctors_do_not_change_a_host_at_the_same_time(bed: Bed, doctor: Shell) -> None:
+    """The later record would have lost the changes of the other."""
+    bed.write(GOVERNOR, "powersave")
+    state = bed.loaded().state_dir
+    with System().lock(state / "doctor.lock", "a change by doctor"):
+        assert doctor("--section", "cpu", "--fix", "--yes") == 0
+    assert governor(bed) == "powersave"
+    assert "a change by doctor is already under way" in doctor.err.getvalue()
+
+
+def test_a_link_is_not_followed_when_a_mode_is_changed(bed: Bed) -> None:
+    """Who can write to the directory could have put it there, to have the mode of another file changed."""
+    secret = bed.write("etc/shadow", "secret")
+    secret.chmod(0o600)
+    bed.link("run/ovs-hotswap/socket", str(secret))
+    fixer = Fixer(bed.root, bed.loaded().state_dir, System())
+    with pytest.raises(HostError, match="is a symbolic link"):
+        fixer.plan("chmod 755 /run/ovs-hotswap/socket")
+    assert secret.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_record_that_others_could_have_written_is_not_believed(bed: Bed, doctor: Shell) -> None:
+    bed.write(GOVERNOR, "powersave")
+    doctor("--section", "cpu", "--fix", "--yes")
+    bed.loaded().state_dir.chmod(0o777)
+    assert doctor("--undo", "--yes", "--section", "cpu") == HostError.exit_code
+    assert governor(bed) == "performance"
 
 
 def test_a_damaged_record_is_named(bed: Bed, doctor: Shell) -> None:
