@@ -50,11 +50,13 @@ Status = Callable[[Host], tuple[Mapping[str, Any], Mapping[str, str]]]
 @dataclass(frozen=True, slots=True)
 class Queries:
     """What the kernel is asked because no file has it: whether the clock is synchronised, which firmware a network
-    device has, and the settings of a VF. ``root``: it answers root, to whom it says everything."""
+    device has, and the settings of a VF. ``group`` asks what else names groups. ``root``: the kernel answers root, to
+    whom it says everything."""
 
     synchronised: Callable[[], bool | None] = clock.synchronised
     firmware: devices.Ask = devices.firmware
     settings: Callable[[str, int], devices.VfSettings | None] = devices.settings
+    group: Callable[[str], access.Members | None] = access.group
     root: bool = field(default_factory=lambda: os.geteuid() == 0)
 
 
@@ -241,7 +243,9 @@ def _look_at_switches(look: Look) -> Iterator[Found]:
 
 
 def _look_at_access(look: Look) -> Iterator[Found]:
-    return access.judge(access.read(look.root, look.config, look.config_path, look.queries.root), look.config)
+    queries = look.queries
+    facts = access.read(look.root, look.config, look.config_path, queries.root, queries.group)
+    return access.judge(facts, look.config)
 
 
 def _look_at_releases(look: Look) -> Iterable[Found]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -25,6 +26,7 @@ from tests.unit.test_overview import healthy
 
 VF_A, VF_B, PF = "0000:03:02.0", "0000:03:02.1", "0000:03:00.0"
 MAC = "52:54:00:1f:00:01"  # the VTEP's in the example of an overlay intent
+QEMU = 64055  # the id of Debian's user libvirt-qemu
 SHIPPED = Path(__file__).parents[2] / "systemd"
 CPU, NODE, PCI = "sys/devices/system/cpu", "sys/devices/system/node", "sys/bus/pci/devices"
 WORDS = "isolcpus=managed_irq,domain,2-3 nohz_full=2-3"
@@ -57,6 +59,7 @@ class Bed:
         self.settings: VfSettings | None = VfSettings(MAC, False, True)
         self.synchronised: bool | None = True
         self.privileged = True
+        self.directory_service: dict[str, tuple[int, tuple[str, ...]]] = {}
         self._cores()
         self._memory()
         self._devices()
@@ -158,6 +161,13 @@ class Bed:
             path.unlink()
         return path
 
+    def give_place_to_qemu(self, mode: int) -> None:
+        """Give the directory in which QEMUs make their sockets to another user than root, if the test may."""
+        place = self.root.path("run/ovs-hotswap/vm")
+        place.chmod(mode)
+        if os.geteuid() == 0:
+            os.chown(place, QEMU, -1)
+
     def configure(self, old: str, new: str) -> None:
         text = self.config.read_text()
         assert old in text, old
@@ -180,8 +190,9 @@ class Bed:
 
     def examine(self, *sections: Section, runner: Runner | None = None) -> list[Found]:
         queries = Queries(
-            lambda: self.synchronised, lambda name: self.firmware, lambda name, number: self.settings, self.privileged
-        )
+            lambda: self.synchronised, lambda name: self.firmware, lambda name, number: self.settings,
+            self.directory_service.get, self.privileged,
+        )  # fmt: skip
         examination = Examination(
             self.root, self.config, self.system, lambda host: (self.look(), self.unknown), queries
         )

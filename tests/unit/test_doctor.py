@@ -499,7 +499,7 @@ def test_every_safe_finding_has_a_command_that_doctor_can_run(bed: Bed) -> None:
     bed.write(GOVERNOR, "powersave")
     bed.root.path(f"{NODE}/node1").mkdir()
     bed.pages(f"{NODE}/node0/hugepages", 0, 0)
-    bed.root.path("run/ovs-hotswap/vm").chmod(0o777)
+    bed.give_place_to_qemu(0o777)
     fixer = Fixer(Root(bed.root.directory), bed.directory / "state", System())
     safe = [each for each in bed.examine() if each.safe and each.severity is not Severity.OK]
     assert {each.check for each in safe} == {"governor", "huge pages", "NUMA balancing", "QEMU's sockets"}

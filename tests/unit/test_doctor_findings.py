@@ -50,7 +50,7 @@ from ovs_hotswap.upgrade import checks, collect
 from ovs_hotswap.upgrade.checks import VmFacts
 from ovs_hotswap.uplink.tc import Link, Rule, TcUplink
 from tests.support.fake_backends import vm_status
-from tests.unit.doctor_bed import CPU, INTERRUPTS, NODE, PCI, PF, SHIPPED, VF_A, VF_B, Bed, bad
+from tests.unit.doctor_bed import CPU, INTERRUPTS, NODE, PCI, PF, QEMU, SHIPPED, VF_A, VF_B, Bed, bad
 from tests.unit.fake_system import FakeSystem
 from tests.unit.test_overview import UPGRADE, healthy
 from tests.unit.test_uplink import FakeTrafficControl, uplink
@@ -210,6 +210,8 @@ PLANTED: list[tuple[Kind, Plant]] = [
     (access.STRANGER, mode_of(lambda bed: bed.root.path(bed.loaded().state_dir), 0o777)),
     (access.NO_PLACE, lambda bed: bed.remove("run/ovs-hotswap/vm")),
     (access.OPEN_PLACE, mode_of(lambda bed: bed.root.path("run/ovs-hotswap/vm"), 0o777)),
+    (access.CLOSED_PLACE, lambda bed: (bed.write("etc/libvirt/qemu.conf", '#user = "root"'),
+                                       bed.write("etc/passwd", f"libvirt-qemu:x:{QEMU}:108::/var/lib/libvirt:/x"))),
     *[(kind, unprivileged) for kind in access.NOT_ROOT.values()],
     (clock.UNSYNCHRONISED, lambda bed: setattr(bed, "synchronised", False)),
     (clock.UNSEEN, lambda bed: setattr(bed, "synchronised", None)),
@@ -540,6 +542,54 @@ def test_a_drop_in_that_contradicts_a_unit_is_found_with_the_reason(bed: Bed, ru
     drop_in(rule.unit, f"# {rule.key}=\n{rule.key} = {value}")(bed)
     (found,) = bad(bed.examine(Section.UNITS))
     assert found.text.endswith(f"/own.conf sets {rule.key}={value}: {rule.why}")
+
+
+PLACE = "/run/ovs-hotswap/vm"
+
+
+def place_of_qemus(bed: Bed) -> Found:
+    (found,) = [each for each in bed.examine(Section.ACCESS) if each.check == "QEMU's sockets"]
+    return found
+
+
+def test_a_directory_is_not_closed_to_the_qemus_that_make_their_sockets_in_it(bed: Bed) -> None:
+    """If it is root's, QEMU's user has no other right there than everybody's, and the next VM could not be started."""
+    bed.write("etc/libvirt/qemu.conf", 'user = "+64055"')
+    bed.root.path(PLACE).chmod(0o1777)
+    found = place_of_qemus(bed)
+    assert (found.safe, found.hint) == (False, f"install -d -m 755 -o 64055 {PLACE}")
+    bed.give_place_to_qemu(0o777)
+    found = place_of_qemus(bed)
+    assert (found.safe, found.hint) == (True, f"chmod 755 {PLACE}")
+    bed.give_place_to_qemu(0o755)
+    assert place_of_qemus(bed).severity is Severity.OK
+
+
+def test_the_directory_of_qemus_is_given_to_their_user_at_each_boot(bed: Bed) -> None:
+    bed.root.path("run/systemd/system").mkdir(parents=True)
+    bed.write("etc/libvirt/qemu.conf", "# user =")
+    bed.write("etc/passwd", f"libvirt-qemu:x:{QEMU}:108::/var/lib/libvirt:/x")
+    command = (f"echo 'd {PLACE} 0755 libvirt-qemu - -' > /etc/tmpfiles.d/ovs-hotswap.conf "
+               "&& systemd-tmpfiles --create ovs-hotswap.conf")  # fmt: skip
+    assert place_of_qemus(bed).hint == command
+    bed.remove(PLACE)
+    assert place_of_qemus(bed).hint == command
+    bed.write("etc/libvirt/qemu.conf", 'user = "root"')
+    bed.write("etc/passwd", "root:x:0:0::/root:/x")
+    bed.directory_at(PLACE)
+    assert place_of_qemus(bed).severity is Severity.OK, "root's QEMUs may write everywhere"
+
+
+def test_a_group_of_a_directory_service_is_a_group(bed: Bed) -> None:
+    bed.configure('# group = "libvirt"', 'group = "operators"')
+    assert [each.check for each in bad(bed.examine(Section.ACCESS))] == ["group"]
+    bed.directory_service["operators"] = 70_000, ("jane",)
+    assert bad(bed.examine(Section.ACCESS)) == []
+
+
+def test_the_owner_of_a_link_is_changed_and_not_that_of_its_target() -> None:
+    assert access._own("/srv/a b belongs to user 1000") == "chown -h root: '/srv/a b' && chmod go-w '/srv/a b'"
+    assert access._own("/srv can be written by group 1000") == "chown -h root: /srv && chmod go-w /srv"
 
 
 def test_the_vfs_of_the_bed_are_those_of_its_nic(bed: Bed) -> None:
