@@ -86,7 +86,8 @@ def upgrade(app: App, release: str, keep_old: bool, leave_out: tuple[str, ...], 
 
     If a VM cannot be moved, the upgrade is rolled back, and the error names the VM; --leave-out VM upgrades without it.
 
-    If the active instance already runs that release, from files that were not replaced since, nothing is changed.
+    If the active instance already runs that release, from files that were not replaced since, nothing is checked and
+    nothing is changed, and the exit code is 0. `check` makes the prechecks nevertheless.
 
     Whatever fails before the commit is undone, and the exit code is 5: the old instance serves every VM as before. If
     it dies before the commit, the upgrade goes forward instead; if it dies while the upgrade is being undone, the exit
@@ -114,8 +115,12 @@ def upgrade(app: App, release: str, keep_old: bool, leave_out: tuple[str, ...], 
     upgrader = Upgrader(Host(app.config, app.system))
     keep = keep_old or app.config.upgrade.keep_old
     if dry_run:
+        same = None if force or (leave_out and keep) else upgrader.nothing_to_do(release)
+        if same is not None:
+            _dry_run(app, [same], changed=False)
+            return
         findings = upgrader.check(release, leave_out, keep_old=keep)
-        _dry_run(app, findings, changed=(force or upgrader.due(release)) if _ready(findings) else None)
+        _dry_run(app, findings, changed=True if _ready(findings) else None)
         return
     _execute(
         app, upgrader,
@@ -200,17 +205,17 @@ def _outcome(host: Host, report: Report, active: Side | None) -> str:
 
 def _dry_run(app: App, findings: list[Finding], *, changed: bool | None) -> None:
     """Show what an upgrade would do. ``changed``: whether there is anything to do; ``None`` if it would not start."""
-    plan = upgrade_plan()
     app.output.findings(findings)
     app.output.line()
+    rows: list[tuple[int, str, str]] = []
     if changed is False:
-        app.output.line(
-            "the active instance runs this release already, from the present files: nothing would be changed"
-        )
-    rows = [(number, step.name, step.description) for number, step in enumerate(plan.before, 1)]
-    rows.append((len(rows) + 1, "commit", "from here on, no step is undone"))
-    rows += [(len(rows) + number, step.name, step.description) for number, step in enumerate(plan.after, 1)]
-    app.output.table(("step", "name", "what it does"), rows)
+        app.output.line("nothing would be changed (--force upgrades again)")
+    else:
+        plan = upgrade_plan()
+        rows += [(number, step.name, step.description) for number, step in enumerate(plan.before, 1)]
+        rows.append((len(rows) + 1, "commit", "from here on, no step is undone"))
+        rows += [(len(rows) + number, step.name, step.description) for number, step in enumerate(plan.after, 1)]
+        app.output.table(("step", "name", "what it does"), rows)
     steps = [{"name": row[1], "description": row[2]} for row in rows]
     app.output.document({"findings": findings, "ready": _ready(findings), "changed": changed, "steps": steps})
     _end(app, findings)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ovs_hotswap import __version__
 from ovs_hotswap.backends import AbsenceCause, BackendMode, VmStatus
 from ovs_hotswap.errors import HotswapError
-from ovs_hotswap.host import memory_checks, rings, settings_transfer
+from ovs_hotswap.host import memory_checks, package_manager, rings, settings_transfer
 from ovs_hotswap.host import scheduling as beside_vms
 from ovs_hotswap.host.culprit import ON_TRIAL
 from ovs_hotswap.host.host import Host
@@ -30,6 +30,7 @@ from ovs_hotswap.switch.memory import Reservation, reserve
 from ovs_hotswap.switch.openflow import window_incapable
 from ovs_hotswap.switch.paths import log_in_use, older
 from ovs_hotswap.switch.pools import huge_page_pools, page_mib
+from ovs_hotswap.switch.release import HOST
 from ovs_hotswap.system import files, host_error
 from ovs_hotswap.upgrade import baseline, checks, uplink_proof
 from ovs_hotswap.upgrade.situation import command_without
@@ -71,19 +72,31 @@ def _tried(part: Callable[[], Iterable[Finding]]) -> list[Finding]:
 def _release(host: Host, old: Side, name: str) -> list[Finding]:
     wanted = host.releases.get(name)
     found = [Finding("release", Severity.OK, wanted.label)]
-    if up_to_date(host, old, wanted):
-        text = f"instance {old} already runs it, from the present files: `upgrade` changes nothing"
-        found.append(Finding("release", Severity.OK, text, "`--force` upgrades again"))
+    if (same := runs_already(host, old, wanted)) is not None:
+        found.append(same)
     elif name == getattr(host.instances[old].release(), "name", None) and host.instances[old].outdated():
         text = f"instance {old} runs files of it that were replaced since: the upgrade goes to the newer ones"
         found.append(Finding("release", Severity.OK, text, f"`ovs-hotswap upgrade --release {name}`"))
+    if name == HOST and package_manager.at_work():
+        text = "apt or dpkg is at work, so the files of release host may be of two versions"
+        hint = "when it has ended, try again: `fuser -v /var/lib/dpkg/lock-frontend /var/lib/dpkg/lock`"
+        found.append(Finding("release", Severity.ERROR, text, hint))
     return found
 
 
 def up_to_date(host: Host, active: Side, wanted: Release) -> bool:
-    """Whether the active instance runs just this release, from files that have not been replaced since it started."""
+    """Whether the active instance runs just this release, from files that have not been replaced since it started. One
+    that has died still has the record of its start, and runs nothing."""
     instance = host.instances[active]
-    return instance.release() == wanted and not instance.outdated()
+    return host.running(active) and instance.release() == wanted and not instance.outdated()
+
+
+def runs_already(host: Host, active: Side, wanted: Release) -> Finding | None:
+    """The finding that the active instance runs just this release, so that an upgrade to it changes nothing."""
+    if not up_to_date(host, active, wanted):
+        return None
+    text = f"instance {active} already runs it, from the present files: `upgrade` changes nothing"
+    return Finding("release", Severity.OK, text, "`--force` upgrades again")
 
 
 def beside(host: Host, new: Side, wanted: str) -> list[Finding]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ovs_hotswap import __version__
-from ovs_hotswap.errors import BrokerError, BusyError, HostError, PrecheckFailed, StateUnknown
+from ovs_hotswap.errors import BrokerError, BusyError, HostError, HotswapError, PrecheckFailed, StateUnknown
 from ovs_hotswap.host.host import WATCHDOG_S, Host
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.plan.executor import Event, Executor
@@ -113,9 +113,15 @@ class Upgrader:
         found = _once(found)
         return found + ([Finding("leave-out", Severity.ERROR, *_KEPT)] if leave_out and keep_old else [])
 
-    def due(self, release: str) -> bool:
-        """Whether an upgrade to ``release`` has anything to do. Raises ReleaseError, StateUnknown or SwitchError."""
-        return not collect.up_to_date(self.host, self.host.active(), self.host.releases.get(release))
+    def nothing_to_do(self, release: str) -> Finding | None:
+        """The finding that an upgrade to ``release`` would change nothing, and so makes no prechecks either; ``None`` if
+        it has something to do, or would not come so far. Raises StateUnknown if the journal is damaged."""
+        if self.unfinished() is not None:
+            return None
+        try:
+            return collect.runs_already(self.host, self.host.active(), self.host.releases.get(release))
+        except HotswapError:  # the precheck says it, with all else that is wrong
+            return None
 
     def _left_out(self, leave_out: Collection[str]) -> list[str]:
         """The VMs of ``leave_out`` and those in quarantine, sorted."""
@@ -139,26 +145,38 @@ class Upgrader:
         failed after the commit, and StateUnknown if the outcome is not known.
         """
         with self.host.lock(WATCHDOG_S):
-            wanted = self.host.releases.get(release)
-            old = self.host.active()
-            running = self.host.software(old)
-            if running is None:
-                raise PrecheckFailed(
-                    f"instance {old}, which is active, does not run", hint=f"`ovs-hotswap instance start {old}`"
-                )
-            self.refuse_if_unfinished()
-            if leave_out and keep_old:
-                text, hint = _KEPT
-                raise PrecheckFailed(text, hint=hint)
-            before = self._before(running.name)
-            if not force and collect.up_to_date(self.host, old, wanted):
-                return Report(old, old, release, running.name, False, {}, before=before, changed=False)
-            parameters: dict[str, Json] = {"old": old, "new": old.other, "release": release, "previous": running.name,
-                          "before": before, "keep_old": keep_old, "leave_out": self._left_out(leave_out)}  # fmt: skip
-            journal = self.journals.begin(
-                KIND, upgrade_plan().shape, parameters=parameters, versions={"ovs-hotswap": __version__}
+            return self._upgrade(release, observe, keep_old=keep_old, force=force, leave_out=leave_out)
+
+    def _upgrade(
+        self,
+        release: str,
+        observe: Observe,
+        *,
+        keep_old: bool = False,
+        force: bool = False,
+        leave_out: Collection[str] = (),
+    ) -> Report:
+        """Do what ``upgrade`` does. The caller holds the lock."""
+        wanted = self.host.releases.get(release)
+        old = self.host.active()
+        running = self.host.software(old)
+        if running is None:
+            raise PrecheckFailed(
+                f"instance {old}, which is active, does not run", hint=f"`ovs-hotswap instance start {old}`"
             )
-            return self._execute(journal, observe, forward=True)
+        self.refuse_if_unfinished()
+        if leave_out and keep_old:
+            text, hint = _KEPT
+            raise PrecheckFailed(text, hint=hint)
+        before = self._before(running.name)
+        if not force and collect.up_to_date(self.host, old, wanted):
+            return Report(old, old, release, running.name, False, {}, before=before, changed=False)
+        parameters: dict[str, Json] = {"old": old, "new": old.other, "release": release, "previous": running.name,
+                      "before": before, "keep_old": keep_old, "leave_out": self._left_out(leave_out)}  # fmt: skip
+        journal = self.journals.begin(
+            KIND, upgrade_plan().shape, parameters=parameters, versions={"ovs-hotswap": __version__}
+        )
+        return self._execute(journal, observe, forward=True)
 
     def resume(self, observe: Observe) -> Report:
         """Finish an interrupted upgrade in the direction in which it was going. Raises what ``upgrade`` raises."""
@@ -186,7 +204,7 @@ class Upgrader:
             if not last.committed:  # the operator may mean that upgrade
                 hint = f"to the release that ran before: `ovs-hotswap upgrade --release {wanted}`"
                 raise PrecheckFailed("the last upgrade was rolled back already", hint=hint)
-        return self.upgrade(wanted, observe)
+            return self._upgrade(wanted, observe)  # under the same lock: what ran before is still that
 
     def release_before(self, running: str | None) -> str | None:
         """The release that ran before ``running``.

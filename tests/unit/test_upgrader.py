@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from ovs_hotswap.errors import (
     ReleaseError,
     StateUnknown,
 )
-from ovs_hotswap.host import standby
+from ovs_hotswap.host import package_manager, standby
 from ovs_hotswap.model import Finding, Release, Severity, Side
 from ovs_hotswap.plan.executor import Event
 from ovs_hotswap.plan.journal import Journals
@@ -102,6 +103,57 @@ def test_the_check_reports_an_active_side_that_is_not_clear(bed: Bed, monkeypatc
     bed.host.forget_active()
     (finding,) = Upgrader(bed.host).check("trixie")
     assert "recorded is none" in finding.text
+
+
+def test_a_dry_run_finds_nothing_to_do_where_the_upgrade_does_nothing(bed: Bed) -> None:
+    same = Upgrader(bed.host).nothing_to_do("host")
+    assert same is not None
+    assert same.text == "instance a already runs it, from the present files: `upgrade` changes nothing"
+    assert Upgrader(bed.host).nothing_to_do("trixie") is None
+    bed.world.outdated = True
+    assert Upgrader(bed.host).nothing_to_do("host") is None
+
+
+@pytest.mark.parametrize("why", ["dead", "unfinished", "unclear"])
+def test_an_upgrade_that_cannot_be_made_is_not_taken_for_done(bed: Bed, why: str) -> None:
+    if why == "dead":
+        bed.world.state[Side.A] = State.DEAD  # the record of its start is still there
+    elif why == "unclear":
+        bed.world.owner["vm1"] = Side.B
+    else:
+        with Journals(bed.config.state_dir, bed.world).begin(KIND, StepNames(("move",))):
+            pass
+    assert Upgrader(bed.host).nothing_to_do("host") is None
+    with pytest.raises(HotswapError):
+        Upgrader(bed.host).upgrade("host", nobody)
+
+
+def test_an_upgrade_to_files_that_apt_is_replacing_is_refused(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    for busy in (True, False):
+        monkeypatch.setattr(package_manager, "at_work", lambda busy=busy: busy)
+        errors = [each.text for each in Upgrader(bed.host).check("host") if each.severity is Severity.ERROR]
+        assert ("apt or dpkg is at work, so the files of release host may be of two versions" in errors) is busy
+        errors = [each.text for each in Upgrader(bed.host).check("trixie") if each.severity is Severity.ERROR]
+        assert not [text for text in errors if "apt" in text]
+
+
+def test_a_rollback_is_decided_and_done_under_one_lock(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the two another upgrade could change what ran before."""
+    ended(bed, "host", "older")
+    taken: list[str] = []
+    lock = bed.host.lock
+
+    def counted(patience_s: float = 0.0) -> AbstractContextManager[None]:
+        taken.append("taken")
+        return lock(patience_s)
+
+    monkeypatch.setattr(bed.host, "lock", counted)
+    with pytest.raises(HotswapError):  # it begins, and looks at a host that does not exist
+        Upgrader(bed.host).rollback(nobody)
+    assert taken == ["taken"]
+    last = Upgrader(bed.host).last()
+    assert last is not None
+    assert last.release == "older"
 
 
 @pytest.mark.parametrize("why", ["files", "force", "release"])
