@@ -51,8 +51,9 @@ def doctor(
 
     Exit code 4 if a finding is an error, otherwise 6 if something could not be seen, otherwise 0.
 
-    --fix changes huge pages, governors, interrupts, modes of files and which units are enabled. What it changes is
-    recorded in doctor.json in state_dir, and --undo puts it back.
+    --fix changes huge pages, governors, interrupts, NUMA balancing, modes of files and which units are enabled. What it
+    changes is recorded in doctor.json in state_dir, and --undo puts it back, whatever --section names. What is gone
+    after a boot is not put back after it.
 
     With --json: {"sections": [name], "findings": [{"section", "check", "severity", "text", "hint", "item", "safe"}],
     "counts": {"ok", "warning", "error", "unknown"}, "ready", "changed": [text]}.

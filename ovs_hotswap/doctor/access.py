@@ -158,8 +158,8 @@ def _place(facts: Access, place: Path) -> Iterator[Found]:
             f"{place} can be written by everybody, who could pretend to be a VM's QEMU", f"chmod 755 {place}"
         )
     elif facts.qemu is not None and facts.qemu[1] not in (0, found.user) and not found.bits & 0o020:
-        yield CLOSED_PLACE(f"{place} belongs to user {found.user}, and libvirt runs QEMU as {facts.qemu[0]}, who cannot "
-                           "make a socket there", _given(facts, place))  # fmt: skip
+        yield CLOSED_PLACE(f"{place} belongs to user {found.user}, and libvirt runs QEMU as {facts.qemu[0]}, who "
+                           "cannot make a socket there", _given(facts, place))  # fmt: skip
     else:
         yield ok(_HERE, NO_PLACE.check, f"{place}, mode {found.bits:04o}, user {found.user}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from ovs_hotswap.doctor import boot
 from ovs_hotswap.doctor.facts import Root
 from ovs_hotswap.doctor.report import Found, Kind, Section, healthy
 from ovs_hotswap.model import Severity
@@ -97,7 +98,7 @@ def _interrupt(each: Interrupt, polling: frozenset[int], others: frozenset[int])
 def _undisturbed(facts: Cores, polling: frozenset[int]) -> Iterator[Found]:
     names = ranges(facts.polling)
     words = f"isolcpus=managed_irq,domain,{names} nohz_full={names} rcu_nocbs={names}"
-    command = f"sed -i 's/^GRUB_CMDLINE_LINUX=\"/&{words} /' /etc/default/grub && update-grub && systemctl reboot"
+    command = boot.with_words("cores", words)
     shared, ticking = polling - facts.isolated, polling - facts.tickless
     if shared:
         yield ISOLATION(f"core {ranges(shared)} has PMD threads, and the kernel gives other work to it", command)
@@ -111,7 +112,7 @@ def _siblings(facts: Cores, polling: frozenset[int]) -> Iterator[Found]:
     for core in sorted(polling):
         for sibling in sorted(facts.siblings.get(core, frozenset()) & facts.online - facts.polling - facts.isolated):
             text = f"core {core} has a PMD thread, and core {sibling}, the other half of it, is used for other work"
-            yield SIBLING(text, f"echo 0 > /{_CPU}/cpu{sibling}/online")
+            yield SIBLING(text, f"if no VM is pinned to core {sibling}: `echo 0 > /{_CPU}/cpu{sibling}/online`")
 
 
 def _governors(facts: Cores) -> Iterator[Found]:

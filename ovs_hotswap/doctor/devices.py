@@ -16,11 +16,12 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.config_rules import pci_address
+from ovs_hotswap.doctor import boot
 from ovs_hotswap.doctor.facts import Root
 from ovs_hotswap.doctor.report import Found, Kind, Section, ok
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.switch.instance import numa_nodes
-from ovs_hotswap.wording import ranges
+from ovs_hotswap.wording import ranges, some
 
 _HERE, _PCI = Section.DEVICES, "sys/bus/pci/devices"
 ABSENT = Kind(_HERE, "device", Severity.ERROR)
@@ -41,6 +42,7 @@ _VFIO = "vfio-pci"
 _USER_SPACE = {_VFIO, "uio_pci_generic", "igb_uio"}
 # Their DPDK drivers work beside the kernel's (DPDK doc/guides/nics, "bifurcated").
 _BIFURCATED = {"mlx4_core", "mlx5_core", "mana"}
+_INTEL, _AMD = "DMAR", "IVRS"  # tables of ACPI
 _WITH_VFS = 1  # RTEXT_FILTER_VF (include/uapi/linux/rtnetlink.h)
 _LINK_DISABLED = 2  # IFLA_VF_LINK_STATE_DISABLE (include/uapi/linux/if_link.h)
 _SIOCETHTOOL, _GDRVINFO = 0x8946, 0x3  # include/uapi/linux/sockios.h, ethtool.h
@@ -88,12 +90,15 @@ class Device:
 @dataclass(frozen=True, slots=True)
 class Bus:
     """``iommu``: the host has IOMMU groups. ``vfio``: the module is loaded. ``unsafe``: vfio works without an IOMMU.
-    ``cores`` are the NUMA nodes of each side's PMD cores."""
+    ``cores`` are the NUMA nodes of each side's PMD cores. ``tables``: the firmware's descriptions of an IOMMU.
+    ``without_vfs``: the network devices that could have VFs and have none."""
 
     iommu: bool
     vfio: bool
     unsafe: bool
     cores: Mapping[Side, frozenset[int]]
+    tables: frozenset[str] = frozenset()
+    without_vfs: tuple[str, ...] = ()
 
 
 def addresses(config: Config) -> dict[Side, str]:
@@ -105,7 +110,17 @@ def addresses(config: Config) -> dict[Side, str]:
 def read_bus(root: Root, config: Config) -> Bus:
     unsafe = root.text("sys/module/vfio/parameters/enable_unsafe_noiommu_mode") in ("Y", "1")
     cores = {side: frozenset(numa_nodes(config.instance(side).pmd_cores, root.sys)) for side in Side}
-    return Bus(bool(root.names("sys/kernel/iommu_groups")), root.exists("sys/module/vfio_pci"), unsafe, cores)
+    return Bus(
+        bool(root.names("sys/kernel/iommu_groups")), root.exists("sys/module/vfio_pci"), unsafe, cores,
+        frozenset(root.names("sys/firmware/acpi/tables")) & {_INTEL, _AMD}, tuple(_without_vfs(root)),
+    )  # fmt: skip
+
+
+def _without_vfs(root: Root) -> Iterator[str]:
+    for address in root.names(_PCI):
+        place = f"{_PCI}/{address}"
+        if root.number(f"{place}/sriov_totalvfs") and not root.number(f"{place}/sriov_numvfs"):
+            yield from root.names(f"{place}/net")
 
 
 def read(root: Root, side: Side, address: str, ask: Ask) -> Device:
@@ -186,13 +201,11 @@ def judge_bus(bus: Bus, devices: Collection[Device]) -> Iterator[Found]:
     if not vfio:
         return
     if not bus.iommu and not bus.unsafe:
-        yield NO_IOMMU("the kernel uses no IOMMU, so vfio-pci gives no device to DPDK; the firmware has a switch, too",
-                       "sed -i 's/^GRUB_CMDLINE_LINUX=\"/&intel_iommu=on iommu=pt /' /etc/default/grub && update-grub "
-                       "&& systemctl reboot")  # fmt: skip
+        offered = "" if bus.tables else ", and the firmware offers none"
+        yield NO_IOMMU(f"the kernel uses no IOMMU{offered}: vfio-pci gives no device to DPDK", _use_iommu(bus))
     elif not bus.iommu:
         yield UNSAFE("vfio-pci works without an IOMMU: an instance's VF can write to any memory of the host",
-                     "sed -i 's/^GRUB_CMDLINE_LINUX=\"/&intel_iommu=on iommu=pt /' /etc/default/grub && update-grub "
-                     "&& systemctl reboot")  # fmt: skip
+                     _use_iommu(bus))  # fmt: skip
     else:
         yield ok(_HERE, NO_IOMMU.check, "on")
     if not bus.vfio and not {each.driver for each in vfio} & (_USER_SPACE - {_VFIO}):
@@ -200,12 +213,22 @@ def judge_bus(bus: Bus, devices: Collection[Device]) -> Iterator[Found]:
                       "modprobe vfio-pci && echo vfio-pci > /etc/modules-load.d/vfio-pci.conf")  # fmt: skip
 
 
+def _use_iommu(bus: Bus) -> str:
+    if _INTEL in bus.tables:
+        return boot.with_words("iommu", "intel_iommu=on iommu=pt")
+    if bus.tables:  # the kernel uses AMD's unless it is told otherwise
+        return (
+            f"take amd_iommu=off and iommu=off from the kernel's command line (`cat /proc/cmdline`), then {boot.REBOOT}"
+        )
+    return "turn VT-d or AMD-Vi on in the firmware's setup; `dmesg | grep -i -e DMAR -e AMD-Vi` says what there is"
+
+
 def judge(bus: Bus, device: Device, mac: str | None, mtu: int) -> Iterator[Found]:
     """Judge one side's device. ``mac`` is that of the VTEP, from which the instance sends; ``None`` if it is not known.
     ``mtu`` is that of the underlay, in bytes."""
     name = f"instance {device.side}'s device {device.address}"
     if not device.present:
-        yield ABSENT(f"{name} does not exist", "lspci -D -nn | grep -i ethernet", name)
+        yield ABSENT(f"{name} does not exist", _made(bus), name)
         return
     if device.driver in _BIFURCATED:
         yield ok(_HERE, DRIVER.check, f"{name}: {device.driver}, beside which DPDK has a driver of its own")
@@ -217,8 +240,9 @@ def judge(bus: Bus, device: Device, mac: str | None, mtu: int) -> Iterator[Found
         yield ok(_HERE, DRIVER.check, f"{name}: {device.driver}")
     for other, driver in sorted((device.group or {}).items()):
         if driver and driver not in (_VFIO, "pcieport", "pci-stub") and device.driver == _VFIO:
-            yield GROUP(f"{name} is in one IOMMU group with {other}, which {driver} has: vfio-pci refuses both",
-                        f"dpdk-devbind.py -b vfio-pci {other}", name)  # fmt: skip
+            yield GROUP(f"{name} is in one IOMMU group with {other}, which {driver} has: vfio-pci refuses it",
+                        "configure a device that has a group of its own: `ls -d /sys/kernel/iommu_groups/*/devices/*`; "
+                        f"if the host does not need {other}: `dpdk-devbind.py -b vfio-pci {other}`", name)  # fmt: skip
     near = bus.cores.get(device.side, frozenset())
     if device.node is not None and near and device.node not in near:
         yield FAR(f"{name} is on NUMA node {device.node}, and all its PMD cores are on node {ranges(near)}: choose "
@@ -227,6 +251,13 @@ def judge(bus: Bus, device: Device, mac: str | None, mtu: int) -> Iterator[Found
     yield from _settings(device, name, mac)
     if device.parent is not None:
         yield from judge_nic(device.parent, mtu)
+
+
+def _made(bus: Bus) -> str:
+    """Return the command that makes VFs, which are gone after a boot, or the one that shows the devices."""
+    seen = "lspci -D -nn | grep -i ethernet"
+    commands = some([f"`echo 2 > /sys/class/net/{name}/device/sriov_numvfs`" for name in bus.without_vfs], " or ")
+    return f"{commands} makes VFs, until the next boot; then `{seen}`" if commands else seen
 
 
 def _settings(device: Device, name: str, mac: str | None) -> Iterator[Found]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from ovs_hotswap.config import Config
 from ovs_hotswap.doctor.facts import Root
 from ovs_hotswap.doctor.report import Found, Kind, Section, ok
-from ovs_hotswap.model import Severity
+from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.watchdog.log_rotation import LIMIT
 
 _HERE = Section.DISK
@@ -45,9 +46,13 @@ class Log:
 def read(root: Root, config: Config) -> tuple[list[Volume], list[Log]]:
     keys = {"state_dir": config.state_dir, "run_dir": config.run_dir}
     logs = [*config.run_dir.glob("*.log"), *config.run_dir.glob("[ab]/*.log"), *config.state_dir.glob("*.log")]
-    return [_volume(key, root.path(path)) for key, path in keys.items()], [
-        Log(path, path.stat().st_size) for path in logs
-    ]
+    return [_volume(key, root.path(path)) for key, path in keys.items()], list(_sizes(logs))
+
+
+def _sizes(logs: Iterable[Path]) -> Iterator[Log]:
+    for path in logs:
+        with contextlib.suppress(FileNotFoundError):  # it was rotated, or went with its instance
+            yield Log(path, path.stat().st_size)
 
 
 def _volume(key: str, path: Path) -> Volume:
@@ -75,4 +80,12 @@ def judge(volumes: Iterable[Volume], logs: Iterable[Log] = ()) -> Iterator[Found
             yield ok(_HERE, FULL.check, f"{where}: {mib} MiB left")
     for log in logs:
         if log.size > _LOGS:
-            yield LONG_LOG(f"{log.path} has {log.size // _MIB} MiB", f"truncate -s 0 {log.path}")
+            yield LONG_LOG(f"{log.path} has {log.size // _MIB} MiB and is not rotated", _shorter(log.path))
+
+
+def _shorter(log: Path) -> str:
+    """Return the command for a log that is too long. Those of instances that run are in a directory of the side."""
+    truncated = f"truncate -s 0 {log}"
+    return (
+        f"`ovs-hotswap instance rotate-logs`; if it stays: `{truncated}`" if log.parent.name in {*Side} else truncated
+    )

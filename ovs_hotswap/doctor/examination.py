@@ -159,6 +159,11 @@ class Look:
         return None if unit is None else unit.control_group()
 
     @property
+    def unfinished(self) -> bool:
+        """Whether an upgrade runs, or was interrupted. Raises StateUnknown."""
+        return Upgrader(self.host).unfinished() is not None
+
+    @property
     def active(self) -> tuple[Side, str] | None:
         """The active side and the name of its release; ``None`` if none is active."""
         side = self.host.recorded_active()
@@ -256,7 +261,7 @@ def _look_at_releases(look: Look) -> Iterable[Found]:
     active = look.active
     with contextlib.suppress(HotswapError):  # a journal that cannot be read is a finding of another section
         before = upgrader.release_before(None if active is None else active[1])
-    return releases.judge(releases.read(look.config, look.host.releases.list(), before))
+    return releases.judge(releases.read(look.root, look.config, look.host.releases.list(), before))
 
 
 def _look_at_overlay(look: Look) -> Iterator[Found]:
@@ -272,7 +277,9 @@ def _look_at_broker(look: Look) -> Iterator[Found]:
 
 
 def _look_at_active(look: Look) -> Iterator[Found]:
-    if look.active is not None:
+    if look.unfinished:
+        yield running.in_between(Section.INSTANCES)
+    elif look.active is not None:
         try:
             found = collect.active(look.host, look.active[0])
         except SwitchError as error:
@@ -287,6 +294,9 @@ def _look_at_uplink(look: Look) -> Iterator[Found]:
 
 def _look_at_vms(look: Look) -> Iterator[Found]:
     active = look.active
+    if look.unfinished:
+        yield running.in_between(Section.VMS)
+        return
     if active is None:
         return
     side, release = active

@@ -18,8 +18,8 @@ EARLIER = Kind(Section.CONFIGURATION, "names", Severity.WARNING)
 NO_INTENT = Kind(Section.OVERLAY, "file", Severity.ERROR)
 WRONG_INTENT = Kind(Section.OVERLAY, "values", Severity.ERROR)
 
-_CONFIG = "`ovs-hotswap config example`", "`ovs-hotswap config check`"
-_OVERLAY = "`ovs-hotswap overlay example`", "`ovs-hotswap overlay check`"
+_CONFIG = "ovs-hotswap config example", "`ovs-hotswap config check`"
+_OVERLAY = "ovs-hotswap overlay example", "`ovs-hotswap overlay check`"
 DEFAULTS = Config.model_validate({
     "overlay": "/etc/ovs-hotswap/overlay.toml",
     "instances": {side: {"pmd_cores": [0], "uplink_devargs": f"not-configured-{side}"} for side in Side},
@@ -59,7 +59,7 @@ def intent(config: Config) -> tuple[Intent | None, list[Found]]:
 def _faults(error: ConfigError, path: Path, missing: Kind, faulty: Kind, commands: tuple[str, str]) -> Iterator[Found]:
     example, check = commands
     if not path.exists():
-        yield missing(error.message, f"{example} > {path}", str(path))
+        yield missing(error.message, f"`mkdir -p {path.parent} && {example} > {path}`, and edit it", str(path))
         return
     for line in error.message.splitlines():
         yield faulty(line, f'"${{EDITOR:-editor}}" {path}, then {check}')

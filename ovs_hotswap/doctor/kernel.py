@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ovs_hotswap.doctor import boot
 from ovs_hotswap.doctor.facts import Root
 from ovs_hotswap.doctor.report import Found, Kind, Section, healthy
 from ovs_hotswap.model import Severity
@@ -34,14 +35,11 @@ class Kernel:
 
 
 def read(root: Root) -> Kernel:
-    configured = re.findall(r"^GRUB_CMDLINE_LINUX(?:_DEFAULT)?=[\"']?([^\"'\n]*)", root.text("etc/default/grub") or "",
-                            re.MULTILINE)  # fmt: skip
-    configured.append(root.text("etc/kernel/cmdline") or "")  # kernel-install(8)
     return Kernel(
         root.need("proc/sys/kernel/osrelease"),
         tuple(name for name in root.names("lib/modules") if root.exists(f"boot/vmlinuz-{name}")),
         frozenset(root.need("proc/cmdline").split()),
-        frozenset(word for line in configured for word in line.split()),
+        boot.configured(root),
         len([name for name in root.names("sys/devices/system/node") if re.fullmatch(r"node\d+", name)]),
         root.text("proc/sys/kernel/numa_balancing") not in (None, "0"),
     )
@@ -57,17 +55,17 @@ def judge(facts: Kernel) -> Iterator[Found]:
     running = version(facts.running)
     if running and running < _LEAST:
         yield TOO_OLD(f"{facts.running} runs, and ovs-hotswap needs {'.'.join(map(str, _LEAST))} or newer",
-                      "apt-get install linux-image-amd64 && systemctl reboot")  # fmt: skip
+                      f"`apt-get install linux-image-amd64`, then {boot.REBOOT}")  # fmt: skip
     else:
         yield from healthy([], _HERE, TOO_OLD.check, facts.running)
     newest = max(facts.installed, key=version, default="")
     if running and version(newest) > running:
         yield REBOOT(f"{newest} is installed and {facts.running} runs: the next boot changes the kernel under the VMs",
-                     "systemctl reboot")  # fmt: skip
+                     boot.REBOOT)  # fmt: skip
     missing = sorted(word for word in facts.configured - facts.words if _OURS.match(word))
     if missing:
         yield PENDING(f"{' '.join(missing)}: configured, and not on the command line of the kernel that runs",
-                      "update-grub && systemctl reboot")  # fmt: skip
+                      f"`update-grub`, then {boot.REBOOT}")  # fmt: skip
     else:
         ours = " ".join(sorted(word for word in facts.words if _OURS.match(word)))
         yield from healthy([], _HERE, PENDING.check, ours or "no word about cores, huge pages or the IOMMU")

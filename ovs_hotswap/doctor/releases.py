@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ovs_hotswap.config import Config, read_kept
+from ovs_hotswap.doctor.facts import Root
 from ovs_hotswap.doctor.report import Found, Kind, Section, ok
 from ovs_hotswap.model import Severity
-from ovs_hotswap.switch.release import HOST, ReleaseEntry
+from ovs_hotswap.switch.release import HOST, LOCK, VSWITCHD, ReleaseEntry
 
 _HERE = Section.RELEASES
 NEEDED = Kind(_HERE, "needed", Severity.ERROR)
@@ -23,21 +24,31 @@ AT_BOOT, FOR_STANDBY, TO_GO_BACK = "for the next boot", "for the standby (watch.
 @dataclass(frozen=True, slots=True)
 class Stock:
     """``entries``: the releases. ``needed``: what each release is needed for, by its name. ``left``: directories that a
-    killed command has left."""
+    killed command has left; one that still runs has the lock, and its directories are not left."""
 
     entries: tuple[ReleaseEntry, ...]
     needed: Mapping[str, str]
     left: tuple[str, ...]
 
 
-def read(config: Config, entries: Iterable[ReleaseEntry], before: str | None) -> Stock:
+def read(root: Root, config: Config, entries: Iterable[ReleaseEntry], before: str | None) -> Stock:
     """``before`` is the release to which `rollback` would go."""
     kept = read_kept(config)
     needed = {} if before is None else {before: TO_GO_BACK}
     needed |= {} if config.watch.release is None else {config.watch.release: FOR_STANDBY}
     needed |= {} if kept is None else {kept.release: AT_BOOT}
     left = [str(path) for pattern in (".build-*", ".remove-*") for path in config.releases_dir.glob(pattern)]
-    return Stock(tuple(entries), needed, tuple(sorted(left)))
+    return Stock(tuple(entries), needed, () if _at_work(root, config) else tuple(sorted(left)))
+
+
+def _at_work(root: Root, config: Config) -> bool:
+    """Whether a release is being added or removed. The lock is looked at and not taken: its owner would be refused."""
+    try:
+        lock = (config.releases_dir / LOCK).stat().st_ino
+    except OSError:
+        return False
+    held = (line.split() for line in (root.text("proc/locks") or "").splitlines())
+    return any("FLOCK" in words and words[-3].endswith(f":{lock}") for words in held if len(words) > 3)
 
 
 def judge(facts: Stock) -> Iterator[Found]:
@@ -45,7 +56,7 @@ def judge(facts: Stock) -> Iterator[Found]:
     for each in facts.entries:
         if each.name in usable:
             yield ok(_HERE, UNUSABLE.check, f"{usable[each.name].label}, {each.source}")
-        elif each.name not in facts.needed and (each.name != HOST or usable):
+        elif each.name not in facts.needed and (each.name != HOST or (usable and _installed(each))):
             yield UNUSABLE(
                 f"release {each.name} cannot be used: {each.error}", _again(each.name, each.source), each.name
             )
@@ -59,6 +70,11 @@ def judge(facts: Stock) -> Iterator[Found]:
         yield NONE("no release can be used, so no instance can be started", _again(HOST))
     for path in facts.left:
         yield LEFT(f"{path} was left by a command that was killed", f"rm -rf --one-file-system {path}", path)
+
+
+def _installed(host: ReleaseEntry) -> bool:
+    """Whether the host's package is there and broken. A host that runs other releases needs none."""
+    return not (host.error or "").endswith(f"{VSWITCHD} is missing")
 
 
 def _again(name: str, source: str = "") -> str:

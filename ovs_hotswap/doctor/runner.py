@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ovs_hotswap.doctor.report import Found, Kind, Section
-from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.errors import CommandError, HotswapError
 from ovs_hotswap.model import Severity
 from ovs_hotswap.system import Completed, System, host_error
 from ovs_hotswap.waiting import Deadline
@@ -32,7 +33,11 @@ class Part:
 
 
 class Brief(System):
-    """The machine, on which no command takes longer than ``COMMAND_S``."""
+    """The machine, on which no command takes longer than ``COMMAND_S``. A systemd that once did not answer in this time
+    is not asked again: several parts ask it, and there would be no time left for the others."""
+
+    def __init__(self) -> None:
+        self._hung: set[str] = set()
 
     def run(
         self,
@@ -43,7 +48,15 @@ class Brief(System):
         stdin: str | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Completed:
-        return super().run(argv, timeout=min(timeout, COMMAND_S), check=check, stdin=stdin, env=env)
+        program = argv[0]
+        if program in self._hung:
+            raise CommandError(f"{program} did not answer before", hint=f"`{program}`")
+        try:
+            return super().run(argv, timeout=min(timeout, COMMAND_S), check=check, stdin=stdin, env=env)
+        except CommandError as error:
+            if program == "systemctl" and isinstance(error.__cause__, subprocess.TimeoutExpired):
+                self._hung.add(program)
+            raise
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +15,7 @@ from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.switch.instance import State
 
 SILENT = Kind(Section.BROKER, "answers", Severity.ERROR)
+REFUSED = Kind(Section.BROKER, "answers", Severity.UNKNOWN)
 HANGS = Kind(Section.INSTANCES, "answers", Severity.ERROR)
 NEVER_STARTED = Kind(Section.INSTANCES, "active", Severity.WARNING)
 UNSEEN = {
@@ -66,13 +69,22 @@ def judge(document: Mapping[str, Any], unknown: Mapping[str, str], config: Confi
     yield from _well(document, unknown)
 
 
+def in_between(section: Section) -> Found:
+    """Return the finding about what an upgrade is just changing."""
+    kind = UNSEEN["vms" if section is Section.VMS else "active"]
+    return kind("an upgrade runs, or was interrupted: what it changes is not judged until it is finished",
+                "`ovs-hotswap status`")  # fmt: skip
+
+
 def hangs(error: SwitchError) -> Found:
     """Return the finding about an active instance that does not answer."""
     return HANGS(error.message, error.hint or "`ovs-hotswap watch status`")
 
 
 def _broker(document: Mapping[str, Any], unknown: Mapping[str, str]) -> Iterator[Found]:
-    if "broker" in unknown:
+    if os.strerror(errno.EACCES) in unknown.get("broker", ""):  # it may be well, and answer those who may ask
+        yield REFUSED(unknown["broker"], "as root, or as a member of broker.group: `ovs-hotswap doctor`")
+    elif "broker" in unknown:
         yield SILENT(unknown["broker"], "systemctl restart ovs-hotswap-broker, or `ovs-hotswap broker start`")
     elif document["broker"] is not None:
         text = f"version {document['broker']['version']}, process {document['broker']['pid']}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from ovs_hotswap.config import DEFAULT_RUN_DIR, Config
 from ovs_hotswap.doctor.facts import Root
 from ovs_hotswap.doctor.report import Found, Kind, Section, healthy
+from ovs_hotswap.errors import CommandError
 from ovs_hotswap.model import Severity
 from ovs_hotswap.service.systemctl import Unit
 from ovs_hotswap.system import System
@@ -126,8 +127,10 @@ def read(root: Root, config: Config, shipped: Path | None, system: System) -> Un
 
 def _file(root: Root, name: str, shipped: Path | None, system: System) -> UnitFile:
     path = next((f"{place}/{name}" for place in _PLACES if root.exists(f"{place}/{name}")), None)
-    asked = "@" not in name
     known = Unit(name, system)
+    active = known.active() if "@" not in name else None
+    if active == "":  # it says that of a unit that it does not know, too
+        raise CommandError(f"systemctl does not say in which state {name} is", hint=f"systemctl status {name}")
     return UnitFile(
         name,
         None if path is None else f"/{path}",
@@ -136,8 +139,8 @@ def _file(root: Root, name: str, shipped: Path | None, system: System) -> UnitFi
         dict(_drop_ins(root, name)),
         any(root.path(f"etc/systemd/system/{wants}/{name}").is_symlink() for wants in root.names("etc/systemd/system")
             if wants.endswith((".wants", ".requires"))),
-        known.active() if asked else None,
-        known.stale() if asked else None,
+        active,
+        None if active is None else known.stale(),
     )  # fmt: skip
 
 
@@ -212,8 +215,8 @@ def _contradictions(files: Iterable[UnitFile]) -> Iterator[Found]:
             for rule in CONTRADICTIONS:
                 value = values.get(rule.key)
                 if rule.unit == each.name and value and rule.wrong.match(value):
-                    yield CONTRADICTS(f"{path} sets {rule.key}={value}: {rule.why}",
-                                      f"sed -i '/^{rule.key}=/d' {path} && systemctl daemon-reload", path)  # fmt: skip
+                    command = f"sed -i '/^[ \\t]*{rule.key}[ \\t]*=/d' {path} && systemctl daemon-reload"
+                    yield CONTRADICTS(f"{path} sets {rule.key}={value}: {rule.why}", command, path)
 
 
 def _running(facts: Units) -> Iterator[Found]:

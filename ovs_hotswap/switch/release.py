@@ -57,6 +57,7 @@ _EAL = re.compile(r"librte_eal\.so\.?(?P<abi>[0-9]*)\S* => (?P<path>/\S+)")
 _VERSIONS = re.compile(r"\(Open vSwitch\) (?P<ovs>\S+)\s+DPDK (?P<dpdk>\S+)")
 _MANIFEST = "release.json"
 _TREE = "tree"
+LOCK = ".lock"  # of adding or removing a release
 _BUILD_S = 3600.0
 _RUN_S = 20.0
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -158,7 +159,7 @@ class Releases:
         behind.
         """
         wanted = self._recipe(name, suite, from_directory, extra_packages)
-        with self._system.lock(self._directory / ".lock", "adding or removing a release"):
+        with self._system.lock(self._directory / LOCK, "adding or removing a release"):
             self._sweep()
             if from_directory is not None and (faults := strangers(from_directory)):
                 raise ReleaseError(f"{from_directory}: its programs would be run as root, and {'; '.join(faults)}",
@@ -185,7 +186,7 @@ class Releases:
         """Remove a release, or the entry of an adopted one. Raises ReleaseError if an instance uses it."""
         if name == HOST:
             raise ReleaseError("the host's package is not removed here", hint="use apt")
-        with self._system.lock(self._directory / ".lock", "adding or removing a release"):
+        with self._system.lock(self._directory / LOCK, "adding or removing a release"):
             manifest = self._manifest(name)
             self._refuse_if_used(name, self._tree(name, manifest))
             doomed = self._directory / f".remove-{name}"

@@ -75,6 +75,15 @@ def _no_upgrade(header: Header) -> StateUnknown:
     )
 
 
+def _no_way_back(last: Report | None) -> PrecheckFailed:
+    """The refusal of a rollback where no other release ran before."""
+    if last is None or not last.committed:
+        return PrecheckFailed("there is no upgrade to roll back", hint="`ovs-hotswap status`")
+    hint = f"bring the earlier files of {last.release} back, then: `ovs-hotswap upgrade --release {last.release}`"
+    text = f"the last upgrade was from {last.release} to its newer files, and no other release ran before it"
+    return PrecheckFailed(text, hint=hint)
+
+
 def _once(findings: Iterable[Finding]) -> list[Finding]:
     """The findings without repeated errors: one fault may keep several checks from being made."""
     errors: set[str] = set()
@@ -114,8 +123,8 @@ class Upgrader:
         return found + ([Finding("leave-out", Severity.ERROR, *_KEPT)] if leave_out and keep_old else [])
 
     def nothing_to_do(self, release: str) -> Finding | None:
-        """The finding that an upgrade to ``release`` would change nothing, and so makes no prechecks either; ``None`` if
-        it has something to do, or would not come so far. Raises StateUnknown if the journal is damaged."""
+        """The finding that an upgrade to ``release`` would change nothing, and so makes no prechecks either; ``None``
+        if it has something to do, or would not come so far. Raises StateUnknown if the journal is damaged."""
         if self.unfinished() is not None:
             return None
         try:
@@ -195,7 +204,7 @@ class Upgrader:
             wanted = self.release_before(None if running is None else running.name)
             last = self.last()
             if last is None or wanted is None:
-                raise PrecheckFailed("there is no upgrade to roll back", hint="`ovs-hotswap status`")
+                raise _no_way_back(last)
             if running is not None and last.committed and last.outcome != running.name == last.back_to:
                 # A failover, or a start by hand, did it. The operator may not know, and not mean the way forward.
                 hint = f"to go to {last.outcome} nevertheless: `ovs-hotswap upgrade --release {last.outcome}`"

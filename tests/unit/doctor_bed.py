@@ -82,7 +82,9 @@ class Bed:
     def _memory(self) -> None:
         for place in (f"{NODE}/node0/hugepages", "sys/kernel/mm/hugepages"):
             self.pages(place, 1024, 1024)
-        self.write("proc/meminfo", "MemTotal:       65536000 kB\nMemAvailable:   32768000 kB\n")
+        self.write(
+            "proc/meminfo", "MemTotal:       65536000 kB\nMemAvailable:   32768000 kB\nHugepagesize:       2048 kB\n"
+        )
         self.write("proc/mounts", "hugetlbfs /dev/hugepages hugetlbfs rw,relatime,pagesize=2M 0 0")
         self.write("etc/sysctl.d/80-huge-pages.conf", "vm.nr_hugepages=1024")
 

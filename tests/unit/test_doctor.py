@@ -18,8 +18,8 @@ from ovs_hotswap.cli.output import Output
 from ovs_hotswap.doctor.facts import Root
 from ovs_hotswap.doctor.fixes import Fixer
 from ovs_hotswap.doctor.report import Counts, Found, Report, Section
-from ovs_hotswap.doctor.runner import Part, Runner
-from ovs_hotswap.errors import HostError, StateUnknown
+from ovs_hotswap.doctor.runner import Brief, Part, Runner
+from ovs_hotswap.errors import CommandError, HostError, StateUnknown
 from ovs_hotswap.model import Severity
 from ovs_hotswap.system import System
 from tests.support.json_schema import faults
@@ -162,6 +162,13 @@ def test_what_a_container_hides_is_unknown(bed: Bed, name: str, section: Section
     assert f"{bed.root.path(name)}" in found.text
 
 
+def test_a_systemd_that_says_nothing_is_no_unit_that_has_ended(bed: Bed) -> None:
+    bed.install_units()
+    bed.systemd["ActiveState"] = ""
+    (found,) = bad(bed.examine(Section.UNITS))
+    assert (found.severity, found.check) == (Severity.UNKNOWN, "look")
+
+
 def test_a_file_that_may_not_be_read_is_unknown() -> None:
     def refused() -> Iterator[Found]:
         raise PermissionError(13, "Permission denied", "/proc/7/maps")
@@ -202,6 +209,22 @@ def test_parts_for_which_no_time_is_left_are_unknown_and_not_begun() -> None:
     assert ([each.section for each in found], begun) == ([Section.VMS, Section.UPLINK], [])
 
 
+def test_a_systemd_that_hangs_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several parts ask it, and there would be no time left for the VMs."""
+    hangs, log = tmp_path / "systemctl", tmp_path / "systemctl.log"
+    log.touch()
+    hangs.write_text("#!/bin/sh\necho asked >> $0.log\nexec sleep 60\n")
+    hangs.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    system = Brief()
+    with pytest.raises(CommandError, match="no end after"):
+        system.run(["systemctl", "show", "x"], timeout=0.2)
+    with pytest.raises(CommandError, match="systemctl did not answer before"):
+        system.run(["systemctl", "show", "y"])
+    assert system.run(["true"]).status == 0
+    assert log.read_text() in ("", "asked\n")
+
+
 def test_a_fault_of_the_program_does_not_keep_the_other_parts_from_being_seen() -> None:
     (found,) = Runner(FakeSystem()).run(Part("x", (Section.CPU,), lambda: [1 / 0]))  # type: ignore[list-item]
     assert found.text == "x: internal error: ZeroDivisionError: division by zero"
@@ -226,7 +249,7 @@ def test_a_finding_has_its_command_and_says_whether_doctor_can_run_it(bed: Bed, 
     text = doctor.out.getvalue()
     assert text.startswith("WARN  cpu\n      WARN  isolation: core 3 has PMD threads")
     assert f"            echo performance > /{GOVERNOR}    # or: doctor --fix\n" in text
-    assert "update-grub && systemctl reboot\n" in text
+    assert "update-grub`, then when no VM runs here: `systemctl reboot`\n" in text
 
 
 @pytest.mark.parametrize(
@@ -447,7 +470,9 @@ def test_a_change_that_doctor_was_killed_in_can_be_undone(bed: Bed, now: str, af
 
 def test_huge_pages_are_never_taken_away_by_a_fix(bed: Bed) -> None:
     pages = f"/{NODE}/node0/hugepages/hugepages-2048kB/nr_hugepages"
-    assert Fixer(bed.root, bed.loaded().state_dir, System()).plan(f"echo 66 > {pages}") is None, "another has added some"
+    assert Fixer(bed.root, bed.loaded().state_dir, System()).plan(f"echo 66 > {pages}") is None, (
+        "another has added some"
+    )
 
 
 def test_a_thing_that_is_gone_needs_no_undo(bed: Bed, doctor: Shell) -> None:

@@ -11,6 +11,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import FunctionType
 
@@ -21,6 +22,7 @@ from ovs_hotswap.config import RENAMED
 from ovs_hotswap.config_changes import Change
 from ovs_hotswap.doctor import (
     access,
+    boot,
     catalogue,
     clock,
     cpu,
@@ -37,15 +39,19 @@ from ovs_hotswap.doctor import (
 )
 from ovs_hotswap.doctor.catalogue import ADOPTED, adopt
 from ovs_hotswap.doctor.devices import VfSettings
+from ovs_hotswap.doctor.facts import Root
 from ovs_hotswap.doctor.report import Found, Kind, Section
 from ovs_hotswap.doctor.runner import Part, Runner
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.host import memory_checks
 from ovs_hotswap.host.culprit import ON_TRIAL
 from ovs_hotswap.model import Finding, Release, Severity, Side, SwitchProcess
+from ovs_hotswap.plan.journal import Journals
+from ovs_hotswap.plan.records import StepNames
 from ovs_hotswap.switch.instance import InstanceStatus, State
 from ovs_hotswap.switch.memory import Demand, HugePages, PacketPool, Reservation
-from ovs_hotswap.switch.release import HOST, ReleaseEntry
+from ovs_hotswap.switch.release import HOST, LOCK, VSWITCHD, ReleaseEntry
+from ovs_hotswap.system import System
 from ovs_hotswap.upgrade import checks, collect
 from ovs_hotswap.upgrade.checks import VmFacts
 from ovs_hotswap.uplink.tc import Link, Rule, TcUplink
@@ -221,6 +227,7 @@ PLANTED: list[tuple[Kind, Plant]] = [
     (files.NO_INTENT, lambda bed: bed.overlay.unlink()),
     (files.WRONG_INTENT, lambda bed: bed.intend("vni = 100", "vni = 0")),
     (running.SILENT, unknown("broker")),
+    (running.REFUSED, lambda bed: bed.unknown.update(broker="broker at /run/x: status: [Errno 13] Permission denied")),
     (running.NEVER_STARTED, status(active=None, uplink=None,
                                    instances=[InstanceStatus(side, State.STOPPED) for side in Side])),
     *[(kind, unknown(f"{field}.a" if field in ("packet_pools", "replaced") else field))
@@ -266,7 +273,7 @@ BESIDES: dict[Key, set[Key]] = {
     key(access.STRANGER): {key(access.STRANGER)},
 }
 _PROGRAMS = (
-    r"apt-get|bpftool|cat|chgrp|chmod|chown|df|dpdk-devbind.py|du|echo|ethtool|groupadd|install|ip|lspci|mkdir|modprobe"
+    r"apt-get|bpftool|cat|chgrp|chmod|chown|df|dmesg|dpdk-devbind.py|du|echo|ethtool|groupadd|install|ip|lspci|mkdir|modprobe"
     r'|mount|ps|rm|sed|systemctl|tc|timedatectl|truncate|ulimit|update-grub|usermod|"\$\{EDITOR'
 )
 
@@ -590,6 +597,137 @@ def test_a_group_of_a_directory_service_is_a_group(bed: Bed) -> None:
 def test_the_owner_of_a_link_is_changed_and_not_that_of_its_target() -> None:
     assert access._own("/srv/a b belongs to user 1000") == "chown -h root: '/srv/a b' && chmod go-w '/srv/a b'"
     assert access._own("/srv can be written by group 1000") == "chown -h root: /srv && chmod go-w /srv"
+
+
+def hint_of(bed: Bed, kind: Kind) -> str:
+    (found,) = [each for each in bad(bed.examine(kind.section)) if key(each) == key(kind)]
+    return found.hint or ""
+
+
+def test_the_command_against_a_drop_in_removes_the_setting_however_it_is_written(bed: Bed) -> None:
+    drop_in("ovs-hotswap-watch.service", "Nice=1\n  Restart = no\nRestartSec=1")(bed)
+    (found,) = bad(bed.examine(Section.UNITS))
+    script = re.search("'(.*)'", found.hint or "")
+    assert script is not None
+    path = bed.root.path("etc/systemd/system/ovs-hotswap-watch.service.d/own.conf")
+    System().run(["sed", "-i", script[1], str(path)])
+    assert path.read_text() == "[Service]\nNice=1\nRestartSec=1\n"
+
+
+def test_a_release_that_is_being_added_is_not_taken_for_a_leftover(bed: Bed) -> None:
+    directory = bed.loaded().releases_dir
+    (directory / ".build-new").mkdir(parents=True)
+    machine = Root()  # which knows the locks
+    with System().lock(directory / LOCK, "adding or removing a release"):
+        assert releases.read(machine, bed.loaded(), [], None).left == ()
+    assert releases.read(machine, bed.loaded(), [], None).left == (f"{directory}/.build-new",)
+
+
+def test_a_host_that_runs_other_releases_needs_no_package(bed: Bed) -> None:
+    usable = ReleaseEntry("trixie", Release("trixie", "/srv", "3.5.0", "24.11"), "Debian trixie")
+    absent = ReleaseEntry(HOST, None, "installed package", f"release host: {VSWITCHD} is missing")
+    assert bad(stock(absent, usable)) == []
+    (found,) = bad(stock(replace(absent, error="release host: DPDK's drivers net-vhost are missing"), usable))
+    assert found.check == "usable"
+    (found,) = bad(stock(absent))
+    assert found.severity is Severity.ERROR
+
+
+@pytest.mark.parametrize("section", [Section.INSTANCES, Section.VMS])
+def test_what_an_upgrade_is_just_changing_is_no_fault(bed: Bed, section: Section) -> None:
+    """Of two sides that own VMs one is always not the active one then."""
+    (bed.directory / "run/active").write_text("a\n")
+    with Journals(bed.loaded().state_dir, System()).begin("upgrade", StepNames(("move",))):
+        found = [each for each in bad(bed.examine(section)) if "an upgrade runs, or was interrupted" in each.text]
+    assert [(each.section, each.severity) for each in found] == [(section, Severity.UNKNOWN)]
+
+
+def test_a_log_that_goes_while_it_is_looked_at_is_no_fault(tmp_path: Path) -> None:
+    assert list(disk._sizes([tmp_path / "gone.log"])) == []
+
+
+def test_a_log_of_a_running_instance_is_rotated_and_not_cut(tmp_path: Path) -> None:
+    hints = [each.hint for each in disk.judge([], [disk.Log(Path(f"/run/x{name}"), 1 << 30)
+                                                   for name in ("/a/ovs-vswitchd.log", "/broker.log")])]  # fmt: skip
+    assert hints == ["`ovs-hotswap instance rotate-logs`; if it stays: `truncate -s 0 /run/x/a/ovs-vswitchd.log`",
+                     "truncate -s 0 /run/x/broker.log"]  # fmt: skip
+
+
+def test_no_command_boots_a_host_under_its_vms(bed: Bed) -> None:
+    """A command is typed as it is printed. What is in one pair of backquotes is one."""
+    bed.write(f"{CPU}/isolated", "2")
+    bed.remove("sys/kernel/iommu_groups")
+    bed.write("sys/firmware/acpi/tables/DMAR", "")
+    bed.write("etc/default/grub", 'GRUB_CMDLINE_LINUX="iommu=pt"')
+    bed.write("boot/vmlinuz-6.1.0-28-amd64", "")
+    bed.directory_at("lib/modules/6.1.0-28-amd64")
+    found = [each for each in bad(bed.examine()) if "reboot" in (each.hint or "")]
+    assert {each.check for each in found} == {"isolation", "IOMMU", "reboot", "command line"}
+    for each in found:
+        assert re.search(r"when no VM runs here: `systemctl reboot`$", each.hint or ""), each.hint
+
+
+def test_the_iommu_is_turned_on_where_it_is_off(bed: Bed) -> None:
+    bed.remove("sys/kernel/iommu_groups")
+    assert hint_of(bed, devices.NO_IOMMU).startswith("turn VT-d or AMD-Vi on in the firmware's setup")
+    table = bed.write("sys/firmware/acpi/tables/DMAR", "")
+    assert "intel_iommu=on iommu=pt $GRUB_CMDLINE_LINUX" in hint_of(bed, devices.NO_IOMMU)
+    table.rename(table.with_name("IVRS"))
+    assert hint_of(bed, devices.NO_IOMMU).startswith("take amd_iommu=off and iommu=off from")
+
+
+def test_what_is_put_on_the_command_line_is_what_then_waits_for_a_boot(bed: Bed) -> None:
+    bed.write(f"{CPU}/isolated", "")
+    bed.write("etc/default/grub", "GRUB_CMDLINE_LINUX='quiet'\nGRUB_CMDLINE_LINUX_DEFAULT=isolcpus=1")
+    bed.write("etc/default/grub.d/90-cloud.cfg", 'GRUB_CMDLINE_LINUX_DEFAULT="splash"')
+    assert boot.configured(bed.root) == {"quiet", "splash"}, "the later file counts"
+    found = re.search("echo '(.*)' > (/etc/default/grub.d/ovs-hotswap-cores.cfg)", hint_of(bed, cpu.ISOLATION))
+    assert found is not None
+    bed.write(found[2], found[1])
+    assert boot.configured(bed.root) == {"isolcpus=managed_irq,domain,2-3", "nohz_full=2-3", "rcu_nocbs=2-3", "quiet",
+                                         "splash"}  # fmt: skip
+    bed.write("proc/cmdline", "quiet splash")
+    (pending,) = [each for each in bad(bed.examine(Section.KERNEL)) if key(each) == key(kernel.PENDING)]
+    assert pending.text.startswith("isolcpus=managed_irq,domain,2-3 nohz_full=2-3 rcu_nocbs=2-3: configured, and not")
+
+
+def test_pages_of_the_size_that_sysctl_is_not_about_are_left_to_the_command_line(bed: Bed) -> None:
+    """vm.nr_hugepages=1024 would be a terabyte of pages of 1 GiB."""
+    bed.remove("etc/sysctl.d/80-huge-pages.conf")
+    assert hint_of(bed, memory.AT_BOOT) == "echo vm.nr_hugepages=1024 > /etc/sysctl.d/80-ovs-hotswap.conf"
+    bed.write("proc/meminfo", "MemTotal: 65536000 kB\nMemAvailable: 32768000 kB\nHugepagesize:    1048576 kB")
+    assert "hugepagesz=2M hugepages=1024 $GRUB_CMDLINE_LINUX" in hint_of(bed, memory.AT_BOOT)
+
+
+def test_pages_that_are_not_mounted_do_not_count(bed: Bed) -> None:
+    """On a host with 1 GiB as the default for VMs, systemd mounts these alone."""
+    bed.write("proc/meminfo", "MemTotal: 65536000 kB\nMemAvailable: 32768000 kB\nHugepagesize:    1048576 kB")
+    bed.write("proc/mounts", "hugetlbfs /dev/hugepages hugetlbfs rw,relatime 0 0")
+    (mount,) = [each for each in bad(bed.examine(Section.MEMORY)) if each.check == "mount"]
+    place = "/dev/hugepages-2048K"
+    assert mount.hint == f"mkdir -p {place} && mount -t hugetlbfs -o pagesize=2048K nodev {place}"
+    bed.pages(f"{NODE}/node0/hugepages", 1, 8, 1 << 20)
+    (found,) = [each for each in bed.examine(Section.MEMORY) if each.check == "huge pages"]
+    assert found.text == "NUMA node 0: 1 of 1048576 KiB free, 132 MiB needed", "the small ones are there, and useless"
+    bed.pages(f"{NODE}/node0/hugepages", 0, 8, 1 << 20)
+    (found,) = [each for each in bed.examine(Section.MEMORY) if each.check == "huge pages"]
+    assert found.severity is Severity.ERROR
+
+
+def test_vfs_that_a_boot_has_taken_away_are_made_again(bed: Bed) -> None:
+    bed.remove(f"{PCI}/{VF_B}")
+    assert hint_of(bed, devices.ABSENT) == "lspci -D -nn | grep -i ethernet"
+    bed.write(f"{PCI}/{PF}/sriov_totalvfs", "64")
+    bed.write(f"{PCI}/{PF}/sriov_numvfs", "0")
+    assert hint_of(bed, devices.ABSENT).startswith("`echo 2 > /sys/class/net/eno1/device/sriov_numvfs` makes VFs")
+    bed.write(f"{PCI}/{PF}/sriov_numvfs", "2")
+    assert hint_of(bed, devices.ABSENT) == "lspci -D -nn | grep -i ethernet"
+
+
+def test_a_device_that_the_host_may_need_is_not_given_away_in_passing(bed: Bed) -> None:
+    bed.link(f"{PCI}/0000:04:00.0/driver", "/sys/bus/pci/drivers/nvme")
+    bed.write(f"{PCI}/{VF_A}/iommu_group/devices/0000:04:00.0", "")
+    assert "if the host does not need 0000:04:00.0: `dpdk-devbind" in hint_of(bed, devices.GROUP)
 
 
 def test_the_vfs_of_the_bed_are_those_of_its_nic(bed: Bed) -> None:

@@ -275,9 +275,12 @@ def test_a_rollback_whose_old_instance_had_died_left_the_new_one(bed: Bed) -> No
 
 
 def test_where_nothing_else_ever_ran_there_is_nothing_to_roll_back(bed: Bed) -> None:
-    ended(bed, "host", "host")
     with pytest.raises(PrecheckFailed, match="no upgrade to roll back"):
         Upgrader(bed.host).rollback(nobody)
+    ended(bed, "host", "host")
+    with pytest.raises(PrecheckFailed, match="from host to its newer files, and no other release ran") as raised:
+        Upgrader(bed.host).rollback(nobody)
+    assert "`ovs-hotswap upgrade --release host`" in str(raised.value.hint)
 
 
 @pytest.mark.parametrize("damaged", [True, False])
