@@ -706,7 +706,8 @@ def test_pages_that_are_not_mounted_do_not_count(bed: Bed) -> None:
     (mount,) = [each for each in bad(bed.examine(Section.MEMORY)) if each.check == "mount"]
     place = "/dev/hugepages-2048K"
     assert mount.hint == f"mkdir -p {place} && mount -t hugetlbfs -o pagesize=2048K nodev {place}"
-    bed.pages(f"{NODE}/node0/hugepages", 1, 8, 1 << 20)
+    for place in (f"{NODE}/node0/hugepages", "sys/kernel/mm/hugepages"):
+        bed.pages(place, 1, 8, 1 << 20)
     (found,) = [each for each in bed.examine(Section.MEMORY) if each.check == "huge pages"]
     assert found.text == "NUMA node 0: 1 of 1048576 KiB free, 132 MiB needed", "the small ones are there, and useless"
     bed.pages(f"{NODE}/node0/hugepages", 0, 8, 1 << 20)
