@@ -87,8 +87,8 @@ def read(
     users = [line.split(":") for line in (root.text("etc/passwd") or "").splitlines() if line.count(":") > 3]
     groups = dict(_groups(root.text("etc/group") or "", users))
     name = config.broker.group
-    if name is not None and name not in groups and (found := ask(name)) is not None:
-        groups[name] = found
+    if name is not None and name not in groups and (asked := ask(name)) is not None:
+        groups[name] = asked
     return Access(
         privileged,
         root.mode(config.broker_socket),

@@ -437,7 +437,7 @@ def test_other_commands_are_not_run(bed: Bed, command: str) -> None:
 
 
 def test_a_change_that_a_boot_has_ended_is_not_put_back(bed: Bed, doctor: Shell) -> None:
-    """After it the same number may be another interrupt, and the value from before somebody's who does not know it."""
+    """After the boot the same number may be another interrupt, and the value be that of another program."""
     bed.write(GOVERNOR, "powersave")
     state, place = bed.loaded().state_dir, bed.root.path("srv")
     place.mkdir(mode=0o777)

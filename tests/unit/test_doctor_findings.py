@@ -635,7 +635,7 @@ def test_a_host_that_runs_other_releases_needs_no_package(bed: Bed) -> None:
 
 @pytest.mark.parametrize("section", [Section.INSTANCES, Section.VMS])
 def test_what_an_upgrade_is_just_changing_is_no_fault(bed: Bed, section: Section) -> None:
-    """Of two sides that own VMs one is always not the active one then."""
+    """Both sides own VMs then, and one of them is not the active one."""
     (bed.directory / "run/active").write_text("a\n")
     with Journals(bed.loaded().state_dir, System()).begin("upgrade", StepNames(("move",))):
         found = [each for each in bad(bed.examine(section)) if "an upgrade runs, or was interrupted" in each.text]
