@@ -84,7 +84,7 @@ def test_shells_complete_its_commands(host: Host) -> None:
 def test_doctor_says_how_to_configure_the_host(host: Host) -> None:
     found = host.ask("doctor", check=False)["findings"]
     errors = {(each["section"], each["check"]): each["hint"] for each in found if each["severity"] == "error"}
-    hint = "`ovs-hotswap config example` > /etc/ovs-hotswap/config.toml"
+    hint = "`mkdir -p /etc/ovs-hotswap && ovs-hotswap config example > /etc/ovs-hotswap/config.toml`, and edit it"
     assert errors["configuration", "file"] == hint
     assert ("units", "installed") not in errors, "the package has brought them"
 
