@@ -103,7 +103,7 @@ class SshFiles:
 
     def _add(self, file: Path, lines: list[str], name: str, block: str, depth: int = 0) -> None:
         """Add the lines of a file, with those of the files that it includes in their places: paramiko does not know
-        Include. An Include counts only if its ``block`` is for the host ``name``; the block goes on after it.
+        Include. An Include counts only if its ``block`` is for the host ``name``; the block continues after it.
 
         Raises RemoteError."""
         if depth > _INCLUDES_MAX:

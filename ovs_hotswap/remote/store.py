@@ -56,7 +56,7 @@ class Jobs:
         with files():
             own_directory(self._run_dir)
             self.directory.mkdir(exist_ok=True)
-            self.directory.chmod(0o700)  # also one that somebody has made with more rights
+            self.directory.chmod(0o700)  # also a directory that was made with more rights
         self._remove_old()
         now = self._system.wall()
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
@@ -152,9 +152,9 @@ class Jobs:
         return (self.directory / name / f"answer-{number}").exists()
 
     def claim(self, name: str) -> bool:
-        """Decide what becomes of a job that has not begun. The one who claims it first, which is the process that is to
-        work on it or who gives it up, is told so; no job begins that was given up, and none begins twice. Raises
-        HostError."""
+        """Decide what becomes of a job that has not begun: the process that is to work on it claims it, and so does a
+        process that gives it up. Return whether this is the first claim; only the first one counts. So no job begins
+        that was given up, and none begins twice. Raises HostError."""
         file = self.directory / name / _UNCLAIMED
         with files(file), contextlib.suppress(FileNotFoundError):
             file.unlink()

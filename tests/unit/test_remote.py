@@ -335,7 +335,7 @@ def test_a_second_ctrl_c_leaves_jobs_and_hosts_that_do_not_answer() -> None:
     begun.wait(60)
     fleet.interrupt()
     fleet.interrupt()
-    eventually(lambda: fleet.wait(0.1), "it goes on")
+    eventually(lambda: fleet.wait(0.1), "the fleet ends")
     assert {host: (run.exit_code, run.stage) for host, run in fleet.runs.items()} == {
         "at work": (130, Stage.FAILED), "away": (130, Stage.LEFT_OUT), "waits": (130, Stage.LEFT_OUT),
     }  # fmt: skip
