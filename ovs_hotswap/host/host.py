@@ -256,6 +256,11 @@ class Host:
         """The receive queues that the side's PMD threads poll, by port. Raises SwitchError."""
         return pmd_rxqs(self.control(side))
 
+    def await_devices(self, side: Side, seconds: float) -> None:
+        """Wait until the side's datapath receives from each vhost-user device that is connected. Raises SwitchError."""
+        with self.instances[side].database(tables=ROOT_TABLES) as database:
+            database.wait_pass(seconds)
+
     def log_level(self, side: Side) -> str:
         return vhost_log_level(self.control(side))
 

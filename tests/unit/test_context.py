@@ -11,7 +11,7 @@ import pytest
 
 from ovs_hotswap.backends import ABSENT_SWITCH, BackendMode, Switches
 from ovs_hotswap.config import Config
-from ovs_hotswap.errors import BrokerError
+from ovs_hotswap.errors import BrokerError, SwitchError
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.standby import park_each, unpark_each
 from ovs_hotswap.model import Side
@@ -161,6 +161,13 @@ def test_a_vm_that_has_left_keeps_no_other_parked() -> None:
     states.broker_fault = BrokerError("it does not answer")
     with pytest.raises(BrokerError, match="it does not answer"):
         unpark_each(host, Side.B, ["vm1"])
+
+
+def test_vms_are_not_parked_on_an_instance_that_takes_no_devices(upgrade: Upgrade, world: World) -> None:
+    """Without its database it never receives from a device that has connected."""
+    world.no_database = {Side.B}
+    with pytest.raises(SwitchError, match="cannot connect"):
+        park_each(upgrade.host, Side.B, upgrade.host.backends.vms())
 
 
 class Dying(World):
