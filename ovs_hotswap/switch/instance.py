@@ -323,16 +323,11 @@ class Instance:
 
     def _run(self, release: Release, argv: list[str], end: float) -> None:
         program = Path(argv[0]).name
-        # A main thread that spins, as one without its database does, would keep the PMD threads of both sides waiting.
         cores = other_cores([core for side in Side for core in self._config.instance(side).pmd_cores])
         command = launch.command(release, self.paths.netns, self._config.run_dir, argv, cores)
+        environment, left = launch.environment(self.paths.run_dir), max(end - self._system.monotonic(), _POLL_S)
         try:
-            done = self._system.run(
-                command,
-                timeout=max(end - self._system.monotonic(), _POLL_S),
-                check=False,
-                env=launch.environment(self.paths.run_dir),
-            )
+            done = self._system.run(command, timeout=left, check=False, env=environment)
         except CommandError as error:
             raise self._failure(release, program, error.message) from error
         if done.status != 0:

@@ -44,7 +44,8 @@ exec "$@"
 
 def command(release: Release, netns: str, run_dir: Path, argv: list[str], cores: Collection[int] = ()) -> list[str]:
     """Return the command line that runs ``argv`` of ``release`` in the network namespace ``netns``, on ``cores`` if
-    there are any: the threads that do not choose their own cores, as PMD threads do, stay on them.
+    there are any: the threads that do not choose their own cores, as PMD threads do, stay on them. A main thread that
+    spins, as one without its database does, would keep PMD threads on its core waiting, those of both instances.
 
     All steps replace their process (exec), so the pid that is started is the program's own. ``run_dir`` is the
     configuration's run directory. If it is outside /run and /tmp, its mount point stays in the tree, as an empty

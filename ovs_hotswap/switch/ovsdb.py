@@ -418,15 +418,11 @@ class SwitchDb:
     def _wait_on(self, deadline: float, timeout: float, missing: str = "") -> None:
         """Wait for the next look at ovs-vswitchd. Raises SwitchError if it has ended, NoAnswer after ``deadline``."""
         if not self._lives():
-            raise SwitchError(
-                f"{self._socket}: ovs-vswitchd has ended or is stopped",
-                hint="its log is kept in the state directory",
-            )
+            text = f"{self._socket}: ovs-vswitchd has ended or is stopped"
+            raise SwitchError(text, hint="its log is kept in the state directory")
         if time.monotonic() >= deadline:
-            raise NoAnswer(
-                f"{self._socket}: ovs-vswitchd has not taken up its configuration within {timeout:g} s; "
-                + (missing or "its main thread may be blocked")
-            )
+            text = f"{self._socket}: ovs-vswitchd has not taken up its configuration within {timeout:g} s; "
+            raise NoAnswer(text + (missing or "its main thread may be blocked"))
         time.sleep(_POLL_S)
 
     def _commit(self, change: _Command) -> Any:
