@@ -40,13 +40,18 @@ def raise_priority() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, _NICE)
 
 
+def other_cores(pmd_cores: Collection[int]) -> frozenset[int]:
+    """Return the cores on which this process may run, without those of PMD threads. The set may be empty."""
+    return frozenset(os.sched_getaffinity(0) - set(pmd_cores))
+
+
 def control_core(pmd_cores: Collection[int]) -> frozenset[int]:
     """Return the core on which the broker hands rings over and both switches answer.
 
     They share one, because waking a thread on another core takes longer than handling a message. It is a core without a
     PMD thread; the set is empty if there is none.
     """
-    return frozenset(sorted(os.sched_getaffinity(0) - set(pmd_cores))[:1])
+    return frozenset(sorted(other_cores(pmd_cores))[:1])
 
 
 def set_own_rank(rank: Rank) -> None:

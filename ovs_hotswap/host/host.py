@@ -31,7 +31,7 @@ from ovs_hotswap.switch.instance import Instance, State
 from ovs_hotswap.switch.memory import DEFAULT_MTU, Demand, PacketPool, Reservation, Uplink, limited, reserve
 from ovs_hotswap.switch.notify_pipe import notify_pipe
 from ovs_hotswap.switch.openflow import OpenFlow
-from ovs_hotswap.switch.ovsdb import INTERFACE_TABLES, ROOT_TABLES, BridgeSpec, PortSpec, SwitchDb
+from ovs_hotswap.switch.ovsdb import INTERFACE_TABLES, ROOT_TABLES, BridgeSpec, PortSpec
 from ovs_hotswap.switch.owned import CONFIGURED_SLEEP, PROGRAMMED_TUNNELS
 from ovs_hotswap.switch.pmd import RxQueue, pmd_rxqs, pmd_sleep_key, set_vhost_log_level, vhost_log_level
 from ovs_hotswap.switch.pools import packet_pools, page_mib
@@ -256,6 +256,11 @@ class Host:
         """The receive queues that the side's PMD threads poll, by port. Raises SwitchError."""
         return pmd_rxqs(self.control(side))
 
+    def await_devices(self, side: Side, seconds: float) -> None:
+        """Wait until the side's datapath receives from each vhost-user device that is connected. Raises SwitchError."""
+        with self.instances[side].database(tables=ROOT_TABLES) as database:
+            database.wait_pass(seconds)
+
     def log_level(self, side: Side) -> str:
         return vhost_log_level(self.control(side))
 
@@ -355,13 +360,11 @@ class Host:
             database.set_other_config({pmd_sleep_key(self.version(side)): str(microseconds)})
 
     def settle_pmd_sleep(self, side: Side, microseconds: int | None = None) -> None:
-        """Give the side's idle PMD threads their longest sleep in normal operation: the configured one, unless the
-        operator set another."""
+        """Give the side's idle PMD threads the configured longest sleep, unless the operator set another."""
         configured = self.config.instance(side).pmd_sleep_us
-        value = configured if microseconds is None else microseconds
+        value = str(configured if microseconds is None else microseconds)
         with self.instances[side].database(tables=ROOT_TABLES) as database:
-            database.set_other_config({pmd_sleep_key(self.version(side)): str(value)},
-                                      {CONFIGURED_SLEEP: str(configured)})  # fmt: skip
+            database.set_other_config({pmd_sleep_key(self.version(side)): value}, {CONFIGURED_SLEEP: str(configured)})
 
     def follow_pmd_sleep(self, side: Side) -> None:
         """Give the side the configured PMD sleep if the configuration has changed since the sleep was last given.
@@ -376,16 +379,13 @@ class Host:
         one. The answer is wrong between ``set_pmd_sleep`` and ``settle_pmd_sleep``."""
         with self.instances[side].database(tables=ROOT_TABLES) as database:
             given = database.external_ids().get(CONFIGURED_SLEEP, str(self.config.instance(side).pmd_sleep_us))
-            value = self._pmd_sleep(side, database)
+        value = self.pmd_sleep(side)
         return None if given == str(value) else value
 
     def pmd_sleep(self, side: Side) -> int:
         """The longest sleep of the side's idle PMD threads, in microseconds."""
         with self.instances[side].database(tables=ROOT_TABLES) as database:
-            return self._pmd_sleep(side, database)
-
-    def _pmd_sleep(self, side: Side, database: SwitchDb) -> int:
-        found = database.other_config().get(pmd_sleep_key(self.version(side)), "0")
+            found = database.other_config().get(pmd_sleep_key(self.version(side)), "0")
         return int(found) if found.isdecimal() else 0  # as Open vSwitch reads it (smap_get_ullong)
 
     def scheduling(self, side: Side) -> dict[str, Json] | None:

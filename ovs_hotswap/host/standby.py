@@ -257,6 +257,8 @@ def park_each(
             if vm.name not in errors and vm.has_guest:
                 expected[vm.name] = _enabled_pairs(vm)
     late = _await_polled(host, side, expected)
+    if expected:  # a queue counts as polled before the datapath receives from it
+        host.await_devices(side, _POLLED_S)
     return refused | {name: f"instance {side} does not poll its queues" for name in late}
 
 

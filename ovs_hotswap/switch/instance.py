@@ -20,6 +20,7 @@ from pathlib import Path
 from ovs_hotswap.config import Config, InstanceConfig
 from ovs_hotswap.errors import CommandError, HotswapError, SwitchError
 from ovs_hotswap.model import Device, Life, Release, Side
+from ovs_hotswap.priority import other_cores
 from ovs_hotswap.process_exit import start_time
 from ovs_hotswap.switch import launch
 from ovs_hotswap.switch.logscan import fatal, telling_cause
@@ -322,14 +323,11 @@ class Instance:
 
     def _run(self, release: Release, argv: list[str], end: float) -> None:
         program = Path(argv[0]).name
-        command = launch.command(release, self.paths.netns, self._config.run_dir, argv)
+        cores = other_cores([core for side in Side for core in self._config.instance(side).pmd_cores])
+        command = launch.command(release, self.paths.netns, self._config.run_dir, argv, cores)
+        environment, left = launch.environment(self.paths.run_dir), max(end - self._system.monotonic(), _POLL_S)
         try:
-            done = self._system.run(
-                command,
-                timeout=max(end - self._system.monotonic(), _POLL_S),
-                check=False,
-                env=launch.environment(self.paths.run_dir),
-            )
+            done = self._system.run(command, timeout=left, check=False, env=environment)
         except CommandError as error:
             raise self._failure(release, program, error.message) from error
         if done.status != 0:

@@ -1,7 +1,8 @@
-"""How a program of a release is started: its namespace, root, environment and limits. Nothing else starts one."""
+"""How a program of a release is started: cores, namespace, root, environment and limits. Nothing else starts one."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from ovs_hotswap.model import Release
@@ -41,14 +42,17 @@ exec "$@"
 """
 
 
-def command(release: Release, netns: str, run_dir: Path, argv: list[str]) -> list[str]:
-    """Return the command line that runs ``argv`` of ``release`` in the network namespace ``netns``.
+def command(release: Release, netns: str, run_dir: Path, argv: list[str], cores: Collection[int] = ()) -> list[str]:
+    """Return the command line that runs ``argv`` of ``release`` in the network namespace ``netns``, on ``cores`` if
+    there are any: the threads that do not choose their own cores, as PMD threads do, stay on them. A main thread that
+    spins, as one without its database does, would keep PMD threads on its core waiting, those of both instances.
 
     All steps replace their process (exec), so the pid that is started is the program's own. ``run_dir`` is the
     configuration's run directory. If it is outside /run and /tmp, its mount point stays in the tree, as an empty
     directory.
     """
-    inside = ["nsenter", f"--net={DIRECTORY}/{netns}", "--"]
+    bound = ["taskset", "--cpu-list", ",".join(map(str, sorted(cores)))] if cores else []
+    inside = [*bound, "nsenter", f"--net={DIRECTORY}/{netns}", "--"]
     if release.root is None:
         return [*inside, "sh", "-c", _HOST_SCRIPT, "sh", *argv]
     own_mounts = ["unshare", "--mount", "--propagation", "private", "--"]

@@ -395,17 +395,35 @@ class SwitchDb:
                 looked_again = time.monotonic()
             elif wrong and not pending and time.monotonic() - looked_again > _LOOK_S:
                 raise SwitchError(_misnumbered(interfaces, wrong), hint="give the other port another ofport_request")
-            if not self._lives():
-                raise SwitchError(
-                    f"{self._socket}: ovs-vswitchd has ended or is stopped",
-                    hint="its log is kept in the state directory",
-                )
-            if time.monotonic() >= deadline:
-                what = f"ports not made: {', '.join(waiting)}" if waiting else "its main thread may be blocked"
-                raise NoAnswer(
-                    f"{self._socket}: ovs-vswitchd has not taken up its configuration within {timeout:g} s; {what}"
-                )
-            time.sleep(_POLL_S)
+            self._wait_on(deadline, timeout, f"ports not made: {', '.join(waiting)}" if waiting else "")
+
+    def wait_pass(self, timeout: float) -> None:
+        """Wait until ovs-vswitchd has looked at its configuration once more. Its datapath then receives from every
+        vhost-user device that was connected before: a device is taken up in the same turn of the main thread, before
+        the configuration (vswitchd/bridge.c, bridge_run; lib/dpif-netdev.c, dpif_netdev_run), and in no turn without
+        the database. Raises SwitchError if ovs-vswitchd or its database has ended, NoAnswer after ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        root: dict[str, Any] = {"table": SCHEMA, "where": []}
+        look = [{**root, "op": "mutate", "mutations": [["next_cfg", "+=", 1]]},
+                {**root, "op": "select", "columns": ["next_cfg"]}]  # fmt: skip
+        wanted = transact(self._socket, look, timeout=self._timeout)[1]["rows"][0]["next_cfg"]
+        while True:
+            with self._reading() as tables:
+                found = _root(tables)
+                if found is not None and found.cur_cfg >= wanted:
+                    return
+            self._wait_on(deadline, timeout)
+
+    def _wait_on(self, deadline: float, timeout: float, missing: str = "") -> None:
+        """Wait for the next look at ovs-vswitchd. Raises SwitchError if it has ended, NoAnswer after ``deadline``."""
+        if not self._lives():
+            text = f"{self._socket}: ovs-vswitchd has ended or is stopped"
+            raise SwitchError(text, hint="its log is kept in the state directory")
+        if time.monotonic() >= deadline:
+            text = f"{self._socket}: ovs-vswitchd has not taken up its configuration within {timeout:g} s; "
+            raise NoAnswer(text + (missing or "its main thread may be blocked"))
+        time.sleep(_POLL_S)
 
     def _commit(self, change: _Command) -> Any:
         txn = transaction.Transaction(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ovs_hotswap.backends import VmStatus
@@ -73,9 +73,19 @@ class Upgrade:
         """Look before the upgrade goes back. An old instance that is stopped, takes no commands, or has hung up on a VM
         may be about to end, by itself or by the watchdog. So this waits first, for at most twice ``watch.hang_ms``,
         until one of the instances has ended or the old one recovers."""
-        patience_s = 2 * self.host.config.watch.hang_ms / 1e3
-        wait_until(self._falters, patience_s, self.host.system, done=operator.not_)
+        self._wait_while(self._falters)
         return self.look()
+
+    def look_after_the_commit(self) -> Situation:
+        """Look, with ``service``, whether a committed upgrade can be finished. A new instance that takes no commands
+        may be about to end. So this waits first, as ``look_after_waiting`` does, until it has ended or recovers."""
+        new = self.host.instances[self.new]
+        self._wait_while(lambda: new.life() is Life.RUNS and not new.listens())
+        return self.look(service=True)
+
+    def _wait_while(self, falters: Callable[[], bool]) -> None:
+        patience_s = 2 * self.host.config.watch.hang_ms / 1e3
+        wait_until(falters, patience_s, self.host.system, done=operator.not_)
 
     def _falters(self) -> bool:
         now = self.look()

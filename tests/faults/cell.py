@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from ovs_hotswap.errors import StateUnknown
+from ovs_hotswap.host.host import WATCHDOG_S
 from ovs_hotswap.plan.records import Phase
 from ovs_hotswap.switch import launch
 from ovs_hotswap.upgrade.upgrade import Upgrader
@@ -267,9 +268,10 @@ class Runner:
             side = self._active if self._cell.victim is Victim.ACTIVE_DB else self._active.other
             instance = self._bed.host.instances[side]
             paths = instance.paths
-            # Otherwise it was retired, or the watchdog has started another one; either may happen at this moment.
-            if paths.db_file.exists() and instance.database_pid() is None:
-                self._bed.system.run(struck.database, env=launch.environment(paths.run_dir), check=False)
+            # Otherwise it was retired, or the watchdog has started another one. The lock keeps it from doing so now.
+            with self._bed.host.lock(WATCHDOG_S):
+                if paths.db_file.exists() and instance.database_pid() is None:
+                    self._bed.system.run(struck.database, env=launch.environment(paths.run_dir), check=False)
 
     def _mend(self) -> None:
         """Do what an operator does about an unfinished journal, as `status` says."""

@@ -185,6 +185,7 @@ _CONFIRM_S = 5.0  # an instance that confirms nothing is given time, and ended
 _LONG_S = 60.0  # a command waits for its deadline first
 _DEADLINE_S = 40.0
 _COPIES = 3
+_COPIES_HELD = 24  # the bed itself holds broker and switches for up to 0.3 s to strike a handover: 6 pings of 4 streams
 _TALKS = ("park", "move", HANDOVER)  # when the broker and a switch exchange messages about a VM
 
 
@@ -223,7 +224,9 @@ def expectation(cell: Cell) -> Expectation:
     """What is expected of a cell."""
     found = _RULES[cell.victim](cell.fault, cell.moment)
     assert found.gap_why or found.gap_s <= GAP_S, cell
-    return found if cell.moment == IDLE else replace(found, copies=_COPIES)
+    if cell.moment == IDLE:
+        return found
+    return replace(found, copies=_COPIES_HELD if cell.moment == HANDOVER else _COPIES)
 
 
 def _expect(*ends: End, why: str, **more: Any) -> Expectation:

@@ -20,6 +20,7 @@ CELLS = [
     Cell(Fault.KILL, Victim.ACTIVE, HANDOVER),
     Cell(Fault.STOP, Victim.STANDBY, HANDOVER),
     Cell(Fault.KILL, Victim.STANDBY, "flows-final"),
+    Cell(Fault.KILL, Victim.STANDBY_DB, "park"),
     Cell(Fault.KILL, Victim.QEMU, HANDOVER),
 ]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from pyroute2 import IPRoute, netns
 
+from ovs_hotswap.background import threads_of
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.model import Release, Side
@@ -21,6 +22,7 @@ from ovs_hotswap.switch.instance import Instance, State
 from ovs_hotswap.switch.netns import Namespaces
 from ovs_hotswap.switch.release import VSWITCHD
 from ovs_hotswap.switch.rpc import NoAnswer
+from ovs_hotswap.switch.threads import is_pmd
 from ovs_hotswap.switch.unixctl import appctl
 from ovs_hotswap.system import System
 from tests.integration.conftest import INSTANCE_MB, MakeConfig, MakeInstance, RunInstance, instances_table, remains
@@ -71,6 +73,11 @@ def test_starts_and_stops_and_leaves_nothing(config: Config, make_instance: Make
         dpdk_version = database.state().dpdk_version
     assert dpdk_version is not None
     assert release.dpdk_version in dpdk_version
+    pmd_cores = {core for side in Side for core in config.instance(side).pmd_cores}
+    if others := os.sched_getaffinity(0) - pmd_cores:
+        assert os.sched_getaffinity(status.vswitchd_pid) == others
+        (pmd,) = [thread for thread, name in threads_of(status.vswitchd_pid) if is_pmd(name)]
+        assert os.sched_getaffinity(pmd) <= pmd_cores
     limits = Path(f"/proc/{status.vswitchd_pid}/limits").read_text()
     soft, hard = next(line for line in limits.splitlines() if line.startswith("Max open files")).split()[3:5]
     assert soft == hard

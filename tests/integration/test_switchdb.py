@@ -211,7 +211,11 @@ def test_connections_to_two_instances_are_apart(
 def test_a_database_that_goes_away_is_told(instance: Instance) -> None:
     with instance.database(0.5) as database:
         assert database.other_config()
+        database.wait_pass(20)
+        assert not database.state().pending
         System().kill(instance.status().ovsdb_pid or 0)
+        with pytest.raises(SwitchError):
+            database.wait_pass(20)
         with pytest.raises(SwitchError):
             database.set_other_config({"max-idle": "1"})
 
@@ -234,6 +238,8 @@ def test_a_database_that_hangs_is_told(instance: Instance) -> None:
                 database.set_other_config({"max-idle": "1111"})
         with pytest.raises(NoAnswer):
             database.other_config()
+        with pytest.raises(NoAnswer):
+            database.wait_pass(0.3)
     with pytest.raises(NoAnswer, match="get_schema: no answer within"), instance.database(0.3):
         pass
     os.kill(ovsdb, signal.SIGCONT)

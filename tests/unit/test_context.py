@@ -11,7 +11,7 @@ import pytest
 
 from ovs_hotswap.backends import ABSENT_SWITCH, BackendMode, Switches
 from ovs_hotswap.config import Config
-from ovs_hotswap.errors import BrokerError
+from ovs_hotswap.errors import BrokerError, SwitchError
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.standby import park_each, unpark_each
 from ovs_hotswap.model import Side
@@ -19,6 +19,7 @@ from ovs_hotswap.qemu.dual import DualQemu
 from ovs_hotswap.qemu.monitor import Answer
 from ovs_hotswap.upgrade.outlook import Outlook
 from ovs_hotswap.upgrade.situation import Upgrade
+from ovs_hotswap.upgrade.steps import upgrade_plan
 from tests.support.fake_backends import CONNECTED, FakeBackEnds, GivenVms, VmStates, vm_status
 from tests.unit.watch_bed import FakeHost, World
 
@@ -162,15 +163,40 @@ def test_a_vm_that_has_left_keeps_no_other_parked() -> None:
         unpark_each(host, Side.B, ["vm1"])
 
 
+def test_vms_are_not_parked_on_an_instance_that_takes_no_devices(upgrade: Upgrade, world: World) -> None:
+    """Without its database it never receives from a device that has connected."""
+    world.no_database = {Side.B}
+    with pytest.raises(SwitchError, match="cannot connect"):
+        park_each(upgrade.host, Side.B, upgrade.host.backends.vms())
+
+
 class Dying(World):
-    """Its active instance ends after a while of sleep."""
+    """One of its instances, the active one unless told otherwise, ends after a while of sleep."""
 
     seconds = 0.3
+    ends = Side.A
 
     def sleep(self, seconds: float) -> None:
         super().sleep(seconds)
         if self.now >= self.seconds:
-            self.pid[Side.A] = None
+            self.pid[self.ends] = None
+
+
+def test_a_new_instance_that_takes_no_commands_after_the_commit_is_given_time_to_end(upgrade: Upgrade) -> None:
+    world = Dying(["vm1"])
+    world.ends, world.owner["vm1"] = Side.B, Side.B
+    dying = Upgrade(FakeHost(upgrade.host.config, world), Side.A, Side.B, "host")
+    world.now, world.deaf_sides = 0.0, {Side.B}
+    assert dying.look(service=True).no_way_on == ""
+    assert upgrade_plan().no_way_on(dying) == "instance b died"
+    assert world.now < 1.0
+
+
+def test_a_new_instance_that_is_well_after_the_commit_is_not_waited_for(upgrade: Upgrade, world: World) -> None:
+    world.owner["vm1"] = Side.B
+    before = world.now
+    assert upgrade.look_after_the_commit().no_way_on == ""
+    assert world.now == before
 
 
 def test_an_old_instance_that_stands_still_is_given_time_to_end(upgrade: Upgrade) -> None:

@@ -365,6 +365,27 @@ def test_the_host_s_release_runs_in_the_namespace() -> None:
     assert "chroot" not in " ".join(argv)
 
 
+@pytest.mark.parametrize("release", [HOST, TREE])
+def test_threads_that_choose_no_core_stay_on_the_given_ones(release: Release) -> None:
+    argv = launch.command(release, "ovsh-a", Path("/run/x"), ["prog"], {3, 0, 2})
+    assert argv[:4] == ["taskset", "--cpu-list", "0,2,3", "nsenter"]
+    assert argv[3:] == launch.command(release, "ovsh-a", Path("/run/x"), ["prog"])
+
+
+def test_an_instance_is_started_beside_the_pmd_cores(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 1, 2, 3, 4})
+    host.instance.start(HOST)  # the PMD threads of both sides are on 1 and 3
+    assert {tuple(argv[:3]) for argv in host.ran} == {("taskset", "--cpu-list", "0,2,4")}
+
+
+def test_an_instance_that_has_no_other_cores_is_started_on_its_pmd_cores(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {1, 3})
+    host.instance.start(HOST)
+    assert {argv[0] for argv in host.ran} == {"nsenter"}
+
+
 def test_a_tree_release_runs_in_the_namespace_with_mounts_of_its_own() -> None:
     argv = launch.command(TREE, "ovsh-a", Path("/run/x"), ["prog", "--arg"])
     assert argv[:7] == ["nsenter", "--net=/run/netns/ovsh-a", "--", "unshare", "--mount", "--propagation", "private"]

@@ -258,6 +258,10 @@ class FakeHost(Host):
     def packet_pools(self, side: Side) -> list[PacketPool]:
         return []
 
+    def await_devices(self, side: Side, seconds: float) -> None:
+        if side in self.world.no_database:
+            raise SwitchError("db.sock: cannot connect")
+
     def polled(self, side: Side) -> dict[str, tuple[RxQueue, ...]]:
         return {name: (RxQueue(0, 0, True),) for name in self.world.owner if name not in self.world.unpolled}
 
