@@ -33,7 +33,7 @@ from ovs_hotswap.switch.notify_pipe import notify_pipe
 from ovs_hotswap.switch.openflow import OpenFlow
 from ovs_hotswap.switch.ovsdb import INTERFACE_TABLES, ROOT_TABLES, BridgeSpec, PortSpec
 from ovs_hotswap.switch.owned import CONFIGURED_SLEEP, PROGRAMMED_TUNNELS
-from ovs_hotswap.switch.pmd import RxQueue, pmd_rxqs, pmd_sleep_key, set_vhost_log_level, vhost_log_level
+from ovs_hotswap.switch.pmd import RxQueue, pmd_rxqs, pmd_sleep_key, pmd_sleep_us, set_vhost_log_level, vhost_log_level
 from ovs_hotswap.switch.pools import packet_pools, page_mib
 from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.switch.tunnel import TunnelConfig, Tunnels
@@ -379,14 +379,13 @@ class Host:
         one. The answer is wrong between ``set_pmd_sleep`` and ``settle_pmd_sleep``."""
         with self.instances[side].database(tables=ROOT_TABLES) as database:
             given = database.external_ids().get(CONFIGURED_SLEEP, str(self.config.instance(side).pmd_sleep_us))
-        value = self.pmd_sleep(side)
+            value = pmd_sleep_us(database.other_config(), self.version(side))
         return None if given == str(value) else value
 
     def pmd_sleep(self, side: Side) -> int:
         """The longest sleep of the side's idle PMD threads, in microseconds."""
         with self.instances[side].database(tables=ROOT_TABLES) as database:
-            found = database.other_config().get(pmd_sleep_key(self.version(side)), "0")
-        return int(found) if found.isdecimal() else 0  # as Open vSwitch reads it (smap_get_ullong)
+            return pmd_sleep_us(database.other_config(), self.version(side))
 
     def scheduling(self, side: Side) -> dict[str, Json] | None:
         """How the side's threads are scheduled, for ``schedule``; ``None`` if it is not known."""

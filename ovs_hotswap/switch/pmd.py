@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +78,12 @@ def pmd_sleep_key(ovs_version: str) -> str:
     if numbers is None:
         raise SwitchError(f"{ovs_version!r} is not a version of Open vSwitch")
     return "pmd-sleep-max" if (int(numbers[1]), int(numbers[2])) >= (3, 2) else "pmd-maxsleep"
+
+
+def pmd_sleep_us(other_config: Mapping[str, str], version: str) -> int:
+    """Return the longest sleep of idle PMD threads, in microseconds, as Open vSwitch reads it (smap_get_ullong)."""
+    found = other_config.get(pmd_sleep_key(version), "0")
+    return int(found) if found.isdecimal() else 0
 
 
 def vhost_log_level(ctl: Path, *, timeout: float = 5.0) -> str:

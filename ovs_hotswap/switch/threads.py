@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ovs_hotswap.background import threads_of
 from ovs_hotswap.errors import SwitchError
-from ovs_hotswap.priority import Rank, control_core
+from ovs_hotswap.priority import Rank, control_core, other_cores
 
 # lib/vhost/socket.c: the name was changed in DPDK 23.07.
 VHOST_THREADS = frozenset({"vhost-events", "dpdk-vhost-evt"})
@@ -73,7 +73,7 @@ def prefer(pid: int, own: Collection[int], others: Collection[int], rank: Rank) 
     ``own`` are the cores of the process's PMD threads, ``others`` those of the other instance. Returns ``False``, with
     nothing changed, if there is no core for the message thread. Raises SwitchError.
     """
-    wide = os.sched_getaffinity(0) - set(own)
+    wide = other_cores(own)
     for cores in (control_core([*own, *others]), wide):
         if not cores:
             continue

@@ -13,6 +13,7 @@ from ovs_hotswap.errors import BrokerError, StateUnknown, SwitchError
 from ovs_hotswap.host import rings
 from ovs_hotswap.host.pmd_progress import comes_round
 from ovs_hotswap.host.rings import Patience, Place, RingSample
+from ovs_hotswap.host.standby import park_each
 from ovs_hotswap.plan.executor import Step, StepContext
 from ovs_hotswap.upgrade import baseline, checks, collect, uplink_proof
 from ovs_hotswap.upgrade.move_vms import SERVED_S, tell_apart
@@ -135,10 +136,13 @@ class Strays:
             self._fled.add(name)
             self._run.warn(f"{lost}; it is moved again")
         try:
-            host.backends.park(name, new)
-            host.backends.move(name, new)
+            why = park_each(host, new, [vm]).get(name)
+            if why is None:
+                host.backends.move(name, new)
         except (BrokerError, StateUnknown) as error:
-            self._why[name] = baseline.why_not(host.backends.vm(name), new) or error.message
+            why = error.message
+        if why is not None:
+            self._why[name] = baseline.why_not(host.backends.vm(name), new) or why
 
 
 def _text(context: Upgrade, strays: dict[str, str]) -> str:

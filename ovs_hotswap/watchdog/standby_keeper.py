@@ -353,15 +353,16 @@ class Keeper:
 
     def _return(self, host: Host, names: Sequence[str], active: Side) -> None:
         """Give VMs back to the active side. One that cannot be does not keep the others; its error is raised then."""
-        errors = dict(host.backends.park_many(names, active))
+        refused = standby.park_each(host, active, [host.backends.vm(name) for name in names])
+        errors: list[HotswapError] = [BrokerError(f"VM {name}: {why}") for name, why in refused.items()]
         for name in names:
-            if name not in errors:
+            if name not in refused:
                 try:
                     host.backends.move(name, active)
                 except HotswapError as error:
-                    errors[name] = error
+                    errors.append(error)
         if errors:
-            raise next(iter(errors.values()))
+            raise errors[0]
 
     def _start(self, host: Host, side: Side, release: Release) -> None:
         """Start a standby. An instance that does not start is counted as a failure; a fault of the configuration is

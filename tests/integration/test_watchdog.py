@@ -114,7 +114,10 @@ def test_every_vm_moves_when_the_active_dies_or_hangs(
     assert serving is not None
     assert standing_by is not None
     assert unusual(serving) == {}
-    assert os.SCHED_IDLE not in {policy for policy, _ in unusual(standing_by).values()}
+    # A thread that has just been made and has not run yet may be low for a while. None is when VMs are given to a side.
+    eventually(
+        lambda: os.SCHED_IDLE not in {policy for policy, _ in unusual(standing_by).values()}, "a thread stays low", 10.0
+    )
     time.sleep(0.3)
     seen = bed.pings.between(before, bed.pings.mark())
     assert {stats.guest: stats.duplicated for stats in seen if stats.duplicated} == {}

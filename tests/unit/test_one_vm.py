@@ -301,6 +301,13 @@ def test_a_vm_that_lost_its_switch_is_moved_again_once(bed: Bed) -> None:
     assert bed.told == "VM vm2 went back to instance a: it says why; it is moved again"
 
 
+def test_a_vm_is_not_moved_again_to_an_instance_that_takes_no_devices(bed: Bed) -> None:
+    bed.world.owner["vm2"], bed.world.no_database = Side.A, {Side.B}
+    with pytest.raises(SwitchError, match="cannot connect"):
+        Soak().do(bed.context, bed.run)
+    assert bed.world.owner["vm2"] is Side.A
+
+
 def test_rings_that_look_unserved_in_turn_do_not_keep_the_first_look_from_ending(bed: Bed) -> None:
     bed.host.__dict__["broker"] = InTurn(bed.world, 1.0)
     assert {vm for vm, _ in baseline.look(bed.host).wedged} == {"vm1"}

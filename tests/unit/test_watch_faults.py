@@ -580,6 +580,22 @@ def test_an_active_whose_record_is_damaged_has_a_standby(config: Config) -> None
     assert turn(bed) == Task.NOTHING
 
 
+def test_a_vm_is_not_returned_to_an_instance_that_takes_no_devices(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bed = Bed(config)
+    bed.keeper._programmed = bed.keeper._stamp
+    bed.world.owner["vm1"], bed.world.rings = Side.B, (ring_status(0), ring_status(1))
+
+    def gone(_host: object, _side: Side, _seconds: float) -> None:
+        raise SwitchError("db.sock: cannot connect")
+
+    monkeypatch.setattr(type(bed.host), "await_devices", gone)  # its database ends in just this moment
+    with pytest.raises(SwitchError, match="cannot connect"):
+        bed.keeper.turn()
+    assert bed.world.owner["vm1"] is Side.B
+
+
 def test_a_vm_on_a_standby_that_was_given_up_on_returns(config: Config) -> None:
     """It was served there while the active was away."""
     bed = Bed(config, prepared=False)
