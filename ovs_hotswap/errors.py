@@ -91,6 +91,10 @@ class CommandError(HotswapError):
     exit_code = 14
 
 
+class CommandTimeout(CommandError):
+    """An external command took longer than it may, and was ended."""
+
+
 class PostcheckFailed(HotswapError):
     """The upgrade was committed, but a later step failed or was interrupted, or the postcheck found something."""
 

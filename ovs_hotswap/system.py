@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ovs_hotswap import background
-from ovs_hotswap.errors import BusyError, CommandError, HostError
+from ovs_hotswap.errors import BusyError, CommandError, CommandTimeout, HostError
 from ovs_hotswap.process_exit import Process, has_memory, start_time
 from ovs_hotswap.waiting import wait_until
 
@@ -93,7 +93,7 @@ class System:
             try:
                 stdout, stderr = child.communicate(timeout=timeout)
             except subprocess.TimeoutExpired as error:
-                raise CommandError(f"{' '.join(argv)}: no end after {timeout:g} s; killed") from error
+                raise CommandTimeout(f"{' '.join(argv)}: no end after {timeout:g} s; killed") from error
         return Completed(tuple(argv), child.returncode, stdout, stderr)
 
     def run_lines(

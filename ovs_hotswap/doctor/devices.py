@@ -216,7 +216,7 @@ def judge_bus(bus: Bus, devices: Collection[Device]) -> Iterator[Found]:
 def _use_iommu(bus: Bus) -> str:
     if _INTEL in bus.tables:
         return boot.with_words("iommu", "intel_iommu=on iommu=pt")
-    if bus.tables:  # the kernel uses AMD's unless it is told otherwise
+    if bus.tables:  # the kernel uses AMD's by default
         return (
             f"take amd_iommu=off and iommu=off from the kernel's command line (`cat /proc/cmdline`), then {boot.REBOOT}"
         )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ovs_hotswap.doctor.report import Found, Kind, Section
-from ovs_hotswap.errors import CommandError, HotswapError
+from ovs_hotswap.errors import CommandError, CommandTimeout, HotswapError
 from ovs_hotswap.model import Severity
 from ovs_hotswap.system import Completed, System, host_error
 from ovs_hotswap.waiting import Deadline
@@ -53,8 +52,8 @@ class Brief(System):
             raise CommandError(f"{program} did not answer before", hint=f"`{program}`")
         try:
             return super().run(argv, timeout=min(timeout, COMMAND_S), check=check, stdin=stdin, env=env)
-        except CommandError as error:
-            if program == "systemctl" and isinstance(error.__cause__, subprocess.TimeoutExpired):
+        except CommandTimeout:
+            if program == "systemctl":
                 self._hung.add(program)
             raise
 
