@@ -7,6 +7,10 @@ session of a daemon gets the nice value 19 as well.
 
 A new thread has the priority of the thread that creates it. To end low priority, all threads of a process are therefore
 visited repeatedly until none of them is low.
+
+One thread becomes low again by itself: Open vSwitch writes its log with POSIX AIO (lib/async-append-aio.c), and the
+thread that glibc makes for that takes the priority that the logging thread had (sysdeps/pthread/aio_misc.c). It ends
+after a second without work. It alone has no name of its own, so it is known by the name of its process.
 """
 
 from __future__ import annotations
@@ -29,18 +33,16 @@ _CLONE_S = 0.001
 
 def threads_of(pid: int) -> Iterator[tuple[int, str]]:
     """Yield the id and name of each thread of a process; nothing if it has ended."""
-    for task in Path(f"/proc/{pid}/task").glob("*"):
+    for thread in _tasks(pid):
         with contextlib.suppress(OSError):
-            yield int(task.name), (task / "comm").read_text().strip()
+            yield thread, Path(f"/proc/{pid}/task/{thread}/comm").read_text().strip()
 
 
-def low_threads(pid: int) -> list[int]:
-    """Return the threads of a process that are at low priority: all of them if its session is."""
-    try:
-        threads = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
-    except OSError:
-        return []
-    return threads if _session(pid) == _LOW_SESSION else [thread for thread in threads if _is_low(thread)]
+def low_threads(pid: int) -> dict[int, str]:
+    """Return the names of the threads of a process that are at low priority: all of them if its session is. The thread
+    that writes its log does not count, because no VM waits for it."""
+    names = dict(threads_of(pid))
+    return {thread: names[thread] for thread in _low(pid, names) if thread == pid or names[thread] != names.get(pid)}
 
 
 def serve(pid: int) -> bool:
@@ -49,7 +51,7 @@ def serve(pid: int) -> bool:
         _set_session(pid, _SESSION)
     raised = False
     for _ in range(_ROUNDS):
-        left = low_threads(pid)
+        left = _low(pid, _tasks(pid))
         if not left and not raised:
             return True
         for thread in left:
@@ -57,7 +59,7 @@ def serve(pid: int) -> bool:
         if not left:  # a thread that was low may be making another, which cannot be seen yet
             time.sleep(_CLONE_S)
         raised = bool(left)
-    return False
+    return not low_threads(pid)
 
 
 class Background:
@@ -133,6 +135,17 @@ def _process(pid: int) -> Iterator[Callable[[], bool]]:
 
 def _is_there(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
+
+
+def _tasks(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    return []
+
+
+def _low(pid: int, threads: Iterable[int]) -> list[int]:
+    session = _session(pid) == _LOW_SESSION
+    return [thread for thread in threads if session or _is_low(thread)]
 
 
 def _is_low(thread: int) -> bool:

@@ -227,8 +227,7 @@ class System:
 
     def low_threads(self, pid: int) -> list[str]:
         """The names of the threads of ``pid`` that are at low priority; none if it is gone."""
-        low = set(background.low_threads(pid))
-        return sorted({name for thread, name in background.threads_of(pid) if thread in low}) if low else []
+        return sorted(set(background.low_threads(pid).values()))
 
     def raise_priority(self, pid: int) -> bool:
         """End the low priority of ``pid``; return false if that is not permitted. If ``pid`` has none, this takes

@@ -139,6 +139,21 @@ def test_what_somebody_else_has_raised_is_not_lowered_again(switch: tuple[int, d
         assert _normal(pid)
 
 
+def test_the_thread_that_writes_the_log_does_not_count() -> None:
+    """It has its process's name and chooses its own priority, after everything else has been raised."""
+    own = Path(sys.executable).resolve().name[:15]
+    with _child(
+        [sys.executable, "-c", f"import sys; open('/proc/self/comm', 'w').write('{own}')\n{_PROGRAM}", own, VHOST]
+    ) as child:
+        assert child.stdout is not None
+        named = {name: int(thread) for name, thread in (child.stdout.readline().split() for _ in range(2))}
+        for thread in named.values():
+            os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+        assert low_threads(child.pid) == {named[VHOST]: VHOST}
+        assert serve(child.pid)
+        assert _normal(child.pid)
+
+
 def test_nobody_s_session_but_the_process_s_own_is_lowered() -> None:
     argv = [sys.executable, "-c", _PROGRAM]
     with subprocess.Popen(argv, stdin=subprocess.PIPE) as child, contextlib.ExitStack() as stack:
