@@ -221,7 +221,7 @@ class Program:
             self._say(f"{NAME}: fetching the Python packages of {LOCK.name}")
             partial = wheels.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
-            argv = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation",
+            argv = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
                     "--require-hashes", "--only-binary=:all:", "--no-binary=ovs", "--dest", str(partial),
                     "--requirement", str(LOCK)]  # fmt: skip
             status = self._system.run_lines(argv, line, timeout=1800)
