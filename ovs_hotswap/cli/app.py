@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import enum
 import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +50,7 @@ class App:
     debug: bool = False
     root: Path = Path("/")
     remote: Remote = field(default_factory=Remote)
+    names_job: Callable[[str], object] = lambda job: None  # called with the id of a job that is started or followed
 
     @cached_property
     def config(self) -> Config:
@@ -101,7 +103,15 @@ def output_options() -> list[click.Parameter]:
     ]
 
 
-Changes: TypeAlias = "bool | Callable[[Mapping[str, Any]], bool]"
+class Effect(enum.Enum):
+    """What a command does on the host."""
+
+    READS = enum.auto()
+    CHANGES = enum.auto()
+    STARTS_JOB = enum.auto()  # which changes something
+
+
+Changes: TypeAlias = "bool | Effect | Callable[[Mapping[str, Any]], bool]"
 
 
 def unless_dry_run(given: Mapping[str, Any]) -> bool:
@@ -114,7 +124,8 @@ class Command(click.Command):
 
     ``changes``: whether it changes anything on the host, or how to tell from the options that are given. A command that
     changes something runs on another host as a job, which a lost connection does not end. Each command says which of
-    the two it is; one that does not counts as changing something.
+    the two it is; one that does not counts as changing something. ``Effect.STARTS_JOB`` is for a command that makes a
+    job by itself.
     """
 
     def __init__(self, *args: Any, changes: Changes | None = None, **kwargs: Any) -> None:
@@ -122,6 +133,13 @@ class Command(click.Command):
         self.changes = changes
         self.params.extend(output_options())
         self.help = re.sub(r"\n(?=[ ]*With --json:)", "\n\n", self.help or "")
+
+    def effect(self, given: Mapping[str, Any]) -> Effect:
+        """What the command does if it is given these options."""
+        if isinstance(self.changes, Effect):
+            return self.changes
+        changes = self.changes(given) if callable(self.changes) else self.changes is not False
+        return Effect.CHANGES if changes else Effect.READS
 
 
 class Group(click.Group):
@@ -189,8 +207,8 @@ class LazyGroup(Group):
         return self.list_commands(ctx)  # without importing them
 
 
-def changes_something(root: click.Group, arguments: Sequence[str]) -> bool:
-    """Whether a command line changes anything on the host. One that only shows help, or that is wrong, does not."""
+def effect_of(root: click.Group, arguments: Sequence[str]) -> Effect:
+    """What a command line does on the host. One that only shows help, or that is wrong, changes nothing."""
     command: click.Command = root
     context: click.Context | None = None
     left = list(arguments)
@@ -199,15 +217,14 @@ def changes_something(root: click.Group, arguments: Sequence[str]) -> bool:
         try:
             given, left, _ = command.make_parser(context).parse_args(args=left)
         except click.UsageError:
-            return False
+            return Effect.READS
         shows = command.get_help_option(context)
         if given.get("version") or (shows is not None and given.get(shows.name)):
-            return False
+            return Effect.READS
         if not isinstance(command, click.Group):
             break
         inner = command.get_command(context, left[0]) if left else None
         if inner is None:
-            return False
+            return Effect.READS
         command, left = inner, left[1:]
-    changes = getattr(command, "changes", None)
-    return changes(given) if callable(changes) else changes is not False
+    return command.effect(given) if isinstance(command, Command) else Effect.CHANGES

@@ -16,7 +16,7 @@ from types import FrameType
 import click
 
 import ovs_hotswap
-from ovs_hotswap.cli.app import App, Command, Group, pass_app
+from ovs_hotswap.cli.app import App, Command, Effect, Group, pass_app
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.cli.recording import RecordedOutput, Replay
 from ovs_hotswap.config import DEFAULT_RUN_DIR
@@ -99,7 +99,7 @@ def list_(app: App) -> None:
 
 
 @job.command(
-    short_help="Start a command as a job.", changes=False,  # what it starts is a job already
+    short_help="Start a command as a job.", changes=Effect.STARTS_JOB,
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )  # fmt: skip
 @click.argument("arguments", metavar="COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -207,13 +207,16 @@ def start_job(app: App, jobs: Jobs, arguments: tuple[str, ...], *, asks: bool) -
     """Start a job with the configuration of this command, unless ``arguments`` begin with another one."""
     path = Path(app.config_path)
     words = arguments if arguments[:1] == ("--config",) else ("--config", str(path), *arguments)
-    return launch.start(jobs, words, path, app.system, asks=asks)
+    started = launch.start(jobs, words, path, app.system, asks=asks)
+    app.names_job(started.id)
+    return started
 
 
 def follow(app: App, jobs: Jobs, job: Job, *, from_end: bool = False, interrupts: bool = True) -> None:
     """Show a job until it ends, and end with its exit code. ``interrupts``: the first Ctrl-C interrupts the job and the
     second leaves it; otherwise the first one leaves it. Raises StateUnknown if the job was killed, CommandError if it
     did not begin."""
+    app.names_job(job.id)
     with (
         _Keys(app.output, jobs, job, interrupts) as keys,
         Replay(app.output, lambda number, text: _answer(app, jobs, job, keys, number, text)) as replay,

@@ -15,7 +15,7 @@ from typing import TextIO
 import click
 
 from ovs_hotswap import __version__
-from ovs_hotswap.cli.app import App, changes_something
+from ovs_hotswap.cli.app import App, Effect, effect_of
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.remote import connection, session
@@ -37,7 +37,7 @@ def run_there(app: App, root: click.Group, arguments: Sequence[str]) -> int:
         Destination.parse(host)
     connection.silence(debug=app.debug)
     way = session.Way(app.remote.program, app.remote.sudo, SshFiles(), app.remote.config)
-    changes = changes_something(root, arguments)
+    changes = effect_of(root, arguments) is not Effect.READS
     words = (*global_options(app), *arguments)
     if len(hosts) == 1:
         return _run_on_one(app, hosts[0], words, way, changes)

@@ -154,7 +154,8 @@ class Link:
 
 
 class _Work:
-    """A command that runs in a session of its own, with a terminal if the request has one."""
+    """A command that runs in a session of its own, with a terminal if the request has one. Besides what it prints, it
+    says through a pipe which job it starts or follows."""
 
     def __init__(self, link: Link, request: Request, arguments: Sequence[str]) -> None:
         self._link, self._request = link, request
@@ -183,7 +184,7 @@ class _Work:
             for frame in self._link.receive():
                 self._take(frame)
         self._type()
-        for descriptor in ready & set(self._outputs):
+        for descriptor in [each for each in self._outputs if each in ready]:
             self._pass_on(descriptor)
         return self._pidfd in ready
 
@@ -237,14 +238,15 @@ class _Work:
         """Start the command. Its arguments are in a file in memory, and not in the list of processes."""
         request = os.memfd_create("arguments", 0)
         os.write(request, json.dumps(list(arguments)).encode())
+        job = self._pipe(Kind.JOB)  # the first of the outputs: it is known before anything is shown
         streams = self._streams()
-        program = [sys.executable, "-P", "-m", "ovs_hotswap", "host-command", str(request)]
+        program = [sys.executable, "-P", "-m", "ovs_hotswap", "host-command", str(request), str(job)]
         environment = {**os.environ, **self._request.environment}
         pid = os.fork()
         if pid == 0:
-            _become(program, environment, streams, request, tty=self._request.terminals.index(True)
+            _become(program, environment, streams, (request, job), tty=self._request.terminals.index(True)
                     if any(self._request.terminals) else None)  # fmt: skip
-        for descriptor in {*streams, request}:
+        for descriptor in {*streams, request, job}:
             os.close(descriptor)
         return pid
 
@@ -263,11 +265,15 @@ class _Work:
             if is_terminal:
                 given.append(slave)
                 continue
-            ours, its = os.pipe()
-            os.set_blocking(ours, False)
-            self._outputs[ours] = kind
-            given.append(its)
+            given.append(self._pipe(kind))
         return given[0], given[1], given[2]
+
+    def _pipe(self, kind: Kind) -> int:
+        """Return the command's end of a pipe whose contents are passed on as ``kind``."""
+        ours, its = os.pipe()
+        os.set_blocking(ours, False)
+        self._outputs[ours] = kind
+        return its
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -291,16 +297,18 @@ class _Work:
 
 
 def _become(
-    program: list[str], environment: dict[str, str], streams: Sequence[int], request: int, *, tty: int | None
+    program: list[str], environment: dict[str, str], streams: Sequence[int], kept: Sequence[int], *, tty: int | None
 ) -> None:
-    """Become the command, in a child process. ``tty``: the number of a stream that is its terminal. Never returns."""
+    """Become the command, in a child process. ``kept``: other descriptors that it needs; ``tty``: the number of the
+    stream that is its terminal. Never returns."""
     try:
         os.setsid()
         for number, descriptor in enumerate(streams):
             os.dup2(descriptor, number)
         if tty is not None:
             fcntl.ioctl(tty, termios.TIOCSCTTY, 0)
-        os.set_inheritable(request, True)
+        for descriptor in kept:
+            os.set_inheritable(descriptor, True)
         os.execve(program[0], program, environment)
     finally:
         os._exit(127)
@@ -328,3 +336,21 @@ def arguments_of(descriptor: int) -> list[str]:
     except (OSError, ValueError) as error:
         raise RemoteError(f"descriptor {descriptor} has no arguments: this command is not for people") from error
     return [str(word) for word in found]
+
+
+def job_sender(descriptor: int) -> Callable[[str], None]:
+    """Return what sends the id of a job, once, through the descriptor that ``_Work`` left for it. No other process gets
+    that descriptor. Raises RemoteError."""
+    try:
+        os.set_inheritable(descriptor, False)
+    except OSError as error:
+        raise RemoteError(f"descriptor {descriptor} is not open: this command is not for people") from error
+    sent: list[str] = []
+
+    def send(job: str) -> None:
+        if not sent:
+            sent.append(job)
+            with contextlib.suppress(OSError):  # the other end is gone, and this process will be
+                os.write(descriptor, job.encode())
+
+    return send

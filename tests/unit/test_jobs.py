@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovs_hotswap.cli import main
-from ovs_hotswap.cli.app import App, changes_something
+from ovs_hotswap.cli.app import App, Effect, effect_of
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.errors import CommandError, HostError, StateUnknown
 from ovs_hotswap.remote import jobs, launch
@@ -49,7 +49,7 @@ def every_command() -> dict[str, click.Command]:
 def test_every_command_says_whether_it_changes_something(name: str) -> None:
     declared = every_command()[name].changes  # type: ignore[attr-defined]
     assert declared is not None, "give @command(changes=...)"
-    assert (declared is not False) == (name in CHANGING)
+    assert (declared not in {False, Effect.STARTS_JOB}) == (name in CHANGING)
 
 
 def test_the_list_of_changing_commands_names_commands() -> None:
@@ -79,7 +79,12 @@ def test_the_list_of_changing_commands_names_commands() -> None:
     ],
 )
 def test_whether_a_command_line_changes_something(line: str, changes: bool) -> None:
-    assert changes_something(main.cli, line.split()) is changes
+    assert effect_of(main.cli, line.split()) is (Effect.CHANGES if changes else Effect.READS)
+
+
+def test_a_command_that_makes_a_job_by_itself_is_none() -> None:
+    assert effect_of(main.cli, ["job", "start", "--follow", "rollback"]) is Effect.STARTS_JOB
+    assert effect_of(main.cli, ["job", "start", "--help"]) is Effect.READS
 
 
 # -- records
