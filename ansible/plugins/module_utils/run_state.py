@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import numbers
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
@@ -65,7 +64,7 @@ def _limit(name: str, value: Any) -> Any:
     if isinstance(value, str):  # `-e` and templates make texts of numbers
         with contextlib.suppress(ValueError):
             found = float(value) if "." in value else int(value)
-    if isinstance(found, bool) or not isinstance(found, numbers.Real) or not found >= 0:
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not found >= 0:
         raise ValueError(f"{name} of the policy is {value!r}, and must be a number that is not negative")
     return found
 
@@ -307,8 +306,8 @@ def judge(
         found.append(f"{count} failed, and at most {policy['max_failed_canaries']} may ({text})")
     unknown = unsettled(hosts, ended, begins, batch)
     if unknown:
-        texts = ["{}: {}".format(name, (hosts.get(name) or {}).get("state") or "no record") for name in unknown]
-        found.append(f"what became of {_hosts(unknown)} is not known, and must be ({_some(texts)})")
+        states = ["{}: {}".format(name, (hosts.get(name) or {}).get("state") or "no record") for name in unknown]
+        found.append(f"what became of {_hosts(unknown)} is not known, and must be ({_some(states)})")
     canaries = [name for name in hosts if hosts[name]["wave"] == CANARY and hosts[name]["state"] in DONE]
     if waves_begin and len(canaries) < policy["min_canaries"]:
         found.append(

@@ -176,14 +176,14 @@ def wanted(
     run.setdefault("started", run_state.now())
     if params["state"] == "open":
         stale = before is not None and run_state.idle_s(before, hosts) > run_state.STALE_S
-        if stale and not params["id"]:
+        if before is not None and stale and not params["id"]:
             module.fail_json(
                 msg="the run {} has not ended, and nothing was recorded in it for seven days; give its name to continue"
                 " it, or another name to begin a run (upgrade_run_id)".format(before["id"])
             )
         mine = control_node.process()
         other = (before or {}).get("process")
-        if other != mine and control_node.lives(other) and not module.check_mode:
+        if other is not None and other != mine and control_node.lives(other) and not module.check_mode:
             module.fail_json(
                 msg="ansible-playbook with the process id {} works on the run {}; wait for it, or end it".format(
                     other["pid"], directory
