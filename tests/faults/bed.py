@@ -316,8 +316,10 @@ class Bed:
         programs: dict[str, list[int]] = {}
         for pid in lab_processes(self.lab.layout.directory, self.system):
             words = self.system.cmdline(pid)
-            name = Path(words[0]).name if words and "ovs_hotswap" not in words else " ".join(words[5:7])
-            programs.setdefault(name, []).append(pid)
+            if "ovs_hotswap" in words:  # ... -m ovs_hotswap --config FILE COMMAND
+                begin = words.index("ovs_hotswap") + 3
+                words = [" ".join(words[begin : begin + 2])]
+            programs.setdefault(Path("".join(words[:1])).name, []).append(pid)
         return programs
 
     def _stale(self, path: Path) -> bool:
