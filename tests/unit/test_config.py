@@ -323,6 +323,11 @@ def test_what_cannot_be_together_is_refused_with_its_key(path: Path, text: str, 
     assert part in fault
 
 
+def test_an_instance_may_have_no_dpdk_arguments(path: Path) -> None:
+    text = MINIMAL.replace("iface=vf-b", "x").replace("eth_af_packet0,x", "0000:03:02.1") + "dpdk_extra = ''\n"
+    assert load(path, text).instances.b.dpdk_extra == ""
+
+
 def test_all_that_cannot_be_together_is_told_at_once(path: Path) -> None:
     text = MINIMAL.replace("vf-b", "vf-a") + "[watch]\ncheck_ms = 400\n[uplink]\ndevice = 'p'\nrepresentor_b = 'p'\n"
     keys = [fault.partition(":")[0] for fault in faults(path, 'bridge = "peer"\n' + text)]
