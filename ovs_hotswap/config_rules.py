@@ -141,7 +141,7 @@ def _dpdk_extra(key: str, extra: str, devargs: str) -> Iterator[Fault]:
         yield key, f'has --no-pci (the default), and uplink_devargs name a PCI device: "-a {devargs}"'
     allowed = [
         word.partition("=")[2] or following
-        for word, following in zip(words, [*words[1:], ""], strict=False)  # no words, and one end
+        for word, following in zip(words, [*words[1:], ""], strict=False)  # "" has no word if there are none
         if word.partition("=")[0] in _ALLOW
     ]
     if allowed and address not in [pci_address(each) for each in allowed]:

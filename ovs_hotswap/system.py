@@ -67,8 +67,9 @@ class System:
         not end the commands of a rollback. ``stdin`` is complete from the beginning: if this process is killed, the
         command still runs, and half of its input would be worse than none (an empty table of flows).
 
-        Raises CommandError if the command is not installed, takes longer than ``timeout`` seconds, or, with ``check``,
-        exits with a status other than 0. After the timeout, or another exception here, its process group is killed.
+        Raises CommandTimeout after ``timeout`` seconds, and CommandError if the command is not installed or, with
+        ``check``, exits with a status other than 0. After the timeout, or another exception here, its process group is
+        killed.
         """
         for _ in range(_TRIES):
             done = self._run_once(argv, timeout, stdin, env)
@@ -106,7 +107,7 @@ class System:
     ) -> int:
         """Run ``argv`` to its end, call ``on_line`` with each line that it prints, and return its exit status.
 
-        Raises CommandError if it is not installed or takes longer than ``timeout`` seconds. Then, and if ``on_line``
+        Raises CommandError if it is not installed, CommandTimeout after ``timeout`` seconds. Then, and if ``on_line``
         raises or the user interrupts, its process group, which it has to itself, is killed.
         """
         end, printed = self.monotonic() + timeout, False
@@ -121,7 +122,7 @@ class System:
             if printed or status not in _BEFORE_EXEC:
                 break
         if status == -signal.SIGKILL and self.monotonic() >= end:
-            raise CommandError(f"{' '.join(argv)}: no end after {timeout:g} s; killed")
+            raise CommandTimeout(f"{' '.join(argv)}: no end after {timeout:g} s; killed")
         return status
 
     @staticmethod

@@ -82,7 +82,7 @@ def test_whether_a_command_line_changes_something(line: str, changes: bool) -> N
     assert effect_of(main.cli, line.split()) is (Effect.CHANGES if changes else Effect.READS)
 
 
-def test_a_command_that_makes_a_job_by_itself_is_none() -> None:
+def test_a_command_that_makes_a_job_by_itself_is_not_run_as_one() -> None:
     assert effect_of(main.cli, ["job", "start", "--follow", "rollback"]) is Effect.STARTS_JOB
     assert effect_of(main.cli, ["job", "start", "--help"]) is Effect.READS
 
