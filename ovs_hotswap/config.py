@@ -122,14 +122,17 @@ class InstanceConfig(Strict):
     NUMA node, packet pool included; it takes what ``switch.memory.reserve`` says that it needs. ``uplink_devargs``: the
     DPDK device of its VF (``0000:03:02.0`` or ``eth_af_packet0,iface=vf-a``). ``uplink_device``: a kernel network
     device that is moved into the instance's namespace before its start and back after its end; not given if DPDK drives
-    the VF. ``pmd_sleep_us``: the longest sleep, in microseconds, of an idle PMD thread in normal operation; 0 polls
-    without a pause. ``other_config``: more keys of Open_vSwitch.other_config, set before its ovs-vswitchd starts.
+    the VF. ``second_devargs`` and ``second_device``: the same of a second NIC. ``pmd_sleep_us``: the longest sleep, in
+    microseconds, of an idle PMD thread in normal operation; 0 polls without a pause. ``other_config``: more keys of
+    Open_vSwitch.other_config, set before its ovs-vswitchd starts.
     """
 
     pmd_cores: Annotated[list[Core], Field(min_length=1), AfterValidator(_once)]
     memory_mb: Annotated[int, Field(ge=64, le=1 << 20)] = 512
     uplink_devargs: Annotated[str, Field(min_length=1)]
     uplink_device: DeviceName | None = None
+    second_devargs: Annotated[str, Field(min_length=1)] | None = None
+    second_device: DeviceName | None = None
     dpdk_extra: str = "--no-pci"
     pmd_sleep_us: Annotated[int, Field(ge=0, le=10_000)] = 0
     other_config: OtherConfig = Field(default_factory=dict)
@@ -202,29 +205,77 @@ class QemuConfig(Strict):
         return _pattern(value, "{vm}", "{side}")
 
 
-class UplinkConfig(Strict):
-    """How overlay traffic reaches the active instance.
+class NicConfig(Strict):
+    """One NIC, on which overlay traffic arrives: a device and a virtual function (VF) of it for each instance.
 
-    ``tc``: UDP to port 4789 of the VTEP, arriving on ``device``, is redirected to the representor of the active
-    instance's VF (``representor_a`` / ``representor_b``). ``none``: something else steers the traffic.
-    ``namespace``: the network namespace of ``device``, if it is not the host's own.
+    ``device``: the physical function (PF), a kernel network device. ``representor_a`` / ``representor_b``: the kernel
+    devices that stand for the VFs of the two instances, on NICs that have such devices. ``vf_a`` / ``vf_b``: the
+    numbers of the VFs at the PF, as `ip link show` counts them.
     """
 
-    driver: Literal["tc", "none"] = "none"
     device: DeviceName | None = None
     representor_a: DeviceName | None = None
     representor_b: DeviceName | None = None
-    namespace: str | None = None
-
-    @model_validator(mode="after")
-    def _tc_needs(self) -> UplinkConfig:
-        missing = [key for key in ("device", "representor_a", "representor_b") if getattr(self, key) is None]
-        if self.driver == "tc" and missing:
-            raise ValueError(f'driver "tc" needs {", ".join(missing)}')
-        return self
+    vf_a: Annotated[int, Field(ge=0, le=255)] | None = None
+    vf_b: Annotated[int, Field(ge=0, le=255)] | None = None
 
     def representor(self, side: Side) -> str | None:
         return self.representor_a if side is Side.A else self.representor_b
+
+    def vf(self, side: Side) -> int | None:
+        return self.vf_a if side is Side.A else self.vf_b
+
+
+UplinkDriver = Literal["tc", "switchdev", "i40e", "announce", "exclusive", "none"]
+
+_NEEDED: dict[UplinkDriver, tuple[str, ...]] = {
+    "tc": ("device", "representor_a", "representor_b"),
+    "switchdev": ("device", "representor_a", "representor_b"),
+    "i40e": ("device", "vf_a", "vf_b"),
+    "announce": (),
+    "exclusive": (),
+    "none": (),
+}
+
+
+class UplinkConfig(NicConfig):
+    """How overlay traffic reaches the active instance. docs/uplinks.md says which driver is for which NIC.
+
+    ``driver``. ``tc``: the tunnels' UDP packets for the VTEP, arriving on ``device``, are redirected to the representor
+    of the active instance's VF. ``switchdev``: the same in hardware, with flower rules. ``i40e``: the NIC's flow
+    classification gives them to the VF. ``announce``: each instance has the VTEP's address on a VF of its own, and the
+    active one announces it. ``exclusive``: the switch owns the whole NIC, and the old instance releases it before the
+    new one opens it. ``none``: something else steers the traffic.
+
+    ``namespace``: the network namespace of ``device``, if it is not the host's own. ``match``: what the rules of
+    ``i40e`` look at: the tunnels' UDP port, or the VTEP's address, which is then an address of the overlay's alone.
+    ``locations``: the two places in the NIC's table that the rules of ``i40e`` may use. ``silence_s``: how long, in
+    seconds, the other VF must have been silent before ``announce`` stops to announce. ``second``: a second NIC, behind
+    the same VTEP. ``bond``: how the instances use the two.
+    """
+
+    driver: UplinkDriver = "none"
+    namespace: str | None = None
+    match: Literal["udp-port", "address"] = "udp-port"
+    locations: tuple[Annotated[int, Field(ge=0, le=8191)], Annotated[int, Field(ge=0, le=8191)]] = Field(
+        (4094, 4095), strict=False
+    )
+    silence_s: Annotated[float, Field(ge=0.1, le=60)] = 1.0
+    second: NicConfig | None = None
+    bond: Literal["active-backup", "balance-slb", "dpdk"] = "active-backup"
+
+    @property
+    def nics(self) -> tuple[NicConfig, ...]:
+        """The NICs: one or two."""
+        return (self,) if self.second is None else (self, self.second)
+
+    @model_validator(mode="after")
+    def _driver_needs(self) -> UplinkConfig:
+        for nic, place in zip(self.nics, ("", "second."), strict=False):
+            missing = [f"{place}{key}" for key in _NEEDED[self.driver] if getattr(nic, key) is None]
+            if missing:
+                raise ValueError(f'driver "{self.driver}" needs {", ".join(missing)}')
+        return self
 
 
 class UpgradeConfig(Strict):

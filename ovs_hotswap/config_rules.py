@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ovs_hotswap.config import SUN_PATH_MAX, Config
+from ovs_hotswap.config import SUN_PATH_MAX, Config, UplinkConfig
 from ovs_hotswap.model import TAKEN_NAMES, Side
 
 Fault = tuple[str, str]
@@ -107,12 +107,18 @@ def _instances(config: Config) -> Iterator[Fault]:
         yield "instances.b.uplink_device", f"is also instances.a.uplink_device ({a.uplink_device})"
     for side in Side:
         yield from _instance(config, side)
-    uplink = config.uplink
-    others = {"device": uplink.device, "representor_a": uplink.representor_a, "representor_b": uplink.representor_b}
     for side in Side:
-        for key, name in others.items():
-            if name is not None and name == config.instance(side).uplink_device:
-                yield f"instances.{side}.uplink_device", f"is also uplink.{key} ({name}), which stays where it is"
+        instance = config.instance(side)
+        if (config.uplink.second is None) != (instance.second_devargs is None):
+            why = "without" if config.uplink.second is None else "is missing beside"
+            yield f"instances.{side}.second_devargs", f"{why} [uplink.second]: a second NIC has both"
+        if instance.second_device is not None and instance.second_devargs is None:
+            yield f"instances.{side}.second_device", "without second_devargs: DPDK would not use it"
+        taken = {"uplink_device": instance.uplink_device, "second_device": instance.second_device}
+        for key, name in _kernel_devices(config.uplink):
+            for own, device in taken.items():
+                if name == device:
+                    yield f"instances.{side}.{own}", f"is also uplink.{key} ({name}), which stays where it is"
 
 
 def _instance(config: Config, side: Side) -> Iterator[Fault]:
@@ -174,20 +180,35 @@ def _device(devargs: str) -> str:
 
 def _uplink(config: Config) -> Iterator[Fault]:
     uplink = config.uplink
-    names = [("device", uplink.device), ("representor_a", uplink.representor_a),
-             ("representor_b", uplink.representor_b)]  # fmt: skip
-    for key, name in names:
+    named = [(f"uplink.{key}", name) for key, name in _kernel_devices(uplink)]
+    for key, name in named:
         if name == "lo":
-            yield f"uplink.{key}", "may not be lo, on which no packet of another host arrives"
-    for index, (key, name) in enumerate(names):
-        for earlier, other in names[:index]:
-            if name is not None and name == other:
-                yield f"uplink.{key}", f"is also uplink.{earlier} ({name}): they are three devices"
+            yield key, "may not be lo, on which no packet of another host arrives"
+    for index, (key, name) in enumerate(named):
+        for earlier, other in named[:index]:
+            if name == other:
+                yield key, f"is also {earlier} ({name}): they are different devices"
+    for nic, place in zip(uplink.nics, ("uplink", "uplink.second"), strict=False):
+        if nic.vf_a is not None and nic.vf_a == nic.vf_b:
+            yield f"{place}.vf_b", f"is also {place}.vf_a ({nic.vf_a}): each instance has a VF of its own"
+    if uplink.locations[0] == uplink.locations[1]:
+        yield "uplink.locations", f"must be two different places, not {uplink.locations[0]} twice"
     if uplink.namespace is not None:
         if uplink.namespace in ("", ".", "..") or "/" in uplink.namespace:
             yield "uplink.namespace", f"must be the name of a network namespace, not {uplink.namespace!r}"
         if uplink.namespace in [config.namespace(side) for side in Side]:
             yield "uplink.namespace", f"{uplink.namespace} is an instance's own, which is removed with it"
+
+
+def _kernel_devices(uplink: UplinkConfig) -> list[tuple[str, str]]:
+    """The kernel devices that [uplink] names, each with its key, such as ``second.device``."""
+    return [
+        (f"{place}{key}", name)
+        for nic, place in zip(uplink.nics, ("", "second."), strict=False)
+        for key, name in (("device", nic.device), ("representor_a", nic.representor_a),
+                          ("representor_b", nic.representor_b))
+        if name is not None
+    ]  # fmt: skip
 
 
 def _features(config: Config) -> Iterator[Fault]:

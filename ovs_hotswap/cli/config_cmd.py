@@ -83,6 +83,8 @@ pmd_cores = [2]
 uplink_devargs = "0000:03:02.0"
 # ... for which DPDK must be allowed to use PCI devices (the default is "--no-pci"):
 dpdk_extra = "-a 0000:03:02.0"
+# second_devargs = "eth_af_packet1,iface=vf1-a"
+# second_device = "vf1-a"
 
 [instances.b]
 pmd_cores = [3]
@@ -93,14 +95,33 @@ pmd_cores = [3]
 uplink_devargs = "eth_af_packet0,iface=vf-b"
 uplink_device = "vf-b"
 # dpdk_extra = "--no-pci"
+# The same two of a second NIC, for both instances or for neither; [uplink] then has "second", too.
+# second_devargs = "eth_af_packet1,iface=vf1-b"
+# second_device = "vf1-b"
 
-# How overlay traffic reaches the active instance: driver "none" (something else steers it) or "tc".
+# How overlay traffic reaches the active instance. docs/uplinks.md says which driver is for which NIC: "tc" (software
+# rules), "switchdev" (the same in hardware: E810, ConnectX), "i40e" (X710, XL710), "announce" (any NIC with VFs),
+# "exclusive" (the switch owns the NIC), "none" (something else steers it).
 [uplink]
 driver = "tc"
 # The physical function on which the traffic arrives, and the representors of the two VFs.
 device = "eno1"
 representor_a = "eno1_0"
 representor_b = "eno1_1"
+# The numbers of the two VFs at the physical function (`ip link show eno1`): what "i40e" steers to.
+# vf_a = 0
+# vf_b = 1
+# What the rules of "i40e" look at: "udp-port" (the tunnels' UDP port and the VTEP's address) or "address" (the VTEP's
+# address alone, which must then be an address of the overlay's own).
+# match = "udp-port"
+# The two places in the NIC's table of rules that "i40e" may use.
+# locations = [4094, 4095]
+# How long, in s, the other VF must have been silent before "announce" stops announcing.
+# silence_s = 1.0
+# A second NIC behind the same VTEP, and how the instances use the two: "active-backup" or "balance-slb" (a bond of Open
+# vSwitch), or "dpdk" (a bond of DPDK).
+# second = { device = "eno2", representor_a = "eno2_0", representor_b = "eno2_1", vf_a = 0, vf_b = 1 }
+# bond = "active-backup"
 # The network namespace of these devices, where it is not the host's own.
 # namespace = "underlay"
 

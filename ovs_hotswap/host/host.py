@@ -15,6 +15,7 @@ from ovs_hotswap.broker.control.client import BrokerClient
 from ovs_hotswap.config import Active, Config, read_active
 from ovs_hotswap.errors import BusyError, HostError, HotswapError, StateUnknown, SwitchError
 from ovs_hotswap.host import active_record, saved_settings, scheduling
+from ovs_hotswap.host.uplink_ends import UplinkEnds
 from ovs_hotswap.model import MessageThread, Release, Side
 from ovs_hotswap.overlay.intent import ETHERNET_MTU, Intent, load_intent
 from ovs_hotswap.overlay.ports import PEER, PEER_PORT, UPLINK, UPLINK_PORT, VXLAN, VXLAN_PORT
@@ -77,7 +78,7 @@ class Host:
 
     @cached_property
     def uplink(self) -> base.Uplink:
-        return make_uplink(self.config, self.intent, quick=self._quick)
+        return make_uplink(self.config, self.intent, UplinkEnds(self.openflow), quick=self._quick)
 
     @cached_property
     def backends(self) -> BackEnds:

@@ -14,7 +14,7 @@ import hashlib
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field
 
@@ -39,13 +39,28 @@ RECORD = "lab.json"
 AF_PACKET_OPTIONS = "blocksz=65536,framesz=2048,framecnt=4096,qdisc_bypass=1"
 
 
+class WireOptions(Strict):
+    """How the lab's host is connected to the remote host.
+
+    ``driver``: that of the uplink. ``pair``: two NICs. ``ipv6``: the VTEPs have IPv6 addresses. ``vlan``: the tag of
+    the underlay's packets. ``mtu``: that of the underlay, in bytes. ``udp_port``: that of the tunnels.
+    """
+
+    driver: Literal["tc", "announce", "exclusive"] = "tc"
+    pair: bool = False
+    ipv6: bool = False
+    vlan: Annotated[int, Field(ge=1, le=4094)] | None = None
+    mtu: Annotated[int, Field(ge=1280, le=9600)] = 1500
+    udp_port: Annotated[int, Field(ge=1, le=65535)] = 4789
+
+
 class GuestOptions(Strict):
     """How the guests are made. Debian's cloud kernel needs 96 MiB; each queue pair gets a vCPU of its own.
 
     ``mtu``: the MTU of the guests; if it is more than the underlay carries, their pings to one another are as long.
     ``device``: properties of virtio-net-pci, such as ``mrg_rxbuf=off``. ``memory_slots``: slots for memory that is
     plugged later. ``qemu``: the program. With the ``backend`` ``qemu-dual`` each guest has a vhost-user socket for each
-    side, which only a QEMU of the series in qemu-patches supports.
+    side, which only a QEMU of the series in qemu-patches supports. ``wire``: the underlay.
     """
 
     # The lab's record of an earlier version has `road`.
@@ -61,6 +76,7 @@ class GuestOptions(Strict):
     queues: Annotated[int, Field(ge=1, le=8)] = 1
     mtu: Annotated[int, Field(ge=576, le=9000)] = GUEST_MTU
     ping_interval_ms: Annotated[float, Field(ge=2, le=10_000, strict=False)] = 10.0
+    wire: WireOptions = WireOptions()
 
 
 @dataclass(frozen=True, slots=True)

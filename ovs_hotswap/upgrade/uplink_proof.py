@@ -9,8 +9,8 @@ from typing import Any
 
 from ovs_hotswap.errors import HotswapError, SwitchError, UplinkError
 from ovs_hotswap.host.host import Host
+from ovs_hotswap.host.uplink_ends import UplinkEnds
 from ovs_hotswap.model import Finding, Proof, Severity, Side, Way
-from ovs_hotswap.overlay.ports import UPLINK_PORT
 from ovs_hotswap.overlay.tables import KIND_MASK, Kind, cookie
 from ovs_hotswap.plan.executor import StepContext
 from ovs_hotswap.switch.answering import see_answering
@@ -45,24 +45,10 @@ class Counters:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class SwitchEnd:
-    """The instance's end of its uplink, as ``uplink.proof.End`` needs it."""
-
-    host: Host
-    side: Side
-
-    def send(self, frame: bytes) -> None:
-        self.host.openflow(self.side).packet_out(frame, f"output:{UPLINK_PORT}")
-
-    def probes(self) -> int:
-        return self.host.openflow(self.side).packets(cookie(Kind.DROP_UNKNOWN_VNI))
-
-
 def prove(host: Host, side: Side, way: Way | None = None) -> Proof:
     """Prove the side's uplink with frames, in one ``way`` or both. Raises SwitchError and UplinkError."""
     see_answering(host.instances[side])
-    return host.uplink.prove(side, SwitchEnd(host, side), way)
+    return host.uplink.prove(side, UplinkEnds(host.openflow).end(side), way)
 
 
 def counters(host: Host, side: Side) -> Counters:

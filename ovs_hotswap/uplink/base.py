@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ovs_hotswap.config import Config
+from ovs_hotswap.config import Config, UplinkConfig
 from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.model import Finding, Proof, Side, Steered, Way
 from ovs_hotswap.overlay.intent import ETHERNET_MTU, Intent
@@ -45,15 +45,29 @@ class Uplink(Protocol):
         """Check the devices and rules. Nothing is changed."""
 
 
-def make_uplink(config: Config, intent: Intent, *, quick: bool = False) -> Uplink:
+class Switches(Protocol):
+    """What a driver may ask of the two instances. All methods raise SwitchError."""
+
+    def end(self, side: Side) -> End:
+        """The instance's end of its uplink, which sends and counts frames."""
+
+
+def make_uplink(config: Config, intent: Intent, switches: Switches, *, quick: bool = False) -> Uplink:
     """Make the driver that the configuration names. Raises ConfigError if the configuration lacks a device.
 
     ``quick``: for failovers, which steer traffic away from a dead instance. The driver stays connected to the kernel
     between uses, and steers before it looks at the devices.
     """
     uplink = config.uplink
-    if uplink.driver == "none":
-        return NoUplink()
+    match uplink.driver:
+        case "none":
+            return NoUplink()
+        case "tc":
+            return _tc(uplink, intent, quick=quick)
+    raise ConfigError(f'uplink: this version has no driver "{uplink.driver}"')
+
+
+def _tc(uplink: UplinkConfig, intent: Intent, *, quick: bool) -> Uplink:
     if uplink.device is None or uplink.representor_a is None or uplink.representor_b is None:
         raise ConfigError('uplink: driver "tc" needs device, representor_a and representor_b')
     return TcUplink(

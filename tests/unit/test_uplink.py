@@ -12,9 +12,11 @@ import pytest
 from pyroute2.netlink.exceptions import NetlinkError
 
 from ovs_hotswap.config import Config
-from ovs_hotswap.errors import UplinkError
+from ovs_hotswap.errors import SwitchError, UplinkError
+from ovs_hotswap.host.uplink_ends import UplinkEnds
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.overlay.intent import Intent
+from ovs_hotswap.switch.openflow import OpenFlow
 from ovs_hotswap.upgrade.uplink_checks import PROGRAMS
 from ovs_hotswap.uplink.base import make_uplink
 from ovs_hotswap.uplink.frames import ETH_P_ALL, ETH_P_IP, PacketSockets
@@ -278,12 +280,16 @@ def configuration(driver: str) -> Config:
 INTENT = Intent.model_validate({"vtep": {"address": f"{VTEP}/24", "mac": MAC}})
 
 
+def no_flows(side: Side) -> OpenFlow:
+    raise SwitchError(f"instance {side} does not run")
+
+
 def test_driver_is_chosen_by_configuration() -> None:
-    assert isinstance(make_uplink(configuration("tc"), INTENT), TcUplink)
+    assert isinstance(make_uplink(configuration("tc"), INTENT, UplinkEnds(no_flows)), TcUplink)
 
 
 def test_no_uplink_has_no_owner() -> None:
-    none = make_uplink(configuration("none"), INTENT)
+    none = make_uplink(configuration("none"), INTENT, UplinkEnds(no_flows))
     assert isinstance(none, NoUplink)
     none.steer(Side.A)
     none.clear()
