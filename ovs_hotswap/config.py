@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -122,9 +123,10 @@ class InstanceConfig(Strict):
     NUMA node, packet pool included; it takes what ``switch.memory.reserve`` says that it needs. ``uplink_devargs``: the
     DPDK device of its VF (``0000:03:02.0`` or ``eth_af_packet0,iface=vf-a``). ``uplink_device``: a kernel network
     device that is moved into the instance's namespace before its start and back after its end; not given if DPDK drives
-    the VF. ``second_devargs`` and ``second_device``: the same of a second NIC. ``pmd_sleep_us``: the longest sleep, in
-    microseconds, of an idle PMD thread in normal operation; 0 polls without a pause. ``other_config``: more keys of
-    Open_vSwitch.other_config, set before its ovs-vswitchd starts.
+    the VF. ``second_devargs`` and ``second_device``: the same of a second NIC. ``dpdk_extra``: more arguments of DPDK;
+    for a PCI device of the uplink, ``-a`` with it takes the place of ``--no-pci`` (``switch.devargs``).
+    ``pmd_sleep_us``: the longest sleep, in microseconds, of an idle PMD thread in normal operation; 0 polls without a
+    pause. ``other_config``: more keys of Open_vSwitch.other_config, set before its ovs-vswitchd starts.
     """
 
     pmd_cores: Annotated[list[Core], Field(min_length=1), AfterValidator(_once)]
@@ -136,6 +138,11 @@ class InstanceConfig(Strict):
     dpdk_extra: str = "--no-pci"
     pmd_sleep_us: Annotated[int, Field(ge=0, le=10_000)] = 0
     other_config: OtherConfig = Field(default_factory=dict)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The DPDK devices of the uplink: one for each NIC."""
+        return (self.uplink_devargs,) if self.second_devargs is None else (self.uplink_devargs, self.second_devargs)
 
 
 class InstancesConfig(Strict):
@@ -226,6 +233,41 @@ class NicConfig(Strict):
         return self.vf_a if side is Side.A else self.vf_b
 
 
+def _unicast(value: str) -> str:
+    """Return a MAC address in lower case. Raises ValueError if it is not one that a device can have."""
+    if not re.fullmatch("(?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}", value):
+        raise ValueError(f"must be a MAC address such as 02:00:00:00:00:01, not {value!r}")
+    if int(value[:2], 16) & 1 or not int(value.replace(":", ""), 16):
+        raise ValueError(f"must be the MAC address of one device, not {value}")
+    return value.lower()
+
+
+class VfsConfig(Strict):
+    """What is set on the instances' VFs, of both NICs, before an instance opens its own. What is not given is left as
+    it is found.
+
+    ``trust``: the VF may receive what is for other MAC addresses. ``spoof_check``: the NIC drops what the VF sends from
+    another MAC address than its own. ``link_state``: ``auto`` (the link is up if the NIC's is) or ``enable`` (it is
+    always up). ``vlan``: the VLAN to which the NIC binds the VF; 0 is none. ``mac_a`` / ``mac_b``: the MAC address of
+    an instance's VF. ``bind``: bind the VF to vfio-pci, and back after the instance has ended.
+    """
+
+    trust: bool | None = None
+    spoof_check: bool | None = None
+    link_state: Literal["auto", "enable"] | None = None
+    vlan: Annotated[int, Field(ge=0, le=4094)] | None = None
+    mac_a: Annotated[str, AfterValidator(_unicast)] | None = None
+    mac_b: Annotated[str, AfterValidator(_unicast)] | None = None
+    bind: bool = False
+
+    def wanted(self, side: Side) -> dict[str, bool | int | str]:
+        """Return what is to be set on the VFs of a side, by ``uplink.vf.NAMES``."""
+        mac = self.mac_a if side is Side.A else self.mac_b
+        every = {"mac": mac, "vlan": self.vlan, "spoof_check": self.spoof_check, "link_state": self.link_state,
+                 "trust": self.trust}  # fmt: skip
+        return {name: value for name, value in every.items() if value is not None}
+
+
 UplinkDriver = Literal["tc", "switchdev", "i40e", "announce", "exclusive", "none"]
 
 _NEEDED: dict[UplinkDriver, tuple[str, ...]] = {
@@ -251,7 +293,7 @@ class UplinkConfig(NicConfig):
     ``i40e`` look at: the tunnels' UDP port, or the VTEP's address, which is then an address of the overlay's alone.
     ``locations``: the two places in the NIC's table that the rules of ``i40e`` may use. ``silence_s``: how long, in
     seconds, the other VF must have been silent before ``announce`` stops to announce. ``second``: a second NIC, behind
-    the same VTEP. ``bond``: how the instances use the two.
+    the same VTEP. ``bond``: how the instances use the two. ``vfs``: what is set on the VFs.
     """
 
     driver: UplinkDriver = "none"
@@ -263,6 +305,7 @@ class UplinkConfig(NicConfig):
     silence_s: Annotated[float, Field(ge=0.1, le=60)] = 1.0
     second: NicConfig | None = None
     bond: Literal["active-backup", "balance-slb", "dpdk"] = "active-backup"
+    vfs: VfsConfig = VfsConfig()
 
     @property
     def nics(self) -> tuple[NicConfig, ...]:

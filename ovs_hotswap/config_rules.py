@@ -6,7 +6,7 @@ Each rule yields faults: the key, or the keys, and what is wrong with them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ovs_hotswap.config import SUN_PATH_MAX, Config, UplinkConfig
@@ -28,7 +28,7 @@ _OWN_ARGUMENTS = {
     "--legacy-mem": "memory is taken as it is needed", "--no-huge": "VMs' packets need huge pages",
     "--proc-type": "an instance is a primary process",
 }  # fmt: skip
-_ALLOW = ("-a", "--allow", "-w", "--pci-whitelist")  # the last two up to DPDK 20.11
+BLOCK = ("-b", "--block", "--pci-blacklist")  # the last one up to DPDK 20.11
 
 
 def faults(config: Config) -> list[Fault]:
@@ -130,28 +130,18 @@ def _instance(config: Config, side: Side) -> Iterator[Fault]:
     opened = _interface(instance.uplink_devargs)
     if opened and instance.uplink_device and opened != instance.uplink_device:
         yield f"{key}.uplink_device", f"is {instance.uplink_device}, and uplink_devargs have iface={opened}"
-    yield from _dpdk_extra(f"{key}.dpdk_extra", instance.dpdk_extra, instance.uplink_devargs)
+    yield from _dpdk_extra(f"{key}.dpdk_extra", instance.dpdk_extra, instance.devices)
 
 
-def _dpdk_extra(key: str, extra: str, devargs: str) -> Iterator[Fault]:
+def _dpdk_extra(key: str, extra: str, devices: Sequence[str]) -> Iterator[Fault]:
     """Yield the arguments for DPDK that contradict the rest of the instance's table."""
     words = extra.split()
     for word in words:
         name = "-m" if re.fullmatch(r"-m\d+", word) else word.partition("=")[0]
         if name in _OWN_ARGUMENTS:
             yield key, f"{name} is not for this: {_OWN_ARGUMENTS[name]}"
-    address = pci_address(devargs)
-    if address is None:
-        return
-    if "--no-pci" in words:
-        yield key, f'has --no-pci (the default), and uplink_devargs name a PCI device: "-a {devargs}"'
-    allowed = [
-        word.partition("=")[2] or following
-        for word, following in zip(words, [*words[1:], ""], strict=False)  # "" has no word if there are none
-        if word.partition("=")[0] in _ALLOW
-    ]
-    if allowed and address not in [pci_address(each) for each in allowed]:
-        yield key, f"allows {', '.join(allowed)} alone, and not what uplink_devargs name ({devargs})"
+    if any(map(pci_address, devices)) and (blocked := [word for word in words if word.partition("=")[0] in BLOCK]):
+        yield key, f"{blocked[0]} cannot be beside -a, which is passed for the uplink's PCI device (DPDK refuses both)"
 
 
 def _interface(devargs: str) -> str | None:
@@ -200,6 +190,26 @@ def _uplink(config: Config) -> Iterator[Fault]:
             yield "uplink.namespace", f"{uplink.namespace} is an instance's own, which is removed with it"
 
 
+def _vfs(config: Config) -> Iterator[Fault]:
+    uplink = config.uplink
+    if not uplink.vfs.bind and not any(uplink.vfs.wanted(side) for side in Side):
+        return
+    if uplink.driver == "exclusive":
+        yield "uplink.vfs", 'with driver "exclusive" the switch owns the whole NIC, and has no VF'
+        return
+    for side in Side:
+        for nic, devargs in zip(uplink.nics, config.instance(side).devices, strict=False):
+            if pci_address(devargs) is not None:
+                continue
+            if uplink.vfs.bind:
+                yield "uplink.vfs.bind", f"instance {side}'s {devargs} is no PCI device"
+            elif uplink.vfs.wanted(side) and (nic.device is None or nic.vf(side) is None):
+                yield (
+                    "uplink.vfs",
+                    f"which VF instance {side}'s {devargs} is, is not known: give uplink.device and vf_{side}",
+                )
+
+
 def _kernel_devices(uplink: UplinkConfig) -> list[tuple[str, str]]:
     """The kernel devices that [uplink] names, each with its key, such as ``second.device``."""
     return [
@@ -230,7 +240,7 @@ def _watch(config: Config) -> Iterator[Fault]:
         yield "watch.main_ms", f"must be at least watch.hang_ms, {watch.hang_ms} (it is {watch.main_ms})"
 
 
-_RULES = (_bridge, _paths, _sockets, _instances, _uplink, _features, _watch)
+_RULES = (_bridge, _paths, _sockets, _instances, _uplink, _vfs, _features, _watch)
 
 
 def sockets(config: Config, vms: list[str]) -> list[tuple[int, str]]:

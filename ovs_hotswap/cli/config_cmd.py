@@ -81,8 +81,9 @@ pmd_cores = [2]
 # other_config = {}
 # The DPDK device of its virtual function (VF): a PCI address bound to vfio-pci ...
 uplink_devargs = "0000:03:02.0"
-# ... for which DPDK must be allowed to use PCI devices (the default is "--no-pci"):
-dpdk_extra = "-a 0000:03:02.0"
+# More arguments of DPDK. The default keeps DPDK from all PCI devices but the uplink's, for which "-a" is passed, with
+# what the release's driver needs to recover from a reset.
+# dpdk_extra = "--no-pci"
 # second_devargs = "eth_af_packet1,iface=vf1-a"
 # second_device = "vf1-a"
 
@@ -124,6 +125,21 @@ representor_b = "eno1_1"
 # bond = "active-backup"
 # The network namespace of these devices, where it is not the host's own.
 # namespace = "underlay"
+
+# What is set on an instance's VFs before it opens them, and put back after it has ended. What is not given is left as
+# it is found. The commands that do the same by hand: `ip link set eno1 vf 0 trust on`, and so on.
+[uplink.vfs]
+# trust = true
+# spoof_check = false
+# "auto": the VF's link is up if the NIC's is; "enable": it is always up.
+# link_state = "auto"
+# The VLAN to which the NIC binds the VF; 0 is none.
+# vlan = 0
+# The MAC addresses of the VFs of instance a and of instance b.
+# mac_a = "02:00:00:00:00:0a"
+# mac_b = "02:00:00:00:00:0b"
+# Bind the VF to vfio-pci before the instance starts, and to its earlier driver after the instance has ended.
+# bind = false
 
 [upgrade]
 # Longest sleep, in us, of an idle PMD while both instances live; afterwards the instances' own value holds again.

@@ -42,6 +42,7 @@ from ovs_hotswap.switch.units import InstanceUnit
 from ovs_hotswap.system import System
 from ovs_hotswap.uplink import base
 from ovs_hotswap.uplink.base import make_uplink
+from ovs_hotswap.uplink.vf_care import VfCare
 from ovs_hotswap.waiting import POLL_S, Deadline, wait_until
 
 _ANSWER_S = 30.0
@@ -61,11 +62,10 @@ class Host:
             self.intent = intent
         self.config, self.system = config, system
         self.instances = {
-            side: Instance(
-                config, side, system, unit=InstanceUnit(side, system), memory=partial(self.reservation, side)
-            )
+            side: Instance(config, side, system, unit=InstanceUnit(side, system), vfs=VfCare(config, side, system),
+                           memory=partial(self.reservation, side))
             for side in Side
-        }
+        }  # fmt: skip
 
     @cached_property
     def intent(self) -> Intent:

@@ -22,7 +22,7 @@ from ovs_hotswap.errors import CommandError, HotswapError, SwitchError
 from ovs_hotswap.model import Device, Life, Release, Side
 from ovs_hotswap.priority import other_cores
 from ovs_hotswap.process_exit import start_time
-from ovs_hotswap.switch import launch
+from ovs_hotswap.switch import devargs, launch
 from ovs_hotswap.switch.logscan import fatal, telling_cause
 from ovs_hotswap.switch.memory import Reservation
 from ovs_hotswap.switch.netns import Namespaces
@@ -33,6 +33,7 @@ from ovs_hotswap.switch.rpc import hangs, listens
 from ovs_hotswap.switch.units import InstanceUnit
 from ovs_hotswap.switch.unixctl import appctl
 from ovs_hotswap.system import System, files
+from ovs_hotswap.uplink.vf_care import VfCare
 from ovs_hotswap.waiting import wait_until
 
 _EXIT_S = 2.0  # for the answer to `exit`: a main thread that is not blocked answers within milliseconds
@@ -68,7 +69,8 @@ class InstanceStatus:
 class Instance:
     """The instance of one side. ``paths`` has its files, sockets and namespace, whether it runs or not. Its processes
     live in ``unit`` if that unit serves ``config``; else they are the caller's. ``memory`` returns how much huge page
-    memory it takes when it is started; without it, it takes all that the configuration allows."""
+    memory it takes when it is started; without it, it takes all that the configuration allows. ``vfs`` sets its VFs
+    before the start, and puts them back afterwards; without it they stay as they are."""
 
     def __init__(
         self,
@@ -79,6 +81,7 @@ class Instance:
         unit: InstanceUnit | None = None,
         namespaces: Namespaces | None = None,
         memory: Callable[[], Reservation] | None = None,
+        vfs: VfCare | None = None,
         connect: Callable[[Path, float, Callable[[], bool], Sequence[str]], SwitchDb] = SwitchDb,
         control: Callable[..., str] = appctl,
         hangs: Callable[[Path], bool] = hangs,
@@ -88,7 +91,7 @@ class Instance:
         self._system = system
         self._own_unit = unit
         self._namespaces = namespaces or Namespaces()
-        self._memory = memory
+        self._memory, self._vfs = memory, vfs
         self._connect = connect
         self._control, self._hangs = control, hangs
         self.paths = InstancePaths.of(config, side)
@@ -150,9 +153,11 @@ class Instance:
             raise SwitchError(
                 f"instance {self._side} is {state} already", hint=f"`ovs-hotswap instance stop {self._side}`"
             )
-        self.stop()
+        self._clear()  # so no process of this side has the VFs that are set now
         unit = self.unit()
         try:
+            if self._vfs is not None:
+                self._vfs.take()
             if unit is None:
                 self._bring_up(release)
             else:
@@ -174,8 +179,14 @@ class Instance:
 
         With ``keep_log``, or if ovs-vswitchd had ended by itself, its log is kept as ``paths.saved_log``. If a part
         cannot be undone, the others are undone nevertheless; then the first failure is raised (SwitchError or
-        CommandError), and ``stop`` can be called again.
+        CommandError), and ``stop`` can be called again. A VF that cannot be put back is only logged, and the next
+        ``stop`` tries it again: the standby can be started nevertheless.
         """
+        self._clear(keep_log=keep_log)
+        self._give_vfs_back()
+
+    def _clear(self, *, keep_log: bool = False) -> None:
+        """Do what ``stop`` does, and leave the VFs as they are."""
         record = read_record(self.paths.record)
         crashed = record is not None and not self._owned(self.paths.vswitchd_pid)
         unit = self.unit()
@@ -253,20 +264,20 @@ class Instance:
         self._run(release, [software.ovsdb_tool, "create", str(paths.db_file), software.schema], end)
         self._start_database(release, end)
         with self.database(max(end - self._system.monotonic(), _POLL_S)) as database:
-            database.set_other_config(self._other_config())
+            database.set_other_config(self._other_config(release))
             self._start_vswitchd(release, database, end)
         ready = (read_record(paths.record) or record).model_copy(update={"ready": True, "starter_born": None})
         self._system.write_atomic(paths.record, ready.model_dump_json(exclude_defaults=True))
 
     def _start_database(self, release: Release, end: float) -> None:
         paths = self.paths
-        arguments = _daemon(paths.ovsdb_ctl, paths.ovsdb_pid, paths.ovsdb_log)
+        arguments = launch.daemon(paths.ovsdb_ctl, paths.ovsdb_pid, paths.ovsdb_log)
         server = programs(release).ovsdb_server
         self._run(release, [server, str(paths.db_file), f"--remote=punix:{paths.db_socket}", *arguments], end)
 
     def _start_vswitchd(self, release: Release, database: SwitchDb, end: float) -> None:
         """Start ovs-vswitchd: its command returns when the daemon has read its configuration, or has aborted."""
-        arguments = _daemon(self.paths.vswitchd_ctl, self.paths.vswitchd_pid, self.paths.log)
+        arguments = launch.daemon(self.paths.vswitchd_ctl, self.paths.vswitchd_pid, self.paths.log)
         self._run(release, [programs(release).vswitchd, f"unix:{self.paths.db_socket}", *arguments], end)
         self._wait_ready(release, database, end)
 
@@ -299,7 +310,7 @@ class Instance:
         self._system.write_atomic(self.paths.record, record.model_dump_json())
         self._namespaces.move_in(device, self.paths.netns)
 
-    def _other_config(self) -> dict[str, str]:
+    def _other_config(self, release: Release) -> dict[str, str]:
         """Return the settings that ovs-vswitchd reads only when it starts DPDK, and the configured settings. They are
         described in ovs-vswitchd.conf.db(5).
 
@@ -310,7 +321,8 @@ class Instance:
         memory = Reservation(instance.memory_mb, 0) if self._memory is None else self._memory()
         nodes = numa_nodes(instance.pmd_cores)
         shared = {} if memory.shared_mtu is None else {"shared-mempool-config": str(memory.shared_mtu)}
-        extra = f"--file-prefix={self.paths.netns} --in-memory --single-file-segments -n 1 {instance.dpdk_extra}"
+        given = devargs.arguments(instance.dpdk_extra, instance.devices, release.dpdk_version, devargs.is_iavf)
+        extra = f"--file-prefix={self.paths.netns} --in-memory --single-file-segments -n 1 {given}"
         return {
             **self._config.other_config(self._side),
             "dpdk-init": "true",
@@ -365,6 +377,7 @@ class Instance:
             if unit is not None:  # it stays as failed, for `systemctl status` to show
                 unit.end()
             self._take_down(read_record(self.paths.record), unit, keep_log=True)
+            self._give_vfs_back()
         except HotswapError as second:
             error.add_note(f"and undoing it failed: {second.message}")
 
@@ -389,6 +402,10 @@ class Instance:
             unit.remove_namespace()
         self._namespaces.remove(self.paths.netns)
         self._remove_files(keep_log=keep_log)
+
+    def _give_vfs_back(self) -> None:
+        for complaint in () if self._vfs is None else self._vfs.give_back():
+            _logger.warning("%s", complaint)
 
     def _end(self, pid_file: Path, ctl: Path) -> None:
         """End the daemon of this pid file by the command `exit`, and if it does not answer, by signals."""
@@ -441,7 +458,7 @@ class Instance:
     def _pid(self, pid_file: Path) -> int | None:
         """Return the pid of this pid file's daemon, or ``None`` if it is not alive."""
         pid = self._system.read_pid(pid_file)
-        return pid if pid is not None and _names(self._system.cmdline(pid), pid_file) else None
+        return pid if pid is not None and launch.names(self._system.cmdline(pid), pid_file) else None
 
     def _owned(self, pid_file: Path) -> list[int]:
         """Return the pids of this pid file's daemon, even if the file is missing or stale."""
@@ -450,7 +467,7 @@ class Instance:
     def _is_ours(self, pid: int, pid_file: Path) -> bool:
         """Whether ``pid`` is proven to be the daemon of this pid file: its command line names the file, and the file
         names it or it lives in the instance's namespace. A reused pid, or a namesake in a container, fails that."""
-        if not _names(self._system.cmdline(pid), pid_file):
+        if not launch.names(self._system.cmdline(pid), pid_file):
             return False
         return self._system.read_pid(pid_file) == pid or self._namespaces.holds(self.paths.netns, pid)
 
@@ -477,21 +494,3 @@ def numa_nodes(cores: Iterable[int] | None = None, sys: Path = Path("/sys")) -> 
     places = ["node"] if cores is None else [f"cpu/cpu{core}" for core in cores]
     links = (link for place in places for link in (sys / "devices/system" / place).glob("node[0-9]*"))
     return {int(link.name.removeprefix("node")) for link in links} or {0}
-
-
-def _daemon(ctl: Path, pid_file: Path, log: Path) -> list[str]:
-    """Return the arguments of both daemons. ``--monitor`` is left out: the watchdog decides about a restart."""
-    return [
-        f"--unixctl={ctl}",
-        f"--pidfile={pid_file}",
-        f"--log-file={log}",
-        "--detach",
-        "--no-chdir",
-        "-vconsole:emer",
-        "-vsyslog:err",
-        "-vfile:info",
-    ]
-
-
-def _names(cmdline: list[str], pid_file: Path) -> bool:
-    return f"--pidfile={pid_file}" in cmdline

@@ -67,3 +67,22 @@ def environment(run_dir: Path) -> dict[str, str]:
     """
     own = str(run_dir)
     return {"OVS_RUNDIR": own, "OVS_DBDIR": own, "OVS_LOGDIR": own, "RUNTIME_DIRECTORY": own}
+
+
+def daemon(ctl: Path, pid_file: Path, log: Path) -> list[str]:
+    """Return the arguments of both daemons. ``--monitor`` is left out: the watchdog decides about a restart."""
+    return [
+        f"--unixctl={ctl}",
+        f"--pidfile={pid_file}",
+        f"--log-file={log}",
+        "--detach",
+        "--no-chdir",
+        "-vconsole:emer",
+        "-vsyslog:err",
+        "-vfile:info",
+    ]
+
+
+def names(cmdline: list[str], pid_file: Path) -> bool:
+    """Whether a command line is that of the daemon with this pid file."""
+    return f"--pidfile={pid_file}" in cmdline

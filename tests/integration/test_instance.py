@@ -178,6 +178,18 @@ def test_dpdk_arguments_that_dpdk_refuses(
     assert gone(instance, config)
 
 
+def test_dpdk_takes_the_arguments_for_a_pci_device(
+    make_config: MakeConfig, run_instance: RunInstance, host_release: Release
+) -> None:
+    """There is no such device here: DPDK starts without it, and looks at no other."""
+    config = make_config(instances=instances_table(uplink_devargs="0000:99:00.0,auto_reset=1"))
+    instance = run_instance(config, Side.A, host_release)
+    with instance.database() as database:
+        extra = database.other_config()["dpdk-extra"]
+    assert extra.endswith("-a 0000:99:00.0,auto_reset=1")
+    assert "--no-pci" not in extra
+
+
 def built_without_dpdk(binary: Path) -> None:
     shutil.copy(binary.parents[1] / "openvswitch-switch/ovs-vswitchd", binary)
 

@@ -98,7 +98,21 @@ def test_the_defaults_in_the_example_are_the_defaults(path: Path) -> None:
     plain = load(path, EXAMPLE)
     for line in EXAMPLE.splitlines():
         key, _, value = line.removeprefix("# ").partition(" = ")
-        optional = {"group", "namespace", "release", "netdev", "vf_a", "vf_b", "second"}  # they have no value
+        optional = {
+            "group",
+            "namespace",
+            "release",
+            "netdev",
+            "vf_a",
+            "vf_b",
+            "second",
+            "trust",
+            "spoof_check",
+            "link_state",
+            "vlan",
+            "mac_a",
+            "mac_b",
+        }  # fmt: skip - they have no value
         if not line.startswith("# ") or not value or key in optional or " " in key or key.startswith("second_"):
             continue
         assert load(path, EXAMPLE.replace(line, f"{key} = {value}")) == plain, key
@@ -276,10 +290,18 @@ def test_a_key_of_other_config_that_is_ours_says_where_the_wish_belongs(path: Pa
         (MINIMAL.replace("vf-b", "vf-a"), "instances.b.uplink_devargs", "eth_af_packet0,iface=vf-a"),
         (PCI.format(a="0000:03:02.0", b="03:02.0"), "instances.b.uplink_devargs", "0000:03:02.0"),
         (PCI.format(a="0000:03:0a.0", b="0000:03:0A.0,mprq_en=1"), "instances.b.uplink_devargs", "0000:03:0a.0"),
-        (PCI.replace('dpdk_extra = "-a {a}"', "").format(a="03:02.0", b="03:02.1"), "instances.a.dpdk_extra",
-         'has --no-pci (the default), and uplink_devargs name a PCI device: "-a 03:02.0"'),
-        (PCI.replace("-a {a}", "--allow=03:02.7 -a 03:02.6").format(a="03:02.0", b="03:02.1"), "instances.a.dpdk_extra",
-         "allows 03:02.7, 03:02.6 alone, and not what uplink_devargs name (03:02.0)"),
+        *((PCI.replace("-a {a}", f"-a {{a}} {word} 03:02.7").format(a="03:02.0", b="03:02.1"), "instances.a.dpdk_extra",
+           f"{word} cannot be beside -a") for word in ("-b", "--block")),
+        *((MINIMAL.replace("eth_af_packet0,iface=vf-a", "03:02.0") + f"[uplink.vfs]\n{line}\n", key, part)
+          for line, key, part in (
+              ("bind = true", "uplink.vfs.bind", "instance b's eth_af_packet0,iface=vf-b is no PCI device"),
+              ("vlan = 0", "uplink.vfs", "which VF instance b's eth_af_packet0,iface=vf-b is, is not known"),
+              ("mac_b = '02:00:00:00:00:0b'", "uplink.vfs", "give uplink.device and vf_b"),
+              ("mac_a = '03:00:00:00:00:0b'", "uplink.vfs.mac_a", "must be the MAC address of one device"),
+              ("mac_a = '00:00:00:00:00:00'", "uplink.vfs.mac_a", "must be the MAC address of one device"),
+              ("mac_a = '2:0:0:0:0:0'", "uplink.vfs.mac_a", "must be a MAC address such as"))),
+        (PCI.format(a="03:02.0", b="03:02.1") + "[uplink]\ndriver = 'exclusive'\nvfs = { trust = true }\n",
+         "uplink.vfs", "has no VF"),
         *((MINIMAL + f"dpdk_extra = '--no-pci {word}'\n", "instances.b.dpdk_extra", part) for word, part in (
             ("--file-prefix=x", "--file-prefix is not for this: each instance has its own already"),
             ("--socket-mem 1024", "set memory_mb"), ("-m 1024", "set memory_mb"), ("-m1024", "set memory_mb"),
@@ -330,6 +352,22 @@ def test_what_cannot_be_together_is_refused_with_its_key(path: Path, text: str, 
 def test_an_instance_may_have_no_dpdk_arguments(path: Path) -> None:
     text = MINIMAL.replace("iface=vf-b", "x").replace("eth_af_packet0,x", "0000:03:02.1") + "dpdk_extra = ''\n"
     assert load(path, text).instances.b.dpdk_extra == ""
+
+
+@pytest.mark.parametrize("extra", ["", 'dpdk_extra = "--no-pci"', 'dpdk_extra = "-a 03:02.7"', 'dpdk_extra = "-a {a}"'])
+def test_a_pci_device_needs_no_dpdk_arguments(path: Path, extra: str) -> None:
+    text = PCI.replace('dpdk_extra = "-a {a}"', extra).format(a="03:02.0", b="03:02.1")
+    assert load(path, text).instances.a.devices == ("03:02.0",)
+
+
+def test_what_is_set_on_vfs_is_of_each_side(path: Path) -> None:
+    """A VF that is no PCI device for DPDK is known by its number."""
+    table = "[uplink]\ndevice = 'p'\nvf_a = 0\nvf_b = 1\n[uplink.vfs]\nvlan = 0\nmac_b = '02:00:00:00:00:0B'\n"
+    vfs = load(path, MINIMAL + table).uplink.vfs
+    assert vfs.wanted(Side.A) == {"vlan": 0}
+    assert vfs.wanted(Side.B) == {"vlan": 0, "mac": "02:00:00:00:00:0b"}
+    assert load(path, MINIMAL).uplink.vfs.wanted(Side.A) == {}
+    load(path, MINIMAL.replace("eth_af_packet0,iface=vf-a", "03:02.0") + "[uplink.vfs]\nmac_a = '02:00:00:00:00:0b'\n")
 
 
 def test_all_that_cannot_be_together_is_told_at_once(path: Path) -> None:

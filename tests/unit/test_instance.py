@@ -143,7 +143,8 @@ def test_start_programs_dpdk_before_it_starts_the_switch(host: FakeHost) -> None
     assert host.other_config["pmd-cpu-mask"] == "0xa"
     extra = host.other_config["dpdk-extra"].split()
     assert f"--file-prefix={host.instance.paths.netns}" in extra
-    assert extra[-1] == "--no-pci"
+    assert extra[-2:] == ["-a", "0000:03:02.0"], "no other PCI device"
+    assert "--no-pci" not in extra
     programs = [Path(next(word for word in argv if word.startswith("/usr/"))).name for argv in host.ran]
     assert programs == ["ovsdb-tool", "ovsdb-server", "ovs-vswitchd-dpdk"]
     assert "vf-a" in host.namespaces.devices[host.instance.paths.netns]
