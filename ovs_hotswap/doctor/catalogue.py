@@ -24,13 +24,21 @@ from ovs_hotswap.model import Severity
 
 _W, _E = Severity.WARNING, Severity.ERROR
 _CONFIG, _OVERLAY = "then `ovs-hotswap config check`", "then `ovs-hotswap overlay apply`"
-# Of upgrade.checks, upgrade.collect, host.memory_checks and uplink.tc.
+# Of upgrade.checks, upgrade.collect, host.memory_checks, uplink.tc and uplink.vf_checks.
 ADOPTED = (
     Kind(Section.CPU, "PMD cores", _E, _CONFIG),
     Kind(Section.CPU, "PMD cores", _W, _CONFIG),
     Kind(Section.MEMORY, "huge pages", _E, safe=True),
     Kind(Section.MEMORY, "huge pages", _W, safe=True),
     Kind(Section.MEMORY, "packet pool", _E),
+    Kind(Section.DEVICES, "VF link", _E),
+    Kind(Section.DEVICES, "spoof checking", _W),
+    Kind(Section.DEVICES, "trust", _W),
+    Kind(Section.DEVICES, "VLAN", _E),
+    Kind(Section.DEVICES, "VF holder", _E),
+    Kind(Section.DEVICES, "VF number", _E),
+    Kind(Section.DEVICES, "VF settings", _W),
+    Kind(Section.DEVICES, "VF settings", Severity.UNKNOWN),
     Kind(Section.UNITS, "other switches", _E),
     Kind(Section.UNITS, "other switches", _W, "give it other cores and devices, or end it: `ps -fC ovs-vswitchd`"),
     Kind(Section.UNITS, "descriptor limit", _E, "`ovs-hotswap vm list`"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -34,14 +34,18 @@ from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.machine import cores, descriptor_limit, running_switches
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import ETHERNET_MTU
+from ovs_hotswap.service import device_rights
 from ovs_hotswap.service.hidden_paths import hidden_paths
 from ovs_hotswap.service.systemctl import Unit
 from ovs_hotswap.switch.instance import numa_nodes
 from ovs_hotswap.switch.memory import Reservation, reserve
 from ovs_hotswap.switch.pools import page_mib
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade import checks, collect
+from ovs_hotswap.upgrade import checks, collect, device_checks
 from ovs_hotswap.upgrade.upgrade import Upgrader
+from ovs_hotswap.uplink import driver_info, vf_checks
+from ovs_hotswap.uplink.pci import PciBus
+from ovs_hotswap.uplink.vf import RtnlVfs
 
 Status = Callable[[Host], tuple[Mapping[str, Any], Mapping[str, str]]]
 """What makes the document of `status`, and the reason for each field that cannot be read."""
@@ -50,12 +54,13 @@ Status = Callable[[Host], tuple[Mapping[str, Any], Mapping[str, str]]]
 @dataclass(frozen=True, slots=True)
 class Queries:
     """What the kernel is asked because no file has it: whether the clock is synchronised, which firmware a network
-    device has, and the settings of a VF. ``group`` asks what else names groups. ``root``: the kernel answers root, to
-    whom it says everything."""
+    device has, the settings of a VF, and the private flags of a driver. ``group`` asks what else names groups.
+    ``root``: the kernel answers root, to whom it says everything."""
 
     synchronised: Callable[[], bool | None] = clock.synchronised
-    firmware: devices.Ask = devices.firmware
-    settings: Callable[[str, int], devices.VfSettings | None] = devices.settings
+    firmware: devices.Ask = driver_info.firmware
+    vf: vf_checks.Read = lambda name, number: RtnlVfs().read(name, number)
+    flags: Callable[[str], Mapping[str, bool]] = driver_info.private_flags
     group: Callable[[str], access.Members | None] = access.group
     root: bool = field(default_factory=lambda: os.geteuid() == 0)
 
@@ -206,15 +211,22 @@ def _look_at_devices(look: Look) -> Iterator[Found]:
         mac, mtu = look.host.intent.vtep.mac, look.host.intent.vtep.mtu or ETHERNET_MTU
     yield from devices.judge_bus(bus, found)
     for each in found:
-        if each.parent is not None and each.number is not None:
-            each = replace(each, settings=look.queries.settings(each.parent.name, each.number))
-        yield from devices.judge(bus, each, mac, mtu)
+        yield from devices.judge(bus, each, mtu, binds=config.uplink.vfs.bind)
+    for pf in dict.fromkeys(each.parent.name for each in found if each.parent is not None):
+        yield from devices.judge_flags(pf, look.queries.flags(pf))
+    yield from _look_at_vfs(look, mac)
     name = config.uplink.device
     if name is not None and config.uplink.namespace is None and root.exists(f"sys/class/net/{name}"):
         yield from devices.judge_nic(devices.read_nic(root, name, ask), mtu)
     idle = [side for side in Side if look.host.instances[side].pid() is None]
     if config.uplink.namespace is None:
         yield from devices.judge_kernel_devices(root, config, idle, mtu)
+
+
+def _look_at_vfs(look: Look, mac: str | None) -> Iterator[Found]:
+    bus, pids = PciBus(look.root.sys, look.root.proc), {side: look.host.instances[side].pid() for side in Side}
+    facts = vf_checks.look(look.config, bus, look.queries.vf, pids, device_checks.left(look.config, look.system))
+    yield from adopt(Section.DEVICES, vf_checks.judge(facts, mac, tuple(Side)))
 
 
 def _look_at_versions(look: Look) -> Iterator[Found]:
@@ -230,6 +242,9 @@ def _look_at_units(look: Look) -> Iterator[Found]:
         ours = [Unit(name, look.system, booted=booted) for name in (units.BROKER, units.WATCH)]
         for key, text in hidden_paths(look.config, ours):
             yield units.HIDDEN(f"{key}: {text}", f'"${{EDITOR:-editor}}" {look.config_path}', key)
+        openers = [Unit(name, look.system, booted=booted) for name in device_rights.UNITS]
+        for lack in device_checks.rights(look.config, PciBus(look.root.sys, look.root.proc), openers):
+            yield units.RIGHTS(lack.text, lack.hint, lack.unit)
 
 
 def _look_at_switches(look: Look) -> Iterator[Found]:

@@ -26,6 +26,7 @@ NOT_ACTIVE = Kind(_HERE, "active", Severity.ERROR)
 NOT_READ = Kind(_HERE, "daemon-reload", Severity.WARNING)
 RESTARTED = Kind(_HERE, "needrestart", Severity.WARNING)
 CANNOT_WRITE = Kind(_HERE, "state_dir", Severity.ERROR)
+RIGHTS = Kind(_HERE, "device rights", Severity.ERROR)
 HIDDEN = Kind(_HERE, "hidden paths", Severity.ERROR)
 
 BROKER, RESTORE, WATCH = (f"ovs-hotswap-{what}.service" for what in ("broker", "restore", "watch"))

@@ -59,6 +59,15 @@ class Unit:
             hidden |= dict.fromkeys(("/home", "/root", "/run/user"), "ProtectHome=")
         return hidden
 
+    def capabilities(self) -> frozenset[str]:
+        """The capabilities that the unit's processes may have, such as ``cap_net_admin`` (systemd.exec(5),
+        ``CapabilityBoundingSet=``); empty if systemd does not say."""
+        return frozenset(self._show("CapabilityBoundingSet").split())
+
+    def kernel_tunables_are_read_only(self) -> bool:
+        """Whether the unit's processes cannot write to /sys (systemd.exec(5), ``ProtectKernelTunables=``)."""
+        return self._show("ProtectKernelTunables") == "yes"
+
     def job(self) -> str:
         """What systemd is doing with the unit: start, stop, restart and others (org.freedesktop.systemd1(5),
         ``JobType``); empty if there is no job. Raises CommandError."""

@@ -32,7 +32,7 @@ from ovs_hotswap.switch.paths import log_in_use, older
 from ovs_hotswap.switch.pools import huge_page_pools, page_mib
 from ovs_hotswap.switch.release import HOST
 from ovs_hotswap.system import files, host_error
-from ovs_hotswap.upgrade import baseline, checks, uplink_proof
+from ovs_hotswap.upgrade import baseline, checks, device_checks, uplink_proof
 from ovs_hotswap.upgrade.situation import command_without
 from ovs_hotswap.vhostuser.capture import can_capture
 
@@ -49,6 +49,7 @@ def precheck(host: Host, old: Side, new: Side, release: str, leave_out: Collecti
         lambda: beside(host, new, release),
         lambda: _machine(host, new),
         lambda: _memory(host, old, new, release),
+        lambda: device_checks.precheck(host, new),
         lambda: active(host, old),
         lambda: broker(host),
         lambda: vms(host, old, new, release, leave_out),

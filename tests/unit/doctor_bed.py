@@ -14,13 +14,13 @@ from ovs_hotswap.cli.overlay_cmd import EXAMPLE as OVERLAY_EXAMPLE
 from ovs_hotswap.cli.overview import problems
 from ovs_hotswap.config import Config
 from ovs_hotswap.config_file import load_config
-from ovs_hotswap.doctor.devices import VfSettings
 from ovs_hotswap.doctor.examination import Examination, Queries
 from ovs_hotswap.doctor.facts import Root
 from ovs_hotswap.doctor.report import Found, Section
 from ovs_hotswap.doctor.runner import Runner
 from ovs_hotswap.doctor.units import UNITS
 from ovs_hotswap.model import Severity
+from ovs_hotswap.uplink.vf import Vf
 from tests.unit.fake_system import FakeSystem
 from tests.unit.test_overview import healthy
 
@@ -40,7 +40,8 @@ SYSTEMD = {"LoadState": "loaded", "ActiveState": "active", "NeedDaemonReload": "
 
 class Bed:
     """The host. ``config`` and ``overlay`` are the real files of its configuration. Of a kernel that exists as files it
-    cannot be asked which firmware a card has, so ``firmware``, ``settings`` and ``synchronised`` are its answers."""
+    cannot be asked which firmware a card has, so ``firmware``, ``vfs``, ``flags`` and ``synchronised`` are its
+    answers."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -49,14 +50,15 @@ class Bed:
         self.overlay.write_text(OVERLAY_EXAMPLE)
         text = EXAMPLE.replace("/etc/ovs-hotswap/overlay.toml", str(self.overlay))
         text = text.replace('uplink_devargs = "eth_af_packet0,iface=vf-b"', f'uplink_devargs = "{VF_B}"')
-        text = text.replace('uplink_device = "vf-b"', f'dpdk_extra = "-a {VF_B}"').replace('driver = "tc"', "")
+        text = text.replace('uplink_device = "vf-b"', "").replace('driver = "tc"', "")
         self.config.write_text(f'state_dir = "{directory}/state"\nrun_dir = "{directory}/run"\n{text}')
         self.system = FakeSystem(self._systemctl)
         self.systemd = dict(SYSTEMD)
         self.status: dict[str, Any] = healthy()
         self.unknown: dict[str, str] = {}
         self.firmware: str | None = "8.30 0x8000a4ae 1.2926.0"
-        self.settings: VfSettings | None = VfSettings(MAC, False, True)
+        self.vfs: list[Vf | None] = [Vf(MAC, 0, False, "auto", True)] * 2
+        self.flags = {"mdd-auto-reset-vf": True}
         self.synchronised: bool | None = True
         self.privileged = True
         self.directory_service: dict[str, tuple[int, tuple[str, ...]]] = {}
@@ -192,8 +194,8 @@ class Bed:
 
     def examine(self, *sections: Section, runner: Runner | None = None) -> list[Found]:
         queries = Queries(
-            lambda: self.synchronised, lambda name: self.firmware, lambda name, number: self.settings,
-            self.directory_service.get, self.privileged,
+            lambda: self.synchronised, lambda name: self.firmware, lambda name, number: self.vfs[number],
+            lambda name: self.flags, self.directory_service.get, self.privileged,
         )  # fmt: skip
         examination = Examination(
             self.root, self.config, self.system, lambda host: (self.look(), self.unknown), queries

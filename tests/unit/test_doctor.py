@@ -104,7 +104,6 @@ def test_the_fix_of_a_unit_depends_on_how_it_was_installed(bed: Bed) -> None:
 
 def test_a_device_of_the_kernel_is_looked_for_and_its_mtu_compared(bed: Bed) -> None:
     bed.configure(f'uplink_devargs = "{VF_B}"', 'uplink_devargs = "eth_af_packet0,iface=vf-b"\nuplink_device = "vf-b"')
-    bed.configure(f'dpdk_extra = "-a {VF_B}"', "")
     (found,) = bad(bed.examine(Section.DEVICES))
     assert found.text == "instance b's device vf-b does not exist"
     bed.write("sys/class/net/vf-b/mtu", "1400")

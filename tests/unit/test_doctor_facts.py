@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
-from typing import Any
 
 import pytest
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from ovs_hotswap.doctor import clock, cpu, devices, kernel, units, versions
-from ovs_hotswap.doctor.devices import VfSettings
 from ovs_hotswap.doctor.facts import Root
 from ovs_hotswap.model import Side
+from ovs_hotswap.uplink import driver_info
 from ovs_hotswap.wording import listed, ranges
 from tests.unit.doctor_bed import PCI, PF, VF_A, VF_B, Bed
 
@@ -24,41 +23,16 @@ def bed(tmp_path: Path) -> Bed:
 # ---------------------------------------------------------------------------------------------------------- the kernel
 
 
-def vf(number: int, mac: str, **flags: int) -> list[Any]:
-    names = {"spoofchk": "SPOOFCHK", "trust": "TRUST", "link_state": "LINK_STATE"}
-    attrs: list[list[Any]] = [["IFLA_VF_MAC", {"vf": number, "mac": mac}]]
-    attrs += [[f"IFLA_VF_{names[name]}", {"vf": number, name: value}] for name, value in flags.items()]
-    return ["IFLA_VF_INFO", {"attrs": attrs}]
+def test_a_device_without_firmware_says_so() -> None:
+    assert driver_info.firmware("no-such-device") is None
+    assert driver_info.private_flags("no-such-device") == driver_info.private_flags("lo") == {}
 
 
-def decoded(*vfs: list[Any]) -> list[Any]:
-    """The VFs of a message as the kernel would send it: written and read by pyroute2. This machine has no card with
-    VFs."""
-    message = ifinfmsg()
-    message["attrs"] = [["IFLA_VFINFO_LIST", {"attrs": list(vfs)}]]
-    message.encode()
-    read = ifinfmsg(message.data)
-    read.decode()
-    found: list[Any] = read.get_attr("IFLA_VFINFO_LIST").get_attrs("IFLA_VF_INFO")
-    return found
-
-
-def test_the_settings_of_a_vf_are_read_from_its_pf() -> None:
-    found = decoded(
-        vf(0, "02:00:00:00:00:01", spoofchk=1, trust=0, link_state=0),
-        vf(1, "02:00:00:00:00:02", spoofchk=0, trust=1, link_state=2),
-        vf(2, "02:00:00:00:00:03", spoofchk=0xFFFFFFFF, trust=0xFFFFFFFF),
-    )
-    assert devices._of_number(found, 0) == VfSettings("02:00:00:00:00:01", True, False)
-    assert devices._of_number(found, 1) == VfSettings("02:00:00:00:00:02", False, True, disabled=True)
-    assert devices._of_number(found, 2) == VfSettings("02:00:00:00:00:03"), "a driver that does not report them"
-    assert devices._of_number(found, 3) is None
-
-
-def test_a_device_without_vfs_or_without_firmware_says_so() -> None:
-    assert devices.settings("lo", 0) is None
-    assert devices.settings("no-such-device", 0) is None
-    assert devices.firmware("no-such-device") is None
+def test_private_flags_have_a_bit_each_in_their_order() -> None:
+    names = b"".join(name.encode().ljust(32, b"\0") for name in ("link-down-on-close", "mdd-auto-reset-vf", "x"))
+    assert driver_info.flags_of(names, struct.pack("II", 0x27, 2)) == {
+        "link-down-on-close": False, "mdd-auto-reset-vf": True, "x": False,
+    }  # fmt: skip
 
 
 def test_the_kernel_says_whether_the_clock_is_synchronised() -> None:
@@ -68,12 +42,12 @@ def test_the_kernel_says_whether_the_clock_is_synchronised() -> None:
 # ----------------------------------------------------------------------------------------------------------- the files
 
 
-def test_a_vf_is_found_with_its_number_and_its_pf(bed: Bed) -> None:
+def test_a_vf_is_found_with_its_pf(bed: Bed) -> None:
     found = devices.read(bed.root, Side.B, VF_B, lambda name: f"firmware of {name}")
-    assert (found.driver, found.node, found.number, found.group) == ("vfio-pci", 0, 1, {})
+    assert (found.driver, found.node, found.group) == ("vfio-pci", 0, {})
     assert found.parent == devices.Nic("eno1", "i40e", "firmware of eno1", 9000)
     whole = devices.read(bed.root, Side.A, PF, lambda name: "")
-    assert (whole.number, whole.driver, whole.parent) == (None, None, devices.Nic("eno1", "i40e", "", 9000))
+    assert (whole.driver, whole.parent) == (None, devices.Nic("eno1", "i40e", "", 9000))
     bed.write(f"{PCI}/{VF_A}/numa_node", "-1")
     assert devices.read(bed.root, Side.A, VF_A, lambda name: "").node is None, "a machine without NUMA"
 

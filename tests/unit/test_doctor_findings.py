@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import FunctionType
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,6 @@ from ovs_hotswap.doctor import (
     versions,
 )
 from ovs_hotswap.doctor.catalogue import ADOPTED, adopt
-from ovs_hotswap.doctor.devices import VfSettings
 from ovs_hotswap.doctor.facts import Root
 from ovs_hotswap.doctor.report import Found, Kind, Section
 from ovs_hotswap.doctor.runner import Part, Runner
@@ -54,7 +54,11 @@ from ovs_hotswap.switch.release import HOST, LOCK, VSWITCHD, ReleaseEntry
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade import checks, collect
 from ovs_hotswap.upgrade.checks import VmFacts
+from ovs_hotswap.uplink.pci import Holder, Place
 from ovs_hotswap.uplink.tc import Link, Rule, TcUplink
+from ovs_hotswap.uplink.vf import Vf
+from ovs_hotswap.uplink.vf_care import VfChange
+from ovs_hotswap.uplink.vf_checks import VfFacts, judge
 from tests.support.fake_backends import vm_status
 from tests.unit.doctor_bed import CPU, INTERRUPTS, NODE, PCI, PF, QEMU, SHIPPED, VF_A, VF_B, Bed, bad
 from tests.unit.fake_system import FakeSystem
@@ -123,12 +127,11 @@ def unready_group(bed: Bed) -> bool:
     return True
 
 
-def vf(**changes: object) -> Plant:
-    def plant(bed: Bed) -> None:
-        values: dict[str, object] = {"mac": "02:00:00:00:00:99", "spoof_checking": False, "trusted": True, **changes}
-        bed.settings = VfSettings(**values)  # type: ignore[arg-type]
-
-    return plant
+def no_iommu(bed: Bed) -> None:
+    """A device that vfio-pci has without an IOMMU, under units as they were shipped."""
+    bed.remove("sys/kernel/iommu_groups")
+    bed.write("sys/module/vfio/parameters/enable_unsafe_noiommu_mode", "Y")
+    bed.systemd["CapabilityBoundingSet"] = "cap_net_admin cap_sys_admin"
 
 
 def control_socket(mode: int, *, group: str | None = None) -> Plant:
@@ -186,11 +189,8 @@ PLANTED: list[tuple[Kind, Plant]] = [
     (devices.GROUP, lambda bed: (bed.write(f"{PCI}/{VF_A}/iommu_group/devices/0000:04:00.0", ""),
                                  bed.link(f"{PCI}/0000:04:00.0/driver", "/sys/bus/pci/drivers/nvme"))),
     (devices.FAR, lambda bed: bed.write(f"{PCI}/{VF_A}/numa_node", "1")),
-    (devices.SPOOF, vf(spoof_checking=True)),
-    (devices.TRUST, vf(trusted=False)),
-    (devices.LINK, vf(disabled=True)),
     (devices.SHORT, lambda bed: (bed.write("sys/class/net/eno1/mtu", "1400"))),
-    (devices.UNSEEN, lambda bed: setattr(bed, "settings", None)),
+    (devices.MALICIOUS, lambda bed: bed.flags.update({"mdd-auto-reset-vf": False})),
     (devices.NO_FIRMWARE, lambda bed: setattr(bed, "firmware", None)),
     (kernel.TOO_OLD, lambda bed: (bed.write("proc/sys/kernel/osrelease", "4.19.0-21-amd64"),
                                   bed.remove("lib/modules"))),
@@ -208,6 +208,7 @@ PLANTED: list[tuple[Kind, Plant]] = [
     (units.RESTARTED, with_units(lambda bed: bed.write("etc/needrestart/needrestart.conf", ""))),
     (units.CANNOT_WRITE, with_units(lambda bed: bed.configure("# state_dir =", "state_dir = '/srv/hotswap' #"))),
     (units.HIDDEN, hide),
+    (units.RIGHTS, with_units(no_iommu)),
     (access.SOCKET_MODE, control_socket(0o666)),
     (access.SOCKET_GROUP, control_socket(0o660, group="ovs")),
     (access.NO_GROUP, unready_group),
@@ -377,6 +378,15 @@ def steering(link: Link | None = None, *, bpf: bool = False, rules: list[Rule] |
 
 
 HEAD = Link(2, True, "52:54:00:1f:00:01")
+VF, OWN_MAC = Vf(HEAD.mac, 0, False, "auto", True), "02:00:00:00:00:99"
+LEFT = VfChange(device="eno1", number=1, address=None, name="trust", before=False, after=True)
+
+
+def vf(found: Vf | None = VF, **changes: Any) -> Iterable[Finding]:
+    other = VfFacts(Side.A, 0, Place("eno1", 0), VF, runs=True)
+    return judge([other, VfFacts(Side.B, 0, Place("eno1", 1), found, **changes)], HEAD.mac, (Side.B,))
+
+
 ADOPTED_PLANTS: dict[Key, Callable[[], Iterable[Finding]]] = {
     (Section.CPU, "PMD cores", Severity.ERROR): lambda: checks.cpu_set({0, 1}, {Side.A: [0], Side.B: [9]}),
     (Section.CPU, "PMD cores", Severity.WARNING): lambda: checks.cpu_set({0, 1}, {Side.A: [0], Side.B: [0]}),
@@ -386,6 +396,15 @@ ADOPTED_PLANTS: dict[Key, Callable[[], Iterable[Finding]]] = {
     (Section.MEMORY, "packet pool", Severity.ERROR): lambda: [
         *memory_checks.allowed(Side.A, DEMAND, WANTED, 64),
         *memory_checks.in_use(Side.A, [PacketPool(0, 65_536, 20_000, 3008)], WANTED)],
+    (Section.DEVICES, "VF link", Severity.ERROR): lambda: vf(replace(VF, link_state="disable")),
+    (Section.DEVICES, "spoof checking", Severity.WARNING): lambda: vf(replace(VF, mac=OWN_MAC, spoof_check=True)),
+    (Section.DEVICES, "trust", Severity.WARNING): lambda: vf(replace(VF, mac=OWN_MAC, trust=False)),
+    (Section.DEVICES, "VLAN", Severity.ERROR): lambda: vf(replace(VF, vlan=100)),
+    (Section.DEVICES, "VF holder", Severity.ERROR): lambda: vf(holders=(Holder(77, "ovs-vswitchd"),)),
+    (Section.DEVICES, "VF number", Severity.ERROR): lambda: vf(configured=3),
+    (Section.DEVICES, "VF settings", Severity.WARNING): lambda: [
+        *vf(runs=True, wanted={"trust": False}), *vf(left=(LEFT,))],
+    (Section.DEVICES, "VF settings", Severity.UNKNOWN): lambda: vf(None),
     (Section.UNITS, "other switches", Severity.ERROR): lambda: [
         *checks.conflicting_processes([OTHER], [], "/run/y", "ovsh-b"),
         *checks.conflicting_processes([OTHER], [], "/run/x", "z")],
@@ -729,6 +748,54 @@ def test_a_device_that_the_host_may_need_is_not_given_away_in_passing(bed: Bed) 
     bed.link(f"{PCI}/0000:04:00.0/driver", "/sys/bus/pci/drivers/nvme")
     bed.write(f"{PCI}/{VF_A}/iommu_group/devices/0000:04:00.0", "")
     assert "if the host does not need 0000:04:00.0: `dpdk-devbind" in hint_of(bed, devices.GROUP)
+
+
+@pytest.mark.parametrize(
+    ("plant", "check"),
+    [
+        (lambda bed: bed.vfs.__setitem__(1, None), "VF settings"),
+        (lambda bed: bed.vfs.__setitem__(1, replace(VF, mac=OWN_MAC, spoof_check=True)), "spoof checking"),
+        (lambda bed: bed.vfs.__setitem__(1, replace(VF, vlan=100)), "VLAN"),
+        (lambda bed: (bed.write(f"{PCI}/{VF_B}/vfio-dev/vfio1/dev", "240:1"), bed.write("proc/77/comm", "dpdk-testpmd"),
+                      bed.link("proc/77/fd/9", "/dev/vfio/devices/vfio1")), "VF holder"),
+        (lambda bed: (bed.configure("# vf_a = 0", "vf_a = 7"), bed.configure("# vf_b = 1", "vf_b = 1")), "VF number"),
+        (lambda bed: bed.write("sys/kernel/iommu_groups/1/name", "vfio-noiommu"), "IOMMU"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_a_vf_is_found_on_the_host(bed: Bed, plant: Plant, check: str) -> None:
+    plant(bed)
+    (found,) = bad(bed.examine(Section.DEVICES))
+    assert found.check == check
+
+
+def test_a_device_that_the_start_of_an_instance_binds_has_no_finding(bed: Bed) -> None:
+    bind(VF_A, "iavf")(bed)
+    bed.configure("# bind = false", "bind = true")
+    assert bad(bed.examine(Section.DEVICES)) == []
+    with_units(no_iommu)(bed)
+    assert "device rights" in [each.check for each in bad(bed.examine(Section.UNITS))], (
+        "it will have it without an IOMMU"
+    )
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_unit_that_binds_vfs_writes_to_sys(bed: Bed, writes: bool) -> None:
+    bed.install_units()
+    bed.configure("# bind = false", "bind = true")
+    bed.systemd["ProtectKernelTunables"] = "no" if writes else "yes"
+    found = [each for each in bad(bed.examine(Section.UNITS)) if each.check == "device rights"]
+    assert [each.item for each in found] == ([] if writes else ["ovs-hotswap-watch.service",
+                                                               "ovs-hotswap-restore.service"])  # fmt: skip
+
+
+def test_the_drop_in_for_devices_without_an_iommu_is_one_that_is_looked_for(bed: Bed) -> None:
+    with_units(no_iommu)(bed)
+    script = re.search(r"printf '(.*)' >", hint_of(bed, units.RIGHTS))
+    assert script is not None
+    lines = script[1].split("\\n")
+    assert "CapabilityBoundingSet=CAP_SYS_RAWIO" in lines
+    bed.systemd["CapabilityBoundingSet"] += " cap_sys_rawio"
+    assert bad(bed.examine(Section.UNITS)) == []
 
 
 def test_the_vfs_of_the_bed_are_those_of_its_nic(bed: Bed) -> None:
