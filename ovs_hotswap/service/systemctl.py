@@ -62,7 +62,7 @@ class Unit:
     def capabilities(self) -> frozenset[str]:
         """The capabilities that the unit's processes may have, such as ``cap_net_admin`` (systemd.exec(5),
         ``CapabilityBoundingSet=``); empty if systemd does not say."""
-        return frozenset(self._show("CapabilityBoundingSet").split())
+        return frozenset(self._show("CapabilityBoundingSet").lower().split())
 
     def kernel_tunables_are_read_only(self) -> bool:
         """Whether the unit's processes cannot write to /sys (systemd.exec(5), ``ProtectKernelTunables=``)."""
