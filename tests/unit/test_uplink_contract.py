@@ -1,0 +1,211 @@
+"""What every driver of the uplink does, whichever NIC it is for. Each driver runs over a fake of what it talks to.
+
+A driver is added by one row in DRIVERS. A clause that cannot hold for a driver is named in the row, with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+import pytest
+
+from ovs_hotswap.errors import UplinkError
+from ovs_hotswap.model import Severity, Side
+from ovs_hotswap.uplink.base import Uplink
+from ovs_hotswap.uplink.frames import ETH_P_IP, PacketSockets
+from ovs_hotswap.uplink.tc import ANY, Kernel, Rule, TcUplink, vxlan_keys
+from tests.support.uplink_bed import Bed, Calls, Driver, Failing
+from tests.unit.test_uplink import MAC, PF, REP_A, REP_B, VTEP, FakeTrafficControl
+
+
+@dataclass
+class TcBed:
+    """``tc`` over the fake of the kernel's filters, with a foreign filter on the device."""
+
+    kernel: FakeTrafficControl = field(default_factory=FakeTrafficControl)
+    calls: Calls = field(default_factory=lambda: Calls(lambda: UplinkError("traffic control: no buffer space")))
+
+    def __post_init__(self) -> None:
+        self.kernel.installed[PF.index] = [Rule(9999, ETH_P_IP, 0x80300001, ANY, 99)]
+
+    def uplink(self) -> Uplink:
+        return TcUplink(
+            device="pf0", representors={Side.A: "rep-a", Side.B: "rep-b"}, vtep=VTEP, mac=MAC, mtu=1500, control=self,
+            sockets=PacketSockets(None),
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Kernel]:
+        yield Failing(self.kernel, self.calls)
+
+    def state(self) -> object:
+        return {index: list(rules) for index, rules in self.kernel.installed.items() if rules}
+
+    def leads_to(self) -> Side | None:
+        targets = {rule.target for rule in self.kernel.installed[PF.index] if rule.keys == vxlan_keys(VTEP)}
+        return next((side for side, link in ((Side.A, REP_A), (Side.B, REP_B)) if targets == {link.index}), None)
+
+    def break_steering(self) -> None:
+        self.kernel.installed[PF.index] = [r for r in self.kernel.installed[PF.index] if r.keys != vxlan_keys(VTEP)]
+
+
+DRIVERS = [Driver("tc", TcBed)]
+
+
+Make = Callable[[], Bed]
+
+
+def holds(clause: str) -> pytest.MarkDecorator:
+    """Run the test for each driver for which the clause holds."""
+    chosen = [each for each in DRIVERS if clause not in each.skips]
+    return pytest.mark.parametrize("make", [each.bed for each in chosen], ids=[each.name for each in chosen])
+
+
+def bed_on(make: Make, side: Side | None) -> Bed:
+    """A bed whose traffic goes to ``side``."""
+    bed = make()
+    if side is not None:
+        bed.uplink().steer(side)
+        assert bed.leads_to() is side
+    bed.calls.expect(None)
+    return bed
+
+
+def calls_of(make: Make, side: Side | None, to: Side | None) -> int:
+    """The number of calls that the driver makes to steer from ``side`` to ``to``; ``None`` is no steering."""
+    bed = bed_on(make, side)
+    if to is None:
+        bed.uplink().clear()
+    else:
+        bed.uplink().steer(to)
+    assert bed.calls.made > 0
+    return bed.calls.made
+
+
+@holds("steer")
+def test_what_is_steered_is_read_back_by_any_process(make: Make) -> None:
+    bed = bed_on(make, None)
+    assert bed.uplink().owner() is None
+    assert bed.leads_to() is None
+    for side in (Side.A, Side.B, Side.A):
+        bed.uplink().steer(side)
+        assert bed.leads_to() is side
+        assert bed.uplink().owner() is side
+        assert bed.uplink().steered(side.other) is None, "only the side with the traffic has counters"
+
+
+@holds("again")
+@pytest.mark.parametrize("side", Side)
+def test_steering_again_changes_nothing(make: Make, side: Side) -> None:
+    bed = bed_on(make, side)
+    before = deepcopy(bed.state())
+    bed.uplink().steer(side)
+    assert bed.state() == before
+
+
+@holds("clear")
+@pytest.mark.parametrize("side", [*Side, None])
+def test_clear_takes_back_what_is_ours_and_nothing_else(make: Make, side: Side | None) -> None:
+    bed = bed_on(make, None)
+    before = deepcopy(bed.state())
+    if side is not None:
+        bed.uplink().steer(side)
+    for _ in range(2):
+        bed.uplink().clear()
+        assert bed.state() == before
+        assert bed.uplink().owner() is None
+
+
+@holds("check")
+@pytest.mark.parametrize("side", [*Side, None])
+def test_a_check_changes_nothing_and_finds_no_error_where_there_is_none(make: Make, side: Side | None) -> None:
+    bed = bed_on(make, side)
+    before = deepcopy(bed.state())
+    found = bed.uplink().check()
+    assert found
+    assert [each for each in found if each.severity is Severity.ERROR] == []
+    assert bed.state() == before
+
+
+@holds("check fails")
+def test_a_check_reports_what_it_cannot_read_and_does_not_raise(make: Make) -> None:
+    bed = bed_on(make, Side.A)
+    bed.calls.expect(0, lasting=True)
+    worst = {each.severity for each in bed.uplink().check()}
+    assert worst & {Severity.ERROR, Severity.UNKNOWN}
+
+
+@holds("broken")
+def test_steering_that_something_else_took_away_is_noticed_and_made_again(make: Make) -> None:
+    bed = bed_on(make, Side.B)
+    bed.break_steering()
+    assert bed.uplink().owner() is None
+    bed.uplink().steer(Side.B)
+    assert bed.leads_to() is Side.B
+    assert bed.uplink().owner() is Side.B
+
+
+@holds("failure")
+@pytest.mark.parametrize("begin", [Side.A, None])
+@pytest.mark.parametrize("after", [False, True], ids=["without effect", "answer lost"])
+def test_one_failure_in_a_steer_leaves_the_traffic_with_one_of_the_two(
+    make: Make, begin: Side | None, after: bool
+) -> None:
+    """Whichever call of the seam fails: the traffic stays where it was or has gone to the new side, it is never lost on
+    the way, and the next steer succeeds."""
+    failed = 0
+    for number in range(calls_of(make, begin, Side.B)):
+        bed = bed_on(make, begin)
+        bed.calls.expect(number, after=after)
+        try:
+            bed.uplink().steer(Side.B)
+        except UplinkError:
+            failed += 1
+        else:
+            assert bed.leads_to() is Side.B, f"call {number}"
+        bed.calls.expect(None)
+        assert bed.leads_to() in (begin, Side.B), f"call {number}"
+        assert bed.uplink().owner() is bed.leads_to(), f"call {number}"
+        bed.uplink().steer(Side.B)
+        assert bed.leads_to() is Side.B
+    assert failed
+
+
+@holds("lasting failure")
+def test_a_failure_that_lasts_is_said(make: Make) -> None:
+    """From each call on everything fails: the steer raises, and where the traffic was lost by that, it says so."""
+    for number in range(calls_of(make, Side.A, Side.B)):
+        bed = bed_on(make, Side.A)
+        bed.calls.expect(number, lasting=True)
+        with pytest.raises(UplinkError) as caught:
+            bed.uplink().steer(Side.B)
+        if bed.leads_to() is None:
+            assert "neither instance" in caught.value.message, f"call {number}"
+        bed.calls.expect(None)
+        bed.uplink().steer(Side.B)
+        assert bed.uplink().owner() is bed.leads_to() is Side.B
+
+
+@holds("clear fails")
+def test_a_clear_that_failed_is_finished_by_the_next(make: Make) -> None:
+    clean = deepcopy(bed_on(make, None).state())
+    for number in range(calls_of(make, Side.A, None)):
+        bed = bed_on(make, Side.A)
+        bed.calls.expect(number)
+        with contextlib.suppress(UplinkError):
+            bed.uplink().clear()
+        bed.calls.expect(None)
+        assert bed.uplink().owner() is bed.leads_to(), f"call {number}"
+        bed.uplink().clear()
+        assert bed.state() == clean
+
+
+@holds("owner fails")
+def test_an_owner_that_cannot_be_read_is_not_guessed(make: Make) -> None:
+    bed = bed_on(make, Side.A)
+    bed.calls.expect(0, lasting=True)
+    with pytest.raises(UplinkError):
+        bed.uplink().owner()
