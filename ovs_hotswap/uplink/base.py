@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Protocol
 
 from ovs_hotswap.config import Config, UplinkConfig
 from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.model import Finding, Proof, Side, Steered, Way
 from ovs_hotswap.overlay.intent import ETHERNET_MTU, Intent
-from ovs_hotswap.uplink.frames import Host, PacketSockets
+from ovs_hotswap.uplink.frames import VXLAN_UDP_PORT, Host, PacketSockets
+from ovs_hotswap.uplink.i40e import I40eUplink
+from ovs_hotswap.uplink.i40e_card import KernelCards
+from ovs_hotswap.uplink.i40e_rules import Plan
 from ovs_hotswap.uplink.none import NoUplink
 from ovs_hotswap.uplink.proof import End
 from ovs_hotswap.uplink.rtnl import RtnlTrafficControl
@@ -64,6 +68,8 @@ def make_uplink(config: Config, intent: Intent, switches: Switches, *, quick: bo
             return NoUplink()
         case "tc":
             return _tc(uplink, intent, quick=quick)
+        case "i40e":
+            return _i40e(uplink, intent, quick=quick)
     raise ConfigError(f'uplink: this version has no driver "{uplink.driver}"')
 
 
@@ -77,6 +83,34 @@ def _tc(uplink: UplinkConfig, intent: Intent, *, quick: bool) -> Uplink:
         mac=intent.vtep.mac,
         mtu=ETHERNET_MTU if intent.vtep.mtu is None else intent.vtep.mtu,
         control=RtnlTrafficControl(uplink.namespace, keep=quick),
+        sockets=PacketSockets(uplink.namespace),
+        neighbours=[Host(each.address, each.mac) for each in intent.neighbours],
+        quick=quick,
+    )
+
+
+def _i40e(uplink: UplinkConfig, intent: Intent, *, quick: bool) -> Uplink:
+    if uplink.device is None or uplink.vf_a is None or uplink.vf_b is None:
+        raise ConfigError('uplink: driver "i40e" needs device, vf_a and vf_b')
+    if uplink.vf_a == uplink.vf_b or len(set(uplink.locations)) != 2:
+        raise ConfigError("uplink: vf_a and vf_b must differ, and so must the two locations")
+    if ip_address(intent.vtep.address).version != 4:
+        raise ConfigError(
+            f'uplink: driver "i40e" has no rules for IPv6, and the VTEP is {intent.vtep.address}',
+            hint='give the VTEP an IPv4 address, or set uplink.driver = "announce"',
+        )
+    first, second = uplink.locations
+    return I40eUplink(
+        device=uplink.device,
+        plan=Plan(
+            vfs={Side.A: uplink.vf_a, Side.B: uplink.vf_b},
+            locations={Side.A: first, Side.B: second},
+            port=VXLAN_UDP_PORT,
+            address=intent.vtep.address if uplink.match == "address" else None,
+        ),
+        vtep=Host(intent.vtep.address, intent.vtep.mac.lower()),
+        mtu=ETHERNET_MTU if intent.vtep.mtu is None else intent.vtep.mtu,
+        cards=KernelCards(uplink.device, uplink.namespace, keep=quick),
         sockets=PacketSockets(uplink.namespace),
         neighbours=[Host(each.address, each.mac) for each in intent.neighbours],
         quick=quick,

@@ -24,7 +24,7 @@ class Calls:
     after: bool = False
 
     def expect(self, fail_at: int | None, *, lasting: bool = False, after: bool = False) -> None:
-        """Begin to count anew, with this call to fail."""
+        """Count from 0 again, with this call to fail."""
         self.made, self.fail_at, self.lasting, self.after = 0, fail_at, lasting, after
 
     def wrap(self, method: Callable[..., Any]) -> Callable[..., Any]:

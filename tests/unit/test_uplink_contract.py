@@ -6,6 +6,7 @@ A driver is added by one row in DRIVERS. A clause that cannot hold for a driver 
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -15,8 +16,12 @@ import pytest
 from ovs_hotswap.errors import UplinkError
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.uplink.base import Uplink
-from ovs_hotswap.uplink.frames import ETH_P_IP, PacketSockets
+from ovs_hotswap.uplink.ethtool import IP_USER_FLOW, Ethtool, FlowRule
+from ovs_hotswap.uplink.frames import ETH_P_IP, Host, PacketSockets
+from ovs_hotswap.uplink.i40e import I40eUplink
+from ovs_hotswap.uplink.i40e_rules import CLOUD
 from ovs_hotswap.uplink.tc import ANY, Kernel, Rule, TcUplink, vxlan_keys
+from tests.support.fake_i40e import FakeCards, FakeI40e, Look, Match, plan
 from tests.support.uplink_bed import Bed, Calls, Driver, Failing
 from tests.unit.test_uplink import MAC, PF, REP_A, REP_B, VTEP, FakeTrafficControl
 
@@ -52,7 +57,48 @@ class TcBed:
         self.kernel.installed[PF.index] = [r for r in self.kernel.installed[PF.index] if r.keys != vxlan_keys(VTEP)]
 
 
-DRIVERS = [Driver("tc", TcBed)]
+@dataclass
+class I40eBed:
+    """``i40e`` over a fake NIC with foreign rules beside ours. The seam is what the kernel is asked: every ioctl, and
+    every look through rtnetlink."""
+
+    match: Match = "udp-port"
+    nic: FakeI40e = field(default_factory=FakeI40e)
+    calls: Calls = field(default_factory=lambda: Calls(lambda: OSError(errno.EIO, "Input/output error")))
+
+    def __post_init__(self) -> None:
+        tool = Ethtool(self.nic, "pf0")
+        tool.insert(FlowRule(7, IP_USER_FLOW, None, 2, address="172.31.0.1"))
+        tool.insert(FlowRule(9, IP_USER_FLOW, 1, 0, address="10.9.9.9", user=CLOUD))
+
+    def uplink(self) -> Uplink:
+        cards = FakeCards(self.nic, Failing(self.nic, self.calls), Failing(Look(self.nic), self.calls))
+        return I40eUplink(
+            device="pf0", plan=plan(self.match), vtep=Host(VTEP, MAC), mtu=1500, cards=cards,
+            sockets=PacketSockets(None), sleep=lambda seconds: None,
+        )  # fmt: skip
+
+    def state(self) -> object:
+        return self.nic.cloud, self.nic.director, self.nic.firmware
+
+    def leads_to(self) -> Side | None:
+        return {0: Side.A, 1: Side.B}.get(-1 if (vf := self.nic.vf_of(VTEP)) is None else vf)
+
+    def break_steering(self) -> None:
+        self.nic.reset_vf(0)
+        self.nic.reset_vf(1)
+
+
+def _without_package() -> Bed:
+    return I40eBed("address", FakeI40e(l4mode=False, package=False))
+
+
+DRIVERS = [
+    Driver("tc", TcBed),
+    Driver("i40e, UDP port", I40eBed),
+    Driver("i40e, outer address", lambda: I40eBed("address")),
+    Driver("i40e, address", _without_package),
+]
 
 
 Make = Callable[[], Bed]
