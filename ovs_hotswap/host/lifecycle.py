@@ -12,6 +12,7 @@ from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.scheduling import in_background
 from ovs_hotswap.model import Release, Side
 from ovs_hotswap.plan.interrupts import Interrupts
+from ovs_hotswap.uplink.base import steer_to_started
 from ovs_hotswap.wording import some
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ def activate_first(host: Host, side: Side) -> bool:
     cannot be written, only the next boot is affected, so a warning is logged and the VMs are served."""
     if host.recorded_active() is not None:
         return False
-    host.uplink.steer(side)
+    steer_to_started(host.uplink, side)
     if lag := host.record_now(side):
         log.warning("%s", lag)
     return True

@@ -56,6 +56,14 @@ class Switches(Protocol):
         """The instance's end of its uplink, which sends and counts frames."""
 
 
+def steer_to_started(uplink: Uplink, side: Side) -> None:
+    """Give the traffic to an instance that has just been started, which has reset its virtual function. An X710 may
+    have lost the rule for that and report it as before, so it is made again there. Raises UplinkError."""
+    if isinstance(uplink, I40eUplink):
+        uplink.clear()
+    uplink.steer(side)
+
+
 def make_uplink(config: Config, intent: Intent, switches: Switches, *, quick: bool = False) -> Uplink:
     """Make the driver that the configuration names. Raises ConfigError if the configuration lacks a device.
 

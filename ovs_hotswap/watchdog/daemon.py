@@ -165,9 +165,11 @@ class Guard:
         """Steer the uplink back to the active side. During an upgrade it may be steered to the other side; if this one
         dies, the broker gives the VMs back to the active side."""
         self._keeper.wake()
-        if self._host.uplink.owner() is dead:
+        with self._keeper.steering.turning:
+            if self._host.uplink.owner() is not dead:
+                return
             self._host.uplink.steer(active)
-            self._board.event("uplink-back", dead=dead, to=active)
+        self._board.event("uplink-back", dead=dead, to=active)
 
     # -- failover
 
@@ -277,7 +279,8 @@ class Guard:
                 self._stamp(work, "fenced")
             case Act.STEER:
                 scheduling.serve(host, other)  # it may have been in the middle of its start
-                host.uplink.steer(other)
+                with self._keeper.steering.turning:
+                    host.uplink.steer(other)
                 work.steered = True
                 self._stamp(work, "steered")
             case Act.AWAIT:

@@ -30,6 +30,7 @@ from ovs_hotswap.system import host_error
 from ovs_hotswap.toml_file import Stamp, stamp_of
 from ovs_hotswap.upgrade import checks, collect
 from ovs_hotswap.upgrade.steps import Retire
+from ovs_hotswap.uplink.base import steer_to_started
 from ovs_hotswap.watchdog.culprit_search import Poison, quarantined
 from ovs_hotswap.watchdog.installed_files import InstalledFiles, present, same_place
 from ovs_hotswap.watchdog.log_rotation import LogWatch
@@ -37,6 +38,7 @@ from ovs_hotswap.watchdog.refusals import Refusals
 from ovs_hotswap.watchdog.settings_follower import SettingsWatch
 from ovs_hotswap.watchdog.standby_plan import StandbyState, Task, next_task
 from ovs_hotswap.watchdog.status_file import StatusFile
+from ovs_hotswap.watchdog.steering_watch import SteeringWatch
 from ovs_hotswap.watchdog.uplink_watch import PROOF_S, WireWatch
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class Keeper:
             _ = self._host.intent
         self._programmed: Stamp | None = None
         self.wires = WireWatch(board)
+        self.steering = SteeringWatch(board)
         self._refusal: str | None = None
         self._refused_until, self._refused_s = float("-inf"), _REFUSED_S
         self._fault: HotswapError | None = None  # the fault in spite of which the last turn was made
@@ -183,6 +186,9 @@ class Keeper:
         state = self._look(host, active)
         if next_task(state) is Task.NOTHING:
             self._keep_neighbours(host, active)
+            if not unfinished:
+                self.steering.look(host, active, lambda: not self._unfinished(host))
+                self._fault = self._fault or self.steering.problem
             if not unfinished and not self._starts_soon(state):
                 self.wires.look(host, active)
             self._settings.look(host, active)
@@ -431,7 +437,7 @@ class Keeper:
         host.instances[active].start(release)
         try:
             host.program(active)
-            host.uplink.steer(active)
+            steer_to_started(host.uplink, active)
         except BaseException:
             host.instances[active].stop(keep_log=True)  # otherwise it would count as running while half programmed
             raise
