@@ -47,6 +47,7 @@ COMMANDS = {
     "instance": Lazy(f"{_CLI}.instance_cmd:instance", "Start, stop and list the instances.", _HOST),
     "broker": Lazy(f"{_CLI}.broker_cmd:broker", "Run the broker between QEMU and the instances.", _HOST),
     "watch": Lazy(f"{_CLI}.watch_cmd:watch", "Keep a standby that takes over when the active dies.", _HOST),
+    "uplink": Lazy(f"{_CLI}.uplink_cmd:uplink", "Show the uplink, and try a NIC for it.", _HOST),
     "attach": Lazy(f"{_CLI}.job_cmd:attach", "Follow a job, and end with its exit code.", _HOST),
     "job": Lazy(f"{_CLI}.job_cmd:job", "Start, list and interrupt jobs.", _HOST),
     "config": Lazy(f"{_CLI}.config_cmd:config", "Check the configuration, or print an example of it.", _FILES),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ovs_hotswap.config import Config, UplinkConfig
 from ovs_hotswap.errors import ConfigError
@@ -54,6 +54,19 @@ class Switches(Protocol):
 
     def end(self, side: Side) -> End:
         """The instance's end of its uplink, which sends and counts frames."""
+
+
+@runtime_checkable
+class ShowsRules(Protocol):
+    """A driver that can show its rules."""
+
+    def rules(self) -> list[str]:
+        """The rules that are in place, in words. Raises UplinkError."""
+
+
+def rules_of(uplink: Uplink) -> list[str]:
+    """The rules of an uplink in words; none if its driver has no rules. Raises UplinkError."""
+    return uplink.rules() if isinstance(uplink, ShowsRules) else []
 
 
 def steer_to_started(uplink: Uplink, side: Side) -> None:

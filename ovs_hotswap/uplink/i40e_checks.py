@@ -91,53 +91,53 @@ def nic(facts: Facts, plan: Plan) -> Iterator[Finding]:
     device, driver = facts.device, facts.driver
     if not facts.out_of_tree:
         yield Finding(
-            "nic driver", Severity.ERROR,
+            "uplink", Severity.ERROR,
             f"{device}: the kernel's own i40e {driver.version} cannot give a VF packets that would not have come to it "
             "anyway: its rules have no such form",
             f"install Intel's i40e 2.x (https://github.com/intel/ethernet-linux-i40e), or {_OTHERS}",
         )  # fmt: skip
         return
-    yield Finding("nic driver", Severity.OK, f"{device}: i40e {driver.version}, firmware {driver.firmware}")
+    yield Finding("uplink", Severity.OK, f"{device}: i40e {driver.version}, firmware {driver.firmware}")
     if plan.address is None:
-        yield _l4mode(facts)
+        yield _l4mode(facts, plan)
     if not facts.ntuple:
-        yield Finding("ntuple", Severity.ERROR, f"{device}: classification by rules is off, every rule is refused",
+        yield Finding("uplink", Severity.ERROR, f"{device}: classification by rules is off, every rule is refused",
                       f"ethtool -K {device} ntuple on")  # fmt: skip
     if facts.queueing == "mqprio":
-        yield Finding("adq", Severity.ERROR, f"{device}: application queues (ADq, mqprio) exclude rules for VFs",
+        yield Finding("uplink", Severity.ERROR, f"{device}: application queues (ADq, mqprio) exclude rules for VFs",
                       f"tc qdisc del dev {device} root")  # fmt: skip
     if facts.flags.get("MFP"):
         yield Finding(
-            "nic partitions", Severity.ERROR,
+            "uplink", Severity.ERROR,
             f"{device}: the NIC is divided into several functions for each port (MFP), which excludes these rules",
             "switch NPAR off in the firmware's setup of the NIC, and start the host again",
         )  # fmt: skip
     if _RESET_FLAG not in facts.flags:
-        yield Finding("vf reset", Severity.WARNING,
+        yield Finding("uplink", Severity.WARNING,
                       f"{device}: this driver has no {_RESET_FLAG}: after one malformed descriptor a VF is off until "
                       "it is reset", "install a newer i40e (the flag is in 2.28.16)")  # fmt: skip
     elif not facts.flags[_RESET_FLAG]:
-        yield Finding("vf reset", Severity.WARNING,
+        yield Finding("uplink", Severity.WARNING,
                       f"{device}: {_RESET_FLAG} is off: after one malformed descriptor a VF is off until it is reset",
                       f"ethtool --set-priv-flags {device} {_RESET_FLAG} on")  # fmt: skip
 
 
-def _l4mode(facts: Facts) -> Finding:
+def _l4mode(facts: Facts, plan: Plan) -> Finding:
     """Which mode the loaded module has shows only in its rules: with a mode, a rule is reported as one for UDP
     (i40e_ethtool.c, i40e_get_cloud_filter_entry)."""
     load = "echo options i40e l4mode=0 >/etc/modprobe.d/i40e.conf, and start the host again"
     if any(rule.user >> 63 and rule.flow == UDP_V4_FLOW for rule in facts.rules):
-        return Finding("l4mode", Severity.OK, f"{facts.device}: the module has rules for ports")
+        return Finding("uplink", Severity.OK, f"{facts.device}: the module has rules for ports")
     if facts.l4mode in ("0", "2"):
-        return Finding("l4mode", Severity.OK, f"{facts.device}: the host loads i40e with l4mode={facts.l4mode}")
+        return Finding("uplink", Severity.OK, f"{facts.device}: the host loads i40e with l4mode={facts.l4mode}")
     if facts.l4mode is not None:
-        return Finding("l4mode", Severity.ERROR,
+        return Finding("uplink", Severity.ERROR,
                        f"{facts.device}: the host loads i40e with l4mode={facts.l4mode}, without rules for UDP ports",
                        load)  # fmt: skip
     return Finding(
-        "l4mode", Severity.UNKNOWN,
+        "uplink", Severity.WARNING,
         f'{facts.device}: nothing says that i40e was loaded with l4mode=0, which uplink.match = "udp-port" needs; the '
-        "loaded module does not tell", f"{load}; `ovs-hotswap uplink selftest` tries it",
+        "loaded module does not tell", f"{load}; `ovs-hotswap uplink selftest --vf {plan.vfs[Side.A]}` tries it",
     )  # fmt: skip
 
 
@@ -162,24 +162,25 @@ def function(facts: Facts, number: int, whose: str) -> Iterator[Finding]:
     device, found = facts.device, facts.functions.get(number)
     name = f"{device}: VF {number}"
     if found is None:
-        yield Finding("vf", Severity.ERROR, f"{device} has no VF {number}, {whose}", make_functions(device, number))
+        yield Finding("uplink", Severity.ERROR, f"{device} has no VF {number}, {whose}", make_functions(device, number))
         return
     careful = "while its instance is stopped, because the change resets the VF"
     if found.disabled:
-        yield Finding("vf", Severity.ERROR, f"{name}, {whose}, is set down",
+        yield Finding("uplink", Severity.ERROR, f"{name}, {whose}, is set down",
                       f"ip link set {device} vf {number} state auto")  # fmt: skip
     if found.spoof_checked:
-        yield Finding("vf", Severity.ERROR,
+        yield Finding("uplink", Severity.ERROR,
                       f"{name}, {whose}, is checked for spoofing: the NIC drops what it sends with the VTEP's MAC",
                       f"ip link set {device} vf {number} spoofchk off")  # fmt: skip
     if found.trusted is False:
-        yield Finding("vf", Severity.WARNING,
+        yield Finding("uplink", Severity.WARNING,
                       f"{name}, {whose}, is not trusted: it cannot be promiscuous, as Open vSwitch wants it",
                       f"ip link set {device} vf {number} trust on ({careful})")  # fmt: skip
     unknown = [what for what, value in (("spoof checking", found.spoof_checked), ("trust", found.trusted),
                                         ("counters", found.received)) if value is None]  # fmt: skip
     if unknown:
-        yield Finding("vf", Severity.UNKNOWN, f"{name}, {whose}: the NIC's driver does not report {', '.join(unknown)}",
+        yield Finding("uplink", Severity.WARNING,
+                      f"{name}, {whose}: the NIC's driver does not report {', '.join(unknown)}",
                       f"ip -s link show {device}")  # fmt: skip
 
 
@@ -218,8 +219,8 @@ def why_refused(device: str, code: int | None) -> str:
     return {
         errno.EBUSY: f"the NIC is in a reset: ethtool -n {device}",
         errno.EEXIST: f"another rule matches the same: ethtool -n {device}",
-        errno.EOPNOTSUPP: f"ethtool -K {device} ntuple on; `ovs-hotswap check` names what else is missing",
-        errno.EINVAL: 'uplink.match = "udp-port" needs i40e loaded with l4mode=0: `ovs-hotswap check`',
+        errno.EOPNOTSUPP: f"ethtool -K {device} ntuple on; `ovs-hotswap uplink show` names what else is missing",
+        errno.EINVAL: 'uplink.match = "udp-port" needs i40e loaded with l4mode=0: `ovs-hotswap uplink show`',
         errno.ENOSPC: f"the NIC's table is full: ethtool -n {device}",
         errno.EPERM: "run it as root",
         errno.ENODEV: "correct [uplink] in the configuration: `ip -br link`",

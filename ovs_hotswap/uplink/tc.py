@@ -248,6 +248,18 @@ class TcUplink:
             return None
         return Steered(given.packets, taken.packets)
 
+    def rules(self) -> list[str]:
+        with self._control.open() as kernel:
+            device, names = _need(kernel, self._device), {}
+            for name in self._representors.values():
+                if (link := kernel.link(name)) is not None:
+                    names[link.index] = name
+            ours = sort(kernel.rules(device), ETH_P_IP, self._keys).ours
+        if ours is None:
+            return []
+        to = names.get(ours.target or 0, "another device")
+        return [f"{self._device}: UDP port {VXLAN_UDP_PORT} of address {self._vtep} to {to}"]
+
     def check(self) -> list[Finding]:
         try:
             with self._control.open() as kernel:

@@ -295,9 +295,9 @@ DOUBTS: dict[str, tuple[Callable[[Bed], object], Severity, str, str]] = {
                  "ethtool --set-priv-flags pf0 mdd-auto-reset-vf on"),
     "no trust": (lambda bed: bed.set(0, trusted=False), Severity.WARNING, "VF 0, instance a's, is not trusted",
                  "ip link set pf0 vf 0 trust on"),
-    "l4mode not said": (lambda bed: setattr(bed.nic, "option", None), Severity.UNKNOWN, "nothing says",
+    "l4mode not said": (lambda bed: setattr(bed.nic, "option", None), Severity.WARNING, "nothing says",
                         "ovs-hotswap uplink selftest"),
-    "not reported": (lambda bed: bed.set(0, trusted=None, received=None), Severity.UNKNOWN,
+    "not reported": (lambda bed: bed.set(0, trusted=None, received=None), Severity.WARNING,
                      "does not report trust, counters", "ip -s link show pf0"),
 }  # fmt: skip
 

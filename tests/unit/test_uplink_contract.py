@@ -15,7 +15,7 @@ import pytest
 
 from ovs_hotswap.errors import UplinkError
 from ovs_hotswap.model import Severity, Side
-from ovs_hotswap.uplink.base import Uplink
+from ovs_hotswap.uplink.base import ShowsRules, Uplink, rules_of
 from ovs_hotswap.uplink.ethtool import IP_USER_FLOW, Ethtool, FlowRule
 from ovs_hotswap.uplink.frames import ETH_P_IP, Host, PacketSockets
 from ovs_hotswap.uplink.i40e import I40eUplink
@@ -141,6 +141,20 @@ def test_what_is_steered_is_read_back_by_any_process(make: Make) -> None:
         assert bed.leads_to() is side
         assert bed.uplink().owner() is side
         assert bed.uplink().steered(side.other) is None, "only the side with the traffic has counters"
+
+
+@holds("rules")
+def test_the_rules_that_are_shown_are_those_that_are_there(make: Make) -> None:
+    bed = bed_on(make, None)
+    if not isinstance(bed.uplink(), ShowsRules):
+        assert rules_of(bed.uplink()) == []
+        return
+    shown = [rules_of(bed.uplink())]
+    for side in Side:
+        bed.uplink().steer(side)
+        shown.append(rules_of(bed.uplink()))
+    assert list(map(len, shown)) == [0, 1, 1]
+    assert shown[1] != shown[2]
 
 
 @holds("again")
