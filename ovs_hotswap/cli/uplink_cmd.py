@@ -8,7 +8,7 @@ import click
 
 from ovs_hotswap.cli.app import App, Group, pass_app, unless_dry_run
 from ovs_hotswap.errors import ConfigError, PrecheckFailed, UplinkError
-from ovs_hotswap.model import Finding, Severity, Side
+from ovs_hotswap.model import Finding, Severity, Side, Steered
 
 if TYPE_CHECKING:
     from ovs_hotswap.uplink.ethtool import DriverInfo
@@ -30,8 +30,8 @@ def show(app: App) -> None:
     """Show the uplink's driver, its NICs, its rules, where they lead, and what they have counted.
 
     With --json: {"driver", "owner", "active", "nics": [{"device", "driver", "version", "firmware"}], "rules": [text],
-    "counters": {side: {"given", "taken"}}, "findings": [{"check", "severity", "text", "hint", "item"}]}. "driver" and
-    the two others of a NIC are null if they cannot be read.
+    "counters": {side: {"given", "taken"}}, "findings": [{"check", "severity", "text", "hint", "item"}]}. What cannot
+    be read is null or empty, and a finding says why.
 
     \b
     Example:
@@ -42,12 +42,17 @@ def show(app: App) -> None:
 
     host = Host(app.config, app.system)
     config, found = host.config.uplink, host.uplink
-    owner = found.owner()
-    counters = {side: counted for side in Side if (counted := found.steered(side)) is not None}
+    findings = found.check()
+    owner, rules, counters = None, list[str](), dict[Side, Steered]()
+    try:
+        owner, rules = found.owner(), rules_of(found)
+        counters = {side: counted for side in Side if (counted := found.steered(side)) is not None}
+    except UplinkError as error:
+        findings.append(Finding("uplink", Severity.UNKNOWN, f"where it leads: {error.message}", error.hint))
     document: dict[str, Any] = {
         "driver": config.driver, "owner": owner, "active": host.recorded_active(),
         "nics": [{"device": nic.device, **_nic(nic.device, config.namespace)} for nic in config.nics if nic.device],
-        "rules": rules_of(found), "counters": counters, "findings": found.check(),
+        "rules": rules, "counters": counters, "findings": findings,
     }  # fmt: skip
     app.output.document(document)
     out = app.output

@@ -124,7 +124,7 @@ def _delete(device: str, tool: Ethtool, rules: Sequence[FlowRule]) -> None:
 
 
 def passed(trials: Sequence[Trial], match: str | None) -> bool:
-    """Whether the NIC can serve. ``match``: the value of uplink.match that has to work, ``None`` if any form will do."""
+    """Whether the NIC can serve. ``match``: the value of uplink.match that has to work, ``None`` if any form does."""
     worked = {each.name for each in trials if each.result is Result.PASSED}
     wanted = set(FORMS) if match is None else SERVING[match]
     return bool(worked & wanted) and all(each.result is not Result.FAILED for each in trials)

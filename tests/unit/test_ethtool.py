@@ -1,12 +1,11 @@
-"""The bytes of SIOCETHTOOL requests, compared with those of the real ``ethtool``, and the requests to a real device."""
+"""The bytes of SIOCETHTOOL requests, compared with those of the real ``ethtool``."""
 
 from __future__ import annotations
 
 import errno
 import platform
 import re
-import subprocess
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -127,34 +126,17 @@ def test_an_error_names_the_device_and_keeps_its_number() -> None:
     assert code_of(UplinkError("of another kind")) is None
 
 
-def test_a_real_device_answers_over_a_unix_socket(veth: str) -> None:
-    """The kernel takes the ioctl on any socket; the watchdog's unit allows only some families."""
-    ioctl = open_ioctl(veth)
-    try:
-        tool = Ethtool(ioctl, "lab0")
-        assert tool.driver().driver == "veth"
-        assert not tool.ntuple()
-        assert tool.private_flags() == {}
-        with pytest.raises(UplinkError, match=r"lab0: .*Operation not supported"):
-            tool.insert(FlowRule(1, UDP_V4_FLOW, 0, 0, port=4789))
-        with pytest.raises(UplinkError, match="No such device"):
-            Ethtool(ioctl, "lab9").driver()
-    finally:
-        ioctl.close()
-
-
-@pytest.fixture
-def veth() -> Iterator[str]:
-    """A network namespace with the veth device ``lab0``."""
-    name = "ovs-hotswap-test-ethtool"
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    try:
-        subprocess.run(["ip", "-n", name, "link", "add", "lab0", "type", "veth", "peer", "lab1"], check=True)
-        yield name
-    finally:
-        subprocess.run(["ip", "netns", "del", name], check=True)
-
-
 def test_a_namespace_that_is_missing_is_named() -> None:
     with pytest.raises(UplinkError, match="network namespace no-such"):
         open_ioctl("no-such")
+
+
+@pytest.mark.parametrize("unit", ["watch", "restore"])
+def test_the_socket_is_of_a_family_that_the_units_allow(unit: str) -> None:
+    """The watchdog steers, and so does what restores the host at boot."""
+    ioctl = open_ioctl(None)
+    family = ioctl._carrier.family.name
+    ioctl.close()
+    text = (Path(__file__).parents[2] / f"systemd/ovs-hotswap-{unit}.service").read_text()
+    (allowed,) = re.findall(r"^RestrictAddressFamilies=(.*)$", text, re.MULTILINE)
+    assert family in allowed.split()

@@ -188,6 +188,73 @@ def test_a_change_of_the_match_or_the_address_replaces_our_rule(bed: Bed) -> Non
     assert bed.uplink().owner() is Side.B
 
 
+class Lossy(FakeI40e):
+    """A NIC whose driver accepts every change and makes none, or makes each and then reports an error."""
+
+    lies = False
+    late: int | None = None
+
+    def call(self, device: str, request: bytes) -> bytes:
+        changes = request[0] in (0x31, 0x32)
+        answer = request if changes and self.lies else super().call(device, request)
+        if request[0] == 0x32 and self.late:
+            code, self.late = self.late, None
+            raise OSError(code, "lost")
+        return answer
+
+
+def test_a_change_without_effect_is_noticed() -> None:
+    nic = Lossy()
+    bed = Bed(nic)
+    bed.uplink().steer(Side.A)
+    nic.lies = True
+    with pytest.raises(UplinkError, match="for instance b was inserted, but it reads back as instance a's"):
+        bed.uplink().steer(Side.B)
+    with pytest.raises(UplinkError, match=r"rule 4094: .*: it was deleted and is still there"):
+        bed.uplink().clear()
+
+
+def test_an_insert_that_took_effect_and_reported_an_error_is_done() -> None:
+    nic = Lossy()
+    bed = Bed(nic)
+    bed.uplink().steer(Side.A)
+    nic.late = errno.EIO
+    bed.uplink().steer(Side.B)
+    assert nic.vf_of(VTEP) == 1
+
+
+def test_steering_again_makes_no_rule(bed: Bed) -> None:
+    bed.uplink().steer(Side.A)
+    bed.nic.refuse = errno.EIO
+    bed.uplink().steer(Side.A)
+    bed.uplink(quick=True).steer(Side.A)
+    assert bed.nic.refuse == errno.EIO
+
+
+def test_a_weaker_form_is_not_taken_for_another_reason_than_the_package() -> None:
+    bed = Bed(FakeI40e(), "address")
+    bed.foreign(FlowRule(12, IP_USER_FLOW, 0, ANY_QUEUE, address=VTEP, user=CLOUD | OUTER))
+    with pytest.raises(UplinkError, match="File exists") as caught:
+        bed.uplink().steer(Side.A)
+    assert "another rule matches the same" in str(caught.value.hint)
+    assert bed.nic.cloud.keys() == {12}
+
+
+def test_two_rules_of_ours_have_no_owner_and_become_one() -> None:
+    bed = Bed(FakeI40e(), "address")
+    bed.foreign(FlowRule(4094, IP_USER_FLOW, 0, ANY_QUEUE, address=VTEP, user=CLOUD | OUTER))
+    bed.foreign(FlowRule(4095, IP_USER_FLOW, 1, 0, address=VTEP, user=CLOUD))
+    assert bed.uplink().owner() is None
+    bed.uplink().steer(Side.B)
+    assert bed.nic.cloud.keys() == {4095}
+    assert bed.uplink().owner() is Side.B
+
+
+def test_clear_without_the_device(bed: Bed) -> None:
+    bed.nic.links.clear()
+    bed.uplink().clear()
+
+
 # ------------------------------------------------------------------------------------------------------ resets of VFs
 
 
@@ -218,10 +285,10 @@ def test_a_reset_before_the_traffic_comes_is_none_of_the_rule(bed: Bed) -> None:
     watched = bed.uplink()
     watched.steer(Side.A)
     assert watched.owner() is Side.A
-    watched.steer(Side.B)
+    bed.uplink().steer(Side.B)  # by an upgrade, which is another process
     assert watched.owner() is Side.B
     bed.nic.reset_vf(0)  # as a new instance does with its VF
-    watched.steer(Side.A)
+    bed.uplink().steer(Side.A)
     assert watched.owner() is Side.A
 
 

@@ -208,9 +208,19 @@ def test_the_text_says_what_was_not_tried() -> None:
 
 
 def test_show_needs_only_what_can_be_read(shell: Shell) -> None:
-    shell.config.write_text(shell.config.read_text().partition("[uplink]")[0])
+    shell.config.write_text(shell.config.read_text().partition("\n[uplink]\n")[0])
     assert shell("uplink", "show", "--json") == 0
     document = json.loads(shell.text)
     assert (document["driver"], document["owner"], document["rules"], document["nics"]) == ("none", None, [], [])
     assert shell("uplink", "show") == 0
     assert "driver    none" in shell.text
+
+
+def test_show_says_what_cannot_be_read(shell: Shell) -> None:
+    text = shell.config.read_text().partition("\n[uplink]\n")[0]
+    shell.config.write_text(text + '\n[uplink]\ndriver = "i40e"\ndevice = "no-such0"\nvf_a = 0\nvf_b = 1\n')
+    assert shell("uplink", "show", "--json") == 0
+    document = json.loads(shell.text)
+    assert (document["owner"], document["rules"], document["counters"]) == (None, [], {})
+    assert document["nics"] == [{"device": "no-such0", "driver": None, "version": None, "firmware": None}]
+    assert {each["severity"] for each in document["findings"]} == {"error", "unknown"}
