@@ -27,7 +27,7 @@ from ovs_hotswap.plan.executor import Event, EventKind
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.upgrade import Upgrader
-from ovs_hotswap.watchdog import status_file
+from ovs_hotswap.watchdog import report, status_file
 from tests.support.threads import unusual
 from tests.support.waiting import eventually
 
@@ -132,6 +132,21 @@ def test_a_standby_that_dies_is_replaced(bed: Lab, host: Host, watched: int) -> 
     served_by(host, active)
     time.sleep(0.3)
     assert sum(stats.received for stats in bed.pings.between(before, bed.pings.mark())) > 100
+
+
+def test_an_uplink_whose_filters_were_taken_is_steered_again(bed: Lab, host: Host, watched: int) -> None:
+    active = host.active()
+    eventually(lambda: report.read(host.config, host.system)["uplinks"], "the watchdog has not looked at the uplinks")
+    host.uplink.clear()
+    eventually(lambda: host.uplink.owner() is active, "the uplink is not steered again")
+    bed.pings.wait_flowing(30.0)
+    served_by(host, active)
+
+    def restored() -> list[dict[str, Any]]:
+        return [each for each in status_file.last_events(host.config, 100) if each["event"] == "uplink-restored"]
+
+    eventually(restored, "there is no event")
+    assert [(each["side"], each["found"]) for each in restored()] == [(active, None)]
 
 
 def test_a_vm_that_comes_later_is_parked(bed: Lab, host: Host, watched: int) -> None:

@@ -18,7 +18,7 @@ from ovs_hotswap.host.uplink_ends import UplinkEnds
 from ovs_hotswap.model import Finding, Proof, Severity, Side, Steered, Way
 from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.switch.openflow import OpenFlow
-from ovs_hotswap.uplink.base import make_uplink
+from ovs_hotswap.uplink.base import make_uplink, steer_to_started
 from ovs_hotswap.uplink.ethtool import IP_USER_FLOW, UDP_V4_FLOW, Ethtool, FlowRule
 from ovs_hotswap.uplink.frames import Host, PacketSockets
 from ovs_hotswap.uplink.i40e import I40eUplink
@@ -290,6 +290,13 @@ def test_a_reset_before_the_traffic_comes_is_none_of_the_rule(bed: Bed) -> None:
     bed.nic.reset_vf(0)  # as a new instance does with its VF
     bed.uplink().steer(Side.A)
     assert watched.owner() is Side.A
+
+
+def test_an_instance_that_was_started_again_is_given_a_new_rule(bed: Bed) -> None:
+    bed.uplink().steer(Side.A)
+    bed.nic.reset_vf(0, same_seid=True)
+    steer_to_started(bed.uplink(), Side.A)
+    assert bed.nic.vf_of(VTEP) == 0
 
 
 # -------------------------------------------------------------------------------------------------- counters and proofs
