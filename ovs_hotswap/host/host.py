@@ -295,9 +295,8 @@ class Host:
         )
         fixed = (
             PortSpec(UPLINK, "dpdk", UPLINK_PORT, {"dpdk-devargs": instance.uplink_devargs}, mtu=intent.vtep.mtu),
-            PortSpec(VXLAN, "vxlan", VXLAN_PORT,
-                     {"key": "flow", "remote_ip": "flow", "local_ip": intent.vtep.address}),
-        )  # fmt: skip
+            PortSpec(VXLAN, intent.vtep.tunnel, VXLAN_PORT, intent.vtep.options),
+        )
         sockets = str(self.switch_socket(side, "any").parent)
         return BridgeSpec(self.config.bridge, intent.vtep.mac, fixed + vms, sockets=sockets)
 

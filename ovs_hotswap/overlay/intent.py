@@ -6,132 +6,96 @@ all checks is linear in the size of the file.
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ovs_hotswap import config_rules
 from ovs_hotswap.config import Config
-from ovs_hotswap.overlay.ports import FIRST_VM_PORT, LAST_VM_PORT, RESERVED_NAMES
+from ovs_hotswap.overlay.ports import FIRST_VM_PORT, LAST_VM_PORT
+from ovs_hotswap.overlay.values import Destination, Interface, Ip, Mac, Network, VmName, Vni, is_all
 from ovs_hotswap.toml_file import Strict, load_toml, refuse
 
-VNI_MAX = (1 << 24) - 1  # RFC 7348, section 5
-
 # A broadcast becomes one list of datapath actions, and OVS gives up above 64 KiB of them (ofproto-dpif-xlate.c,
-# xlate_resubmit_resource_check). Measured with ofproto/trace on OVS 3.1: 84 bytes per remote VTEP, 28 per VM.
+# xlate_resubmit_resource_check). Measured with ofproto/trace on OVS 3.1: 28 bytes per VM, and per remote VTEP 84 over
+# IPv4, 104 over IPv6, 8 more for a VLAN tag. Geneve without options takes as many as VXLAN.
 FLOOD_BYTES = 65_000
 FLOOD_BYTES_PER_VTEP = 88
 FLOOD_BYTES_PER_VM = 32
 
 ETHERNET_MTU = 1500  # the MTU that a switch gives to a port that has none of its own
-TUNNEL_BYTES = 50  # of VXLAN over IPv4: Ethernet 14, VXLAN 8, UDP 8, IPv4 20 (RFC 7348, figure 1)
+IPV6_MTU = 1280  # the least that every link of IPv6 has (RFC 8200, section 5)
+# Over IPv4: Ethernet 14, VXLAN 8, UDP 8, IPv4 20 (RFC 7348, figure 1). Geneve has as many if it has no options
+# (RFC 8926, section 3.4), and IPv6 takes 20 more. A VLAN tag is no part of the IP packet.
+TUNNEL_BYTES = 50
+IPV6_BYTES_MORE = 20
 
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
-
-
-def _mac(value: str) -> str:
-    mac = value.lower()
-    if not _MAC.fullmatch(mac):
-        raise ValueError("must be a MAC address such as 52:54:00:00:00:01")
-    if int(mac[:2], 16) & 1:
-        raise ValueError("must be a unicast MAC address: an even first byte")
-    if mac == "00:00:00:00:00:00":
-        raise ValueError("must be a unicast MAC address, not all zeros")
-    return mac
-
-
-def _host(address: IPv4Address) -> None:
-    if address.is_multicast or address.is_loopback or address.is_reserved or address in IPv4Network("0.0.0.0/8"):
-        raise ValueError(f"must be the unicast IPv4 address of a host; {address} cannot be one")
-
-
-def _ip(value: str) -> str:
-    try:
-        address = IPv4Address(value)
-    except ipaddress.AddressValueError:
-        raise ValueError("must be an IPv4 address such as 172.31.0.2") from None
-    _host(address)
-    return value
-
-
-def _interface(value: str) -> str:
-    if "/" not in value:
-        raise ValueError("must have a prefix, such as 172.31.0.1/24")
-    try:
-        interface = IPv4Interface(value)
-    except ValueError:
-        raise ValueError("must be an IPv4 address with a prefix, such as 172.31.0.1/24") from None
-    _host(interface.ip)
-    if _is_all(interface.ip, interface.network):
-        raise ValueError(f"must be the address of a host, not the network or broadcast address of {interface.network}")
-    return str(interface)
-
-
-def _is_all(address: IPv4Address, network: IPv4Network) -> bool:
-    """Whether an address is the network's own or its broadcast address (RFC 1122, 3.2.1.3; RFC 3021)."""
-    return network.prefixlen < 31 and address in (network.network_address, network.broadcast_address)
-
-
-def _network(value: str) -> str:
-    try:
-        network = IPv4Network(value)
-    except ValueError:
-        raise ValueError("must be an IPv4 network such as 172.31.8.0/24, with no bit set behind the prefix") from None
-    if network.is_multicast or network.is_loopback:
-        raise ValueError(f"must be a network of hosts; {network} cannot be one")
-    return str(network)
-
-
-def _name(value: str) -> str:
-    if value in RESERVED_NAMES:
-        raise ValueError(f"is the name of another port; not allowed: {', '.join(sorted(RESERVED_NAMES))}")
-    return value
-
-
-Mac = Annotated[str, AfterValidator(_mac)]
-Ip = Annotated[str, AfterValidator(_ip)]
-Vni = Annotated[int, Field(ge=1, le=VNI_MAX)]
-VmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$"), AfterValidator(_name)]
+TUNNEL_PORTS = {"vxlan": 4789, "geneve": 6081}  # RFC 7348, section 5; RFC 8926, section 3.3
 
 
 class Vtep(Strict):
     """This host's end of the tunnels. ``mac`` is the MAC of the bridge, and so of the uplink's physical function.
 
-    ``mtu``: the MTU of the underlay, in bytes; ``None`` leaves it to the switch (1500). ``local_jumbo``: VMs may have
-    an MTU that does not fit into the tunnels, for packets between VMs on this host.
+    ``mtu``: the MTU of the underlay, in bytes; ``None`` leaves it to the switch (1500). ``vlan``: the tag of the
+    underlay's packets. ``udp_port``: that of the tunnels, if it is not the one of their kind. ``local_jumbo``: VMs may
+    have an MTU that does not fit into the tunnels, for packets between VMs on this host.
     """
 
-    interface: Annotated[str, AfterValidator(_interface)] = Field(alias="address")
+    interface: Interface = Field(alias="address")
     mac: Mac
     mtu: Annotated[int, Field(ge=576, le=9600)] | None = None
+    vlan: Annotated[int, Field(ge=1, le=4094)] | None = None
+    tunnel: Literal["vxlan", "geneve"] = "vxlan"
+    udp_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     local_jumbo: bool = False
+
+    @property
+    def port(self) -> int:
+        """The UDP port to which tunnels send."""
+        return TUNNEL_PORTS[self.tunnel] if self.udp_port is None else self.udp_port
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The options of the port of the tunnels (ovs-vswitchd.conf.db(5))."""
+        port = {} if self.udp_port is None else {"dst_port": str(self.udp_port)}
+        return {"key": "flow", "remote_ip": "flow", "local_ip": self.address, **port}
 
     @property
     def tunnel_mtu(self) -> int:
         """The longest IP packet of a VM that a tunnel carries, in bytes."""
-        return (ETHERNET_MTU if self.mtu is None else self.mtu) - TUNNEL_BYTES
+        mtu = ETHERNET_MTU if self.mtu is None else self.mtu
+        return mtu - TUNNEL_BYTES - (IPV6_BYTES_MORE if self.version == 6 else 0)
+
+    @property
+    def flood_bytes(self) -> int:
+        """What a copy of a broadcast to another VTEP takes of ``FLOOD_BYTES``."""
+        more = IPV6_BYTES_MORE if self.version == 6 else 0
+        return FLOOD_BYTES_PER_VTEP + more + (0 if self.vlan is None else 8)
+
+    @property
+    def version(self) -> int:
+        """4 or 6: the version of IP of the underlay."""
+        return self.network.version
 
     @property
     def address(self) -> str:
         """The address without its prefix."""
-        return str(IPv4Interface(self.interface).ip)
+        return str(ip_interface(self.interface).ip)
 
     @property
     def prefix(self) -> int:
         """The length of the prefix in bits."""
-        return IPv4Interface(self.interface).network.prefixlen
+        return self.network.prefixlen
 
     @property
-    def network(self) -> IPv4Network:
+    def network(self) -> Network:
         """The addresses that are on-link."""
-        return IPv4Interface(self.interface).network
+        return ip_interface(self.interface).network
 
 
 class Vm(Strict):
@@ -171,7 +135,7 @@ class Neighbour(Strict):
 class Route(Strict):
     """A network of the underlay behind an on-link gateway."""
 
-    destination: Annotated[str, AfterValidator(_network)]
+    destination: Destination
     gateway: Ip
 
 
@@ -209,7 +173,7 @@ class Intent(Strict):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Intent:
-        faults = [fault for check in _CHECKS for fault in check(self)]
+        faults = [*_version_faults(self)] or [fault for check in _CHECKS for fault in check(self)]
         if faults:
             raise ValidationError.from_exception_data("overlay intent", faults)
         return self
@@ -253,6 +217,31 @@ def _repeated(
             yield _fault((table, index, key), say(earlier, entry))
 
 
+def _version_faults(intent: Intent) -> Iterator[InitErrorDetails]:
+    """Check that everything of the underlay is of the VTEP's version of IP, and that its MTUs are possible with it."""
+    own, version = intent.vtep.address, intent.vtep.version
+    places = [
+        *((("remote", index, "vtep"), remote.vtep) for index, remote in enumerate(intent.remotes)),
+        *((("neighbour", index, "address"), each.address) for index, each in enumerate(intent.neighbours)),
+        *((("route", index, "destination"), route.destination) for index, route in enumerate(intent.routes)),
+        *((("route", index, "gateway"), route.gateway) for index, route in enumerate(intent.routes)),
+    ]
+    for where, text in places:
+        other = ip_interface(text).version
+        if other != version:
+            yield _fault(where, f"{text} is of IPv{other}, but VTEP {own} of IPv{version}; both must be alike")
+    if version == 4:
+        return
+    if intent.vtep.mtu is not None and intent.vtep.mtu < IPV6_MTU:
+        yield _fault(("vtep", "mtu"), f"{own} is of IPv6, which needs an MTU of {IPV6_MTU}; it is {intent.vtep.mtu}")
+    for index, vm in enumerate(intent.vms):
+        if vm.effective_mtu < IPV6_MTU:
+            # A bridge has the least MTU of its ports (ofproto.c, find_min_mtu), and below 1280 the kernel takes its
+            # IPv6 addresses away (net/ipv6/addrconf.c, addrconf_notify): the VTEP would have none.
+            text = f'VM "{vm.name}" has MTU {vm.mtu}, and with VTEP {own} a bridge needs {IPV6_MTU} on all its ports'
+            yield _fault(("vm", index, "mtu"), text)
+
+
 def _vm_faults(intent: Intent) -> Iterator[InitErrorDetails]:
     vms = intent.vms
     yield from _repeated(
@@ -293,10 +282,10 @@ def _neighbour_faults(intent: Intent) -> Iterator[InitErrorDetails]:
     for index, neighbour in enumerate(intent.neighbours):
         if neighbour.address == own:
             yield _fault(("neighbour", index, "address"), f"{own} is this host's own VTEP, not a neighbour of it")
-        elif IPv4Address(neighbour.address) not in network:
+        elif ip_address(neighbour.address) not in network:
             text = f"{neighbour.address} is not on-link at the VTEP; allowed: addresses in {network}"
             yield _fault(("neighbour", index, "address"), text)
-        elif _is_all(IPv4Address(neighbour.address), network):
+        elif is_all(ip_address(neighbour.address), network):
             text = f"{neighbour.address} is the network or broadcast address of {network}, not that of a host"
             yield _fault(("neighbour", index, "address"), text)
         if neighbour.mac == intent.vtep.mac:
@@ -315,7 +304,7 @@ def _route_faults(intent: Intent) -> Iterator[InitErrorDetails]:
         where = ("route", index, "gateway")
         if route.gateway == own:
             yield _fault(where, f"the gateway of {route.destination} is this host's own VTEP {own}")
-        elif IPv4Address(route.gateway) not in network:
+        elif ip_address(route.gateway) not in network:
             text = f"gateway {route.gateway} of {route.destination} is not on-link; allowed: addresses in {network}"
             yield _fault(where, text)
         elif route.gateway not in known:
@@ -324,7 +313,7 @@ def _route_faults(intent: Intent) -> Iterator[InitErrorDetails]:
         if route.destination == str(network):
             text = f"{route.destination} is on-link at the VTEP; remove this [[route]]"
             yield _fault(("route", index, "destination"), text)
-        elif route.destination == f"{own}/32":
+        elif route.destination == f"{own}/{network.max_prefixlen}":
             yield _fault(("route", index, "destination"), f"{own} is this host's own VTEP; remove this [[route]]")
     yield from _repeated(
         "route", "destination", intent.routes, lambda route: route.destination,
@@ -337,7 +326,7 @@ def _reach_faults(intent: Intent) -> Iterator[InitErrorDetails]:
     """Check that every remote VTEP has a next hop with a known MAC. Otherwise its tunnel carries nothing."""
     own, network = intent.vtep.address, intent.vtep.network
     known = {neighbour.address for neighbour in intent.neighbours}
-    destinations = [IPv4Network(route.destination) for route in intent.routes]
+    destinations = [ip_network(route.destination) for route in intent.routes]
     lengths = sorted({item.prefixlen for item in destinations}, reverse=True)
     routed = {(int(item.network_address), item.prefixlen) for item in destinations}
     seen = {own}
@@ -345,9 +334,10 @@ def _reach_faults(intent: Intent) -> Iterator[InitErrorDetails]:
         if remote.vtep in seen:
             continue
         seen.add(remote.vtep)
-        address = IPv4Address(remote.vtep)
+        address = ip_address(remote.vtep)
         on_link = address in network
-        longest = next((n for n in lengths if (int(address) >> (32 - n) << (32 - n), n) in routed), None)
+        width = address.max_prefixlen
+        longest = next((n for n in lengths if (int(address) >> (width - n) << (width - n), n) in routed), None)
         if longest is not None and not (on_link and longest <= network.prefixlen):
             continue
         if not on_link:
@@ -362,11 +352,11 @@ def _flood_faults(intent: Intent) -> Iterator[InitErrorDetails]:
     vms = Counter(vm.vni for vm in intent.vms)
     vteps = Counter(vni for vni, _ in {(remote.vni, remote.vtep) for remote in intent.remotes})
     for vni in sorted(vms):
-        size = vms[vni] * FLOOD_BYTES_PER_VM + vteps[vni] * FLOOD_BYTES_PER_VTEP
+        size = vms[vni] * FLOOD_BYTES_PER_VM + vteps[vni] * intent.vtep.flood_bytes
         if size > FLOOD_BYTES:
             text = (
                 f"VNI {vni} has {vms[vni]} VMs and {vteps[vni]} remote VTEPs, too many to copy a broadcast to; allowed:"
-                f" {FLOOD_BYTES_PER_VM} x VMs + {FLOOD_BYTES_PER_VTEP} x VTEPs up to {FLOOD_BYTES} (it is {size});"
+                f" {FLOOD_BYTES_PER_VM} x VMs + {intent.vtep.flood_bytes} x VTEPs up to {FLOOD_BYTES} (it is {size});"
                 " split the VNI"
             )
             yield _fault(("remote",), text)

@@ -42,11 +42,11 @@ guest's inner tags as payload, and the peer link's tag is the second header. Wit
 QinQ frame, and pushing a third one loses the innermost (measured on OVS 3.1).
 """
 
-VXLAN_UDP_PORT = 4789  # RFC 7348, section 5
 MULTICAST = "dl_dst=01:00:00:00:00:00/01:00:00:00:00:00"
 VLAN_PRESENT = 0x1000  # OFPVID_PRESENT, OpenFlow 1.4.0, section 7.2.3.7
 
 _COOKIE_MAGIC = 0x6873
+_TUNNEL_NAMES = {"vxlan": "VXLAN", "geneve": "Geneve"}
 
 
 class Form(enum.StrEnum):
@@ -84,7 +84,7 @@ class Kind(enum.IntEnum):
 
 
 _KIND_NAMES = {
-    Kind.FROM_UPLINK: "VXLAN packets from the uplink",
+    Kind.FROM_UPLINK: "packets of tunnels from the uplink",
     Kind.TO_UPLINK: "packets to the uplink",
     Kind.FROM_VM: "packets from a VM",
     Kind.FROM_TUNNEL: "packets from the tunnel",
@@ -96,7 +96,7 @@ _KIND_NAMES = {
     Kind.DELIVER: "packets delivered",
     Kind.NOT_BACK: "copies not sent back to their sender",
     Kind.DROP_UNKNOWN_PORT: "dropped: from a port that is not in the intent",
-    Kind.DROP_UNDERLAY: "dropped: from the uplink, but not VXLAN to the VTEP",
+    Kind.DROP_UNDERLAY: "dropped: from the uplink, but not of a tunnel to the VTEP",
     Kind.DROP_SPOOFED: "dropped: source MAC is not the VM's",
     Kind.DROP_UNKNOWN_VNI: "dropped: from the tunnel, of a VNI without a VM here",
     Kind.DROP_UNKNOWN_TAG: "dropped: from the peer link, with no VM's tag",
@@ -213,14 +213,21 @@ def _segments(intent: Intent) -> list[_Segment]:
 
 def _underlay(intent: Intent) -> Iterator[Flow]:
     vtep = intent.vtep
-    # OVS decapsulates on output to LOCAL if the addresses are LOCAL's own (tnl-ports.c); all else would reach the
-    # kernel of the namespace, which has no use for it.
-    match = f"in_port={UPLINK_PORT},udp,dl_dst={vtep.mac},nw_dst={vtep.address},tp_dst={VXLAN_UDP_PORT}"
-    yield Flow(100, match, "LOCAL", cookie(Kind.FROM_UPLINK), "VXLAN to the VTEP: LOCAL decapsulates it")
+    # OVS decapsulates on output to LOCAL if the addresses are LOCAL's own and the packet has no tag (tnl-ports.c); all
+    # else would reach the kernel of the namespace, which has no use for it.
+    udp, address = ("udp", "nw_dst") if vtep.version == 4 else ("udp6", "ipv6_dst")
+    tag, pop, push = ("", "", "") if vtep.vlan is None else (
+        f",dl_vlan={vtep.vlan}", "pop_vlan,", f"push_vlan:0x8100,set_field:{VLAN_PRESENT + vtep.vlan}->vlan_vid,",
+    )  # fmt: skip
+    kind = _TUNNEL_NAMES[vtep.tunnel]
+    yield Flow(
+        100, f"in_port={UPLINK_PORT},{udp}{tag},dl_dst={vtep.mac},{address}={vtep.address},tp_dst={vtep.port}",
+        f"{pop}LOCAL", cookie(Kind.FROM_UPLINK), f"{kind} to the VTEP: LOCAL decapsulates it",
+    )  # fmt: skip
     yield Flow(
         100,
         "in_port=LOCAL",
-        f"output:{UPLINK_PORT}",
+        f"{push}output:{UPLINK_PORT}",
         cookie(Kind.TO_UPLINK),
         "encapsulated packets leave by the uplink",
     )
@@ -285,7 +292,7 @@ def _remote(segment: _Segment) -> Iterator[Flow]:
     for mac, vtep in segment.macs.items():
         yield Flow(
             20, f"metadata={vni},dl_dst={mac}",
-            f"set_field:{vni}->tun_id,set_field:{vtep}->tun_dst,output:{VXLAN_PORT}",
+            f"set_field:{vni}->tun_id,{_into_tunnel(vtep)}",
             cookie(Kind.TO_REMOTE, vni=vni), f"{mac} is behind {vtep}",
         )  # fmt: skip
     yield Flow(
@@ -294,12 +301,16 @@ def _remote(segment: _Segment) -> Iterator[Flow]:
     )  # fmt: skip
 
 
+def _into_tunnel(vtep: str) -> str:
+    return f"set_field:{vtep}->{'tun_ipv6_dst' if ':' in vtep else 'tun_dst'},output:{VXLAN_PORT}"
+
+
 def _flood(segment: _Segment) -> Iterator[Flow]:
     vni = segment.vni
     to_vms = ",".join(f"set_field:{vm.ofport}->reg0,resubmit(,{DELIVER})" for vm in segment.vms)
     vteps = dict.fromkeys(segment.macs.values())
     # The tunnel comes last: a guest's copies are made of a packet without tunnel metadata of our own.
-    to_vteps = "".join(f",set_field:{vtep}->tun_dst,output:{VXLAN_PORT}" for vtep in vteps)
+    to_vteps = "".join(f",{_into_tunnel(vtep)}" for vtep in vteps)
     yield Flow(
         20, f"metadata={vni},in_port={VXLAN_PORT}", to_vms,
         cookie(Kind.FLOOD, vni=vni), f"VNI {vni}: from the tunnel to each VM",

@@ -15,6 +15,7 @@ from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.model import Device
 
 DIRECTORY = "/run/netns"  # where ip-netns(8) keeps them
+IFA_F_NODAD = 0x02  # include/uapi/linux/if_addr.h
 LOOPBACK_INDEX = 1  # the same in every namespace (drivers/net/loopback.c)
 
 
@@ -87,14 +88,16 @@ class Namespaces:
             raise SwitchError(f"network device {device.name} cannot be moved out of {namespace}: {error}") from error
 
     def put_address(self, device: str, address: str, prefix: int, namespace: str) -> None:
-        """Give the device the address, unless it has it, and set it up."""
+        """Give the device the address, unless it has it, and set it up. An IPv6 address is there at once: the kernel
+        does not ask other hosts whether one of them has it (RFC 4862, 5.4), because the other instance does."""
         with self._links(namespace) as route:
             index = _index(route, device)
             if index is None:
                 raise SwitchError(f"there is no network device {device} in network namespace {namespace}")
             try:
                 route.link("set", index=index, state="up")
-                route.addr("add", index=index, address=address, prefixlen=prefix)
+                flags = IFA_F_NODAD if ":" in address else 0
+                route.addr("add", index=index, address=address, prefixlen=prefix, flags=flags)
             except NetlinkError as error:
                 if error.code != errno.EEXIST:
                     raise SwitchError(f"{device} in {namespace}: address {address}/{prefix}: {error}") from error

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 
 from ovs_hotswap.switch.netns import Namespaces
@@ -136,7 +137,8 @@ class Tunnels:
 
     def _await_address(self, address: str) -> None:
         """Wait until Open vSwitch has learnt the address from the kernel: it adds no route before that."""
-        wait_until(lambda: any(route.destination == f"{address}/32" for route in self.routes()), _LEARNT_S)
+        own = f"{address}/{ip_address(address).max_prefixlen}"
+        wait_until(lambda: any(route.destination == own for route in self.routes()), _LEARNT_S)
 
     def remove_route(self, destination: str) -> None:
         """Remove a route, if it exists."""

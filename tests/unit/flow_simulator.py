@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 
 LOCAL = -2
 _RESERVED = {"LOCAL": LOCAL}
+# Fields of UDP packets, with the version of IP that they ask for; 0 is either. A packet may have tags before it.
+_OF_UDP = {"udp": 4, "nw_dst": 4, "udp6": 6, "ipv6_dst": 6, "tp_dst": 0}
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,12 @@ class _Run:
             return int(packet.dst.replace(":", ""), 16) & mask == want
         if field == "dl_vlan":
             return bool(packet.tags) and packet.tags[0][1] == int(value)
-        if field in ("udp", "nw_dst", "tp_dst") and (packet.udp is None or packet.tags):
+        if field in _OF_UDP and (packet.udp is None or _OF_UDP[field] not in (0, _version(packet.udp[0]))):
             return False
         have = {
             "dl_src": packet.src, "dl_dst": packet.dst, "tun_id": packet.tun_id, "metadata": self.metadata,
-            "nw_dst": packet.udp and packet.udp[0], "tp_dst": packet.udp and packet.udp[1],
-            "udp": "", **self.registers,
+            "nw_dst": packet.udp and packet.udp[0], "ipv6_dst": packet.udp and packet.udp[0],
+            "tp_dst": packet.udp and packet.udp[1], "udp": "", "udp6": "", **self.registers,
         }  # fmt: skip
         return str(have[field]) == value
 
@@ -126,7 +128,8 @@ class _Run:
             self.registers[field] = int(value)
         elif field == "tun_id":
             self.packet = replace(self.packet, tun_id=int(value))
-        elif field == "tun_dst":
+        elif field in ("tun_dst", "tun_ipv6_dst"):
+            assert (":" in value) is (field == "tun_ipv6_dst"), f"{field} of {value}"
             self.packet = replace(self.packet, tun_dst=value)
         elif field == "vlan_vid":
             assert int(value) & 0x1000, "vlan_vid without OFPVID_PRESENT"
@@ -135,6 +138,10 @@ class _Run:
             )
         else:
             raise AssertionError(f"set_field of {field}")
+
+
+def _version(address: str) -> int:
+    return 6 if ":" in address else 4
 
 
 def _number(port: str) -> int:

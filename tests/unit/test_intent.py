@@ -17,6 +17,7 @@ VTEP = """
 address = "172.31.0.1/24"
 mac = "52:54:00:AA:00:01"
 """
+VTEP6 = VTEP.replace("172.31.0.1/24", "fd00:1f::1/64")
 GOOD = (
     VTEP
     + """
@@ -156,10 +157,22 @@ def test_a_vtep_alone_is_enough(load: Load) -> None:
     ("text", "key", "allowed"),
     [
         ('[vtep]\naddress = "172.31.0.1"\nmac = "52:54:00:aa:00:01"', "vtep.address", "172.31.0.1/24"),
-        ('[vtep]\naddress = "host/24"\nmac = "52:54:00:aa:00:01"', "vtep.address", "IPv4 address with a prefix"),
+        ('[vtep]\naddress = "host/24"\nmac = "52:54:00:aa:00:01"', "vtep.address", "an IPv4 address with a prefix"),
         ('[vtep]\naddress = "172.31.0.0/24"\nmac = "52:54:00:aa:00:01"', "vtep.address", "network or broadcast"),
         ('[vtep]\naddress = "224.0.0.1/24"\nmac = "52:54:00:aa:00:01"', "vtep.address", "unicast IPv4 address"),
-        ('[vtep]\naddress = "fd00::1/64"\nmac = "52:54:00:aa:00:01"', "vtep.address", "IPv4 address"),
+        (VTEP6.replace("::1/64", "::/64"), "vtep.address", "not the routers' anycast address of fd00:1f::/64"),
+        (VTEP6.replace("fd00:1f::1", "ff02::1"), "vtep.address", "unicast IPv6 address"),
+        (VTEP6.replace("fd00:1f::1", "::ffff:172.31.0.1"), "vtep.address", "unicast IPv6 address"),
+        (VTEP6.replace("fd00:1f::1", "::"), "vtep.address", "unicast IPv6 address"),
+        (VTEP6.replace("fd00:1f::1", "fe80::1"), "vtep.address", "must not be a link-local address"),
+        (VTEP6.replace("fd00:1f::1", "fe80::1%eth0"), "vtep.address", "an IPv6 one, such as fd00::1/64"),
+        (VTEP6 + "vlan = 4095", "vtep.vlan", "less than or equal to 4094"),
+        (VTEP6 + "udp_port = 0", "vtep.udp_port", "greater than or equal to 1"),
+        (VTEP6 + 'tunnel = "gre"', "vtep.tunnel", "'vxlan' or 'geneve'"),
+        (VTEP6 + neighbour("fe80::1"), "neighbour[0].address", "must not be a link-local address"),
+        (VTEP6 + neighbour("fd00:1f::2%pf0"), "neighbour[0].address", "an IPv6 address such as fd00::2"),
+        (VTEP6 + neighbour("fd00:1f::2") + route("::1/128", "fd00:1f::2"), "route[0].destination", "network of hosts"),
+        (VTEP6 + neighbour("fd00:1f::2") + route("fd00::1/64", "fd00:1f::2"), "route[0].destination", "no bit set"),
         ('[vtep]\naddress = "172.31.0.1/24"\nmac = "01:00:5e:00:00:01"', "vtep.mac", "unicast"),
         (VTEP + vm(name="vm\\u0000"), "vm[0].name", "may not have control characters in it, such as '\\x00'"),
         (VTEP + '[vm]\nname = "vm1"', "vm", "must be a row of tables, each with the heading [[vm]]"),
@@ -191,6 +204,58 @@ def test_a_wrong_value_is_reported_with_its_key_and_what_is_allowed(
     assert len(found) == 1
     assert found[0].startswith(f"{key}: ")
     assert allowed in found[0]
+
+
+def of_ipv6(text: str) -> str:
+    """The same intent, over IPv6."""
+    text = text.replace("172.31.0.0/24", "fd00:1f::/64").replace("172.31.0.1/24", "fd00:1f::1/64")
+    text = text.replace("172.31.", "fd00:1f::").replace("10.9.0.0/16", "fd00:9::/32").replace("10.9.0.5", "fd00:9::5")
+    return text.replace("::0.", "::")
+
+
+def test_an_intent_over_ipv6_is_read_and_normalised(load: Load) -> None:
+    text = of_ipv6(GOOD).replace('"fd00:1f::2"', '"FD00:1F:0::2"')
+    intent = load(text.replace("[vtep]", '[vtep]\nvlan = 100\ntunnel = "geneve"'))
+    assert (intent.vtep.address, intent.vtep.prefix, intent.vtep.version) == ("fd00:1f::1", 64, 6)
+    assert (intent.vtep.vlan, intent.vtep.port) == (100, 6081)
+    assert [each.vtep for each in intent.remotes] == ["fd00:1f::2", "fd00:9::5"]
+    assert [each.address for each in intent.neighbours] == ["fd00:1f::2", "fd00:1f::254"]
+    assert [(each.destination, each.gateway) for each in intent.routes] == [("fd00:9::/32", "fd00:1f::254")]
+
+
+@pytest.mark.parametrize(
+    ("more", "port", "mtu", "options"),
+    [
+        ("", 4789, 1450, {}),
+        ("vlan = 7", 4789, 1450, {}),
+        ("udp_port = 8472", 8472, 1450, {"dst_port": "8472"}),
+        ('tunnel = "geneve"\nmtu = 9000', 6081, 8950, {}),
+    ],
+)
+def test_the_shape_of_the_tunnels(load: Load, more: str, port: int, mtu: int, options: dict[str, str]) -> None:
+    for text, own, headers in ((VTEP, "172.31.0.1", 0), (VTEP6, "fd00:1f::1", 20)):
+        vtep = load(text + more).vtep
+        assert (vtep.port, vtep.tunnel_mtu) == (port, mtu - headers)
+        assert vtep.options == {"key": "flow", "remote_ip": "flow", "local_ip": own, **options}
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "parts"),
+    [
+        (VTEP + neighbour("fd00:1f::2"), "neighbour[0].address", ["fd00:1f::2 is of IPv6", "172.31.0.1 of IPv4"]),
+        (VTEP6 + remote(), "remote[0].vtep", ["172.31.0.2 is of IPv4", "fd00:1f::1 of IPv6"]),
+        (VTEP6 + neighbour("fd00:1f::2") + route("10.9.0.0/16", "fd00:1f::2"), "route[0].destination", ["10.9.0.0/16"]),
+        (VTEP6 + neighbour("fd00:1f::2") + route("fd00:9::/32", "10.0.0.1"), "route[0].gateway", ["10.0.0.1 is"]),
+        (VTEP6 + "mtu = 1279", "vtep.mtu", ["fd00:1f::1", "1280", "1279"]),
+        (VTEP6 + vm(more="mtu = 1279"), "vm[0].mtu", ['"vm1"', "fd00:1f::1", "1280", "1279"]),
+    ],
+)
+def test_both_versions_of_ip_and_what_ipv6_cannot_have_are_refused(
+    load: Load, text: str, key: str, parts: list[str]
+) -> None:
+    (found,) = faults(load, text)
+    assert found.startswith(f"{key}: ")
+    assert all(part in found for part in parts)
 
 
 NEAR = neighbour()
@@ -274,17 +339,22 @@ def test_an_unreachable_vtep_is_reported_once(load: Load) -> None:
     assert len(faults(load, VTEP + remote() + remote("52:54:00:00:00:0d"))) == 1
 
 
-def test_a_broadcast_that_ovs_cannot_copy_to_all_is_a_fault(load: Load) -> None:
+@pytest.mark.parametrize("six", [False, True])
+def test_a_broadcast_that_ovs_cannot_copy_to_all_is_a_fault(load: Load, six: bool) -> None:
     most = (FLOOD_BYTES - FLOOD_BYTES_PER_VM) // FLOOD_BYTES_PER_VTEP
-    via = GATEWAY + route("10.9.0.0/16") + vm()
+    own, via, far = VTEP, GATEWAY + route("10.9.0.0/16") + vm(), "10.9."
+    if six:
+        most = (FLOOD_BYTES - FLOOD_BYTES_PER_VM) // (FLOOD_BYTES_PER_VTEP + 28)
+        own, via, far = of_ipv6(VTEP) + "vlan = 100\n", of_ipv6(via), "fd00:9::"
 
     def remotes(count: int) -> str:
         return "".join(
-            remote(f"52:54:01:00:{i >> 8:02x}:{i & 255:02x}", f"10.9.{i >> 8}.{i & 255}") for i in range(count)
+            remote(f"52:54:01:00:{i >> 8:02x}:{i & 255:02x}", f"{far}{i >> 8}{':' if six else '.'}{i & 255}")
+            for i in range(count)
         )
 
-    assert len(load(VTEP + via + remotes(most)).remotes) == most
-    found = faults(load, VTEP + via + remotes(most + 1))
+    assert len(load(own + via + remotes(most)).remotes) == most
+    found = faults(load, own + via + remotes(most + 1))
     assert found == [line for line in found if "VNI 100" in line and f"{most + 1} remote VTEPs" in line]
 
 

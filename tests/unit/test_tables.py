@@ -32,16 +32,20 @@ MULTICAST = "33:33:00:00:00:01"
 UNKNOWN = "52:54:00:ff:ff:ff"
 VNIS = (100, 200, (1 << 24) - 1)
 VTEPS = ("172.31.0.2", "172.31.0.3", "172.31.0.4")
+VTEPS_6 = ("fd00:1f::2", "fd00:1f::3", "fd00:1f::4")
 
 
-def make(vms: list[tuple[int, str, int]], remotes: list[tuple[int, str, str]]) -> Intent:
-    """``vms``: (ofport, mac, vni), ``remotes``: (vni, mac, vtep)."""
+def make(vms: list[tuple[int, str, int]], remotes: list[tuple[int, str, str]], vlan: int | None = None) -> Intent:
+    """``vms``: (ofport, mac, vni), ``remotes``: (vni, mac, vtep). The VTEP is of the remotes' version of IP."""
+    six = any(vtep in VTEPS_6 for _, _, vtep in remotes)
     return Intent.model_validate(
         {
-            "vtep": {"address": "172.31.0.1/24", "mac": VTEP_MAC},
+            "vtep": {"address": "fd00:1f::1/64" if six else "172.31.0.1/24", "mac": VTEP_MAC, "vlan": vlan},
             "vm": [{"name": f"vm{port}", "ofport": port, "mac": mac, "vni": vni} for port, mac, vni in vms],
             "remote": [{"vni": vni, "mac": mac, "vtep": vtep} for vni, mac, vtep in remotes],
-            "neighbour": [{"address": vtep, "mac": f"52:54:00:bb:00:0{n}"} for n, vtep in enumerate(VTEPS)],
+            "neighbour": [
+                {"address": vtep, "mac": f"52:54:00:bb:00:0{n}"} for n, vtep in enumerate(VTEPS_6 if six else VTEPS)
+            ],
         }
     )
 
@@ -57,7 +61,8 @@ def intents(draw: st.DrawFn) -> Intent:
     local = draw(st.integers(1, len(taken)))
     ports = draw(st.lists(st.integers(10, 4000), min_size=local, max_size=local, unique=True))
     vms = [(port, mac, vni) for port, (vni, mac) in zip(ports, taken[:local], strict=True)]
-    return make(vms, [(vni, mac, draw(st.sampled_from(VTEPS))) for vni, mac in taken[local:]])
+    vteps = st.sampled_from(draw(st.sampled_from([VTEPS, VTEPS_6])))
+    return make(vms, [(vni, mac, draw(vteps)) for vni, mac in taken[local:]], draw(st.none() | st.integers(1, 4094)))
 
 
 TAGS = st.lists(st.tuples(st.sampled_from([0x8100, 0x88A8]), st.integers(1, 4094)), max_size=2).map(tuple)
@@ -215,16 +220,33 @@ PAIR = make(
 )
 
 
+SHAPES: dict[str, dict[str, object]] = {
+    "plain": {"address": "172.31.0.1/24"},
+    "tagged": {"address": "172.31.0.1/24", "vlan": 100},
+    "IPv6": {"address": "fd00:1f::1/64"},
+    "IPv6, tagged, another port": {"address": "fd00:1f::1/64", "vlan": 4094, "udp_port": 8472},
+    "Geneve": {"address": "172.31.0.1/24", "tunnel": "geneve"},
+}
+
+
 @pytest.mark.parametrize("form", Form)
-def test_the_underlay_carries_vxlan_and_nothing_else(form: Form) -> None:
-    bridge = Pipeline(lines(render(PAIR, form)))
-    tunnel = Packet(UNKNOWN, VTEP_MAC, udp=("172.31.0.1", 4789))
-    assert bridge.receive(UPLINK_PORT, tunnel) == [(LOCAL, tunnel)]
-    assert bridge.receive(LOCAL, tunnel) == [(UPLINK_PORT, tunnel)]
+@pytest.mark.parametrize("vtep", SHAPES.values(), ids=SHAPES.keys())
+def test_the_underlay_carries_packets_of_tunnels_and_nothing_else(vtep: dict[str, object], form: Form) -> None:
+    intent = Intent.model_validate({"vtep": {**vtep, "mac": VTEP_MAC}})
+    bridge = Pipeline(lines(render(intent, form)))
+    own, port, vlan = intent.vtep.address, intent.vtep.port, intent.vtep.vlan
+    tag = () if vlan is None else ((0x8100, vlan),)
+    plain = Packet(UNKNOWN, VTEP_MAC, udp=(own, port))
+    tunnel = replace(plain, tags=tag)
+    assert bridge.receive(UPLINK_PORT, tunnel) == [(LOCAL, plain)]
+    assert bridge.receive(LOCAL, plain) == [(UPLINK_PORT, tunnel)]
+    of_others = ("fd00:1f::9", "172.31.0.1") if ":" in own else ("172.31.0.9", "fd00:1f::1")
     strangers = [
-        replace(tunnel, udp=("172.31.0.1", 4790)), replace(tunnel, udp=("172.31.0.9", 4789)), replace(tunnel, udp=None),
-        replace(tunnel, dst=BROADCAST), replace(tunnel, dst=UNKNOWN), replace(tunnel, tags=((0x8100, 5),)),
+        replace(tunnel, udp=(own, port + 1)), *(replace(tunnel, udp=(other, port)) for other in of_others),
+        replace(tunnel, udp=None), replace(tunnel, dst=BROADCAST), replace(tunnel, dst=UNKNOWN),
     ]  # fmt: skip
+    if vlan is not None:
+        strangers += [plain, replace(tunnel, tags=((0x8100, vlan - 1),)), replace(tunnel, tags=((0x8100, 5), *tag))]
     for packet in strangers:
         assert bridge.receive(UPLINK_PORT, packet) == []
     assert bridge.hits[cookie(Kind.DROP_UNDERLAY)] == len(strangers)
@@ -266,7 +288,7 @@ def test_a_cookie_keeps_all_it_is_made_of() -> None:
     assert value == 0x687382FFFFFF0FA0
     assert cookie_name(value) == "dropped: source MAC is not the VM's (VNI 16777215, port 4000)"
     assert cookie_name(value, {4000: "web"}) == "dropped: source MAC is not the VM's (VNI 16777215, VM web)"
-    assert cookie_name(cookie(Kind.DROP_UNDERLAY)) == "dropped: from the uplink, but not VXLAN to the VTEP"
+    assert cookie_name(cookie(Kind.DROP_UNDERLAY)) == "dropped: from the uplink, but not of a tunnel to the VTEP"
 
 
 @pytest.mark.parametrize("value", [0, 0x1234, 0x6873 << 48 | 0x7F << 40, 0x6874 << 48 | Kind.FLOOD << 40])
