@@ -23,9 +23,9 @@ from ovs_hotswap.model import Side
 from ovs_hotswap.toml_file import Strict
 
 VNI = 100
-UNDERLAY_PREFIX = 24
-VTEP, VTEP_MAC = "172.31.0.1", "52:54:00:1f:00:01"
-REMOTE_VTEP, REMOTE_VTEP_MAC = "172.31.0.2", "52:54:00:1f:00:02"
+UNDERLAY_PREFIX, UNDERLAY_PREFIX_6 = 24, 64
+VTEP, VTEP_6, VTEP_MAC = "172.31.0.1", "fd00:1f::1", "52:54:00:1f:00:01"
+REMOTE_VTEP, REMOTE_VTEP_6, REMOTE_VTEP_MAC = "172.31.0.2", "fd00:1f::2", "52:54:00:1f:00:02"
 OVERLAY_PREFIX = 16
 OVERLAY_BASE = IPv4Address("10.100.0.0")
 REMOTE_INNER, REMOTE_INNER_MAC = "10.100.255.254", "52:54:00:64:ff:fe"
@@ -52,6 +52,24 @@ class WireOptions(Strict):
     vlan: Annotated[int, Field(ge=1, le=4094)] | None = None
     mtu: Annotated[int, Field(ge=1280, le=9600)] = 1500
     udp_port: Annotated[int, Field(ge=1, le=65535)] = 4789
+
+    @property
+    def tunnel_mtu(self) -> int:
+        """The longest IP packet of a guest that reaches the remote host, in bytes."""
+        return self.mtu - (70 if self.ipv6 else 50)  # of VXLAN over IPv6 and IPv4 (RFC 7348, figures 1 and 2)
+
+    @property
+    def vtep(self) -> str:
+        return VTEP_6 if self.ipv6 else VTEP
+
+    @property
+    def remote_vtep(self) -> str:
+        return REMOTE_VTEP_6 if self.ipv6 else REMOTE_VTEP
+
+    @property
+    def prefix(self) -> int:
+        """The length in bits of the prefix of both VTEPs."""
+        return UNDERLAY_PREFIX_6 if self.ipv6 else UNDERLAY_PREFIX
 
 
 class GuestOptions(Strict):
@@ -252,6 +270,7 @@ namespace = "{layout.host_namespace}"
 
 def overlay_text(layout: Layout) -> str:
     """The lab's ``overlay.toml``."""
+    wire = layout.options.wire
     vms = "\n".join(
         f"""[[vm]]
 name = "{guest.name}"
@@ -265,17 +284,19 @@ mtu = {layout.options.mtu}
     )
     return f"""# Written by `ovs-hotswap lab up`.
 [vtep]
-address = "{VTEP}/{UNDERLAY_PREFIX}"
+address = "{wire.vtep}/{wire.prefix}"
 mac = "{VTEP_MAC}"
-{"local_jumbo = true" if layout.options.mtu > GUEST_MTU else ""}
+{f"vlan = {wire.vlan}" if wire.vlan is not None else ""}
+{f"udp_port = {wire.udp_port}" if wire.udp_port != 4789 else ""}
+{"local_jumbo = true" if layout.options.mtu > wire.tunnel_mtu else ""}
 
 {vms}
 [[remote]]
 vni = {VNI}
 mac = "{REMOTE_INNER_MAC}"
-vtep = "{REMOTE_VTEP}"
+vtep = "{wire.remote_vtep}"
 
 [[neighbour]]
-address = "{REMOTE_VTEP}"
+address = "{wire.remote_vtep}"
 mac = "{REMOTE_VTEP_MAC}"
 """

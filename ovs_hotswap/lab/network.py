@@ -15,24 +15,23 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from ovs_hotswap.errors import LabError
 from ovs_hotswap.lab.layout import (
-    GUEST_MTU,
     OVERLAY_PREFIX,
     PF,
     REMOTE_DEVICE,
     REMOTE_INNER,
     REMOTE_INNER_MAC,
-    REMOTE_VTEP,
     REMOTE_VTEP_MAC,
-    UNDERLAY_PREFIX,
     VNI,
-    VTEP,
     VTEP_MAC,
     VXLAN_DEVICE,
     Layout,
 )
+from ovs_hotswap.lab.tags import tag
+from ovs_hotswap.switch.netns import IFA_F_NODAD
 from ovs_hotswap.system import System
 
 OFFLOADS = ("rx", "tx", "tso", "gso", "gro")
+_PERMANENT = 0x80  # NUD_PERMANENT, include/uapi/linux/neighbour.h
 FLOOD = "00:00:00:00:00:00"  # the entry for MACs that have no entry of their own (bridge(8))
 
 
@@ -42,6 +41,7 @@ class Network:
     def __init__(self, layout: Layout, system: System) -> None:
         self._layout = layout
         self._system = system
+        self._wire = layout.options.wire
         self._host, self._remote = layout.host_namespace, layout.remote_namespace
 
     def up(self) -> None:
@@ -91,24 +91,34 @@ class Network:
             self._without_offloads(self._host, name)
             host.link("set", ifname=name, state="up")
         # The kernel answers ARP for the VTEP. OVS needs no answers: its neighbours are pushed.
-        host.addr("add", index=_index(host, PF), address=VTEP, prefixlen=UNDERLAY_PREFIX)
+        # In a VLAN it hears no such question, and the remote host asks none.
+        self._give_address(host, self._host, PF, self._wire.vtep)
 
     def _make_remote(self, remote: Any) -> None:
         remote.link("set", ifname="lo", state="up")
         index = _index(remote, REMOTE_DEVICE)
         self._without_offloads(self._remote, REMOTE_DEVICE)
         remote.link("set", index=index, state="up")
-        remote.addr("add", index=index, address=REMOTE_VTEP, prefixlen=UNDERLAY_PREFIX)
+        self._give_address(remote, self._remote, REMOTE_DEVICE, self._wire.remote_vtep)
+        if self._wire.vlan is not None:
+            tag(remote, index, self._wire.vlan)
+            remote.neigh("add", dst=self._wire.vtep, lladdr=VTEP_MAC, ifindex=index, state=_PERMANENT)
         remote.link(
-            "add", ifname=VXLAN_DEVICE, kind="vxlan", address=REMOTE_INNER_MAC, vxlan_id=VNI, vxlan_local=REMOTE_VTEP,
-            vxlan_port=4789, vxlan_learning=False,
+            "add", ifname=VXLAN_DEVICE, kind="vxlan", address=REMOTE_INNER_MAC, vxlan_id=VNI, vxlan_port=self._wire.udp_port,
+            vxlan_learning=False, **{f"vxlan_local{6 if self._wire.ipv6 else ''}": self._wire.remote_vtep},
         )  # fmt: skip
         tunnel = _index(remote, VXLAN_DEVICE)
         for mac in (FLOOD, *(guest.mac for guest in self._layout.guests)):
-            remote.fdb("append", ifindex=tunnel, lladdr=mac, dst=VTEP)
+            remote.fdb("append", ifindex=tunnel, lladdr=mac, dst=self._wire.vtep)
         self._without_offloads(self._remote, VXLAN_DEVICE)
-        remote.link("set", index=tunnel, mtu=GUEST_MTU, state="up")
+        remote.link("set", index=tunnel, mtu=self._wire.tunnel_mtu, state="up")
         remote.addr("add", index=tunnel, address=REMOTE_INNER, prefixlen=OVERLAY_PREFIX)
+
+    def _give_address(self, route: Any, namespace: str, device: str, address: str) -> None:
+        if self._wire.ipv6:
+            self._inside(namespace, "sh", "-c", f"echo 0 >/proc/sys/net/ipv6/conf/{device}/disable_ipv6")
+        flags = IFA_F_NODAD if self._wire.ipv6 else 0
+        route.addr("add", index=_index(route, device), address=address, prefixlen=self._wire.prefix, flags=flags)
 
     def _without_offloads(self, namespace: str, device: str) -> None:
         settings = [word for offload in OFFLOADS for word in (offload, "off")]

@@ -9,10 +9,11 @@ from ovs_hotswap.config import Config, UplinkConfig
 from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.model import Finding, Proof, Side, Steered, Way
 from ovs_hotswap.overlay.intent import ETHERNET_MTU, Intent
-from ovs_hotswap.uplink.frames import VXLAN_UDP_PORT, Host, PacketSockets
+from ovs_hotswap.uplink.frames import Host, PacketSockets
 from ovs_hotswap.uplink.i40e import I40eUplink
 from ovs_hotswap.uplink.i40e_card import KernelCards
 from ovs_hotswap.uplink.i40e_rules import Plan
+from ovs_hotswap.uplink.match import Match
 from ovs_hotswap.uplink.none import NoUplink
 from ovs_hotswap.uplink.proof import End
 from ovs_hotswap.uplink.rtnl import RtnlTrafficControl
@@ -100,12 +101,13 @@ def _tc(uplink: UplinkConfig, intent: Intent, *, quick: bool) -> Uplink:
     return TcUplink(
         device=uplink.device,
         representors={Side.A: uplink.representor_a, Side.B: uplink.representor_b},
-        vtep=intent.vtep.address,
+        match=Match(intent.vtep.address, intent.vtep.port, intent.vtep.vlan),
         mac=intent.vtep.mac,
         mtu=ETHERNET_MTU if intent.vtep.mtu is None else intent.vtep.mtu,
         control=RtnlTrafficControl(uplink.namespace, keep=quick),
         sockets=PacketSockets(uplink.namespace),
         neighbours=[Host(each.address, each.mac) for each in intent.neighbours],
+        tunnel=intent.vtep.tunnel,
         quick=quick,
     )
 
@@ -126,7 +128,7 @@ def _i40e(uplink: UplinkConfig, intent: Intent, *, quick: bool) -> Uplink:
         plan=Plan(
             vfs={Side.A: uplink.vf_a, Side.B: uplink.vf_b},
             locations={Side.A: first, Side.B: second},
-            port=VXLAN_UDP_PORT,
+            port=intent.vtep.port,
             address=intent.vtep.address if uplink.match == "address" else None,
         ),
         vtep=Host(intent.vtep.address, intent.vtep.mac.lower()),

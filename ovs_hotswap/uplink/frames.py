@@ -1,13 +1,14 @@
 """Frames that prove an uplink, and the sockets that send and see them on kernel devices.
 
-Out: the instance sends an ordinary ARP request, and a neighbour answers it. The answer goes to the VTEP's MAC, so the
-kernel's device sees it, whichever side has the overlay's traffic. What the request says about the VTEP is true for both
-sides. It goes only to the neighbour, and it is not an ARP probe (RFC 5227, 2.1.1), which a host that is about to take
-the address would have to treat as a conflict. The host's kernel and the other instance may send the same question, so
-our frames carry a mark.
+Out: the instance sends an ordinary question for a neighbour's MAC (an ARP request, or a neighbour solicitation of
+IPv6), and the neighbour answers it. The answer goes to the VTEP's MAC, so the kernel's device sees it, whichever side
+has the overlay's traffic. What the question says about the VTEP is true for both sides. It goes only to the neighbour,
+and it is not one that asks whether the VTEP's address is free (RFC 5227, 2.1.1; RFC 4862, 5.4.2), to which a host that
+is about to take the address would have to react. The host's kernel and the other instance may send the same question,
+so our frames carry a mark.
 
-In: a VXLAN packet of network 0, which no VM has, is put into the representor of the instance's VF. From there it takes
-the way of every VXLAN packet, and the instance counts it as a packet of an unknown network.
+In: a packet of a tunnel for network 0, which no VM has, is put into the representor of the instance's VF. From there it
+takes the way of every such packet, and the instance counts it as a packet of an unknown network.
 """
 
 from __future__ import annotations
@@ -20,85 +21,172 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
-from typing import Protocol, TypeVar
+from ipaddress import ip_address
+from typing import Literal, Protocol, TypeVar
 
 from ovs_hotswap.errors import UplinkError
 
-ETH_P_ALL, ETH_P_ARP, ETH_P_IP = 0x0003, 0x0806, 0x0800
-PROBE_VNI = 0  # RFC 7348 allows it; the VNIs of an intent begin at 1
+ETH_P_ALL, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ETH_P_8021Q = 0x0003, 0x0806, 0x0800, 0x86DD, 0x8100
+PROBE_VNI = 0  # RFC 7348 and RFC 8926 allow it; the VNIs of an intent begin at 1
 VXLAN_UDP_PORT = 4789
 _ARP_REQUEST, _ARP_REPLY = 1, 2
+_SOLICITATION, _ADVERTISEMENT = 135, 136  # RFC 4861, 4.3 and 4.4
+_SOLICITED = 0x40  # the flag S of an advertisement
+_NONCE, _NONCE_BYTES = bytes([14, 1]), 6  # RFC 3971, 5.3.2
+_ETHERNET_IN_GENEVE = 0x6558  # RFC 8926, 3.4
 MARK_BYTES = 18  # the padding of ARP up to the shortest Ethernet frame without its checksum, 60 bytes (IEEE 802.3)
 # The inner frame: a local experimental ethertype (IEEE 802, 9.2.3) between locally administered addresses.
 _INNER = bytes.fromhex("02000000000f02000000000e88b5")
 _CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 _SO_ATTACH_FILTER = 26  # include/uapi/asm-generic/socket.h
-# Classic BPF (include/uapi/linux/filter.h): only ARP, so that the overlay's packets cost a comparison each.
-_ONLY_ARP = ((0x28, 0, 0, 12), (0x15, 0, 1, ETH_P_ARP), (0x06, 0, 0, 0xFFFF), (0x06, 0, 0, 0))
+_SOL_PACKET = 263  # include/linux/socket.h
+_PACKET_AUXDATA = 8  # include/uapi/linux/if_packet.h, as are the next two
+_AUXDATA = struct.Struct("=IIIHHHH")  # struct tpacket_auxdata
+_TP_STATUS_VLAN_VALID = 1 << 4
+# Classic BPF (include/uapi/linux/filter.h): only what asks for and tells MACs, so that the overlay's packets cost a few
+# comparisons each.
+_ONLY_NEIGHBOURS = (
+    (0x01, 0, 0, 0),  # x = 0: the bytes of a tag
+    (0x28, 0, 0, 12), (0x15, 0, 1, ETH_P_8021Q), (0x01, 0, 0, 4),  # x = 4 if there is one
+    (0x48, 0, 0, 12), (0x15, 6, 0, ETH_P_ARP), (0x15, 0, 6, ETH_P_IPV6),
+    (0x50, 0, 0, 20), (0x15, 0, 4, socket.IPPROTO_ICMPV6),
+    (0x50, 0, 0, 54), (0x35, 0, 2, _SOLICITATION), (0x25, 1, 0, _ADVERTISEMENT),
+    (0x06, 0, 0, 0xFFFF), (0x06, 0, 0, 0),
+)  # fmt: skip
+
+Tunnel = Literal["vxlan", "geneve"]
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A host on the underlay, with its IPv4 address and its MAC."""
+    """A host on the underlay, with its IP address and its MAC."""
 
     address: str
     mac: str
+
+
+def question(asker: Host, target: Host, mark: bytes, vlan: int | None = None) -> bytes:
+    """A question by ``asker`` for the MAC of ``target``'s address, sent only to ``target`` (RFC 1122, 2.3.2.1; RFC
+    4861, 7.3.3). ``mark``: MARK_BYTES that distinguish it from the questions of others."""
+    own, sought = ip_address(asker.address).packed, ip_address(target.address).packed
+    if _is_ipv6(target):
+        # The mark, of which a part is enough, is the nonce: hosts that do not know it ignore it (RFC 4861, 4.3).
+        options = bytes([1, 1]) + _mac(asker.mac) + _NONCE + mark[:_NONCE_BYTES]
+        message = struct.pack("!BBHI", _SOLICITATION, 0, 0, 0) + sought + options
+        checked = _with_checksum(message, 2, own, sought, socket.IPPROTO_ICMPV6)
+        packet = _ipv6(own, sought, socket.IPPROTO_ICMPV6, 255, checked)
+        return _ethernet(asker, target, vlan, ETH_P_IPV6, packet)
+    body = struct.pack("!HHBBH", 1, ETH_P_IP, 6, 4, _ARP_REQUEST)  # RFC 826
+    body += _mac(asker.mac) + own + bytes(6) + sought
+    return _ethernet(asker, target, vlan, ETH_P_ARP, body + mark)
+
+
+def asks(frame: bytes, asker: Host, target: Host, mark: bytes, vlan: int | None = None) -> bool:
+    """Whether ``frame`` asks the same as ``question(asker, target, mark, vlan)`` but has another mark."""
+    own, sought = ip_address(asker.address).packed, ip_address(target.address).packed
+    if _is_ipv6(target):
+        packet = _discovery(frame, vlan, _SOLICITATION)
+        return packet[8:24] == own and packet[48:64] == sought and _NONCE + mark[:_NONCE_BYTES] not in packet[64:]
+    packet = _arp(frame, vlan, _ARP_REQUEST)
+    return packet[14:18] == own and packet[24:28] == sought and packet[28 : 28 + len(mark)] != mark
+
+
+def answers(frame: bytes, asker: Host, target: Host, vlan: int | None = None) -> bool:
+    """Whether ``frame`` answers a question by ``asker`` for the MAC of ``target``'s address."""
+    own, sought = ip_address(asker.address).packed, ip_address(target.address).packed
+    if frame[0:6] != _mac(asker.mac):
+        return False
+    if _is_ipv6(target):
+        packet = _discovery(frame, vlan, _ADVERTISEMENT)
+        return packet[24:40] == own and packet[48:64] == sought and bool(packet[44] & _SOLICITED)
+    packet = _arp(frame, vlan, _ARP_REPLY)
+    return packet[14:18] == sought and packet[24:28] == own
+
+
+def tunnel_probe(
+    source: Host, vtep: Host, mtu: int, vlan: int | None = None, udp_port: int = VXLAN_UDP_PORT,
+    tunnel: Tunnel = "vxlan",
+) -> bytes:  # fmt: skip
+    """A packet of a tunnel for network 0 from ``source`` to ``vtep``. Its IP packet has ``mtu`` bytes, the most that
+    the underlay carries, because a device may pass only shorter packets. The UDP checksum is 0 over IPv4 (RFC 7348,
+    section 5), but not over IPv6, where not every host takes this (RFC 6936, section 4)."""
+    header = struct.pack("!II", 0x08000000, PROBE_VNI << 8)
+    if tunnel == "geneve":
+        header = struct.pack("!HHI", 0, _ETHERNET_IN_GENEVE, PROBE_VNI << 8)
+    own, to = ip_address(source.address).packed, ip_address(vtep.address).packed
+    udp_bytes = mtu - (40 if _is_ipv6(vtep) else 20)
+    udp = struct.pack("!HHHH", 49152, udp_port, udp_bytes, 0) + (header + _INNER).ljust(udp_bytes - 8, b"\0")
+    if _is_ipv6(vtep):
+        checked = _with_checksum(udp, 6, own, to, socket.IPPROTO_UDP)
+        return _ethernet(source, vtep, vlan, ETH_P_IPV6, _ipv6(own, to, socket.IPPROTO_UDP, 64, checked))
+    words = struct.pack("!BBHHHBBH", 0x45, 0, mtu, 0, 0x4000, 64, socket.IPPROTO_UDP, 0)
+    head = words[:10] + struct.pack("!H", _checksum(words + own + to)) + own + to
+    return _ethernet(source, vtep, vlan, ETH_P_IP, head + udp)
 
 
 def _mac(text: str) -> bytes:
     return bytes.fromhex(text.replace(":", ""))
 
 
-def arp_request(asker: Host, target: Host, mark: bytes) -> bytes:
-    """An ARP request by ``asker`` for the address of ``target``, sent only to ``target`` (RFC 826; RFC 1122, 2.3.2.1).
-    ``mark``: the padding, which distinguishes it from the requests of others."""
-    header = _mac(target.mac) + _mac(asker.mac) + struct.pack("!H", ETH_P_ARP)
-    body = struct.pack("!HHBBH", 1, ETH_P_IP, 6, 4, _ARP_REQUEST)
-    body += _mac(asker.mac) + IPv4Address(asker.address).packed + bytes(6) + IPv4Address(target.address).packed
-    return header + body + mark
+def _is_ipv6(host: Host) -> bool:
+    return ":" in host.address
 
 
-def asks(frame: bytes, asker: Host, target: Host, mark: bytes) -> bool:
-    """Whether ``frame`` asks the same as ``arp_request(asker, target, mark)`` but has another mark."""
-    return (_is_arp(frame, _ARP_REQUEST) and frame[42 : 42 + len(mark)] != mark
-            and frame[28:32] == IPv4Address(asker.address).packed
-            and frame[38:42] == IPv4Address(target.address).packed)  # fmt: skip
+def _ethernet(source: Host, target: Host, vlan: int | None, protocol: int, payload: bytes) -> bytes:
+    tag = b"" if vlan is None else struct.pack("!HH", ETH_P_8021Q, vlan)
+    return _mac(target.mac) + _mac(source.mac) + tag + struct.pack("!H", protocol) + payload
 
 
-def answers(frame: bytes, asker: Host, target: Host) -> bool:
-    """Whether ``frame`` answers a request by ``asker`` for the address of ``target``."""
-    return (_is_arp(frame, _ARP_REPLY) and frame[0:6] == _mac(asker.mac)
-            and frame[28:32] == IPv4Address(target.address).packed
-            and frame[38:42] == IPv4Address(asker.address).packed)  # fmt: skip
+def _ipv6(source: bytes, target: bytes, protocol: int, hop_limit: int, payload: bytes) -> bytes:
+    return struct.pack("!IHBB", 0x60000000, len(payload), protocol, hop_limit) + source + target + payload
 
 
-def _is_arp(frame: bytes, operation: int) -> bool:
-    return len(frame) >= 42 and frame[12:14] == struct.pack("!H", ETH_P_ARP) and frame[20:22] == bytes([0, operation])
+def _checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071)."""
+    total: int = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
 
 
-def vxlan_probe(source: Host, vtep: Host, mtu: int) -> bytes:
-    """A VXLAN packet of network 0 from ``source`` to ``vtep`` with the UDP checksum 0 (RFC 7348, section 5). Its IP
-    packet has ``mtu`` bytes, the most that the underlay carries, because a device may pass only shorter packets."""
-    vxlan = struct.pack("!II", 0x08000000, PROBE_VNI << 8) + _INNER.ljust(mtu - 36, b"\0")
-    udp = struct.pack("!HHHH", 49152, VXLAN_UDP_PORT, 8 + len(vxlan), 0) + vxlan
-    words = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0x4000, 64, socket.IPPROTO_UDP, 0)
-    addresses = IPv4Address(source.address).packed + IPv4Address(vtep.address).packed
-    total = sum(struct.unpack("!10H", words + addresses))
-    total = (total & 0xFFFF) + (total >> 16)
-    checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
-    header = words[:10] + struct.pack("!H", checksum) + addresses
-    return _mac(vtep.mac) + _mac(source.mac) + struct.pack("!H", ETH_P_IP) + header + udp
+def _with_checksum(payload: bytes, at: int, source: bytes, target: bytes, protocol: int) -> bytes:
+    """The payload of an IPv6 packet with its checksum at byte ``at``, where it has zeros (RFC 8200, 8.1)."""
+    found = _checksum(source + target + struct.pack("!II", len(payload), protocol) + payload)
+    return payload[:at] + struct.pack("!H", found or 0xFFFF) + payload[at + 2 :]
+
+
+def _payload(frame: bytes, vlan: int | None, protocol: int) -> bytes:
+    """What ``frame`` carries, or nothing if it has another tag than ``vlan`` or is of another protocol."""
+    kind, tag, kind_within = struct.unpack_from("!HHH", frame.ljust(18, b"\0"), 12)
+    if kind != ETH_P_8021Q:
+        return frame[14:] if kind == protocol and vlan is None else b""
+    # A tag with the number 0 gives only a priority (IEEE 802.1Q, 9.6).
+    return frame[18:] if kind_within == protocol and (tag & 0xFFF) == (vlan or 0) else b""
+
+
+def _arp(frame: bytes, vlan: int | None, operation: int) -> bytes:
+    """The ARP packet, or nothing if ``frame`` does not carry one of this operation."""
+    packet = _payload(frame, vlan, ETH_P_ARP)
+    return packet if len(packet) >= 28 and packet[6:8] == bytes([0, operation]) else b""
+
+
+def _discovery(frame: bytes, vlan: int | None, kind: int) -> bytes:
+    """The IPv6 packet of neighbour discovery, or nothing if ``frame`` does not carry a message of this kind from a host
+    on this link (RFC 4861, 7.1)."""
+    packet = _payload(frame, vlan, ETH_P_IPV6)
+    if len(packet) < 64 or packet[6:8] != bytes([socket.IPPROTO_ICMPV6, 255]) or packet[40:42] != bytes([kind, 0]):
+        return b""
+    return packet
 
 
 class Ear(Protocol):
     def heard(self, seconds: float) -> list[bytes]:
-        """The ARP frames that the device has passed since the last call, in both directions. Waits up to ``seconds``
-        for one. Raises UplinkError."""
+        """The frames that ask for and tell MACs, with their tags, that the device has passed since the last call, in
+        both directions. Waits up to ``seconds`` for one. Raises UplinkError."""
 
 
 class Sockets(Protocol):
@@ -149,7 +237,7 @@ class PacketSockets:
 
     @contextlib.contextmanager
     def listen(self, device: str) -> Iterator[Ear]:
-        with in_namespace(self._namespace, lambda: _arp_socket(device)) as found:
+        with in_namespace(self._namespace, lambda: _neighbours_socket(device)) as found:
             yield _SocketEar(found)
 
     def send(self, device: str, frame: bytes) -> None:
@@ -161,15 +249,16 @@ class PacketSockets:
         in_namespace(self._namespace, act)
 
 
-def _arp_socket(device: str) -> socket.socket:
-    """A socket that sees only the device's ARP frames: it is bound last, when its filter is on. It is bound to
-    ETH_P_ALL because a bridge or bond above the device takes frames before sockets of one protocol see them
-    (net/core/dev.c, __netif_receive_skb_core)."""
+def _neighbours_socket(device: str) -> socket.socket:
+    """A socket that sees only the device's frames that ask for and tell MACs: it is bound last, when its filter is on.
+    It is bound to ETH_P_ALL because a bridge or bond above the device takes frames before sockets of one protocol see
+    them (net/core/dev.c, __netif_receive_skb_core)."""
     found = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     try:
-        program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in _ONLY_ARP))
+        program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in _ONLY_NEIGHBOURS))
         found.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER,
-                         struct.pack("@HP", len(_ONLY_ARP), ctypes.addressof(program)))  # fmt: skip
+                         struct.pack("@HP", len(_ONLY_NEIGHBOURS), ctypes.addressof(program)))  # fmt: skip
+        found.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
         found.setblocking(False)
         found.bind((device, ETH_P_ALL))
     except OSError:
@@ -186,8 +275,20 @@ class _SocketEar:
         end, frames = time.monotonic() + seconds, []
         try:
             while select.select([self._socket], [], [], max(0.0, end - time.monotonic()))[0]:
-                frames.append(self._socket.recv(2048))
+                frame, beside, _flags, _from = self._socket.recvmsg(2048, socket.CMSG_SPACE(_AUXDATA.size))
+                frames.append(_as_on_the_wire(frame, beside))
                 break
         except OSError as error:
             raise UplinkError(f"a packet socket: {error}") from error
         return frames
+
+
+def _as_on_the_wire(frame: bytes, beside: Iterable[tuple[int, int, bytes]]) -> bytes:
+    """The frame with its tag, which the kernel takes off on arrival and tells of beside the frame (packet(7),
+    PACKET_AUXDATA)."""
+    for level, kind, data in beside:
+        if (level, kind) == (_SOL_PACKET, _PACKET_AUXDATA):
+            status, _length, _captured, _mac_at, _net_at, tag, protocol = _AUXDATA.unpack(data)
+            if status & _TP_STATUS_VLAN_VALID:
+                return frame[:12] + struct.pack("!HH", protocol, tag) + frame[12:]
+    return frame

@@ -9,7 +9,18 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ovs_hotswap.model import Proof, Way
-from ovs_hotswap.uplink.frames import MARK_BYTES, Ear, Host, Sockets, answers, arp_request, asks, vxlan_probe
+from ovs_hotswap.uplink.frames import (
+    MARK_BYTES,
+    VXLAN_UDP_PORT,
+    Ear,
+    Host,
+    Sockets,
+    Tunnel,
+    answers,
+    asks,
+    question,
+    tunnel_probe,
+)
 
 _ASKED = 6  # the most neighbours that are asked: one answer is enough
 _TRIES = 3
@@ -27,13 +38,13 @@ class End(Protocol):
         """Make the instance send the frame on its uplink."""
 
     def probes(self) -> int:
-        """The number of VXLAN packets that the instance has counted for networks without a VM."""
+        """The number of packets that the instance has counted from tunnels for networks without a VM."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prover:
     """Makes proofs with kernel devices. Answers arrive on ``device`` and are addressed to ``vtep``. ``mtu``: the MTU of
-    the underlay, in bytes."""
+    the underlay, in bytes; ``vlan``: the tag of its packets; ``tunnel`` and ``udp_port``: the kind of its tunnels."""
 
     sockets: Sockets
     device: str
@@ -42,6 +53,9 @@ class Prover:
     mtu: int
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+    vlan: int | None = None
+    udp_port: int = VXLAN_UDP_PORT
+    tunnel: Tunnel = "vxlan"
     _unanswered: dict[Host, float] = field(default_factory=dict, init=False, compare=False)  # when each was last asked
 
     def prove(self, representor: str, end: End, way: Way | None = None) -> Proof:
@@ -67,7 +81,7 @@ class Prover:
                 for neighbour in asked:
                     again = neighbour in self._unanswered
                     self._unanswered[neighbour] = self.clock()
-                    end.send(arp_request(self.vtep, neighbour, mark))
+                    end.send(question(self.vtep, neighbour, mark, self.vlan))
                     by = self._answered(ear, asked, mark, doubtful)
                     if by is None:
                         continue
@@ -82,9 +96,11 @@ class Prover:
         until = self.clock() + max(_PAUSE_S, _ANSWER_S / len(neighbours))
         while (left := until - self.clock()) > 0:
             for frame in ear.heard(left):
-                doubtful |= {each for each in neighbours if asks(frame, self.vtep, each, mark)}
+                doubtful |= {each for each in neighbours if asks(frame, self.vtep, each, mark, self.vlan)}
                 for each in neighbours:
-                    if each in self._unanswered and each not in doubtful and answers(frame, self.vtep, each):
+                    if each not in self._unanswered or each in doubtful:
+                        continue
+                    if answers(frame, self.vtep, each, self.vlan):
                         return each
         return None
 
@@ -92,9 +108,10 @@ class Prover:
         source = next(iter(self.neighbours), None)
         if source is None:
             return None
+        probe = tunnel_probe(source, self.vtep, self.mtu, self.vlan, self.udp_port, self.tunnel)
         before, until = end.probes(), self.clock() + patience_s
         while True:
-            self.sockets.send(representor, vxlan_probe(source, self.vtep, self.mtu))
+            self.sockets.send(representor, probe)
             self.sleep(0.1)
             if end.probes() > before:
                 return True

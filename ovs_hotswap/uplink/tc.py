@@ -1,6 +1,6 @@
 """Uplink driver ``tc``: u32 filters that redirect packets between a device and the representors of two VFs.
 
-- ingress of the device: UDP to port 4789 of the VTEP goes to the representor of the active instance's VF;
+- ingress of the device: what tunnels send to the VTEP goes to the representor of the active instance's VF;
 - ingress of either representor (what the VF sends): everything goes out of the device.
 
 Everything else that arrives on the device stays with the kernel. A ``replace`` on the same handle moves the first
@@ -15,17 +15,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from typing import Protocol
 
 from pyroute2.netlink.exceptions import NetlinkError
 
 from ovs_hotswap.errors import UplinkError
 from ovs_hotswap.model import Finding, Proof, Severity, Side, Steered, Way
-from ovs_hotswap.uplink.frames import ETH_P_ALL, ETH_P_IP, VXLAN_UDP_PORT, Host, Sockets
+from ovs_hotswap.uplink.frames import ETH_P_8021Q, ETH_P_ALL, Host, Sockets, Tunnel
+from ovs_hotswap.uplink.match import Match
 from ovs_hotswap.uplink.proof import End, Prover
 
 PRIORITY = 4789  # the priority of all our filters; the kernel tries filters with lower numbers first
@@ -98,27 +100,49 @@ class TrafficControl(Protocol):
     def open(self) -> AbstractContextManager[Kernel]: ...
 
 
-def vxlan_keys(vtep: str) -> tuple[Key, ...]:
-    """Keys that match unfragmented UDP to port 4789 of ``vtep`` over IPv4 without options (RFC 791, 768).
-
-    RFC 7348 section 4.3 forbids fragmenting between VTEPs.
-    """
+def tunnel_keys(match: Match) -> tuple[Key, ...]:
+    """Keys for the packets of ``match`` over IPv4 without options (RFC 791) or IPv6 without extension headers
+    (RFC 8200). Offsets are from the IP header, also behind a tag. u32 cannot compare the tag itself, which is no longer
+    in the packet's bytes: the instance does, and drops packets of other VLANs."""
+    address = ip_address(match.address)
+    if address.version == 4:
+        return (
+            Key(0x45000000, 0xFF000000, 0),  # version 4, a header of five words: the offsets below depend on its length
+            Key(0x00000000, 0x00001FFF, 4),  # fragment offset 0
+            Key(0x00110000, 0x00FF0000, 8),  # UDP
+            Key(int(address), 0xFFFFFFFF, 16),  # destination address
+            Key(match.udp_port, 0x0000FFFF, 20),  # destination port
+        )
     return (
-        Key(0x45000000, 0xFF000000, 0),  # version 4, a header of five words: the offsets below depend on its length
-        Key(0x00000000, 0x00001FFF, 4),  # fragment offset 0
-        Key(0x00110000, 0x00FF0000, 8),  # UDP
-        Key(int(IPv4Address(vtep)), 0xFFFFFFFF, 16),  # destination address
-        Key(VXLAN_UDP_PORT, 0x0000FFFF, 20),  # destination port
+        Key(0x60000000, 0xF0000000, 0),  # version 6
+        Key(0x00001100, 0x0000FF00, 4),  # UDP follows at once: no fragment
+        *(Key(word, 0xFFFFFFFF, 24 + 4 * at) for at, word in enumerate(struct.unpack("!4I", address.packed))),
+        Key(match.udp_port, 0x0000FFFF, 40),
     )
 
 
 ANY = (Key(0, 0, 0),)
 
 
-def shaped(keys: tuple[Key, ...], like: tuple[Key, ...]) -> bool:
-    """Whether ``keys`` equal ``like`` except for the address: then they are ours, perhaps for another VTEP."""
+def ours(rule: Rule, protocol: int, keys: tuple[Key, ...]) -> bool:
+    """Whether the filter is one that this driver makes in the place of one with ``protocol`` and ``keys``, perhaps for
+    another match."""
+    if rule.handle & NODE_MASK != NODE:
+        return False
+    if keys == ANY:
+        return (rule.protocol, rule.keys) == (protocol, keys)
+    return any(
+        rule.protocol in (like.protocol, ETH_P_8021Q) and _shaped(rule.keys, tunnel_keys(like)) for like in _SHAPES
+    )
+
+
+_SHAPES = (Match("0.0.0.0"), Match("::"))
+
+
+def _shaped(keys: tuple[Key, ...], like: tuple[Key, ...]) -> bool:
+    """Whether ``keys`` equal ``like`` except for the address and the UDP port, which is the last key."""
     return len(keys) == len(like) and all(
-        (a.mask, a.offset) == (b.mask, b.offset) and (a.value == b.value or a.mask == 0xFFFFFFFF)
+        (a.mask, a.offset) == (b.mask, b.offset) and (a.value == b.value or a.mask == 0xFFFFFFFF or b is like[-1])
         for a, b in zip(keys, like, strict=True)
     )
 
@@ -134,15 +158,8 @@ class Found:
 
 
 def sort(rules: list[Rule], protocol: int, keys: tuple[Key, ...]) -> Found:
-    """Separate our filter, which has ``protocol`` and ``keys``, from the filters of others."""
-    mine = [
-        rule
-        for rule in rules
-        if rule.priority == PRIORITY
-        and rule.protocol == protocol
-        and rule.handle & NODE_MASK == NODE
-        and shaped(rule.keys, keys)
-    ]
+    """Separate our filter, which is to have ``protocol`` and ``keys``, from the filters of others."""
+    mine = [rule for rule in rules if rule.priority == PRIORITY and ours(rule, protocol, keys)]
     return Found(
         ours=mine[0] if mine else None,
         intruders=tuple(rule for rule in rules if rule.priority == PRIORITY and rule not in mine[:1]),
@@ -161,9 +178,9 @@ class _Known:
 
 
 class TcUplink:
-    """The driver. ``vtep`` is the VTEP's address, ``mac`` the MAC that the bridge, and so the device, must have,
-    ``mtu`` the MTU of the underlay, which every device on the way must carry. ``neighbours``: on-link hosts that a
-    proof can ask.
+    """The driver. ``match``: the packets of tunnels to the VTEP. ``mac``: the MAC that the bridge, and so the device,
+    must have. ``mtu``: the MTU of the underlay, which every device on the way must carry. ``neighbours``: on-link hosts
+    that a proof can ask. ``tunnel``: the kind of the tunnels.
 
     ``quick``: ``steer`` begins with the one act that steers the traffic, based on the last look, and looks afterwards.
     If it then finds a fault, this is raised with the traffic steered.
@@ -174,21 +191,25 @@ class TcUplink:
         *,
         device: str,
         representors: Mapping[Side, str],
-        vtep: str,
+        match: Match,
         mac: str,
         mtu: int,
         control: TrafficControl,
         sockets: Sockets,
         neighbours: Sequence[Host] = (),
+        tunnel: Tunnel = "vxlan",
         quick: bool = False,
     ) -> None:
         self._device = device
         self._representors = dict(representors)
-        self._keys = vxlan_keys(vtep)
-        self._vtep = vtep
+        self._match = match
+        self._given = (match.protocol, tunnel_keys(match))
         self._mac = mac.lower()
         self._mtu = mtu
-        self._prover = Prover(sockets, device, Host(vtep, self._mac), tuple(neighbours), mtu)
+        self._prover = Prover(
+            sockets, device, Host(match.address, self._mac), tuple(neighbours), mtu,
+            vlan=match.vlan, udp_port=match.udp_port, tunnel=tunnel,
+        )  # fmt: skip
         self._control = control
         self._quick = quick
         self._known: _Known | None = None
@@ -209,11 +230,11 @@ class TcUplink:
                     raise UplinkError(f"network device {name} is down", hint=f"ip link set {name} up")
             for one, link in links.items():
                 _put(kernel, self._representors[one], link, Rule(PRIORITY, ETH_P_ALL, 0, ANY, device.index))
-            _put(kernel, self._device, device, Rule(PRIORITY, ETH_P_IP, 0, self._keys, links[side].index))
+            _put(kernel, self._device, device, Rule(PRIORITY, self._given[0], 0, self._given[1], links[side].index))
             owner = self._owner(kernel)
         if owner is not side:
             raise UplinkError(
-                f"{self._device}: the filter for {self._vtep} was put to instance {side}, but reads back as "
+                f"{self._device}: the filter for {self._match} was put to instance {side}, but reads back as "
                 f"{f'instance {owner}' if owner else 'neither instance'}'s",
                 hint=f"tc filter show dev {self._device} ingress",
             )
@@ -242,7 +263,7 @@ class TcUplink:
     def steered(self, side: Side) -> Steered | None:
         with self._control.open() as kernel:
             device, representor = _need(kernel, self._device), _need(kernel, self._representors[side])
-            given = sort(kernel.rules(device), ETH_P_IP, self._keys).ours
+            given = sort(kernel.rules(device), *self._given).ours
             taken = sort(kernel.rules(representor), ETH_P_ALL, ANY).ours
         if given is None or taken is None or given.target != representor.index:
             return None
@@ -273,16 +294,16 @@ class TcUplink:
     def _owner(self, kernel: Kernel) -> Side | None:
         device = _need(kernel, self._device)
         links = {side: kernel.link(name) for side, name in self._representors.items()}
-        ours = sort(kernel.rules(device), ETH_P_IP, self._keys).ours
-        if ours is None or ours.keys != self._keys:
+        found = sort(kernel.rules(device), *self._given).ours
+        if found is None or (found.protocol, found.keys) != self._given:
             return None
         there = {side: link for side, link in links.items() if link is not None}
-        self._known = _Known(device, ours, there) if self._quick else None
-        return next((side for side, link in there.items() if link.index == ours.target), None)
+        self._known = _Known(device, found, there) if self._quick else None
+        return next((side for side, link in there.items() if link.index == found.target), None)
 
     def _places(self) -> list[tuple[str, int, tuple[Key, ...]]]:
         back = [(name, ETH_P_ALL, ANY) for name in self._representors.values()]
-        return [(self._device, ETH_P_IP, self._keys), *back]
+        return [(self._device, *self._given), *back]
 
     def _check_place(self, kernel: Kernel, name: str, protocol: int, keys: tuple[Key, ...]) -> Iterator[Finding]:
         link = kernel.link(name)
@@ -308,7 +329,7 @@ class TcUplink:
         for program in kernel.programs(link):
             yield Finding(
                 "uplink programs", Severity.WARNING,
-                f"{name}: {program} sees packets before our filter does; it must leave UDP port {VXLAN_UDP_PORT} alone",
+                f"{name}: {program} sees packets before our filter does; it must leave {self._match} alone",
                 f"bpftool net show dev {name}",
             )  # fmt: skip
         found = sort(kernel.rules(link), protocol, keys)
@@ -322,7 +343,7 @@ class TcUplink:
             yield Finding(
                 "uplink", Severity.WARNING,
                 f"{name}: {len(found.earlier)} foreign filters are looked at before ours (priority below {PRIORITY})",
-                f"make sure that they leave UDP port {VXLAN_UDP_PORT} alone: {show}",
+                f"make sure that they leave {self._match} alone: {show}",
             )  # fmt: skip
 
 
@@ -346,11 +367,12 @@ def _put(kernel: Kernel, name: str, link: Link, rule: Rule) -> None:
         )
     handle = 0
     if found.ours is not None:
-        if found.ours.keys == rule.keys and found.ours.target == rule.target:
+        same = (found.ours.protocol, found.ours.keys) == (rule.protocol, rule.keys)
+        if same and found.ours.target == rule.target:
             return
-        if found.ours.keys == rule.keys:
+        if same:
             handle = found.ours.handle
-        else:  # the filter is for another VTEP address, which gets no traffic any longer
+        else:  # the filter is for other packets, which come no longer
             kernel.delete(link, found.ours, whole_priority=True)
     try:
         kernel.replace(link, replace(rule, handle=handle))

@@ -19,7 +19,8 @@ from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.switch.openflow import OpenFlow
 from ovs_hotswap.upgrade.uplink_checks import PROGRAMS
 from ovs_hotswap.uplink.base import make_uplink
-from ovs_hotswap.uplink.frames import ETH_P_ALL, ETH_P_IP, PacketSockets
+from ovs_hotswap.uplink.frames import ETH_P_8021Q, ETH_P_ALL, ETH_P_IP, ETH_P_IPV6, PacketSockets
+from ovs_hotswap.uplink.match import Match
 from ovs_hotswap.uplink.none import NoUplink
 from ovs_hotswap.uplink.tc import (
     ANY,
@@ -30,8 +31,8 @@ from ovs_hotswap.uplink.tc import (
     Link,
     Rule,
     TcUplink,
-    shaped,
-    vxlan_keys,
+    ours,
+    tunnel_keys,
 )
 
 VTEP = "172.31.0.1"
@@ -100,10 +101,11 @@ def kernel() -> FakeTrafficControl:
     return FakeTrafficControl()
 
 
-def uplink(kernel: FakeTrafficControl, vtep: str = VTEP, *, quick: bool = False) -> TcUplink:
+def uplink(kernel: FakeTrafficControl, vtep: str | Match = VTEP, *, quick: bool = False) -> TcUplink:
+    match = Match(vtep) if isinstance(vtep, str) else vtep
     sides = {Side.A: "rep-a", Side.B: "rep-b"}
     return TcUplink(
-        device="pf0", representors=sides, vtep=vtep, mac=MAC.upper(), mtu=1500, control=kernel,
+        device="pf0", representors=sides, match=match, mac=MAC.upper(), mtu=1500, control=kernel,
         sockets=PacketSockets(None), quick=quick,
     )  # fmt: skip
 
@@ -114,7 +116,9 @@ def foreign(priority: int, handle: int = 0x80200002, keys: tuple[Key, ...] = ANY
 
 def test_first_steer_makes_three_filters(kernel: FakeTrafficControl) -> None:
     uplink(kernel).steer(Side.A)
-    assert [(r.protocol, r.keys, r.target) for r in kernel.rules(PF)] == [(ETH_P_IP, vxlan_keys(VTEP), REP_A.index)]
+    assert [(r.protocol, r.keys, r.target) for r in kernel.rules(PF)] == [
+        (ETH_P_IP, tunnel_keys(Match(VTEP)), REP_A.index)
+    ]
     for link in (REP_A, REP_B):
         assert [(r.protocol, r.keys, r.target) for r in kernel.rules(link)] == [(ETH_P_ALL, ANY, PF.index)]
     assert uplink(kernel).owner() is Side.A
@@ -161,7 +165,7 @@ def test_a_new_vtep_address_gets_a_new_filter(kernel: FakeTrafficControl) -> Non
     moved = uplink(kernel, "172.31.0.9")
     assert moved.owner() is None
     moved.steer(Side.B)
-    assert [rule.keys for rule in kernel.rules(PF)] == [vxlan_keys("172.31.0.9")]
+    assert [rule.keys for rule in kernel.rules(PF)] == [tunnel_keys(Match("172.31.0.9"))]
     assert moved.owner() is Side.B
 
 
@@ -264,11 +268,48 @@ def test_check_names_programs_in_front_of_our_filters(kernel: FakeTrafficControl
     assert "pf0: 1 tcx programs on ingress" in finding.text
 
 
-def test_keys_differ_only_by_address() -> None:
-    assert shaped(vxlan_keys("10.0.0.1"), vxlan_keys(VTEP))
-    other_port = (*vxlan_keys(VTEP)[:-1], Key(4790, 0xFFFF, 20))
-    assert not shaped(other_port, vxlan_keys(VTEP))
-    assert not shaped(ANY, vxlan_keys(VTEP))
+SHAPES = (
+    Match(VTEP), Match(VTEP, 8472), Match(VTEP, 4789, 100), Match("fd00:1f::1"), Match("fd00:1f::1", 6081, 4094),
+)  # fmt: skip
+
+
+def test_what_packets_look_like_to_the_filters() -> None:
+    assert [match.protocol for match in SHAPES] == [ETH_P_IP, ETH_P_IP, ETH_P_8021Q, ETH_P_IPV6, ETH_P_8021Q]
+    assert [str(match) for match in SHAPES][1:3] == [
+        "UDP port 8472 of 172.31.0.1", "UDP port 4789 of 172.31.0.1 in VLAN 100",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("old", SHAPES, ids=str)
+@pytest.mark.parametrize("new", SHAPES, ids=str)
+def test_an_underlay_of_another_shape_gets_another_filter(kernel: FakeTrafficControl, old: Match, new: Match) -> None:
+    """The old one is known as ours, whatever its shape was."""
+    uplink(kernel, old).steer(Side.A)
+    changed = uplink(kernel, new)
+    assert changed.owner() is (Side.A if new == old else None)
+    changed.steer(Side.B)
+    (rule,) = kernel.rules(PF)
+    assert (rule.protocol, rule.keys, rule.target) == (new.protocol, tunnel_keys(new), REP_B.index)
+    assert changed.owner() is Side.B
+    uplink(kernel, old).clear()
+    assert kernel.rules(PF) == []
+
+
+def test_filters_of_others_are_not_ours() -> None:
+    match = Match(VTEP)
+    mine = Rule(PRIORITY, match.protocol, 0x80100000 | NODE, tunnel_keys(match), 3)
+    for other, expected in (
+        (mine, True),
+        (replace(mine, protocol=ETH_P_8021Q), True),
+        (replace(mine, protocol=ETH_P_IPV6), False),
+        (replace(mine, handle=0x80100002), False),
+        (replace(mine, keys=ANY), False),
+        (replace(mine, keys=mine.keys[:-1]), False),
+        (replace(mine, keys=(*mine.keys[:2], Key(0x00060000, 0x00FF0000, 8), *mine.keys[3:])), False),  # TCP
+    ):
+        assert ours(other, match.protocol, tunnel_keys(match)) is expected
+        assert not ours(other, ETH_P_ALL, ANY)
+    assert ours(replace(mine, protocol=ETH_P_ALL, keys=ANY), ETH_P_ALL, ANY)
 
 
 def configuration(driver: str) -> Config:

@@ -12,7 +12,7 @@ import pytest
 from ovs_hotswap.model import Finding, Proof, Severity, Side, Way
 from ovs_hotswap.upgrade import uplink_checks
 from ovs_hotswap.upgrade.uplink_checks import Passed
-from ovs_hotswap.uplink.frames import MARK_BYTES, Ear, Host, answers, arp_request, asks, vxlan_probe
+from ovs_hotswap.uplink.frames import MARK_BYTES, Ear, Host, answers, asks, question, tunnel_probe
 from ovs_hotswap.uplink.proof import Prover
 
 VTEP = Host("172.31.0.1", "52:54:00:1f:00:01")
@@ -49,7 +49,7 @@ class Network:
         self.sent.append(frame)
         self.lost -= 1
         self.asked_at.append(self.now)
-        asks_neighbour = frame == arp_request(VTEP, NEIGHBOUR, frame[-MARK_BYTES:])
+        asks_neighbour = frame == question(VTEP, NEIGHBOUR, frame[-MARK_BYTES:])
         if not self.mute:
             self.arrived.append(frame)
         if asks_neighbour and self.rival:  # the host's kernel asks the same, unpadded, and is answered
@@ -132,7 +132,7 @@ def test_without_a_neighbour_there_is_nothing_to_tell_it_by() -> None:
 def test_a_question_that_tells_nobody_of_a_conflict() -> None:
     """A request without a sender's address is a probe: who is about to take the address would give it up."""
     mark = bytes(range(MARK_BYTES))
-    frame = arp_request(VTEP, NEIGHBOUR, mark)
+    frame = question(VTEP, NEIGHBOUR, mark)
     assert len(frame) == 60
     assert frame[:6] == bytes.fromhex(NEIGHBOUR.mac.replace(":", "")), "only the neighbour sees it"
     assert frame[22:28] == frame[6:12] == bytes.fromhex(VTEP.mac.replace(":", ""))
@@ -162,7 +162,7 @@ def test_an_answer_to_the_kernels_own_question_proves_nothing() -> None:
 
 
 def test_a_packet_that_every_switch_takes_for_vxlan() -> None:
-    frame = vxlan_probe(NEIGHBOUR, VTEP, 1500)
+    frame = tunnel_probe(NEIGHBOUR, VTEP, 1500)
     header = frame[14:34]
     total = sum(int.from_bytes(header[at : at + 2], "big") for at in range(0, 20, 2))
     while total >> 16:
@@ -242,7 +242,7 @@ class Slow(Network):
 
     def send(self, frame: bytes) -> None:
         super().send(frame)
-        if not self.mute and frame == arp_request(VTEP, NEIGHBOUR, frame[-MARK_BYTES:]):
+        if not self.mute and frame == question(VTEP, NEIGHBOUR, frame[-MARK_BYTES:]):
             self.due.append(self.now + self.late)
 
     def advance(self, seconds: float) -> None:
