@@ -104,8 +104,9 @@ class Network:
             tag(remote, index, self._wire.vlan)
             remote.neigh("add", dst=self._wire.vtep, lladdr=VTEP_MAC, ifindex=index, state=_PERMANENT)
         remote.link(
-            "add", ifname=VXLAN_DEVICE, kind="vxlan", address=REMOTE_INNER_MAC, vxlan_id=VNI, vxlan_port=self._wire.udp_port,
-            vxlan_learning=False, **{f"vxlan_local{6 if self._wire.ipv6 else ''}": self._wire.remote_vtep},
+            "add", ifname=VXLAN_DEVICE, kind="vxlan", address=REMOTE_INNER_MAC, vxlan_id=VNI, vxlan_learning=False,
+            vxlan_port=self._wire.udp_port,
+            **{"vxlan_local6" if self._wire.ipv6 else "vxlan_local": self._wire.remote_vtep},
         )  # fmt: skip
         tunnel = _index(remote, VXLAN_DEVICE)
         for mac in (FLOOD, *(guest.mac for guest in self._layout.guests)):

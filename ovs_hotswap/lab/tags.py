@@ -1,4 +1,4 @@
-"""VLAN tags on a kernel device: all that leaves it gets the tag, and only what arrives with the tag is taken, without it.
+"""VLAN tags on a kernel device: what leaves it gets the tag, and only what arrives with the tag is taken, without it.
 
 Two BPF programs at the device's traffic control do this. A VLAN device (8021q) is not used, because not every kernel
 has them; and above the NIC of the lab's host it would take the packets that have to be steered with their tags.
@@ -44,7 +44,7 @@ def pop_program(vlan: int) -> bytes:
         (_LOAD, 0x12, _TCI, 0),  # register 2 from the packet, which is register 1
         (_MASK, 2, 0, 0xFFF),
         (_MOVE, 0, 0, _SHOT),
-        (_IF_NOT, 2, 4, vlan),
+        (_IF_NOT, 2, 3, vlan),  # to the exit
         (_CALL, 0, 0, _POP),
         *_DONE,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import socket
 import struct
@@ -11,14 +12,18 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 from pyroute2 import IPRoute, netns
 
 from ovs_hotswap.errors import UplinkError
+from ovs_hotswap.lab.tags import tag
 from ovs_hotswap.model import Proof, Severity, Side
 from ovs_hotswap.upgrade.uplink_checks import PROGRAMS
-from ovs_hotswap.uplink.frames import Host, PacketSockets
+from ovs_hotswap.uplink.frames import Host, PacketSockets, tunnel_probe
+from ovs_hotswap.uplink.match import Match
 from ovs_hotswap.uplink.rtnl import INGRESS, RtnlTrafficControl
 from ovs_hotswap.uplink.tc import TcUplink
 from tests.integration.bpf import program
@@ -26,6 +31,7 @@ from tests.integration.bpf import program
 HOST = f"ovsh-test-{os.getpid()}-host"
 REMOTE = f"ovsh-test-{os.getpid()}-remote"
 VTEP, PEER, OTHER_VTEP = "172.31.0.1", "172.31.0.2", "172.31.0.3"
+VTEP_6, PEER_6 = "fd00:1f::1", "fd00:1f::2"
 PF_MAC, PEER_MAC = "52:54:00:1f:00:01", "52:54:00:1f:00:02"
 COUNTER = struct.Struct("!I")
 FLIPS = 60
@@ -60,13 +66,19 @@ def bed() -> Iterator[None]:
 
 @pytest.fixture
 def uplink(bed: None) -> TcUplink:
-    return make(VTEP)
+    return make(Match(VTEP))
 
 
-def make(vtep: str) -> TcUplink:
+def make(match: Match) -> TcUplink:
     names = {Side.A: "rep-a", Side.B: "rep-b"}
-    return TcUplink(device="pf0", representors=names, vtep=vtep, mac=PF_MAC, mtu=1500, control=RtnlTrafficControl(HOST),
-                    sockets=PacketSockets(HOST), neighbours=[Host(PEER, PEER_MAC)])  # fmt: skip
+    return TcUplink(
+        device="pf0", representors=names, match=match, mac=PF_MAC, mtu=1500, control=RtnlTrafficControl(HOST),
+        sockets=PacketSockets(HOST), neighbours=[peer_of(match)],
+    )  # fmt: skip
+
+
+def peer_of(match: Match) -> Host:
+    return Host(PEER_6 if ":" in match.address else PEER, PEER_MAC)
 
 
 class Tap:
@@ -230,7 +242,7 @@ def test_a_device_whose_filters_are_a_block_s_is_refused(uplink: TcUplink, name:
 
 def test_new_vtep_address_replaces_the_keys(uplink: TcUplink, taps: dict[Side, Tap], sender: socket.socket) -> None:
     uplink.steer(Side.A)
-    moved = make(OTHER_VTEP)
+    moved = make(Match(OTHER_VTEP))
     assert moved.owner() is None
     moved.steer(Side.B)
     assert moved.owner() is Side.B
@@ -342,3 +354,108 @@ def test_a_deaf_function_is_found(uplink: TcUplink, end: End) -> None:
     uplink.steer(Side.A)
     with program("xdp-drop", HOST, "vf-b"):
         assert uplink.prove(Side.B, end) == Proof(True, False)
+
+
+SHAPES = [
+    Match(VTEP, 8472), Match(VTEP, 4789, 100), Match(VTEP_6), Match(VTEP_6, 6081, 4094),
+]  # fmt: skip
+
+
+class Wire:
+    """The frames that arrive at a device, with their tags."""
+
+    def __init__(self, device: str) -> None:
+        self._socket = netns.create_socket(HOST, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003))
+        self._socket.bind((device, 0x0003))
+        self._socket.setsockopt(263, 8, 1)  # SOL_PACKET, PACKET_AUXDATA
+        self._socket.setblocking(False)
+
+    def read(self) -> list[bytes]:
+        frames: list[bytes] = []
+        while True:
+            try:
+                frame, beside, _, address = self._socket.recvmsg(4096, 64)
+            except BlockingIOError:
+                return frames
+            status, _, _, _, _, tci, protocol = struct.unpack("=IIIHHHH", beside[0][2])
+            if address[2] != socket.PACKET_OUTGOING:
+                frames.append(frame[:12] + struct.pack("!HH", protocol, tci) + frame[12:] if status & 0x10 else frame)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def packet(match: Match) -> bytes:
+    """A packet of a tunnel as the other host sends it."""
+    return tunnel_probe(peer_of(match), Host(match.address, PF_MAC), 200, match.vlan, match.udp_port)
+
+
+@pytest.mark.parametrize("match", SHAPES, ids=str)
+def test_only_packets_of_the_underlay_s_shape_are_steered(bed: None, match: Match) -> None:
+    uplink, vf = make(match), Wire("vf-b")
+    uplink.steer(Side.B)
+    assert uplink.owner() is Side.B
+    other_tag = replace(match, vlan=100 if match.vlan is None else None)
+    other_address = VTEP if ":" in match.address else VTEP_6
+    neighbour = str(ip_address(match.address) + 8)
+    strangers = [
+        replace(match, udp_port=4790), replace(match, address=neighbour), other_tag,
+        replace(match, address=other_address),
+    ]  # fmt: skip
+    with netns.create_socket(REMOTE, socket.AF_PACKET, socket.SOCK_RAW) as remote:
+        remote.bind(("net0", 0))
+        for frame in (packet(match), *map(packet, strangers), packet(match)):
+            remote.send(frame)
+    settle()
+    ours = [frame for frame in vf.read() if frame[0:6] == bytes.fromhex(PF_MAC.replace(":", ""))]
+    vf.close()
+    assert ours == [packet(match)] * 2
+    given = uplink.steered(Side.B)
+    assert given is not None
+    assert given.given == 2
+
+
+class WireEnd(End):
+    """It counts packets of tunnels of any shape."""
+
+    def __init__(self, device: str, match: Match) -> None:
+        super().__init__(device)
+        self._wire, self._counted = Wire(device), 0
+        self._wanted = tunnel_probe(peer_of(match), Host(match.address, PF_MAC), 1500, match.vlan, match.udp_port)
+
+    def probes(self) -> int:
+        self._counted += self._wire.read().count(self._wanted)
+        return self._counted
+
+    def close(self) -> None:
+        super().close()
+        self._wire.close()
+
+
+@pytest.mark.parametrize("match", SHAPES, ids=str)
+def test_an_uplink_of_any_shape_is_proven(bed: None, match: Match) -> None:
+    with IPRoute(netns=REMOTE, flags=0) as remote:
+        index = remote.link_lookup(ifname="net0")[0]
+        remote.addr("add", index=index, address=PEER_6, prefixlen=64, flags=0x02)  # IFA_F_NODAD
+        if match.vlan is not None:
+            tag(remote, index, match.vlan)
+    uplink, end = make(match), WireEnd("vf-b", match)
+    try:
+        uplink.steer(Side.A)
+        assert uplink.prove(Side.B, end) == Proof(True, True)
+        with program("xdp-drop", HOST, "rep-b"):
+            assert uplink.prove(Side.B, end) == Proof(False, True)
+        if match.vlan is not None:
+            assert make(replace(match, vlan=match.vlan - 1)).prove(Side.B, end) == Proof(False, False)
+    finally:
+        end.close()
+
+
+def test_an_underlay_that_gets_another_shape_keeps_its_traffic(bed: None) -> None:
+    for before, after in itertools.pairwise((*SHAPES, *reversed(SHAPES))):
+        make(before).steer(Side.A)
+        make(after).steer(Side.B)
+        assert make(after).owner() is Side.B
+        assert (make(before).owner() is None) is (before != after)
+    make(SHAPES[0]).clear()
+    assert filters("pf0") == []
