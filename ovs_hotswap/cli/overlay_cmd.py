@@ -22,16 +22,21 @@ EXAMPLE = """\
 # ovs-hotswap: the overlay intent of one hypervisor. `ovs-hotswap overlay check` validates this file.
 #
 # What it cannot say: a VM has one MAC address, and what it sends from another (VRRP, nested bridges, allowed address
-# pairs) is dropped as spoofed; a frame to a MAC that is not in this file is dropped, not flooded; the underlay is IPv4;
-# every host that can send to this VTEP over the underlay can send into a virtual network, from any address.
+# pairs) is dropped as spoofed; a frame to a MAC that is not in this file is dropped, not flooded; every host that can
+# send to this VTEP over the underlay can send into a virtual network, from any address.
 
-# This host's end of the VXLAN tunnels: its address with the prefix of the underlay network, and the MAC of the
-# uplink's physical function.
+# This host's end of the tunnels: its address with the prefix of the underlay network, and the MAC of the uplink's
+# physical function. The address may be of IPv4 or IPv6, and so must be all other addresses of the underlay here.
 [vtep]
 address = "172.31.0.1/24"
 mac = "52:54:00:1f:00:01"
 # MTU of the underlay, and so of the uplink's devices.
 # mtu = 1500
+# The tag of the underlay's packets, if the instance's port gets them with one.
+# vlan = 100
+# The kind of the tunnels, "vxlan" or "geneve" (without options), and their UDP port (4789 and 6081).
+# tunnel = "vxlan"
+# udp_port = 4789
 # VMs may have an MTU that does not fit into the tunnels, for packets between VMs on this host.
 # local_jumbo = false
 
@@ -41,7 +46,8 @@ name = "web1"
 ofport = 11
 mac = "52:54:00:00:00:01"
 vni = 100
-# MTU: its guest must have the same. Tunnels carry packets that are 50 bytes shorter than those of the underlay.
+# MTU: its guest must have the same. Tunnels carry packets that are 50 bytes shorter than those of the underlay, or 70
+# bytes over IPv6.
 mtu = 1450
 # Queue pairs of its network device.
 # queues = 1

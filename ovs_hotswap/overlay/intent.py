@@ -66,16 +66,19 @@ class Vtep(Strict):
         return {"key": "flow", "remote_ip": "flow", "local_ip": self.address, **port}
 
     @property
+    def tunnel_bytes(self) -> int:
+        """What a tunnel adds to an IP packet of a VM, in bytes."""
+        return TUNNEL_BYTES + (IPV6_BYTES_MORE if self.version == 6 else 0)
+
+    @property
     def tunnel_mtu(self) -> int:
         """The longest IP packet of a VM that a tunnel carries, in bytes."""
-        mtu = ETHERNET_MTU if self.mtu is None else self.mtu
-        return mtu - TUNNEL_BYTES - (IPV6_BYTES_MORE if self.version == 6 else 0)
+        return (ETHERNET_MTU if self.mtu is None else self.mtu) - self.tunnel_bytes
 
     @property
     def flood_bytes(self) -> int:
         """What a copy of a broadcast to another VTEP takes of ``FLOOD_BYTES``."""
-        more = IPV6_BYTES_MORE if self.version == 6 else 0
-        return FLOOD_BYTES_PER_VTEP + more + (0 if self.vlan is None else 8)
+        return FLOOD_BYTES_PER_VTEP + self.tunnel_bytes - TUNNEL_BYTES + (0 if self.vlan is None else 8)
 
     @property
     def version(self) -> int:

@@ -207,7 +207,7 @@ def test_a_wrong_value_is_reported_with_its_key_and_what_is_allowed(
 
 
 def of_ipv6(text: str) -> str:
-    """The same intent, over IPv6."""
+    """The text of an intent with addresses of IPv6 in the place of those of IPv4."""
     text = text.replace("172.31.0.0/24", "fd00:1f::/64").replace("172.31.0.1/24", "fd00:1f::1/64")
     text = text.replace("172.31.", "fd00:1f::").replace("10.9.0.0/16", "fd00:9::/32").replace("10.9.0.5", "fd00:9::5")
     return text.replace("::0.", "::")
