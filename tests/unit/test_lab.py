@@ -28,7 +28,7 @@ from ovs_hotswap.lab.initramfs import (
     parse_dependencies,
     parse_libraries,
 )
-from ovs_hotswap.lab.layout import MAX_GUESTS, REMOTE, Layout, config_text, overlay_text, partner
+from ovs_hotswap.lab.layout import MAX_GUESTS, REMOTE, Layout, WireOptions, config_text, overlay_text, partner
 from ovs_hotswap.lab.leftovers import ancestors, is_lab_program, mounts_below, names_directory
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import load_intent
@@ -78,6 +78,15 @@ def test_files_load(tmp_path: Path, count: int, queues: int) -> None:
         made.guest_file(guest.name, "sock") for guest in made.guests
     ]
     assert [(vm.mac, vm.queues) for vm in intent.vms] == [(guest.mac, queues) for guest in made.guests]
+
+
+@pytest.mark.parametrize("wire", [WireOptions(), WireOptions(ipv6=True), WireOptions(vlan=100, udp_port=8472)])
+def test_the_intent_is_that_of_the_wire(tmp_path: Path, wire: WireOptions) -> None:
+    path = tmp_path / "overlay.toml"
+    path.write_text(overlay_text(layout(1, options=GuestOptions(wire=wire, mtu=wire.tunnel_mtu))))
+    vtep = load_intent(path).vtep
+    assert (vtep.version == 6, vtep.vlan, vtep.port) == (wire.ipv6, wire.vlan, wire.udp_port)
+    assert (vtep.tunnel_mtu, vtep.local_jumbo) == (wire.tunnel_mtu, False)
 
 
 def test_labs_in_two_directories_share_no_namespace() -> None:

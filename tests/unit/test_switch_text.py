@@ -28,6 +28,7 @@ Cached: 127.0.0.1/32 dev lo SRC 127.0.0.1 local
 User: 10.9.0.0/16 dev br0 GW 172.31.0.254 SRC 172.31.0.1
 User: 10.8.0.0/16 MARK 5 dev br0 GW 172.31.0.254 SRC 172.31.0.1
 Cached: 172.31.0.0/24 dev br0 SRC 172.31.0.1
+User: fd00:a::/64 dev br0 GW fd00:1f::fe SRC fd00:1f::1
 Cached: fe80::/64 dev br0 SRC fe80::5054:ff:fe00:aa
 """
 
@@ -57,6 +58,7 @@ def test_routes() -> None:
         TunnelRoute("10.9.0.0/16", "br0", "172.31.0.254", "172.31.0.1", user=True),
         TunnelRoute("10.8.0.0/16", "br0", "172.31.0.254", "172.31.0.1", user=True),
         TunnelRoute("172.31.0.0/24", "br0", None, "172.31.0.1", user=False),
+        TunnelRoute("fd00:a::/64", "br0", "fd00:1f::fe", "fd00:1f::1", user=True),
         TunnelRoute("fe80::/64", "br0", None, "fe80::5054:ff:fe00:aa", user=False),
     )
 
