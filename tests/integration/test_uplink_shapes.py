@@ -78,6 +78,7 @@ def test_an_upgrade_and_back_lose_nothing(bed: Lab, host: Host) -> None:
 def test_what_leaves_the_intent_leaves_the_instance(bed: Lab, host: Host, system: System) -> None:
     """The address, a route and the UDP port of the tunnels are changed, and put back."""
     path, before = bed.config.overlay, bed.config.overlay.read_text()
+    assert host.uplink.owner() is Side.A
 
     def programmed(host: Host) -> tuple[set[str], set[str], str]:
         found = Namespaces().addresses(host.config.bridge, host.instances[Side.A].paths.netns)
