@@ -275,11 +275,11 @@ class TcUplink:
             for name in self._representors.values():
                 if (link := kernel.link(name)) is not None:
                     names[link.index] = name
-            ours = sort(kernel.rules(device), ETH_P_IP, self._keys).ours
+            ours = sort(kernel.rules(device), *self._given).ours
         if ours is None:
             return []
         to = names.get(ours.target or 0, "another device")
-        return [f"{self._device}: UDP port {VXLAN_UDP_PORT} of address {self._vtep} to {to}"]
+        return [f"{self._device}: {self._match} to {to}"]
 
     def check(self) -> list[Finding]:
         try:

@@ -15,15 +15,18 @@ import pytest
 
 from ovs_hotswap.errors import UplinkError
 from ovs_hotswap.model import Severity, Side
+from ovs_hotswap.uplink import match
 from ovs_hotswap.uplink.base import ShowsRules, Uplink, rules_of
 from ovs_hotswap.uplink.ethtool import IP_USER_FLOW, Ethtool, FlowRule
 from ovs_hotswap.uplink.frames import ETH_P_IP, Host, PacketSockets
 from ovs_hotswap.uplink.i40e import I40eUplink
 from ovs_hotswap.uplink.i40e_rules import CLOUD
-from ovs_hotswap.uplink.tc import ANY, Kernel, Rule, TcUplink, vxlan_keys
+from ovs_hotswap.uplink.tc import ANY, Kernel, Rule, TcUplink, tunnel_keys
 from tests.support.fake_i40e import FakeCards, FakeI40e, Look, Match, plan
 from tests.support.uplink_bed import Bed, Calls, Driver, Failing
 from tests.unit.test_uplink import MAC, PF, REP_A, REP_B, VTEP, FakeTrafficControl
+
+MATCH = match.Match(VTEP)
 
 
 @dataclass
@@ -38,7 +41,7 @@ class TcBed:
 
     def uplink(self) -> Uplink:
         return TcUplink(
-            device="pf0", representors={Side.A: "rep-a", Side.B: "rep-b"}, vtep=VTEP, mac=MAC, mtu=1500, control=self,
+            device="pf0", representors={Side.A: "rep-a", Side.B: "rep-b"}, match=MATCH, mac=MAC, mtu=1500, control=self,
             sockets=PacketSockets(None),
         )  # fmt: skip
 
@@ -50,11 +53,11 @@ class TcBed:
         return {index: list(rules) for index, rules in self.kernel.installed.items() if rules}
 
     def leads_to(self) -> Side | None:
-        targets = {rule.target for rule in self.kernel.installed[PF.index] if rule.keys == vxlan_keys(VTEP)}
+        targets = {rule.target for rule in self.kernel.installed[PF.index] if rule.keys == tunnel_keys(MATCH)}
         return next((side for side, link in ((Side.A, REP_A), (Side.B, REP_B)) if targets == {link.index}), None)
 
     def break_steering(self) -> None:
-        self.kernel.installed[PF.index] = [r for r in self.kernel.installed[PF.index] if r.keys != vxlan_keys(VTEP)]
+        self.kernel.installed[PF.index] = [r for r in self.kernel.installed[PF.index] if r.keys != tunnel_keys(MATCH)]
 
 
 @dataclass
