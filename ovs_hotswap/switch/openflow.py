@@ -68,6 +68,11 @@ class OpenFlow:
         done = self._run("dump-flows", f"cookie={cookie:#x}/{mask:#x}", options=("--no-names",))
         return sum(int(found[1]) for found in re.finditer(r"\bn_packets=(\d+)", done.stdout))
 
+    def arrived(self, port: int) -> int:
+        """Return the packets of any kind that have come in on a port; 0 if the port does not count them."""
+        done = self._run("dump-ports", str(port))
+        return sum(int(found[1]) for found in re.finditer(r"\brx pkts=(\d+)", done.stdout))
+
     def packet_out(self, frame: bytes, actions: str) -> None:
         """Have the switch carry out ``actions`` on an Ethernet frame, as if a controller had sent it."""
         self._run("packet-out", f"in_port=CONTROLLER,packet={frame.hex()},actions={actions}")

@@ -54,7 +54,9 @@ class Soak(Step[Upgrade]):
             if left <= -_STRAYS_S and (waiting := strays.waiting):
                 raise SwitchError(_text(context, waiting), hint=context.without(waiting))
             if left <= 0 and not patience.waiting and not strays.waiting:
-                break
+                if not traffic.waiting:
+                    break
+                run.progress("wait until packets are seen to pass the uplink")
         uplink_proof.tell(run, traffic.findings())
         goes_on = checks.polling(context.new, comes_round(host, context.new))
         answers = host.instances[context.new].status().dpdk_initialized is not None

@@ -11,6 +11,7 @@ from ovs_hotswap.errors import HotswapError, SwitchError, UplinkError
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.uplink_ends import UplinkEnds
 from ovs_hotswap.model import Finding, Proof, Severity, Side, Way
+from ovs_hotswap.overlay.ports import UPLINK_PORT
 from ovs_hotswap.overlay.tables import KIND_MASK, Kind, cookie
 from ovs_hotswap.plan.executor import StepContext
 from ovs_hotswap.switch.answering import see_answering
@@ -33,6 +34,7 @@ class Counters:
     received: int
     given: int | None
     taken: int | None
+    arrived: int = 0
 
     def until(self, later: Counters) -> Passed:
         def between(first: int | None, second: int | None) -> int | None:
@@ -41,7 +43,7 @@ class Counters:
 
         return Passed(
             later.at - self.at, max(0, later.sent - self.sent), max(0, later.received - self.received),
-            between(self.given, later.given), between(self.taken, later.taken),
+            between(self.given, later.given), between(self.taken, later.taken), max(0, later.arrived - self.arrived),
         )  # fmt: skip
 
 
@@ -58,6 +60,7 @@ def counters(host: Host, side: Side) -> Counters:
         host.system.monotonic(), flows.packets(cookie(Kind.TO_UPLINK)),
         flows.packets(cookie(Kind.FROM_TUNNEL), KIND_MASK),
         None if steered is None else steered.given, None if steered is None else steered.taken,
+        flows.arrived(UPLINK_PORT),
     )  # fmt: skip
 
 
@@ -71,7 +74,21 @@ def check(host: Host, active: Side, begun: Counters | None) -> list[Finding]:
         return found
     if begun is not None and any(each.check == uplink_checks.PROGRAMS for each in found):
         found = uplink_checks.steering(found, _something(host, active, begun))
+    elif begun is not None:
+        found = found + _rule(host, active, begun)
     return found + uplink_checks.proof(active, prove(host, active))
+
+
+def _rule(host: Host, side: Side, begun: Counters) -> list[Finding]:
+    """Judge the counter of the rule that steers to the active side. Waits only if packets pass by the rule."""
+    seen = begun.until(counters(host, side))
+    if seen.given is None or seen.given or max(seen.sent, seen.received) < uplink_checks.ENOUGH:
+        return []
+    host.system.sleep(SAMPLE_S)
+    middle = counters(host, side)
+    host.system.sleep(_SURE_S)
+    end = counters(host, side)
+    return uplink_checks.rule(side, begun.until(end), middle.until(end))
 
 
 def _something(host: Host, side: Side, begun: Counters) -> Passed:
@@ -87,19 +104,25 @@ def _something(host: Host, side: Side, begun: Counters) -> Passed:
 
 
 def prove_new(context: Upgrade, run: StepContext) -> None:
-    """Prove the new instance's uplink before any VM depends on it. Raises SwitchError if it passes less than the old
-    one's."""
+    """Prove the new instance's uplink before any VM depends on it, and record the proof in the journal. Raises
+    SwitchError if it passes less than the old one's."""
     host, new, old = context.host, context.new, context.old
+    found, fault, compared = Proof(), None, Proof()
     try:
         found = prove(host, new)
     except UplinkError as error:
-        run.warn(f"instance {new}'s uplink is not proven: {error.message}")
-        return
-    compared = None
+        fault = error
     if not (found.out and found.into) and not context.look().old_lost:
         with contextlib.suppress(HotswapError):  # the old one may be faulty, which may be why it is replaced
             compared = prove(host, old)
-    tell(run, uplink_checks.proof(new, found, compared))
+    run.remember(uplink_proof=asdict(found))
+    if fault is None:
+        tell(run, uplink_checks.proof(new, found, compared))
+        return
+    text = f"instance {new}'s uplink is not proven: {fault.message}"
+    if compared.out and compared.into:
+        raise SwitchError(f"{text}; instance {old}'s is", hint=fault.hint)
+    run.warn(text)
 
 
 def begin(context: Upgrade, run: StepContext) -> None:
@@ -110,8 +133,8 @@ def begin(context: Upgrade, run: StepContext) -> None:
 
 
 def end(context: Upgrade, run: StepContext) -> None:
-    """Record what has passed on the old instance: since ``begin``, or in the last second if that was slower, because
-    traffic that is over by now is not expected on the new instance."""
+    """Record what has passed on the old instance: all since ``begin``, and what to expect of the new one. This is the
+    same, or the last second if that was slower, because traffic that is over by now does not come again."""
     begun: Any = run.facts.get("uplink_begun")
     if context.look().old_lost or not isinstance(begun, dict) or "uplink_before" in run.facts:
         return
@@ -122,32 +145,56 @@ def end(context: Upgrade, run: StepContext) -> None:
         last = late.until(counters(host, context.old))
         before = since.until(late)
         if before.seconds > 0 and last.seconds > 0:  # a resumed upgrade may have another clock
-            run.remember(uplink_before=asdict(min(before, last, key=lambda each: each.received / each.seconds)))
+            slower = min(before, last, key=lambda each: each.received / each.seconds)
+            run.remember(uplink_before=asdict(slower), uplink_carried=asdict(before))
 
 
 class Traffic:
-    """What passes on a side after the traffic was steered to it, counted from the first ``look``. Counters that cannot
-    be read are only a warning: other checks judge whether the instance lives."""
+    """What passes on a side after the traffic was steered to it, counted from the first ``look``. ``before``: what is
+    expected. ``carried``: what the other side has carried. ``proof``: that of this side's uplink by frames.
 
-    def __init__(self, host: Host, side: Side, before: Passed | None = None) -> None:
-        self._host, self._side, self._before = host, side, before
+    Counters that cannot be read are a warning if the uplink is proven otherwise: other checks judge whether the
+    instance lives."""
+
+    def __init__(
+        self, host: Host, side: Side, before: Passed | None = None, carried: Passed | None = None,
+        proof: Proof | None = None,
+    ) -> None:  # fmt: skip
+        self._host, self._side, self._before, self._carried = host, side, before, carried
+        self._proof = proof or Proof()
         self._begun: Counters | None = None
-        self._early = True
+        self._due = [(_SURE_S, self._now), (uplink_checks.PATIENCE_S, self._unshown)]  # the judgements before the end
 
     @staticmethod
     def of(context: Upgrade, run: StepContext) -> Traffic:
-        before: Any = run.facts.get("uplink_before")
-        return Traffic(context.host, context.new, Passed(**before) if isinstance(before, dict) else None)
+        def passed(name: str) -> Passed | None:
+            fact: Any = run.facts.get(name)
+            return Passed(**fact) if isinstance(fact, dict) else None
+
+        proof: Any = run.facts.get("uplink_proof")
+        return Traffic(context.host, context.new, passed("uplink_before"), passed("uplink_carried"),
+                       Proof(**proof) if isinstance(proof, dict) else None)  # fmt: skip
 
     def look(self) -> None:
-        """Judge the traffic once, before a long soak is over, so that VMs that are cut off do not wait for its end.
-        Raises SwitchError."""
+        """Judge the traffic before a long soak is over, so that VMs that are cut off do not wait for its end. Raises
+        SwitchError."""
         if self._begun is None:
             with contextlib.suppress(HotswapError):
                 self._begun = counters(self._host, self._side)
-        elif self._early and self._elapsed >= _SURE_S:
-            self._early = False
-            checks.verdict(self._now(), SwitchError)
+        elif self._due and self._elapsed >= self._due[0][0]:
+            _, judge = self._due.pop(0)
+            checks.verdict(judge(), SwitchError)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether packets must still be shown to pass, and there is time for that."""
+        if self._begun is None or self._elapsed >= uplink_checks.PATIENCE_S:
+            return False
+        try:
+            open_yet = uplink_checks.undecided(self._passed(), self._before, self._proof)
+        except HotswapError:
+            open_yet = False
+        return open_yet or bool(self._unshown())
 
     def findings(self) -> list[Finding]:
         """The findings at the end of a soak. Waits until they are certain, if packets seem to be missing. Raises
@@ -156,7 +203,7 @@ class Traffic:
         self._host.system.sleep(max(0.0, SAMPLE_S - self._elapsed))
         while (found := self.settled()) is None:
             self._host.system.sleep(_AGAIN_S)
-        return found
+        return found + self._unshown()
 
     def settled(self) -> list[Finding] | None:
         """The findings, or ``None`` while it is too early for them. Does not wait."""
@@ -169,14 +216,23 @@ class Traffic:
     def _elapsed(self) -> float:
         return _SURE_S if self._begun is None else self._host.system.monotonic() - self._begun.at
 
+    def _passed(self) -> Passed:
+        begun = self._begun or counters(self._host, self._side)
+        return begun.until(counters(self._host, self._side))
+
     def _now(self) -> list[Finding]:
         try:
-            begun = self._begun or counters(self._host, self._side)
-            passed = begun.until(counters(self._host, self._side))
+            return uplink_checks.traffic(self._side, self._passed(), self._before, self._proof)
         except HotswapError as error:
             text = f"instance {self._side}'s uplink is not proven by traffic: {error.message}"
             return [Finding(uplink_checks.NAME, Severity.WARNING, text, error.hint)]
-        return uplink_checks.traffic(self._side, passed, self._before)
+
+    def _unshown(self) -> list[Finding]:
+        try:
+            passed = self._passed()
+        except HotswapError:
+            passed = Passed(self._elapsed, 0, 0)
+        return uplink_checks.unshown(self._side, passed, self._carried, self._proof)
 
 
 def tell(run: StepContext, findings: Iterable[Finding]) -> None:

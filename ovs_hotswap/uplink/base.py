@@ -9,6 +9,7 @@ from ovs_hotswap.config import Config, UplinkConfig
 from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.model import Finding, Proof, Side, Steered, Way
 from ovs_hotswap.overlay.intent import ETHERNET_MTU, Intent
+from ovs_hotswap.uplink.flower import FlowerUplink
 from ovs_hotswap.uplink.frames import Host, PacketSockets
 from ovs_hotswap.uplink.i40e import I40eUplink
 from ovs_hotswap.uplink.i40e_card import KernelCards
@@ -16,6 +17,7 @@ from ovs_hotswap.uplink.i40e_rules import Plan
 from ovs_hotswap.uplink.match import Match
 from ovs_hotswap.uplink.none import NoUplink
 from ovs_hotswap.uplink.proof import End
+from ovs_hotswap.uplink.redirect import RedirectUplink
 from ovs_hotswap.uplink.rtnl import RtnlTrafficControl
 from ovs_hotswap.uplink.tc import TcUplink
 
@@ -89,16 +91,18 @@ def make_uplink(config: Config, intent: Intent, switches: Switches, *, quick: bo
         case "none":
             return NoUplink()
         case "tc":
-            return _tc(uplink, intent, quick=quick)
+            return _redirect(TcUplink, uplink, intent, quick=quick)
+        case "switchdev":
+            return _redirect(FlowerUplink, uplink, intent, quick=quick)
         case "i40e":
             return _i40e(uplink, intent, quick=quick)
     raise ConfigError(f'uplink: this version has no driver "{uplink.driver}"')
 
 
-def _tc(uplink: UplinkConfig, intent: Intent, *, quick: bool) -> Uplink:
+def _redirect(kind: type[RedirectUplink], uplink: UplinkConfig, intent: Intent, *, quick: bool) -> Uplink:
     if uplink.device is None or uplink.representor_a is None or uplink.representor_b is None:
-        raise ConfigError('uplink: driver "tc" needs device, representor_a and representor_b')
-    return TcUplink(
+        raise ConfigError(f'uplink: driver "{uplink.driver}" needs device, representor_a and representor_b')
+    return kind(
         device=uplink.device,
         representors={Side.A: uplink.representor_a, Side.B: uplink.representor_b},
         match=Match(intent.vtep.address, intent.vtep.port, intent.vtep.vlan),

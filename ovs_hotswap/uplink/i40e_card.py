@@ -17,7 +17,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from ovs_hotswap.errors import UplinkError
 from ovs_hotswap.uplink.ethtool import Ethtool, Ioctl, SocketIoctl, open_ioctl
 from ovs_hotswap.uplink.rtnl import RtnlKernel
-from ovs_hotswap.uplink.tc import Link
+from ovs_hotswap.uplink.rules import Link
 
 _WITH_FUNCTIONS = 1  # RTEXT_FILTER_VF, include/uapi/linux/rtnetlink.h
 _LINK_DISABLED = 2  # IFLA_VF_LINK_STATE_DISABLE, include/uapi/linux/if_link.h

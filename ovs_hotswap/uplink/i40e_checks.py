@@ -14,7 +14,7 @@ from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.uplink.ethtool import UDP_V4_FLOW, DriverInfo, FlowRule
 from ovs_hotswap.uplink.i40e_card import Card, Function
 from ovs_hotswap.uplink.i40e_rules import Place, Plan, words
-from ovs_hotswap.uplink.tc import Link
+from ovs_hotswap.uplink.rules import Link
 
 _OTHERS = (
     'uplink.driver = "announce" (any NIC whose peers learn MAC addresses), "tc" (in software, over a device that '

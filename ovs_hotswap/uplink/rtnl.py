@@ -1,4 +1,4 @@
-"""The devices and u32 filters of a network namespace, through rtnetlink (pyroute2). ``tc.TcUplink`` works on them."""
+"""The devices and filters of a network namespace, through rtnetlink (pyroute2). ``RedirectUplink`` works on them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from pyroute2 import IPRoute
+from pyroute2.ethtool.ioctl import IoctlEthtool, NoSuchDevice, NotSupportedError
 from pyroute2.netlink import NLM_F_REQUEST
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTM_GETLINK
 
 from ovs_hotswap.errors import UplinkError
+from ovs_hotswap.uplink import flower, flower_rtnl
+from ovs_hotswap.uplink.frames import in_namespace
 from ovs_hotswap.uplink.programs import tcx_counts
-from ovs_hotswap.uplink.tc import ANY, NODE, Kernel, Key, Link, Rule
+from ovs_hotswap.uplink.rules import FlowerKeys, Kernel, Key, Link, Rule
+from ovs_hotswap.uplink.tc import ANY, NODE
+
+flower_rtnl.register()
 
 INGRESS = 0xFFFFFFF2  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)
 # This is not pyroute2's "get", which also asks for an acknowledgement after the answer and keeps each of them (0.9).
@@ -70,10 +76,24 @@ class RtnlKernel:
             if error.code == errno.ENODEV:
                 return None
             raise
+        bus, parent = message.get_attr("IFLA_PARENT_DEV_BUS_NAME"), message.get_attr("IFLA_PARENT_DEV_NAME")
         return Link(
             message["index"], message["state"] == "up", str(message.get_attr("IFLA_ADDRESS")),
-            int(message.get_attr("IFLA_MTU")),
+            int(message.get_attr("IFLA_MTU")), str(message.get_attr("IFLA_PHYS_SWITCH_ID") or ""),
+            f"{bus}/{parent}" if bus and parent else "",
         )  # fmt: skip
+
+    def offloads(self, name: str) -> bool:
+        def read() -> bool:
+            with contextlib.closing(IoctlEthtool(name)) as device:
+                try:
+                    return bool(device.get_features().is_active("hw-tc-offload"))
+                except NoSuchDevice as error:
+                    raise OSError(errno.ENODEV, f"no network device {name}") from error
+                except (NotSupportedError, KeyError):
+                    return False
+
+        return in_namespace(self._namespace, read)
 
     def programs(self, link: Link) -> tuple[str, ...]:
         found = [f"{count} tcx programs on {way}" for way, count in tcx_counts(self._namespace, link.index).items()]
@@ -98,22 +118,36 @@ class RtnlKernel:
         try:
             self._replace(link, rule)
         except NetlinkError as error:
-            if error.code != errno.EINVAL:  # there is no clsact yet (net/sched/cls_api.c, __tcf_qdisc_find)
+            # There may be no clsact yet (net/sched/cls_api.c, __tcf_qdisc_find).
+            if error.code != errno.EINVAL or not self._add_clsact(link):
                 raise
-            self._route.tc("add", "clsact", link.index)
             self._replace(link, rule)
 
+    def _add_clsact(self, link: Link) -> bool:
+        """Whether the device had no clsact and has one now."""
+        try:
+            self._route.tc("add", "clsact", link.index)
+        except NetlinkError as error:
+            if error.code == errno.EEXIST:
+                return False
+            raise
+        return True
+
     def _replace(self, link: Link, rule: Rule) -> None:
+        if isinstance(rule.keys, FlowerKeys):
+            kind, keys = flower_rtnl.KIND, {"handle": rule.handle or flower.HANDLE, "keys": rule.keys}
+        else:
+            kind, keys = "u32", {"handle": rule.handle or NODE, "keys": [_text(key) for key in rule.keys], "target": 0}
         self._route.tc(
-            "replace-filter", "u32", link.index, handle=rule.handle or NODE, parent=INGRESS, prio=rule.priority,
-            protocol=rule.protocol, target=0, keys=[_text(key) for key in rule.keys],
+            "replace-filter", kind, link.index, parent=INGRESS, prio=rule.priority, protocol=rule.protocol, **keys,
             action={"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": rule.target},
         )  # fmt: skip
 
     def delete(self, link: Link, rule: Rule, *, whole_priority: bool) -> None:
         self._route.tc(
-            "del-filter", "u32", link.index, handle=0 if whole_priority else rule.handle, parent=INGRESS,
-            prio=rule.priority, protocol=rule.protocol, target=0,
+            "del-filter", flower_rtnl.KIND if isinstance(rule.keys, FlowerKeys) else "u32", link.index,
+            handle=0 if whole_priority else rule.handle, parent=INGRESS, prio=rule.priority, protocol=rule.protocol,
+            target=0,
         )  # fmt: skip
 
 
@@ -130,9 +164,15 @@ def _rule(message: Any) -> Rule | None:
     if message["handle"] == 0 or (kind == "u32" and selector is None):
         return None
     priority, protocol = message["info"] >> 16, struct.unpack("!H", struct.pack("=H", message["info"] & 0xFFFF))[0]
-    if selector is None:
-        return Rule(priority, protocol, message["handle"], (), None)
-    return Rule(priority, protocol, message["handle"], _keys(selector), _target(options), _packets(options))
+    if selector is not None:
+        actions = options.get_attr("TCA_U32_ACT")
+        return Rule(priority, protocol, message["handle"], _keys(selector), _target(actions), _packets(actions) or 0)
+    if kind == flower_rtnl.KIND and options is not None:
+        actions, keys = options.get_attr(flower_rtnl.ACTIONS), flower_rtnl.keys_of(options)
+        counted = _packets(actions) if flower_rtnl.counts(actions) else None
+        return Rule(priority, protocol, message["handle"], keys, _target(actions), counted,
+                    flower_rtnl.in_hardware(options))  # fmt: skip
+    return Rule(priority, protocol, message["handle"], (), None)
 
 
 def _keys(selector: Any) -> tuple[Key, ...]:
@@ -158,18 +198,16 @@ def _keys(selector: Any) -> tuple[Key, ...]:
     return tuple(Key(value, mask, offset) for offset, (value, mask) in sorted(words.items()) if mask) or ANY
 
 
-def _packets(options: Any) -> int:
+def _packets(actions: Any) -> int | None:
     """The packets of the filter's first action (include/uapi/linux/gen_stats.h), whether software or the card has
     carried it out."""
-    actions = options.get_attr("TCA_U32_ACT")
     statistics = actions["attrs"][0][1].get_attr("TCA_ACT_STATS") if actions is not None and actions["attrs"] else None
     basic = None if statistics is None else statistics.get_attr("TCA_STATS_BASIC")
-    return 0 if basic is None else int(basic["packets"])
+    return None if basic is None else int(basic["packets"])
 
 
-def _target(options: Any) -> int | None:
+def _target(actions: Any) -> int | None:
     """The index of the device to which the filter redirects; ``None`` if it has another action, or several."""
-    actions = options.get_attr("TCA_U32_ACT")
     if actions is None or len(actions["attrs"]) != 1:
         return None
     action = actions["attrs"][0][1]

@@ -1,5 +1,5 @@
 """Proves the uplinks of both instances again and again: if the standby's uplink passes nothing, a failover loses
-packets.
+packets. It also compares the counter of the steering's rule with what the active instance receives.
 
 The proofs that once succeeded are remembered, because after a failover there is no other instance to compare with.
 """
@@ -32,6 +32,7 @@ class WireWatch:
         self._once = Proof()
         self._found: dict[Side, Finding] = {}
         self._active: Side | None = None
+        self._counted: list[uplink_proof.Counters] = []  # those of the active side, in the last two rounds
         self._left: list[tuple[Side, Way]] = []  # still to be proven in this round
         self._proof = Proof()  # what is proven so far of the present side
         self._failover: Side | None = None  # the target of a failover that is still to be reported
@@ -46,7 +47,7 @@ class WireWatch:
         """Prove the uplinks of both instances if it is time, or continue a round. Never raises for a fault of the
         host."""
         if active is not self._active:
-            self._active, self._left, self._traffic = active, [], None
+            self._active, self._left, self._traffic, self._counted = active, [], None, []
             self._failover = active if self._failover is active else None
         begun = host.system.monotonic()
         if not self._left and begun >= self._not_before:
@@ -71,7 +72,8 @@ class WireWatch:
                 if any(each is side for each, _ in self._left):
                     return
                 self._remember(self._proof)
-                self._tell(side, uplink_checks.proof(side, self._proof, self._once))
+                found_rule = self._rule(host, side) if side is active else []
+                self._tell(side, uplink_checks.proof(side, self._proof, self._once) + found_rule)
             else:
                 self._forget(side)
         except HotswapError:  # it has ended, or does not answer: the keeper acts on that
@@ -83,6 +85,19 @@ class WireWatch:
             self._traffic.look()
         bad = any(each.severity is not Severity.OK for each in self._found.values())
         self._not_before = host.system.monotonic() + (_BAD_S if bad else _GOOD_S)
+
+    def _rule(self, host: Host, active: Side) -> list[Finding]:
+        """Judge the rule's counter over the last two rounds. It is only a warning here, because packets may pass."""
+        try:
+            now = uplink_proof.counters(host, active)
+        except HotswapError:
+            self._counted = []
+            return []
+        earlier, self._counted = self._counted, [*self._counted[-1:], now]
+        if len(earlier) < 2:
+            return []
+        found = uplink_checks.rule(active, earlier[0].until(now), earlier[1].until(now))
+        return [Finding(each.check, Severity.WARNING, each.text, each.hint) for each in found]
 
     def _tell_failover(self) -> None:
         side = self._failover

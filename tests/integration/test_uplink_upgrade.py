@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from ovs_hotswap.broker.lifecycle import start_broker
+from ovs_hotswap.config import UplinkConfig
 from ovs_hotswap.errors import PrecheckFailed, RolledBack, SwitchError
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.lifecycle import start_instance, stop_for_good
@@ -74,15 +76,54 @@ def test_a_mute_uplink_is_found_before_any_vm_is_moved(bed: Lab, host: Host) -> 
     assert [(seen.guest, seen.lost) for seen in bed.pings.between(begun, bed.pings.mark()) if seen.lost] == []
 
 
-def test_a_deaf_uplink_is_found_before_any_vm_is_moved(bed: Lab, host: Host, system: System) -> None:
+@contextlib.contextmanager
+def deaf(bed: Lab, system: System) -> Iterator[None]:
+    """What is given to instance b's virtual function does not come in."""
     tc = ["ip", "netns", "exec", bed.layout.host_namespace, "tc"]
     taken = ["protocol", "all", "u32", "match", "u32", "0", "0", "action", "mirred", "egress", "redirect", "dev", "lo"]
     system.run([*tc, "filter", "add", "dev", "rep-b", "egress", "pref", "1", *taken])
     try:
-        with pytest.raises(RolledBack, match=r"step prove failed: .* it is deaf"):
-            again(host)
+        yield
     finally:
         system.run([*tc, "filter", "del", "dev", "rep-b", "egress", "pref", "1"])
+
+
+def test_a_function_that_is_up_and_drops_everything_is_found_before_any_vm_is_moved(
+    bed: Lab, host: Host, system: System
+) -> None:
+    begun = bed.pings.mark()
+    with deaf(bed, system), program("xdp-drop", bed.layout.host_namespace, "rep-b"):
+        with pytest.raises(RolledBack, match=r"step prove failed: .* it is mute.*; it is deaf"):
+            again(host)
+    assert [(seen.guest, seen.lost) for seen in bed.pings.between(begun, bed.pings.mark()) if seen.lost] == []
+
+
+def steered_by_another(bed: Lab, host: Host, system: System) -> tuple[Host, Callable[[Event], None]]:
+    """The host with the driver ``none``, and an observer of an upgrade who steers its traffic with it, and back."""
+    uplink = UplinkConfig(namespace=bed.layout.host_namespace)
+    unsteered = Host(bed.config.model_copy(update={"uplink": uplink}), system)
+
+    def steer(event: Event) -> None:
+        if event.step == "steer" and event.kind in (EventKind.DONE, EventKind.UNDONE):
+            upgraded = host.recorded_active() or Side.A
+            host.uplink.steer(upgraded.other if event.kind is EventKind.DONE else upgraded)
+
+    return unsteered, steer
+
+
+def test_what_something_else_steers_to_a_dead_function_is_taken_back(bed: Lab, host: Host, system: System) -> None:
+    """The driver has no device for a proof by frames: the counters of the instance's port are compared."""
+    unsteered, steer = steered_by_another(bed, host, system)
+    with deaf(bed, system), program("xdp-drop", bed.layout.host_namespace, "rep-b"):
+        with pytest.raises(RolledBack, match=r"step soak failed: .* nothing comes in from .*; its port has received"):
+            again(unsteered, steer)
+
+
+def test_what_something_else_steers_is_proven_by_the_vms_traffic(bed: Lab, host: Host, system: System) -> None:
+    for _ in range(2 * int(os.environ.get("OVS_HOTSWAP_UPLINK_ROUNDS", "1"))):
+        unsteered, steer = steered_by_another(bed, host, system)
+        again(unsteered, steer)
+        bed.pings.wait_flowing(30.0)
 
 
 def test_an_uplink_that_fails_later_is_found_before_the_commit(bed: Lab, host: Host) -> None:

@@ -19,7 +19,7 @@ from typing import Literal
 from ovs_hotswap.model import Side
 from ovs_hotswap.uplink.i40e_card import Card, Function
 from ovs_hotswap.uplink.i40e_rules import Plan
-from ovs_hotswap.uplink.tc import Link
+from ovs_hotswap.uplink.rules import Link
 
 Match = Literal["udp-port", "address"]
 

@@ -55,7 +55,8 @@ from ovs_hotswap.system import System
 from ovs_hotswap.upgrade import checks, collect
 from ovs_hotswap.upgrade.checks import VmFacts
 from ovs_hotswap.uplink.pci import Holder, Place
-from ovs_hotswap.uplink.tc import Link, Rule, TcUplink
+from ovs_hotswap.uplink.rules import Link, Rule
+from ovs_hotswap.uplink.tc import TcUplink
 from ovs_hotswap.uplink.vf import Vf
 from ovs_hotswap.uplink.vf_care import VfChange
 from ovs_hotswap.uplink.vf_checks import VfFacts, judge

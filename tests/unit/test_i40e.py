@@ -24,7 +24,7 @@ from ovs_hotswap.uplink.frames import Host, PacketSockets
 from ovs_hotswap.uplink.i40e import I40eUplink
 from ovs_hotswap.uplink.i40e_card import Function, KernelCards, function_of, module_option
 from ovs_hotswap.uplink.i40e_rules import ANY_QUEUE, CLOUD, OUTER
-from ovs_hotswap.uplink.tc import Link
+from ovs_hotswap.uplink.rules import Link
 from tests.support.fake_i40e import EADMINQ, FakeCards, FakeI40e, Match, plan
 
 REFUSED = r"rule 4095 could not be inserted: .*; the rule for instance a is in its place as before"

@@ -190,3 +190,17 @@ def test_stateless_flows_to_fixed_ports_are_fine(flow: str) -> None:
 def test_each_reason_in_a_flow_is_a_finding_of_its_own() -> None:
     found = window_incapable(["ct_state=+est actions=meter:1,NORMAL", "actions=drop", "actions=FLOOD"])
     assert len(found) == 4
+
+
+def test_packets_that_have_come_in_on_a_port() -> None:
+    """The text is what `ovs-ofctl -O OpenFlow14 dump-ports` of Open vSwitch 3.1 prints."""
+    text = """OFPST_PORT reply (OF1.4) (xid=0x2): 1 ports
+  port  1: rx pkts=17, bytes=106, drop=?, errs=?, frame=?, over=?, crc=?
+           tx pkts=5, bytes=0, drop=?, errs=?, coll=?
+           duration=0.027s
+           CUSTOM Statistics
+                      rx_custom_packets_1=1, rx_q0_packets=1, tx_q0_packets=0,
+"""
+    for printed, expected in ((text, 17), (text.replace("rx pkts=17", "rx pkts=?"), 0)):
+        system = Ofctl(printed)
+        assert OpenFlow(system, MGMT).arrived(1) == expected

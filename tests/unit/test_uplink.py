@@ -22,18 +22,8 @@ from ovs_hotswap.uplink.base import make_uplink
 from ovs_hotswap.uplink.frames import ETH_P_8021Q, ETH_P_ALL, ETH_P_IP, ETH_P_IPV6, PacketSockets
 from ovs_hotswap.uplink.match import Match
 from ovs_hotswap.uplink.none import NoUplink
-from ovs_hotswap.uplink.tc import (
-    ANY,
-    NODE,
-    PRIORITY,
-    Kernel,
-    Key,
-    Link,
-    Rule,
-    TcUplink,
-    ours,
-    tunnel_keys,
-)
+from ovs_hotswap.uplink.rules import Kernel, Key, Link, Rule
+from ovs_hotswap.uplink.tc import ANY, NODE, PRIORITY, TcUplink, ours, tunnel_keys
 
 VTEP = "172.31.0.1"
 MAC = "52:54:00:1f:00:01"
@@ -52,6 +42,7 @@ class FakeTrafficControl:
     loses_writes: bool = False
     bpf: dict[int, tuple[str, ...]] = field(default_factory=dict)
     blocks: dict[int, int] = field(default_factory=dict)
+    offloading: set[str] = field(default_factory=set)
 
     @contextmanager
     def open(self) -> Iterator[Kernel]:
@@ -70,6 +61,9 @@ class FakeTrafficControl:
 
     def programs(self, link: Link) -> tuple[str, ...]:
         return self.bpf.get(link.index, ())
+
+    def offloads(self, name: str) -> bool:
+        return name in self.offloading
 
     def replace(self, link: Link, rule: Rule) -> None:
         rules = self.installed.setdefault(link.index, [])
@@ -297,19 +291,46 @@ def test_an_underlay_of_another_shape_gets_another_filter(kernel: FakeTrafficCon
 
 def test_filters_of_others_are_not_ours() -> None:
     match = Match(VTEP)
-    mine = Rule(PRIORITY, match.protocol, 0x80100000 | NODE, tunnel_keys(match), 3)
+    keys = tunnel_keys(match)
+    mine = Rule(PRIORITY, match.protocol, 0x80100000 | NODE, keys, 3)
     for other, expected in (
         (mine, True),
         (replace(mine, protocol=ETH_P_8021Q), True),
         (replace(mine, protocol=ETH_P_IPV6), False),
         (replace(mine, handle=0x80100002), False),
         (replace(mine, keys=ANY), False),
-        (replace(mine, keys=mine.keys[:-1]), False),
-        (replace(mine, keys=(*mine.keys[:2], Key(0x00060000, 0x00FF0000, 8), *mine.keys[3:])), False),  # TCP
+        (replace(mine, keys=keys[:-1]), False),
+        (replace(mine, keys=(*keys[:2], Key(0x00060000, 0x00FF0000, 8), *keys[3:])), False),  # TCP
     ):
         assert ours(other, match.protocol, tunnel_keys(match)) is expected
         assert not ours(other, ETH_P_ALL, ANY)
     assert ours(replace(mine, protocol=ETH_P_ALL, keys=ANY), ETH_P_ALL, ANY)
+
+
+def in_switchdev_mode(link: Link, switch: str = "a4bf01") -> Link:
+    return replace(link, switch=switch, parent="pci/0000:3b:00.0")
+
+
+def test_check_says_for_which_nics_the_driver_is(kernel: FakeTrafficControl) -> None:
+    kernel.links["pf0"] = replace(PF, parent="pci/0000:3b:00.0")
+    (finding,) = uplink(kernel).check()
+    assert finding.severity is Severity.WARNING
+    assert "rep-a and rep-b are no representors of this NIC" in finding.text
+    kernel.links |= {"pf0": in_switchdev_mode(PF), "rep-a": in_switchdev_mode(REP_A)}
+    kernel.links["rep-b"] = in_switchdev_mode(REP_B, "another")
+    (finding,) = uplink(kernel).check()
+    assert "rep-b are no representors" in finding.text
+
+
+def test_check_says_that_the_card_could_do_it(kernel: FakeTrafficControl) -> None:
+    kernel.links = {name: in_switchdev_mode(link) for name, link in kernel.links.items()}
+    uplink(kernel).steer(Side.A)
+    assert len(uplink(kernel).check()) == 1
+    kernel.offloading = {"pf0"}
+    owned, found = uplink(kernel).check()
+    assert (owned.severity, found.severity) == (Severity.OK, Severity.OK)
+    assert "instance a" in owned.text
+    assert found.hint == 'driver = "switchdev" in [uplink]'
 
 
 def configuration(driver: str) -> Config:

@@ -21,8 +21,10 @@ from ovs_hotswap.uplink.ethtool import IP_USER_FLOW, Ethtool, FlowRule
 from ovs_hotswap.uplink.frames import ETH_P_IP, Host, PacketSockets
 from ovs_hotswap.uplink.i40e import I40eUplink
 from ovs_hotswap.uplink.i40e_rules import CLOUD
-from ovs_hotswap.uplink.tc import ANY, Kernel, Rule, TcUplink, tunnel_keys
+from ovs_hotswap.uplink.rules import Kernel, Rule
+from ovs_hotswap.uplink.tc import ANY, TcUplink, tunnel_keys
 from tests.support.fake_i40e import FakeCards, FakeI40e, Look, Match, plan
+from tests.support.flower_kernel import FlowerBed
 from tests.support.uplink_bed import Bed, Calls, Driver, Failing
 from tests.unit.test_uplink import MAC, PF, REP_A, REP_B, VTEP, FakeTrafficControl
 
@@ -98,6 +100,7 @@ def _without_package() -> Bed:
 
 DRIVERS = [
     Driver("tc", TcBed),
+    Driver("switchdev", FlowerBed),
     Driver("i40e, UDP port", I40eBed),
     Driver("i40e, outer address", lambda: I40eBed("address")),
     Driver("i40e, address", _without_package),

@@ -188,7 +188,7 @@ def severity(found: list[Finding]) -> Severity:
         (Proof(False, False), Proof(True, False), Severity.ERROR, "it is mute"),
         (Proof(False, True), Proof(False, True), Severity.WARNING, "not proven: no neighbour"),
         (Proof(True, False), None, Severity.WARNING, "not proven: frames cannot be given"),
-        (Proof(None, None), Proof(True, True), Severity.WARNING, "not proven"),
+        (Proof(None, None), None, Severity.WARNING, "not proven: no neighbour of the overlay file can be asked"),
     ],
 )  # fmt: skip
 def test_what_the_proofs_say(new: Proof, old: Proof | None, expected: Severity, text: str) -> None:
@@ -207,8 +207,9 @@ BEFORE = Passed(2.0, 100, 100, 100, 100)
         (Passed(2.0, 90, 3, None, None), None, Severity.OK),
         (Passed(2.0, 90, 0, 0, 90), BEFORE, Severity.ERROR),  # mute for what matters, or taken before it is steered
         (Passed(2.0, 90, 0, 90, 90), None, Severity.ERROR),  # deaf
-        (Passed(4.0, 5, 0, 0, 5), BEFORE, Severity.WARNING),  # the VMs have finished, as well as the other hosts
-        (Passed(4.0, 0, 0, 0, 0), BEFORE, Severity.WARNING),
+        (Passed(4.0, 5, 0, 0, 5), BEFORE, Severity.ERROR),  # they try again, ever more slowly
+        (Passed(4.0, 0, 0, 0, 0), BEFORE, Severity.ERROR),
+        (Passed(4.0, 0, 0, 0, 0), Passed(2.0, 0, 100), Severity.ERROR),  # what comes in one way
         (Passed(2.0, 90, 5, 5, 0), None, Severity.ERROR),  # the host sees nothing of it
         (Passed(2.0, 90, 0, 3, 90), None, Severity.WARNING),
         (Passed(2.0, 0, 0, 0, 0), None, Severity.WARNING),
@@ -218,6 +219,74 @@ BEFORE = Passed(2.0, 100, 100, 100, 100)
 )  # fmt: skip
 def test_what_the_traffic_says(after: Passed, before: Passed | None, expected: Severity) -> None:
     assert severity(uplink_checks.traffic(Side.B, after, before)) is expected
+
+
+@pytest.mark.parametrize(
+    ("after", "proof", "expected"),
+    [
+        (Passed(4.0, 0, 0, 0, 0), Proof(True, True), Severity.WARNING),  # the VMs and the other hosts have finished
+        (Passed(4.0, 0, 0, 0, 0), Proof(False, True), Severity.ERROR),
+        (Passed(4.0, 5, 0, 0, 5), Proof(True, True), Severity.ERROR),
+        (Passed(4.0, 0, 0, 90, 0), Proof(True, True), Severity.ERROR),
+    ],
+)
+def test_vms_that_send_nothing_any_more_may_have_finished(after: Passed, proof: Proof, expected: Severity) -> None:
+    assert severity(uplink_checks.traffic(Side.B, after, BEFORE, proof)) is expected
+
+
+def missing(after: Passed, carried: Passed | None, proof: Proof) -> str:
+    return " ".join(each.text for each in uplink_checks.unshown(Side.B, after, carried, proof))
+
+
+def test_each_way_must_be_shown_by_frames_or_by_traffic() -> None:
+    silent = Passed(30.0, 0, 0)
+    assert missing(silent, BEFORE, Proof(True, True)) == missing(Passed(1.0, 5, 5), BEFORE, Proof()) == ""
+    assert "nothing came in" in missing(silent, BEFORE, Proof())
+    assert "nothing was sent" in missing(silent, BEFORE, Proof())
+    assert "nothing is answered" in missing(Passed(30.0, 9, 0), BEFORE, Proof(False, True))
+    assert "nothing came in" not in missing(Passed(30.0, 0, 9), BEFORE, Proof())
+    assert "nothing came in" not in missing(silent, BEFORE, Proof(False, True))
+    assert missing(silent, None, Proof()) == missing(silent, Passed(9.0, 0, 0), Proof()) == ""
+    assert missing(silent, Passed(9.0, 50, 0), Proof()) == "", "it was never answered on the other side"
+
+
+def test_the_port_tells_where_packets_are_lost() -> None:
+    """Something else steers the traffic, and all packets of the port can be compared."""
+    silent, other = Passed(30.0, 0, 0), Passed(30.0, 0, 0, arrived=9)
+    assert "has received none of any kind" in missing(silent, BEFORE, Proof())
+    assert "has received 9 other packets" in missing(other, BEFORE, Proof())
+    assert "had received 90 packets" in missing(silent, Passed(9.0, 0, 0, arrived=90), Proof())
+    assert missing(other, Passed(9.0, 0, 0, arrived=90), Proof()) == ""
+    assert missing(silent, Passed(9.0, 0, 0, arrived=3), Proof()) == "", "broadcasts are rare on some networks"
+
+
+@pytest.mark.parametrize(
+    ("after", "before", "expected"),
+    [
+        (Passed(1.0, 0, 0), Passed(9.0, 9, 9), True),
+        (Passed(1.0, 1, 1), Passed(9.0, 9, 9), False),
+        (Passed(25.0, 1, 0), Passed(9.0, 9, 9), False),  # enough are missing
+        (Passed(25.0, 0, 0), Passed(9.0, 9, 9), False),
+        (Passed(1.0, 0, 0), Passed(9.0, 1, 1), False),  # too few would come
+        (Passed(1.0, 0, 0), None, False),
+    ],
+)
+def test_how_long_packets_are_waited_for(after: Passed, before: Passed | None, expected: bool) -> None:
+    assert uplink_checks.undecided(after, before, Proof(True, True)) is expected
+
+
+@pytest.mark.parametrize(
+    ("whole", "late", "expected"),
+    [
+        (Passed(20.0, 50, 50, 0, 50), Passed(10.0, 25, 25), [Severity.ERROR]),
+        (Passed(20.0, 50, 50, 0, 50), Passed(10.0, 25, 0), [Severity.WARNING]),
+        (Passed(20.0, 50, 50, 0, 50), Passed(10.0, 3, 0), []),  # what was counted late
+        (Passed(20.0, 50, 50, 1, 50), Passed(10.0, 25, 25), []),
+        (Passed(20.0, 50, 50, None, 50), Passed(10.0, 25, 25), []),  # the card does not count
+    ],
+)
+def test_a_counter_that_does_not_move(whole: Passed, late: Passed, expected: list[Severity]) -> None:
+    assert [each.severity for each in uplink_checks.rule(Side.A, whole, late)] == expected
 
 
 def test_a_program_in_front_is_an_error_unless_packets_come() -> None:

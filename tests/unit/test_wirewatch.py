@@ -11,8 +11,11 @@ from ovs_hotswap.cli import watch_cmd
 from ovs_hotswap.cli.app import App
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import UplinkError
+from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Proof, Side
 from ovs_hotswap.switch.rpc import NoAnswer
+from ovs_hotswap.upgrade import uplink_proof
+from ovs_hotswap.upgrade.uplink_proof import Counters
 from ovs_hotswap.watchdog import status_file
 from ovs_hotswap.watchdog.standby_plan import Task
 from ovs_hotswap.watchdog.uplink_watch import WireWatch
@@ -59,6 +62,26 @@ def test_a_standby_that_passes_nothing_is_told(config: Config, proof: Proof) -> 
     bed.world.now += 16
     watch.look(bed.host, Side.A)
     assert uplinks(bed) == {"a": "ok", "b": "ok"}
+
+
+def test_a_rule_that_counts_nothing_is_told(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its counter is compared over two rounds, because the switch counts some packets late."""
+    bed = Bed(config)
+    watch = WireWatch(bed.board)
+
+    def counters(host: Host, side: Side) -> Counters:
+        return Counters(bed.world.now, 0, int(bed.world.now * 10), 7, 7)
+
+    monkeypatch.setattr(uplink_proof, "counters", counters)
+    for expected in ("ok", "ok", "warning"):
+        proven(watch, bed)
+        assert uplinks(bed) == {"a": expected, "b": "ok"}
+        bed.world.now += 61
+    assert "has counted no packet in 122 s" in bed.events()[-1]["text"]
+    watch.require(Side.A)
+    watch.after_failover(Side.B)
+    proven(watch, bed, Side.B)
+    assert uplinks(bed)["b"] == "ok", "it has counted nothing there yet"
 
 
 def test_where_nobody_answers_nothing_is_proven(config: Config) -> None:
