@@ -30,6 +30,8 @@ EXAMPLE = """\
 [vtep]
 address = "172.31.0.1/24"
 mac = "52:54:00:1f:00:01"
+# This host's addresses on the links to its next hops, if the VTEP's own is on none of them (a /32 on a loopback).
+# link_addresses = ["192.0.2.1/31", "192.0.2.3/31"]
 # MTU of the underlay, and so of the uplink's devices.
 # mtu = 1500
 # The tag of the underlay's packets, if the instance's port gets them with one.
@@ -71,7 +73,7 @@ vni = 100
 mac = "52:54:00:00:02:01"
 vtep = "172.31.8.9"
 
-# The MAC address of a host or router on the underlay network.
+# A host or router on the underlay network. Without its MAC address, it is asked for, and followed by the watchdog.
 [[neighbour]]
 address = "172.31.0.2"
 mac = "52:54:00:1f:00:02"
@@ -80,7 +82,7 @@ mac = "52:54:00:1f:00:02"
 address = "172.31.0.254"
 mac = "52:54:00:1f:00:fe"
 
-# An underlay network behind a router.
+# An underlay network behind a router. Several gateways are a list: the first one that answers is used.
 [[route]]
 destination = "172.31.8.0/24"
 gateway = "172.31.0.254"
@@ -112,7 +114,7 @@ def _host(app: App) -> Host:
 
 def _differences(host: Host, side: Side, form: Form) -> list[str]:
     flows = host.openflow(side).diff(lines(render(host.intent, form)))
-    return flows + tunnel_diff(host.programmed_tunnels(side), host.tunnel_config)
+    return flows + tunnel_diff(host.underlay.programmed(side), host.underlay.wanted({}))
 
 
 def _refuse_devices(host: Host) -> list[str]:

@@ -57,6 +57,8 @@ ADOPTED = (
     Kind(Section.UPLINK, "uplink", _W),
     Kind(Section.UPLINK, "uplink programs", _W),
     Kind(Section.UPLINK, "mtu", _E),
+    Kind(Section.UPLINK, "next hops", _E, _OVERLAY),
+    Kind(Section.UPLINK, "next hops", _W, _OVERLAY),
     Kind(Section.VMS, "VMs", _E),
     Kind(Section.VMS, "QEMU", _W, "`ovs-hotswap vm list`"),
     Kind(Section.VMS, "memory regions", _E),

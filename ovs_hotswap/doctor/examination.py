@@ -33,6 +33,7 @@ from ovs_hotswap.errors import HotswapError, SwitchError
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.machine import cores, descriptor_limit, running_switches
 from ovs_hotswap.model import Side
+from ovs_hotswap.overlay import path_mtu
 from ovs_hotswap.overlay.intent import ETHERNET_MTU
 from ovs_hotswap.service import device_rights
 from ovs_hotswap.service.hidden_paths import hidden_paths
@@ -283,7 +284,7 @@ def _look_at_overlay(look: Look) -> Iterator[Found]:
     intent, found = files.intent(look.config)
     yield from found
     if intent is not None:
-        yield from adopt(Section.OVERLAY, collect.intent_mtus(intent))
+        yield from adopt(Section.OVERLAY, path_mtu.judge(intent, collect.path_seen(look.host)))
 
 
 def _look_at_broker(look: Look) -> Iterator[Found]:
@@ -300,11 +301,12 @@ def _look_at_active(look: Look) -> Iterator[Found]:
         except SwitchError as error:
             yield running.hangs(error)
             return
-        yield from adopt(Section.INSTANCES, (each for each in found if each.check != checks.MTU))  # the overlay's
+        yield from adopt(Section.INSTANCES, found)
 
 
 def _look_at_uplink(look: Look) -> Iterator[Found]:
     yield from adopt(Section.UPLINK, look.host.uplink.check())
+    yield from adopt(Section.UPLINK, collect.next_hops(look.host))
 
 
 def _look_at_vms(look: Look) -> Iterator[Found]:

@@ -15,9 +15,11 @@ from ovs_hotswap.broker.control.client import BrokerClient
 from ovs_hotswap.config import Active, Config, read_active
 from ovs_hotswap.errors import BusyError, HostError, HotswapError, StateUnknown, SwitchError
 from ovs_hotswap.host import active_record, saved_settings, scheduling
+from ovs_hotswap.host.underlay import Underlay
 from ovs_hotswap.host.uplink_ends import UplinkEnds
 from ovs_hotswap.model import MessageThread, Release, Side
 from ovs_hotswap.overlay.intent import ETHERNET_MTU, Intent, load_intent
+from ovs_hotswap.overlay.path_mtu import TAGS
 from ovs_hotswap.overlay.ports import PEER, PEER_PORT, UPLINK, UPLINK_PORT, VXLAN, VXLAN_PORT
 from ovs_hotswap.overlay.tables import REQUIRED_OTHER_CONFIG, Form, lines, render
 from ovs_hotswap.plan.records import Json
@@ -29,15 +31,15 @@ from ovs_hotswap.switch import threads
 from ovs_hotswap.switch.answering import see_answering, see_going
 from ovs_hotswap.switch.datapath import DatapathPort, await_ports, ports, ports_with_mtus, put_ports
 from ovs_hotswap.switch.instance import Instance, State
-from ovs_hotswap.switch.memory import DEFAULT_MTU, Demand, PacketPool, Reservation, Uplink, limited, reserve
+from ovs_hotswap.switch.memory import DEFAULT_MTU, Demand, PacketPool, Reservation, Uplink, data_room, limited, reserve
 from ovs_hotswap.switch.notify_pipe import notify_pipe
 from ovs_hotswap.switch.openflow import OpenFlow
 from ovs_hotswap.switch.ovsdb import INTERFACE_TABLES, ROOT_TABLES, BridgeSpec, PortSpec
-from ovs_hotswap.switch.owned import CONFIGURED_SLEEP, PROGRAMMED_TUNNELS
+from ovs_hotswap.switch.owned import CONFIGURED_SLEEP
 from ovs_hotswap.switch.pmd import RxQueue, pmd_rxqs, pmd_sleep_key, pmd_sleep_us, set_vhost_log_level, vhost_log_level
 from ovs_hotswap.switch.pools import packet_pools, page_mib
 from ovs_hotswap.switch.release import Releases
-from ovs_hotswap.switch.tunnel import TunnelConfig, Tunnels
+from ovs_hotswap.switch.tunnel import Tunnels
 from ovs_hotswap.switch.units import InstanceUnit
 from ovs_hotswap.system import System
 from ovs_hotswap.uplink import base
@@ -48,7 +50,7 @@ from ovs_hotswap.waiting import POLL_S, Deadline, wait_until
 _ANSWER_S = 30.0
 _QUICK_ANSWER_S = 2.0  # for a caller that has to continue with or without an answer
 _LOOK_S = 1.0
-TAGS = 8  # of the peer link's tag and one of the guest's (802.1ad)
+_MEMIF_BUFFER = 2048  # bytes: ETH_MEMIF_DEFAULT_PKT_BUFFER_SIZE
 WATCHDOG_S = 60.0  # the longest task of the watchdog: to start an instance and park every VM
 
 
@@ -307,12 +309,14 @@ class Host:
 
     def peer_spec(self, side: Side) -> PortSpec:
         """The side's end of the peer link. A memif has as many receive queues as the other end has transmit queues, and
-        OVS makes one more of these than it has PMD threads."""
-        role = "server" if side is Side.A else "client"
+        OVS makes one more of these than it has PMD threads. A frame must fit into one of its buffers: the driver would
+        make a chain of several (drivers/net/memif, eth_memif_rx), and OVS reads the first one only."""
+        role, mtu = "server" if side is Side.A else "client", self.intent.mtu + TAGS
         devargs = f"net_memif_peer,role={role},id=0,socket-abstract=no,socket={self.peer_socket}"
+        if data_room(mtu) > _MEMIF_BUFFER:
+            devargs += f",bsize={data_room(mtu)}"
         queues = len(set(self.config.instance(side.other).pmd_cores)) + 1
-        options = {"dpdk-devargs": devargs, "n_rxq": str(queues)}
-        return PortSpec(PEER, "dpdk", PEER_PORT, options, mtu=self.intent.mtu + TAGS)
+        return PortSpec(PEER, "dpdk", PEER_PORT, {"dpdk-devargs": devargs, "n_rxq": str(queues)}, mtu=mtu)
 
     def program_database(self, side: Side) -> None:
         """Make the bridge and the ports as the intent says. Raises SwitchError, also if a port cannot be made or
@@ -331,25 +335,12 @@ class Host:
         return sorted(name for name in shapes if name in found and found[name].in_use)
 
     @property
-    def tunnel_config(self) -> TunnelConfig:
-        intent = self.intent
-        return TunnelConfig(
-            intent.vtep.interface,
-            {route.destination: route.gateway for route in intent.routes},
-            {neighbour.address: neighbour.mac for neighbour in intent.neighbours},
-        )
-
-    def programmed_tunnels(self, side: Side) -> TunnelConfig | None:
-        """What ``program_tunnels`` last gave the running side; ``None`` if that is not known."""
-        with self.instances[side].database(tables=ROOT_TABLES) as database:
-            return TunnelConfig.of_note(database.external_ids().get(PROGRAMMED_TUNNELS))
+    def underlay(self) -> Underlay:
+        return Underlay(self.config, self.intent, self.instances, UplinkEnds(self.openflow), self.recorded_active)
 
     def program_tunnels(self, side: Side) -> None:
         """Give the side the intent's VTEP address, routes and neighbours, and remove those that have left it."""
-        wanted = self.tunnel_config
-        self.tunnels(side).put(wanted, self.programmed_tunnels(side))
-        with self.instances[side].database(tables=ROOT_TABLES) as database:
-            database.set_other_config({}, {PROGRAMMED_TUNNELS: wanted.note()})
+        self.underlay.program(side)
 
     def program_flows(self, side: Side, form: Form) -> None:
         self.openflow(side).replace(lines(render(self.intent, form)))

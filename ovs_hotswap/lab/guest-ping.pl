@@ -13,6 +13,7 @@
 
 $| = 1;
 my ($AF_INET, $SOCK_DGRAM, $IPPROTO_ICMP, $SOL_SOCKET, $SO_RCVBUF, $MSG_DONTWAIT) = (2, 2, 1, 1, 8, 0x40);
+my ($IPPROTO_IP, $IP_MTU_DISCOVER, $IP_PMTUDISC_DO) = (0, 10, 2);
 my ($SYS_clock_gettime, $CLOCK_MONOTONIC, $ECHO) = (228, 1, 8);    # x86-64
 my $FLUSH = 0.1;
 
@@ -28,6 +29,8 @@ my (@flows, $all);
 while (my ($target, $report) = splice(@ARGV, 0, 2)) {
     socket(my $socket, $AF_INET, $SOCK_DGRAM, $IPPROTO_ICMP) or die "socket: $!";
     setsockopt($socket, $SOL_SOCKET, $SO_RCVBUF, pack('i', 1 << 20)) or die "setsockopt: $!";
+    # Never in fragments: a request that does not fit is not sent.
+    setsockopt($socket, $IPPROTO_IP, $IP_MTU_DISCOVER, pack('i', $IP_PMTUDISC_DO)) or die "setsockopt: $!";
     open(my $out, '>', $report) or die "$report: $!";
     syswrite($out, "run\n");
     ($target, my $bytes) = split(/:/, $target);

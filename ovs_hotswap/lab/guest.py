@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ovs_hotswap.backends import BackendMode
 from ovs_hotswap.errors import LabError
-from ovs_hotswap.lab.layout import GUEST_MTU, OVERLAY_PREFIX, REMOTE, GuestLayout, Layout, Target
+from ovs_hotswap.lab.layout import GUEST_MTU, OVERLAY_PREFIX, REMOTE, GuestLayout, GuestOptions, Layout, Target
 from ovs_hotswap.model import Side
 from ovs_hotswap.system import System
 
@@ -34,7 +34,7 @@ def command_line(layout: Layout, guest: GuestLayout, kernel: Path) -> list[str]:
     queues = options.queues
     device = [f"mac={guest.mac}", *(["mq=on"] if queues > 1 else []), "vectors=0", *options.device]
     slots = f",slots={options.memory_slots},maxmem={_MOST_MB}M" if options.memory_slots else ""
-    targets = ",".join(f"{target.address}:{_payload(target, options.mtu)}" for target in guest.targets)
+    targets = ",".join(f"{target.address}:{_payload(target, options)}" for target in guest.targets)
     boot = [
         "console=ttyS0", "quiet", "panic=-1", "mitigations=off",
         f"lab_address={guest.address}/{OVERLAY_PREFIX}", f"lab_mtu={options.mtu}", f"lab_targets={targets}",
@@ -88,11 +88,11 @@ def dual_qemu() -> str:
     return str(found[-1])
 
 
-def _payload(target: Target, mtu: int) -> int:
+def _payload(target: Target, options: GuestOptions) -> int:
     """The number of bytes in a ping after the headers of IP and ICMP. It is that of ping(8), or all that fit into a
-    jumbo frame, except to the remote host: the underlay carries no jumbo frames (DPDK's af_packet driver takes 1514
-    bytes)."""
-    return mtu - 28 if mtu > GUEST_MTU and target.name != REMOTE else 56
+    jumbo frame, except to the remote host if the underlay does not carry such frames."""
+    carried = target.name != REMOTE or options.mtu <= options.wire.tunnel_mtu
+    return options.mtu - 28 if options.mtu > GUEST_MTU and carried else 56
 
 
 class Guest:

@@ -21,7 +21,6 @@ from pyroute2 import netns
 from ovs_hotswap.config import Config
 from ovs_hotswap.config_file import load_config
 from ovs_hotswap.errors import HotswapError, LabError
-from ovs_hotswap.host.host import TAGS
 from ovs_hotswap.lab.guest import Guest, command_line
 from ovs_hotswap.lab.hugepages import ensure_hugepages, restore_hugepages
 from ovs_hotswap.lab.initramfs import build, find_kernel
@@ -30,8 +29,9 @@ from ovs_hotswap.lab.leftovers import lab_processes, mounts_below
 from ovs_hotswap.lab.network import Network
 from ovs_hotswap.lab.pings import Pings, Stream
 from ovs_hotswap.model import Side
+from ovs_hotswap.overlay.path_mtu import TAGS
 from ovs_hotswap.switch.instance import Instance
-from ovs_hotswap.switch.memory import DEFAULT_MTU, Demand, Reservation, reserve
+from ovs_hotswap.switch.memory import Demand, Reservation, reserve
 from ovs_hotswap.system import System
 from ovs_hotswap.toml_file import Strict
 from ovs_hotswap.waiting import wait_until
@@ -245,7 +245,7 @@ class Lab:
     def _reservation(self) -> Reservation:
         """The huge pages of one instance."""
         options = self.layout.options
-        mtus = (DEFAULT_MTU, options.mtu + TAGS)  # the underlay's and the peer link's
+        mtus = (options.wire.mtu, options.mtu + TAGS)  # the underlay's and the peer link's
         return reserve(Demand((options.queues,) * self.layout.count, mtus, pmds=1))
 
     def _instance_mb(self) -> int:

@@ -20,6 +20,7 @@ from pydantic import AliasChoices, Field
 
 from ovs_hotswap.backends import BackendMode
 from ovs_hotswap.model import Side
+from ovs_hotswap.overlay.intent import ETHERNET_MTU
 from ovs_hotswap.toml_file import Strict
 
 VNI = 100
@@ -71,11 +72,18 @@ class WireOptions(Strict):
         """The length in bits of the prefix of both VTEPs."""
         return UNDERLAY_PREFIX_6 if self.ipv6 else UNDERLAY_PREFIX
 
+    def devargs(self, device: str) -> str:
+        """DPDK's arguments for a port on ``device``. The driver for packet sockets takes frames of up to 1518 bytes,
+        whatever its arguments say (drivers/net/af_packet, eth_dev_info); that for libpcap takes them as they come."""
+        if self.mtu > ETHERNET_MTU:
+            return f"net_pcap0,iface={device}"
+        return f"eth_af_packet0,iface={device},{AF_PACKET_OPTIONS}"
+
 
 class GuestOptions(Strict):
     """How the guests are made. Debian's cloud kernel needs 96 MiB; each queue pair gets a vCPU of its own.
 
-    ``mtu``: the MTU of the guests; if it is more than the underlay carries, their pings to one another are as long.
+    ``mtu``: the MTU of the guests; if it is more than is usual, their pings are as long wherever they are carried.
     ``device``: properties of virtio-net-pci, such as ``mrg_rxbuf=off``. ``memory_slots``: slots for memory that is
     plugged later. ``qemu``: the program. With the ``backend`` ``qemu-dual`` each guest has a vhost-user socket for each
     side, which only a QEMU of the series in qemu-patches supports. ``wire``: the underlay.
@@ -236,7 +244,7 @@ def config_text(layout: Layout, *, memory_mb: int, cores: tuple[int, int]) -> st
         f"""[instances.{side}]
 pmd_cores = [{core}]
 memory_mb = {memory_mb}
-uplink_devargs = "eth_af_packet0,iface=vf-{side},{AF_PACKET_OPTIONS}"
+uplink_devargs = "{layout.options.wire.devargs(f"vf-{side}")}"
 uplink_device = "vf-{side}"
 dpdk_extra = "--no-pci"
 pmd_sleep_us = 100
@@ -288,6 +296,7 @@ address = "{wire.vtep}/{wire.prefix}"
 mac = "{VTEP_MAC}"
 {f"vlan = {wire.vlan}" if wire.vlan is not None else ""}
 {f"udp_port = {wire.udp_port}" if wire.udp_port != 4789 else ""}
+{f"mtu = {wire.mtu}" if wire.mtu != ETHERNET_MTU else ""}
 {"local_jumbo = true" if layout.options.mtu > wire.tunnel_mtu else ""}
 
 {vms}

@@ -89,7 +89,7 @@ class Network:
             host.link("add", ifname=f"rep-{side}", kind="veth", peer={"ifname": f"vf-{side}"})
         for name in (PF, "rep-a", "rep-b", "vf-a", "vf-b"):
             self._without_offloads(self._host, name)
-            host.link("set", ifname=name, state="up")
+            host.link("set", ifname=name, mtu=self._wire.mtu, state="up")
         # The kernel answers ARP for the VTEP. OVS needs no answers: its neighbours are pushed.
         # In a VLAN it hears no such question, and the remote host asks none.
         self._give_address(host, self._host, PF, self._wire.vtep)
@@ -98,7 +98,7 @@ class Network:
         remote.link("set", ifname="lo", state="up")
         index = _index(remote, REMOTE_DEVICE)
         self._without_offloads(self._remote, REMOTE_DEVICE)
-        remote.link("set", index=index, state="up")
+        remote.link("set", index=index, mtu=self._wire.mtu, state="up")
         self._give_address(remote, self._remote, REMOTE_DEVICE, self._wire.remote_vtep)
         if self._wire.vlan is not None:
             tag(remote, index, self._wire.vlan)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import cached_property
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -18,7 +19,18 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from ovs_hotswap import config_rules
 from ovs_hotswap.config import Config
 from ovs_hotswap.overlay.ports import FIRST_VM_PORT, LAST_VM_PORT
-from ovs_hotswap.overlay.values import Destination, Interface, Ip, Mac, Network, VmName, Vni, is_all
+from ovs_hotswap.overlay.values import (
+    Addresses,
+    Destination,
+    Interface,
+    InterfaceAddress,
+    Ip,
+    Mac,
+    Network,
+    VmName,
+    Vni,
+    is_all,
+)
 from ovs_hotswap.toml_file import Strict, load_toml, refuse
 
 # A broadcast becomes one list of datapath actions, and OVS gives up above 64 KiB of them (ofproto-dpif-xlate.c,
@@ -41,6 +53,7 @@ TUNNEL_PORTS = {"vxlan": 4789, "geneve": 6081}  # RFC 7348, section 5; RFC 8926,
 class Vtep(Strict):
     """This host's end of the tunnels. ``mac`` is the MAC of the bridge, and so of the uplink's physical function.
 
+    ``link_addresses``: this host's addresses on the links to its next hops, if the VTEP's own is on none of them.
     ``mtu``: the MTU of the underlay, in bytes; ``None`` leaves it to the switch (1500). ``vlan``: the tag of the
     underlay's packets. ``udp_port``: that of the tunnels, if it is not the one of their kind. ``local_jumbo``: VMs may
     have an MTU that does not fit into the tunnels, for packets between VMs on this host.
@@ -48,6 +61,7 @@ class Vtep(Strict):
 
     interface: Interface = Field(alias="address")
     mac: Mac
+    link_addresses: Annotated[tuple[Interface, ...], Field(strict=False)] = ()
     mtu: Annotated[int, Field(ge=576, le=9600)] | None = None
     vlan: Annotated[int, Field(ge=1, le=4094)] | None = None
     tunnel: Literal["vxlan", "geneve"] = "vxlan"
@@ -97,8 +111,18 @@ class Vtep(Strict):
 
     @property
     def network(self) -> Network:
-        """The addresses that are on-link."""
-        return ip_interface(self.interface).network
+        """The addresses that are on-link at the VTEP's own address."""
+        return self.interfaces[0].network
+
+    @cached_property
+    def interfaces(self) -> tuple[InterfaceAddress, ...]:
+        """This host's addresses on the underlay: the VTEP's own, and those on the links."""
+        return tuple(ip_interface(each) for each in (self.interface, *self.link_addresses))
+
+    def interface_to(self, address: str) -> InterfaceAddress | None:
+        """This host's address on the link to ``address``; ``None`` if that is not on-link."""
+        host = ip_address(address)
+        return next((each for each in self.interfaces if host in each.network), None)
 
 
 class Vm(Strict):
@@ -129,17 +153,23 @@ class Remote(Strict):
 
 
 class Neighbour(Strict):
-    """The MAC address of an on-link host of the underlay."""
+    """An on-link host of the underlay. Without ``mac``, its MAC address is asked for and followed."""
 
     address: Ip
-    mac: Mac
+    mac: Mac | None = None
 
 
 class Route(Strict):
-    """A network of the underlay behind an on-link gateway."""
+    """A network of the underlay behind an on-link gateway. ``gateways``: one, or several in the order of preference, of
+    which the first one that answers is used."""
 
     destination: Destination
-    gateway: Ip
+    gateways: Addresses = Field(alias="gateway", strict=False)
+
+    @property
+    def gateway(self) -> str:
+        """The preferred gateway."""
+        return self.gateways[0]
 
 
 class Intent(Strict):
@@ -280,74 +310,96 @@ def _remote_faults(intent: Intent) -> Iterator[InitErrorDetails]:
     )  # fmt: skip
 
 
+def _link_faults(intent: Intent) -> Iterator[InitErrorDetails]:
+    own, *links = intent.vtep.interfaces
+    for index, link in enumerate(links):
+        if link.ip == own.ip:
+            yield _fault(("vtep", "link_addresses", index), f"{link.ip} is the VTEP's own; list those beside it")
+
+
+def _on_link(intent: Intent) -> str:
+    """The networks that are on-link, in words."""
+    networks = [each.network for each in intent.vtep.interfaces]
+    return ", ".join(str(each) for each in networks if each.num_addresses > 1 or len(networks) == 1)
+
+
+def _strange(intent: Intent, address: str) -> str | None:
+    """Why ``address`` cannot be that of a next hop; ``None`` if it can."""
+    link = intent.vtep.interface_to(address)
+    if address == intent.vtep.address:
+        return f"is this host's own VTEP {address}"
+    if link is None:
+        return f"is not on-link at the VTEP; allowed: addresses in {_on_link(intent)}"
+    if address == str(link.ip):
+        return f"is this host's own address on the link {link}"
+    if is_all(ip_address(address), link.network):
+        return f"is the network or broadcast address of {link.network}, not that of a host"
+    return None
+
+
 def _neighbour_faults(intent: Intent) -> Iterator[InitErrorDetails]:
-    own, network = intent.vtep.address, intent.vtep.network
     for index, neighbour in enumerate(intent.neighbours):
-        if neighbour.address == own:
-            yield _fault(("neighbour", index, "address"), f"{own} is this host's own VTEP, not a neighbour of it")
-        elif ip_address(neighbour.address) not in network:
-            text = f"{neighbour.address} is not on-link at the VTEP; allowed: addresses in {network}"
-            yield _fault(("neighbour", index, "address"), text)
-        elif is_all(ip_address(neighbour.address), network):
-            text = f"{neighbour.address} is the network or broadcast address of {network}, not that of a host"
-            yield _fault(("neighbour", index, "address"), text)
+        if fault := _strange(intent, neighbour.address):
+            yield _fault(("neighbour", index, "address"), f"neighbour {neighbour.address} {fault}")
         if neighbour.mac == intent.vtep.mac:
             text = f"neighbour {neighbour.address} has the VTEP's own MAC {neighbour.mac}; give the neighbour's"
             yield _fault(("neighbour", index, "mac"), text)
     yield from _repeated(
         "neighbour", "address", intent.neighbours, lambda neighbour: neighbour.address,
-        lambda a, b: f"neighbour {b.address} is given twice, with MAC {a.mac} and MAC {b.mac}; allowed: once",
+        lambda a, b: f"neighbour {b.address} is given twice, with {_mac_of(a)} and {_mac_of(b)}; allowed: once",
     )  # fmt: skip
 
 
+def _mac_of(neighbour: Neighbour) -> str:
+    return f"MAC {neighbour.mac}" if neighbour.mac else "no MAC"
+
+
 def _route_faults(intent: Intent) -> Iterator[InitErrorDetails]:
-    own, network = intent.vtep.address, intent.vtep.network
     known = {neighbour.address for neighbour in intent.neighbours}
+    networks = {str(each.network) for each in intent.vtep.interfaces}
     for index, route in enumerate(intent.routes):
-        where = ("route", index, "gateway")
-        if route.gateway == own:
-            yield _fault(where, f"the gateway of {route.destination} is this host's own VTEP {own}")
-        elif ip_address(route.gateway) not in network:
-            text = f"gateway {route.gateway} of {route.destination} is not on-link; allowed: addresses in {network}"
-            yield _fault(where, text)
-        elif route.gateway not in known:
-            text = f"gateway {route.gateway} of {route.destination} has no neighbour entry; add a [[neighbour]] with it"
-            yield _fault(where, text)
-        if route.destination == str(network):
+        for number, gateway in enumerate(route.gateways):
+            fault = _strange(intent, gateway)
+            if fault is None and gateway not in known:
+                fault = "has no neighbour entry; add a [[neighbour]] with it"
+            elif fault is None and gateway in route.gateways[:number]:
+                fault = "is listed twice; allowed: once"
+            if fault:
+                yield _fault(("route", index, "gateway"), f"gateway {gateway} of {route.destination} {fault}")
+        if route.destination == f"{intent.vtep.address}/{intent.vtep.network.max_prefixlen}":
+            text = f"{intent.vtep.address} is this host's own VTEP; remove this [[route]]"
+            yield _fault(("route", index, "destination"), text)
+        elif route.destination in networks:
             text = f"{route.destination} is on-link at the VTEP; remove this [[route]]"
             yield _fault(("route", index, "destination"), text)
-        elif route.destination == f"{own}/{network.max_prefixlen}":
-            yield _fault(("route", index, "destination"), f"{own} is this host's own VTEP; remove this [[route]]")
     yield from _repeated(
         "route", "destination", intent.routes, lambda route: route.destination,
-        lambda a, b: f"{b.destination} is given twice, through gateway {a.gateway} and gateway {b.gateway};"
-        " allowed: once",
+        lambda a, b: f"{b.destination} is given twice, through gateway {', '.join(a.gateways)} and gateway "
+        f"{', '.join(b.gateways)}; allowed: once, and several gateways as a list",
     )  # fmt: skip
 
 
 def _reach_faults(intent: Intent) -> Iterator[InitErrorDetails]:
-    """Check that every remote VTEP has a next hop with a known MAC. Otherwise its tunnel carries nothing."""
-    own, network = intent.vtep.address, intent.vtep.network
+    """Check that every remote VTEP has a next hop in the file. Otherwise its tunnel carries nothing."""
     known = {neighbour.address for neighbour in intent.neighbours}
     destinations = [ip_network(route.destination) for route in intent.routes]
     lengths = sorted({item.prefixlen for item in destinations}, reverse=True)
     routed = {(int(item.network_address), item.prefixlen) for item in destinations}
-    seen = {own}
+    seen = {intent.vtep.address}
     for index, remote in enumerate(intent.remotes):
         if remote.vtep in seen:
             continue
         seen.add(remote.vtep)
-        address = ip_address(remote.vtep)
-        on_link = address in network
+        address, link = ip_address(remote.vtep), intent.vtep.interface_to(remote.vtep)
         width = address.max_prefixlen
         longest = next((n for n in lengths if (int(address) >> (width - n) << (width - n), n) in routed), None)
-        if longest is not None and not (on_link and longest <= network.prefixlen):
+        if longest is not None and not (link is not None and longest <= link.network.prefixlen):
             continue
-        if not on_link:
-            text = f"VTEP {remote.vtep} is outside {network} and no route leads to it; add a [[route]] for it"
+        if link is None:
+            text = f"VTEP {remote.vtep} is outside {_on_link(intent)} and no route leads to it; add a [[route]] for it"
             yield _fault(("remote", index, "vtep"), text)
         elif remote.vtep not in known:
-            text = f"VTEP {remote.vtep} is on-link but has no neighbour entry; add a [[neighbour]] with its MAC"
+            text = f"VTEP {remote.vtep} is on-link but has no neighbour entry; add a [[neighbour]] with it"
             yield _fault(("remote", index, "vtep"), text)
 
 
@@ -365,4 +417,4 @@ def _flood_faults(intent: Intent) -> Iterator[InitErrorDetails]:
             yield _fault(("remote",), text)
 
 
-_CHECKS = (_vm_faults, _remote_faults, _neighbour_faults, _route_faults, _reach_faults, _flood_faults)
+_CHECKS = (_vm_faults, _remote_faults, _link_faults, _neighbour_faults, _route_faults, _reach_faults, _flood_faults)

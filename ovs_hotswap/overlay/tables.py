@@ -70,6 +70,7 @@ class Kind(enum.IntEnum):
     NOT_LOCAL = 0x09
     DELIVER = 0x0A
     NOT_BACK = 0x0B
+    FROM_NEIGHBOUR = 0x0C
     DROP_UNKNOWN_PORT = 0x80
     DROP_UNDERLAY = 0x81
     DROP_SPOOFED = 0x82
@@ -95,6 +96,7 @@ _KIND_NAMES = {
     Kind.NOT_LOCAL: "packets for no VM of this host",
     Kind.DELIVER: "packets delivered",
     Kind.NOT_BACK: "copies not sent back to their sender",
+    Kind.FROM_NEIGHBOUR: "answers of followed neighbours",
     Kind.DROP_UNKNOWN_PORT: "dropped: from a port that is not in the intent",
     Kind.DROP_UNDERLAY: "dropped: from the uplink, but not of a tunnel to the VTEP",
     Kind.DROP_SPOOFED: "dropped: source MAC is not the VM's",
@@ -231,6 +233,12 @@ def _underlay(intent: Intent) -> Iterator[Flow]:
         cookie(Kind.TO_UPLINK),
         "encapsulated packets leave by the uplink",
     )
+    for neighbour in intent.neighbours:
+        if neighbour.mac is None and (link := vtep.interface_to(neighbour.address)) is not None:
+            match = f"in_port={UPLINK_PORT},arp,arp_op=2,arp_spa={neighbour.address},arp_tpa={link.ip}"
+            yield Flow(
+                100, match, "LOCAL", cookie(Kind.FROM_NEIGHBOUR), f"{neighbour.address} answers: OVS learns its MAC"
+            )
     yield Flow(
         50, f"in_port={UPLINK_PORT}", "drop", cookie(Kind.DROP_UNDERLAY), "nothing else is wanted from the underlay"
     )

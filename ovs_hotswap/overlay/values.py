@@ -8,7 +8,7 @@ import re
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from ovs_hotswap.overlay.ports import RESERVED_NAMES
 
@@ -83,6 +83,16 @@ def is_all(address: Address, network: Network) -> bool:
     )
 
 
+def _listed(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+def _ips(values: tuple[str, ...]) -> tuple[str, ...]:
+    if not values:
+        raise ValueError("must have at least one address, such as 172.31.0.2")
+    return tuple(map(_ip, values))
+
+
 def _network(value: str) -> str:
     try:
         network = ipaddress.ip_network(value)
@@ -103,6 +113,7 @@ def _name(value: str) -> str:
 
 Mac = Annotated[str, AfterValidator(_mac)]
 Ip = Annotated[str, AfterValidator(_ip)]
+Addresses = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_ips)]  # one, or a list
 Interface = Annotated[str, AfterValidator(_interface)]
 Destination = Annotated[str, AfterValidator(_network)]
 Vni = Annotated[int, Field(ge=1, le=VNI_MAX)]

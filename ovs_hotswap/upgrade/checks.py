@@ -355,36 +355,6 @@ def ports_polled(refused: Mapping[str, str], vms: Collection[str]) -> list[Findi
     return findings or _ok("datapath", "has every port, with its MTU")
 
 
-MTU = "mtu"
-"""The name of the findings about MTUs."""
-
-
-def oversized(vms: Sequence[str], tunnel_mtu: int) -> list[Finding]:
-    """Report the ``vms`` that have no MTU of their own, if their longest packets do not fit into the tunnels."""
-    if not vms:
-        return []
-    text = (
-        f"{len(vms)} VMs have no mtu, so 1500, and tunnels carry {tunnel_mtu}: longer packets to other hosts are lost"
-        f" ({_examples(vms)})"
-    )
-    return [_warning(MTU, text, f"give the guests and [[vm]] an mtu of {tunnel_mtu}, or the underlay and [vtep] 1550")]
-
-
-def too_long(mtus: Mapping[str, int], tunnel_mtu: int) -> list[Finding]:
-    """Report the VMs of ``mtus``, by name, whose configured MTU does not fit into their tunnels."""
-    hint = f"an mtu up to {tunnel_mtu}; or a larger [vtep] mtu; or local_jumbo = true if longer packets stay here"
-    return [
-        _error(
-            MTU, f"VM {name} has MTU {mtu}, its tunnels carry {tunnel_mtu}: the underlay's MTU less the headers", hint
-        )
-        for name, mtu in mtus.items()
-    ]
-
-
-def _examples(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-
-
 def tables(side: Side, diff: Sequence[str]) -> list[Finding]:
     """Check a side's flow tables. ``diff``: the lines in which the installed flows differ from the intended ones."""
     name = "flow tables"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ovs_hotswap import __version__
 from ovs_hotswap.backends import AbsenceCause, BackendMode, VmStatus
-from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.errors import HotswapError, SwitchError
 from ovs_hotswap.host import memory_checks, package_manager, rings, settings_transfer
 from ovs_hotswap.host import scheduling as beside_vms
 from ovs_hotswap.host.culprit import ON_TRIAL
@@ -21,12 +21,14 @@ from ovs_hotswap.host.pmd_progress import comes_round
 from ovs_hotswap.host.rings import Place, RingSample
 from ovs_hotswap.host.standby import read_record, usable
 from ovs_hotswap.model import Finding, Release, Severity, Side
-from ovs_hotswap.overlay.intent import Intent
+from ovs_hotswap.overlay import path_mtu
+from ovs_hotswap.overlay.next_hops import judge as judge_next_hops
 from ovs_hotswap.overlay.ports import UPLINK, VXLAN
 from ovs_hotswap.overlay.tables import Form, lines, render
 from ovs_hotswap.switch.datapath import ports_with_mtus, refused
 from ovs_hotswap.switch.instance import numa_nodes
 from ovs_hotswap.switch.memory import Reservation, reserve
+from ovs_hotswap.switch.netns import Namespaces
 from ovs_hotswap.switch.openflow import window_incapable
 from ovs_hotswap.switch.paths import log_in_use, older
 from ovs_hotswap.switch.pools import huge_page_pools, page_mib
@@ -55,11 +57,16 @@ def precheck(host: Host, old: Side, new: Side, release: str, leave_out: Collecti
         lambda: vms(host, old, new, release, leave_out),
         lambda: rings_before(host),
         lambda: settings_transfer.check(host, old, new, release, goes_on=usable(host, new, host.releases.get(release))),
+        lambda: mtus(host, old),
+        lambda: next_hops(host),
         lambda: uplink_proof.check(host, old, begun),
         lambda: _steered(host, old),
     ):
         found += _tried(part)
-    return found
+    once: dict[tuple[str, str], Finding] = {}
+    for each in found:  # the MTU of a device, for example, is judged with the path and with the uplink
+        once.setdefault((each.check, each.text), each)
+    return list(once.values())
 
 
 def _tried(part: Callable[[], Iterable[Finding]]) -> list[Finding]:
@@ -171,7 +178,6 @@ def active(host: Host, old: Side) -> list[Finding]:
     found += checks.ports_polled(
         refused(ports_with_mtus(host.instances[old].paths), host.bridge_spec(old).ports), [vm.name for vm in intent.vms]
     )
-    found += intent_mtus(intent)
     flows = host.openflow(old)
     found += checks.window_flows(window_incapable(flows.dump()))
     return found + checks.tables(old, flows.diff(lines(render(host.intent, Form.FINAL))))
@@ -241,16 +247,42 @@ def quarantined(vm: VmStatus, item: str) -> Finding:
     return Finding("quarantine", Severity.WARNING, text, end, item)
 
 
-def mtus(host: Host) -> list[Finding]:
-    """Check the MTUs of the intent and of the uplink's devices."""
-    devices = [each for each in host.uplink.check() if each.check == checks.MTU]
-    return intent_mtus(host.intent) + devices
+def mtus(host: Host, active: Side | None = None) -> list[Finding]:
+    """Check the MTUs on the way of the VMs' packets, as far as they can be seen."""
+    return path_mtu.judge(host.intent, replace(path_seen(host), devices=_devices(host)), active)
 
 
-def intent_mtus(intent: Intent) -> list[Finding]:
-    """Check the MTUs that the intent gives to VMs."""
-    limit = intent.vtep.tunnel_mtu
-    return checks.too_long(intent.too_long, limit) + checks.oversized(intent.oversized, limit)
+def path_seen(host: Host) -> path_mtu.Seen:
+    """The MTUs on the way, without the kernel's devices."""
+    ports = {}
+    for side in Side:
+        with contextlib.suppress(SwitchError):  # that it does not answer is a finding of its own
+            ports[side] = {name: port.mtu for name, port in host.datapath_ports(side).items() if port.mtu}
+    return path_mtu.Seen(ports=ports, devargs={side: host.config.instance(side).uplink_devargs for side in Side})
+
+
+def _devices(host: Host) -> list[path_mtu.Device]:
+    """The kernel's devices on the underlay's way. A running instance has its own in its network namespace. A device
+    that is not there is no finding here."""
+    config, place = host.config, host.config.uplink.namespace
+    where = [(name, place) for nic in config.uplink.nics
+             for name in (nic.device, nic.representor_a, nic.representor_b)]  # fmt: skip
+    for side, instance in host.instances.items():
+        own = config.instance(side)
+        inside = place if instance.pid() is None else instance.paths.netns
+        where += [(own.uplink_device, inside), (own.second_device, inside)]
+    found = []
+    for name, namespace in where:
+        with contextlib.suppress(SwitchError):
+            if name is not None and (mtu := Namespaces().mtu(name, namespace)) is not None:
+                found.append(path_mtu.Device(name, *mtu, namespace))
+    return found
+
+
+def next_hops(host: Host) -> list[Finding]:
+    """Ask the underlay's next hops that are followed. Raises UplinkError."""
+    underlay = host.underlay
+    return judge_next_hops(host.intent, underlay.answers(), underlay.in_use()) if underlay.asks else []
 
 
 def _steered(host: Host, old: Side) -> list[Finding]:

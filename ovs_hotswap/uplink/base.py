@@ -10,7 +10,7 @@ from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.model import Finding, Proof, Side, Steered, Way
 from ovs_hotswap.overlay.intent import ETHERNET_MTU, Intent
 from ovs_hotswap.uplink.flower import FlowerUplink
-from ovs_hotswap.uplink.frames import Host, PacketSockets
+from ovs_hotswap.uplink.frames import BROADCAST, Host, PacketSockets
 from ovs_hotswap.uplink.i40e import I40eUplink
 from ovs_hotswap.uplink.i40e_card import KernelCards
 from ovs_hotswap.uplink.i40e_rules import Plan
@@ -110,7 +110,7 @@ def _redirect(kind: type[RedirectUplink], uplink: UplinkConfig, intent: Intent, 
         mtu=ETHERNET_MTU if intent.vtep.mtu is None else intent.vtep.mtu,
         control=RtnlTrafficControl(uplink.namespace, keep=quick),
         sockets=PacketSockets(uplink.namespace),
-        neighbours=[Host(each.address, each.mac) for each in intent.neighbours],
+        neighbours=_hosts(intent),
         tunnel=intent.vtep.tunnel,
         quick=quick,
     )
@@ -139,6 +139,13 @@ def _i40e(uplink: UplinkConfig, intent: Intent, *, quick: bool) -> Uplink:
         mtu=ETHERNET_MTU if intent.vtep.mtu is None else intent.vtep.mtu,
         cards=KernelCards(uplink.device, uplink.namespace, keep=quick),
         sockets=PacketSockets(uplink.namespace),
-        neighbours=[Host(each.address, each.mac) for each in intent.neighbours],
+        neighbours=_hosts(intent),
         quick=quick,
     )
+
+
+def _hosts(intent: Intent) -> list[Host]:
+    """The neighbours that a proof can ask."""
+    links = {each.address: intent.vtep.interface_to(each.address) for each in intent.neighbours}
+    return [Host(each.address, each.mac or BROADCAST, str(link.ip) if (link := links[each.address]) else None)
+            for each in intent.neighbours]  # fmt: skip

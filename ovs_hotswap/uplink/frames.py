@@ -21,7 +21,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Literal, Protocol, TypeVar
@@ -29,11 +29,14 @@ from typing import Literal, Protocol, TypeVar
 from ovs_hotswap.errors import UplinkError
 
 ETH_P_ALL, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ETH_P_8021Q = 0x0003, 0x0806, 0x0800, 0x86DD, 0x8100
+BROADCAST = "ff:ff:ff:ff:ff:ff"
 PROBE_VNI = 0  # RFC 7348 and RFC 8926 allow it; the VNIs of an intent begin at 1
 VXLAN_UDP_PORT = 4789
 _ARP_REQUEST, _ARP_REPLY = 1, 2
 _SOLICITATION, _ADVERTISEMENT = 135, 136  # RFC 4861, 4.3 and 4.4
 _SOLICITED = 0x40  # the flag S of an advertisement
+_SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff")
+_TARGET_MAC = bytes([2, 1])  # RFC 4861, 4.6.1: its type, and its length in units of 8 bytes
 _NONCE, _NONCE_BYTES = bytes([14, 1]), 6  # RFC 3971, 5.3.2
 _ETHERNET_IN_GENEVE = 0x6558  # RFC 8926, 3.4
 MARK_BYTES = 18  # the padding of ARP up to the shortest Ethernet frame without its checksum, 60 bytes (IEEE 802.3)
@@ -63,22 +66,28 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A host on the underlay, with its IP address and its MAC."""
+    """A host on the underlay, with its IP address and its MAC; BROADCAST if that is not known. ``asker``: the address
+    with which this host speaks to it, if that is not the VTEP's."""
 
     address: str
     mac: str
+    asker: str | None = None
 
 
 def question(asker: Host, target: Host, mark: bytes, vlan: int | None = None) -> bytes:
     """A question by ``asker`` for the MAC of ``target``'s address, sent only to ``target`` (RFC 1122, 2.3.2.1; RFC
-    4861, 7.3.3). ``mark``: MARK_BYTES that distinguish it from the questions of others."""
+    4861, 7.3.3) if its MAC is known. ``mark``: MARK_BYTES that distinguish it from the questions of others."""
     own, sought = ip_address(asker.address).packed, ip_address(target.address).packed
     if _is_ipv6(target):
+        to = sought
+        if target.mac == BROADCAST:  # to the solicited-node multicast address (RFC 4291, 2.7.1; RFC 2464, 7)
+            to = _SOLICITED_NODE + sought[-3:]
+            target = Host(target.address, (b"\x33\x33" + to[-4:]).hex(":"))
         # The mark, of which a part is enough, is the nonce: hosts that do not know it ignore it (RFC 4861, 4.3).
         options = bytes([1, 1]) + _mac(asker.mac) + _NONCE + mark[:_NONCE_BYTES]
         message = struct.pack("!BBHI", _SOLICITATION, 0, 0, 0) + sought + options
-        checked = _with_checksum(message, 2, own, sought, socket.IPPROTO_ICMPV6)
-        packet = _ipv6(own, sought, socket.IPPROTO_ICMPV6, 255, checked)
+        checked = _with_checksum(message, 2, own, to, socket.IPPROTO_ICMPV6)
+        packet = _ipv6(own, to, socket.IPPROTO_ICMPV6, 255, checked)
         return _ethernet(asker, target, vlan, ETH_P_IPV6, packet)
     body = struct.pack("!HHBBH", 1, ETH_P_IP, 6, 4, _ARP_REQUEST)  # RFC 826
     body += _mac(asker.mac) + own + bytes(6) + sought
@@ -143,6 +152,21 @@ def _ethernet(source: Host, target: Host, vlan: int | None, protocol: int, paylo
 
 def _ipv6(source: bytes, target: bytes, protocol: int, hop_limit: int, payload: bytes) -> bytes:
     return struct.pack("!IHBB", 0x60000000, len(payload), protocol, hop_limit) + source + target + payload
+
+
+def answerer(frame: bytes, askers: Collection[str], vlan: int | None = None) -> Host | None:
+    """The host that answers a question by one of the addresses ``askers`` with ``frame``; ``None`` if this is not an
+    answer. The MAC in an advertisement of IPv6 is that of its option (RFC 4861, 4.4), or else the sender's."""
+    packet = _arp(frame, vlan, _ARP_REPLY)
+    if packet:
+        known = str(ip_address(packet[24:28])) in askers
+        return Host(str(ip_address(packet[14:18])), packet[8:14].hex(":")) if known else None
+    packet = _discovery(frame, vlan, _ADVERTISEMENT)
+    if not packet or str(ip_address(packet[24:40])) not in askers or not packet[44] & _SOLICITED:
+        return None
+    option = packet[64:72]
+    mac = option[2:8] if option[:2] == _TARGET_MAC else frame[6:12]
+    return Host(str(ip_address(packet[48:64])), mac.hex(":"))
 
 
 def _checksum(data: bytes) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ovs_hotswap.model import Proof, Way
 from ovs_hotswap.uplink.frames import (
+    BROADCAST,
     MARK_BYTES,
     VXLAN_UDP_PORT,
     Ear,
@@ -27,6 +28,7 @@ _TRIES = 3
 _ANSWER_S = 0.5  # for each try
 _PAUSE_S = 0.1  # between two questions: switches that inspect ARP take 15 a second from a port
 _LATE_S = 1.0  # an answer may be this late, because a switch answers when it has nothing else to do
+_NOBODY = "02:00:00:00:00:0e"  # a locally administered address
 _COUNTED_S = 3.0  # the switch adds packets of a known flow to its counters every half second
 _COUNTED_ALONE_S = 2.0  # for a proof of one way only: its caller has other things to do, and tries again later
 
@@ -81,7 +83,7 @@ class Prover:
                 for neighbour in asked:
                     again = neighbour in self._unanswered
                     self._unanswered[neighbour] = self.clock()
-                    end.send(question(self.vtep, neighbour, mark, self.vlan))
+                    end.send(question(self._asker(neighbour), neighbour, mark, self.vlan))
                     by = self._answered(ear, asked, mark, doubtful)
                     if by is None:
                         continue
@@ -96,18 +98,25 @@ class Prover:
         until = self.clock() + max(_PAUSE_S, _ANSWER_S / len(neighbours))
         while (left := until - self.clock()) > 0:
             for frame in ear.heard(left):
-                doubtful |= {each for each in neighbours if asks(frame, self.vtep, each, mark, self.vlan)}
+                doubtful |= {each for each in neighbours if asks(frame, self._asker(each), each, mark, self.vlan)}
                 for each in neighbours:
                     if each not in self._unanswered or each in doubtful:
                         continue
-                    if answers(frame, self.vtep, each, self.vlan):
+                    if answers(frame, self._asker(each), each, self.vlan):
                         return each
         return None
+
+    def _asker(self, neighbour: Host) -> Host:
+        return self.vtep if neighbour.asker is None else replace(self.vtep, address=neighbour.asker)
 
     def _into(self, representor: str, end: End, patience_s: float) -> bool | None:
         source = next(iter(self.neighbours), None)
         if source is None:
             return None
+        if source.mac == BROADCAST:
+            # Open vSwitch learns the MAC of a tunnel packet's source (terminate_native_tunnel,
+            # ofproto/ofproto-dpif-xlate.c), so one that is not the neighbour's must not come from its address.
+            source = Host(self.vtep.address, _NOBODY)
         probe = tunnel_probe(source, self.vtep, self.mtu, self.vlan, self.udp_port, self.tunnel)
         before, until = end.probes(), self.clock() + patience_s
         while True:

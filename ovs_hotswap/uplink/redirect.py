@@ -18,6 +18,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from ovs_hotswap.errors import UplinkError
 from ovs_hotswap.model import Finding, Proof, Severity, Side, Steered, Way
+from ovs_hotswap.overlay.path_mtu import Device, short_device
 from ovs_hotswap.uplink.frames import Host, Sockets, Tunnel
 from ovs_hotswap.uplink.match import Match
 from ovs_hotswap.uplink.proof import End, Prover
@@ -253,11 +254,7 @@ class RedirectUplink(ABC):
                 f"{name} has MAC {link.mac}, the VTEP {self._mac}: packets for the one are not taken by the other",
                 f'set [vtep] mac = "{link.mac}" in the overlay file, then `ovs-hotswap overlay apply`',
             )  # fmt: skip
-        if link.mtu < self._mtu:
-            yield Finding(
-                "mtu", Severity.ERROR, f"{name} has MTU {link.mtu}, the underlay {self._mtu}: longer packets are lost",
-                f"ip link set {name} mtu {self._mtu}, or correct vtep.mtu in the overlay file",
-            )  # fmt: skip
+        yield from short_device(Device(name, link.mtu), self._mtu)
         if fault := _shared(kernel, name, link):
             yield Finding("uplink", Severity.ERROR, fault.message, fault.hint)
         for program in () if self._scheme.in_hardware else kernel.programs(link):  # the card comes before them

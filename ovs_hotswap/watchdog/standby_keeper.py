@@ -34,6 +34,7 @@ from ovs_hotswap.uplink.base import steer_to_started
 from ovs_hotswap.watchdog.culprit_search import Poison, quarantined
 from ovs_hotswap.watchdog.installed_files import InstalledFiles, present, same_place
 from ovs_hotswap.watchdog.log_rotation import LogWatch
+from ovs_hotswap.watchdog.next_hop_watch import NextHopWatch
 from ovs_hotswap.watchdog.refusals import Refusals
 from ovs_hotswap.watchdog.settings_follower import SettingsWatch
 from ovs_hotswap.watchdog.standby_plan import StandbyState, Task, next_task
@@ -46,8 +47,6 @@ log = logging.getLogger(__name__)
 _TURN_S = 1.0
 _TRIAL_S = 0.1  # during a search, in which it matters how long an instance lives
 _SERVED_S = 0.2
-# Open vSwitch forgets a neighbour that is not used for 15 minutes (lib/tnl-neigh-cache.c); a standby uses none.
-_NEIGHBOURS_S = 300.0
 # Before an intent that could not be programmed is tried again, because each try configures the standby's ports again.
 _REFUSED_S, _REFUSED_MOST_S = 5.0, 300.0
 
@@ -73,7 +72,7 @@ class Keeper:
         self.poison = Poison(board, self._host.system.monotonic)
         self.followed: Intent | None = None
         """The overlay intent that the instances were last programmed with; the failover steers by it."""
-        self._neighbours_at = float("-inf")
+        self._next_hops = NextHopWatch(board)
         self._settings = SettingsWatch()
         self._logs = LogWatch()
         self.files = InstalledFiles()
@@ -185,7 +184,7 @@ class Keeper:
             self.poison.step(host, alive=True)
         state = self._look(host, active)
         if next_task(state) is Task.NOTHING:
-            self._keep_neighbours(host, active)
+            self._next_hops.look(host)
             if not unfinished:
                 self.steering.look(host, active, lambda: not self._unfinished(host))
                 self._fault = self._fault or self.steering.problem
@@ -460,16 +459,6 @@ class Keeper:
 
     def _forget_refusal(self) -> None:
         self._refusal, self._refused_until, self._refused_s = None, float("-inf"), _REFUSED_S
-
-    def _keep_neighbours(self, host: Host, active: Side) -> None:
-        now = host.system.monotonic()
-        if now - self._neighbours_at < _NEIGHBOURS_S:
-            return
-        self._neighbours_at = now
-        for side in Side:
-            if host.instances[side].pid() is not None:
-                for neighbour in host.intent.neighbours:
-                    host.tunnels(side).set_neighbour(neighbour.address, neighbour.mac)
 
     # -- overlay intent
 

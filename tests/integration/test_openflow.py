@@ -85,6 +85,7 @@ class Switch:
         self.appctl("netdev-dummy/ip4addr", "br0", f"{VTEP}/24")
         self.appctl("ovs/route/add", f"{VTEP}/24", "br0")
         for neighbour in INTENT.neighbours:
+            assert neighbour.mac is not None
             self.appctl("tnl/neigh/set", "br0", neighbour.address, neighbour.mac)
 
     def _setup(self) -> list[str]:

@@ -268,18 +268,3 @@ def test_a_port_that_the_datapath_lacks_passes_nothing() -> None:
         (Severity.ERROR, "port uplink"), (Severity.WARNING, "port vm1"),
     ]  # fmt: skip
     assert checks.ports_polled({}, ["vm1"])[0].severity is Severity.OK
-
-
-def test_vms_whose_full_packets_no_tunnel_carries_are_named() -> None:
-    (found,) = checks.oversized(["vm1", "vm2", "vm3", "vm4"], 1450)
-    assert found.severity is Severity.WARNING
-    assert "4 VMs have no mtu" in found.text
-    assert "vm1, vm2, vm3 ..." in found.text
-    assert checks.oversized([], 1450) == []
-
-
-def test_a_given_mtu_that_no_tunnel_carries_is_an_error() -> None:
-    (found,) = checks.too_long({"vm1": 1500}, 1450)
-    assert found.severity is Severity.ERROR
-    assert found.text.startswith("VM vm1 has MTU 1500, its tunnels carry 1450")
-    assert checks.too_long({}, 1450) == []

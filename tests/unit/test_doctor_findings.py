@@ -46,6 +46,9 @@ from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.host import memory_checks
 from ovs_hotswap.host.culprit import ON_TRIAL
 from ovs_hotswap.model import Finding, Release, Severity, Side, SwitchProcess
+from ovs_hotswap.overlay import next_hops, path_mtu
+from ovs_hotswap.overlay.intent import Intent
+from ovs_hotswap.overlay.next_hops import NextHops
 from ovs_hotswap.plan.journal import Journals
 from ovs_hotswap.plan.records import StepNames
 from ovs_hotswap.switch.instance import InstanceStatus, State
@@ -412,8 +415,9 @@ ADOPTED_PLANTS: dict[Key, Callable[[], Iterable[Finding]]] = {
     (Section.UNITS, "other switches", Severity.WARNING): lambda: checks.conflicting_processes(
         [OTHER], [], "/run/y", "z"),
     (Section.UNITS, "descriptor limit", Severity.ERROR): lambda: checks.descriptors(64, [(2, 1)]),
-    (Section.OVERLAY, "mtu", Severity.ERROR): lambda: checks.too_long({"vm1": 9000}, 1450),
-    (Section.OVERLAY, "mtu", Severity.WARNING): lambda: checks.oversized(["vm1"], 1450),
+    (Section.OVERLAY, "mtu", Severity.ERROR): lambda: path_mtu.vms(_intent(9000)),
+    (Section.OVERLAY, "mtu", Severity.WARNING): lambda: [
+        *path_mtu.vms(_intent(None)), *path_mtu._other(_intent(1450), Side.B, {"vm1": 1500})],
     (Section.BROKER, "broker", Severity.ERROR): lambda: checks.broker("0.1", "0.2", supervised=True),
     (Section.BROKER, "broker", Severity.WARNING): lambda: checks.broker("0.2", "0.2", supervised=False),
     (Section.INSTANCES, "active", Severity.ERROR): lambda: [collect.not_running(Side.A)],
@@ -427,6 +431,9 @@ ADOPTED_PLANTS: dict[Key, Callable[[], Iterable[Finding]]] = {
         *steering(Link(2, False, HEAD.mac)), *steering(Link(2, True, "02:00:00:00:00:99"))],
     (Section.UPLINK, "uplink", Severity.WARNING): lambda: steering(rules=[Rule(1, 8, 1, (), None)]),
     (Section.UPLINK, "uplink programs", Severity.WARNING): lambda: steering(bpf=True),
+    (Section.UPLINK, "next hops", Severity.ERROR): lambda: next_hops.judge(_intent(1450, None), {}, NextHops()),
+    (Section.UPLINK, "next hops", Severity.WARNING): lambda: next_hops.judge(
+        _intent(1450, None), {}, NextHops({}, {"172.31.0.2": "52:54:00:1f:00:02"})),
     (Section.UPLINK, "mtu", Severity.ERROR): lambda: steering(Link(2, True, HEAD.mac, 1400)),
     (Section.VMS, "VMs", Severity.ERROR): lambda: checks.known_vms(["vm1"], ["vm2"]),
     (Section.VMS, "QEMU", Severity.WARNING): lambda: checks.vms_connected([vm(connected=False)], "/run/{}".format),
@@ -483,14 +490,25 @@ def test_findings_are_made_by_kinds_alone() -> None:
     assert made == {}
 
 
+def _intent(mtu: int | None, mac: str | None = "52:54:00:1f:00:02") -> Intent:
+    """A VM that has a remote MAC to send to, behind a neighbour with ``mac``."""
+    return Intent.model_validate({
+        "vtep": {"address": "172.31.0.1/24", "mac": "52:54:00:1f:00:01"},
+        "vm": [{"name": "vm1", "ofport": 10, "mac": "52:54:00:00:00:01", "vni": 1, **({"mtu": mtu} if mtu else {})}],
+        "remote": [{"vni": 1, "mac": "52:54:00:00:01:01", "vtep": "172.31.0.2"}],
+        "neighbour": [{"address": "172.31.0.2", "mac": mac}],
+    })  # fmt: skip
+
+
 # The functions whose findings doctor adopts.
 SOURCES: list[Callable[..., object]] = [
-    checks.cpu_set, checks.conflicting_processes, checks.descriptors, checks.too_long, checks.oversized, checks.broker,
+    checks.cpu_set, checks.conflicting_processes, checks.descriptors, checks.broker,
     checks.database, checks.priority, checks.ports_polled, checks.window_flows, checks.tables, checks.known_vms,
     checks.vms_connected, checks.memory_regions, checks.queue_pairs, checks.uncaught_rings, checks.rings_before,
     memory_checks.huge_pages, memory_checks._on_node, memory_checks.allowed, memory_checks.in_use,
     collect.not_running, collect.quarantined, collect.astray, collect.not_offered, TcUplink.check,
-    TcUplink._check_place,
+    TcUplink._check_place, path_mtu.vms, path_mtu.short_device, path_mtu._drivers, path_mtu._other,
+    next_hops.judge,
 ]  # fmt: skip
 
 
@@ -533,7 +551,7 @@ def test_every_finding_of_an_adopted_check_has_a_kind(function: Callable[..., ob
 def test_the_test_sees_what_a_check_makes() -> None:
     assert produced(checks.broker) == {("broker", Severity.ERROR), ("broker", Severity.WARNING)}
     assert produced(checks.ports_polled) == {("datapath", Severity.ERROR), ("datapath", Severity.WARNING)}
-    assert produced(checks.too_long) == {("mtu", Severity.ERROR)}
+    assert produced(path_mtu.short_device) == {("mtu", Severity.ERROR)}
 
 
 def test_every_problem_of_status_has_a_kind() -> None:

@@ -126,6 +126,16 @@ def test_a_side_that_runs_alone_follows_what_configures_no_port_anew(host: Ports
 
 def test_the_peer_link_carries_full_frames_with_both_tags(host: Ports) -> None:
     assert host.peer_spec(Side.A).mtu == 1508
+    assert "bsize" not in host.peer_spec(Side.A).options["dpdk-devargs"], "the driver's own buffers are enough"
+
+
+def test_a_frame_takes_one_buffer_of_the_peer_link(host: Ports) -> None:
+    """Open vSwitch reads the first buffer of a chain only."""
+    host.config.overlay.write_text(OVERLAY.replace("mtu = 1400", "mtu = 9000"))
+    for side in Side:
+        spec = host.peer_spec(side)
+        size = int(spec.options["dpdk-devargs"].rpartition(",bsize=")[2])
+        assert size == 9216 >= (spec.mtu or 0) + 14
 
 
 def test_the_keeper_does_not_try_a_refused_intent_again_at_once(config: Config) -> None:

@@ -195,6 +195,8 @@ def test_a_vtep_alone_is_enough(load: Load) -> None:
         (VTEP + neighbour(address="172.31.0.2/24"), "neighbour[0].address", "IPv4 address"),
         (VTEP + route(destination="10.9.0.1/16"), "route[0].destination", "no bit set behind the prefix"),
         (VTEP + route(gateway="gw"), "route[0].gateway", "IPv4 address"),
+        (VTEP + '[[route]]\ndestination = "10.9.0.0/16"\ngateway = []', "route[0].gateway", "at least one address"),
+        (VTEP + 'link_addresses = ["192.0.2.1"]', "vtep.link_addresses[0]", "must have a prefix"),
     ],
 )
 def test_a_wrong_value_is_reported_with_its_key_and_what_is_allowed(
@@ -302,6 +304,55 @@ def test_values_that_do_not_fit_together_are_both_named(load: Load, text: str, k
     assert len(found) == 1
     assert found[0].startswith(f"{key}: ")
     assert all(part in found[0] for part in parts)
+
+
+LOOPBACK = """[vtep]
+address = "10.0.0.1/32"
+mac = "52:54:00:aa:00:01"
+link_addresses = ["192.0.2.1/31", "192.0.2.3/31"]
+"""
+NEXT_HOPS = '[[neighbour]]\naddress = "192.0.2.0"\n[[neighbour]]\naddress = "192.0.2.2"\n'
+
+
+def through(*gateways: str) -> str:
+    listed = ", ".join(f'"{each}"' for each in gateways)
+    return f'[[route]]\ndestination = "10.0.0.0/24"\ngateway = [{listed}]\n'
+
+
+def test_a_vtep_on_a_loopback_has_next_hops_on_its_links(load: Load) -> None:
+    intent = load(LOOPBACK + NEXT_HOPS + through("192.0.2.0", "192.0.2.2") + remote(vtep="10.0.0.2"))
+    assert intent.routes[0].gateways == ("192.0.2.0", "192.0.2.2")
+    assert [each.mac for each in intent.neighbours] == [None, None]
+    assert [str(intent.vtep.interface_to(each.address)) for each in intent.neighbours] == [
+        "192.0.2.1/31", "192.0.2.3/31",
+    ]  # fmt: skip
+    assert intent.vtep.interface_to("10.0.0.2") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "parts"),
+    [
+        (NEXT_HOPS + remote(vtep="10.0.0.2"), "remote[0].vtep", ["192.0.2.0/31, 192.0.2.2/31", "[[route]]"]),
+        (NEXT_HOPS + through("192.0.2.4"), "route[0].gateway", ["192.0.2.4", "192.0.2.0/31, 192.0.2.2/31"]),
+        (NEXT_HOPS + through("192.0.2.0", "192.0.2.0"), "route[0].gateway", ["192.0.2.0", "twice"]),
+        (NEXT_HOPS + through("192.0.2.0", "192.0.2.3"), "route[0].gateway", ["own address", "192.0.2.3/31"]),
+        (through("192.0.2.0"), "route[0].gateway", ["192.0.2.0", "[[neighbour]]"]),
+        (NEXT_HOPS + route("192.0.2.2/31", "192.0.2.0"), "route[0].destination", ["192.0.2.2/31", "on-link"]),
+        (NEXT_HOPS + route("10.0.0.1/32", "192.0.2.0"), "route[0].destination", ["own VTEP"]),
+        ('[[neighbour]]\naddress = "192.0.2.1"\n', "neighbour[0].address", ["own address", "192.0.2.1/31"]),
+        (NEXT_HOPS + neighbour("192.0.2.0"), "neighbour[2].address", ["no MAC", "52:54:00:bb:00:02"]),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_next_hop_is_said(load: Load, text: str, key: str, parts: list[str]) -> None:
+    found = faults(load, LOOPBACK + text)
+    assert len(found) == 1
+    assert found[0].startswith(f"{key}: ")
+    assert all(part in found[0] for part in parts)
+
+
+def test_an_address_of_a_link_is_not_the_vteps(load: Load) -> None:
+    (found,) = faults(load, LOOPBACK.replace("192.0.2.3/31", "10.0.0.1/24"))
+    assert found.startswith("vtep.link_addresses[1]: 10.0.0.1 is the VTEP's own")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from ovs_hotswap.model import Finding, Proof, Severity, Side, Way
 from ovs_hotswap.upgrade import uplink_checks
 from ovs_hotswap.upgrade.uplink_checks import Passed
-from ovs_hotswap.uplink.frames import MARK_BYTES, Ear, Host, answers, asks, question, tunnel_probe
+from ovs_hotswap.uplink.frames import BROADCAST, MARK_BYTES, Ear, Host, answers, asks, question, tunnel_probe
 from ovs_hotswap.uplink.proof import Prover
 
 VTEP = Host("172.31.0.1", "52:54:00:1f:00:01")
@@ -43,6 +43,7 @@ class Network:
     sent: list[bytes] = field(default_factory=list)
     asked_at: list[float] = field(default_factory=list)
     rival: bool = False
+    given: list[bytes] = field(default_factory=list)
 
     # the switch's end
     def send(self, frame: bytes) -> None:
@@ -68,6 +69,7 @@ class Network:
 
     def give(self, device: str, frame: bytes) -> None:
         assert device == "rep-b"
+        self.given.append(frame)
         self.lost -= 1
         if not (self.deaf or self.lost >= 0):
             self.counted += 1
@@ -112,6 +114,23 @@ def test_an_uplink_that_passes_is_proven_both_ways() -> None:
 def test_a_mute_and_a_deaf_function_are_told_apart() -> None:
     assert prove(Network(mute=True)) == Proof(False, True)
     assert prove(Network(deaf=True)) == Proof(True, False)
+
+
+def test_a_neighbour_on_a_link_is_asked_from_this_hosts_address_there() -> None:
+    network, asked = Network(), Host(NEIGHBOUR.address, BROADCAST, "192.0.2.1")
+    assert prove(network, (asked,)).out is False, "the neighbour answers the VTEP alone"
+    assert network.sent[0][:42] == question(Host("192.0.2.1", VTEP.mac), asked, b"")
+
+
+def test_a_packet_for_a_neighbour_without_a_mac_does_not_come_from_its_address() -> None:
+    """Open vSwitch would learn the MAC that the packet comes from."""
+    network = Network()
+    assert prove(network, (Host(NEIGHBOUR.address, BROADCAST),)).into
+    assert network.given[0][6:12].hex(":") == "02:00:00:00:00:0e"
+    assert network.given[0][26:30] == IPv4Address(VTEP.address).packed
+    known = Network()
+    assert prove(known, (NEIGHBOUR,)).into
+    assert known.given[0][26:30] == IPv4Address(NEIGHBOUR.address).packed
 
 
 def test_an_answer_to_somebody_elses_question_proves_nothing() -> None:

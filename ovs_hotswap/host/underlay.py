@@ -1,0 +1,108 @@
+"""The underlay as the instances' tunnels use it: next hops are asked, chosen, and given to an instance."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from ovs_hotswap.config import Config
+from ovs_hotswap.errors import SwitchError, UplinkError
+from ovs_hotswap.model import Side
+from ovs_hotswap.overlay.intent import Intent
+from ovs_hotswap.overlay.next_hops import NextHops, asked, choose
+from ovs_hotswap.switch.instance import Instance
+from ovs_hotswap.switch.ovsdb import ROOT_TABLES
+from ovs_hotswap.switch.owned import PROGRAMMED_TUNNELS
+from ovs_hotswap.switch.tunnel import TunnelConfig, Tunnels
+from ovs_hotswap.uplink.base import Switches
+from ovs_hotswap.uplink.frames import PacketSockets
+from ovs_hotswap.uplink.neighbours import Asker
+
+log = logging.getLogger(__name__)
+
+
+class Underlay:
+    """The underlay of a host with ``intent``. ``active`` gives the recorded active side."""
+
+    def __init__(
+        self,
+        config: Config,
+        intent: Intent,
+        instances: Mapping[Side, Instance],
+        switches: Switches,
+        active: Callable[[], Side | None],
+    ) -> None:
+        self._config, self._intent, self._instances = config, intent, instances
+        self._switches, self._active = switches, active
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is anything to ask: neighbours without a MAC, or routes with several gateways."""
+        return bool(asked(self._intent))
+
+    def answers(self) -> dict[str, str]:
+        """The MACs of the neighbours that were asked and have answered. Raises UplinkError, SwitchError."""
+        return self.asker().ask(asked(self._intent), self.in_use().macs) if self.asks else {}
+
+    def asker(self) -> Asker:
+        """Make what asks neighbours. The questions are sent on the kernel's devices of the NICs, so no instance has to
+        run, and the kernel sees the answers there. Where the kernel has no such device, an instance sends them, and
+        its bridge's device sees the answers."""
+        uplink, kernel = self._config.uplink, PacketSockets(self._config.uplink.namespace)
+        devices = [nic.device for nic in uplink.nics if nic.device is not None]
+        running = [side for side, instance in self._instances.items() if instance.pid() is not None]
+        mouths: list[Callable[[bytes], None]] = [partial(kernel.send, device) for device in devices]
+        ears = [partial(kernel.listen, device) for device in devices]
+        for side in running:
+            ears.append(partial(PacketSockets(self._instances[side].paths.netns).listen, self._config.bridge))
+        return Asker(self._intent.vtep, mouths or [self._switches.end(side).send for side in running[:1]], ears)
+
+    def notes(self) -> dict[Side, TunnelConfig]:
+        """What the running instances were given, the active one first. What an instance that does not answer was given
+        is not known."""
+        found = {}
+        for side in sorted(Side, key=lambda side: side is not self._active()):
+            if self._instances[side].pid() is not None:
+                with contextlib.suppress(SwitchError):
+                    if (note := self.programmed(side)) is not None:
+                        found[side] = note
+        return found
+
+    def in_use(self) -> NextHops:
+        """The next hops that the running instances use; those of the active one count."""
+        return in_use(self.notes())
+
+    def programmed(self, side: Side) -> TunnelConfig | None:
+        """What ``program`` last gave the running side; ``None`` if that is not known. Raises SwitchError."""
+        with self._instances[side].database(tables=ROOT_TABLES) as database:
+            return TunnelConfig.of_note(database.external_ids().get(PROGRAMMED_TUNNELS))
+
+    def wanted(self, answers: Mapping[str, str]) -> TunnelConfig:
+        """What the tunnels of an instance need. ``answers``: of neighbours that were asked."""
+        vtep, chosen = self._intent.vtep, choose(self._intent, answers, self.in_use() if self.asks else NextHops())
+        return TunnelConfig(vtep.interface, chosen.gateways, chosen.macs, vtep.link_addresses)
+
+    def program(self, side: Side, answers: Mapping[str, str] | None = None) -> None:
+        """Give the side the intent's VTEP address, routes and neighbours, and remove those that have left it.
+        ``answers``: of neighbours that were asked a moment ago. A neighbour without a known MAC is left out. Raises
+        SwitchError."""
+        if answers is None:
+            try:
+                answers = self.answers()
+            except UplinkError as error:  # what is known may be enough; `check` reports it
+                log.warning("next hops cannot be asked: %s", error.message)
+        wanted, before = self.wanted(answers or {}), self.programmed(side)
+        Tunnels(self._instances[side].paths, self._config.bridge).put(wanted, before)
+        with self._instances[side].database(tables=ROOT_TABLES) as database:
+            database.set_other_config({}, {PROGRAMMED_TUNNELS: wanted.note()})
+
+
+def in_use(notes: Mapping[Side, TunnelConfig]) -> NextHops:
+    """The next hops in ``notes``; those of the first one count."""
+    gateways: dict[str, str] = {}
+    macs: dict[str, str] = {}
+    for note in notes.values():
+        gateways, macs = {**note.routes, **gateways}, {**note.neighbours, **macs}
+    return NextHops(gateways, macs)

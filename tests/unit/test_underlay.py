@@ -1,0 +1,110 @@
+"""What the instances' tunnels are to be given, from the intent, the answers, and what both instances have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from ovs_hotswap.config import Config
+from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.host.underlay import Underlay
+from ovs_hotswap.model import Side
+from ovs_hotswap.overlay.intent import Intent
+from ovs_hotswap.switch.owned import PROGRAMMED_TUNNELS
+from ovs_hotswap.switch.paths import InstancePaths
+from ovs_hotswap.switch.tunnel import TunnelConfig
+
+NEAR, M1, M2 = "172.31.0.2", "52:54:00:00:00:01", "52:54:00:00:00:02"
+ADDRESS = "172.31.0.1/24"
+
+
+class Database:
+    def __init__(self, note: TunnelConfig | None) -> None:
+        self.note = note
+
+    def external_ids(self) -> dict[str, str]:
+        return {} if self.note is None else {PROGRAMMED_TUNNELS: self.note.note()}
+
+
+class Instance:
+    """An instance with what it was given. ``silent``: its database does not answer."""
+
+    def __init__(self, pid: int | None, macs: dict[str, str] | None = None, *, silent: bool = False) -> None:
+        self.paths = InstancePaths.__new__(InstancePaths)
+        object.__setattr__(self.paths, "netns", "ovsh-x")
+        self.number, self.silent = pid, silent
+        self.note = None if macs is None else TunnelConfig(ADDRESS, {}, macs)
+
+    def pid(self) -> int | None:
+        return self.number
+
+    @contextmanager
+    def database(self, *, tables: object) -> Iterator[Database]:
+        if self.silent:
+            raise SwitchError("db.sock: cannot connect")
+        yield Database(self.note)
+
+
+class Switches:
+    def end(self, side: Side) -> Any:
+        return self
+
+    def send(self, frame: bytes) -> None: ...
+
+
+def underlay(a: Instance, b: Instance, active: Side | None, *, mac: str | None = None, **uplink: str) -> Underlay:
+    side = {"pmd_cores": [0], "uplink_devargs": "x"}
+    config = Config.model_validate({"overlay": "/x", "instances": {"a": side, "b": side}, "uplink": uplink})
+    intent = Intent.model_validate({
+        "vtep": {"address": ADDRESS, "mac": "52:54:00:1f:00:01"}, "neighbour": [{"address": NEAR, "mac": mac}],
+    })  # fmt: skip
+    instances: Any = {Side.A: a, Side.B: b}
+    return Underlay(config, intent, instances, Switches(), lambda: active)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "active", "expected"),
+    [
+        (Instance(1, {NEAR: M1}), Instance(2, {NEAR: M2}), Side.A, M1),
+        (Instance(1, {NEAR: M1}), Instance(2, {NEAR: M2}), Side.B, M2),
+        (Instance(1, {}), Instance(2, {NEAR: M2}), Side.A, M2),
+        (Instance(None, {NEAR: M1}), Instance(2, {NEAR: M2}), Side.A, M2),
+        (Instance(1, {NEAR: M1}, silent=True), Instance(2, {NEAR: M2}), Side.A, M2),
+        (Instance(1), Instance(None), Side.A, None),
+    ],
+)  # fmt: skip
+def test_a_silent_neighbour_keeps_the_mac_that_the_active_instance_has(
+    a: Instance, b: Instance, active: Side, expected: str | None
+) -> None:
+    of = underlay(a, b, active)
+    assert of.wanted({}).neighbours.get(NEAR) == expected
+    assert of.wanted({NEAR: "52:54:00:00:00:03"}).neighbours == {NEAR: "52:54:00:00:00:03"}
+
+
+def test_static_neighbours_need_no_look_at_the_instances() -> None:
+    of = underlay(Instance(1, silent=True), Instance(2, silent=True), Side.A, mac=M1)
+    assert not of.asks
+    assert of.answers() == {}
+    assert of.wanted({}) == TunnelConfig(ADDRESS, {}, {NEAR: M1})
+
+
+def test_questions_leave_by_the_kernels_device_or_else_by_an_instance() -> None:
+    driver = {"driver": "tc", "device": "pf0", "representor_a": "rep-a", "representor_b": "rep-b"}
+    of = underlay(Instance(1), Instance(2), Side.A, **driver).asker()
+    assert [getattr(each, "args", None) for each in of.mouths] == [("pf0",)]
+    assert len(of.ears) == 3, "the device, and both bridges"
+    of = underlay(Instance(None), Instance(2), Side.A).asker()
+    assert [getattr(each, "__name__", "") for each in of.mouths] == ["send"]
+    assert len(of.ears) == 1
+    assert underlay(Instance(None), Instance(None), None).asker().mouths == []
+
+
+def test_an_earlier_versions_note_has_no_links() -> None:
+    note = TunnelConfig(ADDRESS, {}, {}, ("192.0.2.1/31",))
+    assert TunnelConfig.of_note(note.note()) == note
+    assert "link 192.0.2.1/31" in note.lines()
+    earlier = '{"address": "172.31.0.1/24", "routes": {}, "neighbours": {}}'
+    assert TunnelConfig.of_note(earlier) == TunnelConfig(ADDRESS)
