@@ -308,6 +308,11 @@ class UplinkConfig(NicConfig):
     vfs: VfsConfig = VfsConfig()
 
     @property
+    def both_open(self) -> bool:
+        """Whether both instances have their uplinks open at the same time; otherwise one has it, and hands it over."""
+        return self.driver != "exclusive"
+
+    @property
     def nics(self) -> tuple[NicConfig, ...]:
         """The NICs: one or two."""
         return (self,) if self.second is None else (self, self.second)

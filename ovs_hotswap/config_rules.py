@@ -28,6 +28,7 @@ _OWN_ARGUMENTS = {
     "--legacy-mem": "memory is taken as it is needed", "--no-huge": "VMs' packets need huge pages",
     "--proc-type": "an instance is a primary process",
 }  # fmt: skip
+ALLOW = ("-a", "--allow", "-w", "--pci-whitelist")  # the last two up to DPDK 20.11
 BLOCK = ("-b", "--block", "--pci-blacklist")  # the last one up to DPDK 20.11
 
 
@@ -94,17 +95,7 @@ def _sockets(config: Config) -> Iterator[Fault]:
 
 
 def _instances(config: Config) -> Iterator[Fault]:
-    a, b = config.instances.a, config.instances.b
-    if _device(a.uplink_devargs) == _device(b.uplink_devargs):
-        yield (
-            "instances.b.uplink_devargs",
-            (
-                f"names the device of instances.a.uplink_devargs ({a.uplink_devargs}); both instances run at once,"
-                " each on a VF of its own"
-            ),
-        )
-    if a.uplink_device is not None and a.uplink_device == b.uplink_device:
-        yield "instances.b.uplink_device", f"is also instances.a.uplink_device ({a.uplink_device})"
+    yield from _own_devices(config) if config.uplink.both_open else _one_device(config)
     for side in Side:
         yield from _instance(config, side)
     for side in Side:
@@ -121,6 +112,30 @@ def _instances(config: Config) -> Iterator[Fault]:
                     yield f"instances.{side}.{own}", f"is also uplink.{key} ({name}), which stays where it is"
 
 
+def _own_devices(config: Config) -> Iterator[Fault]:
+    a, b = config.instances.a, config.instances.b
+    if _device(a.uplink_devargs) == _device(b.uplink_devargs):
+        yield (
+            "instances.b.uplink_devargs",
+            (
+                f"names the device of instances.a.uplink_devargs ({a.uplink_devargs}); both instances run at once,"
+                " each on a VF of its own"
+            ),
+        )
+    if a.uplink_device is not None and a.uplink_device == b.uplink_device:
+        yield "instances.b.uplink_device", f"is also instances.a.uplink_device ({a.uplink_device})"
+
+
+def _one_device(config: Config) -> Iterator[Fault]:
+    a, b, driver = config.instances.a, config.instances.b, f'uplink.driver is "{config.uplink.driver}"'
+    if a.uplink_devargs != b.uplink_devargs:
+        yield "instances.b.uplink_devargs", f"must be instances.a.uplink_devargs ({a.uplink_devargs}): {driver}"
+    if a.uplink_device != b.uplink_device:
+        yield "instances.b.uplink_device", f"must be instances.a.uplink_device ({a.uplink_device}): {driver}"
+    if config.uplink.second is not None:
+        yield "uplink.second", f"{driver}, which is for one NIC"
+
+
 def _instance(config: Config, side: Side) -> Iterator[Fault]:
     instance, key = config.instance(side), f"instances.{side}"
     if instance.uplink_device in TAKEN_NAMES:
@@ -131,6 +146,18 @@ def _instance(config: Config, side: Side) -> Iterator[Fault]:
     if opened and instance.uplink_device and opened != instance.uplink_device:
         yield f"{key}.uplink_device", f"is {instance.uplink_device}, and uplink_devargs have iface={opened}"
     yield from _dpdk_extra(f"{key}.dpdk_extra", instance.dpdk_extra, instance.devices)
+    if not config.uplink.both_open:
+        yield from _taken_at_start(f"{key}.dpdk_extra", instance.dpdk_extra, instance.uplink_devargs)
+
+
+def _taken_at_start(key: str, extra: str, devargs: str) -> Iterator[Fault]:
+    """Yield ``-a`` for an uplink that an instance opens later. Open vSwitch gives back only what it has attached for a
+    port, and not what DPDK has taken at its start (lib/netdev-dpdk.c, netdev_dpdk_destruct)."""
+    words = extra.split()
+    for word, following in zip(words, [*words[1:], ""], strict=False):  # "" has no word if there are none
+        name, _, value = word.partition("=")
+        if name in ALLOW and (address := pci_address(value or following)) and address == pci_address(devargs):
+            yield key, f"{name} {address}: the instance would take the uplink at its start, and could not hand it over"
 
 
 def _dpdk_extra(key: str, extra: str, devices: Sequence[str]) -> Iterator[Fault]:

@@ -111,7 +111,7 @@ def document_of(found: Report) -> Document:
     return {
         "old": found.old, "new": found.new, "release": found.release, "previous": found.previous,
         "committed": found.committed, "moves": found.moves, "warnings": found.warnings,
-        "changed": found.changed,
+        "changed": found.changed, "uplink_gap_ms": found.uplink_gap_ms,
     }  # fmt: skip
 
 

@@ -105,7 +105,7 @@ def upgrade(app: App, release: str, keep_old: bool, leave_out: tuple[str, ...], 
     VM notices.
 
     With --json: {"changed", "active", "old", "new", "release", "previous", "committed", "moves": {vm: us},
-    "warnings": [text], "steps": [{"name", "description", "state", "seconds", "text", "items"}]}.
+    "warnings": [text], "uplink_gap_ms", "steps": [{"name", "description", "state", "seconds", "text", "items"}]}.
 
     \b
     Example:
@@ -182,6 +182,8 @@ def _execute(app: App, upgrader: Upgrader, act: Callable[[Callable[[Event], None
         app.output.table(
             ("VM", "handover us"), [(name, f"{us:.0f}") for name, us in report.moves.items()]
         )  # fmt: skip
+    if report.uplink_gap_ms is not None:
+        app.output.line(f"no instance had the uplink for {report.uplink_gap_ms:.0f} ms")
     for text in report.warnings:
         app.output.line(f"warning: {text}")
     app.output.line(_outcome(upgrader.host, report, active))

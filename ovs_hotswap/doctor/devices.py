@@ -72,8 +72,9 @@ class Bus:
 
 
 def addresses(config: Config) -> dict[Side, str]:
-    """Return the PCI address of each side whose uplink is a PCI device."""
-    found = {side: pci_address(config.instance(side).uplink_devargs) for side in Side}
+    """Return the PCI address of each side whose uplink is a PCI device. If both have the same, it is that of side a."""
+    sides = Side if config.uplink.both_open else (Side.A,)
+    found = {side: pci_address(config.instance(side).uplink_devargs) for side in sides}
     return {side: address for side, address in found.items() if address is not None}
 
 

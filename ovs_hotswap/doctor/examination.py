@@ -220,6 +220,8 @@ def _look_at_devices(look: Look) -> Iterator[Found]:
     if name is not None and config.uplink.namespace is None and root.exists(f"sys/class/net/{name}"):
         yield from devices.judge_nic(devices.read_nic(root, name, ask), mtu)
     idle = [side for side in Side if look.host.instances[side].pid() is None]
+    if not config.uplink.both_open and len(idle) == 1:  # the other one may have the device that both use
+        idle = []
     if config.uplink.namespace is None:
         yield from devices.judge_kernel_devices(root, config, idle, mtu)
 

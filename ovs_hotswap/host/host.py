@@ -16,12 +16,13 @@ from ovs_hotswap.config import Active, Config, read_active
 from ovs_hotswap.errors import BusyError, HostError, HotswapError, StateUnknown, SwitchError
 from ovs_hotswap.host import active_record, saved_settings, scheduling
 from ovs_hotswap.host.underlay import Underlay
-from ovs_hotswap.host.uplink_ends import UplinkEnds
+from ovs_hotswap.host.untried import refuse_untried
+from ovs_hotswap.host.uplink_ends import UplinkEnds, UplinkPorts, uplink_port
 from ovs_hotswap.model import MessageThread, Release, Side
 from ovs_hotswap.overlay.intent import ETHERNET_MTU, Intent, load_intent
 from ovs_hotswap.overlay.path_mtu import TAGS
-from ovs_hotswap.overlay.ports import PEER, PEER_PORT, UPLINK, UPLINK_PORT, VXLAN, VXLAN_PORT
-from ovs_hotswap.overlay.tables import REQUIRED_OTHER_CONFIG, Form, lines, render
+from ovs_hotswap.overlay.ports import PEER, PEER_PORT, UPLINK, VXLAN, VXLAN_PORT
+from ovs_hotswap.overlay.tables import REQUIRED_OTHER_CONFIG, Form, Table, lines, render
 from ovs_hotswap.plan.records import Json
 from ovs_hotswap.priority import Rank
 from ovs_hotswap.qemu.dual import DualQemu
@@ -43,7 +44,6 @@ from ovs_hotswap.switch.tunnel import Tunnels
 from ovs_hotswap.switch.units import InstanceUnit
 from ovs_hotswap.system import System
 from ovs_hotswap.uplink import base
-from ovs_hotswap.uplink.base import make_uplink
 from ovs_hotswap.uplink.vf_care import VfCare
 from ovs_hotswap.waiting import POLL_S, Deadline, wait_until
 
@@ -80,7 +80,11 @@ class Host:
 
     @cached_property
     def uplink(self) -> base.Uplink:
-        return make_uplink(self.config, self.intent, UplinkEnds(self.openflow), quick=self._quick)
+        return base.make_uplink(self.config, self.intent, self.uplink_ends, quick=self._quick)
+
+    @property
+    def uplink_ends(self) -> UplinkEnds:
+        return UplinkEnds(self.openflow, UplinkPorts(self.config, self.instances, lambda: self.intent))
 
     @cached_property
     def backends(self) -> BackEnds:
@@ -281,8 +285,10 @@ class Host:
         return self.config.vhost_socket(side, vm)
 
     def bridge_spec(self, side: Side) -> BridgeSpec:
-        """The bridge without the peer link. If no broker keeps the switches from a VM in quarantine, it has no port."""
-        instance, intent = self.config.instance(side), self.intent
+        """The bridge without the peer link. If no broker keeps the switches from a VM in quarantine, it has no port. An
+        uplink that only one instance has open is a port of the side that has it: the uplink's driver moves it."""
+        config, intent = self.config, self.intent
+        has_uplink = config.uplink.both_open or self.uplink_ends.configured(side)
         held = self.held.reasons() if self.config.backend is BackendMode.QEMU_DUAL else {}
         vms = tuple(
             PortSpec(
@@ -296,7 +302,7 @@ class Host:
             if vm.name not in held
         )
         fixed = (
-            PortSpec(UPLINK, "dpdk", UPLINK_PORT, {"dpdk-devargs": instance.uplink_devargs}, mtu=intent.vtep.mtu),
+            *((uplink_port(config, intent, side),) if has_uplink else ()),
             PortSpec(VXLAN, intent.vtep.tunnel, VXLAN_PORT, intent.vtep.options),
         )
         sockets = str(self.switch_socket(side, "any").parent)
@@ -311,7 +317,9 @@ class Host:
         """The side's end of the peer link. A memif has as many receive queues as the other end has transmit queues, and
         OVS makes one more of these than it has PMD threads. A frame must fit into one of its buffers: the driver would
         make a chain of several (drivers/net/memif, eth_memif_rx), and OVS reads the first one only."""
-        role, mtu = "server" if side is Side.A else "client", self.intent.mtu + TAGS
+        # Where one instance has the uplink, the other one's encapsulated packets pass here.
+        underlay = 0 if self.config.uplink.both_open else self.intent.vtep.mtu or ETHERNET_MTU
+        role, mtu = "server" if side is Side.A else "client", max(self.intent.mtu, underlay) + TAGS
         devargs = f"net_memif_peer,role={role},id=0,socket-abstract=no,socket={self.peer_socket}"
         if data_room(mtu) > _MEMIF_BUFFER:
             devargs += f",bsize={data_room(mtu)}"
@@ -336,14 +344,17 @@ class Host:
 
     @property
     def underlay(self) -> Underlay:
-        return Underlay(self.config, self.intent, self.instances, UplinkEnds(self.openflow), self.recorded_active)
+        return Underlay(self.config, self.intent, self.instances, self.uplink_ends.end, self.recorded_active)
 
     def program_tunnels(self, side: Side) -> None:
         """Give the side the intent's VTEP address, routes and neighbours, and remove those that have left it."""
         self.underlay.program(side)
 
     def program_flows(self, side: Side, form: Form) -> None:
-        self.openflow(side).replace(lines(render(self.intent, form)))
+        self.openflow(side).replace(lines(self.tables(form)))
+
+    def tables(self, form: Form) -> tuple[Table, ...]:
+        return render(self.intent, form, whole_nic=not self.config.uplink.both_open)
 
     def set_pmd_sleep(self, side: Side, microseconds: int) -> None:
         """Set the longest sleep of the side's idle PMD threads until ``settle_pmd_sleep`` is called."""
@@ -444,19 +455,8 @@ class Host:
                 self.uplink.steer(side)  # the VTEP's address may be another one
 
     def _refuse_untried(self, active: Side) -> None:
-        """Raises SwitchError if a port in use would be reconfigured in a way in which the other side's datapath does
-        not have it yet. The port of a VM can be tried there only if the VM is parked: without a guest it has no MTU."""
-        names = self.reshaped(active)
-        tried = {name: port.mtu for name, port in self.datapath_ports(active.other).items()}
-        mtus = {port.name: port.mtu for port in self.bridge_spec(active).ports}
-        untried = [name for name in names if tried.get(name) != (mtus[name] or ETHERNET_MTU)]
-        if untried:
-            raise SwitchError(
-                f"instance {active} would have to reconfigure port {', '.join(untried)} under traffic, and instance "
-                f"{active.other} has not tried this: if it is refused, nothing passes there until it is undone",
-                hint=f"`ovs-hotswap watch run`, or `instance start {active.other}`, tries the uplink there first, and "
-                "a standby also tries the VMs' ports; `overlay apply --untried` skips this",
-            )
+        others, wanted = self.datapath_ports(active.other), self.bridge_spec(active).ports
+        refuse_untried(active, self.reshaped(active), others, wanted)
 
     def await_ports(self, side: Side, wanted: Iterable[PortSpec]) -> None:
         """Wait until the side's datapath has these ports. Raises SwitchError."""

@@ -65,6 +65,8 @@ def bring(host: Host, source: Side, target: Side, timeout: float = _ANSWER_S) ->
 def put(host: Host, wanted: Settings, source: Side, target: Side, timeout: float = _ANSWER_S) -> Carry:
     """Like ``bring``, for the settings ``wanted`` that were read on ``source`` before. Raises SwitchError."""
     there = read(host, target, timeout)
+    if source is not target:
+        wanted = {key: value for key, value in wanted.items() if not _comes_by_itself(host, key)}
     change = settings_plan.carry(wanted, _receiver(host, there, source, target))
     operations = settings_plan.operations(change, there, host.config.bridge)
     if operations:
@@ -120,11 +122,17 @@ def _receiver(host: Host, there: Snapshot, source: Side, target: Side) -> Receiv
         there.schema,
         own(host, there),
         _ports(host),
-        settings_plan.before(there.root.get("external_ids", {})),
+        [key for key in settings_plan.before(there.root.get("external_ids", {})) if not _comes_by_itself(host, key)],
         _cores(host, source, target),
         there.root.get("other_config", {}),
         alone=source is target or host.instances[source].pid() is None,
     )
+
+
+def _comes_by_itself(host: Host, key: Key) -> bool:
+    """Whether a setting is that of an uplink that only one instance can have open: its options come with it
+    (``uplink_ends.UplinkPorts``)."""
+    return not host.config.uplink.both_open and key.table in (PORT, INTERFACE) and key.row == UPLINK
 
 
 def _ports(host: Host) -> list[str]:
@@ -142,7 +150,9 @@ def check(host: Host, old: Side, new: Side, release: str, *, goes_on: bool) -> l
     """Report what an upgrade will do with the operator's settings on the active instance. ``goes_on``: the upgrade
     keeps the instance that runs on the side ``new``. Raises SwitchError, ReleaseError."""
     found = read(host, old)
-    wanted = own(host, found)
+    every = own(host, found)
+    wanted = {key: value for key, value in every.items() if not _comes_by_itself(host, key)}
+    stays = [str(key) for key in every.keys() - wanted.keys() if key[:1] + key[2:3] != (INTERFACE, "options")]
     if goes_on:
         receiver = _receiver(host, read(host, new), old, new)
     else:
@@ -151,7 +161,16 @@ def check(host: Host, old: Side, new: Side, release: str, *, goes_on: bool) -> l
         )
     numbers = taken_numbers(wanted, {vm.ofport: vm.name for vm in host.intent.vms})
     features = unlike_features(old, new, found.root.get("other_config", {}), receiver.other_config)
-    return [*told(settings_plan.carry(wanted, receiver), old, new), *numbers, *features, *unkept(wanted, _kept(host))]
+    found_all = [*told(settings_plan.carry(wanted, receiver), old, new), *numbers, *features]
+    return [*found_all, *left_behind(stays, new), *unkept(every, _kept(host))]
+
+
+def left_behind(names: list[str], new: Side) -> list[Finding]:
+    """Report the settings of an uplink that only one instance can have open that do not come with it."""
+    if not names:
+        return []
+    text = f"instance {new} opens the uplink without {_some(sorted(names))}: only the interface's options come with it"
+    return [Finding("settings", Severity.WARNING, text, f"set it again in the database of instance {new}")]
 
 
 def _kept(host: Host) -> Settings:

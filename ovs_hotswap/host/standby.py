@@ -204,14 +204,15 @@ def release_for_upgrade(host: Host, active: Side, release: Release) -> bool:
 
 
 def await_ports(host: Host, side: Side, *, without: Collection[str] = ()) -> None:
-    """Wait for an instance's uplink and its connections to the VMs, except those ``without`` which it is to run. Check
-    that none of its threads is at low priority and that its packet pool is large enough: if memory is short, Open
-    vSwitch makes a smaller pool and reports nothing. Raises SwitchError."""
+    """Wait for an instance's uplink, unless it gets it only later, and its connections to the VMs, except those
+    ``without`` which it is to run. Check that none of its threads is at low priority and that its packet pool is large
+    enough: if memory is short, Open vSwitch makes a smaller pool and reports nothing. Raises SwitchError."""
     make_ready(host, side)
-    host.wait(lambda: host.link_up(side, UPLINK), _PORT_S, lambda: f"instance {side}: the uplink is down",
-              on=[side])  # fmt: skip
-    uplink = [port for port in host.bridge_spec(side).ports if port.name == UPLINK]
-    host.await_ports(side, uplink)  # its link may be up without it
+    if host.config.uplink.both_open:
+        host.wait(lambda: host.link_up(side, UPLINK), _PORT_S, lambda: f"instance {side}: the uplink is down",
+                  on=[side])  # fmt: skip
+        uplink = [port for port in host.bridge_spec(side).ports if port.name == UPLINK]
+        host.await_ports(side, uplink)  # its link may be up without it
 
     def missing() -> list[str]:
         return [name for name in host.unconnected(side) if name not in without]

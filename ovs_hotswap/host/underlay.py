@@ -16,26 +16,27 @@ from ovs_hotswap.switch.instance import Instance
 from ovs_hotswap.switch.ovsdb import ROOT_TABLES
 from ovs_hotswap.switch.owned import PROGRAMMED_TUNNELS
 from ovs_hotswap.switch.tunnel import TunnelConfig, Tunnels
-from ovs_hotswap.uplink.base import Switches
 from ovs_hotswap.uplink.frames import PacketSockets
 from ovs_hotswap.uplink.neighbours import Asker
+from ovs_hotswap.uplink.proof import End
 
 log = logging.getLogger(__name__)
 
 
 class Underlay:
-    """The underlay of a host with ``intent``. ``active`` gives the recorded active side."""
+    """The underlay of a host with ``intent``. ``end`` gives a side's end of its uplink, ``active`` the recorded active
+    side."""
 
     def __init__(
         self,
         config: Config,
         intent: Intent,
         instances: Mapping[Side, Instance],
-        switches: Switches,
+        end: Callable[[Side], End],
         active: Callable[[], Side | None],
     ) -> None:
         self._config, self._intent, self._instances = config, intent, instances
-        self._switches, self._active = switches, active
+        self._end, self._active = end, active
 
     @property
     def asks(self) -> bool:
@@ -57,7 +58,7 @@ class Underlay:
         ears = [partial(kernel.listen, device) for device in devices]
         for side in running:
             ears.append(partial(PacketSockets(self._instances[side].paths.netns).listen, self._config.bridge))
-        return Asker(self._intent.vtep, mouths or [self._switches.end(side).send for side in running[:1]], ears)
+        return Asker(self._intent.vtep, mouths or [self._end(side).send for side in running[:1]], ears)
 
     def notes(self) -> dict[Side, TunnelConfig]:
         """What the running instances were given, the active one first. What an instance that does not answer was given

@@ -245,7 +245,8 @@ class Lab:
     def _reservation(self) -> Reservation:
         """The huge pages of one instance."""
         options = self.layout.options
-        mtus = (options.wire.mtu, options.mtu + TAGS)  # the underlay's and the peer link's
+        longest = max(options.mtu, options.wire.mtu) if self.layout.one_nic else options.mtu
+        mtus = (options.wire.mtu, longest + TAGS)  # the underlay's and the peer link's
         return reserve(Demand((options.queues,) * self.layout.count, mtus, pmds=1))
 
     def _instance_mb(self) -> int:

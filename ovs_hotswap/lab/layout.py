@@ -219,6 +219,15 @@ class Layout:
         return self.guest_file(guest, "sock")
 
     @property
+    def one_nic(self) -> bool:
+        """Whether the instances hand the one NIC over to each other, and there are no VFs."""
+        return self.options.wire.driver == "exclusive"
+
+    def uplink_device(self, side: str) -> str:
+        """The kernel device that the side's instance takes."""
+        return PF if self.one_nic else f"vf-{side}"
+
+    @property
     def switch_dir(self) -> Path:
         """The directory of sockets to which switches of any release connect. It is below the run directory, because
         that is all that these switches see of the host."""
@@ -238,14 +247,27 @@ class Layout:
         return tuple(made)
 
 
+def _uplink_text(layout: Layout) -> str:
+    table = f"""[uplink]
+driver = "{layout.options.wire.driver}"
+namespace = "{layout.host_namespace}"
+"""
+    if layout.one_nic:
+        return table
+    return f"""{table}device = "{PF}"
+representor_a = "rep-a"
+representor_b = "rep-b"
+"""
+
+
 def config_text(layout: Layout, *, memory_mb: int, cores: tuple[int, int]) -> str:
     """The lab's ``config.toml``; ``cores`` are the PMD cores of the two instances."""
     instances = "\n".join(
         f"""[instances.{side}]
 pmd_cores = [{core}]
 memory_mb = {memory_mb}
-uplink_devargs = "{layout.options.wire.devargs(f"vf-{side}")}"
-uplink_device = "vf-{side}"
+uplink_devargs = "{layout.options.wire.devargs(layout.uplink_device(side))}"
+uplink_device = "{layout.uplink_device(side)}"
 dpdk_extra = "--no-pci"
 pmd_sleep_us = 100
 """
@@ -267,13 +289,7 @@ monitor = "{layout.guest_dir}/{{vm}}.monitor"
 socket = "{layout.switch_dir}/{{vm}}.{{side}}.sock"
 
 {instances}
-[uplink]
-driver = "tc"
-device = "{PF}"
-representor_a = "rep-a"
-representor_b = "rep-b"
-namespace = "{layout.host_namespace}"
-"""
+{_uplink_text(layout)}"""
 
 
 def overlay_text(layout: Layout) -> str:

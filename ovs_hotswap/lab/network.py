@@ -74,17 +74,21 @@ class Network:
         if not {self._host, self._remote} <= set(netns.listnetns()):
             return False
         with self._links(self._host) as host, self._links(self._remote) as remote:
-            devices = all(host.link_lookup(ifname=name) for name in (PF, "rep-a", "rep-b"))
+            stay = () if self._layout.one_nic else (PF, "rep-a", "rep-b")
+            devices = all(host.link_lookup(ifname=name) for name in stay)
             index = next(iter(remote.link_lookup(ifname=VXLAN_DEVICE)), None)
             # The inner address is made last.
             return devices and index is not None and bool(list(remote.get_addr(index=index)))
 
     def _make_host(self, host: Any) -> None:
         host.link("set", ifname="lo", state="up")
-        host.link(
-            "add", ifname=PF, kind="veth", address=VTEP_MAC,
-            peer={"ifname": REMOTE_DEVICE, "address": REMOTE_VTEP_MAC, "net_ns_fd": self._remote},
-        )  # fmt: skip
+        remote = {"ifname": REMOTE_DEVICE, "address": REMOTE_VTEP_MAC, "net_ns_fd": self._remote}
+        if self._layout.one_nic:  # its own MAC is not the VTEP's, so the kernel leaves the VTEP's packets to DPDK
+            host.link("add", ifname=PF, kind="veth", peer=remote)
+            self._without_offloads(self._host, PF)
+            host.link("set", ifname=PF, state="up")
+            return
+        host.link("add", ifname=PF, kind="veth", address=VTEP_MAC, peer=remote)
         for side in "ab":
             host.link("add", ifname=f"rep-{side}", kind="veth", peer={"ifname": f"vf-{side}"})
         for name in (PF, "rep-a", "rep-b", "vf-a", "vf-b"):

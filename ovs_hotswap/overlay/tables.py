@@ -15,6 +15,11 @@ a packet to the VM's port and, tagged with the port (802.1ad, VLAN ID = ofport),
 peer link goes only to the port that its tag names. Exactly one of the instances owns a VM's rings, and this one
 delivers the packet. The *final* form has no flows for the peer link.
 
+If the switch owns the whole NIC (``whole_nic``), one instance at a time has the uplink, and no kernel answers ARP
+or neighbour discovery for the VTEP. So LOCAL gets both, and the kernel behind LOCAL answers. In the window the uplink
+is then treated as a VM is: encapsulated packets are output to the uplink and, with the tag of its port, to the peer
+link. Only the instance that has the uplink sends them.
+
 All tables are stateless (no learning, no connection tracking), so both instances can run the same ones. Their size is
 linear in the size of the intent: the VMs of a VNI share its flood flows. Only deliver keeps a broadcast from its
 sender, also over the peer link, to which OpenFlow's own rule (no output to the port of arrival) does not apply.
@@ -71,6 +76,9 @@ class Kind(enum.IntEnum):
     DELIVER = 0x0A
     NOT_BACK = 0x0B
     FROM_NEIGHBOUR = 0x0C
+    ASKS_VTEP = 0x0D
+    ANSWERS_VTEP = 0x0E
+    PEER_TO_UPLINK = 0x0F
     DROP_UNKNOWN_PORT = 0x80
     DROP_UNDERLAY = 0x81
     DROP_SPOOFED = 0x82
@@ -97,6 +105,9 @@ _KIND_NAMES = {
     Kind.DELIVER: "packets delivered",
     Kind.NOT_BACK: "copies not sent back to their sender",
     Kind.FROM_NEIGHBOUR: "answers of followed neighbours",
+    Kind.ASKS_VTEP: "questions who has the VTEP's address, from the uplink",
+    Kind.ANSWERS_VTEP: "answers to such questions of the VTEP, from the uplink",
+    Kind.PEER_TO_UPLINK: "the other instance's packets to the uplink",
     Kind.DROP_UNKNOWN_PORT: "dropped: from a port that is not in the intent",
     Kind.DROP_UNDERLAY: "dropped: from the uplink, but not of a tunnel to the VTEP",
     Kind.DROP_SPOOFED: "dropped: source MAC is not the VM's",
@@ -165,12 +176,13 @@ def cookie_name(value: int, vms: Mapping[int, str] | None = None) -> str:
     return f"{_KIND_NAMES[kind]} ({', '.join(places)})" if places else _KIND_NAMES[kind]
 
 
-def render(intent: Intent, form: Form) -> tuple[Table, ...]:
+def render(intent: Intent, form: Form, *, whole_nic: bool = False) -> tuple[Table, ...]:
     """Render the five tables. A VNI without a VM on this host has no flows, as nothing here could use it."""
     segments = _segments(intent)
     return (
         Table(CLASSIFY, "classify", "By port of arrival: underlay, peer link, tunnel, VMs (source MAC checked)",
-              (*_underlay(intent), *_overlay(intent, segments), *_peer(intent, form),
+              (*_underlay(intent, shared=whole_nic and form is Form.WINDOW), *_overlay(intent, segments),
+               *_peer(intent, form), *(_whole_nic(intent, form) if whole_nic else ()),
                Flow(0, "", "drop", cookie(Kind.DROP_UNKNOWN_PORT), "any other port"))),
         Table(LOCAL, "local", "By VNI and destination MAC: the VMs of this host",
               tuple(flow for segment in segments for flow in _local(segment))),
@@ -213,7 +225,8 @@ def _segments(intent: Intent) -> list[_Segment]:
     return [segments[vni] for vni in sorted(segments)]
 
 
-def _underlay(intent: Intent) -> Iterator[Flow]:
+def _underlay(intent: Intent, *, shared: bool) -> Iterator[Flow]:
+    """``shared``: the uplink may be the other instance's."""
     vtep = intent.vtep
     # OVS decapsulates on output to LOCAL if the addresses are LOCAL's own and the packet has no tag (tnl-ports.c); all
     # else would reach the kernel of the namespace, which has no use for it.
@@ -229,7 +242,7 @@ def _underlay(intent: Intent) -> Iterator[Flow]:
     yield Flow(
         100,
         "in_port=LOCAL",
-        f"{push}output:{UPLINK_PORT}",
+        f"{push}output:{UPLINK_PORT},{_to_peer(UPLINK_PORT)}" if shared else f"{push}output:{UPLINK_PORT}",
         cookie(Kind.TO_UPLINK),
         "encapsulated packets leave by the uplink",
     )
@@ -242,6 +255,26 @@ def _underlay(intent: Intent) -> Iterator[Flow]:
     yield Flow(
         50, f"in_port={UPLINK_PORT}", "drop", cookie(Kind.DROP_UNDERLAY), "nothing else is wanted from the underlay"
     )
+
+
+def _whole_nic(intent: Intent, form: Form) -> Iterator[Flow]:
+    """Address resolution by ARP (RFC 826) or neighbour discovery (RFC 4861, 7.2), and the other instance's packets."""
+    vtep = intent.vtep
+    start = f"in_port={UPLINK_PORT}" if vtep.vlan is None else f"in_port={UPLINK_PORT},dl_vlan={vtep.vlan}"
+    actions = "LOCAL" if vtep.vlan is None else "pop_vlan,LOCAL"
+    asked, answered = (
+        (f"arp,arp_tpa={vtep.address},arp_op=1", f"arp,arp_tpa={vtep.address},arp_op=2") if vtep.version == 4 else
+        (f"icmp6,icmp_type=135,icmp_code=0,nd_target={vtep.address}",
+         f"icmp6,icmp_type=136,icmp_code=0,ipv6_dst={vtep.address}")
+    )  # fmt: skip
+    yield Flow(100, f"{start},{asked}", actions, cookie(Kind.ASKS_VTEP), "who has the VTEP: the kernel answers")
+    yield Flow(100, f"{start},{answered},dl_dst={vtep.mac}", actions, cookie(Kind.ANSWERS_VTEP),
+               "a neighbour answers the VTEP")  # fmt: skip
+    if form is Form.WINDOW:
+        yield Flow(
+            100, f"in_port={PEER_PORT},dl_vlan={UPLINK_PORT}", f"pop_vlan,output:{UPLINK_PORT}",
+            cookie(Kind.PEER_TO_UPLINK), "encapsulated packets of the other instance leave by the uplink",
+        )  # fmt: skip
 
 
 def _overlay(intent: Intent, segments: Sequence[_Segment]) -> Iterator[Flow]:
@@ -336,7 +369,10 @@ def _deliver(vm: Vm, form: Form) -> Iterator[Flow]:
     )  # fmt: skip
     actions = f"output:{vm.ofport}"
     if form is Form.WINDOW:
-        # pop_vlan restores the packet for the next copy of a flood.
-        tag = f"set_field:{VLAN_PRESENT + vm.ofport}->vlan_vid"
-        actions += f",push_vlan:0x88a8,{tag},output:{PEER_PORT},pop_vlan"
+        actions += f",{_to_peer(vm.ofport)},pop_vlan"  # pop_vlan restores the packet for the next copy of a flood
     yield Flow(10, f"reg0={vm.ofport}", actions, cookie(Kind.DELIVER, vni=vm.vni, ofport=vm.ofport), f"to {vm.name}")
+
+
+def _to_peer(ofport: int) -> str:
+    """The actions that output a packet to the peer link with the tag of a port."""
+    return f"push_vlan:0x88a8,set_field:{VLAN_PRESENT + ofport}->vlan_vid,output:{PEER_PORT}"

@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from ovs_hotswap.config_rules import pci_address
+from ovs_hotswap.config_rules import ALLOW, pci_address
 
-_ALLOW = ("-a", "--allow", "-w", "--pci-whitelist")
+_NO_DEVICE = "0000:00:00.0"  # the address of the host bridge: no driver of DPDK takes it
 _ALLOW_SINCE = (20, 11)  # the option was -w before
 # drivers/net/intel/iavf/base/iavf_devids.h; those in pci_id_iavf_map of iavf_ethdev.c.
 _INTEL, _IAVF = 0x8086, frozenset({0x154C, 0x1571, 0x1889, 0x37CD, 0x374D})
@@ -40,7 +40,7 @@ def arguments(extra: str, devices: Sequence[str], dpdk: str, is_iavf: Callable[[
         name, equals, value = word.partition("=")
         if word == "--no-pci":
             continue
-        if name in _ALLOW:
+        if name in ALLOW:
             allowed = value if equals else next(words, "")
             address = pci_address(allowed)
             if address in own:
@@ -53,6 +53,15 @@ def arguments(extra: str, devices: Sequence[str], dpdk: str, is_iavf: Callable[[
         given += _recovery(dpdk) if is_iavf(address) else ()
         kept += [option, ",".join([address, *_first_of_each_name(given)])]
     return " ".join(kept)
+
+
+def instead_of(devices: Sequence[str]) -> tuple[str, ...]:
+    """Return what an instance may have from its start if it gets ``devices`` later: a device that does not exist.
+
+    With it, DPDK takes nothing at its start, and Open vSwitch can attach the devices later, and give them back
+    (lib/netdev-dpdk.c, netdev_dpdk_process_devargs and netdev_dpdk_destruct).
+    """
+    return (_NO_DEVICE,) if any(map(pci_address, devices)) else ()
 
 
 def _recovery(dpdk: str) -> tuple[str, ...]:

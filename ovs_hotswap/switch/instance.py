@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ovs_hotswap.config import Config, InstanceConfig
 from ovs_hotswap.errors import CommandError, HotswapError, SwitchError
-from ovs_hotswap.model import Device, Life, Release, Side
+from ovs_hotswap.model import Life, Release, Side
 from ovs_hotswap.priority import other_cores
 from ovs_hotswap.process_exit import start_time
 from ovs_hotswap.switch import devargs, launch
@@ -32,6 +32,7 @@ from ovs_hotswap.switch.release import programs
 from ovs_hotswap.switch.rpc import hangs, listens
 from ovs_hotswap.switch.units import InstanceUnit
 from ovs_hotswap.switch.unixctl import appctl
+from ovs_hotswap.switch.uplink_device import UplinkDevice
 from ovs_hotswap.system import System, files
 from ovs_hotswap.uplink.vf_care import VfCare
 from ovs_hotswap.waiting import wait_until
@@ -95,6 +96,7 @@ class Instance:
         self._connect = connect
         self._control, self._hangs = control, hangs
         self.paths = InstancePaths.of(config, side)
+        self.device = UplinkDevice(config, side, system, self._namespaces, self.paths)
 
     @property
     def side(self) -> Side:
@@ -192,7 +194,7 @@ class Instance:
         unit = self.unit()
         if unit is not None and unit.starting():  # the process that ordered the start was killed
             unit.end()
-        self._take_down(record, unit, keep_log=keep_log or crashed)
+        self._take_down(unit, keep_log=keep_log or crashed)
         if unit is not None:
             unit.clear()
 
@@ -259,7 +261,8 @@ class Instance:
             paths.run_dir.mkdir(parents=True)
         record = self._record(release)
         self._namespaces.create(paths.netns)
-        self._take_uplink(record)
+        if self._config.uplink.both_open:  # otherwise the other instance may have it now
+            self.device.take(record)
         software = programs(release)
         self._run(release, [software.ovsdb_tool, "create", str(paths.db_file), software.schema], end)
         self._start_database(release, end)
@@ -295,20 +298,10 @@ class Instance:
         self._system.write_atomic(self.paths.record, record.model_dump_json())
         return record
 
-    def _take_uplink(self, record: InstanceRecord) -> None:
-        name, origin = self._instance.uplink_device, self._config.uplink.namespace
-        if name is None:
-            return
-        device = self._namespaces.look(name, origin)
-        if device is None:
-            where = f"network namespace {origin}" if origin else "the host's network namespace"
-            raise SwitchError(
-                f"instance {self._side}: there is no network device {name} in {where}",
-                hint=f"correct instances.{self._side}.uplink_device",
-            )
-        record = record.model_copy(update={"uplink": device})
-        self._system.write_atomic(self.paths.record, record.model_dump_json())
-        self._namespaces.move_in(device, self.paths.netns)
+    def _at_start(self) -> Sequence[str]:
+        """Return the DPDK devices that the instance is to have from its start."""
+        devices = self._instance.devices
+        return devices if self._config.uplink.both_open else devargs.instead_of(devices)
 
     def _other_config(self, release: Release) -> dict[str, str]:
         """Return the settings that ovs-vswitchd reads only when it starts DPDK, and the configured settings. They are
@@ -321,7 +314,7 @@ class Instance:
         memory = Reservation(instance.memory_mb, 0) if self._memory is None else self._memory()
         nodes = numa_nodes(instance.pmd_cores)
         shared = {} if memory.shared_mtu is None else {"shared-mempool-config": str(memory.shared_mtu)}
-        given = devargs.arguments(instance.dpdk_extra, instance.devices, release.dpdk_version, devargs.is_iavf)
+        given = devargs.arguments(instance.dpdk_extra, self._at_start(), release.dpdk_version, devargs.is_iavf)
         extra = f"--file-prefix={self.paths.netns} --in-memory --single-file-segments -n 1 {given}"
         return {
             **self._config.other_config(self._side),
@@ -376,18 +369,18 @@ class Instance:
         try:
             if unit is not None:  # it stays as failed, for `systemctl status` to show
                 unit.end()
-            self._take_down(read_record(self.paths.record), unit, keep_log=True)
+            self._take_down(unit, keep_log=True)
             self._give_vfs_back()
         except HotswapError as second:
             error.add_note(f"and undoing it failed: {second.message}")
 
     # -- stopping
 
-    def _take_down(self, record: InstanceRecord | None, unit: InstanceUnit | None, *, keep_log: bool) -> None:
+    def _take_down(self, unit: InstanceUnit | None, *, keep_log: bool) -> None:
         steps: tuple[Callable[[], None], ...] = (
             lambda: self._end(self.paths.vswitchd_pid, self.paths.vswitchd_ctl),
             lambda: self._end(self.paths.ovsdb_pid, self.paths.ovsdb_ctl),
-            lambda: self._give_uplink_back(record),
+            self.device.give_back,
         )
         failures: list[HotswapError] = []
         for step in steps:
@@ -417,13 +410,6 @@ class Instance:
         for pid in owned:
             if self._system.alive(pid) and self._is_ours(pid, pid_file):
                 self._system.kill(pid, grace=1.0)
-
-    def _give_uplink_back(self, record: InstanceRecord | None) -> None:
-        device = record.uplink if record else None
-        if device is None and self._instance.uplink_device is not None:
-            device = Device(self._instance.uplink_device, self._config.uplink.namespace, up=True)
-        if device is not None:
-            self._namespaces.move_back(device, self.paths.netns)
 
     def _remove_files(self, *, keep_log: bool) -> None:
         """Remove the files. If the log cannot be kept, the instance can be started again nevertheless."""

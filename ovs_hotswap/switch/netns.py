@@ -6,13 +6,15 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pyroute2 import IPRoute, netns
 from pyroute2.netlink.exceptions import NetlinkError
 
-from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.errors import SwitchError, UplinkError
 from ovs_hotswap.model import Device
+from ovs_hotswap.uplink.frames import in_namespace
 
 DIRECTORY = "/run/netns"  # where ip-netns(8) keeps them
 IFA_F_NODAD = 0x02  # include/uapi/linux/if_addr.h
@@ -72,12 +74,15 @@ class Namespaces:
             link = route.get_links(index)[0]
             return int(link.get_attr("IFLA_MTU")), int(link.get_attr("IFLA_MAX_MTU") or 0) or None
 
-    def move_in(self, device: Device, namespace: str) -> None:
-        """Move the device from where it is into ``namespace`` and set it up there."""
+    def move_in(self, device: Device, namespace: str, *, quiet: bool = False) -> None:
+        """Move the device from where it is into ``namespace`` and set it up there. ``quiet``: the kernel there neither
+        answers ARP nor accepts IPv4 packets on it, until the device leaves the namespace."""
         try:
             self._move(device.name, device.namespace, f"{DIRECTORY}/{namespace}")
+            if quiet:
+                in_namespace(namespace, lambda: _silence(device.name))
             self._set(device.name, namespace, up=True)
-        except (OSError, NetlinkError) as error:
+        except (OSError, NetlinkError, UplinkError) as error:
             raise SwitchError(f"network device {device.name} cannot be moved to {namespace}: {error}") from error
 
     def move_back(self, device: Device, namespace: str) -> None:
@@ -150,6 +155,13 @@ class Namespaces:
     def _set(self, device: str, namespace: str | None, *, up: bool) -> None:
         with self._links(namespace) as route:
             route.link("set", index=_index(route, device), state="up" if up else "down")
+
+
+def _silence(device: str) -> None:
+    """Documentation/networking/ip-sysctl.rst: no answers to ARP for any address, and no packet from an address to which
+    the route leads elsewhere, which are all: the VTEP's address is the bridge's. Raises OSError."""
+    for key, value in (("arp_ignore", "8"), ("rp_filter", "1")):
+        Path(f"/proc/sys/net/ipv4/conf/{device}/{key}").write_text(value)
 
 
 def _index(route: Any, device: str) -> int | None:

@@ -37,7 +37,7 @@ logging.getLogger("ovsdbapp").addHandler(logging.NullHandler())
 
 @dataclass(frozen=True, slots=True)
 class PortSpec:
-    """A port with its only interface. ``mtu``: the MTU to request in bytes; ``None`` leaves it to the switch."""
+    """A port with its interface. ``mtu``: in bytes; ``None``: the switch's. ``found``: further options of a new one."""
 
     name: str
     type: str
@@ -45,6 +45,7 @@ class PortSpec:
     options: Mapping[str, str] = field(default_factory=dict)
     other_config: Mapping[str, str] = field(default_factory=dict)
     mtu: int | None = None
+    found: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ class _Command(command.BaseCommand):  # type: ignore[misc]
         """Make the port's row, or bring the row of this name to ``spec``; return it and whether anything changed."""
         port, changed = known.get(spec.name), False
         if port is None:
-            interface = self.insert(txn, "Interface", name=spec.name)
+            interface = self.insert(txn, "Interface", name=spec.name, options=dict(spec.found))
             port, changed = self.insert(txn, "Port", name=spec.name, interfaces=[interface]), True
         return port, _bring(port.interfaces[0], _wanted(spec)) or changed
 

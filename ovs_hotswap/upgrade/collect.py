@@ -24,7 +24,7 @@ from ovs_hotswap.model import Finding, Release, Severity, Side
 from ovs_hotswap.overlay import path_mtu
 from ovs_hotswap.overlay.next_hops import judge as judge_next_hops
 from ovs_hotswap.overlay.ports import UPLINK, VXLAN
-from ovs_hotswap.overlay.tables import Form, lines, render
+from ovs_hotswap.overlay.tables import Form, lines
 from ovs_hotswap.switch.datapath import ports_with_mtus, refused
 from ovs_hotswap.switch.instance import numa_nodes
 from ovs_hotswap.switch.memory import Reservation, reserve
@@ -180,7 +180,7 @@ def active(host: Host, old: Side) -> list[Finding]:
     )
     flows = host.openflow(old)
     found += checks.window_flows(window_incapable(flows.dump()))
-    return found + checks.tables(old, flows.diff(lines(render(host.intent, Form.FINAL))))
+    return found + checks.tables(old, flows.diff(lines(host.tables(Form.FINAL))))
 
 
 def not_running(side: Side) -> Finding:
@@ -289,6 +289,9 @@ def _steered(host: Host, old: Side) -> list[Finding]:
     owner = host.uplink.owner()
     if owner not in (None, old):
         return [Finding("uplink", Severity.ERROR, f"it is steered to {owner}, not to {old}", "`ovs-hotswap status`")]
+    if owner is None and not host.config.uplink.both_open:
+        text = f"instance {old} does not have it open"
+        return [Finding("uplink", Severity.ERROR, text, "`ovs-hotswap overlay apply` opens it")]
     return []
 
 
@@ -347,7 +350,7 @@ def postcheck(host: Host, new: Side, apart_s: float, end: LogEnd, known: Collect
     vms = [vm.name for vm in host.intent.vms]
     found += checks.ports([UPLINK, VXLAN, *vms], facts, absent, vms)
     found += checks.ports_polled(refused(ports_with_mtus(host.instances[new].paths), host.bridge_spec(new).ports), vms)
-    found += checks.tables(new, host.openflow(new).diff(lines(render(host.intent, Form.FINAL))))
+    found += checks.tables(new, host.openflow(new).diff(lines(host.tables(Form.FINAL))))
     return found + checks.log_errors(log_since(host, new, end), [UPLINK, VXLAN])
 
 

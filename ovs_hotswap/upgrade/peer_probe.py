@@ -11,17 +11,17 @@ from ovs_hotswap.overlay.tables import VLAN_PRESENT, Kind, cookie_kind
 _TAG = 4094
 # Local experimental ethertype (IEEE 802, 9.2.3) between two locally administered addresses.
 _HEADER = bytes.fromhex("02000000000f02000000000e88b5")
-_GUEST_TAG = 4  # a guest may tag its frames itself
+_OWN_TAG = 4  # the peer link's, which is pushed here
 _COUNTED_S = 10.0
 _AGAIN_S = 0.1
 
 
 def across_peer_link(host: Host, sender: Side) -> None:
-    """Send a frame as long as a VM's longest one from ``sender``, and wait until the other instance counts it. A link
-    that has just come up may lose the first frames, so the frame is sent repeatedly. Raises SwitchError if none is
-    counted."""
+    """Send a frame as long as the longest that the link is to carry from ``sender``, and wait until the other instance
+    counts it. A link that has just come up may lose the first frames, so the frame is sent repeatedly. Raises
+    SwitchError if none is counted."""
     receiver = sender.other
-    frame = _HEADER + bytes(_GUEST_TAG + host.intent.mtu)
+    frame = _HEADER + bytes((host.peer_spec(sender).mtu or 0) - _OWN_TAG)
     before = _unknown_tags(host, receiver)
     sent = float("-inf")
 

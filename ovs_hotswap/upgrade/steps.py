@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 
-from ovs_hotswap.errors import BrokerError, HotswapError, SwitchError
+from ovs_hotswap.errors import BrokerError, HotswapError, SwitchError, UplinkError
 from ovs_hotswap.host import settings_transfer
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.scheduling import in_background, low, make_ready
@@ -23,7 +23,7 @@ from ovs_hotswap.host.standby import (
     unpark_each,
     usable,
 )
-from ovs_hotswap.model import Finding, Severity, Side
+from ovs_hotswap.model import Finding, Life, Severity, Side
 from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.plan.executor import Plan, ReversibleStep, State, Step, StepContext
 from ovs_hotswap.plan.records import Facts
@@ -275,12 +275,27 @@ class SteerUplink(ReversibleStep[Upgrade]):
         if now.new_down:  # packets for the VMs would be lost until the steer is undone
             raise SwitchError(now.new_down, hint="its log is kept in the state directory")
         context.rehearse_record(now)
-        context.host.uplink.steer(context.new)
+        if not (context.host.config.uplink.both_open or now.old_lost):
+            _keep_settings(context.host, context.old, run)  # the new instance's port is made with the uplink's options
+        uplink_proof.steer(context, run, context.new)
+        uplink_proof.prove_taken(context, run)
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
         now = context.look()
-        if now.outlook is not Outlook.NONE:
-            context.host.uplink.steer(context.new if context.fled(now) else context.old)
+        if now.outlook is Outlook.NONE:
+            return
+        if context.fled(now):
+            uplink_proof.steer(context, run, context.new)
+            return
+        try:
+            uplink_proof.steer(context, run, context.old)
+        except UplinkError as error:
+            if context.host.config.uplink.both_open or now.new_life is Life.DEAD:
+                raise
+            # Every VM is served by the old instance again, and only the end of the new one gives the uplink back.
+            run.progress(f"{error.message}; instance {context.new} is ended")
+            context.host.instances[context.new].kill()
+            uplink_proof.steer(context, run, context.old)
 
 
 class MoveVms(ReversibleStep[Upgrade]):

@@ -31,7 +31,8 @@ Observe = Callable[[Event], None]
 class Report:
     """What an ended upgrade did. ``moves``: the microseconds of each VM's handover, on the broker's clock.
     ``warnings``: what the operator should know although the upgrade ended well. ``before``: the release to which a
-    rollback would have gone when the upgrade began, if one is known. ``changed``: whether there was anything to do."""
+    rollback would have gone when the upgrade began, if one is known. ``changed``: whether there was anything to do.
+    ``uplink_gap_ms``: for how long no instance had the uplink, if only one can have it open."""
 
     old: Side
     new: Side
@@ -42,6 +43,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     before: str | None = None
     changed: bool = True
+    uplink_gap_ms: float | None = None
 
     @property
     def back_to(self) -> str | None:
@@ -59,11 +61,12 @@ class Report:
         parameters: dict[str, Any] = header.parameters
         moves: Any = facts.get("moves", {})
         warnings: Any = facts.get("warnings", ())
-        before = parameters.get("before")
+        before, gap = parameters.get("before"), facts.get("uplink_gap_ms")
         try:
             return cls(Side(parameters["old"]), Side(parameters["new"]), str(parameters["release"]),
                        str(parameters["previous"]), committed, {str(vm): float(us) for vm, us in moves.items()},
-                       tuple(str(text) for text in warnings), None if before is None else str(before))  # fmt: skip
+                       tuple(str(text) for text in warnings), None if before is None else str(before),
+                       uplink_gap_ms=gap if isinstance(gap, float) else None)  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _no_upgrade(header) from error
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from ovs_hotswap.errors import HotswapError, SwitchError, UplinkError
 from ovs_hotswap.host.host import Host
-from ovs_hotswap.host.uplink_ends import UplinkEnds
 from ovs_hotswap.model import Finding, Proof, Severity, Side, Way
 from ovs_hotswap.overlay.ports import UPLINK_PORT
 from ovs_hotswap.overlay.tables import KIND_MASK, Kind, cookie
@@ -50,7 +49,7 @@ class Counters:
 def prove(host: Host, side: Side, way: Way | None = None) -> Proof:
     """Prove the side's uplink with frames, in one ``way`` or both. Raises SwitchError and UplinkError."""
     see_answering(host.instances[side])
-    return host.uplink.prove(side, UplinkEnds(host.openflow).end(side), way)
+    return host.uplink.prove(side, host.uplink_ends.end(side), way)
 
 
 def counters(host: Host, side: Side) -> Counters:
@@ -76,7 +75,15 @@ def check(host: Host, active: Side, begun: Counters | None) -> list[Finding]:
         found = uplink_checks.steering(found, _something(host, active, begun))
     elif begun is not None:
         found = found + _rule(host, active, begun)
-    return found + uplink_checks.proof(active, prove(host, active))
+    return found + uplink_checks.proof(active, prove(host, active)) + _gap(host)
+
+
+def _gap(host: Host) -> list[Finding]:
+    if host.config.uplink.both_open:
+        return []
+    text = ("only one instance can have the NIC open: while an upgrade closes it on one and opens it on the other, VMs "
+            "do not reach other hosts; they reach each other all the time")  # fmt: skip
+    return [Finding("uplink gap", Severity.WARNING, text, "the gap is in the upgrade's report, in milliseconds")]
 
 
 def _rule(host: Host, side: Side, begun: Counters) -> list[Finding]:
@@ -105,8 +112,14 @@ def _something(host: Host, side: Side, begun: Counters) -> Passed:
 
 def prove_new(context: Upgrade, run: StepContext) -> None:
     """Prove the new instance's uplink before any VM depends on it, and record the proof in the journal. Raises
-    SwitchError if it passes less than the old one's."""
+    SwitchError if it passes less than the old one's. An uplink that the old instance has to close first is proven on
+    that one, for ``prove_taken``."""
     host, new, old = context.host, context.new, context.old
+    if not host.config.uplink.both_open:
+        if not context.look().old_lost and "uplink_proven" not in run.facts:
+            with contextlib.suppress(HotswapError):
+                run.remember(uplink_proven=asdict(prove(host, old)))
+        return
     found, fault, compared = Proof(), None, Proof()
     try:
         found = prove(host, new)
@@ -123,6 +136,29 @@ def prove_new(context: Upgrade, run: StepContext) -> None:
     if compared.out and compared.into:
         raise SwitchError(f"{text}; instance {old}'s is", hint=fault.hint)
     run.warn(text)
+
+
+def steer(context: Upgrade, run: StepContext, side: Side) -> None:
+    """Steer the uplink to ``side``. If no instance could have it for a while, record in the journal for how long, in
+    milliseconds. Raises UplinkError."""
+    gap_s = context.host.uplink.steer(side)
+    if gap_s is not None:
+        earlier = run.facts.get("uplink_gap_ms")
+        gap_ms = round(gap_s * 1e3, 1)
+        run.remember(uplink_gap_ms=gap_ms + (earlier if isinstance(earlier, float) else 0.0))
+        run.progress(f"for {gap_ms:.0f} ms no instance had the uplink")
+
+
+def prove_taken(context: Upgrade, run: StepContext) -> None:
+    """Prove an uplink that the new instance could open only now. Raises SwitchError if it passes less than on the old
+    one, before any VM is moved."""
+    if context.host.config.uplink.both_open:
+        return
+    before: Any = run.facts.get("uplink_proven")
+    compared = Proof(**before) if isinstance(before, dict) else None
+    found = prove(context.host, context.new)
+    run.remember(uplink_proof=asdict(found))
+    tell(run, uplink_checks.proof(context.new, found, compared))
 
 
 def begin(context: Upgrade, run: StepContext) -> None:

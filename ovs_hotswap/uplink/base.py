@@ -9,6 +9,7 @@ from ovs_hotswap.config import Config, UplinkConfig
 from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.model import Finding, Proof, Side, Steered, Way
 from ovs_hotswap.overlay.intent import ETHERNET_MTU, Intent
+from ovs_hotswap.uplink.exclusive import ExclusiveUplink, Ports
 from ovs_hotswap.uplink.flower import FlowerUplink
 from ovs_hotswap.uplink.frames import BROADCAST, Host, PacketSockets
 from ovs_hotswap.uplink.i40e import I40eUplink
@@ -31,9 +32,11 @@ class Uplink(Protocol):
         A ``quick`` uplink remembers what this finds, so that the next ``steer`` is faster.
         """
 
-    def steer(self, side: Side) -> None:
+    def steer(self, side: Side) -> float | None:
         """Give the traffic to ``side``, without losing a packet if the driver can do so, and read the result back to
         check it. A repeated call changes nothing.
+
+        Returns for how long, in seconds, neither side could have the traffic; ``None`` if there was no such time.
         """
 
     def prove(self, side: Side, end: End, way: Way | None = None) -> Proof:
@@ -52,7 +55,7 @@ class Uplink(Protocol):
         """Check the devices and rules. Nothing is changed."""
 
 
-class Switches(Protocol):
+class Switches(Ports, Protocol):
     """What a driver may ask of the two instances. All methods raise SwitchError."""
 
     def end(self, side: Side) -> End:
@@ -96,6 +99,9 @@ def make_uplink(config: Config, intent: Intent, switches: Switches, *, quick: bo
             return _redirect(FlowerUplink, uplink, intent, quick=quick)
         case "i40e":
             return _i40e(uplink, intent, quick=quick)
+        case "exclusive":
+            vtep = intent.vtep
+            return ExclusiveUplink(switches, Host(vtep.address, vtep.mac), _hosts(intent), quick, vlan=vtep.vlan)
     raise ConfigError(f'uplink: this version has no driver "{uplink.driver}"')
 
 

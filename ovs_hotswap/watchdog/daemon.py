@@ -166,8 +166,9 @@ class Guard:
         dies, the broker gives the VMs back to the active side."""
         self._keeper.wake()
         with self._keeper.steering.turning:
-            if self._host.uplink.owner() is not dead:
-                return
+            owner = self._host.uplink.owner()
+            if owner is not dead and (owner is not None or self._host.config.uplink.both_open):
+                return  # if no instance has an uplink that only one can have, the dead one had it
             self._host.uplink.steer(active)
         self._board.event("uplink-back", dead=dead, to=active)
 
@@ -380,7 +381,8 @@ class Watchdog:
     def _watch(self, board: status_file.StatusFile, keeper: Keeper) -> None:
         def quick(intent: Intent | None = None) -> Host:
             host = Host(self._config, self._system, quick=True, intent=intent)
-            host.uplink.owner()  # which opens the connection to the kernel
+            if self._config.uplink.both_open:  # otherwise it asks the instances, one of which may hang
+                host.uplink.owner()  # which opens the connection to the kernel
             return host
 
         host = quick()

@@ -40,7 +40,7 @@ from ovs_hotswap.watchdog.settings_follower import SettingsWatch
 from ovs_hotswap.watchdog.standby_plan import StandbyState, Task, next_task
 from ovs_hotswap.watchdog.status_file import StatusFile
 from ovs_hotswap.watchdog.steering_watch import SteeringWatch
-from ovs_hotswap.watchdog.uplink_watch import PROOF_S, WireWatch
+from ovs_hotswap.watchdog.uplink_watch import PROOF_S, OneUplink, WireWatch
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ class Keeper:
         self._programmed: Stamp | None = None
         self.wires = WireWatch(board)
         self.steering = SteeringWatch(board)
+        self._one_uplink = OneUplink(board, self.steering.turning)
         self._refusal: str | None = None
         self._refused_until, self._refused_s = float("-inf"), _REFUSED_S
         self._fault: HotswapError | None = None  # the fault in spite of which the last turn was made
@@ -179,12 +180,14 @@ class Keeper:
             self._board.update(active=active, standby=None if warm is None else warm.side,
                                keeping="an upgrade is not finished")  # fmt: skip
             if not self._nowhere_to_go(host, active):
+                self._one_uplink.look(host, active)
                 return Task.NOTHING
         if host.instances[active].pid() is not None:
             self.poison.step(host, alive=True)
         state = self._look(host, active)
         if next_task(state) is Task.NOTHING:
             self._next_hops.look(host)
+            self._one_uplink.look(host, active)
             if not unfinished:
                 self.steering.look(host, active, lambda: not self._unfinished(host))
                 self._fault = self._fault or self.steering.problem

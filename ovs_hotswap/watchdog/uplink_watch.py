@@ -7,6 +7,7 @@ The proofs that once succeeded are remembered, because after a failover there is
 from __future__ import annotations
 
 import logging
+import threading
 
 from ovs_hotswap.errors import HotswapError, UplinkError
 from ovs_hotswap.host.host import Host
@@ -17,6 +18,7 @@ from ovs_hotswap.watchdog.status_file import StatusFile
 log = logging.getLogger(__name__)
 
 _GOOD_S, _BAD_S = 60.0, 15.0  # until the next proof
+_OWNER_S = 5.0  # between two questions which instance has the uplink
 _MORE_S = 0.3  # after a proof that took less, the next one follows in the same turn
 PROOF_S = _MORE_S + 2.5
 """About how long ``look`` takes at most, in seconds."""
@@ -51,7 +53,8 @@ class WireWatch:
             self._failover = active if self._failover is active else None
         begun = host.system.monotonic()
         if not self._left and begun >= self._not_before:
-            self._left = [(side, way) for side in (active, active.other) for way in Way]
+            sides = (active, active.other) if host.config.uplink.both_open else (active,)
+            self._left = [(side, way) for side in sides for way in Way]
             self._proof = Proof()
         while self._left and host.system.monotonic() - begun < _MORE_S:
             self._step(host, active)
@@ -149,3 +152,27 @@ class WireWatch:
         self._board.update(uplinks={
             str(side): {"severity": str(each.severity), "text": each.text} for side, each in sorted(self._found.items())
         })  # fmt: skip
+
+
+class OneUplink:
+    """Opens an uplink that only one instance can have on the active one if none has it, for example because an upgrade
+    was killed while it handed the uplink over. The keeper calls ``look`` in every turn in which it has nothing else to
+    do."""
+
+    def __init__(self, board: StatusFile, turning: threading.Lock) -> None:
+        """``turning`` is held while the uplink is steered."""
+        self._board, self._turning = board, turning
+        self._not_before = float("-inf")
+
+    def look(self, host: Host, active: Side) -> None:
+        """Raises UplinkError, and BusyError while an upgrade runs."""
+        now = host.system.monotonic()
+        if host.config.uplink.both_open or now < self._not_before or host.instances[active].pid() is None:
+            return
+        self._not_before = now + _OWNER_S
+        if host.uplink.owner() is not None:
+            return
+        with host.lock(), self._turning:
+            if host.recorded_active() is active and host.uplink.owner() is None:
+                host.uplink.steer(active)
+                self._board.event("uplink-back", dead=None, to=active)

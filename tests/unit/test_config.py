@@ -34,6 +34,8 @@ pmd_cores = [1]
 uplink_devargs = "{b}"
 dpdk_extra = "-a {b}"
 """
+ONE_NIC = "[uplink]\ndriver = 'exclusive'\n"
+SHARED = MINIMAL.replace("vf-b", "vf-a")
 
 
 @pytest.fixture
@@ -289,6 +291,11 @@ def test_a_key_of_other_config_that_is_ours_says_where_the_wish_belongs(path: Pa
         ('run_dir = "/run/x"\nstate_dir = "/run/x/state"\n' + MINIMAL, "state_dir", "is in run_dir (/run/x)"),
         (MINIMAL.replace("vf-b", "vf-a"), "instances.b.uplink_devargs", "eth_af_packet0,iface=vf-a"),
         (PCI.format(a="0000:03:02.0", b="03:02.0"), "instances.b.uplink_devargs", "0000:03:02.0"),
+        (MINIMAL + ONE_NIC, "instances.b.uplink_devargs", "must be instances.a.uplink_devargs (eth_af_packet0,"),
+        (SHARED.replace("[instances.b]", "uplink_device = 'vf-a'\n[instances.b]") + ONE_NIC,
+         "instances.b.uplink_device", "must be instances.a.uplink_device (vf-a)"),
+        (SHARED.replace("[instances.b]", "second_devargs = 'x'\n[instances.b]") + "second_devargs = 'x'\n" + ONE_NIC
+         + "[uplink.second]\n", "uplink.second", "which is for one NIC"),
         (PCI.format(a="0000:03:0a.0", b="0000:03:0A.0,mprq_en=1"), "instances.b.uplink_devargs", "0000:03:0a.0"),
         *((PCI.replace("-a {a}", f"-a {{a}} {word} 03:02.7").format(a="03:02.0", b="03:02.1"), "instances.a.dpdk_extra",
            f"{word} cannot be beside -a") for word in ("-b", "--block")),
@@ -300,7 +307,7 @@ def test_a_key_of_other_config_that_is_ours_says_where_the_wish_belongs(path: Pa
               ("mac_a = '03:00:00:00:00:0b'", "uplink.vfs.mac_a", "must be the MAC address of one device"),
               ("mac_a = '00:00:00:00:00:00'", "uplink.vfs.mac_a", "must be the MAC address of one device"),
               ("mac_a = '2:0:0:0:0:0'", "uplink.vfs.mac_a", "must be a MAC address such as"))),
-        (PCI.format(a="03:02.0", b="03:02.1") + "[uplink]\ndriver = 'exclusive'\nvfs = { trust = true }\n",
+        (SHARED + "[uplink]\ndriver = 'exclusive'\nvfs = { trust = true }\n",
          "uplink.vfs", "has no VF"),
         *((MINIMAL + f"dpdk_extra = '--no-pci {word}'\n", "instances.b.dpdk_extra", part) for word, part in (
             ("--file-prefix=x", "--file-prefix is not for this: each instance has its own already"),
@@ -477,3 +484,22 @@ def test_the_stamp_of_a_file_differs_when_it_was_written_again(path: Path) -> No
     assert stamp_of(path) not in (None, before)
     path.unlink()
     assert stamp_of(path) is None
+
+
+@pytest.mark.parametrize(
+    ("extra", "fault"),
+    [
+        ("--no-pci", ""),
+        ("-a 0000:04:00.0", ""),
+        ("-a 03:00.0", "-a 0000:03:00.0: the instance would take the uplink at its start"),
+        ("--allow=0000:03:00.0,x=1", "--allow 0000:03:00.0: the instance would take the uplink at its start"),
+    ],
+)
+def test_an_instance_that_gets_the_uplink_later_does_not_take_it_at_its_start(
+    path: Path, extra: str, fault: str
+) -> None:
+    text = PCI.format(a="0000:03:00.0", b="0000:03:00.0").replace("-a 0000:03:00.0", extra) + ONE_NIC
+    if not fault:
+        assert not load(path, text).uplink.both_open
+        return
+    assert [fault in each for each in faults(path, text)] == [True, True]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ovs_hotswap.config import Config
+from ovs_hotswap.config import Config, UplinkConfig
 from ovs_hotswap.errors import HotswapError, SwitchError
 from ovs_hotswap.model import Device, Release, Side
 from ovs_hotswap.process_exit import start_time
@@ -34,6 +34,7 @@ class FakeNamespaces(Namespaces):
         self.devices = devices
         self.members: dict[str, set[int]] = {}
         self.refuse_back = False
+        self.silenced: set[str] = set()
 
     def exists(self, name: str) -> bool:
         return name in self.devices
@@ -51,9 +52,10 @@ class FakeNamespaces(Namespaces):
     def look(self, name: str, namespace: str | None) -> Device | None:
         return Device(name, namespace, up=True) if name in self.devices[namespace] else None
 
-    def move_in(self, device: Device, namespace: str) -> None:
+    def move_in(self, device: Device, namespace: str, *, quiet: bool = False) -> None:
         self.devices[device.namespace].remove(device.name)
         self.devices[namespace].add(device.name)
+        self.silenced |= {device.name} if quiet else set()
 
     def move_back(self, device: Device, namespace: str) -> None:
         if device.name in self.devices.get(namespace, set()):
@@ -152,6 +154,26 @@ def test_start_programs_dpdk_before_it_starts_the_switch(host: FakeHost) -> None
     assert record is not None
     assert record.ready
     assert record.uplink == Device("vf-a", None, up=True)
+
+
+def test_an_uplink_that_the_other_instance_may_have_is_taken_and_given_back_later(tmp_path: Path) -> None:
+    config = configuration(tmp_path)
+    host = FakeHost(config.model_copy(update={"uplink": UplinkConfig(driver="exclusive")}))
+    netns = host.instance.paths.netns
+    with pytest.raises(SwitchError, match="does not run"):
+        host.instance.device.take()
+    host.instance.start(HOST)
+    assert "vf-a" not in host.namespaces.devices[netns]
+    for _ in range(2):
+        host.instance.device.take()
+        assert "vf-a" in host.namespaces.devices[netns]
+        record = read_record(host.instance.paths.record)
+        assert record is not None
+        assert (record.ready, record.uplink) == (True, Device("vf-a", None, up=True))
+    assert host.namespaces.silenced == {"vf-a"}
+    for _ in range(2):
+        host.instance.device.give_back()
+        assert host.namespaces.devices[None] == {"lo", "vf-a"}
 
 
 def test_stop_undoes_all_and_may_be_repeated(host: FakeHost) -> None:

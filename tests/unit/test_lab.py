@@ -28,7 +28,7 @@ from ovs_hotswap.lab.initramfs import (
     parse_dependencies,
     parse_libraries,
 )
-from ovs_hotswap.lab.layout import MAX_GUESTS, REMOTE, Layout, WireOptions, config_text, overlay_text, partner
+from ovs_hotswap.lab.layout import MAX_GUESTS, PF, REMOTE, Layout, WireOptions, config_text, overlay_text, partner
 from ovs_hotswap.lab.leftovers import ancestors, is_lab_program, mounts_below, names_directory
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import load_intent
@@ -78,6 +78,15 @@ def test_files_load(tmp_path: Path, count: int, queues: int) -> None:
         made.guest_file(guest.name, "sock") for guest in made.guests
     ]
     assert [(vm.mac, vm.queues) for vm in intent.vms] == [(guest.mac, queues) for guest in made.guests]
+
+
+def test_a_lab_with_one_nic_has_it_for_both_instances(tmp_path: Path) -> None:
+    made = layout(1, Path("/run/lab"), GuestOptions(wire=WireOptions(driver="exclusive")))
+    file = tmp_path / "config.toml"
+    file.write_text(config_text(made, memory_mb=256, cores=(0, 1)))
+    config = load_config(file)
+    assert config.uplink.driver == "exclusive"
+    assert {config.instance(side).uplink_device for side in Side} == {PF}
 
 
 @pytest.mark.parametrize("wire", [WireOptions(), WireOptions(ipv6=True), WireOptions(vlan=100, udp_port=8472)])

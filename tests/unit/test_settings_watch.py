@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ovs_hotswap.config import Config
+from ovs_hotswap.config import Config, UplinkConfig
 from ovs_hotswap.errors import BusyError, SwitchError
 from ovs_hotswap.host import saved_settings, settings_transfer, standby
 from ovs_hotswap.host.host import Host
@@ -339,3 +339,17 @@ def test_a_server_that_hangs_is_told_from_one_that_is_not_there() -> None:
         listener.listen()
         assert hangs(directory / "hung", timeout=0.05)
     shutil.rmtree(directory)
+
+
+def test_the_settings_of_an_uplink_that_changes_sides_are_left_out(bed: Bed) -> None:
+    """Its options come with it. Nothing of it is taken from the side where it is, either."""
+    bed.host.config = bed.host.config.model_copy(update={"uplink": UplinkConfig(driver="exclusive")})
+    options = {"dpdk-devargs": "xa", "n_rxq": "4"}
+    bed.servers[Side.A].database.set("Interface", "uplink", options=options, ingress_policing_rate=1000)
+    wanted = settings_transfer.own(bed.host, settings_transfer.read(bed.host, Side.A))
+    change = settings_transfer.put(bed.host, wanted, Side.A, Side.B)
+    assert [key for key in change.carried if key.row == "uplink"] == []
+    assert (change.gone, change.lost) == ((), ())
+    (left,) = settings_transfer.left_behind(["uplink.ingress_policing_rate"], Side.B)
+    assert left.severity is Severity.WARNING
+    assert settings_transfer.left_behind([], Side.B) == []

@@ -62,7 +62,7 @@ def underlay(a: Instance, b: Instance, active: Side | None, *, mac: str | None =
         "vtep": {"address": ADDRESS, "mac": "52:54:00:1f:00:01"}, "neighbour": [{"address": NEAR, "mac": mac}],
     })  # fmt: skip
     instances: Any = {Side.A: a, Side.B: b}
-    return Underlay(config, intent, instances, Switches(), lambda: active)
+    return Underlay(config, intent, instances, Switches().end, lambda: active)
 
 
 @pytest.mark.parametrize(

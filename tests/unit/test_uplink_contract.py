@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ovs_hotswap.errors import UplinkError
+from ovs_hotswap.errors import SwitchError, UplinkError
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.uplink import match
 from ovs_hotswap.uplink.base import ShowsRules, Uplink, rules_of
 from ovs_hotswap.uplink.ethtool import IP_USER_FLOW, Ethtool, FlowRule
+from ovs_hotswap.uplink.exclusive import ExclusiveUplink
 from ovs_hotswap.uplink.frames import ETH_P_IP, Host, PacketSockets
 from ovs_hotswap.uplink.i40e import I40eUplink
 from ovs_hotswap.uplink.i40e_rules import CLOUD
@@ -27,6 +28,7 @@ from tests.support.fake_i40e import FakeCards, FakeI40e, Look, Match, plan
 from tests.support.flower_kernel import FlowerBed
 from tests.support.uplink_bed import Bed, Calls, Driver, Failing
 from tests.unit.test_uplink import MAC, PF, REP_A, REP_B, VTEP, FakeTrafficControl
+from tests.unit.test_uplink_exclusive import FakePorts
 
 MATCH = match.Match(VTEP)
 
@@ -98,9 +100,30 @@ def _without_package() -> Bed:
     return I40eBed("address", FakeI40e(l4mode=False, package=False))
 
 
+@dataclass
+class ExclusiveBed:
+    """``exclusive`` over two instances and one NIC."""
+
+    ports: FakePorts = field(default_factory=FakePorts)
+    calls: Calls = field(default_factory=lambda: Calls(lambda: SwitchError("ovs-vswitchd.ctl: no answer")))
+
+    def uplink(self) -> Uplink:
+        return ExclusiveUplink(Failing(self.ports, self.calls), Host(VTEP, MAC), sleep=self.ports.sleep)
+
+    def state(self) -> object:
+        return set(self.ports.has)
+
+    def leads_to(self) -> Side | None:
+        return next(iter(self.ports.has), None)
+
+    def break_steering(self) -> None:
+        self.ports.has.clear()
+
+
 DRIVERS = [
     Driver("tc", TcBed),
     Driver("switchdev", FlowerBed),
+    Driver("exclusive", ExclusiveBed),
     Driver("i40e, UDP port", I40eBed),
     Driver("i40e, outer address", lambda: I40eBed("address")),
     Driver("i40e, address", _without_package),
