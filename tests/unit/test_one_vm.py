@@ -137,6 +137,9 @@ class Flows:
     def packets(self, cookie: int, mask: int = 0) -> int:
         return int(100 * self._world.now)
 
+    def arrived(self, port: int) -> int:
+        return int(100 * self._world.now)
+
 
 class GuestHost(FakeHost):
     def __init__(self, config: Config, world: Guests) -> None:
