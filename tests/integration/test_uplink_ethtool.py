@@ -67,7 +67,7 @@ def test_show_of_software_steering(namespace: str, tmp_path: Path) -> None:
     shown = run(path)
     assert "leads to  instance b" in shown
     assert "NIC       lab0, veth, 1.0" in shown
-    assert "rule      lab0: UDP port 4789 of address 172.31.0.1 to lab2" in shown
+    assert "rule      lab0: UDP port 4789 of 172.31.0.1 to lab2" in shown
     assert "counted   instance b: 0 packets given to it, 0 taken from it" in shown
     document = json.loads(run(path, "--json"))
     assert document["owner"] == "b"
