@@ -19,8 +19,8 @@ from ovs_hotswap.model import Proof, Release, Side
 from ovs_hotswap.overlay.tables import Kind, cookie
 from ovs_hotswap.plan.executor import Event
 from ovs_hotswap.switch.netns import Namespaces
-from ovs_hotswap.switch.tunnel import ANCHORS
 from ovs_hotswap.switch.release import Releases
+from ovs_hotswap.switch.tunnel import ANCHORS
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.upgrade import Upgrader
 
