@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -21,13 +20,13 @@ from pydantic import (
 )
 
 from ovs_hotswap.backends import BackendMode
+from ovs_hotswap.config_uplink import DeviceName, UplinkConfig
 from ovs_hotswap.model import RELEASE_NAME, Side
 from ovs_hotswap.toml_file import Strict
 from ovs_hotswap.vhostuser.messages import Feature
 
 DEFAULT_PATH = Path("/etc/ovs-hotswap/config.toml")
 SUN_PATH_MAX = 107  # bytes of a Unix socket's path, without the final NUL (unix(7))
-_DEVICE_BYTES = 15  # IFNAMSIZ less the final NUL (include/uapi/linux/if.h)
 DEFAULT_RUN_DIR = Path("/run/ovs-hotswap")
 OWN_NAMES = (
     *Side, "vhost", "active", "peer.sock", "upgrade.lock", "broker.sock", "successor.sock", "broker.lock", "broker.pid",
@@ -57,24 +56,6 @@ def _pattern(value: str, *names: str) -> str:
 _STANDS_FOR = {"{vm}": "VM's name", "{side}": "side, a or b"}
 AbsolutePath = Annotated[Path, Field(strict=False)]
 Core = Annotated[int, Field(ge=0, le=1023)]
-
-
-def _device_name(value: str) -> str:
-    """Return ``value`` if a network device can have this name; else raise ValueError.
-
-    The kernel's rules are in net/core/dev.c (``dev_valid_name``); it replaces ``%d`` by a number. ip-link(8) takes a
-    name with a leading dash for an option.
-    """
-    if value in ("", ".", "..") or len(value.encode()) > _DEVICE_BYTES:
-        raise ValueError(f"must be the name of a network device, of 1 to {_DEVICE_BYTES} bytes")
-    if value.startswith("-") or any(
-        letter in "/:%" or letter.isspace() or not letter.isprintable() for letter in value
-    ):
-        raise ValueError("must be the name of a network device: no leading dash, no /, :, %, no space")
-    return value
-
-
-DeviceName = Annotated[str, AfterValidator(_device_name)]
 
 
 OWN_KEYS: Mapping[str, str] = {
@@ -210,120 +191,6 @@ class QemuConfig(Strict):
     @classmethod
     def _has_vm_and_side(cls, value: str) -> str:
         return _pattern(value, "{vm}", "{side}")
-
-
-class NicConfig(Strict):
-    """One NIC, on which overlay traffic arrives: a device and a virtual function (VF) of it for each instance.
-
-    ``device``: the physical function (PF), a kernel network device. ``representor_a`` / ``representor_b``: the kernel
-    devices that stand for the VFs of the two instances, on NICs that have such devices. ``vf_a`` / ``vf_b``: the
-    numbers of the VFs at the PF, as `ip link show` counts them.
-    """
-
-    device: DeviceName | None = None
-    representor_a: DeviceName | None = None
-    representor_b: DeviceName | None = None
-    vf_a: Annotated[int, Field(ge=0, le=255)] | None = None
-    vf_b: Annotated[int, Field(ge=0, le=255)] | None = None
-
-    def representor(self, side: Side) -> str | None:
-        return self.representor_a if side is Side.A else self.representor_b
-
-    def vf(self, side: Side) -> int | None:
-        return self.vf_a if side is Side.A else self.vf_b
-
-
-def _unicast(value: str) -> str:
-    """Return a MAC address in lower case. Raises ValueError if it is not one that a device can have."""
-    if not re.fullmatch("(?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}", value):
-        raise ValueError(f"must be a MAC address such as 02:00:00:00:00:01, not {value!r}")
-    if int(value[:2], 16) & 1 or not int(value.replace(":", ""), 16):
-        raise ValueError(f"must be the MAC address of one device, not {value}")
-    return value.lower()
-
-
-class VfsConfig(Strict):
-    """What is set on the instances' VFs, of both NICs, before an instance opens its own. What is not given is left as
-    it is found.
-
-    ``trust``: the VF may receive what is for other MAC addresses. ``spoof_check``: the NIC drops what the VF sends from
-    another MAC address than its own. ``link_state``: ``auto`` (the link is up if the NIC's is) or ``enable`` (it is
-    always up). ``vlan``: the VLAN to which the NIC binds the VF; 0 is none. ``mac_a`` / ``mac_b``: the MAC address of
-    an instance's VF. ``bind``: bind the VF to vfio-pci, and back after the instance has ended.
-    """
-
-    trust: bool | None = None
-    spoof_check: bool | None = None
-    link_state: Literal["auto", "enable"] | None = None
-    vlan: Annotated[int, Field(ge=0, le=4094)] | None = None
-    mac_a: Annotated[str, AfterValidator(_unicast)] | None = None
-    mac_b: Annotated[str, AfterValidator(_unicast)] | None = None
-    bind: bool = False
-
-    def wanted(self, side: Side) -> dict[str, bool | int | str]:
-        """Return what is to be set on the VFs of a side, by ``uplink.vf.NAMES``."""
-        mac = self.mac_a if side is Side.A else self.mac_b
-        every = {"mac": mac, "vlan": self.vlan, "spoof_check": self.spoof_check, "link_state": self.link_state,
-                 "trust": self.trust}  # fmt: skip
-        return {name: value for name, value in every.items() if value is not None}
-
-
-UplinkDriver = Literal["tc", "switchdev", "i40e", "announce", "exclusive", "none"]
-
-_NEEDED: dict[UplinkDriver, tuple[str, ...]] = {
-    "tc": ("device", "representor_a", "representor_b"),
-    "switchdev": ("device", "representor_a", "representor_b"),
-    "i40e": ("device", "vf_a", "vf_b"),
-    "announce": (),
-    "exclusive": (),
-    "none": (),
-}
-
-
-class UplinkConfig(NicConfig):
-    """How overlay traffic reaches the active instance. docs/uplinks.md says which driver is for which NIC.
-
-    ``driver``. ``tc``: the tunnels' UDP packets for the VTEP, arriving on ``device``, are redirected to the representor
-    of the active instance's VF. ``switchdev``: the same in hardware, with flower rules. ``i40e``: the NIC's flow
-    classification gives them to the VF. ``announce``: each instance has the VTEP's address on a VF of its own, and the
-    active one announces it. ``exclusive``: the switch owns the whole NIC, and the old instance releases it before the
-    new one opens it. ``none``: something else steers the traffic.
-
-    ``namespace``: the network namespace of ``device``, if it is not the host's own. ``match``: what the rules of
-    ``i40e`` look at: the tunnels' UDP port, or the VTEP's address, which is then an address of the overlay's alone.
-    ``locations``: the two places in the NIC's table that the rules of ``i40e`` may use. ``silence_s``: how long, in
-    seconds, the other VF must have been silent before ``announce`` stops to announce. ``second``: a second NIC, behind
-    the same VTEP. ``bond``: how the instances use the two. ``vfs``: what is set on the VFs.
-    """
-
-    driver: UplinkDriver = "none"
-    namespace: str | None = None
-    match: Literal["udp-port", "address"] = "udp-port"
-    locations: tuple[Annotated[int, Field(ge=0, le=8191)], Annotated[int, Field(ge=0, le=8191)]] = Field(
-        (4094, 4095), strict=False
-    )
-    silence_s: Annotated[float, Field(ge=0.1, le=60)] = 1.0
-    second: NicConfig | None = None
-    bond: Literal["active-backup", "balance-slb", "dpdk"] = "active-backup"
-    vfs: VfsConfig = VfsConfig()
-
-    @property
-    def both_open(self) -> bool:
-        """Whether both instances have their uplinks open at the same time; otherwise one has it, and hands it over."""
-        return self.driver != "exclusive"
-
-    @property
-    def nics(self) -> tuple[NicConfig, ...]:
-        """The NICs: one or two."""
-        return (self,) if self.second is None else (self, self.second)
-
-    @model_validator(mode="after")
-    def _driver_needs(self) -> UplinkConfig:
-        for nic, place in zip(self.nics, ("", "second."), strict=False):
-            missing = [f"{place}{key}" for key in _NEEDED[self.driver] if getattr(nic, key) is None]
-            if missing:
-                raise ValueError(f'driver "{self.driver}" needs {", ".join(missing)}')
-        return self
 
 
 class UpgradeConfig(Strict):

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ovs_hotswap.config import SUN_PATH_MAX, Config, UplinkConfig
+from ovs_hotswap.config import SUN_PATH_MAX, Config
+from ovs_hotswap.config_uplink import UplinkConfig
 from ovs_hotswap.model import TAKEN_NAMES, Side
 
 Fault = tuple[str, str]
@@ -124,6 +125,7 @@ def _own_devices(config: Config) -> Iterator[Fault]:
         )
     if a.uplink_device is not None and a.uplink_device == b.uplink_device:
         yield "instances.b.uplink_device", f"is also instances.a.uplink_device ({a.uplink_device})"
+    yield from _second_devices(config)
 
 
 def _one_device(config: Config) -> Iterator[Fault]:
@@ -136,6 +138,20 @@ def _one_device(config: Config) -> Iterator[Fault]:
         yield "uplink.second", f"{driver}, which is for one NIC"
 
 
+def _second_devices(config: Config) -> Iterator[Fault]:
+    """Yield the second devices that are used already: by the same instance, or by the other one."""
+    taken: dict[str, str] = {}
+    for side in Side:
+        instance = config.instance(side)
+        named = [("uplink_devargs", _device(instance.uplink_devargs), instance.uplink_devargs)]
+        if instance.second_devargs is not None:
+            named.append(("second_devargs", _device(instance.second_devargs), instance.second_devargs))
+        for key, device, text in named:
+            if "second_devargs" in (key, taken.get(device, "").rpartition(".")[2]) and device in taken:
+                yield f"instances.{side}.{key}", f"names the device of {taken[device]} ({text}): each is another VF"
+            taken.setdefault(device, f"instances.{side}.{key}")
+
+
 def _instance(config: Config, side: Side) -> Iterator[Fault]:
     instance, key = config.instance(side), f"instances.{side}"
     if instance.uplink_device in TAKEN_NAMES:
@@ -145,6 +161,13 @@ def _instance(config: Config, side: Side) -> Iterator[Fault]:
     opened = _interface(instance.uplink_devargs)
     if opened and instance.uplink_device and opened != instance.uplink_device:
         yield f"{key}.uplink_device", f"is {instance.uplink_device}, and uplink_devargs have iface={opened}"
+    opened = _interface(instance.second_devargs or "")
+    if opened and instance.second_device and opened != instance.second_device:
+        yield f"{key}.second_device", f"is {instance.second_device}, and second_devargs have iface={opened}"
+    if instance.second_device is not None and instance.second_device in (instance.uplink_device, config.bridge):
+        yield f"{key}.second_device", f"{instance.second_device} is the name of another device of the instance"
+    if instance.second_device in TAKEN_NAMES:
+        yield f"{key}.second_device", f"{instance.second_device} is the name of another port or device"
     yield from _dpdk_extra(f"{key}.dpdk_extra", instance.dpdk_extra, instance.devices)
     if not config.uplink.both_open:
         yield from _taken_at_start(f"{key}.dpdk_extra", instance.dpdk_extra, instance.uplink_devargs)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-TAKEN_NAMES = frozenset({"uplink", "vxlan", "peer", "ovs-netdev", "ovs-system", "lo"})
+TAKEN_NAMES = frozenset({"uplink", "uplink2", "vxlan", "peer", "ovs-netdev", "ovs-system", "lo"})
 """Names of the ports of every bridge (``overlay.ports``) and of other devices: no bridge or VM may have such a name."""
 
 RELEASE_NAME = r"^[a-z0-9][a-z0-9._-]{0,31}$"
@@ -106,11 +108,38 @@ class Proof:
     """What was observed of an instance's uplink.
 
     ``out``: frames from the instance reach other hosts. ``into``: frames for the instance reach it. ``None``: nothing
-    could be observed.
+    could be observed. ``nics``: the same for each NIC by its name, if there are two; then ``out`` and ``into`` say
+    whether it is so on all of them. A NIC without a link is not among them.
     """
 
     out: bool | None = None
     into: bool | None = None
+    nics: tuple[tuple[str, Proof], ...] = ()
+
+    @staticmethod
+    def restored(fact: Mapping[str, Any]) -> Proof:
+        """The proof of which ``fact`` was recorded."""
+        nics = tuple((name, Proof.restored(each)) for name, each in fact.get("nics", {}).items())
+        return Proof(fact["out"], fact["into"], nics)
+
+    def fact(self) -> dict[str, Any]:
+        """Return what is recorded in the journal: {"out", "into"}, of two NICs also "nics": {name: {"out", "into"}}."""
+        nics = {"nics": {name: each.fact() for name, each in self.nics}} if self.nics else {}
+        return {"out": self.out, "into": self.into, **nics}
+
+    def of(self, nic: str) -> Proof:
+        """What was observed of one NIC."""
+        return dict(self.nics).get(nic, Proof())
+
+    def joined(self, other: Proof) -> Proof:
+        """What either of two observations has proven, or else what this one, or the other, has seen."""
+
+        def either(first: bool | None, second: bool | None) -> bool | None:
+            return first or second or (second if first is None else first)
+
+        names = dict.fromkeys([name for name, _ in (*self.nics, *other.nics)])
+        return Proof(either(self.out, other.out), either(self.into, other.into),
+                     tuple((name, self.of(name).joined(other.of(name))) for name in names))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

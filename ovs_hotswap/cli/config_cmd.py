@@ -119,8 +119,8 @@ representor_b = "eno1_1"
 # locations = [4094, 4095]
 # How long, in s, the other VF must have been silent before "announce" stops announcing.
 # silence_s = 1.0
-# A second NIC behind the same VTEP, and how the instances use the two: "active-backup" or "balance-slb" (a bond of Open
-# vSwitch), or "dpdk" (a bond of DPDK).
+# A second NIC behind the same VTEP, and by which NIC packets leave: "active-backup" (the first with a link),
+# "balance-slb" (one that the VTEP's MAC chooses), "dpdk" (as DPDK's net_bonding decides).
 # second = { device = "eno2", representor_a = "eno2_0", representor_b = "eno2_1", vf_a = 0, vf_b = 1 }
 # bond = "active-backup"
 # The network namespace of these devices, where it is not the host's own.

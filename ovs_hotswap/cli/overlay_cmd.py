@@ -9,6 +9,7 @@ import click
 
 from ovs_hotswap.cli.app import App, Group, pass_app, unless_dry_run
 from ovs_hotswap.errors import ConfigError
+from ovs_hotswap.host import uplink_ports
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.overlay.tables import Form, Table, annotated, lines
 from ovs_hotswap.switch.tunnel import tunnel_diff
@@ -113,7 +114,7 @@ def _host(app: App) -> Host:
 
 
 def _differences(host: Host, side: Side, form: Form) -> list[str]:
-    flows = host.openflow(side).diff(lines(host.tables(form)))
+    flows = uplink_ports.differences(host, side, form)
     return flows + tunnel_diff(host.underlay.programmed(side), host.underlay.wanted({}))
 
 
@@ -146,7 +147,7 @@ def check(app: App) -> None:
         "remotes": len(intent.remotes),
         "neighbours": len(intent.neighbours),
         "routes": len(intent.routes),
-        "flows": len(lines(_host(app).tables(Form.FINAL))),
+        "flows": len(lines(uplink_ports.tables(app.config, intent, Form.FINAL))),
     }
     warnings = _refuse_devices(_host(app))
     app.output.document({"file": path, "valid": True, "warnings": warnings, **counts})
@@ -185,7 +186,7 @@ def show(app: App, form: str) -> None:
       ovs-hotswap overlay show
       ovs-hotswap overlay show --form window --json
     """
-    tables = _host(app).tables(Form(form))
+    tables = uplink_ports.tables(app.config, app.intent, Form(form))
     app.output.document({"form": form, "tables": [_document(table) for table in tables]})
     for text in annotated(tables):
         app.output.line(text)

@@ -71,11 +71,12 @@ class Bus:
     without_vfs: tuple[str, ...] = ()
 
 
-def addresses(config: Config) -> dict[Side, str]:
-    """Return the PCI address of each side whose uplink is a PCI device. If both have the same, it is that of side a."""
+def addresses(config: Config) -> list[tuple[Side, str]]:
+    """Return the PCI addresses of the devices of each side's uplink, which may be no PCI devices. If both sides have
+    the same, it is that of side a."""
     sides = Side if config.uplink.both_open else (Side.A,)
-    found = {side: pci_address(config.instance(side).uplink_devargs) for side in sides}
-    return {side: address for side, address in found.items() if address is not None}
+    found = [(side, pci_address(device)) for side in sides for device in config.instance(side).devices]
+    return [(side, address) for side, address in found if address is not None]
 
 
 def read_bus(root: Root, config: Config) -> Bus:
@@ -207,8 +208,8 @@ def judge_nic(nic: Nic, mtu: int) -> Iterator[Found]:
 def judge_kernel_devices(root: Root, config: Config, sides: Iterable[Side], mtu: int) -> Iterator[Found]:
     """Judge the kernel's devices that the instances of ``sides`` will take. A running instance has its device in a
     network namespace of its own."""
-    for side in sides:
-        name = config.instance(side).uplink_device
+    every = [(side, config.instance(side)) for side in sides]
+    for side, name in [(side, name) for side, own in every for name in (own.uplink_device, own.second_device)]:
         if name is None:
             continue
         if not root.exists(f"sys/class/net/{name}"):

@@ -205,7 +205,7 @@ def _need(look: Look, side: Side) -> memory.Need:
 
 def _look_at_devices(look: Look) -> Iterator[Found]:
     root, config, ask = look.root, look.config, look.queries.firmware
-    found = [devices.read(root, side, address, ask) for side, address in devices.addresses(config).items()]
+    found = [devices.read(root, side, address, ask) for side, address in devices.addresses(config)]
     bus = devices.read_bus(root, config)
     mac, mtu = None, ETHERNET_MTU
     with contextlib.suppress(HotswapError):  # a fault of the intent is a finding of its own section
@@ -216,9 +216,9 @@ def _look_at_devices(look: Look) -> Iterator[Found]:
     for pf in dict.fromkeys(each.parent.name for each in found if each.parent is not None):
         yield from devices.judge_flags(pf, look.queries.flags(pf))
     yield from _look_at_vfs(look, mac)
-    name = config.uplink.device
-    if name is not None and config.uplink.namespace is None and root.exists(f"sys/class/net/{name}"):
-        yield from devices.judge_nic(devices.read_nic(root, name, ask), mtu)
+    for name in filter(None, (nic.device for nic in config.uplink.nics)):
+        if config.uplink.namespace is None and root.exists(f"sys/class/net/{name}"):
+            yield from devices.judge_nic(devices.read_nic(root, name, ask), mtu)
     idle = [side for side in Side if look.host.instances[side].pid() is None]
     if not config.uplink.both_open and len(idle) == 1:  # the other one may have the device that both use
         idle = []

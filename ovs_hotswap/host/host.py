@@ -14,15 +14,15 @@ from ovs_hotswap.backends import BackendMode, BackEnds, refuse_kept
 from ovs_hotswap.broker.control.client import BrokerClient
 from ovs_hotswap.config import Active, Config, read_active
 from ovs_hotswap.errors import BusyError, HostError, HotswapError, StateUnknown, SwitchError
-from ovs_hotswap.host import active_record, saved_settings, scheduling
+from ovs_hotswap.host import active_record, scheduling, uplink_ports
 from ovs_hotswap.host.underlay import Underlay
 from ovs_hotswap.host.untried import refuse_untried
-from ovs_hotswap.host.uplink_ends import UplinkEnds, UplinkPorts, uplink_port
+from ovs_hotswap.host.uplink_ends import UplinkEnds, UplinkExchange
 from ovs_hotswap.model import MessageThread, Release, Side
 from ovs_hotswap.overlay.intent import ETHERNET_MTU, Intent, load_intent
 from ovs_hotswap.overlay.path_mtu import TAGS
-from ovs_hotswap.overlay.ports import PEER, PEER_PORT, UPLINK, VXLAN, VXLAN_PORT
-from ovs_hotswap.overlay.tables import REQUIRED_OTHER_CONFIG, Form, Table, lines, render
+from ovs_hotswap.overlay.ports import PEER, PEER_PORT, VXLAN, VXLAN_PORT
+from ovs_hotswap.overlay.tables import REQUIRED_OTHER_CONFIG, Form
 from ovs_hotswap.plan.records import Json
 from ovs_hotswap.priority import Rank
 from ovs_hotswap.qemu.dual import DualQemu
@@ -32,7 +32,7 @@ from ovs_hotswap.switch import threads
 from ovs_hotswap.switch.answering import see_answering, see_going
 from ovs_hotswap.switch.datapath import DatapathPort, await_ports, ports, ports_with_mtus, put_ports
 from ovs_hotswap.switch.instance import Instance, State
-from ovs_hotswap.switch.memory import DEFAULT_MTU, Demand, PacketPool, Reservation, Uplink, data_room, limited, reserve
+from ovs_hotswap.switch.memory import DEFAULT_MTU, Demand, PacketPool, Reservation, data_room, limited, reserve
 from ovs_hotswap.switch.notify_pipe import notify_pipe
 from ovs_hotswap.switch.openflow import OpenFlow
 from ovs_hotswap.switch.ovsdb import INTERFACE_TABLES, ROOT_TABLES, BridgeSpec, PortSpec
@@ -44,12 +44,12 @@ from ovs_hotswap.switch.tunnel import Tunnels
 from ovs_hotswap.switch.units import InstanceUnit
 from ovs_hotswap.system import System
 from ovs_hotswap.uplink import base
+from ovs_hotswap.uplink.nic_links import NicLinks
 from ovs_hotswap.uplink.vf_care import VfCare
 from ovs_hotswap.waiting import POLL_S, Deadline, wait_until
 
 _ANSWER_S = 30.0
 _QUICK_ANSWER_S = 2.0  # for a caller that has to continue with or without an answer
-_LOOK_S = 1.0
 _MEMIF_BUFFER = 2048  # bytes: ETH_MEMIF_DEFAULT_PKT_BUFFER_SIZE
 WATCHDOG_S = 60.0  # the longest task of the watchdog: to start an instance and park every VM
 
@@ -82,9 +82,14 @@ class Host:
     def uplink(self) -> base.Uplink:
         return base.make_uplink(self.config, self.intent, self.uplink_ends, quick=self._quick)
 
+    @cached_property
+    def nic_links(self) -> NicLinks:
+        return base.make_links(self.config, quick=self._quick)
+
     @property
     def uplink_ends(self) -> UplinkEnds:
-        return UplinkEnds(self.openflow, UplinkPorts(self.config, self.instances, lambda: self.intent))
+        exchange = UplinkExchange(self.config, self.instances, lambda: self.intent)
+        return UplinkEnds(self.openflow, exchange, uplink_ports.numbers(self.config))
 
     @cached_property
     def backends(self) -> BackEnds:
@@ -224,18 +229,8 @@ class Host:
             vms=tuple(vm.queues for vm in intent.vms),
             mtus=tuple(DEFAULT_MTU if mtu is None else mtu for mtu in mtus),
             pmds=len(set(self.config.instance(side).pmd_cores)),
-            uplink=self._uplink_queues(),
+            uplinks=uplink_ports.queues(self),
         )
-
-    def _uplink_queues(self) -> Uplink:
-        """The uplink's queues that need the most buffers: of a running instance's, and of those that were recorded for
-        the next boot. An instance that is started is given the same ones."""
-        found = [Uplink(), Uplink.of(saved_settings.uplink_options(self.config))]
-        for instance in self.instances.values():
-            with contextlib.suppress(HotswapError), instance.database(_LOOK_S, INTERFACE_TABLES) as database:
-                uplink = database.interfaces().get(UPLINK)
-                found += [] if uplink is None else [Uplink.of(uplink.options)]
-        return max(found, key=lambda each: each.rx_queues * each.rx_ring + each.tx_ring)
 
     def reservation(self, side: Side) -> Reservation:
         """The huge pages that the side's instance takes when it is started. If the intent cannot be read, these are all
@@ -302,7 +297,7 @@ class Host:
             if vm.name not in held
         )
         fixed = (
-            *((uplink_port(config, intent, side),) if has_uplink else ()),
+            *(uplink_ports.specs(self, side) if has_uplink else ()),
             PortSpec(VXLAN, intent.vtep.tunnel, VXLAN_PORT, intent.vtep.options),
         )
         sockets = str(self.switch_socket(side, "any").parent)
@@ -351,10 +346,7 @@ class Host:
         self.underlay.program(side)
 
     def program_flows(self, side: Side, form: Form) -> None:
-        self.openflow(side).replace(lines(self.tables(form)))
-
-    def tables(self, form: Form) -> tuple[Table, ...]:
-        return render(self.intent, form, whole_nic=not self.config.uplink.both_open)
+        self.openflow(side).replace(uplink_ports.flows(self, form))
 
     def set_pmd_sleep(self, side: Side, microseconds: int) -> None:
         """Set the longest sleep of the side's idle PMD threads until ``settle_pmd_sleep`` is called."""

@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.model import Side
-from ovs_hotswap.overlay.ports import UPLINK
 from ovs_hotswap.switch.settings import INTERFACE, Settings, as_json, from_json
 from ovs_hotswap.system import System, files
 from ovs_hotswap.toml_file import Strict
@@ -80,9 +79,9 @@ def set_aside(config: Config) -> Path | None:
     return aside
 
 
-def uplink_options(config: Config) -> dict[str, str]:
-    """The options that the uplink's interface will be given. An instance needs memory for the rings that they ask
+def port_options(config: Config, name: str) -> dict[str, str]:
+    """The options that an interface of the uplink will be given. An instance needs memory for the rings that they ask
     for."""
     kept = read(config)
     found = {} if kept is None else kept.found
-    return {key.key: str(value) for key, value in found.items() if key[:3] == (INTERFACE, UPLINK, "options")}
+    return {key.key: str(value) for key, value in found.items() if key[:3] == (INTERFACE, name, "options")}

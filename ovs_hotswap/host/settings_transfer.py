@@ -9,10 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from ovs_hotswap.errors import HotswapError, SwitchError
-from ovs_hotswap.host import saved_settings
+from ovs_hotswap.host import saved_settings, uplink_ports
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Finding, Severity, Side
-from ovs_hotswap.overlay.ports import PEER, PEER_PORT, UPLINK, UPLINK_PORT, VXLAN, VXLAN_PORT
+from ovs_hotswap.overlay.ports import (
+    PEER,
+    PEER_PORT,
+    SECOND_UPLINK,
+    SECOND_UPLINK_PORT,
+    UPLINK,
+    UPLINK_PORT,
+    VXLAN,
+    VXLAN_PORT,
+)
 from ovs_hotswap.switch import settings_plan
 from ovs_hotswap.switch.ovsdb import SCHEMA
 from ovs_hotswap.switch.owned import CONFIGURED_SLEEP
@@ -51,7 +60,7 @@ def read(host: Host, side: Side, timeout: float = _ANSWER_S) -> Snapshot:
 
 def own(host: Host, found: Snapshot) -> Settings:
     """The operator's settings in a database of an instance, without our own values."""
-    ports = [UPLINK, VXLAN, *(vm.name for vm in host.intent.vms)]
+    ports = [*uplink_ports.names(host.config), VXLAN, *(vm.name for vm in host.intent.vms)]
     read = settings(found, host.config.bridge, ports)
     return {key: value for key, value in read.items() if key.table not in (PORT, INTERFACE) or key.row != PEER}
 
@@ -131,12 +140,12 @@ def _receiver(host: Host, there: Snapshot, source: Side, target: Side) -> Receiv
 
 def _comes_by_itself(host: Host, key: Key) -> bool:
     """Whether a setting is that of an uplink that only one instance can have open: its options come with it
-    (``uplink_ends.UplinkPorts``)."""
+    (``uplink_ends.UplinkExchange``)."""
     return not host.config.uplink.both_open and key.table in (PORT, INTERFACE) and key.row == UPLINK
 
 
 def _ports(host: Host) -> list[str]:
-    return [host.config.bridge, UPLINK, VXLAN, *(vm.name for vm in host.intent.vms)]
+    return [host.config.bridge, *uplink_ports.names(host.config), VXLAN, *(vm.name for vm in host.intent.vms)]
 
 
 def _cores(host: Host, source: Side, target: Side) -> tuple[list[int], list[int]]:
@@ -233,7 +242,13 @@ def _some(names: Iterable[str]) -> str:
 def taken_numbers(wanted: Settings, vms: dict[int, str]) -> list[Finding]:
     """Report the operator's ports that ask for an OpenFlow number that one of our ports needs. A port that has such a
     number without asking for it gives it up (vswitchd/bridge.c, bridge_delete_or_reconfigure_ports)."""
-    ours = {UPLINK_PORT: UPLINK, VXLAN_PORT: VXLAN, PEER_PORT: "the peer link", **vms}
+    ours = {
+        UPLINK_PORT: UPLINK,
+        SECOND_UPLINK_PORT: SECOND_UPLINK,
+        VXLAN_PORT: VXLAN,
+        PEER_PORT: "the peer link",
+        **vms,
+    }
     findings = []
     for name in foreign_ports(wanted):
         for interface in wanted[Key(PORT, name, "", "")]:

@@ -20,13 +20,12 @@ from typing import Any
 from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, BusyError, SwitchError
-from ovs_hotswap.host import settings_transfer
+from ovs_hotswap.host import settings_transfer, uplink_ports
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.memory_checks import too_small
 from ovs_hotswap.host.scheduling import in_background, make_ready
 from ovs_hotswap.model import Release, Side
-from ovs_hotswap.overlay.ports import UPLINK, UPLINK_PORT
-from ovs_hotswap.overlay.tables import Form
+from ovs_hotswap.overlay.tables import NIC_PORTS, Form
 from ovs_hotswap.priority import Rank
 from ovs_hotswap.switch.answering import see_going
 from ovs_hotswap.switch.instance import State
@@ -209,10 +208,10 @@ def await_ports(host: Host, side: Side, *, without: Collection[str] = ()) -> Non
     enough: if memory is short, Open vSwitch makes a smaller pool and reports nothing. Raises SwitchError."""
     make_ready(host, side)
     if host.config.uplink.both_open:
-        host.wait(lambda: host.link_up(side, UPLINK), _PORT_S, lambda: f"instance {side}: the uplink is down",
-                  on=[side])  # fmt: skip
-        uplink = [port for port in host.bridge_spec(side).ports if port.name == UPLINK]
-        host.await_ports(side, uplink)  # its link may be up without it
+        _await_links(host, side)
+        uplinks = uplink_ports.names(host.config)
+        found = [port for port in host.bridge_spec(side).ports if port.name in uplinks]
+        host.await_ports(side, found)  # its link may be up without it
 
     def missing() -> list[str]:
         return [name for name in host.unconnected(side) if name not in without]
@@ -226,16 +225,39 @@ def await_ports(host: Host, side: Side, *, without: Collection[str] = ()) -> Non
         )
 
 
+def _await_links(host: Host, side: Side) -> None:
+    """Wait for the links of an instance's uplink. Of two NICs, one may have no link if it has none on the other
+    instance either, or if no other runs to compare with. Raises SwitchError."""
+    names = uplink_ports.names(host.config)
+
+    def down() -> list[str]:
+        missing = [name for name in names if not host.link_up(side, name)]
+        if len(missing) == len(names) or not missing:
+            return missing
+        if host.instances[side.other].pid() is None:
+            return []
+        with contextlib.suppress(SwitchError):
+            return [name for name in missing if host.link_up(side.other, name)]
+        return []
+
+    host.wait(
+        lambda: not down(), _PORT_S,
+        lambda: f"instance {side}: the {' and the '.join(down() or names)} is down", on=[side],
+    )  # fmt: skip
+
+
 def see_uplink(host: Host, side: Side) -> None:
-    """Check that the datapath has the uplink, with any MTU. Raises SwitchError."""
-    host.await_ports(side, [PortSpec(UPLINK, "dpdk", UPLINK_PORT)])
+    """Check that the datapath has the uplink, with any MTU. This needs no intent. Raises SwitchError."""
+    named = zip(uplink_ports.names(host.config), NIC_PORTS, strict=False)
+    host.await_ports(side, [PortSpec(name, "dpdk", number) for name, number in named])
 
 
 def lacks_uplink(host: Host, side: Side) -> str:
     """Says in words that the datapath of an instance has lost the uplink. Empty if it has it, or does not answer."""
     with contextlib.suppress(SwitchError):
-        if not host.has_port(side, UPLINK):  # Open vSwitch 3.5 does not report its MTU
-            return f"the datapath of instance {side} does not have the uplink"
+        for name in uplink_ports.names(host.config):
+            if not host.has_port(side, name):  # Open vSwitch 3.5 does not report its MTU
+                return f"the datapath of instance {side} does not have the {name}"
     return ""
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import SwitchError
-from ovs_hotswap.host import saved_settings
+from ovs_hotswap.host import saved_settings, uplink_ports
 from ovs_hotswap.model import Life, Side
 from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.overlay.ports import UPLINK, UPLINK_PORT
@@ -18,7 +18,7 @@ from ovs_hotswap.switch.answering import see_answering, see_going
 from ovs_hotswap.switch.datapath import ports
 from ovs_hotswap.switch.instance import Instance
 from ovs_hotswap.switch.openflow import OpenFlow
-from ovs_hotswap.switch.ovsdb import INTERFACE_TABLES, PortSpec
+from ovs_hotswap.switch.ovsdb import INTERFACE_TABLES
 from ovs_hotswap.waiting import POLL_S, Deadline, RealClock, wait_until
 
 _CLOSE_S = 10.0
@@ -29,25 +29,21 @@ _NO_DATAPATH = "failed (No such device)"  # `dpctl/show` of an instance without 
 
 @dataclass(frozen=True, slots=True)
 class UplinkEnd:
-    """One instance's end of its uplink (``uplink.proof.End``). ``flows``: the flows of its bridge."""
+    """One instance's end of its uplink (``uplink.proof.End``). ``flows``: the flows of its bridge. ``port``: the
+    OpenFlow port of one NIC."""
 
     flows: OpenFlow
+    port: int = UPLINK_PORT
 
     def send(self, frame: bytes) -> None:
-        self.flows.packet_out(frame, f"output:{UPLINK_PORT}")
+        self.flows.packet_out(frame, f"output:{self.port}")
 
     def probes(self) -> int:
         return self.flows.packets(cookie(Kind.DROP_UNKNOWN_VNI))
 
 
-def uplink_port(config: Config, intent: Intent, side: Side) -> PortSpec:
-    """The port of the side's uplink."""
-    options = {"dpdk-devargs": config.instance(side).uplink_devargs}
-    return PortSpec(UPLINK, "dpdk", UPLINK_PORT, options, mtu=intent.vtep.mtu)
-
-
 @dataclass(frozen=True, slots=True)
-class UplinkPorts:
+class UplinkExchange:
     """The port of an uplink that only one of the two instances has at a time. All methods raise SwitchError.
 
     ``intent`` returns the present intent.
@@ -87,9 +83,9 @@ class UplinkPorts:
         it. If this fails, the port is removed and the device is given back."""
         instance = self.instances[side]
         see_answering(instance)
-        self.instances[side.other].device.give_back()
+        self.instances[side.other].devices.give_back()
         try:
-            instance.device.take()
+            instance.devices.take()
             self._add(side)
         except BaseException:
             with contextlib.suppress(SwitchError):
@@ -97,7 +93,8 @@ class UplinkPorts:
             raise
 
     def _add(self, side: Side) -> None:
-        spec = replace(uplink_port(self.config, self.intent(), side), found=saved_settings.uplink_options(self.config))
+        options = saved_settings.port_options(self.config, UPLINK)
+        spec = replace(uplink_ports.first(self.config, self.intent(), side), found=options)
         deadline = Deadline.after(_BUSY_S, RealClock())
         with self.instances[side].database() as database:
             while True:
@@ -127,39 +124,41 @@ class UplinkPorts:
                 raise SwitchError(
                     f"instance {side} does not close its uplink", hint=f"`ovs-hotswap instance stop {side}` would"
                 )
-        instance.device.give_back()
+        instance.devices.give_back()
 
 
 @dataclass(frozen=True, slots=True)
 class UplinkEnds:
-    """The ends of both instances (``uplink.base.Switches``). ``openflow`` returns the flows of a side's bridge."""
+    """The ends of both instances (``uplink.base.Switches``). ``openflow`` returns the flows of a side's bridge,
+    ``numbers`` has the OpenFlow port of each NIC."""
 
     openflow: Callable[[Side], OpenFlow]
-    ports: UplinkPorts | None = None
+    exchange: UplinkExchange | None = None
+    numbers: Sequence[int] = (UPLINK_PORT,)
 
-    def end(self, side: Side) -> UplinkEnd:
-        return UplinkEnd(self.openflow(side))
+    def end(self, side: Side, nic: int = 0) -> UplinkEnd:
+        return UplinkEnd(self.openflow(side), self.numbers[nic])
 
     def answers(self, side: Side) -> int:
         return self.openflow(side).packets(cookie(Kind.ANSWERS_VTEP))
 
     def configured(self, side: Side) -> bool:
         """Whether the side's database has the port of the uplink."""
-        return self._ports.configured(side)
+        return self._exchange.configured(side)
 
     def has_uplink(self, side: Side) -> bool:
-        return self._ports.present(side)
+        return self._exchange.present(side)
 
     def link_up(self, side: Side) -> bool:
-        return self._ports.link_up(side)
+        return self._exchange.link_up(side)
 
     def open_uplink(self, side: Side) -> None:
-        self._ports.open(side)
+        self._exchange.open(side)
 
     def release_uplink(self, side: Side) -> None:
-        self._ports.release(side)
+        self._exchange.release(side)
 
     @property
-    def _ports(self) -> UplinkPorts:
-        assert self.ports is not None
-        return self.ports
+    def _exchange(self) -> UplinkExchange:
+        assert self.exchange is not None
+        return self.exchange

@@ -31,7 +31,7 @@ from ovs_hotswap.lab.pings import Pings, Stream
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.path_mtu import TAGS
 from ovs_hotswap.switch.instance import Instance
-from ovs_hotswap.switch.memory import Demand, Reservation, reserve
+from ovs_hotswap.switch.memory import Demand, Reservation, Uplink, reserve
 from ovs_hotswap.system import System
 from ovs_hotswap.toml_file import Strict
 from ovs_hotswap.waiting import wait_until
@@ -247,7 +247,8 @@ class Lab:
         options = self.layout.options
         longest = max(options.mtu, options.wire.mtu) if self.layout.one_nic else options.mtu
         mtus = (options.wire.mtu, longest + TAGS)  # the underlay's and the peer link's
-        return reserve(Demand((options.queues,) * self.layout.count, mtus, pmds=1))
+        uplinks = (Uplink(),) * len(self.layout.nics)
+        return reserve(Demand((options.queues,) * self.layout.count, mtus, pmds=1, uplinks=uplinks))
 
     def _instance_mb(self) -> int:
         return max(INSTANCE_MB, self._reservation().mib)

@@ -6,6 +6,9 @@ Two labs in different directories have no name in common, so that several labs c
     vxlan100 -- net0 ======== pf0   rep-a ====== vf-a ........ moved to instance a
     10.100.255.254                  rep-b ====== vf-b ........ moved to instance b
                                                                guests vm1, vm2, ... (QEMU, vhost-user)
+
+With two NICs there are net1, pf1, rep1-a, vf1-a, rep1-b and vf1-b as well, and net0 and net1 are ports of the bridge
+lan0, which stands for the switch between the hosts.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ FIRST_OFPORT = 10
 MAX_GUESTS = 64
 PF, REMOTE_DEVICE, VXLAN_DEVICE = "pf0", "net0", f"vxlan{VNI}"
 REMOTE = "remote"
+REMOTE_BRIDGE = "lan0"
 RECORD = "lab.json"
 # Frames of 2048 bytes hold an MTU of 1500. 4096 of them (8 MiB) outlast a PMD thread that waits for a core.
 AF_PACKET_OPTIONS = "blocksz=65536,framesz=2048,framecnt=4096,qdisc_bypass=1"
@@ -72,12 +76,13 @@ class WireOptions(Strict):
         """The length in bits of the prefix of both VTEPs."""
         return UNDERLAY_PREFIX_6 if self.ipv6 else UNDERLAY_PREFIX
 
-    def devargs(self, device: str) -> str:
-        """DPDK's arguments for a port on ``device``. The driver for packet sockets takes frames of up to 1518 bytes,
-        whatever its arguments say (drivers/net/af_packet, eth_dev_info); that for libpcap takes them as they come."""
+    def devargs(self, device: str, number: int = 0) -> str:
+        """DPDK's arguments for a port on ``device``, that of NIC ``number``. The driver for packet sockets takes frames
+        of up to 1518 bytes, whatever its arguments say (drivers/net/af_packet, eth_dev_info); that for libpcap takes
+        them as they come."""
         if self.mtu > ETHERNET_MTU:
-            return f"net_pcap0,iface={device}"
-        return f"eth_af_packet0,iface={device},{AF_PACKET_OPTIONS}"
+            return f"net_pcap{number},iface={device}"
+        return f"eth_af_packet{number},iface={device},{AF_PACKET_OPTIONS}"
 
 
 class GuestOptions(Strict):
@@ -103,6 +108,27 @@ class GuestOptions(Strict):
     mtu: Annotated[int, Field(ge=576, le=9000)] = GUEST_MTU
     ping_interval_ms: Annotated[float, Field(ge=2, le=10_000, strict=False)] = 10.0
     wire: WireOptions = WireOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class NicLayout:
+    """One NIC: the physical function ``pf``, its other end ``remote``, and a representor and a VF for each side."""
+
+    number: int
+
+    @property
+    def pf(self) -> str:
+        return f"pf{self.number}"
+
+    @property
+    def remote(self) -> str:
+        return f"net{self.number}"
+
+    def representor(self, side: str) -> str:
+        return f"rep-{side}" if self.number == 0 else f"rep{self.number}-{side}"
+
+    def vf(self, side: str) -> str:
+        return f"vf-{side}" if self.number == 0 else f"vf{self.number}-{side}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +206,10 @@ class Layout:
         return f"ovsl-{self.tag}-remote"
 
     @property
+    def nics(self) -> tuple[NicLayout, ...]:
+        return tuple(NicLayout(number) for number in range(1 + self.options.wire.pair))
+
+    @property
     def config_file(self) -> Path:
         return self.directory / "config.toml"
 
@@ -223,9 +253,9 @@ class Layout:
         """Whether the instances hand the one NIC over to each other, and there are no VFs."""
         return self.options.wire.driver == "exclusive"
 
-    def uplink_device(self, side: str) -> str:
-        """The kernel device that the side's instance takes."""
-        return PF if self.one_nic else f"vf-{side}"
+    def uplink_device(self, nic: NicLayout, side: str) -> str:
+        """The kernel device of a NIC that the side's instance takes."""
+        return nic.pf if self.one_nic else nic.vf(side)
 
     @property
     def switch_dir(self) -> Path:
@@ -254,9 +284,14 @@ namespace = "{layout.host_namespace}"
 """
     if layout.one_nic:
         return table
-    return f"""{table}device = "{PF}"
-representor_a = "rep-a"
-representor_b = "rep-b"
+    first, *others = layout.nics
+    return table + _nic_text(first) + "".join(f"\n[uplink.second]\n{_nic_text(nic)}" for nic in others)
+
+
+def _nic_text(nic: NicLayout) -> str:
+    return f"""device = "{nic.pf}"
+representor_a = "{nic.representor("a")}"
+representor_b = "{nic.representor("b")}"
 """
 
 
@@ -266,8 +301,7 @@ def config_text(layout: Layout, *, memory_mb: int, cores: tuple[int, int]) -> st
         f"""[instances.{side}]
 pmd_cores = [{core}]
 memory_mb = {memory_mb}
-uplink_devargs = "{layout.options.wire.devargs(layout.uplink_device(side))}"
-uplink_device = "{layout.uplink_device(side)}"
+{_uplink_devices(layout, side)}
 dpdk_extra = "--no-pci"
 pmd_sleep_us = 100
 """
@@ -290,6 +324,15 @@ socket = "{layout.switch_dir}/{{vm}}.{{side}}.sock"
 
 {instances}
 {_uplink_text(layout)}"""
+
+
+def _uplink_devices(layout: Layout, side: str) -> str:
+    """The two keys of the instance of a side that name the device of each NIC."""
+    found = []
+    for key, nic in zip(("uplink", "second"), layout.nics, strict=False):
+        device = layout.uplink_device(nic, side)
+        found.append(f'{key}_devargs = "{layout.options.wire.devargs(device, nic.number)}"\n{key}_device = "{device}"')
+    return "\n".join(found)
 
 
 def overlay_text(layout: Layout) -> str:

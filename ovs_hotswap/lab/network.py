@@ -1,4 +1,4 @@
-"""The lab's network: a host namespace with a NIC and two VFs, and a remote namespace with the other VTEP.
+"""The lab's network: a host namespace with one NIC or two and their VFs, and a remote namespace with the other VTEP.
 
 All devices are pairs of veths without offloads: DPDK's af_packet takes checksums as they are, and a partial checksum
 would be wrong.
@@ -17,6 +17,7 @@ from ovs_hotswap.errors import LabError
 from ovs_hotswap.lab.layout import (
     OVERLAY_PREFIX,
     PF,
+    REMOTE_BRIDGE,
     REMOTE_DEVICE,
     REMOTE_INNER,
     REMOTE_INNER_MAC,
@@ -74,38 +75,50 @@ class Network:
         if not {self._host, self._remote} <= set(netns.listnetns()):
             return False
         with self._links(self._host) as host, self._links(self._remote) as remote:
-            stay = () if self._layout.one_nic else (PF, "rep-a", "rep-b")
-            devices = all(host.link_lookup(ifname=name) for name in stay)
+            stay = [name for nic in self._layout.nics for name in (nic.pf, *map(nic.representor, "ab"))]
+            devices = self._layout.one_nic or all(host.link_lookup(ifname=name) for name in stay)
             index = next(iter(remote.link_lookup(ifname=VXLAN_DEVICE)), None)
             # The inner address is made last.
             return devices and index is not None and bool(list(remote.get_addr(index=index)))
 
     def _make_host(self, host: Any) -> None:
         host.link("set", ifname="lo", state="up")
-        remote = {"ifname": REMOTE_DEVICE, "address": REMOTE_VTEP_MAC, "net_ns_fd": self._remote}
         if self._layout.one_nic:  # its own MAC is not the VTEP's, so the kernel leaves the VTEP's packets to DPDK
+            remote = {"ifname": REMOTE_DEVICE, "address": REMOTE_VTEP_MAC, "net_ns_fd": self._remote}
             host.link("add", ifname=PF, kind="veth", peer=remote)
             self._without_offloads(self._host, PF)
             host.link("set", ifname=PF, state="up")
             return
-        host.link("add", ifname=PF, kind="veth", address=VTEP_MAC, peer=remote)
-        for side in "ab":
-            host.link("add", ifname=f"rep-{side}", kind="veth", peer={"ifname": f"vf-{side}"})
-        for name in (PF, "rep-a", "rep-b", "vf-a", "vf-b"):
-            self._without_offloads(self._host, name)
-            host.link("set", ifname=name, mtu=self._wire.mtu, state="up")
+        for nic in self._layout.nics:
+            # Both physical functions have one MAC, as below a bond of the host's kernel.
+            own = {"address": REMOTE_VTEP_MAC} if len(self._layout.nics) == 1 else {}
+            host.link(
+                "add", ifname=nic.pf, kind="veth", address=VTEP_MAC,
+                peer={"ifname": nic.remote, "net_ns_fd": self._remote, **own},
+            )  # fmt: skip
+            for side in "ab":
+                host.link("add", ifname=nic.representor(side), kind="veth", peer={"ifname": nic.vf(side)})
+            for name in (nic.pf, *map(nic.representor, "ab"), *map(nic.vf, "ab")):
+                self._without_offloads(self._host, name)
+                host.link("set", ifname=name, mtu=self._wire.mtu, state="up")
         # The kernel answers ARP for the VTEP. OVS needs no answers: its neighbours are pushed.
         # In a VLAN it hears no such question, and the remote host asks none.
         self._give_address(host, self._host, PF, self._wire.vtep)
 
     def _make_remote(self, remote: Any) -> None:
         remote.link("set", ifname="lo", state="up")
-        index = _index(remote, REMOTE_DEVICE)
-        self._without_offloads(self._remote, REMOTE_DEVICE)
-        remote.link("set", index=index, mtu=self._wire.mtu, state="up")
-        self._give_address(remote, self._remote, REMOTE_DEVICE, self._wire.remote_vtep)
+        for nic in self._layout.nics:
+            self._without_offloads(self._remote, nic.remote)
+            remote.link("set", ifname=nic.remote, mtu=self._wire.mtu, state="up")
+        pair = len(self._layout.nics) > 1
+        device = self._make_switch(remote) if pair else REMOTE_DEVICE
+        index = _index(remote, device)
+        self._give_address(remote, self._remote, device, self._wire.remote_vtep)
         if self._wire.vlan is not None:
-            tag(remote, index, self._wire.vlan)
+            for nic in self._layout.nics:
+                tag(remote, _index(remote, nic.remote), self._wire.vlan)
+        if pair or self._wire.vlan is not None:
+            # The host's kernel answers ARP on that NIC alone by which its route to the remote host leads.
             remote.neigh("add", dst=self._wire.vtep, lladdr=VTEP_MAC, ifindex=index, state=_PERMANENT)
         remote.link(
             "add", ifname=VXLAN_DEVICE, kind="vxlan", address=REMOTE_INNER_MAC, vxlan_id=VNI, vxlan_learning=False,
@@ -124,6 +137,15 @@ class Network:
             self._inside(namespace, "sh", "-c", f"echo 0 >/proc/sys/net/ipv6/conf/{device}/disable_ipv6")
         flags = IFA_F_NODAD if self._wire.ipv6 else 0
         route.addr("add", index=_index(route, device), address=address, prefixlen=self._wire.prefix, flags=flags)
+
+    def _make_switch(self, remote: Any) -> str:
+        """Make the remote host's end of several NICs, and return its name."""
+        remote.link("add", ifname=REMOTE_BRIDGE, kind="bridge", address=REMOTE_VTEP_MAC)
+        index = _index(remote, REMOTE_BRIDGE)
+        for nic in self._layout.nics:
+            remote.link("set", ifname=nic.remote, master=index)
+        remote.link("set", index=index, mtu=self._wire.mtu, state="up")
+        return REMOTE_BRIDGE
 
     def _without_offloads(self, namespace: str, device: str) -> None:
         settings = [word for offload in OFFLOADS for word in (offload, "off")]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.overlay.intent import ETHERNET_MTU, Intent
-from ovs_hotswap.overlay.ports import PEER, UPLINK
+from ovs_hotswap.overlay.ports import PEER, SECOND_UPLINK, UPLINK
 
 NAME = "mtu"
 """The name of the findings."""
@@ -36,11 +36,11 @@ class Device:
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What was seen. ``devices``: of the kernel. ``ports``: the MTUs of the ports in the datapath of each instance that
-    runs. ``devargs``: what DPDK opens as the uplink of each instance."""
+    runs. ``devargs``: what DPDK opens as the uplink of each instance, for each NIC."""
 
     devices: Sequence[Device] = ()
     ports: Mapping[Side, Mapping[str, int]] = field(default_factory=dict)
-    devargs: Mapping[Side, str] = field(default_factory=dict)
+    devargs: Mapping[Side, Sequence[str]] = field(default_factory=dict)
 
 
 def judge(intent: Intent, seen: Seen, active: Side | None = None) -> list[Finding]:
@@ -91,9 +91,9 @@ def short_device(device: Device, underlay: int) -> list[Finding]:
     return [Finding(NAME, Severity.ERROR, text, hint)]
 
 
-def _drivers(underlay: int, devargs: Mapping[Side, str]) -> Iterator[Finding]:
-    for side, text in devargs.items():
-        if underlay > ETHERNET_MTU and text.startswith(_SHORT_DRIVERS):
+def _drivers(underlay: int, devargs: Mapping[Side, Sequence[str]]) -> Iterator[Finding]:
+    for side, opened in devargs.items():
+        if underlay > ETHERNET_MTU and any(each.startswith(_SHORT_DRIVERS) for each in opened):
             yield Finding(
                 NAME, Severity.ERROR,
                 f"instance {side}'s uplink is DPDK's driver for packet sockets, which takes an MTU of {ETHERNET_MTU},"
@@ -103,7 +103,8 @@ def _drivers(underlay: int, devargs: Mapping[Side, str]) -> Iterator[Finding]:
 
 
 def _other(intent: Intent, side: Side, ports: Mapping[str, int]) -> Iterator[Finding]:
-    wanted = {UPLINK: intent.vtep.mtu or ETHERNET_MTU, PEER: intent.mtu + TAGS,
+    mtu = intent.vtep.mtu or ETHERNET_MTU
+    wanted = {UPLINK: mtu, SECOND_UPLINK: mtu, PEER: intent.mtu + TAGS,
               **{vm.name: vm.effective_mtu for vm in intent.vms}}  # fmt: skip
     wrong = [f"{name} {ports[name]}, not {mtu}" for name, mtu in wanted.items() if ports.get(name, mtu) != mtu]
     if wrong:

@@ -24,6 +24,10 @@ All tables are stateless (no learning, no connection tracking), so both instance
 linear in the size of the intent: the VMs of a VNI share its flood flows. Only deliver keeps a broadcast from its
 sender, also over the peer link, to which OpenFlow's own rule (no output to the port of arrival) does not apply.
 
+With two NICs, packets may come by the port of either, and leave by the action ``bundle``, which chooses a port whose
+link is up (ovs-actions(7)). A bond of Open vSwitch would be used by the action NORMAL alone: an output to one of its
+members bypasses it.
+
 A flow's cookie says what it does, so that its packet counter can be named: 0x6873 (16 bits), kind (8 bits), VNI
 (24 bits, 0 if none), ofport (16 bits, 0 if none). Kinds from 0x80 on are drops.
 """
@@ -35,7 +39,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ovs_hotswap.overlay.intent import Intent, Vm
-from ovs_hotswap.overlay.ports import PEER_PORT, UPLINK_PORT, VXLAN_PORT
+from ovs_hotswap.overlay.ports import PEER_PORT, SECOND_UPLINK_PORT, UPLINK_PORT, VXLAN_PORT
 
 CLASSIFY, LOCAL, REMOTE, FLOOD, DELIVER = range(5)
 
@@ -138,6 +142,27 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class UplinkPorts:
+    """The uplink's ports. ``arrive``: those by which packets may come. ``leave``: the action by which they leave."""
+
+    arrive: tuple[int, ...] = (UPLINK_PORT,)
+    leave: str = f"output:{UPLINK_PORT}"
+
+
+NIC_PORTS = (UPLINK_PORT, SECOND_UPLINK_PORT)
+"""The port of each NIC."""
+
+
+def two_ports(bond: str, live: Sequence[int]) -> UplinkPorts:
+    """The ports of two NICs. ``bond``: ``active-backup`` uses the first port with a link, ``balance-slb`` one that the
+    source MAC chooses, which is always the VTEP's: hosts use different NICs, and one host uses one. ``live``: the
+    numbers of the NICs that have a link; packets leave only by these."""
+    algorithm = {"active-backup": "active_backup", "balance-slb": "hrw"}[bond]
+    members = ",".join(str(NIC_PORTS[nic]) for nic in live)
+    return UplinkPorts(NIC_PORTS, f"bundle(eth_src,0,{algorithm},ofport,members:{members})")
+
+
+@dataclass(frozen=True, slots=True)
 class _Segment:
     """The VMs and the remote MACs of one VNI. ``macs`` maps a remote MAC to its VTEP."""
 
@@ -176,12 +201,14 @@ def cookie_name(value: int, vms: Mapping[int, str] | None = None) -> str:
     return f"{_KIND_NAMES[kind]} ({', '.join(places)})" if places else _KIND_NAMES[kind]
 
 
-def render(intent: Intent, form: Form, *, whole_nic: bool = False) -> tuple[Table, ...]:
+def render(
+    intent: Intent, form: Form, uplink: UplinkPorts = UplinkPorts(), *, whole_nic: bool = False
+) -> tuple[Table, ...]:
     """Render the five tables. A VNI without a VM on this host has no flows, as nothing here could use it."""
     segments = _segments(intent)
     return (
         Table(CLASSIFY, "classify", "By port of arrival: underlay, peer link, tunnel, VMs (source MAC checked)",
-              (*_underlay(intent, shared=whole_nic and form is Form.WINDOW), *_overlay(intent, segments),
+              (*_underlay(intent, uplink, shared=whole_nic and form is Form.WINDOW), *_overlay(intent, segments),
                *_peer(intent, form), *(_whole_nic(intent, form) if whole_nic else ()),
                Flow(0, "", "drop", cookie(Kind.DROP_UNKNOWN_PORT), "any other port"))),
         Table(LOCAL, "local", "By VNI and destination MAC: the VMs of this host",
@@ -225,7 +252,7 @@ def _segments(intent: Intent) -> list[_Segment]:
     return [segments[vni] for vni in sorted(segments)]
 
 
-def _underlay(intent: Intent, *, shared: bool) -> Iterator[Flow]:
+def _underlay(intent: Intent, uplink: UplinkPorts, *, shared: bool) -> Iterator[Flow]:
     """``shared``: the uplink may be the other instance's."""
     vtep = intent.vtep
     # OVS decapsulates on output to LOCAL if the addresses are LOCAL's own and the packet has no tag (tnl-ports.c); all
@@ -235,26 +262,29 @@ def _underlay(intent: Intent, *, shared: bool) -> Iterator[Flow]:
         f",dl_vlan={vtep.vlan}", "pop_vlan,", f"push_vlan:0x8100,set_field:{VLAN_PRESENT + vtep.vlan}->vlan_vid,",
     )  # fmt: skip
     kind = _TUNNEL_NAMES[vtep.tunnel]
-    yield Flow(
-        100, f"in_port={UPLINK_PORT},{udp}{tag},dl_dst={vtep.mac},{address}={vtep.address},tp_dst={vtep.port}",
-        f"{pop}LOCAL", cookie(Kind.FROM_UPLINK), f"{kind} to the VTEP: LOCAL decapsulates it",
-    )  # fmt: skip
+    for port in uplink.arrive:
+        yield Flow(
+            100, f"in_port={port},{udp}{tag},dl_dst={vtep.mac},{address}={vtep.address},tp_dst={vtep.port}",
+            f"{pop}LOCAL", cookie(Kind.FROM_UPLINK), f"{kind} to the VTEP: LOCAL decapsulates it",
+        )  # fmt: skip
     yield Flow(
         100,
         "in_port=LOCAL",
-        f"{push}output:{UPLINK_PORT},{_to_peer(UPLINK_PORT)}" if shared else f"{push}output:{UPLINK_PORT}",
+        f"{push}{uplink.leave},{_to_peer(UPLINK_PORT)}" if shared else f"{push}{uplink.leave}",
         cookie(Kind.TO_UPLINK),
         "encapsulated packets leave by the uplink",
     )
     for neighbour in intent.neighbours:
         if neighbour.mac is None and (link := vtep.interface_to(neighbour.address)) is not None:
-            match = f"in_port={UPLINK_PORT},arp,arp_op=2,arp_spa={neighbour.address},arp_tpa={link.ip}"
-            yield Flow(
-                100, match, "LOCAL", cookie(Kind.FROM_NEIGHBOUR), f"{neighbour.address} answers: OVS learns its MAC"
-            )
-    yield Flow(
-        50, f"in_port={UPLINK_PORT}", "drop", cookie(Kind.DROP_UNDERLAY), "nothing else is wanted from the underlay"
-    )
+            for port in uplink.arrive:
+                match = f"in_port={port},arp,arp_op=2,arp_spa={neighbour.address},arp_tpa={link.ip}"
+                yield Flow(
+                    100, match, "LOCAL", cookie(Kind.FROM_NEIGHBOUR), f"{neighbour.address} answers: OVS learns its MAC"
+                )
+    for port in uplink.arrive:
+        yield Flow(
+            50, f"in_port={port}", "drop", cookie(Kind.DROP_UNDERLAY), "nothing else is wanted from the underlay"
+        )
 
 
 def _whole_nic(intent: Intent, form: Form) -> Iterator[Flow]:

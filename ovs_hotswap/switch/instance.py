@@ -32,7 +32,7 @@ from ovs_hotswap.switch.release import programs
 from ovs_hotswap.switch.rpc import hangs, listens
 from ovs_hotswap.switch.units import InstanceUnit
 from ovs_hotswap.switch.unixctl import appctl
-from ovs_hotswap.switch.uplink_device import UplinkDevice
+from ovs_hotswap.switch.uplink_devices import UplinkDevices, bonded_at_start
 from ovs_hotswap.system import System, files
 from ovs_hotswap.uplink.vf_care import VfCare
 from ovs_hotswap.waiting import wait_until
@@ -96,7 +96,7 @@ class Instance:
         self._connect = connect
         self._control, self._hangs = control, hangs
         self.paths = InstancePaths.of(config, side)
-        self.device = UplinkDevice(config, side, system, self._namespaces, self.paths)
+        self.devices = UplinkDevices(config, side, system, self._namespaces, self.paths)
 
     @property
     def side(self) -> Side:
@@ -262,7 +262,7 @@ class Instance:
         record = self._record(release)
         self._namespaces.create(paths.netns)
         if self._config.uplink.both_open:  # otherwise the other instance may have it now
-            self.device.take(record)
+            self.devices.take(record)
         software = programs(release)
         self._run(release, [software.ovsdb_tool, "create", str(paths.db_file), software.schema], end)
         self._start_database(release, end)
@@ -315,7 +315,8 @@ class Instance:
         nodes = numa_nodes(instance.pmd_cores)
         shared = {} if memory.shared_mtu is None else {"shared-mempool-config": str(memory.shared_mtu)}
         given = devargs.arguments(instance.dpdk_extra, self._at_start(), release.dpdk_version, devargs.is_iavf)
-        extra = f"--file-prefix={self.paths.netns} --in-memory --single-file-segments -n 1 {given}"
+        extra = " ".join([f"--file-prefix={self.paths.netns} --in-memory --single-file-segments -n 1",
+                          *bonded_at_start(self._config, self._side), given])  # fmt: skip
         return {
             **self._config.other_config(self._side),
             "dpdk-init": "true",
@@ -380,7 +381,7 @@ class Instance:
         steps: tuple[Callable[[], None], ...] = (
             lambda: self._end(self.paths.vswitchd_pid, self.paths.vswitchd_ctl),
             lambda: self._end(self.paths.ovsdb_pid, self.paths.ovsdb_ctl),
-            self.device.give_back,
+            self.devices.give_back,
         )
         failures: list[HotswapError] = []
         for step in steps:

@@ -58,21 +58,21 @@ class Demand:
     """What an instance is to serve.
 
     ``vms`` has the queue pairs of each VM, ``mtus`` the MTUs of all ports, in bytes. ``pmds`` is the number of PMD
-    threads. Each of them, and the main thread, has a transmit queue at every port.
+    threads. Each of them, and the main thread, has a transmit queue at every port. ``uplinks``: one for each NIC.
     """
 
     vms: tuple[int, ...]
     mtus: tuple[int, ...]
     pmds: int
-    uplink: Uplink = Uplink()
+    uplinks: tuple[Uplink, ...] = (Uplink(),)
 
     @property
     def buffers(self) -> int:
-        """The most packets that ports and threads hold at once: full rings of the uplink, each thread's cache, and a
+        """The most packets that ports and threads hold at once: full rings of the uplinks, each thread's cache, and a
         burst of broadcasts on its way to every port."""
         threads = self.pmds + 1
-        rings = self.uplink.rx_queues * self.uplink.rx_ring + threads * self.uplink.tx_ring
-        return rings + threads * _CACHE + self.pmds * _BURST * (len(self.vms) + 3)
+        rings = sum(each.rx_queues * each.rx_ring + threads * each.tx_ring for each in self.uplinks)
+        return rings + threads * _CACHE + self.pmds * _BURST * (len(self.vms) + len(self.uplinks) + 2)
 
     @property
     def device_bytes(self) -> int:
@@ -150,7 +150,7 @@ def reserve(demand: Demand, page_mib: int = 2) -> Reservation:
     """
     mtu = max(demand.mtus, default=DEFAULT_MTU)
     for buffers in POOL_SIZES:
-        needed = _START + _BASE + _DRIVER + demand.device_bytes + pool_bytes(buffers, mtu)
+        needed = _START + _BASE + len(demand.uplinks) * _DRIVER + demand.device_bytes + pool_bytes(buffers, mtu)
         mib = -(-needed // (page_mib * _MIB)) * page_mib
         if demand.buffers <= buffers and fits(mib, mtu) == buffers:
             break

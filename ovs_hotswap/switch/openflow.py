@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovs_hotswap.errors import CommandError, SwitchError
-from ovs_hotswap.overlay.tables import cookie_kind, cookie_name
+from ovs_hotswap.overlay.tables import Kind, cookie, cookie_kind, cookie_name
 from ovs_hotswap.system import Completed, System
 
 COOKIE_MASK = (1 << 64) - 1
@@ -72,6 +72,15 @@ class OpenFlow:
         """Return the packets of any kind that have come in on a port; 0 if the port does not count them."""
         done = self._run("dump-ports", str(port))
         return sum(int(found[1]) for found in re.finditer(r"\brx pkts=(\d+)", done.stdout))
+
+    def actions(self, cookie: int) -> list[str]:
+        """Return the actions of each flow with this cookie."""
+        done = self._run("dump-flows", f"cookie={cookie:#x}/{COOKIE_MASK:#x}", options=("--no-stats", "--no-names"))
+        return [line.partition("actions=")[2].strip() for line in done.stdout.splitlines() if "actions=" in line]
+
+    def set_actions(self, cookie: int, actions: str) -> None:
+        """Give the flows with this cookie other actions. Their counters stay, and so do all other flows."""
+        self._run("mod-flows", f"cookie={cookie:#x}/{COOKIE_MASK:#x},actions={actions}")
 
     def packet_out(self, frame: bytes, actions: str) -> None:
         """Have the switch carry out ``actions`` on an Ethernet frame, as if a controller had sent it."""
@@ -185,16 +194,23 @@ _ACTION_RULES = (
 )  # fmt: skip
 
 
+_TO_UPLINK = re.compile(
+    rf"\bcookie={cookie(Kind.TO_UPLINK):#x}, ?priority=\d+,in_port=LOCAL "
+    r"actions=(?:push_vlan:0x8100,set_field:\d+->vlan_vid,)?bundle\(eth_src,"
+)
+
+
 def window_incapable(flow_lines: Sequence[str]) -> list[str]:
     """Return why these flows cannot run on two instances at once: a text ``FLOW: REASON; WAY OUT`` for each reason.
 
     In the window each output to a VM becomes an output to the VM and to the peer link, on both instances. That needs
-    outputs to fixed ports, and nothing that one instance remembers and the other does not.
+    outputs to fixed ports, and nothing that one instance remembers and the other does not. Our own flow to the uplink
+    may choose between two NICs: what it chooses from is on one instance only.
     """
     findings = []
     for line in flow_lines:
         flow = line.strip()
-        if not flow or flow.startswith("#"):
+        if not flow or flow.startswith("#") or _TO_UPLINK.search(flow):
             continue
         match, _, actions = re.sub(r'"[^"]*"', '""', flow).partition("actions=")
         for rules, part in ((_MATCH_RULES, match), (_ACTION_RULES, actions.replace(" ", ""))):

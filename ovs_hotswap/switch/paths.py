@@ -61,8 +61,8 @@ class InstanceRecord(Strict, extra="ignore"):
     It is written before anything is made, so that ``stop`` can undo any part of it. ``started`` is in seconds since the
     epoch. ``root`` and ``prefix`` are those of the release. ``starter`` is the pid of the process that starts the
     instance, ``starter_born`` its start time (``process_exit.start_time``), and ``ready`` whether it has finished.
-    ``uplink`` is the network device as it was before. Keys that only a newer version of this program writes are
-    ignored.
+    ``uplink`` is the network device as it was before, ``second`` that of a second NIC. Keys that only a newer version
+    of this program writes are ignored.
     """
 
     release: str
@@ -75,6 +75,11 @@ class InstanceRecord(Strict, extra="ignore"):
     ready: bool = False
     prefix: str | None = None
     uplink: Device | None = None
+    second: Device | None = None
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        return tuple(device for device in (self.uplink, self.second) if device is not None)
 
     @property
     def software(self) -> Release:

@@ -324,12 +324,18 @@ class PortFacts:
 
 
 def ports(
-    wanted: Collection[str], found: Iterable[PortFacts], may_be_down: Collection[str] = (), vms: Collection[str] = ()
+    wanted: Collection[str],
+    found: Iterable[PortFacts],
+    may_be_down: Collection[str] = (),
+    vms: Collection[str] = (),
+    uplinks: Collection[str] = (),
 ) -> list[Finding]:
     """Check that each wanted port exists, has no error and is up. ``may_be_down``: the ports of VMs without a QEMU. The
-    guests of the other ``vms`` may take their links down, so for these a link that is down is only a warning."""
+    guests of the other ``vms`` may take their links down, so for these a link that is down is only a warning; and so
+    it is for one of several ``uplinks`` while another is up."""
     name = "ports"
     present = {port.name: port for port in found}
+    spare = any(present[port].link_up for port in uplinks if port in present)
     findings = []
     for port in sorted(wanted):
         facts = present.get(port)
@@ -338,7 +344,7 @@ def ports(
         elif facts.error:
             findings.append(_error(name, f"{port}: {facts.error}", "see the instance's ovs-vswitchd.log", port))
         elif not facts.link_up and port not in may_be_down:
-            judged = _warning if port in vms else _error
+            judged = _warning if port in vms or (spare and port in uplinks) else _error
             findings.append(judged(name, f"{port}: link down", "see the instance's ovs-vswitchd.log", port))
     return findings or _ok(name, f"{len(wanted)} up")
 

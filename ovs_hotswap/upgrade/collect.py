@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ovs_hotswap import __version__
 from ovs_hotswap.backends import AbsenceCause, BackendMode, VmStatus
 from ovs_hotswap.errors import HotswapError, SwitchError
-from ovs_hotswap.host import memory_checks, package_manager, rings, settings_transfer
+from ovs_hotswap.host import memory_checks, package_manager, rings, settings_transfer, uplink_ports
 from ovs_hotswap.host import scheduling as beside_vms
 from ovs_hotswap.host.culprit import ON_TRIAL
 from ovs_hotswap.host.host import Host
@@ -23,8 +23,8 @@ from ovs_hotswap.host.standby import read_record, usable
 from ovs_hotswap.model import Finding, Release, Severity, Side
 from ovs_hotswap.overlay import path_mtu
 from ovs_hotswap.overlay.next_hops import judge as judge_next_hops
-from ovs_hotswap.overlay.ports import UPLINK, VXLAN
-from ovs_hotswap.overlay.tables import Form, lines
+from ovs_hotswap.overlay.ports import VXLAN
+from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.switch.datapath import ports_with_mtus, refused
 from ovs_hotswap.switch.instance import numa_nodes
 from ovs_hotswap.switch.memory import Reservation, reserve
@@ -180,7 +180,7 @@ def active(host: Host, old: Side) -> list[Finding]:
     )
     flows = host.openflow(old)
     found += checks.window_flows(window_incapable(flows.dump()))
-    return found + checks.tables(old, flows.diff(lines(host.tables(Form.FINAL))))
+    return found + checks.tables(old, uplink_ports.differences(host, old, Form.FINAL))
 
 
 def not_running(side: Side) -> Finding:
@@ -258,7 +258,7 @@ def path_seen(host: Host) -> path_mtu.Seen:
     for side in Side:
         with contextlib.suppress(SwitchError):  # that it does not answer is a finding of its own
             ports[side] = {name: port.mtu for name, port in host.datapath_ports(side).items() if port.mtu}
-    return path_mtu.Seen(ports=ports, devargs={side: host.config.instance(side).uplink_devargs for side in Side})
+    return path_mtu.Seen(ports=ports, devargs={side: host.config.instance(side).devices for side in Side})
 
 
 def _devices(host: Host) -> list[path_mtu.Device]:
@@ -348,10 +348,11 @@ def postcheck(host: Host, new: Side, apart_s: float, end: LogEnd, known: Collect
     facts = [checks.PortFacts(name, status.link_state == "up", status.error) for name, status in interfaces.items()]
     absent = [vm.name for vm in host.backends.vms(read=False) if not any(ring.started for ring in vm.rings)]
     vms = [vm.name for vm in host.intent.vms]
-    found += checks.ports([UPLINK, VXLAN, *vms], facts, absent, vms)
+    uplinks = uplink_ports.names(host.config)
+    found += checks.ports([*uplinks, VXLAN, *vms], facts, absent, vms, uplinks)
     found += checks.ports_polled(refused(ports_with_mtus(host.instances[new].paths), host.bridge_spec(new).ports), vms)
-    found += checks.tables(new, host.openflow(new).diff(lines(host.tables(Form.FINAL))))
-    return found + checks.log_errors(log_since(host, new, end), [UPLINK, VXLAN])
+    found += checks.tables(new, uplink_ports.differences(host, new, Form.FINAL))
+    return found + checks.log_errors(log_since(host, new, end), [*uplinks, VXLAN])
 
 
 class LogEnd(NamedTuple):

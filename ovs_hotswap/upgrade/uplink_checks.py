@@ -9,7 +9,7 @@ a host may be silent.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ovs_hotswap.model import Finding, Proof, Severity, Side
 
@@ -41,10 +41,20 @@ class Passed:
         return float(getattr(self, what)) / self.seconds * seconds if self.seconds > 0 else 0.0
 
 
-def proof(side: Side, of: Proof, compared: Proof | None = None) -> list[Finding]:
+def proof(side: Side, of: Proof, compared: Proof | None = None, *, spare: bool = False) -> list[Finding]:
     """Judge the proof ``of`` an uplink. ``compared``: the proof of the other instance, or of an earlier time. What it
-    has proven can be proven on this host, so only then is a missing proof an error."""
+    has proven can be proven on this host, so only then is a missing proof an error. Each NIC is judged by itself;
+    ``spare``: one that passes nothing is only a warning while another passes packets."""
     other = compared or Proof()
+    if not of.nics:
+        return [_proof(f"instance {side}'s uplink", of, other)]
+    found = [_proof(f"instance {side}'s uplink on {name}", each, other.of(name)) for name, each in of.nics]
+    if spare and any(each.severity is not Severity.ERROR for each in found):
+        return [replace(each, severity=Severity.WARNING) if each.severity is Severity.ERROR else each for each in found]
+    return found
+
+
+def _proof(what: str, of: Proof, other: Proof) -> Finding:
     asked = "can be asked" if of.out is None else "answers ARP"
     ways = (
         (of.out, other.out, "it is mute: other hosts do not answer it, though they did answer on this host",
@@ -55,12 +65,12 @@ def proof(side: Side, of: Proof, compared: Proof | None = None) -> list[Finding]
     lost = [bad for ok, could, bad, _ in ways if ok is False and could]
     unproven = [unknown for ok, could, _, unknown in ways if not ok and not (ok is False and could)]
     if lost:
-        text = f"instance {side}'s uplink passes nothing in one direction: {'; '.join(lost)}"
-        return [Finding(NAME, Severity.ERROR, text, _HINT)]
+        return Finding(NAME, Severity.ERROR, f"{what} passes nothing in one direction: {'; '.join(lost)}", _HINT)
     if unproven:
-        return [Finding(NAME, Severity.WARNING, f"instance {side}'s uplink is not proven: {'; '.join(unproven)}",
-                        "see [[neighbour]] in the overlay file")]  # fmt: skip
-    return [Finding(NAME, Severity.OK, f"instance {side}: neighbours answer it, and what is given to it comes in")]
+        return Finding(NAME, Severity.WARNING, f"{what} is not proven: {'; '.join(unproven)}",
+                       "see [[neighbour]] in the overlay file")  # fmt: skip
+    whose = what.replace("'s uplink", "")
+    return Finding(NAME, Severity.OK, f"{whose}: neighbours answer it, and what is given to it comes in")
 
 
 def traffic(side: Side, after: Passed, before: Passed | None, proof: Proof | None = None) -> list[Finding]:

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ovs_hotswap.errors import HotswapError, SwitchError, UplinkError
+from ovs_hotswap.host import uplink_ports
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Finding, Proof, Severity, Side, Way
-from ovs_hotswap.overlay.ports import UPLINK_PORT
 from ovs_hotswap.overlay.tables import KIND_MASK, Kind, cookie
 from ovs_hotswap.plan.executor import StepContext
 from ovs_hotswap.switch.answering import see_answering
@@ -59,7 +59,7 @@ def counters(host: Host, side: Side) -> Counters:
         host.system.monotonic(), flows.packets(cookie(Kind.TO_UPLINK)),
         flows.packets(cookie(Kind.FROM_TUNNEL), KIND_MASK),
         None if steered is None else steered.given, None if steered is None else steered.taken,
-        flows.arrived(UPLINK_PORT),
+        sum(flows.arrived(port) for port in set(uplink_ports.numbers(host.config))),
     )  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def prove_new(context: Upgrade, run: StepContext) -> None:
     if not host.config.uplink.both_open:
         if not context.look().old_lost and "uplink_proven" not in run.facts:
             with contextlib.suppress(HotswapError):
-                run.remember(uplink_proven=asdict(prove(host, old)))
+                run.remember(uplink_proven=prove(host, old).fact())
         return
     found, fault, compared = Proof(), None, Proof()
     try:
@@ -128,7 +128,7 @@ def prove_new(context: Upgrade, run: StepContext) -> None:
     if not (found.out and found.into) and not context.look().old_lost:
         with contextlib.suppress(HotswapError):  # the old one may be faulty, which may be why it is replaced
             compared = prove(host, old)
-    run.remember(uplink_proof=asdict(found))
+    run.remember(uplink_proof=found.fact())
     if fault is None:
         tell(run, uplink_checks.proof(new, found, compared))
         return
@@ -155,9 +155,9 @@ def prove_taken(context: Upgrade, run: StepContext) -> None:
     if context.host.config.uplink.both_open:
         return
     before: Any = run.facts.get("uplink_proven")
-    compared = Proof(**before) if isinstance(before, dict) else None
+    compared = Proof.restored(before) if isinstance(before, dict) else None
     found = prove(context.host, context.new)
-    run.remember(uplink_proof=asdict(found))
+    run.remember(uplink_proof=found.fact())
     tell(run, uplink_checks.proof(context.new, found, compared))
 
 
@@ -209,7 +209,7 @@ class Traffic:
 
         proof: Any = run.facts.get("uplink_proof")
         return Traffic(context.host, context.new, passed("uplink_before"), passed("uplink_carried"),
-                       Proof(**proof) if isinstance(proof, dict) else None)  # fmt: skip
+                       Proof.restored(proof) if isinstance(proof, dict) else None)  # fmt: skip
 
     def look(self) -> None:
         """Judge the traffic before a long soak is over, so that VMs that are cut off do not wait for its end. Raises

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
-from ovs_hotswap.config import Config, UplinkConfig
+from ovs_hotswap.config import Config
+from ovs_hotswap.config_uplink import NicConfig, UplinkConfig
 from ovs_hotswap.errors import ConfigError
-from ovs_hotswap.model import Finding, Proof, Side, Steered, Way
+from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import ETHERNET_MTU, Intent
+from ovs_hotswap.uplink.driver import ShowsRules as ShowsRules
+from ovs_hotswap.uplink.driver import Uplink as Uplink
+from ovs_hotswap.uplink.driver import rules_of as rules_of
 from ovs_hotswap.uplink.exclusive import ExclusiveUplink, Ports
 from ovs_hotswap.uplink.flower import FlowerUplink
 from ovs_hotswap.uplink.frames import BROADCAST, Host, PacketSockets
@@ -16,96 +20,81 @@ from ovs_hotswap.uplink.i40e import I40eUplink
 from ovs_hotswap.uplink.i40e_card import KernelCards
 from ovs_hotswap.uplink.i40e_rules import Plan
 from ovs_hotswap.uplink.match import Match
+from ovs_hotswap.uplink.nic_links import NicLinks
 from ovs_hotswap.uplink.none import NoUplink
-from ovs_hotswap.uplink.proof import End
+from ovs_hotswap.uplink.pair import Nic, PairUplink
+from ovs_hotswap.uplink.proof import Answers, End
 from ovs_hotswap.uplink.redirect import RedirectUplink
 from ovs_hotswap.uplink.rtnl import RtnlTrafficControl
 from ovs_hotswap.uplink.tc import TcUplink
 
 
-class Uplink(Protocol):
-    """One NIC's steering. All methods but ``check`` raise UplinkError."""
-
-    def owner(self) -> Side | None:
-        """The side that gets the overlay's traffic now, as the kernel reports it; ``None`` if neither does.
-
-        A ``quick`` uplink remembers what this finds, so that the next ``steer`` is faster.
-        """
-
-    def steer(self, side: Side) -> float | None:
-        """Give the traffic to ``side``, without losing a packet if the driver can do so, and read the result back to
-        check it. A repeated call changes nothing.
-
-        Returns for how long, in seconds, neither side could have the traffic; ``None`` if there was no such time.
-        """
-
-    def prove(self, side: Side, end: End, way: Way | None = None) -> Proof:
-        """Whether packets pass between ``side``'s instance and the wire, whichever side has the traffic. No traffic is
-        steered, and the frames that are sent change nothing on VMs and other hosts. Takes up to some seconds, or, for
-        one ``way`` only, up to about two. Also raises SwitchError."""
-
-    def steered(self, side: Side) -> Steered | None:
-        """The packets that the steering has handled for ``side``; ``None`` if it does not count them, or ``side`` does
-        not have the traffic."""
-
-    def clear(self) -> None:
-        """Remove what ``steer`` made, and nothing else. A repeated call changes nothing."""
-
-    def check(self) -> list[Finding]:
-        """Check the devices and rules. Nothing is changed."""
-
-
 class Switches(Ports, Protocol):
     """What a driver may ask of the two instances. All methods raise SwitchError."""
 
-    def end(self, side: Side) -> End:
-        """The instance's end of its uplink, which sends and counts frames."""
-
-
-@runtime_checkable
-class ShowsRules(Protocol):
-    """A driver that can show its rules."""
-
-    def rules(self) -> list[str]:
-        """The rules that are in place, in words. Raises UplinkError."""
-
-
-def rules_of(uplink: Uplink) -> list[str]:
-    """The rules of an uplink in words; none if its driver has no rules. Raises UplinkError."""
-    return uplink.rules() if isinstance(uplink, ShowsRules) else []
+    def end(self, side: Side, nic: int = 0) -> End:
+        """The instance's end of its uplink, which sends frames by one NIC and counts them."""
 
 
 def steer_to_started(uplink: Uplink, side: Side) -> None:
-    """Give the traffic to an instance that has just been started, which has reset its virtual function. An X710 may
+    """Give the traffic to an instance that has just been started, which has reset its virtual functions. An X710 may
     have lost the rule for that and report it as before, so it is made again there. Raises UplinkError."""
-    if isinstance(uplink, I40eUplink):
+    if isinstance(uplink, PairUplink):
+        uplink.forget(I40eUplink)
+    elif isinstance(uplink, I40eUplink):
         uplink.clear()
     uplink.steer(side)
 
 
-def make_uplink(config: Config, intent: Intent, switches: Switches, *, quick: bool = False) -> Uplink:
+def make_uplink(
+    config: Config, intent: Intent, switches: Switches, *, quick: bool = False, answers: Answers | None = None
+) -> Uplink:
     """Make the driver that the configuration names. Raises ConfigError if the configuration lacks a device.
 
     ``quick``: for failovers, which steer traffic away from a dead instance. The driver stays connected to the kernel
-    between uses, and steers before it looks at the devices.
+    between uses, and steers before it looks at the devices. ``answers``: shared with the driver of another NIC.
     """
     uplink = config.uplink
+    if uplink.second is not None and uplink.driver != "none":
+        return _pair(config, uplink.second, intent, switches, quick=quick)
     match uplink.driver:
         case "none":
             return NoUplink()
         case "tc":
-            return _redirect(TcUplink, uplink, intent, quick=quick)
+            return _redirect(TcUplink, uplink, intent, quick=quick, answers=answers)
         case "switchdev":
-            return _redirect(FlowerUplink, uplink, intent, quick=quick)
+            return _redirect(FlowerUplink, uplink, intent, quick=quick, answers=answers)
         case "i40e":
-            return _i40e(uplink, intent, quick=quick)
+            return _i40e(uplink, intent, quick=quick, answers=answers)
         case "exclusive":
             vtep = intent.vtep
             return ExclusiveUplink(switches, Host(vtep.address, vtep.mac), _hosts(intent), quick, vlan=vtep.vlan)
     raise ConfigError(f'uplink: this version has no driver "{uplink.driver}"')
 
 
-def _redirect(kind: type[RedirectUplink], uplink: UplinkConfig, intent: Intent, *, quick: bool) -> Uplink:
+def _pair(config: Config, second: NicConfig, intent: Intent, switches: Switches, *, quick: bool) -> Uplink:
+    """Make a driver for each NIC, from the configuration as it would be with this NIC alone."""
+    uplink = config.uplink
+    answers = Answers(tuple(nic.device for nic in uplink.nics if nic.device is not None))
+    nics = []
+    for number, nic in enumerate((uplink, second), 1):
+        alone = uplink.model_copy(update={**{key: getattr(nic, key) for key in NicConfig.model_fields}, "second": None})
+        one = config.model_copy(update={"uplink": alone})
+        nics.append(
+            Nic(nic.device or f"NIC {number}", make_uplink(one, intent, switches, quick=quick, answers=answers))
+        )
+    return PairUplink(nics, make_links(config, quick=quick), switches.end, quick=quick)
+
+
+def make_links(config: Config, *, quick: bool = False) -> NicLinks:
+    """What knows which NICs have a link. ``quick``: stay connected to the kernel; then only one thread may use it."""
+    uplink = config.uplink
+    return NicLinks(RtnlTrafficControl(uplink.namespace, keep=quick), [nic.device for nic in uplink.nics])
+
+
+def _redirect(
+    kind: type[RedirectUplink], uplink: UplinkConfig, intent: Intent, *, quick: bool, answers: Answers | None
+) -> Uplink:
     if uplink.device is None or uplink.representor_a is None or uplink.representor_b is None:
         raise ConfigError(f'uplink: driver "{uplink.driver}" needs device, representor_a and representor_b')
     return kind(
@@ -118,11 +107,12 @@ def _redirect(kind: type[RedirectUplink], uplink: UplinkConfig, intent: Intent, 
         sockets=PacketSockets(uplink.namespace),
         neighbours=_hosts(intent),
         tunnel=intent.vtep.tunnel,
+        answers=answers,
         quick=quick,
     )
 
 
-def _i40e(uplink: UplinkConfig, intent: Intent, *, quick: bool) -> Uplink:
+def _i40e(uplink: UplinkConfig, intent: Intent, *, quick: bool, answers: Answers | None) -> Uplink:
     if uplink.device is None or uplink.vf_a is None or uplink.vf_b is None:
         raise ConfigError('uplink: driver "i40e" needs device, vf_a and vf_b')
     if uplink.vf_a == uplink.vf_b or len(set(uplink.locations)) != 2:
@@ -146,6 +136,7 @@ def _i40e(uplink: UplinkConfig, intent: Intent, *, quick: bool) -> Uplink:
         cards=KernelCards(uplink.device, uplink.namespace, keep=quick),
         sockets=PacketSockets(uplink.namespace),
         neighbours=_hosts(intent),
+        answers=answers,
         quick=quick,
     )
 

@@ -20,9 +20,9 @@ import select
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from typing import Literal, Protocol, TypeVar
 
@@ -209,14 +209,14 @@ def _discovery(frame: bytes, vlan: int | None, kind: int) -> bytes:
 
 class Ear(Protocol):
     def heard(self, seconds: float) -> list[bytes]:
-        """The frames that ask for and tell MACs, with their tags, that the device has passed since the last call, in
+        """The frames that ask for and tell MACs, with their tags, that the devices have passed since the last call, in
         both directions. Waits up to ``seconds`` for one. Raises UplinkError."""
 
 
 class Sockets(Protocol):
     """Raw access to the devices of one network namespace. All methods raise UplinkError."""
 
-    def listen(self, device: str) -> contextlib.AbstractContextManager[Ear]: ...
+    def listen(self, *devices: str) -> contextlib.AbstractContextManager[Ear]: ...
 
     def send(self, device: str, frame: bytes) -> None: ...
 
@@ -260,8 +260,17 @@ class PacketSockets:
         self._namespace = namespace
 
     @contextlib.contextmanager
-    def listen(self, device: str) -> Iterator[Ear]:
-        with in_namespace(self._namespace, lambda: _neighbours_socket(device)) as found:
+    def listen(self, *devices: str) -> Iterator[Ear]:
+        """Listen on all devices. One that is missing is passed over while there is another."""
+        found: list[socket.socket] = []
+        with contextlib.ExitStack() as stack:
+            for number, device in enumerate(devices, 1):
+                try:
+                    opened = in_namespace(self._namespace, partial(_neighbours_socket, device))
+                    found.append(stack.enter_context(opened))
+                except UplinkError:
+                    if number == len(devices) and not found:
+                        raise
             yield _SocketEar(found)
 
     def send(self, device: str, frame: bytes) -> None:
@@ -292,19 +301,19 @@ def _neighbours_socket(device: str) -> socket.socket:
 
 
 class _SocketEar:
-    def __init__(self, heard: socket.socket) -> None:
-        self._socket = heard
+    def __init__(self, heard: list[socket.socket]) -> None:
+        self._sockets = heard
 
     def heard(self, seconds: float) -> list[bytes]:
-        end, frames = time.monotonic() + seconds, []
         try:
-            while select.select([self._socket], [], [], max(0.0, end - time.monotonic()))[0]:
-                frame, beside, _flags, _from = self._socket.recvmsg(2048, socket.CMSG_SPACE(_AUXDATA.size))
-                frames.append(_as_on_the_wire(frame, beside))
-                break
+            return [_frame(each) for each in select.select(self._sockets, [], [], max(0.0, seconds))[0]]
         except OSError as error:
             raise UplinkError(f"a packet socket: {error}") from error
-        return frames
+
+
+def _frame(heard: socket.socket) -> bytes:
+    frame, beside, _flags, _from = heard.recvmsg(2048, socket.CMSG_SPACE(_AUXDATA.size))
+    return _as_on_the_wire(frame, beside)
 
 
 def _as_on_the_wire(frame: bytes, beside: Iterable[tuple[int, int, bytes]]) -> bytes:

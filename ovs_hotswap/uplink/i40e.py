@@ -21,7 +21,7 @@ from ovs_hotswap.uplink.ethtool import Ethtool, FlowRule, code_of
 from ovs_hotswap.uplink.frames import Host, Sockets
 from ovs_hotswap.uplink.i40e_card import Card, Cards
 from ovs_hotswap.uplink.i40e_rules import Place, Plan, insertable, words
-from ovs_hotswap.uplink.proof import End, Prover
+from ovs_hotswap.uplink.proof import Answers, End, Prover
 
 # The NIC's driver refuses rules while the NIC recovers from a reset. A failover tries again by itself.
 _BUSY_S, _BUSY_TRIES, _BUSY_TRIES_QUICK = 0.1, 20, 3
@@ -31,7 +31,8 @@ Subject = TypeVar("Subject")
 
 class I40eUplink:
     """The driver. ``plan``: the rules. ``vtep``: the VTEP's address, and the MAC that the PF must have. ``mtu``: that
-    of the underlay. ``neighbours``: on-link hosts that a proof can ask.
+    of the underlay. ``neighbours``: on-link hosts that a proof can ask. ``answers``: where their answers may
+    arrive, if there is another NIC.
 
     ``quick``: ``steer`` looks at the two locations alone, and not at devices and VFs.
     """
@@ -46,12 +47,13 @@ class I40eUplink:
         cards: Cards,
         sockets: Sockets,
         neighbours: Sequence[Host] = (),
+        answers: Answers | None = None,
         quick: bool = False,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._device, self._plan, self._cards, self._quick, self._sleep = device, plan, cards, quick, sleep
         self._vtep, self._mtu = vtep, mtu
-        self._prover = Prover(sockets, device, vtep, tuple(neighbours), mtu)
+        self._prover = Prover(sockets, device, vtep, tuple(neighbours), mtu, answers=answers or Answers())
         self._counted: dict[Side, int] = {}  # the packets of each VF, as seen last
 
     def owner(self) -> Side | None:

@@ -44,9 +44,20 @@ class End(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Answers:
+    """The answers that are still to come: on which ``devices``, besides the prover's own, they may arrive, and when
+    each neighbour was asked that has not answered yet. The NICs of one uplink share it: with the VTEP behind two NICs,
+    the answer to a question may come on either."""
+
+    devices: tuple[str, ...] = ()
+    unanswered: dict[Host, float] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Prover:
     """Makes proofs with kernel devices. Answers arrive on ``device`` and are addressed to ``vtep``. ``mtu``: the MTU of
-    the underlay, in bytes; ``vlan``: the tag of its packets; ``tunnel`` and ``udp_port``: the kind of its tunnels."""
+    the underlay, in bytes; ``vlan``: the tag of its packets; ``tunnel`` and ``udp_port``: the kind of its tunnels.
+    ``answers``: shared with the prover of another NIC, if there is one."""
 
     sockets: Sockets
     device: str
@@ -58,7 +69,7 @@ class Prover:
     vlan: int | None = None
     udp_port: int = VXLAN_UDP_PORT
     tunnel: Tunnel = "vxlan"
-    _unanswered: dict[Host, float] = field(default_factory=dict, init=False, compare=False)  # when each was last asked
+    answers: Answers = field(default_factory=Answers, compare=False)
 
     def prove(self, representor: str, end: End, way: Way | None = None) -> Proof:
         """Prove one ``way`` only, or both. Raises UplinkError and SwitchError."""
@@ -74,21 +85,23 @@ class Prover:
         if not asked:
             return None
         # An answer does not say which question it answers: perhaps one of an earlier proof, of the other instance.
-        late = max((self._unanswered.pop(each, float("-inf")) for each in asked), default=float("-inf")) + _LATE_S
+        late = (
+            max((self.answers.unanswered.pop(each, float("-inf")) for each in asked), default=float("-inf")) + _LATE_S
+        )
         if late > self.clock():
             self.sleep(late - self.clock())
-        with self.sockets.listen(self.device) as ear:
+        with self.sockets.listen(*dict.fromkeys([self.device, *self.answers.devices])) as ear:
             for _ in range(_TRIES):
                 mark, doubtful = os.urandom(MARK_BYTES), set[Host]()
                 for neighbour in asked:
-                    again = neighbour in self._unanswered
-                    self._unanswered[neighbour] = self.clock()
+                    again = neighbour in self.answers.unanswered
+                    self.answers.unanswered[neighbour] = self.clock()
                     end.send(question(self._asker(neighbour), neighbour, mark, self.vlan))
                     by = self._answered(ear, asked, mark, doubtful)
                     if by is None:
                         continue
                     if not (again and by is neighbour):
-                        self._unanswered.pop(by)
+                        self.answers.unanswered.pop(by)
                     return True
         return False
 
@@ -100,7 +113,7 @@ class Prover:
             for frame in ear.heard(left):
                 doubtful |= {each for each in neighbours if asks(frame, self._asker(each), each, mark, self.vlan)}
                 for each in neighbours:
-                    if each not in self._unanswered or each in doubtful:
+                    if each not in self.answers.unanswered or each in doubtful:
                         continue
                     if answers(frame, self._asker(each), each, self.vlan):
                         return each

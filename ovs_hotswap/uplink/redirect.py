@@ -21,7 +21,7 @@ from ovs_hotswap.model import Finding, Proof, Severity, Side, Steered, Way
 from ovs_hotswap.overlay.path_mtu import Device, short_device
 from ovs_hotswap.uplink.frames import Host, Sockets, Tunnel
 from ovs_hotswap.uplink.match import Match
-from ovs_hotswap.uplink.proof import End, Prover
+from ovs_hotswap.uplink.proof import Answers, End, Prover
 from ovs_hotswap.uplink.rules import Kernel, Keys, Link, Rule, TrafficControl
 
 
@@ -61,7 +61,8 @@ class _Known:
 class RedirectUplink(ABC):
     """The drivers' common part. ``match``: the packets of tunnels to the VTEP. ``mac``: the MAC that the bridge, and so
     the device, must have. ``mtu``: the MTU of the underlay, which every device on the way must carry. ``neighbours``:
-    on-link hosts that a proof can ask. ``tunnel``: the kind of the tunnels.
+    on-link hosts that a proof can ask. ``answers``: where their answers may arrive, if there is another NIC.
+    ``tunnel``: the kind of the tunnels.
 
     ``quick``: ``steer`` begins with the one act that steers the traffic, based on the last look, and looks afterwards.
     If it then finds a fault, this is raised with the traffic steered.
@@ -79,6 +80,7 @@ class RedirectUplink(ABC):
         sockets: Sockets,
         neighbours: Sequence[Host] = (),
         tunnel: Tunnel = "vxlan",
+        answers: Answers | None = None,
         quick: bool = False,
     ) -> None:
         self._device = device
@@ -89,7 +91,7 @@ class RedirectUplink(ABC):
         self._mtu = mtu
         self._prover = Prover(
             sockets, device, Host(match.address, self._mac), tuple(neighbours), mtu,
-            vlan=match.vlan, udp_port=match.udp_port, tunnel=tunnel,
+            vlan=match.vlan, udp_port=match.udp_port, tunnel=tunnel, answers=answers or Answers(),
         )  # fmt: skip
         self._control = control
         self._quick = quick

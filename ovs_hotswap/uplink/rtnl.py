@@ -80,7 +80,7 @@ class RtnlKernel:
         return Link(
             message["index"], message["state"] == "up", str(message.get_attr("IFLA_ADDRESS")),
             int(message.get_attr("IFLA_MTU")), str(message.get_attr("IFLA_PHYS_SWITCH_ID") or ""),
-            f"{bus}/{parent}" if bus and parent else "",
+            f"{bus}/{parent}" if bus and parent else "", message.get_attr("IFLA_CARRIER") != 0,
         )  # fmt: skip
 
     def offloads(self, name: str) -> bool:

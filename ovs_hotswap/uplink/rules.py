@@ -55,9 +55,9 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network device. ``mtu`` is in bytes. ``switch``: the number of the NIC's switch, which its devices have in
-    common in switchdev mode, and which is empty in others. ``parent``: its address on the bus, such as
-    ``pci/0000:3b:00.0``, empty for a device without hardware."""
+    """A network device. ``mtu`` is in bytes. ``up``: it is set up. ``switch``: the number of the NIC's switch, which
+    its devices have in common in switchdev mode, and which is empty in others. ``parent``: its address on the bus, such
+    as ``pci/0000:3b:00.0``, empty for a device without hardware. ``carrier``: its link is up, too."""
 
     index: int
     up: bool
@@ -65,6 +65,7 @@ class Link:
     mtu: int = 1500
     switch: str = ""
     parent: str = ""
+    carrier: bool = True
 
 
 class Kernel(Protocol):

@@ -33,6 +33,7 @@ from ovs_hotswap.trust import own_directory
 from ovs_hotswap.watchdog import status_file
 from ovs_hotswap.watchdog.failover import Act, FailoverState, next_act
 from ovs_hotswap.watchdog.health import Health, History, Limits, Sample, Signal, Verdict, judge
+from ovs_hotswap.watchdog.nic_watch import NicWatch
 from ovs_hotswap.watchdog.probes import ExitPoller, MainThreadProbe
 from ovs_hotswap.watchdog.standby_keeper import Keeper
 
@@ -165,10 +166,13 @@ class Guard:
         """Steer the uplink back to the active side. During an upgrade it may be steered to the other side; if this one
         dies, the broker gives the VMs back to the active side."""
         self._keeper.wake()
+        uplink = self._host.config.uplink
+        # Without an owner, one of two NICs may lead to the dead side, or it had the uplink that only one can have.
+        partly = uplink.driver != "none" and (uplink.second is not None or not uplink.both_open)
         with self._keeper.steering.turning:
             owner = self._host.uplink.owner()
-            if owner is not dead and (owner is not None or self._host.config.uplink.both_open):
-                return  # if no instance has an uplink that only one can have, the dead one had it
+            if owner is not dead and not (owner is None and partly):
+                return
             self._host.uplink.steer(active)
         self._board.event("uplink-back", dead=dead, to=active)
 
@@ -389,8 +393,10 @@ class Watchdog:
         deaths = ExitPoller([host.instances[side].paths.vswitchd_pid for side in Side])
         main = MainThreadProbe(self._system.monotonic, self._config.watch.hang_ms / 2e3)
         guard = Guard(host, board, keeper, main, quick)
+        nics = NicWatch(lambda: Host(self._config, self._system, quick=True), board)
         main.start()
         keeper.start()
+        nics.start()
         raise_priority()  # of this thread alone: processes that the keeper starts must not have it
         heart = sd_notify.Heartbeat(self._system.monotonic)
         sd_notify.notify("READY=1")
@@ -409,6 +415,7 @@ class Watchdog:
                 guard.look(dead, pids)
         finally:
             sd_notify.notify("STOPPING=1")
+            nics.close()
             keeper.close()
             main.close()
             deaths.close()

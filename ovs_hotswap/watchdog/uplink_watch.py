@@ -70,13 +70,12 @@ class WireWatch:
         try:
             if side is active or self._runs(host, side):
                 found = uplink_proof.prove(host, side, way)
-                self._proof = (Proof(found.out, self._proof.into) if way is Way.OUT
-                               else Proof(self._proof.out, found.into))  # fmt: skip
+                self._proof = self._proof.joined(found)
                 if any(each is side for each, _ in self._left):
                     return
                 self._remember(self._proof)
                 found_rule = self._rule(host, side) if side is active else []
-                self._tell(side, uplink_checks.proof(side, self._proof, self._once) + found_rule)
+                self._tell(side, uplink_checks.proof(side, self._proof, self._once, spare=True) + found_rule)
             else:
                 self._forget(side)
         except HotswapError:  # it has ended, or does not answer: the keeper acts on that
@@ -133,7 +132,7 @@ class WireWatch:
         return host.instances[side].pid() is not None
 
     def _remember(self, proof: Proof) -> None:
-        self._once = Proof(proof.out or self._once.out, proof.into or self._once.into)
+        self._once = self._once.joined(proof)
 
     def _tell(self, side: Side, found: list[Finding]) -> None:
         before = self._found.get(side)

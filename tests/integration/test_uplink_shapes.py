@@ -12,7 +12,6 @@ import pytest
 from ovs_hotswap.broker.lifecycle import start_broker
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.lifecycle import start_instance
-from ovs_hotswap.host.uplink_ends import UplinkEnds
 from ovs_hotswap.lab import Lab
 from ovs_hotswap.lab.layout import GuestOptions, WireOptions
 from ovs_hotswap.model import Proof, Release, Side
@@ -61,7 +60,7 @@ def carries(host: Host, side: Side) -> None:
     assert host.uplink.owner() is side
     assert host.openflow(side).packets(cookie(Kind.FROM_UPLINK)) > 0
     assert host.openflow(side).packets(cookie(Kind.TO_UPLINK)) > 0
-    assert host.uplink.prove(side, UplinkEnds(host.openflow).end(side)) == Proof(True, True)
+    assert host.uplink.prove(side, host.uplink_ends.end(side)) == Proof(True, True)
 
 
 def test_an_upgrade_and_back_lose_nothing(bed: Lab, host: Host) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ovs_hotswap.broker.lifecycle import start_broker
-from ovs_hotswap.config import UplinkConfig
+from ovs_hotswap.config_uplink import UplinkConfig
 from ovs_hotswap.errors import PrecheckFailed, RolledBack, SwitchError
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.lifecycle import start_instance, stop_for_good

@@ -112,6 +112,8 @@ class _Run:
         elif name == "pop_vlan":
             assert self.packet.tags, "pop_vlan of an untagged packet"
             self.packet = replace(self.packet, tags=self.packet.tags[1:])
+        elif bundle := re.fullmatch(r"bundle\(eth_src,0,active_backup,ofport,members:(\d+)[\d,]*\)", action):
+            self.act(f"output:{bundle[1]}")  # the links of all members are up here
         elif name == "output" or name in _RESERVED:
             port = _number(value or name)
             # OpenFlow would suppress this output (section 5.6), but nothing would suppress the peer link's copy.

@@ -23,6 +23,14 @@ uplink_devargs = "eth_af_packet0,iface=vf-a"
 pmd_cores = [1]
 uplink_devargs = "eth_af_packet0,iface=vf-b"
 """
+TWO_NICS = (
+    MINIMAL.replace("[instances.b]", "second_devargs = 'eth_af_packet1,iface={}'\n[instances.b]")
+    + """
+second_devargs = 'eth_af_packet1,iface={}'
+[uplink.second]
+device = 'pf1'
+"""
+)
 PCI = """\
 overlay = "/etc/overlay.toml"
 [instances.a]
@@ -342,6 +350,16 @@ def test_a_key_of_other_config_that_is_ours_says_where_the_wish_belongs(path: Pa
          "uplink.representor_a", "is also uplink.device (p)"),
         (MINIMAL + "uplink_device = 'vf-b'\n[uplink]\ndevice = 'vf-b'\n", "instances.b.uplink_device",
          "also uplink.device"),
+        (TWO_NICS.format("vf-a", "v2"), "instances.a.second_devargs", "names the device of instances.a.uplink_devargs"),
+        (TWO_NICS.format("v1", "vf-a"), "instances.b.second_devargs", "names the device of instances.a.uplink_devargs"),
+        (TWO_NICS.format("vf1", "vf1"), "instances.b.second_devargs", "names the device of instances.a.second_devargs"),
+        (TWO_NICS.format("vf-b", "v"), "instances.b.uplink_devargs", "names the device of instances.a.second_devargs"),
+        (TWO_NICS.format("v1", "v2").replace("[uplink.", "second_device = 'v3'\n[uplink."),
+         "instances.b.second_device", "is v3, and second_devargs have iface=v2"),
+        (TWO_NICS.format("v1", "v2").replace("iface=v2", "x").replace("[uplink.", "second_device = 'vxlan'\n[uplink."),
+         "instances.b.second_device", "vxlan is the name of another port or device"),
+        (TWO_NICS.format("v1", "v2").replace("iface=v2", "x").replace("[uplink.", "second_device = 'br0'\n[uplink."),
+         "instances.b.second_device", "br0 is the name of another device of the instance"),
         (MINIMAL + "[uplink]\nnamespace = '../x'\n", "uplink.namespace", "must be the name of a network namespace"),
         (MINIMAL + "[uplink]\nnamespace = 'ovsh-a'\n", "uplink.namespace", "is an instance's own"),
         (MINIMAL + "[broker]\nwithhold_features = ['NET_CSUM', 'PROTOCOL_FEATURES']\n", "broker.withhold_features",
@@ -354,6 +372,13 @@ def test_what_cannot_be_together_is_refused_with_its_key(path: Path, text: str, 
     (fault,) = faults(path, text)
     assert fault.startswith(f"{key}: ")
     assert part in fault
+
+
+@pytest.mark.parametrize("bond", ["lacp", "802.3ad", "balance-tcp", "balance-xor", "balance-rr"])
+def test_a_bond_that_virtual_functions_cannot_have_is_refused_by_its_name(path: Path, bond: str) -> None:
+    (fault,) = faults(path, MINIMAL + f"[uplink]\nbond = '{bond}'\n")
+    assert f'"{bond}" is not for virtual functions' in fault
+    assert 'take "active-backup"' in fault
 
 
 def test_an_instance_may_have_no_dpdk_arguments(path: Path) -> None:

@@ -23,7 +23,7 @@ from ovs_hotswap.errors import CommandError, HostError, StateUnknown
 from ovs_hotswap.model import Severity
 from ovs_hotswap.system import System
 from tests.support.json_schema import faults
-from tests.unit.doctor_bed import CPU, INTERRUPTS, NODE, VF_B, Bed, bad
+from tests.unit.doctor_bed import CPU, INTERRUPTS, NODE, VF_A, VF_B, Bed, bad
 from tests.unit.fake_system import FakeSystem
 from tests.unit.test_cli import Terminal
 from tools import schema
@@ -111,6 +111,19 @@ def test_a_device_of_the_kernel_is_looked_for_and_its_mtu_compared(bed: Bed) -> 
     assert found.text == "vf-b has MTU 1400, the underlay 1500: longer packets are lost"
     bed.write("sys/class/net/vf-b/mtu", "1500")
     assert bad(bed.examine(Section.DEVICES)) == []
+
+
+def test_the_devices_of_a_second_nic_are_looked_for_too(bed: Bed) -> None:
+    bed.configure(f'uplink_devargs = "{VF_B}"', f'uplink_devargs = "{VF_B}"\nsecond_devargs = "0000:07:02.0"')
+    bed.configure(f'uplink_devargs = "{VF_A}"', f'uplink_devargs = "{VF_A}"\nsecond_devargs = "eth_af_packet1"')
+    bed.configure("\n[uplink]\n", '\n[uplink.second]\ndevice = "pf1"\n[uplink]\n')
+    (found,) = bad(bed.examine(Section.DEVICES))
+    assert found.text == "instance b's device 0000:07:02.0 does not exist"
+    bed.configure('"0000:07:02.0"', '"eth_af_packet1,iface=vf1-b"\nsecond_device = "vf1-b"')
+    bed.write("sys/class/net/pf1/mtu", "1400")
+    assert [found.text for found in bad(bed.examine(Section.DEVICES))] == [
+        "pf1 has MTU 1400, the underlay 1500: longer packets are lost", "instance b's device vf1-b does not exist",
+    ]  # fmt: skip
 
 
 def test_nothing_is_changed_by_looking(bed: Bed) -> None:

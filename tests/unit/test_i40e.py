@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
@@ -24,6 +24,8 @@ from ovs_hotswap.uplink.frames import Host, PacketSockets
 from ovs_hotswap.uplink.i40e import I40eUplink
 from ovs_hotswap.uplink.i40e_card import Function, KernelCards, function_of, module_option
 from ovs_hotswap.uplink.i40e_rules import ANY_QUEUE, CLOUD, OUTER
+from ovs_hotswap.uplink.pair import Nic, PairUplink
+from ovs_hotswap.uplink.proof import End
 from ovs_hotswap.uplink.rules import Link
 from tests.support.fake_i40e import EADMINQ, FakeCards, FakeI40e, Match, plan
 
@@ -297,6 +299,25 @@ def test_an_instance_that_was_started_again_is_given_a_new_rule(bed: Bed) -> Non
     bed.nic.reset_vf(0, same_seid=True)
     steer_to_started(bed.uplink(), Side.A)
     assert bed.nic.vf_of(VTEP) == 0
+
+
+@dataclass
+class Links:
+    up: tuple[int, ...]
+
+    def live(self) -> tuple[int, ...]:
+        return self.up
+
+
+def test_an_instance_that_was_started_again_is_given_new_rules_on_both_nics(bed: Bed) -> None:
+    beds = [bed, Bed(FakeI40e())]
+    nics = [Nic(name, each.uplink()) for name, each in zip(("pf0", "pf1"), beds, strict=True)]
+    pair = PairUplink(nics, Links((0, 1)), lambda side, nic: cast(End, None))
+    pair.steer(Side.A)
+    for each in beds:
+        each.nic.reset_vf(0, same_seid=True)
+    steer_to_started(pair, Side.A)
+    assert [each.nic.vf_of(VTEP) for each in beds] == [0, 0]
 
 
 # -------------------------------------------------------------------------------------------------- counters and proofs

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from ovs_hotswap.config import Config, UplinkConfig
+from ovs_hotswap.config import Config
+from ovs_hotswap.config_uplink import UplinkConfig
 from ovs_hotswap.errors import HotswapError, SwitchError
 from ovs_hotswap.model import Device, Release, Side
 from ovs_hotswap.process_exit import start_time
@@ -154,6 +155,44 @@ def test_start_programs_dpdk_before_it_starts_the_switch(host: FakeHost) -> None
     assert record is not None
     assert record.ready
     assert record.uplink == Device("vf-a", None, up=True)
+    assert record.second is None
+
+
+def test_two_devices_move_in_and_back(tmp_path: Path) -> None:
+    config = configuration(tmp_path, second_devargs="eth_af_packet1,iface=vf1-a", second_device="vf1-a")
+    host = FakeHost(config)
+    with pytest.raises(SwitchError, match="there is no network device vf1-a in the host's network namespace") as caught:
+        host.instance.start(HOST)
+    assert caught.value.hint == "correct instances.a.second_device"
+    host.namespaces.devices[None].add("vf1-a")
+    before = {name: set(devices) for name, devices in host.namespaces.devices.items()}
+    host.instance.start(HOST)
+    assert host.namespaces.devices[host.instance.paths.netns] >= {"vf-a", "vf1-a"}
+    assert "--vdev" not in host.other_config["dpdk-extra"]
+    record = read_record(host.instance.paths.record)
+    assert record is not None
+    assert [device.name for device in record.devices] == ["vf-a", "vf1-a"]
+    host.instance.paths.record.unlink()  # without it, the configuration says what may be in the namespace
+    host.instance.stop()
+    assert host.namespaces.devices == before
+
+
+def test_the_devices_of_a_bond_of_dpdk_are_made_at_the_start(tmp_path: Path) -> None:
+    config = configuration(tmp_path, second_devargs="eth_af_packet1,iface=vf1-a")
+    host = FakeHost(config.model_copy(update={"uplink": config.uplink.model_copy(update={"bond": "dpdk"})}))
+    host.instance.start(HOST)
+    assert "--vdev=eth_af_packet1,iface=vf1-a" in host.other_config["dpdk-extra"].split()
+
+
+def test_the_pci_devices_of_a_bond_of_dpdk_are_given_at_the_start_with_their_arguments(tmp_path: Path) -> None:
+    config = configuration(
+        tmp_path, uplink_devargs="0000:03:02.0,x=1", second_devargs="0000:04:02.0", uplink_device=None
+    )
+    host = FakeHost(config.model_copy(update={"uplink": config.uplink.model_copy(update={"bond": "dpdk"})}))
+    host.instance.start(HOST)
+    extra = host.other_config["dpdk-extra"]
+    assert extra.endswith("-a 0000:03:02.0,x=1 -a 0000:04:02.0")
+    assert "--vdev" not in extra
 
 
 def test_an_uplink_that_the_other_instance_may_have_is_taken_and_given_back_later(tmp_path: Path) -> None:
@@ -161,18 +200,18 @@ def test_an_uplink_that_the_other_instance_may_have_is_taken_and_given_back_late
     host = FakeHost(config.model_copy(update={"uplink": UplinkConfig(driver="exclusive")}))
     netns = host.instance.paths.netns
     with pytest.raises(SwitchError, match="does not run"):
-        host.instance.device.take()
+        host.instance.devices.take()
     host.instance.start(HOST)
     assert "vf-a" not in host.namespaces.devices[netns]
     for _ in range(2):
-        host.instance.device.take()
+        host.instance.devices.take()
         assert "vf-a" in host.namespaces.devices[netns]
         record = read_record(host.instance.paths.record)
         assert record is not None
         assert (record.ready, record.uplink) == (True, Device("vf-a", None, up=True))
     assert host.namespaces.silenced == {"vf-a"}
     for _ in range(2):
-        host.instance.device.give_back()
+        host.instance.devices.give_back()
         assert host.namespaces.devices[None] == {"lo", "vf-a"}
 
 

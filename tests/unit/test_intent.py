@@ -182,7 +182,7 @@ def test_a_vtep_alone_is_enough(load: Load) -> None:
         (VTEP + vm(mac="00:00:00:00:00:00"), "vm[0].mac", "not all zeros"),
         (VTEP + vm(name="0123456789abcdef"), "vm[0].name", "match"),
         (VTEP + vm(name=".vm"), "vm[0].name", "match"),
-        (VTEP + vm(name="peer"), "vm[0].name", "not allowed: lo, ovs-netdev, ovs-system, peer, uplink, vxlan"),
+        (VTEP + vm(name="peer"), "vm[0].name", "not allowed: lo, ovs-netdev, ovs-system, peer, uplink, uplink2, vxlan"),
         (VTEP + vm(ofport=9), "vm[0].ofport", "greater than or equal to 10"),
         (VTEP + vm(ofport=4001), "vm[0].ofport", "less than or equal to 4000"),
         (VTEP + vm(vni=0), "vm[0].vni", "greater than or equal to 1"),

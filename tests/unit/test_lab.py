@@ -98,6 +98,15 @@ def test_the_intent_is_that_of_the_wire(tmp_path: Path, wire: WireOptions) -> No
     assert (vtep.tunnel_mtu, vtep.local_jumbo) == (wire.tunnel_mtu, False)
 
 
+def test_a_lab_with_two_nics_has_a_configuration_of_both(tmp_path: Path) -> None:
+    made = layout(1, Path("/run/lab"), GuestOptions(wire=WireOptions(pair=True)))
+    config_file = tmp_path / "config.toml"
+    config_file.write_text(config_text(made, memory_mb=256, cores=(0, 1)))
+    config = load_config(config_file)
+    assert [nic.device for nic in config.uplink.nics] == [nic.pf for nic in made.nics] == ["pf0", "pf1"]
+    assert [config.instance(side).second_device for side in Side] == ["vf1-a", "vf1-b"]
+
+
 def test_labs_in_two_directories_share_no_namespace() -> None:
     one, two = layout(directory=Path("/run/lab")), layout(directory=Path("/run/lab2"))
     assert not {one.host_namespace, one.remote_namespace} & {two.host_namespace, two.remote_namespace}

@@ -32,7 +32,11 @@ demands = st.builds(
     vms=st.lists(st.integers(1, 16), max_size=255).map(tuple),
     mtus=st.lists(st.integers(576, 9600), max_size=4).map(tuple),
     pmds=st.integers(1, 16),
-    uplink=st.builds(Uplink, st.integers(1, 16), st.sampled_from([256, 2048, 4096]), st.sampled_from([2048, 4096])),
+    uplinks=st.lists(
+        st.builds(Uplink, st.integers(1, 16), st.sampled_from([256, 2048, 4096]), st.sampled_from([2048, 4096])),
+        min_size=1,
+        max_size=2,
+    ).map(tuple),
 )
 
 
@@ -64,7 +68,9 @@ def test_pages_of_a_gibibyte_hold_the_largest_pool() -> None:
 
 
 def test_more_queues_of_the_uplink_need_a_larger_pool() -> None:
-    few, many = (Demand((1,), (1500,), 4, Uplink.of(options)) for options in ({}, {"n_rxq": "8", "n_rxq_desc": "4096"}))
+    few, many = (
+        Demand((1,), (1500,), 4, (Uplink.of(options),)) for options in ({}, {"n_rxq": "8", "n_rxq_desc": "4096"})
+    )
     assert many.buffers == few.buffers + 8 * 4096 - 2048
     assert reserve(many).buffers > reserve(few).buffers
 

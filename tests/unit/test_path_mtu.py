@@ -37,9 +37,9 @@ def test_nothing_is_said_of_mtus_that_fit() -> None:
     assert judged(
         FITTING, Side.A, devices=[Device("pf0", 9000), Device("vf-a", 9600)],
         ports={Side.A: {"uplink": 9000, "vm1": 8950}, Side.B: {"uplink": 9000, "vm1": 8950, "peer": 8958}},
-        devargs={side: "net_pcap0,iface=vf" for side in Side},
+        devargs={side: ("net_pcap0,iface=vf",) for side in Side},
     ) == []  # fmt: skip
-    assert judged(intent(1450), devices=[Device("pf0", 1500)], devargs={Side.A: "eth_af_packet0,iface=vf-a"}) == []
+    assert judged(intent(1450), devices=[Device("pf0", 1500)], devargs={Side.A: ("eth_af_packet0,iface=vf-a",)}) == []
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,9 @@ def test_nothing_is_said_of_mtus_that_fit() -> None:
         (intent(None, underlay=1500), {}, WARNING, ["1 VMs have no mtu", "tunnels carry 1450", "vm1"]),
         (FITTING, {"devices": [Device("pf0", 1500)]}, ERROR, ["pf0 has MTU 1500", "underlay 9000"]),
         (FITTING, {"devices": [Device("pf0", 1500, 2000)]}, ERROR, ["pf0 has MTU 1500", "takes 2000 at most"]),
-        (FITTING, {"devargs": {Side.B: "eth_af_packet0,iface=vf-b"}}, ERROR, ["instance b", "MTU of 1500", "9000"]),
-        (FITTING, {"devargs": {Side.A: "net_af_packet1,iface=x"}}, ERROR, ["instance a", "MTU of 1500", "9000"]),
+        (FITTING, {"devargs": {Side.B: ("eth_af_packet0,iface=vf-b",)}}, ERROR, ["instance b", "MTU of 1500", "9000"]),
+        (FITTING, {"devargs": {Side.A: ("net_pcap0,iface=x", "net_af_packet1,iface=y")}}, ERROR,
+         ["instance a", "MTU of 1500", "9000"]),
         (FITTING, {"ports": {Side.B: {"uplink": 1500}}}, WARNING, ["instance b", "uplink 1500, not 9000"]),
         (FITTING, {"ports": {Side.B: {"vm1": 1450}}}, WARNING, ["instance b", "vm1 1450, not 8950"]),
         (FITTING, {"ports": {Side.B: {"peer": 1508}}}, WARNING, ["instance b", "peer 1508, not 8958"]),

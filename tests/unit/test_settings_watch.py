@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from ovs_hotswap.config import Config, UplinkConfig
+from ovs_hotswap.config import Config
+from ovs_hotswap.config_uplink import UplinkConfig
 from ovs_hotswap.errors import BusyError, SwitchError
 from ovs_hotswap.host import saved_settings, settings_transfer, standby
 from ovs_hotswap.host.host import Host
@@ -222,7 +223,7 @@ def test_an_active_instance_that_is_started_again_has_memory_for_the_queues_that
     uplink.set("Interface", "uplink", options={"dpdk-devargs": "xa", "n_rxq": "4", "n_rxq_desc": "4096"})
     before = bed.host.demand(Side.A).buffers
     bed.look()
-    assert bed.host.demand(Side.A).uplink == Uplink(4, 4096)
+    assert bed.host.demand(Side.A).uplinks == (Uplink(4, 4096),)
     assert bed.host.demand(Side.A).buffers == before + 4 * 4096 - 2048
 
 

@@ -14,6 +14,8 @@ from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import Intent, Vm
 from ovs_hotswap.overlay.ports import PEER_PORT, UPLINK_PORT, VXLAN_PORT
 from ovs_hotswap.overlay.tables import (
+    NIC_PORTS,
+    VLAN_PRESENT,
     Form,
     Kind,
     annotated,
@@ -22,6 +24,7 @@ from ovs_hotswap.overlay.tables import (
     cookie_name,
     lines,
     render,
+    two_ports,
 )
 from ovs_hotswap.switch.openflow import window_incapable
 from tests.unit.flow_simulator import LOCAL, Packet, Pipeline
@@ -250,6 +253,45 @@ def test_the_underlay_carries_packets_of_tunnels_and_nothing_else(vtep: dict[str
     for packet in strangers:
         assert bridge.receive(UPLINK_PORT, packet) == []
     assert bridge.hits[cookie(Kind.DROP_UNDERLAY)] == len(strangers)
+
+
+@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("live", [(0, 1), (0,), (1,)])
+def test_packets_come_by_either_of_two_nics_and_leave_by_one_with_a_link(form: Form, live: tuple[int, ...]) -> None:
+    uplink = two_ports("active-backup", live)
+    bridge = Pipeline(lines(render(PAIR, form, uplink)))
+    tunnel = Packet(UNKNOWN, VTEP_MAC, udp=("172.31.0.1", 4789))
+    for port in NIC_PORTS:
+        assert bridge.receive(port, tunnel) == [(LOCAL, tunnel)]
+        assert bridge.receive(port, replace(tunnel, dst=BROADCAST)) == []
+    assert bridge.hits[cookie(Kind.DROP_UNDERLAY)] == 2
+    assert bridge.receive(LOCAL, tunnel) == [(NIC_PORTS[live[0]], tunnel)]
+    one = set(lines(render(PAIR, form)))
+    kinds = {cookie_kind(int(line.split("cookie=")[1].split(",")[0], 16))
+             for line in one ^ set(lines(render(PAIR, form, uplink)))}  # fmt: skip
+    assert kinds == {Kind.FROM_UPLINK, Kind.TO_UPLINK, Kind.DROP_UNDERLAY}
+
+
+def test_two_nics_have_the_tag_and_the_learned_neighbours_on_either() -> None:
+    intent = Intent.model_validate(
+        {
+            "vtep": {"address": "172.31.0.1/24", "mac": VTEP_MAC},
+            "remote": [],
+            "neighbour": [{"address": "172.31.0.9"}],
+        }
+    )
+    uplink = two_ports("balance-slb", (0, 1))
+    learned = [line for line in lines(render(intent, Form.FINAL, uplink)) if "arp_spa=172.31.0.9" in line]
+    assert [f"in_port={port},arp" in line for port, line in zip(NIC_PORTS, learned, strict=True)] == [True, True]
+    tagged = make([], [], vlan=100)
+    (leave,) = [line for line in lines(render(tagged, Form.FINAL, uplink)) if "in_port=LOCAL" in line]
+    assert leave.endswith(f"actions=push_vlan:0x8100,set_field:{VLAN_PRESENT + 100}->vlan_vid,{uplink.leave}")
+    assert window_incapable([leave]) == []
+    bridge, packet = (
+        Pipeline(lines(render(tagged, Form.FINAL, two_ports("active-backup", (1,))))),
+        Packet(UNKNOWN, UNKNOWN),
+    )
+    assert bridge.receive(LOCAL, packet) == [(NIC_PORTS[1], replace(packet, tags=((0x8100, 100),)))]
 
 
 @pytest.mark.parametrize("form", Form)

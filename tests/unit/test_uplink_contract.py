@@ -10,6 +10,7 @@ import errno
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import cast
 
 import pytest
 
@@ -22,6 +23,9 @@ from ovs_hotswap.uplink.exclusive import ExclusiveUplink
 from ovs_hotswap.uplink.frames import ETH_P_IP, Host, PacketSockets
 from ovs_hotswap.uplink.i40e import I40eUplink
 from ovs_hotswap.uplink.i40e_rules import CLOUD
+from ovs_hotswap.uplink.nic_links import NicLinks
+from ovs_hotswap.uplink.pair import Nic, PairUplink
+from ovs_hotswap.uplink.proof import End
 from ovs_hotswap.uplink.rules import Kernel, Rule
 from ovs_hotswap.uplink.tc import ANY, TcUplink, tunnel_keys
 from tests.support.fake_i40e import FakeCards, FakeI40e, Look, Match, plan
@@ -120,6 +124,34 @@ class ExclusiveBed:
         self.ports.has.clear()
 
 
+@dataclass
+class PairBed:
+    """Two NICs with ``tc``, whose calls fail as those of one."""
+
+    nics: list[TcBed] = field(default_factory=lambda: [TcBed(), TcBed()])
+    calls: Calls = field(default_factory=lambda: Calls(lambda: UplinkError("traffic control: no buffer space")))
+
+    def __post_init__(self) -> None:
+        for nic in self.nics:
+            nic.calls = self.calls
+
+    def uplink(self) -> Uplink:
+        links = NicLinks(self.nics[0].kernel, ("pf0", "pf0"))
+        nics = [Nic(name, nic.uplink()) for name, nic in zip(("pf0", "pf1"), self.nics, strict=True)]
+        return PairUplink(nics, links, lambda side, nic: cast(End, None))
+
+    def state(self) -> object:
+        return [nic.state() for nic in self.nics]
+
+    def leads_to(self) -> Side | None:
+        """Where the packets of both NICs go."""
+        sides = {nic.leads_to() for nic in self.nics}
+        return sides.pop() if len(sides) == 1 else None
+
+    def break_steering(self) -> None:
+        self.nics[1].break_steering()
+
+
 DRIVERS = [
     Driver("tc", TcBed),
     Driver("switchdev", FlowerBed),
@@ -127,6 +159,13 @@ DRIVERS = [
     Driver("i40e, UDP port", I40eBed),
     Driver("i40e, outer address", lambda: I40eBed("address")),
     Driver("i40e, address", _without_package),
+    Driver(
+        "two NICs",
+        PairBed,
+        {
+            "lasting failure": "the NICs may lead to different instances, both of which deliver (test_uplink_pair.py)",
+        },
+    ),
 ]
 
 
@@ -182,7 +221,8 @@ def test_the_rules_that_are_shown_are_those_that_are_there(make: Make) -> None:
     for side in Side:
         bed.uplink().steer(side)
         shown.append(rules_of(bed.uplink()))
-    assert list(map(len, shown)) == [0, 1, 1]
+    nics = len(bed.nics) if isinstance(bed, PairBed) else 1
+    assert list(map(len, shown)) == [0, nics, nics]
     assert shown[1] != shown[2]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import SwitchError, UplinkError
-from ovs_hotswap.host.uplink_ends import UplinkEnds, UplinkPorts
+from ovs_hotswap.host.uplink_ends import UplinkEnds, UplinkExchange
 from ovs_hotswap.model import Life, Proof, Severity, Side, Way
 from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.overlay.ports import PEER_PORT, UPLINK, UPLINK_PORT
@@ -267,15 +267,10 @@ class Switch:
     side: Side
     alive: Life = Life.RUNS
     rows: dict[str, PortSpec] = field(default_factory=dict)
-    devices: set[str] = field(default_factory=set)
     acts: list[str] = field(default_factory=list)
     busy: int = 0
 
     # the instance
-    @property
-    def device(self) -> Switch:
-        return self
-
     def life(self) -> Life:
         return self.alive
 
@@ -288,7 +283,11 @@ class Switch:
     def database(self, *_: object, **__: object) -> Switch:
         return self
 
-    # its device
+    # its devices
+    @property
+    def devices(self) -> Switch:
+        return self
+
     def take(self) -> None:
         self.acts.append("take")
 
@@ -319,7 +318,7 @@ class Switch:
             raise SwitchError("port uplink: device is busy")
 
 
-class Ports(UplinkPorts):
+class Ports(UplinkExchange):
     """Reads the datapath from the fake."""
 
     def present(self, side: Side) -> bool:
@@ -366,7 +365,7 @@ def test_a_dead_instance_has_no_uplink_and_a_stopped_one_does_not_say(
     config: Config, switches: dict[Side, Switch], life: Life, expected: bool | None
 ) -> None:
     switches[Side.A].alive = life
-    real = UplinkPorts(one_nic(config), switches, lambda: INTENT)  # type: ignore[arg-type]
+    real = UplinkExchange(one_nic(config), switches, lambda: INTENT)  # type: ignore[arg-type]
     ends = UplinkEnds(no_flows, real)
     if expected is None:
         with pytest.raises(SwitchError, match="is stopped"):

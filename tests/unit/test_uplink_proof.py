@@ -63,8 +63,8 @@ class Network:
 
     # the host's sockets
     @contextmanager
-    def listen(self, device: str) -> Iterator[Ear]:
-        assert device == "pf0"
+    def listen(self, *devices: str) -> Iterator[Ear]:
+        assert devices == ("pf0",)
         yield Hearing(self)
 
     def give(self, device: str, frame: bytes) -> None:
@@ -90,8 +90,8 @@ class Hearing:
 class HostSockets:
     network: Network
 
-    def listen(self, device: str) -> object:
-        return self.network.listen(device)
+    def listen(self, *devices: str) -> object:
+        return self.network.listen(*devices)
 
     def send(self, device: str, frame: bytes) -> None:
         self.network.give(device, frame)
@@ -339,7 +339,7 @@ class Slow(Network):
         self.due = [at for at in self.due if at > self.now]
 
     @contextmanager
-    def listen(self, device: str) -> Iterator[Ear]:
+    def listen(self, *devices: str) -> Iterator[Ear]:
         yield SlowHearing(self)
 
 

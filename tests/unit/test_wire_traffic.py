@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from ovs_hotswap.config import Config
+from ovs_hotswap.config_uplink import NicConfig
 from ovs_hotswap.errors import SwitchError, UplinkError
 from ovs_hotswap.model import Finding, Proof, Severity, Side, Steered, Way
-from ovs_hotswap.overlay.ports import UPLINK_PORT
-from ovs_hotswap.overlay.tables import Kind, cookie
+from ovs_hotswap.overlay.tables import NIC_PORTS, Kind, cookie
 from ovs_hotswap.plan.executor import StepContext
 from ovs_hotswap.upgrade import uplink_proof
 from ovs_hotswap.upgrade.situation import Upgrade
@@ -37,7 +37,7 @@ class Flows:
     until: float = float("inf")  # answers come
 
     def arrived(self, port: int) -> int:
-        assert port == UPLINK_PORT
+        assert port in NIC_PORTS
         return int(self.world.now * self.broadcasts)
 
     def packets(self, value: int, mask: int = 0) -> int:
@@ -61,6 +61,16 @@ class Counting(FakeHost):
 @pytest.fixture
 def host(config: Config) -> Counting:
     return Counting(config, World(["vm1"]))
+
+
+@pytest.mark.parametrize(
+    ("second", "bond", "ports"), [(False, "active-backup", 1), (True, "active-backup", 2), (True, "dpdk", 1)]
+)
+def test_what_arrives_is_counted_once_on_each_port(host: Counting, second: bool, bond: str, ports: int) -> None:
+    changes = {"second": NicConfig() if second else None, "bond": bond}
+    host.config = host.config.model_copy(update={"uplink": host.config.uplink.model_copy(update=changes)})
+    host.flows.broadcasts, host.world.now = 10, 2.0
+    assert uplink_proof.counters(host, Side.A).arrived == 20 * ports
 
 
 def test_packets_that_pass_are_seen_soon(host: Counting) -> None:
