@@ -17,9 +17,10 @@ from bench import cases
 from bench.bed import Bed
 from bench.guests import Fleet
 from ovs_hotswap.cli.output import Output
+from ovs_hotswap.host.flow_tables import tables
 from ovs_hotswap.lab.layout import REMOTE_VTEP, VNI, GuestOptions
 from ovs_hotswap.model import Side
-from ovs_hotswap.overlay.tables import Form, lines, render
+from ovs_hotswap.overlay.tables import Form, lines
 from ovs_hotswap.plan.executor import Event, EventKind
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.upgrade import Upgrader
@@ -70,7 +71,7 @@ def run_case(case: Case, system: System) -> Result:
         fleet = stack.enter_context(Fleet(bed.fleet_spec()))
         bed.start()
         fleet.wait_served(60)
-        result = Result(case, len(lines(render(bed.host.intent, Form.FINAL))))
+        result = Result(case, len(lines(tables(bed.host, Side.A, Form.FINAL))))
 
         def observe(event: Event) -> None:
             if event.kind is EventKind.DONE and event.seconds is not None:

@@ -11,16 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from ovs_hotswap.backends import BackendMode
 from ovs_hotswap.config_uplink import DeviceName, UplinkConfig
+from ovs_hotswap.mac import Mac
 from ovs_hotswap.model import RELEASE_NAME, Side
 from ovs_hotswap.toml_file import Strict
 from ovs_hotswap.vhostuser.messages import Feature
@@ -31,7 +26,7 @@ DEFAULT_RUN_DIR = Path("/run/ovs-hotswap")
 OWN_NAMES = (
     *Side, "vhost", "active", "peer.sock", "upgrade.lock", "broker.sock", "successor.sock", "broker.lock", "broker.pid",
     "broker.log", "supervisor.pid", "quarantine.json", "standby.json", "watch.json", "watch.lock",
-    "jobs",
+    "announced.json", "jobs",
     *(f"{kind}-{side}.json" for kind in ("order", "fault") for side in Side),
 )  # fmt: skip
 """Names in ``run_dir`` that ovs-hotswap itself uses."""
@@ -104,16 +99,19 @@ class InstanceConfig(Strict):
     NUMA node, packet pool included; it takes what ``switch.memory.reserve`` says that it needs. ``uplink_devargs``: the
     DPDK device of its VF (``0000:03:02.0`` or ``eth_af_packet0,iface=vf-a``). ``uplink_device``: a kernel network
     device that is moved into the instance's namespace before its start and back after its end; not given if DPDK drives
-    the VF. ``second_devargs`` and ``second_device``: the same of a second NIC. ``dpdk_extra``: more arguments of DPDK;
-    for a PCI device of the uplink, ``-a`` with it takes the place of ``--no-pci`` (``switch.devargs``).
-    ``pmd_sleep_us``: the longest sleep, in microseconds, of an idle PMD thread in normal operation; 0 polls without a
-    pause. ``other_config``: more keys of Open_vSwitch.other_config, set before its ovs-vswitchd starts.
+    the VF. ``uplink_mac``: the MAC of its VF, if each instance has the VTEP's address on a MAC of its own (drivers
+    ``announce`` and ``none``); otherwise both have the VTEP's. ``second_devargs`` and ``second_device``: the device of
+    a second NIC. ``dpdk_extra``: more arguments of DPDK; for a PCI device of the uplink, ``-a`` with it takes the place
+    of ``--no-pci`` (``switch.devargs``). ``pmd_sleep_us``: the longest sleep, in microseconds, of an idle PMD thread in
+    normal operation; 0 polls without a pause. ``other_config``: more keys of Open_vSwitch.other_config, set before its
+    ovs-vswitchd starts.
     """
 
     pmd_cores: Annotated[list[Core], Field(min_length=1), AfterValidator(_once)]
     memory_mb: Annotated[int, Field(ge=64, le=1 << 20)] = 512
     uplink_devargs: Annotated[str, Field(min_length=1)]
     uplink_device: DeviceName | None = None
+    uplink_mac: Mac | None = None
     second_devargs: Annotated[str, Field(min_length=1)] | None = None
     second_device: DeviceName | None = None
     dpdk_extra: str = "--no-pci"
@@ -328,6 +326,11 @@ class Config(Strict):
     def active_file(self) -> Path:
         """The file with the name of the active side, for this boot. An upgrade writes it when it commits."""
         return self.run_dir / "active"
+
+    @property
+    def announced_file(self) -> Path:
+        """The file with the side that was last announced as the one with the VTEP's address, for this boot."""
+        return self.run_dir / "announced.json"
 
     @property
     def restore_file(self) -> Path:

@@ -231,6 +231,7 @@ def _uplink(config: Config) -> Iterator[Fault]:
     for nic, place in zip(uplink.nics, ("uplink", "uplink.second"), strict=False):
         if nic.vf_a is not None and nic.vf_a == nic.vf_b:
             yield f"{place}.vf_b", f"is also {place}.vf_a ({nic.vf_a}): each instance has a VF of its own"
+    yield from _announced(config)
     if uplink.locations[0] == uplink.locations[1]:
         yield "uplink.locations", f"must be two different places, not {uplink.locations[0]} twice"
     if uplink.namespace is not None:
@@ -258,6 +259,22 @@ def _vfs(config: Config) -> Iterator[Fault]:
                     "uplink.vfs",
                     f"which VF instance {side}'s {devargs} is, is not known: give uplink.device and vf_{side}",
                 )
+
+
+def _announced(config: Config) -> Iterator[Fault]:
+    macs = {side: config.instance(side).uplink_mac for side in Side}
+    driver, vfs = config.uplink.driver, config.uplink.vfs
+    if driver == "announce" and config.uplink.second is not None:
+        yield "uplink.second", 'the driver "announce" announces the VTEP\'s address on one NIC alone'
+    for side, mac in macs.items():
+        if mac is None and (driver == "announce" or macs[side.other] is not None):
+            yield f"instances.{side}.uplink_mac", "is missing: each instance has the VTEP's address on its own VF's MAC"
+        if mac is not None and vfs.wanted(side).get("mac", mac) != mac:
+            yield f"uplink.vfs.mac_{side}", f"is not instances.{side}.uplink_mac ({mac}): the VF has one MAC"
+        if mac is not None and driver not in ("announce", "none"):
+            yield f"instances.{side}.uplink_mac", f'packets that the driver "{driver}" steers have the MAC of the VTEP'
+    if macs[Side.A] is not None and macs[Side.A] == macs[Side.B]:
+        yield "instances.b.uplink_mac", f"is also instances.a.uplink_mac ({macs[Side.A]}): each VF has its own"
 
 
 def _kernel_devices(uplink: UplinkConfig) -> list[tuple[str, str]]:

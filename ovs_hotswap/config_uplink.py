@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from ovs_hotswap.mac import Mac
 from ovs_hotswap.model import Side
 from ovs_hotswap.toml_file import Strict
 
@@ -52,15 +52,6 @@ class NicConfig(Strict):
         return self.vf_a if side is Side.A else self.vf_b
 
 
-def _unicast(value: str) -> str:
-    """Return a MAC address in lower case. Raises ValueError if it is not one that a device can have."""
-    if not re.fullmatch("(?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}", value):
-        raise ValueError(f"must be a MAC address such as 02:00:00:00:00:01, not {value!r}")
-    if int(value[:2], 16) & 1 or not int(value.replace(":", ""), 16):
-        raise ValueError(f"must be the MAC address of one device, not {value}")
-    return value.lower()
-
-
 class VfsConfig(Strict):
     """What is set on the instances' VFs, of both NICs, before an instance opens its own. What is not given is left as
     it is found.
@@ -75,8 +66,8 @@ class VfsConfig(Strict):
     spoof_check: bool | None = None
     link_state: Literal["auto", "enable"] | None = None
     vlan: Annotated[int, Field(ge=0, le=4094)] | None = None
-    mac_a: Annotated[str, AfterValidator(_unicast)] | None = None
-    mac_b: Annotated[str, AfterValidator(_unicast)] | None = None
+    mac_a: Mac | None = None
+    mac_b: Mac | None = None
     bind: bool = False
 
     def wanted(self, side: Side) -> dict[str, bool | int | str]:

@@ -95,6 +95,7 @@ pmd_cores = [3]
 # ... or a virtual device on a kernel network device, which is moved into the instance's network namespace:
 uplink_devargs = "eth_af_packet0,iface=vf-b"
 uplink_device = "vf-b"
+# With the driver "announce" each instance needs the MAC of its VF, as in: uplink_mac = "02:00:00:00:00:0b"
 # dpdk_extra = "--no-pci"
 # The same two of a second NIC, for both instances or for neither; [uplink] then has "second", too.
 # second_devargs = "eth_af_packet1,iface=vf1-b"

@@ -9,7 +9,6 @@ import click
 
 from ovs_hotswap.cli.app import App, Group, pass_app, unless_dry_run
 from ovs_hotswap.errors import ConfigError
-from ovs_hotswap.host import uplink_ports
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.overlay.tables import Form, Table, annotated, lines
 from ovs_hotswap.switch.tunnel import tunnel_diff
@@ -114,7 +113,9 @@ def _host(app: App) -> Host:
 
 
 def _differences(host: Host, side: Side, form: Form) -> list[str]:
-    flows = uplink_ports.differences(host, side, form)
+    from ovs_hotswap.host import flow_tables
+
+    flows = flow_tables.differences(host, side, form)
     return flows + tunnel_diff(host.underlay.programmed(side), host.underlay.wanted({}))
 
 
@@ -141,13 +142,15 @@ def check(app: App) -> None:
     Example:
       ovs-hotswap overlay check
     """
+    from ovs_hotswap.host.flow_tables import tables
+
     intent, path = app.intent, app.config.overlay
     counts = {
         "vms": len(intent.vms),
         "remotes": len(intent.remotes),
         "neighbours": len(intent.neighbours),
         "routes": len(intent.routes),
-        "flows": len(lines(uplink_ports.tables(app.config, intent, Form.FINAL))),
+        "flows": len(lines(tables(_host(app), Side.A, Form.FINAL))),
     }
     warnings = _refuse_devices(_host(app))
     app.output.document({"file": path, "valid": True, "warnings": warnings, **counts})
@@ -177,6 +180,7 @@ def example(app: App) -> None:
 def show(app: App, form: str) -> None:
     """Print the flow tables that the intent is rendered to, with a comment for each table.
 
+    Where the VTEP's address is announced, each instance has a MAC of its own; the tables are then the active one's.
     The output is also valid input of `ovs-ofctl replace-flows`.
     With --json: {"form", "tables": [{"number", "name", "comment", "flows": [{"priority", "match", "actions",
     "cookie", "comment"}]}]}.
@@ -186,9 +190,12 @@ def show(app: App, form: str) -> None:
       ovs-hotswap overlay show
       ovs-hotswap overlay show --form window --json
     """
-    tables = uplink_ports.tables(app.config, app.intent, Form(form))
-    app.output.document({"form": form, "tables": [_document(table) for table in tables]})
-    for text in annotated(tables):
+    from ovs_hotswap.host.flow_tables import tables
+
+    host = _host(app)
+    found = tables(host, host.recorded_active() or Side.A, Form(form))
+    app.output.document({"form": form, "tables": [_document(table) for table in found]})
+    for text in annotated(found):
         app.output.line(text)
 
 

@@ -56,6 +56,7 @@ ADOPTED = (
     Kind(Section.UPLINK, "uplink", _E),
     Kind(Section.UPLINK, "uplink", _W),
     Kind(Section.UPLINK, "uplink programs", _W),
+    Kind(Section.UPLINK, "uplink peers", _W),
     Kind(Section.UPLINK, "mtu", _E),
     Kind(Section.UPLINK, "next hops", _E, _OVERLAY),
     Kind(Section.UPLINK, "next hops", _W, _OVERLAY),

@@ -30,6 +30,7 @@ from ovs_hotswap.doctor.facts import Root
 from ovs_hotswap.doctor.report import Found, Section, by_section
 from ovs_hotswap.doctor.runner import NOT_SEEN, Observe, Part, Runner
 from ovs_hotswap.errors import HotswapError, SwitchError
+from ovs_hotswap.host import flow_tables
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.machine import cores, descriptor_limit, running_switches
 from ovs_hotswap.model import Side
@@ -207,15 +208,16 @@ def _look_at_devices(look: Look) -> Iterator[Found]:
     root, config, ask = look.root, look.config, look.queries.firmware
     found = [devices.read(root, side, address, ask) for side, address in devices.addresses(config)]
     bus = devices.read_bus(root, config)
-    mac, mtu = None, ETHERNET_MTU
+    macs, mtu = dict[Side, str](), ETHERNET_MTU
     with contextlib.suppress(HotswapError):  # a fault of the intent is a finding of its own section
-        mac, mtu = look.host.intent.vtep.mac, look.host.intent.vtep.mtu or ETHERNET_MTU
+        intent = look.host.intent
+        macs, mtu = {side: flow_tables.mac(config, intent, side) for side in Side}, intent.vtep.mtu or ETHERNET_MTU
     yield from devices.judge_bus(bus, found)
     for each in found:
         yield from devices.judge(bus, each, mtu, binds=config.uplink.vfs.bind)
     for pf in dict.fromkeys(each.parent.name for each in found if each.parent is not None):
         yield from devices.judge_flags(pf, look.queries.flags(pf))
-    yield from _look_at_vfs(look, mac)
+    yield from _look_at_vfs(look, macs)
     for name in filter(None, (nic.device for nic in config.uplink.nics)):
         if config.uplink.namespace is None and root.exists(f"sys/class/net/{name}"):
             yield from devices.judge_nic(devices.read_nic(root, name, ask), mtu)
@@ -226,10 +228,10 @@ def _look_at_devices(look: Look) -> Iterator[Found]:
         yield from devices.judge_kernel_devices(root, config, idle, mtu)
 
 
-def _look_at_vfs(look: Look, mac: str | None) -> Iterator[Found]:
+def _look_at_vfs(look: Look, macs: Mapping[Side, str]) -> Iterator[Found]:
     bus, pids = PciBus(look.root.sys, look.root.proc), {side: look.host.instances[side].pid() for side in Side}
     facts = vf_checks.look(look.config, bus, look.queries.vf, pids, device_checks.left(look.config, look.system))
-    yield from adopt(Section.DEVICES, vf_checks.judge(facts, mac, tuple(Side)))
+    yield from adopt(Section.DEVICES, vf_checks.judge(facts, macs, tuple(Side)))
 
 
 def _look_at_versions(look: Look) -> Iterator[Found]:

@@ -14,7 +14,7 @@ from ovs_hotswap.backends import BackendMode, BackEnds, refuse_kept
 from ovs_hotswap.broker.control.client import BrokerClient
 from ovs_hotswap.config import Active, Config, read_active
 from ovs_hotswap.errors import BusyError, HostError, HotswapError, StateUnknown, SwitchError
-from ovs_hotswap.host import active_record, scheduling, uplink_ports
+from ovs_hotswap.host import active_record, flow_tables, scheduling, uplink_ports
 from ovs_hotswap.host.underlay import Underlay
 from ovs_hotswap.host.untried import refuse_untried
 from ovs_hotswap.host.uplink_ends import UplinkEnds, UplinkExchange
@@ -89,7 +89,7 @@ class Host:
     @property
     def uplink_ends(self) -> UplinkEnds:
         exchange = UplinkExchange(self.config, self.instances, lambda: self.intent)
-        return UplinkEnds(self.openflow, exchange, uplink_ports.numbers(self.config))
+        return UplinkEnds(self.openflow, self.control, exchange, uplink_ports.numbers(self.config))
 
     @cached_property
     def backends(self) -> BackEnds:
@@ -301,7 +301,7 @@ class Host:
             PortSpec(VXLAN, intent.vtep.tunnel, VXLAN_PORT, intent.vtep.options),
         )
         sockets = str(self.switch_socket(side, "any").parent)
-        return BridgeSpec(self.config.bridge, intent.vtep.mac, fixed + vms, sockets=sockets)
+        return BridgeSpec(self.config.bridge, flow_tables.mac(config, intent, side), fixed + vms, sockets=sockets)
 
     @property
     def peer_socket(self) -> Path:
@@ -346,7 +346,7 @@ class Host:
         self.underlay.program(side)
 
     def program_flows(self, side: Side, form: Form) -> None:
-        self.openflow(side).replace(uplink_ports.flows(self, form))
+        self.openflow(side).replace(flow_tables.flows(self, side, form))
 
     def set_pmd_sleep(self, side: Side, microseconds: int) -> None:
         """Set the longest sleep of the side's idle PMD threads until ``settle_pmd_sleep`` is called."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import SwitchError, UplinkError
+from ovs_hotswap.host.flow_tables import mac
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.overlay.next_hops import NextHops, asked, choose
@@ -16,9 +17,9 @@ from ovs_hotswap.switch.instance import Instance
 from ovs_hotswap.switch.ovsdb import ROOT_TABLES
 from ovs_hotswap.switch.owned import PROGRAMMED_TUNNELS
 from ovs_hotswap.switch.tunnel import TunnelConfig, Tunnels
+from ovs_hotswap.uplink.driver import Speaker
 from ovs_hotswap.uplink.frames import PacketSockets
 from ovs_hotswap.uplink.neighbours import Asker
-from ovs_hotswap.uplink.proof import End
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class Underlay:
         config: Config,
         intent: Intent,
         instances: Mapping[Side, Instance],
-        end: Callable[[Side], End],
+        end: Callable[[Side], Speaker],
         active: Callable[[], Side | None],
     ) -> None:
         self._config, self._intent, self._instances = config, intent, instances
@@ -56,9 +57,20 @@ class Underlay:
         running = [side for side, instance in self._instances.items() if instance.pid() is not None]
         mouths: list[Callable[[bytes], None]] = [partial(kernel.send, device) for device in devices]
         ears = [partial(kernel.listen, device) for device in devices]
+        if uplink.driver == "announce":
+            return self._speaking(running)
         for side in running:
             ears.append(partial(PacketSockets(self._instances[side].paths.netns).listen, self._config.bridge))
         return Asker(self._intent.vtep, mouths or [self._end(side).send for side in running[:1]], ears)
+
+    def _speaking(self, running: Collection[Side]) -> Asker:
+        """Make what asks where the VTEP's address is announced: a question from another instance than the one that
+        speaks for it would teach neighbours that one's MAC. Raises SwitchError."""
+        side = next((each for each in running if self._end(each).speaks()), None)
+        if side is None:
+            return Asker(self._intent.vtep, (), ())
+        ear = partial(PacketSockets(self._instances[side].paths.netns).listen, self._config.bridge)
+        return Asker(self._intent.with_mac(mac(self._config, self._intent, side)).vtep, (self._end(side).send,), (ear,))
 
     def notes(self) -> dict[Side, TunnelConfig]:
         """What the running instances were given, the active one first. What an instance that does not answer was given

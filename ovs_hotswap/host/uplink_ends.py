@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import SwitchError
@@ -13,9 +14,9 @@ from ovs_hotswap.host import saved_settings, uplink_ports
 from ovs_hotswap.model import Life, Side
 from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.overlay.ports import UPLINK, UPLINK_PORT
-from ovs_hotswap.overlay.tables import Kind, cookie
+from ovs_hotswap.overlay.tables import Kind, Voice, cookie, voice_lines
 from ovs_hotswap.switch.answering import see_answering, see_going
-from ovs_hotswap.switch.datapath import ports
+from ovs_hotswap.switch.datapath import ports, senders
 from ovs_hotswap.switch.instance import Instance
 from ovs_hotswap.switch.openflow import OpenFlow
 from ovs_hotswap.switch.ovsdb import INTERFACE_TABLES
@@ -29,17 +30,43 @@ _NO_DATAPATH = "failed (No such device)"  # `dpctl/show` of an instance without 
 
 @dataclass(frozen=True, slots=True)
 class UplinkEnd:
-    """One instance's end of its uplink (``uplink.proof.End``). ``flows``: the flows of its bridge. ``port``: the
-    OpenFlow port of one NIC."""
+    """One instance's end of its uplink (``uplink.announce.Speaker``). ``flows``: the flows of its bridge. ``control``:
+    the control socket of its ovs-vswitchd. ``port``: the OpenFlow port of one NIC."""
 
     flows: OpenFlow
+    control: Path
     port: int = UPLINK_PORT
 
     def send(self, frame: bytes) -> None:
-        self.flows.packet_out(frame, f"output:{self.port}")
+        self.flows.packet_out(frame, self._out)
+
+    @property
+    def _out(self) -> str:
+        return f"output:{self.port}"
 
     def probes(self) -> int:
         return self.flows.packets(cookie(Kind.DROP_UNKNOWN_VNI))
+
+    def received(self) -> int:
+        return self.flows.packets(cookie(Kind.FROM_UPLINK))
+
+    def senders(self, seconds: float) -> list[str]:
+        return senders(self.control, seconds)
+
+    def answers(self) -> int:
+        return self.flows.packets(cookie(Kind.PROOF))
+
+    def speaks(self) -> bool:
+        return self.flows.has(cookie(Kind.ASKS_VTEP))
+
+    def speak(self, address: str, voice: Voice, frames: Sequence[bytes] = (), vlan: int | None = None) -> None:
+        self.flows.packet_outs([(frame, self._out) for frame in frames], voice_lines(address, voice, vlan))
+
+    def announce(self, frames: Sequence[bytes]) -> None:
+        self.flows.packet_outs((frame, self._out) for frame in frames)
+
+    def mac(self) -> str | None:
+        return self.flows.port_mac(self.port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +156,17 @@ class UplinkExchange:
 
 @dataclass(frozen=True, slots=True)
 class UplinkEnds:
-    """The ends of both instances (``uplink.base.Switches``). ``openflow`` returns the flows of a side's bridge,
-    ``numbers`` has the OpenFlow port of each NIC."""
+    """The ends of both instances (``uplink.base.Switches``). ``openflow`` returns the flows of a side's bridge, and
+    raises SwitchError if no process would answer; ``control`` returns its control socket. ``numbers`` has the OpenFlow
+    port of each NIC."""
 
     openflow: Callable[[Side], OpenFlow]
+    control: Callable[[Side], Path]
     exchange: UplinkExchange | None = None
     numbers: Sequence[int] = (UPLINK_PORT,)
 
     def end(self, side: Side, nic: int = 0) -> UplinkEnd:
-        return UplinkEnd(self.openflow(side), self.numbers[nic])
+        return UplinkEnd(self.openflow(side), self.control(side), self.numbers[nic])
 
     def answers(self, side: Side) -> int:
         return self.openflow(side).packets(cookie(Kind.ANSWERS_VTEP))

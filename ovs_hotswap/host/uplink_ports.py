@@ -18,7 +18,7 @@ from ovs_hotswap.host import saved_settings
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.overlay.ports import SECOND_UPLINK, UPLINK, UPLINK_PORT
-from ovs_hotswap.overlay.tables import NIC_PORTS, Form, Kind, Table, UplinkPorts, cookie, lines, render, two_ports
+from ovs_hotswap.overlay.tables import NIC_PORTS, Kind, UplinkPorts, cookie, two_ports
 from ovs_hotswap.switch.instance import Instance
 from ovs_hotswap.switch.memory import Uplink
 from ovs_hotswap.switch.net_bonding import bonded
@@ -49,22 +49,23 @@ class Bridges(Protocol):
 
 def names(config: Config) -> list[str]:
     """The names of the uplink's ports."""
-    return [UPLINK, SECOND_UPLINK] if _two(config) else [UPLINK]
+    return [UPLINK, SECOND_UPLINK] if two(config) else [UPLINK]
 
 
 def numbers(config: Config) -> tuple[int, ...]:
     """The OpenFlow port by which each NIC is reached."""
-    return NIC_PORTS if _two(config) else (UPLINK_PORT,) * len(config.uplink.nics)
+    return NIC_PORTS if two(config) else (UPLINK_PORT,) * len(config.uplink.nics)
 
 
-def _two(config: Config) -> bool:
+def two(config: Config) -> bool:
+    """Whether a bridge has a port for each of two NICs."""
     return config.uplink.second is not None and config.uplink.bond != "dpdk"
 
 
 def specs(host: Bridges, side: Side) -> tuple[PortSpec, ...]:
     """The uplink's ports on the side's bridge."""
     devargs = list(host.config.instance(side).devices)
-    if len(devargs) > 1 and not _two(host.config):
+    if len(devargs) > 1 and not two(host.config):
         release = host.instances[side].release()
         devargs = [bonded(devargs, "" if release is None else release.dpdk_version)]
     return tuple(
@@ -84,35 +85,12 @@ def _spec(name: str, number: int, devargs: str, intent: Intent) -> PortSpec:
 
 def ports(config: Config, live: Sequence[int]) -> UplinkPorts:
     """The uplink's ports in the flows. ``live``: the numbers of the NICs that have a link."""
-    return two_ports(config.uplink.bond, live) if _two(config) else UplinkPorts()
+    return two_ports(config.uplink.bond, live) if two(config) else UplinkPorts()
 
 
-def tables(config: Config, intent: Intent, form: Form, live: Sequence[int] | None = None) -> tuple[Table, ...]:
-    """The tables of a bridge. ``live``: the numbers of the NICs that have a link; ``None`` if all have one."""
-    found = range(len(config.uplink.nics)) if live is None else live
-    return render(intent, form, ports(config, found), whole_nic=not config.uplink.both_open)
-
-
-def flows(host: Bridges, form: Form) -> list[str]:
-    """The flows of a bridge for the NICs that have a link now."""
-    live = host.nic_links.live() if _two(host.config) else None
-    return lines(tables(host.config, host.intent, form, live))
-
-
-def differences(host: Bridges, side: Side, form: Form) -> list[str]:
-    """How the side's flows differ from the intent; not at all if only the NICs by which packets leave are other ones
-    than now. Raises SwitchError."""
-    openflow = host.openflow(side)
-    found = openflow.diff(flows(host, form))
-    if found:
-        for live in _subsets(host.config):
-            if not openflow.diff(lines(tables(host.config, host.intent, form, live))):
-                return []
-    return found
-
-
-def _subsets(config: Config) -> Iterator[tuple[int, ...]]:
-    if _two(config):
+def choices(config: Config) -> Iterator[tuple[int, ...]]:
+    """The numbers of the NICs by which packets may leave, in each possible way."""
+    if two(config):
         for size in (2, 1):
             yield from itertools.combinations(range(len(NIC_PORTS)), size)
 

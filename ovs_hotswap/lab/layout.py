@@ -2,6 +2,8 @@
 
 Two labs in different directories have no name in common, so that several labs can run at once.
 
+With the driver ``announce`` the host namespace has a bridge, ``fabric``, with the ports pf0, rep-a and rep-b.
+
     remote namespace            host namespace                     instances' namespaces
     vxlan100 -- net0 ======== pf0   rep-a ====== vf-a ........ moved to instance a
     10.100.255.254                  rep-b ====== vf-b ........ moved to instance b
@@ -36,6 +38,8 @@ REMOTE_INNER, REMOTE_INNER_MAC = "10.100.255.254", "52:54:00:64:ff:fe"
 GUEST_MTU = 1450  # 1500 less 50 bytes of VXLAN over IPv4 (RFC 7348, figure 1)
 FIRST_OFPORT = 10
 MAX_GUESTS = 64
+VF_MACS = {Side.A: "52:54:00:1f:00:0a", Side.B: "52:54:00:1f:00:0b"}
+FABRIC = "fabric"
 PF, REMOTE_DEVICE, VXLAN_DEVICE = "pf0", "net0", f"vxlan{VNI}"
 REMOTE = "remote"
 REMOTE_BRIDGE = "lan0"
@@ -282,7 +286,7 @@ def _uplink_text(layout: Layout) -> str:
 driver = "{layout.options.wire.driver}"
 namespace = "{layout.host_namespace}"
 """
-    if layout.one_nic:
+    if layout.one_nic or layout.options.wire.driver == "announce":
         return table
     first, *others = layout.nics
     return table + _nic_text(first) + "".join(f"\n[uplink.second]\n{_nic_text(nic)}" for nic in others)
@@ -297,15 +301,17 @@ representor_b = "{nic.representor("b")}"
 
 def config_text(layout: Layout, *, memory_mb: int, cores: tuple[int, int]) -> str:
     """The lab's ``config.toml``; ``cores`` are the PMD cores of the two instances."""
+    announced = layout.options.wire.driver == "announce"
     instances = "\n".join(
         f"""[instances.{side}]
 pmd_cores = [{core}]
 memory_mb = {memory_mb}
 {_uplink_devices(layout, side)}
+{f'uplink_mac = "{VF_MACS[side]}"' if announced else ""}
 dpdk_extra = "--no-pci"
 pmd_sleep_us = 100
 """
-        for side, core in zip("ab", cores, strict=True)
+        for side, core in zip(Side, cores, strict=True)
     )
     return f"""# Written by `ovs-hotswap lab up`.
 overlay = "{layout.overlay_file}"

@@ -15,6 +15,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from ovs_hotswap.errors import LabError
 from ovs_hotswap.lab.layout import (
+    FABRIC,
     OVERLAY_PREFIX,
     PF,
     REMOTE_BRIDGE,
@@ -22,12 +23,14 @@ from ovs_hotswap.lab.layout import (
     REMOTE_INNER,
     REMOTE_INNER_MAC,
     REMOTE_VTEP_MAC,
+    VF_MACS,
     VNI,
     VTEP_MAC,
     VXLAN_DEVICE,
     Layout,
 )
 from ovs_hotswap.lab.tags import tag
+from ovs_hotswap.model import Side
 from ovs_hotswap.switch.netns import IFA_F_NODAD
 from ovs_hotswap.system import System
 
@@ -43,6 +46,7 @@ class Network:
         self._layout = layout
         self._system = system
         self._wire = layout.options.wire
+        self._announced = self._wire.driver == "announce"
         self._host, self._remote = layout.host_namespace, layout.remote_namespace
 
     def up(self) -> None:
@@ -96,11 +100,18 @@ class Network:
                 "add", ifname=nic.pf, kind="veth", address=VTEP_MAC,
                 peer={"ifname": nic.remote, "net_ns_fd": self._remote, **own},
             )  # fmt: skip
-            for side in "ab":
-                host.link("add", ifname=nic.representor(side), kind="veth", peer={"ifname": nic.vf(side)})
-            for name in (nic.pf, *map(nic.representor, "ab"), *map(nic.vf, "ab")):
+            for side in Side:
+                peer = {"ifname": nic.vf(side)} | ({"address": VF_MACS[side]} if self._announced else {})
+                host.link("add", ifname=nic.representor(side), kind="veth", peer=peer)
+            for name in (nic.pf, *map(nic.representor, Side), *map(nic.vf, Side)):
                 self._without_offloads(self._host, name)
                 host.link("set", ifname=name, mtu=self._wire.mtu, state="up")
+        if self._announced:
+            host.link("add", ifname=FABRIC, kind="bridge", mtu=self._wire.mtu)
+            host.link("set", ifname=FABRIC, state="up")
+            for name in (PF, "rep-a", "rep-b"):
+                host.link("set", ifname=name, master=_index(host, FABRIC))
+            return  # only the instances have the VTEP's address
         # The kernel answers ARP for the VTEP. OVS needs no answers: its neighbours are pushed.
         # In a VLAN it hears no such question, and the remote host asks none.
         self._give_address(host, self._host, PF, self._wire.vtep)
@@ -117,7 +128,7 @@ class Network:
         if self._wire.vlan is not None:
             for nic in self._layout.nics:
                 tag(remote, _index(remote, nic.remote), self._wire.vlan)
-        if pair or self._wire.vlan is not None:
+        if (pair or self._wire.vlan is not None) and not self._announced:
             # The host's kernel answers ARP on that NIC alone by which its route to the remote host leads.
             remote.neigh("add", dst=self._wire.vtep, lladdr=VTEP_MAC, ifindex=index, state=_PERMANENT)
         remote.link(

@@ -18,6 +18,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ovs_hotswap import config_rules
 from ovs_hotswap.config import Config
+from ovs_hotswap.mac import Mac
 from ovs_hotswap.overlay.ports import FIRST_VM_PORT, LAST_VM_PORT
 from ovs_hotswap.overlay.values import (
     Addresses,
@@ -25,7 +26,6 @@ from ovs_hotswap.overlay.values import (
     Interface,
     InterfaceAddress,
     Ip,
-    Mac,
     Network,
     VmName,
     Vni,
@@ -51,7 +51,8 @@ TUNNEL_PORTS = {"vxlan": 4789, "geneve": 6081}  # RFC 7348, section 5; RFC 8926,
 
 
 class Vtep(Strict):
-    """This host's end of the tunnels. ``mac`` is the MAC of the bridge, and so of the uplink's physical function.
+    """This host's end of the tunnels. ``mac`` is the MAC of the bridge, and so of the uplink's physical function; an
+    instance with an ``uplink_mac`` has that one instead.
 
     ``link_addresses``: this host's addresses on the links to its next hops, if the VTEP's own is on none of them.
     ``mtu``: the MTU of the underlay, in bytes; ``None`` leaves it to the switch (1500). ``vlan``: the tag of the
@@ -185,6 +186,10 @@ class Intent(Strict):
     def mtu(self) -> int:
         """The largest MTU of a VM, in bytes."""
         return max((vm.effective_mtu for vm in self.vms), default=ETHERNET_MTU)
+
+    def with_mac(self, mac: str) -> Intent:
+        """Return the intent as an instance has it whose VTEP has this MAC."""
+        return self.model_copy(update={"vtep": self.vtep.model_copy(update={"mac": mac})})
 
     @property
     def oversized(self) -> tuple[str, ...]:

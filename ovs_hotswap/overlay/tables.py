@@ -20,6 +20,10 @@ or neighbour discovery for the VTEP. So LOCAL gets both, and the kernel behind L
 is then treated as a VM is: encapsulated packets are output to the uplink and, with the tag of its port, to the peer
 link. Only the instance that has the uplink sends them.
 
+Where the VTEP's address is announced (``Voice``), either instance has it on a MAC of its own. Classify then lets the
+questions for the address, which come from the uplink, and the answers of LOCAL pass on the one instance that speaks for
+the address, and on no other. Answers to the questions of a proof are counted on both.
+
 All tables are stateless (no learning, no connection tracking), so both instances can run the same ones. Their size is
 linear in the size of the intent: the VMs of a VNI share its flood flows. Only deliver keeps a broadcast from its
 sender, also over the peer link, to which OpenFlow's own rule (no output to the port of arrival) does not apply.
@@ -37,8 +41,10 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from ovs_hotswap.overlay.intent import Intent, Vm
+from ovs_hotswap.mac import unteaching
+from ovs_hotswap.overlay.intent import Intent, Vm, Vtep
 from ovs_hotswap.overlay.ports import PEER_PORT, SECOND_UPLINK_PORT, UPLINK_PORT, VXLAN_PORT
 
 CLASSIFY, LOCAL, REMOTE, FLOOD, DELIVER = range(5)
@@ -65,6 +71,14 @@ class Form(enum.StrEnum):
     WINDOW = "window"
 
 
+class Voice(enum.StrEnum):
+    """What an instance does about its VTEP's address where the address is announced. ``SPEAKS``: it answers for the
+    address, as the one that was announced last. ``SILENT``: it never does."""
+
+    SPEAKS = "speaks"
+    SILENT = "silent"
+
+
 class Kind(enum.IntEnum):
     """The kind in a flow's cookie, which says what the flow does. The values never change."""
 
@@ -83,6 +97,8 @@ class Kind(enum.IntEnum):
     ASKS_VTEP = 0x0D
     ANSWERS_VTEP = 0x0E
     PEER_TO_UPLINK = 0x0F
+    FROM_VTEP = 0x10
+    PROOF = 0x11
     DROP_UNKNOWN_PORT = 0x80
     DROP_UNDERLAY = 0x81
     DROP_SPOOFED = 0x82
@@ -90,6 +106,7 @@ class Kind(enum.IntEnum):
     DROP_UNKNOWN_TAG = 0x84
     DROP_UNKNOWN_FROM_VM = 0x85
     DROP_UNKNOWN_FROM_TUNNEL = 0x86
+    DROP_NOT_ASKED = 0x87
 
     @property
     def is_drop(self) -> bool:
@@ -112,6 +129,8 @@ _KIND_NAMES = {
     Kind.ASKS_VTEP: "questions who has the VTEP's address, from the uplink",
     Kind.ANSWERS_VTEP: "answers to such questions of the VTEP, from the uplink",
     Kind.PEER_TO_UPLINK: "the other instance's packets to the uplink",
+    Kind.FROM_VTEP: "questions and answers of the VTEP about MACs",
+    Kind.PROOF: "answers to questions that prove the uplink",
     Kind.DROP_UNKNOWN_PORT: "dropped: from a port that is not in the intent",
     Kind.DROP_UNDERLAY: "dropped: from the uplink, but not of a tunnel to the VTEP",
     Kind.DROP_SPOOFED: "dropped: source MAC is not the VM's",
@@ -119,6 +138,7 @@ _KIND_NAMES = {
     Kind.DROP_UNKNOWN_TAG: "dropped: from the peer link, with no VM's tag",
     Kind.DROP_UNKNOWN_FROM_VM: "dropped: from a VM, to an unknown unicast MAC",
     Kind.DROP_UNKNOWN_FROM_TUNNEL: "dropped: from the tunnel, to an unknown unicast MAC",
+    Kind.DROP_NOT_ASKED: "dropped: about the VTEP's MAC, on an instance that does not speak for it",
 }
 
 
@@ -202,14 +222,16 @@ def cookie_name(value: int, vms: Mapping[int, str] | None = None) -> str:
 
 
 def render(
-    intent: Intent, form: Form, uplink: UplinkPorts = UplinkPorts(), *, whole_nic: bool = False
-) -> tuple[Table, ...]:
-    """Render the five tables. A VNI without a VM on this host has no flows, as nothing here could use it."""
+    intent: Intent, form: Form, uplink: UplinkPorts = UplinkPorts(), *, whole_nic: bool = False,
+    voice: Voice | None = None,
+) -> tuple[Table, ...]:  # fmt: skip
+    """Render the five tables. A VNI without a VM on this host has no flows, as nothing here could use it. ``voice`` is
+    ``None`` if the VTEP's address is not announced."""
     segments = _segments(intent)
     return (
         Table(CLASSIFY, "classify", "By port of arrival: underlay, peer link, tunnel, VMs (source MAC checked)",
-              (*_underlay(intent, uplink, shared=whole_nic and form is Form.WINDOW), *_overlay(intent, segments),
-               *_peer(intent, form), *(_whole_nic(intent, form) if whole_nic else ()),
+              (*_underlay(intent, uplink, shared=whole_nic and form is Form.WINDOW), *_announced(intent.vtep, voice),
+               *_overlay(intent, segments), *_peer(intent, form), *(_whole_nic(intent, form) if whole_nic else ()),
                Flow(0, "", "drop", cookie(Kind.DROP_UNKNOWN_PORT), "any other port"))),
         Table(LOCAL, "local", "By VNI and destination MAC: the VMs of this host",
               tuple(flow for segment in segments for flow in _local(segment))),
@@ -224,7 +246,7 @@ def render(
 
 def lines(tables: Iterable[Table]) -> list[str]:
     """The flows as ovs-ofctl reads them, one in each line."""
-    return [_line(table, flow) for table in tables for flow in table.flows]
+    return [_line(table.number, flow) for table in tables for flow in table.flows]
 
 
 def annotated(tables: Iterable[Table]) -> list[str]:
@@ -233,13 +255,13 @@ def annotated(tables: Iterable[Table]) -> list[str]:
     for table in tables:
         text += ["", f"# Table {table.number}, {table.name}. {table.comment}."]
         for flow in table.flows:
-            text += [f"#   {flow.comment}", _line(table, flow)]
+            text += [f"#   {flow.comment}", _line(table.number, flow)]
     return text[1:]
 
 
-def _line(table: Table, flow: Flow) -> str:
+def _line(table: int, flow: Flow) -> str:
     match = f",{flow.match}" if flow.match else ""
-    return f"table={table.number},cookie={flow.cookie:#x},priority={flow.priority}{match} actions={flow.actions}"
+    return f"table={table},cookie={flow.cookie:#x},priority={flow.priority}{match} actions={flow.actions}"
 
 
 def _segments(intent: Intent) -> list[_Segment]:
@@ -252,15 +274,28 @@ def _segments(intent: Intent) -> list[_Segment]:
     return [segments[vni] for vni in sorted(segments)]
 
 
+class _Tags(NamedTuple):
+    """The part of a match and the actions for the underlay's tag; empty if it has none."""
+
+    match: str = ""
+    pop: str = ""
+    push: str = ""
+
+    @classmethod
+    def of(cls, vlan: int | None) -> _Tags:
+        if vlan is None:
+            return cls()
+        push = f"push_vlan:0x8100,set_field:{VLAN_PRESENT + vlan}->vlan_vid,"
+        return cls(f",dl_vlan={vlan}", "pop_vlan,", push)
+
+
 def _underlay(intent: Intent, uplink: UplinkPorts, *, shared: bool) -> Iterator[Flow]:
     """``shared``: the uplink may be the other instance's."""
     vtep = intent.vtep
     # OVS decapsulates on output to LOCAL if the addresses are LOCAL's own and the packet has no tag (tnl-ports.c); all
     # else would reach the kernel of the namespace, which has no use for it.
     udp, address = ("udp", "nw_dst") if vtep.version == 4 else ("udp6", "ipv6_dst")
-    tag, pop, push = ("", "", "") if vtep.vlan is None else (
-        f",dl_vlan={vtep.vlan}", "pop_vlan,", f"push_vlan:0x8100,set_field:{VLAN_PRESENT + vtep.vlan}->vlan_vid,",
-    )  # fmt: skip
+    tag, pop, push = _Tags.of(vtep.vlan)
     kind = _TUNNEL_NAMES[vtep.tunnel]
     for port in uplink.arrive:
         yield Flow(
@@ -289,22 +324,57 @@ def _underlay(intent: Intent, uplink: UplinkPorts, *, shared: bool) -> Iterator[
 
 def _whole_nic(intent: Intent, form: Form) -> Iterator[Flow]:
     """Address resolution by ARP (RFC 826) or neighbour discovery (RFC 4861, 7.2), and the other instance's packets."""
-    vtep = intent.vtep
-    start = f"in_port={UPLINK_PORT}" if vtep.vlan is None else f"in_port={UPLINK_PORT},dl_vlan={vtep.vlan}"
-    actions = "LOCAL" if vtep.vlan is None else "pop_vlan,LOCAL"
-    asked, answered = (
-        (f"arp,arp_tpa={vtep.address},arp_op=1", f"arp,arp_tpa={vtep.address},arp_op=2") if vtep.version == 4 else
-        (f"icmp6,icmp_type=135,icmp_code=0,nd_target={vtep.address}",
-         f"icmp6,icmp_type=136,icmp_code=0,ipv6_dst={vtep.address}")
-    )  # fmt: skip
-    yield Flow(100, f"{start},{asked}", actions, cookie(Kind.ASKS_VTEP), "who has the VTEP: the kernel answers")
-    yield Flow(100, f"{start},{answered},dl_dst={vtep.mac}", actions, cookie(Kind.ANSWERS_VTEP),
+    vtep, tags = intent.vtep, _Tags.of(intent.vtep.vlan)
+    start = f"in_port={UPLINK_PORT}{tags.match}"
+    answered = (f"arp,arp_tpa={vtep.address},arp_op=2" if vtep.version == 4 else
+                f"icmp6,icmp_type=136,icmp_code=0,ipv6_dst={vtep.address}")  # fmt: skip
+    yield Flow(100, f"{start},{_asked(vtep.address)}", f"{tags.pop}LOCAL", cookie(Kind.ASKS_VTEP),
+               "who has the VTEP: the kernel answers")  # fmt: skip
+    yield Flow(100, f"{start},{answered},dl_dst={vtep.mac}", f"{tags.pop}LOCAL", cookie(Kind.ANSWERS_VTEP),
                "a neighbour answers the VTEP")  # fmt: skip
     if form is Form.WINDOW:
         yield Flow(
             100, f"in_port={PEER_PORT},dl_vlan={UPLINK_PORT}", f"pop_vlan,output:{UPLINK_PORT}",
             cookie(Kind.PEER_TO_UPLINK), "encapsulated packets of the other instance leave by the uplink",
         )  # fmt: skip
+
+
+def voice_lines(address: str, voice: Voice, vlan: int | None = None) -> list[str]:
+    """The flows that make an instance speak for the VTEP's ``address``, or not. Those of one voice replace those of the
+    other, because they have the same priority and match. ``vlan``: the tag of the underlay's packets."""
+    return [_line(CLASSIFY, flow) for flow in _voice(address, voice, vlan)]
+
+
+def _announced(vtep: Vtep, voice: Voice | None) -> Iterator[Flow]:
+    if voice is None:
+        return
+    yield from _voice(vtep.address, voice, vtep.vlan)
+    asker = unteaching(vtep.version, vtep.mac)
+    answer = f"arp,arp_op=2,arp_tpa={asker}" if vtep.version == 4 else (
+        f"icmp6,icmp_type=136,icmp_code=0,ipv6_dst={asker}"
+    )  # fmt: skip
+    match = f"in_port={UPLINK_PORT}{_Tags.of(vtep.vlan).match},{answer},dl_dst={vtep.mac}"
+    yield Flow(110, match, "drop", cookie(Kind.PROOF), "an answer that proves the uplink; it is only counted")
+
+
+def _voice(address: str, voice: Voice, vlan: int | None) -> Iterator[Flow]:
+    speaks, tags = voice is Voice.SPEAKS, _Tags.of(vlan)
+    yield Flow(
+        110, f"in_port={UPLINK_PORT}{tags.match},{_asked(address)}", f"{tags.pop}LOCAL" if speaks else "drop",
+        cookie(Kind.ASKS_VTEP if speaks else Kind.DROP_NOT_ASKED), f"who has the VTEP's address? This instance {voice}",
+    )  # fmt: skip
+    for kind in ("icmp6,icmp_type=135", "icmp6,icmp_type=136") if ":" in address else ("arp",):
+        yield Flow(
+            110, f"in_port=LOCAL,{kind}", f"{tags.push}output:{UPLINK_PORT}" if speaks else "drop",
+            cookie(Kind.FROM_VTEP if speaks else Kind.DROP_NOT_ASKED), f"from the namespace's kernel: it {voice}",
+        )  # fmt: skip
+
+
+def _asked(address: str) -> str:
+    """The match of questions who has the address."""
+    if ":" in address:
+        return f"icmp6,icmp_type=135,icmp_code=0,nd_target={address}"
+    return f"arp,arp_tpa={address},arp_op=1"
 
 
 def _overlay(intent: Intent, segments: Sequence[_Segment]) -> Iterator[Flow]:

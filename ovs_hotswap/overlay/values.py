@@ -1,10 +1,9 @@
-"""The kinds of values in the overlay intent: MAC addresses, IP addresses and networks, names. Each is checked and
-brought into one spelling."""
+"""The kinds of values in the overlay intent, beside MAC addresses: IP addresses and networks, names. Each is checked
+and brought into one spelling."""
 
 from __future__ import annotations
 
 import ipaddress
-import re
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Annotated
 
@@ -18,19 +17,7 @@ InterfaceAddress = IPv4Interface | IPv6Interface
 
 VNI_MAX = (1 << 24) - 1  # RFC 7348, section 5; RFC 8926, section 3.4
 
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _NO_HOSTS = IPv4Network("0.0.0.0/8")  # RFC 1122, 3.2.1.3
-
-
-def _mac(value: str) -> str:
-    mac = value.lower()
-    if not _MAC.fullmatch(mac):
-        raise ValueError("must be a MAC address such as 52:54:00:00:00:01")
-    if int(mac[:2], 16) & 1:
-        raise ValueError("must be a unicast MAC address: an even first byte")
-    if mac == "00:00:00:00:00:00":
-        raise ValueError("must be a unicast MAC address, not all zeros")
-    return mac
 
 
 def _host(address: Address) -> None:
@@ -111,7 +98,6 @@ def _name(value: str) -> str:
     return value
 
 
-Mac = Annotated[str, AfterValidator(_mac)]
 Ip = Annotated[str, AfterValidator(_ip)]
 Addresses = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_ips)]  # one, or a list
 Interface = Annotated[str, AfterValidator(_interface)]

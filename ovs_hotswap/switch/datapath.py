@@ -28,6 +28,7 @@ POLLED_TYPES = frozenset({"dpdk", "dpdkvhostuserclient"})
 """The types of ports that the datapath has under the port's own name, and that have an MTU."""
 _PORT = re.compile(r"^\s+port \d+: (?P<name>\S+) \((?P<type>[\w-]+)(?:: (?P<config>[^)]*))?\)")
 _MTU = re.compile(r"\bmtu=(\d+)")
+_SENDER = re.compile(r"\btunnel\([^)]*?\b(?:ipv6_)?src=(?P<address>[^,)]+).*\bused:(?P<seconds>[\d.]+)s")
 _LOG_LINE = re.compile(r"^[^|]*\|\d+\|(?:netdev_dpdk|dpif_netdev|dpdk)[^|]*\|(?:ERR|WARN)\|(?P<text>.*)$")
 # The main loop confirms a new configuration to the database, and applies it to the datapath in a later turn.
 _SETTLE_S = 3.0
@@ -50,6 +51,19 @@ class DatapathPort:
     def in_use(self) -> bool:
         """Whether packets may pass through the port: a VM's port needs a guest for that, a device's does not."""
         return self.type == "dpdk" or self.mtu is not None
+
+
+def parse_senders(text: str, seconds: float) -> list[str]:
+    """Return the hosts whose tunnelled packets have arrived in the last ``seconds``, from the output of
+    ``dpctl/dump-flows``. A flow of tunnelled packets always matches the host's address exactly
+    (ofproto/tunnel.c, tnl_wc_init)."""
+    found = (_SENDER.search(line) for line in text.splitlines())
+    return sorted({each["address"] for each in found if each and float(each["seconds"]) <= seconds})
+
+
+def senders(ctl: Path, seconds: float) -> list[str]:
+    """Call ``parse_senders`` for the instance with the control socket ``ctl``. Raises SwitchError."""
+    return parse_senders(appctl(ctl, "dpctl/dump-flows", USERSPACE), seconds)
 
 
 def parse_ports(text: str) -> dict[str, DatapathPort]:

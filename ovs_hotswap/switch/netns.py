@@ -62,7 +62,9 @@ class Namespaces:
         """Return the device as it is in ``namespace``, or ``None`` if it is not there."""
         with self._links(namespace) as route:
             index = _index(route, name)
-            return None if index is None else Device(name, namespace, route.get_links(index)[0]["state"] == "up")
+            if index is None:
+                return None
+            return Device(name, namespace, route.get_links(index)[0]["state"] == "up")
 
     def mtu(self, name: str, namespace: str | None) -> tuple[int, int | None] | None:
         """Return the device's MTU and the largest one that its driver takes (``None`` if the kernel does not say), in
@@ -74,13 +76,12 @@ class Namespaces:
             link = route.get_links(index)[0]
             return int(link.get_attr("IFLA_MTU")), int(link.get_attr("IFLA_MAX_MTU") or 0) or None
 
-    def move_in(self, device: Device, namespace: str, *, quiet: bool = False) -> None:
-        """Move the device from where it is into ``namespace`` and set it up there. ``quiet``: the kernel there neither
-        answers ARP nor accepts IPv4 packets on it, until the device leaves the namespace."""
+    def move_in(self, device: Device, namespace: str) -> None:
+        """Move the device from where it is into ``namespace`` and set it up there. Until it leaves, the kernel there
+        neither tells its MAC on it nor takes IP packets from it: the VTEP's address is the bridge's alone."""
         try:
             self._move(device.name, device.namespace, f"{DIRECTORY}/{namespace}")
-            if quiet:
-                in_namespace(namespace, lambda: _silence(device.name))
+            in_namespace(namespace, lambda: _silence(device.name))
             self._set(device.name, namespace, up=True)
         except (OSError, NetlinkError, UplinkError) as error:
             raise SwitchError(f"network device {device.name} cannot be moved to {namespace}: {error}") from error
@@ -158,10 +159,13 @@ class Namespaces:
 
 
 def _silence(device: str) -> None:
-    """Documentation/networking/ip-sysctl.rst: no answers to ARP for any address, and no packet from an address to which
-    the route leads elsewhere, which are all: the VTEP's address is the bridge's. Raises OSError."""
+    """Documentation/networking/ip-sysctl.rst: no answers to ARP for any address, no packet of IPv4 from an address to
+    which the route leads elsewhere, which are all, and nothing of IPv6. A device that moves to another namespace gets
+    that one's settings (inetdev_init, ipv6_add_dev). Raises OSError."""
     for key, value in (("arp_ignore", "8"), ("rp_filter", "1")):
         Path(f"/proc/sys/net/ipv4/conf/{device}/{key}").write_text(value)
+    with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+        Path(f"/proc/sys/net/ipv6/conf/{device}/disable_ipv6").write_text("1")
 
 
 def _index(route: Any, device: str) -> int | None:

@@ -82,13 +82,25 @@ class OpenFlow:
         """Give the flows with this cookie other actions. Their counters stay, and so do all other flows."""
         self._run("mod-flows", f"cookie={cookie:#x}/{COOKIE_MASK:#x},actions={actions}")
 
+    def has(self, cookie: int) -> bool:
+        """Whether a flow with this cookie is installed."""
+        done = self._run("dump-flows", f"cookie={cookie:#x}/{COOKIE_MASK:#x}", options=("--no-stats", "--no-names"))
+        return "actions=" in done.stdout
+
+    def port_mac(self, port: int) -> str | None:
+        """Return the MAC address of a port's device; ``None`` if there is no such port."""
+        found = re.search(rf"^ {port}\(.*\): addr:(\S+)$", self._run("dump-ports-desc").stdout, re.MULTILINE)
+        return found[1].lower() if found else None
+
     def packet_out(self, frame: bytes, actions: str) -> None:
         """Have the switch carry out ``actions`` on an Ethernet frame, as if a controller had sent it."""
         self._run("packet-out", f"in_port=CONTROLLER,packet={frame.hex()},actions={actions}")
 
-    def packet_outs(self, frames: Iterable[tuple[bytes, str]]) -> None:
-        """Have the switch carry out actions on many frames in this order; each frame comes with its actions."""
-        lines = [f"packet-out in_port=controller,packet={frame.hex()},actions={actions}" for frame, actions in frames]
+    def packet_outs(self, frames: Iterable[tuple[bytes, str]], flows: Iterable[str] = ()) -> None:
+        """Have the switch carry out actions on many frames in this order; each frame comes with its actions. ``flows``
+        are added first, or take the place of those with the same priority and match. All of it is done or nothing."""
+        lines = [f"flow add {flow}" for flow in flows]
+        lines += [f"packet-out in_port=controller,packet={frame.hex()},actions={actions}" for frame, actions in frames]
         self._run("bundle", "-", stdin=_text(lines))
 
     def _run(

@@ -40,8 +40,7 @@ class UplinkDevices:
         record = record.model_copy(update=found)
         self.system.write_atomic(self.paths.record, record.model_dump_json())
         for device in found.values():
-            # Where the switch owns the whole NIC, ARP for the VTEP arrives on it, and is the bridge's to answer.
-            self.namespaces.move_in(device, self.paths.netns, quiet=not self.config.uplink.both_open)
+            self.namespaces.move_in(device, self.paths.netns)
 
     def give_back(self) -> None:
         """Move the devices that the instance has back to where they were. Without a record of them, all that the

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ovs_hotswap import __version__
 from ovs_hotswap.backends import AbsenceCause, BackendMode, VmStatus
 from ovs_hotswap.errors import HotswapError, SwitchError
-from ovs_hotswap.host import memory_checks, package_manager, rings, settings_transfer, uplink_ports
+from ovs_hotswap.host import flow_tables, memory_checks, package_manager, rings, settings_transfer, uplink_ports
 from ovs_hotswap.host import scheduling as beside_vms
 from ovs_hotswap.host.culprit import ON_TRIAL
 from ovs_hotswap.host.host import Host
@@ -180,7 +180,7 @@ def active(host: Host, old: Side) -> list[Finding]:
     )
     flows = host.openflow(old)
     found += checks.window_flows(window_incapable(flows.dump()))
-    return found + checks.tables(old, uplink_ports.differences(host, old, Form.FINAL))
+    return found + checks.tables(old, flow_tables.differences(host, old, Form.FINAL))
 
 
 def not_running(side: Side) -> Finding:
@@ -351,7 +351,7 @@ def postcheck(host: Host, new: Side, apart_s: float, end: LogEnd, known: Collect
     uplinks = uplink_ports.names(host.config)
     found += checks.ports([*uplinks, VXLAN, *vms], facts, absent, vms, uplinks)
     found += checks.ports_polled(refused(ports_with_mtus(host.instances[new].paths), host.bridge_spec(new).ports), vms)
-    found += checks.tables(new, uplink_ports.differences(host, new, Form.FINAL))
+    found += checks.tables(new, flow_tables.differences(host, new, Form.FINAL))
     return found + checks.log_errors(log_since(host, new, end), [*uplinks, VXLAN])
 
 

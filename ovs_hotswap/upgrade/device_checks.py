@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.config_rules import pci_address
+from ovs_hotswap.host.flow_tables import mac
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.service import device_rights
@@ -31,7 +32,7 @@ def precheck(
     config, bus = host.config, bus or PciBus()
     pids = {side: host.instances[side].pid() for side in Side}
     facts = vf_checks.look(config, bus, read or RtnlVfs(config.uplink.namespace).read, pids, left(config, host.system))
-    for each in vf_checks.judge(facts, host.intent.vtep.mac, (new,)):
+    for each in vf_checks.judge(facts, {new: mac(config, host.intent, new)}, (new,)):
         yield replace(each, severity=Severity.WARNING) if each.severity is Severity.UNKNOWN else each
     units = [Unit(name, host.system, booted=booted) for name in device_rights.INSTANCES if f"@{new}." in name]
     for lack in rights(config, bus, units):

@@ -58,6 +58,7 @@ class Soak(Step[Upgrade]):
                     break
                 run.progress("wait until packets are seen to pass the uplink")
         uplink_proof.tell(run, traffic.findings())
+        uplink_proof.see_silence(host)
         goes_on = checks.polling(context.new, comes_round(host, context.new))
         answers = host.instances[context.new].status().dpdk_initialized is not None
         checks.verdict([*goes_on, *checks.database(context.new, answers)], SwitchError)

@@ -16,6 +16,8 @@ from ovs_hotswap.model import Finding, Proof, Severity, Side
 NAME = "uplink"
 PROGRAMS = "uplink programs"
 """The name of the findings about programs that see packets before the steering does."""
+PEERS = "uplink peers"
+"""The name of the findings about hosts that send to the instance that does not have the traffic."""
 ENOUGH = 20  # packets: fewer may all be lost, or stop, by chance
 PATIENCE_S = 30.0
 """For how long an uplink that frames have not proven may show that packets pass."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ovs_hotswap.errors import HotswapError, SwitchError, UplinkError
@@ -183,6 +183,13 @@ def end(context: Upgrade, run: StepContext) -> None:
         if before.seconds > 0 and last.seconds > 0:  # a resumed upgrade may have another clock
             slower = min(before, last, key=lambda each: each.received / each.seconds)
             run.remember(uplink_before=asdict(slower), uplink_carried=asdict(before))
+
+
+def see_silence(host: Host) -> None:
+    """Raises SwitchError if other hosts still send to the instance that does not have the traffic: their packets would
+    be lost without it."""
+    found = [each for each in host.uplink.check() if each.check == uplink_checks.PEERS]
+    checks.verdict([replace(each, severity=Severity.ERROR) for each in found], SwitchError)
 
 
 class Traffic:

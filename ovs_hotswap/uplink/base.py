@@ -10,9 +10,15 @@ from ovs_hotswap.config_uplink import NicConfig, UplinkConfig
 from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import ETHERNET_MTU, Intent
+from ovs_hotswap.system import System
+from ovs_hotswap.uplink.announce import AnnounceUplink
+from ovs_hotswap.uplink.announced import AnnouncedFile
 from ovs_hotswap.uplink.driver import ShowsRules as ShowsRules
+from ovs_hotswap.uplink.driver import Speaker
 from ovs_hotswap.uplink.driver import Uplink as Uplink
+from ovs_hotswap.uplink.driver import looks_every_s as looks_every_s
 from ovs_hotswap.uplink.driver import rules_of as rules_of
+from ovs_hotswap.uplink.driver import steer_again as steer_again
 from ovs_hotswap.uplink.exclusive import ExclusiveUplink, Ports
 from ovs_hotswap.uplink.flower import FlowerUplink
 from ovs_hotswap.uplink.frames import BROADCAST, Host, PacketSockets
@@ -23,7 +29,7 @@ from ovs_hotswap.uplink.match import Match
 from ovs_hotswap.uplink.nic_links import NicLinks
 from ovs_hotswap.uplink.none import NoUplink
 from ovs_hotswap.uplink.pair import Nic, PairUplink
-from ovs_hotswap.uplink.proof import Answers, End
+from ovs_hotswap.uplink.proof import Answers
 from ovs_hotswap.uplink.redirect import RedirectUplink
 from ovs_hotswap.uplink.rtnl import RtnlTrafficControl
 from ovs_hotswap.uplink.tc import TcUplink
@@ -32,8 +38,9 @@ from ovs_hotswap.uplink.tc import TcUplink
 class Switches(Ports, Protocol):
     """What a driver may ask of the two instances. All methods raise SwitchError."""
 
-    def end(self, side: Side, nic: int = 0) -> End:
-        """The instance's end of its uplink, which sends frames by one NIC and counts them."""
+    def end(self, side: Side, nic: int = 0) -> Speaker:
+        """The instance's end of its uplink, which sends frames by one NIC and counts them. Raises SwitchError also if
+        no process would answer."""
 
 
 def steer_to_started(uplink: Uplink, side: Side) -> None:
@@ -69,6 +76,8 @@ def make_uplink(
         case "exclusive":
             vtep = intent.vtep
             return ExclusiveUplink(switches, Host(vtep.address, vtep.mac), _hosts(intent), quick, vlan=vtep.vlan)
+        case "announce":
+            return _announce(config, intent, switches, quick=quick)
     raise ConfigError(f'uplink: this version has no driver "{uplink.driver}"')
 
 
@@ -137,6 +146,29 @@ def _i40e(uplink: UplinkConfig, intent: Intent, *, quick: bool, answers: Answers
         sockets=PacketSockets(uplink.namespace),
         neighbours=_hosts(intent),
         answers=answers,
+        quick=quick,
+    )
+
+
+def _announce(config: Config, intent: Intent, switches: Switches, *, quick: bool) -> Uplink:
+    macs = {side: mac for side in Side if (mac := config.instance(side).uplink_mac) is not None}
+    if len(macs) < len(Side):
+        raise ConfigError('uplink: driver "announce" needs instances.a.uplink_mac and instances.b.uplink_mac')
+    vtep = intent.vtep
+    if vtep.link_addresses:
+        raise ConfigError(
+            f'uplink: driver "announce" announces the VTEP\'s address {vtep.address} on its link, and the VTEP has '
+            f"link_addresses, so routers send to {vtep.link_addresses[0]} instead",
+            hint="give the VTEP an address on the link of its next hops, without link_addresses",
+        )
+    return AnnounceUplink(
+        vtep=vtep.address,
+        vlan=vtep.vlan,
+        macs=macs,
+        neighbours=_hosts(intent),
+        silence_s=config.uplink.silence_s,
+        switches=switches,
+        record=AnnouncedFile(config.announced_file, System()),
         quick=quick,
     )
 

@@ -34,7 +34,8 @@ PROBE_VNI = 0  # RFC 7348 and RFC 8926 allow it; the VNIs of an intent begin at 
 VXLAN_UDP_PORT = 4789
 _ARP_REQUEST, _ARP_REPLY = 1, 2
 _SOLICITATION, _ADVERTISEMENT = 135, 136  # RFC 4861, 4.3 and 4.4
-_SOLICITED = 0x40  # the flag S of an advertisement
+_SOLICITED, _OVERRIDE = 0x40, 0x20  # the flags S and O of an advertisement
+_ALL_NODES, _ALL_NODES_MAC = bytes.fromhex("ff020000000000000000000000000001"), "33:33:00:00:00:01"  # RFC 2464, 7
 _SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff")
 _TARGET_MAC = bytes([2, 1])  # RFC 4861, 4.6.1: its type, and its length in units of 8 bytes
 _NONCE, _NONCE_BYTES = bytes([14, 1]), 6  # RFC 3971, 5.3.2
@@ -92,6 +93,18 @@ def question(asker: Host, target: Host, mark: bytes, vlan: int | None = None) ->
     body = struct.pack("!HHBBH", 1, ETH_P_IP, 6, 4, _ARP_REQUEST)  # RFC 826
     body += _mac(asker.mac) + own + bytes(6) + sought
     return _ethernet(asker, target, vlan, ETH_P_ARP, body + mark)
+
+
+def announcement(host: Host, vlan: int | None = None) -> bytes:
+    """An ARP announcement (RFC 5227, section 3), or an unsolicited advertisement of IPv6 to all hosts (RFC 4861,
+    7.2.6): hosts that know another MAC for the address of ``host`` replace it."""
+    if not _is_ipv6(host):
+        return question(host, Host(host.address, BROADCAST), bytes(MARK_BYTES), vlan)
+    own = ip_address(host.address).packed
+    message = struct.pack("!BBHB3x", _ADVERTISEMENT, 0, 0, _OVERRIDE) + own + _TARGET_MAC + _mac(host.mac)
+    checked = _with_checksum(message, 2, own, _ALL_NODES, socket.IPPROTO_ICMPV6)
+    packet = _ipv6(own, _ALL_NODES, socket.IPPROTO_ICMPV6, 255, checked)
+    return _ethernet(host, Host(host.address, _ALL_NODES_MAC), vlan, ETH_P_IPV6, packet)
 
 
 def asks(frame: bytes, asker: Host, target: Host, mark: bytes, vlan: int | None = None) -> bool:

@@ -13,8 +13,7 @@ from typing import Protocol
 
 from ovs_hotswap.errors import UplinkError
 from ovs_hotswap.model import Finding, Proof, Severity, Side, Steered, Way
-from ovs_hotswap.uplink.driver import Uplink, rules_of
-from ovs_hotswap.uplink.proof import End
+from ovs_hotswap.uplink.driver import Speaker, Uplink, rules_of
 
 _STEER_AGAIN = "`ovs-hotswap overlay apply` steers both to the active instance"
 
@@ -42,7 +41,7 @@ class PairUplink:
     """
 
     def __init__(
-        self, nics: Sequence[Nic], links: Links, end: Callable[[Side, int], End], *, quick: bool = False
+        self, nics: Sequence[Nic], links: Links, end: Callable[[Side, int], Speaker], *, quick: bool = False
     ) -> None:
         self._nics, self._links, self._end, self._quick = tuple(nics), links, end, quick
 
@@ -86,7 +85,7 @@ class PairUplink:
         became = [text for each in changed if (text := _put_back(each, before[each.name], silent=each is nic))]
         raise UplinkError("; ".join([f"{nic.name}: {fault.message}", *became]), hint=fault.hint) from fault
 
-    def prove(self, side: Side, end: End, way: Way | None = None) -> Proof:
+    def prove(self, side: Side, end: Speaker, way: Way | None = None) -> Proof:
         """Prove each NIC that has a link. ``end``: the instance's end of the first NIC.
 
         The first NIC is the last one to send, because packets usually leave by it: a switch learns from a question that

@@ -72,13 +72,13 @@ def look(
     return found
 
 
-def judge(facts: Collection[VfFacts], mac: str | None, sides: Collection[Side]) -> Iterator[Finding]:
-    """Judge the VFs of ``sides``. ``mac`` is that of the VTEP, from which the instances send; ``None`` if it is not
+def judge(facts: Collection[VfFacts], macs: Mapping[Side, str], sides: Collection[Side]) -> Iterator[Finding]:
+    """Judge the VFs of ``sides``. ``macs``: those of the VTEP, from which the instances send, as far as they are
     known."""
     for each in facts:
         if each.side in sides:
             yield from _open(each)
-            yield from _settings(each, mac)
+            yield from _settings(each, macs.get(each.side))
             yield from _vlan(each, [one for one in facts if one.nic == each.nic], sides)
 
 

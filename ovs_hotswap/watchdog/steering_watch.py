@@ -12,12 +12,11 @@ from collections.abc import Callable
 from ovs_hotswap.errors import BusyError, HotswapError
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Side
+from ovs_hotswap.uplink.base import looks_every_s, steer_again
 from ovs_hotswap.uplink.none import NoUplink
 from ovs_hotswap.watchdog.status_file import StatusFile
 
 log = logging.getLogger(__name__)
-
-_EVERY_S = 3.0
 
 
 class SteeringWatch:
@@ -41,7 +40,7 @@ class SteeringWatch:
         now = host.system.monotonic()
         if now < self._not_before or isinstance(host.uplink, NoUplink):
             return
-        self._not_before = now + _EVERY_S
+        self._not_before = now + looks_every_s(host.uplink)
         try:
             if host.uplink.owner() is active:
                 self._right, self.problem = (host, active), None
@@ -62,7 +61,7 @@ class SteeringWatch:
             found = host.uplink.owner()
             if found is active:
                 return
-            host.uplink.steer(active)
+            steer_again(host.uplink, active)
         self.problem = None
         log.warning("the uplink led to %s; it was steered to instance %s again", found or "neither instance", active)
         self._board.event("uplink-restored", side=active, found=found)

@@ -21,6 +21,7 @@ from ovs_hotswap.broker.control.client import BrokerClient
 from ovs_hotswap.broker.lifecycle import start_broker
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.host import standby
+from ovs_hotswap.host.flow_tables import tables
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.lifecycle import start_instance
 from ovs_hotswap.lab import Lab
@@ -29,7 +30,7 @@ from ovs_hotswap.lab.leftovers import lab_processes
 from ovs_hotswap.lab.pings import Mark, PingStats
 from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.overlay.ports import PEER
-from ovs_hotswap.overlay.tables import Form, lines, render
+from ovs_hotswap.overlay.tables import Form, lines
 from ovs_hotswap.switch.unixctl import appctl
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade import checks, collect
@@ -281,10 +282,10 @@ class Bed:
         return [] if owner is active else [f"the uplink is {owner}'s, active is {active}"]
 
     def _instances(self) -> list[str]:
-        wanted, found = lines(render(self.host.intent, Form.FINAL)), []
+        found = []
         active = self.host.recorded_active()
         for side in Side:
-            if differences := self.host.openflow(side).diff(wanted):
+            if differences := self.host.openflow(side).diff(lines(tables(self.host, side, Form.FINAL))):
                 found.append(f"instance {side}: {len(differences)} flows differ from the final form")
             with self.host.instances[side].database() as database:
                 if PEER in database.interfaces():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from pyroute2 import IPRoute
@@ -12,6 +13,7 @@ from pyroute2 import IPRoute
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.model import Device
 from ovs_hotswap.switch.netns import Namespaces
+from ovs_hotswap.uplink.frames import in_namespace
 from tests.unit.test_instance import FakeNamespaces
 
 TAG = f"ovsh-t{os.getpid()}"
@@ -47,6 +49,28 @@ def test_a_device_moves_in_and_back(namespaces: Namespaces) -> None:
         namespaces.move_back(device, TO)
         assert namespaces.look("vf-a", FROM) == device
         assert namespaces.look("vf-a", TO) is None
+
+
+def test_the_kernel_is_silent_on_a_device_while_it_is_moved_in() -> None:
+    def settings(namespace: str) -> list[str]:
+        keys = ("ipv4/conf/vf-a/arp_ignore", "ipv4/conf/vf-a/rp_filter", "ipv6/conf/vf-a/disable_ipv6")
+        return in_namespace(namespace, lambda: [Path(f"/proc/sys/net/{key}").read_text().strip() for key in keys])
+
+    namespaces = Namespaces()
+    for name in (FROM, TO):
+        namespaces.create(name)
+    try:
+        with IPRoute(netns=FROM, flags=0) as route:
+            route.link("add", ifname="vf-a", kind="veth", peer={"ifname": "rep-a"}, state="up")
+        before, device = settings(FROM), namespaces.look("vf-a", FROM)
+        assert device is not None
+        namespaces.move_in(device, TO)
+        assert settings(TO) == ["8", "1", "1"]
+        namespaces.move_back(device, TO)
+        assert settings(FROM) == before
+    finally:
+        for name in (FROM, TO):
+            namespaces.remove(name)
 
 
 def test_moving_back_out_of_a_namespace_that_is_gone_is_no_error(namespaces: Namespaces) -> None:

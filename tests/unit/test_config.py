@@ -51,6 +51,8 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "config.toml"
 
 
+MAC_A, MAC_B = "02:00:00:00:00:0a", "02:00:00:00:00:0B"
+OWN_MACS = MINIMAL.replace("[instances.b]", f"uplink_mac = '{MAC_B}'\n[instances.b]") + f"uplink_mac = '{MAC_A}'\n"
 OLD = "road"  # the earlier name of the key `backend`
 
 
@@ -91,13 +93,17 @@ def test_the_example_is_valid_and_names_every_key(path: Path) -> None:
     assert keys(complete) == set()
 
 
+# Keys that the example cannot have beside the others.
+OTHERS = {"instances.a.uplink_device", "instances.a.uplink_mac", "instances.b.uplink_mac"}
+
+
 def keys(model: object, where: str = "") -> set[str]:
     """The keys that were not given in the file."""
     missing: set[str] = set()
     fields = getattr(type(model), "model_fields", {})
     for name in fields:
         value = getattr(model, name)
-        if name not in model.model_fields_set and f"{where}{name}" not in {"instances.a.uplink_device"}:  # type: ignore[attr-defined]
+        if name not in model.model_fields_set and f"{where}{name}" not in OTHERS:  # type: ignore[attr-defined]
             missing.add(f"{where}{name}")
         missing |= keys(value, f"{where}{name}.")
     return missing
@@ -165,7 +171,7 @@ def test_unknown_keys_say_what_is_allowed(path: Path) -> None:
     assert nested == (
         "instances.b.cores: unknown key; allowed here: "
         "dpdk_extra, memory_mb, other_config, pmd_cores, pmd_sleep_us, second_devargs, second_device, uplink_devargs,"
-        " uplink_device"
+        " uplink_device, uplink_mac"
     )
 
 
@@ -312,8 +318,8 @@ def test_a_key_of_other_config_that_is_ours_says_where_the_wish_belongs(path: Pa
               ("bind = true", "uplink.vfs.bind", "instance b's eth_af_packet0,iface=vf-b is no PCI device"),
               ("vlan = 0", "uplink.vfs", "which VF instance b's eth_af_packet0,iface=vf-b is, is not known"),
               ("mac_b = '02:00:00:00:00:0b'", "uplink.vfs", "give uplink.device and vf_b"),
-              ("mac_a = '03:00:00:00:00:0b'", "uplink.vfs.mac_a", "must be the MAC address of one device"),
-              ("mac_a = '00:00:00:00:00:00'", "uplink.vfs.mac_a", "must be the MAC address of one device"),
+              ("mac_a = '03:00:00:00:00:0b'", "uplink.vfs.mac_a", "must be a unicast MAC address: an even"),
+              ("mac_a = '00:00:00:00:00:00'", "uplink.vfs.mac_a", "must be a unicast MAC address, not all zeros"),
               ("mac_a = '2:0:0:0:0:0'", "uplink.vfs.mac_a", "must be a MAC address such as"))),
         (SHARED + "[uplink]\ndriver = 'exclusive'\nvfs = { trust = true }\n",
          "uplink.vfs", "has no VF"),
@@ -360,6 +366,15 @@ def test_a_key_of_other_config_that_is_ours_says_where_the_wish_belongs(path: Pa
          "instances.b.second_device", "vxlan is the name of another port or device"),
         (TWO_NICS.format("v1", "v2").replace("iface=v2", "x").replace("[uplink.", "second_device = 'br0'\n[uplink."),
          "instances.b.second_device", "br0 is the name of another device of the instance"),
+        (MINIMAL + f"uplink_mac = '{MAC_B}'\n[uplink]\ndriver = 'announce'\n", "instances.a.uplink_mac", "is missing"),
+        (MINIMAL + f"uplink_mac = '{MAC_B}'\n", "instances.a.uplink_mac", "is missing"),
+        (MINIMAL.replace("pmd", f"uplink_mac = '{MAC_B}'\npmd"), "instances.b.uplink_mac",
+         f"is also instances.a.uplink_mac ({MAC_B.lower()})"),
+        (MINIMAL + "uplink_mac = '03:00:00:00:00:01'\n", "instances.b.uplink_mac", "must be a unicast MAC address"),
+        (OWN_MACS + "[uplink]\ndevice = 'p'\nvf_a = 0\nvf_b = 1\n[uplink.vfs]\nmac_a = '02:00:00:00:00:99'\n",
+         "uplink.vfs.mac_a", f"is not instances.a.uplink_mac ({MAC_B.lower()})"),
+        (OWN_MACS.replace("pmd", "second_devargs = 'x'\npmd", 1) + "second_devargs = 'y'\n"
+         "[uplink]\ndriver = 'announce'\n[uplink.second]\n", "uplink.second", "on one NIC alone"),
         (MINIMAL + "[uplink]\nnamespace = '../x'\n", "uplink.namespace", "must be the name of a network namespace"),
         (MINIMAL + "[uplink]\nnamespace = 'ovsh-a'\n", "uplink.namespace", "is an instance's own"),
         (MINIMAL + "[broker]\nwithhold_features = ['NET_CSUM', 'PROTOCOL_FEATURES']\n", "broker.withhold_features",
@@ -379,6 +394,15 @@ def test_a_bond_that_virtual_functions_cannot_have_is_refused_by_its_name(path: 
     (fault,) = faults(path, MINIMAL + f"[uplink]\nbond = '{bond}'\n")
     assert f'"{bond}" is not for virtual functions' in fault
     assert 'take "active-backup"' in fault
+
+
+def test_two_macs_are_for_an_uplink_that_is_not_steered_by_its_mac(path: Path) -> None:
+    tc = "[uplink]\ndriver = 'tc'\ndevice = 'p'\nrepresentor_a = 'r'\nrepresentor_b = 's'\n"
+    for driver in ("announce", "none"):
+        assert load(path, OWN_MACS + f"[uplink]\ndriver = '{driver}'\n").instances.a.uplink_mac == MAC_B.lower()
+    assert [fault.partition(":")[0] for fault in faults(path, OWN_MACS + tc)] == [
+        f"instances.{side}.uplink_mac" for side in Side
+    ]
 
 
 def test_an_instance_may_have_no_dpdk_arguments(path: Path) -> None:

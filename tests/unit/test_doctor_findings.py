@@ -63,6 +63,7 @@ from ovs_hotswap.uplink.tc import TcUplink
 from ovs_hotswap.uplink.vf import Vf
 from ovs_hotswap.uplink.vf_care import VfChange
 from ovs_hotswap.uplink.vf_checks import VfFacts, judge
+from tests.support.announce_bed import MACS, Fabric
 from tests.support.fake_backends import vm_status
 from tests.unit.doctor_bed import CPU, INTERRUPTS, NODE, PCI, PF, QEMU, SHIPPED, VF_A, VF_B, Bed, bad
 from tests.unit.fake_system import FakeSystem
@@ -381,6 +382,14 @@ def steering(link: Link | None = None, *, bpf: bool = False, rules: list[Rule] |
     return found.check()
 
 
+def sent_to_the_other() -> list[Finding]:
+    fabric = Fabric()
+    fabric.uplink().steer(Side.A)
+    fabric.peers[0].knows = MACS[Side.B]
+    fabric.sleep(1.0)
+    return fabric.uplink().check()
+
+
 HEAD = Link(2, True, "52:54:00:1f:00:01")
 VF, OWN_MAC = Vf(HEAD.mac, 0, False, "auto", True), "02:00:00:00:00:99"
 LEFT = VfChange(device="eno1", number=1, address=None, name="trust", before=False, after=True)
@@ -388,7 +397,7 @@ LEFT = VfChange(device="eno1", number=1, address=None, name="trust", before=Fals
 
 def vf(found: Vf | None = VF, **changes: Any) -> Iterable[Finding]:
     other = VfFacts(Side.A, 0, Place("eno1", 0), VF, runs=True)
-    return judge([other, VfFacts(Side.B, 0, Place("eno1", 1), found, **changes)], HEAD.mac, (Side.B,))
+    return judge([other, VfFacts(Side.B, 0, Place("eno1", 1), found, **changes)], {Side.B: HEAD.mac}, (Side.B,))
 
 
 ADOPTED_PLANTS: dict[Key, Callable[[], Iterable[Finding]]] = {
@@ -434,6 +443,7 @@ ADOPTED_PLANTS: dict[Key, Callable[[], Iterable[Finding]]] = {
     (Section.UPLINK, "next hops", Severity.ERROR): lambda: next_hops.judge(_intent(1450, None), {}, NextHops()),
     (Section.UPLINK, "next hops", Severity.WARNING): lambda: next_hops.judge(
         _intent(1450, None), {}, NextHops({}, {"172.31.0.2": "52:54:00:1f:00:02"})),
+    (Section.UPLINK, "uplink peers", Severity.WARNING): sent_to_the_other,
     (Section.UPLINK, "mtu", Severity.ERROR): lambda: steering(Link(2, True, HEAD.mac, 1400)),
     (Section.VMS, "VMs", Severity.ERROR): lambda: checks.known_vms(["vm1"], ["vm2"]),
     (Section.VMS, "QEMU", Severity.WARNING): lambda: checks.vms_connected([vm(connected=False)], "/run/{}".format),

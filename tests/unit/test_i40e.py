@@ -19,15 +19,16 @@ from ovs_hotswap.model import Finding, Proof, Severity, Side, Steered, Way
 from ovs_hotswap.overlay.intent import Intent
 from ovs_hotswap.switch.openflow import OpenFlow
 from ovs_hotswap.uplink.base import make_uplink, steer_to_started
+from ovs_hotswap.uplink.driver import Speaker
 from ovs_hotswap.uplink.ethtool import IP_USER_FLOW, UDP_V4_FLOW, Ethtool, FlowRule
 from ovs_hotswap.uplink.frames import Host, PacketSockets
 from ovs_hotswap.uplink.i40e import I40eUplink
 from ovs_hotswap.uplink.i40e_card import Function, KernelCards, function_of, module_option
 from ovs_hotswap.uplink.i40e_rules import ANY_QUEUE, CLOUD, OUTER
 from ovs_hotswap.uplink.pair import Nic, PairUplink
-from ovs_hotswap.uplink.proof import End
 from ovs_hotswap.uplink.rules import Link
 from tests.support.fake_i40e import EADMINQ, FakeCards, FakeI40e, Match, plan
+from tests.unit.test_uplink import no_path
 
 REFUSED = r"rule 4095 could not be inserted: .*; the rule for instance a is in its place as before"
 VTEP, MAC = "172.31.0.1", "52:54:00:1f:00:01"
@@ -312,7 +313,7 @@ class Links:
 def test_an_instance_that_was_started_again_is_given_new_rules_on_both_nics(bed: Bed) -> None:
     beds = [bed, Bed(FakeI40e())]
     nics = [Nic(name, each.uplink()) for name, each in zip(("pf0", "pf1"), beds, strict=True)]
-    pair = PairUplink(nics, Links((0, 1)), lambda side, nic: cast(End, None))
+    pair = PairUplink(nics, Links((0, 1)), lambda side, nic: cast(Speaker, None))
     pair.steer(Side.A)
     for each in beds:
         each.nic.reset_vf(0, same_seid=True)
@@ -519,10 +520,10 @@ INTENT = Intent.model_validate({"vtep": {"address": f"{VTEP}/24", "mac": MAC}})
 
 def test_the_driver_is_chosen_by_configuration() -> None:
     for match in ("udp-port", "address"):
-        assert isinstance(make_uplink(configuration(match=match), INTENT, UplinkEnds(no_flows)), I40eUplink)
+        assert isinstance(make_uplink(configuration(match=match), INTENT, UplinkEnds(no_flows, no_path)), I40eUplink)
 
 
 @pytest.mark.parametrize("wrong", [{"vf_b": 0}, {"locations": [7, 7]}])
 def test_sides_that_share_something_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="must differ"):
-        make_uplink(configuration(**wrong), INTENT, UplinkEnds(no_flows))
+        make_uplink(configuration(**wrong), INTENT, UplinkEnds(no_flows, no_path))

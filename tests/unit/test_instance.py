@@ -35,7 +35,6 @@ class FakeNamespaces(Namespaces):
         self.devices = devices
         self.members: dict[str, set[int]] = {}
         self.refuse_back = False
-        self.silenced: set[str] = set()
 
     def exists(self, name: str) -> bool:
         return name in self.devices
@@ -53,10 +52,9 @@ class FakeNamespaces(Namespaces):
     def look(self, name: str, namespace: str | None) -> Device | None:
         return Device(name, namespace, up=True) if name in self.devices[namespace] else None
 
-    def move_in(self, device: Device, namespace: str, *, quiet: bool = False) -> None:
+    def move_in(self, device: Device, namespace: str) -> None:
         self.devices[device.namespace].remove(device.name)
         self.devices[namespace].add(device.name)
-        self.silenced |= {device.name} if quiet else set()
 
     def move_back(self, device: Device, namespace: str) -> None:
         if device.name in self.devices.get(namespace, set()):
@@ -209,7 +207,6 @@ def test_an_uplink_that_the_other_instance_may_have_is_taken_and_given_back_late
         record = read_record(host.instance.paths.record)
         assert record is not None
         assert (record.ready, record.uplink) == (True, Device("vf-a", None, up=True))
-    assert host.namespaces.silenced == {"vf-a"}
     for _ in range(2):
         host.instance.devices.give_back()
         assert host.namespaces.devices[None] == {"lo", "vf-a"}

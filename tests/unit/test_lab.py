@@ -28,7 +28,17 @@ from ovs_hotswap.lab.initramfs import (
     parse_dependencies,
     parse_libraries,
 )
-from ovs_hotswap.lab.layout import MAX_GUESTS, PF, REMOTE, Layout, WireOptions, config_text, overlay_text, partner
+from ovs_hotswap.lab.layout import (
+    MAX_GUESTS,
+    PF,
+    REMOTE,
+    VF_MACS,
+    Layout,
+    WireOptions,
+    config_text,
+    overlay_text,
+    partner,
+)
 from ovs_hotswap.lab.leftovers import ancestors, is_lab_program, mounts_below, names_directory
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import load_intent
@@ -61,6 +71,16 @@ def test_everyone_has_another_partner(count: int) -> None:
 
 def test_a_single_guest_pings_the_remote_only() -> None:
     assert [target.name for target in layout(1).guests[0].targets] == [REMOTE]
+
+
+def test_each_instance_of_an_announced_lab_has_its_own_mac(tmp_path: Path) -> None:
+    options = GuestOptions(wire=WireOptions(driver="announce"))
+    file = tmp_path / "config.toml"
+    file.write_text(config_text(layout(options=options), memory_mb=256, cores=(0, 1)))
+    config = load_config(file)
+    assert config.uplink.driver == "announce"
+    assert {side: config.instance(side).uplink_mac for side in Side} == VF_MACS
+    assert config.uplink.device is None
 
 
 @pytest.mark.parametrize("count", [1, 4, MAX_GUESTS])

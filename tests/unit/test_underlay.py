@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from ovs_hotswap.config import Config
-from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.errors import SwitchError, UplinkError
 from ovs_hotswap.host.underlay import Underlay
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.intent import Intent
@@ -49,8 +50,22 @@ class Instance:
 
 
 class Switches:
+    """The ends of both instances; ``speaking`` speaks for the VTEP's address."""
+
+    def __init__(self, speaking: Side | None = None) -> None:
+        self.speaking = speaking
+
     def end(self, side: Side) -> Any:
-        return self
+        return End(side, side is self.speaking)
+
+
+@dataclass(frozen=True)
+class End:
+    side: Side
+    speaking: bool
+
+    def speaks(self) -> bool:
+        return self.speaking
 
     def send(self, frame: bytes) -> None: ...
 
@@ -100,6 +115,26 @@ def test_questions_leave_by_the_kernels_device_or_else_by_an_instance() -> None:
     assert [getattr(each, "__name__", "") for each in of.mouths] == ["send"]
     assert len(of.ears) == 1
     assert underlay(Instance(None), Instance(None), None).asker().mouths == []
+
+
+@pytest.mark.parametrize("speaking", [Side.A, Side.B])
+def test_where_the_address_is_announced_the_instance_that_speaks_for_it_asks(speaking: Side) -> None:
+    """Neighbours learn from a question."""
+    side = {"pmd_cores": [0], "uplink_devargs": "x"}
+    macs = {Side.A: "52:54:00:1f:00:0a", Side.B: "52:54:00:1f:00:0b"}
+    config = Config.model_validate({
+        "overlay": "/x", "instances": {each: {**side, "uplink_mac": macs[each]} for each in Side},
+        "uplink": {"driver": "announce", "device": "pf0"},
+    })  # fmt: skip
+    intent = Intent.model_validate({"vtep": {"address": ADDRESS, "mac": "52:54:00:1f:00:01"}})
+    both: Any = {Side.A: Instance(1), Side.B: Instance(2)}
+    asker = Underlay(config, intent, both, Switches(speaking).end, lambda: speaking.other).asker()
+    (mouth,) = asker.mouths
+    assert getattr(mouth, "__self__", None) == End(speaking, True)
+    assert asker.vtep.mac == macs[speaking]
+    assert len(asker.ears) == 1
+    with pytest.raises(UplinkError):
+        Underlay(config, intent, both, Switches().end, lambda: Side.A).asker().ask(intent.neighbours, {})
 
 
 def test_an_earlier_versions_note_has_no_links() -> None:

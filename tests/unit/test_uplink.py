@@ -346,12 +346,16 @@ def no_flows(side: Side) -> OpenFlow:
     raise SwitchError(f"instance {side} does not run")
 
 
+def no_path(side: Side) -> Path:
+    raise SwitchError(f"instance {side} does not run")
+
+
 def test_driver_is_chosen_by_configuration() -> None:
-    assert isinstance(make_uplink(configuration("tc"), INTENT, UplinkEnds(no_flows)), TcUplink)
+    assert isinstance(make_uplink(configuration("tc"), INTENT, UplinkEnds(no_flows, no_path)), TcUplink)
 
 
 def test_no_uplink_has_no_owner() -> None:
-    none = make_uplink(configuration("none"), INTENT, UplinkEnds(no_flows))
+    none = make_uplink(configuration("none"), INTENT, UplinkEnds(no_flows, no_path))
     assert isinstance(none, NoUplink)
     none.steer(Side.A)
     none.clear()

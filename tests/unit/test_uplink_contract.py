@@ -10,12 +10,13 @@ import errno
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from ovs_hotswap.errors import SwitchError, UplinkError
 from ovs_hotswap.model import Severity, Side
+from ovs_hotswap.overlay.tables import Voice
 from ovs_hotswap.uplink import match
 from ovs_hotswap.uplink.base import ShowsRules, Uplink, rules_of
 from ovs_hotswap.uplink.ethtool import IP_USER_FLOW, Ethtool, FlowRule
@@ -25,9 +26,9 @@ from ovs_hotswap.uplink.i40e import I40eUplink
 from ovs_hotswap.uplink.i40e_rules import CLOUD
 from ovs_hotswap.uplink.nic_links import NicLinks
 from ovs_hotswap.uplink.pair import Nic, PairUplink
-from ovs_hotswap.uplink.proof import End
 from ovs_hotswap.uplink.rules import Kernel, Rule
 from ovs_hotswap.uplink.tc import ANY, TcUplink, tunnel_keys
+from tests.support.announce_bed import MACS, Fabric, Instance
 from tests.support.fake_i40e import FakeCards, FakeI40e, Look, Match, plan
 from tests.support.flower_kernel import FlowerBed
 from tests.support.uplink_bed import Bed, Calls, Driver, Failing
@@ -138,7 +139,7 @@ class PairBed:
     def uplink(self) -> Uplink:
         links = NicLinks(self.nics[0].kernel, ("pf0", "pf0"))
         nics = [Nic(name, nic.uplink()) for name, nic in zip(("pf0", "pf1"), self.nics, strict=True)]
-        return PairUplink(nics, links, lambda side, nic: cast(End, None))
+        return PairUplink(nics, links, lambda side, nic: cast(Any, None))
 
     def state(self) -> object:
         return [nic.state() for nic in self.nics]
@@ -150,6 +151,35 @@ class PairBed:
 
     def break_steering(self) -> None:
         self.nics[1].break_steering()
+
+
+@dataclass
+class AnnounceBed:
+    """``announce`` over a fabric with a host that sends to the MAC that it learnt last."""
+
+    fabric: Fabric = field(default_factory=Fabric)
+    calls: Calls = field(default_factory=lambda: Calls(lambda: SwitchError("ovs-ofctl: no answer")))
+
+    def uplink(self) -> Uplink:
+        self.fabric.wrap = self._failing
+        record: Any = Failing(self.fabric, self.calls)
+        return self.fabric.uplink(record=record)
+
+    def _failing(self, instance: Instance) -> Any:
+        return Failing(instance, self.calls)
+
+    def state(self) -> object:
+        return {side: each.voice for side, each in self.fabric.instances.items()}, self.fabric.record
+
+    def leads_to(self) -> Side | None:
+        """A host asks again, sooner or later, when no instance answers for the MAC that it knows."""
+        speaking = [side for side, each in self.fabric.instances.items() if each.voice is Voice.SPEAKS]
+        (peer,) = self.fabric.peers
+        return next((side for side in speaking if MACS[side] == peer.knows), speaking[0] if speaking else None)
+
+    def break_steering(self) -> None:
+        for each in self.fabric.instances.values():
+            each.voice = Voice.SILENT
 
 
 DRIVERS = [
@@ -166,6 +196,7 @@ DRIVERS = [
             "lasting failure": "the NICs may lead to different instances, both of which deliver (test_uplink_pair.py)",
         },
     ),
+    Driver("announce", AnnounceBed),
 ]
 
 

@@ -28,7 +28,7 @@ from ovs_hotswap.uplink.frames import Host, question
 from ovs_hotswap.watchdog import status_file
 from ovs_hotswap.watchdog.uplink_watch import OneUplink
 from tests.unit.flow_simulator import LOCAL, Packet, Pipeline
-from tests.unit.test_uplink import INTENT, MAC, VTEP, no_flows
+from tests.unit.test_uplink import INTENT, MAC, VTEP, no_flows, no_path
 from tests.unit.watch_bed import Bed, FakeHost, World
 from tests.unit.watch_bed import config as config
 
@@ -194,7 +194,7 @@ def one_nic(changed: Config, **more: object) -> Config:
 
 
 def test_the_driver_is_chosen_by_the_configuration(config: Config) -> None:
-    assert isinstance(make_uplink(one_nic(config), INTENT, UplinkEnds(no_flows)), ExclusiveUplink)
+    assert isinstance(make_uplink(one_nic(config), INTENT, UplinkEnds(no_flows, no_path)), ExclusiveUplink)
 
 
 # ------------------------------------------------------------------------------------------------------------- flows
@@ -366,7 +366,7 @@ def test_a_dead_instance_has_no_uplink_and_a_stopped_one_does_not_say(
 ) -> None:
     switches[Side.A].alive = life
     real = UplinkExchange(one_nic(config), switches, lambda: INTENT)  # type: ignore[arg-type]
-    ends = UplinkEnds(no_flows, real)
+    ends = UplinkEnds(no_flows, no_path, real)
     if expected is None:
         with pytest.raises(SwitchError, match="is stopped"):
             ends.has_uplink(Side.A)

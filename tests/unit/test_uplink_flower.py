@@ -21,7 +21,7 @@ from ovs_hotswap.uplink.match import Match
 from ovs_hotswap.uplink.rtnl import _rule
 from ovs_hotswap.uplink.rules import FlowerKeys, Rule
 from tests.support.flower_kernel import MAC, NIC, PF, REP_A, REP_B, FakeFlower
-from tests.unit.test_uplink import INTENT, configuration, no_flows
+from tests.unit.test_uplink import INTENT, configuration, no_flows, no_path
 
 VTEP = "172.31.0.1"
 
@@ -141,7 +141,7 @@ def test_a_card_that_does_not_count_says_nothing_of_what_passed(kernel: FakeFlow
 
 
 def test_driver_is_chosen_by_configuration() -> None:
-    assert isinstance(make_uplink(configuration("switchdev"), INTENT, UplinkEnds(no_flows)), FlowerUplink)
+    assert isinstance(make_uplink(configuration("switchdev"), INTENT, UplinkEnds(no_flows, no_path)), FlowerUplink)
 
 
 def test_what_a_filter_for_the_tunnels_looks_at() -> None:

@@ -25,6 +25,7 @@ from ovs_hotswap.switch.openflow import window_incapable
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade import uplink_checks
 from ovs_hotswap.upgrade.checks import PortFacts, ports
+from ovs_hotswap.uplink.driver import Speaker
 from ovs_hotswap.uplink.nic_links import NicLinks
 from ovs_hotswap.uplink.pair import Nic, PairUplink
 from ovs_hotswap.uplink.proof import End
@@ -34,7 +35,7 @@ from tests.unit.test_uplink import PF, FakeTrafficControl
 from tests.unit.watch_bed import Bed as WatchBed
 from tests.unit.watch_bed import config as config
 
-END = cast(End, None)
+END = cast(Speaker, None)
 BOTH, NEITHER = Proof(True, True), Proof(False, False)
 
 
@@ -101,7 +102,7 @@ class Bed:
 
     def uplink(self, *, quick: bool = False) -> PairUplink:
         nics = [Nic("pf0", self.first), Nic("pf1", self.second)]
-        return PairUplink(nics, self.links, lambda side, nic: cast(End, f"{side}{nic}"), quick=quick)
+        return PairUplink(nics, self.links, lambda side, nic: cast(Speaker, f"{side}{nic}"), quick=quick)
 
 
 @pytest.fixture
@@ -202,7 +203,7 @@ def test_an_owner_that_cannot_be_read_on_a_nic_with_a_link_is_not_guessed(bed: B
 
 def test_each_nic_is_proven_at_its_own_end_and_the_first_one_last(bed: Bed) -> None:
     bed.second.proven = Proof(None, False)
-    proof = bed.uplink().prove(Side.A, cast(End, "a0"))
+    proof = bed.uplink().prove(Side.A, cast(Speaker, "a0"))
     assert bed.first.order == ["prove pf1 at a1", "prove pf0 at a0"]
     assert proof == Proof(None, False, (("pf0", BOTH), ("pf1", Proof(None, False))))
 

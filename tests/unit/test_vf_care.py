@@ -421,10 +421,10 @@ def facts(side: Side = Side.B, **changes: Any) -> VfFacts:
     ],
 )  # fmt: skip
 def test_each_fault_of_a_vf_is_one_finding(changes: dict[str, Any], check: str, severity: Severity, hint: str) -> None:
-    (found,) = judge([facts(Side.A), facts(**changes)], VTEP, (Side.B,))
+    (found,) = judge([facts(Side.A), facts(**changes)], dict.fromkeys(Side, VTEP), (Side.B,))
     assert (found.check, found.severity) == (check, severity)
     assert (found.hint or "").startswith(hint)
-    assert list(judge([facts(Side.A), facts(**changes)], VTEP, ())) == []
+    assert list(judge([facts(Side.A), facts(**changes)], dict.fromkeys(Side, VTEP), ())) == []
 
 
 @pytest.mark.parametrize(
@@ -439,13 +439,13 @@ def test_each_fault_of_a_vf_is_one_finding(changes: dict[str, Any], check: str, 
     ],
 )
 def test_a_vf_that_is_well_has_no_finding(changes: dict[str, Any]) -> None:
-    assert list(judge([facts(Side.A), facts(**changes)], VTEP, tuple(Side))) == []
+    assert list(judge([facts(Side.A), facts(**changes)], dict.fromkeys(Side, VTEP), tuple(Side))) == []
 
 
 @pytest.mark.parametrize(("runs_a", "runs_b", "blamed"), [(0, 0, "a"), (1, 0, "b"), (0, 1, "a"), (1, 1, "a")])
 def test_different_vlans_are_one_finding_at_the_side_that_can_be_changed(runs_a: int, runs_b: int, blamed: str) -> None:
     both = [facts(Side.A, runs=bool(runs_a)), facts(runs=bool(runs_b), vf=Vf(VTEP, 100 | 3 << 13))]
-    (found,) = judge(both, VTEP, tuple(Side))
+    (found,) = judge(both, dict.fromkeys(Side, VTEP), tuple(Side))
     assert (found.item or "").startswith(f"instance {blamed}'s VF")
     assert "VLAN 100 qos 3" in found.text
     assert "no VLAN" in found.text
@@ -458,10 +458,10 @@ def test_what_a_start_has_set_and_nothing_has_put_back_is_a_finding(bed: Bed) ->
     bed.bus.hold(A, 5)
     pids: dict[Side, int | None] = {Side.A: 5, Side.B: None}
     seen = look(bed.config, bed.bus, bed.vfs.read, pids, lambda side: record.changes if side is Side.B else ())
-    found = [each for each in judge(seen, None, tuple(Side)) if "has not been put back" in each.text]
+    found = [each for each in judge(seen, {}, tuple(Side)) if "has not been put back" in each.text]
     assert len(found) == 5
     assert {each.hint for each in found} == {"`ovs-hotswap instance stop b`"}
-    assert HOLDER not in [each.check for each in judge(seen, None, tuple(Side))], "instance a has its own VF open"
+    assert HOLDER not in [each.check for each in judge(seen, {}, tuple(Side))], "instance a has its own VF open"
 
 
 # --------------------------------------------------------------------------------------------------------- an instance
