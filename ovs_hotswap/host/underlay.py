@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 
 from ovs_hotswap.config import Config
@@ -18,7 +19,7 @@ from ovs_hotswap.switch.ovsdb import ROOT_TABLES
 from ovs_hotswap.switch.owned import PROGRAMMED_TUNNELS
 from ovs_hotswap.switch.tunnel import TunnelConfig, Tunnels
 from ovs_hotswap.uplink.driver import Speaker
-from ovs_hotswap.uplink.frames import PacketSockets
+from ovs_hotswap.uplink.frames import Ear, PacketSockets
 from ovs_hotswap.uplink.neighbours import Asker
 
 log = logging.getLogger(__name__)
@@ -59,18 +60,21 @@ class Underlay:
         ears = [partial(kernel.listen, device) for device in devices]
         if uplink.driver == "announce":
             return self._speaking(running)
-        for side in running:
-            ears.append(partial(PacketSockets(self._instances[side].paths.netns).listen, self._config.bridge))
-        return Asker(self._intent.vtep, mouths or [self._end(side).send for side in running[:1]], ears)
+        bridges = [self._listen(side) for side in running]
+        mouths = mouths or [self._end(side).send for side in running[:1]]
+        return Asker(self._intent.vtep, mouths, ears, bridges=bridges)
+
+    def _listen(self, side: Side) -> Callable[[], AbstractContextManager[Ear]]:
+        return partial(PacketSockets(self._instances[side].paths.netns).listen, self._config.bridge)
 
     def _speaking(self, running: Collection[Side]) -> Asker:
         """Make what asks where the VTEP's address is announced: a question from another instance than the one that
         speaks for it would teach neighbours that one's MAC. Raises SwitchError."""
         side = next((each for each in running if self._end(each).speaks()), None)
         if side is None:
-            return Asker(self._intent.vtep, (), ())
-        ear = partial(PacketSockets(self._instances[side].paths.netns).listen, self._config.bridge)
-        return Asker(self._intent.with_mac(mac(self._config, self._intent, side)).vtep, (self._end(side).send,), (ear,))
+            return Asker(self._intent.vtep, ())
+        vtep = self._intent.with_mac(mac(self._config, self._intent, side)).vtep
+        return Asker(vtep, (self._end(side).send,), bridges=(self._listen(side),))
 
     def notes(self) -> dict[Side, TunnelConfig]:
         """What the running instances were given, the active one first. What an instance that does not answer was given

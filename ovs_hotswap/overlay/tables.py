@@ -311,11 +311,14 @@ def _underlay(intent: Intent, uplink: UplinkPorts, *, shared: bool) -> Iterator[
     )
     for neighbour in intent.neighbours:
         if neighbour.mac is None and (link := vtep.interface_to(neighbour.address)) is not None:
+            answer = f"arp{tag},arp_op=2,arp_spa={neighbour.address},arp_tpa={link.ip}"
+            if vtep.version == 6:  # an advertisement (RFC 4861, 4.4)
+                answer = f"icmp6{tag},icmp_type=136,icmp_code=0,ipv6_dst={link.ip},nd_target={neighbour.address}"
             for port in uplink.arrive:
-                match = f"in_port={port},arp,arp_op=2,arp_spa={neighbour.address},arp_tpa={link.ip}"
                 yield Flow(
-                    100, match, "LOCAL", cookie(Kind.FROM_NEIGHBOUR), f"{neighbour.address} answers: OVS learns its MAC"
-                )
+                    100, f"in_port={port},{answer}", f"{pop}LOCAL", cookie(Kind.FROM_NEIGHBOUR),
+                    f"{neighbour.address} answers: OVS learns its MAC",
+                )  # fmt: skip
     for port in uplink.arrive:
         yield Flow(
             50, f"in_port={port}", "drop", cookie(Kind.DROP_UNDERLAY), "nothing else is wanted from the underlay"

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pyroute2 import IPRoute, netns
+from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST
 from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl import RTM_SETLINK
 
 from ovs_hotswap.errors import SwitchError, UplinkError
 from ovs_hotswap.model import Device
@@ -158,14 +162,40 @@ class Namespaces:
             route.link("set", index=_index(route, device), state="up" if up else "down")
 
 
+_RP_FILTER, _ARP_IGNORE = 8, 19  # include/uapi/linux/ip.h
+_AF_SPEC, _INET_CONF, _INET6_ADDR_GEN_MODE, _NO_ADDRESS = 26, 1, 8, 1  # include/uapi/linux/if_link.h
+
+
 def _silence(device: str) -> None:
     """Documentation/networking/ip-sysctl.rst: no answers to ARP for any address, no packet of IPv4 from an address to
-    which the route leads elsewhere, which are all, and nothing of IPv6. A device that moves to another namespace gets
-    that one's settings (inetdev_init, ipv6_add_dev). Raises OSError."""
-    for key, value in (("arp_ignore", "8"), ("rp_filter", "1")):
-        Path(f"/proc/sys/net/ipv4/conf/{device}/{key}").write_text(value)
-    with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+    which the route leads elsewhere, which are all, and nothing of IPv6, or at least no address, if /proc/sys cannot be
+    written to. A device that moves to another namespace gets that one's settings (inetdev_init, ipv6_add_dev).
+    Raises OSError."""
+    index = socket.if_nametoindex(device)
+    conf = _attribute(_RP_FILTER, struct.pack("=I", 1)) + _attribute(_ARP_IGNORE, struct.pack("=I", 8))
+    _set_family(index, _attribute(socket.AF_INET, _attribute(_INET_CONF, conf)))
+    with contextlib.suppress(OSError):  # a kernel without IPv6
+        _set_family(index, _attribute(socket.AF_INET6, _attribute(_INET6_ADDR_GEN_MODE, bytes([_NO_ADDRESS]))))
+    with contextlib.suppress(OSError):  # the same, or a read-only /proc/sys
         Path(f"/proc/sys/net/ipv6/conf/{device}/disable_ipv6").write_text("1")
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    """An attribute of netlink (include/uapi/linux/netlink.h, struct nlattr)."""
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def _set_family(index: int, family: bytes) -> None:
+    """Set a device's settings for one family of addresses, which pyroute2 can only read. rtnetlink can be written to
+    also where /proc/sys cannot, as under a unit with ProtectKernelTunables= (net/ipv4/devinet.c, inet_set_link_af).
+    Raises OSError."""
+    body = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, 0, 0) + _attribute(_AF_SPEC, family)
+    header = struct.pack("=IHHII", 16 + len(body), RTM_SETLINK, NLM_F_REQUEST | NLM_F_ACK, 1, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as kernel:
+        kernel.send(header + body)
+        (code,) = struct.unpack_from("=i", kernel.recv(4096), 16)
+    if code:
+        raise OSError(-code, os.strerror(-code))
 
 
 def _index(route: Any, device: str) -> int | None:

@@ -22,13 +22,15 @@ _TURN_S = 0.02  # until the next ear is listened to
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Asks neighbours. ``mouths`` send a frame, each on another link; they raise UplinkError or SwitchError. ``ears``
-    are opened for the answers: on the kernel's devices, and where the instances' answers come to."""
+    """Asks neighbours. ``mouths`` send a frame, each on another link; they raise UplinkError or SwitchError. Answers
+    are heard on the kernel's devices, by opening ``ears``, and, without the underlay's tag, on the instances'
+    ``bridges``."""
 
     vtep: Vtep
     mouths: Sequence[Callable[[bytes], None]]
-    ears: Sequence[Callable[[], AbstractContextManager[Ear]]]
+    ears: Sequence[Callable[[], AbstractContextManager[Ear]]] = ()
     clock: Callable[[], float] = time.monotonic
+    bridges: Sequence[Callable[[], AbstractContextManager[Ear]]] = ()
 
     def ask(self, neighbours: Sequence[Neighbour], known: Mapping[str, str]) -> dict[str, str]:
         """Return the MACs of the ``neighbours`` that answer, by address. The first question goes to the ``known`` MAC
@@ -51,11 +53,12 @@ class Asker:
         link = self.vtep.interface_to(neighbour.address)
         return Host(str(link.ip) if link else self.vtep.address, self.vtep.mac)
 
-    def _open(self, stack: contextlib.ExitStack) -> list[Ear]:
+    def _open(self, stack: contextlib.ExitStack) -> list[tuple[Ear, int | None]]:
+        """The ears, each with the tag that answers have there."""
         ears, faults = [], []
-        for each in self.ears:
+        for each, vlan in (*((ear, self.vtep.vlan) for ear in self.ears), *((bridge, None) for bridge in self.bridges)):
             try:
-                ears.append(stack.enter_context(each()))
+                ears.append((stack.enter_context(each()), vlan))
             except UplinkError as error:  # an instance may have ended, and another ear may be enough
                 faults.append(error)
         if not ears:
@@ -73,20 +76,23 @@ class Asker:
         if len(faults) == len(self.mouths) and faults:
             raise faults[0]
 
-    def _hear(self, ears: list[Ear], wanted: Sequence[Neighbour], answers: dict[str, str], seconds: float) -> None:
+    def _hear(
+        self, ears: list[tuple[Ear, int | None]], wanted: Sequence[Neighbour], answers: dict[str, str], seconds: float
+    ) -> None:
         """Listen until all ``wanted`` have answered, or for ``seconds``. An ear that fails is left out from now on: a
         bridge that was just made is not up yet."""
         until = self.clock() + seconds
         own = {self._host(each).address for each in wanted}
         while (left := until - self.clock()) > 0 and any(each.address not in answers for each in wanted):
-            for ear in list(ears):
+            for each in list(ears):
+                ear, vlan = each
                 try:
                     frames = ear.heard(min(left, _TURN_S))
                 except UplinkError:
-                    ears.remove(ear)
+                    ears.remove(each)
                     if not ears:
                         raise
                     continue
                 for frame in frames:
-                    if (host := answerer(frame, own, self.vtep.vlan)) is not None and host.mac != self.vtep.mac:
+                    if (host := answerer(frame, own, vlan)) is not None and host.mac != self.vtep.mac:
                         answers[host.address] = host.mac

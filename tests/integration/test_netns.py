@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -51,7 +52,14 @@ def test_a_device_moves_in_and_back(namespaces: Namespaces) -> None:
         assert namespaces.look("vf-a", TO) is None
 
 
-def test_the_kernel_is_silent_on_a_device_while_it_is_moved_in() -> None:
+def read_only_file(path: Path, text: str) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+
+@pytest.mark.parametrize("read_only", [False, True], ids=["", "read-only /proc/sys"])
+def test_the_kernel_is_silent_on_a_device_while_it_is_moved_in(
+    read_only: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def settings(namespace: str) -> list[str]:
         keys = ("ipv4/conf/vf-a/arp_ignore", "ipv4/conf/vf-a/rp_filter", "ipv6/conf/vf-a/disable_ipv6")
         return in_namespace(namespace, lambda: [Path(f"/proc/sys/net/{key}").read_text().strip() for key in keys])
@@ -64,8 +72,12 @@ def test_the_kernel_is_silent_on_a_device_while_it_is_moved_in() -> None:
             route.link("add", ifname="vf-a", kind="veth", peer={"ifname": "rep-a"}, state="up")
         before, device = settings(FROM), namespaces.look("vf-a", FROM)
         assert device is not None
-        namespaces.move_in(device, TO)
-        assert settings(TO) == ["8", "1", "1"]
+        with monkeypatch.context() as patched:
+            if read_only:  # as under a unit with ProtectKernelTunables=
+                patched.setattr(Path, "write_text", read_only_file)
+            namespaces.move_in(device, TO)
+        assert settings(TO) == ["8", "1", "0" if read_only else "1"]
+        assert namespaces.addresses("vf-a", TO) == set()
         namespaces.move_back(device, TO)
         assert settings(FROM) == before
     finally:

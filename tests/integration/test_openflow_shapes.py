@@ -21,6 +21,7 @@ from tests.integration.test_openflow import BROADCAST, FAR, INTENT, VTEP, VTEP_M
 from tests.support.waiting import eventually
 
 VTEP_6 = "fd00:1f::1"
+FOLLOWED = {4: "172.31.0.7", 6: "fd00:1f::7"}  # they have no MAC in the intent
 ROUTERS, ROUTER_MAC = {4: "172.31.0.254", 6: "fd00:1f::fe"}, "52:54:00:bb:00:fe"
 BEHIND = {4: "172.30.0.0/16", 6: "fd00:30::/32"}
 SHAPES: dict[str, dict[str, object]] = {
@@ -79,7 +80,10 @@ def reaching(vtep: Vtep, remotes: int) -> Intent:
                 {"vni": 100, "vtep": behind(vtep, n), "mac": f"52:54:02:00:{n >> 8:02x}:{n & 255:02x}" if n else FAR}
                 for n in range(remotes)
             ],
-            "neighbour": [{"address": ROUTERS[vtep.version], "mac": ROUTER_MAC}],
+            "neighbour": [
+                {"address": ROUTERS[vtep.version], "mac": ROUTER_MAC},
+                {"address": FOLLOWED[vtep.version]},
+            ],
             "route": [{"destination": BEHIND[vtep.version], "gateway": ROUTERS[vtep.version]}],
         }
     )

@@ -294,6 +294,19 @@ def test_two_nics_have_the_tag_and_the_learned_neighbours_on_either() -> None:
     assert bridge.receive(LOCAL, packet) == [(NIC_PORTS[1], replace(packet, tags=((0x8100, 100),)))]
 
 
+def test_answers_of_followed_neighbours_come_to_the_bridge_without_their_tag() -> None:
+    found = {}
+    for version, prefix in ((4, "172.31.0.1/24"), (6, "fd00:1f::1/64")):
+        address = prefix.partition("1/")[0] + "9"
+        intent = Intent.model_validate(
+            {"vtep": {"address": prefix, "mac": VTEP_MAC, "vlan": 7}, "neighbour": [{"address": address}]}
+        )
+        (found[version],) = [line for line in lines(render(intent, Form.FINAL)) if address in line]
+    assert "arp,dl_vlan=7,arp_op=2,arp_spa=172.31.0.9,arp_tpa=172.31.0.1 " in found[4]
+    assert "icmp6,dl_vlan=7,icmp_type=136,icmp_code=0,ipv6_dst=fd00:1f::1,nd_target=fd00:1f::9 " in found[6]
+    assert {line.partition(" actions=")[2] for line in found.values()} == {"pop_vlan,LOCAL"}
+
+
 @pytest.mark.parametrize("form", Form)
 def test_every_dropped_packet_has_a_counter_of_its_own(form: Form) -> None:
     bridge = Pipeline(lines(render(PAIR, form)))

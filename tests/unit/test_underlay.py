@@ -110,10 +110,10 @@ def test_questions_leave_by_the_kernels_device_or_else_by_an_instance() -> None:
     driver = {"driver": "tc", "device": "pf0", "representor_a": "rep-a", "representor_b": "rep-b"}
     of = underlay(Instance(1), Instance(2), Side.A, **driver).asker()
     assert [getattr(each, "args", None) for each in of.mouths] == [("pf0",)]
-    assert len(of.ears) == 3, "the device, and both bridges"
+    assert (len(of.ears), len(of.bridges)) == (1, 2), "the device, and both bridges"
     of = underlay(Instance(None), Instance(2), Side.A).asker()
     assert [getattr(each, "__name__", "") for each in of.mouths] == ["send"]
-    assert len(of.ears) == 1
+    assert (len(of.ears), len(of.bridges)) == (0, 1)
     assert underlay(Instance(None), Instance(None), None).asker().mouths == []
 
 
@@ -132,7 +132,7 @@ def test_where_the_address_is_announced_the_instance_that_speaks_for_it_asks(spe
     (mouth,) = asker.mouths
     assert getattr(mouth, "__self__", None) == End(speaking, True)
     assert asker.vtep.mac == macs[speaking]
-    assert len(asker.ears) == 1
+    assert (len(asker.ears), len(asker.bridges)) == (0, 1)
     with pytest.raises(UplinkError):
         Underlay(config, intent, both, Switches().end, lambda: Side.A).asker().ask(intent.neighbours, {})
 
