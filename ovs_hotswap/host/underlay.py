@@ -51,8 +51,8 @@ class Underlay:
 
     def asker(self) -> Asker:
         """Make what asks neighbours. The questions are sent on the kernel's devices of the NICs, so no instance has to
-        run, and the kernel sees the answers there. Where the kernel has no such device, an instance sends them, and
-        its bridge's device sees the answers."""
+        run, and the kernel sees the answers there. Where the kernel has no such device, the active instance sends
+        them, and its bridge's device sees the answers: a standby may have no uplink."""
         uplink, kernel = self._config.uplink, PacketSockets(self._config.uplink.namespace)
         devices = [nic.device for nic in uplink.nics if nic.device is not None]
         running = [side for side, instance in self._instances.items() if instance.pid() is not None]
@@ -61,7 +61,8 @@ class Underlay:
         if uplink.driver == "announce":
             return self._speaking(running)
         bridges = [self._listen(side) for side in running]
-        mouths = mouths or [self._end(side).send for side in running[:1]]
+        first = sorted(running, key=lambda side: side is not self._active())[:1]
+        mouths = mouths or [self._end(side).send for side in first]
         return Asker(self._intent.vtep, mouths, ears, bridges=bridges)
 
     def _listen(self, side: Side) -> Callable[[], AbstractContextManager[Ear]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from ovs_hotswap.switch.tunnel import TunnelConfig
 
 NEAR, M1, M2 = "172.31.0.2", "52:54:00:00:00:01", "52:54:00:00:00:02"
 ADDRESS = "172.31.0.1/24"
+ROOT = Path(__file__).parents[2]
 
 
 class Database:
@@ -115,6 +118,22 @@ def test_questions_leave_by_the_kernels_device_or_else_by_an_instance() -> None:
     assert [getattr(each, "__name__", "") for each in of.mouths] == ["send"]
     assert (len(of.ears), len(of.bridges)) == (0, 1)
     assert underlay(Instance(None), Instance(None), None).asker().mouths == []
+
+
+@pytest.mark.parametrize("active", [Side.A, Side.B])
+def test_the_active_instance_asks_because_a_standby_may_have_no_uplink(active: Side) -> None:
+    """With the driver ``exclusive`` what a standby sends goes nowhere."""
+    (mouth,) = underlay(Instance(1), Instance(2), active, driver="exclusive").asker().mouths
+    assert getattr(mouth, "__self__", None) == End(active, False)
+
+
+@pytest.mark.parametrize("name", ["watch", "restore"])
+def test_a_unit_that_programs_tunnels_may_ask_next_hops(name: str) -> None:
+    unit = (ROOT / f"systemd/ovs-hotswap-{name}.service").read_text()
+    (capabilities,) = re.findall(r"^CapabilityBoundingSet=(.*)", unit, re.MULTILINE)
+    (families,) = re.findall(r"^RestrictAddressFamilies=(.*)", unit, re.MULTILINE)
+    assert "CAP_NET_RAW" in capabilities.split()
+    assert "AF_PACKET" in families.split()
 
 
 @pytest.mark.parametrize("speaking", [Side.A, Side.B])
