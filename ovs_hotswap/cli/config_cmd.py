@@ -113,7 +113,7 @@ representor_b = "eno1_1"
 # The numbers of the two VFs at the physical function (`ip link show eno1`): what "i40e" steers to.
 # vf_a = 0
 # vf_b = 1
-# What the rules of "i40e" look at: "udp-port" (the tunnels' UDP port and the VTEP's address) or "address" (the VTEP's
+# What the rules of "i40e" look at: "udp-port" (the tunnels' UDP port alone, at any address) or "address" (the VTEP's
 # address alone, which must then be an address of the overlay's own).
 # match = "udp-port"
 # The two places in the NIC's table of rules that "i40e" may use.

@@ -146,6 +146,7 @@ def _i40e(uplink: UplinkConfig, intent: Intent, *, quick: bool, answers: Answers
         sockets=PacketSockets(uplink.namespace),
         neighbours=_hosts(intent),
         answers=answers,
+        vlan=intent.vtep.vlan,
         quick=quick,
     )
 

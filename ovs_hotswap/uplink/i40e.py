@@ -31,8 +31,8 @@ Subject = TypeVar("Subject")
 
 class I40eUplink:
     """The driver. ``plan``: the rules. ``vtep``: the VTEP's address, and the MAC that the PF must have. ``mtu``: that
-    of the underlay. ``neighbours``: on-link hosts that a proof can ask. ``answers``: where their answers may
-    arrive, if there is another NIC.
+    of the underlay, and ``vlan`` the tag of its packets. ``neighbours``: on-link hosts that a proof can ask.
+    ``answers``: where their answers may arrive, if there is another NIC.
 
     ``quick``: ``steer`` looks at the two locations alone, and not at devices and VFs.
     """
@@ -48,12 +48,15 @@ class I40eUplink:
         sockets: Sockets,
         neighbours: Sequence[Host] = (),
         answers: Answers | None = None,
+        vlan: int | None = None,
         quick: bool = False,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._device, self._plan, self._cards, self._quick, self._sleep = device, plan, cards, quick, sleep
         self._vtep, self._mtu = vtep, mtu
-        self._prover = Prover(sockets, device, vtep, tuple(neighbours), mtu, answers=answers or Answers())
+        self._prover = Prover(
+            sockets, device, vtep, tuple(neighbours), mtu, vlan=vlan, answers=answers or Answers()
+        )  # fmt: skip
         self._counted: dict[Side, int] = {}  # the packets of each VF, as seen last
 
     def owner(self) -> Side | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -345,6 +346,37 @@ class Silent:
 def test_what_cannot_be_observed_is_not_claimed(bed: Bed) -> None:
     assert bed.uplink().prove(Side.A, Silent(), Way.INTO) == Proof(None, None)
     assert bed.uplink().prove(Side.A, Silent()) == Proof(None, None), "without a neighbour, the way out neither"
+
+
+class Deaf:
+    """Sockets that hear nothing."""
+
+    @contextlib.contextmanager
+    def listen(self, *devices: str) -> Iterator[Deaf]:
+        yield self
+
+    def heard(self, seconds: float) -> list[bytes]:
+        return []
+
+    def send(self, device: str, frame: bytes) -> None:
+        raise AssertionError("nothing can be given to a VF")
+
+
+class Showing(Silent):
+    """An instance that ends a proof with the first frame that it is to send."""
+
+    def send(self, frame: bytes) -> None:
+        raise SwitchError(frame.hex())
+
+
+def test_a_proof_has_the_tag_of_the_underlay(bed: Bed) -> None:
+    of = I40eUplink(
+        device="pf0", plan=plan("udp-port"), vtep=Host(VTEP, MAC), mtu=1500, cards=FakeCards(bed.nic), sockets=Deaf(),
+        neighbours=[Host("172.31.0.2", "52:54:00:1f:00:02")], vlan=100,
+    )  # fmt: skip
+    with pytest.raises(SwitchError) as caught:
+        of.prove(Side.A, Showing())
+    assert bytes.fromhex(caught.value.message)[12:16] == bytes.fromhex("81000064")
 
 
 # ------------------------------------------------------------------------------------------------------- prerequisites
