@@ -81,8 +81,8 @@ class FlowerUplink(RedirectUplink):
         strange = [name for name, link in links if link is not None and link.switch != device.switch]
         if not device.switch:
             yield Finding("uplink", Severity.ERROR, f"{nic} is not in switchdev mode, so its card forwards nothing",
-                          f"devlink dev eswitch set {device.parent or 'pci/ADDRESS'} mode switchdev, which ice takes only "
-                          "while there are no VFs")  # fmt: skip
+                          f"devlink dev eswitch set {device.parent or 'pci/ADDRESS'} mode switchdev (ice takes it "
+                          "only while there are no VFs)")  # fmt: skip
         elif strange:
             yield Finding("uplink", Severity.ERROR, f"{' and '.join(strange)}: no representors of {nic}",
                           "see `devlink port show` and `devlink dev eswitch show`")  # fmt: skip
