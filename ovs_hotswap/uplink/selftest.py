@@ -60,11 +60,11 @@ def refuse_used(device: str, tool: Ethtool, locations: Sequence[int]) -> None:
 
 
 def not_tried(vf: int | None, locations: Sequence[int], why: str) -> list[Trial]:
-    """The trials as they would be made."""
-    return [
-        Trial(name, Result.NOT_TRIED, f"{words(replace(rule, vf=vf, location=locations[0]))} ({why})")
-        for name, rule in FORMS.items()
-    ]
+    """The trials as they would be made; without a ``vf`` it is not known for which."""
+    told = {name: words(replace(rule, vf=vf or 0, location=locations[0])) for name, rule in FORMS.items()}
+    if vf is None:
+        told = {name: text.replace("to VF 0", "to a VF") for name, text in told.items()}
+    return [Trial(name, Result.NOT_TRIED, f"{text} ({why})") for name, text in told.items()]
 
 
 def try_forms(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import pytest
@@ -26,13 +25,6 @@ def bed(tmp_path: Path) -> Bed:
 def test_a_device_without_firmware_says_so() -> None:
     assert driver_info.firmware("no-such-device") is None
     assert driver_info.private_flags("no-such-device") == driver_info.private_flags("lo") == {}
-
-
-def test_private_flags_have_a_bit_each_in_their_order() -> None:
-    names = b"".join(name.encode().ljust(32, b"\0") for name in ("link-down-on-close", "mdd-auto-reset-vf", "x"))
-    assert driver_info.flags_of(names, struct.pack("II", 0x27, 2)) == {
-        "link-down-on-close": False, "mdd-auto-reset-vf": True, "x": False,
-    }  # fmt: skip
 
 
 def test_the_kernel_says_whether_the_clock_is_synchronised() -> None:

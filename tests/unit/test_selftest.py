@@ -205,6 +205,8 @@ def test_nothing_is_tried_without_need(changes: dict[str, Any], vf: int | None, 
 def test_the_text_says_what_was_not_tried() -> None:
     (first, *_) = not_tried(1, AT, "a dry run")
     assert first.text == "rule 4094: UDP port 64789 to VF 1 (a dry run)"
+    (first, *_) = not_tried(None, AT, "without --vf")
+    assert first.text == "rule 4094: UDP port 64789 to a VF (without --vf)"
 
 
 def test_show_needs_only_what_can_be_read(shell: Shell) -> None:
