@@ -116,7 +116,7 @@ class UplinkConfig(NicConfig):
     ``namespace``: the network namespace of ``device``, if it is not the host's own. ``match``: what the rules of
     ``i40e`` look at: the tunnels' UDP port, or the VTEP's address, which is then an address of the overlay's alone.
     ``locations``: the two places in the NIC's table that the rules of ``i40e`` may use. ``silence_s``: how long, in
-    seconds, the other VF must have been silent before ``announce`` stops to announce. ``second``: a second NIC, behind
+    seconds, the other VF must have been silent before ``announce`` stops announcing. ``second``: a second NIC, behind
     the same VTEP. ``bond``: how the instances use the two. ``active-backup``: the second only if the first has no link.
     ``balance-slb``: one of them, chosen by the VTEP's MAC. ``dpdk``: a net_bonding device of DPDK, which uses the
     second only if the first has no link. ``vfs``: what is set on the VFs.
