@@ -28,7 +28,8 @@ _UP_S = 1.0  # a link must have been up for so long: a switch may forward only s
 
 class NicWatch:
     """Looks at the links in a thread of its own: a switch that does not answer must not keep the watchdog from anything
-    else. Does nothing with one NIC. ``make_host`` is called in that thread."""
+    else. Does nothing with one NIC, or with two that DPDK bonds, which follows them by itself. ``make_host`` is called
+    in that thread."""
 
     def __init__(self, make_host: Callable[[], Host], board: StatusFile) -> None:
         self._make_host, self._board = make_host, board
@@ -64,9 +65,9 @@ class NicWatch:
     def look(self) -> bool:
         """Look once. Returns whether there is anything to look at. Raises what keeps it from writing a flow."""
         self._host = host = self._host or self._make_host()
-        nics = host.config.uplink.nics
-        if len(nics) < 2:
+        if not uplink_ports.two(host.config):
             return False
+        nics = host.config.uplink.nics
         now = host.system.monotonic()
         live = self._settled(host.nic_links.live(), now)
         if live != self._live:
