@@ -61,9 +61,16 @@ class Underlay:
         if uplink.driver == "announce":
             return self._speaking(running)
         bridges = [self._listen(side) for side in running]
-        first = sorted(running, key=lambda side: side is not self._active())[:1]
-        mouths = mouths or [self._end(side).send for side in first]
+        mouths = mouths or self._mouth(running)
         return Asker(self._intent.vtep, mouths, ears, bridges=bridges)
+
+    def _mouth(self, running: Collection[Side]) -> list[Callable[[bytes], None]]:
+        """What sends by an instance that would answer: the active one, if possible, because the other one may have no
+        uplink."""
+        for side in sorted(running, key=lambda side: side is not self._active()):
+            with contextlib.suppress(SwitchError):
+                return [self._end(side).send]
+        return []
 
     def _listen(self, side: Side) -> Callable[[], AbstractContextManager[Ear]]:
         return partial(PacketSockets(self._instances[side].paths.netns).listen, self._config.bridge)
@@ -71,11 +78,17 @@ class Underlay:
     def _speaking(self, running: Collection[Side]) -> Asker:
         """Make what asks where the VTEP's address is announced: a question from another instance than the one that
         speaks for it would teach neighbours that one's MAC. Raises SwitchError."""
-        side = next((each for each in running if self._end(each).speaks()), None)
+        side = next((each for each in running if self._speaks(each)), None)
         if side is None:
             return Asker(self._intent.vtep, ())
         vtep = self._intent.with_mac(mac(self._config, self._intent, side)).vtep
         return Asker(vtep, (self._end(side).send,), bridges=(self._listen(side),))
+
+    def _speaks(self, side: Side) -> bool:
+        """Whether an instance speaks for the VTEP's address; one that does not answer does not count."""
+        with contextlib.suppress(SwitchError):
+            return self._end(side).speaks()
+        return False
 
     def notes(self) -> dict[Side, TunnelConfig]:
         """What the running instances were given, the active one first. What an instance that does not answer was given
@@ -109,7 +122,7 @@ class Underlay:
         if answers is None:
             try:
                 answers = self.answers()
-            except UplinkError as error:  # what is known may be enough; `check` reports it
+            except (SwitchError, UplinkError) as error:  # what is known may be enough; `check` reports it
                 log.warning("next hops cannot be asked: %s", error.message)
         wanted, before = self.wanted(answers or {}), self.programmed(side)
         Tunnels(self._instances[side].paths, self._config.bridge).put(wanted, before)

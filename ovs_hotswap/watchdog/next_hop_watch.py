@@ -26,7 +26,7 @@ _AT_ONCE = 8  # neighbours that are asked in one turn; the next turn asks the ne
 
 class NextHopWatch:
     """Follows next hops. The keeper calls ``look`` in every turn in which it has nothing else to do. A call takes up to
-    about a second if a neighbour is silent."""
+    about a second if a neighbour is silent, and up to three if all that it asks are."""
 
     def __init__(self, board: StatusFile) -> None:
         self._board = board
@@ -43,9 +43,11 @@ class NextHopWatch:
     def look(self, host: Host) -> None:
         """Ask, and give the running instances what has changed. Never raises for a fault of the host."""
         try:
-            if host.underlay.asks:
-                self._follow(host)
-            self._refresh(host)
+            try:
+                if host.underlay.asks:
+                    self._follow(host)
+            finally:  # what is known is forgotten otherwise
+                self._refresh(host)
         except HotswapError as error:
             self._tell({"": error.message})
 

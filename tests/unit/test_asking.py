@@ -346,6 +346,15 @@ def test_a_fault_is_reported_once_and_ends_nothing(bed: Bed) -> None:
     assert bed.events() == ["pf1: the network is down"]
 
 
+def test_neighbours_are_set_again_also_while_none_can_be_asked(bed: Bed) -> None:
+    bed.look()
+    bed.set.clear()
+    bed.underlay.wire.send = Down().send  # type: ignore[method-assign]
+    bed.look(next_hop_watch._REFRESH_S)
+    assert bed.set == [(Side.A, ONE, M1), (Side.A, TWO, M2)]
+    assert bed.events() == ["pf1: the network is down"]
+
+
 def test_the_active_instances_next_hops_count() -> None:
     active = TunnelConfig("x", {NETWORK: TWO}, {ONE: M1})
     other = TunnelConfig("x", {NETWORK: ONE}, {ONE: M3, TWO: M2})
