@@ -58,7 +58,7 @@ def precheck(host: Host, old: Side, new: Side, release: str, leave_out: Collecti
         lambda: rings_before(host),
         lambda: settings_transfer.check(host, old, new, release, goes_on=usable(host, new, host.releases.get(release))),
         lambda: mtus(host, old),
-        lambda: next_hops(host),
+        lambda: upgraded_next_hops(host),
         lambda: uplink_proof.check(host, old, begun),
         lambda: _steered(host, old),
     ):
@@ -283,6 +283,11 @@ def next_hops(host: Host) -> list[Finding]:
     """Ask the underlay's next hops that are followed. Raises UplinkError."""
     underlay = host.underlay
     return judge_next_hops(host.intent, underlay.answers(), underlay.in_use()) if underlay.asks else []
+
+
+def upgraded_next_hops(host: Host) -> list[Finding]:
+    """Ask the next hops. A silent one keeps no upgrade: nothing is sent to it now either. Raises UplinkError."""
+    return checks.as_warnings(next_hops(host))
 
 
 def _steered(host: Host, old: Side) -> list[Finding]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +15,13 @@ import pytest
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import SwitchError, UplinkError
 from ovs_hotswap.host.underlay import Underlay
-from ovs_hotswap.model import Side
+from ovs_hotswap.model import Severity, Side
 from ovs_hotswap.overlay.intent import Intent
+from ovs_hotswap.overlay.next_hops import NextHops
 from ovs_hotswap.switch.owned import PROGRAMMED_TUNNELS
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.switch.tunnel import TunnelConfig
+from ovs_hotswap.upgrade import collect
 
 NEAR, M1, M2 = "172.31.0.2", "52:54:00:00:00:01", "52:54:00:00:00:02"
 ADDRESS = "172.31.0.1/24"
@@ -120,13 +123,6 @@ def test_questions_leave_by_the_kernels_device_or_else_by_an_instance() -> None:
     assert underlay(Instance(None), Instance(None), None).asker().mouths == []
 
 
-@pytest.mark.parametrize("active", [Side.A, Side.B])
-def test_the_active_instance_asks_because_a_standby_may_have_no_uplink(active: Side) -> None:
-    """With the driver ``exclusive`` what a standby sends goes nowhere."""
-    (mouth,) = underlay(Instance(1), Instance(2), active, driver="exclusive").asker().mouths
-    assert getattr(mouth, "__self__", None) == End(active, False)
-
-
 @pytest.mark.parametrize("name", ["watch", "restore"])
 def test_a_unit_that_programs_tunnels_may_ask_next_hops(name: str) -> None:
     unit = (ROOT / f"systemd/ovs-hotswap-{name}.service").read_text()
@@ -134,6 +130,44 @@ def test_a_unit_that_programs_tunnels_may_ask_next_hops(name: str) -> None:
     (families,) = re.findall(r"^RestrictAddressFamilies=(.*)", unit, re.MULTILINE)
     assert "CAP_NET_RAW" in capabilities.split()
     assert "AF_PACKET" in families.split()
+
+
+@pytest.mark.parametrize(
+    ("active", "silent", "asks"),
+    [
+        (Side.A, (), [Side.A]), (Side.B, (), [Side.B]), (Side.B, (Side.B,), [Side.A]), (None, (Side.A,), [Side.B]),
+        (Side.A, tuple(Side), []),
+    ],
+)  # fmt: skip
+def test_of_two_instances_the_active_one_asks_if_it_answers(
+    active: Side | None, silent: tuple[Side, ...], asks: list[Side]
+) -> None:
+    """With the driver exclusive, the other one has no uplink."""
+
+    def end(side: Side) -> Any:
+        if side in silent:
+            raise SwitchError(f"instance {side} is stopped")
+        return End(side, speaking=False)
+
+    of = underlay(Instance(1), Instance(2), active)
+    of._end = end
+    assert [getattr(each, "__self__", None) for each in of.asker().mouths] == [
+        End(side, speaking=False) for side in asks
+    ]
+
+
+def test_a_silent_host_keeps_no_upgrade_from_others() -> None:
+    """It may be down for long, and the active instance cannot send to it either."""
+    intent = Intent.model_validate({
+        "vtep": {"address": ADDRESS, "mac": "52:54:00:1f:00:01"}, "neighbour": [{"address": NEAR}],
+    })  # fmt: skip
+    host: Any = SimpleNamespace(
+        intent=intent, underlay=SimpleNamespace(asks=True, answers=dict[str, str], in_use=NextHops)
+    )
+    (found,) = collect.next_hops(host)
+    assert found.severity is Severity.ERROR
+    (told,) = collect.upgraded_next_hops(host)
+    assert told == replace(found, severity=Severity.WARNING)
 
 
 @pytest.mark.parametrize("speaking", [Side.A, Side.B])
