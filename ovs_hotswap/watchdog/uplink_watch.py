@@ -51,6 +51,8 @@ class WireWatch:
         if active is not self._active:
             self._active, self._left, self._traffic, self._counted = active, [], None, []
             self._failover = active if self._failover is active else None
+            if not host.config.uplink.both_open:  # the other one has no uplink any longer
+                self._forget(active.other)
         begun = host.system.monotonic()
         if not self._left and begun >= self._not_before:
             sides = (active, active.other) if host.config.uplink.both_open else (active,)

@@ -488,6 +488,23 @@ def test_a_failover_ends_the_process_that_has_the_uplink_before_it_is_opened(bed
     assert bed.host.recorded_active() is Side.B
 
 
+def test_what_was_found_of_an_uplink_is_forgotten_when_the_other_instance_has_it(bed: Bed) -> None:
+    """Otherwise a failover to the instance that lost it would be held back for ever."""
+    wires = bed.keeper.wires
+    for proof in (Proof(True, True), Proof(False, True)):
+        bed.world.proofs[Side.A] = proof
+        bed.world.now += 61
+        for _ in range(4):
+            wires.look(bed.host, Side.A)
+    with pytest.raises(UplinkError):
+        wires.require(Side.A)
+    bed.world.now += 61
+    for _ in range(4):
+        wires.look(bed.host, Side.B)
+    assert not wires.worse(Side.A)
+    assert set((status_file.read_state(bed.config) or {})["uplinks"]) == {"b"}
+
+
 def test_the_uplink_that_a_standby_does_not_have_is_not_proven(bed: Bed) -> None:
     for _ in range(4):
         bed.keeper.wires.look(bed.host, Side.A)
