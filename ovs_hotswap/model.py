@@ -131,6 +131,16 @@ class Proof:
         """What was observed of one NIC."""
         return dict(self.nics).get(nic, Proof())
 
+    def of_any(self) -> Proof:
+        """What was observed on at least one NIC."""
+
+        def any_of(proven: list[bool | None]) -> bool | None:
+            return True if True in proven else False if False in proven else None
+
+        if not self.nics:
+            return self
+        return Proof(any_of([each.out for _, each in self.nics]), any_of([each.into for _, each in self.nics]))
+
     def joined(self, other: Proof) -> Proof:
         """What either of two observations has proven, or else what this one, or the other, has seen."""
 

@@ -204,7 +204,7 @@ class Traffic:
         proof: Proof | None = None,
     ) -> None:  # fmt: skip
         self._host, self._side, self._before, self._carried = host, side, before, carried
-        self._proof = proof or Proof()
+        self._proof = (proof or Proof()).of_any()  # the step prove has judged each NIC
         self._begun: Counters | None = None
         self._due = [(_SURE_S, self._now), (uplink_checks.PATIENCE_S, self._unshown)]  # the judgements before the end
 

@@ -25,6 +25,7 @@ from ovs_hotswap.switch.openflow import window_incapable
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade import uplink_checks
 from ovs_hotswap.upgrade.checks import PortFacts, ports
+from ovs_hotswap.upgrade.uplink_checks import Passed
 from ovs_hotswap.uplink.driver import Speaker
 from ovs_hotswap.uplink.nic_links import NicLinks
 from ovs_hotswap.uplink.pair import Nic, PairUplink
@@ -238,6 +239,17 @@ def test_a_proof_is_recorded_with_its_nics_if_there_are_two() -> None:
     assert BOTH.fact() == {"out": True, "into": True}
 
 
+def test_one_nic_that_is_proven_proves_the_uplink_where_no_nic_is_asked_for() -> None:
+    """With the bond dpdk, the second NIC takes nothing in while the first has a link."""
+    proof = Proof(True, False, (("pf0", Proof(True, True)), ("pf1", Proof(True, False))))
+    assert proof.of_any() == Proof(True, True)
+    assert Proof(False, None, (("pf0", Proof(False)), ("pf1", Proof(None)))).of_any() == Proof(False, None)
+    assert Proof(True, None).of_any() == Proof(True, None)
+    carried = Passed(9.0, 5, 5)
+    assert uplink_checks.unshown(Side.B, Passed(30.0, 0, 0), carried, proof)
+    assert not uplink_checks.unshown(Side.B, Passed(30.0, 0, 0), carried, proof.of_any())
+
+
 def test_one_of_two_nics_is_not_what_a_failover_depends_on() -> None:
     once = pair(BOTH, BOTH)
     assert severities(uplink_checks.proof(Side.B, pair(BOTH, NEITHER), once, spare=True)) == [
@@ -334,11 +346,11 @@ class Bridge:
 class Followed:
     """A host with two NICs, whose links and processes are set. ``now``: seconds."""
 
-    def __init__(self, tmp_path: Path, *, second: bool = True) -> None:
+    def __init__(self, tmp_path: Path, *, second: bool = True, bond: str = "active-backup") -> None:
         side = {"pmd_cores": [0], "uplink_devargs": "x"}
         nic = {"device": "pf0", "representor_a": "a", "representor_b": "b"}
         other = {"device": "pf1", "representor_a": "a1", "representor_b": "b1"}
-        uplink = {"driver": "tc", **nic, **({"second": other} if second else {})}
+        uplink = {"driver": "tc", "bond": bond, **nic, **({"second": other} if second else {})}
         self.config = Config.model_validate(
             {"overlay": Path("/o.toml"), "run_dir": tmp_path / "run", "state_dir": tmp_path / "state",
              "instances": {"a": side, "b": side}, "uplink": uplink},
@@ -425,6 +437,13 @@ def test_an_instance_that_does_not_answer_keeps_nothing_from_the_other(tmp_path:
     host.bridges[Side.A].gone = False
     watch.look()
     assert [host.bridges[side].written[-1] for side in Side] == [FIRST, FIRST]
+
+
+def test_two_nics_that_dpdk_bonds_are_left_to_it(tmp_path: Path) -> None:
+    host = Followed(tmp_path, bond="dpdk")
+    host.bridges[Side.A].installed = "output:1"
+    assert not host.watch().look()
+    assert host.written() == [0, 0]
 
 
 def test_one_nic_is_not_followed(tmp_path: Path) -> None:
