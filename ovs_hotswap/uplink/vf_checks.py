@@ -58,6 +58,7 @@ def look(
     """Look at the VFs of both sides. ``pids``: the ovs-vswitchd of each side. Raises UplinkError."""
     found = []
     for side in Side:
+        own = {pids[side]} if config.uplink.both_open else set(pids.values())  # or it is handed over
         for nic, part in enumerate(parts(config, side, bus)):
             place = part.place
             if place is None:
@@ -67,7 +68,7 @@ def look(
                 side, nic, place, read(place.device, place.number), pids[side] is not None,
                 config.uplink.vfs.wanted(side), config.uplink.nics[nic].vf(side),
                 tuple(each for each in left(side) if each.place == place) if pids[side] is None else (),
-                tuple(each for each in holders if each.pid != pids[side]),
+                tuple(each for each in holders if each.pid not in own),
             ))  # fmt: skip
     return found
 

@@ -464,6 +464,17 @@ def test_what_a_start_has_set_and_nothing_has_put_back_is_a_finding(bed: Bed) ->
     assert HOLDER not in [each.check for each in judge(seen, {}, tuple(Side))], "instance a has its own VF open"
 
 
+@pytest.mark.parametrize(("driver", "found"), [("none", [HOLDER]), ("exclusive", [])])
+def test_a_device_that_is_handed_over_may_be_open_in_the_other_instance(
+    bed: Bed, driver: str, found: list[str]
+) -> None:
+    bed.bus.hold(B, 5)
+    uplink = bed.config.uplink.model_copy(update={"driver": driver})
+    config, pids = bed.config.model_copy(update={"uplink": uplink}), {Side.A: 5, Side.B: None}
+    seen = look(config, bed.bus, bed.vfs.read, pids, lambda _side: ())
+    assert [each.check for each in judge(seen, {}, (Side.B,)) if each.check == HOLDER] == found
+
+
 # --------------------------------------------------------------------------------------------------------- an instance
 
 
