@@ -73,12 +73,15 @@ class Namespaces:
     def mtu(self, name: str, namespace: str | None) -> tuple[int, int | None] | None:
         """Return the device's MTU and the largest one that its driver takes (``None`` if the kernel does not say), in
         bytes; ``None`` if it is not in ``namespace``."""
-        with self._links(namespace) as route:
-            index = _index(route, name)
-            if index is None:
-                return None
-            link = route.get_links(index)[0]
-            return int(link.get_attr("IFLA_MTU")), int(link.get_attr("IFLA_MAX_MTU") or 0) or None
+        try:
+            with self._links(namespace) as route:
+                index = _index(route, name)
+                if index is None:
+                    return None
+                link = route.get_links(index)[0]
+                return int(link.get_attr("IFLA_MTU")), int(link.get_attr("IFLA_MAX_MTU") or 0) or None
+        except (OSError, NetlinkError) as error:
+            raise SwitchError(f"network device {name}: its MTU cannot be read: {error}") from error
 
     def move_in(self, device: Device, namespace: str) -> None:
         """Move the device from where it is into ``namespace`` and set it up there. Until it leaves, the kernel there

@@ -15,6 +15,7 @@ from ovs_hotswap.host.standby import lacks_uplink
 from ovs_hotswap.model import Life, Side
 from ovs_hotswap.switch.instance import State
 from ovs_hotswap.upgrade.outlook import Outlook, Service, Situation
+from ovs_hotswap.uplink.base import steer_to_started
 from ovs_hotswap.waiting import wait_until
 
 
@@ -115,5 +116,5 @@ class Upgrade:
         if self.look().outlook is Outlook.NONE:
             host = self.host
             start_instance(host, self.new, host.releases.get(self.release))
-            host.uplink.steer(self.new)
+            steer_to_started(host.uplink, self.new)
             host.record_active(self.new)
