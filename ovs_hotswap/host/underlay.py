@@ -119,15 +119,24 @@ class Underlay:
         """Give the side the intent's VTEP address, routes and neighbours, and remove those that have left it.
         ``answers``: of neighbours that were asked a moment ago. A neighbour without a known MAC is left out. Raises
         SwitchError."""
-        if answers is None:
+        before = self.programmed(side)
+        if answers is None and not self._asks_in_vain(side, before):
             try:
                 answers = self.answers()
             except (SwitchError, UplinkError) as error:  # what is known may be enough; `check` reports it
                 log.warning("next hops cannot be asked: %s", error.message)
-        wanted, before = self.wanted(answers or {}), self.programmed(side)
+        wanted = self.wanted(answers or {})
         Tunnels(self._instances[side].paths, self._config.bridge).put(wanted, before)
         with self._instances[side].database(tables=ROOT_TABLES) as database:
             database.set_other_config({}, {PROGRAMMED_TUNNELS: wanted.note()})
+
+    def _asks_in_vain(self, side: Side, before: TunnelConfig | None) -> bool:
+        """Whether only ``side`` could ask, which was just started: it has no flows yet that pass answers on, and its
+        VMs wait. ``before``: what it was given."""
+        uplink = self._config.uplink
+        if before is not None or (uplink.driver != "announce" and any(nic.device is not None for nic in uplink.nics)):
+            return False
+        return self._instances[side.other].pid() is None
 
 
 def in_use(notes: Mapping[Side, TunnelConfig]) -> NextHops:

@@ -17,6 +17,7 @@ from ovs_hotswap.uplink.frames import BROADCAST, MARK_BYTES, Ear, Host, answerer
 _TRIES = 3
 _PAUSE_S = 0.1  # after a question without an answer: switches that inspect ARP take 15 a second from a port
 _ANSWER_S = 0.2  # after the last question of each try
+_REPEATED_S = 3.0  # so long after the first question nobody is asked a third time: a caller's VMs may wait
 _TURN_S = 0.02  # until the next ear is listened to
 
 
@@ -34,13 +35,16 @@ class Asker:
 
     def ask(self, neighbours: Sequence[Neighbour], known: Mapping[str, str]) -> dict[str, str]:
         """Return the MACs of the ``neighbours`` that answer, by address. The first question goes to the ``known`` MAC
-        alone. Takes up to about a second if all but a few answer. Raises UplinkError and SwitchError if nothing can be
-        sent anywhere, or no ear can be opened."""
+        alone. Takes up to about a second if all but a few answer, and 0.2 s for each that does not if many do not.
+        Raises UplinkError and SwitchError if nothing can be sent anywhere, or no ear can be opened."""
         answers: dict[str, str] = {}
         mark = os.urandom(MARK_BYTES)
         with contextlib.ExitStack() as stack:
             ears = self._open(stack)
+            begun = self.clock()
             for attempt in range(_TRIES):
+                if attempt > 1 and self.clock() - begun >= _REPEATED_S:
+                    break
                 left = [each for each in neighbours if each.address not in answers]
                 for each in left:
                     mac = BROADCAST if attempt else each.mac or known.get(each.address) or BROADCAST

@@ -168,6 +168,13 @@ def test_an_error_is_raised_if_nothing_can_be_asked_or_heard() -> None:
     assert caught.value.hint
 
 
+def test_many_silent_neighbours_are_not_asked_a_third_time() -> None:
+    wire, of = Wire(), intent(*(f"172.31.0.{n}" for n in range(10, 50)))
+    assert ask(wire, of) == {}
+    assert len(wire.sent) == 80
+    assert wire.now < 10
+
+
 # ------------------------------------------------------------------------------------------------- the watchdog's look
 
 

@@ -156,6 +156,23 @@ def test_of_two_instances_the_active_one_asks_if_it_answers(
     ]
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "uplink", "expected"),
+    [
+        (Instance(1), Instance(None), {}, True),
+        (Instance(1), Instance(2), {}, False),
+        (Instance(1, {}), Instance(None), {}, False),
+        (Instance(1), Instance(None), {"driver": "none", "device": "pf0"}, False),
+    ],
+)
+def test_an_instance_that_was_just_started_does_not_ask_in_vain(
+    a: Instance, b: Instance, uplink: dict[str, str], expected: bool
+) -> None:
+    """It has no flows for the answers yet, and after a death its VMs wait."""
+    of = underlay(a, b, Side.A, **uplink)
+    assert of._asks_in_vain(Side.A, of.programmed(Side.A)) is expected
+
+
 def test_a_silent_host_keeps_no_upgrade_from_others() -> None:
     """It may be down for long, and the active instance cannot send to it either."""
     intent = Intent.model_validate({
