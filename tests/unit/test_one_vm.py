@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ import pytest
 from ovs_hotswap.backends import OwnerCertainty, SwitchStatus, VmStatus
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import BrokerError, HostError, SwitchError
-from ovs_hotswap.model import Side
+from ovs_hotswap.model import Proof, Side
 from ovs_hotswap.plan.executor import Event, StepContext
 from ovs_hotswap.switch.pmd import RxQueue
 from ovs_hotswap.upgrade import baseline
 from ovs_hotswap.upgrade.situation import Upgrade
 from ovs_hotswap.upgrade.soak import Soak, see_served
 from ovs_hotswap.upgrade.steps import MoveVms, Park, Retire
+from ovs_hotswap.upgrade.uplink_checks import Passed
 from ovs_hotswap.upgrade.way_back import take_back
 from tests.support.fake_backends import FakeBackEnds, ring_status
 from tests.unit.watch_bed import FakeHost, FakeInstance, World
@@ -331,6 +332,42 @@ class ComeAndGo(GuestBackEnds):
         assert self.world.now < 2000, "no end"
         gone = name == ("vm1" if first else "vm2")
         return replace(found, owner=None, certainty=OwnerCertainty.NOBODY) if gone else found
+
+
+class ComesLate(GuestBackEnds):
+    """The QEMU of vm2 comes again long after the soak would have ended."""
+
+    def __init__(self, world: Guests) -> None:
+        super().__init__(world)
+        self.begun = world.now
+
+    def vm(self, name: str) -> VmStatus:
+        found = super().vm(name)
+        gone = name == "vm2" and 21 < self.world.now - self.begun < 24
+        return replace(found, owner=None, certainty=OwnerCertainty.NOBODY) if gone else found
+
+
+class LateFlows(Flows):
+    """Packets come 26 s from now on."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self._first = world.now + 26
+
+    def packets(self, cookie: int, mask: int = 0) -> int:
+        return int(100 * max(0.0, self._world.now - self._first))
+
+
+def test_a_vm_whose_qemu_comes_again_while_packets_are_waited_for_is_waited_for(bed: Bed) -> None:
+    flows = LateFlows(bed.world)
+    bed.host.__dict__["broker"] = ComesLate(bed.world)
+    bed.host.__dict__["openflow"] = lambda _side: flows
+    bed.facts["uplink_carried"] = asdict(Passed(9.0, 5, 5))
+    bed.facts["uplink_proof"] = Proof().fact()
+    begun = bed.world.now
+    Soak().do(bed.context, bed.run)
+    assert bed.world.now - begun > 26
+    assert bed.told == ""
 
 
 def test_vms_that_are_not_served_in_turn_do_not_keep_the_soak_from_ending(bed: Bed) -> None:
