@@ -56,12 +56,12 @@ Status = Callable[[Host], tuple[Mapping[str, Any], Mapping[str, str]]]
 @dataclass(frozen=True, slots=True)
 class Queries:
     """What the kernel is asked because no file has it: whether the clock is synchronised, which firmware a network
-    device has, the settings of a VF, and the private flags of a driver. ``group`` asks what else names groups.
-    ``root``: the kernel answers root, to whom it says everything."""
+    device has, the settings of a VF (``None``: those in the uplink's network namespace), and the private flags of a
+    driver. ``group`` asks what else names groups. ``root``: the kernel answers root, to whom it says everything."""
 
     synchronised: Callable[[], bool | None] = clock.synchronised
     firmware: devices.Ask = driver_info.firmware
-    vf: vf_checks.Read = lambda name, number: RtnlVfs().read(name, number)
+    vf: vf_checks.Read | None = None
     flags: Callable[[str], Mapping[str, bool]] = driver_info.private_flags
     group: Callable[[str], access.Members | None] = access.group
     root: bool = field(default_factory=lambda: os.geteuid() == 0)
@@ -230,7 +230,8 @@ def _look_at_devices(look: Look) -> Iterator[Found]:
 
 def _look_at_vfs(look: Look, macs: Mapping[Side, str]) -> Iterator[Found]:
     bus, pids = PciBus(look.root.sys, look.root.proc), {side: look.host.instances[side].pid() for side in Side}
-    facts = vf_checks.look(look.config, bus, look.queries.vf, pids, device_checks.left(look.config, look.system))
+    ask = look.queries.vf or RtnlVfs(look.config.uplink.namespace).read
+    facts = vf_checks.look(look.config, bus, ask, pids, device_checks.left(look.config, look.system))
     yield from adopt(Section.DEVICES, vf_checks.judge(facts, macs, tuple(Side)))
 
 
