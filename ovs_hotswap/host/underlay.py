@@ -54,7 +54,8 @@ class Underlay:
         run, and the kernel sees the answers there. Where the kernel has no such device, the active instance sends
         them, and its bridge's device sees the answers: a standby may have no uplink."""
         uplink, kernel = self._config.uplink, PacketSockets(self._config.uplink.namespace)
-        devices = [nic.device for nic in uplink.nics if nic.device is not None]
+        # A NIC that only one instance can have open is that instance's alone: DPDK may have taken it from the kernel.
+        devices = [nic.device for nic in uplink.nics if nic.device is not None] if uplink.both_open else []
         running = [side for side, instance in self._instances.items() if instance.pid() is not None]
         mouths: list[Callable[[bytes], None]] = [partial(kernel.send, device) for device in devices]
         ears = [partial(kernel.listen, device) for device in devices]

@@ -121,6 +121,8 @@ def test_questions_leave_by_the_kernels_device_or_else_by_an_instance() -> None:
     assert [getattr(each, "__name__", "") for each in of.mouths] == ["send"]
     assert (len(of.ears), len(of.bridges)) == (0, 1)
     assert underlay(Instance(None), Instance(None), None).asker().mouths == []
+    of = underlay(Instance(1), Instance(None), Side.A, driver="exclusive", device="pf0").asker()
+    assert (len(of.ears), len(of.bridges)) == (0, 1), "the NIC is the instance's alone"
 
 
 @pytest.mark.parametrize("name", ["watch", "restore"])
