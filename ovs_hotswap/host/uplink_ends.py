@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ovs_hotswap.config import Config
-from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.errors import HotswapError, SwitchError
 from ovs_hotswap.host import saved_settings, uplink_ports
 from ovs_hotswap.model import Life, Side
 from ovs_hotswap.overlay.intent import Intent
@@ -71,7 +71,8 @@ class UplinkEnd:
 
 @dataclass(frozen=True, slots=True)
 class UplinkExchange:
-    """The port of an uplink that only one of the two instances has at a time. All methods raise SwitchError.
+    """The port of an uplink that only one of the two instances has at a time. All methods raise SwitchError, and those
+    that open and close it also HostError.
 
     ``intent`` returns the present intent.
     """
@@ -115,7 +116,7 @@ class UplinkExchange:
             instance.devices.take()
             self._add(side)
         except BaseException:
-            with contextlib.suppress(SwitchError):
+            with contextlib.suppress(HotswapError):  # the first fault is the one to be told
                 self.release(side)
             raise
 

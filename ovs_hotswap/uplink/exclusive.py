@@ -27,7 +27,7 @@ _HINT = "`ovs-hotswap status`, `ovs-hotswap instance list`"
 
 
 class Ports(Protocol):
-    """What this driver asks of the two instances. All methods raise SwitchError."""
+    """What this driver asks of the two instances. All methods raise SwitchError, and the last two also HostError."""
 
     def end(self, side: Side) -> End: ...
 
@@ -86,10 +86,11 @@ class ExclusiveUplink:
             self.ports.open_uplink(side)
             if not self.quick:
                 self._await_link(side)
-        except (SwitchError, UplinkError) as error:
+        except Exception as error:  # whatever it is, the other side must have the uplink again
             after = "" if before is None else self._give_back(before, begun)
-            text = f"instance {side} did not get the uplink: {error.message}{after}"
-            raise UplinkError(text, hint=error.hint or f"the log of instance {side}") from error
+            text = f"instance {side} did not get the uplink: {_cause(error)}{after}"
+            hint = error.hint if isinstance(error, HotswapError) else None
+            raise UplinkError(text, hint=hint or f"the log of instance {side}") from error
         gap_s = self.clock() - begun
         if self.owner() is not side:
             raise UplinkError(f"instance {side} has lost the uplink again", hint=f"the log of instance {side}")
@@ -109,8 +110,8 @@ class ExclusiveUplink:
             if self.ports.has_uplink(side.other):
                 self.ports.release_uplink(side.other)
             self.ports.open_uplink(side)
-        except SwitchError as error:
-            return f"; instance {side} did not get it back, so neither instance may have it: {error.message}"
+        except Exception as error:  # noqa: BLE001 - it is told beside the first fault
+            return f"; instance {side} did not get it back, so neither instance may have it: {_cause(error)}"
         return f"; instance {side} has it again, after {self.clock() - begun:.1f} s"
 
     def prove(self, side: Side, end: End, way: Way | None = None) -> Proof:
@@ -159,3 +160,7 @@ class ExclusiveUplink:
             return [Finding("uplink", Severity.ERROR, error.message, error.hint)]
         has = f"instance {owner} has it" if owner else "no instance has it yet"
         return [Finding("uplink", Severity.OK, f"one NIC, which only one instance can have open: {has}")]
+
+
+def _cause(error: Exception) -> str:
+    return error.message if isinstance(error, HotswapError) else repr(error)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ovs_hotswap.config import Config
-from ovs_hotswap.errors import SwitchError, UplinkError
+from ovs_hotswap.errors import HostError, SwitchError, UplinkError
 from ovs_hotswap.host.uplink_ends import UplinkEnds, UplinkExchange
 from ovs_hotswap.model import Life, Proof, Severity, Side, Way
 from ovs_hotswap.overlay.intent import Intent
@@ -42,6 +42,7 @@ class FakePorts:
     has: set[Side] = field(default_factory=set)
     acts: list[str] = field(default_factory=list)
     cannot_open: set[Side] = field(default_factory=set)
+    why: Exception = field(default_factory=lambda: SwitchError("port uplink: cannot be attached", hint="look"))
     mute: set[Side] = field(default_factory=set)  # the instances that do not answer
     silent: bool = False
     links_down: bool = False
@@ -66,7 +67,7 @@ class FakePorts:
         self.now += 0.25
         self.acts.append(f"open {side}")
         if side in self.cannot_open:
-            raise SwitchError("port uplink: cannot be attached", hint="look")
+            raise self.why
         self.has.add(side)
         assert len(self.has) == 1, "two processes have the device"
 
@@ -116,6 +117,17 @@ def test_what_the_new_side_cannot_open_the_old_side_has_again() -> None:
     with pytest.raises(UplinkError, match=r"instance b did not get .* cannot be attached; instance a has it again"):
         ports.uplink().steer(Side.B)
     assert ports.has == {Side.A}
+
+
+@pytest.mark.parametrize("why", [HostError("/run/a.json: No space left on device"), OSError("another fault")])
+def test_the_old_side_has_it_again_whatever_the_fault_is(why: Exception) -> None:
+    ports = FakePorts(has={Side.A}, cannot_open={Side.B}, why=why)
+    with pytest.raises(UplinkError, match=r"instance b did not get .*; instance a has it again"):
+        ports.uplink().steer(Side.B)
+    assert ports.has == {Side.A}
+    ports.cannot_open = set(Side)
+    with pytest.raises(UplinkError, match="did not get it back, so neither instance may have it"):
+        ports.uplink().steer(Side.B)
 
 
 def test_a_link_that_does_not_come_up_is_given_back() -> None:
