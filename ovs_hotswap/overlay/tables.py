@@ -126,8 +126,8 @@ _KIND_NAMES = {
     Kind.DELIVER: "packets delivered",
     Kind.NOT_BACK: "copies not sent back to their sender",
     Kind.FROM_NEIGHBOUR: "answers of followed neighbours",
-    Kind.ASKS_VTEP: "questions who has the VTEP's address, from the uplink",
-    Kind.ANSWERS_VTEP: "answers to such questions of the VTEP, from the uplink",
+    Kind.ASKS_VTEP: "questions who has an address of this host, from the uplink",
+    Kind.ANSWERS_VTEP: "answers to such questions of this host, from the uplink",
     Kind.PEER_TO_UPLINK: "the other instance's packets to the uplink",
     Kind.FROM_VTEP: "questions and answers of the VTEP about MACs",
     Kind.PROOF: "answers to questions that prove the uplink",
@@ -230,7 +230,8 @@ def render(
     segments = _segments(intent)
     return (
         Table(CLASSIFY, "classify", "By port of arrival: underlay, peer link, tunnel, VMs (source MAC checked)",
-              (*_underlay(intent, uplink, shared=whole_nic and form is Form.WINDOW), *_announced(intent.vtep, voice),
+              (*_underlay(intent, uplink, shared=whole_nic and form is Form.WINDOW),
+               *(() if whole_nic else _answers(intent, uplink)), *_announced(intent.vtep, voice),
                *_overlay(intent, segments), *_peer(intent, form), *(_whole_nic(intent, form) if whole_nic else ()),
                Flow(0, "", "drop", cookie(Kind.DROP_UNKNOWN_PORT), "any other port"))),
         Table(LOCAL, "local", "By VNI and destination MAC: the VMs of this host",
@@ -309,6 +310,15 @@ def _underlay(intent: Intent, uplink: UplinkPorts, *, shared: bool) -> Iterator[
         cookie(Kind.TO_UPLINK),
         "encapsulated packets leave by the uplink",
     )
+    for port in uplink.arrive:
+        yield Flow(
+            50, f"in_port={port}", "drop", cookie(Kind.DROP_UNDERLAY), "nothing else is wanted from the underlay"
+        )
+
+
+def _answers(intent: Intent, uplink: UplinkPorts) -> Iterator[Flow]:
+    """The answers of followed neighbours. Where the switch owns the whole NIC, all answers come to the bridge."""
+    vtep, (tag, pop, _) = intent.vtep, _Tags.of(intent.vtep.vlan)
     for neighbour in intent.neighbours:
         if neighbour.mac is None and (link := vtep.interface_to(neighbour.address)) is not None:
             answer = f"arp{tag},arp_op=2,arp_spa={neighbour.address},arp_tpa={link.ip}"
@@ -319,22 +329,19 @@ def _underlay(intent: Intent, uplink: UplinkPorts, *, shared: bool) -> Iterator[
                     100, f"in_port={port},{answer}", f"{pop}LOCAL", cookie(Kind.FROM_NEIGHBOUR),
                     f"{neighbour.address} answers: OVS learns its MAC",
                 )  # fmt: skip
-    for port in uplink.arrive:
-        yield Flow(
-            50, f"in_port={port}", "drop", cookie(Kind.DROP_UNDERLAY), "nothing else is wanted from the underlay"
-        )
 
 
 def _whole_nic(intent: Intent, form: Form) -> Iterator[Flow]:
     """Address resolution by ARP (RFC 826) or neighbour discovery (RFC 4861, 7.2), and the other instance's packets."""
     vtep, tags = intent.vtep, _Tags.of(intent.vtep.vlan)
     start = f"in_port={UPLINK_PORT}{tags.match}"
-    answered = (f"arp,arp_tpa={vtep.address},arp_op=2" if vtep.version == 4 else
-                f"icmp6,icmp_type=136,icmp_code=0,ipv6_dst={vtep.address}")  # fmt: skip
-    yield Flow(100, f"{start},{_asked(vtep.address)}", f"{tags.pop}LOCAL", cookie(Kind.ASKS_VTEP),
-               "who has the VTEP: the kernel answers")  # fmt: skip
-    yield Flow(100, f"{start},{answered},dl_dst={vtep.mac}", f"{tags.pop}LOCAL", cookie(Kind.ANSWERS_VTEP),
-               "a neighbour answers the VTEP")  # fmt: skip
+    for own in dict.fromkeys(str(each.ip) for each in vtep.interfaces):
+        answered = (f"arp,arp_tpa={own},arp_op=2" if vtep.version == 4 else
+                    f"icmp6,icmp_type=136,icmp_code=0,ipv6_dst={own}")  # fmt: skip
+        yield Flow(100, f"{start},{_asked(own)}", f"{tags.pop}LOCAL", cookie(Kind.ASKS_VTEP),
+                   f"who has {own}: the kernel answers")  # fmt: skip
+        yield Flow(100, f"{start},{answered},dl_dst={vtep.mac}", f"{tags.pop}LOCAL", cookie(Kind.ANSWERS_VTEP),
+                   f"a neighbour answers {own}")  # fmt: skip
     if form is Form.WINDOW:
         yield Flow(
             100, f"in_port={PEER_PORT},dl_vlan={UPLINK_PORT}", f"pop_vlan,output:{UPLINK_PORT}",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ovs_hotswap.errors import HotswapError, SwitchError, UplinkError
@@ -32,7 +32,7 @@ class Ports(Protocol):
     def end(self, side: Side) -> End: ...
 
     def answers(self, side: Side) -> int:
-        """The number of neighbours' answers to the VTEP that the side has counted on its uplink."""
+        """The number of neighbours' answers to this host that the side has counted on its uplink."""
 
     def has_uplink(self, side: Side) -> bool:
         """Whether the side's datapath has the uplink. If its process has ended, it does not."""
@@ -136,7 +136,8 @@ class ExclusiveUplink:
         """Ask each neighbour once more, and return whether one has answered since the count was ``before``."""
         end = self.ports.end(side)
         for neighbour in self.neighbours[:_ASKED]:
-            end.send(question(self.vtep, neighbour, self._mark, self.vlan))
+            asker = replace(self.vtep, address=neighbour.asker or self.vtep.address)
+            end.send(question(asker, neighbour, self._mark, self.vlan))
         return bool(self.neighbours) and self.ports.answers(side) > before
 
     def steered(self, side: Side) -> Steered | None:

@@ -246,6 +246,39 @@ def test_the_kernel_behind_the_bridge_answers_arp_only_where_no_other_kernel_doe
     assert kinds.isdisjoint(cookie_kind(flow.cookie) for flow in render(PAIRED, form)[0].flows)
 
 
+@pytest.mark.parametrize("form", Form)
+def test_each_of_the_hosts_addresses_is_resolved_and_every_answer_is_counted_alike(form: Form) -> None:
+    """A followed neighbour's answer is what the proof counts, and routers ask for the address on their link."""
+    link = "192.0.2.1"
+    intent = Intent.model_validate({
+        "vtep": {"address": "10.0.0.1/32", "mac": MAC, "link_addresses": [f"{link}/31"]},
+        "neighbour": [{"address": "192.0.2.0"}],
+    })  # fmt: skip
+    flows = render(intent, form, whole_nic=True)[0].flows
+    kinds = [cookie_kind(flow.cookie) for flow in flows if f"arp_tpa={link}," in flow.match]
+    assert kinds == [Kind.ASKS_VTEP, Kind.ANSWERS_VTEP]
+    assert Kind.FROM_NEIGHBOUR not in [cookie_kind(flow.cookie) for flow in flows]
+
+
+@dataclass
+class Noting(FakePorts):
+    """Notes what an instance is to send."""
+
+    sent: list[bytes] = field(default_factory=list)
+
+    def end(self, side: Side) -> Any:
+        return self
+
+    def send(self, frame: bytes) -> None:
+        self.sent.append(frame)
+
+
+def test_a_neighbour_is_asked_from_the_address_on_its_link() -> None:
+    ports, link = Noting(has={Side.A}), "192.0.2.1"
+    ports.uplink(neighbours=(Host("192.0.2.0", NEIGHBOUR.mac, link),)).prove(Side.A, ports.end(Side.A), Way.OUT)
+    assert ports.sent[0][:42] == question(Host(link, MAC), Host("192.0.2.0", NEIGHBOUR.mac), b"")[:42]
+
+
 @pytest.mark.parametrize(
     ("vtep", "parts", "actions"),
     [
