@@ -64,7 +64,7 @@ class Namespaces:
 
     def look(self, name: str, namespace: str | None) -> Device | None:
         """Return the device as it is in ``namespace``, or ``None`` if it is not there."""
-        with self._links(namespace) as route:
+        with self._told(namespace) as route:
             index = _index(route, name)
             if index is None:
                 return None
@@ -73,15 +73,12 @@ class Namespaces:
     def mtu(self, name: str, namespace: str | None) -> tuple[int, int | None] | None:
         """Return the device's MTU and the largest one that its driver takes (``None`` if the kernel does not say), in
         bytes; ``None`` if it is not in ``namespace``."""
-        try:
-            with self._links(namespace) as route:
-                index = _index(route, name)
-                if index is None:
-                    return None
-                link = route.get_links(index)[0]
-                return int(link.get_attr("IFLA_MTU")), int(link.get_attr("IFLA_MAX_MTU") or 0) or None
-        except (OSError, NetlinkError) as error:
-            raise SwitchError(f"network device {name}: its MTU cannot be read: {error}") from error
+        with self._told(namespace) as route:
+            index = _index(route, name)
+            if index is None:
+                return None
+            link = route.get_links(index)[0]
+            return int(link.get_attr("IFLA_MTU")), int(link.get_attr("IFLA_MAX_MTU") or 0) or None
 
     def move_in(self, device: Device, namespace: str) -> None:
         """Move the device from where it is into ``namespace`` and set it up there. Until it leaves, the kernel there
@@ -113,7 +110,7 @@ class Namespaces:
     def put_address(self, device: str, address: str, prefix: int, namespace: str) -> None:
         """Give the device the address, unless it has it, and set it up. An IPv6 address is there at once: the kernel
         does not ask other hosts whether one of them has it (RFC 4862, 5.4), because the other instance does."""
-        with self._links(namespace) as route:
+        with self._told(namespace) as route:
             index = _index(route, device)
             if index is None:
                 raise SwitchError(f"there is no network device {device} in network namespace {namespace}")
@@ -127,7 +124,7 @@ class Namespaces:
 
     def remove_address(self, device: str, address: str, prefix: int, namespace: str) -> None:
         """Take the address from the device, if it has it."""
-        with self._links(namespace) as route:
+        with self._told(namespace) as route:
             index = _index(route, device)
             if index is None:
                 return
@@ -139,10 +136,20 @@ class Namespaces:
 
     def addresses(self, device: str, namespace: str) -> set[str]:
         """Return the device's addresses as ``address/prefix``; the set is empty if there is no such device."""
-        with self._links(namespace) as route:
+        with self._told(namespace) as route:
             index = _index(route, device)
             found = route.get_addr(index=index) if index is not None else ()
             return {f"{entry.get_attr('IFA_ADDRESS')}/{entry['prefixlen']}" for entry in found}
+
+    @contextlib.contextmanager
+    def _told(self, namespace: str | None) -> Iterator[Any]:
+        """As ``_links``, for a block that need not say more about a fault than the kernel and the namespace do."""
+        try:
+            with self._links(namespace) as route:
+                yield route
+        except (OSError, NetlinkError) as error:
+            where = f"network namespace {namespace}" if namespace else "the host's network devices"
+            raise SwitchError(f"{where}: {error}") from error
 
     @contextlib.contextmanager
     def _links(self, namespace: str | None) -> Iterator[Any]:

@@ -518,3 +518,15 @@ def test_faults_of_ports() -> None:
     found = {"good": port(1, None), "bad": port(-1, "no device"), "silent": port(-1, None), "new": port(None, None)}
     expected = {"bad": "no device", "silent": "could not be made", "gone": "not in the database"}
     assert faults(found, [*found, "gone"]) == expected
+
+
+def test_a_fault_of_the_kernel_is_one_of_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that only look may be run by anyone, and the kernel lets only root into a namespace."""
+
+    def refuse(**_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("ovs_hotswap.switch.netns.IPRoute", refuse)
+    for ask in (Namespaces().look, Namespaces().mtu):
+        with pytest.raises(SwitchError, match="the host's network devices: .*not permitted"):
+            ask("vf-a", None)
