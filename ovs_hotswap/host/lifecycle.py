@@ -89,7 +89,7 @@ def adopt(host: Host, side: Side) -> bool:
             hint=f"`ovs-hotswap instance start {side.other}`",
         )
     standby.settle(host, side)
-    return activate_first(host, side)
+    return activate_first(host, side, started=False)
 
 
 def _deactivate(host: Host, side: Side) -> None:
@@ -115,12 +115,16 @@ def restore(host: Host) -> Active | None:
     return last
 
 
-def activate_first(host: Host, side: Side) -> bool:
+def activate_first(host: Host, side: Side, *, started: bool = True) -> bool:
     """Make a programmed instance the active one if no side is active. Returns whether it did so. If the state directory
-    cannot be written, only the next boot is affected, so a warning is logged and the VMs are served."""
+    cannot be written, only the next boot is affected, so a warning is logged and the VMs are served. ``started``: the
+    instance has just been started; otherwise it may have the traffic, from which nothing is to be taken."""
     if host.recorded_active() is not None:
         return False
-    steer_to_started(host.uplink, side)
+    if started:
+        steer_to_started(host.uplink, side)
+    else:
+        host.uplink.steer(side)
     if lag := host.record_now(side):
         log.warning("%s", lag)
     return True

@@ -279,6 +279,16 @@ def test_an_instance_that_serves_without_a_record_becomes_the_active_one_untouch
     assert not adopt(host, Side.A)  # a side is active now
 
 
+def test_the_rule_of_an_instance_that_runs_is_not_taken_away_first(
+    host: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take_away(_uplink: object, _side: Side) -> None:
+        raise AssertionError("it was not started, so its virtual function was not reset")
+
+    monkeypatch.setattr("ovs_hotswap.host.lifecycle.steer_to_started", take_away)
+    assert adopt(host, Side.B)
+
+
 def test_an_instance_does_not_become_the_active_one_while_the_other_owns_a_vm(host: Machine) -> None:
     host.world.owner["vm1"] = Side.A
     host.world.parked["vm1"] = set()
