@@ -60,9 +60,9 @@ class PairUplink:
         return found.pop() if len(found) == 1 else None
 
     def steer(self, side: Side) -> float | None:
-        """Steer both NICs. If one with a link refuses, the other is put back, and the error says so. Returns the
-        longest gap of a NIC."""
-        before = {} if self._quick else {nic.name: _owner(nic) for nic in self._nics}
+        """Steer both NICs. If one with a link refuses, the other is put back, and the error says so; if it is not known
+        what that one was steered to, it stays as it is. Returns the longest gap of a NIC."""
+        before = {} if self._quick else self._owners()
         done: list[Nic] = []
         gaps: list[float] = []
         refused: list[tuple[Nic, UplinkError]] = []
@@ -83,7 +83,18 @@ class PairUplink:
         # The NIC that has refused may be changed nevertheless, if only the answer was lost.
         changed = [each for each in (*done, nic) if before.get(each.name, side) is not side]
         became = [text for each in changed if (text := _put_back(each, before[each.name], silent=each is nic))]
+        if not self._quick:
+            became += [f"{each.name} is steered to instance {side} now, and what it was steered to before is not known"
+                       for each in done if each.name not in before]  # fmt: skip
         raise UplinkError("; ".join([f"{nic.name}: {fault.message}", *became]), hint=fault.hint) from fault
+
+    def _owners(self) -> dict[str, Side | None]:
+        """The side of each NIC, by its name, as far as they can be read."""
+        found: dict[str, Side | None] = {}
+        for nic in self._nics:
+            with contextlib.suppress(UplinkError):
+                found[nic.name] = nic.driver.owner()
+        return found
 
     def prove(self, side: Side, end: Speaker, way: Way | None = None) -> Proof:
         """Prove each NIC that has a link. ``end``: the instance's end of the first NIC.
@@ -167,12 +178,6 @@ class PairUplink:
             return []
         text = ", ".join(f"{name} is steered to {_whose(owner)}" for name, owner in owners.items())
         return [Finding("uplink", Severity.ERROR, f"the NICs do not agree: {text}", _STEER_AGAIN)]
-
-
-def _owner(nic: Nic) -> Side | None:
-    with contextlib.suppress(UplinkError):
-        return nic.driver.owner()
-    return None
 
 
 def _put_back(nic: Nic, before: Side | None, *, silent: bool) -> str:
