@@ -143,7 +143,7 @@ class Namespaces:
 
     @contextlib.contextmanager
     def _told(self, namespace: str | None) -> Iterator[Any]:
-        """As ``_links``, for a block that need not say more about a fault than the kernel and the namespace do."""
+        """Yield what ``_links`` yields, for a block that need not say more of a fault than namespace and cause."""
         try:
             with self._links(namespace) as route:
                 yield route

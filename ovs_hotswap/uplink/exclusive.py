@@ -110,7 +110,7 @@ class ExclusiveUplink:
             if self.ports.has_uplink(side.other):
                 self.ports.release_uplink(side.other)
             self.ports.open_uplink(side)
-        except Exception as error:  # noqa: BLE001 - it is told beside the first fault
+        except Exception as error:  # noqa: BLE001 - it is reported beside the first fault
             return f"; instance {side} did not get it back, so neither instance may have it: {_cause(error)}"
         return f"; instance {side} has it again, after {self.clock() - begun:.1f} s"
 
