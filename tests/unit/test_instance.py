@@ -528,5 +528,5 @@ def test_a_fault_of_the_kernel_is_one_of_the_switch(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("ovs_hotswap.switch.netns.IPRoute", refuse)
     for ask in (Namespaces().look, Namespaces().mtu):
-        with pytest.raises(SwitchError, match="the host's network devices: .*not permitted"):
+        with pytest.raises(SwitchError, match=r"the host's network devices: .*not permitted"):
             ask("vf-a", None)

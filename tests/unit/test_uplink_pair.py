@@ -145,7 +145,7 @@ def test_a_nic_that_cannot_be_put_back_is_said(bed: Bed) -> None:
 
 def test_a_nic_whose_owner_was_not_known_loses_no_rule(bed: Bed) -> None:
     bed.first.side, bed.first.unreadable, bed.second.refuses = Side.A, True, {Side.B}
-    with pytest.raises(UplinkError, match="pf1: refused; pf0 is steered to instance b now, and .* is not known"):
+    with pytest.raises(UplinkError, match=r"pf1: refused; pf0 is steered to instance b now, and .* is not known"):
         bed.uplink().steer(Side.B)
     assert bed.first.side is Side.B
 
