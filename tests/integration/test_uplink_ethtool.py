@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,10 +69,11 @@ def test_show_of_software_steering(namespace: str, tmp_path: Path) -> None:
     assert "leads to  instance b" in shown
     assert "NIC       lab0, veth, 1.0" in shown
     assert "rule      lab0: UDP port 4789 of 172.31.0.1 to lab2" in shown
-    assert "counted   instance b: 0 packets given to it, 0 taken from it" in shown
+    # The kernel itself sends on the devices, so the number of packets taken is not known.
+    assert re.search(r"^counted   instance b: 0 packets given to it, \d+ taken from it$", shown, re.MULTILINE)
     document = json.loads(run(path, "--json"))
     assert document["owner"] == "b"
-    assert document["counters"] == {"b": {"given": 0, "taken": 0}}
+    assert {side: counted["given"] for side, counted in document["counters"].items()} == {"b": 0}
 
 
 def run(path: Path, *options: str) -> str:
