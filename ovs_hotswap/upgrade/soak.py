@@ -56,7 +56,8 @@ class Soak(Step[Upgrade]):
             if left <= 0 and not patience.waiting and not strays.waiting:
                 if not traffic.waiting:
                     break
-                end = host.system.monotonic()  # a VM that restarts meanwhile has as long as one at the end of the soak
+                # A VM that restarts while this waits has as long as one at the end of the soak.
+                end = host.system.monotonic()
                 run.progress("wait until packets are seen to pass the uplink")
         uplink_proof.tell(run, traffic.findings())
         uplink_proof.see_silence(host)

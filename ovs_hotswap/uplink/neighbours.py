@@ -17,7 +17,7 @@ from ovs_hotswap.uplink.frames import BROADCAST, MARK_BYTES, Ear, Host, answerer
 _TRIES = 3
 _PAUSE_S = 0.1  # after a question without an answer: switches that inspect ARP take 15 a second from a port
 _ANSWER_S = 0.2  # after the last question of each try
-_REPEATED_S = 3.0  # so long after the first question nobody is asked a third time: a caller's VMs may wait
+_REPEATED_S = 3.0  # so long after the first question there is no third one: a caller's VMs may wait
 _TURN_S = 0.02  # until the next ear is listened to
 
 

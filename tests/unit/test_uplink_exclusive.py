@@ -534,7 +534,7 @@ def test_a_failover_ends_the_process_that_has_the_uplink_before_it_is_opened(bed
 
 
 def test_what_was_found_of_an_uplink_is_forgotten_when_the_other_instance_has_it(bed: Bed) -> None:
-    """Otherwise a failover to the instance that lost it would be held back for ever."""
+    """Otherwise a failover to the instance that lost it would be held back indefinitely."""
     wires = bed.keeper.wires
     for proof in (Proof(True, True), Proof(False, True)):
         bed.world.proofs[Side.A] = proof
