@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,8 @@ from typing import Any
 
 import pytest
 
-from ovs_hotswap.broker.lifecycle import start_broker
 from ovs_hotswap.doctor.report import Section
 from ovs_hotswap.host.host import Host
-from ovs_hotswap.host.lifecycle import start_instance
 from ovs_hotswap.lab import Lab
 from ovs_hotswap.lab.watch import wait_protected, watchdog
 from ovs_hotswap.model import Side
@@ -26,6 +23,7 @@ from ovs_hotswap.switch.instance import State
 from ovs_hotswap.system import System
 from tests.integration.conftest import MakeConfig
 from tests.support.json_schema import faults
+from tests.support.lab_bed import serving_lab
 from tests.support.waiting import eventually
 from tools import schema
 
@@ -36,17 +34,8 @@ DOCTOR = json.loads((schema.DIRECTORY / "doctor.schema.json").read_text())
 
 @pytest.fixture(scope="module")
 def bed(system: System) -> Iterator[Lab]:
-    lab = Lab(Path(tempfile.mkdtemp(prefix="ovsh-dr-")), GUESTS, system)
-    try:
-        lab.up()
-        lab.config_path.write_text(lab.config_path.read_text() + "\n[watch]\ncrash_limit = 100\nhang_ms = 3000\n")
-        host = Host(lab.config, system)
-        start_broker(lab.config, system, lab.config_path, 10.0)
-        start_instance(host, Side.A, host.releases.get("host"))
-        lab.pings.wait_flowing(60.0)
+    with serving_lab(system, "ovsh-dr-", "\n[watch]\ncrash_limit = 100\nhang_ms = 3000\n", vms=GUESTS) as lab:
         yield lab
-    finally:
-        lab.down()
 
 
 @pytest.fixture

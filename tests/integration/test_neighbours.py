@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.broker.lifecycle import start_broker
 from ovs_hotswap.host.host import Host
-from ovs_hotswap.host.lifecycle import start_instance
 from ovs_hotswap.lab import Lab
 from ovs_hotswap.lab.layout import REMOTE_INNER, REMOTE_INNER_MAC, REMOTE_VTEP, REMOTE_VTEP_MAC, VNI, VTEP_MAC
 from ovs_hotswap.lab.pings import Mark
@@ -22,6 +18,7 @@ from ovs_hotswap.upgrade import collect
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from ovs_hotswap.watchdog.next_hop_watch import NextHopWatch
 from ovs_hotswap.watchdog.status_file import StatusFile, last_events
+from tests.support.lab_bed import serving_lab
 
 OTHER_MAC, THIRD_MAC = "52:54:00:1f:00:22", "52:54:00:1f:00:33"
 Follow = Callable[[Callable[[Host], bool]], None]
@@ -31,19 +28,13 @@ Follow = Callable[[Callable[[Host], bool]], None]
 def bed(system: System) -> Iterator[Lab]:
     """A lab with one guest, which pings the remote host, on an active instance. The remote host's MAC is not in the
     overlay file."""
-    lab = Lab(Path(tempfile.mkdtemp(prefix="ovsh-nb-")), 1, system)
-    try:
-        lab.up()
-        lab.config_path.write_text(f"{lab.config_path.read_text()}\n[upgrade]\nsoak_s = 0.3\n")
+
+    def forget_mac(lab: Lab) -> None:
         overlay = lab.layout.overlay_file
         overlay.write_text(overlay.read_text().replace(f'mac = "{REMOTE_VTEP_MAC}"\n', ""))
-        host = Host(lab.config, system)
-        start_broker(lab.config, system, lab.config_path, 10.0)
-        start_instance(host, Side.A, host.releases.get("host"))
-        lab.pings.wait_flowing(60.0)
+
+    with serving_lab(system, "ovsh-nb-", vms=1, prepare=forget_mac) as lab:
         yield lab
-    finally:
-        lab.down()
 
 
 @pytest.fixture

@@ -27,7 +27,8 @@ from ovs_hotswap.remote.store import Jobs
 from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.steps import upgrade_plan
-from tests.integration.test_upgrade import GUESTS, TREE_NAME, bring_up
+from tests.integration.test_upgrade import GUESTS, TREE_NAME
+from tests.support.lab_bed import bring_up
 from tests.support.ssh_bed import SSHD, SshBed, ssh_bed
 from tests.support.waiting import eventually
 

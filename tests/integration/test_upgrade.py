@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.broker.lifecycle import start_broker, stop_broker
+from ovs_hotswap.broker.lifecycle import stop_broker
 from ovs_hotswap.config import Active
 from ovs_hotswap.errors import (
     BrokerError,
@@ -28,7 +28,7 @@ from ovs_hotswap.errors import (
 )
 from ovs_hotswap.host import settings_transfer
 from ovs_hotswap.host.host import Host
-from ovs_hotswap.host.lifecycle import adopt, restore, start_instance
+from ovs_hotswap.host.lifecycle import adopt, restore
 from ovs_hotswap.host.standby import await_ports
 from ovs_hotswap.lab import Lab
 from ovs_hotswap.lab.hugepages import read_pool
@@ -39,6 +39,7 @@ from ovs_hotswap.switch.instance import State
 from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.upgrade import Upgrader
+from tests.support.lab_bed import bring_up
 from tests.support.threads import policies_seen, thread_names, unusual
 
 GUESTS = 2
@@ -47,14 +48,6 @@ TREE_NAME = "trixie"
 
 def nobody(_event: Event) -> None:
     """An observer that does not look."""
-
-
-def bring_up(lab: Lab, system: System) -> None:
-    """Start the broker and instance a, and wait for the guests' pings."""
-    host = Host(lab.config, system)
-    start_broker(lab.config, system, lab.config_path, 10.0)
-    start_instance(host, Side.A, host.releases.get("host"))
-    lab.pings.wait_flowing(60.0)
 
 
 @pytest.fixture(scope="module")

@@ -6,17 +6,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.broker.lifecycle import start_broker
 from ovs_hotswap.errors import RolledBack
 from ovs_hotswap.host.flow_tables import tables
 from ovs_hotswap.host.host import Host
-from ovs_hotswap.host.lifecycle import start_instance
 from ovs_hotswap.lab import GuestOptions, Lab
 from ovs_hotswap.lab.layout import REMOTE_DEVICE, REMOTE_VTEP, VF_MACS, VTEP, WireOptions
 from ovs_hotswap.lab.pings import Mark
@@ -30,6 +26,7 @@ from ovs_hotswap.system import System
 from ovs_hotswap.upgrade import uplink_proof
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from ovs_hotswap.upgrade.uplink_checks import PEERS
+from tests.support.lab_bed import SHORT_SOAK, serving_lab
 from tests.support.waiting import eventually
 
 ROUNDS = int(os.environ.get("OVS_HOTSWAP_UPLINK_ROUNDS", "1"))
@@ -38,19 +35,13 @@ ROUNDS = int(os.environ.get("OVS_HOTSWAP_UPLINK_ROUNDS", "1"))
 @contextlib.contextmanager
 def announced(system: System, wire: WireOptions) -> Iterator[Lab]:
     """A lab with two guests that ping each other and the remote end, on an active instance."""
-    options = GuestOptions(mtu=wire.tunnel_mtu, wire=wire)
-    lab = Lab(Path(tempfile.mkdtemp(prefix="ovsh-an-")), 2, system, options)
-    try:
-        lab.up()
-        changes = "\n[upgrade]\nsoak_s = 0.3\n[watch]\ncrash_limit = 100\nhang_ms = 3000\n"
-        lab.config_path.write_text(lab.config_path.read_text() + changes)
-        host = Host(lab.config, system)
-        start_broker(lab.config, system, lab.config_path, 10.0)
-        start_instance(host, Side.A, host.releases.get("host"))
-        lab.pings.wait_flowing(60.0)
+    with serving_lab(
+        system,
+        "ovsh-an-",
+        SHORT_SOAK + "[watch]\ncrash_limit = 100\nhang_ms = 3000\n",
+        options=GuestOptions(mtu=wire.tunnel_mtu, wire=wire),
+    ) as lab:
         yield lab
-    finally:
-        lab.down()
 
 
 @pytest.fixture(scope="module")

@@ -6,25 +6,22 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.broker.lifecycle import start_broker
 from ovs_hotswap.errors import RolledBack, UplinkError
 from ovs_hotswap.host.host import Host
-from ovs_hotswap.host.lifecycle import start_instance
 from ovs_hotswap.lab import Lab
 from ovs_hotswap.lab.layout import PF, REMOTE, GuestOptions, WireOptions
 from ovs_hotswap.lab.pings import Mark
 from ovs_hotswap.lab.watch import wait_protected, watchdog
-from ovs_hotswap.model import Side
 from ovs_hotswap.plan.executor import Event
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from ovs_hotswap.uplink.frames import in_namespace
+from tests.support.lab_bed import serving_lab
 from tests.support.waiting import eventually
 
 ROUNDS = int(os.environ.get("OVS_HOTSWAP_UPLINK_ROUNDS", "1"))
@@ -37,18 +34,8 @@ def nobody(_event: Event) -> None:
 @pytest.fixture(scope="module")
 def bed(system: System) -> Iterator[Lab]:
     """A lab with two guests that ping each other and the remote end; instance a is active and has the NIC."""
-    options = GuestOptions(wire=WireOptions(driver="exclusive"))
-    lab = Lab(Path(tempfile.mkdtemp(prefix="ovsh-ux-")), 2, system, options)
-    try:
-        lab.up()
-        lab.config_path.write_text(f"{lab.config_path.read_text()}\n[upgrade]\nsoak_s = 0.3\n")
-        host = Host(lab.config, system)
-        start_broker(lab.config, system, lab.config_path, 10.0)
-        start_instance(host, Side.A, host.releases.get("host"))
-        lab.pings.wait_flowing(60.0)
+    with serving_lab(system, "ovsh-ux-", options=GuestOptions(wire=WireOptions(driver="exclusive"))) as lab:
         yield lab
-    finally:
-        lab.down()
 
 
 @pytest.fixture

@@ -4,16 +4,12 @@ and to the remote host. ``OVS_HOTSWAP_UPLINK_ROUNDS``: how often there and back.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.broker.lifecycle import start_broker
 from ovs_hotswap.errors import PrecheckFailed
 from ovs_hotswap.host.host import Host
-from ovs_hotswap.host.lifecycle import start_instance
 from ovs_hotswap.lab import Lab
 from ovs_hotswap.lab.layout import GuestOptions, WireOptions
 from ovs_hotswap.model import Severity, Side
@@ -21,6 +17,7 @@ from ovs_hotswap.switch.datapath import ports_with_mtus
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade import collect
 from ovs_hotswap.upgrade.upgrade import Upgrader
+from tests.support.lab_bed import serving_lab
 
 ROUNDS = int(os.environ.get("OVS_HOTSWAP_UPLINK_ROUNDS", "1"))
 WIRES = [WireOptions(mtu=9000)]
@@ -30,17 +27,8 @@ WIRES = [WireOptions(mtu=9000)]
 def bed(request: pytest.FixtureRequest, system: System) -> Iterator[Lab]:
     """A lab with two guests whose longest packets just fit into the tunnels, on an active instance."""
     wire = request.param
-    lab = Lab(Path(tempfile.mkdtemp(prefix="ovsh-mtu-")), 2, system, GuestOptions(mtu=wire.tunnel_mtu, wire=wire))
-    try:
-        lab.up()
-        lab.config_path.write_text(f"{lab.config_path.read_text()}\n[upgrade]\nsoak_s = 0.3\n")
-        host = Host(lab.config, system)
-        start_broker(lab.config, system, lab.config_path, 10.0)
-        start_instance(host, Side.A, host.releases.get("host"))
-        lab.pings.wait_flowing(60.0)
+    with serving_lab(system, "ovsh-mtu-", options=GuestOptions(mtu=wire.tunnel_mtu, wire=wire)) as lab:
         yield lab
-    finally:
-        lab.down()
 
 
 def test_full_frames_pass_through_an_upgrade_and_back(bed: Lab, system: System) -> None:

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.broker.lifecycle import start_broker
 from ovs_hotswap.config_file import load_config
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.lifecycle import start_instance, stop_for_good
@@ -28,6 +25,7 @@ from ovs_hotswap.upgrade.upgrade import Upgrader
 from ovs_hotswap.uplink.pair import PairUplink
 from ovs_hotswap.watchdog.nic_watch import NicWatch
 from ovs_hotswap.watchdog.status_file import StatusFile
+from tests.support.lab_bed import serving_lab
 
 ROUNDS = int(os.environ.get("OVS_HOTSWAP_UPLINK_ROUNDS", "1"))
 NICS = [0, 1] if ROUNDS > 1 else [0]  # those that lose their link: usually only the one by which packets leave
@@ -39,17 +37,10 @@ def nobody(_event: Event) -> None:
 
 @pytest.fixture(scope="module")
 def bed(system: System) -> Iterator[Lab]:
-    lab = Lab(Path(tempfile.mkdtemp(prefix="ovsh-2n-")), 2, system, GuestOptions(wire=WireOptions(pair=True)))
-    try:
-        lab.up()
-        lab.config_path.write_text(f"{lab.config_path.read_text()}\n[upgrade]\nsoak_s = 1.0\n")
-        host = Host(lab.config, system)
-        start_broker(lab.config, system, lab.config_path, 10.0)
-        start_instance(host, Side.A, host.releases.get("host"))
-        lab.pings.wait_flowing(60.0)
+    with serving_lab(
+        system, "ovsh-2n-", "\n[upgrade]\nsoak_s = 1.0\n", options=GuestOptions(wire=WireOptions(pair=True))
+    ) as lab:
         yield lab
-    finally:
-        lab.down()
 
 
 def test_an_upgrade_and_the_way_back_lose_nothing(bed: Lab, system: System) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.broker.lifecycle import start_broker
 from ovs_hotswap.host.host import Host
-from ovs_hotswap.host.lifecycle import start_instance
 from ovs_hotswap.lab import Lab
 from ovs_hotswap.lab.layout import GuestOptions, WireOptions
 from ovs_hotswap.model import Proof, Release, Side
@@ -22,6 +19,7 @@ from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.switch.tunnel import ANCHORS
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.upgrade import Upgrader
+from tests.support.lab_bed import serving_lab
 
 ROUNDS = int(os.environ.get("OVS_HOTSWAP_UPLINK_ROUNDS", "1"))
 TREE_NAME = "trixie"
@@ -35,19 +33,12 @@ def nobody(_event: Event) -> None:
 @pytest.fixture(scope="module")
 def bed(system: System, tree_release: Release) -> Iterator[Lab]:
     """A lab with two guests that ping each other and the remote end, on an active instance of the host's release."""
-    options = GuestOptions(mtu=WIRE.tunnel_mtu, wire=WIRE)
-    lab = Lab(Path(tempfile.mkdtemp(prefix="ovsh-us-")), 2, system, options)
-    try:
-        lab.up()
-        lab.config_path.write_text(f"{lab.config_path.read_text()}\n[upgrade]\nsoak_s = 0.3\n")
+
+    def add_tree(lab: Lab) -> None:
         Releases(lab.config, system).add(TREE_NAME, from_directory=Path(str(tree_release.root)))
-        host = Host(lab.config, system)
-        start_broker(lab.config, system, lab.config_path, 10.0)
-        start_instance(host, Side.A, host.releases.get("host"))
-        lab.pings.wait_flowing(60.0)
+
+    with serving_lab(system, "ovsh-us-", options=GuestOptions(mtu=WIRE.tunnel_mtu, wire=WIRE), prepare=add_tree) as lab:
         yield lab
-    finally:
-        lab.down()
 
 
 @pytest.fixture

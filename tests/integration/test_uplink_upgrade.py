@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.broker.lifecycle import start_broker
 from ovs_hotswap.config_uplink import UplinkConfig
 from ovs_hotswap.errors import PrecheckFailed, RolledBack, SwitchError
 from ovs_hotswap.host.host import Host
@@ -31,6 +29,7 @@ from ovs_hotswap.upgrade.upgrade import Upgrader
 from ovs_hotswap.upgrade.uplink_checks import PROGRAMS
 from ovs_hotswap.upgrade.uplink_proof import SAMPLE_S
 from tests.integration.bpf import program
+from tests.support.lab_bed import serving_lab
 
 
 def nobody(_event: Event) -> None:
@@ -40,17 +39,8 @@ def nobody(_event: Event) -> None:
 @pytest.fixture(scope="module")
 def bed(system: System) -> Iterator[Lab]:
     """A lab with two guests that ping each other and the remote end, on an active instance."""
-    lab = Lab(Path(tempfile.mkdtemp(prefix="ovsh-ul-")), 2, system)
-    try:
-        lab.up()
-        lab.config_path.write_text(f"{lab.config_path.read_text()}\n[upgrade]\nsoak_s = 0.3\n")
-        host = Host(lab.config, system)
-        start_broker(lab.config, system, lab.config_path, 10.0)
-        start_instance(host, Side.A, host.releases.get("host"))
-        lab.pings.wait_flowing(60.0)
+    with serving_lab(system, "ovsh-ul-") as lab:
         yield lab
-    finally:
-        lab.down()
 
 
 @pytest.fixture

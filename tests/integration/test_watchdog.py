@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +13,9 @@ from typing import Any
 import pytest
 
 from ovs_hotswap.background import low_threads
-from ovs_hotswap.broker.lifecycle import start_broker
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.host import standby
 from ovs_hotswap.host.host import Host
-from ovs_hotswap.host.lifecycle import start_instance
 from ovs_hotswap.lab import Lab
 from ovs_hotswap.lab.watch import wait_protected, watchdog
 from ovs_hotswap.model import Side
@@ -28,6 +25,7 @@ from ovs_hotswap.switch.instance import State
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.upgrade import Upgrader
 from ovs_hotswap.watchdog import report, status_file
+from tests.support.lab_bed import SHORT_SOAK, serving_lab
 from tests.support.threads import unusual
 from tests.support.waiting import eventually
 
@@ -37,18 +35,10 @@ GUESTS = 2
 @pytest.fixture(scope="module")
 def bed(system: System) -> Iterator[Lab]:
     """A lab with two guests on an active instance, and no standby yet."""
-    lab = Lab(Path(tempfile.mkdtemp(prefix="ovsh-wd-")), GUESTS, system)
-    try:
-        lab.up()
-        changes = "\n[upgrade]\nsoak_s = 0.3\n[watch]\ncrash_limit = 100\ncrash_window_s = 10\nhang_ms = 3000\n"
-        lab.config_path.write_text(lab.config_path.read_text() + changes)
-        host = Host(lab.config, system)
-        start_broker(lab.config, system, lab.config_path, 10.0)
-        start_instance(host, Side.A, host.releases.get("host"))
-        lab.pings.wait_flowing(60.0)
+    with serving_lab(
+        system, "ovsh-wd-", SHORT_SOAK + "[watch]\ncrash_limit = 100\ncrash_window_s = 10\nhang_ms = 3000\n", vms=GUESTS
+    ) as lab:
         yield lab
-    finally:
-        lab.down()
 
 
 def log(bed: Lab) -> Path:
