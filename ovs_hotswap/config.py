@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from ovs_hotswap.vhostuser.messages import Feature
 DEFAULT_PATH = Path("/etc/ovs-hotswap/config.toml")
 SUN_PATH_MAX = 107  # bytes of a Unix socket's path, without the final NUL (unix(7))
 DEFAULT_RUN_DIR = Path("/run/ovs-hotswap")
+DEFAULT_OVERLAY = Path("/etc/ovs-hotswap/overlay.toml")
 OWN_NAMES = (
     *Side, "vhost", "active", "peer.sock", "upgrade.lock", "broker.sock", "successor.sock", "broker.lock", "broker.pid",
     "broker.log", "supervisor.pid", "quarantine.json", "standby.json", "watch.json", "watch.lock",
@@ -225,10 +227,34 @@ class WatchConfig(Strict):
     crash_window_s: Annotated[float, Field(gt=0, le=86_400)] = 600.0
 
 
+class Program(enum.StrEnum):
+    """Who programs the bridges. ``OVERLAY``: ovs-hotswap does, from the overlay intent. ``CLONE``: others do, such as
+    OVN, Neutron or scripts; the new instance becomes a copy of the active one."""
+
+    OVERLAY = "overlay"
+    CLONE = "clone"
+
+
+class StockConfig(Strict):
+    """Where the switch of the distribution keeps its files. With ``program = "clone"`` it is the first active instance.
+
+    ``run_dir``: the well-known directory with ``db.sock``, ``*.mgmt``, ``*.ctl`` and the pid files, which always leads
+    to the active instance. ``database``: the file of its ovsdb-server. ``log``: that of its ovs-vswitchd. ``unit``: the
+    unit of systemd that starts it.
+    """
+
+    run_dir: AbsolutePath = Path("/run/openvswitch")
+    database: AbsolutePath = Path("/etc/openvswitch/conf.db")
+    log: AbsolutePath = Path("/var/log/openvswitch/ovs-vswitchd.log")
+    unit: Annotated[str, Field(min_length=1)] = "openvswitch-switch"
+
+
 class Config(Strict):
-    """The whole configuration file. ``overlay`` is the path of the overlay intent."""
+    """The whole configuration file. ``overlay`` is the path of the overlay intent, if ``program`` is ``overlay``."""
 
     overlay: AbsolutePath
+    program: Annotated[Program, Field(strict=False)] = Program.OVERLAY
+    stock: StockConfig = StockConfig()
     run_dir: AbsolutePath = DEFAULT_RUN_DIR
     state_dir: AbsolutePath = Path("/var/lib/ovs-hotswap")
     bridge: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,15}$")] = "br0"
@@ -243,10 +269,12 @@ class Config(Strict):
     @model_validator(mode="before")
     @classmethod
     def _earlier_names(cls, data: object) -> object:
-        """Accept keys by their earlier names also from another process, such as in an order to start an instance."""
+        """Accept keys by their earlier names also from another process, such as in an order to start an instance. A host
+        that others program needs no intent."""
         if not isinstance(data, dict):
             return data
-        return {RENAMED.get(key, key): value for key, value in data.items()}
+        unused = {"overlay": str(DEFAULT_OVERLAY)} if data.get("program") == Program.CLONE else {}
+        return {**unused, **{RENAMED.get(key, key): value for key, value in data.items()}}
 
     @field_validator("overlay", "run_dir", "state_dir")
     @classmethod
@@ -336,6 +364,11 @@ class Config(Strict):
     def restore_file(self) -> Path:
         """The file with the active side and its release, for the next boot, after which ``run_dir`` is empty."""
         return self.state_dir / "active.json"
+
+    @property
+    def ports_file(self) -> Path:
+        """The file with the VMs' ports of a host that others program (``vm_ports``)."""
+        return self.state_dir / "ports.json"
 
     @property
     def releases_dir(self) -> Path:

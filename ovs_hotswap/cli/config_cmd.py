@@ -31,6 +31,17 @@ overlay = "/etc/ovs-hotswap/overlay.toml"
 # What gives each VM two back ends: "broker" (stock QEMU), or "qemu-dual" (a QEMU of the series in qemu-patches).
 # backend = "broker"
 
+# Who programs the bridges: "overlay" (ovs-hotswap, from the overlay intent), or "clone" (OVN, Neutron or scripts; the
+# new instance becomes a copy of the active one, and `overlay` is not needed).
+# program = "overlay"
+
+# Only for program = "clone": the files and the unit of the distribution's switch, which is taken over.
+[stock]
+# run_dir = "/run/openvswitch"
+# database = "/etc/openvswitch/conf.db"
+# log = "/var/log/openvswitch/ovs-vswitchd.log"
+# unit = "openvswitch-switch"
+
 [broker]
 # Where a VM's QEMU listens (`-chardev socket,server=on,path=...`); {vm} is the VM's name. The broker's systemd unit
 # sees nothing of the host's /tmp, /home and /root.
