@@ -28,7 +28,7 @@ DEFAULT_OVERLAY = Path("/etc/ovs-hotswap/overlay.toml")
 OWN_NAMES = (
     *Side, "vhost", "active", "peer.sock", "upgrade.lock", "broker.sock", "successor.sock", "broker.lock", "broker.pid",
     "broker.log", "supervisor.pid", "quarantine.json", "standby.json", "watch.json", "watch.lock",
-    "announced.json", "jobs",
+    "announced.json", "jobs", "stock.json",
     *(f"{kind}-{side}.json" for kind in ("order", "fault") for side in Side),
 )  # fmt: skip
 """Names in ``run_dir`` that ovs-hotswap itself uses."""
@@ -269,12 +269,14 @@ class Config(Strict):
     @model_validator(mode="before")
     @classmethod
     def _earlier_names(cls, data: object) -> object:
-        """Accept keys by their earlier names also from another process, such as in an order to start an instance. A host
-        that others program needs no intent."""
+        """Accept keys by their earlier names also from another process, such as in an order to start an instance. A
+        host that others program needs no intent."""
         if not isinstance(data, dict):
             return data
-        unused = {"overlay": str(DEFAULT_OVERLAY)} if data.get("program") == Program.CLONE else {}
-        return {**unused, **{RENAMED.get(key, key): value for key, value in data.items()}}
+        named: dict[object, object] = {RENAMED.get(key, key): value for key, value in data.items()}
+        if named.get("program") == Program.CLONE:
+            named.setdefault("overlay", str(DEFAULT_OVERLAY))
+        return named
 
     @field_validator("overlay", "run_dir", "state_dir")
     @classmethod
@@ -309,7 +311,10 @@ class Config(Strict):
         return self.run_dir / side.value
 
     def namespace(self, side: Side) -> str:
-        """Return the network namespace of one instance. Configurations with different run directories share none."""
+        """Return the network namespace of one instance; empty is the host's own, in which a host's controllers and
+        daemons expect its switch. Configurations with different run directories share none."""
+        if self.program is Program.CLONE:
+            return ""
         if self.run_dir == DEFAULT_RUN_DIR:
             return f"ovsh-{side}"
         return f"ovsh-{hashlib.sha1(bytes(self.run_dir)).hexdigest()[:8]}-{side}"
@@ -364,6 +369,11 @@ class Config(Strict):
     def restore_file(self) -> Path:
         """The file with the active side and its release, for the next boot, after which ``run_dir`` is empty."""
         return self.state_dir / "active.json"
+
+    @property
+    def stock_file(self) -> Path:
+        """The record of the distribution's switch while it is one of the two instances (``switch.stock_instance``)."""
+        return self.run_dir / "stock.json"
 
     @property
     def ports_file(self) -> Path:

@@ -31,7 +31,7 @@ from ovs_hotswap.qemu.monitor import Monitors
 from ovs_hotswap.switch import threads
 from ovs_hotswap.switch.answering import see_answering, see_going
 from ovs_hotswap.switch.datapath import DatapathPort, await_ports, ports, ports_with_mtus, put_ports
-from ovs_hotswap.switch.instance import Instance, State
+from ovs_hotswap.switch.instance import State
 from ovs_hotswap.switch.memory import DEFAULT_MTU, Demand, PacketPool, Reservation, data_room, limited, reserve
 from ovs_hotswap.switch.notify_pipe import notify_pipe
 from ovs_hotswap.switch.openflow import OpenFlow
@@ -40,6 +40,7 @@ from ovs_hotswap.switch.owned import CONFIGURED_SLEEP
 from ovs_hotswap.switch.pmd import RxQueue, pmd_rxqs, pmd_sleep_key, pmd_sleep_us, set_vhost_log_level, vhost_log_level
 from ovs_hotswap.switch.pools import packet_pools, page_mib
 from ovs_hotswap.switch.release import Releases
+from ovs_hotswap.switch.stock_instance import instance_class
 from ovs_hotswap.switch.tunnel import Tunnels
 from ovs_hotswap.switch.units import InstanceUnit
 from ovs_hotswap.system import System
@@ -64,8 +65,9 @@ class Host:
             self.intent = intent
         self.config, self.system = config, system
         self.instances = {
-            side: Instance(config, side, system, unit=InstanceUnit(side, system), vfs=VfCare(config, side, system),
-                           memory=partial(self.reservation, side))
+            side: instance_class(config, side)(
+                config, side, system, unit=InstanceUnit(side, system), vfs=VfCare(config, side, system),
+                memory=partial(self.reservation, side))
             for side in Side
         }  # fmt: skip
 

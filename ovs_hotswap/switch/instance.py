@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovs_hotswap.config import Config, InstanceConfig
+from ovs_hotswap.config import Config, InstanceConfig, Program
 from ovs_hotswap.errors import CommandError, HotswapError, SwitchError
 from ovs_hotswap.model import Life, Release, Side
 from ovs_hotswap.priority import other_cores
@@ -25,7 +25,7 @@ from ovs_hotswap.process_exit import start_time
 from ovs_hotswap.switch import devargs, launch
 from ovs_hotswap.switch.logscan import fatal, telling_cause
 from ovs_hotswap.switch.memory import Reservation
-from ovs_hotswap.switch.netns import Namespaces
+from ovs_hotswap.switch.netns import Namespaces, namespaces_of
 from ovs_hotswap.switch.ovsdb import ROOT_TABLES, TABLES, SwitchDb
 from ovs_hotswap.switch.paths import InstancePaths, InstanceRecord, keep_log_of, read_record
 from ovs_hotswap.switch.release import programs
@@ -35,6 +35,7 @@ from ovs_hotswap.switch.unixctl import appctl
 from ovs_hotswap.switch.uplink_devices import UplinkDevices, bonded_at_start
 from ovs_hotswap.system import System, files
 from ovs_hotswap.uplink.vf_care import VfCare
+from ovs_hotswap.vm_ports import read_ports
 from ovs_hotswap.waiting import wait_until
 
 _EXIT_S = 2.0  # for the answer to `exit`: a main thread that is not blocked answers within milliseconds
@@ -91,11 +92,11 @@ class Instance:
         self._side = side
         self._system = system
         self._own_unit = unit
-        self._namespaces = namespaces or Namespaces()
         self._memory, self._vfs = memory, vfs
         self._connect = connect
         self._control, self._hangs = control, hangs
         self.paths = InstancePaths.of(config, side)
+        self._namespaces = namespaces or namespaces_of(self.paths.netns)
         self.devices = UplinkDevices(config, side, system, self._namespaces, self.paths)
 
     @property
@@ -315,7 +316,8 @@ class Instance:
         nodes = numa_nodes(instance.pmd_cores)
         shared = {} if memory.shared_mtu is None else {"shared-mempool-config": str(memory.shared_mtu)}
         given = devargs.arguments(instance.dpdk_extra, self._at_start(), release.dpdk_version, devargs.is_iavf)
-        extra = " ".join([f"--file-prefix={self.paths.netns} --in-memory --single-file-segments -n 1",
+        prefix = self.paths.netns or f"ovsh-{self._side}"
+        extra = " ".join([f"--file-prefix={prefix} --in-memory --single-file-segments -n 1",
                           *bonded_at_start(self._config, self._side), given])  # fmt: skip
         return {
             **self._config.other_config(self._side),
@@ -330,7 +332,7 @@ class Instance:
     def _run(self, release: Release, argv: list[str], end: float) -> None:
         program = Path(argv[0]).name
         cores = other_cores([core for side in Side for core in self._config.instance(side).pmd_cores])
-        command = launch.command(release, self.paths.netns, self._config.run_dir, argv, cores)
+        command = launch.command(release, self.paths.netns, self._seen(), argv, cores)
         environment, left = launch.environment(self.paths.run_dir), max(end - self._system.monotonic(), _POLL_S)
         try:
             done = self._system.run(command, timeout=left, check=False, env=environment)
@@ -338,6 +340,12 @@ class Instance:
             raise self._failure(release, program, error.message) from error
         if done.status != 0:
             raise self._failure(release, program, f"exit {done.status}", f"{done.stderr}\n{done.stdout}")
+
+    def _seen(self) -> list[Path]:
+        """The directories of the host that a program of a release sees: the run directory, and on a host that others
+        program those of the VMs' sockets, which are there before an instance is started."""
+        ports = read_ports(self._config) if self._config.program is Program.CLONE else ()
+        return [self._config.run_dir, *sorted({port.socket.parent for port in ports if port.socket.parent.is_dir()})]
 
     def _wait_ready(self, release: Release, database: SwitchDb, end: float) -> None:
         while not database.state().dpdk_initialized:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -23,15 +24,15 @@ ulimit -S -n "$(ulimit -H -n)"
 # The run directory has the same path inside and outside, so that each socket has one name.
 _TREE_SCRIPT = f"""
 set -e
-tree=$1 run_dir=$2
-shift 2
+tree=$1
+shift
 mount -t tmpfs -o mode=0755 tmpfs "$tree/run"
 mount -t tmpfs -o mode=1777 tmpfs "$tree/tmp"
 mount --rbind /dev "$tree/dev"
 mount --rbind /proc "$tree/proc"
 mount --rbind /sys "$tree/sys"
-mkdir -p "$tree$run_dir"
-mount --bind "$run_dir" "$tree$run_dir"
+while [ "$1" != -- ]; do mkdir -p "$tree$1"; mount --bind "$1" "$tree$1"; shift; done
+shift
 {_LIMIT_SCRIPT}
 exec chroot "$tree" "$@"
 """
@@ -42,21 +43,25 @@ exec "$@"
 """
 
 
-def command(release: Release, netns: str, run_dir: Path, argv: list[str], cores: Collection[int] = ()) -> list[str]:
-    """Return the command line that runs ``argv`` of ``release`` in the network namespace ``netns``, on ``cores`` if
-    there are any: the threads that do not choose their own cores, as PMD threads do, stay on them. A main thread that
-    spins, as one without its database does, would keep PMD threads on its core waiting, those of both instances.
+def command(
+    release: Release, netns: str, seen: Collection[Path], argv: list[str], cores: Collection[int] = ()
+) -> list[str]:
+    """Return the command line that runs ``argv`` of ``release`` in the network namespace ``netns`` (empty: the one in
+    which we are), on ``cores`` if there are any: the threads that do not choose their own cores, as PMD threads do,
+    stay on them. A main thread that spins, as one without its database does, would keep PMD threads on its core
+    waiting, those of both instances.
 
-    All steps replace their process (exec), so the pid that is started is the program's own. ``run_dir`` is the
-    configuration's run directory. If it is outside /run and /tmp, its mount point stays in the tree, as an empty
-    directory.
+    All steps replace their process (exec), so the pid that is started is the program's own. ``seen`` are the
+    directories of the host that the program sees in a release's tree, by the same paths. The mount point of one that is
+    outside /run and /tmp stays in the tree, as an empty directory.
     """
     bound = ["taskset", "--cpu-list", ",".join(map(str, sorted(cores)))] if cores else []
-    inside = [*bound, "nsenter", f"--net={DIRECTORY}/{netns}", "--"]
+    inside = [*bound, "nsenter", f"--net={DIRECTORY}/{netns}", "--"] if netns else bound
     if release.root is None:
         return [*inside, "sh", "-c", _HOST_SCRIPT, "sh", *argv]
+    places = dict.fromkeys(os.path.realpath(each) for each in seen)  # in the tree, a link would lead to the host
     own_mounts = ["unshare", "--mount", "--propagation", "private", "--"]
-    return [*inside, *own_mounts, "sh", "-c", _TREE_SCRIPT, "sh", release.root, str(run_dir), *argv]
+    return [*inside, *own_mounts, "sh", "-c", _TREE_SCRIPT, "sh", release.root, *places, "--", *argv]
 
 
 def environment(run_dir: Path) -> dict[str, str]:

@@ -176,6 +176,30 @@ _RP_FILTER, _ARP_IGNORE = 8, 19  # include/uapi/linux/ip.h
 _AF_SPEC, _INET_CONF, _INET6_ADDR_GEN_MODE, _NO_ADDRESS = 26, 1, 8, 1  # include/uapi/linux/if_link.h
 
 
+class HostNamespace(Namespaces):
+    """For instances in the host's own network namespace, whose name is empty: it is neither made nor removed."""
+
+    def exists(self, name: str) -> bool:
+        return True
+
+    def holds(self, name: str, pid: int) -> bool:
+        try:
+            return os.path.samefile("/proc/self/ns/net", f"/proc/{pid}/ns/net")
+        except OSError:
+            return False
+
+    def create(self, name: str) -> None:
+        pass
+
+    def remove(self, name: str) -> None:
+        pass
+
+
+def namespaces_of(name: str) -> Namespaces:
+    """Return what makes and removes the network namespace ``name`` of an instance."""
+    return Namespaces() if name else HostNamespace()
+
+
 def _silence(device: str) -> None:
     """Documentation/networking/ip-sysctl.rst: no answers to ARP for any address, no packet of IPv4 from an address to
     which the route leads elsewhere, which are all, and nothing of IPv6, or at least no address, if /proc/sys cannot be

@@ -7,7 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovs_hotswap.config import Config
+from ovs_hotswap.config import Config, Program
+from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.model import Device, Release, Side
 from ovs_hotswap.toml_file import Strict
 
@@ -37,6 +38,9 @@ class InstancePaths:
 
     @classmethod
     def of(cls, config: Config, side: Side) -> InstancePaths:
+        stock = read_stock(config)
+        if stock is not None and stock.side is side:
+            return cls.of_stock(config, stock)
         run_dir = config.side_dir(side)
         return cls(
             run_dir=run_dir,
@@ -53,6 +57,53 @@ class InstancePaths:
             saved_log=config.state_dir / f"ovs-vswitchd-{side}.log",
             netns=config.namespace(side),
         )
+
+    @classmethod
+    def of_stock(cls, config: Config, stock: StockRecord) -> InstancePaths:
+        """Return the files of the distribution's switch (ovs-lib, ovs-ctl; a control socket is named after its pid:
+        lib/unixctl.c). Its record is among ours, and so is what is kept of its log."""
+        own, run_dir = config.side_dir(stock.side), config.stock.run_dir
+        return cls(
+            run_dir=run_dir,
+            db_file=config.stock.database,
+            db_socket=run_dir / "db.sock",
+            ovsdb_ctl=run_dir / f"ovsdb-server.{stock.ovsdb_pid}.ctl",
+            ovsdb_pid=run_dir / "ovsdb-server.pid",
+            ovsdb_log=config.stock.log.with_name("ovsdb-server.log"),
+            vswitchd_ctl=run_dir / f"ovs-vswitchd.{stock.pid}.ctl",
+            vswitchd_pid=run_dir / "ovs-vswitchd.pid",
+            log=config.stock.log,
+            bridge_mgmt=run_dir / f"{config.bridge}.mgmt",
+            record=own / "instance.json",
+            saved_log=config.state_dir / f"ovs-vswitchd-{stock.side}.log",
+            netns="",
+        )
+
+
+class StockRecord(Strict, extra="ignore"):
+    """The record of the distribution's switch as one of the two instances. ``born`` and ``ovsdb_born``: the start times
+    of its processes (``process_exit.start_time``), so that another process with a pid is not taken for one of them."""
+
+    side: Side
+    pid: int
+    born: int | None
+    ovsdb_pid: int
+    ovsdb_born: int | None
+
+
+def read_stock(config: Config) -> StockRecord | None:
+    """Return the record; ``None`` if the distribution's switch is no instance of this host. Raises StateUnknown if it
+    cannot be read: without it, nothing is known about a side."""
+    if config.program is not Program.CLONE:
+        return None
+    try:
+        return StockRecord.model_validate_json(config.stock_file.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StateUnknown(
+            f"{config.stock_file}: {error}", hint="`ovs-vsctl show` and `pidof ovs-vswitchd` show the switches that run"
+        ) from error
 
 
 class InstanceRecord(Strict, extra="ignore"):

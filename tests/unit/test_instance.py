@@ -418,7 +418,7 @@ def test_a_device_that_is_not_there_is_named(host: FakeHost) -> None:
 
 
 def test_the_host_s_release_runs_in_the_namespace() -> None:
-    argv = launch.command(HOST, "ovsh-a", Path("/run/x"), ["prog", "--arg"])
+    argv = launch.command(HOST, "ovsh-a", [Path("/run/x")], ["prog", "--arg"])
     assert argv[:3] == ["nsenter", "--net=/run/netns/ovsh-a", "--"]
     assert argv[-3:] == ["sh", "prog", "--arg"]
     assert "chroot" not in " ".join(argv)
@@ -426,9 +426,9 @@ def test_the_host_s_release_runs_in_the_namespace() -> None:
 
 @pytest.mark.parametrize("release", [HOST, TREE])
 def test_threads_that_choose_no_core_stay_on_the_given_ones(release: Release) -> None:
-    argv = launch.command(release, "ovsh-a", Path("/run/x"), ["prog"], {3, 0, 2})
+    argv = launch.command(release, "ovsh-a", [Path("/run/x")], ["prog"], {3, 0, 2})
     assert argv[:4] == ["taskset", "--cpu-list", "0,2,3", "nsenter"]
-    assert argv[3:] == launch.command(release, "ovsh-a", Path("/run/x"), ["prog"])
+    assert argv[3:] == launch.command(release, "ovsh-a", [Path("/run/x")], ["prog"])
 
 
 def test_an_instance_is_started_beside_the_pmd_cores(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -446,10 +446,15 @@ def test_an_instance_that_has_no_other_cores_is_started_on_its_pmd_cores(
 
 
 def test_a_tree_release_runs_in_the_namespace_with_mounts_of_its_own() -> None:
-    argv = launch.command(TREE, "ovsh-a", Path("/run/x"), ["prog", "--arg"])
+    argv = launch.command(TREE, "ovsh-a", [Path("/run/x"), Path("/run/vms")], ["prog", "--arg"])
     assert argv[:7] == ["nsenter", "--net=/run/netns/ovsh-a", "--", "unshare", "--mount", "--propagation", "private"]
-    assert argv[-4:] == ["/srv/new", "/run/x", "prog", "--arg"]
-    assert 'exec chroot "$tree" "$@"' in argv[-6]
+    assert argv[-6:] == ["/srv/new", "/run/x", "/run/vms", "--", "prog", "--arg"]
+    assert 'exec chroot "$tree" "$@"' in argv[-8]
+
+
+def test_an_instance_in_the_host_s_namespace_enters_none() -> None:
+    assert launch.command(HOST, "", [], ["prog"])[:2] == ["sh", "-c"]
+    assert launch.command(TREE, "", [], ["prog"])[0] == "unshare"
 
 
 @pytest.mark.parametrize(
