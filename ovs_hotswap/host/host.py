@@ -12,7 +12,7 @@ from typing import Any
 
 from ovs_hotswap.backends import BackendMode, BackEnds, refuse_kept
 from ovs_hotswap.broker.control.client import BrokerClient
-from ovs_hotswap.config import Active, Config, read_active
+from ovs_hotswap.config import Active, Config, Program, read_active
 from ovs_hotswap.errors import BusyError, HostError, HotswapError, StateUnknown, SwitchError
 from ovs_hotswap.host import active_record, flow_tables, scheduling, uplink_ports
 from ovs_hotswap.host.underlay import Underlay
@@ -47,6 +47,7 @@ from ovs_hotswap.system import System
 from ovs_hotswap.uplink import base
 from ovs_hotswap.uplink.nic_links import NicLinks
 from ovs_hotswap.uplink.vf_care import VfCare
+from ovs_hotswap.vm_ports import VmPort, read_ports
 from ovs_hotswap.waiting import POLL_S, Deadline, wait_until
 
 _ANSWER_S = 30.0
@@ -149,10 +150,11 @@ class Host:
                 self.system.sleep(POLL_S)
             yield
 
-    def openflow(self, side: Side) -> OpenFlow:
-        """The side's bridge. Raises SwitchError if no process would answer."""
+    def openflow(self, side: Side, bridge: str | None = None) -> OpenFlow:
+        """A bridge of the side; the configured one unless ``bridge`` is given. Raises SwitchError if no process would
+        answer."""
         see_answering(self.instances[side])
-        return OpenFlow(self.system, self.instances[side].paths.bridge_mgmt)
+        return OpenFlow(self.system, self.instances[side].paths.mgmt(bridge or self.config.bridge))
 
     def tunnels(self, side: Side) -> Tunnels:
         return Tunnels(self.instances[side].paths, self.config.bridge)
@@ -273,9 +275,18 @@ class Host:
 
     # -- programming -------------------------------------------------------------------------------------------
 
-    def ofport(self, vm: str) -> int | None:
-        """The OpenFlow port of a VM; ``None`` if the VM is no longer in the intent."""
-        return next((each.ofport for each in self.intent.vms if each.name == vm), None)
+    @property
+    def vm_ports(self) -> tuple[VmPort, ...]:
+        """The VMs' ports: those of the intent, or of the active instance's database. Raises ConfigError."""
+        if self.config.program is Program.CLONE:
+            return read_ports(self.config)
+        bridge, socket = self.config.bridge, self.config.qemu_socket
+        return tuple(VmPort(name=vm.name, bridge=bridge, ofport=vm.ofport, socket=socket(vm.name), queues=vm.queues,
+                            mtu=vm.mtu) for vm in self.intent.vms)  # fmt: skip
+
+    def port_of(self, vm: str) -> VmPort | None:
+        """The port of a VM; ``None`` if there is none any longer."""
+        return next((each for each in self.vm_ports if each.name == vm), None)
 
     def switch_socket(self, side: Side, vm: str) -> Path:
         """The socket to which the side's port of a VM connects."""

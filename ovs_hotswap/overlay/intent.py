@@ -17,7 +17,8 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ovs_hotswap import config_rules
-from ovs_hotswap.config import Config
+from ovs_hotswap.config import Config, Program
+from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.mac import Mac
 from ovs_hotswap.overlay.ports import FIRST_VM_PORT, LAST_VM_PORT
 from ovs_hotswap.overlay.values import (
@@ -224,6 +225,11 @@ def load_intent(path: Path, config: Config | None = None) -> Intent:
     together, each with both of them; and if there are none, the VMs that do not fit ``config``.
     """
     example = "ovs-hotswap overlay example"
+    if config is not None and config.program is Program.CLONE:
+        raise ConfigError(
+            'others program the bridges of this host (program = "clone"), so it has no overlay intent',
+            hint="the active instance's own tools, such as `ovs-vsctl show`, show them",
+        )
     intent = load_toml(path, Intent, example)
     if config is not None:
         faults = config_rules.sockets(config, [vm.name for vm in intent.vms])

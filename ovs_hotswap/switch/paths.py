@@ -31,7 +31,6 @@ class InstancePaths:
     vswitchd_ctl: Path
     vswitchd_pid: Path
     log: Path
-    bridge_mgmt: Path
     record: Path
     saved_log: Path
     netns: str
@@ -52,11 +51,14 @@ class InstancePaths:
             vswitchd_ctl=run_dir / "ovs-vswitchd.ctl",
             vswitchd_pid=run_dir / "ovs-vswitchd.pid",
             log=run_dir / "ovs-vswitchd.log",
-            bridge_mgmt=run_dir / f"{config.bridge}.mgmt",
             record=run_dir / "instance.json",
             saved_log=config.state_dir / f"ovs-vswitchd-{side}.log",
             netns=config.namespace(side),
         )
+
+    def mgmt(self, bridge: str) -> Path:
+        """The socket for OpenFlow of a bridge (ofproto/connmgr.c, ofconn management)."""
+        return self.run_dir / f"{bridge}.mgmt"
 
     @classmethod
     def of_stock(cls, config: Config, stock: StockRecord) -> InstancePaths:
@@ -73,7 +75,6 @@ class InstancePaths:
             vswitchd_ctl=run_dir / f"ovs-vswitchd.{stock.pid}.ctl",
             vswitchd_pid=run_dir / "ovs-vswitchd.pid",
             log=config.stock.log,
-            bridge_mgmt=run_dir / f"{config.bridge}.mgmt",
             record=own / "instance.json",
             saved_log=config.state_dir / f"ovs-vswitchd-{stock.side}.log",
             netns="",

@@ -135,7 +135,7 @@ def _machine(host: Host, new: Side) -> list[Finding]:
     found += checks.conflicting_processes(
         running_switches(host.system), [pid for pid in own if pid], run_dir, config.namespace(new)
     )
-    found += checks.descriptors(descriptor_limit(host, new), [(2, vm.queues) for vm in host.intent.vms])
+    found += checks.descriptors(descriptor_limit(host, new), [(2, vm.queues) for vm in host.vm_ports])
     return found
 
 
@@ -202,12 +202,12 @@ def vms(host: Host, old: Side, new: Side, release: str, leave_out: Collection[st
     offered = usable(host, new, host.releases.get(release))  # otherwise another instance will serve the VMs
     vms = host.backends.vms()
     facts = [replace(vm_facts(vm), absent=_absent(host, vm)) for vm in vms]
-    found += checks.known_vms([vm.name for vm in host.intent.vms], [vm.name for vm in facts])
+    found += checks.known_vms([vm.name for vm in host.vm_ports], [vm.name for vm in facts])
     found += checks.vms_connected(facts, lambda name: str(host.config.front_end(name)))
     found += checks.left_out(leave_out, [vm.name for vm in facts])
     moved = [vm for vm in facts if vm.name not in leave_out]
     found += checks.memory_regions(moved, lambda name: command_without(release, {*leave_out, name}))
-    found += checks.queue_pairs(facts, {vm.name: vm.queues for vm in host.intent.vms})
+    found += checks.queue_pairs(facts, {vm.name: vm.queues for vm in host.vm_ports})
     if host.config.backend is BackendMode.BROKER:
         found += checks.uncaught_rings(moved)
     for vm in vms:

@@ -284,7 +284,13 @@ def arm(host: Host, names: Sequence[str], to: Side, needed: Side | None) -> None
 def _deliver(host: Host, side: Side, names: Sequence[str], run: StepContext) -> None:
     """Give the VMs the frames that neither side has delivered, many at a time, because the broker's memory holds them
     only for seconds."""
-    waiting: list[tuple[bytes, str]] = []
+    waiting: dict[str, list[tuple[bytes, str]]] = {}  # by bridge
+
+    def send() -> None:
+        for bridge, frames in waiting.items():
+            host.openflow(side, bridge).packet_outs(frames)
+        waiting.clear()
+
     for caught in host.backends.undelivered_many(names):
         if caught.error is not None:
             run.warn(f"VM {caught.vm}: frames that arrived during its move are not known: {caught.error.message}")
@@ -293,10 +299,8 @@ def _deliver(host: Host, side: Side, names: Sequence[str], run: StepContext) -> 
             run.warn(
                 f"VM {caught.vm}: {frames} of several segments (GSO) arrived during its move and cannot be delivered"
             )
-        if caught.frames and (port := host.ofport(caught.vm)) is not None:
-            waiting += [(frame, f"output:{port}") for frame in caught.frames]
-        if sum(len(frame) for frame, _ in waiting) > _AT_ONCE:
-            host.openflow(side).packet_outs(waiting)
-            waiting = []
-    if waiting:
-        host.openflow(side).packet_outs(waiting)
+        if caught.frames and (port := host.port_of(caught.vm)) is not None:
+            waiting.setdefault(port.bridge, []).extend((frame, f"output:{port.ofport}") for frame in caught.frames)
+        if sum(len(frame) for frames in waiting.values() for frame, _ in frames) > _AT_ONCE:
+            send()
+    send()

@@ -56,7 +56,7 @@ def test_a_bridge_with_its_ports(config: Config, instance: Instance) -> None:
         assert not database.apply(spec)  # already so
     queues = pmd_rxqs(instance.paths.vswitchd_ctl)
     assert {port: [entry.queue for entry in found] for port, found in queues.items()} == {"vm1": [0], "vm2": [0]}
-    assert instance.paths.bridge_mgmt.is_socket()
+    assert instance.paths.mgmt("br0").is_socket()
 
 
 def test_ports_are_changed_added_and_removed(config: Config, instance: Instance) -> None:
@@ -291,7 +291,7 @@ def test_packets_pass_between_the_releases_over_memif(
         with instance.database() as database:
             database.apply(BridgeSpec("br0", f"52:54:00:aa:00:0{number}", (peer,)))
             database.wait_ports(["peer"], 20)
-        system.run(["ovs-ofctl", "add-flow", f"unix:{instance.paths.bridge_mgmt}", "actions=NORMAL"])
+        system.run(["ovs-ofctl", "add-flow", f"unix:{instance.paths.mgmt('br0')}", "actions=NORMAL"])
         Tunnels(instance.paths, "br0").set_address(f"10.77.0.{number}", 24)
     ping = ["ip", "netns", "exec", config.namespace(Side.A), "busybox", "ping", "-c", "1", "-W", "1", "10.77.0.2"]
     eventually(lambda: system.run(ping, check=False).status == 0, "an answer through the peer link")

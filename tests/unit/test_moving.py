@@ -17,8 +17,10 @@ from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Life, MessageThread, Side
 from ovs_hotswap.plan.executor import Event, StepContext
 from ovs_hotswap.priority import Rank
+from ovs_hotswap.switch.openflow import OpenFlow
 from ovs_hotswap.upgrade import baseline
 from ovs_hotswap.upgrade.move_vms import move_all
+from ovs_hotswap.vm_ports import VmPort
 from tests.support.fake_backends import FakeBackEnds, VmStates, ring_status, vm_status
 from tests.unit.fake_system import FakeSystem
 
@@ -97,6 +99,10 @@ class RowsOfVms(FakeBackEnds):
             yield Undelivered(name, [] if fault else [name.encode()], fault)
 
 
+def port_of(vm: str) -> VmPort:
+    return VmPort.model_construct(name=vm, bridge="br0", ofport=int(vm[2:]), socket=Path("/x"))
+
+
 class Bed:
     def __init__(self, count: int) -> None:
         self.guests = Guests([f"vm{number}" for number in range(count)])
@@ -110,7 +116,7 @@ class Bed:
         openflow = SimpleNamespace(packet_outs=self.sent.extend)
         instances = {side: SimpleNamespace(life=lambda: Life.RUNS) for side in Side}
         host = SimpleNamespace(
-            backends=self.broker, openflow=lambda _side: openflow, ofport=lambda name: int(name[2:]), wait=self._wait,
+            backends=self.broker, openflow=lambda _side, _bridge: openflow, port_of=port_of, wait=self._wait,
             control=lambda side: Path(f"/nonexistent/{side}.ctl"), prefer_threads=self._prefer,
             message_threads=lambda: contextlib.nullcontext(THREADS), system=self.system, instances=instances,
         )  # fmt: skip
@@ -168,7 +174,7 @@ def test_frames_are_delivered_by_the_new_owner() -> None:
 
 def test_frames_of_a_vm_that_is_in_the_intent_no_more_are_given_to_nobody() -> None:
     bed = Bed(3)
-    bed.host.ofport = lambda vm: None if vm == "vm1" else int(vm[2:])  # type: ignore[method-assign]
+    bed.host.port_of = lambda vm: None if vm == "vm1" else port_of(vm)  # type: ignore[method-assign]
     assert len(move_all(bed.host, Side.B, bed.run)) == 3
     assert bed.sent == [(b"vm0", "output:0"), (b"vm2", "output:2")]
 
@@ -200,8 +206,8 @@ def test_many_frames_are_delivered_at_once() -> None:
     frames = [bytes(9000)] * 50
     bed.broker.undelivered_many = lambda names: (  # type: ignore[method-assign]
         Undelivered(name, frames) for name in names)  # fmt: skip
-    bed.host.openflow = lambda _side: SimpleNamespace(  # type: ignore[assignment,method-assign,return-value]
-        packet_outs=lambda frames: batches.append(len(frames)))  # fmt: skip
+    openflow = SimpleNamespace(packet_outs=lambda frames: batches.append(len(frames)))
+    bed.host.openflow = lambda side, bridge=None: cast(OpenFlow, openflow)  # type: ignore[method-assign]
     move_all(bed.host, Side.B, bed.run)
     assert batches == [150, 100]
 

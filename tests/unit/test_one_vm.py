@@ -148,7 +148,7 @@ class GuestHost(FakeHost):
         self.instances = {side: Instance(config, world, side) for side in Side}  # type: ignore[misc]
         self.__dict__["broker"] = GuestBackEnds(world)
 
-    def openflow(self, side: Side) -> Any:
+    def openflow(self, side: Side, bridge: str | None = None) -> Any:
         return Flows(self.world)
 
     def polled(self, side: Side) -> dict[str, tuple[RxQueue, ...]]:

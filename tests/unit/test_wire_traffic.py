@@ -53,7 +53,7 @@ class Counting(FakeHost):
         super().__init__(config, world)
         self.flows = Flows(world)
 
-    def openflow(self, side: Side) -> Any:
+    def openflow(self, side: Side, bridge: str | None = None) -> Any:
         super().openflow(side)
         return self.flows
 
