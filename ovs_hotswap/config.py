@@ -370,6 +370,13 @@ class Config(Strict):
         """The file with the active side and its release, for the next boot, after which ``run_dir`` is empty."""
         return self.state_dir / "active.json"
 
+    def database_file(self, side: Side) -> Path:
+        """Return the file of an instance's database. On a host that others program it outlives a boot, because nothing
+        else knows what they have written there."""
+        if self.program is Program.CLONE:
+            return self.state_dir / "databases" / f"{side}.db"
+        return self.side_dir(side) / "conf.db"
+
     @property
     def stock_file(self) -> Path:
         """The record of the distribution's switch while it is one of the two instances (``switch.stock_instance``)."""

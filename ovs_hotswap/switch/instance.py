@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovs_hotswap.config import Config, InstanceConfig, Program
+from ovs_hotswap.config import Config, InstanceConfig
 from ovs_hotswap.errors import CommandError, HotswapError, SwitchError
 from ovs_hotswap.model import Life, Release, Side
 from ovs_hotswap.priority import other_cores
@@ -27,7 +27,7 @@ from ovs_hotswap.switch.logscan import fatal, telling_cause
 from ovs_hotswap.switch.memory import Reservation
 from ovs_hotswap.switch.netns import Namespaces, namespaces_of
 from ovs_hotswap.switch.ovsdb import ROOT_TABLES, TABLES, SwitchDb
-from ovs_hotswap.switch.paths import InstancePaths, InstanceRecord, keep_log_of, read_record
+from ovs_hotswap.switch.paths import InstancePaths, InstanceRecord, keep_log_of, read_record, seen_in_trees
 from ovs_hotswap.switch.release import programs
 from ovs_hotswap.switch.rpc import hangs, listens
 from ovs_hotswap.switch.units import InstanceUnit
@@ -35,7 +35,6 @@ from ovs_hotswap.switch.unixctl import appctl
 from ovs_hotswap.switch.uplink_devices import UplinkDevices, bonded_at_start
 from ovs_hotswap.system import System, files
 from ovs_hotswap.uplink.vf_care import VfCare
-from ovs_hotswap.vm_ports import read_ports
 from ovs_hotswap.waiting import wait_until
 
 _EXIT_S = 2.0  # for the answer to `exit`: a main thread that is not blocked answers within milliseconds
@@ -72,7 +71,8 @@ class Instance:
     """The instance of one side. ``paths`` has its files, sockets and namespace, whether it runs or not. Its processes
     live in ``unit`` if that unit serves ``config``; else they are the caller's. ``memory`` returns how much huge page
     memory it takes when it is started; without it, it takes all that the configuration allows. ``vfs`` sets its VFs
-    before the start, and puts them back afterwards; without it they stay as they are."""
+    before the start, and puts them back afterwards; without it they stay as they are. ``make_database`` writes the
+    database with which a release starts; without it, the database is empty."""
 
     def __init__(
         self,
@@ -83,6 +83,7 @@ class Instance:
         unit: InstanceUnit | None = None,
         namespaces: Namespaces | None = None,
         memory: Callable[[], Reservation] | None = None,
+        make_database: Callable[[Release, Path], None] | None = None,
         vfs: VfCare | None = None,
         connect: Callable[[Path, float, Callable[[], bool], Sequence[str]], SwitchDb] = SwitchDb,
         control: Callable[..., str] = appctl,
@@ -93,6 +94,7 @@ class Instance:
         self._system = system
         self._own_unit = unit
         self._memory, self._vfs = memory, vfs
+        self._make_database = make_database
         self._connect = connect
         self._control, self._hangs = control, hangs
         self.paths = InstancePaths.of(config, side)
@@ -264,8 +266,14 @@ class Instance:
         self._namespaces.create(paths.netns)
         if self._config.uplink.both_open:  # otherwise the other instance may have it now
             self.devices.take(record)
+        with files(paths.db_file):
+            paths.db_file.parent.mkdir(parents=True, exist_ok=True)
+            paths.db_file.unlink(missing_ok=True)
         software = programs(release)
-        self._run(release, [software.ovsdb_tool, "create", str(paths.db_file), software.schema], end)
+        if self._make_database is None:
+            self._run(release, [software.ovsdb_tool, "create", str(paths.db_file), software.schema], end)
+        else:
+            self._make_database(release, paths.db_file)
         self._start_database(release, end)
         with self.database(max(end - self._system.monotonic(), _POLL_S)) as database:
             database.set_other_config(self._other_config(release))
@@ -332,7 +340,7 @@ class Instance:
     def _run(self, release: Release, argv: list[str], end: float) -> None:
         program = Path(argv[0]).name
         cores = other_cores([core for side in Side for core in self._config.instance(side).pmd_cores])
-        command = launch.command(release, self.paths.netns, self._seen(), argv, cores)
+        command = launch.command(release, self.paths.netns, seen_in_trees(self._config, self.paths), argv, cores)
         environment, left = launch.environment(self.paths.run_dir), max(end - self._system.monotonic(), _POLL_S)
         try:
             done = self._system.run(command, timeout=left, check=False, env=environment)
@@ -340,12 +348,6 @@ class Instance:
             raise self._failure(release, program, error.message) from error
         if done.status != 0:
             raise self._failure(release, program, f"exit {done.status}", f"{done.stderr}\n{done.stdout}")
-
-    def _seen(self) -> list[Path]:
-        """The directories of the host that a program of a release sees: the run directory, and on a host that others
-        program those of the VMs' sockets, which are there before an instance is started."""
-        ports = read_ports(self._config) if self._config.program is Program.CLONE else ()
-        return [self._config.run_dir, *sorted({port.socket.parent for port in ports if port.socket.parent.is_dir()})]
 
     def _wait_ready(self, release: Release, database: SwitchDb, end: float) -> None:
         while not database.state().dpdk_initialized:
@@ -428,6 +430,7 @@ class Instance:
             except OSError as error:
                 _logger.warning("%s is not kept: %s", self.paths.log, error.strerror)
         with files(self.paths.run_dir), contextlib.suppress(FileNotFoundError):
+            self.paths.db_file.unlink(missing_ok=True)
             shutil.rmtree(self.paths.run_dir)
 
     # -- looking

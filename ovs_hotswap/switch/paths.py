@@ -11,6 +11,7 @@ from ovs_hotswap.config import Config, Program
 from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.model import Device, Release, Side
 from ovs_hotswap.toml_file import Strict
+from ovs_hotswap.vm_ports import read_ports
 
 _LAST_WORDS = 1 << 14  # bytes
 
@@ -43,7 +44,7 @@ class InstancePaths:
         run_dir = config.side_dir(side)
         return cls(
             run_dir=run_dir,
-            db_file=run_dir / "conf.db",
+            db_file=config.database_file(side),
             db_socket=run_dir / "db.sock",
             ovsdb_ctl=run_dir / "ovsdb-server.ctl",
             ovsdb_pid=run_dir / "ovsdb-server.pid",
@@ -79,6 +80,15 @@ class InstancePaths:
             saved_log=config.state_dir / f"ovs-vswitchd-{stock.side}.log",
             netns="",
         )
+
+
+def seen_in_trees(config: Config, paths: InstancePaths) -> list[Path]:
+    """Return the directories of the host that a program of a release's tree sees: the run directory, and on a host that
+    others program those of the VMs' sockets and of the database. Raises ConfigError."""
+    if config.program is not Program.CLONE:
+        return [config.run_dir]
+    sockets = {port.socket.parent for port in read_ports(config) if port.socket.parent.is_dir()}
+    return [config.run_dir, paths.db_file.parent, *sorted(sockets)]
 
 
 class StockRecord(Strict, extra="ignore"):
