@@ -248,6 +248,12 @@ class StockConfig(Strict):
     log: AbsolutePath = Path("/var/log/openvswitch/ovs-vswitchd.log")
     unit: Annotated[str, Field(min_length=1)] = "openvswitch-switch"
 
+    @property
+    def kept_dir(self) -> Path:
+        """The directory in ``run_dir`` that has the distribution's own sockets and pid files under their own names,
+        also while those in ``run_dir`` lead to another instance (``controllers.well_known``)."""
+        return self.run_dir / ".ovs-hotswap"
+
 
 class Config(Strict):
     """The whole configuration file. ``overlay`` is the path of the overlay intent, if ``program`` is ``overlay``."""

@@ -64,8 +64,10 @@ class InstancePaths:
     @classmethod
     def of_stock(cls, config: Config, stock: StockRecord) -> InstancePaths:
         """Return the files of the distribution's switch (ovs-lib, ovs-ctl; a control socket is named after its pid:
-        lib/unixctl.c). Its record is among ours, and so is what is kept of its log."""
-        own, run_dir = config.side_dir(stock.side), config.stock.run_dir
+        lib/unixctl.c). Its record is among ours, and so is what is kept of its log. As soon as its files have second
+        names, they have those: the well-known ones may lead to the other instance (``controllers.well_known``)."""
+        own, kept = config.side_dir(stock.side), config.stock.kept_dir
+        run_dir = kept if (kept / "db.sock").exists() else config.stock.run_dir
         return cls(
             run_dir=run_dir,
             db_file=config.stock.database,

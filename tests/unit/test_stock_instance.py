@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ovs_hotswap.config import Config, Program
+from ovs_hotswap.controllers.well_known import WellKnown
 from ovs_hotswap.errors import StateUnknown, SwitchError
 from ovs_hotswap.model import Life, Release, Side
 from ovs_hotswap.switch.instance import Instance
@@ -64,6 +65,17 @@ def test_a_running_switch_is_an_instance_with_its_own_files(
     assert instance.paths.vswitchd_ctl == config.stock.run_dir / f"ovs-vswitchd.{daemons['ovs-vswitchd'].pid}.ctl"
     assert instance.paths.netns == ""
     assert InstancePaths.of(config, Side.B).run_dir == config.side_dir(Side.B)
+
+
+def test_its_files_have_their_second_names_as_soon_as_there_are_any(
+    config: Config, daemons: dict[str, subprocess.Popen[bytes]]
+) -> None:
+    recognise(config, System(), Side.A, RUNNING)
+    (config.stock.run_dir / "db.sock").touch()
+    WellKnown(config.stock.run_dir, config.stock.kept_dir).keep()
+    paths = InstancePaths.of(config, Side.A)
+    assert paths.db_socket == config.stock.kept_dir / "db.sock"
+    assert paths.vswitchd_pid.read_text() == f"{daemons['ovs-vswitchd'].pid}\n"
 
 
 def test_it_is_never_started(config: Config, daemons: dict[str, subprocess.Popen[bytes]]) -> None:
