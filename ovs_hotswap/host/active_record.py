@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from ovs_hotswap.config import Active, Config
+from ovs_hotswap.config import Active, Config, Program
 from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.model import Side
 from ovs_hotswap.system import System, files
@@ -16,7 +16,7 @@ def record(config: Config, system: System, side: Side, release: str | None) -> N
     with files():
         config.run_dir.mkdir(parents=True, exist_ok=True)
     system.write_short(config.active_file, f"{side}\n")
-    if release is None:
+    if release is None or config.program is Program.CLONE:  # there, the distribution starts its own switch
         return
     kept = Active(side=side, release=release)
     with contextlib.suppress(StateUnknown):
@@ -37,7 +37,7 @@ def recorded(config: Config, side: Side, release: str) -> bool:
 
 def rehearse(config: Config, system: System) -> None:
     """Check that ``record`` can write, before something is done that has to be recorded. Raises HostError."""
-    for path in (config.active_file, config.restore_file):
+    for path in (config.active_file,) if config.program is Program.CLONE else (config.active_file, config.restore_file):
         system.see_writable(path)
 
 
