@@ -91,6 +91,14 @@ def _once(value: list[int]) -> list[int]:
     return value
 
 
+def _without_uplink(instances: object) -> object:
+    """Return the table ``instances`` of a host that others program, where ``uplink_devargs`` is not used."""
+    if not isinstance(instances, dict):
+        return instances
+    return {key: {"uplink_devargs": "none", **value} if key in set(Side) and isinstance(value, dict) else value
+            for key, value in instances.items()}  # fmt: skip
+
+
 OtherConfig = Annotated[dict[str, str], BeforeValidator(_settings)]
 
 
@@ -103,10 +111,11 @@ class InstanceConfig(Strict):
     device that is moved into the instance's namespace before its start and back after its end; not given if DPDK drives
     the VF. ``uplink_mac``: the MAC of its VF, if each instance has the VTEP's address on a MAC of its own (drivers
     ``announce`` and ``none``); otherwise both have the VTEP's. ``second_devargs`` and ``second_device``: the device of
-    a second NIC. ``dpdk_extra``: more arguments of DPDK; for a PCI device of the uplink, ``-a`` with it takes the place
-    of ``--no-pci`` (``switch.devargs``). ``pmd_sleep_us``: the longest sleep, in microseconds, of an idle PMD thread in
-    normal operation; 0 polls without a pause. ``other_config``: more keys of Open_vSwitch.other_config, set before its
-    ovs-vswitchd starts.
+    a second NIC. ``port_devices``: on a host that others program, the DPDK device of each port of type ``dpdk``, by the
+    port's name, in place of the keys before. ``dpdk_extra``: more arguments of DPDK; for a PCI device of the uplink,
+    ``-a`` with it takes the place of ``--no-pci`` (``switch.devargs``). ``pmd_sleep_us``: the longest sleep, in
+    microseconds, of an idle PMD thread in normal operation; 0 polls without a pause. ``other_config``: more keys of
+    Open_vSwitch.other_config, set before its ovs-vswitchd starts.
     """
 
     pmd_cores: Annotated[list[Core], Field(min_length=1), AfterValidator(_once)]
@@ -116,6 +125,7 @@ class InstanceConfig(Strict):
     uplink_mac: Mac | None = None
     second_devargs: Annotated[str, Field(min_length=1)] | None = None
     second_device: DeviceName | None = None
+    port_devices: dict[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
     dpdk_extra: str = "--no-pci"
     pmd_sleep_us: Annotated[int, Field(ge=0, le=10_000)] = 0
     other_config: OtherConfig = Field(default_factory=dict)
@@ -123,6 +133,8 @@ class InstanceConfig(Strict):
     @property
     def devices(self) -> tuple[str, ...]:
         """The DPDK devices of the uplink: one for each NIC."""
+        if self.port_devices:
+            return tuple(self.port_devices.values())
         return (self.uplink_devargs,) if self.second_devargs is None else (self.uplink_devargs, self.second_devargs)
 
 
@@ -282,6 +294,7 @@ class Config(Strict):
         named: dict[object, object] = {RENAMED.get(key, key): value for key, value in data.items()}
         if named.get("program") == Program.CLONE:
             named.setdefault("overlay", str(DEFAULT_OVERLAY))
+            named["instances"] = _without_uplink(named.get("instances"))
         return named
 
     @field_validator("overlay", "run_dir", "state_dir")

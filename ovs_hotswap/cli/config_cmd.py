@@ -96,6 +96,8 @@ uplink_devargs = "0000:03:02.0"
 # what the release's driver needs to recover from a reset.
 # dpdk_extra = "--no-pci"
 # second_devargs = "eth_af_packet1,iface=vf1-a"
+# Only for program = "clone", in place of the keys of the uplink: the DPDK device of each port of type dpdk.
+# port_devices = { dpdk0 = "0000:03:02.0" }
 # second_device = "vf1-a"
 
 [instances.b]
@@ -110,6 +112,7 @@ uplink_device = "vf-b"
 # dpdk_extra = "--no-pci"
 # The same two of a second NIC, for both instances or for neither; [uplink] then has "second", too.
 # second_devargs = "eth_af_packet1,iface=vf1-b"
+# port_devices = { dpdk0 = "0000:03:02.1" }
 # second_device = "vf1-b"
 
 # How overlay traffic reaches the active instance. docs/uplinks.md says which driver is for which NIC: "tc" (software

@@ -128,6 +128,7 @@ def test_the_defaults_in_the_example_are_the_defaults(path: Path) -> None:
             "vlan",
             "mac_a",
             "mac_b",
+            "port_devices",
         }  # fmt: skip - they have no value
         if not line.startswith("# ") or not value or key in optional or " " in key or key.startswith("second_"):
             continue
@@ -170,8 +171,8 @@ def test_unknown_keys_say_what_is_allowed(path: Path) -> None:
     (nested,) = faults(path, MINIMAL + "cores = 2\n")
     assert nested == (
         "instances.b.cores: unknown key; allowed here: "
-        "dpdk_extra, memory_mb, other_config, pmd_cores, pmd_sleep_us, second_devargs, second_device, uplink_devargs,"
-        " uplink_device, uplink_mac"
+        "dpdk_extra, memory_mb, other_config, pmd_cores, pmd_sleep_us, port_devices, second_devargs, second_device, "
+        "uplink_devargs, uplink_device, uplink_mac"
     )
 
 
