@@ -71,8 +71,8 @@ class Instance:
     """The instance of one side. ``paths`` has its files, sockets and namespace, whether it runs or not. Its processes
     live in ``unit`` if that unit serves ``config``; else they are the caller's. ``memory`` returns how much huge page
     memory it takes when it is started; without it, it takes all that the configuration allows. ``vfs`` sets its VFs
-    before the start, and puts them back afterwards; without it they stay as they are. ``make_database`` writes the
-    database with which a release starts; without it, the database is empty."""
+    before the start, and puts them back afterwards; without it they stay as they are. ``fill_database`` writes
+    into the empty database with which a release starts, before its ovs-vswitchd does."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Instance:
         unit: InstanceUnit | None = None,
         namespaces: Namespaces | None = None,
         memory: Callable[[], Reservation] | None = None,
-        make_database: Callable[[Release, Path], None] | None = None,
+        fill_database: Callable[[Release], None] | None = None,
         vfs: VfCare | None = None,
         connect: Callable[[Path, float, Callable[[], bool], Sequence[str]], SwitchDb] = SwitchDb,
         control: Callable[..., str] = appctl,
@@ -94,7 +94,7 @@ class Instance:
         self._system = system
         self._own_unit = unit
         self._memory, self._vfs = memory, vfs
-        self._make_database = make_database
+        self._fill_database = fill_database
         self._connect = connect
         self._control, self._hangs = control, hangs
         self.paths = InstancePaths.of(config, side)
@@ -270,11 +270,10 @@ class Instance:
             paths.db_file.parent.mkdir(parents=True, exist_ok=True)
             paths.db_file.unlink(missing_ok=True)
         software = programs(release)
-        if self._make_database is None:
-            self._run(release, [software.ovsdb_tool, "create", str(paths.db_file), software.schema], end)
-        else:
-            self._make_database(release, paths.db_file)
+        self._run(release, [software.ovsdb_tool, "create", str(paths.db_file), software.schema], end)
         self._start_database(release, end)
+        if self._fill_database is not None:
+            self._fill_database(release)
         with self.database(max(end - self._system.monotonic(), _POLL_S)) as database:
             database.set_other_config(self._other_config(release))
             self._start_vswitchd(release, database, end)

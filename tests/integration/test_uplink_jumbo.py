@@ -1,5 +1,6 @@
 """Upgrades under full frames on an underlay with an MTU of 9000, on the real Open vSwitch and QEMU: between the guests
-and to the remote host. ``OVS_HOTSWAP_UPLINK_ROUNDS``: how often there and back."""
+and to the remote host. ``OVS_HOTSWAP_UPLINK_ROUNDS``: how often there and back; over IPv6 as well if it
+is more than once."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from ovs_hotswap.upgrade.upgrade import Upgrader
 from tests.support.lab_bed import serving_lab
 
 ROUNDS = int(os.environ.get("OVS_HOTSWAP_UPLINK_ROUNDS", "1"))
-WIRES = [WireOptions(mtu=9000)]
+WIRES = [WireOptions(mtu=9000), WireOptions(mtu=9000, ipv6=True)][: 2 if ROUNDS > 1 else 1]
 
 
 @pytest.fixture(scope="module", params=WIRES, ids=lambda wire: f"mtu={wire.mtu}{',ipv6' if wire.ipv6 else ''}")
