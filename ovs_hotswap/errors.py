@@ -43,6 +43,10 @@ class StateUnknown(HotswapError):
     exit_code = 6
 
 
+class TryAgain(StateUnknown):
+    """What was looked at changed in the meantime. Nothing was changed, and another attempt may succeed."""
+
+
 class BrokerError(HotswapError):
     """The broker cannot be reached or refused a request."""
 

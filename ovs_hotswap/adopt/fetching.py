@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 
-from ovs_hotswap.adopt.snapshot import Snapshot, guest_state, sent_state
+from ovs_hotswap.adopt.processes import ForeignProcess, is_connection
+from ovs_hotswap.adopt.snapshot import EventFact, RegionFact, Snapshot, guest_state, sent_state
 from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.vhostuser.channel import OwnedFd, close_all
 from ovs_hotswap.vhostuser.guest_state import GuestState
 from ovs_hotswap.vhostuser.reconcile import SentState
+
+_EVENTFD = re.compile(r"^eventfd-id:\s*(\d+)$", re.MULTILINE)
 
 
 class Fetched:
@@ -48,3 +55,50 @@ class Fetched:
     def close(self) -> None:
         """Close what is still owned. Neither process notices, because both have their own descriptors."""
         close_all(self.descriptors())
+
+
+def fetch(snapshot: Snapshot) -> Fetched:
+    """Get duplicates of all descriptors of a connection.
+
+    Each is checked to be what the snapshot says: a socket of this connection, the file of a region, the eventfd of a
+    ring. Neither process notices. Raises StateUnknown; nothing is then left open.
+    """
+    made: list[OwnedFd] = []
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: close_all(made))
+        qemu = stack.enter_context(ForeignProcess(snapshot.qemu.pid))
+        switch = stack.enter_context(ForeignProcess(snapshot.switch.pid))
+        qemu.must_be(snapshot.qemu)
+        switch.must_be(snapshot.switch)
+        for process, number, listener in ((qemu, snapshot.qemu_fd, True), (switch, snapshot.switch_fd, False)):
+            made.append(process.fetch(number, own=True))
+            _check_end(made[-1], snapshot, process, number, listener=listener)
+        for region in snapshot.memory:
+            made.append(qemu.fetch(region.fd))
+            _check_file(made[-1], region)
+        for event in snapshot.events:
+            made.append(switch.fetch(event.fd))
+            _check_event(made[-1], event)
+        fetched = Fetched.of(snapshot, made)
+        made = []
+        return fetched
+
+
+def _check_end(end: OwnedFd, snapshot: Snapshot, process: ForeignProcess, number: int, *, listener: bool) -> None:
+    with socket.socket(fileno=os.dup(end.fileno())) as each:
+        if not is_connection(each, snapshot.socket, listener=listener):
+            raise StateUnknown(f"descriptor {number} of process {process.pid} is not a connection at {snapshot.socket}")
+
+
+def _check_file(descriptor: OwnedFd, region: RegionFact) -> None:
+    found = os.fstat(descriptor.fileno())
+    if (found.st_dev, found.st_ino) != (region.device, region.inode):
+        raise StateUnknown(f"descriptor {region.fd} of QEMU is not the file of the region at {region.user_address:#x}")
+    if found.st_size < region.offset + region.size:
+        raise StateUnknown(f"the file of the region at {region.user_address:#x} is too short: {found.st_size} bytes")
+
+
+def _check_event(descriptor: OwnedFd, event: EventFact) -> None:
+    known = _EVENTFD.search(Path(f"/proc/self/fdinfo/{descriptor.fileno()}").read_text())
+    if known is None or int(known[1]) != event.eventfd:
+        raise StateUnknown(f"descriptor {event.fd} of the switch is no longer eventfd {event.eventfd}")

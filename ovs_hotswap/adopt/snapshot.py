@@ -61,16 +61,26 @@ class EventFact(Strict):
     eventfd: int
 
 
-class RingFact(Strict):
-    """One ring. The addresses are QEMU's. ``kick`` or ``call`` is ``None`` if QEMU has sent none on purpose."""
+class RingPlaceFact(Strict):
+    """Where a ring is, in QEMU's addresses, and how many entries it has."""
 
     size: Annotated[int, Field(gt=0, le=messages.MAX_RING_SIZE)]
     descriptors: Word
     available: Word
     used: Word
+
+
+class RingFact(Strict):
+    """One ring. ``place`` is ``None`` if QEMU has not started it, as the further pairs of a guest with one queue are.
+
+    ``kick`` or ``call`` is ``None`` if QEMU has sent none, of a started ring on purpose. ``enabled`` is ``None`` if it
+    was neither enabled nor disabled.
+    """
+
+    place: RingPlaceFact | None
     kick: EventFact | None
     call: EventFact | None
-    enabled: bool
+    enabled: bool | None
 
 
 class LogMark(Strict):
@@ -151,9 +161,19 @@ def guest_state(snapshot: Snapshot, memory: Sequence[Descriptor], events: Sequen
     left = iter(events)
     rings = []
     for fact in snapshot.rings:
-        kick = VringFd(True, None if fact.kick is None else next(left))
-        call = VringFd(True, None if fact.call is None else next(left))
-        rings.append(Ring(fact.size, _address(fact), None, kick, call, fact.enabled))
+        kick = None if fact.kick is None else next(left)
+        call = None if fact.call is None else next(left)
+        started = fact.place is not None
+        rings.append(
+            Ring(
+                None if fact.place is None else fact.place.size,
+                _address(fact.place),
+                None if started else 0,
+                VringFd(started, kick),
+                VringFd(started or call is not None, call),
+                fact.enabled,
+            )
+        )
     return GuestState(
         features=snapshot.features, protocol_features=snapshot.carried_protocol_features, owned=True,
         memory=regions, rings=tuple(rings), status=snapshot.status, mtu=snapshot.mtu,
@@ -173,8 +193,8 @@ def sent_state(state: GuestState) -> SentState:
     return SentState(state.features, state.protocol_features, True, memory, rings, state.status, state.mtu)
 
 
-def _address(fact: RingFact) -> RingAddress:
-    return RingAddress(0, fact.descriptors, fact.used, fact.available, 0)
+def _address(place: RingPlaceFact | None) -> RingAddress | None:
+    return None if place is None else RingAddress(0, place.descriptors, place.used, place.available, 0)
 
 
 UNKNOWN_REQUEST = struct.pack("<III", 250, messages.VERSION, 0)

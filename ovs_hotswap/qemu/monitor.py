@@ -26,6 +26,10 @@ _MUTE_S = 0.25
 _LEAVE_S = 1.0
 
 
+class Refused(BrokerError):
+    """QEMU has answered the command, with an error."""
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """One QMP command. The keys of ``arguments`` are those of QEMU's schema.
@@ -117,7 +121,7 @@ def _fault(vm: str, path: Path, command: Command, error: Exception, timeout_s: f
         hint = None
         if error.error_class == "CommandNotFound":
             hint = "this QEMU is not one of the dual back end: qemu-patches, `make packages`"
-        return BrokerError(f"vm {vm}: {command.name}: {error}", hint=hint)
+        return Refused(f"vm {vm}: {command.name}: {error}", hint=hint)
     if isinstance(error, TimeoutError):
         return BrokerError(f"vm {vm}: QEMU did not answer {command.name} at {path} within {timeout_s:g} s",
                            hint="its monitor may have another client")  # fmt: skip

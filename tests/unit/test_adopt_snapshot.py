@@ -15,9 +15,11 @@ from ovs_hotswap.adopt.snapshot import (
     ProcessFact,
     RegionFact,
     RingFact,
+    RingPlaceFact,
     Snapshot,
     guest_state,
     read_snapshot,
+    sent_state,
     why_not_carried,
 )
 from ovs_hotswap.errors import StateUnknown
@@ -33,7 +35,7 @@ USER = 0x7F0000000000
 def ring(index: int, *, enabled: bool = True) -> RingFact:
     start = USER + 0x10000 * index
     return RingFact(
-        size=256, descriptors=start, available=start + 0x1000, used=start + 0x2000,
+        place=RingPlaceFact(size=256, descriptors=start, available=start + 0x1000, used=start + 0x2000),
         kick=EventFact(fd=40 + 2 * index, eventfd=100 + 2 * index),
         call=EventFact(fd=41 + 2 * index, eventfd=101 + 2 * index), enabled=enabled,
     )  # fmt: skip
@@ -118,6 +120,14 @@ def test_a_kick_that_qemu_did_not_give_stays_absent(descriptors: list[OwnedFd]) 
     assert state.started == (0, 1)
     assert state.ring(0).kick.descriptor is None
     assert state.ring(1).call.descriptor is descriptors[5]
+
+
+def test_a_pair_that_the_guest_does_not_use_has_calls_alone(descriptors: list[OwnedFd]) -> None:
+    unused = ring(2).model_copy(update={"place": None, "kick": None, "enabled": False})
+    state = guest_state(snapshot(rings=(ring(0), unused)), descriptors[2:3], descriptors[3:6])
+    assert state.started == (0,)
+    assert state.ring(1).call.descriptor is descriptors[5]
+    assert sent_state(state).ring(1).call == state.ring(1).call.key
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 6])

@@ -1,0 +1,108 @@
+"""The log of a running ovs-vswitchd as a file that grows, is renamed and is compressed (logrotate(8))."""
+
+from __future__ import annotations
+
+import gzip
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ovs_hotswap.adopt.log_reader import Logged, Since, joined, messages_since, read_connection
+from ovs_hotswap.adopt.snapshot import LogMark
+from ovs_hotswap.errors import StateUnknown
+
+_OLDER = 8  # rotated files that are looked into
+_MOST = 64 << 20  # bytes of one rotated file
+
+
+def mark(path: Path) -> LogMark:
+    """Return the end of the log's last whole line. Raises StateUnknown if the log cannot be read."""
+    try:
+        with path.open("rb") as file:
+            found = os.fstat(file.fileno())
+            return LogMark(
+                path=path, device=found.st_dev, inode=found.st_ino, offset=_whole(file.fileno(), found.st_size)
+            )
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def connection(until: LogMark, socket: Path) -> Logged:
+    """Return what was sent on the last connection over ``socket``, as far as it was logged before the mark.
+
+    Rotated files are read as well, if the connection is that old. Raises StateUnknown (``read_connection``).
+    """
+    try:
+        return read_connection(_text(until, f"({socket}) new device, handle is ".encode()), str(socket))
+    except OSError as error:
+        raise _unreadable(until.path, error) from error
+
+
+def since(begin: LogMark, socket: Path) -> Since:
+    """Return what was logged about the connection behind the mark. Raises StateUnknown if the file is another one."""
+    try:
+        with begin.path.open("rb") as file:
+            found = os.fstat(file.fileno())
+            if (found.st_dev, found.st_ino) != (begin.device, begin.inode) or found.st_size < begin.offset:
+                raise StateUnknown(f"{begin.path} was rotated in the meantime", hint="try again")
+            file.seek(begin.offset)
+            return messages_since(file.read().decode(errors="replace"), str(socket))
+    except OSError as error:
+        raise _unreadable(begin.path, error) from error
+
+
+def _whole(fd: int, size: int) -> int:
+    """Return the place behind the last line end before ``size``."""
+    while size > 0:
+        start = max(0, size - 4096)
+        block = os.pread(fd, size - start, start)
+        if (at := block.rfind(b"\n")) >= 0:
+            return start + at + 1
+        size = start
+    return 0
+
+
+def _text(until: LogMark, beginning: bytes) -> str:
+    """Return the log from the last line that has ``beginning`` in it, or from as far back as there are files."""
+    with until.path.open("rb") as file:
+        found = os.fstat(file.fileno())
+        if (found.st_dev, found.st_ino) != (until.device, until.inode) or found.st_size < until.offset:
+            raise StateUnknown(f"{until.path} was rotated in the meantime", hint="try again")
+        newest = _from(file.fileno(), until.offset, beginning)
+    if beginning.decode() in newest:
+        return newest
+    pieces = [newest]
+    for older in _older(until.path):
+        pieces.insert(0, older)
+        if beginning.decode() in older:
+            break
+    return joined(pieces)
+
+
+def _from(fd: int, size: int, beginning: bytes) -> str:
+    if size == 0:
+        return ""
+    with mmap.mmap(fd, size, prot=mmap.PROT_READ) as data:
+        at = data.rfind(beginning)
+        start = 0 if at < 0 else data.rfind(b"\n", 0, at) + 1
+        return data[start:].decode(errors="replace")
+
+
+def _older(path: Path) -> Iterator[str]:
+    """Yield the contents of rotated files, from the newest to the oldest."""
+    for number in range(1, _OLDER + 1):
+        plain, packed = path.with_name(f"{path.name}.{number}"), path.with_name(f"{path.name}.{number}.gz")
+        if plain.exists():
+            yield plain.read_bytes().decode(errors="replace")
+        elif packed.exists():
+            with gzip.open(packed) as file:
+                yield file.read(_MOST).decode(errors="replace")
+        else:
+            return
+
+
+def _unreadable(path: Path, error: OSError) -> StateUnknown:
+    return StateUnknown(
+        f"{path}: {error.strerror or error}", hint="`ovs-appctl vlog/list` says whether there is a log file"
+    )
