@@ -311,6 +311,17 @@ class Config(Strict):
         return value
 
     @model_validator(mode="after")
+    def _fits_program(self) -> Self:
+        if self.program is not Program.CLONE:
+            return self
+        if self.uplink.driver != "none":
+            raise ValueError(f'uplink.driver: "{self.uplink.driver}" steers tunnels of ovs-hotswap; with program = '
+                             '"clone" it must be "none": each instance has the devices of port_devices')  # fmt: skip
+        if self.backend is not BackendMode.BROKER:
+            raise ValueError('backend: with program = "clone" it must be "broker"')
+        return self
+
+    @model_validator(mode="after")
     def _reachable(self) -> Self:
         if self.backend is BackendMode.QEMU_DUAL and not Path(self.qemu.socket).is_relative_to(self.run_dir):
             raise ValueError(

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ovs_hotswap.config import SUN_PATH_MAX, Config
+from ovs_hotswap.config import SUN_PATH_MAX, Config, Program
 from ovs_hotswap.config_uplink import UplinkConfig
 from ovs_hotswap.model import TAKEN_NAMES, Side
 
@@ -115,6 +115,9 @@ def _instances(config: Config) -> Iterator[Fault]:
 
 def _own_devices(config: Config) -> Iterator[Fault]:
     a, b = config.instances.a, config.instances.b
+    if config.program is Program.CLONE:
+        yield from _port_devices(config)
+        return
     if _device(a.uplink_devargs) == _device(b.uplink_devargs):
         yield (
             "instances.b.uplink_devargs",
@@ -126,6 +129,19 @@ def _own_devices(config: Config) -> Iterator[Fault]:
     if a.uplink_device is not None and a.uplink_device == b.uplink_device:
         yield "instances.b.uplink_device", f"is also instances.a.uplink_device ({a.uplink_device})"
     yield from _second_devices(config)
+
+
+def _port_devices(config: Config) -> Iterator[Fault]:
+    """Yield the devices of ports that are used twice, and ports that have one on one side only."""
+    taken: dict[str, str] = {}
+    for side in Side:
+        for port, devargs in config.instance(side).port_devices.items():
+            key, device = f"instances.{side}.port_devices.{port}", _device(devargs)
+            if device in taken:
+                yield key, f"names the device of {taken[device]} ({devargs}): each is another one"
+            taken.setdefault(device, key)
+            if port not in config.instance(side.other).port_devices:
+                yield key, f"instance {side.other} has no device for it: two instances cannot both have one"
 
 
 def _one_device(config: Config) -> Iterator[Fault]:

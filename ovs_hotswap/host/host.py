@@ -46,6 +46,7 @@ from ovs_hotswap.switch.units import InstanceUnit
 from ovs_hotswap.system import System
 from ovs_hotswap.uplink import base
 from ovs_hotswap.uplink.nic_links import NicLinks
+from ovs_hotswap.uplink.none import NoUplink
 from ovs_hotswap.uplink.vf_care import VfCare
 from ovs_hotswap.vm_ports import VmPort, read_ports
 from ovs_hotswap.waiting import POLL_S, Deadline, wait_until
@@ -83,6 +84,8 @@ class Host:
 
     @cached_property
     def uplink(self) -> base.Uplink:
+        if self.config.program is Program.CLONE:  # both instances have devices, and the network learns which one sends
+            return NoUplink()
         return base.make_uplink(self.config, self.intent, self.uplink_ends, quick=self._quick)
 
     @cached_property

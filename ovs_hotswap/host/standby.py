@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ovs_hotswap.backends import VmStatus
-from ovs_hotswap.config import Config
+from ovs_hotswap.config import Config, Program
 from ovs_hotswap.errors import BrokerError, BusyError, SwitchError
 from ovs_hotswap.host import settings_transfer, uplink_ports
 from ovs_hotswap.host.host import Host
@@ -248,6 +248,9 @@ def _await_links(host: Host, side: Side) -> None:
 
 def see_uplink(host: Host, side: Side) -> None:
     """Check that the datapath has the uplink, with any MTU. This needs no intent. Raises SwitchError."""
+    if host.config.program is Program.CLONE:
+        host.wait(lambda: not lacks_uplink(host, side), _PORT_S, lambda: lacks_uplink(host, side), on=[side])
+        return
     named = zip(uplink_ports.names(host.config), NIC_PORTS, strict=False)
     host.await_ports(side, [PortSpec(name, "dpdk", number) for name, number in named])
 

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from ovs_hotswap.config import Config
+from ovs_hotswap.config import Config, Program
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.host import saved_settings
 from ovs_hotswap.model import Side
@@ -48,7 +48,9 @@ class Bridges(Protocol):
 
 
 def names(config: Config) -> list[str]:
-    """The names of the uplink's ports."""
+    """The names of the uplink's ports. On a host that others program these are the ports with devices of their own."""
+    if config.program is Program.CLONE:
+        return sorted({name for side in Side for name in config.instance(side).port_devices})
     return [UPLINK, SECOND_UPLINK] if two(config) else [UPLINK]
 
 

@@ -7,6 +7,7 @@ time.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 
 from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.errors import BrokerError, StateUnknown, SwitchError
@@ -33,38 +34,54 @@ class Soak(Step[Upgrade]):
     description = "watch the VMs on the new instance"
 
     def do(self, context: Upgrade, run: StepContext) -> None:
-        host = context.host
-        end = host.system.monotonic() + host.config.upgrade.soak_s
-        patience = Patience(_rings(context), SERVED_S, baseline.known(run))
-        strays, traffic = Strays(context, run), uplink_proof.Traffic.of(context, run)
-        while True:
-            host.system.sleep(min(_SAMPLE_S, max(0.0, end - host.system.monotonic())) or _SAMPLE_S)
-            strays.look()
-            if overdue := strays.overdue:
-                raise SwitchError(_text(context, overdue), hint=context.without(overdue))
-            unserved = patience.look(host.system.monotonic(), _rings(context))
-            if unserved:
-                judge(context, run, unserved)
-                patience.forgo(unserved)
+        host, traffic = context.host, uplink_proof.Traffic.of(context, run)
+
+        def waits_for_traffic() -> bool:
             traffic.look()
-            left = end - host.system.monotonic()
-            run.progress(f"{max(0.0, left):.0f} s left")
-            if left <= -_RINGS_S:
-                _let_be(run, patience)
-            if left <= -_STRAYS_S and (waiting := strays.waiting):
-                raise SwitchError(_text(context, waiting), hint=context.without(waiting))
-            if left <= 0 and not patience.waiting and not strays.waiting:
-                if not traffic.waiting:
-                    break
-                # A VM that restarts while this waits has as long as one at the end of the soak.
-                end = host.system.monotonic()
-                run.progress("wait until packets are seen to pass the uplink")
+            return traffic.waiting
+
+        watch_vms(context, run, waits_for_traffic)
         uplink_proof.tell(run, traffic.findings())
         uplink_proof.see_silence(host)
-        goes_on = checks.polling(context.new, comes_round(host, context.new))
-        answers = host.instances[context.new].status().dpdk_initialized is not None
-        checks.verdict([*goes_on, *checks.database(context.new, answers)], SwitchError)
-        context.rehearse_record(context.look())  # this is the last moment at which the upgrade can go back
+        see_ready(context)
+
+
+def watch_vms(context: Upgrade, run: StepContext, waits: Callable[[], bool] = lambda: False) -> None:
+    """Watch the VMs for as long as configured, and as long as ``waits``, which is asked at each look. Raises
+    SwitchError if the new instance does not serve one."""
+    host = context.host
+    end = host.system.monotonic() + host.config.upgrade.soak_s
+    patience, strays = Patience(_rings(context), SERVED_S, baseline.known(run)), Strays(context, run)
+    while True:
+        host.system.sleep(min(_SAMPLE_S, max(0.0, end - host.system.monotonic())) or _SAMPLE_S)
+        strays.look()
+        if overdue := strays.overdue:
+            raise SwitchError(_text(context, overdue), hint=context.without(overdue))
+        unserved = patience.look(host.system.monotonic(), _rings(context))
+        if unserved:
+            judge(context, run, unserved)
+            patience.forgo(unserved)
+        waiting_on = waits()
+        left = end - host.system.monotonic()
+        run.progress(f"{max(0.0, left):.0f} s left")
+        if left <= -_RINGS_S:
+            _let_be(run, patience)
+        if left <= -_STRAYS_S and (waiting := strays.waiting):
+            raise SwitchError(_text(context, waiting), hint=context.without(waiting))
+        if left <= 0 and not patience.waiting and not strays.waiting:
+            if not waiting_on:
+                return
+            # A VM that restarts while this waits has as long as one at the end of the soak.
+            end = host.system.monotonic()
+            run.progress("wait until packets are seen to pass the uplink")
+
+
+def see_ready(context: Upgrade) -> None:
+    """Check the new instance at the last moment at which the upgrade can go back. Raises SwitchError, HostError."""
+    goes_on = checks.polling(context.new, comes_round(context.host, context.new))
+    answers = context.host.instances[context.new].status().dpdk_initialized is not None
+    checks.verdict([*goes_on, *checks.database(context.new, answers)], SwitchError)
+    context.rehearse_record(context.look())
 
 
 def _rings(context: Upgrade) -> list[RingSample]:

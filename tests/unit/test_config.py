@@ -553,3 +553,40 @@ def test_an_instance_that_gets_the_uplink_later_does_not_take_it_at_its_start(
         assert not load(path, text).uplink.both_open
         return
     assert [fault in each for each in faults(path, text)] == [True, True]
+
+
+CLONED = """\
+program = "clone"
+[instances.a]
+pmd_cores = [0]
+port_devices = { dpdk0 = "0000:03:02.0" }
+[instances.b]
+pmd_cores = [1]
+port_devices = { dpdk0 = "0000:03:02.1" }
+"""
+
+
+def test_a_host_that_others_program_needs_neither_an_intent_nor_keys_of_the_uplink(path: Path) -> None:
+    config = load(path, CLONED)
+    assert config.instance(Side.B).devices == ("0000:03:02.1",)
+    assert [config.namespace(side) for side in Side] == ["", ""]
+    assert config.database_file(Side.B).parent.parent == config.state_dir
+
+
+@pytest.mark.parametrize(("more", "fault"), [
+    ('[uplink]\ndriver = "tc"\ndevice = "eth0"\nrepresentor_a = "x"\nrepresentor_b = "y"\n', 'must be "none"'),
+    ('backend = "qemu-dual"\n', 'must be "broker"'),
+])  # fmt: skip
+def test_what_a_host_that_others_program_cannot_have(path: Path, more: str, fault: str) -> None:
+    text = more + CLONED if more.startswith("backend") else CLONED + more
+    assert any(fault in each for each in faults(path, text)), faults(path, text)
+
+
+def test_a_device_of_both_sides_is_named(path: Path) -> None:
+    (fault,) = faults(path, CLONED.replace("02.1", "02.0"))
+    assert "instances.b.port_devices.dpdk0: names the device of instances.a.port_devices.dpdk0" in fault
+
+
+def test_a_port_with_a_device_on_one_side_only_is_named(path: Path) -> None:
+    (fault,) = faults(path, CLONED.replace('{ dpdk0 = "0000:03:02.1" }', "{}"))
+    assert "instances.a.port_devices.dpdk0: instance b has no device for it" in fault
