@@ -29,11 +29,15 @@ class OpenFlow:
 
     ``timeout`` is in seconds, and grows by one second for each thousand flows that are sent. Every method raises
     SwitchError if ovs-ofctl is missing, fails or takes longer: a switch that is stopped must not delay a caller for
-    long, which may hold a lock.
+    long, which may hold a lock. ``versions`` are those that ovs-ofctl may use; a bridge that others program accepts
+    only those of its column ``protocols``.
     """
 
-    def __init__(self, system: System, bridge_mgmt: Path, *, timeout: float = 10.0) -> None:
+    def __init__(
+        self, system: System, bridge_mgmt: Path, *, timeout: float = 10.0, versions: str = "OpenFlow14"
+    ) -> None:
         self._system = system
+        self._versions = versions
         self._target = f"unix:{bridge_mgmt.absolute()}"  # OVS resolves relative ones against its run directory
         self._timeout = timeout
 
@@ -101,6 +105,11 @@ class OpenFlow:
         are added first, or take the place of those with the same priority and match. All of it is done or nothing."""
         lines = [f"flow add {flow}" for flow in flows]
         lines += [f"packet-out in_port=controller,packet={frame.hex()},actions={actions}" for frame, actions in frames]
+        self.bundle(lines)
+
+    def bundle(self, lines: Sequence[str]) -> None:
+        """Have the switch carry out the messages of one bundle, as ovs-ofctl(8) writes them (``bundle``), in this
+        order: all of them or none."""
         self._run("bundle", "-", stdin=_text(lines))
 
     def _run(
@@ -111,7 +120,7 @@ class OpenFlow:
         stdin: str | None = None,
         good: tuple[int, ...] = (0,),
     ) -> Completed:
-        argv = ["ovs-ofctl", "-O", "OpenFlow14", *options, command, self._target, *arguments]
+        argv = ["ovs-ofctl", "-O", self._versions, *options, command, self._target, *arguments]
         try:
             timeout = self._timeout + (0 if stdin is None else stdin.count("\n") // 1000)
             done = self._system.run(argv, timeout=timeout, check=False, stdin=stdin)

@@ -26,6 +26,7 @@ from functools import partial
 from ipaddress import ip_address
 from typing import Literal, Protocol, TypeVar
 
+from ovs_hotswap.checksums import internet_checksum
 from ovs_hotswap.errors import UplinkError
 
 ETH_P_ALL, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ETH_P_8021Q = 0x0003, 0x0806, 0x0800, 0x86DD, 0x8100
@@ -146,7 +147,7 @@ def tunnel_probe(
         checked = _with_checksum(udp, 6, own, to, socket.IPPROTO_UDP)
         return _ethernet(source, vtep, vlan, ETH_P_IPV6, _ipv6(own, to, socket.IPPROTO_UDP, 64, checked))
     words = struct.pack("!BBHHHBBH", 0x45, 0, mtu, 0, 0x4000, 64, socket.IPPROTO_UDP, 0)
-    head = words[:10] + struct.pack("!H", _checksum(words + own + to)) + own + to
+    head = words[:10] + struct.pack("!H", internet_checksum(words + own + to)) + own + to
     return _ethernet(source, vtep, vlan, ETH_P_IP, head + udp)
 
 
@@ -182,17 +183,9 @@ def answerer(frame: bytes, askers: Collection[str], vlan: int | None = None) -> 
     return Host(str(ip_address(packet[48:64])), mac.hex(":"))
 
 
-def _checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071)."""
-    total: int = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
-    while total > 0xFFFF:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
-
-
 def _with_checksum(payload: bytes, at: int, source: bytes, target: bytes, protocol: int) -> bytes:
     """The payload of an IPv6 packet with its checksum at byte ``at``, where it has zeros (RFC 8200, 8.1)."""
-    found = _checksum(source + target + struct.pack("!II", len(payload), protocol) + payload)
+    found = internet_checksum(source + target + struct.pack("!II", len(payload), protocol) + payload)
     return payload[:at] + struct.pack("!H", found or 0xFFFF) + payload[at + 2 :]
 
 

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "ovs_hotswap"
 # so is each group of modules beside them.
 LAYERS = (
     ("ovs_hotswap",),  # the version alone
-    ("ovs_hotswap.errors", "ovs_hotswap.model", "ovs_hotswap.wording"),
+    ("ovs_hotswap.errors", "ovs_hotswap.model", "ovs_hotswap.wording", "ovs_hotswap.checksums"),
     ("ovs_hotswap.backends",),
     ("ovs_hotswap.fd_closing", "ovs_hotswap.process_exit", "ovs_hotswap.background", "ovs_hotswap.priority",
      "ovs_hotswap.trust", "ovs_hotswap.waiting", "ovs_hotswap.peer", "ovs_hotswap.system"),
@@ -45,7 +45,7 @@ LAYERS = (
 )  # fmt: skip
 # Decisions and formats: no I/O, and imports of one another alone.
 PURE = {
-    "ovs_hotswap", "ovs_hotswap.errors", "ovs_hotswap.model", "ovs_hotswap.wording",
+    "ovs_hotswap", "ovs_hotswap.errors", "ovs_hotswap.model", "ovs_hotswap.wording", "ovs_hotswap.checksums",
     "ovs_hotswap.backends",
     "ovs_hotswap.vhostuser.messages", "ovs_hotswap.vhostuser.unsupported", "ovs_hotswap.vhostuser.guest_state",
     "ovs_hotswap.vhostuser.reconcile", "ovs_hotswap.vhostuser.ownership",
@@ -57,6 +57,8 @@ PURE = {
     "ovs_hotswap.watchdog.failover", "ovs_hotswap.watchdog.standby_plan", "ovs_hotswap.watchdog.backoff",
     "ovs_hotswap.remote.jobs", "ovs_hotswap.remote.frames", "ovs_hotswap.remote.versions", "ovs_hotswap.remote.hosts",
     "ovs_hotswap.doctor.report",
+    "ovs_hotswap.clone.conntrack_entries", "ovs_hotswap.clone.conntrack_packets", "ovs_hotswap.clone.protocols",
+    "ovs_hotswap.clone.runtime_settings",
 }  # fmt: skip
 IO_MODULES = {
     "asyncio", "ctypes", "fcntl", "glob", "io", "logging", "mmap", "multiprocessing", "os", "pathlib", "pty",
