@@ -9,7 +9,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from ovs_hotswap.adopt.processes import ForeignProcess, is_connection
+from ovs_hotswap.adopt.processes import ForeignProcess, borrowed, is_connection
 from ovs_hotswap.adopt.snapshot import EventFact, RegionFact, Snapshot, guest_state, sent_state
 from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.vhostuser.channel import OwnedFd, close_all
@@ -85,9 +85,11 @@ def fetch(snapshot: Snapshot) -> Fetched:
 
 
 def _check_end(end: OwnedFd, snapshot: Snapshot, process: ForeignProcess, number: int, *, listener: bool) -> None:
-    with socket.socket(fileno=os.dup(end.fileno())) as each:
-        if not is_connection(each, snapshot.socket, listener=listener):
-            raise StateUnknown(f"descriptor {number} of process {process.pid} is not a connection at {snapshot.socket}")
+    found = False
+    with contextlib.suppress(OSError), borrowed(end) as each:
+        found = is_connection(each, snapshot.socket, listener=listener)
+    if not found:
+        raise StateUnknown(f"descriptor {number} of process {process.pid} is not a connection at {snapshot.socket}")
 
 
 def _check_file(descriptor: OwnedFd, region: RegionFact) -> None:

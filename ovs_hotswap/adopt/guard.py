@@ -31,6 +31,7 @@ from pathlib import Path
 from ovs_hotswap.adopt.fetching import Fetched
 from ovs_hotswap.adopt.log_files import since
 from ovs_hotswap.adopt.log_reader import FENCE, Since
+from ovs_hotswap.adopt.processes import borrowed
 from ovs_hotswap.adopt.snapshot import LogMark, Snapshot
 from ovs_hotswap.adopt.stopping import Stopped
 from ovs_hotswap.errors import StateUnknown, TryAgain
@@ -118,7 +119,7 @@ def _ask(fetched: Fetched, deadline: float) -> bool:
     """Ask the question and read the answer; return false if it has not come. Raises TryAgain and StateUnknown."""
     theirs: list[bytes] = []
     end = max(deadline, time.monotonic() + _ANSWER_S)
-    with _borrowed(fetched.qemu_end) as qemu_end, _borrowed(fetched.switch_end) as switch_end:
+    with borrowed(fetched.qemu_end) as qemu_end, borrowed(fetched.switch_end) as switch_end:
         try:
             qemu_end.send(_QUESTION, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError as error:
@@ -187,7 +188,7 @@ def _message(end: socket.socket, deadline: float) -> bytes | None:
 def _drain(end: OwnedFd, snapshot: Snapshot) -> None:
     """Read the answer that came too late, before QEMU takes it for another one. Raises StateUnknown if none comes."""
     deadline = time.monotonic() + _LATE_S
-    with _borrowed(end) as qemu_end:
+    with borrowed(end) as qemu_end:
         while _readable(qemu_end, deadline):
             head = qemu_end.recv(HEADER.size, socket.MSG_DONTWAIT | socket.MSG_PEEK)
             if len(head) == HEADER.size and HEADER.unpack(head)[0] == Request.GET_QUEUE_NUM:
@@ -223,13 +224,3 @@ def _unread_at_peer(end: socket.socket) -> int:
 
 def _number(data: bytes) -> int:
     return int(struct.unpack("i", data)[0])
-
-
-@contextlib.contextmanager
-def _borrowed(end: OwnedFd) -> Iterator[socket.socket]:
-    """Lend a descriptor as a socket object that does not close it and leaves its flags alone."""
-    made = socket.socket(fileno=end.fileno())
-    try:
-        yield made
-    finally:
-        made.detach()

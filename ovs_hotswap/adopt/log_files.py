@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import gzip
-import mmap
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from ovs_hotswap.adopt.log_reader import Logged, Since, joined, messages_since, read_connection
+from ovs_hotswap.adopt.log_reader import RECONNECT, Logged, Since, joined, messages_since, read_connection
 from ovs_hotswap.adopt.snapshot import LogMark
 from ovs_hotswap.errors import StateUnknown
 
 _OLDER = 8  # rotated files that are looked into
 _MOST = 64 << 20  # bytes of one rotated file
+_BLOCK = 1 << 20
 
 
 def mark(path: Path) -> LogMark:
@@ -81,12 +82,23 @@ def _text(until: LogMark, beginning: bytes) -> str:
 
 
 def _from(fd: int, size: int, beginning: bytes) -> str:
-    if size == 0:
-        return ""
-    with mmap.mmap(fd, size, prot=mmap.PROT_READ) as data:
-        at = data.rfind(beginning)
-        start = 0 if at < 0 else data.rfind(b"\n", 0, at) + 1
-        return data[start:].decode(errors="replace")
+    """Return what is before ``size``, from the last line that has ``beginning`` in it, or else all of it.
+
+    The file is read, not mapped: the kernel would kill this process if the file was cut short (SIGBUS).
+    """
+    blocks: list[bytes] = []
+    start, overlap = size, b""
+    while start > 0:
+        step = min(start, _BLOCK)
+        start -= step
+        block = os.pread(fd, step, start)
+        blocks.insert(0, block)
+        at = (block + overlap).rfind(beginning)
+        if at >= 0 and ((line := block.rfind(b"\n", 0, at)) >= 0 or start == 0):
+            blocks[0] = block[line + 1 :]
+            break
+        overlap = block[: len(beginning)] if at < 0 else block[: at + len(beginning)]
+    return b"".join(blocks).decode(errors="replace")
 
 
 def _older(path: Path) -> Iterator[str]:
@@ -96,8 +108,11 @@ def _older(path: Path) -> Iterator[str]:
         if plain.exists():
             yield plain.read_bytes().decode(errors="replace")
         elif packed.exists():
-            with gzip.open(packed) as file:
-                yield file.read(_MOST).decode(errors="replace")
+            try:
+                with gzip.open(packed) as file:
+                    yield file.read(_MOST).decode(errors="replace")
+            except (EOFError, zlib.error) as error:
+                raise StateUnknown(f"{packed} is damaged: {error}", hint=RECONNECT) from error
         else:
             return
 

@@ -6,6 +6,7 @@ ptrace_scope 3 forbids it). A duplicate changes nothing for the process.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -149,6 +150,17 @@ class ForeignProcess:
         return list(found.values())
 
 
+@contextlib.contextmanager
+def borrowed(end: OwnedFd) -> Iterator[socket.socket]:
+    """Lend a descriptor as a socket object that does not close it, and leaves its flags alone. Raises OSError if it is
+    no socket."""
+    made = socket.socket(fileno=end.fileno())
+    try:
+        yield made
+    finally:
+        made.detach()
+
+
 def is_connection(each: socket.socket, path: Path, *, listener: bool) -> bool:
     """Whether a socket is a connection at ``path`` (``ForeignProcess.connections``)."""
     if each.family != socket.AF_UNIX or each.type != socket.SOCK_STREAM:
@@ -191,7 +203,7 @@ def placed(
         what = f"memory region {number} at {region.user_address:#x}"
         at, file = region.user_address, None
         for each in known:
-            if not each.low <= at < each.high:
+            if not each.low <= at < min(each.high, region.user_address + region.size):
                 continue
             if file not in (None, (each.device, each.inode)):
                 raise StateUnknown(f"{what} is mapped from two files")
