@@ -13,6 +13,7 @@ from ovs_hotswap.adopt.processes import ForeignProcess, borrowed, is_connection
 from ovs_hotswap.adopt.snapshot import EventFact, RegionFact, Snapshot, guest_state, sent_state
 from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.vhostuser.channel import OwnedFd, close_all
+from ovs_hotswap.vhostuser.guest_memory import indices
 from ovs_hotswap.vhostuser.guest_state import GuestState
 from ovs_hotswap.vhostuser.reconcile import SentState
 
@@ -80,6 +81,7 @@ def fetch(snapshot: Snapshot) -> Fetched:
             made.append(switch.fetch(event.fd))
             _check_event(made[-1], event)
         fetched = Fetched.of(snapshot, made)
+        _check_rings(fetched.state)
         made = []
         return fetched
 
@@ -104,3 +106,20 @@ def _check_event(descriptor: OwnedFd, event: EventFact) -> None:
     known = _EVENTFD.search(Path(f"/proc/self/fdinfo/{descriptor.fileno()}").read_text())
     if known is None or int(known[1]) != event.eventfd:
         raise StateUnknown(f"descriptor {event.fd} of the switch is no longer eventfd {event.eventfd}")
+
+
+def _check_rings(state: GuestState) -> None:
+    """Raise StateUnknown if what is at a ring's address cannot be a ring: more entries are in use than it has.
+
+    Rings beyond the first pair have their addresses from one source, which this checks (virtio 1.2, 2.7.6 and 2.7.8).
+    """
+    for index in state.started:
+        ring = state.rings[index]
+        found = indices(state.memory, ring)
+        if found.used is None or found.available is None:
+            continue
+        if (found.available - found.used) % (1 << 16) > (ring.size or 0):
+            raise StateUnknown(
+                f"ring {index} of {ring.size} entries has the indices {found.available} and {found.used}: there is none"
+                " at this place, or QEMU has sent a new one",
+            )

@@ -16,11 +16,14 @@ import pytest
 from ovs_hotswap.adopt.fetching import fetch
 from ovs_hotswap.adopt.log_reader import LoggedRegion
 from ovs_hotswap.adopt.processes import ForeignProcess, MappedFile, parse_mappings, placed, same_path
-from ovs_hotswap.adopt.snapshot import EventFact, ProcessFact, RegionFact, RingFact, Snapshot
+from ovs_hotswap.adopt.snapshot import EventFact, ProcessFact, RegionFact, RingFact, RingPlaceFact, Snapshot
 from ovs_hotswap.errors import StateUnknown
 from tests.unit.test_adopt_snapshot import ring, snapshot
 
-SIZE = 1 << 16
+SIZE, USER = 1 << 16, 0x10000
+PLACES = [
+    RingPlaceFact(size=256, descriptors=at, available=at + 0x1000, used=at + 0x2000) for at in (USER, USER + 0x3000)
+]
 
 
 class Bed:
@@ -44,10 +47,13 @@ class Bed:
         known = self.process.eventfds()
         facts = [EventFact(fd=fd, eventfd=known[fd]) for fd in self.events]
         rings: tuple[RingFact, ...] = tuple(
-            ring(index).model_copy(update={"kick": facts[2 * index], "call": facts[2 * index + 1]}) for index in (0, 1)
+            ring(index).model_copy(
+                update={"place": PLACES[index], "kick": facts[2 * index], "call": facts[2 * index + 1]}
+            )
+            for index in (0, 1)
         )
         at = os.fstat(self.memory)
-        region = RegionFact(guest_address=0, size=SIZE, user_address=0x10000, offset=0, fd=self.memory,
+        region = RegionFact(guest_address=0, size=SIZE, user_address=USER, offset=0, fd=self.memory,
                             device=at.st_dev, inode=at.st_ino)  # fmt: skip
         own = {
             "socket": self.path, "qemu": self.process.fact, "switch": self.process.fact, "rings": rings,
@@ -113,6 +119,18 @@ def test_a_descriptor_that_is_another_one_is_noticed_and_nothing_stays_open(
     with pytest.raises(StateUnknown, match=reason):
         fetch(wrong)
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(("available", "used", "is_ring"), [(300, 44, True), (300, 43, False), (3, 65500, True)])
+def test_a_place_that_cannot_be_a_ring_is_refused(bed: Bed, available: int, used: int, *, is_ring: bool) -> None:
+    """A ring of 256 entries: no more than that are in use, and the indices wrap around."""
+    bed.mapped[0x4002:0x4004] = available.to_bytes(2, "little")
+    bed.mapped[0x5002:0x5004] = used.to_bytes(2, "little")
+    if is_ring:
+        fetch(bed.snapshot()).close()
+        return
+    with pytest.raises(StateUnknown, match="ring 1 of 256 entries"):
+        fetch(bed.snapshot())
 
 
 def test_a_process_that_has_ended_is_named(bed: Bed) -> None:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ovs_hotswap.adopt import log_settings
 from ovs_hotswap.adopt.log_reader import Logged, LoggedRing
 from ovs_hotswap.adopt.qmp_facts import QueueFact
 from ovs_hotswap.adopt.snapshot import RegionFact
 from ovs_hotswap.adopt.taking import PortFact, check_enabled, parse_port, place_of
-from ovs_hotswap.errors import StateUnknown
+from ovs_hotswap.errors import StateUnknown, SwitchError
+from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.switch.pmd import RxQueue
 
+NOWHERE: Any = {field.name: Path("/nowhere") for field in fields(InstancePaths)}
+PATHS = InstancePaths(**{**NOWHERE, "netns": ""})
 STATUS = {
     "features": "0x000000017020a783", "mode": "client", "num_of_vrings": "2", "numa": "0", "socket": "/run/vm1.sock",
     "status": "connected", "vring_0_size": "256", "vring_1_size": "1024",
@@ -112,3 +122,66 @@ def test_enabled_rings_are_polled_and_others_are_not() -> None:
 def test_rings_of_which_the_sources_differ_are_refused(rings: Logged, queues: list[RxQueue], reason: str) -> None:
     with pytest.raises(StateUnknown, match=reason):
         check_enabled(rings, queues)
+
+
+class Switch:
+    """The control socket of a switch (ovs-appctl(8)), as far as its log is concerned."""
+
+    def __init__(self, directory: Path, level: str) -> None:
+        self.level, self.limited, self.fails = level, True, False
+        self.paths = replace(PATHS, vswitchd_ctl=directory / "ctl")
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self.paths.vswitchd_ctl))
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                with connection:
+                    asked = json.loads(connection.recv(65536))
+                    said = self._answer(asked["method"], *asked["params"])
+                    answer = {"id": asked["id"], "result": said, "error": None if said is not None else "refused"}
+                    connection.sendall(json.dumps(answer).encode())
+
+    def _answer(self, command: str, *args: str) -> str | None:
+        if command == "dpdk/log-list":
+            return f"Global log level is debug\nid 4: lib.vhost.config, level is {self.level}\n"
+        if command == "dpdk/log-set":
+            if self.fails:
+                return None
+            self.level = args[0].partition(":")[2]
+        elif args == ("dpdk",):
+            self.limited = command == "vlog/enable-rate-limit"
+        return ""
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+
+@pytest.fixture(params=["error", "info", "debug"])
+def switch(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Switch]:
+    made = Switch(tmp_path, request.param)
+    yield made
+    made.close()
+
+
+def test_the_log_has_everything_and_is_as_before_afterwards(switch: Switch) -> None:
+    before = switch.level
+    kept = log_settings.log_everything(switch.paths)
+    assert switch.level in ("info", "debug")
+    assert not switch.limited
+    log_settings.log_as_before(switch.paths, log_settings.LogSettings.restored(kept.fact()))
+    assert (switch.level, switch.limited) == (before, True)
+
+
+@pytest.mark.parametrize("switch", ["error"], indirect=True)
+def test_a_log_that_cannot_have_everything_is_as_before(switch: Switch) -> None:
+    switch.fails = True
+    with pytest.raises(SwitchError):
+        log_settings.log_everything(switch.paths)
+    assert (switch.level, switch.limited) == ("error", True)
