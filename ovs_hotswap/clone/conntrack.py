@@ -17,6 +17,7 @@ from ovs_hotswap.clone.applied import FLUSH, Applied, ask, attempt, commands_of
 from ovs_hotswap.clone.bridges import Bridges, read_bridges
 from ovs_hotswap.clone.conntrack_entries import (
     ICMPV6,
+    TCP,
     WITH_PORTS,
     Comparison,
     Dump,
@@ -82,7 +83,8 @@ def apply(system: System, paths: InstancePaths, active: ConntrackState, *, cut: 
     plan = plan_for(active, before, cut=cut, sctp_ports=_EXPECTATIONS in commands_of(ctl))
     done = Applied()
     try:
-        if plan.make and tcp_check(paths):
+        unchecked = not active.tcp_check or any(entry.protocol == TCP for entry in plan.make)
+        if unchecked and tcp_check(paths):
             ask(ctl, ("dpctl/ct-disable-tcp-seq-chk",))
             done += Applied(
                 ("the new side no longer checks TCP sequence numbers",), undo=(("dpctl/ct-enable-tcp-seq-chk",),)

@@ -42,7 +42,8 @@ class Tuple:
 class Entry:
     """One connection. ``protocol`` is the number of RFC 5237, ``reply`` the tuple of the answers, which shows address
     translation. ``states`` are the TCP states of the ends that send ``original`` and ``reply``. ``helper`` is ``ftp``
-    or ``tftp``; ``parent`` the tuple of the connection that announced this one. ``timeout`` is in seconds."""
+    or ``tftp``; ``parent`` the tuple of the connection that announced this one; ``timeout`` is in seconds. The last two
+    are not compared, because they cannot be carried over."""
 
     protocol: int
     original: Tuple
@@ -52,7 +53,7 @@ class Entry:
     labels: int = 0
     states: tuple[str, str] | None = None
     helper: str | None = None
-    parent: str | None = None
+    parent: str | None = field(default=None, compare=False)
     timeout: int | None = field(default=None, compare=False)
 
     @property
@@ -132,8 +133,8 @@ def _fields(text: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """``missing``: only the active side has it. ``changed``: both sides have it, the active's first, and it differs in
-    more than the time that is left. ``extra``: only the new side has it."""
+    """``missing``: only the active side has it. ``changed``: both sides have it, the active's first, and it differs.
+    ``extra``: only the new side has it."""
 
     missing: tuple[Entry, ...]
     changed: tuple[tuple[Entry, Entry], ...]

@@ -48,6 +48,14 @@ def test_connections_are_made_once_and_the_check_of_numbers_ends(switch: FakeSwi
     assert conntrack.differences(switch.paths, state) == ("the new side does not check TCP sequence numbers",)
 
 
+@pytest.mark.parametrize(("entry", "checked"), [(DNS, True), (WEB, True), (DNS, False)])
+def test_numbers_are_checked_unless_some_are_invented_or_the_active_side_does_not(
+    switch: FakeSwitch, entry: Entry, checked: bool
+) -> None:
+    conntrack.apply(switch.system, switch.paths, replace(active(entry), tcp_check=checked), cut=False)
+    assert switch.tcp_check == (checked and entry is DNS)
+
+
 def test_what_ovs_ofctl_gets_fits_bridges_that_accept_only_some_versions(switch: FakeSwitch) -> None:
     conntrack.apply(switch.system, switch.paths, active(WEB), cut=False)
     ((_, _, versions, command, target, _),) = switch.system.argv
