@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 ICMP, TCP, UDP, ICMPV6, SCTP = 1, 6, 17, 58, 132
 # lib/ct-dpif.c, ct_dpif_format_ipproto; other protocols are printed as numbers.
@@ -121,10 +122,16 @@ def _entry(line: str) -> Entry:
 
 def _tuple(text: str) -> Tuple:
     found = _fields(text)
+    ends = str(ip_address(found["src"])), str(ip_address(found["dst"]))
     if "id" in found:
-        icmp = int(found["id"]), int(found["type"]), int(found["code"])
-        return Tuple(found["src"], found["dst"], icmp=icmp)
-    return Tuple(found["src"], found["dst"], int(found["sport"]), int(found["dport"]))
+        return Tuple(*ends, icmp=(_number(found["id"]), _number(found["type"], 0xFF), _number(found["code"], 0xFF)))
+    return Tuple(*ends, _number(found["sport"]), _number(found["dport"]))
+
+
+def _number(text: str, most: int = 0xFFFF) -> int:
+    if not 0 <= (number := int(text)) <= most:
+        raise ValueError(text)
+    return number
 
 
 def _fields(text: str) -> dict[str, str]:

@@ -70,6 +70,8 @@ def reduction(entry: Entry) -> str | None:
     TCP, the sequence numbers."""
     if entry.parent is not None:
         return "it is no longer related to the connection that announced it"
+    if entry.helper == "ftp" and (_source_changed(entry) or _target_changed(entry)):
+        return "addresses in its commands were translated, and numbers that this shifted are no longer corrected"
     return None
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from bench.connections import established, measure
 from ovs_hotswap.clone import conntrack
 from ovs_hotswap.clone.applied import undo
 from ovs_hotswap.clone.conntrack import ConntrackState
@@ -187,3 +188,12 @@ def test_many_packets_are_sent_in_several_bundles(switch: FakeSwitch, monkeypatc
     conntrack.apply(switch.system, switch.paths, active(WEB, DNS), cut=False)
     assert [len(lines) for lines in switch.system.bundles] == [2, 2, 1]
     assert held(switch) == {WEB, DNS}
+
+
+def test_the_measurement_leaves_nothing_and_fails_if_a_connection_was_not_made(switch: FakeSwitch) -> None:
+    assert len({entry.key for entry in established(1000)}) == 1000
+    assert str(measure(switch.system, switch.paths, 200)).startswith("200 connections: made in ")
+    assert (held(switch), switch.tcp_check) == (set(), True)
+    switch.limit = 199
+    with pytest.raises(SwitchError, match="the new side did not make it"):
+        measure(switch.system, switch.paths, 200)

@@ -152,6 +152,13 @@ def test_a_connection_that_was_announced_loses_its_relation() -> None:
     assert "related" in str(reduction(replace(HTTP, parent="src=10.0.0.1,dst=10.0.0.2,sport=1,dport=21")))
 
 
+def test_translated_ftp_loses_the_correction_of_its_numbers() -> None:
+    translated = replace(HTTP, reply=Tuple("10.0.0.2", "172.16.0.1", 80, 4000))
+    assert reduction(replace(HTTP, helper="ftp")) is None
+    assert reduction(translated) is None
+    assert "no longer corrected" in str(reduction(replace(translated, helper="ftp")))
+
+
 def test_a_comparison_finds_what_is_missing_changed_and_extra() -> None:
     other = replace(HTTP, zone=2)
     marked = replace(HTTP, mark=5)
@@ -171,6 +178,8 @@ def test_a_connection_that_the_other_side_knows_backwards_is_not_missing() -> No
 def test_a_line_that_is_no_entry_is_kept_as_it_is() -> None:
     lines = ["tcp,orig=(src=10.0.0.1,dst=10.0.0.2,sport=1,dport=2),reply=(src=x", "esp,orig=(),reply=()", "nonsense",
              "tcp,orig=(src=1.1.1.1,dst=1.1.1.2,sport=1,dport=2),reply=(src=1.1.1.2,dst=1.1.1.1,sport=2,dport=1)",
+             "udp,orig=(src=10.0.0.1,dst=10.0.0,sport=1,dport=2),reply=(src=10.0.0.2,dst=10.0.0.1,sport=2,dport=1)",
+             "udp,orig=(src=10.0.0.1,dst=10.0.0.2,sport=65536,dport=2),reply=(src=10.0.0.2,dst=10.0.0.1,sport=2,dport=1)",
              "Unsupported address family: 7. HEX:"]  # fmt: skip
     dump = parse_dump("\n".join(lines))
     assert dump.entries == ()
