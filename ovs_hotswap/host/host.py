@@ -32,7 +32,8 @@ from ovs_hotswap.switch import threads
 from ovs_hotswap.switch.answering import see_answering, see_going
 from ovs_hotswap.switch.datapath import DatapathPort, await_ports, ports, ports_with_mtus, put_ports
 from ovs_hotswap.switch.instance import State
-from ovs_hotswap.switch.memory import DEFAULT_MTU, Demand, PacketPool, Reservation, data_room, limited, reserve
+from ovs_hotswap.switch.memif import memif_spec
+from ovs_hotswap.switch.memory import DEFAULT_MTU, Demand, PacketPool, Reservation, limited, reserve
 from ovs_hotswap.switch.notify_pipe import notify_pipe
 from ovs_hotswap.switch.openflow import OpenFlow
 from ovs_hotswap.switch.ovsdb import INTERFACE_TABLES, ROOT_TABLES, BridgeSpec, PortSpec
@@ -53,7 +54,6 @@ from ovs_hotswap.waiting import POLL_S, Deadline, wait_until
 
 _ANSWER_S = 30.0
 _QUICK_ANSWER_S = 2.0  # for a caller that has to continue with or without an answer
-_MEMIF_BUFFER = 2048  # bytes: ETH_MEMIF_DEFAULT_PKT_BUFFER_SIZE
 WATCHDOG_S = 60.0  # the longest task of the watchdog: to start an instance and park every VM
 
 
@@ -325,17 +325,14 @@ class Host:
         return self.config.run_dir / "peer.sock"
 
     def peer_spec(self, side: Side) -> PortSpec:
-        """The side's end of the peer link. A memif has as many receive queues as the other end has transmit queues, and
-        OVS makes one more of these than it has PMD threads. A frame must fit into one of its buffers: the driver would
-        make a chain of several (drivers/net/memif, eth_memif_rx), and OVS reads the first one only."""
+        """The side's end of the peer link."""
         # Where one instance has the uplink, the other one's encapsulated packets pass here.
         underlay = 0 if self.config.uplink.both_open else self.intent.vtep.mtu or ETHERNET_MTU
-        role, mtu = "server" if side is Side.A else "client", max(self.intent.mtu, underlay) + TAGS
-        devargs = f"net_memif_peer,role={role},id=0,socket-abstract=no,socket={self.peer_socket}"
-        if data_room(mtu) > _MEMIF_BUFFER:
-            devargs += f",bsize={data_room(mtu)}"
         queues = len(set(self.config.instance(side.other).pmd_cores)) + 1
-        return PortSpec(PEER, "dpdk", PEER_PORT, {"dpdk-devargs": devargs, "n_rxq": str(queues)}, mtu=mtu)
+        return memif_spec(
+            PEER, PEER_PORT, self.peer_socket, device="peer", server=side is Side.A,
+            mtu=max(self.intent.mtu, underlay) + TAGS, queues=queues,
+        )  # fmt: skip
 
     def program_database(self, side: Side) -> None:
         """Make the bridge and the ports as the intent says. Raises SwitchError, also if a port cannot be made or

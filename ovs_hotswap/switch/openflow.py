@@ -12,6 +12,8 @@ from ovs_hotswap.overlay.tables import Kind, cookie, cookie_kind, cookie_name
 from ovs_hotswap.system import Completed, System
 
 COOKIE_MASK = (1 << 64) - 1
+WITH_BUNDLES = "OpenFlow13,OpenFlow14,OpenFlow15"
+"""The versions of OpenFlow that have bundles: those for a bridge that others program, which may accept only some."""
 _DIFFERENT = 2  # exit status of `ovs-ofctl diff-flows` where there is a difference (ovs-ofctl(8))
 
 
@@ -95,6 +97,15 @@ class OpenFlow:
         """Return the MAC address of a port's device; ``None`` if there is no such port."""
         found = re.search(rf"^ {port}\(.*\): addr:(\S+)$", self._run("dump-ports-desc").stdout, re.MULTILINE)
         return found[1].lower() if found else None
+
+    def dump_cookie(self, cookie: int) -> list[str]:
+        """Return the flows with this cookie, without statistics."""
+        done = self._run("dump-flows", f"cookie={cookie:#x}/-1", options=("--no-stats", "--no-names"))
+        return [line.strip() for line in done.stdout.splitlines() if "actions=" in line]
+
+    def keep_from_floods(self, port: int) -> None:
+        """Have FLOOD and NORMAL output nothing to a port that its address does not name (OFPPC_NO_FLOOD)."""
+        self._run("mod-port", str(port), "no-flood")
 
     def packet_out(self, frame: bytes, actions: str) -> None:
         """Have the switch carry out ``actions`` on an Ethernet frame, as if a controller had sent it."""

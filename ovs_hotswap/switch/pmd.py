@@ -52,6 +52,12 @@ def pmd_rxqs(ctl: Path, *, timeout: float = 5.0) -> dict[str, tuple[RxQueue, ...
     return parse_pmd_rxqs(appctl(ctl, "dpif-netdev/pmd-rxq-show", timeout=timeout))
 
 
+def pmd_count(ctl: Path, *, timeout: float = 5.0) -> int:
+    """Return the number of PMD threads; there are none while no port needs one. Raises SwitchError."""
+    lines = appctl(ctl, "dpif-netdev/pmd-rxq-show", timeout=timeout).splitlines()
+    return sum(_THREAD.match(line) is not None for line in lines)
+
+
 def parse_pmd_iterations(text: str) -> dict[int, int]:
     """Return the iterations of each PMD thread, by core, from ``dpif-netdev/pmd-perf-show`` (lib/dpif-netdev-perf.c,
     pmd_perf_format_overall_stats: OVS 3.1 to 3.5 print the same lines)."""

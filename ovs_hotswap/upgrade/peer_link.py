@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from pathlib import Path
 
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.ports import PEER
+from ovs_hotswap.switch import memif
 
 _UP_S = 15.0
-_CONNECTED = "03"  # SS_CONNECTED, include/uapi/linux/net.h
 
 
 def join(host: Host) -> None:
@@ -45,22 +44,9 @@ def join(host: Host) -> None:
 
 
 def connected(host: Host) -> bool:
-    """Whether the client (side b) is connected to the server, which listens on ``Host.peer_socket``. The table of the
-    client's network namespace has the connection: the socket that the server accepts belongs to this namespace
-    (net/unix/af_unix.c, unix_stream_connect)."""
+    """Whether the client (side b) is connected to the server, which listens on ``Host.peer_socket``."""
     pid = host.instances[Side.B].pid()
-    try:
-        table = "" if pid is None else Path(f"/proc/{pid}/net/unix").read_text()
-    except OSError:  # it has ended
-        return False
-    return has_connection(table, str(host.peer_socket))
-
-
-def has_connection(table: str, path: str) -> bool:
-    """Whether ``table``, the text of /proc/net/unix, has the server's end of a connection through the socket ``path``:
-    an accepted socket has the path of the listening one."""
-    rows = (line.split(maxsplit=7) for line in table.splitlines()[1:])
-    return any(len(row) == 8 and row[7] == path and row[5] == _CONNECTED for row in rows)
+    return pid is not None and memif.connected(pid, host.peer_socket)
 
 
 def part(host: Host, side: Side) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from ovs_hotswap.upgrade.peer_link import has_connection
+from ovs_hotswap.switch.memif import has_connection
 
 
 def table() -> str:
