@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from ovs_hotswap.broker.run_directory import control_group
 from ovs_hotswap.cli.app import App, Group, pass_app
+from ovs_hotswap.errors import ConfigError
 from ovs_hotswap.model import Side
 from ovs_hotswap.service.hidden_paths import hidden_paths
 from ovs_hotswap.service.systemctl import Unit
+from ovs_hotswap.system import files
 from ovs_hotswap.toml_file import refuse
+from ovs_hotswap.wording import listed
 
 EXAMPLE = """\
 # ovs-hotswap: configuration of one hypervisor. Lines that start with "#" show the default or an alternative.
@@ -196,7 +201,7 @@ representor_b = "eno1_1"
 
 @click.group(cls=Group)
 def config() -> None:
-    """Check the configuration, or print an example of it."""
+    """Check the configuration, print an example of it, or write it for a host that others program."""
 
 
 @config.command(short_help="Validate the configuration; nothing is changed.", changes=False)
@@ -247,3 +252,49 @@ def example(app: App) -> None:
     """
     app.output.document({"example": EXAMPLE})
     app.output.line(EXAMPLE.rstrip())
+
+
+@config.command(short_help="Write the configuration of a host that others program.", changes=True)
+@click.option(
+    "--second-device", "second_devices", metavar="PORT=DEVARGS", multiple=True,
+    help="The new instance's device for a port of type dpdk, as in options:dpdk-devargs. May be given several times. "
+         "What is not given has to be filled in before an upgrade.",
+)  # fmt: skip
+@click.option("--pmd-cores", metavar="LIST", help="The new instance's cores, as in 2,4-5. By default free ones.")
+@click.option("--stock-run-dir", metavar="DIR", default="/run/openvswitch", show_default=True,
+              help="Where the distribution's switch has its sockets.")  # fmt: skip
+@click.option("--unit", metavar="NAME", default="openvswitch-switch", show_default=True, help="Its systemd unit.")
+@click.option("--force", is_flag=True, help="Replace a configuration file that exists.")
+@pass_app
+def init(
+    app: App, second_devices: tuple[str, ...], pmd_cores: str | None, stock_run_dir: str, unit: str, force: bool
+) -> None:
+    """Write the configuration of a host whose switch others installed and program, from what runs there.
+
+    It says `program = "clone"`, where the running switch has its files, and gives both instances the memory and as many
+    cores as the switch has now. Only the configuration file is written; `ovs-hotswap check` is next.
+
+    With --json: {"file", "config"}, the text of the file.
+
+    \b
+    Example:
+      ovs-hotswap config init --second-device dpdk0=0000:03:02.1
+    """
+    from ovs_hotswap.cli.stock_cmd import new_configuration
+    from ovs_hotswap.stock.new_config import Choices
+
+    if app.config_path.exists() and not force:
+        raise ConfigError(f"{app.config_path} exists already", hint="--force replaces it; or edit it")
+    chosen = sorted(listed(pmd_cores or ""))
+    if pmd_cores is not None and not chosen:
+        raise click.BadParameter(f"{pmd_cores!r} is no list of cores such as 2,4-5", param_hint="--pmd-cores")
+    devices = dict(each.partition("=")[::2] for each in second_devices)
+    if not all(devices.values()):
+        raise click.BadParameter("must be PORT=DEVARGS", param_hint="--second-device")
+    text = new_configuration(app, os.sched_getaffinity(0), Choices(devices, chosen, stock_run_dir, unit))
+    with files(app.config_path):
+        app.config_path.parent.mkdir(parents=True, exist_ok=True)
+    app.system.write_atomic(app.config_path, text)
+    app.output.done = True
+    app.output.document({"file": app.config_path, "config": text})
+    app.output.line(f"{app.config_path}: written; `ovs-hotswap check` is next")

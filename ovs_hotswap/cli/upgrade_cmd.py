@@ -8,6 +8,8 @@ import click
 
 from ovs_hotswap.cli.app import App, Command, pass_app, unless_dry_run
 from ovs_hotswap.cli.overview import document_of
+from ovs_hotswap.cli.stock_cmd import check_stock
+from ovs_hotswap.config import Program
 from ovs_hotswap.errors import PrecheckFailed
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Finding, Severity, Side
@@ -26,6 +28,11 @@ _release = click.option(
 )  # fmt: skip
 
 
+_checked_release = click.option(
+    "--release", "release", metavar="NAME",
+    help="The release to upgrade to: host, or one of `ovs-hotswap release list`. Not needed on a host that others "
+         "program.",
+)  # fmt: skip
 _leave_out = click.option(
     "--leave-out", "leave_out", metavar="VM", multiple=True,
     help="Do not move this VM. It keeps its network until the commit, is without network from the step flows-final "
@@ -35,19 +42,29 @@ _leave_out = click.option(
 
 
 @click.command(cls=Command, changes=False)
-@_release
+@_checked_release
 @_leave_out
 @pass_app
-def check(app: App, release: str, leave_out: tuple[str, ...]) -> None:
+def check(app: App, release: str | None, leave_out: tuple[str, ...]) -> None:
     """Run the prechecks of an upgrade; nothing is changed. Exit code 4 if one fails.
 
-    With --json: {"findings": [{"check", "severity", "text", "hint", "item"}], "ready"}, with every single finding. As
-    text, the same finding about many VMs or flows is one line.
+    On a host that others program (`program = "clone"`) it shows what was found there as well: the running switch, its
+    VMs with their QEMUs, who programs the bridges; and it names what cannot be taken over without loss, with the
+    alternatives. That needs no --release.
+
+    With --json: {"findings": [{"check", "severity", "text", "hint", "item"}], "ready"}, with every single finding; with
+    `program = "clone"` also what was found: {"switch", "vms", "pipeline", "confinement", "unreadable"}. As text, the
+    same finding about many VMs or flows is one line.
 
     \b
     Example:
       ovs-hotswap check --release trixie
     """
+    if app.config.program is Program.CLONE and release is None:
+        check_stock(app, leave_out)
+        return
+    if release is None:
+        raise click.UsageError("Missing option '--release'.")
     keep = app.config.upgrade.keep_old
     findings = Upgrader(Host(app.config, app.system)).check(release, leave_out, keep_old=keep)
     app.output.findings(findings)

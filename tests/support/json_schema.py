@@ -9,7 +9,8 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "object": dict, "array": list, "string": str, "number": (int, float), "integer": int, "boolean": bool,
     "null": type(None),
 }  # fmt: skip
-_KNOWN = {"$schema", "$defs", "title", "$ref", "anyOf", "enum", "type", "properties", "required", "items"}
+_KNOWN = {"$schema", "$defs", "title", "$ref", "anyOf", "enum", "type", "properties", "required", "items",
+          "additionalProperties"}  # fmt: skip
 
 
 def faults(schema: dict[str, Any], value: object) -> list[str]:
@@ -33,6 +34,9 @@ def _faults(whole: dict[str, Any], schema: dict[str, Any], value: object, where:
         for name, each in schema.get("properties", {}).items():
             if name in value:
                 yield from _faults(whole, each, value[name], f"{where}.{name}")
+        others = value.keys() - schema.get("properties", {}).keys() if "additionalProperties" in schema else ()
+        for name in others:
+            yield from _faults(whole, schema["additionalProperties"], value[name], f"{where}.{name}")
     if isinstance(value, list) and "items" in schema:
         for number, each in enumerate(value):
             yield from _faults(whole, schema["items"], each, f"{where}[{number}]")

@@ -152,7 +152,7 @@ def test_commands_in_messages_and_hints_are_complete() -> None:
     assert found == set()
 
 
-@pytest.mark.parametrize("command", ["check", "overlay diff", "vm shows x", "nothing", "upgrade --relaese x"])
+@pytest.mark.parametrize("command", ["upgrade", "overlay diff", "vm shows x", "nothing", "upgrade --relaese x"])
 def test_a_command_that_is_not_complete_is_seen(command: str) -> None:
     assert wrong(command.split())
 
@@ -522,7 +522,7 @@ def test_what_the_machine_refuses_is_no_internal_error(error: Exception, text: s
     [
         "upgrade --release host", "rollback", "resume", "check --release host", "status", "instance start a",
         "instance stop a --force", "instance list", "overlay apply", "broker start", "broker take-over", "watch run",
-        "release list", "vm list",
+        "release list", "vm list", "config init --force",
     ],
 )  # fmt: skip
 def test_no_command_ends_with_an_internal_error_for_lack_of_privilege(arguments: str) -> None:

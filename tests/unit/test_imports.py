@@ -51,6 +51,9 @@ PURE = {
     "ovs_hotswap.vhostuser.reconcile", "ovs_hotswap.vhostuser.ownership",
     "ovs_hotswap.broker.absence", "ovs_hotswap.broker.persist.snapshot", "ovs_hotswap.broker.persist.formats",
     "ovs_hotswap.plan.executor", "ovs_hotswap.plan.records",
+    "ovs_hotswap.stock.facts", "ovs_hotswap.stock.qemu_options",
+    "ovs_hotswap.stock.flow_texts", "ovs_hotswap.stock.new_config",
+    "ovs_hotswap.upgrade.stock_checks", "ovs_hotswap.upgrade.stock_vm_checks",
     "ovs_hotswap.switch.memory", "ovs_hotswap.host.rings", "ovs_hotswap.host.memory_checks",
     "ovs_hotswap.upgrade.outlook",
     "ovs_hotswap.upgrade.checks", "ovs_hotswap.upgrade.uplink_checks", "ovs_hotswap.watchdog.health",
@@ -70,7 +73,7 @@ IO_CALLS = {"open", "print", "input", "exec", "eval"}
 LIBRARIES = {
     "click": {"cli"}, "rich": {"cli"}, "paramiko": {"remote"},
     "ovs": {"switch"}, "ovsdbapp": {"switch"}, "qemu": {"qemu"},
-    "pyroute2": {"switch", "uplink", "doctor", "lab", "cli"},
+    "pyroute2": {"switch", "stock", "uplink", "doctor", "lab", "cli"},
 }  # fmt: skip
 
 

@@ -1,0 +1,39 @@
+"""What lines of ovs-ofctl's dump-flows and dump-groups use that matters while a host is taken over. This module is
+pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from ovs_hotswap.stock.facts import MarkUse
+
+MOST = 8  # uses of pkt_mark that are kept
+_MARK = r"(?:pkt_mark|NXM_NX_PKT_MARK(?:\[\d*(?:\.\.\d+)?\])?)"
+_SETS = re.compile(rf"(?:set_field:|load:)(0x[0-9a-f]+|\d+)(/[0-9a-fx]+)?->{_MARK}", re.IGNORECASE)
+_COMPUTES = re.compile(rf"(?:move:[^,]*->|pop:){_MARK}|->{_MARK}(?:\[|,.*learn)", re.IGNORECASE)
+_PART = re.compile(r"NXM_NX_PKT_MARK\[(?!\]|0\.\.31\])", re.IGNORECASE)
+_USES = re.compile(_MARK, re.IGNORECASE)
+_IDENTITY_NAT = re.compile(r"\bnat\((?:src|dst)\)")
+
+
+def mark_uses(lines: Iterable[str]) -> tuple[MarkUse, ...]:
+    """Return the first uses of ``pkt_mark``, those that set it before those that only match on it."""
+    found = [use for line in lines for use in _uses(line.strip())]
+    return tuple(sorted(found, key=lambda use: use.sets is None and not use.computed)[:MOST])
+
+
+def _uses(line: str) -> Iterator[MarkUse]:
+    if not _USES.search(line):
+        return
+    set_here = list(_SETS.finditer(line))
+    for found in set_here:
+        part = found[2] is not None or _PART.search(found[0]) is not None
+        yield MarkUse(line, int(found[1], 0), part)
+    if not set_here:
+        yield MarkUse(line, computed=_COMPUTES.search(line) is not None)
+
+
+def has_identity_nat(lines: Iterable[str]) -> bool:
+    """Whether a connection is committed with NAT to the address that it has already, as OVN does it: ``nat(src)``."""
+    return any(_IDENTITY_NAT.search(line) for line in lines)

@@ -1,0 +1,51 @@
+"""Gathers the facts about a host that others program, for ``stock_checks``. Nothing is changed or disturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+from ovs_hotswap.adopt import log_files
+from ovs_hotswap.adopt.snapshot import LogMark
+from ovs_hotswap.config import Config
+from ovs_hotswap.errors import StateUnknown
+from ovs_hotswap.model import Side
+from ovs_hotswap.stock.facts import Facts, PortKind, StockVm, VmLog
+from ovs_hotswap.stock.survey import running_paths, survey
+from ovs_hotswap.system import System
+from ovs_hotswap.upgrade.stock_checks import Terms
+
+
+def collect(config: Config, system: System) -> Facts:
+    """Return the facts about the switch that serves the VMs, with what its log tells of each connection. Raises
+    HostError, StateUnknown."""
+    paths = running_paths(config, system)
+    facts = survey(paths, system, system.read_pid(config.run_dir / "broker.pid"))
+    return replace(facts, vms=with_logs(facts.vms, paths.log))
+
+
+def terms(config: Config, left_out: Collection[str] = ()) -> Terms:
+    """Return what the configuration plans."""
+    devices = [set(config.instance(side).port_devices) for side in Side]
+    return Terms(devices=devices[0] & devices[1], left_out=left_out, database=str(config.stock.database),
+                 log=str(config.stock.log))  # fmt: skip
+
+
+def with_logs(vms: Collection[StockVm], log: Path) -> tuple[StockVm, ...]:
+    """Return the VMs with what the log tells of them; only of connections that are to be entered."""
+    taken = [vm for vm in vms if vm.kind is PortKind.CLIENT and vm.connected and not vm.adopted]
+    if not taken:
+        return tuple(vms)
+    try:
+        end = log_files.mark(log)
+    except StateUnknown as error:
+        return tuple(replace(vm, log=VmLog(fault=error.message, hint=error.hint)) if vm in taken else vm for vm in vms)
+    return tuple(replace(vm, log=_told(vm, end)) if vm in taken else vm for vm in vms)
+
+
+def _told(vm: StockVm, end: LogMark) -> VmLog:
+    try:
+        return VmLog(regions=len(log_files.connection(end, Path(vm.socket)).memory))
+    except StateUnknown as error:
+        return VmLog(fault=error.message, hint=error.hint)
