@@ -60,8 +60,8 @@ class AbsenceCause(enum.StrEnum):
 
     NO_SWITCH: no switch has connected whose offer could be passed on. NOBODY_LISTENS: the socket exists, but the
     process that made it does not. BUSY: QEMU accepts no connection. HUNG_UP: QEMU closed the connection. HUNG_UP_ON:
-    the broker closed it because of what QEMU sent. UNREACHABLE: another fault of the socket, or a cause that only a
-    newer version knows.
+    the broker closed it because of what QEMU sent. DIRECT: a switch is connected with QEMU without the broker.
+    UNREACHABLE: another fault of the socket, or a cause that only a newer version knows.
     """
 
     NO_SWITCH = "no-switch"
@@ -73,6 +73,7 @@ class AbsenceCause(enum.StrEnum):
     HUNG_UP = "hung-up"
     HUNG_UP_ON = "hung-up-on"
     KEPT_AWAY = "kept-away"
+    DIRECT = "direct"
 
     @classmethod
     def _missing_(cls, value: object) -> AbsenceCause | None:

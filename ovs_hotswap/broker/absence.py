@@ -10,6 +10,7 @@ NO_SWITCH = Absence(AbsenceCause.NO_SWITCH, "no switch has connected for it yet,
 KEPT_AWAY = Absence(
     AbsenceCause.KEPT_AWAY, "it is not called while a switch may still be on its rings, or the VM leaves"
 )
+DIRECT = Absence(AbsenceCause.DIRECT, "a switch is connected with it without the broker")
 _UNREACHABLE = {
     errno.ENOENT: Absence(AbsenceCause.NO_SOCKET, "there is no socket for it: it does not run, or is itself a client"),
     errno.ENOTDIR: Absence(AbsenceCause.NO_SOCKET, "there is no socket for it: a part of its path is no directory"),

@@ -18,12 +18,14 @@ from collections.abc import Callable, Mapping, Set
 from ovs_hotswap import __version__
 from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.broker.changes import Changes
+from ovs_hotswap.broker.control.adoption_api import Adoptions
 from ovs_hotswap.broker.control.documents import capture_status, vm_status
 from ovs_hotswap.broker.control.dump import dump_method
 from ovs_hotswap.broker.control.moves_api import Moves
 from ovs_hotswap.broker.control.parking_api import Parking
 from ovs_hotswap.broker.control.server import ControlServer, Method
 from ovs_hotswap.broker.control.status import BrokerStatus
+from ovs_hotswap.broker.directory_watch import DirectoryWatch
 from ovs_hotswap.broker.lifecycle import UNIT
 from ovs_hotswap.broker.mover import Mover
 from ovs_hotswap.broker.persist import recovery, takeover
@@ -45,20 +47,18 @@ from ovs_hotswap.broker.timers import Delays
 from ovs_hotswap.broker.vm import Vm
 from ovs_hotswap.broker.vm_log import alone
 from ovs_hotswap.broker.vm_slot import VmSlot
+from ovs_hotswap.broker.vm_source import SwitchProcesses, vm_source
 from ovs_hotswap.broker.watchdog_ping import ping_forever
 from ovs_hotswap.config import Config, read_active
 from ovs_hotswap.errors import BrokerError, CommandError, ConfigError, HotswapError
 from ovs_hotswap.model import Side
-from ovs_hotswap.overlay.intent import Vm as Port
-from ovs_hotswap.overlay.intent import load_intent
+from ovs_hotswap.peer import credentials
 from ovs_hotswap.priority import raise_priority, realtime_priority
-from ovs_hotswap.process_exit import Process, start_time
+from ovs_hotswap.process_exit import Process
 from ovs_hotswap.service import sd_notify
 from ovs_hotswap.service.supervisor import SUCCEEDED
 from ovs_hotswap.service.systemctl import Unit
-from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.system import System, many_descriptors
-from ovs_hotswap.toml_file import Stamp, stamp_of
 from ovs_hotswap.vhostuser.call_signals import signaller
 from ovs_hotswap.vhostuser.capture_memory import Room
 from ovs_hotswap.vhostuser.guest_memory import has_pending_tx, make_scratch
@@ -89,13 +89,12 @@ class Broker:
         self._listen_at = 0.0
         self._followed: Side | None = None  # the active side when it was last made the home of VMs without a guest
         self._slots: dict[str, VmSlot] = {}
-        pid_files = [InstancePaths.of(config, side).vswitchd_pid for side in Side]
-        self._processes = Processes(loop, self._process_ended, pid_files)
+        self._source, self._switches = vm_source(self._settings), SwitchProcesses(config, system)
+        self._watch = DirectoryWatch(loop, self._listen_again)
+        self._processes = Processes(loop, self._process_ended, self._switches.pid_files)
         self._saver = StateSaver(loop, StateSlot.kept(), keeps=sd_notify.supervised())
         self._changes = Changes()
         self._shutdown_fence = ShutdownFence(self._slots, self._processes, self._saver, self._changes)
-        self._intent: tuple[Stamp | None, frozenset[str]] = None, frozenset()
-        self._ports: Mapping[str, Port] = {}  # of each VM in the intent
         self._room = Room(config.broker.capture_mb << 20)
         self._turns = Turns(loop)
         self._reading, self._stopping = asyncio.Lock(), asyncio.Event()
@@ -105,6 +104,7 @@ class Broker:
             "status": self._status, "vms": self._vms, "vm": self._vm, "reload": self._reload,
             "withdraw": self._withdraw, "dump": dump_method(self._slot), **Parking(self._slot, self._changes).methods,
             **Moves(self._slot, self._saver, self._settings, self._changes).methods, **self._quarantine.methods,
+            **Adoptions(self._slot, self._settings, self._changes, self._forget).methods,
         }  # fmt: skip
         self._inherited = inherited
         goes_on = bool(self._saver.earlier)
@@ -115,7 +115,9 @@ class Broker:
         self._predecessor = Predecessor(loop, config, successors, self._slots, self._saver, self._control_server,
                                         self._changes, self._passed_on)  # fmt: skip
         if inherited is not None:
-            for given, listeners in inherited.vms.values():
+            for name, (given, listeners) in inherited.vms.items():
+                if (shared := self._source.shared(name)) is not None:
+                    shared.inherit(inherited.files.get(name))
                 if isinstance(given, StartsOver):
                     self._start_over(given, listeners)
                 else:
@@ -156,7 +158,7 @@ class Broker:
         that are no longer in the intent leave as after a reload."""
         earlier = self._saver.earlier
         try:
-            names = self._read_intent()
+            names = self._source.read()
         except ConfigError as error:
             if not earlier:
                 raise
@@ -222,6 +224,7 @@ class Broker:
         finally:
             for task in (control_server, *tasks):
                 task.cancel()
+            self._watch.close()
             if not self._predecessor.succeeded:
                 if self._shutdown_fence.begun:  # otherwise clients wait for the next broker
                     remove_socket(self._config.broker_socket)
@@ -247,18 +250,6 @@ class Broker:
             log.warning("is %s stopped or restarted? %s", UNIT, error.message)
             return False
 
-    def _read_intent(self) -> frozenset[str]:
-        """Return the names of the intent's VMs. An intent with 100 000 remote MACs takes seconds to read, so it is only
-        read if the file has changed."""
-        path = self._config.overlay
-        stamp = stamp_of(path)
-        if stamp is not None and stamp == self._intent[0]:
-            return self._intent[1]
-        vms = load_intent(path, self._config).vms
-        names = frozenset(vm.name for vm in vms)
-        self._intent, self._ports = (stamp, names), {vm.name: vm for vm in vms}
-        return names
-
     def _make(self, names: Set[str]) -> None:
         """Make the VMs ``names``; new ones get the side that is active now as home. Other VMs begin to leave."""
         self._follow_active()
@@ -268,7 +259,8 @@ class Broker:
             except OSError as error:  # memory or descriptors are short; the other VMs are served nevertheless
                 log.error("vm %s: it is not served before the next reload: %s", name, error.strerror)
         for name, slot in self._slots.items():
-            slot.vm.queues, slot.vm.mtu = self._port(name)
+            slot.vm.queues, slot.vm.mtu = self._source.limits(name)
+            slot.connects_at(self._loop, self._source.shared(name))
             slot.vm.withheld, slot.mover.fence_s = self._config.broker.withheld, self._settings.fence_s
             if name not in names:
                 slot.leaving = True
@@ -290,39 +282,49 @@ class Broker:
             slot.waits_for(active)
 
     def _each_round(self) -> None:
-        """Do what is due before each round of attempts to connect to QEMUs."""
+        """Do what is due before QEMUs are called."""
         self._let_leave()
         self._follow_active()
         now = time.monotonic()
         if now >= self._listen_at and not self._predecessor.under_way:
             self._listen_at = now + _LISTEN_S
-            for slot in self._slots.values():
-                slot.listen_again(self._loop)
+            self._listen_again()
+
+    def _listen_again(self) -> None:
+        """Make each VM's sockets that are not there, and look for a change of shared ones' directories."""
+        if self._predecessor.under_way:
+            return
+        for slot in self._slots.values():
+            slot.listen_again(self._loop)
+        self._watch.watch({slot.shared.path.parent for slot in self._slots.values() if slot.shared is not None})
 
     def _let_leave(self) -> None:
-        """Remove VMs that are no longer in the intent, when no switch can be on their rings."""
+        """Remove VMs that are no longer to be served, when no switch can be on their rings, or none by the broker."""
         for name, slot in list(self._slots.items()):
-            if slot.leaving and slot.is_withdrawn and not self._predecessor.succeeded:
-                self._saver.remove(name, forget=True)
-                self._remove(name)
+            if slot.leaving and (slot.is_withdrawn or slot.direct) and not self._predecessor.succeeded:
+                self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        """Remove a VM that no switch serves by the broker."""
+        self._saver.remove(name, forget=True)
+        self._remove(name)
 
     def _add(self, name: str) -> None:
-        found = self._suspects(name)
+        shared, listeners = self._source.shared(name), dict[Side, socket.socket]()
+        if shared is not None:
+            with contextlib.suppress(BrokerError):  # which ``listen_again`` notes
+                listeners[Side.A] = shared.listen(None)
+        found = self._suspects(name)  # after that: no switch can connect to QEMU any longer
         kept = self._saver.take(name)
         if kept.state is not None:
-            self._restore(kept.state, {}, kept.work, first=kept.first)
+            self._restore(kept.state, listeners, kept.work, first=kept.first)
         else:
-            self._start_over(StartsOver(name, {**found, **kept.processes}, kept.qemu), {})
+            self._start_over(StartsOver(name, {**found, **kept.processes}, kept.qemu), listeners)
         self._slots[name].listen_again(self._loop)
-
-    def _port(self, name: str) -> tuple[int | None, int | None]:
-        """Return a VM's queue pairs and MTU according to the intent; ``None`` for what it does not say."""
-        found = self._ports.get(name)
-        return (None, None) if found is None else (found.queues, found.effective_mtu)
 
     def _new_vm(self, name: str, scratch: Descriptor, suspects: Mapping[Side, int] | None = None) -> Vm:
         vm = Vm(name, self._loop, self._delays, self._turns, self._processes, scratch, self._home,
-                self._config.broker.withheld, suspects, *self._port(name), changes=self._changes)  # fmt: skip
+                self._config.broker.withheld, suspects, *self._source.limits(name), changes=self._changes)  # fmt: skip
         return self._quarantine.enter(vm)
 
     def _add_slot(self, vm: Vm, listeners: dict[Side, socket.socket], qemu: Descriptor | None = None) -> VmSlot:
@@ -330,24 +332,15 @@ class Broker:
         if self._shutdown_fence.begun:
             vm.commit(vm.record._replace(withdrawn=True))
         mover = Mover(vm, self._loop, self._delays, self._settings.fence_s, self._room)
-        paths = {side: self._config.vhost_socket(side, vm.name) for side in Side}
-        slot = self._slots[vm.name] = VmSlot(vm, mover, listeners, paths)
+        paths, shared = self._source.sockets(vm.name), self._source.shared(vm.name)
+        slot = self._slots[vm.name] = VmSlot(vm, mover, listeners, paths, shared)
         slot.listen(self._loop, self._accept)
         return slot
 
     def _suspects(self, name: str) -> dict[Side, Process]:
-        """Return the switches to which an earlier broker may have given the VM's rings: their processes live, and that
-        broker left its sockets. Each must connect again, or end, before another side is given the rings."""
-        found = {}
-        for side in Side:
-            paths = InstancePaths.of(self._config, side)
-            pid = self._system.read_pid(paths.vswitchd_pid)
-            born = 0 if pid is None else start_time(pid)  # read first, so that a reused pid has another start time
-            if pid is None or f"--pidfile={paths.vswitchd_pid}" not in self._system.cmdline(pid):
-                continue
-            if self._config.vhost_socket(side, name).exists():
-                found[side] = Process(pid, born)
-        return found
+        """Return the switches that may be on the VM's rings: an earlier broker, or none, served it with them. Each must
+        connect again, or end, before another side is given the rings."""
+        return {side: each for side, each in self._switches.found().items() if self._source.may_hold(name, side)}
 
     def _remove(self, name: str, *, forget: bool = True) -> None:
         """Hang up on a VM's peers. Unless ``forget``, its listening sockets' files stay for the next broker to find."""
@@ -356,8 +349,12 @@ class Broker:
         for side, listener in slot.listeners.items():
             self._loop.remove_reader(listener.fileno())
             listener.close()
-            if forget:
+            if forget and slot.shared is None:
                 remove_socket(self._config.vhost_socket(side, name))
+        slot.listeners.clear()
+        if forget and slot.shared is not None:
+            with contextlib.suppress(OSError):
+                slot.shared.give_back()
         slot.vm.close()
 
     def _accept(self, slot: VmSlot, side: Side) -> None:
@@ -368,7 +365,12 @@ class Broker:
             self._loop.remove_reader(slot.listeners[side].fileno())  # it stays readable while descriptors are short
             self._loop.call_later(_LISTEN_S, self._accept_again, slot, side)
             return
-        slot.vm.accept(side, connection)
+        at = side if slot.shared is None else self._switches.side_of(connection)
+        if at is None:
+            slot.vm.note(f"process {credentials(connection).pid} refused: it is neither side's ovs-vswitchd")
+            connection.close()
+            return
+        slot.vm.accept(at, connection)
 
     def _accept_again(self, slot: VmSlot, side: Side) -> None:
         if self._slots.get(slot.vm.name) is slot:
@@ -388,7 +390,7 @@ class Broker:
         slot = self._slots.get(str(name))
         if slot is None:
             raise BrokerError(
-                f"no VM {name!r}", hint="`ovs-hotswap broker reload` after a change of the overlay intent"
+                f"no VM {name!r}", hint=f"`ovs-hotswap broker reload` after a change of {self._source.WHERE}"
             )
         return slot
 
@@ -404,7 +406,7 @@ class Broker:
             unit=sd_notify.in_unit(),
             formats=FORMATS,
             home=self._home,
-            capture=capture_status(self._room, [self._port(name) for name in self._ports]),
+            capture=capture_status(self._room, self._source.all_limits()),
             config_fault=self._settings.fault,
             differing=tuple(self._settings.differing),
             leaving=tuple(str(slot) for _, slot in sorted(self._slots.items()) if slot.leaving),
@@ -422,7 +424,7 @@ class Broker:
         async with self._reading:
             await asyncio.to_thread(self._settings.read)
             self._room.limit = self._config.broker.capture_mb << 20
-            names = await asyncio.to_thread(self._read_intent)  # switches and QEMUs are served in the meantime
+            names = await asyncio.to_thread(self._source.read)  # switches and QEMUs are served in the meantime
             if self._predecessor.succeeded:
                 raise BrokerError("another broker has taken over in the meantime")
             self._make(names)
@@ -438,7 +440,7 @@ class Broker:
             await self._changes.until(left, _PATIENCE_S)
         for slot in self._slots.values():
             if slot.leaving:
-                slot.vm.note(f"it has left the overlay intent, and is kept while a switch may use its rings: {slot}")
+                slot.vm.note(f"it has left {self._source.WHERE}, and is kept while a switch may use its rings: {slot}")
         self._refuse_unheard(self._slots.keys() - there)
         return await self._status()
 

@@ -99,8 +99,8 @@ class Peers(Recorded, abc.ABC):
         return Channel(connection, message_trace(self.name, peer))
 
     def end(self, connection: SwitchConnection | Channel) -> None:
-        """Hang up; if another broker has the connection, only close this process's end of it."""
-        if self.shared:
+        """Hang up; if another broker or a switch has the connection as well, only close this process's end of it."""
+        if self.shared or self.entering is not None:
             connection.close()
         else:
             connection.hang_up()
@@ -109,11 +109,24 @@ class Peers(Recorded, abc.ABC):
     def _read_link(self, link: SwitchConnection) -> None:
         """Read from a switch that has sent something or hung up."""
 
+    def watch(self, link: SwitchConnection) -> None:
+        """Read from a switch's connection from now on."""
+        self._loop.add_reader(link.channel.fileno(), self._read_link, link)
+
+    def unwatch(self, link: SwitchConnection) -> None:
+        """Neither read from nor write to a switch's connection any longer."""
+        self._loop.remove_reader(link.channel.fileno())
+        self._loop.remove_writer(link.channel.fileno())
+
     @property
     def expected(self) -> list[Side]:
         """The sides whose offer is still to come: their processes have served the VM before, and live."""
         quiet = [side for side, pid in self.met.items() if not self._processes.ended(pid)]
         return [side for side in quiet if side not in self.links or self.links[side].offer is None]
+
+    def ended(self, pid: int) -> bool:
+        """Whether a process that may be, or has been, on the rings has ended."""
+        return self._processes.ended(pid)
 
     def gone(self, side: Side) -> bool:
         """Whether the process that connected last for a side has ended, or no process has connected."""
@@ -137,10 +150,10 @@ class Peers(Recorded, abc.ABC):
 
     @property
     def settled(self) -> bool:
-        """Whether another broker can continue from here: QEMU waits for nothing, and the connection of each switch that
-        may be on the rings can be handed on. Other switches, such as a standby that hangs, may have to connect again;
-        they must not keep the VM's state from being stored."""
-        if self.waiting or (self.qemu is not None and self.qemu.backlog):
+        """Whether another broker can continue from here: QEMU waits for nothing, no connection is being entered, and
+        the connection of each switch that may be on the rings can be handed on. Other switches, such as a standby that
+        hangs, may have to connect again; they must not keep the VM's state from being stored."""
+        if self.waiting or self.entering is not None or (self.qemu is not None and self.qemu.backlog):
             return False
         left_out = self.links.keys() - self.transferable.keys()
         return self.ownership.holder not in left_out and not left_out & self.ownership.suspects
@@ -167,13 +180,14 @@ class Peers(Recorded, abc.ABC):
     def resume_reading(self) -> None:
         """Read from all peers (again)."""
         for link in self.links.values():
-            self._loop.add_reader(link.channel.fileno(), self._read_link, link)
+            self.watch(link)
         self.deaf = True
         self.hear_qemu()
 
     def hear_qemu(self) -> None:
-        """Read from QEMU again, unless a suspect may be on the rings: an answer would tell QEMU that none is."""
-        if not self.deaf or self.ownership.suspects:
+        """Read from QEMU again, unless a suspect may be on the rings: an answer would tell QEMU that none is. A
+        connection that is being entered may still be read by a switch."""
+        if not self.deaf or self.ownership.suspects or self.entering is not None:
             return
         self.deaf = False
         self.read_qemu()

@@ -8,12 +8,13 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 
-from ovs_hotswap.broker.absence import unreachable
+from ovs_hotswap.broker.absence import DIRECT, unreachable
 from ovs_hotswap.broker.persist.autosave import StateSaver
 from ovs_hotswap.broker.persist.predecessor import Predecessor
 from ovs_hotswap.broker.settings import Settings
 from ovs_hotswap.broker.vm_log import alone
 from ovs_hotswap.broker.vm_slot import RETRY_S, VmSlot
+from ovs_hotswap.config import Config
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +48,13 @@ class Reach:
             await asyncio.sleep(RETRY_S)  # a QEMU gives no sign when it begins to listen
 
     def _call(self, slot: VmSlot, now: float) -> None:
-        if self._saver.defers_qemu_close(slot.vm.name) or not slot.vm.wants_qemu:
+        if slot.direct:
+            slot.vm.absence, slot.wanted_since = DIRECT, now
+        elif self._saver.defers_qemu_close(slot.vm.name) or not slot.vm.wants_qemu:
             slot.wanted_since = now
         elif now >= slot.retry_at and not self._expects(slot, now):
             try:
-                self._connect(slot, now)
+                call(slot, self._settings.config, now)
             except OSError as error:  # descriptors are short; the other VMs are tried nevertheless
                 slot.vm.note(f"connection to QEMU: {error.strerror or error}")
 
@@ -66,16 +69,25 @@ class Reach:
                 return True
         return False
 
-    def _connect(self, slot: VmSlot, now: float) -> None:
-        """Try to connect to a VM's QEMU. A QEMU that keeps breaking the protocol is tried less and less often."""
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            connection.connect(str(self._settings.config.qemu_socket(slot.vm.name)))
-        except OSError as error:
-            connection.close()
-            slot.vm.absence = unreachable(error)
-            return
-        since = now - slot.retry_at
-        slot.delay = RETRY_S if since > _RETRY_MAX_S else min(slot.delay * 2, _RETRY_MAX_S)
-        slot.retry_at = now + slot.delay
-        slot.vm.connected(connection)
+
+def call(slot: VmSlot, config: Config, now: float) -> None:
+    """Try to connect to a VM's QEMU, at ``now`` (``time.monotonic()``). Raises OSError if descriptors are short.
+
+    A QEMU that keeps breaking the protocol is tried less and less often.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    path = config.qemu_socket(slot.vm.name) if slot.shared is None else slot.shared.qemu
+    try:
+        connection.connect(str(path))
+    except OSError as error:
+        connection.close()
+        slot.vm.absence = unreachable(error)
+        if slot.shared is not None and isinstance(error, ConnectionRefusedError):
+            slot.shared.refused()
+        return
+    if slot.shared is not None:
+        slot.shared.reached()
+    since = now - slot.retry_at
+    slot.delay = RETRY_S if since > _RETRY_MAX_S else min(slot.delay * 2, _RETRY_MAX_S)
+    slot.retry_at = now + slot.delay
+    slot.vm.connected(connection)

@@ -120,7 +120,7 @@ class Vm(Peers):
         links, met = {**self.links, side: link}, {**self.met, side: link.pid}
         self.commit(self.record._replace(links=links, met=met), self.note_of_link(side))
         self.hear_qemu()
-        self._loop.add_reader(link.channel.fileno(), self._read_link, link)
+        self.watch(link)
         self.guarded(link, lambda: link.probe(lambda offer: self._probed(link)))
 
     def _probed(self, link: SwitchConnection) -> None:
@@ -165,8 +165,7 @@ class Vm(Peers):
         cut_pid = link.pid if held else self.cut_pid
         record = self.record._replace(links=links, ownership=self.ownership.disconnected(side), cut_pid=cut_pid)
         self.commit(record, self.note_of_link(side))
-        self._loop.remove_reader(link.channel.fileno())
-        self._loop.remove_writer(link.channel.fileno())
+        self.unwatch(link)
         self.end(link)
         self.note(f"switch {side}: {reason}")
         self.answers.dropped(link)
@@ -218,7 +217,7 @@ class Vm(Peers):
 
     def role(self, side: Side) -> Role:
         """Return the role to which ``side`` is entitled."""
-        if self.qemu is None or self.missing(side):
+        if (self.qemu is None and self.entering is None) or self.missing(side):
             return Role.IDLE
         if self.ownership.holder is side and self.ownership.certainty in (Certainty.OWNS, Certainty.TAKING):
             return Role.OWNER
@@ -333,7 +332,7 @@ class Vm(Peers):
     def wants_qemu(self) -> bool:
         """Whether QEMU is to be connected: there is a switch whose offer can be passed on, and no QEMU yet."""
         offered = any(link.offer for link in self.links.values())
-        return self.qemu is None and not self.withdrawn and offered and not self.burdened
+        return self.qemu is None and self.entering is None and not self.withdrawn and offered and not self.burdened
 
     @property
     def burdened(self) -> bool:
@@ -493,8 +492,7 @@ class Vm(Peers):
         links = self.links.values()
         self.commit(self.record._replace(links={}))
         for link in links:
-            self._loop.remove_reader(link.channel.fileno())
-            self._loop.remove_writer(link.channel.fileno())
+            self.unwatch(link)
             self.end(link)
         self.drop_qemu("the broker ends")
         self.scratch.close()

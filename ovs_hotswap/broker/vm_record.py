@@ -42,7 +42,9 @@ class VmRecord(NamedTuple):
     that are kept parked. ``suspects`` are the processes of switches that may be on the rings from the time of an
     earlier broker, or since a doubt; ``cut_pid`` is the process that held the rings when its connection closed; ``met``
     are the processes that connected last. ``withdrawn``: its rings are given to no side any longer. ``quarantine``: why
-    no side is given its rings, though its switches and QEMU are there.
+    no side is given its rings, though its switches and QEMU are there. ``entering``: the side whose switch and the
+    VM's QEMU have a connection without the broker, which the broker is about to take over (``entering``). ``state`` is
+    then a copy of what they know. Their ends of the connection may only be closed, and no other broker may get them.
     """
 
     home: Side | None = None
@@ -58,6 +60,12 @@ class VmRecord(NamedTuple):
     moves: int = 0
     withdrawn: bool = False
     quarantine: str | None = None
+    entering: Side | None = None
+
+    @property
+    def kept_qemu(self) -> Channel | None:
+        """The connection to QEMU that another broker may get."""
+        return self.qemu if self.entering is None else None
 
     @property
     def switch_pids(self) -> dict[Side, int]:
@@ -105,7 +113,7 @@ class Recorded:
         """
         if note is Note.START_OVER:
             both = {**self._record.switch_pids, **record.switch_pids}
-            self.journal.start_over(self._known(both), record.qemu)
+            self.journal.start_over(self._known(both), record.kept_qemu)
         self._record = record
         if note is Note.CONTINUE:
             self.journal.continues(None, moving=False)
@@ -113,7 +121,7 @@ class Recorded:
 
     def starts_over(self) -> None:
         """Note that the stored state is no longer valid. This is to be called before something is read from QEMU."""
-        self.journal.start_over(self.processes, self.qemu)
+        self.journal.start_over(self.processes, self._record.kept_qemu)
 
     def talks(self, told: Side | None = None, *, moving: bool = False) -> None:
         """Note work with the switches alone. This is to be called before switches are sent something that does not come
@@ -175,6 +183,10 @@ class Recorded:
     @property
     def quarantine(self) -> str | None:
         return self._record.quarantine
+
+    @property
+    def entering(self) -> Side | None:
+        return self._record.entering
 
     @property
     def switch_pids(self) -> dict[Side, int]:

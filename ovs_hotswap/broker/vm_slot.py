@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ovs_hotswap.broker.mover import Mover
+from ovs_hotswap.broker.shared_socket import GRACE_S, SharedSocket
 from ovs_hotswap.broker.vm import Vm
 from ovs_hotswap.broker.vm_record import Note
 from ovs_hotswap.errors import BrokerError
@@ -19,11 +21,16 @@ RETRY_S = 0.2
 
 
 class VmSlot:
-    """A VM, the sockets at ``paths`` on which its switches connect, and when its QEMU is to be tried again."""
+    """A VM, the sockets at ``paths`` on which its switches connect, and when its QEMU is to be tried again.
+
+    If the switches of both sides connect at one socket, it is ``shared``, and stands in ``paths`` for side a.
+    """
 
     def __init__(
-        self, vm: Vm, mover: Mover, listeners: dict[Side, socket.socket], paths: Mapping[Side, Path]
+        self, vm: Vm, mover: Mover, listeners: dict[Side, socket.socket], paths: Mapping[Side, Path],
+        shared: SharedSocket | None = None,
     ) -> None:  # fmt: skip
+        self.shared = shared
         self.vm = vm
         self.mover = mover
         self.listeners = listeners
@@ -33,7 +40,7 @@ class VmSlot:
         self.delay = RETRY_S
         self._accept: Callable[[VmSlot, Side], None]
         self.restored = False  # made from another broker's state, and not continued yet
-        self.leaving = False  # no longer in the overlay intent
+        self.leaving = False  # no longer a VM that the broker is to serve
 
     @property
     def settled(self) -> bool:
@@ -47,6 +54,11 @@ class VmSlot:
         owner = self.vm.owner()
         if owner is not None and self.vm.ownership.certainty in (Certainty.OWNS, Certainty.TAKING):
             self.vm.take_back(owner)
+
+    @property
+    def direct(self) -> bool:
+        """Whether a switch may be connected with QEMU without the broker, as before the broker had the socket."""
+        return self.shared is not None and self.vm.qemu is None and bool(self.vm.ownership.suspects)
 
     @property
     def is_withdrawn(self) -> bool:
@@ -102,10 +114,11 @@ class VmSlot:
     def listen_again(self, loop: asyncio.AbstractEventLoop) -> str | None:
         """Make the sockets that could not be made before; return why one cannot be made yet, or ``None``.
 
-        Switches that are connected are served without these sockets.
+        Switches that are connected are served without these sockets. A shared socket is made again if QEMU has removed
+        or replaced it.
         """
-        fault = None
-        for side in sorted(self._paths.keys() - self.listeners.keys()):
+        fault = None if self.shared is None else self._listen_again_shared(loop, self.shared)
+        for side in sorted(self._paths.keys() - self.listeners.keys()) if self.shared is None else ():
             try:
                 listener = self.listeners[side] = listen(self._paths[side])
             except BrokerError as error:
@@ -115,6 +128,39 @@ class VmSlot:
         if fault is not None:
             self.vm.note(f"switches cannot connect: {fault}")
         return fault
+
+    def connects_at(self, loop: asyncio.AbstractEventLoop, shared: SharedSocket | None) -> None:
+        """Have the switches connect at another shared socket, if ``shared`` is another one."""
+        if shared is self.shared:
+            return
+        for listener in self.listeners.values() if self.shared is not None else ():
+            loop.remove_reader(listener.fileno())
+            listener.close()
+        if self.shared is not None:
+            self.listeners.clear()
+            with contextlib.suppress(OSError):
+                self.shared.give_back()
+        self.shared = shared
+
+    def _listen_again_shared(self, loop: asyncio.AbstractEventLoop, shared: SharedSocket) -> str | None:
+        before = self.listeners.get(Side.A)
+        try:
+            made = shared.listen(before)
+        except BrokerError as error:
+            return error.message
+        if made is not before:
+            if before is not None:
+                loop.remove_reader(before.fileno())
+                before.close()  # a switch that waits there connects again
+            self.listeners[Side.A] = made
+            loop.add_reader(made.fileno(), self._accept, self, Side.A)
+        elif shared.waits:
+            loop.call_later(GRACE_S, self._look_again, loop)
+        return None
+
+    def _look_again(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self.listeners:
+            self.listen_again(loop)
 
     def resume_reading(self, loop: asyncio.AbstractEventLoop) -> None:
         """Undo ``pause_reading``."""

@@ -115,6 +115,23 @@ class Ownership:
     def releasing(self) -> Ownership:
         return replace(self, certainty=Certainty.LETTING_GO) if self.holder else self
 
+    def entered(self, side: Side) -> Ownership:
+        """Return the record after the broker has got both ends of the connection of ``side`` with its guest's QEMU.
+
+        The side served the guest without a broker, and is the holder. Raises StateUnknown unless it was the only one
+        that may have been on the rings.
+        """
+        if self.holder is not None or self.suspects != {side}:
+            raise StateUnknown(f"side {side} is not known to be the only one on the rings: {self!r}")
+        return Ownership(side, Certainty.OWNS, last_proof=self.last_proof)
+
+    def left_alone(self, side: Side) -> Ownership:
+        """Return the record after the broker has given up both ends, which undoes ``entered``: nothing that ``side``
+        does on the rings is seen here any longer. Raises StateUnknown unless it is the confirmed holder."""
+        if self != Ownership(side, Certainty.OWNS):
+            raise StateUnknown(f"side {side} is not known to have the rings: {self!r}")
+        return Ownership(suspects=frozenset({side}), last_proof=self.last_proof)
+
     def disconnected(self, side: Side) -> Ownership:
         """Return the record after the connection to ``side`` has closed."""
         return replace(self, certainty=Certainty.CUT) if self.holder is side else self

@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ovs_hotswap.errors import ProtocolError
@@ -85,6 +85,8 @@ class Port:
         self._touches = touches
         self._reader = messages.FrameReader()
         self.socket: socket.socket | None = None
+        # A closed connection of which another process has a duplicate would stay in an epoll set.
+        self.closing: Callable[[socket.socket], object] = lambda _: None
         self.retry_at = 0.0
         self.rings: list[_Ring] = []
         self.memory: list[_Mapped] = []
@@ -116,6 +118,7 @@ class Port:
         """End a connection like ``vhost_user_read_cb``: close the socket first, then the device. The next connection
         is taken only after both."""
         if self.socket is not None:
+            self.closing(self.socket)
             self.socket.close()
             self.socket = None
         self.running = False

@@ -32,6 +32,8 @@ class Switch:
         self.ports = [Port(vm, spec, ledger, touches) for vm in range(len(spec.sockets))]
         self._idle_s = spec.idle_s
         self._poller = select.epoll()
+        for port in self.ports:
+            port.closing = self._poller.unregister
         self._by_fd: dict[int, Port] = {}
         self.ending = self.deaf = False
 
@@ -74,19 +76,26 @@ class SwitchThread:
 
 
 class SwitchProcess:
-    """A switch in a process of its own. Context manager; ``touches`` stays readable after ``kill``."""
+    """A switch in a process of its own. Context manager; ``touches`` stays readable after ``kill``.
 
-    def __init__(self, spec: SwitchSpec, ledger: Ledger) -> None:
+    ``pid_file`` is written if it is given, and named in its command line, as that of an ovs-vswitchd.
+    """
+
+    def __init__(self, spec: SwitchSpec, ledger: Ledger, pid_file: Path | None = None) -> None:
         self.touches = Touches(1 << 16)
         settings = {
             "spec": asdict(spec), "ledger": [ledger.vms, ledger.packets, ledger.fd],
             "touches": [self.touches.capacity, self.touches.fd],
         }  # fmt: skip
+        named = [] if pid_file is None else [f"--pidfile={pid_file}"]
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.vhost_switch", json.dumps(settings)],
+            [sys.executable, "-m", "tests.support.vhost_switch", json.dumps(settings), *named],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             pass_fds=(ledger.fd, self.touches.fd), cwd=Path(__file__).parents[2],
         )  # fmt: skip
+        if pid_file is not None:
+            pid_file.parent.mkdir(parents=True, exist_ok=True)
+            pid_file.write_text(f"{self.pid}\n")
 
     @property
     def pid(self) -> int:

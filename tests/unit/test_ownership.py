@@ -77,6 +77,27 @@ class Owners(RuleBasedStateMachine):
         self.may_touch |= more
         self.ownership = self.ownership.doubted(frozenset(self.may_touch))
 
+    @rule(side=sides)
+    def enter(self, side: Side) -> None:
+        """Only a side that is alone on the rings becomes the holder without being granted them."""
+        before = self.ownership
+        try:
+            self.ownership = before.entered(side)
+        except StateUnknown:
+            assert before.holder is not None or self.may_touch != {side}
+            return
+        assert self.may_touch == {side}
+
+    @rule(side=sides)
+    def leave_alone(self, side: Side) -> None:
+        before = self.ownership
+        try:
+            self.ownership = before.left_alone(side)
+        except StateUnknown:
+            assert before != Ownership(side, Certainty.OWNS)
+            return
+        assert self.ownership == Ownership(suspects=frozenset({side}))
+
     @rule()
     def confirm(self) -> None:
         self.ownership = self.ownership.confirm()

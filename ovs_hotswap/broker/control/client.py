@@ -22,7 +22,7 @@ from ovs_hotswap.backends import MoveResult, Undelivered, VmStatus
 from ovs_hotswap.broker.control import answers
 from ovs_hotswap.broker.control.answers import Kind
 from ovs_hotswap.broker.control.status import BrokerStatus
-from ovs_hotswap.errors import BrokerError, HotswapError, from_document, to_document
+from ovs_hotswap.errors import BrokerError, ConnectionLost, HotswapError, from_document, to_document
 from ovs_hotswap.model import MessageThread, Side
 
 _ATTEMPTS = 3  # not more often: the request itself may be what ends each broker
@@ -144,6 +144,12 @@ class BrokerClient:
             raise ConnectionResetError("it hung up") from error
         return answer
 
+    def _ask_once(self, request: bytes) -> Any:
+        """Send a request that may not be sent to a next broker. Raises OSError."""
+        connection = self._connected()
+        connection.sendall(request)
+        return json.loads(self._line(connection))
+
     def _connected(self) -> socket.socket:
         if self._socket is not None and _hung_up(self._socket):
             self.close()
@@ -240,6 +246,52 @@ class BrokerClient:
 
     def release(self, name: str) -> None:
         self.call("release", vm=name)
+
+    def adopt_prepare(self, name: str, snapshot: str, to: Side, descriptors: Sequence[int]) -> VmStatus:
+        """Park switch ``to`` for a VM that the other side's switch serves without the broker (``adopt``).
+
+        ``snapshot`` is a ``Snapshot`` as JSON, ``descriptors`` are those of ``Fetched.descriptors``. Another call of
+        this method, or ``adopt_cancel``, undoes it, as does half a minute without ``adopt_enter``.
+        """
+        answer = self.call("adopt_prepare", descriptors=descriptors, vm=name, snapshot=snapshot, to=to)
+        return self._read("adopt_prepare", answers.vm, answer)
+
+    def adopt_enter(self, name: str) -> MoveResult:
+        """Move the VM to the prepared side. Its QEMU has to stand still during this call, which is made only once.
+
+        Raises ConnectionLost if the broker ended: nothing is known then (``adopt.send_away``). Raises BrokerError if
+        the VM was not moved and is served as before, and StateUnknown if the first switch does not answer.
+        """
+        try:
+            answer = self._ask_once(encode({"method": "adopt_enter", "params": {"vm": name}}))
+        except OSError as error:
+            self.close()
+            raise ConnectionLost(f"broker at {self._path}: adopt_enter: {error or 'no answer'}") from error
+        if isinstance(answer, dict) and isinstance(answer.get("error"), dict):
+            raise reported(answer["error"])
+        return self._read("adopt_enter", answers.move, self._read("adopt_enter", answers.result, answer))
+
+    def adopt_finish(self, name: str) -> VmStatus:
+        """Return the VM's status when the switch that served it has left the connection with QEMU."""
+        return self._read("adopt_finish", answers.vm, self.call("adopt_finish", vm=name))
+
+    def adopt_cancel(self, name: str) -> None:
+        """Undo ``adopt_prepare``; nothing happens if there is nothing to undo."""
+        self.call("adopt_cancel", vm=name)
+
+    def adopt_reconnect(self, name: str, to: Side, switch_end: int) -> VmStatus:
+        """Take a VM over by a new connection of its QEMU, for side ``to``. The guest has no network for some
+        milliseconds, and may see its link go down and up. ``switch_end``: a duplicate of the switch's end.
+
+        Raises StateUnknown if that was begun and the VM is not served in time.
+        """
+        answer = self.call("adopt_reconnect", descriptors=[switch_end], vm=name, to=to)
+        return self._read("adopt_reconnect", answers.vm, answer)
+
+    def give_back(self, name: str) -> None:
+        """Give a VM to the only switch that is connected for it, which serves it without the broker from then on. The
+        guest has no network until it has connected: some ten milliseconds, or up to two seconds."""
+        self.call("give_back", vm=name)
 
     def arm(self, names: Sequence[str], to: Side) -> list[str]:
         """Have side ``to`` capture frames from now on for VMs that are about to be moved; return the VMs for which it

@@ -26,9 +26,10 @@ log = logging.getLogger(__name__)
 # Methods that change something. They are logged with the caller.
 _CHANGES = {
     "park", "park_many", "unpark", "arm", "disarm", "move", "move_many", "reload", "withdraw", "quarantine", "release",
+    "adopt_prepare", "adopt_enter", "adopt_finish", "adopt_cancel", "adopt_reconnect", "give_back",
 }  # fmt: skip
 _READ = 1 << 16
-_DESCRIPTORS = 8  # with one request
+_DESCRIPTORS = 253  # with one request: the most that the kernel sends at once (SCM_MAX_FD)
 _ANCILLARY = socket.CMSG_SPACE(_DESCRIPTORS * array.array("i").itemsize)
 _BACKLOG = 100
 _TRACED = 400  # bytes of a request that are logged
@@ -154,7 +155,7 @@ class ControlServer:
                 raise BrokerError(f"{request.method}: {error}") from error
             try:
                 if request.method in _CHANGES:
-                    log.info("%s %s: %s", request.method, json.dumps(request.params), who)
+                    log.info("%s %s: %s", request.method, json.dumps(request.params)[:_TRACED], who)
                 return {"result": await method(**params)}
             except HotswapError:
                 raise

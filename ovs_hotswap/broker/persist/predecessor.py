@@ -79,7 +79,9 @@ class Predecessor:
                 given = [(self._passed(slot), slot.listeners) for slot in slots]
                 if self._control_server.listener is None:
                     raise BrokerError("this broker has no control socket to hand over")
-                takeover.hand_over(connection, self._control_server.listener, listener, given, reader)
+                shared = [(slot.vm.name, slot.shared) for slot in slots]
+                files = {name: each.made for name, each in shared if each is not None and each.made is not None}
+                takeover.hand_over(connection, self._control_server.listener, listener, given, reader, files)
             except Exception as error:
                 log.error("a successor could not take over: %s", error,
                           exc_info=None if isinstance(error, HotswapError) else error)  # fmt: skip

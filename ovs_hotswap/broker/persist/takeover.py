@@ -19,8 +19,9 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from pydantic import Field, JsonValue, model_validator
@@ -62,11 +63,13 @@ class Inherited:
     """What a successor takes over: the control socket's listener and, for each VM, its state and its listeners.
 
     ``successors`` is where the next successor connects; it is ``None`` if the old broker did not hand that over.
+    ``files`` has device and inode of the socket's file of each VM whose switches share one (``shared_socket``).
     """
 
     control: socket.socket
     successors: socket.socket | None
     vms: dict[str, tuple[VmParts | StartsOver, dict[Side, socket.socket]]]
+    files: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class _Over(Part):
@@ -85,6 +88,7 @@ class _Entry(Part):
     vm: dict[str, Any] | None = None
     over: _Over | None = None
     listeners: dict[Side, Fd]
+    file: tuple[int, int] | None = None
 
     @model_validator(mode="after")
     def _is_one_of_both(self) -> _Entry:
@@ -115,10 +119,12 @@ def _socket(descriptor: Descriptor) -> socket.socket:
 def hand_over(
     connection: socket.socket, control: socket.socket, successors: socket.socket,
     vms: Sequence[tuple[Vm | StartsOver, dict[Side, socket.socket]]], reader: Reader | None = None,
+    files: Mapping[str, tuple[int, int]] = MappingProxyType({}),
 ) -> None:  # fmt: skip
     """Do the old broker's part. Every VM is paused, and settled unless it starts over.
 
-    ``reader`` is what the successor has announced. After this returns, the old broker must not act again.
+    ``reader`` is what the successor has announced, ``files`` is that of ``Inherited``. After this returns, the old
+    broker must not act again.
 
     Raises BrokerError if the successor cannot read the state or did not become ready in time: the old broker is then
     still the broker.
@@ -136,7 +142,9 @@ def hand_over(
             document["vms"], needed, newer = [], OLDEST, list[str]()
             for vm, listeners in vms:
                 entry, number, why = _entry(vm, table, stack)
-                document["vms"].append(entry | {"listeners": {side: own(each) for side, each in listeners.items()}})
+                file = {"file": files[vm.name]} if vm.name in files else {}
+                theirs = {side: own(each) for side, each in listeners.items()}
+                document["vms"].append(entry | {"listeners": theirs} | file)
                 needed, newer = max(needed, number), newer + why
             connection.settimeout(TIMEOUT_S)
             try:
@@ -277,7 +285,7 @@ def _inherited(document: JsonValue, descriptors: Sequence[OwnedFd]) -> Inherited
         raise unknown_format(number, version)
     handed = validated(_Handed, document, received, what)
     given = [
-        (decode(entry.vm, received, number, version) if entry.over is None else entry.over.made(), entry.listeners)
+        (decode(entry.vm, received, number, version) if entry.over is None else entry.over.made(), entry)
         for entry in handed.vms
     ]
     if len({vm.name for vm, _ in given}) < len(given):
@@ -286,7 +294,8 @@ def _inherited(document: JsonValue, descriptors: Sequence[OwnedFd]) -> Inherited
     return Inherited(
         _socket(handed.control),
         None if handed.successors is None else _socket(handed.successors),
-        {vm.name: (vm, {side: _socket(each) for side, each in listeners.items()}) for vm, listeners in given},
+        {vm.name: (vm, {side: _socket(each) for side, each in entry.listeners.items()}) for vm, entry in given},
+        {vm.name: entry.file for vm, entry in given if entry.file is not None},
     )
 
 

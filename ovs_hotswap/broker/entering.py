@@ -1,0 +1,273 @@
+"""How the broker comes between a VM's QEMU and the switch that serves it without a broker, with no disconnect.
+
+The caller has duplicates of both ends of their connection (``adopt.fetching``), keeps QEMU stopped during ``enter``,
+and has proven that nothing is under way (``adopt.guard``). Through QEMU's end the broker is the switch's front end;
+that is an ordinary connection to a switch (``SwitchConnection``), which has the rings. From there on the VM is moved to
+the other side as any VM is. Then a message of an unknown type makes the first switch hang up. It connects again at the
+socket that it has always connected to, where the broker listens, and nothing but the broker has the switch's end, which
+is the broker's connection to QEMU from then on.
+
+What QEMU sends behind the message of unknown type is not read by the switch, so QEMU may continue as soon as that has
+been sent; the broker reads it only when the switch has left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+from collections.abc import Collection
+
+from ovs_hotswap.adopt.fetching import Fetched
+from ovs_hotswap.adopt.snapshot import UNKNOWN_REQUEST, Snapshot, why_not_carried
+from ovs_hotswap.broker.vm_slot import VmSlot
+from ovs_hotswap.errors import BrokerError, HotswapError, ProtocolError, StateUnknown
+from ovs_hotswap.model import Side
+from ovs_hotswap.vhostuser import messages
+from ovs_hotswap.vhostuser.backend import SwitchConnection
+from ovs_hotswap.vhostuser.guest_state import GuestState, Offer
+from ovs_hotswap.vhostuser.handover import Swap
+from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
+from ovs_hotswap.vhostuser.reconcile import why_not_parked
+
+log = logging.getLogger(__name__)
+
+_PARKED_S = 10.0  # as for any VM that is parked (``control.parking_api``)
+_ANSWERS_S = 1.0  # for the answers to a swap that failed, while QEMU stands still
+_LEFT_S = 5.0  # a switch connects again a second after an attempt that failed
+
+
+class Entering:
+    """The entering of one VM, whose rings the switch of side ``old`` has and the other side's is to get.
+
+    ``Entering.prepare`` makes it. Then comes ``enter``, or ``cancel``; after ``enter`` comes ``finish``.
+    """
+
+    def __init__(self, slot: VmSlot, old: Side, fetched: Fetched) -> None:
+        self._slot, self._vm, self._fetched = slot, slot.vm, fetched
+        self.old, self.new = old, old.other
+        self._pid = slot.vm.suspects[old]
+        self._wanted = slot.vm.park_wanted
+        self._link: SwitchConnection | None = None
+        self._flags: list[tuple[int, int]] = []  # of the two ends, which they share with QEMU and the switch
+
+    @classmethod
+    async def prepare(cls, slot: VmSlot, snapshot: Snapshot, fetched: Fetched, to: Side) -> Entering:
+        """Park the switch of side ``to`` for a VM that the other side's serves without the broker.
+
+        This object then owns ``fetched``. Raises BrokerError if that is not possible, and StateUnknown; nothing has
+        changed then, and the caller still owns ``fetched``.
+        """
+        vm, old = slot.vm, to.other
+        if reason := _why_not(slot, snapshot, fetched, to):
+            raise BrokerError(f"vm {vm.name} cannot be adopted by switch {to}: {reason}")
+        vm.ownership.entered(old)  # raises what ``enter`` would
+        made = cls(slot, old, fetched)
+        vm.commit(vm.record._replace(state=fetched.state, entering=old, park_wanted=vm.park_wanted | {to}))
+        try:
+            vm.sync(to)
+            slot.mover.drain()
+            await vm.changes.until(lambda: made.is_ready or not made.waits, _PARKED_S,
+                                   lambda: f"vm {vm.name}: {vm.parking_fault(to)}")  # fmt: skip
+            made.check()
+        except BaseException:
+            made._forget()
+            raise
+        return made
+
+    @property
+    def waits(self) -> bool:
+        """Whether ``enter`` can still come: nothing has happened to the VM and its first switch."""
+        vm = self._vm
+        untouched = vm.entering is self.old and vm.qemu is None and vm.state is self._fetched.state
+        return untouched and vm.ownership == Ownership(suspects=frozenset({self.old}))
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the other side's switch has the VM parked, and nothing is under way with it."""
+        return self._vm.is_parked(self.new) and not self._slot.mover.under_way(self.new)
+
+    def check(self) -> None:
+        """Raise BrokerError unless ``enter`` is possible now."""
+        vm = self._vm
+        if not self.waits:
+            raise BrokerError(f"vm {vm.name}: switch {self.old} has ended or connected again in the meantime")
+        if fault := vm.parking_fault(self.new):
+            raise BrokerError(f"vm {vm.name}: {fault}")
+
+    async def enter(self, cores: Collection[int] = ()) -> Swap | None:
+        """Move the VM. QEMU has to stand still until this returns or raises. Returns how long the rings changed hands,
+        or ``None`` if a switch failed in that time and the VM is the broker's nevertheless.
+
+        Raises BrokerError if the VM was not moved: the first switch then serves it as before, QEMU and that switch have
+        their connection, and only the preparation is left (``cancel``). Raises StateUnknown if the first switch does
+        not answer; ``settle`` is then to be called again.
+        """
+        self.check()
+        fault: HotswapError | None = None
+        swap: Swap | None = None
+        try:
+            self._begin()
+            swap = self._slot.mover.swap_to(self.new, {}, cores)
+        except (HotswapError, OSError) as error:
+            fault = error if isinstance(error, HotswapError) else BrokerError(f"vm {self._vm.name}: {error}")
+            log.warning("vm %s: its handover failed while its connection was entered: %s", self._vm.name, fault)
+        if self._link is None or not await self.settle(_ANSWERS_S):
+            raise fault or BrokerError(f"vm {self._vm.name}: switch {self.old} was given its rings back")
+        return swap
+
+    async def settle(self, patience: float) -> bool:
+        """Wait until it is known which side has the VM, and return whether it is the broker's. If it is not, both ends
+        have been given up. Raises StateUnknown if the first switch has not answered after ``patience`` seconds."""
+        vm = self._vm
+        with contextlib.suppress(BrokerError):
+            await vm.changes.until(lambda: self._outcome() is not None, patience)
+        if self._outcome() is self.old and await self._back_out():
+            return False
+        if vm.ownership.holder is self.old and vm.links.get(self.old) is self._link:
+            raise StateUnknown(f"vm {vm.name}: switch {self.old} has its rings and does not answer",
+                               hint="end that switch, or wait for it")  # fmt: skip
+        await self._send_away()
+        return True
+
+    def _begin(self) -> None:
+        """Take both ends, and send the first switch the memory table with the scratch region. Raises ProtocolError and
+        OSError; the record is then as before."""
+        vm, state = self._vm, self._fetched.state
+        self._flags = [(os.dup(end.fileno()), fcntl.fcntl(end.fileno(), fcntl.F_GETFL))
+                       for end in (self._fetched.qemu_end, self._fetched.switch_end)]  # fmt: skip
+        qemu_end, switch_end = self._fetched.sockets()
+        link = SwitchConnection(self.old, vm.channel(qemu_end, f"switch {self.old}"))
+        link.offer = Offer(state.features or 0, state.protocol_features or 0, max(1, len(state.rings) // 2))
+        link.told, link.pid = self._fetched.told, self._pid
+        # What QEMU was offered before is not known; it does not take less back from the broker than it uses.
+        vm.commit(vm.record._replace(
+            qemu=vm.channel(switch_end, "QEMU"), offered=link.offer, links={**vm.links, self.old: link},
+            ownership=vm.ownership.entered(self.old)))  # fmt: skip
+        self._link, vm.deaf = link, True
+        vm.watch(link)
+        vm.sync(self.old)
+
+    def _outcome(self) -> Side | None:
+        """Return the side that the VM is with, as far as the two switches have answered; ``new`` as well if the first
+        switch or its connection has ended."""
+        vm, link = self._vm, self._link
+        if link is None or vm.links.get(self.old) is not link:
+            return self.new
+        if not link.quiet:
+            return None
+        if vm.ownership == Ownership(self.old, Certainty.OWNS):
+            return self.old
+        serves = vm.ownership.certainty in (Certainty.OWNS, Certainty.TAKING)
+        return self.new if vm.ownership.holder is self.new and serves else None
+
+    async def _back_out(self) -> bool:
+        """Give both ends up again, if the first switch takes its former memory table back. If it hangs up instead, the
+        VM is the broker's. Returns whether both ends were given up."""
+        vm, link = self._vm, self._link
+        assert link is not None
+        regions = vm.state.memory
+        with contextlib.suppress(OSError, ProtocolError, BrokerError):
+            self._slot.mover.disarm()
+            self._slot.mover.drain()
+            link.channel.send(messages.build_memory_table(regions), [region.descriptor for region in regions])
+            link.fence(lambda: None)
+            await vm.changes.until(lambda: link.quiet or vm.links.get(self.old) is not link, _ANSWERS_S)
+        if vm.links.get(self.old) is not link or vm.ownership != Ownership(self.old, Certainty.OWNS) or not link.quiet:
+            return False
+        vm.unwatch(link)
+        qemu, links = vm.qemu, {side: each for side, each in vm.links.items() if side is not self.old}
+        vm.commit(vm.record._replace(qemu=None, offered=None, links=links, ownership=vm.ownership.left_alone(self.old),
+                                     suspects={**vm.suspects, self.old: link.pid}))  # fmt: skip
+        vm.deaf = False
+        self._restore_flags(2)
+        link.close()
+        if qemu is not None:
+            qemu.close()
+        return True
+
+    async def _send_away(self) -> None:
+        """Have the first switch leave the connection, if it has not left. Frames that both switches have caught during
+        the swap are taken out of the first one's rings before."""
+        vm, link = self._vm, self._link
+        if link is not None and vm.links.get(self.old) is link:
+            with contextlib.suppress(BrokerError):
+                self._slot.mover.drain()
+                await vm.changes.until(lambda: link.quiet, self._slot.mover.fence_s)
+            with contextlib.suppress(OSError, ProtocolError):
+                link.channel.send(UNKNOWN_REQUEST)
+            vm.unwatch(link)
+            links = {side: each for side, each in vm.links.items() if each is not link}
+            vm.commit(vm.record._replace(links=links))
+            link.close()
+        self._restore_flags(1)
+
+    async def finish(self) -> None:
+        """Wait until the first switch has left, and read from QEMU from then on. Raises StateUnknown if it does not
+        leave in some seconds; this may then be called again."""
+        vm = self._vm
+        if self._link is None:
+            raise BrokerError(f"vm {vm.name} has not been entered")
+        left = lambda: vm.entering is None or self.old in vm.links or vm.ended(self._pid)  # noqa: E731
+        try:
+            await vm.changes.until(left, _LEFT_S)
+        except BrokerError as error:
+            raise StateUnknown(
+                f"vm {vm.name}: switch {self.old} has not connected again: QEMU is not listened to until then",
+                hint="end that switch if it hangs",
+            ) from error
+        if vm.entering is not None:
+            vm.commit(vm.record._replace(entering=None))
+            vm.hear_qemu()
+            vm.assign()
+            log.info("vm %s: taken over from switch %s", vm.name, self.old)
+
+    def cancel(self) -> None:
+        """Undo ``prepare``, unless the VM is the broker's by now. The other side's switch connects again, and knows
+        nothing of the VM then."""
+        if self._forget():
+            self._fetched.close()
+
+    def _forget(self) -> bool:
+        """Forget what QEMU and its switch know; return false if the VM is the broker's by now."""
+        vm = self._vm
+        if vm.qemu is not None or vm.state is not self._fetched.state:
+            return False
+        vm.commit(vm.record._replace(state=GuestState(), entering=None, park_wanted=self._wanted))
+        if (link := vm.links.get(self.new)) is not None and (link.told.memory or link.told.features is not None):
+            vm.drop_link(self.new, "the VM was not taken over")
+        vm.assign()
+        return True
+
+    def _restore_flags(self, count: int) -> None:
+        """Set the file status flags of so many ends as their owners had them: QEMU's end comes first."""
+        for number, (descriptor, flags) in enumerate(self._flags):
+            if number < count:
+                with contextlib.suppress(OSError):
+                    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
+            os.close(descriptor)
+        self._flags = []
+
+
+def _why_not(slot: VmSlot, snapshot: Snapshot, fetched: Fetched, to: Side) -> str | None:
+    vm = slot.vm
+    link = vm.links.get(to)
+    if vm.qemu is not None:
+        return "the broker is connected with its QEMU already"
+    if vm.entering is not None:
+        return "another attempt is under way"
+    if vm.withdrawn or vm.quarantine is not None:
+        return "no switch is to serve it"
+    if vm.suspects.get(to.other) != snapshot.switch.pid:
+        return f"process {snapshot.switch.pid} is not switch {to.other}"
+    if link is None or link.offer is None:
+        return f"switch {to} is not connected at {snapshot.socket}"
+    if reason := why_not_carried(snapshot) or why_not_parked(fetched.state):
+        return reason
+    if len(snapshot.rings) > 2 * link.offer.queue_pairs:
+        return f"it has {len(snapshot.rings) // 2} queue pairs, and switch {to} offers {link.offer.queue_pairs}"
+    missing = snapshot.features & ~link.offer.features
+    if names := ", ".join(messages.feature_names(missing)):
+        return f"switch {to} does not offer features that the guest uses: {names}"
+    return None
