@@ -17,15 +17,14 @@ from ovs_hotswap.stock.facts import Facts, StockVm
 from ovs_hotswap.stock.new_config import Choices, configuration
 from ovs_hotswap.stock.survey import running_paths, survey
 from ovs_hotswap.upgrade.checks import verdict
-from ovs_hotswap.upgrade.stock_checks import StockReport, judge
-from ovs_hotswap.upgrade.stock_collect import collect, terms
+from ovs_hotswap.upgrade.stock_checks import StockReport
+from ovs_hotswap.upgrade.stock_collect import examine
 from ovs_hotswap.wording import ranges
 
 
 def check_stock(app: App, left_out: Collection[str] = ()) -> None:
     """Print the facts and the findings. Raises PrecheckFailed if a finding is an error."""
-    facts = collect(app.config, app.system)
-    findings = judge(facts, terms(app.config, left_out))
+    facts, findings = examine(app.config, app.system, left_out)
     report = StockReport.of(facts, findings)
     _show(app, facts)
     app.output.findings(findings)

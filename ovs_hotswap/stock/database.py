@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ovs_hotswap.switch.owned import is_marked
 from ovs_hotswap.switch.rpc import call, transact
 from ovs_hotswap.switch.settings import decode
 
@@ -40,8 +41,9 @@ class Database:
 
     @property
     def bridges(self) -> list[Row]:
-        """The bridges by name."""
-        return sorted(self.tables["Bridge"].values(), key=lambda row: str(row["name"]))
+        """The bridges by name, without those that ovs-hotswap makes for the time of an upgrade."""
+        foreign = (row for row in self.tables["Bridge"].values() if not is_marked(row["external_ids"]))
+        return sorted(foreign, key=lambda row: str(row["name"]))
 
     def of(self, row: Row, column: str, table: str) -> list[Row]:
         """Return the rows of ``table`` to which a column refers."""

@@ -25,8 +25,9 @@ class StockLog:
 @dataclass(frozen=True, slots=True)
 class StockSwitch:
     """The two processes. ``database``: the file that ovsdb-server serves. ``pmd_cores``: the cores on which PMD threads
-    run. ``other_config``: of the Open_vSwitch table. ``unit``: the unit of systemd that ovs-vswitchd belongs to.
-    ``monitor``: the process that starts ovs-vswitchd again when it is killed, if there is one (--monitor)."""
+    run. ``other_config`` and ``external_ids``: of the Open_vSwitch table. ``unit``: the unit of systemd that
+    ovs-vswitchd belongs to. ``monitor``: the process that starts ovs-vswitchd again when it is killed
+    (--monitor), if there is one."""
 
     vswitchd_pid: int | None
     ovsdb_pid: int | None
@@ -36,6 +37,7 @@ class StockSwitch:
     database: str | None
     pmd_cores: tuple[int, ...]
     other_config: Mapping[str, str]
+    external_ids: Mapping[str, str]
     log: StockLog
     unit: str | None = None
     monitor: int | None = None
@@ -183,12 +185,10 @@ class KernelPort:
 
 @dataclass(frozen=True, slots=True)
 class StockOvn:
-    """OVN on this host. ``pid``: of ovn-controller, ``None`` if it does not run. ``wait_before_clear``: in
-    milliseconds, from ``external_ids:ovn-ofctrl-wait-before-clear``."""
+    """OVN on this host. ``pid``: of ovn-controller, ``None`` if it does not run."""
 
     remote: str
     pid: int | None
-    wait_before_clear: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,11 @@ _USES = re.compile(_MARK, re.IGNORECASE)
 _IDENTITY_NAT = re.compile(r"\bnat\((?:src|dst)\)")
 
 
+def is_ours(line: str) -> bool:
+    """Whether a flow is one of ovs-hotswap's: their cookies begin with the letters ``ovs`` (``wire.mirror_flows``)."""
+    return "cookie=0x6f7673" in line
+
+
 def mark_uses(lines: Iterable[str]) -> tuple[MarkUse, ...]:
     """Return the first uses of ``pkt_mark``, those that set it before those that only match on it."""
     found = [use for line in lines for use in _uses(line.strip())]

@@ -11,8 +11,9 @@ from ovs_hotswap.config_rules import pci_address
 from ovs_hotswap.errors import CommandError
 from ovs_hotswap.stock.database import Database, Row, first
 from ovs_hotswap.stock.facts import DeviceKind, Pipeline, StockBridge, StockOvn, StockUplink
-from ovs_hotswap.stock.flow_texts import has_identity_nat, mark_uses
+from ovs_hotswap.stock.flow_texts import has_identity_nat, is_ours, mark_uses
 from ovs_hotswap.stock.kernel_ports import kernel_ports
+from ovs_hotswap.switch.owned import is_marked
 from ovs_hotswap.system import System
 from ovs_hotswap.uplink.pci import PciBus
 
@@ -20,7 +21,6 @@ _EXPORTS = {"netflow": "NetFlow", "sflow": "sFlow", "ipfix": "IPFIX"}
 _TUNNELS = frozenset({"vxlan", "geneve", "gre", "ip6gre", "erspan", "gtpu", "stt", "lisp", "bareudp", "srv6"})
 _OPENFLOW = ",".join(f"OpenFlow{number}" for number in range(10, 16))
 _DUMP_S = 60.0
-_WAIT_KEY = "ovn-ofctrl-wait-before-clear"
 _AGENT = "neutron-openvswitch-agent"
 
 
@@ -65,7 +65,13 @@ def _bridge(database: Database, row: Row, run_dir: Path, system: System, unreada
     return StockBridge(
         name=name,
         datapath=str(row["datapath_type"]),
-        mirrors=tuple(sorted(str(each["name"]) for each in database.of(row, "mirrors", "Mirror"))),
+        mirrors=tuple(
+            sorted(
+                str(each["name"])
+                for each in database.of(row, "mirrors", "Mirror")
+                if not is_marked(each["external_ids"])
+            )
+        ),
         exports=tuple(text for column, text in _EXPORTS.items() if row[column]),
         controllers=tuple(sorted(str(each["target"]) for each in database.of(row, "controller", "Controller"))),
         stp=bool(row["stp_enable"]),
@@ -78,11 +84,13 @@ def _bridge(database: Database, row: Row, run_dir: Path, system: System, unreada
 
 
 def dump(system: System, socket: Path, command: str) -> list[str]:
-    """Return the lines with actions of ``dump-flows`` or ``dump-groups``, without statistics. Raises CommandError."""
+    """Return the lines with actions of ``dump-flows`` or ``dump-groups``, without statistics and without flows of
+    ovs-hotswap. Raises CommandError."""
     argv = ["ovs-ofctl", "-O", _OPENFLOW, "--no-names", command, f"unix:{socket}"]
     if command == "dump-flows":
         argv.insert(3, "--no-stats")
-    return [line for line in system.run(argv, timeout=_DUMP_S).stdout.splitlines() if "actions=" in line]
+    lines = system.run(argv, timeout=_DUMP_S).stdout.splitlines()
+    return [line for line in lines if "actions=" in line and not is_ours(line)]
 
 
 def _uplink(name: str, bridge: str, devargs: str, sys: Path = Path("/sys")) -> StockUplink:
@@ -104,8 +112,7 @@ def _ovn(external_ids: Mapping[str, Any], system: System, beside: Iterable[int])
     remote = str(external_ids.get("ovn-remote", ""))
     if not remote and pid is None:
         return None
-    wait = str(external_ids.get(_WAIT_KEY, "0"))
-    return StockOvn(remote, pid, int(wait) if wait.isdecimal() else 0)
+    return StockOvn(remote, pid)
 
 
 def _program(argv: Sequence[str]) -> str:

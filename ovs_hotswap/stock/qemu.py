@@ -20,19 +20,29 @@ _LIBVIRT = {"libvirtd", "virtqemud"}  # the daemons that hold the monitors of th
 _OTHERS = 0o022  # the bits that let others write
 
 
+Versions = dict[tuple[int, int], "str | None"]
+"""The version of each program that was asked, by device and inode of its file."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Sockets:
-    """All connections, and the processes that hold them."""
+    """All connections, the named ones by path, and the processes that hold them."""
 
     all: tuple[UnixSocket, ...]
+    named: Mapping[str, list[UnixSocket]]
     holder: Mapping[int, tuple[int, ...]]
 
 
 def with_qemus(vms: tuple[StockVm, ...], system: System, broker: int | None = None) -> tuple[StockVm, ...]:
     """Return the VMs with their QEMUs. ``broker``: the pid of this program's broker. Raises HostError."""
     found = connections()
-    sockets = _Sockets(found, holders([each.inode for each in found], system.pids()))
-    return tuple(_with_qemu(vm, sockets, system, broker) for vm in vms)
+    named: dict[str, list[UnixSocket]] = {}
+    for each in found:
+        if each.name:
+            named.setdefault(_real(each.name), []).append(each)
+    sockets = _Sockets(found, named, holders([each.inode for each in found], system.pids()))
+    versions: Versions = {}
+    return tuple(_with_qemu(vm, sockets, system, broker, versions) for vm in vms)
 
 
 def confinement() -> Confinement:
@@ -45,11 +55,10 @@ def confinement() -> Confinement:
     )
 
 
-def _with_qemu(vm: StockVm, sockets: _Sockets, system: System, broker: int | None) -> StockVm:
+def _with_qemu(vm: StockVm, sockets: _Sockets, system: System, broker: int | None, versions: Versions) -> StockVm:
     if vm.kind is PortKind.VDUSE or not vm.socket:
         return vm
-    place = _real(vm.socket)
-    ends = [each for each in sockets.all if each.name and _real(each.name) == place]
+    ends = sockets.named.get(_real(vm.socket), [])
     if vm.kind is PortKind.SERVER:  # the switch accepted the connection: QEMU is at the end without a name
         inodes = [each.peer for each in ends if each.peer is not None]
     else:
@@ -59,18 +68,20 @@ def _with_qemu(vm: StockVm, sockets: _Sockets, system: System, broker: int | Non
             if "qemu" in _program(pid) or "kvm" in _program(pid):
                 peers = {peer for each in ends if each.inode == inode and (peer := each.peer) is not None}
                 other = {pid for peer in peers for pid in sockets.holder.get(peer, ())}
-                return replace(vm, qemu=_qemu(pid, sockets, system), adopted=broker is not None and broker in other)
+                return replace(
+                    vm, qemu=_qemu(pid, sockets, system, versions), adopted=broker is not None and broker in other
+                )
     return vm
 
 
-def _qemu(pid: int, sockets: _Sockets, system: System) -> StockQemu:
+def _qemu(pid: int, sockets: _Sockets, system: System, versions: Versions) -> StockQemu:
     options = qemu_options.parse(system.cmdline(pid))
     monitors = tuple(_monitor(pid, option, sockets) for option in options.monitors)
     held = {client for each in monitors for client in (each.client or "").split(", ")}
     return StockQemu(
         pid=pid,
         guest=options.guest,
-        version=_version(pid, system),
+        version=_version(pid, system, versions),
         monitors=monitors,
         libvirt=options.libvirt and bool(held & _LIBVIRT),
         memory=options.memory,
@@ -99,7 +110,7 @@ def _listening_path(inode: int) -> str:
     return ""
 
 
-def _version(pid: int, system: System) -> str | None:
+def _version(pid: int, system: System, known: Versions) -> str | None:
     """Ask the program that the process runs, which may have been replaced on the disk, for its version. It is run only
     if root alone could have written it, because this process may be root's."""
     program = _PROC / str(pid) / "exe"
@@ -107,7 +118,10 @@ def _version(pid: int, system: System) -> str | None:
         found = program.stat()
         if found.st_uid != 0 or stat.S_IMODE(found.st_mode) & _OTHERS:
             return None
-        return qemu_options.version(system.run([str(program), "--version"], timeout=10.0).stdout)
+        key = found.st_dev, found.st_ino
+        if key not in known:
+            known[key] = qemu_options.version(system.run([str(program), "--version"], timeout=10.0).stdout)
+        return known[key]
     except (OSError, CommandError):
         return None
 

@@ -28,7 +28,6 @@ def read_switch(paths: InstancePaths, system: System, database: Database | None,
     pid, ovsdb = system.read_pid(paths.vswitchd_pid), system.read_pid(paths.ovsdb_pid)
     argv = system.cmdline(pid) if pid is not None else []
     root: Mapping[str, object] = database.root if database is not None else {}
-    other_config = root.get("other_config")
     return StockSwitch(
         vswitchd_pid=pid,
         ovsdb_pid=ovsdb,
@@ -37,11 +36,16 @@ def read_switch(paths: InstancePaths, system: System, database: Database | None,
         dpdk_ready=bool(root.get("dpdk_initialized")),
         database=served_database(system.cmdline(ovsdb)) if ovsdb is not None else None,
         pmd_cores=_pmd_cores(pid) if pid is not None else (),
-        other_config=dict(other_config) if isinstance(other_config, Mapping) else {},
+        other_config=_map(root.get("other_config")),
+        external_ids=_map(root.get("external_ids")),
         log=_log(paths, pid, argv, unreadable),
         unit=unit_of(_text(_PROC / str(pid) / "cgroup")) if pid is not None else None,
         monitor=_parent(pid) if pid is not None and "--monitor" in argv else None,
     )
+
+
+def _map(value: object) -> dict[str, str]:
+    return {str(key): str(held) for key, held in value.items()} if isinstance(value, Mapping) else {}
 
 
 def dpdk_version(text: str) -> str | None:

@@ -9,12 +9,28 @@ from pathlib import Path
 from ovs_hotswap.adopt import log_files
 from ovs_hotswap.adopt.snapshot import LogMark
 from ovs_hotswap.config import Config
+from ovs_hotswap.controllers import ovn
 from ovs_hotswap.errors import StateUnknown
-from ovs_hotswap.model import Side
+from ovs_hotswap.model import Finding, Side
 from ovs_hotswap.stock.facts import Facts, PortKind, StockVm, VmLog
 from ovs_hotswap.stock.survey import running_paths, survey
 from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.stock_checks import Terms
+from ovs_hotswap.upgrade.stock_checks import Terms, judge
+
+
+def examine(
+    config: Config, system: System, left_out: Collection[str] = (), offer: int | None = None
+) -> tuple[Facts, list[Finding]]:
+    """Return the facts about the switch that serves the VMs, and the findings about all that an upgrade would meet.
+
+    ``left_out``: VMs that are not taken over. ``offer``: the features that the new release offers, if they are known.
+    Raises HostError, StateUnknown.
+    """
+    facts = collect(config, system)
+    findings = judge(facts, replace(terms(config, left_out), offer=offer))
+    pid = None if facts.pipeline.ovn is None else facts.pipeline.ovn.pid
+    controllers = [each for each in ovn.find(system) if each.pid == pid]
+    return facts, [*findings, *ovn.findings(controllers, config.stock.run_dir, dict(facts.switch.external_ids))]
 
 
 def collect(config: Config, system: System) -> Facts:

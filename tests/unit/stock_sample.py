@@ -40,13 +40,14 @@ def vm(name: str = "vm1", **changes: object) -> StockVm:
 HEALTHY = Facts(
     StockSwitch(
         vswitchd_pid=100, ovsdb_pid=99, ovs_version="3.1.3", dpdk_version="22.11.9", dpdk_ready=True, database=DATABASE,
-        pmd_cores=(1,), other_config={"dpdk-socket-mem": "1024,0"}, log=StockLog(LOG, "INFO", "info"),
+        pmd_cores=(1,), other_config={"dpdk-socket-mem": "1024,0"},
+        external_ids={}, log=StockLog(LOG, "INFO", "info"),
         unit="ovs-vswitchd.service",
     ),
     vms=(vm("vm1"), vm("vm2")),
     pipeline=Pipeline(
         bridges=(StockBridge("br-int", flows=280, controllers=("unix:/run/ovn.mgmt",), identity_nat=True),),
         uplinks=(StockUplink("up", "br-ex", "0000:03:02.0", DeviceKind.VF, "vfio-pci"),),
-        ovn=StockOvn("tcp:10.0.0.1:6642", 200, 2000),
+        ovn=StockOvn("tcp:10.0.0.1:6642", 200),
     ),
 )  # fmt: skip

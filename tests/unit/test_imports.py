@@ -51,7 +51,7 @@ PURE = {
     "ovs_hotswap.vhostuser.reconcile", "ovs_hotswap.vhostuser.ownership",
     "ovs_hotswap.broker.absence", "ovs_hotswap.broker.persist.snapshot", "ovs_hotswap.broker.persist.formats",
     "ovs_hotswap.plan.executor", "ovs_hotswap.plan.records",
-    "ovs_hotswap.stock.facts", "ovs_hotswap.stock.qemu_options",
+    "ovs_hotswap.wire.mirror_flows", "ovs_hotswap.stock.facts", "ovs_hotswap.stock.qemu_options",
     "ovs_hotswap.stock.flow_texts", "ovs_hotswap.stock.new_config",
     "ovs_hotswap.upgrade.stock_checks", "ovs_hotswap.upgrade.stock_vm_checks",
     "ovs_hotswap.switch.memory", "ovs_hotswap.host.rings", "ovs_hotswap.host.memory_checks",

@@ -196,7 +196,7 @@ FAULTS = {
         of_log(file="/var/log/a.log"), "switch", ERROR, "logs to /var/log/a.log", 'set stock.log = "/var/log/a.log"'
     ),
     "a deleted log": Fault(of_log(file=f"{LOG} (deleted)"), "log", ERROR, "which nothing can read", "vlog/reopen"),
-    "a monitor process": Fault(of_switch(monitor=98), "switch", ERROR, "process 98 starts", "kill -KILL 98"),
+    "a monitor process": Fault(of_switch(monitor=98), "switch", WARNING, "process 98 starts", "kill -KILL 98"),
     "a bridge of the kernel": Fault(
         of_pipeline(bridges=(*HEALTHY.pipeline.bridges, StockBridge("br-k", "system"))), "datapath", ERROR,
         "bridge br-k has the kernel's datapath", "datapath_type=netdev",
@@ -205,12 +205,8 @@ FAULTS = {
     "RSTP": Fault(of_bridge(rstp=True), "spanning tree", ERROR, "br-int uses RSTP", "rstp_enable=false"),
     "exports": Fault(of_bridge(exports=("IPFIX",)), "flow export", WARNING, "br-int exports IPFIX", None),
     "snooping": Fault(of_bridge(snooping=True), "multicast", WARNING, "br-int snoops", "mcast_snooping_enable=false"),
-    "OVN that clears flows": Fault(
-        of_pipeline(ovn=replace(HEALTHY.pipeline.ovn, wait_before_clear=0)), "OVN", WARNING,  # type: ignore[type-var]
-        "clears all flows", "ovn-ofctrl-wait-before-clear=2000",
-    ),
     "OVN without its controller": Fault(
-        of_pipeline(ovn=replace(HEALTHY.pipeline.ovn, pid=None)), "OVN", WARNING,  # type: ignore[type-var]
+        of_pipeline(ovn=replace(HEALTHY.pipeline.ovn, pid=None)), "controllers", WARNING,  # type: ignore[type-var]
         "no ovn-controller runs", "systemctl start ovn-controller",
     ),
     "an internal port with an address": Fault(

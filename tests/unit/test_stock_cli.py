@@ -17,6 +17,7 @@ from ovs_hotswap.cli.app import App
 from ovs_hotswap.cli.output import Output, plain
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import ConfigError, HostError, PrecheckFailed
+from ovs_hotswap.model import Finding
 from ovs_hotswap.stock.facts import Facts
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.stock_checks import StockReport, Terms, judge
@@ -74,11 +75,10 @@ def test_a_switch_that_does_not_run_is_refused(run: Run) -> None:
 
 
 def test_what_is_found_is_shown(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def found(config: Config, system: System) -> Facts:
-        return HEALTHY
+    def found(config: Config, system: System, left_out: tuple[str, ...]) -> tuple[Facts, list[Finding]]:
+        return HEALTHY, judge(HEALTHY, Terms(None, ["up"], left_out, DATABASE, LOG))
 
-    monkeypatch.setattr(stock_cmd, "collect", found)
-    monkeypatch.setattr(stock_cmd, "terms", lambda config, left_out: Terms(None, ["up"], left_out, DATABASE, LOG))
+    monkeypatch.setattr(stock_cmd, "examine", found)
     code, text, _ = run("check")
     assert code == 0
     assert "OVS 3.1.3, DPDK 22.11.9, process 100" in text

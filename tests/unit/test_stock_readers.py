@@ -28,8 +28,10 @@ from ovs_hotswap.stock.sockets import clients, connections, holders, inode_of
 from ovs_hotswap.stock.survey import running_paths
 from ovs_hotswap.stock.switch import dpdk_version, file_level, log_argument, served_database, unit_of
 from ovs_hotswap.stock.vms import stock_vms, vm_ports
+from ovs_hotswap.switch.owned import MARK
 from ovs_hotswap.upgrade.stock_checks import Terms
 from ovs_hotswap.upgrade.stock_collect import terms, with_logs
+from ovs_hotswap.wire.mirror_flows import COOKIES
 from tests.unit.fake_system import FakeSystem
 from tests.unit.stock_sample import HEALTHY, vm
 
@@ -257,7 +259,8 @@ def test_identity_nat(actions: str, identity: bool) -> None:
 
 
 def test_flows_are_dumped_whatever_version_the_bridge_speaks() -> None:
-    system = FakeSystem(lambda argv: (0, "OFPST_FLOW reply:\n table=0, priority=0 actions=NORMAL\n"))
+    ours = "".join(f" cookie={each:#x}, table=0 actions=drop\n" for each in COOKIES)
+    system = FakeSystem(lambda argv: (0, f"OFPST_FLOW reply:\n table=0, priority=0 actions=NORMAL\n{ours}"))
     assert dump(system, Path("/run/br0.mgmt"), "dump-flows") == [" table=0, priority=0 actions=NORMAL"]
     assert dump(system, Path("/run/br0.mgmt"), "dump-groups") == [" table=0, priority=0 actions=NORMAL"]
     flows, groups = system.ran
@@ -287,7 +290,8 @@ def database(*interfaces: dict[str, Any], datapath: str = "netdev", **port: Any)
     }  # fmt: skip
     return Database({
         "Open_vSwitch": {"root": row(other_config={"vhost-sock-dir": "vhost"})},
-        "Bridge": {"b": row(name="br0", datapath_type=datapath, ports=list(ports))},
+        "Bridge": {"b": row(name="br0", datapath_type=datapath, ports=list(ports), external_ids={}),
+                   "ours": row(name="br-ovsh-peer-a", external_ids={MARK: "wire"})},
         "Port": ports,
         "Interface": {f"i-{each['name']}": each for each in interfaces},
     })  # fmt: skip
