@@ -54,6 +54,7 @@ PURE = {
     "ovs_hotswap.wire.mirror_flows", "ovs_hotswap.stock.facts", "ovs_hotswap.stock.qemu_options",
     "ovs_hotswap.stock.flow_texts", "ovs_hotswap.stock.new_config",
     "ovs_hotswap.upgrade.stock_checks", "ovs_hotswap.upgrade.stock_vm_checks",
+    "ovs_hotswap.clone.rows",
     "ovs_hotswap.switch.memory", "ovs_hotswap.host.rings", "ovs_hotswap.host.memory_checks",
     "ovs_hotswap.upgrade.outlook",
     "ovs_hotswap.upgrade.checks", "ovs_hotswap.upgrade.uplink_checks", "ovs_hotswap.watchdog.health",

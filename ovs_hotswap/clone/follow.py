@@ -1,0 +1,195 @@
+"""The new instance follows the active one until the cut.
+
+Each round reads both sides and changes on the new one what differs, first in the database, then on each bridge. What
+the new side is to be depends only on what the active one is now, and not on what it was: a change that a round misses
+because it came later is seen by the next one, and no order of events can be mistaken. Nothing is ever changed on the
+active side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from ovs_hotswap.clone import database
+from ovs_hotswap.clone.changes import Changes, ours
+from ovs_hotswap.clone.compare import Commands, armed, commands, kept, pipeline_differences, with_devices
+from ovs_hotswap.clone.dumps import Pipeline, is_ours
+from ovs_hotswap.clone.pipeline import BridgePipeline
+from ovs_hotswap.clone.rows import Rows, refs, single
+from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.switch.paths import InstancePaths
+from ovs_hotswap.system import System
+
+_LOOK_S = 0.05
+_FLAGS = 13  # the first version of OpenFlow that shows a flow's flags, in tenths
+_SHARE = 4  # of the time: the active switch's main thread answers to its users for the rest of it
+_MOVING = 5  # rounds in a row that may fail because the active side changed between two looks
+
+
+class Bridge(Protocol):
+    """What a follower needs of a ``BridgePipeline``."""
+
+    def read(self, version: int | None = None, ours: Callable[[int], bool] = is_ours) -> Pipeline: ...
+
+    def send(self, commands: Commands) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Databases:
+    """What a follower does with the databases; tests have others (``database``)."""
+
+    bring: Callable[[InstancePaths, InstancePaths, Changes], list[str]] = database.bring
+    differences: Callable[[InstancePaths, InstancePaths, Changes], list[str]] = database.differences
+    rows: Callable[[InstancePaths], Rows] = lambda paths: database.read(paths).rows
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What differed when a round began, and was changed: texts of ``database`` and, by bridge, ``bridges``."""
+
+    database: tuple[str, ...] = ()
+    bridges: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.database or any(self.bridges.values()))
+
+    @property
+    def texts(self) -> list[str]:
+        return [*self.database, *(f"{bridge}: {text}" for bridge, texts in self.bridges.items() for text in texts)]
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """``left``: what still differed at the end, or kept changing; empty if the new side is equal and nothing came for
+    the quiet time. ``rounds``: how many were made."""
+
+    left: tuple[str, ...]
+    rounds: int
+
+
+class Follower:
+    """Keeps the new instance like the active one. ``changes`` is what is to be otherwise on the new side; ``ours`` says
+    of a cookie whether a flow is ovs-hotswap's own. All methods raise SwitchError if a side does not answer."""
+
+    def __init__(
+        self,
+        system: System,
+        active: InstancePaths,
+        new: InstancePaths,
+        changes: Changes,
+        *,
+        own_cookie: Callable[[int], bool] = is_ours,
+        bridge: Callable[[InstancePaths, str], Bridge] | None = None,
+        databases: Databases = Databases(),
+    ) -> None:
+        self._system = system
+        self._bridge = bridge or (lambda paths, name: BridgePipeline(system, paths, name))
+        self._databases = databases
+        self._active, self._new = active, new
+        self.changes = changes
+        self._own_cookie = own_cookie
+        self._last: dict[str, Pipeline] = {}
+
+    def round(self) -> Round:
+        """Make the new side like the active one, once."""
+        found = self._databases.bring(self._active, self._new, self.changes)
+        rows = self._databases.rows(self._active)
+        bridges = {}
+        for name in foreign_bridges(rows):
+            source, target = self._pair(name, rows)
+            if differences := pipeline_differences(target, source):
+                self._bridge(self._new, name).send(commands(target, source))
+            bridges[name] = tuple(differences)
+        return Round(tuple(found), bridges)
+
+    def settle(self, quiet_s: float, timeout: float) -> Settled:
+        """Make rounds until one finds both sides equal and the active side as it was ``quiet_s`` before, or until
+        ``timeout``. Between them it rests, so that reading takes a quarter of the time at most.
+
+        A round that fails because the active side changed under it (a group that is already gone) is made again.
+        """
+        end, rounds, failed, calm = self._system.monotonic() + timeout, 0, 0, None
+        while True:
+            began = self._system.monotonic()
+            try:
+                texts, failed = self.round().texts, 0
+            except SwitchError as error:
+                failed += 1
+                if failed >= _MOVING or began >= end:
+                    raise
+                texts = [error.message]
+            now, rounds = self._system.monotonic(), rounds + 1
+            calm = None if texts else began if calm is None else calm
+            if calm is not None and now - calm >= quiet_s:
+                return Settled((), rounds)
+            if now >= end:
+                return Settled(tuple(texts) or ("the active side was not quiet for long enough",), rounds)
+            self._system.sleep(min(max(_LOOK_S, (now - began) * (_SHARE - 1)), max(end - now, 0.0)))
+
+    def equal(self) -> list[str]:
+        """Return how the new side differs from what it is to be until the cut; empty if it does not. Nothing is
+        changed. It is the last look before the cut, with the controller paused or without."""
+        found = self._databases.differences(self._active, self._new, self.changes)
+        rows = self._databases.rows(self._active)
+        for name in foreign_bridges(rows):
+            source, target = self._pair(name, rows)
+            found += [f"{name}: {text}" for text in pipeline_differences(target, source)]
+        return found
+
+    def unseen(self) -> list[str]:
+        """Return what cannot be read of the active side, and so is not copied: a text for each bridge."""
+        old = [name for name in foreign_bridges(self._databases.rows(self._active))
+               if self._bridge(self._active, name).read(ours=self._own_cookie).version < _FLAGS]  # fmt: skip
+        return [f"bridge {name} allows no version of OpenFlow from 1.3 on: the flag send_flow_rem of its flows cannot"
+                " be read, and is not copied" for name in old]  # fmt: skip
+
+    def arm(self) -> int:
+        """Start the flows' timeouts on the new side, right before the cut; return how many flows have any. From then on
+        ``round`` would take them away again: only ``late`` may be used."""
+        count = 0
+        for name in foreign_bridges(self._databases.rows(self._active)):
+            self._last[name] = self._bridge(self._active, name).read(ours=self._own_cookie)
+            self._bridge(self._new, name).send(armed(self._last[name]))
+            count += sum(flow.timed for flow in self._last[name].flows.values())
+        return count
+
+    def late(self) -> list[str]:
+        """Do on the new side what was changed on the active one since ``arm`` or the last call, and return it.
+
+        After the cut both sides learn and expire flows for themselves, so nothing else is compared, and a flow with a
+        timeout that has gone from the active side stays. It serves while a controller that cannot be paused still
+        programs the active side.
+        """
+        found: list[str] = []
+        for name, before in self._last.items():
+            now = self._bridge(self._active, name).read(before.version, self._own_cookie)
+            expired = {key: flow for key, flow in before.flows.items() if flow.timed and key not in now.flows}
+            now = replace(now, flows={**expired, **now.flows})
+            found += [f"{name}: {text}" for text in pipeline_differences(before, now)]
+            self._bridge(self._new, name).send(commands(before, now))
+            self._last[name] = now
+        return found
+
+    def _pair(self, name: str, rows: Rows) -> tuple[Pipeline, Pipeline]:
+        """Return what the new side's bridge is to be, and what it is."""
+        source = self._bridge(self._active, name).read(ours=self._own_cookie)
+        target = self._bridge(self._new, name).read(source.version, self._own_cookie)
+        devices = vm_ports(rows, name)
+        return with_devices(kept(source), devices), with_devices(target, devices)
+
+
+def foreign_bridges(rows: Rows) -> list[str]:
+    """Return the names of the bridges that are not parts of ovs-hotswap, sorted."""
+    own = ours(rows)
+    return sorted(str(single(row, "name")) for uuid, row in rows.get("Bridge", {}).items() if uuid not in own)
+
+
+def vm_ports(rows: Rows, bridge: str) -> frozenset[str]:
+    """Return the OpenFlow numbers of a bridge's VM ports, as ``ovs-ofctl`` prints them."""
+    ports, interfaces = rows.get("Port", {}), rows.get("Interface", {})
+    row = next((row for row in rows.get("Bridge", {}).values() if single(row, "name") == bridge), {})
+    found = [interfaces.get(interface.uuid, {}) for port in refs(row.get("ports", ()))
+             for interface in refs(ports.get(port.uuid, {}).get("interfaces", ()))]  # fmt: skip
+    return frozenset(str(single(each, "ofport")) for each in found if single(each, "type") == "dpdkvhostuserclient")
