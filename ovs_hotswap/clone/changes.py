@@ -11,6 +11,12 @@ So three things of a bridge are *held back*, and given back afterwards (``Hold``
   obeys ``protocols`` (vswitchd/bridge.c, bridge_configure_remotes).
 - Mirrors, sFlow, IPFIX and NetFlow would report each frame that the new side passes to the old one a second time.
 
+Before the pipeline is there, a bridge without a controller forwards as a learning switch. So the ports to the outside
+are to be among those that the first copy leaves out (``Changes.without``): then no frame comes in.
+
+Bridges of the kernel datapath are never copied. The kernel has one datapath for all processes, and a second
+ovs-vswitchd would take it away from the first (lib/dpif-netlink.c, ofproto/ofproto-dpif.c, open_dpif_backer).
+
 Manager rows are copied as they are: only ovsdb-server acts on them, and only if it was started with
 ``--remote=db:Open_vSwitch,Open_vSwitch,manager_options``, which that of an instance is not.
 """
@@ -39,6 +45,7 @@ PROCESS_KEYS = frozenset({
 _OBSERVERS = {"mirrors": "Mirror", "sflow": "sFlow", "ipfix": "IPFIX", "netflow": "NetFlow"}
 _PASSIVE = ("ptcp:", "pssl:", "punix:")
 _AFFINITY = "pmd-rxq-affinity"
+_KERNEL = "system"
 
 
 class Hold(enum.Enum):
@@ -85,6 +92,12 @@ def ours(rows: Rows) -> set[str]:
     return found
 
 
+def kernel_bridges(rows: Rows) -> dict[str, str]:
+    """Return the names of the bridges of the kernel datapath, by UUID (ofproto/ofproto.c, ofproto_normalize_type)."""
+    return {uuid: str(single(row, "name")) for uuid, row in rows.get("Bridge", {}).items()
+            if (single(row, "datapath_type") or _KERNEL) == _KERNEL}  # fmt: skip
+
+
 def unready(rows: Rows) -> set[str]:
     """Return the names of ports that the active ovs-vswitchd has not looked at yet: they have neither a number nor an
     error. A copy would give them a number of its own, so they wait."""
@@ -104,7 +117,7 @@ def wanted(active: Rows, new: Rows, changes: Changes, schema: Schema, run_dir: P
     are those of the new instance.
     """
     absent = changes.without | unready(active)
-    gone = ours(active)
+    gone = ours(active) | kernel_bridges(active).keys()
     gone |= {uuid for uuid, port in active.get("Port", {}).items() if single(port, "name") in absent}
     rows = {
         table: {uuid: dict(row) for uuid, row in content.items() if uuid not in gone}
@@ -196,6 +209,7 @@ def _root(rows: Rows, new: Rows, changes: Changes) -> None:
     ids, config = before.get("external_ids", {}), before.get("other_config", {})
     own = PROCESS_KEYS | owned.written(ids).keys()
     for row in rows.get(ROOT, {}).values():
+        row["datapaths"] = {key: value for key, value in row.get("datapaths", {}).items() if key != _KERNEL}
         shared = {key: value for key, value in row["other_config"].items() if key not in own}
         kept = {key: value for key, value in config.items() if key in own}
         row["other_config"] = _changed({**shared, **kept}, changes.other_config)

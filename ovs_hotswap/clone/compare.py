@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import graphlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,16 +30,15 @@ class Commands:
 
 
 def kept(pipeline: Pipeline) -> Pipeline:
-    """Return what the new side has until the cut: flows without timeouts, and ports that are up or down as its own
-    devices are. A VM's port is the exception (``down_ports``)."""
+    """Return what the new side has until the cut: flows without timeouts."""
     return replace(pipeline, flows={key: flow.kept() for key, flow in pipeline.flows.items()})
 
 
-def with_devices(pipeline: Pipeline, ports: frozenset[str]) -> Pipeline:
-    """Return the pipeline without "down" of other ports than ``ports``. A kernel device is up or down by itself, and
-    ovs-vswitchd shows that as the port's."""
-    flags = {port: flags if port in ports else flags - _DEVICE_FLAGS for port, flags in pipeline.ports.items()}
-    return replace(pipeline, ports={port: each for port, each in flags.items() if each})
+def with_ports(pipeline: Pipeline, ports: Collection[str], vms: Collection[str]) -> Pipeline:
+    """Return the pipeline with the flags of ``ports`` alone, and with "down" of ``vms`` alone. A kernel device is up or
+    down by itself, and ovs-vswitchd shows that as the port's."""
+    flags = {port: each if port in vms else each - _DEVICE_FLAGS for port, each in pipeline.ports.items()}
+    return replace(pipeline, ports={port: each for port, each in flags.items() if each and port in ports})
 
 
 def pipeline_differences(current: Pipeline, wanted: Pipeline) -> list[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ovs_hotswap.clone import rows as plain
-from ovs_hotswap.clone.changes import Changes, Hold, notes, only_released, unready, wanted
+from ovs_hotswap.clone.changes import Changes, Hold, kernel_bridges, notes, only_released, unready, wanted
 from ovs_hotswap.clone.rows import ROOT, Rows, Schema, parse_rows, parse_schema, single
 from ovs_hotswap.errors import ReleaseError, SwitchError
 from ovs_hotswap.model import Release
@@ -80,10 +80,13 @@ def copy(active: InstancePaths, new: InstancePaths, release: Release, changes: C
     """Fill the empty database of the new instance of ``release``, whose ovsdb-server runs and whose ovs-vswitchd does
     not.
 
-    All is done in one transaction, or nothing. Raises SwitchError if the database is not empty, if the new server
-    refuses a value, and if one of the two does not answer.
+    All is done in one transaction, or nothing. Raises SwitchError if the database is not empty, if there is a bridge of
+    the kernel datapath, if the new server refuses a value, and if one of the two does not answer.
     """
     source, target = read(active), read(new)
+    if kernel := kernel_bridges(source.rows):
+        raise SwitchError(f"bridges of the kernel datapath cannot be copied: {', '.join(sorted(kernel.values()))}",
+                          hint="give them datapath_type=netdev, or remove them")  # fmt: skip
     if any(target.rows.values()):
         raise SwitchError(f"{new.db_socket}: the database is not empty: the copy is made before ovs-vswitchd starts",
                           hint="stop the instance, and start it again")  # fmt: skip
@@ -133,6 +136,10 @@ def differences(active: InstancePaths, new: InstancePaths, changes: Changes) -> 
     rows = wanted(source.rows, target.rows, changes, target.schema, new.run_dir)
     return [
         *plain.row_differences(_configuration(target), rows),
+        *(
+            f"bridge {name}: of the kernel datapath, not copied"
+            for name in sorted(kernel_bridges(source.rows).values())
+        ),
         *(f"port {name}: not looked at by the active switch yet" for name in sorted(unready(source.rows))),
         *chosen_differences(source.rows, target.rows),
     ]

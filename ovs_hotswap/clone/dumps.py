@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from ovs_hotswap.overlay.tables import cookie_kind
 
+_WIRE = 0x6F76736877  # the cookies of wire mode without their last 16 bits (wire.mirror_flows)
 DEFAULT_PRIORITY = 0x8000  # OpenFlow's, which ovs-ofctl does not print
 _NUMBER = re.compile(
     r"(cookie|duration|table|table_id|n_packets|n_bytes|idle_timeout|hard_timeout|importance|idle_age|hard_age)"
@@ -126,8 +127,8 @@ class Pipeline:
 
 
 def is_ours(cookie: int) -> bool:
-    """Whether a flow with this cookie is one of ovs-hotswap's."""
-    return cookie_kind(cookie) is not None
+    """Whether a flow with this cookie is one of ovs-hotswap's: of the overlay or of wire mode."""
+    return cookie_kind(cookie) is not None or cookie >> 16 == _WIRE
 
 
 def parse_version(dump: str) -> int:

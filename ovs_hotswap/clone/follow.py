@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ovs_hotswap.clone import database
-from ovs_hotswap.clone.changes import Changes, ours
-from ovs_hotswap.clone.compare import Commands, armed, commands, kept, pipeline_differences, with_devices
+from ovs_hotswap.clone.changes import Changes, kernel_bridges, ours
+from ovs_hotswap.clone.compare import Commands, armed, commands, kept, pipeline_differences, with_ports
 from ovs_hotswap.clone.dumps import Pipeline, is_ours
 from ovs_hotswap.clone.pipeline import BridgePipeline
 from ovs_hotswap.clone.rows import Rows, refs, single
@@ -22,6 +22,7 @@ from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.system import System
 
+_LOCAL = 65534  # OpenFlow 1.0, OFPP_LOCAL
 _LOOK_S = 0.05
 _FLAGS = 13  # the first version of OpenFlow that shows a flow's flags, in tenths
 _SHARE = 4  # of the time: the active switch's main thread answers to its users for the rest of it
@@ -176,20 +177,25 @@ class Follower:
         """Return what the new side's bridge is to be, and what it is."""
         source = self._bridge(self._active, name).read(ours=self._own_cookie)
         target = self._bridge(self._new, name).read(source.version, self._own_cookie)
-        devices = vm_ports(rows, name)
-        return with_devices(kept(source), devices), with_devices(target, devices)
+        ports, there = foreign_ports(rows, name), foreign_ports(self._databases.rows(self._new), name)
+        both = {port for port in ports if port in there}
+        vms = {port for port, kind in ports.items() if kind == "dpdkvhostuserclient"}
+        return with_ports(kept(source), both, vms), with_ports(target, both, vms)
 
 
 def foreign_bridges(rows: Rows) -> list[str]:
-    """Return the names of the bridges that are not parts of ovs-hotswap, sorted."""
-    own = ours(rows)
+    """Return the names of the bridges that are copied: others', of the userspace datapath. They are sorted."""
+    own = ours(rows) | kernel_bridges(rows).keys()
     return sorted(str(single(row, "name")) for uuid, row in rows.get("Bridge", {}).items() if uuid not in own)
 
 
-def vm_ports(rows: Rows, bridge: str) -> frozenset[str]:
-    """Return the OpenFlow numbers of a bridge's VM ports, as ``ovs-ofctl`` prints them."""
-    ports, interfaces = rows.get("Port", {}), rows.get("Interface", {})
+def foreign_ports(rows: Rows, bridge: str) -> dict[str, str]:
+    """Return the ports of a bridge that are not parts of ovs-hotswap, by OpenFlow number as ``ovs-ofctl`` prints it,
+    with their types."""
+    own, ports, interfaces = ours(rows), rows.get("Port", {}), rows.get("Interface", {})
     row = next((row for row in rows.get("Bridge", {}).values() if single(row, "name") == bridge), {})
-    found = [interfaces.get(interface.uuid, {}) for port in refs(row.get("ports", ()))
-             for interface in refs(ports.get(port.uuid, {}).get("interfaces", ()))]  # fmt: skip
-    return frozenset(str(single(each, "ofport")) for each in found if single(each, "type") == "dpdkvhostuserclient")
+    members = {interface.uuid for port in refs(row.get("ports", ()))
+               for interface in refs(ports.get(port.uuid, {}).get("interfaces", ()))}  # fmt: skip
+    found = [interfaces[uuid] for uuid in members - own if uuid in interfaces]
+    numbers = {single(each, "ofport"): str(single(each, "type")) for each in found}
+    return {"LOCAL" if number == _LOCAL else str(number): kind for number, kind in numbers.items() if number}

@@ -33,9 +33,11 @@ SCHEMA: dict[str, Any] = {
     "tables": {
         "Open_vSwitch": {"isRoot": True, "columns": {
             "bridges": many(to("Bridge")), "manager_options": many(to("Manager")), **MAPS, "statistics": STATUS,
+            "datapaths": {"type": {"key": "string", "value": to("Datapath"), "min": 0, "max": "unlimited"}},
             "next_cfg": {"type": "integer"}, "ovs_version": maybe("string"), "db_version": maybe("string")}},
         "Bridge": {"columns": {
-            "name": {"type": "string"}, "ports": many(to("Port")), "mirrors": many(to("Mirror")),
+            "name": {"type": "string"}, "datapath_type": {"type": "string"}, "ports": many(to("Port")),
+            "mirrors": many(to("Mirror")),
             "sflow": maybe(to("sFlow")), "ipfix": maybe(to("IPFIX")), "netflow": maybe(to("NetFlow")),
             "controller": many(to("Controller")), "protocols": many(VERSIONS), "fail_mode": maybe("string"),
             "flow_tables": numbered("Flow_Table"), "datapath_id": {**maybe("string"), "ephemeral": True}, **MAPS}},
@@ -55,6 +57,7 @@ SCHEMA: dict[str, Any] = {
         "sFlow": {"columns": {"targets": many("string")}},
         "IPFIX": {"columns": {"targets": many("string")}},
         "NetFlow": {"columns": {"targets": many("string")}},
+        "Datapath": {"columns": {"external_ids": MAP}},
         "Controller": {"columns": {
             "target": {"type": "string"}, "is_connected": {"type": "boolean", "ephemeral": True}}},
         "Manager": {"columns": {"target": {"type": "string"}}},
@@ -81,7 +84,8 @@ def host() -> Rows:
             other_config={"dpdk-init": "true", "dpdk-extra": "-a x", "max-idle": "5000"},
             external_ids={"system-id": "h1"})},
         "Bridge": {"br": row(
-            "Bridge", name="br-int", ports=[Ref("p-vm1"), Ref("p-local")], mirrors=[Ref("mirror")], sflow=[Ref("flow")],
+            "Bridge", name="br-int", datapath_type="netdev", ports=[Ref("p-vm1"), Ref("p-local")],
+            mirrors=[Ref("mirror")], sflow=[Ref("flow")],
             controller=[Ref("c0ffee00-1"), Ref("deadbeef-1")], protocols=["OpenFlow10", "OpenFlow13"],
             flow_tables={3: Ref("three")}, datapath_id="0000000000000042",
             external_ids={"ct-zone-vm1": "5"})},

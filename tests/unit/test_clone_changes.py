@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ovs_hotswap.clone import rows as plain
-from ovs_hotswap.clone.changes import Changes, Hold, notes, only_released, ours, unready, wanted
+from ovs_hotswap.clone.changes import Changes, Hold, kernel_bridges, notes, only_released, ours, unready, wanted
 from ovs_hotswap.clone.rows import Ref, Rows
 from ovs_hotswap.switch import owned
 from tests.unit.clone_bed import PARSED, host, row
@@ -126,7 +126,9 @@ def with_window(rows: Rows) -> Rows:
     rows["Bridge"]["br"]["mirrors"] |= {Ref("wire")}
     rows["Interface"]["i-far"] = row("Interface", name="far", type="patch", ofport=1)
     rows["Port"]["p-far"] = row("Port", name="far", interfaces=[Ref("i-far")])
-    rows["Bridge"]["peer"] = row("Bridge", name="br-peer", ports=[Ref("p-far")], external_ids=mark)
+    rows["Bridge"]["peer"] = row(
+        "Bridge", name="br-peer", datapath_type="netdev", ports=[Ref("p-far")], external_ids=mark
+    )
     rows["Open_vSwitch"]["root"]["bridges"] |= {Ref("peer")}
     return rows
 
@@ -161,3 +163,16 @@ def test_a_port_that_the_active_switch_has_not_looked_at_waits() -> None:
 
 def test_a_port_may_be_left_out() -> None:
     assert made(host(), Changes(without=frozenset({"vm1"}), held=frozenset()))["Port"].keys() == {"p-local"}
+
+
+def test_bridges_of_the_kernel_datapath_are_not_copied() -> None:
+    active = host()
+    for uuid, kind in (("k1", []), ("k2", "system")):
+        active["Bridge"][uuid] = row("Bridge", name=f"br-{uuid}", datapath_type=kind)
+        active["Open_vSwitch"]["root"]["bridges"] |= {Ref(uuid)}
+    active["Datapath"] = {"d1": row("Datapath"), "d2": row("Datapath")}
+    active["Open_vSwitch"]["root"]["datapaths"] = {"system": Ref("d1"), "netdev": Ref("d2")}
+    assert kernel_bridges(active) == {"k1": "br-k1", "k2": "br-k2"}
+    rows = made(active)
+    assert rows["Bridge"].keys() == {"br"}
+    assert rows["Datapath"].keys() == {"d2"}

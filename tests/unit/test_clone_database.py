@@ -126,6 +126,14 @@ def test_a_copy_is_made_into_an_empty_database_only(bed: Bed) -> None:
     assert bed.new.rows.keys() == {"QoS"}
 
 
+def test_a_bridge_of_the_kernel_is_refused_and_named(bed: Bed) -> None:
+    bed.active.rows["Bridge"]["br"]["datapath_type"] = frozenset({"system"})
+    with pytest.raises(SwitchError, match="kernel datapath cannot be copied: br-int"):
+        database.copy(bed.a, bed.b, RELEASE, Changes())
+    assert bed.new.rows == {}
+    assert "bridge br-int: of the kernel datapath, not copied" in database.differences(bed.a, bed.b, Changes())
+
+
 def test_what_an_older_release_loses_is_named_and_left_out(bed: Bed) -> None:
     bed.new.schema = older()
     bed.active.rows["Interface"]["i-vm1"]["ofport"] = frozenset()

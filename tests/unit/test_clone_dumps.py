@@ -10,6 +10,7 @@ from ovs_hotswap.clone import compare, dumps
 from ovs_hotswap.clone.compare import Commands, commands, pipeline_differences
 from ovs_hotswap.clone.dumps import Flow, Key, Pipeline, Tlv
 from ovs_hotswap.overlay.tables import Kind, cookie
+from ovs_hotswap.wire.mirror_flows import COOKIES
 
 FLOWS = """\
 OFPST_FLOW reply (OF1.5) (xid=0x2):
@@ -103,8 +104,9 @@ def test_a_flow_is_written_as_it_is_read() -> None:
                               "in_port=5"}  # fmt: skip
 
 
-def test_flows_of_ovs_hotswap_are_no_part_of_the_pipeline() -> None:
-    line = f" cookie={cookie(Kind.FROM_UPLINK):#x}, duration=1s, table=0, n_packets=0, n_bytes=0, actions=drop"
+@pytest.mark.parametrize("value", [cookie(Kind.FROM_UPLINK), *COOKIES])
+def test_flows_of_ovs_hotswap_are_no_part_of_the_pipeline(value: int) -> None:
+    line = f" cookie={value:#x}, duration=1s, table=0, n_packets=0, n_bytes=0, actions=drop"
     assert dumps.parse_flows(line) == {}
     assert len(dumps.parse_flows(line, lambda value: False)) == 1
 
@@ -298,9 +300,9 @@ def test_timeouts_stand_still_until_they_are_started() -> None:
 
 
 def test_a_device_that_is_down_is_no_setting_unless_it_is_a_vm() -> None:
-    pipeline = Pipeline(15, ports={port: frozenset({"PORT_DOWN", "NO_FWD"}) for port in ("1", "LOCAL")} | {
-        "3": frozenset({"PORT_DOWN"})})  # fmt: skip
-    assert compare.with_devices(pipeline, frozenset({"1"})).ports == {
+    both = frozenset({"PORT_DOWN", "NO_FWD"})
+    pipeline = Pipeline(15, ports={"1": both, "LOCAL": both, "3": frozenset({"PORT_DOWN"}), "60001": both})
+    assert compare.with_ports(pipeline, {"1", "3", "LOCAL"}, {"1"}).ports == {
         "1": {"PORT_DOWN", "NO_FWD"},
         "LOCAL": {"NO_FWD"},
     }

@@ -12,7 +12,7 @@ import pytest
 from ovs_hotswap.clone.changes import Changes
 from ovs_hotswap.clone.compare import Commands
 from ovs_hotswap.clone.dumps import Flow, Key, Pipeline
-from ovs_hotswap.clone.follow import Databases, Follower, Round, foreign_bridges, vm_ports
+from ovs_hotswap.clone.follow import Databases, Follower, Round, foreign_bridges, foreign_ports
 from ovs_hotswap.clone.rows import Rows
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.switch.paths import InstancePaths
@@ -149,7 +149,7 @@ def test_after_the_cut_only_what_the_active_side_was_given_is_done() -> None:
 def test_a_vm_that_is_down_is_followed_and_a_device_is_not() -> None:
     bed = Bed()
     down = frozenset({"PORT_DOWN"})
-    bed.active.pipeline = Pipeline(15, ports={"7": down, "LOCAL": down})
+    bed.active.pipeline = Pipeline(15, ports={"7": down, "LOCAL": down, "60007": frozenset({"NO_FLOOD"})})
     assert bed.follower.round().texts == ["br-int: + port 7 PORT_DOWN"]
     assert bed.new.sent == [Commands(after=(("mod-port", "7", "down"),))]
 
@@ -164,5 +164,7 @@ def test_what_a_bridge_cannot_show_is_named() -> None:
 
 def test_bridges_of_ovs_hotswap_are_left_out() -> None:
     assert foreign_bridges(with_window(host())) == ["br-int"]
-    assert vm_ports(host(), "br-int") == {"7"}
-    assert vm_ports(host(), "other") == frozenset()
+    ports = {"7": "dpdkvhostuserclient", "LOCAL": "internal"}
+    assert foreign_ports(host(), "br-int") == ports
+    assert foreign_ports(with_window(host()), "br-int") == ports
+    assert foreign_ports(host(), "other") == {}
