@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ovs_hotswap.adopt.log_reader import RECONNECT, Logged, Since, joined, messages_since, read_connection
 from ovs_hotswap.adopt.snapshot import LogMark
-from ovs_hotswap.errors import StateUnknown
+from ovs_hotswap.errors import StateUnknown, TryAgain
 
 _OLDER = 8  # rotated files that are looked into
 _MOST = 64 << 20  # bytes of one rotated file
@@ -32,7 +32,8 @@ def mark(path: Path) -> LogMark:
 def connection(until: LogMark, socket: Path) -> Logged:
     """Return what was sent on the last connection over ``socket``, as far as it was logged before the mark.
 
-    Rotated files are read as well, if the connection is that old. Raises StateUnknown (``read_connection``).
+    Rotated files are read as well, if the connection is that old. Raises TryAgain if the file with the mark is another
+    one, and StateUnknown (``read_connection``).
     """
     try:
         return read_connection(_text(until, f"({socket}) new device, handle is ".encode()), str(socket))
@@ -41,12 +42,13 @@ def connection(until: LogMark, socket: Path) -> Logged:
 
 
 def since(begin: LogMark, socket: Path) -> Since:
-    """Return what was logged about the connection behind the mark. Raises StateUnknown if the file is another one."""
+    """Return what was logged about the connection behind the mark. Raises TryAgain if the file is another one, and
+    StateUnknown if it cannot be read."""
     try:
         with begin.path.open("rb") as file:
             found = os.fstat(file.fileno())
             if (found.st_dev, found.st_ino) != (begin.device, begin.inode) or found.st_size < begin.offset:
-                raise StateUnknown(f"{begin.path} was rotated in the meantime", hint="try again")
+                raise TryAgain(f"{begin.path} was rotated in the meantime")
             file.seek(begin.offset)
             return messages_since(file.read().decode(errors="replace"), str(socket))
     except OSError as error:
@@ -69,7 +71,7 @@ def _text(until: LogMark, beginning: bytes) -> str:
     with until.path.open("rb") as file:
         found = os.fstat(file.fileno())
         if (found.st_dev, found.st_ino) != (until.device, until.inode) or found.st_size < until.offset:
-            raise StateUnknown(f"{until.path} was rotated in the meantime", hint="try again")
+            raise TryAgain(f"{until.path} was rotated in the meantime")
         newest = _from(file.fileno(), until.offset, beginning)
     if beginning.decode() in newest:
         return newest

@@ -19,7 +19,7 @@ from ovs_hotswap.adopt.log_reader import (
     messages_since,
     read_connection,
 )
-from ovs_hotswap.errors import StateUnknown
+from ovs_hotswap.errors import StateUnknown, TryAgain
 
 SOCKET = "/run/vm/vm1.sock"
 OTHER = "/run/vm/vm10.sock"
@@ -394,7 +394,7 @@ def test_a_log_that_was_replaced_behind_a_mark_is_noticed(tmp_path: Path) -> Non
         log_files.since(mark, Path(SOCKET))
     path.write_text("")
     for look in (log_files.since, log_files.connection):
-        with pytest.raises(StateUnknown, match="rotated"):
+        with pytest.raises(TryAgain, match="rotated"):
             look(mark, Path(SOCKET))
 
 
