@@ -104,19 +104,18 @@ def _from(fd: int, size: int, beginning: bytes) -> str:
 
 
 def _older(path: Path) -> Iterator[str]:
-    """Yield the contents of rotated files, from the newest to the oldest."""
-    for number in range(1, _OLDER + 1):
-        plain, packed = path.with_name(f"{path.name}.{number}"), path.with_name(f"{path.name}.{number}.gz")
-        if plain.exists():
-            yield plain.read_bytes().decode(errors="replace")
-        elif packed.exists():
-            try:
-                with gzip.open(packed) as file:
-                    yield file.read(_MOST).decode(errors="replace")
-            except (EOFError, zlib.error) as error:
-                raise StateUnknown(f"{packed} is damaged: {error}", hint=RECONNECT) from error
-        else:
-            return
+    """Yield the contents of rotated files, from the newest to the oldest. They are called after the log, with a number
+    or a date, and may be packed (logrotate.conf(5), ``dateext`` and ``compress``)."""
+    found = [(each.stat().st_mtime_ns, each) for each in path.parent.glob(f"{path.name}[.-]*") if each.is_file()]
+    for _, each in sorted(found, reverse=True)[:_OLDER]:
+        if each.suffix != ".gz":
+            yield each.read_bytes().decode(errors="replace")
+            continue
+        try:
+            with gzip.open(each) as file:
+                yield file.read(_MOST).decode(errors="replace")
+        except (EOFError, zlib.error) as error:
+            raise StateUnknown(f"{each} is damaged: {error}", hint=RECONNECT) from error
 
 
 def _unreadable(path: Path, error: OSError) -> StateUnknown:

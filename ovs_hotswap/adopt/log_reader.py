@@ -314,13 +314,17 @@ _CAUSES: dict[str, tuple[tuple[re.Pattern[str], _Take], ...]] = {
 
 
 def continuous(older: str, newer: str) -> bool:
-    """Whether the log ``newer`` continues ``older`` without a gap: ovs-vswitchd closed the one to open the other
-    (lib/vlog.c, ``vlog_set_log_file__``)."""
-    last = [entry for entry in _entries(older) if entry.module.startswith("vlog")][-1:]
+    """Whether the log ``newer`` continues ``older`` without a gap.
+
+    ovs-vswitchd was told to open its log again, and noted that in the new file (lib/vlog.c, ``vlog_set_log_file__``);
+    until then it wrote to the old one, under another name. A log that was copied and cut short begins with something
+    else, and that of a process that has been started again begins with its first line. The line before, of the same
+    thread, is in the older file.
+    """
     first = next(_entries(newer), None)
-    return bool(last) and last[0].text.startswith("closing log file") and (
-        first is not None and first.module.startswith("vlog") and first.text.startswith("opened log file")
-    )  # fmt: skip
+    if first is None or first.module != "vlog" or not first.text.startswith("opened log file") or first.number < 2:
+        return False
+    return any(entry.number == first.number - 1 and "(" not in entry.module for entry in _entries(older))
 
 
 def joined(pieces: Iterable[str]) -> str:

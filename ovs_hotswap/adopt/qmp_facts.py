@@ -23,6 +23,7 @@ from ovs_hotswap.errors import BrokerError, CommandError, StateUnknown
 from ovs_hotswap.qemu.monitor import Command, Monitors, Refused
 from ovs_hotswap.system import System
 
+LIBVIRT = Path("/run/libvirt")
 _ANSWER_S = 5.0
 _OLD = "QEMU 7.2 or newer is needed to enter a running connection; otherwise the connection is made again"
 _BACKEND = re.compile(r"(?P<netdev>\S+): index=\d+,type=vhost-user,(?:vhost-user\d+ to |chardev=)(?P<chardev>[^\s,]+)")
@@ -87,14 +88,20 @@ class MonitorPlace:
     socket: Path | None = None
     domain: str | None = None
 
-    def monitor(self, system: System) -> Monitor:
-        """Raises StateUnknown if libvirt holds the monitor and there is no ``virsh``."""
-        if self.domain is not None and shutil.which("virsh") is not None:
+    def monitor(self, system: System, libvirt: Path = LIBVIRT) -> Monitor:
+        """Return the monitor. ``libvirt`` is the directory of libvirt's sockets.
+
+        Raises StateUnknown if libvirt holds the monitor and there is no ``virsh``.
+        """
+        if self.domain is not None and (self.socket is None or any(libvirt.glob("*-sock"))):
+            if shutil.which("virsh") is None:
+                raise StateUnknown(
+                    f"libvirt holds the monitor of its domain {self.domain}, and `virsh` is not installed",
+                    hint="install libvirt-clients",
+                )
             return VirshMonitor(self.domain, system)
-        if self.socket is not None:
-            return SocketMonitor(self.socket)
-        raise StateUnknown(f"libvirt holds the monitor of its domain {self.domain}, and `virsh` is not installed",
-                           hint="install libvirt-clients")  # fmt: skip
+        assert self.socket is not None
+        return SocketMonitor(self.socket)
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,8 +113,11 @@ def parse_port(port: str, row: Mapping[str, Any]) -> PortFact:
     if row["type"] != "dpdkvhostuserclient" or path is None:
         raise StateUnknown(f"port {port} is no dpdkvhostuserclient port, but {row['type'] or 'system'}")
     if status.get("status") != "connected" or "features" not in status:
-        raise StateUnknown(f"port {port}: no running guest is connected at {path}",
-                           hint="a connection that is made later comes to the broker by itself")  # fmt: skip
+        raise StateUnknown(
+            f"port {port}: no guest is served over {path}: no QEMU is connected, its guest's driver does not run, or"
+            " its link is set down",
+            hint="a connection that is made later comes to the broker by itself",
+        )
     try:
         count = int(status["num_of_vrings"])
         sizes = tuple(int(status[f"vring_{index}_size"]) for index in range(count))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import pytest
@@ -323,36 +324,45 @@ def test_a_connection_that_ended_behind_a_mark_is_noticed() -> None:
 # Files.
 
 
-def rotated(log: Log, at: int) -> tuple[str, str]:
-    """Return the log as two files, between which ovs-vswitchd was told to open its log again."""
+def rotated(log: Log, at: int, number: int = 403) -> tuple[str, str]:
+    """Return the log as two files, between which ovs-vswitchd was told to open its log again.
+
+    ``number`` is that of the line which says so: the main thread's line before is in the first file.
+    """
     older = "".join(f"{line}\n" for line in log.lines[:at])
     newer = "".join(f"{line}\n" for line in log.lines[at:])
-    prefix = "2026-11-29T00:00:01.000Z|00477|vlog|INFO|"
-    return f"{older}{prefix}closing log file\n", f"{prefix}opened log file /var/log/ovs-vswitchd.log\n{newer}"
+    return older, f"2026-11-29T00:00:01.000Z|{number:05d}|vlog|INFO|opened log file /var/log/ovs-vswitchd.log\n{newer}"
+
+
+def beside(path: Path, name: str, data: bytes, age: int) -> None:
+    """Write a rotated file, which is ``age`` days old."""
+    other = path.with_name(name)
+    other.write_bytes(data)
+    os.utime(other, (1e9 - age * 86400, 1e9 - age * 86400))
 
 
 def test_a_rotated_log_is_read_over_both_files(tmp_path: Path) -> None:
-    log, path = logs(), tmp_path / "ovs-vswitchd.log"
-    older, newer = rotated(log, BEGIN + 20)
+    path = tmp_path / "ovs-vswitchd.log"
+    older, newer = rotated(logs(), BEGIN + 20)
     path.write_text(newer)
-    path.with_name("ovs-vswitchd.log.1").write_text(older)
+    beside(path, "ovs-vswitchd.log.1", older.encode(), 1)
     assert facts(log_files.connection(log_files.mark(path), Path(SOCKET))) == EXPECTED
 
 
-def test_a_rotated_log_that_was_packed_is_read_as_well(tmp_path: Path) -> None:
-    log, path = logs(), tmp_path / "ovs-vswitchd.log"
-    older, newer = rotated(log, BEGIN + 20)
-    middle, newest = newer, f"{newer.splitlines()[0]}\n"
-    path.write_text(newest)
-    path.with_name("ovs-vswitchd.log.1").write_text(f"{middle}2026|00478|vlog|INFO|closing log file\n")
-    path.with_name("ovs-vswitchd.log.2.gz").write_bytes(gzip.compress(older.encode()))
+@pytest.mark.parametrize(("first", "second"), [(".log.1", ".log.2.gz"), (".log-20261128", ".log-20261127.gz")])
+def test_a_rotated_log_that_was_packed_is_read_as_well(tmp_path: Path, first: str, second: str) -> None:
+    path = tmp_path / "ovs-vswitchd.log"
+    older, newer = rotated(logs(), BEGIN + 20)
+    path.write_text("2026-11-30T00:00:01.000Z|00405|vlog|INFO|opened log file /var/log/ovs-vswitchd.log\n")
+    beside(path, f"ovs-vswitchd{first}", newer.encode(), 1)
+    beside(path, f"ovs-vswitchd{second}", gzip.compress(older.encode()), 2)
     assert facts(log_files.connection(log_files.mark(path), Path(SOCKET))) == EXPECTED
 
 
 def test_a_rotated_log_that_is_damaged_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ovs-vswitchd.log"
     path.write_text(rotated(logs(), BEGIN + 20)[1])
-    path.with_name("ovs-vswitchd.log.1.gz").write_bytes(gzip.compress(b"x" * 5000)[:30])
+    beside(path, "ovs-vswitchd.log.1.gz", gzip.compress(b"x" * 5000)[:30], 1)
     with pytest.raises(StateUnknown):
         log_files.connection(log_files.mark(path), Path(SOCKET))
 
@@ -360,10 +370,13 @@ def test_a_rotated_log_that_is_damaged_is_refused(tmp_path: Path) -> None:
 def test_a_gap_between_two_files_is_noticed() -> None:
     older, newer = rotated(logs(), BEGIN + 20)
     assert continuous(older, newer)
-    assert not continuous("".join(line for line in older.splitlines(keepends=True)[:-1]), newer)
-    assert not continuous(older, "".join(newer.splitlines(keepends=True)[1:]))
-    with pytest.raises(StateUnknown, match="rotated"):
-        joined([older, "".join(newer.splitlines(keepends=True)[1:])])
+    copied_and_cut = newer.partition("\n")[2]
+    after_a_restart = newer.replace("|00403|vlog|", "|00001|vlog|")
+    of_another_day = newer.replace("|00403|vlog|", "|00900|vlog|")
+    for other in (copied_and_cut, after_a_restart, of_another_day, ""):
+        assert not continuous(older, other)
+        with pytest.raises(StateUnknown, match="rotated"):
+            joined([older, other])
 
 
 def test_a_mark_is_behind_the_last_whole_line(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from ovs_hotswap.adopt.qmp_facts import (
     DeviceFact,
     MonitorPlace,
+    SocketMonitor,
     VirshMonitor,
     device_at,
     find_monitor,
@@ -232,10 +233,21 @@ def test_a_qemu_without_a_monitor_is_refused(arguments: list[str]) -> None:
 def test_libvirt_s_monitor_needs_virsh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StateUnknown, match="virsh"):
-        MonitorPlace(None, "web").monitor(System())
+        MonitorPlace(None, "web").monitor(System(), tmp_path)
     (tmp_path / "virsh").write_text("#!/bin/sh\n")
     (tmp_path / "virsh").chmod(0o755)
-    assert isinstance(MonitorPlace(Path("/l/m.sock"), "web").monitor(System()), VirshMonitor)
+    assert isinstance(MonitorPlace(None, "web").monitor(System(), tmp_path), VirshMonitor)
+
+
+def test_libvirt_s_monitor_is_asked_directly_only_where_libvirt_does_not_run(tmp_path: Path) -> None:
+    both = MonitorPlace(Path("/l/m.sock"), "web")
+    assert isinstance(both.monitor(System(), tmp_path), SocketMonitor)
+    (tmp_path / "virtqemud-sock").touch()
+    (tmp_path / "virsh").write_text("#!/bin/sh\n")
+    (tmp_path / "virsh").chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path))
+        assert isinstance(both.monitor(System(), tmp_path), VirshMonitor)
 
 
 class Virsh(System):
