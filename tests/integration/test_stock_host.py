@@ -18,7 +18,7 @@ SECONDS = 3.0
 @pytest.mark.parametrize(
     ("bridge", "guests"),
     [
-        ("normal", [GuestKind("hugetlb", queues=2), GuestKind("file", memory_slots=1)]),
+        ("normal", [GuestKind("hugetlb", queues=2), GuestKind("file", memory_mb=128, memory_slots=1)]),
         ("pipeline", [GuestKind(), GuestKind()]),
         ("ovn", [GuestKind(), GuestKind()]),
     ],

@@ -43,6 +43,15 @@ class StockGuest(Guest):
         return int(self.run("cat /sys/class/net/eth0/carrier_changes"))
 
 
+def boot_line(layout: Layout, guest: GuestLayout) -> str:
+    """The command line of the guest's kernel, for ``guest-init.sh``."""
+    targets = ",".join(f"{target.address}:56" for target in guest.targets)
+    return (
+        f"console=ttyS0 quiet panic=-1 mitigations=off lab_address={guest.address}/{OVERLAY_PREFIX} "
+        f"lab_mtu={layout.options.mtu} lab_targets={targets} lab_interval={layout.options.ping_interval_ms / 1000:g}"
+    )
+
+
 def command_line(layout: Layout, guest: GuestLayout, kind: GuestKind, socket: Path, kernel: Path) -> list[str]:
     """QEMU's command line. ``vectors=0``: QEMU 7.2 under TCG ends with a segmentation fault if MSI-X is used with
     vhost-user. The names of devices are those that libvirt gives (qemu_alias.c, qemu_command.c)."""
@@ -55,11 +64,6 @@ def command_line(layout: Layout, guest: GuestLayout, kind: GuestKind, socket: Pa
     slots = f",slots={kind.memory_slots},maxmem={_MOST_MB}M" if kind.memory_slots else ""
     queues = f",queues={kind.queues}" if kind.queues > 1 else ""
     device = [f"mac={guest.mac}", "vectors=0", *(["mq=on"] if kind.queues > 1 else []), *kind.device]
-    targets = ",".join(f"{target.address}:56" for target in guest.targets)
-    boot = (
-        f"console=ttyS0 quiet panic=-1 mitigations=off lab_address={guest.address}/{OVERLAY_PREFIX} "
-        f"lab_mtu={layout.options.mtu} lab_targets={targets} lab_interval={layout.options.ping_interval_ms / 1000:g}"
-    )
     reports = []
     for number, target in enumerate(guest.targets, 1):
         reports += ["-chardev", f"file,id=report{number},path={layout.report_file(guest.name, target.name)},append=on"]
@@ -69,7 +73,7 @@ def command_line(layout: Layout, guest: GuestLayout, kind: GuestKind, socket: Pa
         "-machine", "pc,usb=off,vmport=off,memory-backend=pc.ram", "-accel", "tcg",
         "-smp", str(min(kind.queues, os.cpu_count() or 1)), "-m", f"{kind.memory_mb}M{slots}",
         "-object", f"{backend},id=pc.ram,size={kind.memory_mb}M,share=on",
-        "-kernel", str(kernel), "-initrd", str(layout.initramfs_file), "-append", boot,
+        "-kernel", str(kernel), "-initrd", str(layout.initramfs_file), "-append", boot_line(layout, guest),
         "-chardev", f"socket,id=charmonitor,path={file(guest.name, 'qmp')},server=on,wait=off",
         "-mon", "chardev=charmonitor,id=monitor,mode=control",
         "-chardev", f"file,id=charserial0,path={file(guest.name, 'log')},append=on", "-serial", "chardev:charserial0",

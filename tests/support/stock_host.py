@@ -14,6 +14,7 @@ OVN, whose central part is in the network namespace "central"; the outside host 
 
 from __future__ import annotations
 
+import operator
 import os
 import shutil
 import tempfile
@@ -25,11 +26,14 @@ from typing import Literal, Self
 
 from pyroute2 import IPRoute
 
+from ovs_hotswap.errors import LabError
+from ovs_hotswap.lab.hugepages import ensure_hugepages, restore_hugepages
 from ovs_hotswap.lab.initramfs import build, find_kernel
 from ovs_hotswap.lab.layout import (
     AF_PACKET_OPTIONS,
     OVERLAY_PREFIX,
     REMOTE_INNER,
+    GuestLayout,
     GuestOptions,
     Layout,
 )
@@ -39,7 +43,7 @@ from ovs_hotswap.system import Completed, System
 from ovs_hotswap.waiting import wait_until
 from tests.support import stock_ovn, stock_pipeline
 from tests.support.stock_guest import GuestKind, StockGuest, command_line
-from tests.support.stock_space import Space
+from tests.support.stock_space import PLACES, Space
 from tests.support.stock_traffic import Traffic
 
 BridgeKind = Literal["normal", "pipeline", "ovn"]
@@ -53,6 +57,7 @@ ALTERNATIVES = "/etc/alternatives"
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 SWITCH_MB = 256
 CHASSIS = "stock-1"
+_SPARE_MB = 64  # for memory that is plugged, and for others who use huge pages
 _READY_S, _BOOT_S = 30.0, 60.0
 
 
@@ -67,6 +72,8 @@ class StockHost:
     ``directory`` has everything. What is in ``/run`` on the host is in ``directory/run`` outside (``outside``); the
     guests' sockets, reports and logs have the same path on either side.
     """
+
+    places: tuple[str, ...] = PLACES
 
     def __init__(
         self,
@@ -83,10 +90,10 @@ class StockHost:
         self.layout = Layout(self.directory, len(self._kinds), GuestOptions(ping_interval_ms=ping_interval_ms))
         self.vhost_dir = self.directory / "vhost"
         self.guests = [
-            StockGuest(self.layout, guest, kind, self.vhost_dir / f"{guest.name}.sock", system)
-            for guest, kind in zip(self.layout.guests, self._kinds, strict=True)
+            self._make_guest(guest, kind) for guest, kind in zip(self.layout.guests, self._kinds, strict=True)
         ]
         self._space: Space | None = None
+        self._pages: int | None = None  # how many huge pages the machine had before
 
     def __enter__(self) -> Self:
         try:
@@ -101,10 +108,16 @@ class StockHost:
     ) -> None:
         self.close()
 
+    def _make_guest(self, guest: GuestLayout, kind: GuestKind) -> StockGuest:
+        return StockGuest(self.layout, guest, kind, self.vhost_dir / f"{guest.name}.sock", self._system)
+
     def close(self) -> None:
         """End everything, and remove it. It may be called again."""
         if self._space is not None:
             self._space.close()
+        if self._pages is not None:
+            restore_hugepages(self._pages)
+            self._pages = None
         shutil.rmtree(self.directory, ignore_errors=True)
 
     @property
@@ -237,15 +250,23 @@ class StockHost:
 
     def wait_boots(self, boots: int = 1) -> None:
         """Wait until every guest has booted ``boots`` times."""
-        assert wait_until(lambda: all(guest.boots() >= boots for guest in self.guests), _BOOT_S, self._system)
+
+        def missing() -> list[str]:
+            return [guest.name for guest in self.guests if guest.boots() < boots]
+
+        if late := wait_until(missing, _BOOT_S, self._system, done=operator.not_, poll_s=0.05):
+            said = "".join(self.layout.guest_file(name, "err").read_text() for name in late)
+            raise LabError(f"{', '.join(late)} did not boot within {_BOOT_S:g} s: {said or 'QEMU says nothing'}")
 
     # Its beginning.
 
     def _up(self) -> None:
+        huge = sum(kind.memory_mb for kind in self._kinds if kind.memory != "memfd")
+        self._pages = ensure_hugepages(2 * SWITCH_MB + huge + _SPARE_MB, self._system)
         for directory in (self.vhost_dir, self.layout.guest_dir):
             directory.mkdir()
         self.layout.initramfs_file.write_bytes(build(find_kernel(), self._system))
-        self._space = Space(self.directory, self._system)
+        self._space = Space(self.directory, self._system, self.places)
         self._make_network()
         self._install()
         self.start_database()
@@ -306,7 +327,8 @@ class StockHost:
             "--no-wait", "set", "Open_vSwitch", ".",
             f"external_ids:system-id={CHASSIS}", f"external_ids:hostname={CHASSIS}",
             "external_ids:rundir=/var/run/openvswitch", "other_config:dpdk-init=true",
-            f"other_config:dpdk-socket-mem={SWITCH_MB}", 'other_config:dpdk-extra="--no-pci --in-memory"',
+            f"other_config:dpdk-socket-mem={SWITCH_MB}", f"other_config:dpdk-socket-limit={SWITCH_MB}",
+            'other_config:dpdk-extra="--no-pci --in-memory"',
             "other_config:dpdk-lcore-mask=0x1", f"other_config:pmd-cpu-mask={1 << core:#x}",
             "other_config:pmd-maxsleep=100", "other_config:pmd-sleep-max=100",
         )  # fmt: skip
