@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 from pathlib import Path
@@ -419,3 +420,45 @@ def test_the_beginning_is_found_wherever_it_lies(tmp_path: Path, monkeypatch: py
     for more in range(0, block, 7):
         path.write_text(f"{'x' * more}\n{logs().text()}{'y' * more}")
         assert facts(log_files.connection(log_files.mark(path), Path(SOCKET))) == EXPECTED
+
+
+# Real logs, of guests on a stock host: the link of ``vm1`` was set down and up three times before it was reset; ``vm2``
+# has four queue pairs, of which its two vCPUs use two; to ``vm3`` memory was added.
+
+REAL = Path(__file__).parent / "vhost_logs"
+
+
+def real(name: str) -> str:
+    return gzip.decompress((REAL / f"{name}.log.gz").read_bytes()).decode()
+
+
+@pytest.mark.parametrize("name", ["ovs-3.1.0-dpdk-22.11"])
+def test_a_real_log_is_read(name: str) -> None:
+    text = real(name)
+    one, four, plugged = (read_connection(text, f"/run/vhost/vm{number}.sock") for number in (1, 2, 3))
+    assert [ring.enabled for ring in one.rings] == [True, True]
+    assert [ring.enabled for ring in four.rings] == [True] * 4 + [False] * 4
+    assert all(ring.kick is not None and ring.call is not None for ring in (*one.rings, *four.rings, *plugged.rings))
+    assert [region.size >> 20 for region in one.memory] == [96]
+    assert [region.size >> 20 for region in plugged.memory] == [192, 128]
+    assert {each.status for each in (one, four, plugged)} == {0xF}
+    assert {each.protocol_features for each in (one, four, plugged)} == {0x10CBF}
+    assert one.messages.count("VHOST_USER_GET_VRING_BASE") == 2 * 4  # the rings were stopped four times
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_real_log_with_lines_left_out_is_refused(number: int) -> None:
+    with pytest.raises(StateUnknown, match="Dropped"):
+        read_connection(real("ovs-3.1.0-dpdk-22.11-limited"), f"/run/vhost/vm{number}.sock")
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=30)
+def test_a_real_log_that_lost_lines_is_refused(data: st.DataObject) -> None:
+    lines = real("ovs-3.1.0-dpdk-22.11").splitlines(keepends=True)
+    mine = [at for at, line in enumerate(lines) if "(/run/vhost/vm2.sock)" in line]
+    whole = facts(read_connection("".join(lines), "/run/vhost/vm2.sock"))
+    lost = data.draw(st.sets(st.sampled_from(mine[:-2]), min_size=1, max_size=5))
+    left = "".join(line for at, line in enumerate(lines) if at not in lost)
+    with contextlib.suppress(StateUnknown):
+        assert facts(read_connection(left, "/run/vhost/vm2.sock")) == whole
