@@ -168,6 +168,9 @@ def bridges(contents: Contents) -> list[str]:
 
 def _both(active: InstancePaths, new: InstancePaths, changes: Changes) -> tuple[Rows, Rows]:
     source, target = read(active), read(new)
+    if source.rows[ROOT].keys() != target.rows[ROOT].keys():
+        raise SwitchError(f"{new.db_socket}: this database was not made as a copy of {active.db_socket}",
+                          hint="stop the instance, and start it again")  # fmt: skip
     return _configuration(target), wanted(source.rows, target.rows, changes, target.schema, new.run_dir)
 
 

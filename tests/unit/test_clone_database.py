@@ -17,7 +17,7 @@ import pytest
 
 from ovs_hotswap.clone import database
 from ovs_hotswap.clone import rows as plain
-from ovs_hotswap.clone.changes import Changes
+from ovs_hotswap.clone.changes import Changes, Hold
 from ovs_hotswap.clone.rows import Rows
 from ovs_hotswap.errors import ReleaseError, SwitchError
 from ovs_hotswap.model import Release
@@ -124,6 +124,15 @@ def test_a_copy_is_made_into_an_empty_database_only(bed: Bed) -> None:
     with pytest.raises(SwitchError, match="is not empty"):
         database.copy(bed.a, bed.b, RELEASE, Changes())
     assert bed.new.rows.keys() == {"QoS"}
+
+
+def test_a_database_that_is_no_copy_is_left_alone(bed: Bed) -> None:
+    bed.new.rows = {"Open_vSwitch": {"another": host()["Open_vSwitch"]["root"]}}
+    with pytest.raises(SwitchError, match="not made as a copy"):
+        database.bring(bed.a, bed.b, Changes())
+    with pytest.raises(SwitchError, match="not made as a copy"):
+        database.give_back(bed.a, bed.b, Changes(), frozenset(Hold))
+    assert bed.new.rows["Open_vSwitch"].keys() == {"another"}
 
 
 def test_a_bridge_of_the_kernel_is_refused_and_named(bed: Bed) -> None:
