@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from ovs_hotswap.clone.dumps import Flow, Key, Pipeline, Tlv
 from ovs_hotswap.overlay.tables import Kind, cookie
 from ovs_hotswap.wire.mirror_flows import COOKIES
 
+OVN_FLOWS = Path(__file__).parents[1] / "support/ovn_br_int.flows"
 FLOWS = """\
 OFPST_FLOW reply (OF1.5) (xid=0x2):
  cookie=0x0, duration=0.187s, table=0, n_packets=0, n_bytes=0, idle_age=0, priority=0 actions=NORMAL
@@ -92,6 +95,14 @@ def test_flows_have_cookies_timeouts_flags_and_importance() -> None:
     assert learning.actions.startswith("learn(table=5,idle_timeout=300")
     assert flows[Key(9, dumps.DEFAULT_PRIORITY, "")].actions == "drop"
     assert len(flows) == 4
+
+
+def test_the_flows_of_ovn_are_read_to_the_last() -> None:
+    dump = OVN_FLOWS.read_text()
+    flows = dumps.parse_flows(dump)
+    assert len(flows) == dump.count(" actions=") == 280
+    assert sum(flow.cookie == 0 for flow in flows.values()) == 12
+    assert not any(flow.legacy or flow.timed or flow.flags for flow in flows.values())
 
 
 def test_a_flow_is_written_as_it_is_read() -> None:
