@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from ovs_hotswap.clone.rows import ROOT, Row, Rows, Schema, in_schema, name_of, refs, single, tidy
+from ovs_hotswap.config import InstanceConfig
 from ovs_hotswap.switch import owned
 
 MAX_PORT = 65279  # vswitch.ovsschema, Interface.ofport_request
@@ -71,6 +72,13 @@ class Changes:
     without: frozenset[str] = frozenset()
     held: frozenset[Hold] = frozenset(Hold)
     cores: frozenset[int] | None = None
+
+
+def changes_of(instance: InstanceConfig) -> Changes:
+    """Return the changes for an instance with this configuration: its devices and cores. What it uses of the machine is
+    set when it starts (``Instance.start``)."""
+    devices = {name: {"options": {"dpdk-devargs": device}} for name, device in instance.port_devices.items()}
+    return Changes(interfaces=devices, cores=frozenset(instance.pmd_cores))
 
 
 def ours(rows: Rows) -> set[str]:

@@ -7,8 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from ovs_hotswap.clone import rows as plain
-from ovs_hotswap.clone.changes import Changes, Hold, kernel_bridges, notes, only_released, ours, unready, wanted
+from ovs_hotswap.clone.changes import (
+    Changes,
+    Hold,
+    changes_of,
+    kernel_bridges,
+    notes,
+    only_released,
+    ours,
+    unready,
+    wanted,
+)
 from ovs_hotswap.clone.rows import Ref, Rows
+from ovs_hotswap.config import InstanceConfig
 from ovs_hotswap.switch import owned
 from tests.unit.clone_bed import PARSED, host, row
 
@@ -114,6 +125,14 @@ def test_giving_back_leaves_what_the_new_side_has_become() -> None:
     assert changed["Bridge"] == {"fail_mode", "protocols", "mirrors", "sflow"}
     assert changed["Controller"] == {"target"}
     assert changed.keys() == {"Bridge", "Controller", "Mirror", "sFlow"}
+
+
+def test_an_instance_has_its_own_devices_and_cores() -> None:
+    instance = InstanceConfig.model_validate(
+        {"pmd_cores": [1, 3], "uplink_devargs": "none", "port_devices": {"up": "0000:01:10.0"}}
+    )
+    changes = changes_of(instance)
+    assert changes == Changes(interfaces={"up": {"options": {"dpdk-devargs": "0000:01:10.0"}}}, cores=frozenset({1, 3}))
 
 
 def with_window(rows: Rows) -> Rows:
