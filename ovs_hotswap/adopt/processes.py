@@ -28,7 +28,7 @@ _MAPPING = re.compile(
     r" (?P<major>[0-9a-f]+):(?P<minor>[0-9a-f]+) (?P<inode>\d+)"
 )
 _EVENTFD = re.compile(r"^eventfd-id:\s*(\d+)$", re.MULTILINE)
-_RIGHTS = "CAP_SYS_PTRACE is needed, and `sysctl kernel.yama.ptrace_scope` must be less than 3"
+RIGHTS = "CAP_SYS_PTRACE is needed, and `sysctl kernel.yama.ptrace_scope` must be less than 3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class ForeignProcess:
         if found < 0:
             number = ctypes.get_errno()
             raise StateUnknown(f"descriptor {fd} of process {self.pid} cannot be duplicated: {os.strerror(number)}",
-                               hint=_RIGHTS if number == 1 else None)  # fmt: skip
+                               hint=RIGHTS if number == 1 else None)  # fmt: skip
         return OwnedFd(found, own=own, sender=self.pid)
 
     def descriptors(self) -> dict[int, str]:
@@ -91,7 +91,7 @@ class ForeignProcess:
                 except FileNotFoundError:  # closed in the meantime
                     continue
         except OSError as error:
-            raise StateUnknown(f"the descriptors of process {self.pid}: {error.strerror}", hint=_RIGHTS) from error
+            raise StateUnknown(f"the descriptors of process {self.pid}: {error.strerror}", hint=RIGHTS) from error
         return found
 
     def eventfds(self) -> dict[int, int]:
@@ -126,7 +126,7 @@ class ForeignProcess:
         try:
             text = Path(f"/proc/{self.pid}/maps").read_text(errors="replace")
         except OSError as error:
-            raise StateUnknown(f"the memory map of process {self.pid}: {error.strerror}", hint=_RIGHTS) from error
+            raise StateUnknown(f"the memory map of process {self.pid}: {error.strerror}", hint=RIGHTS) from error
         return list(parse_mappings(text))
 
     def connections(self, path: Path, *, listener: bool) -> list[int]:

@@ -17,6 +17,7 @@ Nothing is sent to the switch or to QEMU but questions that change nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from typing import Any
 
 from ovs_hotswap.adopt import log_files
 from ovs_hotswap.adopt.log_reader import RECONNECT, Logged
-from ovs_hotswap.adopt.processes import ForeignProcess, placed
+from ovs_hotswap.adopt.processes import RIGHTS, ForeignProcess, placed
 from ovs_hotswap.adopt.qmp_facts import (
     DeviceFact,
     Monitor,
@@ -175,16 +176,13 @@ class _Taking:
         with socket.socket(fileno=switch.fetch(switch_fd, own=True).detach()) as end:
             listener = credentials(end).pid
         for pid in dict.fromkeys([listener, *self._system.pids()]):
-            if pid != listener and not _is_qemu(pid):
-                continue
-            try:
-                process = ForeignProcess(pid)
-            except StateUnknown:
-                continue
-            if process.connections(self._fact.socket, listener=True):
-                return process
-            process.__exit__()
-        raise StateUnknown(f"no QEMU has a connection at {self._fact.socket}")
+            if pid == listener or _is_qemu(pid):
+                with contextlib.suppress(StateUnknown), contextlib.ExitStack() as stack:
+                    process = stack.enter_context(ForeignProcess(pid))
+                    if process.connections(self._fact.socket, listener=True):
+                        stack.pop_all()
+                        return process
+        raise StateUnknown(f"no QEMU has a connection at {self._fact.socket}", hint=RIGHTS)
 
     def _rings(
         self, monitor: Monitor, device: DeviceFact, logged: Logged, memory: Sequence[RegionFact],
