@@ -7,7 +7,6 @@ continue them, and the parent of the process would be told that it had stopped.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
@@ -19,6 +18,9 @@ from ovs_hotswap.errors import StateUnknown, TryAgain
 _DETACH, _SEIZE, _INTERRUPT = 17, 0x4206, 0x4207  # linux/ptrace.h
 _EVENT_STOP = 128  # PTRACE_EVENT_STOP, in the second byte of the status
 _WALL = 0x40000000  # linux/wait.h: threads of any kind
+_STOPPED = (os.CLD_TRAPPED, os.CLD_STOPPED)
+_LOOK_S = 0.00005
+_RELEASE_S = 10.0
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 _libc.ptrace.restype = ctypes.c_long
@@ -75,44 +77,61 @@ class Stopped:
                 self._seized.append(thread)
 
     def _await(self, thread: int) -> None:
-        """Wait until a thread has stopped. The status stays in the kernel, so that a signal that a thread was about to
-        take is not lost even if this process ends."""
+        """Wait until a thread has stopped or ended."""
         while thread in self._seized:
             try:
-                found = os.waitid(os.P_PID, thread, os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT | _WALL)
-            except ChildProcessError:  # it has ended
+                found = self._look(thread)
+            except ChildProcessError:
                 return
-            if found is not None and found.si_code in (os.CLD_TRAPPED, os.CLD_STOPPED):
-                signal, event = found.si_status & 0xFF, found.si_status >> 8
-                if event != _EVENT_STOP:
-                    self._signals[thread] = signal
-                return
-            if found is not None:  # it has ended
+            if found is not None:
+                if found.si_code in _STOPPED:
+                    self._note(thread, found)
                 return
             if time.monotonic() >= self._deadline:
                 raise TryAgain(f"thread {thread} of process {self.pid} did not stop in time")
-            time.sleep(0.00005)
+            time.sleep(_LOOK_S)
 
     def _continue(self) -> None:
-        """Detach from every thread. A thread that was about to take a signal takes it now."""
-        while self._seized:
-            thread = self._seized.pop()
-            self._detach(thread)
+        """Detach from every thread. A thread that was about to take a signal takes it now.
 
-    def _detach(self, thread: int) -> None:
-        end = time.monotonic() + 0.5
-        while _libc.ptrace(_DETACH, thread, None, self._signals.get(thread, 0)):
-            # ESRCH: it has ended, or it has not stopped yet, which is possible if stopping was given up.
-            with contextlib.suppress(ChildProcessError):
-                found = os.waitid(os.P_PID, thread, os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT | _WALL)
-                if found is not None and found.si_code in (os.CLD_TRAPPED, os.CLD_STOPPED):
-                    if found.si_status >> 8 != _EVENT_STOP:
-                        self._signals[thread] = found.si_status & 0xFF
-                    continue
-                if found is not None:
-                    os.waitpid(thread, os.WNOHANG | _WALL)
-                    return
-                if time.monotonic() < end:
-                    time.sleep(0.00005)
-                    continue
-            return
+        A thread that has not stopped yet, because stopping was given up, is released when it does; the others do not
+        wait for it. Raises StateUnknown if one has not stopped after a long time.
+        """
+        end = time.monotonic() + _RELEASE_S
+        while self._seized:
+            self._seized = [thread for thread in self._seized if not self._detached(thread)]
+            if self._seized and time.monotonic() >= end:
+                raise StateUnknown(
+                    f"process {self.pid}: threads {', '.join(map(str, self._seized))} will stop when what they wait for"
+                    f" in the kernel comes, and stay so until process {os.getpid()} ends",
+                    hint=f"end process {os.getpid()}",
+                )
+            if self._seized:
+                time.sleep(_LOOK_S)
+
+    def _detached(self, thread: int) -> bool:
+        """Detach from a thread that has stopped or ended; return false if it runs."""
+        if not _libc.ptrace(_DETACH, thread, None, self._signals.get(thread, 0)):
+            return True
+        try:
+            found = self._look(thread)
+            if found is None:
+                return False
+            if found.si_code not in _STOPPED:
+                os.waitpid(thread, os.WNOHANG | _WALL)
+                return True
+        except ChildProcessError:  # it has ended, and nothing of it is left
+            return True
+        self._note(thread, found)
+        return not _libc.ptrace(_DETACH, thread, None, self._signals.get(thread, 0))
+
+    @staticmethod
+    def _look(thread: int) -> os.waitid_result | None:
+        """Return the status of a thread that has stopped or ended, and leave it in the kernel, so that a signal that
+        the thread was about to take is not lost even if this process ends. Raises ChildProcessError."""
+        return os.waitid(os.P_PID, thread, os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT | _WALL)
+
+    def _note(self, thread: int, found: os.waitid_result) -> None:
+        """Note the signal that a thread was about to take when it stopped, if there was one."""
+        if found.si_status >> 8 != _EVENT_STOP:
+            self._signals[thread] = found.si_status & 0xFF
