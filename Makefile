@@ -7,7 +7,7 @@ BACKEND ?= $(or $(ROAD),broker)
 # Where `make packages` unpacks what it built, for what needs it without installing it.
 export OVS_HOTSWAP_PACKAGES ?= $(CURDIR)/build/packages/root/opt/ovs-hotswap
 .DEFAULT_GOAL := help
-.PHONY: help setup test-setup venv test-venv demo test unit mutants bench bench-failover bench-full bench-patched bench-modes bench-roads bench-takeover bench-fleet soak soak-cuts soak-packages soak-uplinks faults guests packages-setup packages packages-qemu packages-check lock man fuzz lint clean
+.PHONY: help setup test-setup venv test-venv demo test unit mutants bench bench-failover bench-full bench-patched bench-modes bench-roads bench-takeover bench-window bench-fleet soak soak-cuts soak-packages soak-uplinks faults guests packages-setup packages packages-qemu packages-check lock man fuzz lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -78,6 +78,9 @@ bench-roads: bench-modes
 
 bench-takeover: setup ## this version's broker takes over from another version's under QEMU guests, and the way back; OTHER=/path/of/its/.venv/bin/python (root)
 	$(BIN)/python -m bench takeover $(OTHER) --report takeover-report.json
+
+bench-window: setup ## forwarding inside the window against outside: the overlay's window and wire mode (root; dpdk-dev)
+	$(BIN)/python -m bench window --report window-report.json
 
 bench-fleet: venv ## simulate runs over 10 000 hosts, and write the tables and plots of docs/fleet.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action ignore -e '.[bench]'

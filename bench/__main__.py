@@ -19,6 +19,7 @@ from bench import (
     scale,
     soak,
     takeover,
+    window_cost,
 )
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.errors import HotswapError
@@ -28,7 +29,7 @@ from tests.support.ending import end_on_sigterm
 BENCHMARKS = {
     "moves": moves, "failover": failover, "scale": scale, "soak": soak, "alternatives": alternatives, "phases": phases,
     "forwarding": forwarding, "floods": floods, "kinds": kinds, "modes": modes, "takeover": takeover, "fleet": fleet,
-    "report": report,
+    "report": report, "window": window_cost,
 }  # fmt: skip
 
 

@@ -135,12 +135,17 @@ class Forwarding:
 
     def _measure(self, way: str, guests: Guests, number: int) -> None:
         self._say(f"round {number + 1}: {way}")
-        guests.wait_flowing(self._bed)
-        time.sleep(_WARM_S)
-        before = len(guests.rates())
-        self._bed.host.wait(lambda: len(guests.rates()) >= before + self._seconds, 2.0 * self._seconds + _TELLS_S,
-                       lambda: "testpmd tells no figures")  # fmt: skip
-        self.rates[way].append(statistics.fmean(guests.rates()[before : before + self._seconds]))
+        self.rates[way].append(rate(self._bed, guests, self._seconds))
+
+
+def rate(bed: Bed, guests: Guests, seconds: int) -> float:
+    """The frames a second that both guests receive now, over so many seconds. Raises LabError, SwitchError."""
+    guests.wait_flowing(bed)
+    time.sleep(_WARM_S)
+    before = len(guests.rates())
+    bed.host.wait(lambda: len(guests.rates()) >= before + seconds, 2.0 * seconds + _TELLS_S,
+                  lambda: "testpmd tells no figures")  # fmt: skip
+    return statistics.fmean(guests.rates()[before : before + seconds])
 
 
 def ratio(values: Sequence[float], base: Sequence[float], seed: int = 1) -> tuple[float, float, float]:
@@ -203,7 +208,7 @@ def rows(rates: Mapping[str, Sequence[float]], base: str) -> list[Sequence[str]]
     lines: list[Sequence[str]] = []
     for way, values in rates.items():
         mean, low, high = ratio(values, rates[base])
-        rate = statistics.fmean(values)
-        latency = f"{IN_FLIGHT / rate * 1e6:.1f}"
-        lines.append((way, str(len(values)), f"{rate:.0f}", latency, f"{mean:.3f} ({low:.3f} to {high:.3f})"))
+        frames = statistics.fmean(values)
+        latency = f"{IN_FLIGHT / frames * 1e6:.1f}"
+        lines.append((way, str(len(values)), f"{frames:.0f}", latency, f"{mean:.3f} ({low:.3f} to {high:.3f})"))
     return lines

@@ -43,6 +43,11 @@ class OpenFlow:
         self._target = f"unix:{bridge_mgmt.absolute()}"  # OVS resolves relative ones against its run directory
         self._timeout = timeout
 
+    @property
+    def target(self) -> str:
+        """The bridge as the programs of Open vSwitch are given it."""
+        return self._target
+
     def replace(self, lines: Sequence[str]) -> None:
         """Make ``lines`` the bridge's flows in one OpenFlow bundle: packets meet the old tables or the new.
 

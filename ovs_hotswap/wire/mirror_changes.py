@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from ovs_hotswap.errors import SwitchError
-from ovs_hotswap.wire.mirror_flows import LINK_PORT, PATCH_PORTS, Mode
+from ovs_hotswap.wire.mirror_flows import FAR_PORTS, LINK_PORT, NEAR_PORTS, Mode
 from ovs_hotswap.wire.mirror_rows import (
-    LINK,
+    LINK_KEY,
     MODE_KEY,
     OURS,
     PORT_KEY,
@@ -23,37 +22,36 @@ from ovs_hotswap.wire.mirror_rows import (
     Rows,
     Wanted,
     map_of,
-)  # fmt: skip
+)
 
 
-def make_ports(rows: Rows, carrier: str, wanted: Iterable[Wanted], tags: Mapping[tuple[str, str], int]) -> Operations:
-    """Make what is missing of the carrier and the patch ports, and bring the VLAN columns of these to those of their
-    ports. No operation if nothing is missing."""
+def make_ports(rows: Rows, wanted: Iterable[Wanted], tags: Mapping[tuple[str, str], int]) -> Operations:
+    """Make what is missing of the patch ports, and bring the VLAN columns of the near ones to those of their ports."""
     found: Operations = []
-    ours = rows.carrier
-    if ours is None and carrier in rows.bridges:
-        raise SwitchError(f"there is a bridge {carrier} that another program has made", hint="rename it")
-    far_ends: list[list[str]] = []
     for each in wanted:
         port, bridge, tag = rows.port(each), rows.bridges[each.bridge], tags[each.bridge, each.name]
-        near, far = f"ovsh-w{tag}", f"ovsh-c{tag}"
+        near, far = names_of(tag)
         what = {PORT_KEY: each.name, TAG_KEY: str(tag), **({UPLINK_KEY: each.bridge} if each.uplink else {})}
-        patch = bridge.patches.get(each.name)
+        patch, ends = bridge.patches.get(each.name), []
         if patch is None:
             vlan = {} if each.uplink else port.vlan
-            made, reference = _make_port(near, _patch_to(far, PATCH_PORTS + tag), {**OURS, **what}, vlan)
-            found += [*made, _add("Bridge", bridge.uuid, "ports", [reference])]
-        elif not each.uplink and patch.vlan != port.vlan:
-            found.append({"op": "update", "table": "Port", "where": _is(patch.uuid), "row": dict(port.vlan)})
-        if ours is None or far not in ours.ports:
-            made, reference = _make_port(far, _patch_to(near, tag), OURS, {})
+            made, reference = _make_port(near, _patch_to(far, NEAR_PORTS + tag), {**OURS, **what}, vlan)
             found += made
-            far_ends.append(reference)
-    if ours is None:
-        found += _make_carrier(rows, carrier, far_ends)
-    elif far_ends:
-        found.append(_add("Bridge", ours.uuid, "ports", far_ends))
+            ends.append(reference)
+        elif not each.uplink and patch.vlan != port.vlan:
+            found.append({"op": "update", "table": "Port", "where": _is(patch.uuid), "row": _settings(port.vlan)})
+        if far not in bridge.ports:
+            made, reference = _make_port(far, _patch_to(near, FAR_PORTS + tag), OURS, {})
+            found += made
+            ends.append(reference)
+        if ends:
+            found.append(_add("Bridge", bridge.uuid, "ports", ends))
     return _committed(rows, found)
+
+
+def names_of(tag: int) -> tuple[str, str]:
+    """The names of the near and the far patch port."""
+    return f"ovsh-n{tag}", f"ovsh-f{tag}"
 
 
 def make_mirrors(rows: Rows) -> Operations:
@@ -80,60 +78,47 @@ def make_mirrors(rows: Rows) -> Operations:
 def remove(rows: Rows, names: Collection[tuple[str, str]] | None = None) -> Operations:
     """Remove the patch ports and mirrors of these ports, by bridge and name; ``None``: everything of ours."""
     found: Operations = []
-    tags = set()
     for bridge in rows.bridges.values():
-        gone = [port for name, port in bridge.patches.items() if names is None or (bridge.name, name) in names]
-        tags |= {port.external_ids[TAG_KEY] for port in gone}
-        uuids = {port.uuid for port in gone}
+        gone = {port.uuid for port in bridge.ports.values() if port.ours and names is None}
+        for name, patch in bridge.patches.items():
+            if names is not None and (bridge.name, name) in names:
+                far = bridge.ports.get(names_of(int(patch.external_ids[TAG_KEY]))[1])
+                gone |= {patch.uuid, *([] if far is None else [far.uuid])}
         mirrors = [
-            mirror.uuid for mirror in bridge.mirrors
-            if mirror.ours and (names is None or mirror.output in uuids or mirror.output is None)
-        ]  # fmt: skip
-        found += _drop("Bridge", bridge.uuid, "mirrors", mirrors) + _drop("Bridge", bridge.uuid, "ports", uuids)
-    carrier = rows.carrier
-    if carrier is not None and names is None:
-        found += _drop("Open_vSwitch", rows.root, "bridges", [carrier.uuid])
-    elif carrier is not None:
-        far = [carrier.ports[name].uuid for name in (f"ovsh-c{tag}" for tag in tags) if name in carrier.ports]
-        found += _drop("Bridge", carrier.uuid, "ports", far)
+            mirror.uuid
+            for mirror in bridge.mirrors
+            if mirror.ours and (names is None or mirror.output in gone or mirror.output is None)
+        ]
+        found += _drop("Bridge", bridge.uuid, "mirrors", mirrors) + _drop("Bridge", bridge.uuid, "ports", gone)
     return _committed(rows, found)
 
 
-def make_link(rows: Rows, options: Mapping[str, str], mtu_request: int) -> Operations:
-    """Make the memif's port on the carrier, which must be there. A port of this name must not be."""
-    assert rows.carrier is not None
+def link_name(number: int) -> str:
+    return f"ovsh-l{number}"
+
+
+def make_link(
+    rows: Rows, bridge: str, number: int, options: Mapping[str, str], mtu_request: int, mode: Mode = Mode.OWN
+) -> Operations:
+    """Make a bridge's link, of which it must have none."""
     columns = {"type": "dpdk", "options": map_of(options), "mtu_request": mtu_request, "ofport_request": LINK_PORT}
-    made, reference = _make_port(LINK, columns, OURS, {})
-    return _committed(rows, [*made, _add("Bridge", rows.carrier.uuid, "ports", [reference])])
+    made, reference = _make_port(link_name(number), columns, {**OURS, LINK_KEY: str(number), MODE_KEY: mode}, {})
+    return _committed(rows, [*made, _add("Bridge", rows.bridges[bridge].uuid, "ports", [reference])])
 
 
-def drop_link(rows: Rows) -> Operations:
-    carrier, link = rows.carrier, rows.link
-    if carrier is None or link is None:
-        return []
-    return _committed(rows, _drop("Bridge", carrier.uuid, "ports", [link.uuid]))
+def drop_link(rows: Rows, bridge: str) -> Operations:
+    found = rows.bridges[bridge]
+    return [] if found.link is None else _committed(rows, _drop("Bridge", found.uuid, "ports", [found.link.uuid]))
 
 
 def intend(rows: Rows, mode: Mode) -> Operations:
-    """Record in the carrier's row the mode in which its switch is to be."""
-    carrier = rows.carrier
-    if carrier is None:
-        raise SwitchError("wire mode is not open on this switch")
-    row = {"external_ids": map_of({**OURS, MODE_KEY: mode})}
-    return [{"op": "update", "table": "Bridge", "where": _is(carrier.uuid), "row": row}]
-
-
-def _make_carrier(rows: Rows, name: str, ports: Iterable[list[str]]) -> Operations:
-    made, local = _make_port(name, {"type": "internal"}, OURS, {})
-    bridge = {
-        "name": name, "datapath_type": "netdev", "fail_mode": "secure", "external_ids": map_of(OURS),
-        "ports": ["set", [local, *ports]],
-    }  # fmt: skip
+    """Record with the links in which mode the switch is to be."""
+    links = [bridge.link for bridge in rows.bridges.values() if bridge.link is not None]
     return [
-        *made,
-        {"op": "insert", "table": "Bridge", "uuid-name": "carrier", "row": bridge},
-        _add("Open_vSwitch", rows.root, "bridges", [["named-uuid", "carrier"]]),
-    ]
+        {"op": "update", "table": "Port", "where": _is(link.uuid),
+         "row": {"external_ids": map_of({**link.external_ids, MODE_KEY: mode})}}
+        for link in links
+    ]  # fmt: skip
 
 
 def _patch_to(peer: str, number: int) -> Operation:
@@ -146,11 +131,17 @@ def _make_port(
     """The operations that make the rows of a port, and the reference to it for a bridge."""
     key, marks = name.replace("-", "_"), map_of(external_ids)
     interface = {"name": name, "external_ids": marks, **columns}
-    port = {"name": name, "interfaces": ["named-uuid", f"i_{key}"], "external_ids": marks, **vlan}
+    port = {"name": name, "interfaces": ["named-uuid", f"i_{key}"], "external_ids": marks, **_settings(vlan)}
     return [
         {"op": "insert", "table": "Interface", "uuid-name": f"i_{key}", "row": interface},
         {"op": "insert", "table": "Port", "uuid-name": f"p_{key}", "row": port},
     ], ["named-uuid", f"p_{key}"]
+
+
+def _settings(vlan: Mapping[str, Any]) -> Operation:
+    """The columns of a port of ours, whose VLAN columns are these. No spanning tree may block it."""
+    kept = dict(vlan.get("other_config", ["map", []])[1])
+    return {**vlan, "other_config": map_of({**kept, "stp-enable": "false", "rstp-enable": "false"})}
 
 
 def _committed(rows: Rows, operations: Operations) -> Operations:

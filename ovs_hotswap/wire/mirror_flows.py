@@ -1,28 +1,33 @@
 """The flows of wire mode by mirrors. This module is pure.
 
-Two switches have the same VM ports, and each VM's rings belong to one of them at any moment. Every *carried* port has a
-patch port on its bridge, whose other end is on a bridge of our own, the *carrier*, with the memif to the other switch.
-A mirror copies whatever a pipeline outputs to a VM's port to this patch port, so both switches output it, and the
-one that has the rings delivers it. What a carried port has received goes through the switch's own pipeline, or, if the
-switch is *wired*, to the other switch's. Three values tell what a frame on a patch port is:
+Two switches have the same VM ports, and each VM's rings belong to one of them at any moment. Every *carried* port has
+two patch ports on its bridge, the *near* one and the *far* one, which are each other's peers, and the bridge has a
+memif to the same bridge of the other switch, the *link*. A mirror copies whatever a pipeline outputs to a VM's port to
+the near patch port, so both switches output it, and the one that has the rings delivers it. What a carried port has
+received goes through the switch's own pipeline, or, if the switch is *wired*, to the other switch's. The value of
+pkt_mark tells what a frame between the patch ports is:
 
-========================  ====================  =======================================================
-where                     mark                  meaning
-========================  ====================  =======================================================
-from carrier to bridge    ``DELIVER``           the other pipeline has output it to this port
-from carrier to bridge    0                     the other switch has received it on this port
-from bridge to carrier    ``RECEIVED``          this (wired) switch has received it on this port
-from bridge to carrier    ``DELIVER``           the mirror's copy of what came from the other switch: dropped
-from bridge to carrier    any other             the mirror's copy of what this pipeline has output to the port
-========================  ====================  =======================================================
+=================  ============  ================================================================================
+where it enters    mark          meaning
+=================  ============  ================================================================================
+by the near port   ``DELIVER``   the other pipeline has output it to this port
+by the near port   0             the other switch has received it on this port
+by the far port    ``RECEIVED``  this (wired) switch has received it on this port
+by the far port    ``DELIVER``   the mirror's copy of what came from the other switch: dropped
+by the far port    any other     the mirror's copy of what this pipeline has output to the port
+=================  ============  ================================================================================
 
 pkt_mark crosses patch ports, registers and metadata do not (ofproto/ofproto-dpif-xlate.c, patch_port_output). On the
-memif the tag tells the two meanings apart. So only the sender decides, and a frame that is under way while a switch
-begins or ceases to be wired does not change its meaning. A frame enters the pipeline by writing in_port: ``resubmit``
-with a port would change it for one look-up only, and NORMAL and learn() would see the patch port.
+link a tag tells the two meanings apart. So only the sender decides, and a frame that is under way while a switch begins
+or ceases to be wired does not change its meaning. A frame enters the pipeline by writing in_port: ``resubmit`` with a
+port would change it for one look-up only, and NORMAL and learn() would see the patch port.
 
 Open vSwitch tracks one VLAN header by default (``vlan-limit``), which is our tag. A pipeline is to see the frame's own,
 so a frame that has one is parsed again after our tag was removed: the selection by dp_hash makes the datapath do that.
+
+There is no bridge of our own: when a bridge is deleted, ovs-vswitchd discards all flows of the datapath and stops
+making new ones for a moment (ofproto/ofproto-dpif.c, destruct: udpif_synchronize), which was measured to lose 5 ms of
+frames.
 """
 
 from __future__ import annotations
@@ -38,15 +43,14 @@ CARRY, WIRE = 0x6F7673_68770001, 0x6F7673_68770002
 """The cookies of the flows that are there in every mode, and of those that make a switch wired."""
 COOKIES = (CARRY, WIRE)
 HIGHEST = 0xFFFF
-"""The priority of our flows on bridges that others program."""
+"""The priority of our flows, and of some one or two less."""
 MAX_TAG = 2046
 """A tag and ``RECEIVED_TAGS`` more must be a VLAN ID (IEEE 802.1Q, 9.6)."""
 RECEIVED_TAGS = 2048
-LINK_PORT = 4000  # of the memif, on the carrier; the patch ports there have the tags as numbers
-AGAIN = 1  # the group that has a frame parsed again
-PATCH_PORTS = 60_000
-"""The number that is requested for a patch port on another's bridge is this and the tag: the highest that a port may
-have is 65279 (OpenFlow 1.4, OFPP_MAX with ofproto's limit)."""
+NEAR_PORTS, FAR_PORTS, LINK_PORT = 60_000, 62_100, 64_200
+"""The OpenFlow numbers of ours on a bridge: of near and far patch ports these and the tag, and of the link. A bridge's
+own numbers are far below: those that ovs-vswitchd chooses are less than 32 768 (ofproto/ofproto.c, alloc_ofp_port)."""
+AGAIN = 0xF0767301  # the group that has a frame parsed again
 MULTICAST = "dl_dst=01:00:00:00:00:00/01:00:00:00:00:00"
 
 _PRESENT = 0x1000  # OFPVID_PRESENT, OpenFlow 1.4.0, section 7.2.3.7
@@ -77,16 +81,23 @@ class Carried:
     """A port of another's bridge, as one switch has it.
 
     ``tag``: unique among the carried ports of all bridges, and the same on both switches. ``ofports``: the numbers of
-    its interfaces, of which a bond has several. ``patch``: the number of its patch port. An ``uplink`` is not mirrored:
-    what a pipeline outputs to it leaves the host there.
+    its interfaces, of which a bond has several. An ``uplink`` is not mirrored: what a pipeline outputs to it leaves the
+    host there.
     """
 
     bridge: str
     name: str
     tag: int
     ofports: tuple[int, ...]
-    patch: int
     uplink: bool = False
+
+    @property
+    def near(self) -> int:
+        return NEAR_PORTS + self.tag
+
+    @property
+    def far(self) -> int:
+        return FAR_PORTS + self.tag
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -103,16 +114,35 @@ class Flow:
         return f"cookie={self.cookie:#x},table={self.table},priority={self.priority}{match} actions={self.actions}"
 
 
-def carry_flows(ports: Iterable[Carried]) -> list[Flow]:
-    """The flows of a bridge with these carried ports that it has in every mode. The last one of each port drops what
-    cannot come."""
-    found = []
+def guard_flows(tags: Iterable[int]) -> list[Flow]:
+    """Flows that drop what comes by ports that are made afterwards: until they are kept from floods, NORMAL outputs to
+    them. What is at its place in ``carry_flows`` takes theirs."""
+    numbers = [number for tag in tags for number in (NEAR_PORTS + tag, FAR_PORTS + tag)]
+    return [Flow(CARRY, HIGHEST - 2, f"in_port={number}", "drop") for number in (*numbers, LINK_PORT)]
+
+
+def carry_flows(ports: Sequence[Carried]) -> list[Flow]:
+    """The flows of a bridge with these carried ports that it has in every mode."""
+    found = guard_flows(port.tag for port in ports) if ports else []
     for port in ports:
-        start = f"in_port={port.patch}"
-        if not port.uplink:
-            found.append(Flow(CARRY, HIGHEST, f"pkt_mark={DELIVER:#x},{start}", f"output:{port.ofports[0]}"))
+        received, near, far = RECEIVED_TAGS + port.tag, f"in_port={port.near}", f"in_port={port.far}"
+        came = f"in_port={LINK_PORT},dl_vlan={received}"
         enters = f"set_field:{port.ofports[0]}->in_port,resubmit(,0)"
-        found += [Flow(CARRY, HIGHEST, f"pkt_mark=0,{start}", enters), Flow(CARRY, HIGHEST - 1, start, "drop")]
+        found += [
+            Flow(CARRY, HIGHEST, f"pkt_mark=0,{near}", enters),
+            Flow(CARRY, HIGHEST, f"pkt_mark={DELIVER:#x},{far}", "drop"),
+            Flow(CARRY, HIGHEST, f"pkt_mark={RECEIVED:#x},{far}", _push(received)),
+            Flow(CARRY, HIGHEST, f"{came},dl_type=0x8100", _again(port.far)),
+            Flow(CARRY, HIGHEST, f"{came},dl_type=0x88a8", _again(port.far)),
+            Flow(CARRY, HIGHEST - 1, came, f"pop_vlan,set_field:0->pkt_mark,output:{port.far}"),
+        ]
+        if not port.uplink:
+            deliver = f"pop_vlan,set_field:{DELIVER:#x}->pkt_mark,output:{port.far}"
+            found += [
+                Flow(CARRY, HIGHEST, f"pkt_mark={DELIVER:#x},{near}", f"output:{port.ofports[0]}"),
+                Flow(CARRY, HIGHEST - 1, far, _push(port.tag)),
+                Flow(CARRY, HIGHEST, f"in_port={LINK_PORT},dl_vlan={port.tag}", deliver),
+            ]
     return found
 
 
@@ -122,7 +152,7 @@ def wire_flows(ports: Iterable[Carried], mode: Mode) -> list[Flow]:
         return []
     found = []
     for port in ports:
-        across = f"set_field:{RECEIVED:#x}->pkt_mark,output:{port.patch}"
+        across = f"set_field:{RECEIVED:#x}->pkt_mark,output:{port.near}"
         for start in (f"in_port={number}" for number in port.ofports):
             if not port.uplink:
                 found.append(Flow(WIRE, HIGHEST, start, across))
@@ -133,30 +163,13 @@ def wire_flows(ports: Iterable[Carried], mode: Mode) -> list[Flow]:
     return found
 
 
-def carrier_flows(ports: Iterable[Carried]) -> list[Flow]:
-    """All flows of the carrier; what they do not name is dropped."""
-    found = [Flow(CARRY, 0, "", "drop")]
-    for port in ports:
-        tag = port.tag
-        received, deliver = RECEIVED_TAGS + tag, f"in_port={LINK_PORT},dl_vlan={tag}"
-        found += [
-            Flow(CARRY, 120, f"pkt_mark={DELIVER:#x},in_port={tag}", "drop"),
-            Flow(CARRY, 120, f"pkt_mark={RECEIVED:#x},in_port={tag}", _push(received)),
-            Flow(CARRY, 110, f"in_port={LINK_PORT},dl_vlan={received}", f"pop_vlan,set_field:0->pkt_mark,output:{tag}"),
-            Flow(CARRY, 115, f"in_port={LINK_PORT},dl_vlan={received},dl_type=0x8100", _again(tag)),
-            Flow(CARRY, 115, f"in_port={LINK_PORT},dl_vlan={received},dl_type=0x88a8", _again(tag)),
-            Flow(CARRY, 100, f"reg0={tag:#x}", f"output:{tag}", 1),
-        ]
-        if not port.uplink:
-            found.append(Flow(CARRY, 110, f"in_port={tag}", _push(tag)))
-            found.append(Flow(CARRY, 110, deliver, f"pop_vlan,set_field:{DELIVER:#x}->pkt_mark,output:{tag}"))
-    return found
-
-
-def carrier_lines(ports: Sequence[Carried]) -> list[str]:
-    """One bundle that gives the carrier its group and its flows, whatever it has."""
-    group = f"group_id={AGAIN},type=select,selection_method=dp_hash,bucket=bucket_id=1,weight=1,actions=resubmit(,1)"
-    return [f"group delete group_id={AGAIN}", f"group add {group}", *replacing(CARRY, carrier_flows(ports))]
+def group_lines(*, wanted: bool) -> list[str]:
+    """The lines of a bundle after which the bridge has the group, or has it no longer."""
+    lines = [f"group delete group_id={AGAIN}"]
+    bucket = "bucket=bucket_id=1,weight=1,actions=output:NXM_NX_REG0[]"
+    if wanted:
+        lines.append(f"group add group_id={AGAIN},type=select,selection_method=dp_hash,{bucket}")
+    return lines
 
 
 def replacing(cookie: int, flows: Iterable[Flow]) -> list[str]:
@@ -195,5 +208,5 @@ def _push(tag: int) -> str:
     return f"push_vlan:0x88a8,set_field:{_PRESENT + tag}->vlan_vid,output:{LINK_PORT}"
 
 
-def _again(tag: int) -> str:
-    return f"pop_vlan,set_field:0->pkt_mark,set_field:{tag:#x}->reg0,group:{AGAIN}"
+def _again(port: int) -> str:
+    return f"pop_vlan,set_field:0->pkt_mark,set_field:{port:#x}->reg0,group:{AGAIN}"

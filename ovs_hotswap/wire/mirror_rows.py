@@ -12,12 +12,16 @@ from typing import Any
 
 from ovs_hotswap.errors import PrecheckFailed, SwitchError
 from ovs_hotswap.switch.owned import MARK
-from ovs_hotswap.wire.mirror_flows import MAX_TAG, Carried, Mode
+from ovs_hotswap.wire.mirror_flows import LINK_PORT, MAX_TAG, NEAR_PORTS, Carried, Mode
 
 OURS = {MARK: "wire"}
-PORT_KEY, TAG_KEY, UPLINK_KEY = "ovs-hotswap-port", "ovs-hotswap-tag", "ovs-hotswap-uplink"
+PORT_KEY, TAG_KEY, UPLINK_KEY, LINK_KEY = (
+    "ovs-hotswap-port",
+    "ovs-hotswap-tag",
+    "ovs-hotswap-uplink",
+    "ovs-hotswap-link",
+)
 MODE_KEY = "ovs-hotswap-wired"
-LINK = "ovsh-link"
 MAX_MIRRORS = 32  # of a bridge: ofproto/ofproto-dpif-mirror.h, MAX_MIRRORS
 VLAN_COLUMNS = ("tag", "vlan_mode", "trunks", "cvlans")
 _VLAN_KEY = "qinq-ethtype"  # in other_config of Port
@@ -77,15 +81,22 @@ class Bridge:
     uuid: str
     name: str
     userspace: bool
-    ours: bool
-    intended: Mode
     ports: Mapping[str, Port]
     mirrors: tuple[Mirror, ...]
 
     @property
     def patches(self) -> dict[str, Port]:
-        """Our patch ports by the names of the ports that they are for."""
+        """Our near patch ports by the names of the ports that they are for."""
         return {port.carries: port for port in self.ports.values() if port.carries is not None}
+
+    @property
+    def link(self) -> Port | None:
+        return next((port for port in self.ports.values() if port.ours and LINK_KEY in port.external_ids), None)
+
+    @property
+    def intended(self) -> Mode:
+        """The mode that was asked for last; it is kept with the link."""
+        return Mode.OWN if self.link is None else Mode(self.link.external_ids.get(MODE_KEY, Mode.OWN))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,21 +140,20 @@ class Rows:
             ports = [_port(by_table, each, row["name"]) for each in _uuids(row["ports"])]
             mirrors = tuple(_mirror(by_table["Mirror"][each]) for each in _uuids(row["mirrors"]))
             bridges[row["name"]] = Bridge(
-                uuid, row["name"], row["datapath_type"] == "netdev", _is_ours(row),
-                Mode(_map(row["external_ids"]).get(MODE_KEY, Mode.OWN)),
+                uuid, row["name"], row["datapath_type"] == "netdev",
                 {port.name: port for port in ports}, mirrors,
             )  # fmt: skip
         return cls(root["_uuid"][1], bridges, _map(root["other_config"]))
 
     @property
-    def carrier(self) -> Bridge | None:
-        """The bridge of ours, if there is one."""
-        return next((bridge for bridge in self.bridges.values() if bridge.ours), None)
+    def open(self) -> bool:
+        """Whether there is any port of ours."""
+        return any(port.ours for bridge in self.bridges.values() for port in bridge.ports.values())
 
     @property
-    def link(self) -> Port | None:
-        """The port of the memif."""
-        return None if self.carrier is None else self.carrier.ports.get(LINK)
+    def links(self) -> dict[tuple[str, str], int]:
+        """The numbers of the links, by bridge and an empty name, as ``assign`` takes them."""
+        return {(each.name, ""): int(each.link.external_ids[LINK_KEY]) for each in self.bridges.values() if each.link}
 
     @property
     def tags(self) -> dict[tuple[str, str], int]:
@@ -176,14 +186,14 @@ class Rows:
         return found
 
     def carried(self) -> list[Carried]:
-        """The ports that have patch ports, those whose own port or whose patch port has no number excepted."""
+        """The ports that have patch ports, those that are not there themselves or have no number excepted."""
         found = []
         for wanted in self.wanted:
             bridge = self.bridges[wanted.bridge]
             patch, port = bridge.patches[wanted.name], bridge.ports.get(wanted.name)
-            if port is not None and port.ofports and patch.ofports:
+            if port is not None and port.ofports:
                 tag = int(patch.external_ids[TAG_KEY])
-                found.append(Carried(bridge.name, port.name, tag, port.ofports, patch.ofports[0], wanted.uplink))
+                found.append(Carried(bridge.name, port.name, tag, port.ofports, wanted.uplink))
         return sorted(found, key=lambda each: each.tag)
 
 
@@ -193,17 +203,20 @@ def mtu(rows: Rows, wanted: Iterable[Wanted]) -> int:
     return max((port.mtu for port in ports if port is not None), default=_DEFAULT_MTU)
 
 
-def assign_tags(both: Iterable[Rows], wanted: Iterable[Wanted]) -> dict[tuple[str, str], int]:
-    """The tags of all ports, those in use on either switch included. Raises SwitchError if the switches disagree, and
-    PrecheckFailed if there are no tags left."""
+def assign(
+    both: Iterable[Mapping[tuple[str, str], int]], wanted: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], int]:
+    """The tags of all ports, by bridge and name, those in use on either switch included; or the numbers of links.
+
+    Raises SwitchError if the switches disagree, and PrecheckFailed if there are none left."""
     tags: dict[tuple[str, str], int] = {}
-    for rows in both:
-        for port, tag in rows.tags.items():
+    for found in both:
+        for port, tag in found.items():
             if tags.setdefault(port, tag) != tag:
                 raise SwitchError(f"port {port[1]} of bridge {port[0]} has another tag on each switch; close wire mode")
     if len(set(tags.values())) < len(tags):
         raise SwitchError("two carried ports have the same tag; close wire mode")
-    new = [port for port in dict.fromkeys((each.bridge, each.name) for each in wanted) if port not in tags]
+    new = [port for port in dict.fromkeys(wanted) if port not in tags]
     free = sorted(set(range(1, MAX_TAG + 1)) - set(tags.values()))
     if len(new) > len(free):
         raise PrecheckFailed(f"wire mode has tags for {MAX_TAG} ports", hint="move fewer VMs at once")
@@ -212,7 +225,9 @@ def assign_tags(both: Iterable[Rows], wanted: Iterable[Wanted]) -> dict[tuple[st
 
 
 def see_room(rows: Rows, wanted: Iterable[Wanted]) -> None:
-    """Raises PrecheckFailed if a bridge would have too many mirrors, or has one that would copy our frames too."""
+    """Raises PrecheckFailed if a bridge would have too many mirrors, or has one that would copy our frames too, or if
+    it has a port with a number of ours."""
+    wanted = list(wanted)
     needed: dict[str, set[str]] = {}
     for each in wanted:
         if not each.uplink:
@@ -231,6 +246,13 @@ def see_room(rows: Rows, wanted: Iterable[Wanted]) -> None:
                 raise PrecheckFailed(
                     f"bridge {name}: mirror {mirror.name} selects all ports, and so would copy wire mode's frames too",
                     hint="have it select ports, or remove it for the time of the upgrade",
+                )
+    for name in {each.bridge for each in wanted}:
+        for port in rows.bridges[name].ports.values():
+            if not port.ours and any(NEAR_PORTS <= number <= LINK_PORT for number in port.ofports):
+                raise PrecheckFailed(
+                    f"bridge {name}: port {port.name} has number {port.ofports[-1]}, which wire mode needs",
+                    hint=f"give it a number below {NEAR_PORTS} (ofport_request)",
                 )
 
 

@@ -15,11 +15,14 @@ rows one transaction. All methods raise SwitchError.
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ovs_hotswap.errors import HotswapError, PrecheckFailed, SwitchError
 from ovs_hotswap.model import Side
@@ -29,10 +32,11 @@ from ovs_hotswap.switch.ovsdb import SwitchDb
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.switch.pmd import pmd_count
 from ovs_hotswap.switch.rpc import transact
-from ovs_hotswap.system import System
+from ovs_hotswap.system import System, files
 from ovs_hotswap.vm_ports import VmPort
 from ovs_hotswap.waiting import wait_until
 from ovs_hotswap.wire import mirror_changes as changes
+from ovs_hotswap.wire.mirror_changes import link_name
 from ovs_hotswap.wire.mirror_flows import (
     CARRY,
     COOKIES,
@@ -41,20 +45,30 @@ from ovs_hotswap.wire.mirror_flows import (
     Carried,
     Flow,
     Mode,
-    carrier_flows,
-    carrier_lines,
     carry_flows,
+    group_lines,
+    guard_flows,
     parse_flows,
     replacing,
     wire_flows,
 )
-from ovs_hotswap.wire.mirror_rows import LINK, READ, Operations, Rows, Wanted, assign_tags, mtu, see_room
+from ovs_hotswap.wire.mirror_rows import READ, Operations, Rows, Wanted, assign, mtu, see_room
 
-CARRIER = "br-ovsh-peer"
-"""The name of the bridge of ours, with the side after it: both switches may be in one network namespace."""
-TAGS = 8  # bytes on the memif: its own tag, and one of the frame's
+TAGS = 8  # bytes on a link: its own tag, and one of the frame's
 _ANSWER_S = 10.0
 _LINK_S = 15.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _one_at_a_time(method: Callable[Concatenate[MirrorWire, P], T]) -> Callable[Concatenate[MirrorWire, P], T]:
+    def locked(self: MirrorWire, /, *arguments: P.args, **options: P.kwargs) -> T:
+        with self._lock:
+            return method(self, *arguments, **options)
+
+    functools.update_wrapper(locked, method)
+    return locked
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +99,21 @@ class WireState:
 class MirrorWire:
     """Wire mode between the two switches ``sides``, whose databases and bridges others may own.
 
-    ``socket``: where the memif's ends meet; both switches must be able to reach this path. ``ready_s``: how long a
-    switch may take to make ports, in seconds.
+    ``socket``: where the two ends of a link meet, with the number of the link after it; both switches must be able to
+    reach this path. ``ready_s``: how long a switch may take to make ports, in seconds.
     """
 
     def __init__(
         self, sides: Mapping[Side, InstancePaths], system: System, socket: Path, *, ready_s: float = 15.0
     ) -> None:
         self._sides, self._system, self._socket, self._ready_s = sides, system, socket, ready_s
+        self._lock = threading.RLock()  # a keeper that repairs must not bring back what a cut removes
 
     # -- opening and closing -------------------------------------------------------------------------------------
 
+    @_one_at_a_time
     def open(self, old: Side, ports: Iterable[VmPort], uplinks: Iterable[UplinkPort] = ()) -> None:
-        """Carry these ports, besides those that are carried already. The old switch has the memif's listening end.
+        """Carry these ports, besides those that are carried already. The old switch has the links' listening ends.
 
         Nothing changes for packets, except that what the old switch outputs to a VM is also output on the new one.
         If it fails and wire mode was not open before, it is closed again. Raises PrecheckFailed, before anything is
@@ -108,7 +124,7 @@ class MirrorWire:
             *(Wanted(uplink.bridge, uplink.name, uplink=True) for uplink in uplinks),
         ]
         before = {side: self._rows(side) for side in self._sides}
-        tags = assign_tags(before.values(), wanted)
+        tags = assign((rows.tags for rows in before.values()), ((each.bridge, each.name) for each in wanted))
         every = {side: list(dict.fromkeys([*wanted, *rows.wanted])) for side, rows in before.items()}
         for side, rows in before.items():
             for each in wanted:
@@ -117,7 +133,7 @@ class MirrorWire:
         try:
             self._make(old, wanted, tags)
         except HotswapError as error:
-            if all(rows.carrier is None for rows in before.values()):
+            if not any(rows.open for rows in before.values()):
                 self._close_after(error)
             raise
 
@@ -125,6 +141,7 @@ class MirrorWire:
         """Carry ports that were added to both switches while wire mode is open; a wired switch is so for them too."""
         self.open(old, ports)
 
+    @_one_at_a_time
     def remove(self, ports: Iterable[VmPort]) -> None:
         """Carry these ports no longer. Their VMs must be gone, or on the switch that is not wired."""
         names = {(port.bridge, port.name) for port in ports}
@@ -133,14 +150,19 @@ class MirrorWire:
             self._program(side, rows, [each for each in rows.carried() if (each.bridge, each.name) not in names])
             self._change(side, changes.remove(rows, names))
 
+    @_one_at_a_time
     def close(self, side: Side) -> None:
         """Remove everything of ours from a switch, whatever state it is in. Its database and its flows are then as they
         were before. VMs must all be on the switch that is not wired."""
-        self._change(side, changes.remove(self._rows(side)))
-        for name in self._others(self._rows(side)):
+        rows = self._rows(side)
+        self._change(side, changes.remove(rows))
+        for name, bridge in rows.bridges.items():
+            if not bridge.userspace:
+                continue
             flows = self._openflow(side, name)
-            if any(flows.dump_cookie(cookie) for cookie in COOKIES):
-                flows.bundle([line for cookie in COOKIES for line in replacing(cookie, [])])
+            if bridge.patches or any(flows.dump_cookie(cookie) for cookie in COOKIES):
+                removed = [line for cookie in COOKIES for line in replacing(cookie, [])]
+                flows.bundle([*removed, *group_lines(wanted=False)])
 
     def _close_after(self, error: HotswapError) -> None:
         for side in self._sides:
@@ -151,6 +173,7 @@ class MirrorWire:
 
     # -- modes ---------------------------------------------------------------------------------------------------
 
+    @_one_at_a_time
     def wire(self, side: Side, mode: Mode = Mode.HELD) -> None:
         """Have the other switch's pipeline process what this one receives (``Mode``). Raises SwitchError if the other
         switch is wired itself, because frames would circulate between the two."""
@@ -160,16 +183,18 @@ class MirrorWire:
                 hint=f"cut instance {side.other} first",
             )
         rows = self._rows(side)
+        if mode.wired and not rows.open:
+            raise SwitchError(f"wire mode is not open on instance {side}")
         self._change(side, changes.intend(rows, mode), settle=False)
         carried = rows.carried()
         self._on_each(side, rows, lambda name: replacing(WIRE, wire_flows(_of(name, carried), mode)))
 
+    @_one_at_a_time
     def cut(self, side: Side) -> None:
         """Have the switch's own pipeline process what it receives from now on. This needs nothing of the other switch,
         which may be dead. ``wire`` undoes it."""
         rows = self._rows(side)
-        if rows.carrier is not None:
-            self._change(side, changes.intend(rows, Mode.OWN), settle=False)
+        self._change(side, changes.intend(rows, Mode.OWN), settle=False)
         self._on_each(side, rows, lambda _name: replacing(WIRE, []))
 
     # -- looking, and repairing ----------------------------------------------------------------------------------
@@ -177,125 +202,144 @@ class MirrorWire:
     def state(self, side: Side) -> WireState:
         """What the switch has, compared with what its rows ask for."""
         rows = self._rows(side)
-        if rows.carrier is None:
-            stray = [flow.line for name in self._others(rows) for flow in self._flows(side, name)]
-            return WireState(open=False, surplus=tuple(stray))
-        carried, mode = rows.carried(), rows.carrier.intended
-        wanted = {(rows.carrier.name, flow) for flow in carrier_flows(carried)}
-        wanted |= {(name, flow) for name in rows.bridges for flow in _flows_of(name, carried, mode)}
-        found = {(name, flow) for name in self._bridges(rows) for flow in self._flows(side, name)}
+        names = [name for name, bridge in rows.bridges.items() if bridge.userspace]
+        found = {(name, flow) for name in names for flow in self._flows(side, name)}
+        if not rows.open:
+            return WireState(open=False, surplus=tuple(_words(found)))
+        carried = rows.carried()
+        wanted = {(name, flow) for name in names for flow in _flows_of(name, carried, rows.bridges[name].intended)}
         lost = {(each.bridge, each.name) for each in rows.wanted} - {(each.bridge, each.name) for each in carried}
-        missing = [*(f"port {name} of bridge {bridge}" for bridge, name in sorted(lost)), *_words(wanted - found)]
-        if changes.make_mirrors(rows):
-            missing.append("mirrors")
-        return WireState(True, tuple(carried), mode, tuple(missing), tuple(_words(found - wanted)))
+        missing = [f"port {name} of bridge {bridge}" for bridge, name in sorted(lost)]
+        missing += [f"link of bridge {name}" for name in self._bridges(rows) if rows.bridges[name].link is None]
+        missing += ["mirrors"] if changes.make_mirrors(rows) else []
+        modes = {rows.bridges[name].intended for name in self._bridges(rows)}
+        mode = modes.pop() if len(modes) == 1 else Mode.OWN
+        words = tuple(missing + _words(wanted - found)), tuple(_words(found - wanted))
+        return WireState(True, tuple(carried), mode, *words)
 
+    @_one_at_a_time
     def repair(self, side: Side) -> None:
         """Bring back what others have removed: flows after a controller has cleared a table, the mirror of a port that
         was made again, the VLAN of a port that was given another one."""
         rows = self._rows(side)
-        if rows.carrier is None:
-            return
         there = [each for each in rows.wanted if each.name in rows.bridges[each.bridge].ports]
-        self._change(side, changes.make_ports(rows, rows.carrier.name, there, rows.tags))
+        self._change(side, changes.make_ports(rows, there, rows.tags))
         rows = self._rows(side)
         self._program(side, rows, rows.carried())
         self._change(side, changes.make_mirrors(rows))
         self._spare_floods(side, there)
 
+    def bridges(self, side: Side) -> list[str]:
+        """The bridges on which there are flows of ours."""
+        return self._bridges(self._rows(side))
+
+    def target(self, side: Side, bridge: str) -> str:
+        """A bridge as the programs of Open vSwitch are given it."""
+        return self._openflow(side, bridge).target
+
     # -- parts ---------------------------------------------------------------------------------------------------
 
     def _make(self, old: Side, wanted: Sequence[Wanted], tags: Mapping[tuple[str, str], int]) -> None:
         order = (old, old.other)
+        bridges = list(dict.fromkeys(each.bridge for each in wanted))
         for side in order:
-            rows = self._rows(side)
-            self._change(side, changes.make_ports(rows, f"{CARRIER}-{side}", wanted, tags))
+            for name in bridges:
+                guards = guard_flows(tags[name, each.name] for each in wanted if each.bridge == name)
+                self._openflow(side, name).bundle([f"flow add {flow.line}" for flow in guards])
+            self._change(side, changes.make_ports(self._rows(side), wanted, tags))
+        links = assign((self._rows(side).links for side in order), ((name, "") for name in bridges))
+        for name in bridges:
+            self._join(old, name, links[name, ""])
+        # A copy is delivered where it arrives, so there are flows everywhere before there is a mirror anywhere. What a
+        # bridge floods to a port of ours would be delivered as well, so it is kept from floods before.
+        for side in order:
             self._spare_floods(side, wanted)
-        self._join(old)
-        # A copy is delivered where it arrives, so there are flows everywhere before there is a mirror anywhere.
-        for side in order:
             rows = self._rows(side)
             self._program(side, rows, rows.carried())
         for side in order:
             self._change(side, changes.make_mirrors(self._rows(side)))
 
     def _spare_floods(self, side: Side, wanted: Collection[Wanted]) -> None:
-        for port in self._rows(side).carried():
-            if Wanted(port.bridge, port.name, port.uplink) in wanted:
-                self._openflow(side, port.bridge).keep_from_floods(port.patch)
+        ports = [port for port in self._rows(side).carried() if Wanted(port.bridge, port.name, port.uplink) in wanted]
+        for name in {port.bridge for port in ports}:
+            self._openflow(side, name).keep_from_floods(LINK_PORT)
+        for port in ports:
+            for number in (port.near, port.far):
+                self._openflow(side, port.bridge).keep_from_floods(number)
 
     def _program(self, side: Side, rows: Rows, carried: Sequence[Carried]) -> None:
-        """Give the switch's bridges the flows for these ports, the mode of which the rows speak included."""
-        if rows.carrier is None:
-            return
-        mode = rows.carrier.intended
-        self._openflow(side, rows.carrier.name).bundle(carrier_lines(carried))
+        """Give the switch's bridges the flows for these ports, and those of the mode in which it is to be."""
 
         def lines(name: str) -> list[str]:
-            ports = _of(name, carried)
-            return [*replacing(CARRY, carry_flows(ports)), *replacing(WIRE, wire_flows(ports, mode))]
+            ports, mode = _of(name, carried), rows.bridges[name].intended
+            return [
+                *group_lines(wanted=bool(ports)),
+                *replacing(CARRY, carry_flows(ports)),
+                *replacing(WIRE, wire_flows(ports, mode)),
+            ]
 
         self._on_each(side, rows, lines)
 
-    def _join(self, old: Side) -> None:
-        """Bring the memif up. A client connects only when its port is made (DPDK drivers/net/memif, memif_dev_start),
-        and a client whose server is made again never reconnects. So unless the link is up, both ends are made again,
-        the server's first."""
-        new = old.other
+    def _join(self, old: Side, bridge: str, number: int) -> None:
+        """Bring a bridge's link up. A client connects only when its port is made (DPDK drivers/net/memif,
+        memif_dev_start), and a client whose server is made again never reconnects. So unless the link is up, both ends
+        are made again, the server's first."""
         rows = {side: self._rows(side) for side in self._sides}
-        longest = max(mtu(each, each.wanted) for each in rows.values()) + TAGS
-        links = [each.link for each in rows.values() if each.link is not None and each.link.ofports]
-        if len(links) == len(rows) and self._connected():
+        socket = self._socket.with_name(f"{self._socket.name}.{number}")
+        longest = (
+            max(mtu(each, (want for want in each.wanted if want.bridge == bridge)) for each in rows.values()) + TAGS
+        )
+        links = [link for each in rows.values() if (link := each.bridges[bridge].link) is not None and link.ofports]
+        if len(links) == len(rows) and self._connected(socket):
             if longest > (shortest := min(link.mtu for link in links)):
                 raise PrecheckFailed(
-                    f"the link of wire mode was made for an MTU of {shortest}, and {longest} is needed",
-                    hint="move the VM's port after the upgrade, or close wire mode and begin again",
+                    f"bridge {bridge}: wire mode's link was made for an MTU of {shortest}, and {longest} is needed",
+                    hint="add the port after the upgrade, or close wire mode and begin again",
                 )
             return
         for side, each in rows.items():
-            self._change(side, changes.drop_link(each))
-        self._socket.unlink(missing_ok=True)  # a killed server leaves it, and the next one would refuse it
-        for side in (old, new):
-            queues = pmd_count(self._sides[side.other].vswitchd_ctl) or 1
+            self._change(side, changes.drop_link(each, bridge))
+        with files(socket):
+            socket.unlink(missing_ok=True)  # a killed server leaves it, and the next one would refuse it
+        for side in (old, old.other):
+            queues = (pmd_count(self._sides[side.other].vswitchd_ctl) or 1) + 1
             spec = memif.memif_spec(
-                LINK, LINK_PORT, self._socket, device="wire", server=side is old, mtu=longest, queues=queues + 1
-            )
-            self._change(side, changes.make_link(self._rows(side), spec.options, longest), [LINK])
-        if not wait_until(self._connected, _LINK_S, self._system):
+                link_name(number), LINK_PORT, socket,
+                device=f"wire{number}", server=side is old, mtu=longest, queues=queues,
+            )  # fmt: skip
+            mode = rows[side].bridges[bridge].intended
+            self._change(side, changes.make_link(self._rows(side), bridge, number, spec.options, longest, mode))
+        if not wait_until(partial(self._connected, socket), _LINK_S, self._system):
             raise SwitchError(
-                f"the link between the instances at {self._socket} does not come up within {_LINK_S:g} s",
+                f"the link between the instances at {socket} does not come up within {_LINK_S:g} s",
                 hint="the logs of both ovs-vswitchd say more (net_memif)",
             )
 
-    def _connected(self) -> bool:
+    def _connected(self, socket: Path) -> bool:
         """Whether either switch is a client that is connected to the other's socket."""
         pids = (self._system.read_pid(paths.vswitchd_pid) for paths in self._sides.values())
-        return any(pid is not None and memif.connected(pid, self._socket) for pid in pids)
+        return any(pid is not None and memif.connected(pid, socket) for pid in pids)
 
     def _on_each(self, side: Side, rows: Rows, lines: Callable[[str], list[str]]) -> None:
         """Send each bridge of others its bundle, all at once."""
-        names = self._bridges(rows, carrier=False)
+        names = self._bridges(rows)
         with ThreadPoolExecutor(max_workers=max(1, len(names))) as pool:
             acts = [pool.submit(self._openflow(side, name).bundle, lines(name)) for name in names]
         for act in acts:
             act.result()
 
-    def _bridges(self, rows: Rows, *, carrier: bool = True) -> list[str]:
-        """The bridges on which there may be flows of ours."""
-        found = {bridge.name for bridge in rows.bridges.values() if bridge.patches and not bridge.ours}
-        return sorted(found | ({rows.carrier.name} if carrier and rows.carrier is not None else set()))
-
     @staticmethod
-    def _others(rows: Rows) -> list[str]:
-        return [name for name, bridge in rows.bridges.items() if bridge.userspace and not bridge.ours]
+    def _bridges(rows: Rows) -> list[str]:
+        """The bridges on which there are flows of ours."""
+        return sorted(bridge.name for bridge in rows.bridges.values() if bridge.patches)
 
     def _wired(self, side: Side) -> str:
         """What shows that a switch is wired, or is to be; empty if nothing does."""
         rows = self._rows(side)
-        if rows.carrier is not None and rows.carrier.intended.wired:
-            return f"by intention: {rows.carrier.intended}"
-        names = self._bridges(rows, carrier=False)
-        return ", ".join(f"bridge {name}" for name in names if self._openflow(side, name).dump_cookie(WIRE))
+        for name in self._bridges(rows):
+            if rows.bridges[name].intended.wired or self._openflow(side, name).dump_cookie(WIRE):
+                return f"bridge {name}"
+        return ""
 
     def _flows(self, side: Side, bridge: str) -> list[Flow]:
         flows = self._openflow(side, bridge)
@@ -310,16 +354,15 @@ class MirrorWire:
     def _transact(self, side: Side, operations: Operations) -> Any:
         return transact(self._sides[side].db_socket, operations, timeout=_ANSWER_S)
 
-    def _change(self, side: Side, operations: Operations, ports: Collection[str] = (), *, settle: bool = True) -> None:
+    def _change(self, side: Side, operations: Operations, *, settle: bool = True) -> None:
         """Carry out a transaction, and wait until the switch has followed it and has made the ports that it adds."""
         if not operations:
             return
-        paths = self._sides[side]
         self._transact(side, operations)
         if settle:
-            made = {each["row"]["name"] for each in operations if each["table"] == "Port" and each["op"] == "insert"}
-            with SwitchDb(paths.db_socket) as database:
-                database.wait_ports([*ports, *(name for name in made if not name.startswith(CARRIER))], self._ready_s)
+            made = [each["row"]["name"] for each in operations if each["table"] == "Port" and each["op"] == "insert"]
+            with SwitchDb(self._sides[side].db_socket) as database:
+                database.wait_ports(made, self._ready_s)
 
 
 def _of(bridge: str, carried: Iterable[Carried]) -> list[Carried]:

@@ -9,16 +9,15 @@ import pytest
 
 from ovs_hotswap.errors import PrecheckFailed, SwitchError
 from ovs_hotswap.wire import mirror_changes as changes
-from ovs_hotswap.wire.mirror_flows import MAX_TAG, Mode
+from ovs_hotswap.wire.mirror_flows import LINK_PORT, MAX_TAG, Mode
 from ovs_hotswap.wire.mirror_rows import (
     COLUMNS,
-    LINK,
     MAX_MIRRORS,
     READ,
     Operations,
     Rows,
     Wanted,
-    assign_tags,
+    assign,
     mtu,
     see_room,
 )
@@ -145,22 +144,24 @@ def database() -> Database:
     return made
 
 
+def tags(both: list[Rows], wanted: list[Wanted]) -> dict[tuple[str, str], int]:
+    return assign((rows.tags for rows in both), ((each.bridge, each.name) for each in wanted))
+
+
 def opened(made: Database, wanted: list[Wanted] = EVERY) -> Database:
-    tags = assign_tags([made.rows()], wanted)
-    made.transact(changes.make_ports(made.rows(), "br-ovsh-peer-a", wanted, tags))
+    made.transact(changes.make_ports(made.rows(), wanted, tags([made.rows()], wanted)))
     made.transact(changes.make_mirrors(made.rows()))
     return made
 
 
 def test_what_is_made_carries_each_port_by_a_number_that_is_unique_over_all_bridges() -> None:
     rows = opened(database()).rows()
-    carried = [(port.bridge, port.name, port.tag, port.ofports, port.patch, port.uplink) for port in rows.carried()]
-    assert carried == [("br-int", "vm1", 1, (10,), 60_001, False), ("br-int", "vm2", 2, (11,), 60_002, False),
-                       ("br-ex", "up0", 3, (1,), 60_003, True)]  # fmt: skip
-    assert rows.carrier is not None
-    assert {name: port.ofports for name, port in rows.carrier.ports.items() if name != "br-ovsh-peer-a"} == {
-        "ovsh-c1": (1,), "ovsh-c2": (2,), "ovsh-c3": (3,)
-    }  # fmt: skip
+    carried = [(port.bridge, port.name, port.tag, port.ofports, port.uplink) for port in rows.carried()]
+    assert carried == [("br-int", "vm1", 1, (10,), False), ("br-int", "vm2", 2, (11,), False),
+                       ("br-ex", "up0", 3, (1,), True)]  # fmt: skip
+    for port in rows.carried():
+        near, far = (rows.bridges[port.bridge].ports[name] for name in changes.names_of(port.tag))
+        assert (near.ofports, far.ofports) == ((port.near,), (port.far,))
 
 
 def test_each_vm_has_a_mirror_to_its_patch_port_and_an_uplink_has_none() -> None:
@@ -174,7 +175,7 @@ def test_each_vm_has_a_mirror_to_its_patch_port_and_an_uplink_has_none() -> None
 def test_everything_is_made_once() -> None:
     made = opened(database())
     rows = made.rows()
-    assert changes.make_ports(rows, "br-ovsh-peer-a", EVERY, rows.tags) == []
+    assert changes.make_ports(rows, EVERY, rows.tags) == []
     assert changes.make_mirrors(rows) == []
 
 
@@ -182,8 +183,9 @@ def test_what_is_removed_leaves_the_database_as_it_was() -> None:
     made = database()
     before = {table: dict(rows) for table, rows in made.tables.items() if table != "Open_vSwitch"}
     opened(made)
-    made.transact(changes.make_link(made.rows(), {"dpdk-devargs": "net_memif"}, 1508))
+    made.transact(changes.make_link(made.rows(), "br-int", 1, {"dpdk-devargs": "net_memif"}, 1508))
     made.transact(changes.remove(made.rows()))
+    assert not made.rows().open
     names = {table: [row["name"] for row in rows.values()] for table, rows in before.items()}
     assert {table: [row["name"] for row in made.tables[table].values()] for table in names} == names
     assert [_set(row["mirrors"]) for row in made.tables["Bridge"].values()] == [[], []]
@@ -196,20 +198,21 @@ def test_one_port_can_be_removed_and_its_tag_is_given_to_the_next() -> None:
     rows = made.rows()
     assert [port.name for port in rows.carried()] == ["vm2", "up0"]
     assert len(rows.bridges["br-int"].mirrors) == 1
-    assert rows.carrier is not None
-    assert "ovsh-c1" not in rows.carrier.ports
-    assert assign_tags([rows], [VM1])["br-int", "vm1"] == 1
+    assert not {*changes.names_of(1)} & rows.bridges["br-int"].ports.keys()
+    assert tags([rows], [VM1])["br-int", "vm1"] == 1
 
 
 def test_a_patch_port_has_the_vlan_of_its_port_and_follows_it() -> None:
     made = Database()
-    made.bridge("br-int", "vm1", tag=5, vlan_mode="access")
+    qinq = ["map", [["qinq-ethtype", "802.1q"]]]
+    made.bridge("br-int", "vm1", tag=5, vlan_mode="access", other_config=qinq)
     opened(made, [VM1])
-    patch = made.port("ovsh-w1")
+    patch = made.port("ovsh-n1")
+    assert [*qinq[1], ["rstp-enable", "false"], ["stp-enable", "false"]] == patch["other_config"][1]
     assert (patch["tag"], patch["vlan_mode"]) == (5, "access")
     made.port("vm1").update(tag=EMPTY, vlan_mode="trunk", trunks=["set", [7, 8]])
     rows = made.rows()
-    made.transact(changes.make_ports(rows, "br-ovsh-peer-a", [VM1], rows.tags))
+    made.transact(changes.make_ports(rows, [VM1], rows.tags))
     assert (patch["tag"], patch["vlan_mode"], patch["trunks"]) == (EMPTY, "trunk", ["set", [7, 8]])
 
 
@@ -217,7 +220,7 @@ def test_an_uplinks_patch_port_passes_all_tags() -> None:
     made = Database()
     made.bridge("br-ex", "up0", tag=5)
     opened(made, [UP])
-    assert made.port("ovsh-w1")["tag"] == EMPTY
+    assert made.port("ovsh-n1")["tag"] == EMPTY
 
 
 def test_the_mirror_of_a_port_that_is_made_again_selects_the_new_one() -> None:
@@ -247,28 +250,27 @@ def test_a_port_that_is_gone_is_not_carried_and_can_be_removed() -> None:
     assert VM1 not in made.rows().wanted
 
 
-def test_the_mode_is_kept_in_the_row_of_the_carrier() -> None:
+def test_each_bridge_has_a_link_and_keeps_the_mode_with_it() -> None:
     made = opened(database())
-    carrier = made.rows().carrier
-    assert carrier is not None
-    assert carrier.intended is Mode.OWN
+    assert made.rows().bridges["br-int"].intended is Mode.OWN
+    for number, bridge in enumerate(("br-int", "br-ex"), 1):
+        made.transact(changes.make_link(made.rows(), bridge, number, {"dpdk-devargs": "net_memif"}, 1508))
     made.transact(changes.intend(made.rows(), Mode.UPLINKS))
-    carrier = made.rows().carrier
-    assert carrier is not None
-    assert (carrier.intended, carrier.ours) == (Mode.UPLINKS, True)
-    with pytest.raises(SwitchError, match="not open"):
-        changes.intend(database().rows(), Mode.HELD)
-
-
-def test_the_link_is_a_port_of_the_carrier() -> None:
-    made = opened(database())
-    made.transact(changes.make_link(made.rows(), {"dpdk-devargs": "net_memif"}, 1508))
-    link = made.rows().link
+    rows = made.rows()
+    assert rows.links == {("br-int", ""): 1, ("br-ex", ""): 2}
+    assert {bridge.intended for bridge in rows.bridges.values()} == {Mode.UPLINKS}
+    link = rows.bridges["br-int"].link
     assert link is not None
-    assert (link.name, link.ofports, link.mtu) == (LINK, (4000,), 1508)
-    made.transact(changes.drop_link(made.rows()))
-    assert made.rows().link is None
-    assert changes.drop_link(made.rows()) == []
+    assert (link.name, link.ofports, link.mtu) == (changes.link_name(1), (LINK_PORT,), 1508)
+    made.transact(changes.drop_link(rows, "br-int"))
+    assert made.rows().bridges["br-int"].link is None
+    assert changes.drop_link(made.rows(), "br-int") == []
+
+
+def test_a_link_that_is_made_again_has_the_mode_of_the_earlier_one() -> None:
+    made = opened(database())
+    made.transact(changes.make_link(made.rows(), "br-int", 1, {}, 1508, Mode.HELD))
+    assert made.rows().bridges["br-int"].intended is Mode.HELD
 
 
 @pytest.mark.parametrize(
@@ -286,11 +288,13 @@ def test_a_port_that_cannot_be_carried_is_named(wanted: Wanted, words: str) -> N
         made.rows().port(wanted)
 
 
-def test_another_programs_bridge_with_the_carriers_name_is_left_alone() -> None:
-    made = database()
-    made.bridge("br-ovsh-peer-a")
-    with pytest.raises(SwitchError, match="another program"):
-        changes.make_ports(made.rows(), "br-ovsh-peer-a", [VM1], {("br-int", "vm1"): 1})
+def test_a_port_with_a_number_of_ours_is_named() -> None:
+    made = Database()
+    made.bridge("br-ex", "br-ex", first=65_534)  # OFPP_LOCAL
+    see_room(made.rows(), [Wanted("br-ex", "up0")])
+    made.bridge("br-int", "vm1", first=60_001)
+    with pytest.raises(PrecheckFailed, match="port vm1 has number 60001"):
+        see_room(made.rows(), [VM1])
 
 
 def test_a_bridge_has_room_for_32_mirrors_with_those_of_others() -> None:
@@ -314,17 +318,17 @@ def test_a_mirror_of_all_ports_is_refused() -> None:
 
 def test_both_switches_use_the_same_tags() -> None:
     one, other = opened(database(), [VM2]), database()
-    assert assign_tags([one.rows(), other.rows()], EVERY) == {
+    assert tags([one.rows(), other.rows()], EVERY) == {
         ("br-int", "vm2"): 1, ("br-int", "vm1"): 2, ("br-ex", "up0"): 3
     }  # fmt: skip
     opened(other, [VM1, VM2])
     with pytest.raises(SwitchError, match="another tag on each switch"):
-        assign_tags([one.rows(), other.rows()], [VM2])
+        tags([one.rows(), other.rows()], [VM2])
     third = opened(database(), [VM1])
     with pytest.raises(SwitchError, match="the same tag"):
-        assign_tags([one.rows(), third.rows()], [])
+        tags([one.rows(), third.rows()], [])
     with pytest.raises(PrecheckFailed, match="2046"):
-        assign_tags([database().rows()], [Wanted("br-int", str(number)) for number in range(MAX_TAG + 1)])
+        tags([database().rows()], [Wanted("br-int", str(number)) for number in range(MAX_TAG + 1)])
 
 
 def test_an_answer_that_is_no_database_is_refused() -> None:

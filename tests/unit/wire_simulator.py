@@ -1,5 +1,5 @@
-"""A small interpreter of the flows of wire mode: two switches with a bridge and a carrier each, mirrors, patch ports
-and the link between them. It reads the lines that go to ovs-ofctl, and shares no code with what renders them."""
+"""A small interpreter of the flows of wire mode: two switches with a bridge each, mirrors, patch ports and the link
+between them. It reads the lines that go to ovs-ofctl, and shares no code with what renders them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-LINK = 4000
+LINK = 64_200
 _MOST = 1000  # frames on their way, by which a loop is seen
 
 
@@ -28,7 +28,6 @@ class Frame:
 
 @dataclass(frozen=True)
 class Rule:
-    table: int
     priority: int
     match: Mapping[str, str]
     actions: Sequence[str]
@@ -38,9 +37,8 @@ class Rule:
         head, actions = line.split(" actions=")
         fields = dict(item.partition("=")[::2] for item in head.split(","))
         assert fields.pop("cookie")
-        return cls(
-            int(fields.pop("table")), int(fields.pop("priority")), fields, re.findall(r"[^,(]+(?:\([^)]*\))?", actions)
-        )
+        assert fields.pop("table") == "0"
+        return cls(int(fields.pop("priority")), fields, re.findall(r"[^,(]+(?:\([^)]*\))?", actions))
 
     def fits(self, port: int, frame: Frame) -> bool:
         seen = {"in_port": port, "pkt_mark": frame.mark, "dl_vlan": frame.tag, "reg0": frame.reg0}
@@ -82,68 +80,57 @@ Pipeline = Callable[[int, Frame], Iterable[int]]
 
 @dataclass
 class Switch:
-    """``carried``: patch ports by the ports that they are for; ``mirrored``: those of these ports that have mirrors.
-    ``sent``: what left by each port, ``processed``: the frames that this pipeline has seen with their ports."""
+    """``patches``: the near and the far patch port of each port. ``mirrored``: the ports that have mirrors. ``sent``:
+    frames with the ports by which they left. ``processed``: frames that the pipeline has seen, with their ports.
+    ``misread``: whether the pipeline has seen a frame of which it does not know the own tag."""
 
     pipeline: Pipeline
-    patches: Mapping[int, tuple[int, int]]  # port: (patch port on the bridge, patch port on the carrier)
+    patches: Mapping[int, tuple[int, int]]
     mirrored: frozenset[int]
-    bridge: list[Rule] = field(default_factory=list)
-    carrier: list[Rule] = field(default_factory=list)
+    rules: list[Rule] = field(default_factory=list)
     sent: list[tuple[int, int]] = field(default_factory=list)
     processed: list[tuple[int, int]] = field(default_factory=list)
     link: deque[Frame] = field(default_factory=deque)
     misread: bool = False
 
     def receive(self, port: int, frame: Frame) -> None:
-        self._on_bridge(port, frame)
-
-    def from_link(self, frame: Frame) -> None:
-        self._run(self.carrier, 0, LINK, replace(frame, mark=0, reg0=0), carrier=True)
-
-    def _on_bridge(self, port: int, frame: Frame) -> None:
-        self._run(self.bridge, 0, port, frame, carrier=False)
-
-    def _run(self, rules: Sequence[Rule], table: int, port: int, frame: Frame, *, carrier: bool) -> None:
-        fit = [rule for rule in rules if rule.table == table and rule.fits(port, frame)]
+        fit = [rule for rule in self.rules if rule.fits(port, frame)]
         if not fit:
-            if not carrier:
-                self._foreign(port, frame)
+            self._foreign(port, frame)
             return
         best = max(rule.priority for rule in fit)
         chosen = [rule for rule in fit if rule.priority == best]
         assert len(chosen) == 1, f"not one flow alone: {chosen}"
         for action in chosen[0].actions:
             if action == "resubmit(,0)":
-                self._run(rules, 0, port, frame, carrier=carrier)
-            elif action == "group:1":  # the switch parses the frame again
-                self._run(rules, 1, port, replace(frame, misread=False), carrier=carrier)
+                self.receive(port, frame)
+            elif action.startswith("group:"):  # the switch parses the frame again, and then outputs it by reg0
+                self._output(frame.reg0, port, replace(frame, misread=False))
             elif action.startswith("output:"):
-                self._output(int(action.removeprefix("output:")), port, frame, carrier=carrier)
+                self._output(int(action.removeprefix("output:")), port, frame)
             elif action != "drop":
                 port, frame = changed(action, port, frame)
+
+    def from_link(self, frame: Frame) -> None:
+        self.receive(LINK, replace(frame, mark=0, reg0=0))
 
     def _foreign(self, port: int, frame: Frame) -> None:
         self.processed.append((frame.number, port))
         self.misread = self.misread or frame.misread
         for target in self.pipeline(port, frame):
-            self._output(target, port, frame, carrier=False)
+            self._output(target, port, frame)
 
-    def _output(self, target: int, source: int, frame: Frame, *, carrier: bool) -> None:
+    def _output(self, target: int, source: int, frame: Frame) -> None:
         if target == source:
             return  # OpenFlow 1.4, 5.8: a frame does not leave by the port on which it came
-        if carrier:
-            if target == LINK:
-                assert len(self.link) < _MOST, "frames go round"
-                self.link.append(frame)
-            else:
-                near = next(near for near, far in self.patches.values() if far == target)
-                self._on_bridge(near, replace(frame, reg0=0))
+        if target == LINK:
+            assert len(self.link) < _MOST, "frames go round"
+            self.link.append(frame)
             return
-        for near, far in self.patches.values():
-            if target == near:
-                self._run(self.carrier, 0, far, replace(frame, reg0=0), carrier=True)
+        for pair in self.patches.values():
+            if target in pair:
+                self.receive(pair[1 - pair.index(target)], replace(frame, reg0=0))
                 return
         self.sent.append((frame.number, target))
         if target in self.mirrored:
-            self._run(self.carrier, 0, self.patches[target][1], replace(frame, reg0=0), carrier=True)
+            self.receive(self.patches[target][1], replace(frame, reg0=0))
