@@ -130,11 +130,11 @@ def plan_for(active: ConntrackState, new: Iterable[Entry], *, cut: bool, sctp_po
         different + (() if cut else compared.extra),
         tuple(packet for entry in able
               for packet in packets(entry, default_timeouts=entry.zone not in active.timed_zones)),
-        (*_counted(lost, "connections cannot be carried over"),
-         *([f"{unread} lines of the active side's connections cannot be read"] if unread else []),
-         *([f"{active.expectations} connections that helpers wait for are not carried over"]
+        (*_counted(lost, "connections not carried over"),
+         *([f"lines about the active side's connections that cannot be read: {unread}"] if unread else []),
+         *([f"connections that helpers wait for, and that are not carried over: {active.expectations}"]
            if active.expectations else [])),
-        tuple(_counted((reason for reason in map(reduction, able) if reason), "connections are carried over, but")),
+        tuple(_counted((reason for reason in map(reduction, able) if reason), "connections carried over in part")),
     )  # fmt: skip
 
 
@@ -185,7 +185,7 @@ def differences(paths: InstancePaths, active: ConntrackState, *, timeout: float 
     new = parse_dump(ask(paths.vswitchd_ctl, ("dpctl/dump-conntrack",), "-m", "-s", timeout=timeout))
     found = list(_described(compare(active.dump.entries, new.entries)))
     if new.unread:
-        found.append(f"{len(new.unread)} lines of the new side's connections cannot be read")
+        found.append(f"lines about the new side's connections that cannot be read: {len(new.unread)}")
     if active.tcp_check and not tcp_check(paths):
         found.append("the new side does not check TCP sequence numbers")
     return tuple(found)
@@ -208,7 +208,7 @@ def _is_plain(entry: Entry) -> bool:
 
 def _counted(reasons: Iterable[str], text: str) -> Iterator[str]:
     for reason, count in Counter(reasons).most_common():
-        yield f"{count} {text}: {reason}"
+        yield f"{text}: {count}, because {reason}"
 
 
 def _refused(entries: Sequence[Entry]) -> tuple[str, ...]:

@@ -69,9 +69,9 @@ def reduction(entry: Entry) -> str | None:
     """Return what an entry loses when it is made again; ``None`` if that is only the time until it expires and, for
     TCP, the sequence numbers."""
     if entry.parent is not None:
-        return "it is no longer related to the connection that announced it"
+        return "they are no longer related to the connections that announced them"
     if entry.helper == "ftp" and (_source_changed(entry) or _target_changed(entry)):
-        return "addresses in its commands were translated, and numbers that this shifted are no longer corrected"
+        return "FTP's commands were translated, and the numbers that this shifted are no longer corrected"
     return None
 
 

@@ -140,10 +140,11 @@ def test_what_cannot_be_carried_over_is_counted(switch: FakeSwitch) -> None:
         switch.system, switch.paths, active(helped, child, unread=["?", "?"], expectations=4), cut=False
     )
     assert done.refused == (
-        "1 connections cannot be carried over: the helper sip is not known",
-        "2 lines of the active side's connections cannot be read",
-        "4 connections that helpers wait for are not carried over",
-        "1 connections are carried over, but: it is no longer related to the connection that announced it",
+        "connections not carried over: 1, because the helper sip is not known",
+        "lines about the active side's connections that cannot be read: 2",
+        "connections that helpers wait for, and that are not carried over: 4",
+        "connections carried over in part: 1, because they are no longer related to the connections that announced "
+        "them",
     )
 
 
@@ -151,7 +152,7 @@ def test_a_side_that_tracks_sctp_without_ports_gets_none(switch: FakeSwitch) -> 
     sctp = Entry(SCTP, replace(DNS.original), Tuple("10.0.0.2", "10.0.0.1", 53, 5001))
     del switch.answers["dpctl/dump-conntrack-exp"]
     done = conntrack.apply(switch.system, switch.paths, active(sctp), cut=False)
-    assert done.refused == ("1 connections cannot be carried over: the new side tracks SCTP without ports",)
+    assert done.refused == ("connections not carried over: 1, because the new side tracks SCTP without ports",)
     assert (held(switch), switch.tcp_check) == (set(), True)
 
 
