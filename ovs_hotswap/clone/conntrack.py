@@ -95,7 +95,7 @@ def apply(system: System, paths: InstancePaths, active: ConntrackState, *, cut: 
         inject(system, paths, bridges, plan.packets, timeout=timeout)
         after = parse_dump(ask(ctl, ("dpctl/dump-conntrack",), "-m", "-s", timeout=timeout)).entries
     except SwitchError as error:
-        _take_back(ctl, done.undo, error)
+        _take_back(ctl, done.undo, error, timeout)
         raise
     failed_to = compare(plan.make, after).missing
     made = len(plan.make) - len(failed_to)
@@ -216,10 +216,10 @@ def _refused(entries: Sequence[Entry]) -> tuple[str, ...]:
     return summary((f"{entry}: {reason}" for entry in entries), most=5)
 
 
-def _take_back(ctl: Path, commands: Iterable[Command], error: SwitchError) -> None:
+def _take_back(ctl: Path, commands: Iterable[Command], error: SwitchError, timeout: float) -> None:
     """Undo what was done before ``error``, and add to it what could not be undone."""
     try:
-        refused = list(attempt(ctl, commands))
+        refused = list(attempt(ctl, commands, timeout=timeout))
     except SwitchError as again:
         refused = [again.message]
     for line in summary(refused, most=5):

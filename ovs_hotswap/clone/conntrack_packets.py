@@ -93,13 +93,11 @@ def packets(entry: Entry, *, default_timeouts: bool = True) -> list[Packet]:
 
 
 def frame(protocol: int, packet: Tuple) -> bytes:
-    """Return a packet of ``packet``'s direction with no data."""
+    """Return a packet of ``packet``'s direction, with as little data as its protocol allows; not for TCP."""
     if packet.icmp is not None:
         identifier, kind, code = packet.icmp
         return _frame(protocol, packet, struct.pack("!BBHHH", kind, code, 0, identifier, 0), 2)
     ports = struct.pack("!HH", packet.source_port, packet.target_port)
-    if protocol == TCP:
-        return _tcp(packet, False, _ACK)
     if protocol == UDP:
         return _frame(protocol, packet, ports + struct.pack("!HH", 8, 0), 6)
     if protocol == SCTP:  # a DATA chunk with one byte (RFC 9260, 3.3.1)

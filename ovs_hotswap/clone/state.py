@@ -36,7 +36,7 @@ def read(active: InstancePaths, *, timeout: float = 60.0) -> RuntimeState:
         fdb.read(active, bridges, timeout=timeout),
         conntrack.read(active, bridges, timeout=timeout),
         runtime.read(active, timeout=timeout),
-        read_protocols(active, bridges),
+        read_protocols(active, bridges, timeout=timeout),
     )
 
 
@@ -54,7 +54,7 @@ def apply(new: InstancePaths, state: RuntimeState, system: System, *, cut: bool,
         done += fdb.apply(system, new, state.fdb, cut=cut, timeout=timeout)
     except SwitchError as error:
         try:
-            refused = undo(new, done.undo)
+            refused = undo(new, done.undo, timeout=timeout)
         except SwitchError as again:
             refused = (again.message,)
         for line in refused:
@@ -81,20 +81,20 @@ def differences(new: InstancePaths, state: RuntimeState, *, timeout: float = 60.
         *fdb.differences(new, state.fdb, timeout=timeout),
         *conntrack.differences(new, state.conntrack, timeout=timeout),
         *runtime.differences(new, state.settings, timeout=timeout),
-        *summary(protocols.different(state.protocols, read_protocols(new, bridges))),
+        *summary(protocols.different(state.protocols, read_protocols(new, bridges, timeout=timeout))),
     )
 
 
-def read_protocols(paths: InstancePaths, bridges: Bridges) -> protocols.States:
+def read_protocols(paths: InstancePaths, bridges: Bridges, *, timeout: float = 10.0) -> protocols.States:
     """Return the states of spanning trees, BFD, CFM, LACP, bonds and multicast groups. Raises SwitchError."""
     ctl, found = paths.vswitchd_ctl, dict[str, str]()
-    commands = commands_of(ctl)
+    commands = commands_of(ctl, timeout=timeout)
     for name, reader in protocols.READERS.items():
         if name in commands:
-            found.update(reader(ask(ctl, (name,))))
+            found.update(reader(ask(ctl, (name,), timeout=timeout)))
     for bridge in bridges.ports:
         try:
-            found.update(protocols.groups(bridge, ask(ctl, ("mdb/show", bridge))))
+            found.update(protocols.groups(bridge, ask(ctl, ("mdb/show", bridge), timeout=timeout)))
         except NoAnswer:
             raise
         except SwitchError:  # a bridge without multicast snooping (ofproto_unixctl_mcast_snooping_show)

@@ -161,26 +161,28 @@ class StateBed:
         self._run("ip", "netns", "add", space)
         self._namespaces.append(space)
         self._without_ipv6(guest)
-        self.inside(guest, "ip", "link", "add", "br", "address", mac(number), "type", "bridge", "mcast_snooping", "0")
+        self.inside(
+            guest, "ip", "link", "add", "name", "eth0", "address", mac(number), "type", "bridge", "mcast_snooping", "0"
+        )
         for side in "ab":
             peer = ("peer", "name", guest, "netns", self._namespace(side))
             self.inside(guest, "ip", "link", "add", f"to-{side}", "type", "veth", *peer)
-            self.inside(guest, "ip", "link", "set", f"to-{side}", "master", "br", "up")
+            self.inside(guest, "ip", "link", "set", f"to-{side}", "master", "eth0", "up")
             self._run("ip", "-n", self._namespace(side), "link", "set", guest, "up")
             self.inside(guest, "ethtool", "-K", f"to-{side}", "tx", "off", "rx", "off")
         # The switch cannot take checksums that a device was to compute (lib/netdev-linux.c without userspace TSO).
-        self.inside(guest, "ethtool", "-K", "br", "tx", "off")
+        self.inside(guest, "ethtool", "-K", "eth0", "tx", "off")
         for setting in ("disable_ipv6=0", "accept_dad=0"):
-            self.inside(guest, "sysctl", "-qw", f"net.ipv6.conf.br.{setting}")
-        self.inside(guest, "ip", "link", "set", "br", "up")
+            self.inside(guest, "sysctl", "-qw", f"net.ipv6.conf.eth0.{setting}")
+        self.inside(guest, "ip", "link", "set", "eth0", "up")
         for address in (f"10.0.0.{number}/24", f"fd00::{number}/64"):
-            self.inside(guest, "ip", "address", "add", address, "dev", "br")
+            self.inside(guest, "ip", "address", "add", address, "dev", "eth0")
         for other in (each for each in range(1, len(GUESTS) + 1) if each != number):
             for address in (f"10.0.0.{other}", f"fd00::{other}"):
                 self.inside(
-                    guest, "ip", "neigh", "replace", address, "lladdr", mac(other), "dev", "br", "nud", "permanent"
+                    guest, "ip", "neigh", "replace", address, "lladdr", mac(other), "dev", "eth0", "nud", "permanent"
                 )
-        self.inside(guest, "ip", "neigh", "replace", "10.0.0.99", "lladdr", mac(1), "dev", "br", "nud", "permanent")
+        self.inside(guest, "ip", "neigh", "replace", "10.0.0.99", "lladdr", mac(1), "dev", "eth0", "nud", "permanent")
 
     def _start(self, side: str) -> None:
         paths = self.paths(side)

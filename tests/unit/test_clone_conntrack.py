@@ -198,3 +198,39 @@ def test_the_measurement_leaves_nothing_and_fails_if_a_connection_was_not_made(s
     switch.limit = 199
     with pytest.raises(SwitchError, match="the new side did not make it"):
         measure(switch.system, switch.paths, 200)
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        (WEB, "ct_nw_src=10.0.0.1,ct_nw_dst=10.0.0.2,ct_nw_proto=6,ct_tp_src=5000,ct_tp_dst=80"),
+        (
+            Entry(1, Tuple("10.0.0.1", "10.0.0.2", icmp=(7, 8, 0)), Tuple("10.0.0.2", "10.0.0.1", icmp=(7, 0, 0)), 1),
+            "ct_nw_src=10.0.0.1,ct_nw_dst=10.0.0.2,ct_nw_proto=1,icmp_type=8,icmp_code=0,icmp_id=7",
+        ),
+        (
+            Entry(UDP, Tuple("fd00::1", "fd00::2", 1, 2), Tuple("fd00::2", "fd00::1", 2, 1), 1),
+            "ct_ipv6_src=fd00::1,ct_ipv6_dst=fd00::2,ct_nw_proto=17,ct_tp_src=1,ct_tp_dst=2",
+        ),
+        (Entry(47, Tuple("10.0.0.1", "10.0.0.2"), Tuple("10.0.0.2", "10.0.0.1"), 1),
+         "ct_nw_src=10.0.0.1,ct_nw_dst=10.0.0.2,ct_nw_proto=47"),
+    ],
+)  # fmt: skip
+def test_an_entry_is_removed_by_its_original_tuple(entry: Entry, text: str) -> None:
+    assert conntrack.flush(entry) == ("dpctl/flush-conntrack", "zone=1", text)
+
+
+def test_lines_of_the_new_side_that_cannot_be_read_are_a_difference(switch: FakeSwitch) -> None:
+    switch.answers["dpctl/dump-conntrack"] = "nonsense\n"
+    assert conntrack.differences(switch.paths, active()) == (
+        "lines about the new side's connections that cannot be read: 1",
+    )
+
+
+def test_silence_while_a_fault_is_undone_is_told(switch: FakeSwitch) -> None:
+    """The command that would switch the check on again is not answered."""
+    switch.system.fails = 1
+    switch.hangs("dpctl/ct-enable-tcp-seq-chk")
+    with pytest.raises(SwitchError, match="BAD_TYPE") as caught:
+        conntrack.apply(switch.system, switch.paths, active(WEB), cut=False, timeout=0.5)
+    assert "ct-enable-tcp-seq-chk: no answer" in caught.value.__notes__[0]

@@ -302,6 +302,21 @@ def test_what_a_fault_leaves_is_told(switch: FakeSwitch) -> None:
     assert any(note.startswith("not undone: dpctl/flush-conntrack zone=0") for note in caught.value.__notes__)
 
 
+def test_silence_after_a_fault_is_told(switch: FakeSwitch) -> None:
+    active = busy(switch)
+    switch.system.fails = 2
+    switch.hangs("dpctl/flush-conntrack")
+    with pytest.raises(SwitchError, match="BAD_TYPE") as caught:
+        state.apply(switch.paths, active, switch.system, cut=False, timeout=0.5)
+    assert "dpctl/flush-conntrack: no answer" in caught.value.__notes__[0]
+
+
+def test_a_switch_that_is_silent_about_multicast_is_not_taken_for_one_without_it(switch: FakeSwitch) -> None:
+    switch.hangs("mdb/show")
+    with pytest.raises(NoAnswer):
+        state.read(switch.paths, timeout=0.5)
+
+
 def test_a_refusal_ends_nothing_and_silence_does(switch: FakeSwitch) -> None:
     switch.answers["good"] = "fine"
     switch.hangs("silent")
