@@ -18,11 +18,12 @@ def read(paths: InstancePaths, *, timeout: float = 10.0) -> Settings:
     return found
 
 
-def apply(paths: InstancePaths, active: Settings, *, timeout: float = 10.0) -> Applied:
+def apply(paths: InstancePaths, active: Settings, *, cut: bool, timeout: float = 10.0) -> Applied:
     """Give the new side the active side's settings. What it refuses now it may take later: a route, for example, needs
-    the address of the bridge's device. Raises SwitchError, after which the new side has its own settings again."""
+    the address of the bridge's device. ``cut``: the new side has the traffic; what it has stays, and what it lacks is
+    added. Raises SwitchError, after which the new side has its own settings again."""
     ctl = paths.vswitchd_ctl
-    due = changes(active, read(paths, timeout=timeout), commands_of(ctl, timeout=timeout))
+    due = changes(active, read(paths, timeout=timeout), commands_of(ctl, timeout=timeout), cut=cut)
     done = Applied()
     try:
         for change in due:

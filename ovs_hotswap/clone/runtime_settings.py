@@ -31,6 +31,7 @@ Settings = Mapping[str, Setting]
 _LEVELS = re.compile(r"^(?P<module>\S+)\s+\w+\s+(?P<syslog>\w+)\s+(?P<file>\w+)(?P<rest>.*)$")
 _DPDK_LEVEL = re.compile(r"^\s*id \d+: (?P<name>\S+), level is (?P<level>\w+)")
 _NO_LIMIT = 0xFFFFFFFF
+_SET_NEIGHBOUR = "tnl/neigh/set"
 _ZONE_LIMIT = re.compile(r"zone=(\d+),limit=(\d+)")
 _ROUTE = re.compile(
     r"^User: (?P<to>\S+)(?: MARK (?P<mark>\d+))? dev (?P<device>\S+)(?: GW (?P<gateway>\S+))?(?: SRC (?P<source>\S+))?"
@@ -152,7 +153,7 @@ def neighbours(text: str) -> Settings:
     rows = filter(None, map(_NEIGHBOUR.match, text.splitlines()))
     return {
         f"tunnel neighbour {row['address']} on {row['device']}": Setting(
-            row["mac"], (("tnl/neigh/set", row["device"], row["address"], row["mac"]),)
+            row["mac"], ((_SET_NEIGHBOUR, row["device"], row["address"], row["mac"]),)
         )
         for row in rows
         if "STALE" not in row["rest"]
@@ -191,25 +192,27 @@ class Change:
     undo: tuple[Command, ...]
 
 
-def changes(active: Settings, new: Settings, commands: Collection[str]) -> list[Change]:
+def changes(active: Settings, new: Settings, commands: Collection[str], *, cut: bool) -> list[Change]:
     """Return what gives the new side the settings of the active one. ``commands`` are those that the new side has.
 
-    A setting that only the new side has stays as it is.
+    A setting that only the new side has stays as it is. After the cut (``cut``) what the new side has was perhaps set
+    there, and stays too. Before it, neighbours of tunnels are set even if they are equal, so that none expires soon.
     """
     found = []
     for name, wanted in active.items():
         own = new.get(name)
-        if own is not None and own.value == wanted.value:
+        if own is not None and (cut or (own.value == wanted.value and not _is_neighbour(wanted))):
             continue
         # Every switch has the levels of its modules; the new one may have other modules.
-        if (own is None and not _can_be_added(wanted)) or any(put[0] not in commands for put in wanted.put):
+        can_be_added = bool(wanted.remove) or _is_neighbour(wanted)
+        if (own is None and not can_be_added) or any(put[0] not in commands for put in wanted.put):
             continue
         found.append(Change(name, wanted.put, wanted.remove if own is None else own.put))
     return found
 
 
-def _can_be_added(setting: Setting) -> bool:
-    return bool(setting.remove) or setting.put[0][0] == "tnl/neigh/set"
+def _is_neighbour(setting: Setting) -> bool:
+    return setting.put[0][0] == _SET_NEIGHBOUR
 
 
 def different(active: Settings, new: Settings) -> Iterator[str]:

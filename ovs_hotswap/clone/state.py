@@ -48,7 +48,7 @@ def apply(new: InstancePaths, state: RuntimeState, system: System, *, cut: bool,
     databases, which expire.
     """
     # Settings first: limits and intervals are those of the active side when the connections are made.
-    done = runtime.apply(new, state.settings, timeout=timeout)
+    done = runtime.apply(new, state.settings, cut=cut, timeout=timeout)
     try:
         done += conntrack.apply(system, new, state.conntrack, cut=cut, timeout=timeout)
         done += fdb.apply(system, new, state.fdb, cut=cut, timeout=timeout)

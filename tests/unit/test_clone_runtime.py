@@ -105,7 +105,9 @@ def test_no_limit_is_never_set_to_zero() -> None:
     unlimited = zone_limits("default limit=0\n")["connections tracked in a zone"]
     assert unlimited.put == (("dpctl/ct-set-limits", "default=4294967295"), ("dpctl/ct-del-limits", "default"))
     assert unlimited.value == zone_limits("default limit=4294967295\n")["connections tracked in a zone"].value
-    (change,) = changes(zone_limits("default limit=9"), zone_limits("default limit=0"), ["dpctl/ct-set-limits"])
+    (change,) = changes(
+        zone_limits("default limit=9"), zone_limits("default limit=0"), ["dpctl/ct-set-limits"], cut=False
+    )
     assert change.undo == unlimited.put
 
 
@@ -123,7 +125,7 @@ def test_the_new_side_gets_what_differs_and_can_be_put_back(switch: FakeSwitch) 
     }  # fmt: skip
     assert len(runtime.differences(switch.paths, active)) == 6
     switch.asked.clear()
-    done = runtime.apply(switch.paths, active)
+    done = runtime.apply(switch.paths, active, cut=False)
     assert done.done == ("settings of the running switch: 6",)
     assert done.refused == ()
     put = [command for command in switch.asked if command[0] in given and len(command) > 1]
@@ -145,6 +147,21 @@ def test_the_new_side_gets_what_differs_and_can_be_put_back(switch: FakeSwitch) 
     )
 
 
+def test_after_the_cut_only_what_the_new_side_lacks_is_added() -> None:
+    active = {**zone_limits("zone=5,limit=7\nzone=6,limit=7"), **READERS[("tnl/neigh/aging",)]("900")}
+    new = {**zone_limits("zone=5,limit=8"), **READERS[("tnl/neigh/aging",)]("100")}
+    commands = ["dpctl/ct-set-limits", "tnl/neigh/aging"]
+    assert [change.name for change in changes(active, new, commands, cut=True)] == ["connections tracked in zone 6"]
+    assert len(changes(active, new, commands, cut=False)) == 3
+
+
+def test_neighbours_are_kept_from_expiring_until_the_cut() -> None:
+    same = READERS[("tnl/neigh/show",)]("10.9.9.9                 02:00:00:00:09:09   br0\n")
+    (change,) = changes(same, same, ["tnl/neigh/set"], cut=False)
+    assert change.put == (("tnl/neigh/set", "br0", "10.9.9.9", "02:00:00:00:09:09"),)
+    assert changes(same, same, ["tnl/neigh/set"], cut=True) == []
+
+
 def test_what_the_new_side_refuses_is_told_and_not_undone(switch: FakeSwitch) -> None:
     """A route before the bridge's device has an address, or a range that is answered with a text and no error."""
     active = {
@@ -155,7 +172,7 @@ def test_what_the_new_side_refuses_is_told_and_not_undone(switch: FakeSwitch) ->
         "ovs/route/show": "", "tnl/egress_port_range": lambda given: "Invalid min." if given else "range: 1-2",
         "ovs/route/add": lambda _: switch._refuse("Error while inserting route."),
     }  # fmt: skip
-    done = runtime.apply(switch.paths, active)
+    done = runtime.apply(switch.paths, active, cut=False)
     assert (done.done, done.undo) == ((), ())
     assert done.refused == (
         "ovs/route/add 10.0.0.0/8 br0: Error while inserting route.\n",
@@ -169,7 +186,7 @@ def test_what_the_new_side_does_not_have_is_not_set_but_told(switch: FakeSwitch)
         **READERS[("upcall/show",)]("ufid enabled : true"),
     }
     switch.answers["upcall/show"] = "ufid enabled : false"
-    done = runtime.apply(switch.paths, active)
+    done = runtime.apply(switch.paths, active, cut=False)
     assert done == Applied()
     assert sorted(runtime.differences(switch.paths, active))[-1] == (
         "unique flow identifiers: on, and off on the new side"
@@ -190,7 +207,7 @@ def test_a_switch_that_stops_answering_gets_its_settings_back(switch: FakeSwitch
     switch.hangs("dpctl/ct-set-maxconns")
     active = {**READERS[("upcall/show",)]("ufid enabled : true"), **READERS[("dpctl/ct-get-maxconns",)]("6")}
     with pytest.raises(NoAnswer):
-        runtime.apply(switch.paths, active, timeout=0.3)
+        runtime.apply(switch.paths, active, cut=False, timeout=0.3)
     assert [name for name, *_ in switch.told("upcall/")[-2:]] == ["upcall/enable-ufid", "upcall/disable-ufid"]
 
 
@@ -199,7 +216,7 @@ def test_an_undo_that_is_not_answered_is_told(switch: FakeSwitch) -> None:
     switch.hangs("upcall/disable-ufid", "dpctl/ct-set-maxconns")
     active = {**READERS[("upcall/show",)]("ufid enabled : true"), **READERS[("dpctl/ct-get-maxconns",)]("6")}
     with pytest.raises(NoAnswer) as caught:
-        runtime.apply(switch.paths, active, timeout=0.3)
+        runtime.apply(switch.paths, active, cut=False, timeout=0.3)
     assert "could not be put back" in caught.value.__notes__[0]
 
 
