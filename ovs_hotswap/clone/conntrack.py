@@ -75,7 +75,7 @@ def apply(system: System, paths: InstancePaths, active: ConntrackState, *, cut: 
 
     Before the cut (``cut`` is false) the active side alone has the traffic: entries of the new side that differ are
     made again, and those that the active side no longer has are removed. After the cut what the new side has is newer,
-    and stays. Raises SwitchError, after which the new side's own entries and its check are as before.
+    and stays. Raises SwitchError, after which what was made is gone again, and the check is as before.
     """
     ctl, bridges = paths.vswitchd_ctl, read_bridges(paths.db_socket)
     before = parse_dump(ask(ctl, ("dpctl/dump-conntrack",), "-m", "-s", timeout=timeout)).entries
@@ -90,7 +90,7 @@ def apply(system: System, paths: InstancePaths, active: ConntrackState, *, cut: 
                 ("the new side no longer checks TCP sequence numbers",), undo=(("dpctl/ct-enable-tcp-seq-chk",),)
             )
         # An entry that has expired in the meantime cannot be found, which is as good.
-        list(attempt(ctl, filter(None, map(flush, plan.remove)), timeout=timeout))
+        list(attempt(ctl, plan.remove, timeout=timeout))
         done += Applied(undo=undo_of(plan.make, before))
         inject(system, paths, bridges, plan.packets, timeout=timeout)
         after = parse_dump(ask(ctl, ("dpctl/dump-conntrack",), "-m", "-s", timeout=timeout)).entries
@@ -106,11 +106,11 @@ def apply(system: System, paths: InstancePaths, active: ConntrackState, *, cut: 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """``make``: the entries to make, those with translated addresses first, so that no other one takes their place.
-    ``remove``: entries of the new side. ``lost``: lines for what cannot be made. ``reduced``: lines for entries that
-    are made and lose something."""
+    ``remove``: the commands that remove entries of the new side. ``lost``: lines for what cannot be made. ``reduced``:
+    lines for entries that are made and lose something."""
 
     make: tuple[Entry, ...]
-    remove: tuple[Entry, ...]
+    remove: tuple[Command, ...]
     packets: tuple[Packet, ...]
     lost: tuple[str, ...]
     reduced: tuple[str, ...]
@@ -119,15 +119,17 @@ class Plan:
 def plan_for(active: ConntrackState, new: Iterable[Entry], *, cut: bool, sctp_ports: bool = True) -> Plan:
     """``sctp_ports``: the new side tracks SCTP with its ports."""
     compared = compare(active.dump.entries, new)
-    different = () if cut else tuple(own for _, own in compared.changed)
-    due = (*compared.missing, *(() if cut else (entry for entry, _ in compared.changed)))
+    unread = len(active.dump.unread)
+    changed = () if cut else compared.changed
+    # A line that cannot be read may be the active side's entry of a connection that only the new side seems to have.
+    gone = () if cut or unread else compared.extra
+    due = (*compared.missing, *(entry for entry, _ in changed))
     reasons = [(entry, obstacle(entry, sctp_ports=sctp_ports)) for entry in due]
     able = sorted((entry for entry, reason in reasons if reason is None), key=_is_plain)
     lost = [reason for _, reason in reasons if reason]
-    unread = len(active.dump.unread)
     return Plan(
         tuple(able),
-        different + (() if cut else compared.extra),
+        tuple(filter(None, map(flush, (*(own for _, own in changed), *gone)))),
         tuple(packet for entry in able
               for packet in packets(entry, default_timeouts=entry.zone not in active.timed_zones)),
         (*_counted(lost, "connections not carried over"),

@@ -87,6 +87,12 @@ def test_before_the_cut_the_active_side_is_right(switch: FakeSwitch) -> None:
     assert done.done == ("connections: 1 made, 2 removed",)
 
 
+def test_nothing_is_removed_that_may_be_in_a_line_that_cannot_be_read(switch: FakeSwitch) -> None:
+    conntrack.apply(switch.system, switch.paths, active(WEB), cut=False)
+    conntrack.apply(switch.system, switch.paths, active(unread=["?"]), cut=False)
+    assert held(switch) == {WEB}
+
+
 def test_after_the_cut_the_new_side_is_right(switch: FakeSwitch) -> None:
     closed = replace(WEB, states=("TIME_WAIT", "TIME_WAIT"))
     conntrack.apply(switch.system, switch.paths, active(closed), cut=False)
