@@ -32,6 +32,7 @@ _LEVELS = re.compile(r"^(?P<module>\S+)\s+\w+\s+(?P<syslog>\w+)\s+(?P<file>\w+)(
 _DPDK_LEVEL = re.compile(r"^\s*id \d+: (?P<name>\S+), level is (?P<level>\w+)")
 _NO_LIMIT = 0xFFFFFFFF
 _SET_NEIGHBOUR = "tnl/neigh/set"
+_LOGS = ("vlog/", "dpdk/")
 _ZONE_LIMIT = re.compile(r"zone=(\d+),limit=(\d+)")
 _ROUTE = re.compile(
     r"^User: (?P<to>\S+)(?: MARK (?P<mark>\d+))? dev (?P<device>\S+)(?: GW (?P<gateway>\S+))?(?: SRC (?P<source>\S+))?"
@@ -216,13 +217,16 @@ def _is_neighbour(setting: Setting) -> bool:
 
 
 def different(active: Settings, new: Settings) -> Iterator[str]:
-    """Yield a line for each setting that differs. One that only the new side has is no difference unless it could be
-    taken away: modules of a newer release have levels of their own."""
+    """Yield a line for each setting that differs.
+
+    Log levels that only one side has are none: another release has other modules. What else only the new side has is a
+    difference if it can be taken away.
+    """
     for name, wanted in active.items():
         own = new.get(name)
-        if own is None:
+        if own is None and not wanted.put[0][0].startswith(_LOGS):
             yield f"{name}: {wanted.value}, and the new side does not have it"
-        elif own.value != wanted.value:
+        elif own is not None and own.value != wanted.value:
             yield f"{name}: {wanted.value}, and {own.value} on the new side"
     for name, own in new.items():
         if name not in active and own.remove:

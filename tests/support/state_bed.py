@@ -52,6 +52,7 @@ class StateBed:
             self._without_ipv6(side)
         for number, guest in enumerate(GUESTS, 1):
             self._make_guest(guest, number)
+        self.move("a")  # before the switches start: with two links, the guests' bridges would be a loop
         for side in "ab":
             self._start(side)
 
@@ -168,6 +169,8 @@ class StateBed:
             peer = ("peer", "name", guest, "netns", self._namespace(side))
             self.inside(guest, "ip", "link", "add", f"to-{side}", "type", "veth", *peer)
             self.inside(guest, "ip", "link", "set", f"to-{side}", "master", "eth0", "up")
+            # What was learnt on one link would keep frames from the other one after a move.
+            self.inside(guest, "bridge", "link", "set", "dev", f"to-{side}", "learning", "off")
             self._run("ip", "-n", self._namespace(side), "link", "set", guest, "up")
             self.inside(guest, "ethtool", "-K", f"to-{side}", "tx", "off", "rx", "off")
         # The switch cannot take checksums that a device was to compute (lib/netdev-linux.c without userspace TSO).

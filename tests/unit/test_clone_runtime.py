@@ -181,18 +181,18 @@ def test_what_the_new_side_refuses_is_told_and_not_undone(switch: FakeSwitch) ->
 
 
 def test_what_the_new_side_does_not_have_is_not_set_but_told(switch: FakeSwitch) -> None:
+    """A module of the log that it does not have is nothing that it lacks."""
     active = {
         **READERS[("vlog/list",)]("\n\nold_module  OFF INFO DBG"),
+        **READERS[("dpdk/log-list",)]("id 3: lib.old, level is info\n"),
+        **READERS[("tnl/neigh/retrans_time",)]("1000"),
         **READERS[("upcall/show",)]("ufid enabled : true"),
     }
     switch.answers["upcall/show"] = "ufid enabled : false"
-    done = runtime.apply(switch.paths, active, cut=False)
-    assert done == Applied()
-    assert sorted(runtime.differences(switch.paths, active))[-1] == (
-        "unique flow identifiers: on, and off on the new side"
-    )
-    assert "log level of old_module (file): DBG, and the new side does not have it" in (
-        runtime.differences(switch.paths, active)
+    assert runtime.apply(switch.paths, active, cut=False) == Applied()
+    assert runtime.differences(switch.paths, active) == (
+        "milliseconds between two questions for a tunnel neighbour: 1000, and the new side does not have it",
+        "unique flow identifiers: on, and off on the new side",
     )
 
 
