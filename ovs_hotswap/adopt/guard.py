@@ -30,7 +30,7 @@ from pathlib import Path
 
 from ovs_hotswap.adopt.fetching import Fetched
 from ovs_hotswap.adopt.log_files import since
-from ovs_hotswap.adopt.log_reader import FENCE, Since
+from ovs_hotswap.adopt.log_reader import FENCE, RECONNECT, Since
 from ovs_hotswap.adopt.processes import borrowed
 from ovs_hotswap.adopt.snapshot import LogMark, Snapshot
 from ovs_hotswap.adopt.stopping import Stopped
@@ -163,8 +163,7 @@ def _heard(snapshot: Snapshot, look: Look, questions: int = 0) -> bool:
     if found.ended:
         raise TryAgain(f"{snapshot.socket}: the switch has closed the connection since the snapshot")
     if found.dropped:
-        raise StateUnknown(f"{snapshot.log.path}: lines were left out",
-                           hint="`ovs-appctl vlog/disable-rate-limit dpdk`")  # fmt: skip
+        raise StateUnknown(f"{snapshot.log.path}: lines were left out", hint=RECONNECT)
     if others := [name for name in found.messages if name != FENCE]:
         raise TryAgain(f"{snapshot.socket}: {len(others)} messages since the snapshot, the last {others[-1]}")
     if len(found.messages) > questions:

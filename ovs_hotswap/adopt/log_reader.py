@@ -184,8 +184,7 @@ def _complete(entries: Sequence[_Entry], socket: str) -> None:
         if entry.number < 0 and ("VHOST_CONFIG" in entry.text or socket in entry.text):
             raise _unproven(socket, "the log has a line that is damaged", entry.text[:200])
         if _is_dropped(entry):
-            raise _unproven(socket, "the log lacks lines", entry.text,
-                            hint=f"`ovs-appctl vlog/disable-rate-limit dpdk`; after that, {RECONNECT}")  # fmt: skip
+            raise _unproven(socket, "the log lacks lines", entry.text)
         if entry.vhost is not None and entry.vhost.startswith("read message "):
             if last is not None and not set(range(last + 1, entry.number)) <= between:
                 raise _unproven(socket, "the log lacks lines", f"between number {last} and number {entry.number}")
@@ -338,5 +337,5 @@ def joined(pieces: Iterable[str]) -> str:
     return whole
 
 
-def _unproven(socket: str, what: str, why: str, hint: str = RECONNECT) -> StateUnknown:
-    return StateUnknown(f"{socket}: {what}: {why}", hint=hint)
+def _unproven(socket: str, what: str, why: str) -> StateUnknown:
+    return StateUnknown(f"{socket}: {what}: {why}", hint=RECONNECT)

@@ -18,9 +18,10 @@ from ovs_hotswap.adopt.log_reader import Logged, LoggedRing
 from ovs_hotswap.adopt.qmp_facts import QueueFact
 from ovs_hotswap.adopt.snapshot import RegionFact
 from ovs_hotswap.adopt.taking import PortFact, check_enabled, parse_port, place_of
-from ovs_hotswap.errors import StateUnknown, SwitchError
+from ovs_hotswap.errors import BrokerError, StateUnknown, SwitchError, TryAgain
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.switch.pmd import RxQueue
+from ovs_hotswap.system import System
 
 NOWHERE: Any = {field.name: Path("/nowhere") for field in fields(InstancePaths)}
 PATHS = InstancePaths(**{**NOWHERE, "netns": ""})
@@ -171,17 +172,37 @@ def switch(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Switch]:
 
 
 def test_the_log_has_everything_and_is_as_before_afterwards(switch: Switch) -> None:
-    before = switch.level
-    kept = log_settings.log_everything(switch.paths)
+    before, asked = switch.level, list[str]()
+
+    def prove(paths: InstancePaths, port: str, system: System) -> None:
+        assert switch.limited, "a line that was left out would never be announced"
+        asked.append(port)
+        if port == "vm1":
+            raise BrokerError("its monitor has another client")
+
+    switch.limited = False  # by an operator
+    kept = log_settings.log_everything(switch.paths, ["vm1", "vm2", "vm3"], System(), prove)
+    assert asked == ["vm1", "vm2"]
     assert switch.level in ("info", "debug")
     assert not switch.limited
     log_settings.log_as_before(switch.paths, log_settings.LogSettings.restored(kept.fact()))
     assert (switch.level, switch.limited) == (before, True)
 
 
+def test_a_limit_stays_on_if_it_is_not_known_whether_lines_were_left_out(switch: Switch) -> None:
+    def prove(paths: InstancePaths, port: str, system: System) -> None:
+        raise TryAgain(f"{port}: lines were left out")
+
+    before = switch.level
+    for ports, reason in ((["vm1", "vm2"], "vm2: lines were left out"), ([], "no port")):
+        with pytest.raises(StateUnknown, match=reason):
+            log_settings.log_everything(switch.paths, ports, System(), prove)
+        assert (switch.level, switch.limited) == (before, True)
+
+
 @pytest.mark.parametrize("switch", ["error"], indirect=True)
 def test_a_log_that_cannot_have_everything_is_as_before(switch: Switch) -> None:
     switch.fails = True
     with pytest.raises(SwitchError):
-        log_settings.log_everything(switch.paths)
+        log_settings.log_everything(switch.paths, ["vm1"], System(), lambda *_: None)
     assert (switch.level, switch.limited) == ("error", True)
