@@ -26,7 +26,7 @@ from ovs_hotswap.service.sd_notify import BOOTED
 from ovs_hotswap.system import System, files
 
 PROGRAM = Path("/opt/ovs-hotswap/bin/ovs-hotswap")
-_NAME = "ovs-hotswap.conf"
+_RELOAD, _SHIELD = "ovs-hotswap-reload.conf", "ovs-hotswap-shield.conf"  # one of the same name would hide the other
 _DAEMONS = ("ovs-vswitchd", "ovsdb-server")
 _ASK_S = 20.0
 _HEAD = "# Written by ovs-hotswap, and removed by it.\n"
@@ -86,7 +86,7 @@ class StockUnits:
     @property
     def shield_file(self) -> Path:
         """The file that exists while the switch is shielded."""
-        return self._path(self._run, self._unit)
+        return self._shield_file(self._unit)
 
     def names(self) -> tuple[str, ...]:
         """The units that this host has; none without systemd."""
@@ -97,17 +97,17 @@ class StockUnits:
 
     def install(self) -> None:
         """Have ``systemctl reload`` upgrade, for good. Its undo is ``remove``."""
-        self._write({self._path(self._etc, self._unit): reload_text(self._program)} if self.names() else {})
+        self._write({self._reload_file: reload_text(self._program)} if self.names() else {})
 
     def remove(self) -> None:
-        self._clear([self._path(self._etc, self._unit)])
+        self._clear([self._reload_file])
 
     def installed(self) -> bool:
-        return self._path(self._etc, self._unit).exists()
+        return self._reload_file.exists()
 
     def shield(self, *, retired: bool = False) -> None:
         """Have systemd refuse to stop the units on request, until the next boot. Its undo is ``unshield``."""
-        self._write({self._path(self._run, name):
+        self._write({self._shield_file(name):
                      shield_text(name, self._program, daemon=name in _DAEMONS, retired=retired)
                      for name in self.names()})  # fmt: skip
 
@@ -117,7 +117,7 @@ class StockUnits:
         self.shield(retired=True)
 
     def unshield(self) -> None:
-        self._clear([self._path(self._run, name) for name in (self._unit, *_DAEMONS)])
+        self._clear([self._shield_file(name) for name in (self._unit, *_DAEMONS)])
 
     def shielded(self) -> dict[str, bool]:
         """Whether systemd refuses to stop each unit on request, by name."""
@@ -128,8 +128,12 @@ class StockUnits:
         for name in self.names():
             self._system.run(["systemctl", "reset-failed", name], timeout=_ASK_S, check=False)
 
-    def _path(self, directory: Path, name: str) -> Path:
-        return directory / f"{name}.service.d" / _NAME
+    @property
+    def _reload_file(self) -> Path:
+        return self._etc / f"{self._unit}.service.d" / _RELOAD
+
+    def _shield_file(self, name: str) -> Path:
+        return self._run / f"{name}.service.d" / _SHIELD
 
     def _write(self, texts: Mapping[Path, str]) -> None:
         changed = False

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import tempfile
@@ -29,19 +30,22 @@ from tests.support.openflow_controller import Agent
 from tests.support.two_switches import Switch, switch
 from tests.support.waiting import eventually
 
-HOST, OUTSIDE = (f"ovsh-{name}-{os.getpid()}" for name in ("host", "outside"))
+HOST, OUTSIDE, META = (f"ovsh-{name}-{os.getpid()}" for name in ("host", "outside", "meta"))
 HOST_IP, OUTSIDE_IP, METADATA_IP = "172.31.60.1", "172.31.60.2", "172.31.60.3"
 ID = "0000cafe00000001"
 NETWORK = f"""
 netns add {HOST}
 netns add {OUTSIDE}
+netns add {META}
 -n {HOST} link set lo up
 -n {OUTSIDE} link add fabric type bridge
 -n {OUTSIDE} link set fabric up
 -n {OUTSIDE} address add {OUTSIDE_IP}/24 dev fabric
 -n {HOST} link add up-a type veth peer name net-a netns {OUTSIDE}
 -n {HOST} link add up-b type veth peer name net-b netns {OUTSIDE}
--n {HOST} link add md0 type veth peer name md1 netns {OUTSIDE}
+-n {HOST} link add md0 type veth peer name md1 netns {META}
+-n {META} link set md1 up
+-n {META} address add {METADATA_IP}/24 dev md1
 -n {HOST} link set up-a up
 -n {HOST} link set up-b up
 -n {HOST} link set md0 up
@@ -119,7 +123,7 @@ def bed() -> Iterator[Bed]:
             for daemon in ("ovs-vswitchd", "ovsdb-server"):
                 if (pid := each.pid(daemon)) is not None:
                     system.kill(pid, grace=0)
-        for name in (HOST, OUTSIDE):
+        for name in (HOST, OUTSIDE, META):
             subprocess.run(["ip", "netns", "delete", name], check=False)
         subprocess.run(["rm", "-rf", directory], check=True)
 
@@ -268,32 +272,31 @@ def test_controllers_that_are_held_come_back_as_they_were(bed: Bed) -> None:
 
 
 def test_the_hosts_network_and_a_kernel_port_pass_over_and_back(bed: Bed) -> None:
-    """The bridge's own tap with its address and route, and a veth port: other hosts reach both after each step."""
+    """The bridge's own tap with its address and route, and a veth port with an agent behind it: the host is reached
+    from outside and by the agent after each step."""
     taps = Taps(bed.directory / "taps", System())
     old, new = bed.old.paths.db_socket, bed.new.paths.db_socket
     before = host_network()
-    reachable(HOST_IP)
-    answered: list[int] = []
-    pinger = subprocess.Popen(["ip", "netns", "exec", OUTSIDE, "busybox", "ping", "-i", "0.01", "-q", HOST_IP],
-                              stdout=subprocess.PIPE, text=True)  # fmt: skip
+    reachable()
+    pings = ["ip", "netns", "exec", META, "busybox", "ping", "-i", "0.01", "-q", HOST_IP]
+    pinger = subprocess.Popen(pings, stdout=subprocess.PIPE, text=True)
     for _ in range(2):
         assert in_namespace(HOST, lambda: taps.make_way("br-ex")) == ()
         bed.new.vsctl("set", "bridge", "br-ex", "external_ids:look=again")
         eventually(lambda: in_namespace(HOST, lambda: taps.is_ready("br-ex")), lambda: "no tap of the new switch")
         assert in_namespace(HOST, lambda: taps.pass_to_new("br-ex")) == ()
         kernel_ports.take(old, ["md0"])
-        assert kernel_ports.give(new, ["md0"]) == ("md0",) or answered
-        answered.append(1)
-        reachable(HOST_IP)
+        assert kernel_ports.give(new, ["md0"]) == ("md0",)
+        reachable()
         assert host_network() == before
         assert bed.new.vsctl("get", "interface", "br-ex", "error") == "[]"
         assert in_namespace(HOST, lambda: taps.pass_back("br-ex")) == ()
         kernel_ports.take(new, ["md0"])
         assert kernel_ports.give(old, ["md0"]) == ("md0",)
-        reachable(HOST_IP)
+        reachable()
         assert host_network() == before
-    pinger.send_signal(2)
-    print(pinger.communicate()[0])
+    pinger.send_signal(signal.SIGINT)
+    print("the agent's pings over four exchanges:", pinger.communicate()[0].splitlines()[-2:])
     assert bed.old.vsctl("get", "interface", "md0", "type") == '""'
 
 
@@ -306,7 +309,9 @@ def host_network() -> dict[str, Any]:
             "routes": sorted(json.dumps(each, sort_keys=True) for each in routes)}  # fmt: skip
 
 
-def reachable(address: str) -> None:
-    ping = ["ip", "netns", "exec", OUTSIDE, "busybox", "ping", "-c", "1", "-W", "1", "-q", address]
-    eventually(lambda: subprocess.run(ping, check=False, capture_output=True).returncode == 0,
-               lambda: f"{address} does not answer")  # fmt: skip
+def reachable() -> None:
+    """The host speaks first, as after a steering: the fabric then knows on which uplink it is."""
+    for source, target in ((HOST, OUTSIDE_IP), (OUTSIDE, HOST_IP), (META, HOST_IP)):
+        ping = ["ip", "netns", "exec", source, "busybox", "ping", "-c", "1", "-W", "1", "-q", target]
+        eventually(lambda: subprocess.run(ping, check=False, capture_output=True).returncode == 0,  # noqa: B023
+                   lambda: f"{source} does not reach {target}", 20)  # noqa: B023  # fmt: skip

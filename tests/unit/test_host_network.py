@@ -26,10 +26,8 @@ def test_what_hangs_on_the_device_itself_is_named() -> None:
         assert word in found
 
 
-def test_each_port_of_the_host_is_announced_with_what_it_costs() -> None:
-    found = findings({"br-ex": [], "br-int": ["x is made on top of it"], "ovs-netdev": []}, ["md0"])
-    assert [(each.item, each.severity) for each in found] == [
-        ("br-ex", Severity.OK), ("br-int", Severity.WARNING), ("md0", Severity.OK),
-    ]  # fmt: skip
-    assert "x is made on top of it" in found[1].text
-    assert found[1].hint
+def test_only_a_tap_that_cannot_pass_is_a_finding() -> None:
+    (found,) = findings({"br-ex": [], "br-int": ["x is made on top of it"], "ovs-netdev": ["it has the qdisc x"]})
+    assert (found.item, found.severity) == ("port br-int", Severity.WARNING)
+    assert "x is made on top of it" in found.text
+    assert found.hint
