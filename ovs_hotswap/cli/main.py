@@ -50,6 +50,7 @@ COMMANDS = {
     "uplink": Lazy(f"{_CLI}.uplink_cmd:uplink", "Show the uplink, and try a NIC for it.", _HOST),
     "attach": Lazy(f"{_CLI}.job_cmd:attach", "Follow a job, and end with its exit code.", _HOST),
     "job": Lazy(f"{_CLI}.job_cmd:job", "Start, list and interrupt jobs.", _HOST),
+    "stock": Lazy(f"{_CLI}.shield_cmd:stock", "Shield the distribution's switch from a restart.", _HOST),
     "config": Lazy(f"{_CLI}.config_cmd:config", "Check the configuration, make it, print an example.", _FILES),
     "overlay": Lazy(f"{_CLI}.overlay_cmd:overlay", "Check the overlay intent, show its flow tables.", _FILES),
     "release": Lazy(f"{_CLI}.release_cmd:release", "Manage the releases that an instance can run.", _FILES),

@@ -2,7 +2,7 @@
 
 systemd can refuse to stop a unit, but not that the script is called. So another script takes its place, by the way that
 dpkg has for that (dpkg-divert(1)), which upgrades of the package keep. It calls the distribution's, except for what
-would end the daemons while ``guard`` exists. Where the script is not a package's of dpkg, nothing is done.
+would end the daemons while ``shield`` exists. Where the script is not a package's of dpkg, nothing is done.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ _MARK = "# Written by ovs-hotswap, and removed by `ovs-hotswap stock remove`."
 _ASK_S = 60.0
 
 
-def wrapper(own: Path, guard: Path, program: str) -> str:
+def wrapper(own: Path, shield: Path, program: str) -> str:
     """Return the script that takes the place of ``ovs-ctl``. This is pure. ``own``: where the distribution's is now.
-    ``guard``: the file that exists while the switch must not be ended."""
+    ``shield``: the file that exists while the switch must not be ended."""
     return f"""\
 #!/bin/sh
 {_MARK}
 for word; do
     case $word in stop|restart|force-reload-kmod)
-        if test -e {shlex.quote(str(guard))}; then
+        if test -e {shlex.quote(str(shield))}; then
             echo "ovs-ctl $word would end the switch that serves this host's VMs, and cut every VM off." >&2
             echo "To upgrade it without loss: {program} upgrade --release host" >&2
-            echo "To give up on that, and end it: {program} stock unguard, then ovs-ctl $word" >&2
+            echo "To give up on that, and end it: {program} stock unshield, then ovs-ctl $word" >&2
             exit 1
         fi
     esac
@@ -39,10 +39,10 @@ exec {shlex.quote(str(own))} "$@"
 
 
 class OvsCtl:
-    """The script. ``guard``: the file that exists while the switch must not be ended."""
+    """The script. ``shield``: the file that exists while the switch must not be ended."""
 
-    def __init__(self, system: System, guard: Path, *, script: Path = SCRIPT, program: str = "ovs-hotswap") -> None:
-        self._system, self._guard, self._script, self._program = system, guard, script, program
+    def __init__(self, system: System, shield: Path, *, script: Path = SCRIPT, program: str = "ovs-hotswap") -> None:
+        self._system, self._shield, self._script, self._program = system, shield, script, program
         self._own = script.with_name(f"{script.name}.distrib")
 
     def installed(self) -> bool:
@@ -58,7 +58,7 @@ class OvsCtl:
             if not self._is_of_a_package():
                 return False
             self._divert("--add")
-        self._system.write_atomic(self._script, wrapper(self._own, self._guard, self._program))
+        self._system.write_atomic(self._script, wrapper(self._own, self._shield, self._program))
         with files(self._script):
             self._script.chmod(0o755)
         return True

@@ -6,7 +6,7 @@ openvswitch-switch.postinst); and ``ovs-ctl stop``, which finds the daemons by t
 lead to another instance (ovs-lib, stop_daemon). So:
 
 - ``install``, for good: ``systemctl reload`` upgrades to what is installed.
-- ``guard``, until the next boot: systemd refuses to stop or restart the units on request, and says so at once. Other
+- ``shield``, until the next boot: systemd refuses to stop or restart the units on request, and says so at once. Other
   units and the end of the host stop them as before.
 - ``retire``, until the next boot, before the daemons are ended: systemd neither starts them again nor has ``ovs-ctl``
   stop what the well-known paths lead to.
@@ -26,7 +26,7 @@ from ovs_hotswap.service.sd_notify import BOOTED
 from ovs_hotswap.system import System, files
 
 PROGRAM = Path("/opt/ovs-hotswap/bin/ovs-hotswap")
-_NAME = "ovs-hotswap.conf"
+_RELOAD, _SHIELD = "ovs-hotswap-reload.conf", "ovs-hotswap-shield.conf"  # one of the same name would hide the other
 _DAEMONS = ("ovs-vswitchd", "ovsdb-server")
 _ASK_S = 20.0
 _HEAD = "# Written by ovs-hotswap, and removed by it.\n"
@@ -38,12 +38,14 @@ def reload_text(program: Path) -> str:
     return f"{_HEAD}[Service]\nExecReload=\nExecReload={command}\n"
 
 
-def guard_text(unit: str, program: Path, *, daemon: bool, retired: bool) -> str:
+def shield_text(unit: str, program: Path, *, daemon: bool, retired: bool) -> str:
     """Return the drop-in of a unit while the host's switch is an instance of ovs-hotswap. This is pure.
 
     ``daemon``: it is the unit of a daemon, whose own reload ends it. ``retired``: its daemon is not the active one.
     """
-    advice = f"to upgrade without loss: {program.name} upgrade --release host; to give up: {program.name} stock unguard"
+    advice = (
+        f"to upgrade without loss: {program.name} upgrade --release host; to give up: {program.name} stock unshield"
+    )
     text = f"{_HEAD}[Unit]\nDescription=Open vSwitch ({unit}), which serves VMs; {advice}\nRefuseManualStop=yes\n"
     text += "[Service]\nExecReload=\n" if daemon else reload_text(program).removeprefix(_HEAD)
     if retired:
@@ -51,19 +53,19 @@ def guard_text(unit: str, program: Path, *, daemon: bool, retired: bool) -> str:
     return text
 
 
-def findings(installed: bool, guarded: Mapping[str, bool], adopted: bool) -> list[Finding]:
+def findings(installed: bool, shielded: Mapping[str, bool], adopted: bool) -> list[Finding]:
     """Return what ``check`` and ``doctor`` say of the units. This is pure.
 
-    ``guarded``: by unit. ``adopted``: whether the host's switch is an instance of ovs-hotswap.
+    ``shielded``: by unit. ``adopted``: whether the host's switch is an instance of ovs-hotswap.
     """
     found = []
     if not installed:
         text = "`systemctl reload` of the distribution's switch starts other daemons, which cuts every VM off"
         found.append(Finding("stock units", Severity.WARNING, text, hint="`ovs-hotswap stock install`"))
-    for unit, yes in guarded.items():
+    for unit, yes in shielded.items():
         if adopted and not yes:
             text = f"a restart of {unit}, also by an upgrade of its package, would cut every VM off"
-            found.append(Finding("stock units", Severity.ERROR, text, hint="`ovs-hotswap stock guard`", item=unit))
+            found.append(Finding("stock units", Severity.ERROR, text, hint="`ovs-hotswap stock shield`", item=unit))
     return found
 
 
@@ -81,6 +83,11 @@ class StockUnits:
         self._unit, self._system, self._program = unit.removesuffix(".service"), system, program
         self._etc, self._run, self._booted = etc, run, booted
 
+    @property
+    def shield_file(self) -> Path:
+        """The file that exists while the switch is shielded."""
+        return self._shield_file(self._unit)
+
     def names(self) -> tuple[str, ...]:
         """The units that this host has; none without systemd."""
         if not self._booted.exists():
@@ -90,29 +97,29 @@ class StockUnits:
 
     def install(self) -> None:
         """Have ``systemctl reload`` upgrade, for good. Its undo is ``remove``."""
-        self._write({self._path(self._etc, self._unit): reload_text(self._program)} if self.names() else {})
+        self._write({self._reload_file: reload_text(self._program)} if self.names() else {})
 
     def remove(self) -> None:
-        self._clear([self._path(self._etc, self._unit)])
+        self._clear([self._reload_file])
 
     def installed(self) -> bool:
-        return self._path(self._etc, self._unit).exists()
+        return self._reload_file.exists()
 
-    def guard(self, *, retired: bool = False) -> None:
-        """Have systemd refuse to stop the units on request, until the next boot. Its undo is ``unguard``."""
-        self._write({self._path(self._run, name):
-                     guard_text(name, self._program, daemon=name in _DAEMONS, retired=retired)
+    def shield(self, *, retired: bool = False) -> None:
+        """Have systemd refuse to stop the units on request, until the next boot. Its undo is ``unshield``."""
+        self._write({self._shield_file(name):
+                     shield_text(name, self._program, daemon=name in _DAEMONS, retired=retired)
                      for name in self.names()})  # fmt: skip
 
     def retire(self) -> None:
         """Have systemd leave the end of the daemons alone. It is called before they are ended; its undo, while they
-        live, is ``guard``."""
-        self.guard(retired=True)
+        live, is ``shield``."""
+        self.shield(retired=True)
 
-    def unguard(self) -> None:
-        self._clear([self._path(self._run, name) for name in (self._unit, *_DAEMONS)])
+    def unshield(self) -> None:
+        self._clear([self._shield_file(name) for name in (self._unit, *_DAEMONS)])
 
-    def guarded(self) -> dict[str, bool]:
+    def shielded(self) -> dict[str, bool]:
         """Whether systemd refuses to stop each unit on request, by name."""
         return {name: self._show(name, "RefuseManualStop") == "yes" for name in self.names()}
 
@@ -121,8 +128,12 @@ class StockUnits:
         for name in self.names():
             self._system.run(["systemctl", "reset-failed", name], timeout=_ASK_S, check=False)
 
-    def _path(self, directory: Path, name: str) -> Path:
-        return directory / f"{name}.service.d" / _NAME
+    @property
+    def _reload_file(self) -> Path:
+        return self._etc / f"{self._unit}.service.d" / _RELOAD
+
+    def _shield_file(self, name: str) -> Path:
+        return self._run / f"{name}.service.d" / _SHIELD
 
     def _write(self, texts: Mapping[Path, str]) -> None:
         changed = False

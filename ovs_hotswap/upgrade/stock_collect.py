@@ -9,7 +9,8 @@ from pathlib import Path
 from ovs_hotswap.adopt import log_files
 from ovs_hotswap.adopt.snapshot import LogMark
 from ovs_hotswap.config import Config
-from ovs_hotswap.controllers import ovn
+from ovs_hotswap.controllers import host_network, ovn
+from ovs_hotswap.controllers.taps import Taps
 from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.model import Finding, Side
 from ovs_hotswap.stock.facts import Facts, PortKind, StockVm, VmLog
@@ -30,7 +31,10 @@ def examine(
     findings = judge(facts, replace(terms(config, left_out), offer=offer))
     pid = None if facts.pipeline.ovn is None else facts.pipeline.ovn.pid
     controllers = [each for each in ovn.find(system) if each.pid == pid]
-    return facts, [*findings, *ovn.findings(controllers, config.stock.run_dir, dict(facts.switch.external_ids))]
+    taps = Taps(config.state_dir / "taps", system)
+    bound = {port.name: taps.obstacles(port.name) for port in facts.pipeline.kernel_ports if port.kind == "internal"}
+    more = ovn.findings(controllers, config.stock.run_dir, dict(facts.switch.external_ids))
+    return facts, [*findings, *host_network.findings(bound), *more]
 
 
 def collect(config: Config, system: System) -> Facts:

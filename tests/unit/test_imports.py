@@ -74,7 +74,7 @@ IO_CALLS = {"open", "print", "input", "exec", "eval"}
 LIBRARIES = {
     "click": {"cli"}, "rich": {"cli"}, "paramiko": {"remote"},
     "ovs": {"switch"}, "ovsdbapp": {"switch"}, "qemu": {"qemu"},
-    "pyroute2": {"switch", "stock", "uplink", "doctor", "lab", "cli"},
+    "pyroute2": {"switch", "stock", "uplink", "controllers", "doctor", "lab", "cli"},
 }  # fmt: skip
 
 

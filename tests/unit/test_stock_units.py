@@ -12,7 +12,7 @@ import pytest
 
 from ovs_hotswap.controllers.monitors import end_monitors, monitor_of
 from ovs_hotswap.controllers.ovs_ctl import OvsCtl
-from ovs_hotswap.controllers.stock_units import StockUnits, findings, guard_text
+from ovs_hotswap.controllers.stock_units import StockUnits, findings, shield_text
 from ovs_hotswap.errors import CommandError, HostError
 from ovs_hotswap.model import Severity
 from tests.unit.fake_system import FakeSystem
@@ -61,23 +61,23 @@ def test_reload_upgrades_for_good_and_the_undo_leaves_nothing(tmp_path: Path) ->
     assert len([argv for argv in system.ran if "daemon-reload" in argv]) == 2
 
 
-def test_a_guard_is_for_every_unit_and_until_the_next_boot(tmp_path: Path) -> None:
+def test_a_shield_is_for_every_unit_and_until_the_next_boot(tmp_path: Path) -> None:
     made = units(tmp_path, Systemctl(*DEBIAN))
-    made.guard()
+    made.shield()
     found = drop_ins(tmp_path / "run")
     assert sorted(found) == sorted(DEBIAN)
     assert all("RefuseManualStop=yes" in text and "Restart=" not in text for text in found.values())
     made.retire()
     assert all("ExecStop=\nRestart=no\n" in text for text in drop_ins(tmp_path / "run").values())
-    made.guard()
+    made.shield()
     assert drop_ins(tmp_path / "run") == found
-    made.unguard()
+    made.unshield()
     assert drop_ins(tmp_path / "run") == {}
 
 
 def test_a_reload_of_one_daemon_is_none(tmp_path: Path) -> None:
     made = units(tmp_path, Systemctl(*DEBIAN))
-    made.guard()
+    made.shield()
     text = drop_ins(tmp_path / "run")
     assert "upgrade --release host" not in text["ovs-vswitchd"].partition("[Service]")[2]
     assert "ExecReload=\n" in text["ovs-vswitchd"]
@@ -86,29 +86,29 @@ def test_a_reload_of_one_daemon_is_none(tmp_path: Path) -> None:
 
 def test_only_units_that_are_there_get_a_drop_in(tmp_path: Path) -> None:
     made = units(tmp_path, Systemctl("openvswitch-switch"))
-    made.guard()
+    made.shield()
     assert list(drop_ins(tmp_path / "run")) == ["openvswitch-switch"]
     nothing = units(tmp_path / "other", Systemctl(*DEBIAN), booted=False)
-    nothing.guard()
+    nothing.shield()
     nothing.install()
     assert drop_ins(tmp_path / "other") == {}
 
 
 def test_every_text_says_how_to_upgrade_and_how_to_give_up() -> None:
     for daemon in (True, False):
-        text = guard_text("ovs-vswitchd", Path("/x/ovs-hotswap"), daemon=daemon, retired=False)
+        text = shield_text("ovs-vswitchd", Path("/x/ovs-hotswap"), daemon=daemon, retired=False)
         assert "ovs-hotswap upgrade --release host" in text
-        assert "ovs-hotswap stock unguard" in text
+        assert "ovs-hotswap stock unshield" in text
 
 
 def test_findings_name_the_command_that_helps() -> None:
-    assert findings(installed=True, guarded={"ovs-vswitchd": True}, adopted=True) == []
-    assert findings(installed=True, guarded={"ovs-vswitchd": False}, adopted=False) == []
-    (finding,) = findings(installed=False, guarded={}, adopted=False)
+    assert findings(installed=True, shielded={"ovs-vswitchd": True}, adopted=True) == []
+    assert findings(installed=True, shielded={"ovs-vswitchd": False}, adopted=False) == []
+    (finding,) = findings(installed=False, shielded={}, adopted=False)
     assert (finding.severity, finding.hint) == (Severity.WARNING, "`ovs-hotswap stock install`")
-    (finding,) = findings(installed=True, guarded={"ovs-vswitchd": False}, adopted=True)
+    (finding,) = findings(installed=True, shielded={"ovs-vswitchd": False}, adopted=True)
     assert (finding.severity, finding.hint, finding.item) == (
-        Severity.ERROR, "`ovs-hotswap stock guard`", "ovs-vswitchd",
+        Severity.ERROR, "`ovs-hotswap stock shield`", "ovs-vswitchd",
     )  # fmt: skip
 
 
@@ -145,20 +145,20 @@ def call(script: Path, *words: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def test_while_guarded_only_what_ends_the_daemons_is_refused(script: Path, tmp_path: Path) -> None:
+def test_while_shielded_only_what_ends_the_daemons_is_refused(script: Path, tmp_path: Path) -> None:
     before = script.read_text()
-    guard = tmp_path / "guard"
-    made = OvsCtl(Dpkg(owns=True), guard, script=script)
+    shield = tmp_path / "shield"
+    made = OvsCtl(Dpkg(owns=True), shield, script=script)
     for _ in range(2):
         assert made.install()
-    for guarded in (False, True):
-        if guarded:
-            guard.touch()
+    for shielded in (False, True):
+        if shielded:
+            shield.touch()
         assert call(script, "--system-id=random", "start") == (0, f"{script}.distrib --system-id=random start\n", "")
         for verb in ("stop", "restart", "force-reload-kmod"):
             status, output, error = call(script, "--no-ovsdb-server", verb)
-            assert (status, output == "") == ((1, True) if guarded else (0, False))
-            assert ("ovs-hotswap upgrade --release host" in error) is guarded
+            assert (status, output == "") == ((1, True) if shielded else (0, False))
+            assert ("ovs-hotswap upgrade --release host" in error) is shielded
     for _ in range(2):
         made.remove()
     assert (script.read_text(), os.listdir(script.parent)) == (before, ["ovs-ctl"])
@@ -166,7 +166,7 @@ def test_while_guarded_only_what_ends_the_daemons_is_refused(script: Path, tmp_p
 
 def test_a_script_that_is_no_packages_stays(script: Path, tmp_path: Path) -> None:
     before = script.read_text()
-    made = OvsCtl(Dpkg(owns=False), tmp_path / "guard", script=script)
+    made = OvsCtl(Dpkg(owns=False), tmp_path / "shield", script=script)
     assert not made.install()
     assert not made.installed()
     assert script.read_text() == before
@@ -192,4 +192,4 @@ def test_a_diversion_that_fails_is_an_error_with_a_hint(script: Path, tmp_path: 
             return super().answer(argv)
 
     with pytest.raises(HostError, match="exit 2"):
-        OvsCtl(Broken(owns=True), tmp_path / "guard", script=script).install()
+        OvsCtl(Broken(owns=True), tmp_path / "shield", script=script).install()

@@ -1,0 +1,117 @@
+"""The distribution's own units of Open vSwitch in front of a real systemd, with the real daemons and scripts: what an
+operator's habits do before and after they are shielded. The tests build on each other, in this order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.machine import PREFIX, Machine
+
+UNIT, SWITCH, DATABASE = "openvswitch-switch.service", "ovs-vswitchd.service", "ovsdb-server.service"
+UNITS = (UNIT, SWITCH, DATABASE)
+OVS_CTL = "/usr/share/openvswitch/scripts/ovs-ctl"
+CONFIG = """
+program = "clone"
+
+[instances.a]
+pmd_cores = [0]
+
+[instances.b]
+pmd_cores = [0]
+"""
+# In the place of the upgrade itself: what `systemctl reload` is to call is this program with these arguments.
+PROGRAM = """#!/bin/sh
+case "$*" in "upgrade --release host") echo "$*" >>/run/upgraded; exit ;; esac
+exec {prefix}/bin/python -c 'from ovs_hotswap.cli.main import main; main()' "$@"
+"""
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    with Machine() as made:
+        made.write("/etc/ovs-hotswap/config.toml", CONFIG)
+        made.write(f"{PREFIX}/bin/ovs-hotswap", PROGRAM.format(prefix=PREFIX))
+        made.run(["rm", "-rf", "/etc/openvswitch"])
+        made.run(["systemctl", "start", UNIT])
+        yield made
+
+
+def ask(machine: Machine, *words: str) -> Any:
+    return json.loads(machine.run(["ovs-hotswap", "--json", "stock", *words]).stdout)
+
+
+def pids(machine: Machine) -> dict[str, str]:
+    return {
+        name: machine.run(["cat", f"/run/openvswitch/{name}.pid"]).stdout for name in ("ovs-vswitchd", "ovsdb-server")
+    }
+
+
+def test_unshielded_a_restart_ends_the_switch(machine: Machine) -> None:
+    found = ask(machine, "show")
+    assert found == {"installed": False, "script": False, "shielded": {name.split(".")[0]: False for name in UNITS}}
+    before = pids(machine)
+    machine.run(["systemctl", "restart", UNIT])
+    assert not set(pids(machine).values()) & set(before.values())
+
+
+def test_reload_upgrades(machine: Machine) -> None:
+    for _ in range(2):
+        assert ask(machine, "install") == {"installed": True, "script": True}
+    before = pids(machine)
+    machine.run(["systemctl", "reload", UNIT])
+    assert machine.run(["cat", "/run/upgraded"]).stdout == "upgrade --release host\n"
+    assert pids(machine) == before
+    assert machine.run(["systemd-analyze", "verify", UNIT], check=False).stderr.count("ovs-hotswap") == 0
+
+
+def test_shielded_nothing_that_an_operator_or_a_package_does_ends_the_switch(machine: Machine) -> None:
+    assert all(ask(machine, "shield")["shielded"].values())
+    before = pids(machine)
+    for verb in ("restart", "stop", "try-restart"):
+        for unit in UNITS:
+            refused = machine.run(["systemctl", verb, unit], check=False)
+            assert refused.returncode != 0, (verb, unit)
+            assert "refused" in refused.stderr
+    machine.run(["deb-systemd-invoke", "restart", UNIT], check=False)  # Debian's postinst
+    machine.run(["/usr/share/openvswitch/scripts/ovs-systemd-reload"], check=False)
+    for verb in ("stop", "restart"):
+        refused = machine.run([OVS_CTL, "--system-id=random", verb], check=False)
+        assert refused.returncode != 0
+        assert "ovs-hotswap upgrade --release host" in refused.stderr
+    machine.run([OVS_CTL, "--system-id=random", "start"])
+    assert "upgrade --release host" in machine.show(SWITCH, "Description")
+    assert pids(machine) == before
+    assert machine.show(SWITCH, "ActiveState") == "active"
+
+
+def test_retired_daemons_are_neither_started_again_nor_stopped_by_path(machine: Machine) -> None:
+    """Another switch has the well-known paths, as far as ``ovs-ctl stop`` can see: a process with its pid file."""
+    retire = ("from ovs_hotswap.controllers.stock_units import StockUnits; from ovs_hotswap.system import System; "
+              "StockUnits('openvswitch-switch', System()).retire()")  # fmt: skip
+    machine.run([f"{PREFIX}/bin/python", "-c", retire])
+    old = pids(machine)
+    machine.run(["sh", "-ec", "setsid --fork sleep 600; pidof -s sleep >/run/other; "
+                 "for name in ovs-vswitchd ovsdb-server; do cp /run/other /run/openvswitch/$name.pid; done; "
+                 f"kill -KILL {' '.join(pid.strip() for pid in old.values())}; sleep 0.5"])  # fmt: skip
+    for unit in (SWITCH, DATABASE):
+        assert machine.show(unit, "ActiveState") in ("failed", "inactive")
+        assert machine.show(unit, "NRestarts") == "0"
+    machine.run(["sh", "-ec", "kill -0 $(cat /run/other)"])
+    machine.run(["systemctl", "isolate", "basic.target"])
+    machine.run(["sh", "-ec", "kill -0 $(cat /run/other); kill $(cat /run/other)"])
+
+
+def test_taken_back_nothing_is_left(machine: Machine) -> None:
+    assert not any(ask(machine, "unshield")["shielded"].values())
+    for _ in range(2):
+        assert ask(machine, "remove") == {"installed": False, "script": False}
+    left = machine.run(["find", "/etc/systemd", "/run/systemd/system", "/usr/share/openvswitch", "-name",
+                        "*ovs-hotswap*", "-o", "-name", "*.distrib"]).stdout  # fmt: skip
+    assert left == ""
+    machine.run(["rm", "-f", "/run/openvswitch/ovs-vswitchd.pid", "/run/openvswitch/ovsdb-server.pid"])
+    machine.run(["systemctl", "start", UNIT])
+    assert machine.run(["ovs-vsctl", "show"]).stdout != ""
