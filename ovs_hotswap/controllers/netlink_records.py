@@ -61,6 +61,12 @@ class Entry:
     def family(self) -> int:
         return self.head[0]
 
+    @property
+    def made_by_kernel(self) -> bool:
+        """Whether the kernel makes and removes it together with an address: a route for local delivery."""
+        local = (2, 3, 4, 5)  # RTN_LOCAL, RTN_BROADCAST, RTN_ANYCAST, RTN_MULTICAST
+        return self.kind is Kind.ROUTE and self.head[5] == 2 and self.head[7] in local  # RTPROT_KERNEL
+
     def identity(self, *, labels: bool = True) -> tuple[object, ...]:
         """What makes it this entry: all but its remaining lifetime, and the label of an address without ``labels``."""
         passing = {Kind.ADDRESS: {IFA_CACHEINFO}, Kind.ROUTE: {RTA_EXPIRES}, Kind.NEIGHBOUR: set()}[self.kind]

@@ -62,7 +62,7 @@ class Tables:
                     refused += [f"{kind.name.lower()} {each.request(0).hex()}: {cause}"] if cause else []
         wanted = {each.identity() for each in entries}
         for each in self.of(index, (Kind.ROUTE,)):
-            if each.identity() not in wanted:
+            if each.identity() not in wanted and not each.made_by_kernel:
                 self.delete(each, index)
         return tuple(refused)
 

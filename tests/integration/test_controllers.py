@@ -106,6 +106,7 @@ def bed() -> Iterator[Bed]:
         remotes.serve_managers(old.paths.ovsdb_ctl)
         (directory / "flows").write_text(FLOWS)
         old.ofctl("add-flows", "br-ex", str(directory / "flows"))
+        in_namespace(HOST, lambda: Path("/proc/sys/net/ipv6/conf/br-ex/accept_dad").write_text("0"))
         ip("-n", HOST, "link", "set", "br-ex", "up")
         ip("-n", HOST, "address", "add", f"{HOST_IP}/24", "dev", "br-ex")
         ip("-n", HOST, "route", "add", "192.0.2.0/24", "via", OUTSIDE_IP, "dev", "br-ex", "metric", "77")

@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.clone.changes import MAX_PORT
-from ovs_hotswap.controllers import ovn, remotes
+from ovs_hotswap.clone import database
+from ovs_hotswap.clone.changes import Changes
+from ovs_hotswap.clone.follow import Follower
+from ovs_hotswap.controllers import ovn
 from ovs_hotswap.controllers.repoint import repoint
 from ovs_hotswap.controllers.well_known import WellKnown
-from ovs_hotswap.model import Side
+from ovs_hotswap.model import Release, Side
 from ovs_hotswap.switch.openflow import OpenFlow
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.system import System
-from tests.support.stock_host import BRIDGE, RUN_DIR, StockHost, devargs
+from tests.support.stock_host import BRIDGE, RUN_DIR, SCHEMA, SWITCH_MB, StockHost, devargs
 from tests.support.stock_ovn import GROUP, Ovn
 from tests.support.waiting import eventually
 from tests.unit.test_instance import configuration
@@ -80,35 +82,27 @@ def bed(system: System) -> Iterator[Bed]:
 
 
 def start_copy(bed: Bed) -> None:
-    """The second switch beside the first one, with a copy of its database and its flows."""
+    """The second switch beside the first one: an exact copy, but for its devices."""
     host, new = bed.host, bed.new
     new.run_dir.mkdir(parents=True)
-    host.run(["sh", "-ec", f"ovsdb-client backup unix:{RUN_DIR}/db.sock >{new.db_file}"])
     host.run(["ip", "link", "set", "ovs-netdev", "name", "ovs-netdev.a"])
-    daemon = ["-vconsole:off", "--no-chdir", "--detach"]
-    environment = ["env", f"OVS_RUNDIR={new.run_dir}"]
-    host.run([*environment, "ovsdb-server", str(new.db_file), f"--remote=punix:{new.db_socket}", *daemon,
+    host.run(["ovsdb-tool", "create", str(new.db_file), SCHEMA])
+    daemon = ["env", f"OVS_RUNDIR={new.run_dir}", "nice"]
+    options = ["-vconsole:off", "--no-chdir", "--detach"]
+    host.run([*daemon, "ovsdb-server", str(new.db_file), f"--remote=punix:{new.db_socket}", *options,
               f"--unixctl={new.ovsdb_ctl}", f"--pidfile={new.ovsdb_pid}"])  # fmt: skip
-    remotes.hold(new.db_socket)
-    change = ["set", "Open_vSwitch", ".", 'other_config:dpdk-extra="--no-pci --in-memory --file-prefix=second"',
-              f"external_ids:rundir={new.run_dir}"]  # fmt: skip
-    for name in host.vsctl("--bare", "--columns=name", "list", "interface").split():
-        if host.ofport(name) <= MAX_PORT:  # that of a bridge's own port is not to be asked for
-            change += ["--", "set", "interface", name, f"ofport_request={host.ofport(name)}"]
-    for bridge in host.vsctl("list-br").split():
-        number = host.vsctl("get", "bridge", bridge, "datapath_id")
-        change += ["--", "set", "bridge", bridge, f"other_config:datapath-id={number}"]
-    for guest in host.guests:
-        change += ["--", "set", "interface", guest.name, f"options:vhost-server-path={new.run_dir}/{guest.name}.sock"]
-    change += ["--", "set", "interface", "up", f"options:dpdk-devargs={devargs('b')}"]
-    vsctl = ["ovs-vsctl", f"--db=unix:{new.db_socket}", "--timeout=20"]
-    host.run([*vsctl, "--no-wait", *change])
-    host.run([*environment, "ovs-vswitchd", f"unix:{new.db_socket}", *daemon, f"--unixctl={new.vswitchd_ctl}",
+    options_of = {guest.name: {"vhost-server-path": f"{new.run_dir}/{guest.name}.sock"} for guest in host.guests}
+    options_of["up"] = {"dpdk-devargs": devargs("b")}
+    changes = Changes(
+        other_config={"dpdk-init": "true", "dpdk-socket-mem": str(SWITCH_MB), "dpdk-lcore-mask": "0x1",
+                      "pmd-cpu-mask": "0x1", "dpdk-extra": "--no-pci --in-memory --file-prefix=second"},
+        interfaces={name: {"options": keys} for name, keys in options_of.items()},
+    )  # fmt: skip
+    database.copy(bed.old, new, Release("host", None, "3.1.0", "22.11.1"), changes)
+    host.run([*daemon, "ovs-vswitchd", f"unix:{new.db_socket}", *options, f"--unixctl={new.vswitchd_ctl}",
               f"--pidfile={new.vswitchd_pid}", f"--log-file={new.log}"])  # fmt: skip
-    assert host.run([*vsctl, "get", "Open_vSwitch", ".", "dpdk_initialized"]).strip() == "true"
-    for bridge in host.vsctl("list-br").split():
-        flows = OpenFlow(bed.system, bed.old.run_dir / f"{bridge}.mgmt").dump()
-        OpenFlow(bed.system, new.run_dir / f"{bridge}.mgmt").replace(flows)
+    follower = Follower(bed.system, bed.old, new, changes)
+    eventually(lambda: not follower.round(), lambda: f"{follower.equal()}", WAIT_S)
 
 
 def test_it_passes_over_and_back_and_nothing_in_the_southbound_database_changes(bed: Bed) -> None:

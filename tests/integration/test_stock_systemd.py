@@ -89,20 +89,25 @@ def test_shielded_nothing_that_an_operator_or_a_package_does_ends_the_switch(mac
 
 
 def test_retired_daemons_are_neither_started_again_nor_stopped_by_path(machine: Machine) -> None:
-    """Another switch has the well-known paths, as far as ``ovs-ctl stop`` can see: a process with its pid file."""
+    """The well-known pid files name another process by then. One daemon is killed, and another unit that cannot run
+    beside it has systemd stop the other one."""
     retire = ("from ovs_hotswap.controllers.stock_units import StockUnits; from ovs_hotswap.system import System; "
               "StockUnits('openvswitch-switch', System()).retire()")  # fmt: skip
     machine.run([f"{PREFIX}/bin/python", "-c", retire])
-    old = pids(machine)
-    machine.run(["sh", "-ec", "setsid --fork sleep 600; pidof -s sleep >/run/other; "
+    machine.write(
+        "/run/systemd/system/other.service", f"[Unit]\nConflicts={DATABASE}\n[Service]\nExecStart=sleep 600\n"
+    )
+    switch = pids(machine)["ovs-vswitchd"].strip()
+    machine.run(["sh", "-ec", "systemctl daemon-reload; setsid --fork sleep 600 </dev/null >/dev/null 2>&1; "
+                 "pidof -s sleep >/run/other; "
                  "for name in ovs-vswitchd ovsdb-server; do cp /run/other /run/openvswitch/$name.pid; done; "
-                 f"kill -KILL {' '.join(pid.strip() for pid in old.values())}; sleep 0.5"])  # fmt: skip
+                 f"kill -KILL {switch}; until systemctl is-failed --quiet {SWITCH}; do sleep 0.1; done; "
+                 "systemctl start other.service; kill -0 $(cat /run/other)"])  # fmt: skip
     for unit in (SWITCH, DATABASE):
         assert machine.show(unit, "ActiveState") in ("failed", "inactive")
         assert machine.show(unit, "NRestarts") == "0"
-    machine.run(["sh", "-ec", "kill -0 $(cat /run/other)"])
-    machine.run(["systemctl", "isolate", "basic.target"])
-    machine.run(["sh", "-ec", "kill -0 $(cat /run/other); kill $(cat /run/other)"])
+    assert machine.run(["pidof", "ovs-vswitchd", "ovsdb-server"], check=False).stdout == ""
+    machine.run(["sh", "-ec", "systemctl stop other.service; kill $(cat /run/other)"])
 
 
 def test_taken_back_nothing_is_left(machine: Machine) -> None:

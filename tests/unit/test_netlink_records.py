@@ -114,6 +114,13 @@ def test_a_neighbour_is_kept_if_its_address_is_known(state: int, kept: int | Non
     assert (found.head[2] if found else None) == kept
 
 
+@pytest.mark.parametrize(("protocol", "kind", "by_kernel"), [(2, 2, True), (2, 5, True), (2, 1, False), (3, 2, False)])
+def test_routes_for_local_delivery_are_the_kernels(protocol: int, kind: int, by_kernel: bool) -> None:
+    body = struct.pack("=BBBBBBBBI", 2, 32, 0, 0, 255, protocol, 254, kind, 0) + OIF
+    assert made(Kind.ROUTE, body).made_by_kernel is by_kernel
+    assert not made(Kind.ADDRESS, address(b"\x0a\0\0\1")).made_by_kernel
+
+
 def test_a_cached_route_is_none() -> None:
     assert entry(Kind.ROUTE, route(OIF, flags=0x200), DEVICE) is None
 
