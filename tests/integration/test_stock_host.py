@@ -9,6 +9,7 @@ import pytest
 
 from ovs_hotswap.errors import LabError
 from ovs_hotswap.system import System
+from tests.support.stock_drive import differences, programmed, reprogram
 from tests.support.stock_guest import GuestKind
 from tests.support.stock_host import BridgeKind, StockHost
 
@@ -16,20 +17,29 @@ SECONDS = 3.0
 
 
 @pytest.mark.parametrize(
-    ("bridge", "guests"),
+    ("bridge", "guests", "later"),
     [
-        ("normal", [GuestKind("hugetlb", queues=2), GuestKind("file", memory_mb=128, memory_slots=1)]),
-        ("pipeline", [GuestKind(), GuestKind()]),
-        ("ovn", [GuestKind(), GuestKind()]),
+        ("normal", [GuestKind("hugetlb", queues=2), GuestKind("file", memory_mb=192, memory_slots=1)], 0),
+        ("pipeline", [GuestKind(), GuestKind(), GuestKind()], 1),
+        ("ovn", [GuestKind(), GuestKind(), GuestKind()], 1),
     ],
 )
-def test_every_packet_arrives_once_and_in_order(system: System, bridge: BridgeKind, guests: list[GuestKind]) -> None:
-    with StockHost(system, bridge=bridge, guests=guests) as host:
+def test_every_packet_arrives_once_and_in_order_also_after_a_change(
+    system: System, bridge: BridgeKind, guests: list[GuestKind], later: int
+) -> None:
+    with StockHost(system, bridge=bridge, guests=guests, later=later) as host:
+        before = programmed(host)
         with host.traffic() as traffic:
             time.sleep(SECONDS)
         print(traffic.judgement.text())
         assert traffic.judgement.faults() == []
         assert min(each.sent for each in traffic.judgement.streams) > 100
+        assert differences(before, programmed(host)) == []
+        reprogram(host)
+        after = differences(before, programmed(host))
+        assert any(line.startswith("flows of br-int: +") and "5001" in line for line in after)
+        assert any(line.startswith("table Interface") for line in after) is bool(later)
+        assert [guest.name for guest in host.running] == [guest.name for guest in host.guests]
     assert leftovers(system, host) == []
 
 

@@ -19,35 +19,29 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
-
-from pyroute2 import IPRoute
 
 from ovs_hotswap.errors import LabError
 from ovs_hotswap.lab.hugepages import ensure_hugepages, restore_hugepages
 from ovs_hotswap.lab.initramfs import build, find_kernel
 from ovs_hotswap.lab.layout import (
     AF_PACKET_OPTIONS,
-    OVERLAY_PREFIX,
-    REMOTE_INNER,
     GuestLayout,
     GuestOptions,
     Layout,
 )
 from ovs_hotswap.lab.pings import Pings, Stream
-from ovs_hotswap.lab.tags import tag
 from ovs_hotswap.system import Completed, System
 from ovs_hotswap.waiting import wait_until
-from tests.support import stock_ovn, stock_pipeline
+from tests.support import stock_network, stock_ovn, stock_pipeline
 from tests.support.stock_guest import GuestKind, StockGuest, command_line
+from tests.support.stock_network import OUTSIDE
 from tests.support.stock_space import PLACES, Space
 from tests.support.stock_traffic import Traffic
 
 BridgeKind = Literal["normal", "pipeline", "ovn"]
-OUTSIDE, FABRIC = "outside", "fabric"
 UPLINK, UPLINK_OFPORT = "up", 100
 BRIDGE = "br-int"
 RUN_DIR, DATABASE = "/run/openvswitch", "/etc/openvswitch/conf.db"
@@ -67,7 +61,8 @@ def devargs(side: str) -> str:
 
 
 class StockHost:
-    """A host with guests under traffic between ``with`` and its end. ``guests``: a kind for each guest.
+    """A host with guests under traffic between ``with`` and its end. ``guests``: a kind for each guest, or how many.
+    The last ``later`` of them are only started by ``plug``.
 
     ``directory`` has everything. What is in ``/run`` on the host is in ``directory/run`` outside (``outside``); the
     guests' sockets, reports and logs have the same path on either side.
@@ -81,6 +76,7 @@ class StockHost:
         *,
         bridge: BridgeKind = "normal",
         guests: int | Sequence[GuestKind] = 2,
+        later: int = 0,
         ping_interval_ms: float = 10.0,
     ) -> None:
         self._system = system
@@ -92,6 +88,7 @@ class StockHost:
         self.guests = [
             self._make_guest(guest, kind) for guest, kind in zip(self.layout.guests, self._kinds, strict=True)
         ]
+        self._plugged = [guest.name for guest in self.guests[: len(self.guests) - later]]
         self._space: Space | None = None
         self._pages: int | None = None  # how many huge pages the machine had before
 
@@ -211,15 +208,20 @@ class StockHost:
     def guest(self, name: str) -> StockGuest:
         return next(guest for guest in self.guests if guest.name == name)
 
-    @cached_property
+    @property
+    def running(self) -> list[StockGuest]:
+        """The guests that have been plugged."""
+        return [self.guest(name) for name in self._plugged]
+
+    @property
     def streams(self) -> list[Stream]:
         return [
             Stream(guest.name, target.name, self.layout.report_file(guest.name, target.name))
-            for guest in self.layout.guests
-            for target in guest.targets
+            for guest in self.running
+            for target in guest.layout.targets
         ]
 
-    @cached_property
+    @property
     def pings(self) -> Pings:
         """The figures of the guests' pings, which never stop."""
         return Pings(self.streams, self.layout.options.ping_interval_ms, self._system)
@@ -227,10 +229,10 @@ class StockHost:
     def traffic(self, *, flood: str | None = "last", tcp: str | None = "vm1", rate: float = 1000.0) -> Traffic:
         """Traffic for a ``with`` block: the pings, a flood of ``rate`` requests a second from outside to the guest
         ``flood``, and a TCP connection from outside to the guest ``tcp``."""
-        flooded = self.guests[-1] if flood == "last" else self.guest(flood) if flood else None
+        flooded = self.running[-1] if flood == "last" else self.guest(flood) if flood else None
         echoing = self.guest(tcp) if tcp else None
         return Traffic(
-            self.space, OUTSIDE, self.pings, self.streams, self.guests, flooded=flooded, echoing=echoing, rate=rate
+            self.space, OUTSIDE, self.pings, self.streams, self.running, flooded=flooded, echoing=echoing, rate=rate
         )
 
     def start_guest(self, name: str) -> None:
@@ -252,7 +254,7 @@ class StockHost:
         """Wait until every guest has booted ``boots`` times."""
 
         def missing() -> list[str]:
-            return [guest.name for guest in self.guests if guest.boots() < boots]
+            return [guest.name for guest in self.running if guest.boots() < boots]
 
         if late := wait_until(missing, _BOOT_S, self._system, done=operator.not_, poll_s=0.05):
             said = "".join(self.layout.guest_file(name, "err").read_text() for name in late)
@@ -267,45 +269,19 @@ class StockHost:
             directory.mkdir()
         self.layout.initramfs_file.write_bytes(build(find_kernel(), self._system))
         self._space = Space(self.directory, self._system, self.places)
-        self._make_network()
+        stock_network.make(self.space, stock_pipeline.VLAN if self.kind == "pipeline" else None)
         self._install()
         self.start_database()
         self._configure()
         self.start_switch()
-        for guest in self.guests:
-            self.start_guest(guest.name)
         if self.kind == "ovn":
             stock_ovn.program(self)
         else:
             self._make_bridge()
+        for guest in self.running:
+            self.start_guest(guest.name)
         self.wait_boots()
         self.pings.wait_flowing(_READY_S)
-
-    def _make_network(self) -> None:
-        quiet = "tx off rx off gso off gro off tso off"
-        inside = f"ip netns exec {OUTSIDE}"
-        lines = [f"ip netns add {OUTSIDE}", f"ip -n {OUTSIDE} link add {FABRIC} type bridge"]
-        for side in "ab":
-            lines += [
-                f"ip link add up-{side} type veth peer name net-{side} netns {OUTSIDE}",
-                f"ethtool -K up-{side} {quiet}",
-                f"{inside} ethtool -K net-{side} {quiet}",
-                f"ip -n {OUTSIDE} link set net-{side} master {FABRIC} up",
-                f"ip link set up-{side} up promisc on",
-            ]
-        lines += [
-            f"{inside} sh -c 'echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6'",
-            f"ip -n {OUTSIDE} link set lo up",
-            f"ip -n {OUTSIDE} link set {FABRIC} up",
-            f"{inside} ethtool -K {FABRIC} tx off",
-            f"ip -n {OUTSIDE} address add {REMOTE_INNER}/{OVERLAY_PREFIX} dev {FABRIC}",
-            f"ip -n {OUTSIDE} address add {stock_ovn.REMOTE_VTEP}/24 dev {FABRIC}",
-        ]
-        self.run(["sh", "-ec", "\n".join(lines)])
-        if self.kind == "pipeline":
-            with IPRoute(netns=f"/proc/{self.space.pid}/root/run/netns/{OUTSIDE}", flags=0) as route:
-                for side in "ab":
-                    tag(route, route.link_lookup(ifname=f"net-{side}")[0], stock_pipeline.VLAN)
 
     def _install(self) -> None:
         """What the packages' scripts and ``ovs-ctl start`` do before the daemons (utilities/ovs-ctl.in)."""
@@ -336,12 +312,28 @@ class StockHost:
     def _make_bridge(self) -> None:
         self.vsctl("add-br", BRIDGE, "--", "set", "bridge", BRIDGE, "datapath_type=netdev")
         self.add_uplink(BRIDGE)
-        for guest in self.guests:
-            self.add_port(guest)
+        for guest in self.running:
+            self._connect(guest)
         if self.kind == "pipeline":
-            for guest in self.guests:
-                self.vsctl("set", "port", guest.name, f"tag={stock_pipeline.VLAN}")
             self._load_pipeline()
+
+    def plug(self, name: str) -> None:
+        """Make the port of a guest that was left for later, as the bridge's kind wants it, and start the guest; return
+        when its pings are answered. os-vif makes the port first, too; libvirt's QEMU waits for the switch."""
+        self._plugged.append(name)
+        self._connect(self.guest(name))
+        self.start_guest(name)
+        self.wait_boots()
+        self.pings.wait_flowing(_READY_S)
+
+    def _connect(self, guest: StockGuest) -> None:
+        if self.kind == "ovn":
+            stock_ovn.Ovn(self).add_port(guest)
+            self.add_port(guest, f"external_ids:iface-id={guest.name}")
+            return
+        self.add_port(guest)
+        if self.kind == "pipeline":
+            self.vsctl("set", "port", guest.name, f"tag={stock_pipeline.VLAN}")
 
     def add_uplink(self, bridge: str) -> None:
         """Add the port ``UPLINK`` to the bridge."""

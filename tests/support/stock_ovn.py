@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from ovs_hotswap.system import System
 from ovs_hotswap.waiting import wait_until
+from tests.support.stock_network import REMOTE_VTEP, VTEP
 
 if TYPE_CHECKING:
+    from tests.support.stock_guest import StockGuest
     from tests.support.stock_host import StockHost
 
 CENTRAL = "central"  # the network namespace, and the directory below that of the host
@@ -19,7 +21,6 @@ HOST_ADDRESS, CENTRAL_ADDRESS = "172.30.0.1", "172.30.0.2"
 SOUTH_PORT = 6642
 SWITCH, GROUP = "ls0", "guests"
 UPLINK_BRIDGE = "br-ex"
-VTEP, REMOTE_VTEP = "172.31.0.1", "172.31.0.2"
 _READY_S = 30.0
 
 # Direction, priority, match and action. What is not allowed is dropped and logged.
@@ -45,15 +46,32 @@ class Ovn:
     def sbctl(self, *words: str) -> str:
         return self._host.run(["ovn-sbctl", "--timeout=20", f"--db=unix:{self.directory}/sb.sock", *words])
 
-    def southbound(self) -> dict[str, str]:
-        """What the host's controller writes to the southbound database: its chassis and the bindings of ports."""
-        return {
-            table: self.sbctl("--format=csv", "--no-headings", f"--columns={columns}", "list", table)
-            for table, columns in (
-                ("Chassis", "_uuid,name,hostname,encaps,other_config"),
-                ("Port_Binding", "_uuid,logical_port,chassis,up,tunnel_key"),
-            )
-        }
+    def add_port(self, guest: StockGuest) -> None:
+        """Make a guest's logical port, with port security, in the group that the ACLs are about."""
+        address = f"{guest.mac} {guest.address}"
+        self.nbctl(
+            "lsp-add", SWITCH, guest.name, "--", "lsp-set-addresses", guest.name, address,
+            "--", "lsp-set-port-security", guest.name, address,
+        )  # fmt: skip
+        identity = self.nbctl("--bare", "--columns=_uuid", "find", "Logical_Switch_Port", f"name={guest.name}").strip()
+        self.nbctl("add", "Port_Group", GROUP, "ports", identity)
+
+    def add_acl(self, direction: str, priority: int, match: str, action: str) -> None:
+        """Add an ACL to the guests' group; return when the host's controller has programmed it."""
+        self.nbctl("--type=port-group", "acl-add", GROUP, direction, str(priority), match, action)
+        self.nbctl("--wait=hv", "sync")
+
+    def southbound(self) -> set[str]:
+        """The rows that the host's controller writes to the southbound database: chassis and bindings of ports."""
+        tables = (
+            ("Chassis", "_uuid,name,hostname,encaps,other_config"),
+            ("Port_Binding", "_uuid,logical_port,chassis,up,tunnel_key"),
+        )
+        texts = [
+            self.sbctl("--format=csv", "--no-headings", f"--columns={columns}", "list", table)
+            for table, columns in tables
+        ]
+        return {line for text in texts for line in text.splitlines()}
 
     @property
     def controller_pid(self) -> int | None:
@@ -80,11 +98,11 @@ def program(host: StockHost) -> None:
     _connect(host)
     ovn.start_controller()
     _make_switch(host, ovn)
-    for guest in host.guests:
+    for guest in host.running:
         host.add_port(guest, f"external_ids:iface-id={guest.name}")
 
     def all_up() -> bool:
-        return all("up" in ovn.nbctl("lsp-get-up", guest.name).split() for guest in host.guests)
+        return all("up" in ovn.nbctl("lsp-get-up", guest.name).split() for guest in host.running)
 
     assert wait_until(all_up, _READY_S, System(), poll_s=0.2), ovn.sbctl("show")
 
@@ -135,13 +153,11 @@ def _connect(host: StockHost) -> None:
 
 def _make_switch(host: StockHost, ovn: Ovn) -> None:
     ovn.nbctl("ls-add", SWITCH)
-    for guest in host.guests:
-        address = f"{guest.mac} {guest.address}"
-        ovn.nbctl("lsp-add", SWITCH, guest.name, "--", "lsp-set-addresses", guest.name, address,
-                  "--", "lsp-set-port-security", guest.name, address)  # fmt: skip
+    ovn.nbctl("pg-add", GROUP)
+    for guest in host.running:
+        ovn.add_port(guest)
     ovn.nbctl("lsp-add", SWITCH, "outside", "--", "lsp-set-type", "outside", "localnet", "--", "lsp-set-addresses",
               "outside", "unknown", "--", "lsp-set-options", "outside", "network_name=physnet1")  # fmt: skip
-    ovn.nbctl("pg-add", GROUP, *(guest.name for guest in host.guests))
     ovn.nbctl("meter-add", "acl-log", "drop", "1000", "pktps", "0")
     for direction, priority, match, action in ACLS:
         logged = ["--log", "--severity=info", "--meter=acl-log", "--name=refused"] if action == "drop" else []
