@@ -124,24 +124,31 @@ def _ask(fetched: Fetched, deadline: float) -> bool:
             qemu_end.send(_QUESTION, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError as error:
             raise TryAgain(f"the switch takes no message: {error.strerror}") from error
-        paired, answered = True, False
+        answered = False
         while not answered and _readable(qemu_end, end):
-            paired = paired and _unread_at_peer(switch_end) > 0
+            ours = _next_request(qemu_end) == Request.GET_QUEUE_NUM
+            if not _unread_at_peer(switch_end):
+                if not ours:  # QEMU's own answer could not be put back, so it is left where it is
+                    return False
+                _message(qemu_end, end)
+                raise StateUnknown("the two ends are not of one connection",
+                                   hint="`ovs-hotswap vm list` says whether the VM is adopted already")  # fmt: skip
             answer = _message(qemu_end, end)
             if answer is None:
                 break
-            answered = HEADER.unpack_from(answer)[0] == Request.GET_QUEUE_NUM
-            theirs += [] if answered else [answer]
+            answered = ours
+            theirs += [] if ours else [answer]
         for answer in theirs:
             switch_end.send(answer, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-    if not answered:
-        return False
-    if theirs:
+    if answered and theirs:
         raise TryAgain(f"QEMU waits for {len(theirs)} answers of the switch, which were put back for it")
-    if not paired:
-        raise StateUnknown("the two ends are not of one connection",
-                           hint="`ovs-hotswap vm list` says whether the VM is adopted already")  # fmt: skip
-    return True
+    return answered
+
+
+def _next_request(end: socket.socket) -> int | None:
+    """Return the request that the next message names, which stays unread; ``None`` if its header is not there yet."""
+    head = end.recv(HEADER.size, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+    return int(HEADER.unpack(head)[0]) if len(head) == HEADER.size else None
 
 
 def _unheard(snapshot: Snapshot, deadline: float, look: Look) -> None:
@@ -189,11 +196,10 @@ def _drain(end: OwnedFd, snapshot: Snapshot) -> None:
     deadline = time.monotonic() + _LATE_S
     with borrowed(end) as qemu_end:
         while _readable(qemu_end, deadline):
-            head = qemu_end.recv(HEADER.size, socket.MSG_DONTWAIT | socket.MSG_PEEK)
-            if len(head) == HEADER.size and HEADER.unpack(head)[0] == Request.GET_QUEUE_NUM:
+            if _next_request(qemu_end) == Request.GET_QUEUE_NUM:
                 _message(qemu_end, deadline)
                 return
-            if not head or time.monotonic() >= deadline:  # the connection has ended, or the answer is QEMU's
+            if time.monotonic() >= deadline:  # what is there is QEMU's
                 break
             time.sleep(_LOOK_S)
     raise StateUnknown(

@@ -179,6 +179,37 @@ def test_ends_of_two_connections_are_noticed(bed: Bed) -> None:
         other.close()
 
 
+def test_an_answer_to_qemu_stays_where_it_is_if_it_could_not_be_put_back(bed: Bed) -> None:
+    """The ends are of two connections, and QEMU waits for an answer: QEMU gets it, and ours is taken away behind it."""
+    other = Bed()
+    mixed = fetched_of(bed.qemu, other.switch)
+    bed.delay_s = 0.05
+    bed.qemu.send(messages.build(Request.GET_FEATURES))
+    time.sleep(0.01)
+    got: list[bytes] = []
+
+    def read_as_qemu_does() -> None:
+        while bed.stopped or not got:
+            with contextlib.suppress(BlockingIOError):
+                got.append(bed.qemu.recv(len(answer(Request.GET_FEATURES))) if not bed.stopped else b"")
+            got[:] = [each for each in got if each]
+            time.sleep(0.001)
+
+    bed.stopped = True
+    reader = threading.Thread(target=read_as_qemu_does)
+    reader.start()
+    try:
+        with pytest.raises(TryAgain), bed.enter(mixed):
+            pytest.fail("the section was entered")
+        reader.join()
+        assert got == [answer(Request.GET_FEATURES)]
+        with pytest.raises(BlockingIOError):
+            bed.qemu.recv(1)
+    finally:
+        mixed.close()
+        other.close()
+
+
 def test_an_answer_that_comes_after_the_limit_is_not_left_to_qemu(bed: Bed, fetched: Fetched) -> None:
     """The limit is over when it comes, so the section is not entered; the answer is read nevertheless."""
     bed.delay_s = 0.1

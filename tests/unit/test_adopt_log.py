@@ -432,9 +432,8 @@ def real(name: str) -> str:
     return gzip.decompress((REAL / f"{name}.log.gz").read_bytes()).decode()
 
 
-@pytest.mark.parametrize("name", ["ovs-3.1.0-dpdk-22.11"])
-def test_a_real_log_is_read(name: str) -> None:
-    text = real(name)
+def test_a_real_log_is_read() -> None:
+    text = real("ovs-3.1.0-dpdk-22.11")
     one, four, plugged = (read_connection(text, f"/run/vhost/vm{number}.sock") for number in (1, 2, 3))
     assert [ring.enabled for ring in one.rings] == [True, True]
     assert [ring.enabled for ring in four.rings] == [True] * 4 + [False] * 4
@@ -444,6 +443,19 @@ def test_a_real_log_is_read(name: str) -> None:
     assert {each.status for each in (one, four, plugged)} == {0xF}
     assert {each.protocol_features for each in (one, four, plugged)} == {0x10CBF}
     assert one.messages.count("VHOST_USER_GET_VRING_BASE") == 2 * 4  # the rings were stopped four times
+
+
+def test_a_real_log_of_a_newer_switch_is_read() -> None:
+    """The link of ``vm1`` was set down and up twice before it was reset; ``vm2`` has two queue pairs."""
+    text = real("ovs-3.5.0-dpdk-24.11")
+    one, two = (read_connection(text, f"/run/vhost/vm{number}.sock") for number in (1, 2))
+    assert [ring.enabled for ring in one.rings] == [True] * 2
+    assert [ring.enabled for ring in two.rings] == [True] * 4
+    assert all(ring.kick is not None and ring.call is not None for ring in (*one.rings, *two.rings))
+    assert [region.size >> 20 for region in (*one.memory, *two.memory)] == [96, 96]
+    assert {each.status for each in (one, two)} == {0xF}
+    assert {each.protocol_features for each in (one, two)} == {0x10CBF}
+    assert one.messages.count("VHOST_USER_GET_VRING_BASE") == 2 * 3
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
