@@ -23,6 +23,7 @@ from ovs_hotswap.vhostuser.messages import Feature
 
 DEFAULT_PATH = Path("/etc/ovs-hotswap/config.toml")
 SUN_PATH_MAX = 107  # bytes of a Unix socket's path, without the final NUL (unix(7))
+KEPT = ".ovs-hotswap"
 DEFAULT_RUN_DIR = Path("/run/ovs-hotswap")
 DEFAULT_OVERLAY = Path("/etc/ovs-hotswap/overlay.toml")
 OWN_NAMES = (
@@ -264,7 +265,7 @@ class StockConfig(Strict):
     def kept_dir(self) -> Path:
         """The directory in ``run_dir`` that has the distribution's own sockets and pid files under their own names,
         also while those in ``run_dir`` lead to another instance (``controllers.well_known``)."""
-        return self.run_dir / ".ovs-hotswap"
+        return self.run_dir / KEPT
 
 
 class Config(Strict):

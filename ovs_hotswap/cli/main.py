@@ -48,6 +48,8 @@ COMMANDS = {
     "broker": Lazy(f"{_CLI}.broker_cmd:broker", "Run the broker between QEMU and the instances.", _HOST),
     "watch": Lazy(f"{_CLI}.watch_cmd:watch", "Keep a standby that takes over when the active dies.", _HOST),
     "uplink": Lazy(f"{_CLI}.uplink_cmd:uplink", "Show the uplink, and try a NIC for it.", _HOST),
+    "adopt": Lazy(f"{_CLI}.adopt_cmd:adopt", "Put VMs of a running switch under the broker.", _HOST),
+    "release-vms": Lazy(f"{_CLI}.adopt_cmd:release_vms", "Give VMs back to a plain switch, without a broker.", _HOST),
     "attach": Lazy(f"{_CLI}.job_cmd:attach", "Follow a job, and end with its exit code.", _HOST),
     "job": Lazy(f"{_CLI}.job_cmd:job", "Start, list and interrupt jobs.", _HOST),
     "stock": Lazy(f"{_CLI}.shield_cmd:stock", "Shield the distribution's switch from a restart.", _HOST),

@@ -14,7 +14,7 @@ from ovs_hotswap.errors import PrecheckFailed
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.upgrade.checks import verdict
-from ovs_hotswap.upgrade.steps import upgrade_plan
+from ovs_hotswap.upgrade.plans import plan_for
 from ovs_hotswap.upgrade.upgrade import Report, Upgrader
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def resume(app: App) -> None:
 
 
 def _execute(app: App, upgrader: Upgrader, act: Callable[[Callable[[Event], None]], Report]) -> None:
-    plan = upgrade_plan()
+    plan = plan_for(app.config)
     with app.output.progress([(step.name, step.description) for step in (*plan.before, *plan.after)]) as progress:
         report = act(progress.observe)
         app.output.done = True
@@ -230,7 +230,7 @@ def _dry_run(app: App, findings: list[Finding], *, changed: bool | None) -> None
     if changed is False:
         app.output.line("nothing would be changed (--force upgrades again)")
     else:
-        plan = upgrade_plan()
+        plan = plan_for(app.config)
         rows += [(number, step.name, step.description) for number, step in enumerate(plan.before, 1)]
         rows.append((len(rows) + 1, "commit", "from here on, no step is undone"))
         rows += [(len(rows) + number, step.name, step.description) for number, step in enumerate(plan.after, 1)]

@@ -152,7 +152,7 @@ def inject(
             f"{paths.db_socket}: there is no bridge of the userspace datapath, so no connection can be made",
             hint="copy the active side's database first",
         )
-    openflow = OpenFlow(system, paths.run_dir / f"{bridge}.mgmt", timeout=timeout, versions=VERSIONS)
+    openflow = OpenFlow(system, paths.mgmt(bridge), timeout=timeout, versions=VERSIONS)
     for begin in range(0, len(frames), _BUNDLE):
         openflow.packet_outs(frames[begin : begin + _BUNDLE])
 

@@ -151,7 +151,7 @@ def _teach(
             if found := added.get((entry.bridge, entry.port, entry.vlan)):
                 lines.setdefault(entry.bridge, []).append(message(entry, port, found.mac))
         for bridge, messages in lines.items():
-            OpenFlow(system, paths.run_dir / f"{bridge}.mgmt", timeout=timeout, versions=VERSIONS).bundle(messages)
+            OpenFlow(system, paths.mgmt(bridge), timeout=timeout, versions=VERSIONS).bundle(messages)
     finally:
         list(attempt(ctl, map(_delete, added.values()), timeout=timeout))
 

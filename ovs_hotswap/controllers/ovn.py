@@ -65,11 +65,12 @@ def control_socket(unix: str, inodes: set[int]) -> str | None:
 
 
 def find(system: System, proc: Path = PROC) -> tuple[OvnController, ...]:
-    """Return every ovn-controller of the host. One in a container is reached by the path as the container has it."""
+    """Return every ovn-controller in the host's network. One in a container is reached by the path as the container
+    has it."""
     found = []
     for pid in system.pids():
         arguments = system.cmdline(pid)
-        if arguments and Path(arguments[0]).name == PROGRAM:
+        if arguments and Path(arguments[0]).name == PROGRAM and _is_here(pid, proc):
             found.append(OvnController(pid, _control_of(pid, proc), database_of(arguments)))
     return tuple(found)
 
@@ -186,6 +187,13 @@ def await_programmed(ovn: Ovn, canary: Canary, timeout: float, system: System) -
         f"{PROGRAM} {cause} {timeout:g} s after it was led to this instance",
         hint="`ovn-appctl -t ovn-controller connection-status`, and its log",
     )
+
+
+def _is_here(pid: int, proc: Path) -> bool:
+    try:
+        return os.path.samefile(proc / "self/ns/net", proc / str(pid) / "ns/net")
+    except OSError:
+        return False
 
 
 def _control_of(pid: int, proc: Path) -> Path | None:

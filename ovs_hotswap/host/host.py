@@ -15,6 +15,7 @@ from ovs_hotswap.broker.control.client import BrokerClient
 from ovs_hotswap.config import Active, Config, Program, read_active
 from ovs_hotswap.errors import BusyError, HostError, HotswapError, StateUnknown, SwitchError
 from ovs_hotswap.host import active_record, flow_tables, scheduling, uplink_ports
+from ovs_hotswap.host.cloning import Cloning
 from ovs_hotswap.host.underlay import Underlay
 from ovs_hotswap.host.untried import refuse_untried
 from ovs_hotswap.host.uplink_ends import UplinkEnds, UplinkExchange
@@ -69,9 +70,20 @@ class Host:
         self.instances = {
             side: instance_class(config, side)(
                 config, side, system, unit=InstanceUnit(side, system), vfs=VfCare(config, side, system),
-                memory=partial(self.reservation, side))
+                memory=partial(self.reservation, side),
+                fill_database=partial(self._fill, side) if config.program is Program.CLONE else None)
             for side in Side
         }  # fmt: skip
+
+    def _fill(self, side: Side, release: Release) -> None:
+        """Fill the database of an instance that is being started with a copy of the other's, if that runs."""
+        if self.instances[side.other].pid() is not None:
+            self.cloning.fill(side, release)
+
+    @property
+    def cloning(self) -> Cloning:
+        """The copying of one instance to the other, on a host that others program."""
+        return Cloning(self.config, self.system, {side: instance.paths for side, instance in self.instances.items()})
 
     @cached_property
     def intent(self) -> Intent:

@@ -14,6 +14,7 @@ import contextlib
 import logging
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,13 @@ def _await_links(host: Host, side: Side) -> None:
     )  # fmt: skip
 
 
+def await_vm_ports(host: Host, side: Side) -> None:
+    """Wait until the side's switch is connected to the broker for each VM. Raises SwitchError and BrokerError."""
+    missing = partial(host.unconnected, side)
+    host.wait(lambda: not missing(), _PORT_S, lambda: f"instance {side} is not connected for VM {some(missing())}",
+              on=[side])  # fmt: skip
+
+
 def see_uplink(host: Host, side: Side) -> None:
     """Check that the datapath has the uplink, with any MTU. This needs no intent. Raises SwitchError."""
     if host.config.program is Program.CLONE:
@@ -282,7 +290,7 @@ def park_each(
                 parked(number, vm.name)
             if vm.name not in errors and vm.has_guest:
                 expected[vm.name] = _enabled_pairs(vm)
-    late = _await_polled(host, side, expected)
+    late = await_polled(host, side, expected)
     if expected:  # a queue counts as polled before the datapath receives from it
         host.await_devices(side, _POLLED_S)
     return refused | {name: f"instance {side} does not poll its queues" for name in late}
@@ -299,7 +307,7 @@ def unpark_each(host: Host, side: Side, names: Iterable[str]) -> None:
             log.warning("VM %s stays parked on %s: %s", name, side, error.message)
 
 
-def _await_polled(host: Host, side: Side, expected: Mapping[str, int]) -> list[str]:
+def await_polled(host: Host, side: Side, expected: Mapping[str, int]) -> list[str]:
     """Wait until an instance polls as many queues of each VM as ``expected``. Returns the VMs for which it does not."""
 
     def unpolled() -> list[str]:

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovs_hotswap.config import Config, Program
+from ovs_hotswap.config import KEPT, Config, Program
 from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.model import Device, Release, Side
 from ovs_hotswap.toml_file import Strict
@@ -58,8 +58,13 @@ class InstancePaths:
         )
 
     def mgmt(self, bridge: str) -> Path:
-        """The socket for OpenFlow of a bridge (ofproto/connmgr.c, ofconn management)."""
-        return self.run_dir / f"{bridge}.mgmt"
+        """The socket for OpenFlow of a bridge (ofproto/connmgr.c, ofconn management). That of a bridge which the
+        distribution's switch has made since its files got second names is still at its well-known path only."""
+        path = self.run_dir / f"{bridge}.mgmt"
+        if self.run_dir.name == KEPT and not path.exists():
+            new = self.run_dir.parent / path.name
+            return new if new.exists() and not new.is_symlink() else path
+        return path
 
     @classmethod
     def of_stock(cls, config: Config, stock: StockRecord) -> InstancePaths:

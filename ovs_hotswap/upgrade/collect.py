@@ -42,12 +42,11 @@ from ovs_hotswap.vhostuser.capture import can_capture
 def precheck(host: Host, old: Side, new: Side, release: str, leave_out: Collection[str] = ()) -> list[Finding]:
     """Check everything that can be known before anything is changed. A fault of the host is a finding and never raises.
     A reason why a VM of ``leave_out`` cannot be moved is only a warning."""
-    found: list[Finding] = []
     begun = None
     with contextlib.suppress(HotswapError):
         begun = uplink_proof.counters(host, old)
-    for part in (
-        lambda: _release(host, old, release),
+    return gathered(
+        lambda: release_checks(host, old, release),
         lambda: beside(host, new, release),
         lambda: _machine(host, new),
         lambda: _memory(host, old, new, release),
@@ -61,11 +60,15 @@ def precheck(host: Host, old: Side, new: Side, release: str, leave_out: Collecti
         lambda: upgraded_next_hops(host),
         lambda: uplink_proof.check(host, old, begun),
         lambda: _steered(host, old),
-    ):
-        found += _tried(part)
+    )
+
+
+def gathered(*parts: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """The findings of all parts, each once. A part that raises is a finding."""
     once: dict[tuple[str, str], Finding] = {}
-    for each in found:  # the MTU of a device, for example, is judged with the path and with the uplink
-        once.setdefault((each.check, each.text), each)
+    for part in parts:
+        for each in _tried(part):  # the MTU of a device, for example, is judged with the path and with the uplink
+            once.setdefault((each.check, each.text), each)
     return list(once.values())
 
 
@@ -77,7 +80,7 @@ def _tried(part: Callable[[], Iterable[Finding]]) -> list[Finding]:
         return [Finding(type(error).__name__, Severity.ERROR, error.message, error.hint)]
 
 
-def _release(host: Host, old: Side, name: str) -> list[Finding]:
+def release_checks(host: Host, old: Side, name: str) -> list[Finding]:
     wanted = host.releases.get(name)
     found = [Finding("release", Severity.OK, wanted.label)]
     if (same := runs_already(host, old, wanted)) is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ovs_hotswap import __version__
+from ovs_hotswap.config import Program
 from ovs_hotswap.errors import BrokerError, BusyError, HostError, HotswapError, PrecheckFailed, StateUnknown
 from ovs_hotswap.host.host import WATCHDOG_S, Host
 from ovs_hotswap.model import Finding, Severity, Side
@@ -14,9 +15,10 @@ from ovs_hotswap.plan.executor import Event, Executor
 from ovs_hotswap.plan.interrupts import Interrupts
 from ovs_hotswap.plan.journal import Contents, Header, Journal, Journals
 from ovs_hotswap.plan.records import Facts, Json, Phase
-from ovs_hotswap.upgrade import collect
+from ovs_hotswap.upgrade import clone_checks, collect
+from ovs_hotswap.upgrade.plans import plan_for
+from ovs_hotswap.upgrade.recognise import recognised
 from ovs_hotswap.upgrade.situation import Upgrade
-from ovs_hotswap.upgrade.steps import upgrade_plan
 
 KIND = "upgrade"
 _UNFINISHED = "an upgrade is not finished", "`ovs-hotswap resume` or `ovs-hotswap rollback`"
@@ -113,6 +115,9 @@ class Upgrader:
         StateUnknown if the journal is damaged, HostError if a record cannot be read."""
         if self.unfinished() is not None:
             return [Finding("journal", Severity.ERROR, *_UNFINISHED)]
+        if self.host.config.program is Program.CLONE:
+            serving = self.host.recorded_active() or Side.A
+            return clone_checks.precheck(self.host, serving, serving.other, release, leave_out)
         found: list[Finding] = []
         without = list(leave_out)
         try:
@@ -170,6 +175,7 @@ class Upgrader:
     ) -> Report:
         """Do what ``upgrade`` does. The caller holds the lock."""
         wanted = self.host.releases.get(release)
+        self.host = recognised(self.host)
         old = self.host.active()
         running = self.host.software(old)
         if running is None:
@@ -186,7 +192,7 @@ class Upgrader:
         parameters: dict[str, Json] = {"old": old, "new": old.other, "release": release, "previous": running.name,
                       "before": before, "keep_old": keep_old, "leave_out": self._left_out(leave_out)}  # fmt: skip
         journal = self.journals.begin(
-            KIND, upgrade_plan().shape, parameters=parameters, versions={"ovs-hotswap": __version__}
+            KIND, plan_for(self.host.config).shape, parameters=parameters, versions={"ovs-hotswap": __version__}
         )
         return self._execute(journal, observe, forward=True)
 
@@ -269,7 +275,7 @@ class Upgrader:
         header = journal.header
         with journal, Interrupts() as interrupts:
             executor = Executor(
-                upgrade_plan(),
+                plan_for(self.host.config),
                 self._context(header),
                 journal,
                 clock=self.host.system.monotonic,

@@ -154,6 +154,6 @@ def test_status_names_the_command_that_upgrades_to_newer_files() -> None:
 
 def test_the_check_says_that_the_upgrade_goes_to_the_newer_files(bed: Bed) -> None:
     bed.world.outdated = True
-    (_, found) = collect._release(bed.host, Side.A, "host")
+    (_, found) = collect.release_checks(bed.host, Side.A, "host")
     assert found.text == "instance a runs files of it that were replaced since: the upgrade goes to the newer ones"
     assert found.hint == "`ovs-hotswap upgrade --release host`"

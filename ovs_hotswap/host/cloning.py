@@ -1,0 +1,101 @@
+"""What an upgrade of a host that others program works with: the copy of one instance on the other, and wire mode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from ovs_hotswap.clone import database
+from ovs_hotswap.clone.changes import Changes
+from ovs_hotswap.clone.follow import Follower
+from ovs_hotswap.clone.rows import Rows, refs, single
+from ovs_hotswap.config import Config
+from ovs_hotswap.controllers.devices import Devices
+from ovs_hotswap.controllers.stock_units import StockUnits
+from ovs_hotswap.controllers.well_known import WellKnown
+from ovs_hotswap.model import Release, Side
+from ovs_hotswap.switch.paths import InstancePaths
+from ovs_hotswap.system import System
+from ovs_hotswap.wire.mirrors import MirrorWire, UplinkPort
+
+NETDEV = "ovs-netdev"
+"""The device that every ovs-vswitchd with the datapath ``netdev`` makes in its network namespace, under this name, and
+has no use for (ofproto/ofproto-dpif.c, ``open_dpif_backer``)."""
+_ASIDE = "ovsh-netdev-"
+
+
+@dataclass(frozen=True)
+class Cloning:
+    """``paths``: the files of both instances."""
+
+    config: Config
+    system: System
+    paths: dict[Side, InstancePaths]
+
+    def changes(self, new: Side) -> Changes:
+        """What is to be otherwise on ``new`` than on the other side: its own devices, and what two switches in one
+        network namespace cannot both have."""
+        own = self.config.instance(new)
+        devices = {name: {"options": {"dpdk-devargs": devargs}} for name, devargs in own.port_devices.items()}
+        return Changes(interfaces=devices, cores=frozenset(own.pmd_cores))
+
+    def fill(self, new: Side, release: Release) -> None:
+        """Write the other side's configuration into the empty database of ``new``. Raises SwitchError."""
+        database.copy(self.paths[new.other], self.paths[new], release, self.changes(new))
+
+    def follower(self, new: Side) -> Follower:
+        return Follower(self.system, self.paths[new.other], self.paths[new], self.changes(new))
+
+    @cached_property
+    def wire(self) -> MirrorWire:
+        return MirrorWire(
+            self.paths, self.system, self.config.run_dir / "wire.sock", ready_s=self.config.upgrade.ready_s
+        )
+
+    @cached_property
+    def well_known(self) -> WellKnown:
+        return WellKnown(self.config.stock.run_dir, self.config.stock.kept_dir)
+
+    @property
+    def units(self) -> StockUnits:
+        return StockUnits(self.config.stock.unit, self.system)
+
+    def make_room(self, old: Side) -> None:
+        """Give the device that ``old`` has as ``NETDEV`` another name. Raises HostError."""
+        devices, aside = Devices(), f"{_ASIDE}{old}"
+        if devices.named(aside) is None and (found := devices.named(NETDEV)) is not None:
+            devices.rename(found.index, aside)
+
+    def give_room_back(self, old: Side) -> None:
+        """Undo ``make_room`` after the new switch has ended. Raises HostError."""
+        devices = Devices()
+        if (own := devices.named(f"{_ASIDE}{old}")) is not None:
+            self._remove(NETDEV)
+            devices.rename(own.index, NETDEV)
+
+    def clear_away(self, old: Side) -> None:
+        """Remove what ``make_room`` has left of ``old``, which has ended. Raises HostError."""
+        self._remove(f"{_ASIDE}{old}")
+
+    @staticmethod
+    def _remove(name: str) -> None:
+        devices = Devices()
+        if (found := devices.named(name)) is not None:
+            devices.remove(found.index)
+
+    def uplinks(self, side: Side) -> tuple[UplinkPort, ...]:
+        """The ports of a running side that have a DPDK device of their own. Raises SwitchError."""
+        return uplinks_in(database.read(self.paths[side]).rows)
+
+
+def uplinks_in(rows: Rows) -> tuple[UplinkPort, ...]:
+    """Return the ports with an interface of type ``dpdk``, of bridges that are not parts of ovs-hotswap."""
+    found = []
+    interfaces, ports = rows.get("Interface", {}), rows.get("Port", {})
+    for bridge in rows.get("Bridge", {}).values():
+        for ref in refs(bridge.get("ports", ())):
+            port = ports.get(ref.uuid, {})
+            kinds = {single(interfaces.get(each.uuid, {}), "type") for each in refs(port.get("interfaces", ()))}
+            if "dpdk" in kinds:
+                found.append(UplinkPort(str(single(bridge, "name")), str(single(port, "name"))))
+    return tuple(sorted(found, key=lambda each: (each.bridge, each.name)))

@@ -1,0 +1,56 @@
+"""The checks of an upgrade on a host that others program."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from ovs_hotswap.host import memory_checks
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.host.machine import descriptor_limit
+from ovs_hotswap.model import Finding, Severity, Side
+from ovs_hotswap.stock.vms import vm_ports as takeable
+from ovs_hotswap.switch.instance import numa_nodes
+from ovs_hotswap.switch.paths import read_stock
+from ovs_hotswap.switch.pools import huge_page_pools
+from ovs_hotswap.upgrade import checks, collect, stock_collect
+from ovs_hotswap.upgrade.stock_checks import judge
+from ovs_hotswap.vm_ports import VmPort
+
+
+def precheck(host: Host, old: Side, new: Side, release: str, leave_out: Collection[str] = ()) -> list[Finding]:
+    """Check everything that can be known before anything is changed. A fault of the host is a finding and never
+    raises."""
+    terms = stock_collect.terms(host.config, leave_out)
+    if host.recorded_active() is not None and read_stock(host.config) is None:  # its files are where we have put them
+        terms = replace(terms, database=None, log=None)
+    return collect.gathered(
+        lambda: collect.release_checks(host, old, release),
+        lambda: collect.beside(host, new, release),
+        lambda: checks.descriptors(descriptor_limit(host, new), [(2, port.queues) for port in vm_ports(host)]),
+        lambda: memory(host, new),
+        lambda: collect.broker(host),
+        lambda: judge(stock_collect.collect(host.config, host.system), terms),
+    )
+
+
+def memory(host: Host, new: Side) -> list[Finding]:
+    """Check the huge pages that an instance takes which is started now."""
+    if host.running(new):
+        return []
+    own = host.config.instance(new)
+    return memory_checks.huge_pages(huge_page_pools(), host.reservation(new).mib, numa_nodes(own.pmd_cores))
+
+
+def postcheck(host: Host, new: Side) -> list[Finding]:
+    """Check the new instance after the upgrade. Raises SwitchError, HostError."""
+    strays = host.cloning.well_known.strays(host.instances[new].paths)
+    if not strays:
+        return [Finding("well-known paths", Severity.OK, f"they lead to instance {new}")]
+    text = f"{', '.join(strays)} in {host.config.stock.run_dir} do not lead to instance {new}"
+    return [Finding("well-known paths", Severity.WARNING, text, f"`ls -l {host.config.stock.run_dir}`")]
+
+
+def vm_ports(host: Host) -> tuple[VmPort, ...]:
+    """The VMs' ports that the switch which serves them has now. Raises HostError, StateUnknown."""
+    return takeable(stock_collect.collect(host.config, host.system).vms)

@@ -1,0 +1,306 @@
+"""The steps of an upgrade on a host that others program, in order.
+
+The new instance becomes a copy of the old one and is wired: the old pipeline stays the only one for all VMs while these
+pass to the new instance, one by one. VMs that have no broker yet are taken over on the way. One atomic change, the cut,
+makes the new pipeline the only one. Until the commit every step can be undone, the cut included; a VM that was taken
+over keeps the broker then, because giving it back would cost it a second of its network (`ovs-hotswap release-vms`).
+"""
+
+from __future__ import annotations
+
+from ovs_hotswap.backends import refuse_kept
+from ovs_hotswap.clone import state as run_time
+from ovs_hotswap.clone.changes import Hold
+from ovs_hotswap.clone.database import give_back
+from ovs_hotswap.clone.follow import Follower
+from ovs_hotswap.controllers import ovn
+from ovs_hotswap.controllers.monitors import end_monitors
+from ovs_hotswap.controllers.repoint import repoint
+from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.host import boot_database
+from ovs_hotswap.host.standby import await_vm_ports
+from ovs_hotswap.model import Severity, Side
+from ovs_hotswap.plan.executor import Plan, ReversibleStep, Step, StepContext
+from ovs_hotswap.plan.records import Facts
+from ovs_hotswap.switch.ovsdb import ROOT_TABLES
+from ovs_hotswap.switch.paths import read_stock
+from ovs_hotswap.upgrade import checks, clone_checks
+from ovs_hotswap.upgrade.adopt_vms import adopt_vms
+from ovs_hotswap.upgrade.clone_window import CloseCloneWindow, OpenCloneWindow
+from ovs_hotswap.upgrade.outlook import Outlook
+from ovs_hotswap.upgrade.situation import Upgrade
+from ovs_hotswap.upgrade.soak import see_ready, see_served, watch_vms
+from ovs_hotswap.upgrade.steps import MoveVms, Park, RecordActive, Retire, StartStandby, restore_priority
+from ovs_hotswap.vm_ports import VmPort, read_ports, write_ports
+from ovs_hotswap.wire.mirror_flows import Mode
+from ovs_hotswap.wording import some
+
+_QUIET_S = 0.3
+_FOLLOW_S = 60.0
+_PASS_S = 10.0
+
+
+class ClonePrecheck(Step[Upgrade]):
+    name = "precheck"
+    description = "look for reasons not to start"
+
+    def do(self, context: Upgrade, run: StepContext) -> None:
+        for finding in restore_priority(context.host, context.old):
+            run.progress(f"{finding.check}: {finding.text}")
+        found = clone_checks.precheck(context.host, context.old, context.new, context.release, context.leave_out)
+        for finding in checks.verdict(found):
+            if finding.severity is Severity.WARNING:
+                run.progress(f"{finding.check}: {finding.text}")
+
+
+class Sockets(ReversibleStep[Upgrade]):
+    """QEMU's sockets get a second name and the broker listens in their places. Connections that exist are not touched;
+    the new instance's ports, and the old one's when they connect again, find the broker there."""
+
+    name = "sockets"
+    description = "have the broker listen at the VMs' sockets"
+    look_at = "`ovs-hotswap vm list`, and the sockets: `ss -xlp`"
+
+    def facts(self, context: Upgrade, run: StepContext) -> Facts:
+        return {"ports": [port.model_dump(mode="json") for port in read_ports(context.host.config)]}
+
+    def do(self, context: Upgrade, run: StepContext) -> None:
+        host = context.host
+        host.cloning.units.shield()
+        write_ports(host.config, host.system, clone_checks.vm_ports(host))
+        refuse_kept(host.backends.reload())
+
+    def undo(self, context: Upgrade, run: StepContext) -> None:
+        """VMs that were taken over keep the broker, and so their sockets."""
+        host = context.host
+        before = tuple(VmPort.model_validate(each) for each in run.fact("ports", list))
+        served = {vm.name for vm in host.backends.vms(read=False) if vm.has_guest}
+        kept = [port for port in read_ports(host.config) if port.name in served and port not in before]
+        write_ports(host.config, host.system, (*before, *kept))
+        host.backends.reload()
+        if not (before or kept):
+            host.cloning.units.unshield()
+
+
+class StartClone(StartStandby):
+    description = "start the new instance with a copy of the old one's database"
+
+    def do(self, context: Upgrade, run: StepContext) -> None:
+        context.host.cloning.make_room(context.old)
+        super().do(context, run)
+        await_vm_ports(context.host, context.new)
+
+    def undo(self, context: Upgrade, run: StepContext) -> None:
+        super().undo(context, run)
+        if context.dead(context.new):
+            context.host.cloning.give_room_back(context.old)
+
+
+class Copy(Step[Upgrade]):
+    name = "copy"
+    description = "copy flows, groups, meters and settings, and follow their changes"
+
+    def do(self, context: Upgrade, run: StepContext) -> None:
+        cloning = context.host.cloning
+        _settle(cloning.follower(context.new), run)
+        given = run_time.apply(cloning.paths[context.new], run_time.read(cloning.paths[context.old]),
+                               context.host.system, cut=False)  # fmt: skip
+        for text in given.refused:
+            run.warn(f"not carried over: {text}")
+        run.remember(given=[list(command) for command in given.undo])
+
+
+def _settle(follower: Follower, run: StepContext) -> None:
+    settled = follower.settle(_QUIET_S, _FOLLOW_S)
+    if settled.left:
+        raise SwitchError(
+            f"the new instance cannot be made equal to the old one: {some(list(settled.left), '; ')}",
+            hint="see what keeps changing: `ovs-ofctl monitor BRIDGE watch:`, `ovsdb-client monitor`",
+        )
+
+
+class Wire(ReversibleStep[Upgrade]):
+    name = "wire"
+    description = "wire the new instance: the old pipeline serves the VMs of both"
+
+    def do(self, context: Upgrade, run: StepContext) -> None:
+        host, cloning = context.host, context.host.cloning
+        cloning.wire.open(context.old, read_ports(host.config), cloning.uplinks(context.old))
+        cloning.wire.wire(context.new, Mode.HELD)
+
+    def undo(self, context: Upgrade, run: StepContext) -> None:
+        for side in (context.old, context.new):
+            if context.runs(side):
+                context.host.cloning.wire.close(side)
+
+
+class Adopt(Step[Upgrade]):
+    """There is no undo of its own: the step ``move`` gives the VMs back to the old instance, through the broker."""
+
+    name = "adopt"
+    description = "take over VMs that have no broker yet"
+
+    def do(self, context: Upgrade, run: StepContext) -> None:
+        adopt_vms(context, run)
+
+
+class Pause(ReversibleStep[Upgrade]):
+    """The controllers compute nothing while the two instances are compared for the last time and the pipelines change.
+    Their connections stay, and what they have programmed stays."""
+
+    name = "pause"
+    description = "pause the controllers, and see that both instances are equal"
+    look_at = "`ovn-appctl -t ovn-controller debug/status`"
+
+    def facts(self, context: Upgrade, run: StepContext) -> Facts:
+        socket = context.host.cloning.paths[context.old].db_socket
+        return {"wait": ovn.wait_of(socket), "paused": [each.paused() for each in _controllers(context)]}
+
+    def do(self, context: Upgrade, run: StepContext) -> None:
+        for controller in _controllers(context):
+            controller.pause()
+        _settle(context.host.cloning.follower(context.new), run)
+
+    def undo(self, context: Upgrade, run: StepContext) -> None:
+        for controller, paused in zip(_controllers(context), run.fact("paused", list), strict=False):
+            if not paused:
+                controller.resume()
+
+
+def _controllers(context: Upgrade) -> list[ovn.Ovn]:
+    return [ovn.Ovn(each) for each in ovn.find(context.host.system)]
+
+
+class Cut(ReversibleStep[Upgrade]):
+    """Both directions stay open: the undo wires the new instance again.
+
+    After the cut the old instance is wired in turn, because frames still arrive at its uplink until the network has
+    learned otherwise."""
+
+    name = "cut"
+    description = "rebuild connections and addresses, then make the new pipeline the only one"
+
+    def do(self, context: Upgrade, run: StepContext) -> None:
+        host, cloning = context.host, context.host.cloning
+        old, new = cloning.paths[context.old], cloning.paths[context.new]
+        if context.look().old_lost:
+            cloning.wire.cut(context.new)
+            return
+        follower = cloning.follower(context.new)
+        if left := follower.equal():
+            raise SwitchError(f"the new instance is not equal to the old one: {some(left, '; ')}",
+                              hint="something else than the paused controllers programs the old one")  # fmt: skip
+        run_time.apply(new, run_time.read(old), host.system, cut=False)
+        cloning.wire.wire(context.new, Mode.UPLINKS)
+        follower.arm()
+        cloning.wire.cut(context.new)
+        cloning.wire.wire(context.old, Mode.UPLINKS)
+        for text in run_time.apply(new, run_time.read(old), host.system, cut=True).refused:  # what came up in between
+            run.warn(f"not carried over: {text}")
+
+    def undo(self, context: Upgrade, run: StepContext) -> None:
+        wire = context.host.cloning.wire
+        if context.look().outlook is Outlook.NONE or not context.runs(context.old):
+            return
+        wire.cut(context.old)
+        if context.runs(context.new):
+            wire.wire(context.new, Mode.UPLINKS)
+
+
+class CloneSoak(Step[Upgrade]):
+    name = "soak"
+    description = "watch the VMs on the new instance"
+
+    def do(self, context: Upgrade, run: StepContext) -> None:
+        watch_vms(context, run)
+        see_ready(context)
+
+
+class RecordClone(RecordActive):
+    """From here on a boot starts with the new instance's database."""
+
+    def do(self, context: Upgrade, run: StepContext) -> None:
+        super().do(context, run)
+        boot_database.lead_to(context.host.config, context.new)
+
+    def undo(self, context: Upgrade, run: StepContext) -> None:
+        super().undo(context, run)
+        boot_database.put_back(context.host.config)
+
+
+class Repoint(ReversibleStep[Upgrade]):
+    name = "repoint"
+    description = "lead the well-known paths, controllers and tools to the new instance"
+    look_at = "where the paths lead: `ls -l /run/openvswitch`"
+
+    def do(self, context: Upgrade, run: StepContext) -> None:
+        _lead(context, run, context.old, context.new)
+
+    def undo(self, context: Upgrade, run: StepContext) -> None:
+        if context.runs(context.old):
+            _lead(context, run, context.new, context.old)
+
+
+def _lead(context: Upgrade, run: StepContext, old: Side, new: Side) -> None:
+    cloning, controllers = context.host.cloning, _controllers(context)
+    if context.runs(old):
+        changes = cloning.changes(context.new)
+        if new is context.new:
+            give_back(cloning.paths[old], cloning.paths[new], changes, frozenset(Hold))
+    repoint(cloning.well_known, context.host.system, cloning.paths[old], cloning.paths[new])
+    for controller in controllers:
+        controller.resume()
+
+
+class Unwire(Step[Upgrade]):
+    name = "unwire"
+    description = "remove wire mode from both instances"
+
+    def do(self, context: Upgrade, run: StepContext) -> None:
+        for side in (context.old, context.new):
+            if context.runs(side):
+                context.host.cloning.wire.close(side)
+
+
+class RetireClone(Retire):
+    """The devices that both switches have by name, such as that of a bridge, stay when the old switch is killed. The
+    new one takes them when it looks at its configuration again."""
+
+    def do(self, context: Upgrade, run: StepContext) -> None:
+        host, old = context.host, context.host.instances[context.old]
+        stock = read_stock(host.config)
+        if stock is not None and not context.keep_old:
+            host.cloning.units.retire()
+            end_monitors((stock.pid, stock.ovsdb_pid), host.system)
+        super().do(context, run)
+        if old.pid() is not None:  # it is kept
+            return
+        with host.instances[context.new].database(tables=ROOT_TABLES) as database:
+            database.wait_pass(_PASS_S)
+        host.cloning.clear_away(context.old)
+        if stock is not None:
+            host.cloning.units.forget_failures()
+
+
+class ClonePostcheck(Step[Upgrade]):
+    name = "postcheck"
+    description = "check ports, rings and the well-known paths"
+
+    def do(self, context: Upgrade, run: StepContext) -> None:
+        see_served(context, run)
+        for finding in checks.verdict(clone_checks.postcheck(context.host, context.new), SwitchError):
+            if finding.severity is Severity.WARNING:
+                run.warn(f"{finding.check}: {finding.text}")
+
+
+def clone_plan() -> Plan[Upgrade]:
+    return Plan(
+        "upgrade",
+        before=(ClonePrecheck(), Sockets(), StartClone(), Copy(), OpenCloneWindow(), Wire(), Adopt(), Park(), MoveVms(),
+                Pause(), Cut(), CloneSoak()),
+        after=(RecordClone(), Unwire(), Repoint(), CloseCloneWindow(), RetireClone(), ClonePostcheck()),
+        no_way_back=lambda context: context.look_after_waiting().no_way_back,
+        no_way_on=lambda context: context.look_after_the_commit().no_way_on,
+        mend=lambda context: context.host.instances[context.old].restart_ovsdb(),
+        revive=lambda context: context.revive(),
+    )  # fmt: skip

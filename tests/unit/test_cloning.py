@@ -1,0 +1,67 @@
+"""What an upgrade of a host that others program knows of both instances, and the order of its steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ovs_hotswap.clone.rows import Ref
+from ovs_hotswap.config import Config, Program
+from ovs_hotswap.host.cloning import Cloning, uplinks_in
+from ovs_hotswap.model import Side
+from ovs_hotswap.switch.paths import InstancePaths
+from ovs_hotswap.system import System
+from ovs_hotswap.upgrade.plans import plan_for
+from ovs_hotswap.vm_ports import VmPort, read_ports, write_ports
+from ovs_hotswap.wire.mirrors import UplinkPort
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    instances = {
+        side: {"pmd_cores": [core], "port_devices": {"dpdk0": f"0000:03:02.{core}"}} for core, side in enumerate(Side)
+    }
+    return Config.model_validate({
+        "program": "clone", "instances": instances, "state_dir": str(tmp_path / "state"),
+        "run_dir": f"/tmp/ovsh-{tmp_path.name[-20:]}",
+    })  # fmt: skip
+
+
+def test_the_new_instance_has_its_own_devices(config: Config) -> None:
+    paths = {side: InstancePaths.of(config, side) for side in Side}
+    changes = Cloning(config, System(), paths).changes(Side.B)
+    assert changes.interfaces == {"dpdk0": {"options": {"dpdk-devargs": "0000:03:02.1"}}}
+    assert changes.cores == frozenset({1})
+
+
+def test_uplinks_are_ports_with_a_device_of_dpdk() -> None:
+    def row(name: str, **columns: object) -> dict[str, object]:
+        return {"name": frozenset({name}), "external_ids": {}, **columns}
+
+    rows = {
+        "Bridge": {"b1": row("br-ex", ports=frozenset({Ref("p1"), Ref("p2")})), "b2": row("br-int", ports=frozenset())},
+        "Port": {"p1": row("up", interfaces=frozenset({Ref("i1")})),
+                 "p2": row("vm1", interfaces=frozenset({Ref("i2")}))},
+        "Interface": {"i1": row("up", type=frozenset({"dpdk"})),
+                      "i2": row("vm1", type=frozenset({"dpdkvhostuserclient"}))},
+    }  # fmt: skip
+    assert uplinks_in(rows) == (UplinkPort("br-ex", "up"),)
+
+
+def test_who_programs_the_bridges_decides_which_plan_there_is(config: Config) -> None:
+    cloned, ours = plan_for(config), plan_for(config.model_copy(update={"program": Program.OVERLAY}))
+    names = [step.name for step in cloned.before]
+    assert names.index("sockets") < names.index("start-standby") < names.index("wire") < names.index("adopt")
+    assert names.index("move") < names.index("pause") < names.index("cut") < names.index("soak")
+    assert "cut" not in [step.name for step in ours.before]
+    assert len({*names, *(step.name for step in cloned.after)}) == len(cloned.before) + len(cloned.after)
+
+
+def test_the_ports_are_read_as_they_were_written(config: Config) -> None:
+    assert read_ports(config) == ()
+    ports = (VmPort(name="vm1", bridge="br-int", ofport=3, socket=Path("/run/vhost/vm1.sock"), queues=4, mtu=9000),)
+    config.state_dir.mkdir(parents=True)
+    write_ports(config, System(), ports)
+    assert read_ports(config) == ports
+    assert ports[0].qemu_socket == Path("/run/vhost/vm1.sock.qemu")
