@@ -75,7 +75,7 @@ class StateBed:
 
     def set_flows(self, side: str, *flows: str) -> None:
         target = f"unix:{self.paths(side).run_dir}/br0.mgmt"
-        self._system.run(["ovs-ofctl", "-O", "OpenFlow14", "replace-flows", target, "-"], stdin="\n".join(flows))
+        self._system.run(["ovs-ofctl", "-O", "OpenFlow13", "replace-flows", target, "-"], stdin="\n".join(flows))
 
     def move(self, side: str) -> None:
         """Have all guests' frames go to and come from one switch."""
@@ -200,7 +200,9 @@ class StateBed:
         for number, guest in enumerate(GUESTS, 1):
             tag = [f"tag={VLAN}"] if number < 3 else []
             ports += ["--", "add-port", "br0", guest, *tag, "--", "set", "interface", guest, f"ofport_request={number}"]
-        bridge = ["set", "bridge", "br0", "datapath_type=netdev", "other_config:hwaddr=02:00:00:00:09:09"]
+        # Those who program a bridge may have it accept only old versions.
+        bridge = ["set", "bridge", "br0", "datapath_type=netdev", "other_config:hwaddr=02:00:00:00:09:09",
+                  "protocols=OpenFlow10,OpenFlow13"]  # fmt: skip
         self._run("ovs-vsctl", f"--db=unix:{paths.db_socket}", "--timeout=10", "add-br", "br0", "--", *bridge, *ports)
 
         def ready() -> bool:
