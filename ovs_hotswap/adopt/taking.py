@@ -12,7 +12,8 @@ Each fact is checked against a second source:
 | number of rings | the log | the status |
 | the two ends | the names of the sockets | credentials, and the proof of ``adopt.guard`` |
 
-Nothing is sent to the switch or to QEMU but questions that change nothing.
+Nothing is sent to the switch or to QEMU but questions that change nothing. The status in the database and the PMD
+threads follow a change with some delay, so a difference to them asks for another attempt.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ def take(paths: InstancePaths, port: str, system: System, monitor: Monitor | Non
     fact = read_port(paths, port)
     try:
         found = _Taking(paths, port, fact, mark, system).snapshot(monitor)
-    except TryAgain:
-        raise
+    except TryAgain as error:
+        raise TryAgain(f"port {port}: {error.message}") from error
     except StateUnknown as error:
         if heard := log_files.since(mark, fact.socket).messages:
             raise TryAgain(f"port {port}: QEMU has sent {heard[-1]} in the meantime ({error.message})") from error
@@ -154,7 +155,7 @@ class _Taking:
                 memory = placed(logged.memory, qemu.mappings(), qemu.files())
                 rings = self._rings(ask, device, logged, memory, switch, qemu)
                 if logged.features != self._fact.features:
-                    raise StateUnknown(f"the log says that the features are {logged.features or 0:#x}, and the status"
+                    raise TryAgain(f"the log says that the features are {logged.features or 0:#x}, and the status"
                                        f" of the interface says {self._fact.features:#x}")  # fmt: skip
                 return Snapshot(
                     socket=path, qemu=qemu.fact, qemu_fd=qemu_fd, switch=switch.fact, switch_fd=switch_fd,
@@ -189,7 +190,7 @@ class _Taking:
         switch: ForeignProcess, qemu: ForeignProcess,
     ) -> tuple[RingFact, ...]:  # fmt: skip
         if len(logged.rings) != len(self._fact.sizes):
-            raise StateUnknown(f"the log has {len(logged.rings)} rings, the switch {len(self._fact.sizes)}")
+            raise TryAgain(f"the log has {len(logged.rings)} rings, the switch {len(self._fact.sizes)}")
         started = [index for index, ring in enumerate(logged.rings) if ring.kick is not None]
         if started[:2] != [0, 1] or started != list(range(len(started))):
             raise StateUnknown(f"QEMU has started the rings {started}")
@@ -200,7 +201,7 @@ class _Taking:
         for index, ring in enumerate(logged.rings):
             place = places[index] if index < len(places) else None
             if place is not None and place.size != self._fact.sizes[index]:
-                raise StateUnknown(f"ring {index} has {place.size} entries in QEMU and {self._fact.sizes[index]} in the"
+                raise TryAgain(f"ring {index} has {place.size} entries in QEMU and {self._fact.sizes[index]} in the"
                                    " switch")  # fmt: skip
             kick = _event(f"kick of ring {index}", ring.kick, events, theirs)
             call = _event(f"call of ring {index}", ring.call, events, theirs)
@@ -240,17 +241,18 @@ def place_of(index: int, queue: QueueFact, memory: Sequence[RegionFact]) -> Ring
 
 
 def check_enabled(logged: Logged, polled: Sequence[RxQueue]) -> None:
-    """Raise StateUnknown if the log does not say of each started ring whether it is enabled, or PMD threads differ."""
+    """Raise StateUnknown if the log does not say of each started ring whether it is enabled, and TryAgain if the PMD
+    threads differ: they follow a second later."""
     for index, ring in enumerate(logged.rings):
         if ring.enabled is None and ring.kick is not None:
             raise StateUnknown(f"the log does not say whether ring {index} is enabled")
         if ring.enabled != logged.ring(index ^ 1).enabled:
             raise StateUnknown(f"the log says that one of the rings {index & ~1} and {index | 1} is enabled")
     if not polled:
-        raise StateUnknown("no PMD thread polls the port")
+        raise TryAgain("no PMD thread polls the port")
     for queue in polled:
         if queue.enabled != bool(logged.ring(2 * queue.queue + 1).enabled):
-            raise StateUnknown(f"queue {queue.queue} is {'' if queue.enabled else 'not '}enabled in the switch, and the"
+            raise TryAgain(f"queue {queue.queue} is {'' if queue.enabled else 'not '}enabled in the switch, and the"
                                " log says the contrary")  # fmt: skip
 
 
