@@ -26,7 +26,6 @@ _LOCAL = 65534  # OpenFlow 1.0, OFPP_LOCAL
 _LOOK_S = 0.05
 _FLAGS = 13  # the first version of OpenFlow that shows a flow's flags, in tenths
 _SHARE = 4  # of the time: the active switch's main thread answers to its users for the rest of it
-_MOVING = 5  # rounds in a row that may fail because the active side changed between two looks
 
 
 class Bridge(Protocol):
@@ -109,16 +108,16 @@ class Follower:
         """Make rounds until one finds both sides equal and the active side as it was ``quiet_s`` before, or until
         ``timeout``. Between them it rests, so that reading takes a quarter of the time at most.
 
-        A round that fails because the active side changed under it (a group that is already gone) is made again.
+        A round that fails is made again: the active side may have changed under it (a group that is already gone). If
+        the last one fails, its error is raised.
         """
-        end, rounds, failed, calm = self._system.monotonic() + timeout, 0, 0, None
+        end, rounds, calm = self._system.monotonic() + timeout, 0, None
         while True:
             began = self._system.monotonic()
             try:
-                texts, failed = self.round().texts, 0
+                texts = self.round().texts
             except SwitchError as error:
-                failed += 1
-                if failed >= _MOVING or began >= end:
+                if self._system.monotonic() >= end:
                     raise
                 texts = [error.message]
             now, rounds = self._system.monotonic(), rounds + 1
