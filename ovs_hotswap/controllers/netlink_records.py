@@ -21,6 +21,7 @@ RTA_TABLE = 15
 IFA_LABEL, IFA_CACHEINFO, IFA_FLAGS = 3, 6, 8
 NDA_CACHEINFO, NDA_PROBES = 3, 4
 IFA_F_TEMPORARY, IFA_F_NODAD = 0x01, 0x02
+_IFA_F_TENTATIVE = 0x40
 _IFA_STATES = 0x01 | 0x08 | 0x20 | 0x40  # secondary, dadfailed, deprecated, tentative: what the kernel finds out
 _NUD_INCOMPLETE, _NUD_STALE, _NUD_FAILED, _NUD_NOARP, _NUD_PERMANENT = 0x01, 0x04, 0x20, 0x40, 0x80
 _RTNH_F_ONLINK = 0x04
@@ -152,6 +153,14 @@ def out_of_order(present: Sequence[Entry], wanted: Sequence[Entry], *, labels: b
         right = sum(1 for _ in itertools.takewhile(bool, equal))
         found += reversed(have[right:])
     return found
+
+
+def is_tentative(body: bytes, index: int) -> bool:
+    """Whether a dump's message is of an address of the device that is not in use yet: the kernel makes the route by
+    which it is delivered when it is (net/ipv6/addrconf.c, addrconf_dad_completed)."""
+    head = Kind.ADDRESS.head.unpack_from(body)
+    flags = dict(_attributes(body[Kind.ADDRESS.head.size :])).get(IFA_FLAGS, bytes(4))
+    return bool(head[4] == index and struct.unpack("=I", flags)[0] & _IFA_F_TENTATIVE)
 
 
 def in_order(entries: Iterable[Entry]) -> list[Entry]:

@@ -12,7 +12,7 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 
-from ovs_hotswap.controllers.netlink_records import Entry, Kind, entry, in_order, out_of_order
+from ovs_hotswap.controllers.netlink_records import Entry, Kind, entry, in_order, is_tentative, out_of_order
 from ovs_hotswap.errors import HostError
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
@@ -57,7 +57,7 @@ class Tables:
         for kind in Kind:  # with an address the kernel makes routes
             present = {found.identity(labels=labels) for found in self.of(index, (kind,))}
             for each in in_order(entries):
-                if each.kind is kind and each.identity(labels=labels) not in present:
+                if each.kind is kind and not each.made_by_kernel and each.identity(labels=labels) not in present:
                     cause = self._make(each, index)
                     refused += [f"{kind.name.lower()} {each.request(0).hex()}: {cause}"] if cause else []
         wanted = {each.identity() for each in entries}
@@ -65,6 +65,11 @@ class Tables:
             if each.identity() not in wanted and not each.made_by_kernel:
                 self.delete(each, index)
         return tuple(refused)
+
+    def in_use(self, index: int) -> bool:
+        """Whether all addresses of a device are in use. The kernel takes those of IPv6 into use a moment later."""
+        with _named("the kernel's tables"):
+            return not any(is_tentative(body, index) for body in self._dump(Kind.ADDRESS))
 
     def clear(self, index: int) -> None:
         """Remove all addresses and routes of a device."""

@@ -33,6 +33,7 @@ _DEFAULT = "unix:/var/run/openvswitch/db.sock"
 _LISTENS = "00010000"  # __SO_ACCEPTCON (net/unix/af_unix.c, unix_seq_show)
 _CANARY = 0x6F76736863616E01
 _ASK_S = 5.0
+_LINKS = 40  # as many as the kernel follows (path_resolution(7))
 Control = Callable[..., str]
 
 
@@ -208,8 +209,24 @@ def _control_of(pid: int, proc: Path) -> Path | None:
         return None
     if path is None:
         return None
-    seen = proc / str(pid) / "root" / path.lstrip("/")
-    return Path(path) if not seen.exists() else seen
+    seen = _within(proc / str(pid) / "root", path)
+    return seen if seen.exists() else Path(path)
+
+
+def _within(root: Path, path: str) -> Path:
+    """Return where a path of a process with the root directory ``root`` leads. A symbolic link in it, such as
+    ``/var/run``, leads from that root, and not from this process's."""
+    found, left, links = root, list(Path(path).parts[1:]), _LINKS
+    while left:
+        step = found / left.pop(0)
+        if step.is_symlink() and links:
+            links -= 1
+            target = step.readlink()
+            found = root if target.is_absolute() else found
+            left[:0] = target.parts[1:] if target.is_absolute() else target.parts
+        else:
+            found = step
+    return found
 
 
 def _is_in(path: str, directory: Path) -> bool:

@@ -26,6 +26,8 @@ def repoint(
     Raises SwitchError if ``new`` does not run, before anything is changed, or if a daemon refuses; StateUnknown if the
     connections of ``old`` cannot be seen; HostError.
     """
+    # Before anything changes: afterwards the well-known names of the distribution's switch are those of ``new``.
+    old, new = paths.by_second_names(old), paths.by_second_names(new)
     paths.lead_to(new)
     if listens(old.db_socket):
         remotes.hold(old.db_socket)

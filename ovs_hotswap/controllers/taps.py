@@ -28,7 +28,9 @@ from ovs_hotswap.controllers.netlink_tables import Tables
 from ovs_hotswap.errors import HostError, StateUnknown
 from ovs_hotswap.system import System, files
 from ovs_hotswap.toml_file import Strict
+from ovs_hotswap.waiting import wait_until
 
+_IN_USE_S = 2.0
 _MARK = "ovsh"  # with the index it fits into IFNAMSIZ, whatever the tap's name is
 
 
@@ -189,6 +191,7 @@ class Taps:
             devices.rename(present.index, name)
         refused = devices.bring(present.index, settings, up=True)
         refused += tables.bring(present.index, entries, labels=record.place is not Place.OLD_ASIDE)
+        wait_until(lambda: tables.in_use(present.index), _IN_USE_S, self._system)
         if left is not None:  # both have had everything for a moment, so that nothing was interrupted
             tables.clear(left.index)
             devices.set_up(left.index, up=False)

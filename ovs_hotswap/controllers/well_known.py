@@ -12,6 +12,7 @@ some paths lead to one and some to the other; ``lead_to`` finishes, in either di
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -69,6 +70,17 @@ class WellKnown:
                 for name in self._kept_names():
                     if not (self.directory / name).exists():
                         (self.kept / name).unlink(missing_ok=True)
+
+    def by_second_names(self, instance: InstancePaths) -> InstancePaths:
+        """Return the files of an instance by names that always lead to it: of the distribution's, the second ones,
+        which ``keep`` has made. Its well-known names may lead to the other instance by then. Raises HostError."""
+        if instance.run_dir != self.directory:
+            return instance
+        self.keep()
+        found = {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)}
+        moved = {name: self.kept / path.name for name, path in found.items()
+                 if isinstance(path, Path) and path.parent == self.directory}  # fmt: skip
+        return dataclasses.replace(instance, **{**moved, "run_dir": self.kept})  # type: ignore[arg-type]
 
     def lead_to(self, instance: InstancePaths) -> None:
         """Have every well-known path lead to ``instance``. It must run: its pid files name its control sockets.

@@ -21,6 +21,7 @@ import pytest
 
 from ovs_hotswap.controllers import kernel_ports, neutron, remotes
 from ovs_hotswap.controllers.connections import Connections
+from ovs_hotswap.controllers.exchange import Exchange
 from ovs_hotswap.controllers.repoint import repoint
 from ovs_hotswap.controllers.taps import Taps
 from ovs_hotswap.controllers.well_known import WellKnown
@@ -275,25 +276,22 @@ def test_controllers_that_are_held_come_back_as_they_were(bed: Bed) -> None:
 def test_the_hosts_network_and_a_kernel_port_pass_over_and_back(bed: Bed) -> None:
     """The bridge's own tap with its address and route, and a veth port with an agent behind it: the host is reached
     from outside and by the agent after each step."""
-    taps = Taps(bed.directory / "taps", System())
-    old, new = bed.old.paths.db_socket, bed.new.paths.db_socket
+    inside = Exchange(
+        Taps(bed.directory / "taps", System()), bed.old.paths.db_socket, bed.new.paths.db_socket, System()
+    )
     before = host_network()
     reachable()
+    assert in_namespace(HOST, inside.devices) == ["md0", "up-a"]
     pings = ["ip", "netns", "exec", META, "busybox", "ping", "-i", "0.01", "-q", HOST_IP]
     pinger = subprocess.Popen(pings, stdout=subprocess.PIPE, text=True)
     for _ in range(2):
-        assert in_namespace(HOST, lambda: taps.make_way("br-ex")) == ()
-        bed.new.vsctl("set", "bridge", "br-ex", "external_ids:look=again")
-        eventually(lambda: in_namespace(HOST, lambda: taps.is_ready("br-ex")), lambda: "no tap of the new switch")
-        assert in_namespace(HOST, lambda: taps.pass_to_new("br-ex")) == ()
-        kernel_ports.take(old, ["md0"])
-        assert kernel_ports.give(new, ["md0"]) == ("md0",)
+        passing = in_namespace(HOST, inside.make_way)
+        assert passing == ("br-ex",)
+        in_namespace(HOST, lambda: inside.pass_to_new(passing, ["md0"], lambda: None))  # noqa: B023
         reachable()
         assert host_network() == before
         assert bed.new.vsctl("get", "interface", "br-ex", "error") == "[]"
-        assert in_namespace(HOST, lambda: taps.pass_back("br-ex")) == ()
-        kernel_ports.take(new, ["md0"])
-        assert kernel_ports.give(old, ["md0"]) == ("md0",)
+        in_namespace(HOST, lambda: inside.pass_back(passing, ["md0"]))  # noqa: B023
         reachable()
         assert host_network() == before
     pinger.send_signal(signal.SIGINT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ovs_hotswap.controllers.devices import Link, Settings, bound
+from ovs_hotswap.controllers.exchange import names_of
 from ovs_hotswap.controllers.host_network import findings
 from ovs_hotswap.controllers.netlink_records import RTA_NH_ID, Entry, Kind
 from ovs_hotswap.model import Severity
@@ -31,3 +32,10 @@ def test_only_a_tap_that_cannot_pass_is_a_finding() -> None:
     assert (found.item, found.severity) == ("port br-int", Severity.WARNING)
     assert "x is made on top of it" in found.text
     assert found.hint
+
+
+def test_ports_are_told_apart_by_their_types() -> None:
+    rows = [{"name": "md0", "type": ""}, {"name": "br-ex", "type": "internal"}, {"name": "vm1", "type": "dpdk"},
+            {"name": "eth1", "type": "system"}]  # fmt: skip
+    assert names_of(rows, ("internal",)) == ["br-ex"]
+    assert names_of(rows, ("", "system")) == ["eth1", "md0"]

@@ -15,6 +15,7 @@ from ovs_hotswap.controllers.netlink_records import (
     Kind,
     entry,
     in_order,
+    is_tentative,
 )
 
 DEVICE = 7
@@ -88,6 +89,12 @@ def test_what_the_kernel_finds_out_is_left_out_of_an_address() -> None:
     assert made(Kind.ADDRESS, tentative) == made(Kind.ADDRESS, plain)
     assert entry(Kind.ADDRESS, address(b"\x20" * 16, flags=0x01), DEVICE) is None, "temporary of IPv6"
     assert made(Kind.ADDRESS, address(b"\x0a\0\0\1", flags=0x81)) == made(Kind.ADDRESS, address(b"\x0a\0\0\1"))
+
+
+def test_an_address_that_is_not_in_use_yet_is_seen() -> None:
+    assert is_tentative(address(b"\x20" * 16, flags=0xC0), DEVICE)
+    assert not is_tentative(address(b"\x20" * 16, flags=0x80), DEVICE)
+    assert not is_tentative(address(b"\x20" * 16, flags=0xC0), DEVICE + 1)
 
 
 def test_a_lifetime_passes_on_and_makes_no_other_address() -> None:

@@ -78,9 +78,11 @@ def test_one_in_a_container_is_reached_through_its_root(tmp_path: Path) -> None:
     (tmp_path / "4711/net").mkdir()
     (tmp_path / "4711/net/unix").write_text(UNIX)
     os.symlink("socket:[31]", tmp_path / "4711/fd/5")
-    inside = tmp_path / "4711/root/var/run/ovn/ovn-controller.4711.ctl"
+    inside = tmp_path / "4711/root/run/ovn/ovn-controller.4711.ctl"
     inside.parent.mkdir(parents=True)
     inside.touch()
+    (tmp_path / "4711/root/var").mkdir()
+    os.symlink("/run", tmp_path / "4711/root/var/run")  # as every distribution has it
     system = FakeSystem()
     system.processes = {4711: STARTED.split()}
     assert [each.control for each in find(system, tmp_path)] == [inside]

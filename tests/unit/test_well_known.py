@@ -141,6 +141,22 @@ def test_what_was_left_half_way_is_finished_in_either_direction(own: Path, new: 
     assert {name: inode for name, inode in tree(own).items() if name != ".kept"} == before
 
 
+def test_the_own_switch_is_reached_by_its_second_names_wherever_the_paths_lead(own: Path, new: InstancePaths) -> None:
+    paths = WellKnown(own, own / ".kept")
+    well_known = dataclasses.replace(
+        new, run_dir=own, db_socket=own / "db.sock", vswitchd_ctl=own / "ovs-vswitchd.101.ctl",
+        vswitchd_pid=own / "ovs-vswitchd.pid",
+    )  # fmt: skip
+    found = paths.by_second_names(well_known)
+    paths.lead_to(new)
+    assert paths.by_second_names(well_known) == found
+    assert (ask(found.db_socket), ask(found.vswitchd_ctl)) == ("own", "own ovs-vswitchd")
+    assert (found.vswitchd_pid.read_text(), found.run_dir) == ("101\n", own / ".kept")
+    assert found.log == new.log, "it is not in the well-known directory"
+    assert paths.by_second_names(new) == new
+    assert paths.by_second_names(found) == found
+
+
 def test_an_instance_that_does_not_run_changes_nothing(own: Path, new: InstancePaths) -> None:
     paths = WellKnown(own, own / ".kept")
     paths.keep()
