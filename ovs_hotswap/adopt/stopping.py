@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 import time
+from pathlib import Path
 from types import TracebackType
 
 from ovs_hotswap.errors import StateUnknown, TryAgain
@@ -36,6 +37,7 @@ class Stopped:
     def __init__(self, pid: int, deadline: float) -> None:
         self.pid, self._deadline = pid, deadline
         self._seized: list[int] = []
+        self._ours = _parent(pid) == os.getpid()
         self._signals: dict[int, int] = {}
 
     def __enter__(self) -> Stopped:
@@ -118,7 +120,8 @@ class Stopped:
             if found is None:
                 return False
             if found.si_code not in _STOPPED:
-                os.waitpid(thread, os.WNOHANG | _WALL)
+                if thread != self.pid or not self._ours:  # otherwise its parent would not be told that it has ended
+                    os.waitpid(thread, os.WNOHANG | _WALL)
                 return True
         except ChildProcessError:  # it has ended, and nothing of it is left
             return True
@@ -135,3 +138,11 @@ class Stopped:
         """Note the signal that a thread was about to take when it stopped, if there was one."""
         if found.si_status >> 8 != _EVENT_STOP:
             self._signals[thread] = found.si_status & 0xFF
+
+
+def _parent(pid: int) -> int:
+    """Return the parent of a process; 0 if it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    except OSError:
+        return 0

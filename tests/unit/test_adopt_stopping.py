@@ -160,3 +160,34 @@ def test_a_process_that_has_ended_is_named(counter: Counter) -> None:
     counter.process.wait()
     with pytest.raises(StateUnknown, match="has ended"), Stopped(counter.pid, soon()):
         pass
+
+
+def kill_inside(pid: int) -> None:
+    with Stopped(pid, soon()):
+        os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
+
+
+def test_a_process_that_is_killed_inside_ends(counter: Counter) -> None:
+    """Its parent gets its exit status, also if that is the process that stopped it."""
+    kill_inside(counter.pid)
+    assert counter.process.wait(5) == -signal.SIGKILL
+
+
+def test_a_process_that_another_one_kills_inside_ends(counter: Counter) -> None:
+    def act() -> None:
+        kill_inside(counter.pid)
+        time.sleep(60)
+
+    child = in_a_process(act)
+    try:
+        assert counter.process.wait(10) == -signal.SIGKILL
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_signal_that_ends_it_is_taken_afterwards(counter: Counter) -> None:
+    with Stopped(counter.pid, soon()):
+        os.kill(counter.pid, signal.SIGTERM)
+    assert counter.process.wait(5) == -signal.SIGTERM
