@@ -32,7 +32,7 @@ _LEVELS = re.compile(r"^(?P<module>\S+)\s+\w+\s+(?P<syslog>\w+)\s+(?P<file>\w+)(
 _DPDK_LEVEL = re.compile(r"^\s*id \d+: (?P<name>\S+), level is (?P<level>\w+)")
 _NO_LIMIT = 0xFFFFFFFF
 _SET_NEIGHBOUR = "tnl/neigh/set"
-_LOGS = ("vlog/", "dpdk/")
+LOGS = ("vlog/", "dpdk/")
 _ZONE_LIMIT = re.compile(r"zone=(\d+),limit=(\d+)")
 _ROUTE = re.compile(
     r"^User: (?P<to>\S+)(?: MARK (?P<mark>\d+))? dev (?P<device>\S+)(?: GW (?P<gateway>\S+))?(?: SRC (?P<source>\S+))?"
@@ -224,7 +224,7 @@ def different(active: Settings, new: Settings) -> Iterator[str]:
     """
     for name, wanted in active.items():
         own = new.get(name)
-        if own is None and not wanted.put[0][0].startswith(_LOGS):
+        if own is None and not wanted.put[0][0].startswith(LOGS):
             yield f"{name}: {wanted.value}, and the new side does not have it"
         elif own is not None and own.value != wanted.value:
             yield f"{name}: {wanted.value}, and {own.value} on the new side"

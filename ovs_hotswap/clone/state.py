@@ -7,13 +7,13 @@ cannot be given to a switch (``protocols``) is only compared.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ovs_hotswap.clone import conntrack, fdb, protocols, runtime
 from ovs_hotswap.clone.applied import Applied, ask, commands_of
 from ovs_hotswap.clone.applied import undo as undo_commands
 from ovs_hotswap.clone.bridges import Bridges, read_bridges
-from ovs_hotswap.clone.runtime_settings import Command, Settings, summary
+from ovs_hotswap.clone.runtime_settings import LOGS, Command, Settings, summary
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.switch.rpc import NoAnswer
@@ -38,6 +38,12 @@ def read(active: InstancePaths, *, timeout: float = 60.0) -> RuntimeState:
         runtime.read(active, timeout=timeout),
         read_protocols(active, bridges, timeout=timeout),
     )
+
+
+def without_logs(state: RuntimeState) -> RuntimeState:
+    """Return the state without what is set of logs, for a time in which those of the active side are not its own."""
+    settings = {name: each for name, each in state.settings.items() if not each.put[0][0].startswith(LOGS)}
+    return replace(state, settings=settings)
 
 
 def apply(new: InstancePaths, state: RuntimeState, system: System, *, cut: bool, timeout: float = 60.0) -> Applied:

@@ -190,12 +190,13 @@ class Cut(ReversibleStep[Upgrade]):
         if left := follower.equal():
             raise SwitchError(f"the new instance is not equal to the old one: {some(left, '; ')}",
                               hint="something else than the paused controllers programs the old one")  # fmt: skip
-        run_time.apply(new, run_time.read(old), host.system, cut=False)
+        run_time.apply(new, run_time.without_logs(run_time.read(old)), host.system, cut=False)
         cloning.wire.wire(context.new, Mode.UPLINKS)
         follower.arm()
         cloning.wire.cut(context.new)
         cloning.wire.wire(context.old, Mode.UPLINKS)
-        for text in run_time.apply(new, run_time.read(old), host.system, cut=True).refused:  # what came up in between
+        late = run_time.without_logs(run_time.read(old))  # what came up in between
+        for text in run_time.apply(new, late, host.system, cut=True).refused:
             run.warn(f"not carried over: {text}")
 
     def undo(self, context: Upgrade, run: StepContext) -> None:

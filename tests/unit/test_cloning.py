@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from ovs_hotswap.clone.conntrack import ConntrackState
+from ovs_hotswap.clone.conntrack_entries import parse_dump
 from ovs_hotswap.clone.rows import Ref
+from ovs_hotswap.clone.runtime_settings import Setting
+from ovs_hotswap.clone.state import RuntimeState, without_logs
 from ovs_hotswap.config import Config, Program
 from ovs_hotswap.host.cloning import Cloning, uplinks_in
 from ovs_hotswap.model import Side
@@ -65,3 +69,10 @@ def test_the_ports_are_read_as_they_were_written(config: Config) -> None:
     write_ports(config, System(), ports)
     assert read_ports(config) == ports
     assert ports[0].qemu_socket == Path("/run/vhost/vm1.sock.qemu")
+
+
+def test_logs_are_not_carried_while_those_of_the_active_side_are_not_its_own() -> None:
+    settings = {"log level of dpdk (file)": Setting("DBG", (("vlog/set", "dpdk:file:dbg"),)),
+                "connections tracked in a zone": Setting("9", (("dpctl/ct-set-limits", "default=9"),))}  # fmt: skip
+    state = RuntimeState((), ConntrackState(parse_dump(""), frozenset(), None, True), settings, {})
+    assert list(without_logs(state).settings) == ["connections tracked in a zone"]
