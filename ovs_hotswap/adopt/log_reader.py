@@ -318,12 +318,14 @@ def continuous(older: str, newer: str) -> bool:
     ovs-vswitchd was told to open its log again, and noted that in the new file (lib/vlog.c, ``vlog_set_log_file__``);
     until then it wrote to the old one, under another name. A log that was copied and cut short begins with something
     else, and that of a process that has been started again begins with its first line. The line before, of the same
-    thread, is in the older file.
+    thread, is in the older file; or else the one before that: the line between is ``closing log file``, and is lost if
+    the file is closed before it is written, which is done by another thread (``async_append_destroy`` comes after).
     """
     first = next(_entries(newer), None)
     if first is None or first.module != "vlog" or not first.text.startswith("opened log file") or first.number < 2:
         return False
-    return any(entry.number == first.number - 1 and "(" not in entry.module for entry in _entries(older))
+    before = {first.number - 1, first.number - 2}
+    return any(entry.number in before and "(" not in entry.module for entry in _entries(older))
 
 
 def joined(pieces: Iterable[str]) -> str:

@@ -114,11 +114,11 @@ def qemus(vms: Iterable[StockVm], others: Alternatives) -> list[Finding]:
             findings.append(_error(name, vm, f"the process at the other end of {vm.socket} is not seen",
                                    f"run it as root, in the pid namespace of its QEMU; {or_else}"))  # fmt: skip
             continue
-        if not qemu.monitors:
+        if not any(each.path for each in qemu.monitors):
             findings.append(_error(name, vm, f"QEMU {qemu.pid} has no QMP socket to be asked for its rings",
                                    "give it one at its next start (-qmp unix:PATH,server=on,wait=off); "
                                    f"{or_else}"))  # fmt: skip
-        elif not qemu.libvirt and all(each.client for each in qemu.monitors):
+        elif not qemu.libvirt and all(each.client for each in qemu.monitors if each.path):
             clients = ", ".join(sorted({each.client for each in qemu.monitors if each.client}))
             findings.append(_error(name, vm, f"the QMP socket of QEMU {qemu.pid} has room for one client, and has one: "
                                    f"{clients}", f"end that client for the takeover; {or_else}"))  # fmt: skip

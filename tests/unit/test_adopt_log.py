@@ -371,6 +371,8 @@ def test_a_rotated_log_that_is_damaged_is_refused(tmp_path: Path) -> None:
 def test_a_gap_between_two_files_is_noticed() -> None:
     older, newer = rotated(logs(), BEGIN + 20)
     assert continuous(older, newer)
+    assert continuous(older, newer.replace("|00403|vlog|", "|00405|vlog|")), "`closing log file` was not written"
+    assert not continuous(older, newer.replace("|00403|vlog|", "|00406|vlog|"))
     copied_and_cut = newer.partition("\n")[2]
     after_a_restart = newer.replace("|00403|vlog|", "|00001|vlog|")
     of_another_day = newer.replace("|00403|vlog|", "|00900|vlog|")

@@ -154,6 +154,9 @@ FAULTS = {
     ),
     # Issue 17, point 4.
     "no QMP": Fault(of_qemu(monitors=()), "QEMU", ERROR, "VM vm2: QEMU 300 has no QMP socket", "-qmp unix:PATH"),
+    "QMP that is no Unix socket": Fault(
+        of_qemu(monitors=(Monitor(""),)), "QEMU", ERROR, "VM vm2: QEMU 300 has no QMP socket", "-qmp unix:PATH"
+    ),
     "QMP that is taken": Fault(
         of_qemu(monitors=(Monitor("/run/vm1.qmp", "agent"),)), "QEMU", ERROR, "has one: agent", "end that client"
     ),
