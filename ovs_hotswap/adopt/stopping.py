@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import logging
 import os
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +21,9 @@ from ovs_hotswap.errors import StateUnknown, TryAgain
 _DETACH, _SEIZE, _INTERRUPT = 17, 0x4206, 0x4207  # linux/ptrace.h
 _EVENT_STOP = 128  # PTRACE_EVENT_STOP, in the second byte of the status
 _WALL = 0x40000000  # linux/wait.h: threads of any kind
+log = logging.getLogger(__name__)
+
+LIMIT_S = 5.0
 _STOPPED = (os.CLD_TRAPPED, os.CLD_STOPPED)
 _LOOK_S = 0.00005
 _RELEASE_S = 10.0
@@ -28,28 +33,58 @@ _libc.ptrace.restype = ctypes.c_long
 
 
 class Stopped:
-    """A context manager inside which no thread of process ``pid`` runs. One thread has to enter and leave it.
+    """A context manager inside which no thread of process ``pid`` runs.
+
+    The process continues after ``limit_s`` at the latest, even if the block has not ended then; ``overrun`` says that
+    this has happened. A thread of its own does the stopping, because only the thread that has stopped another can
+    continue it.
 
     Entering raises TryAgain if not all threads have stopped at ``deadline`` (``time.monotonic()``), and StateUnknown if
     the process may not be stopped or has ended; it then continues as before.
     """
 
-    def __init__(self, pid: int, deadline: float) -> None:
-        self.pid, self._deadline = pid, deadline
+    def __init__(self, pid: int, deadline: float, limit_s: float = LIMIT_S) -> None:
+        self.pid, self._deadline, self._limit_s = pid, deadline, limit_s
+        self.overrun = False
         self._seized: list[int] = []
         self._ours = _parent(pid) == os.getpid()
         self._signals: dict[int, int] = {}
+        self._fault: BaseException | None = None
+        self._stopped, self._leaving = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._hold, name=f"stops {pid}", daemon=True)
 
     def __enter__(self) -> Stopped:
+        self._thread.start()
         try:
-            self._stop()
-        except BaseException:
-            self._continue()
+            self._stopped.wait()
+        except BaseException:  # Ctrl-C
+            self._leaving.set()
             raise
+        if self._fault is not None:
+            self._thread.join()
+            raise self._fault
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._continue()
+        self._leaving.set()
+        self._thread.join()
+        if self._fault is not None:
+            raise self._fault
+
+    def _hold(self) -> None:
+        try:
+            try:
+                self._stop()
+                self._stopped.set()
+                self.overrun = not self._leaving.wait(self._limit_s)
+                if self.overrun:
+                    log.error("process %d continues, because it has been stopped for %g s", self.pid, self._limit_s)
+            finally:
+                self._continue()
+        except BaseException as error:  # noqa: BLE001 - the thread that waits raises it
+            self._fault = error
+        finally:
+            self._stopped.set()
 
     def _stop(self) -> None:
         """Seize threads until there are none that were not seized, because those that ran may have started others."""
