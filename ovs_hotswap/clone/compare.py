@@ -120,6 +120,25 @@ def armed(pipeline: Pipeline) -> Commands:
     return Commands(bundle=bundle, legacy=tuple(flow.text for flow in flows if flow.legacy))
 
 
+def late(new: Pipeline, active: Pipeline) -> Pipeline:
+    """Return what the new side is to be after the cut, when its own pipeline is the one in force.
+
+    Flows with timeouts, ports and tables are the new side's. A flow that a ``learn`` action may have made or changed
+    there stays; all others are those of the active side, whose controllers know nothing of the new one yet.
+    """
+    learned = {value for flow in new.flows.values() for value in learned_cookies(flow.actions)}
+    flows = {key: flow for key, flow in new.flows.items() if flow.timed or flow.cookie in learned}
+    added = {key: flow for key, flow in active.flows.items() if not flow.timed and key not in flows}
+    return replace(active, flows={**flows, **added}, ports=new.ports, tables=new.tables)
+
+
+def learned_cookies(actions: str) -> set[int]:
+    """Return the cookies of the flows that ``learn`` actions make (ovs-actions(7)); without one it is 0."""
+    bodies = [body.partition(")")[0] for body in actions.split("learn(")[1:]]
+    found = [re.search(r"\bcookie=(0x[0-9a-f]+|\d+)", body) for body in bodies]
+    return {int(cookie[1], 0) if cookie else 0 for cookie in found}
+
+
 def _in_order(groups: Mapping[int, str]) -> list[int]:
     """Return the groups so that each comes after those that its buckets name."""
     named = {number: [int(other) for other in _TO_GROUP.findall(text)] for number, text in groups.items()}

@@ -9,12 +9,12 @@ active side.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ovs_hotswap.clone import database
 from ovs_hotswap.clone.changes import Changes, kernel_bridges, ours
-from ovs_hotswap.clone.compare import Commands, armed, commands, kept, pipeline_differences, with_ports
+from ovs_hotswap.clone.compare import Commands, armed, commands, kept, late, pipeline_differences, with_ports
 from ovs_hotswap.clone.dumps import Pipeline, is_ours
 from ovs_hotswap.clone.pipeline import BridgePipeline
 from ovs_hotswap.clone.rows import Rows, refs, single
@@ -90,7 +90,6 @@ class Follower:
         self._active, self._new = active, new
         self.changes = changes
         self._own_cookie = own_cookie
-        self._last: dict[str, Pipeline] = {}
 
     def round(self) -> Round:
         """Make the new side like the active one, once."""
@@ -128,10 +127,17 @@ class Follower:
                 return Settled(tuple(texts) or ("the active side was not quiet for long enough",), rounds)
             self._system.sleep(min(max(_LOOK_S, (now - began) * (_SHARE - 1)), max(end - now, 0.0)))
 
-    def equal(self) -> list[str]:
-        """Return how the new side differs from what it is to be until the cut; empty if it does not. Nothing is
-        changed. It is the last look before the cut, with the controller paused or without."""
-        found = self._databases.differences(self._active, self._new, self.changes)
+    def equal(self, tries: int = 1) -> list[str]:
+        """Return how the new side differs from what it is to be until the cut; empty if it does not. It is the last
+        look before the cut, with the controller paused or without. With one try nothing is changed. With more, a round
+        is made before each further one: an active side that is learning is seldom the same twice."""
+        while (found := self._differences()) and tries > 1:
+            self.round()
+            tries -= 1
+        return found
+
+    def _differences(self) -> list[str]:
+        found = [*self._databases.differences(self._active, self._new, self.changes)]
         rows = self._databases.rows(self._active)
         for name in foreign_bridges(rows):
             source, target = self._pair(name, rows)
@@ -150,26 +156,26 @@ class Follower:
         ``round`` would take them away again: only ``late`` may be used."""
         count = 0
         for name in foreign_bridges(self._databases.rows(self._active)):
-            self._last[name] = self._bridge(self._active, name).read(ours=self._own_cookie)
-            self._bridge(self._new, name).send(armed(self._last[name]))
-            count += sum(flow.timed for flow in self._last[name].flows.values())
+            source = self._bridge(self._active, name).read(ours=self._own_cookie)
+            self._bridge(self._new, name).send(armed(source))
+            count += sum(flow.timed for flow in source.flows.values())
         return count
 
     def late(self) -> list[str]:
-        """Do on the new side what was changed on the active one since ``arm`` or the last call, and return it.
+        """Do on the new side what the active one's controllers have changed since the cut, and return it.
 
-        After the cut both sides learn and expire flows for themselves, so nothing else is compared, and a flow with a
-        timeout that has gone from the active side stays. It serves while a controller that cannot be paused still
-        programs the active side.
+        It serves while a controller that cannot be paused still programs the active side, and may be repeated. After
+        the cut both sides learn and expire flows for themselves; what that can have made stays (``compare.late``). The
+        databases are not looked at.
         """
         found: list[str] = []
-        for name, before in self._last.items():
-            now = self._bridge(self._active, name).read(before.version, self._own_cookie)
-            expired = {key: flow for key, flow in before.flows.items() if flow.timed and key not in now.flows}
-            now = replace(now, flows={**expired, **now.flows})
-            found += [f"{name}: {text}" for text in pipeline_differences(before, now)]
-            self._bridge(self._new, name).send(commands(before, now))
-            self._last[name] = now
+        for name in foreign_bridges(self._databases.rows(self._active)):
+            source = self._bridge(self._active, name).read(ours=self._own_cookie)
+            target = self._bridge(self._new, name).read(source.version, self._own_cookie)
+            source = late(target, source)
+            if differences := pipeline_differences(target, source):
+                self._bridge(self._new, name).send(commands(target, source))
+                found += [f"{name}: {text}" for text in differences]
         return found
 
     def _pair(self, name: str, rows: Rows) -> tuple[Pipeline, Pipeline]:

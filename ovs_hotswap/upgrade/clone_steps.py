@@ -187,7 +187,7 @@ class Cut(ReversibleStep[Upgrade]):
             cloning.wire.cut(context.new)
             return
         follower = cloning.follower(context.new)
-        if left := follower.equal():
+        if left := follower.equal(tries=3):
             raise SwitchError(f"the new instance is not equal to the old one: {some(left, '; ')}",
                               hint="something else than the paused controllers programs the old one")  # fmt: skip
         run_time.apply(new, run_time.without_logs(run_time.read(old)), host.system, cut=False)
@@ -247,10 +247,19 @@ def _lead(context: Upgrade, run: StepContext, old: Side, new: Side) -> None:
     if context.runs(old):
         changes = cloning.changes(context.new)
         if new is context.new:
+            _follow_late(cloning.follower(new), run)
             give_back(cloning.paths[old], cloning.paths[new], changes, frozenset(Hold))
     repoint(cloning.well_known, context.host.system, cloning.paths[old], cloning.paths[new])
     for controller in controllers:
         controller.resume()
+
+
+def _follow_late(follower: Follower, run: StepContext) -> None:
+    """Take over what controllers that cannot be paused have programmed on the old instance since the cut."""
+    try:
+        follower.late()
+    except SwitchError as error:
+        run.warn(f"what was programmed on the old instance since the cut is not carried over: {error.message}")
 
 
 class Unwire(Step[Upgrade]):

@@ -310,6 +310,14 @@ def test_timeouts_stand_still_until_they_are_started() -> None:
     assert not compare.same(flow, flow.kept())
 
 
+def test_the_cookies_of_what_is_learned() -> None:
+    assert compare.learned_cookies("learn(table=5,cookie=0x99,NXM_OF_ETH_DST[]=NXM_OF_ETH_SRC[]),resubmit(,5)") == {
+        0x99
+    }
+    assert compare.learned_cookies("learn(table=5),learn(cookie=7,table=6)") == {0, 7}
+    assert compare.learned_cookies("output:1") == set()
+
+
 def test_a_device_that_is_down_is_no_setting_unless_it_is_a_vm() -> None:
     both = frozenset({"PORT_DOWN", "NO_FWD"})
     pipeline = Pipeline(15, ports={"1": both, "LOCAL": both, "3": frozenset({"PORT_DOWN"}), "60001": both})

@@ -123,27 +123,42 @@ def test_a_round_that_the_active_side_outran_is_made_again() -> None:
         bed.follower.settle(1.0, 10.0)
 
 
-def test_after_the_cut_only_what_the_active_side_was_given_is_done() -> None:
+def test_after_the_cut_only_what_controllers_changed_is_done() -> None:
     bed = Bed()
-    timed, lasting, new = Flow(KEY, "drop", idle=5), Flow(Key(1, 1, ""), "drop"), Flow(Key(2, 1, ""), "drop")
-    bed.active.pipeline = Pipeline(15, flows=flows(timed, lasting))
+    timed, lasting, gone = Flow(KEY, "drop", idle=5), Flow(Key(1, 1, ""), "drop", cookie=6), Flow(Key(2, 1, ""), "drop")
+    bed.active.pipeline = Pipeline(15, flows=flows(timed, lasting, gone))
     assert bed.follower.arm() == 1
     assert bed.new.sent == [Commands(bundle=(f"flow add {timed.text}",))]
     bed.new.sent.clear()
-    bed.new.pipeline = Pipeline(15, fragments="drop")  # what the new side has become is not looked at
-    bed.active.pipeline = Pipeline(15, flows=flows(replace(lasting, cookie=7), new))  # and the timed one has expired
-    assert len(bed.follower.late()) == 3
-    assert bed.new.sent == [
-        Commands(
-            bundle=(
-                "flow add cookie=0x7,table=1,priority=1,actions=drop",
-                "flow add cookie=0x0,table=2,priority=1,actions=drop",
-            )
-        )
-    ]
+    added, expired = Flow(Key(4, 1, ""), "drop"), Flow(Key(5, 1, ""), "drop", hard=3)
+    learning = Flow(Key(3, 1, ""), "learn(table=9,cookie=0x99,output:NXM_OF_IN_PORT[])")
+    learned = Flow(Key(9, 1, "dl_dst=02:00:00:00:00:01"), "output:2", cookie=0x99)
+    down = {"7": frozenset({"PORT_DOWN"})}
+    bed.new.pipeline = Pipeline(15, flows=flows(timed, lasting, gone, learning, learned), ports=down)
+    bed.active.pipeline = Pipeline(15, flows=flows(replace(lasting, cookie=7), added, expired, learning))
+    assert len(bed.follower.late()) == 4
+    assert bed.new.sent == [Commands(bundle=(
+        "flow add cookie=0x7,table=1,priority=1,actions=drop", "flow add cookie=0x0,table=4,priority=1,actions=drop",
+        "flow delete_strict table=2,priority=1"))]  # fmt: skip
+    bed.new.pipeline = Pipeline(15, flows=flows(timed, replace(lasting, cookie=7), added, learning, learned))
     assert bed.follower.late() == []
-    bed.active.pipeline = Pipeline(15, flows=flows(new))
-    assert bed.follower.late() == ["br-int: - flow cookie=0x7,table=1,priority=1,actions=drop"]
+
+
+def test_the_last_look_gives_a_switch_that_learns_another_chance() -> None:
+    bed = Bed()
+    bed.active.pipeline = Pipeline(15, fragments="drop")
+    reads = iter(["normal", "normal", "drop"])
+
+    def change() -> None:
+        bed.new.pipeline = Pipeline(15, fragments=next(reads))
+
+    bed.new.change = change
+    assert bed.follower.equal(tries=3) == []
+    assert len(bed.new.sent) == 1
+    bed.new.change = lambda: None
+    bed.new.pipeline = Pipeline(15)
+    assert bed.follower.equal(tries=3) == ["br-int: fragments: normal, not drop"]
+    assert len(bed.new.sent) == 3
 
 
 def test_a_vm_that_is_down_is_followed_and_a_device_is_not() -> None:
