@@ -101,13 +101,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=Path, default=Path("window-report.json"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=5, help="of each measurement")
+    parser.add_argument("--bursts", type=int, nargs="+", default=[BURST, 1], help="half of the frames in flight")
 
 
 def run(arguments: argparse.Namespace, output: Output, system: System) -> int:
     """Raises HotswapError."""
     needed()
     found: dict[int, Rates] = {}
-    for burst in (BURST, 1):
+    for burst in arguments.bursts:
         with up(WireBed, 2, system) as bed:
             bed.start()
             cost = WindowCost(bed, burst, arguments.seconds, output.line)

@@ -1,0 +1,242 @@
+"""Wire mode by mirrors on two real switches, under pipelines that the overlay does not know, with simulated guests."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+
+from bench.guests import Fleet
+from bench.guests.fleet import Stats
+from bench.window import Notes
+from ovs_hotswap.errors import HotswapError, SwitchError
+from ovs_hotswap.model import Side
+from ovs_hotswap.overlay.ports import UPLINK
+from ovs_hotswap.system import System
+from ovs_hotswap.upgrade.move_vms import move_all
+from ovs_hotswap.waiting import wait_until
+from ovs_hotswap.wire.keeper import Keeper
+from ovs_hotswap.wire.mirror_flows import CARRY, WIRE, Mode
+from ovs_hotswap.wire.mirrors import MirrorWire, UplinkPort
+from tests.support.wire_bed import WireBed, wire_bed
+
+VMS, REMOTE_VMS = 3, 1
+RATE = 1000
+CUTS = int(os.environ.get("OVS_HOTSWAP_WIRE_CUTS", "6"))
+_LEARNS_S = 1.0  # what a pipeline has learnt takes the place of floods when the datapath looks at its flows again
+FAULTS = ("lost", "doubled", "reordered", "waiting", "refused")
+
+
+@pytest.fixture(scope="module")
+def bed(system: System) -> Iterator[WireBed]:
+    with wire_bed(system, VMS) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def fleet(bed: WireBed) -> Iterator[Fleet]:
+    """The first VM exchanges frames with the remote host, the other two with each other."""
+    bed.program(Side.A, bed.stateful())
+    with Fleet(bed.fleet_spec(remote_vms=REMOTE_VMS)) as fleet:
+        fleet.wait_served(30)
+        yield fleet
+
+
+@pytest.fixture(scope="module")
+def run(bed: WireBed, fleet: Fleet) -> Iterator[Notes]:
+    with bed.opened() as run:
+        bed.program(Side.B, bed.stateful())
+        yield run
+
+
+@pytest.fixture
+def wire(bed: WireBed, fleet: Fleet, run: Notes) -> Iterator[MirrorWire]:
+    """Wire mode, which is closed after the test, with all VMs on the old switch."""
+    yield bed.wire
+    move_all(bed.host, Side.A, run)
+    bed.wire.cut(Side.B)
+    for side in Side:
+        bed.wire.close(side)
+
+
+def faults(stats: Stats, names: Sequence[str]) -> dict[str, int]:
+    return {**{name: stats.total(name) for name in names}, "stray": stats.stray, "broken": stats.broken}
+
+
+def _all_receive(before: Stats, now: Stats) -> bool:
+    return all(new.received > old.received for old, new in zip(before.streams, now.streams, strict=True))
+
+
+class Flow:
+    """Frames that pass through the switches. ``only``: the streams of them that are to."""
+
+    def __init__(self, fleet: Fleet, only: Callable[[Stats], Stats]) -> None:
+        self._fleet, self._only = fleet, only
+        before = only(fleet.stats())
+        fleet.start(RATE)
+        assert wait_until(lambda: _all_receive(before, only(fleet.stats())), 20.0)
+        time.sleep(_LEARNS_S)
+        self._before = only(fleet.stop())
+        fleet.start(RATE)
+
+    def check(self, *, changed: bool = False) -> None:
+        """Since the last check, each frame has arrived once and at no other VM; and in its order, unless the way of the
+        frames has ``changed``: on a busy machine, frames of the new way may overtake those of the old one."""
+        time.sleep(0.3)
+        before, after = self._before, self._only(self._fleet.stop())
+        names = [name for name in FAULTS if name != "reordered" or not changed]
+        assert after.total("sent") > before.total("sent") + RATE / 10
+        assert faults(after, names) == faults(before, names)
+        self._before = after
+        self._fleet.start(RATE)
+
+
+@contextmanager
+def flowing(fleet: Fleet, *, only: Callable[[Stats], Stats] = lambda stats: stats) -> Iterator[Flow]:
+    try:
+        yield Flow(fleet, only)
+    finally:
+        fleet.stop()
+
+
+def uplinks(bed: WireBed) -> list[UplinkPort]:
+    return [UplinkPort(bed.config.bridge, UPLINK)]
+
+
+def clone(bed: WireBed) -> None:
+    """Give the new switch what the old one has learnt."""
+    bed.host.openflow(Side.B).bundle([f"flow add {line}" for line in bed.learnt(Side.A)])
+
+
+def test_a_cut_and_the_way_back_lose_nothing_and_leave_no_trace(
+    bed: WireBed, fleet: Fleet, run: Notes, wire: MirrorWire
+) -> None:
+    """Meters, learn(), connection tracking and groups, of which wire mode knows nothing; the uplink is steered, too."""
+    host = bed.host
+    before = {side: bed.footprint(side) for side in Side}
+    with flowing(fleet) as flow:
+        wire.open(Side.A, bed.vm_ports, uplinks(bed))
+        wire.wire(Side.B)
+        flow.check(changed=True)
+        assert [wire.state(side).complete for side in Side] == [True, True]
+        processed = host.openflow(Side.B).packets(WIRE)
+        move_all(host, Side.B, run)
+        flow.check(changed=True)
+        flow.check()
+        assert host.openflow(Side.B).packets(WIRE) > processed + RATE / 10
+        for number in range(CUTS):
+            if not number % 2:
+                # The lab's rule takes all of the uplink's traffic to one side.
+                wire.wire(Side.B, Mode.ALONE)
+                host.uplink.steer(Side.B)
+                flow.check(changed=True)
+            clone(bed)
+            wire.cut(Side.B)
+            flow.check(changed=True)
+            assert host.openflow(Side.B).packets(WIRE) == 0
+            wire.wire(Side.B, Mode.ALONE)
+            flow.check(changed=True)
+            if number % 2:
+                host.uplink.steer(Side.A)
+                flow.check(changed=True)
+        host.uplink.steer(Side.A)
+        move_all(host, Side.A, run)
+        flow.check(changed=True)
+        wire.cut(Side.B)
+        for side in Side:
+            wire.close(side)
+            flow.check(changed=True)
+    assert {side: bed.footprint(side) for side in Side} == before
+    assert not any(wire.state(side).open for side in Side)
+
+
+def test_what_others_remove_is_brought_back(bed: WireBed, wire: MirrorWire, system: System) -> None:
+    wire.open(Side.A, bed.vm_ports[:2])
+    wire.wire(Side.B)
+    try:
+        for side in Side:
+            bed.ofctl(side, "del-flows", f"cookie={CARRY:#x}/-1")
+            bed.ofctl(side, "del-flows", f"cookie={WIRE:#x}/-1")
+            bed.ofctl(side, "del-groups")
+            assert not wire.state(side).complete
+            wire.repair(side)
+            assert wire.state(side).complete
+        assert bed.host.openflow(Side.B).has(WIRE)
+    finally:
+        for side in Side:
+            bed.program(side, bed.stateful())
+
+
+def test_a_keeper_brings_flows_back_by_itself_and_lets_a_switch_be_cut(
+    bed: WireBed, wire: MirrorWire, system: System
+) -> None:
+    wire.open(Side.A, bed.vm_ports)
+    wire.wire(Side.B)
+    failures: list[HotswapError] = []
+    keeper = Keeper(wire, system, bed.config.run_dir, failures.append)
+    with keeper.watching():
+        time.sleep(0.3)  # until the switch has answered that it will report
+        bed.ofctl(Side.B, "del-flows", f"cookie={WIRE:#x}/-1")
+        assert wait_until(lambda: keeper.repaired or failures, 5.0)
+        assert failures == []
+        assert wire.state(Side.B).complete
+        assert bed.host.openflow(Side.B).has(WIRE)
+        wire.cut(Side.B)
+        time.sleep(0.3)
+        assert wire.state(Side.B).intended is Mode.OWN
+        assert wire.state(Side.B).complete
+    assert (keeper.repaired, failures) == (1, [])
+
+
+def test_ports_come_and_go_while_a_switch_is_wired(bed: WireBed, wire: MirrorWire) -> None:
+    wire.open(Side.A, bed.vm_ports[:2])
+    wire.wire(Side.B)
+    wire.add(Side.A, bed.vm_ports[2:])
+    assert [len(wire.state(side).carried) for side in Side] == [VMS, VMS]
+    assert wire.state(Side.B).complete
+    wire.remove(bed.vm_ports[:1])
+    assert [port.name for port in wire.state(Side.B).carried] == [vm.name for vm in bed.vm_ports[1:]]
+    assert wire.state(Side.B).complete
+    with pytest.raises(SwitchError, match="instance b is wired"):
+        wire.wire(Side.A)
+
+
+def test_what_cannot_be_opened_changes_nothing(bed: WireBed, wire: MirrorWire) -> None:
+    before = {side: bed.footprint(side) for side in Side}
+    missing = bed.vm_ports[0].model_copy(update={"name": "vm99"})
+    with pytest.raises(SwitchError, match="no port vm99"):
+        wire.open(Side.A, [*bed.vm_ports, missing])
+    assert {side: bed.footprint(side) for side in Side} == before
+    bed.config.run_dir.joinpath("wire.sock.1").mkdir()  # the link cannot be made
+    try:
+        with pytest.raises(HotswapError):
+            wire.open(Side.A, bed.vm_ports)
+    finally:
+        bed.config.run_dir.joinpath("wire.sock.1").rmdir()
+    assert {side: bed.footprint(side) for side in Side} == before
+
+
+def test_a_process_that_is_killed_leaves_nothing_that_another_cannot_remove(
+    bed: WireBed, fleet: Fleet, wire: MirrorWire, system: System
+) -> None:
+    """After each act. The VMs are on the old switch, and lose nothing in this time."""
+    before = {side: bed.footprint(side) for side in Side}
+    step = int(os.environ.get("OVS_HOTSWAP_WIRE_KILLS", "7"))
+    module = [sys.executable, "-m", "tests.support.wire_killed", str(bed.config_path)]
+    with flowing(fleet) as flow:
+        for acts in itertools.count(1, step):
+            done = system.run([*module, str(acts)], check=False)
+            wire.cut(Side.B)
+            for side in Side:
+                wire.close(side)
+            assert {side: bed.footprint(side) for side in Side} == before, f"killed after act {acts}"
+            flow.check(changed=True)
+            if done.status == 0:
+                break
+            assert done.status == -9, done.stderr
+    assert int(done.stdout) < acts
