@@ -8,14 +8,15 @@ from pathlib import Path
 
 from ovs_hotswap.adopt import log_files
 from ovs_hotswap.adopt.snapshot import LogMark
-from ovs_hotswap.config import Config
+from ovs_hotswap.config import Config, read_active
 from ovs_hotswap.controllers import host_network, ovn
 from ovs_hotswap.controllers.taps import Taps
 from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.model import Finding, Side
 from ovs_hotswap.stock.facts import Facts, PortKind, StockVm, VmLog
 from ovs_hotswap.stock.survey import running_paths, survey
-from ovs_hotswap.system import System
+from ovs_hotswap.switch.paths import read_stock
+from ovs_hotswap.system import System, files
 from ovs_hotswap.upgrade.stock_checks import Terms, judge
 
 
@@ -46,10 +47,13 @@ def collect(config: Config, system: System) -> Facts:
 
 
 def terms(config: Config, left_out: Collection[str] = ()) -> Terms:
-    """Return what the configuration plans."""
+    """Return what the configuration plans. Once the distribution's switch is retired, the files of the switch that
+    serves the VMs are where ovs-hotswap has put them. Raises HostError, StateUnknown."""
     devices = [set(config.instance(side).port_devices) for side in Side]
-    return Terms(devices=devices[0] & devices[1], left_out=left_out, database=str(config.stock.database),
-                 log=str(config.stock.log))  # fmt: skip
+    with files(config.active_file):
+        ours = read_active(config) is not None and read_stock(config) is None
+    database, log = (None, None) if ours else (str(config.stock.database), str(config.stock.log))
+    return Terms(devices=devices[0] & devices[1], left_out=left_out, database=database, log=log)
 
 
 def with_logs(vms: Collection[StockVm], log: Path) -> tuple[StockVm, ...]:

@@ -71,15 +71,17 @@ def test_what_the_log_tells_of_vms(tmp_path: Path) -> None:
     assert with_logs(bare[2:], tmp_path / "none") == tuple(bare[2:])
 
 
-def test_what_the_configuration_plans() -> None:
+def test_what_the_configuration_plans(tmp_path: Path) -> None:
     found = Config.model_validate({
-        "program": "clone", "stock": {"log": Path("/var/log/ovs.log")},
+        "program": "clone", "stock": {"log": Path("/var/log/ovs.log")}, "run_dir": tmp_path,
         "instances": {"a": {"pmd_cores": [0], "port_devices": {"up": "x", "more": "z"}},
                       "b": {"pmd_cores": [0], "port_devices": {"up": "y"}}},
     })  # fmt: skip
     assert terms(found, ["vm1"]) == Terms(
         devices={"up"}, left_out=["vm1"], database="/etc/openvswitch/conf.db", log="/var/log/ovs.log"
     )
+    found.active_file.write_text("b")
+    assert terms(found) == Terms(devices={"up"}), "the distribution's switch is retired"
 
 
 # ---------------------------------------------------------------------------------------------------------- the switch
