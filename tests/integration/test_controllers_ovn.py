@@ -4,6 +4,8 @@ restart. The second switch has a copy of the database and the same flows; the gu
 from __future__ import annotations
 
 import dataclasses
+import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,13 @@ from tests.support.waiting import eventually
 from tests.unit.test_instance import configuration
 
 WAIT_S = 30.0
+REPOSITORY = Path(__file__).parents[2]
+FIND = """
+import json
+from ovs_hotswap.controllers.ovn import find
+from ovs_hotswap.system import System
+print(json.dumps([(each.pid, str(each.control), each.database) for each in find(System())]))
+"""
 
 
 @dataclass
@@ -38,7 +47,10 @@ class Bed:
     system: System
 
     def controller(self) -> ovn.OvnController:
-        return next(each for each in ovn.find(self.system) if each.pid == self.central.controller_pid)
+        """The host's controller, found by a process in the host's namespaces."""
+        (found,) = json.loads(self.host.run(["env", f"PYTHONPATH={REPOSITORY}", sys.executable, "-c", FIND]))
+        assert found[0] == self.central.controller_pid
+        return ovn.OvnController(found[0], Path(found[1]), found[2])
 
     def flows(self, paths: InstancePaths) -> list[str]:
         return OpenFlow(self.system, paths.run_dir / f"{BRIDGE}.mgmt").dump()
