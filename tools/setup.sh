@@ -4,8 +4,8 @@
 # packages  installs what apt-packages.txt lists and is missing (root). Nothing else is upgraded on purpose. While it
 #           installs Open vSwitch for the first time, a policy-rc.d file keeps the package from starting its own
 #           switch; it is enabled for the next boot as the package wants it. A switch that is already installed is
-#           left alone: neither stopped nor disabled. The same file keeps OpenSSH's server and OVN, which are for tests,
-#           from being started when they are installed for the first time; then their services are disabled as well.
+#           left alone: neither stopped nor disabled. The same file keeps what only tests need (OpenSSH's server, OVN and
+#           libvirt) from being started when it is installed for the first time; then its services are disabled, too.
 # venv      makes .venv with this package (editable) and its tools, anew when setup.cfg changed.
 # test-packages, test-venv  add what the tests need besides: test-packages.txt, and Ansible and a browser's driver in
 #           .venv.
@@ -57,14 +57,15 @@ install_packages() {
     say "installing" $missing
     export DEBIAN_FRONTEND=noninteractive
     apt-get -q -o DPkg::Lock::Timeout=300 update
-    no_sshd= no_ovn=
+    no_sshd= no_ovn= no_libvirt=
     [ -e /usr/sbin/sshd ] || no_sshd=yes
     [ -e /usr/bin/ovn-controller ] || no_ovn=yes
-    if [ ! -e "$POLICY" ] && { [ ! -e /usr/sbin/ovs-vswitchd ] || [ -n "$no_sshd$no_ovn" ]; }; then
+    [ -e /usr/sbin/libvirtd ] || no_libvirt=yes
+    if [ ! -e "$POLICY" ] && { [ ! -e /usr/sbin/ovs-vswitchd ] || [ -n "$no_sshd$no_ovn$no_libvirt" ]; }; then
         trap remove_policy EXIT
         trap 'exit 130' HUP INT TERM
         # invoke-rc.d(8): 101 means "not allowed"; the first argument is the service.
-        printf '#!/bin/sh\n%s\ncase "$1" in openvswitch*|ovs-*|ovsdb-*|ovn-*|ssh*) exit 101 ;; esac\nexit 0\n' "$POLICY_MARK" \
+        printf '#!/bin/sh\n%s\ncase "$1" in openvswitch*|ovs-*|ovsdb-*|ovn-*|libvirt*|virtlo*|ssh*) exit 101 ;; esac\nexit 0\n' "$POLICY_MARK" \
             >"$POLICY"
         chmod 755 "$POLICY"
     fi
@@ -77,6 +78,11 @@ install_packages() {
     if [ -n "$no_ovn" ] && [ -e /usr/bin/ovn-controller ]; then
         systemctl --quiet disable ovn-central.service ovn-host.service ovn-controller.service \
             ovn-northd.service ovn-ovsdb-server-nb.service ovn-ovsdb-server-sb.service 2>/dev/null || true
+    fi
+    if [ -n "$no_libvirt" ] && [ -e /usr/sbin/libvirtd ]; then
+        systemctl --quiet disable libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket \
+            libvirt-guests.service virtlogd.socket virtlogd-admin.socket virtlockd.socket virtlockd-admin.socket \
+            2>/dev/null || true
     fi
     installed=yes
 }
