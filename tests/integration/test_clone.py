@@ -81,7 +81,9 @@ class Lab:
         return self.system.run(argv).stdout.strip()
 
     def ofctl(self, instance: Instance, bridge: str, command: str, *words: str, version: str = "OpenFlow15") -> str:
-        argv = ["ovs-ofctl", "-O", version, command, f"unix:{instance.paths.mgmt(bridge)}", *words]
+        options = [word for word in words if word.startswith("--")]
+        rest = [word for word in words if not word.startswith("--")]
+        argv = ["ovs-ofctl", "-O", version, *options, command, f"unix:{instance.paths.mgmt(bridge)}", *rest]
         return self.system.run(argv).stdout
 
     def add_flows(self, text: str, bridge: str = "br-int") -> None:
@@ -329,6 +331,8 @@ def test_the_cut_starts_timeouts_and_gives_back_what_was_held(lab: Lab) -> None:
     lab.add_flows("table=9,priority=9,cookie=0x7,actions=output:5")
     assert lab.follower.late() == ["br-int: + flow cookie=0x7,table=9,priority=9,actions=output:5"]
     assert lab.follower.late() == []
+    lab.ofctl(lab.a, "br-int", "del-flows", "--strict", "table=9,priority=9")
+    assert lab.follower.late() == ["br-int: - flow cookie=0x7,table=9,priority=9,actions=output:5"]
     before = {name: BridgePipeline(lab.system, lab.b.paths, name).read(13).flows for name in ("br-int", "br-ex")}
     database.give_back(lab.a.paths, lab.b.paths, CHANGES, frozenset(Hold))
     lab.vsctl(lab.b, "get", "mirror", "m", "select_all")
