@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ovs_hotswap.clone import database
-from ovs_hotswap.clone.changes import Changes
+from ovs_hotswap.clone.changes import Changes, changes_of
 from ovs_hotswap.clone.follow import Follower
 from ovs_hotswap.clone.rows import Rows, refs, single
 from ovs_hotswap.config import Config
@@ -35,9 +35,7 @@ class Cloning:
     def changes(self, new: Side) -> Changes:
         """What is to be otherwise on ``new`` than on the other side: its own devices, and what two switches in one
         network namespace cannot both have."""
-        own = self.config.instance(new)
-        devices = {name: {"options": {"dpdk-devargs": devargs}} for name, devargs in own.port_devices.items()}
-        return Changes(interfaces=devices, cores=frozenset(own.pmd_cores))
+        return changes_of(self.config.instance(new))
 
     def fill(self, new: Side, release: Release) -> None:
         """Write the other side's configuration into the empty database of ``new``. Raises SwitchError."""
