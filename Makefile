@@ -79,7 +79,7 @@ bench-roads: bench-modes
 bench-takeover: setup ## this version's broker takes over from another version's under QEMU guests, and the way back; OTHER=/path/of/its/.venv/bin/python (root)
 	$(BIN)/python -m bench takeover $(OTHER) --report takeover-report.json
 
-bench-window: setup ## forwarding inside the window against outside: the overlay's window and wire mode (root; dpdk-dev)
+bench-window: setup ## what a frame costs inside a window against outside: the overlay's window and wire mode (root)
 	$(BIN)/python -m bench window --report window-report.json
 
 bench-fleet: venv ## simulate runs over 10 000 hosts, and write the tables and plots of docs/fleet.md

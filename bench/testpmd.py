@@ -17,8 +17,7 @@ from ovs_hotswap.model import Side
 from ovs_hotswap.priority import control_core
 
 TESTPMD = "dpdk-testpmd"
-BURST = 32  # testpmd's first burst on each port, unless told otherwise
-IN_FLIGHT = 2 * BURST
+IN_FLIGHT = 64  # testpmd's first burst on each port
 _LINK_S = 20.0
 _RATE = re.compile(r"Rx-pps:\s+(\d+)")
 
@@ -32,13 +31,11 @@ def needed() -> None:
 class Guests:
     """A testpmd with a port for each guest, on the core without PMD threads. ``properties``: of the devices, as DPDK's
     virtio PMD has them. ``nice``: what it yields to what else runs on that core, which it never leaves. ``sockets``:
-    where guests listen, if not all guests of ``bed`` where QEMU would. ``burst``: half of the frames that circulate.
-    """
+    where guests listen, if not all guests of ``bed`` where QEMU would."""
 
     def __init__(
-        self, bed: Bed, properties: str = "queues=1", *, nice: int = 0, sockets: Mapping[str, Path] | None = None,
-        burst: int = BURST,
-    ) -> None:  # fmt: skip
+        self, bed: Bed, properties: str = "queues=1", *, nice: int = 0, sockets: Mapping[str, Path] | None = None
+    ) -> None:
         config = bed.config
         sockets = sockets or {guest.name: config.qemu_socket(guest.name) for guest in bed.layout.guests}
         guests = [guest for guest in bed.layout.guests if guest.name in sockets]
@@ -53,8 +50,7 @@ class Guests:
             "nice", "-n", str(nice), TESTPMD,
             f"--lcores=0@{core},1@{core}", "--main-lcore=0", "--in-memory", "--single-file-segments",
             "-m", "64", "--no-pci", *ports, "--",
-            "--forward-mode=io", "--auto-start", "--tx-first", "--stats-period=1", "--total-num-mbufs=4096",
-            f"--burst={burst}", *peers,
+            "--forward-mode=io", "--auto-start", "--tx-first", "--stats-period=1", "--total-num-mbufs=4096", *peers,
         ]  # fmt: skip
         for socket in sockets.values():
             socket.unlink(missing_ok=True)

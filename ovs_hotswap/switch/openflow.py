@@ -109,8 +109,9 @@ class OpenFlow:
         return [line.strip() for line in done.stdout.splitlines() if "actions=" in line]
 
     def keep_from_floods(self, port: int) -> None:
-        """Have FLOOD and NORMAL output nothing to a port that its address does not name (OFPPC_NO_FLOOD)."""
-        self._run("mod-port", str(port), "no-flood")
+        """Have FLOOD output nothing to a port (OFPPC_NO_FLOOD). Only OpenFlow 1.0 has that: of later versions ovs-ofctl
+        sends nothing of it (lib/ofp-port.c, ofputil_encode_port_mod)."""
+        self._run("mod-port", str(port), "no-flood", versions="OpenFlow10")
 
     def packet_out(self, frame: bytes, actions: str) -> None:
         """Have the switch carry out ``actions`` on an Ethernet frame, as if a controller had sent it."""
@@ -135,8 +136,9 @@ class OpenFlow:
         options: tuple[str, ...] = (),
         stdin: str | None = None,
         good: tuple[int, ...] = (0,),
+        versions: str | None = None,
     ) -> Completed:
-        argv = ["ovs-ofctl", "-O", self._versions, *options, command, self._target, *arguments]
+        argv = ["ovs-ofctl", "-O", versions or self._versions, *options, command, self._target, *arguments]
         try:
             timeout = self._timeout + (0 if stdin is None else stdin.count("\n") // 1000)
             done = self._system.run(argv, timeout=timeout, check=False, stdin=stdin)

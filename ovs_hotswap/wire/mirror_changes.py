@@ -24,6 +24,10 @@ from ovs_hotswap.wire.mirror_rows import (
     map_of,
 )
 
+NO_VLAN = {"trunks": 4095}
+"""The VLAN columns of ports to which NORMAL is not to flood: a trunk of a VLAN that cannot be (IEEE 802.1Q, 9.6). They
+do not concern ``output``. NORMAL floods to no port that is the output of a mirror, either, as the near ports of VMs."""
+
 
 def make_ports(rows: Rows, wanted: Iterable[Wanted], tags: Mapping[tuple[str, str], int]) -> Operations:
     """Make what is missing of the patch ports, and bring the VLAN columns of the near ones to those of their ports."""
@@ -34,14 +38,14 @@ def make_ports(rows: Rows, wanted: Iterable[Wanted], tags: Mapping[tuple[str, st
         what = {PORT_KEY: each.name, TAG_KEY: str(tag), **({UPLINK_KEY: each.bridge} if each.uplink else {})}
         patch, ends = bridge.patches.get(each.name), []
         if patch is None:
-            vlan = {} if each.uplink else port.vlan
+            vlan = NO_VLAN if each.uplink else port.vlan
             made, reference = _make_port(near, _patch_to(far, NEAR_PORTS + tag), {**OURS, **what}, vlan)
             found += made
             ends.append(reference)
         elif not each.uplink and patch.vlan != port.vlan:
             found.append({"op": "update", "table": "Port", "where": _is(patch.uuid), "row": _settings(port.vlan)})
         if far not in bridge.ports:
-            made, reference = _make_port(far, _patch_to(near, FAR_PORTS + tag), OURS, {})
+            made, reference = _make_port(far, _patch_to(near, FAR_PORTS + tag), OURS, NO_VLAN)
             found += made
             ends.append(reference)
         if ends:
@@ -102,7 +106,7 @@ def make_link(
 ) -> Operations:
     """Make a bridge's link, of which it must have none."""
     columns = {"type": "dpdk", "options": map_of(options), "mtu_request": mtu_request, "ofport_request": LINK_PORT}
-    made, reference = _make_port(link_name(number), columns, {**OURS, LINK_KEY: str(number), MODE_KEY: mode}, {})
+    made, reference = _make_port(link_name(number), columns, {**OURS, LINK_KEY: str(number), MODE_KEY: mode}, NO_VLAN)
     return _committed(rows, [*made, _add("Bridge", rows.bridges[bridge].uuid, "ports", [reference])])
 
 

@@ -11,7 +11,8 @@ pkt_mark tells what a frame between the patch ports is:
 where it enters    mark          meaning
 =================  ============  ================================================================================
 by the near port   ``DELIVER``   the other pipeline has output it to this port
-by the near port   0             the other switch has received it on this port
+by the near port   ``ENTERS``    the other switch has received it on this port
+by the near port   any other     flooded here: dropped
 by the far port    ``RECEIVED``  this (wired) switch has received it on this port
 by the far port    ``DELIVER``   the mirror's copy of what came from the other switch: dropped
 by the far port    any other     the mirror's copy of what this pipeline has output to the port
@@ -37,7 +38,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-DELIVER, RECEIVED = 0x6F767331, 0x6F767332
+DELIVER, RECEIVED, ENTERS = 0x6F767331, 0x6F767332, 0x6F767333
 """Values of pkt_mark that no other pipeline uses."""
 CARRY, WIRE = 0x6F7673_68770001, 0x6F7673_68770002
 """The cookies of the flows that are there in every mode, and of those that make a switch wired."""
@@ -127,14 +128,14 @@ def carry_flows(ports: Sequence[Carried]) -> list[Flow]:
     for port in ports:
         received, near, far = RECEIVED_TAGS + port.tag, f"in_port={port.near}", f"in_port={port.far}"
         came = f"in_port={LINK_PORT},dl_vlan={received}"
-        enters = f"set_field:{port.ofports[0]}->in_port,resubmit(,0)"
+        enters = f"set_field:0->pkt_mark,set_field:{port.ofports[0]}->in_port,resubmit(,0)"
         found += [
-            Flow(CARRY, HIGHEST, f"pkt_mark=0,{near}", enters),
+            Flow(CARRY, HIGHEST, f"pkt_mark={ENTERS:#x},{near}", enters),
             Flow(CARRY, HIGHEST, f"pkt_mark={DELIVER:#x},{far}", "drop"),
             Flow(CARRY, HIGHEST, f"pkt_mark={RECEIVED:#x},{far}", _push(received)),
             Flow(CARRY, HIGHEST, f"{came},dl_type=0x8100", _again(port.far)),
             Flow(CARRY, HIGHEST, f"{came},dl_type=0x88a8", _again(port.far)),
-            Flow(CARRY, HIGHEST - 1, came, f"pop_vlan,set_field:0->pkt_mark,output:{port.far}"),
+            Flow(CARRY, HIGHEST - 1, came, f"pop_vlan,set_field:{ENTERS:#x}->pkt_mark,output:{port.far}"),
         ]
         if not port.uplink:
             deliver = f"pop_vlan,set_field:{DELIVER:#x}->pkt_mark,output:{port.far}"
@@ -197,7 +198,7 @@ def objections(dump: Iterable[str]) -> list[str]:
             continue
         if re.search(r"(?:^|,)(?:output:)?ALL(?:,|$)", actions, re.IGNORECASE):
             found.append(f"{line}: ALL outputs to the patch ports of wire mode as well; use FLOOD, or name the ports")
-        if any(f"{mark:#x}" in line.lower() for mark in (DELIVER, RECEIVED)):
+        if any(f"{mark:#x}" in line.lower() for mark in (DELIVER, RECEIVED, ENTERS)):
             found.append(f"{line}: it uses a value of pkt_mark that wire mode needs; use another value")
         if "table=" not in match and f"priority={HIGHEST}," in f"{match.strip()},":
             found.append(f"{line}: it has the highest priority, which wire mode needs; give it a lower one")
@@ -209,4 +210,4 @@ def _push(tag: int) -> str:
 
 
 def _again(port: int) -> str:
-    return f"pop_vlan,set_field:0->pkt_mark,set_field:{port:#x}->reg0,group:{AGAIN}"
+    return f"pop_vlan,set_field:{ENTERS:#x}->pkt_mark,set_field:{port:#x}->reg0,group:{AGAIN}"

@@ -16,6 +16,7 @@ rows one transaction. All methods raise SwitchError.
 from __future__ import annotations
 
 import functools
+import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -260,12 +261,20 @@ class MirrorWire:
             self._change(side, changes.make_mirrors(self._rows(side)))
 
     def _spare_floods(self, side: Side, wanted: Collection[Wanted]) -> None:
+        """Raises PrecheckFailed if a bridge floods by FLOOD and does not accept OpenFlow 1.0."""
         ports = [port for port in self._rows(side).carried() if Wanted(port.bridge, port.name, port.uplink) in wanted]
         for name in {port.bridge for port in ports}:
-            self._openflow(side, name).keep_from_floods(LINK_PORT)
-        for port in ports:
-            for number in (port.near, port.far):
-                self._openflow(side, port.bridge).keep_from_floods(number)
+            flows = self._openflow(side, name)
+            numbers = [number for port in _of(name, ports) for number in (port.near, port.far)]
+            try:
+                for number in (LINK_PORT, *numbers):
+                    flows.keep_from_floods(number)
+            except SwitchError as error:
+                if any(re.search(r"[=,:]FLOOD\b", line) for line in flows.dump()):
+                    raise PrecheckFailed(
+                        f"bridge {name}: ports cannot be kept from FLOOD, which its flows use: {error.message}",
+                        hint=f"`ovs-vsctl add bridge {name} protocols OpenFlow10`",
+                    ) from error
 
     def _program(self, side: Side, rows: Rows, carried: Sequence[Carried]) -> None:
         """Give the switch's bridges the flows for these ports, and those of the mode in which it is to be."""

@@ -216,11 +216,16 @@ def test_a_patch_port_has_the_vlan_of_its_port_and_follows_it() -> None:
     assert (patch["tag"], patch["vlan_mode"], patch["trunks"]) == (EMPTY, "trunk", ["set", [7, 8]])
 
 
-def test_an_uplinks_patch_port_passes_all_tags() -> None:
+def test_normal_floods_to_none_of_our_ports_but_the_outputs_of_mirrors() -> None:
     made = Database()
-    made.bridge("br-ex", "up0", tag=5)
-    opened(made, [UP])
-    assert made.port("ovsh-n1")["tag"] == EMPTY
+    made.bridge("br-ex", "up0", "vm1", tag=5)
+    opened(made, [UP, Wanted("br-ex", "vm1")])
+    made.transact(changes.make_link(made.rows(), "br-ex", 1, {}, 1508))
+    trunks = {row["name"]: row["trunks"] for row in made.tables["Port"].values()}
+    assert trunks == {"up0": EMPTY, "vm1": EMPTY, "ovsh-n1": 4095, "ovsh-f1": 4095, "ovsh-n2": EMPTY, "ovsh-f2": 4095,
+                      "ovsh-l1": 4095}  # fmt: skip
+    outputs = {mirror.output for mirror in made.rows().bridges["br-ex"].mirrors}
+    assert outputs == {made.rows().bridges["br-ex"].ports["ovsh-n2"].uuid}
 
 
 def test_the_mirror_of_a_port_that_is_made_again_selects_the_new_one() -> None:
