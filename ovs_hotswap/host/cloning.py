@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ovs_hotswap.clone import database
@@ -11,7 +11,9 @@ from ovs_hotswap.clone.follow import Follower
 from ovs_hotswap.clone.rows import Rows, refs, single
 from ovs_hotswap.config import Config
 from ovs_hotswap.controllers.devices import Devices
+from ovs_hotswap.controllers.exchange import Exchange
 from ovs_hotswap.controllers.stock_units import StockUnits
+from ovs_hotswap.controllers.taps import Taps
 from ovs_hotswap.controllers.well_known import WellKnown
 from ovs_hotswap.model import Release, Side
 from ovs_hotswap.switch.paths import InstancePaths
@@ -32,10 +34,11 @@ class Cloning:
     system: System
     paths: dict[Side, InstancePaths]
 
-    def changes(self, new: Side) -> Changes:
+    def changes(self, new: Side, *, cut: bool = False) -> Changes:
         """What is to be otherwise on ``new`` than on the other side: its own devices, and what two switches in one
-        network namespace cannot both have."""
-        return changes_of(self.config.instance(new))
+        network namespace cannot both have. ``cut``: the host's own ports have passed to it. Raises SwitchError."""
+        without = frozenset() if cut else frozenset(self.kernel_devices(new))
+        return replace(changes_of(self.config.instance(new)), without=without)
 
     def fill(self, new: Side, release: Release) -> None:
         """Write the other side's configuration into the empty database of ``new``. Raises SwitchError."""
@@ -80,6 +83,19 @@ class Cloning:
         devices = Devices()
         if (found := devices.named(name)) is not None:
             devices.remove(found.index)
+
+    @cached_property
+    def taps(self) -> Taps:
+        return Taps(self.config.run_dir / "taps", self.system)
+
+    def exchange(self, new: Side) -> Exchange:
+        """The ports that the host itself uses, which pass from the other side to ``new``."""
+        return Exchange(self.taps, self.paths[new.other].db_socket, self.paths[new].db_socket, self.system)
+
+    def kernel_devices(self, new: Side) -> list[str]:
+        """The devices of the kernel that are ports of the other side, and that ``new`` has no device of its own for.
+        Raises SwitchError."""
+        return [name for name in self.exchange(new).devices() if name not in self.config.instance(new).port_devices]
 
     def uplinks(self, side: Side) -> tuple[UplinkPort, ...]:
         """The ports of a running side that have a DPDK device of their own. Raises SwitchError."""

@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 
+from ovs_hotswap.clone import database
 from ovs_hotswap.host import memory_checks
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.machine import descriptor_limit
 from ovs_hotswap.model import Finding, Severity, Side
+from ovs_hotswap.stock.survey import running_paths
 from ovs_hotswap.stock.vms import vm_ports as takeable
 from ovs_hotswap.switch.instance import numa_nodes
-from ovs_hotswap.switch.paths import read_stock
 from ovs_hotswap.switch.pools import huge_page_pools
 from ovs_hotswap.upgrade import checks, collect, stock_collect
-from ovs_hotswap.upgrade.stock_checks import judge
 from ovs_hotswap.vm_ports import VmPort
 
 
 def precheck(host: Host, old: Side, new: Side, release: str, leave_out: Collection[str] = ()) -> list[Finding]:
     """Check everything that can be known before anything is changed. A fault of the host is a finding and never
     raises."""
-    terms = stock_collect.terms(host.config, leave_out)
-    if host.recorded_active() is not None and read_stock(host.config) is None:  # its files are where we have put them
-        terms = replace(terms, database=None, log=None)
     return collect.gathered(
         lambda: collect.release_checks(host, old, release),
         lambda: collect.beside(host, new, release),
         lambda: checks.descriptors(descriptor_limit(host, new), [(2, port.queues) for port in vm_ports(host)]),
         lambda: memory(host, new),
         lambda: collect.broker(host),
-        lambda: judge(stock_collect.collect(host.config, host.system), terms),
+        lambda: stock_collect.examine(host.config, host.system, leave_out)[1],
+        lambda: losses(host, release),
     )
+
+
+def losses(host: Host, release: str) -> list[Finding]:
+    """What the database of a release cannot hold of what the active instance has. Raises SwitchError, ReleaseError."""
+    lost = database.losses(running_paths(host.config, host.system), host.releases.get(release))
+    return [Finding("database", Severity.WARNING, f"release {release} cannot hold it, so it is lost: {text}")
+            for text in lost]  # fmt: skip
 
 
 def memory(host: Host, new: Side) -> list[Finding]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from ovs_hotswap.backends import refuse_kept
 from ovs_hotswap.clone import state as run_time
 from ovs_hotswap.clone.changes import Hold
-from ovs_hotswap.clone.database import give_back
+from ovs_hotswap.clone.database import bring, give_back
 from ovs_hotswap.clone.follow import Follower
 from ovs_hotswap.controllers import ovn
 from ovs_hotswap.controllers.monitors import end_monitors
@@ -38,6 +38,8 @@ from ovs_hotswap.wording import some
 _QUIET_S = 0.3
 _FOLLOW_S = 60.0
 _PASS_S = 10.0
+_PROGRAMMED_S = 60.0
+_OVN_BRIDGE = "br-int"  # external_ids:ovn-bridge, ovn-controller(8)
 
 
 class ClonePrecheck(Step[Upgrade]):
@@ -94,6 +96,8 @@ class StartClone(StartStandby):
         super().undo(context, run)
         if context.dead(context.new):
             context.host.cloning.give_room_back(context.old)
+            for name in _names(run, "taps"):
+                context.host.cloning.taps.forget_new(name)
 
 
 class Copy(Step[Upgrade]):
@@ -157,14 +161,33 @@ class Pause(ReversibleStep[Upgrade]):
         return {"wait": ovn.wait_of(socket), "paused": [each.paused() for each in _controllers(context)]}
 
     def do(self, context: Upgrade, run: StepContext) -> None:
-        for controller in _controllers(context):
+        controllers, socket = _controllers(context), context.host.cloning.paths[context.old].db_socket
+        wait = run.facts.get("wait")
+        if controllers and (needed := ovn.needed_wait(str(wait) if wait else None, _flows(context))) is not None:
+            ovn.set_wait(socket, needed)
+        for controller in controllers:
             controller.pause()
         _settle(context.host.cloning.follower(context.new), run)
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
-        for controller, paused in zip(_controllers(context), run.fact("paused", list), strict=False):
+        controllers = _controllers(context)
+        if controllers and context.runs(context.old):
+            _put_wait_back(context, run, context.old)
+        for controller, paused in zip(controllers, run.fact("paused", list), strict=False):
             if not paused:
                 controller.resume()
+
+
+def _put_wait_back(context: Upgrade, run: StepContext, side: Side) -> None:
+    wait, socket = run.facts.get("wait"), context.host.cloning.paths[side].db_socket
+    before = None if wait is None else str(wait)
+    if ovn.wait_of(socket) != before:
+        ovn.set_wait(socket, before)
+
+
+def _flows(context: Upgrade) -> int:
+    """The number of flows of OVN's bridge on the old side."""
+    return len(context.host.openflow(context.old, _OVN_BRIDGE).dump())
 
 
 def _controllers(context: Upgrade) -> list[ovn.Ovn]:
@@ -193,7 +216,12 @@ class Cut(ReversibleStep[Upgrade]):
         run_time.apply(new, run_time.without_logs(run_time.read(old)), host.system, cut=False)
         cloning.wire.wire(context.new, Mode.UPLINKS)
         follower.arm()
+        exchange = cloning.exchange(context.new)
+        devices = cloning.kernel_devices(context.new)
+        run.remember(devices=devices, taps=exchange.taps())
+        taps = exchange.make_way()  # the old switch's tunnels are without their address from here on
         cloning.wire.cut(context.new)
+        exchange.pass_to_new(taps, devices, lambda: bring(old, new, cloning.changes(context.new, cut=True)))
         cloning.wire.wire(context.old, Mode.UPLINKS)
         late = run_time.without_logs(run_time.read(old))  # what came up in between
         for text in run_time.apply(new, late, host.system, cut=True).refused:
@@ -206,6 +234,13 @@ class Cut(ReversibleStep[Upgrade]):
         wire.cut(context.old)
         if context.runs(context.new):
             wire.wire(context.new, Mode.UPLINKS)
+        exchange = context.host.cloning.exchange(context.new)
+        exchange.pass_back(_names(run, "taps"), _names(run, "devices"), new_lives=context.runs(context.new))
+
+
+def _names(run: StepContext, key: str) -> list[str]:
+    found = run.facts.get(key)
+    return [str(name) for name in found] if isinstance(found, list) else []
 
 
 class CloneSoak(Step[Upgrade]):
@@ -245,13 +280,19 @@ class Repoint(ReversibleStep[Upgrade]):
 def _lead(context: Upgrade, run: StepContext, old: Side, new: Side) -> None:
     cloning, controllers = context.host.cloning, _controllers(context)
     if context.runs(old):
-        changes = cloning.changes(context.new)
+        changes = cloning.changes(context.new, cut=True)
         if new is context.new:
             _follow_late(cloning.follower(new), run)
             give_back(cloning.paths[old], cloning.paths[new], changes, frozenset(Hold))
+    canary = ovn.Canary(context.host.system, cloning.paths[new].mgmt(_OVN_BRIDGE))
+    if controllers:
+        canary.plant()
     repoint(cloning.well_known, context.host.system, cloning.paths[old], cloning.paths[new])
     for controller in controllers:
         controller.resume()
+        ovn.await_programmed(controller, canary, _PROGRAMMED_S, context.host.system)
+    if controllers:
+        _put_wait_back(context, run, new)
 
 
 def _follow_late(follower: Follower, run: StepContext) -> None:
@@ -288,7 +329,9 @@ class RetireClone(Retire):
         with host.instances[context.new].database(tables=ROOT_TABLES) as database:
             database.wait_pass(_PASS_S)
         host.cloning.clear_away(context.old)
+        host.cloning.exchange(context.new).finish(_names(run, "taps"))
         if stock is not None:
+            host.cloning.well_known.forget()
             host.cloning.units.forget_failures()
 
 
