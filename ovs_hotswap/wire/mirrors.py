@@ -33,6 +33,7 @@ from ovs_hotswap.switch.ovsdb import SwitchDb
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.switch.pmd import pmd_count
 from ovs_hotswap.switch.rpc import transact
+from ovs_hotswap.switch.unixctl import appctl
 from ovs_hotswap.system import System, files
 from ovs_hotswap.vm_ports import VmPort
 from ovs_hotswap.waiting import wait_until
@@ -179,10 +180,8 @@ class MirrorWire:
         """Have the other switch's pipeline process what this one receives (``Mode``). Raises SwitchError if the other
         switch is wired itself, because frames would circulate between the two."""
         if mode.wired and (wired := self._wired(side.other)):
-            raise SwitchError(
-                f"instance {side.other} is wired ({wired}), so instance {side} cannot be",
-                hint=f"cut instance {side.other} first",
-            )
+            text = f"instance {side.other} is wired ({wired}), so instance {side} cannot be"
+            raise SwitchError(text, hint=f"cut instance {side.other} first")
         rows = self._rows(side)
         if mode.wired and not rows.open:
             raise SwitchError(f"wire mode is not open on instance {side}")
@@ -227,7 +226,7 @@ class MirrorWire:
         self._change(side, changes.make_ports(rows, there, rows.tags))
         rows = self._rows(side)
         self._program(side, rows, rows.carried())
-        self._change(side, changes.make_mirrors(rows))
+        self._mirror(side)
         self._spare_floods(side, there)
 
     def bridges(self, side: Side) -> list[str]:
@@ -258,7 +257,21 @@ class MirrorWire:
             rows = self._rows(side)
             self._program(side, rows, rows.carried())
         for side in order:
-            self._change(side, changes.make_mirrors(self._rows(side)))
+            self._mirror(side)
+
+    def _mirror(self, side: Side) -> None:
+        """Make the mirrors, and wait until every flow of the datapath has them.
+
+        ovs-vswitchd notices a mirror in one turn of its main loop, and looks at the existing flows in a later one, for
+        which it may sleep for seconds (ofproto/ofproto-dpif.c, run and type_run). A change of flows wakes it."""
+        operations = changes.make_mirrors(self._rows(side))
+        self._change(side, operations)
+        if operations:
+            rows = self._rows(side)
+            self._program(side, rows, rows.carried())
+            with SwitchDb(self._sides[side].db_socket) as database:
+                database.wait_pass(self._ready_s)
+            appctl(self._sides[side].vswitchd_ctl, "revalidator/wait", timeout=_ANSWER_S)
 
     def _spare_floods(self, side: Side, wanted: Collection[Wanted]) -> None:
         """Raises PrecheckFailed if a bridge floods by FLOOD and does not accept OpenFlow 1.0."""
