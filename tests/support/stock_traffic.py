@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from ovs_hotswap.errors import LabError
 from ovs_hotswap.lab.pings import Mark, Pings, Progress, Reply, Stream, parse
 from tests.support.stock_guest import StockGuest
 from tests.support.stock_space import Space
@@ -122,7 +124,13 @@ class Traffic:
     def __exit__(self, *failed: object) -> None:
         try:
             if failed[0] is None:
-                self.stop()
+                if self._judgement is None:
+                    self.stop()
+                return
+            with contextlib.suppress(
+                LabError, ValueError, subprocess.TimeoutExpired
+            ):  # the failure itself matters more
+                print(self.stop().text())
         finally:
             for meter in self._meters.values():
                 meter.kill()
