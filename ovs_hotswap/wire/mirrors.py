@@ -199,6 +199,7 @@ class MirrorWire:
 
     # -- looking, and repairing ----------------------------------------------------------------------------------
 
+    @_one_at_a_time
     def state(self, side: Side) -> WireState:
         """What the switch has, compared with what its rows ask for."""
         rows = self._rows(side)
@@ -332,10 +333,8 @@ class MirrorWire:
             mode = rows[side].bridges[bridge].intended
             self._change(side, changes.make_link(self._rows(side), bridge, number, spec.options, longest, mode))
         if not wait_until(partial(self._connected, socket), _LINK_S, self._system):
-            raise SwitchError(
-                f"the link between the instances at {socket} does not come up within {_LINK_S:g} s",
-                hint="the logs of both ovs-vswitchd say more (net_memif)",
-            )
+            text = f"the link between the instances at {socket} does not come up within {_LINK_S:g} s"
+            raise SwitchError(text, hint="the logs of both ovs-vswitchd say more (net_memif)")
 
     def _connected(self, socket: Path) -> bool:
         """Whether either switch is a client that is connected to the other's socket."""
