@@ -18,18 +18,21 @@ import fcntl
 import logging
 import os
 from collections.abc import Collection
+from dataclasses import replace
+from functools import reduce
+from operator import or_
 
 from ovs_hotswap.adopt.fetching import Fetched
 from ovs_hotswap.adopt.snapshot import UNKNOWN_REQUEST, Snapshot, why_not_carried
 from ovs_hotswap.broker.vm_slot import VmSlot
 from ovs_hotswap.errors import BrokerError, HotswapError, ProtocolError, StateUnknown
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhostuser import messages
+from ovs_hotswap.vhostuser import capture, messages
 from ovs_hotswap.vhostuser.backend import SwitchConnection
 from ovs_hotswap.vhostuser.guest_state import GuestState, Offer
 from ovs_hotswap.vhostuser.handover import Swap
 from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
-from ovs_hotswap.vhostuser.reconcile import why_not_parked
+from ovs_hotswap.vhostuser.reconcile import CAPTURE_OFFSET, scratch_region, why_not_parked
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +136,7 @@ class Entering:
 
     def _begin(self) -> None:
         """Take both ends, and send the first switch the memory table with the scratch region. Raises ProtocolError and
-        OSError; the record is then as before."""
+        OSError."""
         vm, state = self._vm, self._fetched.state
         self._flags = [(os.dup(end.fileno()), fcntl.fcntl(end.fileno(), fcntl.F_GETFL))
                        for end in (self._fetched.qemu_end, self._fetched.switch_end)]  # fmt: skip
@@ -141,13 +144,26 @@ class Entering:
         link = SwitchConnection(self.old, vm.channel(qemu_end, f"switch {self.old}"))
         link.offer = Offer(state.features or 0, state.protocol_features or 0, max(1, len(state.rings) // 2))
         link.told, link.pid = self._fetched.told, self._pid
-        # What QEMU was offered before is not known; it does not take less back from the broker than it uses.
         vm.commit(vm.record._replace(
             qemu=vm.channel(switch_end, "QEMU"), offered=link.offer, links={**vm.links, self.old: link},
             ownership=vm.ownership.entered(self.old)))  # fmt: skip
         self._link, vm.deaf = link, True
         vm.watch(link)
+        self._share_scratch(link)
         vm.sync(self.old)
+
+    def _share_scratch(self, link: SwitchConnection) -> None:
+        """Send the memory table with the part of the scratch memory that this one handover needs. A switch that locks
+        its memory (``--mlockall``, which `ovs-ctl` sets) allocates all of a region when it maps it: 64 MiB take it a
+        tenth of a second, for which QEMU would stand still."""
+        vm = self._vm
+        scratch = scratch_region(vm.scratch)
+        needed = min(scratch.size, CAPTURE_OFFSET + capture.needed_by(vm.state, vm.mtu))
+        regions = (*vm.state.memory, replace(scratch, size=needed))
+        link.channel.send(messages.build_memory_table(regions), [region.descriptor for region in regions])
+        whole = tuple((r.guest_address, r.size, r.user_address, r.offset, r.descriptor.serial)
+                      for r in (*vm.state.memory, scratch))  # fmt: skip
+        link.told = replace(link.told, memory=whole)  # or the whole of it would be sent
 
     def _outcome(self) -> Side | None:
         """Return the side that the VM is with, as far as the two switches have answered; ``new`` as well if the first
@@ -217,11 +233,25 @@ class Entering:
                 f"vm {vm.name}: switch {self.old} has not connected again: QEMU is not listened to until then",
                 hint="end that switch if it hangs",
             ) from error
+        said = lambda: self.old not in vm.links or vm.links[self.old].offer is not None  # noqa: E731
+        with contextlib.suppress(BrokerError):
+            await vm.changes.until(said, _ANSWERS_S)
         if vm.entering is not None:
-            vm.commit(vm.record._replace(entering=None))
+            vm.commit(vm.record._replace(entering=None, offered=self._offered()))
             vm.hear_qemu()
             vm.assign()
             log.info("vm %s: taken over from switch %s", vm.name, self.old)
+
+    def _offered(self) -> Offer | None:
+        """Return what QEMU may choose from when its guest boots again. It was offered that by the first switch, long
+        ago: so all that either switch has now, and what the guest uses. A side that lacks what is chosen does not get
+        the rings (``Vm.missing``)."""
+        vm = self._vm
+        if vm.qemu is None or vm.offered is None:
+            return vm.offered
+        offers = [vm.offered, *(link.offer for link in vm.links.values() if link.offer is not None)]
+        return Offer(reduce(or_, (offer.features for offer in offers)), vm.offered.protocol_features,
+                     max(offer.queue_pairs for offer in offers))  # fmt: skip
 
     def cancel(self) -> None:
         """Undo ``prepare``, unless the VM is the broker's by now. The other side's switch connects again, and knows

@@ -12,8 +12,9 @@ import pytest
 from ovs_hotswap.backends import AbsenceCause
 from ovs_hotswap.errors import BrokerError, StateUnknown
 from ovs_hotswap.model import Side
+from ovs_hotswap.vhostuser.messages import Feature
 from tests.support.adopt_bed import MakeDirect, make_direct
-from tests.support.vhost_qemu import Traffic
+from tests.support.vhost_qemu import GUEST_FEATURES, Traffic
 
 __all__ = ["make_direct"]
 
@@ -43,7 +44,8 @@ def test_a_vm_is_taken_over_under_traffic_without_a_disconnect(make_direct: Make
         bed.client.move(name, Side.B)
     bed.ends_well()
     for qemu in bed.qemus:  # everything that QEMU says comes to the broker
-        qemu.reboot()
+        qemu.reboot(features=GUEST_FEATURES & ~(1 << Feature.RING_EVENT_IDX))
+        qemu.reboot(features=GUEST_FEATURES | 1 << Feature.RING_INDIRECT_DESC)  # more than when it was taken over
         qemu.set_active_pairs(1)
         qemu.set_active_pairs(4)
         qemu.change_memory(3)

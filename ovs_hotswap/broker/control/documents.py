@@ -67,6 +67,8 @@ def _absent(vm: Vm) -> Absence | None:
     """Return why QEMU is not connected, or ``None`` if it is connected or that is not known."""
     if vm.qemu is not None:
         return None
+    if vm.absence == absence.DIRECT and vm.ownership.suspects:
+        return vm.absence
     if not any(link.offer for link in vm.links.values()):
         return absence.NO_SWITCH
     return vm.absence if vm.wants_qemu else absence.KEPT_AWAY
