@@ -6,7 +6,7 @@ one for all VMs while the new switch is wired; the cut makes the new switch's pi
 1. ``open``, and ``wire`` the new switch, before any VM moves;
 2. move the VMs; ``wire`` the new switch in another mode when its uplink receives;
 3. ``cut`` when all VMs are on the new switch, or ``wire`` again to return;
-4. ``close`` both switches.
+4. ``close`` both switches, the one that serves the VMs first.
 
 Each operation may be repeated, and reads from the switches what is there: no file has a state. Everything that is made
 is marked, so ``close`` by any process removes it. Each change of flows is one bundle for each bridge, each change of
@@ -155,7 +155,8 @@ class MirrorWire:
     @_one_at_a_time
     def close(self, side: Side) -> None:
         """Remove everything of ours from a switch, whatever state it is in. Its database and its flows are then as they
-        were before. VMs must all be on the switch that is not wired."""
+        were before. VMs must all be on the switch that is not wired, which is closed first: a switch that loses the other
+        end of a link while it polls its own has died of it."""
         rows = self._rows(side)
         self._change(side, changes.remove(rows))
         for name, bridge in rows.bridges.items():
