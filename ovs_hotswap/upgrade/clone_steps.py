@@ -25,7 +25,7 @@ from ovs_hotswap.plan.records import Facts
 from ovs_hotswap.switch.ovsdb import ROOT_TABLES
 from ovs_hotswap.switch.paths import read_stock
 from ovs_hotswap.upgrade import checks, clone_checks
-from ovs_hotswap.upgrade.adopt_vms import adopt_vms
+from ovs_hotswap.upgrade.adopt_vms import adopt_vms, log_again_as_before
 from ovs_hotswap.upgrade.clone_window import CloseCloneWindow, OpenCloneWindow
 from ovs_hotswap.upgrade.outlook import Outlook
 from ovs_hotswap.upgrade.situation import Upgrade
@@ -138,14 +138,17 @@ class Wire(ReversibleStep[Upgrade]):
                 context.host.cloning.wire.close(side)
 
 
-class Adopt(Step[Upgrade]):
-    """There is no undo of its own: the step ``move`` gives the VMs back to the old instance, through the broker."""
+class Adopt(ReversibleStep[Upgrade]):
+    """The undo only concerns the log: the step ``move`` gives the VMs back to the old instance, through the broker."""
 
     name = "adopt"
     description = "take over VMs that have no broker yet"
 
     def do(self, context: Upgrade, run: StepContext) -> None:
         adopt_vms(context, run)
+
+    def undo(self, context: Upgrade, run: StepContext) -> None:
+        log_again_as_before(context, run)
 
 
 class Pause(ReversibleStep[Upgrade]):
@@ -308,7 +311,7 @@ class Unwire(Step[Upgrade]):
     description = "remove wire mode from both instances"
 
     def do(self, context: Upgrade, run: StepContext) -> None:
-        for side in (context.old, context.new):
+        for side in (context.new, context.old):  # the death of one also disconnects the link of the other
             if context.runs(side):
                 context.host.cloning.wire.close(side)
 

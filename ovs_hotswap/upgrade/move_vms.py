@@ -212,7 +212,7 @@ def _row(
     finally:
         if row is not None and (moved := [name for name in names if name in row.moves]):
             drain_pmd_queues(host)
-            _deliver(host, to, moved, run)
+            deliver(host, to, moved, run)
 
 
 def tell_apart(host: Host, to: Side, run: StepContext, suspects: Collection[Place]) -> None:
@@ -226,7 +226,7 @@ def tell_apart(host: Host, to: Side, run: StepContext, suspects: Collection[Plac
     if not names:
         return
     drain_pmd_queues(host)
-    _deliver(host, to, names, run)  # frames of the moves before
+    deliver(host, to, names, run)  # frames of the moves before
     _, left = _rows(host, names, to.other, run, _Row.move, back=True)
     served = _served_there(host, before) if not left else []
     if left or served:
@@ -281,7 +281,7 @@ def arm(host: Host, names: Sequence[str], to: Side, needed: Side | None) -> None
         drain_pmd_queues(host, needed)
 
 
-def _deliver(host: Host, side: Side, names: Sequence[str], run: StepContext) -> None:
+def deliver(host: Host, side: Side, names: Sequence[str], run: StepContext) -> None:
     """Give the VMs the frames that neither side has delivered, many at a time, because the broker's memory holds them
     only for seconds."""
     waiting: dict[str, list[tuple[bytes, str]]] = {}  # by bridge

@@ -25,6 +25,9 @@ port would change it for one look-up only, and NORMAL and learn() would see the 
 
 Open vSwitch tracks one VLAN header by default (``vlan-limit``), which is our tag. A pipeline is to see the frame's own,
 so a frame that has one is parsed again after our tag was removed: the selection by dp_hash makes the datapath do that.
+A copy gets its tag in the same way, in a second pass. Since 3.2 a change of headers makes ovs-vswitchd forget to which
+mirrors a frame was sent (ofproto/ofproto-dpif-xlate.c, xlate_reset_mirrors: ``ctx->mirrors = 0``), and mirror_packet,
+within which a patch port of the same bridge is followed, would send the copy again without an end.
 
 There is no bridge of our own: when a bridge is deleted, ovs-vswitchd discards all flows of the datapath and stops
 making new ones for a moment (ofproto/ofproto-dpif.c, destruct: udpif_synchronize), which was measured to lose 5 ms of
@@ -52,6 +55,7 @@ NEAR_PORTS, FAR_PORTS, LINK_PORT = 60_000, 62_100, 64_200
 """The OpenFlow numbers of ours on a bridge: of near and far patch ports these and the tag, and of the link. A bridge's
 own numbers are far below: those that ovs-vswitchd chooses are less than 32 768 (ofproto/ofproto.c, alloc_ofp_port)."""
 AGAIN = 0xF0767301  # the group that has a frame parsed again
+COPY = 0xF0767302  # the group that sends a mirror's copy to the other switch
 MULTICAST = "dl_dst=01:00:00:00:00:00/01:00:00:00:00:00"
 
 _PRESENT = 0x1000  # OFPVID_PRESENT, OpenFlow 1.4.0, section 7.2.3.7
@@ -141,7 +145,7 @@ def carry_flows(ports: Sequence[Carried]) -> list[Flow]:
             deliver = f"pop_vlan,set_field:{DELIVER:#x}->pkt_mark,output:{port.far}"
             found += [
                 Flow(CARRY, HIGHEST, f"pkt_mark={DELIVER:#x},{near}", f"output:{port.ofports[0]}"),
-                Flow(CARRY, HIGHEST - 1, far, _push(port.tag)),
+                Flow(CARRY, HIGHEST - 1, far, f"set_field:{port.tag:#x}->reg0,group:{COPY}"),
                 Flow(CARRY, HIGHEST, f"in_port={LINK_PORT},dl_vlan={port.tag}", deliver),
             ]
     return found
@@ -165,11 +169,14 @@ def wire_flows(ports: Iterable[Carried], mode: Mode) -> list[Flow]:
 
 
 def group_lines(*, wanted: bool) -> list[str]:
-    """The lines of a bundle after which the bridge has the group, or has it no longer."""
-    lines = [f"group delete group_id={AGAIN}"]
-    bucket = "bucket=bucket_id=1,weight=1,actions=output:NXM_NX_REG0[]"
-    if wanted:
-        lines.append(f"group add group_id={AGAIN},type=select,selection_method=dp_hash,{bucket}")
+    """The lines of a bundle after which the bridge has the groups, or has them no longer."""
+    tagged = f"push_vlan:0x88a8,move:NXM_NX_REG0[0..11]->OXM_OF_VLAN_VID[0..11],output:{LINK_PORT}"
+    lines = []
+    for group, actions in ((AGAIN, "output:NXM_NX_REG0[]"), (COPY, tagged)):
+        lines.append(f"group delete group_id={group}")
+        if wanted:
+            bucket = f"bucket=bucket_id=1,weight=1,actions={actions}"
+            lines.append(f"group add group_id={group},type=select,selection_method=dp_hash,{bucket}")
     return lines
 
 

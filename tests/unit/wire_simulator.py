@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ovs_hotswap.wire.mirror_flows import COPY
+
 LINK = 64_200
 _MOST = 1000  # frames on their way, by which a loop is seen
 
@@ -104,6 +106,10 @@ class Switch:
         for action in chosen[0].actions:
             if action == "resubmit(,0)":
                 self.receive(port, frame)
+            elif action == f"group:{COPY}":  # in a second pass the frame gets the tag that reg0 has
+                for tagged in ("push_vlan:0x88a8", f"set_field:{0x1000 + frame.reg0}->vlan_vid"):
+                    port, frame = changed(tagged, port, frame)
+                self._output(LINK, port, frame)
             elif action.startswith("group:"):  # the switch parses the frame again, and then outputs it by reg0
                 self._output(frame.reg0, port, replace(frame, misread=False))
             elif action.startswith("output:"):
