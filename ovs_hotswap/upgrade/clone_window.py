@@ -13,7 +13,10 @@ from ovs_hotswap.plan.records import Facts
 from ovs_hotswap.priority import Rank
 from ovs_hotswap.switch.ovsdb import ROOT_TABLES
 from ovs_hotswap.switch.pmd import pmd_sleep_key
+from ovs_hotswap.switch.rpc import transact
 from ovs_hotswap.upgrade.situation import Upgrade
+
+_ASK_S = 5.0
 
 
 class OpenCloneWindow(ReversibleStep[Upgrade]):
@@ -56,8 +59,11 @@ def put_back(host: Host, side: Side, run: StepContext) -> None:
 
 
 def _set(host: Host, side: Side, values: dict[str, str | None]) -> None:
-    with host.instances[side].database(tables=ROOT_TABLES) as database:
-        database.set_other_config(values)
+    """Set or remove keys of other_config, and nothing else: the database may not be ours."""
+    given = [[key, value] for key, value in values.items() if value is not None]
+    mutations = [["other_config", "delete", ["set", list(values)]], ["other_config", "insert", ["map", given]]]
+    change = {"op": "mutate", "table": "Open_vSwitch", "where": [], "mutations": mutations}
+    transact(host.instances[side].paths.db_socket, [change], timeout=_ASK_S)
 
 
 class CloseCloneWindow(Step[Upgrade]):

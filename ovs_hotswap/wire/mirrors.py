@@ -155,8 +155,8 @@ class MirrorWire:
     @_one_at_a_time
     def close(self, side: Side) -> None:
         """Remove everything of ours from a switch, whatever state it is in. Its database and its flows are then as they
-        were before. VMs must all be on the switch that is not wired, which is closed first: a switch that loses the other
-        end of a link while it polls its own has died of it."""
+        were before. VMs must all be on the switch that is not wired, which is closed first: a switch that loses the
+        other end of a link while it polls its own has died of it."""
         rows = self._rows(side)
         self._change(side, changes.remove(rows))
         for name, bridge in rows.bridges.items():
