@@ -84,7 +84,8 @@ class StockInstance(Instance):
 
     def stop(self, *, keep_log: bool = False) -> None:
         """End both processes and forget that they were an instance. It is no error if that was done already."""
-        self.kill()
+        if (pid := self.pid()) is not None:
+            self._system.kill(pid, grace=0)  # until it is dead: it closes its taps after it has lost its memory
         if (database := self.database_pid()) is not None:
             self._system.kill(database, grace=0)
         forget(self._config)

@@ -25,9 +25,12 @@ port would change it for one look-up only, and NORMAL and learn() would see the 
 
 Open vSwitch tracks one VLAN header by default (``vlan-limit``), which is our tag. A pipeline is to see the frame's own,
 so a frame that has one is parsed again after our tag was removed: the selection by dp_hash makes the datapath do that.
-A copy gets its tag in the same way, in a second pass. Since 3.2 a change of headers makes ovs-vswitchd forget to which
-mirrors a frame was sent (ofproto/ofproto-dpif-xlate.c, xlate_reset_mirrors: ``ctx->mirrors = 0``), and mirror_packet,
-within which a patch port of the same bridge is followed, would send the copy again without an end.
+
+Since 3.2 an action that changes headers makes ovs-vswitchd forget to which mirrors a frame was sent
+(ofproto/ofproto-dpif-xlate.c, reset_mirror_ctx: ``ctx->mirrors = 0``), and mirror_packet, within which a patch port of
+the same bridge is followed, would send the copy again, up to 4096 times. ``move`` is none of these actions, so an
+untagged copy gets our tag by it. A copy that has a tag gets ours in a pass of its own, behind ``ct``, which takes IP
+alone: a VM that is on the new switch, and has a VLAN of its own, gets no ARP from the old pipeline.
 
 There is no bridge of our own: when a bridge is deleted, ovs-vswitchd discards all flows of the datapath and stops
 making new ones for a moment (ofproto/ofproto-dpif.c, destruct: udpif_synchronize), which was measured to lose 5 ms of
@@ -55,9 +58,10 @@ NEAR_PORTS, FAR_PORTS, LINK_PORT = 60_000, 62_100, 64_200
 """The OpenFlow numbers of ours on a bridge: of near and far patch ports these and the tag, and of the link. A bridge's
 own numbers are far below: those that ovs-vswitchd chooses are less than 32 768 (ofproto/ofproto.c, alloc_ofp_port)."""
 AGAIN = 0xF0767301  # the group that has a frame parsed again
-COPY = 0xF0767302  # the group that sends a mirror's copy to the other switch
+COPIES = 252  # the table of ours in which a copy that has a tag of its own gets ours; table 253 has controllers.ovn's
 MULTICAST = "dl_dst=01:00:00:00:00:00/01:00:00:00:00:00"
 
+_ZONE = 65535  # of connections that are never committed
 _PRESENT = 0x1000  # OFPVID_PRESENT, OpenFlow 1.4.0, section 7.2.3.7
 _FLOW = re.compile(
     r"\s*cookie=(?P<cookie>0x[0-9a-f]+),\s*(?:table=(?P<table>\d+),\s*)?(?:[a-z_]*timeout=\d+,\s*)*"
@@ -145,7 +149,12 @@ def carry_flows(ports: Sequence[Carried]) -> list[Flow]:
             deliver = f"pop_vlan,set_field:{DELIVER:#x}->pkt_mark,output:{port.far}"
             found += [
                 Flow(CARRY, HIGHEST, f"pkt_mark={DELIVER:#x},{near}", f"output:{port.ofports[0]}"),
-                Flow(CARRY, HIGHEST - 1, far, f"set_field:{port.tag:#x}->reg0,group:{COPY}"),
+                Flow(CARRY, HIGHEST - 1, f"{far},vlan_tci=0x0000/0x1000", _moved(port.tag)),
+                *(
+                    Flow(CARRY, HIGHEST - 1, f"{kind},{far},vlan_tci=0x1000/0x1000", f"ct(table={COPIES},zone={_ZONE})")
+                    for kind in ("ip", "ipv6")
+                ),
+                Flow(CARRY, HIGHEST, far, _push(port.tag), COPIES),
                 Flow(CARRY, HIGHEST, f"in_port={LINK_PORT},dl_vlan={port.tag}", deliver),
             ]
     return found
@@ -169,14 +178,11 @@ def wire_flows(ports: Iterable[Carried], mode: Mode) -> list[Flow]:
 
 
 def group_lines(*, wanted: bool) -> list[str]:
-    """The lines of a bundle after which the bridge has the groups, or has them no longer."""
-    tagged = f"push_vlan:0x88a8,move:NXM_NX_REG0[0..11]->OXM_OF_VLAN_VID[0..11],output:{LINK_PORT}"
-    lines = []
-    for group, actions in ((AGAIN, "output:NXM_NX_REG0[]"), (COPY, tagged)):
-        lines.append(f"group delete group_id={group}")
-        if wanted:
-            bucket = f"bucket=bucket_id=1,weight=1,actions={actions}"
-            lines.append(f"group add group_id={group},type=select,selection_method=dp_hash,{bucket}")
+    """The lines of a bundle after which the bridge has the group, or has it no longer."""
+    lines = [f"group delete group_id={AGAIN}"]
+    bucket = "bucket=bucket_id=1,weight=1,actions=output:NXM_NX_REG0[]"
+    if wanted:
+        lines.append(f"group add group_id={AGAIN},type=select,selection_method=dp_hash,{bucket}")
     return lines
 
 
@@ -207,6 +213,8 @@ def objections(dump: Iterable[str]) -> list[str]:
             found.append(f"{line}: ALL outputs to the patch ports of wire mode as well; use FLOOD, or name the ports")
         if any(f"{mark:#x}" in line.lower() for mark in (DELIVER, RECEIVED, ENTERS)):
             found.append(f"{line}: it uses a value of pkt_mark that wire mode needs; use another value")
+        if f"table={COPIES}," in match:
+            found.append(f"{line}: wire mode needs table {COPIES}; use another one")
         if "table=" not in match and f"priority={HIGHEST}," in f"{match.strip()},":
             found.append(f"{line}: it has the highest priority, which wire mode needs; give it a lower one")
     return found
@@ -214,6 +222,10 @@ def objections(dump: Iterable[str]) -> list[str]:
 
 def _push(tag: int) -> str:
     return f"push_vlan:0x88a8,set_field:{_PRESENT + tag}->vlan_vid,output:{LINK_PORT}"
+
+
+def _moved(tag: int) -> str:
+    return f"set_field:{_PRESENT + tag:#x}->reg0,move:NXM_NX_REG0[0..15]->NXM_OF_VLAN_TCI[],output:{LINK_PORT}"
 
 
 def _again(port: int) -> str:

@@ -76,6 +76,34 @@ def database(host: StockHost) -> dict[str, dict[str, dict[str, object]]]:
     return found
 
 
+# What each instance has for itself: what it uses of the machine, and numbers that switches choose by themselves.
+_OWN_KEYS = {
+    ("Open_vSwitch", "other_config"): {"dpdk-extra", "dpdk-init", "dpdk-socket-mem", "dpdk-socket-limit",
+                                       "pmd-cpu-mask", "dpdk-lcore-mask", "shared-mempool-config"},
+    ("Open_vSwitch", "external_ids"): {"ovs-hotswap", "ovs-hotswap-pmd-sleep"},
+    ("Bridge", "other_config"): {"datapath-id", "hwaddr"},
+    ("Interface", "options"): {"dpdk-devargs"},
+    ("Interface", "ofport_request"): None,
+}  # fmt: skip
+
+
+def without_own(found: dict[str, Any]) -> dict[str, Any]:
+    """A result of ``programmed`` without what each instance has for itself."""
+    left = {name: value for name, value in found.items() if name != "table Datapath"}  # of which others write nothing
+    for (table, column), keys in _OWN_KEYS.items():
+        rows = left[f"table {table}"]
+        left[f"table {table}"] = {uuid: _without(row, column, keys) for uuid, row in rows.items()}
+    return left
+
+
+def _without(row: dict[str, Any], column: str, keys: set[str] | None) -> dict[str, Any]:
+    rest = {name: value for name, value in row.items() if name != column}
+    if keys is None or column not in row:
+        return rest
+    kept = [pair for pair in row[column][1] if pair[0] not in keys]
+    return {**rest, column: ["map", kept]} if kept else rest
+
+
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """What differs between two results of ``programmed``, in lines for people."""
     lines = []

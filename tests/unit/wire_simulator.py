@@ -8,8 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ovs_hotswap.wire.mirror_flows import COPY
-
 LINK = 64_200
 _MOST = 1000  # frames on their way, by which a loop is seen
 
@@ -33,14 +31,15 @@ class Rule:
     priority: int
     match: Mapping[str, str]
     actions: Sequence[str]
+    table: int = 0
 
     @classmethod
     def of(cls, line: str) -> Rule:
         head, actions = line.split(" actions=")
         fields = dict(item.partition("=")[::2] for item in head.split(","))
         assert fields.pop("cookie")
-        assert fields.pop("table") == "0"
-        return cls(int(fields.pop("priority")), fields, re.findall(r"[^,(]+(?:\([^)]*\))?", actions))
+        table = int(fields.pop("table"))
+        return cls(int(fields.pop("priority")), fields, re.findall(r"[^,(]+(?:\([^)]*\))?", actions), table)
 
     def fits(self, port: int, frame: Frame) -> bool:
         seen = {"in_port": port, "pkt_mark": frame.mark, "dl_vlan": frame.tag, "reg0": frame.reg0}
@@ -48,6 +47,10 @@ class Rule:
             if name == "dl_dst":
                 assert value == "01:00:00:00:00:00/01:00:00:00:00:00"
                 fit = frame.multicast
+            elif name in ("ip", "ipv6"):  # all frames here are of IPv4
+                fit = name == "ip"
+            elif name == "vlan_tci":
+                fit = value == ("0x1000/0x1000" if frame.own_tag else "0x0000/0x1000")
             elif name == "dl_type":  # the guest's tag, where ours is the only one that the switch looks at
                 fit = value == "0x8100" and frame.own_tag and frame.tag is not None
             else:
@@ -94,9 +97,10 @@ class Switch:
     processed: list[tuple[int, int]] = field(default_factory=list)
     link: deque[Frame] = field(default_factory=deque)
     misread: bool = False
+    copying: int = 0
 
-    def receive(self, port: int, frame: Frame) -> None:
-        fit = [rule for rule in self.rules if rule.fits(port, frame)]
+    def receive(self, port: int, frame: Frame, table: int = 0) -> None:
+        fit = [rule for rule in self.rules if rule.table == table and rule.fits(port, frame)]
         if not fit:
             self._foreign(port, frame)
             return
@@ -106,15 +110,20 @@ class Switch:
         for action in chosen[0].actions:
             if action == "resubmit(,0)":
                 self.receive(port, frame)
-            elif action == f"group:{COPY}":  # in a second pass the frame gets the tag that reg0 has
-                for tagged in ("push_vlan:0x88a8", f"set_field:{0x1000 + frame.reg0}->vlan_vid"):
-                    port, frame = changed(tagged, port, frame)
-                self._output(LINK, port, frame)
+            elif action.startswith("ct("):  # the frame comes again, in a pass in which nothing is a copy
+                self.copying, before = 0, self.copying
+                self.receive(port, frame, int(action[3:].partition(",")[0].removeprefix("table=")))
+                self.copying = before
+            elif action.startswith("move:"):
+                assert action == "move:NXM_NX_REG0[0..15]->NXM_OF_VLAN_TCI[]"
+                frame = replace(frame, tag=frame.reg0 & 0xFFF)
             elif action.startswith("group:"):  # the switch parses the frame again, and then outputs it by reg0
                 self._output(frame.reg0, port, replace(frame, misread=False))
             elif action.startswith("output:"):
                 self._output(int(action.removeprefix("output:")), port, frame)
             elif action != "drop":
+                header = not action.endswith(("->in_port", "->pkt_mark", "->reg0"))
+                assert not (header and self.copying), "since 3.2 such a copy is sent again and again"
                 port, frame = changed(action, port, frame)
 
     def from_link(self, frame: Frame) -> None:
@@ -139,4 +148,6 @@ class Switch:
                 return
         self.sent.append((frame.number, target))
         if target in self.mirrored:
+            self.copying += 1
             self.receive(self.patches[target][1], replace(frame, reg0=0))
+            self.copying -= 1

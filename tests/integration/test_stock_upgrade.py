@@ -1,0 +1,54 @@
+"""An upgrade of the distribution's switch on a host that others program, and the way back, under its traffic.
+
+Nothing was prepared on the host. What others do between the two, a new rule and a new port, reaches the new instance.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ovs_hotswap.model import Release
+from ovs_hotswap.system import System
+from tests.support.lab_bed import SHORT_SOAK
+from tests.support.stock_drive import Operator, differences, programmed, reprogram, without_own
+from tests.support.stock_host import BridgeKind, StockHost
+from tests.support.stock_ovn import Ovn
+
+STRICT = "OVS_HOTSWAP_STOCK_STRICT" in os.environ  # on a machine that does nothing else
+
+
+@pytest.mark.parametrize("bridge", ["normal", "pipeline", "ovn"])
+def test_there_and_back_without_a_lost_packet(system: System, tree_release: Release, bridge: BridgeKind) -> None:
+    assert tree_release.root is not None
+    with StockHost(system, bridge=bridge, guests=2) as host:
+        operator = Operator(host, SHORT_SOAK)
+        operator.add_release("tree", Path(tree_release.root))
+        operator.start_broker()
+        assert operator.ask("check")["ready"]
+        before, south, stock = programmed(host), southbound(host), host.switch_pid
+        with host.traffic() as traffic:
+            there = operator.ask("upgrade", "--release", "tree")
+            print(there)
+            after = programmed(host)
+            version = host.appctl("version")
+            running = host.switch_pid
+            reprogram(host)
+            host.vsctl("add-port", "br-int", "probe", "--", "set", "interface", "probe", "type=internal")
+            changed = programmed(host)
+            back = operator.ask("rollback")
+        print(traffic.judgement.text())
+        assert there["committed"]
+        assert back["committed"]
+        assert tree_release.ovs_version in version
+        assert running not in (stock, None)
+        assert differences(without_own(before), without_own(after)) == []
+        assert differences(without_own(changed), without_own(programmed(host))) == []
+        assert southbound(host) >= south
+        assert traffic.judgement.faults_beyond(0 if STRICT else 30) == []
+
+
+def southbound(host: StockHost) -> set[str]:
+    return Ovn(host).southbound() if host.kind == "ovn" else set()
