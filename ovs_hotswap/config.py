@@ -296,6 +296,8 @@ class Config(Strict):
         if named.get("program") == Program.CLONE:
             named.setdefault("overlay", str(DEFAULT_OVERLAY))
             named["instances"] = _without_uplink(named.get("instances"))
+            watch = named.get("watch", {})
+            named["watch"] = {"mode": "off", **watch} if isinstance(watch, dict) else watch
         return named
 
     @field_validator("overlay", "run_dir", "state_dir")
@@ -320,6 +322,8 @@ class Config(Strict):
                              '"clone" it must be "none": each instance has the devices of port_devices')  # fmt: skip
         if self.backend is not BackendMode.BROKER:
             raise ValueError('backend: with program = "clone" it must be "broker"')
+        if self.watch.mode != "off":
+            raise ValueError('watch.mode: with program = "clone" it must be "off": no standby is kept there')
         return self
 
     @model_validator(mode="after")

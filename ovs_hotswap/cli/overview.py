@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from ovs_hotswap.backends import BackendMode
+from ovs_hotswap.config import Config, Program
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Severity, Side
@@ -76,7 +77,7 @@ def look_with_reasons(host: Host) -> tuple[Document, dict[str, str]]:
         document["broker"] = tried("broker", lambda: host.broker.status().document())
     document["unknown"] = list(dict.fromkeys(unknown.values()))
     document["unknown_fields"] = list(unknown)
-    document["problems"] = [asdict(each) for each in problems(document, steered=host.config.uplink.driver != "none")]
+    document["problems"] = [asdict(each) for each in _problems_of(document, host.config)]
     return document, unknown
 
 
@@ -116,6 +117,13 @@ def document_of(found: Report) -> Document:
 
 
 # -------------------------------------------------------------------------------------------------------- what is wrong
+
+
+def _problems_of(document: Document, config: Config) -> list[Problem]:
+    found = problems(document, steered=config.uplink.driver != "none")
+    if config.program is Program.CLONE:  # before the first upgrade the distribution's switch serves the VMs
+        found = [each for each in found if each.about != "active" or document["active"] is not None]
+    return found
 
 
 def problems(document: Document, *, steered: bool) -> list[Problem]:

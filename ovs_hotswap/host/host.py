@@ -71,14 +71,19 @@ class Host:
             side: instance_class(config, side)(
                 config, side, system, unit=InstanceUnit(side, system), vfs=VfCare(config, side, system),
                 memory=partial(self.reservation, side),
-                fill_database=partial(self._fill, side) if config.program is Program.CLONE else None)
+                fill_database=partial(self._fill, side) if config.program is Program.CLONE else None,
+                keeps_database=partial(self._keeps, side))
             for side in Side
         }  # fmt: skip
 
     def _fill(self, side: Side, release: Release) -> None:
-        """Fill the database of an instance that is being started with a copy of the other's, if that runs."""
-        if self.instances[side.other].pid() is not None:
-            self.cloning.fill(side, release)
+        """Fill the database of an instance that is being started with a copy of the other's."""
+        self.cloning.fill(side, release)
+
+    def _keeps(self, side: Side) -> bool:
+        """Whether an instance that is being started has its last database: where others program the host, nothing else
+        knows what they have written there, unless the other instance runs."""
+        return self.config.program is Program.CLONE and self.instances[side.other].pid() is None
 
     @property
     def cloning(self) -> Cloning:

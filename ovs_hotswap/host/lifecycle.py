@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from ovs_hotswap.config import Active
-from ovs_hotswap.errors import BusyError, HotswapError
+from ovs_hotswap.config import Active, Program
+from ovs_hotswap.errors import BusyError, HotswapError, SwitchError
 from ovs_hotswap.host import settings_transfer, standby
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.scheduling import in_background
@@ -54,6 +54,8 @@ def start_instance(host: Host, side: Side, release: Release) -> bool:
     """Start an instance and program it. If this fails, or a signal asks for an end, all of it is undone. The first
     instance of a host becomes the active one and gets the settings that the operator had made on the last active one.
     Returns whether the instance is active. The caller holds the lock."""
+    if host.config.program is Program.CLONE:
+        return _start_again(host, side, release)
     _ = host.intent  # a fault in it is reported before anything is changed
     first = host.recorded_active() is None
     with Interrupts() as interrupts:
@@ -71,6 +73,24 @@ def start_instance(host: Host, side: Side, release: Release) -> bool:
                     _deactivate(host, side)
                 host.instances[side].stop()
             raise
+
+
+def _start_again(host: Host, side: Side, release: Release) -> bool:
+    """Start the active instance of a host that others program again, with its own database. Its controllers program it.
+    Raises SwitchError for another instance: the distribution starts its own, and an upgrade the new one."""
+    active = host.recorded_active()
+    if active is None:
+        raise SwitchError(
+            'others program this host (program = "clone"), and no instance of ovs-hotswap is active',
+            hint=f"`systemctl start {host.config.stock.unit}` starts the distribution's switch",
+        )
+    if active is not side:
+        raise SwitchError(f"instance {active} is active: an upgrade starts instance {side}",
+                          hint="`ovs-hotswap upgrade --release NAME`")  # fmt: skip
+    with Interrupts():
+        host.instances[side].start(release)
+        host.cloning.well_known.lead_to(host.instances[side].paths)
+    return True
 
 
 def adopt(host: Host, side: Side) -> bool:

@@ -72,7 +72,8 @@ class Instance:
     live in ``unit`` if that unit serves ``config``; else they are the caller's. ``memory`` returns how much huge page
     memory it takes when it is started; without it, it takes all that the configuration allows. ``vfs`` sets its VFs
     before the start, and puts them back afterwards; without it they stay as they are. ``fill_database`` writes
-    into the empty database with which a release starts, before its ovs-vswitchd does."""
+    into the empty database with which a release starts, before its ovs-vswitchd does. ``keeps_database`` says whether
+    it starts with the one that it had last, if that is there."""
 
     def __init__(
         self,
@@ -84,6 +85,7 @@ class Instance:
         namespaces: Namespaces | None = None,
         memory: Callable[[], Reservation] | None = None,
         fill_database: Callable[[Release], None] | None = None,
+        keeps_database: Callable[[], bool] = lambda: False,
         vfs: VfCare | None = None,
         connect: Callable[[Path, float, Callable[[], bool], Sequence[str]], SwitchDb] = SwitchDb,
         control: Callable[..., str] = appctl,
@@ -94,7 +96,7 @@ class Instance:
         self._system = system
         self._own_unit = unit
         self._memory, self._vfs = memory, vfs
-        self._fill_database = fill_database
+        self._fill_database, self._keeps_database = fill_database, keeps_database
         self._connect = connect
         self._control, self._hangs = control, hangs
         self.paths = InstancePaths.of(config, side)
@@ -266,13 +268,15 @@ class Instance:
         self._namespaces.create(paths.netns)
         if self._config.uplink.both_open:  # otherwise the other instance may have it now
             self.devices.take(record)
-        with files(paths.db_file):
-            paths.db_file.parent.mkdir(parents=True, exist_ok=True)
-            paths.db_file.unlink(missing_ok=True)
-        software = programs(release)
-        self._run(release, [software.ovsdb_tool, "create", str(paths.db_file), software.schema], end)
+        kept = paths.db_file.exists() and self._keeps_database()
+        if not kept:
+            with files(paths.db_file):
+                paths.db_file.parent.mkdir(parents=True, exist_ok=True)
+                paths.db_file.unlink(missing_ok=True)
+            software = programs(release)
+            self._run(release, [software.ovsdb_tool, "create", str(paths.db_file), software.schema], end)
         self._start_database(release, end)
-        if self._fill_database is not None:
+        if self._fill_database is not None and not kept:
             self._fill_database(release)
         with self.database(max(end - self._system.monotonic(), _POLL_S)) as database:
             database.set_other_config(self._other_config(release))
@@ -429,7 +433,6 @@ class Instance:
             except OSError as error:
                 _logger.warning("%s is not kept: %s", self.paths.log, error.strerror)
         with files(self.paths.run_dir), contextlib.suppress(FileNotFoundError):
-            self.paths.db_file.unlink(missing_ok=True)
             shutil.rmtree(self.paths.run_dir)
 
     # -- looking

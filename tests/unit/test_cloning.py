@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,11 @@ from ovs_hotswap.clone.rows import Ref
 from ovs_hotswap.clone.runtime_settings import Setting
 from ovs_hotswap.clone.state import RuntimeState, without_logs
 from ovs_hotswap.config import Config, Program
+from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.host.cloning import Cloning, uplinks_in
-from ovs_hotswap.model import Side
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.host.lifecycle import start_instance
+from ovs_hotswap.model import Release, Side
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.plans import plan_for
@@ -76,3 +80,18 @@ def test_logs_are_not_carried_while_those_of_the_active_side_are_not_its_own() -
                 "connections tracked in a zone": Setting("9", (("dpctl/ct-set-limits", "default=9"),))}  # fmt: skip
     state = RuntimeState((), ConntrackState(parse_dump(""), frozenset(), None, True), settings, {})
     assert list(without_logs(state).settings) == ["connections tracked in a zone"]
+
+
+def test_only_the_active_instance_is_started_by_hand(config: Config) -> None:
+    """The distribution starts its own switch, and an upgrade the new instance."""
+    release = Release("host", None, "3.1.0", "22.11.1")
+    with pytest.raises(SwitchError, match="no instance of ovs-hotswap is active") as error:
+        start_instance(Host(config, System()), Side.A, release)
+    assert error.value.hint == "`systemctl start openvswitch-switch` starts the distribution's switch"
+    config.active_file.parent.mkdir(parents=True, exist_ok=True)
+    config.active_file.write_text("b\n")
+    try:
+        with pytest.raises(SwitchError, match="instance b is active: an upgrade starts instance a"):
+            start_instance(Host(config, System()), Side.A, release)
+    finally:
+        shutil.rmtree(config.run_dir)

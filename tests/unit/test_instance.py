@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -535,3 +536,20 @@ def test_a_fault_of_the_kernel_is_one_of_the_switch(monkeypatch: pytest.MonkeyPa
     for ask in (Namespaces().look, Namespaces().mtu):
         with pytest.raises(SwitchError, match=r"the host's network devices: .*not permitted"):
             ask("vf-a", None)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_an_instance_may_start_with_the_database_that_it_had_last(host: FakeHost, tmp_path: Path, keeps: bool) -> None:
+    """Where others program a host, only its database knows what they have written."""
+    filled: list[str] = []
+    host.instance._keeps_database = lambda: keeps
+    host.instance._fill_database = lambda release: filled.append(release.name)
+    kept = tmp_path / "databases" / "a.db"
+    kept.parent.mkdir()
+    kept.write_text("what others have written")
+    host.instance.paths = dataclasses.replace(host.instance.paths, db_file=kept)
+    host.instance.start(HOST)
+    assert filled == ([] if keeps else ["host"])
+    assert any("create" in argv for argv in host.ran) is not keeps
+    host.instance.stop()
+    assert kept.exists() is keeps
