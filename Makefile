@@ -7,7 +7,7 @@ BACKEND ?= $(or $(ROAD),broker)
 # Where `make packages` unpacks what it built, for what needs it without installing it.
 export OVS_HOTSWAP_PACKAGES ?= $(CURDIR)/build/packages/root/opt/ovs-hotswap
 .DEFAULT_GOAL := help
-.PHONY: help setup test-setup venv test-venv demo test unit mutants bench bench-failover bench-full bench-patched bench-modes bench-roads bench-takeover bench-window bench-fleet soak soak-cuts soak-packages soak-uplinks faults guests packages-setup packages packages-qemu packages-check lock man fuzz lint clean
+.PHONY: help setup test-setup venv test-venv demo test unit mutants bench bench-failover bench-full bench-patched bench-modes bench-roads bench-takeover bench-window bench-fleet soak soak-cuts soak-packages soak-uplinks soak-hosts faults guests packages-setup packages packages-qemu packages-check lock man fuzz lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -49,6 +49,9 @@ soak-cuts: setup test-setup ## cut the connection of --host at each step of an u
 
 soak-uplinks: setup test-setup ## ROUNDS=10 upgrades and ways back for each driver of the uplink and each underlay of the lab, with real packets (root)
 	OVS_HOTSWAP_UPLINK_ROUNDS=$(or $(ROUNDS),10) $(BIN)/pytest -s $(wildcard tests/integration/test_uplink_*.py)
+
+soak-hosts: setup test-setup ## ROUNDS=10 hosts of each kind that others program: an upgrade and the way back under traffic, each packet counted (root)
+	OVS_HOTSWAP_STOCK_ROUNDS=$(or $(ROUNDS),10) $(BIN)/pytest -s tests/integration/test_stock_upgrade.py
 
 soak-packages: setup packages ## ROUNDS=10 times upgrade and downgrade the package under VMs, and replace the distribution's; a dist-upgrade (root)
 	OVS_HOTSWAP_PACKAGE_ROUNDS=$(or $(ROUNDS),10) $(BIN)/pytest tests/integration/test_deb_rounds.py

@@ -1,6 +1,7 @@
 """An upgrade of the distribution's switch on a host that others program, and the way back, under its traffic.
 
 Nothing was prepared on the host. What others do between the two, a new rule and a new port, reaches the new instance.
+``OVS_HOTSWAP_STOCK_ROUNDS``: how many hosts of each kind; if it is more than one, each packet counts.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ from tests.support.stock_drive import Operator, differences, programmed, reprogr
 from tests.support.stock_host import BridgeKind, StockHost
 from tests.support.stock_ovn import Ovn
 
-STRICT = "OVS_HOTSWAP_STOCK_STRICT" in os.environ  # on a machine that does nothing else
+ROUNDS = int(os.environ.get("OVS_HOTSWAP_STOCK_ROUNDS", "1"))
+MOST = 0 if ROUNDS > 1 else 30  # packets that may be lost or doubled; none on a machine that does nothing else
 
 
+@pytest.mark.parametrize("number", range(ROUNDS))
 @pytest.mark.parametrize("bridge", ["normal", "pipeline", "ovn"])
-def test_there_and_back_without_a_lost_packet(system: System, tree_release: Release, bridge: BridgeKind) -> None:
+def test_there_and_back_without_a_lost_packet(
+    system: System, tree_release: Release, bridge: BridgeKind, number: int
+) -> None:
     assert tree_release.root is not None
     with StockHost(system, bridge=bridge, guests=2) as host:
         operator = Operator(host, SHORT_SOAK)
@@ -47,7 +52,7 @@ def test_there_and_back_without_a_lost_packet(system: System, tree_release: Rele
         assert differences(without_own(before), without_own(after)) == []
         assert differences(without_own(changed), without_own(programmed(host))) == []
         assert southbound(host) >= south
-        assert traffic.judgement.faults_beyond(0 if STRICT else 30) == []
+        assert traffic.judgement.faults_beyond(MOST) == []
 
 
 def southbound(host: StockHost) -> set[str]:
