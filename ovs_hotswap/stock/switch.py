@@ -41,6 +41,7 @@ def read_switch(paths: InstancePaths, system: System, database: Database | None,
         log=_log(paths, pid, argv, unreadable),
         unit=unit_of(_text(_PROC / str(pid) / "cgroup")) if pid is not None else None,
         monitor=_parent(pid) if pid is not None and "--monitor" in argv else None,
+        locks_memory=pid is not None and locks_memory(_text(_PROC / str(pid) / "status")),
     )
 
 
@@ -124,6 +125,13 @@ def _pmd_cores(pid: int) -> tuple[int, ...]:
             except OSError:  # it has just ended
                 continue
     return tuple(sorted(cores))
+
+
+def locks_memory(status: str) -> bool:
+    """Whether a process has locked memory, from the text of /proc/PID/status. What --mlockall locks is in VmLck, which
+    is 0 otherwise (proc_pid_status(5))."""
+    found = re.search(r"^VmLck:\s*(\d+) kB$", status, re.MULTILINE)
+    return found is not None and int(found[1]) > 0
 
 
 def _parent(pid: int) -> int | None:

@@ -117,9 +117,10 @@ def test_what_is_found_is_so_and_nothing_is_disturbed(host: StockHost, config: P
 
     assert document["ready"] is True
     warnings = findings(document, "warning")
-    expected = {"ovn", "host ports"} | ({"conntrack"} if switch["ovs_version"] == "3.1.0" else set())
+    expected = {"ovn", "host ports", "switch"} | ({"conntrack"} if switch["ovs_version"] == "3.1.0" else set())
     assert warnings.keys() == expected, warnings
     assert VTEP in warnings["host ports"]
+    assert "--mlockall" in warnings["switch"]
 
 
 def test_a_second_device_is_asked_for(host: StockHost, tmp_path: Path) -> None:

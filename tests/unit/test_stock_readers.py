@@ -26,7 +26,7 @@ from ovs_hotswap.stock.pipeline import _uplink, dump
 from ovs_hotswap.stock.qemu_options import MonitorOption
 from ovs_hotswap.stock.sockets import clients, connections, holders, inode_of
 from ovs_hotswap.stock.survey import running_paths
-from ovs_hotswap.stock.switch import dpdk_version, file_level, log_argument, served_database, unit_of
+from ovs_hotswap.stock.switch import dpdk_version, file_level, locks_memory, log_argument, served_database, unit_of
 from ovs_hotswap.stock.vms import stock_vms, vm_ports
 from ovs_hotswap.switch.owned import MARK
 from ovs_hotswap.upgrade.stock_checks import Terms
@@ -107,6 +107,12 @@ def test_texts_about_the_switch() -> None:
     assert served_database(["ovsdb-server"]) == "/etc/openvswitch/conf.db"
     assert unit_of("0::/system.slice/ovs-vswitchd.service\n") == "ovs-vswitchd.service"
     assert unit_of("0::/user.slice/user-0.slice/session-1.scope\n") is None
+
+
+def test_locked_memory() -> None:
+    assert locks_memory("VmPin:\t       0 kB\nVmLck:\t  143352 kB\nVmHWM:\t 5 kB\n")
+    assert not locks_memory("VmLck:\t       0 kB\n")
+    assert not locks_memory("")
 
 
 def test_the_files_of_the_running_switch(tmp_path: Path) -> None:
