@@ -190,6 +190,11 @@ class VmStatus:
         return self.qemu is not None
 
     @property
+    def without_broker(self) -> bool:
+        """Whether a switch serves the VM without the broker, which therefore cannot move it."""
+        return self.absent is not None and self.absent.cause is AbsenceCause.DIRECT
+
+    @property
     def to_serve(self) -> bool:
         """Whether a switch is to serve the VM: it has a guest and is not in quarantine."""
         return self.has_guest and not self.quarantine

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from ovs_hotswap.adopt.log_settings import LogSettings, log_as_before, log_everything
-from ovs_hotswap.backends import AbsenceCause, VmStatus
+from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.broker.adopting import adopt
 from ovs_hotswap.errors import HotswapError, SwitchError
 from ovs_hotswap.host.host import Host
@@ -20,9 +20,7 @@ _POLLED_S = 20.0
 
 def unadopted(host: Host) -> list[VmStatus]:
     """The VMs that a switch serves without the broker. Raises BrokerError."""
-    return [
-        vm for vm in host.backends.vms(read=False) if vm.absent is not None and vm.absent.cause is AbsenceCause.DIRECT
-    ]
+    return [vm for vm in host.backends.vms(read=False) if vm.without_broker]
 
 
 def _await_received(host: Host, side: Side, name: str, queues: int) -> None:

@@ -31,6 +31,7 @@ from ovs_hotswap.upgrade.outlook import Outlook
 from ovs_hotswap.upgrade.situation import Upgrade
 from ovs_hotswap.upgrade.soak import see_ready, see_served, watch_vms
 from ovs_hotswap.upgrade.steps import MoveVms, Park, RecordActive, Retire, StartStandby, restore_priority
+from ovs_hotswap.upgrade.way_back import return_vms
 from ovs_hotswap.vm_ports import VmPort, read_ports, write_ports
 from ovs_hotswap.wire.mirror_flows import Mode
 from ovs_hotswap.wording import some
@@ -139,16 +140,19 @@ class Wire(ReversibleStep[Upgrade]):
 
 
 class Adopt(ReversibleStep[Upgrade]):
-    """The undo only concerns the log: the step ``move`` gives the VMs back to the old instance, through the broker."""
+    """The undo returns the VMs to the old instance, which serves them through the broker then, before wire mode ends:
+    the step ``move`` may not have begun."""
 
     name = "adopt"
     description = "take over VMs that have no broker yet"
+    look_at = "`ovs-hotswap vm list`"
 
     def do(self, context: Upgrade, run: StepContext) -> None:
         adopt_vms(context, run)
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
         log_again_as_before(context, run)
+        return_vms(context, run)
 
 
 class Pause(ReversibleStep[Upgrade]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from ovs_hotswap.backends import AbsenceCause, VmStatus, refuse_kept
+from ovs_hotswap.backends import VmStatus, refuse_kept
 from ovs_hotswap.broker.adopting import reconnect
 from ovs_hotswap.config import Config, Program
 from ovs_hotswap.errors import HotswapError, PrecheckFailed
@@ -45,7 +45,7 @@ def adopt_here(config: Config, system: System, names: Collection[str]) -> list[C
         write_ports(config, system, clone_checks.vm_ports(host))
         refuse_kept(host.backends.reload())
         paths = host.instances[active].paths
-        return _each([vm for vm in host.backends.vms(read=False) if _direct(vm) and _named(vm.name, names)],
+        return _each([vm for vm in host.backends.vms(read=False) if vm.without_broker and _named(vm.name, names)],
                      lambda vm: reconnect(host.broker, vm.name, paths, active, system))  # fmt: skip
 
 
@@ -84,10 +84,6 @@ def _host(config: Config, system: System) -> Host:
 
 def _named(name: str, names: Collection[str]) -> bool:
     return not names or name in names
-
-
-def _direct(vm: VmStatus) -> bool:
-    return vm.absent is not None and vm.absent.cause is AbsenceCause.DIRECT
 
 
 def _each(vms: list[VmStatus], act: Callable[[VmStatus], object]) -> list[Changed]:

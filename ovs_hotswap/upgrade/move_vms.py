@@ -43,14 +43,15 @@ def move_all(
 ) -> dict[str, float]:
     """Move every VM that is not in quarantine to ``to``, one alone and then all others, and check that each is served
     there. Returns the microseconds of each move by VM. ``first``: the VM that is moved alone. ``without``: VMs that
-    stay. ``back``: return the VMs to the side that served them before, in whatever state that side is.
+    stay. ``back``: return the VMs to the side that served them before, in whatever state that side is; a VM that it
+    serves without the broker was never moved.
 
     The new owner delivers the frames that arrived during a move. Raises BrokerError if a VM has stayed where it was,
     after all others have been moved; StateUnknown if a VM's owner is not known; and SwitchError if ``to`` does not
     serve a VM which the other side serves.
     """
     vms = [vm for vm in host.backends.vms(read=False)
-           if not vm.quarantine and not vm.confirmed_on(to)]  # fmt: skip
+           if not vm.quarantine and not vm.confirmed_on(to) and not (back and vm.without_broker)]  # fmt: skip
     names = sorted((vm.name for vm in vms if vm.name not in without), key=lambda name: name != first)
 
     def act(row: _Row, names: Sequence[str]) -> None:

@@ -35,7 +35,7 @@ from ovs_hotswap.upgrade.move_vms import move_all
 from ovs_hotswap.upgrade.outlook import Outlook
 from ovs_hotswap.upgrade.situation import Upgrade
 from ovs_hotswap.upgrade.soak import Soak, see_served, take_left_out
-from ovs_hotswap.upgrade.way_back import take_back
+from ovs_hotswap.upgrade.way_back import return_vms
 from ovs_hotswap.wording import some
 
 _SAMPLE_S = 0.2
@@ -317,9 +317,7 @@ class MoveVms(ReversibleStep[Upgrade]):
         run.remember(moves={**(earlier if isinstance(earlier, dict) else {}), **moves})
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
-        now = context.look()
-        if now.outlook is not Outlook.NONE and not context.fled(now):
-            take_back(context, run)
+        return_vms(context, run)
 
 
 class FinalFlows(Step[Upgrade]):

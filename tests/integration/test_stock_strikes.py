@@ -1,0 +1,130 @@
+"""Upgrades on a host that others program, whose orchestrator or one of whose switches is killed at a step.
+
+``OVS_HOTSWAP_STOCK_ROUNDS``: if it is more than one, every step is struck; otherwise a few that differ most.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from ovs_hotswap.errors import RolledBack
+from ovs_hotswap.lab.pings import Mark
+from ovs_hotswap.model import Release
+from ovs_hotswap.system import System
+from ovs_hotswap.upgrade.clone_steps import clone_plan
+from tests.support.lab_bed import SHORT_SOAK
+from tests.support.stock_drive import Operator, differences, programmed, without_own
+from tests.support.stock_host import StockHost
+
+ALL = int(os.environ.get("OVS_HOTSWAP_STOCK_ROUNDS", "1")) > 1
+BEFORE, AFTER = clone_plan().shape.before, clone_plan().shape.after
+PINGS_S = 0.5
+MOST = 30  # pings that a busy machine may lose; 100 a second are sent by each guest to each other
+
+
+@pytest.fixture(scope="module")
+def host(system: System) -> Iterator[StockHost]:
+    with StockHost(system, guests=2) as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def operator(host: StockHost, tree_release: Release) -> Operator:
+    assert tree_release.root is not None
+    operator = Operator(host, SHORT_SOAK)
+    operator.add_release("tree", Path(tree_release.root))
+    operator.start_broker()
+    return operator
+
+
+def struck(host: StockHost, operator: Operator, step: str, victim: Literal["self", "old", "new"]) -> int:
+    """The status of an upgrade that kills ``victim`` when it starts ``step``: -9 if that is the orchestrator.
+    ``adopt+``: when the first VM is taken over."""
+    program = f"""
+import os, signal
+from pathlib import Path
+from ovs_hotswap.config_file import load_config
+from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.system import System
+from ovs_hotswap.upgrade.upgrade import Upgrader
+upgrader = Upgrader(Host(load_config(Path({str(operator.config)!r})), System()))
+def watch(event):
+    print(event, flush=True)
+    if event.step != {step.rstrip("+")!r} or event.kind != {"progress" if step.endswith("+") else "started"!r}:
+        return
+    old = upgrader.host.recorded_active()
+    pid = dict(self=os.getpid, old=lambda: upgrader.host.instances[old].pid(),
+               new=lambda: upgrader.host.instances[old.other].pid())[{victim!r}]()
+    os.kill(pid, signal.SIGKILL)
+try:
+    upgrader.upgrade("tree", watch)
+except HotswapError as error:
+    print(type(error).__name__, error, error.hint)
+    raise SystemExit(error.exit_code)
+"""
+    done = host.completed([sys.executable, "-P", "-c", program], timeout=180.0)
+    print(done.stdout, done.stderr)
+    return done.status
+
+
+def served(host: StockHost) -> None:
+    """Every ping of each guest is answered now."""
+    host.pings.wait_flowing(10.0)
+    before = host.pings.mark()
+    time.sleep(PINGS_S)
+    for each in host.pings.between(before, host.pings.mark()):
+        assert each.sent > 0, each
+        assert each.lost == 0, each
+
+
+def lost(host: StockHost, since: Mark) -> int:
+    found = host.pings.between(since, host.pings.mark())
+    print(found)
+    return sum(each.lost for each in found)
+
+
+@pytest.mark.parametrize("step", [*BEFORE, "adopt+"] if ALL else ["adopt+", "soak"])
+def test_an_upgrade_that_was_killed_is_rolled_back(host: StockHost, operator: Operator, step: str) -> None:
+    before, stock, mark = programmed(host), host.switch_pid, host.pings.mark()
+    assert struck(host, operator, step, "self") == -9
+    time.sleep(PINGS_S)
+    assert not operator.ask("rollback")["committed"]
+    served(host)
+    assert lost(host, mark) <= MOST
+    assert host.switch_pid == stock
+    assert differences(without_own(before), without_own(programmed(host))) == []
+    operator.ask("release-vms")  # so that the next upgrade takes them over again
+    served(host)
+
+
+@pytest.mark.parametrize("step", [*BEFORE[BEFORE.index("wire") :], "adopt+"] if ALL else ["move"])
+def test_the_new_switch_that_was_killed_is_given_up(host: StockHost, operator: Operator, step: str) -> None:
+    before, stock, mark = programmed(host), host.switch_pid, host.pings.mark()
+    status = struck(host, operator, step, "new")
+    served(host)
+    assert lost(host, mark) <= MOST
+    assert status == RolledBack.exit_code
+    assert host.switch_pid == stock
+    assert differences(without_own(before), without_own(programmed(host))) == []
+    operator.ask("release-vms")  # so that the next upgrade takes them over again
+    served(host)
+
+
+@pytest.mark.parametrize("step", [*BEFORE[-2:], *AFTER] if ALL else ["repoint"])
+def test_an_upgrade_that_was_killed_is_resumed(host: StockHost, operator: Operator, step: str) -> None:
+    before = programmed(host)
+    assert struck(host, operator, step, "self") == -9
+    time.sleep(PINGS_S)
+    assert operator.ask("resume")["committed"]
+    served(host)
+    assert differences(without_own(before), without_own(programmed(host))) == []
+    assert operator.ask("rollback")["committed"]
+    served(host)
