@@ -103,12 +103,12 @@ class Follower:
             bridges[name] = tuple(differences)
         return Round(tuple(found), bridges)
 
-    def settle(self, quiet_s: float, timeout: float) -> Settled:
+    def settle(self, quiet_s: float, timeout: float, alive: Callable[[], bool] = lambda: True) -> Settled:
         """Make rounds until one finds both sides equal and the active side as it was ``quiet_s`` before, or until
         ``timeout``. Between them it rests, so that reading takes a quarter of the time at most.
 
         A round that fails is made again: the active side may have changed under it (a group that is already gone). If
-        the last one fails, its error is raised.
+        the last one fails, or one of the sides is not ``alive`` any longer, its error is raised.
         """
         end, rounds, calm = self._system.monotonic() + timeout, 0, None
         while True:
@@ -116,7 +116,7 @@ class Follower:
             try:
                 texts = self.round().texts
             except SwitchError as error:
-                if self._system.monotonic() >= end:
+                if self._system.monotonic() >= end or not alive():
                     raise
                 texts = [error.message]
             now, rounds = self._system.monotonic(), rounds + 1

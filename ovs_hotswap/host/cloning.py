@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ovs_hotswap.clone import database
-from ovs_hotswap.clone.changes import Changes, changes_of
+from ovs_hotswap.clone.changes import Changes, changes_of, ours
 from ovs_hotswap.clone.follow import Follower
 from ovs_hotswap.clone.rows import Rows, refs, single
 from ovs_hotswap.config import Config
@@ -103,13 +103,14 @@ class Cloning:
 
 
 def uplinks_in(rows: Rows) -> tuple[UplinkPort, ...]:
-    """Return the ports with an interface of type ``dpdk``, of bridges that are not parts of ovs-hotswap."""
-    found = []
+    """Return the ports with an interface of type ``dpdk`` that are not parts of ovs-hotswap, as wire mode's links
+    are."""
+    found, own = [], ours(rows)
     interfaces, ports = rows.get("Interface", {}), rows.get("Port", {})
     for bridge in rows.get("Bridge", {}).values():
         for ref in refs(bridge.get("ports", ())):
             port = ports.get(ref.uuid, {})
             kinds = {single(interfaces.get(each.uuid, {}), "type") for each in refs(port.get("interfaces", ()))}
-            if "dpdk" in kinds:
+            if "dpdk" in kinds and ref.uuid not in own:
                 found.append(UplinkPort(str(single(bridge, "name")), str(single(port, "name"))))
     return tuple(sorted(found, key=lambda each: (each.bridge, each.name)))

@@ -52,9 +52,11 @@ class Database:
         return [rows[uuid] for uuid in ([value] if isinstance(value, str) else value) if uuid in rows]
 
     def members(self) -> Iterator[Member]:
-        """Yield all interfaces of all bridges, by bridge and name."""
+        """Yield all interfaces of these bridges, by bridge and name, without ports of ovs-hotswap, such as the links of
+        wire mode."""
         for bridge in self.bridges:
-            for port in sorted(self.of(bridge, "ports", "Port"), key=lambda row: str(row["name"])):
+            foreign = (row for row in self.of(bridge, "ports", "Port") if not is_marked(row["external_ids"]))
+            for port in sorted(foreign, key=lambda row: str(row["name"])):
                 for interface in sorted(self.of(port, "interfaces", "Interface"), key=lambda row: str(row["name"])):
                     yield Member(bridge, port, interface)
 

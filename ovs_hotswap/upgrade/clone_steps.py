@@ -107,7 +107,7 @@ class Copy(Step[Upgrade]):
 
     def do(self, context: Upgrade, run: StepContext) -> None:
         cloning = context.host.cloning
-        _settle(cloning.follower(context.new), run)
+        _settle(context)
         given = run_time.apply(cloning.paths[context.new], run_time.read(cloning.paths[context.old]),
                                context.host.system, cut=False)  # fmt: skip
         for text in given.refused:
@@ -115,8 +115,9 @@ class Copy(Step[Upgrade]):
         run.remember(given=[list(command) for command in given.undo])
 
 
-def _settle(follower: Follower, run: StepContext) -> None:
-    settled = follower.settle(_QUIET_S, _FOLLOW_S)
+def _settle(context: Upgrade) -> None:
+    follower = context.host.cloning.follower(context.new)
+    settled = follower.settle(_QUIET_S, _FOLLOW_S, lambda: context.runs(context.old) and context.runs(context.new))
     if settled.left:
         raise SwitchError(
             f"the new instance cannot be made equal to the old one: {some(list(settled.left), '; ')}",
@@ -130,6 +131,8 @@ class Wire(ReversibleStep[Upgrade]):
 
     def do(self, context: Upgrade, run: StepContext) -> None:
         host, cloning = context.host, context.host.cloning
+        if context.runs(context.old) and cloning.wire.state(context.old).intended.wired:
+            Cut().undo(context, run)  # this upgrade is resumed, and had made the cut
         cloning.wire.open(context.old, read_ports(host.config), cloning.uplinks(context.old))
         cloning.wire.wire(context.new, Mode.HELD)
 
@@ -174,7 +177,7 @@ class Pause(ReversibleStep[Upgrade]):
             ovn.set_wait(socket, needed)
         for controller in controllers:
             controller.pause()
-        _settle(context.host.cloning.follower(context.new), run)
+        _settle(context)
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
         controllers = _controllers(context)

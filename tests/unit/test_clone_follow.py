@@ -123,6 +123,14 @@ def test_a_round_that_the_active_side_outran_is_made_again() -> None:
         bed.follower.settle(1.0, 10.0)
 
 
+def test_a_side_that_has_ended_is_not_asked_again() -> None:
+    bed = Bed()
+    bed.fails = 1000
+    with pytest.raises(SwitchError, match="a group is gone"):
+        bed.follower.settle(1.0, 10.0, lambda: False)
+    assert bed.fails == 999
+
+
 def test_after_the_cut_only_what_controllers_changed_is_done() -> None:
     bed = Bed()
     timed, lasting, gone = Flow(KEY, "drop", idle=5), Flow(Key(1, 1, ""), "drop", cookie=6), Flow(Key(2, 1, ""), "drop")

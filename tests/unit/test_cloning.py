@@ -18,6 +18,7 @@ from ovs_hotswap.host.cloning import Cloning, uplinks_in
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.lifecycle import start_instance
 from ovs_hotswap.model import Release, Side
+from ovs_hotswap.switch import owned
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.plans import plan_for
@@ -48,11 +49,14 @@ def test_uplinks_are_ports_with_a_device_of_dpdk() -> None:
         return {"name": frozenset({name}), "external_ids": {}, **columns}
 
     rows = {
-        "Bridge": {"b1": row("br-ex", ports=frozenset({Ref("p1"), Ref("p2")})), "b2": row("br-int", ports=frozenset())},
+        "Bridge": {"b1": row("br-ex", ports=frozenset({Ref("p1"), Ref("p2"), Ref("p3")})),
+                   "b2": row("br-int", ports=frozenset())},
         "Port": {"p1": row("up", interfaces=frozenset({Ref("i1")})),
-                 "p2": row("vm1", interfaces=frozenset({Ref("i2")}))},
+                 "p2": row("vm1", interfaces=frozenset({Ref("i2")})),
+                 "p3": {**row("ovsh-l1", interfaces=frozenset({Ref("i3")})), "external_ids": {owned.MARK: "wire"}}},
         "Interface": {"i1": row("up", type=frozenset({"dpdk"})),
-                      "i2": row("vm1", type=frozenset({"dpdkvhostuserclient"}))},
+                      "i2": row("vm1", type=frozenset({"dpdkvhostuserclient"})),
+                      "i3": row("ovsh-l1", type=frozenset({"dpdk"}))},
     }  # fmt: skip
     assert uplinks_in(rows) == (UplinkPort("br-ex", "up"),)
 
