@@ -9,7 +9,7 @@ from ovs_hotswap.clone import database
 from ovs_hotswap.clone.changes import Changes, changes_of, ours
 from ovs_hotswap.clone.follow import Follower
 from ovs_hotswap.clone.rows import Rows, refs, single
-from ovs_hotswap.config import Config
+from ovs_hotswap.config import Config, Program
 from ovs_hotswap.controllers.devices import Devices
 from ovs_hotswap.controllers.exchange import Exchange
 from ovs_hotswap.controllers.stock_units import StockUnits
@@ -43,6 +43,12 @@ class Cloning:
     def fill(self, new: Side, release: Release) -> None:
         """Write the other side's configuration into the empty database of ``new``. Raises SwitchError."""
         database.copy(self.paths[new.other], self.paths[new], release, self.changes(new))
+
+    def keeps(self, new: Side) -> bool:
+        """Whether an instance that is being started has its last database: where others program the host, nothing else
+        knows what they have written there, unless the other instance runs."""
+        alone = self.system.read_pid(self.paths[new.other].vswitchd_pid) is None
+        return self.config.program is Program.CLONE and alone
 
     def follower(self, new: Side) -> Follower:
         return Follower(self.system, self.paths[new.other], self.paths[new], self.changes(new))

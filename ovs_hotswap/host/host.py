@@ -16,6 +16,7 @@ from ovs_hotswap.config import Active, Config, Program, read_active
 from ovs_hotswap.errors import BusyError, HostError, HotswapError, StateUnknown, SwitchError
 from ovs_hotswap.host import active_record, flow_tables, scheduling, uplink_ports
 from ovs_hotswap.host.cloning import Cloning
+from ovs_hotswap.host.instances import make_instance
 from ovs_hotswap.host.underlay import Underlay
 from ovs_hotswap.host.untried import refuse_untried
 from ovs_hotswap.host.uplink_ends import UplinkEnds, UplinkExchange
@@ -42,14 +43,11 @@ from ovs_hotswap.switch.owned import CONFIGURED_SLEEP
 from ovs_hotswap.switch.pmd import RxQueue, pmd_rxqs, pmd_sleep_key, pmd_sleep_us, set_vhost_log_level, vhost_log_level
 from ovs_hotswap.switch.pools import packet_pools, page_mib
 from ovs_hotswap.switch.release import Releases
-from ovs_hotswap.switch.stock_instance import instance_class
 from ovs_hotswap.switch.tunnel import Tunnels
-from ovs_hotswap.switch.units import InstanceUnit
 from ovs_hotswap.system import System
 from ovs_hotswap.uplink import base
 from ovs_hotswap.uplink.nic_links import NicLinks
 from ovs_hotswap.uplink.none import NoUplink
-from ovs_hotswap.uplink.vf_care import VfCare
 from ovs_hotswap.vm_ports import VmPort, read_ports
 from ovs_hotswap.waiting import POLL_S, Deadline, wait_until
 
@@ -68,22 +66,9 @@ class Host:
             self.intent = intent
         self.config, self.system = config, system
         self.instances = {
-            side: instance_class(config, side)(
-                config, side, system, unit=InstanceUnit(side, system), vfs=VfCare(config, side, system),
-                memory=partial(self.reservation, side),
-                fill_database=partial(self._fill, side) if config.program is Program.CLONE else None,
-                keeps_database=partial(self._keeps, side))
+            side: make_instance(config, system, side, partial(self.reservation, side), lambda: self.cloning)
             for side in Side
-        }  # fmt: skip
-
-    def _fill(self, side: Side, release: Release) -> None:
-        """Fill the database of an instance that is being started with a copy of the other's."""
-        self.cloning.fill(side, release)
-
-    def _keeps(self, side: Side) -> bool:
-        """Whether an instance that is being started has its last database: where others program the host, nothing else
-        knows what they have written there, unless the other instance runs."""
-        return self.config.program is Program.CLONE and self.instances[side.other].pid() is None
+        }
 
     @property
     def cloning(self) -> Cloning:
@@ -442,8 +427,7 @@ class Host:
                     os.close(thread.pipe)
 
     def schedule(self, side: Side, before: Mapping[str, Any]) -> None:
-        pid = self.instances[side].pid()
-        if pid is not None:
+        if (pid := self.instances[side].pid()) is not None:
             threads.schedule(pid, threads.Scheduling(**{**before, "cores": tuple(before["cores"])}))
 
     def program(self, side: Side) -> None:
@@ -477,8 +461,8 @@ class Host:
                 self.uplink.steer(side)  # the VTEP's address may be another one
 
     def _refuse_untried(self, active: Side) -> None:
-        others, wanted = self.datapath_ports(active.other), self.bridge_spec(active).ports
-        refuse_untried(active, self.reshaped(active), others, wanted)
+        others = self.datapath_ports(active.other)
+        refuse_untried(active, self.reshaped(active), others, self.bridge_spec(active).ports)
 
     def await_ports(self, side: Side, wanted: Iterable[PortSpec]) -> None:
         """Wait until the side's datapath has these ports. Raises SwitchError."""
@@ -489,8 +473,7 @@ class Host:
 
     def datapath_ports(self, side: Side) -> dict[str, DatapathPort]:
         """The ports that the side's datapath has, with their MTUs; none if it does not run. Raises SwitchError."""
-        instance = self.instances[side]
-        return {} if instance.pid() is None else ports_with_mtus(instance.paths)
+        return {} if self.instances[side].pid() is None else ports_with_mtus(self.instances[side].paths)
 
     def wait(
         self, true: Callable[[], bool], seconds: float, otherwise: Callable[[], str], *, on: Iterable[Side] = ()

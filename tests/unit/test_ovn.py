@@ -55,10 +55,19 @@ def test_the_control_socket_is_the_one_at_which_the_process_itself_listens() -> 
     assert control_socket(UNIX, {32, 33, 35}) is None
 
 
+def in_the_host_s_network(proc: Path, *pids: int) -> None:
+    (proc / "self/ns").mkdir(parents=True)
+    (proc / "self/ns/net").touch()
+    for pid in pids:
+        (proc / str(pid) / "ns").mkdir(parents=True)
+        os.link(proc / "self/ns/net", proc / str(pid) / "ns/net")
+
+
 def test_it_is_found_by_its_program_and_not_by_its_monitor(tmp_path: Path) -> None:
     (tmp_path / "4711/fd").mkdir(parents=True)
     (tmp_path / "4711/net").mkdir()
     (tmp_path / "4711/net/unix").write_text(UNIX)
+    in_the_host_s_network(tmp_path, 4711, 4712)
     os.symlink("socket:[31]", tmp_path / "4711/fd/5")
     os.symlink("/dev/null", tmp_path / "4711/fd/0")
     system = FakeSystem()
@@ -77,6 +86,7 @@ def test_one_in_a_container_is_reached_through_its_root(tmp_path: Path) -> None:
     (tmp_path / "4711/fd").mkdir(parents=True)
     (tmp_path / "4711/net").mkdir()
     (tmp_path / "4711/net/unix").write_text(UNIX)
+    in_the_host_s_network(tmp_path, 4711)
     os.symlink("socket:[31]", tmp_path / "4711/fd/5")
     inside = tmp_path / "4711/root/run/ovn/ovn-controller.4711.ctl"
     inside.parent.mkdir(parents=True)
