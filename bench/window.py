@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.model import Side
-from ovs_hotswap.plan.executor import ReversibleStep, StepContext
+from ovs_hotswap.plan.executor import ReversibleStep, Step, StepContext
 from ovs_hotswap.plan.records import Facts
 from ovs_hotswap.upgrade.move_vms import move_all
 from ovs_hotswap.upgrade.situation import Upgrade
@@ -29,20 +29,29 @@ class Notes(StepContext):
 
 
 @contextlib.contextmanager
-def window(host: Host, release: str) -> Iterator[Notes]:
-    """With instance a active, and VMs on it again at the end. Raises HotswapError."""
-    context, run, done = Upgrade(host, Side.A, Side.B, release), Notes(), []
-    before = upgrade_plan().before
+def done(context: Upgrade, steps: Iterable[Step[Upgrade]]) -> Iterator[Notes]:
+    """Do the steps, and undo them at the end, also if one of them fails."""
+    run = Notes()
+    begun: list[Step[Upgrade]] = []
     try:
-        for step in before[: next(number for number, step in enumerate(before) if isinstance(step, MoveVms))]:
+        for step in steps:
             run.keep(step.facts(context, run))
-            done.append(step)
+            begun.append(step)
             step.do(context, run)
         yield run
     finally:
-        for step in reversed(done):
+        for step in reversed(begun):
             if isinstance(step, ReversibleStep):
                 step.undo(context, run)
+
+
+@contextlib.contextmanager
+def window(host: Host, release: str) -> Iterator[Notes]:
+    """With instance a active, and VMs on it again at the end. Raises HotswapError."""
+    before = upgrade_plan().before
+    steps = before[: next(number for number, step in enumerate(before) if isinstance(step, MoveVms))]
+    with done(Upgrade(host, Side.A, Side.B, release), steps) as run:
+        yield run
 
 
 def back_and_forth(host: Host, run: Notes, moves: int) -> list[float]:

@@ -132,7 +132,7 @@ class Wire(ReversibleStep[Upgrade]):
     def do(self, context: Upgrade, run: StepContext) -> None:
         host, cloning = context.host, context.host.cloning
         if context.runs(context.old) and cloning.wire.state(context.old).intended.wired:
-            Cut().undo(context, run)  # this upgrade is resumed, and had made the cut
+            _take_cut_back(context, run)  # this upgrade is resumed, and had made the cut
         cloning.wire.open(context.old, read_ports(host.config), cloning.uplinks(context.old))
         cloning.wire.wire(context.new, Mode.HELD)
 
@@ -238,14 +238,19 @@ class Cut(ReversibleStep[Upgrade]):
             run.warn(f"not carried over: {text}")
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
-        wire = context.host.cloning.wire
-        if context.look().outlook is Outlook.NONE or not context.runs(context.old):
-            return
-        wire.cut(context.old)
-        if context.runs(context.new):
-            wire.wire(context.new, Mode.UPLINKS)
-        exchange = context.host.cloning.exchange(context.new)
-        exchange.pass_back(_names(run, "taps"), _names(run, "devices"), new_lives=context.runs(context.new))
+        _take_cut_back(context, run)
+
+
+def _take_cut_back(context: Upgrade, run: StepContext) -> None:
+    """Make the old pipeline the only one again, and wire the new instance if it runs."""
+    wire = context.host.cloning.wire
+    if context.look().outlook is Outlook.NONE or not context.runs(context.old):
+        return
+    wire.cut(context.old)
+    if context.runs(context.new):
+        wire.wire(context.new, Mode.UPLINKS)
+    exchange = context.host.cloning.exchange(context.new)
+    exchange.pass_back(_names(run, "taps"), _names(run, "devices"), new_lives=context.runs(context.new))
 
 
 def _names(run: StepContext, key: str) -> list[str]:

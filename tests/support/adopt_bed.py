@@ -31,10 +31,11 @@ from ovs_hotswap.switch.paths import StockRecord
 from ovs_hotswap.system import System
 from ovs_hotswap.vhostuser import messages
 from ovs_hotswap.vm_ports import VmPort, write_ports
+from tests.support.broker_bed import ends_well
 from tests.support.broker_process import BrokerProcess
 from tests.support.vhost_device import FEATURES, SwitchSpec
 from tests.support.vhost_qemu import FakeQemu
-from tests.support.vhost_rings import Ledger, overlaps
+from tests.support.vhost_rings import Ledger
 from tests.support.vhost_switch import SwitchProcess
 from tests.support.waiting import eventually
 
@@ -160,15 +161,7 @@ class DirectBed:
 
     def ends_well(self, doubled: int = 0) -> None:
         """Each VM is served, every packet was taken once, and no ring was touched by two switches at a time."""
-        for number, vm in enumerate(self.qemus):
-            assert vm.send(16) == 16
-            vm.drain()
-            lost, twice = self.ledger.lost_and_doubled(number, vm.next_packet)
-            assert lost == 0
-            assert twice <= doubled
-        for k, one in enumerate(self.switches):
-            for other in self.switches[k + 1 :]:
-                assert overlaps(one.touches, other.touches) == []
+        ends_well(self.ledger, self.switches, enumerate(self.qemus), doubled)
 
     def direct(self, number: int = 0) -> bool:
         """Whether switch a has a connection with QEMU itself."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -19,6 +19,22 @@ from tests.support.vhost_switch import SwitchProcess
 from tests.support.waiting import eventually
 
 PACKETS = 1 << 20  # more than any test sends from one VM
+
+
+def ends_well(
+    ledger: Ledger, switches: Sequence[SwitchProcess], vms: Iterable[tuple[int, FakeQemu]], doubled: int
+) -> None:
+    """Each VM, given with its number, is served, every packet was taken once, ``doubled`` apart, and no ring was ever
+    touched by two switches at a time."""
+    for number, vm in vms:
+        assert vm.send(16) == 16
+        vm.drain()
+        lost, twice = ledger.lost_and_doubled(number, vm.next_packet)
+        assert lost == 0
+        assert twice <= doubled
+    for k, one in enumerate(switches):
+        for other in switches[k + 1 :]:
+            assert overlaps(one.touches, other.touches) == []
 
 
 class Bed:
@@ -86,15 +102,7 @@ class Bed:
     def ends_well(self, *vms: tuple[int, FakeQemu], doubled: int = 0) -> None:
         """Each VM is served, every packet was taken once (``doubled`` may have been taken again after a crash), and no
         ring was ever touched by two switches at a time."""
-        for number, vm in vms:
-            assert vm.send(16) == 16
-            vm.drain()
-            lost, twice = self.ledger.lost_and_doubled(number, vm.next_packet)
-            assert lost == 0
-            assert twice <= doubled
-        for k, one in enumerate(self.switches):
-            for other in self.switches[k + 1 :]:
-                assert overlaps(one.touches, other.touches) == []
+        ends_well(self.ledger, self.switches, vms, doubled)
 
 
 @pytest.fixture

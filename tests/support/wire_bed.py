@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.bed import Bed
-from bench.window import Notes
+from bench.window import Notes, done
 from ovs_hotswap.host import flow_tables
 from ovs_hotswap.lab.layout import REMOTE_INNER_MAC, REMOTE_VTEP, VNI
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.ports import UPLINK_PORT, VXLAN_PORT
 from ovs_hotswap.overlay.tables import Form
-from ovs_hotswap.plan.executor import ReversibleStep
 from ovs_hotswap.switch.openflow import OpenFlow
 from ovs_hotswap.switch.rpc import transact
 from ovs_hotswap.system import System
@@ -54,19 +53,10 @@ class WireBed(Bed):
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Notes]:
-        context, run, done = Upgrade(self.host, Side.A, Side.B, "host"), Notes(), []
         plan = (steps.StartStandby(), steps.ProgramDatabase(), steps.Ports(), steps.OpenWindow(),
                 steps.ProgramTunnels(), steps.Park())  # fmt: skip
-        try:
-            for step in plan:
-                run.keep(step.facts(context, run))
-                done.append(step)
-                step.do(context, run)
+        with done(Upgrade(self.host, Side.A, Side.B, "host"), plan) as run:
             yield run
-        finally:
-            for step in reversed(done):
-                if isinstance(step, ReversibleStep):
-                    step.undo(context, run)
 
     def ofctl(self, side: Side, command: str, *arguments: str) -> str:
         target = f"unix:{self.host.instances[side].paths.mgmt(self.config.bridge)}"
