@@ -147,8 +147,17 @@ def _ask(fetched: Fetched, deadline: float) -> bool:
 
 def _next_request(end: socket.socket) -> int | None:
     """Return the request that the next message names, which stays unread; ``None`` if its header is not there yet."""
-    head = end.recv(HEADER.size, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+    head = _received(end, HEADER.size, socket.MSG_PEEK) or b""
     return int(HEADER.unpack(head)[0]) if len(head) == HEADER.size else None
+
+
+def _received(end: socket.socket, count: int, flags: int = 0) -> bytes | None:
+    """Return at most ``count`` bytes; ``None`` if nothing is there. QEMU reads from the same end once it runs again, so
+    it may have taken what poll(2) announced."""
+    try:
+        return end.recv(count, flags | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return None
 
 
 def _unheard(snapshot: Snapshot, deadline: float, look: Look) -> None:
@@ -184,10 +193,10 @@ def _message(end: socket.socket, deadline: float) -> bytes | None:
     while (missing := HEADER.size + (HEADER.unpack_from(data)[2] if len(data) >= HEADER.size else 0) - len(data)) > 0:
         if not _readable(end, deadline):
             return None
-        more = end.recv(missing, socket.MSG_DONTWAIT)
-        if not more:
+        more = _received(end, missing)
+        if more == b"":
             raise TryAgain("the switch has closed the connection")
-        data += more
+        data += more or b""
     return data
 
 
@@ -196,8 +205,7 @@ def _drain(end: OwnedFd, snapshot: Snapshot) -> None:
     deadline = time.monotonic() + _LATE_S
     with borrowed(end) as qemu_end:
         while _readable(qemu_end, deadline):
-            if _next_request(qemu_end) == Request.GET_QUEUE_NUM:
-                _message(qemu_end, deadline)
+            if _next_request(qemu_end) == Request.GET_QUEUE_NUM and _message(qemu_end, deadline):
                 return
             if time.monotonic() >= deadline:  # what is there is QEMU's
                 break

@@ -233,6 +233,31 @@ def test_an_answer_that_comes_after_qemu_continued_is_not_left_to_it(
         bed.qemu.recv(1)
 
 
+@pytest.mark.parametrize("taken_at", [1, 2], ids=["before the peek", "between the peek and the read"])
+def test_qemu_may_take_what_was_announced_as_readable(
+    bed: Bed, fetched: Fetched, monkeypatch: pytest.MonkeyPatch, taken_at: int
+) -> None:
+    """QEMU runs again while the late answer is awaited, and reads from the same end."""
+    monkeypatch.setattr(guard, "_ANSWER_S", 0.02)
+    monkeypatch.setattr(guard, "_LATE_S", 0.3)
+    bed.delay_s = 0.1
+    announced: list[int] = []
+    readable = guard._readable
+
+    def taken(end: socket.socket, deadline: float) -> bool:
+        found = readable(end, deadline)
+        if found:
+            announced.append(1)
+            if len(announced) == taken_at:
+                bed.qemu.recv(100)
+        return found
+
+    monkeypatch.setattr(guard, "_readable", taken)
+    with pytest.raises(StateUnknown, match="does not answer"), bed.enter(fetched, 0.01):
+        pytest.fail("the section was entered")
+    assert len(announced) == taken_at
+
+
 def test_a_switch_that_never_answers_is_reported_with_what_may_follow(
     bed: Bed, fetched: Fetched, monkeypatch: pytest.MonkeyPatch
 ) -> None:

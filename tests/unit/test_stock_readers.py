@@ -293,7 +293,7 @@ def interface(name: str, kind: str, **columns: Any) -> dict[str, Any]:
 def database(*interfaces: dict[str, Any], datapath: str = "netdev", **port: Any) -> Database:
     ports = {
         f"p-{each['name']}": row(**{"name": each["name"], "interfaces": [f"i-{each['name']}"], "tag": [], "trunks": [],
-                                    "vlan_mode": [], **port})
+                                    "vlan_mode": [], "external_ids": {}, **port})
         for each in interfaces
     }  # fmt: skip
     return Database({
