@@ -14,12 +14,16 @@ say() { echo "bare: $*"; }
 fail() { echo "bare: error: $*" >&2; exit 1; }
 [ "$(id -u)" = 0 ] || fail "this needs root"
 
-# Processes whose command line names a directory of a lab or test, or that live in a namespace of one.
+# Processes whose command line names a directory of a lab or test, or that live in a namespace of one: a network
+# namespace with a name, or a mount namespace that has directories of it in the places of the host's.
 leftovers() {
+    own=$(readlink /proc/self/ns/mnt)
     for process in /proc/[0-9]*; do
         pid=${process#/proc/}
         [ "$pid" != $$ ] || continue
         if tr '\0' ' ' 2>/dev/null <"$process/cmdline" | grep -qE "$PATHS"; then echo "$pid"; fi
+        [ "$(readlink "$process/ns/mnt" 2>/dev/null || echo "$own")" != "$own" ] || continue
+        if grep -qE " ($PATHS)" "$process/mountinfo" 2>/dev/null; then echo "$pid"; fi
     done
     for name in $(namespaces); do ip netns pids "$name" 2>/dev/null || true; done
 }

@@ -111,7 +111,7 @@ class Progress:
         if row is not None:
             row.apply(event)
         else:
-            self._closing = WHOLE.get(event.kind, event.text)
+            self._closing = event.text or WHOLE.get(event.kind, "")
         if self._live is None and not self.quiet and (line := self._plain(event, row)) != self._line:
             self._line = line
             self._output.note(line)

@@ -218,6 +218,8 @@ def _outcome(host: Host, report: Report, active: Side | None) -> str:
     if report.committed:
         return serves
     if active is report.old:
+        if not host.running(active):
+            return f"everything that was changed was put back, but instance {active}, which is active, does not run"
         return f"everything was put back; {serves}"
     return f"instance {report.old} had ended, so nothing could be put back: {serves}"
 

@@ -1,8 +1,8 @@
 """The ports of a switch that the host itself uses pass from one running instance to the other, all of them.
 
 The order: ``make_way`` before the cut, ``pass_to_new`` right after it, and ``finish`` when the old switch has ended.
-``pass_back`` undoes the first two at any time. Each may be repeated. The copy of the database is without ``devices``
-until ``pass_to_new`` is called, which has them copied by ``copy_devices``.
+``pass_back`` undoes the first two at any time. ``take_over`` is for an old switch that died. Each may be repeated. The
+copy of the database is without ``devices`` until ``pass_to_new`` is called, which has them copied by ``copy_devices``.
 """
 
 from __future__ import annotations
@@ -66,6 +66,19 @@ class Exchange:
         rows of these ports into the new database."""
         for name in taps:
             _see_whole(name, self._taps.pass_to_new(name))
+        self._pass_devices(devices, copy_devices)
+
+    def take_over(self, taps: Iterable[str], devices: Iterable[str], copy_devices: Callable[[], object]) -> None:
+        """Have all of it on the new switch after the old one died: what ``pass_to_new`` does, for ``taps`` that have
+        made way. The others outlive the old switch with all that they have, and the new one takes them when it looks at
+        its configuration again."""
+        _look_again(self._new)
+        for name in taps:
+            if wait_until(lambda name=name: self._taps.is_ready(name), _READY_S, self._system):  # type: ignore[misc]
+                _see_whole(name, self._taps.pass_to_new(name))
+        self._pass_devices(devices, copy_devices)
+
+    def _pass_devices(self, devices: Iterable[str], copy_devices: Callable[[], object]) -> None:
         names = list(devices)
         if names:
             kernel_ports.take(self._old, names)

@@ -78,19 +78,21 @@ class ReversibleStep(Step[C]):
 class Plan(Generic[C]):
     """The steps ``before`` and ``after`` the commit. Their names are unique.
 
-    ``no_way_back`` returns why undoing the plan before the commit makes no sense, or an empty text if it does.
-    ``no_way_on`` returns why, after the commit, only undoing makes sense, or an empty text. ``mend`` starts again what
-    the undo needs, if that is what broke. ``revive`` starts again what a committed plan needs that is continued after
-    an interruption, if nothing of it is left.
+    ``no_way_back`` returns why undoing the plan before the commit makes no sense, or an empty text if it does; it is
+    given the facts that the steps have recorded. ``no_way_on`` returns why, after the commit, only undoing makes sense,
+    or an empty text. ``mend`` starts again what the undo needs, if that is what broke. ``revive`` starts again what a
+    committed plan needs that is continued after an interruption, if nothing of it is left. ``unrestored`` returns what
+    is not as it was although every step was undone, such as a process that died, or an empty text.
     """
 
     kind: str
     before: tuple[Step[C], ...]
     after: tuple[Step[C], ...] = ()
-    no_way_back: Callable[[C], str] = lambda _context: ""
+    no_way_back: Callable[[C, Facts], str] = lambda _context, _facts: ""
     no_way_on: Callable[[C], str] = lambda _context: ""
     mend: Callable[[C], None] = lambda _context: None
     revive: Callable[[C], None] = lambda _context: None
+    unrestored: Callable[[C], str] = lambda _context: ""
 
     def __post_init__(self) -> None:
         names = [step.name for step in (*self.before, *self.after)]
@@ -158,14 +160,18 @@ class StepContext:
             raise StateUnknown(f"the journal holds no {kind.__name__} {name!r}", hint="`ovs-hotswap status`")
         return value
 
+    def texts(self, name: str) -> list[str]:
+        """Return the fact ``name``, a list of texts; it is empty if it was not recorded."""
+        value = self._facts().get(name)
+        return [str(each) for each in value] if isinstance(value, list | tuple) else []
+
     def remember(self, **facts: Json) -> None:
         """Write facts to the journal. They are on the disk when this returns; only then may a step act on them."""
         self._remember(facts)
 
     def warn(self, text: str) -> None:
         """Record a warning that the operator is to see at the end of the plan, and report it as progress."""
-        earlier = self._facts().get("warnings")
-        told = list(earlier) if isinstance(earlier, list | tuple) else []
+        told = self.texts("warnings")
         if text not in told:
             self._remember({"warnings": [*told, text]})
         self.progress(text)
@@ -215,7 +221,7 @@ class Executor(Generic[C]):
         self._turn_back_if_lost()
         if self.standing.phase is Phase.BACK:
             self.rollback()
-            raise RolledBack(self._put_back(_finished_back(self.standing)))
+            raise RolledBack(self._put_back(_cause_of(self.standing)))
         try:
             self._go_forward()
         except (Exception, KeyboardInterrupt) as cause:
@@ -235,11 +241,14 @@ class Executor(Generic[C]):
         if self.standing.phase in {Phase.COMMITTED, Phase.FINISHED}:
             raise PrecheckFailed(f"the {self.plan.kind} is committed: it cannot be undone step by step",
                                  hint="finish it with `ovs-hotswap resume`")  # fmt: skip
-        if self.standing.phase is Phase.FORWARD and (lost := self.plan.no_way_back(self._context)):
+        if self.standing.phase is Phase.FORWARD and (lost := self._no_way_back()):
             raise PrecheckFailed(f"there is no way back: {lost}", hint="finish with `ovs-hotswap resume`")
         if self.standing.phase is not Phase.ROLLED_BACK:
             with self._shield():
                 self._go_back()
+
+    def _no_way_back(self) -> str:
+        return self.plan.no_way_back(self._context, self.standing.facts)
 
     def _turn_back_if_lost(self) -> None:
         """Turn a committed plan that was interrupted back to its origin, if ``no_way_on`` applies."""
@@ -281,7 +290,7 @@ class Executor(Generic[C]):
         """Whether to repeat what failed because there is no way back. This is done once: its cause was the loss."""
         if self._went_on or self.standing.phase is not Phase.FORWARD:
             return False
-        lost = self.plan.no_way_back(self._context)
+        lost = self._no_way_back()
         if not lost:
             return False
         self._went_on = self._saving = True
@@ -303,17 +312,25 @@ class Executor(Generic[C]):
             if lost := self.plan.no_way_on(self._context):
                 self._record(Kind.TURNED_BACK, text=f"{text}; {lost}")
                 self._go_back()
-                text = f"step {name} failed after the commit: {text}; {lost}; everything was put back"
-                raise RolledBack(self._put_back(text), hint=hint) from cause
+                text = self._put_back(f"step {name} failed after the commit: {text}; {lost};")
+                raise RolledBack(text, hint=hint) from cause
             raise PostcheckFailed(f"committed, but step {name} failed: {text}",
                                   hint=hint or "repair the cause, then `ovs-hotswap resume`") from cause  # fmt: skip
         changed = self._go_back()
         if changed or not isinstance(cause, HotswapError):
-            text = self._put_back(f"step {name} failed: {text}; everything was put back")
-            raise RolledBack(text, hint=hint) from cause
+            raise RolledBack(self._put_back(f"step {name} failed: {text};"), hint=hint) from cause
 
-    def _put_back(self, text: str) -> str:
+    def _put_back(self, cause: str) -> str:
+        """Return ``cause`` with what the rollback has reached."""
+        text = f"{cause} {self._reached()}"
         return f"{text}; the journal does not record all of this: {self._unkept}" if self._unkept else text
+
+    def _reached(self) -> str:
+        try:
+            left = self.plan.unrestored(self._context)
+        except Exception as error:  # noqa: BLE001 - the rollback has ended, whatever can be said of it
+            left = f"what is left of it is not known: {describe(error)}"
+        return f"everything that was changed was put back, but {left}" if left else "everything was put back"
 
     def _go_back(self) -> bool:
         """Undo the started steps in reverse order; return whether there was anything to undo."""
@@ -329,7 +346,7 @@ class Executor(Generic[C]):
                 self._undo(step)
         self._step = ""
         self._record(Kind.END)
-        self._emit(EventKind.ROLLED_BACK)
+        self._emit(EventKind.ROLLED_BACK, text=self._reached())
         return changed
 
     def _undo(self, step: ReversibleStep[C]) -> None:
@@ -391,7 +408,7 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _finished_back(standing: PlanProgress) -> str:
+def _cause_of(standing: PlanProgress) -> str:
     if not standing.failure:
-        return "a rollback was under way and is now finished: everything was put back"
-    return f"step {standing.failed_step or 'commit'} had failed: {standing.failure}; everything was put back"
+        return "a rollback was under way and is now finished:"
+    return f"step {standing.failed_step or 'commit'} had failed: {standing.failure};"

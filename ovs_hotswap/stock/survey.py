@@ -24,8 +24,11 @@ def running_paths(config: Config, system: System) -> InstancePaths:
     ovs-hotswap has not taken anything over yet. Raises HostError, StateUnknown."""
     with files(config.active_file):
         active = read_active(config)
-    if active is not None:
-        return InstancePaths.of(config, active)
+    return stock_paths(config, system) if active is None else InstancePaths.of(config, active)
+
+
+def stock_paths(config: Config, system: System) -> InstancePaths:
+    """Return the files of the distribution's switch that runs now."""
     run_dir = config.stock.run_dir
     pids = [system.read_pid(run_dir / f"{name}.pid") or _NOT_THERE for name in ("ovs-vswitchd", "ovsdb-server")]
     return InstancePaths.of_stock(config, StockRecord(side=Side.A, pid=pids[0], born=None, ovsdb_pid=pids[1],

@@ -11,6 +11,7 @@ from ovs_hotswap.background import threads_of
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.stock.database import Database, first
 from ovs_hotswap.stock.facts import StockLog, StockSwitch
+from ovs_hotswap.switch.monitors import monitor_of
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.switch.pmd import vhost_log_level
 from ovs_hotswap.switch.threads import is_pmd
@@ -40,7 +41,7 @@ def read_switch(paths: InstancePaths, system: System, database: Database | None,
         external_ids=_map(root.get("external_ids")),
         log=_log(paths, pid, argv, unreadable),
         unit=unit_of(_text(_PROC / str(pid) / "cgroup")) if pid is not None else None,
-        monitor=_parent(pid) if pid is not None and "--monitor" in argv else None,
+        monitor=None if pid is None else monitor_of(pid, system),
         locks_memory=pid is not None and locks_memory(_text(_PROC / str(pid) / "status")),
     )
 
@@ -132,14 +133,6 @@ def locks_memory(status: str) -> bool:
     is 0 otherwise (proc_pid_status(5))."""
     found = re.search(r"^VmLck:\s*(\d+) kB$", status, re.MULTILINE)
     return found is not None and int(found[1]) > 0
-
-
-def _parent(pid: int) -> int | None:
-    """Return the parent of a process. The one that --monitor makes has it as its child (lib/daemon-unix.c,
-    monitor_daemon); if that process has ended, init is the parent."""
-    found = re.search(r"^PPid:\s*(\d+)$", _text(_PROC / str(pid) / "status"), re.MULTILINE)
-    parent = int(found[1]) if found else 0
-    return parent if parent > 1 else None
 
 
 def _text(path: Path) -> str:

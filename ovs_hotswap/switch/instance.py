@@ -112,6 +112,11 @@ class Instance:
         ports: pass only the ``tables`` that you need."""
         return self._connect(self.paths.db_socket, timeout, lambda: self.life() is Life.RUNS, tables)
 
+    @property
+    def starting(self) -> str:
+        """The command that starts the instance, as a hint."""
+        return f"`ovs-hotswap instance start {self._side}`"
+
     def life(self) -> Life:
         """Return whether ovs-vswitchd runs, is stopped, or has ended."""
         pid = self.pid()

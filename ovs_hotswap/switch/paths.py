@@ -10,6 +10,8 @@ from pathlib import Path
 from ovs_hotswap.config import KEPT, Config, Program
 from ovs_hotswap.errors import StateUnknown
 from ovs_hotswap.model import Device, Release, Side
+from ovs_hotswap.process_exit import start_time
+from ovs_hotswap.system import System
 from ovs_hotswap.toml_file import Strict
 from ovs_hotswap.vm_ports import read_ports
 
@@ -70,9 +72,10 @@ class InstancePaths:
     def of_stock(cls, config: Config, stock: StockRecord) -> InstancePaths:
         """Return the files of the distribution's switch (ovs-lib, ovs-ctl; a control socket is named after its pid:
         lib/unixctl.c). Its record is among ours, and so is what is kept of its log. As soon as its files have second
-        names, they have those: the well-known ones may lead to the other instance (``controllers.well_known``)."""
+        names, they have those: the well-known ones may lead to the other instance (``controllers.well_known``). Second
+        names of daemons that were started again since are of no use until there are new ones."""
         own, kept = config.side_dir(stock.side), config.stock.kept_dir
-        run_dir = kept if (kept / "db.sock").exists() else config.stock.run_dir
+        run_dir = config.stock.run_dir if _is_newer(config.stock.run_dir, kept) else kept
         return cls(
             run_dir=run_dir,
             db_file=config.stock.database,
@@ -87,6 +90,12 @@ class InstancePaths:
             saved_log=config.state_dir / f"ovs-vswitchd-{stock.side}.log",
             netns="",
         )
+
+
+def _is_newer(run_dir: Path, kept: Path) -> bool:
+    """Whether the database's socket at its well-known path is the distribution's own, and has no second name."""
+    own, second = run_dir / "db.sock", kept / "db.sock"
+    return not second.exists() or (own.exists() and not own.is_symlink() and not own.samefile(second))
 
 
 def seen_in_trees(config: Config, paths: InstancePaths) -> list[Path]:
@@ -110,8 +119,15 @@ class StockRecord(Strict, extra="ignore"):
 
 
 def read_stock(config: Config) -> StockRecord | None:
-    """Return the record; ``None`` if the distribution's switch is no instance of this host. Raises StateUnknown if it
-    cannot be read: without it, nothing is known about a side."""
+    """Return the record; ``None`` if the distribution's switch is no instance of this host. A daemon that died and that
+    the distribution has started again since is there with its new process. Raises StateUnknown if the record cannot be
+    read: without it, nothing is known about a side."""
+    found = recorded_stock(config)
+    return None if found is None else _followed(config, found)
+
+
+def recorded_stock(config: Config) -> StockRecord | None:
+    """Return the record as it was written. Raises what ``read_stock`` does."""
     if config.program is not Program.CLONE:
         return None
     try:
@@ -122,6 +138,20 @@ def read_stock(config: Config) -> StockRecord | None:
         raise StateUnknown(
             f"{config.stock_file}: {error}", hint="`ovs-vsctl show` and `pidof ovs-vswitchd` show the switches that run"
         ) from error
+
+
+def _followed(config: Config, record: StockRecord) -> StockRecord:
+    system = System()
+    changed: dict[str, int | None] = {}
+    for name, pid, born in (("", record.pid, record.born), ("ovsdb_", record.ovsdb_pid, record.ovsdb_born)):
+        daemon = "ovsdb-server" if name else "ovs-vswitchd"
+        pid_file = config.stock.run_dir / f"{daemon}.pid"
+        if system.is_still(pid, born) or pid_file.is_symlink():  # a link leads to the other instance
+            continue
+        now = system.read_pid(pid_file)
+        if now is not None and Path(next(iter(system.cmdline(now)), "")).name.startswith(daemon):
+            changed |= {f"{name}pid": now, f"{name}born": start_time(now)}
+    return record.model_copy(update=changed) if changed else record
 
 
 class InstanceRecord(Strict, extra="ignore"):

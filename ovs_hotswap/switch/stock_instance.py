@@ -20,17 +20,8 @@ from ovs_hotswap.system import System, files
 
 def recognise(config: Config, system: System, side: Side, running: Release) -> StockRecord:
     """Record that the distribution's switch is the instance of ``side`` and runs ``running``. Nothing else changes.
-    Raises SwitchError if it does not run, HostError if the record cannot be written."""
-    pids = {}
-    for name in ("ovs-vswitchd", "ovsdb-server"):
-        pid = system.read_pid(config.stock.run_dir / f"{name}.pid")
-        if pid is None:
-            raise SwitchError(
-                f"{config.stock.run_dir}/{name}.pid: the distribution's {name} does not run",
-                hint=f"`systemctl status {config.stock.unit}`",
-            )
-        pids[name] = pid
-    switch, database = pids["ovs-vswitchd"], pids["ovsdb-server"]
+    Raises what ``processes`` does, and HostError if the record cannot be written."""
+    switch, database = processes(config, system)
     found = StockRecord(side=side, pid=switch, born=start_time(switch), ovsdb_pid=database,
                         ovsdb_born=start_time(database))  # fmt: skip
     record = InstanceRecord(release=running.name, root=running.root, prefix=running.prefix,
@@ -42,6 +33,20 @@ def recognise(config: Config, system: System, side: Side, running: Release) -> S
     system.write_atomic(paths.record, record.model_dump_json(exclude_defaults=True))
     system.write_atomic(config.stock_file, found.model_dump_json())
     return found
+
+
+def processes(config: Config, system: System) -> tuple[int, int]:
+    """Return the pids of the distribution's ovs-vswitchd and ovsdb-server. Raises SwitchError if one does not run."""
+
+    def running(name: str) -> int:
+        if (pid := system.read_pid(config.stock.run_dir / f"{name}.pid")) is not None:
+            return pid
+        raise SwitchError(
+            f"{config.stock.run_dir}/{name}.pid: the distribution's {name} does not run",
+            hint=f"`systemctl status {config.stock.unit}`",
+        )
+
+    return running("ovs-vswitchd"), running("ovsdb-server")
 
 
 def forget(config: Config) -> None:
@@ -61,9 +66,12 @@ class StockInstance(Instance):
 
     def start(self, release: Release) -> None:
         raise SwitchError(
-            f"instance {self.side} is the distribution's switch, which ovs-hotswap does not start",
-            hint=f"`systemctl start {self._config.stock.unit}`",
+            f"instance {self.side} is the distribution's switch, which ovs-hotswap does not start", hint=self.starting
         )
+
+    @property
+    def starting(self) -> str:
+        return f"`systemctl start {self._config.stock.unit}`"
 
     def pid(self) -> int | None:
         stock = read_stock(self._config)

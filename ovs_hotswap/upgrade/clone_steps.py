@@ -4,6 +4,8 @@ The new instance becomes a copy of the old one and is wired: the old pipeline st
 pass to the new instance, one by one. VMs that have no broker yet are taken over on the way. One atomic change, the cut,
 makes the new pipeline the only one. Until the commit every step can be undone, the cut included; a VM that was taken
 over keeps the broker then, because giving it back would cost it a second of its network (`ovs-hotswap release-vms`).
+
+What follows if the old instance dies is in ``clone_loss``.
 """
 
 from __future__ import annotations
@@ -14,17 +16,17 @@ from ovs_hotswap.clone.changes import Hold
 from ovs_hotswap.clone.database import bring, give_back
 from ovs_hotswap.clone.follow import Follower
 from ovs_hotswap.controllers import ovn
-from ovs_hotswap.controllers.monitors import end_monitors
 from ovs_hotswap.controllers.repoint import repoint
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.host import boot_database
 from ovs_hotswap.host.standby import await_vm_ports
 from ovs_hotswap.model import Severity, Side
-from ovs_hotswap.plan.executor import Plan, ReversibleStep, Step, StepContext
+from ovs_hotswap.plan.executor import Plan, ReversibleStep, State, Step, StepContext
 from ovs_hotswap.plan.records import Facts
+from ovs_hotswap.switch.monitors import end_monitors
 from ovs_hotswap.switch.ovsdb import ROOT_TABLES
 from ovs_hotswap.switch.paths import read_stock
-from ovs_hotswap.upgrade import checks, clone_checks
+from ovs_hotswap.upgrade import checks, clone_checks, clone_loss
 from ovs_hotswap.upgrade.adopt_vms import adopt_vms, log_again_as_before
 from ovs_hotswap.upgrade.clone_window import CloseCloneWindow, OpenCloneWindow
 from ovs_hotswap.upgrade.outlook import Outlook
@@ -46,6 +48,9 @@ _OVN_BRIDGE = "br-int"  # external_ids:ovn-bridge, ovn-controller(8)
 class ClonePrecheck(Step[Upgrade]):
     name = "precheck"
     description = "look for reasons not to start"
+
+    def state(self, context: Upgrade, run: StepContext) -> State:
+        return State.DONE
 
     def do(self, context: Upgrade, run: StepContext) -> None:
         for finding in restore_priority(context.host, context.old):
@@ -69,6 +74,8 @@ class Sockets(ReversibleStep[Upgrade]):
 
     def do(self, context: Upgrade, run: StepContext) -> None:
         host = context.host
+        if clone_loss.lost(context, run):
+            return
         host.cloning.units.shield()
         write_ports(host.config, host.system, clone_checks.vm_ports(host))
         refuse_kept(host.backends.reload())
@@ -97,7 +104,7 @@ class StartClone(StartStandby):
         super().undo(context, run)
         if context.dead(context.new):
             context.host.cloning.give_room_back(context.old)
-            for name in _names(run, "taps"):
+            for name in run.texts("taps"):
                 context.host.cloning.taps.forget_new(name)
 
 
@@ -105,14 +112,19 @@ class Copy(Step[Upgrade]):
     name = "copy"
     description = "copy flows, groups, meters and settings, and follow their changes"
 
+    def facts(self, context: Upgrade, run: StepContext) -> Facts:
+        return clone_loss.facts(context)
+
     def do(self, context: Upgrade, run: StepContext) -> None:
+        if clone_loss.lost(context, run):
+            return
         cloning = context.host.cloning
         _settle(context)
         given = run_time.apply(cloning.paths[context.new], run_time.read(cloning.paths[context.old]),
                                context.host.system, cut=False)  # fmt: skip
         for text in given.refused:
             run.warn(f"not carried over: {text}")
-        run.remember(given=[list(command) for command in given.undo])
+        run.remember(**{clone_loss.COPIED: [list(command) for command in given.undo]})
 
 
 def _settle(context: Upgrade) -> None:
@@ -131,6 +143,9 @@ class Wire(ReversibleStep[Upgrade]):
 
     def do(self, context: Upgrade, run: StepContext) -> None:
         host, cloning = context.host, context.host.cloning
+        if clone_loss.lost(context, run):
+            clone_loss.go_without_old(context, run)
+            return
         if context.runs(context.old) and cloning.wire.state(context.old).intended.wired:
             _take_cut_back(context, run)  # this upgrade is resumed, and had made the cut
         cloning.wire.open(context.old, read_ports(host.config), cloning.uplinks(context.old))
@@ -151,6 +166,9 @@ class Adopt(ReversibleStep[Upgrade]):
     look_at = "`ovs-hotswap vm list`"
 
     def do(self, context: Upgrade, run: StepContext) -> None:
+        if clone_loss.lost(context, run):
+            clone_loss.await_left_alone(context, run)
+            return
         adopt_vms(context, run)
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
@@ -167,17 +185,18 @@ class Pause(ReversibleStep[Upgrade]):
     look_at = "`ovn-appctl -t ovn-controller debug/status`"
 
     def facts(self, context: Upgrade, run: StepContext) -> Facts:
-        socket = context.host.cloning.paths[context.old].db_socket
+        socket = context.host.cloning.paths[_model(context)].db_socket
         return {"wait": ovn.wait_of(socket), "paused": [each.paused() for each in _controllers(context)]}
 
     def do(self, context: Upgrade, run: StepContext) -> None:
-        controllers, socket = _controllers(context), context.host.cloning.paths[context.old].db_socket
+        controllers, socket = _controllers(context), context.host.cloning.paths[_model(context)].db_socket
         wait = run.facts.get("wait")
         if controllers and (needed := ovn.needed_wait(str(wait) if wait else None, _flows(context))) is not None:
             ovn.set_wait(socket, needed)
         for controller in controllers:
             controller.pause()
-        _settle(context)
+        if not clone_loss.lost(context, run):
+            _settle(context)
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
         controllers = _controllers(context)
@@ -195,9 +214,14 @@ def _put_wait_back(context: Upgrade, run: StepContext, side: Side) -> None:
         ovn.set_wait(socket, before)
 
 
+def _model(context: Upgrade) -> Side:
+    """The old side, or the new one if the old one died."""
+    return context.look().living[-1]
+
+
 def _flows(context: Upgrade) -> int:
-    """The number of flows of OVN's bridge on the old side."""
-    return len(context.host.openflow(context.old, _OVN_BRIDGE).dump())
+    """The number of flows of OVN's bridge."""
+    return len(context.host.openflow(_model(context), _OVN_BRIDGE).dump())
 
 
 def _controllers(context: Upgrade) -> list[ovn.Ovn]:
@@ -216,8 +240,8 @@ class Cut(ReversibleStep[Upgrade]):
     def do(self, context: Upgrade, run: StepContext) -> None:
         host, cloning = context.host, context.host.cloning
         old, new = cloning.paths[context.old], cloning.paths[context.new]
-        if context.look().old_lost:
-            cloning.wire.cut(context.new)
+        if clone_loss.lost(context, run):
+            clone_loss.go_without_old(context, run)
             return
         follower = cloning.follower(context.new)
         if left := follower.equal(tries=3):
@@ -250,12 +274,7 @@ def _take_cut_back(context: Upgrade, run: StepContext) -> None:
     if context.runs(context.new):
         wire.wire(context.new, Mode.UPLINKS)
     exchange = context.host.cloning.exchange(context.new)
-    exchange.pass_back(_names(run, "taps"), _names(run, "devices"), new_lives=context.runs(context.new))
-
-
-def _names(run: StepContext, key: str) -> list[str]:
-    found = run.facts.get(key)
-    return [str(name) for name in found] if isinstance(found, list) else []
+    exchange.pass_back(run.texts("taps"), run.texts("devices"), new_lives=context.runs(context.new))
 
 
 class CloneSoak(Step[Upgrade]):
@@ -285,9 +304,18 @@ class Repoint(ReversibleStep[Upgrade]):
     look_at = "where the paths lead: `ls -l /run/openvswitch`"
 
     def do(self, context: Upgrade, run: StepContext) -> None:
+        """Nothing may start the distribution's switch again from here on: it would take the well-known paths."""
+        host = context.host
+        stock = read_stock(host.config)
+        if stock is not None and stock.side is context.old:
+            host.cloning.units.retire()
+            end_monitors((stock.pid, stock.ovsdb_pid), host.system)
         _lead(context, run, context.old, context.new)
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
+        stock = read_stock(context.host.config)
+        if stock is not None and stock.side is context.old:
+            context.host.cloning.units.shield()
         if context.runs(context.old):
             _lead(context, run, context.new, context.old)
 
@@ -335,16 +363,13 @@ class RetireClone(Retire):
     def do(self, context: Upgrade, run: StepContext) -> None:
         host, old = context.host, context.host.instances[context.old]
         stock = read_stock(host.config)
-        if stock is not None and not context.keep_old:
-            host.cloning.units.retire()
-            end_monitors((stock.pid, stock.ovsdb_pid), host.system)
         super().do(context, run)
         if old.pid() is not None:  # it is kept
             return
         with host.instances[context.new].database(tables=ROOT_TABLES) as database:
             database.wait_pass(_PASS_S)
         host.cloning.clear_away(context.old)
-        host.cloning.exchange(context.new).finish(_names(run, "taps"))
+        host.cloning.exchange(context.new).finish(run.texts("taps"))
         if stock is not None:
             host.cloning.well_known.forget()
             host.cloning.units.forget_failures()
@@ -367,8 +392,9 @@ def clone_plan() -> Plan[Upgrade]:
         before=(ClonePrecheck(), Sockets(), StartClone(), Copy(), OpenCloneWindow(), Wire(), Adopt(), Park(), MoveVms(),
                 Pause(), Cut(), CloneSoak()),
         after=(RecordClone(), Unwire(), Repoint(), CloseCloneWindow(), RetireClone(), ClonePostcheck()),
-        no_way_back=lambda context: context.look_after_waiting().no_way_back,
+        no_way_back=clone_loss.no_way_back,
         no_way_on=lambda context: context.look_after_the_commit().no_way_on,
         mend=lambda context: context.host.instances[context.old].restart_ovsdb(),
         revive=lambda context: context.revive(),
+        unrestored=lambda context: context.unrestored(),
     )  # fmt: skip

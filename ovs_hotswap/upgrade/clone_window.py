@@ -29,7 +29,7 @@ class OpenCloneWindow(ReversibleStep[Upgrade]):
     def facts(self, context: Upgrade, run: StepContext) -> Facts:
         host = context.host
         keys = sorted({pmd_sleep_key(host.version(side)) for side in Side if context.runs(side)})
-        with host.instances[context.old].database(tables=ROOT_TABLES) as database:
+        with host.instances[context.look().living[-1]].database(tables=ROOT_TABLES) as database:
             found = database.other_config()
         return {
             "pmd_sleep": {key: found.get(key) for key in keys},

@@ -26,7 +26,8 @@ def command_without(release: str, names: Iterable[str]) -> str:
 @dataclass(frozen=True, slots=True)
 class Upgrade:
     """One upgrade. ``old`` serves the VMs when it begins, and ``new`` is to run ``release``. The VMs in ``leave_out``
-    stay on ``old`` until it ends, and only then pass to ``new``. ``keep_old``: ``old`` is not ended."""
+    stay on ``old`` until it ends, and only then pass to ``new``. ``keep_old``: ``old`` is not ended. ``old_process``:
+    the pid and the start time of the old switch, if another one in its place does not have what this one had."""
 
     host: Host
     old: Side
@@ -34,6 +35,7 @@ class Upgrade:
     release: str
     keep_old: bool = False
     leave_out: frozenset[str] = frozenset()
+    old_process: tuple[int, int | None] | None = None
 
     def vms(self) -> list[VmStatus]:
         """The VMs to be moved. VMs that were put in quarantine since the upgrade began are not among them."""
@@ -45,17 +47,23 @@ class Upgrade:
         return f"fix that, or leave it out: `{command_without(self.release, [*self.leave_out, *names])}`"
 
     def runs(self, side: Side) -> bool:
-        return self.host.instances[side].status().state is State.RUNNING
+        return not self.dead(side) and self.host.instances[side].status().state is State.RUNNING
 
     def dead(self, side: Side) -> bool:
-        return self.host.instances[side].life() is Life.DEAD
+        return self.life(side) is Life.DEAD
+
+    def life(self, side: Side) -> Life:
+        """Whether the switch lives with which the upgrade began, or which it has started."""
+        if side is self.old and self.old_process is not None and not self.host.system.is_still(*self.old_process):
+            return Life.DEAD
+        return self.host.instances[side].life()
 
     # -- one look
 
     def look(self, *, service: bool = False) -> Situation:
         """Look at the two processes; with ``service`` also at which instance serves the VMs, and at the new instance's
         uplink. A step looks once and decides from that; a step that waits looks again afterwards."""
-        lives = {side: self.host.instances[side].life() for side in (self.old, self.new)}
+        lives = {side: self.life(side) for side in (self.old, self.new)}
         # Otherwise the service does not influence the outlook.
         asked = service and lives[self.old] is not Life.DEAD and lives[self.new] is Life.RUNS
         seen = self._service() if asked else None
@@ -103,6 +111,16 @@ class Upgrade:
         """Whether the old instance died during a rollback and its VMs went to the new one, which then must stay. Raises
         BrokerError if this cannot be found out."""
         return now.old_lost and any(vm.served_by(self.new) for vm in self.host.backends.vms(read=False))
+
+    def unrestored(self) -> str:
+        """What is not as it was after a rollback, in words; empty if all is. Raises BrokerError."""
+        now = self.look()
+        if now.old_life is not Life.DEAD:
+            return ""
+        if self.fled(now):
+            return f"instance {self.old} died, and instance {self.new} serves its VMs"
+        again = self.host.instances[self.old].pid() is not None
+        return f"instance {self.old} died and {'was' if again else 'has to be'} started again"
 
     def rehearse_record(self, now: Situation) -> None:
         """Check that the new instance can be recorded as the active one, while the upgrade can still go back. An

@@ -448,8 +448,9 @@ def upgrade_plan() -> Plan[Upgrade]:
         before=(Precheck(), StartStandby(), ProgramDatabase(), Ports(), OpenWindow(), PeerLink(), ProgramTunnels(),
                 FlowsStandby(), FlowsActive(), Prove(), Park(), SteerUplink(), MoveVms(), Soak()),
         after=(RecordActive(), FinalFlows(), CloseWindow(), Retire(), Postcheck()),
-        no_way_back=lambda context: context.look_after_waiting().no_way_back,
+        no_way_back=lambda context, _facts: context.look_after_waiting().no_way_back,
         no_way_on=lambda context: context.look_after_the_commit().no_way_on,
         mend=lambda context: context.host.instances[context.old].restart_ovsdb(),
         revive=lambda context: context.revive(),
+        unrestored=lambda context: context.unrestored(),
     )  # fmt: skip

@@ -143,10 +143,6 @@ def switch(found: StockSwitch, terms: Terms) -> list[Finding]:
         findings.append(_warning(name, "it locks its memory (--mlockall): each QEMU stands still for up to 75 ms when "
                                  "it is taken over, instead of 15, if its guest's memory has small pages",
                                  "start the switch with `ovs-ctl --no-mlockall` the next time it starts"))  # fmt: skip
-    if found.monitor is not None:
-        findings.append(_warning(name, f"process {found.monitor} starts ovs-vswitchd again when it ends (--monitor): "
-                                 "it is ended before the old instance is retired",
-                                 f"`kill -KILL {found.monitor}` does so now; ovs-vswitchd stays"))  # fmt: skip
     label = f"OVS {found.ovs_version}, DPDK {found.dpdk_version}, process {found.vswitchd_pid}"
     return _ok(findings, name, label)
 

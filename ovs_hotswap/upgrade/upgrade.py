@@ -15,6 +15,7 @@ from ovs_hotswap.plan.executor import Event, Executor
 from ovs_hotswap.plan.interrupts import Interrupts
 from ovs_hotswap.plan.journal import Contents, Header, Journal, Journals
 from ovs_hotswap.plan.records import Facts, Json, Phase
+from ovs_hotswap.process_exit import start_time
 from ovs_hotswap.upgrade import clone_checks, collect
 from ovs_hotswap.upgrade.plans import plan_for
 from ovs_hotswap.upgrade.recognise import recognised
@@ -180,7 +181,7 @@ class Upgrader:
         running = self.host.software(old)
         if running is None:
             raise PrecheckFailed(
-                f"instance {old}, which is active, does not run", hint=f"`ovs-hotswap instance start {old}`"
+                f"instance {old}, which is active, does not run", hint=self.host.instances[old].starting
             )
         self.refuse_if_unfinished()
         if leave_out and keep_old:
@@ -190,7 +191,8 @@ class Upgrader:
         if not force and collect.up_to_date(self.host, old, wanted):
             return Report(old, old, release, running.name, False, {}, before=before, changed=False)
         parameters: dict[str, Json] = {"old": old, "new": old.other, "release": release, "previous": running.name,
-                      "before": before, "keep_old": keep_old, "leave_out": self._left_out(leave_out)}  # fmt: skip
+                      "before": before, "keep_old": keep_old, "leave_out": self._left_out(leave_out),
+                      "old_process": self._process(old)}  # fmt: skip
         journal = self.journals.begin(
             KIND, plan_for(self.host.config).shape, parameters=parameters, versions={"ovs-hotswap": __version__}
         )
@@ -235,6 +237,11 @@ class Upgrader:
         if last is not None and running is not None and last.outcome != running:
             return last.outcome
         return next((found for report in self._ended() if (found := report.back_to) not in (None, running)), None)
+
+    def _process(self, side: Side) -> Json:
+        """The process of a switch whose flows only others could program again; ``None`` for one that we program."""
+        pid = self.host.instances[side].pid()
+        return None if self.host.config.program is not Program.CLONE or pid is None else [pid, start_time(pid)]
 
     def _before(self, running: str) -> str | None:
         """Like ``release_before``, but ``None`` if a journal cannot be read. The release is only reported, so a damaged
@@ -297,6 +304,7 @@ class Upgrader:
         parameters: dict[str, Any] = header.parameters
         try:
             return Upgrade(self.host, Side(parameters["old"]), Side(parameters["new"]), parameters["release"],
-                           parameters["keep_old"], frozenset(parameters.get("leave_out", ())))  # fmt: skip
+                           parameters["keep_old"], frozenset(parameters.get("leave_out", ())),
+                           tuple(process) if (process := parameters.get("old_process")) else None)  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise _no_upgrade(header) from error

@@ -25,6 +25,7 @@ from tests.support.stock_host import StockHost
 
 ALL = int(os.environ.get("OVS_HOTSWAP_STOCK_ROUNDS", "1")) > 1
 BEFORE, AFTER = clone_plan().shape.before, clone_plan().shape.after
+UNCOPIED, COPIED = BEFORE[: BEFORE.index("copy") + 1], BEFORE[BEFORE.index("copy") + 1 :]
 PINGS_S = 0.5
 MOST = 30  # pings that a busy machine may lose; 100 a second are sent by each guest to each other
 
@@ -119,6 +120,20 @@ def test_the_new_switch_that_was_killed_is_given_up(host: StockHost, operator: O
     assert missing <= (MOST if step != "soak" else 10 * MOST)  # its pipeline was the only one then
 
 
+@pytest.mark.parametrize("step", UNCOPIED if ALL else UNCOPIED[-1:])
+def test_an_old_switch_that_was_killed_before_it_was_copied_is_started_again(
+    host: StockHost, operator: Operator, step: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The distribution starts it, as it does after any crash; until then the VMs wait, as they would without us."""
+    before = programmed(host)
+    assert struck(host, operator, step, "old") == RolledBack.exit_code
+    assert "but instance a died and has to be started again" in capsys.readouterr().out
+    assert host.switch_pid is None
+    host.start_switch()
+    served(host)
+    assert differences(without_own(before), without_own(programmed(host))) == []
+
+
 @pytest.mark.parametrize("step", [*BEFORE[-2:], *AFTER] if ALL else ["repoint"])
 def test_an_upgrade_that_was_killed_is_resumed(host: StockHost, operator: Operator, step: str) -> None:
     before = programmed(host)
@@ -129,3 +144,16 @@ def test_an_upgrade_that_was_killed_is_resumed(host: StockHost, operator: Operat
     assert differences(without_own(before), without_own(programmed(host))) == []
     assert operator.ask("rollback")["committed"]
     served(host)
+
+
+@pytest.mark.parametrize("step", [*COPIED, "adopt+", *AFTER[:-1]] if ALL else ["adopt+"])
+def test_the_new_switch_serves_on_when_the_old_one_was_killed(host: StockHost, operator: Operator, step: str) -> None:
+    before, mark = programmed(host), host.pings.mark()
+    operator.ask("release-vms")  # so that some are not taken over yet when it dies
+    served(host)
+    assert struck(host, operator, step, "old") == 0
+    served(host)
+    missing = lost(host, mark)
+    assert differences(without_own(before), without_own(programmed(host))) == []
+    if step in AFTER:
+        assert missing <= MOST  # the new one had everything already

@@ -82,7 +82,7 @@ class StockHost:
         self._system = system
         self.kind: BridgeKind = bridge
         self._kinds = [GuestKind()] * guests if isinstance(guests, int) else list(guests)
-        self.directory = Path(tempfile.mkdtemp(prefix="stock-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="ovsh-stock-"))
         self.layout = Layout(self.directory, len(self._kinds), GuestOptions(ping_interval_ms=ping_interval_ms))
         self.vhost_dir = self.directory / "vhost"
         self.guests = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,8 +16,10 @@ from ovs_hotswap.errors import BrokerError, SwitchError
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.standby import park_each, unpark_each
 from ovs_hotswap.model import Side
+from ovs_hotswap.plan.executor import StepContext
 from ovs_hotswap.qemu.dual import DualQemu
 from ovs_hotswap.qemu.monitor import Answer
+from ovs_hotswap.upgrade import clone_loss
 from ovs_hotswap.upgrade.outlook import Outlook
 from ovs_hotswap.upgrade.situation import Upgrade
 from ovs_hotswap.upgrade.steps import upgrade_plan
@@ -96,6 +99,44 @@ def test_where_an_upgrade_can_go(
     assert now.living == ((Side.B,) if lost else (Side.B, Side.A))
     assert (now.outlook is Outlook.NONE) is (event is both_die)
     assert upgrade.fled(now) is (event is old_dies)
+
+
+def test_a_switch_that_was_started_in_the_place_of_the_old_one_is_not_the_old_one(
+    upgrade: Upgrade, world: World
+) -> None:
+    """What others had programmed in the old one is not in its successor."""
+    of_one = replace(upgrade, old_process=(100, None))
+    world.processes[100] = ["ovs-vswitchd"]
+    assert of_one.look().outlook is Outlook.BOTH
+    assert of_one.unrestored() == ""
+    del world.processes[100]
+    assert of_one.dead(Side.A)
+    assert not of_one.runs(Side.A)
+    assert of_one.look().old_lost
+    assert upgrade.look().outlook is Outlook.BOTH
+    assert of_one.unrestored() == "instance a died, and instance b serves its VMs"
+    all_are_back(world)
+    assert of_one.unrestored() == "instance a died and was started again"
+    old_dies(world)
+    assert of_one.unrestored() == "instance a died and has to be started again"
+
+
+class Told:
+    """What a step knows of its journal."""
+
+    def __init__(self, *facts: str) -> None:
+        self.facts = dict.fromkeys(facts)
+
+
+def test_a_copy_that_is_not_whole_is_nothing_to_go_forward_with(upgrade: Upgrade, world: World) -> None:
+    half, whole = cast(StepContext, Told()), cast(StepContext, Told(clone_loss.COPIED))
+    assert not clone_loss.lost(upgrade, half)
+    old_dies(world)
+    assert clone_loss.lost(upgrade, whole)
+    assert clone_loss.no_way_back(upgrade, whole.facts) == "instance a died"
+    with pytest.raises(SwitchError, match="instance a died before it was copied"):
+        clone_loss.lost(upgrade, half)
+    assert clone_loss.no_way_back(upgrade, half.facts) == ""
 
 
 def test_a_broker_that_does_not_answer_is_no_reason_to_give_up(upgrade: Upgrade) -> None:

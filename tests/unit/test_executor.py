@@ -103,9 +103,14 @@ def _open(_world: World) -> str:
     return ""
 
 
-def a_plan(no_way_back: Callable[[World], str] = _open, no_way_on: Callable[[World], str] = _open) -> Plan[World]:
+def a_plan(
+    no_way_back: Callable[[World, Facts], str] = lambda _world, _facts: "",
+    no_way_on: Callable[[World], str] = _open,
+    unrestored: Callable[[World], str] = _open,
+) -> Plan[World]:
     before = (Look("check"), Change("start"), Change("move"))
-    return Plan("upgrade", before, (Change("retire"),), no_way_back=no_way_back, no_way_on=no_way_on)
+    after = (Change("retire"),)
+    return Plan("upgrade", before, after, no_way_back=no_way_back, no_way_on=no_way_on, unrestored=unrestored)
 
 
 class Bench:
@@ -149,7 +154,11 @@ def bench() -> Bench:
 CHECKED = [("started", "check", None, ""), ("done", "check", 1, "")]
 STARTED = [("started", "start", None, ""), ("done", "start", 2, "")]
 MOVED = [("started", "move", None, ""), ("done", "move", 2, "")]
-UNDONE = [("undoing", "start", None, ""), ("undone", "start", 4, ""), ("rolled-back", "", None, "")]
+UNDONE = [
+    ("undoing", "start", None, ""),
+    ("undone", "start", 4, ""),
+    ("rolled-back", "", None, "everything was put back"),
+]
 
 
 # -- events and records ------------------------------------------------------------------------------------------------
@@ -334,7 +343,7 @@ def test_refusals_name_the_way_that_is_left(bench: Bench) -> None:
 
 
 def test_without_a_way_back_a_plan_goes_on_once(bench: Bench) -> None:
-    plan = a_plan(no_way_back=lambda world: world.lost)
+    plan = a_plan(no_way_back=lambda world, _facts: world.lost)
     bench.world.lost = "the old one died"
     bench.fail(move=SwitchError("no answer"))
     with pytest.raises(RolledBack):
@@ -347,8 +356,39 @@ def test_without_a_way_back_a_plan_goes_on_once(bench: Bench) -> None:
     assert bench.phase() is Phase.ROLLED_BACK
 
 
+@pytest.mark.parametrize("unrestored", ["the old one died", ""])
+def test_a_rollback_says_what_it_could_not_put_back(bench: Bench, unrestored: str) -> None:
+    plan = a_plan(unrestored=lambda _world: unrestored)
+    bench.fail(move=SwitchError("no answer"))
+    with pytest.raises(RolledBack) as raised:
+        bench.execute(plan)
+    reached = "everything that was changed was put back, but the old one died"
+    reached = reached if unrestored else "everything was put back"
+    assert raised.value.message == f"step move failed: no answer; {reached}"
+    assert bench.said[-1] == ("rolled-back", "", None, reached)
+
+
+def test_a_rollback_ends_although_nobody_knows_what_it_has_reached(bench: Bench) -> None:
+    def asked(_world: World) -> str:
+        raise SwitchError("the broker does not answer")
+
+    bench.fail(move=SwitchError("no answer"))
+    with pytest.raises(RolledBack, match="put back, but what is left of it is not known: the broker does not answer"):
+        bench.execute(a_plan(unrestored=asked))
+    assert bench.phase() is Phase.ROLLED_BACK
+
+
+def test_what_is_lost_depends_on_how_far_the_plan_has_come(bench: Bench) -> None:
+    plan = a_plan(no_way_back=lambda world, facts: world.lost if "move was" in facts else "")
+    bench.world.lost = "the old one died"
+    bench.fail(start=SwitchError("no answer"))
+    with pytest.raises(RolledBack):
+        bench.execute(plan)
+    assert Kind.FORWARD_ANYWAY not in {record.kind for record in bench.journal.records}
+
+
 def test_going_on_without_a_way_back_needs_no_journal(bench: Bench) -> None:
-    plan = a_plan(no_way_back=lambda world: world.lost)
+    plan = a_plan(no_way_back=lambda world, _facts: world.lost)
     bench.world.lost = "the old one died"
     bench.journal.full = {Kind.COMMIT}
     bench.execute(plan)
@@ -356,7 +396,7 @@ def test_going_on_without_a_way_back_needs_no_journal(bench: Bench) -> None:
 
 
 def test_a_roll_back_without_a_way_back_is_refused(bench: Bench) -> None:
-    plan = a_plan(no_way_back=lambda world: world.lost)
+    plan = a_plan(no_way_back=lambda world, _facts: world.lost)
     bench.fail(move=PowerCut())
     with pytest.raises(PowerCut):
         bench.execute(plan)

@@ -49,7 +49,7 @@ PLAN: Plan[World] = Plan(
     "upgrade",
     (Change("start"), Change("move")),
     (Change("record-active"), Change("retire")),
-    no_way_back=lambda world: world.old_lost,
+    no_way_back=lambda world, _facts: world.old_lost,
     no_way_on=lambda world: world.new_lost,
 )
 WHOLE = ["start", "move", "record-active", "retire"]

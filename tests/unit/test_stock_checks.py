@@ -199,7 +199,6 @@ FAULTS = {
         of_log(file="/var/log/a.log"), "switch", ERROR, "logs to /var/log/a.log", 'set stock.log = "/var/log/a.log"'
     ),
     "a deleted log": Fault(of_log(file=f"{LOG} (deleted)"), "log", ERROR, "which nothing can read", "vlog/reopen"),
-    "a monitor process": Fault(of_switch(monitor=98), "switch", WARNING, "process 98 starts", "kill -KILL 98"),
     "locked memory": Fault(of_switch(locks_memory=True), "switch", WARNING, "locks its memory", "--no-mlockall"),
     "a bridge of the kernel": Fault(
         of_pipeline(bridges=(*HEALTHY.pipeline.bridges, StockBridge("br-k", "system"))), "datapath", ERROR,

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from ovs_hotswap.broker.vm_source import SwitchProcesses
 from ovs_hotswap.config import Config, Program
 from ovs_hotswap.controllers.well_known import WellKnown
 from ovs_hotswap.errors import StateUnknown, SwitchError
 from ovs_hotswap.model import Life, Release, Side
 from ovs_hotswap.switch.instance import Instance
-from ovs_hotswap.switch.paths import InstancePaths, read_stock
+from ovs_hotswap.switch.paths import InstancePaths, read_stock, recorded_stock
 from ovs_hotswap.switch.stock_instance import StockInstance, forget, instance_class, recognise
 from ovs_hotswap.system import System
 
@@ -108,6 +109,61 @@ def test_another_process_with_its_pid_is_not_taken_for_it(
     assert instance.life() is Life.DEAD
     instance.kill()
     assert daemons["ovs-vswitchd"].poll() is None
+
+
+@pytest.fixture
+def restarted(config: Config, daemons: dict[str, subprocess.Popen[bytes]]) -> Iterator[dict[str, int]]:
+    """The pids of daemons that the distribution has started after those died which were an instance."""
+    recognise(config, System(), Side.A, RUNNING)
+    started = {}
+    for name, died in daemons.items():
+        died.kill()
+        died.wait()
+        started[name] = subprocess.Popen([name, "600"], executable="/bin/sleep")
+        (config.stock.run_dir / f"{name}.pid").write_text(f"{started[name].pid}\n")
+    yield {name: each.pid for name, each in started.items()}
+    for process in started.values():
+        process.kill()
+        process.wait()
+
+
+def test_daemons_that_were_started_again_are_the_instance(config: Config, restarted: dict[str, int]) -> None:
+    instance = StockInstance(config, Side.A, System())
+    assert (instance.pid(), instance.database_pid()) == (restarted["ovs-vswitchd"], restarted["ovsdb-server"])
+    assert instance.life() is Life.RUNS
+    assert instance.paths.vswitchd_ctl.name == f"ovs-vswitchd.{restarted['ovs-vswitchd']}.ctl"
+    assert SwitchProcesses(config, System()).found()[Side.A].pid == restarted["ovs-vswitchd"]
+    assert recorded_stock(config) != read_stock(config)
+    recognise(config, System(), Side.A, RUNNING)
+    assert recorded_stock(config) == read_stock(config)
+
+
+def test_a_well_known_path_that_leads_to_the_other_instance_names_no_successor(
+    config: Config, restarted: dict[str, int]
+) -> None:
+    for name in restarted:
+        path = config.stock.run_dir / f"{name}.pid"
+        path.symlink_to(path.rename(path.with_name(f"other-{name}")))
+    assert StockInstance(config, Side.A, System()).pid() is None
+    assert read_stock(config) == recorded_stock(config)
+
+
+def test_second_names_of_daemons_that_died_are_not_used(
+    config: Config, daemons: dict[str, subprocess.Popen[bytes]]
+) -> None:
+    recognise(config, System(), Side.A, RUNNING)
+    own = config.stock.run_dir / "db.sock"
+    own.touch()
+    names = WellKnown(config.stock.run_dir, config.stock.kept_dir)
+    names.keep()
+    own.unlink()
+    own.touch()
+    assert InstancePaths.of(config, Side.A).run_dir == config.stock.run_dir
+    names.keep()
+    assert InstancePaths.of(config, Side.A).run_dir == config.stock.kept_dir
+    own.unlink()
+    own.symlink_to("b/db.sock")
+    assert InstancePaths.of(config, Side.A).run_dir == config.stock.kept_dir
 
 
 def test_a_damaged_record_is_not_taken_for_none(config: Config) -> None:

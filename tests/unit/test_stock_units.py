@@ -4,17 +4,21 @@ front of a real systemd."""
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.controllers.monitors import end_monitors, monitor_of
 from ovs_hotswap.controllers.ovs_ctl import OvsCtl
 from ovs_hotswap.controllers.stock_units import StockUnits, findings, shield_text
 from ovs_hotswap.errors import CommandError, HostError
 from ovs_hotswap.model import Severity
+from ovs_hotswap.switch.monitors import end_family, end_monitors, monitor_of
+from ovs_hotswap.system import System
 from tests.unit.fake_system import FakeSystem
 
 
@@ -182,6 +186,31 @@ def test_a_monitor_is_found_by_what_it_says_of_itself(tmp_path: Path) -> None:
     assert [monitor_of(pid, system, tmp_path) for pid in (20, 21, 22, 23)] == [10, None, None, None]
     assert end_monitors((20, 21), system, tmp_path) == (10,)
     assert system.killed == [(10, 0)]
+
+
+def test_a_monitor_ends_with_what_it_has_started_since() -> None:
+    """A real one, which starts a daemon again as soon as it dies, however fast it is ended."""
+    program = """
+import os, signal, sys, time
+while True:
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+    print(child, flush=True)
+    os.waitpid(child, 0)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as monitor:
+        assert monitor.stdout is not None
+        died = int(monitor.stdout.readline())
+        os.kill(died, signal.SIGKILL)
+        again = int(monitor.stdout.readline())
+        reaper = threading.Thread(target=monitor.wait)  # otherwise it stays a zombie, which counts as alive
+        reaper.start()
+        ended = end_family(monitor.pid, System())
+        reaper.join()
+    assert set(ended) >= {monitor.pid, again}
+    assert not System().alive(again)
+    assert end_family(monitor.pid, System()) == (monitor.pid,)  # it may be repeated
 
 
 def test_a_diversion_that_fails_is_an_error_with_a_hint(script: Path, tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
 """The parents of daemons that were started with ``--monitor``: they start a daemon again that has crashed.
 
-One that starts the old switch again after it was ended would have it listen at the well-known paths, over the links
-that lead to the active instance (lib/socket-util-unix.c, make_unix_socket, unlinks first).
+One that starts a switch again that was ended on purpose, or has a successor by then, would have it listen at the
+well-known paths, over the links that lead to the active instance (lib/socket-util-unix.c, make_unix_socket, unlinks
+first).
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import signal
 from pathlib import Path
 
 from ovs_hotswap.process_exit import PROC
@@ -17,9 +21,8 @@ _TITLE = re.compile(r".+: monitoring pid (\d+)\b")  # lib/daemon-unix.c, monitor
 
 def monitor_of(pid: int, system: System, proc: Path = PROC) -> int | None:
     """Return the process that watches over daemon ``pid``; ``None`` if there is none, or the daemon has ended."""
-    try:
-        parent = int((proc / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-    except OSError:
+    parent = _parent(pid, proc)
+    if parent is None:
         return None
     title = _TITLE.match(" ".join(system.cmdline(parent)))
     return parent if title is not None and int(title[1]) == pid else None
@@ -32,3 +35,22 @@ def end_monitors(pids: tuple[int, ...], system: System, proc: Path = PROC) -> tu
     for monitor in found:
         system.kill(monitor, grace=0)
     return found
+
+
+def end_family(monitor: int, system: System, proc: Path = PROC) -> tuple[int, ...]:
+    """End a monitor whose daemon has died, and what it has started in the daemon's place. Returns all pids. Raises
+    CommandError if one does not die."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(monitor, signal.SIGSTOP)  # it starts no other one while it is looked at
+    family = (monitor, *(pid for pid in system.pids() if _parent(pid, proc) == monitor))
+    for pid in family:
+        system.kill(pid, grace=0)
+    return family
+
+
+def _parent(pid: int, proc: Path) -> int | None:
+    """Return the parent of a process; ``None`` if that has ended."""
+    try:
+        return int((proc / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    except OSError:
+        return None

@@ -1,0 +1,77 @@
+"""What an upgrade of a host that others program does if the old instance dies.
+
+What others have programmed dies with it, except for its database. So before the new instance is a whole copy, the
+upgrade goes back, and the distribution starts its switch again as it would have without an upgrade. Afterwards the copy
+is all that is left, and the upgrade goes forward with it, without the old instance. A switch that the distribution has
+started in its place since has nothing that the copy lacks, and is ended.
+"""
+
+from __future__ import annotations
+
+import operator
+
+from ovs_hotswap.clone.database import bring
+from ovs_hotswap.errors import HotswapError, SwitchError
+from ovs_hotswap.plan.executor import StepContext
+from ovs_hotswap.plan.records import Facts
+from ovs_hotswap.process_exit import start_time
+from ovs_hotswap.switch.monitors import end_family, monitor_of
+from ovs_hotswap.switch.paths import read_stock
+from ovs_hotswap.upgrade.adopt_vms import unadopted
+from ovs_hotswap.upgrade.situation import Upgrade
+from ovs_hotswap.waiting import wait_until
+from ovs_hotswap.wording import some
+
+COPIED = "given"  # the fact that says that the new instance is a whole copy
+_ALONE_S = 10.0
+
+
+def facts(context: Upgrade) -> Facts:
+    """What would start the old switch again after its death, for the time from which that must not be."""
+    pid = context.host.instances[context.old].pid()
+    monitor = None if pid is None else monitor_of(pid, context.host.system)
+    return {"monitor": None if monitor is None else [monitor, start_time(monitor)]}
+
+
+def no_way_back(context: Upgrade, facts: Facts) -> str:
+    """Why an upgrade cannot be undone; empty if it can. See the module."""
+    return context.look_after_waiting().no_way_back if COPIED in facts else ""
+
+
+def lost(context: Upgrade, run: StepContext) -> bool:
+    """Whether a step has to do without the old instance. Raises SwitchError if there is no whole copy of it."""
+    if not context.look().old_lost:
+        return False
+    if COPIED not in run.facts:
+        raise SwitchError(f"instance {context.old} died before it was copied")
+    return True
+
+
+def go_without_old(context: Upgrade, run: StepContext) -> None:
+    """Make the new pipeline the only one at once, and have the new instance take all that the dead one had. It may be
+    repeated. What cannot be had without the old instance is a warning: there is nothing to go back to."""
+    host, cloning = context.host, context.host.cloning
+    cloning.wire.cut(context.new)
+    stock, monitor = read_stock(host.config), run.facts.get("monitor")
+    if stock is not None and stock.side is context.old:
+        cloning.units.retire()
+    if isinstance(monitor, list) and host.system.is_still(*monitor):
+        end_family(monitor[0], host.system)
+    exchange, old, new = cloning.exchange(context.new), cloning.paths[context.old], cloning.paths[context.new]
+    try:
+        devices = run.texts("devices") or cloning.kernel_devices(context.new)
+        run.remember(devices=devices)
+        exchange.take_over(run.texts("taps"), devices,
+                           lambda: bring(old, new, cloning.changes(context.new, cut=True)))  # fmt: skip
+    except HotswapError as error:
+        run.warn(f"ports of instance {context.old} that the host uses are not carried over: {error.message}")
+
+
+def await_left_alone(context: Upgrade, run: StepContext) -> None:
+    """Wait until the broker knows of each VM without a broker that its switch has died: it then calls the VM's QEMU."""
+
+    def direct() -> list[str]:
+        return [vm.name for vm in unadopted(context.host)]
+
+    if late := wait_until(direct, _ALONE_S, context.host.system, done=operator.not_):
+        run.warn(f"VM {some(late)} is still connected without the broker, although instance {context.old} died")
