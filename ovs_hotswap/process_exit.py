@@ -39,7 +39,7 @@ def has_memory(pid: int, proc: Path = PROC) -> bool:
                 if not (proc / str(pid) / "task" / thread / "statm").read_bytes().startswith(b"0 "):
                     return True
     except OSError:
-        return _lives(pid)
+        return lives(pid)
     return False
 
 
@@ -52,10 +52,10 @@ def start_time(pid: int, proc: Path = PROC) -> int | None:
     try:
         return int((proc / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[19])
     except OSError:
-        return None if _lives(pid) else 0
+        return None if lives(pid) else 0
 
 
-def _lives(pid: int) -> bool:
+def lives(pid: int) -> bool:
     """Whether a process has not ended. If that cannot be found out, it counts as alive."""
     try:
         pidfd = os.pidfd_open(pid)

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovs_hotswap.errors import StateUnknown
-from ovs_hotswap.process_exit import PROC
+from ovs_hotswap.process_exit import PROC, lives
 
 SWITCH = "ovs-vswitchd"
 _PIDFD_GETFD = 438  # include/uapi/asm-generic/unistd.h
@@ -66,7 +66,7 @@ class Connections:
         self._pid, self._proc = pid, proc
 
     def clients(self) -> tuple[Client, ...]:
-        """Return the clients. Raises StateUnknown if the process has ended or may not be looked at."""
+        """Return the clients. Raises StateUnknown if the process may not be looked at."""
         found: list[Client] = []
         self._each(lambda client, _: found.append(client))
         return tuple(found)
@@ -98,6 +98,8 @@ class Connections:
             finally:
                 os.close(pidfd)
         except OSError as error:
+            if not lives(self._pid):  # its connections ended with it
+                return
             raise StateUnknown(
                 f"process {self._pid}: its connections cannot be seen: {error.strerror}",
                 hint="it takes the capability CAP_SYS_PTRACE, and kernel.yama.ptrace_scope must not be 3",

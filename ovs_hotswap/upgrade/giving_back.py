@@ -59,13 +59,15 @@ def give_back(config: Config, system: System, names: Collection[str]) -> list[Ch
     """Give the named VMs, or all, to the active switch without the broker. Raises BrokerError, BusyError, HostError."""
     host = _host(config, system)
     with host.lock():
+        vms = [vm for vm in host.backends.vms(read=False) if _named(vm.name, names)]
+        if not vms:
+            return []  # on a host of which nothing was ever taken over, no instance is active
         active = host.active()
         if host.instances[active.other].pid() is not None:
             raise PrecheckFailed(
                 f"instance {active.other} runs beside the active one, and either could get the VMs",
                 hint=f"`ovs-hotswap instance stop {active.other}`",
             )
-        vms = [vm for vm in host.backends.vms(read=False) if _named(vm.name, names)]
         changed = _each(vms, lambda vm: host.broker.give_back(vm.name))
         gone = {each.vm for each in changed if each.error is None}
         write_ports(config, system, tuple(port for port in read_ports(config) if port.name not in gone))

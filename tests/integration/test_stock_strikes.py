@@ -25,7 +25,8 @@ from tests.support.stock_host import StockHost
 
 ALL = int(os.environ.get("OVS_HOTSWAP_STOCK_ROUNDS", "1")) > 1
 BEFORE, AFTER = clone_plan().shape.before, clone_plan().shape.after
-UNCOPIED, COPIED = BEFORE[: BEFORE.index("copy") + 1], BEFORE[BEFORE.index("copy") + 1 :]
+# The steps, of which the first changes nothing, until the new instance is a whole copy, and those after it.
+UNCOPIED, COPIED = BEFORE[1 : BEFORE.index("copy") + 1], BEFORE[BEFORE.index("copy") + 1 :]
 PINGS_S = 0.5
 MOST = 30  # pings that a busy machine may lose; 100 a second are sent by each guest to each other
 
@@ -57,16 +58,18 @@ from ovs_hotswap.host.host import Host
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.upgrade import Upgrader
 upgrader = Upgrader(Host(load_config(Path({str(operator.config)!r})), System()))
+sides = []
 def watch(event):
     print(event, flush=True)
+    sides.append(upgrader.host.recorded_active())
     if event.step != {step.rstrip("+")!r} or event.kind != {"progress" if step.endswith("+") else "started"!r}:
         return
-    old = upgrader.host.recorded_active()
+    old = sides[0]
     pid = dict(self=os.getpid, old=lambda: upgrader.host.instances[old].pid(),
                new=lambda: upgrader.host.instances[old.other].pid())[{victim!r}]()
     os.kill(pid, signal.SIGKILL)
 try:
-    upgrader.upgrade("tree", watch)
+    upgrader.upgrade("tree", watch, force=True)
 except HotswapError as error:
     print(type(error).__name__, error, error.hint)
     raise SystemExit(error.exit_code)
@@ -156,4 +159,4 @@ def test_the_new_switch_serves_on_when_the_old_one_was_killed(host: StockHost, o
     missing = lost(host, mark)
     assert differences(without_own(before), without_own(programmed(host))) == []
     if step in AFTER:
-        assert missing <= MOST  # the new one had everything already
+        assert missing <= 2 * MOST  # the new one had everything already, but its links to the old one end

@@ -100,8 +100,14 @@ def test_all_clients_are_dropped_but_switches_own_processes_and_spared_ones(
     assert daemon.clients() == ()
 
 
-def test_a_process_that_has_ended_is_unknown() -> None:
+def test_a_process_that_has_ended_has_no_connections() -> None:
     child = subprocess.Popen(["true"])
-    child.wait()
-    with pytest.raises(StateUnknown, match=str(child.pid)):
-        Connections(child.pid).clients()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    for _ in ("a zombie", "nothing"):
+        assert Connections(child.pid).clients() == ()
+        child.wait()
+
+
+def test_what_a_living_process_has_and_does_not_show_is_unknown(tmp_path: Path) -> None:
+    with pytest.raises(StateUnknown, match=str(os.getpid())):
+        Connections(os.getpid(), tmp_path).clients()
