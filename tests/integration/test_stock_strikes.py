@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -46,11 +47,17 @@ def operator(host: StockHost, tree_release: Release) -> Operator:
     return operator
 
 
-def struck(host: StockHost, operator: Operator, step: str, victim: Literal["self", "old", "new"]) -> int:
-    """The status of an upgrade that kills ``victim`` when it starts ``step``: -9 if that is the orchestrator.
+def struck(
+    host: StockHost,
+    operator: Operator,
+    step: str,
+    victim: Literal["self", "old", "new"],
+    blow: signal.Signals = signal.SIGKILL,
+) -> int:
+    """The status of an upgrade that strikes ``victim`` when it starts ``step``: -9 if that is the orchestrator.
     ``adopt+``: when the first VM is taken over."""
     program = f"""
-import os, signal
+import os
 from pathlib import Path
 from ovs_hotswap.config_file import load_config
 from ovs_hotswap.errors import HotswapError
@@ -67,7 +74,7 @@ def watch(event):
     old = sides[0]
     pid = dict(self=os.getpid, old=lambda: upgrader.host.instances[old].pid(),
                new=lambda: upgrader.host.instances[old.other].pid())[{victim!r}]()
-    os.kill(pid, signal.SIGKILL)
+    os.kill(pid, {int(blow)})
 try:
     upgrader.upgrade("tree", watch, force=True)
 except HotswapError as error:
@@ -160,3 +167,38 @@ def test_the_new_switch_serves_on_when_the_old_one_was_killed(host: StockHost, o
     assert differences(without_own(before), without_own(programmed(host))) == []
     if step in AFTER:
         assert missing <= 2 * MOST  # the new one had everything already, but its links to the old one end
+
+
+@pytest.fixture(scope="module")
+def monitored(system: System) -> Iterator[StockHost]:
+    with StockHost(system, guests=2, monitored=True) as host:
+        yield host
+
+
+def test_a_switch_that_crashes_and_that_its_monitor_starts_again(
+    monitored: StockHost, tree_release: Release, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It serves the VMs again, whether they have a broker or not, until the upgrade has a whole copy of it; then its
+    successor ends, which has nothing that the copy lacks."""
+    host = monitored
+    assert tree_release.root is not None
+    operator = Operator(host, SHORT_SOAK)
+    operator.add_release("tree", Path(tree_release.root))
+    operator.start_broker()
+    before, crashed = programmed(host), host.switch_pid
+    assert struck(host, operator, "copy", "old", signal.SIGSEGV) == RolledBack.exit_code
+    assert "but instance a died and was started again" in capsys.readouterr().out
+    served(host)
+    assert host.switch_pid not in (None, crashed)
+    assert struck(host, operator, "adopt+", "self") == -9
+    assert not operator.ask("rollback")["committed"]
+    crashed = host.switch_pid
+    assert crashed is not None
+    os.kill(crashed, signal.SIGSEGV)  # some VMs have a broker now
+    served(host)
+    assert host.switch_pid not in (None, crashed)
+    assert struck(host, operator, "adopt+", "old", signal.SIGSEGV) == 0
+    served(host)
+    assert operator.ask("status")["active"] == "b"
+    assert len(host.run(["pgrep", "--ns", str(host.switch_pid), "--nslist", "mnt", "ovs-vswitchd"]).split()) == 1
+    assert differences(without_own(before), without_own(programmed(host))) == []

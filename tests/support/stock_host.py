@@ -62,7 +62,8 @@ def devargs(side: str) -> str:
 
 class StockHost:
     """A host with guests under traffic between ``with`` and its end. ``guests``: a kind for each guest, or how many.
-    The last ``later`` of them are only started by ``plug``.
+    The last ``later`` of them are only started by ``plug``. ``monitored``: a switch that crashes is started again, as
+    ``ovs-ctl`` does it unless told otherwise.
 
     ``directory`` has everything. What is in ``/run`` on the host is in ``directory/run`` outside (``outside``); the
     guests' sockets, reports and logs have the same path on either side.
@@ -78,8 +79,10 @@ class StockHost:
         guests: int | Sequence[GuestKind] = 2,
         later: int = 0,
         ping_interval_ms: float = 10.0,
+        monitored: bool = False,
     ) -> None:
         self._system = system
+        self._monitored = monitored
         self.kind: BridgeKind = bridge
         self._kinds = [GuestKind()] * guests if isinstance(guests, int) else list(guests)
         self.directory = Path(tempfile.mkdtemp(prefix="ovsh-stock-"))
@@ -196,10 +199,11 @@ class StockHost:
         )  # fmt: skip
 
     def start_switch(self) -> None:
-        """Start ovs-vswitchd as ``ovs-ctl --no-monitor`` does; return when DPDK is initialized."""
+        """Start ovs-vswitchd as ``ovs-ctl`` does, or ``ovs-ctl --no-monitor``; return when DPDK is initialized."""
         self.run(
             ["ovs-vswitchd", f"unix:{RUN_DIR}/db.sock", "-vconsole:emer", "-vsyslog:err", "-vfile:info", "--mlockall",
-             "--no-chdir", f"--log-file={LOG}", f"--pidfile={RUN_DIR}/ovs-vswitchd.pid", "--detach"]
+             *(["--monitor"] if self._monitored else []), "--no-chdir", f"--log-file={LOG}",
+             f"--pidfile={RUN_DIR}/ovs-vswitchd.pid", "--detach"]
         )  # fmt: skip
         assert self.vsctl("get", "Open_vSwitch", ".", "dpdk_initialized") == "true"
 
