@@ -64,17 +64,35 @@ class SharedSocket:
             if now - self._missing_since < GRACE_S:
                 return listener
         self._missing_since = None
+        qemus = there is not None and (listener is not None or not self._is_left_over())
         try:
-            if there is not None and (listener is not None or not self._is_left_over()):
-                self.path.rename(self.qemu)
-                self._refused_since = None
-                log.info("%s: QEMU has made this socket: it is %s from now on", self.path, self.qemu.name)
-            made = listen(self.path)
-            self._be_like_qemus()
+            made = self._take_place(qemus, first=listener is None)
         except OSError as error:
             raise BrokerError(f"{self.path}: {error.strerror}") from error
         self.made = _identity(self.path)
         return made
+
+    def _take_place(self, qemus: bool, *, first: bool) -> socket.socket:
+        """Return a new listener at ``path``. ``qemus``: what is there is QEMU's socket. If this fails, nothing of the
+        broker is there, and QEMU's socket is there again if this would be the ``first`` listener; otherwise the
+        switches are not to find it. Raises OSError, BrokerError."""
+        with contextlib.ExitStack() as undo:
+            if qemus:
+                self.path.rename(self.qemu)
+                if first:
+                    undo.callback(self._put_back)
+                self._refused_since = None
+                log.info("%s: QEMU has made this socket: it is %s from now on", self.path, self.qemu.name)
+            made = listen(self.path)
+            undo.callback(self.path.unlink)
+            undo.callback(made.close)
+            self._be_like_qemus()
+            undo.pop_all()
+            return made
+
+    def _put_back(self) -> None:
+        with contextlib.suppress(OSError):
+            self.qemu.rename(self.path)
 
     def inherit(self, made: Identity | None) -> None:
         """Continue with an earlier broker's listener. ``made`` is as that broker knew it."""
@@ -89,8 +107,8 @@ class SharedSocket:
         """Have the switches that could connect to QEMU's socket connect to this one: they need not be root's."""
         with contextlib.suppress(FileNotFoundError):
             found = self.qemu.stat()
+            self.path.chmod(stat.S_IMODE(found.st_mode))  # as the owner: the broker's unit lacks CAP_FOWNER
             os.chown(self.path, found.st_uid, found.st_gid)
-            self.path.chmod(stat.S_IMODE(found.st_mode))
 
     def in_use(self) -> bool | None:
         """Whether QEMU has a connection by ``path`` or ``qemu``; ``None`` if that is not seen, or none listens."""

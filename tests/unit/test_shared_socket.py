@@ -7,6 +7,8 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -98,6 +100,61 @@ def test_qemus_socket_is_renamed_and_answers_under_both_names(bench: Bench) -> N
     assert accepted(own)
     assert (bench.path.stat().st_uid, bench.path.stat().st_gid, bench.path.stat().st_mode & 0o777) == (7, 9, 0o640)
     assert bench.shared.listen(own) is own
+
+
+def test_the_rights_of_the_brokers_unit_suffice_for_the_socket_of_another_user(bench: Bench) -> None:
+    """systemd/ovs-hotswap-broker.service, CapabilityBoundingSet=."""
+    qemu = bench.start_qemu()
+    bench.path.chmod(0o640)
+    os.chown(bench.path, 7, 9)
+    program = (f"from pathlib import Path; from ovs_hotswap.broker.shared_socket import SharedSocket; "
+               f"SharedSocket(Path({str(bench.path)!r}), Path({str(bench.moved)!r})).listen(None)")  # fmt: skip
+    rights = "-all,+chown,+dac_override,+sys_nice"
+    subprocess.run(["setpriv", f"--bounding-set={rights}", sys.executable, "-P", "-c", program], check=True)
+    found = bench.path.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (7, 9, 0o640)
+    assert bench.answers(bench.moved)
+    assert accepted(qemu)
+
+
+def test_a_listener_that_cannot_be_made_leaves_qemus_socket_where_it_was(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = bench.start_qemu()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "chown", refused)
+        with pytest.raises(BrokerError, match="Operation not permitted"):
+            bench.shared.listen(None)
+    assert not bench.moved.exists()
+    assert bench.answers(bench.path)
+    assert accepted(qemu)
+    assert accepted_after(bench, bench.listen())
+
+
+def test_a_listener_that_cannot_be_made_again_is_made_by_the_next_attempt(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = bench.listen()
+    qemu = bench.start_qemu()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "chown", refused)
+        with pytest.raises(BrokerError, match="Operation not permitted"):
+            bench.shared.listen(own)
+    assert not bench.path.exists()  # no switch is to find QEMU
+    time.sleep(GRACE_S)
+    bench.shared.listen(own)
+    time.sleep(GRACE_S)
+    assert accepted_after(bench, bench.listen(own))
+    assert bench.answers(bench.moved)
+    assert accepted(qemu)
+
+
+def refused(*_: object) -> None:
+    raise PermissionError(1, "Operation not permitted")
+
+
+def accepted_after(bench: Bench, own: socket.socket) -> bool:
+    return bench.answers(bench.path) is not None and accepted(own)
 
 
 def test_there_need_not_be_a_qemu(bench: Bench) -> None:
