@@ -27,7 +27,8 @@ class StockSwitch:
     """The two processes. ``database``: the file that ovsdb-server serves. ``pmd_cores``: the cores on which PMD threads
     run. ``other_config`` and ``external_ids``: of the Open_vSwitch table. ``unit``: the unit of systemd that
     ovs-vswitchd belongs to. ``monitor``: the process that starts ovs-vswitchd again when it is killed
-    (--monitor), if there is one. ``locks_memory``: it allocates all that it maps at once (--mlockall)."""
+    (--monitor), if there is one. ``locks_memory``: it allocates all that it maps at once (--mlockall).
+    ``lacks_memif``: it has not loaded DPDK's driver memif, and no longer can."""
 
     vswitchd_pid: int | None
     ovsdb_pid: int | None
@@ -42,6 +43,7 @@ class StockSwitch:
     unit: str | None = None
     monitor: int | None = None
     locks_memory: bool = False
+    lacks_memif: bool = False
 
 
 class PortKind(enum.StrEnum):

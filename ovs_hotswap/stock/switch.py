@@ -43,6 +43,7 @@ def read_switch(paths: InstancePaths, system: System, database: Database | None,
         unit=unit_of(_text(_PROC / str(pid) / "cgroup")) if pid is not None else None,
         monitor=None if pid is None else monitor_of(pid, system),
         locks_memory=pid is not None and locks_memory(_text(_PROC / str(pid) / "status")),
+        lacks_memif=pid is not None and lacks_memif(_text(_PROC / str(pid) / "maps")),
     )
 
 
@@ -133,6 +134,13 @@ def locks_memory(status: str) -> bool:
     is 0 otherwise (proc_pid_status(5))."""
     found = re.search(r"^VmLck:\s*(\d+) kB$", status, re.MULTILINE)
     return found is not None and int(found[1]) > 0
+
+
+def lacks_memif(maps: str) -> bool:
+    """Whether a process has DPDK as shared libraries and has not loaded its driver memif, from the text of
+    /proc/PID/maps. DPDK loads its drivers when it starts, and never later (eal_common_options.c, eal_plugins_init). A
+    program that DPDK is a part of has no such libraries, and is taken to have the driver."""
+    return "/librte_eal.so" in maps and "/librte_net_memif.so" not in maps
 
 
 def _text(path: Path) -> str:

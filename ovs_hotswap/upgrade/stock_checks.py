@@ -143,6 +143,10 @@ def switch(found: StockSwitch, terms: Terms) -> list[Finding]:
         findings.append(_warning(name, "it locks its memory (--mlockall): each QEMU stands still for up to 75 ms when "
                                  "it is taken over, instead of 15, if its guest's memory has small pages",
                                  "start the switch with `ovs-ctl --no-mlockall` the next time it starts"))  # fmt: skip
+    if found.lacks_memif:
+        findings.append(_error(name, "it has not loaded DPDK's driver memif, over which the instances exchange frames",
+                               "install it (Debian 12: `apt install librte-net-memif23`); a switch loads it only when "
+                               "it starts the next time"))  # fmt: skip
     label = f"OVS {found.ovs_version}, DPDK {found.dpdk_version}, process {found.vswitchd_pid}"
     return _ok(findings, name, label)
 

@@ -200,6 +200,7 @@ FAULTS = {
     ),
     "a deleted log": Fault(of_log(file=f"{LOG} (deleted)"), "log", ERROR, "which nothing can read", "vlog/reopen"),
     "locked memory": Fault(of_switch(locks_memory=True), "switch", WARNING, "locks its memory", "--no-mlockall"),
+    "no memif": Fault(of_switch(lacks_memif=True), "switch", ERROR, "DPDK's driver memif", "librte-net-memif23"),
     "a bridge of the kernel": Fault(
         of_pipeline(bridges=(*HEALTHY.pipeline.bridges, StockBridge("br-k", "system"))), "datapath", ERROR,
         "bridge br-k has the kernel's datapath", "datapath_type=netdev",

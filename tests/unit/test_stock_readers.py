@@ -26,7 +26,15 @@ from ovs_hotswap.stock.pipeline import _uplink, dump
 from ovs_hotswap.stock.qemu_options import MonitorOption
 from ovs_hotswap.stock.sockets import clients, connections, holders, inode_of
 from ovs_hotswap.stock.survey import running_paths
-from ovs_hotswap.stock.switch import dpdk_version, file_level, locks_memory, log_argument, served_database, unit_of
+from ovs_hotswap.stock.switch import (
+    dpdk_version,
+    file_level,
+    lacks_memif,
+    locks_memory,
+    log_argument,
+    served_database,
+    unit_of,
+)
 from ovs_hotswap.stock.vms import stock_vms, vm_ports
 from ovs_hotswap.switch.owned import MARK
 from ovs_hotswap.upgrade.stock_checks import Terms
@@ -113,6 +121,15 @@ def test_locked_memory() -> None:
     assert locks_memory("VmPin:\t       0 kB\nVmLck:\t  143352 kB\nVmHWM:\t 5 kB\n")
     assert not locks_memory("VmLck:\t       0 kB\n")
     assert not locks_memory("")
+
+
+def test_a_driver_that_was_not_loaded() -> None:
+    libraries = "/usr/lib/x86_64-linux-gnu"
+    eal = f"7f11c2a00000-7f11c2a1c000 r--p 00000000 08:01 77 {libraries}/librte_eal.so.23.0\n"
+    memif = f"7f11bd000000-7f11bd003000 r--p 00000000 08:01 78 {libraries}/dpdk/pmds-23.0/librte_net_memif.so.23.0\n"
+    assert lacks_memif(eal)
+    assert not lacks_memif(eal + memif)
+    assert not lacks_memif("55d0c0000000-55d0c0400000 r-xp 00000000 08:01 79 /opt/ovs/sbin/ovs-vswitchd\n")
 
 
 def test_the_files_of_the_running_switch(tmp_path: Path) -> None:
