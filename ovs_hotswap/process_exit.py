@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import select
 import signal
 import struct
@@ -67,6 +68,17 @@ def lives(pid: int) -> bool:
         return not readable(pidfd)
     finally:
         os.close(pidfd)
+
+
+def locks_memory(pid: int, proc: Path = PROC) -> bool:
+    """Whether a process has locked memory: what ``--mlockall`` locks is in VmLck, which is 0 otherwise
+    (proc_pid_status(5)). Returns false if that cannot be read."""
+    try:
+        status = (proc / str(pid) / "status").read_text(errors="replace")
+    except OSError:
+        return False
+    found = re.search(r"^VmLck:\s*(\d+) kB$", status, re.MULTILINE)
+    return found is not None and int(found[1]) > 0
 
 
 def readable(fd: int, timeout_s: float = 0.0) -> bool:

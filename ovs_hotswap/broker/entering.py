@@ -13,12 +13,12 @@ been sent; the broker reads it only when the switch has left.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import logging
 import os
 from collections.abc import Collection
-from dataclasses import replace
 from functools import reduce
 from operator import or_
 
@@ -27,17 +27,18 @@ from ovs_hotswap.adopt.snapshot import UNKNOWN_REQUEST, Snapshot, why_not_carrie
 from ovs_hotswap.broker.vm_slot import VmSlot
 from ovs_hotswap.errors import BrokerError, HotswapError, ProtocolError, StateUnknown
 from ovs_hotswap.model import Side
-from ovs_hotswap.vhostuser import capture, messages
+from ovs_hotswap.vhostuser import messages
 from ovs_hotswap.vhostuser.backend import SwitchConnection
 from ovs_hotswap.vhostuser.guest_state import GuestState, Offer
 from ovs_hotswap.vhostuser.handover import Swap
 from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
-from ovs_hotswap.vhostuser.reconcile import CAPTURE_OFFSET, scratch_region, why_not_parked
+from ovs_hotswap.vhostuser.reconcile import why_not_parked
 
 log = logging.getLogger(__name__)
 
 _PARKED_S = 10.0  # as for any VM that is parked (``control.parking_api``)
 _ANSWERS_S = 1.0  # for the answers to a swap that failed, while QEMU stands still
+_CATCH_UP_S = 0.003
 _LEFT_S = 5.0  # a switch connects again a second after an attempt that failed
 
 
@@ -112,6 +113,7 @@ class Entering:
         swap: Swap | None = None
         try:
             self._begin()
+            await self._caught_up()
             swap = self._slot.mover.swap_to(self.new, {}, cores)
         except (HotswapError, OSError) as error:
             fault = error if isinstance(error, HotswapError) else BrokerError(f"vm {self._vm.name}: {error}")
@@ -149,21 +151,19 @@ class Entering:
             ownership=vm.ownership.entered(self.old)))  # fmt: skip
         self._link, vm.deaf = link, True
         vm.watch(link)
-        self._share_scratch(link)
         vm.sync(self.old)
 
-    def _share_scratch(self, link: SwitchConnection) -> None:
-        """Send the memory table with the part of the scratch memory that this one handover needs. A switch that locks
-        its memory (``--mlockall``, which `ovs-ctl` sets) allocates all of a region when it maps it: 64 MiB take it a
-        tenth of a second, for which QEMU would stand still."""
-        vm = self._vm
-        scratch = scratch_region(vm.scratch)
-        needed = min(scratch.size, CAPTURE_OFFSET + capture.needed_by(vm.state, vm.mtu))
-        regions = (*vm.state.memory, replace(scratch, size=needed))
-        link.channel.send(messages.build_memory_table(regions), [region.descriptor for region in regions])
-        whole = tuple((r.guest_address, r.size, r.user_address, r.offset, r.descriptor.serial)
-                      for r in (*vm.state.memory, scratch))  # fmt: skip
-        link.told = replace(link.told, memory=whole)  # or the whole of it would be sent
+    async def _caught_up(self) -> None:
+        """Wait until the first switch has mapped the memory, and has delivered what waited for that. It holds the locks
+        of the rings in the meantime (lib/vhost/vhost_user.c, ``vhost_user_set_mem_table``), so its PMD threads stand
+        still. Of what they deliver then, a copy is under way: if that came after the handover, it would be delivered
+        again."""
+        link = self._link
+        assert link is not None
+        self._vm.guarded(link, lambda: link.fence(lambda: None))
+        with contextlib.suppress(BrokerError):  # the handover finds out whether it answers
+            await self._vm.changes.until(lambda: link.quiet, self._slot.mover.fence_s)
+        await asyncio.sleep(_CATCH_UP_S)
 
     def _outcome(self) -> Side | None:
         """Return the side that the VM is with, as far as the two switches have answered; ``new`` as well if the first

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ovs_hotswap.background import threads_of
 from ovs_hotswap.errors import SwitchError
+from ovs_hotswap.process_exit import locks_memory
 from ovs_hotswap.stock.database import Database, first
 from ovs_hotswap.stock.facts import StockLog, StockSwitch
 from ovs_hotswap.switch.monitors import monitor_of
@@ -42,7 +43,7 @@ def read_switch(paths: InstancePaths, system: System, database: Database | None,
         log=_log(paths, pid, argv, unreadable),
         unit=unit_of(_text(_PROC / str(pid) / "cgroup")) if pid is not None else None,
         monitor=None if pid is None else monitor_of(pid, system),
-        locks_memory=pid is not None and locks_memory(_text(_PROC / str(pid) / "status")),
+        locks_memory=pid is not None and locks_memory(pid),
         lacks_memif=pid is not None and lacks_memif(_text(_PROC / str(pid) / "maps")),
     )
 
@@ -127,13 +128,6 @@ def _pmd_cores(pid: int) -> tuple[int, ...]:
             except OSError:  # it has just ended
                 continue
     return tuple(sorted(cores))
-
-
-def locks_memory(status: str) -> bool:
-    """Whether a process has locked memory, from the text of /proc/PID/status. What --mlockall locks is in VmLck, which
-    is 0 otherwise (proc_pid_status(5))."""
-    found = re.search(r"^VmLck:\s*(\d+) kB$", status, re.MULTILINE)
-    return found is not None and int(found[1]) > 0
 
 
 def lacks_memif(maps: str) -> bool:

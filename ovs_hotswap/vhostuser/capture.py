@@ -34,7 +34,6 @@ from ovs_hotswap.vhostuser.messages import Descriptor, Feature, RingAddress
 from ovs_hotswap.vhostuser.reconcile import CAPTURE_OFFSET, CAPTURE_SIZE, SCRATCH_GUEST_ADDRESS, SCRATCH_USER_ADDRESS
 
 PAIRS = 8  # queue pairs that have capture rings
-STRIDE = 4 << 20
 BUFFERS = 256  # a power of two, as the sizes of rings are (virtio 1.2, 2.7)
 LONGEST_MTU = 9000
 MAX_RING = 4096  # entries; the parts of a larger ring would not fit before the buffers
@@ -104,7 +103,7 @@ class CaptureRings:
             self._counts[side, index] = 0
 
     def places(self, side: Side) -> dict[int, RingAddress]:
-        return {index: address(side, index) for index in self._sizes}
+        return {index: address(side, index, self._buffer) for index in self._sizes}
 
     def recycle(self) -> None:
         """Offer the new side again the buffers that it has filled."""
@@ -113,13 +112,16 @@ class CaptureRings:
             before = self._counts[side, index]
             count = self._count(side, index)
             if count != before:  # the ring names the buffers already
-                words[_word(side, index, _AVAILABLE)] = (count + min(BUFFERS, size)) % (1 << 16)
+                words[self._word(side, index, _AVAILABLE)] = (count + min(BUFFERS, size)) % (1 << 16)
 
     def _count(self, side: Side, index: int) -> int:
         """Return how many buffers a side has filled since the ring was armed; a buffer counts each time."""
-        before, used = self._counts[side, index], self._indices()[_word(side, index, _USED)]
+        before, used = self._counts[side, index], self._indices()[self._word(side, index, _USED)]
         self._counts[side, index] = before + (used - before) % (1 << 16)
         return self._counts[side, index]
+
+    def _word(self, side: Side, index: int, part: int) -> int:
+        return _word(side, index, part, self._buffer)
 
     def same(self, other: CaptureRings) -> bool:
         """Whether the rings are for the same guest and move."""
@@ -196,21 +198,33 @@ def can_capture(index: int, size: int) -> bool:
     return index % 2 == 0 and index < 2 * PAIRS and size <= MAX_RING and size.bit_count() == 1
 
 
-def _start(side: Side, index: int) -> int:
-    """Return the offset, in the scratch memory, of a side's capture ring for receive ring ``index``."""
-    number = index // 2 + (PAIRS if side is Side.B else 0)
-    return CAPTURE_OFFSET + number * STRIDE
+def stride(buffer: int) -> int:
+    """Return the bytes from one capture ring with buffers of ``buffer`` bytes to the next."""
+    return _BUFFERS + BUFFERS * buffer
 
 
-def address(side: Side, index: int) -> RingAddress:
+def reach(pairs: int | None, mtu: int | None) -> int:
+    """Return up to where, in the scratch memory, the capture rings of a VM with so many queue pairs and this MTU lie. A
+    number that is not known counts as PAIRS."""
+    count = PAIRS if pairs is None else min(pairs, PAIRS)
+    return CAPTURE_OFFSET + 2 * count * stride(buffer_size(mtu))
+
+
+def _start(side: Side, index: int, buffer: int) -> int:
+    """Return the offset, in the scratch memory, of a side's capture ring for receive ring ``index``. Those of one queue
+    pair lie side by side, so that those of a VM with few queue pairs reach not far (``reach``)."""
+    return CAPTURE_OFFSET + (index + (side is Side.B)) * stride(buffer)
+
+
+def address(side: Side, index: int, buffer: int) -> RingAddress:
     """Return where the capture ring for ring ``index`` lies for the back end of ``side``."""
-    start = SCRATCH_USER_ADDRESS + _start(side, index)
+    start = SCRATCH_USER_ADDRESS + _start(side, index, buffer)
     return RingAddress(flags=0, descriptors=start, used=start + _USED, available=start + _AVAILABLE, log=0)
 
 
 def arm(scratch: Descriptor, side: Side, index: int, size: int, buffer: int) -> None:
     """Fill a capture ring of ``size`` entries with empty buffers of ``buffer`` bytes each. No back end may be on it."""
-    fd, start = scratch.fileno(), _start(side, index)
+    fd, start = scratch.fileno(), _start(side, index, buffer)
     table, available = _empty(start, size, buffer)
     os.pwrite(fd, table, start)
     os.pwrite(fd, bytes(4), start + _USED)
@@ -229,9 +243,9 @@ def _empty(start: int, size: int, buffer: int) -> tuple[bytes, bytes]:
 
 
 @functools.cache
-def _word(side: Side, index: int, part: int) -> int:
+def _word(side: Side, index: int, part: int, buffer: int) -> int:
     """Return where a ring's index (``part`` is ``_AVAILABLE`` or ``_USED``) is among the 16-bit words of all rings."""
-    return (_start(side, index) - CAPTURE_OFFSET + part) // 2 + 1
+    return (_start(side, index, buffer) - CAPTURE_OFFSET + part) // 2 + 1
 
 
 def collect(
@@ -242,7 +256,7 @@ def collect(
     The back end must be off the ring. ``count`` buffers have been filled since the ring was armed, of which the last
     ones are still there. ``buffer`` is the size of a buffer in bytes, ``features`` are the guest's.
     """
-    fd, start = scratch.fileno(), _start(side, index)
+    fd, start = scratch.fileno(), _start(side, index, buffer)
     elements = os.pread(fd, _USED_ELEMENT.size * size, start + _USED + 4)
     filled = []
     for position in range(max(0, count - min(BUFFERS, size)), count):

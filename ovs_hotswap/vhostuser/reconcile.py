@@ -49,9 +49,15 @@ PARKING = RingAddress(
 )
 
 
-def scratch_region(descriptor: Descriptor) -> Region:
-    """Return the region that memory tables carry besides the guest's; ``descriptor`` has SCRATCH_SIZE zero bytes."""
-    return Region(SCRATCH_GUEST_ADDRESS, SCRATCH_SIZE, SCRATCH_USER_ADDRESS, 0, descriptor)
+def scratch_region(descriptor: Descriptor, size: int = SCRATCH_SIZE) -> Region:
+    """Return the region that memory tables carry besides the guest's; ``descriptor`` has SCRATCH_SIZE zero bytes. A
+    back end that is to map less of it gets its first ``size`` bytes."""
+    return Region(SCRATCH_GUEST_ADDRESS, size, SCRATCH_USER_ADDRESS, 0, descriptor)
+
+
+def scratch_size(told: SentState) -> int | None:
+    """Return the size of the scratch region that a back end was sent; ``None`` if it was sent none."""
+    return next((size for _, size, address, *_ in told.memory if address == SCRATCH_USER_ADDRESS), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,16 +126,18 @@ Releases(config, System()).add("new", "trixie", lambda text: print(text, flush=T
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_debootstrap_leaves_nothing(config: Config, releases: Releases, number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "act"), [(signal.SIGINT, "Retrieving"), (signal.SIGKILL, "Extracting")])
+def test_an_interrupted_debootstrap_leaves_nothing(
+    config: Config, releases: Releases, number: signal.Signals, act: str
+) -> None:
     argv = [sys.executable, "-c", _ADD, config.model_dump_json()]
     adding = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert adding.stdout is not None
     for line in adding.stdout:
-        if line.startswith("Extracting"):  # files are being written now
+        if line.startswith(act):  # files are being written now
             break
     else:
-        pytest.fail("debootstrap ended before it extracted a package")
+        pytest.fail(f"debootstrap ended and had not begun with {act.lower()} a package")
     os.kill(adding.pid, number)
     adding.wait()
     adding.stdout.close()

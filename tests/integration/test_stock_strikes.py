@@ -102,7 +102,7 @@ def lost(host: StockHost, since: Mark) -> int:
     return sum(each.lost for each in found)
 
 
-@pytest.mark.parametrize("step", [*BEFORE, "adopt+"] if ALL else ["adopt+", "soak"])
+@pytest.mark.parametrize("step", [*BEFORE, "adopt+"] if ALL else ["soak"])
 def test_an_upgrade_that_was_killed_is_rolled_back(host: StockHost, operator: Operator, step: str) -> None:
     before, stock, mark = programmed(host), host.switch_pid, host.pings.mark()
     assert struck(host, operator, step, "self") == -9

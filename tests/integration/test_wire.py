@@ -261,7 +261,7 @@ def test_a_process_that_is_killed_leaves_nothing_that_another_cannot_remove(
 ) -> None:
     """After each act. The VMs are on the old switch, and lose nothing in this time."""
     before = {side: bed.footprint(side) for side in Side}
-    step = int(os.environ.get("OVS_HOTSWAP_WIRE_KILLS", "7"))
+    step = int(os.environ.get("OVS_HOTSWAP_WIRE_KILLS", "13"))
     module = [sys.executable, "-m", "tests.support.wire_killed", str(bed.config_path)]
     with flowing(fleet) as flow:
         for acts in itertools.count(1, step):

@@ -136,7 +136,7 @@ class Bed:
         vm.pause_reading()
         made = self.vm()
         made.scratch.close()
-        made.scratch, made._scratch = given.scratch, scratch_region(given.scratch)
+        made.scratch = given.scratch
         made.commit(made.record._replace(quarantine=vm.quarantine))
         recovery.restore(made, given, self.processes.track, work, resync_with)
         return made

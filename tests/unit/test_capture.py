@@ -39,9 +39,12 @@ def guest(*sizes: int) -> GuestState:
     return GuestState(features=MODERN, rings=tuple(Ring(size, ring, kick=VringFd(said=True)) for size in sizes))
 
 
-def deliver(scratch: OwnedFd, side: Side, index: int, size: int, payloads: list[bytes]) -> None:
+LONGEST = capture.buffer_size(None)
+
+
+def deliver(scratch: OwnedFd, side: Side, index: int, size: int, payloads: list[bytes], buffer: int = LONGEST) -> None:
     """What a back end does: take the next available buffer, write a frame, return it."""
-    at = capture.address(side, index)
+    at = capture.address(side, index, buffer)
     base = {name: getattr(at, name) - SCRATCH_USER_ADDRESS for name in ("descriptors", "available", "used")}
     fd = scratch.fileno()
     flags, available = struct.unpack("<HH", os.pread(fd, 4, base["available"]))
@@ -130,13 +133,13 @@ def test_rings_are_those_of_a_guest_and_a_move_only_if_all_of_both_is_the_same()
 
 def test_only_the_parts_of_a_capture_ring_are_written(scratch: OwnedFd) -> None:
     """What lies between them, and the rings of other queues, stay as they are."""
-    other = b"\xee" * capture.STRIDE
-    for at in (capture.address(side, index) for side in Side for index in (0, 2, 4)):
+    other = b"\xee" * capture.stride(2048)
+    for at in (capture.address(side, index, 2048) for side in Side for index in (0, 2, 4)):
         os.pwrite(scratch.fileno(), other, at.descriptors - SCRATCH_USER_ADDRESS)
     capture.arm(scratch, Side.A, 2, 256, 2048)
     for side, index in itertools.product(Side, (0, 2, 4)):
-        at = capture.address(side, index)
-        now = bytearray(os.pread(scratch.fileno(), capture.STRIDE, at.descriptors - SCRATCH_USER_ADDRESS))
+        at = capture.address(side, index, 2048)
+        now = bytearray(os.pread(scratch.fileno(), capture.stride(2048), at.descriptors - SCRATCH_USER_ADDRESS))
         if (side, index) == (Side.A, 2):
             for start, length in zip((at.descriptors, at.available, at.used), ring_parts(256), strict=True):
                 first = start - at.descriptors
@@ -144,17 +147,27 @@ def test_only_the_parts_of_a_capture_ring_are_written(scratch: OwnedFd) -> None:
         assert now == other
 
 
-def test_where_the_capture_rings_lie_is_the_same_in_each_release() -> None:
+def test_where_a_back_end_is_on_a_capture_ring_is_the_same_in_each_release() -> None:
     """A broker that takes over finds by it whether a back end waits on a capture ring of its predecessor's."""
-    first = SCRATCH_USER_ADDRESS + (1 << 20)
-    assert capture.address(Side.A, 0) == RingAddress(0, first, first + 0x14000, first + 0x10000, 0)
-    second = first + (8 << 22) + (3 << 22)
-    assert capture.address(Side.B, 6) == RingAddress(0, second, second + 0x14000, second + 0x10000, 0)
+    first, size = SCRATCH_USER_ADDRESS + (1 << 20), 64 << 20
+    places = [RingAddress(0, at, at, at, 0) for at in (first - 1, first, first + size - 1, first + size)]
+    assert [capture.is_place(at) for at in places] == [False, True, True, False]
+
+
+@given(st.integers(1, 16), st.one_of(st.none(), st.integers(68, 9000)))
+def test_the_capture_rings_of_a_vm_lie_where_they_reach(pairs: int, mtu: int | None) -> None:
+    """So a back end that maps no more of the scratch memory can be on each of them."""
+    buffer, rings = capture.buffer_size(mtu), range(0, 2 * min(pairs, capture.PAIRS), 2)
+    places = sorted(capture.address(side, index, buffer).descriptors for side in Side for index in rings)
+    assert places[0] == SCRATCH_USER_ADDRESS + (1 << 20)
+    assert all(later - earlier == capture.stride(buffer) for earlier, later in itertools.pairwise(places))
+    assert places[-1] + capture.stride(buffer) == SCRATCH_USER_ADDRESS + capture.reach(pairs, mtu)
+    assert capture.reach(pairs, mtu) <= capture.reach(None, None) <= SCRATCH_SIZE
 
 
 def test_a_capture_ring_is_told_from_every_other_place() -> None:
     for side, index in itertools.product(Side, range(0, 16, 2)):
-        assert capture.is_place(capture.address(side, index))
+        assert capture.is_place(capture.address(side, index, LONGEST))
     end = SCRATCH_USER_ADDRESS + SCRATCH_SIZE
     for at in (PARKING, RingAddress(0, 1, 2, 3, 0), RingAddress(0, end, end, end, 0), None):
         assert not capture.is_place(at)
@@ -223,7 +236,7 @@ def test_rings_take_no_more_memory_than_is_needed_for_an_mtu(
     for _ in range(2):
         for side in Side:
             for index in catch.places(side):
-                deliver(scratch, side, index, sizes[index], [bytes([1]) * longest] * 256)
+                deliver(scratch, side, index, sizes[index], [bytes([1]) * longest] * 256, longest)
         catch.recycle()
     needed = capture.needed_by(guest(*sizes), mtu)
     assert 0 < capture.written(scratch) <= needed
@@ -252,8 +265,7 @@ def test_places_are_receive_rings_that_overlap_nothing() -> None:
     assert [sorted(each) for each in places] == [list(range(0, 16, 2))] * 2
     starts = sorted(at.descriptors for each in places for at in each.values())
     assert starts[0] >= PARKING.used + 6 + 8 * 32768
-    assert starts[-1] + capture.STRIDE <= SCRATCH_USER_ADDRESS + SCRATCH_SIZE
-    assert all(later - earlier == capture.STRIDE for earlier, later in itertools.pairwise(starts))
+    assert all(later - earlier == capture.stride(LONGEST) for earlier, later in itertools.pairwise(starts))
 
 
 def test_a_ring_too_large_or_beyond_the_pairs_is_left_out() -> None:
@@ -262,12 +274,12 @@ def test_a_ring_too_large_or_beyond_the_pairs_is_left_out() -> None:
 
 
 def test_parts_of_a_capture_ring_do_not_overlap() -> None:
-    at = capture.address(Side.B, 14)
+    at = capture.address(Side.B, 14, LONGEST)
     size = capture.MAX_RING
     assert at.descriptors + 16 * size <= at.available
     assert at.available + 6 + 2 * size <= at.used
     assert at.used + 6 + 8 * size <= at.descriptors + 0x20000
-    assert 0x20000 + capture.BUFFERS * capture.buffer_size(None) <= capture.STRIDE
+    assert capture.stride(LONGEST) == 0x20000 + capture.BUFFERS * LONGEST
 
 
 PACKET = struct.Struct("<BBHHHH")

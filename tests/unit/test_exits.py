@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.process_exit import ExitWatch, has_memory, start_time
+from ovs_hotswap.process_exit import ExitWatch, has_memory, locks_memory, start_time
 from tests.support.shortage import few_descriptors, no_threads
 
 # Locks its file as Open vSwitch does (lib/daemon-unix.c, make_pidfile), with a second thread, and obeys one word.
@@ -158,3 +158,15 @@ def test_without_threads_the_end_is_noticed_all_the_same(child: subprocess.Popen
     assert readable(found, 10)
     found.close()
     assert set(os.listdir("/proc/self/fd")) <= set(before)
+
+
+def test_locked_memory(tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    for text, locked in (
+        ("VmPin:\t       0 kB\nVmLck:\t  143352 kB\nVmHWM:\t 5 kB\n", True),
+        ("VmLck:\t       0 kB\n", False),
+        ("", False),
+    ):
+        (tmp_path / "7/status").write_text(text)
+        assert locks_memory(7, tmp_path) is locked
+    assert not locks_memory(8, tmp_path)

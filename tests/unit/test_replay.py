@@ -31,6 +31,7 @@ from ovs_hotswap.vhostuser.reconcile import (
     places,
     reconcile,
     scratch_region,
+    scratch_size,
     table,
     unplaced,
     why_not_parked,
@@ -553,6 +554,16 @@ def test_the_scratch_region_lies_where_the_parking_place_is_looked_for() -> None
     assert scratch_region(descriptor) == messages.Region(
         SCRATCH_GUEST_ADDRESS, SCRATCH_SIZE, SCRATCH_USER_ADDRESS, 0, descriptor
     )
+
+
+def test_a_back_end_keeps_the_scratch_region_that_it_was_sent() -> None:
+    """Whatever would be sent to another: a new memory table costs a back end that serves a guest its time."""
+    state = booted(2)
+    small = scratch_region(SCRATCH.descriptor, 3 << 20)
+    _, told = reconcile(SentState(), state, Role.OWNER, small, OFFER, lambda index: 0)
+    assert (scratch_size(told), scratch_size(SentState())) == (3 << 20, None)
+    kept = scratch_region(SCRATCH.descriptor, scratch_size(told) or 0)
+    assert reconcile(told, state, Role.OWNER, kept, OFFER, lambda index: 0) == ([], told)
 
 
 # -- capture rings -----------------------------------------------------------------------------------------------------

@@ -30,7 +30,6 @@ from ovs_hotswap.stock.switch import (
     dpdk_version,
     file_level,
     lacks_memif,
-    locks_memory,
     log_argument,
     served_database,
     unit_of,
@@ -115,12 +114,6 @@ def test_texts_about_the_switch() -> None:
     assert served_database(["ovsdb-server"]) == "/etc/openvswitch/conf.db"
     assert unit_of("0::/system.slice/ovs-vswitchd.service\n") == "ovs-vswitchd.service"
     assert unit_of("0::/user.slice/user-0.slice/session-1.scope\n") is None
-
-
-def test_locked_memory() -> None:
-    assert locks_memory("VmPin:\t       0 kB\nVmLck:\t  143352 kB\nVmHWM:\t 5 kB\n")
-    assert not locks_memory("VmLck:\t       0 kB\n")
-    assert not locks_memory("")
 
 
 def test_a_driver_that_was_not_loaded() -> None:

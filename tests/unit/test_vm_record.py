@@ -16,8 +16,10 @@ from ovs_hotswap.broker.vm import Vm
 from ovs_hotswap.broker.vm_record import Note, Recorded, VmRecord
 from ovs_hotswap.model import Side
 from ovs_hotswap.process_exit import Process
+from ovs_hotswap.vhostuser.capture import reach
 from ovs_hotswap.vhostuser.channel import Channel
 from ovs_hotswap.vhostuser.ownership import Certainty, Ownership
+from ovs_hotswap.vhostuser.reconcile import SCRATCH_SIZE, SentState, scratch_size
 from tests.unit.broker_bed import Bed, Listening, run, turns
 
 PACKAGE = Path(__file__).parents[2] / "ovs_hotswap"
@@ -203,3 +205,28 @@ def test_a_next_broker_continues_after_a_change_that_concerns_the_switches_alone
 def test_the_fields_of_a_vm_are_read_from_its_record() -> None:
     properties = {name for name, value in vars(Recorded).items() if isinstance(value, property)}
     assert set(VmRecord._fields) <= properties
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_a_switch_that_locks_its_memory_maps_little_of_the_scratch_memory(
+    monkeypatch: pytest.MonkeyPatch, locks: bool
+) -> None:
+    """It would allocate all of it, for each VM. One that has been sent a size keeps it, whatever is found out later."""
+
+    async def test(bed: Bed) -> None:
+        vm = bed.served(OWNED)
+        vm.queues, vm.mtu = 1, 1500
+        link = vm.links[Side.B]
+        assert scratch_size(link.told) == SCRATCH_SIZE
+        link.told = SentState()
+        monkeypatch.setattr("ovs_hotswap.broker.vm.locks_memory", lambda pid: locks and pid == link.pid)
+        vm.sync(Side.B)
+        small = reach(1, 1500)
+        assert small < 3 << 20
+        assert scratch_size(link.told) == (small if locks else SCRATCH_SIZE)
+        vm.queues = 8
+        told = link.told
+        vm.sync(Side.B)
+        assert link.told is told
+
+    run(test)
