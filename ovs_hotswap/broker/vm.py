@@ -24,10 +24,9 @@ from ovs_hotswap.broker.vm_record import Note, VmRecord
 from ovs_hotswap.errors import BrokerError, ProtocolError
 from ovs_hotswap.fd_closing import burdens
 from ovs_hotswap.model import Side
-from ovs_hotswap.process_exit import locks_memory, start_time
+from ovs_hotswap.process_exit import start_time
 from ovs_hotswap.vhostuser import handover, messages
 from ovs_hotswap.vhostuser.backend import SwitchConnection
-from ovs_hotswap.vhostuser.capture import reach
 from ovs_hotswap.vhostuser.channel import PeerClosed, close_all
 from ovs_hotswap.vhostuser.guest_memory import indices, make_safe
 from ovs_hotswap.vhostuser.guest_state import GuestState, MessageEffect, ReplyDue, apply_message, offer_to_guest
@@ -35,13 +34,10 @@ from ovs_hotswap.vhostuser.handover import Swap
 from ovs_hotswap.vhostuser.messages import Descriptor, Request
 from ovs_hotswap.vhostuser.ownership import Certainty, Ownership, Proof
 from ovs_hotswap.vhostuser.reconcile import (
-    SCRATCH_SIZE,
     Role,
     is_parking_address,
     only_places,
     reconcile,
-    scratch_region,
-    scratch_size,
     why_not_parked,
     without_capture_rings,
 )  # fmt: skip
@@ -284,7 +280,7 @@ class Vm(Peers):
             used = indices(self.state.memory, ring).used if replaying or ring.base is None else None
             return ring.base or 0 if used is None else used
 
-        scratch = scratch_region(self.scratch, self._scratch_size(link))
+        scratch = link.scratch_region(self.scratch, self.queues, self.mtu)
         script, told = reconcile(link.told, self.state, role, scratch, link.offer, base, ring)
         owed, earlier = self.answers.owed, link.told
 
@@ -296,14 +292,6 @@ class Vm(Peers):
             self.talks(told=None if only_places(earlier, told) else side)
             self.guarded(link, lambda: link.apply(script, told, stopped))
         link.agreed(self.state, role)
-
-    def _scratch_size(self, link: SwitchConnection) -> int:
-        """Return how much of the scratch memory a back end maps: always the same on one connection. A switch that locks
-        its memory (``--mlockall``, which `ovs-ctl` sets) allocates all of a region when it maps it, for each VM. So it
-        gets only what parking and the VM's capture rings need."""
-        if (told := scratch_size(link.told)) is not None:
-            return told
-        return reach(self.queues, self.mtu) if locks_memory(link.pid) else SCRATCH_SIZE
 
     def sync_all(self) -> None:
         for side in Side:

@@ -235,6 +235,20 @@ RELEASED = {"Bridge": frozenset({"fail_mode", "protocols", *_OBSERVERS}), "Contr
 """The columns that are given back when nothing is held back any longer."""
 
 
+_OF_PORTS = ("Port", "Interface", "QoS", "Queue")
+
+
+def only_ports(operations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return of the operations of a transaction those by which ports come and go, with what they refer to. Ports that
+    both sides have stay as they are."""
+    found = [each for each in operations if each["op"] == "insert" and each["table"] in _OF_PORTS]
+    found += [each for each in operations if each["op"] == "delete" and each["table"] in _OF_PORTS[:2]]
+    for operation in operations:
+        if operation["op"] == "update" and operation["table"] == "Bridge" and "ports" in operation["row"]:
+            found.append({**operation, "row": {"ports": operation["row"]["ports"]}})
+    return found
+
+
 def only_released(operations: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return of the operations of a transaction those that give back what was held back. Everything else is the new
     side's own by then."""

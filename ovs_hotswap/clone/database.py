@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ovs_hotswap.clone import rows as plain
-from ovs_hotswap.clone.changes import Changes, Hold, kernel_bridges, notes, only_released, unready, wanted
+from ovs_hotswap.clone.changes import Changes, Hold, kernel_bridges, notes, only_ports, only_released, unready, wanted
 from ovs_hotswap.clone.rows import ROOT, Rows, Schema, parse_rows, parse_schema, single
 from ovs_hotswap.errors import ReleaseError, SwitchError
 from ovs_hotswap.model import Release
@@ -127,6 +127,18 @@ def give_back(active: InstancePaths, new: InstancePaths, changes: Changes, given
         transact(new.db_socket, operations, timeout=_TIMEOUT_S)
         _looked(new)
     return [f"{operation['op']} {operation['table']}: {', '.join(operation['row'])}" for operation in operations]
+
+
+def bring_ports(active: InstancePaths, new: InstancePaths, changes: Changes) -> list[str]:
+    """Add the ports to the new side that the active one has got since the cut, and remove those that have left it. All
+    else is the new side's own by then. Returns the names of bridges whose ports have changed. Raises SwitchError."""
+    current, rows = _both(active, new, changes)
+    operations = only_ports(plain.operations(current, rows))
+    if operations:
+        transact(new.db_socket, operations, timeout=_TIMEOUT_S)
+        _looked(new)
+    return sorted(str(single(rows["Bridge"][uuid], "name")) for uuid, row in current.get("Bridge", {}).items()
+                  if uuid in rows["Bridge"] and row["ports"] != rows["Bridge"][uuid]["ports"])  # fmt: skip
 
 
 def differences(active: InstancePaths, new: InstancePaths, changes: Changes) -> list[str]:

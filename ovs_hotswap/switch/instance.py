@@ -108,8 +108,7 @@ class Instance:
         return self._side
 
     def database(self, timeout: float = 5.0, tables: Sequence[str] = TABLES) -> SwitchDb:
-        """Return a connection to the database, as a context manager. Reading all tables takes a second with hundreds of
-        ports: pass only the ``tables`` that you need."""
+        """Return a connection to the database, a context manager. All ``tables`` of hundreds of ports take a second."""
         return self._connect(self.paths.db_socket, timeout, lambda: self.life() is Life.RUNS, tables)
 
     @property

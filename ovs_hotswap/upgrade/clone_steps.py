@@ -29,6 +29,7 @@ from ovs_hotswap.switch.paths import read_stock
 from ovs_hotswap.upgrade import checks, clone_checks, clone_loss
 from ovs_hotswap.upgrade.adopt_vms import adopt_vms, log_again_as_before
 from ovs_hotswap.upgrade.clone_window import CloseCloneWindow, OpenCloneWindow
+from ovs_hotswap.upgrade.late_ports import bring_late_ports
 from ovs_hotswap.upgrade.outlook import Outlook
 from ovs_hotswap.upgrade.situation import Upgrade
 from ovs_hotswap.upgrade.soak import see_ready, see_served, watch_vms
@@ -325,6 +326,7 @@ def _lead(context: Upgrade, run: StepContext, old: Side, new: Side) -> None:
     if context.runs(old):
         changes = cloning.changes(context.new, cut=True)
         if new is context.new:
+            bring_late_ports(context, run, changes)
             _follow_late(cloning.follower(new), run)
             give_back(cloning.paths[old], cloning.paths[new], changes, frozenset(Hold))
     canary = ovn.Canary(context.host.system, cloning.paths[new].mgmt(_OVN_BRIDGE))

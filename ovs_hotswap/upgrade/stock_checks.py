@@ -140,9 +140,12 @@ def switch(found: StockSwitch, terms: Terms) -> list[Finding]:
         findings.append(_error(name, f"ovs-vswitchd logs to {written}, and stock.log is {terms.log}",
                                f'set stock.log = "{written}"; after a rotation: `ovs-appctl vlog/reopen`'))  # fmt: skip
     if found.locks_memory:
-        findings.append(_warning(name, "it locks its memory (--mlockall): each QEMU stands still for up to 75 ms when "
-                                 "it is taken over, instead of 15, if its guest's memory has small pages",
-                                 "start the switch with `ovs-ctl --no-mlockall` the next time it starts"))  # fmt: skip
+        text = (
+            "it locks its memory (--mlockall): each QEMU stands still for some 20 ms longer when it is taken over, for "
+            "each 100 MiB of its guest's memory that has small pages"
+        )
+        hint = "start the switch with `ovs-ctl --no-mlockall` the next time it starts"
+        findings.append(_warning(name, text, hint))
     if found.lacks_memif:
         findings.append(_error(name, "it has not loaded DPDK's driver memif, over which the instances exchange frames",
                                "install it (Debian 12: `apt install librte-net-memif23`); a switch loads it only when "

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 from ovs_hotswap.errors import ProtocolError
 from ovs_hotswap.model import Side
+from ovs_hotswap.process_exit import locks_memory
 from ovs_hotswap.vhostuser import messages
+from ovs_hotswap.vhostuser.capture import reach
 from ovs_hotswap.vhostuser.channel import Channel
 from ovs_hotswap.vhostuser.guest_state import GuestState, Offer
-from ovs_hotswap.vhostuser.messages import Request, RingAddress
-from ovs_hotswap.vhostuser.reconcile import OutgoingMessage, Role, SentState
+from ovs_hotswap.vhostuser.messages import Descriptor, Region, Request, RingAddress
+from ovs_hotswap.vhostuser.reconcile import SCRATCH_SIZE, OutgoingMessage, Role, SentState, scratch_region, scratch_size
 
 FENCE = messages.build(Request.GET_FEATURES)
 FENCE_ANSWER_SIZE = messages.HEADER.size + messages.U64.size
@@ -73,6 +75,15 @@ class SwitchConnection:
             return False
         known, was, told = self._agreed
         return known is state and was is role and told is self.told
+
+    def scratch_region(self, descriptor: Descriptor, pairs: int | None, mtu: int | None) -> Region:
+        """Return how much of the scratch memory this back end maps: always the same on one connection. A switch that
+        locks its memory (``--mlockall``, which `ovs-ctl` sets) allocates all of a region when it maps it, for each VM.
+        So it gets only what parking and the VM's capture rings need (``capture.reach``)."""
+        size = scratch_size(self.told)
+        if size is None:
+            size = reach(pairs, mtu) if locks_memory(self.pid) else SCRATCH_SIZE
+        return scratch_region(descriptor, size)
 
     @property
     def quiet(self) -> bool:

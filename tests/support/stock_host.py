@@ -323,12 +323,17 @@ class StockHost:
 
     def plug(self, name: str) -> None:
         """Make the port of a guest that was left for later, as the bridge's kind wants it, and start the guest; return
-        when its pings are answered. os-vif makes the port first, too; libvirt's QEMU waits for the switch."""
+        when its pings are answered."""
+        self.begin_plugging(name)
+        self.wait_boots()
+        self.pings.wait_flowing(_READY_S)
+
+    def begin_plugging(self, name: str) -> None:
+        """Do what ``plug`` does, without waiting for the guest. os-vif makes the port first, too; libvirt's QEMU waits
+        for the switch."""
         self._plugged.append(name)
         self._connect(self.guest(name))
         self.start_guest(name)
-        self.wait_boots()
-        self.pings.wait_flowing(_READY_S)
 
     def _connect(self, guest: StockGuest) -> None:
         if self.kind == "ovn":

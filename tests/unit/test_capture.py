@@ -156,7 +156,7 @@ def test_where_a_back_end_is_on_a_capture_ring_is_the_same_in_each_release() -> 
 
 @given(st.integers(1, 16), st.one_of(st.none(), st.integers(68, 9000)))
 def test_the_capture_rings_of_a_vm_lie_where_they_reach(pairs: int, mtu: int | None) -> None:
-    """So a back end that maps no more of the scratch memory can be on each of them."""
+    """So a back end that maps only this part of the scratch memory can be on each of them."""
     buffer, rings = capture.buffer_size(mtu), range(0, 2 * min(pairs, capture.PAIRS), 2)
     places = sorted(capture.address(side, index, buffer).descriptors for side in Side for index in rings)
     assert places[0] == SCRATCH_USER_ADDRESS + (1 << 20)

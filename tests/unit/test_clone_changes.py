@@ -13,6 +13,7 @@ from ovs_hotswap.clone.changes import (
     changes_of,
     kernel_bridges,
     notes,
+    only_ports,
     only_released,
     ours,
     unready,
@@ -125,6 +126,32 @@ def test_giving_back_leaves_what_the_new_side_has_become() -> None:
     assert changed["Bridge"] == {"fail_mode", "protocols", "mirrors", "sflow"}
     assert changed["Controller"] == {"target"}
     assert changed.keys() == {"Bridge", "Controller", "Mirror", "sFlow"}
+
+
+def test_ports_come_and_go_and_nothing_else_changes() -> None:
+    new = made(host())
+    new["Port"]["p-vm1"]["tag"] = frozenset({9})
+    active = host()
+    active["Bridge"]["br"]["stp_enable"] = frozenset({True})
+    came, gone = {Ref("p-late")}, {Ref("p-vm1")}
+    active["Interface"]["i-late"] = row("Interface", name="late", type="dpdkvhostuserclient", ofport=12)
+    active["Port"]["p-late"] = row("Port", name="late", interfaces=[Ref("i-late")])
+    active["Bridge"]["br"]["ports"] |= came
+    assert {each["table"] for each in only_ports(plain.operations(new, made(active, new=new)))} == {
+        "Bridge", "Port", "Interface",
+    }  # fmt: skip
+    del active["Port"]["p-vm1"], active["Interface"]["i-vm1"]
+    active["Bridge"]["br"]["ports"] -= gone
+    found = only_ports(plain.operations(new, made(active, new=new)))
+    inserted = {each["uuid"]: each["row"] for each in found if each["op"] == "insert"}
+    assert inserted.keys() == {"p-late", "i-late"}
+    assert inserted["i-late"]["ofport_request"] == 12
+    deleted = [each["where"][0][2][1] for each in found if each["op"] == "delete"]
+    assert sorted(deleted) == ["i-vm1", "p-vm1"]
+    (bridge,) = [each for each in found if each["op"] == "update"]
+    assert bridge["row"].keys() == {"ports"}
+    left = set(new["Bridge"]["br"]["ports"]) | came - gone
+    assert {uuid for _, uuid in bridge["row"]["ports"][1]} == {ref.uuid for ref in left - gone}
 
 
 def test_an_instance_has_its_own_devices_and_cores() -> None:

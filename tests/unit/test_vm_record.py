@@ -219,7 +219,7 @@ def test_a_switch_that_locks_its_memory_maps_little_of_the_scratch_memory(
         link = vm.links[Side.B]
         assert scratch_size(link.told) == SCRATCH_SIZE
         link.told = SentState()
-        monkeypatch.setattr("ovs_hotswap.broker.vm.locks_memory", lambda pid: locks and pid == link.pid)
+        monkeypatch.setattr("ovs_hotswap.vhostuser.backend.locks_memory", lambda pid: locks and pid == link.pid)
         vm.sync(Side.B)
         small = reach(1, 1500)
         assert small < 3 << 20
