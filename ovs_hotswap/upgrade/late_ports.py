@@ -9,29 +9,32 @@ from ovs_hotswap.clone.database import bring_ports
 from ovs_hotswap.errors import HotswapError
 from ovs_hotswap.host.standby import await_vm_ports
 from ovs_hotswap.plan.executor import StepContext
-from ovs_hotswap.upgrade import clone_checks
+from ovs_hotswap.stock.survey import survey
+from ovs_hotswap.stock.vms import vm_ports
 from ovs_hotswap.upgrade.adopt_vms import adopt_vms, unadopted
 from ovs_hotswap.upgrade.situation import Upgrade
-from ovs_hotswap.vm_ports import write_ports
+from ovs_hotswap.vm_ports import read_ports, write_ports
 
 
 def bring_late_ports(context: Upgrade, run: StepContext, changes: Changes) -> None:
     """Have the new instance get the ports that have come since the cut, with their VMs, and lose those that have left.
-    What cannot be done is a warning, because the upgrade is committed. Raises SwitchError if an instance does not
-    answer."""
-    host = context.host
-    paths = host.cloning.paths
-    bridges = bring_ports(paths[context.old], paths[context.new], changes)
-    if not bridges:
-        return
-    run.progress(f"ports were plugged or unplugged since the cut on bridge {', '.join(bridges)}")
+    What cannot be done is a warning, because the upgrade is committed."""
+    host, paths = context.host, context.host.cloning.paths
+    ports = {port.name: port for port in vm_ports(survey(paths[context.old], host.system).vms)}
+    known = {port.name: port for port in read_ports(host.config)}
     try:
-        write_ports(host.config, host.system, clone_checks.vm_ports(host))
-        refuse_kept(host.backends.reload())
+        if ports.keys() != known.keys():
+            # Before the new switch has the ports: it would connect to a VM's QEMU itself.
+            write_ports(host.config, host.system, tuple(known.get(name, port) for name, port in ports.items()))
+            refuse_kept(host.backends.reload())
+        bridges = bring_ports(paths[context.old], paths[context.new], changes)
+        if not bridges:
+            return
+        run.progress(f"ports were plugged or unplugged since the cut on bridge {', '.join(bridges)}")
         await_vm_ports(host, context.new)
         adopt_vms(context, run)
     except HotswapError as error:
-        run.warn(f"VMs that were plugged since the cut: {error.message}")
+        run.warn(f"ports that were plugged since the cut: {error.message}")
     _reconnect_others(context, run)
 
 
