@@ -9,6 +9,7 @@ from ovs_hotswap.config import RENAMED, Config
 from ovs_hotswap.toml_file import Warn, load_toml, refuse, warn_in_log
 
 _EXAMPLE = "ovs-hotswap config example"
+_OTHERWISE = "; `ovs-hotswap config init` writes one for a host whose bridges others program"
 
 
 def load_config(path: Path, warn: Warn = warn_in_log) -> Config:
@@ -17,6 +18,6 @@ def load_config(path: Path, warn: Warn = warn_in_log) -> Config:
     Raises ConfigError, which lists every fault: those of single values, or if there are none, those of values that
     contradict each other.
     """
-    config = load_toml(path, Config, _EXAMPLE, RENAMED, warn)
+    config = load_toml(path, Config, _EXAMPLE, RENAMED, warn, otherwise=_OTHERWISE)
     refuse(path, config_rules.faults(config), _EXAMPLE)
     return config

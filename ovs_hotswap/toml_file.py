@@ -51,12 +51,14 @@ def load_toml(
     example: str,
     renamed: Mapping[str, str] = MappingProxyType({}),
     warn: Warn = warn_in_log,
+    *,
+    otherwise: str = "",
 ) -> Table:
     """Read and validate a TOML file.
 
-    ``example`` is the command that prints an example. ``renamed`` has keys by their earlier names; each of these is
-    read, and ``warn`` is called. Raises ConfigError, which lists every fault with file and key, what is wrong and what
-    is allowed.
+    ``example`` is the command that prints an example, and ``otherwise`` says how else a file is made. ``renamed`` has
+    keys by their earlier names; each of these is read, and ``warn`` is called. Raises ConfigError, which lists every
+    fault with file and key, what is wrong and what is allowed.
     """
     try:
         data = path.read_bytes()
@@ -65,7 +67,7 @@ def load_toml(
                               hint=f"LC_ALL=C sed -i '1s/^\\xEF\\xBB\\xBF//' {path}")  # fmt: skip
         raw = tomllib.loads(data.decode())
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file", hint=f"write one from `{example}`") from error
+        raise ConfigError(f"{path}: no such file", hint=f"write one from `{example}`{otherwise}") from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except RecursionError as error:

@@ -298,13 +298,17 @@ def test_help_does_not_show_the_earlier_option(shell: Shell, capsys: Any) -> Non
 # ------------------------------------------------------------------------------------------------------------ errors
 
 
+NO_FILE = (
+    "write one from `ovs-hotswap config example`; `ovs-hotswap config init` writes one for a host whose bridges others "
+    "program"
+)
+
+
 def test_an_error_is_a_line_and_a_hint(shell: Shell) -> None:
     shell.config.unlink()
     assert shell("config", "check") == ConfigError.exit_code
     assert shell.out.getvalue() == ""
-    assert shell.err.getvalue() == (
-        f"error: {shell.config}: no such file\nhint: write one from `ovs-hotswap config example`\n"
-    )
+    assert shell.err.getvalue() == (f"error: {shell.config}: no such file\nhint: {NO_FILE}\n")
 
 
 def test_each_fault_is_a_line(shell: Shell) -> None:
@@ -332,7 +336,7 @@ def test_an_error_as_json(shell: Shell, arguments: tuple[str, ...]) -> None:
         "error": {
             "class": "ConfigError",
             "message": f"{shell.config}: no such file",
-            "hint": "write one from `ovs-hotswap config example`",
+            "hint": NO_FILE,
             "exit_code": 3,
         }
     }
