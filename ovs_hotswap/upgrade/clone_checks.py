@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from ovs_hotswap.clone import database
+from ovs_hotswap.errors import ReleaseError
 from ovs_hotswap.host import memory_checks
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.machine import descriptor_limit
@@ -13,7 +14,7 @@ from ovs_hotswap.stock.survey import running_paths
 from ovs_hotswap.stock.vms import vm_ports as takeable
 from ovs_hotswap.switch.instance import numa_nodes
 from ovs_hotswap.switch.pools import huge_page_pools
-from ovs_hotswap.upgrade import checks, collect, stock_collect
+from ovs_hotswap.upgrade import checks, collect, stock_checks, stock_collect
 from ovs_hotswap.vm_ports import VmPort
 
 
@@ -26,9 +27,19 @@ def precheck(host: Host, old: Side, new: Side, release: str, leave_out: Collecti
         lambda: checks.descriptors(descriptor_limit(host, new), [(2, port.queues) for port in vm_ports(host)]),
         lambda: memory(host, new),
         lambda: collect.broker(host),
-        lambda: stock_collect.examine(host.config, host.system, leave_out)[1],
+        lambda: of_host(host, release, leave_out),
         lambda: losses(host, release),
     )
+
+
+def of_host(host: Host, release: str, leave_out: Collection[str]) -> list[Finding]:
+    """Check the running switch and its VMs, and whether a release can serve in its place. Raises HostError."""
+    facts, findings = stock_collect.examine(host.config, host.system, leave_out)
+    try:
+        version = host.releases.get(release).ovs_version
+    except ReleaseError:
+        version = None  # `collect.release_checks` says so
+    return [*findings, *stock_checks.conntrack_of(version, facts.pipeline)]
 
 
 def losses(host: Host, release: str) -> list[Finding]:

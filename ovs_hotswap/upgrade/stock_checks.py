@@ -190,6 +190,15 @@ def conntrack(found: StockSwitch, pipeline: Pipeline) -> list[Finding]:
     return [_warning(name, text, hint)]
 
 
+def conntrack_of(version: str | None, pipeline: Pipeline) -> list[Finding]:
+    """Check a release to which the host is to go for the same end."""
+    if not pipeline.identity_nat or not asserts_on_expired_nat(version):
+        return []
+    text = (f"OVS {version}, to which the host is to go, ends by itself when a packet comes for a connection that was "
+            f"silent for {EXPIRY_S} s, because flows commit with nat(src) without an address")  # fmt: skip
+    return [_warning("conntrack", text, "a release that has the cure: 2.17.8, 3.0.5, 3.1.3, 3.2.3 or later")]
+
+
 # --------------------------------------------------------------------------------------------------------- the uplinks
 
 

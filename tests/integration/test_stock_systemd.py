@@ -4,12 +4,15 @@ operator's habits do before and after they are shielded. The tests build on each
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.machine import PREFIX, Machine
+from tests.support.waiting import eventually
 
 UNIT, SWITCH, DATABASE = "openvswitch-switch.service", "ovs-vswitchd.service", "ovsdb-server.service"
 UNITS = (UNIT, SWITCH, DATABASE)
@@ -22,6 +25,18 @@ pmd_cores = [0]
 
 [instances.b]
 pmd_cores = [0]
+"""
+BROKER, SOCKET = "ovs-hotswap-broker", "/var/lib/vhost_sockets/vm1"
+REPOSITORY = Path(__file__).parents[2]
+# In the place of a QEMU of another user: what makes a socket and listens.
+QEMU = f"""
+[Service]
+Type=exec
+User=daemon
+UMask=0027
+ExecStartPre=+install -d -o daemon /var/lib/vhost_sockets
+ExecStart=/usr/bin/python3 -c 'import socket, time; made = socket.socket(socket.AF_UNIX); made.bind("{SOCKET}"); \\
+  made.listen(); time.sleep(600)'
 """
 # In the place of the upgrade itself: what `systemctl reload` is to call is this program with these arguments.
 PROGRAM = """#!/bin/sh
@@ -48,6 +63,26 @@ def pids(machine: Machine) -> dict[str, str]:
     return {
         name: machine.run(["cat", f"/run/openvswitch/{name}.pid"]).stdout for name in ("ovs-vswitchd", "ovsdb-server")
     }
+
+
+def test_the_broker_s_unit_serves_at_another_user_s_socket(machine: Machine) -> None:
+    """With the drop-in of docs/hosts.md, as it stands there."""
+    blocks = re.findall(r"^```\n(.*?)^```$", (REPOSITORY / "docs/hosts.md").read_text(), re.DOTALL | re.MULTILINE)
+    (block,) = [block for block in blocks if f"{BROKER}.service.d" in block]
+    machine.run(["install", "-m", "644", f"{PREFIX}/src/systemd/{BROKER}.service", "/etc/systemd/system/"])
+    machine.run(["sh", "-euc", "\n".join(line for line in block.splitlines() if not line.startswith("apt "))])
+    port = {"name": "vm1", "bridge": "br-int", "ofport": 1, "socket": SOCKET}
+    machine.write("/var/lib/ovs-hotswap/ports.json", json.dumps({"ports": [port]}))
+    machine.write("/etc/systemd/system/qemu.service", QEMU)
+    machine.run(["systemctl", "start", "qemu"])
+    machine.run(["systemctl", "start", BROKER])
+    eventually(lambda: machine.run(["test", "-S", f"{SOCKET}.qemu"], check=False).returncode == 0,
+               lambda: machine.log(f"{BROKER}.service"))  # fmt: skip
+    assert machine.run(["stat", "--format=%U %a", SOCKET, f"{SOCKET}.qemu"]).stdout == "daemon 750\n" * 2
+    (vm,) = json.loads(machine.run(["ovs-hotswap", "--json", "vm", "list"]).stdout)["vms"]
+    assert vm["name"] == "vm1"
+    machine.run(["systemctl", "stop", "qemu", BROKER])
+    machine.run(["sh", "-c", f"rm -r /etc/systemd/system/{BROKER}.service*; systemctl daemon-reload"])
 
 
 def test_unshielded_a_restart_ends_the_switch(machine: Machine) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +132,47 @@ def reprogram(host: StockHost) -> None:
         host.ofctl("add-flow", "br-int", "cookie=0xd4,table=0,priority=95,tcp,tp_dst=5001,actions=NORMAL")
     for guest in [guest for guest in host.guests if guest not in host.running]:
         host.plug(guest.name)
+
+
+def stepwise(host: StockHost, operator: Operator, release: str, acts: Mapping[str, Callable[[], object]]) -> Completed:
+    """An upgrade that waits at the beginning of each step that ``acts`` names, until its act has returned. ``STEP+``:
+    at the first progress within the step."""
+    program = f"""
+import sys
+from pathlib import Path
+from ovs_hotswap.config_file import load_config
+from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.system import System
+from ovs_hotswap.upgrade.upgrade import Upgrader
+moments = {list(acts)!r}
+def watch(event):
+    print(event, file=sys.stderr, flush=True)
+    name = event.step + dict(started="", progress="+").get(event.kind, "?")
+    if name in moments:
+        moments.remove(name)
+        print(name, flush=True)
+        sys.stdin.readline()
+try:
+    Upgrader(Host(load_config(Path({str(operator.config)!r})), System())).upgrade({release!r}, watch, force=True)
+except HotswapError as error:
+    print(type(error).__name__, error, error.hint, file=sys.stderr)
+    raise SystemExit(error.exit_code)
+"""
+    with tempfile.TemporaryFile("w+") as said:
+        upgrade = host.space.popen(
+            [sys.executable, "-P", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said
+        )
+        assert upgrade.stdin is not None
+        assert upgrade.stdout is not None
+        try:
+            for line in upgrade.stdout:
+                acts[line.strip()]()
+                print(file=upgrade.stdin, flush=True)
+        finally:
+            upgrade.stdin.close()  # it continues to its end without an answer as well
+            status = upgrade.wait(180.0)
+            said.seek(0)
+            text = said.read()
+            print(text)
+        return Completed(("upgrade",), status, "", text)

@@ -21,7 +21,7 @@ from ovs_hotswap.stock.facts import (
     StockUplink,
     VmLog,
 )
-from ovs_hotswap.upgrade.stock_checks import WIRE_MARKS, StockReport, Terms, asserts_on_expired_nat, judge
+from ovs_hotswap.upgrade.stock_checks import WIRE_MARKS, StockReport, Terms, asserts_on_expired_nat, conntrack_of, judge
 from ovs_hotswap.vhostuser.messages import Feature
 from tests.unit.stock_sample import ACKED, DATABASE, HEALTHY, LOG, QEMU, vm
 
@@ -299,6 +299,8 @@ def test_versions_that_end_under_identity_nat(version: str | None, ends: bool) -
     assert any(each.check == "conntrack" for each in judge(facts, TERMS)) is ends
     without = replace(facts, pipeline=replace(facts.pipeline, bridges=(StockBridge("br-int"),)))
     assert not any(each.check == "conntrack" for each in judge(without, TERMS))
+    assert [each.severity for each in conntrack_of(version, facts.pipeline)] == [WARNING] * ends
+    assert conntrack_of(version, without.pipeline) == []
 
 
 def test_features_are_named() -> None:
