@@ -22,8 +22,12 @@ _NUMBER = re.compile(
 _FLAG = re.compile(
     r"(send_flow_rem|check_overlap|reset_counts|no_packet_counts|no_byte_counts|allow_hidden_fields|no_readonly_table) "
 )
-# Flags of the message, which the switch does not keep (include/openvswitch/ofp-flow.h, OFPUTIL_FF_STATE).
-_KEPT_FLAGS = frozenset({"send_flow_rem", "no_packet_counts", "no_byte_counts"})
+# The flags of a flow that are copied. The switch keeps one more (include/openvswitch/ofp-flow.h, OFPUTIL_FF_STATE):
+# with `check_overlap` the new side would refuse a flow that overlaps another one, depending on their order.
+_KEPT_FLAGS = frozenset({"send_flow_rem", "no_packet_counts", "no_byte_counts", "reset_counts"})
+# OpenFlow 1.0 has one of them, and gives `reset_counts` to each flow that is added (lib/ofp-flow.c,
+# ofputil_decode_flow_mod_flags).
+_LEGACY_FLAGS = frozenset({"send_flow_rem"})
 # Actions of OpenFlow 1.0 that a later version has no exact form for (lib/ofp-actions.c, encode_SET_VLAN_VID and
 # others): it shows the first two as push_vlan, which puts a second tag on a tagged frame; for the others it demands a
 # match on the protocol.
@@ -143,6 +147,7 @@ def parse_flow(line: str) -> Flow:
     if not found:
         raise ValueError(f"not a flow: {line}")
     numbers, flags, rest = _head(head)
+    legacy = _LEGACY.search(actions) is not None
     return Flow(
         key=_key(numbers.get("table", "0"), rest),
         actions=actions,
@@ -150,8 +155,8 @@ def parse_flow(line: str) -> Flow:
         idle=int(numbers.get("idle_timeout", "0")),
         hard=int(numbers.get("hard_timeout", "0")),
         importance=int(numbers.get("importance", "0")),
-        flags=flags & _KEPT_FLAGS,
-        legacy=_LEGACY.search(actions) is not None,
+        flags=flags & (_LEGACY_FLAGS if legacy else _KEPT_FLAGS),
+        legacy=legacy,
         age=float(numbers.get("duration", "0s").rstrip("s")),
     )
 
@@ -201,7 +206,9 @@ def parse_internal(dump: str) -> dict[Key, str]:
 def as_held(flows: Mapping[Key, Flow], held: Mapping[Key, str]) -> dict[Key, Flow]:
     """Return flows with the actions that the switch holds where those are of OpenFlow 1.0."""
     return {
-        key: replace(flow, actions=held[key], legacy=True) if _LEGACY.search(held.get(key, "")) else flow
+        key: replace(flow, actions=held[key], flags=flow.flags & _LEGACY_FLAGS, legacy=True)
+        if _LEGACY.search(held.get(key, ""))
+        else flow
         for key, flow in flows.items()
     }
 

@@ -327,12 +327,23 @@ def reports(bridges: Iterable[StockBridge]) -> list[Finding]:
 
 
 def controllers(pipeline: Pipeline) -> list[Finding]:
-    """Say who programs the bridges, and check that OVN's controller runs (``controllers.ovn`` checks more)."""
+    """Say who programs the bridges, and check that OVN's controller runs (``controllers.ovn`` checks more).
+
+    Neutron's agent sees no other switch, but its connections to the database end. To it the bridges of physical
+    networks were made again, and its ``ovsdb-client monitor`` starts again after a time (neutron: ovs_neutron_agent.py,
+    _reconfigure_physical_bridges; agent/common/async_process.py)."""
     ovn = pipeline.ovn
     findings = []
     if ovn is not None and ovn.pid is None:
         text = f"this host belongs to OVN ({ovn.remote}), and no ovn-controller runs"
         findings.append(_warning("controllers", text, "`systemctl start ovn-controller`"))
+    findings += [
+        _warning("controllers", f"Neutron's agent {pid} looks at all ports again when the database passes to the new "
+                 "instance; a port that is plugged then has its network up to 30 s later",
+                 "keep drop_flows_on_start = false, its default: otherwise it deletes the flows of physical networks' "
+                 "bridges then; the 30 s are ovsdb_monitor_respawn_interval")
+        for pid in pipeline.agents
+    ]  # fmt: skip
     who = [f"ovn-controller {ovn.pid}"] if ovn is not None and ovn.pid is not None else []
     who += [f"Neutron's agent {pid}" for pid in pipeline.agents]
     targets = sorted({target for bridge in pipeline.bridges for target in bridge.controllers} | {*pipeline.managers})

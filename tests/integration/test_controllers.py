@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from ovs_hotswap.controllers import kernel_ports, neutron, remotes
+from ovs_hotswap.controllers import kernel_ports, remotes
 from ovs_hotswap.controllers.connections import Connections
 from ovs_hotswap.controllers.exchange import Exchange
 from ovs_hotswap.controllers.repoint import repoint
@@ -240,19 +240,11 @@ def test_an_agent_sees_the_bridge_that_it_knows_with_its_flows(bed: Bed) -> None
         assert set(bed.agent.bridges) == {ID}
     assert set(answers) <= {1, None}, "an empty table 23 is a restart to it"
     assert {each.stock: each.ofctl("dump-flows", "br-ex", "--no-stats") for each in (bed.old, bed.new)} == flows
-    assert neutron.findings(neutron_view(bed.old), neutron_view(bed.old)) == []
 
 
 def asked(answers: list[int | None], answer: int | None) -> bool:
     answers.append(answer)
     return answer is not None
-
-
-def neutron_view(each: Switch) -> dict[str, neutron.Bridge]:
-    targets = frozenset(each.vsctl("get-controller", "br-ex").split())
-    return {"br-ex": neutron.Bridge(each.vsctl("get", "bridge", "br-ex", "datapath_id").strip('"'), targets,
-                                    each.vsctl("get", "bridge", "br-ex", "fail_mode"),
-                                    each.ofctl("dump-flows", "br-ex").splitlines()[1:])}  # fmt: skip
 
 
 def test_controllers_that_are_held_come_back_as_they_were(bed: Bed) -> None:

@@ -20,8 +20,8 @@ OFPST_FLOW reply (OF1.5) (xid=0x2):
  cookie=0x0, duration=0.187s, table=0, n_packets=0, n_bytes=0, idle_age=0, priority=0 actions=NORMAL
  cookie=0xabc, duration=12.9s, table=3, n_packets=1, n_bytes=60, idle_timeout=30, hard_timeout=60, importance=7, \
 idle_age=1, hard_age=2, priority=3,ipv6,ipv6_dst=fe80::/10 actions=output:1
- cookie=0x12, duration=1s, table=0, n_packets=0, n_bytes=0, send_flow_rem no_packet_counts check_overlap idle_age=0, \
-in_port=5 actions=learn(table=5,idle_timeout=300,hard_timeout=900,priority=7,cookie=0x99),resubmit(,5)
+ cookie=0x12, duration=1s, table=0, n_packets=0, n_bytes=0, send_flow_rem check_overlap reset_counts no_packet_counts \
+idle_age=0, in_port=5 actions=learn(table=5,idle_timeout=300,hard_timeout=900,priority=7,cookie=0x99),resubmit(,5)
  cookie=0x0, duration=1s, table=9, n_packets=0, n_bytes=0, idle_age=0, actions=drop
 """
 GROUPS = """\
@@ -90,7 +90,7 @@ def test_flows_have_cookies_timeouts_flags_and_importance() -> None:
     timed = flows[Key(3, 3, "ipv6,ipv6_dst=fe80::/10")]
     assert (timed.cookie, timed.idle, timed.hard, timed.importance, timed.age) == (0xABC, 30, 60, 7, 12.9)
     learning = flows[Key(0, dumps.DEFAULT_PRIORITY, "in_port=5")]
-    assert learning.flags == {"send_flow_rem", "no_packet_counts"}  # the other flag is one of the message alone
+    assert learning.flags == {"send_flow_rem", "no_packet_counts", "reset_counts"}  # and not check_overlap
     assert learning.idle == learning.hard == 0  # those in learn() are not the flow's own
     assert learning.actions.startswith("learn(table=5,idle_timeout=300")
     assert flows[Key(9, dumps.DEFAULT_PRIORITY, "")].actions == "drop"
@@ -111,8 +111,7 @@ def test_a_flow_is_written_as_it_is_read() -> None:
         words = [word for word in head.split(",") if not word.startswith(("cookie", "table", "priority", "ip"))]
         assert actions == flow.actions
         assert head.startswith(f"cookie={flow.cookie:#x},table={flow.key.table},priority={flow.key.priority}")
-        assert set(words) <= {"idle_timeout=30", "hard_timeout=60", "importance=7", "send_flow_rem", "no_packet_counts",
-                              "in_port=5"}  # fmt: skip
+        assert set(words) <= {"idle_timeout=30", "hard_timeout=60", "importance=7", "in_port=5", *flow.flags}
 
 
 @pytest.mark.parametrize("value", [cookie(Kind.FROM_UPLINK), *COOKIES])
@@ -153,16 +152,20 @@ def test_actions_of_openflow_10_are_taken_from_the_switch_itself() -> None:
     held = dumps.parse_internal(HELD)
     key = Key(8, 5, "in_port=1")
     assert held == {key: "mod_vlan_vid:9,NORMAL", Key(0, 0, ""): "NORMAL", Key(0, 0x8000, ""): "drop"}
-    shown = Flow(key, "push_vlan:0x8100,set_field:4105->vlan_vid,NORMAL", cookie=5)
+    flags = frozenset({"send_flow_rem", "reset_counts"})
+    shown = Flow(key, "push_vlan:0x8100,set_field:4105->vlan_vid,NORMAL", cookie=5, flags=flags)
     other = Flow(Key(0, 0, ""), "NORMAL")
     unknown = Flow(Key(1, 1, ""), "set_field:1->reg0")
     flows = dumps.as_held({flow.key: flow for flow in (shown, other, unknown)}, held)
-    assert flows[key] == Flow(key, "mod_vlan_vid:9,NORMAL", cookie=5, legacy=True)
+    left = frozenset({"send_flow_rem"})  # OpenFlow 1.0 has no word for the other one, which each of its flows has
+    assert flows[key] == Flow(key, "mod_vlan_vid:9,NORMAL", cookie=5, flags=left, legacy=True)
     assert flows[other.key] == other
     assert flows[unknown.key] == unknown
     assert dumps.maybe_legacy(shown)
     assert not dumps.maybe_legacy(other)
-    assert dumps.parse_flow("priority=1 actions=strip_vlan,mod_vlan_vid:9").legacy
+    read = dumps.parse_flow("reset_counts priority=1 actions=strip_vlan,mod_vlan_vid:9")
+    assert read.legacy
+    assert read.flags == frozenset()
 
 
 TEXTS = st.sampled_from(["in_port=1", "in_port=2", "ip", ""])

@@ -213,6 +213,10 @@ FAULTS = {
         of_pipeline(ovn=replace(HEALTHY.pipeline.ovn, pid=None)), "controllers", WARNING,  # type: ignore[type-var]
         "no ovn-controller runs", "systemctl start ovn-controller",
     ),
+    "Neutron's agent": Fault(
+        of_pipeline(agents=(4711,)), "controllers", WARNING, "Neutron's agent 4711 looks at all ports again",
+        "drop_flows_on_start = false",
+    ),
     "an internal port with an address": Fault(
         of_pipeline(kernel_ports=(KernelPort("br-ex", "br-ex", "internal", ("10.0.0.1/24",), 2, ("dnsmasq (7)",)),)),
         "host ports", WARNING, "(10.0.0.1/24, 2 routes, dnsmasq (7)) and is without network for about 50 ms", None,
