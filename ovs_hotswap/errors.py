@@ -43,6 +43,10 @@ class StateUnknown(HotswapError):
     exit_code = 6
 
 
+class NotServed(StateUnknown):
+    """A switch serves no guest over a VM's port at this moment: the VM has ended, boots, or is being changed."""
+
+
 class TryAgain(StateUnknown):
     """What was looked at changed in the meantime. Nothing was changed, and another attempt may succeed."""
 

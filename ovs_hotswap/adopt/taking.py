@@ -47,7 +47,7 @@ from ovs_hotswap.adopt.snapshot import (
     Snapshot,
     why_not_carried,
 )
-from ovs_hotswap.errors import StateUnknown, TryAgain
+from ovs_hotswap.errors import NotServed, StateUnknown, TryAgain
 from ovs_hotswap.peer import credentials
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.switch.pmd import RxQueue, pmd_rxqs, vhost_log_level
@@ -115,7 +115,7 @@ def parse_port(port: str, row: Mapping[str, Any]) -> PortFact:
     if row["type"] != "dpdkvhostuserclient" or path is None:
         raise StateUnknown(f"port {port} is no dpdkvhostuserclient port, but {row['type'] or 'system'}")
     if status.get("status") != "connected" or "features" not in status:
-        raise StateUnknown(
+        raise NotServed(
             f"port {port}: no guest is served over {path}: no QEMU is connected, its guest's driver does not run, or"
             " its link is set down",
             hint="a connection that is made later comes to the broker by itself",

@@ -7,7 +7,7 @@ from functools import partial
 from ovs_hotswap.adopt.log_settings import LogSettings, log_as_before, log_everything
 from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.broker.adopting import adopt
-from ovs_hotswap.errors import HotswapError, SwitchError
+from ovs_hotswap.errors import HotswapError, NotServed, SwitchError
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.standby import await_polled
 from ovs_hotswap.model import Side
@@ -16,6 +16,7 @@ from ovs_hotswap.upgrade.move_vms import deliver
 from ovs_hotswap.upgrade.situation import Upgrade
 
 _POLLED_S = 20.0
+_PAUSE_S = 0.2
 
 
 def unadopted(host: Host) -> list[VmStatus]:
@@ -31,19 +32,41 @@ def _await_received(host: Host, side: Side, name: str, queues: int) -> None:
 
 def adopt_vms(context: Upgrade, run: StepContext) -> None:
     """Take over each VM, one after the other, to the new instance. A VM that was taken over has the new instance as its
-    owner. Raises SwitchError if one cannot be taken over; it is served as before then."""
+    owner. One that ends, or gets another QEMU, before its turn comes to the broker by itself; one that boots is waited
+    for. Raises SwitchError if one cannot be taken over; it is served as before then."""
     host, paths = context.host, context.host.instances[context.old].paths
-    vms = [vm.name for vm in unadopted(host) if vm.name not in context.leave_out]
+    vms = _waiting(context)
     if not vms:
         return
     before = log_everything(paths, vms, host.system)
     run.remember(log_level=before.level)
+    count, total = 0, len(vms)
+    end = host.system.monotonic() + host.config.upgrade.ready_s
     try:
-        for number, name in enumerate(vms, 1):
-            stopped_ms = _adopt(context, run, name)
-            run.progress(f"QEMU stood still for {stopped_ms:.1f} ms", item=name, count=number, total=len(vms))
+        while vms:
+            later = []
+            for name in vms:
+                if name not in _waiting(context):
+                    continue
+                try:
+                    stopped_ms = _adopt(context, run, name)
+                except NotServed as error:
+                    if host.system.monotonic() >= end:
+                        raise _refused(context, name, error) from error
+                    later.append(name)
+                    continue
+                count += 1
+                run.progress(f"QEMU stood still for {stopped_ms:.1f} ms", item=name, count=count, total=total)
+            vms = later
+            if vms:
+                host.system.sleep(_PAUSE_S)
     finally:
         log_as_before(paths, before)
+
+
+def _waiting(context: Upgrade) -> list[str]:
+    """The VMs to be taken over, as of now."""
+    return [vm.name for vm in unadopted(context.host) if vm.name not in context.leave_out]
 
 
 def log_again_as_before(context: Upgrade, run: StepContext) -> None:
@@ -54,16 +77,21 @@ def log_again_as_before(context: Upgrade, run: StepContext) -> None:
 
 
 def _adopt(context: Upgrade, run: StepContext, name: str) -> float:
-    """Take one VM over, and return for how many milliseconds its QEMU stood still."""
+    """Take one VM over, and return for how many milliseconds its QEMU stood still. Raises NotServed, SwitchError."""
     host, new, paths = context.host, context.new, context.host.instances[context.old].paths
     port = host.port_of(name)
     ready = partial(_await_received, host, new, name, 1 if port is None else port.queues)
     try:
         done = adopt(host.broker, name, paths, new, host.system, ready=ready)
+    except NotServed:
+        raise
     except HotswapError as error:
-        hint = error.hint or context.without([name])
-        raise SwitchError(f"VM {name} cannot be taken over: {error.message}", hint=hint) from error
+        raise _refused(context, name, error) from error
     deliver(host, new, [name], run)
     stopped, earlier = done.stopped_s * 1e3, run.facts.get("stopped_ms")
     run.remember(stopped_ms={**(earlier if isinstance(earlier, dict) else {}), name: stopped})
     return stopped
+
+
+def _refused(context: Upgrade, name: str, error: HotswapError) -> SwitchError:
+    return SwitchError(f"VM {name} cannot be taken over: {error.message}", hint=error.hint or context.without([name]))
