@@ -28,7 +28,7 @@ class StockSwitch:
     run. ``other_config`` and ``external_ids``: of the Open_vSwitch table. ``unit``: the unit of systemd that
     ovs-vswitchd belongs to. ``monitor``: the process that starts ovs-vswitchd again when it is killed
     (--monitor), if there is one. ``locks_memory``: it allocates all that it maps at once (--mlockall).
-    ``lacks_memif``: it has not loaded DPDK's driver memif, and no longer can."""
+    ``lacks_memif``, ``lacks_af_packet``: it has not loaded this driver of DPDK, and no longer can."""
 
     vswitchd_pid: int | None
     ovsdb_pid: int | None
@@ -44,6 +44,7 @@ class StockSwitch:
     monitor: int | None = None
     locks_memory: bool = False
     lacks_memif: bool = False
+    lacks_af_packet: bool = False
 
 
 class PortKind(enum.StrEnum):

@@ -12,6 +12,7 @@ from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.process_exit import locks_memory
 from ovs_hotswap.stock.database import Database, first
 from ovs_hotswap.stock.facts import StockLog, StockSwitch
+from ovs_hotswap.switch.drivers import lacks_driver
 from ovs_hotswap.switch.monitors import monitor_of
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.switch.pmd import vhost_log_level
@@ -44,7 +45,8 @@ def read_switch(paths: InstancePaths, system: System, database: Database | None,
         unit=unit_of(_text(_PROC / str(pid) / "cgroup")) if pid is not None else None,
         monitor=None if pid is None else monitor_of(pid, system),
         locks_memory=pid is not None and locks_memory(pid),
-        lacks_memif=pid is not None and lacks_memif(_text(_PROC / str(pid) / "maps")),
+        lacks_memif=pid is not None and lacks_driver(pid, "memif"),
+        lacks_af_packet=pid is not None and lacks_driver(pid, "af_packet"),
     )
 
 
@@ -128,13 +130,6 @@ def _pmd_cores(pid: int) -> tuple[int, ...]:
             except OSError:  # it has just ended
                 continue
     return tuple(sorted(cores))
-
-
-def lacks_memif(maps: str) -> bool:
-    """Whether a process has DPDK as shared libraries and has not loaded its driver memif, from the text of
-    /proc/PID/maps. DPDK loads its drivers when it starts, and never later (eal_common_options.c, eal_plugins_init). A
-    program that DPDK is a part of has no such libraries, and is taken to have the driver."""
-    return "/librte_eal.so" in maps and "/librte_net_memif.so" not in maps
 
 
 def _text(path: Path) -> str:

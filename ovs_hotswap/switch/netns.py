@@ -85,7 +85,7 @@ class Namespaces:
         neither tells its MAC on it nor takes IP packets from it: the VTEP's address is the bridge's alone."""
         try:
             self._move(device.name, device.namespace, f"{DIRECTORY}/{namespace}")
-            in_namespace(namespace, lambda: _silence(device.name))
+            in_namespace(namespace, lambda: silence(device.name))
             self._set(device.name, namespace, up=True)
         except (OSError, NetlinkError, UplinkError) as error:
             raise SwitchError(f"network device {device.name} cannot be moved to {namespace}: {error}") from error
@@ -200,7 +200,7 @@ def namespaces_of(name: str) -> Namespaces:
     return Namespaces() if name else HostNamespace()
 
 
-def _silence(device: str) -> None:
+def silence(device: str) -> None:
     """Documentation/networking/ip-sysctl.rst: no answers to ARP for any address, no packet of IPv4 from an address to
     which the route leads elsewhere, which are all, and nothing of IPv6, or at least no address, if /proc/sys cannot be
     written to. A device that moves to another namespace gets that one's settings (inetdev_init, ipv6_add_dev).

@@ -21,7 +21,7 @@ from ovs_hotswap.stock.facts import (
     StockVm,
 )
 from ovs_hotswap.upgrade import stock_vm_checks as of_vms
-from ovs_hotswap.wire.mirror_flows import DELIVER, RECEIVED
+from ovs_hotswap.wire.mirror_flows import DELIVER, MOST_OVER_VETH, RECEIVED
 from ovs_hotswap.wording import short, some
 
 MOST_MIRRORS = 32  # MAX_MIRRORS of a bridge (OVS ofproto/ofproto-dpif-mirror.h)
@@ -76,6 +76,7 @@ def judge(facts: Facts, terms: Terms | None = None) -> list[Finding]:
     findings = [
         *unreadable(facts.unreadable),
         *switch(facts.switch, terms),
+        *link(facts.switch, vms),
         *datapaths(pipeline.bridges),
         *conntrack(facts.switch, pipeline),
         *uplinks(pipeline.uplinks, terms.devices),
@@ -146,12 +147,23 @@ def switch(found: StockSwitch, terms: Terms) -> list[Finding]:
         )
         hint = "start the switch with `ovs-ctl --no-mlockall` the next time it starts"
         findings.append(_warning(name, text, hint))
-    if found.lacks_memif:
-        findings.append(_error(name, "it has not loaded DPDK's driver memif, over which the instances exchange frames",
-                               "install it (Debian 12: `apt install librte-net-memif23`); a switch loads it only when "
-                               "it starts the next time"))  # fmt: skip
     label = f"OVS {found.ovs_version}, DPDK {found.dpdk_version}, process {found.vswitchd_pid}"
     return _ok(findings, name, label)
+
+
+def link(found: StockSwitch, vms: Collection[StockVm]) -> list[Finding]:
+    """Check by what the switch can exchange frames with the new instance: over a memif, or a pair of veth devices."""
+    if not found.lacks_memif:
+        return []
+    hint = "install it (Debian 12: `apt install librte-net-memif23`); a switch loads it when it starts the next time"
+    text = "it has not loaded DPDK's driver memif"
+    if found.lacks_af_packet:
+        return [_error("link", f"{text}, nor af_packet: one of them is needed to exchange frames", hint)]
+    if large := sorted(vm.name for vm in vms if (vm.mtu or 0) > MOST_OVER_VETH):
+        text += f", without which the instances exchange no frames of an MTU above {MOST_OVER_VETH}: VM {some(large)}"
+        return [_error("link", text, hint)]
+    text += ": the instances exchange frames over a pair of veth devices, which carry less, and take the kernel's time"
+    return [_warning("link", text, hint)]
 
 
 def datapaths(bridges: Collection[StockBridge]) -> list[Finding]:

@@ -54,6 +54,9 @@ HIGHEST = 0xFFFF
 MAX_TAG = 2046
 """A tag and ``RECEIVED_TAGS`` more must be a VLAN ID (IEEE 802.1Q, 9.6)."""
 RECEIVED_TAGS = 2048
+MOST_OVER_VETH = 1500
+"""The greatest MTU of VMs for a link that is a pair of veth devices: DPDK's driver takes frames of 1518 bytes at most
+(drivers/net/af_packet, eth_dev_info: max_rx_pktlen). Those of a VM's MTU with the link's tag are as long."""
 NEAR_PORTS, FAR_PORTS, LINK_PORT = 60_000, 62_100, 64_200
 """The OpenFlow numbers of ours on a bridge: of near and far patch ports these and the tag, and of the link. A bridge's
 own numbers are far below: those that ovs-vswitchd chooses are less than 32 768 (ofproto/ofproto.c, alloc_ofp_port)."""

@@ -15,6 +15,7 @@ rows one transaction. All methods raise SwitchError.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import threading
@@ -28,12 +29,14 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from ovs_hotswap.errors import HotswapError, PrecheckFailed, SwitchError
 from ovs_hotswap.model import Side
 from ovs_hotswap.switch import memif
+from ovs_hotswap.switch.drivers import lacks_driver
 from ovs_hotswap.switch.openflow import WITH_BUNDLES, OpenFlow
-from ovs_hotswap.switch.ovsdb import SwitchDb
+from ovs_hotswap.switch.ovsdb import PortSpec, SwitchDb
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.switch.pmd import pmd_count
 from ovs_hotswap.switch.rpc import transact
 from ovs_hotswap.switch.unixctl import appctl
+from ovs_hotswap.switch.veth import make_pair, pair_is_up, pairs, remove_pair, veth_spec
 from ovs_hotswap.system import System, files
 from ovs_hotswap.vm_ports import VmPort
 from ovs_hotswap.waiting import wait_until
@@ -43,6 +46,7 @@ from ovs_hotswap.wire.mirror_flows import (
     CARRY,
     COOKIES,
     LINK_PORT,
+    MOST_OVER_VETH,
     WIRE,
     Carried,
     Flow,
@@ -55,6 +59,12 @@ from ovs_hotswap.wire.mirror_flows import (
     wire_flows,
 )
 from ovs_hotswap.wire.mirror_rows import READ, Operations, Rows, Wanted, assign, mtu, see_room
+
+
+def veth_names(number: int | str) -> tuple[str, str]:
+    """The devices of a link that is a pair of veth devices: the old switch has the first one."""
+    return f"ovsh-wire{number}a", f"ovsh-wire{number}b"
+
 
 TAGS = 8  # bytes on a link: its own tag, and one of the frame's
 _ANSWER_S = 10.0
@@ -159,6 +169,7 @@ class MirrorWire:
         other end of a link while it polls its own has died of it."""
         rows = self._rows(side)
         self._change(side, changes.remove(rows))
+        self._remove_veths()
         for name, bridge in rows.bridges.items():
             if not bridge.userspace:
                 continue
@@ -313,8 +324,10 @@ class MirrorWire:
         longest = (
             max(mtu(each, (want for want in each.wanted if want.bridge == bridge)) for each in rows.values()) + TAGS
         )
+        if over_veth := self._over_veth():
+            longest = MOST_OVER_VETH if longest <= MOST_OVER_VETH + TAGS else longest
         links = [link for each in rows.values() if (link := each.bridges[bridge].link) is not None and link.ofports]
-        if len(links) == len(rows) and self._connected(socket):
+        if len(links) == len(rows) and self._connected(socket, number):
             if longest > (shortest := min(link.mtu for link in links)):
                 raise PrecheckFailed(
                     f"bridge {bridge}: wire mode's link was made for an MTU of {shortest}, and {longest} is needed",
@@ -325,22 +338,54 @@ class MirrorWire:
             self._change(side, changes.drop_link(each, bridge))
         with files(socket):
             socket.unlink(missing_ok=True)  # a killed server leaves it, and the next one would refuse it
+        if over_veth and longest > MOST_OVER_VETH:
+            raise PrecheckFailed(
+                f"bridge {bridge}: a switch has not loaded DPDK's driver memif, without which the instances exchange no"
+                f" frames of an MTU above {MOST_OVER_VETH}",
+                hint="install the driver (Debian 12: `apt install librte-net-memif23`), before the switch starts the"
+                " next time",
+            )
+        if over_veth:
+            make_pair(*veth_names(number), longest + TAGS)
         for side in (old, old.other):
-            queues = (pmd_count(self._sides[side.other].vswitchd_ctl) or 1) + 1
-            spec = memif.memif_spec(
-                link_name(number), LINK_PORT, socket,
-                device=f"wire{number}", server=side is old, mtu=longest, queues=queues,
-            )  # fmt: skip
+            spec = self._end(side, old, number, socket, longest, over_veth=over_veth)
             mode = rows[side].bridges[bridge].intended
             self._change(side, changes.make_link(self._rows(side), bridge, number, spec.options, longest, mode))
-        if not wait_until(partial(self._connected, socket), _LINK_S, self._system):
-            text = f"the link between the instances at {socket} does not come up within {_LINK_S:g} s"
-            raise SwitchError(text, hint="the logs of both ovs-vswitchd say more (net_memif)")
+        if not wait_until(partial(self._connected, socket, number), _LINK_S, self._system):
+            text = f"the link {number} between the instances does not come up within {_LINK_S:g} s"
+            raise SwitchError(text, hint="the logs of both ovs-vswitchd say more (net_memif, net_af_packet)")
 
-    def _connected(self, socket: Path) -> bool:
-        """Whether either switch is a client that is connected to the other's socket."""
+    def _over_veth(self) -> bool:
+        """Whether a link has to be a pair of veth devices: a switch that runs has not loaded the driver memif."""
+        pids = [self._system.read_pid(paths.vswitchd_pid) for paths in self._sides.values()]
+        return any(pid is not None and lacks_driver(pid, "memif") for pid in pids)
+
+    def _end(self, side: Side, old: Side, number: int, socket: Path, longest: int, *, over_veth: bool) -> PortSpec:
+        """The port of ``side`` by which it meets the other switch."""
+        name, device = link_name(number), f"wire{number}"
+        if over_veth:
+            return veth_spec(name, LINK_PORT, veth_names(number)[side is not old], device=device, mtu=longest)
+        queues = (pmd_count(self._sides[side.other].vswitchd_ctl) or 1) + 1
+        return memif.memif_spec(name, LINK_PORT, socket, device=device, server=side is old, mtu=longest, queues=queues)
+
+    def _connected(self, socket: Path, number: int) -> bool:
+        """Whether either switch is a client that is connected to the other's socket, or has its veth."""
+        if self._over_veth():
+            return pair_is_up(*veth_names(number))
         pids = (self._system.read_pid(paths.vswitchd_pid) for paths in self._sides.values())
         return any(pid is not None and memif.connected(pid, socket) for pid in pids)
+
+    def _remove_veths(self) -> None:
+        """Remove the veth devices of links that neither switch has, or that were made and never used."""
+        if not (found := pairs(veth_names("*")[0])):
+            return
+        used: set[str] = set()
+        for side in self._sides:
+            with contextlib.suppress(SwitchError):  # it has ended
+                used |= {veth_names(number)[0] for number in self._rows(side).links.values()}
+        for name in found:
+            if name not in used:
+                remove_pair(name)
 
     def _on_each(self, side: Side, rows: Rows, lines: Callable[[str], list[str]]) -> None:
         """Send each bridge of others its bundle, all at once."""

@@ -20,22 +20,24 @@ from tests.support.stock_ovn import Ovn
 
 ROUNDS = int(os.environ.get("OVS_HOTSWAP_STOCK_ROUNDS", "1"))
 # Otherwise test_stock_docs.py has the kind "normal".
-KINDS = ["normal", "pipeline", "ovn"] if ROUNDS > 1 else ["pipeline", "ovn"]
+KINDS = [*([("normal", True)] if ROUNDS > 1 else []), ("pipeline", False), ("ovn", True)]
 MOST = 0 if ROUNDS > 1 else 30  # packets that may be lost or doubled; none on a machine that does nothing else
 
 
 @pytest.mark.parametrize("number", range(ROUNDS))
-@pytest.mark.parametrize("bridge", KINDS)
+@pytest.mark.parametrize(("bridge", "memif"), KINDS)
 def test_there_and_back_without_a_lost_packet(
-    system: System, tree_release: Release, bridge: BridgeKind, number: int
+    system: System, tree_release: Release, bridge: BridgeKind, memif: bool, number: int
 ) -> None:
+    """Whether the instances can exchange frames over a memif, or only over a pair of veth devices."""
     assert tree_release.root is not None
-    with StockHost(system, bridge=bridge, guests=2) as host:
+    with StockHost(system, bridge=bridge, guests=2, memif=memif) as host:
         operator = Operator(host, SHORT_SOAK)
         operator.add_release("tree", Path(tree_release.root))
         operator.start_broker()
         assert operator.ask("check")["ready"]
         before, south, stock = programmed(host), southbound(host), host.switch_pid
+        devices = host.run(["ls", "/sys/class/net"])
         with host.traffic() as traffic:
             there = operator.ask("upgrade", "--release", "tree")
             print(there)
@@ -45,6 +47,8 @@ def test_there_and_back_without_a_lost_packet(
             reprogram(host)
             host.vsctl("add-port", "br-int", "probe", "--", "set", "interface", "probe", "type=internal")
             changed = programmed(host)
+            if not memif:
+                host.install_memif()  # without which the distribution's release cannot be started
             back = operator.ask("rollback")
         print(traffic.judgement.text())
         assert there["committed"]
@@ -54,6 +58,7 @@ def test_there_and_back_without_a_lost_packet(
         assert differences(without_own(before), without_own(after)) == []
         assert differences(without_own(changed), without_own(programmed(host))) == []
         assert southbound(host) >= south
+        assert set(host.run(["ls", "/sys/class/net"]).split()) - {"probe"} == set(devices.split())
         assert traffic.judgement.faults_beyond(MOST) == []
 
 

@@ -60,10 +60,16 @@ def devargs(side: str) -> str:
     return f"net_af_packet0,iface=up-{side},{AF_PACKET_OPTIONS}"
 
 
+def _drivers() -> Path:
+    """Where DPDK's packages put their drivers."""
+    (found,) = Path("/usr/lib").glob("*-linux-gnu/dpdk/pmds-*")
+    return found
+
+
 class StockHost:
     """A host with guests under traffic between ``with`` and its end. ``guests``: a kind for each guest, or how many.
     The last ``later`` of them are only started by ``plug``. ``monitored``: a switch that crashes is started again, as
-    ``ovs-ctl`` does it unless told otherwise.
+    ``ovs-ctl`` does it unless told otherwise. ``memif``: the package of DPDK's driver memif is installed.
 
     ``directory`` has everything. What is in ``/run`` on the host is in ``directory/run`` outside (``outside``); the
     guests' sockets, reports and logs have the same path on either side.
@@ -80,9 +86,10 @@ class StockHost:
         later: int = 0,
         ping_interval_ms: float = 10.0,
         monitored: bool = False,
+        memif: bool = True,
     ) -> None:
         self._system = system
-        self._monitored = monitored
+        self._monitored, self._memif = monitored, memif
         self.kind: BridgeKind = bridge
         self._kinds = [GuestKind()] * guests if isinstance(guests, int) else list(guests)
         self.directory = Path(tempfile.mkdtemp(prefix="ovsh-stock-"))
@@ -295,8 +302,20 @@ class StockHost:
         (alternatives / "ovs-vswitchd").unlink()
         (alternatives / "ovs-vswitchd").symlink_to(PROGRAM)
         self.run(["mount", "--bind", str(alternatives), ALTERNATIVES])
+        if not self._memif:
+            self._hide_memif()
         self.run(["mkdir", "-p", RUN_DIR])
         self.run(["ovsdb-tool", "create", DATABASE, SCHEMA])
+
+    def _hide_memif(self) -> None:
+        """Debian's packages of Open vSwitch and DPDK do not install the driver by themselves."""
+        others = self.directory / "pmds"
+        shutil.copytree(_drivers(), others, symlinks=True, ignore=shutil.ignore_patterns("librte_net_memif.so*"))
+        self.run(["mount", "--bind", str(others), str(_drivers())])
+
+    def install_memif(self) -> None:
+        """`apt install librte-net-memif23`, on a host without it. A switch that runs does not load it."""
+        self.run(["umount", str(_drivers())])
 
     def _configure(self) -> None:
         """The settings of the guide (Documentation/intro/install/dpdk.rst). Two switches have to share this machine's

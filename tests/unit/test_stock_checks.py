@@ -200,7 +200,14 @@ FAULTS = {
     ),
     "a deleted log": Fault(of_log(file=f"{LOG} (deleted)"), "log", ERROR, "which nothing can read", "vlog/reopen"),
     "locked memory": Fault(of_switch(locks_memory=True), "switch", WARNING, "locks its memory", "--no-mlockall"),
-    "no memif": Fault(of_switch(lacks_memif=True), "switch", ERROR, "DPDK's driver memif", "librte-net-memif23"),
+    "no memif": Fault(of_switch(lacks_memif=True), "link", WARNING, "a pair of veth devices", "librte-net-memif23"),
+    "no memif for large frames": Fault(
+        replace(of_switch(lacks_memif=True), vms=(replace(HEALTHY.vms[0], mtu=9000), *HEALTHY.vms[1:])), "link", ERROR,
+        f"an MTU above 1500: VM {HEALTHY.vms[0].name}", "librte-net-memif23",
+    ),
+    "no driver for a link": Fault(
+        of_switch(lacks_memif=True, lacks_af_packet=True), "link", ERROR, "nor af_packet", "librte-net-memif23"
+    ),
     "a bridge of the kernel": Fault(
         of_pipeline(bridges=(*HEALTHY.pipeline.bridges, StockBridge("br-k", "system"))), "datapath", ERROR,
         "bridge br-k has the kernel's datapath", "datapath_type=netdev",

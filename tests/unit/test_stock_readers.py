@@ -29,12 +29,12 @@ from ovs_hotswap.stock.survey import running_paths
 from ovs_hotswap.stock.switch import (
     dpdk_version,
     file_level,
-    lacks_memif,
     log_argument,
     served_database,
     unit_of,
 )
 from ovs_hotswap.stock.vms import stock_vms, vm_ports
+from ovs_hotswap.switch.drivers import lacks_driver
 from ovs_hotswap.switch.owned import MARK
 from ovs_hotswap.upgrade.stock_checks import Terms
 from ovs_hotswap.upgrade.stock_collect import terms, with_logs
@@ -116,13 +116,16 @@ def test_texts_about_the_switch() -> None:
     assert unit_of("0::/user.slice/user-0.slice/session-1.scope\n") is None
 
 
-def test_a_driver_that_was_not_loaded() -> None:
+def test_a_driver_that_was_not_loaded(tmp_path: Path) -> None:
     libraries = "/usr/lib/x86_64-linux-gnu"
     eal = f"7f11c2a00000-7f11c2a1c000 r--p 00000000 08:01 77 {libraries}/librte_eal.so.23.0\n"
     memif = f"7f11bd000000-7f11bd003000 r--p 00000000 08:01 78 {libraries}/dpdk/pmds-23.0/librte_net_memif.so.23.0\n"
-    assert lacks_memif(eal)
-    assert not lacks_memif(eal + memif)
-    assert not lacks_memif("55d0c0000000-55d0c0400000 r-xp 00000000 08:01 79 /opt/ovs/sbin/ovs-vswitchd\n")
+    whole = "55d0c0000000-55d0c0400000 r-xp 00000000 08:01 79 /opt/ovs/sbin/ovs-vswitchd\n"
+    (tmp_path / "7").mkdir()
+    for maps, lacks in ((eal, True), (eal + memif, False), (whole, False)):
+        (tmp_path / "7/maps").write_text(maps)
+        assert lacks_driver(7, "memif", tmp_path) is lacks
+    assert not lacks_driver(8, "memif", tmp_path)
 
 
 def test_the_files_of_the_running_switch(tmp_path: Path) -> None:
