@@ -7,7 +7,7 @@ BACKEND ?= $(or $(ROAD),broker)
 # Where `make packages` unpacks what it built, for what needs it without installing it.
 export OVS_HOTSWAP_PACKAGES ?= $(CURDIR)/build/packages/root/opt/ovs-hotswap
 .DEFAULT_GOAL := help
-.PHONY: help setup test-setup venv test-venv demo test unit mutants bench bench-failover bench-full bench-patched bench-modes bench-roads bench-takeover bench-window bench-fleet soak soak-cuts soak-packages soak-uplinks soak-hosts faults guests packages-setup packages packages-qemu packages-check lock man fuzz lint clean
+.PHONY: help setup test-setup venv test-venv demo test unit mutants bench bench-failover bench-full bench-patched bench-modes bench-roads bench-takeover bench-window bench-hosts bench-fleet soak soak-cuts soak-packages soak-uplinks soak-hosts faults guests packages-setup packages packages-qemu packages-check lock man fuzz lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -84,6 +84,9 @@ bench-takeover: setup ## this version's broker takes over from another version's
 
 bench-window: setup ## what a frame costs inside a window against outside: the overlay's window and wire mode (root)
 	$(BIN)/python -m bench window --report window-report.json
+
+bench-hosts: setup ## take over 30 and 64 VMs of a running switch that others program, beside a reconnect and a restart (root)
+	$(BIN)/python -m bench hosts --report hosts-report.json
 
 bench-fleet: venv ## simulate runs over 10 000 hosts, and write the tables and plots of docs/fleet.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action ignore -e '.[bench]'

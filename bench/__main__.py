@@ -11,6 +11,7 @@ from bench import (
     fleet,
     floods,
     forwarding,
+    hosts,
     kinds,
     modes,
     moves,
@@ -30,6 +31,7 @@ BENCHMARKS = {
     "moves": moves, "failover": failover, "scale": scale, "soak": soak, "alternatives": alternatives, "phases": phases,
     "forwarding": forwarding, "floods": floods, "kinds": kinds, "modes": modes, "takeover": takeover, "fleet": fleet,
     "report": report, "window": window_cost,
+    "hosts": hosts,
 }  # fmt: skip
 
 

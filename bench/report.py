@@ -1,27 +1,29 @@
 """Writes docs/performance.md and its plots from the reports of the other benchmarks.
 
-Each section is there if its report is: scale, patched (scale with the patched switch), alternatives, failover, phases,
-forwarding, soak. Nothing is written that is not in a report.
+A section is written if its report is there: scale, patched (scale with the patched switch), alternatives, failover,
+phases, hosts, forwarding, window, soak. A section without a report stays on the page as it is. Nothing is written that
+is not in a report.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench import forwarding as forwarded
+from bench import host_report
 from bench.drawing import draw
+from bench.sections import Json, Section, ecdf, named, spread, table, tenths, whole
 from bench.testpmd import IN_FLIGHT
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.lab.pings import quantile
 from ovs_hotswap.plan.journal import FORMER_STEPS
 from ovs_hotswap.system import System
 
-Json = dict[str, Any]
 DIRECTIONS = ("sending", "receiving")
 _PHASES = ("floor", "fail-over", "hang", "broker lost", "restart")  # keys of the failover benchmark's report
 
@@ -52,45 +54,9 @@ the broker is killed and started again. It contains the guest's own spacing of p
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
-    """``text``: Markdown. ``plots``: what draws each figure, by the name of its file."""
-
-    text: str
-    plots: dict[str, Callable[[Any], None]]
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
-
-
-def whole(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}"
-
-
-def tenths(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
-def spread(values: Sequence[float], shown: Callable[[float | None], str]) -> list[str]:
-    """p50, p99 and the largest."""
-    ordered = sorted(values)
-    return [shown(quantile(ordered, 0.5)), shown(quantile(ordered, 0.99)), shown(ordered[-1] if ordered else None)]
-
-
-def ecdf(axes: Any, values: Sequence[float], label: str) -> None:
-    ordered = sorted(values)
-    axes.step(ordered, [(number + 1) / len(ordered) for number in range(len(ordered))], where="post", label=label)
-
-
-def _named(case: Json) -> str:
-    return f"{case['vms']} x {case['queues']}"
-
-
 def _moves(cases: Sequence[Json]) -> str:
     rows = [
-        (_named(each["case"]), len(each["moves_us"]), *spread(each["moves_us"], whole),
+        (named(each["case"]), len(each["moves_us"]), *spread(each["moves_us"], whole),
          *spread(each["all_ms"], whole)[::2])
         for each in cases
     ]  # fmt: skip
@@ -98,19 +64,19 @@ def _moves(cases: Sequence[Json]) -> str:
 
 
 def _frames(cases: Sequence[Json]) -> str:
-    rows = [(_named(each["case"]), kind, *tally.values()) for each in cases for kind, tally in each["frames"].items()]
+    rows = [(named(each["case"]), kind, *tally.values()) for each in cases for kind, tally in each["frames"].items()]
     return table(("VMs x queues", "frames", "sent", "lost", "doubled", "reordered"), rows)
 
 
 def scale(document: Json) -> Section:
     cases = document["cases"]
     broker = [
-        (_named(each["case"]), each["broker_kb"], each["broker_descriptors"], f"{each['broker_percent']:.2f}",
+        (named(each["case"]), each["broker_kb"], each["broker_descriptors"], f"{each['broker_percent']:.2f}",
          whole(quantile(sorted(each["broker_ms"]), 0.5)))
         for each in cases
     ]  # fmt: skip
     gaps = [
-        (_named(each["case"]), direction,
+        (named(each["case"]), direction,
          *(value for what in ("floor_ms", "rehearsed_ms", "gaps_ms")
            for value in spread(each[what][direction], tenths)[:2]))
         for each in cases for direction in DIRECTIONS
@@ -118,7 +84,7 @@ def scale(document: Json) -> Section:
 
     def distributions(axes: Any) -> None:
         for each in cases:
-            ecdf(axes, each["moves_us"], _named(each["case"]))
+            ecdf(axes, each["moves_us"], named(each["case"]))
         axes.set(xlabel="handover, microseconds", ylabel="share of the moves", xscale="log")
         axes.legend(title="VMs x queues")
 
@@ -132,7 +98,7 @@ def scale(document: Json) -> Section:
         axes.set(xlabel="VMs on the host", ylabel="handover, microseconds", xscale="log", yscale="log")
         axes.legend()
 
-    text = "## Handover\n\nOne VM's rings from switch to switch, on the broker's clock; all VMs: first to last.\n\n"
+    text = "One VM's rings from switch to switch, on the broker's clock; all VMs: first to last.\n\n"
     text += _moves(cases)
     text += "\nThe broker: memory, descriptors, % of a core while idle, ms of processor time to move all VMs.\n\n"
     text += table(("VMs x queues", "kB", "descriptors", "idle %", "all moved ms"), broker)
@@ -144,14 +110,14 @@ def scale(document: Json) -> Section:
 
 
 def patched(document: Json) -> Section:
-    text = "## Handover with the patched switch\n\nAs above, with the switch of `make packages`.\n\n"
+    text = "As above, with the switch of `make packages`.\n\n"
     return Section(text + _moves(document["cases"]) + "\n" + _frames(document["cases"]), {})
 
 
 def alternatives(document: Json) -> Section:
     results = [result for results in document["cases"] for result in results]
     rows = [
-        (_named(each["case"]), each["way"], len(each["times_us"]), *spread(each["times_us"], whole)) for each in results
+        (named(each["case"]), each["way"], len(each["times_us"]), *spread(each["times_us"], whole)) for each in results
     ]
 
     def ways(axes: Any) -> None:
@@ -163,7 +129,7 @@ def alternatives(document: Json) -> Section:
                  title=f"{chosen[0]} VMs x {chosen[1]} queues")  # fmt: skip
         axes.legend()
 
-    text = "## Ways to hand rings over\n\nBy a front end with a connection to either switch, without traffic.\n\n"
+    text = "By a front end with a connection to either switch, without traffic.\n\n"
     text += table(("VMs x queues", "way", "times", "p50 us", "p99 us", "max us"), rows)
     return Section(text, {"alternatives": ways})
 
@@ -194,7 +160,7 @@ def failover(document: Json) -> Section:
         axes.set(xlabel="from the SIGKILL to a guest's next packet, ms", ylabel="share of the guests", xscale="log")
         axes.legend()
 
-    text = f"## Crash failover\n{CRASHES}"
+    text = CRASHES
     text += table(("VMs", "what", "guests", "p50", "p99", "max"), rows)
     text += "\n" + table(("VMs", "idle standby, % of a core"), idle)
     return Section(text, {"failover": outages})
@@ -204,7 +170,7 @@ def phases(document: Json) -> Section:
     cases = document["cases"]
     seconds = [{FORMER_STEPS.get(step, step): took for step, took in each["seconds"].items()} for each in cases]
     steps = list(dict.fromkeys(step for each in seconds for step in each))
-    names = [f"{_named(each['case'])}, {each['flows']} flows" for each in cases]
+    names = [f"{named(each['case'])}, {each['flows']} flows" for each in cases]
     rows = [(step, *(f"{each.get(step, 0.0):.2f}" for each in seconds)) for step in steps]
 
     def bars(axes: Any) -> None:
@@ -216,7 +182,7 @@ def phases(document: Json) -> Section:
         axes.set(xlabel="seconds")
         axes.legend(fontsize="x-small", ncols=2)
 
-    text = "## A whole upgrade\n\nSeconds by step; VMs x queues.\n\n" + table(("step", *names), rows)
+    text = "Seconds by step; VMs x queues.\n\n" + table(("step", *names), rows)
     return Section(text, {"phases": bars})
 
 
@@ -228,11 +194,9 @@ def forwarding(document: Json) -> Section:
         axes.set_xticklabels(list(rates))
         axes.set(ylabel="frames a second", ylim=0)
 
-    text = f"""## Forwarding
-
-{IN_FLIGHT} frames of 64 bytes that go round between two guests (DPDK's `testpmd`). One switch serves two such pairs of
-guests, one through the broker and one without, in turn; and two that are both without, which shows what two pairs
-differ by anyway. Guests are started again for each round.
+    text = f"""{IN_FLIGHT} frames of 64 bytes that go round between two guests (DPDK's `testpmd`). One switch serves two
+such pairs of guests, one through the broker and one without, in turn; and two that are both without, which shows what
+two pairs differ by anyway. Guests are started again for each round.
 
 """
     for each in pairs:
@@ -258,39 +222,57 @@ def soak(document: Json) -> Section:
 
     seconds = ", ".join(f"{name} {value}" for name, value in
                         zip(("p50", "p99", "longest"), spread(document["seconds"], tenths), strict=True))  # fmt: skip
-    text = f"## Soak\n\n{document['upgrades']} upgrades with {document['vms']} VMs; seconds of each: {seconds}.\n\n"
+    text = f"{document['upgrades']} upgrades with {document['vms']} VMs; seconds of each: {seconds}.\n\n"
     text += table(("frames", "sent", "lost", "doubled", "reordered"), frames)
     text += "\n" + table(("process", "kB, first", "last", "descriptors, first", "last"), held)
     return Section(text, {"soak": memory})
 
 
-SECTIONS: dict[str, Callable[[Json], Section]] = {
-    "scale": scale, "patched": patched, "alternatives": alternatives, "failover": failover, "phases": phases,
-    "forwarding": forwarding, "soak": soak,
-}  # fmt: skip
+# In the order of the page, with the heading of each.
+SECTIONS: dict[str, tuple[str, Callable[[Json], Section]]] = {
+    "scale": ("Handover", scale),
+    "patched": ("Handover with the patched switch", patched),
+    "alternatives": ("Ways to hand rings over", alternatives),
+    "failover": ("Crash failover", failover),
+    "phases": ("A whole upgrade", phases),
+    "hosts": ("Taking over a running switch", host_report.hosts),
+    "forwarding": ("Forwarding", forwarding),
+    "window": ("The cost of a window", host_report.window),
+    "soak": ("Soak", soak),
+}
 
 
 def write(reports: Path, target: Path) -> list[str]:
-    """Write the page and, in the directory of its name beside it, the plots; return the sections."""
+    """Write the page and, in the directory of its name beside it, the plots; return the sections that were written."""
     documents = {
         name: json.loads(path.read_text())
         for name in SECTIONS
         if (path := reports / f"{name}-report.json").exists()
     }  # fmt: skip
-    machines = {json.dumps(document["machine"], sort_keys=True) for document in documents.values()}
-    parts = [INTRODUCTION]
-    for text in sorted(machines):
-        found = json.loads(text)
-        parts.append(f"Machine: {found['cpus']} CPUs, {found['model']}, Linux {found['kernel']}.\n")
+    head, kept = _parts(target.read_text() if target.exists() else "")
+    machines = {line for line in head.splitlines() if line.startswith("Machine: ")} if kept else set[str]()
+    for document in documents.values():
+        found = document["machine"]
+        machines.add(f"Machine: {found['cpus']} CPUs, {found['model']}, Linux {found['kernel']}.")
+    parts = [INTRODUCTION, *(f"{line}\n" for line in sorted(machines))]
     images = target.with_suffix("")
-    for name, document in documents.items():
-        section = SECTIONS[name](document)
+    for name, (heading, make) in SECTIONS.items():
+        if name not in documents:
+            parts += [kept[heading]] if heading in kept else []
+            continue
+        section = make(documents[name])
         shown = "\n".join(f"![{plot}]({images.name}/{plot}.svg)" for plot in section.plots)
-        parts.append(f"{section.text}\n{shown}\n")
+        parts.append(f"## {heading}\n\n{section.text.lstrip()}\n{shown}\n")
         for plot, paint in section.plots.items():
             draw(images / f"{plot}.svg", paint)
     target.write_text("\n".join(parts))
     return list(documents)
+
+
+def _parts(page: str) -> tuple[str, dict[str, str]]:
+    """What is before the first section of a page, and each section by its heading."""
+    head, *sections = re.split(r"^(?=## )", page, flags=re.MULTILINE)
+    return head, {each.splitlines()[0].removeprefix("## "): each.rstrip("\n") + "\n" for each in sections}
 
 
 # ------------------------------------------------------------------------------------------------------------ command

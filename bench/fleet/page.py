@@ -12,7 +12,7 @@ from bench.fleet.measured import PAGE, Durations
 from bench.fleet.model import Outcome, Policy
 from bench.fleet.policies import FAULTS, LARGE, RANGES, RARE
 from bench.fleet.studies import Judged, Laboratory, Many, Spread, Varied
-from bench.report import table
+from bench.sections import table
 
 _BEGIN, _END = "<!-- make bench-fleet: {} -->", "<!-- end -->"
 _PART = re.compile(r"(<!-- make bench-fleet: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -1,7 +1,7 @@
 """Simulated guests: hundreds of VMs with real vhost-user front ends and rings, served by two processes.
 
 One, the ``house``, plays every QEMU. Its child is every guest's ``driver`` and does nothing else, so that no handshake
-holds it up. ``fleet.Fleet`` is what benchmarks use.
+holds it up. ``fleet.Fleet`` is what benchmarks use. ``qemus.QemuFleet`` has a real QEMU for each VM instead.
 """
 
 from bench.guests.fleet import Fleet, FleetError, Stats, StreamStats

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -67,46 +68,26 @@ class Stats:
         return sum(getattr(stream, figure) for stream in self.streams)
 
 
-class Fleet:
-    """The VMs of ``spec``. Context manager: inside it, they listen, and are served as soon as a switch or broker
-    connects. Methods raise FleetError."""
+class GuestTraffic(ABC):
+    """The traffic between the VMs of ``spec``, and what their drivers recorded. Methods raise FleetError."""
 
     def __init__(self, spec: FleetSpec) -> None:
         self.spec = spec
-        self.drivers_pid = 0
-        self._child: subprocess.Popen[bytes]
         self._control: Connection
 
-    def __enter__(self) -> Fleet:
-        here, there = socket.socketpair()
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "bench.guests.house", str(there.fileno())],
-            stdin=subprocess.DEVNULL, pass_fds=[there.fileno()], cwd=Path(__file__).parents[2],
-            start_new_session=True,  # an interrupt at the terminal is for the benchmark, which ends this one
-        )  # fmt: skip
-        there.close()
-        self._control = Connection(here.detach())
-        try:
-            self._control.send(self.spec)
-            self.drivers_pid = self._answer(_ANSWER_S)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
+    @abstractmethod
+    def _status(self) -> int | None:
+        """The exit status of the process that answers; ``None`` while it runs."""
 
-    def __exit__(self, *_: object) -> None:
-        self._control.close()
-        try:
-            self._child.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            self._child.wait()
+    @abstractmethod
+    def wait_served(self, timeout: float) -> None:
+        """Return when each VM's rings have been given to a switch or broker."""
 
     def _ask(self, *order: object, patience_s: float = 0.0) -> Any:
         try:
             self._control.send(order)
         except OSError as error:
-            raise FleetError(f"the guests ended: status {self._child.poll()}") from error
+            raise FleetError(f"the guests ended: status {self._status()}") from error
         return self._answer(_ANSWER_S + patience_s)
 
     def _answer(self, timeout: float) -> Any:
@@ -114,27 +95,12 @@ class Fleet:
             if self._control.poll(timeout):
                 return self._control.recv()
         except (EOFError, OSError) as error:
-            raise FleetError(f"the guests ended: status {self._child.wait()}") from error
+            raise FleetError(f"the guests ended: status {self._status()}") from error
         raise FleetError(f"the guests do not answer within {timeout:g} s")
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(vm.name for vm in self.spec.vms)
-
-    def wait_served(self, timeout: float) -> None:
-        """Return when each VM's rings have been given to a switch or broker."""
-        missing, faults = self._ask("served", float(timeout), patience_s=timeout)
-        if missing or faults:
-            names = ", ".join(self.names[number] for number in missing)
-            raise FleetError(f"not served within {timeout:g} s: {names or 'none'}; {'; '.join(faults)}")
-
-    def boots(self) -> tuple[int, ...]:
-        """How often each VM's rings have been given to a back end."""
-        return tuple(self._ask("boots"))
-
-    def set_active_pairs(self, vm: int, pairs: int) -> None:
-        """Make a guest use ``pairs`` of its queue pairs, as ``ethtool -L`` does; the drivers still send on all."""
-        self._ask("pairs", vm, pairs)
 
     def start(self, rate: float) -> None:
         """Make each VM, and the remote host to each of its VMs, send ``rate`` frames a second."""
@@ -178,3 +144,55 @@ class Fleet:
                 which = ", ".join(f"{s.source}.{s.queue}" for s in still)
                 raise FleetError(f"nothing received within {timeout:g} s of {which}; {'; '.join(stats.faults)}")
             time.sleep(_POLL_S)
+
+
+class Fleet(GuestTraffic):
+    """The VMs of ``spec``. Context manager: inside it, they listen, and are served as soon as a switch or broker
+    connects."""
+
+    def __init__(self, spec: FleetSpec) -> None:
+        super().__init__(spec)
+        self.drivers_pid = 0
+        self._child: subprocess.Popen[bytes]
+
+    def __enter__(self) -> Fleet:
+        here, there = socket.socketpair()
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "bench.guests.house", str(there.fileno())],
+            stdin=subprocess.DEVNULL, pass_fds=[there.fileno()], cwd=Path(__file__).parents[2],
+            start_new_session=True,  # an interrupt at the terminal is for the benchmark, which ends this one
+        )  # fmt: skip
+        there.close()
+        self._control = Connection(here.detach())
+        try:
+            self._control.send(self.spec)
+            self.drivers_pid = self._answer(_ANSWER_S)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._control.close()
+        try:
+            self._child.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+
+    def _status(self) -> int | None:
+        return self._child.poll()
+
+    def wait_served(self, timeout: float) -> None:
+        missing, faults = self._ask("served", float(timeout), patience_s=timeout)
+        if missing or faults:
+            names = ", ".join(self.names[number] for number in missing)
+            raise FleetError(f"not served within {timeout:g} s: {names or 'none'}; {'; '.join(faults)}")
+
+    def boots(self) -> tuple[int, ...]:
+        """How often each VM's rings have been given to a back end."""
+        return tuple(self._ask("boots"))
+
+    def set_active_pairs(self, vm: int, pairs: int) -> None:
+        """Make a guest use ``pairs`` of its queue pairs, as ``ethtool -L`` does; the drivers still send on all."""
+        self._ask("pairs", vm, pairs)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import resource
 import socket
-import subprocess
 import sys
 import threading
 from contextlib import ExitStack
@@ -17,8 +16,8 @@ from multiprocessing.connection import Connection
 
 from pyroute2 import netns
 
+from bench.guests.drivers_process import DriversProcess
 from bench.guests.front import Acceptor
-from bench.guests.plan import Plan
 from bench.guests.rings import HUGE_PAGE, Shape
 from bench.guests.spec import FleetSpec, RemoteHost
 from tests.support.vhost_qemu import FrontEnd
@@ -34,8 +33,7 @@ class House:
         self.spec = spec
         self._stack = ExitStack()
         self._fronts: list[FrontEnd] = []
-        self._child: subprocess.Popen[bytes]
-        self._drivers: Connection
+        self._drivers: DriversProcess
         self._doorman: Acceptor
 
     def __enter__(self) -> House:
@@ -60,36 +58,17 @@ class House:
     def _start_drivers(self) -> None:
         spec = self.spec
         remote = _remote_socket(spec.remote) if spec.remote is not None and spec.remote_vms else None
-        here, there = socket.socketpair()
-        plan = Plan(
-            shape=spec.shape, memory=tuple(front.memory.fd for front in self._fronts),
-            macs=tuple(vm.mac for vm in spec.vms), targets=spec.targets,
-            remote=None if remote is None else remote.fileno(), remote_mac=spec.remote.mac if spec.remote else "",
-            frame=spec.frame, header=spec.header, pause_us=spec.pause_us, nice=spec.nice,
-        )  # fmt: skip
-        passed = [*plan.memory, there.fileno(), *([] if plan.remote is None else [plan.remote])]
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "bench.guests.driver", plan.text(), str(there.fileno())],
-            stdin=subprocess.DEVNULL, pass_fds=passed,
-        )  # fmt: skip
-        there.close()
-        if remote is not None:
-            remote.close()
-        self._drivers = Connection(here.detach())
-        self._stack.callback(self._end_drivers)
-        self._drivers.recv()  # the receive rings are filled
-
-    def _end_drivers(self) -> None:
-        self._drivers.close()
         try:
-            self._child.wait(5)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            self._child.wait()
+            self._drivers = self._stack.enter_context(
+                DriversProcess(spec, [front.memory.fd for front in self._fronts], remote)
+            )
+        finally:
+            if remote is not None:
+                remote.close()
 
     @property
     def drivers_pid(self) -> int:
-        return self._child.pid
+        return self._drivers.pid
 
     def obey(self, order: str, *arguments: object) -> object:
         """Carry out one order; most are the drivers'. Raises EOFError or OSError if those have ended."""
@@ -101,8 +80,8 @@ class House:
             case "pairs", int(vm), int(pairs):
                 self._fronts[vm].set_active_pairs(pairs)
                 return None
-        self._drivers.send((order, *arguments))
-        return self._drivers.recv()
+        self._drivers.control.send((order, *arguments))
+        return self._drivers.control.recv()
 
 
 def _memory(name: str, shape: Shape) -> Shared:

@@ -27,6 +27,7 @@ _WRITE_ONLY = 2  # VIRTQ_DESC_F_WRITE
 class Shape:
     """How the memory of each of ``vms`` VMs is laid out: ``pairs`` queue pairs, rings of ``ring_size`` descriptors, a
     buffer of ``buffer`` bytes for each. ``page``: size of its pages. Ring ``2 k`` of a VM receives, ``2 k + 1`` sends.
+    ``begin``: bytes of memory before the first ring.
     """
 
     vms: int
@@ -34,6 +35,7 @@ class Shape:
     ring_size: int = 256
     buffer: int = 2048
     page: int = PAGE
+    begin: int = 0
 
     @property
     def rings(self) -> int:
@@ -47,12 +49,12 @@ class Shape:
 
     @property
     def layouts(self) -> list[Layout]:
-        return [Layout.at(ring * self.stride, self.ring_size, self.buffer) for ring in range(self.rings)]
+        return [Layout.at(self.begin + ring * self.stride, self.ring_size, self.buffer) for ring in range(self.rings)]
 
     @property
     def memory(self) -> int:
         """Bytes of one VM's memory."""
-        return -(-self.rings * self.stride // self.page) * self.page
+        return -(-(self.begin + self.rings * self.stride) // self.page) * self.page
 
 
 class Bank:
@@ -80,7 +82,7 @@ class Bank:
         """The live used index of each ring: one row for each VM."""
         shape = self.shape
         octets = np.frombuffer(self._view, np.uint8).reshape(-1, shape.memory)
-        words = octets[:, : shape.rings * shape.stride].view(np.uint16)
+        words = octets[:, shape.begin : shape.begin + shape.rings * shape.stride].view(np.uint16)
         at = Layout.at(0, shape.ring_size, shape.buffer).used // 2 + 1
         return words.reshape(-1, shape.rings, shape.stride // 2)[:, :, at]
 

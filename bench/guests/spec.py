@@ -34,7 +34,8 @@ class FleetSpec:
     """The VMs and their traffic. The first ``remote_vms`` VMs exchange frames with the remote host. The others do so in
     pairs, each with the VM that is half of them away; a last one without a partner has no traffic. ``pairs``: the queue
     pairs of each VM. ``frame``: the bytes of a frame without its checksum. ``pause_us``: how long the drivers sleep
-    between two looks; 0 is not at all. ``nice``: the drivers' nice value.
+    between two looks; 0 is not at all. ``nice``: the drivers' nice value. ``talking_pairs``: so many pairs have
+    traffic; ``None`` is all. ``begin``: bytes of each VM's memory before its rings.
     """
 
     vms: tuple[VmSpec, ...]
@@ -48,14 +49,18 @@ class FleetSpec:
     remote_vms: int = 0
     pause_us: int = 50
     nice: int = -10
+    talking_pairs: int | None = None
+    begin: int = 0
 
     @property
     def targets(self) -> tuple[int, ...]:
         """Whom each VM sends to; see ``Plan``."""
         remote = self.remote_vms if self.remote is not None else 0
         half = (len(self.vms) - remote) // 2
-        first = list(range(remote + half, remote + 2 * half))
-        second = list(range(remote, remote + half))
+        talking = half if self.talking_pairs is None else min(half, self.talking_pairs)
+        silent = [NOBODY] * (half - talking)
+        first = list(range(remote + half, remote + half + talking)) + silent
+        second = list(range(remote, remote + talking)) + silent
         return tuple([REMOTE] * remote + first + second + [NOBODY] * (len(self.vms) - remote - 2 * half))
 
     @property
@@ -66,4 +71,4 @@ class FleetSpec:
     @property
     def shape(self) -> Shape:
         page = HUGE_PAGE if self.hugepages else PAGE
-        return Shape(len(self.vms), self.pairs, self.ring_size, self.buffer, page)
+        return Shape(len(self.vms), self.pairs, self.ring_size, self.buffer, page, self.begin)

@@ -76,6 +76,7 @@ class StockHost:
     """
 
     places: tuple[str, ...] = PLACES
+    switch_mb = SWITCH_MB  # of huge pages for each switch
 
     def __init__(
         self,
@@ -180,7 +181,7 @@ class StockHost:
         ]
         for side, core in zip("ab", cores, strict=True):
             tables.append(
-                f"[instances.{side}]\npmd_cores = [{core}]\nmemory_mb = {SWITCH_MB}\npmd_sleep_us = 100\n"
+                f"[instances.{side}]\npmd_cores = [{core}]\nmemory_mb = {self.switch_mb}\npmd_sleep_us = 100\n"
                 f'port_devices = {{ {UPLINK} = "{devargs(side)}" }}\n'
             )
         return "\n".join([*tables, more])
@@ -275,10 +276,9 @@ class StockHost:
 
     def _up(self) -> None:
         huge = sum(kind.memory_mb for kind in self._kinds if kind.memory != "memfd")
-        self._pages = ensure_hugepages(2 * SWITCH_MB + huge + _SPARE_MB, self._system)
+        self._pages = ensure_hugepages(2 * self.switch_mb + huge + _SPARE_MB, self._system)
         for directory in (self.vhost_dir, self.layout.guest_dir):
             directory.mkdir()
-        self.layout.initramfs_file.write_bytes(build(find_kernel(), self._system))
         self._space = Space(self.directory, self._system, self.places)
         stock_network.make(self.space, stock_pipeline.VLAN if self.kind == "pipeline" else None)
         self._install()
@@ -289,6 +289,10 @@ class StockHost:
             stock_ovn.program(self)
         else:
             self._make_bridge()
+        self._start_guests()
+
+    def _start_guests(self) -> None:
+        self.layout.initramfs_file.write_bytes(build(find_kernel(), self._system))
         for guest in self.running:
             self.start_guest(guest.name)
         self.wait_boots()
@@ -326,7 +330,7 @@ class StockHost:
             "--no-wait", "set", "Open_vSwitch", ".",
             f"external_ids:system-id={CHASSIS}", f"external_ids:hostname={CHASSIS}",
             "external_ids:rundir=/var/run/openvswitch", "other_config:dpdk-init=true",
-            f"other_config:dpdk-socket-mem={SWITCH_MB}", f"other_config:dpdk-socket-limit={SWITCH_MB}",
+            f"other_config:dpdk-socket-mem={self.switch_mb}", f"other_config:dpdk-socket-limit={self.switch_mb}",
             'other_config:dpdk-extra="--no-pci --in-memory"',
             "other_config:dpdk-lcore-mask=0x1", f"other_config:pmd-cpu-mask={1 << core:#x}",
             "other_config:pmd-maxsleep=100", "other_config:pmd-sleep-max=100",

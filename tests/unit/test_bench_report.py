@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench import report
+from bench import host_report, report, window_cost
 
 MACHINE = {"cpus": 2, "model": "a processor", "kernel": "6.1"}
 SCALE: dict[str, Any] = {
@@ -31,6 +31,23 @@ SOAK: dict[str, Any] = {
     "sizes": {"broker": [{"upgrades": 0, "memory_kb": 30000, "descriptors": 100},
                          {"upgrades": 3, "memory_kb": 30100, "descriptors": 100}]},
 }  # fmt: skip
+WAY = {"gaps_ms": [2.0, 4.0], "whole_ms": [5.0, 4.0], "seconds": 12.25,
+       "frames": {"sent": 900, "lost": 1, "doubled": 2, "reordered": 0}}  # fmt: skip
+HOSTS: dict[str, Any] = {
+    "machine": MACHINE,
+    "cases": [{"case": {"vms": 64, "queues": 4}, "bridges": 2, "ways": {"takeover": WAY}, "released_s": 60.0,
+               "stopped_ms": {"vm1": 8.0, "vm2": 12.0}, "steps": {"wire": 2.0, "adopt": 30.0}}],
+}  # fmt: skip
+
+
+def slot(way: str, cycles: float, lost: int = 0) -> dict[str, Any]:
+    return {"way": way, "cost": {"cycles": cycles, "p50_us": 150.0, "p99_us": 400.0, "lost": lost, "doubled": 0}}
+
+
+def window_report() -> dict[str, Any]:
+    ways = [way for way, base in window_cost.BASES.items() if way != base]
+    slots = [slot(way, cycles) for way in window_cost.BASES for cycles in (100.0, 300.0)]
+    return {"machine": MACHINE, "rate": 5000, "seconds": 2.0, "slots": [*slots, slot(ways[0], 400.0, lost=3)]}
 
 
 def test_a_section_has_the_figures_of_its_report() -> None:
@@ -43,6 +60,13 @@ def test_a_section_has_the_figures_of_its_report() -> None:
     assert "| broker | 2 | 199 | 321608.0 | 0.990 (0.980 to 1.000) |" in report.forwarding(FORWARDING).text
     assert "| broker, standby | 1 | 150 | 426666.7 | 0.750 (0.750 to 0.750) |" in report.forwarding(FORWARDING).text
     assert "| 64 x 4 | 3 | 200 | 300 | 300 | 40 | 44 |" in report.patched(SCALE).text
+    hosts = host_report.hosts(HOSTS).text
+    assert "| 64 x 4 | takeover | 2 | 2.0 | 4.0 | 4.0 | 1 of 900 | 2 | 12.2 |" in hosts
+    assert "| 64 x 4 | 2 | 2 | 8.0 | 12.0 | 12.0 | 30.0 | 32.0 | 60.0 |" in hosts
+    window = host_report.window(window_report()).text
+    assert f"| {window_cost.OUTSIDE} | 2 | 200 | - | - | 150 | 400 | 0 / 0 |" in window
+    assert f"| {window_cost.OVERLAY[0]} | 3 | 267 | outside | " in window
+    assert "| 150 | 400 | 3 / 0 |" in window
     assert "3 upgrades with 8 VMs; seconds of each: p50 6.0, p99 7.0, longest 7.0" in report.soak(SOAK).text
     assert "| broker | 30000 | 30100 | 100 | 100 |" in report.soak(SOAK).text
 
@@ -62,3 +86,23 @@ def test_a_page_has_the_sections_there_are_reports_of(tmp_path: Path, monkeypatc
 
 def test_without_reports_there_is_no_section(tmp_path: Path) -> None:
     assert report.write(tmp_path, tmp_path / "performance.md") == []
+
+
+def test_a_section_without_a_report_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "draw", lambda *_: None)
+    page = tmp_path / "performance.md"
+    (tmp_path / "soak-report.json").write_text(json.dumps(SOAK))
+    (tmp_path / "scale-report.json").write_text(json.dumps(SCALE))
+    report.write(tmp_path, page)
+    before = page.read_text()
+    (tmp_path / "soak-report.json").unlink()
+    (tmp_path / "scale-report.json").write_text(json.dumps(SCALE | {"machine": MACHINE | {"cpus": 4}}))
+    (tmp_path / "hosts-report.json").write_text(json.dumps(HOSTS))
+    assert report.write(tmp_path, page) == ["scale", "hosts"]
+    after = page.read_text()
+    assert after[after.index("## Soak") :] == before[before.index("## Soak") :]
+    assert after.index("## Handover") < after.index("## Taking over a running switch") < after.index("## Soak")
+    assert "Machine: 2 CPUs" in after
+    assert "Machine: 4 CPUs" in after
+    report.write(tmp_path, page)
+    assert page.read_text() == after

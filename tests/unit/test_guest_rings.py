@@ -99,8 +99,10 @@ Make = Callable[..., Machine]
 def make() -> Iterator[Make]:
     made: list[Machine] = []
 
-    def one(vms: int = 2, pairs: int = 1, ring_size: int = 8, targets: tuple[int, ...] = (1, 0)) -> Machine:
-        made.append(Machine(Shape(vms, pairs, ring_size, 256), targets))
+    def one(
+        vms: int = 2, pairs: int = 1, ring_size: int = 8, targets: tuple[int, ...] = (1, 0), begin: int = 0
+    ) -> Machine:
+        made.append(Machine(Shape(vms, pairs, ring_size, 256, begin=begin), targets))
         return made[-1]
 
     yield one
@@ -115,8 +117,10 @@ def memory() -> Iterator[memoryview]:
     shared.close()
 
 
-def test_the_used_indices_of_all_rings_are_seen_at_once(make: Make) -> None:
-    machine = make(vms=3, pairs=2, targets=(NOBODY,) * 3)
+@pytest.mark.parametrize("begin", [0, 1 << 20])
+def test_the_used_indices_of_all_rings_are_seen_at_once(make: Make, begin: int) -> None:
+    machine = make(vms=3, pairs=2, targets=(NOBODY,) * 3, begin=begin)
+    assert machine.shape.layouts[0].descriptors == begin
     for vm, ends in enumerate(machine.ends):
         for ring, end in enumerate(ends):
             end.view.used16[1] = 100 * vm + ring
