@@ -61,7 +61,7 @@ def test_a_section_has_the_figures_of_its_report() -> None:
     assert "| broker, standby | 1 | 150 | 426666.7 | 0.750 (0.750 to 0.750) |" in report.forwarding(FORWARDING).text
     assert "| 64 x 4 | 3 | 200 | 300 | 300 | 40 | 44 |" in report.patched(SCALE).text
     hosts = host_report.hosts(HOSTS).text
-    assert "| 64 x 4 | takeover | 2 | 2.0 | 4.0 | 4.0 | 1 of 900 | 2 | 12.2 |" in hosts
+    assert "| 64 x 4 | takeover | 2 | 2.0 | 4.0 | 4.0 | 4.0 | 5.0 | 1 of 900 | 2 | 12.2 |" in hosts
     assert "| 64 x 4 | 2 | 2 | 8.0 | 12.0 | 12.0 | 30.0 | 32.0 | 60.0 |" in hosts
     window = host_report.window(window_report()).text
     assert f"| {window_cost.OUTSIDE} | 2 | 200 | - | - | 150 | 400 | 0 / 0 |" in window
