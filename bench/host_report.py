@@ -24,7 +24,6 @@ also those of other steps of the upgrade.
 STOOD_STILL = """
 For how long QEMU stood still while its VM was taken over. The driver of a real guest stands still with its QEMU; that
 of a simulated guest does not, so this time comes to the gap besides. The VMs are taken over one after the other.
-`release-vms` gave all VMs back to the switch before, which the benchmark needs to take them over once more.
 
 """
 
@@ -48,7 +47,7 @@ def hosts(document: Json) -> Section:
     stopped = [
         (named(each["case"]), each["bridges"], len(each["stopped_ms"]),
          *spread([*each["stopped_ms"].values()], tenths),
-         tenths(each["steps"]["adopt"]), tenths(sum(each["steps"].values())), tenths(each["released_s"]))
+         tenths(each["steps"]["adopt"]), tenths(sum(each["steps"].values())))
         for each in cases
     ]  # fmt: skip
 
@@ -78,7 +77,7 @@ def hosts(document: Json) -> Section:
     )
     text += STOOD_STILL
     text += table(("VMs x queues", "bridges", "VMs taken over", "p50 ms", "p99 ms", "max ms", "step adopt, s",
-                   "whole upgrade, s", "release-vms, s"), stopped)  # fmt: skip
+                   "whole upgrade, s"), stopped)  # fmt: skip
     return Section(text, {"hosts": gaps})
 
 

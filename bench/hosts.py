@@ -1,10 +1,10 @@
 """Taking over a running switch that others program, with many VMs, beside its alternatives in the same run.
 
 The distribution's Open vSwitch with DPDK serves the VMs directly, on bridges with the action NORMAL; each has a real
-QEMU, whose guest's driver is simulated (``bench.guests.qemus``). In turn: nothing is done (*floor*); the switch is
-ended and started again (*restart*); each VM gets a new connection by way of the broker (`ovs-hotswap adopt`:
-*reconnect*), and is given back (`release-vms`); and a whole `ovs-hotswap upgrade` to another instance of the same
-release takes all VMs over without a new connection (*takeover*).
+QEMU, whose guest's driver is simulated (``bench.guests.qemus``). Nothing is done (*floor*); then a
+whole `ovs-hotswap upgrade` to another instance of the same release takes all VMs over without a new connection
+(*takeover*). On another host like it the switch is ended and started again (*restart*), and then each VM gets a new
+connection by way of the broker (`ovs-hotswap adopt`, *reconnect*).
 
 Some VMs receive a frame each millisecond. A gap is the longest time between two frames of such a VM in the second
 around its own change, or, at the restart, from the order to end the switch on. The driver of a simulated guest is not
@@ -82,15 +82,14 @@ class Way:
 @dataclass(slots=True)
 class Result:
     """``stopped_ms``: how long each VM's QEMU stood still. ``steps``: the seconds of each step of the upgrade.
-    ``released_s``: how long `release-vms` took. ``unreported``: of how many VMs the database said after the restart
-    that they were not connected, although they were served."""
+    ``unreported``: of how many VMs the database said after the restart that they were not connected, although they were
+    served."""
 
     case: Case
     bridges: int
     ways: dict[str, Way] = field(default_factory=dict)
     stopped_ms: dict[str, float] = field(default_factory=dict)
     steps: dict[str, float] = field(default_factory=dict)
-    released_s: float = 0.0
     unreported: int = 0
 
 
@@ -106,36 +105,31 @@ def still(items: Mapping[str, str]) -> dict[str, float]:
 
 
 class Hosts:
-    """One case in its bed."""
+    """A host with the VMs of a case."""
 
-    def __init__(self, bed: StockBed, case: Case, say: Callable[[str], None]) -> None:
-        self._bed, self._fleet, self._case, self._say = bed, bed.fleet, case, say
+    def __init__(self, bed: StockBed, result: Result, say: Callable[[str], None]) -> None:
+        self._bed, self._fleet, self._say, self.result = bed, bed.fleet, say, result
         self._operator = Operator(bed)
         self._config = load_config(self._operator.config)
         targets = self._fleet.spec.targets
-        self._talking = [vm for vm in range(case.vms) if targets[vm] != NOBODY]
-        self.result = Result(case, len(bed.bridges))
+        self._talking = [vm for vm, target in enumerate(targets) if target != NOBODY]
 
-    def run(self) -> Result:
+    def take_over(self) -> None:
         """Raises HotswapError; a command that fails raises AssertionError."""
-        result = self.result
         self._operator.start_broker()
         self._way(FLOOR, self._floor)
-        self._way(RESTART, self._restart)
-        self._bed.log_everything()  # from the next connection of each VM on
-        result.unreported = self._bed.report_all()
-        self._way(RECONNECT, lambda: self._adopted(self._operator.ask("adopt", timeout=_COMMAND_S)))
-        self._say(f"{self._case}: release-vms")
-        begin = time.monotonic()
-        self._operator.ask("release-vms", timeout=_COMMAND_S)
-        result.released_s = time.monotonic() - begin
-        self._fleet.wait_served(_SERVED_S)
         self._way(TAKEOVER, self._upgrade)
-        return result
+
+    def alternatives(self) -> None:
+        """Raises what ``take_over`` raises."""
+        self._way(RESTART, self._restart)
+        self.result.unreported = self._bed.report_all()
+        self._operator.start_broker()
+        self._way(RECONNECT, lambda: self._adopted(self._operator.ask("adopt", timeout=_COMMAND_S)))
 
     def _way(self, name: str, act: Callable[[], list[dict[int, tuple[int, int]]]]) -> None:
         """``act`` returns the instants between which each VM's gap is looked for; several times, for the floor."""
-        self._say(f"{self._case}: {name}")
+        self._say(f"{self.result.case}: {name}")
         fleet = self._fleet
         before = fleet.stop()
         fleet.start(RATE)
@@ -206,8 +200,13 @@ def run(arguments: argparse.Namespace, output: Output, system: System) -> int:
 
 
 def run_case(case: Case, say: Callable[[str], None], system: System) -> Result:
-    with StockBed(system, case.vms, case.queues, talking_pairs=TALKING_PAIRS, pause_us=PAUSE_US) as bed:
-        return Hosts(bed, case, say).run()
+    """One host after the other, because a VM can be taken over once."""
+    result = Result(case, bridges=0)
+    for act in (Hosts.take_over, Hosts.alternatives):
+        with StockBed(system, case.vms, case.queues, talking_pairs=TALKING_PAIRS, pause_us=PAUSE_US) as bed:
+            result.bridges = len(bed.bridges)
+            act(Hosts(bed, result, say))
+    return result
 
 
 def show(output: Output, results: Collection[Result]) -> None:
@@ -219,11 +218,13 @@ def show(output: Output, results: Collection[Result]) -> None:
                "lost / doubled / reordered")  # fmt: skip
     output.table(columns, rows, title="longest gap of a VM around its change, and in all")
     output.line()
-    stopped = [(str(result.case), str(len(result.stopped_ms)), *figures(list(result.stopped_ms.values())),
-                f"{result.steps['adopt']:.1f}", f"{sum(result.steps.values()):.1f}", f"{result.released_s:.1f}",
-                str(result.unreported)) for result in results]  # fmt: skip
+    stopped = [
+        (str(result.case), str(len(result.stopped_ms)), *figures(list(result.stopped_ms.values())),
+         f"{result.steps['adopt']:.1f}", f"{sum(result.steps.values()):.1f}", str(result.unreported))
+        for result in results
+    ]  # fmt: skip
     output.table(("VMs x queues", "taken over", "p50 ms", "p99 ms", "max ms", "step adopt, s", "upgrade, s",
-                  "release-vms, s", "unreported"), stopped, title="how long QEMU stood still")  # fmt: skip
+                  "unreported"), stopped, title="how long QEMU stood still")  # fmt: skip
 
 
 def figures(values: Sequence[float]) -> tuple[str, str, str]:

@@ -30,7 +30,7 @@ class StockBed(StockHost):
     The log of the switch is not limited: as if the VMs had been started one after the other over hours, not at once.
     """
 
-    switch_mb = 384
+    switch_mb = 512  # a switch's packet buffers take what they can get of less, and leave too little for rings
 
     def __init__(self, system: System, vms: int, queues: int, **spec: Any) -> None:
         super().__init__(system, guests=[GuestKind(queues=queues)] * vms)

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from ovs_hotswap.config import AbsolutePath, Config
 from ovs_hotswap.errors import ConfigError
-from ovs_hotswap.system import System
+from ovs_hotswap.system import System, files
 from ovs_hotswap.toml_file import Strict
 
 
@@ -54,5 +54,7 @@ def read_ports(config: Config) -> tuple[VmPort, ...]:
 
 
 def write_ports(config: Config, system: System, ports: tuple[VmPort, ...]) -> None:
-    """Record the ports. Raises HostError."""
+    """Record the ports; the first record of a host makes its directory. Raises HostError."""
+    with files(config.ports_file):
+        config.ports_file.parent.mkdir(parents=True, exist_ok=True)
     system.write_atomic(config.ports_file, VmPorts(ports=ports).model_dump_json(indent=1))

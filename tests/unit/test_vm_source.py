@@ -60,6 +60,12 @@ def test_the_file_of_ports_is_followed(tmp_path: Path) -> None:
     assert source.shared("three") is None
 
 
+def test_the_first_file_of_ports_of_a_host_makes_its_directory(tmp_path: Path) -> None:
+    settings = config(tmp_path).model_copy(update={"state_dir": tmp_path / "not" / "there"})
+    ports(settings, "one")
+    assert PortsSource(Settings(settings)).read() == {"one"}
+
+
 def test_a_file_of_ports_that_cannot_be_read_hinders_no_successor(tmp_path: Path) -> None:
     settings = config(tmp_path)
     settings.ports_file.write_text("{")
