@@ -1,12 +1,12 @@
 """Taking over a running switch that others program, with many VMs, beside its alternatives in the same run.
 
 The distribution's Open vSwitch with DPDK serves the VMs directly, on bridges with the action NORMAL; each has a real
-QEMU, whose guest's driver is simulated (``bench.guests.qemus``). Nothing is done (*floor*); then a
-whole `ovs-hotswap upgrade` to another instance of the same release takes all VMs over without a new connection
-(*takeover*). On another host like it the switch is ended and started again (*restart*), and then each VM gets a new
-connection by way of the broker (`ovs-hotswap adopt`, *reconnect*).
+QEMU, whose guest's driver is simulated (``bench.guests.qemus``). Nothing is done (*floor*); then a whole `ovs-hotswap
+upgrade` to another instance of the same release takes all VMs over without a new connection (*takeover*). On another
+host like it the switch is ended and started again (*restart*), and then each VM gets a new connection by way of the
+broker (`ovs-hotswap adopt`, *reconnect*).
 
-Some VMs receive a frame each millisecond. A gap is the longest time between two frames of such a VM in the second
+Some VMs receive a frame each millisecond. A gap is the longest time between two frames of such a VM in the 0.3 seconds
 around its own change, or, at the restart, from the order to end the switch on. The driver of a simulated guest is not
 stopped with its QEMU, as that of a real one would be: such a guest stands still besides for as long as its QEMU does.
 """
