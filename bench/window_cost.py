@@ -204,9 +204,9 @@ def run(arguments: argparse.Namespace, output: Output, system: System) -> int:
             cost = WindowCost(bed, fleet, arguments.rate, arguments.seconds, output.line)
             for _ in range(arguments.rounds):
                 cost.round()
-    slots = [asdict(slot) for slot in cost.slots]
-    document = {"machine": machine(), "rate": arguments.rate, "seconds": arguments.seconds, "slots": slots}
-    arguments.report.write_text(json.dumps(document, indent=2) + "\n")
+                slots = [asdict(slot) for slot in cost.slots]
+                document = {"machine": machine(), "rate": arguments.rate, "seconds": arguments.seconds, "slots": slots}
+                arguments.report.write_text(json.dumps(document, indent=2) + "\n")
     output.line()
     output.table(COLUMNS, rows(cost.slots), title="two guests, both switches' PMD threads")
     return 0
