@@ -84,6 +84,11 @@ def vm_sockets(vms: Iterable[StockVm], others: Alternatives) -> list[Finding]:
         elif not vm.socket.startswith("/"):
             hint = f"`ovs-vsctl get interface {vm.name} options`"
             findings.append(_error(name, vm, f"its socket {vm.socket!r} is no absolute path", hint))
+        elif not vm.connected and vm.qemu is not None:
+            text = ("its QEMU is connected, and the switch's database says that no guest is served: its driver does "
+                    "not run, or the database is behind, as it may be after a restart of the switch")  # fmt: skip
+            hint = f"if it has its network: take its link down and up, as with `virsh domif-setlink`, for {vm.socket}"
+            findings.append(_warning(name, vm, text, hint))
         elif not vm.connected:
             findings.append(_warning(name, vm, "its QEMU is not connected: there is nothing to take over, and the "
                                      "broker waits for it", f"look for its QEMU at {vm.socket}"))  # fmt: skip

@@ -235,6 +235,10 @@ FAULTS = {
         of_vm(connected=False, acked=None, qemu=None), "VM ports", WARNING, "VM vm2: its QEMU is not connected",
         "/run/vm2.sock",
     ),
+    "a VM of which the database does not know": Fault(
+        of_vm(connected=False, acked=None), "VM ports", WARNING, "VM vm2: its QEMU is connected, and the switch's",
+        "domif-setlink",
+    ),
     "a port that could not be made": Fault(
         of_vm(connected=False, ofport=None, fault="No such file"), "VM ports", WARNING, "No such file", "vm2 error"
     ),
