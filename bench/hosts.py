@@ -214,8 +214,8 @@ def show(output: Output, results: Collection[Result]) -> None:
              f"{way.seconds:.1f}", f"{way.frames.sent}",
              f"{way.frames.lost} / {way.frames.doubled} / {way.frames.reordered}")
             for result in results for name, way in result.ways.items()]  # fmt: skip
-    columns = ("VMs x queues", "way", "gaps", "p50 ms", "p99 ms", "max ms", "in all, p50 ms", "max ms", "all, s", "sent",
-               "lost / doubled / reordered")  # fmt: skip
+    columns = ("VMs x queues", "way", "gaps", "p50 ms", "p99 ms", "max ms", "in all, p50 ms", "max ms", "all, s",
+               "sent", "lost / doubled / reordered")  # fmt: skip
     output.table(columns, rows, title="longest gap of a VM around its change, and in all")
     output.line()
     stopped = [
