@@ -51,7 +51,7 @@ soak-uplinks: setup test-setup ## ROUNDS=10 upgrades and ways back for each driv
 	OVS_HOTSWAP_UPLINK_ROUNDS=$(or $(ROUNDS),10) $(BIN)/pytest -s $(wildcard tests/integration/test_uplink_*.py)
 
 soak-hosts: setup test-setup ## ROUNDS=10 hosts of each kind that others program: an upgrade and back under traffic, each packet counted; then kills at every step (root)
-	OVS_HOTSWAP_STOCK_ROUNDS=$(or $(ROUNDS),10) $(BIN)/pytest -s tests/integration/test_stock_upgrade.py tests/integration/test_stock_libvirt.py tests/integration/test_stock_docs.py tests/integration/test_stock_strikes.py
+	OVS_HOTSWAP_STOCK_ROUNDS=$(or $(ROUNDS),10) $(BIN)/pytest -s tests/integration/test_stock_upgrade.py tests/integration/test_stock_libvirt.py tests/integration/test_stock_docs.py $(wildcard tests/integration/test_stock_strikes*.py)
 
 soak-packages: setup packages ## ROUNDS=10 times upgrade and downgrade the package under VMs, and replace the distribution's; a dist-upgrade (root)
 	OVS_HOTSWAP_PACKAGE_ROUNDS=$(or $(ROUNDS),10) $(BIN)/pytest tests/integration/test_deb_rounds.py

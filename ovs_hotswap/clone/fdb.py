@@ -13,7 +13,7 @@ What was learnt expires like everything else. What was added with ``fdb/add`` is
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -82,12 +82,24 @@ def message(entry: FdbEntry, port: BridgePort, destination: str) -> str:
 
     ``destination`` is an address that the bridge has at ``port`` in the same VLAN.
     """
+    return _packet_out(_mac(destination), entry, port, _EXPERIMENT)
+
+
+def _packet_out(destination: bytes, entry: FdbEntry, port: BridgePort, rest: bytes) -> str:
     tag = port.carries(entry.vlan)
     tagged = b"" if tag is None else b"\x81\x00" + tag.to_bytes(2, "big")
-    frame = _mac(destination) + _mac(entry.mac) + tagged + _EXPERIMENT
+    frame = destination + _mac(entry.mac) + tagged + rest
     _, ofport = port.interfaces[0]
     in_port = "LOCAL" if ofport == LOCAL else ofport
     return f"packet-out in_port={in_port},packet={frame.ljust(_SHORTEST, bytes(1)).hex()},actions=NORMAL"
+
+
+def announcement(entry: FdbEntry, port: BridgePort) -> str:
+    """Return the packet-out by which the network learns that ``entry`` is behind this switch: a request of reverse ARP
+    (RFC 903) to all, as QEMU sends it after a migration (net/announce.c, announce_self_create)."""
+    mac, nobody, everybody = _mac(entry.mac), bytes(4), b"\xff" * 6
+    request = bytes.fromhex("0001080006040003") + mac + nobody + mac + nobody
+    return _packet_out(everybody, entry, port, bytes.fromhex("8035") + request)
 
 
 def destinations(entries: Iterable[FdbEntry], known: Iterable[FdbEntry]) -> dict[Place, FdbEntry]:
@@ -128,6 +140,24 @@ def apply(
         summary(f"{entry}: {text}" for entry, text in why.items()) + failed,
         tuple(command for entry, port in taken.items() for command in (_add(entry, port), _delete(entry))),
     )
+
+
+def announce(
+    system: System, paths: InstancePaths, uplinks: Collection[tuple[str, str]], *, timeout: float = 10.0
+) -> None:
+    """Have the network learn that the addresses of the bridges are behind this switch, which it otherwise notices only
+    when each sends something. Raises SwitchError.
+
+    ``uplinks``: the bridges and names of the ports to the network, whose addresses are not announced.
+    """
+    bridges, outside = read_bridges(paths.db_socket, timeout=timeout), {bridge for bridge, _ in uplinks}
+    lines: dict[str, list[str]] = {}
+    for entry in read(paths, bridges, timeout=timeout):
+        port = bridges.port(entry.bridge, entry.port)
+        if port is not None and entry.bridge in outside and (entry.bridge, entry.port) not in uplinks:
+            lines.setdefault(entry.bridge, []).append(announcement(entry, port))
+    for bridge, messages in lines.items():
+        OpenFlow(system, paths.mgmt(bridge), timeout=timeout, versions=VERSIONS).bundle(messages)
 
 
 def _teach(

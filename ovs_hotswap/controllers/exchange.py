@@ -7,6 +7,7 @@ copy of the database is without ``devices`` until ``pass_to_new`` is called, whi
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from ovs_hotswap.controllers import kernel_ports
 from ovs_hotswap.controllers.devices import IFF_UP, Devices
 from ovs_hotswap.controllers.taps import Taps
 from ovs_hotswap.errors import HostError, SwitchError
+from ovs_hotswap.switch.ovsdb import ROOT_TABLES, SwitchDb
 from ovs_hotswap.switch.rpc import transact
 from ovs_hotswap.system import System
 from ovs_hotswap.waiting import wait_until
 
-_ASK_S, _READY_S = 5.0, 10.0
+_ASK_S, _READY_S, _LOOK_S = 5.0, 10.0, 0.1
 _KERNEL = ("", "system")
 
 
@@ -43,6 +45,10 @@ class Exchange:
             links = [link for name in names if (link := devices.named(name)) is not None]
         up = [link.name for link in links if link.tap and link.settings.flags & IFF_UP]
         return [name for name in up if not self._taps.obstacles(name)]
+
+    def internal(self) -> list[str]:
+        """All internal ports, those of the bridges themselves included."""
+        return names_of(_interfaces(self._old), ("internal",))
 
     def devices(self) -> list[str]:
         """The other devices of the kernel that are ports, such as veths."""
@@ -72,11 +78,22 @@ class Exchange:
         """Have all of it on the new switch after the old one died: what ``pass_to_new`` does, for ``taps`` that have
         made way. The others outlive the old switch with all that they have, and the new one takes them when it looks at
         its configuration again."""
-        _look_again(self._new)
+        # The kernel closes the taps of a process that was killed some time after the process has ended.
+        late = wait_until(self._not_made, _READY_S, self._system, done=operator.not_, poll_s=_LOOK_S)
         for name in taps:
             if wait_until(lambda name=name: self._taps.is_ready(name), _READY_S, self._system):  # type: ignore[misc]
                 _see_whole(name, self._taps.pass_to_new(name))
         self._pass_devices(devices, copy_devices)
+        if late:
+            raise SwitchError(f"the new switch has not opened {', '.join(late)} in {_READY_S:g} s",
+                              hint="its log says why")  # fmt: skip
+
+    def _not_made(self) -> list[str]:
+        """The internal ports that the new switch could not make yet. It tries again because of this call."""
+        missing = names_of((row for row in _interfaces(self._new) if row["ofport"] in (-1, ["set", []])), ("internal",))
+        if missing:
+            _look_again(self._new)
+        return missing
 
     def _pass_devices(self, devices: Iterable[str], copy_devices: Callable[[], object]) -> None:
         names = list(devices)
@@ -84,6 +101,7 @@ class Exchange:
             kernel_ports.take(self._old, names)
             copy_devices()
             kernel_ports.give(self._new, names)
+            _await_looked(self._new)
 
     def pass_back(self, taps: Iterable[str], devices: Iterable[str], *, new_lives: bool = True) -> None:
         """Have all of it back on the old switch, as it was."""
@@ -94,6 +112,8 @@ class Exchange:
             kernel_ports.give(self._old, names)
         for name in taps:
             _see_whole(name, self._taps.pass_back(name))
+        if names:
+            _await_looked(self._old)
 
     def finish(self, taps: Iterable[str]) -> None:
         """Remove the old switch's taps, after it has ended."""
@@ -102,7 +122,7 @@ class Exchange:
 
 
 def _interfaces(socket: Path) -> list[dict[str, Any]]:
-    select = {"op": "select", "table": "Interface", "where": [], "columns": ["name", "type"]}
+    select = {"op": "select", "table": "Interface", "where": [], "columns": ["name", "type", "ofport"]}
     rows: list[dict[str, Any]] = transact(socket, [select], timeout=_ASK_S)[0]["rows"]
     return rows
 
@@ -111,6 +131,12 @@ def _look_again(socket: Path) -> None:
     """Have ovs-vswitchd look at its configuration: then it tries again to make what it could not make."""
     look = {"op": "mutate", "table": "Open_vSwitch", "where": [], "mutations": [["next_cfg", "+=", 1]]}
     transact(socket, [look], timeout=_ASK_S)
+
+
+def _await_looked(socket: Path) -> None:
+    """Wait until ovs-vswitchd has looked at its configuration, and has opened what it was given."""
+    with SwitchDb(socket, _ASK_S, tables=ROOT_TABLES) as database:
+        database.wait_pass(_READY_S)
 
 
 def _see_whole(name: str, refused: tuple[str, ...]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from ovs_hotswap.clone import database
+from ovs_hotswap.clone import database, fdb
 from ovs_hotswap.clone.changes import Changes, changes_of, ours
 from ovs_hotswap.clone.follow import Follower
 from ovs_hotswap.clone.rows import Rows, refs, single
@@ -18,8 +19,10 @@ from ovs_hotswap.controllers.well_known import WellKnown
 from ovs_hotswap.model import Release, Side
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.system import System
+from ovs_hotswap.wire.keeper import Keeper
 from ovs_hotswap.wire.mirrors import MirrorWire, UplinkPort
 
+_logger = logging.getLogger(__name__)
 NETDEV = "ovs-netdev"
 """The device that every ovs-vswitchd with the datapath ``netdev`` makes in its network namespace, under this name, and
 has no use for (ofproto/ofproto-dpif.c, ``open_dpif_backer``)."""
@@ -59,6 +62,20 @@ class Cloning:
             self.paths, self.system, self.config.run_dir / "wire.sock", ready_s=self.config.upgrade.ready_s
         )
 
+    def keep_wired(self) -> None:
+        """Have what others remove of wire mode's flows brought back, until ``keep_wired_no_longer`` or the end of this
+        process: a controller that is started again clears its bridge. Raises SwitchError, HostError, CommandError."""
+        self.keep_wired_no_longer()
+        self._keeper.start()
+
+    def keep_wired_no_longer(self) -> None:
+        """Before wire mode is closed. It may be repeated."""
+        self._keeper.stop()
+
+    @cached_property
+    def _keeper(self) -> Keeper:
+        return Keeper(self.wire, self.system, self.config.run_dir, lambda error: _logger.info("%s", error.message))
+
     @cached_property
     def well_known(self) -> WellKnown:
         return WellKnown(self.config.stock.run_dir, self.config.stock.kept_dir)
@@ -97,6 +114,14 @@ class Cloning:
     def exchange(self, new: Side) -> Exchange:
         """The ports that the host itself uses, which pass from the other side to ``new``."""
         return Exchange(self.taps, self.paths[new.other].db_socket, self.paths[new].db_socket, self.system)
+
+    def host_ports(self, new: Side) -> list[str]:
+        """The ports of the other side that the host itself uses, which ``new`` gets at the cut. Raises SwitchError."""
+        return [*self.exchange(new).internal(), *self.kernel_devices(new)]
+
+    def announce(self, side: Side) -> None:
+        """Have the network learn that all addresses are behind this side's uplinks now. Raises SwitchError."""
+        fdb.announce(self.system, self.paths[side], [(each.bridge, each.name) for each in self.uplinks(side)])
 
     def kernel_devices(self, new: Side) -> list[str]:
         """The devices of the kernel that are ports of the other side, and that ``new`` has no device of its own for.

@@ -70,7 +70,7 @@ class Host:
             for side in Side
         }
 
-    @property
+    @cached_property
     def cloning(self) -> Cloning:
         """The copying of one instance to the other, on a host that others program."""
         return Cloning(self.config, self.system, {side: instance.paths for side, instance in self.instances.items()})

@@ -210,6 +210,7 @@ class Executor(Generic[C]):
         self._went_on = False
         self._saving = False  # a rollback, or the only way left: a journal that cannot be written does not stop it
         self._unkept = ""  # why the journal could not be written
+        self._unmended: Exception | None = None  # why ``mend`` failed
 
     def run(self) -> None:
         """Begin the plan, or resume it in the direction in which it was going, and execute it to its end.
@@ -314,10 +315,11 @@ class Executor(Generic[C]):
                 self._go_back()
                 text = self._put_back(f"step {name} failed after the commit: {text}; {lost};")
                 raise RolledBack(text, hint=hint) from cause
-            raise PostcheckFailed(f"committed, but step {name} failed: {text}",
-                                  hint=hint or "repair the cause, then `ovs-hotswap resume`") from cause  # fmt: skip
+            hint = f"{hint or 'repair the cause'}, then `ovs-hotswap resume`"
+            raise PostcheckFailed(f"committed, but step {name} failed: {text}", hint=hint) from cause
         changed = self._go_back()
         if changed or not isinstance(cause, HotswapError):
+            hint = hint or getattr(self._unmended, "hint", None)
             raise RolledBack(self._put_back(f"step {name} failed: {text};"), hint=hint) from cause
 
     def _put_back(self, cause: str) -> str:
@@ -335,8 +337,11 @@ class Executor(Generic[C]):
     def _go_back(self) -> bool:
         """Undo the started steps in reverse order; return whether there was anything to undo."""
         self._saving = True
-        with contextlib.suppress(Exception):  # the undo that needs it will fail and say why
+        self._unmended = None
+        try:
             self.plan.mend(self._context)
+        except Exception as error:  # noqa: BLE001 - the undo that needs it will fail, and this is why
+            self._unmended = error
         changed = False
         for step in reversed((*self.plan.before, *self.plan.after)):
             if not isinstance(step, ReversibleStep) or self.standing.marks[step.name] is StepMark.PENDING:
@@ -356,11 +361,14 @@ class Executor(Generic[C]):
         try:
             step.undo(self._context, self._run())
         except Exception as error:
-            self._record(Kind.UNDO_FAILED, text=describe(error))
-            self._emit(EventKind.UNDO_FAILED, text=describe(error), timed=True)
+            text, first = describe(error), getattr(error, "hint", None)
+            if self._unmended is not None:
+                text, first = f"{text} ({describe(self._unmended)})", getattr(self._unmended, "hint", None) or first
+            self._record(Kind.UNDO_FAILED, text=text)
+            self._emit(EventKind.UNDO_FAILED, text=text, timed=True)
             raise StateUnknown(
-                f"step {step.name} could not be undone: {describe(error)}; the steps before it were left as they are",
-                hint=f"look at {step.look_at}, then repeat `ovs-hotswap rollback`",
+                f"step {step.name} could not be undone: {text}; the steps before it were left as they are",
+                hint=f"{first or f'look at {step.look_at}'}, then repeat `ovs-hotswap rollback`",
             ) from error
         self._record(Kind.UNDONE)
         self._emit(EventKind.UNDONE, timed=True)

@@ -16,6 +16,9 @@ from ovs_hotswap.switch.instance import Instance
 from ovs_hotswap.switch.paths import InstancePaths, InstanceRecord, StockRecord, read_stock
 from ovs_hotswap.switch.units import InstanceUnit
 from ovs_hotswap.system import System, files
+from ovs_hotswap.waiting import wait_until
+
+_RESTARTS_S = 2.0  # systemd waits a tenth of a second (systemd.service(5), RestartSec=)
 
 
 def recognise(config: Config, system: System, side: Side, running: Release) -> StockRecord:
@@ -99,7 +102,8 @@ class StockInstance(Instance):
         forget(self._config)
 
     def restart_ovsdb(self) -> None:
-        if self.lacks_database():
+        """Wait a moment for the distribution to start it again. Raises SwitchError if it does not."""
+        if not wait_until(lambda: not self.lacks_database(), _RESTARTS_S, self._system):
             raise SwitchError(
                 "the distribution's ovsdb-server does not run",
                 hint=f"`systemctl start ovsdb-server`, then `systemctl status {self._config.stock.unit}`",

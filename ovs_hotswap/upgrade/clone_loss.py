@@ -9,20 +9,26 @@ started in its place since has nothing that the copy lacks, and is ended.
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 
+from ovs_hotswap.clone import fdb
 from ovs_hotswap.clone.database import bring
 from ovs_hotswap.errors import HotswapError, SwitchError
+from ovs_hotswap.model import Side
 from ovs_hotswap.plan.executor import StepContext
-from ovs_hotswap.plan.records import Facts
+from ovs_hotswap.plan.records import Facts, Json
 from ovs_hotswap.process_exit import start_time
 from ovs_hotswap.switch.monitors import end_family, monitor_of
 from ovs_hotswap.switch.paths import read_stock
+from ovs_hotswap.switch.rpc import listens
 from ovs_hotswap.upgrade.adopt_vms import unadopted
 from ovs_hotswap.upgrade.situation import Upgrade
 from ovs_hotswap.waiting import wait_until
 from ovs_hotswap.wording import some
 
 COPIED = "given"  # the fact that says that the new instance is a whole copy
+ALONE = "alone"  # the fact that says that the new instance has all that the dead one had
+_ADDRESSES = "addresses"
 _ALONE_S = 10.0
 
 
@@ -49,7 +55,10 @@ def lost(context: Upgrade, run: StepContext) -> bool:
 
 def go_without_old(context: Upgrade, run: StepContext) -> None:
     """Make the new pipeline the only one at once, and have the new instance take all that the dead one had. It may be
-    repeated. What cannot be had without the old instance is a warning: there is nothing to go back to."""
+    repeated: each step does it that finds the old instance dead, and it is done once. What cannot be had without the
+    old instance is a warning: there is nothing to go back to."""
+    if ALONE in run.facts:
+        return
     host, cloning = context.host, context.host.cloning
     cloning.wire.cut(context.new)
     stock, monitor = read_stock(host.config), run.facts.get("monitor")
@@ -65,6 +74,66 @@ def go_without_old(context: Upgrade, run: StepContext) -> None:
                            lambda: bring(old, new, cloning.changes(context.new, cut=True)))  # fmt: skip
     except HotswapError as error:
         run.warn(f"ports of instance {context.old} that the host uses are not carried over: {error.message}")
+    else:
+        run.remember(**{ALONE: True})
+    announce(context, run, context.new)
+
+
+def remember_addresses(run: StepContext, entries: Iterable[fdb.FdbEntry]) -> None:
+    """Record which addresses are at ports that the new instance has only after the cut."""
+    rows: list[Json] = [[each.bridge, each.port, each.vlan, each.mac] for each in entries]
+    run.remember(**{_ADDRESSES: rows})
+
+
+def announce(context: Upgrade, run: StepContext, side: Side) -> None:
+    """Have the network learn that everything is behind this side's uplinks now. Otherwise what is silent is not reached
+    until it sends, or until the network has forgotten it. A switch knows no address at a port that it has just opened,
+    so it is given those addresses first."""
+    host = context.host
+    try:
+        fdb.apply(host.system, host.cloning.paths[side], _addresses(run), cut=True)
+        host.cloning.announce(side)
+    except HotswapError as error:
+        run.warn(f"the network is not told that instance {side} has the traffic: {error.message}")
+
+
+def _addresses(run: StepContext) -> list[fdb.FdbEntry]:
+    found = run.facts.get(_ADDRESSES)
+    rows = found if isinstance(found, list | tuple) else []
+    return [fdb.FdbEntry(str(bridge), str(port), int(vlan), str(mac)) for bridge, port, vlan, mac in rows]
+
+
+def has_database(context: Upgrade, run: StepContext) -> bool:
+    """Whether the old instance's database can be read. Once the upgrade is committed the distribution's own server
+    cannot be started again, because the next boot's database is the new instance's, and the old instance goes anyway.
+    """
+    cloning = context.host.cloning
+    if listens(cloning.paths[context.old].db_socket):
+        return True
+    if context.runs(context.old):
+        run.warn(
+            f"the ovsdb-server of instance {context.old} has ended, so controllers, mirrors and flow exports are not "
+            f"carried over: see `ovs-vsctl show`, and `ovs-vsctl list mirror`"
+        )
+    return False
+
+
+def mend(context: Upgrade) -> None:
+    """Start again what an undo needs: the instances' database servers. That of the distribution's switch is started by
+    the distribution, and listens under another inode then. Raises HostError, SwitchError."""
+    instances = context.host.instances
+    if instances[context.new].lacks_database():
+        instances[context.new].restart_ovsdb()
+    instances[context.old].restart_ovsdb()
+    context.host.cloning.well_known.keep()
+
+
+def revive(context: Upgrade) -> None:
+    """Start again what a committed upgrade needs that is taken up again: the new instance, or its database server.
+    Raises ReleaseError, SwitchError, UplinkError."""
+    context.revive()
+    if context.host.instances[context.new].lacks_database():
+        context.host.instances[context.new].restart_ovsdb()
 
 
 def await_left_alone(context: Upgrade, run: StepContext) -> None:

@@ -10,26 +10,23 @@ What follows if the old instance dies is in ``clone_loss``.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ovs_hotswap.backends import refuse_kept
 from ovs_hotswap.clone import state as run_time
-from ovs_hotswap.clone.changes import Hold
-from ovs_hotswap.clone.database import bring, give_back
-from ovs_hotswap.clone.follow import Follower
-from ovs_hotswap.controllers import ovn
-from ovs_hotswap.controllers.repoint import repoint
+from ovs_hotswap.clone.database import bring
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.host import boot_database
 from ovs_hotswap.host.standby import await_vm_ports
-from ovs_hotswap.model import Severity, Side
+from ovs_hotswap.model import Severity
 from ovs_hotswap.plan.executor import Plan, ReversibleStep, State, Step, StepContext
 from ovs_hotswap.plan.records import Facts
-from ovs_hotswap.switch.monitors import end_monitors
 from ovs_hotswap.switch.ovsdb import ROOT_TABLES
 from ovs_hotswap.switch.paths import read_stock
 from ovs_hotswap.upgrade import checks, clone_checks, clone_loss
 from ovs_hotswap.upgrade.adopt_vms import adopt_vms, log_again_as_before
+from ovs_hotswap.upgrade.clone_controllers import Pause, Repoint, settle
 from ovs_hotswap.upgrade.clone_window import CloseCloneWindow, OpenCloneWindow
-from ovs_hotswap.upgrade.late_ports import bring_late_ports
 from ovs_hotswap.upgrade.outlook import Outlook
 from ovs_hotswap.upgrade.situation import Upgrade
 from ovs_hotswap.upgrade.soak import see_ready, see_served, watch_vms
@@ -39,11 +36,7 @@ from ovs_hotswap.vm_ports import VmPort, read_ports, write_ports
 from ovs_hotswap.wire.mirror_flows import Mode
 from ovs_hotswap.wording import some
 
-_QUIET_S = 0.3
-_FOLLOW_S = 60.0
 _PASS_S = 10.0
-_PROGRAMMED_S = 60.0
-_OVN_BRIDGE = "br-int"  # external_ids:ovn-bridge, ovn-controller(8)
 
 
 class ClonePrecheck(Step[Upgrade]):
@@ -120,22 +113,14 @@ class Copy(Step[Upgrade]):
         if clone_loss.lost(context, run):
             return
         cloning = context.host.cloning
-        _settle(context)
-        given = run_time.apply(cloning.paths[context.new], run_time.read(cloning.paths[context.old]),
-                               context.host.system, cut=False)  # fmt: skip
+        settle(context)
+        state, ports = run_time.read(cloning.paths[context.old]), cloning.host_ports(context.new)
+        clone_loss.remember_addresses(run, [entry for entry in state.fdb if entry.port in ports])
+        now = replace(state, fdb=tuple(entry for entry in state.fdb if entry.port not in ports))
+        given = run_time.apply(cloning.paths[context.new], now, context.host.system, cut=False)
         for text in given.refused:
             run.warn(f"not carried over: {text}")
         run.remember(**{clone_loss.COPIED: [list(command) for command in given.undo]})
-
-
-def _settle(context: Upgrade) -> None:
-    follower = context.host.cloning.follower(context.new)
-    settled = follower.settle(_QUIET_S, _FOLLOW_S, lambda: context.runs(context.old) and context.runs(context.new))
-    if settled.left:
-        raise SwitchError(
-            f"the new instance cannot be made equal to the old one: {some(list(settled.left), '; ')}",
-            hint="see what keeps changing: `ovs-ofctl monitor BRIDGE watch:`, `ovsdb-client monitor`",
-        )
 
 
 class Wire(ReversibleStep[Upgrade]):
@@ -151,8 +136,10 @@ class Wire(ReversibleStep[Upgrade]):
             _take_cut_back(context, run)  # this upgrade is resumed, and had made the cut
         cloning.wire.open(context.old, read_ports(host.config), cloning.uplinks(context.old))
         cloning.wire.wire(context.new, Mode.HELD)
+        cloning.keep_wired()
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
+        context.host.cloning.keep_wired_no_longer()
         for side in (context.old, context.new):
             if context.runs(side):
                 context.host.cloning.wire.close(side)
@@ -168,6 +155,7 @@ class Adopt(ReversibleStep[Upgrade]):
 
     def do(self, context: Upgrade, run: StepContext) -> None:
         if clone_loss.lost(context, run):
+            clone_loss.go_without_old(context, run)
             clone_loss.await_left_alone(context, run)
             return
         adopt_vms(context, run)
@@ -175,58 +163,6 @@ class Adopt(ReversibleStep[Upgrade]):
     def undo(self, context: Upgrade, run: StepContext) -> None:
         log_again_as_before(context, run)
         return_vms(context, run)
-
-
-class Pause(ReversibleStep[Upgrade]):
-    """The controllers compute nothing while the two instances are compared for the last time and the pipelines change.
-    Their connections stay, and what they have programmed stays."""
-
-    name = "pause"
-    description = "pause the controllers, and see that both instances are equal"
-    look_at = "`ovn-appctl -t ovn-controller debug/status`"
-
-    def facts(self, context: Upgrade, run: StepContext) -> Facts:
-        socket = context.host.cloning.paths[_model(context)].db_socket
-        return {"wait": ovn.wait_of(socket), "paused": [each.paused() for each in _controllers(context)]}
-
-    def do(self, context: Upgrade, run: StepContext) -> None:
-        controllers, socket = _controllers(context), context.host.cloning.paths[_model(context)].db_socket
-        wait = run.facts.get("wait")
-        if controllers and (needed := ovn.needed_wait(str(wait) if wait else None, _flows(context))) is not None:
-            ovn.set_wait(socket, needed)
-        for controller in controllers:
-            controller.pause()
-        if not clone_loss.lost(context, run):
-            _settle(context)
-
-    def undo(self, context: Upgrade, run: StepContext) -> None:
-        controllers = _controllers(context)
-        if controllers and context.runs(context.old):
-            _put_wait_back(context, run, context.old)
-        for controller, paused in zip(controllers, run.fact("paused", list), strict=False):
-            if not paused:
-                controller.resume()
-
-
-def _put_wait_back(context: Upgrade, run: StepContext, side: Side) -> None:
-    wait, socket = run.facts.get("wait"), context.host.cloning.paths[side].db_socket
-    before = None if wait is None else str(wait)
-    if ovn.wait_of(socket) != before:
-        ovn.set_wait(socket, before)
-
-
-def _model(context: Upgrade) -> Side:
-    """The old side, or the new one if the old one died."""
-    return context.look().living[-1]
-
-
-def _flows(context: Upgrade) -> int:
-    """The number of flows of OVN's bridge."""
-    return len(context.host.openflow(_model(context), _OVN_BRIDGE).dump())
-
-
-def _controllers(context: Upgrade) -> list[ovn.Ovn]:
-    return [ovn.Ovn(each) for each in ovn.find(context.host.system)]
 
 
 class Cut(ReversibleStep[Upgrade]):
@@ -261,6 +197,7 @@ class Cut(ReversibleStep[Upgrade]):
         late = run_time.without_logs(run_time.read(old))  # what came up in between
         for text in run_time.apply(new, late, host.system, cut=True).refused:
             run.warn(f"not carried over: {text}")
+        clone_loss.announce(context, run, context.new)
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
         _take_cut_back(context, run)
@@ -276,6 +213,7 @@ def _take_cut_back(context: Upgrade, run: StepContext) -> None:
         wire.wire(context.new, Mode.UPLINKS)
     exchange = context.host.cloning.exchange(context.new)
     exchange.pass_back(run.texts("taps"), run.texts("devices"), new_lives=context.runs(context.new))
+    clone_loss.announce(context, run, context.old)
 
 
 class CloneSoak(Step[Upgrade]):
@@ -299,62 +237,14 @@ class RecordClone(RecordActive):
         boot_database.put_back(context.host.config)
 
 
-class Repoint(ReversibleStep[Upgrade]):
-    name = "repoint"
-    description = "lead the well-known paths, controllers and tools to the new instance"
-    look_at = "where the paths lead: `ls -l /run/openvswitch`"
-
-    def do(self, context: Upgrade, run: StepContext) -> None:
-        """Nothing may start the distribution's switch again from here on: it would take the well-known paths."""
-        host = context.host
-        stock = read_stock(host.config)
-        if stock is not None and stock.side is context.old:
-            host.cloning.units.retire()
-            end_monitors((stock.pid, stock.ovsdb_pid), host.system)
-        _lead(context, run, context.old, context.new)
-
-    def undo(self, context: Upgrade, run: StepContext) -> None:
-        stock = read_stock(context.host.config)
-        if stock is not None and stock.side is context.old:
-            context.host.cloning.units.shield()
-        if context.runs(context.old):
-            _lead(context, run, context.new, context.old)
-
-
-def _lead(context: Upgrade, run: StepContext, old: Side, new: Side) -> None:
-    cloning, controllers = context.host.cloning, _controllers(context)
-    if context.runs(old):
-        changes = cloning.changes(context.new, cut=True)
-        if new is context.new:
-            bring_late_ports(context, run, changes)
-            _follow_late(cloning.follower(new), run)
-            give_back(cloning.paths[old], cloning.paths[new], changes, frozenset(Hold))
-    canary = ovn.Canary(context.host.system, cloning.paths[new].mgmt(_OVN_BRIDGE))
-    if controllers:
-        canary.plant()
-    repoint(cloning.well_known, context.host.system, cloning.paths[old], cloning.paths[new])
-    for controller in controllers:
-        controller.resume()
-        ovn.await_programmed(controller, canary, _PROGRAMMED_S, context.host.system)
-    if controllers:
-        _put_wait_back(context, run, new)
-
-
-def _follow_late(follower: Follower, run: StepContext) -> None:
-    """Take over what controllers that cannot be paused have programmed on the old instance since the cut."""
-    try:
-        follower.late()
-    except SwitchError as error:
-        run.warn(f"what was programmed on the old instance since the cut is not carried over: {error.message}")
-
-
 class Unwire(Step[Upgrade]):
     name = "unwire"
     description = "remove wire mode from both instances"
 
     def do(self, context: Upgrade, run: StepContext) -> None:
+        context.host.cloning.keep_wired_no_longer()
         for side in (context.new, context.old):  # the death of one also disconnects the link of the other
-            if context.runs(side):
+            if context.runs(side) and (side is context.new or clone_loss.has_database(context, run)):
                 context.host.cloning.wire.close(side)
 
 
@@ -396,7 +286,7 @@ def clone_plan() -> Plan[Upgrade]:
         after=(RecordClone(), Unwire(), Repoint(), CloseCloneWindow(), RetireClone(), ClonePostcheck()),
         no_way_back=clone_loss.no_way_back,
         no_way_on=lambda context: context.look_after_the_commit().no_way_on,
-        mend=lambda context: context.host.instances[context.old].restart_ovsdb(),
-        revive=lambda context: context.revive(),
+        mend=clone_loss.mend,
+        revive=clone_loss.revive,
         unrestored=lambda context: context.unrestored(),
     )  # fmt: skip

@@ -116,7 +116,8 @@ class Upgrade:
         """What is not as it was after a rollback, in words; empty if all is. Raises BrokerError."""
         now = self.look()
         if now.old_life is not Life.DEAD:
-            return ""
+            lacks = self.host.instances[self.old].lacks_database()
+            return f"the ovsdb-server of instance {self.old} does not run" if lacks else ""
         if self.fled(now):
             return f"instance {self.old} died, and instance {self.new} serves its VMs"
         again = self.host.instances[self.old].pid() is not None

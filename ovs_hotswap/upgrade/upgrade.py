@@ -296,6 +296,7 @@ class Upgrader:
                 else:
                     executor.rollback()
             finally:
+                self.host.cloning.keep_wired_no_longer()
                 journal.ended |= executor.standing.ended
             standing = executor.standing
         return Report.of(header, standing.phase is Phase.FINISHED, standing.facts)

@@ -42,32 +42,43 @@ class _Monitor:
 
 
 class Keeper:
-    """Watches the bridges of both switches in a block, which must not remove ports or close wire mode; modes may change
-    in it. ``repaired`` counts the repairs. ``failed`` is called with what could not be watched or repaired; it is not
-    tried again."""
+    """Watches the bridges of both switches, from ``start`` to ``stop``, or in a block of ``watching``. Ports must not
+    be removed in that time, nor wire mode be closed; modes may change. ``repaired`` counts the repairs. ``failed`` is
+    called with what could not be watched or repaired; it is not tried again."""
 
     def __init__(
         self, wire: MirrorWire, system: System, directory: Path, failed: Callable[[HotswapError], None]
     ) -> None:
         self._wire, self._system, self._directory, self._failed = wire, system, directory, failed
         self._end = threading.Event()
+        self._stack = contextlib.ExitStack()
         self.repaired = 0
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
+        """Watch for as long as the block takes. Raises what ``start`` raises."""
+        self.start()
+        try:
+            yield
+        finally:
+            self.stop()
+
+    def start(self) -> None:
         """Raises SwitchError if the bridges are not known, and HostError or CommandError if they cannot be watched."""
         self._end.clear()
         with contextlib.ExitStack() as stack:
             monitors = [
                 stack.enter_context(self._monitor(side, bridge)) for side in Side for bridge in self._wire.bridges(side)
             ]
-            watch = threading.Thread(target=self._watch, args=(monitors,), name="wire-keeper")
+            watch = threading.Thread(target=self._watch, args=(monitors,), name="wire-keeper", daemon=True)
             watch.start()
-            try:
-                yield
-            finally:
-                self._end.set()
-                watch.join()
+            stack.callback(watch.join)
+            stack.callback(self._end.set)
+            self._stack = stack.pop_all()
+
+    def stop(self) -> None:
+        """Return when nothing is repaired any longer. It may be repeated, and is no error before ``start``."""
+        self._stack.close()
 
     @contextlib.contextmanager
     def _monitor(self, side: Side, bridge: str) -> Iterator[_Monitor]:

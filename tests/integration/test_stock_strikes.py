@@ -7,29 +7,25 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
 from ovs_hotswap.errors import RolledBack
-from ovs_hotswap.lab.pings import Mark
 from ovs_hotswap.model import Release
 from ovs_hotswap.system import System
 from ovs_hotswap.upgrade.clone_steps import clone_plan
 from tests.support.lab_bed import SHORT_SOAK
 from tests.support.stock_drive import Operator, differences, programmed, without_own
 from tests.support.stock_host import StockHost
+from tests.support.stock_strike import MOST, PINGS_S, RELEASE, lost, served, struck
 
 ALL = int(os.environ.get("OVS_HOTSWAP_STOCK_ROUNDS", "1")) > 1
 BEFORE, AFTER = clone_plan().shape.before, clone_plan().shape.after
 # The steps, of which the first changes nothing, until the new instance is a whole copy, and those after it.
 UNCOPIED, COPIED = BEFORE[1 : BEFORE.index("copy") + 1], BEFORE[BEFORE.index("copy") + 1 :]
-PINGS_S = 0.5
-MOST = 30  # pings that a busy machine may lose; 100 a second are sent by each guest to each other
 
 
 @pytest.fixture(scope="module")
@@ -42,64 +38,9 @@ def host(system: System) -> Iterator[StockHost]:
 def operator(host: StockHost, tree_release: Release) -> Operator:
     assert tree_release.root is not None
     operator = Operator(host, SHORT_SOAK)
-    operator.add_release("tree", Path(tree_release.root))
+    operator.add_release(RELEASE, Path(tree_release.root))
     operator.start_broker()
     return operator
-
-
-def struck(
-    host: StockHost,
-    operator: Operator,
-    step: str,
-    victim: Literal["self", "old", "new"],
-    blow: signal.Signals = signal.SIGKILL,
-) -> int:
-    """The status of an upgrade that strikes ``victim`` when it starts ``step``: -9 if that is the orchestrator.
-    ``adopt+``: when the first VM is taken over."""
-    program = f"""
-import os
-from pathlib import Path
-from ovs_hotswap.config_file import load_config
-from ovs_hotswap.errors import HotswapError
-from ovs_hotswap.host.host import Host
-from ovs_hotswap.system import System
-from ovs_hotswap.upgrade.upgrade import Upgrader
-upgrader = Upgrader(Host(load_config(Path({str(operator.config)!r})), System()))
-sides = []
-def watch(event):
-    print(event, flush=True)
-    sides.append(upgrader.host.recorded_active())
-    if event.step != {step.rstrip("+")!r} or event.kind != {"progress" if step.endswith("+") else "started"!r}:
-        return
-    old = sides[0]
-    pid = dict(self=os.getpid, old=lambda: upgrader.host.instances[old].pid(),
-               new=lambda: upgrader.host.instances[old.other].pid())[{victim!r}]()
-    os.kill(pid, {int(blow)})
-try:
-    upgrader.upgrade("tree", watch, force=True)
-except HotswapError as error:
-    print(type(error).__name__, error, error.hint)
-    raise SystemExit(error.exit_code)
-"""
-    done = host.completed([sys.executable, "-P", "-c", program], timeout=180.0)
-    print(done.stdout, done.stderr)
-    return done.status
-
-
-def served(host: StockHost) -> None:
-    """Every ping of each guest is answered now."""
-    host.pings.wait_flowing(10.0)
-    before = host.pings.mark()
-    time.sleep(PINGS_S)
-    for each in host.pings.between(before, host.pings.mark()):
-        assert each.sent > 0, each
-        assert each.lost == 0, each
-
-
-def lost(host: StockHost, since: Mark) -> int:
-    found = host.pings.between(since, host.pings.mark())
-    print(found)
-    return sum(each.lost for each in found)
 
 
 @pytest.mark.parametrize("step", [*BEFORE, "adopt+"] if ALL else ["soak"])
@@ -183,7 +124,7 @@ def test_a_switch_that_crashes_and_that_its_monitor_starts_again(
     host = monitored
     assert tree_release.root is not None
     operator = Operator(host, SHORT_SOAK)
-    operator.add_release("tree", Path(tree_release.root))
+    operator.add_release(RELEASE, Path(tree_release.root))
     operator.start_broker()
     before, crashed = programmed(host), host.switch_pid
     assert struck(host, operator, "copy", "old", signal.SIGSEGV) == RolledBack.exit_code

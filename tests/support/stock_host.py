@@ -49,6 +49,12 @@ LOG = "/var/log/openvswitch/ovs-vswitchd.log"
 PROGRAM = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk"
 ALTERNATIVES = "/etc/alternatives"
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
+# As ``ovs-ctl`` starts it (utilities/ovs-lib.in, start_daemon).
+START_DATABASE = (
+    "ovsdb-server", DATABASE, "-vconsole:emer", "-vsyslog:err", "-vfile:info", f"--remote=punix:{RUN_DIR}/db.sock",
+    "--remote=db:Open_vSwitch,Open_vSwitch,manager_options", "--no-chdir",
+    "--log-file=/var/log/openvswitch/ovsdb-server.log", f"--pidfile={RUN_DIR}/ovsdb-server.pid", "--detach",
+)  # fmt: skip
 SWITCH_MB = 256
 CHASSIS = "stock-1"
 _SPARE_MB = 64  # for memory that is plugged, and for others who use huge pages
@@ -194,17 +200,16 @@ class StockHost:
         return self._system.read_pid(self.outside(f"{RUN_DIR}/ovs-vswitchd.pid"))
 
     @property
+    def retired(self) -> bool:
+        """Whether the well-known paths lead away from the stock switch's own files."""
+        return self.outside(f"{RUN_DIR}/db.sock").is_symlink()
+
+    @property
     def database_pid(self) -> int | None:
         return self._system.read_pid(self.outside(f"{RUN_DIR}/ovsdb-server.pid"))
 
     def start_database(self) -> None:
-        """Start ovsdb-server as ``ovs-ctl`` does (utilities/ovs-lib.in, start_daemon)."""
-        self.run(
-            ["ovsdb-server", DATABASE, "-vconsole:emer", "-vsyslog:err", "-vfile:info",
-             f"--remote=punix:{RUN_DIR}/db.sock", "--remote=db:Open_vSwitch,Open_vSwitch,manager_options",
-             "--no-chdir", "--log-file=/var/log/openvswitch/ovsdb-server.log",
-             f"--pidfile={RUN_DIR}/ovsdb-server.pid", "--detach"]
-        )  # fmt: skip
+        self.run(START_DATABASE)
 
     def start_switch(self) -> None:
         """Start ovs-vswitchd as ``ovs-ctl`` does, or ``ovs-ctl --no-monitor``; return when DPDK is initialized."""

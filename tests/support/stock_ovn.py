@@ -22,6 +22,11 @@ SOUTH_PORT = 6642
 SWITCH, GROUP = "ls0", "guests"
 UPLINK_BRIDGE = "br-ex"
 _READY_S = 30.0
+# As ``ovn-ctl start_controller`` does it (utilities/ovn-ctl).
+START_CONTROLLER = (
+    "ovn-controller", "unix:/var/run/openvswitch/db.sock", "-vconsole:emer", "-vsyslog:err", "-vfile:info",
+    "--no-chdir", "--log-file=/run/ovn/ovn-controller.log", "--pidfile=/run/ovn/ovn-controller.pid", "--detach",
+)  # fmt: skip
 
 # Direction, priority, match and action. What is not allowed is dropped and logged.
 ACLS = (
@@ -82,12 +87,7 @@ class Ovn:
         return self._host.run(["ovn-appctl", "-t", f"/run/ovn/ovn-controller.{self.controller_pid}.ctl", *words])
 
     def start_controller(self) -> None:
-        """Start ovn-controller as ``ovn-ctl start_controller`` does (utilities/ovn-ctl)."""
-        self._host.run(
-            ["ovn-controller", "unix:/var/run/openvswitch/db.sock", "-vconsole:emer", "-vsyslog:err", "-vfile:info",
-             "--no-chdir", "--log-file=/run/ovn/ovn-controller.log", "--pidfile=/run/ovn/ovn-controller.pid",
-             "--detach"]
-        )  # fmt: skip
+        self._host.run(START_CONTROLLER)
 
 
 def program(host: StockHost) -> None:

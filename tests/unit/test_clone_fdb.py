@@ -54,6 +54,23 @@ def test_addresses_are_learnt_and_nothing_is_flooded(switch: FakeSwitch) -> None
     assert (again.done, again.undo, len(switch.system.bundles)) == ((), (), 1)
 
 
+def test_the_network_is_told_where_each_address_of_a_bridge_with_an_uplink_is(switch: FakeSwitch) -> None:
+    fdb.apply(switch.system, switch.paths, ALL, cut=False)
+    before = dict(switch.fdb)
+    fdb.announce(switch.system, switch.paths, [("br0", "vm2")])
+    told = {frame[6:12].hex(":"): frame for frame in switch.flooded}
+    assert told.keys() == {VM1.mac, TAGGED.mac, HOST.mac}
+    assert all(frame.startswith(b"\xff" * 6) for frame in told.values())
+    assert told[VM1.mac][12:14] == bytes.fromhex("8035")
+    assert told[TAGGED.mac][12:18] == bytes.fromhex("8100001e8035")
+    assert {key: port.split()[0] for key, port in switch.fdb.items()} == {
+        key: port.split()[0] for key, port in before.items()
+    }
+    switch.flooded.clear()
+    fdb.announce(switch.system, switch.paths, [("br1", "up")])
+    assert switch.flooded == []
+
+
 def test_without_its_destination_a_frame_would_be_flooded(switch: FakeSwitch) -> None:
     switch.system.run(["ovs-ofctl"], stdin=message(VM1, BridgePort("vm1", (("vm1", 1),)), VM1.mac))
     assert len(switch.flooded) == 1

@@ -121,6 +121,12 @@ def test_a_switch_that_was_started_in_the_place_of_the_old_one_is_not_the_old_on
     assert of_one.unrestored() == "instance a died and has to be started again"
 
 
+def test_what_a_rollback_has_left_of_the_old_one_is_named(upgrade: Upgrade, world: World) -> None:
+    assert upgrade.unrestored() == ""
+    world.no_database.add(Side.A)
+    assert upgrade.unrestored() == "the ovsdb-server of instance a does not run"
+
+
 class Told:
     """What a step knows of its journal."""
 

@@ -227,6 +227,13 @@ def test_a_step_that_fails_after_the_commit_is_told_and_what_was_done_is_skipped
     ]  # fmt: skip
 
 
+def test_a_step_that_fails_after_the_commit_names_its_own_cure_first(bench: Bench) -> None:
+    bench.fail(retire=SwitchError("no broker", hint="start it: `x`"))
+    with pytest.raises(PostcheckFailed) as raised:
+        bench.execute()
+    assert raised.value.hint == "start it: `x`, then `ovs-hotswap resume`"
+
+
 def test_a_plan_that_ended_is_not_done_again(bench: Bench) -> None:
     bench.execute()
     done = list(bench.world.acts)
@@ -451,6 +458,34 @@ def test_what_going_back_needs_is_repaired_first_and_the_repair_may_fail(bench: 
     with pytest.raises(RolledBack):
         bench.execute(plan)
     assert bench.world.acts == ["start", "move", "repair", "undo move", "undo start"]
+
+
+def test_an_undo_that_lacks_what_could_not_be_repaired_names_that_and_its_cure(bench: Bench) -> None:
+    def repair(_world: World) -> None:
+        raise SwitchError("no spare part", hint="buy one")
+
+    bench.fail(move=SwitchError("no answer"), undo_start=SwitchError("still no answer"))
+    with pytest.raises(StateUnknown) as raised:
+        bench.execute(Plan("upgrade", (Change("start"), Change("move")), mend=repair))
+    assert "step start could not be undone: still no answer (no spare part)" in raised.value.message
+    assert raised.value.hint == "buy one, then repeat `ovs-hotswap rollback`"
+
+
+def test_an_undo_that_fails_names_the_cure_of_its_own_fault(bench: Bench) -> None:
+    bench.fail(move=SwitchError("no answer"), undo_start=SwitchError("no broker", hint="start it: `x`"))
+    with pytest.raises(StateUnknown) as raised:
+        bench.execute(Plan("upgrade", (Change("start"), Change("move"))))
+    assert raised.value.hint == "start it: `x`, then repeat `ovs-hotswap rollback`"
+
+
+def test_what_was_put_back_without_a_repair_names_the_cure_nevertheless(bench: Bench) -> None:
+    def repair(_world: World) -> None:
+        raise SwitchError("no spare part", hint="buy one")
+
+    bench.fail(move=SwitchError("no answer"))
+    with pytest.raises(RolledBack) as raised:
+        bench.execute(Plan("upgrade", (Change("start"), Change("move")), mend=repair))
+    assert raised.value.hint == "buy one"
 
 
 def test_what_a_committed_plan_needs_is_revived_when_it_is_taken_up(bench: Bench) -> None:
