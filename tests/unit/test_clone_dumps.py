@@ -15,6 +15,7 @@ from ovs_hotswap.overlay.tables import Kind, cookie
 from ovs_hotswap.wire.mirror_flows import COOKIES
 
 OVN_FLOWS = Path(__file__).parents[1] / "support/ovn_br_int.flows"
+NEUTRON_FLOWS = Path(__file__).parents[1] / "support/neutron/br-int.flows"
 FLOWS = """\
 OFPST_FLOW reply (OF1.5) (xid=0x2):
  cookie=0x0, duration=0.187s, table=0, n_packets=0, n_bytes=0, idle_age=0, priority=0 actions=NORMAL
@@ -103,6 +104,16 @@ def test_the_flows_of_ovn_are_read_to_the_last() -> None:
     assert len(flows) == dump.count(" actions=") == 280
     assert sum(flow.cookie == 0 for flow in flows.values()) == 12
     assert not any(flow.legacy or flow.timed or flow.flags for flow in flows.values())
+
+
+def test_the_flows_of_neutrons_agent_are_read_with_the_flag_that_it_sets() -> None:
+    dump = NEUTRON_FLOWS.read_text()
+    flows = dumps.parse_flows(dump)
+    assert len(flows) == dump.count(" actions=") == 125
+    assert len({flow.cookie for flow in flows.values()}) == 1
+    assert Key(23, 0, "") in flows
+    assert sum(flow.flags == {"reset_counts"} for flow in flows.values()) == dump.count("reset_counts") == 10
+    assert "reset_counts" in flows[Key(71, 0, "")].text
 
 
 def test_a_flow_is_written_as_it_is_read() -> None:
