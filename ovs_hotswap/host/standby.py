@@ -289,7 +289,7 @@ def park_each(
             if vm.name not in errors:
                 parked(number, vm.name)
             if vm.name not in errors and vm.has_guest:
-                expected[vm.name] = _enabled_pairs(vm)
+                expected[vm.name] = enabled_pairs(vm)
     late = await_polled(host, side, expected)
     if expected:  # a queue counts as polled before the datapath receives from it
         host.await_devices(side, _POLLED_S)
@@ -323,6 +323,6 @@ def await_polled(host: Host, side: Side, expected: Mapping[str, int]) -> list[st
     return wait_until(look, _POLLED_S, host.system, done=operator.not_) if expected else []
 
 
-def _enabled_pairs(vm: VmStatus) -> int:
+def enabled_pairs(vm: VmStatus) -> int:
     """The number of queue pairs whose transmit ring the guest has enabled."""
     return sum(ring.enabled and ring.started for ring in vm.rings if ring.transmits)

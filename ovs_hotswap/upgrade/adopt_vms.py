@@ -9,7 +9,7 @@ from ovs_hotswap.backends import VmStatus
 from ovs_hotswap.broker.adopting import adopt
 from ovs_hotswap.errors import HotswapError, NotServed, SwitchError
 from ovs_hotswap.host.host import Host
-from ovs_hotswap.host.standby import await_polled
+from ovs_hotswap.host.standby import await_polled, enabled_pairs
 from ovs_hotswap.model import Side
 from ovs_hotswap.plan.executor import StepContext
 from ovs_hotswap.upgrade.move_vms import deliver
@@ -24,8 +24,10 @@ def unadopted(host: Host) -> list[VmStatus]:
     return [vm for vm in host.backends.vms(read=False) if vm.without_broker]
 
 
-def _await_received(host: Host, side: Side, name: str, queues: int) -> None:
-    if await_polled(host, side, {name: queues}):
+def _await_received(host: Host, side: Side, name: str) -> None:
+    """Return when the instance receives from a VM that is parked on it. A guest may use fewer queue pairs than its QEMU
+    offers, as one with fewer cores does, and those it does not use are never polled."""
+    if await_polled(host, side, {name: enabled_pairs(host.backends.vm(name))}):
         raise SwitchError(f"instance {side} does not poll the queues of VM {name}")
     host.await_devices(side, _POLLED_S)
 
@@ -79,8 +81,7 @@ def log_again_as_before(context: Upgrade, run: StepContext) -> None:
 def _adopt(context: Upgrade, run: StepContext, name: str) -> float:
     """Take one VM over, and return for how many milliseconds its QEMU stood still. Raises NotServed, SwitchError."""
     host, new, paths = context.host, context.new, context.host.instances[context.old].paths
-    port = host.port_of(name)
-    ready = partial(_await_received, host, new, name, 1 if port is None else port.queues)
+    ready = partial(_await_received, host, new, name)
     try:
         done = adopt(host.broker, name, paths, new, host.system, ready=ready)
     except NotServed:

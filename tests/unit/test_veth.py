@@ -9,6 +9,8 @@ import pytest
 
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.switch.veth import make_pair, pair_is_up, pairs, remove_pair, veth_spec
+from ovs_hotswap.system import System
+from ovs_hotswap.waiting import wait_until
 
 NAMES = "ovsh-testa", "ovsh-testb"
 
@@ -24,7 +26,7 @@ def test_a_pair_is_made_once_and_removed_once() -> None:
     assert not pair_is_up(*NAMES)
     for _ in range(2):
         make_pair(*NAMES, 1508)
-        assert pair_is_up(*NAMES)
+        assert wait_until(lambda: pair_is_up(*NAMES), 5.0, System())
     assert pairs("ovsh-test*") == list(NAMES)
     for _ in range(2):
         remove_pair(NAMES[0])
