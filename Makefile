@@ -7,7 +7,7 @@ BACKEND ?= $(or $(ROAD),broker)
 # Where `make packages` unpacks what it built, for what needs it without installing it.
 export OVS_HOTSWAP_PACKAGES ?= $(CURDIR)/build/packages/root/opt/ovs-hotswap
 .DEFAULT_GOAL := help
-.PHONY: help setup test-setup venv test-venv demo test unit mutants bench bench-failover bench-full bench-patched bench-modes bench-roads bench-takeover bench-window bench-hosts bench-fleet soak soak-cuts soak-packages soak-uplinks soak-hosts faults guests packages-setup packages packages-qemu packages-check lock man fuzz lint clean
+.PHONY: help setup test-setup venv test-venv demo test unit mutants bench bench-failover bench-full bench-patched bench-modes bench-roads bench-takeover bench-window bench-hosts bench-fleet soak soak-cuts soak-packages soak-uplinks soak-hosts neutron faults guests packages-setup packages packages-qemu packages-check lock man fuzz lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -51,7 +51,11 @@ soak-uplinks: setup test-setup ## ROUNDS=10 upgrades and ways back for each driv
 	OVS_HOTSWAP_UPLINK_ROUNDS=$(or $(ROUNDS),10) $(BIN)/pytest -s $(wildcard tests/integration/test_uplink_*.py)
 
 soak-hosts: setup test-setup ## ROUNDS=10 hosts of each kind that others program: an upgrade and back under traffic, each packet counted; then kills at every step (root)
-	OVS_HOTSWAP_STOCK_ROUNDS=$(or $(ROUNDS),10) $(BIN)/pytest -s tests/integration/test_stock_upgrade.py tests/integration/test_stock_libvirt.py tests/integration/test_stock_docs.py $(wildcard tests/integration/test_stock_strikes*.py)
+	OVS_HOTSWAP_STOCK_ROUNDS=$(or $(ROUNDS),10) $(BIN)/pytest -s tests/integration/test_stock_upgrade.py tests/integration/test_stock_libvirt.py tests/integration/test_stock_docs.py tests/integration/test_stock_neutron.py $(wildcard tests/integration/test_stock_strikes*.py)
+
+neutron: setup test-setup ## a host with Neutron's own server and agent: an upgrade and back under traffic, each packet counted (root)
+	tools/neutron.sh $(CURDIR)/build/neutron
+	OVS_HOTSWAP_NEUTRON=$(CURDIR)/build/neutron $(BIN)/pytest -s tests/integration/test_stock_neutron.py
 
 soak-packages: setup packages ## ROUNDS=10 times upgrade and downgrade the package under VMs, and replace the distribution's; a dist-upgrade (root)
 	OVS_HOTSWAP_PACKAGE_ROUNDS=$(or $(ROUNDS),10) $(BIN)/pytest tests/integration/test_deb_rounds.py

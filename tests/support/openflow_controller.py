@@ -1,5 +1,13 @@
 """A small OpenFlow 1.3 controller that behaves towards a bridge as Neutron's agent does: the bridges connect to it, it
-knows each by its datapath id, and it asks for the flows of table 23 (Open Networking Foundation, TS-012)."""
+knows each by its datapath id, and it asks for the flows of table 23 (Open Networking Foundation, TS-012).
+
+An agent to which table 23 of br-int is empty believes that Open vSwitch was restarted, and programs every port again
+(neutron, plugins/ml2/drivers/openvswitch/agent: common/constants.py, CANARY_TABLE; openflow/native/br_int.py,
+check_canary_table; ovs_neutron_agent.py, check_ovs_status).
+
+Run as a program, it listens where the agent does until it is killed, asks every bridge five times a second, and prints
+a line for each answer: the datapath id and the number of flows.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +15,15 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 
 _HEADER = struct.Struct("!BBHI")  # version, type, length, transaction
 _VERSION = 4
 _HELLO, _ECHO, _ECHO_REPLY, _FEATURES, _FEATURES_REPLY, _MULTIPART, _MULTIPART_REPLY = 0, 2, 3, 5, 6, 18, 19
 _OFPMP_FLOW, _ALL, _ANY = 1, 0xFF, 0xFFFFFFFF
+_ADDRESS = ("127.0.0.1", 6633)  # of_listen_address and of_listen_port
+_CANARY_TABLE = 23
+_PERIOD_S = 0.2
 
 
 class Bridge:
@@ -76,7 +88,7 @@ class Agent:
         if bridge is None:
             return None
         try:
-            return bridge.flows(23)
+            return bridge.flows(_CANARY_TABLE)
         except OSError:
             if self.bridges.get(datapath_id) is bridge:
                 del self.bridges[datapath_id]
@@ -97,3 +109,17 @@ class Agent:
                 bridge = Bridge(connection)
                 self.seen += 1
                 self.bridges[bridge.datapath_id] = bridge
+
+
+def serve() -> None:
+    """Be the agent, and tell what it is answered."""
+    agent = Agent(socket.create_server(_ADDRESS))
+    while True:
+        for datapath_id in list(agent.bridges):
+            if (count := agent.canary(datapath_id)) is not None:
+                print(datapath_id, count, flush=True)
+        time.sleep(_PERIOD_S)
+
+
+if __name__ == "__main__":
+    serve()

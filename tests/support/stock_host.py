@@ -10,6 +10,8 @@ Nothing of this project has a part in it, except what the guests boot and what m
 
 ``bridge`` says who programs ``br-int``. ``normal``: no program. ``pipeline``: a script (``stock_pipeline``). ``ovn``:
 OVN, whose central part is in the network namespace "central"; the outside host is behind a localnet port on ``br-ex``.
+``neutron``: the flows of Neutron's agent (``stock_neutron_tables``). ``neutron-agent``: the agent itself
+(``stock_neutron``).
 """
 
 from __future__ import annotations
@@ -35,13 +37,13 @@ from ovs_hotswap.lab.layout import (
 from ovs_hotswap.lab.pings import Pings, Stream
 from ovs_hotswap.system import Completed, System
 from ovs_hotswap.waiting import wait_until
-from tests.support import stock_network, stock_ovn, stock_pipeline
+from tests.support import stock_network, stock_neutron, stock_neutron_tables, stock_ovn, stock_pipeline
 from tests.support.stock_guest import GuestKind, StockGuest, command_line
 from tests.support.stock_network import OUTSIDE
 from tests.support.stock_space import PLACES, Space
 from tests.support.stock_traffic import Traffic
 
-BridgeKind = Literal["normal", "pipeline", "ovn"]
+BridgeKind = Literal["normal", "pipeline", "ovn", "neutron", "neutron-agent"]
 UPLINK, UPLINK_OFPORT = "up", 100
 BRIDGE = "br-int"
 RUN_DIR, DATABASE = "/run/openvswitch", "/etc/openvswitch/conf.db"
@@ -57,6 +59,9 @@ START_DATABASE = (
 )  # fmt: skip
 SWITCH_MB = 256
 CHASSIS = "stock-1"
+_OPENFLOW = ",".join(f"OpenFlow{version}" for version in (10, 13, 14, 15))  # the highest that the bridge allows
+_VLANS = {"pipeline": stock_pipeline.VLAN, "neutron": stock_neutron_tables.VLAN,
+          "neutron-agent": stock_neutron_tables.VLAN}  # of the outside host  # fmt: skip
 _SPARE_MB = 64  # for memory that is plugged, and for others who use huge pages
 _READY_S, _BOOT_S = 30.0, 60.0
 
@@ -162,14 +167,14 @@ class StockHost:
         return self.run(["ovs-appctl", *words])
 
     def ofctl(self, *words: str) -> str:
-        return self.run(["ovs-ofctl", "-O", "OpenFlow15", *words])
+        return self.run(["ovs-ofctl", "-O", _OPENFLOW, *words])
 
     def ofport(self, interface: str) -> int:
         return int(self.vsctl("get", "interface", interface, "ofport"))
 
     def flows(self, bridge: str = BRIDGE) -> list[str]:
         """The flows of a bridge without counters, sorted."""
-        text = self.run(["ovs-ofctl", "-O", "OpenFlow15", "--no-stats", "--no-names", "dump-flows", bridge])
+        text = self.run(["ovs-ofctl", "-O", _OPENFLOW, "--no-stats", "--no-names", "dump-flows", bridge])
         return sorted(line.strip() for line in text.splitlines() if "actions=" in line)
 
     def config_text(self, *, well_known: bool = True, more: str = "") -> str:
@@ -285,13 +290,17 @@ class StockHost:
         for directory in (self.vhost_dir, self.layout.guest_dir):
             directory.mkdir()
         self._space = Space(self.directory, self._system, self.places)
-        stock_network.make(self.space, stock_pipeline.VLAN if self.kind == "pipeline" else None)
+        stock_network.make(self.space, _VLANS.get(self.kind))
         self._install()
         self.start_database()
         self._configure()
         self.start_switch()
         if self.kind == "ovn":
             stock_ovn.program(self)
+        elif self.kind == "neutron":
+            stock_neutron_tables.program(self)
+        elif self.kind == "neutron-agent":
+            stock_neutron.program(self)
         else:
             self._make_bridge()
         self._start_guests()
@@ -313,6 +322,8 @@ class StockHost:
         self.run(["mount", "--bind", str(alternatives), ALTERNATIVES])
         if not self._memif:
             self._hide_memif()
+        if self.kind == "neutron-agent":
+            stock_neutron.install(self)
         self.run(["mkdir", "-p", RUN_DIR])
         self.run(["ovsdb-tool", "create", DATABASE, SCHEMA])
 
@@ -363,10 +374,19 @@ class StockHost:
         self._connect(self.guest(name))
         self.start_guest(name)
 
+    def unplug(self, name: str) -> None:
+        """End a guest, and remove its port as os-vif does."""
+        self._plugged.remove(name)
+        self.stop_guest(name)
+        self.vsctl("del-port", BRIDGE, name)
+
     def _connect(self, guest: StockGuest) -> None:
         if self.kind == "ovn":
             stock_ovn.Ovn(self).add_port(guest)
             self.add_port(guest, f"external_ids:iface-id={guest.name}")
+            return
+        if self.kind == "neutron-agent":
+            stock_neutron.Neutron(self).add_port(guest)
             return
         self.add_port(guest)
         if self.kind == "pipeline":
