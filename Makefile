@@ -53,7 +53,7 @@ soak-uplinks: setup test-setup ## ROUNDS=10 upgrades and ways back for each driv
 soak-hosts: setup test-setup ## ROUNDS=10 hosts of each kind that others program: an upgrade and back under traffic, each packet counted; then kills at every step (root)
 	OVS_HOTSWAP_STOCK_ROUNDS=$(or $(ROUNDS),10) $(BIN)/pytest -s tests/integration/test_stock_upgrade.py tests/integration/test_stock_libvirt.py tests/integration/test_stock_docs.py tests/integration/test_stock_neutron.py $(wildcard tests/integration/test_stock_strikes*.py)
 
-neutron: setup test-setup ## a host with Neutron's own server and agent: an upgrade and back under traffic, each packet counted (root)
+neutron: setup test-setup ## a host with the own server and agent of Neutron: an upgrade and back under traffic (root)
 	tools/neutron.sh $(CURDIR)/build/neutron
 	OVS_HOTSWAP_NEUTRON=$(CURDIR)/build/neutron $(BIN)/pytest -s tests/integration/test_stock_neutron.py
 
