@@ -110,6 +110,9 @@ def test_the_new_switch_serves_on_when_the_old_one_was_killed(host: StockHost, o
         assert missing <= 2 * MOST  # the new one had everything already, but its links to the old one end
 
 
+_MONITOR_S = 30.0  # a monitor that has started a daemon again does not do so for ten seconds (lib/daemon-unix.c)
+
+
 @pytest.fixture(scope="module")
 def monitored(system: System) -> Iterator[StockHost]:
     with StockHost(system, guests=2, monitored=True) as host:
@@ -129,17 +132,17 @@ def test_a_switch_that_crashes_and_that_its_monitor_starts_again(
     before, crashed = programmed(host), host.switch_pid
     assert struck(host, operator, "copy", "old", signal.SIGSEGV) == RolledBack.exit_code
     assert "but instance a died and was started again" in capsys.readouterr().out
-    served(host)
+    served(host, _MONITOR_S)
     assert host.switch_pid not in (None, crashed)
     assert struck(host, operator, "adopt+", "self") == -9
     assert not operator.ask("rollback")["committed"]
     crashed = host.switch_pid
     assert crashed is not None
     os.kill(crashed, signal.SIGSEGV)  # some VMs have a broker now
-    served(host)
+    served(host, _MONITOR_S)
     assert host.switch_pid not in (None, crashed)
     assert struck(host, operator, "adopt+", "old", signal.SIGSEGV) == 0
-    served(host)
+    served(host, _MONITOR_S)
     assert operator.ask("status")["active"] == "b"
     assert len(host.run(["pgrep", "--ns", str(host.switch_pid), "--nslist", "mnt", "ovs-vswitchd"]).split()) == 1
     assert differences(without_own(before), without_own(programmed(host))) == []

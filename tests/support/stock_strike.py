@@ -54,9 +54,9 @@ def struck(
     return done.status
 
 
-def served(host: StockHost) -> None:
-    """Every ping of each guest is answered now."""
-    host.pings.wait_flowing(10.0)
+def served(host: StockHost, patience_s: float = 10.0) -> None:
+    """Every ping of each guest is answered, after ``patience_s`` at the latest."""
+    host.pings.wait_flowing(patience_s)
     before = host.pings.mark()
     time.sleep(PINGS_S)
     for each in host.pings.between(before, host.pings.mark()):
