@@ -16,6 +16,7 @@ from ovs_hotswap.controllers.exchange import Exchange
 from ovs_hotswap.controllers.stock_units import StockUnits
 from ovs_hotswap.controllers.taps import Taps
 from ovs_hotswap.controllers.well_known import WellKnown
+from ovs_hotswap.errors import HostError
 from ovs_hotswap.model import Release, Side
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.system import System
@@ -95,7 +96,12 @@ class Cloning:
         devices = Devices()
         if (own := devices.named(f"{_ASIDE}{old}")) is not None:
             self._remove(NETDEV)
-            devices.rename(own.index, NETDEV)
+            try:
+                devices.rename(own.index, NETDEV)
+            except HostError:
+                if devices.named(NETDEV) is None:
+                    raise
+                devices.remove(own.index)  # a switch that was started in the place of ``old`` has made one for itself
 
     def clear_away(self, old: Side) -> None:
         """Remove what ``make_room`` has left of ``old``, which has ended. Raises HostError."""
