@@ -56,6 +56,14 @@ def start_time(pid: int, proc: Path = PROC) -> int | None:
         return None if lives(pid) else 0
 
 
+def parent_of(pid: int, proc: Path = PROC) -> int | None:
+    """Return the parent of a process (field 4 of proc_pid_stat(5)); ``None`` if the process has ended."""
+    try:
+        return int((proc / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
 def lives(pid: int) -> bool:
     """Whether a process has not ended. If that cannot be found out, it counts as alive."""
     try:

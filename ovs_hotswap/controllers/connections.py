@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovs_hotswap.errors import StateUnknown
-from ovs_hotswap.process_exit import PROC, lives
+from ovs_hotswap.process_exit import PROC, lives, parent_of
 
 SWITCH = "ovs-vswitchd"
 _PIDFD_GETFD = 438  # include/uapi/asm-generic/unistd.h
@@ -127,10 +127,9 @@ class Connections:
         for _ in range(_PARENTS):
             if pid == os.getpid():
                 return True
-            try:
-                pid = int((self._proc / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-            except OSError:
+            if (parent := parent_of(pid, self._proc)) is None:
                 return False
+            pid = parent
         return False
 
 

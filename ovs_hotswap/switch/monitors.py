@@ -13,7 +13,7 @@ import re
 import signal
 from pathlib import Path
 
-from ovs_hotswap.process_exit import PROC
+from ovs_hotswap.process_exit import PROC, parent_of
 from ovs_hotswap.system import System
 
 _TITLE = re.compile(r".+: monitoring pid (\d+)\b")  # lib/daemon-unix.c, monitor_daemon
@@ -21,7 +21,7 @@ _TITLE = re.compile(r".+: monitoring pid (\d+)\b")  # lib/daemon-unix.c, monitor
 
 def monitor_of(pid: int, system: System, proc: Path = PROC) -> int | None:
     """Return the process that watches over daemon ``pid``; ``None`` if there is none, or the daemon has ended."""
-    parent = _parent(pid, proc)
+    parent = parent_of(pid, proc)
     if parent is None:
         return None
     title = _TITLE.match(" ".join(system.cmdline(parent)))
@@ -42,15 +42,7 @@ def end_family(monitor: int, system: System, proc: Path = PROC) -> tuple[int, ..
     CommandError if one does not die."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(monitor, signal.SIGSTOP)  # it starts no other one while it is looked at
-    family = (monitor, *(pid for pid in system.pids() if _parent(pid, proc) == monitor))
+    family = (monitor, *(pid for pid in system.pids() if parent_of(pid, proc) == monitor))
     for pid in family:
         system.kill(pid, grace=0)
     return family
-
-
-def _parent(pid: int, proc: Path) -> int | None:
-    """Return the parent of a process; ``None`` if that has ended."""
-    try:
-        return int((proc / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-    except OSError:
-        return None

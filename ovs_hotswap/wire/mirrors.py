@@ -324,10 +324,11 @@ class MirrorWire:
         longest = (
             max(mtu(each, (want for want in each.wanted if want.bridge == bridge)) for each in rows.values()) + TAGS
         )
-        if over_veth := self._over_veth():
+        over_veth = self._over_veth()  # once: it is read from all that the switches have mapped
+        if over_veth:
             longest = MOST_OVER_VETH if longest <= MOST_OVER_VETH + TAGS else longest
         links = [link for each in rows.values() if (link := each.bridges[bridge].link) is not None and link.ofports]
-        if len(links) == len(rows) and self._connected(socket, number):
+        if len(links) == len(rows) and self._connected(socket, number, over_veth=over_veth):
             if longest > (shortest := min(link.mtu for link in links)):
                 raise PrecheckFailed(
                     f"bridge {bridge}: wire mode's link was made for an MTU of {shortest}, and {longest} is needed",
@@ -351,7 +352,7 @@ class MirrorWire:
             spec = self._end(side, old, number, socket, longest, over_veth=over_veth)
             mode = rows[side].bridges[bridge].intended
             self._change(side, changes.make_link(self._rows(side), bridge, number, spec.options, longest, mode))
-        if not wait_until(partial(self._connected, socket, number), _LINK_S, self._system):
+        if not wait_until(partial(self._connected, socket, number, over_veth=over_veth), _LINK_S, self._system):
             text = f"the link {number} between the instances does not come up within {_LINK_S:g} s"
             raise SwitchError(text, hint="the logs of both ovs-vswitchd say more (net_memif, net_af_packet)")
 
@@ -368,9 +369,9 @@ class MirrorWire:
         queues = (pmd_count(self._sides[side.other].vswitchd_ctl) or 1) + 1
         return memif.memif_spec(name, LINK_PORT, socket, device=device, server=side is old, mtu=longest, queues=queues)
 
-    def _connected(self, socket: Path, number: int) -> bool:
+    def _connected(self, socket: Path, number: int, *, over_veth: bool) -> bool:
         """Whether either switch is a client that is connected to the other's socket, or has its veth."""
-        if self._over_veth():
+        if over_veth:
             return pair_is_up(*veth_names(number))
         pids = (self._system.read_pid(paths.vswitchd_pid) for paths in self._sides.values())
         return any(pid is not None and memif.connected(pid, socket) for pid in pids)

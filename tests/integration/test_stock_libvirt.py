@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -38,10 +37,8 @@ def host(system: System) -> Iterator[LibvirtHost]:
 
 @pytest.fixture(scope="module")
 def operator(host: LibvirtHost, tree_release: Release) -> Operator:
-    assert tree_release.root is not None
     operator = Operator(host, SETTINGS)
-    operator.add_release("tree", Path(tree_release.root))
-    operator.start_broker()
+    operator.make_ready(tree_release)
     return operator
 
 

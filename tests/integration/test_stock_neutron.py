@@ -9,7 +9,6 @@ upgrade has to work.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -29,11 +28,9 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def test_the_flows_of_the_agent_pass_over_and_back(system: System, tree_release: Release) -> None:
-    assert tree_release.root is not None
     with StockHost(system, bridge="neutron") as host:
         operator = Operator(host, SHORT_SOAK)
-        operator.add_release("tree", Path(tree_release.root))
-        operator.start_broker()
+        operator.make_ready(tree_release)
         assert operator.ask("check")["ready"]
         before = programmed(host)
         asked = len(tables.asked(host)[tables.identity(host, "br-int")])
@@ -55,11 +52,9 @@ def connected(host: StockHost) -> bool:
 
 @pytest.mark.skipif(PACKAGES is None, reason="`make neutron` runs it")
 def test_neutrons_agent_carries_on(system: System, tree_release: Release) -> None:
-    assert tree_release.root is not None
     with StockHost(system, bridge="neutron-agent", guests=3, later=1) as host:
         neutron, operator = Neutron(host), Operator(host, SHORT_SOAK)
-        operator.add_release("tree", Path(tree_release.root))
-        operator.start_broker()
+        operator.make_ready(tree_release)
         assert operator.ask("check")["ready"]
         before = programmed(host)
         with host.traffic() as traffic:

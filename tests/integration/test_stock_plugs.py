@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -23,11 +22,9 @@ def test_a_vm_that_is_plugged_between_the_cut_and_the_commit_has_its_network(
     system: System, tree_release: Release, bridge: BridgeKind
 ) -> None:
     """os-vif writes to the database of the old instance then, and the port has to be on the new one in the end."""
-    assert tree_release.root is not None
     with StockHost(system, bridge=bridge, guests=3, later=1) as host:
         operator = Operator(host, SOAK)
-        operator.add_release("tree", Path(tree_release.root))
-        operator.start_broker()
+        operator.make_ready(tree_release)
         argv = [sys.executable, "-P", "-m", "ovs_hotswap", "--config", str(operator.config), "--json", "upgrade",
                 "--release", "tree"]  # fmt: skip
         journal = host.directory / "hotswap/state/journal/current.jsonl"

@@ -9,7 +9,6 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +19,7 @@ from ovs_hotswap.upgrade.clone_steps import clone_plan
 from tests.support.lab_bed import SHORT_SOAK
 from tests.support.stock_drive import Operator, differences, programmed, without_own
 from tests.support.stock_host import StockHost
-from tests.support.stock_strike import MOST, PINGS_S, RELEASE, lost, served, struck
+from tests.support.stock_strike import MOST, PINGS_S, lost, served, struck
 
 ALL = int(os.environ.get("OVS_HOTSWAP_STOCK_ROUNDS", "1")) > 1
 BEFORE, AFTER = clone_plan().shape.before, clone_plan().shape.after
@@ -36,10 +35,8 @@ def host(system: System) -> Iterator[StockHost]:
 
 @pytest.fixture(scope="module")
 def operator(host: StockHost, tree_release: Release) -> Operator:
-    assert tree_release.root is not None
     operator = Operator(host, SHORT_SOAK)
-    operator.add_release(RELEASE, Path(tree_release.root))
-    operator.start_broker()
+    operator.make_ready(tree_release)
     return operator
 
 
@@ -125,10 +122,8 @@ def test_a_switch_that_crashes_and_that_its_monitor_starts_again(
     """It serves the VMs again, whether they have a broker or not, until the upgrade has a whole copy of it; then its
     successor ends, which has nothing that the copy lacks."""
     host = monitored
-    assert tree_release.root is not None
     operator = Operator(host, SHORT_SOAK)
-    operator.add_release(RELEASE, Path(tree_release.root))
-    operator.start_broker()
+    operator.make_ready(tree_release)
     before, crashed = programmed(host), host.switch_pid
     assert struck(host, operator, "copy", "old", signal.SIGSEGV) == RolledBack.exit_code
     assert "but instance a died and was started again" in capsys.readouterr().out

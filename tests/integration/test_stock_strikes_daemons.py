@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -23,7 +22,7 @@ from tests.support.stock_drive import Operator, differences, programmed, without
 from tests.support.stock_host import RUN_DIR, START_DATABASE, BridgeKind, StockHost
 from tests.support.stock_host_network import add_host_ports, answered, host_pings, network
 from tests.support.stock_ovn import GROUP, START_CONTROLLER, Ovn
-from tests.support.stock_strike import MOST, RELEASE, Victim, lost, served, struck
+from tests.support.stock_strike import MOST, Victim, lost, served, struck
 
 ALL = int(os.environ.get("OVS_HOTSWAP_STOCK_ROUNDS", "1")) > 1
 BEFORE, AFTER = clone_plan().shape.before, clone_plan().shape.after
@@ -55,9 +54,7 @@ class Beds:
     def _make(self) -> Bed:
         host = StockHost(self._system, bridge=self._bridge, guests=2)
         self._bed = bed = Bed(host.__enter__(), Operator(host, SHORT_SOAK))
-        assert self._release.root is not None
-        bed.operator.add_release(RELEASE, Path(self._release.root))
-        bed.operator.start_broker()
+        bed.operator.make_ready(self._release)
         if self._bridge == "normal":
             add_host_ports(host)
         return bed

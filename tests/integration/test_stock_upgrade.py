@@ -7,7 +7,6 @@ Nothing was prepared on the host. What others do between the two, a new rule and
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -30,11 +29,9 @@ def test_there_and_back_without_a_lost_packet(
     system: System, tree_release: Release, bridge: BridgeKind, memif: bool, number: int
 ) -> None:
     """Whether the instances can exchange frames over a memif, or only over a pair of veth devices."""
-    assert tree_release.root is not None
     with StockHost(system, bridge=bridge, guests=2, memif=memif) as host:
         operator = Operator(host, SHORT_SOAK)
-        operator.add_release("tree", Path(tree_release.root))
-        operator.start_broker()
+        operator.make_ready(tree_release)
         assert operator.ask("check")["ready"]
         before, south, stock = programmed(host), southbound(host), host.switch_pid
         devices = host.run(["ls", "/sys/class/net"])

@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ovs_hotswap.model import Release
 from ovs_hotswap.system import Completed
 from tests.support.stock_host import StockHost
 from tests.support.stock_ovn import Ovn
+from tests.support.stock_strike import RELEASE
 
 # Columns in which a switch reports; who programs it does not write them (vswitchd/vswitch.ovsschema, ephemeral ones and
 # those of ovs-vswitchd(8) at its start).
@@ -46,6 +48,12 @@ class Operator:
 
     def start_broker(self) -> None:
         self.ask("broker", "start")
+
+    def make_ready(self, release: Release) -> None:
+        """Add ``release``, which has a tree, as RELEASE, and start the broker."""
+        assert release.root is not None
+        self.add_release(RELEASE, Path(release.root))
+        self.start_broker()
 
     def add_release(self, name: str, tree: Path) -> None:
         self.ask("release", "add", name, "--from-directory", str(tree))
