@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Set
 
 from ovs_hotswap import __version__
 from ovs_hotswap.backends import VmStatus
+from ovs_hotswap.broker.absence import DIRECT
 from ovs_hotswap.broker.changes import Changes
 from ovs_hotswap.broker.control.adoption_api import Adoptions
 from ovs_hotswap.broker.control.documents import capture_status, vm_status
@@ -320,7 +321,10 @@ class Broker:
             self._restore(kept.state, listeners, kept.work, first=kept.first)
         else:
             self._start_over(StartsOver(name, {**found, **kept.processes}, kept.qemu), listeners)
-        self._slots[name].listen_again(self._loop)
+        slot = self._slots[name]
+        slot.listen_again(self._loop)
+        if slot.direct:  # who asks right after a reload is to take it over
+            slot.vm.absence = DIRECT
 
     def _new_vm(self, name: str, scratch: Descriptor, suspects: Mapping[Side, int] | None = None) -> Vm:
         vm = Vm(name, self._loop, self._delays, self._turns, self._processes, scratch, self._home,

@@ -222,6 +222,8 @@ def test_a_direct_vm_that_leaves_the_file_gets_its_socket_back(make_direct: Make
     assert not bed.broker.path("vm0.qemu").exists()
     bed.broker.write_ports(["vm0", "vm1"])
     bed.client.reload()
+    assert (absent := bed.client.vm("vm0").absent)  # at once: an upgrade takes over those that are direct
+    assert absent.cause is AbsenceCause.DIRECT
     bed.wait(lambda: bed.client.vm("vm0").switches[Side.B].connected, "claimed again")
     assert bed.adopt("vm0").confirmed_on(Side.B)
     bed.ends_well()
