@@ -28,7 +28,7 @@ demo: setup $(if $(filter qemu-dual,$(BACKEND)),packages-qemu) ## upgrade OVS 3.
 	$(BIN)/ovs-hotswap lab demo --backend $(BACKEND) --report demo-report.json
 
 test: setup test-setup packages ## all tests: unit, then integration on the real OVS, DPDK and QEMU, stock and patched (root)
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest tests/unit -n 3 --dist worksteal
 	$(BIN)/pytest tests/integration
 
 unit: test-venv ## the unit tests alone, and which share of the lines they run

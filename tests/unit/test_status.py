@@ -143,7 +143,7 @@ CASES: list[tuple[dict[str, Any], set[str]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("change", "true"), CASES, ids=str)
+@pytest.mark.parametrize(("change", "true"), CASES, ids=[", ".join(change) or "usual" for change, _ in CASES])
 def test_what_can_be_said_of_a_vm(change: dict[str, Any], true: set[str]) -> None:
     vm = replace(USUAL, **change)
     assert {name for name, ask in ASKED.items() if ask(vm)} == true

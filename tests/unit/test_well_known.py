@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,9 +65,16 @@ def daemons() -> Iterator[Daemons]:
 
 
 @pytest.fixture
-def own(tmp_path: Path, daemons: Daemons) -> Path:
+def place() -> Iterator[Path]:
+    """A short path, as a socket's has to be: that of ``tmp_path`` is longer where tests run side by side."""
+    with tempfile.TemporaryDirectory(prefix="ovsh-wk-") as made:
+        yield Path(made)
+
+
+@pytest.fixture
+def own(place: Path, daemons: Daemons) -> Path:
     """The well-known directory of a distribution's switch with two bridges."""
-    directory = tmp_path / "openvswitch"
+    directory = place / "openvswitch"
     directory.mkdir()
     for name in ("db.sock", "br-int.mgmt", "br-int.snoop", "br-old.mgmt"):
         daemons.listen(directory / name, "own")
@@ -78,8 +86,8 @@ def own(tmp_path: Path, daemons: Daemons) -> Path:
 
 
 @pytest.fixture
-def new(tmp_path: Path, daemons: Daemons) -> InstancePaths:
-    paths = InstancePaths.of(configuration(tmp_path), Side.B)
+def new(place: Path, daemons: Daemons) -> InstancePaths:
+    paths = InstancePaths.of(configuration(place), Side.B)
     paths.run_dir.mkdir(parents=True)
     for name in ("db.sock", "br-int.mgmt", "br-int.snoop", "br-new.mgmt"):
         daemons.listen(paths.run_dir / name, "new")
