@@ -7,7 +7,7 @@ BACKEND ?= $(or $(ROAD),broker)
 # Where `make packages` unpacks what it built, for what needs it without installing it.
 export OVS_HOTSWAP_PACKAGES ?= $(CURDIR)/build/packages/root/opt/ovs-hotswap
 .DEFAULT_GOAL := help
-.PHONY: help setup test-setup venv test-venv demo test unit mutants bench bench-failover bench-full bench-patched bench-modes bench-roads bench-takeover bench-window bench-hosts bench-fleet soak soak-cuts soak-packages soak-uplinks soak-hosts neutron faults guests packages-setup packages packages-qemu packages-check lock man fuzz lint clean
+.PHONY: help setup test-setup venv test-venv test-trees demo test unit mutants bench bench-failover bench-full bench-patched bench-modes bench-roads bench-takeover bench-window bench-hosts bench-fleet soak soak-cuts soak-packages soak-uplinks soak-hosts neutron faults guests packages-setup packages packages-qemu packages-check lock man fuzz lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -27,9 +27,13 @@ venv: ## make .venv with this program and its tools
 demo: setup $(if $(filter qemu-dual,$(BACKEND)),packages-qemu) ## upgrade OVS 3.1 to 3.5 under four QEMU guests, and back; BACKEND=qemu-dual: without a broker (root)
 	$(BIN)/ovs-hotswap lab demo --backend $(BACKEND) --report demo-report.json
 
-test: setup test-setup packages ## all tests: unit, then integration on the real OVS, DPDK and QEMU, stock and patched (root)
+test: setup test-setup ## all tests: unit, then integration on the real OVS, DPDK and QEMU, stock and patched (root)
+	@$(MAKE) --no-print-directory -j2 packages test-trees
 	$(BIN)/pytest tests/unit -n 3 --dist worksteal
 	$(BIN)/pytest tests/integration
+
+test-trees:
+	@$(BIN)/python -m tests.support.trees
 
 unit: test-venv ## the unit tests alone, and which share of the lines they run
 	$(BIN)/pytest tests/unit --cov=ovs_hotswap --cov-report=term:skip-covered

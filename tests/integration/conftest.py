@@ -18,6 +18,7 @@ from ovs_hotswap.switch.instance import Instance
 from ovs_hotswap.switch.pmd import pmd_sleep_key
 from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.system import System
+from tests.support import trees
 from tests.support.broker_bed import make_bed as make_bed
 from tests.support.service_bed import host as host
 
@@ -158,12 +159,10 @@ def host_release(system: System) -> Release:
 
 @pytest.fixture(scope="session")
 def tree_release(system: System) -> Release:
-    """Debian 13 as a tree. It is made with debootstrap once (a minute) and kept in the cache directory
-    ``OVS_HOTSWAP_TEST_CACHE``; ``OVS_HOTSWAP_TEST_TREE`` names a tree to use in its place."""
-    cache = Path(os.environ.get("OVS_HOTSWAP_TEST_CACHE", "/var/cache/ovs-hotswap"))
+    """Debian 13 as a tree. ``OVS_HOTSWAP_TEST_TREE`` names a tree to use in its place."""
     given = os.environ.get("OVS_HOTSWAP_TEST_TREE")
     if given is None:
-        return Releases(config_in(cache, state_dir=str(cache)), system).add("trixie", "trixie", print)
+        return trees.trixie(system)
     with tempfile.TemporaryDirectory() as directory:
         releases = Releases(config_in(Path(directory)), system)
         return releases.add("trixie", from_directory=Path(given))

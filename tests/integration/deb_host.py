@@ -7,7 +7,6 @@ installed in it comes from files that were fetched before.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -17,26 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from ovs_hotswap import __version__
-from ovs_hotswap.model import Release
-from ovs_hotswap.switch.release import Releases
 from ovs_hotswap.system import System
-from tests.integration.conftest import config_in
 from tests.support.machine import CleanMachine
+from tests.support.trees import CACHE, root
 from tests.support.waiting import eventually
 from tools.packages.build import CACHE as PACKAGE_CACHE
 from tools.packages.build import OUTPUT
 from tools.packages.debian import Apt
 from tools.packages.program import PREFIX, REVISION, built
 
-CACHE = Path(os.environ.get("OVS_HOTSWAP_TEST_CACHE", "/var/cache/ovs-hotswap"))
-SUITES = ("bookworm", "trixie")
 NEXT = f"{__version__}.1"
 BROKER, RESTORE, WATCH = (f"ovs-hotswap-{name}.service" for name in ("broker", "restore", "watch"))
 SHARED = "/srv/shared"  # where a machine sees the directory of ``Packages``
-# What a hypervisor has, beside the packages of a release: none of it is in a release tree.
-_HYPERVISOR = (
-    "systemd-sysv", "dbus", "iproute2", "procps", "qemu-system-x86", "busybox-static", "ethtool", "needrestart",
-)  # fmt: skip
 # The distribution's packages of which a release is made, and some of the libraries that its switch maps.
 _SWITCH = ("openvswitch-common", "openvswitch-switch", "openvswitch-switch-dpdk")
 _LIBRARIES = ("librte-eal23", "librte-vhost23", "librte-net-vhost23", "libssl3")
@@ -63,18 +54,6 @@ class Packages:
     directory: Path
     present: str
     later: str
-
-
-def clean(suite: str, system: System) -> Release:
-    """A clean distribution with what a hypervisor has, made once and kept."""
-    releases = Releases(config_in(CACHE, state_dir=str(CACHE)), system)
-    return releases.add(f"clean-{suite}", suite, print, extra_packages=_HYPERVISOR)
-
-
-def tree(suite: str, system: System) -> Path:
-    root = clean(suite, system).root
-    assert root is not None
-    return Path(root)
 
 
 def collect_packages(system: System, directory: Path) -> Packages:
@@ -199,7 +178,7 @@ class Host:
 @contextmanager
 def booted(suite: str, packages: Packages, system: System) -> Iterator[Host]:
     """A machine with a clean distribution, in which ovs-hotswap is not installed."""
-    with CleanMachine(tree(suite, system), packages.directory, unified=suite == "trixie") as machine:
+    with CleanMachine(root(suite, system), packages.directory, unified=suite == "trixie") as machine:
         host = Host(machine, suite)
         if suite == "bookworm":  # they are installed again later, which leaves links that a tree does not have
             host.install_switch()

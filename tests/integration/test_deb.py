@@ -20,13 +20,13 @@ from tests.integration.deb_host import (
     NEXT,
     RESTORE,
     SHARED,
-    SUITES,
     WATCH,
     Host,
     Packages,
     booted,
     collect_packages,
 )
+from tests.support.trees import SUITES
 
 UNITS = (BROKER, RESTORE, WATCH, "ovs-hotswap-logs.timer")
 # Argument: the journal of the upgrade under way.

@@ -15,20 +15,17 @@ from ovs_hotswap import __version__
 from ovs_hotswap.system import System
 from tests.integration.deb_host import (
     BROKER,
-    CACHE,
     NEXT,
     SHARED,
-    SUITES,
     WATCH,
     Host,
     Packages,
     booted,
-    clean,
     collect_packages,
-    tree,
 )
 from tests.support.dist_upgrade import CARRY_OUT, fetch
 from tests.support.machine import CleanMachine
+from tests.support.trees import CACHE, SUITES, clean, root
 from tools.packages.build import CACHE as PACKAGE_CACHE
 from tools.packages.debian import Apt
 
@@ -46,10 +43,10 @@ def test_a_dist_upgrade_leaves_vms_and_daemons_alone(packages: Packages, system:
     """Debian 12 becomes Debian 13 under the VMs: libc, Python, systemd, Open vSwitch and DPDK are replaced, needrestart
     restarts what it may, and Debian 12's Python is purged. Then both daemons are restarted, and the VMs move to the new
     switch."""
-    root = tree("bookworm", system)
-    kept = fetch(root, Apt(PACKAGE_CACHE / "apt", system).mirror, system, CACHE / "dist-upgrade")
+    directory = root("bookworm", system)
+    kept = fetch(directory, Apt(PACKAGE_CACHE / "apt", system).mirror, system, CACHE / "dist-upgrade")
     subprocess.run(["cp", "-r", "--reflink=auto", str(kept), str(packages.directory / "dist-upgrade")], check=True)
-    with CleanMachine(root, packages.directory, unified=True) as machine:
+    with CleanMachine(directory, packages.directory, unified=True) as machine:
         host = Host(machine, "bookworm to trixie")
         host.dpkg("--install", f"{SHARED}/{packages.present}")
         host.serve()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from ovs_hotswap.system import System
+from tests.support import trees
 from tools.packages.build import OUTPUT
 from tools.packages.buildtree import BuildTree
 from tools.packages.debian import Apt
 from tools.packages.recipes import RECIPES, Recipe
 
-CACHE = Path(os.environ.get("OVS_HOTSWAP_TEST_CACHE", "/var/cache/ovs-hotswap"))
 PACKAGES = {recipe.name: recipe for recipe in RECIPES if recipe.summary}
 
 # Arguments: the prefix. A switch with DPDK, without huge pages, and the ports that a hypervisor has. Open vSwitch adds
@@ -85,10 +84,8 @@ def machine(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     files = [package_file(recipe) for recipe in PACKAGES.values()]
     directory = tmp_path_factory.mktemp("apt")
     mirror = Apt(directory, system).mirror
-    clean = BuildTree(CACHE / "clean-machine", {}, mirror, system)
-    clean.make(print)
     path = directory / "machine"
-    subprocess.run(["cp", "-a", "--reflink=auto", str(clean.path), str(path)], check=True)
+    subprocess.run(["cp", "-a", "--reflink=auto", str(trees.bare(system)), str(path)], check=True)
     machine = Machine(BuildTree(path, {}, mirror, system))
     for file in files:
         shutil.copy(file, path / "tmp")
