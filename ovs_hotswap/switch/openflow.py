@@ -71,8 +71,16 @@ class OpenFlow:
 
     def drops(self, vms: Mapping[int, str] | None = None) -> tuple[DropCounter, ...]:
         """Return the drop counters of the overlay's tables, including those at 0. ``vms`` maps ofports to names."""
-        done = self._run("dump-flows", options=("--no-names",))
-        return drop_counters(done.stdout.splitlines(), vms)
+        return drop_counters(self.dump_counted(), vms)
+
+    def dump_counted(self) -> list[str]:
+        """Return the installed flows with their statistics, in the order of the switch."""
+        return self._run("dump-flows", options=("--no-names",)).stdout.splitlines()
+
+    def port_counters(self) -> str:
+        """Return what ``ovs-ofctl dump-ports`` prints: the statistics of every port, with a port's own counters among
+        them from OpenFlow 1.4 on (lib/ofp-port.c, INTEL_PORT_STATS_CUSTOM)."""
+        return self._run("dump-ports", options=("--no-names",)).stdout
 
     def packets(self, cookie: int, mask: int = COOKIE_MASK) -> int:
         """Return the packets that flows with this cookie, in the bits of ``mask``, have counted."""

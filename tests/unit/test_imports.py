@@ -28,6 +28,7 @@ LAYERS = (
     ("ovs_hotswap.overlay",),
     ("ovs_hotswap.uplink",),
     ("ovs_hotswap.switch",),
+    ("ovs_hotswap.counters",),
     ("ovs_hotswap.qemu",),
     ("ovs_hotswap.stock",),
     ("ovs_hotswap.adopt",),
@@ -61,6 +62,7 @@ PURE = {
     "ovs_hotswap.watchdog.failover", "ovs_hotswap.watchdog.standby_plan", "ovs_hotswap.watchdog.backoff",
     "ovs_hotswap.remote.jobs", "ovs_hotswap.remote.frames", "ovs_hotswap.remote.versions", "ovs_hotswap.remote.hosts",
     "ovs_hotswap.doctor.report",
+    "ovs_hotswap.counters.values", "ovs_hotswap.counters.texts", "ovs_hotswap.counters.drops",
     "ovs_hotswap.clone.conntrack_entries", "ovs_hotswap.clone.conntrack_packets", "ovs_hotswap.clone.protocols",
     "ovs_hotswap.clone.runtime_settings",
 }  # fmt: skip
