@@ -180,6 +180,20 @@ def wire_flows(ports: Iterable[Carried], mode: Mode) -> list[Flow]:
     return found
 
 
+def order(ports: Iterable[Carried], mode: Mode) -> list[set[str]]:
+    """The bridges of these ports in groups, in the order in which they are given the flows of a mode.
+
+    VMs and uplinks may be on different bridges. A bridge with an uplink begins to use its own pipeline before the VMs'
+    bridges do, and is wired after them. So a frame that a VM has sent never leaves the host by an uplink whose bridge
+    is still, or already, wired: if the network floods it back to the other switch's uplink, that switch's NORMAL learns
+    the VM there, and drops what the wired uplink hands it for the VM.
+    """
+    every = list(ports)
+    uplinks = {port.bridge for port in every if port.uplink}
+    groups = [uplinks, {port.bridge for port in every} - uplinks]
+    return groups[::-1] if mode.wired else groups
+
+
 def group_lines(*, wanted: bool) -> list[str]:
     """The lines of a bundle after which the bridge has the group, or has it no longer."""
     lines = [f"group delete group_id={AGAIN}"]

@@ -54,6 +54,7 @@ from ovs_hotswap.wire.mirror_flows import (
     carry_flows,
     group_lines,
     guard_flows,
+    order,
     parse_flows,
     replacing,
     wire_flows,
@@ -199,7 +200,9 @@ class MirrorWire:
             raise SwitchError(f"wire mode is not open on instance {side}")
         self._change(side, changes.intend(rows, mode), settle=False)
         carried = rows.carried()
-        self._on_each(side, rows, lambda name: replacing(WIRE, wire_flows(_of(name, carried), mode)))
+        self._on_each(
+            side, rows, lambda name: replacing(WIRE, wire_flows(_of(name, carried), mode)), order(carried, mode)
+        )
 
     @_one_at_a_time
     def cut(self, side: Side) -> None:
@@ -207,7 +210,7 @@ class MirrorWire:
         which may be dead. ``wire`` undoes it."""
         rows = self._rows(side)
         self._change(side, changes.intend(rows, Mode.OWN), settle=False)
-        self._on_each(side, rows, lambda _name: replacing(WIRE, []))
+        self._on_each(side, rows, lambda _name: replacing(WIRE, []), order(rows.carried(), Mode.OWN))
 
     # -- looking, and repairing ----------------------------------------------------------------------------------
 
@@ -388,13 +391,18 @@ class MirrorWire:
             if name not in used:
                 remove_pair(name)
 
-    def _on_each(self, side: Side, rows: Rows, lines: Callable[[str], list[str]]) -> None:
-        """Send each bridge of others its bundle, all at once."""
+    def _on_each(
+        self, side: Side, rows: Rows, lines: Callable[[str], list[str]], groups: Sequence[Collection[str]] = ()
+    ) -> None:
+        """Send each bridge of others its bundle: one group of bridges after the other, and those of a group at once."""
         names = self._bridges(rows)
-        with ThreadPoolExecutor(max_workers=max(1, len(names))) as pool:
-            acts = [pool.submit(self._openflow(side, name).bundle, lines(name)) for name in names]
-        for act in acts:
-            act.result()
+        for group in groups or [names]:
+            if not (chosen := [name for name in names if name in group]):
+                continue
+            with ThreadPoolExecutor(max_workers=len(chosen)) as pool:
+                acts = [pool.submit(self._openflow(side, name).bundle, lines(name)) for name in chosen]
+            for act in acts:
+                act.result()
 
     @staticmethod
     def _bridges(rows: Rows) -> list[str]:

@@ -25,6 +25,7 @@ from ovs_hotswap.wire.mirror_flows import (
     group_lines,
     guard_flows,
     objections,
+    order,
     parse_flows,
     replacing,
     wire_flows,
@@ -188,6 +189,17 @@ def test_a_bond_is_wired_by_each_of_its_interfaces_and_enters_by_the_first() -> 
     bond = Carried("br0", "bond0", 7, (3, 4), uplink=True)
     assert {flow.match for flow in wire_flows([bond], Mode.ALONE)} >= {"in_port=3", "in_port=4"}
     assert any("set_field:3->in_port,resubmit(,0)" in flow.actions for flow in carry_flows([bond]))
+
+
+def test_a_bridge_with_an_uplink_is_cut_before_the_bridges_of_its_vms_and_wired_after_them() -> None:
+    ports = [
+        Carried("br-int", "vm1", 1, (1,)),
+        Carried("br-ex", "up", 2, (1,), uplink=True),
+        Carried("br1", "v", 3, (1,)),
+    ]
+    assert order(ports, Mode.OWN) == [{"br-ex"}, {"br-int", "br1"}]
+    for mode in set(Mode) - {Mode.OWN}:
+        assert order(ports, mode) == [{"br-int", "br1"}, {"br-ex"}]
 
 
 def test_both_meanings_of_the_largest_tag_are_vlan_ids_and_our_ports_have_numbers_of_their_own() -> None:
