@@ -61,12 +61,14 @@ _MESSAGES = {f"VHOST_USER_{name}" for name in (
 
 @dataclass(frozen=True, slots=True)
 class LoggedRegion:
-    """One region of a memory table; sizes, addresses and the offset in the file are in bytes."""
+    """One region of a memory table; sizes, addresses and the offset in the file are in bytes. ``page``: the size of the
+    pages of its file."""
 
     size: int
     guest_address: int
     user_address: int
     offset: int
+    page: int = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +237,7 @@ class _Reader:
         if self.message == "VHOST_USER_SET_MEM_TABLE" and self.regions:
             if any(len(region) != len(_REGION) for region in self.regions):
                 raise _unproven(self.socket, "the log has an incomplete memory region", "some of its lines are missing")
-            memory = tuple(LoggedRegion(each[0], each[1], each[2], each[7]) for each in self.regions)
+            memory = tuple(LoggedRegion(each[0], each[1], each[2], each[7], each[6]) for each in self.regions)
             self.known = replace(self.known, memory=memory)
         elif self.message in _CAUSES and not self.said:
             if self.message == "VHOST_USER_SET_FEATURES" and self.known.features is not None:

@@ -85,10 +85,12 @@ class StockQemu:
 
 @dataclass(frozen=True, slots=True)
 class VmLog:
-    """What the log tells of a VM's connection. ``regions``: memory regions of the last memory table. ``fault``: why it
-    does not tell all that was sent over it, and ``hint`` what helps; then nothing else is known from it."""
+    """What the log tells of a VM's connection. ``regions``: memory regions of the last memory table. ``small_pages``:
+    bytes of the guest's memory in pages of 4 KiB. ``fault``: why it does not tell all that was sent over it, and
+    ``hint`` what helps; then nothing else is known from it."""
 
     regions: int | None = None
+    small_pages: int = 0
     fault: str | None = None
     hint: str | None = None
 

@@ -96,6 +96,7 @@ def judge(facts: Facts, terms: Terms | None = None) -> list[Finding]:
         *of_vms.confined(facts.vms, facts.confinement, others),
         *of_vms.features(facts.vms, terms.offer, others),
         *of_vms.regions(facts.vms, others),
+        *of_vms.pages(facts.vms, facts.switch, others),
         *of_vms.logs(facts.vms, facts.switch.log, others),
         *of_vms.tags(vms),
     ]
@@ -140,13 +141,6 @@ def switch(found: StockSwitch, terms: Terms) -> list[Finding]:
     if terms.log is not None and written is not None and written.removesuffix(" (deleted)") != terms.log:
         findings.append(_error(name, f"ovs-vswitchd logs to {written}, and stock.log is {terms.log}",
                                f'set stock.log = "{written}"; after a rotation: `ovs-appctl vlog/reopen`'))  # fmt: skip
-    if found.locks_memory:
-        text = (
-            "it locks its memory (--mlockall): each QEMU stands still for some 20 ms longer when it is taken over, for "
-            "each 100 MiB of its guest's memory that has small pages"
-        )
-        hint = "start the switch with `ovs-ctl --no-mlockall` the next time it starts"
-        findings.append(_warning(name, text, hint))
     label = f"OVS {found.ovs_version}, DPDK {found.dpdk_version}, process {found.vswitchd_pid}"
     return _ok(findings, name, label)
 

@@ -19,6 +19,8 @@ from ovs_hotswap.switch.paths import read_stock
 from ovs_hotswap.system import System, files
 from ovs_hotswap.upgrade.stock_checks import Terms, judge
 
+_SMALL_PAGE = 4096  # bytes
+
 
 def examine(
     config: Config, system: System, left_out: Collection[str] = (), offer: int | None = None
@@ -70,6 +72,8 @@ def with_logs(vms: Collection[StockVm], log: Path) -> tuple[StockVm, ...]:
 
 def _told(vm: StockVm, end: LogMark) -> VmLog:
     try:
-        return VmLog(regions=len(log_files.connection(end, Path(vm.socket)).memory))
+        memory = log_files.connection(end, Path(vm.socket)).memory
+        small = sum(region.size for region in memory if region.page <= _SMALL_PAGE)
+        return VmLog(regions=len(memory), small_pages=small)
     except StateUnknown as error:
         return VmLog(fault=error.message, hint=error.hint)

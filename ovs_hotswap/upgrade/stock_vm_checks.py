@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from ovs_hotswap.model import Finding, Severity
-from ovs_hotswap.stock.facts import Confinement, PortKind, StockLog, StockVm
+from ovs_hotswap.stock.facts import Confinement, PortKind, StockLog, StockSwitch, StockVm
 from ovs_hotswap.upgrade.checks import MAX_REGIONS
 from ovs_hotswap.vhostuser.messages import CARRIED_FEATURES, Feature
 from ovs_hotswap.wording import ranges
@@ -18,6 +18,11 @@ from ovs_hotswap.wording import ranges
 QEMU_NEEDED = "7.2"  # the first one with x-query-virtio-vhost-queue-status (QEMU qapi/virtio.json)
 RECONNECT_MS = 12
 SCRATCH_REGIONS = 1  # of the broker, in each memory table that it sends
+MIB = 1 << 20
+STILL_MS_PER_MIB = 0.2
+"""For so long a switch that locks its memory maps each MiB of small pages (docs/design-notes/entering-a-connection.md).
+"""
+LONGEST_STILL_MS = 100
 RING_REGIONS = 1  # of the new instance's memory, beside the scratch memory, if the VM is wired by its rings
 _NAMES = {33: "ACCESS_PLATFORM (a virtual IOMMU)", 34: "RING_PACKED (packed rings)", 38: "NOTIFICATION_DATA",
           40: "RING_RESET"}  # fmt: skip
@@ -210,6 +215,24 @@ def regions(vms: Iterable[StockVm], others: Alternatives) -> list[Finding]:
             findings.append(_warning(name, vm, f"has {count} memory regions of at most {MAX_REGIONS}: it can be wired "
                                      "by a mirror only, not by its rings", "take a memory device from it"))  # fmt: skip
     return _ok(findings, name, "each VM has room for ours")
+
+
+def pages(vms: Iterable[StockVm], switch: StockSwitch, others: Alternatives) -> list[Finding]:
+    """Check for how long each VM is without network because the old switch maps the guest's memory again while QEMU
+    stands still. A switch that locks its memory (--mlockall) touches each page of it then."""
+    name = "memory pages"
+    findings = []
+    for vm in _taken(vms) if switch.locks_memory else ():
+        size = vm.log.small_pages / MIB
+        if (still_ms := size * STILL_MS_PER_MIB) < 1:
+            continue
+        text = (f"has {size:.0f} MiB of memory in small pages, and the switch locks its memory (--mlockall): its QEMU "
+                f"stands still for about {still_ms:.0f} ms longer, and frames of the other VMs wait")  # fmt: skip
+        make, hint = _warning, ""
+        if still_ms > LONGEST_STILL_MS:
+            make, hint = _error, f"; {others.reconnect(vm.name)}"
+        findings.append(make(name, vm, text, f"give it huge pages when it starts the next time{hint}"))
+    return _ok(findings, name, "no VM's memory takes long to map again")
 
 
 def logs(vms: Iterable[StockVm], log: StockLog, others: Alternatives) -> list[Finding]:

@@ -55,6 +55,12 @@ def of_vm(**changes: Any) -> Facts:
     return replace(HEALTHY, vms=(HEALTHY.vms[0], vm("vm2", **changes)))
 
 
+def locked(small_pages: int) -> Facts:
+    """The switch locks its memory, and the second VM has small pages."""
+    log = VmLog(1, small_pages=small_pages)
+    return replace(of_vm(log=log), switch=replace(HEALTHY.switch, locks_memory=True))
+
+
 def of_qemu(**changes: Any) -> Facts:
     return of_vm(qemu=replace(QEMU, **changes))
 
@@ -199,7 +205,13 @@ FAULTS = {
         of_log(file="/var/log/a.log"), "switch", ERROR, "logs to /var/log/a.log", 'set stock.log = "/var/log/a.log"'
     ),
     "a deleted log": Fault(of_log(file=f"{LOG} (deleted)"), "log", ERROR, "which nothing can read", "vlog/reopen"),
-    "locked memory": Fault(of_switch(locks_memory=True), "switch", WARNING, "locks its memory", "--no-mlockall"),
+    "small pages": Fault(
+        locked(400 << 20), "memory pages", WARNING, "VM vm2: has 400 MiB of memory in small pages",
+        "give it huge pages",
+    ),
+    "many small pages": Fault(
+        locked(8 << 30), "memory pages", ERROR, "for about 1638 ms longer", "--leave-out vm2"
+    ),
     "no memif": Fault(of_switch(lacks_memif=True), "link", WARNING, "a pair of veth devices", "librte-net-memif23"),
     "no memif for large frames": Fault(
         replace(of_switch(lacks_memif=True), vms=(replace(HEALTHY.vms[0], mtu=9000), *HEALTHY.vms[1:])), "link", ERROR,

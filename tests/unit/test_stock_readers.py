@@ -68,7 +68,7 @@ def test_what_the_log_tells_of_vms(tmp_path: Path) -> None:
     vms = (vm("vm1"), vm("vm2"), vm("vm3", connected=False), vm("vm4", kind=PortKind.SERVER), vm("vm5", adopted=True))
     bare = [replace(each, log=VmLog()) for each in vms]
     first, second, *others = with_logs(bare, log)
-    assert first.log == VmLog(regions=1)
+    assert first.log == VmLog(regions=1, small_pages=0x6000000)
     assert second.log.regions is None
     assert "beginning of the connection" in (second.log.fault or "")
     assert others == bare[2:]
