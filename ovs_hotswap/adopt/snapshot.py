@@ -117,6 +117,10 @@ class Snapshot(Strict):
         """The kicks and calls, ring by ring, those that exist."""
         return tuple(event for ring in self.rings for event in (ring.kick, ring.call) if event is not None)
 
+    def same_connection(self, earlier: Snapshot) -> bool:
+        """Whether QEMU and the switch have told each other nothing since the ``earlier`` snapshot."""
+        return self.model_copy(update={"log": earlier.log}) == earlier
+
     @property
     def carried_protocol_features(self) -> int:
         """The agreed protocol features without those that a broker does not carry, which only permit messages."""

@@ -43,13 +43,34 @@ class Adopted:
     attempts: int
 
 
+def prepare(client: BrokerClient, name: str, paths: InstancePaths, to: Side, system: System) -> Snapshot:
+    """Park a VM that the switch with ``paths`` serves without the broker on side ``to``, and return what ``adopt``
+    needs. ``cancel`` undoes it.
+
+    A switch that is given a VM's rings distributes all queues anew, for which its threads stop. So many VMs are best
+    prepared before the first one is moved.
+
+    Raises TryAgain if QEMU or the switch was active, NotServed, and StateUnknown or BrokerError if the VM cannot be
+    taken over.
+    """
+    snapshot = taking.take(paths, name, system)
+    with contextlib.closing(fetch(snapshot)) as fetched:
+        _prepare(client, name, snapshot, fetched, to)
+    return snapshot
+
+
+def _prepare(client: BrokerClient, name: str, snapshot: Snapshot, fetched: Fetched, to: Side) -> None:
+    client.adopt_prepare(name, snapshot.model_dump_json(), to, [each.fileno() for each in fetched.descriptors()])
+
+
 def adopt(
     client: BrokerClient, name: str, paths: InstancePaths, to: Side, system: System, *,
-    ready: Callable[[], None] = lambda: None, attempts: int = ATTEMPTS,
+    ready: Callable[[], None] = lambda: None, attempts: int = ATTEMPTS, prepared: Snapshot | None = None,
 ) -> Adopted:  # fmt: skip
     """Move a VM that the switch with ``paths`` serves without the broker to side ``to``, with no disconnect.
 
-    ``ready`` is called when the VM is parked on side ``to``: it returns when that switch receives from the VM.
+    ``ready`` is called when the VM is parked on side ``to``: it returns when that switch receives from the VM. It is
+    not called for what was ``prepared`` before, for which the caller has waited.
 
     Raises TryAgain if QEMU or the switch was active in every attempt, and StateUnknown, BrokerError or what ``ready``
     raises if the VM cannot be taken over. In all these cases the VM is served as before. If the broker has ended in the
@@ -57,7 +78,7 @@ def adopt(
     """
     for number in range(1, attempts + 1):
         try:
-            return _attempt(client, name, paths, to, system, ready, number)
+            return _attempt(client, name, paths, to, system, ready, number, prepared if number == 1 else None)
         except TryAgain as error:
             if number == attempts:
                 raise
@@ -68,15 +89,17 @@ def adopt(
 
 def _attempt(
     client: BrokerClient, name: str, paths: InstancePaths, to: Side, system: System, ready: Callable[[], None],
-    number: int,
+    number: int, prepared: Snapshot | None,
 ) -> Adopted:  # fmt: skip
-    first = taking.take(paths, name, system)
     with contextlib.ExitStack() as stack:
-        fetched = fetch(first)
-        stack.callback(fetched.close)
-        stack.callback(_cancel, client, name)
-        client.adopt_prepare(name, first.model_dump_json(), to, [each.fileno() for each in fetched.descriptors()])
-        ready()
+        stack.callback(cancel, client, name)
+        first = taking.take(paths, name, system)
+        fetched = stack.enter_context(contextlib.closing(fetch(first)))
+        if prepared is None:
+            _prepare(client, name, first, fetched, to)
+            ready()
+        elif not first.same_connection(prepared):
+            raise TryAgain(f"vm {name}: QEMU has changed the connection since it was prepared")
         moved, section = _enter(client, name, first, fetched)
         return Adopted(client.adopt_finish(name), moved, section.stopped_s, number)
 
@@ -94,7 +117,7 @@ def _enter(client: BrokerClient, name: str, snapshot: Snapshot, fetched: Fetched
         ) from error
 
 
-def _cancel(client: BrokerClient, name: str) -> None:
+def cancel(client: BrokerClient, name: str) -> None:
     """Undo what is prepared; nothing is prepared any longer if the VM was taken over or the broker has ended."""
     with contextlib.suppress(BrokerError):
         client.adopt_cancel(name)

@@ -24,7 +24,7 @@ from ovs_hotswap.plan.records import Facts
 from ovs_hotswap.switch.ovsdb import ROOT_TABLES
 from ovs_hotswap.switch.paths import read_stock
 from ovs_hotswap.upgrade import checks, clone_checks, clone_loss
-from ovs_hotswap.upgrade.adopt_vms import adopt_vms, log_again_as_before
+from ovs_hotswap.upgrade.adopt_vms import adopt_vms, clean_up_after
 from ovs_hotswap.upgrade.clone_controllers import Pause, Repoint, settle
 from ovs_hotswap.upgrade.clone_window import CloseCloneWindow, OpenCloneWindow
 from ovs_hotswap.upgrade.outlook import Outlook
@@ -161,7 +161,7 @@ class Adopt(ReversibleStep[Upgrade]):
         adopt_vms(context, run)
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
-        log_again_as_before(context, run)
+        clean_up_after(context, run)
         return_vms(context, run)
 
 

@@ -78,16 +78,22 @@ def give_back(lab: AdoptLab, name: str) -> None:
 
 def test_vms_are_taken_over_under_traffic(lab: AdoptLab) -> None:
     """In wire mode the first switch's pipeline stays that of all VMs, wherever their rings are. What the
-    flood lost is printed: frames that arrive while the first switch maps its memory again may be."""
+    flood lost is printed: frames that arrive while the first switch maps its memory again may be. The VMs are prepared
+    for that before, and then one's QEMU tells its switch everything again."""
     guests, wire, stops, caught = lab.host.guests, lab.wire, list[float](), 0
     assert all(direct(lab, guest.name) for guest in guests)
+    prepared = {guest.name: lab.prepare(guest.name) for guest in guests}
+    for up in (False, True):
+        guests[0].qmp("set_link", name="net0", up=up)
+    comes_back(lab, guests[0])
     carrier = [guest.carrier_changes() for guest in guests]
     with lab.host.traffic() as traffic:
         wire.open(Side.A, lab.ports)
         wire.wire(Side.B)
         for guest in guests:
-            adopted = lab.adopt(guest.name)
+            adopted = lab.adopt(guest.name, prepared[guest.name])
             assert adopted.vm.confirmed_on(Side.B)
+            assert adopted.attempts > 1 or guest is not guests[0]
             stops.append(adopted.stopped_s)
             caught += len(lab.client.undelivered(guest.name))
         time.sleep(0.5)

@@ -12,7 +12,8 @@ import time
 from collections.abc import Sequence
 
 from ovs_hotswap.adopt.log_settings import log_everything
-from ovs_hotswap.broker.adopting import Adopted, adopt
+from ovs_hotswap.adopt.snapshot import Snapshot
+from ovs_hotswap.broker.adopting import Adopted, adopt, prepare
 from ovs_hotswap.broker.control.client import BrokerClient
 from ovs_hotswap.config import Config
 from ovs_hotswap.config_file import load_config
@@ -177,8 +178,14 @@ class AdoptLab:
         assert wait_until(polled, _READY_S, self._system)
         time.sleep(0.2)  # the datapath's own reconfiguration
 
-    def adopt(self, name: str) -> Adopted:
-        return adopt(self.client, name, self.paths(Side.A), Side.B, self._system, ready=lambda: self.receives(name))
+    def prepare(self, name: str) -> Snapshot:
+        made = prepare(self.client, name, self.paths(Side.A), Side.B, self._system)
+        self.receives(name)
+        return made
+
+    def adopt(self, name: str, prepared: Snapshot | None = None) -> Adopted:
+        return adopt(self.client, name, self.paths(Side.A), Side.B, self._system, ready=lambda: self.receives(name),
+                     prepared=prepared)  # fmt: skip
 
     def owner(self, name: str) -> Side | None:
         vm = self.client.vm(name)

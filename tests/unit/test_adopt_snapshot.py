@@ -65,6 +65,13 @@ def test_a_snapshot_survives_its_way_as_text() -> None:
     assert read_snapshot(snapshot().model_dump_json()) == snapshot()
 
 
+def test_a_later_place_in_the_log_is_no_change_of_the_connection() -> None:
+    later = snapshot(log=snapshot().log.model_copy(update={"offset": 9999}))
+    assert later.same_connection(snapshot())
+    assert not snapshot(rings=(ring(0), ring(1, enabled=False))).same_connection(snapshot())
+    assert not snapshot(switch_fd=56).same_connection(snapshot())
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"socket": 3}', snapshot().model_dump_json().replace("1000", "-1")])
 def test_a_text_that_is_no_snapshot_is_refused(text: str) -> None:
     with pytest.raises(StateUnknown, match="cannot be read"):

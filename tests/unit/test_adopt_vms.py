@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
 from ovs_hotswap.adopt.log_settings import LogSettings
-from ovs_hotswap.errors import NotServed, StateUnknown, SwitchError
+from ovs_hotswap.errors import NotServed, StateUnknown, SwitchError, TryAgain
 from ovs_hotswap.model import Side
 from ovs_hotswap.plan.executor import StepContext
 from ovs_hotswap.upgrade import adopt_vms as module
@@ -18,11 +19,15 @@ READY_S = 5.0
 
 
 class Bed:
-    """A host on which ``direct`` VMs have no broker. ``fails``: what the next attempts at a VM raise."""
+    """A host on which ``direct`` VMs have no broker. ``fails``: what the next attempts at a VM raise. ``unprepared``:
+    what its preparation raises. ``unpolled``: VMs of which the instance does not poll what was prepared."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *direct: str) -> None:
         self.direct = list(direct)
         self.fails: dict[str, list[Exception]] = {}
+        self.unprepared: dict[str, Exception] = {}
+        self.unpolled: list[str] = []
+        self.acts: list[str] = []
         self.taken: list[str] = []
         self.said: list[str] = []
         self.facts: dict[str, object] = {}
@@ -31,12 +36,26 @@ class Bed:
         monkeypatch.setattr(module, "unadopted", lambda host: [SimpleNamespace(name=name) for name in self.direct])
         monkeypatch.setattr(module, "log_everything", self._log_everything)
         monkeypatch.setattr(module, "log_as_before", lambda *_: self.log.append("as before"))
+        monkeypatch.setattr(module, "prepare", self._prepare)
+        monkeypatch.setattr(module, "cancel", lambda _client, name: self.acts.append(f"cancel {name}"))
+        monkeypatch.setattr(module, "_await_received", self._await_received)
         monkeypatch.setattr(module, "adopt", self._adopt)
         monkeypatch.setattr(module, "deliver", lambda *_: None)
 
-    def _adopt(self, client: object, name: str, *_: object, **__: object) -> object:
+    def _prepare(self, client: object, name: str, *_: object) -> object:
+        if name in self.unprepared:
+            raise self.unprepared[name]
+        self.acts.append(f"prepare {name}")
+        return f"snapshot of {name}"
+
+    def _await_received(self, host: object, side: Side, names: Iterable[str]) -> list[str]:
+        self.acts.append("wait")
+        return [name for name in names if name in self.unpolled]
+
+    def _adopt(self, client: object, name: str, *_: object, prepared: object, **__: object) -> object:
         if self.fails.get(name):
             raise self.fails[name].pop(0)
+        self.acts.append(f"adopt {name}" if prepared == f"snapshot of {name}" else f"adopt {name} anew")
         self.taken.append(name)
         self.direct.remove(name)
         return SimpleNamespace(stopped_s=0.01)
@@ -69,6 +88,29 @@ def test_each_is_taken_over_but_those_that_are_left_out(monkeypatch: pytest.Monk
     assert bed.taken == bed.said == ["vm1", "vm3"]
     assert bed.log == ["all", "as before"]
     assert bed.facts == {"log_level": "info", "stopped_ms": {"vm1": 10.0, "vm3": 10.0}}
+
+
+def test_all_are_prepared_before_the_first_one_is_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    bed = Bed(monkeypatch, "vm1", "vm2")
+    bed.run()
+    order = ["prepare vm1", "prepare vm2", "wait", "adopt vm1", "adopt vm2"]
+    assert bed.acts == [*order, "cancel vm2", "cancel vm1"]
+
+
+def test_one_that_was_active_or_is_not_polled_is_prepared_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    bed = Bed(monkeypatch, "vm1", "vm2", "vm3")
+    bed.unprepared, bed.unpolled = {"vm1": TryAgain("QEMU was active")}, ["vm2"]
+    bed.run()
+    assert [act for act in bed.acts if act.startswith("adopt")] == ["adopt vm1 anew", "adopt vm2 anew", "adopt vm3"]
+
+
+def test_one_that_cannot_be_prepared_is_a_reason_before_any_is_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    bed = Bed(monkeypatch, "vm1", "vm2")
+    bed.unprepared["vm2"] = StateUnknown("its ring is packed")
+    with pytest.raises(SwitchError, match="VM vm2 cannot be taken over: its ring is packed"):
+        bed.run()
+    assert bed.acts == ["prepare vm1", "cancel vm1"]
+    assert bed.log == ["all", "as before"]
 
 
 def test_without_any_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:

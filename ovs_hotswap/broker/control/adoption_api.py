@@ -36,7 +36,7 @@ from ovs_hotswap.vhostuser.ownership import Certainty
 
 log = logging.getLogger(__name__)
 
-_PREPARED_S = 30.0  # how long a caller may take between ``adopt_prepare`` and ``adopt_enter``
+_PREPARED_S = 300.0  # how long a caller may take between ``adopt_prepare`` and ``adopt_enter``, with many VMs
 _COMES_S = 3.0  # a switch that has been made to hang up connects again at once, or after a second
 _SERVED_S = 5.0
 _QUEUED_S = 0.05  # for a switch that has been hung up on to connect to QEMU's socket

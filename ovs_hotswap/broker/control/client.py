@@ -251,7 +251,7 @@ class BrokerClient:
         """Park switch ``to`` for a VM that the other side's switch serves without the broker (``adopt``).
 
         ``snapshot`` is a ``Snapshot`` as JSON, ``descriptors`` are those of ``Fetched.descriptors``. Another call of
-        this method, or ``adopt_cancel``, undoes it, as does half a minute without ``adopt_enter``.
+        this method, or ``adopt_cancel``, undoes it, as do five minutes without ``adopt_enter``.
         """
         answer = self.call("adopt_prepare", descriptors=descriptors, vm=name, snapshot=snapshot, to=to)
         return self._read("adopt_prepare", answers.vm, answer)
