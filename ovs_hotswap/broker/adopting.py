@@ -47,8 +47,8 @@ def prepare(client: BrokerClient, name: str, paths: InstancePaths, to: Side, sys
     """Park a VM that the switch with ``paths`` serves without the broker on side ``to``, and return what ``adopt``
     needs. ``cancel`` undoes it.
 
-    A switch that is given a VM's rings distributes all queues anew, for which its threads stop. So many VMs are best
-    prepared before the first one is moved.
+    A switch that is given a VM's rings distributes all queues among its threads again, which stop for that. So many VMs
+    are best prepared before the first one is moved.
 
     Raises TryAgain if QEMU or the switch was active, NotServed, and StateUnknown or BrokerError if the VM cannot be
     taken over.

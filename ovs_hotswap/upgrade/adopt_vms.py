@@ -51,8 +51,8 @@ def adopt_vms(context: Upgrade, run: StepContext) -> None:
     owner. One that ends, or gets another QEMU, before its turn comes to the broker by itself; one that boots is waited
     for. Raises SwitchError if one cannot be taken over; it is served as before then.
 
-    An instance that is given the rings of a VM distributes all queues anew, for which all its threads stop. So many VMs
-    are prepared before the first of them is moved."""
+    An instance that is given the rings of a VM distributes all queues among its threads again, which stop for that. So
+    many VMs are prepared before the first of them is moved."""
     host, paths = context.host, context.host.instances[context.old].paths
     vms = _waiting(context)
     if not vms:

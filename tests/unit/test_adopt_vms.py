@@ -55,7 +55,7 @@ class Bed:
     def _adopt(self, client: object, name: str, *_: object, prepared: object, **__: object) -> object:
         if self.fails.get(name):
             raise self.fails[name].pop(0)
-        self.acts.append(f"adopt {name}" if prepared == f"snapshot of {name}" else f"adopt {name} anew")
+        self.acts.append(f"adopt {name}" if prepared == f"snapshot of {name}" else f"adopt {name} again")
         self.taken.append(name)
         self.direct.remove(name)
         return SimpleNamespace(stopped_s=0.01)
@@ -101,7 +101,7 @@ def test_one_that_was_active_or_is_not_polled_is_prepared_again_by_itself(monkey
     bed = Bed(monkeypatch, "vm1", "vm2", "vm3")
     bed.unprepared, bed.unpolled = {"vm1": TryAgain("QEMU was active")}, ["vm2"]
     bed.run()
-    assert [act for act in bed.acts if act.startswith("adopt")] == ["adopt vm1 anew", "adopt vm2 anew", "adopt vm3"]
+    assert [act for act in bed.acts if act.startswith("adopt")] == ["adopt vm1 again", "adopt vm2 again", "adopt vm3"]
 
 
 def test_one_that_cannot_be_prepared_is_a_reason_before_any_is_moved(monkeypatch: pytest.MonkeyPatch) -> None:
