@@ -19,8 +19,9 @@ from bench.window import back_and_forth, window
 from ovs_hotswap.backends import BackendMode
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.lab import RELEASE_CACHE, GuestOptions, Lab
-from ovs_hotswap.lab.demo import SUITE, Demo, Phase
+from ovs_hotswap.lab.demo import SUITE, Demo
 from ovs_hotswap.lab.guest import dual_qemu
+from ovs_hotswap.lab.phases import Phase
 from ovs_hotswap.lab.pings import quantile
 from ovs_hotswap.lab.watch import wait_protected, watchdog
 from ovs_hotswap.switch.release import HOST

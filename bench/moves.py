@@ -16,7 +16,8 @@ from bench.machine import machine
 from bench.window import back_and_forth, window
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.lab import RELEASE_CACHE, Lab
-from ovs_hotswap.lab.demo import SUITE, Demo, Phase
+from ovs_hotswap.lab.demo import SUITE, Demo
+from ovs_hotswap.lab.phases import Phase
 from ovs_hotswap.lab.pings import quantile
 from ovs_hotswap.system import System
 

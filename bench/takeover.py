@@ -26,9 +26,10 @@ from bench.machine import machine
 from ovs_hotswap.cli.output import Output
 from ovs_hotswap.errors import CommandError, LabError
 from ovs_hotswap.host.host import Host
-from ovs_hotswap.lab.demo import Demo, Phase
+from ovs_hotswap.lab.demo import Demo
 from ovs_hotswap.lab.lab import Lab
 from ovs_hotswap.lab.layout import GuestOptions
+from ovs_hotswap.lab.phases import Phase
 from ovs_hotswap.plan.executor import Event
 from ovs_hotswap.switch.release import HOST
 from ovs_hotswap.system import System

@@ -1,4 +1,5 @@
-"""``python -m tools.schema``: the JSON schemas of what the broker, ``ovs-hotswap vm``, ``doctor`` and ``check`` report.
+"""``python -m tools.schema``: the JSON schemas of what the broker and the commands ``vm``, ``doctor``,
+``check`` and ``report`` print.
 
 The schemas are in ``docs/json``; a test fails if they are not those of the types. A field that is not ``required`` is
 missing in the document of an older broker, or in one back-end mode.
@@ -8,23 +9,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter
 
 from ovs_hotswap.backends import MoveResult, VmStatus
 from ovs_hotswap.broker.control.status import BrokerStatus
 from ovs_hotswap.doctor.report import Report
+from ovs_hotswap.reports.document import RunReport
 from ovs_hotswap.upgrade.stock_checks import StockReport
 
 DIRECTORY = Path(__file__).parents[1] / "docs" / "json"
+Kind: TypeAlias = "VmStatus | MoveResult | BrokerStatus | Report | StockReport | RunReport"
+
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_TITLES: dict[str, tuple[type[VmStatus | MoveResult | BrokerStatus | Report | StockReport], str]] = {
+_TITLES: dict[str, tuple[type[Kind], str]] = {
     "vm": (VmStatus, "ovs-hotswap vm show --json, and each of `vms` of ovs-hotswap vm list --json"),
     "move": (MoveResult, "the result of the control socket's method `move`"),
     "broker": (BrokerStatus, "ovs-hotswap broker status --json"),
     "doctor": (Report, "ovs-hotswap doctor --json"),
     "check-clone": (StockReport, 'ovs-hotswap check --json with program = "clone"'),
+    "report": (RunReport, "ovs-hotswap report show --json, and ID.json in the directory of the reports"),
 }
 
 
@@ -33,7 +38,7 @@ def schemas() -> dict[str, str]:
     return {f"{name}.schema.json": _text(kind, title) for name, (kind, title) in _TITLES.items()}
 
 
-def _text(kind: type[VmStatus | MoveResult | BrokerStatus | Report | StockReport], title: str) -> str:
+def _text(kind: type[Kind], title: str) -> str:
     found = TypeAdapter(kind).json_schema()
     found["properties"].pop("unreported", None)  # which fields are missing is not a field
     return json.dumps({"$schema": _DIALECT, "title": title, **_plain(found)}, indent=2) + "\n"

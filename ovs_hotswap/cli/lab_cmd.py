@@ -19,13 +19,15 @@ from ovs_hotswap.upgrade.steps import upgrade_plan
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ovs_hotswap.lab.demo import Demo, DemoReport, DualReport, Phase
+    from ovs_hotswap.lab.demo import Demo, DemoReport, DualReport
+    from ovs_hotswap.lab.phases import Phase
     from ovs_hotswap.plan.executor import Event
 
 _directory = click.option(
     "--directory", type=click.Path(path_type=Path), default=DEFAULT_DIRECTORY, show_default=True,
     help="The directory of all files of the lab.",
 )  # fmt: skip
+PAGES = Path("/var/cache/ovs-hotswap/demo")
 _MODES = click.Choice([each.value for each in BackendMode])
 _vms = click.option("--vms", type=click.IntRange(1, 64), default=4, show_default=True, help="Number of guests.")
 
@@ -108,6 +110,10 @@ def status(app: App, directory: Path) -> None:
 @click.option("--road", type=_MODES, hidden=True)
 @click.option("--qemu", help="QEMU of --backend qemu-dual.  [default: the installed one of `make packages`]")
 @click.option("--report", type=click.Path(path_type=Path), help="Write the JSON report to this file.")
+@click.option(
+    "--pages", type=click.Path(path_type=Path, file_okay=False), default=PAGES, show_default=True,
+    help="Keep the reports of the upgrades in this directory, beside those of earlier demos.",
+)  # fmt: skip
 @pass_app
 def demo(
     app: App,
@@ -117,12 +123,14 @@ def demo(
     road: str | None,
     qemu: str | None,
     report: Path | None,
+    pages: Path,
 ) -> None:
     """Upgrade OVS 3.1 to 3.5 and back under running guests, then restart it plainly for comparison.
 
     A lab is made for the demo and removed afterwards. Exit code 9: a packet was lost in the upgrade or on the way back.
+    At the end the paths of pages are printed, which show what happened in each upgrade and what each guest saw of it.
     With --json: {"releases", "lossless", "phases": {name: {"seconds", "lost", "longest_gap_ms", "moves": {vm: us},
-    "pings": [...]}}}, which is also what --report writes.
+    "pings": [...]}}, "reports": [path]}, which is also what --report writes.
 
     With --backend qemu-dual the upgrades are first shown without a broker, under a QEMU that has two switches itself,
     followed by a crash of the active instance; then all of the above under the same QEMU with a broker, for comparison.
@@ -141,17 +149,31 @@ def demo(
         dual_options = options.model_copy(update={"backend": BackendMode.QEMU_DUAL})
         with _made(app, directory, vms, dual_options) as running:
             dual = running.run_dual()
-        document = {str(BackendMode.QEMU_DUAL): dual.document()}
+        document = {str(BackendMode.QEMU_DUAL): {**dual.document(), "reports": _kept(app, dual, pages)}}
         _print_dual(app, dual)
+        _name_reports(app, document[str(BackendMode.QEMU_DUAL)])
     with _made(app, directory, vms, options) as running:
         found = running.run()
-    document = {**document, str(BackendMode.BROKER): found.document()} if document else found.document()
+    own = {**found.document(), "reports": _kept(app, found, pages)}
+    document = {**document, str(BackendMode.BROKER): own} if document else own
     if report is not None:
         report.write_text(json.dumps(document, indent=2) + "\n")
     app.output.document(document)
     _print(app, found)
+    _name_reports(app, own)
     if not found.lossless:
         raise LabError(f"packets were lost: {found.upgrade.lost} in the upgrade, {found.rollback.lost} on the way back")
+
+
+def _kept(app: App, found: DemoReport | DualReport, pages: Path) -> list[str]:
+    from ovs_hotswap.lab.demo_reports import keep
+
+    return [str(path) for path in keep(found.run_reports(), pages.absolute(), app.system)]
+
+
+def _name_reports(app: App, document: dict[str, Any]) -> None:
+    for path in document["reports"]:
+        app.output.line(f"report: {path}")
 
 
 def back_end_mode(app: App, backend: str | None, road: str | None) -> BackendMode:

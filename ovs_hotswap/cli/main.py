@@ -41,6 +41,7 @@ COMMANDS = {
     "upgrade": Lazy(f"{_CLI}.upgrade_cmd:upgrade", "Replace the active instance under the running VMs.", _UPGRADE),
     "rollback": Lazy(f"{_CLI}.upgrade_cmd:rollback", "Undo an upgrade, unfinished or finished.", _UPGRADE),
     "resume": Lazy(f"{_CLI}.upgrade_cmd:resume", "Finish an upgrade that was interrupted.", _UPGRADE),
+    "report": Lazy(f"{_CLI}.report_cmd:report", "Show what upgrades, rollbacks and failovers did.", _UPGRADE),
     "status": Lazy(f"{_CLI}.status_cmd:status", "Show the whole host: what runs, and what is wrong.", _HOST),
     "doctor": Lazy(f"{_CLI}.doctor_cmd:doctor", "Check the host from top to bottom; each finding has its fix.", _HOST),
     "vm": Lazy(f"{_CLI}.vm_cmd:vm", "Show the VMs: who serves each one, and its rings.", _HOST),

@@ -9,9 +9,9 @@ import contextlib
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,74 +20,34 @@ from ovs_hotswap.broker.lifecycle import start_broker, stop_broker
 from ovs_hotswap.errors import LabError
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.host.lifecycle import start_instance
+from ovs_hotswap.lab import demo_reports
 from ovs_hotswap.lab.lab import Lab
-from ovs_hotswap.lab.pings import Mark, PingStats
-from ovs_hotswap.lab.timeline import Stage, around, longest, running
+from ovs_hotswap.lab.phases import GuestGaps, Phase
+from ovs_hotswap.lab.pings import Mark
+from ovs_hotswap.lab.timeline import around, longest
 from ovs_hotswap.lab.watch import wait_protected, watchdog
 from ovs_hotswap.lab.writeback import wait_written
 from ovs_hotswap.model import Side
 from ovs_hotswap.overlay.tables import Form
-from ovs_hotswap.plan.executor import Event, EventKind
+from ovs_hotswap.plan.executor import Event
+from ovs_hotswap.reports.document import RunKind, RunReport, Stage
+from ovs_hotswap.reports.store import Reports
+from ovs_hotswap.reports.timeline import running
 from ovs_hotswap.switch.release import HOST
 from ovs_hotswap.system import System
+from ovs_hotswap.upgrade import run_report
 from ovs_hotswap.upgrade.upgrade import Upgrader
+from ovs_hotswap.waiting import wait_until
 
 SUITE = "trixie"  # OVS 3.5, DPDK 24.11
 QUIET_S = 5.0
 AFTER_S = 1.0
 BROKER_S = 10.0
 FLOW_S = 60.0
+REPORT_S = 10.0
 
 Say = Callable[[str], None]
 Shown = Callable[[], AbstractContextManager[Callable[[Event], None]]]
-
-
-@dataclass(frozen=True, slots=True)
-class GuestGaps:
-    """The gaps between one guest's answers from one target, in ms. ``handover``: the longest gap around the guest's
-    handover. ``longest``: the longest of all gaps, with the ``step`` that ran for most of it. ``None``: there was none,
-    or it is not known."""
-
-    guest: str
-    target: str
-    handover: float | None
-    longest: float | None
-    step: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """What the guests noticed while something was done to the switch. ``seconds``: how long this took. ``moves``: the
-    microseconds of each handover on the broker's clock, by VM. ``gaps``: when the guests' longest gaps were."""
-
-    name: str
-    seconds: float
-    pings: list[PingStats]
-    moves: dict[str, float]
-    gaps: list[GuestGaps] = field(default_factory=list)
-
-    @property
-    def lost(self) -> int:
-        return sum(stats.lost for stats in self.pings)
-
-    @property
-    def duplicated(self) -> int:
-        return sum(stats.duplicated for stats in self.pings)
-
-    @property
-    def sent(self) -> int:
-        return sum(stats.sent for stats in self.pings)
-
-    @property
-    def longest_gap_ms(self) -> float:
-        """The longest gap in ms; infinite if a guest got no answer at all, for which the document has ``None``."""
-        return max((stats.longest_gap_ms if stats.longest_gap_ms is not None else float("inf") for stats in self.pings),
-                   default=0.0)  # fmt: skip
-
-    def document(self) -> dict[str, Any]:
-        sums = {"sent": self.sent, "lost": self.lost, "duplicated": self.duplicated}
-        longest = self.longest_gap_ms
-        return {**asdict(self), **sums, "longest_gap_ms": longest if math.isfinite(longest) else None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +68,11 @@ class DemoReport:
     @property
     def lossless(self) -> bool:
         return self.upgrade.lost == 0 and self.rollback.lost == 0
+
+    def run_reports(self) -> list[RunReport]:
+        """The reports of the upgrade and the rollback, with what the guests saw."""
+        restart = self.restart.longest_gap_ms
+        return _reports(self.phases, restart if math.isfinite(restart) else None)
 
     def document(self) -> dict[str, Any]:
         phases = {phase.name: phase.document() for phase in self.phases}
@@ -131,9 +96,18 @@ class DualReport:
     def phases(self) -> tuple[Phase, ...]:
         return (self.quiet, self.upgrade, self.rollback, self.crash)
 
+    def run_reports(self) -> list[RunReport]:
+        """The reports of the upgrade, the rollback and the failover, with what the guests saw."""
+        return _reports(self.phases, None)
+
     def document(self) -> dict[str, Any]:
         phases = {phase.name: phase.document() for phase in self.phases}
         return {"releases": self.releases, "phases": phases, "failover_us": self.failover_us}
+
+
+def _reports(phases: Sequence[Phase], restart_ms: float | None) -> list[RunReport]:
+    """The reports of the phases that left one. The first phase is the quiet one."""
+    return [demo_reports.with_guests(phase.report, phase, phases[0], restart_ms) for phase in phases if phase.report]
 
 
 class DirectHost(Host):
@@ -150,7 +124,7 @@ class Demo:
     def __init__(self, lab: Lab, system: System, say: Say, shown: Shown) -> None:
         self._lab, self._system, self._say, self._shown = lab, system, say, shown
         self._host = Host(lab.config, system)
-        self._stages: list[Stage] = []
+        self._reports = Reports(run_report.directory(lab.config), system)
 
     def run(self) -> DemoReport:
         """Run all phases. Raises LabError if the guests' pings do not flow, and what an upgrade raises."""
@@ -167,6 +141,7 @@ class Demo:
         with watchdog(host, self._lab.config_path, self._lab.layout.directory / "watch.log"):
             crash = self.phase("crash", self.kill_active)
             wait_protected(host, Side.B)
+            crash = replace(crash, report=self._failover())
         return DualReport(releases, *phases, crash, {vm.name: vm.last_move_us for vm in host.backends.vms()})
 
     def _there_and_back(self) -> tuple[dict[str, str], tuple[Phase, Phase, Phase]]:
@@ -175,10 +150,10 @@ class Demo:
         upgrader = Upgrader(host)
         self._say(f"upgrading to {new.label}")
         with self._shown() as observe:
-            upgrade = self.phase("upgrade", lambda: upgrader.upgrade(new.name, self._timed(observe)).moves)
+            upgrade = self.phase("upgrade", lambda: upgrader.upgrade(new.name, observe).moves)
         self._say(f"rolling back to {old.label}")
         with self._shown() as observe:
-            rollback = self.phase("rollback", lambda: upgrader.rollback(self._timed(observe)).moves)
+            rollback = self.phase("rollback", lambda: upgrader.rollback(observe).moves)
         return {"old": old.label, "new": new.label}, (quiet, upgrade, rollback)
 
     def kill_active(self) -> dict[str, float]:
@@ -191,6 +166,14 @@ class Demo:
         host.wait(lambda: host.recorded_active() is active.other, FLOW_S, lambda: "no failover is recorded")
         self._lab.pings.wait_flowing(FLOW_S)
         return {}
+
+    def _failover(self) -> RunReport | None:
+        """The report of the failover, which the watchdog writes when it has nothing else to do."""
+
+        def written() -> list[RunReport]:
+            return [each for each in self._reports.all() if each.kind is RunKind.FAILOVER]
+
+        return next(iter(wait_until(written, REPORT_S, self._system)), None)
 
     def start(self, suite: str | None = SUITE) -> Host:
         """Make the other release if ``suite`` is given, start the broker if the back-end mode has one, start the active
@@ -247,29 +230,17 @@ class Demo:
 
     def phase(self, name: str, act: Callable[[], dict[str, float]]) -> Phase:
         """Run ``act``, which returns its handovers, and return what the guests noticed."""
-        self._stages = []
-        begun, first = self._system.monotonic(), self._lab.pings.mark()
+        begun, first, before = self._system.monotonic(), self._lab.pings.mark(), set(self._reports.ids())
         moves = act()
         took = self._system.monotonic() - begun
         self._system.sleep(AFTER_S)
         last = self._lab.pings.mark()
-        return Phase(name, took, self._lab.pings.between(first, last), moves, self._gaps(first, last, bool(moves)))
+        new = [name for name in self._reports.ids() if name not in before]
+        left = self._reports.read(new[0]) if new else None
+        gaps = self._gaps(first, last, () if left is None else left.stages, moved=bool(moves))
+        return Phase(name, took, self._lab.pings.between(first, last), moves, gaps, left)
 
-    def _timed(self, observe: Callable[[Event], None]) -> Callable[[Event], None]:
-        """An observer that calls ``observe``, and records when each step ran."""
-        begun: dict[str, float] = {}
-
-        def seen(event: Event) -> None:
-            now = self._system.wall()
-            if event.kind in (EventKind.STARTED, EventKind.UNDOING):
-                begun[event.step] = now
-            elif event.step in begun and event.kind is not EventKind.PROGRESS:
-                self._stages.append(Stage(event.step, begun.pop(event.step), now))
-            observe(event)
-
-        return seen
-
-    def _gaps(self, first: Mark, last: Mark, moved: bool) -> list[GuestGaps]:
+    def _gaps(self, first: Mark, last: Mark, stages: Sequence[Stage], *, moved: bool) -> list[GuestGaps]:
         since = {vm.name: vm.owner_since for vm in self._host.backends.vms(read=False)} if moved else {}
         found = []
         for stream, gaps in self._lab.pings.gaps(first, last).items():
@@ -281,7 +252,7 @@ class Demo:
                     stream.target,
                     None if near is None else near.ms,
                     None if most is None else most.ms,
-                    None if most is None else running(self._stages, most),
+                    None if most is None else running(stages, most.begin, most.end),
                 )
             )
         return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -25,15 +25,6 @@ class Gap:
     begin: float
     end: float
     ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A step of a plan that was done or undone from ``begin`` to ``end``, in seconds since the epoch."""
-
-    name: str
-    begin: float
-    end: float
 
 
 def sent_times(text: bytes) -> list[tuple[int, float]]:
@@ -80,12 +71,3 @@ def longest(found: Iterable[Gap]) -> Gap | None:
 def around(found: Iterable[Gap], moment: float) -> Gap | None:
     """The longest gap around a moment, which is in seconds since the epoch; ``None`` if there is none."""
     return longest(gap for gap in found if gap.begin - AROUND_S <= moment <= gap.end + AROUND_S)
-
-
-def running(stages: Iterable[Stage], gap: Gap) -> str | None:
-    """The step that ran for most of a gap; ``None`` if none did."""
-    shared: Mapping[str, float] = {
-        stage.name: min(stage.end, gap.end) - max(stage.begin, gap.begin) for stage in stages
-    }
-    name = max(shared, key=lambda each: shared[each], default=None)
-    return name if name is not None and shared[name] > 0 else None

@@ -21,6 +21,7 @@ from ovs_hotswap.host.standby import await_vm_ports
 from ovs_hotswap.model import Severity
 from ovs_hotswap.plan.executor import Plan, ReversibleStep, State, Step, StepContext
 from ovs_hotswap.plan.records import Facts
+from ovs_hotswap.reports.compose import kept_checks
 from ovs_hotswap.switch.ovsdb import ROOT_TABLES
 from ovs_hotswap.switch.paths import read_stock
 from ovs_hotswap.upgrade import checks, clone_checks, clone_loss
@@ -50,6 +51,7 @@ class ClonePrecheck(Step[Upgrade]):
         for finding in restore_priority(context.host, context.old):
             run.progress(f"{finding.check}: {finding.text}")
         found = clone_checks.precheck(context.host, context.old, context.new, context.release, context.leave_out)
+        run.remember(prechecks=kept_checks(found))
         for finding in checks.verdict(found):
             if finding.severity is Severity.WARNING:
                 run.progress(f"{finding.check}: {finding.text}")
@@ -273,7 +275,9 @@ class ClonePostcheck(Step[Upgrade]):
 
     def do(self, context: Upgrade, run: StepContext) -> None:
         see_served(context, run)
-        for finding in checks.verdict(clone_checks.postcheck(context.host, context.new), SwitchError):
+        findings = clone_checks.postcheck(context.host, context.new)
+        run.remember(postchecks=kept_checks(findings))
+        for finding in checks.verdict(findings, SwitchError):
             if finding.severity is Severity.WARNING:
                 run.warn(f"{finding.check}: {finding.text}")
 

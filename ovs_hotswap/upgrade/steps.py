@@ -28,6 +28,7 @@ from ovs_hotswap.overlay.tables import Form
 from ovs_hotswap.plan.executor import Plan, ReversibleStep, State, Step, StepContext
 from ovs_hotswap.plan.records import Facts
 from ovs_hotswap.priority import Rank
+from ovs_hotswap.reports.compose import kept_checks
 from ovs_hotswap.switch.pmd import set_vhost_log_level, vhost_log_level
 from ovs_hotswap.switch.settings import as_json, from_json
 from ovs_hotswap.upgrade import baseline, checks, collect, peer_link, peer_probe, uplink_proof
@@ -59,6 +60,7 @@ class Precheck(Step[Upgrade]):
         for finding in restore_priority(context.host, context.old):
             run.progress(f"{finding.check}: {finding.text}")
         found = collect.precheck(context.host, context.old, context.new, context.release, context.leave_out)
+        run.remember(prechecks=kept_checks(found))
         for finding in checks.verdict(found):
             if finding.severity is Severity.WARNING:
                 run.progress(f"{finding.check}: {finding.text}")
@@ -423,7 +425,8 @@ class Postcheck(Step[Upgrade]):
         host, seen = context.host, collect.log_end(context.host, context.new)
         findings = collect.postcheck(host, context.new, _SAMPLE_S, _log_end(run), baseline.known(run))
         findings += settings_transfer.compared(host, from_json(run.facts.get("settings")), context.new)
-        run.remember(**_log_facts(seen), settings=[])  # a resumed upgrade does not report them again
+        # A resumed upgrade does not report the settings again.
+        run.remember(**_log_facts(seen), settings=[], postchecks=kept_checks(findings))
         for finding in checks.verdict(findings, SwitchError):
             if finding.severity is Severity.WARNING:
                 run.warn(f"{finding.check}: {finding.text}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,12 @@ from ovs_hotswap.errors import BrokerError, BusyError, HostError, HotswapError, 
 from ovs_hotswap.host.host import WATCHDOG_S, Host
 from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.plan.executor import Event, Executor
-from ovs_hotswap.plan.interrupts import Interrupts
+from ovs_hotswap.plan.interrupts import Interrupted, Interrupts
 from ovs_hotswap.plan.journal import Contents, Header, Journal, Journals
 from ovs_hotswap.plan.records import Facts, Json, Phase
 from ovs_hotswap.process_exit import start_time
-from ovs_hotswap.upgrade import clone_checks, collect
+from ovs_hotswap.reports.compose import GOES_BACK
+from ovs_hotswap.upgrade import clone_checks, collect, run_report
 from ovs_hotswap.upgrade.plans import plan_for
 from ovs_hotswap.upgrade.recognise import recognised
 from ovs_hotswap.upgrade.situation import Upgrade
@@ -173,8 +175,9 @@ class Upgrader:
         keep_old: bool = False,
         force: bool = False,
         leave_out: Collection[str] = (),
+        goes_back: bool = False,
     ) -> Report:
-        """Do what ``upgrade`` does. The caller holds the lock."""
+        """Do what ``upgrade`` does. The caller holds the lock. ``goes_back``: a rollback was asked for."""
         wanted = self.host.releases.get(release)
         self.host = recognised(self.host)
         old = self.host.active()
@@ -192,7 +195,7 @@ class Upgrader:
             return Report(old, old, release, running.name, False, {}, before=before, changed=False)
         parameters: dict[str, Json] = {"old": old, "new": old.other, "release": release, "previous": running.name,
                       "before": before, "keep_old": keep_old, "leave_out": self._left_out(leave_out),
-                      "old_process": self._process(old)}  # fmt: skip
+                      "old_process": self._process(old), **({GOES_BACK: True} if goes_back else {})}  # fmt: skip
         journal = self.journals.begin(
             KIND, plan_for(self.host.config).shape, parameters=parameters, versions={"ovs-hotswap": __version__}
         )
@@ -224,7 +227,7 @@ class Upgrader:
             if not last.committed:  # the operator may mean that upgrade
                 hint = f"to the release that ran before: `ovs-hotswap upgrade --release {wanted}`"
                 raise PrecheckFailed("the last upgrade was rolled back already", hint=hint)
-            return self._upgrade(wanted, observe)  # under the same lock: what ran before is still that
+            return self._upgrade(wanted, observe, goes_back=True)  # under the same lock: what ran before is still that
 
     def release_before(self, running: str | None) -> str | None:
         """The release that ran before ``running``.
@@ -290,14 +293,20 @@ class Upgrader:
                 observe=observe,
                 shield=interrupts.shield,
             )
+            fault: HotswapError | None = None
             try:
                 if forward:
                     executor.run()
                 else:
                     executor.rollback()
+            except HotswapError as error:
+                fault = error
+                raise
             finally:
                 self.host.cloning.keep_wired_no_longer()
                 journal.ended |= executor.standing.ended
+                with contextlib.suppress(Interrupted), interrupts.shield():  # there is nothing left to stop
+                    run_report.leave(self.host, self.journals, fault)
             standing = executor.standing
         return Report.of(header, standing.phase is Phase.FINISHED, standing.facts)
 

@@ -32,6 +32,7 @@ from ovs_hotswap.upgrade import checks, collect
 from ovs_hotswap.upgrade.steps import Retire
 from ovs_hotswap.uplink.base import steer_to_started
 from ovs_hotswap.watchdog.culprit_search import Poison, quarantined
+from ovs_hotswap.watchdog.failover_report import FailoverReport
 from ovs_hotswap.watchdog.installed_files import InstalledFiles, present, same_place
 from ovs_hotswap.watchdog.log_rotation import LogWatch
 from ovs_hotswap.watchdog.next_hop_watch import NextHopWatch
@@ -77,6 +78,7 @@ class Keeper:
         self._settings = SettingsWatch()
         self._logs = LogWatch()
         self.files = InstalledFiles()
+        self._report = FailoverReport()
         self._failover: float | None = None
         self._unseen = False  # whether the rings have advanced since a failover
         self._standing: tuple[int, float] | None = None
@@ -131,7 +133,9 @@ class Keeper:
         else:
             self._told = None
             self._board.update(problem=self._refusal)
-            return done
+            if done is not Task.NOTHING:
+                return done
+        self._report.write_if_due(self._host)  # only now, because a standby matters more
         return Task.NOTHING
 
     def _tell(self, problem: str, error: Exception | None = None) -> None:
@@ -229,6 +233,7 @@ class Keeper:
         active = host.recorded_active()
         if active is not None:
             self.wires.after_failover(active)
+        self._report.due = True
 
     def _unfinished(self, host: Host) -> bool:
         """Whether an upgrade works with the instances, or may do so. After it has retired the old one it only looks at
@@ -411,6 +416,8 @@ class Keeper:
         since = {} if self._failover is None else {"after_s": round(host.system.wall() - self._failover, 3)}
         self._failover = None
         self._board.event("standby", side=side, release=release.name if release else None, **since)
+        if since:
+            self._report.due = True
 
     def _clean(self, host: Host, side: Side) -> None:
         """Remove the remains of an instance that died. If it was the active one, the failover has counted its death."""

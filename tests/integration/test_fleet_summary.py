@@ -1,49 +1,24 @@
 """The summary of a run over a fleet in a real browser: what matters is visible, with 6 and with 1 000 hosts.
 
-The browser is Debian's `chromium-headless-shell` (or another Chromium that is installed), driven by Playwright.
+`tests/support/browser.py` has the browser.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page
 
 from tests.support import fleet_run
+from tests.support.browser import CONTRAST, LEAST_CONTRAST
+from tests.support.browser import browser as browser
 from tests.support.collection import install, run_module
 
-PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 SIZES = {6: 3, 1000: 7}  # hosts, and how many of them need a person
 WIDTH, HEIGHT = 1280, 900
-_LEAST_CONTRAST = 4.5  # WCAG 2.1, level AA, of text
-
-# The contrast of an element's text with the nearest background that is not transparent, as WCAG 2.1 defines it.
-CONTRAST = """element => {
-  const numbers = colour => colour.match(/[0-9.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map(each => each / 255)
-    .map(each => each <= 0.03928 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, each, place) => sum + each * [0.2126, 0.7152, 0.0722][place], 0);
-  let behind = element, colour = [0, 0, 0, 0];
-  while (behind && (colour = numbers(getComputedStyle(behind).backgroundColor))[3] === 0) behind = behind.parentElement;
-  const [a, b] = [light(numbers(getComputedStyle(element).color)), light(colour)].sort((x, y) => y - x);
-  return (a + 0.05) / (b + 0.05);
-}"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
-    if program is None:
-        pytest.skip(f"none of {', '.join(PROGRAMS)} is installed: apt install chromium-headless-shell")
-    with sync_playwright() as playwright:
-        # As root, as which the tests run, Chromium has no sandbox.
-        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +117,7 @@ def test_text_can_be_read_in_either_scheme(page: Page, scheme: str) -> None:
     for selector in ("h1", ".about", ".stop", "h2", ".legend li", ".facts dt", ".facts strong", "tbody th", ".why",
                      "code", ".quiet", ".mark", "#map a"):  # fmt: skip
         for found in page.locator(f"{selector}:visible").all()[:20]:
-            assert found.evaluate(CONTRAST) >= _LEAST_CONTRAST, (selector, found.inner_text())
+            assert found.evaluate(CONTRAST) >= LEAST_CONTRAST, (selector, found.inner_text())
             seen.add(selector)
     assert len(seen) == 13
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -2,11 +2,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from ovs_hotswap.lab.demo import DemoReport, Phase
+from ovs_hotswap.lab.demo import DemoReport, DualReport
+from ovs_hotswap.lab.demo_reports import keep, with_guests
+from ovs_hotswap.lab.phases import GuestGaps, Phase
 from ovs_hotswap.lab.pings import PingStats
+from ovs_hotswap.reports.document import Gap, GapSource, Pings
+from ovs_hotswap.system import System
+from tests.unit.report_sample import upgrade
 
 ANSWERED = PingStats("vm1", "host", 10, 10, 0, 0, 10.0, 12.5, 0.1, 0.2, 0.3)
 SILENT = replace(ANSWERED, guest="vm2", received=0, lost=10, longest_gap_ms=None, rtt_p50_ms=None, rtt_p99_ms=None,
@@ -24,3 +30,36 @@ def test_the_document_is_json_even_if_a_guest_got_no_answer(pings: list[PingStat
     report = DemoReport({"old": "host", "new": "trixie"}, quiet, upgrade, rollback, restart)
     document = json.loads(json.dumps(report.document()), parse_constant=refused)
     assert {phase["longest_gap_ms"] for phase in document["phases"].values()} == {longest}
+
+
+def test_the_report_of_a_phase_has_what_its_guests_saw() -> None:
+    seen = [ANSWERED, replace(ANSWERED, target="vm2", longest_gap_ms=30.0, lost=2), replace(SILENT, guest="vm9")]
+    gaps = [GuestGaps("vm1", "vm2", 12.0, 30.0, "soak"), GuestGaps("vm1", "host", None, 12.5, None)]
+    quiet = Phase("quiet", 5.0, [replace(ANSWERED, longest_gap_ms=11.0)], {})
+    found = with_guests(upgrade(), Phase("upgrade", 9.0, seen, {}, gaps), quiet, 1158.0)
+    vm1, vm2, vm9 = found.vms
+    assert vm1.longest == Gap(GapSource.GUEST, 30.0, None, "soak", "vm2")
+    assert vm1.gaps[1:] == upgrade().vms[0].gaps
+    assert vm1.pings == (Pings("host", 10, 0, 0, 12.5, None, 11.0), Pings("vm2", 10, 2, 0, 30.0, 12.0, None))
+    assert vm2 == upgrade().vms[1], "it has no pings"
+    assert (vm9.name, vm9.gaps, vm9.pings[0].longest_ms) == ("vm9", (), None)
+    assert (found.restart_ms, found.lost) == (1158.0, 12)
+
+
+def test_the_demo_has_the_reports_of_the_phases_that_left_one() -> None:
+    quiet, restart = Phase("quiet", 5.0, [ANSWERED], {}), Phase("restart", 1.0, [SILENT], {})
+    there, back = (Phase(name, 1.0, [ANSWERED], {}, report=upgrade()) for name in ("upgrade", "rollback"))
+    report = DemoReport({}, quiet, there, back, restart)
+    assert [each.restart_ms for each in report.run_reports()] == [None, None], "no guest got an answer again"
+    whole = replace(report, restart=replace(restart, pings=[ANSWERED]))
+    assert [each.restart_ms for each in whole.run_reports()] == [12.5, 12.5]
+    dual = DualReport({}, quiet, there, back, restart, {})
+    assert len(dual.run_reports()) == 2
+    assert "report" not in dual.document()["phases"]["upgrade"]
+
+
+def test_the_reports_of_several_demos_are_kept_together(tmp_path: Path) -> None:
+    earlier = replace(upgrade(), started=upgrade().started - 60, id="20261130-005220-upgrade")
+    keep([earlier], tmp_path / "demo", System())
+    (page,) = keep([upgrade()], tmp_path / "demo", System())
+    assert "20261130-005220-upgrade" in page.read_text()

@@ -25,6 +25,7 @@ LAYERS = (
      "ovs_hotswap.config_file", "ovs_hotswap.config_changes", "ovs_hotswap.vm_ports"),
     ("ovs_hotswap.service", "ovs_hotswap.patches"),
     ("ovs_hotswap.plan",),
+    ("ovs_hotswap.reports",),
     ("ovs_hotswap.overlay",),
     ("ovs_hotswap.uplink",),
     ("ovs_hotswap.switch",),
@@ -52,6 +53,8 @@ PURE = {
     "ovs_hotswap.vhostuser.reconcile", "ovs_hotswap.vhostuser.ownership",
     "ovs_hotswap.broker.absence", "ovs_hotswap.broker.persist.snapshot", "ovs_hotswap.broker.persist.formats",
     "ovs_hotswap.plan.executor", "ovs_hotswap.plan.records",
+    "ovs_hotswap.reports.document", "ovs_hotswap.reports.timeline", "ovs_hotswap.reports.compose",
+    "ovs_hotswap.reports.comparison", "ovs_hotswap.reports.charts", "ovs_hotswap.reports.words",
     "ovs_hotswap.wire.mirror_flows", "ovs_hotswap.stock.facts", "ovs_hotswap.stock.qemu_options",
     "ovs_hotswap.stock.flow_texts", "ovs_hotswap.stock.new_config",
     "ovs_hotswap.upgrade.stock_checks", "ovs_hotswap.upgrade.stock_vm_checks",
@@ -74,7 +77,7 @@ IO_MODULES = {
 IO_CALLS = {"open", "print", "input", "exec", "eval"}
 # Libraries that only these layers may use.
 LIBRARIES = {
-    "click": {"cli"}, "rich": {"cli"}, "paramiko": {"remote"},
+    "click": {"cli"}, "rich": {"cli"}, "paramiko": {"remote"}, "jinja2": {"reports"},
     "ovs": {"switch"}, "ovsdbapp": {"switch"}, "qemu": {"qemu"},
     "pyroute2": {"switch", "stock", "uplink", "controllers", "doctor", "lab", "cli"},
 }  # fmt: skip

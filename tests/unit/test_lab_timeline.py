@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovs_hotswap.lab.pings import Pings, Stream
-from ovs_hotswap.lab.timeline import Gap, Stage, around, gaps, guest_time, longest, running, sent_times
+from ovs_hotswap.lab.timeline import Gap, around, gaps, guest_time, longest, sent_times
 from ovs_hotswap.system import System
 
 REPORTS = [(10, 1.0), (20, 1.1), (30, 1.4)]
@@ -44,14 +44,6 @@ def test_a_late_answer_is_a_gap_where_it_was() -> None:
 @given(st.lists(st.tuples(st.integers(0, 50), st.floats(0, 500)), max_size=30))
 def test_gaps_never_end_before_they_begin(answers: list[tuple[int, float]]) -> None:
     assert all(gap.begin <= gap.end and gap.ms >= 0 for gap in gaps(answers, REPORTS, 10.0, 0.0))
-
-
-def test_the_step_that_ran_for_most_of_it() -> None:
-    stages = [Stage("park", 1.0, 2.0), Stage("move", 2.0, 2.1)]
-    assert running(stages, Gap(1.9, 2.05, 150)) == "park"
-    assert running(stages, Gap(1.99, 2.2, 210)) == "move"
-    assert running(stages, Gap(2.2, 2.3, 100)) is None
-    assert running([], Gap(2.2, 2.3, 100)) is None
 
 
 def test_around_a_handover() -> None:

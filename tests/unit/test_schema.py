@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from ovs_hotswap.reports.store import as_json as as_report
 from tests.support.json_schema import faults
+from tests.unit.report_sample import upgrade
 from tests.unit.test_status import BROKER, DOCUMENT, as_json
 from tools import schema
 
@@ -36,6 +38,7 @@ def test_documents_are_as_their_schema_says() -> None:
     assert faults(VM, {**DOCUMENT, "more": 1}) == [], "of a newer broker"
     assert faults(VM, {name: value for name, value in DOCUMENT.items() if name not in LATER}) == [], "of an older one"
     assert faults(BROKER_SCHEMA, as_json(BROKER)) == []
+    assert faults(REPORT, as_report(upgrade())) == []
     assert faults(MOVE, {"vm": "vm1", "owner": None, "give_us": 0.0, "take_us": 0.0, "total_us": 0}) == []
 
 
@@ -72,11 +75,12 @@ def names(found: dict[str, Any], inside: dict[str, Any], prefix: str = "") -> se
     return every
 
 
+REPORT = json.loads((schema.DIRECTORY / "report.schema.json").read_text())
 PAGES = [(VM, "## vm"), (BROKER_SCHEMA, "## broker"), (DOCTOR, "## doctor"),
-         (CLONE, "## check on a host that others program")]  # fmt: skip
+         (CLONE, "## check on a host that others program"), (REPORT, "## report")]  # fmt: skip
 
 
-@pytest.mark.parametrize(("found", "heading"), PAGES, ids=["vm", "broker", "doctor", "check"])
+@pytest.mark.parametrize(("found", "heading"), PAGES, ids=["vm", "broker", "doctor", "check", "report"])
 def test_the_page_describes_every_field(found: dict[str, Any], heading: str) -> None:
     section = PAGE.read_text().partition(f"\n{heading}\n")[2].partition("\n## ")[0]
     here = {name for name in names(found, found) if not name.startswith(("switches.b", "differing[]"))}

@@ -1,0 +1,270 @@
+"""Makes a report from what a run left: a plan's journal, or the watchdog's events. This module is pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from ovs_hotswap.backends import VmStatus
+from ovs_hotswap.model import Finding, Severity, Side
+from ovs_hotswap.plan.records import Facts, Json, Kind, Phase, PlanProgress, Record, StepNames, fold
+from ovs_hotswap.reports.document import (
+    CheckResult,
+    Gap,
+    GapSource,
+    Happening,
+    Outcome,
+    RunKind,
+    RunReport,
+    Stage,
+    StageResult,
+    VmPart,
+)
+from ovs_hotswap.reports.timeline import running, stages
+from ovs_hotswap.wording import summary
+
+GOES_BACK = "goes_back"
+"""The parameter of a plan that the command `rollback` has begun after a finished upgrade."""
+CHECKS = {"precheck": "prechecks", "postcheck": "postchecks"}
+"""The facts that have the findings of a step, by the step's name. A finding is a list: check, severity, text, hint."""
+_SAME_US = 0.1  # the broker rounds the duration of the last move to this
+_STAGES = {
+    "fenced": "end the process that hangs, and see it dead", "steered": "steer the uplink",
+    "owned": "see every VM with the new side", "recorded": "record the new active side",
+}  # fmt: skip
+"""What the stages of a failover do, by the names that the event `failover` has (docs/json.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A plan's journal. ``times`` are those of the records."""
+
+    parameters: Mapping[str, Any]
+    shape: StepNames
+    started: float
+    records: Sequence[Record]
+    times: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is known besides the journal or the events. ``vms`` is empty if the back ends did not answer. ``labels``:
+    the versions of releases by name; ``descriptions``: what the steps do. ``message`` and ``hint``: of the error with
+    which the command ended."""
+
+    host: str
+    program: str
+    vms: Sequence[VmStatus] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    descriptions: Mapping[str, str] = field(default_factory=dict)
+    message: str | None = None
+    hint: str | None = None
+
+
+def kept_checks(findings: Sequence[Finding]) -> list[Json]:
+    """The findings of a check as a fact for the journal."""
+    return [[each.check, str(each.severity), each.text, each.hint] for each in summary(findings)]
+
+
+def identity(started: float, kind: RunKind) -> str:
+    """The id of a report, such as ``20261129-081500-upgrade``; the time is UTC."""
+    return f"{datetime.fromtimestamp(started, UTC):%Y%m%d-%H%M%S}-{kind}"
+
+
+# ------------------------------------------------------------------------------------------------------------- a plan
+
+
+def of_plan(run: Run, seen: Seen) -> RunReport:
+    """Return the report of an upgrade from its journal. Raises StateUnknown if the journal makes no sense."""
+    standing, found = fold(run.shape, run.records), stages(run.records, run.times)
+    kind = RunKind.ROLLBACK if run.parameters.get(GOES_BACK) is True else RunKind.UPGRADE
+    facts, ended = standing.facts, run.times[-1] if run.times else run.started
+    gap = facts.get("uplink_gap_ms")
+    return RunReport(
+        id=identity(run.started, kind), kind=kind, outcome=_outcome(standing, found), host=seen.host,
+        program=seen.program, started=run.started, ended=ended,
+        old=_side(run.parameters.get("old")), new=_side(run.parameters.get("new")),
+        previous=_text(run.parameters.get("previous")), release=_text(run.parameters.get("release")),
+        labels=dict(seen.labels), failed_step=standing.failed_step or None, failure=standing.failure or None,
+        message=seen.message, hint=seen.hint, steps=(*run.shape.before, *run.shape.after),
+        descriptions=dict(seen.descriptions),
+        committed=next((time for record, time in zip(run.records, run.times, strict=True)
+                        if record.kind is Kind.COMMIT), None),
+        stages=tuple(found), vms=tuple(_vms(run, facts, found, ended, seen.vms)),
+        uplink_gap_ms=gap if isinstance(gap, float) else None, warnings=tuple(_texts(facts.get("warnings"))),
+        checks=tuple(_checks(facts)), happenings=tuple(_happenings(run)),
+    )  # fmt: skip
+
+
+def _outcome(standing: PlanProgress, found: Sequence[Stage]) -> Outcome:
+    if standing.phase is Phase.FINISHED:
+        return Outcome.DONE
+    if standing.phase is not Phase.ROLLED_BACK:
+        return Outcome.UNFINISHED
+    return Outcome.ROLLED_BACK if any(stage.undo for stage in found) else Outcome.REFUSED
+
+
+def _happenings(run: Run) -> Iterable[Happening]:
+    """What the journal says beside its steps."""
+    for record, time in zip(run.records, run.times, strict=True):
+        if record.kind is Kind.RESUME:
+            yield Happening(time, "an interrupted plan was taken up again")
+        elif record.kind in {Kind.FORWARD_ANYWAY, Kind.TURNED_BACK}:
+            yield Happening(time, record.text)
+
+
+def _checks(facts: Facts) -> Iterable[CheckResult]:
+    for step, name in CHECKS.items():
+        rows: Any = facts.get(name)
+        for row in rows if isinstance(rows, list | tuple) else ():
+            match row:
+                case [str(check), str(severity), str(text), (str() | None) as hint] if severity in set(Severity):
+                    yield CheckResult(step, check, Severity(severity), text, hint)
+
+
+def _vms(
+    run: Run, facts: Facts, found: Sequence[Stage], ended: float, vms: Sequence[VmStatus]
+) -> Iterable[VmPart]:  # fmt: skip
+    """The part of each VM: those that were moved, and those of which it is known that they were not."""
+    moves, stopped = _numbers(facts.get("moves")), _numbers(facts.get("stopped_ms"))
+    apart = _texts(run.parameters.get("leave_out"))
+    uplink = facts.get("uplink_gap_ms")
+    known = {vm.name: vm for vm in vms}
+    for name in dict.fromkeys([*known, *moves, *stopped]):
+        vm, gaps = known.get(name), []
+        last = None if vm is None else _last_move(vm, run.started, ended, found)
+        if last is not None:
+            gaps.append(last)
+        us = moves.get(name)
+        if us is not None and (last is None or abs(last.ms * 1e3 - us) > _SAME_US):
+            gaps.append(Gap(GapSource.HANDOVER, us / 1e3, None, "move"))
+        if name in stopped:
+            gaps.append(Gap(GapSource.STOPPED, stopped[name], None, "adopt"))
+        if gaps and isinstance(uplink, float):
+            gaps.append(Gap(GapSource.UPLINK, uplink, None, "steer"))
+        yield VmPart(
+            name, us if us is not None else last.ms * 1e3 if last is not None else None,
+            None if vm is None or last is None else vm.owner_since, _sorted(gaps),
+            None if gaps else _why_apart(name, vm, apart),
+        )  # fmt: skip
+
+
+def _last_move(vm: VmStatus, started: float, ended: float, found: Sequence[Stage]) -> Gap | None:
+    """The VM's last handover, if it was in this run."""
+    since, us = vm.owner_since, vm.last_move_us
+    if since is None or not us or not started <= since <= ended:
+        return None
+    begin = since - us / 1e6
+    return Gap(GapSource.HANDOVER, us / 1e3, begin, running(found, begin, since))
+
+
+def _why_apart(name: str, vm: VmStatus | None, left_out: Sequence[str]) -> str | None:
+    if vm is not None and vm.quarantine:
+        return f"in quarantine: {vm.quarantine}"
+    if name in left_out:
+        return "left out"
+    return "has no guest" if vm is not None and not vm.has_guest else None
+
+
+# ---------------------------------------------------------------------------------------------------------- a failover
+
+
+def of_failover(events: Sequence[Mapping[str, Any]], seen: Seen) -> RunReport | None:
+    """Return the report of the newest failover among the watchdog's events, which are in order; ``None`` if there is
+    none, or its event is not as docs/json.md says. What happened from then on until a standby was ready again is part
+    of it."""
+    place = max((number for number, each in enumerate(events) if each.get("event") == "failover"), default=None)
+    if place is None:
+        return None
+    event, later = events[place], events[place + 1 :]
+    begun, old, new = event.get("detected"), _side(event.get("from")), _side(event.get("to"))
+    if not isinstance(begun, int | float) or old is None or new is None:
+        return None
+    found = _failover_stages(float(begun), _numbers(event.get("ms")))
+    ended = max([stage.end for stage in found], default=float(begun))
+    left = _texts(event.get("left"))
+    standby = next((number for number, each in enumerate(later) if each.get("event") == "standby"), len(later))
+    after = later[standby].get("after_s") if standby < len(later) else None
+    release = later[standby].get("release") if standby < len(later) else None
+    return RunReport(
+        id=identity(float(begun), RunKind.FAILOVER), kind=RunKind.FAILOVER,
+        outcome=Outcome.INCOMPLETE if left else Outcome.DONE, host=seen.host, program=seen.program,
+        started=float(begun), ended=ended, old=old, new=new, release=_text(release), labels=dict(seen.labels),
+        reason=_text(event.get("reason")), message=seen.message, hint=seen.hint,
+        steps=tuple(stage.name for stage in found),
+        descriptions={stage.name: _STAGES[stage.name] for stage in found}, stages=tuple(found),
+        vms=tuple(_after_failover(float(begun), new, found, left, seen.vms)),
+        protected_after_s=float(after) if isinstance(after, int | float) else None,
+        warnings=tuple(_faults(later[:standby])),
+        happenings=tuple(Happening(float(each["time"]), _in_words(each)) for each in later[: standby + 1]
+                         if isinstance(each.get("time"), int | float)),
+    )  # fmt: skip
+
+
+def _failover_stages(begun: float, ms: Mapping[str, float]) -> list[Stage]:
+    """The stages in order of their ends. Each begins where the one before ended."""
+    found, begin = [], begun
+    for name, end_ms in sorted(((name, ms[name]) for name in _STAGES if name in ms), key=lambda each: each[1]):
+        end = begun + end_ms / 1e3
+        found.append(Stage(name, begin, end, result=StageResult.DONE))
+        begin = end
+    return found
+
+
+def _after_failover(
+    begun: float, new: Side, found: Sequence[Stage], left: Sequence[str], vms: Sequence[VmStatus]
+) -> Iterable[VmPart]:  # fmt: skip
+    for vm in vms:
+        since, us = vm.owner_since, vm.last_move_us
+        why = "it was not moved" if vm.name in left else _why_apart(vm.name, vm, ())
+        if vm.owner is not new or not us or (since is not None and since < begun - us / 1e6):
+            yield VmPart(vm.name, apart=why or "it was not moved in this failover")
+            continue
+        gaps = [Gap(GapSource.HANDOVER, us / 1e3, None if since is None else since - us / 1e6)]
+        if since is not None and since > begun:
+            gaps.append(Gap(GapSource.FAILOVER, (since - begun) * 1e3, begun, running(found, begun, since)))
+        yield VmPart(vm.name, us, since, _sorted(gaps), why)
+
+
+def _faults(events: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+    for each in events:
+        if each.get("event") == "rings":
+            yield from _texts(each.get("stuck"))
+        elif each.get("event") == "failover-uplink" and each.get("severity") != Severity.OK:
+            yield str(each.get("text"))
+
+
+def _in_words(event: Mapping[str, Any]) -> str:
+    rest = [f"{key} {_shown(value)}" for key, value in event.items() if key not in {"time", "event"}]
+    return ", ".join([str(event.get("event")), *rest])
+
+
+def _shown(value: Any) -> str:
+    return (", ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
+
+
+# ------------------------------------------------------------------------------------------------------ reading values
+
+
+def _sorted(gaps: Iterable[Gap]) -> tuple[Gap, ...]:
+    return tuple(sorted(gaps, key=lambda gap: -gap.ms))
+
+
+def _numbers(value: Json) -> dict[str, float]:
+    if not isinstance(value, Mapping):
+        return {}
+    return {str(key): float(each) for key, each in value.items() if isinstance(each, int | float)}
+
+
+def _texts(value: object) -> list[str]:
+    return [str(each) for each in value] if isinstance(value, list | tuple) else []
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _side(value: object) -> Side | None:
+    return Side(value) if value in set(Side) else None  # type: ignore[arg-type]  # it is one of them
