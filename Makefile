@@ -29,7 +29,7 @@ demo: setup $(if $(filter qemu-dual,$(BACKEND)),packages-qemu) ## upgrade OVS 3.
 
 test: setup test-setup ## all tests: unit, then integration on the real OVS, DPDK and QEMU, stock and patched (root)
 	@$(MAKE) --no-print-directory -j2 packages test-trees
-	$(BIN)/pytest tests/unit -n 3 --dist worksteal
+	$(BIN)/pytest tests/collection tests/unit -n 3 --dist worksteal
 	$(BIN)/pytest tests/integration
 
 test-trees:
@@ -55,7 +55,7 @@ soak-uplinks: setup test-setup ## ROUNDS=10 upgrades and ways back for each driv
 	OVS_HOTSWAP_UPLINK_ROUNDS=$(or $(ROUNDS),10) $(BIN)/pytest -s $(wildcard tests/integration/test_uplink_*.py)
 
 soak-hosts: setup test-setup ## ROUNDS=10 hosts of each kind that others program: an upgrade and back under traffic, each packet counted; then kills at every step (root)
-	OVS_HOTSWAP_STOCK_ROUNDS=$(or $(ROUNDS),10) $(BIN)/pytest -s tests/integration/test_stock_upgrade.py tests/integration/test_stock_libvirt.py tests/integration/test_stock_docs.py tests/integration/test_stock_neutron.py $(wildcard tests/integration/test_stock_strikes*.py)
+	OVS_HOTSWAP_STOCK_ROUNDS=$(or $(ROUNDS),10) $(BIN)/pytest -s tests/integration/test_stock_host.py tests/integration/test_stock_upgrade.py tests/integration/test_stock_libvirt.py tests/integration/test_stock_docs.py tests/integration/test_stock_neutron.py $(wildcard tests/integration/test_stock_strikes*.py)
 
 neutron: setup test-setup ## a host with the own server and agent of Neutron: an upgrade and back under traffic (root)
 	tools/neutron.sh $(CURDIR)/build/neutron

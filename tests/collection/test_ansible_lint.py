@@ -1,7 +1,7 @@
 """The Ansible collection is clean for ansible-lint's production profile and for all of ansible-test sanity.
 
-They are here and not in tests/unit because ansible-test makes a virtual environment for each of its tests, and gets
-what it needs from PyPI, as `make setup` does.
+They are not in tests/unit because ansible-test makes a virtual environment for each of its tests, and gets what it
+needs from PyPI, as `make setup` does.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tests.support.collection import ROOT
 
 BIN = Path(sys.executable).parent
 _TEST_S = 600.0
+pytestmark = pytest.mark.timeout(900)
 # ansible-test downloads pip from a server that need not be within reach. Python has the same on the disk.
 _GET_PIP = "import ensurepip\nensurepip.bootstrap()\n"
 
