@@ -28,6 +28,7 @@ MOST_MIRRORS = 32  # MAX_MIRRORS of a bridge (OVS ofproto/ofproto-dpif-mirror.h)
 WIRE_MARKS = frozenset({DELIVER, RECEIVED})  # the values of pkt_mark by which wire mode knows its frames
 EXPIRY_S = 30  # after this time without a packet the old switch has forgotten a connection that is not TCP
 INTERNAL_MS, KERNEL_MS = 50, 150  # how long an internal port, and one of another device, is without network
+BUSY_MS = 500  # and where guests take all cores, with several ports
 # The first versions without the assertion (OVS commits 6753b1086, a8c3f3447, ad92b0da1 and 1116459b3, "conntrack:
 # Remove nat_conn introducing key directionality"); 3.3.0 and all before 2.17 follow from them.
 _FIXED = {(2, 17): 8, (3, 0): 5, (3, 1): 3, (3, 2): 3}
@@ -368,8 +369,8 @@ def kernel_ports(ports: Iterable[KernelPort]) -> list[Finding]:
             text = (
                 f"port {port.name} of bridge {port.bridge} is used by the host ({some(uses)}) and is without network "
             )
-            findings.append(_warning("host ports", f"{text}for about {INTERNAL_MS} ms", None, item))
+            findings.append(_warning("host ports", f"{text}for {INTERNAL_MS} to {BUSY_MS} ms", None, item))
         elif port.kind != "internal":
             text = f"port {port.name} of bridge {port.bridge} is a device of the kernel ({port.kind}) and is without "
-            findings.append(_warning("host ports", f"{text}network for about {KERNEL_MS} ms", None, item))
+            findings.append(_warning("host ports", f"{text}network for {KERNEL_MS} to {BUSY_MS} ms", None, item))
     return findings

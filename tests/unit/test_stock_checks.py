@@ -238,7 +238,7 @@ FAULTS = {
     ),
     "an internal port with an address": Fault(
         of_pipeline(kernel_ports=(KernelPort("br-ex", "br-ex", "internal", ("10.0.0.1/24",), 2, ("dnsmasq (7)",)),)),
-        "host ports", WARNING, "(10.0.0.1/24, 2 routes, dnsmasq (7)) and is without network for about 50 ms", None,
+        "host ports", WARNING, "(10.0.0.1/24, 2 routes, dnsmasq (7)) and is without network for 50 to 500 ms", None,
     ),
     "a device of the kernel": Fault(
         of_pipeline(kernel_ports=(KernelPort("md0", "br-int", "veth"),)), "host ports", WARNING, "about 150 ms", None
