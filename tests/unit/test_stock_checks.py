@@ -241,7 +241,7 @@ FAULTS = {
         "host ports", WARNING, "(10.0.0.1/24, 2 routes, dnsmasq (7)) and is without network for 50 to 500 ms", None,
     ),
     "a device of the kernel": Fault(
-        of_pipeline(kernel_ports=(KernelPort("md0", "br-int", "veth"),)), "host ports", WARNING, "about 150 ms", None
+        of_pipeline(kernel_ports=(KernelPort("md0", "br-int", "veth"),)), "host ports", WARNING, "for 150 to 500 ms", None
     ),
     "a VM without its QEMU": Fault(
         of_vm(connected=False, acked=None, qemu=None), "VM ports", WARNING, "VM vm2: its QEMU is not connected",
