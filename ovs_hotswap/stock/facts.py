@@ -133,8 +133,9 @@ class MarkUse:
 class StockBridge:
     """A bridge. ``datapath``: ``netdev`` is in user space; ``system`` or an empty text is the kernel's. ``mirrors`` has
     their names, ``exports`` those of the protocols by which it reports flows. ``flows``: how many there are. ``marks``:
-    the first uses of pkt_mark. ``identity_nat``: a flow commits connections with ``nat(src)`` or ``nat(dst)`` without
-    an address."""
+    the first uses of pkt_mark. ``to_all``: the first flows and groups that output to ALL. ``highest``: the first flows
+    of table 0 with the highest priority. ``tables``: those that have flows. ``identity_nat``: a flow commits
+    connections with ``nat(src)`` or ``nat(dst)`` without an address."""
 
     name: str
     datapath: str = "netdev"
@@ -146,6 +147,9 @@ class StockBridge:
     snooping: bool = False
     flows: int | None = 0
     marks: tuple[MarkUse, ...] = ()
+    to_all: tuple[str, ...] = ()
+    highest: tuple[str, ...] = ()
+    tables: tuple[int, ...] = ()
     identity_nat: bool = False
 
     @property

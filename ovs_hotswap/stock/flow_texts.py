@@ -14,6 +14,10 @@ _SETS = re.compile(rf"(?:set_field:|load:)(0x[0-9a-f]+|\d+)(/[0-9a-fx]+)?->{_MAR
 _COMPUTES = re.compile(rf"(?:move:[^,]*->|pop:){_MARK}|->{_MARK}(?:\[|,.*learn)", re.IGNORECASE)
 _PART = re.compile(r"NXM_NX_PKT_MARK\[(?!\]|0\.\.31\])", re.IGNORECASE)
 _USES = re.compile(_MARK, re.IGNORECASE)
+_ALL = re.compile(r"(?:^|[,(=])(?:output:)?ALL(?:,|$|\))", re.IGNORECASE)
+_TABLE = re.compile(r"\btable=(\d+)\b")
+_HIGHEST = re.compile(r"\bpriority=65535\b")
+_DEAD_VLAN = re.compile(r"\bdl_vlan=4095\b|\bvlan_tci=0x[01]?fff/0x1fff\b")
 _IDENTITY_NAT = re.compile(r"\bnat\((?:src|dst)\)")
 
 
@@ -37,6 +41,28 @@ def _uses(line: str) -> Iterator[MarkUse]:
         yield MarkUse(line, int(found[1], 0), part)
     if not set_here:
         yield MarkUse(line, computed=_COMPUTES.search(line) is not None)
+
+
+def output_to_all(lines: Iterable[str]) -> tuple[str, ...]:
+    """Return the first flows and groups that output to ALL, which includes ports that are kept from floods."""
+    return tuple(line.strip() for line in lines if _ALL.search(line.partition("actions=")[2]))[:MOST]
+
+
+def highest(flows: Iterable[str]) -> tuple[str, ...]:
+    """Return the first flows of table 0 that no other one can precede. Those for VLAN 4095, by which Neutron's agent
+    drops what comes from ports that are not bound, are left out: no frame has that VLAN."""
+    found = (line.strip() for line in flows if table_of(line) == 0 and _HIGHEST.search(line.partition("actions=")[0]))
+    return tuple(line for line in found if not _DEAD_VLAN.search(line))[:MOST]
+
+
+def tables(flows: Iterable[str]) -> tuple[int, ...]:
+    """Return the tables that have flows."""
+    return tuple(sorted({table_of(line) for line in flows}))
+
+
+def table_of(flow: str) -> int:
+    found = _TABLE.search(flow.partition("actions=")[0])
+    return int(found[1]) if found else 0
 
 
 def has_identity_nat(lines: Iterable[str]) -> bool:

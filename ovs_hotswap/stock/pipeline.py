@@ -9,9 +9,9 @@ from typing import Any
 
 from ovs_hotswap.config_rules import pci_address
 from ovs_hotswap.errors import CommandError
+from ovs_hotswap.stock import flow_texts
 from ovs_hotswap.stock.database import Database, Row, first
 from ovs_hotswap.stock.facts import DeviceKind, Pipeline, StockBridge, StockOvn, StockUplink
-from ovs_hotswap.stock.flow_texts import has_identity_nat, is_ours, mark_uses
 from ovs_hotswap.stock.kernel_ports import kernel_ports
 from ovs_hotswap.switch.owned import is_marked
 from ovs_hotswap.system import System
@@ -78,8 +78,11 @@ def _bridge(database: Database, row: Row, run_dir: Path, system: System, unreada
         rstp=bool(row["rstp_enable"]),
         snooping=bool(row["mcast_snooping_enable"]),
         flows=None if flows is None else len(flows),
-        marks=mark_uses([*(flows or []), *groups]),
-        identity_nat=has_identity_nat(flows or []),
+        marks=flow_texts.mark_uses([*(flows or []), *groups]),
+        to_all=flow_texts.output_to_all([*(flows or []), *groups]),
+        highest=flow_texts.highest(flows or []),
+        tables=flow_texts.tables(flows or []),
+        identity_nat=flow_texts.has_identity_nat(flows or []),
     )
 
 
@@ -90,7 +93,7 @@ def dump(system: System, socket: Path, command: str) -> list[str]:
     if command == "dump-flows":
         argv.insert(3, "--no-stats")
     lines = system.run(argv, timeout=_DUMP_S).stdout.splitlines()
-    return [line for line in lines if "actions=" in line and not is_ours(line)]
+    return [line for line in lines if "actions=" in line and not flow_texts.is_ours(line)]
 
 
 def _uplink(name: str, bridge: str, devargs: str, sys: Path = Path("/sys")) -> StockUplink:

@@ -21,11 +21,11 @@ from ovs_hotswap.stock.facts import (
     StockVm,
 )
 from ovs_hotswap.upgrade import stock_vm_checks as of_vms
-from ovs_hotswap.wire.mirror_flows import DELIVER, MOST_OVER_VETH, RECEIVED
+from ovs_hotswap.wire.mirror_flows import COPIES, DELIVER, ENTERS, MOST_OVER_VETH, RECEIVED
 from ovs_hotswap.wording import short, some
 
 MOST_MIRRORS = 32  # MAX_MIRRORS of a bridge (OVS ofproto/ofproto-dpif-mirror.h)
-WIRE_MARKS = frozenset({DELIVER, RECEIVED})  # the values of pkt_mark by which wire mode knows its frames
+WIRE_MARKS = frozenset({DELIVER, RECEIVED, ENTERS})  # the values of pkt_mark by which wire mode knows its frames
 EXPIRY_S = 30  # after this time without a packet the old switch has forgotten a connection that is not TCP
 INTERNAL_MS, KERNEL_MS = 50, 150  # how long an internal port, and one of another device, is without network
 BUSY_MS = 500  # and where guests take all cores, with several ports
@@ -87,6 +87,7 @@ def judge(facts: Facts, terms: Terms | None = None) -> list[Finding]:
         *wired(pipeline.bridges, vms),
         *mirrors(pipeline.bridges),
         *marks(pipeline.bridges),
+        *overlaps(pipeline.bridges),
         *reports(pipeline.bridges),
         *controllers(pipeline),
         *kernel_ports(pipeline.kernel_ports),
@@ -313,6 +314,25 @@ def marks(bridges: Iterable[StockBridge]) -> list[Finding]:
                 hint = "make sure that it takes no such value" if use.computed else "any other value is left alone"
                 findings.append(_warning("pkt_mark", text, hint, short(use.flow)))
     return findings
+
+
+def overlaps(bridges: Iterable[StockBridge]) -> list[Finding]:
+    """Check that no flow takes the frames of wire mode, or gets others to its ports."""
+    found = [
+        (bridge, short(flow), text, hint)
+        for bridge in bridges
+        for flows, text, hint in (
+            (bridge.to_all, "outputs to ALL, and so to the ports of wire mode", "have its controller use FLOOD"),
+            (bridge.highest, "has the highest priority, which wire mode needs", "have its controller use a lower one"),
+            ([f"table={COPIES}"] if COPIES in bridge.tables else [], "is in the table that wire mode needs",
+             f"have its controller use another table than {COPIES}"),
+        )
+        for flow in flows
+    ]  # fmt: skip
+    return [
+        _error("wire mode", f"a flow of bridge {bridge.name} {text}: {flow}", hint, flow)
+        for bridge, flow, text, hint in found
+    ]
 
 
 def reports(bridges: Iterable[StockBridge]) -> list[Finding]:

@@ -219,24 +219,6 @@ def parse_flows(dump: Iterable[str]) -> Iterator[Flow]:
             )  # fmt: skip
 
 
-def objections(dump: Iterable[str]) -> list[str]:
-    """Why wire mode would not carry this bridge's pipeline truly: a text ``FLOW: REASON; WAY OUT`` for each reason."""
-    found = []
-    for line in (each.strip() for each in dump if "actions=" in each):
-        match, _, actions = line.partition("actions=")
-        if any(f"cookie={cookie:#x}," in match for cookie in COOKIES):
-            continue
-        if re.search(r"(?:^|,)(?:output:)?ALL(?:,|$)", actions, re.IGNORECASE):
-            found.append(f"{line}: ALL outputs to the patch ports of wire mode as well; use FLOOD, or name the ports")
-        if any(f"{mark:#x}" in line.lower() for mark in (DELIVER, RECEIVED, ENTERS)):
-            found.append(f"{line}: it uses a value of pkt_mark that wire mode needs; use another value")
-        if f"table={COPIES}," in match:
-            found.append(f"{line}: wire mode needs table {COPIES}; use another one")
-        if "table=" not in match and f"priority={HIGHEST}," in f"{match.strip()},":
-            found.append(f"{line}: it has the highest priority, which wire mode needs; give it a lower one")
-    return found
-
-
 def _push(tag: int) -> str:
     return f"push_vlan:0x88a8,set_field:{_PRESENT + tag}->vlan_vid,output:{LINK_PORT}"
 

@@ -122,6 +122,15 @@ FAULTS = {
     "a flow that computes a mark": Fault(
         of_bridge(marks=(MarkUse("a flow", computed=True),)), "pkt_mark", WARNING, "a flow", "takes no such value"
     ),
+    "a flow that outputs to all ports": Fault(
+        of_bridge(to_all=("a flow",)), "wire mode", ERROR, "br-int outputs to ALL, and so to the ports", "use FLOOD"
+    ),
+    "a flow of the highest priority": Fault(
+        of_bridge(highest=("a flow",)), "wire mode", ERROR, "has the highest priority", "use a lower one"
+    ),
+    "a table of ours": Fault(
+        of_bridge(tables=(0, 252)), "wire mode", ERROR, "table that wire mode needs", "another table than 252"
+    ),
     "an access port": Fault(of_vm(tag=5), "VLANs", WARNING, "VM vm2: its port has tag 5:", "change no VLAN"),
     "a trunk": Fault(
         of_vm(trunks=(7, 8), vlan_mode="native-tagged"), "VLANs", WARNING, "trunks 7-8, vlan_mode native-tagged",
@@ -241,7 +250,8 @@ FAULTS = {
         "host ports", WARNING, "(10.0.0.1/24, 2 routes, dnsmasq (7)) and is without network for 50 to 500 ms", None,
     ),
     "a device of the kernel": Fault(
-        of_pipeline(kernel_ports=(KernelPort("md0", "br-int", "veth"),)), "host ports", WARNING, "for 150 to 500 ms", None
+        of_pipeline(kernel_ports=(KernelPort("md0", "br-int", "veth"),)), "host ports", WARNING, "for 150 to 500 ms",
+        None,
     ),
     "a VM without its QEMU": Fault(
         of_vm(connected=False, acked=None, qemu=None), "VM ports", WARNING, "VM vm2: its QEMU is not connected",

@@ -459,3 +459,29 @@ def test_a_text_of_toml_may_have_anything_in_it() -> None:
         replace(HEALTHY.pipeline.uplinks[0], devargs=name),)))  # fmt: skip
     loaded = tomllib.loads(configuration(facts, range(4), Choices({"up": name})))
     assert loaded["instances"]["a"]["port_devices"] == {"up": name}
+
+
+@pytest.mark.parametrize(
+    ("actions", "outputs"),
+    [
+        ("ALL", True), ("output:ALL", True), ("pop_vlan,all,resubmit(,8)", True), ("clone(output:all)", True),
+        ("FLOOD", False), ("NORMAL", False), ("set_field:1->reg0,output:3", False), ("bundle(eth_src,0,hrw)", False),
+        ("CONTROLLER:65535", False),
+    ],
+)  # fmt: skip
+def test_an_output_to_all_ports_is_seen(actions: str, outputs: bool) -> None:
+    flow = f"cookie=0x0, priority=1,in_port=1 actions={actions}"
+    assert flow_texts.output_to_all([f" {flow}", "group_id=1,type=all,bucket=actions=output:1"]) == (flow,) * outputs
+
+
+def test_a_flow_of_the_highest_priority_in_the_first_table_is_seen() -> None:
+    first = "cookie=0x0, priority=65535,in_port=1 actions=output:2"
+    flows = [
+        first,
+        "cookie=0x1, priority=65535,dl_vlan=4095 actions=drop",
+        "cookie=0x1, priority=65535,vlan_tci=0x0fff/0x1fff actions=drop",
+        "cookie=0x1, table=2, priority=65535,in_port=1 actions=output:1",
+        "cookie=0x1, table=252, priority=6553 actions=resubmit(,table=7)",
+    ]
+    assert flow_texts.highest(flows) == (first,)
+    assert flow_texts.tables(flows) == (0, 2, 252)

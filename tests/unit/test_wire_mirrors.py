@@ -3,7 +3,6 @@ processed by one pipeline and delivered once."""
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +23,6 @@ from ovs_hotswap.wire.mirror_flows import (
     carry_flows,
     group_lines,
     guard_flows,
-    objections,
     order,
     parse_flows,
     replacing,
@@ -244,24 +242,3 @@ def test_our_flows_are_read_back_as_they_were_written() -> None:
     found = list(parse_flows(DUMP))
     assert len(found) == 5
     assert set(found) <= {*carry_flows([vm]), *wire_flows([vm], Mode.HELD)}
-
-
-@pytest.mark.parametrize(
-    ("flow", "reason"),
-    [
-        ("cookie=0x0, priority=1,in_port=1 actions=ALL", "ALL outputs"),
-        ("cookie=0x0, table=3, priority=1 actions=set_field:0x6f767331->pkt_mark,output:1", "pkt_mark"),
-        ("cookie=0x0, priority=65535,in_port=1 actions=output:2", "highest priority"),
-    ],
-)
-def test_pipelines_that_do_not_fit_are_named(flow: str, reason: str) -> None:
-    assert reason in objections([flow])[0]
-
-
-def test_other_pipelines_and_our_own_flows_fit() -> None:
-    usual = [
-        " cookie=0x0, priority=0 actions=NORMAL",
-        " cookie=0x1, table=2, priority=65535,in_port=1 actions=output:1",
-        " cookie=0x1, priority=6553,in_port=1 actions=ct(commit,zone=NXM_NX_REG13[0..15]),FLOOD,resubmit(,8)",
-    ]
-    assert objections([*usual, *DUMP[:5]]) == []
