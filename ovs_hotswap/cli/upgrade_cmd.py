@@ -204,6 +204,8 @@ def _execute(app: App, upgrader: Upgrader, act: Callable[[Callable[[Event], None
     for text in report.warnings:
         app.output.line(f"warning: {text}")
     app.output.line(_outcome(upgrader.host, report, active))
+    if report.changed:
+        app.output.line("`ovs-hotswap report show` has each step and each VM")
 
 
 def _outcome(host: Host, report: Report, active: Side | None) -> str:

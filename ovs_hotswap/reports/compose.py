@@ -19,11 +19,10 @@ from ovs_hotswap.reports.document import (
     RunKind,
     RunReport,
     Stage,
-    StageResult,
     VmPart,
 )
 from ovs_hotswap.reports.timeline import running, stages
-from ovs_hotswap.wording import summary
+from ovs_hotswap.wording import some, summary
 
 GOES_BACK = "goes_back"
 """The parameter of a plan that the command `rollback` has begun after a finished upgrade."""
@@ -31,10 +30,13 @@ CHECKS = {"precheck": "prechecks", "postcheck": "postchecks"}
 """The facts that have the findings of a step, by the step's name. A finding is a list: check, severity, text, hint."""
 _SAME_US = 0.1  # the broker rounds the duration of the last move to this
 _STAGES = {
-    "fenced": "end the process that hangs, and see it dead", "steered": "steer the uplink",
-    "owned": "see every VM with the new side", "recorded": "record the new active side",
-}  # fmt: skip
-"""What the stages of a failover do, by the names that the event `failover` has (docs/json.md)."""
+    "fenced": ("fence", "end the process that hangs, and see it dead"),
+    "steered": ("steer", "steer the uplink to the standby"),
+    "owned": ("own", "see the standby own every VM"),
+    "recorded": ("record", "record the standby as the active side"),
+}
+"""The stages of a failover by the names that their ends have in the event `failover` (docs/json.md): the name of each,
+and what it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +194,10 @@ def of_failover(events: Sequence[Mapping[str, Any]], seen: Seen) -> RunReport | 
         id=identity(float(begun), RunKind.FAILOVER), kind=RunKind.FAILOVER,
         outcome=Outcome.INCOMPLETE if left else Outcome.DONE, host=seen.host, program=seen.program,
         started=float(begun), ended=ended, old=old, new=new, release=_text(release), labels=dict(seen.labels),
-        reason=_text(event.get("reason")), message=seen.message, hint=seen.hint,
+        reason=_text(event.get("reason")), failure=f"VM {some(left)} was not moved" if left else None,
+        message=seen.message, hint=seen.hint,
         steps=tuple(stage.name for stage in found),
-        descriptions={stage.name: _STAGES[stage.name] for stage in found}, stages=tuple(found),
+        descriptions=dict(_STAGES.values()), stages=tuple(found),
         vms=tuple(_after_failover(float(begun), new, found, left, seen.vms)),
         protected_after_s=float(after) if isinstance(after, int | float) else None,
         warnings=tuple(_faults(later[:standby])),
@@ -208,7 +211,7 @@ def _failover_stages(begun: float, ms: Mapping[str, float]) -> list[Stage]:
     found, begin = [], begun
     for name, end_ms in sorted(((name, ms[name]) for name in _STAGES if name in ms), key=lambda each: each[1]):
         end = begun + end_ms / 1e3
-        found.append(Stage(name, begin, end, result=StageResult.DONE))
+        found.append(Stage(_STAGES[name][0], begin, end))
         begin = end
     return found
 
@@ -237,6 +240,13 @@ def _faults(events: Iterable[Mapping[str, Any]]) -> Iterable[str]:
 
 
 def _in_words(event: Mapping[str, Any]) -> str:
+    match event:
+        case {"event": "rings", "stuck": list(stuck)}:
+            return "; ".join(map(str, stuck)) if stuck else "every ring with something to send advances"
+        case {"event": "failover-uplink", "text": str(text)}:
+            return text
+        case {"event": "standby", "side": str(side)}:
+            return f"instance {side} is ready as the standby"
     rest = [f"{key} {_shown(value)}" for key, value in event.items() if key not in {"time", "event"}]
     return ", ".join([str(event.get("event")), *rest])
 

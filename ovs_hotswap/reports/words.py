@@ -101,8 +101,10 @@ def gap_text(gap: Gap) -> str:
 
 def why(report: RunReport) -> list[str]:
     """What ended it early, one text for each line; empty if nothing did."""
-    if report.outcome is Outcome.DONE or report.kind is RunKind.FAILOVER:
+    if report.outcome is Outcome.DONE:
         return []
+    if report.kind is RunKind.FAILOVER:
+        return [report.failure] if report.failure else []
     found = []
     if report.failure and report.failure not in (report.message or ""):
         found.append(f"Step {report.failed_step or 'commit'} failed: {report.failure}")

@@ -223,7 +223,8 @@ def test_every_outcome_has_a_title_and_a_page(kind: RunKind, outcome: Outcome, t
 
 WHY: list[tuple[dict[str, Any], list[str]]] = [
     ({"outcome": Outcome.DONE, "failure": "x"}, []),
-    ({"outcome": Outcome.INCOMPLETE, "kind": RunKind.FAILOVER, "failure": "x"}, []),
+    ({"outcome": Outcome.INCOMPLETE, "kind": RunKind.FAILOVER, "failure": "x"}, ["x"]),
+    ({"outcome": Outcome.INCOMPLETE, "kind": RunKind.FAILOVER}, []),
     ({"outcome": Outcome.REFUSED, "failed_step": "precheck", "failure": "x"}, ["Step precheck failed: x"]),
     ({"outcome": Outcome.REFUSED, "failed_step": "precheck", "failure": "x", "message": "no: x\ny"}, ["no: x", "y"]),
     ({"outcome": Outcome.ROLLED_BACK}, ["No step failed: it was undone by order."]),
@@ -327,9 +328,11 @@ def test_a_step_that_was_slow_is_marked_and_earlier_runs_are_listed() -> None:
 def test_a_failover_has_its_own_words() -> None:
     report = replace(
         upgrade(), kind=RunKind.FAILOVER, reason="its process is dead", protected_after_s=8.2, committed=None,
-        stages=(Stage("steered", BEGUN, BEGUN + 0.01),), old=Side.A, new=Side.B,
+        stages=(Stage("steer", BEGUN, BEGUN + 0.01),), old=Side.A, new=Side.B,
+        descriptions={"steer": "steer the uplink to the standby"},
     )  # fmt: skip
     texts = read(report).texts
     assert "instance a: its process is dead" in texts
     assert texts[texts.index("Protected again") + 1] == "8.20 s"
+    assert texts.count("steer the uplink to the standby") == 1
     assert "Each stage from its beginning to its end, in order of time." in texts

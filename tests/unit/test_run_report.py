@@ -133,7 +133,7 @@ def test_a_failover_leaves_a_report_when_a_standby_is_there_again(config: Config
     (found,) = reports(bed)
     assert (found.kind, found.outcome, found.old, found.new) == (RunKind.FAILOVER, Outcome.DONE, Side.A, Side.B)
     assert found.protected_after_s is not None
-    assert [each.name for each in found.stages][-1] == "recorded"
+    assert [each.name for each in found.stages][-1] == "record"
     assert {vm.name for vm in found.vms} == set(bed.world.owner)
 
 
