@@ -163,10 +163,11 @@ def _page(store: Reports, found: RunReport) -> str | None:
 
 def _all(app: App) -> list[RunReport]:
     """All reports, and those that the journals of upgrades without one make, the newest first."""
+    from ovs_hotswap.host.event_log import last_events
     from ovs_hotswap.plan.journal import Contents, Journals
     from ovs_hotswap.reports.compose import Seen
     from ovs_hotswap.upgrade.plans import plan_for
-    from ovs_hotswap.upgrade.run_report import descriptions, of_contents
+    from ovs_hotswap.upgrade.run_report import EVENTS, descriptions, of_contents
 
     found = _store(app).all()
     begun = {each.started for each in found}
@@ -177,10 +178,13 @@ def _all(app: App) -> list[RunReport]:
         left += journals.ended()
     except (HostError, StateUnknown) as error:
         app.output.warning(error.message)
+    events = last_events(app.config, EVENTS)
     does = descriptions(plan_for(app.config))
     for each in left:
         if each.header.started not in begun:
-            seen = Seen(os.uname().nodename, each.header.versions.get("ovs-hotswap", "?"), descriptions=does)
+            seen = Seen(
+                os.uname().nodename, each.header.versions.get("ovs-hotswap", "?"), descriptions=does, events=events
+            )
             with contextlib.suppress(StateUnknown):
                 found.append(of_contents(each, seen))
     return sorted(found, key=lambda each: -each.started)

@@ -53,14 +53,15 @@ class Run:
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What is known besides the journal or the events. ``vms`` is empty if the back ends did not answer. ``labels``:
-    the versions of releases by name; ``descriptions``: what the steps do. ``message`` and ``hint``: of the error with
-    which the command ended."""
+    the versions of releases by name; ``descriptions``: what the steps do. ``events``: those of the watchdog,
+    in order. ``message`` and ``hint``: of the error with which the command ended."""
 
     host: str
     program: str
     vms: Sequence[VmStatus] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     descriptions: Mapping[str, str] = field(default_factory=dict)
+    events: Sequence[Mapping[str, Any]] = ()
     message: str | None = None
     hint: str | None = None
 
@@ -96,7 +97,7 @@ def of_plan(run: Run, seen: Seen) -> RunReport:
                         if record.kind is Kind.COMMIT), None),
         stages=tuple(found), vms=tuple(_vms(run, facts, found, ended, seen.vms)),
         uplink_gap_ms=gap if isinstance(gap, float) else None, warnings=tuple(_texts(facts.get("warnings"))),
-        checks=tuple(_checks(facts)), happenings=tuple(_happenings(run)),
+        checks=tuple(_checks(facts)), happenings=tuple(_happenings(run, ended, seen.events)),
     )  # fmt: skip
 
 
@@ -108,13 +109,15 @@ def _outcome(standing: PlanProgress, found: Sequence[Stage]) -> Outcome:
     return Outcome.ROLLED_BACK if any(stage.undo for stage in found) else Outcome.REFUSED
 
 
-def _happenings(run: Run) -> Iterable[Happening]:
-    """What the journal says beside its steps."""
+def _happenings(run: Run, ended: float, events: Sequence[Mapping[str, Any]]) -> Sequence[Happening]:
+    """What the journal says beside its steps, and what the watchdog did during the run, in order of time."""
+    found = [Happening(time, each) for time, each in _told(events) if run.started <= time <= ended]
     for record, time in zip(run.records, run.times, strict=True):
         if record.kind is Kind.RESUME:
-            yield Happening(time, "an interrupted plan was taken up again")
+            found.append(Happening(time, "an interrupted plan was taken up again"))
         elif record.kind in {Kind.FORWARD_ANYWAY, Kind.TURNED_BACK}:
-            yield Happening(time, record.text)
+            found.append(Happening(time, record.text))
+    return sorted(found, key=lambda each: each.time)
 
 
 def _checks(facts: Facts) -> Iterable[CheckResult]:
@@ -201,8 +204,7 @@ def of_failover(events: Sequence[Mapping[str, Any]], seen: Seen) -> RunReport | 
         vms=tuple(_after_failover(float(begun), new, found, left, seen.vms)),
         protected_after_s=float(after) if isinstance(after, int | float) else None,
         warnings=tuple(_faults(later[:standby])),
-        happenings=tuple(Happening(float(each["time"]), _in_words(each)) for each in later[: standby + 1]
-                         if isinstance(each.get("time"), int | float)),
+        happenings=tuple(Happening(*each) for each in _told(later[: standby + 1])),
     )  # fmt: skip
 
 
@@ -239,8 +241,17 @@ def _faults(events: Iterable[Mapping[str, Any]]) -> Iterable[str]:
             yield str(each.get("text"))
 
 
+def _told(events: Iterable[Mapping[str, Any]]) -> Iterable[tuple[float, str]]:
+    """The time and the text of each event that has a time."""
+    for each in events:
+        if isinstance(time := each.get("time"), int | float):
+            yield float(time), _in_words(each)
+
+
 def _in_words(event: Mapping[str, Any]) -> str:
     match event:
+        case {"event": "failover", "from": str(old), "to": str(new)}:
+            return f"failover from {old} to {new}: {event.get('reason')}"
         case {"event": "rings", "stuck": list(stuck)}:
             return "; ".join(map(str, stuck)) if stuck else "every ring with something to send advances"
         case {"event": "failover-uplink", "text": str(text)}:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.host.event_log import last_events
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.plan.executor import Plan, describe
 from ovs_hotswap.plan.journal import Contents, Journals
@@ -21,6 +22,8 @@ from ovs_hotswap.upgrade.situation import Upgrade
 
 log = logging.getLogger(__name__)
 
+EVENTS = 200
+"""How many of the newest events of the watchdog are looked at."""
 _VERSION = "ovs-hotswap"  # the key of the version of this program in a journal
 
 
@@ -38,9 +41,16 @@ def leave(host: Host, journals: Journals, error: HotswapError | None) -> None:
         vms = []
         with contextlib.suppress(HotswapError):
             vms = host.backends.vms(read=False)
-        seen = Seen(os.uname().nodename, contents.header.versions.get(_VERSION, "?"), vms, labels(host, contents),
-                    descriptions(plan_for(host.config)), None if error is None else error.message,
-                    None if error is None else error.hint)  # fmt: skip
+        seen = Seen(
+            host=os.uname().nodename,
+            program=contents.header.versions.get(_VERSION, "?"),
+            vms=vms,
+            labels=labels(host, contents),
+            descriptions=descriptions(plan_for(host.config)),
+            events=last_events(host.config, EVENTS),
+            message=None if error is None else error.message,
+            hint=None if error is None else error.hint,
+        )
         Reports(directory(host.config), host.system).write(of_contents(contents, seen))
     except Exception as fault:  # noqa: BLE001 - see above
         log.warning("the report of this upgrade cannot be written: %s", describe(fault))

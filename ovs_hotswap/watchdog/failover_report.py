@@ -9,17 +9,15 @@ from dataclasses import replace
 
 from ovs_hotswap import __version__
 from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.host.event_log import last_events
 from ovs_hotswap.host.host import Host
 from ovs_hotswap.plan.executor import describe
 from ovs_hotswap.reports.compose import Seen, of_failover
 from ovs_hotswap.reports.document import VmPart
 from ovs_hotswap.reports.store import Reports
-from ovs_hotswap.upgrade.run_report import directory
-from ovs_hotswap.watchdog.status_file import last_events
+from ovs_hotswap.upgrade.run_report import EVENTS, directory
 
 log = logging.getLogger(__name__)
-
-_EVENTS = 200  # of the newest; a failover and what follows it are a few
 
 
 class FailoverReport:
@@ -44,7 +42,7 @@ class FailoverReport:
             log.warning("the report of the failover cannot be written: %s", describe(fault))
 
     def _write(self, host: Host) -> None:
-        events = last_events(host.config, _EVENTS)
+        events = last_events(host.config, EVENTS)
         vms = []
         with contextlib.suppress(HotswapError):
             vms = host.backends.vms(read=False)

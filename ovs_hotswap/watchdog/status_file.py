@@ -15,13 +15,15 @@ from typing import Any
 
 from ovs_hotswap.config import Config
 from ovs_hotswap.errors import HotswapError
+from ovs_hotswap.host.event_log import events_path as events_path
+from ovs_hotswap.host.event_log import last_events as last_events
+from ovs_hotswap.host.event_log import older_events_path as older_events_path
 from ovs_hotswap.service import sd_notify
 from ovs_hotswap.system import System
 from ovs_hotswap.watchdog.backoff import Backoff
 
 log = logging.getLogger(__name__)
 
-_TAIL = 1 << 16  # bytes of the events that are read for the newest ones
 MOST_EVENTS = 1 << 20  # bytes of one file of events; the file before it is kept
 _RESTART_MOST_S = 60.0
 _PAUSE_MOST_S, _PAUSE_WINDOW_S = 300.0, 3600.0
@@ -29,14 +31,6 @@ _PAUSE_MOST_S, _PAUSE_WINDOW_S = 300.0, 3600.0
 
 def state_path(config: Config) -> Path:
     return config.run_dir / "watch.json"
-
-
-def events_path(config: Config) -> Path:
-    return config.state_dir / "events.jsonl"
-
-
-def older_events_path(config: Config) -> Path:
-    return config.state_dir / "events.1.jsonl"
 
 
 def lock_path(config: Config) -> Path:
@@ -177,26 +171,3 @@ def read_state(config: Config) -> dict[str, Any] | None:
     uplinks = state.get("uplinks") or {}
     return state | {"uplinks": {side: seen for side, seen in uplinks.items()
                                 if isinstance(seen, dict) and {"severity", "text"} <= seen.keys()}}  # fmt: skip
-
-
-def last_events(config: Config, count: int) -> list[dict[str, Any]]:
-    """The newest ``count`` events, oldest first. A line that a crash left half written is skipped."""
-    lines = [line for path in (older_events_path(config), events_path(config)) for line in _tail(path)]
-    found = []
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(event, dict):
-            found.append(event)
-    return found[-count:]
-
-
-def _tail(path: Path) -> list[bytes]:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
-            return file.read().splitlines()
-    except OSError:
-        return []

@@ -185,6 +185,14 @@ def test_what_the_journal_says_beside_its_steps_is_told() -> None:
     ]  # fmt: skip
 
 
+def test_what_the_watchdog_did_in_that_time_is_told() -> None:
+    events = [{**FAILOVER, "time": BEGUN + after} for after in (-1.0, 2.5, 99.0)] + [{"event": "rings"}]
+    book = Book().step("precheck").add(Kind.RESUME, after=9.0)
+    assert [(each.time - BEGUN, each.text) for each in of_plan(book.run(), seen(events=events)).happenings] == [
+        (2.5, "failover from a to b: its process is dead"), (10.0, "an interrupted plan was taken up again"),
+    ]  # fmt: skip
+
+
 def test_a_journal_that_makes_no_sense_is_refused() -> None:
     with pytest.raises(StateUnknown):
         of_plan(Book().add(Kind.DONE, "soak").run(), seen())

@@ -18,6 +18,7 @@ from ovs_hotswap.reports.document import Outcome, RunKind, RunReport
 from ovs_hotswap.reports.store import Reports
 from ovs_hotswap.upgrade import run_report
 from ovs_hotswap.upgrade.upgrade import KIND, Upgrader
+from ovs_hotswap.watchdog.failover_report import FailoverReport
 from ovs_hotswap.watchdog.standby_plan import Task
 from tests.unit.test_upgrader import Releases
 from tests.unit.watch_bed import Bed
@@ -65,8 +66,10 @@ def test_an_upgrade_that_is_refused_leaves_a_report(bed: Bed) -> None:
 
 def test_a_report_is_written_again_when_the_upgrade_has_ended(bed: Bed) -> None:
     journals = journal(bed, Record(Kind.START, "precheck"))
+    bed.board.event("standby", side=None)
     run_report.leave(bed.host, journals, None)
     assert [each.outcome for each in reports(bed)] == [Outcome.UNFINISHED]
+    assert [each.text for each in reports(bed)[0].happenings] == ["standby, side None"]
     with journals.reopen() or pytest.fail("there is none") as again:
         again.append(Record(Kind.FAILED, "precheck", text="no"))
         again.append(Record(Kind.UNDO, "precheck"))
@@ -150,6 +153,24 @@ def test_a_failover_leaves_a_report_though_no_standby_can_be_started(config: Con
     (found,) = reports(bed)
     assert found.protected_after_s is not None
     assert found.vms == before
+
+
+def test_a_failover_without_a_broker_leaves_a_report_without_vms(config: Config) -> None:
+    bed = Bed(config)
+    fail_over(bed)
+    written = FailoverReport()
+    written.due = True
+    bed.world.broker_fault = BrokerError("it does not answer")
+    written.write_if_due(bed.host)
+    assert [each.vms for each in reports(bed)] == [()]
+
+
+def test_without_a_failover_there_is_nothing_to_report(config: Config) -> None:
+    bed = Bed(config)
+    written = FailoverReport()
+    written.due = True
+    written.write_if_due(bed.host)
+    assert reports(bed) == []
 
 
 def test_a_watchdog_that_only_prepares_a_standby_leaves_none(config: Config) -> None:
