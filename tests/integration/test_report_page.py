@@ -146,7 +146,10 @@ def test_text_can_be_read_in_either_scheme(page: Page, scheme: str) -> None:
             assert found.evaluate(CONTRAST) >= LEAST_CONTRAST, (selector, found.inner_text())
 
 
-def test_a_printed_page_keeps_its_colours(page: Page) -> None:
+def test_a_printed_page_keeps_its_colours_and_columns(page: Page) -> None:
     page.emulate_media(media="print")
     assert page.locator(".track span").first.evaluate("e => getComputedStyle(e).printColorAdjust") == "exact"
     assert page.pdf().startswith(b"%PDF")
+    page.set_viewport_size({"width": 794, "height": 1123})  # A4 at 96 dots per inch
+    wide = "e => e.scrollWidth > document.documentElement.clientWidth"
+    assert not any(table.evaluate(wide) for table in page.locator("table").all())

@@ -308,6 +308,14 @@ def test_what_guests_saw_is_beside_the_handover() -> None:
     ]  # fmt: skip
 
 
+def test_each_shape_is_explained_if_it_is_there() -> None:
+    gaps = (Gap(GapSource.UPLINK, 250.0, None, "steer"), Gap(GapSource.STOPPED, 7.0, None, "adopt"))
+    texts = read(replace(upgrade(), vms=(VmPart("vm1", gaps=gaps),))).texts
+    assert "QEMU stood still while the broker entered or no instance had the uplink" in texts
+    assert "neither instance had its rings" not in texts
+    assert "250 ms in steer" in texts
+
+
 def test_findings_to_look_at_are_apart_from_those_that_are_well() -> None:
     checks = [CheckResult("precheck", f"check {severity}", severity, "text") for severity in Severity]
     texts = read(replace(upgrade(), checks=tuple(checks))).texts
