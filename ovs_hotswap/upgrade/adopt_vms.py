@@ -46,15 +46,15 @@ def _see_received(host: Host, side: Side, name: str) -> None:
         raise SwitchError(f"instance {side} does not poll the queues of VM {name}")
 
 
-def adopt_vms(context: Upgrade, run: StepContext) -> None:
-    """Take over each VM, one after the other, to the new instance. A VM that was taken over has the new instance as its
-    owner. One that ends, or gets another QEMU, before its turn comes to the broker by itself; one that boots is waited
-    for. Raises SwitchError if one cannot be taken over; it is served as before then.
+def adopt_vms(context: Upgrade, run: StepContext, without: Collection[str] = ()) -> None:
+    """Take over each VM but those ``without``, one after the other, to the new instance. A VM that was taken over has
+    the new instance as its owner. One that ends, or gets another QEMU, before its turn comes to the broker by itself;
+    one that boots is waited for. Raises SwitchError if one cannot be taken over; it is served as before then.
 
     An instance that is given the rings of a VM distributes all queues among its threads again, which stop for that. So
     many VMs are prepared before the first of them is moved."""
     host, paths = context.host, context.host.instances[context.old].paths
-    vms = _waiting(context)
+    vms = [name for name in _waiting(context) if name not in without]
     if not vms:
         return
     before = log_everything(paths, vms, host.system)

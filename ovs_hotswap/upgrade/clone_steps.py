@@ -10,6 +10,7 @@ What follows if the old instance dies is in ``clone_loss``.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from ovs_hotswap.backends import refuse_kept
@@ -17,21 +18,30 @@ from ovs_hotswap.clone import state as run_time
 from ovs_hotswap.clone.database import bring
 from ovs_hotswap.errors import SwitchError
 from ovs_hotswap.host import boot_database
-from ovs_hotswap.host.standby import await_vm_ports
+from ovs_hotswap.host.standby import await_vm_ports, park_each
 from ovs_hotswap.model import Severity
 from ovs_hotswap.plan.executor import Plan, ReversibleStep, State, Step, StepContext
 from ovs_hotswap.plan.records import Facts
 from ovs_hotswap.reports.compose import kept_checks
 from ovs_hotswap.switch.ovsdb import ROOT_TABLES
 from ovs_hotswap.switch.paths import read_stock
-from ovs_hotswap.upgrade import checks, clone_checks, clone_loss
+from ovs_hotswap.upgrade import checks, clone_checks, clone_loss, wire_turns
 from ovs_hotswap.upgrade.adopt_vms import adopt_vms, clean_up_after
 from ovs_hotswap.upgrade.clone_controllers import Pause, Repoint, settle
 from ovs_hotswap.upgrade.clone_window import CloseCloneWindow, OpenCloneWindow
+from ovs_hotswap.upgrade.move_vms import move_all
 from ovs_hotswap.upgrade.outlook import Outlook
 from ovs_hotswap.upgrade.situation import Upgrade
 from ovs_hotswap.upgrade.soak import see_ready, see_served, watch_vms
-from ovs_hotswap.upgrade.steps import MoveVms, Park, RecordActive, Retire, StartStandby, restore_priority
+from ovs_hotswap.upgrade.steps import (
+    MoveVms,
+    Park,
+    RecordActive,
+    Retire,
+    StartStandby,
+    remember_moves,
+    restore_priority,
+)
 from ovs_hotswap.upgrade.way_back import return_vms
 from ovs_hotswap.vm_ports import VmPort, read_ports, write_ports
 from ovs_hotswap.wire.mirror_flows import Mode
@@ -130,13 +140,13 @@ class Wire(ReversibleStep[Upgrade]):
     description = "wire the new instance: the old pipeline serves the VMs of both"
 
     def do(self, context: Upgrade, run: StepContext) -> None:
-        host, cloning = context.host, context.host.cloning
+        cloning = context.host.cloning
         if clone_loss.lost(context, run):
             clone_loss.go_without_old(context, run)
             return
         if context.runs(context.old) and cloning.wire.state(context.old).intended.wired:
             _take_cut_back(context, run)  # this upgrade is resumed, and had made the cut
-        cloning.wire.open(context.old, read_ports(host.config), cloning.uplinks(context.old))
+        wire_turns.open_wire(context, run)
         cloning.wire.wire(context.new, Mode.HELD)
         cloning.keep_wired()
 
@@ -160,11 +170,21 @@ class Adopt(ReversibleStep[Upgrade]):
             clone_loss.go_without_old(context, run)
             clone_loss.await_left_alone(context, run)
             return
-        adopt_vms(context, run)
+        adopt_vms(context, run, wire_turns.later(run))
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
         clean_up_after(context, run)
         return_vms(context, run)
+
+
+class ClonePark(Park):
+    def stay(self, context: Upgrade, run: StepContext) -> Collection[str]:
+        return {*context.leave_out, *wire_turns.later(run)}
+
+
+class CloneMove(MoveVms):
+    def stay(self, context: Upgrade, run: StepContext) -> Collection[str]:
+        return {*context.leave_out, *wire_turns.later(run)}
 
 
 class Cut(ReversibleStep[Upgrade]):
@@ -206,16 +226,48 @@ class Cut(ReversibleStep[Upgrade]):
 
 
 def _take_cut_back(context: Upgrade, run: StepContext) -> None:
-    """Make the old pipeline the only one again, and wire the new instance if it runs."""
+    """Make the old pipeline the only one again, and wire the new instance if it runs. The VMs that passed after the cut
+    return first, because the old switch does not mirror them."""
     wire = context.host.cloning.wire
     if context.look().outlook is Outlook.NONE or not context.runs(context.old):
         return
+    if names := wire_turns.later(run):
+        return_vms(context, run, names)
     wire.cut(context.old)
     if context.runs(context.new):
         wire.wire(context.new, Mode.UPLINKS)
     exchange = context.host.cloning.exchange(context.new)
     exchange.pass_back(run.texts("taps"), run.texts("devices"), new_lives=context.runs(context.new))
     clone_loss.announce(context, run, context.old)
+
+
+class MoveOthers(ReversibleStep[Upgrade]):
+    """Bridges with few VMs have none of these (``wire_turns``)."""
+
+    name = "move-others"
+    description = "take over and move the VMs that could not pass before the cut"
+    look_at = "`ovs-hotswap vm list`"
+
+    def do(self, context: Upgrade, run: StepContext) -> None:
+        host, new = context.host, context.new
+        names = set(wire_turns.later(run)) - context.leave_out
+        if clone_loss.lost(context, run):
+            clone_loss.go_without_old(context, run)
+            clone_loss.await_left_alone(context, run)
+            return
+        if not names:
+            return
+        others = {vm.name for vm in host.backends.vms(read=False)} - names
+        adopt_vms(context, run, others)
+        if refused := park_each(host, new, [vm for vm in context.vms() if vm.name in names]):
+            whys = [f"VM {name} cannot be parked on {new}: {why}" for name, why in refused.items()]
+            raise SwitchError(some(whys, "; "), hint=context.without(refused))
+        remember_moves(run, move_all(host, new, run, without=others))
+
+    def undo(self, context: Upgrade, run: StepContext) -> None:
+        clean_up_after(context, run)
+        if names := wire_turns.later(run):
+            return_vms(context, run, names)
 
 
 class CloneSoak(Step[Upgrade]):
@@ -285,8 +337,8 @@ class ClonePostcheck(Step[Upgrade]):
 def clone_plan() -> Plan[Upgrade]:
     return Plan(
         "upgrade",
-        before=(ClonePrecheck(), Sockets(), StartClone(), Copy(), OpenCloneWindow(), Wire(), Adopt(), Park(), MoveVms(),
-                Pause(), Cut(), CloneSoak()),
+        before=(ClonePrecheck(), Sockets(), StartClone(), Copy(), OpenCloneWindow(), Wire(), Adopt(), ClonePark(),
+                CloneMove(), Pause(), Cut(), MoveOthers(), CloneSoak()),
         after=(RecordClone(), Unwire(), Repoint(), CloseCloneWindow(), RetireClone(), ClonePostcheck()),
         no_way_back=clone_loss.no_way_back,
         no_way_on=lambda context: context.look_after_the_commit().no_way_on,

@@ -9,6 +9,7 @@ even after the commit; then the upgrade cannot go forward. On an instance that h
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection, Mapping
 
 from ovs_hotswap.errors import BrokerError, HotswapError, SwitchError, UplinkError
 from ovs_hotswap.host import settings_transfer
@@ -246,9 +247,14 @@ class Park(ReversibleStep[Upgrade]):
     description = "park every VM on the standby"
     look_at = "`ovs-hotswap vm list`"
 
+    def stay(self, context: Upgrade, run: StepContext) -> Collection[str]:
+        """The VMs that are not parked."""
+        return context.leave_out
+
     def do(self, context: Upgrade, run: StepContext) -> None:
         host, side = context.host, context.new
-        vms = context.vms()
+        stay = self.stay(context, run)
+        vms = [vm for vm in context.vms() if vm.name not in stay]
 
         def parked(number: int, name: str) -> None:
             run.progress("parked", item=name, count=number, total=len(vms))
@@ -305,6 +311,10 @@ class MoveVms(ReversibleStep[Upgrade]):
     description = "move each VM to the standby"
     look_at = "`ovs-hotswap vm list`"
 
+    def stay(self, context: Upgrade, run: StepContext) -> Collection[str]:
+        """The VMs that are not moved."""
+        return context.leave_out
+
     def do(self, context: Upgrade, run: StepContext) -> None:
         before = baseline.look(context.host)
         baseline.remember(run, before.wedged)
@@ -312,14 +322,19 @@ class MoveVms(ReversibleStep[Upgrade]):
             if finding.severity is Severity.WARNING:
                 run.warn(finding.text)
         try:
-            moves = move_all(context.host, context.new, run, first=before.liveliest, without=context.leave_out)
+            moves = move_all(context.host, context.new, run, first=before.liveliest, without=self.stay(context, run))
         except BrokerError as error:
             raise BrokerError(error.message, hint=error.hint or context.without()) from error
-        earlier = run.facts.get("moves")
-        run.remember(moves={**(earlier if isinstance(earlier, dict) else {}), **moves})
+        remember_moves(run, moves)
 
     def undo(self, context: Upgrade, run: StepContext) -> None:
         return_vms(context, run)
+
+
+def remember_moves(run: StepContext, moves: Mapping[str, float]) -> None:
+    """Record the microseconds of moves by VM, with those of earlier ones."""
+    earlier = run.facts.get("moves")
+    run.remember(moves={**(earlier if isinstance(earlier, dict) else {}), **moves})
 
 
 class FinalFlows(Step[Upgrade]):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from ovs_hotswap.model import Finding, Severity
+from ovs_hotswap.model import Finding, Severity, Side
 from ovs_hotswap.stock.facts import (
     Confinement,
     DeviceKind,
@@ -275,14 +275,16 @@ def spanning_tree(bridges: Iterable[StockBridge]) -> list[Finding]:
 
 
 def wired(bridges: Iterable[StockBridge], vms: Collection[StockVm]) -> list[Finding]:
-    """Check that each bridge has a free mirror for each of its VMs: wire mode needs one."""
+    """Check that each bridge has mirrors for its VMs: wire mode needs one for each, on one of the two switches
+    (``wire_turns``)."""
     name = "wire mode"
     findings = []
     for bridge in bridges:
         count = sum(vm.bridge == bridge.name and vm.kind is PortKind.CLIENT for vm in vms)
-        if count + len(bridge.mirrors) > MOST_MIRRORS:
+        most = len(Side) * (MOST_MIRRORS - len(bridge.mirrors))
+        if count > most:
             has = f"{count} VMs" + (f" and {len(bridge.mirrors)} mirrors" if bridge.mirrors else "")
-            text = f"bridge {bridge.name} has {has}: a bridge has {MOST_MIRRORS} mirrors, and each VM needs one"
+            text = f"bridge {bridge.name} has {has}: wire mode has mirrors for {most} VMs"
             hint = "migrate VMs to another host, or remove mirrors for the upgrade: `ovs-vsctl list mirror`"
             findings.append(_error(name, text, hint, f"bridge {bridge.name}"))
     return _ok(findings, name, "a mirror is free for each VM")

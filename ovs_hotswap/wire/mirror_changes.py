@@ -16,9 +16,11 @@ from ovs_hotswap.wire.mirror_rows import (
     OURS,
     PORT_KEY,
     TAG_KEY,
+    UNMIRRORED_KEY,
     UPLINK_KEY,
     Operation,
     Operations,
+    Port,
     Rows,
     Wanted,
     map_of,
@@ -26,7 +28,7 @@ from ovs_hotswap.wire.mirror_rows import (
 
 NO_VLAN = {"trunks": 4095}
 """The VLAN columns of ports to which NORMAL is not to flood: a trunk of a VLAN that cannot be (IEEE 802.1Q, 9.6). They
-do not concern ``output``. NORMAL floods to no port that is the output of a mirror, either, as the near ports of VMs."""
+do not concern ``output``. NORMAL floods to no port that is the output of a mirror, either, as most near ports are."""
 
 
 def make_ports(rows: Rows, wanted: Iterable[Wanted], tags: Mapping[tuple[str, str], int]) -> Operations:
@@ -35,14 +37,15 @@ def make_ports(rows: Rows, wanted: Iterable[Wanted], tags: Mapping[tuple[str, st
     for each in wanted:
         port, bridge, tag = rows.port(each), rows.bridges[each.bridge], tags[each.bridge, each.name]
         near, far = names_of(tag)
-        what = {PORT_KEY: each.name, TAG_KEY: str(tag), **({UPLINK_KEY: each.bridge} if each.uplink else {})}
+        what = {PORT_KEY: each.name, TAG_KEY: str(tag), **({UPLINK_KEY: each.bridge} if each.uplink else {}),
+                **({} if each.mirrored else {UNMIRRORED_KEY: each.bridge})}  # fmt: skip
         patch, ends = bridge.patches.get(each.name), []
         if patch is None:
-            vlan = NO_VLAN if each.uplink else port.vlan
+            vlan = port.vlan if each.mirrored and not each.uplink else NO_VLAN
             made, reference = _make_port(near, _patch_to(far, NEAR_PORTS + tag), {**OURS, **what}, vlan)
             found += made
             ends.append(reference)
-        elif not each.uplink and patch.vlan != port.vlan:
+        elif _is_mirrored(patch) and patch.vlan != port.vlan:
             found.append({"op": "update", "table": "Port", "where": _is(patch.uuid), "row": _settings(port.vlan)})
         if far not in bridge.ports:
             made, reference = _make_port(far, _patch_to(near, FAR_PORTS + tag), OURS, NO_VLAN)
@@ -59,13 +62,13 @@ def names_of(tag: int) -> tuple[str, str]:
 
 
 def make_mirrors(rows: Rows) -> Operations:
-    """Have each patch port of a VM's port be the output of a mirror."""
+    """Have the patch ports of VMs' ports be the outputs of mirrors."""
     found: Operations = []
     for bridge in rows.bridges.values():
         by_output = {mirror.output: mirror for mirror in bridge.mirrors if mirror.ours}
         for name, patch in bridge.patches.items():
             port, mirror = bridge.ports.get(name), by_output.get(patch.uuid)
-            if port is None or UPLINK_KEY in patch.external_ids:
+            if port is None or not _is_mirrored(patch):
                 continue
             if mirror is None:
                 key = f"m_{patch.uuid.replace('-', '_')}"
@@ -77,6 +80,10 @@ def make_mirrors(rows: Rows) -> Operations:
                 row = {"select_dst_port": ["uuid", port.uuid]}
                 found.append({"op": "update", "table": "Mirror", "where": _is(mirror.uuid), "row": row})
     return _committed(rows, found)
+
+
+def _is_mirrored(patch: Port) -> bool:
+    return not {UPLINK_KEY, UNMIRRORED_KEY} & patch.external_ids.keys()
 
 
 def remove(rows: Rows, names: Collection[tuple[str, str]] | None = None) -> Operations:

@@ -21,6 +21,7 @@ PORT_KEY, TAG_KEY, UPLINK_KEY, LINK_KEY = (
     "ovs-hotswap-uplink",
     "ovs-hotswap-link",
 )
+UNMIRRORED_KEY = "ovs-hotswap-unmirrored"
 MODE_KEY = "ovs-hotswap-wired"
 MAX_MIRRORS = 32  # of a bridge: ofproto/ofproto-dpif-mirror.h, MAX_MIRRORS
 VLAN_COLUMNS = ("tag", "vlan_mode", "trunks", "cvlans")
@@ -101,11 +102,13 @@ class Bridge:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A port that is to be carried."""
+    """A port that is to be carried. ``mirrored``: what the switch outputs to it is to be output on the other one too;
+    an uplink never is."""
 
     bridge: str
     name: str
     uplink: bool = False
+    mirrored: bool = field(default=True, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +171,7 @@ class Rows:
     def wanted(self) -> list[Wanted]:
         """The ports for which there are patch ports."""
         return [
-            Wanted(bridge.name, name, UPLINK_KEY in port.external_ids)
+            Wanted(bridge.name, name, UPLINK_KEY in port.external_ids, UNMIRRORED_KEY not in port.external_ids)
             for bridge in self.bridges.values()
             for name, port in bridge.patches.items()
         ]
@@ -224,18 +227,25 @@ def assign(
     return tags
 
 
+def room(rows: Rows, bridge: str) -> int:
+    """How many mirrors of ours a bridge has room for. Raises SwitchError if there is no such bridge."""
+    if (found := rows.bridges.get(bridge)) is None:
+        raise SwitchError(f"there is no bridge {bridge}", hint="`ovs-vsctl list-br`")
+    return MAX_MIRRORS - sum(not mirror.ours for mirror in found.mirrors)
+
+
 def see_room(rows: Rows, wanted: Iterable[Wanted]) -> None:
     """Raises PrecheckFailed if a bridge would have too many mirrors, or has one that would copy our frames too, or if
     it has a port with a number of ours."""
     wanted = list(wanted)
     needed: dict[str, set[str]] = {}
     for each in wanted:
-        if not each.uplink:
+        if not each.uplink and each.mirrored:
             needed.setdefault(each.bridge, set()).add(each.name)
     for name, ports in needed.items():
         bridge = rows.bridges[name]
         foreign = [mirror for mirror in bridge.mirrors if not mirror.ours]
-        if len(foreign) + len(ports) > MAX_MIRRORS:
+        if len(ports) > room(rows, name):
             raise PrecheckFailed(
                 f"bridge {name}: wire mode needs a mirror for each of {len(ports)} VMs, and {len(foreign)} others are"
                 f" there; a bridge has room for {MAX_MIRRORS}",

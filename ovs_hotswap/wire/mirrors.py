@@ -59,7 +59,7 @@ from ovs_hotswap.wire.mirror_flows import (
     replacing,
     wire_flows,
 )
-from ovs_hotswap.wire.mirror_rows import READ, Operations, Rows, Wanted, assign, mtu, see_room
+from ovs_hotswap.wire.mirror_rows import READ, Operations, Rows, Wanted, assign, mtu, room, see_room
 
 
 def veth_names(number: int | str) -> tuple[str, str]:
@@ -125,22 +125,29 @@ class MirrorWire:
     # -- opening and closing -------------------------------------------------------------------------------------
 
     @_one_at_a_time
-    def open(self, old: Side, ports: Iterable[VmPort], uplinks: Iterable[UplinkPort] = ()) -> None:
+    def open(
+        self, old: Side, ports: Iterable[VmPort], uplinks: Iterable[UplinkPort] = (),
+        mirrored: Collection[Side] = tuple(Side),
+    ) -> None:  # fmt: skip
         """Carry these ports, besides those that are carried already. The old switch has the links' listening ends.
+
+        ``mirrored``: the switches that output on the other one, too, what they output to these VMs. A VM is only
+        reached on the other switch if the switch whose pipeline has the frames is one of them.
 
         Nothing changes for packets, except that what the old switch outputs to a VM is also output on the new one.
         If it fails and wire mode was not open before, it is closed again. Raises PrecheckFailed, before anything is
         changed, if a bridge has no room for the mirrors.
         """
-        wanted = [
-            *(Wanted(port.bridge, port.name) for port in ports),
-            *(Wanted(uplink.bridge, uplink.name, uplink=True) for uplink in uplinks),
-        ]
+        own, ends = list(ports), [Wanted(uplink.bridge, uplink.name, uplink=True) for uplink in uplinks]
+        wanted = {
+            side: [*(Wanted(port.bridge, port.name, mirrored=side in mirrored) for port in own), *ends]
+            for side in self._sides
+        }
         before = {side: self._rows(side) for side in self._sides}
-        tags = assign((rows.tags for rows in before.values()), ((each.bridge, each.name) for each in wanted))
-        every = {side: list(dict.fromkeys([*wanted, *rows.wanted])) for side, rows in before.items()}
+        tags = assign((rows.tags for rows in before.values()), ((each.bridge, each.name) for each in wanted[old]))
+        every = {side: list(dict.fromkeys([*rows.wanted, *wanted[side]])) for side, rows in before.items()}
         for side, rows in before.items():
-            for each in wanted:
+            for each in wanted[side]:
                 rows.port(each)
             see_room(rows, every[side])
         try:
@@ -149,6 +156,11 @@ class MirrorWire:
             if not any(rows.open for rows in before.values()):
                 self._close_after(error)
             raise
+
+    @_one_at_a_time
+    def room(self, side: Side, bridge: str) -> int:
+        """How many VMs of a bridge the switch can mirror."""
+        return room(self._rows(side), bridge)
 
     def add(self, old: Side, ports: Iterable[VmPort]) -> None:
         """Carry ports that were added to both switches while wire mode is open; a wired switch is so for them too."""
@@ -255,24 +267,24 @@ class MirrorWire:
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
-    def _make(self, old: Side, wanted: Sequence[Wanted], tags: Mapping[tuple[str, str], int]) -> None:
-        order = (old, old.other)
-        bridges = list(dict.fromkeys(each.bridge for each in wanted))
-        for side in order:
+    def _make(self, old: Side, wanted: Mapping[Side, Sequence[Wanted]], tags: Mapping[tuple[str, str], int]) -> None:
+        both = (old, old.other)
+        bridges = list(dict.fromkeys(each.bridge for each in wanted[old]))
+        for side in both:
             for name in bridges:
-                guards = guard_flows(tags[name, each.name] for each in wanted if each.bridge == name)
+                guards = guard_flows(tags[name, each.name] for each in wanted[side] if each.bridge == name)
                 self._openflow(side, name).bundle([f"flow add {flow.line}" for flow in guards])
-            self._change(side, changes.make_ports(self._rows(side), wanted, tags))
-        links = assign((self._rows(side).links for side in order), ((name, "") for name in bridges))
+            self._change(side, changes.make_ports(self._rows(side), wanted[side], tags))
+        links = assign((self._rows(side).links for side in both), ((name, "") for name in bridges))
         for name in bridges:
             self._join(old, name, links[name, ""])
         # A copy is delivered where it arrives, so there are flows everywhere before there is a mirror anywhere. What a
         # bridge floods to a port of ours would be delivered as well, so it is kept from floods before.
-        for side in order:
-            self._spare_floods(side, wanted)
+        for side in both:
+            self._spare_floods(side, wanted[side])
             rows = self._rows(side)
             self._program(side, rows, rows.carried())
-        for side in order:
+        for side in both:
             self._mirror(side)
 
     def _mirror(self, side: Side) -> None:

@@ -19,6 +19,7 @@ from ovs_hotswap.wire.mirror_rows import (
     Wanted,
     assign,
     mtu,
+    room,
     see_room,
 )
 
@@ -226,6 +227,34 @@ def test_normal_floods_to_none_of_our_ports_but_the_outputs_of_mirrors() -> None
                       "ovsh-l1": 4095}  # fmt: skip
     outputs = {mirror.output for mirror in made.rows().bridges["br-ex"].mirrors}
     assert outputs == {made.rows().bridges["br-ex"].ports["ovsh-n2"].uuid}
+
+
+def test_a_port_that_is_not_to_be_mirrored_has_patch_ports_that_nothing_is_flooded_to() -> None:
+    made = Database()
+    made.bridge("br-int", "vm1", "vm2", tag=5)
+    alone = Wanted("br-int", "vm1", mirrored=False)
+    opened(made, [alone, VM2])
+    rows = made.rows()
+    bridge = rows.bridges["br-int"]
+    assert [mirror.output for mirror in bridge.mirrors] == [bridge.ports["ovsh-n2"].uuid]
+    assert [made.port(name)["trunks"] for name in ("ovsh-n1", "ovsh-n2")] == [4095, EMPTY]
+    assert [each.mirrored for each in rows.wanted] == [False, True]
+    assert [port.name for port in rows.carried()] == ["vm1", "vm2"]
+    made.port("vm1").update(tag=6)
+    assert changes.make_ports(made.rows(), made.rows().wanted, rows.tags) == []
+    assert changes.make_mirrors(made.rows()) == []
+
+
+def test_ports_that_are_not_mirrored_need_no_room() -> None:
+    made = Database()
+    names = [f"vm{number}" for number in range(MAX_MIRRORS + 8)]
+    made.bridge("br-int", *names)
+    wanted = [Wanted("br-int", name, mirrored=number < MAX_MIRRORS) for number, name in enumerate(names)]
+    see_room(made.rows(), wanted)
+    assert room(made.rows(), "br-int") == MAX_MIRRORS
+    assert room(opened(made, wanted).rows(), "br-int") == MAX_MIRRORS
+    with pytest.raises(SwitchError, match="no bridge br9"):
+        room(made.rows(), "br9")
 
 
 def test_the_mirror_of_a_port_that_is_made_again_selects_the_new_one() -> None:

@@ -1,0 +1,37 @@
+"""Which VMs pass before the cut, and which after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ovs_hotswap.upgrade.wire_turns import Turns, take_turns
+from ovs_hotswap.vm_ports import VmPort
+
+ROOM = {"br-int": 3, "br1": 3}
+
+
+def ports(bridge: str, *numbers: int) -> tuple[VmPort, ...]:
+    return tuple(
+        VmPort(name=f"vm{number}", bridge=bridge, ofport=number, socket=Path(f"/run/vm{number}.sock"))
+        for number in numbers
+    )
+
+
+def test_a_bridge_with_few_vms_has_them_all_mirrored_by_both() -> None:
+    few = ports("br-int", 1, 2, 3)
+    assert take_turns(few, ROOM, ["vm2"]) == Turns(either=few)
+
+
+def test_of_many_vms_those_for_which_there_is_room_pass_before_the_cut() -> None:
+    many, few = ports("br-int", 1, 2, 3, 4, 5), ports("br1", 6)
+    assert take_turns([*many, *few], ROOM, []) == Turns(few, many[:3], many[3:])
+
+
+def test_those_that_are_left_out_or_have_waited_before_give_their_place_to_others() -> None:
+    many = ports("br-int", 1, 2, 3, 4, 5)
+    assert take_turns(many, ROOM, ["vm1", "vm4"]) == Turns((), (many[1], many[2], many[4]), (many[0], many[3]))
+
+
+def test_no_more_than_there_are_pass_before_the_cut() -> None:
+    many = ports("br-int", 1, 2, 3, 4)
+    assert take_turns(many, ROOM, ["vm1", "vm2"]) == Turns((), many[2:], many[:2])
