@@ -97,6 +97,8 @@ class Connections:
                             act(self._client(connection, paths[inode]), connection)
             finally:
                 os.close(pidfd)
+        except (FileNotFoundError, ProcessLookupError):
+            return  # it is ending: its descriptors are closed before its namespaces are left (kernel/exit.c, do_exit)
         except OSError as error:
             if not lives(self._pid):  # its connections ended with it
                 return

@@ -20,9 +20,9 @@ def bring_late_ports(context: Upgrade, run: StepContext, changes: Changes) -> No
     """Have the new instance get the ports that have come since the cut, with their VMs, and lose those that have left.
     What cannot be done is a warning, because the upgrade is committed."""
     host, paths = context.host, context.host.cloning.paths
-    ports = {port.name: port for port in vm_ports(survey(paths[context.old], host.system).vms)}
-    known = {port.name: port for port in read_ports(host.config)}
     try:
+        ports = {port.name: port for port in vm_ports(survey(paths[context.old], host.system).vms)}
+        known = {port.name: port for port in read_ports(host.config)}
         if ports.keys() != known.keys():
             # Before the new switch has the ports: it would connect to a VM's QEMU itself.
             write_ports(host.config, host.system, tuple(known.get(name, port) for name, port in ports.items()))

@@ -108,6 +108,12 @@ def test_a_process_that_has_ended_has_no_connections() -> None:
         child.wait()
 
 
+def test_a_process_that_is_ending_has_no_connections(tmp_path: Path) -> None:
+    """It lives still, and has no files and no network namespace any longer."""
+    assert Connections(os.getpid(), tmp_path).clients() == ()
+
+
 def test_what_a_living_process_has_and_does_not_show_is_unknown(tmp_path: Path) -> None:
+    (tmp_path / str(os.getpid()) / "net" / "unix").mkdir(parents=True)  # a directory cannot be read as a file
     with pytest.raises(StateUnknown, match=str(os.getpid())):
         Connections(os.getpid(), tmp_path).clients()
