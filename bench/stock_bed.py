@@ -20,7 +20,7 @@ from tests.support.stock_host import BRIDGE, RUN_DIR, StockHost
 
 _SERVED_S = 60.0
 _EXIT_S = 20.0
-MOST_ON_A_BRIDGE = 32  # wire mode has a mirror for each VM, and a bridge has room for 32
+MOST_ON_A_BRIDGE = 64  # wire mode has a mirror for each VM on one switch, and a bridge has room for 32
 
 
 class StockBed(StockHost):

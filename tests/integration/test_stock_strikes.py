@@ -30,6 +30,7 @@ UNCOPIED, COPIED = BEFORE[1 : BEFORE.index("copy") + 1], BEFORE[BEFORE.index("co
 @pytest.fixture(scope="module")
 def host(system: System) -> Iterator[StockHost]:
     with StockHost(system, guests=2) as host:
+        host.add_mirrors(31)  # one VM passes before the cut, and the other one after it
         yield host
 
 

@@ -392,6 +392,12 @@ class StockHost:
         if self.kind == "pipeline":
             self.vsctl("set", "port", guest.name, f"tag={stock_pipeline.VLAN}")
 
+    def add_mirrors(self, count: int) -> None:
+        """Add mirrors to ``BRIDGE`` that copy nothing, and take the places of wire mode's."""
+        for number in range(count):
+            self.vsctl("--", "--id=@new", "create", "mirror", f"name=span{number}", "--", "add", "bridge", BRIDGE,
+                       "mirrors", "@new")  # fmt: skip
+
     def add_uplink(self, bridge: str) -> None:
         """Add the port ``UPLINK`` to the bridge."""
         self.vsctl(
