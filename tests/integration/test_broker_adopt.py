@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ovs_hotswap.backends import AbsenceCause
-from ovs_hotswap.errors import BrokerError, StateUnknown
+from ovs_hotswap.errors import BrokerError, StateUnknown, TryAgain
 from ovs_hotswap.model import Side
 from ovs_hotswap.vhostuser.messages import Feature
 from tests.support.adopt_bed import MakeDirect, make_direct
@@ -85,7 +85,7 @@ def test_a_switch_that_dies_before_anything_was_asked(make_direct: MakeDirect) -
     bed.a.kill()
     bed.qemus[0].drop()  # its end is closed by the kernel, and QEMU sees it
     bed.wait(lambda: not bed.client.vm("vm0").memory_bytes, "what was prepared is undone")
-    with pytest.raises(BrokerError, match="has not been prepared"):
+    with pytest.raises(TryAgain, match="has not been prepared"):
         bed.client.adopt_enter("vm0")
     bed.qemus[0].accept()
     bed.qemus[0].initialise()

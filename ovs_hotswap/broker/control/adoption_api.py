@@ -27,7 +27,7 @@ from ovs_hotswap.broker.qemu_connector import call
 from ovs_hotswap.broker.settings import Settings
 from ovs_hotswap.broker.vm_record import Note
 from ovs_hotswap.broker.vm_slot import VmSlot
-from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown
+from ovs_hotswap.errors import BrokerError, HotswapError, StateUnknown, TryAgain
 from ovs_hotswap.model import Side
 from ovs_hotswap.priority import control_core
 from ovs_hotswap.vhostuser.channel import OwnedFd
@@ -92,7 +92,7 @@ class Adoptions:
         """Enter the connection, and move the VM. QEMU stands still during this call."""
         slot, made = self._slot(vm), self._prepared.pop(vm, None)
         if made is None:
-            raise BrokerError(f"vm {vm}: its adoption has not been prepared, or took too long")
+            raise TryAgain(f"vm {vm}: its adoption has not been prepared, by this broker at least, or took too long")
         try:
             swap = await made.enter(control_core(self._settings.pmd_cores))
         except StateUnknown:
