@@ -14,10 +14,11 @@ from ovs_hotswap.switch.settings import decode
 LOCAL = 65534  # OpenFlow's reserved port; the bridge's own device
 _SET = {"key": "string", "min": 0, "max": "unlimited"}
 _OPTIONAL = {"key": "string", "min": 0, "max": 1}
+_OUTWARD = {"dpdk": 2, "patch": 1}  # by the type of an interface
 _COLUMNS = {
     "Bridge": ["name", "datapath_type", "ports"],
     "Port": ["_uuid", "name", "interfaces", "tag", "vlan_mode"],
-    "Interface": ["_uuid", "name", "ofport"],
+    "Interface": ["_uuid", "name", "ofport", "type"],
     "Datapath": ["ct_zones"],
     "CT_Zone": ["_uuid", "timeout_policy"],
 }
@@ -26,12 +27,14 @@ _COLUMNS = {
 @dataclass(frozen=True, slots=True)
 class BridgePort:
     """``interfaces``: the name and the OpenFlow number of each interface that has one; several for a bond. ``tag`` and
-    ``vlan_mode`` as in ovs-vswitchd.conf.db(5)."""
+    ``vlan_mode`` as in ovs-vswitchd.conf.db(5). ``outward``: how near the port is to the network: 2 is a device of
+    DPDK, 1 leads to another bridge, and 0 is everything else."""
 
     name: str
     interfaces: tuple[tuple[str, int], ...]
     tag: int | None = None
     vlan_mode: str | None = None
+    outward: int = 0
 
     def carries(self, vlan: int) -> int | None:
         """Return the tag with which frames of a VLAN come in at this port; ``None`` if they come without one."""
@@ -72,6 +75,7 @@ def read_bridges(db_socket: Path, *, timeout: float = 10.0) -> Bridges:
 def parse_bridges(tables: Mapping[str, list[dict[str, Any]]]) -> Bridges:
     """Return the bridges from rows as RFC 7047, 5.1 writes them. Raises KeyError, TypeError and ValueError."""
     numbers = {row["_uuid"][1]: (row["name"], _number(row["ofport"])) for row in tables["Interface"]}
+    outward = {row["_uuid"][1]: _OUTWARD.get(row["type"], 0) for row in tables["Interface"]}
     interfaces = {uuid: (name, number) for uuid, (name, number) in numbers.items() if number is not None}
     ports = {
         row["_uuid"][1]: BridgePort(
@@ -79,6 +83,7 @@ def parse_bridges(tables: Mapping[str, list[dict[str, Any]]]) -> Bridges:
             tuple(interfaces[each] for each in decode(row["interfaces"], _SET) if each in interfaces),
             _number(row["tag"]),
             next(iter(decode(row["vlan_mode"], _OPTIONAL)), None),
+            max((outward.get(each, 0) for each in decode(row["interfaces"], _SET)), default=0),
         )
         for row in tables["Port"]
     }

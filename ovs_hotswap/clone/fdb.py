@@ -28,6 +28,7 @@ VERSIONS = "OpenFlow13,OpenFlow14,OpenFlow15"  # those that have bundles; a brid
 _ROW = re.compile(r"^\s*(?P<port>\d+|LOCAL)\s+(?P<vlan>\d+)\s+(?P<mac>[0-9a-f]{2}(?::[0-9a-f]{2}){5})\s+(?P<age>\S+)$")
 _EXPERIMENT = bytes.fromhex("88b5")  # a local experimental ethertype (IEEE 802, 9.2.3)
 _DESTINATION = 0x066F76730000  # a locally administered address; destinations are this one and those after it
+_UNKNOWN = Bridges({})
 _SHORTEST = 60  # bytes of an Ethernet frame without its checksum (IEEE 802.3)
 
 
@@ -111,11 +112,24 @@ def destinations(entries: Iterable[FdbEntry], known: Iterable[FdbEntry]) -> dict
     return {place: FdbEntry(*place, mac, static=True) for place, mac in zip(places, free, strict=False)}
 
 
-def wanted(active: Iterable[FdbEntry], new: Iterable[FdbEntry], *, cut: bool) -> list[FdbEntry]:
+def wanted(
+    active: Iterable[FdbEntry], new: Iterable[FdbEntry], *, cut: bool, bridges: Bridges = _UNKNOWN
+) -> list[FdbEntry]:
     """Return the active side's entries that the new side is to be given. ``cut``: the new side has the traffic, and
-    what it knows about an address is newer."""
+    what it knows about an address is newer, unless it has seen a frame that the network has sent back. Such a frame of
+    a VM or of the host leaves by the active side, comes to the new side's port to the network, and is learnt there."""
+
+    def outward(entry: FdbEntry) -> int:
+        port = bridges.port(entry.bridge, entry.port)
+        return 0 if port is None else port.outward
+
     own = {entry.key: entry for entry in new}
-    return [entry for entry in active if (there := own.get(entry.key)) != entry and not (cut and there)]
+    return [
+        entry
+        for entry in active
+        if (there := own.get(entry.key)) != entry
+        and not (cut and there is not None and outward(there) <= outward(entry))
+    ]
 
 
 def apply(
@@ -125,7 +139,7 @@ def apply(
     which are right and expire."""
     ctl, bridges = paths.vswitchd_ctl, read_bridges(paths.db_socket, timeout=timeout)
     before = read(paths, bridges, timeout=timeout)
-    due = wanted(active, before, cut=cut)
+    due = wanted(active, before, cut=cut, bridges=bridges)
     ports = {entry: port for entry in due if (port := bridges.port(entry.bridge, entry.port)) and port.interfaces}
     _teach(system, paths, {entry: port for entry, port in ports.items() if not entry.static}, before, timeout)
     static = [_add(entry, port) for entry, port in ports.items() if entry.static]

@@ -223,7 +223,7 @@ def _port(name: str, uuid: str, tag: int | None, ofport: int) -> tuple[dict[str,
     empty: list[Any] = ["set", []]
     port = {"_uuid": ["uuid", f"p-{uuid}"], "name": name, "interfaces": ["uuid", f"i-{uuid}"],
             "tag": empty if tag is None else tag, "vlan_mode": empty}  # fmt: skip
-    return port, {"_uuid": ["uuid", f"i-{uuid}"], "name": name, "ofport": ofport}
+    return port, {"_uuid": ["uuid", f"i-{uuid}"], "name": name, "ofport": ofport, "type": ""}
 
 
 _PORTS = [_port("vm1", "1", None, 1), _port("vm2", "2", 5, 2), _port("br0", "0", None, 65534)]

@@ -96,6 +96,28 @@ def test_an_address_that_moved_is_followed_before_the_cut_only(switch: FakeSwitc
     assert fdb.read(switch.paths) == (moved,)
 
 
+@pytest.mark.parametrize(
+    ("active", "new", "given"),
+    [
+        ("vm1", "up", True), ("vm1", "phy", True), ("phy", "up", True), ("up", "phy", False), ("up", "vm1", False),
+        ("vm1", "vm2", False), ("vm1", "gone", False), ("phy", "phy", False),
+    ],
+)  # fmt: skip
+def test_what_the_network_has_sent_back_is_not_newer(active: str, new: str, given: bool) -> None:
+    """A broadcast of a VM leaves by the active side and comes in at the new side's uplink."""
+    ports = [BridgePort(name, ((name, number),), outward=outward)
+             for number, (name, outward) in enumerate([("vm1", 0), ("vm2", 0), ("phy", 1), ("up", 2)], 1)]  # fmt: skip
+    entry = FdbEntry("br0", active, 0, VM1.mac)
+    found = fdb.wanted([entry], [FdbEntry("br0", new, 0, VM1.mac)], cut=True, bridges=Bridges({"br0": tuple(ports)}))
+    assert found == [entry] * given
+
+
+def test_ports_to_the_network_and_to_other_bridges_are_known() -> None:
+    types = dict(zip(("vm1", "vm2", "br0"), ("dpdkvhostuserclient", "patch", "dpdk"), strict=True))
+    rows = {**ROWS, "Interface": [{**row, "type": types[row["name"]]} for row in ROWS["Interface"]]}
+    assert {port.name: port.outward for port in parse_bridges(rows).ports["br0"]} == {"vm1": 0, "vm2": 1, "br0": 2}
+
+
 def test_a_port_that_the_new_side_lacks_is_told(switch: FakeSwitch) -> None:
     gone = FdbEntry("br0", "vm3", 0, "52:54:00:00:00:09")
     done = fdb.apply(switch.system, switch.paths, [gone, VM1], cut=False)
