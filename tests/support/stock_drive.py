@@ -72,8 +72,8 @@ def programmed(host: StockHost) -> dict[str, object]:
 
 
 def database(host: StockHost) -> dict[str, dict[str, dict[str, object]]]:
-    """The rows of each table by their UUID, without the columns in which the switch reports. An empty column of a map
-    is left out."""
+    """The rows of each table by their UUID, without the columns in which the switch reports, and without empty ones: a
+    newer release has columns that the older one lacks."""
     text = host.run(["ovsdb-client", "--format=json", "dump", "unix:/var/run/openvswitch/db.sock", "Open_vSwitch"])
     found: dict[str, dict[str, dict[str, object]]] = {}
     for line in text.splitlines():
@@ -82,11 +82,15 @@ def database(host: StockHost) -> dict[str, dict[str, dict[str, object]]]:
         table = json.loads(line)
         rows = (dict(zip(table["headings"], row, strict=True)) for row in table["data"])
         found[table["caption"].split()[0]] = {
-            row["_uuid"][1]: {name: value for name, value in row.items() if name not in _REPORTED} for row in rows
+            row["_uuid"][1]: {
+                name: value for name, value in row.items() if name not in _REPORTED and value not in _EMPTY
+            }
+            for row in rows
         }
     return found
 
 
+_EMPTY = (["set", []], ["map", []])
 # What each instance has for itself: what it uses of the machine, and numbers that switches choose by themselves.
 _OWN_KEYS = {
     ("Open_vSwitch", "other_config"): {"dpdk-extra", "dpdk-init", "dpdk-socket-mem", "dpdk-socket-limit",
