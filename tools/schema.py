@@ -1,4 +1,4 @@
-"""``python -m tools.schema``: the JSON schemas of what the broker and the commands ``vm``, ``doctor``,
+"""``python -m tools.schema``: the JSON schemas of what the broker and the commands ``vm``, ``diagnose``, ``doctor``,
 ``check`` and ``report`` print.
 
 The schemas are in ``docs/json``; a test fails if they are not those of the types. A field that is not ``required`` is
@@ -15,18 +15,20 @@ from pydantic import TypeAdapter
 
 from ovs_hotswap.backends import MoveResult, VmStatus
 from ovs_hotswap.broker.control.status import BrokerStatus
+from ovs_hotswap.diagnose.found import Report as Diagnosis
 from ovs_hotswap.doctor.report import Report
 from ovs_hotswap.reports.document import RunReport
 from ovs_hotswap.upgrade.stock_checks import StockReport
 
 DIRECTORY = Path(__file__).parents[1] / "docs" / "json"
-Kind: TypeAlias = "VmStatus | MoveResult | BrokerStatus | Report | StockReport | RunReport"
+Kind: TypeAlias = "VmStatus | MoveResult | BrokerStatus | Report | Diagnosis | StockReport | RunReport"
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _TITLES: dict[str, tuple[type[Kind], str]] = {
     "vm": (VmStatus, "ovs-hotswap vm show --json, and each of `vms` of ovs-hotswap vm list --json"),
     "move": (MoveResult, "the result of the control socket's method `move`"),
     "broker": (BrokerStatus, "ovs-hotswap broker status --json"),
+    "diagnose": (Diagnosis, "ovs-hotswap diagnose --json"),
     "doctor": (Report, "ovs-hotswap doctor --json"),
     "check-clone": (StockReport, 'ovs-hotswap check --json with program = "clone"'),
     "report": (RunReport, "ovs-hotswap report show --json, and ID.json in the directory of the reports"),

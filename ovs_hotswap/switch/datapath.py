@@ -26,7 +26,7 @@ from ovs_hotswap.waiting import wait_until
 USERSPACE = "netdev@ovs-netdev"  # the one datapath of all bridges of type netdev
 POLLED_TYPES = frozenset({"dpdk", "dpdkvhostuserclient"})
 """The types of ports that the datapath has under the port's own name, and that have an MTU."""
-_PORT = re.compile(r"^\s+port \d+: (?P<name>\S+) \((?P<type>[\w-]+)(?:: (?P<config>[^)]*))?\)")
+_PORT = re.compile(r"^\s+port (?P<number>\d+): (?P<name>\S+) \((?P<type>[\w-]+)(?:: (?P<config>[^)]*))?\)")
 _MTU = re.compile(r"\bmtu=(\d+)")
 _SENDER = re.compile(r"\btunnel\([^)]*?\b(?:ipv6_)?src=(?P<address>[^,)]+).*\bused:(?P<seconds>[\d.]+)s")
 _LOG_LINE = re.compile(r"^[^|]*\|\d+\|(?:netdev_dpdk|dpif_netdev|dpdk)[^|]*\|(?:ERR|WARN)\|(?P<text>.*)$")
@@ -78,6 +78,11 @@ def parse_ports(text: str) -> dict[str, DatapathPort]:
             mtu = _MTU.search(row["config"] or "")
             found[row["name"]] = DatapathPort(row["name"], row["type"], int(mtu[1]) or None if mtu else None)
     return found
+
+
+def parse_numbers(text: str) -> dict[str, str]:
+    """Return the numbers that the datapath itself gives to its ports, by name, from the output of ``dpctl/show``."""
+    return {row["name"]: row["number"] for line in text.splitlines() if (row := _PORT.match(line))}
 
 
 def ports(ctl: Path, *, timeout: float = 5.0) -> dict[str, DatapathPort]:

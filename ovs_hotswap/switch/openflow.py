@@ -111,6 +111,10 @@ class OpenFlow:
         found = re.search(rf"^ {port}\(.*\): addr:(\S+)$", self._run("dump-ports-desc").stdout, re.MULTILINE)
         return found[1].lower() if found else None
 
+    def port_descriptions(self) -> str:
+        """Return what the bridge says of its ports, with the flags that are set for each."""
+        return self._run("dump-ports-desc", options=("--no-names",)).stdout
+
     def dump_cookie(self, cookie: int) -> list[str]:
         """Return the flows with this cookie, without statistics."""
         done = self._run("dump-flows", f"cookie={cookie:#x}/-1", options=("--no-stats", "--no-names"))

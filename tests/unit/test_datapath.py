@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ovs_hotswap.errors import SwitchError
-from ovs_hotswap.switch.datapath import DatapathPort, completed, parse_ports, put_ports, reasons, refused
+from ovs_hotswap.switch.datapath import DatapathPort, completed, parse_numbers, parse_ports, put_ports, reasons, refused
 from ovs_hotswap.switch.ovsdb import BridgeSpec, PortSpec, Shape
 
 SHOWN = """\
@@ -41,6 +41,12 @@ netdev@ovs-netdev:
 """  # of Open vSwitch 3.5
 UPLINK = PortSpec("uplink", "dpdk", 1, mtu=9000)
 VM = PortSpec("vm1", "dpdkvhostuserclient", 10)
+
+
+def test_the_numbers_of_the_datapath() -> None:
+    assert parse_numbers(SHOWN)["uplink"] == "4"
+    assert parse_numbers(SHOWN)["vxlan_sys_4789"] == "3"
+    assert parse_numbers("") == {}
 
 
 def test_ports_are_read() -> None:

@@ -41,6 +41,7 @@ LAYERS = (
     ("ovs_hotswap.upgrade",),
     ("ovs_hotswap.watchdog",),
     ("ovs_hotswap.doctor",),
+    ("ovs_hotswap.diagnose",),
     ("ovs_hotswap.lab",),
     ("ovs_hotswap.remote",),
     ("ovs_hotswap.cli", "ovs_hotswap.__main__"),
@@ -66,6 +67,9 @@ PURE = {
     "ovs_hotswap.remote.jobs", "ovs_hotswap.remote.frames", "ovs_hotswap.remote.versions", "ovs_hotswap.remote.hosts",
     "ovs_hotswap.doctor.report",
     "ovs_hotswap.counters.values", "ovs_hotswap.counters.texts", "ovs_hotswap.counters.drops",
+    "ovs_hotswap.diagnose.found", "ovs_hotswap.diagnose.facts", "ovs_hotswap.diagnose.host_faults",
+    "ovs_hotswap.diagnose.vm_faults", "ovs_hotswap.diagnose.underlay_faults", "ovs_hotswap.diagnose.seen",
+    "ovs_hotswap.diagnose.megaflows", "ovs_hotswap.diagnose.trace", "ovs_hotswap.diagnose.page",
     "ovs_hotswap.clone.conntrack_entries", "ovs_hotswap.clone.conntrack_packets", "ovs_hotswap.clone.protocols",
     "ovs_hotswap.clone.runtime_settings",
 }  # fmt: skip

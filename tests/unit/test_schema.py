@@ -18,6 +18,7 @@ PAGE = schema.DIRECTORY.parent / "json.md"
 VM = json.loads((schema.DIRECTORY / "vm.schema.json").read_text())
 BROKER_SCHEMA = json.loads((schema.DIRECTORY / "broker.schema.json").read_text())
 DOCTOR = json.loads((schema.DIRECTORY / "doctor.schema.json").read_text())
+DIAGNOSE = json.loads((schema.DIRECTORY / "diagnose.schema.json").read_text())
 CLONE = json.loads((schema.DIRECTORY / "check-clone.schema.json").read_text())
 MOVE = json.loads((schema.DIRECTORY / "move.schema.json").read_text())
 LATER = {"absent", "owner_since", "last_proof", "quarantine", "capture_bytes", "netdev"}
@@ -76,11 +77,11 @@ def names(found: dict[str, Any], inside: dict[str, Any], prefix: str = "") -> se
 
 
 REPORT = json.loads((schema.DIRECTORY / "report.schema.json").read_text())
-PAGES = [(VM, "## vm"), (BROKER_SCHEMA, "## broker"), (DOCTOR, "## doctor"),
+PAGES = [(VM, "## vm"), (BROKER_SCHEMA, "## broker"), (DOCTOR, "## doctor"), (DIAGNOSE, "## diagnose"),
          (CLONE, "## check on a host that others program"), (REPORT, "## report")]  # fmt: skip
 
 
-@pytest.mark.parametrize(("found", "heading"), PAGES, ids=["vm", "broker", "doctor", "check", "report"])
+@pytest.mark.parametrize(("found", "heading"), PAGES, ids=["vm", "broker", "doctor", "diagnose", "check", "report"])
 def test_the_page_describes_every_field(found: dict[str, Any], heading: str) -> None:
     section = PAGE.read_text().partition(f"\n{heading}\n")[2].partition("\n## ")[0]
     here = {name for name in names(found, found) if not name.startswith(("switches.b", "differing[]"))}
