@@ -29,7 +29,7 @@ DEFAULT_OVERLAY = Path("/etc/ovs-hotswap/overlay.toml")
 OWN_NAMES = (
     *Side, "vhost", "active", "peer.sock", "upgrade.lock", "broker.sock", "successor.sock", "broker.lock", "broker.pid",
     "broker.log", "supervisor.pid", "quarantine.json", "standby.json", "watch.json", "watch.lock",
-    "announced.json", "jobs", "stock.json",
+    "announced.json", "jobs", "stock.json", "metrics.json", "metrics.lock",
     *(f"{kind}-{side}.json" for kind in ("order", "fault") for side in Side),
 )  # fmt: skip
 """Names in ``run_dir`` that ovs-hotswap itself uses."""

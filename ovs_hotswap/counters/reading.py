@@ -19,7 +19,7 @@ from ovs_hotswap.switch.memory import PacketPool
 from ovs_hotswap.switch.openflow import WITH_BUNDLES, OpenFlow
 from ovs_hotswap.switch.paths import InstancePaths
 from ovs_hotswap.switch.pools import parse_pools
-from ovs_hotswap.switch.rpc import quick_call, transact
+from ovs_hotswap.switch.rpc import NoAnswer, quick_call, transact
 from ovs_hotswap.system import System
 
 Kind = TypeVar("Kind")
@@ -72,7 +72,7 @@ class CounterReader:
 
     def flows(self) -> tuple[FlowCount, ...]:
         """Return the packets of the overlay's flows, added up by cookie; none on a bridge that others program."""
-        found = texts.flow_packets("\n".join(self._openflow(None).dump_counted()))
+        found = texts.flow_packets(self._openflow(None).dump_counted())
         kinds = ((cookie, kind, counts) for cookie, counts in sorted(found.items()) if (kind := cookie_kind(cookie)))
         return tuple(
             FlowCount(kind.name.lower(), cookie >> 16 & 0xFFFFFF, cookie & 0xFFFF, *counts)
@@ -81,17 +81,23 @@ class CounterReader:
 
     def look(self, parts: Collection[str] = PARTS) -> SwitchCounters:
         """Return the ``parts`` that can be read, and why the others cannot. Raises nothing. A switch that does not run
-        is not asked."""
+        is not asked, and one whose main thread is silent is not asked again: all of it may take two timeouts."""
         process = self.process()
         if process is None:
             return SwitchCounters(None, unknown=dict.fromkeys(parts, "ovs-vswitchd does not run"))
         found: dict[str, Any] = {}
         unknown: dict[str, str] = {}
+        silent: str | None = None
         for part in parts:
+            if silent is not None and part != "ports":
+                unknown[part] = silent
+                continue
             try:
                 found[part] = getattr(self, part)()
             except SwitchError as error:
                 unknown[part] = error.message
+                if isinstance(error, NoAnswer) and part != "ports":  # which are asked of the database
+                    silent = error.message
         return SwitchCounters(process, **found, unknown=unknown)
 
     def _openflow(self, bridge: str | None) -> OpenFlow:

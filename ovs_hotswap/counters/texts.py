@@ -24,7 +24,7 @@ _PORT = re.compile(r"^\s*port\s+(?P<number>\d+|LOCAL): rx ")
 _DIRECTION = re.compile(r"\b(rx|tx) (?=pkts=)")
 _PAIR = re.compile(r"\b(?P<name>[A-Za-z]\w*)=(?P<value>\d+)\b")
 _PORT_NAMES = {"pkts": "packets", "bytes": "bytes", "drop": "dropped", "errs": "errors"}
-_FLOW = re.compile(r"^\s*cookie=(?P<cookie>0x[0-9a-f]+),.*?\bn_packets=(?P<packets>\d+), n_bytes=(?P<bytes>\d+)")
+_FLOW = re.compile(r"^ *cookie=(0x[0-9a-f]+), [^\n]*?\bn_packets=(\d+), n_bytes=(\d+)", re.MULTILINE)
 _DEFAULT_LIMIT = re.compile(r"^default limit=(\d+)$", re.MULTILINE)
 _ZONE = re.compile(r"^zone=(\d+),\s*limit=(\d+),\s*count=(\d+)$", re.MULTILINE)
 LOCAL_PORT = 0xFFFE  # OFPP_LOCAL, OpenFlow 1.0, 5.2.1, which Open vSwitch keeps as the number of the bridge's own port
@@ -76,11 +76,10 @@ def port_statistics(text: str) -> dict[int, dict[str, int]]:
 def flow_packets(text: str) -> dict[int, tuple[int, int]]:
     """Return the packets and the bytes of all flows with one cookie, by cookie, from ``ovs-ofctl dump-flows``."""
     found: dict[int, tuple[int, int]] = {}
-    for line in text.splitlines():
-        if flow := _FLOW.match(line):
-            cookie = int(flow["cookie"], 16)
-            packets, size = found.get(cookie, (0, 0))
-            found[cookie] = packets + int(flow["packets"]), size + int(flow["bytes"])
+    for flow in _FLOW.finditer(text):
+        cookie = int(flow[1], 16)
+        packets, size = found.get(cookie, (0, 0))
+        found[cookie] = packets + int(flow[2]), size + int(flow[3])
     return found
 
 

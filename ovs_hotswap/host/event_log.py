@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ def older_events_path(config: Config) -> Path:
 def last_events(config: Config, count: int) -> list[dict[str, Any]]:
     """The newest ``count`` events, oldest first. A line that a crash left half written is skipped."""
     lines = [line for path in (older_events_path(config), events_path(config)) for line in _tail(path)]
+    return parsed(lines)[-count:]
+
+
+def parsed(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    """The events in lines of the file, without lines that are none."""
     found = []
     for line in lines:
         try:
@@ -31,7 +37,7 @@ def last_events(config: Config, count: int) -> list[dict[str, Any]]:
             continue
         if isinstance(event, dict):
             found.append(event)
-    return found[-count:]
+    return found
 
 
 def _tail(path: Path) -> list[bytes]:

@@ -71,11 +71,11 @@ class OpenFlow:
 
     def drops(self, vms: Mapping[int, str] | None = None) -> tuple[DropCounter, ...]:
         """Return the drop counters of the overlay's tables, including those at 0. ``vms`` maps ofports to names."""
-        return drop_counters(self.dump_counted(), vms)
+        return drop_counters(self.dump_counted().splitlines(), vms)
 
-    def dump_counted(self) -> list[str]:
-        """Return the installed flows with their statistics, in the order of the switch."""
-        return self._run("dump-flows", options=("--no-names",)).stdout.splitlines()
+    def dump_counted(self) -> str:
+        """Return the installed flows with their statistics, one in each line, in the order of the switch."""
+        return self._run("dump-flows", options=("--no-names",)).stdout
 
     def port_counters(self) -> str:
         """Return what ``ovs-ofctl dump-ports`` prints: the statistics of every port, with a port's own counters among

@@ -793,3 +793,31 @@ def test_another_process_with_the_watchdog_s_number_is_none(shell: Shell, tmp_pa
         app.__dict__["system"] = system
         assert main.run(["--config", str(shell.config), "watch", "status"], app) == 0
         assert json.loads(app.output._given[0].getvalue())["running"] is runs  # type: ignore[union-attr]
+
+
+# ----------------------------------------------------------------------------------------------------------- metrics
+
+
+def test_the_metrics_of_a_host_on_which_nothing_runs(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert shell("metrics", "write", "-", "--host-label", "hv1") == 0
+    assert 'ovs_hotswap_broker_up{host="hv1"} 0.0\n' in shell.out.getvalue()
+    assert shell("metrics", "write", str(tmp_path / "x.prom"), "--json") == 0
+    written = (tmp_path / "x.prom").read_text()
+    assert shell.document == {"file": str(tmp_path / "x.prom"), "bytes": len(written)}
+    assert written.startswith("# HELP ovs_hotswap_info ")
+
+
+def test_metrics_list_has_every_metric(shell: Shell) -> None:
+    from ovs_hotswap.metrics.catalogue import METRICS
+
+    assert shell("metrics", "list", "--json") == 0
+    assert [each["name"] for each in shell.document] == [metric.full_name for metric in METRICS.values()]
+    assert shell("metrics", "list") == 0
+    assert "ovs_hotswap_active  gauge  {host, side}\n" in shell.out.getvalue()
+
+
+@pytest.mark.parametrize("listen", ["nowhere", "127.0.0.1:http", "127.0.0.1:99999"])
+def test_an_address_for_metrics_that_is_none(shell: Shell, listen: str) -> None:
+    assert shell("metrics", "serve", "--listen", listen) == 2
+    assert "is no ADDRESS:PORT, such as" in shell.err.getvalue()

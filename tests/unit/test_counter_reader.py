@@ -188,4 +188,8 @@ def test_a_silent_switch_is_given_up_on_after_the_timeout(bed: Bed) -> None:
         silent.listen(1)
         with pytest.raises(NoAnswer, match="coverage/show: no answer within"):
             CounterReader(bed.paths, bed.system, "br0", timeout=0.05).coverage()
+        look = CounterReader(bed.paths, bed.system, "br0", timeout=0.05).look()
+        assert look.ports is not None
+        assert set(look.unknown) == set(PARTS) - {"ports"}
+        assert len(set(look.unknown.values())) == 1, "it was asked once"
     bed.paths.vswitchd_ctl.unlink()

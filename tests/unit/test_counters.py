@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,7 +32,8 @@ from ovs_hotswap.counters.values import (
     SwitchCounters,
     ZoneLimit,
 )
-from ovs_hotswap.overlay.tables import Kind
+from ovs_hotswap.overlay.tables import Kind, cookie_kind
+from ovs_hotswap.switch.pools import parse_pools
 
 COVERAGE = """\
 Event coverage, avg rate over last: 5 seconds, last minute, last hour,  hash=4cf1ff42:
@@ -275,3 +278,68 @@ def test_of_a_vm_that_was_moved_losses_and_copies_are_not_told_apart() -> None:
 def test_values_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         GROWN[0].packets = 1  # type: ignore[misc]
+
+
+# -------------------------------------------------------------------------------------------------------- real answers
+
+
+ANSWERS = Path(__file__).parent / "answers/counters"
+"""What Open vSwitch 3.1 with two VMs has answered, of which the first one exchanged frames with another host."""
+
+
+def answer(name: str) -> str:
+    return (ANSWERS / name).read_text()
+
+
+def test_real_coverage_counters() -> None:
+    found = texts.coverage(answer("coverage-3.1.txt"))
+    assert (found["netdev_received"], found["drop_action_of_pipeline"]) == (6983, 6)
+    assert len(found) == len(answer("coverage-3.1.txt").splitlines()) - 2, "all but the first and the last line"
+
+
+def test_real_pmd_threads() -> None:
+    pmd, main = texts.pmds(answer("pmds-3.1.txt"))
+    assert pmd == PmdCounters(0, 1, 269327181, 281966572, 6989, 3494, 3, 0)
+    assert (main.core, main.received, main.missed) == (None, 7, 1)
+
+
+def test_real_packet_pools() -> None:
+    (pool,) = parse_pools(answer("pools-3.1.txt"))
+    assert (pool.buffers, pool.buffer_bytes) == (16384, 3008)
+
+
+def test_real_ports_are_the_same_in_the_database_and_over_openflow() -> None:
+    rows = texts.ports(json.loads(answer("interfaces-3.1.json")))
+    now = texts.port_statistics(answer("ports-3.1.txt"))
+    assert sorted(rows) == ["br0", "uplink", "vm1", "vm2", "vxlan"]
+    assert {port.ofport for port in rows.values()} == set(now)
+    for port in rows.values():
+        here = now[port.ofport or 0]
+        assert {name: here[name] for name in here if name in port.statistics} == {
+            name: count for name, count in port.statistics.items() if name in here
+        }, "no traffic was under way"
+    vm1, uplink = now[rows["vm1"].ofport or 0], now[rows["uplink"].ofport or 0]
+    assert (vm1["rx_packets"], vm1["tx_packets"], vm1["ovs_tx_failure_drops"]) == (3495, 3491, 0)
+    assert (uplink["rx_missed_errors"], uplink["rx_q0_packets"]) == (0, 3494)
+    assert [rows["vm1"].link_up, rows["vm1"].admin_up, rows["vm1"].mtu, rows["vxlan"].mtu] == [True, True, 1450, None]
+
+
+def test_the_real_drops_of_a_switch_that_dropped_nothing() -> None:
+    rows = texts.ports(json.loads(answer("interfaces-3.1.json")))
+    found = drops(counters(ports=rows), {"vm1": 10, "vm2": 11})
+    assert {drop.port for drop in found} == {"vm1", "vm2", "uplink"}
+    assert {drop.reason for drop in found if drop.port == "vm1"} == {*TO_GUEST, Reason.POLICING}
+    assert [drop for drop in found if drop.packets] == []
+
+
+def test_real_flows() -> None:
+    counted = texts.flow_packets(answer("flows-3.1.txt"))
+    found = {cookie_kind(cookie): packets for cookie, (packets, _) in counted.items() if cookie & 0xFFFF in {0, 10}}
+    assert found[Kind.FROM_VM] == 3495
+    assert found[Kind.TO_UPLINK] == 3496
+    assert found[Kind.DROP_SPOOFED] == 0
+
+
+def test_real_connection_tracking() -> None:
+    parts = (answer(f"ct-{name}-3.1.txt") for name in ("nconns", "maxconns", "limits"))
+    assert texts.conntrack(*parts) == ConntrackCounts(0, 3_000_000, 0)

@@ -42,6 +42,7 @@ LAYERS = (
     ("ovs_hotswap.watchdog",),
     ("ovs_hotswap.doctor",),
     ("ovs_hotswap.diagnose",),
+    ("ovs_hotswap.metrics",),
     ("ovs_hotswap.lab",),
     ("ovs_hotswap.remote",),
     ("ovs_hotswap.cli", "ovs_hotswap.__main__"),
@@ -70,6 +71,8 @@ PURE = {
     "ovs_hotswap.diagnose.found", "ovs_hotswap.diagnose.facts", "ovs_hotswap.diagnose.host_faults",
     "ovs_hotswap.diagnose.vm_faults", "ovs_hotswap.diagnose.underlay_faults", "ovs_hotswap.diagnose.seen",
     "ovs_hotswap.diagnose.megaflows", "ovs_hotswap.diagnose.trace", "ovs_hotswap.diagnose.page",
+    "ovs_hotswap.metrics.catalogue", "ovs_hotswap.metrics.histogram", "ovs_hotswap.metrics.history",
+    "ovs_hotswap.metrics.tally",
     "ovs_hotswap.clone.conntrack_entries", "ovs_hotswap.clone.conntrack_packets", "ovs_hotswap.clone.protocols",
     "ovs_hotswap.clone.runtime_settings",
 }  # fmt: skip
@@ -83,6 +86,7 @@ IO_CALLS = {"open", "print", "input", "exec", "eval"}
 LIBRARIES = {
     "click": {"cli"}, "rich": {"cli"}, "paramiko": {"remote"}, "jinja2": {"reports"},
     "ovs": {"switch"}, "ovsdbapp": {"switch"}, "qemu": {"qemu"},
+    "prometheus_client": {"metrics"},
     "pyroute2": {"switch", "stock", "uplink", "controllers", "doctor", "lab", "cli"},
 }  # fmt: skip
 

@@ -54,9 +54,9 @@ HERE = Path(__file__).parent / "program"
 ROOT = HERE.parents[2]
 LOCK = HERE / "wheels.lock"
 _SOURCES = (
-    "ovs_hotswap/**/*", "systemd/*", "patches/**/*", "qemu-patches/**/*", "docs/*.md", "docs/json/*", "README.md",
-    "CHANGELOG.md", "LICENSE", "setup.cfg", "pyproject.toml", "tools/__init__.py", "tools/manpage.py",
-    "tools/packages/program.py", "tools/packages/pack.sh", "tools/packages/program/*",
+    "ovs_hotswap/**/*", "systemd/*", "patches/**/*", "qemu-patches/**/*", "docs/*.md", "docs/json/*",
+    "docs/monitoring/*", "README.md", "CHANGELOG.md", "LICENSE", "setup.cfg", "pyproject.toml", "tools/__init__.py",
+    "tools/manpage.py", "tools/packages/program.py", "tools/packages/pack.sh", "tools/packages/program/*",
 )  # fmt: skip
 _RELEASED = re.compile(r"^## (?P<version>[0-9]\S*) \((?P<date>[0-9]{4}-[0-9]{2}-[0-9]{2})\)$", re.MULTILINE)
 _OWN_VERSION = re.compile(r'^__version__ = ".*"$', re.MULTILINE)

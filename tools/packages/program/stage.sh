@@ -86,6 +86,7 @@ documentation=/usr/share/doc/ovs-hotswap
 put src/README.md $documentation/README.md
 for page in src/docs/*.md; do put "$page" "$documentation/docs/${page##*/}"; done
 for page in src/docs/json/*; do put "$page" "$documentation/docs/json/${page##*/}"; done
+for file in src/docs/monitoring/*; do put "$file" "$documentation/docs/monitoring/${file##*/}"; done
 gzip -9nc src/CHANGELOG.md >changelog.gz
 put changelog.gz $documentation/changelog.gz
 gzip -9nc changelog.Debian >changelog.Debian.gz
