@@ -217,6 +217,8 @@ def _unfinished(host: Host) -> str | None:
 
 
 def _mtus(host: Host, active: Side) -> tuple[tuple[str, str | None], ...]:
+    if host.instances[active].life() is not Life.RUNS:  # it would be waited for
+        return ()
     found = collect.mtus(host, active)
     return tuple((each.text, each.hint) for each in found if each.severity is Severity.ERROR)
 

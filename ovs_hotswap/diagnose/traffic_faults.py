@@ -142,7 +142,7 @@ def _from_tunnel(facts: Facts, switch: Switch, flows: Iterable[MegaFlow]) -> Ite
             )  # fmt: skip
         elif flow.drops and flow.vni not in here:
             strange[flow.vni, flow.vtep] = strange.get((flow.vni, flow.vtep), 0) + flow.packets
-        elif flow.vni in here and (flow.vni, flow.vtep) not in known:
+        elif flow.vni in here and (flow.vni, flow.vtep) not in known and flow.fresh(switch.watched):
             yield _from_unknown(facts, flow.vni, flow.vtep)
         wanted = behind.get((flow.vni, flow.source or ""))
         if wanted is not None and wanted != flow.vtep:
@@ -214,7 +214,7 @@ def _from_vm(facts: Facts, vm: VmPort, spoofed: int, flows: Iterable[MegaFlow]) 
             f"in the guest: `ip link`; {_EDIT}", vm.name,
         )  # fmt: skip
     for flow in flows:
-        if flow.source == vm.mac and flow.to is not None and not _for_many(flow.to):
+        if flow.source == vm.mac and flow.to not in (None, vm.mac) and not _for_many(flow.to):
             yield _lost(facts, vm, flow, flow.to)
 
 

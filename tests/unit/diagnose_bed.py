@@ -77,6 +77,7 @@ def guest(name: str, first: tuple[tuple[int, int], ...] = ((256, 20), (40, 40)),
 
 SWITCH = Switch(
     Side.A, "/run/ovs-hotswap/a", "/run/ovs-hotswap/a/ovs-vswitchd.ctl", before=counters(), after=counters(),
+    watched=1.5,
     ports={name: port(name) for name in COUNTED}, routes=(Hop("172.31.0.0/24", None), Hop("172.31.0.1/32", None)),
     neighbours={VTEP: HOP_MAC}, megaflows=(), cores=(CoreUse(1, 0.05),),
 )  # fmt: skip

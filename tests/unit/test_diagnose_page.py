@@ -37,6 +37,7 @@ from tests.unit import diagnose_bed as bed
 from tests.unit.diagnose_bed import FAR, HEALTHY, VTEP, WANTED
 from tests.unit.doctor_bed import Bed
 from tests.unit.fake_system import FakeSystem
+from tests.unit.test_cli import Terminal
 from tests.unit.test_diagnose_texts import BY_TUNNEL
 from tools import schema
 
@@ -130,6 +131,13 @@ def test_a_host_on_which_nothing_runs(tmp_path: Path) -> None:
     code, out, _ = run(config, "diagnose", "--seconds", "0.6")
     assert code == 4
     assert "[broker-gone]" in out
+
+
+def test_a_terminal_shows_the_mark_in_its_colour(tmp_path: Path) -> None:
+    out = Terminal()
+    code = main.run(["--config", str(Bed(tmp_path).config), "diagnose", "--seconds", "0.6"], App(Output(out=out)))
+    assert code == 4
+    assert re.search(r"\x1b\[[\d;]*mFAIL\x1b\[0m", out.getvalue())
 
 
 def test_a_vm_that_does_not_exist_and_a_target_without_a_vm(tmp_path: Path) -> None:

@@ -1,0 +1,246 @@
+"""A look at an instance that exists only as sockets which answer with what a real one has said."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ovs_hotswap.config_file import load_config
+from ovs_hotswap.diagnose.asking import answers, asked
+from ovs_hotswap.diagnose.facts import Facts, Switch, Unseen
+from ovs_hotswap.diagnose.looking import Look, wanted_of
+from ovs_hotswap.diagnose.switch_look import SwitchLook
+from ovs_hotswap.host.host import Host
+from ovs_hotswap.model import Life, Side
+from ovs_hotswap.switch.paths import InstancePaths
+from tests.unit import doctor_bed
+from tests.unit.diagnose_bed import FAR, HOP_MAC, OWN, VM1, VM2, VTEP
+from tests.unit.fake_system import FakeSystem
+from tests.unit.test_counter_reader import FLOWS, POOL, Daemon
+from tests.unit.test_counters import COVERAGE, PMDS, row
+from tests.unit.test_diagnose_texts import ANSWERS, BY_TUNNEL, DUMPED
+
+OVERLAY = f"""
+[vtep]
+address = "{OWN}/24"
+mac = "52:54:00:1f:00:01"
+[[vm]]
+name = "vm1"
+ofport = 10
+mac = "{VM1}"
+vni = 100
+mtu = 1450
+[[vm]]
+name = "vm2"
+ofport = 11
+mac = "{VM2}"
+vni = 100
+mtu = 1450
+[[remote]]
+vni = 100
+mac = "{FAR}"
+vtep = "{VTEP}"
+[[neighbour]]
+address = "{VTEP}"
+mac = "{HOP_MAC}"
+"""
+SHOWN = """\
+netdev@ovs-netdev:
+  lookups: hit:1903 missed:20 lost:0
+  flows: 20
+  port 0: ovs-netdev (tap)
+  port 1: vm2 (dpdkvhostuserclient: configured_rx_queues=1, mtu=1450)
+  port 2: vm1 (dpdkvhostuserclient: configured_rx_queues=1, mtu=1450)
+  port 3: vxlan_sys_4789 (vxlan: packet_type=ptap)
+  port 4: uplink (dpdk: configured_rx_queues=1, mtu=1500)
+  port 5: br0 (tap)
+"""
+QUEUES = """\
+Displaying last 60 seconds pmd usage %
+pmd thread numa_id 0 core_id 1:
+  isolated : false
+  port: uplink            queue-id:  0 (enabled)   pmd usage: NOT AVAIL
+  port: vm1               queue-id:  0 (enabled)   pmd usage: NOT AVAIL
+  overhead: NOT AVAIL
+"""
+PERFORMANCE = """\
+pmd thread numa_id 0 core_id 1:
+
+  Iterations:                    {count}  (1.00 us/it)
+"""
+TOLD = {
+    "version": "ovs-vswitchd (Open vSwitch) 3.1.0\n", "coverage/show": COVERAGE, "dpif-netdev/pmd-stats-show": PMDS,
+    "netdev-dpdk/get-mempool-info": POOL, "dpctl/ct-get-nconns": "12\n", "dpctl/ct-get-maxconns": "3000000\n",
+    "dpctl/ct-get-limits": "default limit=10\n", "dpctl/show": SHOWN, "dpctl/dump-flows": DUMPED,
+    "dpif-netdev/pmd-rxq-show": QUEUES, "dpif-netdev/pmd-perf-show": PERFORMANCE.format(count=7),
+    "ovs/route/show": f"Route Table:\nCached: {OWN}/32 dev br0 SRC {OWN} local\nCached: 172.31.0.0/24 dev br0\n",
+    "tnl/neigh/show": f"IP       MAC        Bridge\n====\n{VTEP}    {HOP_MAC}   br0\n", "ofproto/trace": BY_TUNNEL,
+}  # fmt: skip
+PORTS = """\
+OFPST_PORT reply (OF1.4) (xid=0x2): 2 ports
+  port  10: rx pkts=77, bytes=7, drop=0, errs=0, frame=?, over=?, crc=?
+           tx pkts=88, bytes=8, drop=1, errs=0, coll=?
+           duration=1s
+                      CUSTOM Statistics
+                      ovs_tx_failure_drops=1, ovs_rx_qos_drops=0,
+"""
+
+
+@dataclass
+class Bed:
+    """``told``: what ovs-vswitchd answers to each command; one that is missing is refused. ``pid_file`` is its own."""
+
+    host: Host
+    told: dict[str, Any]
+    pid_file: Path
+    asked: Daemon
+    pauses: list[float]
+
+    def look(self) -> tuple[Switch, tuple[Unseen, ...]]:
+        return SwitchLook(self.host, Side.A, wanted_of(self.host), lambda: self.pauses.append(1.0)).switch()
+
+
+@pytest.fixture
+def bed() -> Iterator[Bed]:
+    directory = Path(tempfile.mkdtemp(prefix="ovsh-"))  # a socket's path has room for 107 bytes
+    files = doctor_bed.Bed(directory)
+    files.overlay.write_text(OVERLAY)
+    config = load_config(files.config)
+    paths = InstancePaths.of(config, Side.A)
+    paths.run_dir.mkdir(parents=True)
+    told: dict[str, Any] = dict(TOLD)
+
+    def command(method: str, params: list[Any]) -> Any:
+        return told.get(method, RuntimeError(f'"{method}" is not a valid command'))
+
+    def transact(method: str, params: list[Any]) -> Any:
+        named = [row(name=name, ofport=number) for name, number in (("vm1", 10), ("vm2", 11), ("uplink", 1))]
+        return [{"rows": named} for _ in params[1:]]
+
+    def run(argv: Sequence[str]) -> tuple[int, str]:
+        texts = {"dump-ports-desc": (ANSWERS / "dump-ports-desc.txt").read_text(), "dump-ports": PORTS,
+                 "dump-flows": FLOWS}  # fmt: skip
+        return 0, next((text for command, text in texts.items() if command in argv), "")
+
+    system = FakeSystem(run)
+    for pid, file in ((os.getpid(), paths.vswitchd_pid), (os.getppid(), paths.ovsdb_pid)):
+        file.write_text(f"{pid}\n")
+        system.processes[pid] = ["daemon", f"--pidfile={file}"]
+    daemons = Daemon(paths.vswitchd_ctl, command), Daemon(paths.db_socket, transact)
+    yield Bed(Host(config, system, quick=True), told, paths.vswitchd_pid, daemons[0], [])
+    for daemon in daemons:
+        daemon.close()
+    shutil.rmtree(directory)
+
+
+def test_a_look_has_everything_of_an_instance(bed: Bed) -> None:
+    found, unseen = bed.look()
+    assert unseen == ()
+    assert (found.life, found.silent, found.database, found.differences) == (Life.RUNS, None, True, ())
+    assert bed.pauses == [1.0]
+    assert found.ports is not None
+    assert (found.ports["vm1"].number, found.ports["vm1"].mtu, found.ports["vm1"].queues) == ("2", 1450, 1)
+    assert found.ports["vm1"].flags == {"NO_FWD"}
+    assert found.ports["vm2"].queues == 0
+    assert [(each.destination, each.via) for each in found.routes or ()] == [
+        (f"{OWN}/32", None),
+        ("172.31.0.0/24", None),
+    ]
+    assert found.neighbours == {VTEP: HOP_MAC}
+    assert len(found.megaflows or ()) == 20
+    assert found.standing == (1,), "the same number of iterations, twice"
+
+
+def test_ports_have_the_counters_of_this_moment_and_not_those_of_the_database(bed: Bed) -> None:
+    found, _ = bed.look()
+    assert found.after is not None
+    ports = found.after.ports or {}
+    assert ports["vm1"].count("rx_packets") == 77
+    assert ports["vm2"].count("tx_dropped") == 3, "the bridge says nothing of it, so the database's are taken"
+
+
+@pytest.mark.parametrize(
+    ("command", "field", "part"),
+    [
+        ("ovs/route/show", "routes", "Its routes"), ("tnl/neigh/show", "neighbours", "Its neighbours"),
+        ("dpctl/dump-flows", "megaflows", "The flows of its datapath"),
+        ("dpif-netdev/pmd-rxq-show", "ports", "Its ports"),
+    ],
+)  # fmt: skip
+def test_a_part_that_cannot_be_read_is_named(bed: Bed, command: str, field: str, part: str) -> None:
+    del bed.told[command]
+    found, unseen = bed.look()
+    assert getattr(found, field) is None
+    assert part in {each.part for each in unseen}
+
+
+def test_a_counter_that_cannot_be_read_is_named(bed: Bed) -> None:
+    del bed.told["coverage/show"]
+    found, unseen = bed.look()
+    assert found.after is not None
+    assert found.after.coverage is None
+    assert [each.part for each in unseen] == ["Its counters (coverage)"]
+
+
+def test_too_many_flows_are_not_read(bed: Bed) -> None:
+    bed.told["dpctl/show"] = SHOWN.replace("flows: 20\n", "flows: 20001\n")
+    found, unseen = bed.look()
+    assert found.megaflows is None
+    assert any("20001" in each.why for each in unseen)
+    assert "dpctl/dump-flows" not in {command for command, _ in bed.asked.asked}
+
+
+def test_a_thread_that_makes_progress_does_not_stand(bed: Bed) -> None:
+    bed.pauses = _Progress(bed)
+    assert bed.look()[0].standing == ()
+
+
+class _Progress(list[float]):
+    """While the look pauses, the PMD thread goes through its queues."""
+
+    def __init__(self, bed: Bed) -> None:
+        self._bed = bed
+
+    def append(self, seconds: float) -> None:
+        self._bed.told["dpif-netdev/pmd-perf-show"] = PERFORMANCE.format(count=9)
+
+
+def test_an_instance_that_does_not_answer_is_asked_no_more(bed: Bed) -> None:
+    del bed.told["version"]
+    found, unseen = bed.look()
+    assert found.silent
+    assert (found.before, unseen) == (None, ())
+    assert [command for command, _ in bed.asked.asked] == ["version"]
+
+
+def test_a_dead_instance_is_not_asked(bed: Bed) -> None:
+    bed.pid_file.unlink()
+    found, _ = bed.look()
+    assert found.life is Life.DEAD
+    assert bed.asked.asked == []
+
+
+def test_the_flow_tables_are_asked_about_a_vm(bed: Bed) -> None:
+    found, _ = bed.look()
+    facts = Facts(wanted_of(bed.host), 1.0, Side.A, switch=found)
+    told = answers(bed.host, facts, asked(facts, "vm1", FAR))
+    assert [each.trace.delivered for each in told] == [True, True]
+    assert answers(bed.host, facts, asked(facts, None, None)) == []
+    silent = replace(facts, switch=replace(found, silent="no answer"))
+    assert answers(bed.host, silent, asked(facts, "vm1", FAR)) == []
+    del bed.told["ofproto/trace"]
+    assert answers(bed.host, facts, asked(facts, "vm1", FAR)) == [], "left out, and not taken for a drop"
+
+
+def test_the_next_hops_of_a_vm_are_asked_and_no_others(bed: Bed) -> None:
+    look, wanted = Look(bed.host.config, bed.host.system), wanted_of(bed.host)
+    assert look._hops(bed.host.intent, wanted) == [VTEP]
+    alone = replace(wanted, vms={**wanted.vms, "vm1": replace(wanted.vms["vm1"], vni=7)})
+    assert replace(look, vm="vm1")._hops(bed.host.intent, alone) == []
